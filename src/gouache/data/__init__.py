@@ -1,0 +1,1 @@
+"""Captioned pictures: readers, recipes, scenes, caches (layer 5)."""

@@ -1,0 +1,1 @@
+"""The mathematics of diffusion: pure functions on tensors (layer 1)."""

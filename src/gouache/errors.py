@@ -1,0 +1,132 @@
+"""The exception tree.
+
+Every error of gouache names four things: *where* it arose, what was *given*, what was *expected*, and the *cure*
+(what to do about it). The command line prints them and leaves with `exit_code`; the server turns them into a reply.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class GouacheError(Exception):
+    """Base of every error that gouache raises on purpose.
+
+    Args:
+        where: the place: an argument's name, a file, a stage of training.
+        given: what was found there (anything with a short `str`).
+        expected: what would have been right, as a noun phrase.
+        cure: what to do, as an imperative sentence.
+    """
+
+    exit_code = 2
+
+    def __init__(self, where: str, *, given: object, expected: str, cure: str = "") -> None:
+        self.where = where
+        self.given = given
+        self.expected = expected
+        self.cure = cure
+        sentence = f"{where}: given {given}, expected {expected}."
+        super().__init__(f"{sentence} {cure}" if cure else sentence)
+
+
+class InvalidInput(GouacheError, ValueError):
+    """An argument has a value that can't be used."""
+
+
+class UnknownName(InvalidInput):
+    """A name that is not in the list of known ones; the nearest known name is offered."""
+
+
+class ShapeMismatch(InvalidInput):
+    """Two tensors, or a tensor and a network, do not fit together."""
+
+
+class ConfigError(InvalidInput):
+    """A config with an unknown key or a value out of range."""
+
+
+class PictureError(InvalidInput):
+    """A file or string that should hold a picture and doesn't, or holds one that is over a limit."""
+
+
+class RecipeError(GouacheError):
+    """A picture's recipe is absent or can't be read."""
+
+
+class CheckpointError(GouacheError):
+    """A weight file can't be used. `where` is its path."""
+
+
+class CorruptCheckpoint(CheckpointError):
+    """The file is truncated, damaged, or not what its header says."""
+
+
+class UnsafeCheckpoint(CheckpointError):
+    """The file would run code if it were unpickled; it was not."""
+
+
+class IncompatibleCheckpoint(CheckpointError):
+    """The file's tensors do not fit the network: keys are missing, unexpected or mis-shaped."""
+
+
+class UnknownFamily(CheckpointError):
+    """The file's tensors belong to no family that gouache knows."""
+
+
+class ModelNotFound(GouacheError):
+    """No model at the given path or under the given name."""
+
+    exit_code = 3
+
+
+class HubError(GouacheError):
+    """The model hub refused, or can't be reached (or must not be: `GOUACHE_OFFLINE=1`)."""
+
+    exit_code = 3
+
+
+class DeviceUnavailable(GouacheError):
+    """The wanted device is not on this machine, or ran out of memory."""
+
+
+class DataError(GouacheError):
+    """A data set can't be read, or holds nothing to train on."""
+
+
+class TrainingError(GouacheError):
+    """A training run can't start or go on."""
+
+
+class NonFiniteLoss(TrainingError):
+    """A loss, gradient or weight became NaN or infinite."""
+
+
+class MissingDependency(GouacheError):
+    """An optional package is needed and not installed."""
+
+
+class StoreError(GouacheError):
+    """The studio's store refused or can't be used."""
+
+
+class Interrupted(GouacheError):
+    """The user stopped the work; what was finished is kept."""
+
+    exit_code = 130
+
+
+def unknown_name(where: str, given: str, known: Iterable[str]) -> UnknownName:
+    """Build the error for a name that is not in `known`, offering the nearest one.
+
+    Args:
+        where: what kind of name it is, for example ``"sampler"``.
+        given: the name as it was given.
+        known: every name that would have been accepted.
+    """
+    names = sorted(known)
+    folded = {name.casefold(): name for name in names}
+    near = difflib.get_close_matches(given.casefold(), folded, n=1, cutoff=0.5)
+    cure = f"Did you mean {folded[near[0]]!r}?" if near else "Choose one of them."
+    return UnknownName(where, given=repr(given), expected=f"one of {', '.join(names)}", cure=cure)

@@ -1,0 +1,1 @@
+"""The networks, one component a file (layer 2)."""

@@ -1,0 +1,1 @@
+"""Blocks that know tensors, not diffusion (layer 2)."""

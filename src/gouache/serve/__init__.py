@@ -1,0 +1,1 @@
+"""The studio: jobs, engine, HTTP interfaces, web page (layer 6)."""
