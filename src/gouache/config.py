@@ -65,9 +65,10 @@ def config_error(place: str, error: ValidationError) -> ConfigError:
     """Turn pydantic's first complaint into a `ConfigError` that says where and what was expected."""
     first = error.errors()[0]
     path = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
     return ConfigError(
         f"{place}: {path}" if path else place,
         given=repr(first.get("input")),
-        expected=first["msg"][:1].lower() + first["msg"][1:],
+        expected=message[:1].lower() + message[1:],
         cure=f"{error.error_count() - 1} more values are wrong." if error.error_count() > 1 else "",
     )

@@ -1,0 +1,351 @@
+"""The one description of a generation: Python, command line, server and the recipe inside each picture share it.
+
+Fields left at `None` mean "as the model likes it"; `Pipeline.resolve` fills them in, so that a recipe has no gaps.
+Pictures are named, not embedded: a file's path, or `sha256:<64 hex digits>` for bytes that travel beside the JSON.
+Nothing here imports torch: the command line builds its options from these classes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from itertools import pairwise
+from typing import Annotated, Literal, Self
+
+from pydantic import AfterValidator, Field, model_validator
+
+from gouache.config import Config
+
+MAX_PROMPT = 100_000
+"""Characters in a prompt."""
+MAX_SEED = 2**64 - 1
+MAX_COUNT = 256
+"""Pictures in one request."""
+MIN_SIDE, MAX_SIDE = 8, 16_384
+"""Pixels along one side."""
+MAX_PIXELS = 64 * 2**20
+"""Pixels of one picture."""
+MAX_STEPS = 1000
+MAX_BEST_OF = 64
+MAX_FRAMES = 1000
+MAX_GUIDANCE = 1000.0
+
+Emphasis = Literal["a1111", "comfy", "none"]
+Determinism = Literal["exact", "portable", "a1111"]
+MaskFill = Literal["original", "fill", "noise", "nothing"]
+ResizeMode = Literal["stretch", "crop", "pad"]
+Seamless = Literal["none", "x", "y", "both"]
+
+_HASH = re.compile(r"sha256:[0-9a-f]{64}")
+_COLOUR = re.compile(r"transparent|white|black|#[0-9a-fA-F]{6}")
+_ASPECT = re.compile(r"([1-9]\d{0,4}):([1-9]\d{0,4})")
+
+
+def _reference(value: str) -> str:
+    if value.startswith("sha256:") and not _HASH.fullmatch(value):
+        raise ValueError("a picture's hash should be sha256: and 64 small hex digits")
+    if not value or "\0" in value:
+        raise ValueError("a picture should be a path or sha256:<64 hex digits>")
+    return value
+
+
+def _colour(value: str) -> str:
+    if not _COLOUR.fullmatch(value):
+        raise ValueError("a background should be transparent, white, black or #rrggbb")
+    return value
+
+
+def _aspect(value: str) -> str:
+    if not _ASPECT.fullmatch(value):
+        raise ValueError("an aspect ratio should look like 16:9")
+    return value
+
+
+def _utf8(value: str) -> str:
+    try:
+        value.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError("text should be valid Unicode, without lone surrogates") from error
+    return value
+
+
+Picture = Annotated[str, Field(max_length=4096), AfterValidator(_reference)]
+"""A picture by name: a path, or `sha256:<hex>` of bytes that the caller passes beside the request."""
+Text = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(_utf8)]
+Name = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_utf8)]
+Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
+Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
+Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Border = Annotated[int, Field(ge=0, le=MAX_SIDE)]
+Scale = Annotated[float, Field(ge=-MAX_GUIDANCE, le=MAX_GUIDANCE)]
+
+
+class Apg(Config):
+    """Adaptive projected guidance: weaken the part of the guidance that is parallel to the prediction."""
+
+    eta: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
+    """Weight of the parallel part; 1 is plain guidance."""
+    norm_threshold: Annotated[float, Field(ge=0.0, le=1e6)] = 15.0
+    """Longest allowed guidance vector; 0 = no limit."""
+    momentum: Annotated[float, Field(gt=-1.0, lt=1.0)] = -0.5
+    """Share of the running mean of earlier steps; negative pushes away from it."""
+
+
+class Churn(Config):
+    """Noise put back at every step by euler, heun and dpm_2 (Karras et al. 2022, algorithm 2)."""
+
+    amount: Annotated[float, Field(ge=0.0, le=1000.0)] = 0.0
+    """S_churn: 0 is deterministic."""
+    sigma_min: Annotated[float, Field(ge=0.0)] = 0.0
+    """S_tmin: no churn below this sigma."""
+    sigma_max: Annotated[float, Field(gt=0.0)] | None = None
+    """S_tmax: no churn above this sigma."""
+    noise: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
+    """S_noise: factor on the added noise."""
+
+
+class Mask(Config):
+    """Which part of the starting picture is painted anew. White = paint."""
+
+    image: Picture | None = None
+    """The mask; without one the transparent part of the starting picture is painted."""
+    blur: Annotated[int, Field(ge=0, le=256)] = 4
+    """Softness of the mask's edge in pixels."""
+    padding: Annotated[int, Field(ge=0, le=MAX_SIDE)] = 32
+    """Surroundings taken along with `only_masked`, in pixels."""
+    fill: MaskFill = "original"
+    """What stands under the mask at the start."""
+    invert: bool = False
+    """Paint the black part instead."""
+    only_masked: bool = False
+    """Crop to the mask, paint at full size, and put back."""
+    preserve: bool = True
+    """Return the pixels outside the mask bit for bit."""
+
+
+class Outpaint(Config):
+    """Grow the starting picture by pixels on each side, or centred to an aspect ratio."""
+
+    left: Border = 0
+    """Pixels to add on the left."""
+    right: Border = 0
+    """Pixels to add on the right."""
+    top: Border = 0
+    """Pixels to add above."""
+    bottom: Border = 0
+    """Pixels to add below."""
+    aspect: Annotated[str, AfterValidator(_aspect)] | None = None
+    """Wanted width:height, for example 16:9; the picture is never cropped."""
+    overlap: Annotated[int, Field(ge=0, le=MAX_SIDE)] = 32
+    """Pixels of the old picture that are painted again for a smooth join."""
+
+    @model_validator(mode="after")
+    def _goes_somewhere(self) -> Self:
+        if not (self.left or self.right or self.top or self.bottom or self.aspect):
+            raise ValueError("outpainting should name left, right, top, bottom or an aspect")
+        return self
+
+
+class Hires(Config):
+    """A second pass at a larger size: paint small, enlarge, paint over."""
+
+    scale: Annotated[float, Field(gt=1.0, le=8.0)] = 2.0
+    """Factor on width and height."""
+    width: Side | None = None
+    """Width of the second pass; beats the scale."""
+    height: Side | None = None
+    """Height of the second pass; beats the scale."""
+    upscaler: Name = "latent"
+    """latent, latent-bicubic, latent-nearest, lanczos, or the path of an ESRGAN file."""
+    strength: Fraction = 0.7
+    """How much of the second pass is new."""
+    num_inference_steps: Steps | None = None
+    """Steps of the second pass; the first pass's without it."""
+
+
+class Tiled(Config):
+    """Diffuse a large picture in overlapping tiles of the size the model knows."""
+
+    tile: Side | None = None
+    """Side of a tile in pixels; the model's own size without it."""
+    overlap: Fraction = 0.5
+    """Share of a tile that its neighbour covers too."""
+
+
+class Prior(Config):
+    """The autoregressive prior that drafts the picture's structure, in models that have one."""
+
+    enabled: bool = True
+    """Draft with the prior."""
+    temperature: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
+    """Randomness of the draft; 0 takes the likeliest token."""
+    top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
+    """Draw among the k likeliest tokens; 0 = all."""
+    top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
+    """Draw among the likeliest tokens that make up this probability."""
+    guidance_scale: Scale | None = None
+    """Guidance on the prior's logits; 1 = off."""
+    keep: tuple[Fraction, Fraction, Fraction, Fraction] | None = None
+    """Block of the starting picture whose tokens stay: left, top, right, bottom as fractions."""
+
+    @model_validator(mode="after")
+    def _block_has_an_area(self) -> Self:
+        if self.keep is not None and not (self.keep[0] < self.keep[2] and self.keep[1] < self.keep[3]):
+            raise ValueError("keep should be left, top, right, bottom with left < right and top < bottom")
+        return self
+
+
+class Interpolation(Config):
+    """Frames from this request's prompt, seed and picture to another's."""
+
+    prompt: Text | None = None
+    """Prompt of the last frame."""
+    seed: Seed | None = None
+    """Seed of the last frame."""
+    image: Picture | None = None
+    """Picture of the last frame; the first is `init_image`."""
+    frames: Annotated[int, Field(ge=2, le=MAX_FRAMES)] = 8
+    """Number of frames, both ends included."""
+
+
+class Inversion(Config):
+    """Edit by prompt change: find the noise that gives `init_image`, and paint from it with the new prompt."""
+
+    source_prompt: Text = ""
+    """Describes the picture as it is."""
+    num_inference_steps: Steps | None = None
+    """Steps of the inversion; those of the painting without it."""
+
+
+class Upscale(Config):
+    """Enlarge the finished picture."""
+
+    factor: Annotated[float, Field(gt=0.0, le=16.0)] = 2.0
+    """Factor on width and height."""
+    upscaler: Name = "lanczos"
+    """lanczos, model (the model's own larger decoder), or the path of an ESRGAN file."""
+
+
+class Request(Config):
+    """Everything that decides a generation. Frozen; JSON both ways by `to_json` and `from_json`."""
+
+    prompt: Text = ""
+    """What to paint."""
+    negative_prompt: Text = ""
+    """What to keep away from."""
+    style: Name | None = None
+    """A style the model was trained on; added to the prompt as the model wants it."""
+    emphasis: Emphasis = "a1111"
+    """How (word:1.2) acts: a1111 keeps the mean, comfy leaves it, none reads brackets as text."""
+    clip_skip: Annotated[int, Field(ge=1, le=24)] | None = None
+    """Text encoder layer counted from the last: 1 = last. The family's own without it."""
+
+    model: Name | None = None
+    """Path or name of the model; the shipped one without it."""
+    seed: Seed | None = None
+    """Seed of the first picture; picture k has seed + k. Drawn without it."""
+    subseed: Seed | None = None
+    """Seed of the variation."""
+    subseed_strength: Fraction = 0.0
+    """How far to go from the seed's noise to the subseed's."""
+    determinism: Determinism = "exact"
+    """exact: bit for bit on this machine; portable: CPU noise, faster batches; a1111: that tool's noise."""
+
+    count: Annotated[int, Field(ge=1, le=MAX_COUNT)] = 1
+    """Number of pictures."""
+    width: Side | None = None
+    """Width in pixels; the model's own, or the starting picture's."""
+    height: Side | None = None
+    """Height in pixels; the model's own, or the starting picture's."""
+    background: Annotated[str, AfterValidator(_colour)] | None = None
+    """transparent, white, black or #rrggbb, for models that paint transparency."""
+    best_of: Annotated[int, Field(ge=1, le=MAX_BEST_OF)] = 1
+    """Draft so many times and paint the likeliest draft."""
+
+    num_inference_steps: Steps | None = None
+    """Denoising steps."""
+    guidance_scale: Scale | None = None
+    """Weight of the prompt; 1 = off and one network call a step."""
+    guidance_rescale: Fraction = 0.0
+    """Pull the guided prediction's contrast back to the conditional one's."""
+    guidance_interval: tuple[Annotated[float, Field(ge=0.0)], Annotated[float, Field(ge=0.0)]] | None = None
+    """Guide only while low <= sigma <= high."""
+    apg: Apg | None = None
+    """Adaptive projected guidance instead of plain."""
+    image_guidance_scale: Scale | None = None
+    """Weight of the starting picture in instruct models."""
+    sampler: Name | None = None
+    """Sampler; also with a schedule, as in "DPM++ 2M Karras"."""
+    schedule: Name | None = None
+    """Spacing of the noise levels."""
+    sigmas: tuple[Annotated[float, Field(ge=0.0)], ...] | None = None
+    """Own list of noise levels, falling; beats schedule and steps."""
+    eta: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
+    """Noise of ancestral samplers and ddim; the sampler's own without it."""
+    churn: Churn | None = None
+    """Noise put back at every step."""
+
+    init_image: Picture | None = None
+    """Picture to start from."""
+    strength: Fraction = 0.75
+    """How much of the starting picture is painted over: 0 returns it, 1 ignores it."""
+    resize_mode: ResizeMode = "crop"
+    """How a starting picture of another shape is brought to size."""
+    mask: Mask | None = None
+    """Paint only part of the starting picture."""
+    outpaint: Outpaint | None = None
+    """Grow the starting picture."""
+    inversion: Inversion | None = None
+    """Edit the starting picture by changing its prompt."""
+    interpolation: Interpolation | None = None
+    """Paint the frames between two prompts, seeds or pictures."""
+
+    hires: Hires | None = None
+    """Second pass at a larger size."""
+    tiled: Tiled | None = None
+    """Diffuse in overlapping tiles."""
+    vae_tiling: bool = False
+    """Encode and decode in tiles, for less memory."""
+    seamless: Seamless = "none"
+    """Join left with right (x), top with bottom (y), or both."""
+    upscale: Upscale | None = None
+    """Enlarge the result."""
+    prior: Prior | None = None
+    """Settings of the autoregressive prior."""
+
+    @model_validator(mode="after")
+    def _parts_fit_together(self) -> Self:
+        for name in ("mask", "outpaint", "inversion"):
+            if getattr(self, name) is not None and self.init_image is None:
+                raise ValueError(f"{name} should come with init_image")
+        if self.prior is not None and self.prior.keep is not None and self.init_image is None:
+            raise ValueError("prior.keep should come with init_image")
+        if (self.width or MIN_SIDE) * (self.height or MIN_SIDE) > MAX_PIXELS:
+            raise ValueError(f"width * height should be at most {MAX_PIXELS} pixels")
+        if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:
+            raise ValueError("guidance_interval should be low, high with low <= high")
+        if self.sigmas is not None:
+            _check_sigmas(self.sigmas)
+        return self
+
+    def pictures(self) -> tuple[str, ...]:
+        """Every picture that the request names, each once, in the order of the fields."""
+        mask = self.mask.image if self.mask else None
+        last = self.interpolation.image if self.interpolation else None
+        return tuple(dict.fromkeys(name for name in (self.init_image, mask, last) if name is not None))
+
+    def replace(self, **changes: object) -> Request:
+        """A copy with other values, validated again.
+
+        Raises:
+            ConfigError: an unknown field or a value out of range.
+        """
+        values = {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
+        return type(self).from_dict({**values, **changes}, where="request")
+
+
+def _check_sigmas(sigmas: tuple[float, ...]) -> None:
+    falling = all(a > b for a, b in pairwise(sigmas))
+    if not (2 <= len(sigmas) <= MAX_STEPS + 1 and falling and all(map(math.isfinite, sigmas))):
+        raise ValueError(f"sigmas should be 2 to {MAX_STEPS + 1} finite, strictly falling noise levels")

@@ -1,0 +1,114 @@
+"""The request: JSON both ways for anything it accepts, and a typed error for anything it does not."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from types import UnionType
+from typing import Any, Union, get_args, get_origin
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import BaseModel
+
+from gouache.errors import ConfigError
+from gouache.pipeline.request import MAX_COUNT, MAX_PROMPT, MAX_STEPS, Hires, Mask, Outpaint, Prior, Request
+
+TEXT = st.text(st.characters(codec="utf-8"), max_size=200)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    prompt=TEXT,
+    negative_prompt=TEXT,
+    seed=st.none() | st.integers(0, 2**64 - 1),
+    guidance_scale=st.none() | st.floats(-1000, 1000),
+    mask=st.none() | st.builds(Mask, blur=st.integers(0, 256), invert=st.booleans()),
+    hires=st.none() | st.builds(Hires, scale=st.floats(1.1, 8.0)),
+    interval=st.none() | st.tuples(st.floats(0, 1), st.floats(2, 100)),
+)
+def test_json_is_the_identity(
+    prompt: str, negative_prompt: str, seed: int | None, guidance_scale: float | None,
+    mask: Mask | None, hires: Hires | None, interval: tuple[float, float] | None,
+) -> None:  # fmt: skip
+    request = Request(
+        prompt=prompt, negative_prompt=negative_prompt, seed=seed, guidance_scale=guidance_scale,
+        init_image="a.png", mask=mask, hires=hires, guidance_interval=interval,
+    )  # fmt: skip
+    assert Request.from_json(request.to_json()) == request
+
+
+@pytest.mark.parametrize(
+    ("values", "part"),
+    [
+        ({"num_inference_steps": 0}, "num_inference_steps"),
+        ({"num_inference_steps": MAX_STEPS + 1}, "num_inference_steps"),
+        ({"count": 0}, "count"),
+        ({"count": MAX_COUNT + 1}, "count"),
+        ({"width": 4}, "width"),
+        ({"width": 16384, "height": 16384}, "pixels"),
+        ({"guidance_scale": float("nan")}, "guidance_scale"),
+        ({"guidance_scale": float("inf")}, "guidance_scale"),
+        ({"strength": 1.5}, "strength"),
+        ({"prompt": "x" * (MAX_PROMPT + 1)}, "prompt"),
+        ({"prompt": "\ud800"}, "prompt"),
+        ({"seed": -1}, "seed"),
+        ({"seed": 2**64}, "seed"),
+        ({"init_image": "sha256:xyz"}, "hash"),
+        ({"init_image": ""}, "init_image"),
+        ({"mask": {}}, "init_image"),
+        ({"outpaint": {"left": 8}}, "init_image"),
+        ({"inversion": {}}, "init_image"),
+        ({"init_image": "a.png", "outpaint": {}}, "outpaint"),
+        ({"background": "blue-ish"}, "background"),
+        ({"init_image": "a.png", "outpaint": {"aspect": "wide"}}, "aspect"),
+        ({"guidance_interval": [5.0, 1.0]}, "guidance_interval"),
+        ({"sigmas": [1.0, 2.0, 0.0]}, "sigmas"),
+        ({"sigmas": [1.0]}, "sigmas"),
+        ({"emphasis": "loud"}, "emphasis"),
+        ({"prior": {"keep": [0.5, 0.0, 0.5, 1.0]}}, "keep"),
+        ({"mask": {"blurr": 3}, "init_image": "a.png"}, "blurr"),
+    ],
+)
+def test_bad_values_are_refused_by_name(values: dict[str, Any], part: str) -> None:
+    with pytest.raises(ConfigError, match=part):
+        Request.from_dict(values)
+
+
+def test_an_unknown_field_offers_the_nearest() -> None:
+    with pytest.raises(ConfigError, match="'guidance_scale'"):
+        Request.from_dict({"guidance_scle": 7.5})
+
+
+def test_replace_validates_again_and_leaves_the_original() -> None:
+    request = Request(prompt="a", seed=3)
+    assert request.replace(seed=4) == Request(prompt="a", seed=4)
+    assert request.seed == 3
+    with pytest.raises(ConfigError, match="count"):
+        request.replace(count=-1)
+
+
+def test_pictures_are_listed_once_each() -> None:
+    request = Request(init_image="a.png", mask=Mask(image="a.png"), outpaint=Outpaint(left=8), prior=Prior())
+    assert request.pictures() == ("a.png",)
+
+
+def test_every_field_is_explained() -> None:
+    def check(model: type[BaseModel]) -> int:
+        count = 0
+        for name, field in model.model_fields.items():
+            assert field.description, f"{model.__name__}.{name} has no explanation"
+            options = get_args(field.annotation) if get_origin(field.annotation) in (Union, UnionType) else ()
+            for kind in (field.annotation, *options):
+                if isinstance(kind, type) and issubclass(kind, BaseModel):
+                    count += check(kind)
+            count += 1
+        return count
+
+    assert check(Request) > 60
+
+
+def test_the_request_is_known_without_torch() -> None:
+    code = "import sys, gouache.pipeline.request; assert 'torch' not in sys.modules, 'torch was imported'"
+    subprocess.run([sys.executable, "-c", code], check=True)
