@@ -1,0 +1,247 @@
+"""The U-Net of latent diffusion (Rombach et al. 2022, arXiv:2112.10752), one class for every published variant.
+
+It is the *raw network*: it knows a timestep and a context, and neither sigma nor guidance. Its parameter names are
+those of the published folders (`down_blocks.0.resnets.1.conv1.weight`), so that such weights load without a table.
+"""
+
+from __future__ import annotations
+
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from gouache.config import Config
+from gouache.errors import ConfigError, ShapeMismatch
+from gouache.models.unet_blocks import BlockShape, Conditioning, DownLevel, Level, MiddleLevel, UpLevel
+from gouache.nn.attention import key_mask
+from gouache.nn.elementwise import silu
+from gouache.nn.embeddings import EmbeddingMLP, sinusoidal_embedding
+from gouache.nn.resnet import ResnetBlock, zero_
+from gouache.nn.transformer import SpatialTransformer, TransformerBlock
+
+
+class UNetConfig(Config):
+    """Everything that decides the U-Net's tensors. The defaults are Stable Diffusion 1.x."""
+
+    in_channels: int = Field(4, gt=0)
+    """Channels of the noisy latents."""
+    draft_channels: int = Field(0, ge=0)
+    """Channels concatenated to the latents: 5 for inpainting (mask, masked latents), 4 for instruct-pix2pix,
+    1 for depth, the prior's draft latents for the pocket model."""
+    out_channels: int = Field(4, gt=0)
+    """Channels of the output; twice `in_channels` for a network that predicts variances too."""
+    channels: tuple[int, ...] = Field((320, 640, 1280, 1280), min_length=1)
+    """Width of each level, finest first."""
+    layers_per_level: int = Field(2, gt=0)
+    """Residual blocks of a level on the way down; the way up has one more."""
+    transformer_layers: tuple[int, ...] = (1, 1, 1, 0)
+    """Transformer blocks behind each residual block, by level; 0 = no attention at that level."""
+    up_transformer_layers: tuple[tuple[int, ...], ...] | None = None
+    """The same for the way up, coarsest level first, one number for each residual block; None = as on the way down."""
+    middle: bool = True
+    """Whether there is a middle block."""
+    middle_transformer_layers: int = Field(1, ge=0)
+    """Transformer blocks of the middle; 0 = none."""
+    heads: tuple[int, ...] = (8, 8, 8, 8)
+    """Attention heads by level; the middle has those of the last level."""
+    context_width: int = Field(768, gt=0)
+    """Width of the text's tokens."""
+    linear_projection: bool = False
+    """Linear layers around each transformer (SD 2.x, SDXL), not 1x1 convolutions (SD 1.x)."""
+    pooled_width: int = Field(0, ge=0)
+    """Width of the `pooled` vector; 0 = the network takes none. 2816 for SDXL (pooled text and six size numbers)."""
+    pooled_grid_channels: int = Field(0, ge=0)
+    """0: `pooled` is added to the time embedding. Else it is projected to this many channels, spread over the grid and
+    concatenated to the latents: the simple form of conditioning."""
+    norm_groups: int = Field(32, gt=0)
+    """Groups of the group norms; divides every width."""
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> UNetConfig:
+        levels = len(self.channels)
+        up = self.up_transformer_layers
+        if len(self.transformer_layers) != levels or len(self.heads) != levels or (up and len(up) != levels):
+            raise ConfigError(
+                "UNetConfig",
+                given=f"{levels} channels, {len(self.transformer_layers)} transformer_layers, {len(self.heads)} heads",
+                expected="one entry for each level in each of them",
+            )
+        for width, heads in zip(self.channels, self.heads, strict=True):
+            if width % self.norm_groups or heads < 1 or width % heads:
+                raise ConfigError(
+                    "UNetConfig.channels",
+                    given=width,
+                    expected=f"a multiple of norm_groups {self.norm_groups} and of its level's {heads} heads",
+                )
+        if any(len(depths) != self.layers_per_level + 1 for depths in up or ()):
+            raise ConfigError(
+                "UNetConfig.up_transformer_layers",
+                given=up,
+                expected=f"{self.layers_per_level + 1} numbers for each level",
+            )
+        return self
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the time embedding."""
+        return 4 * self.channels[0]
+
+    def up_depths(self) -> list[list[int]]:
+        """Transformer depth behind each residual block of the way up, coarsest level first."""
+        if self.up_transformer_layers is not None:
+            return [list(depths) for depths in self.up_transformer_layers]
+        return [[depth] * (self.layers_per_level + 1) for depth in reversed(self.transformer_layers)]
+
+
+class UNet(nn.Module):
+    """`(x, timestep, context) -> output`; what the output means (eps, v, x0, velocity) is the denoiser's business."""
+
+    def __init__(self, config: UNetConfig) -> None:
+        super().__init__()
+        self.config = config
+        grid = config.pooled_grid_channels if config.pooled_width else 0
+        self.conv_in = nn.Conv2d(config.in_channels + config.draft_channels + grid, config.channels[0], 3, padding=1)
+        self.time_embedding = EmbeddingMLP(config.channels[0], config.embedding_width)
+        if grid:
+            self.pooled_grid = nn.Linear(config.pooled_width, grid)
+        elif config.pooled_width:
+            self.add_embedding = EmbeddingMLP(config.pooled_width, config.embedding_width)
+        self.down_blocks, skip_channels = _down_levels(config)
+        if config.middle:
+            last = len(config.channels) - 1
+            self.mid_block = MiddleLevel(
+                config.channels[-1], depth=config.middle_transformer_layers, shape=_shape(config, last)
+            )
+        self.up_blocks = _up_levels(config, skip_channels)
+        self.conv_norm_out = nn.GroupNorm(config.norm_groups, config.channels[0])
+        self.conv_out = nn.Conv2d(config.channels[0], config.out_channels, 3, padding=1)
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        *,
+        context_mask: Tensor | None = None,
+        pooled: Tensor | None = None,
+        draft: Tensor | None = None,
+    ) -> Tensor:
+        """One evaluation of the network.
+
+        Args:
+            x: noisy latents, scaled as the network was trained. [B, in_channels, h, w]
+            timestep: the network's own time, real numbers. [B], or [] for all rows.
+            context: the text's tokens. [B, L, context_width]
+            context_mask: True where a token is real, or None for all. [B, L]
+            pooled: the text as one vector; needed if and only if the config has a `pooled_width`. [B, pooled_width]
+            draft: channels to lay beside `x`; needed if and only if the config has `draft_channels`.
+                [B, draft_channels, h, w]
+
+        Returns:
+            [B, out_channels, h, w].
+
+        Raises:
+            ShapeMismatch: an input is missing, not wanted, or has the wrong width.
+        """
+        self._check(x, context, pooled, draft)
+        given = Conditioning(
+            embedding=self._embedding(timestep.expand(x.shape[0]), pooled, x.dtype),
+            context=context,
+            mask=key_mask(context_mask),
+        )
+        hidden: Tensor = self.conv_in(self._stem(x, pooled, draft))
+        skips = [hidden]
+        for down in self.down_blocks:
+            hidden = down(hidden, given, skips)
+        if self.config.middle:
+            hidden = self.mid_block(hidden, given)
+        for up in self.up_blocks:
+            hidden = up(hidden, given, skips)
+        out: Tensor = self.conv_out(silu(self.conv_norm_out(hidden)))
+        return out
+
+    def _embedding(self, timestep: Tensor, pooled: Tensor | None, dtype: torch.dtype) -> Tensor:
+        waves = sinusoidal_embedding(timestep, self.config.channels[0]).to(dtype)
+        embedding: Tensor = self.time_embedding(waves)
+        if pooled is not None and not self.config.pooled_grid_channels:
+            embedding = embedding + self.add_embedding(pooled)
+        # Every residual block activates it first; doing it once here gives the same numbers.
+        return silu(embedding)
+
+    def _stem(self, x: Tensor, pooled: Tensor | None, draft: Tensor | None) -> Tensor:
+        """Everything that enters through the first convolution. [B, in + draft + grid channels, h, w]"""
+        parts = [x] if draft is None else [x, draft]
+        if pooled is not None and self.config.pooled_grid_channels:
+            parts.append(self.pooled_grid(pooled)[:, :, None, None].expand(-1, -1, *x.shape[-2:]).to(x.dtype))
+        return torch.cat(parts, dim=1) if len(parts) > 1 else x
+
+    def _check(self, x: Tensor, context: Tensor, pooled: Tensor | None, draft: Tensor | None) -> None:
+        config = self.config
+        for name, tensor, axis, width in (
+            ("x", x, 1, config.in_channels),
+            ("context", context, 2, config.context_width),
+            ("pooled", pooled, 1, config.pooled_width),
+            ("draft", draft, 1, config.draft_channels),
+        ):
+            given = tensor.shape[axis] if tensor is not None and tensor.ndim > axis else 0
+            if given != width:
+                raise ShapeMismatch(
+                    f"UNet input {name!r}",
+                    given="nothing" if tensor is None else f"shape {tuple(tensor.shape)}",
+                    expected=f"{width} channels on axis {axis}" if width else "nothing: this network takes none",
+                )
+
+    def set_gradient_checkpointing(self, on: bool) -> None:
+        """Recompute each block in the backward pass instead of keeping its activations (arXiv:1604.06174)."""
+        for part in self.modules():
+            if isinstance(part, Level):
+                part.gradient_checkpointing = on
+
+    def zero_residual_ends(self) -> None:
+        """Zero the last layer of every residual branch and of the network: the start for training from scratch.
+
+        As in Dhariwal and Nichol 2021 (arXiv:2105.05233): each block begins as the identity and the output as zero.
+        """
+        for part in self.modules():
+            if isinstance(part, ResnetBlock):
+                zero_(part.conv2)
+            elif isinstance(part, SpatialTransformer):
+                zero_(part.proj_out)
+        zero_(self.conv_out)
+
+
+def _shape(config: UNetConfig, level: int) -> BlockShape:
+    return BlockShape(
+        heads=config.heads[level],
+        embedding_width=config.embedding_width,
+        context_width=config.context_width,
+        groups=config.norm_groups,
+        linear=config.linear_projection,
+    )
+
+
+def _down_levels(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
+    """The way down, and the channels of every feature map that it keeps."""
+    blocks, kept, before = nn.ModuleList(), [config.channels[0]], config.channels[0]
+    for level, width in enumerate(config.channels):
+        last = level == len(config.channels) - 1
+        depths = [config.transformer_layers[level]] * config.layers_per_level
+        blocks.append(DownLevel(before, width, depths=depths, shape=_shape(config, level), downsample=not last))
+        kept += [width] * (config.layers_per_level + (0 if last else 1))
+        before = width
+    return blocks, kept
+
+
+def _up_levels(config: UNetConfig, skip_channels: list[int]) -> nn.ModuleList:
+    blocks, before, kept = nn.ModuleList(), config.channels[-1], list(skip_channels)
+    for depths, level in zip(config.up_depths(), reversed(range(len(config.channels))), strict=True):
+        width = config.channels[level]
+        skips = [kept.pop() for _ in depths]
+        blocks.append(UpLevel(before, width, skips, depths=depths, shape=_shape(config, level), upsample=level > 0))
+        before = width
+    return blocks
+
+
+def transformer_blocks(unet: UNet) -> list[TransformerBlock]:
+    """Every transformer block of the network, from input to output (for attention maps and adapters)."""
+    return [part for part in unet.modules() if isinstance(part, TransformerBlock)]

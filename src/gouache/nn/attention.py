@@ -1,0 +1,92 @@
+"""Multi-head attention over rows of tokens, through torch's scaled-dot-product kernel."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+def attend(
+    query: Tensor, key: Tensor, value: Tensor, *, heads: int, mask: Tensor | None = None, slice_size: int = 0
+) -> Tensor:
+    """softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017, arXiv:1706.03762, equation 1), by heads.
+
+    Args:
+        query: [B, N, heads * d].
+        key: [B, M, heads * d].
+        value: [B, M, heads * d].
+        heads: how many heads share the width.
+        mask: broadcastable to [B, heads, N, M]; boolean (True = may be seen) or added to the scores.
+        slice_size: 0, or how many query rows are worked on at a time. The result is the same; the scores'
+            memory falls from N * M to slice_size * M where the kernel keeps them.
+
+    Returns:
+        [B, N, heads * d].
+    """
+    q, k, v = (_split_heads(tensor, heads) for tensor in (query, key, value))  # [B, heads, N or M, d]
+    if slice_size <= 0 or slice_size >= q.shape[2]:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    else:
+        out = _attend_in_slices(q, k, v, mask, slice_size)
+    return out.transpose(1, 2).flatten(2)  # [B, N, heads * d]
+
+
+def _split_heads(x: Tensor, heads: int) -> Tensor:
+    return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
+
+
+def _attend_in_slices(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, slice_size: int) -> Tensor:
+    parts = []
+    for start in range(0, q.shape[2], slice_size):
+        end = start + slice_size
+        rows = mask if mask is None or mask.shape[-2] == 1 else mask[..., start:end, :]
+        parts.append(F.scaled_dot_product_attention(q[:, :, start:end], k, v, attn_mask=rows))
+    return torch.cat(parts, dim=2)
+
+
+def key_mask(mask: Tensor | None) -> Tensor | None:
+    """A [B, M] boolean mask over keys (True = real token) as one that `attend` broadcasts: [B, 1, 1, M]."""
+    return None if mask is None else mask.bool()[:, None, None, :]
+
+
+class Attention(nn.Module):
+    """Self- or cross-attention of a U-Net or VAE; the output projection has a bias, the others only if asked.
+
+    Args:
+        width: channels of the queries and of the result.
+        heads: number of heads; divides `width`.
+        context_width: channels of what is looked at; `width` for self-attention.
+        bias: whether the query, key and value projections have a bias (the VAE's do).
+    """
+
+    def __init__(self, width: int, *, heads: int, context_width: int | None = None, bias: bool = False) -> None:
+        super().__init__()
+        source = width if context_width is None else context_width
+        self.heads = heads
+        self.slice_size = 0
+        self.to_q = nn.Linear(width, width, bias=bias)
+        self.to_k = nn.Linear(source, width, bias=bias)
+        self.to_v = nn.Linear(source, width, bias=bias)
+        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+
+    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """x [B, N, width], context [B, M, context_width] (None: x itself), mask as in `attend` -> [B, N, width]."""
+        source = x if context is None else context
+        out = attend(
+            self.to_q(x),
+            self.to_k(source),
+            self.to_v(source),
+            heads=self.heads,
+            mask=mask,
+            slice_size=self.slice_size,
+        )
+        projected: Tensor = self.to_out[0](out)
+        return projected
+
+
+def set_attention_slice(module: nn.Module, slice_size: int) -> None:
+    """Make every `Attention` under `module` work on `slice_size` query rows at a time; 0 = all at once."""
+    for part in module.modules():
+        if isinstance(part, Attention):
+            part.slice_size = slice_size

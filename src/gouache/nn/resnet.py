@@ -1,0 +1,86 @@
+"""Residual convolution blocks and the changes of resolution between them."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gouache.nn.elementwise import add, silu
+
+
+class ResnetBlock(nn.Module):
+    """norm, SiLU, conv; plus the embedding's shift; norm, SiLU, conv; plus the input.
+
+    Args:
+        channels_in: channels of the input.
+        channels_out: channels of the result; a 1x1 convolution carries the input over where they differ.
+        embedding_width: width of the (already activated) embedding that shifts the channels; 0 = none (the VAE).
+        groups: groups of the two group norms.
+        eps: their epsilon.
+    """
+
+    def __init__(
+        self, channels_in: int, channels_out: int, *, embedding_width: int = 0, groups: int = 32, eps: float = 1e-5
+    ) -> None:
+        super().__init__()
+        self.norm1 = nn.GroupNorm(groups, channels_in, eps=eps)
+        self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.time_emb_proj = nn.Linear(embedding_width, channels_out) if embedding_width else None
+        self.norm2 = nn.GroupNorm(groups, channels_out, eps=eps)
+        self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
+        self.conv_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else None
+
+    def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
+        """x [B, channels_in, h, w], embedding [B, embedding_width] -> [B, channels_out, h, w]."""
+        hidden: Tensor = self.conv1(silu(self.norm1(x)))
+        if self.time_emb_proj is not None:
+            hidden = add(hidden, self.time_emb_proj(embedding)[:, :, None, None])
+        hidden = self.conv2(silu(self.norm2(hidden)))
+        return add(hidden, x if self.conv_shortcut is None else self.conv_shortcut(x))
+
+
+class Downsample(nn.Module):
+    """Halve the resolution by a 3x3 convolution of stride 2.
+
+    Args:
+        channels: channels in and out.
+        pad_end_only: pad one row and column at the bottom and right only, as the VAE's encoder does, instead of
+            one on every side, as the U-Net does.
+    """
+
+    def __init__(self, channels: int, *, pad_end_only: bool = False) -> None:
+        super().__init__()
+        self.pad_end_only = pad_end_only
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2, padding=0 if pad_end_only else 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, C, h, w] -> [B, C, h / 2, w / 2] (rounded up)."""
+        if self.pad_end_only:
+            x = F.pad(x, (0, 1, 0, 1))
+        out: Tensor = self.conv(x)
+        return out
+
+
+class Upsample(nn.Module):
+    """Repeat every pixel in both directions, then a 3x3 convolution.
+
+    Args:
+        channels: channels in and out.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """x [B, C, h, w] -> [B, C, 2h, 2w], or [B, C, *size] where the skip connection has an odd size."""
+        height, width = size or (2 * x.shape[-2], 2 * x.shape[-1])
+        out: Tensor = self.conv(F.interpolate(x, size=(height, width), mode="nearest"))
+        return out
+
+
+def zero_(layer: nn.Module) -> None:
+    """Set a layer's weights to zero, so that its residual branch starts as the identity (arXiv:1706.02677, 5.1)."""
+    for parameter in layer.parameters():
+        torch.nn.init.zeros_(parameter)
