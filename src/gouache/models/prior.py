@@ -1,0 +1,320 @@
+"""The autoregressive prior: a decoder-only transformer over a picture's tokens, given text.
+
+Tokens come in groups; all tokens of a group are drawn at once, given the groups before. With one token a group this
+is the raster order of Esser et al. 2021 ("Taming Transformers"); with one scale a group it is the next-scale
+prediction of Tian et al. 2024 ("Visual Autoregressive Modeling", equation 4). Text stands as a prefix of the sequence
+or is attended to across (a config choice).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gouache.config import Config
+from gouache.errors import InvalidInput, ShapeMismatch
+from gouache.models.quantizer import Quantizer
+from gouache.nn.dropout import Dropout
+
+
+class PriorConfig(Config):
+    """Sizes of the prior."""
+
+    vocabulary: int = 625
+    groups: tuple[int, ...] = (1, 4, 16, 64)
+    """Tokens drawn at once, in order; all ones is raster order."""
+    features: int = 32
+    """Channels of the quantized vectors it reads."""
+    context_dim: int = 384
+    pooled_dim: int = 384
+    text: Literal["prefix", "cross"] = "prefix"
+    width: int = 320
+    depth: int = 8
+    heads: int = 5
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+
+    @property
+    def length(self) -> int:
+        """Tokens of one picture."""
+        return sum(self.groups)
+
+
+@dataclass(frozen=True, slots=True)
+class Draw:
+    """How to draw tokens from the prior's distribution.
+
+    Attributes:
+        temperature: > 0; the logits are divided by it.
+        top_k: keep only the k most likely codes; 0 keeps all.
+        top_p: keep the smallest set of codes with this much probability, 0 < top_p <= 1.
+        guidance_scale: classifier-free guidance on the logits (Ho & Salimans 2022, equation 6); 1 is off.
+    """
+
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    guidance_scale: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise InvalidInput("temperature", given=self.temperature, expected="a number above 0")
+        if self.top_k < 0:
+            raise InvalidInput("top_k", given=self.top_k, expected="0 (all) or more")
+        if not 0 < self.top_p <= 1:
+            raise InvalidInput("top_p", given=self.top_p, expected="a share between 0 (excluded) and 1")
+
+
+Cache = list[tuple[Tensor, Tensor]]
+
+
+class Layer(nn.Module):
+    """One transformer block: self-attention (with a cache), optional cross-attention, MLP; all pre-norm."""
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        width, hidden = config.width, int(config.width * config.mlp_ratio)
+        self.heads, self.drop = config.heads, Dropout(config.dropout)
+        self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, hidden), nn.GELU(approximate="tanh"), nn.Linear(hidden, width))
+        self.cross: CrossAttention | None = CrossAttention(config) if config.text == "cross" else None
+
+    def forward(
+        self, x: Tensor, mask: Tensor, cache: tuple[Tensor, Tensor] | None, text: Tensor | None, text_mask: Tensor | None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """x [B,N,W] and the cached keys and values of what stood before -> x [B,N,W] and the longer cache."""
+        q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in self.qkv(self.norm1(x)).chunk(3, dim=2))
+        if cache is not None:
+            k, v = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # [B,H,N,W/H]
+        x = x + self.drop(self.out(h.transpose(1, 2).flatten(2)))
+        if self.cross is not None and text is not None:
+            x = x + self.drop(self.cross(x, text, text_mask))
+        return x + self.drop(self.mlp(self.norm2(x))), (k, v)
+
+
+class CrossAttention(nn.Module):
+    """Attention from tokens to text."""
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        self.heads, self.norm = config.heads, nn.LayerNorm(config.width)
+        self.q, self.kv = nn.Linear(config.width, config.width), nn.Linear(config.width, 2 * config.width)
+        self.out = nn.Linear(config.width, config.width)
+
+    def forward(self, x: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
+        q = self.q(self.norm(x)).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in self.kv(text).chunk(2, dim=2))
+        h = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None])
+        out: Tensor = self.out(h.transpose(1, 2).flatten(2))
+        return out
+
+
+class Prior(nn.Module):
+    """p(tokens | text) as a product over groups."""
+
+    def __init__(self, config: PriorConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.features_in = nn.Linear(config.features, config.width)
+        self.pooled_in = nn.Linear(config.pooled_dim, config.width)
+        self.context_in = nn.Linear(config.context_dim, config.width)
+        self.position_embedding = nn.Parameter(torch.randn(config.length, config.width) * 0.02)
+        self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
+        self.norm_out = nn.LayerNorm(config.width)
+        self.head = nn.Linear(config.width, config.vocabulary)
+        nn.init.zeros_(self.head.bias)
+        nn.init.normal_(self.head.weight, std=0.02)
+
+    def forward(self, inputs: Tensor, context: Tensor, pooled: Tensor, context_mask: Tensor | None = None) -> Tensor:
+        """Logits of every token, given the true tokens of the groups before.
+
+        Args:
+            inputs: what `prior_inputs` makes of the tokens. [B,S,F]
+            context: text states. [B,L,D]
+            pooled: one vector for the whole text. [B,P]
+            context_mask: true where a text state counts; none means all. [B,L]
+
+        Returns:
+            Logits over the code book. [B,S,V]
+        """
+        self._check(inputs, context, pooled)
+        text, mask = self._text(context, context_mask)
+        x = self._embed(inputs, pooled, 0)
+        own = self._group_mask(x.device)  # [S,S]
+        if self.config.text == "cross":
+            return self._run(x, own[None, None].expand(len(x), 1, -1, -1), None, text, mask)[0]
+        logits, _ = self._run(torch.cat([text, x], dim=1), _prefix_mask(mask, own), None, None, None)
+        return logits[:, text.shape[1] :]
+
+    def log_likelihood(
+        self, quantizer: Quantizer, tokens: Tensor, context: Tensor, pooled: Tensor, context_mask: Tensor | None = None
+    ) -> Tensor:
+        """Exact log p(token | tokens before, text) in nats, for every token. [B,S]"""
+        logits = self(prior_inputs(self.config, quantizer, tokens), context, pooled, context_mask)
+        return torch.log_softmax(logits.float(), dim=2).gather(2, tokens[..., None]).squeeze(2)
+
+    @torch.no_grad()
+    def sample(
+        self,
+        quantizer: Quantizer,
+        context: Tensor,
+        pooled: Tensor,
+        uniform: Tensor,
+        *,
+        context_mask: Tensor | None = None,
+        draw: Draw = Draw(),
+        unconditional: tuple[Tensor, Tensor, Tensor | None] | None = None,
+        known: Tensor | None = None,
+    ) -> Iterator[Tensor]:
+        """Draw tokens group by group; yields the tokens so far [B,S'] after each group.
+
+        Args:
+            quantizer: turns the tokens drawn into what the next group reads.
+            context, pooled, context_mask: as in `forward`.
+            uniform: the randomness, one number in [0, 1) for every token. [B,S]
+            draw: temperature, truncation, guidance.
+            unconditional: (context, pooled, mask) of the empty text, for guidance other than 1.
+            known: tokens to keep (completion), -1 where a token is to be drawn. [B,S]
+        """
+        guided = draw.guidance_scale != 1.0
+        if guided and unconditional is None:
+            raise InvalidInput("unconditional", given="none", expected="the empty text's states, for guidance")
+        streams = [self._stream(context, pooled, context_mask)]
+        if guided and unconditional is not None:
+            streams.append(self._stream(*unconditional))
+        tokens = torch.empty(len(context), 0, dtype=torch.long, device=context.device)
+        start = 0
+        for count in self.config.groups:
+            inputs = self._next_inputs(quantizer, tokens, count)
+            logits = [stream.step(inputs) for stream in streams]
+            mixed = logits[-1] + draw.guidance_scale * (logits[0] - logits[-1]) if guided else logits[0]
+            drawn = inverse_transform(truncate(mixed.float(), draw), uniform[:, start : start + count])
+            if known is not None:
+                kept = known[:, start : start + count]
+                drawn = torch.where(kept >= 0, kept, drawn)
+            tokens = torch.cat([tokens, drawn], dim=1)
+            start += count
+            yield tokens
+
+    def _stream(self, context: Tensor, pooled: Tensor, mask: Tensor | None) -> Stream:
+        return Stream(self, context, pooled, mask)
+
+    def _next_inputs(self, quantizer: Quantizer, tokens: Tensor, count: int) -> Tensor:
+        """The inputs [B,count,F] of the group to come."""
+        if self.config.groups == quantizer.config.groups:
+            return quantizer.inputs(tokens)[:, -count:]
+        if tokens.shape[1] == 0:
+            return torch.zeros(len(tokens), 1, self.config.features, device=tokens.device)
+        padded = F.pad(tokens, (0, self.config.length - tokens.shape[1]))
+        return quantizer.vectors(padded)[:, tokens.shape[1] - 1 : tokens.shape[1]]
+
+    def _embed(self, inputs: Tensor, pooled: Tensor, start: int) -> Tensor:
+        positions = self.position_embedding[start : start + inputs.shape[1]]
+        return self.features_in(inputs) + positions + self.pooled_in(pooled)[:, None]  # type: ignore[no-any-return]
+
+    def _text(self, context: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        if mask is None:
+            mask = torch.ones(context.shape[:2], dtype=torch.bool, device=context.device)
+        return self.context_in(context), mask
+
+    def _run(
+        self, x: Tensor, mask: Tensor, caches: Cache | None, text: Tensor | None, text_mask: Tensor | None
+    ) -> tuple[Tensor, Cache]:
+        longer: Cache = []
+        for i, layer in enumerate(self.layers):
+            x, cache = layer(x, mask, caches[i] if caches else None, text, text_mask)
+            longer.append(cache)
+        return self.head(self.norm_out(x)), longer
+
+    def _group_mask(self, device: torch.device) -> Tensor:
+        """A token sees every token of its own group and of the groups before. [S,S]"""
+        sizes = torch.tensor(self.config.groups, device=device)
+        group_of = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes)
+        return group_of[:, None] >= group_of[None]
+
+    def _check(self, inputs: Tensor, context: Tensor, pooled: Tensor) -> None:
+        config = self.config
+        for name, tensor, wanted in (
+            ("inputs", inputs, (config.length, config.features)),
+            ("context", context, (context.shape[1], config.context_dim)),
+            ("pooled", pooled, (config.pooled_dim,)),
+        ):
+            if tuple(tensor.shape[1:]) != wanted:
+                raise ShapeMismatch(f"prior: {name}", given=tuple(tensor.shape), expected=f"[batch, {wanted}]")
+
+
+class Stream:
+    """One text's pass through the prior, group by group, with cached keys and values."""
+
+    def __init__(self, prior: Prior, context: Tensor, pooled: Tensor, mask: Tensor | None) -> None:
+        self.prior, self.pooled, self.done = prior, pooled, 0
+        text, self.mask = prior._text(context, mask)
+        self.cross = text if prior.config.text == "cross" else None
+        self.prefix = text if self.cross is None else None
+        self.caches: Cache | None = None
+
+    def step(self, inputs: Tensor) -> Tensor:
+        """Logits [B,N,V] of the next group, whose inputs are given [B,N,F]."""
+        prior, count = self.prior, inputs.shape[1]
+        x = prior._embed(inputs, self.pooled, self.done)
+        if self.prefix is not None:
+            if self.caches is None:
+                group = torch.zeros(count, count, dtype=torch.bool, device=x.device).logical_not()
+                seen = _prefix_mask(self.mask, group)
+                x = torch.cat([self.prefix, x], dim=1)
+            else:
+                ones = self.mask.new_ones(len(x), self.done + count)
+                seen = torch.cat([self.mask, ones], dim=1)[:, None, None]
+        else:
+            seen = self.mask.new_ones(len(x), 1, 1, self.done + count)
+        logits, self.caches = prior._run(x, seen, self.caches, self.cross, self.mask)
+        self.done += count
+        return logits[:, -count:]
+
+
+def prior_inputs(config: PriorConfig, quantizer: Quantizer, tokens: Tensor) -> Tensor:
+    """What the prior reads at every position when the true tokens [B,S] are known. [B,S,F]"""
+    if config.groups == quantizer.config.groups:
+        return quantizer.inputs(tokens)
+    if set(config.groups) != {1}:
+        raise ShapeMismatch("prior.groups", given=config.groups, expected=f"{quantizer.config.groups}, or all ones")
+    return F.pad(quantizer.vectors(tokens)[:, :-1], (0, 0, 1, 0))
+
+
+def _prefix_mask(text: Tensor, own: Tensor) -> Tensor:
+    """Who sees whom when text [B,L] stands before tokens (own [N,N]): text sees text, tokens see text and `own`."""
+    batch, length = text.shape
+    count = len(own)
+    seen = torch.zeros(batch, 1, length + count, length + count, dtype=torch.bool, device=text.device)
+    seen[:, :, :, :length] = text[:, None, None]
+    seen[:, :, length:, length:] = own
+    return seen
+
+
+def truncate(logits: Tensor, draw: Draw) -> Tensor:
+    """Probabilities [..., V] after temperature, top-k, and the nucleus of Holtzman et al. 2020 (equation 2)."""
+    logits = logits / draw.temperature
+    if 0 < draw.top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(draw.top_k).values[..., -1:], -torch.inf)
+    probabilities = logits.softmax(-1)
+    if draw.top_p < 1:
+        ordered, order = probabilities.sort(descending=True)
+        outside = ordered.cumsum(-1) - ordered >= draw.top_p
+        dropped = torch.zeros_like(outside).scatter(-1, order, outside)
+        probabilities = probabilities.masked_fill(dropped, 0)
+        probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    return probabilities
+
+
+def inverse_transform(probabilities: Tensor, uniform: Tensor) -> Tensor:
+    """Draw indices [...] from probabilities [..., V] with given uniform numbers [...] (inverse transform sampling)."""
+    cumulative = probabilities.double().cumsum(-1)
+    target = uniform.double()[..., None] * cumulative[..., -1:]
+    return torch.searchsorted(cumulative, target, right=True).squeeze(-1).clamp(max=probabilities.shape[-1] - 1)

@@ -1,0 +1,215 @@
+"""Multi-scale residual quantizer: latents -> a coarse-to-fine pyramid of tokens -> draft latents.
+
+The code book is FSQ (Mentzer et al. 2024, "Finite Scalar Quantization"): every channel is rounded to a few levels, so
+nothing can collapse. The pyramid is that of next-scale prediction (Tian et al. 2024, "Visual Autoregressive
+Modeling", algorithm 1): each scale encodes what the coarser ones left over. One scale alone is a plain token grid.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Self
+
+import torch
+from pydantic import model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gouache.config import Config
+from gouache.errors import ConfigError, ShapeMismatch
+
+
+class QuantizerConfig(Config):
+    """Sizes of the quantizer."""
+
+    latent_channels: int = 8
+    latent_size: int = 16
+    """Height and width of the latents."""
+    features: int = 32
+    """Channels of the feature map that is quantized."""
+    width: int = 96
+    """Channels of the convolutions around it."""
+    blocks: int = 2
+    """Residual blocks on each side."""
+    levels: tuple[int, ...] = (5, 5, 5, 5)
+    """Levels of every FSQ channel; their product is the size of the code book."""
+    scales: tuple[int, ...] = (1, 2, 4, 8)
+    """Side of every token grid, coarse to fine."""
+
+    @model_validator(mode="after")
+    def _scales_fit(self) -> Self:
+        rising = all(a < b for a, b in zip(self.scales, self.scales[1:], strict=False))
+        if not self.scales or not rising or self.latent_size % self.scales[-1]:
+            raise ConfigError(
+                "quantizer.scales", given=self.scales, expected=f"rising sides, the last dividing {self.latent_size}"
+            )
+        return self
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of codes."""
+        return math.prod(self.levels)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Number of tokens at every scale; their sum is the length of a picture in tokens."""
+        return tuple(side * side for side in self.scales)
+
+
+class FSQ(nn.Module):
+    """Finite scalar quantization of the last dimension (Mentzer et al. 2024, equation 1, with its odd-even shift)."""
+
+    def __init__(self, levels: tuple[int, ...]) -> None:
+        super().__init__()
+        self.levels = levels
+        self.strides = tuple(math.prod(levels[:i]) for i in range(len(levels)))
+
+    def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Round `z` [..., D] of any size to codes in [-1, 1] (straight-through gradient) and their indices [...]."""
+        levels, half = z.new_tensor(self.levels), self._half(z)
+        # Just below the outermost boundary, so that tanh can reach every level but none beyond.
+        reach = (levels - 1) * (1 + 1e-3) / 2
+        offset = torch.where(levels % 2 == 0, 0.5, 0.0)
+        bounded = torch.tanh(z + torch.atanh(offset / reach)) * reach - offset
+        rounded = bounded + (bounded.round() - bounded).detach()
+        digits = (rounded + half).round().long()
+        return rounded / half, (digits * torch.tensor(self.strides, device=z.device)).sum(-1)
+
+    def codes(self, indices: Tensor) -> Tensor:
+        """The codes in [-1, 1] [..., D] of indices [...], as 32-bit floats."""
+        levels, strides = (torch.tensor(t, device=indices.device) for t in (self.levels, self.strides))
+        half = levels // 2
+        return ((indices[..., None] // strides) % levels - half).float() / half
+
+    def _half(self, like: Tensor) -> Tensor:
+        return like.new_tensor([level // 2 for level in self.levels])
+
+
+class Block(nn.Module):
+    """Pre-activation residual block of two 3x3 convolutions."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = nn.GroupNorm(8, width), nn.GroupNorm(8, width)
+        self.conv1, self.conv2 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.conv1(F.silu(self.norm1(x)))
+        return x + self.conv2(F.silu(self.norm2(h)))
+
+
+class Quantizer(nn.Module):
+    """Latents [B,C,h,w] <-> tokens [B,S], coarse scales first, each scale in raster order."""
+
+    def __init__(self, config: QuantizerConfig) -> None:
+        super().__init__()
+        self.config = config
+        c, f, w, d = config.latent_channels, config.features, config.width, len(config.levels)
+        factor = config.latent_size // config.scales[-1]
+        self.encoder = nn.Sequential(
+            nn.Conv2d(c, w, 3, padding=1),
+            *(Block(w) for _ in range(config.blocks)),
+            nn.Conv2d(w, w, factor, stride=factor),
+            *(Block(w) for _ in range(config.blocks)),
+            nn.Conv2d(w, f, 1),
+        )
+        self.decoder = nn.Sequential(
+            nn.Conv2d(f, w, 3, padding=1),
+            *(Block(w) for _ in range(config.blocks)),
+            nn.Conv2d(w, w * factor * factor, 1),
+            nn.PixelShuffle(factor),
+            *(Block(w) for _ in range(config.blocks)),
+            nn.Conv2d(w, c, 3, padding=1),
+        )
+        self.fsq = FSQ(config.levels)
+        self.to_code = nn.ModuleList(nn.Linear(f, d) for _ in config.scales)
+        self.from_code = nn.ModuleList(nn.Linear(d, f) for _ in config.scales)
+
+    def quantize(self, features: Tensor, *, scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Encode features [B,F,s,s] into tokens [B,S] and their sum over scales [B,F,s,s].
+
+        Args:
+            features: what the encoder made of the latents.
+            scales: number of scales kept for each picture [B]; the finer ones add nothing to the sum.
+        """
+        total = torch.zeros_like(features)
+        tokens = []
+        for k, side in enumerate(self.config.scales):
+            left = F.adaptive_avg_pool2d(features - total, side)  # [B,F,k,k]
+            code, index = self.fsq(self.to_code[k](left.flatten(2).mT))  # [B,k*k,D], [B,k*k]
+            part = self._spread(self.from_code[k](code), side)
+            if scales is not None:
+                part = part * (k < scales).view(-1, 1, 1, 1)
+            total = total + part
+            tokens.append(index)
+        return torch.cat(tokens, dim=1), total
+
+    def encode(self, latents: Tensor) -> Tensor:
+        """Tokens [B,S] of normalised latents [B,C,h,w]."""
+        self._check(latents)
+        return self.quantize(self.encoder(latents))[0]
+
+    def decode(self, tokens: Tensor) -> Tensor:
+        """Draft latents [B,C,h,w] of tokens [B,S]; the tokens may stop after any scale."""
+        return self.draft(self.features(tokens)[-1])
+
+    def draft(self, total: Tensor) -> Tensor:
+        """Draft latents of a sum of quantized features [B,F,s,s]."""
+        draft: Tensor = self.decoder(total)
+        return draft
+
+    def reconstruct(self, latents: Tensor, *, scales: Tensor | None = None) -> Tensor:
+        """Latents through the tokens and back, differentiable (straight-through)."""
+        self._check(latents)
+        return self.draft(self.quantize(self.encoder(latents), scales=scales)[1])
+
+    def features(self, tokens: Tensor) -> list[Tensor]:
+        """Running sums of quantized features [B,F,s,s] after 0, 1, ... of the scales that `tokens` [B,S'] covers."""
+        side = self.config.scales[-1]
+        total = torch.zeros(len(tokens), self.config.features, side, side, device=tokens.device)
+        weight = next(self.from_code.parameters())
+        total = weight.new_zeros(len(tokens), self.config.features, side, side)
+        sums, start = [total], 0
+        for k, count in enumerate(self.config.groups):
+            if start == tokens.shape[1]:
+                break
+            code = self.fsq.codes(tokens[:, start : start + count]).to(total.dtype)
+            total = total + self._spread(self.from_code[k](code), self.config.scales[k])
+            sums.append(total)
+            start += count
+        if start != tokens.shape[1]:
+            raise ShapeMismatch(
+                "tokens", given=f"{tokens.shape[1]} of them", expected=f"whole scales of {self.config.groups} tokens"
+            )
+        return sums
+
+    def inputs(self, tokens: Tensor) -> Tensor:
+        """What the prior reads: for every scale, the sum of the coarser ones, at that scale's size [B,S,F].
+
+        With tokens of the first K scales the result covers K + 1 scales, so that it serves training (all tokens) and
+        sampling (the scale to come) alike.
+        """
+        sums = self.features(tokens)[: len(self.config.scales)]
+        pooled = [F.adaptive_avg_pool2d(s, side) for s, side in zip(sums, self.config.scales, strict=False)]
+        return torch.cat([p.flatten(2).mT for p in pooled], dim=1)
+
+    def vectors(self, tokens: Tensor) -> Tensor:
+        """The quantized vector of every token, each by its scale's own projection: tokens [B,S] -> [B,S,F]."""
+        parts = tokens.split(self.config.groups, dim=1)
+        weight = next(self.from_code.parameters())
+        codes = [self.fsq.codes(part).to(weight.dtype) for part in parts]
+        return torch.cat([project(code) for project, code in zip(self.from_code, codes, strict=True)], dim=1)
+
+    def _spread(self, part: Tensor, side: int) -> Tensor:
+        """Vectors of one scale [B,k*k,F] on the finest grid [B,F,s,s]."""
+        grid = part.mT.unflatten(2, (side, side))
+        finest = self.config.scales[-1]
+        return grid if side == finest else F.interpolate(grid, size=(finest, finest), mode="bilinear")
+
+    def _check(self, latents: Tensor) -> None:
+        config = self.config
+        wanted = (config.latent_channels, config.latent_size, config.latent_size)
+        if tuple(latents.shape[1:]) != wanted:
+            raise ShapeMismatch(
+                "latents", given=tuple(latents.shape), expected=f"[batch, {', '.join(map(str, wanted))}]"
+            )

@@ -1,0 +1,89 @@
+"""What the loop asks of a stage. A stage is a module: its forward pass turns a batch into losses.
+
+All randomness of a step (noise, noise levels, dropped captions) is drawn image by image into the batch, each image from
+its own generator. So the forward pass is a pure function, and neither the number of processes nor an interruption
+changes what is computed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gouache.nn.dropout import Dropout
+
+Batch = dict[str, Tensor]
+Losses = dict[str, Tensor]
+
+
+class Stage(nn.Module, ABC):
+    """One stage of training.
+
+    Attributes:
+        name: the stage's name, as on the command line.
+        trained: the network that is trained, averaged and exported; a sub-module of the stage.
+    """
+
+    name: str
+    trained: nn.Module
+
+    @abstractmethod
+    def batch(self, indices: Sequence[int]) -> Batch:
+        """The images with these numbers of the endless stream, with their noise; a pure function. On the CPU."""
+
+    @abstractmethod
+    def forward(self, batch: Batch) -> Losses:
+        """Losses of a batch, means over its images; the one called "loss" is minimised."""
+
+    @abstractmethod
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """Figures of `network` (the averaged copy of `trained`) on held-out pictures. "score" is lower for better."""
+
+    def samples(self, network: nn.Module) -> Tensor | None:
+        """A sheet of pictures [N,C,H,W] in [-1,1] made with fixed seeds, or nothing to show."""
+        return None
+
+    @abstractmethod
+    def export(self, network: nn.Module, path: Path) -> None:
+        """Write `network` as a model file of its own."""
+
+
+class ImageNoise:
+    """Random numbers for the images of one batch, each from its own generator.
+
+    Args:
+        seed: seed of the run.
+        indices: numbers of the images in the endless stream.
+    """
+
+    def __init__(self, seed: int, indices: Sequence[int]) -> None:
+        self.seed, self.indices = seed, indices
+
+    def normal(self, purpose: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers [B, *shape]."""
+        return torch.stack([torch.randn(*shape, generator=g) for g in self._generators(purpose)])
+
+    def uniform(self, purpose: str, shape: Sequence[int] = ()) -> Tensor:
+        """Numbers in [0, 1) [B, *shape]."""
+        return torch.stack([torch.rand(tuple(shape), generator=g) for g in self._generators(purpose)])
+
+    def integers(self, purpose: str, high: int, shape: Sequence[int] = ()) -> Tensor:
+        """Whole numbers in [0, high) [B, *shape]."""
+        return torch.stack([torch.randint(high, tuple(shape), generator=g) for g in self._generators(purpose)])
+
+    def _generators(self, purpose: str) -> Iterator[torch.Generator]:
+        for index in self.indices:
+            digest = hashlib.blake2b(f"{self.seed}/{index}/{purpose}".encode(), digest_size=8).digest()
+            yield torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def seed_dropout(module: nn.Module, seed: int, rank: int, images_seen: int) -> None:
+    """Re-seed every dropout layer for one step from (seed, rank, images seen), as EDM2's loop does for all its noise."""
+    for number, layer in enumerate(m for m in module.modules() if isinstance(m, Dropout)):
+        digest = hashlib.blake2b(f"{seed}/{rank}/{images_seen}/{number}".encode(), digest_size=8).digest()
+        layer.seed(int.from_bytes(digest, "little") >> 1)
