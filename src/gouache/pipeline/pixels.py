@@ -1,0 +1,250 @@
+"""Pictures to tensors and back, and the careful reading of pictures from outside.
+
+Colours are sRGB in 8 bits on the picture's side and [-1, 1] on the tensor's. With four channels the tensor's colours
+are multiplied by alpha, so that invisible colours carry no information; pictures hold straight alpha as PNG does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageChops, ImageCms, ImageColor, ImageFilter, ImageOps
+from torch import Tensor
+
+from gouache.errors import PictureError, ShapeMismatch
+from gouache.pipeline.request import MAX_PIXELS, ResizeMode
+
+READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+"""Formats that are opened. Not among them: those that Pillow reads through another program."""
+MAX_BYTES = 256 * 2**20
+Resample = Image.Resampling
+
+
+def read_picture(source: Path | bytes, *, where: str = "picture", max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open, check and decode one picture, upright, as 8-bit sRGB.
+
+    Args:
+        source: a file's path or its bytes. The format is told by content, never by suffix.
+        where: what to call it in an error; a path names itself.
+        max_pixels: refused, before anything is decoded, if it has more pixels.
+
+    Returns:
+        A picture of mode RGB, or RGBA if the file has transparency.
+
+    Raises:
+        PictureError: no picture, truncated, animated, too large, or of a kind that has no fixed range of brightness.
+    """
+    where = str(source) if isinstance(source, Path) else where
+    data = _bytes_of(source) if isinstance(source, Path) else source
+    if len(data) > MAX_BYTES:
+        raise PictureError(where, given=f"{len(data)} bytes", expected=f"at most {MAX_BYTES} bytes")
+    with warnings.catch_warnings():
+        # Our own limit on pixels stands instead of Pillow's warning.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        picture = _opened(data, where)
+        _check_extent(picture, where, max_pixels)
+        try:
+            picture.load()
+        except (OSError, ValueError, SyntaxError, EOFError) as error:
+            raise PictureError(
+                where, given=str(error), expected="a whole picture", cure="The file is truncated or damaged."
+            ) from error
+    return _plain(picture, where)
+
+
+def _bytes_of(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise PictureError(
+            str(path), given=reason.lower(), expected="a readable file", cure="Check the path."
+        ) from error
+
+
+def _opened(data: bytes, where: str) -> Image.Image:
+    try:
+        return Image.open(io.BytesIO(data), formats=READABLE)
+    except Image.DecompressionBombError as error:
+        raise PictureError(where, given=str(error), expected=f"at most {MAX_PIXELS} pixels") from error
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise PictureError(
+            where, given=f"{len(data)} bytes that are no known picture", expected=f"one of {', '.join(READABLE)}",
+            cure="Save it as PNG or JPEG first.",
+        ) from error  # fmt: skip
+
+
+def _check_extent(picture: Image.Image, where: str, max_pixels: int) -> None:
+    if picture.width * picture.height > max_pixels:
+        raise PictureError(
+            where, given=f"{picture.width}x{picture.height} pixels", expected=f"at most {max_pixels} pixels",
+            cure="Make it smaller first.",
+        )  # fmt: skip
+    # A phone's JPEG (MPO) carries further views behind the first; that is no animation.
+    if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
+        raise PictureError(
+            where, given="an animation or several pages", expected="a single picture", cure="Save one frame as PNG."
+        )
+
+
+def _plain(picture: Image.Image, where: str) -> Image.Image:
+    picture = ImageOps.exif_transpose(picture)
+    if picture.mode == "F":
+        raise PictureError(
+            where, given="floating-point pixels", expected="8 or 16 bits", cure="Save it as a 16-bit PNG."
+        )
+    if picture.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):
+        wide = np.asarray(picture).astype(np.int64).clip(0, 65535)
+        picture = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8), "L")
+    picture = _to_srgb(picture)
+    transparent = picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info
+    plain = picture.convert("RGBA" if transparent else "RGB")
+    plain.info.clear()
+    return plain
+
+
+def _to_srgb(picture: Image.Image) -> Image.Image:
+    """Apply an embedded colour profile; a profile that can't be read is left aside, as browsers do."""
+    profile = picture.info.get("icc_profile")
+    if not profile or picture.mode not in ("RGB", "RGBA", "CMYK", "L"):
+        return picture
+    mode = "RGB" if picture.mode == "CMYK" else picture.mode
+    with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError):
+        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        if mode == "L" or "sRGB" in ImageCms.getProfileDescription(source):
+            return picture
+        converted = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode=mode)
+        return picture if converted is None else converted
+    return picture
+
+
+def to_tensor(picture: Image.Image, channels: int) -> Tensor:
+    """A picture as a tensor.
+
+    Args:
+        picture: mode RGB or RGBA, W x H pixels.
+        channels: 3 (transparency is laid on white) or 4 (colours are multiplied by alpha).
+
+    Returns:
+        [channels, H, W] float32 in [-1, 1].
+    """
+    if channels == 3:
+        return _unit(np.asarray(on_background(picture, "white"))) * 2.0 - 1.0
+    if channels != 4:
+        raise ShapeMismatch("channels", given=channels, expected="3 (RGB) or 4 (RGBA)")
+    straight = _unit(np.asarray(picture.convert("RGBA")))  # [4,H,W]
+    return torch.cat([straight[:3] * straight[3:], straight[3:]]) * 2.0 - 1.0
+
+
+def _unit(pixels: np.ndarray) -> Tensor:
+    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255.0  # [C,H,W]
+
+
+def to_image(tensor: Tensor) -> Image.Image:
+    """The inverse of `to_tensor`; values outside [-1, 1] are clipped.
+
+    Args:
+        tensor: [3, H, W] or [4, H, W].
+    """
+    if tensor.ndim != 3 or tensor.shape[0] not in (3, 4):
+        raise ShapeMismatch("picture tensor", given=tuple(tensor.shape), expected="[3,H,W] or [4,H,W]")
+    unit = (tensor.detach().float().cpu() / 2.0 + 0.5).clamp(0.0, 1.0)  # [C,H,W]
+    if unit.shape[0] == 4:
+        alpha = unit[3:]
+        unit = torch.cat([(unit[:3] / alpha.clamp_min(0.5 / 255)).clamp(0.0, 1.0) * (alpha >= 0.5 / 255), alpha])
+    pixels = (unit * 255.0).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
+    return Image.fromarray(pixels, "RGB" if pixels.shape[2] == 3 else "RGBA")
+
+
+def on_background(picture: Image.Image, background: str) -> Image.Image:
+    """Lay transparency on a colour (`white`, `#rrggbb` ...); `transparent` keeps it."""
+    if picture.mode != "RGBA" or background == "transparent":
+        return picture if background == "transparent" else picture.convert("RGB")
+    ground = Image.new("RGBA", picture.size, (*ImageColor.getrgb(background)[:3], 255))
+    return Image.alpha_composite(ground, picture).convert("RGB")
+
+
+def nearest_size(width: int, height: int, multiple: int) -> tuple[int, int]:
+    """The stated rule for sizes: each side goes to the nearest multiple of the model's factor, at least one of it.
+
+    >>> nearest_size(500, 3, 64)
+    (512, 64)
+    """
+
+    def nearest(side: int) -> int:
+        return max(multiple, (side + multiple // 2) // multiple * multiple)
+
+    return nearest(width), nearest(height)
+
+
+def fit(picture: Image.Image, width: int, height: int, mode: ResizeMode) -> Image.Image:
+    """Bring a picture to a size.
+
+    Args:
+        picture: mode L, RGB or RGBA.
+        width: wanted width in pixels.
+        height: wanted height in pixels.
+        mode: `stretch` ignores the shape, `crop` fills and cuts the middle, `pad` fits and repeats the border.
+    """
+    if picture.size == (width, height):
+        return picture
+    if mode == "stretch":
+        return picture.resize((width, height), Resample.LANCZOS)
+    if mode == "crop":
+        return ImageOps.fit(picture, (width, height), Resample.LANCZOS)
+    small = ImageOps.contain(picture, (width, height), Resample.LANCZOS)
+    left, top = (width - small.width) // 2, (height - small.height) // 2
+    return extend(small, left, top, width - small.width - left, height - small.height - top)
+
+
+def extend(picture: Image.Image, left: int, top: int, right: int, bottom: int) -> Image.Image:
+    """Add a border that repeats the outermost pixels."""
+    pixels = np.asarray(picture)
+    width = ((top, bottom), (left, right), (0, 0))[: pixels.ndim]
+    return Image.fromarray(np.pad(pixels, width, mode="edge"), picture.mode)
+
+
+def read_mask(mask: Image.Image, size: tuple[int, int], *, where: str = "mask") -> Image.Image:
+    """A mask as mode L, white = paint. Transparent parts of a mask count as black.
+
+    Raises:
+        PictureError: the mask has another size than the picture.
+    """
+    if mask.size != size:
+        raise PictureError(
+            where, given=f"{mask.width}x{mask.height} pixels", expected=f"the picture's {size[0]}x{size[1]}",
+            cure="Resize the mask to the picture's size.",
+        )  # fmt: skip
+    return on_background(mask, "black").convert("L") if mask.mode != "L" else mask
+
+
+def transparency_mask(picture: Image.Image, *, where: str = "mask") -> Image.Image:
+    """The transparent part of a picture as a mask: white where it is transparent."""
+    if picture.mode != "RGBA":
+        raise PictureError(
+            where, given="a picture without transparency and no mask", expected="a mask or transparent pixels",
+            cure="Name a mask, or make the part to paint transparent.",
+        )  # fmt: skip
+    return ImageChops.invert(picture.getchannel("A"))
+
+
+def soften(mask: Image.Image, blur: int) -> Image.Image:
+    """Blur a mask's edge; the edge keeps its place."""
+    return mask.filter(ImageFilter.GaussianBlur(blur)) if blur else mask
+
+
+def paste_back(original: Image.Image, painted: Image.Image, mask: Image.Image) -> Image.Image:
+    """`painted` where the mask is white, `original` where it is black, bit for bit there; a blend between.
+
+    Args:
+        original: mode RGB or RGBA.
+        painted: of the same size.
+        mask: mode L, of the same size.
+    """
+    mode = "RGBA" if "RGBA" in (original.mode, painted.mode) else "RGB"
+    return Image.composite(painted.convert(mode), original.convert(mode), mask)
