@@ -7,11 +7,10 @@ those of the published folders (`down_blocks.0.resnets.1.conv1.weight`), so that
 from __future__ import annotations
 
 import torch
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from gouache.config import Config
-from gouache.errors import ConfigError, ShapeMismatch
+from gouache.errors import ShapeMismatch
+from gouache.models.configs import UNetConfig
 from gouache.models.unet_blocks import BlockShape, Conditioning, DownLevel, Level, MiddleLevel, UpLevel
 from gouache.nn.attention import key_mask
 from gouache.nn.elementwise import silu
@@ -19,78 +18,7 @@ from gouache.nn.embeddings import EmbeddingMLP, sinusoidal_embedding
 from gouache.nn.resnet import ResnetBlock, zero_
 from gouache.nn.transformer import SpatialTransformer, TransformerBlock
 
-
-class UNetConfig(Config):
-    """Everything that decides the U-Net's tensors. The defaults are Stable Diffusion 1.x."""
-
-    in_channels: int = Field(4, gt=0)
-    """Channels of the noisy latents."""
-    draft_channels: int = Field(0, ge=0)
-    """Channels concatenated to the latents: 5 for inpainting (mask, masked latents), 4 for instruct-pix2pix,
-    1 for depth, the prior's draft latents for the pocket model."""
-    out_channels: int = Field(4, gt=0)
-    """Channels of the output; twice `in_channels` for a network that predicts variances too."""
-    channels: tuple[int, ...] = Field((320, 640, 1280, 1280), min_length=1)
-    """Width of each level, finest first."""
-    layers_per_level: int = Field(2, gt=0)
-    """Residual blocks of a level on the way down; the way up has one more."""
-    transformer_layers: tuple[int, ...] = (1, 1, 1, 0)
-    """Transformer blocks behind each residual block, by level; 0 = no attention at that level."""
-    up_transformer_layers: tuple[tuple[int, ...], ...] | None = None
-    """The same for the way up, coarsest level first, one number for each residual block; None = as on the way down."""
-    middle: bool = True
-    """Whether there is a middle block."""
-    middle_transformer_layers: int = Field(1, ge=0)
-    """Transformer blocks of the middle; 0 = none."""
-    heads: tuple[int, ...] = (8, 8, 8, 8)
-    """Attention heads by level; the middle has those of the last level."""
-    context_width: int = Field(768, gt=0)
-    """Width of the text's tokens."""
-    linear_projection: bool = False
-    """Linear layers around each transformer (SD 2.x, SDXL), not 1x1 convolutions (SD 1.x)."""
-    pooled_width: int = Field(0, ge=0)
-    """Width of the `pooled` vector; 0 = the network takes none. 2816 for SDXL (pooled text and six size numbers)."""
-    pooled_grid_channels: int = Field(0, ge=0)
-    """0: `pooled` is added to the time embedding. Else it is projected to this many channels, spread over the grid and
-    concatenated to the latents: the simple form of conditioning."""
-    norm_groups: int = Field(32, gt=0)
-    """Groups of the group norms; divides every width."""
-
-    @model_validator(mode="after")
-    def _levels_agree(self) -> UNetConfig:
-        levels = len(self.channels)
-        up = self.up_transformer_layers
-        if len(self.transformer_layers) != levels or len(self.heads) != levels or (up and len(up) != levels):
-            raise ConfigError(
-                "UNetConfig",
-                given=f"{levels} channels, {len(self.transformer_layers)} transformer_layers, {len(self.heads)} heads",
-                expected="one entry for each level in each of them",
-            )
-        for width, heads in zip(self.channels, self.heads, strict=True):
-            if width % self.norm_groups or heads < 1 or width % heads:
-                raise ConfigError(
-                    "UNetConfig.channels",
-                    given=width,
-                    expected=f"a multiple of norm_groups {self.norm_groups} and of its level's {heads} heads",
-                )
-        if any(len(depths) != self.layers_per_level + 1 for depths in up or ()):
-            raise ConfigError(
-                "UNetConfig.up_transformer_layers",
-                given=up,
-                expected=f"{self.layers_per_level + 1} numbers for each level",
-            )
-        return self
-
-    @property
-    def embedding_width(self) -> int:
-        """Width of the time embedding."""
-        return 4 * self.channels[0]
-
-    def up_depths(self) -> list[list[int]]:
-        """Transformer depth behind each residual block of the way up, coarsest level first."""
-        if self.up_transformer_layers is not None:
-            return [list(depths) for depths in self.up_transformer_layers]
-        return [[depth] * (self.layers_per_level + 1) for depth in reversed(self.transformer_layers)]
+__all__ = ["UNet", "UNetConfig", "transformer_blocks"]
 
 
 class UNet(nn.Module):

@@ -6,53 +6,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from gouache.config import Config
-from gouache.errors import ConfigError, ShapeMismatch
+from gouache.errors import ShapeMismatch
+from gouache.models.configs import VAEConfig
 from gouache.models.vae_blocks import CoderShape, Decoder, Encoder
 
-
-class VAEConfig(Config):
-    """Everything that decides the autoencoder's tensors and normalisation. The defaults are Stable Diffusion 1.x."""
-
-    image_channels: int = Field(3, gt=0)
-    """3 for RGB, 4 for RGBA."""
-    latent_channels: int = Field(4, gt=0)
-    channels: tuple[int, ...] = Field((128, 256, 512, 512), min_length=1)
-    """Width of each level, finest first; each level after the first halves the resolution."""
-    layers_per_level: int = Field(2, gt=0)
-    """Residual blocks of a level in the encoder; the decoder has one more."""
-    norm_groups: int = Field(32, gt=0)
-    middle_attention: bool = True
-    """Whether the middle of encoder and decoder looks at all pixels."""
-    quant_conv: bool = True
-    """Whether 1x1 convolutions stand on both sides of the latents."""
-    patch_size: int = Field(1, gt=0)
-    """Above 1, patches of this edge are folded into channels in front of the encoder and unfolded behind the decoder,
-    so that no convolution works at full resolution."""
-    scale: float | tuple[float, ...] = 0.18215
-    """Normalised latents are (moments - shift) * scale; one number, or one for each channel."""
-    shift: float | tuple[float, ...] = 0.0
-
-    @model_validator(mode="after")
-    def _widths_agree(self) -> VAEConfig:
-        for name, value in (("scale", self.scale), ("shift", self.shift)):
-            if isinstance(value, tuple) and len(value) != self.latent_channels:
-                raise ConfigError(
-                    f"VAEConfig.{name}", given=f"{len(value)} numbers", expected=f"1 or {self.latent_channels}"
-                )
-        if any(width % self.norm_groups for width in self.channels):
-            raise ConfigError(
-                "VAEConfig.channels", given=self.channels, expected=f"multiples of norm_groups {self.norm_groups}"
-            )
-        return self
-
-    @property
-    def downscale(self) -> int:
-        """How many image pixels one latent pixel covers along an edge: 8 for Stable Diffusion."""
-        return int(self.patch_size * 2 ** (len(self.channels) - 1))
+__all__ = ["AutoencoderKL", "Moments", "VAEConfig"]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,238 @@
+"""The configs of every network, apart from the networks: reading a file's header needs no torch.
+
+The defaults of each are Stable Diffusion 1.x.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from gouache.config import Config
+from gouache.errors import ConfigError
+
+
+class UNetConfig(Config):
+    """Everything that decides the U-Net's tensors. The defaults are Stable Diffusion 1.x."""
+
+    in_channels: int = Field(4, gt=0)
+    """Channels of the noisy latents."""
+    draft_channels: int = Field(0, ge=0)
+    """Channels concatenated to the latents: 5 for inpainting (mask, masked latents), 4 for instruct-pix2pix,
+    1 for depth, the prior's draft latents for the pocket model."""
+    out_channels: int = Field(4, gt=0)
+    """Channels of the output; twice `in_channels` for a network that predicts variances too."""
+    channels: tuple[int, ...] = Field((320, 640, 1280, 1280), min_length=1)
+    """Width of each level, finest first."""
+    layers_per_level: int = Field(2, gt=0)
+    """Residual blocks of a level on the way down; the way up has one more."""
+    transformer_layers: tuple[int, ...] = (1, 1, 1, 0)
+    """Transformer blocks behind each residual block, by level; 0 = no attention at that level."""
+    up_transformer_layers: tuple[tuple[int, ...], ...] | None = None
+    """The same for the way up, coarsest level first, one number for each residual block; None = as on the way down."""
+    middle: bool = True
+    """Whether there is a middle block."""
+    middle_transformer_layers: int = Field(1, ge=0)
+    """Transformer blocks of the middle; 0 = none."""
+    heads: tuple[int, ...] = (8, 8, 8, 8)
+    """Attention heads by level; the middle has those of the last level."""
+    context_width: int = Field(768, gt=0)
+    """Width of the text's tokens."""
+    linear_projection: bool = False
+    """Linear layers around each transformer (SD 2.x, SDXL), not 1x1 convolutions (SD 1.x)."""
+    pooled_width: int = Field(0, ge=0)
+    """Width of the `pooled` vector; 0 = the network takes none. 2816 for SDXL (pooled text and six size numbers)."""
+    pooled_grid_channels: int = Field(0, ge=0)
+    """0: `pooled` is added to the time embedding. Else it is projected to this many channels, spread over the grid and
+    concatenated to the latents: the simple form of conditioning."""
+    norm_groups: int = Field(32, gt=0)
+    """Groups of the group norms; divides every width."""
+
+    @model_validator(mode="after")
+    def _levels_agree(self) -> UNetConfig:
+        levels = len(self.channels)
+        up = self.up_transformer_layers
+        if len(self.transformer_layers) != levels or len(self.heads) != levels or (up and len(up) != levels):
+            raise ConfigError(
+                "UNetConfig",
+                given=f"{levels} channels, {len(self.transformer_layers)} transformer_layers, {len(self.heads)} heads",
+                expected="one entry for each level in each of them",
+            )
+        for width, heads in zip(self.channels, self.heads, strict=True):
+            if width % self.norm_groups or heads < 1 or width % heads:
+                raise ConfigError(
+                    "UNetConfig.channels",
+                    given=width,
+                    expected=f"a multiple of norm_groups {self.norm_groups} and of its level's {heads} heads",
+                )
+        if any(len(depths) != self.layers_per_level + 1 for depths in up or ()):
+            raise ConfigError(
+                "UNetConfig.up_transformer_layers",
+                given=up,
+                expected=f"{self.layers_per_level + 1} numbers for each level",
+            )
+        return self
+
+    @property
+    def embedding_width(self) -> int:
+        """Width of the time embedding."""
+        return 4 * self.channels[0]
+
+    def up_depths(self) -> list[list[int]]:
+        """Transformer depth behind each residual block of the way up, coarsest level first."""
+        if self.up_transformer_layers is not None:
+            return [list(depths) for depths in self.up_transformer_layers]
+        return [[depth] * (self.layers_per_level + 1) for depth in reversed(self.transformer_layers)]
+
+
+class VAEConfig(Config):
+    """Everything that decides the autoencoder's tensors and normalisation. The defaults are Stable Diffusion 1.x."""
+
+    image_channels: int = Field(3, gt=0)
+    """3 for RGB, 4 for RGBA."""
+    latent_channels: int = Field(4, gt=0)
+    channels: tuple[int, ...] = Field((128, 256, 512, 512), min_length=1)
+    """Width of each level, finest first; each level after the first halves the resolution."""
+    layers_per_level: int = Field(2, gt=0)
+    """Residual blocks of a level in the encoder; the decoder has one more."""
+    norm_groups: int = Field(32, gt=0)
+    middle_attention: bool = True
+    """Whether the middle of encoder and decoder looks at all pixels."""
+    quant_conv: bool = True
+    """Whether 1x1 convolutions stand on both sides of the latents."""
+    patch_size: int = Field(1, gt=0)
+    """Above 1, patches of this edge are folded into channels in front of the encoder and unfolded behind the decoder,
+    so that no convolution works at full resolution."""
+    scale: float | tuple[float, ...] = 0.18215
+    """Normalised latents are (moments - shift) * scale; one number, or one for each channel."""
+    shift: float | tuple[float, ...] = 0.0
+
+    @model_validator(mode="after")
+    def _widths_agree(self) -> VAEConfig:
+        for name, value in (("scale", self.scale), ("shift", self.shift)):
+            if isinstance(value, tuple) and len(value) != self.latent_channels:
+                raise ConfigError(
+                    f"VAEConfig.{name}", given=f"{len(value)} numbers", expected=f"1 or {self.latent_channels}"
+                )
+        if any(width % self.norm_groups for width in self.channels):
+            raise ConfigError(
+                "VAEConfig.channels", given=self.channels, expected=f"multiples of norm_groups {self.norm_groups}"
+            )
+        return self
+
+    @property
+    def downscale(self) -> int:
+        """How many image pixels one latent pixel covers along an edge: 8 for Stable Diffusion."""
+        return int(self.patch_size * 2 ** (len(self.channels) - 1))
+
+
+class TextEncoderConfig(Config):
+    """A CLIP text transformer and which of its states is the context. The defaults are those of ViT-L in SD 1.x."""
+
+    vocabulary_size: int = Field(49408, gt=0)
+    width: int = Field(768, gt=0)
+    inner_width: int = Field(3072, gt=0)
+    """Width inside the feed-forward network."""
+    layers: int = Field(12, gt=0)
+    heads: int = Field(12, gt=0)
+    positions: int = Field(77, gt=2)
+    """Tokens of one chunk, start and end included."""
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    """OpenAI's CLIP has quick_gelu, OpenCLIP's ViT-H and bigG have gelu."""
+    projection_width: int = Field(0, ge=0)
+    """Width of the pooled vector; 0 = the file has no projection and the encoder gives no pooled vector."""
+    skip_layers: int = Field(0, ge=0)
+    """Layers left out at the end for the context: 0 = the last layer's state, 1 = the penultimate's."""
+    final_norm: bool = True
+    """Whether the last layer norm stands over the context (SD 1.x, 2.x: yes; SDXL: no)."""
+    end_id: int = 49407
+    """The token whose state becomes the pooled vector."""
+    pad_id: int = 49407
+    """What fills a chunk up: the end token for OpenAI's CLIP, 0 for OpenCLIP."""
+
+    @model_validator(mode="after")
+    def _layers_agree(self) -> TextEncoderConfig:
+        if self.skip_layers >= self.layers:
+            raise ConfigError(
+                "TextEncoderConfig.skip_layers", given=self.skip_layers, expected=f"fewer than {self.layers} layers"
+            )
+        _check_heads("TextEncoderConfig", self.width, self.heads)
+        return self
+
+
+class SentenceEncoderConfig(Config):
+    """A BERT-style encoder; the defaults are those of all-MiniLM-L6-v2."""
+
+    vocabulary_size: int = Field(30522, gt=0)
+    width: int = Field(384, gt=0)
+    inner_width: int = Field(1536, gt=0)
+    layers: int = Field(6, gt=0)
+    heads: int = Field(12, gt=0)
+    positions: int = Field(512, gt=2)
+    max_tokens: int = Field(128, gt=2)
+    """Tokens of one chunk, start and end included; not more than `positions`."""
+    norm_eps: float = Field(1e-12, gt=0)
+    lowercase: bool = True
+    """Whether the tokenizer folds case and strips accents."""
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> SentenceEncoderConfig:
+        if self.max_tokens > self.positions:
+            raise ConfigError(
+                "SentenceEncoderConfig.max_tokens", given=self.max_tokens, expected=f"at most {self.positions}"
+            )
+        _check_heads("SentenceEncoderConfig", self.width, self.heads)
+        return self
+
+
+class ImageEncoderConfig(Config):
+    """A CLIP vision tower with its projection; the defaults are those of ViT-L/14."""
+
+    image_size: int = Field(224, gt=0)
+    """Edge of the square picture, in pixels."""
+    patch_size: int = Field(14, gt=0)
+    width: int = Field(1024, gt=0)
+    inner_width: int = Field(4096, gt=0)
+    layers: int = Field(24, gt=0)
+    heads: int = Field(16, gt=0)
+    activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
+    projection_width: int = Field(768, gt=0)
+
+    @model_validator(mode="after")
+    def _sizes_agree(self) -> ImageEncoderConfig:
+        if self.image_size % self.patch_size:
+            raise ConfigError(
+                "ImageEncoderConfig.image_size", given=self.image_size, expected=f"a multiple of {self.patch_size}"
+            )
+        _check_heads("ImageEncoderConfig", self.width, self.heads)
+        return self
+
+
+def _check_heads(where: str, width: int, heads: int) -> None:
+    if width % heads:
+        raise ConfigError(f"{where}.heads", given=heads, expected=f"a divisor of the width {width}")
+
+
+class NoiseScheduleConfig(Config):
+    """Arguments of `diffusion.noise_schedule.make_noise_schedule`."""
+
+    name: str = "scaled_linear"
+    num_timesteps: int = Field(1000, gt=1)
+    beta_start: float | None = None
+    """None: the schedule's own; for scaled_linear 0.00085."""
+    beta_end: float | None = None
+    """None: the schedule's own; for scaled_linear 0.012."""
+    continuous: bool = False
+    zero_terminal_snr: bool = False
+    shift: float = Field(1.0, gt=0)
+
+
+class DenoiserConfig(Config):
+    """What turns the raw network into D(x, sigma)."""
+
+    parameterization: Literal["eps", "v", "x0", "flow"] = "eps"
+    """What the network's output means."""
+    schedule: NoiseScheduleConfig = NoiseScheduleConfig()
+    learned_variance: bool = False
+    """Whether the second half of the network's output channels interpolates the variance."""
