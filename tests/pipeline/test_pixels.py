@@ -49,17 +49,26 @@ def test_every_level_of_grey_has_its_value() -> None:
     assert to_image(to_tensor(picture, 3)).tobytes() == picture.tobytes()
 
 
-def test_rgba_colours_are_multiplied_by_alpha_and_come_back() -> None:
+def test_rgba_is_laid_on_white_and_comes_back() -> None:
     values = np.random.default_rng(1).integers(0, 256, (8, 8, 4), np.uint8)
     picture = Image.fromarray(values)
     tensor = to_tensor(picture, 4)
-    alpha = values[..., 3:] / 255
-    assert np.allclose((tensor.permute(1, 2, 0)[..., :3] + 1) / 2, values[..., :3] / 255 * alpha, atol=1e-6)
+    on_white = Image.alpha_composite(Image.new("RGBA", (8, 8), "white"), picture)
+    shown = (tensor.permute(1, 2, 0)[..., :3] + 1) * 127.5
+    assert np.abs(shown.numpy() - np.asarray(on_white)[..., :3]).max() <= 1
     back = np.asarray(to_image(tensor))
     assert (back[..., 3] == values[..., 3]).all()
     opaque = values[..., 3] > 0
     assert np.abs(back[opaque].astype(int) - values[opaque])[:, :3].max() <= 1
-    assert (back[~opaque] == 0).all()
+    assert (back[~opaque] == (255, 255, 255, 0)).all()
+
+
+def test_rgba_in_batches_is_rgba_one_by_one() -> None:
+    values = np.random.default_rng(3).integers(0, 256, (2, 3, 8, 8, 4), np.uint8)
+    batch = pixels.rgba_to_tensor(values)
+    assert batch.shape == (2, 3, 4, 8, 8)
+    assert torch.equal(batch[1, 2], to_tensor(Image.fromarray(values[1, 2]), 4))
+    assert (pixels.tensor_to_rgba(batch)[1, 2] == np.asarray(to_image(batch[1, 2]))).all()
 
 
 def test_out_of_range_values_are_clipped() -> None:

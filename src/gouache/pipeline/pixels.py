@@ -1,7 +1,6 @@
 """Pictures to tensors and back, and the careful reading of pictures from outside.
 
-Colours are sRGB in 8 bits on the picture's side and [-1, 1] on the tensor's. With four channels the tensor's colours
-are multiplied by alpha, so that invisible colours carry no information; pictures hold straight alpha as PNG does.
+Colours are sRGB in 8 bits on the picture's side and [-1, 1] on the tensor's. Pictures hold straight alpha, as PNG does.
 """
 
 from __future__ import annotations
@@ -12,6 +11,7 @@ import warnings
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from PIL import Image, ImageChops, ImageCms, ImageColor, ImageFilter, ImageOps
 from torch import Tensor
@@ -23,6 +23,7 @@ READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Formats that are opened. Not among them: those that Pillow reads through another program."""
 MAX_BYTES = 256 * 2**20
 Resample = Image.Resampling
+Pixels = npt.NDArray[np.uint8]
 
 
 def read_picture(source: Path | bytes, *, where: str = "picture", max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -128,21 +129,16 @@ def to_tensor(picture: Image.Image, channels: int) -> Tensor:
 
     Args:
         picture: mode RGB or RGBA, W x H pixels.
-        channels: 3 (transparency is laid on white) or 4 (colours are multiplied by alpha).
+        channels: 3 (transparency is laid on white) or 4 (see `rgba_to_tensor`).
 
     Returns:
         [channels, H, W] float32 in [-1, 1].
     """
-    if channels == 3:
-        return _unit(np.asarray(on_background(picture, "white"))) * 2.0 - 1.0
-    if channels != 4:
+    if channels == 4:
+        return rgba_to_tensor(np.asarray(picture.convert("RGBA")))
+    if channels != 3:
         raise ShapeMismatch("channels", given=channels, expected="3 (RGB) or 4 (RGBA)")
-    straight = _unit(np.asarray(picture.convert("RGBA")))  # [4,H,W]
-    return torch.cat([straight[:3] * straight[3:], straight[3:]]) * 2.0 - 1.0
-
-
-def _unit(pixels: np.ndarray) -> Tensor:
-    return torch.from_numpy(pixels.copy()).permute(2, 0, 1).float() / 255.0  # [C,H,W]
+    return _channels_first(np.asarray(on_background(picture, "white"))) * 2.0 - 1.0
 
 
 def to_image(tensor: Tensor) -> Image.Image:
@@ -153,12 +149,54 @@ def to_image(tensor: Tensor) -> Image.Image:
     """
     if tensor.ndim != 3 or tensor.shape[0] not in (3, 4):
         raise ShapeMismatch("picture tensor", given=tuple(tensor.shape), expected="[3,H,W] or [4,H,W]")
-    unit = (tensor.detach().float().cpu() / 2.0 + 0.5).clamp(0.0, 1.0)  # [C,H,W]
-    if unit.shape[0] == 4:
-        alpha = unit[3:]
-        unit = torch.cat([(unit[:3] / alpha.clamp_min(0.5 / 255)).clamp(0.0, 1.0) * (alpha >= 0.5 / 255), alpha])
-    pixels = (unit * 255.0).round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
-    return Image.fromarray(pixels, "RGB" if pixels.shape[2] == 3 else "RGBA")
+    if tensor.shape[0] == 4:
+        return Image.fromarray(tensor_to_rgba(tensor), "RGBA")
+    return Image.fromarray(_bytes(_unit(tensor)), "RGB")
+
+
+def rgba_to_tensor(pixels: Pixels) -> Tensor:
+    """Straight-alpha pixels to the tensor of an RGBA model: colours laid on white, and alpha, both in [-1, 1].
+
+    So the first three channels alone are the picture on white, and an invisible colour carries no information.
+
+    Args:
+        pixels: uint8 [..., H, W, 4].
+
+    Returns:
+        float32 [..., 4, H, W].
+    """
+    straight = _channels_first(pixels)
+    colour, alpha = straight[..., :3, :, :], straight[..., 3:, :, :]
+    return torch.cat([colour * alpha + (1.0 - alpha), alpha], dim=-3) * 2.0 - 1.0
+
+
+def tensor_to_rgba(tensor: Tensor) -> Pixels:
+    """The inverse of `rgba_to_tensor`, up to rounding; where nothing is visible the colour is white.
+
+    Args:
+        tensor: [..., 4, H, W].
+
+    Returns:
+        uint8 [..., H, W, 4], straight alpha.
+    """
+    unit = _unit(tensor)
+    on_white, alpha = unit[..., :3, :, :], unit[..., 3:, :, :]
+    visible = alpha >= 0.5 / 255
+    colour = (on_white - (1.0 - alpha)) / torch.where(visible, alpha, 1.0)
+    return _bytes(torch.cat([torch.where(visible, colour.clamp(0.0, 1.0), 1.0), alpha], dim=-3))
+
+
+def _channels_first(pixels: Pixels) -> Tensor:
+    return torch.from_numpy(pixels.copy()).movedim(-1, -3).float() / 255.0  # [...,C,H,W]
+
+
+def _unit(tensor: Tensor) -> Tensor:
+    return (tensor.detach().float().cpu() / 2.0 + 0.5).clamp(0.0, 1.0)
+
+
+def _bytes(unit: Tensor) -> Pixels:
+    pixels: Pixels = (unit * 255.0).round().to(torch.uint8).movedim(-3, -1).contiguous().numpy()
+    return pixels
 
 
 def on_background(picture: Image.Image, background: str) -> Image.Image:
