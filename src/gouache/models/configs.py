@@ -16,37 +16,37 @@ from gouache.errors import ConfigError
 class UNetConfig(Config):
     """Everything that decides the U-Net's tensors. The defaults are Stable Diffusion 1.x."""
 
-    in_channels: int = Field(4, gt=0)
+    in_channels: int = Field(default=4, gt=0)
     """Channels of the noisy latents."""
-    draft_channels: int = Field(0, ge=0)
+    draft_channels: int = Field(default=0, ge=0)
     """Channels concatenated to the latents: 5 for inpainting (mask, masked latents), 4 for instruct-pix2pix,
     1 for depth, the prior's draft latents for the pocket model."""
-    out_channels: int = Field(4, gt=0)
+    out_channels: int = Field(default=4, gt=0)
     """Channels of the output; twice `in_channels` for a network that predicts variances too."""
-    channels: tuple[int, ...] = Field((320, 640, 1280, 1280), min_length=1)
+    channels: tuple[int, ...] = Field(default=(320, 640, 1280, 1280), min_length=1)
     """Width of each level, finest first."""
-    layers_per_level: int = Field(2, gt=0)
+    layers_per_level: int = Field(default=2, gt=0)
     """Residual blocks of a level on the way down; the way up has one more."""
     transformer_layers: tuple[int, ...] = (1, 1, 1, 0)
     """Transformer blocks behind each residual block, by level; 0 = no attention at that level."""
     up_transformer_layers: tuple[tuple[int, ...], ...] | None = None
     """The same for the way up, coarsest level first, one number for each residual block; None = as on the way down."""
-    middle: bool = True
-    """Whether there is a middle block."""
-    middle_transformer_layers: int = Field(1, ge=0)
-    """Transformer blocks of the middle; 0 = none."""
+    middle_layers: int = Field(default=2, ge=0, le=2)
+    """Residual blocks of the middle; some reduced networks have 1, or 0 and no middle at all."""
+    middle_transformer_layers: int = Field(default=1, ge=0)
+    """Transformer blocks behind the first residual block of the middle; 0 = none."""
     heads: tuple[int, ...] = (8, 8, 8, 8)
     """Attention heads by level; the middle has those of the last level."""
-    context_width: int = Field(768, gt=0)
+    context_width: int = Field(default=768, gt=0)
     """Width of the text's tokens."""
     linear_projection: bool = False
     """Linear layers around each transformer (SD 2.x, SDXL), not 1x1 convolutions (SD 1.x)."""
-    pooled_width: int = Field(0, ge=0)
+    pooled_width: int = Field(default=0, ge=0)
     """Width of the `pooled` vector; 0 = the network takes none. 2816 for SDXL (pooled text and six size numbers)."""
-    pooled_grid_channels: int = Field(0, ge=0)
+    pooled_grid_channels: int = Field(default=0, ge=0)
     """0: `pooled` is added to the time embedding. Else it is projected to this many channels, spread over the grid and
     concatenated to the latents: the simple form of conditioning."""
-    norm_groups: int = Field(32, gt=0)
+    norm_groups: int = Field(default=32, gt=0)
     """Groups of the group norms; divides every width."""
 
     @model_validator(mode="after")
@@ -89,19 +89,19 @@ class UNetConfig(Config):
 class VAEConfig(Config):
     """Everything that decides the autoencoder's tensors and normalisation. The defaults are Stable Diffusion 1.x."""
 
-    image_channels: int = Field(3, gt=0)
+    image_channels: int = Field(default=3, gt=0)
     """3 for RGB, 4 for RGBA."""
-    latent_channels: int = Field(4, gt=0)
-    channels: tuple[int, ...] = Field((128, 256, 512, 512), min_length=1)
+    latent_channels: int = Field(default=4, gt=0)
+    channels: tuple[int, ...] = Field(default=(128, 256, 512, 512), min_length=1)
     """Width of each level, finest first; each level after the first halves the resolution."""
-    layers_per_level: int = Field(2, gt=0)
+    layers_per_level: int = Field(default=2, gt=0)
     """Residual blocks of a level in the encoder; the decoder has one more."""
-    norm_groups: int = Field(32, gt=0)
+    norm_groups: int = Field(default=32, gt=0)
     middle_attention: bool = True
     """Whether the middle of encoder and decoder looks at all pixels."""
     quant_conv: bool = True
     """Whether 1x1 convolutions stand on both sides of the latents."""
-    patch_size: int = Field(1, gt=0)
+    patch_size: int = Field(default=1, gt=0)
     """Above 1, patches of this edge are folded into channels in front of the encoder and unfolded behind the decoder,
     so that no convolution works at full resolution."""
     scale: float | tuple[float, ...] = 0.18215
@@ -130,19 +130,19 @@ class VAEConfig(Config):
 class TextEncoderConfig(Config):
     """A CLIP text transformer and which of its states is the context. The defaults are those of ViT-L in SD 1.x."""
 
-    vocabulary_size: int = Field(49408, gt=0)
-    width: int = Field(768, gt=0)
-    inner_width: int = Field(3072, gt=0)
+    vocabulary_size: int = Field(default=49408, gt=0)
+    width: int = Field(default=768, gt=0)
+    inner_width: int = Field(default=3072, gt=0)
     """Width inside the feed-forward network."""
-    layers: int = Field(12, gt=0)
-    heads: int = Field(12, gt=0)
-    positions: int = Field(77, gt=2)
+    layers: int = Field(default=12, gt=0)
+    heads: int = Field(default=12, gt=0)
+    positions: int = Field(default=77, gt=2)
     """Tokens of one chunk, start and end included."""
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
     """OpenAI's CLIP has quick_gelu, OpenCLIP's ViT-H and bigG have gelu."""
-    projection_width: int = Field(0, ge=0)
+    projection_width: int = Field(default=0, ge=0)
     """Width of the pooled vector; 0 = the file has no projection and the encoder gives no pooled vector."""
-    skip_layers: int = Field(0, ge=0)
+    skip_layers: int = Field(default=0, ge=0)
     """Layers left out at the end for the context: 0 = the last layer's state, 1 = the penultimate's."""
     final_norm: bool = True
     """Whether the last layer norm stands over the context (SD 1.x, 2.x: yes; SDXL: no)."""
@@ -164,15 +164,15 @@ class TextEncoderConfig(Config):
 class SentenceEncoderConfig(Config):
     """A BERT-style encoder; the defaults are those of all-MiniLM-L6-v2."""
 
-    vocabulary_size: int = Field(30522, gt=0)
-    width: int = Field(384, gt=0)
-    inner_width: int = Field(1536, gt=0)
-    layers: int = Field(6, gt=0)
-    heads: int = Field(12, gt=0)
-    positions: int = Field(512, gt=2)
-    max_tokens: int = Field(128, gt=2)
+    vocabulary_size: int = Field(default=30522, gt=0)
+    width: int = Field(default=384, gt=0)
+    inner_width: int = Field(default=1536, gt=0)
+    layers: int = Field(default=6, gt=0)
+    heads: int = Field(default=12, gt=0)
+    positions: int = Field(default=512, gt=2)
+    max_tokens: int = Field(default=128, gt=2)
     """Tokens of one chunk, start and end included; not more than `positions`."""
-    norm_eps: float = Field(1e-12, gt=0)
+    norm_eps: float = Field(default=1e-12, gt=0)
     lowercase: bool = True
     """Whether the tokenizer folds case and strips accents."""
 
@@ -189,15 +189,15 @@ class SentenceEncoderConfig(Config):
 class ImageEncoderConfig(Config):
     """A CLIP vision tower with its projection; the defaults are those of ViT-L/14."""
 
-    image_size: int = Field(224, gt=0)
+    image_size: int = Field(default=224, gt=0)
     """Edge of the square picture, in pixels."""
-    patch_size: int = Field(14, gt=0)
-    width: int = Field(1024, gt=0)
-    inner_width: int = Field(4096, gt=0)
-    layers: int = Field(24, gt=0)
-    heads: int = Field(16, gt=0)
+    patch_size: int = Field(default=14, gt=0)
+    width: int = Field(default=1024, gt=0)
+    inner_width: int = Field(default=4096, gt=0)
+    layers: int = Field(default=24, gt=0)
+    heads: int = Field(default=16, gt=0)
     activation: Literal["quick_gelu", "gelu"] = "quick_gelu"
-    projection_width: int = Field(768, gt=0)
+    projection_width: int = Field(default=768, gt=0)
 
     @model_validator(mode="after")
     def _sizes_agree(self) -> ImageEncoderConfig:
@@ -218,14 +218,14 @@ class NoiseScheduleConfig(Config):
     """Arguments of `diffusion.noise_schedule.make_noise_schedule`."""
 
     name: str = "scaled_linear"
-    num_timesteps: int = Field(1000, gt=1)
+    num_timesteps: int = Field(default=1000, gt=1)
     beta_start: float | None = None
     """None: the schedule's own; for scaled_linear 0.00085."""
     beta_end: float | None = None
     """None: the schedule's own; for scaled_linear 0.012."""
     continuous: bool = False
     zero_terminal_snr: bool = False
-    shift: float = Field(1.0, gt=0)
+    shift: float = Field(default=1.0, gt=0)
 
 
 class DenoiserConfig(Config):
@@ -236,3 +236,15 @@ class DenoiserConfig(Config):
     schedule: NoiseScheduleConfig = NoiseScheduleConfig()
     learned_variance: bool = False
     """Whether the second half of the network's output channels interpolates the variance."""
+
+
+class GenerationDefaults(Config):
+    """What a request that leaves these open gets from the model."""
+
+    width: int = Field(default=512, gt=0)
+    height: int = Field(default=512, gt=0)
+    num_inference_steps: int = Field(default=50, gt=0)
+    guidance_scale: float = 7.5
+    sampler: str = "ddim"
+    schedule: str = "uniform"
+    """Name of the list of noise levels."""

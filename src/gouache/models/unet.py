@@ -35,10 +35,13 @@ class UNet(nn.Module):
         elif config.pooled_width:
             self.add_embedding = EmbeddingMLP(config.pooled_width, config.embedding_width)
         self.down_blocks, skip_channels = _down_levels(config)
-        if config.middle:
+        if config.middle_layers:
             last = len(config.channels) - 1
             self.mid_block = MiddleLevel(
-                config.channels[-1], depth=config.middle_transformer_layers, shape=_shape(config, last)
+                config.channels[-1],
+                config.middle_layers,
+                depth=config.middle_transformer_layers,
+                shape=_shape(config, last),
             )
         self.up_blocks = _up_levels(config, skip_channels)
         self.conv_norm_out = nn.GroupNorm(config.norm_groups, config.channels[0])
@@ -81,7 +84,7 @@ class UNet(nn.Module):
         skips = [hidden]
         for down in self.down_blocks:
             hidden = down(hidden, given, skips)
-        if self.config.middle:
+        if self.config.middle_layers:
             hidden = self.mid_block(hidden, given)
         for up in self.up_blocks:
             hidden = up(hidden, given, skips)

@@ -117,10 +117,10 @@ class DownLevel(Level):
 
 
 class MiddleLevel(Level):
-    """A residual block, a transformer (depth 0 = none), a residual block; channels and size stay."""
+    """A residual block, a transformer (depth 0 = none), the other residual blocks; channels and size stay."""
 
-    def __init__(self, channels: int, *, depth: int, shape: BlockShape) -> None:
-        super().__init__([(channels, channels)] * 2, [0, 0], shape)
+    def __init__(self, channels: int, layers: int, *, depth: int, shape: BlockShape) -> None:
+        super().__init__([(channels, channels)] * layers, [0] * layers, shape)
         if depth:
             self.attentions = nn.ModuleList([shape.transformer(channels, depth)])
 
@@ -129,7 +129,9 @@ class MiddleLevel(Level):
         x = self._run(self.resnets[0], x, given.embedding)
         if hasattr(self, "attentions"):
             x = self._run(self.attentions[0], x, given.context, given.mask)
-        return self._run(self.resnets[1], x, given.embedding)
+        for block in self.resnets[1:]:
+            x = self._run(block, x, given.embedding)
+        return x
 
 
 class UpLevel(Level):

@@ -8,7 +8,14 @@ from torch import Tensor, nn
 
 
 def attend(
-    query: Tensor, key: Tensor, value: Tensor, *, heads: int, mask: Tensor | None = None, slice_size: int = 0
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    heads: int,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    slice_size: int = 0,
 ) -> Tensor:
     """softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017, arXiv:1706.03762, equation 1), by heads.
 
@@ -18,6 +25,7 @@ def attend(
         value: [B, M, heads * d].
         heads: how many heads share the width.
         mask: broadcastable to [B, heads, N, M]; boolean (True = may be seen) or added to the scores.
+        causal: each row sees itself and the rows before it; then there is no `mask` and no slicing.
         slice_size: 0, or how many query rows are worked on at a time. The result is the same; the scores'
             memory falls from N * M to slice_size * M where the kernel keeps them.
 
@@ -25,8 +33,8 @@ def attend(
         [B, N, heads * d].
     """
     q, k, v = (_split_heads(tensor, heads) for tensor in (query, key, value))  # [B, heads, N or M, d]
-    if slice_size <= 0 or slice_size >= q.shape[2]:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+    if causal or slice_size <= 0 or slice_size >= q.shape[2]:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
     else:
         out = _attend_in_slices(q, k, v, mask, slice_size)
     return out.transpose(1, 2).flatten(2)  # [B, N, heads * d]

@@ -1,0 +1,153 @@
+"""The parts of one loaded model, and how they fit together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from gouache.diffusion.noise_schedule import NoiseSchedule
+from gouache.errors import ConfigError, ShapeMismatch
+from gouache.models.configs import DenoiserConfig, GenerationDefaults
+from gouache.models.denoiser import Denoiser
+from gouache.models.prior import Prior
+from gouache.models.quantizer import Quantizer
+from gouache.models.text_stack import TextStack
+from gouache.models.unet import UNet
+from gouache.models.vae import AutoencoderKL
+from gouache.nn.embeddings import sinusoidal_embedding
+
+NUMBER_WIDTH = 256
+"""Channels of each number that SDXL is told beside the text."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelBundle:
+    """One model, whole: what `checkpoints.load` gives and the pipeline works with.
+
+    Attributes:
+        family: "sd1", "sd2", "sdxl", "sdxl-refiner", "pocket", ...
+        unet, vae, text: the networks.
+        denoiser_config: what the U-Net's output means, and its noise schedule.
+        defaults: size, steps and so on of a request that leaves them open.
+        prior, quantizer: the autoregressive prior that draws the draft, and its code book; both or none.
+        name: a short name for people.
+        path: where it was read from; None if it was built in memory.
+        sha256: hash of the weights as hexadecimal, or empty.
+
+    Raises:
+        ConfigError: the parts do not fit together.
+    """
+
+    family: str
+    unet: UNet
+    vae: AutoencoderKL
+    text: TextStack
+    denoiser_config: DenoiserConfig = field(default_factory=DenoiserConfig)
+    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+    prior: Prior | None = None
+    quantizer: Quantizer | None = None
+    name: str = ""
+    path: Path | None = None
+    sha256: str = ""
+
+    def __post_init__(self) -> None:
+        for what, given, expected in (
+            ("latent channels", self.vae.config.latent_channels, self.unet.config.in_channels),
+            ("context width", self.text.context_width, self.unet.config.context_width),
+            ("prior and quantizer", self.prior is not None, self.quantizer is not None),
+        ):
+            if given != expected:
+                raise ConfigError(f"model {self.name or self.family!r}: {what}", given=given, expected=str(expected))
+        if self.size_numbers < 0:
+            raise ConfigError(
+                f"model {self.name or self.family!r}: pooled width",
+                given=self.unet.config.pooled_width,
+                expected=f"{self.text.pooled_width} and {NUMBER_WIDTH} for each number beside it",
+            )
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        """D(x, sigma, condition)."""
+        return Denoiser.from_config(self.unet, self.denoiser_config)
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The noise schedule the U-Net was trained on."""
+        return self.denoiser.schedule
+
+    @property
+    def device(self) -> torch.device:
+        """Where the U-Net is."""
+        return self.unet.conv_in.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The U-Net's floating-point type."""
+        return self.unet.conv_in.weight.dtype
+
+    @property
+    def size_numbers(self) -> int:
+        """How many numbers the U-Net is told beside the pooled text: 6 for SDXL, 5 for its refiner, else 0; -1 if its
+        pooled width can't be explained so."""
+        width = self.unet.config.pooled_width
+        if width == 0:
+            return 0
+        rest = width - self.text.pooled_width
+        return rest // NUMBER_WIDTH if rest >= 0 and rest % NUMBER_WIDTH == 0 else -1
+
+    def pooled_vector(self, pooled: Tensor | None, numbers: Tensor | None = None) -> Tensor | None:
+        """The vector that the U-Net takes as `pooled`.
+
+        Args:
+            pooled: the text stack's pooled vector, which is left out for a U-Net that takes none. [B, P]
+            numbers: for SDXL height and width of the original picture, top and left of the crop, height and width of
+                the target; for the refiner original height and width, top and left, aesthetic score (Podell et al.
+                2023, arXiv:2307.01952, section 2.2). [B, 6 or 5]
+
+        Returns:
+            [B, pooled_width], or None for a U-Net that takes none.
+
+        Raises:
+            ShapeMismatch: the wrong number of numbers, or no pooled vector where one is needed.
+        """
+        if self.unet.config.pooled_width == 0:
+            return None
+        count = 0 if numbers is None else numbers.shape[-1]
+        if pooled is None or count != self.size_numbers:
+            raise ShapeMismatch(
+                "pooled vector",
+                given=f"{'no' if pooled is None else 'a'} pooled text and {count} numbers",
+                expected=f"a pooled text and {self.size_numbers} numbers",
+            )
+        if numbers is None:
+            return pooled
+        waves = sinusoidal_embedding(numbers.to(pooled.device), NUMBER_WIDTH).flatten(1)  # [B, numbers * 256]
+        return torch.cat([pooled, waves.to(pooled.dtype)], dim=1)
+
+    def networks(self) -> dict[str, nn.Module]:
+        """Every network of the model by its part's name."""
+        parts = {
+            "unet": self.unet,
+            "vae": self.vae,
+            "text": self.text,
+            "prior": self.prior,
+            "quantizer": self.quantizer,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
+        """Move every network, in place; returns the bundle itself."""
+        for part in self.networks().values():
+            part.to(device=device, dtype=dtype)
+        return self
+
+    def eval(self) -> Self:
+        """Put every network in inference mode, without gradients, in place; returns the bundle itself."""
+        for part in self.networks().values():
+            part.eval().requires_grad_(False)
+        return self

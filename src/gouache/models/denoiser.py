@@ -1,0 +1,182 @@
+"""The denoiser: a raw network, what its output means, and its noise schedule, as one D(x, sigma)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gouache.diffusion.noise_schedule import NoiseSchedule, make_noise_schedule
+from gouache.diffusion.parameterization import Parameterization, denoised_from, network_input
+from gouache.diffusion.step import Denoise
+from gouache.errors import ConfigError, ShapeMismatch
+from gouache.models.configs import DenoiserConfig, NoiseScheduleConfig
+from gouache.models.unet import UNet
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """What the network is given beside the noisy latents; every tensor has B rows, or one for all.
+
+    Attributes:
+        context: the text's tokens. [B, L, D]
+        mask: True where a token is real; None = all. [B, L]
+        pooled: the ready vector of a network that takes one. [B, P]
+        draft: channels laid beside the latents by a network that takes them. [B, Cd, h, w]
+    """
+
+    context: Tensor
+    mask: Tensor | None = None
+    pooled: Tensor | None = None
+    draft: Tensor | None = None
+
+    def rows(self, start: int, end: int) -> Condition:
+        """Rows `start` (included) to `end` (excluded) of every tensor."""
+        return self._map(lambda tensor: tensor[start:end])
+
+    def expand(self, batch: int) -> Condition:
+        """One row for all as `batch` rows (no copy); `batch` rows as they are."""
+        return self._map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
+
+    def to(self, device: torch.device, dtype: torch.dtype) -> Condition:
+        """The same on another device; floating-point tensors in another precision."""
+        return self._map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype))
+
+    def _map(self, change: Callable[[Tensor], Tensor]) -> Condition:
+        mask, pooled, draft = (
+            None if tensor is None else change(tensor) for tensor in (self.mask, self.pooled, self.draft)
+        )
+        return replace(self, context=change(self.context), mask=mask, pooled=pooled, draft=draft)
+
+
+def stack(conditions: Sequence[Condition]) -> Condition:
+    """Conditions under one another, for one network call: rows add up.
+
+    Raises:
+        ShapeMismatch: one has a mask, pooled vector or draft and another has not.
+    """
+    return Condition(
+        context=torch.cat([condition.context for condition in conditions]),
+        mask=_stack("mask", [condition.mask for condition in conditions]),
+        pooled=_stack("pooled", [condition.pooled for condition in conditions]),
+        draft=_stack("draft", [condition.draft for condition in conditions]),
+    )
+
+
+def _stack(name: str, tensors: list[Tensor | None]) -> Tensor | None:
+    there = [tensor for tensor in tensors if tensor is not None]
+    if not there:
+        return None
+    if len(there) != len(tensors):
+        raise ShapeMismatch(f"conditions' {name}", given=f"{len(there)} of {len(tensors)}", expected="all or none")
+    return torch.cat(there)
+
+
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """One evaluation of the network, translated.
+
+    Attributes:
+        denoised: the estimate of x0. [B, C, h, w]
+        variance_fraction: for networks that learn their variance, v in log(variance) = v log(beta_t) +
+            (1 - v) log(beta_t tilde) (Nichol and Dhariwal 2021, arXiv:2102.09672, equation 15), about [0, 1];
+            else None. [B, C, h, w]
+    """
+
+    denoised: Tensor
+    variance_fraction: Tensor | None
+
+
+class Denoiser:
+    """D(x, sigma, condition) -> denoised. The only thing a sampler ever sees of a model.
+
+    Args:
+        network: the raw network.
+        parameterization: what its output means.
+        schedule: which timestep belongs to which sigma, and how its input is scaled.
+        learned_variance: the second half of its output channels speaks of the variance.
+
+    Raises:
+        ConfigError: the network's channels do not fit.
+    """
+
+    def __init__(
+        self,
+        network: UNet,
+        parameterization: Parameterization,
+        schedule: NoiseSchedule,
+        *,
+        learned_variance: bool = False,
+    ) -> None:
+        channels = network.config.in_channels
+        wanted = 2 * channels if learned_variance else channels
+        if network.config.out_channels != wanted:
+            raise ConfigError(
+                "denoiser",
+                given=f"a network with {network.config.out_channels} channels out",
+                expected=f"{wanted} for {channels} in and learned_variance={learned_variance}",
+            )
+        self.network = network
+        self.parameterization: Parameterization = parameterization
+        self.schedule = schedule
+        self.learned_variance = learned_variance
+
+    @classmethod
+    def from_config(cls, network: UNet, config: DenoiserConfig) -> Denoiser:
+        """The denoiser that a model's config describes."""
+        schedule = schedule_from(config.schedule)
+        return cls(network, config.parameterization, schedule, learned_variance=config.learned_variance)
+
+    def __call__(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """Estimate x0 from x = x0 + sigma * eps.
+
+        Args:
+            x: [B, C, h, w], in any floating-point type; the network works in its own.
+            sigma: noise level, [] or [B], >= 0.
+            condition: B rows, or one for all.
+
+        Returns:
+            [B, C, h, w] in the type of `x`.
+        """
+        return self.predict(x, sigma, condition).denoised
+
+    def predict(self, x: Tensor, sigma: Tensor, condition: Condition) -> Prediction:
+        """As a call, with the learned variance if there is one."""
+        weight = self.network.conv_in.weight
+        given = condition.expand(x.shape[0]).to(weight.device, weight.dtype)
+        output: Tensor = self.network(
+            network_input(x, sigma, self.schedule.path).to(weight.dtype),
+            self.schedule.sigma_to_t(sigma).to(weight.device, torch.float32),
+            given.context,
+            context_mask=given.mask,
+            pooled=given.pooled,
+            draft=given.draft,
+        )
+        raw, variance = self._split(output.to(x.dtype))
+        denoised = denoised_from(raw, x, sigma, self.parameterization, self.schedule.path)
+        return Prediction(denoised, variance)
+
+    def bind(self, condition: Condition) -> Denoise:
+        """D(x, sigma) for one condition, as a sampler wants it."""
+        return lambda x, sigma: self(x, sigma, condition)
+
+    def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
+        if not self.learned_variance:
+            return output, None
+        raw, variance = output.chunk(2, dim=1)
+        return raw, (variance + 1) / 2
+
+
+def schedule_from(config: NoiseScheduleConfig) -> NoiseSchedule:
+    """The noise schedule that a config describes."""
+    return make_noise_schedule(
+        config.name,
+        num_timesteps=config.num_timesteps,
+        beta_start=config.beta_start,
+        beta_end=config.beta_end,
+        continuous=config.continuous,
+        zero_terminal_snr=config.zero_terminal_snr,
+        shift=config.shift,
+    )

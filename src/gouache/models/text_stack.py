@@ -1,0 +1,132 @@
+"""All text encoders of a model as one: prompt to tokens to context and pooled vector."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from gouache.errors import InvalidInput
+from gouache.models.sentence_encoder import SentenceEncoder
+from gouache.models.text_encoder import TextEncoder, TextEncoding
+from gouache.models.tokenizer import ClipTokenizer, TextTokenizer
+from gouache.models.wordpiece import WordPieceTokenizer
+
+
+class TextStack(nn.Module):
+    """One or two CLIP text encoders, or a sentence encoder, with the tokenizer of each.
+
+    SD 1.x and 2.x have one encoder, SDXL two (their contexts stand side by side), its refiner one, the pocket model a
+    sentence encoder. All tokenizers of a stack share their vocabulary and differ in padding only.
+
+    Args:
+        encoders: in the order of their channels in the context.
+        tokenizers: one for each encoder.
+    """
+
+    def __init__(
+        self,
+        encoders: Sequence[TextEncoder | SentenceEncoder],
+        tokenizers: Sequence[ClipTokenizer | WordPieceTokenizer],
+    ) -> None:
+        super().__init__()
+        lengths = {tokenizer.max_length for tokenizer in tokenizers}
+        if not encoders or len(encoders) != len(tokenizers) or len(lengths) != 1:
+            raise InvalidInput(
+                "text stack",
+                given=f"{len(encoders)} encoders, {len(tokenizers)} tokenizers of lengths {sorted(lengths)}",
+                expected="one tokenizer for each encoder, all of one length",
+            )
+        self.encoders = nn.ModuleList(encoders)
+        self.tokenizers: tuple[TextTokenizer, ...] = tuple(tokenizers)
+
+    @classmethod
+    def of_clip(cls, encoders: Sequence[TextEncoder]) -> TextStack:
+        """A stack of CLIP encoders; each one's config says how its tokenizer pads."""
+        tokenizers = [
+            ClipTokenizer(pad_id=encoder.config.pad_id, max_length=encoder.config.positions) for encoder in encoders
+        ]
+        return cls(encoders, tokenizers)
+
+    @classmethod
+    def of_sentences(cls, encoder: SentenceEncoder, vocabulary: Sequence[str]) -> TextStack:
+        """A sentence encoder and the pieces of its vocabulary."""
+        config = encoder.config
+        return cls(
+            [encoder], [WordPieceTokenizer(vocabulary, max_length=config.max_tokens, lowercase=config.lowercase)]
+        )
+
+    @property
+    def chunk_length(self) -> int:
+        """How many of a prompt's tokens fit one chunk: 75 for CLIP."""
+        return self.tokenizers[0].chunk_length
+
+    @property
+    def context_width(self) -> int:
+        """Channels of the context."""
+        return sum(int(encoder.config.width) for encoder in self._encoders())
+
+    @property
+    def pooled_width(self) -> int:
+        """Channels of the pooled vector; 0 if the stack gives none."""
+        last = self._encoders()[-1]
+        return last.config.width if isinstance(last, SentenceEncoder) else last.config.projection_width
+
+    def tokenize(self, text: str) -> list[int]:
+        """All tokens of the text, without start, end and padding."""
+        return self.tokenizers[0].ids(text)
+
+    def decode_tokens(self, ids: Sequence[int]) -> str:
+        """The text of some tokens, as the tokenizer folded it."""
+        return self.tokenizers[0].decode(ids)
+
+    def encode(self, chunks: Sequence[Sequence[int]], *, skip_layers: int | None = None) -> TextEncoding:
+        """Encode chunks of tokens.
+
+        Args:
+            chunks: N lists of at most `chunk_length` tokens, without start, end and padding: those are laid around
+                here, for each encoder its own. Token k of a chunk is row k + 1 of its context.
+            skip_layers: for CLIP, layers left out at the end; None = as the model was trained.
+
+        Returns:
+            context [N, chunk_length + 2, context_width], pooled [N, pooled_width] of the last encoder or None, and the
+            sentence encoder's mask.
+
+        Raises:
+            InvalidInput: no chunk, a chunk is too long, or `skip_layers` for a sentence encoder.
+        """
+        if not chunks:
+            raise InvalidInput("chunks", given="none", expected="at least one list of tokens")
+        parts = [
+            self._encode_with(encoder, tokenizer, chunks, skip_layers)
+            for encoder, tokenizer in zip(self._encoders(), self.tokenizers, strict=True)
+        ]
+        context = torch.cat([part.context for part in parts], dim=-1) if len(parts) > 1 else parts[0].context
+        return TextEncoding(context, parts[-1].pooled, parts[-1].mask)
+
+    def _encode_with(
+        self,
+        encoder: TextEncoder | SentenceEncoder,
+        tokenizer: TextTokenizer,
+        chunks: Sequence[Sequence[int]],
+        skip_layers: int | None,
+    ) -> TextEncoding:
+        device = next(encoder.parameters()).device
+        ids = torch.tensor([tokenizer.frame(chunk) for chunk in chunks], device=device)  # [N, L]
+        if isinstance(encoder, TextEncoder):
+            clip: TextEncoding = encoder(ids, skip_layers=skip_layers)
+            return clip
+        if skip_layers is not None:
+            raise InvalidInput("skip_layers", given=skip_layers, expected="nothing: a sentence encoder uses all layers")
+        sentence: TextEncoding = encoder(ids, _real_tokens(chunks, ids))
+        return sentence
+
+    def _encoders(self) -> list[TextEncoder | SentenceEncoder]:
+        return [part for part in self.encoders if isinstance(part, TextEncoder | SentenceEncoder)]
+
+
+def _real_tokens(chunks: Sequence[Sequence[int]], ids: Tensor) -> Tensor:
+    """True for start, tokens and end, False for padding. [N, L]"""
+    lengths = torch.tensor([len(chunk) + 2 for chunk in chunks], device=ids.device)
+    return torch.arange(ids.shape[1], device=ids.device) < lengths[:, None]

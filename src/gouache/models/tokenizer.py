@@ -1,0 +1,182 @@
+"""CLIP's byte-pair tokenizer (Radford et al. 2021, arXiv:2103.00020, section 2.4), vocabulary in the package."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Protocol
+
+from tokenizers import AddedToken, Regex, Tokenizer
+from tokenizers.models import BPE
+from tokenizers.normalizers import NFC, Lowercase, Replace
+from tokenizers.normalizers import Sequence as NormalizerSequence
+from tokenizers.pre_tokenizers import ByteLevel, PreTokenizer, Split
+from tokenizers.pre_tokenizers import Sequence as PreTokenizerSequence
+
+from gouache.errors import InvalidInput
+
+MERGES_FILE = Path(__file__).parent / "vocab" / "bpe_simple_vocab_16e6.txt.gz"
+START, END = "<|startoftext|>", "<|endoftext|>"
+START_ID, END_ID = 49406, 49407
+MERGES = 48894
+END_OF_WORD = "</w>"
+# Special tokens, English contractions, words, single digits, runs of anything else that is not space.
+WORDS = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """One chunk of a prompt, ready for the encoder.
+
+    Attributes:
+        ids: start, the prompt's tokens, end, padding; always as long as the encoder's chunk.
+        cut: the part of the text that did not fit, as it was written; empty if all did.
+    """
+
+    ids: tuple[int, ...]
+    cut: str
+
+
+class TextTokenizer(Protocol):
+    """What the text stack needs of a tokenizer."""
+
+    @property
+    def chunk_length(self) -> int:
+        """How many of a prompt's tokens fit one chunk, start and end not counted."""
+        ...
+
+    def ids(self, text: str) -> list[int]:
+        """All tokens of the text, without start, end and padding."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some tokens, folded as the tokenizer folds it."""
+        ...
+
+    def frame(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Start, `ids`, end, padding. Raises `InvalidInput` where there are more than `chunk_length`."""
+        ...
+
+
+class ClipTokenizer:
+    """Text to CLIP's tokens. Lower case, spaces folded, Unicode composed; every byte has a token.
+
+    Args:
+        pad_id: what fills a chunk up: the end token (49407) for OpenAI's CLIP, 0 for OpenCLIP's.
+        max_length: length of a chunk with start and end.
+        added: words that become one token each, numbered from 49408 on (textual inversion).
+    """
+
+    def __init__(self, *, pad_id: int = END_ID, max_length: int = 77, added: Sequence[str] = ()) -> None:
+        if max_length < 3:
+            raise InvalidInput("max_length", given=max_length, expected="an integer >= 3")
+        self.pad_id = pad_id
+        self.max_length = max_length
+        self.added = tuple(added)
+        self._tokenizer = _byte_pair_tokenizer()
+        self._tokenizer.add_special_tokens([START, END])
+        for word in self.added:
+            if self._tokenizer.token_to_id(word) is not None:
+                raise InvalidInput("added", given=repr(word), expected="a word that is no token yet")
+            self._tokenizer.add_tokens([AddedToken(word, normalized=False)])
+
+    @property
+    def chunk_length(self) -> int:
+        """How many of a prompt's tokens fit one chunk, start and end not counted: 75."""
+        return self.max_length - 2
+
+    def ids(self, text: str) -> list[int]:
+        """All tokens of the text, without start, end and padding."""
+        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some tokens, in lower case; bytes that are no whole character become U+FFFD."""
+        alphabet = {character: byte for byte, character in byte_alphabet().items()}
+        pieces = []
+        for token_id in ids:
+            token = self._tokenizer.id_to_token(token_id)
+            if token is None:
+                raise InvalidInput("token id", given=token_id, expected="an id of the vocabulary")
+            if token in self.added or token_id in (START_ID, END_ID):
+                pieces.append(f"{token} ".encode())
+            else:
+                word = token.removesuffix(END_OF_WORD)
+                space = b" " if token.endswith(END_OF_WORD) else b""
+                pieces.append(bytes(alphabet[character] for character in word) + space)
+        return b"".join(pieces).decode("utf-8", errors="replace").strip()
+
+    def frame(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Start, `ids`, end, padding: always `max_length` tokens."""
+        return frame(ids, start_id=START_ID, end_id=END_ID, pad_id=self.pad_id, max_length=self.max_length)
+
+    def encode(self, text: str) -> Tokens:
+        """The first chunk of the text, and what was cut off behind it."""
+        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        return cut_to_chunk(self, text, list(encoding.ids), list(encoding.offsets))
+
+
+def frame(ids: Sequence[int], *, start_id: int, end_id: int, pad_id: int, max_length: int) -> tuple[int, ...]:
+    """Start, `ids`, end, padding up to `max_length`.
+
+    Raises:
+        InvalidInput: the ids do not fit; use `chunks` first.
+    """
+    free = max_length - 2 - len(ids)
+    if free < 0:
+        raise InvalidInput(
+            "prompt", given=f"{len(ids)} tokens", expected=f"at most {max_length - 2} in one chunk", cure="Split it."
+        )
+    return (start_id, *ids, end_id, *[pad_id] * free)
+
+
+def chunks(ids: Sequence[int], length: int) -> list[list[int]]:
+    """Split tokens into chunks of at most `length`; an empty prompt is one empty chunk."""
+    return [list(ids[start : start + length]) for start in range(0, max(len(ids), 1), length)]
+
+
+def cut_to_chunk(tokenizer: TextTokenizer, text: str, ids: list[int], offsets: list[tuple[int, int]]) -> Tokens:
+    """The first chunk of tokens, and the text behind it as it was written."""
+    length = tokenizer.chunk_length
+    cut = text[offsets[length][0] :] if len(ids) > length else ""
+    return Tokens(tokenizer.frame(ids[:length]), cut)
+
+
+@cache
+def byte_alphabet() -> dict[int, str]:
+    """The printable character that stands for each byte in the vocabulary; the order is that of the first 256 tokens.
+
+    Printable Latin-1 bytes stand for themselves, the other 68 for the characters from U+0100 on.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in set(printable)]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+@cache
+def read_merges() -> tuple[tuple[str, str], ...]:
+    """The pairs that are merged, most frequent first."""
+    with gzip.open(MERGES_FILE, "rt", encoding="utf-8") as lines:
+        next(lines)  # a comment
+        pairs = [tuple(line.split()) for line, _ in zip(lines, range(MERGES), strict=False)]
+    return tuple((first, second) for first, second in pairs)
+
+
+@cache
+def vocabulary() -> dict[str, int]:
+    """Every token's number: 256 bytes, the same at a word's end, the merges, start and end. Do not change it."""
+    single = list(byte_alphabet().values())
+    merged = [first + second for first, second in read_merges()]
+    tokens = [*single, *(character + END_OF_WORD for character in single), *merged, START, END]
+    return {token: i for i, token in enumerate(tokens)}
+
+
+def _byte_pair_tokenizer() -> Tokenizer:
+    model = BPE(vocabulary(), list(read_merges()), unk_token=END, end_of_word_suffix=END_OF_WORD)
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = NormalizerSequence([NFC(), Replace(Regex(r"\s+"), " "), Lowercase()])
+    words: list[PreTokenizer] = [Split(Regex(WORDS), "removed", invert=True), ByteLevel(add_prefix_space=False)]
+    tokenizer.pre_tokenizer = PreTokenizerSequence(words)
+    return tokenizer
