@@ -1,0 +1,243 @@
+"""Where randomness comes from: one CPU generator per seed, purpose and index. No global state, ever.
+
+Drawing per image keeps a picture independent of its batch; drawing on the CPU keeps it independent of the card. The
+second family repeats the noise of stable-diffusion-webui ("a1111"): Philox as CUDA draws it, its seed arithmetic, its
+sub-seeds and its eta noise seed delta (ENSD).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+import torch
+from torch import Tensor
+
+from gouache.diffusion.philox import Philox
+from gouache.errors import InvalidInput, ShapeMismatch, unknown_name
+
+NoiseMode = Literal["torch", "a1111"]
+NOISE_MODES: tuple[NoiseMode, ...] = get_args(NoiseMode)
+
+SEED_LIMIT = 2**63
+"""Seeds are integers in [0, SEED_LIMIT)."""
+
+
+class NormalStream(Protocol):
+    """An endless row of standard normal numbers, drawn in blocks."""
+
+    def randn(self, shape: Sequence[int]) -> Tensor:
+        """The next block, fp32 on the CPU."""
+        ...
+
+
+def stream_seed(seed: int, purpose: str, index: int = 0) -> int:
+    """A 63-bit seed for one use of a picture's seed: the BLAKE2b hash (Saarinen & Aumasson 2015, RFC 7693, section 2)
+    of the three.
+
+    The same on every machine and in every Python process, unlike `hash`.
+
+    Args:
+        seed: the picture's seed.
+        purpose: what is drawn, for example ``"latents"``; different purposes never share numbers.
+        index: for the n-th use of one kind.
+    """
+    digest = hashlib.blake2b(f"{check_seed(seed)}/{purpose}/{index}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") % SEED_LIMIT
+
+
+def generator_for(seed: int, purpose: str, index: int = 0) -> torch.Generator:
+    """A fresh CPU generator for `stream_seed`: one per image and purpose (Karras et al. 2022, arXiv:2206.00364,
+    appendix F's per-image seeds).
+
+    Arguments as in `stream_seed`.
+    """
+    return torch.Generator("cpu").manual_seed(stream_seed(seed, purpose, index))
+
+
+def check_seed(seed: int) -> int:
+    """The seed, if it is an integer in [0, 2^63); see `stream_seed` (RFC 7693, 2015, section 2) for its use.
+
+    Raises:
+        InvalidInput: it is anything else.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < SEED_LIMIT:
+        raise InvalidInput("seed", given=repr(seed), expected="an integer from 0 to 2^63 - 1")
+    return seed
+
+
+def slerp(start: Tensor, end: Tensor, fraction: float, dim: int | None = None) -> Tensor:
+    """Great-circle interpolation between two noises (Shoemake 1985, "Animating rotation with quaternion curves",
+    section 3.3).
+
+        slerp = sin((1 - f) w) / sin(w) start + sin(f w) / sin(w) end,    w the angle between them
+
+    Unlike a straight mix it keeps the length, and so the noise level. Nearly parallel noises are mixed straight.
+
+    Args:
+        start, end: of one shape. [...]
+        fraction: 0 gives start, 1 gives end.
+        dim: measure the angle along this axis only (stable-diffusion-webui does, along axis 1); None: over everything.
+    """
+    if start.shape != end.shape:
+        raise ShapeMismatch(
+            "noises of a slerp", given=f"{tuple(start.shape)} and {tuple(end.shape)}", expected="equal shapes"
+        )
+    if not 0 <= fraction <= 1:
+        raise InvalidInput("fraction", given=fraction, expected="a number in [0, 1]")
+    axes = tuple(range(start.ndim)) if dim is None else (dim,)
+    lengths = torch.linalg.vector_norm(start, dim=axes, keepdim=True) * torch.linalg.vector_norm(
+        end, dim=axes, keepdim=True
+    )
+    cosine = ((start * end).sum(axes, keepdim=True) / lengths).clamp(-1, 1)
+    angle = cosine.acos()
+    straight = angle.sin() < 1e-4
+    safe = torch.where(straight, torch.ones_like(angle), angle)
+    first = torch.where(straight, torch.full_like(angle, 1 - fraction), ((1 - fraction) * safe).sin() / safe.sin())
+    second = torch.where(straight, torch.full_like(angle, fraction), (fraction * safe).sin() / safe.sin())
+    return first * start + second * end
+
+
+@dataclass(frozen=True, slots=True)
+class ImageSeed:
+    """All that decides one picture's noise.
+
+    Attributes:
+        seed: the picture's own seed.
+        subseed: of the variation.
+        subseed_strength: how far towards the variation, 0 (not at all) to 1.
+    """
+
+    seed: int
+    subseed: int = 0
+    subseed_strength: float = 0.0
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        check_seed(self.subseed)
+        if not 0 <= self.subseed_strength <= 1:
+            raise InvalidInput("subseed_strength", given=self.subseed_strength, expected="a number in [0, 1]")
+
+
+def seeds_of_batch(seed: int, count: int, subseed: int = 0, subseed_strength: float = 0.0) -> list[ImageSeed]:
+    """The seeds of `count` pictures made together: stable-diffusion-webui's arithmetic (2022, processing.py, section
+    "process_images_inner").
+
+    Picture k has seed + k. When a variation is asked for, all keep the seed and picture k has subseed + k instead.
+    """
+    if count < 1:
+        raise InvalidInput("number of images", given=count, expected="an integer >= 1")
+    vary = subseed_strength != 0
+    return [
+        ImageSeed(seed + (0 if vary else k), subseed + (k if vary else 0) if vary else 0, subseed_strength)
+        for k in range(count)
+    ]
+
+
+class ImageNoise:
+    """Initial latents and step noise for a batch, each picture from its own streams (a `NoiseSource`).
+
+    Args:
+        seeds: one per picture.
+        mode: ``"torch"``: CPU generators by seed and purpose. ``"a1111"``: one Philox stream per seed that serves
+            the initial latents first and the steps after it.
+        eta_seed_delta: a1111 only (its ENSD): step noise comes from a new stream with seed + delta; 0 = off.
+    """
+
+    def __init__(self, seeds: Sequence[ImageSeed], *, mode: NoiseMode = "torch", eta_seed_delta: int = 0) -> None:
+        if not seeds:
+            raise InvalidInput("seeds", given="none", expected="one per picture")
+        if mode not in NOISE_MODES:
+            raise unknown_name("noise mode", str(mode), NOISE_MODES)
+        if eta_seed_delta and mode != "a1111":
+            raise InvalidInput("eta_seed_delta", given=eta_seed_delta, expected="0 unless the mode is a1111")
+        self.seeds = tuple(seeds)
+        self.mode = mode
+        if mode == "a1111":
+            self._first: list[NormalStream] = [Philox(seed.seed) for seed in seeds]
+            delta = eta_seed_delta
+            self._steps: list[NormalStream] = [Philox(s.seed + delta) for s in seeds] if delta else self._first
+        else:
+            self._first = [TorchStream(generator_for(seed.seed, "latents")) for seed in seeds]
+            self._steps = [TorchStream(generator_for(seed.seed, "steps")) for seed in seeds]
+
+    def initial(self, shape: Sequence[int]) -> Tensor:
+        """Standard normal latents for every picture: shape [C,h,w] -> [B,C,h,w] fp32 on the CPU."""
+        return torch.stack(
+            [self._varied(stream.randn(shape), seed) for stream, seed in zip(self._first, self.seeds, strict=True)]
+        )
+
+    def __call__(self, x: Tensor, sigma: float, sigma_next: float) -> Tensor:  # noqa: ARG002
+        """Fresh noise for one step, whatever its two sigmas. [B, ...]"""
+        if len(x) != len(self.seeds):
+            raise ShapeMismatch("noise", given=f"a batch of {len(x)}", expected=f"{len(self.seeds)}, one per seed")
+        return torch.stack([stream.randn(x.shape[1:]) for stream in self._steps]).to(x)
+
+    def _varied(self, noise: Tensor, seed: ImageSeed) -> Tensor:
+        if seed.subseed_strength == 0:
+            return noise
+        if self.mode == "a1111":
+            variation = Philox(seed.subseed).randn(noise.shape)
+            return slerp(noise, variation, seed.subseed_strength, dim=1)
+        variation = TorchStream(generator_for(seed.subseed, "latents")).randn(noise.shape)
+        return slerp(noise, variation, seed.subseed_strength)
+
+
+class TorchStream:
+    """A `NormalStream` from a CPU generator."""
+
+    def __init__(self, generator: torch.Generator) -> None:
+        if generator.device.type != "cpu":
+            raise InvalidInput("generator", given=f"one on {generator.device}", expected="one on the CPU")
+        self._generator = generator
+
+    def randn(self, shape: Sequence[int]) -> Tensor:
+        """The next block, fp32 on the CPU."""
+        return torch.randn(tuple(shape), generator=self._generator, dtype=torch.float32)
+
+
+class BrownianNoise:
+    """Step noise from one Brownian path W over sigma (a `NoiseSource`); Song et al. 2021, arXiv:2011.13456, equation 5.
+
+    The answer for an interval is (W(sigma_next) - W(sigma)) / sqrt|sigma_next - sigma|, so intervals that overlap get
+    noise that overlaps as it must, which solvers with stages inside a step need. A point between two known ones is
+    drawn from the Brownian bridge. Points above the current step are forgotten.
+
+    Args:
+        source: gives the independent standard normal blocks.
+    """
+
+    def __init__(self, source: ImageNoise) -> None:
+        self._source = source
+        self._known: dict[float, Tensor] = {}
+
+    def __call__(self, x: Tensor, sigma: float, sigma_next: float) -> Tensor:
+        """Standard normal noise for the interval. [B, ...]"""
+        if not (math.isfinite(sigma) and math.isfinite(sigma_next)) or sigma == sigma_next:
+            raise InvalidInput("sigma, sigma_next", given=(sigma, sigma_next), expected="two different finite levels")
+        top = max(sigma, sigma_next)
+        start, end = self._at(x, sigma), self._at(x, sigma_next)
+        self._known = {level: value for level, value in self._known.items() if level <= top}
+        return (end - start) / math.sqrt(abs(sigma_next - sigma))
+
+    def _at(self, x: Tensor, sigma: float) -> Tensor:
+        if sigma not in self._known:
+            self._known[sigma] = self._drawn(x, sigma)
+        return self._known[sigma]
+
+    def _drawn(self, x: Tensor, sigma: float) -> Tensor:
+        below = max((level for level in self._known if level < sigma), default=None)
+        above = min((level for level in self._known if level > sigma), default=None)
+        if below is None and above is None:
+            return torch.zeros_like(x)
+        z = self._source(x, sigma, sigma)
+        if below is None or above is None:
+            end = below if above is None else above
+            assert end is not None, "one neighbour is known here"
+            return self._known[end] + math.sqrt(abs(sigma - end)) * z
+        part = (sigma - below) / (above - below)
+        spread = math.sqrt((sigma - below) * (above - sigma) / (above - below))
+        return torch.lerp(self._known[below], self._known[above], part) + spread * z
