@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from gouache.errors import ShapeMismatch
 from gouache.models.configs import VAEConfig
 from gouache.models.vae_blocks import CoderShape, Decoder, Encoder
+from gouache.nn.tiling import Tiles, in_tiles
 
 __all__ = ["AutoencoderKL", "Moments", "VAEConfig"]
 
@@ -95,6 +97,29 @@ class AutoencoderKL(nn.Module):
         if self.post_quant_conv is not None:
             hidden = self.post_quant_conv(hidden)
         return F.pixel_shuffle(self.decoder(hidden), self.config.patch_size)
+
+    def encode_in_tiles(self, image: Tensor, *, size: int = 512, overlap: int = 128) -> Moments:
+        """`encode` tile by tile, for pictures that do not fit in memory; group norms then see one tile at a time.
+
+        Args:
+            image: [B, image_channels, H, W] in [-1, 1].
+            size: edge of a tile, in image pixels, a multiple of `config.downscale`.
+            overlap: image pixels that two tiles share, a multiple of `config.downscale`, at most half of `size`.
+        """
+        self._check_image(image)
+        unit = self.config.downscale
+
+        def moments_of(tile: Tensor) -> Tensor:
+            moments = self.encode(tile)
+            return torch.cat([moments.mean, moments.logvar], dim=1)
+
+        both = in_tiles(moments_of, image, Tiles(size, overlap, unit), Fraction(1, unit))
+        mean, logvar = both.chunk(2, dim=1)
+        return Moments(mean, logvar)
+
+    def decode_in_tiles(self, latents: Tensor, *, size: int = 64, overlap: int = 16) -> Tensor:
+        """`decode` tile by tile; `size` and `overlap` in latent pixels, `overlap` at most half of `size`."""
+        return in_tiles(self.decode, latents, Tiles(size, overlap), Fraction(self.config.downscale))
 
     def normalise(self, latents: Tensor) -> Tensor:
         """(latents - shift) * scale: what the encoder gave, as everything outside the autoencoder sees it."""
