@@ -63,9 +63,14 @@ class TextStack(nn.Module):
         return self.tokenizers[0].chunk_length
 
     @property
+    def context_widths(self) -> tuple[int, ...]:
+        """Channels of each encoder's part of the context."""
+        return tuple(encoder.config.width for encoder in self._encoders())
+
+    @property
     def context_width(self) -> int:
         """Channels of the context."""
-        return sum(int(encoder.config.width) for encoder in self._encoders())
+        return sum(self.context_widths)
 
     @property
     def pooled_width(self) -> int:
