@@ -7,6 +7,7 @@ import sys
 import typer
 
 from gouache import __version__
+from gouache.cli.samplers import samplers
 from gouache.errors import GouacheError
 
 app = typer.Typer(
@@ -23,6 +24,9 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
     if version:
         typer.echo(f"gouache {__version__}")
         raise typer.Exit(0)
+
+
+app.command()(samplers)
 
 
 def main() -> None:
