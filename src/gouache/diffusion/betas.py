@@ -76,7 +76,7 @@ def sigmoid_alphas_cumprod(s: Tensor, start: float = -3.0, end: float = 3.0, tau
 
 
 def sigmoid_betas(num_timesteps: int, beta_start: float = 1e-4, beta_end: float = 0.02) -> Tensor:
-    """beta_t rising along a sigmoid over [-6, 6] (Xu et al. 2022, GeoDiff, arXiv:2203.02923, appendix C). [T] fp64."""
+    """beta_t rising along a sigmoid over [-6, 6] (Xu et al. 2022, GeoDiff, arXiv:2203.02923, appendix). [T] fp64."""
     _check(num_timesteps, beta_start, beta_end)
     ramp = torch.sigmoid(torch.linspace(-6, 6, num_timesteps, dtype=torch.float64))
     return beta_start + ramp * (beta_end - beta_start)

@@ -129,7 +129,7 @@ class ProjectedGuidance:
 def projected_guidance(
     conditional: Tensor, update: Tensor, scale: float, *, eta: float = 0.0, norm_threshold: float = 0.0
 ) -> Tensor:
-    """conditional + (scale - 1) (orthogonal + eta parallel) (Sadat et al. 2024, arXiv:2410.02416, equations 7-10).
+    """conditional + (scale - 1) (orthogonal + eta parallel) (Sadat et al. 2024, arXiv:2410.02416, algorithm 1).
 
     The update is first shortened to `norm_threshold`, then split along and across the conditional prediction, each
     picture by itself.
@@ -163,7 +163,7 @@ def guided_denoiser(
     path: Path = "vp",
 ) -> Denoise:
     """Wrap a denoiser in guidance (Ho & Salimans 2022, arXiv:2207.12598, equation 6; interval: Kynkaanniemi et al.
-    2024, arXiv:2404.07724, equation 5).
+    2024, arXiv:2404.07724, section 3).
 
     With scale 1, and outside the interval, exactly one call of `conditional` and none of `pair`. The result holds the
     momentum of one generation: make a fresh one for each.

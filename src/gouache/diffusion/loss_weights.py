@@ -46,7 +46,7 @@ def loss_weight(
 
     ======================  ==========================================================================
     ``uniform``             1 for the network's own m: L_simple (Ho et al. 2020, equation 14) for eps
-    ``min_snr``             W = min(snr, gamma), gamma 5 (Hang et al. 2023, arXiv:2303.09556, eq. 12)
+    ``min_snr``             W = min(snr, gamma), gamma 5 (Hang et al. 2023, arXiv:2303.09556, section 3.4)
     ``edm``                 W = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (Karras et al. 2022, table 1)
     ``truncated_snr``       W = max(snr, 1) (Salimans & Ho 2022, arXiv:2202.00512, section 4)
     ``p2``                  W = snr / (k + snr)^gamma, gamma 1 (Choi et al. 2022, arXiv:2204.00227, eq. 8)

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from gouache.diffusion.philox import Philox
+from gouache.diffusion.step import NoiseSource
 from gouache.errors import InvalidInput, ShapeMismatch, unknown_name
 
 NoiseMode = Literal["torch", "a1111"]
@@ -210,7 +211,7 @@ class BrownianNoise:
         source: gives the independent standard normal blocks.
     """
 
-    def __init__(self, source: ImageNoise) -> None:
+    def __init__(self, source: NoiseSource) -> None:
         self._source = source
         self._known: dict[float, Tensor] = {}
 
