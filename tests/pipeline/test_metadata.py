@@ -23,7 +23,7 @@ PICTURE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 4),
 
 def recipe_of(prompt: str, negative_prompt: str = "") -> Recipe:
     return Recipe(
-        request=Request(prompt=prompt, negative_prompt=negative_prompt, seed=2**64 - 1),
+        request=Request(prompt=prompt, negative_prompt=negative_prompt, seed=2**63 - 1),
         model=ModelRef(name="tiny", family="sd1"),
         machine=Machine(device="cpu", dtype="float32", processor="x", threads=1),
         versions=package_versions(),

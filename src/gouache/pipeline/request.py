@@ -18,7 +18,7 @@ from gouache.config import Config
 
 MAX_PROMPT = 100_000
 """Characters in a prompt."""
-MAX_SEED = 2**64 - 1
+MAX_SEED = 2**63 - 1
 MAX_COUNT = 256
 """Pictures in one request."""
 MIN_SIDE, MAX_SIDE = 8, 16_384
@@ -325,6 +325,8 @@ class Request(Config):
             raise ValueError(f"width * height should be at most {MAX_PIXELS} pixels")
         if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:
             raise ValueError("guidance_interval should be low, high with low <= high")
+        if max(self.seed or 0, self.subseed or 0) + self.count - 1 > MAX_SEED:
+            raise ValueError(f"the last picture's seed should be at most {MAX_SEED}")
         if self.sigmas is not None:
             _check_sigmas(self.sigmas)
         return self

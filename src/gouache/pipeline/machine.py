@@ -1,0 +1,52 @@
+"""Where a model runs: devices that are really there, and how a recipe names model and machine."""
+
+from __future__ import annotations
+
+import platform
+
+import torch
+
+from gouache.errors import DeviceUnavailable
+from gouache.models.bundle import ModelBundle
+from gouache.pipeline.recipe import Machine, ModelRef
+
+
+def check_device(device: str | None) -> torch.device:
+    """A device that is really there; None takes a card if there is one.
+
+    Raises:
+        DeviceUnavailable: it isn't.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceUnavailable("device", given=repr(device), expected="cpu, cuda, cuda:0, mps ...") from error
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(wanted.type, False) or (
+        wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count()
+    ):
+        raise DeviceUnavailable(
+            "device", given=device, expected=f"one of {', '.join(name for name, found in there.items() if found)}",
+            cure='Use device "cpu", or install a torch build and driver for your card; `gouache doctor` shows both.',
+        )  # fmt: skip
+    return wanted
+
+
+def model_ref(bundle: ModelBundle) -> ModelRef:
+    """The model in a recipe's words."""
+    return ModelRef(
+        name=bundle.name or bundle.family,
+        family=bundle.family,
+        sha256=bundle.sha256 or None,
+        path=None if bundle.path is None else str(bundle.path),
+    )
+
+
+def machine_of(bundle: ModelBundle) -> Machine:
+    """Where the model is, in a recipe's words."""
+    device = bundle.device
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    dtype = str(bundle.dtype).removeprefix("torch.")
+    return Machine(device=device.type, dtype=dtype, processor=card, threads=torch.get_num_threads())

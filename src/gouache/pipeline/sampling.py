@@ -1,0 +1,168 @@
+"""One run of a sampler: prompts and guidance around the denoiser, noise levels, noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+from gouache.diffusion.guidance import AdaptiveProjection, Guidance, guided_denoiser
+from gouache.diffusion.rng import BrownianNoise, ImageNoise
+from gouache.diffusion.samplers import Option, sample, sampler_options
+from gouache.diffusion.sigmas import make_sigmas
+from gouache.diffusion.step import Denoise, NoiseSource, Steps
+from gouache.errors import InvalidInput
+from gouache.models.bundle import ModelBundle
+from gouache.models.denoiser import Condition, stack
+from gouache.pipeline.conditioning import Encoded, PromptPlan
+from gouache.pipeline.request import Request
+
+
+@dataclass(frozen=True, slots=True)
+class Beside:
+    """What the network is told beside the texts; every tensor has one row, or one for each picture.
+
+    Attributes:
+        draft: channels laid beside the latents. [1 or B, Cd, h, w]
+        numbers: SDXL's size numbers. [1, 6 or 5]
+        negative_numbers: the same for the negative prompt; None = `numbers`.
+    """
+
+    draft: Tensor | None = None
+    numbers: Tensor | None = None
+    negative_numbers: Tensor | None = None
+
+
+class PromptedDenoiser:
+    """D(x, sigma) under a prompt and a negative prompt, with guidance; `step` says which texts hold.
+
+    Args:
+        bundle: the model.
+        positive, negative: the encoded prompts.
+        guidance: how strongly to guide.
+        beside: what else the network takes.
+    """
+
+    def __init__(
+        self, bundle: ModelBundle, positive: PromptPlan, negative: PromptPlan, guidance: Guidance, beside: Beside
+    ) -> None:
+        self.bundle, self.positive, self.negative, self.beside = bundle, positive, negative, beside
+        self.step = 1
+        self._guided = guided_denoiser(
+            self._conditional,
+            self._pair,
+            guidance,
+            parameterization=bundle.denoiser_config.parameterization,
+            path=bundle.schedule.path,
+        )
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """x [B,C,h,w], sigma [] -> denoised [B,C,h,w]."""
+        return self._guided(x, sigma)
+
+    def _conditional(self, x: Tensor, sigma: Tensor) -> Tensor:
+        texts = self.positive.at(self.step)
+        if len(texts) > 1 or texts[0][0] != 1.0:
+            return self._pair(x, sigma)[0]
+        return self.bundle.denoiser(x, sigma, self._condition(texts[0][1], negative=False))
+
+    def _pair(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Both predictions; branches joined by AND are summed as unconditional + sum of w (conditional - unconditional)
+        (Liu et al. 2022, arXiv:2206.01714, equation 11)."""
+        texts = self.positive.at(self.step)
+        conditions = [self._condition(text, negative=False) for _, text in texts]
+        conditions.append(self._condition(self.negative.at(self.step)[0][1], negative=True))
+        *positives, unconditional = self._predict(x, sigma, conditions)
+        if len(texts) == 1 and texts[0][0] == 1.0:
+            return positives[0], unconditional
+        total = unconditional
+        for (weight, _), positive in zip(texts, positives, strict=True):
+            total = total + weight * (positive - unconditional)
+        return total, unconditional
+
+    def _predict(self, x: Tensor, sigma: Tensor, conditions: list[Condition]) -> list[Tensor]:
+        """One network call for all if the texts are equally long, else one for each."""
+        if len({tuple(condition.context.shape[1:]) for condition in conditions}) > 1:
+            return [self.bundle.denoiser(x, sigma, condition) for condition in conditions]
+        rows = stack([condition.expand(len(x)) for condition in conditions])
+        repeated = x.repeat(len(conditions), *(1 for _ in x.shape[1:]))
+        return list(self.bundle.denoiser(repeated, sigma, rows).chunk(len(conditions)))
+
+    def _condition(self, text: Encoded, *, negative: bool) -> Condition:
+        beside = self.beside
+        numbers = beside.numbers if not negative or beside.negative_numbers is None else beside.negative_numbers
+        return Condition(
+            context=text.context,
+            mask=text.mask,
+            pooled=self.bundle.pooled_vector(text.pooled, numbers),
+            draft=beside.draft,
+        )
+
+
+def guidance_of(request: Request) -> Guidance:
+    """The guidance that a resolved request asks for."""
+    if request.guidance_scale is None:
+        raise InvalidInput("guidance_scale", given=None, expected="a number", cure="Resolve the request first.")
+    low, high = request.guidance_interval or (0.0, float("inf"))
+    apg = request.apg
+    return Guidance(
+        scale=request.guidance_scale,
+        rescale=request.guidance_rescale,
+        sigma_low=low,
+        sigma_high=high,
+        projection=None if apg is None else AdaptiveProjection(apg.eta, apg.norm_threshold, apg.momentum),
+    )
+
+
+def sigmas_of(request: Request, bundle: ModelBundle) -> Tensor:
+    """The noise levels of a resolved request, falling, the last 0. [n + 1] fp64"""
+    if request.sigmas is not None:
+        return torch.tensor(request.sigmas, dtype=torch.float64)
+    return make_sigmas(request.schedule or "uniform", bundle.schedule, request.num_inference_steps or 1)
+
+
+def run_sampler(
+    request: Request, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: ImageNoise, *, steps: int
+) -> Steps:
+    """Start the request's sampler.
+
+    Args:
+        request: resolved.
+        denoise: D(x, sigma).
+        x: the state at sigmas[0]. [B,C,h,w]
+        sigmas: falling noise levels.
+        noise: the pictures' streams.
+        steps: of the whole list, of which `sigmas` may be the tail; for the error.
+    """
+    if len(sigmas) < 2:
+        raise InvalidInput("strength", given=f"0 of {steps} steps", expected="at least one step")
+    name = request.sampler or "ddim"
+    source: NoiseSource = BrownianNoise(noise) if "sde" in name else noise
+    return sample(name, denoise, x, sigmas, options=_options(request, name), noise=source)
+
+
+def _options(request: Request, name: str) -> dict[str, Option]:
+    options: dict[str, Option] = {}
+    if request.eta is not None:
+        options["eta"] = request.eta
+    if request.churn is not None and request.churn.amount > 0:
+        churn = request.churn
+        options |= {"s_churn": churn.amount, "s_tmin": churn.sigma_min, "s_noise": churn.noise}
+        if churn.sigma_max is not None:
+            options["s_tmax"] = churn.sigma_max
+    refused = sorted(set(options) - set(sampler_options(name)))
+    if refused:
+        raise InvalidInput(
+            "eta" if "eta" in refused else "churn", given=f"a value for {name}",
+            expected=f"nothing: {name} takes {', '.join(sampler_options(name)) or 'no options'}",
+            cure="Leave it out or choose another sampler.",
+        )  # fmt: skip
+    return options
+
+
+def digest_of(x: Tensor) -> str:
+    """Eight hex digits of a state, to see where two runs part."""
+    values = x.detach().to("cpu", torch.float32).contiguous()
+    return blake2b(values.numpy().tobytes(), digest_size=4).hexdigest()

@@ -1,0 +1,85 @@
+"""Tiny models with random weights, one of each kind that the pipeline treats differently."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import nn
+
+from gouache.models.bundle import ModelBundle
+from gouache.models.configs import DenoiserConfig, GenerationDefaults, TextEncoderConfig, UNetConfig, VAEConfig
+from gouache.models.text_encoder import TextEncoder
+from gouache.models.text_stack import TextStack
+from gouache.models.unet import UNet
+from gouache.models.vae import AutoencoderKL
+from gouache.pipeline.pipeline import Pipeline
+
+MakeBundle = Callable[..., ModelBundle]
+
+
+def seeded(network: nn.Module, seed: int) -> None:
+    """Fill every weight from its own generator, so that no global seed is set."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            spread = 0.3 if parameter.ndim == 1 else parameter[0].numel() ** -0.5
+            centre = 1.0 if parameter.ndim == 1 else 0.0
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread + centre * (spread == 0.3) * 0.5)
+
+
+def make_bundle(
+    *,
+    family: str = "sd1",
+    image_channels: int = 3,
+    draft_channels: int = 0,
+    parameterization: str = "eps",
+    sdxl: bool = False,
+) -> ModelBundle:
+    """A model of 16x16-pixel factor 4 that paints 32x32 pictures in a few milliseconds a step."""
+    text_config = TextEncoderConfig(
+        width=32, inner_width=64, layers=2, heads=2, projection_width=24 if sdxl else 0, skip_layers=1 if sdxl else 0
+    )
+    text = TextStack.of_clip([TextEncoder(text_config)])
+    unet_config = UNetConfig(
+        draft_channels=draft_channels,
+        channels=(16, 32),
+        layers_per_level=1,
+        transformer_layers=(1, 1),
+        heads=(2, 2),
+        context_width=32,
+        norm_groups=8,
+        pooled_width=24 + 6 * 256 if sdxl else 0,
+    )
+    vae_config = VAEConfig(image_channels=image_channels, channels=(16, 16, 32), layers_per_level=1, norm_groups=8)
+    bundle = ModelBundle(
+        family=family,
+        unet=UNet(unet_config),
+        vae=AutoencoderKL(vae_config),
+        text=text,
+        denoiser_config=DenoiserConfig.from_dict({"parameterization": parameterization}),
+        defaults=GenerationDefaults(width=32, height=32, num_inference_steps=4, guidance_scale=3.0),
+        name=f"tiny-{family}",
+    )
+    for seed, network in enumerate(bundle.networks().values()):
+        seeded(network, seed)
+    return bundle.eval()
+
+
+@pytest.fixture(scope="session")
+def tiny() -> ModelBundle:
+    """SD 1.x in small."""
+    return make_bundle()
+
+
+@pytest.fixture(scope="session")
+def make_tiny() -> MakeBundle:
+    """Makes other kinds."""
+    return make_bundle
+
+
+@pytest.fixture(scope="session")
+def pipe(tiny: ModelBundle) -> Pipeline:
+    """The pipeline around `tiny`."""
+    return Pipeline(tiny)
