@@ -90,7 +90,7 @@ class ClipTokenizer:
 
     def ids(self, text: str) -> list[int]:
         """All tokens of the text, without start, end and padding."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(self._tokenizer.encode(checked(text), add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some tokens, in lower case; bytes that are no whole character become U+FFFD."""
@@ -114,8 +114,15 @@ class ClipTokenizer:
 
     def encode(self, text: str) -> Tokens:
         """The first chunk of the text, and what was cut off behind it."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = self._tokenizer.encode(checked(text), add_special_tokens=False)
         return cut_to_chunk(self, text, list(encoding.ids), list(encoding.offsets))
+
+
+def checked(text: str) -> str:
+    """The text itself; half a surrogate pair, which is no Unicode text, is refused as `InvalidInput`."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidInput("prompt", given="half a surrogate pair", expected="Unicode text", cure="Check its encoding.")
+    return text
 
 
 def frame(ids: Sequence[int], *, start_id: int, end_id: int, pad_id: int, max_length: int) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 
 from gouache.errors import InvalidInput
-from gouache.models.tokenizer import Tokens, cut_to_chunk, frame
+from gouache.models.tokenizer import Tokens, checked, cut_to_chunk, frame
 
 UNKNOWN, START, END, PAD, MASK = "[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"
 
@@ -62,7 +62,7 @@ class WordPieceTokenizer:
 
     def ids(self, text: str) -> list[int]:
         """All tokens of the text, without start, end and padding."""
-        return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return list(self._tokenizer.encode(checked(text), add_special_tokens=False).ids)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of some tokens, as the tokenizer folded it."""
@@ -74,5 +74,5 @@ class WordPieceTokenizer:
 
     def encode(self, text: str) -> Tokens:
         """The first chunk of the text, and what was cut off behind it."""
-        encoding = self._tokenizer.encode(text, add_special_tokens=False)
+        encoding = self._tokenizer.encode(checked(text), add_special_tokens=False)
         return cut_to_chunk(self, text, list(encoding.ids), list(encoding.offsets))
