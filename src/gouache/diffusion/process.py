@@ -184,7 +184,8 @@ class NoiseSchedule(ABC):
 
 def _as_double(value: Tensor | float, where: str) -> Tensor:
     """The value as fp64 on the CPU; refuses NaN and infinity."""
-    result = torch.as_tensor(value).detach().to("cpu", torch.float64)
+    tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
+    result = tensor.to("cpu", torch.float64)
     if not bool(result.isfinite().all()):
         raise InvalidInput(where, given=_range_of(result), expected="finite numbers")
     return result
