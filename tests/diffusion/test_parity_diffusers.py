@@ -85,8 +85,7 @@ def start(levels: Tensor) -> Tensor:
 
 
 def alpha(sigma: Tensor | float) -> Tensor:
-    scale: Tensor = (1 + torch.as_tensor(sigma, dtype=torch.float64) ** 2).rsqrt()
-    return scale
+    return (1 + torch.as_tensor(sigma, dtype=torch.float64) ** 2).rsqrt()
 
 
 def ours(
@@ -130,7 +129,8 @@ def vp_peer(scheduler: Any, mixture: GaussianMixture, x: Tensor, **arguments: An
 
 def levels_of(scheduler: Any) -> Tensor:
     """The scheduler's levels, each once."""
-    return torch.unique_consecutive(scheduler.sigmas.double())
+    levels: Tensor = torch.unique_consecutive(scheduler.sigmas)
+    return levels
 
 
 VE_PEERS: list[tuple[str, str, int, dict[str, Option], str]] = [
