@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
+import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -15,6 +19,9 @@ from gouache.models.text_stack import TextStack
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.pipeline import Pipeline
+
+if TYPE_CHECKING:
+    from tests.pipeline.twins import Twins
 
 MakeBundle = Callable[..., ModelBundle]
 
@@ -83,3 +90,16 @@ def make_tiny() -> MakeBundle:
 def pipe(tiny: ModelBundle) -> Pipeline:
     """The pipeline around `tiny`."""
     return Pipeline(tiny)
+
+
+@pytest.fixture(scope="session")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> Twins:
+    """The same weights in diffusers and here (the module is loaded by path: tests are no package)."""
+    spec = importlib.util.spec_from_file_location("gouache_test_twins", Path(__file__).with_name("twins.py"))
+    assert spec is not None, "twins.py stands beside this file"
+    assert spec.loader is not None, "a Python file has a loader"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    made: Twins = module.Twins(tmp_path_factory.mktemp("twins"))
+    return made
