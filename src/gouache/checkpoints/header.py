@@ -65,12 +65,14 @@ class Header:
         tensors: every tensor by name, in the order in which their bytes lie.
         metadata: the file's own strings.
         data_start: offset of the first tensor's bytes in the file.
+        files: the shards, where the tensors lie in several files; `path` is their folder then.
     """
 
     path: Path
     tensors: Mapping[str, TensorInfo]
     metadata: Mapping[str, str] = field(default_factory=dict)
     data_start: int = 0
+    files: tuple[Path, ...] = ()
 
 
 def read_header(path: str | Path) -> Header:

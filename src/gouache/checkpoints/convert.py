@@ -1,0 +1,87 @@
+"""Reads a model from any layout and writes it in another, tensor by tensor."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gouache.checkpoints import card
+from gouache.checkpoints.detect import Identity, Part
+from gouache.checkpoints.format import TORCH_DTYPES, WeightSource, dtype_name, verify_sha256
+from gouache.checkpoints.header import TensorInfo
+from gouache.checkpoints.identify import identify
+from gouache.checkpoints.load import check_loadable, denoiser_config, generation_defaults, model_name
+from gouache.checkpoints.networks import build_on_meta, open_part, plan, read_planned
+from gouache.checkpoints.save import Format, ModelToWrite, NetworkToWrite, write_model
+from gouache.models.configs import SentenceEncoderConfig
+
+
+def convert(
+    source: str | Path,
+    target: str | Path,
+    to: Format,
+    *,
+    dtype: torch.dtype | None = None,
+    told: Callable[[str], None] = lambda _: None,
+) -> Identity:
+    """Write the model at `source` to `target` in another layout.
+
+    Args:
+        source: a file or folder of any layout that loads.
+        target: a path where nothing is yet.
+        to: ``"diffusers"``, ``"single-file"`` or ``"gouache"`` (one file if `target` ends in ``.safetensors``).
+        dtype: what floating-point tensors become; None keeps them, bit for bit.
+        told: is given each tensor's name as it is written.
+
+    Returns:
+        what the source was.
+
+    Raises:
+        The errors of `load_bundle`, and those of `write_model`.
+    """
+    source = Path(source)
+    identity = identify(source)
+    check_loadable(identity, str(source))
+    opened: dict[Path, WeightSource] = {}
+    networks = {}
+    for name, part in identity.parts.items():
+        if part.header.path not in opened:
+            if not part.header.files:
+                verify_sha256(part.header)
+            opened[part.header.path] = open_part(part.header)
+        networks[name] = _network(part, opened[part.header.path], identity.family, dtype, told)
+    denoiser = denoiser_config(source, identity, None, networks["unet"].tensor_of)
+    sentences = any(isinstance(part.config, SentenceEncoderConfig) for part in identity.parts.values())
+    model = ModelToWrite(
+        family=identity.family,
+        variant=identity.variant,
+        name=model_name(source, identity),
+        denoiser=denoiser,
+        defaults=generation_defaults(source, identity, denoiser),
+        networks=networks,
+        vocabulary=card.vocabulary_of(source) if sentences else (),
+    )
+    write_model(model, target, to)
+    return identity
+
+
+def _network(
+    part: Part, source: WeightSource, family: str, dtype: torch.dtype | None, told: Callable[[str], None]
+) -> NetworkToWrite:
+    planned = plan(part, build_on_meta(part.config), family)
+    planned.report.check(str(part.header.path), part.name)
+    infos = {}
+    for name, shape in planned.shapes.items():
+        found = part.header.tensors[planned.spellings[name].name].dtype
+        floating = TORCH_DTYPES[found].is_floating_point
+        infos[name] = TensorInfo(dtype_name(dtype) if dtype and floating else found, shape)
+
+    def tensor_of(name: str) -> Tensor:
+        told(f"{part.name}.{name}")
+        wanted = TORCH_DTYPES[infos[name].dtype]
+        return read_planned(source, planned, name, wanted, mapped=False)
+
+    return NetworkToWrite(part.config, infos, tensor_of)

@@ -1,0 +1,323 @@
+"""Says what a weight file is, by the names and shapes of its tensors; the file's name and suffix count for nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gouache.checkpoints.adapters import find_adapter, name_foreign
+from gouache.checkpoints.blocks import (
+    Naming,
+    Shapes,
+    text_config,
+    token_embedding_name,
+    unet_config,
+    vae_config,
+)
+from gouache.checkpoints.header import Header, TensorInfo
+from gouache.config import Config
+from gouache.errors import UnknownFamily
+from gouache.models.configs import TextEncoderConfig, UNetConfig, VAEConfig
+
+Parameterization = Literal["eps", "v", "x0", "flow"]
+Layout = Literal["single-file", "diffusers", "gouache", "network"]
+
+SD_SCALE, SDXL_SCALE = 0.18215, 0.13025
+"""Latent scales of SD 1.x and 2.x, and of SDXL."""
+VARIANTS = {0: "base", 5: "inpainting", 4: "instruct", 1: "depth", 3: "upscaler"}
+"""What a U-Net is for, by the channels that it takes beside the noisy latents."""
+
+VIT_H_LAYERS = 24
+CONFIG_KEY = "gouache.config."
+"""Files that gouache wrote carry each part's config in their metadata under this and the part's name."""
+CONFIGS: Mapping[str, type[Config]] = {"unet": UNetConfig, "vae": VAEConfig}
+
+# (part, prefix in the file, naming, a tensor that is there if the part is)
+MARKS: tuple[tuple[str, str, Naming, str], ...] = (
+    ("unet", "model.diffusion_model.", "ldm", "input_blocks.0.0.weight"),
+    ("unet", "", "ldm", "input_blocks.0.0.weight"),
+    ("unet", "", "ours", "down_blocks.0.resnets.0.conv1.weight"),
+    ("vae", "first_stage_model.", "ldm", "decoder.conv_in.weight"),
+    ("vae", "vae.", "ldm", "decoder.up.0.block.0.norm1.weight"),
+    ("vae", "", "ldm", "decoder.up.0.block.0.norm1.weight"),
+    ("vae", "", "old_diffusers", "decoder.mid_block.attentions.0.query.weight"),
+    ("vae", "", "ours", "decoder.up_blocks.0.resnets.0.norm1.weight"),
+    ("text_encoder", "cond_stage_model.transformer.", "clip_model", token_embedding_name("clip_model")),
+    ("text_encoder", "cond_stage_model.transformer.", "ours", token_embedding_name("ours")),
+    ("text_encoder", "cond_stage_model.model.", "open_clip", token_embedding_name("open_clip")),
+    ("text_encoder", "conditioner.embedders.0.transformer.", "clip_model", token_embedding_name("clip_model")),
+    ("text_encoder", "conditioner.embedders.0.model.", "open_clip", token_embedding_name("open_clip")),
+    ("text_encoder_2", "conditioner.embedders.1.model.", "open_clip", token_embedding_name("open_clip")),
+    ("text_encoder", "", "clip_model", token_embedding_name("clip_model")),
+    ("text_encoder", "", "ours", token_embedding_name("ours")),
+    ("text_encoder", "", "open_clip", token_embedding_name("open_clip")),
+)
+SCHEDULE_TABLES = re.compile(
+    r"^(betas|alphas_cumprod(_prev)?|sqrt_.*alphas_cumprod|log_one_minus_alphas_cumprod|posterior_.*|lvlb_weights"
+    r"|logvar|denoiser\.(sigmas|log_sigmas))$"
+)
+LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"(^|\.)model_ema\."), "the EMA copy of the weights"),
+    (SCHEDULE_TABLES, "tables of the noise schedule"),
+    (re.compile(r"\.(position_ids|attn_mask)$|^position_ids$"), "constant buffers"),
+    (re.compile(r"(^|\.)logit_scale$"), "CLIP's logit scale, used in its training only"),
+    (re.compile(r"^(first_stage_model\.)?loss\."), "the autoencoder's training losses"),
+    (re.compile(r"^depth_model\."), "the MiDaS depth network"),
+    (re.compile(r"^(embedder|noise_augmentor)\."), "the image embedder of unCLIP"),
+    (re.compile(r"^(v_pred|ztsnr|edm_vpred\.sigma_(min|max))$"), "marks of the prediction type"),
+)
+LAST_TEXT_LAYER = "the last text layer and projection, which SD 2.x doesn't use"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One network of a model, as it lies in its file.
+
+    Attributes:
+        name: ``"unet"``, ``"vae"``, ``"text_encoder"``, ``"text_encoder_2"``, ``"prior"`` or ``"quantizer"``.
+        header: names and shapes of the file (or shards) it lies in.
+        prefix: what stands before its tensors' names.
+        naming: whose names they are.
+        config: rebuilt from the shapes, or read beside the weights.
+    """
+
+    name: str
+    header: Header
+    prefix: str
+    naming: Naming
+    config: Config
+
+    def tensors(self) -> dict[str, TensorInfo]:
+        """Its tensors, without the prefix."""
+        return part_tensors(self.header.tensors, self.prefix)
+
+    @property
+    def parameters(self) -> int:
+        """How many numbers it has, buffers included."""
+        return sum(info.elements for info in self.tensors().values())
+
+    @property
+    def dtypes(self) -> tuple[str, ...]:
+        """The types of its tensors, most frequent first."""
+        names = [info.dtype for info in self.tensors().values()]
+        return tuple(sorted(set(names), key=names.count, reverse=True))
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """What a file or folder is.
+
+    Attributes:
+        kind: ``"model"`` (can paint), one network alone (``"unet"``, ``"vae"``, ``"text-encoder"``), or an adapter
+            (``"lora"``, ``"textual-inversion"``, ``"controlnet"``, ``"t2i-adapter"``).
+        family: ``"sd1"``, ``"sd2"``, ``"sdxl"``, ``"sdxl-refiner"``, ``"pocket"`` or ``"unknown"``.
+        layout: how it lies on the disk.
+        variant: what its U-Net is for; ``"base"`` is text to image.
+        label: a few words more, for people.
+        parts: its networks.
+        prediction: what the U-Net's output means, if that is known from the file.
+        prediction_source: how it is known.
+        left_out: tensors that are not needed, counted by reason.
+        unexplained: tensors that belong to nothing known; loading refuses them.
+    """
+
+    kind: str
+    family: str
+    layout: Layout
+    variant: str = "base"
+    label: str = ""
+    parts: Mapping[str, Part] = field(default_factory=dict)
+    prediction: Parameterization | None = None
+    prediction_source: str = ""
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    unexplained: tuple[str, ...] = ()
+
+
+def part_tensors(tensors: Mapping[str, TensorInfo], prefix: str) -> dict[str, TensorInfo]:
+    """The tensors under a prefix, without it."""
+    return {name[len(prefix) :]: info for name, info in tensors.items() if name.startswith(prefix)}
+
+
+def identify(header: Header) -> Identity:
+    """Say what the tensors of one file are.
+
+    Raises:
+        UnknownFamily: they belong to nothing that gouache knows (models of other kinds are named).
+    """
+    adapter = find_adapter(header.tensors, header.metadata)
+    if adapter is not None:
+        return Identity(adapter.kind, adapter.family, "network", label=adapter.label)
+    marked = _marked(header)
+    foreign = name_foreign(header.tensors)
+    if not marked or (foreign and "unet" not in marked and len(marked) < 2 and "text_encoder" not in marked):
+        raise UnknownFamily(
+            str(header.path),
+            given=f"a {foreign} file" if foreign else f"tensors such as {', '.join(list(header.tensors)[:3])[:200]}",
+            expected="weights of Stable Diffusion 1.x, 2.x or XL, or of a part or an adapter of one",
+            cure="gouache runs no model of that kind." if foreign else "",
+        )
+    if "edm_mean" in header.tensors:
+        raise UnknownFamily(
+            str(header.path),
+            given="Playground 2.5, an EDM network in SDXL's shape",
+            expected="a model of SDXL's own kind",
+        )
+    return _describe(header, marked)
+
+
+def _marked(header: Header) -> dict[str, tuple[str, Naming]]:
+    """Part name -> (prefix, naming), the first mark that fits."""
+    found: dict[str, tuple[str, Naming]] = {}
+    for name, prefix, naming, mark in MARKS:
+        if name not in found and prefix + mark in header.tensors:
+            found[name] = (prefix, naming)
+    return found
+
+
+def _describe(header: Header, marked: Mapping[str, tuple[str, Naming]]) -> Identity:
+    where = str(header.path)
+    shapes = {name: _shapes(header, prefix) for name, (prefix, _) in marked.items()}
+    unet = unet_config(shapes["unet"], marked["unet"][1], where) if "unet" in marked else None
+    family = family_of(unet, marked) if unet else family_without_unet(shapes, marked)
+    configs: dict[str, Config] = {}
+    for name, (_, naming) in marked.items():
+        recorded = header.metadata.get(CONFIG_KEY + name)
+        if recorded is not None:
+            kind = CONFIGS.get(name, TextEncoderConfig)
+            configs[name] = kind.from_json(recorded, where=f"{where} metadata {CONFIG_KEY}{name}")
+        elif name == "unet" and unet:
+            configs[name] = unet
+        elif name == "vae":
+            configs[name] = vae_config(
+                shapes[name], naming, SDXL_SCALE if family.startswith("sdxl") else SD_SCALE, where
+            )
+        else:
+            configs[name] = used_text_config(
+                text_config(shapes[name], naming, where), family, naming, first=name == "text_encoder"
+            )
+    parts = {name: Part(name, header, *marked[name], config) for name, config in configs.items()}
+    left_out, unexplained = _rest(header, parts, family)
+    prediction, source = prediction_of(header, family, unet)
+    return Identity(
+        kind=kind_of(parts),
+        family=family,
+        layout="single-file" if len(parts) > 1 else "network",
+        variant=variant_of(unet, family),
+        parts=parts,
+        prediction=prediction,
+        prediction_source=source,
+        left_out=left_out,
+        unexplained=unexplained,
+    )
+
+
+def kind_of(parts: Mapping[str, Part]) -> str:
+    """A model if it has all that painting needs, else the network that it is, or the parts that it has."""
+    if "unet" in parts and "vae" in parts and any(name.startswith("text_encoder") for name in parts):
+        return "model"
+    names = ["text-encoder" if name.startswith("text_encoder") else name for name in parts]
+    return names[0] if len(set(names)) == 1 else "parts"
+
+
+def family_of(unet: UNetConfig, parts: Mapping[str, object]) -> str:
+    """A U-Net's family: SDXL adds a pooled vector, SD 2.x has linear projections, SD 1.x convolutions.
+
+    The refiner is the one SDXL network without ViT-L: its context is bigG's 1280 channels alone.
+    """
+    if unet.pooled_width and unet.context_width != 1024:
+        lone_second = "text_encoder_2" not in parts and "text_encoder" in parts
+        lone_folder = "text_encoder" not in parts and "text_encoder_2" in parts
+        return "sdxl-refiner" if unet.context_width == 1280 or lone_second or lone_folder else "sdxl"
+    return "sd2" if unet.linear_projection or unet.context_width == 1024 else "sd1"
+
+
+def family_without_unet(shapes: Mapping[str, Shapes], marked: Mapping[str, tuple[str, Naming]]) -> str:
+    """By the text encoder's width; an autoencoder alone doesn't show its family."""
+    if "text_encoder_2" in marked:
+        return "sdxl"
+    if "text_encoder" not in marked:
+        return "unknown"
+    naming = marked["text_encoder"][1]
+    tokens = token_embedding_name(naming)
+    return {768: "sd1", 1024: "sd2", 1280: "sdxl"}.get(shapes["text_encoder"][tokens][-1], "unknown")
+
+
+def variant_of(unet: UNetConfig | None, family: str) -> str:
+    """What the U-Net is for, by its input channels; unCLIP is the SD 2.x with a pooled vector."""
+    if unet is None:
+        return "base"
+    if family == "sd2" and unet.pooled_width:
+        return "unclip"
+    return VARIANTS.get(unet.draft_channels, f"{unet.draft_channels} more channels")
+
+
+def used_text_config(config: TextEncoderConfig, family: str, naming: Naming, *, first: bool) -> TextEncoderConfig:
+    """Which state of the encoder its family uses as the context.
+
+    SD 1.x: the last. SD 2.x: the last but one behind the final norm; folders have only the layers up to there, single
+    files have one more, which is left out. SDXL: the last but one, without the norm.
+    """
+    if family == "sd2" and naming == "open_clip":
+        # ViT-H has 24 layers; a file that keeps the projection keeps the layer before it.
+        whole = config.layers == VIT_H_LAYERS or config.projection_width > 0
+        return config.model_copy(update={"layers": config.layers - whole, "projection_width": 0})
+    if family.startswith("sdxl"):
+        alone = {"projection_width": 0} if first and family == "sdxl" else {}
+        return config.model_copy(update={"skip_layers": 1, "final_norm": False, **alone})
+    return config.model_copy(update={"projection_width": 0})
+
+
+def prediction_of(header: Header, family: str, unet: UNetConfig | None) -> tuple[Parameterization | None, str]:
+    """What the network's output means, and how that is known. None: SD 2.x, where only the weights tell."""
+    for key in ("modelspec.prediction_type", "modelspec.predict_key"):
+        told = {"epsilon": "eps", "v": "v", "v_prediction": "v"}.get(header.metadata.get(key, ""))
+        if told:
+            return ("v" if told == "v" else "eps"), f"metadata {key}"
+    if "v_pred" in header.tensors or "edm_vpred.sigma_max" in header.tensors:
+        return "v", "a mark among the tensors"
+    if unet is None:
+        return None, ""
+    if family != "sd2":
+        return "eps", f"the family's rule for {family}"
+    if unet.draft_channels or unet.pooled_width:
+        return ("v", "the family's rule for SD 2.x unCLIP") if unet.pooled_width else ("eps", "the variant's rule")
+    # Training steps of the two published files about which no reader disagrees.
+    steps = {"875000": "eps", "110000": "v"}.get(header.metadata.get("global_step", ""))
+    if steps:
+        return ("v" if steps == "v" else "eps"), "the file's global_step"
+    return None, "only the weights tell"
+
+
+def _shapes(header: Header, prefix: str) -> dict[str, tuple[int, ...]]:
+    return {name: info.shape for name, info in part_tensors(header.tensors, prefix).items()}
+
+
+def _rest(header: Header, parts: Mapping[str, Part], family: str) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Tensors outside every part: those known to be of no use, counted by reason, and the others."""
+    counts: dict[str, int] = {}
+    unexplained = []
+    prefixes = tuple(part.prefix for part in parts.values())
+    for name in header.tensors:
+        reason = left_out_reason(name, parts, family)
+        if reason:
+            counts[reason] = counts.get(reason, 0) + 1
+        elif not name.startswith(prefixes):
+            unexplained.append(name)
+    return counts, tuple(unexplained)
+
+
+def left_out_reason(name: str, parts: Mapping[str, Part], family: str) -> str:
+    """Why a tensor of a file is knowingly not loaded; empty if it has to be."""
+    for pattern, reason in LEFT_OUT:
+        if pattern.search(name):
+            return reason
+    text = parts.get("text_encoder")
+    if text and family == "sd2" and text.naming == "open_clip" and isinstance(text.config, TextEncoderConfig):
+        last = f"{text.prefix}transformer.resblocks.{text.config.layers}."
+        if name.startswith(last) or name == f"{text.prefix}text_projection":
+            return LAST_TEXT_LAYER
+    if text and family == "sdxl" and name == f"{text.prefix}text_projection.weight":
+        return LAST_TEXT_LAYER.replace("SD 2.x", "SDXL")
+    return ""

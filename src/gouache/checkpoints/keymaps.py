@@ -1,0 +1,192 @@
+"""Tables between the names of our networks (those of diffusers folders) and the names of single files.
+
+Each table is declared once, from our names to theirs; it serves both directions, since reading asks for every name
+of ours, and writing goes through the same list. Names of tensors are translated by module: the longest prefix that
+the table knows is replaced, what stands behind it stays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+
+from gouache.checkpoints.blocks import Naming
+from gouache.config import Config
+from gouache.models.configs import UNetConfig, VAEConfig
+
+
+class Change(Enum):
+    """What happens to a tensor's numbers on the way from their file to our network."""
+
+    NONE = auto()
+    """Nothing."""
+    POINTWISE = auto()
+    """Theirs may be a 1x1 convolution [C, C, 1, 1] where ours is linear [C, C]."""
+    TRANSPOSED = auto()
+    """Theirs is ours transposed."""
+    FIRST_THIRD = auto()
+    SECOND_THIRD = auto()
+    LAST_THIRD = auto()
+    """Ours is one third of their rows (queries, keys, values in one matrix)."""
+
+
+THIRDS = (Change.FIRST_THIRD, Change.SECOND_THIRD, Change.LAST_THIRD)
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """What a file calls one of our tensors, and how it holds it."""
+
+    name: str
+    change: Change = Change.NONE
+
+
+Speller = Callable[[str], Spelling]
+"""Our tensor's name -> the file's name and layout of it, both without the network's prefix."""
+
+Table = Mapping[str, str]
+"""Our module's name -> theirs."""
+
+RESNET = {
+    "norm1": "in_layers.0",
+    "conv1": "in_layers.2",
+    "time_emb_proj": "emb_layers.1",
+    "norm2": "out_layers.0",
+    "conv2": "out_layers.3",
+    "conv_shortcut": "skip_connection",
+}
+UNET_ENDS = {
+    "conv_in": "input_blocks.0.0",
+    "time_embedding.linear_1": "time_embed.0",
+    "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
+    "conv_norm_out": "out.0",
+    "conv_out": "out.2",
+    "mid_block.attentions.0": "middle_block.1",
+}
+VAE_ATTENTION = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
+OLD_VAE_ATTENTION = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
+OPEN_CLIP_LAYER = {
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+OPEN_CLIP_TENSORS = {
+    "embeddings.token_embedding.weight": "token_embedding.weight",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "final_layer_norm.weight": "ln_final.weight",
+    "final_layer_norm.bias": "ln_final.bias",
+}
+
+
+def unet_table(config: UNetConfig) -> Table:
+    """Our U-Net's modules and CompVis's, for any number of levels and blocks.
+
+    Their blocks are numbered through: on the way down each residual block and each change of resolution has a number,
+    on the way up a change of resolution stands behind the last residual block of its level.
+    """
+    table = dict(UNET_ENDS)
+    for i, theirs in enumerate(("middle_block.0", "middle_block.2")[: config.middle_layers]):
+        table |= _under(f"mid_block.resnets.{i}", theirs, RESNET)
+    number = 1
+    for level in range(len(config.channels)):
+        for i in range(config.layers_per_level):
+            table |= _under(f"down_blocks.{level}.resnets.{i}", f"input_blocks.{number}.0", RESNET)
+            table[f"down_blocks.{level}.attentions.{i}"] = f"input_blocks.{number}.1"
+            number += 1
+        table[f"down_blocks.{level}.downsamplers.0.conv"] = f"input_blocks.{number}.0.op"
+        number += 1
+    number = 0
+    for level, depths in enumerate(config.up_depths()):
+        for i in range(len(depths)):
+            table |= _under(f"up_blocks.{level}.resnets.{i}", f"output_blocks.{number}.0", RESNET)
+            table[f"up_blocks.{level}.attentions.{i}"] = f"output_blocks.{number}.1"
+            number += 1
+        place = 2 if any(depths) else 1
+        table[f"up_blocks.{level}.upsamplers.0.conv"] = f"output_blocks.{number - 1}.{place}.conv"
+    return table
+
+
+def vae_table(config: VAEConfig) -> Table:
+    """Our autoencoder's modules and CompVis's, which numbers the decoder's levels from the finest, not the coarsest."""
+    table = {}
+    last = len(config.channels) - 1
+    for half, ours, theirs, change in (
+        ("encoder", "down_blocks", "down", "downsample"),
+        ("decoder", "up_blocks", "up", "upsample"),
+    ):
+        table[f"{half}.conv_norm_out"] = f"{half}.norm_out"
+        for i in (0, 1):
+            table |= _under(f"{half}.mid_block.resnets.{i}", f"{half}.mid.block_{i + 1}", VAE_RESNET)
+        table |= _under(f"{half}.mid_block.attentions.0", f"{half}.mid.attn_1", VAE_ATTENTION)
+        for level in range(last + 1):
+            their_level = f"{half}.{theirs}.{level if half == 'encoder' else last - level}"
+            for i in range(config.layers_per_level + (half == "decoder")):
+                table |= _under(f"{half}.{ours}.{level}.resnets.{i}", f"{their_level}.block.{i}", VAE_RESNET)
+            table[f"{half}.{ours}.{level}.{change}rs.0.conv"] = f"{their_level}.{change}.conv"
+    return table
+
+
+VAE_RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "conv2", "conv_shortcut": "nin_shortcut"}
+
+
+def speller(config: Config, naming: Naming) -> Speller:
+    """How a file of the given naming calls the tensors of the network with this config."""
+    if naming == "open_clip":
+        return spell_open_clip
+    if naming == "clip_model":
+        return lambda name: Spelling(name if name == "text_projection.weight" else f"text_model.{name}")
+    if isinstance(config, UNetConfig) and naming == "ldm":
+        table = unet_table(config)
+        return lambda name: Spelling(_translate(name, table))
+    if isinstance(config, VAEConfig):
+        table = {"ldm": vae_table(config), "old_diffusers": _old_vae_table()}.get(naming, {})
+        return lambda name: Spelling(_translate(name, table), _attention_change(name))
+    return Spelling
+
+
+def _old_vae_table() -> Table:
+    table: dict[str, str] = {}
+    for half in ("encoder", "decoder"):
+        attention = f"{half}.mid_block.attentions.0"
+        table |= _under(attention, attention, OLD_VAE_ATTENTION)
+    return table
+
+
+def _attention_change(name: str) -> Change:
+    pointwise = ".attentions." in name and name.endswith(".weight") and "norm" not in name
+    return Change.POINTWISE if pointwise else Change.NONE
+
+
+def spell_open_clip(name: str) -> Spelling:
+    """What an OpenCLIP file calls a tensor of a CLIP text encoder."""
+    if name in OPEN_CLIP_TENSORS:
+        return Spelling(OPEN_CLIP_TENSORS[name])
+    if name == "text_projection.weight":
+        return Spelling("text_projection", Change.TRANSPOSED)
+    _, _, layer, rest = name.split(".", 3)  # encoder.layers.N.rest
+    block = f"transformer.resblocks.{layer}"
+    for third, part in zip(THIRDS, ("q_proj", "k_proj", "v_proj"), strict=True):
+        if rest.startswith(f"self_attn.{part}."):
+            return Spelling(f"{block}.attn.in_proj_{rest.rsplit('.', 1)[1]}", third)
+    return Spelling(f"{block}.{_translate(rest, OPEN_CLIP_LAYER)}")
+
+
+def _under(ours: str, theirs: str, inner: Table) -> dict[str, str]:
+    """A table of inner modules, put under a module of ours and of theirs."""
+    return {f"{ours}.{name}": f"{theirs}.{their_name}" for name, their_name in inner.items()}
+
+
+def _translate(name: str, table: Table) -> str:
+    """Replace the longest prefix of whole modules that the table knows."""
+    prefix, rest = name, ""
+    while prefix:
+        if prefix in table:
+            return table[prefix] + rest
+        prefix, _, last = prefix.rpartition(".")
+        rest = f".{last}{rest}"
+    return name

@@ -1,0 +1,210 @@
+"""Loads a whole model from a file or a folder of any known layout."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gouache.checkpoints import card, diffusers_config, folders
+from gouache.checkpoints.detect import Identity, Parameterization, Part
+from gouache.checkpoints.format import WeightSource, verify_sha256
+from gouache.checkpoints.header import Header
+from gouache.checkpoints.identify import identify
+from gouache.checkpoints.networks import LoadReport, load_network, open_part
+from gouache.errors import IncompatibleCheckpoint, unknown_name
+from gouache.models.bundle import ModelBundle
+from gouache.models.configs import DenoiserConfig, GenerationDefaults, NoiseScheduleConfig, UNetConfig, VAEConfig
+from gouache.models.prior import Prior
+from gouache.models.quantizer import Quantizer
+from gouache.models.sentence_encoder import SentenceEncoder
+from gouache.models.text_encoder import TextEncoder
+from gouache.models.text_stack import TextStack
+from gouache.models.unet import UNet
+from gouache.models.vae import AutoencoderKL
+
+__all__ = ["identify", "load_bundle"]
+
+PREDICTIONS: tuple[Parameterization, ...] = ("eps", "v", "x0", "flow")
+SD2_V_DEVIATION = 0.09
+"""Above this standard deviation of one bias, an SD 2.x network predicts v; see `_sd2_prediction`."""
+DEFAULT_SIZES = {"sdxl": 1024, "sdxl-refiner": 1024}
+DEFAULT_GUIDANCE = {"sdxl": 5.0, "sdxl-refiner": 5.0}
+
+
+def load_bundle(
+    path: str | Path,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+    prediction: Parameterization | None = None,
+    variant: str | None = None,
+    verify: bool = True,
+) -> ModelBundle:
+    """Load a model: a diffusers folder, a single file (.safetensors or .ckpt), or gouache's own format.
+
+    Args:
+        path: the file or folder.
+        device: where the networks go.
+        dtype: the type of their numbers; None keeps the file's.
+        prediction: what the U-Net's output means, where the file doesn't tell or tells wrong.
+        variant: which weights of a diffusers folder to prefer, for example ``"fp16"``.
+        verify: compare the tensors with the sha256 that files in the own format record.
+
+    Raises:
+        ModelNotFound: nothing is there, or a part is missing.
+        CorruptCheckpoint: a file is damaged, or holds NaN.
+        UnsafeCheckpoint: a file would run code if it were unpickled.
+        IncompatibleCheckpoint: the tensors do not fit the networks, or it is no whole model.
+        UnknownFamily: it is nothing that gouache knows.
+    """
+    path = Path(path)
+    if prediction is not None and prediction not in PREDICTIONS:
+        raise unknown_name("prediction", prediction, PREDICTIONS)
+    identity = identify(path, variant=variant)
+    check_loadable(identity, str(path))
+    networks = _Networks(identity, device, dtype, verify=verify)
+    unet, vae = networks.of(UNet)[0], networks.of(AutoencoderKL)[0]
+    denoiser = denoiser_config(path, identity, prediction, unet.state_dict().__getitem__)
+    return ModelBundle(
+        family=identity.family,
+        unet=unet,
+        vae=vae,
+        text=_text_stack(path, networks),
+        denoiser_config=denoiser,
+        defaults=generation_defaults(path, identity, denoiser),
+        prior=next(iter(networks.of(Prior)), None),
+        quantizer=next(iter(networks.of(Quantizer)), None),
+        name=model_name(path, identity),
+        path=path,
+    ).eval()
+
+
+def model_name(path: Path, identity: Identity) -> str:
+    """The name that a model's card gives, else that of its file or folder."""
+    named = identity.layout == "gouache" and identity.label
+    return identity.label if named else path.name if path.is_dir() else path.stem
+
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+class _Networks:
+    """Every part of a model, loaded; a file that holds several parts is opened once."""
+
+    def __init__(
+        self, identity: Identity, device: torch.device | str, dtype: torch.dtype | None, *, verify: bool
+    ) -> None:
+        sources: dict[Path, WeightSource] = {}
+        self._loaded: list[nn.Module] = []
+        for part in identity.parts.values():
+            if part.header.path not in sources:
+                sources[part.header.path] = _opened(part.header, verify)
+            source = sources[part.header.path]
+            network, _ = load_network(part, source, identity.family, device=device, dtype=dtype)
+            self._loaded.append(network)
+
+    def of(self, kind: type[Network]) -> list[Network]:
+        return [network for network in self._loaded if isinstance(network, kind)]
+
+
+def _opened(header: Header, verify: bool) -> WeightSource:
+    if verify and not header.files:
+        verify_sha256(header)
+    return open_part(header)
+
+
+def _text_stack(path: Path, networks: _Networks) -> TextStack:
+    sentences = networks.of(SentenceEncoder)
+    if sentences:
+        return TextStack.of_sentences(sentences[0], card.vocabulary_of(path))
+    return TextStack.of_clip(networks.of(TextEncoder))
+
+
+def denoiser_config(
+    path: Path, identity: Identity, prediction: Parameterization | None, tensor_of: Callable[[str], Tensor]
+) -> DenoiserConfig:
+    """What the network's output means and the schedule it was trained on, as far as the file says.
+
+    Args:
+        path: the model.
+        identity: of the model at `path`.
+        prediction: what wins over all that the file says, or None.
+        tensor_of: gives a tensor of the U-Net by our name, where only the weights tell.
+    """
+    own = card.read_card(path) if identity.layout == "gouache" else None
+    scheduler = path / "scheduler" / "scheduler_config.json"
+    if own is not None:
+        config = own.denoiser
+    elif scheduler.is_file():
+        config = diffusers_config.denoiser_from_json(folders.read_json(scheduler), str(scheduler))
+    else:
+        zero_snr = "ztsnr" in next(iter(identity.parts.values())).header.tensors
+        config = DenoiserConfig(
+            parameterization=identity.prediction or _sd2_prediction(identity.parts["unet"], tensor_of),
+            schedule=NoiseScheduleConfig(zero_terminal_snr=zero_snr),
+        )
+    unet = identity.parts["unet"].config
+    if isinstance(unet, UNetConfig) and unet.out_channels == 2 * unet.in_channels:
+        config = config.model_copy(update={"learned_variance": True})
+    return config if prediction is None else config.model_copy(update={"parameterization": prediction})
+
+
+def _sd2_prediction(part: Part, tensor_of: Callable[[str], Tensor]) -> Parameterization:
+    """Whether an SD 2.x network predicts eps or v, by its weights, since its names and shapes don't show it.
+
+    The rule is ComfyUI's: in the published v networks and their descendants, the bias of the first norm of the last
+    transformer spreads more than 0.09. `prediction` of `load_bundle` overrules it.
+    """
+    if not isinstance(part.config, UNetConfig) or not part.config.up_depths()[-1][-1]:
+        return "eps"
+    last = len(part.config.channels) - 1
+    name = f"up_blocks.{last}.attentions.{part.config.layers_per_level}.transformer_blocks.0.norm1.bias"
+    return "v" if float(tensor_of(name).float().std(correction=0)) > SD2_V_DEVIATION else "eps"
+
+
+def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig) -> GenerationDefaults:
+    """Size and guidance of a request that leaves them open: the card's, else the family's and the folder's."""
+    own = card.read_card(path) if identity.layout == "gouache" else None
+    if own is not None:
+        return own.defaults
+    size = DEFAULT_SIZES.get(identity.family, 512)
+    if identity.family == "sd2" and denoiser.parameterization == "v":
+        size = 768
+    file = path / "unet" / "config.json"
+    sample_size = folders.read_json(file).get("sample_size") if file.is_file() else None
+    vae = identity.parts["vae"].config
+    if isinstance(sample_size, int) and isinstance(vae, VAEConfig):
+        size = sample_size * vae.downscale
+    return GenerationDefaults(width=size, height=size, guidance_scale=DEFAULT_GUIDANCE.get(identity.family, 7.5))
+
+
+def check_loadable(identity: Identity, where: str) -> None:
+    """Refuse what is recognised but can't paint.
+
+    Raises:
+        IncompatibleCheckpoint: an adapter, a part, or a variant without a pipeline.
+    """
+    cures = {
+        "lora": "Give it with --lora beside a model.",
+        "vae": "Load it beside a model.",
+        "textual-inversion": "Give it beside a model.",
+    }
+    if identity.kind != "model":
+        raise IncompatibleCheckpoint(
+            where,
+            given=f"a {identity.kind}" + (f" ({identity.label})" if identity.label else ""),
+            expected="a whole model: U-Net, autoencoder and text encoder",
+            cure=cures.get(identity.kind, "Give the model that it belongs to."),
+        )
+    if identity.variant not in ("base", "inpainting", "instruct", "depth"):
+        raise IncompatibleCheckpoint(
+            where,
+            given=f"a {identity.family} {identity.variant} model",
+            expected="text to image, inpainting, instruct or depth",
+        )
+    if identity.unexplained:
+        LoadReport(unexpected=list(identity.unexplained)).check(where, "model")

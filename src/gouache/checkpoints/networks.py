@@ -1,0 +1,257 @@
+"""Loads networks strictly: every tensor of the network is in the file, in its shape, and nothing is left over.
+
+Networks are built on the meta device, without memory; tensors come from the file's own pages where type and layout
+allow, else one at a time, so that loading takes little more memory than the weights themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from gouache.checkpoints.detect import Part, left_out_reason
+from gouache.checkpoints.format import TORCH_DTYPES, WeightSource
+from gouache.checkpoints.header import Header, TensorInfo
+from gouache.checkpoints.keymaps import THIRDS, Change, Speller, Spelling, speller
+from gouache.checkpoints.opening import open_source
+from gouache.config import Config
+from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, InvalidInput
+from gouache.models.configs import SentenceEncoderConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from gouache.models.prior import Prior, PriorConfig
+from gouache.models.quantizer import Quantizer, QuantizerConfig
+from gouache.models.sentence_encoder import SentenceEncoder
+from gouache.models.text_encoder import TextEncoder
+from gouache.models.unet import UNet
+from gouache.models.vae import AutoencoderKL
+
+
+@dataclass(slots=True)
+class LoadReport:
+    """How a network's tensors and a file's fit together.
+
+    Attributes:
+        missing: names (the file's) that the network needs and the file lacks.
+        unexpected: names that the file has and nothing needs.
+        misshaped: name -> (found shape, needed shape).
+        left_out: reason -> how many tensors of the file were knowingly not loaded.
+    """
+
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    misshaped: dict[str, tuple[tuple[int, ...], tuple[int, ...]]] = field(default_factory=dict)
+    left_out: dict[str, int] = field(default_factory=dict)
+
+    def check(self, where: str, part: str) -> None:
+        """Raise `IncompatibleCheckpoint`, which lists the names, unless all fit."""
+        lists = (
+            ("missing", self.missing),
+            ("unexpected", self.unexpected),
+            ("of another shape", [f"{name} {list(a)} for {list(b)}" for name, (a, b) in self.misshaped.items()]),
+        )
+        told = [f"{len(names)} {what}: {_few(names)}" for what, names in lists if names]
+        if told:
+            raise IncompatibleCheckpoint(
+                where,
+                given=f"tensors that do not fit the {part}: {'; '.join(told)}",
+                expected="every tensor of the network once, and no other",
+                cure="The file is incomplete, or of a model that gouache doesn't know.",
+            )
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
+
+
+def build(config: Config) -> nn.Module:
+    """The network of a config, on the current default device.
+
+    Raises:
+        InvalidInput: no network has such a config.
+    """
+    if isinstance(config, UNetConfig):
+        return UNet(config)
+    if isinstance(config, VAEConfig):
+        return AutoencoderKL(config)
+    if isinstance(config, TextEncoderConfig):
+        return TextEncoder(config)
+    if isinstance(config, SentenceEncoderConfig):
+        return SentenceEncoder(config)
+    if isinstance(config, PriorConfig):
+        return Prior(config)
+    if isinstance(config, QuantizerConfig):
+        return Quantizer(config)
+    raise InvalidInput("config", given=type(config).__name__, expected="the config of a network")
+
+
+def build_on_meta(config: Config) -> nn.Module:
+    """The network without memory for its tensors: names, shapes and nothing else."""
+    with torch.device("meta"):
+        return build(config)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """Where each tensor of a network comes from.
+
+    Attributes:
+        part: the part it is planned for.
+        spellings: our name -> what the file calls it, with the part's prefix.
+        shapes: our name -> shape.
+        report: what does not fit.
+    """
+
+    part: Part
+    spellings: Mapping[str, Spelling]
+    shapes: Mapping[str, tuple[int, ...]]
+    report: LoadReport
+
+
+def plan(part: Part, network: nn.Module, family: str) -> Plan:
+    """Match a network's tensors with a part's, by name and shape; nothing is read."""
+    shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
+    spell = _prefixed(speller(part.config, part.naming), part.prefix)
+    spellings = {name: spell(name) for name in shapes}
+    report = LoadReport()
+    found = part.header.tensors
+    for name, shape in shapes.items():
+        spelling = spellings[name]
+        if spelling.name not in found:
+            report.missing.append(spelling.name)
+        elif not _fits(found[spelling.name], shape, spelling.change):
+            report.misshaped[spelling.name] = (found[spelling.name].shape, shape)
+    used = {spelling.name for spelling in spellings.values()}
+    for name in found:
+        if name.startswith(part.prefix) and name not in used:
+            reason = left_out_reason(name, {part.name: part}, family)
+            if reason:
+                report.left_out[reason] = report.left_out.get(reason, 0) + 1
+            else:
+                report.unexpected.append(name)
+    return Plan(part, spellings, shapes, report)
+
+
+def _prefixed(spell: Speller, prefix: str) -> Speller:
+    def spell_with_prefix(name: str) -> Spelling:
+        spelling = spell(name)
+        return Spelling(prefix + spelling.name, spelling.change)
+
+    return spell_with_prefix
+
+
+def _fits(info: TensorInfo, shape: tuple[int, ...], change: Change) -> bool:
+    if change is Change.POINTWISE:
+        return info.shape in (shape, (*shape, 1, 1))
+    if change is Change.TRANSPOSED:
+        return info.shape == shape[::-1]
+    if change in THIRDS:
+        return info.shape == (3 * shape[0], *shape[1:])
+    return info.shape == shape
+
+
+def changed(tensor: Tensor, change: Change, shape: tuple[int, ...]) -> Tensor:
+    """A file's tensor as our network holds it: a view of it where that is possible."""
+    if change is Change.POINTWISE:
+        return tensor.reshape(shape)
+    if change is Change.TRANSPOSED:
+        return tensor.T.contiguous()
+    if change in THIRDS:
+        return tensor[THIRDS.index(change) * shape[0] :][: shape[0]]
+    return tensor
+
+
+def load_network(
+    part: Part,
+    source: WeightSource,
+    family: str,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> tuple[nn.Module, LoadReport]:
+    """Build a part's network and fill it, strictly.
+
+    Args:
+        part: which.
+        source: the opened file, or shards, that hold it.
+        family: of the model; it decides which tensors are knowingly left out.
+        device: where the network goes.
+        dtype: the type of its numbers; None keeps the file's.
+
+    Raises:
+        IncompatibleCheckpoint: tensors are missing, unexpected or of another shape; all are listed.
+        CorruptCheckpoint: a tensor holds NaN or infinity, or the file is damaged.
+    """
+    network = build_on_meta(part.config)
+    planned = plan(part, network, family)
+    planned.report.check(str(part.header.path), part.name)
+    state = {
+        name: read_planned(source, planned, name, dtype).to(device=device)
+        for name in sorted(planned.shapes, key=_file_order(planned))
+    }
+    network.load_state_dict(state, assign=True)
+    return network.eval(), planned.report
+
+
+def _file_order(planned: Plan) -> Callable[[str], int]:
+    """Read in the order in which the bytes lie."""
+    order = {name: i for i, name in enumerate(planned.part.header.tensors)}
+    return lambda name: order[planned.spellings[name].name]
+
+
+def read_planned(
+    source: WeightSource, planned: Plan, name: str, dtype: torch.dtype | None, *, mapped: bool = True
+) -> Tensor:
+    """Read one of our tensors as it was planned, in `dtype` (None: the file's), and see that it is finite.
+
+    Raises:
+        CorruptCheckpoint: it holds NaN or infinity, or the file is damaged.
+    """
+    spelling = planned.spellings[name]
+    converts = dtype is not None and _torch_dtype(source, spelling.name) != dtype
+    # Pages that were looked at count as memory, so a tensor that is converted is read into memory that is given back.
+    tensor = changed(source.read(spelling.name, mapped=mapped and not converts), spelling.change, planned.shapes[name])
+    if converts:
+        tensor = tensor.to(dtype)
+    _check_finite(tensor, spelling.name, str(source.header.path), dtype if converts else None)
+    return tensor
+
+
+def _torch_dtype(source: WeightSource, name: str) -> torch.dtype:
+    return TORCH_DTYPES[source.header.tensors[name].dtype]
+
+
+def _check_finite(tensor: Tensor, name: str, where: str, dtype: torch.dtype | None) -> None:
+    """NaN and infinity would paint black: better to hear of it here. Minimum and maximum find both in one pass."""
+    if not tensor.numel() or not tensor.is_floating_point():
+        return
+    numbers = tensor.float() if tensor.dtype.itemsize == 1 else tensor
+    low, high = torch.aminmax(numbers)
+    if not bool(torch.isfinite(low) & torch.isfinite(high)):
+        kind = "NaN" if bool(torch.isnan(low)) else "infinity"
+        raise CorruptCheckpoint(
+            where,
+            given=f"{kind} in tensor {name!r}" + (f" as {dtype}" if dtype else ""),
+            expected="finite numbers",
+            cure="Load it in float32."
+            if dtype and kind == "infinity"
+            else "The file is damaged or badly trained; get it again.",
+        )
+
+
+def open_part(header: Header) -> WeightSource:
+    """Open the file, or all shards, that a header describes, as one source."""
+    sources = [open_source(file) for file in header.files or (header.path,)]
+    return sources[0] if len(sources) == 1 else _Shards(header, sources)
+
+
+class _Shards:
+    """Several files as one source."""
+
+    def __init__(self, header: Header, sources: list[WeightSource]) -> None:
+        self.header = header
+        self._home = {name: source for source in sources for name in source.header.tensors}
+
+    def read(self, name: str, *, mapped: bool = True) -> Tensor:
+        return self._home[name].read(name, mapped=mapped)

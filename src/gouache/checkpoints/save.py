@@ -1,0 +1,307 @@
+"""Writes models: diffusers folders, single files in CompVis's layout, and gouache's own format; converts between them.
+
+A model is written tensor by tensor as it is read, so that converting takes little memory, whatever the model's size.
+Whole folders and files appear under their name only when they are complete.
+"""
+
+from __future__ import annotations
+
+import secrets
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from gouache import __version__
+from gouache.checkpoints import diffusers_write
+from gouache.checkpoints.blocks import Naming
+from gouache.checkpoints.card import CARD_FILE, CARD_KEY, VOCABULARY_FILE, VOCABULARY_KEY, ModelCard, PartCard
+from gouache.checkpoints.detect import CONFIG_KEY
+from gouache.checkpoints.format import atomic_write, dtype_name, write_json, write_tensors
+from gouache.checkpoints.header import TensorInfo
+from gouache.checkpoints.keymaps import THIRDS, Change, speller
+from gouache.config import Config
+from gouache.errors import IncompatibleCheckpoint, InvalidInput, unknown_name
+from gouache.models.bundle import ModelBundle
+from gouache.models.configs import DenoiserConfig, GenerationDefaults, TextEncoderConfig, UNetConfig, VAEConfig
+
+Format = Literal["diffusers", "single-file", "gouache"]
+FORMATS: tuple[Format, ...] = ("diffusers", "single-file", "gouache")
+
+# Family -> part -> (prefix, naming) in a single file.
+SINGLE_FILE: dict[str, dict[str, tuple[str, Naming]]] = {
+    "sd1": {"text_encoder": ("cond_stage_model.transformer.", "clip_model")},
+    "sd2": {"text_encoder": ("cond_stage_model.model.", "open_clip")},
+    "sdxl": {
+        "text_encoder": ("conditioner.embedders.0.transformer.", "clip_model"),
+        "text_encoder_2": ("conditioner.embedders.1.model.", "open_clip"),
+    },
+    "sdxl-refiner": {"text_encoder": ("conditioner.embedders.0.model.", "open_clip")},
+}
+COMMON: dict[str, tuple[str, Naming]] = {
+    "unet": ("model.diffusion_model.", "ldm"),
+    "vae": ("first_stage_model.", "ldm"),
+}
+ARCHITECTURES = {
+    "sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2", "sdxl": "stable-diffusion-xl-v1-base",
+    "sdxl-refiner": "stable-diffusion-xl-v1-refiner",
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class NetworkToWrite:
+    """One network's config, the types and shapes of its tensors by our names, and how to get each."""
+
+    config: Config
+    infos: Mapping[str, TensorInfo]
+    tensor_of: Callable[[str], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelToWrite:
+    """A whole model on its way to the disk; `networks` by the part's name."""
+
+    family: str
+    variant: str
+    name: str
+    denoiser: DenoiserConfig
+    defaults: GenerationDefaults
+    networks: Mapping[str, NetworkToWrite]
+    vocabulary: tuple[str, ...] = ()
+
+
+def network_to_write(config: Config, network: nn.Module) -> NetworkToWrite:
+    """A network that is in memory."""
+    state = network.state_dict()
+    infos = {name: TensorInfo(dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in state.items()}
+    return NetworkToWrite(config, infos, lambda name: state[name])
+
+
+def bundle_to_write(bundle: ModelBundle, variant: str = "base") -> ModelToWrite:
+    """A model that is in memory."""
+    networks = {"unet": bundle.unet, "vae": bundle.vae}
+    encoders = list(bundle.text.encoders)
+    networks |= dict(zip(("text_encoder", "text_encoder_2"), encoders, strict=False))
+    if bundle.prior is not None and bundle.quantizer is not None:
+        networks |= {"prior": bundle.prior, "quantizer": bundle.quantizer}
+    vocabulary = getattr(bundle.text.tokenizers[0], "vocabulary", ())
+    return ModelToWrite(
+        family=bundle.family,
+        variant=variant,
+        name=bundle.name,
+        denoiser=bundle.denoiser_config,
+        defaults=bundle.defaults,
+        networks={name: network_to_write(_config_of(network), network) for name, network in networks.items()},
+        vocabulary=tuple(vocabulary),
+    )
+
+
+def _config_of(network: nn.Module) -> Config:
+    config = network.config
+    if not isinstance(config, Config):
+        raise InvalidInput("network", given=type(network).__name__, expected="one of gouache's networks")
+    return config
+
+
+def write_model(model: ModelToWrite, path: str | Path, to: Format) -> Path:
+    """Write a model.
+
+    Args:
+        model: what.
+        path: where. ``to="gouache"`` writes one file if the path ends in ``.safetensors``, else a folder.
+        to: one of `FORMATS`.
+
+    Raises:
+        UnknownName: `to` is no format.
+        InvalidInput: something is at `path` already.
+        IncompatibleCheckpoint: the format has no words for this model.
+    """
+    path = Path(path)
+    if to not in FORMATS:
+        raise unknown_name("format", to, FORMATS)
+    if path.exists():
+        raise InvalidInput(
+            str(path), given="something there already", expected="a new path", cure="Name another, or remove it."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if to == "single-file":
+        _write_single_file(model, path)
+    elif to == "diffusers":
+        with _new_folder(path) as folder:
+            _write_diffusers(model, folder, str(path))
+    elif path.suffix == ".safetensors":
+        _write_own_file(model, path)
+    else:
+        with _new_folder(path) as folder:
+            _write_own_folder(model, folder)
+    return path
+
+
+@contextmanager
+def _new_folder(path: Path) -> Iterator[Path]:
+    """A folder that takes its name when everything in it is written."""
+    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
+    part.mkdir()
+    try:
+        yield part
+        part.rename(path)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _write_own_folder(model: ModelToWrite, folder: Path) -> None:
+    parts = []
+    for name, network in model.networks.items():
+        metadata = {"component": name, "config": network.config.to_json()}
+        sha256 = write_tensors(folder / f"{name}.safetensors", network.infos, network.tensor_of, metadata)
+        parts.append(PartCard(name=name, file=f"{name}.safetensors", sha256=sha256))
+    if model.vocabulary:
+        with atomic_write(folder / VOCABULARY_FILE) as file:
+            file.write("\n".join(model.vocabulary).encode("utf-8") + b"\n")
+    write_json(folder / CARD_FILE, _card(model, tuple(parts)).model_dump(mode="json"))
+
+
+def _write_own_file(model: ModelToWrite, path: Path) -> None:
+    infos = {f"{part}.{name}": info for part, network in model.networks.items() for name, info in network.infos.items()}
+
+    def tensor_of(name: str) -> Tensor:
+        part, _, inner = name.partition(".")
+        return model.networks[part].tensor_of(inner)
+
+    metadata = {CARD_KEY: _card(model, ()).to_json(), **_config_metadata(model)}
+    if model.vocabulary:
+        metadata[VOCABULARY_KEY] = "\n".join(model.vocabulary)
+    write_tensors(path, infos, tensor_of, metadata)
+
+
+def _card(model: ModelToWrite, parts: tuple[PartCard, ...]) -> ModelCard:
+    return ModelCard(
+        producer=f"gouache {__version__}",
+        family=model.family,
+        name=model.name,
+        variant=model.variant,
+        denoiser=model.denoiser,
+        defaults=model.defaults,
+        parts=parts,
+    )
+
+
+def _config_metadata(model: ModelToWrite) -> dict[str, str]:
+    return {CONFIG_KEY + name: network.config.to_json() for name, network in model.networks.items()}
+
+
+def _write_single_file(model: ModelToWrite, path: Path) -> None:
+    """CompVis's layout (Stability's for SDXL), with the configs and the prediction type in the metadata."""
+    if model.family not in SINGLE_FILE:
+        raise IncompatibleCheckpoint(
+            str(path),
+            given=f"a {model.family} model",
+            expected=f"one of {', '.join(SINGLE_FILE)}",
+            cure="Use --to gouache.",
+        )
+    infos: dict[str, TensorInfo] = {}
+    sources: dict[str, list[tuple[NetworkToWrite, str, Change]]] = {}
+    configs = {}
+    for (name, (prefix, naming)), network in _single_file_parts(model):
+        configs[CONFIG_KEY + name] = network.config.to_json()
+        spell = speller(network.config, naming)
+        for ours, info in network.infos.items():
+            spelling = spell(ours)
+            theirs = prefix + spelling.name
+            sources.setdefault(theirs, []).append((network, ours, spelling.change))
+            infos[theirs] = TensorInfo(info.dtype, _their_shape(info.shape, spelling.change))
+    prediction = {"eps": "epsilon", "v": "v"}.get(model.denoiser.parameterization, model.denoiser.parameterization)
+    metadata = {
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": ARCHITECTURES[model.family]
+        + ("" if model.variant == "base" else f"-{model.variant}"),
+        "modelspec.implementation": "sgm" if model.family.startswith("sdxl") else "ldm",
+        "modelspec.title": model.name or model.family,
+        "modelspec.prediction_type": prediction,
+    }
+    infos, tensor_of = _with_marks(model, infos, lambda name: _joined(sources[name], infos[name].shape))
+    write_tensors(path, infos, tensor_of, metadata | configs)
+
+
+def _with_marks(
+    model: ModelToWrite, infos: dict[str, TensorInfo], tensor_of: Callable[[str], Tensor]
+) -> tuple[dict[str, TensorInfo], Callable[[str], Tensor]]:
+    """Empty tensors that tell other tools of a v network in SDXL's shape, and of zero terminal SNR."""
+    wanted = {"v_pred": model.denoiser.parameterization == "v" and model.family == "sdxl"}
+    wanted["ztsnr"] = model.denoiser.schedule.zero_terminal_snr
+    marks = {name for name, there in wanted.items() if there}
+    if not marks:
+        return infos, tensor_of
+    return infos | {
+        name: TensorInfo("F32", (0,)) for name in marks
+    }, lambda name: torch.empty(0) if name in marks else tensor_of(name)
+
+
+def _single_file_parts(model: ModelToWrite) -> Iterator[tuple[tuple[str, tuple[str, Naming]], NetworkToWrite]]:
+    """Each part's name and place in a single file; the refiner's only encoder is the second in folders."""
+    places = COMMON | SINGLE_FILE[model.family]
+    for name, network in model.networks.items():
+        place = "text_encoder" if model.family == "sdxl-refiner" and name == "text_encoder_2" else name
+        yield (place, places[place]), network
+
+
+def _their_shape(shape: tuple[int, ...], change: Change) -> tuple[int, ...]:
+    if change is Change.POINTWISE and len(shape) == 2:
+        return (*shape, 1, 1)
+    if change is Change.TRANSPOSED:
+        return shape[::-1]
+    return (3 * shape[0], *shape[1:]) if change in THIRDS else shape
+
+
+def _joined(sources: list[tuple[NetworkToWrite, str, Change]], shape: tuple[int, ...]) -> Tensor:
+    """A single file's tensor, made from one of ours or from three."""
+    ordered = sorted(sources, key=lambda source: source[2].value)
+    tensors = [network.tensor_of(name) for network, name, _ in ordered]
+    if ordered[0][2] is Change.TRANSPOSED:
+        return tensors[0].T
+    return torch.cat(tensors) if len(tensors) > 1 else tensors[0].reshape(shape)
+
+
+def _write_diffusers(model: ModelToWrite, folder: Path, where: str) -> None:
+    write_json(folder / "model_index.json", diffusers_write.model_index(model.family, model.variant, where))
+    size = model.defaults.width
+    for name, network in model.networks.items():
+        config = network.config
+        if isinstance(config, UNetConfig):
+            _write_part(folder / name, network, diffusers_write.unet_json(config, size // _downscale(model), where))
+        elif isinstance(config, VAEConfig):
+            _write_part(folder / name, network, diffusers_write.vae_json(config, size, where))
+        elif isinstance(config, TextEncoderConfig):
+            place = "text_encoder_2" if model.family == "sdxl-refiner" else name
+            _write_text(folder, place, network, config)
+    (folder / "scheduler").mkdir()
+    values = diffusers_write.scheduler_json(model.denoiser, model.family, where)
+    write_json(folder / "scheduler" / "scheduler_config.json", values)
+
+
+def _downscale(model: ModelToWrite) -> int:
+    vae = model.networks["vae"].config
+    return vae.downscale if isinstance(vae, VAEConfig) else 8
+
+
+def _write_part(folder: Path, network: NetworkToWrite, values: Mapping[str, object]) -> None:
+    folder.mkdir()
+    write_json(folder / "config.json", values)
+    write_tensors(folder / "diffusion_pytorch_model.safetensors", network.infos, network.tensor_of)
+
+
+def _write_text(folder: Path, place: str, network: NetworkToWrite, config: TextEncoderConfig) -> None:
+    """With the names under ``text_model.``, as every version of transformers reads them."""
+    spell = speller(config, "clip_model")
+    ours = {spell(name).name: name for name in network.infos}
+    (folder / place).mkdir()
+    values = diffusers_write.text_json(config, projection=place == "text_encoder_2")
+    write_json(folder / place / "config.json", values)
+    infos = {theirs: network.infos[name] for theirs, name in ours.items()}
+    write_tensors(folder / place / "model.safetensors", infos, lambda theirs: network.tensor_of(ours[theirs]))
+    diffusers_write.write_tokenizer(folder / place.replace("text_encoder", "tokenizer"), config)
