@@ -6,25 +6,27 @@ Importing the package is cheap: torch is loaded when a name that needs it is fir
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from gouache.pipeline.pipeline import Pipeline, StableDiffusionPipeline
+    from gouache.pipeline.pipeline import Pipeline
     from gouache.pipeline.request import Request
+    from gouache.pipeline.stable_diffusion import StableDiffusionPipeline
 
-__version__ = version("gouache")
+    __version__: str
 
 __all__ = ["Pipeline", "Request", "StableDiffusionPipeline", "__version__"]
 
 _HOMES = {
     "Pipeline": "gouache.pipeline.pipeline",
     "Request": "gouache.pipeline.request",
-    "StableDiffusionPipeline": "gouache.pipeline.pipeline",
+    "StableDiffusionPipeline": "gouache.pipeline.stable_diffusion",
 }
 
 
 def __getattr__(name: str) -> object:
+    if name == "__version__":
+        return import_module("importlib.metadata").version("gouache")
     if name not in _HOMES:
         raise AttributeError(f"gouache has no attribute {name!r}; it offers {', '.join(__all__)}.")
     return getattr(import_module(_HOMES[name]), name)

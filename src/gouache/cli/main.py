@@ -1,4 +1,4 @@
-"""The `gouache` command: one sub-command a file. Nothing here, nor at the top of those files, imports torch."""
+"""The `gouache` command: one sub-command a file, imported when it is run. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,20 @@ import sys
 
 import typer
 
-from gouache import __version__
-from gouache.cli.samplers import samplers
+from gouache.cli.lazy import LazyGroup
 from gouache.errors import GouacheError
+
+LazyGroup.homes = {
+    "paint": ("gouache.cli.paint:paint", "Paint pictures from words."),
+    "samplers": ("gouache.cli.samplers:samplers", "List samplers and noise schedules with their aliases."),
+    "train": ("gouache.cli.train:train", "Train one stage on captioned pictures."),
+    "runs": ("gouache.cli.train:runs", "Show a training run."),
+    "doctor": ("gouache.cli.doctor:doctor", "Show versions, devices, memory and model folders."),
+}
 
 app = typer.Typer(
     name="gouache",
+    cls=LazyGroup,
     help="Stable Diffusion, whole: paint, edit, train and serve.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
@@ -22,11 +30,10 @@ app = typer.Typer(
 @app.callback(invoke_without_command=True)
 def _root(version: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:
     if version:
+        from gouache import __version__
+
         typer.echo(f"gouache {__version__}")
         raise typer.Exit(0)
-
-
-app.command()(samplers)
 
 
 def main() -> None:
