@@ -86,7 +86,12 @@ class Layer(nn.Module):
         self.cross: CrossAttention | None = CrossAttention(config) if config.text == "cross" else None
 
     def forward(
-        self, x: Tensor, mask: Tensor, cache: tuple[Tensor, Tensor] | None, text: Tensor | None, text_mask: Tensor | None
+        self,
+        x: Tensor,
+        mask: Tensor,
+        cache: tuple[Tensor, Tensor] | None,
+        text: Tensor | None,
+        text_mask: Tensor | None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """x [B,N,W] and the cached keys and values of what stood before -> x [B,N,W] and the longer cache."""
         q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in self.qkv(self.norm1(x)).chunk(3, dim=2))

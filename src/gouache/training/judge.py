@@ -1,0 +1,73 @@
+"""The judge: towers trained apart from the generator, used as a measuring instrument."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from gouache.pipeline.pixels import rgba_to_tensor
+from gouache.training.stage import batched
+from gouache.training.towers import Towers
+
+
+class Judge:
+    """Unit vectors and features of pictures and captions.
+
+    Args:
+        towers: from the stage `clip`.
+        size: side in pixels of the pictures it was trained on, others are brought to it; 0 takes them as they are.
+        sha256: of its file, or empty.
+    """
+
+    def __init__(self, towers: Towers, size: int = 0, sha256: str = "") -> None:
+        self.towers, self.size, self.sha256 = towers.eval().requires_grad_(False), size, sha256
+
+    @torch.no_grad()
+    def features(self, pictures: NDArray[np.uint8]) -> Tensor:
+        """Features of pictures on white: uint8 [N,S,S,4] with straight alpha -> [N,C]."""
+        parts = [self.towers.image(self._image(pictures[part])) for part in batched(len(pictures))]
+        return torch.cat(parts)
+
+    def pictures(self, pictures: NDArray[np.uint8]) -> Tensor:
+        """Unit vectors of pictures on white: uint8 [N,S,S,4] with straight alpha -> [N,E]."""
+        return self.towers.embed_features(self.features(pictures))
+
+    @torch.no_grad()
+    def captions(self, captions: Sequence[str]) -> Tensor:
+        """Unit vectors of captions [N,E]."""
+        vectors = []
+        for part in batched(len(captions)):
+            ids, mask = self.towers.tokens([captions[i] for i in part])
+            pooled = self.towers.read(ids, mask).pooled
+            assert pooled is not None, "a sentence encoder always pools"
+            vectors.append(self.towers.embed_text(pooled))
+        return torch.cat(vectors)
+
+    def _image(self, pictures: NDArray[np.uint8]) -> Tensor:
+        image = rgba_to_tensor(pictures)[:, :3]
+        if self.size in (0, image.shape[-1]):
+            return image
+        return F.interpolate(image, size=(self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
+
+
+def load_judge(path: Path, *, size: int | None = None) -> Judge:
+    """Load what the stage `clip` left.
+
+    Args:
+        path: its file.
+        size: side in pixels of the pictures it was trained on; none takes every picture as it is.
+
+    Raises:
+        CheckpointError: not such a file, or damaged.
+    """
+    towers = Towers.load(path)
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Judge(towers, size or 0, digest)

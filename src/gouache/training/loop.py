@@ -1,0 +1,283 @@
+"""The training loop, the same for every stage: small, with its whole state in one place.
+
+`train` is a generator of `Progress`: the caller draws the bar, and stops by closing it or by `stop`.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from gouache.errors import NonFiniteLoss, TrainingError
+from gouache.training.config import StageConfig
+from gouache.training.ema import PowerEma
+from gouache.training.flops import count_flops, matrix_peak
+from gouache.training.log import RunLog
+from gouache.training.optimizer import learning_rate, make_optimizer
+from gouache.training.sheet import save_sheet
+from gouache.training.stage import Batch, Stage, seed_dropout
+from gouache.training.state import Position, TrainState, checkpoints, load_state, save_state
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One step of training, already taken.
+
+    Attributes:
+        images_seen: images trained on so far.
+        images: images to train on.
+        losses: means since the last line of the log; empty between two lines.
+        figures: of the validation just made; empty otherwise.
+        images_per_second: speed since the run was started or resumed.
+        checkpoint: the file just written, if any.
+    """
+
+    images_seen: int
+    images: int
+    losses: dict[str, float]
+    figures: dict[str, float]
+    images_per_second: float
+    checkpoint: Path | None
+
+
+def train(
+    stage: Stage[Any],
+    config: StageConfig,
+    run: Path,
+    *,
+    minutes: float | None = None,
+    stop: Callable[[], bool] = lambda: False,
+    accelerator: Accelerator | None = None,
+) -> Iterator[Progress]:
+    """Train a stage into the folder `run`, going on from its last checkpoint.
+
+    Args:
+        stage: what is trained, on which data.
+        config: loop, optimizer and averages.
+        run: folder of the run; made if absent.
+        minutes: stop after so much training time, over all sessions of the run; none trains on `loop.images`.
+        stop: asked after every step; true ends the run with a checkpoint.
+        accelerator: devices and processes; none makes one from the environment (`accelerate launch`, `torchrun`).
+
+    Raises:
+        NonFiniteLoss: a loss or gradient is NaN or infinite; the last good checkpoint stays.
+        CheckpointError: the folder holds a run of another stage or config.
+    """
+    run.mkdir(parents=True, exist_ok=True)
+    trainer = _Trainer(stage, config, run, accelerator or make_accelerator(config))
+    try:
+        yield from trainer.steps(minutes, stop)
+    finally:
+        trainer.close()
+
+
+def make_accelerator(config: StageConfig) -> Accelerator:
+    """Devices and processes as the environment says, in the configured precision."""
+    from accelerate import Accelerator
+
+    precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[config.loop.precision]
+    return Accelerator(mixed_precision=precision)
+
+
+class _Trainer:
+    """One session of a run."""
+
+    def __init__(self, stage: Stage[Any], config: StageConfig, run: Path, accelerator: Accelerator) -> None:
+        self.stage, self.config, self.run, self.accelerator = stage, config, run, accelerator
+        loop, processes = config.loop, accelerator.num_processes * config.optimizer.accumulation
+        if loop.batch_size % processes:
+            raise TrainingError(
+                "loop.batch_size",
+                given=loop.batch_size,
+                expected=f"a multiple of processes x accumulation = {processes}",
+            )
+        if loop.channels_last:
+            stage.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        stage.to(accelerator.device)
+        self.state = TrainState(
+            stage, make_optimizer(stage, config.optimizer), PowerEma(stage.trained, config.ema.lengths),
+            Position(next_validation=loop.validate_images),
+        )  # fmt: skip
+        if saved := checkpoints(run):
+            load_state(saved[-1], config, self.state)
+        compiled = torch.compile(stage) if loop.compile else stage
+        self.model: nn.Module = accelerator.prepare_model(compiled)
+        self.state.optimizer = accelerator.prepare_optimizer(self.state.optimizer)
+        self.main = accelerator.is_main_process
+        self.log = RunLog(run, self.state.position.images_seen) if self.main else None
+        self.sums: dict[str, float] = {}
+        self.summed = 0
+        self.started, self.first_image = time.monotonic(), self.state.position.images_seen
+        self.earlier_seconds, self.last_save = self.state.position.seconds, time.monotonic()
+        self.flops_per_image = 0.0
+        self.peak = 0.0
+
+    def steps(self, minutes: float | None, stop: Callable[[], bool]) -> Iterator[Progress]:
+        """Step until the images, the minutes or the patience are used up, or `stop` says so."""
+        loop, position = self.config.loop, self.state.position
+        with ThreadPoolExecutor(1) as ahead:
+            following = ahead.submit(self._batch, position.images_seen)
+            while position.images_seen < loop.images:
+                batch = following.result()
+                following = ahead.submit(self._batch, position.images_seen + loop.batch_size)
+                self._measure(batch)
+                losses = self._step(batch)
+                position.seconds = self.earlier_seconds + time.monotonic() - self.started
+                over = minutes is not None and position.seconds >= 60 * minutes
+                ending = over or stop() or position.images_seen >= loop.images
+                figures = self._validate(ending)
+                ending = ending or self._impatient()
+                yield self._progress(losses, figures, self._save(ending))
+                if ending:
+                    following.cancel()
+                    return
+
+    def close(self) -> None:
+        """End the session's log."""
+        if self.log is not None:
+            self.log.close()
+
+    def _batch(self, first: int) -> list[Batch]:
+        """This process's share of the images first..first+batch_size-1, in as many parts as gradients accumulate."""
+        accelerator, parts = self.accelerator, self.config.optimizer.accumulation
+        share = self.config.loop.batch_size // (accelerator.num_processes * parts)
+        starts = [first + share * (accelerator.process_index + accelerator.num_processes * i) for i in range(parts)]
+        return [self.stage.batch(range(start, start + share)) for start in starts]
+
+    def _step(self, parts: list[Batch]) -> dict[str, float]:
+        state, position, optimizer = self.state, self.state.position, self.config.optimizer
+        rate = learning_rate(optimizer, position.images_seen, self.config.loop.images)
+        for group in state.optimizer.param_groups:
+            group["lr"] = rate
+        seed_dropout(self.stage, self.config.loop.seed, self.accelerator.process_index, position.images_seen)
+        self.model.train()
+        means: dict[str, float] = {}
+        for batch in parts:
+            losses = self.model({name: self._to_device(value) for name, value in batch.items()})
+            self._check_finite("loss", losses["loss"])
+            self.accelerator.backward(losses["loss"] / len(parts))
+            for name, value in losses.items():
+                means[name] = means.get(name, 0.0) + float(value.detach()) / len(parts)
+        norm = self.accelerator.clip_grad_norm_(self.stage.parameters(), optimizer.gradient_clip)
+        self._check_finite("gradient", norm)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        position.steps += 1
+        position.images_seen += self.config.loop.batch_size
+        state.ema.update(self.stage.trained, position.steps)
+        return self._logged(means | {"gradient_norm": float(norm)}, rate)
+
+    def _to_device(self, value: Tensor) -> Tensor:
+        memory = torch.channels_last if value.ndim == 4 and self.config.loop.channels_last else torch.contiguous_format
+        return value.to(self.accelerator.device, memory_format=memory)
+
+    def _logged(self, losses: dict[str, float], rate: float) -> dict[str, float]:
+        """Add up losses; at every `log_images`, write and return their means."""
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.summed += 1
+        loop, seen = self.config.loop, self.state.position.images_seen
+        if seen // loop.log_images == (seen - loop.batch_size) // loop.log_images:
+            return {}
+        means = {name: value / self.summed for name, value in self.sums.items()}
+        self.sums, self.summed = {}, 0
+        if self.log is not None:
+            speed = self._speed()
+            extra = {"learning_rate": rate, "images_per_second": speed, "flops_share": self._share(speed)}
+            self.log.write(seen, means | extra)
+        return means
+
+    def _validate(self, ending: bool) -> dict[str, float]:
+        position = self.state.position
+        if position.images_seen < position.next_validation and not ending:
+            return {}
+        position.next_validation = position.images_seen + self.config.loop.validate_images
+        if not self.main:
+            return {}
+        # Save before a long evaluation: a crash in it must not cost the run.
+        save_state(self.run, self.config, self.state)
+        network = self.averaged()
+        with torch.no_grad():
+            figures = self.stage.validate(network)
+            sheet = self.stage.samples(network)
+        score = figures.get("score", math.nan)
+        improved = score < position.best
+        if improved:
+            position.best, position.best_images, position.bad_validations = score, position.images_seen, 0
+            self.stage.export(network, self.run / "best.safetensors")
+        else:
+            position.bad_validations += 1
+        self.stage.export(network, self.run / "last.safetensors")
+        if self.log is not None:
+            self.log.write(position.images_seen, {f"validation/{name}": value for name, value in figures.items()})
+            if sheet is not None:
+                picture = save_sheet(sheet, self.run / "samples" / f"{position.images_seen:012d}.png")
+                self.log.picture(position.images_seen, picture)
+        return figures
+
+    def averaged(self) -> nn.Module:
+        """A copy of the network with its averaged weights, ready to use."""
+        network: nn.Module = copy.deepcopy(self.stage.trained)
+        network.load_state_dict(self.state.ema.averages[self.config.ema.use])
+        return network.eval()
+
+    def _impatient(self) -> bool:
+        return 0 < self.config.loop.patience <= self.state.position.bad_validations
+
+    def _save(self, ending: bool) -> Path | None:
+        due = time.monotonic() - self.last_save >= 60 * self.config.loop.checkpoint_minutes
+        if not self.main or not (due or ending):
+            return None
+        self.last_save = time.monotonic()
+        return save_state(self.run, self.config, self.state)
+
+    def _measure(self, parts: list[Batch]) -> None:
+        """Once a session: the FLOP of an image, forward and backward, and the machine's peak."""
+        if self.flops_per_image:
+            return
+        batch = {name: self._to_device(value[:1]) for name, value in parts[0].items()}
+        with torch.no_grad():
+            self.flops_per_image = 3.0 * count_flops(lambda: self.stage(batch))
+        self.peak = matrix_peak(self.accelerator.device)
+        self.started = time.monotonic()
+
+    def _share(self, speed: float) -> float:
+        return speed * self.flops_per_image / (self.peak * float(self.accelerator.num_processes))
+
+    def _speed(self) -> float:
+        return (self.state.position.images_seen - self.first_image) / (time.monotonic() - self.started)
+
+    def _progress(self, losses: dict[str, float], figures: dict[str, float], saved: Path | None) -> Progress:
+        position = self.state.position
+        return Progress(position.images_seen, self.config.loop.images, losses, figures, self._speed(), saved)
+
+    def _check_finite(self, what: str, value: Tensor) -> None:
+        if bool(torch.isfinite(value).all()):
+            return
+        seen = self.state.position.images_seen
+        raise NonFiniteLoss(
+            f"stage {self.stage.name}, {what} after {seen} images", given=f"{float(value)} ({self._first_bad()})",
+            expected="a finite number",
+            cure="Resume from the last checkpoint with a lower learning rate or higher precision.",
+        )  # fmt: skip
+
+    def _first_bad(self) -> str:
+        for name, parameter in self.stage.named_parameters():
+            if not bool(torch.isfinite(parameter).all()):
+                return f"first non-finite weight: {name}"
+        for name, parameter in self.stage.named_parameters():
+            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+                return f"first non-finite gradient: {name}"
+        return "weights and gradients are finite: the loss itself overflowed"

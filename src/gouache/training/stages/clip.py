@@ -1,0 +1,276 @@
+"""Stage 2: text tower and image tower, aligned."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gouache.errors import TrainingError
+from gouache.models.configs import SentenceEncoderConfig
+from gouache.models.sentence_encoder import SentenceEncoder
+from gouache.models.text_encoder import TextEncoding
+from gouache.models.text_stack import TextStack
+from gouache.models.wordpiece import END, MASK, PAD, START, UNKNOWN, WordPieceTokenizer
+from gouache.pipeline.pixels import rgba_to_tensor
+from gouache.training.config import ClipStage
+from gouache.training.losses import contrastive_loss
+from gouache.training.pairs import Pairs, PairSource, StickerPairs
+from gouache.training.retrieval import candidates, ranks
+from gouache.training.stage import Batch, ImageNoise, Losses, Stage, batched
+from gouache.training.towers import Towers, TowersConfig, export_text_encoder
+from gouache.training.translations import missing_characters
+
+LARGEST_LOG_SCALE = 4.6052  # log 100 (Radford et al. 2021, section 2.5)
+TRANSLATION_LOG_SCALE = 3.0
+VALIDATED = 512
+STAIN_SIDE = 8
+
+
+class ClipTraining(Stage[Towers]):
+    """Pull a picture and its captions together (Radford et al. 2021, figure 3), and Chinese texts to the English ones.
+
+    The Chinese part is distillation in the manner of Reimers & Gurevych 2020 (arXiv:2004.09813, equation 1): the
+    English states are the teacher's.
+
+    Args:
+        config: of the stage.
+        data: pairs to train on, an endless stream.
+        held_out: stickers to validate on, in their own order; or none.
+        text: the text tower to start from; must be none just if the config has sizes of its own.
+        max_tokens: longest text in tokens, start and end included.
+        seed: of the run.
+    """
+
+    name = "clip"
+
+    def __init__(
+        self,
+        config: ClipStage,
+        data: PairSource,
+        held_out: StickerPairs | None,
+        text: TextStack | None,
+        max_tokens: int,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.config, self.data, self.held_out, self.seed = config, data, held_out, seed
+        self.trained = _towers(config, data, text, max_tokens)
+        self.teacher: SentenceEncoder | None = None
+        if config.train_text == "all":
+            self.teacher = copy.deepcopy(self.trained.text)
+            self.freeze("teacher")
+        else:
+            self.trained.text.requires_grad_(False)
+        if config.train_text == "none":
+            self.trained.added_embeddings.requires_grad_(False)
+
+    @property
+    def translates(self) -> bool:
+        """Whether Chinese texts are learnt."""
+        return self.config.chinese and self.config.train_text != "none"
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        pairs = self.data.pairs(indices)
+        ids, mask = self.trained.tokens(pairs.captions)
+        batch = {"image": _on_white(pairs), "ids": ids, "mask": mask, "key": _numbers(pairs.keys)}
+        if self.config.augment:
+            noise = ImageNoise(self.seed, indices)
+            batch |= {
+                "place": noise.uniform("place", (4,)),
+                "stain": noise.normal("stain", (3, STAIN_SIDE, STAIN_SIDE)) * noise.uniform("amount", (1, 1, 1)),
+            }
+        if self.translates and pairs.translations:
+            both = [
+                t for i, t in zip(indices, pairs.translations, strict=True) if i % self.config.translation_every == 0
+            ]
+            if both:
+                batch["english_ids"], batch["english_mask"] = self.trained.tokens([english for english, _ in both])
+                batch["chinese_ids"], batch["chinese_mask"] = self.trained.tokens([chinese for _, chinese in both])
+        return batch
+
+    def forward(self, batch: Batch) -> Losses:
+        towers, config = self.trained, self.config
+        image = augmented(batch["image"], batch["place"], batch["stain"]) if "place" in batch else batch["image"]
+        states = self._english(batch["ids"], batch["mask"])
+        text, pictures = towers.embed_text(_pooled(states)), towers.embed_features(towers.image(image))
+        same = batch["key"][:, None] == batch["key"]
+        scale = towers.log_scale.clamp(max=LARGEST_LOG_SCALE)
+        contrast = contrastive_loss(text, pictures, scale, same=same)
+        losses = {"contrastive": contrast, "accuracy": _accuracy(text, pictures, same)}
+        loss = contrast
+        if self.teacher is not None:
+            with torch.no_grad():
+                start: TextEncoding = self.teacher(batch["ids"], batch["mask"])
+            losses["keep_english"] = _relative_error(states.context, start.context)
+            loss = loss + config.keep_english * losses["keep_english"]
+        if "chinese_ids" in batch:
+            losses |= self._translation(batch)
+            loss = loss + config.translation * losses["translation"]
+            loss = loss + config.translation_tokens * losses["translation_tokens"]
+        return {"loss": loss, **losses}
+
+    @torch.no_grad()
+    def validate(self, network: Towers) -> dict[str, float]:
+        """On stickers in their own order: loss, R@1 and R@5 among 100 captions, and Chinese found by English."""
+        if self.held_out is None:
+            return {}
+        numbers = list(range(min(VALIDATED, len(self.held_out))))
+        pairs = self.held_out.pairs(numbers)
+        image = torch.cat([network.image(_on_white(pairs)[part].to(self.device)) for part in batched(len(numbers))])
+        text = _encoded(network, pairs.captions, self.device)
+        vectors, captions = network.embed_features(image), network.embed_text(text)
+        concepts = [key.split("/")[0] for key in pairs.keys]
+        count = min(100, len(set(concepts)))
+        chosen = candidates(concepts, concepts, count, self.seed).to(self.device)
+        own = torch.cat([torch.arange(len(numbers), device=self.device)[:, None], chosen[:, 1:]], dim=1)
+        rank = ranks(vectors, captions, own)
+        loss = contrastive_loss(captions, vectors, network.log_scale.clamp(max=LARGEST_LOG_SCALE))
+        figures = {"score": float(loss), "r_at_1": float((rank <= 1).float().mean())}
+        figures["r_at_5"] = float((rank <= 5).float().mean())
+        if self.translates:
+            figures["chinese_r_at_1"] = self._chinese(network)
+        return figures
+
+    def export(self, network: Towers, path: Path) -> None:
+        """Write both towers, and beside them the text tower alone in the form that the table [text] reads."""
+        network.save(path)
+        export_text_encoder(network, path.parent / f"{path.stem}-text")
+
+    def _english(self, ids: Tensor, mask: Tensor) -> TextEncoding:
+        """States of English texts; the gradient stops here unless the whole tower is trained."""
+        with torch.set_grad_enabled(self.teacher is not None and torch.is_grad_enabled()):
+            return self.trained.read(ids, mask)
+
+    def _translation(self, batch: Batch) -> Losses:
+        with torch.no_grad():
+            teacher = self.teacher or self.trained.text
+            english: TextEncoding = teacher(batch["english_ids"], batch["english_mask"])
+        chinese = self.trained.read(batch["chinese_ids"], batch["chinese_mask"])
+        goal, pooled = _pooled(english), _pooled(chinese)
+        scale = torch.tensor(TRANSLATION_LOG_SCALE, device=goal.device)
+        contrast = contrastive_loss(F.normalize(goal, dim=1), F.normalize(pooled, dim=1), scale)
+        tokens = token_set_distance(chinese.context, batch["chinese_mask"], english.context, batch["english_mask"])
+        return {"translation": _relative_error(pooled, goal) + 0.1 * contrast, "translation_tokens": tokens}
+
+    def _chinese(self, network: Towers) -> float:
+        """Share of held-out Chinese labels whose nearest pooled vector among all English labels is their own."""
+        assert self.held_out is not None, "validation without stickers has no Chinese labels"
+        records = {r.label: r.zh_label for r in self.held_out.records}
+        english = F.normalize(_encoded(network, list(records), self.device), dim=1)
+        chinese = F.normalize(_encoded(network, list(records.values()), self.device), dim=1)
+        nearest = (chinese @ english.mT).argmax(1).cpu()
+        return float((nearest == torch.arange(len(records))).float().mean())
+
+
+def augmented(image: Tensor, place: Tensor, stain: Tensor) -> Tensor:
+    """Pictures on white [B,3,H,W] shifted and scaled by up to an eighth, blurred and stained a little.
+
+    Args:
+        place: numbers in [0,1): shift right, shift down, scale, blur. [B,4]
+        stain: coarse noise of the amplitude wanted. [B,3,h,w]
+    """
+    shift, scale = 0.25 * (place[:, :2] - 0.5), 1 + 0.25 * (place[:, 2] - 0.5)
+    zeros = torch.zeros_like(scale)
+    rows = [torch.stack([scale, zeros, shift[:, 0]], 1), torch.stack([zeros, scale, shift[:, 1]], 1)]
+    grid = F.affine_grid(torch.stack(rows, dim=1), list(image.shape), align_corners=False)
+    # Outside the picture is white, so white is what must be zero while sampling.
+    moved = F.grid_sample(image - 1, grid, padding_mode="zeros", align_corners=False) + 1
+    soft = F.interpolate(F.avg_pool2d(moved, 2), scale_factor=2.0, mode="bilinear", align_corners=False)
+    moved = torch.lerp(moved, soft, place[:, 3, None, None, None])
+    wide = F.interpolate(stain, size=image.shape[-2:], mode="bilinear", align_corners=False)
+    return (moved + 0.1 * wide).clamp(-1, 1)
+
+
+def token_set_distance(tokens: Tensor, mask: Tensor, goal: Tensor, goal_mask: Tensor) -> Tensor:
+    """How far apart two texts' token vectors are as sets: the mean over each set of the squared distance to the
+    nearest of the other (the Chamfer distance), relative to the goal's mean square.
+
+    Args:
+        tokens, goal: [B,L,D], [B,M,D]; gradients reach both.
+        mask, goal_mask: true where a token is. [B,L], [B,M]
+
+    Returns:
+        Mean over the batch, [].
+    """
+    square = (tokens.square().sum(2)[:, :, None] + goal.square().sum(2)[:, None] - 2 * tokens @ goal.mT).clamp_min(0)
+    far = square.masked_fill(~(mask[:, :, None] & goal_mask[:, None]), torch.inf)
+    nearest = far.amin(2).masked_fill(~mask, 0).sum(1) / mask.sum(1)  # [B]
+    covered = far.amin(1).masked_fill(~goal_mask, 0).sum(1) / goal_mask.sum(1)
+    unit = goal.square().sum(2).masked_fill(~goal_mask, 0).sum(1) / goal_mask.sum(1)
+    return (0.5 * (nearest + covered) / unit.detach()).mean()
+
+
+def character_vocabulary() -> list[str]:
+    """Pieces of a text tower without a published vocabulary: single letters, digits and signs."""
+    letters = [chr(code) for code in range(0x21, 0x7F) if not chr(code).isupper()]
+    return [PAD, UNKNOWN, START, END, MASK, *letters, *(f"##{letter}" for letter in letters)]
+
+
+def _towers(config: ClipStage, data: PairSource, text: TextStack | None, max_tokens: int) -> Towers:
+    if (text is None) == (config.text is None):
+        raise TrainingError(
+            "clip.text", given=config.text, expected="sizes of a new text tower, or a text encoder to start from"
+        )
+    if text is None:
+        base, encoder = character_vocabulary(), None
+        sizes = (config.text or SentenceEncoderConfig()).model_copy(
+            update={"vocabulary_size": len(base), "max_tokens": max_tokens}
+        )
+    else:
+        base, encoder = _parts(text)
+        sizes = encoder.config
+    tokenizer = WordPieceTokenizer(base, max_length=sizes.max_tokens, lowercase=sizes.lowercase)
+    added = missing_characters(tokenizer, data.foreign_texts) if config.chinese else []
+    towers = TowersConfig(
+        text=sizes, added=len(added), embedding_dim=config.embedding_dim, channels=config.image_channels,
+        blocks=config.image_blocks,
+    )  # fmt: skip
+    return Towers(towers, [*base, *added], encoder)
+
+
+def _parts(text: TextStack) -> tuple[list[str], SentenceEncoder]:
+    encoder, tokenizer = text.encoders[0], text.tokenizers[0]
+    if not isinstance(encoder, SentenceEncoder) or not isinstance(tokenizer, WordPieceTokenizer):
+        raise TrainingError("text", given=type(encoder).__name__, expected="a sentence encoder")
+    return list(tokenizer.vocabulary), copy.deepcopy(encoder).requires_grad_(True)
+
+
+def _on_white(pairs: Pairs) -> Tensor:
+    return rgba_to_tensor(pairs.pictures)[:, :3]  # [B,3,S,S]
+
+
+def _numbers(keys: Sequence[str]) -> Tensor:
+    """A number for each key, the same in every process."""
+    digests = [hashlib.blake2b(key.encode(), digest_size=8).digest() for key in keys]
+    return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
+
+
+def _pooled(states: TextEncoding) -> Tensor:
+    if states.pooled is None:
+        raise TrainingError("text tower", given="no pooled vector", expected="one")
+    return states.pooled
+
+
+def _encoded(network: Towers, texts: list[str], device: torch.device) -> Tensor:
+    """Pooled vectors of texts [N,D]."""
+    parts = []
+    for part in batched(len(texts), 256):
+        ids, mask = network.tokens([texts[i] for i in part])
+        parts.append(_pooled(network.read(ids.to(device), mask.to(device))))
+    return torch.cat(parts)
+
+
+def _relative_error(value: Tensor, goal: Tensor) -> Tensor:
+    return (value - goal).square().mean() / goal.square().mean()
+
+
+def _accuracy(text: Tensor, image: Tensor, same: Tensor) -> Tensor:
+    """Share of pictures whose nearest text of the batch is one of theirs."""
+    nearest = (image.detach() @ text.detach().mT).argmax(1)
+    return same[torch.arange(len(same), device=same.device), nearest].float().mean()

@@ -1,0 +1,135 @@
+"""Stage 5: the latent diffusion U-Net."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gouache.checkpoints.format import save_tensors
+from gouache.diffusion.loss_weights import loss_weight
+from gouache.diffusion.noise_schedule import alpha_and_std, make_noise_schedule
+from gouache.diffusion.parameterization import target_of
+from gouache.models.quantizer import Quantizer
+from gouache.models.unet import UNet
+from gouache.models.vae import AutoencoderKL
+from gouache.training.config import DenoiserStage
+from gouache.training.encoded import Encoded, Shuffled, TextStates, drop_captions
+from gouache.training.preview import Previewer
+from gouache.training.stage import Batch, ImageNoise, Losses, Stage, batched
+
+SHOWN = 16
+
+
+class DenoiserTraining(Stage[UNet]):
+    """Predict what was added to the latents (Rombach et al. 2022, equation 3), given text and, at times, a draft."""
+
+    name = "denoiser"
+
+    def __init__(
+        self,
+        config: DenoiserStage,
+        data: Encoded,
+        held_out: Encoded,
+        quantizer: Quantizer | None,
+        vae: AutoencoderKL | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.config, self.data, self.held_out, self.seed = config, data, held_out, seed
+        self.order = Shuffled(len(data), seed)
+        self.schedule = make_noise_schedule(**config.denoiser.schedule.model_dump())
+        self.trained = UNet(config.network)
+        self.trained.zero_residual_ends()
+        self.trained.set_gradient_checkpointing(config.gradient_checkpointing)
+        self.quantizer, self.vae = quantizer, vae
+        self.freeze(*(name for name in ("quantizer", "vae") if getattr(self, name) is not None))
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        return self._batch(self.data, self.order.numbers(indices), indices)
+
+    def forward(self, batch: Batch) -> Losses:
+        weighted, plain = self._errors(self.trained, batch)
+        return {"loss": weighted.mean(), "mse": plain.mean().detach()}
+
+    def validate(self, network: UNet) -> dict[str, float]:
+        """Unweighted error on held-out pictures at fixed noise, without a draft and with the true one."""
+        errors: dict[str, list[Tensor]] = {"mse": []}
+        if self.quantizer is not None:
+            errors["mse_with_draft"] = []
+        for numbers in batched(len(self.held_out)):
+            batch = {k: v.to(self.device) for k, v in self._batch(self.held_out, numbers, numbers, exact=True).items()}
+            for name, values in errors.items():
+                batch["keep_draft"] = torch.full_like(batch["keep_draft"], name == "mse_with_draft")
+                values.append(self._errors(network, batch)[1])
+        figures = {name: float(torch.cat(values).mean()) for name, values in errors.items()}
+        return {"score": sum(figures.values()), **figures}
+
+    def samples(self, network: UNet) -> Tensor | None:
+        """For held-out captions: the picture, the U-Net's without a draft, and its with the true draft."""
+        if self.vae is None:
+            return None
+        numbers = range(min(SHOWN, len(self.held_out)))
+        latents = self.held_out.latents(numbers).to(self.device)
+        text = self.held_out.text(numbers)
+        preview = Previewer(network, self.config.denoiser, self.schedule, self.data.empty)
+        noise = ImageNoise(self.seed, numbers).normal("samples", latents.shape[1:]).to(self.device)
+        rows = [latents, preview.latents(text, noise, None)]
+        if self.quantizer is not None:
+            rows.append(preview.latents(text, noise, self.quantizer.decode(self.quantizer.encode(latents))))
+        return torch.stack([self.vae.decode(row) for row in rows], dim=1).flatten(0, 1)
+
+    def export(self, network: UNet, path: Path) -> None:
+        """Write the U-Net with the denoiser's settings."""
+        metadata = {"component": "unet", "config": network.config.to_json()}
+        save_tensors(path, network.state_dict(), metadata | {"denoiser": self.config.denoiser.to_json()})
+
+    def _batch(self, data: Encoded, numbers: list[int], indices: Sequence[int], *, exact: bool = False) -> Batch:
+        """Latents, text and noise; `exact` leaves captions and drafts as they are."""
+        config, noise, latents = self.config, ImageNoise(self.seed, indices), data.latents(numbers)
+        text = data.text(numbers)
+        if not exact:
+            text = drop_captions(text, data.empty, noise.uniform("caption") < config.caption_dropout)
+        eps = noise.normal("eps", latents.shape[1:])
+        if config.noise_offset:
+            eps = eps + config.noise_offset * noise.normal("offset", (latents.shape[1], 1, 1))
+        span = self.schedule.t_max - self.schedule.t_min
+        batch = {"x0": latents, "eps": eps, "t": self.schedule.t_min + span * noise.uniform("t"), **text.batch()}
+        if config.input_perturbation:
+            batch["perturbation"] = config.input_perturbation * noise.normal("perturbation", latents.shape[1:])
+        if self.quantizer is not None:
+            tokens = self.quantizer.config
+            share = noise.uniform("share") * (0 if exact else config.draft_noise)
+            shape = (sum(tokens.groups),)
+            batch["wrong"] = noise.uniform("wrong", shape) < share[:, None]
+            batch["random"] = noise.integers("random", tokens.vocabulary, shape)
+        batch["keep_draft"] = noise.uniform("draft") >= config.draft_dropout
+        return batch
+
+    def _errors(self, network: UNet, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Weighted and plain squared error of every picture [B], [B]."""
+        kind = self.config.denoiser.parameterization
+        sigma = self.schedule.t_to_sigma(batch["t"].double())
+        alpha, std = (value.float() for value in alpha_and_std(sigma, self.schedule.path))
+        shown = batch["eps"] + batch["perturbation"] if "perturbation" in batch else batch["eps"]
+        x_t = alpha.view(-1, 1, 1, 1) * batch["x0"] + std.view(-1, 1, 1, 1) * shown
+        text = TextStates(batch["context"], batch["mask"], batch["pooled"])
+        prediction = network(
+            x_t, batch["t"].float(), text.context, context_mask=text.mask,
+            pooled=text.pooled if self.config.network.pooled_width else None, draft=self._draft(batch),
+        )  # fmt: skip
+        target = target_of(kind, batch["x0"], batch["eps"], alpha, std)
+        plain = (prediction.float() - target).square().flatten(1).mean(1)
+        weight = loss_weight(self.config.weight, sigma, kind, self.schedule.path, gamma=self.config.weight_gamma)
+        return weight.float() * plain, plain
+
+    @torch.no_grad()
+    def _draft(self, batch: Batch) -> Tensor | None:
+        """The draft of the true tokens, some of them replaced; zero where it is dropped."""
+        if self.quantizer is None:
+            return None
+        tokens = self.quantizer.encode(batch["x0"])
+        draft = self.quantizer.decode(torch.where(batch["wrong"], batch["random"], tokens))
+        return draft * batch["keep_draft"].view(-1, 1, 1, 1)

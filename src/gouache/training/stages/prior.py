@@ -1,0 +1,105 @@
+"""Stage 4: the autoregressive transformer over the tokens, given text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from gouache.checkpoints.format import save_tensors
+from gouache.models.prior import Draw, Prior, prior_inputs
+from gouache.models.quantizer import Quantizer
+from gouache.models.vae import AutoencoderKL
+from gouache.training.config import PriorStage
+from gouache.training.encoded import Encoded, Shuffled, drop_captions
+from gouache.training.stage import Batch, ImageNoise, Losses, Stage, batched
+
+SHOWN = 16
+
+
+class PriorTraining(Stage[Prior]):
+    """Minimise the negative log-likelihood of tokens given text (Tian et al. 2024, equation 4)."""
+
+    name = "prior"
+
+    def __init__(
+        self,
+        config: PriorStage,
+        data: Encoded,
+        held_out: Encoded,
+        quantizer: Quantizer,
+        vae: AutoencoderKL | None,
+        seed: int,
+    ) -> None:
+        super().__init__()
+        self.config, self.data, self.held_out, self.seed = config, data, held_out, seed
+        self.order = Shuffled(len(data), seed)
+        self.trained = Prior(config.network)
+        self.quantizer, self.vae = quantizer, vae
+        self.freeze("quantizer", *(["vae"] if vae else []))
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        numbers, noise, network = self.order.numbers(indices), ImageNoise(self.seed, indices), self.config.network
+        dropped = noise.uniform("caption") < self.config.caption_dropout
+        text = drop_captions(self.data.text(numbers), self.data.empty, dropped)
+        share = noise.uniform("share") * self.config.token_noise
+        return {
+            "latents": self.data.latents(numbers),
+            "wrong": noise.uniform("wrong", (network.length,)) < share[:, None],
+            "random": noise.integers("random", network.vocabulary, (network.length,)),
+            **text.batch(),
+        }
+
+    def forward(self, batch: Batch) -> Losses:
+        with torch.no_grad():
+            tokens = self.quantizer.encode(batch["latents"])
+            inputs = prior_inputs(
+                self.config.network, self.quantizer, torch.where(batch["wrong"], batch["random"], tokens)
+            )
+        logits = self.trained(inputs, batch["context"], batch["pooled"], batch["mask"])
+        loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
+        return {"loss": loss, "bits_per_token": loss.detach() / math.log(2)}
+
+    def validate(self, network: Prior) -> dict[str, float]:
+        """Bits a token of held-out pictures, all and by group; "without_text" is given the empty caption."""
+        with_text, without = self._bits(network, True), self._bits(network, False)
+        figures = {"score": float(with_text.mean()), "bits_per_token": float(with_text.mean())}
+        for i, part in enumerate(torch.split(with_text, self.config.network.groups, dim=1)):
+            if len(self.config.network.groups) <= 8:
+                figures[f"bits_per_token_group_{i}"] = float(part.mean())
+        return figures | {"bits_per_token_without_text": float(without.mean())}
+
+    def samples(self, network: Prior) -> Tensor | None:
+        """For held-out captions: the true draft, then one drawn from the prior."""
+        if self.vae is None:
+            return None
+        numbers = range(min(SHOWN, len(self.held_out)))
+        text = self.held_out.text(numbers)
+        uniform = ImageNoise(self.seed, numbers).uniform("samples", (self.config.network.length,)).to(self.device)
+        *_, tokens = network.sample(
+            self.quantizer, text.context.to(self.device), text.pooled.to(self.device), uniform,
+            context_mask=text.mask.to(self.device), draw=Draw(top_p=0.95),
+        )  # fmt: skip
+        true = self.quantizer.encode(self.held_out.latents(numbers).to(self.device))
+        pictures = [self.vae.decode(self.quantizer.decode(t)) for t in (true, tokens)]
+        return torch.stack(pictures, dim=1).flatten(0, 1)
+
+    def export(self, network: Prior, path: Path) -> None:
+        """Write the prior."""
+        config = network.config.to_json()
+        save_tensors(path, network.state_dict(), {"component": "prior", "config": config})
+
+    def _bits(self, prior: Prior, with_text: bool) -> Tensor:
+        """Bits of every token of every held-out picture [N,S]."""
+        parts = []
+        for numbers in batched(len(self.held_out)):
+            text = self.held_out.text(numbers)
+            if not with_text:
+                text = drop_captions(text, self.held_out.empty, torch.ones(len(numbers), dtype=torch.bool))
+            tokens = self.quantizer.encode(self.held_out.latents(numbers).to(self.device))
+            context, pooled, mask = (t.to(self.device) for t in (text.context, text.pooled, text.mask))
+            parts.append(-prior.log_likelihood(self.quantizer, tokens, context, pooled, mask) / math.log(2))
+        return torch.cat(parts)

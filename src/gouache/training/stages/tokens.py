@@ -1,0 +1,72 @@
+"""Stage 3: the quantizer over a coarse grid of the latent."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gouache.checkpoints.format import save_tensors
+from gouache.models.quantizer import Quantizer
+from gouache.models.vae import AutoencoderKL
+from gouache.training.config import TokensStage
+from gouache.training.encoded import Encoded, Shuffled
+from gouache.training.stage import Batch, ImageNoise, Losses, Stage, batched
+
+SHOWN = 16
+
+
+class TokensTraining(Stage[Quantizer]):
+    """Reconstruct latents through a few tokens; finite scalars need no code book loss (Mentzer et al. 2024)."""
+
+    name = "tokens"
+
+    def __init__(
+        self, config: TokensStage, data: Encoded, held_out: Encoded, vae: AutoencoderKL | None, seed: int
+    ) -> None:
+        super().__init__()
+        self.config, self.data, self.held_out, self.seed = config, data, held_out, seed
+        self.order = Shuffled(len(data), seed)
+        self.trained = Quantizer(config.network)
+        self.vae = vae
+        self.freeze(*(["vae"] if vae else []))
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        noise = ImageNoise(self.seed, indices)
+        total = len(self.config.network.scales)
+        cut = noise.integers("scales", total) + 1
+        kept = torch.where(noise.uniform("cut") < self.config.scale_dropout, cut, total)
+        return {"latents": self.data.latents(self.order.numbers(indices)), "scales": kept}
+
+    def forward(self, batch: Batch) -> Losses:
+        draft = self.trained.reconstruct(batch["latents"], scales=batch["scales"])
+        error = (draft - batch["latents"]).square().mean()
+        return {"loss": error}
+
+    def validate(self, network: Quantizer) -> dict[str, float]:
+        """Mean squared error of held-out drafts (latents have variance 1), and how evenly the codes are used."""
+        errors, counts = [], torch.zeros(network.config.vocabulary)
+        for numbers in batched(len(self.held_out)):
+            latents = self.held_out.latents(numbers).to(self.device)
+            tokens = network.encode(latents)
+            errors.append((network.decode(tokens) - latents).square().flatten(1).mean(1))
+            counts += torch.bincount(tokens.flatten().cpu(), minlength=len(counts))
+        share = counts / counts.sum()
+        entropy = float(-(share * share.clamp_min(1e-12).log2()).sum())
+        error = float(torch.cat(errors).mean())
+        return {"score": error, "mse": error, "code_entropy_bits": entropy, "codes_used": float((counts > 0).sum())}
+
+    def samples(self, network: Quantizer) -> Tensor | None:
+        """Held-out pictures decoded from their latents, each followed by its draft."""
+        if self.vae is None:
+            return None
+        latents = self.held_out.latents(range(min(SHOWN, len(self.held_out)))).to(self.device)
+        draft = network.decode(network.encode(latents))
+        return torch.stack([self.vae.decode(latents), self.vae.decode(draft)], dim=1).flatten(0, 1)
+
+    def export(self, network: Quantizer, path: Path) -> None:
+        """Write the quantizer."""
+        config = network.config.to_json()
+        save_tensors(path, network.state_dict(), {"component": "quantizer", "config": config})

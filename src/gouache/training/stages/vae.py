@@ -1,0 +1,93 @@
+"""Stage 1: the KL autoencoder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gouache.checkpoints.format import save_tensors
+from gouache.models.vae import AutoencoderKL
+from gouache.pipeline.pixels import rgba_to_tensor
+from gouache.training.config import VaeStage
+from gouache.training.encoded_store import CaptionedSource, FiniteSource
+from gouache.training.losses import PatchDiscriminator, adversarial_loss, edge_loss, psnr
+from gouache.training.stage import Batch, ImageNoise, Losses, Stage
+
+SHOWN, VALIDATED = 32, 256
+
+
+class VaeTraining(Stage[AutoencoderKL]):
+    """Reconstruct pictures through the latents (Rombach et al. 2022, equation 25, with edges for the learned term)."""
+
+    name = "vae"
+
+    def __init__(self, config: VaeStage, data: CaptionedSource, held_out: FiniteSource, seed: int) -> None:
+        super().__init__()
+        self.config, self.data, self.held_out, self.seed = config, data, held_out, seed
+        self.trained = AutoencoderKL(config.network)
+        self.discriminator = PatchDiscriminator(config.network.image_channels) if config.adversarial else None
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        image = self._tensor(self.data, indices)
+        side = image.shape[-1] // self.config.network.downscale
+        noise = ImageNoise(self.seed, indices).normal("posterior", (self.config.network.latent_channels, side, side))
+        return {"image": image, "noise": noise, "index": torch.tensor(indices)}
+
+    def forward(self, batch: Batch) -> Losses:
+        config, image = self.config, batch["image"]
+        moments = self.trained.encode(image)
+        picture = self.trained.decode(self.trained.normalise(moments.sample(batch["noise"])))
+        losses = {
+            "l1": (picture - image).abs().mean(),
+            "l2": (picture - image).square().mean(),
+            "edges": edge_loss(picture, image),
+            "kl": moments.kl().mean() / moments.mean[0].numel(),
+        }
+        loss = config.l1 * losses["l1"] + config.l2 * losses["l2"] + config.edges * losses["edges"]
+        loss = loss + config.kl * losses["kl"]
+        if self.discriminator is not None:
+            started = float(batch["index"][0] >= config.adversarial_start)
+            losses["adversarial"] = adversarial_loss(self.discriminator, picture, image, config.adversarial * started)
+            loss = loss + losses["adversarial"]
+        return {"loss": loss, **losses}
+
+    def validate(self, network: AutoencoderKL) -> dict[str, float]:
+        """PSNR of held-out pictures through the latents' mode, in dB, and their KL in nats a latent."""
+        ratios, kl = [], []
+        for image in self._tensor(self.held_out, range(min(VALIDATED, len(self.held_out)))).split(32):  # type: ignore[no-untyped-call]
+            moments = network.encode(image.to(self.device))
+            ratios.append(psnr(_through(network, moments.mode()), image.to(self.device)))
+            kl.append(moments.kl() / moments.mean[0].numel())
+        mean = float(torch.cat(ratios).mean())
+        return {"score": -mean, "psnr": mean, "kl": float(torch.cat(kl).mean())}
+
+    def samples(self, network: AutoencoderKL) -> Tensor:
+        """Held-out pictures, each followed by its reconstruction."""
+        image = self._tensor(self.held_out, range(min(SHOWN, len(self.held_out)))).to(self.device)
+        vae = network
+        return torch.stack([image, _through(vae, vae.encode(image).mode())], dim=1).flatten(0, 1)
+
+    def export(self, network: AutoencoderKL, path: Path) -> None:
+        """Write the autoencoder, with the scale and shift that normalise its latents of this data."""
+        config = measure_normalisation(network, self._tensor(self.data, range(256)))
+        save_tensors(path, network.state_dict(), {"component": "vae", "config": config})
+
+    def _tensor(self, source: CaptionedSource, numbers: Sequence[int]) -> Tensor:
+        return rgba_to_tensor(source.examples(numbers).pictures)[:, : self.config.network.image_channels]
+
+
+def _through(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    return vae.decode(vae.normalise(latents))
+
+
+def measure_normalisation(vae: AutoencoderKL, image: Tensor) -> str:
+    """The autoencoder's config as JSON, with the scale and shift that give its latents mean 0 and deviation 1."""
+    device = next(vae.parameters()).device
+    with torch.no_grad():
+        latents = torch.cat([vae.encode(part.to(device)).mode() for part in torch.split(image, 32)])
+    mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+    update = {"scale": tuple((1 / deviation).tolist()), "shift": tuple(mean.tolist())}
+    return vae.config.model_copy(update=update).to_json()

@@ -1,0 +1,161 @@
+"""The whole state of a run in one file: weights, averages, optimizer, position. Written atomically, the last K kept.
+
+There is no state of the data or of random generators to save: both are pure functions of the images seen.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gouache.checkpoints.format import load_tensors, save_tensors
+from gouache.checkpoints.header import read_header
+from gouache.errors import CheckpointError, TrainingError
+from gouache.training.config import StageConfig
+from gouache.training.ema import PowerEma
+from gouache.training.stage import Stage
+
+
+@dataclass
+class Position:
+    """Where a run stands.
+
+    Attributes:
+        images_seen: images trained on.
+        steps: optimizer steps taken.
+        seconds: time spent training, over all sessions of the run.
+        best: lowest validation score so far, and when.
+        bad_validations: validations since then.
+        next_validation: images at which to validate next.
+    """
+
+    images_seen: int = 0
+    steps: int = 0
+    seconds: float = 0.0
+    best: float = float("inf")
+    best_images: int = 0
+    bad_validations: int = 0
+    next_validation: int = 0
+    losses: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class TrainState:
+    """Everything that changes while a run goes on."""
+
+    stage: Stage[Any]
+    optimizer: torch.optim.Optimizer
+    ema: PowerEma
+    position: Position
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor of the state, by a name that says what it is."""
+        named = {f"network.{name}": value for name, value in self.stage.saved().items()}
+        for length, average in self.ema.averages.items():
+            named |= {f"ema.{length}.{name}": value for name, value in average.items()}
+        for name, slots in self._optimizer_slots().items():
+            named |= {f"optimizer.{name}.{slot}": value for slot, value in slots.items()}
+        return named
+
+    def load(self, tensors: dict[str, Tensor], where: str) -> None:
+        """Put back what `tensors` gave; the network must already have its shape.
+
+        Raises:
+            CheckpointError: tensors are missing or left over.
+        """
+        own = self.tensors()
+        optimizer = {name for name in tensors if name.startswith("optimizer.")}
+        wanted = {name for name in own if not name.startswith("optimizer.")}
+        if wanted != tensors.keys() - optimizer:
+            odd = sorted(wanted ^ (tensors.keys() - optimizer))
+            raise CheckpointError(
+                where, given=f"{len(odd)} tensors that differ, the first {odd[0]}", expected="the state of this config",
+                cure="Resume with the config that the run was started with.",
+            )  # fmt: skip
+        with torch.no_grad():
+            for name in wanted:
+                own[name].copy_(tensors[name])
+        self._load_optimizer({name: tensors[name] for name in optimizer})
+
+    def _parameters(self) -> dict[str, nn.Parameter]:
+        return {name: p for name, p in self.stage.named_parameters() if p.requires_grad}
+
+    def _optimizer_slots(self) -> dict[str, dict[str, Tensor]]:
+        state = self.optimizer.state
+        return {name: dict(state[p]) for name, p in self._parameters().items() if p in state}
+
+    def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
+        parameters = self._parameters()
+        for key, value in tensors.items():
+            name, _, slot = key.removeprefix("optimizer.").rpartition(".")
+            parameter = parameters[name]
+            if value.shape == parameter.shape:
+                # With the parameter's strides: the fused optimizer walks all of them in the order of memory.
+                value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+            elif slot == "step":
+                value = value.clone()
+            self.optimizer.state[parameter][slot] = value if slot == "step" else value.to(parameter.device)
+
+
+def checkpoint_path(run: Path, images_seen: int) -> Path:
+    """File of the checkpoint at `images_seen`."""
+    return run / "checkpoints" / f"{images_seen:012d}.safetensors"
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """Checkpoints of a run, oldest first."""
+    return sorted((run / "checkpoints").glob("*.safetensors"))
+
+
+def save_state(run: Path, config: StageConfig, state: TrainState) -> Path:
+    """Write a checkpoint and delete the oldest ones over `config.loop.keep`.
+
+    Raises:
+        TrainingError: the disk is full; the checkpoints before this one are whole.
+    """
+    path = checkpoint_path(run, state.position.images_seen)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    metadata = {"stage": state.stage.name, "config": config.to_json(), "position": json.dumps(asdict(state.position))}
+    try:
+        save_tensors(path, {name: value.detach() for name, value in state.tensors().items()}, metadata)
+    except OSError as error:
+        if error.errno != errno.ENOSPC:
+            raise
+        kept = checkpoints(run)
+        raise TrainingError(
+            str(path), given="a full disk", expected="room for a checkpoint",
+            cure=f"Free some space and resume; the last whole checkpoint is {kept[-1].name if kept else 'none'}.",
+        ) from error  # fmt: skip
+    for old in checkpoints(run)[: -config.loop.keep]:
+        old.unlink()
+    return path
+
+
+def load_state(path: Path, config: StageConfig, state: TrainState) -> None:
+    """Put a checkpoint back into `state`.
+
+    Raises:
+        CheckpointError: it belongs to another stage or to a network of another shape.
+    """
+    header, stage = read_header(path), state.stage.name
+    if header.metadata.get("stage") != stage:
+        raise CheckpointError(
+            str(path), given=f"stage {header.metadata.get('stage')!r}", expected=f"stage {stage!r}",
+            cure="Choose another --out folder, or the stage that this run trains.",
+        )  # fmt: skip
+    old = type(config).from_json(header.metadata["config"], where=str(path))
+    changed = [key for key in type(config).model_fields if getattr(old, key) != getattr(config, key)]
+    # How long and how fast to train may change; what is trained may not.
+    if set(changed) - {"loop", "optimizer"} or old.loop.seed != config.loop.seed:
+        raise CheckpointError(
+            str(path), given=f"another {', '.join(changed)} in [{stage}]", expected="the config it was started with",
+            cure="Resume with that config, or train into a new folder.",
+        )  # fmt: skip
+    state.load(load_tensors(path), str(path))
+    state.position = Position(**json.loads(header.metadata["position"]))

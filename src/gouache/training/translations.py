@@ -1,0 +1,76 @@
+"""English and Chinese phrases of one meaning, made from the labels and keywords of stickers.
+
+They teach a text encoder the Chinese of prompts: names, colours, counts, places, backgrounds and styles.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Sequence
+
+from gouache.data.captions import ZH_STYLE_WORDS, canonical_caption
+from gouache.data.stickers import Sticker
+from gouache.models.wordpiece import UNKNOWN, WordPieceTokenizer
+
+COLOURS = {
+    "red": "红色", "orange": "橙色", "yellow": "黄色", "green": "绿色", "blue": "蓝色", "purple": "紫色", "pink": "粉色",
+    "brown": "棕色", "black": "黑色", "white": "白色", "gray": "灰色", "cyan": "青色", "teal": "蓝绿色", "gold": "金色",
+}  # fmt: skip
+COUNTS = {"two": "两个", "three": "三个", "four": "四个", "five": "五个", "six": "六个"}
+PLACES = {
+    "in the top left corner": "在左上角", "in the top right corner": "在右上角",
+    "in the bottom left corner": "在左下角", "in the bottom right corner": "在右下角",
+    "in the center": "在中间", "in the middle": "在中央", "at the top": "在上方", "at the bottom": "在下方",
+    "on the left": "在左边", "on the right": "在右边",
+}  # fmt: skip
+RELATIONS = {
+    "to the left of": "左边", "to the right of": "右边", "above": "上面", "below": "下面", "next to": "旁边",
+}  # fmt: skip
+SIZES = {"small": "小", "big": "大", "large": "大", "tiny": "很小的"}
+
+
+def translation(record: Sticker, others: Sequence[Sticker], draw: random.Random) -> tuple[str, str]:
+    """One phrase in English and in Chinese.
+
+    Args:
+        record: the sticker that it speaks of.
+        others: stickers that may stand beside it.
+        draw: source of the choice; the same state gives the same phrase.
+    """
+    form = draw.random()
+    english, chinese = record.label, record.zh_label
+    if form < 0.3:
+        return english, chinese
+    if form < 0.45:
+        return canonical_caption(record), f"{chinese}，{ZH_STYLE_WORDS[record.style]}"
+    if form < 0.6 and record.keywords and record.zh_keywords:
+        # Keywords are not translations of one another, but their sets describe one thing.
+        return ", ".join((english, *record.keywords[:3])), "，".join((chinese, *record.zh_keywords[:3]))
+    if form < 0.7:
+        colour = draw.choice(sorted(COLOURS))
+        return f"a {colour} {english}", f"{COLOURS[colour]}的{chinese}"
+    if form < 0.78:
+        colour = draw.choice(sorted(COLOURS))
+        return f"{english} on a {colour} background", f"{COLOURS[colour]}背景上的{chinese}"
+    if form < 0.84:
+        count = draw.choice(sorted(COUNTS))
+        return f"{count} {english}", f"{COUNTS[count]}{chinese}"
+    if form < 0.92:
+        place, size = draw.choice(sorted(PLACES)), draw.choice(sorted(SIZES))
+        return f"a {size} {english} {place}", f"{SIZES[size]}{chinese}{PLACES[place]}"
+    other, relation = draw.choice(others), draw.choice(sorted(RELATIONS))
+    return f"{english} {relation} {other.label}", f"{chinese}在{other.zh_label}{RELATIONS[relation]}"
+
+
+def missing_characters(tokenizer: WordPieceTokenizer, texts: Iterable[str]) -> list[str]:
+    """Characters of the texts that the vocabulary does not know, each once, in order of code points."""
+    unknown = tokenizer.vocabulary.index(UNKNOWN)
+    characters = sorted({character for text in texts for character in text if not character.isspace()})
+    return [c for c in characters if ord(c) > 0x2000 and unknown in tokenizer.ids(c)]
+
+
+def chinese_texts(records: Iterable[Sticker]) -> list[str]:
+    """Every Chinese text that `translation` can draw from."""
+    words = [*COLOURS.values(), *COUNTS.values(), *PLACES.values(), *RELATIONS.values(), *SIZES.values()]
+    words += [*ZH_STYLE_WORDS.values(), "背景上的", "，"]
+    return words + [text for r in records for text in (r.zh_label, *r.zh_keywords)]
