@@ -36,10 +36,6 @@ def _root(version: bool = typer.Option(False, "--version", help="Print the versi
         raise typer.Exit(0)
 
 
-app.command()(train)
-app.command()(runs)
-
-
 def main() -> None:
     """Run the command line. Errors of gouache become one message on stderr and their exit code."""
     try:
