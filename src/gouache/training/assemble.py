@@ -19,10 +19,12 @@ from gouache.models.quantizer import Quantizer, QuantizerConfig
 from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.models.text_stack import TextStack
 from gouache.models.vae import AutoencoderKL
-from gouache.training.config import StageConfig, StageName, TrainConfig
+from gouache.training.config import ClipStage, StageConfig, StageName, TextConfig, TrainConfig
 from gouache.training.encoded_store import EncodedStore, Encoders, encode, store_folder
+from gouache.training.pairs import open_pairs
 from gouache.training.sources import Sources, open_sources
 from gouache.training.stage import Stage
+from gouache.training.stages.clip import ClipTraining
 from gouache.training.stages.denoiser import DenoiserTraining
 from gouache.training.stages.prior import PriorTraining
 from gouache.training.stages.tokens import TokensTraining
@@ -74,11 +76,20 @@ def assemble(name: StageName, config: TrainConfig, data: Path, run: Path) -> Ite
         if name == "vae" and config.vae is not None:
             yield Ready(VaeTraining(config.vae, sources.train, sources.held_out, settings.loop.seed), settings)
             return
+        if name == "clip" and config.clip is not None:
+            yield Ready(_clip_stage(config.clip, config.text, data, sources), settings)
+            return
     vae = load_vae(result_of(run, "vae"))
     stores = yield from _encoded(config, sources, run, vae)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.loop.seed)
         yield Ready(_latent_stage(name, config, stores, vae, run), settings)
+
+
+def _clip_stage(config: ClipStage, text: TextConfig, data: Path, sources: Sources) -> ClipTraining:
+    train, held_out = open_pairs(data, sources.train, config.split, config.loop.seed)
+    start = None if config.text else load_text(sentence_encoder_folder(text.folder), text.max_tokens)[0]
+    return ClipTraining(config, train, held_out, start, text.max_tokens, config.loop.seed)
 
 
 def _latent_stage(

@@ -6,13 +6,14 @@ import hashlib
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gouache.data.captions import canonical_caption, caption
-from gouache.data.stickers import Sticker, Stickers
+from gouache.data.captions import STYLE_WORDS, canonical_caption, caption
+from gouache.data.stickers import Split, Sticker, Stickers
 from gouache.training.encoded import Shuffled
 from gouache.training.encoded_store import CaptionedSource
 from gouache.training.translations import chinese_texts, translation
@@ -25,13 +26,17 @@ class Pairs:
     Attributes:
         pictures: uint8 [B,S,S,4], straight alpha.
         captions: a caption for each.
-        keys: pictures with one key show one concept in one style: any caption of theirs fits any of them.
+        concepts: what each picture shows.
+        styles: in which style.
+        styled: whether each caption says the style; one that doesn't fits the concept's pictures of every style.
         translations: for each an English and a Chinese text of one meaning; empty if there are none.
     """
 
     pictures: NDArray[np.uint8]
     captions: list[str]
-    keys: list[str]
+    concepts: list[str]
+    styles: list[str]
+    styled: list[bool]
     translations: list[tuple[str, str]]
 
 
@@ -55,7 +60,7 @@ class StickerPairs:
         stickers: the data set.
         rows: which of its pictures.
         seed: of order and phrases.
-        endless: false gives the pictures in their own order with their plain captions.
+        endless: false gives the pictures in their own order, over and over, with their canonical captions.
     """
 
     def __init__(self, stickers: Stickers, rows: Sequence[int], seed: int, *, endless: bool = True) -> None:
@@ -73,13 +78,16 @@ class StickerPairs:
 
     def pairs(self, numbers: Sequence[int]) -> Pairs:
         """The pairs with these numbers; a pure function."""
-        places = self.order.numbers(numbers) if self.endless else list(numbers)
+        places = self.order.numbers(numbers) if self.endless else [number % len(self.rows) for number in numbers]
         records = [self.records[place] for place in places]
+        captions = [self._caption(record, number) for record, number in zip(records, numbers, strict=True)]
         draws = [_random(self.seed, number) for number in numbers]
         return Pairs(
             np.stack([self.stickers.pictures[self.rows[place]] for place in places]),
-            [self._caption(record, number) for record, number in zip(records, numbers, strict=True)],
-            [f"{record.code}/{record.style}" for record in records],
+            captions,
+            [record.code for record in records],
+            [record.style for record in records],
+            [STYLE_WORDS[record.style] in text for record, text in zip(records, captions, strict=True)],
             [translation(record, self.records, draw) for record, draw in zip(records, draws, strict=True)],
         )
 
@@ -101,7 +109,26 @@ class CaptionPairs:
     def pairs(self, numbers: Sequence[int]) -> Pairs:
         """The pairs with these numbers; a pure function."""
         examples = self.source.examples(numbers)
-        return Pairs(examples.pictures, examples.captions, examples.captions, [])
+        captions = examples.captions
+        return Pairs(examples.pictures, captions, captions, [""] * len(captions), [False] * len(captions), [])
+
+
+def open_pairs(
+    folder: Path, source: CaptionedSource, split: Split, seed: int
+) -> tuple[PairSource, StickerPairs | None]:
+    """Pairs to train on, and, for a built sticker set, the held-out ones.
+
+    Args:
+        folder: of the data set.
+        source: its captioned pictures, for a data set of any other kind.
+        split: which stickers to train on.
+        seed: of order and phrases.
+    """
+    if not (folder / "manifest.json").is_file():
+        return CaptionPairs(source), None
+    stickers = Stickers.open(folder)
+    held_out = StickerPairs(stickers, stickers.indices("held_out").tolist(), seed, endless=False)
+    return StickerPairs(stickers, stickers.indices(split).tolist(), seed), held_out
 
 
 def _random(seed: int, number: int) -> random.Random:

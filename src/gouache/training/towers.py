@@ -170,7 +170,8 @@ def export_text_encoder(towers: Towers, folder: Path) -> None:
     }  # fmt: skip
     (folder / "config.json").write_text(json.dumps(published, indent=1) + "\n", encoding="utf-8")
     (folder / "vocab.txt").write_text("\n".join(towers.vocabulary) + "\n", encoding="utf-8")
-    save_tensors(folder / "model.safetensors", {k: v.contiguous() for k, v in encoder.state_dict().items()})
+    metadata = {"component": "text_encoder", "config": config.to_json()}
+    save_tensors(folder / "model.safetensors", {k: v.contiguous() for k, v in encoder.state_dict().items()}, metadata)
 
 
 def _first_rows(text: SentenceEncoder, count: int) -> Tensor:

@@ -13,8 +13,9 @@ from gouache.data.stickers import Sticker
 from gouache.models.wordpiece import UNKNOWN, WordPieceTokenizer
 
 COLOURS = {
-    "red": "红色", "orange": "橙色", "yellow": "黄色", "green": "绿色", "blue": "蓝色", "purple": "紫色", "pink": "粉色",
-    "brown": "棕色", "black": "黑色", "white": "白色", "gray": "灰色", "cyan": "青色", "teal": "蓝绿色", "gold": "金色",
+    "red": "红色", "orange": "橙色", "yellow": "黄色", "green": "绿色", "blue": "蓝色", "light blue": "浅蓝色",
+    "purple": "紫色", "pink": "粉色", "brown": "棕色", "black": "黑色", "white": "白色", "gray": "灰色",
+    "cyan": "青色", "teal": "蓝绿色", "gold": "金色",
 }  # fmt: skip
 COUNTS = {"two": "两个", "three": "三个", "four": "四个", "five": "五个", "six": "六个"}
 PLACES = {

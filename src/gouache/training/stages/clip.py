@@ -78,7 +78,10 @@ class ClipTraining(Stage[Towers]):
     def batch(self, indices: Sequence[int]) -> Batch:
         pairs = self.data.pairs(indices)
         ids, mask = self.trained.tokens(pairs.captions)
-        batch = {"image": _on_white(pairs), "ids": ids, "mask": mask, "key": _numbers(pairs.keys)}
+        batch = {
+            "image": _on_white(pairs), "ids": ids, "mask": mask, "concept": _numbers(pairs.concepts),
+            "style": _numbers(pairs.styles), "styled": torch.tensor(pairs.styled),
+        }  # fmt: skip
         if self.config.augment:
             noise = ImageNoise(self.seed, indices)
             batch |= {
@@ -99,7 +102,7 @@ class ClipTraining(Stage[Towers]):
         image = augmented(batch["image"], batch["place"], batch["stain"]) if "place" in batch else batch["image"]
         states = self._english(batch["ids"], batch["mask"])
         text, pictures = towers.embed_text(_pooled(states)), towers.embed_features(towers.image(image))
-        same = batch["key"][:, None] == batch["key"]
+        same = _matches(batch)
         scale = towers.log_scale.clamp(max=LARGEST_LOG_SCALE)
         contrast = contrastive_loss(text, pictures, scale, same=same)
         losses = {"contrastive": contrast, "accuracy": _accuracy(text, pictures, same)}
@@ -125,7 +128,7 @@ class ClipTraining(Stage[Towers]):
         image = torch.cat([network.image(_on_white(pairs)[part].to(self.device)) for part in batched(len(numbers))])
         text = _encoded(network, pairs.captions, self.device)
         vectors, captions = network.embed_features(image), network.embed_text(text)
-        concepts = [key.split("/")[0] for key in pairs.keys]
+        concepts = pairs.concepts
         count = min(100, len(set(concepts)))
         chosen = candidates(concepts, concepts, count, self.seed).to(self.device)
         own = torch.cat([torch.arange(len(numbers), device=self.device)[:, None], chosen[:, 1:]], dim=1)
@@ -251,6 +254,12 @@ def _numbers(keys: Sequence[str]) -> Tensor:
     return torch.tensor([int.from_bytes(digest, "little", signed=True) for digest in digests])
 
 
+def _matches(batch: Batch) -> Tensor:
+    """Which text [rows] fits which picture [columns]: the same concept, and the same style if the text says one."""
+    concept, style = (batch[name][:, None] == batch[name] for name in ("concept", "style"))
+    return concept & (style | ~batch["styled"][:, None])
+
+
 def _pooled(states: TextEncoding) -> Tensor:
     if states.pooled is None:
         raise TrainingError("text tower", given="no pooled vector", expected="one")
@@ -273,4 +282,4 @@ def _relative_error(value: Tensor, goal: Tensor) -> Tensor:
 def _accuracy(text: Tensor, image: Tensor, same: Tensor) -> Tensor:
     """Share of pictures whose nearest text of the batch is one of theirs."""
     nearest = (image.detach() @ text.detach().mT).argmax(1)
-    return same[torch.arange(len(same), device=same.device), nearest].float().mean()
+    return same.mT[torch.arange(len(same), device=same.device), nearest].float().mean()
