@@ -31,9 +31,7 @@ class Credit:
     licence: str
 
 
-def write_credits(
-    data_set: str, packages: Sequence[tuple[Package, Credit]], counts: Mapping[str, int]
-) -> str:
+def write_credits(data_set: str, packages: Sequence[tuple[Package, Credit]], counts: Mapping[str, int]) -> str:
     """The text of a `CREDITS.md`.
 
     Args:

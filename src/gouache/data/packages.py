@@ -70,7 +70,9 @@ def fetch(package: Package, folder: Path) -> Path:
     try:
         done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=FETCH_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
-        raise DataError(package.spec, given=f"no answer in {FETCH_SECONDS} s", expected="a tarball", cure=cure) from error
+        raise DataError(
+            package.spec, given=f"no answer in {FETCH_SECONDS} s", expected="a tarball", cure=cure
+        ) from error
     tarball = folder / package.tarball_name
     if done.returncode != 0 or not tarball.is_file():
         complaint = done.stderr.strip().splitlines()

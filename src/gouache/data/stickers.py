@@ -109,7 +109,9 @@ class Stickers:
         pictures: uint8 [N,S,S,4], read-only.
     """
 
-    def __init__(self, folder: Path, manifest: StickerManifest, records: tuple[Sticker, ...], pictures: Picture) -> None:
+    def __init__(
+        self, folder: Path, manifest: StickerManifest, records: tuple[Sticker, ...], pictures: Picture
+    ) -> None:
         self.folder = folder
         self.manifest = manifest
         self.records = records
@@ -129,7 +131,9 @@ class Stickers:
         try:
             pictures = np.load(folder / "pictures.npy", mmap_mode="r")
         except (OSError, ValueError) as error:
-            raise DataError(str(folder / "pictures.npy"), given=str(error), expected="a NumPy array", cure=REBUILD) from error
+            raise DataError(
+                str(folder / "pictures.npy"), given=str(error), expected="a NumPy array", cure=REBUILD
+            ) from error
         expected = (manifest.count, manifest.size, manifest.size, 4)
         if pictures.shape != expected or pictures.dtype != np.uint8 or len(records) != manifest.count:
             given = f"pictures {pictures.dtype} {pictures.shape} and {len(records)} records"

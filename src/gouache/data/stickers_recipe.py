@@ -192,7 +192,9 @@ def _read_concepts(tarball: Path) -> dict[str, _Concept]:
     wanted = {"en/data.json", "zh/data.json", "meta/groups.json"}
     files = {name: json.loads(content) for name, content in members(tarball) if name in wanted}
     if wanted - files.keys():
-        raise DataError(str(tarball), given=f"no {', '.join(sorted(wanted - files.keys()))}", expected="the label files")
+        raise DataError(
+            str(tarball), given=f"no {', '.join(sorted(wanted - files.keys()))}", expected="the label files"
+        )
     groups = files["meta/groups.json"]["groups"]
     subgroups = files["meta/groups.json"]["subgroups"]
     chinese = {row["hexcode"]: row for row in files["zh/data.json"]}
@@ -203,7 +205,9 @@ def _read_concepts(tarball: Path) -> dict[str, _Concept]:
     }
 
 
-def _concept(row: dict[str, Any], chinese: dict[str, Any], groups: dict[str, str], subgroups: dict[str, str]) -> _Concept:
+def _concept(
+    row: dict[str, Any], chinese: dict[str, Any], groups: dict[str, str], subgroups: dict[str, str]
+) -> _Concept:
     has_group = "group" in row
     return _Concept(
         order=row.get("order", 0),
@@ -222,9 +226,7 @@ def normal_code(name: str) -> str:
     return "-".join(point.rjust(4, "0") for point in points if point != "fe0f")
 
 
-def _read_style(
-    style: StyleSource, tarball: Path, concepts: dict[str, _Concept]
-) -> Iterator[tuple[Sticker, bytes]]:
+def _read_style(style: StyleSource, tarball: Path, concepts: dict[str, _Concept]) -> Iterator[tuple[Sticker, bytes]]:
     """Every picture of one style whose code has a label and no skin tone, in the order of the labels."""
     raw = dict(_raw_pictures(tarball))
     usable = [code for code in raw if code in concepts and not SKIN_TONE.search(code)]
