@@ -43,6 +43,8 @@ class QuantizerConfig(Config):
             raise ConfigError(
                 "quantizer.scales", given=self.scales, expected=f"rising sides, the last dividing {self.latent_size}"
             )
+        if any(level < 3 for level in self.levels):
+            raise ConfigError("quantizer.levels", given=self.levels, expected="3 or more levels in every channel")
         return self
 
     @property
@@ -95,7 +97,8 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         h = self.conv1(F.silu(self.norm1(x)))
-        return x + self.conv2(F.silu(self.norm2(h)))
+        out: Tensor = x + self.conv2(F.silu(self.norm2(h)))
+        return out
 
 
 class Quantizer(nn.Module):
@@ -171,7 +174,7 @@ class Quantizer(nn.Module):
         total = weight.new_zeros(len(tokens), self.config.features, side, side)
         sums, start = [total], 0
         for k, count in enumerate(self.config.groups):
-            if start == tokens.shape[1]:
+            if start + count > tokens.shape[1]:
                 break
             code = self.fsq.codes(tokens[:, start : start + count]).to(total.dtype)
             total = total + self._spread(self.from_code[k](code), self.config.scales[k])
@@ -195,14 +198,14 @@ class Quantizer(nn.Module):
 
     def vectors(self, tokens: Tensor) -> Tensor:
         """The quantized vector of every token, each by its scale's own projection: tokens [B,S] -> [B,S,F]."""
-        parts = tokens.split(self.config.groups, dim=1)
+        parts = torch.split(tokens, list(self.config.groups), dim=1)
         weight = next(self.from_code.parameters())
         codes = [self.fsq.codes(part).to(weight.dtype) for part in parts]
         return torch.cat([project(code) for project, code in zip(self.from_code, codes, strict=True)], dim=1)
 
     def _spread(self, part: Tensor, side: int) -> Tensor:
         """Vectors of one scale [B,k*k,F] on the finest grid [B,F,s,s]."""
-        grid = part.mT.unflatten(2, (side, side))
+        grid = part.mT.reshape(len(part), -1, side, side)
         finest = self.config.scales[-1]
         return grid if side == finest else F.interpolate(grid, size=(finest, finest), mode="bilinear")
 

@@ -67,7 +67,7 @@ class PriorTraining(Stage[Prior]):
         """Bits a token of held-out pictures, all and by group; "without_text" is given the empty caption."""
         with_text, without = self._bits(network, True), self._bits(network, False)
         figures = {"score": float(with_text.mean()), "bits_per_token": float(with_text.mean())}
-        for i, part in enumerate(torch.split(with_text, self.config.network.groups, dim=1)):
+        for i, part in enumerate(torch.split(with_text, list(self.config.network.groups), dim=1)):
             if len(self.config.network.groups) <= 8:
                 figures[f"bits_per_token_group_{i}"] = float(part.mean())
         return figures | {"bits_per_token_without_text": float(without.mean())}

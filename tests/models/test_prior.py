@@ -1,0 +1,141 @@
+"""The prior: causality, the cache, exact likelihood, the truncations, completion."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Literal
+
+import pytest
+import torch
+
+from gouache.errors import InvalidInput, ShapeMismatch
+from gouache.models.prior import Draw, Prior, PriorConfig, inverse_transform, prior_inputs, truncate
+from gouache.models.quantizer import Quantizer, QuantizerConfig
+
+Order = Literal["raster", "scales"]
+Text = Literal["prefix", "cross"]
+SIZES = {"width": 32, "depth": 2, "heads": 4, "context_dim": 12, "pooled_dim": 6, "features": 8}
+
+
+def networks(order: Order, text: Text = "prefix", levels: tuple[int, ...] = (3, 3)) -> tuple[Quantizer, Prior]:
+    scales = (4,) if order == "raster" else (1, 2, 4)
+    sizes = {"latent_channels": 4, "latent_size": 8, "features": 8, "width": 16, "blocks": 1}
+    quantizer = QuantizerConfig.from_dict({**sizes, "levels": levels, "scales": scales})
+    groups = (1,) * 16 if order == "raster" else quantizer.groups
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(0)
+        prior = Prior(PriorConfig(vocabulary=quantizer.vocabulary, groups=groups, text=text, **SIZES))
+        return Quantizer(quantizer).eval(), prior.eval()
+
+
+def text_states(batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(5)
+    mask = torch.ones(batch, 5, dtype=torch.bool)
+    mask[0, 3:] = False
+    return torch.randn(batch, 5, 12, generator=generator), torch.randn(batch, 6, generator=generator), mask
+
+
+def random_tokens(prior: Prior, batch: int) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(6)
+    return torch.randint(prior.config.vocabulary, (batch, prior.config.length), generator=generator)
+
+
+CASES = list(itertools.product(("raster", "scales"), ("prefix", "cross")))
+
+
+@pytest.mark.parametrize(("order", "text"), CASES)
+def test_cached_sampling_sees_the_logits_of_the_full_pass(order: Order, text: Text) -> None:
+    quantizer, prior = networks(order, text)
+    tokens, (context, pooled, mask) = random_tokens(prior, 3), text_states(3)
+    full = prior(prior_inputs(prior.config, quantizer, tokens), context, pooled, mask).softmax(-1)
+    # Draw with a uniform number in the middle of the true token's share: exact logits give back the true tokens.
+    edges = full.double().cumsum(-1)
+    low = torch.nn.functional.pad(edges, (1, 0)).gather(2, tokens[..., None])
+    uniform = ((low + edges.gather(2, tokens[..., None])) / 2).squeeze(2)
+    *_, drawn = prior.sample(quantizer, context, pooled, uniform, context_mask=mask)
+    assert torch.equal(drawn, tokens)
+
+
+@pytest.mark.parametrize(("order", "text"), CASES)
+def test_logits_depend_on_the_groups_before_only(order: Order, text: Text) -> None:
+    quantizer, prior = networks(order, text)
+    tokens, (context, pooled, mask) = random_tokens(prior, 2), text_states(2)
+    start = prior.config.groups[0]
+    changed = tokens.clone()
+    changed[:, start:] = (changed[:, start:] + 1) % prior.config.vocabulary
+    a, b = (prior(prior_inputs(prior.config, quantizer, t), context, pooled, mask) for t in (tokens, changed))
+    seen = start + prior.config.groups[1]
+    assert torch.allclose(a[:, :seen], b[:, :seen], atol=1e-6)
+    assert not torch.allclose(a[:, seen:], b[:, seen:], atol=1e-3)
+
+
+def test_padding_of_the_text_changes_nothing() -> None:
+    quantizer, prior = networks("scales")
+    tokens, (context, pooled, mask) = random_tokens(prior, 3), text_states(3)
+    inputs = prior_inputs(prior.config, quantizer, tokens)
+    filled = torch.where(mask[..., None], context, torch.full_like(context, 9.0))
+    assert torch.allclose(prior(inputs, context, pooled, mask), prior(inputs, filled, pooled, mask), atol=1e-5)
+
+
+def test_the_likelihoods_of_all_pictures_add_up_to_one() -> None:
+    sizes = {"latent_channels": 2, "latent_size": 2, "features": 8, "width": 8, "blocks": 1}
+    quantizer = Quantizer(QuantizerConfig.from_dict({**sizes, "levels": (3,), "scales": (1, 2)})).eval()
+    prior = Prior(PriorConfig(vocabulary=3, groups=(1, 4), **SIZES)).eval()  # type: ignore[arg-type]
+    every = torch.tensor(list(itertools.product((0, 1, 2), repeat=5)))
+    context, pooled, _ = (t[:1].expand(len(every), *t.shape[1:]) for t in text_states(2))
+    total = prior.log_likelihood(quantizer, every, context, pooled).sum(1).double().exp().sum()
+    assert abs(total.item() - 1) < 1e-5
+
+
+def test_completion_keeps_the_known_tokens() -> None:
+    quantizer, prior = networks("scales")
+    tokens, (context, pooled, mask) = random_tokens(prior, 2), text_states(2)
+    known = tokens.clone()
+    known[:, 8:] = -1
+    uniform = torch.rand(2, prior.config.length, generator=torch.Generator().manual_seed(1))
+    *_, drawn = prior.sample(quantizer, context, pooled, uniform, context_mask=mask, known=known)
+    assert torch.equal(drawn[:, :8], tokens[:, :8])
+    assert not torch.equal(drawn[:, 8:], tokens[:, 8:])
+
+
+def test_guidance_of_one_is_plain_sampling_and_zero_ignores_the_text() -> None:
+    quantizer, prior = networks("scales")
+    context, pooled, mask = text_states(2)
+    empty = (torch.zeros_like(context), torch.zeros_like(pooled), mask)
+    uniform = torch.rand(2, prior.config.length, generator=torch.Generator().manual_seed(1))
+    *_, unguided = prior.sample(quantizer, *empty[:2], uniform, context_mask=mask)
+    *_, zero = prior.sample(
+        quantizer, context, pooled, uniform, context_mask=mask, draw=Draw(guidance_scale=0.0), unconditional=empty
+    )
+    assert torch.equal(zero, unguided)
+    with pytest.raises(InvalidInput, match="unconditional"):
+        list(prior.sample(quantizer, context, pooled, uniform, draw=Draw(guidance_scale=2.0)))
+
+
+def test_truncation_keeps_the_smallest_nucleus() -> None:
+    logits = torch.tensor([0.4, 0.3, 0.2, 0.1]).log()
+    assert torch.allclose(truncate(logits, Draw(top_p=0.6)), torch.tensor([4 / 7, 3 / 7, 0, 0]))
+    assert torch.allclose(truncate(logits, Draw(top_k=1)), torch.tensor([1.0, 0, 0, 0]))
+    assert torch.allclose(truncate(logits, Draw(temperature=0.5)), torch.tensor([16, 9, 4, 1]) / 30.0)
+    assert torch.allclose(truncate(logits, Draw()), logits.exp())
+
+
+def test_inverse_transform_draws_each_code_with_its_probability() -> None:
+    probabilities = torch.tensor([0.5, 0.0, 0.25, 0.25]).expand(8, 4)
+    drawn = inverse_transform(probabilities, torch.arange(8) / 8)
+    assert drawn.tolist() == [0, 0, 0, 0, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("bad", [{"temperature": 0.0}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.5}])
+def test_impossible_draws_are_refused(bad: dict[str, float]) -> None:
+    with pytest.raises(InvalidInput, match="expected"):
+        Draw(**bad)  # type: ignore[arg-type]
+
+
+def test_shapes_that_do_not_fit_are_refused() -> None:
+    quantizer, prior = networks("scales")
+    context, pooled, _ = text_states(2)
+    with pytest.raises(ShapeMismatch, match="inputs"):
+        prior(torch.zeros(2, 5, 8), context, pooled)
+    with pytest.raises(ShapeMismatch, match=r"groups"):
+        prior_inputs(PriorConfig(groups=(2, 2)), quantizer, random_tokens(prior, 1))
