@@ -6,9 +6,11 @@ import platform
 
 import torch
 
-from gouache.errors import DeviceUnavailable
+from gouache.errors import DeviceUnavailable, unknown_name
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.recipe import Machine, ModelRef
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
 
 def check_device(device: str | None) -> torch.device:
@@ -32,6 +34,19 @@ def check_device(device: str | None) -> torch.device:
             cure='Use device "cpu", or install a torch build and driver for your card; `gouache doctor` shows both.',
         )  # fmt: skip
     return wanted
+
+
+def dtype_named(name: str | None) -> torch.dtype | None:
+    """The number format of a name; None stays None.
+
+    Raises:
+        UnknownName: it is no such name.
+    """
+    if name is None:
+        return None
+    if name not in DTYPES:
+        raise unknown_name("dtype", name, DTYPES)
+    return DTYPES[name]
 
 
 def model_ref(bundle: ModelBundle) -> ModelRef:

@@ -1,0 +1,195 @@
+"""Command-line options made from the fields of `Request`: one description drives every command.
+
+A field `guidance_scale` becomes ``--guidance-scale``; the field `blur` of the group `mask` becomes ``--mask-blur``. The
+group's main field is the group's own option (``--mask FILE``), or the option is a switch (``--hires``). Giving any
+option of a group turns the group on.
+"""
+
+from __future__ import annotations
+
+import inspect
+import types
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic.fields import FieldInfo
+
+from gouache.config import Config
+from gouache.errors import InvalidInput
+from gouache.pipeline.request import Request
+
+MAIN_FIELDS = {
+    "mask": "image",
+    "upscale": "factor",
+    "churn": "amount",
+    "inversion": "source_prompt",
+    "prior": "enabled",
+    "interpolation": "prompt",
+}
+"""Group -> the field that its own option sets. A group that isn't here is a switch."""
+SHORT = {
+    "num_inference_steps": ("--steps", "-s"),
+    "count": ("-n",),
+    "model": ("-m",),
+    "guidance_scale": ("--guidance", "-g"),
+    "negative_prompt": ("--negative",),
+    "init_image": ("--init",),
+    "width": ("-W",),
+    "height": ("-H",),
+}
+PANELS = {
+    **dict.fromkeys(("init_image", "strength", "resize_mode", "image_guidance_scale"), "Starting picture"),
+    **dict.fromkeys(("mask",), "Mask"),
+    **dict.fromkeys(("outpaint", "inversion", "interpolation"), "Edits"),
+    **dict.fromkeys(("hires", "tiled", "vae_tiling", "seamless", "upscale"), "Large pictures"),
+    **dict.fromkeys(("sampler", "schedule", "sigmas", "eta", "churn", "num_inference_steps"), "Sampling"),
+    **dict.fromkeys(("guidance_scale", "guidance_rescale", "guidance_interval", "apg"), "Guidance"),
+    **dict.fromkeys(("seed", "subseed", "subseed_strength", "determinism"), "Randomness"),
+    **dict.fromkeys(("prior", "best_of"), "Prior"),
+}
+"""Where an option stands in the help."""
+EDITING = (
+    "init_image", "strength", "resize_mode", "mask", "outpaint", "inversion", "interpolation", "image_guidance_scale",
+)  # fmt: skip
+"""Fields about a starting picture: `paint` leaves them to the commands that take one."""
+
+
+@dataclass(frozen=True, slots=True)
+class OptionSpec:
+    """One option and the field behind it.
+
+    Attributes:
+        path: ("seed",) or ("mask", "blur").
+        name: the Python name of the option's variable, `mask_blur`.
+        kind: str, int, float or bool as the command line parses it; lists come as text with commas.
+        count: how many numbers a list has; 0 = no list, -1 = any number.
+        metavar: what help shows for the value.
+        help: the field's own explanation.
+    """
+
+    path: tuple[str, ...]
+    name: str
+    kind: type
+    count: int
+    metavar: str | None
+    help: str
+
+    @property
+    def flags(self) -> tuple[str, ...]:
+        """``--mask-blur``; switches have a ``--no-`` twin; the best known have a short name."""
+        long = "--" + self.name.replace("_", "-")
+        if self.kind is bool:
+            return (f"{long}/--no-{long[2:]}",)
+        return (long, *(SHORT.get(self.path[0], ()) if len(self.path) == 1 else ()))
+
+
+def option_specs(without: Iterable[str] = ()) -> list[OptionSpec]:
+    """Every option of a request except `prompt`, which is the argument, and the fields in `without`."""
+    left_out = {"prompt", *without}
+    specs: list[OptionSpec] = []
+    for name, field in Request.model_fields.items():
+        if name in left_out:
+            continue
+        group = _group_of(field)
+        if group is None:
+            specs.append(_spec((name,), name, field))
+            continue
+        main = MAIN_FIELDS.get(name)
+        if main is None:
+            specs.append(OptionSpec((name,), name, bool, 0, None, field.description or ""))
+        for inner, inner_field in group.model_fields.items():
+            label = name if inner == main else f"{name}_{inner}"
+            specs.append(_spec((name, inner), label, inner_field))
+    return specs
+
+
+def _group_of(field: FieldInfo) -> type[Config] | None:
+    for kind in (field.annotation, *get_args(field.annotation)):
+        if isinstance(kind, type) and issubclass(kind, Config):
+            return kind
+    return None
+
+
+def _spec(path: tuple[str, ...], name: str, field: FieldInfo) -> OptionSpec:
+    kind = _bare(field.annotation)
+    text = field.description or ""
+    if field.default is not None and field.default != "" and not isinstance(field.default, bool):
+        text += f" [default: {field.default}]"
+    if get_origin(kind) is Literal:
+        return OptionSpec(path, name, str, 0, "|".join(get_args(kind)), text)
+    if get_origin(kind) is tuple:
+        parts = get_args(kind)
+        count = -1 if parts[-1] is Ellipsis else len(parts)
+        return OptionSpec(path, name, str, count, ",".join(["NUMBER"] * max(count, 2)), text)
+    if kind not in (str, int, float, bool):
+        raise InvalidInput(".".join(path), given=str(kind), expected="a type that the command line can read")
+    return OptionSpec(path, name, kind, 0, None, text)
+
+
+def _bare(annotation: Any) -> Any:
+    """The type without None and without its constraints."""
+    if get_origin(annotation) is Annotated:
+        return _bare(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return _bare(next(kind for kind in get_args(annotation) if kind is not type(None)))
+    return annotation
+
+
+def request_values(specs: Iterable[OptionSpec], given: Mapping[str, object]) -> dict[str, Any]:
+    """What was given on the command line, in the shape of a request's JSON."""
+    values: dict[str, Any] = {}
+    for spec in specs:
+        value = given.get(spec.name)
+        if value is None:
+            continue
+        if spec.count:
+            value = _numbers(spec, str(value))
+        if len(spec.path) == 1 and _is_switch(spec):
+            if value:
+                values.setdefault(spec.path[0], {})
+        elif len(spec.path) == 1:
+            values[spec.path[0]] = value
+        else:
+            values.setdefault(spec.path[0], {})[spec.path[1]] = value
+    return values
+
+
+def _is_switch(spec: OptionSpec) -> bool:
+    return _group_of(Request.model_fields[spec.path[0]]) is not None
+
+
+def _numbers(spec: OptionSpec, text: str) -> list[float]:
+    try:
+        numbers = [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise InvalidInput(spec.flags[0], given=repr(text), expected="numbers with commas between") from error
+    if spec.count > 0 and len(numbers) != spec.count:
+        raise InvalidInput(spec.flags[0], given=repr(text), expected=f"{spec.count} numbers with commas between")
+    return numbers
+
+
+def with_options(
+    command: Callable[..., None], specs: Iterable[OptionSpec], name: str, help_text: str
+) -> Callable[..., None]:
+    """A command that takes its own parameters and one option for each spec, all passed on by keyword."""
+
+    def run(**values: object) -> None:
+        command(**values)
+
+    own = list(inspect.signature(command, eval_str=True).parameters.values())
+    own = [parameter for parameter in own if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
+    made = [_parameter(spec) for spec in specs]
+    run.__name__, run.__doc__ = name, help_text
+    run.__signature__ = inspect.Signature([*own, *made])  # type: ignore[attr-defined]
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *made)}
+    return run
+
+
+def _parameter(spec: OptionSpec) -> inspect.Parameter:
+    panel = PANELS.get(spec.path[0], "Painting")
+    option = typer.Option(*spec.flags, help=spec.help, metavar=spec.metavar, show_default=False, rich_help_panel=panel)
+    kind: Any = spec.kind
+    annotation = Annotated[kind | None, option]
+    return inspect.Parameter(spec.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

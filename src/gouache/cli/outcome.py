@@ -1,0 +1,141 @@
+"""Where pictures go: names, formats, the lines and the JSON that a command prints."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from gouache.errors import InvalidInput, PictureError
+from gouache.pipeline.files import slug, write_bytes
+from gouache.pipeline.prompt import unmarked
+
+if TYPE_CHECKING:
+    from gouache.pipeline.events import Event, Painted
+    from gouache.pipeline.request import Request
+
+LONGEST_FOR_JPEG = 10_000
+"""Characters of prompts that surely fit a JPEG's EXIF together with the rest of the recipe."""
+
+
+@dataclass
+class Outcome:
+    """Writes pictures as they are finished and remembers what to print at the end.
+
+    Attributes:
+        output: a file, a folder, `-` for standard output, or None for the current folder.
+        force: overwrite files.
+        as_json: print one JSON object at the end instead of a path a line.
+        quality: of jpeg and webp.
+        suffix: format of pictures whose name is made here.
+    """
+
+    output: str | None
+    force: bool = False
+    as_json: bool = False
+    quality: int = 95
+    suffix: str = ".png"
+    started: float = field(default_factory=time.perf_counter)
+    pictures: list[dict[str, Any]] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+
+    @property
+    def to_stdout(self) -> bool:
+        """Whether the picture itself goes to standard output."""
+        return self.output == "-"
+
+    def check(self, request: Request) -> None:
+        """Refuse what would fail only after the painting.
+
+        Args:
+            request: resolved.
+
+        Raises:
+            PictureError: a file is there already and `force` is off, or the folder is missing.
+            InvalidInput: several pictures for standard output, or a recipe too long for JPEG.
+        """
+        if self.to_stdout and (request.count > 1 or self.as_json):
+            raise InvalidInput("--output", given="-", expected="one picture and no --json for standard output")
+        if self.to_stdout:
+            return
+        from gouache.pipeline.metadata import kind_of
+
+        for seed in range(request.seed or 0, (request.seed or 0) + request.count):
+            path = self.path_for(request, seed)
+            if kind_of(path) == "jpeg" and len(request.prompt) + len(request.negative_prompt) > LONGEST_FOR_JPEG:
+                raise InvalidInput(
+                    "--output", given="a prompt too long for a JPEG's recipe", expected=".png or .webp",
+                    cure="Choose another suffix.",
+                )  # fmt: skip
+            if not path.parent.is_dir():
+                raise PictureError(
+                    str(path.parent), given="no such folder", expected="a folder", cure="Make the folder first."
+                )
+            if path.exists() and not self.force:
+                raise PictureError(
+                    str(path), given="a file that exists", expected="a free name",
+                    cure="Choose another name or seed, or use --force.",
+                )  # fmt: skip
+
+    def path_for(self, request: Request, seed: int) -> Path:
+        """The file of one picture: `slug-seed.png`, or the name that was asked for."""
+        target = Path(self.output) if self.output else Path()
+        if target.suffix and not target.is_dir():
+            return target if request.count == 1 else target.with_stem(f"{target.stem}-{seed}")
+        return target / f"{slug(unmarked(request.prompt, request.emphasis))}-{seed}{self.suffix}"
+
+    def keep(self, painted: Painted, request: Request) -> Path | None:
+        """Write one picture; gives its path, or None for standard output."""
+        from gouache.pipeline.metadata import kind_of
+
+        if self.to_stdout:
+            sys.stdout.buffer.write(painted.encode("png"))
+            sys.stdout.buffer.flush()
+            return None
+        path = self.path_for(request, painted.seed)
+        write_bytes(path, painted.encode(kind_of(path), quality=self.quality), force=self.force)
+        self.note_file(path)
+        self.pictures.append(
+            {
+                "path": str(path), "seed": painted.seed, "width": painted.image.width, "height": painted.image.height,
+                "seconds": round(painted.seconds, 3), "notes": list(painted.recipe.notes),
+            }
+        )  # fmt: skip
+        return path
+
+    def note_file(self, path: Path) -> None:
+        """Name a written file to the user, now or in the JSON."""
+        self.files.append(str(path))
+        if not self.as_json:
+            typer.echo(str(path))
+
+    def close(self, *, interrupted: bool = False) -> None:
+        """Print the JSON object, if it was asked for."""
+        if self.as_json:
+            seconds = round(time.perf_counter() - self.started, 3)
+            result = {"pictures": self.pictures, "files": self.files, "seconds": seconds, "interrupted": interrupted}
+            typer.echo(json.dumps(result, ensure_ascii=False))
+
+
+def shown(events: Iterator[Event], *, label: str) -> Iterator[Event]:
+    """Pass events on; on a terminal, show a progress bar on standard error meanwhile."""
+    if not sys.stderr.isatty():
+        yield from events
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=1.0)
+        for event in events:
+            fraction = getattr(event, "fraction", None)
+            if fraction is not None:
+                bar.update(task, completed=fraction)
+            yield event

@@ -1,0 +1,155 @@
+"""`gouache paint`: pictures from words."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gouache.cli.options import EDITING, option_specs, request_values, with_options
+from gouache.cli.outcome import Outcome, shown
+from gouache.errors import Interrupted, InvalidInput
+from gouache.pipeline.request import Request
+
+if TYPE_CHECKING:
+    from gouache.pipeline.events import Painted
+    from gouache.pipeline.pipeline import Pipeline
+
+SPECS = option_specs(without=EDITING)
+HELP = """Paint pictures from words.
+
+Each is written as SLUG-SEED.png with its recipe inside. Example:
+
+gouache paint "a red fire engine, 3d style" --count 4 --seed 7
+"""
+
+Output = Annotated[str | None, typer.Option("--output", "-o", help="File or folder; - is standard output.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite files.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps.")]
+Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, float16 or bfloat16.")]
+Size = Annotated[str | None, typer.Option("--size", metavar="N|WxH", help="Width and height at once.")]
+Quality = Annotated[int, typer.Option("--quality", min=1, max=100, help="Of jpeg and webp; webp 100 is lossless.")]
+Open = Annotated[bool, typer.Option("--open", help="Show the pictures when they are done.")]
+Like = Annotated[Path | None, typer.Option("--like", help="Start from the recipe of this picture.")]
+
+
+def _paint(
+    prompt: Annotated[str | None, typer.Argument(help="What to paint; - reads standard input.")] = None,
+    *,
+    output: Output = None,
+    like: Like = None,
+    size: Size = None,
+    grid: Annotated[bool, typer.Option("--grid", help="Also write all pictures on one sheet.")] = False,
+    as_json: AsJson = False,
+    force: Force = False,
+    quality: Quality = 95,
+    device: Device = None,
+    dtype: Dtype = None,
+    open_: Open = False,
+    **options: object,
+) -> None:
+    request = build_request(prompt, size, request_values(SPECS, options), like)
+    outcome = Outcome(output, force=force, as_json=as_json, quality=quality)
+    paint_request(request, outcome, device=device, dtype=dtype, grid=grid, show=open_)
+
+
+paint = with_options(_paint, SPECS, "paint", HELP)
+
+
+def build_request(prompt: str | None, size: str | None, values: Mapping[str, Any], like: Path | None = None) -> Request:
+    """The request that a command line describes, on top of the recipe of a picture if one is given.
+
+    Raises:
+        ConfigError, InvalidInput: a value that can't be used.
+        RecipeError: `like` has no recipe.
+    """
+    fields = dict(values)
+    if prompt is not None:
+        fields["prompt"] = sys.stdin.read().rstrip("\n") if prompt == "-" else prompt
+    if size is not None:
+        fields["width"], fields["height"] = read_size(size)
+    if like is None:
+        return Request.from_dict(fields, where="request")
+    from gouache.pipeline.foreign import read_recipe
+
+    return read_recipe(like).request.replace(**fields)
+
+
+def read_size(text: str) -> tuple[int, int]:
+    """``512`` or ``512x768`` as width and height.
+
+    Raises:
+        InvalidInput: it is neither.
+    """
+    width, _, height = text.lower().partition("x")
+    if not (width.isdecimal() and (height.isdecimal() or not height)):
+        raise InvalidInput("--size", given=repr(text), expected="a number or WIDTHxHEIGHT, for example 512x768")
+    return int(width), int(height or width)
+
+
+def load(model: str | None, device: str | None, dtype: str | None) -> Pipeline:
+    """Load the model of a request; anything odd about it is told on standard error."""
+    from gouache.pipeline.library import open_pipeline
+    from gouache.pipeline.machine import dtype_named
+
+    pipeline, note = open_pipeline(model, device=device, dtype=dtype_named(dtype))
+    if note:
+        typer.echo(f"gouache: {note}", err=True)
+    return pipeline
+
+
+def paint_request(
+    request: Request,
+    outcome: Outcome,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    grid: bool = False,
+    show: bool = False,
+    attachments: Mapping[str, bytes] | None = None,
+) -> None:
+    """Load, paint, write; a picture is written as soon as it is finished.
+
+    Raises:
+        Interrupted: Ctrl-C; what was finished is kept and named.
+    """
+    from gouache.pipeline.events import Painted
+
+    pipeline = load(request.model, device, dtype)
+    resolved = pipeline.resolve(request)
+    outcome.check(resolved)
+    asked = request.replace(seed=resolved.seed, subseed=resolved.subseed)
+    done: list[Painted] = []
+    try:
+        for event in shown(pipeline.run(asked, attachments), label=f"seed {resolved.seed}"):
+            if isinstance(event, Painted):
+                done.append(event)
+                outcome.keep(event, resolved)
+    except KeyboardInterrupt as stop:
+        outcome.close(interrupted=True)
+        raise Interrupted(
+            "paint", given="an interrupt", expected=f"{resolved.count} pictures",
+            cure=f"{len(outcome.files)} finished and kept: {', '.join(outcome.files) or 'none'}.",
+        ) from stop  # fmt: skip
+    if grid and not outcome.to_stdout:
+        _write_grid(done, outcome, resolved)
+    outcome.close()
+    if show:
+        for name in outcome.files:
+            typer.launch(name)
+
+
+def _write_grid(done: list[Painted], outcome: Outcome, request: Request) -> None:
+    from gouache.pipeline.files import write_bytes
+    from gouache.pipeline.metadata import encode_picture, kind_of
+    from gouache.pipeline.sheets import contact_sheet
+
+    first = outcome.path_for(request.replace(count=1), request.seed or 0)
+    path = first.with_stem(f"{first.stem}-grid")
+    sheet = contact_sheet([painted.image for painted in done])
+    write_bytes(path, encode_picture(sheet, kind_of(path), quality=outcome.quality), force=outcome.force)
+    outcome.note_file(path)

@@ -1,0 +1,80 @@
+"""Which model a request means: a path, a name, or the one that comes with the package."""
+
+from __future__ import annotations
+
+import os
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+
+from gouache.errors import ModelNotFound
+from gouache.pipeline import untrained
+from gouache.pipeline.pipeline import Pipeline
+
+UNTRAINED_NOTE = "no trained model is at hand: painting abstract colours with untrained random weights"
+
+
+def shipped_model() -> Path | None:
+    """The folder of the pocket model inside the package; None in a build without it."""
+    folder = Path(str(files("gouache"))) / "pocket"
+    return folder if (folder / "model.json").is_file() else None
+
+
+def model_folders() -> list[Path]:
+    """Where models are kept: `GOUACHE_MODELS` (several, as in PATH), else one folder in the user's data."""
+    named = os.environ.get("GOUACHE_MODELS")
+    if named:
+        return [Path(part).expanduser() for part in named.split(os.pathsep) if part]
+    data = os.environ.get("GOUACHE_DATA") or Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share") / "gouache"
+    return [Path(data).expanduser() / "models"]
+
+
+def open_pipeline(
+    model: str | None, *, device: str | None = None, dtype: torch.dtype | None = None
+) -> tuple[Pipeline, str | None]:
+    """Load the model a request names.
+
+    Args:
+        model: a path, a name in the model folders, or None for the shipped model.
+        device, dtype: as `Pipeline.load`.
+
+    Returns:
+        The pipeline, and one line to tell the user if it isn't what one would expect.
+
+    Raises:
+        ModelNotFound: nothing at that path or under that name.
+    """
+    if model == untrained.NAME or (model is None and shipped_model() is None):
+        pipeline = Pipeline(untrained.untrained_bundle())
+        return (pipeline if device is None else pipeline.to(device)), UNTRAINED_NOTE
+    return Pipeline.load(find_model(model), device=device, dtype=dtype), None
+
+
+def find_model(model: str | None) -> Path:
+    """The path of a model by path or name; the shipped one for None.
+
+    Raises:
+        ModelNotFound: there is none.
+    """
+    if model is None or model == "pocket":
+        shipped = shipped_model()
+        if shipped is not None:
+            return shipped
+    path = Path(model or "pocket").expanduser()
+    for candidate in (path, *(folder / path for folder in model_folders())):
+        if candidate.exists():
+            return candidate
+    raise ModelNotFound(
+        "model", given=repr(model), expected="the path of a file or folder, or a name that `gouache models` lists",
+        cure="Fetch one with `gouache pull OWNER/NAME`, or give a path.",
+    )  # fmt: skip
+
+
+def find_or_pull(name: str, *, token: str | None = None) -> Path:  # noqa: ARG001
+    """The path of a model, fetched from the hub if it is OWNER/NAME and not on this disk yet.
+
+    Raises:
+        ModelNotFound, HubError: it is not to be had.
+    """
+    return find_model(name)

@@ -1,0 +1,72 @@
+"""Several pictures on one sheet, with or without words at the rows and columns."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw, ImageFont
+
+from gouache.errors import InvalidInput
+from gouache.pipeline.pixels import on_background
+
+GAP = 4
+FONT_SIZE = 14
+GROUND, INK = "white", "black"
+
+
+def contact_sheet(pictures: Sequence[Image.Image], *, columns: int | None = None) -> Image.Image:
+    """Pictures in reading order on white, as near to a square as they go.
+
+    Args:
+        pictures: at least one; cells are as large as the largest.
+        columns: pictures in a row.
+    """
+    _check(pictures)
+    across = columns or math.ceil(math.sqrt(len(pictures)))
+    rows = [list(pictures[k : k + across]) for k in range(0, len(pictures), across)]
+    return labelled_sheet(rows, [""] * across, [""] * len(rows))
+
+
+def labelled_sheet(
+    rows: Sequence[Sequence[Image.Image]], across: Sequence[str], down: Sequence[str], *, title: str = ""
+) -> Image.Image:
+    """A table of pictures with words over the columns and beside the rows.
+
+    Args:
+        rows: pictures, row by row; a row may be shorter than `across`.
+        across: words over the columns; all empty = no line for them.
+        down: words beside the rows; all empty = no column for them.
+        title: words over everything.
+    """
+    flat = [picture for row in rows for picture in row]
+    _check(flat)
+    width, height = max(p.width for p in flat), max(p.height for p in flat)
+    font = ImageFont.load_default(FONT_SIZE)
+    side = max((math.ceil(font.getlength(text)) + 2 * GAP for text in down if text), default=0)
+    line = FONT_SIZE + 2 * GAP
+    top = (line if title else 0) + (line if any(across) else 0)
+    size = (side + len(across) * (width + GAP) + GAP, top + len(rows) * (height + GAP) + GAP)
+    sheet = Image.new("RGB", size, GROUND)
+    draw = ImageDraw.Draw(sheet)
+    draw.text((GAP, GAP), title, INK, font)
+    for column, text in enumerate(across):
+        left = side + GAP + column * (width + GAP)
+        draw.text((left + width / 2, top - line / 2), _shortened(text, font, width), INK, font, anchor="mm")
+    for row, (text, pictures) in enumerate(zip(down, rows, strict=True)):
+        upper = top + GAP + row * (height + GAP)
+        draw.text((GAP, upper + height / 2), text, INK, font, anchor="lm")
+        for column, picture in enumerate(pictures):
+            sheet.paste(on_background(picture, GROUND), (side + GAP + column * (width + GAP), upper))
+    return sheet
+
+
+def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+    while text and font.getlength(text) > width:
+        text = text[:-2] + "…" if len(text) > 2 else ""
+    return text
+
+
+def _check(pictures: Sequence[Image.Image]) -> None:
+    if not pictures:
+        raise InvalidInput("sheet", given="no pictures", expected="at least one")
