@@ -82,7 +82,7 @@ _SAMPLERS = (
     SamplerInfo("dpmpp_3m_sde", "DPM++ 3M SDE", ("k_dpmpp_3m_sde", "dpmpp_3m_sde_gpu"), "exponential", "yes", 2, 1,
                 _DPMPP, True),
     SamplerInfo("unipc", "UniPC", ("uni_pc_bh2", "UniPCMultistepScheduler"), "leading", "no", 3, 1, _UNIPC),
-    SamplerInfo("unipc_bh1", "UniPC bh1", ("uni_pc", "uni_pc_bh1"), "leading", "no", 3, 1, _UNIPC),
+    SamplerInfo("unipc_bh1", "UniPC bh1", ("uni_pc_bh1",), "leading", "no", 3, 1, _UNIPC),
     SamplerInfo("deis", "DEIS", ("DEISMultistepScheduler",), "uniform", "no", 2, 1,
                 "Zhang & Chen 2022, arXiv:2204.13902"),
     SamplerInfo("restart", "Restart", ("restart_sampler", "k_restart"), "karras", "yes", 2, 2,

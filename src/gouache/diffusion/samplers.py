@@ -135,9 +135,9 @@ def sample(
 
 
 def _needs_noise(keywords: Mapping[str, inspect.Parameter], chosen: Mapping[str, Option]) -> bool:
-    """Whether `eta` or `s_churn` ask for noise; a sampler with neither always does."""
-    asked = [chosen.get(key, keywords[key].default) for key in ("eta", "s_churn") if key in keywords]
-    return any(value != 0 for value in asked) if asked else True
+    """Whether `eta`, `s_churn` or `restarts` ask for noise; a sampler with none of them always does."""
+    asked = [chosen.get(key, keywords[key].default) for key in ("eta", "s_churn", "restarts") if key in keywords]
+    return any(bool(value) for value in asked) if asked else True
 
 
 def _check_option(key: str, value: Option) -> None:

@@ -135,8 +135,8 @@ def beta(
 
 
 def kl_optimal(schedule: NoiseSchedule, n: int) -> Tensor:
-    """Equal steps in atan(sigma), optimal for a Gaussian: theorem 3.1 of Align Your Steps, section 3 (Sabour et al. 2024,
-    arXiv:2404.14507).
+    """Equal steps in atan(sigma), optimal for a Gaussian: section 3 of Align Your Steps (Sabour et al. 2024,
+    arXiv:2404.14507, theorem 3.1).
     """
     return _with_zero(_ramp(math.atan(schedule.sigma_max), math.atan(schedule.sigma_min), n).tan())
 

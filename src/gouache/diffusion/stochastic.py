@@ -175,19 +175,23 @@ def lcm(
 
 @dataclass(frozen=True, slots=True)
 class Restart:
-    """One interval of `restart`: from sigma_min back up to sigma_max and down again in `steps`, `times` times."""
+    """One interval of `restart`: from sigma_min back up to sigma_max and down again, `times` times.
+
+    `steps` None goes down the list's own levels again; a number makes that many, spaced as Karras et al. 2022 do.
+    """
 
     sigma_min: float = 0.1
     sigma_max: float = 2.0
-    steps: int = 5
+    steps: int | None = None
     times: int = 1
 
 
 def restart_plan(sigmas: Sequence[float], restarts: Sequence[Restart]) -> list[tuple[float, float]]:
     """The steps down of Algorithm 1 of Restart sampling (Xu et al. 2023, arXiv:2306.14878), in order.
 
-    Both ends of a restart are moved to the nearest levels of the list; between them the levels follow Karras et al.
-    2022, equation 5 with rho = 7. Where a step starts above the end of the one before it, noise is added first.
+    Both ends of a restart are moved to the nearest levels of the list; between them the levels are the list's own, or
+    follow equation 5 of Karras et al. 2022 with rho = 7. Where a step starts above the end of the one before it, noise
+    is added first.
 
     Args:
         sigmas: descending levels. n + 1 of them.
@@ -203,9 +207,10 @@ def restart_plan(sigmas: Sequence[float], restarts: Sequence[Restart]) -> list[t
         high = min(inner, key=lambda sigma: abs(sigma - one.sigma_max))
         at = next((k for k, (_, end) in enumerate(plan) if end == low), None)
         if low < high and at is not None:
-            ends = high ** (1 / 7), low ** (1 / 7)
-            rise = [(ends[0] + k / one.steps * (ends[1] - ends[0])) ** 7 for k in range(1, one.steps)]
-            levels = [high, *rise, low]
+            levels = [sigma for sigma in inner if low <= sigma <= high]
+            if one.steps is not None:
+                shares = [k / one.steps for k in range(1, one.steps)]
+                levels = [high, *(((1 - w) * high ** (1 / 7) + w * low ** (1 / 7)) ** 7 for w in shares), low]
             plan[at + 1 : at + 1] = list(pairwise(levels)) * one.times
     return plan
 
@@ -228,7 +233,7 @@ def restart(
         noise: needed where a restart takes place.
     """
     for one in restarts:
-        _check_count("restarts.steps", one.steps, 1, 10_000)
+        _check_count("restarts.steps", 1 if one.steps is None else one.steps, 1, 10_000)
         _check_count("restarts.times", one.times, 0, 10_000)
         if not 0 < one.sigma_min < one.sigma_max < math.inf:
             raise InvalidInput("restarts", given=one, expected="0 < sigma_min < sigma_max, both finite")

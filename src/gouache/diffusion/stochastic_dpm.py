@@ -24,6 +24,7 @@ def dpmpp_sde(
     eta: float = 1.0,
     s_noise: float = 1.0,
     r: float = 0.5,
+    one_path: bool = True,
     noise: NoiseSource | None = None,
 ) -> Steps:
     """SDE-DPM-Solver++(2S): Algorithm 1 on the reverse SDE of section 5 (Lu et al. 2022, arXiv:2211.01095).
@@ -35,7 +36,9 @@ def dpmpp_sde(
         eta: share of fresh noise, >= 0; 0 is `dpmpp_2s`.
         s_noise: scale of that noise.
         r: where in log sigma the second call lies, within (0, 1).
-        noise: needed where eta > 0. Asked twice a step, for overlapping intervals: a Brownian path may answer.
+        one_path: the noise up to the middle is made a part of the whole step's, as on a Brownian path; without that the
+            variance is only of first order. False takes both from `noise` as they come, for a source that is a path.
+        noise: needed where eta > 0.
     """
     if not 0 < r < 1:
         raise InvalidInput("r", given=r, expected="a number between 0 and 1, both excluded")
@@ -45,14 +48,34 @@ def dpmpp_sde(
             x = denoised
         else:
             middle = sigma ** (1 - r) * sigma_next**r
+            source = _one_path(noise, sigma, middle, sigma_next, eta) if noise and one_path and eta > 0 else noise
             down, up = ancestral_split(sigma, middle, eta)
             x_middle = euler_step(x, denoised, sigma, down)
-            x_middle = add_noise(x_middle, up, noise, sigma, middle, s_noise=s_noise)
+            x_middle = add_noise(x_middle, up, source, sigma, middle, s_noise=s_noise)
             slope = (denoise(x_middle, level(middle)) - denoised) / (2 * r)
             down, up = ancestral_split(sigma, sigma_next, eta)
             x = euler_step(x, denoised + slope, sigma, down)
-            x = add_noise(x, up, noise, sigma, sigma_next, s_noise=s_noise)
+            x = add_noise(x, up, source, sigma, sigma_next, s_noise=s_noise)
         yield Step(i, sigma, sigma_next, x, denoised)
+
+
+def _one_path(noise: NoiseSource, top: float, middle: float, bottom: float, eta: float) -> NoiseSource:
+    """Answer for [top, middle], then for [top, bottom], as increments of one Brownian path.
+
+    Its clock is sigma^(-2 eta), in which the noise of the SDE is an increment exactly.
+    """
+    start, between, end = (sigma ** (-2 * eta) for sigma in (top, middle, bottom))
+    share = (between - start) / (end - start)
+    first: list[Tensor] = []
+
+    def answer(x: Tensor, sigma: float, sigma_next: float) -> Tensor:
+        fresh = noise(x, sigma, sigma_next)
+        if not first:
+            first.append(fresh)
+            return fresh
+        return math.sqrt(share) * first[0] + math.sqrt(1 - share) * fresh
+
+    return answer
 
 
 def dpmpp_2m_sde(
