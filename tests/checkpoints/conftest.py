@@ -15,7 +15,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 FAMILIES = (
-    "sd1", "sd1-inpainting", "sd1-instruct", "sd2", "sd2-v", "sd2-inpainting", "sdxl", "sdxl-inpainting", "sdxl-refiner",
+    "sd1", "sd1-inpainting", "sd1-instruct", "sd2", "sd2-v", "sd2-inpainting", "sdxl", "sdxl-inpainting",
+    "sdxl-refiner",
 )  # fmt: skip
 MERGES = Path(__file__).parents[2] / "src/gouache/models/vocab/bpe_simple_vocab_16e6.txt.gz"
 CONCATENATED = {"inpainting": 9, "instruct": 8}

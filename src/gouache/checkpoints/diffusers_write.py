@@ -24,6 +24,8 @@ PIPELINES = {
 }
 OURS_TO_PREDICTION = {ours: theirs for theirs, ours in PREDICTIONS.items()}
 OURS_TO_SCHEDULE = {ours: theirs for theirs, ours in SCHEDULES.items()}
+LAYOUT_VERSION = "0.35.0"
+"""The version of diffusers whose files these are; it asks folders for one."""
 BETAS = {"scaled_linear": (0.00085, 0.012), "linear": (0.0001, 0.02)}
 
 
@@ -43,6 +45,7 @@ def model_index(family: str, variant: str, where: str) -> dict[str, object]:
         )
     index: dict[str, object] = {
         "_class_name": PIPELINES[short, variant],
+        "_diffusers_version": LAYOUT_VERSION,
         "scheduler": ["diffusers", "DDIMScheduler" if short == "sd" else "EulerDiscreteScheduler"],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],

@@ -14,6 +14,10 @@ LazyGroup.homes = {
     "samplers": ("gouache.cli.samplers:samplers", "List samplers and noise schedules with their aliases."),
     "train": ("gouache.cli.train:train", "Train one stage on captioned pictures."),
     "runs": ("gouache.cli.train:runs", "Show a training run."),
+    "pull": ("gouache.cli.pull:pull", "Fetch a model from the Hugging Face hub."),
+    "models": ("gouache.cli.models:models", "List the models on this machine."),
+    "inspect": ("gouache.cli.inspect:inspect", "Say what a weight file or a model folder is."),
+    "convert": ("gouache.cli.convert:convert", "Write a model in another layout."),
     "doctor": ("gouache.cli.doctor:doctor", "Show versions, devices, memory and model folders."),
 }
 

@@ -1,0 +1,315 @@
+"""Models on the disk and on the Hugging Face hub. Only weights, JSON and the tokenizer's text are ever fetched.
+
+With ``GOUACHE_OFFLINE=1`` nothing here opens a socket.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gouache.errors import CorruptCheckpoint, HubError, ModelNotFound, unknown_name
+
+if TYPE_CHECKING:
+    from huggingface_hub.hf_api import ModelInfo
+
+PART_FOLDERS = (
+    "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler",
+)  # fmt: skip
+TEXT_SUFFIXES = (".json", ".txt")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt")
+OTHER_FRAMEWORKS = ("flax_", "tf_", "openvino_", "model.onnx", "rust_")
+DEFAULT_ENDPOINT = "https://huggingface.co"
+CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class OnDisk:
+    """A model that is on the disk.
+
+    Attributes:
+        name: what `find` takes.
+        path: its file or folder.
+        bytes: what it takes on the disk.
+    """
+
+    name: str
+    path: Path
+    bytes: int
+
+
+def is_offline() -> bool:
+    """Whether ``GOUACHE_OFFLINE`` forbids the network."""
+    return os.environ.get("GOUACHE_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
+
+
+def models_folder() -> Path:
+    """Where models of gouache's own lie: ``GOUACHE_MODELS``, else a folder of the platform's for data."""
+    chosen = os.environ.get("GOUACHE_MODELS")
+    if chosen:
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Application Support" / "gouache" / "models"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "gouache" / "models"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "gouache" / "models"
+
+
+def hub_cache() -> Path:
+    """The hub's own cache, shared with every other program that uses it."""
+    chosen = os.environ.get("HF_HUB_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    home = os.environ.get("HF_HOME")
+    return (Path(home).expanduser() if home else Path.home() / ".cache" / "huggingface") / "hub"
+
+
+def model_folders() -> list[Path]:
+    """The folders that models are looked for in, first to last."""
+    return [models_folder(), hub_cache()]
+
+
+def on_disk() -> list[OnDisk]:
+    """Every model in `model_folders`, by name."""
+    own = models_folder()
+    found = [
+        OnDisk(path.name if path.is_dir() else path.stem, path, _bytes(path))
+        for path in (sorted(own.iterdir()) if own.is_dir() else [])
+        if not path.name.startswith(".") and (path.is_dir() or path.suffix in WEIGHT_SUFFIXES)
+    ]
+    cache = hub_cache()
+    for folder in sorted(cache.glob("models--*")) if cache.is_dir() else []:
+        snapshot = _snapshot(folder)
+        if snapshot is not None:
+            repo = folder.name.removeprefix("models--").replace("--", "/")
+            found.append(OnDisk(repo, snapshot, _bytes(snapshot)))
+    return found
+
+
+def find(name: str) -> Path:
+    """The file or folder of a model: a path, a name in the models folder, or a repository in the hub's cache.
+
+    Raises:
+        ModelNotFound: there is none on the disk; the nearest name is offered.
+    """
+    if Path(name).expanduser().exists():
+        return Path(name).expanduser()
+    plain = Path(name).name == name
+    for path in [models_folder() / f"{name}{suffix}" for suffix in ("", *WEIGHT_SUFFIXES)] if plain else []:
+        if path.exists():
+            return path
+    snapshot = _snapshot(hub_cache() / f"models--{name.replace('/', '--')}") if name.count("/") <= 1 else None
+    if snapshot is not None:
+        return snapshot
+    known = [model.name for model in on_disk()]
+    near = unknown_name("model", name, known).cure if known else "None is on the disk yet."
+    fetch = f" Or fetch it: gouache pull {name}" if name.count("/") == 1 else ""
+    raise ModelNotFound(
+        f"model {name!r}", given="no such path or name", expected="a path, or a model that `gouache models` lists",
+        cure=near + fetch,
+    )  # fmt: skip
+
+
+def pull(repo: str, *, token: str | None = None, revision: str | None = None, variant: str | None = None) -> Path:
+    """Fetch a model from the hub into its cache and return its folder; what is there already is not fetched again.
+
+    Args:
+        repo: ``"owner/name"``.
+        token: for gated and private models; None uses ``HF_TOKEN`` or the stored login.
+        revision: branch, tag or commit; None is the main branch.
+        variant: which weights to fetch where there are several, for example ``"fp16"``.
+
+    Raises:
+        HubError: offline by ``GOUACHE_OFFLINE``, the hub refused or can't be reached, or the repository has no weights.
+        CorruptCheckpoint: a file has another sha256 than the hub records.
+    """
+    _check_allowed(repo)
+    from huggingface_hub import HfApi, snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError
+
+    endpoint = os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
+    token = token or os.environ.get("HF_TOKEN")
+    try:
+        info = HfApi(endpoint=endpoint, token=token).model_info(repo, revision=revision, files_metadata=True)
+        files = choose_files([sibling.rfilename for sibling in info.siblings or []], variant)
+        if not files:
+            raise HubError(repo, given="a repository without weights", expected="a diffusers folder or a weight file")
+        folder = Path(
+            snapshot_download(repo, revision=info.sha, token=token, endpoint=endpoint, allow_patterns=_literal(files))
+        )
+    except (HfHubHTTPError, OSError) as error:
+        raise _hub_error(repo, endpoint, error) from error
+    except ValueError as error:
+        raise HubError(repo, given=str(error)[:200], expected="a repository's name, owner/name") from error
+    _verify(folder, files, info)
+    if revision is None:
+        _remember_main(folder)
+    return folder
+
+
+def choose_files(names: Iterable[str], variant: str | None = None) -> list[str]:
+    """Which files of a repository to fetch: of each part the best weights, and the text beside them; never code.
+
+    Args:
+        names: every file of the repository.
+        variant: the word in the weights' names to prefer, for example ``"fp16"``.
+    """
+    names = sorted(names)
+    if "model_index.json" in names or "unet/config.json" in names:
+        chosen = [name for name in names if name in ("model_index.json",)]
+        for part in PART_FOLDERS:
+            inside = [name for name in names if name.startswith(f"{part}/") and name.count("/") == 1]
+            chosen += [name for name in inside if name.endswith(TEXT_SUFFIXES) and ".index." not in name]
+            chosen += _best_weights(inside, variant)
+        return chosen
+    top = [name for name in names if "/" not in name]
+    texts = [name for name in top if name in ("config.json", "model.json", "vocab.txt", "modelspec.json")]
+    if "model.json" in top:
+        return texts + [name for name in top if name.endswith(".safetensors")]
+    weights = _best_weights(top, variant) or _one_of(top, ".safetensors") or _one_of(top, ".ckpt")
+    return texts + weights if weights else []
+
+
+def _best_weights(names: list[str], variant: str | None) -> list[str]:
+    """One set of weights of a part: safetensors before torch files, the wanted variant first, then the plain one."""
+    weights = [
+        name
+        for name in names
+        if name.endswith((".safetensors", ".bin")) and not Path(name).name.startswith(OTHER_FRAMEWORKS)
+    ]
+    for suffix in (".safetensors", ".bin"):
+        groups: dict[str, list[str]] = {}
+        for name in (name for name in weights if name.endswith(suffix)):
+            stem = Path(name).name.removesuffix(suffix)
+            base, _, word = stem.partition(".")
+            # A shard's number may stand before or behind the variant's word.
+            word = (
+                word.split("-")[0]
+                if base.split("-")[0] in ("diffusion_pytorch_model", "model", "pytorch_model")
+                else "?"
+            )
+            groups.setdefault(word, []).append(name)
+        for word in [variant or "", "", "fp16", *sorted(set(groups) - {"?"})]:
+            if word in groups:
+                index = [
+                    name
+                    for name in names
+                    if f"{suffix}.index" in name
+                    and (f".{word}." in name if word else name.endswith(f"{suffix}.index.json"))
+                ]
+                return groups[word] + (index if len(groups[word]) > 1 else [])
+    return []
+
+
+def _one_of(names: list[str], suffix: str) -> list[str]:
+    """The one weight file of a repository that is no diffusers folder; of several, the shortest name (no variant)."""
+    fitting = [name for name in names if name.endswith(suffix)]
+    return sorted(fitting, key=lambda name: (len(name), name))[:1]
+
+
+def _literal(names: list[str]) -> list[str]:
+    """Names as patterns that match themselves only."""
+    return ["".join(f"[{c}]" if c in "*?[" else c for c in name) for name in names]
+
+
+def _check_allowed(repo: str) -> None:
+    if is_offline():
+        raise HubError(
+            repo,
+            given="GOUACHE_OFFLINE is set",
+            expected="leave to use the network",
+            cure="Unset it, or copy the model's folder here and give its path.",
+        )
+
+
+def _hub_error(repo: str, endpoint: str, error: Exception) -> HubError:
+    """The hub's refusal in our words, with the cure."""
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
+
+    page = f"{endpoint}/{repo}"
+    if isinstance(error, GatedRepoError):
+        return HubError(
+            repo,
+            given="a gated model",
+            expected="a token of an account that accepted its licence",
+            cure=f"Accept the licence at {page}, then give a token of that account with --token or HF_TOKEN.",
+        )
+    if isinstance(error, RepositoryNotFoundError):
+        return HubError(
+            repo,
+            given="no such repository, or a private one",
+            expected="a repository that you may read",
+            cure=f"Look at {page}; for a private model give --token or HF_TOKEN.",
+        )
+    if isinstance(error, RevisionNotFoundError):
+        return HubError(repo, given="no such revision", expected="a branch, tag or commit", cure=f"Look at {page}.")
+    return HubError(
+        repo,
+        given=f"{type(error).__name__}: {str(error)[:200]}",
+        expected=f"an answer from {endpoint}",
+        cure="Check the network; a download that stopped goes on where it was.",
+    )
+
+
+def _verify(folder: Path, files: list[str], info: ModelInfo) -> None:
+    """Compare the files with the sha256 that the hub records; a file that was verified before is not read again."""
+    sums: Mapping[str, str] = {
+        sibling.rfilename: sibling.lfs.sha256 for sibling in info.siblings or [] if sibling.lfs is not None
+    }
+    for name in files:
+        wanted = sums.get(name)
+        if wanted is None:
+            continue
+        path = (folder / name).resolve()
+        mark = path.with_name(f".{path.name}.verified")
+        if mark.is_file() and mark.read_text() == f"{wanted} {path.stat().st_mtime_ns}":
+            continue
+        found = file_sha256(path)
+        if found != wanted:
+            (folder / name).unlink()
+            path.unlink(missing_ok=True)
+            raise CorruptCheckpoint(
+                str(folder / name),
+                given=f"sha256 {found[:16]}...",
+                expected=f"{wanted[:16]}..., as the hub records; the file was removed",
+                cure="Pull it again.",
+            )
+        mark.write_text(f"{wanted} {path.stat().st_mtime_ns}")
+
+
+def file_sha256(path: Path) -> str:
+    """The sha256 of a whole file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _remember_main(folder: Path) -> None:
+    """A snapshot asked for by its commit leaves no reference; write the one that `find` reads."""
+    reference = folder.parents[1] / "refs" / "main"
+    reference.parent.mkdir(exist_ok=True)
+    reference.write_text(folder.name)
+
+
+def _snapshot(folder: Path) -> Path | None:
+    """The newest snapshot of a repository in the hub's cache."""
+    reference = folder / "refs" / "main"
+    if reference.is_file():
+        snapshot = folder / "snapshots" / Path(reference.read_text().strip()).name
+        if snapshot.is_dir():
+            return snapshot
+    snapshots = sorted((folder / "snapshots").glob("*"), key=lambda path: path.stat().st_mtime)
+    return snapshots[-1] if snapshots else None
+
+
+def _bytes(path: Path) -> int:
+    if path.is_file():
+        return path.stat().st_size
+    return sum(file.stat().st_size for file in path.rglob("*") if file.is_file())

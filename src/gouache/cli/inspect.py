@@ -1,0 +1,141 @@
+"""`gouache inspect`: what a weight file or a model folder is, from its headers."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from gouache.checkpoints.detect import Identity
+
+LONGEST_SHOWN = 100
+FAMILIES = {
+    "sd1": "Stable Diffusion 1.x",
+    "sd2": "Stable Diffusion 2.x",
+    "sdxl": "Stable Diffusion XL",
+    "sdxl-refiner": "Stable Diffusion XL refiner",
+    "pocket": "gouache's own pocket model",
+    "unknown": "family not told by the tensors",
+}
+
+
+def inspect(
+    model: Annotated[str, typer.Argument(help="A weight file, a model folder, or a name that `gouache models` lists.")],
+    sha256: Annotated[bool, typer.Option("--sha256", help="Read the whole files and print their sha256.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Say what a file or folder is: family, parts, types, parameters, prediction type, metadata.
+
+    Only headers are read, so it is instant; --sha256 reads everything. Nothing in the file is ever executed.
+
+    Example: gouache inspect model.safetensors --json
+    """
+    from gouache.checkpoints.hub import find
+    from gouache.checkpoints.identify import identify
+
+    path = find(model)
+    found = describe(path, identify(path))
+    if sha256:
+        found["sha256"] = _sums(path)
+    if as_json:
+        typer.echo(json.dumps(found, ensure_ascii=False))
+    else:
+        _print(found)
+
+
+def describe(path: Path, identity: Identity) -> dict[str, Any]:
+    """An identity as plain values."""
+    return {
+        "path": str(path),
+        "kind": identity.kind,
+        "family": identity.family,
+        "variant": identity.variant,
+        "layout": identity.layout,
+        "label": identity.label,
+        "prediction": identity.prediction,
+        "prediction_source": identity.prediction_source,
+        "parameters": sum(part.parameters for part in identity.parts.values()),
+        "parts": {
+            name: {
+                "file": str(part.header.path),
+                "naming": part.naming,
+                "dtypes": list(part.dtypes),
+                "tensors": len(part.tensors()),
+                "parameters": part.parameters,
+                "config": part.config.model_dump(mode="json"),
+            }
+            for name, part in identity.parts.items()
+        },
+        "left_out": dict(identity.left_out),
+        "unexplained": list(identity.unexplained),
+        "metadata": _metadata(path, identity),
+    }
+
+
+def _metadata(path: Path, identity: Identity) -> dict[str, str]:
+    """The file's own strings; a folder's are its parts' and say nothing of the whole."""
+    if path.is_dir():
+        return {}
+    for part in identity.parts.values():
+        return dict(part.header.metadata)
+    from gouache.checkpoints.opening import open_header
+
+    return dict(open_header(path).metadata)
+
+
+def _sums(path: Path) -> dict[str, str]:
+    from gouache.checkpoints.hub import file_sha256
+
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    return {file.relative_to(path).as_posix() if path.is_dir() else file.name: file_sha256(file) for file in files}
+
+
+def _print(found: Mapping[str, Any]) -> None:
+    rows = [
+        ("file", found["path"]),
+        ("is", _what(found)),
+        ("layout", found["layout"]),
+        ("prediction", f"{found['prediction']} ({found['prediction_source']})" if found["prediction"] else ""),
+        ("unknown", found["prediction_source"] if not found["prediction"] else ""),
+        ("parameters", short_count(found["parameters"]) if found["parts"] else ""),
+    ]
+    for label, value in rows:
+        if value:
+            typer.echo(f"{'prediction' if label == 'unknown' else label:<12}{value}")
+    for name, part in found["parts"].items():
+        types = "/".join(part["dtypes"])
+        typer.echo(f"  {name:<16}{short_count(part['parameters']):>8}  {types:<9} {part['naming']} names")
+    for reason, count in found["left_out"].items():
+        typer.echo(f"{'left out':<12}{count} tensors: {reason}")
+    if found["unexplained"]:
+        names = ", ".join(found["unexplained"][:4])
+        typer.echo(f"{'unexplained':<12}{len(found['unexplained'])} tensors: {names} ...; it will not load")
+    for key, value in found["metadata"].items():
+        text = " ".join(str(value).split())
+        shown = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text)} characters)"
+        typer.echo(f"{'metadata':<12}{key} = {shown}")
+    for file, digest in found.get("sha256", {}).items():
+        typer.echo(f"{'sha256':<12}{digest}  {file}")
+
+
+def _what(found: Mapping[str, Any]) -> str:
+    family = FAMILIES.get(found["family"], found["family"])
+    variant = "" if found["variant"] == "base" else f", {found['variant']}"
+    label = f" ({found['label']})" if found["label"] else ""
+    return (
+        f"{found['kind']} of {family}{variant}{label}"
+        if found["family"] != "unknown"
+        else f"{found['kind']}{label}; {family}"
+    )
+
+
+def short_count(number: int) -> str:
+    """A count for people: 860 M, 1.3 k."""
+    for size, unit in ((10**9, "G"), (10**6, "M"), (10**3, "k")):
+        if number >= size:
+            return f"{number / size:.3g} {unit}" if number < 1000 * size else f"{number // size} {unit}"
+    return str(number)
