@@ -5,9 +5,14 @@ For a type annotation in a test module: `if TYPE_CHECKING: from tests.diffusion.
 
 from __future__ import annotations
 
+import importlib
 import math
+import types
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -112,3 +117,27 @@ def gaussian() -> OneGaussian:
 def generator() -> torch.Generator:
     """A fresh CPU generator, always the same."""
     return torch.Generator().manual_seed(20240229)
+
+
+class InDoubles(types.ModuleType):
+    """A module, but its float32 is its float64."""
+
+    def __init__(self, module: types.ModuleType) -> None:
+        super().__init__(module.__name__)
+        self.module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.module, "float64" if name == "float32" else name)
+
+
+@pytest.fixture
+def read_in_fp64(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], types.ModuleType]:
+    """Make a module of diffusers work in fp64 where it says fp32, so that methods and not roundings are compared."""
+
+    def read(name: str) -> types.ModuleType:
+        module = importlib.import_module(name)
+        monkeypatch.setattr(module, "torch", InDoubles(torch))
+        monkeypatch.setattr(module, "np", InDoubles(np))
+        return module
+
+    return read

@@ -86,7 +86,7 @@ def test_a_gaussian_reaches_its_mean_at_zero(name: str, gaussian: OneGaussian) -
 
 @pytest.mark.parametrize("n", [1, 2, 4])
 def test_lcm_on_an_exact_consistency_function(n: int, gaussian: OneGaussian) -> None:
-    """With f(x, sigma) = the ODE's end, any number of steps maps the marginal to the data: mean and variance exactly."""
+    """With f(x, sigma) = the ODE's end, any number of steps gives the data's mean and variance."""
     levels = torch.tensor([10.0, 3.0, 1.0, 0.3], dtype=torch.float64)[:n]
     mean, variance = gaussian.means[0], gaussian.stds[0] ** 2
     axes = torch.eye(n, dtype=torch.float64)

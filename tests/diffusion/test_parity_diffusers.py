@@ -5,13 +5,12 @@ The scheduler makes its own list of noise levels; ours walks the same list. Stat
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import sys
 import types
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -59,24 +58,11 @@ def seeded() -> NoiseSource:
     return draw
 
 
-class InDoubles(types.ModuleType):
-    """A module, but its float32 is its float64."""
-
-    def __init__(self, module: types.ModuleType) -> None:
-        super().__init__(module.__name__)
-        self.module = module
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.module, "float64" if name == "float32" else name)
-
-
 @pytest.fixture(autouse=True)
-def _diffusers_in_fp64(monkeypatch: pytest.MonkeyPatch) -> None:
-    """diffusers makes its tables, and some of its steps, in fp32; read in fp64 only the methods are compared."""
+def _diffusers_in_fp64(read_in_fp64: Callable[[str], types.ModuleType]) -> None:
+    """diffusers makes its tables, and some of its steps, in fp32."""
     for name in SCHEDULER_MODULES:
-        module = importlib.import_module(f"diffusers.schedulers.scheduling_{name}")
-        monkeypatch.setattr(module, "torch", InDoubles(torch))
-        monkeypatch.setattr(module, "np", InDoubles(np))
+        read_in_fp64(f"diffusers.schedulers.scheduling_{name}")
 
 
 def start(levels: Tensor) -> Tensor:
@@ -241,13 +227,13 @@ def test_singlestep(kind: str, list_name: str, n: int, picture_mixture: Gaussian
 
 
 @pytest.fixture
-def dpm_sde_scheduler(monkeypatch: pytest.MonkeyPatch) -> Callable[[], Any]:
+def dpm_sde_scheduler(
+    monkeypatch: pytest.MonkeyPatch, read_in_fp64: Callable[[str], types.ModuleType]
+) -> Callable[[], Any]:
     """diffusers' DPMSolverSDEScheduler. Its module wants torchsde for noise of its own, which is not used here."""
     if importlib.util.find_spec("torchsde") is None:
         monkeypatch.setitem(sys.modules, "torchsde", types.ModuleType("torchsde"))
-    module = importlib.import_module("diffusers.schedulers.scheduling_dpmsolver_sde")
-    monkeypatch.setattr(module, "torch", InDoubles(torch))
-    monkeypatch.setattr(module, "np", InDoubles(np))
+    module = read_in_fp64("diffusers.schedulers.scheduling_dpmsolver_sde")
     scheduler: Callable[[], Any] = module.DPMSolverSDEScheduler
     return scheduler
 
