@@ -40,7 +40,7 @@ SHORT = {
     "height": ("-H",),
 }
 PANELS = {
-    **dict.fromkeys(("init_image", "strength", "resize_mode", "image_guidance_scale"), "Starting picture"),
+    **dict.fromkeys(("init_image", "strength", "resize_mode", "image_guidance_scale", "depth_image"), "Starting picture"),
     **dict.fromkeys(("mask",), "Mask"),
     **dict.fromkeys(("outpaint", "inversion", "interpolation"), "Edits"),
     **dict.fromkeys(("hires", "tiled", "vae_tiling", "seamless", "upscale"), "Large pictures"),
@@ -52,6 +52,7 @@ PANELS = {
 """Where an option stands in the help."""
 EDITING = (
     "init_image", "strength", "resize_mode", "mask", "outpaint", "inversion", "interpolation", "image_guidance_scale",
+    "depth_image",
 )  # fmt: skip
 """Fields about a starting picture: `paint` leaves them to the commands that take one."""
 

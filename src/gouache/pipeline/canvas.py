@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from PIL import Image
@@ -12,7 +12,8 @@ from torch import Tensor
 from gouache.diffusion.step import Denoise
 
 
-def _unchanged(picture: Image.Image) -> Image.Image:
+def unchanged(picture: Image.Image) -> Image.Image:
+    """The finish of a run that has nothing to put back."""
     return picture
 
 
@@ -21,34 +22,36 @@ class Canvas:
     """The ground of a picture.
 
     Attributes:
-        latents: the starting picture, normalised; None = start from noise alone. [1,C,h,w]
-        skipped: share of the noise levels left out at the start, as steps: 0 starts from pure noise.
+        latents: the starting picture, normalised; None = start from noise alone. [1 or B,C,h,w]
+        under_mask: what stands under the mask at the start, if not the picture itself. [1,C,h,w]
+        skipped: noise levels left out at the start: 0 starts from pure noise.
         mask: 1 where to paint, 0 where the latents stay; None = everywhere. [1,1,h,w]
         draft: channels for networks that take some beside the latents. [1,Cd,h,w]
         finish: what is done to the painted picture at the end, such as putting back what must not change.
-        attachments: picture named in the request -> sha256 of its bytes.
     """
 
     latents: Tensor | None = None
+    under_mask: Tensor | None = None
     skipped: int = 0
     mask: Tensor | None = None
     draft: Tensor | None = None
-    finish: Callable[[Image.Image], Image.Image] = _unchanged
-    attachments: Mapping[str, str] = field(default_factory=dict)
-
-    @classmethod
-    def blank(cls) -> Canvas:
-        """Nothing there yet."""
-        return cls()
+    finish: Callable[[Image.Image], Image.Image] = unchanged
 
     def tail(self, sigmas: Tensor) -> Tensor:
         """The noise levels that are left to walk. [n + 1]"""
         return sigmas[self.skipped :]
 
-    def start(self, noise: Tensor, sigmas: Tensor) -> Tensor:
-        """The state at sigmas[0]: x = x0 + sigma * noise, with x0 = 0 where everything is new. [B,C,h,w]"""
-        scaled = noise * float(sigmas[0])
-        return scaled if self.latents is None or self.skipped == 0 else self.latents.to(scaled) + scaled
+    def start(self, noise: Tensor, sigma: float) -> Tensor:
+        """The state at the first level: x = x0 + sigma * noise, with x0 = 0 where everything is new. [B,C,h,w]"""
+        scaled = noise * sigma
+        if self.latents is None:
+            return scaled
+        latents = self.latents.to(scaled)
+        begun = latents if self.under_mask is None else self.under_mask.to(scaled)
+        if self.mask is None:
+            return scaled if self.skipped == 0 else begun + scaled
+        new = torch.zeros_like(begun) if self.skipped == 0 else begun
+        return torch.lerp(latents, new, self.mask.to(scaled)) + scaled
 
 
 def keep_outside(denoise: Denoise, canvas: Canvas) -> Denoise:
@@ -65,3 +68,8 @@ def keep_outside(denoise: Denoise, canvas: Canvas) -> Denoise:
         return torch.lerp(latents.to(x), denoise(x, sigma), mask.to(x))
 
     return kept
+
+
+def steps_to_skip(steps: int, strength: float) -> int:
+    """How many of the steps a strength leaves out: the last int(steps * strength) are walked."""
+    return steps - min(int(steps * strength), steps)

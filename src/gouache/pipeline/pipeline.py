@@ -21,7 +21,9 @@ from gouache.pipeline.events import Event, Painted, Progress
 from gouache.pipeline.machine import check_device, machine_of, model_ref
 from gouache.pipeline.pixels import on_background
 from gouache.pipeline.plan import resolve_request, size_notes
+from gouache.pipeline.prepare import prepare
 from gouache.pipeline.recipe import Recipe, package_versions, pixels_digest
+from gouache.pipeline.references import References
 from gouache.pipeline.request import Request
 from gouache.pipeline.sampling import Beside, PromptedDenoiser, digest_of, guidance_of, run_sampler, sigmas_of
 
@@ -85,18 +87,23 @@ class Pipeline:
         Raises:
             GouacheError: the request can't be painted by this model.
         """
-        resolved = self.resolve(request)
-        notes = size_notes(request, resolved)
-        return self._run(resolved, Canvas.blank(), notes)
+        references = References(attachments)
+        start = None if request.init_image is None else references.picture(request.init_image).size
+        resolved = resolve_request(request, self.bundle, start)
+        prepared = prepare(resolved, self.bundle, references)
+        notes = [*size_notes(request, resolved, start), *prepared.notes]
+        return self._run(resolved, prepared.canvas, notes, references.digests())
 
-    def _run(self, request: Request, canvas: Canvas, notes: list[str]) -> Iterator[Event]:
+    def _run(
+        self, request: Request, canvas: Canvas, notes: list[str], attachments: Mapping[str, str]
+    ) -> Iterator[Event]:
         reader = PromptReader(self.bundle.text, request.emphasis, request.clip_skip)
         steps = len(canvas.tail(sigmas_of(request, self.bundle))) - 1
         positive = reader.plan(_with_style(request), max(steps, 1))
         negative = self._negative(request, reader, max(steps, 1))
         seeds = seeds_of_batch(request.seed or 0, request.count, request.subseed or 0, request.subseed_strength)
         together = request.count if request.determinism == "portable" else 1
-        run = _Run(self.bundle, request, canvas, positive, negative, (*notes, *reader.notes))
+        run = _Run(self.bundle, request, canvas, positive, negative, (*notes, *reader.notes), attachments)
         for first in range(0, request.count, together):
             yield from run.group(first, seeds[first : first + together])
 
@@ -119,8 +126,10 @@ class _Run:
         positive: PromptPlan,
         negative: PromptPlan,
         notes: tuple[str, ...],
+        attachments: Mapping[str, str],
     ) -> None:
         self.bundle, self.request, self.canvas, self.notes = bundle, request, canvas, notes
+        self.attachments = dict(attachments)
         self.positive, self.negative = positive, negative
         self.sigmas = canvas.tail(sigmas_of(request, bundle))
 
@@ -131,6 +140,8 @@ class _Run:
         noise = ImageNoise(seeds, mode="a1111" if self.request.determinism == "a1111" else "torch")
         digests: list[list[str]] = [[] for _ in seeds]
         latents = self.canvas.latents
+        if latents is not None:
+            latents = latents.expand(len(seeds), -1, -1, -1)
         for step, x, denoised, sigma in self._steps(noise):
             latents = x
             for k, row in enumerate(x):
@@ -153,7 +164,7 @@ class _Run:
         down = self.bundle.vae.config.downscale
         height, width = (self.request.height or 0) // down, (self.request.width or 0) // down
         drawn = noise.initial((self.bundle.vae.config.latent_channels, height, width)).to(device)  # [B,C,h,w]
-        x = self.canvas.start(drawn, self.sigmas)
+        x = self.canvas.start(drawn, float(self.sigmas[0]))
         prompted = self._prompted()
         denoise: Denoise = keep_outside(prompted, self.canvas)
         total = self.request.num_inference_steps or 1
@@ -178,7 +189,7 @@ class _Run:
             model=model_ref(self.bundle),
             machine=machine_of(self.bundle),
             versions=package_versions(),
-            attachments=dict(self.canvas.attachments),
+            attachments=self.attachments,
             notes=(*self.notes, *notes),
             steps=steps,
             pixels=pixels_digest(image),

@@ -14,8 +14,13 @@ DRAWN_SEEDS = 2**32
 """Seeds that nobody asked for are drawn below this, so that every other tool can take them."""
 
 
-def resolve_request(request: Request, bundle: ModelBundle) -> Request:
+def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int] | None = None) -> Request:
     """The request without gaps: the recipe of what will be painted.
+
+    Args:
+        request: as it was asked.
+        bundle: the model.
+        start: width and height of the starting picture, if there is one.
 
     Raises:
         UnknownName: no such sampler or schedule.
@@ -23,7 +28,7 @@ def resolve_request(request: Request, bundle: ModelBundle) -> Request:
     """
     defaults = bundle.defaults
     sampler, schedule = _sampler_and_schedule(request, bundle)
-    width, height = nearest_size(request.width or defaults.width, request.height or defaults.height, factor_of(bundle))
+    width, height = nearest_size(*_size(request, bundle, start), factor_of(bundle))
     vary = request.subseed_strength > 0
     guidance = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
     return request.replace(
@@ -33,6 +38,7 @@ def resolve_request(request: Request, bundle: ModelBundle) -> Request:
         width=width,
         height=height,
         background=_background(request, bundle),
+        strength=_strength(request),
         num_inference_steps=request.num_inference_steps or defaults.num_inference_steps,
         guidance_scale=guidance,
         sampler=sampler,
@@ -40,10 +46,24 @@ def resolve_request(request: Request, bundle: ModelBundle) -> Request:
     )
 
 
+def _size(request: Request, bundle: ModelBundle, start: tuple[int, int] | None) -> tuple[int, int]:
+    """The asked size; else the starting picture's, unless only a masked part of it is worked on; else the model's."""
+    own = (bundle.defaults.width, bundle.defaults.height)
+    only_part = request.mask is not None and request.mask.only_masked
+    width, height = own if start is None or only_part else start
+    return request.width or width, request.height or height
+
+
 def factor_of(bundle: ModelBundle) -> int:
     """What width and height in pixels are multiples of: the autoencoder's factor times the U-Net's."""
     levels = len(bundle.unet.config.channels)
     return bundle.vae.config.downscale * (1 << (levels - 1))
+
+
+def _strength(request: Request) -> float | None:
+    if request.init_image is None or request.strength is not None:
+        return request.strength
+    return 1.0 if request.outpaint is not None else 0.75
 
 
 def _sampler_and_schedule(request: Request, bundle: ModelBundle) -> tuple[str, str]:
@@ -68,9 +88,12 @@ def _background(request: Request, bundle: ModelBundle) -> str | None:
     return None
 
 
-def size_notes(asked: Request, resolved: Request) -> list[str]:
-    """What to tell when the asked size could not be kept."""
-    wanted = (asked.width or resolved.width, asked.height or resolved.height)
+def size_notes(asked: Request, resolved: Request, start: tuple[int, int] | None) -> list[str]:
+    """What to tell when the asked size, or the starting picture's, could not be kept."""
+    own = (resolved.width, resolved.height)
+    if resolved.mask is not None and resolved.mask.only_masked:
+        start = None
+    wanted = (asked.width or (start or own)[0], asked.height or (start or own)[1])
     if wanted == (resolved.width, resolved.height):
         return []
     return [f"size {wanted[0]}x{wanted[1]} was rounded to {resolved.width}x{resolved.height}"]

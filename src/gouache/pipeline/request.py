@@ -288,8 +288,10 @@ class Request(Config):
 
     init_image: Picture | None = None
     """Picture to start from."""
-    strength: Fraction = 0.75
-    """How much of the starting picture is painted over: 0 returns it, 1 ignores it."""
+    strength: Fraction | None = None
+    """How much of the starting picture is painted over: 0 returns it, 1 ignores it. 0.75 without it; outpainting 1."""
+    depth_image: Picture | None = None
+    """Depth map for depth models: white is near."""
     resize_mode: ResizeMode = "crop"
     """How a starting picture of another shape is brought to size."""
     mask: Mask | None = None
@@ -335,7 +337,8 @@ class Request(Config):
         """Every picture that the request names, each once, in the order of the fields."""
         mask = self.mask.image if self.mask else None
         last = self.interpolation.image if self.interpolation else None
-        return tuple(dict.fromkeys(name for name in (self.init_image, mask, last) if name is not None))
+        names = (self.init_image, mask, self.depth_image, last)
+        return tuple(dict.fromkeys(name for name in names if name is not None))
 
     def replace(self, **changes: object) -> Request:
         """A copy with other values, validated again.

@@ -1,0 +1,178 @@
+"""From the pictures of a request to the canvas of its run, for every kind of network input."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from gouache.diffusion.rng import generator_for
+from gouache.errors import InvalidInput
+from gouache.models.bundle import ModelBundle
+from gouache.pipeline.canvas import Canvas, steps_to_skip
+from gouache.pipeline.masks import Masked, cut, filled, full_mask, latent_mask
+from gouache.pipeline.pixels import fit, to_tensor
+from gouache.pipeline.references import References
+from gouache.pipeline.request import Request
+
+INPAINT, INSTRUCT, DEPTH, DRAFT = "inpaint", "instruct", "depth", "draft"
+
+
+def input_kind(bundle: ModelBundle) -> str | None:
+    """What the network takes beside the latents: a mask and a masked picture, a picture, a depth map, a draft; or None.
+
+    Raises:
+        InvalidInput: channels that fit none of them.
+    """
+    extra, latent = bundle.unet.config.draft_channels, bundle.vae.config.latent_channels
+    if extra == 0:
+        return None
+    if bundle.prior is not None:
+        return DRAFT
+    kinds = {1 + latent: INPAINT, latent: INSTRUCT, 1: DEPTH}
+    if extra not in kinds:
+        raise InvalidInput("model", given=f"{extra} channels beside the latents", expected=f"one of {sorted(kinds)}")
+    return kinds[extra]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A canvas, and what was learnt on the way.
+
+    Attributes:
+        canvas: where the run starts.
+        notes: what to tell, for example how many steps are walked.
+    """
+
+    canvas: Canvas
+    notes: tuple[str, ...]
+
+
+def prepare(request: Request, bundle: ModelBundle, references: References) -> Prepared:
+    """Build the canvas of a resolved request.
+
+    Raises:
+        PictureError: a picture that isn't one, or a mask of another size.
+        InvalidInput: the model needs a picture that the request doesn't name, or can't use one that it names.
+    """
+    kind = input_kind(bundle)
+    width, height = request.width or 0, request.height or 0
+    if request.init_image is None:
+        return Prepared(_with_inputs(Canvas(), None, None, kind, request, bundle, references), ())
+    picture = references.picture(request.init_image)
+    if request.mask is None:
+        part = fit(picture, width, height, request.resize_mode)
+        canvas = Canvas(latents=encode(bundle, part, tiled=request.vae_tiling))
+        masked = None
+    else:
+        given = None if request.mask.image is None else references.picture(request.mask.image)
+        masked = cut(picture, full_mask(request.mask, picture, given), request.mask, width, height)
+        part = masked.part
+        canvas = _masked_canvas(masked, request, bundle)
+    canvas = _with_inputs(canvas, part, masked, kind, request, bundle, references)
+    if kind == INSTRUCT:
+        return Prepared(replace(canvas, latents=None), ())
+    return _with_strength(canvas, request)
+
+
+def _with_strength(canvas: Canvas, request: Request) -> Prepared:
+    steps = len(request.sigmas) - 1 if request.sigmas else request.num_inference_steps or 1
+    strength = 0.75 if request.strength is None else request.strength
+    skipped = steps_to_skip(steps, strength)
+    notes = (f"strength {strength:g}: {steps - skipped} of {steps} steps",) if skipped else ()
+    return Prepared(replace(canvas, skipped=skipped), notes)
+
+
+def _masked_canvas(masked: Masked, request: Request, bundle: ModelBundle) -> Canvas:
+    latents = encode(bundle, masked.part, tiled=request.vae_tiling)
+    mask = latent_mask(masked.hard, bundle.vae.config.downscale).to(latents)
+    return Canvas(
+        latents=latents,
+        under_mask=_under_mask(latents, masked, request, bundle),
+        mask=mask,
+        finish=masked.finish,
+    )
+
+
+def _under_mask(latents: Tensor, masked: Masked, request: Request, bundle: ModelBundle) -> Tensor | None:
+    fill = request.mask.fill if request.mask else "original"
+    if fill == "nothing":
+        return torch.zeros_like(latents)
+    if fill == "noise":
+        generator = generator_for(request.seed or 0, "mask")
+        return torch.randn(latents.shape, generator=generator).to(latents)
+    if fill == "fill":
+        return encode(bundle, filled(masked.part, masked.hard), tiled=request.vae_tiling)
+    return None
+
+
+def _with_inputs(
+    canvas: Canvas,
+    part: Image.Image | None,
+    masked: Masked | None,
+    kind: str | None,
+    request: Request,
+    bundle: ModelBundle,
+    references: References,
+) -> Canvas:
+    """Add the channels that the network wants beside the latents."""
+    if kind == INPAINT:
+        return replace(canvas, draft=_inpaint_channels(part, masked, request, bundle))
+    if kind == INSTRUCT:
+        if part is None or canvas.latents is None:
+            raise _needs("init_image", "a picture to change", "--init FILE")
+        return replace(canvas, draft=bundle.vae.denormalise(canvas.latents))
+    if kind == DEPTH:
+        if request.depth_image is None:
+            raise _needs("depth_image", "a depth map, white = near", "--depth-image FILE")
+        return replace(canvas, draft=_depth_channel(references.picture(request.depth_image), request, bundle))
+    if request.depth_image is not None:
+        raise InvalidInput(
+            "depth_image", given="a depth map", expected="nothing: this model takes none", cure="Use a depth model."
+        )
+    return canvas
+
+
+def _needs(where: str, expected: str, option: str) -> InvalidInput:
+    return InvalidInput(where, given="nothing", expected=expected, cure=f"This model can't paint without: {option}.")
+
+
+def _inpaint_channels(part: Image.Image | None, masked: Masked | None, request: Request, bundle: ModelBundle) -> Tensor:
+    """Mask and latents of the picture without its masked part; a blank picture under a full mask without one."""
+    width, height = request.width or 0, request.height or 0
+    hard = masked.hard if masked else Image.new("L", (width, height), 255)
+    ground = to_tensor(part or Image.new("RGB", (width, height)), bundle.vae.config.image_channels)[None]  # [1,C,H,W]
+    painted = latent_mask(hard, 1)  # [1,1,H,W]
+    latents = encode_tensor(bundle, ground * (1.0 - painted), tiled=request.vae_tiling)
+    return torch.cat([latent_mask(hard, bundle.vae.config.downscale).to(latents), latents], dim=1)
+
+
+def _depth_channel(picture: Image.Image, request: Request, bundle: ModelBundle) -> Tensor:
+    """A depth map at the latents' size, stretched to [-1, 1]. [1,1,h,w]"""
+    factor = bundle.vae.config.downscale
+    grey = fit(picture.convert("RGB"), request.width or 0, request.height or 0, request.resize_mode)
+    values = to_tensor(grey, 3).mean(0)[None, None]  # [1,1,H,W]
+    small = F.interpolate(
+        values, size=(grey.height // factor, grey.width // factor), mode="bicubic", align_corners=False
+    )
+    low, high = small.min(), small.max()
+    return 2.0 * (small - low) / (high - low).clamp_min(1e-6) - 1.0
+
+
+@torch.no_grad()
+def encode(bundle: ModelBundle, picture: Image.Image, *, tiled: bool = False) -> Tensor:
+    """The normalised latents of a picture (the posterior's mode, so that nothing is drawn). [1,C,h,w]"""
+    return encode_tensor(bundle, to_tensor(picture, bundle.vae.config.image_channels)[None], tiled=tiled)
+
+
+@torch.no_grad()
+def encode_tensor(bundle: ModelBundle, tensor: Tensor, *, tiled: bool = False) -> Tensor:
+    """As `encode`, for a tensor [1,C,H,W] in [-1, 1]."""
+    vae = bundle.vae
+    weight = next(vae.parameters())
+    given = tensor.to(weight.device, weight.dtype)
+    moments = vae.encode_in_tiles(given) if tiled else vae.encode(given)
+    return vae.normalise(moments.mode()).float()

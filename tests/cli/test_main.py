@@ -1,0 +1,64 @@
+"""The command itself: quick help, no torch where none is needed, one line of help for each command, doctor."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+from typer.testing import CliRunner
+
+from gouache.cli.lazy import LazyGroup, load_command
+from gouache.cli.main import app
+
+TORCH_FREE = [["--help"], ["--version"], ["paint", "--help"], ["samplers", "--json"]]
+
+
+@pytest.mark.parametrize("arguments", TORCH_FREE, ids=" ".join)
+def test_help_imports_no_torch(arguments: list[str]) -> None:
+    code = (
+        "import sys\nfrom gouache.cli.main import app\n"
+        f"try:\n    app({arguments!r})\nexcept SystemExit as stop:\n    assert not stop.code, stop.code\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_help_is_quick() -> None:
+    """Half a second on an idle machine; the best of three, since others may be at work."""
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "gouache", "--help"], check=True, capture_output=True)
+        times.append(time.perf_counter() - start)
+    assert min(times) < 0.5
+
+
+@pytest.mark.parametrize("name", LazyGroup.homes)
+def test_every_command_can_be_loaded_and_explains_itself(name: str) -> None:
+    command = load_command(name, LazyGroup.homes[name][0])
+    assert command.help
+    result = CliRunner().invoke(app, [name, "--help"])
+    assert result.exit_code == 0
+    assert "gouache" in result.stdout
+
+
+def test_an_unknown_command_is_wrong_use() -> None:
+    assert CliRunner().invoke(app, ["pant"]).exit_code == 2
+
+
+def test_completion_knows_commands_and_options() -> None:
+    words = {"COMP_WORDS": "gouache pai", "COMP_CWORD": "1", "_GOUACHE_COMPLETE": "complete_bash"}
+    result = CliRunner().invoke(app, [], env=words, prog_name="gouache")
+    assert "paint" in result.stdout.split()
+
+
+def test_doctor_tells_versions_devices_and_folders() -> None:
+    result = CliRunner().invoke(app, ["doctor", "--json"])
+    values = json.loads(result.stdout)
+    assert values["versions"]["torch"]
+    assert values["devices"]["cpu"] == "yes"
+    assert set(values) == {"versions", "processor", "devices", "memory", "models"}
+    assert "python:" in CliRunner().invoke(app, ["doctor"]).stdout

@@ -1,0 +1,184 @@
+"""`gouache paint` from the outside: files, JSON, exit codes, streams; options and the request have the same fields."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from gouache.cli import paint as paint_module
+from gouache.cli.main import app
+from gouache.cli.options import EDITING, option_specs, request_values
+from gouache.errors import GouacheError, InvalidInput
+from gouache.pipeline.foreign import read_recipe
+from gouache.pipeline.request import Request
+
+QUICK = ["--steps", "2", "--size", "32", "--model", "untrained"]
+
+
+def gouache(*arguments: str, folder: Path, text: str | None = None) -> subprocess.CompletedProcess[bytes]:
+    """Run the command in a process of its own, on one thread."""
+    return subprocess.run(
+        [sys.executable, "-m", "gouache", *arguments],
+        cwd=folder, input=None if text is None else text.encode(), capture_output=True, check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def run_here(*arguments: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> tuple[int, str]:
+    """Run the command in this process, which is quicker; gives exit code and standard output."""
+    monkeypatch.chdir(folder)
+    result = CliRunner().invoke(app, [*arguments])
+    if isinstance(result.exception, GouacheError):
+        return result.exception.exit_code, str(result.exception)
+    return result.exit_code, result.stdout
+
+
+def test_every_field_of_the_request_has_an_option() -> None:
+    found = {spec.path for spec in option_specs()}
+    for name, field in Request.model_fields.items():
+        assert name == "prompt" or any(path[0] == name for path in found), f"{name} has no option"
+        assert field.description
+    names = [spec.name for spec in option_specs()]
+    assert len(names) == len(set(names)), "two options share a name"
+    left = {spec.path[0] for spec in option_specs(EDITING)}
+    assert left == set(Request.model_fields) - set(EDITING) - {"prompt"}
+
+
+def test_options_become_the_request_they_name() -> None:
+    specs = option_specs()
+    given = {
+        "seed": 3, "mask": "m.png", "mask_blur": 9, "hires": True, "hires_scale": 1.5, "upscale": 4.0, "apg": True,
+        "guidance_interval": "0.5,4", "sigmas": "10,1,0", "prior": False, "init_image": "a.png", "vae_tiling": True,
+    }  # fmt: skip
+    request = Request.from_dict(request_values(specs, given))
+    assert request.seed == 3
+    assert request.mask is not None
+    assert (request.mask.image, request.mask.blur) == ("m.png", 9)
+    assert request.hires is not None
+    assert request.hires.scale == 1.5
+    assert request.upscale is not None
+    assert request.upscale.factor == 4
+    assert request.apg is not None
+    assert request.guidance_interval == (0.5, 4)
+    assert request.sigmas == (10, 1, 0)
+    assert request.prior is not None
+    assert request.prior.enabled is False
+    assert request_values(specs, {}) == {}
+    with pytest.raises(InvalidInput, match="numbers"):
+        request_values(specs, {"sigmas": "a,b"})
+
+
+def test_pictures_are_written_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out = run_here("paint", "A red Apple!", *QUICK, "--seed", "7", "-n", "2", "--grid",
+                         monkeypatch=monkeypatch, folder=tmp_path)  # fmt: skip
+    assert code == 0
+    assert out.split() == ["a-red-apple-7.png", "a-red-apple-8.png", "a-red-apple-7-grid.png"]
+    assert read_recipe(tmp_path / "a-red-apple-8.png").request.seed == 8
+    assert Image.open(tmp_path / "a-red-apple-7-grid.png").width > 64
+
+
+def test_json_is_one_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code, out = run_here("paint", "x", *QUICK, "--seed", "7", "--json", monkeypatch=monkeypatch, folder=tmp_path)
+    values = json.loads(out)
+    assert code == 0
+    assert values["pictures"][0]["seed"] == 7
+    assert values["files"] == ["x-7.png"]
+    assert values["interrupted"] is False
+
+
+def test_files_are_not_overwritten(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "x-7.png").write_bytes(b"mine")
+    arguments = ("paint", "x", *QUICK, "--seed", "7")
+    code, message = run_here(*arguments, monkeypatch=monkeypatch, folder=tmp_path)
+    assert (code, "--force" in message) == (2, True)
+    assert (tmp_path / "x-7.png").read_bytes() == b"mine"
+    assert run_here(*arguments, "--force", monkeypatch=monkeypatch, folder=tmp_path)[0] == 0
+    assert read_recipe(tmp_path / "x-7.png").request.seed == 7
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+def test_other_formats_keep_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str) -> None:
+    code, _ = run_here("paint", "x", *QUICK, "-o", f"out.{suffix}", monkeypatch=monkeypatch, folder=tmp_path)
+    assert code == 0
+    assert read_recipe(tmp_path / f"out.{suffix}").request.prompt == "x"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (("--steps", "0"), 2, "num_inference_steps"),
+        (("--size", "big"), 2, "512x768"),
+        (("--sampler", "eulr"), 2, "euler"),
+        (("--model", "no-such-model"), 3, "gouache pull"),
+        (("--device", "cuda:77"), 2, "doctor"),
+        (("--dtype", "int4"), 2, "float16"),
+        (("-o", "absent/x.png"), 2, "folder"),
+        (("-o", "x.tga"), 2, ".png"),
+        (("-o", "-", "-n", "2"), 2, "standard output"),
+        (("--like", "absent.png"), 2, "absent.png"),
+    ],
+)
+def test_wrong_use_has_its_exit_code_and_a_cure(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], code: int, words: str
+) -> None:
+    found, message = run_here("paint", "x", *QUICK, *arguments, monkeypatch=monkeypatch, folder=tmp_path)
+    assert found == code
+    assert words in message
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_like_starts_from_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_here("paint", "a cat", *QUICK, "--seed", "7", "-o", "a.png", monkeypatch=monkeypatch, folder=tmp_path)
+    code, _ = run_here(
+        "paint", "--like", "a.png", "--seed", "8", "-o", "b.png", monkeypatch=monkeypatch, folder=tmp_path
+    )
+    assert code == 0
+    first, second = read_recipe(tmp_path / "a.png").request, read_recipe(tmp_path / "b.png").request
+    assert second == first.replace(seed=8)
+
+
+def test_the_streams(tmp_path: Path) -> None:
+    done = gouache("paint", "-", *QUICK, "-o", "-", folder=tmp_path, text="words from a pipe\n")
+    assert done.returncode == 0
+    assert read_recipe(done.stdout).request.prompt == "words from a pipe"
+    assert Image.open(io.BytesIO(done.stdout)).size == (32, 32)
+    assert b"untrained" in done.stderr
+    assert b"%" not in done.stderr, "a progress bar went to a pipe"
+
+
+def test_an_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
+    """Ctrl-C (SIGINT) in the middle of a long run."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gouache", "paint", "x", "--model", "untrained", "--seed", "1", "-n", "200", "--json"],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "x-1.png").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    started = time.monotonic()
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert time.monotonic() - started < 10
+    values = json.loads(out)
+    assert values["interrupted"] is True
+    assert 1 <= len(values["files"]) < 200
+    assert "x-1.png" in err.decode()
+    for name in values["files"]:
+        assert Image.open(tmp_path / name).size == (128, 128)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(values["files"])
+
+
+def test_sizes() -> None:
+    assert paint_module.read_size("512") == (512, 512)
+    assert paint_module.read_size("512x768") == (512, 768)
