@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from gouache.errors import InvalidInput, ShapeMismatch
 from gouache.training.bootstrap import bootstrap_difference, bootstrap_mean, resample_counts
-from gouache.training.kid import kid, polynomial_kernel, squared_mmd
+from gouache.training.kid import kid, kid_difference, polynomial_kernel, squared_mmd
 from gouache.training.retrieval import best_of, candidates, ranks
 from gouache.training.ssim import ssim
 
@@ -103,6 +103,17 @@ def test_the_interval_of_kid_holds_the_truth_and_shrinks() -> None:
         interval = kid(generator.normal(size=(80, 6)) + mean, generator.normal(size=(80, 6)), seed=i, resamples=100)
         hits += interval.low <= exact_squared_mmd(mean) <= interval.high
     assert hits >= 32
+
+
+def test_the_difference_of_two_kids_is_that_of_the_estimates_and_sees_what_is_nearer() -> None:
+    generator = np.random.default_rng(9)
+    reference, base = generator.normal(size=(100, 5)), generator.normal(size=(60, 5))
+    near, far = base + 0.2, base + 0.8
+    interval = kid_difference(near, far, reference, resamples=200)
+    separate = kid(near, reference, resamples=1).value - kid(far, reference, resamples=1).value
+    assert interval.value == pytest.approx(separate, rel=1e-9)
+    assert interval.high < 0
+    assert not kid_difference(near, near, reference, resamples=50).significant
 
 
 def test_weights_act_like_repeated_items_that_never_meet_themselves() -> None:

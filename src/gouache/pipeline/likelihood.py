@@ -111,8 +111,8 @@ def alignment_score(bundle: ModelBundle, tokens: Tensor, text: Encoded, empty: E
 
 @torch.no_grad()
 def latents_of(bundle: ModelBundle, pictures: Sequence[Image.Image]) -> Tensor:
-    """Normalised latents of pictures [B,C,h,w]: in the model's own size if it has a prior, which knows no other, else in
-    the first picture's size, rounded to what the model can do."""
+    """Normalised latents of pictures [B,C,h,w]: in the model's own size if it has a prior, which knows no other,
+    else in the first picture's size, rounded to what the model can do."""
     factor = bundle.vae.config.downscale << (len(bundle.unet.config.channels) - 1)
     own = (bundle.defaults.width, bundle.defaults.height)
     size = own if bundle.prior is not None else nearest_size(*pictures[0].size, factor)
