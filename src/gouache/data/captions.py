@@ -7,16 +7,12 @@ from collections.abc import Sequence
 import numpy as np
 
 from gouache.data.stickers import Sticker
+from gouache.data.wording import with_article
 
 STYLE_WORDS = {"noto": "noto style", "twemoji": "twemoji style", "flat": "flat style", "3d": "3d style"}
 ZH_STYLE_WORDS = {"noto": "诺托风格", "twemoji": "推特风格", "flat": "扁平风格", "3d": "立体风格"}
 
 NO_ARTICLE = ("people-body", "symbols", "flags", "letters")
-
-
-def with_article(label: str) -> str:
-    """The label with "a" or "an" in front: "an apple", "a red apple"."""
-    return f"{'an' if label[:1].lower() in 'aeiou' else 'a'} {label}"
 
 
 def canonical_caption(record: Sticker) -> str:

@@ -224,4 +224,4 @@ def _read_records(path: Path) -> list[Sticker]:
         values = [[tuple(v) if isinstance(v := row[name], list) else v for name in names] for row in rows]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(str(path), given=str(error), expected="one record a line", cure=REBUILD) from error
-    return [Sticker(*value) for value in values]
+    return [Sticker(**dict(zip(names, value, strict=True))) for value in values]

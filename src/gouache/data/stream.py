@@ -8,20 +8,20 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from gouache.data.captions import canonical_caption, caption
+from gouache.data.colours import main_colour, visible
+from gouache.data.drawing import fitted, lay, on_ground
+from gouache.data.scenes import GROUNDS, SCENE_VERSION, Scenes
 from gouache.data.stickers import Split, Sticker, Stickers
+from gouache.data.vectors import Picture
+from gouache.data.wording import with_article
+from gouache.errors import InvalidInput
 
-STREAM_VERSION = 1
+STREAM_VERSION = 2
 # Groups that read differently in a mirror: letters, signs, arrows, flags, clocks.
 DIRECTED = ("symbols", "flags", "letters")
 DIRECTED_WORDS = ("left", "right", "clock", "watch", "arrow", "book", "newspaper", "letter", "sign")
-BACKGROUNDS = {
-    "white": (255, 255, 255), "black": (24, 24, 24), "gray": (150, 150, 150), "red": (215, 50, 50),
-    "orange": (245, 150, 40), "yellow": (250, 220, 70), "green": (70, 170, 80), "blue": (60, 110, 220),
-    "light blue": (160, 210, 245), "purple": (140, 80, 190), "pink": (250, 175, 200), "brown": (130, 85, 50),
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,11 +33,13 @@ class Example:
 
 
 class StickerStream:
-    """Single stickers with small shifts, scales and flips, some on a named background.
+    """Single stickers with small shifts, scales and flips, some on a named background, mixed with composed scenes.
 
     Args:
-        stickers: the set; only its training split is used.
-        seed: of the stream.
+        stickers: the set.
+        seed: of the stream, 0 to 2**64 - 1.
+        split: whose pictures are used.
+        scene_share: share of composed scenes, 0..1.
         background_share: share of pictures on a coloured background, named in the caption.
         zh_share: share of captions in Chinese.
     """
@@ -48,23 +50,37 @@ class StickerStream:
         seed: int,
         *,
         split: Split = "train",
+        scene_share: float = 0.0,
         background_share: float = 0.15,
         zh_share: float = 0.0,
     ) -> None:
         self.stickers, self.seed = stickers, seed
+        for name, share in (
+            ("scene_share", scene_share),
+            ("background_share", background_share),
+            ("zh_share", zh_share),
+        ):
+            if not 0 <= share <= 1:
+                raise InvalidInput(name, given=share, expected="a share from 0 to 1")
+        self.split, self.scene_share = split, scene_share
         self.background_share, self.zh_share = background_share, zh_share
+        self._scenes = Scenes(stickers, split=split) if scene_share > 0 else None
         self.rows = stickers.indices(split)
 
     @property
     def fingerprint(self) -> str:
         """Changes whenever the stream does."""
         digests = json.dumps(self.stickers.manifest.sha256, sort_keys=True)
-        settings = (STREAM_VERSION, self.seed, self.background_share, self.zh_share)
-        return hashlib.sha256(f"{digests}/{len(self.rows)}/{settings}".encode()).hexdigest()
+        versions = (STREAM_VERSION, SCENE_VERSION, self.seed, self.split)
+        shares = (self.scene_share, self.background_share, self.zh_share)
+        return hashlib.sha256(f"{digests}/{versions}/{shares}".encode()).hexdigest()
 
     def example(self, index: int) -> Example:
         """The example with this number, from 0 without end."""
         generator = np.random.Generator(np.random.Philox(key=[self.seed, index]))
+        if self._scenes is not None and generator.random() < self.scene_share:
+            scene = self._scenes.scene(self.seed, index)
+            return Example(scene.picture, scene.caption)
         # Every picture once in len(rows) examples, so that rare ones are not left to chance.
         row = int(self.rows[(index * 7919) % len(self.rows)])
         record, picture = self.stickers.records[row], np.asarray(self.stickers.pictures[row])
@@ -73,8 +89,10 @@ class StickerStream:
             picture = picture[:, ::-1]
         picture = moved(picture, generator)
         if generator.random() < self.background_share:
-            name = list(BACKGROUNDS)[int(generator.integers(len(BACKGROUNDS)))]
-            picture, text = on_background(picture, BACKGROUNDS[name]), f"{text}, on a {name} background"
+            main = main_colour(visible(picture)).name
+            names = [name for name in GROUNDS if name != main]
+            name = names[int(generator.integers(len(names)))]
+            picture, text = on_ground(picture, GROUNDS[name]), f"{text}, on {with_article(name)} background"
         return Example(np.ascontiguousarray(picture), text)
 
 
@@ -89,22 +107,13 @@ def may_flip(record: Sticker) -> bool:
     return record.group not in DIRECTED and not any(word in record.label for word in DIRECTED_WORDS)
 
 
-def moved(picture: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:
+def moved(picture: Picture, generator: np.random.Generator) -> Picture:
     """The picture at a slightly smaller scale and another place; half of the time as it is."""
     if generator.random() < 0.5:
         return picture
     side = picture.shape[0]
-    small = round(side * float(generator.uniform(0.75, 1.0)))
-    # Pillow scales premultiplied colours ("RGBa"), so that no fringe of the transparent colour bleeds in.
-    scaled = Image.fromarray(picture).convert("RGBa").resize((small, small), Image.Resampling.LANCZOS).convert("RGBA")
-    x, y = (int(v) for v in generator.integers(0, side - small + 1, 2))
+    sprite = fitted(picture, round(side * float(generator.uniform(0.75, 1.0))))
+    x, y = (int(v) for v in generator.integers(0, side - sprite.shape[0] + 1, 2))
     canvas = np.zeros_like(picture)
-    canvas[y : y + small, x : x + small] = np.asarray(scaled)
+    lay(canvas, sprite, x, y)
     return canvas
-
-
-def on_background(picture: NDArray[np.uint8], colour: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """The picture on an opaque ground of one colour."""
-    alpha = picture[..., 3:].astype(np.float32) / 255
-    flat = picture[..., :3] * alpha + np.array(colour, np.float32) * (1 - alpha)
-    return np.concatenate([flat.round().astype(np.uint8), np.full_like(picture[..., 3:], 255)], axis=2)

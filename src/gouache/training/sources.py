@@ -77,7 +77,7 @@ def open_sources(folder: Path, config: DataConfig) -> Sources:
             str(folder), given=f"pictures of {stickers.size} pixels", expected=f"{config.size}, as [data] size says",
             cure=f"Build it with --size {config.size}.",
         )  # fmt: skip
-    stream = StickerStream(stickers, config.seed)
+    stream = StickerStream(stickers, config.seed, scene_share=config.scene_share)
     return Sources(StreamSource(stream), HeldOutSource(stickers, stream.fingerprint))
 
 
