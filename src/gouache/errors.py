@@ -111,6 +111,21 @@ class StoreError(GouacheError):
     """The studio's store refused or can't be used."""
 
 
+class NotFound(StoreError):
+    """The studio has no job, picture, board or preset of this name."""
+
+
+class Conflict(StoreError):
+    """The job or key is in a state in which this can't be done."""
+
+
+class QueueFull(StoreError):
+    """The queue, or one user's share of it, is full. Nothing was accepted."""
+
+    retry_after = 30
+    """Seconds after which to try again."""
+
+
 class Interrupted(GouacheError):
     """The user stopped the work; what was finished is kept."""
 

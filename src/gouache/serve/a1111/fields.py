@@ -1,0 +1,171 @@
+"""The bodies that A1111's clients send. Every field may be left out or null; an unknown one is refused by its name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gouache.pipeline.request import MAX_SEED
+
+Seed = Annotated[int, Field(ge=-1, le=MAX_SEED)]
+Side = Annotated[int, Field(ge=0, le=16_384)]
+Few = Annotated[int, Field(ge=1, le=1000)]
+Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+Name = Annotated[str, Field(max_length=1000)]
+Encoded = Annotated[str, Field(max_length=512 * 2**20)]
+"""A picture in base64, with or without `data:...;base64,` before it."""
+
+
+class Body(BaseModel):
+    """Base of the bodies."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Generation(Body):
+    """What txt2img and img2img share."""
+
+    prompt: str | None = ""
+    negative_prompt: str | None = ""
+    styles: list[Name] | None = None
+    seed: Seed | None = -1
+    subseed: Seed | None = -1
+    subseed_strength: Number | None = 0.0
+    seed_resize_from_h: int | None = -1
+    seed_resize_from_w: int | None = -1
+    sampler_name: Name | None = None
+    sampler_index: Name | None = None
+    scheduler: Name | None = None
+    batch_size: Few | None = 1
+    n_iter: Few | None = 1
+    steps: Annotated[int, Field(ge=1, le=10_000)] | None = 50
+    cfg_scale: Number | None = 7.0
+    width: Side | None = 512
+    height: Side | None = 512
+    restore_faces: bool | None = None
+    tiling: bool | None = None
+    do_not_save_samples: bool | None = False
+    do_not_save_grid: bool | None = False
+    eta: Number | None = None
+    s_min_uncond: Number | None = None
+    s_churn: Number | None = None
+    s_tmax: Number | None = None
+    s_tmin: Number | None = None
+    s_noise: Number | None = None
+    override_settings: dict[str, Any] | None = None
+    override_settings_restore_afterwards: bool | None = True
+    refiner_checkpoint: Name | None = None
+    refiner_switch_at: Number | None = None
+    disable_extra_networks: bool | None = False
+    comments: dict[str, Any] | None = None
+    script_name: Name | None = None
+    script_args: list[Any] | None = None
+    send_images: bool | None = True
+    save_images: bool | None = False
+    alwayson_scripts: dict[str, Any] | None = None
+    force_task_id: Name | None = None
+    infotext: str | None = None
+    firstpass_image: str | None = None
+    distilled_cfg_scale: Number | None = None
+
+
+class Txt2Img(Generation):
+    """POST /txt2img."""
+
+    enable_hr: bool | None = False
+    denoising_strength: Number | None = None
+    firstphase_width: int | None = 0
+    firstphase_height: int | None = 0
+    hr_scale: Number | None = 2.0
+    hr_upscaler: Name | None = None
+    hr_second_pass_steps: Annotated[int, Field(ge=0, le=10_000)] | None = 0
+    hr_resize_x: Side | None = 0
+    hr_resize_y: Side | None = 0
+    hr_checkpoint_name: Name | None = None
+    hr_sampler_name: Name | None = None
+    hr_scheduler: Name | None = None
+    hr_prompt: str | None = ""
+    hr_negative_prompt: str | None = ""
+    hr_cfg: Number | None = None
+    hr_distilled_cfg: Number | None = None
+    hr_additional_modules: list[Any] | None = None
+
+
+class Img2Img(Generation):
+    """POST /img2img."""
+
+    init_images: Annotated[list[Encoded], Field(max_length=64)] | None = None
+    resize_mode: int | None = 0
+    denoising_strength: Number | None = 0.75
+    image_cfg_scale: Number | None = None
+    mask: Encoded | None = None
+    mask_blur_x: Annotated[int, Field(ge=0, le=256)] | None = 4
+    mask_blur_y: Annotated[int, Field(ge=0, le=256)] | None = 4
+    mask_blur: Annotated[int, Field(ge=0, le=256)] | None = None
+    mask_round: bool | None = True
+    inpainting_fill: int | None = 0
+    inpaint_full_res: bool | int | None = True
+    inpaint_full_res_padding: Annotated[int, Field(ge=0, le=4096)] | None = 0
+    inpainting_mask_invert: int | None = 0
+    initial_noise_multiplier: Number | None = None
+    latent_mask: Encoded | None = None
+    include_init_images: bool | None = False
+
+
+class Extras(Body):
+    """What both extras calls share."""
+
+    resize_mode: Literal[0, 1] | None = 0
+    show_extras_results: bool | None = True
+    gfpgan_visibility: Number | None = 0
+    codeformer_visibility: Number | None = 0
+    codeformer_weight: Number | None = 0
+    upscaling_resize: Annotated[float, Field(gt=0, le=16)] | None = 2
+    upscaling_resize_w: Annotated[int, Field(ge=1, le=16_384)] | None = 512
+    upscaling_resize_h: Annotated[int, Field(ge=1, le=16_384)] | None = 512
+    upscaling_crop: bool | None = True
+    upscaler_1: Name | None = "None"
+    upscaler_2: Name | None = "None"
+    extras_upscaler_2_visibility: Number | None = 0
+    upscale_first: bool | None = False
+
+
+class ExtraSingle(Extras):
+    """POST /extra-single-image."""
+
+    image: Encoded = ""
+
+
+class NamedImage(Body):
+    """One picture of a batch."""
+
+    data: Encoded
+    name: Name
+
+
+class ExtraBatch(Extras):
+    """POST /extra-batch-images."""
+
+    imageList: Annotated[list[NamedImage], Field(max_length=64)]  # noqa: N815
+
+
+class PngInfo(Body):
+    """POST /png-info."""
+
+    image: Encoded
+
+
+class Interrogate(Body):
+    """POST /interrogate."""
+
+    image: Encoded = ""
+    model: Name = "clip"
+
+
+class TaskProgress(Body):
+    """POST /internal/progress."""
+
+    id_task: Name | None = None
+    id_live_preview: int | None = -1
+    live_preview: bool | None = True

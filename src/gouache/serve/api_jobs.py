@@ -1,0 +1,137 @@
+"""`/v1/jobs`: hand in, look, cancel, retry, follow."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+
+from gouache.errors import NotFound
+from gouache.serve.access import owner_of, studio_of
+from gouache.serve.job import FINISHED, Job
+from gouache.serve.studio import Studio, within
+from gouache.serve.views import JobIn, Jobs, JobView, Sequence, State, job_view
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+WATCH_SECONDS = 5.0
+KEEP_ALIVE_SECONDS = 15.0
+Key = Annotated[str | None, Header(alias="Idempotency-Key", max_length=255, pattern=r"^[\x21-\x7e]+$")]
+Limit = Annotated[int, Query(ge=1, le=200)]
+
+
+def seen(studio: Studio, job: Job) -> JobView:
+    """A job with its pictures and its place in the queue."""
+    return job_view(job, studio.pictures.ids_of_jobs([job.id])[job.id], studio.jobs.position(job))
+
+
+@router.post("", status_code=202)
+def submit(body: JobIn, request: Request, response: Response, key: Key = None) -> JobView:
+    """Hand in a job. It is on disk when this answers; a second call with the same key gives the same job."""
+    studio = studio_of(request)
+    job, new = studio.submit(
+        body.request, owner=owner_of(request), source="v1", key=key, label=body.label, priority=body.priority
+    )
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    if not new:
+        response.headers["Idempotent-Replayed"] = "true"
+    return seen(studio, job)
+
+
+@router.get("")
+def listing(
+    request: Request,
+    state: Annotated[list[State] | None, Query()] = None,
+    limit: Limit = 50,
+    before: Annotated[Sequence | None, Query()] = None,
+) -> Jobs:
+    """Your jobs, newest first."""
+    studio = studio_of(request)
+    found = studio.jobs.listing(owner=owner_of(request), states=state or (), limit=limit, before=before)
+    pictures = studio.pictures.ids_of_jobs([job.id for job in found])
+    return Jobs(jobs=tuple(job_view(job, pictures[job.id], studio.jobs.position(job)) for job in found))
+
+
+@router.get("/{job_id}")
+def get(job_id: str, request: Request) -> JobView:
+    """One job."""
+    studio = studio_of(request)
+    return seen(studio, studio.jobs.get(job_id, owner_of(request)))
+
+
+@router.post("/{job_id}/cancel")
+def cancel(job_id: str, request: Request) -> JobView:
+    """Stop one job: at once if it waits, after its current step if it runs."""
+    studio = studio_of(request)
+    return seen(studio, studio.cancel(job_id, owner_of(request)))
+
+
+@router.post("/{job_id}/retry")
+def retry(job_id: str, request: Request) -> JobView:
+    """Put a failed or cancelled job back into the queue."""
+    studio = studio_of(request)
+    job = studio.jobs.retry(job_id, owner_of(request))
+    studio.supervisor.wake()
+    return seen(studio, job)
+
+
+@router.get("/{job_id}/preview", response_class=Response)
+def preview(job_id: str, request: Request) -> Response:
+    """The newest preview as a JPEG; asking for it makes the worker draw more."""
+    studio = studio_of(request)
+    job = studio.jobs.get(job_id, owner_of(request))
+    if job.state not in FINISHED:
+        studio.jobs.watch(job.id, WATCH_SECONDS)
+    found = studio.jobs.preview(job.id)
+    if found is None:
+        raise NotFound("preview", given="none yet", expected="a job that runs", cure="Ask again after a step.")
+    return Response(found[1], media_type="image/jpeg", headers={"Cache-Control": "no-store"})
+
+
+@router.get("/{job_id}/events", response_class=StreamingResponse)
+async def follow(
+    job_id: str,
+    request: Request,
+    last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", max_length=20, pattern=r"^\d{0,18}$")] = None,
+) -> StreamingResponse:
+    """Server-sent events until the job ends: what happened, and `progress` with the state as JSON."""
+    studio = studio_of(request)
+    job = await asyncio.to_thread(studio.jobs.get, job_id, owner_of(request))
+    stream = _events(studio, job.id, int(last_event_id or 0))
+    return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+async def _events(studio: Studio, job_id: str, after: int) -> AsyncIterator[str]:
+    told, quiet = "", 0.0
+    while True:
+        ticket = studio.bell.ticket(job_id)
+        news, state, done = await asyncio.to_thread(_look, studio, job_id, after)
+        for seq, kind, detail in news:
+            after = seq
+            yield _sse(kind, {"job": job_id, "detail": detail}, seq)
+        if state != told:
+            told, quiet = state, 0.0
+            yield f"event: progress\ndata: {state}\n\n"
+        if done:
+            return
+        await within(ticket, 0.5)
+        quiet += 0.5
+        if quiet >= KEEP_ALIVE_SECONDS:
+            quiet = 0.0
+            yield ": still here\n\n"
+
+
+def _look(studio: Studio, job_id: str, after: int) -> tuple[list[tuple[int, str, str]], str, bool]:
+    job = studio.jobs.get(job_id)
+    if job.state not in FINISHED:
+        studio.jobs.watch(job_id, WATCH_SECONDS)
+    news = [(event.seq, event.kind, event.detail) for event in studio.jobs.events(job_id, after)]
+    view = seen(studio, job).model_dump(mode="json", exclude={"request", "eta_seconds"})
+    return news, json.dumps(view), job.state in FINISHED
+
+
+def _sse(kind: str, data: dict[str, str], seq: int) -> str:
+    return f"id: {seq}\nevent: {kind}\ndata: {json.dumps(data)}\n\n"

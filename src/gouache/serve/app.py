@@ -1,0 +1,67 @@
+"""The HTTP application: routes, errors, and the guard around them."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import Response
+from starlette.types import ASGIApp
+
+from gouache import __version__
+from gouache.errors import GouacheError
+from gouache.serve import api_jobs, api_pictures
+from gouache.serve.a1111 import listings as a1111_listings
+from gouache.serve.a1111 import routes as a1111
+from gouache.serve.replies import refusal, reply_to, validation_reply
+from gouache.serve.security import Guard
+from gouache.serve.studio import Studio
+
+
+def create_app(studio: Studio) -> ASGIApp:
+    """The whole server as one ASGI application.
+
+    Args:
+        studio: what it serves; started and stopped with the application.
+    """
+    api = create_api(studio)
+    return Guard(api, studio.settings, studio.accounts, studio.secret)
+
+
+def create_api(studio: Studio) -> FastAPI:
+    """The routes without the guard; for the schema."""
+
+    @asynccontextmanager
+    async def life(_app: FastAPI) -> AsyncIterator[None]:
+        studio.bell.hang()
+        studio.supervisor.start()
+        try:
+            yield
+        finally:
+            studio.supervisor.stop()
+
+    api = FastAPI(
+        title="gouache", version=__version__, lifespan=life, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
+    api.state.studio = studio
+    for part in (api_jobs, api_pictures, a1111, a1111_listings):
+        api.include_router(part.router)
+    _add_error_replies(api)
+    return api
+
+
+def _add_error_replies(api: FastAPI) -> None:
+    @api.exception_handler(GouacheError)
+    async def _known(request: Request, error: GouacheError) -> Response:
+        return reply_to(request.url.path, error)
+
+    @api.exception_handler(RequestValidationError)
+    async def _invalid(request: Request, error: RequestValidationError) -> Response:
+        return validation_reply(request.url.path, error.errors())
+
+    @api.exception_handler(HTTPException)
+    async def _plain(request: Request, error: HTTPException) -> Response:
+        return refusal(request.url.path, error.status_code, {"message": str(error.detail)}, error.headers)

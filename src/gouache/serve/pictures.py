@@ -1,0 +1,217 @@
+"""Finished pictures: listed once each, searched, tagged, put on boards, deleted with a way back."""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, fields
+from hashlib import sha256
+
+from sqlalchemy import ColumnElement, delete, func, insert, select, update
+
+from gouache.errors import NotFound
+from gouache.pipeline.recipe import Recipe
+from gouache.serve.database import Database, insert_missing
+from gouache.serve.job import Job
+from gouache.serve.tables import boards, pictures, tags
+
+UNDO_SECONDS = 30 * 24 * 3600
+"""A deleted picture's file is kept so long."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Picture:
+    """One row of the table; `number` is its place in its job, from 0."""
+
+    seq: int
+    id: str
+    job: str
+    number: int
+    owner: str
+    created: float
+    file: str
+    bytes: int
+    sha256: str
+    width: int
+    height: int
+    prompt: str
+    seed: int
+    model: str
+    recipe: str
+    starred: bool
+    deleted: float | None
+    board: str | None
+
+    def parsed(self) -> Recipe:
+        """Its recipe."""
+        return Recipe.from_json(self.recipe, where=f"picture {self.id}")
+
+
+_COLUMNS = [pictures.c[field.name] for field in fields(Picture)]
+
+
+def picture_id(job: Job, number: int) -> str:
+    """The id of a job's picture: the same at a second attempt, so that nothing is listed twice."""
+    return f"{job.id}-{number:04d}"
+
+
+def row_of(job: Job, number: int, file: str, data: bytes, size: tuple[int, int], recipe: Recipe) -> dict[str, object]:
+    """The columns of a new picture."""
+    return {
+        "id": picture_id(job, number), "job": job.id, "number": number, "owner": job.owner, "created": time.time(),
+        "file": file, "bytes": len(data), "sha256": sha256(data).hexdigest(), "width": size[0], "height": size[1],
+        "prompt": recipe.request.prompt, "seed": recipe.request.seed or 0, "model": recipe.model.name,
+        "recipe": recipe.to_json(),
+    }  # fmt: skip
+
+
+class Pictures:
+    """The gallery.
+
+    Args:
+        database: where the rows lie; the files are the vault's.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def get(self, picture: str, owner: str | None = None) -> Picture:
+        """One picture that isn't deleted.
+
+        Raises:
+            NotFound: no such picture, or somebody else's.
+        """
+        row = self.database.row(select(*_COLUMNS).where(pictures.c.id == picture, pictures.c.deleted.is_(None)))
+        if row is None or (owner is not None and row.owner != owner):
+            raise _missing(picture)
+        return Picture(**row._mapping)
+
+    def of_job(self, job_id: str) -> list[Picture]:
+        """A job's pictures in order, deleted ones left out."""
+        query = select(*_COLUMNS).where(pictures.c.job == job_id, pictures.c.deleted.is_(None))
+        return [Picture(**row._mapping) for row in self.database.rows(query.order_by(pictures.c.number))]
+
+    def ids_of_jobs(self, job_ids: Sequence[str]) -> dict[str, list[str]]:
+        """Picture ids by job."""
+        found: dict[str, list[str]] = {job_id: [] for job_id in job_ids}
+        query = select(pictures.c.job, pictures.c.id).where(pictures.c.job.in_(job_ids), pictures.c.deleted.is_(None))
+        for row in self.database.rows(query.order_by(pictures.c.number)):
+            found[row.job].append(row.id)
+        return found
+
+    def search(
+        self,
+        *,
+        owner: str | None = None,
+        words: str = "",
+        tag: str | None = None,
+        board: str | None = None,
+        starred: bool | None = None,
+        deleted: bool = False,
+        limit: int = 50,
+        before: int | None = None,
+    ) -> list[Picture]:
+        """Pictures, newest first, whose prompt has every one of the words, in any case."""
+        clauses: list[ColumnElement[bool]] = [
+            pictures.c.deleted.is_not(None) if deleted else pictures.c.deleted.is_(None)
+        ]
+        if owner is not None:
+            clauses.append(pictures.c.owner == owner)
+        clauses += [pictures.c.prompt.icontains(word, autoescape=True) for word in words.split()[:20]]
+        if tag is not None:
+            clauses.append(pictures.c.id.in_(select(tags.c.picture).where(tags.c.tag == tag)))
+        if board is not None:
+            clauses.append(pictures.c.board == board)
+        if starred is not None:
+            clauses.append(pictures.c.starred == starred)
+        if before is not None:
+            clauses.append(pictures.c.seq < before)
+        query = select(*_COLUMNS).where(*clauses).order_by(pictures.c.seq.desc()).limit(limit)
+        return [Picture(**row._mapping) for row in self.database.rows(query)]
+
+    def count(self) -> int:
+        """How many there are, deleted ones left out."""
+        row = self.database.row(select(func.count()).select_from(pictures).where(pictures.c.deleted.is_(None)))
+        return 0 if row is None else int(row[0])
+
+    def tags_of(self, picture: str) -> list[str]:
+        """A picture's tags, sorted."""
+        rows = self.database.rows(select(tags.c.tag).where(tags.c.picture == picture).order_by(tags.c.tag))
+        return [row.tag for row in rows]
+
+    def change(
+        self,
+        picture: str,
+        owner: str | None,
+        *,
+        starred: bool | None = None,
+        new_tags: Iterable[str] | None = None,
+        board: str | None = None,
+    ) -> Picture:
+        """Star it, set its tags, put it on a board ("" takes it off).
+
+        Raises:
+            NotFound: no such picture or board.
+        """
+        found = self.get(picture, owner)
+        with self.database.write() as connection:
+            row = update(pictures).where(pictures.c.id == picture)
+            if starred is not None:
+                connection.execute(row.values(starred=starred))
+            if new_tags is not None:
+                connection.execute(delete(tags).where(tags.c.picture == picture))
+                for tag in sorted(set(new_tags)):
+                    connection.execute(insert(tags).values(picture=picture, tag=tag))
+            if board is not None:
+                wanted = select(boards.c.id).where(boards.c.id == board, boards.c.owner == found.owner)
+                if board and connection.execute(wanted).first() is None:
+                    raise NotFound("board", given=repr(board), expected="the id of one of your boards")
+                connection.execute(row.values(board=board or None))
+        return self.get(picture, owner)
+
+    def delete(self, picture: str, owner: str | None = None) -> None:
+        """Take it out of every list; `restore` brings it back.
+
+        Raises:
+            NotFound: no such picture.
+        """
+        self.get(picture, owner)
+        with self.database.write() as connection:
+            connection.execute(update(pictures).where(pictures.c.id == picture).values(deleted=time.time()))
+
+    def restore(self, picture: str, owner: str | None = None) -> Picture:
+        """Undo a deletion.
+
+        Raises:
+            NotFound: no such picture, or its file is gone.
+        """
+        with self.database.write() as connection:
+            mine = update(pictures).where(pictures.c.id == picture)
+            mine = mine if owner is None else mine.where(pictures.c.owner == owner)
+            if not connection.execute(mine.values(deleted=None)).rowcount:
+                raise _missing(picture)
+        return self.get(picture, owner)
+
+    def boards(self, owner: str) -> dict[str, str]:
+        """Name by id of the owner's boards."""
+        query = select(boards).where(boards.c.owner == owner).order_by(boards.c.name)
+        return {row.id: row.name for row in self.database.rows(query)}
+
+    def add_board(self, owner: str, name: str) -> str:
+        """Make a board, or find the one of this name; gives its id."""
+        with self.database.write() as connection:
+            insert_missing(connection, boards, id=uuid.uuid4().hex, owner=owner, name=name)
+            query = select(boards.c.id).where(boards.c.owner == owner, boards.c.name == name)
+            return str(connection.execute(query).scalar_one())
+
+
+def _missing(picture: str) -> NotFound:
+    return NotFound("picture", given=repr(picture), expected="the id of one of your pictures")
+
+
+def describe(picture: Picture) -> str:
+    """One line of JSON for an export."""
+    plain = {name: getattr(picture, name) for name in ("id", "job", "file", "sha256", "seed", "model")}
+    return json.dumps(plain | {"recipe": json.loads(picture.recipe)}, ensure_ascii=False)

@@ -1,0 +1,97 @@
+"""What the studio is told at its start: where it listens, where its data lie, and its limits."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field
+
+from gouache.config import Config
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+Count = Annotated[int, Field(ge=1)]
+Seconds = Annotated[float, Field(gt=0)]
+
+
+class Limits(Config):
+    """Caps on what one request, one user and the whole queue may ask for. Over a cap the answer is a 4xx."""
+
+    body_bytes: Count = 64 * 2**20
+    """Bytes of one HTTP body."""
+    prompt: Count = 20_000
+    """Characters of a prompt."""
+    pixels: Count = 4 * 2**20
+    """Pixels of one painted picture, second pass included."""
+    steps: Count = 150
+    """Denoising steps of one pass."""
+    count: Count = 32
+    """Pictures of one job."""
+    work: Count = 4 * 2**30
+    """Pixels times steps times pictures of one job."""
+    queue: Count = 2000
+    """Jobs that wait."""
+    queue_per_user: Count = 1500
+    """Jobs of one user that wait."""
+    jobs_per_minute: Count = 1200
+    """Jobs that one token may hand in in a minute."""
+    requests_per_minute: Count = 120_000
+    """Requests of one token in a minute."""
+    failed_logins_per_minute: Count = 10
+    """Wrong tokens or passwords from one address in a minute."""
+
+
+class Settings(Config):
+    """One studio."""
+
+    data: Path
+    """Folder of pictures, attachments and, without another URL, the store."""
+    store: str | None = None
+    """SQLAlchemy URL of the store, such as postgresql+psycopg://...; SQLite in the data folder without it."""
+    models: tuple[Path, ...] = ()
+    """Folders in which models lie."""
+    default_model: str | None = None
+    """Model of a request that names none; the shipped one without it."""
+    host: str = "127.0.0.1"
+    """Address to listen on. Anything but loopback needs an account or a token."""
+    port: Annotated[int, Field(ge=0, le=65535)] = 7860
+    """Port to listen on; 0 takes a free one."""
+    allowed_hosts: tuple[str, ...] = ()
+    """Names, beside loopback and plain addresses, under which the studio is reached, for example behind a proxy."""
+    workers: Annotated[int, Field(ge=0, le=64)] = 1
+    """Worker processes that this server starts and watches; 0 if they run elsewhere."""
+    model_memory: Count = 8 * 2**30
+    """Bytes of loaded models a worker keeps."""
+    device: str | None = None
+    """cpu, cuda, cuda:0, mps; a card if there is one without it."""
+    threads: Annotated[int, Field(ge=0, le=1024)] = 0
+    """CPU threads of a worker; 0 leaves the choice to the tensor library."""
+    lease: Seconds = 30.0
+    """Seconds after which a silent worker's job goes to another."""
+    grace: Seconds = 10.0
+    """Seconds that a stop leaves the running job to finish; after them it goes back into the queue."""
+    wait: Seconds = 590.0
+    """Longest time that A1111's and OpenAI's blocking calls wait; the job itself goes on."""
+    page: bool = True
+    """Serve the web page at /."""
+    limits: Limits = Field(default_factory=Limits)
+
+    @property
+    def store_url(self) -> str:
+        """Where the store is."""
+        return self.store or f"sqlite:///{self.data / 'studio.sqlite3'}"
+
+    @property
+    def on_loopback(self) -> bool:
+        """Whether only this machine can reach it."""
+        return self.host in LOOPBACK
+
+
+def data_folder() -> Path:
+    """The user's data folder for gouache: $GOUACHE_DATA, $XDG_DATA_HOME/gouache, or ~/.local/share/gouache."""
+    own = os.environ.get("GOUACHE_DATA")
+    if own:
+        return Path(own)
+    base = os.environ.get("XDG_DATA_HOME")
+    return (Path(base) if base else Path.home() / ".local" / "share") / "gouache"

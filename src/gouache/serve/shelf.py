@@ -1,0 +1,141 @@
+"""Which models there are, by name. Only what lies inside the given folders can be named, and never by a path."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Row, select
+
+from gouache.errors import ModelNotFound, unknown_name
+from gouache.serve.database import Database, upsert
+from gouache.serve.tables import models
+
+SHIPPED = "pocket"
+"""Name of the model that needs no file."""
+SUFFIXES = {".safetensors", ".ckpt", ".gguf"}
+_FOLDER_MARKS = ("model.json", "model_index.json")
+_DEPTH = 4
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """A model that can be asked for.
+
+    Attributes:
+        name: path below its folder, with forward slashes; or `pocket`.
+        path: where it lies; None for the shipped one.
+        size: bytes on disk.
+        modified: seconds since 1970.
+        sha256: of the weights if they were hashed once, else None.
+    """
+
+    name: str
+    path: Path | None
+    size: int
+    modified: float
+    sha256: str | None = None
+
+    @property
+    def title(self) -> str:
+        """As A1111 shows it: name and the first ten digits of the hash."""
+        return f"{self.name} [{self.sha256[:10]}]" if self.sha256 else self.name
+
+    @property
+    def stem(self) -> str:
+        """The last part of the name without its suffix."""
+        last = self.name.rsplit("/", 1)[-1]
+        return last.rsplit(".", 1)[0] if Path(last).suffix.lower() in SUFFIXES else last
+
+
+class Shelf:
+    """The models in some folders.
+
+    Args:
+        folders: where to look.
+        database: remembers hashes.
+        default: name for requests that give none.
+    """
+
+    def __init__(self, folders: Sequence[Path], database: Database, default: str | None = None) -> None:
+        self.folders = [folder.resolve() for folder in folders]
+        self.database = database
+        self.default = default or SHIPPED
+        self._entries: list[ModelEntry] = []
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look again what is there."""
+        found = [ModelEntry(SHIPPED, None, 0, 0.0)]
+        for folder in self.folders:
+            found += [entry for path in _models_below(folder, folder, _DEPTH) if (entry := _entry(folder, path))]
+        self._entries = list({entry.name: entry for entry in found}.values())
+
+    def entries(self) -> list[ModelEntry]:
+        """Every model, the shipped one first."""
+        known = {row.path: row for row in self.database.rows(select(models))}
+        return [_hashed(entry, known) for entry in self._entries]
+
+    def find(self, name: str | None) -> ModelEntry:
+        """A model by name, stem, A1111 title, or hash (ten digits or all).
+
+        Raises:
+            ModelNotFound: no such model here.
+        """
+        wanted = name or self.default
+        entries = self.entries()
+        for entry in entries:
+            hashes = (entry.sha256, entry.sha256[:10]) if entry.sha256 else ()
+            if wanted in (entry.name, entry.stem, entry.title, *hashes):
+                return entry
+        near = unknown_name("model", wanted, [entry.name for entry in entries])
+        raise ModelNotFound("model", given=repr(wanted), expected=near.expected, cure=near.cure)
+
+    def remember_hash(self, entry: ModelEntry, sha256: str) -> None:
+        """Keep the hash of a model's weights until the file changes."""
+        if entry.path is None or not sha256:
+            return
+        with self.database.write() as connection:
+            upsert(
+                connection, models, {"path": str(entry.path)}, size=entry.size, modified=entry.modified, sha256=sha256
+            )
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _models_below(folder: Path, root: Path, depth: int) -> list[Path]:
+    if depth == 0 or not folder.is_dir():
+        return []
+    found: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if not path.resolve().is_relative_to(root) or path.name.startswith("."):
+            continue
+        if path.is_dir():
+            is_model = any((path / mark).is_file() for mark in _FOLDER_MARKS)
+            found += [path] if is_model else _models_below(path, root, depth - 1)
+        elif path.suffix.lower() in SUFFIXES:
+            found.append(path)
+    return found
+
+
+def _entry(root: Path, path: Path) -> ModelEntry | None:
+    try:
+        files = [path] if path.is_file() else [part for part in path.rglob("*") if part.is_file()]
+        size = sum(part.stat().st_size for part in files)
+        return ModelEntry(path.relative_to(root).as_posix(), path, size, path.stat().st_mtime)
+    except OSError:
+        return None
+
+
+def _hashed(entry: ModelEntry, known: dict[str, Row[Any]]) -> ModelEntry:
+    row = known.get(str(entry.path))
+    if row is None or (row.size, row.modified) != (entry.size, entry.modified):
+        return entry
+    return ModelEntry(entry.name, entry.path, entry.size, entry.modified, row.sha256)

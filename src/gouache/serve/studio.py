@@ -1,0 +1,165 @@
+"""Everything a server process holds, put together once."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Sequence
+
+from sqlalchemy import delete, insert, select
+
+from gouache.pipeline.request import Request
+from gouache.serve.accounts import Accounts
+from gouache.serve.admission import admit
+from gouache.serve.database import Database, upsert
+from gouache.serve.job import FINISHED, Job, Source
+from gouache.serve.jobs import Jobs, fingerprint_of
+from gouache.serve.leases import Leases
+from gouache.serve.pictures import Pictures
+from gouache.serve.settings import Settings
+from gouache.serve.shelf import Shelf
+from gouache.serve.supervisor import WORKER_COMMAND, Supervisor
+from gouache.serve.tables import options, presets
+from gouache.serve.vault import Vault
+
+TWIN_SECONDS = 3600.0
+log = logging.getLogger("gouache.studio")
+
+
+class Bell:
+    """Wakes coroutines that wait for a job, from any thread."""
+
+    def __init__(self) -> None:
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._events: dict[str, asyncio.Event] = {}
+
+    def hang(self) -> None:
+        """Use the running loop."""
+        self._loop = asyncio.get_running_loop()
+
+    def ring(self, job_id: str = "") -> None:
+        """Wake those who wait for this job; without one, everybody."""
+        if self._loop is not None:
+            with contextlib.suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._ring, job_id)
+
+    def _ring(self, job_id: str) -> None:
+        for name in [job_id] if job_id else list(self._events):
+            event = self._events.pop(name, None)
+            if event is not None:
+                event.set()
+
+    def ticket(self, job_id: str) -> asyncio.Event:
+        """Set at the next ring. Take it before looking at the job, so that no ring falls in between."""
+        return self._events.setdefault(job_id, asyncio.Event())
+
+
+async def within(event: asyncio.Event, seconds: float) -> None:
+    """Return when the event is set, or after so many seconds."""
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(event.wait(), seconds)
+
+
+class Studio:
+    """The store, the files, the models and the workers of one server.
+
+    Args:
+        settings: what to serve.
+        worker_command: starts a worker.
+    """
+
+    def __init__(self, settings: Settings, worker_command: Sequence[str] = WORKER_COMMAND) -> None:
+        self.settings = settings
+        self.vault = Vault(settings.data)
+        self.database = Database(settings.store_url)
+        self.jobs = Jobs(self.database, settings.limits)
+        self.leases = Leases(self.database)
+        self.pictures = Pictures(self.database)
+        self.accounts = Accounts(self.database)
+        self.shelf = Shelf(settings.models, self.database, settings.default_model)
+        self.secret = self.database.secret()
+        self.bell = Bell()
+        self.started = time.time()
+        self.supervisor = Supervisor(settings, self.leases, self.bell.ring, worker_command)
+
+    def submit(
+        self,
+        request: Request,
+        *,
+        owner: str,
+        source: Source,
+        key: str | None = None,
+        label: str = "",
+        priority: int = 0,
+        fingerprint: str | None = None,
+        is_retry: bool = False,
+    ) -> tuple[Job, bool]:
+        """Check a request, accept it and wake a worker.
+
+        Args:
+            is_retry: the client says that it sent this before: then an equal job of the last hour is the one meant.
+
+        Returns:
+            The job, and whether it is new; errors as `admit` and `Jobs.submit`.
+        """
+        if is_retry and key is None and fingerprint is not None:
+            twin = self.jobs.recent_twin(owner, fingerprint, since=time.time() - TWIN_SECONDS)
+            if twin is not None:
+                return twin, False
+        fingerprint = fingerprint or fingerprint_of(request.to_json())
+        admitted = admit(request, self.settings.limits, self.shelf, self.vault)
+        job, new = self.jobs.submit(
+            admitted, owner=owner, source=source, key=key, label=label, priority=priority, fingerprint=fingerprint
+        )
+        self.supervisor.wake()
+        if new:
+            log.info("job accepted", extra={"job": job.id, "owner": owner, "source": source})
+        return job, new
+
+    def cancel(self, job_id: str, owner: str | None) -> Job:
+        """Cancel one job by its id; errors as `Jobs.cancel`."""
+        job = self.jobs.cancel(job_id, owner)
+        self.bell.ring(job_id)
+        return job
+
+    async def wait_for(self, job_id: str, seconds: float) -> Job:
+        """Wait until a job is finished, at most so long; gives it as it stands then."""
+        until = time.monotonic() + seconds
+        while True:
+            ticket = self.bell.ticket(job_id)
+            job = await asyncio.to_thread(self.jobs.get, job_id)
+            left = until - time.monotonic()
+            if job.state in FINISHED or left <= 0:
+                return job
+            # The bell rings for workers of this server; those of others are only seen by looking.
+            await within(ticket, min(left, 0.25))
+
+    def options(self, owner: str) -> dict[str, str]:
+        """A user's stored options, as JSON texts by key."""
+        rows = self.database.rows(select(options).where(options.c.owner == owner))
+        return {row.key: row.value for row in rows}
+
+    def set_options(self, owner: str, values: dict[str, str]) -> None:
+        """Store options."""
+        with self.database.write() as connection:
+            for key, value in values.items():
+                upsert(connection, options, {"owner": owner, "key": key}, value=value)
+
+    def presets(self, owner: str) -> dict[str, tuple[str, str]]:
+        """Prompt and negative prompt by name of the user's styles."""
+        rows = self.database.rows(select(presets).where(presets.c.owner == owner).order_by(presets.c.name))
+        return {row.name: (row.prompt, row.negative_prompt) for row in rows}
+
+    def set_preset(self, owner: str, name: str, prompt: str, negative_prompt: str) -> None:
+        """Store a style; it replaces one of the same name."""
+        with self.database.write() as connection:
+            connection.execute(delete(presets).where(presets.c.owner == owner, presets.c.name == name))
+            values = {"owner": owner, "name": name, "prompt": prompt, "negative_prompt": negative_prompt}
+            connection.execute(insert(presets).values(**values, request="{}"))
+
+    def close(self) -> None:
+        """Stop the workers and let go of the store."""
+        self.supervisor.stop()
+        self.database.close()

@@ -1,0 +1,110 @@
+"""The studio's files: finished pictures, thumbnails, and pictures that came with requests. Every name is generated."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+from gouache.errors import NotFound, PictureError
+from gouache.pipeline.files import write_bytes
+
+Shelf = Literal["pictures", "thumbnails", "attachments"]
+SHELVES: tuple[Shelf, ...] = ("pictures", "thumbnails", "attachments")
+_NAME = re.compile(r"[0-9a-f]{32,64}(-[0-9]{4})?(\.(png|jpeg|webp))?")
+THUMBNAIL_SIDE = 320
+
+
+class Vault:
+    """Three folders in the data folder.
+
+    Args:
+        data: the data folder; made, for the user alone, if it is missing.
+    """
+
+    def __init__(self, data: Path) -> None:
+        self.root = data
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for shelf in SHELVES:
+            (data / shelf).mkdir(exist_ok=True, mode=0o700)
+
+    def path(self, shelf: Shelf, name: str) -> Path:
+        """Where a file lies.
+
+        Raises:
+            NotFound: no name that this vault made, or one that leads out of its folder (a link).
+        """
+        folder = (self.root / shelf).resolve()
+        path = folder / name
+        if not _NAME.fullmatch(name) or path.resolve().parent != folder:
+            raise NotFound("file", given=repr(name), expected="the name of a stored file")
+        return path
+
+    def keep(self, shelf: Shelf, name: str, data: bytes) -> Path:
+        """Store bytes, whole or not at all: temporary file, fsync, rename, fsync of the folder."""
+        path = self.path(shelf, name)
+        write_bytes(path, data, force=True)
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return path
+
+    def read(self, shelf: Shelf, name: str) -> bytes:
+        """A file's bytes.
+
+        Raises:
+            NotFound: not there.
+        """
+        path = self.path(shelf, name)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise NotFound("file", given=repr(name), expected="a stored file") from error
+
+    def remove(self, shelf: Shelf, name: str) -> None:
+        """Remove a file if it is there."""
+        self.path(shelf, name).unlink(missing_ok=True)
+
+    def attach(self, data: bytes) -> str:
+        """Store a picture that a request names; gives the `sha256:<hex>` that names it."""
+        digest = sha256(data).hexdigest()
+        if not self.path("attachments", digest).is_file():
+            self.keep("attachments", digest, data)
+        return f"sha256:{digest}"
+
+    def attachment(self, name: str) -> bytes:
+        """The bytes behind `sha256:<hex>`.
+
+        Raises:
+            PictureError: no such attachment. A path is never read.
+        """
+        prefix, _, digest = name.partition(":")
+        if prefix != "sha256":
+            raise PictureError(
+                "picture", given="a path", expected="sha256:<hex> of an attachment", cure="Upload the picture first."
+            )
+        try:
+            return self.read("attachments", digest)
+        except NotFound as error:
+            raise PictureError(
+                "picture", given=repr(name), expected="an attachment that was uploaded", cure="Upload it first."
+            ) from error
+
+    def thumbnail(self, file: str) -> Path:
+        """A small WebP of a stored picture, made at the first call."""
+        name = Path(file).with_suffix(".webp").name
+        path = self.path("thumbnails", name)
+        if not path.is_file():
+            picture = Image.open(io.BytesIO(self.read("pictures", file)))
+            picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+            buffer = io.BytesIO()
+            picture.save(buffer, "WEBP", quality=85)
+            write_bytes(path, buffer.getvalue(), force=True)
+        return path

@@ -1,0 +1,284 @@
+"""The worker: a process of its own that takes jobs from the store and paints them.
+
+It hears its parent on standard input (first line: the settings; further bytes: "look at the queue", or
+"u": "let go of your models"; the end: stop) and
+tells on standard output when something changed, one job id a line. All truth is in the store; these lines only spare
+waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+
+from PIL import Image
+
+from gouache.errors import GouacheError, StoreError
+from gouache.pipeline.events import Painted, Progress
+from gouache.serve.database import Database
+from gouache.serve.job import Job
+from gouache.serve.leases import Leases
+from gouache.serve.logs import log_to_stderr
+from gouache.serve.painting import LoadedModels, OpenModel, open_pipeline
+from gouache.serve.pictures import picture_id, row_of
+from gouache.serve.settings import Settings
+from gouache.serve.shelf import Shelf
+from gouache.serve.vault import Vault
+
+PROGRESS_SECONDS = 0.1
+PREVIEW_SECONDS = 0.5
+POLL_SECONDS = 0.25
+PREVIEW_SIDE = 512
+log = logging.getLogger("gouache.worker")
+
+
+class Stopped(Exception):
+    """Told to stop; the job goes back into the queue."""
+
+
+class LeaseLost(Exception):
+    """Somebody else has the job now."""
+
+
+class Worker:
+    """Takes jobs one after the other.
+
+    Args:
+        settings: of the studio.
+        open_model: loads models.
+        tell: called with a job's id whenever something about it changed.
+    """
+
+    def __init__(self, settings: Settings, open_model: OpenModel, tell: Callable[[str], None]) -> None:
+        self.settings, self.tell = settings, tell
+        self.name = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns():x}"
+        database = Database(settings.store_url)
+        self.database, self.leases, self.vault = database, Leases(database), Vault(settings.data)
+        self.shelf = Shelf(settings.models, database, settings.default_model)
+        self.models = LoadedModels(open_model, settings.model_memory, settings.device)
+        self.stop_at: float | None = None
+        self.unload = threading.Event()
+
+    def stop(self, grace: float) -> None:
+        """Take no further job; the running one has so many seconds."""
+        if self.stop_at is None:
+            self.stop_at = time.monotonic() + grace
+
+    def run(self, wait: Callable[[float], None]) -> None:
+        """Work until `stop` is called.
+
+        Args:
+            wait: sleeps up to so many seconds, or until there may be a job.
+        """
+        while self.stop_at is None:
+            if self.unload.is_set():
+                self.unload.clear()
+                self.models.forget()
+            if not self.work_once():
+                wait(POLL_SECONDS)
+
+    def work_once(self) -> bool:
+        """Take one job and bring it to an end; False if there was none."""
+        self.leases.release_expired()
+        job = self.leases.claim(self.name, self.settings.lease)
+        if job is None:
+            return False
+        log.info("job started", extra={"job": job.id, "attempt": job.attempts})
+        self.tell(job.id)
+        start = time.perf_counter()
+        with self._heartbeat(job):
+            self._bring_to_an_end(job)
+        log.info("job left", extra={"job": job.id, "seconds": round(time.perf_counter() - start, 4)})
+        self.tell(job.id)
+        return True
+
+    def _bring_to_an_end(self, job: Job) -> None:
+        try:
+            _Attempt(self, job).paint()
+        except Stopped:
+            self.leases.give_back(job)
+        except LeaseLost:
+            log.warning("lease lost", extra={"job": job.id})
+        except GouacheError as error:
+            self.leases.fail(job, complaint(error))
+        except MemoryError:
+            self.models.forget()
+            self.leases.fail(job, _plain("memory", "not enough", "room for the pictures", "Ask for less at once."))
+        except Exception as error:  # A job must never take the worker's loop down.
+            log.exception("job failed", extra={"job": job.id})
+            if "out of memory" in str(error).lower():
+                self.models.forget()
+            self.leases.fail(job, _plain("worker", f"{type(error).__name__}: {error}"[:500], "no such fault", ""))
+
+    @contextlib.contextmanager
+    def _heartbeat(self, job: Job) -> Iterator[None]:
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(self.settings.lease / 3):
+                with contextlib.suppress(Exception):
+                    self.leases.renew(job, self.settings.lease)
+
+        thread = threading.Thread(target=beat, daemon=True, name="heartbeat")
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+class _Attempt:
+    """One job on its way through this worker."""
+
+    def __init__(self, worker: Worker, job: Job) -> None:
+        self.worker, self.job, self.leases = worker, job, worker.leases
+        self.request = job.parsed()
+        self._told = self._shown = 0.0
+        self._watched = False
+
+    def paint(self) -> None:
+        """Paint every picture; the last one is listed in the transaction that marks the job done."""
+        worker, request = self.worker, self.request
+        entry = worker.shelf.find(request.model)
+        attachments = {name: worker.vault.attachment(name) for name in request.pictures()}
+        painter = worker.models.get(entry)
+        events = painter.run(request.replace(model=entry.name), attachments)
+        last: Painted | None = None
+        try:
+            for event in events:
+                if last is not None:
+                    self._keep(last, is_last=False)
+                    last = None
+                if self._must_stop():
+                    return
+                if isinstance(event, Progress):
+                    self._progress(event)
+                else:
+                    last = event
+        finally:
+            _close(events)
+        if last is None:
+            raise StoreError(f"job {self.job.id}", given="no picture", expected="at least one from the model")
+        self._keep(last, is_last=True)
+
+    def _must_stop(self) -> bool:
+        """True once the job was cancelled, which is then written down."""
+        orders = self.leases.orders(self.job)
+        if not orders.held:
+            raise LeaseLost(f"job {self.job.id}")
+        if self.worker.stop_at is not None and time.monotonic() > self.worker.stop_at:
+            raise Stopped(f"job {self.job.id}")
+        self._watched = orders.watched
+        if orders.cancel:
+            self.leases.cancelled(self.job)
+        return orders.cancel
+
+    def _progress(self, event: Progress) -> None:
+        now = time.monotonic()
+        jpeg = None
+        if self._watched and now - self._shown >= PREVIEW_SECONDS:
+            jpeg, self._shown = _jpeg(event.preview()), now
+        elif now - self._told < PROGRESS_SECONDS:
+            return
+        self._told = now
+        self.leases.progress(self.job, picture=event.picture, step=event.step, steps=event.steps, jpeg=jpeg)
+        self.worker.tell(self.job.id)
+
+    def _keep(self, painted: Painted, *, is_last: bool) -> None:
+        # PNG holds every recipe whole; other formats are made of it when they are asked for.
+        data = painted.encode("png")
+        file = f"{picture_id(self.job, painted.picture)}.png"
+        self.worker.vault.keep("pictures", file, data)
+        row = row_of(self.job, painted.picture, file, data, painted.image.size, painted.recipe)
+        with self.worker.database.write() as connection:
+            self.leases.add_picture(connection, row)
+            if is_last and not self.leases.finish(connection, self.job):
+                raise LeaseLost(f"job {self.job.id}")
+        self.worker.tell(self.job.id)
+
+
+def _close(events: object) -> None:
+    close = getattr(events, "close", None)
+    if close is not None:
+        close()
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    small = picture.convert("RGB")
+    small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()
+
+
+def complaint(error: GouacheError) -> dict[str, str]:
+    """An error in the parts that every interface shows."""
+    return {"kind": type(error).__name__, "where": error.where, "given": str(error.given), "expected": error.expected,
+            "cure": error.cure, "message": str(error)}  # fmt: skip
+
+
+def _plain(where: str, given: str, expected: str, cure: str) -> dict[str, str]:
+    message = f"{where}: given {given}, expected {expected}. {cure}".strip()
+    return {"kind": "WorkerError", "where": where, "given": given, "expected": expected, "cure": cure,
+            "message": message}  # fmt: skip
+
+
+def main(open_model: OpenModel = open_pipeline) -> None:
+    """Run a worker until standard input ends or a signal asks for the end."""
+    reports = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    # Whatever a library prints must not be read as a report.
+    os.dup2(2, 1)
+    settings = Settings.from_json(_first_line(), where="worker settings")
+    log_to_stderr()
+
+    def tell(job_id: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            reports.write(job_id + "\n")
+
+    worker = Worker(settings, open_model, tell)
+    tell(f"ready {worker.name}")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: worker.stop(settings.grace))
+    bell = threading.Event()
+    threading.Thread(target=_listen, args=(worker, bell), daemon=True, name="parent").start()
+
+    def wait(seconds: float) -> None:
+        bell.wait(seconds)
+        bell.clear()
+
+    worker.run(wait)
+
+
+def _first_line() -> str:
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            break
+        line += byte
+    return line.decode("utf-8")
+
+
+def _listen(worker: Worker, bell: threading.Event) -> None:
+    """Ring at every byte; the end of standard input is the end of the parent."""
+    while True:
+        said = os.read(0, 4096)
+        if not said:
+            break
+        if b"u" in said:
+            worker.unload.set()
+        bell.set()
+    worker.stop(worker.settings.grace)
+    bell.set()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,122 @@
+"""A studio on a temporary folder, with a real worker process that paints with a tiny model."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+from gouache.serve.app import create_app
+from gouache.serve.job import FINISHED, Job
+from gouache.serve.settings import Limits, Settings
+from gouache.serve.studio import Studio
+
+TINY_WORKER = (sys.executable, str(Path(__file__).parent / "tiny_worker.py"))
+
+
+class Server:
+    """A studio that listens on a free port of this machine, in a thread of its own."""
+
+    def __init__(self, studio: Studio) -> None:
+        self.studio = studio
+        config = uvicorn.Config(create_app(studio), log_level="error", lifespan="on", access_log=False)
+        self._server = uvicorn.Server(config)
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self.port = int(self._socket.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def _run(self) -> None:
+        asyncio.run(self._server.serve(sockets=[self._socket]))
+
+    def start(self) -> Server:
+        """Serve, and wait until it answers."""
+        self._thread.start()
+        for _ in range(200):
+            with contextlib.suppress(httpx.HTTPError):
+                httpx.get(f"{self.url}/v1/capabilities", timeout=1)
+                return self
+            time.sleep(0.05)
+        raise TimeoutError("the server did not start")
+
+    def stop(self) -> None:
+        """End the server and its workers."""
+        self._server.should_exit = True
+        self._thread.join(30)
+        self.studio.close()
+
+    def wait(self, job_id: str, seconds: float = 60) -> Job:
+        """Wait for a job's end."""
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            job = self.studio.jobs.get(job_id)
+            if job.state in FINISHED:
+                return job
+            time.sleep(0.01)
+        raise TimeoutError(f"job {job_id} is {job.state} after {seconds} s")
+
+
+def make_settings(folder: Path, **changes: object) -> Settings:
+    """Settings of a small studio without a page."""
+    plain: dict[str, object] = {"data": folder, "port": 0, "page": False, "threads": 1, "grace": 2.0}
+    return Settings.from_dict({**plain, **changes})
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    """Of a studio without workers."""
+    return make_settings(tmp_path, workers=0)
+
+
+@pytest.fixture
+def studio(settings: Settings) -> Iterator[Studio]:
+    """A studio that nobody works for."""
+    made = Studio(settings)
+    yield made
+    made.close()
+
+
+StartServer = Callable[..., Server]
+
+
+@pytest.fixture
+def start_server(tmp_path: Path) -> Iterator[StartServer]:
+    """Starts servers with the given settings; all of them are stopped in the end."""
+    started: list[Server] = []
+
+    def start(*, prepare: Callable[[Studio], object] | None = None, **changes: object) -> Server:
+        studio = Studio(make_settings(tmp_path / "data", **changes), TINY_WORKER)
+        if prepare is not None:
+            prepare(studio)
+        started.append(Server(studio).start())
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One server with one worker, shared by the tests that only hand in jobs and look."""
+    folder = tmp_path_factory.mktemp("studio")
+    shared = Server(Studio(make_settings(folder, limits=Limits(steps=100)), TINY_WORKER)).start()
+    yield shared
+    shared.stop()
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    """Speaks to the shared server."""
+    with httpx.Client(base_url=server.url, timeout=60) as made:
+        yield made
