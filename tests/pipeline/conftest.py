@@ -23,6 +23,8 @@ from gouache.pipeline.pipeline import Pipeline
 if TYPE_CHECKING:
     from tests.pipeline.twins import Twins
 
+# Tensors here are so small that more threads only wait for one another.
+torch.set_num_threads(1)
 MakeBundle = Callable[..., ModelBundle]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,28 @@ class Pair:
             output_type="np",
         ).images[0]
         return picture
+
+    def variant(self, name: str) -> Any:
+        """Another of diffusers' pipelines around the same networks."""
+        parts = dict(self.theirs.components)
+        kept = inspect.signature(getattr(diffusers, name).__init__).parameters
+        parts = {key: part for key, part in parts.items() if key in kept}
+        parts |= {key: None for key in ("depth_estimator", "feature_extractor") if key in kept}
+        more = {"requires_safety_checker": False} if "requires_safety_checker" in kept else {}
+        pipeline = getattr(diffusers, name)(**parts, **more)
+        pipeline.scheduler = self.theirs.scheduler
+        pipeline.set_progress_bar_config(disable=True)
+        return pipeline
+
+    def settings(self, request: Request) -> dict[str, Any]:
+        """What every call of theirs shares."""
+        return {
+            "prompt": request.prompt,
+            "negative_prompt": request.negative_prompt,
+            "num_inference_steps": request.num_inference_steps,
+            "guidance_scale": request.guidance_scale,
+            "output_type": "np",
+        }
 
 
 def math_hypot(sigma: float) -> float:

@@ -18,10 +18,11 @@ from gouache.pipeline.canvas import Canvas, keep_outside
 from gouache.pipeline.conditioning import PromptPlan, PromptReader
 from gouache.pipeline.decoding import decode, preview
 from gouache.pipeline.events import Event, Painted, Progress
+from gouache.pipeline.instruct import IMAGE_GUIDANCE, InstructDenoiser
 from gouache.pipeline.machine import check_device, machine_of, model_ref
 from gouache.pipeline.pixels import on_background
 from gouache.pipeline.plan import resolve_request, size_notes
-from gouache.pipeline.prepare import prepare
+from gouache.pipeline.prepare import INSTRUCT, input_kind, prepare
 from gouache.pipeline.recipe import Recipe, package_versions, pixels_digest
 from gouache.pipeline.references import References
 from gouache.pipeline.request import Request
@@ -173,7 +174,14 @@ class _Run:
             prompted.step = step.i + 2
             yield step.i + 1, step.x, step.denoised, step.sigma_next
 
-    def _prompted(self) -> PromptedDenoiser:
+    def _prompted(self) -> PromptedDenoiser | InstructDenoiser:
+        if input_kind(self.bundle) == INSTRUCT and self.canvas.draft is not None:
+            image_scale = self.request.image_guidance_scale
+            return InstructDenoiser(
+                self.bundle, self.positive, self.negative, self.canvas.draft,
+                text_scale=self.request.guidance_scale or 0.0,
+                image_scale=IMAGE_GUIDANCE if image_scale is None else image_scale,
+            )  # fmt: skip
         numbers, negative_numbers = _size_numbers(self.bundle, self.request)
         beside = Beside(self.canvas.draft, numbers, negative_numbers)
         return PromptedDenoiser(self.bundle, self.positive, self.negative, guidance_of(self.request), beside)

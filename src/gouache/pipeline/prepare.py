@@ -120,7 +120,8 @@ def _with_inputs(
 ) -> Canvas:
     """Add the channels that the network wants beside the latents."""
     if kind == INPAINT:
-        return replace(canvas, draft=_inpaint_channels(part, masked, request, bundle))
+        # Such a network was trained to leave the rest alone by itself: nothing is blended while it paints.
+        return replace(_merged(canvas), draft=_inpaint_channels(part, masked, request, bundle))
     if kind == INSTRUCT:
         if part is None or canvas.latents is None:
             raise _needs("init_image", "a picture to change", "--init FILE")
@@ -134,6 +135,14 @@ def _with_inputs(
             "depth_image", given="a depth map", expected="nothing: this model takes none", cure="Use a depth model."
         )
     return canvas
+
+
+def _merged(canvas: Canvas) -> Canvas:
+    """The same start with the mask worked into the latents."""
+    if canvas.mask is None or canvas.under_mask is None or canvas.latents is None:
+        return replace(canvas, mask=None)
+    latents = torch.lerp(canvas.latents, canvas.under_mask, canvas.mask)
+    return replace(canvas, latents=latents, under_mask=None, mask=None)
 
 
 def _needs(where: str, expected: str, option: str) -> InvalidInput:
