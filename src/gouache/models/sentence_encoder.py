@@ -12,6 +12,7 @@ from gouache.errors import ShapeMismatch
 from gouache.models.configs import SentenceEncoderConfig
 from gouache.models.text_encoder import TextEncoding
 from gouache.nn.attention import attend, key_mask
+from gouache.nn.linear import Linear
 
 __all__ = ["SentenceEncoder", "SentenceEncoderConfig", "mean_pool"]
 
@@ -102,7 +103,7 @@ class _Attention(nn.Module):
         super().__init__()
         self.heads = config.heads
         # Named `self` in the published files.
-        self.self = nn.ModuleDict({name: nn.Linear(config.width, config.width) for name in ("query", "key", "value")})
+        self.self = nn.ModuleDict({name: Linear(config.width, config.width) for name in ("query", "key", "value")})
         self.output = _ResidualDense(config.width, config)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -115,13 +116,13 @@ class _Attention(nn.Module):
 class _Dense(nn.Module):
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
-        self.dense = nn.Linear(width_in, width_out)
+        self.dense = Linear(width_in, width_out)
 
 
 class _ResidualDense(nn.Module):
     def __init__(self, width_in: int, config: SentenceEncoderConfig) -> None:
         super().__init__()
-        self.dense = nn.Linear(width_in, config.width)
+        self.dense = Linear(width_in, config.width)
         self.LayerNorm = nn.LayerNorm(config.width, eps=config.norm_eps)
 
     def forward(self, x: Tensor, residual: Tensor) -> Tensor:

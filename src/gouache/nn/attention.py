@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gouache.nn.linear import Linear
+
 
 def attend(
     query: Tensor,
@@ -73,10 +75,10 @@ class Attention(nn.Module):
         source = width if context_width is None else context_width
         self.heads = heads
         self.slice_size = 0
-        self.to_q = nn.Linear(width, width, bias=bias)
-        self.to_k = nn.Linear(source, width, bias=bias)
-        self.to_v = nn.Linear(source, width, bias=bias)
-        self.to_out = nn.ModuleList([nn.Linear(width, width)])
+        self.to_q = Linear(width, width, bias=bias)
+        self.to_k = Linear(source, width, bias=bias)
+        self.to_v = Linear(source, width, bias=bias)
+        self.to_out = nn.ModuleList([Linear(width, width)])
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """x [B, N, width], context [B, M, context_width] (None: x itself), mask as in `attend` -> [B, N, width]."""

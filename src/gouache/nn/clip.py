@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gouache.nn.attention import attend
+from gouache.nn.linear import Linear
 
 Activation = Literal["quick_gelu", "gelu"]
 
@@ -25,10 +26,10 @@ class ClipAttention(nn.Module):
         super().__init__()
         self.heads = heads
         self.causal = causal
-        self.k_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.q_proj = nn.Linear(width, width)
-        self.out_proj = nn.Linear(width, width)
+        self.k_proj = Linear(width, width)
+        self.v_proj = Linear(width, width)
+        self.q_proj = Linear(width, width)
+        self.out_proj = Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, L, width] -> [N, L, width]."""
@@ -43,8 +44,8 @@ class ClipFeedForward(nn.Module):
     def __init__(self, width: int, inner: int, activation: Activation) -> None:
         super().__init__()
         self.activation: Activation = activation
-        self.fc1 = nn.Linear(width, inner)
-        self.fc2 = nn.Linear(inner, width)
+        self.fc1 = Linear(width, inner)
+        self.fc2 = Linear(inner, width)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [N, L, width] -> [N, L, width]."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from gouache.nn.elementwise import silu
+from gouache.nn.linear import Linear
 
 
 def sinusoidal_embedding(values: Tensor, width: int, *, max_period: float = 10_000.0) -> Tensor:
@@ -34,8 +35,8 @@ class EmbeddingMLP(nn.Module):
 
     def __init__(self, width_in: int, width_out: int) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(width_in, width_out)
-        self.linear_2 = nn.Linear(width_out, width_out)
+        self.linear_1 = Linear(width_in, width_out)
+        self.linear_2 = Linear(width_out, width_out)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, width_in] -> [B, width_out]."""

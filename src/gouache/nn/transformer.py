@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from gouache.nn.attention import Attention
 from gouache.nn.elementwise import add
+from gouache.nn.linear import Linear
 
 
 class GatedProjection(nn.Module):
@@ -14,7 +15,7 @@ class GatedProjection(nn.Module):
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
-        self.proj = nn.Linear(width, 2 * inner)
+        self.proj = Linear(width, 2 * inner)
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, N, width] -> [B, N, inner]."""
@@ -29,7 +30,7 @@ class FeedForward(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         # The middle entry holds the place of a dropout, so that the parameter names are the published ones.
-        self.net = nn.ModuleList([GatedProjection(width, 4 * width), nn.Identity(), nn.Linear(4 * width, width)])
+        self.net = nn.ModuleList([GatedProjection(width, 4 * width), nn.Identity(), Linear(4 * width, width)])
 
     def forward(self, x: Tensor) -> Tensor:
         """x [B, N, width] -> [B, N, width]."""
@@ -74,11 +75,11 @@ class SpatialTransformer(nn.Module):
         super().__init__()
         self.linear = linear
         self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
-        self.proj_in: nn.Module = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.proj_in: nn.Module = Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(channels, heads=heads, context_width=context_width) for _ in range(depth)
         )
-        self.proj_out: nn.Module = nn.Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
+        self.proj_out: nn.Module = Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
         """x [B, C, h, w], context [B, L, context_width], mask [B, 1, 1, L] -> [B, C, h, w]."""
