@@ -17,7 +17,7 @@ from gouache.checkpoints.header import DTYPE_BYTES, MAX_RANK
 from gouache.errors import CorruptCheckpoint, UnsafeCheckpoint
 
 MAX_PICKLE_BYTES = 32 << 20
-MAX_OPCODES = 1_000_000
+MAX_OPCODES = 500_000
 MAX_NAME = 500
 
 STORAGE_DTYPES = {
@@ -192,6 +192,13 @@ class _Machine:
             self.stack.append(_CALLS[function.name](self, *arguments[:10]))
         else:
             raise self.unsafe(f"a call of {function}")
+
+    def new(self) -> None:
+        """An object made without arguments: old embedding files keep their vectors in torch's ParameterDict."""
+        arguments, kind = self.pop(), self.pop()
+        if not isinstance(kind, Name) or kind.name != "ParameterDict" or arguments != ():
+            raise self.unsafe(f"an object of {kind}" if isinstance(kind, Name) else "an object of no known class")
+        self.stack.append({})
 
     def build(self) -> None:
         """State set on an object: a state dict's `_metadata` and a numpy type's byte order are known and left out."""
@@ -383,6 +390,7 @@ _ACTIONS: dict[str, Callable[[_Machine, Value], None]] = {
     "TUPLE3": _tuple_of_last(3),
     "LIST": lambda machine, _: machine.stack.append(machine.pop_mark()),
     "REDUCE": lambda machine, _: machine.call(),
+    "NEWOBJ": lambda machine, _: machine.new(),
     "BUILD": lambda machine, _: machine.build(),
     "BINPERSID": lambda machine, _: machine.load_storage(machine.pop()),
 }

@@ -12,6 +12,13 @@ import typer
 if TYPE_CHECKING:
     from gouache.checkpoints.detect import Identity
 
+NAMINGS = {
+    "ours": "diffusers",
+    "old_diffusers": "old diffusers",
+    "clip_model": "CLIP",
+    "open_clip": "OpenCLIP",
+    "ldm": "CompVis",
+}
 LONGEST_SHOWN = 100
 FAMILIES = {
     "sd1": "Stable Diffusion 1.x",
@@ -108,13 +115,15 @@ def _print(found: Mapping[str, Any]) -> None:
             typer.echo(f"{'prediction' if label == 'unknown' else label:<12}{value}")
     for name, part in found["parts"].items():
         types = "/".join(part["dtypes"])
-        typer.echo(f"  {name:<16}{short_count(part['parameters']):>8}  {types:<9} {part['naming']} names")
+        typer.echo(f"  {name:<16}{short_count(part['parameters']):>8}  {types:<9} {NAMINGS[part['naming']]} names")
     for reason, count in found["left_out"].items():
         typer.echo(f"{'left out':<12}{count} tensors: {reason}")
     if found["unexplained"]:
         names = ", ".join(found["unexplained"][:4])
         typer.echo(f"{'unexplained':<12}{len(found['unexplained'])} tensors: {names} ...; it will not load")
     for key, value in found["metadata"].items():
+        if key.startswith("gouache.config."):
+            continue  # the parts' configs: --json shows them
         text = " ".join(str(value).split())
         shown = text if len(text) <= LONGEST_SHOWN else f"{text[:LONGEST_SHOWN]}... ({len(text)} characters)"
         typer.echo(f"{'metadata':<12}{key} = {shown}")
