@@ -12,6 +12,7 @@ from gouache.errors import GouacheError
 LazyGroup.homes = {
     "paint": ("gouache.cli.paint:paint", "Paint pictures from words."),
     "samplers": ("gouache.cli.samplers:samplers", "List samplers and noise schedules with their aliases."),
+    "data": ("gouache.cli.data:data", "Build and inspect data sets."),
     "train": ("gouache.cli.train:train", "Train one stage on captioned pictures."),
     "runs": ("gouache.cli.train:runs", "Show a training run."),
     "pull": ("gouache.cli.pull:pull", "Fetch a model from the Hugging Face hub."),

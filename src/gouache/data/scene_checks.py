@@ -156,8 +156,8 @@ def part_sizes(mask: Mask) -> NDArray[np.int64]:
         for axis in (0, 1):
             spread = _sweep(spread, coarse, axis)
         if np.array_equal(spread, labels):
-            areas: NDArray[np.int64] = np.unique(labels[labels > 0], return_counts=True)[1]
-            return areas
+            areas = np.bincount(labels.ravel())[1:]
+            return np.asarray(areas[areas > 0], np.int64)
         labels = spread
 
 

@@ -100,7 +100,7 @@ class Scenes:
 
     def _draw(self, dice: _Dice, wanted: SceneKind | None) -> Scene:
         plain = wanted is not None
-        kind: SceneKind = wanted or dice.pick(KINDS)
+        kind: SceneKind = dice.pick(KINDS) if wanted is None else wanted
         style = dice.pick(tuple(self._rows))
         if kind == "counted":
             picture, words, truth = self._counted(dice, style)

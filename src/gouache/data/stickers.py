@@ -17,7 +17,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -221,7 +221,9 @@ def _read_records(path: Path) -> list[Sticker]:
     names = [field.name for field in fields(Sticker)]
     try:
         rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        values = [[tuple(v) if isinstance(v := row[name], list) else v for name in names] for row in rows]
+        values: list[dict[str, Any]] = [
+            {name: tuple(v) if isinstance(v := row[name], list) else v for name in names} for row in rows
+        ]
     except (OSError, ValueError, KeyError) as error:
         raise DataError(str(path), given=str(error), expected="one record a line", cure=REBUILD) from error
-    return [Sticker(**dict(zip(names, value, strict=True))) for value in values]
+    return [Sticker(**value) for value in values]

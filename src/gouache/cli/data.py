@@ -1,0 +1,105 @@
+"""`gouache data`: build recipes, look into folders of captioned pictures."""
+
+from __future__ import annotations
+
+import json as json_module
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from gouache.data.stickers_recipe import BuildProgress
+
+data = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    help="Build and inspect data sets.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@data.command()
+def build(
+    recipe: Annotated[str, typer.Argument(help="Name of the recipe: stickers.")],
+    folder: Annotated[Path, typer.Argument(help="Where the data set shall be.")],
+    tarballs: Annotated[
+        Path | None, typer.Option("--from", help="Folder with the packages' tarballs; else npm fetches them.")
+    ] = None,
+    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 128,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Build a data set from its recipe. The folder appears whole or not at all.
+
+    Example: gouache data build stickers stickers --size 128
+    """
+    from gouache.errors import unknown_name
+
+    if recipe != "stickers":
+        raise unknown_name("recipe", recipe, ("stickers",))
+    from gouache.data.stickers import Stickers
+    from gouache.data.stickers_recipe import build_stickers
+
+    _draw(build_stickers(folder, size=size, tarball_folder=tarballs))
+    stickers = Stickers.open(folder)
+    stickers.verify()
+    _print_stickers(stickers.manifest.count, stickers.manifest.counts, folder, as_json=json)
+
+
+@data.command()
+def inspect(
+    source: Annotated[str, typer.Argument(help="Folder, .parquet or .tar file, or owner/name on the hub.")],
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Read every picture of a data set; count and list what can't be used.
+
+    Example: gouache data inspect my-pictures
+    """
+    from gouache.data.readers import ReadReport
+    from gouache.data.stickers import Stickers
+
+    if (Path(source) / "manifest.json").is_file():
+        stickers = Stickers.open(source)
+        stickers.verify()
+        _print_stickers(len(stickers), stickers.manifest.counts, Path(source), as_json=json)
+        return
+    from gouache.data.inspect import inspect_pictures
+
+    report = ReadReport()
+    found = inspect_pictures(source, report)
+    if json:
+        skipped = [{"key": key, "reason": reason} for key, reason in report.listed]
+        counts = {"pictures": report.good, "broken": report.broken, "empty": report.empty, "skipped": skipped}
+        buckets = {f"{bucket.width}x{bucket.height}": count for bucket, count in found.buckets.items()}
+        facts = {"captions": found.captions, "with_alpha": found.with_alpha, "buckets": buckets}
+        typer.echo(json_module.dumps({**counts, **facts}, ensure_ascii=False))
+        return
+    typer.echo(report.summary())
+    typer.echo(f"{found.captions} captions, {found.with_alpha} pictures with alpha")
+    for bucket, count in found.buckets.items():
+        typer.echo(f"  {bucket.width}x{bucket.height}: {count}")
+
+
+def _print_stickers(count: int, counts: dict[str, int], folder: Path, *, as_json: bool) -> None:
+    if as_json:
+        typer.echo(json_module.dumps({"folder": str(folder), "pictures": count, "styles": counts}))
+        return
+    styles = ", ".join(f"{number} {style}" for style, number in counts.items())
+    typer.echo(f"{folder}: {count} pictures ({styles}); credits in {folder / 'CREDITS.md'}")
+
+
+def _draw(progress: Iterable[BuildProgress]) -> None:
+    """Run a build to its end; on a terminal, with a bar on standard error."""
+    if not sys.stderr.isatty():
+        for _ in progress:
+            pass
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("Building", total=None)
+        for event in progress:
+            bar.update(task, completed=event.done, total=event.total)

@@ -1,0 +1,269 @@
+"""Captioned pictures in the forms that people have them, read through the `datasets` library.
+
+A folder with `metadata.jsonl` or `.csv`, or `.txt` captions beside the pictures; parquet; webdataset shards (`.tar`);
+a data set on the hub. Everything is streamed, one picture at a time; nothing is written. Alpha is kept. What can't be
+used is counted and listed in a `ReadReport`, never left out silently.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from gouache.data.vectors import Picture
+from gouache.errors import DataError, MissingDependency
+
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+CAPTION_COLUMNS = ("captions", "caption", "text", "prompt", "txt", "label_text", "description")
+PICTURE_COLUMNS = ("image", "picture", "img", "jpg", "jpeg", "png", "webp")
+FILE_COLUMNS = ("file_name", "file", "path", "image")
+LISTED = 20
+LARGEST_SIDE = 16_384
+Row = Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionedPicture:
+    """One usable picture.
+
+    Attributes:
+        key: its name in the source: a file, or a row number.
+        picture: uint8 [H,W,4], straight alpha (255 where the file has none).
+        captions: one or more, none empty.
+    """
+
+    key: str
+    picture: Picture
+    captions: tuple[str, ...]
+
+
+@dataclass
+class ReadReport:
+    """What a reader met so far.
+
+    Attributes:
+        good: usable pictures.
+        broken: number that can't be decoded or found.
+        empty: number without a caption.
+        listed: the first 20 skipped ones as (key, reason).
+    """
+
+    good: int = 0
+    broken: int = 0
+    empty: int = 0
+    listed: list[tuple[str, str]] = field(default_factory=list)
+
+    def skip(self, key: str, reason: str, *, empty: bool = False) -> None:
+        """Count one that can't be used."""
+        self.empty += empty
+        self.broken += not empty
+        if len(self.listed) < LISTED:
+            self.listed.append((key, reason))
+
+    def summary(self) -> str:
+        """A few lines for people."""
+        lines = [f"{self.good} pictures, {self.broken} broken, {self.empty} without a caption"]
+        lines += [f"  skipped {key}: {reason}" for key, reason in self.listed]
+        left = self.broken + self.empty - len(self.listed)
+        return "\n".join([*lines, f"  and {left} more"] if left > 0 else lines)
+
+
+def read_pictures(source: str | Path, report: ReadReport, *, split: str = "train") -> Iterator[CaptionedPicture]:
+    """Stream the captioned pictures of a source, in its order.
+
+    Args:
+        source: a folder, a `.parquet` or `.tar` file, or the name of a data set on the hub (``"owner/name"``).
+        report: filled while reading.
+        split: of a data set on the hub.
+
+    Raises:
+        DataError: no such source, it holds no pictures or no captions at all, or none of its pictures is usable
+            (raised at the end, with the report's first reason).
+        MissingDependency: the package `datasets` is not installed.
+    """
+    for key, content, captions in _rows(source, split):
+        if not captions:
+            report.skip(key, "no caption", empty=True)
+            continue
+        try:
+            picture = decode(content)
+        except DataError as error:
+            report.skip(key, str(error.given))
+            continue
+        report.good += 1
+        yield CaptionedPicture(key, picture, captions)
+    if report.good == 0:
+        first = ": ".join(report.listed[0]) if report.listed else "nothing was read"
+        given = f"{report.broken} broken and {report.empty} without a caption ({first})"
+        raise DataError(str(source), given=given, expected="at least one captioned picture", cure="Check the source.")
+
+
+def decode(content: bytes | Path) -> Picture:
+    """Decode a picture file, alpha kept. uint8 [H,W,4]
+
+    Raises:
+        DataError: no picture, a truncated one, or one over 16,384 pixels a side.
+    """
+    try:
+        with Image.open(content if isinstance(content, Path) else io.BytesIO(content)) as image:
+            if max(image.size) > LARGEST_SIDE:
+                raise DataError("picture", given=f"{image.size} pixels", expected=f"at most {LARGEST_SIDE} a side")
+            return np.asarray(image.convert("RGBA"))
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        reason = str(error) if isinstance(content, bytes) else str(error).replace(str(content), content.name)
+        raise DataError("picture", given=reason, expected="a picture file", cure="Remove or replace it.") from error
+
+
+def _rows(source: str | Path, split: str) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
+    path = Path(source)
+    if path.is_dir():
+        return _folder_rows(path)
+    if path.suffix == ".parquet" or path.suffix == ".tar":
+        if not path.is_file():
+            raise DataError(str(path), given="no such file", expected="a data file", cure="Check the path.")
+        return _table_rows("parquet" if path.suffix == ".parquet" else "webdataset", [path])
+    if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/")):
+        raise DataError(
+            str(source), given="no such folder", expected="a folder, .parquet, .tar, or owner/name on the hub"
+        )
+    return _hub_rows(str(source), split)
+
+
+def _folder_rows(folder: Path) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    tables = {kind: [path for path in files if path.suffix == kind] for kind in (".parquet", ".tar")}
+    metadata = [path for path in files if path.name in ("metadata.jsonl", "metadata.csv")]
+    if metadata:
+        for path in metadata:
+            yield from _metadata_rows(path)
+    elif tables[".parquet"]:
+        yield from _table_rows("parquet", tables[".parquet"])
+    elif tables[".tar"]:
+        yield from _table_rows("webdataset", tables[".tar"])
+    else:
+        yield from _text_rows(folder, files)
+
+
+def _text_rows(folder: Path, files: list[Path]) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
+    """Pictures with a `.txt` beside them: one caption a line."""
+    pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
+    if not pictures:
+        raise DataError(str(folder), given="no picture", expected="pictures, parquet or webdataset shards")
+    if not any(path.with_suffix(".txt").is_file() for path in pictures):
+        cure = "Add metadata.jsonl with file_name and text, or a .txt beside each picture."
+        raise DataError(str(folder), given=f"{len(pictures)} pictures, no caption", expected="captions", cure=cure)
+    for path in pictures:
+        text = path.with_suffix(".txt")
+        captions = _captions(
+            text.read_text(encoding="utf-8", errors="replace").splitlines() if text.is_file() else None
+        )
+        yield path.relative_to(folder).as_posix(), path, captions
+
+
+def _metadata_rows(path: Path) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
+    rows = _load("json" if path.suffix == ".jsonl" else "csv", [path])
+    for number, row in enumerate(_checked(rows, path)):
+        name, captions = _first(row, FILE_COLUMNS), _first(row, CAPTION_COLUMNS)
+        if number == 0 and (name is None or captions is None):
+            given = f"columns {', '.join(row)}"
+            raise DataError(str(path), given=given, expected="columns file_name and text (or caption, captions)")
+        # Resolved, so that a metadata file can't reach out of its folder.
+        picture = (path.parent / str(name)).resolve()
+        inside = picture.is_relative_to(path.parent.resolve())
+        yield str(name), picture if inside else b"", _captions(captions)
+
+
+def _table_rows(kind: str, paths: list[Path]) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
+    yield from _columns(_checked(_load(kind, paths), paths[0]), str(paths[0]))
+
+
+def _hub_rows(name: str, split: str) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
+    offline = {os.environ.get(key, "") for key in ("GOUACHE_OFFLINE", "HF_HUB_OFFLINE")} - {"", "0"}
+    if offline:
+        raise DataError(name, given="offline mode", expected="a local folder, or leave to use the hub")
+    library = _datasets()
+    try:
+        rows = library.load_dataset(name, split=split, streaming=True)
+    except (OSError, ValueError, library.exceptions.DatasetsError) as error:
+        raise DataError(name, given=str(error).splitlines()[0], expected="a data set on the hub") from error
+    yield from _columns(_checked(_undecoded(rows), Path(name)), name)
+
+
+def _columns(rows: Iterable[Row], where: str) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
+    for number, row in enumerate(rows):
+        content, captions = _bytes(_first(row, PICTURE_COLUMNS)), _first(row, CAPTION_COLUMNS)
+        if captions is None and isinstance(row.get("json"), dict):
+            captions = _first(row["json"], CAPTION_COLUMNS)
+        if number == 0 and content is None:
+            given = f"columns {', '.join(row)}"
+            raise DataError(where, given=given, expected="a picture column: " + ", ".join(PICTURE_COLUMNS))
+        yield str(row.get("__key__", number)), content or b"", _captions(captions)
+
+
+def _bytes(value: object) -> bytes | Path | None:
+    if isinstance(value, Mapping):
+        held, path = value.get("bytes"), value.get("path")
+        return held if held is not None else Path(path) if path else None
+    return value if isinstance(value, bytes) else None
+
+
+def _captions(value: object) -> tuple[str, ...]:
+    if isinstance(value, bytes):
+        value = value.decode("utf-8", errors="replace")
+    if isinstance(value, str) and value.startswith("["):
+        try:
+            value = json.loads(value)
+        except ValueError:
+            value = [value]
+    several = value if isinstance(value, list | tuple) else [value]
+    return tuple(text.strip() for text in several if isinstance(text, str) and text.strip())
+
+
+def _first(row: Row, names: tuple[str, ...]) -> Any:
+    return next((row[name] for name in names if row.get(name) is not None), None)
+
+
+def _load(kind: str, paths: list[Path]) -> Iterable[Row]:
+    library = _datasets()
+    try:
+        rows = library.load_dataset(kind, data_files=[str(path) for path in paths], split="train", streaming=True)
+        return _undecoded(rows)
+    except (OSError, ValueError, library.exceptions.DatasetsError) as error:
+        raise DataError(str(paths[0]), given=str(error).splitlines()[0], expected=f"a {kind} file") from error
+
+
+def _undecoded(rows: Any) -> Iterable[Row]:
+    """The rows with pictures as bytes: a broken one must not stop the reader, and alpha must stay."""
+    library = _datasets()
+    for name, feature in (rows.features or {}).items():
+        if isinstance(feature, library.Image):
+            rows = rows.cast_column(name, library.Image(decode=False))
+    found: Iterable[Row] = rows
+    return found
+
+
+def _checked(rows: Iterable[Row], path: Path) -> Iterator[Row]:
+    """The rows, with a damaged table turned into a typed error."""
+    library = _datasets()
+    try:
+        yield from rows
+    except (OSError, ValueError, NotImplementedError, library.exceptions.DatasetsError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(str(path), given=reason, expected="a readable table of pictures") from error
+
+
+def _datasets() -> Any:
+    try:
+        import datasets
+    except ImportError as error:
+        cure = "Install it with `pip install 'gouache[data]'`."
+        raise MissingDependency("datasets", given=str(error), expected="the package datasets", cure=cure) from error
+    return datasets
