@@ -52,6 +52,15 @@ def test_every_sampler_is_measured() -> None:
     assert measured == set(SAMPLER_INFOS) - {"lcm"}, "lcm follows no ODE; it has its own test"
 
 
+def test_the_table_of_samplers_states_the_measured_order() -> None:
+    """With its defaults and from a cold start; `lms`, whose order is an option, starts with one step of first order."""
+    plain = [case for case in (*BENCHMARK.DETERMINISTIC, *BENCHMARK.STOCHASTIC) if not case.options]
+    for case in plain:
+        assert SAMPLER_INFOS[case.sampler].order == case.order, case.sampler
+    errors = BENCHMARK.path_errors(BENCHMARK.Case("lms", 2), (320, 640))
+    assert abs(BENCHMARK.orders(errors)[0] - SAMPLER_INFOS["lms"].order) < 0.3
+
+
 def test_the_stored_table_is_the_measured_one() -> None:
     """The page's figures for two cheap samplers, digit for digit."""
     page = (ROOT / "docs" / "convergence.md").read_text(encoding="utf-8")

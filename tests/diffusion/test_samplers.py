@@ -45,9 +45,9 @@ def shrink(x: Tensor, sigma: Tensor) -> Tensor:
 
 
 # Statistics. The state starts from the exact marginal and takes enough steps (60; first-order samplers 240) for the
-# bias to be below the scatter of 4000 points. Two statistics a case, each refused beyond what chance alone exceeds once in
-# 10^6: Hotelling's T^2 of the mean (chi-square, 2 degrees of freedom) and, for the covariance, the largest of its three
-# entries in units of their own scatter. 19 cases: less than one false alarm in 25 000 runs; besides, seeds are fixed.
+# bias to be below the scatter of 4000 points. Two statistics a case, each refused beyond what chance alone exceeds once
+# in 10^6: Hotelling's T^2 of the mean (chi-square, 2 degrees of freedom) and, for the covariance, the largest of its
+# three entries in units of their own scatter. 19 cases: less than one false alarm in 25 000 runs; seeds are fixed.
 POINTS = 4000
 T2_LIMIT = -2 * math.log(1e-6)
 Z_LIMIT = 5.1  # two-sided, three entries: 1e-6

@@ -19,7 +19,7 @@ class SamplerInfo:
         aliases: k-diffusion's, A1111's and diffusers' other names.
         default_schedule: the sigma schedule that A1111 pairs with it.
         stochastic: ``"no"``, ``"optional"`` (off by default) or ``"yes"``.
-        order: order of convergence towards its ODE, measured (docs/convergence.md).
+        order: order of convergence with its defaults and from a cold start, measured (docs/convergence.md).
         calls: network calls a step.
         discard_penultimate: A1111 makes one level more and leaves out the last but one.
         source: the paper.
@@ -67,12 +67,12 @@ _SAMPLERS = (
     SamplerInfo("dpm_2", "DPM2", ("k_dpm_2", "KDPM2DiscreteScheduler"), "karras", "optional", 2, 2, _DPM, True),
     SamplerInfo("dpm_2_ancestral", "DPM2 a", ("k_dpm_2_a", "k_dpm_2_ancestral", "KDPM2AncestralDiscreteScheduler"),
                 "karras", "yes", 2, 2, _DPM, True),
-    SamplerInfo("lms", "LMS", ("k_lms", "LMSDiscreteScheduler"), "uniform", "no", 4, 1, "Hairer et al. 1993, III.5"),
+    SamplerInfo("lms", "LMS", ("k_lms", "LMSDiscreteScheduler"), "uniform", "no", 2, 1, "Hairer et al. 1993, III.5"),
     SamplerInfo("dpmpp_2s", "DPM++ 2S", ("k_dpmpp_2s", "DPMSolverSinglestepScheduler"), "karras", "no", 2, 2, _DPMPP),
     SamplerInfo("dpmpp_2s_ancestral", "DPM++ 2S a", ("k_dpmpp_2s_a", "k_dpmpp_2s_ancestral"), "karras", "yes", 2, 2,
                 _DPMPP),
     SamplerInfo("dpmpp_2m", "DPM++ 2M", ("k_dpmpp_2m", "DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler",
-                                         "dpm_solver_multistep"), "karras", "no", 2, 1, _DPMPP),
+                                         "dpm_solver_multistep", "dpmsolver++"), "karras", "no", 2, 1, _DPMPP),
     SamplerInfo("dpmpp_sde", "DPM++ SDE", ("k_dpmpp_sde", "DPMSolverSDEScheduler", "dpmpp_sde_gpu"), "karras", "yes",
                 2, 2, _DPMPP),
     SamplerInfo("dpmpp_2m_sde", "DPM++ 2M SDE", ("k_dpmpp_2m_sde", "dpmpp_2m_sde_gpu", "sde-dpmsolver++"),
@@ -81,8 +81,8 @@ _SAMPLERS = (
                 "exponential", "yes", 2, 1, _DPMPP),
     SamplerInfo("dpmpp_3m_sde", "DPM++ 3M SDE", ("k_dpmpp_3m_sde", "dpmpp_3m_sde_gpu"), "exponential", "yes", 2, 1,
                 _DPMPP, True),
-    SamplerInfo("unipc", "UniPC", ("uni_pc_bh2", "UniPCMultistepScheduler"), "leading", "no", 3, 1, _UNIPC),
-    SamplerInfo("unipc_bh1", "UniPC bh1", ("uni_pc_bh1",), "leading", "no", 3, 1, _UNIPC),
+    SamplerInfo("unipc", "UniPC", ("uni_pc_bh2", "UniPCMultistepScheduler"), "leading", "no", 2, 1, _UNIPC),
+    SamplerInfo("unipc_bh1", "UniPC bh1", ("uni_pc_bh1",), "leading", "no", 2, 1, _UNIPC),
     SamplerInfo("deis", "DEIS", ("DEISMultistepScheduler",), "uniform", "no", 2, 1,
                 "Zhang & Chen 2022, arXiv:2204.13902"),
     SamplerInfo("restart", "Restart", ("restart_sampler", "k_restart"), "karras", "yes", 2, 2,
