@@ -128,7 +128,8 @@ def test_variants_and_shards(folder: Path) -> None:
     (folder / UNET).unlink()
     assert load_bundle(folder).dtype == torch.float16
     (folder / UNET.replace(".safe", ".fp16.safe")).unlink()
-    names, weight_map = list(tensors), {}
+    names = list(tensors)
+    weight_map: dict[str, str] = {}
     for i, part in enumerate((names[::2], names[1::2]), start=1):
         file = f"diffusion_pytorch_model-0000{i}-of-00002.safetensors"
         save_file({name: tensors[name] for name in part}, folder / "unet" / file)

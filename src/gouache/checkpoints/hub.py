@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gouache.errors import CorruptCheckpoint, HubError, ModelNotFound, unknown_name
+from gouache.errors import CorruptCheckpoint, GouacheError, HubError, ModelNotFound, unknown_name
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -130,7 +130,6 @@ def pull(repo: str, *, token: str | None = None, revision: str | None = None, va
     """
     _check_allowed(repo)
     from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError
 
     endpoint = os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
     token = token or os.environ.get("HF_TOKEN")
@@ -139,13 +138,15 @@ def pull(repo: str, *, token: str | None = None, revision: str | None = None, va
         files = choose_files([sibling.rfilename for sibling in info.siblings or []], variant)
         if not files:
             raise HubError(repo, given="a repository without weights", expected="a diffusers folder or a weight file")
+        patterns = _literal(files)
         folder = Path(
-            snapshot_download(repo, revision=info.sha, token=token, endpoint=endpoint, allow_patterns=_literal(files))
+            snapshot_download(repo, revision=info.sha, token=token, endpoint=endpoint, allow_patterns=patterns)
         )
-    except (HfHubHTTPError, OSError) as error:
+    except GouacheError:
+        raise
+    except Exception as error:
+        # Which HTTP library's errors come out here depends on the version of huggingface_hub.
         raise _hub_error(repo, endpoint, error) from error
-    except ValueError as error:
-        raise HubError(repo, given=str(error)[:200], expected="a repository's name, owner/name") from error
     _verify(folder, files, info)
     if revision is None:
         _remember_main(folder)
@@ -248,6 +249,8 @@ def _hub_error(repo: str, endpoint: str, error: Exception) -> HubError:
         )
     if isinstance(error, RevisionNotFoundError):
         return HubError(repo, given="no such revision", expected="a branch, tag or commit", cure=f"Look at {page}.")
+    if isinstance(error, ValueError):
+        return HubError(repo, given=str(error)[:200], expected="a repository's name, owner/name")
     return HubError(
         repo,
         given=f"{type(error).__name__}: {str(error)[:200]}",

@@ -1,0 +1,270 @@
+"""The hub path against a loopback server that speaks enough of the hub's protocol; offline means no socket."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import pytest
+
+from gouache.checkpoints import hub
+from gouache.checkpoints.load import identify, load_bundle
+from gouache.errors import CorruptCheckpoint, HubError, ModelNotFound
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+REPO = "painter/tiny"
+
+
+class Hub(ThreadingHTTPServer):
+    """One repository, gated or not; remembers what it was asked."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.files = {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+        self.token: str | None = None
+        self.lie: str | None = None
+        self.break_after: int | None = None
+        self.asked: list[tuple[str, str, str | None]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}"
+
+    def sum_of(self, name: str) -> str:
+        return hashlib.sha256(b"other" if name == self.lie else self.files[name]).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    server: Hub
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
+        """Say nothing."""
+
+    def do_HEAD(self) -> None:
+        self.answer()
+
+    def do_GET(self) -> None:
+        self.answer()
+
+    def answer(self) -> None:
+        path = self.path.partition("?")[0]
+        self.server.asked.append((self.command, path, self.headers.get("Range")))
+        if self.server.token and self.headers.get("Authorization") != f"Bearer {self.server.token}":
+            return self.send(
+                401 if "other" in path else 403, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"}
+            )
+        if path.startswith(f"/api/models/{REPO}/tree/"):
+            entries = [
+                {"type": "file", "path": name, "size": len(data), "oid": "0" * 40}
+                for name, data in self.server.files.items()
+            ]
+            return self.send(200, json.dumps(entries).encode())
+        if path.startswith(f"/api/models/{REPO}"):
+            return self.send(200, json.dumps(self.info()).encode())
+        name = path.removeprefix(f"/{REPO}/resolve/{COMMIT}/")
+        if name in self.server.files:
+            return self.send_file(name)
+        return self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+
+    def info(self) -> dict[str, object]:
+        siblings = [
+            {"rfilename": name, "size": len(data), "blobId": "0" * 40}
+            | (
+                {"lfs": {"sha256": self.server.sum_of(name), "size": len(data), "pointerSize": 1}}
+                if "tensors" in name
+                else {}
+            )
+            for name, data in self.server.files.items()
+        ]
+        return {"id": REPO, "sha": COMMIT, "private": False, "gated": False, "tags": [], "siblings": siblings}
+
+    def send_file(self, name: str) -> None:
+        data = self.server.files[name]
+        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
+        headers = {"ETag": f'"{self.server.sum_of(name)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if start:
+            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+        self.send(206 if start else 200, data[start:], headers)
+
+    def send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for key, value in ({"Content-Type": "application/json"} | (headers or {})).items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        limit = self.server.break_after
+        if limit is not None and len(body) > limit:
+            self.server.break_after = None
+            self.wfile.write(body[:limit])
+            self.wfile.flush()
+            self.close_connection = True
+            self.connection.shutdown(socket.SHUT_RDWR)
+            return
+        self.wfile.write(body)
+
+
+@pytest.fixture
+def server(published: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with the tiny SD 1.x, code and other frameworks' files beside it; caches are in `tmp_path`."""
+    import huggingface_hub.constants
+
+    served = Hub(published("sd1"))
+    served.files |= {
+        "pipeline.py": b"raise SystemExit", "unet/modeling.py": b"raise SystemExit", "README.md": b"# tiny",
+        "unet/flax_model.msgpack": b"x", "unet/diffusion_pytorch_model.bin": b"x", "big.ckpt": b"x",
+        "unet/diffusion_pytorch_model.fp16.safetensors": b"x", "safety_checker/model.safetensors": b"x",
+    }  # fmt: skip
+    monkeypatch.setenv("HF_ENDPOINT", served.url)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    monkeypatch.delenv("GOUACHE_OFFLINE", raising=False)
+    monkeypatch.setenv("GOUACHE_MODELS", str(tmp_path / "models"))
+    thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield served
+    served.shutdown()
+    served.server_close()
+
+
+def fetched(folder: Path) -> set[str]:
+    return {file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_pulled_model_is_whole_and_without_code(server: Hub) -> None:
+    folder = hub.pull(REPO)
+    assert fetched(folder) == {
+        name for name in server.files
+        if name.split("/")[0] in (*hub.PART_FOLDERS, "model_index.json")
+        and name.endswith((".json", ".txt", "model.safetensors"))
+    }  # fmt: skip
+    assert load_bundle(folder).family == "sd1"
+    assert hub.find(REPO) == folder
+    assert [(model.name, model.path) for model in hub.on_disk()] == [(REPO, folder)]
+
+
+def test_what_is_there_is_not_fetched_again(server: Hub) -> None:
+    hub.pull(REPO)
+    server.asked.clear()
+    hub.pull(REPO)
+    assert not [path for method, path, _ in server.asked if method == "GET" and path.endswith("tensors")]
+
+
+def test_a_download_that_stopped_goes_on_where_it_was(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)
+    server.break_after = 100_000
+    try:
+        hub.pull(REPO)
+    except HubError:
+        hub.pull(REPO)
+    assert [wanted for _, _, wanted in server.asked if wanted], "nothing was asked for from the middle on"
+    assert load_bundle(hub.find(REPO)).family == "sd1"
+
+
+def test_a_file_with_another_sha256_is_removed_and_named(server: Hub) -> None:
+    server.lie = "vae/diffusion_pytorch_model.safetensors"
+    with pytest.raises(CorruptCheckpoint, match=r"vae/diffusion_pytorch_model\.safetensors.*Pull it again"):
+        hub.pull(REPO)
+    server.lie = None
+    assert identify(hub.pull(REPO)).kind == "model"
+
+
+def test_a_gated_model_says_where_to_accept_the_licence(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    server.token = "right"
+    with pytest.raises(HubError, match=rf"gated model.*Accept the licence at {server.url}/{REPO}.*HF_TOKEN"):
+        hub.pull(REPO)
+    with pytest.raises(HubError, match="gated"):
+        hub.pull(REPO, token="wrong")
+    monkeypatch.setenv("HF_TOKEN", "right")
+    assert identify(hub.pull(REPO)).kind == "model"
+
+
+def test_a_name_that_cannot_be_a_repositorys(server: Hub) -> None:
+    with pytest.raises(HubError, match="owner/name"):
+        hub.pull("no//such::name")
+    assert not server.asked
+
+
+def test_no_such_repository(server: Hub) -> None:
+    with pytest.raises(HubError, match="no such repository"):
+        hub.pull("painter/nothing")
+    assert server.asked
+
+
+def test_a_hub_that_is_not_there(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{free.getsockname()[1]}")
+    with pytest.raises(HubError, match="an answer from"):
+        hub.pull(REPO)
+    assert not server.asked
+
+
+@pytest.mark.parametrize("value", ["1", "true", "YES"])
+def test_offline_never_opens_a_socket(server: Hub, monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    folder = hub.pull(REPO)
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    monkeypatch.setenv("GOUACHE_OFFLINE", value)
+    with pytest.raises(HubError, match="GOUACHE_OFFLINE"):
+        hub.pull(REPO)
+    assert hub.find(REPO) == folder
+    assert load_bundle(hub.find(REPO)).family == "sd1"
+    assert hub.on_disk()[0].name == REPO
+    assert server.asked
+
+
+def test_names_that_are_nowhere_get_a_cure(server: Hub) -> None:
+    with pytest.raises(ModelNotFound, match="gouache pull painter/tiny"):
+        hub.find(REPO)
+    hub.pull(REPO)
+    with pytest.raises(ModelNotFound, match="Did you mean 'painter/tiny'"):
+        hub.find("painter/tinny")
+    with pytest.raises(ModelNotFound):
+        hub.find("../../etc/passwd-of-nobody")
+    assert server.asked
+
+
+def test_the_models_folder_is_looked_in_first(server: Hub, tmp_path: Path) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "mine.safetensors").write_bytes(b"x" * 10)
+    assert hub.find("mine") == tmp_path / "models" / "mine.safetensors"
+    assert [(model.name, model.bytes) for model in hub.on_disk()] == [("mine", 10)]
+    assert not server.asked
+
+
+def test_which_files_are_chosen() -> None:
+    choose = hub.choose_files
+    parts = ["model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.bin"]
+    plain = "unet/diffusion_pytorch_model.safetensors"
+    half = "unet/diffusion_pytorch_model.fp16.safetensors"
+    assert choose(parts) == parts
+    assert choose([*parts, half]) == [*parts[:2], half]
+    assert choose([*parts, half, plain]) == [*parts[:2], plain]
+    assert choose([*parts, half, plain], "fp16") == [*parts[:2], half]
+    shards = [f"unet/diffusion_pytorch_model-0000{i}-of-00002.safetensors" for i in (1, 2)]
+    index = "unet/diffusion_pytorch_model.safetensors.index.json"
+    assert choose([*parts, *shards, index, half]) == [*parts[:2], *shards, index]
+    assert choose(["README.md", "v1-5-pruned-emaonly.safetensors", "v1-5-pruned.safetensors", "v1-5-pruned.ckpt"]) == [
+        "v1-5-pruned.safetensors"
+    ]
+    assert choose(["only.ckpt", "run.py"]) == ["only.ckpt"]
+    assert choose(["model.json", "unet.safetensors", "vae.safetensors", "vocab.txt", "x.py"]) == [
+        "model.json", "vocab.txt", "unet.safetensors", "vae.safetensors",
+    ]  # fmt: skip
+    assert choose(["README.md", "run.py"]) == []
