@@ -10,6 +10,8 @@ from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.pixels import to_image
+from gouache.pipeline.request import Seamless
+from gouache.pipeline.seamless import circular
 
 RETRIED = "the decoder overflowed in half precision and was run again in float32"
 
@@ -22,13 +24,16 @@ _RGB_OF_LATENTS = {
 
 
 @torch.no_grad()
-def decode(bundle: ModelBundle, latents: Tensor, *, tiled: bool = False) -> tuple[Image.Image, list[str]]:
+def decode(
+    bundle: ModelBundle, latents: Tensor, *, tiled: bool = False, seamless: Seamless = "none"
+) -> tuple[Image.Image, list[str]]:
     """Decode one picture.
 
     Args:
         bundle: the model.
         latents: normalised. [1,C,h,w]
         tiled: decode in tiles, for less memory.
+        seamless: which edges meet.
 
     Returns:
         The picture, and notes on what had to be done beyond the plain way.
@@ -41,7 +46,8 @@ def decode(bundle: ModelBundle, latents: Tensor, *, tiled: bool = False) -> tupl
             "latents", given="NaN or infinity", expected="finite numbers",
             cure="The network overflowed: load the model with dtype float32, or lower the guidance scale.",
         )  # fmt: skip
-    tensor = _decoded(bundle.vae, latents, tiled=tiled)
+    with circular(bundle.vae.decoder, seamless):
+        tensor = _decoded(bundle.vae, latents, tiled=tiled)
     if bool(torch.isfinite(tensor).all()):
         return to_image(tensor[0]), []
     dtype = next(bundle.vae.parameters()).dtype

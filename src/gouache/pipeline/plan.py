@@ -8,7 +8,7 @@ from gouache.diffusion.sampler_table import resolve, resolve_schedule, sampler_i
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.pixels import nearest_size
-from gouache.pipeline.request import Request
+from gouache.pipeline.request import Hires, Request
 
 DRAWN_SEEDS = 2**32
 """Seeds that nobody asked for are drawn below this, so that every other tool can take them."""
@@ -52,6 +52,20 @@ def _size(request: Request, bundle: ModelBundle, start: tuple[int, int] | None) 
     only_part = request.mask is not None and request.mask.only_masked
     width, height = own if start is None or only_part else start
     return request.width or width, request.height or height
+
+
+def second_pass(request: Request, bundle: ModelBundle) -> Request:
+    """The request of the larger second pass of a resolved request with `hires`."""
+    hires = request.hires or Hires()
+    width = hires.width or round((request.width or 0) * hires.scale)
+    height = hires.height or round((request.height or 0) * hires.scale)
+    width, height = nearest_size(width, height, factor_of(bundle))
+    return request.replace(
+        width=width,
+        height=height,
+        num_inference_steps=hires.num_inference_steps or request.num_inference_steps,
+        strength=hires.strength,
+    )
 
 
 def factor_of(bundle: ModelBundle) -> int:

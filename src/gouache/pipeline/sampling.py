@@ -18,6 +18,7 @@ from gouache.models.bundle import ModelBundle
 from gouache.models.denoiser import Condition, stack
 from gouache.pipeline.conditioning import Encoded, PromptPlan
 from gouache.pipeline.request import Request
+from gouache.pipeline.tiling import Network
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,14 +41,22 @@ class PromptedDenoiser:
 
     Args:
         bundle: the model.
+        network: its denoiser, or one that works in tiles.
         positive, negative: the encoded prompts.
         guidance: how strongly to guide.
         beside: what else the network takes.
     """
 
     def __init__(
-        self, bundle: ModelBundle, positive: PromptPlan, negative: PromptPlan, guidance: Guidance, beside: Beside
+        self,
+        bundle: ModelBundle,
+        network: Network,
+        positive: PromptPlan,
+        negative: PromptPlan,
+        guidance: Guidance,
+        beside: Beside,
     ) -> None:
+        self.network = network
         self.bundle, self.positive, self.negative, self.beside = bundle, positive, negative, beside
         self.step = 1
         self._guided = guided_denoiser(
@@ -66,7 +75,7 @@ class PromptedDenoiser:
         texts = self.positive.at(self.step)
         if len(texts) > 1 or texts[0][0] != 1.0:
             return self._pair(x, sigma)[0]
-        return self.bundle.denoiser(x, sigma, self._condition(texts[0][1], negative=False))
+        return self.network(x, sigma, self._condition(texts[0][1], negative=False))
 
     def _pair(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Both predictions; branches joined by AND are summed as unconditional + sum of w (conditional - unconditional)
@@ -85,10 +94,10 @@ class PromptedDenoiser:
     def _predict(self, x: Tensor, sigma: Tensor, conditions: list[Condition]) -> list[Tensor]:
         """One network call for all if the texts are equally long, else one for each."""
         if len({tuple(condition.context.shape[1:]) for condition in conditions}) > 1:
-            return [self.bundle.denoiser(x, sigma, condition) for condition in conditions]
+            return [self.network(x, sigma, condition) for condition in conditions]
         rows = stack([condition.expand(len(x)) for condition in conditions])
         repeated = x.repeat(len(conditions), *(1 for _ in x.shape[1:]))
-        return list(self.bundle.denoiser(repeated, sigma, rows).chunk(len(conditions)))
+        return list(self.network(repeated, sigma, rows).chunk(len(conditions)))
 
     def _condition(self, text: Encoded, *, negative: bool) -> Condition:
         beside = self.beside
@@ -123,9 +132,7 @@ def sigmas_of(request: Request, bundle: ModelBundle) -> Tensor:
     return make_sigmas(request.schedule or "uniform", bundle.schedule, request.num_inference_steps or 1)
 
 
-def run_sampler(
-    request: Request, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: ImageNoise, *, steps: int
-) -> Steps:
+def run_sampler(request: Request, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: ImageNoise) -> Steps:
     """Start the request's sampler.
 
     Args:
@@ -134,10 +141,7 @@ def run_sampler(
         x: the state at sigmas[0]. [B,C,h,w]
         sigmas: falling noise levels.
         noise: the pictures' streams.
-        steps: of the whole list, of which `sigmas` may be the tail; for the error.
     """
-    if len(sigmas) < 2:
-        raise InvalidInput("strength", given=f"0 of {steps} steps", expected="at least one step")
     name = request.sampler or "ddim"
     source: NoiseSource = BrownianNoise(noise) if "sde" in name else noise
     return sample(name, denoise, x, sigmas, options=_options(request, name), noise=source)

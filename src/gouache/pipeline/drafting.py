@@ -1,0 +1,135 @@
+"""The draft: the autoregressive prior decides a picture's structure before diffusion paints it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gouache.diffusion.rng import generator_for
+from gouache.errors import InvalidInput
+from gouache.models.bundle import ModelBundle
+from gouache.models.prior import Draw
+from gouache.models.quantizer import Quantizer
+from gouache.pipeline.conditioning import Encoded
+from gouache.pipeline.request import Prior as PriorOptions
+from gouache.pipeline.request import Request
+
+GREEDY = Draw(top_k=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A drafted structure.
+
+    Attributes:
+        latents: what the network takes beside the noisy latents. [1,C,h,w]
+        tokens: the prior's tokens; None if nothing was drafted. [1,S]
+        log_likelihood: of the tokens under the prompt, in nats; 0 if nothing was drafted.
+    """
+
+    latents: Tensor
+    tokens: Tensor | None
+    log_likelihood: float
+
+
+@torch.no_grad()
+def draft(
+    request: Request,
+    bundle: ModelBundle,
+    text: Encoded,
+    empty: Encoded,
+    seed: int,
+    size: tuple[int, int],
+    start: Tensor | None = None,
+) -> Draft:
+    """Draft one picture; of `request.best_of` attempts the one with the greatest likelihood.
+
+    Args:
+        request: resolved.
+        bundle: a model with a prior.
+        text, empty: the prompt and the empty text, encoded.
+        seed: the picture's own.
+        size: height and width of the latents; another size than the quantizer's is interpolated to.
+        start: latents of the starting picture, for a block of tokens to keep. [1,C,h,w]
+
+    Raises:
+        InvalidInput: the model has no prior, or the starting picture has another size than its tokens cover.
+    """
+    prior, quantizer = bundle.prior, bundle.quantizer
+    if prior is None or quantizer is None:
+        raise InvalidInput("prior", given=f"a model of family {bundle.family}", expected="a model with a prior")
+    options = request.prior or PriorOptions()
+    if not options.enabled:
+        return Draft(torch.zeros(1, quantizer.config.latent_channels, *size, device=bundle.device), None, 0.0)
+    known = None if options.keep is None or start is None else kept_tokens(quantizer, start, options.keep)
+    attempts = [_attempt(bundle, text, empty, options, known, seed, k) for k in range(request.best_of)]
+    tokens, likelihood = max(attempts, key=lambda attempt: attempt[1])
+    latents = quantizer.decode(tokens)
+    if tuple(latents.shape[-2:]) != size:
+        latents = F.interpolate(latents, size=size, mode="bilinear", align_corners=False)
+    return Draft(latents, tokens, likelihood)
+
+
+def _attempt(
+    bundle: ModelBundle,
+    text: Encoded,
+    empty: Encoded,
+    options: PriorOptions,
+    known: Tensor | None,
+    seed: int,
+    index: int,
+) -> tuple[Tensor, float]:
+    """Draw tokens [1,S] once, and their log-likelihood."""
+    prior, quantizer = bundle.prior, bundle.quantizer
+    if prior is None or quantizer is None or text.pooled is None or empty.pooled is None:
+        raise InvalidInput("prior", given="a text encoder without a pooled vector", expected="one with it")
+    uniform = torch.rand((1, prior.config.length), generator=generator_for(seed, "prior", index)).to(bundle.device)
+    tokens = torch.empty(1, 0, dtype=torch.long)
+    walk = prior.sample(
+        quantizer, text.context, text.pooled, uniform, context_mask=text.mask, draw=draw_of(options),
+        unconditional=(empty.context, empty.pooled, empty.mask), known=known,
+    )  # fmt: skip
+    for tokens in walk:  # noqa: B007
+        pass
+    each = prior.log_likelihood(quantizer, tokens, text.context, text.pooled, text.mask)  # [1,S]
+    return tokens, float(each.sum())
+
+
+def draw_of(options: PriorOptions) -> Draw:
+    """How to draw; a temperature of 0 takes the likeliest token."""
+    plain = Draw()
+    temperature = plain.temperature if options.temperature is None else options.temperature
+    return Draw(
+        temperature=temperature or 1.0,
+        top_k=1 if temperature == 0 else options.top_k or 0,
+        top_p=plain.top_p if options.top_p is None else options.top_p,
+        guidance_scale=plain.guidance_scale if options.guidance_scale is None else options.guidance_scale,
+    )
+
+
+def kept_tokens(quantizer: Quantizer, latents: Tensor, block: tuple[float, float, float, float]) -> Tensor:
+    """Tokens of a picture inside a block, -1 elsewhere; a token is kept if its whole cell lies inside. [1,S]
+
+    Args:
+        quantizer: the model's.
+        latents: of the picture. [1,C,h,w]
+        block: left, top, right, bottom as fractions.
+    """
+    side = quantizer.config.latent_size
+    if tuple(latents.shape[-2:]) != (side, side):
+        raise InvalidInput(
+            "prior.keep", given=f"a picture of {tuple(latents.shape[-2:])} latent pixels", expected=f"{side}x{side}",
+            cure="Leave width and height to the model.",
+        )  # fmt: skip
+    tokens = quantizer.encode(latents)  # [1,S]
+    left, top, right, bottom = block
+    inside: list[bool] = []
+    for scale in quantizer.config.scales:
+        for row in range(scale):
+            for column in range(scale):
+                across = left <= column / scale and (column + 1) / scale <= right
+                inside.append(across and top <= row / scale and (row + 1) / scale <= bottom)
+    return torch.where(torch.tensor(inside, device=tokens.device)[None], tokens, -1)

@@ -1,0 +1,73 @@
+"""Diffusion in overlapping tiles, for pictures larger than the network knows (MultiDiffusion, arXiv:2302.08113)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from gouache.models.bundle import ModelBundle
+from gouache.models.denoiser import Condition
+from gouache.pipeline.request import Tiled
+
+Network = Callable[[Tensor, Tensor, Condition], Tensor]
+"""(x [B,C,h,w], sigma [], condition) -> denoised [B,C,h,w]."""
+
+
+def network_of(bundle: ModelBundle, tiled: Tiled | None) -> Network:
+    """The model's denoiser, in tiles if asked."""
+    if tiled is None:
+        return bundle.denoiser
+    side = tiled.tile or min(bundle.defaults.width, bundle.defaults.height)
+    return TiledNetwork(bundle.denoiser, max(1, side // bundle.vae.config.downscale), tiled.overlap)
+
+
+class TiledNetwork:
+    """Runs a denoiser on overlapping tiles; where they overlap the estimates are averaged, centres weighing more.
+
+    Args:
+        network: the denoiser.
+        tile: side of a tile in latent pixels.
+        overlap: share of a tile that its neighbour covers too, 0..1.
+    """
+
+    def __init__(self, network: Network, tile: int, overlap: float) -> None:
+        self.network, self.tile, self.overlap = network, tile, overlap
+
+    def __call__(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
+        """x [B,C,h,w] -> denoised [B,C,h,w]; one network call for each tile."""
+        height, width = x.shape[-2:]
+        rows, columns = min(self.tile, height), min(self.tile, width)
+        weight = _bump(rows)[:, None] * _bump(columns)[None]  # [rows,columns]
+        weight = weight.to(x)
+        total, weights = torch.zeros_like(x), torch.zeros_like(x[:1, :1])
+        for top in starts(height, rows, self.overlap):
+            for left in starts(width, columns, self.overlap):
+                place = (..., slice(top, top + rows), slice(left, left + columns))
+                part = condition if condition.draft is None else replace(condition, draft=condition.draft[place])
+                total[place] += self.network(x[place], sigma, part) * weight
+                weights[place] += weight
+        return total / weights
+
+
+def starts(length: int, tile: int, overlap: float) -> list[int]:
+    """Where tiles begin so that they cover `length` evenly with at least the overlap.
+
+    >>> starts(100, 64, 0.5)
+    [0, 18, 36]
+    >>> starts(64, 64, 0.5)
+    [0]
+    """
+    if length <= tile:
+        return [0]
+    stride = max(1, round(tile * (1.0 - overlap)))
+    count = -(-(length - tile) // stride)
+    return [round(k * (length - tile) / count) for k in range(count + 1)]
+
+
+def _bump(length: int) -> Tensor:
+    """Weights from small at both ends to 1 in the middle. [length]"""
+    centre = (torch.arange(length) + 0.5) / length
+    return torch.sin(torch.pi * centre).square().clamp_min(1e-3)
