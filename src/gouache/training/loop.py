@@ -177,7 +177,15 @@ class _Trainer:
         position.steps += 1
         position.images_seen += self.config.loop.batch_size
         state.ema.update(self.stage.trained, position.steps)
-        return self._logged(means | {"gradient_norm": float(norm)}, rate)
+        return self._logged(self._over_processes(means) | {"gradient_norm": float(norm)}, rate)
+
+    def _over_processes(self, means: dict[str, float]) -> dict[str, float]:
+        """Means over all processes, each of which saw its own share of the batch."""
+        if self.accelerator.num_processes == 1:
+            return means
+        own = torch.tensor(list(means.values()), dtype=torch.float64, device=self.accelerator.device)
+        shared: Tensor = self.accelerator.reduce(own, reduction="mean")  # type: ignore[assignment, unused-ignore]
+        return dict(zip(means, shared.tolist(), strict=True))
 
     def _to_device(self, value: Tensor) -> Tensor:
         memory = torch.channels_last if value.ndim == 4 and self.config.loop.channels_last else torch.contiguous_format
@@ -268,7 +276,7 @@ class _Trainer:
             return
         seen = self.state.position.images_seen
         raise NonFiniteLoss(
-            f"stage {self.stage.name}, {what} after {seen} images", given=f"{float(value)} ({self._first_bad()})",
+            f"stage {self.stage.name}, {what} after {seen} images", given=f"{value.item()} ({self._first_bad()})",
             expected="a finite number",
             cure="Resume from the last checkpoint with a lower learning rate or higher precision.",
         )  # fmt: skip

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gouache.nn.dropout import Dropout
+from gouache.training.config import StageConfig
 
 Batch = dict[str, Tensor]
 Losses = dict[str, Tensor]
@@ -30,10 +31,12 @@ class Stage(nn.Module, ABC, Generic[N]):
 
     Attributes:
         name: the stage's name, as on the command line.
+        config: its table of the config.
         trained: the network that is trained, averaged and exported; a sub-module of the stage.
     """
 
     name: str
+    config: StageConfig
     trained: N
     frozen: tuple[str, ...] = ()
     """Sub-modules that are only used, and so are no part of the run's state."""

@@ -150,9 +150,11 @@ def load_state(path: Path, config: StageConfig, state: TrainState) -> None:
             cure="Choose another --out folder, or the stage that this run trains.",
         )  # fmt: skip
     old = type(config).from_json(header.metadata["config"], where=str(path))
-    changed = [key for key in type(config).model_fields if getattr(old, key) != getattr(config, key)]
-    # How long and how fast to train may change; what is trained may not.
-    if set(changed) - {"loop", "optimizer"} or old.loop.seed != config.loop.seed:
+    # How long and how fast to train may change; what is trained, and on which draws, may not.
+    fixed = [key for key in type(config).model_fields if key not in ("loop", "optimizer")]
+    changed = [key for key in fixed if getattr(old, key) != getattr(config, key)]
+    changed += ["seed"] if old.loop.seed != config.loop.seed else []
+    if changed:
         raise CheckpointError(
             str(path), given=f"another {', '.join(changed)} in [{stage}]", expected="the config it was started with",
             cure="Resume with that config, or train into a new folder.",

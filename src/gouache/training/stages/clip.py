@@ -48,6 +48,7 @@ class ClipTraining(Stage[Towers]):
     """
 
     name = "clip"
+    config: ClipStage
 
     def __init__(
         self,

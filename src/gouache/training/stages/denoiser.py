@@ -27,6 +27,7 @@ class DenoiserTraining(Stage[UNet]):
     """Predict what was added to the latents (Rombach et al. 2022, equation 3), given text and, at times, a draft."""
 
     name = "denoiser"
+    config: DenoiserStage
 
     def __init__(
         self,
@@ -95,8 +96,9 @@ class DenoiserTraining(Stage[UNet]):
         eps = noise.normal("eps", latents.shape[1:])
         if config.noise_offset:
             eps = eps + config.noise_offset * noise.normal("offset", (latents.shape[1], 1, 1))
-        span = self.schedule.t_max - self.schedule.t_min
-        batch = {"x0": latents, "eps": eps, "t": self.schedule.t_min + span * noise.uniform("t"), **text.batch()}
+        # Uniform in the schedule's index: for flow matching its shift acts there.
+        sigma = self.schedule.index_to_sigma(noise.uniform("t").double() * (self.schedule.num_timesteps - 1))
+        batch = {"x0": latents, "eps": eps, "sigma": sigma, **text.batch()}
         if config.input_perturbation:
             batch["perturbation"] = config.input_perturbation * noise.normal("perturbation", latents.shape[1:])
         if self.quantizer is not None:
@@ -111,19 +113,19 @@ class DenoiserTraining(Stage[UNet]):
     def _errors(self, network: UNet, batch: Batch) -> tuple[Tensor, Tensor]:
         """Weighted and plain squared error of every picture [B], [B]."""
         kind = self.config.denoiser.parameterization
-        sigma = self.schedule.t_to_sigma(batch["t"].double())
-        alpha, std = (value.float() for value in alpha_and_std(sigma, self.schedule.path))
+        sigma = batch["sigma"]
+        alpha, std = (value.to(batch["x0"].dtype) for value in alpha_and_std(sigma, self.schedule.path))
         shown = batch["eps"] + batch["perturbation"] if "perturbation" in batch else batch["eps"]
         x_t = alpha.view(-1, 1, 1, 1) * batch["x0"] + std.view(-1, 1, 1, 1) * shown
         text = TextStates(batch["context"], batch["mask"], batch["pooled"])
         prediction = network(
-            x_t, batch["t"].float(), text.context, context_mask=text.mask,
+            x_t, self.schedule.sigma_to_t(sigma).to(x_t.dtype), text.context, context_mask=text.mask,
             pooled=text.pooled if self.config.network.pooled_width else None, draft=self._draft(batch),
         )  # fmt: skip
         target = target_of(kind, batch["x0"], batch["eps"], alpha, std)
-        plain = (prediction.float() - target).square().flatten(1).mean(1)
+        plain = (prediction.to(target.dtype) - target).square().flatten(1).mean(1)
         weight = loss_weight(self.config.weight, sigma, kind, self.schedule.path, gamma=self.config.weight_gamma)
-        return weight.float() * plain, plain
+        return weight.to(plain.dtype) * plain, plain
 
     @torch.no_grad()
     def _draft(self, batch: Batch) -> Tensor | None:

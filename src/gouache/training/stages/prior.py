@@ -24,6 +24,7 @@ class PriorTraining(Stage[Prior]):
     """Minimise the negative log-likelihood of tokens given text (Tian et al. 2024, equation 4)."""
 
     name = "prior"
+    config: PriorStage
 
     def __init__(
         self,
@@ -60,7 +61,7 @@ class PriorTraining(Stage[Prior]):
                 self.config.network, self.quantizer, torch.where(batch["wrong"], batch["random"], tokens)
             )
         logits = self.trained(inputs, batch["context"], batch["pooled"], batch["mask"])
-        loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), tokens.flatten())
+        loss = nn.functional.cross_entropy(logits.to(batch["latents"].dtype).flatten(0, 1), tokens.flatten())
         return {"loss": loss, "bits_per_token": loss.detach() / math.log(2)}
 
     def validate(self, network: Prior) -> dict[str, float]:

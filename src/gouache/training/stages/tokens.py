@@ -22,6 +22,7 @@ class TokensTraining(Stage[Quantizer]):
     """Reconstruct latents through a few tokens; finite scalars need no code book loss (Mentzer et al. 2024)."""
 
     name = "tokens"
+    config: TokensStage
 
     def __init__(
         self, config: TokensStage, data: Encoded, held_out: Encoded, vae: AutoencoderKL | None, seed: int

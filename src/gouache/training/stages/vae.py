@@ -23,6 +23,7 @@ class VaeTraining(Stage[AutoencoderKL]):
     """Reconstruct pictures through the latents (Rombach et al. 2022, equation 25, with edges for the learned term)."""
 
     name = "vae"
+    config: VaeStage
 
     def __init__(self, config: VaeStage, data: CaptionedSource, held_out: FiniteSource, seed: int) -> None:
         super().__init__()

@@ -1,0 +1,144 @@
+"""The loop: exact resume, what is kept, what stops it."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gouache.checkpoints.format import load_tensors
+from gouache.errors import CheckpointError, NonFiniteLoss, TrainingError
+from gouache.training import state
+from gouache.training.log import read_log
+from gouache.training.loop import train
+from gouache.training.stage import Stage
+from gouache.training.state import checkpoints
+
+PRIOR = {"vocabulary": 125, "groups": (1, 4, 16), "features": 8, "context_dim": 12, "pooled_dim": 12, "width": 32}
+PRIOR |= {"depth": 2, "heads": 4}
+MakeStage = Callable[..., Stage[Any]]
+STAGES = ("vae", "tokens", "prior", "denoiser")
+
+
+def run(stage: Stage[Any], folder: Path, *, images: int = 64, **loop: Any) -> list[Any]:
+    """Train to `images`; returns every event."""
+    config = stage.config
+    loop_config = config.loop.model_copy(update={"images": images, **loop})
+    return list(train(stage, config.model_copy(update={"loop": loop_config}), folder))
+
+
+def last_tensors(folder: Path) -> dict[str, torch.Tensor]:
+    return load_tensors(checkpoints(folder)[-1])
+
+
+@pytest.mark.parametrize("name", STAGES)
+def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(name: str, make_stage: MakeStage, tmp_path: Path) -> None:
+    run(make_stage(name), tmp_path / "whole")
+    run(make_stage(name), tmp_path / "parts", images=24)
+    run(make_stage(name), tmp_path / "parts", images=64)
+    whole, parts = last_tensors(tmp_path / "whole"), last_tensors(tmp_path / "parts")
+    assert whole.keys() == parts.keys()
+    different = [key for key in whole if not torch.equal(whole[key], parts[key])]
+    assert not different, f"these tensors differ after a resume: {different[:5]}"
+
+
+def test_dropout_draws_the_same_masks_after_a_resume(make_stage: MakeStage, tmp_path: Path) -> None:
+    def stage() -> Stage[Any]:
+        return make_stage("prior", network={**PRIOR, "dropout": 0.2})
+
+    run(stage(), tmp_path / "whole")
+    run(stage(), tmp_path / "parts", images=32)
+    run(stage(), tmp_path / "parts")
+    whole, parts = last_tensors(tmp_path / "whole"), last_tensors(tmp_path / "parts")
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
+def test_the_log_of_a_resumed_run_has_every_line_once(make_stage: MakeStage, tmp_path: Path) -> None:
+    run(make_stage("tokens"), tmp_path, images=40)
+    with (tmp_path / "log.jsonl").open("a") as file:
+        file.write(json.dumps({"images_seen": 48, "loss": 1.0}) + "\n" + '{"images_seen": 5')
+    run(make_stage("tokens"), tmp_path, images=64)
+    seen = [line["images_seen"] for line in read_log(tmp_path) if "loss" in line]
+    assert seen == [16, 32, 48, 64]
+
+
+def test_only_the_last_checkpoints_are_kept(make_stage: MakeStage, tmp_path: Path) -> None:
+    run(make_stage("tokens"), tmp_path, checkpoint_minutes=1e-9, keep=2)
+    assert [path.name for path in checkpoints(tmp_path)] == ["000000000056.safetensors", "000000000064.safetensors"]
+
+
+def test_stopping_leaves_a_checkpoint_of_the_last_step(make_stage: MakeStage, tmp_path: Path) -> None:
+    stage = make_stage("tokens")
+    events = train(stage, stage.config, tmp_path, stop=lambda: True)
+    assert [event.images_seen for event in events] == [8]
+    assert [path.name for path in checkpoints(tmp_path)] == ["000000000008.safetensors"]
+
+
+def test_the_budget_in_minutes_counts_earlier_sessions(make_stage: MakeStage, tmp_path: Path) -> None:
+    stage = make_stage("tokens")
+    list(train(stage, stage.config, tmp_path, minutes=1e-9))
+    first = checkpoints(tmp_path)[-1]
+    again = list(train(make_stage("tokens"), stage.config, tmp_path, minutes=1e-9))
+    assert first.name == "000000000008.safetensors"
+    assert len(again) == 1
+
+
+def test_another_stage_or_config_is_refused_and_nothing_is_lost(make_stage: MakeStage, tmp_path: Path) -> None:
+    run(make_stage("tokens"), tmp_path, images=16)
+    with pytest.raises(CheckpointError, match="stage 'tokens'"):
+        run(make_stage("prior"), tmp_path)
+    with pytest.raises(CheckpointError, match="another scale_dropout"):
+        run(make_stage("tokens", scale_dropout=0.9), tmp_path)
+    assert len(checkpoints(tmp_path)) == 1
+    run(make_stage("tokens"), tmp_path, images=24)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_weight(make_stage: MakeStage, tmp_path: Path) -> None:
+    run(make_stage("tokens"), tmp_path, images=16)
+    stage = make_stage("tokens")
+    good = checkpoints(tmp_path)
+    steps = train(stage, stage.config, tmp_path)
+    next(steps)
+    with torch.no_grad():
+        stage.trained.to_code[0].weight[0, 0] = torch.nan
+    with pytest.raises(NonFiniteLoss, match=r"stage tokens, loss after 24 images.*trained\.to_code\.0\.weight"):
+        list(steps)
+    assert checkpoints(tmp_path) == good
+
+
+def test_a_full_disk_is_reported_and_leaves_the_checkpoint_before(
+    make_stage: MakeStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(make_stage("tokens"), tmp_path, images=16)
+    before = last_tensors(tmp_path)
+
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(state, "save_tensors", no_room)
+    with pytest.raises(TrainingError, match=r"full disk.*000000000016"):
+        run(make_stage("tokens"), tmp_path)
+    monkeypatch.undo()
+    after = last_tensors(tmp_path)
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def test_accumulated_gradients_equal_those_of_the_whole_batch(make_stage: MakeStage, tmp_path: Path) -> None:
+    fixed = {"learning_rate": 1e-3, "warmup_images": 0, "epsilon": 1e-3}
+    run(make_stage("denoiser", optimizer=fixed), tmp_path / "one", images=24)
+    run(make_stage("denoiser", optimizer={**fixed, "accumulation": 4}), tmp_path / "four", images=24)
+    one, four = last_tensors(tmp_path / "one"), last_tensors(tmp_path / "four")
+    for key in one:
+        if key.startswith("network."):
+            assert torch.allclose(one[key], four[key], atol=1e-5), key
+
+
+def test_a_batch_that_processes_can_not_share_is_refused(make_stage: MakeStage, tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match="multiple of processes"):
+        run(make_stage("tokens", optimizer={"accumulation": 3}), tmp_path)

@@ -1,0 +1,92 @@
+"""Gradients of every loss against finite differences in fp64, and closed forms."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gouache.errors import InvalidInput
+from gouache.training.losses import (
+    PatchDiscriminator,
+    adversarial_loss,
+    contrastive_loss,
+    edge_loss,
+    psnr,
+    reverse_gradient,
+)
+from gouache.training.stage import Stage
+
+
+def random(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_edge_loss_gradient() -> None:
+    picture = random(2, 3, 8, 8).requires_grad_()
+    assert torch.autograd.gradcheck(lambda p: edge_loss(p, random(2, 3, 8, 8, seed=1)), (picture,))
+
+
+def test_edge_loss_of_a_step_edge() -> None:
+    picture = torch.zeros(1, 1, 8, 8)
+    picture[..., 4:] = 1.0
+    # One of seven horizontal differences is 1 in every row; at half the size one of three; at a quarter one of one.
+    assert edge_loss(picture, torch.zeros_like(picture)).item() == pytest.approx((1 / 7 + 1 / 3 + 1) / 3)
+    assert edge_loss(picture + 0.5, picture).item() == 0
+    with pytest.raises(InvalidInput, match="scales"):
+        edge_loss(picture, picture, scales=0)
+
+
+def test_contrastive_loss_gradient_and_closed_form() -> None:
+    text, image = (nn.functional.normalize(random(4, 5, seed=s), dim=1).requires_grad_() for s in (1, 2))
+    scale = torch.tensor(1.0, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(contrastive_loss, (text, image, scale))
+    # Four equal rows cannot be told apart: the loss is log 4.
+    same = torch.ones(4, 5, dtype=torch.float64) / 5**0.5
+    assert contrastive_loss(same, same, scale).item() == pytest.approx(torch.tensor(4.0).log().item())
+
+
+def test_adversarial_loss_turns_the_gradient_of_the_maker() -> None:
+    discriminator = PatchDiscriminator(2, 8).double()
+    target, picture = random(2, 2, 16, 16), random(2, 2, 16, 16, seed=1).requires_grad_()
+    torch.autograd.backward(adversarial_loss(discriminator, picture, target, 0.25))
+    assert picture.grad is not None
+    direct = picture.detach().clone().requires_grad_()
+    torch.autograd.backward(torch.relu(1 + discriminator(direct)).mean())
+    assert direct.grad is not None
+    assert torch.allclose(picture.grad, -0.25 * direct.grad)
+
+
+def test_reversed_gradient_is_negated_and_scaled() -> None:
+    x = torch.ones(3, requires_grad=True)
+    torch.autograd.backward((reverse_gradient(x, 2.0) * torch.tensor([1.0, 2.0, 3.0])).sum())
+    assert x.grad is not None
+    assert x.grad.tolist() == [-2, -4, -6]
+
+
+def test_psnr_of_a_known_error() -> None:
+    target = torch.zeros(2, 1, 4, 4)
+    assert psnr(target + 0.2, target).tolist() == pytest.approx([20.0, 20.0])
+    assert psnr(torch.full_like(target, 7.0), torch.ones_like(target)).min() >= 100
+
+
+# The stage "tokens" is left out: rounding passes gradients straight through, which no finite difference sees.
+@pytest.mark.parametrize("name", ["vae", "prior", "denoiser"])
+def test_the_gradient_of_every_stage_is_its_finite_difference(name: str, make_stage: Callable[..., Stage[Any]]) -> None:
+    stage = make_stage(name).double()
+    batch = {k: v.double() if v.is_floating_point() else v for k, v in stage.batch(range(2)).items()}
+    parameters = [p for p in stage.parameters() if p.requires_grad]
+    directions = [random(*p.shape, seed=i) for i, p in enumerate(parameters)]
+    torch.autograd.backward(stage(batch)["loss"])
+    pairs = zip(parameters, directions, strict=True)
+    slope = sum(float((p.grad * d).sum()) for p, d in pairs if p.grad is not None)
+    step, losses = 1e-7, []
+    with torch.no_grad():
+        for sign in (1, -2):
+            for parameter, direction in zip(parameters, directions, strict=True):
+                parameter += sign * step * direction
+            losses.append(stage(batch)["loss"].item())
+    assert slope == pytest.approx((losses[0] - losses[1]) / (2 * step), rel=1e-4)

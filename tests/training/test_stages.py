@@ -1,0 +1,84 @@
+"""Every stage can learn eight examples by heart, and its batches are pure functions of their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gouache.checkpoints.format import load_tensors
+from gouache.checkpoints.header import read_header
+from gouache.training.encoded import Shuffled
+from gouache.training.loop import train
+from gouache.training.stage import Stage
+
+MakeStage = Callable[..., Stage[Any]]
+NAMES = ("vae", "tokens", "prior", "denoiser")
+FAST = {"learning_rate": 4e-3, "warmup_images": 64, "weight_decay": 0.0}
+
+
+def over_fit(make_stage: MakeStage, name: str, run: Path, images: int, **changes: Any) -> dict[str, float]:
+    """Train on 8 examples and return the last validation, which here is on the same 8."""
+    loop = {"batch_size": 8, "images": images, "validate_images": images, "log_images": 800, "channels_last": False}
+    stage = make_stage(name, loop=loop, optimizer=FAST, ema={"lengths": (0.05,), "use": 0.05}, **changes)
+    *_, last = train(stage, stage.config, run)
+    figures: dict[str, float] = last.figures
+    return figures
+
+
+def test_the_autoencoder_learns_eight_pictures(make_stage: MakeStage, tmp_path: Path) -> None:
+    assert over_fit(make_stage, "vae", tmp_path, 2400, kl=1e-6)["psnr"] > 22
+
+
+def test_the_quantizer_learns_eight_latents(make_stage: MakeStage, tmp_path: Path) -> None:
+    assert over_fit(make_stage, "tokens", tmp_path, 2400, scale_dropout=0.0)["mse"] < 0.08
+
+
+def test_the_prior_learns_eight_token_grids(make_stage: MakeStage, tmp_path: Path) -> None:
+    figures = over_fit(make_stage, "prior", tmp_path, 1600, token_noise=0.0, caption_dropout=0.0)
+    assert figures["bits_per_token"] < 0.25
+    # Eight equally likely pictures: without text 3 bits a picture are the least there can be; here text decides.
+    assert figures["bits_per_token_without_text"] > figures["bits_per_token"]
+
+
+def test_the_denoiser_learns_eight_latents(make_stage: MakeStage, tmp_path: Path) -> None:
+    figures = over_fit(make_stage, "denoiser", tmp_path, 2400, caption_dropout=0.0)
+    assert figures["mse"] < 0.2
+    assert figures["mse_with_draft"] < 0.2
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_batches_do_not_depend_on_how_they_are_cut(name: str, make_stage: MakeStage) -> None:
+    stage = make_stage(name)
+    whole, first, second = stage.batch(range(6, 14)), stage.batch(range(6, 10)), stage.batch(range(10, 14))
+    for key, value in whole.items():
+        assert torch.equal(value, torch.cat([first[key], second[key]])), key
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_a_stage_exports_is_its_averaged_network(name: str, make_stage: MakeStage, tmp_path: Path) -> None:
+    stage = make_stage(name)
+    list(train(stage, stage.config, tmp_path))
+    header = read_header(tmp_path / "last.safetensors")
+    tensors = load_tensors(tmp_path / "last.safetensors")
+    assert header.metadata["component"] in ("vae", "quantizer", "prior", "unet")
+    again = type(stage.trained)(type(stage.trained.config).from_json(header.metadata["config"]))
+    again.load_state_dict(tensors)
+
+
+def test_frozen_parts_get_no_gradient_and_no_place_in_the_checkpoint(make_stage: MakeStage) -> None:
+    stage = make_stage("denoiser")
+    torch.autograd.backward(stage(stage.batch(range(4)))["loss"])
+    assert not any(name.startswith("quantizer.") for name in stage.saved())
+    assert all(p.grad is None and not p.requires_grad for p in stage.get_submodule("quantizer").parameters())
+
+
+def test_every_epoch_shows_every_example_once_in_another_order() -> None:
+    order = Shuffled(50, 3)
+    first, second = order.numbers(range(50)), order.numbers(range(50, 100))
+    assert sorted(first) == sorted(second) == list(range(50))
+    assert first != second
+    assert Shuffled(50, 3).numbers(range(40, 60)) == [*first[40:], *second[:10]]
