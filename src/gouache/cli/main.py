@@ -15,6 +15,8 @@ LazyGroup.homes = {
     "data": ("gouache.cli.data:data", "Build and inspect data sets."),
     "train": ("gouache.cli.train:train", "Train one stage on captioned pictures."),
     "runs": ("gouache.cli.train:runs", "Show a training run."),
+    "eval": ("gouache.cli.eval:evaluate", "Measure a model that paints stickers."),
+    "likelihood": ("gouache.cli.likelihood:likelihood", "Bits of a picture with and without its caption."),
     "pull": ("gouache.cli.pull:pull", "Fetch a model from the Hugging Face hub."),
     "models": ("gouache.cli.models:models", "List the models on this machine."),
     "inspect": ("gouache.cli.inspect:inspect", "Say what a weight file or a model folder is."),
