@@ -1,0 +1,202 @@
+"""Seconds per guided step and per decode at 512x512 with full Stable Diffusion 1.5 shapes, and peak memory.
+
+Ours beside diffusers (eager) and, if asked for, OpenVINO: random weights, fp32, on the CPU. Every measurement runs in a
+process of its own, the programs take turns, and the median over all rounds is printed with the whole process's peak
+memory. A guided step is one network call on a batch of two (with and without the prompt) and their combination.
+
+    python benchmarks/sd15.py --rounds 3
+    python benchmarks/sd15.py --peers ours diffusers openvino --steps 2 --json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+PEERS = ("ours", "diffusers", "openvino")
+TASKS = ("step", "decode")
+GUIDANCE_SCALE = 7.5
+
+Run = Callable[[], Tensor]
+
+
+def inputs() -> tuple[Tensor, Tensor, Tensor]:
+    """Noisy latents of one picture, its timestep, and the contexts of the prompt and of the empty prompt."""
+    generator = torch.Generator().manual_seed(0)
+    return (
+        torch.randn(1, 4, 64, 64, generator=generator),
+        torch.tensor(500.0),
+        torch.randn(2, 77, 768, generator=generator),
+    )
+
+
+def guided(network: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+    """One guided step's worth of network."""
+    latents, timestep, context = inputs()
+    conditional, unconditional = network(latents.expand(2, -1, -1, -1), timestep.expand(2), context).chunk(2)
+    return unconditional + GUIDANCE_SCALE * (conditional - unconditional)
+
+
+def ours(task: str) -> Run:
+    """gouache's own networks."""
+    from gouache.models.unet import UNet, UNetConfig
+    from gouache.models.vae import AutoencoderKL, VAEConfig
+    from gouache.nn.memory import channels_last
+
+    if task == "step":
+        unet = channels_last(UNet(UNetConfig())).eval()
+        return lambda: guided(unet)
+    vae = channels_last(AutoencoderKL(VAEConfig())).eval()
+    return lambda: vae.decode(inputs()[0])
+
+
+def diffusers_unet() -> torch.nn.Module:
+    """The same shapes from diffusers."""
+    from diffusers import UNet2DConditionModel
+
+    unet: torch.nn.Module = UNet2DConditionModel(sample_size=64, cross_attention_dim=768).eval()
+    return unet
+
+
+class DiffusersDecoder(torch.nn.Module):
+    """The decoder of diffusers' autoencoder, of the same shapes: normalised latents to a picture."""
+
+    def __init__(self) -> None:
+        from diffusers import AutoencoderKL
+
+        super().__init__()
+        self.vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(128, 256, 512, 512),
+            layers_per_block=2,
+        ).eval()
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """latents [1, 4, 64, 64] -> picture [1, 3, 512, 512]."""
+        picture: Tensor = self.vae.decode(latents / 0.18215, return_dict=False)[0]
+        return picture
+
+
+def diffusers(task: str) -> Run:
+    """diffusers' networks, eager, as they come."""
+    if task == "step":
+        unet = diffusers_unet()
+        return lambda: guided(lambda x, timestep, context: unet(x, timestep, context, return_dict=False)[0])
+    decoder = DiffusersDecoder()
+    return lambda: decoder(inputs()[0])
+
+
+def openvino(task: str) -> Run:
+    """diffusers' networks, translated and compiled by OpenVINO in fp32."""
+    import openvino as ov
+
+    if task == "step":
+        latents, timestep, context = inputs()
+        example = (latents.expand(2, -1, -1, -1), timestep.expand(2), context)
+        network = ov.compile_model(
+            ov.convert_model(diffusers_unet(), example_input=example), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        )
+        return lambda: guided(lambda *given: torch.from_numpy(network([part.numpy() for part in given])[0]))
+    decoder = ov.compile_model(
+        ov.convert_model(DiffusersDecoder(), example_input=inputs()[0]), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+    )
+    return lambda: torch.from_numpy(decoder([inputs()[0].numpy()])[0])
+
+
+def measure(peer: str, task: str, steps: int) -> dict[str, list[float] | float]:
+    """In the child: build, warm up once, time `steps` runs; seconds, processor seconds, and peak memory in MB."""
+    build = {"ours": ours, "diffusers": diffusers, "openvino": openvino}[peer]
+    with torch.inference_mode():
+        run = build(task)
+        run()
+        seconds, processor = [], []
+        for _ in range(steps):
+            wall, busy = time.perf_counter(), time.process_time()
+            run()
+            seconds.append(time.perf_counter() - wall)
+            processor.append(time.process_time() - busy)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"seconds": seconds, "processor": processor, "peak_mb": peak}
+
+
+def spawn(peer: str, task: str, steps: int) -> dict[str, list[float] | float]:
+    """Measure in a process of its own."""
+    command = [sys.executable, str(Path(__file__)), "--child", peer, task, "--steps", str(steps)]
+    out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
+    result: dict[str, list[float] | float] = json.loads(out.strip().splitlines()[-1])
+    return result
+
+
+def compare(peers: list[str], rounds: int, steps: int) -> list[dict[str, str | float]]:
+    """Take turns over all rounds; one row for each task and peer."""
+    rows: list[dict[str, str | float]] = []
+    for task in TASKS:
+        results = {peer: [] for peer in peers}  # type: dict[str, list[dict[str, list[float] | float]]]
+        for _ in range(rounds):
+            for peer in peers:
+                results[peer].append(spawn(peer, task, steps))
+        for peer, parts in results.items():
+            rows.append({"task": task, "peer": peer, **summary(parts)})
+    return rows
+
+
+def summary(parts: list[dict[str, list[float] | float]]) -> dict[str, float]:
+    """Medians of the times, and the largest peak."""
+    seconds, processor, peaks = [], [], []
+    for part in parts:
+        assert isinstance(part["seconds"], list), "a child reports a list of seconds"
+        assert isinstance(part["processor"], list), "a child reports a list of processor seconds"
+        assert isinstance(part["peak_mb"], float), "a child reports one peak"
+        seconds += part["seconds"]
+        processor += part["processor"]
+        peaks.append(part["peak_mb"])
+    return {
+        "seconds": statistics.median(seconds),
+        "processor_seconds": statistics.median(processor),
+        "peak_mb": max(peaks),
+    }
+
+
+def table(rows: list[dict[str, str | float]]) -> str:
+    """A Markdown table with each peer's time as a share of diffusers'."""
+    lines = ["| task | peer | seconds | of diffusers | processor seconds | peak MB |", "|---|---|--:|--:|--:|--:|"]
+    base = {row["task"]: float(row["seconds"]) for row in rows if row["peer"] == "diffusers"}
+    for row in rows:
+        ratio = f"{float(row['seconds']) / base[row['task']]:.2f}" if row["task"] in base else ""
+        lines.append(
+            f"| {row['task']} | {row['peer']} | {row['seconds']:.2f} | {ratio} "
+            f"| {row['processor_seconds']:.2f} | {row['peak_mb']:.0f} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Read the command line, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peers", nargs="+", choices=PEERS, default=["ours", "diffusers"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=2, help="timed runs in each process, after one warm-up")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--child", nargs=2, metavar=("PEER", "TASK"), help=argparse.SUPPRESS)
+    given = parser.parse_args()
+    if given.child:
+        peer, task = given.child
+        sys.stdout.write(json.dumps(measure(peer, task, given.steps)) + "\n")
+        return
+    rows = compare(given.peers, given.rounds, given.steps)
+    sys.stdout.write((json.dumps(rows) if given.json else table(rows)) + "\n")
+
+
+if __name__ == "__main__":
+    main()
