@@ -127,15 +127,16 @@ def result_of(run: Path, stage: StageName) -> Path:
 
 def load_vae(path: Path) -> AutoencoderKL:
     """The autoencoder that stage 1 left."""
-    return _fill(AutoencoderKL(VAEConfig.from_json(read_header(path).metadata["config"], where=str(path))), path)
+    return fill(AutoencoderKL(VAEConfig.from_json(read_header(path).metadata["config"], where=str(path))), path)
 
 
 def load_quantizer(path: Path) -> Quantizer:
     """The quantizer that stage 3 left."""
-    return _fill(Quantizer(QuantizerConfig.from_json(read_header(path).metadata["config"], where=str(path))), path)
+    return fill(Quantizer(QuantizerConfig.from_json(read_header(path).metadata["config"], where=str(path))), path)
 
 
-def _fill(network: N, path: Path) -> N:
+def fill(network: N, path: Path) -> N:
+    """Put a component's weights into its network, strictly, ready to use and not to train."""
     network.load_state_dict(load_tensors(path))
     return network.eval().requires_grad_(False)
 

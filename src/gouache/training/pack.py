@@ -1,0 +1,98 @@
+"""Put the results of all stages together as one model folder that the pipeline loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from gouache.checkpoints.header import read_header
+from gouache.checkpoints.save import bundle_to_write, write_model
+from gouache.errors import InvalidInput
+from gouache.models.bundle import ModelBundle
+from gouache.models.configs import DenoiserConfig, GenerationDefaults, UNetConfig
+from gouache.models.prior import Prior, PriorConfig
+from gouache.models.unet import UNet
+from gouache.training.assemble import (
+    fill,
+    load_quantizer,
+    load_text,
+    load_vae,
+    result_of,
+    sentence_encoder_folder,
+    stage_run,
+)
+from gouache.training.config import TrainConfig
+
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+def pack(config: TrainConfig, run: Path, out: Path, *, dtype: str = "fp16", name: str = "pocket") -> Path:
+    """Write the model that a training has come to.
+
+    The prior and the quantizer go along if both stages have results and the U-Net takes a draft.
+
+    Args:
+        config: the training's.
+        run: its folder.
+        out: the model's folder; must not be there yet.
+        dtype: "fp16", "bf16" or "fp32".
+        name: the model's name.
+
+    Raises:
+        TrainingError: a stage has no result.
+        InvalidInput: an unknown dtype, or `out` is there already.
+    """
+    if dtype not in DTYPES:
+        raise InvalidInput("dtype", given=repr(dtype), expected=f"one of {', '.join(DTYPES)}")
+    bundle = assemble_bundle(config, run, name)
+    for part in (bundle.unet, bundle.vae, bundle.text, bundle.prior, bundle.quantizer):
+        if part is not None:
+            part.to(DTYPES[dtype])
+    written = write_model(bundle_to_write(bundle), out, "gouache")
+    return written
+
+
+def assemble_bundle(config: TrainConfig, run: Path, name: str) -> ModelBundle:
+    """The model in memory, in fp32; errors as in `pack`."""
+    unet, denoiser = _load_unet(result_of(run, "denoiser"))
+    text, _ = load_text(sentence_encoder_folder(config.text.folder), config.text.max_tokens)
+    drafts = unet.config.draft_channels > 0 and (stage_run(run, "prior") / "last.safetensors").exists()
+    return ModelBundle(
+        family="pocket",
+        unet=unet,
+        vae=load_vae(result_of(run, "vae")),
+        text=text,
+        denoiser_config=denoiser,
+        defaults=_defaults(config),
+        prior=_load_prior(best_prior(run)) if drafts else None,
+        quantizer=load_quantizer(result_of(run, "tokens")) if drafts else None,
+        name=name,
+    )
+
+
+def best_prior(run: Path) -> Path:
+    """The prior with the best held-out likelihood, which is not the last one: it goes on to memorise."""
+    best = stage_run(run, "prior") / "best.safetensors"
+    return best if best.exists() else result_of(run, "prior")
+
+
+def _defaults(config: TrainConfig) -> GenerationDefaults:
+    return GenerationDefaults(
+        width=config.data.size,
+        height=config.data.size,
+        num_inference_steps=12,
+        guidance_scale=3.0,
+        sampler="dpmpp_2m",
+        schedule="karras",
+    )
+
+
+def _load_unet(path: Path) -> tuple[UNet, DenoiserConfig]:
+    metadata = read_header(path).metadata
+    unet = fill(UNet(UNetConfig.from_json(metadata["config"], where=str(path))), path)
+    return unet, DenoiserConfig.from_json(metadata["denoiser"], where=str(path))
+
+
+def _load_prior(path: Path) -> Prior:
+    return fill(Prior(PriorConfig.from_json(read_header(path).metadata["config"], where=str(path))), path)
