@@ -41,7 +41,8 @@ def tarball(path: Path, files: Mapping[str, bytes]) -> Path:
 
 def icon_files() -> dict[str, bytes]:
     """An icon package: shapes on a 32 x 32 view box, one with a skin tone, one without a label."""
-    icons, chars = {}, {}
+    icons: dict[str, dict[str, str | int]] = {}
+    chars: dict[str, str] = {}
     for number, noun in enumerate(NOUNS):
         fill = FILLS[number % len(FILLS)]
         shape = '<circle cx="16" cy="16" r="12"' if number % 2 else '<rect x="5" y="7" width="22" height="18"'

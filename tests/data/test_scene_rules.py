@@ -47,7 +47,7 @@ def test_css_colours_have_their_names(rgb: tuple[int, int, int], name: str) -> N
 def test_oklab_agrees_with_published_pairs_and_inverts() -> None:
     """White, and sRGB red: L 0.62796, a 0.22486, b 0.12585 (CSS Color 4, sample conversions)."""
     lab = rgb_to_oklab(np.array([[255, 255, 255], [255, 0, 0]], np.uint8))
-    assert np.allclose(lab, [[1, 0, 0], [0.62796, 0.22486, 0.12585]], atol=2e-4)
+    assert np.allclose(lab, np.array([[1.0, 0.0, 0.0], [0.62796, 0.22486, 0.12585]]), atol=2e-4)
     colours = np.random.default_rng(0).integers(0, 256, (5000, 3), dtype=np.uint8)
     assert np.abs(oklab_to_rgb(rgb_to_oklab(colours)).astype(int) - colours).max() <= 1
 

@@ -9,7 +9,7 @@ import zipfile
 import zlib
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pytest
@@ -110,7 +110,9 @@ def test_a_built_set_is_left_alone_and_another_folder_refused(tmp_path: Path, mi
 
 
 def test_a_build_that_stops_leaves_nothing(tmp_path: Path, mini_recipe: Recipe) -> None:
-    progress = build_stickers(tmp_path / "set", size=32, tarball_folder=mini_recipe.folder, sources=mini_recipe.sources)
+    progress: Any = build_stickers(
+        tmp_path / "set", size=32, tarball_folder=mini_recipe.folder, sources=mini_recipe.sources
+    )
     assert (next(progress).done, next(progress).total) == (1, 62)
     progress.close()
     assert list(tmp_path.iterdir()) == []

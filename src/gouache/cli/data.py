@@ -23,26 +23,35 @@ data = typer.Typer(
 
 @data.command()
 def build(
-    recipe: Annotated[str, typer.Argument(help="Name of the recipe: stickers.")],
+    recipe: Annotated[str, typer.Argument(help="stickers, or pictures: your own.")],
     folder: Annotated[Path, typer.Argument(help="Where the data set shall be.")],
     tarballs: Annotated[
-        Path | None, typer.Option("--from", help="Folder with the packages' tarballs; else npm fetches them.")
+        str | None,
+        typer.Option(
+            "--from", help="stickers: folder with the tarballs (else npm fetches them). pictures: the source."
+        ),
     ] = None,
     size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 128,
+    buckets: Annotated[bool, typer.Option(help="pictures: keep shapes, in aspect-ratio buckets.")] = False,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Build a data set from its recipe. The folder appears whole or not at all.
 
-    Example: gouache data build stickers stickers --size 128
+    Examples:
+      gouache data build stickers stickers --size 128
+      gouache data build pictures mine --from my-pictures --size 128
     """
     from gouache.errors import unknown_name
 
-    if recipe != "stickers":
-        raise unknown_name("recipe", recipe, ("stickers",))
+    if recipe not in ("stickers", "pictures"):
+        raise unknown_name("recipe", recipe, ("stickers", "pictures"))
+    if recipe == "pictures":
+        _build_pictures(tarballs, folder, size, buckets=buckets, as_json=json)
+        return
     from gouache.data.stickers import Stickers
     from gouache.data.stickers_recipe import build_stickers
 
-    _draw(build_stickers(folder, size=size, tarball_folder=tarballs))
+    _draw(build_stickers(folder, size=size, tarball_folder=Path(tarballs) if tarballs else None))
     stickers = Stickers.open(folder)
     stickers.verify()
     _print_stickers(stickers.manifest.count, stickers.manifest.counts, folder, as_json=json)
@@ -60,7 +69,7 @@ def inspect(
     from gouache.data.readers import ReadReport
     from gouache.data.stickers import Stickers
 
-    if (Path(source) / "manifest.json").is_file():
+    if (Path(source) / "pictures.npy").is_file():
         stickers = Stickers.open(source)
         stickers.verify()
         _print_stickers(len(stickers), stickers.manifest.counts, Path(source), as_json=json)
@@ -80,6 +89,28 @@ def inspect(
     typer.echo(f"{found.captions} captions, {found.with_alpha} pictures with alpha")
     for bucket, count in found.buckets.items():
         typer.echo(f"  {bucket.width}x{bucket.height}: {count}")
+
+
+def _build_pictures(source: str | None, folder: Path, size: int, *, buckets: bool, as_json: bool) -> None:
+    from gouache.data.buckets import Bucket, make_buckets
+    from gouache.data.packed import pack_pictures
+    from gouache.data.readers import ReadReport
+    from gouache.errors import InvalidInput
+
+    if source is None:
+        raise InvalidInput("--from", given="nothing", expected="a folder, .parquet, .tar or owner/name of pictures")
+    if size < 8:
+        raise InvalidInput("--size", given=size, expected="at least 8 pixels")
+    report = ReadReport()
+    shapes = make_buckets(size, step=max(8, size // 8)) if buckets else (Bucket(size, size),)
+    for _ in pack_pictures(source, folder, shapes, report):
+        pass
+    if as_json:
+        skipped = [{"key": key, "reason": reason} for key, reason in report.listed]
+        counts = {"pictures": report.good, "broken": report.broken, "empty": report.empty}
+        typer.echo(json_module.dumps({"folder": str(folder), **counts, "skipped": skipped}, ensure_ascii=False))
+        return
+    typer.echo(f"{folder}: {report.summary()}")
 
 
 def _print_stickers(count: int, counts: dict[str, int], folder: Path, *, as_json: bool) -> None:

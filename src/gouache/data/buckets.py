@@ -86,12 +86,14 @@ def fit_to_bucket(
     scale = max(bucket.width / picture.shape[1], bucket.height / picture.shape[0])
     width = max(bucket.width, round(picture.shape[1] * scale))
     height = max(bucket.height, round(picture.shape[0] * scale))
-    # "RGBa" is multiplied by alpha: no fringe of the transparent colour bleeds in.
-    image = Image.fromarray(picture).convert("RGBa").resize((width, height), Image.Resampling.LANCZOS)
     left, top = (width - bucket.width) // 2, (height - bucket.height) // 2
     if crop == "random" and generator is not None:
         left = int(generator.integers(width - bucket.width + 1))
         top = int(generator.integers(height - bucket.height + 1))
+    if (height, width) == picture.shape[:2]:  # no detour over multiplied colours, which would round faint pixels
+        return picture[top : top + bucket.height, left : left + bucket.width]
+    # "RGBa" is multiplied by alpha: no fringe of the transparent colour bleeds in.
+    image = Image.fromarray(picture).convert("RGBa").resize((width, height), Image.Resampling.LANCZOS)
     return np.asarray(image.crop((left, top, left + bucket.width, top + bucket.height)).convert("RGBA"))
 
 

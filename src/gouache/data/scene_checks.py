@@ -156,15 +156,16 @@ def part_sizes(mask: Mask) -> NDArray[np.int64]:
         for axis in (0, 1):
             spread = _sweep(spread, coarse, axis)
         if np.array_equal(spread, labels):
-            areas = np.bincount(labels.ravel())[1:]
-            return np.asarray(areas[areas > 0], np.int64)
+            areas: NDArray[np.int64] = np.bincount(labels.ravel())[1:]
+            return areas[areas > 0]
         labels = spread
 
 
 def _greatest_around(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     padded = np.pad(labels, 1)
     shifted = [padded[y : y + GRID, x : x + GRID] for y in range(3) for x in range(3)]
-    return np.maximum.reduce(shifted)
+    greatest: NDArray[np.int64] = np.maximum.reduce(shifted)
+    return greatest
 
 
 def _sweep(labels: NDArray[np.int64], coarse: Mask, axis: int) -> NDArray[np.int64]:

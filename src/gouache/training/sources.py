@@ -8,6 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
+from gouache.data.buckets import Bucket
+from gouache.data.packed import PackedPictures, PackedStream
 from gouache.data.stickers import Stickers
 from gouache.data.stream import Example, StickerStream, held_out_examples
 from gouache.errors import DataError
@@ -29,9 +31,9 @@ class Sources:
 
 
 class StreamSource:
-    """Training examples of the recipe `stickers`: single pictures and composed scenes."""
+    """Training examples: of the recipe `stickers` with composed scenes, or of anyone's packed pictures."""
 
-    def __init__(self, stream: StickerStream) -> None:
+    def __init__(self, stream: StickerStream | PackedStream) -> None:
         self.stream = stream
 
     @property
@@ -42,6 +44,29 @@ class StreamSource:
     def examples(self, numbers: Sequence[int]) -> Captioned:
         """Examples of the endless stream."""
         return _stacked([self.stream.example(number) for number in numbers])
+
+
+class PackedHeldOut:
+    """The held-out pictures of a packed set, each with its first caption."""
+
+    def __init__(self, pictures: PackedPictures) -> None:
+        self._pictures, self._rows = pictures, pictures.indices("held_out")
+        if len(self._rows) == 0:
+            cure = "Add more pictures; one in twenty is held out, by content."
+            raise DataError(str(pictures.folder), given="no held-out picture", expected="at least one", cure=cure)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data set."""
+        return f"{PackedStream(self._pictures, 0, split='held_out').fingerprint}/held-out"
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def examples(self, numbers: Sequence[int]) -> Captioned:
+        """Held-out examples by number."""
+        rows = [int(self._rows[number]) for number in numbers]
+        return _stacked([Example(self._pictures.picture(r), self._pictures.records[r].captions[0]) for r in rows])
 
 
 class HeldOutSource:
@@ -71,6 +96,8 @@ def open_sources(folder: Path, config: DataConfig) -> Sources:
     """
     if not folder.is_dir():
         raise DataError(str(folder), given="no such folder", expected="a data set", cure="See gouache data --help.")
+    if (folder / "records.jsonl").is_file() and not (folder / "pictures.npy").is_file():
+        return _packed_sources(PackedPictures.open(folder), config)
     stickers = Stickers.open(folder)
     if stickers.size != config.size:
         raise DataError(
@@ -79,6 +106,16 @@ def open_sources(folder: Path, config: DataConfig) -> Sources:
         )  # fmt: skip
     stream = StickerStream(stickers, config.seed, scene_share=config.scene_share)
     return Sources(StreamSource(stream), HeldOutSource(stickers, stream.fingerprint))
+
+
+def _packed_sources(pictures: PackedPictures, config: DataConfig) -> Sources:
+    if pictures.buckets != (Bucket(config.size, config.size),):
+        given = f"pictures of {', '.join(pictures.manifest.counts)} pixels"
+        raise DataError(
+            str(pictures.folder), given=given, expected=f"{config.size}x{config.size} only, as [data] size says",
+            cure=f"Build it with --size {config.size} and without --buckets.",
+        )  # fmt: skip
+    return Sources(StreamSource(PackedStream(pictures, config.seed)), PackedHeldOut(pictures))
 
 
 def _stacked(examples: list[Example]) -> Captioned:
