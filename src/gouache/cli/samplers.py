@@ -31,14 +31,14 @@ def _print_tables() -> None:
     from rich.table import Table
 
     console = Console()
-    table = Table("sampler", "known as", "schedule", "random", "order", "calls", "also", title="Samplers")
+    table = Table("sampler", "random", "order", "calls", "schedule", "also known as", title="Samplers")
+    table.columns[0].no_wrap = table.columns[4].no_wrap = True
     for info in SAMPLER_INFOS.values():
-        table.add_row(
-            info.name, info.label, info.default_schedule, info.stochastic, str(info.order), str(info.calls),
-            ", ".join(info.aliases),
-        )  # fmt: skip
+        names = ", ".join((info.label, *info.aliases))
+        table.add_row(info.name, info.stochastic, str(info.order), str(info.calls), info.default_schedule, names)
     console.print(table)
-    schedules = Table("schedule", "known as", "also", "source", title="Sigma schedules")
+    schedules = Table("schedule", "also known as", "source", title="Sigma schedules")
+    schedules.columns[0].no_wrap = True
     for schedule in SCHEDULE_INFOS.values():
-        schedules.add_row(schedule.name, schedule.label, ", ".join(schedule.aliases), schedule.source)
+        schedules.add_row(schedule.name, ", ".join((schedule.label, *schedule.aliases)), schedule.source)
     console.print(schedules)
