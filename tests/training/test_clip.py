@@ -12,7 +12,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gouache.data.captions import canonical_caption
+from gouache.data.colours import SHADES
+from gouache.data.scenes import GROUNDS
 from gouache.data.stickers import Sticker, StickerManifest, Stickers
+from gouache.data.wording import NUMBERS, PLACES, RELATIONS, plural_of, with_article
 from gouache.errors import CheckpointError, ConfigError, TrainingError
 from gouache.models.configs import SentenceEncoderConfig
 from gouache.training.assemble import load_text
@@ -23,11 +26,11 @@ from gouache.training.losses import contrastive_loss
 from gouache.training.pairs import StickerPairs
 from gouache.training.stages.clip import ClipTraining, _matches, augmented, token_set_distance
 from gouache.training.towers import WORDS
-from gouache.training.translations import COLOURS, missing_characters, translation
+from gouache.training.translations import COLOURS, NUMBERS_ZH, PLACES_ZH, RELATIONS_ZH, missing_characters, translation
 
 SIZE = 32
 NAMES = (("red apple", "红苹果"), ("blue fish", "蓝鱼"), ("green tree", "绿树"), ("yellow sun", "黄太阳"))
-SHADES = ((220, 30, 30), (40, 60, 220), (30, 160, 60), (240, 210, 40))
+PAINT = ((220, 30, 30), (40, 60, 220), (30, 160, 60), (240, 210, 40))
 TINY_TEXT = SentenceEncoderConfig(width=32, inner_width=64, layers=1, heads=4, positions=48, max_tokens=48)
 
 
@@ -39,7 +42,7 @@ def stickers(tmp_path: Path) -> Stickers:
     for index in range(8):
         concept, square = index % 4, index >= 4
         inside = np.maximum(abs(rows), abs(columns)) < 10 if square else rows**2 + columns**2 < 100
-        pictures[index][inside] = (*SHADES[concept], 255)
+        pictures[index][inside] = (*PAINT[concept], 255)
         label, chinese = NAMES[concept]
         style = "flat" if square else "3d"
         records.append(
@@ -228,12 +231,21 @@ def test_translations_say_the_same_colour_and_name_in_both_languages(stickers: S
     for number in range(200):
         english, chinese = translation(records[number % 8], records, random.Random(number))
         record = records[number % 8]
-        assert record.label in english
+        assert record.label in english or (plural_of(record.label) or "?") in english
         assert record.zh_label in chinese
-        rest, zh_rest = english.replace(record.label, "", 1), chinese.replace(record.zh_label, "", 1)
+        rest, zh_rest = english, chinese
+        for other in records:  # the names themselves have colours in them
+            rest, zh_rest = rest.replace(other.label, ""), zh_rest.replace(other.zh_label, "")
         for colour, zh_colour in COLOURS.items():
-            if f"a {colour} " in rest:
+            if f"{with_article(colour)} " in rest:
                 assert zh_colour in zh_rest
+
+
+def test_every_word_that_scenes_use_has_a_translation() -> None:
+    assert PLACES.keys() == PLACES_ZH.keys()
+    assert RELATIONS.keys() == RELATIONS_ZH.keys()
+    assert NUMBERS.keys() == NUMBERS_ZH.keys()
+    assert {*SHADES, *GROUNDS} <= COLOURS.keys()
 
 
 def test_bad_configs_and_files_are_refused(stickers: Stickers, tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 
 from gouache.data.captions import ZH_STYLE_WORDS, canonical_caption
 from gouache.data.stickers import Sticker
+from gouache.data.wording import NUMBERS, PLACES, RELATIONS, plural_of, with_article
 from gouache.models.wordpiece import UNKNOWN, WordPieceTokenizer
 
 COLOURS = {
@@ -17,16 +18,12 @@ COLOURS = {
     "purple": "紫色", "pink": "粉色", "brown": "棕色", "black": "黑色", "white": "白色", "gray": "灰色",
     "cyan": "青色", "teal": "蓝绿色", "gold": "金色",
 }  # fmt: skip
-COUNTS = {"two": "两个", "three": "三个", "four": "四个", "five": "五个", "six": "六个"}
-PLACES = {
-    "in the top left corner": "在左上角", "in the top right corner": "在右上角",
-    "in the bottom left corner": "在左下角", "in the bottom right corner": "在右下角",
-    "in the center": "在中间", "in the middle": "在中央", "at the top": "在上方", "at the bottom": "在下方",
-    "on the left": "在左边", "on the right": "在右边",
+NUMBERS_ZH = {2: "两个", 3: "三个", 4: "四个", 5: "五个"}
+PLACES_ZH = {
+    "top left": "在左上角", "top": "在上方", "top right": "在右上角", "left": "在左边", "center": "在中间",
+    "right": "在右边", "bottom left": "在左下角", "bottom": "在下方", "bottom right": "在右下角",
 }  # fmt: skip
-RELATIONS = {
-    "to the left of": "左边", "to the right of": "右边", "above": "上面", "below": "下面", "next to": "旁边",
-}  # fmt: skip
+RELATIONS_ZH = {"left": "左边", "right": "右边", "above": "上面", "below": "下面"}
 SIZES = {"small": "小", "big": "大", "large": "大", "tiny": "很小的"}
 
 
@@ -49,18 +46,19 @@ def translation(record: Sticker, others: Sequence[Sticker], draw: random.Random)
         return ", ".join((english, *record.keywords[:3])), "，".join((chinese, *record.zh_keywords[:3]))
     if form < 0.7:
         colour = draw.choice(sorted(COLOURS))
-        return f"a {colour} {english}", f"{COLOURS[colour]}的{chinese}"
+        return with_article(f"{colour} {english}"), f"{COLOURS[colour]}的{chinese}"
     if form < 0.78:
         colour = draw.choice(sorted(COLOURS))
-        return f"{english} on a {colour} background", f"{COLOURS[colour]}背景上的{chinese}"
+        return f"{with_article(english)}, on {with_article(colour)} background", f"{COLOURS[colour]}背景上的{chinese}"
     if form < 0.84:
-        count = draw.choice(sorted(COUNTS))
-        return f"{count} {english}", f"{COUNTS[count]}{chinese}"
+        count = draw.choice(sorted(NUMBERS))
+        return f"{NUMBERS[count]} {plural_of(english) or english}", f"{NUMBERS_ZH[count]}{chinese}"
     if form < 0.92:
         place, size = draw.choice(sorted(PLACES)), draw.choice(sorted(SIZES))
-        return f"a {size} {english} {place}", f"{SIZES[size]}{chinese}{PLACES[place]}"
+        return with_article(f"{size} {english} {PLACES[place]}"), f"{SIZES[size]}{chinese}{PLACES_ZH[place]}"
     other, relation = draw.choice(others), draw.choice(sorted(RELATIONS))
-    return f"{english} {relation} {other.label}", f"{chinese}在{other.zh_label}{RELATIONS[relation]}"
+    both = f"{with_article(english)} {RELATIONS[relation]} {with_article(other.label)}"
+    return both, f"{chinese}在{other.zh_label}{RELATIONS_ZH[relation]}"
 
 
 def missing_characters(tokenizer: WordPieceTokenizer, texts: Iterable[str]) -> list[str]:
@@ -72,6 +70,6 @@ def missing_characters(tokenizer: WordPieceTokenizer, texts: Iterable[str]) -> l
 
 def chinese_texts(records: Iterable[Sticker]) -> list[str]:
     """Every Chinese text that `translation` can draw from."""
-    words = [*COLOURS.values(), *COUNTS.values(), *PLACES.values(), *RELATIONS.values(), *SIZES.values()]
+    words = [*COLOURS.values(), *NUMBERS_ZH.values(), *PLACES_ZH.values(), *RELATIONS_ZH.values(), *SIZES.values()]
     words += [*ZH_STYLE_WORDS.values(), "背景上的", "，"]
     return words + [text for r in records for text in (r.zh_label, *r.zh_keywords)]
