@@ -6,12 +6,9 @@ import json as json_module
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
-
-if TYPE_CHECKING:
-    from gouache.data.stickers_recipe import BuildProgress
 
 data = typer.Typer(
     add_completion=False,
@@ -51,7 +48,10 @@ def build(
     from gouache.data.stickers import Stickers
     from gouache.data.stickers_recipe import build_stickers
 
-    _draw(build_stickers(folder, size=size, tarball_folder=Path(tarballs) if tarballs else None))
+    _draw(
+        (event.done, event.total)
+        for event in build_stickers(folder, size=size, tarball_folder=Path(tarballs) if tarballs else None)
+    )
     stickers = Stickers.open(folder)
     stickers.verify()
     _print_stickers(stickers.manifest.count, stickers.manifest.counts, folder, as_json=json)
@@ -103,8 +103,7 @@ def _build_pictures(source: str | None, folder: Path, size: int, *, buckets: boo
         raise InvalidInput("--size", given=size, expected="at least 8 pixels")
     report = ReadReport()
     shapes = make_buckets(size, step=max(8, size // 8)) if buckets else (Bucket(size, size),)
-    for _ in pack_pictures(source, folder, shapes, report):
-        pass
+    _draw((done, None) for done in pack_pictures(source, folder, shapes, report))
     if as_json:
         skipped = [{"key": key, "reason": reason} for key, reason in report.listed]
         counts = {"pictures": report.good, "broken": report.broken, "empty": report.empty}
@@ -121,8 +120,8 @@ def _print_stickers(count: int, counts: dict[str, int], folder: Path, *, as_json
     typer.echo(f"{folder}: {count} pictures ({styles}); credits in {folder / 'CREDITS.md'}")
 
 
-def _draw(progress: Iterable[BuildProgress]) -> None:
-    """Run a build to its end; on a terminal, with a bar on standard error."""
+def _draw(progress: Iterable[tuple[int, int | None]]) -> None:
+    """Run a build that yields (done, total) to its end; on a terminal, with a bar on standard error."""
     if not sys.stderr.isatty():
         for _ in progress:
             pass
@@ -132,5 +131,5 @@ def _draw(progress: Iterable[BuildProgress]) -> None:
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("Building", total=None)
-        for event in progress:
-            bar.update(task, completed=event.done, total=event.total)
+        for done, total in progress:
+            bar.update(task, completed=done, total=total, description=f"Building: {done} pictures")
