@@ -74,6 +74,15 @@ def test_the_stream_shows_every_training_picture_once_an_epoch(squares: PackedPi
     assert stream.fingerprint != PackedStream(squares, 5).fingerprint
 
 
+def test_a_small_set_holds_out_one_picture_with_its_copies(squares: PackedPictures) -> None:
+    few = tuple(record for record in squares.records if not record.held_out)[:3]
+    least = min(few, key=lambda record: record.sha256)
+    small = PackedPictures(squares.folder, squares.manifest, (*few, least))
+    held_out = small.indices("held_out").tolist()
+    assert held_out == [few.index(least), 3]
+    assert sorted([*held_out, *small.indices("train").tolist()]) == [0, 1, 2, 3]
+
+
 def test_training_opens_it_as_a_source(squares: PackedPictures) -> None:
     sources = open_sources(squares.folder, DataConfig(size=32, seed=1))
     assert sources.train.examples([0, 1, 2]).pictures.shape == (3, 32, 32, 4)

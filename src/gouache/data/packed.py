@@ -180,8 +180,12 @@ class PackedPictures:
         return tuple(Bucket(record.width, record.height) for record in self.records)
 
     def indices(self, split: Split = "train") -> NDArray[np.int64]:
-        """Numbers of one split, ascending; a set too small for a held-out picture has none."""
-        keep = [i for i, r in enumerate(self.records) if split == "all" or r.held_out == (split == "held_out")]
+        """Numbers of one split, ascending. In a set of two or more pictures at least one is held out."""
+        held_out = {i for i, record in enumerate(self.records) if record.held_out}
+        if not held_out and len(self.records) > 1:
+            least = min(record.sha256 for record in self.records)  # by content, so copies stay together
+            held_out = {i for i, record in enumerate(self.records) if record.sha256 == least}
+        keep = [i for i in range(len(self.records)) if split == "all" or (i in held_out) == (split == "held_out")]
         return np.array(keep, np.int64)
 
     def picture(self, index: int) -> Picture:
