@@ -11,6 +11,13 @@ from gouache.errors import GouacheError
 
 LazyGroup.homes = {
     "paint": ("gouache.cli.paint:paint", "Paint pictures from words."),
+    "edit": ("gouache.cli.edit:edit", "Change a picture: all of it, a part, or beyond its edges."),
+    "vary": ("gouache.cli.vary:vary", "Paint variations of a picture."),
+    "interpolate": ("gouache.cli.interpolate:interpolate", "Paint the way between two pictures."),
+    "upscale": ("gouache.cli.upscale:upscale", "Make a picture larger."),
+    "grid": ("gouache.cli.grid:grid", "Paint a table over two or three parameters."),
+    "show": ("gouache.cli.show:show", "Print the recipe inside a picture."),
+    "replay": ("gouache.cli.replay:replay", "Paint a picture again from its recipe and compare."),
     "samplers": ("gouache.cli.samplers:samplers", "List samplers and noise schedules with their aliases."),
     "data": ("gouache.cli.data:data", "Build and inspect data sets."),
     "train": ("gouache.cli.train:train", "Train one stage on captioned pictures."),
@@ -22,6 +29,8 @@ LazyGroup.homes = {
     "models": ("gouache.cli.models:models", "List the models on this machine."),
     "inspect": ("gouache.cli.inspect:inspect", "Say what a weight file or a model folder is."),
     "convert": ("gouache.cli.convert:convert", "Write a model in another layout."),
+    "serve": ("gouache.cli.serve:serve", "Serve the web page and three APIs."),
+    "jobs": ("gouache.cli.jobs:app", "List, cancel, retry and export the studio's jobs; back it up."),
     "doctor": ("gouache.cli.doctor:doctor", "Show versions, devices, memory and model folders."),
 }
 

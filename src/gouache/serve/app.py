@@ -13,9 +13,10 @@ from starlette.types import ASGIApp
 
 from gouache import __version__
 from gouache.errors import GouacheError
-from gouache.serve import api_jobs, api_pictures
+from gouache.serve import api_jobs, api_pictures, openai_images, ops
 from gouache.serve.a1111 import listings as a1111_listings
 from gouache.serve.a1111 import routes as a1111
+from gouache.serve.ops import Counted, Metrics
 from gouache.serve.replies import refusal, reply_to, validation_reply
 from gouache.serve.security import Guard
 from gouache.serve.studio import Studio
@@ -28,7 +29,8 @@ def create_app(studio: Studio) -> ASGIApp:
         studio: what it serves; started and stopped with the application.
     """
     api = create_api(studio)
-    return Guard(api, studio.settings, studio.accounts, studio.secret)
+    counted = Counted(api, api.state.metrics)
+    return Guard(counted, studio.settings, studio.accounts, studio.secret, studio.failures)
 
 
 def create_api(studio: Studio) -> FastAPI:
@@ -47,7 +49,8 @@ def create_api(studio: Studio) -> FastAPI:
         title="gouache", version=__version__, lifespan=life, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     api.state.studio = studio
-    for part in (api_jobs, api_pictures, a1111, a1111_listings):
+    api.state.metrics = Metrics()
+    for part in (api_jobs, api_pictures, a1111, a1111_listings, openai_images, ops):
         api.include_router(part.router)
     _add_error_replies(api)
     return api

@@ -151,6 +151,18 @@ class Jobs:
         found = {str(row.state): int(row.many) for row in rows}
         return {"queued": 0, "running": 0, "done": 0, "failed": 0, "cancelled": 0} | found
 
+    def steps_per_second(self, seconds: float) -> float:
+        """Steps of the jobs that ended in the last so many seconds, by the time they took."""
+        ended = select(jobs.c.steps, jobs.c.pictures, jobs.c.started, jobs.c.finished)
+        rows = self.database.rows(ended.where(jobs.c.state == "done", jobs.c.finished > time.time() - seconds))
+        spent = sum(row.finished - row.started for row in rows)
+        return sum(row.steps * row.pictures for row in rows) / spent if spent else 0.0
+
+    def oldest_wait(self) -> float:
+        """Seconds that the oldest waiting job has waited."""
+        row = self.database.row(select(func.min(jobs.c.created).label("oldest")).where(jobs.c.state == "queued"))
+        return 0.0 if row is None or row.oldest is None else time.time() - float(row.oldest)
+
     def position(self, job: Job) -> int | None:
         """How many waiting jobs go before this one if nobody else's turn comes between; None unless it waits."""
         if job.state != "queued":

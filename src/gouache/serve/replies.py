@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.responses import JSONResponse, Response
@@ -69,6 +70,22 @@ def refusal(path: str, status: int, parts: Mapping[str, str], headers: Mapping[s
     else:
         body = openai_error(status, parts)
     return PlainJson(body, status, dict(headers or {}))
+
+
+@contextmanager
+def in_words_of(names: Mapping[str, str]) -> Iterator[None]:
+    """Errors about our fields name theirs instead.
+
+    Args:
+        names: our name -> theirs.
+    """
+    try:
+        yield
+    except InvalidInput as error:
+        own = error.where.removeprefix("request: ")
+        if own == "request":  # A rule about several fields; its sentence begins with one of them.
+            own = next((name for name in names if error.expected.startswith(name)), own)
+        raise InvalidInput(names.get(own, own), given=error.given, expected=error.expected, cure=error.cure) from error
 
 
 def openai_error(status: int, parts: Mapping[str, str]) -> dict[str, Any]:

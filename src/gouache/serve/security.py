@@ -10,7 +10,6 @@ import hmac
 import ipaddress
 import secrets
 import time
-from collections import OrderedDict
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
@@ -19,6 +18,7 @@ from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gouache.serve.accounts import LOCAL, Accounts
+from gouache.serve.buckets import Buckets
 from gouache.serve.replies import refusal
 from gouache.serve.settings import LOOPBACK, Settings
 
@@ -38,35 +38,6 @@ HEADERS = {
 API_CSP = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 
 
-class Buckets:
-    """So many events a minute for each name, refilled evenly.
-
-    Args:
-        per_minute: events that a name may make in a minute.
-    """
-
-    _MOST = 10_000
-
-    def __init__(self, per_minute: int) -> None:
-        self.per_minute = per_minute
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def left(self, name: str) -> float:
-        """How many it may make now."""
-        left, then = self._left.get(name, (float(self.per_minute), 0.0))
-        return min(float(self.per_minute), left + (time.monotonic() - then) * self.per_minute / 60)
-
-    def take(self, name: str) -> float:
-        """Take one; gives 0, or the seconds until the next may be taken."""
-        left = self.left(name)
-        wait = 0.0 if left >= 1 else (1 - left) * 60 / self.per_minute
-        self._left[name] = (left if wait else left - 1, time.monotonic())
-        self._left.move_to_end(name)
-        if len(self._left) > self._MOST:
-            self._left.popitem(last=False)
-        return wait
-
-
 class Guard:
     """ASGI middleware: everything is refused here that should never reach a route.
 
@@ -75,14 +46,15 @@ class Guard:
         settings: of the studio.
         accounts: who may come in.
         secret: signs sessions and links.
+        failures: wrong tokens and passwords, by address.
     """
 
-    def __init__(self, app: ASGIApp, settings: Settings, accounts: Accounts, secret: bytes) -> None:
+    def __init__(self, app: ASGIApp, settings: Settings, accounts: Accounts, secret: bytes, failures: Buckets) -> None:
         self.app, self.settings, self.accounts, self.secret = app, settings, accounts, secret
+        self.failures = failures
         self.closed = accounts.any() or not settings.on_loopback
         self.requests = Buckets(settings.limits.requests_per_minute)
         self._recent: dict[bytes, tuple[str, float]] = {}
-        self.failures = Buckets(settings.limits.failed_logins_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it."""

@@ -10,9 +10,11 @@ from collections.abc import Sequence
 
 from sqlalchemy import delete, insert, select
 
+from gouache.errors import QueueFull
 from gouache.pipeline.request import Request
 from gouache.serve.accounts import Accounts
 from gouache.serve.admission import admit
+from gouache.serve.buckets import Buckets
 from gouache.serve.database import Database, upsert
 from gouache.serve.job import FINISHED, Job, Source
 from gouache.serve.jobs import Jobs, fingerprint_of
@@ -80,6 +82,8 @@ class Studio:
         self.accounts = Accounts(self.database)
         self.shelf = Shelf(settings.models, self.database, settings.default_model)
         self.secret = self.database.secret()
+        self.failures = Buckets(settings.limits.failed_logins_per_minute)
+        self.submissions = Buckets(settings.limits.jobs_per_minute)
         self.bell = Bell()
         self.started = time.time()
         self.supervisor = Supervisor(settings, self.leases, self.bell.ring, worker_command)
@@ -108,6 +112,12 @@ class Studio:
             twin = self.jobs.recent_twin(owner, fingerprint, since=time.time() - TWIN_SECONDS)
             if twin is not None:
                 return twin, False
+        wait = self.submissions.take(owner)
+        if wait:
+            raise QueueFull(
+                "jobs a minute", given="too many", expected=f"at most {self.settings.limits.jobs_per_minute}",
+                cure=f"Try again in {wait:.0f} s.",
+            )  # fmt: skip
         fingerprint = fingerprint or fingerprint_of(request.to_json())
         admitted = admit(request, self.settings.limits, self.shelf, self.vault)
         job, new = self.jobs.submit(
@@ -158,6 +168,11 @@ class Studio:
             connection.execute(delete(presets).where(presets.c.owner == owner, presets.c.name == name))
             values = {"owner": owner, "name": name, "prompt": prompt, "negative_prompt": negative_prompt}
             connection.execute(insert(presets).values(**values, request="{}"))
+
+    def remove_preset(self, owner: str, name: str) -> None:
+        """Forget a style."""
+        with self.database.write() as connection:
+            connection.execute(delete(presets).where(presets.c.owner == owner, presets.c.name == name))
 
     def close(self) -> None:
         """Stop the workers and let go of the store."""

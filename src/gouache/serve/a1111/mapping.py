@@ -16,6 +16,7 @@ from gouache.pipeline.recipe_text import request_of
 from gouache.pipeline.request import Request
 from gouache.serve.a1111.fields import Generation, Img2Img, Txt2Img
 from gouache.serve.a1111.options import Options, options_of
+from gouache.serve.replies import in_words_of
 from gouache.serve.studio import Studio
 
 TAKES_ETA = {
@@ -57,6 +58,17 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "latent_mask": ("",),
 }
 
+# Our name of a field -> A1111's, for errors.
+NAMES = {
+    "num_inference_steps": "steps", "guidance_scale": "cfg_scale", "count": "batch_size", "width * height": "width",
+    "count * steps * pixels": "batch_size", "strength": "denoising_strength", "sampler": "sampler_name",
+    "schedule": "scheduler", "image_guidance_scale": "image_cfg_scale", "init_image": "init_images",
+    "hires.scale": "hr_scale", "hires.width": "hr_resize_x", "hires.height": "hr_resize_y", "hires": "enable_hr",
+    "hires.num_inference_steps": "hr_second_pass_steps", "hires.strength": "denoising_strength",
+    "mask.blur": "mask_blur", "mask.padding": "inpaint_full_res_padding", "churn.amount": "s_churn",
+    "churn.noise": "s_noise", "churn.sigma_min": "s_tmin", "churn.sigma_max": "s_tmax", "churn": "s_churn",
+}  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Order:
@@ -81,7 +93,8 @@ def order_of(body: Txt2Img | Img2Img, studio: Studio, owner: str) -> Order:
     if body.infotext is not None:
         values = _from_infotext(body, values)
     given = {name: value for name, value in values.items() if value is not None}
-    return Order(Request.from_dict(given, where="request"), options.kind, options.jpeg_quality)
+    with in_words_of(NAMES):
+        return Order(Request.from_dict(given, where="request"), options.kind, options.jpeg_quality)
 
 
 def _refuse_unserved(body: Generation) -> None:

@@ -11,11 +11,12 @@ from fastapi import APIRouter, Body, Request
 from gouache.errors import Conflict, InvalidInput
 from gouache.serve.a1111.answers import current_job, generation_answer, progress_answer
 from gouache.serve.a1111.fields import Img2Img, TaskProgress, Txt2Img
-from gouache.serve.a1111.mapping import Order, order_of
+from gouache.serve.a1111.mapping import NAMES, Order, order_of
 from gouache.serve.a1111.options import options_of, set_options
 from gouache.serve.access import owner_of, studio_of
 from gouache.serve.job import FINISHED, Job
 from gouache.serve.outcome import raise_unless_painted
+from gouache.serve.replies import in_words_of
 from gouache.serve.studio import Studio
 
 router = APIRouter(tags=["a1111"])
@@ -38,13 +39,15 @@ async def _generate(body: Txt2Img | Img2Img, request: Request) -> dict[str, Any]
     studio, owner = studio_of(request), owner_of(request)
     order, job = await asyncio.to_thread(_hand_in, body, studio, owner)
     job = await studio.wait_for(job.id, studio.settings.wait)
-    raise_unless_painted(job)
+    with in_words_of(NAMES):
+        raise_unless_painted(job)
     return await asyncio.to_thread(generation_answer, studio, body, order, job)
 
 
 def _hand_in(body: Txt2Img | Img2Img, studio: Studio, owner: str) -> tuple[Order, Job]:
     order = order_of(body, studio, owner)
-    job, _ = studio.submit(order.request, owner=owner, source="a1111", label=body.force_task_id or "")
+    with in_words_of(NAMES):
+        job, _ = studio.submit(order.request, owner=owner, source="a1111", label=body.force_task_id or "")
     return order, job
 
 

@@ -1,0 +1,107 @@
+"""Starts the server: checks that it may listen where it should, and stops it gracefully."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import uvicorn
+
+from gouache.checkpoints.hub import model_folders
+from gouache.errors import InvalidInput
+from gouache.serve.logs import log_to_stderr
+from gouache.serve.settings import Settings, data_folder
+from gouache.serve.studio import Studio
+
+TOKEN_VARIABLE = "GOUACHE_TOKEN"
+log = logging.getLogger("gouache.server")
+
+
+def make_settings(
+    *,
+    data: Path | None,
+    host: str,
+    port: int,
+    store: str | None,
+    models: Sequence[Path],
+    default_model: str | None,
+    allowed_hosts: Sequence[str],
+    workers: int,
+    device: str | None,
+    threads: int,
+    page: bool,
+) -> Settings:
+    """Settings from the command line; errors as `Config.from_dict`."""
+    folder = (data or data_folder()).expanduser()
+    shelves = [*model_folders(), *(path.expanduser() for path in models)]
+    return Settings.from_dict(
+        {
+            "data": folder, "host": host, "port": port, "store": store, "models": tuple(shelves),
+            "default_model": default_model, "allowed_hosts": tuple(allowed_hosts), "workers": workers,
+            "device": device, "threads": threads, "page": page,
+        },
+        where="serve",
+    )  # fmt: skip
+
+
+def check_openness(studio: Studio) -> None:
+    """Refuse to listen where others can reach it without a token.
+
+    Raises:
+        InvalidInput: no account and not on loopback.
+    """
+    token = os.environ.get(TOKEN_VARIABLE)
+    if token:
+        studio.accounts.add_token("admin", token)
+    if not studio.settings.on_loopback and not studio.accounts.any():
+        raise InvalidInput(
+            "host", given=f"{studio.settings.host} without any account", expected="127.0.0.1, or a token",
+            cure=f"Make one with `gouache serve --new-token NAME`, or set {TOKEN_VARIABLE}.",
+        )  # fmt: skip
+
+
+def run(studio: Studio, announce: Callable[[str], object]) -> None:
+    """Serve until a signal asks for the end.
+
+    Args:
+        studio: what to serve.
+        announce: told the address once it listens.
+
+    Raises:
+        InvalidInput: it may not, or can't, listen there.
+    """
+    from gouache.serve.app import create_app
+
+    check_openness(studio)
+    log_to_stderr()
+    settings = studio.settings
+    listener = _listen(settings)
+    address = listener.getsockname()
+    announce(f"http://{settings.host}:{address[1]}")
+    config = uvicorn.Config(
+        create_app(studio), log_config=None, access_log=False, server_header=False, lifespan="on",
+        timeout_graceful_shutdown=max(1, round(settings.grace)), forwarded_allow_ips="",
+    )  # fmt: skip
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        studio.close()
+        listener.close()
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((settings.host, settings.port))
+    except OSError as error:
+        listener.close()
+        raise InvalidInput(
+            "port", given=f"{settings.host}:{settings.port}", expected="a free port of this machine",
+            cure=f"{error.strerror}. Choose another with --port.",
+        ) from error  # fmt: skip
+    return listener
