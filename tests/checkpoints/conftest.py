@@ -149,7 +149,14 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     return folder
 
 
-@pytest.fixture(scope="session", params=FAMILIES)
+# The others differ from these in the channels of a convolution or by an encoder; `-m slow` runs them too.
+EVERY_TIME = ("sd1", "sd2-v", "sdxl")
+
+
+@pytest.fixture(
+    scope="session",
+    params=[pytest.param(name, marks=[] if name in EVERY_TIME else pytest.mark.slow) for name in FAMILIES],
+)
 def family(request: pytest.FixtureRequest) -> str:
     """Each family in turn."""
     return str(request.param)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
+from gouache.checkpoints.convert import convert
 from gouache.checkpoints.load import identify, load_bundle
+from gouache.checkpoints.opening import open_header
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 Published = Callable[[str], Path]
 
 
+@pytest.mark.parametrize("family", ["sd1", "sd1-inpainting", "sd1-instruct", "sd2", "sd2-v", "sdxl", "sdxl-refiner"])
 def test_a_folder_of_each_family_is_told_apart(published: Published, family: str) -> None:
     identity = identify(published(family))
     expected, _, rest = family.partition("-")
@@ -33,3 +37,29 @@ def test_a_folder_of_each_family_loads_bit_for_bit(published: Published, family:
         found = network.state_dict()
         assert set(found) == set(wanted)
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_an_autoencoder_with_attention_names_of_before_loads_too(published: Published, tmp_path: Path) -> None:
+    shutil.copytree(published("sd1"), tmp_path / "old")
+    file = tmp_path / "old" / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(file)
+    for new, old in (("to_q", "query"), ("to_k", "key"), ("to_v", "value"), ("to_out.0", "proj_attn")):
+        tensors = {name.replace(f"attentions.0.{new}.", f"attentions.0.{old}."): t for name, t in tensors.items()}
+    save_file(tensors, file)
+    found, wanted = load_bundle(tmp_path / "old").vae.state_dict(), load_bundle(published("sd1")).vae.state_dict()
+    assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+@pytest.mark.parametrize(("spread", "prediction"), [(0.05, "eps"), (0.2, "v")])
+def test_sd2_without_any_word_is_told_by_its_weights(
+    published: Published, tmp_path: Path, spread: float, prediction: str
+) -> None:
+    convert(published("sd2"), tmp_path / "one.safetensors", "single-file")
+    tensors = load_file(tmp_path / "one.safetensors")
+    last = max(name for name in tensors if "output_blocks.5" in name and name.endswith("blocks.0.norm1.bias"))
+    tensors[last] = torch.linspace(-1, 1, tensors[last].numel()) * spread * 3**0.5
+    configs = {key: text for key, text in open_header(tmp_path / "one.safetensors").metadata.items() if "config" in key}
+    save_file(tensors, tmp_path / "mute.safetensors", configs)
+    assert identify(tmp_path / "mute.safetensors").prediction is None
+    assert load_bundle(tmp_path / "mute.safetensors").denoiser_config.parameterization == prediction
+    assert load_bundle(tmp_path / "mute.safetensors", prediction="x0").denoiser_config.parameterization == "x0"

@@ -18,6 +18,9 @@ from gouache.checkpoints.networks import build_on_meta, open_part, plan, read_pl
 from gouache.checkpoints.save import Format, ModelToWrite, NetworkToWrite, write_model
 from gouache.models.configs import SentenceEncoderConfig
 
+PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+"""Types that weights can be written in, by the names that people use."""
+
 
 def convert(
     source: str | Path,

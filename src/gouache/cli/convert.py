@@ -43,15 +43,15 @@ def convert(
 
     Example: gouache convert v1-5.ckpt v1-5 --to diffusers --dtype fp16
     """
-    import torch
-
+    from gouache.checkpoints.convert import PRECISIONS
     from gouache.checkpoints.convert import convert as convert_model
     from gouache.checkpoints.hub import find
 
-    types = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
     started = time.perf_counter()
     told = _counter()
-    identity = convert_model(find(source), target, to.value, dtype=types[dtype.value] if dtype else None, told=told)
+    identity = convert_model(
+        find(source), target, to.value, dtype=PRECISIONS[dtype.value] if dtype else None, told=told
+    )
     seconds = round(time.perf_counter() - started, 2)
     left_out = dict(identity.left_out)
     if as_json:
