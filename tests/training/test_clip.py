@@ -18,15 +18,17 @@ from gouache.data.stickers import Sticker, StickerManifest, Stickers
 from gouache.data.wording import NUMBERS, PLACES, RELATIONS, plural_of, with_article
 from gouache.errors import CheckpointError, ConfigError, TrainingError
 from gouache.models.configs import SentenceEncoderConfig
+from gouache.models.sentence_encoder import SentenceEncoder
+from gouache.models.text_stack import TextStack
 from gouache.training.assemble import load_text
 from gouache.training.config import ClipStage, EmaConfig, LoopConfig, OptimizerConfig
 from gouache.training.judge import load_judge
 from gouache.training.loop import train
 from gouache.training.losses import contrastive_loss
 from gouache.training.pairs import StickerPairs
-from gouache.training.stages.clip import ClipTraining, _matches, augmented, token_set_distance
+from gouache.training.stages.clip import ClipTraining, _matches, augmented, character_vocabulary, token_set_distance
 from gouache.training.towers import WORDS
-from gouache.training.translations import COLOURS, NUMBERS_ZH, PLACES_ZH, RELATIONS_ZH, missing_characters, translation
+from gouache.training.translations import COLOURS, NUMBERS_ZH, PLACES_ZH, RELATIONS_ZH, foreign_characters, translation
 
 SIZE = 32
 NAMES = (("red apple", "红苹果"), ("blue fish", "蓝鱼"), ("green tree", "绿树"), ("yellow sun", "黄太阳"))
@@ -216,14 +218,40 @@ def test_augmentation_keeps_the_white_outside(stickers: Stickers) -> None:
     assert torch.allclose(augmented(image, middle, torch.zeros(1, 3, 8, 8)), image, atol=1e-5)
 
 
-def test_chinese_characters_are_added_once_and_only_if_missing(stickers: Stickers) -> None:
+def test_chinese_characters_have_pieces_of_their_own(stickers: Stickers) -> None:
     stage = make_stage(stickers, config_for())
     tokenizer = stage.trained.tokenizer
-    unknown = tokenizer.vocabulary.index("[UNK]")
+    unknown, base = tokenizer.vocabulary.index("[UNK]"), stage.trained.config.text.vocabulary_size
     for record in stickers.records:
         assert unknown not in tokenizer.ids(record.zh_label)
-    assert missing_characters(tokenizer, ["红苹果 apple"]) == []
+        assert all(token >= base for token in tokenizer.ids(record.zh_label))
     assert len(tokenizer.ids("红苹果")) == 3
+    assert foreign_characters(tokenizer, ["红苹果 apple", "红"]) == sorted("红苹果")
+
+
+def test_pieces_that_an_encoder_has_but_never_learnt_are_replaced_and_english_is_not(stickers: Stickers) -> None:
+    vocabulary = [*character_vocabulary(), "红", "apple"]
+    sizes = TINY_TEXT.model_copy(update={"vocabulary_size": len(vocabulary)})
+    text = TextStack.of_sentences(SentenceEncoder(sizes), vocabulary)
+    data = StickerPairs(stickers, range(8), 0)
+    towers = ClipTraining(config_for(text=None), data, None, text, 48, 0).trained
+    assert towers.vocabulary.index("红") >= len(vocabulary)
+    assert towers.tokenizer.ids("apple") == [len(vocabulary) - 1]
+    before = text.encode([text.tokenize("a red apple")]).pooled
+    after = towers.text_stack()
+    assert torch.equal(before, after.encode([after.tokenize("a red apple")]).pooled)  # type: ignore[arg-type]
+
+
+def test_a_new_piece_starts_near_the_english_word_it_goes_with(stickers: Stickers) -> None:
+    vocabulary = [*character_vocabulary(), "red", "blue", "green", "yellow", "apple", "fish", "tree", "sun"]
+    sizes = TINY_TEXT.model_copy(update={"vocabulary_size": len(vocabulary)})
+    text = TextStack.of_sentences(SentenceEncoder(sizes), vocabulary)
+    towers = ClipTraining(config_for(text=None), StickerPairs(stickers, range(8), 0), None, text, 48, 0).trained
+    words = F.normalize(towers.text.get_parameter(WORDS).detach(), dim=1)
+    for foreign, english in (("红", "red"), ("鱼", "fish"), ("绿", "green")):
+        row = towers.added_embeddings[towers.tokenizer.ids(foreign)[0] - len(vocabulary)].detach()
+        near = (words @ row).topk(2).indices.tolist()  # colour and thing always stand together in these few labels
+        assert towers.tokenizer.ids(english)[0] in near
 
 
 def test_translations_say_the_same_colour_and_name_in_both_languages(stickers: Stickers) -> None:

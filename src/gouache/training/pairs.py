@@ -16,7 +16,7 @@ from gouache.data.captions import STYLE_WORDS, canonical_caption, caption
 from gouache.data.stickers import Split, Sticker, Stickers
 from gouache.training.encoded import Shuffled
 from gouache.training.encoded_store import CaptionedSource
-from gouache.training.translations import chinese_texts, translation
+from gouache.training.translations import known_translations, translation
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,8 @@ class PairSource(Protocol):
         ...
 
     @property
-    def foreign_texts(self) -> list[str]:
-        """Texts whose characters the vocabulary should know."""
+    def known_translations(self) -> list[tuple[str, str]]:
+        """English and foreign phrases of one meaning: what the vocabulary should know, and a first hint of it."""
         ...
 
 
@@ -72,9 +72,9 @@ class StickerPairs:
         return len(self.rows)
 
     @property
-    def foreign_texts(self) -> list[str]:
-        """Every Chinese text of the whole set, so that all splits give one vocabulary."""
-        return chinese_texts(self.stickers.records)
+    def known_translations(self) -> list[tuple[str, str]]:
+        """English and Chinese phrases of the whole set, so that all splits give one vocabulary."""
+        return known_translations(self.stickers.records)
 
     def pairs(self, numbers: Sequence[int]) -> Pairs:
         """The pairs with these numbers; a pure function."""
@@ -100,11 +100,11 @@ class StickerPairs:
 class CaptionPairs:
     """Any captioned pictures; those with one caption belong together."""
 
-    foreign_texts: list[str]
+    known_translations: list[tuple[str, str]]
 
     def __init__(self, source: CaptionedSource) -> None:
         self.source = source
-        self.foreign_texts = []
+        self.known_translations = []
 
     def pairs(self, numbers: Sequence[int]) -> Pairs:
         """The pairs with these numbers; a pure function."""
@@ -124,7 +124,7 @@ def open_pairs(
         split: which stickers to train on.
         seed: of order and phrases.
     """
-    if not (folder / "manifest.json").is_file():
+    if not (folder / "pictures.npy").is_file():
         return CaptionPairs(source), None
     stickers = Stickers.open(folder)
     held_out = StickerPairs(stickers, stickers.indices("held_out").tolist(), seed, endless=False)

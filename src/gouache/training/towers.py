@@ -87,7 +87,7 @@ class Towers(nn.Module):
             vocabulary, max_length=config.text.max_tokens, lowercase=config.text.lowercase
         )
         self.text = text or SentenceEncoder(config.text)
-        self.added_embeddings = nn.Parameter(_first_rows(self.text, config.added))
+        self.added_embeddings = nn.Parameter(self.text.get_parameter(WORDS).detach().mean(0).repeat(config.added, 1))
         self.image = ImageTower(config.channels, config.blocks)
         self.text_projection = nn.Linear(config.text.width, config.embedding_dim, bias=False)
         self.image_projection = nn.Linear(config.channels[-1], config.embedding_dim, bias=False)
@@ -172,10 +172,3 @@ def export_text_encoder(towers: Towers, folder: Path) -> None:
     (folder / "vocab.txt").write_text("\n".join(towers.vocabulary) + "\n", encoding="utf-8")
     metadata = {"component": "text_encoder", "config": config.to_json()}
     save_tensors(folder / "model.safetensors", {k: v.contiguous() for k, v in encoder.state_dict().items()}, metadata)
-
-
-def _first_rows(text: SentenceEncoder, count: int) -> Tensor:
-    """Rows to start added pieces from: near the table's mean, told apart by a little of other rows."""
-    words = text.get_parameter(WORDS).detach()
-    generator = torch.Generator().manual_seed(count)
-    return words.mean(0) + 0.5 * words.std(0) * torch.randn(count, words.shape[1], generator=generator)

@@ -8,11 +8,13 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 
-from gouache.data.captions import ZH_STYLE_WORDS, canonical_caption
+from gouache.data.captions import STYLE_WORDS, ZH_STYLE_WORDS, canonical_caption
 from gouache.data.stickers import Sticker
 from gouache.data.wording import NUMBERS, PLACES, RELATIONS, plural_of, with_article
 from gouache.models.wordpiece import UNKNOWN, WordPieceTokenizer
 
+CHINESE, BEYOND_LATIN = 0x2E80, 0x2000
+"""First code points of Chinese, Japanese and Korean writing, and of signs beyond the Latin ones."""
 COLOURS = {
     "red": "红色", "orange": "橙色", "yellow": "黄色", "green": "绿色", "blue": "蓝色", "light blue": "浅蓝色",
     "purple": "紫色", "pink": "粉色", "brown": "棕色", "black": "黑色", "white": "白色", "gray": "灰色",
@@ -61,15 +63,25 @@ def translation(record: Sticker, others: Sequence[Sticker], draw: random.Random)
     return both, f"{chinese}在{other.zh_label}{RELATIONS_ZH[relation]}"
 
 
-def missing_characters(tokenizer: WordPieceTokenizer, texts: Iterable[str]) -> list[str]:
-    """Characters of the texts that the vocabulary does not know, each once, in order of code points."""
+def foreign_characters(tokenizer: WordPieceTokenizer, texts: Iterable[str]) -> list[str]:
+    """Characters of the texts that should get a piece of their own, each once, in order of code points.
+
+    That is every Chinese one, known or not: an English encoder's vocabulary has a few, but learnt nothing about them;
+    and any other above Latin that is unknown.
+    """
     unknown = tokenizer.vocabulary.index(UNKNOWN)
     characters = sorted({character for text in texts for character in text if not character.isspace()})
-    return [c for c in characters if ord(c) > 0x2000 and unknown in tokenizer.ids(c)]
+    return [c for c in characters if ord(c) >= CHINESE or (ord(c) >= BEYOND_LATIN and unknown in tokenizer.ids(c))]
 
 
-def chinese_texts(records: Iterable[Sticker]) -> list[str]:
-    """Every Chinese text that `translation` can draw from."""
-    words = [*COLOURS.values(), *NUMBERS_ZH.values(), *PLACES_ZH.values(), *RELATIONS_ZH.values(), *SIZES.values()]
-    words += [*ZH_STYLE_WORDS.values(), "背景上的", "，"]
-    return words + [text for r in records for text in (r.zh_label, *r.zh_keywords)]
+def known_translations(records: Iterable[Sticker]) -> list[tuple[str, str]]:
+    """English and Chinese phrases of one meaning: every label, the sets of keywords, and the words of scenes."""
+    one = list({record.code: record for record in records}.values())
+    pairs = [(r.label, r.zh_label) for r in one]
+    pairs += [(", ".join(r.keywords), "，".join(r.zh_keywords)) for r in one if r.keywords and r.zh_keywords]
+    pairs += [(STYLE_WORDS[style], ZH_STYLE_WORDS[style]) for style in STYLE_WORDS]
+    pairs += [(f"on {with_article(colour)} background", f"{zh}背景上的") for colour, zh in COLOURS.items()]
+    pairs += [*COLOURS.items(), *SIZES.items()]
+    for words, zh_words in ((NUMBERS, NUMBERS_ZH), (PLACES, PLACES_ZH), (RELATIONS, RELATIONS_ZH)):
+        pairs += [(word, zh_words[key]) for key, word in words.items()]  # type: ignore[index]
+    return pairs

@@ -23,8 +23,9 @@ from gouache.training.losses import contrastive_loss
 from gouache.training.pairs import Pairs, PairSource, StickerPairs
 from gouache.training.retrieval import candidates, ranks
 from gouache.training.stage import Batch, ImageNoise, Losses, Stage, batched
-from gouache.training.towers import Towers, TowersConfig, export_text_encoder
-from gouache.training.translations import missing_characters
+from gouache.training.towers import WORDS, Towers, TowersConfig, export_text_encoder
+from gouache.training.translations import foreign_characters
+from gouache.training.word_alignment import align, expected_rows
 
 LARGEST_LOG_SCALE = 4.6052  # log 100 (Radford et al. 2021, section 2.5)
 TRANSLATION_LOG_SCALE = 3.0
@@ -229,13 +230,33 @@ def _towers(config: ClipStage, data: PairSource, text: TextStack | None, max_tok
     else:
         base, encoder = _parts(text)
         sizes = encoder.config
+    known = data.known_translations if config.chinese else []
     tokenizer = WordPieceTokenizer(base, max_length=sizes.max_tokens, lowercase=sizes.lowercase)
-    added = missing_characters(tokenizer, data.foreign_texts) if config.chinese else []
-    towers = TowersConfig(
-        text=sizes, added=len(added), embedding_dim=config.embedding_dim, channels=config.image_channels,
-        blocks=config.image_blocks,
+    added = foreign_characters(tokenizer, (foreign for _, foreign in known))
+    # A piece may stand in a vocabulary once, so the encoder's own Chinese ones make room; their rows stay in place.
+    retired = set(added)
+    pieces = [f"[retired {piece}]" if piece in retired else piece for piece in base]
+    towers = Towers(
+        TowersConfig(
+            text=sizes, added=len(added), embedding_dim=config.embedding_dim, channels=config.image_channels,
+            blocks=config.image_blocks,
+        ),
+        [*pieces, *added], encoder,
     )  # fmt: skip
-    return Towers(towers, [*base, *added], encoder)
+    if added:
+        _start_from_translations(towers, known)
+    return towers
+
+
+def _start_from_translations(towers: Towers, known: Sequence[tuple[str, str]]) -> None:
+    """Start each added piece from the English words that it probably means."""
+    base = towers.config.text.vocabulary_size
+    tokens = towers.tokenizer.ids
+    alignment = align((tokens(foreign), tokens(english)) for english, foreign in known)
+    english = {s: {t: p for t, p in row.items() if t < base} for s, row in alignment.items()}
+    words = towers.text.get_parameter(WORDS).detach()
+    with torch.no_grad():
+        towers.added_embeddings.copy_(expected_rows(range(base, len(towers.vocabulary)), english, words))
 
 
 def _parts(text: TextStack) -> tuple[list[str], SentenceEncoder]:
