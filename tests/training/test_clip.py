@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,11 @@ from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.models.text_stack import TextStack
 from gouache.training.assemble import load_text
 from gouache.training.config import ClipStage, EmaConfig, LoopConfig, OptimizerConfig
+from gouache.training.encoded_store import Captioned
 from gouache.training.judge import load_judge
 from gouache.training.loop import train
 from gouache.training.losses import contrastive_loss
-from gouache.training.pairs import StickerPairs
+from gouache.training.pairs import StickerPairs, open_pairs
 from gouache.training.stages.clip import ClipTraining, _matches, augmented, character_vocabulary, token_set_distance
 from gouache.training.towers import WORDS
 from gouache.training.translations import COLOURS, NUMBERS_ZH, PLACES_ZH, RELATIONS_ZH, foreign_characters, translation
@@ -274,6 +276,34 @@ def test_every_word_that_scenes_use_has_a_translation() -> None:
     assert RELATIONS.keys() == RELATIONS_ZH.keys()
     assert NUMBERS.keys() == NUMBERS_ZH.keys()
     assert {*SHADES, *GROUNDS} <= COLOURS.keys()
+
+
+class Noise:
+    """Eight captioned pictures of another kind."""
+
+    fingerprint = "noise"
+
+    def __len__(self) -> int:
+        return 8
+
+    def examples(self, numbers: Sequence[int]) -> Captioned:
+        """Picture `number % 8`."""
+        shown = [np.random.default_rng(number % 8).integers(0, 256, (SIZE, SIZE, 4), np.uint8) for number in numbers]
+        return Captioned(np.stack(shown), [f"number {number % 8}" for number in numbers])
+
+
+def test_any_captioned_pictures_will_do(tmp_path: Path) -> None:
+    """Not stickers: captions are the concepts, there is no style and no Chinese."""
+    train_on, held_out = open_pairs(tmp_path, Noise(), Noise(), "train", 0)
+    config = config_for(train_text="added")
+    stage = ClipTraining(config, train_on, held_out, None, 48, 0)
+    batch = stage.batch(range(12))
+    assert "chinese_ids" not in batch
+    assert _matches(batch)[1].nonzero()[:, 0].tolist() == [1, 9]  # eight different captions
+    stage(batch)["loss"].backward()
+    figures = stage.validate(stage.trained)
+    assert figures.keys() == {"score", "r_at_1", "r_at_5"}
+    assert stage.trained.config.added == 0
 
 
 def test_bad_configs_and_files_are_refused(stickers: Stickers, tmp_path: Path) -> None:

@@ -87,7 +87,7 @@ def assemble(name: StageName, config: TrainConfig, data: Path, run: Path) -> Ite
 
 
 def _clip_stage(config: ClipStage, text: TextConfig, data: Path, sources: Sources) -> ClipTraining:
-    train, held_out = open_pairs(data, sources.train, config.split, config.loop.seed)
+    train, held_out = open_pairs(data, sources.train, sources.held_out, config.split, config.loop.seed)
     start = None if config.text else load_text(sentence_encoder_folder(text.folder), text.max_tokens)[0]
     return ClipTraining(config, train, held_out, start, text.max_tokens, config.loop.seed)
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gouache.data.captions import STYLE_WORDS, canonical_caption, caption
 from gouache.data.stickers import Split, Sticker, Stickers
 from gouache.training.encoded import Shuffled
-from gouache.training.encoded_store import CaptionedSource
+from gouache.training.encoded_store import CaptionedSource, FiniteSource
 from gouache.training.translations import known_translations, translation
 
 
@@ -51,6 +51,12 @@ class PairSource(Protocol):
     def known_translations(self) -> list[tuple[str, str]]:
         """English and foreign phrases of one meaning: what the vocabulary should know, and a first hint of it."""
         ...
+
+
+class FinitePairs(PairSource, Protocol):
+    """Captioned pictures that end."""
+
+    def __len__(self) -> int: ...
 
 
 class StickerPairs:
@@ -98,13 +104,15 @@ class StickerPairs:
 
 
 class CaptionPairs:
-    """Any captioned pictures; those with one caption belong together."""
-
-    known_translations: list[tuple[str, str]]
+    """Any captioned pictures; those with one caption belong together. There is nothing foreign to learn from."""
 
     def __init__(self, source: CaptionedSource) -> None:
         self.source = source
-        self.known_translations = []
+
+    @property
+    def known_translations(self) -> list[tuple[str, str]]:
+        """None."""
+        return []
 
     def pairs(self, numbers: Sequence[int]) -> Pairs:
         """The pairs with these numbers; a pure function."""
@@ -113,22 +121,33 @@ class CaptionPairs:
         return Pairs(examples.pictures, captions, captions, [""] * len(captions), [False] * len(captions), [])
 
 
+class FiniteCaptionPairs(CaptionPairs):
+    """The same over a source that ends."""
+
+    def __init__(self, source: FiniteSource) -> None:
+        super().__init__(source)
+        self._length = len(source)
+
+    def __len__(self) -> int:
+        return self._length
+
+
 def open_pairs(
-    folder: Path, source: CaptionedSource, split: Split, seed: int
-) -> tuple[PairSource, StickerPairs | None]:
-    """Pairs to train on, and, for a built sticker set, the held-out ones.
+    folder: Path, train: CaptionedSource, held_out: FiniteSource, split: Split, seed: int
+) -> tuple[PairSource, FinitePairs]:
+    """Pairs to train on, and the held-out ones.
 
     Args:
         folder: of the data set.
-        source: its captioned pictures, for a data set of any other kind.
+        train, held_out: its captioned pictures, for a data set that is not a built sticker set.
         split: which stickers to train on.
         seed: of order and phrases.
     """
     if not (folder / "pictures.npy").is_file():
-        return CaptionPairs(source), None
+        return CaptionPairs(train), FiniteCaptionPairs(held_out)
     stickers = Stickers.open(folder)
-    held_out = StickerPairs(stickers, stickers.indices("held_out").tolist(), seed, endless=False)
-    return StickerPairs(stickers, stickers.indices(split).tolist(), seed), held_out
+    validated = StickerPairs(stickers, stickers.indices("held_out").tolist(), seed, endless=False)
+    return StickerPairs(stickers, stickers.indices(split).tolist(), seed), validated
 
 
 def _random(seed: int, number: int) -> random.Random:

@@ -20,7 +20,7 @@ from gouache.models.wordpiece import END, MASK, PAD, START, UNKNOWN, WordPieceTo
 from gouache.pipeline.pixels import rgba_to_tensor
 from gouache.training.config import ClipStage
 from gouache.training.losses import contrastive_loss
-from gouache.training.pairs import Pairs, PairSource, StickerPairs
+from gouache.training.pairs import FinitePairs, Pairs, PairSource, StickerPairs
 from gouache.training.retrieval import candidates, ranks
 from gouache.training.stage import Batch, ImageNoise, Losses, Stage, batched
 from gouache.training.towers import WORDS, Towers, TowersConfig, export_text_encoder
@@ -42,7 +42,7 @@ class ClipTraining(Stage[Towers]):
     Args:
         config: of the stage.
         data: pairs to train on, an endless stream.
-        held_out: stickers to validate on, in their own order; or none.
+        held_out: pairs to validate on, in their own order; or none.
         text: the text tower to start from; must be none just if the config has sizes of its own.
         max_tokens: longest text in tokens, start and end included.
         seed: of the run.
@@ -55,7 +55,7 @@ class ClipTraining(Stage[Towers]):
         self,
         config: ClipStage,
         data: PairSource,
-        held_out: StickerPairs | None,
+        held_out: FinitePairs | None,
         text: TextStack | None,
         max_tokens: int,
         seed: int,
@@ -122,7 +122,7 @@ class ClipTraining(Stage[Towers]):
 
     @torch.no_grad()
     def validate(self, network: Towers) -> dict[str, float]:
-        """On stickers in their own order: loss, R@1 and R@5 among 100 captions, and Chinese found by English."""
+        """On held-out pairs: loss, R@1 and R@5 among 100 captions, and Chinese found by English."""
         if self.held_out is None:
             return {}
         numbers = list(range(min(VALIDATED, len(self.held_out))))
@@ -130,16 +130,15 @@ class ClipTraining(Stage[Towers]):
         image = torch.cat([network.image(_on_white(pairs)[part].to(self.device)) for part in batched(len(numbers))])
         text = _encoded(network, pairs.captions, self.device)
         vectors, captions = network.embed_features(image), network.embed_text(text)
-        concepts = pairs.concepts
-        count = min(100, len(set(concepts)))
-        chosen = candidates(concepts, concepts, count, self.seed).to(self.device)
-        own = torch.cat([torch.arange(len(numbers), device=self.device)[:, None], chosen[:, 1:]], dim=1)
-        rank = ranks(vectors, captions, own)
         loss = contrastive_loss(captions, vectors, network.log_scale.clamp(max=LARGEST_LOG_SCALE))
-        figures = {"score": float(loss), "r_at_1": float((rank <= 1).float().mean())}
-        figures["r_at_5"] = float((rank <= 5).float().mean())
-        if self.translates:
-            figures["chinese_r_at_1"] = self._chinese(network)
+        figures = {"score": float(loss)}
+        if (count := min(100, len(set(pairs.concepts)))) > 1:
+            chosen = candidates(pairs.concepts, pairs.concepts, count, self.seed).to(self.device)
+            own = torch.cat([torch.arange(len(numbers), device=self.device)[:, None], chosen[:, 1:]], dim=1)
+            rank = ranks(vectors, captions, own)
+            figures |= {f"r_at_{depth}": float((rank <= depth).float().mean()) for depth in (1, 5)}
+        if self.translates and isinstance(self.held_out, StickerPairs):
+            figures["chinese_r_at_1"] = self._chinese(network, self.held_out)
         return figures
 
     def export(self, network: Towers, path: Path) -> None:
@@ -163,10 +162,9 @@ class ClipTraining(Stage[Towers]):
         tokens = token_set_distance(chinese.context, batch["chinese_mask"], english.context, batch["english_mask"])
         return {"translation": _relative_error(pooled, goal) + 0.1 * contrast, "translation_tokens": tokens}
 
-    def _chinese(self, network: Towers) -> float:
+    def _chinese(self, network: Towers, held_out: StickerPairs) -> float:
         """Share of held-out Chinese labels whose nearest pooled vector among all English labels is their own."""
-        assert self.held_out is not None, "validation without stickers has no Chinese labels"
-        records = {r.label: r.zh_label for r in self.held_out.records}
+        records = {r.label: r.zh_label for r in held_out.records}
         english = F.normalize(_encoded(network, list(records), self.device), dim=1)
         chinese = F.normalize(_encoded(network, list(records.values()), self.device), dim=1)
         nearest = (chinese @ english.mT).argmax(1).cpu()
