@@ -142,9 +142,9 @@ def test_gaps_are_filled_from_the_model(pipe: Pipeline) -> None:
 
 
 def test_sizes_are_rounded_and_it_is_said(pipe: Pipeline) -> None:
-    (painted,) = pipe.paint(Request(prompt="a", seed=1, width=37, height=60, num_inference_steps=1))
-    assert painted.image.size == (40, 64)
-    assert any("37x60" in note and "40x64" in note for note in painted.recipe.notes)
+    (painted,) = pipe.paint(Request(prompt="a", seed=1, width=37, height=62, num_inference_steps=1))
+    assert painted.image.size == (36, 64)
+    assert any("37x62" in note and "36x64" in note for note in painted.recipe.notes)
 
 
 def test_emphasis_rules_differ_and_neutral_prompts_do_not(pipe: Pipeline) -> None:

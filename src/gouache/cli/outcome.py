@@ -66,8 +66,8 @@ class Outcome:
             return
         from gouache.pipeline.metadata import kind_of
 
-        for seed in range(request.seed or 0, (request.seed or 0) + request.count):
-            path = self.path_for(request, seed)
+        for index in range(request.count):
+            path = self.path_for(request, index)
             if kind_of(path) == "jpeg" and len(request.prompt) + len(request.negative_prompt) > LONGEST_FOR_JPEG:
                 raise InvalidInput(
                     "--output", given="a prompt too long for a JPEG's recipe", expected=".png or .webp",
@@ -83,12 +83,15 @@ class Outcome:
                     cure="Choose another name or seed, or use --force.",
                 )  # fmt: skip
 
-    def path_for(self, request: Request, seed: int) -> Path:
-        """The file of one picture: `slug-seed.png`, or the name that was asked for."""
+    def path_for(self, request: Request, index: int) -> Path:
+        """The file of picture `index`: `slug-seed.png`, with the subseed behind for variations, or the asked name."""
+        vary = request.subseed_strength > 0
+        seed = (request.seed or 0) + (0 if vary else index)
+        tag = f"{seed}-{(request.subseed or 0) + index}" if vary else str(seed)
         target = Path(self.output) if self.output else Path()
         if target.suffix and not target.is_dir():
-            return target if request.count == 1 else target.with_stem(f"{target.stem}-{seed}")
-        return target / f"{slug(unmarked(request.prompt, request.emphasis))}-{seed}{self.suffix}"
+            return target if request.count == 1 else target.with_stem(f"{target.stem}-{tag}")
+        return target / f"{slug(unmarked(request.prompt, request.emphasis))}-{tag}{self.suffix}"
 
     def keep(self, painted: Painted, request: Request) -> Path | None:
         """Write one picture; gives its path, or None for standard output."""
@@ -98,7 +101,7 @@ class Outcome:
             sys.stdout.buffer.write(painted.encode("png"))
             sys.stdout.buffer.flush()
             return None
-        path = self.path_for(request, painted.seed)
+        path = self.path_for(request, painted.picture)
         write_bytes(path, painted.encode(kind_of(path), quality=self.quality), force=self.force)
         self.note_file(path)
         self.pictures.append(

@@ -26,6 +26,7 @@ class Canvas:
         under_mask: what stands under the mask at the start, if not the picture itself. [1,C,h,w]
         skipped: noise levels left out at the start: 0 starts from pure noise.
         mask: 1 where to paint, 0 where the latents stay; None = everywhere. [1,1,h,w]
+        state: the noisy latents to start from, instead of anything drawn. [1,C,h,w]
         draft: channels for networks that take some beside the latents. [1,Cd,h,w]
         finish: what is done to the painted picture at the end, such as putting back what must not change.
     """
@@ -34,6 +35,7 @@ class Canvas:
     under_mask: Tensor | None = None
     skipped: int = 0
     mask: Tensor | None = None
+    state: Tensor | None = None
     draft: Tensor | None = None
     finish: Callable[[Image.Image], Image.Image] = unchanged
 
@@ -43,6 +45,8 @@ class Canvas:
 
     def start(self, noise: Tensor, sigma: float) -> Tensor:
         """The state at the first level: x = x0 + sigma * noise, with x0 = 0 where everything is new. [B,C,h,w]"""
+        if self.state is not None:
+            return self.state.to(noise).expand(len(noise), -1, -1, -1)
         scaled = noise * sigma
         if self.latents is None:
             return scaled

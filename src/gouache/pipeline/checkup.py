@@ -11,7 +11,8 @@ from pathlib import Path
 
 import torch
 
-from gouache.pipeline.library import model_folders, shipped_model
+from gouache.checkpoints.hub import model_folders
+from gouache.pipeline.library import shipped_model
 
 PACKAGES = (
     "gouache", "torch", "numpy", "safetensors", "tokenizers", "huggingface_hub", "pillow", "pydantic", "typer", "rich",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from importlib.resources import files
 from pathlib import Path
 
 import torch
 
+from gouache.checkpoints import hub
 from gouache.errors import ModelNotFound
 from gouache.pipeline import untrained
 from gouache.pipeline.pipeline import Pipeline
@@ -19,15 +19,6 @@ def shipped_model() -> Path | None:
     """The folder of the pocket model inside the package; None in a build without it."""
     folder = Path(str(files("gouache"))) / "pocket"
     return folder if (folder / "model.json").is_file() else None
-
-
-def model_folders() -> list[Path]:
-    """Where models are kept: `GOUACHE_MODELS` (several, as in PATH), else one folder in the user's data."""
-    named = os.environ.get("GOUACHE_MODELS")
-    if named:
-        return [Path(part).expanduser() for part in named.split(os.pathsep) if part]
-    data = os.environ.get("GOUACHE_DATA") or Path(os.environ.get("XDG_DATA_HOME") or "~/.local/share") / "gouache"
-    return [Path(data).expanduser() / "models"]
 
 
 def open_pipeline(
@@ -61,20 +52,18 @@ def find_model(model: str | None) -> Path:
         shipped = shipped_model()
         if shipped is not None:
             return shipped
-    path = Path(model or "pocket").expanduser()
-    for candidate in (path, *(folder / path for folder in model_folders())):
-        if candidate.exists():
-            return candidate
-    raise ModelNotFound(
-        "model", given=repr(model), expected="the path of a file or folder, or a name that `gouache models` lists",
-        cure="Fetch one with `gouache pull OWNER/NAME`, or give a path.",
-    )  # fmt: skip
+    return hub.find(model or "pocket")
 
 
-def find_or_pull(name: str, *, token: str | None = None) -> Path:  # noqa: ARG001
+def find_or_pull(name: str, *, token: str | None = None) -> Path:
     """The path of a model, fetched from the hub if it is OWNER/NAME and not on this disk yet.
 
     Raises:
         ModelNotFound, HubError: it is not to be had.
     """
-    return find_model(name)
+    try:
+        return find_model(name)
+    except ModelNotFound:
+        if name.count("/") != 1 or name.startswith((".", "/", "~")):
+            raise
+        return hub.pull(name, token=token)

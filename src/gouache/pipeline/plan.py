@@ -69,15 +69,14 @@ def second_pass(request: Request, bundle: ModelBundle) -> Request:
 
 
 def factor_of(bundle: ModelBundle) -> int:
-    """What width and height in pixels are multiples of: the autoencoder's factor times the U-Net's."""
-    levels = len(bundle.unet.config.channels)
-    return bundle.vae.config.downscale * (1 << (levels - 1))
+    """What width and height in pixels are multiples of: the pixels of one latent, 8 for Stable Diffusion."""
+    return bundle.vae.config.downscale
 
 
 def _strength(request: Request) -> float | None:
     if request.init_image is None or request.strength is not None:
         return request.strength
-    return 1.0 if request.outpaint is not None else 0.75
+    return 1.0 if request.outpaint is not None or request.inversion is not None else 0.75
 
 
 def _sampler_and_schedule(request: Request, bundle: ModelBundle) -> tuple[str, str]:

@@ -207,6 +207,14 @@ class Interpolation(Config):
     """Picture of the last frame; the first is `init_image`."""
     frames: Annotated[int, Field(ge=2, le=MAX_FRAMES)] = 8
     """Number of frames, both ends included."""
+    frame: Annotated[int, Field(ge=0, lt=MAX_FRAMES)] | None = None
+    """Paint this frame only, counted from 0."""
+
+    @model_validator(mode="after")
+    def _frame_is_one_of_them(self) -> Self:
+        if self.frame is not None and self.frame >= self.frames:
+            raise ValueError("frame should be below frames")
+        return self
 
 
 class Inversion(Config):

@@ -21,13 +21,23 @@ from gouache.pipeline.drafting import draft
 from gouache.pipeline.enlarge import enlarge_latents, enlarge_picture
 from gouache.pipeline.events import Event, Painted, Progress
 from gouache.pipeline.instruct import IMAGE_GUIDANCE, InstructDenoiser
+from gouache.pipeline.inversion import Inverter
 from gouache.pipeline.machine import machine_of, model_ref
 from gouache.pipeline.pixels import on_background
 from gouache.pipeline.plan import second_pass
 from gouache.pipeline.prepare import DRAFT, INSTRUCT, input_kind
 from gouache.pipeline.recipe import Recipe, package_versions, pixels_digest
 from gouache.pipeline.request import Request
-from gouache.pipeline.sampling import Beside, PromptedDenoiser, digest_of, guidance_of, run_sampler, sigmas_of
+from gouache.pipeline.sampling import (
+    Beside,
+    PromptedDenoiser,
+    digest_of,
+    guidance_of,
+    run_sampler,
+    sigmas_of,
+    size_numbers,
+    steps_of,
+)
 from gouache.pipeline.seamless import wrapped_around
 from gouache.pipeline.tiling import network_of
 
@@ -52,7 +62,7 @@ class Pass:
     @property
     def steps(self) -> int:
         """Steps of this pass."""
-        return max(len(self.sigmas) - 1, 0)
+        return steps_of(self.request, self.sigmas)
 
 
 class Run:
@@ -76,6 +86,7 @@ class Run:
     ) -> None:
         self.bundle, self.request, self.canvas = bundle, request, canvas
         self.attachments = dict(attachments)
+        self.seeds = seeds_of_batch(request.seed or 0, request.count, request.subseed or 0, request.subseed_strength)
         self.reader = PromptReader(bundle.text, request.emphasis, request.clip_skip)
         self.passes = [self._pass(request, canvas.skipped)]
         if request.hires is not None:
@@ -94,10 +105,17 @@ class Run:
             negative = negative.zeroed()
         return Pass(request, sigmas, skipped, positive, negative)
 
+    def use_prompt(self, plan: PromptPlan) -> None:
+        """Paint with these encoded texts instead of the prompt's."""
+        self.passes = [replace(one, positive=plan) for one in self.passes]
+
+    def use_seeds(self, seeds: list[ImageSeed]) -> None:
+        """Paint with these seeds instead of the request's."""
+        self.seeds = seeds
+
     def __iter__(self) -> Iterator[Event]:
         """Every picture after the other; together only at the level that allows it."""
-        request = self.request
-        seeds = seeds_of_batch(request.seed or 0, request.count, request.subseed or 0, request.subseed_strength)
+        request, seeds = self.request, self.seeds
         together = request.count if request.determinism == "portable" else 1
         for first in range(0, request.count, together):
             yield from self.group(first, seeds[first : first + together])
@@ -110,9 +128,14 @@ class Run:
         digests: list[list[str]] = [[] for _ in seeds]
         latents = None if self.canvas.latents is None else self.canvas.latents.expand(len(seeds), -1, -1, -1)
         drafted, notes = self._draft(seeds)
-        done, total = 0, sum(one.steps for one in self.passes)
+        inversion = Inverter.of(self.bundle, self.request, self.passes[0].sigmas, self.canvas, self.reader)
+        done, total = 0, inversion.steps + sum(one.steps for one in self.passes)
+        for step in inversion:
+            done += 1
+            yield self._progress(first, done, total, step)
         for k, one in enumerate(self.passes):
-            canvas = replace(self.canvas, draft=drafted) if k == 0 else self._enlarged(latents, drafted, one)
+            first_canvas = replace(self.canvas, draft=drafted, state=inversion.state)
+            canvas = first_canvas if k == 0 else self._enlarged(latents, drafted, one)
             latents = canvas.latents if k else latents
             for step in self._walk(one, canvas, noise):
                 latents, done = step.x, done + 1
@@ -138,7 +161,7 @@ class Run:
         x = canvas.start(drawn, float(one.sigmas[0]))
         prompted = self._prompted(one, canvas)
         denoise: Denoise = keep_outside(wrapped_around(prompted, self.bundle.unet, self.request.seamless), canvas)
-        for step in run_sampler(one.request, denoise, x, one.sigmas, noise):
+        for step in run_sampler(one.request, self.bundle, denoise, x, one.sigmas, noise):
             prompted.step = step.i + 2
             yield step
 
@@ -214,19 +237,3 @@ def styled_prompt(request: Request) -> str:
     if request.style is None:
         return request.prompt
     return f"{request.prompt}, {request.style} style" if request.prompt else f"{request.style} style"
-
-
-def size_numbers(bundle: ModelBundle, request: Request) -> tuple[Tensor | None, Tensor | None]:
-    """What SDXL is told of the size: original height and width, crop, target; its refiner a beauty score instead.
-
-    Returns:
-        Numbers for the prompt [1, 6 or 5], and those for the negative prompt where they differ.
-    """
-    width, height = request.width or 0, request.height or 0
-    if bundle.size_numbers == 6:
-        return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32), None
-    if bundle.size_numbers == 5:
-        good, bad = 6.0, 2.5
-        rows = [torch.tensor([[height, width, 0, 0, score]], dtype=torch.float32) for score in (good, bad)]
-        return rows[0], rows[1]
-    return None, None

@@ -10,9 +10,11 @@ from torch import Tensor
 
 from gouache.diffusion.guidance import AdaptiveProjection, Guidance, guided_denoiser
 from gouache.diffusion.rng import BrownianNoise, ImageNoise
+from gouache.diffusion.sampler_table import sampler_info
 from gouache.diffusion.samplers import Option, sample, sampler_options
-from gouache.diffusion.sigmas import make_sigmas
+from gouache.diffusion.sigmas import discard_penultimate, make_sigmas
 from gouache.diffusion.step import Denoise, NoiseSource, Steps
+from gouache.diffusion.stochastic import Restart, restart_plan
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.denoiser import Condition, stack
@@ -129,14 +131,28 @@ def sigmas_of(request: Request, bundle: ModelBundle) -> Tensor:
     """The noise levels of a resolved request, falling, the last 0. [n + 1] fp64"""
     if request.sigmas is not None:
         return torch.tensor(request.sigmas, dtype=torch.float64)
-    return make_sigmas(request.schedule or "uniform", bundle.schedule, request.num_inference_steps or 1)
+    name, steps = request.schedule or "uniform", request.num_inference_steps or 1
+    options = {"family": "sdxl" if bundle.family.startswith("sdxl") else "sd1"} if name == "align_your_steps" else {}
+    if request.determinism == "a1111" and sampler_info(request.sampler or "ddim").discard_penultimate:
+        return discard_penultimate(make_sigmas(name, bundle.schedule, steps + 1, options=options))
+    return make_sigmas(name, bundle.schedule, steps, options=options)
 
 
-def run_sampler(request: Request, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: ImageNoise) -> Steps:
+def steps_of(request: Request, sigmas: Tensor) -> int:
+    """How many steps the sampler takes over these levels; restart walks some of them again."""
+    if request.sampler == "restart" and len(sigmas) > 1:
+        return len(restart_plan(sigmas.tolist(), (Restart(),)))
+    return max(len(sigmas) - 1, 0)
+
+
+def run_sampler(
+    request: Request, bundle: ModelBundle, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: ImageNoise
+) -> Steps:
     """Start the request's sampler.
 
     Args:
         request: resolved.
+        bundle: the model.
         denoise: D(x, sigma).
         x: the state at sigmas[0]. [B,C,h,w]
         sigmas: falling noise levels.
@@ -144,7 +160,10 @@ def run_sampler(request: Request, denoise: Denoise, x: Tensor, sigmas: Tensor, n
     """
     name = request.sampler or "ddim"
     source: NoiseSource = BrownianNoise(noise) if "sde" in name else noise
-    return sample(name, denoise, x, sigmas, options=_options(request, name), noise=source)
+    options = _options(request, name)
+    if name == "lcm":
+        options["timestep_of"] = lambda sigma: float(bundle.schedule.sigma_to_t(torch.tensor(sigma)))
+    return sample(name, denoise, x, sigmas, options=options, noise=source)
 
 
 def _options(request: Request, name: str) -> dict[str, Option]:
@@ -170,3 +189,19 @@ def digest_of(x: Tensor) -> str:
     """Eight hex digits of a state, to see where two runs part."""
     values = x.detach().to("cpu", torch.float32).contiguous()
     return blake2b(values.numpy().tobytes(), digest_size=4).hexdigest()
+
+
+def size_numbers(bundle: ModelBundle, request: Request) -> tuple[Tensor | None, Tensor | None]:
+    """What SDXL is told of the size: original height and width, crop, target; its refiner a beauty score instead.
+
+    Returns:
+        Numbers for the prompt [1, 6 or 5], and those for the negative prompt where they differ.
+    """
+    width, height = request.width or 0, request.height or 0
+    if bundle.size_numbers == 6:
+        return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32), None
+    if bundle.size_numbers == 5:
+        good, bad = 6.0, 2.5
+        rows = [torch.tensor([[height, width, 0, 0, score]], dtype=torch.float32) for score in (good, bad)]
+        return rows[0], rows[1]
+    return None, None

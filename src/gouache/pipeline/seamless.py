@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gouache.diffusion.step import Denoise
+from gouache.nn.resnet import Upsample
 from gouache.pipeline.request import Seamless
 
 
@@ -28,16 +29,27 @@ def wrapped_around(denoise: Denoise, network: nn.Module, seamless: Seamless) -> 
 @contextmanager
 def circular(network: nn.Module, seamless: Seamless) -> Iterator[None]:
     """While it lasts, all convolutions of `network` wrap around horizontally (x), vertically (y) or both."""
-    convolutions = [part for part in network.modules() if isinstance(part, nn.Conv2d) and part.padding != (0, 0)]
-    if seamless == "none":
-        convolutions = []
-    for part in convolutions:
-        part._conv_forward = partial(_convolve, part, seamless)  # type: ignore[method-assign]
+    modules = [] if seamless == "none" else list(network.modules())
+    convolutions = [part for part in modules if isinstance(part, nn.Conv2d) and part.padding != (0, 0)]
+    upsamplers = [part for part in modules if isinstance(part, Upsample)]
+    for convolution in convolutions:
+        convolution._conv_forward = partial(_convolve, convolution, seamless)  # type: ignore[method-assign]
+    for upsampler in upsamplers:
+        # Its own short cut pads with zeros and does not come past the convolution.
+        upsampler.forward = partial(_upsample, upsampler)  # type: ignore[method-assign]
     try:
         yield
     finally:
-        for part in convolutions:
-            del part._conv_forward
+        for convolution in convolutions:
+            del convolution._conv_forward
+        for upsampler in upsamplers:
+            del upsampler.forward
+
+
+def _upsample(part: Upsample, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
+    size = size or (2 * x.shape[-2], 2 * x.shape[-1])
+    out: Tensor = part.conv(F.interpolate(x, size=size, mode="nearest"))
+    return out
 
 
 def _convolve(part: nn.Conv2d, seamless: Seamless, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,0 +1,77 @@
+"""`gouache grid`: one sheet over any two or three parameters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from gouache.cli.options import option_specs, request_values, with_options
+from gouache.cli.outcome import Outcome, shown
+from gouache.cli.paint import AsJson, Device, Dtype, Force, Size, build_request, load
+from gouache.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+SPECS = option_specs(without=("count", "interpolation"))
+HELP = """Paint a table over two or three parameters on one labelled sheet.
+
+An axis is FIELD=VALUE,VALUE with any field of a request; prompt=old>new swaps words.
+
+Example: gouache grid "a cat" --x steps=5,10,20 --y "sampler=euler,DPM++ 2M" -o grid.png
+"""
+SHORT_NAMES = {"steps": "num_inference_steps", "guidance": "guidance_scale", "negative": "negative_prompt"}
+
+
+def _grid(
+    prompt: Annotated[str | None, typer.Argument(help="What to paint.")] = None,
+    *,
+    x: Annotated[str, typer.Option("--x", help="Columns: FIELD=VALUE,VALUE.")],
+    y: Annotated[str | None, typer.Option("--y", help="Rows.")] = None,
+    z: Annotated[str | None, typer.Option("--z", help="One table below the other.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="File of the sheet.")] = Path("grid.png"),
+    size: Size = None,
+    as_json: AsJson = False,
+    force: Force = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    **options: object,
+) -> None:
+    from gouache.pipeline.batch import read_axis, table
+    from gouache.pipeline.events import Painted
+    from gouache.pipeline.files import write_bytes
+    from gouache.pipeline.metadata import encode_picture, kind_of
+
+    request = build_request(prompt, size, {"seed": 0, **request_values(SPECS, options)})
+    axes = [read_axis(text) for text in (z, y, x) if text is not None]
+    axes = [(SHORT_NAMES.get(name, name), values) for name, values in axes]
+    cells = table(request, axes)
+    if output.exists() and not force:
+        raise InvalidInput(str(output), given="a file that exists", expected="a free name", cure="Use --force.")
+    kind = kind_of(output)
+    pipeline = load(request.model, device, dtype)
+    pictures: list[Image.Image] = []
+    for _, one in cells:
+        label = f"{len(pictures) + 1}/{len(cells)}"
+        pictures += [event.image for event in shown(pipeline.run(one), label=label) if isinstance(event, Painted)]
+    sheet = _sheet(pictures, axes, request.prompt)
+    write_bytes(output, encode_picture(sheet, kind, {"gouache-grid": request.to_json()}), force=force)
+    outcome = Outcome(str(output), as_json=as_json)
+    outcome.note_file(output)
+    outcome.close()
+
+
+def _sheet(pictures: list[Image.Image], axes: list[tuple[str, list[str]]], title: str) -> Image.Image:
+    from gouache.pipeline.sheets import labelled_sheet
+
+    *outer, (x_name, x_values) = axes
+    rows = [pictures[k : k + len(x_values)] for k in range(0, len(pictures), len(x_values))]
+    down = [""]
+    for name, values in outer:
+        down = [", ".join(filter(None, (label, f"{name}={value}"))) for label in down for value in values]
+    return labelled_sheet(rows, [f"{x_name}={value}" for value in x_values], down, title=title)
+
+
+grid = with_options(_grid, SPECS, "grid", HELP)

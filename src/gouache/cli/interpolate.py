@@ -1,0 +1,63 @@
+"""`gouache interpolate`: the way from one picture to another, as a strip or a film."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gouache.cli.options import option_specs, request_values, with_options
+from gouache.cli.outcome import Outcome, shown
+from gouache.cli.paint import AsJson, Device, Dtype, Force, Size, build_request, load
+from gouache.errors import InvalidInput
+
+SPECS = option_specs(without=("interpolation", "count", "outpaint", "inversion", "mask"))
+HELP = """Paint the way between two prompts, two seeds or two pictures.
+
+The suffix of the output decides: .gif, .webp or .mp4 is a film, .png a strip of all frames.
+
+Examples:
+
+gouache interpolate "a cat" --to "a dog" --frames 12 -o morph.gif
+
+gouache interpolate "a cat" --seed 1 --to-seed 2 -o strip.png
+"""
+
+
+def _interpolate(
+    prompt: Annotated[str | None, typer.Argument(help="Words of the first frame.")] = None,
+    *,
+    to: Annotated[str | None, typer.Option("--to", help="Words of the last frame.")] = None,
+    to_seed: Annotated[int | None, typer.Option("--to-seed", min=0, help="Seed of the last frame.")] = None,
+    to_image: Annotated[str | None, typer.Option("--to-image", help="Picture of the last frame.")] = None,
+    frames: Annotated[int, typer.Option("--frames", min=2, help="Both ends included.")] = 8,
+    fps: Annotated[float, typer.Option("--fps", min=0.1, help="Frames a second of a film.")] = 8.0,
+    output: Annotated[Path, typer.Option("--output", "-o", help=".gif, .webp, .mp4 or .png")] = Path("way.gif"),
+    size: Size = None,
+    as_json: AsJson = False,
+    force: Force = False,
+    device: Device = None,
+    dtype: Dtype = None,
+    **options: object,
+) -> None:
+    from gouache.pipeline.events import Painted
+    from gouache.pipeline.files import write_bytes
+    from gouache.pipeline.films import encode_film
+
+    values: dict[str, Any] = request_values(SPECS, options)
+    way = {"prompt": to, "seed": to_seed, "image": to_image, "frames": frames}
+    values["interpolation"] = {key: value for key, value in way.items() if value is not None}
+    request = build_request(prompt, size, values)
+    if output.exists() and not force:
+        raise InvalidInput(str(output), given="a file that exists", expected="a free name", cure="Use --force.")
+    outcome = Outcome(str(output), force=force, as_json=as_json)
+    pipeline = load(request.model, device, dtype)
+    done = [event for event in shown(pipeline.run(request), label="frames") if isinstance(event, Painted)]
+    data = encode_film([event.image for event in done], output.suffix, fps=fps)
+    write_bytes(output, data, force=force)
+    outcome.note_file(output)
+    outcome.close()
+
+
+interpolate = with_options(_interpolate, SPECS, "interpolate", HELP)

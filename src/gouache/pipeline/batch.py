@@ -1,0 +1,161 @@
+"""Many requests from one: prompts from a file, prompt matrices, choices, and tables of settings."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import random
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from gouache.errors import InvalidInput, PictureError
+from gouache.pipeline.request import MAX_COUNT, Request
+
+_CHOICE = re.compile(r"\{([^{}]*\|[^{}]*)\}")
+_WILDCARD = re.compile(r"__([\w\-/]+)__")
+DEEPEST = 32
+"""Rounds of replacement, so that wildcards that name themselves end."""
+
+
+def read_prompts(path: Path) -> list[dict[str, Any]]:
+    """Requests' values from a file: one prompt a line, or JSONL with one object a line. Empty lines and # are skipped.
+
+    Raises:
+        PictureError: no such file.
+        InvalidInput: a line that is no JSON object, or nothing in it.
+    """
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise PictureError(str(path), given=str(error), expected="a text file of prompts") from error
+    found: list[dict[str, Any]] = []
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if not text or text.startswith("#"):
+            continue
+        found.append(_object(text, f"{path}:{number}") if text.startswith("{") and '"' in text else {"prompt": text})
+    if not found:
+        raise InvalidInput(str(path), given="no prompts", expected="one prompt a line, or one JSON object a line")
+    return found
+
+
+def _object(text: str, where: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise InvalidInput(where, given=str(error), expected="a JSON object") from error
+    return dict(values)
+
+
+def matrix(prompt: str) -> list[str]:
+    """A1111's prompt matrix: the first part with every selection of the parts behind the bars.
+
+    >>> matrix("a city|night|rain")
+    ['a city', 'a city, night', 'a city, rain', 'a city, night, rain']
+    """
+    first, *parts = (part.strip() for part in prompt.split("|"))
+    if 2 ** len(parts) > MAX_COUNT:
+        raise InvalidInput(
+            "prompt matrix", given=f"{len(parts)} parts", expected=f"at most {MAX_COUNT.bit_length() - 1}"
+        )
+    return [
+        ", ".join([first, *(part for k, part in enumerate(parts) if bits >> k & 1)]) for bits in range(2 ** len(parts))
+    ]
+
+
+def choose(prompt: str, seed: int, wildcards: Path | None = None) -> str:
+    """Resolve ``{a|b}`` and ``__name__`` by chance, the same for the same seed.
+
+    Args:
+        prompt: with choices; they may nest.
+        seed: decides.
+        wildcards: folder of `name.txt` files, one choice a line.
+
+    Raises:
+        InvalidInput: a wildcard without a file.
+
+    >>> choose("a {red|red} cat", 1)
+    'a red cat'
+    """
+    draw = random.Random(f"choices/{seed}")
+    for _ in range(DEEPEST):
+        before = prompt
+        prompt = _CHOICE.sub(lambda match: draw.choice(match[1].split("|")), prompt)
+        prompt = _WILDCARD.sub(lambda match: draw.choice(_lines(match[1], wildcards)), prompt)
+        if prompt == before:
+            break
+    return prompt
+
+
+def _lines(name: str, folder: Path | None) -> list[str]:
+    path = None if folder is None else (folder / f"{name}.txt").resolve()
+    inside = path is not None and folder is not None and path.is_relative_to(folder.resolve())
+    if path is None or not inside or not path.is_file():
+        raise InvalidInput(
+            f"wildcard __{name}__", given="no file for it", expected=f"{name}.txt in the folder of wildcards",
+            cure="Name the folder with --wildcards.",
+        )  # fmt: skip
+    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    choices = [line for line in lines if line and not line.startswith("#")]
+    if not choices:
+        raise InvalidInput(str(path), given="no lines", expected="one choice a line")
+    return choices
+
+
+def read_axis(text: str) -> tuple[str, list[str]]:
+    """``field=value,value`` as the field and its values; a value with a comma stands in double quotes.
+
+    >>> read_axis('sampler=euler,"DPM++ 2M"')
+    ('sampler', ['euler', 'DPM++ 2M'])
+    """
+    name, equals, values = text.partition("=")
+    parts = [a or b for a, b in re.findall(r'"([^"]*)"|([^,]+)', values)]
+    if not equals or not parts:
+        raise InvalidInput("axis", given=repr(text), expected="FIELD=VALUE,VALUE", cure="For example steps=5,10,20.")
+    return name.strip().replace("-", "_"), [part.strip() for part in parts]
+
+
+def with_value(request: Request, name: str, text: str) -> Request:
+    """The request with one field set from text; `mask.blur` sets a field of a group, `prompt` replaces words `old>new`.
+
+    Raises:
+        ConfigError: no such field or value.
+    """
+    if name == "prompt" and ">" in text:
+        old, new = text.split(">", 1)
+        return request.replace(prompt=request.prompt.replace(old, new))
+    value: Any = text
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError:
+        value = text
+    group, dot, inner = name.partition(".")
+    if not dot:
+        return request.replace(**{name: value if not isinstance(value, dict) else text})
+    held = getattr(request, group, None)
+    fields = {} if held is None else held.model_dump(exclude_unset=True)
+    return request.replace(**{group: {**fields, inner: value}})
+
+
+def table(request: Request, axes: Sequence[tuple[str, Sequence[str]]]) -> list[tuple[tuple[str, ...], Request]]:
+    """Every combination of the axes' values, the last axis fastest, with the request of each.
+
+    Raises:
+        InvalidInput: more than `MAX_COUNT` combinations.
+    """
+    cells: list[tuple[tuple[str, ...], Request]] = []
+    for values in itertools.product(*(axis[1] for axis in axes)):
+        if len(cells) >= MAX_COUNT:
+            raise InvalidInput("grid", given=f"more than {MAX_COUNT} pictures", expected=f"at most {MAX_COUNT}")
+        one = request
+        for (name, _), value in zip(axes, values, strict=True):
+            one = with_value(one, name, value)
+        cells.append((values, one))
+    return cells
+
+
+def requests_of(base: Mapping[str, Any], prompts: Sequence[Mapping[str, Any]]) -> list[Request]:
+    """One request for each set of values, on top of shared ones."""
+    return [Request.from_dict({**base, **values}, where="request") for values in prompts]

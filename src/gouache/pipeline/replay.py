@@ -1,0 +1,157 @@
+"""Paint a picture again from the recipe inside it, and say where the second one leaves the first."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from gouache.errors import ModelNotFound, RecipeError
+from gouache.pipeline.events import Event, Painted
+from gouache.pipeline.foreign import Found, read_recipe
+from gouache.pipeline.library import open_pipeline
+from gouache.pipeline.machine import dtype_named
+from gouache.pipeline.pipeline import Pipeline
+from gouache.pipeline.pixels import read_picture
+from gouache.pipeline.recipe import Recipe, first_difference, pixels_digest
+from gouache.pipeline.references import References
+
+LOSSLESS = ("png",)
+Show = Callable[[Iterator[Event]], Iterator[Event]]
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """The outcome.
+
+    Attributes:
+        same: every pixel is equal.
+        first_step: index of the first step whose latents differ, from 0; None if all agree or none were recorded.
+        largest: largest difference of a pixel's value, 0..255.
+        painted: the second picture.
+        reasons: what is different about this machine or installation, for the curious.
+    """
+
+    same: bool
+    first_step: int | None
+    largest: int
+    painted: Painted
+    reasons: tuple[str, ...]
+
+
+def replay(
+    path: Path,
+    *,
+    model: str | None = None,
+    device: str | None = None,
+    attachments: Mapping[str, bytes] | None = None,
+    show: Show = iter,
+) -> Replay:
+    """Paint `path` again and compare.
+
+    Args:
+        path: a picture painted by gouache.
+        model: where its model is now; without it, where it was.
+        device: where to paint; without it, the device of the recipe.
+        attachments: pictures its request names, if they are no longer where they were.
+        show: is handed the events as they come.
+
+    Raises:
+        RecipeError: the picture has no complete recipe, or one of its own pictures is missing or changed.
+        ModelNotFound: the model is not there, or not the one of the recipe.
+    """
+    found = read_recipe(path)
+    recipe = complete(found, str(path))
+    pipeline = matching_pipeline(recipe, model, device)
+    _check_attachments(recipe, References(attachments))
+    events = show(pipeline.run(recipe.request, attachments))
+    (painted,) = [event for event in events if isinstance(event, Painted)]
+    original = read_picture(path)
+    same = pixels_digest(painted.image) == (recipe.pixels or pixels_digest(original))
+    return Replay(
+        same=same,
+        first_step=first_difference(recipe.steps, painted.recipe.steps),
+        largest=0 if same else _largest(original, painted.image),
+        painted=painted,
+        reasons=differences(recipe, painted.recipe),
+    )
+
+
+def complete(found: Found, where: str) -> Recipe:
+    """The recipe, if it is ours and complete.
+
+    Raises:
+        RecipeError: another tool painted the picture.
+    """
+    if found.recipe is None:
+        raise RecipeError(
+            where, given=f"a picture by {found.tool}", expected="one painted by gouache",
+            cure="`gouache paint --like` paints something near it.",
+        )  # fmt: skip
+    return found.recipe
+
+
+def matching_pipeline(recipe: Recipe, model: str | None, device: str | None) -> Pipeline:
+    """Load the model of a recipe.
+
+    Raises:
+        ModelNotFound: it is not there, or its sha256 is another.
+    """
+    wanted = recipe.model
+    expected = f"the model {wanted.name!r} with sha256 {wanted.sha256 or 'unknown'}"
+    candidates = [name for name in (model, wanted.path, recipe.request.model, wanted.name) if name]
+    error: ModelNotFound | None = None
+    for name in candidates[:1] if model else candidates:
+        try:
+            pipeline, _ = open_pipeline(
+                name, device=device or recipe.machine.device, dtype=dtype_named(recipe.machine.dtype)
+            )
+        except ModelNotFound as missing:
+            error = error or ModelNotFound(
+                "model", given=f"nothing at {name!r}", expected=expected, cure="Name its place with --model."
+            )
+            error.__cause__ = missing
+            continue
+        if wanted.sha256 and pipeline.bundle.sha256 != wanted.sha256:
+            error = ModelNotFound(
+                "model", given=f"{name!r} with sha256 {pipeline.bundle.sha256 or 'unknown'}", expected=expected,
+                cure="Name the right file with --model.",
+            )  # fmt: skip
+            continue
+        return pipeline
+    raise error or ModelNotFound(
+        "model", given="no name in the recipe", expected=expected, cure="Name it with --model."
+    )
+
+
+def _check_attachments(recipe: Recipe, references: References) -> None:
+    for name, digest in recipe.attachments.items():
+        if not name.startswith("sha256:") and sha256(references.data(name)).hexdigest() != digest:
+            raise RecipeError(
+                name, given="a picture that has changed", expected=f"the one with sha256 {digest}",
+                cure="Put the original back.",
+            )  # fmt: skip
+
+
+def differences(first: Recipe, second: Recipe) -> tuple[str, ...]:
+    """What differs between two recipes' machines and packages."""
+    found = [
+        f"{name}: {first.versions[name]} then, {second.versions.get(name, 'absent')} now"
+        for name in first.versions
+        if first.versions[name] != second.versions.get(name)
+    ]
+    before, after = first.machine.model_dump(), second.machine.model_dump()
+    found += [f"{key}: {before[key]} then, {after[key]} now" for key in before if before[key] != after[key]]
+    return tuple(found)
+
+
+def _largest(first: Image.Image, second: Image.Image) -> int:
+    if first.size != second.size:
+        return 255
+    mode = "RGBA" if "RGBA" in (first.mode, second.mode) else "RGB"
+    pixels = [np.asarray(picture.convert(mode), np.int16) for picture in (first, second)]
+    return int(np.abs(pixels[0] - pixels[1]).max())
