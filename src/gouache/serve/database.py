@@ -35,15 +35,22 @@ class Database:
         try:
             self.engine = _engine(url)
             self.sqlite = self.engine.dialect.name == "sqlite"
-            with self.write() as connection:
-                tables.metadata.create_all(connection)
-                _check_version(connection)
+            self._prepare()
         except (ArgumentError, OperationalError, IntegrityError, ImportError) as error:
             raise StoreError(
                 "store", given=type(error).__name__ + f": {str(error).splitlines()[0]}",
                 expected="a SQLite file that can be written or a reachable PostgreSQL database",
                 cure="Check the URL, the folder's permissions, and that the server runs.",
             ) from error  # fmt: skip
+
+    def _prepare(self) -> None:
+        try:
+            with self.write() as connection:
+                tables.metadata.create_all(connection)
+                _check_version(connection)
+        except BaseException:
+            self.engine.dispose()
+            raise
 
     @contextmanager
     def write(self, *, durable: bool = True) -> Iterator[Connection]:
@@ -133,7 +140,8 @@ def insert_missing(connection: Connection, table: Any, **values: object) -> bool
         Whether the row is new.
     """
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    return connection.execute(dialect.insert(table).values(**values).on_conflict_do_nothing()).rowcount > 0
+    statement = dialect.insert(table).values(**values).on_conflict_do_nothing()
+    return connection.execute(statement.returning(*table.primary_key.columns)).first() is not None
 
 
 def upsert(connection: Connection, table: Any, keys: dict[str, object], **values: object) -> None:
