@@ -84,7 +84,8 @@ def test_pictures_are_written_and_named(tmp_path: Path, monkeypatch: pytest.Monk
     assert code == 0
     assert out.split() == ["a-red-apple-7.png", "a-red-apple-8.png", "a-red-apple-7-grid.png"]
     assert read_recipe(tmp_path / "a-red-apple-8.png").request.seed == 8
-    assert Image.open(tmp_path / "a-red-apple-7-grid.png").width > 64
+    with Image.open(tmp_path / "a-red-apple-7-grid.png") as sheet:
+        assert sheet.width > 64
 
 
 def test_json_is_one_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -119,7 +120,7 @@ def test_other_formats_keep_the_recipe(tmp_path: Path, monkeypatch: pytest.Monke
         (("--steps", "0"), 2, "num_inference_steps"),
         (("--size", "big"), 2, "512x768"),
         (("--sampler", "eulr"), 2, "euler"),
-        (("--model", "no-such-model"), 3, "gouache pull"),
+        (("--model", "no-such-model"), 3, "gouache models"),
         (("--device", "cuda:77"), 2, "doctor"),
         (("--dtype", "int4"), 2, "float16"),
         (("-o", "absent/x.png"), 2, "folder"),
@@ -175,7 +176,9 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
     assert 1 <= len(values["files"]) < 200
     assert "x-1.png" in err.decode()
     for name in values["files"]:
-        assert Image.open(tmp_path / name).size == (128, 128)
+        with Image.open(tmp_path / name) as picture:
+            picture.load()
+            assert picture.size == (128, 128)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(values["files"])
 
 

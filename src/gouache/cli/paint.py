@@ -148,7 +148,7 @@ def _write_grid(done: list[Painted], outcome: Outcome, request: Request) -> None
     from gouache.pipeline.metadata import encode_picture, kind_of
     from gouache.pipeline.sheets import contact_sheet
 
-    first = outcome.path_for(request.replace(count=1), request.seed or 0)
+    first = outcome.path_for(request.replace(count=1), 0)
     path = first.with_stem(f"{first.stem}-grid")
     sheet = contact_sheet([painted.image for painted in done])
     write_bytes(path, encode_picture(sheet, kind_of(path), quality=outcome.quality), force=outcome.force)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from gouache.cli.edit import read_input
 from gouache.cli.paint import AsJson, Force
+from gouache.errors import GouacheError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 
 def upscale(
@@ -27,17 +31,35 @@ def upscale(
 
     from gouache.pipeline.enlarge import enlarge_picture
     from gouache.pipeline.files import write_bytes
-    from gouache.pipeline.metadata import OWN, PARAMETERS, encode_picture, kind_of, read_texts
+    from gouache.pipeline.metadata import encode_picture, kind_of
+    from gouache.pipeline.pixels import read_picture
     from gouache.pipeline.references import References
 
     name, attachments = read_input(picture)
     data = References(attachments).data(name)
-    from gouache.pipeline.pixels import read_picture
-
     larger = enlarge_picture(read_picture(data, where=picture), factor, upscaler)
-    texts = {key: text for key, text in read_texts(data).items() if key in (PARAMETERS, OWN)}
     stem = "picture" if picture == "-" else Path(picture).stem
     path = output or Path(f"{stem}-{factor:g}x.png")
-    write_bytes(path, encode_picture(larger, kind_of(path), texts), force=force)
+    write_bytes(path, encode_picture(larger, kind_of(path), _texts(data, larger, factor, upscaler)), force=force)
     values = {"path": str(path), "width": larger.width, "height": larger.height}
     typer.echo(json.dumps(values) if as_json else str(path))
+
+
+def _texts(data: bytes, larger: Image.Image, factor: float, upscaler: str) -> dict[str, str]:
+    """The recipe of the larger picture, if the small one has a recipe that was not enlarged yet."""
+    from gouache.pipeline.foreign import read_recipe
+    from gouache.pipeline.infotext import format_infotext
+    from gouache.pipeline.metadata import OWN, PARAMETERS
+    from gouache.pipeline.recipe import pixels_digest
+    from gouache.pipeline.recipe_text import infotext_of
+    from gouache.pipeline.request import Upscale
+
+    try:
+        recipe = read_recipe(data).recipe
+    except GouacheError:
+        recipe = None
+    if recipe is None or recipe.request.upscale is not None:
+        return {}
+    request = recipe.request.replace(upscale=Upscale(factor=factor, upscaler=upscaler))
+    own = recipe.model_copy(update={"request": request, "pixels": pixels_digest(larger)})
+    return {PARAMETERS: format_infotext(infotext_of(own)), OWN: own.to_json()}
