@@ -139,6 +139,8 @@ def test_eight_pictures_are_learnt_by_heart(stickers: Stickers, tmp_path: Path) 
     pictures = judge.pictures(stickers.pictures)
     captions = judge.captions([canonical_caption(record) for record in stickers.records])
     assert (pictures @ captions.mT).argmax(1).tolist() == list(range(8))
+    larger = stickers.pictures.repeat(3, axis=1).repeat(3, axis=2)  # brought back to the size it was trained on
+    assert torch.allclose(judge.pictures(larger), pictures, atol=0.05)
     text, _ = load_text(tmp_path / "clip" / "last-text", 48)
     pooled = text.encode([text.tokenize("红苹果")]).pooled
     assert pooled is not None

@@ -18,7 +18,7 @@ from gouache.cli.main import app
 from gouache.data.captions import canonical_caption
 from gouache.data.scenes import Scenes
 from gouache.data.stickers import Sticker, StickerManifest, Stickers, file_sha256
-from gouache.errors import DataError, InvalidInput
+from gouache.errors import DataError, GouacheError, InvalidInput, ModelNotFound
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults, SentenceEncoderConfig, UNetConfig, VAEConfig
 from gouache.models.prior import Prior, PriorConfig
@@ -270,6 +270,23 @@ def test_likelihood_prints_bits_with_and_without_the_caption(pocket: ModelBundle
     plain = CliRunner().invoke(app, command)
     assert plain.exit_code == 0
     assert "prior alignment" in plain.output
+
+
+def test_missing_files_are_named(sticker_folder: Path, towers: Towers, tmp_path: Path) -> None:
+    towers.save(tmp_path / "judge.safetensors")
+
+    def error(model: str, data: Path, judge: str) -> BaseException | None:
+        command = ["eval", model, "--data", str(data), "--judge", str(tmp_path / judge)]
+        return CliRunner().invoke(app, [*command, "--sheet", str(tmp_path / "eval.png")]).exception
+
+    absent = error("untrained", tmp_path / "nowhere", "judge.safetensors")
+    assert isinstance(absent, DataError)
+    assert "nowhere" in str(absent)
+    absent = error("untrained", sticker_folder, "none.safetensors")
+    assert isinstance(absent, GouacheError)
+    assert "none.safetensors" in str(absent)
+    absent = error(str(tmp_path / "model"), sticker_folder, "judge.safetensors")
+    assert isinstance(absent, ModelNotFound)
 
 
 @pytest.mark.parametrize("text", ["", "4,", "0", "4,x", "-1"])

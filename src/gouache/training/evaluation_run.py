@@ -38,7 +38,7 @@ def evaluate_files(
     """
     if threads:
         torch.set_num_threads(threads)
-    stickers, court = Stickers.open(data), load_judge(judge, size=None)
+    stickers, court = Stickers.open(data), load_judge(judge)
     pipeline, note = open_pipeline(model, device=device)
     if note:
         yield note

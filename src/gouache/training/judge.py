@@ -21,13 +21,12 @@ class Judge:
     """Unit vectors and features of pictures and captions.
 
     Args:
-        towers: from the stage `clip`.
-        size: side in pixels of the pictures it was trained on, others are brought to it; 0 takes them as they are.
+        towers: from the stage `clip`; pictures of another size than theirs are brought to it.
         sha256: of its file, or empty.
     """
 
-    def __init__(self, towers: Towers, size: int = 0, sha256: str = "") -> None:
-        self.towers, self.size, self.sha256 = towers.eval().requires_grad_(False), size, sha256
+    def __init__(self, towers: Towers, sha256: str = "") -> None:
+        self.towers, self.sha256 = towers.eval().requires_grad_(False), sha256
 
     @torch.no_grad()
     def features(self, pictures: NDArray[np.uint8]) -> Tensor:
@@ -51,23 +50,18 @@ class Judge:
         return torch.cat(vectors)
 
     def _image(self, pictures: NDArray[np.uint8]) -> Tensor:
-        image = rgba_to_tensor(pictures)[:, :3]
-        if self.size in (0, image.shape[-1]):
+        image, size = rgba_to_tensor(pictures)[:, :3], self.towers.config.image_size
+        if size in (0, image.shape[-1]):
             return image
-        return F.interpolate(image, size=(self.size, self.size), mode="bilinear", antialias=True, align_corners=False)
+        return F.interpolate(image, size=(size, size), mode="bilinear", antialias=True, align_corners=False)
 
 
-def load_judge(path: Path, *, size: int | None = None) -> Judge:
+def load_judge(path: Path) -> Judge:
     """Load what the stage `clip` left.
-
-    Args:
-        path: its file.
-        size: side in pixels of the pictures it was trained on; none takes every picture as it is.
 
     Raises:
         CheckpointError: not such a file, or damaged.
     """
     towers = Towers.load(path)
     with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Judge(towers, size or 0, digest)
+        return Judge(towers, hashlib.file_digest(file, "sha256").hexdigest())

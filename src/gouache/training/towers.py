@@ -39,6 +39,8 @@ class TowersConfig(Config):
     embedding_dim: int = Field(default=256, gt=0)
     channels: tuple[int, ...] = Field(default=(48, 96, 192, 256), min_length=1)
     blocks: int = Field(default=1, ge=1)
+    image_size: int = Field(default=0, ge=0)
+    """Side in pixels of the pictures that were trained on; 0 = not known."""
 
 
 class ImageTower(nn.Module):

@@ -237,7 +237,7 @@ def _towers(config: ClipStage, data: PairSource, text: TextStack | None, max_tok
     towers = Towers(
         TowersConfig(
             text=sizes, added=len(added), embedding_dim=config.embedding_dim, channels=config.image_channels,
-            blocks=config.image_blocks,
+            blocks=config.image_blocks, image_size=data.pairs([0]).pictures.shape[1],
         ),
         [*pieces, *added], encoder,
     )  # fmt: skip
