@@ -103,6 +103,8 @@ def test_interpolate_writes_films_and_strips(shell: Shell, suffix: str, frames: 
     assert shell("interpolate", *arguments, "-o", f"way.{suffix}")[0] == 2
 
 
+# imageio leaves a pipe to ffmpeg to the garbage collector.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning", "ignore:unclosed file:ResourceWarning")
 def test_interpolate_writes_mp4(shell: Shell) -> None:
     pytest.importorskip("imageio_ffmpeg")
     code, _ = shell("interpolate", "a", "--to-seed", "2", *QUICK, "--size", "36", "--frames", "4", "-o", "way.mp4")

@@ -182,6 +182,19 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(values["files"])
 
 
+def test_many_prompts_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "prompts.txt").write_text('a cat\n{"prompt": "a dog", "seed": 9}\n')
+    arguments = ("paint", *QUICK, "--seed", "7")
+    code, out = run_here(*arguments, "--from-file", "prompts.txt", monkeypatch=monkeypatch, folder=tmp_path)
+    assert (code, out.split()) == (0, ["a-cat-7.png", "a-dog-9.png"])
+    code, out = run_here(*arguments, "city|night", "--matrix", monkeypatch=monkeypatch, folder=tmp_path)
+    assert (code, out.split()) == (0, ["city-7.png", "city-night-7.png"])
+    code, out = run_here(*arguments, "{red|blue} car", "--dynamic", "-n", "3", monkeypatch=monkeypatch, folder=tmp_path)
+    assert code == 0
+    assert {name.partition("-car")[0] for name in out.split()} <= {"red", "blue"}
+    assert [name.rpartition("-")[2] for name in out.split()] == ["7.png", "8.png", "9.png"]
+
+
 def test_sizes() -> None:
     assert paint_module.read_size("512") == (512, 512)
     assert paint_module.read_size("512x768") == (512, 768)

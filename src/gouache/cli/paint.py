@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,6 +13,7 @@ import typer
 from gouache.cli.options import EDITING, option_specs, request_values, with_options
 from gouache.cli.outcome import Outcome, shown
 from gouache.errors import Interrupted, InvalidInput
+from gouache.pipeline.batch import choose, matrix, read_prompts, requests_of
 from gouache.pipeline.request import Request
 
 if TYPE_CHECKING:
@@ -34,6 +36,10 @@ Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, float16 or 
 Size = Annotated[str | None, typer.Option("--size", metavar="N|WxH", help="Width and height at once.")]
 Quality = Annotated[int, typer.Option("--quality", min=1, max=100, help="Of jpeg and webp; webp 100 is lossless.")]
 Open = Annotated[bool, typer.Option("--open", help="Show the pictures when they are done.")]
+FromFile = Annotated[Path | None, typer.Option("--from-file", help="Prompts: one a line, or one JSON object a line.")]
+Matrix = Annotated[bool, typer.Option("--matrix", help="Every selection of the parts behind | in the prompt.")]
+Dynamic = Annotated[bool, typer.Option("--dynamic", help="Choose among {a|b} by the seed.")]
+Wildcards = Annotated[Path | None, typer.Option("--wildcards", help="Folder of NAME.txt files for __NAME__.")]
 Like = Annotated[Path | None, typer.Option("--like", help="Start from the recipe of this picture.")]
 
 
@@ -43,6 +49,10 @@ def _paint(
     output: Output = None,
     like: Like = None,
     size: Size = None,
+    from_file: FromFile = None,
+    as_matrix: Matrix = False,
+    dynamic: Dynamic = False,
+    wildcards: Wildcards = None,
     grid: Annotated[bool, typer.Option("--grid", help="Also write all pictures on one sheet.")] = False,
     as_json: AsJson = False,
     force: Force = False,
@@ -53,8 +63,13 @@ def _paint(
     **options: object,
 ) -> None:
     request = build_request(prompt, size, request_values(SPECS, options), like)
+    requests = [request] if from_file is None else from_lines(request, from_file)
+    if as_matrix:
+        requests = [one.replace(prompt=text) for one in requests for text in matrix(one.prompt)]
+    if dynamic or wildcards is not None:
+        requests = [each for one in requests for each in with_choices(one, wildcards)]
     outcome = Outcome(output, force=force, as_json=as_json, quality=quality)
-    paint_request(request, outcome, device=device, dtype=dtype, grid=grid, show=open_)
+    paint_requests(requests, outcome, device=device, dtype=dtype, grid=grid, show=open_)
 
 
 paint = with_options(_paint, SPECS, "paint", HELP)
@@ -102,8 +117,34 @@ def load(model: str | None, device: str | None, dtype: str | None) -> Pipeline:
     return pipeline
 
 
+def from_lines(base: Request, path: Path) -> list[Request]:
+    """One request for each line of a file, on top of what the command line says."""
+    shared = {name: getattr(base, name) for name in base.model_fields_set}
+    return requests_of(shared, read_prompts(path))
+
+
+def with_choices(request: Request, wildcards: Path | None) -> list[Request]:
+    """One request for each picture, since each seed chooses for itself."""
+    first = secrets.randbelow(2**32) if request.seed is None else request.seed
+    seeds = range(first, first + request.count)
+    return [request.replace(prompt=choose(request.prompt, seed, wildcards), seed=seed, count=1) for seed in seeds]
+
+
 def paint_request(
     request: Request,
+    outcome: Outcome,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    show: bool = False,
+    attachments: Mapping[str, bytes] | None = None,
+) -> None:
+    """Paint one request; see `paint_requests`."""
+    paint_requests([request], outcome, device=device, dtype=dtype, show=show, attachments=attachments)
+
+
+def paint_requests(
+    requests: Sequence[Request],
     outcome: Outcome,
     *,
     device: str | None = None,
@@ -115,32 +156,47 @@ def paint_request(
     """Load, paint, write; a picture is written as soon as it is finished.
 
     Raises:
+        InvalidInput: several models, or several pictures for standard output.
         Interrupted: Ctrl-C; what was finished is kept and named.
     """
-    from gouache.pipeline.events import Painted
-
-    pipeline = load(request.model, device, dtype)
-    resolved = pipeline.resolve(request)
-    outcome.check(resolved)
-    asked = request.replace(seed=resolved.seed, subseed=resolved.subseed)
+    models = {request.model for request in requests}
+    if len(models) != 1 or (outcome.to_stdout and len(requests) > 1):
+        given = f"{len(requests)} requests for {len(models)} models"
+        raise InvalidInput("requests", given=given, expected="one model, and one picture for standard output")
+    pipeline = load(requests[0].model, device, dtype)
+    resolved = [pipeline.resolve(request) for request in requests]
+    for one in resolved:
+        outcome.check(one)
     done: list[Painted] = []
     try:
-        for event in shown(pipeline.run(asked, attachments), label=f"seed {resolved.seed}"):
-            if isinstance(event, Painted):
-                done.append(event)
-                outcome.keep(event, resolved)
+        for request, one in zip(requests, resolved, strict=True):
+            asked = request.replace(seed=one.seed, subseed=one.subseed)
+            done += _painted(pipeline, asked, one, outcome, attachments)
     except KeyboardInterrupt as stop:
         outcome.close(interrupted=True)
         raise Interrupted(
-            "paint", given="an interrupt", expected=f"{resolved.count} pictures",
+            "paint", given="an interrupt", expected=f"{sum(one.count for one in resolved)} pictures",
             cure=f"{len(outcome.files)} finished and kept: {', '.join(outcome.files) or 'none'}.",
         ) from stop  # fmt: skip
     if grid and not outcome.to_stdout:
-        _write_grid(done, outcome, resolved)
+        _write_grid(done, outcome, resolved[0])
     outcome.close()
     if show:
         for name in outcome.files:
             typer.launch(name)
+
+
+def _painted(
+    pipeline: Pipeline, asked: Request, resolved: Request, outcome: Outcome, attachments: Mapping[str, bytes] | None
+) -> list[Painted]:
+    from gouache.pipeline.events import Painted
+
+    done = []
+    for event in shown(pipeline.run(asked, attachments), label=f"seed {resolved.seed}"):
+        if isinstance(event, Painted):
+            done.append(event)
+            outcome.keep(event, resolved)
+    return done
 
 
 def _write_grid(done: list[Painted], outcome: Outcome, request: Request) -> None:

@@ -15,13 +15,13 @@ SLOPE, DAMPING = 0.2, 0.2
 class RRDBConfig(Config):
     """Everything that decides the network's tensors. The defaults are RealESRGAN x4plus."""
 
-    scale: int = Field(4, gt=0)
+    scale: int = Field(default=4, gt=0)
     """How much larger the result is: 1, 2 or 4; below 4 the input is folded first."""
-    channels: int = Field(64, gt=0)
-    growth: int = Field(32, gt=0)
+    channels: int = Field(default=64, gt=0)
+    growth: int = Field(default=32, gt=0)
     """Channels that each layer of a dense block adds."""
-    blocks: int = Field(23, gt=0)
-    image_channels: int = Field(3, gt=0)
+    blocks: int = Field(default=23, gt=0)
+    image_channels: int = Field(default=3, gt=0)
 
     @property
     def fold(self) -> int:
