@@ -148,7 +148,7 @@ def postgres() -> Iterator[str]:
     plain: dict[str, Any] = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **user}
     subprocess.run([found[-1] / "initdb", "-D", folder / "db", "-A", "trust", "-U", "gouache", "-E", "UTF8"], **plain)
     options = f"-p {port} -k {folder} -c fsync=off -c listen_addresses=127.0.0.1"
-    control = [found[-1] / "pg_ctl", "-D", folder / "db"]
+    control: list[str | Path] = [found[-1] / "pg_ctl", "-D", folder / "db"]
     subprocess.run([*control, "-w", "-l", folder / "log", "-o", options, "start"], **plain)
     yield f"postgresql+psycopg://gouache@127.0.0.1:{port}/postgres"
     subprocess.run([*control, "-m", "immediate", "stop"], **{**plain, "check": False})

@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from PIL import Image
 from starlette.testclient import TestClient
@@ -49,9 +48,8 @@ def make_client(tmp_path: Path) -> Iterator[MakeClient]:
         studio.close()
 
 
-def paint(client: TestClient, headers: dict[str, str] | None = None, **fields: object) -> httpx.Response:
-    answer: httpx.Response = client.post("/v1/jobs", json={"request": {"prompt": "x", **fields}}, headers=headers)
-    return answer
+def paint(client: TestClient, headers: dict[str, str] | None = None, **fields: object) -> Any:
+    return client.post("/v1/jobs", json={"request": {"prompt": "x", **fields}}, headers=headers)
 
 
 # Names and origins: DNS rebinding, cross-site requests, open CORS.

@@ -29,7 +29,13 @@ def create_app(studio: Studio) -> ASGIApp:
         studio: what it serves; started and stopped with the application.
     """
     api = create_api(studio)
-    counted = Counted(api, api.state.metrics)
+    if studio.settings.page:
+        from gouache.serve.page.mount import PagePolicy, mount_page
+
+        mount_page(api, studio)
+        counted: ASGIApp = PagePolicy(Counted(api, api.state.metrics))
+    else:
+        counted = Counted(api, api.state.metrics)
     return Guard(counted, studio.settings, studio.accounts, studio.secret, studio.failures)
 
 

@@ -1,0 +1,105 @@
+"""Mounts the page on the application, with a policy that lets the browser run only what the server sent."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import re
+from typing import Any
+
+from fastapi import FastAPI, Request
+from starlette.datastructures import MutableHeaders
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gouache.serve.studio import Studio
+
+_INLINE = re.compile(rb"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", re.DOTALL | re.IGNORECASE)
+
+
+def mount_page(api: FastAPI, studio: Studio) -> None:
+    """Serve the page at /."""
+    # Gradio keeps copies of pictures it shows here; they must not lie where other users of the machine look.
+    cache = studio.settings.data / "page-cache"
+    cache.mkdir(exist_ok=True, mode=0o700)
+    os.environ["GRADIO_TEMP_DIR"] = str(cache)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    import gradio as gr
+
+    from gouache.serve.page.build import build_page
+    from gouache.serve.page.look import CSS, HEAD, KEYS, theme
+
+    @api.get("/page.js", include_in_schema=False)
+    def keys() -> Response:
+        return Response(KEYS, media_type="text/javascript")
+
+    page, words = build_page(studio)
+    gr.mount_gradio_app(
+        api, page, path="/", theme=theme(), css=CSS, head=HEAD, i18n=words, auth_dependency=_owner, ssr_mode=False,
+        footer_links=[], max_file_size="32mb", pwa=False, enable_monitoring=False, allowed_paths=_shown(studio),
+        blocked_paths=[str(studio.settings.data / "studio.sqlite3")], show_error=True,
+    )  # fmt: skip
+
+
+def _shown(_studio: Studio) -> list[str]:
+    """Nothing is served by its path; Gradio copies what a tab shows into its cache."""
+    return []
+
+
+def _owner(request: Request) -> str | None:
+    return getattr(request.state, "owner", None)
+
+
+class PagePolicy:
+    """ASGI middleware: gives every HTML page a content security policy with the hashes of its inline scripts."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Hold an HTML reply back until its scripts are known."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start: Message | None = None
+        body = b""
+
+        async def sent(message: Message) -> None:
+            nonlocal start, body
+            if message["type"] == "http.response.start" and _is_html(message):
+                start = message
+            elif start is None:
+                await send(message)
+            else:
+                body += message.get("body", b"")
+                if not message.get("more_body", False):
+                    headers = MutableHeaders(scope=start)
+                    headers["content-security-policy"] = policy(body)
+                    await send(start)
+                    await send({"type": "http.response.body", "body": body})
+
+        await self.app(scope, receive, sent)
+
+
+def _is_html(message: Message) -> bool:
+    headers = MutableHeaders(scope=message)
+    own = "content-security-policy" in headers or "content-encoding" in headers
+    return headers.get("content-type", "").startswith("text/html") and not own
+
+
+def policy(html: bytes) -> str:
+    """What a page may load: this server's files, its own inline scripts, and styles."""
+    hashes = " ".join(f"'sha256-{_digest(script)}'" for script in _INLINE.findall(html) if script)
+    parts: dict[str, Any] = {
+        "default-src": "'self'", "script-src": f"'self' {hashes}".strip(), "style-src": "'self' 'unsafe-inline'",
+        "img-src": "'self' data: blob:", "font-src": "'self' data:", "connect-src": "'self'",
+        "media-src": "'self' blob:",
+        "worker-src": "'self' blob:", "object-src": "'none'", "base-uri": "'self'", "form-action": "'self'",
+        "frame-ancestors": "'none'",
+    }  # fmt: skip
+    return "; ".join(f"{name} {value}" for name, value in parts.items())
+
+
+def _digest(script: bytes) -> str:
+    return base64.b64encode(hashlib.sha256(script).digest()).decode("ascii")
