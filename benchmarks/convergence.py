@@ -63,10 +63,10 @@ DETERMINISTIC = (
     Case("lms", 4, {"order": 4}, graded=True),
     Case("deis", 2),
     Case("deis", 3, {"order": 3}, graded=True),
-    Case("unipc", 2),
+    Case("unipc_bh2", 2),
     Case("unipc_bh1", 2),
-    Case("unipc", 3, {"order": 2, "lower_order_final": False}),
-    Case("unipc", 4, {"order": 3, "lower_order_final": False}),
+    Case("unipc_bh2", 3, {"order": 2, "lower_order_final": False}),
+    Case("unipc_bh2", 4, {"order": 3, "lower_order_final": False}),
     Case("euler_ancestral", 1, {"eta": 0.0}),
     Case("dpm_2_ancestral", 2, {"eta": 0.0}),
     Case("dpmpp_2s_ancestral", 2, {"eta": 0.0}),
@@ -211,7 +211,7 @@ from the exact path's end. Samplers with an eta run with eta = 0 here.
 - A multistep sampler starts with lower-order steps, and one first-order step leaves an error of second order. That is
   why some are listed after a graded start (the first step cut by halving): it shows the order of the method itself.
   From a cold start they all end at 2 for very many steps, with a small constant.
-- `unipc` with `lower_order_final` takes its last step by the first-order predictor, which no corrector follows: 2.
+- `unipc_bh1` and `unipc_bh2` with `lower_order_final` take the last step by the first-order predictor alone: 2.
   Without it the corrector gains one order over the predictor.
 - `plms` uses the weights of equal steps on unequal ones: 2, not 4 (its paper says so too).
 - `dpmpp_3m_sde` as published (k-diffusion, diffusers and the authors' code agree) takes D's second divided difference

@@ -157,9 +157,9 @@ VP_PEERS: list[tuple[str, str, dict[str, Any], dict[str, Option]]] = [
     ("dpmpp_3m_sde", DPM, {"solver_order": 3, "lower_order_final": False} | HEUN, {"eta": 0.0}),
     ("dpmpp_2m_sde", DPM, SDE, {}),
     ("dpmpp_2m_sde_heun", DPM, SDE | HEUN, {}),
-    ("unipc", UNIPC, {"solver_order": 2}, {}),
-    ("unipc", UNIPC, {"solver_order": 3}, {"order": 3}),
-    ("unipc", UNIPC, {"solver_order": 1}, {"order": 1}),
+    ("unipc_bh2", UNIPC, {"solver_order": 2}, {}),
+    ("unipc_bh2", UNIPC, {"solver_order": 3}, {"order": 3}),
+    ("unipc_bh2", UNIPC, {"solver_order": 1}, {"order": 1}),
     ("unipc_bh1", UNIPC, {"solver_order": 2, "solver_type": "bh1"}, {}),
     ("unipc_bh1", UNIPC, {"solver_order": 3, "solver_type": "bh1"}, {"order": 3}),
 ]

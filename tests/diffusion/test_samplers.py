@@ -71,7 +71,7 @@ STATISTICS: list[tuple[str, dict[str, Option]]] = [
     ("dpmpp_3m_sde", {"curvature": "exact"}),
     ("restart", {"restarts": (Restart(0.1, 2.0, times=2), Restart(0.5, 3.0))}),
     ("dpmpp_2m", {}),
-    ("unipc", {}),
+    ("unipc_bh2", {}),
 ]
 
 
@@ -203,8 +203,8 @@ def test_unknown_names_offer_the_nearest() -> None:
         sample("dpmp_2m", shrink, x, LEVELS)
     with pytest.raises(UnknownName, match="'s_churn'"):
         sample("euler", shrink, x, LEVELS, options={"churn": 1.0})
-    with pytest.raises(UnknownName, match="'bh2'"):
-        list(sample("unipc", shrink, x, LEVELS, options={"variant": "bh3"}))
+    with pytest.raises(UnknownName, match="'midpoint'"):
+        list(sample("dpmpp_2m_sde", shrink, x, LEVELS, options={"solver_type": "midpiont"}, noise=noise_of(0)))
 
 
 @pytest.mark.parametrize(("name", "options", "where"), [
@@ -213,7 +213,7 @@ def test_unknown_names_offer_the_nearest() -> None:
     ("euler", {"s_noise": float("inf")}, "s_noise"),
     ("lms", {"order": 0}, "order"),
     ("lms", {"order": 5}, "order"),
-    ("unipc", {"order": 2.5}, "order"),
+    ("unipc_bh2", {"order": 2.5}, "order"),
     ("deis", {"order": True}, "order"),
     ("dpmpp_sde", {"r": 1.0}, "r"),
     ("ddim_inversion", {"iterations": 10_000}, "iterations"),

@@ -27,7 +27,8 @@ A1111 = {
     "DPM++ 2M": "dpmpp_2m", "DPM++ SDE": "dpmpp_sde", "DPM++ 2M SDE": "dpmpp_2m_sde",
     "DPM++ 2M SDE Heun": "dpmpp_2m_sde_heun", "DPM++ 2S a": "dpmpp_2s_ancestral", "DPM++ 3M SDE": "dpmpp_3m_sde",
     "Euler a": "euler_ancestral", "Euler": "euler", "LMS": "lms", "Heun": "heun", "DPM2": "dpm_2",
-    "DPM2 a": "dpm_2_ancestral", "Restart": "restart", "DDIM": "ddim", "PLMS": "plms", "UniPC": "unipc", "LCM": "lcm",
+    "DPM2 a": "dpm_2_ancestral", "Restart": "restart", "DDIM": "ddim", "PLMS": "plms", "UniPC": "unipc_bh1",
+    "LCM": "lcm",
 }  # fmt: skip
 A1111_ALIASES = {
     "k_dpmpp_2m": "dpmpp_2m", "k_dpmpp_sde": "dpmpp_sde", "k_dpmpp_2m_sde": "dpmpp_2m_sde",
@@ -51,6 +52,22 @@ A1111_DEFAULTS = {
 def test_names_of_a1111(name: str, expected: str) -> None:
     for spelling in (name, name.upper(), name.replace(" ", "_"), f" {name} "):
         assert resolve(spelling) == (expected, None)
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("UniPC", "unipc_bh1"),  # A1111's label; its option "UniPC variant" is bh1 unless one changes it
+    ("unipc", "unipc_bh1"),
+    ("uni_pc", "unipc_bh1"),  # ComfyUI
+    ("uni_pc_bh2", "unipc_bh2"),  # ComfyUI
+    ("UniPCMultistepScheduler", "unipc_bh2"),  # diffusers, whose solver_type is bh2 unless one changes it
+])  # fmt: skip
+def test_unipc_means_the_variant_that_its_tool_means(name: str, expected: str) -> None:
+    assert resolve(name) == (expected, None)
+
+
+def test_diffusers_unipc_is_bh2_indeed() -> None:
+    scheduler = pytest.importorskip("diffusers.schedulers.scheduling_unipc_multistep").UniPCMultistepScheduler()
+    assert scheduler.config.solver_type == "bh2"
 
 
 @pytest.mark.parametrize(("schedule", "expected"), A1111_SCHEDULES.items())

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 from torch import Tensor
 
 from gouache.diffusion.solvers import (
-    _check_choice,
     _check_count,
     euler_step,
     interpolation_weights,
@@ -122,29 +122,34 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Steps:
         yield Step(i, sigma, sigma_next, x, denoised)
 
 
-def unipc(
-    denoise: Denoise,
-    x: Tensor,
-    sigmas: Tensor,
-    *,
-    order: int = 2,
-    variant: str = "bh2",
-    lower_order_final: bool = True,
-) -> Steps:
-    """UniPC: predictor UniP, Algorithm 2, and corrector UniC, Algorithm 1, in data prediction (Zhao et al. 2023,
-    arXiv:2302.04867). The corrector uses the call that the next step makes anyway.
+def unipc_bh1(denoise: Denoise, x: Tensor, sigmas: Tensor, *, order: int = 2, lower_order_final: bool = True) -> Steps:
+    """UniPC: predictor UniP, Algorithm 2, and corrector UniC, Algorithm 1, in data prediction, with B(h) = h (Zhao et
+    al. 2023, arXiv:2302.04867): their choice for few steps. The corrector uses the call that the next step makes.
 
     Args:
         denoise, x, sigmas: as `plms`.
         order: p, 1 .. 4; fewer at the start, one on the step to zero.
-        variant: B(h) = h (``"bh1"``) or exp(h) - 1 (``"bh2"``).
         lower_order_final: fewer at the end: steadier, less exact.
 
     Yields:
         predicted states; the correction of one shows in the next.
     """
+    return _unipc(denoise, x, sigmas, order, lower_order_final, bound_of=lambda h: -h)
+
+
+def unipc_bh2(denoise: Denoise, x: Tensor, sigmas: Tensor, *, order: int = 2, lower_order_final: bool = True) -> Steps:
+    """`unipc_bh1` with B(h) = exp(h) - 1, Algorithms 1 and 2 (Zhao et al. 2023, arXiv:2302.04867).
+
+    Args: as `unipc_bh1`.
+    """
+    return _unipc(denoise, x, sigmas, order, lower_order_final, bound_of=lambda h: math.expm1(-h))
+
+
+def _unipc(
+    denoise: Denoise, x: Tensor, sigmas: Tensor, order: int, lower_order_final: bool, bound_of: Callable[[float], float]
+) -> Steps:
+    """Both variants; `bound_of` gives -B(h) in data prediction."""
     _check_count("order", order, 1, 4)
-    _check_choice("variant", variant, ("bh1", "bh2"))
     levels: list[float] = sigmas.tolist()
     past: list[tuple[float, Tensor]] = []  # (log sigma, denoised), newest first
     corrected, used = x, 0
@@ -152,24 +157,22 @@ def unipc(
         denoised = denoise(x, level(sigma))
         if i > 0:
             now = (math.log(sigma), denoised)
-            corrected = _unified(corrected, levels[i - 1], sigma, [*past[:used], now], variant)
+            corrected = _unified(corrected, levels[i - 1], sigma, [*past[:used], now], bound_of)
         past = [(math.log(sigma), denoised), *past][:order]
         used = min(len(past), len(levels) - 1 - i) if lower_order_final else len(past)
         if sigma_next == 0:
             used = 1
-        x = _unified(corrected, sigma, sigma_next, past[:used], variant)
+        x = _unified(corrected, sigma, sigma_next, past[:used], bound_of)
         yield Step(i, sigma, sigma_next, x, denoised)
 
 
-def unipc_bh1(denoise: Denoise, x: Tensor, sigmas: Tensor, *, order: int = 2, lower_order_final: bool = True) -> Steps:
-    """`unipc` with B(h) = h, Algorithms 1 and 2 (Zhao et al. 2023, arXiv:2302.04867): their choice for few steps.
-
-    Args: as `unipc`.
-    """
-    yield from unipc(denoise, x, sigmas, order=order, variant="bh1", lower_order_final=lower_order_final)
-
-
-def _unified(x: Tensor, sigma: float, sigma_next: float, points: list[tuple[float, Tensor]], variant: str) -> Tensor:
+def _unified(
+    x: Tensor,
+    sigma: float,
+    sigma_next: float,
+    points: list[tuple[float, Tensor]],
+    bound_of: Callable[[float], float],
+) -> Tensor:
     """Equations 3 and 8 of UniPC: from sigma to sigma_next with denoised values at `points`, the first at sigma.
 
     For the predictor all points lie behind; for the corrector the last one lies at sigma_next.
@@ -181,7 +184,7 @@ def _unified(x: Tensor, sigma: float, sigma_next: float, points: list[tuple[floa
     h = start - math.log(sigma_next)
     places = [(start - place) / h for place, _ in points[1:]]  # r_m
     differences = [(value - newest) / r for r, (_, value) in zip(places, points[1:], strict=True)]  # D_m / r_m
-    bound = -h if variant == "bh1" else math.expm1(-h)
+    bound = bound_of(h)
     return base - bound * weighted_sum(_unified_weights(places, h, bound), differences)
 
 
