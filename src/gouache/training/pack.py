@@ -49,8 +49,7 @@ def pack(config: TrainConfig, run: Path, out: Path, *, dtype: str = "fp16", name
     for part in (bundle.unet, bundle.vae, bundle.text, bundle.prior, bundle.quantizer):
         if part is not None:
             part.to(DTYPES[dtype])
-    written = write_model(bundle_to_write(bundle), out, "gouache")
-    return written
+    return write_model(bundle_to_write(bundle), out, "gouache")
 
 
 def assemble_bundle(config: TrainConfig, run: Path, name: str) -> ModelBundle:

@@ -32,6 +32,8 @@ class Previewer:
     ) -> Tensor:
         """Latents [B,C,h,w] for captions from standard-normal noise, by DPM-Solver++(2M)."""
         sigmas = make_sigmas("karras", self.schedule, steps)
+        if draft is None and (channels := self.unet.config.draft_channels):
+            draft = noise.new_zeros(len(noise), channels, *noise.shape[2:])
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             conditional = self._denoised(x, sigma, text, draft)
