@@ -37,7 +37,9 @@ from gouache.training.towers import Towers, TowersConfig
 SIZE = 32
 WORDS = ("fox", "cat", "cow", "pig", "hen", "owl", "bee", "ant", "cup", "fan", "jar", "pan", "bus", "car", "van", "hat")
 STYLES = ("noto", "flat", "3d")
-SETTINGS = EvaluationSettings(limit=4, steps=(1, 2), captions=8, reference=20, levels=2, best_of=2, sheet_rows=4)
+SETTINGS = EvaluationSettings(
+    limit=4, steps=(1, 2), captions=8, reference=20, levels=2, best_of=2, sheet_rows=4, scenes=4
+)
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
@@ -185,7 +187,7 @@ def test_a_painter_of_the_real_pictures_reaches_the_ceiling(
 
 
 def test_figures_that_need_no_painting_are_all_there(pocket: ModelBundle, stickers: Stickers, towers: Towers) -> None:
-    settings = SETTINGS.model_copy(update={"steps": (), "best_of": 1, "scenes": False, "chinese": False})
+    settings = SETTINGS.model_copy(update={"steps": (), "best_of": 1, "scenes": 0, "chinese": False})
     events = list(evaluate(pocket, lambda *_: np.zeros((SIZE, SIZE, 4), np.uint8), stickers, Judge(towers), settings))
     found = events[-1]
     assert len(events) == 1
@@ -234,7 +236,7 @@ def test_the_command_writes_figures_and_a_sheet(
         [
             "eval", str(tmp_path / "model"), "--data", str(sticker_folder), "--judge",
             str(tmp_path / "judge.safetensors"), "--json", str(tmp_path / "eval.json"), "--sheet",
-            str(tmp_path / "eval.png"), "--limit", "2", "--steps", "1",
+            str(tmp_path / "eval.png"), "--limit", "2", "--steps", "1", "--scenes", "5",
         ],
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -302,7 +304,7 @@ def test_steps_are_read_once_each_in_order() -> None:
 def test_a_set_that_is_all_asked_for_leaves_nothing_to_compare_with(
     pocket: ModelBundle, stickers: Stickers, towers: Towers
 ) -> None:
-    settings = SETTINGS.model_copy(update={"limit": 48, "scenes": False})
+    settings = SETTINGS.model_copy(update={"limit": 48, "scenes": 0})
     with pytest.raises(DataError, match="compare"):
         list(evaluate(pocket, lambda *_: np.zeros((SIZE, SIZE, 4), np.uint8), stickers, Judge(towers), settings))
 

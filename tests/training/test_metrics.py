@@ -8,7 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from gouache.errors import InvalidInput, ShapeMismatch
-from gouache.training.bootstrap import bootstrap_difference, bootstrap_mean, resample_counts
+from gouache.training.bootstrap import bootstrap_difference, bootstrap_mean, bootstrap_share, resample_counts
 from gouache.training.kid import kid, kid_difference, polynomial_kernel, squared_mmd
 from gouache.training.retrieval import best_of, candidates, ranks
 from gouache.training.ssim import ssim
@@ -50,6 +50,19 @@ def test_resamples_draw_as_many_items_as_there_are() -> None:
 def test_values_that_have_no_mean_are_refused(values: list[float]) -> None:
     with pytest.raises(InvalidInput, match="values"):
         bootstrap_mean(values)
+
+
+def test_a_share_without_spread_gets_the_exact_bound() -> None:
+    """With 30 hits of 30 the lower end p solves p^30 = 0.025: a rarer run of hits than 1 in 40 is not believed."""
+    perfect, none = bootstrap_share([1.0] * 30), bootstrap_share([0.0] * 30)
+    assert perfect.low**30 == pytest.approx(0.025)
+    assert (perfect.value, perfect.high) == (1.0, 1.0)
+    assert none.low == 0.0
+    assert none.high == pytest.approx(1 - perfect.low)
+    mixed = [1.0, 0.0] * 20
+    assert bootstrap_share(mixed) == bootstrap_mean(mixed)
+    with pytest.raises(InvalidInput, match="0 and 1"):
+        bootstrap_share([0.5])
 
 
 def test_paired_values_must_be_as_many() -> None:

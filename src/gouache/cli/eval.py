@@ -24,7 +24,7 @@ def evaluate(
     limit: Annotated[int, typer.Option(min=2, help="Prompts of each group.")] = 100,
     steps: Annotated[str, typer.Option(help="Numbers of denoising steps, with commas.")] = "4,8,16,32",
     seed: Annotated[int, typer.Option(min=0)] = 0,
-    scenes: Annotated[bool, typer.Option(help="Check composed scenes by rule.")] = True,
+    scenes: Annotated[int, typer.Option(min=0, help="Composed scenes to check by rule; 0 leaves them out.")] = 250,
     chinese: Annotated[bool, typer.Option(help="Ask in Chinese too.")] = True,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves the choice to torch.")] = 0,

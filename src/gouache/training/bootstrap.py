@@ -39,14 +39,31 @@ class Interval:
 def bootstrap_mean(values: Values, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL) -> Interval:
     """The mean of independent values, with the percentile interval (Efron & Tibshirani 1993, equation 13.5).
 
-    A share that is 0 or 1 everywhere has no spread to draw from: its interval is a point, however few the items.
-
     Raises:
         InvalidInput: no values, or one is not finite.
     """
     array = _checked(values)
     weights = resample_counts(len(array), seed=seed, resamples=resamples) / len(array)
     return _interval(float(array.mean()), weights @ array, len(array), level)
+
+
+def bootstrap_share(values: Values, *, seed: int = 0, resamples: int = RESAMPLES, level: float = LEVEL) -> Interval:
+    """A share of hits, from values 0 and 1: as `bootstrap_mean`, but where all are alike, and resamples can't differ,
+    the exact bound on the other side (Clopper & Pearson 1934).
+
+    Raises:
+        InvalidInput: another value than 0 or 1, or as `bootstrap_mean`.
+    """
+    array = _checked(values)
+    if not np.isin(array, (0.0, 1.0)).all():
+        raise InvalidInput("values", given="others", expected="0 and 1 only")
+    value, count = float(array.mean()), len(array)
+    bound = ((1 - level) / 2) ** (1 / count)  # the share of hits at which `count` hits in a row are that rare
+    if value == 1:
+        return Interval(1.0, bound, 1.0, count)
+    if value == 0:
+        return Interval(0.0, 0.0, 1 - bound, count)
+    return bootstrap_mean(array, seed=seed, resamples=resamples, level=level)
 
 
 def bootstrap_difference(

@@ -25,7 +25,7 @@ from gouache.models.bundle import ModelBundle
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Prior, Request
 from gouache.pipeline.sheets import labelled_sheet
-from gouache.training.bootstrap import Interval, bootstrap_difference, bootstrap_mean
+from gouache.training.bootstrap import Interval, bootstrap_difference, bootstrap_share
 from gouache.training.evaluation_figures import Evaluation, Figure
 from gouache.training.evaluation_model import bits, reconstruction
 from gouache.training.evaluation_prompts import Courtroom, Judged, Prompt, choose_prompts, join
@@ -41,7 +41,7 @@ class EvaluationSettings(Config):
     """How much to measure."""
 
     limit: int = Field(default=100, ge=2)
-    """Prompts of each group: seen pairs, held-out pairs, Chinese, scenes."""
+    """Prompts of each group: seen pairs, held-out pairs, Chinese."""
     steps: tuple[int, ...] = (4, 8, 16, 32)
     """Numbers of denoising steps to paint with."""
     captions: int = Field(default=100, ge=2)
@@ -52,7 +52,8 @@ class EvaluationSettings(Config):
     """Noise levels of the estimate of bits a dimension."""
     best_of: int = Field(default=4, ge=1)
     """Drafts for the re-ranking test; 1 leaves it out."""
-    scenes: bool = True
+    scenes: int = Field(default=250, ge=0)
+    """Composed scenes to check by rule, a fifth of each kind; 0 leaves them out."""
     chinese: bool = True
     seed: int = Field(default=0, ge=0)
     sheet_rows: int = Field(default=16, ge=0)
@@ -132,7 +133,7 @@ class _Evaluation:
             "held_out": choose_prompts(stickers, "held_out", settings.limit, settings.seed),
         }
         self.chinese = choose_prompts(stickers, "train", settings.limit, settings.seed, chinese=True)
-        self.scenes = evaluation_scenes(stickers, settings.limit, settings.seed) if settings.scenes else []
+        self.scenes = evaluation_scenes(stickers, settings.scenes, settings.seed) if settings.scenes else []
         self.drafts = (True, False) if bundle.prior is not None else (False,)
         self.usual = Setting(bundle.defaults.num_inference_steps, self.drafts[0])
         self.reference = self._reference()
@@ -300,14 +301,14 @@ def scene_figures(
     for claim in (*CLAIMS, "passed"):
         found = [float(value) for verdict in verdicts if (value := getattr(verdict, claim)) is not None]
         if found:
-            figures.append(Figure(f"scene_{claim}", group, bootstrap_mean(found, seed=seed), steps, draft))
+            figures.append(Figure(f"scene_{claim}", group, bootstrap_share(found, seed=seed), steps, draft))
     few = [
         float(verdict.count)
         for scene, verdict in zip(scenes, verdicts, strict=True)
         if verdict.count is not None and (scene.truth.count or 0) <= FEW
     ]
     if few:
-        figures.append(Figure(f"scene_count_to_{FEW}", group, bootstrap_mean(few, seed=seed), steps, draft))
+        figures.append(Figure(f"scene_count_to_{FEW}", group, bootstrap_share(few, seed=seed), steps, draft))
     return figures
 
 

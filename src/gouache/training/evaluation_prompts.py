@@ -13,7 +13,7 @@ from torch import Tensor
 from gouache.data.captions import ZH_STYLE_WORDS, canonical_caption
 from gouache.data.stickers import Split, Stickers
 from gouache.errors import DataError
-from gouache.training.bootstrap import Interval, bootstrap_mean
+from gouache.training.bootstrap import Interval, bootstrap_share
 from gouache.training.judge import Judge
 from gouache.training.retrieval import best_of, candidates, ranks
 
@@ -82,9 +82,9 @@ class Judged:
     def intervals(self, seed: int) -> dict[str, Interval]:
         """R@1, R@5 and style accuracy by name."""
         return {
-            "retrieval_at_1": bootstrap_mean(self.hits(1), seed=seed),
-            "retrieval_at_5": bootstrap_mean(self.hits(5), seed=seed),
-            "style": bootstrap_mean(self.style_right.double().numpy(), seed=seed),
+            "retrieval_at_1": bootstrap_share(self.hits(1), seed=seed),
+            "retrieval_at_5": bootstrap_share(self.hits(5), seed=seed),
+            "style": bootstrap_share(self.style_right.double().numpy(), seed=seed),
         }
 
 
