@@ -105,3 +105,9 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> Twins:
     spec.loader.exec_module(module)
     made: Twins = module.Twins(tmp_path_factory.mktemp("twins"))
     return made
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hashes of models are remembered in a folder of the test run's own."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))

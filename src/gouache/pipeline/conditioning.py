@@ -93,7 +93,7 @@ class PromptReader:
         """Apply weights [N,L,1] to context [N,L,D]."""
         if self.emphasis == "comfy":
             empty = self.stack.encode([()], skip_layers=self.skip_layers).context  # [1,L,D]
-            return (context - empty) * weights + empty
+            return torch.where(weights == 1.0, context, (context - empty) * weights + empty)
         parts = torch.split(context, list(self.stack.context_widths), dim=-1)
         real = torch.ones_like(weights) if mask is None else mask[..., None].to(weights)
         return torch.cat([_keep_mean(part, part * weights, real) for part in parts], dim=-1)

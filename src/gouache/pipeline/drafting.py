@@ -14,10 +14,9 @@ from gouache.models.bundle import ModelBundle
 from gouache.models.prior import Draw
 from gouache.models.quantizer import Quantizer
 from gouache.pipeline.conditioning import Encoded
+from gouache.pipeline.likelihood import alignment_score
 from gouache.pipeline.request import Prior as PriorOptions
 from gouache.pipeline.request import Request
-
-GREEDY = Draw(top_k=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +26,12 @@ class Draft:
     Attributes:
         latents: what the network takes beside the noisy latents. [1,C,h,w]
         tokens: the prior's tokens; None if nothing was drafted. [1,S]
-        log_likelihood: of the tokens under the prompt, in nats; 0 if nothing was drafted.
+        score: bits that the prompt saves the prior on these tokens; None if there was nothing to choose from.
     """
 
     latents: Tensor
     tokens: Tensor | None
-    log_likelihood: float
+    score: float | None
 
 
 @torch.no_grad()
@@ -45,7 +44,7 @@ def draft(
     size: tuple[int, int],
     start: Tensor | None = None,
 ) -> Draft:
-    """Draft one picture; of `request.best_of` attempts the one with the greatest likelihood.
+    """Draft one picture; of `request.best_of` attempts the one that the prompt explains best.
 
     Args:
         request: resolved.
@@ -63,14 +62,18 @@ def draft(
         raise InvalidInput("prior", given=f"a model of family {bundle.family}", expected="a model with a prior")
     options = request.prior or PriorOptions()
     if not options.enabled:
-        return Draft(torch.zeros(1, quantizer.config.latent_channels, *size, device=bundle.device), None, 0.0)
+        return Draft(torch.zeros(1, quantizer.config.latent_channels, *size, device=bundle.device), None, None)
     known = None if options.keep is None or start is None else kept_tokens(quantizer, start, options.keep)
     attempts = [_attempt(bundle, text, empty, options, known, seed, k) for k in range(request.best_of)]
-    tokens, likelihood = max(attempts, key=lambda attempt: attempt[1])
+    tokens, score = attempts[0], None
+    if len(attempts) > 1:
+        scores = alignment_score(bundle, torch.cat(attempts), text, empty)  # [best_of]
+        best = int(scores.argmax())
+        tokens, score = attempts[best], float(scores[best])
     latents = quantizer.decode(tokens)
     if tuple(latents.shape[-2:]) != size:
         latents = F.interpolate(latents, size=size, mode="bilinear", align_corners=False)
-    return Draft(latents, tokens, likelihood)
+    return Draft(latents, tokens, score)
 
 
 def _attempt(
@@ -81,8 +84,8 @@ def _attempt(
     known: Tensor | None,
     seed: int,
     index: int,
-) -> tuple[Tensor, float]:
-    """Draw tokens [1,S] once, and their log-likelihood."""
+) -> Tensor:
+    """Draw tokens [1,S] once."""
     prior, quantizer = bundle.prior, bundle.quantizer
     if prior is None or quantizer is None or text.pooled is None or empty.pooled is None:
         raise InvalidInput("prior", given="a text encoder without a pooled vector", expected="one with it")
@@ -94,8 +97,7 @@ def _attempt(
     )  # fmt: skip
     for tokens in walk:  # noqa: B007
         pass
-    each = prior.log_likelihood(quantizer, tokens, text.context, text.pooled, text.mask)  # [1,S]
-    return tokens, float(each.sum())
+    return tokens
 
 
 def draw_of(options: PriorOptions) -> Draw:

@@ -8,6 +8,7 @@ import torch
 
 from gouache.errors import DeviceUnavailable, unknown_name
 from gouache.models.bundle import ModelBundle
+from gouache.pipeline.fingerprints import model_sha256
 from gouache.pipeline.recipe import Machine, ModelRef
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -50,11 +51,14 @@ def dtype_named(name: str | None) -> torch.dtype | None:
 
 
 def model_ref(bundle: ModelBundle) -> ModelRef:
-    """The model in a recipe's words."""
+    """The model in a recipe's words; a hash that its files don't tell is taken of them."""
+    digest = bundle.sha256
+    if not digest and bundle.path is not None and bundle.path.exists():
+        digest = model_sha256(bundle.path)
     return ModelRef(
         name=bundle.name or bundle.family,
         family=bundle.family,
-        sha256=bundle.sha256 or None,
+        sha256=digest or None,
         path=None if bundle.path is None else str(bundle.path),
     )
 

@@ -14,7 +14,7 @@ from gouache.errors import ModelNotFound, RecipeError
 from gouache.pipeline.events import Event, Painted
 from gouache.pipeline.foreign import Found, read_recipe
 from gouache.pipeline.library import open_pipeline
-from gouache.pipeline.machine import dtype_named
+from gouache.pipeline.machine import dtype_named, model_ref
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.pixels import read_picture
 from gouache.pipeline.recipe import Recipe, first_difference, pixels_digest
@@ -116,9 +116,10 @@ def matching_pipeline(recipe: Recipe, model: str | None, device: str | None) -> 
             )
             error.__cause__ = missing
             continue
-        if wanted.sha256 and pipeline.bundle.sha256 != wanted.sha256:
+        digest = model_ref(pipeline.bundle).sha256
+        if wanted.sha256 and digest != wanted.sha256:
             error = ModelNotFound(
-                "model", given=f"{name!r} with sha256 {pipeline.bundle.sha256 or 'unknown'}", expected=expected,
+                "model", given=f"{name!r} with sha256 {digest or 'unknown'}", expected=expected,
                 cure="Name the right file with --model.",
             )  # fmt: skip
             continue

@@ -86,6 +86,7 @@ class Run:
     ) -> None:
         self.bundle, self.request, self.canvas = bundle, request, canvas
         self.attachments = dict(attachments)
+        self.model = model_ref(bundle)
         self.seeds = seeds_of_batch(request.seed or 0, request.count, request.subseed or 0, request.subseed_strength)
         self.reader = PromptReader(bundle.text, request.emphasis, request.clip_skip)
         self.passes = [self._pass(request, canvas.skipped)]
@@ -187,7 +188,7 @@ class Run:
         size, start = self._latent_size(self.request), self.canvas.latents
         drafts = [draft(self.request, self.bundle, text, empty, seed.seed, size, start) for seed in seeds]
         notes = [
-            [] if one.tokens is None else [f"draft: {one.log_likelihood:.1f} nats, best of {self.request.best_of}"]
+            [] if one.score is None else [f"draft: {one.score:.1f} bits by the prompt, best of {self.request.best_of}"]
             for one in drafts
         ]
         return torch.cat([one.latents for one in drafts]), notes
@@ -216,7 +217,7 @@ class Run:
         subseed = seed.subseed if seed.subseed_strength else None
         recipe = Recipe(
             request=self.request.replace(count=1, seed=seed.seed, subseed=subseed),
-            model=model_ref(self.bundle),
+            model=self.model,
             machine=machine_of(self.bundle),
             versions=package_versions(),
             attachments=self.attachments,

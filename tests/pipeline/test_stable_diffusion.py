@@ -1,0 +1,76 @@
+"""The lines that a user of diffusers writes, on a folder that diffusers itself wrote."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+
+from gouache import StableDiffusionPipeline
+from gouache.errors import DeviceUnavailable, GouacheError, InvalidInput
+from gouache.pipeline.pipeline import Pipeline
+from gouache.pipeline.request import Request
+
+if TYPE_CHECKING:
+    from tests.pipeline.twins import Twins
+
+
+@pytest.fixture(scope="module")
+def folder(twins: Twins, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny SD 1.x folder by diffusers' save_pretrained."""
+    path = tmp_path_factory.mktemp("published") / "model"
+    twins.of("sd1").theirs.save_pretrained(path)
+    return path
+
+
+def test_the_usual_lines_paint_and_save(folder: Path, tmp_path: Path) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(str(folder), use_auth_token=True).to("cpu")
+    image = pipe("A beautiful sunset over the ocean", guidance_scale=7.5, num_inference_steps=2, height=32, width=32)
+    picture = image.images[0]
+    picture.save(tmp_path / "sunset.png")
+    assert picture.size == (32, 32)
+    assert (tmp_path / "sunset.png").stat().st_size > 0
+
+
+def test_a_loaded_folder_is_the_same_model(folder: Path, twins: Twins) -> None:
+    request = Request(prompt="a cat", seed=3, num_inference_steps=3, width=32, height=32, sampler="euler")
+    loaded = Pipeline.load(folder, device="cpu").paint(request.replace(guidance_scale=5.0))[0]
+    built = twins.of("sd1").ours.paint(request.replace(guidance_scale=5.0))[0]
+    assert loaded.image.tobytes() == built.image.tobytes()
+    assert loaded.recipe.model.sha256
+    assert loaded.recipe.model.path == str(folder)
+
+
+def test_generators_seeds_and_lists(folder: Path) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+
+    def images(prompt: str | list[str], count: int = 1) -> list[bytes]:
+        generator = torch.Generator().manual_seed(7)
+        out = pipe(
+            prompt, num_inference_steps=2, height=32, width=32, generator=generator, num_images_per_prompt=count,
+            negative_prompt="bad",
+        )  # fmt: skip
+        return [image.tobytes() for image in out.images]
+
+    assert images("a cat") == images("a cat")
+    assert images(["a cat", "a dog"])[0] == images("a cat")[0]
+    assert len(set(images("a cat", 3))) == 3
+    with pytest.raises(InvalidInput, match="negative_prompt"):
+        pipe(["a", "b"], negative_prompt=["c"], num_inference_steps=1)
+    with pytest.raises(GouacheError, match="num_inference_steps"):
+        pipe("a", num_inference_steps=0)
+
+
+def test_missing_card_and_missing_weights_name_the_cure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    if not torch.cuda.is_available():
+        with pytest.raises(DeviceUnavailable, match="gouache doctor"):
+            pipe.to("cuda")
+    monkeypatch.setenv("GOUACHE_OFFLINE", "1")
+    with pytest.raises(GouacheError, match="CompVis/stable-diffusion-v1-4") as error:
+        StableDiffusionPipeline.from_pretrained("CompVis/stable-diffusion-v1-4", use_auth_token=True)
+    assert error.value.exit_code == 3
+    with pytest.raises(GouacheError, match="absent"):
+        StableDiffusionPipeline.from_pretrained("./absent/folder")
