@@ -40,7 +40,6 @@ STYLES = ("noto", "flat", "3d")
 SETTINGS = EvaluationSettings(
     limit=4, steps=(1, 2), captions=8, reference=20, levels=2, best_of=2, sheet_rows=4, scenes=4
 )
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
 def records() -> list[Sticker]:
