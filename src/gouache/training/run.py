@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 
 from gouache.errors import unknown_name
-from gouache.training.assemble import Preparing, Ready, assemble, stage_run
+from gouache.training.assemble import Preparing, Ready, assemble, stage_config, stage_run
 from gouache.training.config import STAGES, StageName, read_config
-from gouache.training.loop import Progress, train
+from gouache.training.loop import Progress, make_accelerator, train
 
 
 def train_stage(
@@ -30,16 +30,23 @@ def train_stage(
     """
     if threads:
         torch.set_num_threads(threads)
+    name = _checked(stage)
     settings = read_config(config, stage)
-    for event in assemble(_checked(stage), settings, data, run):
-        if isinstance(event, Preparing):
+    accelerator = make_accelerator(stage_config(settings, name))
+    if not accelerator.is_main_process:
+        accelerator.wait_for_everyone()
+    ready = None
+    for event in assemble(name, settings, data, run):
+        if isinstance(event, Ready):
+            ready = event
+        elif accelerator.is_main_process:
             yield event
-        else:
-            yield from _train(event, stage_run(run, stage), minutes, stop)
-
-
-def _train(ready: Ready, run: Path, minutes: float | None, stop: Callable[[], bool]) -> Iterator[Progress]:
-    yield from train(ready.stage, ready.config, run, minutes=minutes, stop=stop)
+    if accelerator.is_main_process:
+        # What the main process encoded, the others only read.
+        accelerator.wait_for_everyone()
+    if ready is not None:
+        folder = stage_run(run, stage)
+        yield from train(ready.stage, ready.config, folder, minutes=minutes, stop=stop, accelerator=accelerator)
 
 
 def _checked(stage: str) -> StageName:
