@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -37,6 +39,23 @@ def test_a_folder_of_each_family_loads_bit_for_bit(published: Published, family:
         found = network.state_dict()
         assert set(found) == set(wanted)
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
+
+
+def test_building_without_memory_does_not_import_torchs_compiler() -> None:
+    code = """
+import sys
+from gouache.checkpoints.networks import build_on_meta
+from gouache.models.configs import SentenceEncoderConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from gouache.models.prior import PriorConfig
+from gouache.models.quantizer import QuantizerConfig
+for kind in (SentenceEncoderConfig, TextEncoderConfig, UNetConfig, VAEConfig, PriorConfig, QuantizerConfig):
+    network = build_on_meta(kind())
+    assert all(tensor.is_meta for tensor in network.state_dict().values()), kind
+heavy = {"sympy", "torch._dynamo", "torch._inductor"} & set(sys.modules)
+assert not heavy, heavy
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
 
 
 def test_an_autoencoder_with_attention_names_of_before_loads_too(published: Published, tmp_path: Path) -> None:

@@ -6,11 +6,12 @@ allow, else one at a time, so that loading takes little more memory than the wei
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from gouache.checkpoints.detect import Part, left_out_reason
 from gouache.checkpoints.format import TORCH_DTYPES, WeightSource
@@ -86,9 +87,26 @@ def build(config: Config) -> nn.Module:
     raise InvalidInput("config", given=type(config).__name__, expected="the config of a network")
 
 
+class _WithoutInitialValues(TorchFunctionMode):
+    """Leaves out torch.nn.init: tensors without memory take no values, and torch would import its compiler (800 modules,
+    more than a second) to find that out."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: tuple[object, ...] = (),
+        kwargs: dict[str, object] | None = None,
+    ) -> object:
+        given = kwargs or {}
+        if getattr(func, "__module__", None) == nn.init.__name__:
+            return args[0] if args else given["tensor"]
+        return func(*args, **given)
+
+
 def build_on_meta(config: Config) -> nn.Module:
     """The network without memory for its tensors: names, shapes and nothing else."""
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutInitialValues():
         return build(config)
 
 

@@ -130,12 +130,13 @@ class Prior(nn.Module):
         self.features_in = nn.Linear(config.features, config.width)
         self.pooled_in = nn.Linear(config.pooled_dim, config.width)
         self.context_in = nn.Linear(config.context_dim, config.width)
-        self.position_embedding = nn.Parameter(torch.randn(config.length, config.width) * 0.02)
+        self.position_embedding = nn.Parameter(torch.empty(config.length, config.width))
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
         self.norm_out = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.vocabulary)
         nn.init.zeros_(self.head.bias)
         nn.init.normal_(self.head.weight, std=0.02)
+        nn.init.normal_(self.position_embedding, std=0.02)
 
     def forward(self, inputs: Tensor, context: Tensor, pooled: Tensor, context_mask: Tensor | None = None) -> Tensor:
         """Logits of every token, given the true tokens of the groups before.
