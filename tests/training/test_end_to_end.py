@@ -73,10 +73,10 @@ context_width = 384
 pooled_width = 384
 norm_groups = 8
 """
-IMAGES = {"vae": 3200, "clip": 64, "tokens": 2400, "prior": 4000, "denoiser": 8000}
+IMAGES = {"vae": 3200, "clip": 32, "tokens": 1600, "prior": 2400, "denoiser": 4000}
 TABLES = """
 [{0}.loop]
-batch_size = 16
+batch_size = 8
 images = {1}
 log_images = 400
 validate_images = 100000
