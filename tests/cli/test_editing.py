@@ -162,7 +162,7 @@ def test_replay_says_same_different_or_why_not(shell: Shell) -> None:
     assert json.loads(out.splitlines()[-1])["first_different_step"] == 1
 
     model = recipe.model.model_copy(update={"name": "lost-model", "sha256": "ab" * 32})
-    request = recipe.request.replace(model="lost-model")
+    request = recipe.request.replace({"model": "lost-model"})
     lost = recipe.model_copy(update={"model": model, "request": request})
     Path("lost.png").write_bytes(encode_picture(shell.open("a.png"), "png", {"gouache": lost.to_json()}))
     code, message = shell("replay", "lost.png")

@@ -145,7 +145,7 @@ def test_like_starts_from_a_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     assert code == 0
     first, second = read_recipe(tmp_path / "a.png").request, read_recipe(tmp_path / "b.png").request
-    assert second == first.replace(seed=8)
+    assert second == first.replace({"seed": 8})
 
 
 def test_the_streams(tmp_path: Path) -> None:

@@ -65,20 +65,20 @@ def pipe(pocket: ModelBundle) -> Pipeline:
 
 def paint(pipe: Pipeline, **changes: object) -> bytes:
     base = Request(prompt="a cat", seed=3, num_inference_steps=2)
-    return pipe.paint(base.replace(**changes))[0].image.tobytes()
+    return pipe.paint(base.replace(changes))[0].image.tobytes()
 
 
 def test_every_picture_has_its_own_draft(pipe: Pipeline) -> None:
     request = Request(prompt="a cat", seed=3, num_inference_steps=2)
-    batch = pipe.paint(request.replace(count=3))
+    batch = pipe.paint(request.replace({"count": 3}))
     assert len({one.image.tobytes() for one in batch}) == 3
     for k, one in enumerate(batch):
-        alone = pipe.paint(request.replace(seed=3 + k))[0]
+        alone = pipe.paint(request.replace({"seed": 3 + k}))[0]
         assert alone.image.tobytes() == one.image.tobytes()
         assert alone.recipe == one.recipe
-    together = pipe.paint(request.replace(count=3, determinism="portable"))
+    together = pipe.paint(request.replace({"count": 3, "determinism": "portable"}))
     assert len(together) == 3
-    best = pipe.paint(request.replace(best_of=3))[0]
+    best = pipe.paint(request.replace({"best_of": 3}))[0]
     assert any("best of 3" in note for note in best.recipe.notes)
 
 

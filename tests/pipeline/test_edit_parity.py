@@ -84,7 +84,7 @@ def run_theirs(pair: Pair, name: str, request: Request, given_noise: Any, **inpu
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_image_to_image(twins: Twins, given_noise: Any, picture: Path, family: str, monkeypatch: Any) -> None:
     pair = twins.of(family)
-    request = BASE.replace(init_image=str(picture))
+    request = BASE.replace({"init_image": str(picture)})
     (painted,) = pair.ours.paint(request)
     xl = "XL" if family == "sdxl" else ""
     if xl:
@@ -98,7 +98,7 @@ def test_image_to_image(twins: Twins, given_noise: Any, picture: Path, family: s
 
 def test_inpainting_with_a_plain_model(twins: Twins, given_noise: Any, picture: Path, mask: Path) -> None:
     pair = twins.of("sd1")
-    request = BASE.replace(init_image=str(picture), mask=Mask(image=str(mask), blur=0, preserve=False))
+    request = BASE.replace({"init_image": str(picture), "mask": Mask(image=str(mask), blur=0, preserve=False)})
     (painted,) = pair.ours.paint(request)
     theirs = run_theirs(
         pair, "StableDiffusionInpaintPipeline", request, given_noise,
@@ -113,7 +113,7 @@ def test_inpainting_with_its_own_model(
 ) -> None:
     pair = twins.of("sd1", 5)
     options = Mask(image=str(mask), blur=0, preserve=False)
-    request = BASE.replace(init_image=str(picture), mask=options, strength=strength)
+    request = BASE.replace({"init_image": str(picture), "mask": options, "strength": strength})
     (painted,) = pair.ours.paint(request)
     theirs = run_theirs(
         pair, "StableDiffusionInpaintPipeline", request, given_noise,
@@ -124,7 +124,7 @@ def test_inpainting_with_its_own_model(
 
 def test_instruct(twins: Twins, given_noise: Any, picture: Path) -> None:
     pair = twins.of("sd1", 4)
-    request = BASE.replace(init_image=str(picture), image_guidance_scale=1.8)
+    request = BASE.replace({"init_image": str(picture), "image_guidance_scale": 1.8})
     (painted,) = pair.ours.paint(request)
     pair.use_scheduler(request)
     theirs = run_theirs(
@@ -139,7 +139,7 @@ def test_depth(twins: Twins, given_noise: Any, picture: Path, tmp_path: Path) ->
     values = np.linspace(0, 255, SIDE).astype(np.uint8)[None].repeat(SIDE, 0)
     depth = tmp_path / "depth.png"
     Image.fromarray(values).save(depth)
-    request = BASE.replace(init_image=str(picture), depth_image=str(depth))
+    request = BASE.replace({"init_image": str(picture), "depth_image": str(depth)})
     (painted,) = pair.ours.paint(request)
     theirs = run_theirs(
         pair, "StableDiffusionDepth2ImgPipeline", request, given_noise,

@@ -45,7 +45,7 @@ def saved(path: Path, picture: Image.Image) -> Path:
 
 def request_from(start: Path, **changes: object) -> Request:
     base = Request(prompt="a cat", seed=4, num_inference_steps=4, sampler="ddim", schedule="leading")
-    return base.replace(init_image=str(start), **changes)
+    return base.replace({"init_image": str(start), **changes})
 
 
 def only(pipe: Pipeline, request: Request, attachments: dict[str, bytes] | None = None) -> Painted:
@@ -68,7 +68,7 @@ def test_strength_zero_returns_the_decoded_picture(pipe: Pipeline, start: Path) 
 def test_strength_one_ignores_the_picture(pipe: Pipeline, start: Path, tmp_path: Path) -> None:
     other = saved(tmp_path / "other.png", Image.new("RGB", (SIDE, SIDE), "red"))
     pictures = {only(pipe, request_from(path, strength=1.0)).image.tobytes() for path in (start, other)}
-    blank = only(pipe, request_from(start).replace(init_image=None, strength=None))
+    blank = only(pipe, request_from(start).replace({"init_image": None, "strength": None}))
     assert pictures == {blank.image.tobytes()}
 
 
@@ -131,7 +131,7 @@ def test_masks_that_do_not_fit_are_refused(pipe: Pipeline, start: Path, tmp_path
     with pytest.raises(PictureError, match=r"absent\.png"):
         pipe.run(request_from(tmp_path / "absent.png"))
     with pytest.raises(PictureError, match="attachments"):
-        pipe.run(request_from(start).replace(init_image="sha256:" + "0" * 64))
+        pipe.run(request_from(start).replace({"init_image": "sha256:" + "0" * 64}))
 
 
 def test_attached_bytes_stand_for_the_file(pipe: Pipeline, start: Path) -> None:
@@ -140,7 +140,7 @@ def test_attached_bytes_stand_for_the_file(pipe: Pipeline, start: Path) -> None:
     data = start.read_bytes()
     name = sha256(data).hexdigest()
     by_file = only(pipe, request_from(start))
-    by_hash = only(pipe, request_from(start).replace(init_image=f"sha256:{name}"), {name: data})
+    by_hash = only(pipe, request_from(start).replace({"init_image": f"sha256:{name}"}), {name: data})
     assert by_hash.image.tobytes() == by_file.image.tobytes()
     assert by_hash.recipe.attachments == {f"sha256:{name}": name}
 
@@ -176,8 +176,8 @@ def test_outpainting_goes_in_steps_no_larger_than_half_the_model(pipe: Pipeline)
 
 def test_a_way_begins_and_ends_at_the_originals(pipe: Pipeline) -> None:
     first = Request(prompt="a cat", seed=4, num_inference_steps=3)
-    last = first.replace(prompt="a very long dog " * 30, seed=9)
-    way = first.replace(interpolation=Interpolation(prompt=last.prompt, seed=9, frames=4))
+    last = first.replace({"prompt": "a very long dog " * 30, "seed": 9})
+    way = first.replace({"interpolation": Interpolation(prompt=last.prompt, seed=9, frames=4)})
     painted = pipe.paint(way)
     assert len(painted) == 4
     assert painted[0].image.tobytes() == only(pipe, first).image.tobytes()
@@ -199,9 +199,9 @@ def test_a_way_between_pictures(pipe: Pipeline, start: Path, tmp_path: Path) -> 
 
 def test_subseeds_lead_from_one_picture_to_another(pipe: Pipeline) -> None:
     base = Request(prompt="a cat", seed=4, num_inference_steps=2)
-    full = only(pipe, base.replace(subseed=9, subseed_strength=1.0))
-    assert full.image.tobytes() == only(pipe, base.replace(seed=9)).image.tobytes()
-    some = pipe.paint(base.replace(subseed=9, subseed_strength=0.3, count=2))
+    full = only(pipe, base.replace({"subseed": 9, "subseed_strength": 1.0}))
+    assert full.image.tobytes() == only(pipe, base.replace({"seed": 9})).image.tobytes()
+    some = pipe.paint(base.replace({"subseed": 9, "subseed_strength": 0.3, "count": 2}))
     assert [one.recipe.request.subseed for one in some] == [9, 10]
     assert {one.seed for one in some} == {4}
 
@@ -223,16 +223,16 @@ def test_inversion_and_the_same_prompt_return_the_picture(make_tiny: MakeBundle,
     assert isinstance(painted, Painted)
     assert psnr(painted.image, plain) >= 30
     assert events[-2].step == 40  # type: ignore[union-attr]
-    other = only(pipe, same.replace(prompt="a dog", guidance_scale=5.0))
+    other = only(pipe, same.replace({"prompt": "a dog", "guidance_scale": 5.0}))
     assert other.image.tobytes() != painted.image.tobytes()
     with pytest.raises(InvalidInput, match="ddim"):
-        pipe.paint(same.replace(sampler="euler_ancestral"))
+        pipe.paint(same.replace({"sampler": "euler_ancestral"}))
 
 
 def test_a_second_pass_is_larger_and_repeats(pipe: Pipeline) -> None:
     for upscaler in ("latent", "latent-nearest", "lanczos"):
         request = Request(prompt="a cat", seed=4, num_inference_steps=3).replace(
-            hires=Hires(scale=1.5, strength=0.5, upscaler=upscaler)
+            {"hires": Hires(scale=1.5, strength=0.5, upscaler=upscaler)}
         )
         events = list(pipe.run(request))
         painted = events[-1]
@@ -266,7 +266,7 @@ def test_seamless_pictures_wrap(pipe: Pipeline) -> None:
     """The step across the seam is like the steps between other columns that lie as it does on the latents' grid."""
 
     def jump(seamless: str, seed: int) -> float:
-        request = Request(prompt="a cat", seed=seed, num_inference_steps=3).replace(seamless=seamless)
+        request = Request(prompt="a cat", seed=seed, num_inference_steps=3).replace({"seamless": seamless})
         pixels = np.asarray(only(pipe, request).image, float)
         steps = np.abs(pixels - np.roll(pixels, 1, axis=1)).mean((0, 2))[::4]
         return float(steps[0] / steps[1:].mean())
@@ -287,7 +287,7 @@ def test_tiles_leave_no_seam(pipe: Pipeline) -> None:
 
 def test_one_tile_is_the_plain_run(pipe: Pipeline) -> None:
     request = Request(prompt="a cat", seed=4, num_inference_steps=2)
-    plain, tiled = only(pipe, request).image, only(pipe, request.replace(tiled=Tiled(tile=32))).image
+    plain, tiled = only(pipe, request).image, only(pipe, request.replace({"tiled": Tiled(tile=32)})).image
     assert np.abs(np.asarray(plain, int) - np.asarray(tiled, int)).max() <= 1
 
 

@@ -75,6 +75,6 @@ def test_the_measure_sees_a_difference(twins: Twins) -> None:
     pair = twins.of("sd1")
     request = Request(prompt=PROMPT, seed=15, num_inference_steps=4, sampler="euler", schedule="leading")
     (painted,) = pair.ours.paint(request)
-    other = pair.text_to_image(request.replace(prompt="something else"))
+    other = pair.text_to_image(request.replace({"prompt": "something else"}))
     assert psnr(painted.image, other) < 50
     assert torch.is_tensor(pair.ours.bundle.unet.conv_in.weight)

@@ -34,10 +34,10 @@ KINDS: dict[str, dict[str, Any]] = {
 def test_a_picture_of_a_batch_is_the_picture_made_alone(make_tiny: MakeBundle, kind: str, sampler: str) -> None:
     pipe = Pipeline(make_tiny(**KINDS[kind]))
     request = Request(prompt="a cat", seed=100, num_inference_steps=2, sampler=sampler)
-    alone = [pipe.paint(request.replace(seed=100 + k))[0] for k in range(7)]
+    alone = [pipe.paint(request.replace({"seed": 100 + k}))[0] for k in range(7)]
     assert len({pixels_digest(painted.image) for painted in alone}) == 7
     for count in (2, 3, 7):
-        batch = pipe.paint(request.replace(count=count))
+        batch = pipe.paint(request.replace({"count": count}))
         assert [painted.seed for painted in batch] == [100 + k for k in range(count)]
         for one, other in zip(batch, alone, strict=False):
             assert one.image.tobytes() == other.image.tobytes()
@@ -57,7 +57,7 @@ def test_a_recipe_paints_the_same_picture(pipe: Pipeline) -> None:
 def test_portable_batches_agree_up_to_rounding(pipe: Pipeline) -> None:
     request = Request(prompt="a cat", seed=5, count=3, num_inference_steps=3)
     exact = pipe.paint(request)
-    together = pipe.paint(request.replace(determinism="portable"))
+    together = pipe.paint(request.replace({"determinism": "portable"}))
     for one, other in zip(exact, together, strict=True):
         difference = np.abs(np.asarray(one.image, int) - np.asarray(other.image, int))
         assert difference.max() <= 1
@@ -67,7 +67,7 @@ def test_a1111_noise_is_another_and_repeats(pipe: Pipeline) -> None:
     request = Request(prompt="a cat", seed=5, num_inference_steps=2, determinism="a1111")
     first, second = pipe.paint(request)[0], pipe.paint(request)[0]
     assert first.image.tobytes() == second.image.tobytes()
-    assert first.image.tobytes() != pipe.paint(request.replace(determinism="exact"))[0].image.tobytes()
+    assert first.image.tobytes() != pipe.paint(request.replace({"determinism": "exact"}))[0].image.tobytes()
 
 
 def test_progress_counts_every_step_and_shows_the_picture(pipe: Pipeline) -> None:
@@ -125,7 +125,7 @@ def test_network_calls(
     pipe: Pipeline, monkeypatch: pytest.MonkeyPatch, values: dict[str, object], rows: list[int]
 ) -> None:
     calls = counted_calls(monkeypatch)
-    pipe.paint(Request(prompt="a", seed=1, num_inference_steps=2, sampler="ddim", schedule="uniform").replace(**values))
+    pipe.paint(Request(prompt="a", seed=1, num_inference_steps=2, sampler="ddim", schedule="uniform").replace(values))
     assert calls == rows
 
 
@@ -149,7 +149,7 @@ def test_sizes_are_rounded_and_it_is_said(pipe: Pipeline) -> None:
 
 def test_emphasis_rules_differ_and_neutral_prompts_do_not(pipe: Pipeline) -> None:
     def picture(prompt: str, emphasis: str) -> bytes:
-        request = Request(prompt=prompt, seed=3, num_inference_steps=2).replace(emphasis=emphasis)
+        request = Request(prompt=prompt, seed=3, num_inference_steps=2).replace({"emphasis": emphasis})
         return pipe.paint(request)[0].image.tobytes()
 
     strong = {rule: picture("a (cat:1.5)", rule) for rule in ("a1111", "comfy", "none")}
@@ -166,11 +166,11 @@ def test_long_prompts_are_cut_into_chunks_and_the_rest_is_named(pipe: Pipeline) 
 def test_options_reach_the_sampler(pipe: Pipeline) -> None:
     base = Request(prompt="a", seed=1, num_inference_steps=3, sampler="euler", schedule="karras")
     plain = pipe.paint(base)[0].image.tobytes()
-    assert pipe.paint(base.replace(churn=Churn(amount=10.0)))[0].image.tobytes() != plain
-    assert pipe.paint(base.replace(apg=Apg()))[0].image.tobytes() != plain
-    assert pipe.paint(base.replace(sigmas=(10.0, 3.0, 0.5, 0.0)))[0].image.tobytes() != plain
+    assert pipe.paint(base.replace({"churn": Churn(amount=10.0)}))[0].image.tobytes() != plain
+    assert pipe.paint(base.replace({"apg": Apg()}))[0].image.tobytes() != plain
+    assert pipe.paint(base.replace({"sigmas": (10.0, 3.0, 0.5, 0.0)}))[0].image.tobytes() != plain
     with pytest.raises(InvalidInput, match="eta"):
-        pipe.paint(base.replace(eta=0.5))
+        pipe.paint(base.replace({"eta": 0.5}))
 
 
 def test_refusals_name_the_cure(pipe: Pipeline) -> None:
@@ -192,7 +192,7 @@ def test_transparency_and_backgrounds(make_tiny: MakeBundle) -> None:
     request = Request(prompt="a", seed=1, num_inference_steps=1)
     clear = pipe.paint(request)[0].image
     assert clear.mode == "RGBA"
-    red = pipe.paint(request.replace(background="#ff0000"))[0].image
+    red = pipe.paint(request.replace({"background": "#ff0000"}))[0].image
     assert red.mode == "RGB"
     ground = Image.new("RGBA", clear.size, "#ff0000")
     assert red.tobytes() == Image.alpha_composite(ground, clear).convert("RGB").tobytes()

@@ -84,10 +84,10 @@ def test_an_unknown_field_offers_the_nearest() -> None:
 
 def test_replace_validates_again_and_leaves_the_original() -> None:
     request = Request(prompt="a", seed=3)
-    assert request.replace(seed=4) == Request(prompt="a", seed=4)
+    assert request.replace({"seed": 4}) == Request(prompt="a", seed=4)
     assert request.seed == 3
     with pytest.raises(ConfigError, match="count"):
-        request.replace(count=-1)
+        request.replace({"count": -1})
 
 
 def test_pictures_are_listed_once_each() -> None:

@@ -36,8 +36,8 @@ def test_the_usual_lines_paint_and_save(folder: Path, tmp_path: Path) -> None:
 
 def test_a_loaded_folder_is_the_same_model(folder: Path, twins: Twins) -> None:
     request = Request(prompt="a cat", seed=3, num_inference_steps=3, width=32, height=32, sampler="euler")
-    loaded = Pipeline.load(folder, device="cpu").paint(request.replace(guidance_scale=5.0))[0]
-    built = twins.of("sd1").ours.paint(request.replace(guidance_scale=5.0))[0]
+    loaded = Pipeline.load(folder, device="cpu").paint(request.replace({"guidance_scale": 5.0}))[0]
+    built = twins.of("sd1").ours.paint(request.replace({"guidance_scale": 5.0}))[0]
     assert loaded.image.tobytes() == built.image.tobytes()
     assert loaded.recipe.model.sha256
     assert loaded.recipe.model.path == str(folder)

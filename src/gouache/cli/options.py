@@ -40,7 +40,9 @@ SHORT = {
     "height": ("-H",),
 }
 PANELS = {
-    **dict.fromkeys(("init_image", "strength", "resize_mode", "image_guidance_scale", "depth_image"), "Starting picture"),
+    **dict.fromkeys(
+        ("init_image", "strength", "resize_mode", "image_guidance_scale", "depth_image"), "Starting picture"
+    ),
     **dict.fromkeys(("mask",), "Mask"),
     **dict.fromkeys(("outpaint", "inversion", "interpolation"), "Edits"),
     **dict.fromkeys(("hires", "tiled", "vae_tiling", "seamless", "upscale"), "Large pictures"),
@@ -176,16 +178,16 @@ def with_options(
 ) -> Callable[..., None]:
     """A command that takes its own parameters and one option for each spec, all passed on by keyword."""
 
-    def run(**values: object) -> None:
+    def _run(**values: object) -> None:
         command(**values)
 
     own = list(inspect.signature(command, eval_str=True).parameters.values())
     own = [parameter for parameter in own if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
     made = [_parameter(spec) for spec in specs]
-    run.__name__, run.__doc__ = name, help_text
-    run.__signature__ = inspect.Signature([*own, *made])  # type: ignore[attr-defined]
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *made)}
-    return run
+    _run.__name__, _run.__doc__ = name, help_text
+    _run.__signature__ = inspect.Signature([*own, *made])  # type: ignore[attr-defined]
+    _run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *made)}
+    return _run
 
 
 def _parameter(spec: OptionSpec) -> inspect.Parameter:

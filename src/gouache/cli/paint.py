@@ -65,7 +65,7 @@ def _paint(
     request = build_request(prompt, size, request_values(SPECS, options), like)
     requests = [request] if from_file is None else from_lines(request, from_file)
     if as_matrix:
-        requests = [one.replace(prompt=text) for one in requests for text in matrix(one.prompt)]
+        requests = [one.replace({"prompt": text}) for one in requests for text in matrix(one.prompt)]
     if dynamic or wildcards is not None:
         requests = [each for one in requests for each in with_choices(one, wildcards)]
     outcome = Outcome(output, force=force, as_json=as_json, quality=quality)
@@ -91,7 +91,7 @@ def build_request(prompt: str | None, size: str | None, values: Mapping[str, Any
         return Request.from_dict(fields, where="request")
     from gouache.pipeline.foreign import read_recipe
 
-    return read_recipe(like).request.replace(**fields)
+    return read_recipe(like).request.replace(fields)
 
 
 def read_size(text: str) -> tuple[int, int]:
@@ -127,7 +127,9 @@ def with_choices(request: Request, wildcards: Path | None) -> list[Request]:
     """One request for each picture, since each seed chooses for itself."""
     first = secrets.randbelow(2**32) if request.seed is None else request.seed
     seeds = range(first, first + request.count)
-    return [request.replace(prompt=choose(request.prompt, seed, wildcards), seed=seed, count=1) for seed in seeds]
+    return [
+        request.replace({"prompt": choose(request.prompt, seed, wildcards), "seed": seed, "count": 1}) for seed in seeds
+    ]
 
 
 def paint_request(
@@ -170,7 +172,7 @@ def paint_requests(
     done: list[Painted] = []
     try:
         for request, one in zip(requests, resolved, strict=True):
-            asked = request.replace(seed=one.seed, subseed=one.subseed)
+            asked = request.replace({"seed": one.seed, "subseed": one.subseed})
             done += _painted(pipeline, asked, one, outcome, attachments)
     except KeyboardInterrupt as stop:
         outcome.close(interrupted=True)
@@ -204,7 +206,7 @@ def _write_grid(done: list[Painted], outcome: Outcome, request: Request) -> None
     from gouache.pipeline.metadata import encode_picture, kind_of
     from gouache.pipeline.sheets import contact_sheet
 
-    first = outcome.path_for(request.replace(count=1), 0)
+    first = outcome.path_for(request.replace({"count": 1}), 0)
     path = first.with_stem(f"{first.stem}-grid")
     sheet = contact_sheet([painted.image for painted in done])
     write_bytes(path, encode_picture(sheet, kind_of(path), quality=outcome.quality), force=outcome.force)

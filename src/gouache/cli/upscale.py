@@ -60,6 +60,6 @@ def _texts(data: bytes, larger: Image.Image, factor: float, upscaler: str) -> di
         recipe = None
     if recipe is None or recipe.request.upscale is not None:
         return {}
-    request = recipe.request.replace(upscale=Upscale(factor=factor, upscaler=upscaler))
+    request = recipe.request.replace({"upscale": Upscale(factor=factor, upscaler=upscaler)})
     own = recipe.model_copy(update={"request": request, "pixels": pixels_digest(larger)})
     return {PARAMETERS: format_infotext(infotext_of(own)), OWN: own.to_json()}

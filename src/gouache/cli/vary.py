@@ -37,13 +37,13 @@ def vary(
     name, attachments = read_input(picture)
     base = None if pixels else recipe_request(attachments.get(name.removeprefix("sha256:")) or Path(name))
     if base is not None and base.init_image is None:
-        request = base.replace(subseed=seed, subseed_strength=strength, count=count)
+        request = base.replace({"subseed": seed, "subseed_strength": strength, "count": count})
     else:
-        request = (base or Request()).replace(init_image=name, strength=strength, seed=seed, count=count)
+        request = (base or Request()).replace({"init_image": name, "strength": strength, "seed": seed, "count": count})
     if prompt is not None:
-        request = request.replace(prompt=prompt)
+        request = request.replace({"prompt": prompt})
     if model is not None:
-        request = request.replace(model=model)
+        request = request.replace({"model": model})
     outcome = Outcome(output, force=force, as_json=as_json)
     paint_request(request, outcome, device=device, dtype=dtype, attachments=attachments)
 

@@ -125,7 +125,7 @@ def with_value(request: Request, name: str, text: str) -> Request:
     """
     if name == "prompt" and ">" in text:
         old, new = text.split(">", 1)
-        return request.replace(prompt=request.prompt.replace(old, new))
+        return request.replace({"prompt": request.prompt.replace(old, new)})
     value: Any = text
     try:
         value = json.loads(text)
@@ -133,10 +133,10 @@ def with_value(request: Request, name: str, text: str) -> Request:
         value = text
     group, dot, inner = name.partition(".")
     if not dot:
-        return request.replace(**{name: value if not isinstance(value, dict) else text})
+        return request.replace({name: value if not isinstance(value, dict) else text})
     held = getattr(request, group, None)
     fields = {} if held is None else held.model_dump(exclude_unset=True)
-    return request.replace(**{group: {**fields, inner: value}})
+    return request.replace({group: {**fields, inner: value}})
 
 
 def table(request: Request, axes: Sequence[tuple[str, Sequence[str]]]) -> list[tuple[tuple[str, ...], Request]]:

@@ -45,11 +45,13 @@ def _frame(
     request: Request, plan: Interpolation, frame: int, bundle: ModelBundle, references: References, notes: list[str]
 ) -> Run:
     share = frame / (plan.frames - 1)
-    first = request.replace(interpolation=None, count=1)
+    first = request.replace({"interpolation": None, "count": 1})
     last = first.replace(
-        prompt=first.prompt if plan.prompt is None else plan.prompt,
-        seed=first.seed if plan.seed is None else plan.seed,
-        init_image=first.init_image if plan.image is None else plan.image,
+        {
+            "prompt": first.prompt if plan.prompt is None else plan.prompt,
+            "seed": first.seed if plan.seed is None else plan.seed,
+            "init_image": first.init_image if plan.image is None else plan.image,
+        }
     )
     if share in (0.0, 1.0):
         end = last if share else first
@@ -109,5 +111,5 @@ def _renamed(painted: Event, index: int, request: Request, plan: Interpolation, 
     """The frame under its own number, with a recipe that repeats this one frame."""
     if not isinstance(painted, Painted):
         raise InvalidInput("frame", given=type(painted).__name__, expected="a finished picture")
-    own = request.replace(count=1, interpolation=plan.model_copy(update={"frame": frame}))
+    own = request.replace({"count": 1, "interpolation": plan.model_copy(update={"frame": frame})})
     return replace(painted, picture=index, recipe=painted.recipe.model_copy(update={"request": own}))

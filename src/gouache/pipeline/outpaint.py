@@ -50,7 +50,7 @@ def outpaint(request: Request, bundle: ModelBundle, references: References, run:
     borders = growth_steps(border_of(request.outpaint, start.size), bundle)
     for index in range(request.count):
         seed = (request.seed or 0) + index
-        yield from _one(request.replace(seed=seed, count=1), index, request.count, start, borders, bundle, run)
+        yield from _one(request.replace({"seed": seed, "count": 1}), index, request.count, start, borders, bundle, run)
 
 
 def _one(
@@ -92,7 +92,7 @@ def _step(request: Request, growth: Growth, border: Border, bundle: ModelBundle)
     width, height = _working_size(box[2] - box[0], box[3] - box[1], side)
     width, height = nearest_size(width, height, factor_of(bundle))
     changes = {"init_image": first, "mask": mask, "outpaint": None, "width": width, "height": height}
-    return request.replace(**changes), attachments
+    return request.replace(changes), attachments
 
 
 def _working_size(width: int, height: int, side: int) -> tuple[int, int]:

@@ -32,17 +32,19 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
     vary = request.subseed_strength > 0
     guidance = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
     return request.replace(
-        model=request.model or bundle.name or bundle.family,
-        seed=secrets.randbelow(DRAWN_SEEDS) if request.seed is None else request.seed,
-        subseed=secrets.randbelow(DRAWN_SEEDS) if request.subseed is None and vary else request.subseed,
-        width=width,
-        height=height,
-        background=_background(request, bundle),
-        strength=_strength(request),
-        num_inference_steps=request.num_inference_steps or defaults.num_inference_steps,
-        guidance_scale=guidance,
-        sampler=sampler,
-        schedule=schedule,
+        {
+            "model": request.model or bundle.name or bundle.family,
+            "seed": secrets.randbelow(DRAWN_SEEDS) if request.seed is None else request.seed,
+            "subseed": secrets.randbelow(DRAWN_SEEDS) if request.subseed is None and vary else request.subseed,
+            "width": width,
+            "height": height,
+            "background": _background(request, bundle),
+            "strength": _strength(request),
+            "num_inference_steps": request.num_inference_steps or defaults.num_inference_steps,
+            "guidance_scale": guidance,
+            "sampler": sampler,
+            "schedule": schedule,
+        }
     )
 
 
@@ -61,10 +63,12 @@ def second_pass(request: Request, bundle: ModelBundle) -> Request:
     height = hires.height or round((request.height or 0) * hires.scale)
     width, height = nearest_size(width, height, factor_of(bundle))
     return request.replace(
-        width=width,
-        height=height,
-        num_inference_steps=hires.num_inference_steps or request.num_inference_steps,
-        strength=hires.strength,
+        {
+            "width": width,
+            "height": height,
+            "num_inference_steps": hires.num_inference_steps or request.num_inference_steps,
+            "strength": hires.strength,
+        }
     )
 
 

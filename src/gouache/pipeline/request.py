@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Annotated, Literal, Self
 
@@ -348,8 +349,11 @@ class Request(Config):
         names = (self.init_image, mask, self.depth_image, last)
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
-    def replace(self, **changes: object) -> Request:
+    def replace(self, changes: Mapping[str, object]) -> Request:
         """A copy with other values, validated again.
+
+        Args:
+            changes: field to value; a group may be given as one or as a mapping.
 
         Raises:
             ConfigError: an unknown field or a value out of range.

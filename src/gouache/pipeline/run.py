@@ -216,7 +216,7 @@ class Run:
         image = self._completed(image)
         subseed = seed.subseed if seed.subseed_strength else None
         recipe = Recipe(
-            request=self.request.replace(count=1, seed=seed.seed, subseed=subseed),
+            request=self.request.replace({"count": 1, "seed": seed.seed, "subseed": subseed}),
             model=self.model,
             machine=machine_of(self.bundle),
             versions=package_versions(),

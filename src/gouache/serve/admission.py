@@ -31,10 +31,12 @@ def admit(request: Request, limits: Limits, shelf: Shelf, vault: Vault) -> Reque
     _check_size(request, limits)
     shelf.find(request.model)
     return request.replace(
-        seed=secrets.randbelow(DRAWN_SEEDS) if request.seed is None else request.seed,
-        subseed=secrets.randbelow(DRAWN_SEEDS)
-        if request.subseed is None and request.subseed_strength > 0
-        else request.subseed,
+        {
+            "seed": secrets.randbelow(DRAWN_SEEDS) if request.seed is None else request.seed,
+            "subseed": secrets.randbelow(DRAWN_SEEDS)
+            if request.subseed is None and request.subseed_strength > 0
+            else request.subseed,
+        }
     )
 
 

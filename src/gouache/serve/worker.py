@@ -150,7 +150,7 @@ class _Attempt:
         entry = worker.shelf.find(request.model)
         attachments = {name: worker.vault.attachment(name) for name in request.pictures()}
         painter = worker.models.get(entry)
-        events = painter.run(request.replace(model=entry.name), attachments)
+        events = painter.run(request.replace({"model": entry.name}), attachments)
         last: Painted | None = None
         try:
             for event in events:
