@@ -13,6 +13,7 @@ import torch
 
 from gouache.checkpoints.hub import model_folders
 from gouache.pipeline.library import shipped_model
+from gouache.pipeline.machine import processor_name
 
 PACKAGES = (
     "gouache", "torch", "numpy", "safetensors", "tokenizers", "huggingface_hub", "pillow", "pydantic", "typer", "rich",
@@ -44,19 +45,12 @@ def _versions() -> Section:
 
 def _processor() -> Section:
     return {
-        "name": _processor_name(),
+        "name": processor_name(),
         "cores": str(os.cpu_count()),
         "threads torch uses": str(torch.get_num_threads()),
         "instructions torch uses": torch.backends.cpu.get_cpu_capability(),
         "bfloat16 in hardware": "yes" if _has_flag("avx512_bf16", "amx_bf16") else "no",
     }
-
-
-def _processor_name() -> str:
-    for line in _proc_lines("cpuinfo"):
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
 
 
 def _has_flag(*names: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+from pathlib import Path
 
 import torch
 
@@ -66,6 +67,14 @@ def model_ref(bundle: ModelBundle) -> ModelRef:
 def machine_of(bundle: ModelBundle) -> Machine:
     """Where the model is, in a recipe's words."""
     device = bundle.device
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    card = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     dtype = str(bundle.dtype).removeprefix("torch.")
     return Machine(device=device.type, dtype=dtype, processor=card, threads=torch.get_num_threads())
+
+
+def processor_name() -> str:
+    """The processor's name, as exact as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
