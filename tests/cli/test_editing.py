@@ -64,6 +64,8 @@ def test_edit_changes_the_whole_a_part_and_the_border(shell: Shell) -> None:
     assert code == 0
     before, after = np.asarray(shell.open("a.png")), np.asarray(shell.open("part.png"))
     assert (before[mask == 0] == after[mask == 0]).all()
+    assert shell("edit", "a.png", "a dog", *QUICK, "--mask", "mask.png", "--no-preserve", "-o", "loose.png")[0] == 0
+    assert (np.asarray(shell.open("loose.png"))[mask == 0] != before[mask == 0]).any()
     code, _ = shell("edit", "a.png", "grass", *QUICK, "--outpaint-aspect", "2:1", "-o", "wide.png")
     assert code == 0
     assert shell.open("wide.png").size == (64, 32)

@@ -20,6 +20,8 @@ from gouache.config import Config
 from gouache.errors import InvalidInput
 from gouache.pipeline.request import Request
 
+SWITCHES = {"mask_preserve": "--preserve/--no-preserve", "mask_only_masked": "--only-masked/--whole-picture"}
+"""Second names of switches."""
 MAIN_FIELDS = {
     "mask": "image",
     "upscale": "factor",
@@ -84,7 +86,8 @@ class OptionSpec:
         """``--mask-blur``; switches have a ``--no-`` twin; the best known have a short name."""
         long = "--" + self.name.replace("_", "-")
         if self.kind is bool:
-            return (f"{long}/--no-{long[2:]}",)
+            second = SWITCHES.get(self.name)
+            return (f"{long}/--no-{long[2:]}", *((second,) if second else ()))
         return (long, *(SHORT.get(self.path[0], ()) if len(self.path) == 1 else ()))
 
 
