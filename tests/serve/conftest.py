@@ -36,7 +36,7 @@ class Server:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        config = uvicorn.Config(create_app(studio), log_level="error", lifespan="on", access_log=False)
+        config = uvicorn.Config(create_app(studio), log_level="error", access_log=False, timeout_graceful_shutdown=1)
         self._server = uvicorn.Server(config)
         self._socket = socket.socket()
         self._socket.bind(("127.0.0.1", 0))

@@ -63,11 +63,11 @@ def _paint_tab(studio: Studio, say: gr.I18n) -> Components:
 
     def submit(*values: Any, request: gr.Request) -> Any:
         hand_in(studio, owner_of(request), request_of(dict(zip(NAMES, values, strict=True))))
-        return status(studio, owner_of(request))
+        return status(studio, request)
 
     def stop(request: gr.Request) -> Any:
         cancel_newest(studio, owner_of(request))
-        return status(studio, owner_of(request))
+        return status(studio, request)
 
     paint.click(_with_request(submit), inputs, shown, show_progress="hidden", api_visibility="private")
     cancel.click(stop, None, shown, show_progress="hidden", api_visibility="private")
@@ -117,18 +117,21 @@ def _fields(studio: Studio, say: gr.I18n) -> Components:
 def _job_view(studio: Studio, say: gr.I18n, name: str) -> Sequence[Any]:
     """Status, preview and pictures of the newest job, looked at again every second: a reload finds them too."""
     line = gr.Markdown(elem_id="status" if name == "paint" else f"{name}-status")
-    preview = gr.Image(label=say("preview"), interactive=False, height=260, elem_id=f"{name}-preview", format="jpeg")
-    pictures = gr.Gallery(label=say("results"), columns=3, height=420, object_fit="contain", elem_id=f"{name}-results")
+    preview = gr.Image(label=say("preview"), interactive=False, height=260, visible=False, buttons=["fullscreen"],
+        elem_id=f"{name}-preview", format="jpeg",
+    )  # fmt: skip
+    pictures = gr.Gallery(label=say("results"), columns=3, height=420, object_fit="contain", buttons=["download"],
+        elem_id=f"{name}-results",
+    )  # fmt: skip
     shown = [line, preview, pictures]
     seen = gr.State("")
 
     def look(before: str, request: gr.Request) -> Any:
-        text, image, files = status(studio, owner_of(request))
-        now = f"{text}{len(files)}{'' if image is None else image.size}"
-        if now == before and image is None:
+        text, image, files = status(studio, request)
+        now = f"{text}|{files}"
+        if now == before and not image["visible"]:
             return gr.skip(), gr.skip(), gr.skip(), gr.skip()
-        same_files = before.endswith(f"|{files}")
-        return text, image, gr.skip() if same_files else files, f"{now}|{files}"
+        return text, image, gr.skip() if before.endswith(f"|{files}") else files, now
 
     timer = gr.Timer(1.0)
     timer.tick(look, seen, [*shown, seen], show_progress="hidden", api_visibility="private")
@@ -139,6 +142,7 @@ def _edit_tab(studio: Studio, say: gr.I18n) -> None:
     names = ("canvas", "prompt", "strength", "left", "right", "top", "bottom")
     with gr.Row():
         with gr.Column(scale=3, min_width=320):
+            gr.Markdown(say("canvas_hint"))
             canvas = gr.ImageEditor(
                 label=say("canvas"), type="pil", image_mode="RGBA", sources=("upload", "clipboard"), height=520,
                 brush=gr.Brush(colors=["#e11d48"], color_mode="fixed", default_size=24), transforms=(), layers=False,
@@ -158,12 +162,12 @@ def _edit_tab(studio: Studio, say: gr.I18n) -> None:
             shown = _job_view(studio, say, "edit")
 
     def submit(*values: Any, request: gr.Request) -> Any:
-        hand_in(studio, owner_of(request), edit_request(studio, dict(zip(names, values, strict=True))))
-        return status(studio, owner_of(request))
+        hand_in(studio, owner_of(request), edit_request(studio, dict(zip(names, values, strict=True)), request))
+        return status(studio, request)
 
     def stop(request: gr.Request) -> Any:
         cancel_newest(studio, owner_of(request))
-        return status(studio, owner_of(request))
+        return status(studio, request)
 
     inputs = [canvas, prompt, strength, *sides]
     paint.click(_with_request(submit), inputs, shown, show_progress="hidden", api_visibility="private")

@@ -12,6 +12,7 @@ from gouache.pipeline.infotext import parse_infotext
 from gouache.pipeline.metadata import OWN, PARAMETERS, read_texts
 from gouache.pipeline.recipe_text import request_of
 from gouache.serve.page.painting import owner_of, settings_of
+from gouache.serve.page.words import said
 from gouache.serve.pictures import Picture
 from gouache.serve.studio import Studio
 
@@ -33,7 +34,10 @@ def gallery_tab(studio: Studio, say: gr.I18n, fields: Sequence[Any], tabs: gr.Ta
             )
             older = gr.Button(say("older"), size="sm")
         with gr.Column(scale=2, min_width=320):
-            picture = gr.Image(interactive=False, height=320, elem_id="chosen", format="png")
+            picture = gr.Image(
+                label=say("results"), interactive=False, height=320, elem_id="chosen", format="png",
+                buttons=["download", "fullscreen"],
+            )  # fmt: skip
             detail = gr.Textbox(label=say("settings"), lines=4, interactive=False, elem_id="detail")
             with gr.Row():
                 use = gr.Button(say("use_settings"), variant="primary", elem_id="use-settings")
@@ -74,7 +78,7 @@ class _Actions:
 
     def older(self, words: str, tag: str, starred: bool, ids: list[str], request: gr.Request) -> Any:
         owner = owner_of(request)
-        before = self._get(ids[-1], owner).seq if ids else None
+        before = self._get(ids[-1], request).seq if ids else None
         return self._page(words, tag, starred, owner, before)
 
     def _page(self, words: str, tag: str, starred: bool, owner: str, before: int | None) -> Any:
@@ -84,15 +88,15 @@ class _Actions:
         thumbnails = [(str(self.studio.vault.thumbnail(item.file)), item.prompt[:80]) for item in found]
         return thumbnails, [item.id for item in found]
 
-    def _get(self, picture: str, owner: str) -> Picture:
+    def _get(self, picture: str, request: gr.Request) -> Picture:
         try:
-            return self.studio.pictures.get(picture, owner)
+            return self.studio.pictures.get(picture, owner_of(request))
         except NotFound as error:
-            raise gr.Error("Choose a picture first. · 请先选择图片。") from error
+            raise gr.Error(said("choose_first", request)) from error
 
     def select(self, ids: list[str], event: gr.SelectData, request: gr.Request) -> Any:
         owner = owner_of(request)
-        found = self._get(ids[int(event.index)], owner)
+        found = self._get(ids[int(event.index)], request)
         names = self.studio.pictures.boards(owner)
         text = f"{found.prompt}\n{found.width}x{found.height}, seed {found.seed}, {found.model}"
         file = str(self.studio.vault.path("pictures", found.file))
@@ -100,29 +104,29 @@ class _Actions:
         return file, text, tags, names.get(found.board or "", ""), found.id
 
     def use(self, chosen: str, request: gr.Request) -> Any:
-        values = settings_of(self._get(chosen, owner_of(request)).recipe)
+        values = settings_of(self._get(chosen, request).recipe)
         return [*_in_order(values), gr.Tabs(selected="paint")]
 
     def star(self, chosen: str, request: gr.Request) -> None:
-        found = self._get(chosen, owner_of(request))
+        found = self._get(chosen, request)
         self.studio.pictures.change(found.id, found.owner, starred=not found.starred)
         gr.Info("☆" if found.starred else "★")
 
     def save(self, chosen: str, tags: str, board: str, request: gr.Request) -> None:
-        found = self._get(chosen, owner_of(request))
+        found = self._get(chosen, request)
         wanted = [part.strip()[:64] for part in tags.replace("，", ",").split(",") if part.strip()][:50]
         board_id = self.studio.pictures.add_board(found.owner, board.strip()[:100]) if board.strip() else ""
         self.studio.pictures.change(found.id, found.owner, new_tags=wanted, board=board_id)
         gr.Info("✓")
 
     def delete(self, chosen: str, request: gr.Request) -> Any:
-        found = self._get(chosen, owner_of(request))
+        found = self._get(chosen, request)
         self.studio.pictures.delete(found.id, found.owner)
         return None, found.id
 
     def undo(self, deleted: str, request: gr.Request) -> None:
         if not deleted:
-            raise gr.Error("Nothing was deleted here. · 没有可撤销的删除。")
+            raise gr.Error(said("no_undo", request))
         self.studio.pictures.restore(deleted, owner_of(request))
 
     def dropped(self, data: bytes | None, request: gr.Request) -> Any:
@@ -135,7 +139,7 @@ class _Actions:
                 read = request_of(parse_infotext(texts.get(PARAMETERS, "")), "picture")
                 values = settings_of('{"request": ' + read.to_json() + "}")
         except (GouacheError, KeyError, ValueError) as error:
-            raise gr.Error(f"No settings in this file. · 文件中没有设置。 {error}"[:300]) from error
+            raise gr.Error(said("no_settings", request) + f" {error}"[:200]) from error
         return [*_in_order(values), gr.Tabs(selected="paint")]
 
 

@@ -6,7 +6,8 @@ import gradio as gr
 
 SYSTEM = ("system-ui", "-apple-system", "Segoe UI", "Noto Sans CJK SC", "WenQuanYi Micro Hei", "sans-serif")
 CSS = """
-.gradio-container { max-width: 1280px !important; margin: 0 auto !important; }
+.gradio-container { width: 100% !important; max-width: 1280px !important; margin: 0 auto !important; }
+.gradio-container > main, .gradio-container .main { width: 100%; max-width: 100% !important; }
 #title h1 { margin: .2rem 0; letter-spacing: .02em; }
 #status { min-height: 3.2em; }
 footer { display: none !important; }
@@ -44,4 +45,12 @@ def theme() -> gr.themes.Base:
         font=list(SYSTEM),
         font_mono=["ui-monospace", "monospace"],
         radius_size=gr.themes.sizes.radius_md,
+    ).set(
+        # The theme's own teal on mint is too pale to read.
+        block_title_text_color="*primary_800",
+        block_label_text_color="*primary_800",
+        button_primary_background_fill="*primary_700",
+        button_primary_background_fill_hover="*primary_800",
+        input_border_color="*neutral_300",
+        input_border_width="1px",
     )

@@ -15,6 +15,7 @@ from gouache.errors import Conflict, GouacheError, NotFound
 from gouache.pipeline.metadata import encode_picture
 from gouache.pipeline.request import Request
 from gouache.serve.job import FINISHED, Job
+from gouache.serve.page.words import said
 from gouache.serve.studio import Studio
 
 AUTOMATIC = "-"
@@ -66,35 +67,34 @@ def newest_job(studio: Studio, owner: str) -> Job | None:
     return next(iter(running or studio.jobs.listing(owner=owner, limit=1)), None)
 
 
-def status(studio: Studio, owner: str) -> tuple[str, Image.Image | None, list[str]]:
+def status(studio: Studio, request: gr.Request) -> tuple[str, Fields, list[str]]:
     """One look at the newest job: a line of text, a preview while it runs, and its pictures' files."""
-    job = newest_job(studio, owner)
+    job = newest_job(studio, owner_of(request))
     if job is None:
-        return "**Nothing painted yet.** · 还没有图片。", None, []
+        return said("nothing", request), gr.update(value=None, visible=False), []
     preview = None
     if job.state not in FINISHED:
         studio.jobs.watch(job.id, 5.0)
         found = studio.jobs.preview(job.id)
         preview = Image.open(io.BytesIO(found[1])) if found else None
     files = [str(studio.vault.path("pictures", picture.file)) for picture in studio.pictures.of_job(job.id)]
-    return _line(studio, job), preview, files
+    return _line(studio, job, request), gr.update(value=preview, visible=preview is not None), files
 
 
-def _line(studio: Studio, job: Job) -> str:
+def _line(studio: Studio, job: Job, request: gr.Request) -> str:
     if job.state == "queued":
-        return f"**Waiting** · 排队中 — {studio.jobs.position(job)} before it · 前面的任务数"
+        return said("waiting", request, studio.jobs.position(job))
     if job.state == "running":
-        done = round(job.fraction * BAR)
-        left = job.eta(time.time())
-        eta = "" if left is None else f" — {left:.0f} s left · 剩余"
-        verb = "Stopping · 正在停止" if job.cancel_requested else "Painting · 正在绘画"
-        return f"**{verb}** `{'█' * done}{'░' * (BAR - done)}` {job.fraction:.0%}{eta}"
+        done, left = round(job.fraction * BAR), job.eta(time.time())
+        verb = said("stopping" if job.cancel_requested else "painting", request)
+        eta = "" if left is None else said("left", request, left)
+        return f"{verb} `{'█' * done}{'░' * (BAR - done)}` {job.fraction:.0%}{eta}"
     if job.state == "failed":
-        return f"**Failed** · 失败: `{(job.complaint() or {}).get('message', '').replace('`', chr(39))}`"
+        # Inside backquotes nothing is read as markup.
+        return said("failed", request, (job.complaint() or {}).get("message", "").replace("`", "'"))
     if job.state == "cancelled":
-        return "**Cancelled** · 已取消"
-    seconds = (job.finished or 0) - (job.started or 0)
-    return f"**Done** · 完成 — {seconds:.1f} s"
+        return said("cancelled", request)
+    return said("done", request, (job.finished or 0) - (job.started or 0))
 
 
 def cancel_newest(studio: Studio, owner: str) -> None:
@@ -124,12 +124,12 @@ def schedule_choices() -> list[tuple[str, str]]:
     return [(AUTOMATIC, AUTOMATIC)] + [(info.label, info.name) for info in infos]
 
 
-def edit_request(studio: Studio, fields: Fields) -> Request:
+def edit_request(studio: Studio, fields: Fields, request: gr.Request) -> Request:
     """A request that starts from the picture on the canvas; what was brushed over is painted anew."""
     value = fields["canvas"]
     background = value.get("background") if isinstance(value, dict) else None
     if background is None:
-        raise gr.Error("Load a picture first. · 请先载入图片。")
+        raise gr.Error(said("load_first", request))
     changes: Fields = {
         "init_image": studio.vault.attach(encode_picture(background.convert("RGBA"), "png")),
         "strength": float(fields["strength"]),

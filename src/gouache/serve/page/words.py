@@ -31,7 +31,11 @@ WORDS: dict[str, tuple[str, str]] = {
     "random_seed": ("Random seed", "随机种子"),
     "preview": ("Preview", "预览"),
     "results": ("Pictures", "图片"),
-    "canvas": ("Picture; brush over the part to paint anew", "图片；用画笔涂抹要重画的部分"),
+    "canvas": ("Picture", "图片"),
+    "canvas_hint": (
+        "Load a picture, then brush over the part to paint anew. Without a brush stroke all of it is painted over.",
+        "载入图片，用画笔涂抹要重画的部分；不涂抹则整幅重画。",
+    ),
     "strength": ("Strength: 0 keeps the picture, 1 ignores it", "强度：0 保留原图，1 忽略原图"),
     "outpaint": ("Grow the picture by pixels", "向外扩展（像素）"),
     "left": ("Left", "左"),
@@ -59,6 +63,30 @@ WORDS: dict[str, tuple[str, str]] = {
     ),
     "runs": ("Runs", "训练记录"),
 }
+
+
+# What the server writes itself; the browser's language decides.
+SAID: dict[str, tuple[str, str]] = {
+    "nothing": ("**Nothing painted yet.**", "**还没有图片。**"),
+    "waiting": ("**Waiting** — {} before it", "**排队中** — 前面还有 {} 个任务"),
+    "painting": ("**Painting**", "**正在绘画**"),
+    "stopping": ("**Stopping**", "**正在停止**"),
+    "left": (" — {:.0f} s left", " — 还需 {:.0f} 秒"),
+    "failed": ("**Failed:** `{}`", "**失败：** `{}`"),
+    "cancelled": ("**Cancelled.**", "**已取消。**"),
+    "done": ("**Done** in {:.1f} s.", "**完成**，用时 {:.1f} 秒。"),
+    "load_first": ("Load a picture first.", "请先载入图片。"),
+    "choose_first": ("Choose a picture first.", "请先选择图片。"),
+    "no_undo": ("Nothing was deleted here.", "没有可撤销的删除。"),
+    "no_settings": ("No settings in this file.", "文件中没有设置。"),
+}
+
+
+def said(key: str, request: gr.Request, *values: object) -> str:
+    """One of the server's own sentences, in the language of the browser."""
+    english, chinese = SAID[key]
+    text = chinese if str(request.headers.get("accept-language", "")).startswith("zh") else english
+    return text.format(*values)
 
 
 def translations() -> gr.I18n:
