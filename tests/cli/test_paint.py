@@ -182,6 +182,15 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(values["files"])
 
 
+def test_pictures_are_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("vtracer")
+    code, out = run_here("paint", "x", *QUICK, "--seed", "7", "--svg", monkeypatch=monkeypatch, folder=tmp_path)
+    assert (code, out.split()) == (0, ["x-7.png", "x-7.svg"])
+    text = (tmp_path / "x-7.svg").read_text()
+    assert "<svg" in text
+    assert "<path" in text
+
+
 def test_many_prompts_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "prompts.txt").write_text('a cat\n{"prompt": "a dog", "seed": 9}\n')
     arguments = ("paint", *QUICK, "--seed", "7")

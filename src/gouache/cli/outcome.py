@@ -34,6 +34,7 @@ class Outcome:
         as_json: print one JSON object at the end instead of a path a line.
         quality: of jpeg and webp.
         suffix: format of pictures whose name is made here.
+        svg: whether each picture is traced to SVG too.
     """
 
     output: str | None
@@ -41,6 +42,7 @@ class Outcome:
     as_json: bool = False
     quality: int = 95
     suffix: str = ".png"
+    svg: bool = False
     started: float = field(default_factory=time.perf_counter)
     pictures: list[dict[str, Any]] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
@@ -110,6 +112,11 @@ class Outcome:
                 "seconds": round(painted.seconds, 3), "notes": list(painted.recipe.notes),
             }
         )  # fmt: skip
+        if self.svg:
+            from gouache.pipeline.tracing import traced
+
+            write_bytes(path.with_suffix(".svg"), traced(painted.image).encode(), force=self.force)
+            self.note_file(path.with_suffix(".svg"))
         return path
 
     def note_file(self, path: Path) -> None:

@@ -54,6 +54,7 @@ def _paint(
     dynamic: Dynamic = False,
     wildcards: Wildcards = None,
     grid: Annotated[bool, typer.Option("--grid", help="Also write all pictures on one sheet.")] = False,
+    svg: Annotated[bool, typer.Option("--svg", help="Also trace each picture to SVG.")] = False,
     as_json: AsJson = False,
     force: Force = False,
     quality: Quality = 95,
@@ -68,7 +69,7 @@ def _paint(
         requests = [one.replace({"prompt": text}) for one in requests for text in matrix(one.prompt)]
     if dynamic or wildcards is not None:
         requests = [each for one in requests for each in with_choices(one, wildcards)]
-    outcome = Outcome(output, force=force, as_json=as_json, quality=quality)
+    outcome = Outcome(output, force=force, as_json=as_json, quality=quality, svg=svg)
     paint_requests(requests, outcome, device=device, dtype=dtype, grid=grid, show=open_)
 
 
