@@ -89,7 +89,8 @@ def theirs(precision: str) -> dict[str, float]:
     unet = UNet2DConditionModel(
         sample_size=SIDE, in_channels=CHANNELS, out_channels=CHANNELS, block_out_channels=WIDTHS, layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),         attention_head_dim=HEADS, cross_attention_dim=CONTEXT, norm_num_groups=GROUPS,
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=HEADS,
+        cross_attention_dim=CONTEXT, norm_num_groups=GROUPS,
     )  # fmt: skip
     accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision))
     optimizer = torch.optim.AdamW(unet.parameters(), lr=3e-4, betas=(0.9, 0.99), weight_decay=0.01)

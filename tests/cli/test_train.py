@@ -1,0 +1,110 @@
+"""`gouache train`, `runs` and `pack` as a user meets them: progress, stopping, going on, bad input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+CONFIG = """
+[data]
+size = 16
+[vae.network]
+image_channels = 4
+latent_channels = 4
+channels = [8, 16]
+layers_per_level = 1
+norm_groups = 4
+patch_size = 2
+middle_attention = false
+scale = 1.0
+[vae.loop]
+batch_size = 4
+images = 16
+log_images = 8
+"""
+
+
+def gouache(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "gouache", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a packed data set of eight pictures and a config."""
+    folder = tmp_path_factory.mktemp("train")
+    pictures = folder / "pictures"
+    pictures.mkdir()
+    for i in range(8):
+        pixels = np.full((16, 16, 4), 255, np.uint8)
+        pixels[4:12, 2 : 4 + i] = (30 * i, 90, 200 - 20 * i, 255)
+        Image.fromarray(pixels).save(pictures / f"{i}.png")
+        (pictures / f"{i}.txt").write_text(f"a bar of length {i}")
+    built = gouache("data", "build", "pictures", folder / "set", "--from", pictures, "--size", "16")
+    assert built.returncode == 0, built.stderr
+    (folder / "config.toml").write_text(CONFIG)
+    return folder
+
+
+def test_a_stage_trains_is_summed_up_and_goes_on(place: Path) -> None:
+    arguments = ("train", "vae", "--config", place / "config.toml", "--data", place / "set", "--out", place / "run")
+    first = gouache(*arguments, "--minutes", "1e-9")
+    assert first.returncode == 0, first.stderr
+    assert "4/16 images" in first.stderr
+    assert not first.stdout
+    second = gouache(*arguments)
+    assert second.returncode == 0, second.stderr
+    assert "16/16 images" in second.stderr
+    assert "saved 000000000016.safetensors" in second.stderr
+    runs = gouache("runs", place / "run", "--json")
+    summary = json.loads(runs.stdout)[0]
+    assert summary["stage"] == "vae"
+    assert summary["images_seen"] == 16
+    with Image.open(summary["curves"]) as curves:
+        assert curves.width == 900
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"stage": "vea"}, "Did you mean 'vae'?"),
+        ({"stage": "tokens"}, "no table for it, expected a table [tokens]"),
+        ({"--data": "nowhere"}, "no such folder"),
+        ({"--config": "nothing.toml"}, "no such file"),
+        ({"text": "[vae.network]\nlatent_chanels = 4"}, "latent_chanels"),
+        ({"text": CONFIG.replace("size = 16", "size = 64")}, "Build it with --size 64"),
+        ({"text": "[vae"}, "expected TOML"),
+    ],
+)
+def test_bad_input_leaves_with_a_sentence_and_code_2(place: Path, change: dict[str, str], message: str) -> None:
+    config = place / "config.toml"
+    if "text" in change:
+        config = place / "bad.toml"
+        config.write_text(change["text"])
+    data, stage = change.get("--data", place / "set"), change.get("stage", "vae")
+    file = change.get("--config", config)
+    done = gouache("train", stage, "--config", file, "--data", data, "--out", place / "bad-run")
+    assert done.returncode == 2, done.stderr
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_stage_whose_forerunner_is_missing_says_which(place: Path) -> None:
+    config = place / "tokens.toml"
+    config.write_text(CONFIG + "[tokens.network]\nlatent_channels = 4\nlatent_size = 4\nscales = [1, 2, 4]\n")
+    done = gouache("train", "tokens", "--config", config, "--data", place / "set", "--out", place / "empty-run")
+    assert done.returncode == 2
+    assert "gouache train vae" in done.stderr
+
+
+def test_packing_an_unfinished_run_says_what_is_missing(place: Path) -> None:
+    done = gouache("pack", place / "empty-run", place / "model", "--config", place / "config.toml")
+    assert done.returncode == 2
+    assert "[denoiser]" in done.stderr
+    assert not (place / "model").exists()
