@@ -16,6 +16,8 @@ from gouache.errors import CorruptCheckpoint
 from gouache.models.configs import (
     DenoiserConfig,
     GenerationDefaults,
+    PriorConfig,
+    QuantizerConfig,
     SentenceEncoderConfig,
     TextEncoderConfig,
     UNetConfig,
@@ -65,14 +67,8 @@ def part_config(name: str, text: str, where: str) -> Config:
     """
     if name.startswith("text_encoder"):
         kind: type[Config] = SentenceEncoderConfig if '"max_tokens"' in text else TextEncoderConfig
-    elif name == "prior":
-        from gouache.models.prior import PriorConfig  # its module needs torch
-
-        kind = PriorConfig
-    elif name == "quantizer":
-        from gouache.models.quantizer import QuantizerConfig
-
-        kind = QuantizerConfig
+    elif name in ("prior", "quantizer"):
+        kind = PriorConfig if name == "prior" else QuantizerConfig
     else:
         kind = UNetConfig if name == "unet" else VAEConfig
     return kind.from_json(text, where=where)

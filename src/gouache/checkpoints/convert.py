@@ -58,6 +58,7 @@ def convert(
         networks[name] = _network(part, opened[part.header.path], identity.family, dtype, told)
     denoiser = denoiser_config(source, identity, None, networks["unet"].tensor_of)
     sentences = any(isinstance(part.config, SentenceEncoderConfig) for part in identity.parts.values())
+    own = card.read_card(source) if identity.layout == "gouache" else None
     model = ModelToWrite(
         family=identity.family,
         variant=identity.variant,
@@ -66,6 +67,8 @@ def convert(
         defaults=generation_defaults(source, identity, denoiser),
         networks=networks,
         vocabulary=card.vocabulary_of(source) if sentences else (),
+        description=own.description if own else "",
+        licence=own.licence if own else "",
     )
     write_model(model, target, to)
     return identity

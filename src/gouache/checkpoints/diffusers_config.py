@@ -7,6 +7,8 @@ the same things it has to agree. Options that change the mathematics in a way go
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import accumulate
+from operator import mul
 from typing import TypeVar
 
 from gouache.checkpoints.detect import Parameterization
@@ -129,15 +131,17 @@ def denoiser_from_json(values: Json, where: str) -> DenoiserConfig:
         {
             "prediction_type": tuple(PREDICTIONS),
             "beta_schedule": tuple(SCHEDULES),
-            "trained_betas": (None,),
         },
         where,
     )
     name = SCHEDULES[str(values.get("beta_schedule", "linear"))]
     betas = {} if name == "cosine" else {key: values[key] for key in ("beta_start", "beta_end") if key in values}
+    trained = values.get("trained_betas")
+    if trained is not None:
+        name, betas = "table", {"alphas_cumprod": _cumulated(trained, where)}
     schedule = {
         "name": name,
-        "num_timesteps": values.get("num_train_timesteps", 1000),
+        "num_timesteps": len(trained) if isinstance(trained, list) else values.get("num_train_timesteps", 1000),
         "zero_terminal_snr": values.get("rescale_betas_zero_snr", False),
         **betas,
     }
@@ -145,6 +149,13 @@ def denoiser_from_json(values: Json, where: str) -> DenoiserConfig:
         parameterization=PREDICTIONS[str(values.get("prediction_type", "epsilon"))],
         schedule=NoiseScheduleConfig.from_dict(schedule, where=where),
     )
+
+
+def _cumulated(betas: object, where: str) -> tuple[float, ...]:
+    """Products of 1 - beta, from the first on."""
+    if not isinstance(betas, list) or not all(isinstance(b, int | float) and 0 < b < 1 for b in betas):
+        raise IncompatibleCheckpoint(where, given="trained_betas that are none", expected="numbers between 0 and 1")
+    return tuple(accumulate((1.0 - beta for beta in betas), mul))
 
 
 AnyConfig = TypeVar("AnyConfig", UNetConfig, VAEConfig, TextEncoderConfig)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 
 from gouache.checkpoints.diffusers_config import PREDICTIONS, SCHEDULES
@@ -162,7 +163,8 @@ def scheduler_json(config: DenoiserConfig, family: str, where: str) -> dict[str,
         IncompatibleCheckpoint: diffusers' schedulers have no such schedule or prediction.
     """
     schedule = config.schedule
-    if schedule.name not in OURS_TO_SCHEDULE or config.parameterization not in OURS_TO_PREDICTION:
+    table = schedule.name == "table"
+    if (schedule.name not in OURS_TO_SCHEDULE and not table) or config.parameterization not in OURS_TO_PREDICTION:
         raise IncompatibleCheckpoint(
             where,
             given=f"a {config.parameterization} network on the schedule {schedule.name}",
@@ -172,7 +174,8 @@ def scheduler_json(config: DenoiserConfig, family: str, where: str) -> dict[str,
     start, end = BETAS.get(schedule.name, (0.0001, 0.02))
     values: dict[str, object] = {
         "_class_name": "EulerDiscreteScheduler" if family.startswith("sdxl") else "DDIMScheduler",
-        "beta_schedule": OURS_TO_SCHEDULE[schedule.name],
+        "beta_schedule": "linear" if table else OURS_TO_SCHEDULE[schedule.name],
+        "trained_betas": _betas(schedule.alphas_cumprod) if table else None,
         "beta_start": start if schedule.beta_start is None else schedule.beta_start,
         "beta_end": end if schedule.beta_end is None else schedule.beta_end,
         "num_train_timesteps": schedule.num_timesteps,
@@ -182,6 +185,10 @@ def scheduler_json(config: DenoiserConfig, family: str, where: str) -> dict[str,
         "timestep_spacing": "leading",
     }
     return values if family.startswith("sdxl") else values | {"clip_sample": False, "set_alpha_to_one": False}
+
+
+def _betas(alphas_cumprod: tuple[float, ...]) -> list[float]:
+    return [1 - after / before for before, after in pairwise((1.0, *alphas_cumprod))]
 
 
 def write_tokenizer(folder: Path, config: TextEncoderConfig) -> None:

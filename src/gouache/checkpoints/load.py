@@ -17,9 +17,10 @@ from gouache.checkpoints.format import SHA256, WeightSource, verify_sha256
 from gouache.checkpoints.header import Header
 from gouache.checkpoints.identify import identify
 from gouache.checkpoints.networks import LoadReport, load_network, open_part
+from gouache.checkpoints.noise_table import recorded_schedule
 from gouache.errors import IncompatibleCheckpoint, unknown_name
 from gouache.models.bundle import ModelBundle
-from gouache.models.configs import DenoiserConfig, GenerationDefaults, NoiseScheduleConfig, UNetConfig, VAEConfig
+from gouache.models.configs import DenoiserConfig, GenerationDefaults, UNetConfig, VAEConfig
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.sentence_encoder import SentenceEncoder
@@ -166,10 +167,9 @@ def denoiser_config(
     elif scheduler.is_file():
         config = diffusers_config.denoiser_from_json(folders.read_json(scheduler), str(scheduler))
     else:
-        zero_snr = "ztsnr" in next(iter(identity.parts.values())).header.tensors
         config = DenoiserConfig(
             parameterization=identity.prediction or _sd2_prediction(identity.parts["unet"], tensor_of),
-            schedule=NoiseScheduleConfig(zero_terminal_snr=zero_snr),
+            schedule=recorded_schedule(identity.parts["unet"].header),
         )
     unet = identity.parts["unet"].config
     if isinstance(unet, UNetConfig) and unet.out_channels == 2 * unet.in_channels:

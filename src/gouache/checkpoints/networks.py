@@ -20,9 +20,16 @@ from gouache.checkpoints.keymaps import THIRDS, Change, Speller, Spelling, spell
 from gouache.checkpoints.opening import open_source
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, InvalidInput
-from gouache.models.configs import SentenceEncoderConfig, TextEncoderConfig, UNetConfig, VAEConfig
-from gouache.models.prior import Prior, PriorConfig
-from gouache.models.quantizer import Quantizer, QuantizerConfig
+from gouache.models.configs import (
+    PriorConfig,
+    QuantizerConfig,
+    SentenceEncoderConfig,
+    TextEncoderConfig,
+    UNetConfig,
+    VAEConfig,
+)
+from gouache.models.prior import Prior
+from gouache.models.quantizer import Quantizer
 from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.models.text_encoder import TextEncoder
 from gouache.models.unet import UNet
@@ -88,8 +95,8 @@ def build(config: Config) -> nn.Module:
 
 
 class _WithoutInitialValues(TorchFunctionMode):
-    """Leaves out torch.nn.init: tensors without memory take no values, and torch would import its compiler (800 modules,
-    more than a second) to find that out."""
+    """Leaves out torch.nn.init: tensors without memory take no values, and torch would import its compiler to find
+    that out: 800 modules, more than a second."""
 
     def __torch_function__(
         self,

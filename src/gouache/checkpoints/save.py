@@ -25,6 +25,7 @@ from gouache.checkpoints.detect import CONFIG_KEY
 from gouache.checkpoints.format import atomic_write, dtype_name, write_json, write_tensors
 from gouache.checkpoints.header import TensorInfo
 from gouache.checkpoints.keymaps import THIRDS, Change, speller
+from gouache.checkpoints.noise_table import ALPHAS_CUMPROD, ZERO_TERMINAL_SNR, records_nothing_else, table_to_record
 from gouache.config import Config
 from gouache.errors import IncompatibleCheckpoint, InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
@@ -64,7 +65,10 @@ class NetworkToWrite:
 
 @dataclass(frozen=True, slots=True)
 class ModelToWrite:
-    """A whole model on its way to the disk; `networks` by the part's name."""
+    """A whole model on its way to the disk; `networks` by the part's name.
+
+    `description` and `licence` are kept by the own format only.
+    """
 
     family: str
     variant: str
@@ -73,6 +77,8 @@ class ModelToWrite:
     defaults: GenerationDefaults
     networks: Mapping[str, NetworkToWrite]
     vocabulary: tuple[str, ...] = ()
+    description: str = ""
+    licence: str = ""
 
 
 def network_to_write(config: Config, network: nn.Module) -> NetworkToWrite:
@@ -188,6 +194,8 @@ def _card(model: ModelToWrite, parts: tuple[PartCard, ...]) -> ModelCard:
         denoiser=model.denoiser,
         defaults=model.defaults,
         parts=parts,
+        description=model.description,
+        licence=model.licence,
     )
 
 
@@ -224,22 +232,26 @@ def _write_single_file(model: ModelToWrite, path: Path) -> None:
         "modelspec.title": model.name or model.family,
         "modelspec.prediction_type": prediction,
     }
-    infos, tensor_of = _with_marks(model, infos, lambda name: _joined(sources[name], infos[name].shape))
+    marks = _marks(model, str(path))
+    infos |= {name: TensorInfo("F32", tuple(mark.shape)) for name, mark in marks.items()}
+
+    def tensor_of(name: str) -> Tensor:
+        return marks[name] if name in marks else _joined(sources[name], infos[name].shape)
+
     write_tensors(path, infos, tensor_of, metadata | configs)
 
 
-def _with_marks(
-    model: ModelToWrite, infos: dict[str, TensorInfo], tensor_of: Callable[[str], Tensor]
-) -> tuple[dict[str, TensorInfo], Callable[[str], Tensor]]:
-    """Empty tensors that tell other tools of a v network in SDXL's shape, and of zero terminal SNR."""
-    wanted = {"v_pred": model.denoiser.parameterization == "v" and model.family == "sdxl"}
-    wanted["ztsnr"] = model.denoiser.schedule.zero_terminal_snr
-    marks = {name for name, there in wanted.items() if there}
-    if not marks:
-        return infos, tensor_of
-    return infos | {
-        name: TensorInfo("F32", (0,)) for name in marks
-    }, lambda name: torch.empty(0) if name in marks else tensor_of(name)
+def _marks(model: ModelToWrite, where: str) -> dict[str, Tensor]:
+    """What tells other tools of a v network in SDXL's shape, of zero terminal SNR, and of any other noise schedule."""
+    schedule = model.denoiser.schedule
+    marks = {}
+    if model.denoiser.parameterization == "v" and model.family == "sdxl":
+        marks["v_pred"] = torch.empty(0)
+    if schedule.zero_terminal_snr:
+        marks[ZERO_TERMINAL_SNR] = torch.empty(0)
+    if not records_nothing_else(schedule):
+        marks[ALPHAS_CUMPROD] = table_to_record(schedule, where)
+    return marks
 
 
 def _single_file_parts(model: ModelToWrite) -> Iterator[tuple[tuple[str, tuple[str, Naming]], NetworkToWrite]]:

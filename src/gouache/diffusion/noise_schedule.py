@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 
 import torch
@@ -182,24 +182,31 @@ def make_noise_schedule(
     continuous: bool = False,
     zero_terminal_snr: bool = False,
     shift: float = 1.0,
+    alphas_cumprod: Sequence[float] = (),
 ) -> NoiseSchedule:
     """Build a schedule by name (Ho et al. 2020; Rombach et al. 2022; Nichol & Dhariwal 2021, equation 17; Chen 2023).
 
     Args:
-        name: one of `NAMES`. ``"scaled_linear"`` with its default betas is that of every released Stable Diffusion.
+        name: one of `NAMES`, or ``"table"`` for a given one. ``"scaled_linear"`` with its default betas is that of
+            every released Stable Diffusion.
         num_timesteps: T.
         beta_start, beta_end: ends of beta_t for ``linear``, ``scaled_linear``, ``sigmoid_betas`` (own defaults each).
         continuous: the closed form in continuous time instead of the table (``linear``, ``scaled_linear``, ``cosine``,
             ``sigmoid``).
         zero_terminal_snr: rescale the table (Lin et al. 2024); its last value is `ALPHAS_CUMPROD_FLOOR` instead of 0.
         shift: for ``flow``.
+        alphas_cumprod: for ``table``: from the least noise to the most. [T]
 
     Raises:
         UnknownName: no such schedule.
         InvalidInput: a value out of range, or an option that the schedule does not have.
     """
-    if name not in NAMES:
+    if name not in (*NAMES, "table"):
         raise unknown_name("noise schedule", name, NAMES)
+    if len(alphas_cumprod) != (num_timesteps if name == "table" else 0):
+        raise InvalidInput(
+            "alphas_cumprod", given=f"{len(alphas_cumprod)} values for {name!r}", expected="one a timestep, for 'table'"
+        )
     if name in ("flow", "ve") and (continuous or zero_terminal_snr):
         raise InvalidInput("continuous, zero_terminal_snr", given=name, expected="a schedule of the vp path")
     if name not in ("linear", "scaled_linear", "sigmoid_betas") and not (beta_start is None and beta_end is None):
@@ -214,7 +221,10 @@ def make_noise_schedule(
         if zero_terminal_snr:
             raise InvalidInput("zero_terminal_snr", given=True, expected="False for a continuous schedule")
         return ContinuousVP(_curve(name, num_timesteps, beta_start, beta_end), num_timesteps)
-    table = _table(name, num_timesteps, beta_start, beta_end)
+    if name == "table":
+        table = torch.tensor(alphas_cumprod, dtype=torch.float64)
+    else:
+        table = _table(name, num_timesteps, beta_start, beta_end)
     table = tables.rescale_zero_terminal_snr(table) if zero_terminal_snr else table
     return DiscreteVP(torch.where(table > 0, table, tables.ALPHAS_CUMPROD_FLOOR))
 

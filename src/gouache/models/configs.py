@@ -5,6 +5,7 @@ The defaults of each are Stable Diffusion 1.x.
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -214,6 +215,68 @@ def _check_heads(where: str, width: int, heads: int) -> None:
         raise ConfigError(f"{where}.heads", given=heads, expected=f"a divisor of the width {width}")
 
 
+class QuantizerConfig(Config):
+    """Sizes of the quantizer."""
+
+    latent_channels: int = 8
+    latent_size: int = 16
+    """Height and width of the latents."""
+    features: int = 32
+    """Channels of the feature map that is quantized."""
+    width: int = 96
+    """Channels of the convolutions around it."""
+    blocks: int = 2
+    """Residual blocks on each side."""
+    levels: tuple[int, ...] = (5, 5, 5, 5)
+    """Levels of every FSQ channel; their product is the size of the code book."""
+    scales: tuple[int, ...] = (1, 2, 4, 8)
+    """Side of every token grid, coarse to fine."""
+
+    @model_validator(mode="after")
+    def _scales_fit(self) -> QuantizerConfig:
+        rising = all(a < b for a, b in zip(self.scales, self.scales[1:], strict=False))
+        if not self.scales or not rising or self.latent_size % self.scales[-1]:
+            raise ConfigError(
+                "quantizer.scales", given=self.scales, expected=f"rising sides, the last dividing {self.latent_size}"
+            )
+        if any(level < 3 for level in self.levels):
+            raise ConfigError("quantizer.levels", given=self.levels, expected="3 or more levels in every channel")
+        return self
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of codes."""
+        return math.prod(self.levels)
+
+    @property
+    def groups(self) -> tuple[int, ...]:
+        """Number of tokens at every scale; their sum is the length of a picture in tokens."""
+        return tuple(side * side for side in self.scales)
+
+
+class PriorConfig(Config):
+    """Sizes of the prior."""
+
+    vocabulary: int = 625
+    groups: tuple[int, ...] = (1, 4, 16, 64)
+    """Tokens drawn at once, in order; all ones is raster order."""
+    features: int = 32
+    """Channels of the quantized vectors it reads."""
+    context_dim: int = 384
+    pooled_dim: int = 384
+    text: Literal["prefix", "cross"] = "prefix"
+    width: int = 320
+    depth: int = 8
+    heads: int = 5
+    mlp_ratio: float = 4.0
+    dropout: float = 0.0
+
+    @property
+    def length(self) -> int:
+        """Tokens of one picture."""
+        return sum(self.groups)
+
+
 class NoiseScheduleConfig(Config):
     """Arguments of `diffusion.noise_schedule.make_noise_schedule`."""
 
@@ -226,6 +289,8 @@ class NoiseScheduleConfig(Config):
     continuous: bool = False
     zero_terminal_snr: bool = False
     shift: float = Field(default=1.0, gt=0)
+    alphas_cumprod: tuple[float, ...] = ()
+    """The table of a schedule named "table", which no formula gives."""
 
 
 class DenoiserConfig(Config):

@@ -179,4 +179,5 @@ def schedule_from(config: NoiseScheduleConfig) -> NoiseSchedule:
         continuous=config.continuous,
         zero_terminal_snr=config.zero_terminal_snr,
         shift=config.shift,
+        alphas_cumprod=config.alphas_cumprod,
     )

@@ -10,39 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gouache.config import Config
 from gouache.errors import InvalidInput, ShapeMismatch
+from gouache.models.configs import PriorConfig
 from gouache.models.quantizer import Quantizer
 from gouache.nn.dropout import Dropout
 
-
-class PriorConfig(Config):
-    """Sizes of the prior."""
-
-    vocabulary: int = 625
-    groups: tuple[int, ...] = (1, 4, 16, 64)
-    """Tokens drawn at once, in order; all ones is raster order."""
-    features: int = 32
-    """Channels of the quantized vectors it reads."""
-    context_dim: int = 384
-    pooled_dim: int = 384
-    text: Literal["prefix", "cross"] = "prefix"
-    width: int = 320
-    depth: int = 8
-    heads: int = 5
-    mlp_ratio: float = 4.0
-    dropout: float = 0.0
-
-    @property
-    def length(self) -> int:
-        """Tokens of one picture."""
-        return sum(self.groups)
+__all__ = ["Draw", "Prior", "PriorConfig", "inverse_transform", "prior_inputs", "truncate"]
 
 
 @dataclass(frozen=True, slots=True)

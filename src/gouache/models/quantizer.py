@@ -8,54 +8,15 @@ Modeling", algorithm 1): each scale encodes what the coarser ones left over. One
 from __future__ import annotations
 
 import math
-from typing import Self
 
 import torch
-from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gouache.config import Config
-from gouache.errors import ConfigError, ShapeMismatch
+from gouache.errors import ShapeMismatch
+from gouache.models.configs import QuantizerConfig
 
-
-class QuantizerConfig(Config):
-    """Sizes of the quantizer."""
-
-    latent_channels: int = 8
-    latent_size: int = 16
-    """Height and width of the latents."""
-    features: int = 32
-    """Channels of the feature map that is quantized."""
-    width: int = 96
-    """Channels of the convolutions around it."""
-    blocks: int = 2
-    """Residual blocks on each side."""
-    levels: tuple[int, ...] = (5, 5, 5, 5)
-    """Levels of every FSQ channel; their product is the size of the code book."""
-    scales: tuple[int, ...] = (1, 2, 4, 8)
-    """Side of every token grid, coarse to fine."""
-
-    @model_validator(mode="after")
-    def _scales_fit(self) -> Self:
-        rising = all(a < b for a, b in zip(self.scales, self.scales[1:], strict=False))
-        if not self.scales or not rising or self.latent_size % self.scales[-1]:
-            raise ConfigError(
-                "quantizer.scales", given=self.scales, expected=f"rising sides, the last dividing {self.latent_size}"
-            )
-        if any(level < 3 for level in self.levels):
-            raise ConfigError("quantizer.levels", given=self.levels, expected="3 or more levels in every channel")
-        return self
-
-    @property
-    def vocabulary(self) -> int:
-        """Number of codes."""
-        return math.prod(self.levels)
-
-    @property
-    def groups(self) -> tuple[int, ...]:
-        """Number of tokens at every scale; their sum is the length of a picture in tokens."""
-        return tuple(side * side for side in self.scales)
+__all__ = ["FSQ", "Quantizer", "QuantizerConfig"]
 
 
 class FSQ(nn.Module):
