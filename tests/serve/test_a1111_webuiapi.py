@@ -203,3 +203,22 @@ def test_img2img_starts_from_the_picture(api: Any) -> None:
     assert result.image.size == (32, 32)
     assert result.parameters["init_images"] is None
     assert result.info["denoising_strength"] == 0.5
+
+
+def test_a_mask_keeps_the_black_part_bit_for_bit(api: Any) -> None:
+    picture = Image.effect_noise((32, 32), 80).convert("RGB")
+    mask = Image.new("L", (32, 32), 0)
+    mask.paste(255, (16, 0, 32, 32))
+    painted = api.img2img(
+        images=[picture], mask_image=mask, mask_blur=0, inpainting_fill=1, inpaint_full_res=False, prompt="a cup",
+        width=32, height=32, seed=1, denoising_strength=1.0,
+    )  # fmt: skip
+    left, right = (0, 0, 16, 32), (16, 0, 32, 32)
+    assert painted.image.convert("RGB").crop(left).tobytes() == picture.crop(left).tobytes()
+    assert painted.image.convert("RGB").crop(right).tobytes() != picture.crop(right).tobytes()
+
+
+def test_the_second_pass_is_larger(api: Any) -> None:
+    result = api.txt2img(prompt="a cup", width=32, height=32, seed=1, enable_hr=True, hr_scale=2, hr_upscaler="Latent")
+    assert result.image.size == (64, 64)
+    assert "Hires upscale: 2" in result.info["infotexts"][0]

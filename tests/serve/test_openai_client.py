@@ -89,6 +89,9 @@ def test_edits_and_variations_take_files(api: openai.OpenAI) -> None:
     assert edited.data
     recipe = json.loads(opened(edited.data[0].b64_json).info["gouache"])["request"]
     assert recipe["mask"]["image"].startswith("sha256:")
+    painted = opened(edited.data[0].b64_json).convert("RGB")
+    assert painted.getpixel((31, 16)) == (255, 0, 0)
+    assert painted.crop((0, 0, 16, 32)).getcolors() != [(512, (255, 0, 0))]
     varied = api.images.create_variation(image=("a.png", png(image), "image/png"), n=2, extra_body={"size": "32x32"})
     assert varied.data is not None
     assert len(varied.data) == 2

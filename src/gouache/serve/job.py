@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields
+from functools import lru_cache
 from typing import Literal
 
 from gouache.pipeline.request import Request
@@ -16,6 +17,12 @@ OPEN: tuple[State, ...] = ("queued", "running")
 MAX_ATTEMPTS = 3
 """A job that took its worker down so often is not given to a fourth."""
 MAX_KEY = 255
+
+
+@lru_cache(maxsize=256)
+def _parsed(text: str) -> Request:
+    """Requests are frozen, so that one object serves everybody who looks at the same job."""
+    return Request.from_json(text, where="job")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -44,7 +51,7 @@ class Job:
 
     def parsed(self) -> Request:
         """What to paint."""
-        return Request.from_json(self.request, where=f"job {self.id}")
+        return _parsed(self.request)
 
     @property
     def fraction(self) -> float:

@@ -101,6 +101,11 @@ def weight_bytes(painter: Painter) -> int:
     return sum(weight.numel() * weight.element_size() for weight in weights)
 
 
+def weights_sha256(painter: Painter) -> str:
+    """Hash of a pipeline's weights, empty if it is not known."""
+    return str(getattr(getattr(painter, "bundle", None), "sha256", "") or "")
+
+
 def give_memory_back() -> None:
     """Collect garbage and hand free pages back to the system, where the C library can (glibc)."""
     gc.collect()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -86,12 +85,3 @@ class Settings(Config):
     def on_loopback(self) -> bool:
         """Whether only this machine can reach it."""
         return self.host in LOOPBACK
-
-
-def data_folder() -> Path:
-    """The user's data folder for gouache: $GOUACHE_DATA, $XDG_DATA_HOME/gouache, or ~/.local/share/gouache."""
-    own = os.environ.get("GOUACHE_DATA")
-    if own:
-        return Path(own)
-    base = os.environ.get("XDG_DATA_HOME")
-    return (Path(base) if base else Path.home() / ".local" / "share") / "gouache"

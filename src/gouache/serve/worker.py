@@ -26,7 +26,7 @@ from gouache.serve.database import Database
 from gouache.serve.job import Job
 from gouache.serve.leases import Leases
 from gouache.serve.logs import log_to_stderr
-from gouache.serve.painting import LoadedModels, OpenModel, open_pipeline
+from gouache.serve.painting import LoadedModels, OpenModel, open_pipeline, weights_sha256
 from gouache.serve.pictures import picture_id, row_of
 from gouache.serve.settings import Settings
 from gouache.serve.shelf import Shelf
@@ -150,6 +150,8 @@ class _Attempt:
         entry = worker.shelf.find(request.model)
         attachments = {name: worker.vault.attachment(name) for name in request.pictures()}
         painter = worker.models.get(entry)
+        if entry.sha256 is None:
+            worker.shelf.remember_hash(entry, weights_sha256(painter))
         events = painter.run(request.replace({"model": entry.name}), attachments)
         last: Painted | None = None
         try:
