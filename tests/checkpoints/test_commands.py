@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from gouache.checkpoints import hub
 from gouache.cli.main import app
 from gouache.errors import ModelNotFound
+from gouache.pipeline.library import find_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 RUNNER = CliRunner()
@@ -80,6 +82,30 @@ bundle = load_bundle(sys.argv[1], dtype=getattr(torch, sys.argv[2]))
 size = sum(t.numel() * t.element_size() for net in bundle.networks().values() for t in net.state_dict().values())
 print(peak() - before, size)
 """
+
+
+def test_one_rule_for_where_models_lie(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(sys, "platform", "linux")
+    for name in ("GOUACHE_MODELS", "GOUACHE_DATA", "XDG_DATA_HOME", "HF_HUB_CACHE", "HF_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert hub.model_folders() == [
+        tmp_path / ".local/share/gouache/models", tmp_path / ".cache/huggingface/hub",
+    ]  # fmt: skip
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg"))
+    assert hub.models_folder() == tmp_path / "xdg/gouache/models"
+    monkeypatch.setenv("GOUACHE_DATA", "~/data")
+    assert hub.data_folder() == tmp_path / "data"
+    assert hub.models_folder() == tmp_path / "data/models"
+    monkeypatch.setenv("GOUACHE_MODELS", str(tmp_path / "mine"))
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    assert hub.model_folders() == [tmp_path / "mine", tmp_path / "hf/hub"]
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/own.safetensors").write_bytes(b"x")
+    assert find_model("own") == hub.find("own") == tmp_path / "mine/own.safetensors"
+    monkeypatch.setattr(sys, "platform", "darwin")
+    monkeypatch.delenv("GOUACHE_DATA")
+    assert hub.data_folder() == tmp_path / "Library/Application Support/gouache"
 
 
 @pytest.mark.slow

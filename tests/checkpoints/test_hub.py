@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -227,6 +230,35 @@ def test_offline_never_opens_a_socket(server: Hub, monkeypatch: pytest.MonkeyPat
     assert load_bundle(hub.find(REPO)).family == "sd1"
     assert hub.on_disk()[0].name == REPO
     assert server.asked
+
+
+def run_pull(*options: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """`gouache pull` as a process of its own, with the fixture's hub and folders."""
+    code = "import sys; from gouache.cli.main import main; sys.argv[0] = 'gouache'; main()"
+    more = {"HF_HUB_DISABLE_XET": "1", "HF_TOKEN_PATH": os.environ["HF_HUB_CACHE"] + "/none", **environment}
+    return subprocess.run(
+        [sys.executable, "-c", code, "pull", REPO, *options],
+        capture_output=True, text=True, timeout=120, env=os.environ | more,
+    )  # fmt: skip
+
+
+def test_the_command_pulls_says_what_it_may_not_and_stays_offline(server: Hub) -> None:
+    server.token = "right"
+    gated = run_pull()
+    assert gated.returncode == 3
+    assert gated.stdout == ""
+    assert f"Accept the licence at {server.url}/{REPO}" in " ".join(gated.stderr.split())
+    assert "Traceback" not in gated.stderr
+    pulled = run_pull("--json", HF_TOKEN="right")
+    assert pulled.returncode == 0, pulled.stderr
+    told = json.loads(pulled.stdout)
+    assert told == {"path": str(hub.find(REPO)), "name": REPO, "kind": "model", "family": "sd1"}
+    assert load_bundle(told["path"]).family == "sd1"
+    server.asked.clear()
+    offline = run_pull(GOUACHE_OFFLINE="1")
+    assert offline.returncode == 3
+    assert "GOUACHE_OFFLINE" in offline.stderr
+    assert not server.asked
 
 
 def test_names_that_are_nowhere_get_a_cure(server: Hub) -> None:

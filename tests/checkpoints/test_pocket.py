@@ -193,8 +193,8 @@ from gouache.pipeline.request import Request
 pipe, _ = open_pipeline(sys.argv[1])
 pipe.paint(Request(prompt="a red apple", num_inference_steps=1))
 heavy = {"accelerate", "datasets", "diffusers", "fastapi", "gouache.serve", "gouache.training", "k_diffusion",
-         "matplotlib", "pandas", "pyarrow", "scipy", "sqlalchemy", "sympy", "torch._dynamo", "torch._inductor", "torchvision",
-         "transformers", "huggingface_hub", "rich", "typer"} & set(sys.modules)
+         "matplotlib", "pandas", "pyarrow", "scipy", "sqlalchemy", "sympy", "torch._dynamo", "torch._inductor",
+         "torchvision", "transformers", "huggingface_hub", "rich", "typer"} & set(sys.modules)
 assert not heavy, heavy
 """
     done = subprocess.run([sys.executable, "-c", code, str(written)], capture_output=True, text=True, timeout=120)

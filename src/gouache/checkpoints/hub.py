@@ -48,16 +48,25 @@ def is_offline() -> bool:
     return os.environ.get("GOUACHE_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
 
 
-def models_folder() -> Path:
-    """Where models of gouache's own lie: ``GOUACHE_MODELS``, else a folder of the platform's for data."""
-    chosen = os.environ.get("GOUACHE_MODELS")
+def data_folder() -> Path:
+    """Where everything that is kept for the user lies: ``GOUACHE_DATA``, else the platform's folder for data.
+
+    That is ``XDG_DATA_HOME`` or ``~/.local/share``, and what macOS and Windows have in its place.
+    """
+    chosen = os.environ.get("GOUACHE_DATA")
     if chosen:
         return Path(chosen).expanduser()
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "gouache" / "models"
+        return Path.home() / "Library" / "Application Support" / "gouache"
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "gouache" / "models"
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "gouache" / "models"
+        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "gouache"
+    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "gouache"
+
+
+def models_folder() -> Path:
+    """Where models that were put there by hand lie: ``GOUACHE_MODELS``, else ``models`` in `data_folder`."""
+    chosen = os.environ.get("GOUACHE_MODELS")
+    return Path(chosen).expanduser() if chosen else data_folder() / "models"
 
 
 def hub_cache() -> Path:

@@ -19,7 +19,8 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
 def _studio(data: Path | None, store: str | None) -> Studio:
-    from gouache.serve.settings import Settings, data_folder
+    from gouache.checkpoints.hub import data_folder
+    from gouache.serve.settings import Settings
     from gouache.serve.studio import Studio
 
     return Studio(Settings(data=(data or data_folder()).expanduser(), store=store, workers=0))

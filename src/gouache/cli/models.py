@@ -12,7 +12,9 @@ if TYPE_CHECKING:
 
 
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
-    """List the models on the disk: those in the models folder (GOUACHE_MODELS) and in the hub's cache.
+    """List the models on the disk: those in the models folder and those in the hub's cache.
+
+    The models folder is GOUACHE_MODELS, else models in GOUACHE_DATA, else in the platform's folder for data.
 
     Example: gouache models --json
     """
