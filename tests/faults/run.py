@@ -18,6 +18,8 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
+COPIED = ("src", "tests", "benchmarks", "docs", "recipes", "pyproject.toml")
+"""What the tests need. It is copied whole, so that work that goes on beside a run does not disturb it."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +50,22 @@ def run_tests(tests: list[str], source: Path) -> tuple[int, str]:
     environment = os.environ | {"PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
     options = ["-x", "-q", "-m", "slow or not slow", "-p", "no:cacheprovider"]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", *options, *tests], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "-m", "pytest", *options, *tests],
+        cwd=source.parent,
+        env=environment,
+        capture_output=True,
+        text=True,
     )
     return done.returncode, done.stdout + done.stderr
+
+
+def copy_project(folder: Path) -> None:
+    """Copy `COPIED` into a folder."""
+    for name in COPIED:
+        if (ROOT / name).is_dir():
+            shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__"))
+        elif (ROOT / name).exists():
+            shutil.copy2(ROOT / name, folder / name)
 
 
 def check_copy_is_used(source: Path) -> None:
@@ -91,7 +106,7 @@ def main(words: list[str]) -> int:
     faults = [fault for fault in read_faults() if " ".join(words) in fault.name]
     with tempfile.TemporaryDirectory() as folder:
         source = Path(folder) / "src"
-        shutil.copytree(ROOT / "src", source, ignore=shutil.ignore_patterns("__pycache__"))
+        copy_project(Path(folder))
         check_copy_is_used(source)
         status, output = run_tests(sorted({fault.test for fault in faults}), source)
         if status != 0:
