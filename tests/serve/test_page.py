@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 from collections.abc import Iterator
@@ -122,11 +123,14 @@ def test_paint_search_restore_reload_cancel_and_a_second_tab(browser: Browser, s
     assert faults == second_faults == []
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(240)
 def test_edit_with_a_mask(browser: Browser, studio_page: Server, tmp_path: Path) -> None:
     page, faults = open_page(browser, studio_page)
     Image.new("RGB", (64, 64), "orange").save(tmp_path / "start.png")
     tab(page, 1)
+    page.locator("#canvas canvas").first.wait_for()
+    page.wait_for_timeout(1500)  # The canvas says nothing when its drawing program is ready.
     page.locator("#canvas input[type=file]").first.set_input_files(str(tmp_path / "start.png"))
     page.wait_for_timeout(1500)
     page.locator("#canvas button[aria-label*=rush], #canvas button[title*=rush]").first.click()
@@ -140,6 +144,8 @@ def test_edit_with_a_mask(browser: Browser, studio_page: Server, tmp_path: Path)
     page.click("#edit-button")
     page.locator("#edit-status", has_text="Nothing").wait_for(state="detached")
     job = studio_page.studio.jobs.listing(limit=1)[0]
+    start = studio_page.studio.vault.attachment(job.parsed().init_image or "")
+    assert Image.open(io.BytesIO(start)).size == (64, 64)
     assert studio_page.wait(job.id).complaint() is None
     page.locator("#edit-status", has_text="Done").wait_for()
     keep(page, "edit")
