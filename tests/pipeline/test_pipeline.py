@@ -187,6 +187,14 @@ def test_refusals_name_the_cure(pipe: Pipeline) -> None:
         pipe.to("abacus")
 
 
+@pytest.mark.parametrize("tag", ["<lora:film:0.8>", "<lyco:film>", "<hypernet:x:1>"])
+def test_adapter_tags_do_not_pass_as_words(pipe: Pipeline, tag: str) -> None:
+    with pytest.raises(InvalidInput, match="adapters can't be applied"):
+        pipe.paint(Request(prompt=f"a cat {tag}"))
+    with pytest.raises(InvalidInput, match="negative_prompt"):
+        pipe.paint(Request(prompt="a cat", negative_prompt=tag))
+
+
 def test_transparency_and_backgrounds(make_tiny: MakeBundle) -> None:
     pipe = Pipeline(make_tiny(**KINDS["rgba"]))
     request = Request(prompt="a", seed=1, num_inference_steps=1)

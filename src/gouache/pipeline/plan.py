@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 
 from gouache.diffusion.sampler_table import resolve, resolve_schedule, sampler_info
@@ -10,6 +11,7 @@ from gouache.models.bundle import ModelBundle
 from gouache.pipeline.pixels import nearest_size
 from gouache.pipeline.request import Hires, Request
 
+ADAPTER_TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")
 DRAWN_SEEDS = 2**32
 """Seeds that nobody asked for are drawn below this, so that every other tool can take them."""
 
@@ -26,6 +28,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
         UnknownName: no such sampler or schedule.
         InvalidInput: something this model can't do.
     """
+    _refuse_adapters(request)
     defaults = bundle.defaults
     sampler, schedule = _sampler_and_schedule(request, bundle)
     width, height = nearest_size(*_size(request, bundle, start), factor_of(bundle))
@@ -46,6 +49,16 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
             "schedule": schedule,
         }
     )
+
+
+def _refuse_adapters(request: Request) -> None:
+    """A tag of A1111's that names an adapter must not pass as words: the picture would silently lack it."""
+    for field, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
+        if found := ADAPTER_TAG.search(text):
+            raise InvalidInput(
+                field, given=found.group(), expected="words only: adapters can't be applied to a model yet",
+                cure="Take the tag out, or merge the adapter into the checkpoint first.",
+            )  # fmt: skip
 
 
 def _size(request: Request, bundle: ModelBundle, start: tuple[int, int] | None) -> tuple[int, int]:
