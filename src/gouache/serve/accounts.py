@@ -48,7 +48,7 @@ class Accounts:
         if len(token) < 16:
             raise InvalidInput("token", given=f"{len(token)} characters", expected="at least 16 random ones")
         with self.database.write() as connection:
-            insert_missing(connection, tokens, digest=_digest(token), owner=owner, created=time.time())
+            insert_missing(connection, tokens, {"digest": _digest(token), "owner": owner, "created": time.time()})
 
     def revoke(self, owner: str) -> None:
         """Forget every token and the password of a user."""
@@ -68,7 +68,7 @@ class Accounts:
                 expected=f"a name without a colon and at least {SHORTEST_PASSWORD} characters",
             )  # fmt: skip
         with self.database.write() as connection:
-            upsert(connection, accounts, {"name": name}, password=_hashed(password), created=time.time())
+            upsert(connection, accounts, {"name": name}, {"password": _hashed(password), "created": time.time()})
 
     def owner_of_token(self, token: str) -> str | None:
         """Whose token it is."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -96,7 +96,7 @@ class Database:
         found = self.row(select(tables.meta.c.value).where(tables.meta.c.key == "secret"))
         if found is None:
             with self.write() as connection:
-                insert_missing(connection, tables.meta, key="secret", value=secrets.token_hex(32))
+                insert_missing(connection, tables.meta, {"key": "secret", "value": secrets.token_hex(32)})
             return self.secret()
         return bytes.fromhex(found.value)
 
@@ -124,7 +124,7 @@ def _engine(url: str) -> Engine:
 
 
 def _check_version(connection: Connection) -> None:
-    insert_missing(connection, tables.meta, key="schema", value=tables.SCHEMA)
+    insert_missing(connection, tables.meta, {"key": "schema", "value": tables.SCHEMA})
     found = connection.execute(select(tables.meta.c.value).where(tables.meta.c.key == "schema")).scalar_one()
     if found != tables.SCHEMA:
         raise StoreError(
@@ -133,19 +133,19 @@ def _check_version(connection: Connection) -> None:
         )  # fmt: skip
 
 
-def insert_missing(connection: Connection, table: Any, **values: object) -> bool:
+def insert_missing(connection: Connection, table: Any, values: Mapping[str, object]) -> bool:
     """Insert a row unless one with its key is there.
 
     Returns:
         Whether the row is new.
     """
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(table).values(**values).on_conflict_do_nothing()
+    statement = dialect.insert(table).values(dict(values)).on_conflict_do_nothing()
     return connection.execute(statement.returning(*table.primary_key.columns)).first() is not None
 
 
-def upsert(connection: Connection, table: Any, keys: dict[str, object], **values: object) -> None:
+def upsert(connection: Connection, table: Any, keys: Mapping[str, object], values: Mapping[str, object]) -> None:
     """Insert a row, or set the values of the one that has these keys."""
     dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(table).values(**keys, **values)
-    connection.execute(statement.on_conflict_do_update(index_elements=list(keys), set_=values))
+    statement = dialect.insert(table).values({**keys, **values})
+    connection.execute(statement.on_conflict_do_update(index_elements=list(keys), set_=dict(values)))

@@ -45,7 +45,7 @@ class Leases:
                     picture=0, step=0, steps=0,
                 )
             )  # fmt: skip
-            upsert(connection, turns, {"owner": chosen.owner}, served=now)
+            upsert(connection, turns, {"owner": chosen.owner}, {"served": now})
             note(connection, chosen.id, "running", worker)
         row = self.database.row(select(*COLUMNS).where(jobs.c.seq == chosen.seq))
         return None if row is None else Job(**row._mapping)
@@ -89,11 +89,11 @@ class Leases:
             if not connection.execute(_held(job).values(picture=picture, step=step, steps=steps)).rowcount:
                 return
             if jpeg is not None:
-                upsert(connection, previews, {"job": job.id}, number=picture * 10_000 + step, jpeg=jpeg)
+                upsert(connection, previews, {"job": job.id}, {"number": picture * 10_000 + step, "jpeg": jpeg})
 
     def add_picture(self, connection: Connection, row: dict[str, object]) -> None:
         """List a picture unless an earlier attempt did."""
-        if insert_missing(connection, pictures, **row):
+        if insert_missing(connection, pictures, row):
             note(connection, str(row["job"]), "picture", str(row["id"]))
 
     def finish(self, connection: Connection, job: Job) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
@@ -106,7 +107,7 @@ def output_of(body: Images) -> Output:
     )  # fmt: skip
 
 
-def request_of(body: Images, **pictures: object) -> Request:
+def request_of(body: Images, pictures: Mapping[str, object] | None = None) -> Request:
     """The request behind a body.
 
     Args:
@@ -124,7 +125,7 @@ def request_of(body: Images, **pictures: object) -> Request:
     values: dict[str, Any] = {
         "model": body.model, "count": body.n or 1, "width": width, "height": height, "seed": body.seed,
         "negative_prompt": body.negative_prompt or "", "guidance_scale": body.guidance_scale,
-        "sampler": body.sampler, "num_inference_steps": body.steps, **pictures,
+        "sampler": body.sampler, "num_inference_steps": body.steps, **(pictures or {}),
     }  # fmt: skip
     if isinstance(body, Drawn):
         values["prompt"] = body.prompt

@@ -77,7 +77,7 @@ async def edits(request: Request) -> Response:
             pictures["mask"] = {"image": await asyncio.to_thread(_mask, studio, files), "blur": 0}
         elif await asyncio.to_thread(_has_transparency, files["image"][0]):
             pictures["mask"] = {"blur": 0}
-        return await _answer(request, body, request_of(body, **pictures), "image_edit")
+        return await _answer(request, body, request_of(body, pictures), "image_edit")
 
 
 @router.post("/variations", response_model=None, openapi_extra=_form(Variations, "image"))
@@ -87,7 +87,7 @@ async def variations(request: Request) -> Response:
         fields, files = await _read_form(request)
         body = _checked(Variations, fields)
         image = await asyncio.to_thread(_attached, studio_of(request), files, "image")
-        paint = request_of(body, init_image=image, strength=_or(body.strength, VARIATION_STRENGTH))
+        paint = request_of(body, {"init_image": image, "strength": _or(body.strength, VARIATION_STRENGTH)})
         return await _answer(request, body, paint, "image_edit")
 
 

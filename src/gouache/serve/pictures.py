@@ -202,7 +202,7 @@ class Pictures:
     def add_board(self, owner: str, name: str) -> str:
         """Make a board, or find the one of this name; gives its id."""
         with self.database.write() as connection:
-            insert_missing(connection, boards, id=uuid.uuid4().hex, owner=owner, name=name)
+            insert_missing(connection, boards, {"id": uuid.uuid4().hex, "owner": owner, "name": name})
             query = select(boards.c.id).where(boards.c.owner == owner, boards.c.name == name)
             return str(connection.execute(query).scalar_one())
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,15 +98,8 @@ class Shelf:
         if entry.path is None or not sha256:
             return
         with self.database.write() as connection:
-            upsert(
-                connection, models, {"path": str(entry.path)}, size=entry.size, modified=entry.modified, sha256=sha256
-            )
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+            values = {"size": entry.size, "modified": entry.modified, "sha256": sha256}
+            upsert(connection, models, {"path": str(entry.path)}, values)
 
 
 def _models_below(folder: Path, root: Path, depth: int) -> list[Path]:

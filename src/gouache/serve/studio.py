@@ -155,7 +155,7 @@ class Studio:
         """Store options."""
         with self.database.write() as connection:
             for key, value in values.items():
-                upsert(connection, options, {"owner": owner, "key": key}, value=value)
+                upsert(connection, options, {"owner": owner, "key": key}, {"value": value})
 
     def presets(self, owner: str) -> dict[str, tuple[str, str]]:
         """Prompt and negative prompt by name of the user's styles."""
