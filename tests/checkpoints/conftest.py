@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -92,7 +93,7 @@ def _vae(scale: float) -> Any:
     )  # fmt: skip
 
 
-def _pipeline(name: str, folder: Path) -> Any:
+def _pipeline(name: str, tokenizer: Callable[[str], Any]) -> Any:
     """A pipeline of diffusers, with the parts that its family has in the published folders."""
     import diffusers
 
@@ -112,12 +113,12 @@ def _pipeline(name: str, folder: Path) -> Any:
         "unet": _randomise(_unet(f"{family}-refiner" if refiner else family, variant, context, pooled), 2),
         "scheduler": scheduler,
         "text_encoder": None if refiner else _text(3, *text, projected=False),
-        "tokenizer": None if refiner else _tokenizer(folder / "t1", "!" if family == "sd2" else "<|endoftext|>"),
+        "tokenizer": None if refiner else tokenizer("!" if family == "sd2" else "<|endoftext|>"),
     }
     if xl:
         parts |= {
             "text_encoder_2": _text(4, 64, 3, "gelu", projected=True),
-            "tokenizer_2": _tokenizer(folder / "t2", "!"),
+            "tokenizer_2": tokenizer("!"),
         }
         kind = {"inpainting": diffusers.StableDiffusionXLInpaintPipeline}.get(
             variant, diffusers.StableDiffusionXLPipeline
@@ -139,10 +140,14 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     """`published(name)` is a folder that diffusers wrote, of a family in `FAMILIES`; each is made once a session."""
     made: dict[str, Path] = {}
 
+    @cache
+    def tokenizer(pad: str) -> Any:
+        return _tokenizer(tmp_path_factory.mktemp("tokenizer") / "files", pad)
+
     def folder(name: str) -> Path:
         if name not in made:
             path = tmp_path_factory.mktemp(name)
-            _pipeline(name, path / "tokenizers").save_pretrained(path / name)
+            _pipeline(name, tokenizer).save_pretrained(path / name)
             made[name] = path / name
         return made[name]
 

@@ -13,15 +13,17 @@ from torch import Tensor
 from gouache.checkpoints.convert import convert
 from gouache.checkpoints.folders import read_json
 from gouache.checkpoints.format import write_json
+from gouache.checkpoints.header import read_header
 from gouache.checkpoints.load import load_bundle
-from gouache.checkpoints.noise_table import table_to_record
+from gouache.checkpoints.noise_table import recorded_schedule, table_to_record
 from gouache.diffusion.noise_schedule import make_noise_schedule
 from gouache.errors import CorruptCheckpoint, GouacheError, IncompatibleCheckpoint, InvalidInput
-from gouache.models.bundle import ModelBundle
 from gouache.models.configs import NoiseScheduleConfig
+from gouache.models.denoiser import schedule_from
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 Marked = Callable[[dict[str, Tensor]], Path]
+Recorded = Callable[[dict[str, Tensor]], NoiseScheduleConfig]
 STANDARD = make_noise_schedule("scaled_linear").alphas_cumprod
 RESCALED = make_noise_schedule("scaled_linear", zero_terminal_snr=True).alphas_cumprod
 OTHER = make_noise_schedule("cosine").alphas_cumprod
@@ -46,8 +48,15 @@ def marked(single: dict[str, Tensor], tmp_path: Path) -> Marked:
     return write
 
 
-def schedule_of(bundle: ModelBundle) -> NoiseScheduleConfig:
-    return bundle.denoiser_config.schedule
+@pytest.fixture
+def recorded(tmp_path: Path) -> Callable[[dict[str, Tensor]], NoiseScheduleConfig]:
+    """What a file with these tensors beside the networks' says of the schedule."""
+
+    def read(more: dict[str, Tensor]) -> NoiseScheduleConfig:
+        save_file({"of a network": torch.zeros(1), **more}, tmp_path / "tables.safetensors")
+        return recorded_schedule(read_header(tmp_path / "tables.safetensors"))
+
+    return read
 
 
 def test_a_plain_file_says_nothing_of_a_table(single: dict[str, Tensor]) -> None:
@@ -70,9 +79,9 @@ def test_a_plain_file_says_nothing_of_a_table(single: dict[str, Tensor]) -> None
     ],
 )
 def test_stable_diffusions_table_is_known_in_any_precision(
-    marked: Marked, more: dict[str, Tensor], rescaled: bool
+    recorded: Recorded, more: dict[str, Tensor], rescaled: bool
 ) -> None:
-    assert schedule_of(load_bundle(marked(more))) == NoiseScheduleConfig(zero_terminal_snr=rescaled)
+    assert recorded(more) == NoiseScheduleConfig(zero_terminal_snr=rescaled)
 
 
 @pytest.mark.parametrize("more", [
@@ -80,10 +89,19 @@ def test_stable_diffusions_table_is_known_in_any_precision(
     {"denoiser.sigmas": ((1 - OTHER) / OTHER).sqrt()},
     {"denoiser.sigmas": ((1 - OTHER) / OTHER).sqrt().flip(0)},
 ])  # fmt: skip
-def test_another_table_is_the_schedule(marked: Marked, more: dict[str, Tensor]) -> None:
-    bundle = load_bundle(marked(more))
-    assert schedule_of(bundle).name == "table"
-    torch.testing.assert_close(bundle.schedule.alphas_cumprod, OTHER, rtol=1e-5, atol=1e-9)
+def test_another_table_is_the_schedule(recorded: Recorded, more: dict[str, Tensor]) -> None:
+    found = recorded(more)
+    assert found.name == "table"
+    torch.testing.assert_close(schedule_from(found).alphas_cumprod, OTHER, rtol=1e-5, atol=1e-9)
+
+
+def test_a_model_is_loaded_with_what_its_file_records(marked: Marked) -> None:
+    bundle = load_bundle(marked({"ztsnr": torch.empty(0)}))
+    assert torch.equal(bundle.schedule.alphas_cumprod, RESCALED)
+    bundle = load_bundle(marked({"alphas_cumprod": OTHER}))
+    assert torch.equal(bundle.schedule.alphas_cumprod, OTHER)
+    with pytest.raises(IncompatibleCheckpoint, match=r"marked\.safetensors.*continuous"):
+        load_bundle(marked({"edm_vpred.sigma_max": torch.tensor(120.0)}))
 
 
 def test_another_table_lives_through_every_layout(marked: Marked, tmp_path: Path) -> None:
@@ -126,9 +144,9 @@ def test_betas_that_were_given_to_diffusers_are_the_schedule(marked: Marked, tmp
         ({"edm_vpred.sigma_max": torch.tensor(120.0)}, IncompatibleCheckpoint),
     ],
 )
-def test_what_is_no_schedule_is_refused(marked: Marked, more: dict[str, Tensor], error: type[GouacheError]) -> None:
-    with pytest.raises(error, match=r"marked\.safetensors"):
-        load_bundle(marked(more))
+def test_what_is_no_schedule_is_refused(recorded: Recorded, more: dict[str, Tensor], error: type[GouacheError]) -> None:
+    with pytest.raises(error, match=r"tables\.safetensors"):
+        recorded(more)
 
 
 def test_a_schedule_without_a_table_is_refused_where_a_table_is_needed() -> None:

@@ -180,9 +180,14 @@ def vocabulary() -> dict[str, int]:
     return {token: i for i, token in enumerate(tokens)}
 
 
+@cache
+def _byte_pair_model() -> BPE:
+    """Made once: a model takes no words of its own, those are added to the tokenizer around it."""
+    return BPE(vocabulary(), list(read_merges()), unk_token=END, end_of_word_suffix=END_OF_WORD)
+
+
 def _byte_pair_tokenizer() -> Tokenizer:
-    model = BPE(vocabulary(), list(read_merges()), unk_token=END, end_of_word_suffix=END_OF_WORD)
-    tokenizer = Tokenizer(model)
+    tokenizer = Tokenizer(_byte_pair_model())
     tokenizer.normalizer = NormalizerSequence([NFC(), Replace(Regex(r"\s+"), " "), Lowercase()])
     words: list[PreTokenizer] = [Split(Regex(WORDS), "removed", invert=True), ByteLevel(add_prefix_space=False)]
     tokenizer.pre_tokenizer = PreTokenizerSequence(words)
