@@ -7,7 +7,7 @@ import sys
 import typer
 
 from gouache.cli.lazy import LazyGroup
-from gouache.errors import GouacheError
+from gouache.errors import GouacheError, MissingDependency
 
 LazyGroup.homes = {
     "paint": ("gouache.cli.paint:paint", "Paint pictures from words."),
@@ -33,6 +33,12 @@ LazyGroup.homes = {
     "jobs": ("gouache.cli.jobs:app", "List, cancel, retry and export the studio's jobs; back it up."),
     "doctor": ("gouache.cli.doctor:doctor", "Show versions, devices, memory and model folders."),
 }
+
+EXTRA_OF = {
+    "accelerate": "train", "datasets": "data", "fastapi": "serve", "gradio": "serve", "imageio": "media",
+    "multipart": "serve", "prometheus_client": "serve", "psycopg": "postgres", "resvg_py": "data",
+    "sqlalchemy": "serve", "uvicorn": "serve", "vtracer": "media",
+}  # fmt: skip
 
 app = typer.Typer(
     name="gouache",
@@ -60,3 +66,15 @@ def main() -> None:
     except GouacheError as error:
         typer.echo(f"gouache: {error}", err=True)
         sys.exit(error.exit_code)
+    except ModuleNotFoundError as error:
+        typer.echo(f"gouache: {_missing(error)}", err=True)
+        sys.exit(MissingDependency.exit_code)
+
+
+def _missing(error: ModuleNotFoundError) -> MissingDependency:
+    """Which extra of gouache brings the package that an import did not find; any other is re-raised."""
+    package = (error.name or "").partition(".")[0]
+    if package not in EXTRA_OF:
+        raise error
+    cure = f"pip install 'gouache[{EXTRA_OF[package]}]'"
+    return MissingDependency("installation", given="no such package", expected=f"the package {package}", cure=cure)
