@@ -63,22 +63,29 @@ def test_doctor_tells_versions_devices_and_folders() -> None:
     assert "python:" in CliRunner().invoke(app, ["doctor"]).stdout
 
 
-@pytest.mark.parametrize(
-    ("package", "command", "extra"), [("uvicorn", "serve", "serve"), ("accelerate", "train", "train")]
-)
-def test_a_missing_extra_is_named(package: str, command: str, extra: str, tmp_path: Path) -> None:
+ABSENT = """
+import sys
+from importlib.abc import MetaPathFinder
+
+class Absent(MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name.partition(".")[0] == {package!r}:
+            raise ModuleNotFoundError(f"No module named {{name}}", name=name)
+
+sys.meta_path.insert(0, Absent())
+sys.argv = ["gouache", *{arguments!r}]
+from gouache.cli.main import main
+main()
+"""
+
+
+@pytest.mark.parametrize(("package", "extra"), [("uvicorn", "serve"), ("accelerate", "train")])
+def test_a_missing_extra_is_named(package: str, extra: str, tmp_path: Path) -> None:
     """A finder that knows nothing of the package stands for an installation without it."""
     (tmp_path / "config.toml").write_text("[vae.network]\n")
-    needs = ["vae", "--config", str(tmp_path / "config.toml"), "--data", str(tmp_path), "--out", str(tmp_path / "run")]
-    code = (
-        "import sys\nfrom importlib.abc import MetaPathFinder\n"
-        "class Absent(MetaPathFinder):\n"
-        "    def find_spec(self, name, path, target=None):\n"
-        f"        if name.partition('.')[0] == {package!r}:\n"
-        "            raise ModuleNotFoundError(f'No module named {name}', name=name)\n"
-        f"sys.meta_path.insert(0, Absent())\nsys.argv = ['gouache', {command!r}, *{needs if command == 'train' else []!r}]\n"
-        "from gouache.cli.main import main\nmain()\n"
-    )
+    files = ["--config", str(tmp_path / "config.toml"), "--data", str(tmp_path), "--out", str(tmp_path / "run")]
+    arguments = ["train", "vae", *files] if extra == "train" else ["serve"]
+    code = ABSENT.format(package=package, arguments=arguments)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2, done.stderr
     assert f"pip install 'gouache[{extra}]'" in done.stderr
