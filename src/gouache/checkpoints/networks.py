@@ -235,10 +235,12 @@ def read_planned(
     """
     spelling = planned.spellings[name]
     converts = dtype is not None and _torch_dtype(source, spelling.name) != dtype
-    # Pages that were looked at count as memory, so a tensor that is converted is read into memory that is given back.
+    # Pages that were looked at count as memory, so a tensor that is converted is read into memory that is given back;
+    # the result's own memory is taken first, so that what is given back lies behind it in one piece.
+    converted = torch.empty(planned.shapes[name], dtype=dtype) if converts else None
     tensor = changed(source.read(spelling.name, mapped=mapped and not converts), spelling.change, planned.shapes[name])
-    if converts:
-        tensor = tensor.to(dtype)
+    if converted is not None:
+        tensor = converted.copy_(tensor)
     _check_finite(tensor, spelling.name, str(source.header.path), dtype if converts else None)
     return tensor
 
