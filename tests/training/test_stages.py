@@ -11,6 +11,7 @@ import torch
 
 from gouache.checkpoints.format import load_tensors
 from gouache.checkpoints.header import read_header
+from gouache.errors import ConfigError
 from gouache.training.encoded import Shuffled
 from gouache.training.loop import train
 from gouache.training.stage import Stage
@@ -48,6 +49,36 @@ def test_the_denoiser_learns_eight_latents(make_stage: MakeStage, tmp_path: Path
     figures = over_fit(make_stage, "denoiser", tmp_path, 2400, caption_dropout=0.0)
     assert figures["mse"] < 0.2
     assert figures["mse_with_draft"] < 0.2
+
+
+UNET = {
+    "in_channels": 4, "draft_channels": 4, "out_channels": 8, "channels": (16, 32), "layers_per_level": 1,
+    "transformer_layers": (0, 1), "heads": (2, 2), "context_width": 12, "pooled_width": 12, "norm_groups": 8,
+}  # fmt: skip
+
+
+def test_learned_variance_moves_the_variance_and_leaves_the_mean_alone(make_stage: MakeStage) -> None:
+    stage = make_stage("denoiser", network=UNET, denoiser={"parameterization": "eps", "learned_variance": True})
+    batch = stage.batch(range(4))
+    losses = stage(batch)
+    assert losses["loss"] > losses["mse"]
+    torch.autograd.backward(losses["loss"] - losses["mse"])
+    out = stage.trained.conv_out.weight.grad
+    assert out is not None
+    # L_vlb reaches the second half of the channels; what is left for the first half is L_simple's gradient.
+    assert out[4:].abs().max() > 0
+    simple = make_stage("denoiser", network=UNET, denoiser={"parameterization": "eps", "learned_variance": True},
+                        hybrid_lambda=0.0)  # fmt: skip
+    torch.autograd.backward(simple(batch)["loss"])
+    assert simple.trained.conv_out.weight.grad is not None
+    assert torch.allclose(simple.trained.conv_out.weight.grad[:4], out[:4], atol=1e-6)
+
+
+def test_channels_that_do_not_fit_the_variance_are_refused(make_stage: MakeStage) -> None:
+    with pytest.raises(ConfigError, match="out_channels"):
+        make_stage("denoiser", denoiser={"learned_variance": True})
+    with pytest.raises(ConfigError, match="out_channels"):
+        make_stage("denoiser", network=UNET)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,9 +9,13 @@ import torch
 from torch import Tensor
 
 from gouache.checkpoints.format import save_tensors
+from gouache.diffusion.forward_process import ForwardProcess
+from gouache.diffusion.likelihood import hybrid_loss
 from gouache.diffusion.loss_weights import loss_weight
-from gouache.diffusion.noise_schedule import alpha_and_std, make_noise_schedule
-from gouache.diffusion.parameterization import target_of
+from gouache.diffusion.noise_schedule import NoiseSchedule, alpha_and_std, make_noise_schedule
+from gouache.diffusion.parameterization import target_of, to_x0
+from gouache.diffusion.reverse_process import Prediction
+from gouache.errors import ConfigError
 from gouache.models.quantizer import Quantizer
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
@@ -42,6 +46,7 @@ class DenoiserTraining(Stage[UNet]):
         self.config, self.data, self.held_out, self.seed = config, data, held_out, seed
         self.order = Shuffled(len(data), seed)
         self.schedule = make_noise_schedule(**config.denoiser.schedule.model_dump())
+        self.chain = _chain_of(config, self.schedule)
         self.trained = UNet(config.network)
         self.trained.zero_residual_ends()
         self.trained.set_gradient_checkpointing(config.gradient_checkpointing)
@@ -97,8 +102,11 @@ class DenoiserTraining(Stage[UNet]):
         if config.noise_offset:
             eps = eps + config.noise_offset * noise.normal("offset", (latents.shape[1], 1, 1))
         # Uniform in the schedule's index: for flow matching its shift acts there.
-        sigma = self.schedule.index_to_sigma(noise.uniform("t").double() * (self.schedule.num_timesteps - 1))
-        batch = {"x0": latents, "eps": eps, "sigma": sigma, **text.batch()}
+        place = noise.uniform("t").double() * (self.schedule.num_timesteps - 1)
+        if self.chain is not None:
+            place = place.round()  # the chain of L_vlb has whole steps only
+        sigma = self.schedule.index_to_sigma(place)
+        batch = {"x0": latents, "eps": eps, "sigma": sigma, "step": place.long(), **text.batch()}
         if config.input_perturbation:
             batch["perturbation"] = config.input_perturbation * noise.normal("perturbation", latents.shape[1:])
         if self.quantizer is not None:
@@ -122,10 +130,18 @@ class DenoiserTraining(Stage[UNet]):
             x_t, self.schedule.sigma_to_t(sigma).to(x_t.dtype), text.context, context_mask=text.mask,
             pooled=text.pooled if self.config.network.pooled_width else None, draft=self._draft(batch),
         )  # fmt: skip
+        mean, interpolation = prediction.to(x_t.dtype), None
+        if self.chain is not None:
+            mean, interpolation = mean.chunk(2, dim=1)
         target = target_of(kind, batch["x0"], batch["eps"], alpha, std)
-        plain = (prediction.to(target.dtype) - target).square().flatten(1).mean(1)
+        plain = (mean - target).square().flatten(1).mean(1)
         weight = loss_weight(self.config.weight, sigma, kind, self.schedule.path, gamma=self.config.weight_gamma)
-        return weight.to(plain.dtype) * plain, plain
+        loss = weight.to(plain.dtype) * plain
+        if self.chain is not None:
+            guess = Prediction(to_x0(mean.detach(), x_t, alpha, std, kind), interpolation)
+            lambda_ = self.config.hybrid_lambda
+            loss = hybrid_loss(self.chain, batch["x0"], x_t, batch["step"], guess, loss, weight=lambda_)
+        return loss, plain
 
     @torch.no_grad()
     def _draft(self, batch: Batch) -> Tensor | None:
@@ -135,3 +151,15 @@ class DenoiserTraining(Stage[UNet]):
         tokens = self.quantizer.encode(batch["x0"])
         draft = self.quantizer.decode(torch.where(batch["wrong"], batch["random"], tokens))
         return draft * batch["keep_draft"].view(-1, 1, 1, 1)
+
+
+def _chain_of(config: DenoiserStage, schedule: NoiseSchedule) -> ForwardProcess | None:
+    """The chain whose variance is learned; none if it is not."""
+    learned, doubled = config.denoiser.learned_variance, config.network.out_channels == 2 * config.network.in_channels
+    if learned != doubled or (learned and schedule.path != "vp"):
+        raise ConfigError(
+            "denoiser.network.out_channels",
+            given=f"{config.network.out_channels} with learned_variance = {learned} on a {schedule.path} schedule",
+            expected="twice in_channels on a variance-preserving schedule if the variance is learned, else in_channels",
+        )
+    return ForwardProcess(schedule) if learned else None
