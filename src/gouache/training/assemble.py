@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gouache.checkpoints.format import load_tensors
 from gouache.checkpoints.header import read_header
+from gouache.checkpoints.load import load_bundle
 from gouache.errors import DataError, MissingDependency, TrainingError
 from gouache.models.configs import SentenceEncoderConfig, VAEConfig
 from gouache.models.quantizer import Quantizer, QuantizerConfig
 from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.models.text_stack import TextStack
 from gouache.models.vae import AutoencoderKL
-from gouache.training.config import ClipStage, StageConfig, StageName, TextConfig, TrainConfig
+from gouache.training.config import ClipStage, DenoiserStage, StageConfig, StageName, TextConfig, TrainConfig
 from gouache.training.encoded_store import EncodedStore, Encoders, encode, store_folder
 from gouache.training.pairs import open_pairs
 from gouache.training.sources import Sources, open_sources
@@ -79,8 +80,11 @@ def assemble(name: StageName, config: TrainConfig, data: Path, run: Path) -> Ite
         if name == "clip" and config.clip is not None:
             yield Ready(_clip_stage(config.clip, config.text, data, sources), settings)
             return
+    if name == "denoiser" and config.denoiser is not None and config.denoiser.start is not None:
+        yield from _fine_tuning(config, config.denoiser, config.denoiser.start, sources, run)
+        return
     vae = load_vae(result_of(run, "vae"))
-    stores = yield from _encoded(config, sources, run, vae)
+    stores = yield from _encoded(config, sources, run, _own_encoders(config, run, vae))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.loop.seed)
         yield Ready(_latent_stage(name, config, stores, vae, run), settings)
@@ -101,7 +105,7 @@ def _latent_stage(
     if name == "prior" and config.prior is not None:
         return PriorTraining(config.prior, *stores, load_quantizer(result_of(run, "tokens")), vae, seed)
     if name == "denoiser" and config.denoiser is not None:
-        quantizer = load_quantizer(result_of(run, "tokens")) if config.denoiser.network.draft_channels else None
+        quantizer = load_quantizer(result_of(run, "tokens")) if config.denoiser.sizes.draft_channels else None
         return DenoiserTraining(config.denoiser, *stores, quantizer, vae, seed)
     raise TrainingError(f"stage {name}", given="a data set of pictures", expected="a stage that learns from it")
 
@@ -186,12 +190,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _encoded(
-    config: TrainConfig, sources: Sources, run: Path, vae: AutoencoderKL
-) -> Generator[Preparing, None, tuple[EncodedStore, EncodedStore]]:
+def _own_encoders(config: TrainConfig, run: Path, vae: AutoencoderKL) -> Encoders:
     text, text_sha = load_text(sentence_encoder_folder(config.text.folder), config.text.max_tokens)
-    sha = f"{file_sha256(result_of(run, 'vae'))}/{text_sha}/{config.text.max_tokens}"
-    encoders = Encoders(vae, text, sha)
+    return Encoders(vae, text, f"{file_sha256(result_of(run, 'vae'))}/{text_sha}/{config.text.max_tokens}")
+
+
+def _encoded(
+    config: TrainConfig, sources: Sources, run: Path, encoders: Encoders
+) -> Generator[Preparing, None, tuple[EncodedStore, EncodedStore]]:
     stores = []
     for source, count in ((sources.train, config.data.examples), (sources.held_out, len(sources.held_out))):
         folder = store_folder(run, source, encoders)
@@ -199,3 +205,31 @@ def _encoded(
             yield Preparing(done, count)
         stores.append(EncodedStore(folder, count))
     return stores[0], stores[1]
+
+
+def _fine_tuning(
+    config: TrainConfig, stage: DenoiserStage, start: Path, sources: Sources, run: Path
+) -> Iterator[Preparing | Ready]:
+    """The denoiser stage on a published model, whose other parts stay as they are."""
+    bundle = load_bundle(start, dtype=torch.float32)
+    numbers = torch.tensor([[0.0] * bundle.size_numbers])
+    if bundle.size_numbers == 6:  # SDXL is told the size of the picture, where it was cut, and the size to paint.
+        size = float(config.data.size)
+        numbers = torch.tensor([[size, size, 0.0, 0.0, size, size]])
+
+    def pooled(text: Tensor | None) -> Tensor | None:
+        rows = None if bundle.size_numbers == 0 or text is None else numbers.expand(len(text), -1)
+        return bundle.pooled_vector(text, rows)
+
+    sha = bundle.sha256 or f"{start.resolve()}/{file_or_folder_mark(start)}"
+    encoders = Encoders(bundle.vae, bundle.text, sha, pooled)
+    stores = yield from _encoded(config, sources, run, encoders)
+    update = {"network": bundle.unet.config, "start": None, "denoiser": bundle.denoiser_config}
+    ready = stage.model_copy(update=update)
+    yield Ready(DenoiserTraining(ready, *stores, None, bundle.vae, stage.loop.seed, start=bundle.unet), ready)
+
+
+def file_or_folder_mark(path: Path) -> str:
+    """Sizes and times of a model's files: enough to notice that it was replaced."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return "/".join(f"{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files if f.is_file())

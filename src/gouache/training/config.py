@@ -6,7 +6,7 @@ import tomllib
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gouache.config import Config
 from gouache.errors import ConfigError, DataError, unknown_name
@@ -152,9 +152,13 @@ class PriorStage(StageConfig):
 
 
 class DenoiserStage(StageConfig):
-    """Stage 5: the latent diffusion U-Net."""
+    """Stage 5: the latent diffusion U-Net, from nothing or from a published model."""
 
-    network: UNetConfig
+    network: UNetConfig | None = None
+    """Sizes of a U-Net with random weights; none if `start` names a model."""
+    start: Path | None = None
+    """A model to fine-tune, of any family and layout that gouache loads. Its autoencoder, text encoders and denoiser
+    settings are used as they are; the stages before are not needed."""
     denoiser: DenoiserConfig = DenoiserConfig(parameterization="v", schedule=NoiseScheduleConfig(name="cosine"))
     """Parameterization, noise schedule, and whether the variance is learned (then the loss is L_hybrid)."""
     weight: Literal["uniform", "min_snr", "edm", "truncated_snr", "p2"] = "uniform"
@@ -172,6 +176,21 @@ class DenoiserStage(StageConfig):
     gradient_checkpointing: bool = False
     freeze: tuple[str, ...] = ()
     """Names of parameters (prefixes) that are not trained."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> DenoiserStage:
+        if (self.network is None) == (self.start is None):
+            raise ConfigError(
+                "denoiser", given="both or neither of network and start", expected="sizes of a network, or a model"
+            )
+        return self
+
+    @property
+    def sizes(self) -> UNetConfig:
+        """The network's sizes, once they are known."""
+        if self.network is None:
+            raise ConfigError("denoiser.network", given="none", expected="sizes, taken from the model to start from")
+        return self.network
 
 
 class DataConfig(Config):

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Protocol
@@ -64,6 +64,8 @@ class Encoders:
     vae: AutoencoderKL
     text: TextStack
     sha256: str
+    pooled: Callable[[Tensor | None], Tensor | None] = field(default=lambda pooled: pooled)
+    """From the text's pooled vector to what the U-Net takes as `pooled`."""
 
 
 def store_folder(root: Path, source: CaptionedSource, encoders: Encoders) -> Path:
@@ -78,7 +80,7 @@ def encode(folder: Path, source: CaptionedSource, encoders: Encoders, count: int
     Whole shards that are there already are kept; one that is damaged is made again.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    save_tensors(folder / "empty.safetensors", _encode_text(encoders.text, [""]))
+    save_tensors(folder / "empty.safetensors", _encode_text(encoders, [""]))
     for start in range(0, count, SHARD):
         path = folder / f"{start:09d}.safetensors"
         numbers = range(start, min(start + SHARD, count))
@@ -165,19 +167,21 @@ def _encode_batch(source: CaptionedSource, encoders: Encoders, numbers: range) -
     device = next(encoders.vae.parameters()).device
     image = rgba_to_tensor(examples.pictures)[:, : encoders.vae.config.image_channels].to(device)
     latents = encoders.vae.normalise(encoders.vae.encode(image).mode())
-    encoded = {"latents": latents.half().cpu()} | _encode_text(encoders.text, examples.captions)
+    encoded = {"latents": latents.half().cpu()} | _encode_text(encoders, examples.captions)
     return encoded, examples.captions
 
 
 @torch.no_grad()
-def _encode_text(stack: TextStack, captions: list[str]) -> dict[str, Tensor]:
+def _encode_text(encoders: Encoders, captions: list[str]) -> dict[str, Tensor]:
     """Ragged text states: context [T,D] of all captions in a row, offsets [B+1], pooled [B,P]."""
+    stack = encoders.text
     states = stack.encode([stack.tokenize(caption)[: stack.chunk_length] for caption in captions])
     mask = states.mask if states.mask is not None else torch.ones(states.context.shape[:2], dtype=torch.bool)
     offsets = torch.cat([torch.zeros(1, dtype=torch.long), mask.sum(1).cpu().cumsum(0)])
-    if states.pooled is None:
-        raise DataError("text encoder", given="one without a pooled vector", expected="one that pools")
-    return {"context": states.context[mask].half().cpu(), "offsets": offsets, "pooled": states.pooled.half().cpu()}
+    pooled = encoders.pooled(states.pooled)
+    if pooled is None:
+        pooled = states.context.new_zeros(len(captions), 0)
+    return {"context": states.context[mask].half().cpu(), "offsets": offsets, "pooled": pooled.half().cpu()}
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from gouache.checkpoints.header import read_header
+from gouache.checkpoints.load import load_bundle
 from gouache.checkpoints.save import bundle_to_write, write_model
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
@@ -55,6 +57,8 @@ def pack(config: TrainConfig, run: Path, out: Path, *, dtype: str = "fp16", name
 def assemble_bundle(config: TrainConfig, run: Path, name: str) -> ModelBundle:
     """The model in memory, in fp32; errors as in `pack`."""
     unet, denoiser = _load_unet(result_of(run, "denoiser"))
+    if config.denoiser is not None and config.denoiser.start is not None:
+        return replace(load_bundle(config.denoiser.start), unet=unet, name=name, sha256="")
     text, _ = load_text(sentence_encoder_folder(config.text.folder), config.text.max_tokens)
     drafts = unet.config.draft_channels > 0 and (stage_run(run, "prior") / "last.safetensors").exists()
     return ModelBundle(

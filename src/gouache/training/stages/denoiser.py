@@ -41,14 +41,19 @@ class DenoiserTraining(Stage[UNet]):
         quantizer: Quantizer | None,
         vae: AutoencoderKL | None,
         seed: int,
+        *,
+        start: UNet | None = None,
     ) -> None:
         super().__init__()
         self.config, self.data, self.held_out, self.seed = config, data, held_out, seed
         self.order = Shuffled(len(data), seed)
         self.schedule = make_noise_schedule(**config.denoiser.schedule.model_dump())
         self.chain = _chain_of(config, self.schedule)
-        self.trained = UNet(config.network)
-        self.trained.zero_residual_ends()
+        self.trained = start if start is not None else UNet(config.sizes)
+        if start is None:
+            self.trained.zero_residual_ends()
+        for name, parameter in self.trained.named_parameters():
+            parameter.requires_grad_(not name.startswith(config.freeze) if config.freeze else True)
         self.trained.set_gradient_checkpointing(config.gradient_checkpointing)
         self.quantizer, self.vae = quantizer, vae
         self.freeze(*(name for name in ("quantizer", "vae") if getattr(self, name) is not None))
@@ -125,10 +130,13 @@ class DenoiserTraining(Stage[UNet]):
         alpha, std = (value.to(batch["x0"].dtype) for value in alpha_and_std(sigma, self.schedule.path))
         shown = batch["eps"] + batch["perturbation"] if "perturbation" in batch else batch["eps"]
         x_t = alpha.view(-1, 1, 1, 1) * batch["x0"] + std.view(-1, 1, 1, 1) * shown
+        if self.config.freeze and torch.is_grad_enabled():
+            # torch 2.13 crashes in the backward pass of a channels-last group norm whose input needs no gradient.
+            x_t.requires_grad_()
         text = TextStates(batch["context"], batch["mask"], batch["pooled"])
         prediction = network(
             x_t, self.schedule.sigma_to_t(sigma).to(x_t.dtype), text.context, context_mask=text.mask,
-            pooled=text.pooled if self.config.network.pooled_width else None, draft=self._draft(batch),
+            pooled=text.pooled if self.config.sizes.pooled_width else None, draft=self._draft(batch),
         )  # fmt: skip
         mean, interpolation = prediction.to(x_t.dtype), None
         if self.chain is not None:
@@ -155,11 +163,11 @@ class DenoiserTraining(Stage[UNet]):
 
 def _chain_of(config: DenoiserStage, schedule: NoiseSchedule) -> ForwardProcess | None:
     """The chain whose variance is learned; none if it is not."""
-    learned, doubled = config.denoiser.learned_variance, config.network.out_channels == 2 * config.network.in_channels
+    learned, doubled = config.denoiser.learned_variance, config.sizes.out_channels == 2 * config.sizes.in_channels
     if learned != doubled or (learned and schedule.path != "vp"):
         raise ConfigError(
             "denoiser.network.out_channels",
-            given=f"{config.network.out_channels} with learned_variance = {learned} on a {schedule.path} schedule",
+            given=f"{config.sizes.out_channels} with learned_variance = {learned} on a {schedule.path} schedule",
             expected="twice in_channels on a variance-preserving schedule if the variance is learned, else in_channels",
         )
     return ForwardProcess(schedule) if learned else None
