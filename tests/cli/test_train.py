@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+
+from gouache.checkpoints.format import load_tensors
 
 CONFIG = """
 [data]
@@ -68,6 +73,31 @@ def test_a_stage_trains_is_summed_up_and_goes_on(place: Path) -> None:
     assert summary["images_seen"] == 16
     with Image.open(summary["curves"]) as curves:
         assert curves.width == 900
+
+
+def test_a_run_killed_at_any_moment_ends_as_the_one_that_was_not(place: Path) -> None:
+    """Kill -9 twice, between or amid the checkpoints that follow every step; the end is the same, bit for bit."""
+    config = place / "often.toml"
+    config.write_text(CONFIG.replace("images = 16", "images = 240\ncheckpoint_minutes = 1e-9"))
+    arguments = ("train", "vae", "--config", config, "--data", place / "set", "--out")
+    command = [sys.executable, "-m", "gouache", *map(str, arguments), str(place / "killed")]
+    saved = place / "killed" / "vae" / "checkpoints"
+    for images in (24, 120):
+        process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if max((int(path.stem) for path in saved.glob("*.safetensors")), default=0) >= images:
+                break
+            time.sleep(0.01)
+        process.kill()
+        process.wait()
+    assert process.returncode == -signal.SIGKILL, "the second run ended before it was killed"
+    assert gouache(*arguments, place / "killed").returncode == 0
+    assert gouache(*arguments, place / "whole").returncode == 0
+    last = "vae/checkpoints/000000000240.safetensors"
+    killed, whole = (load_tensors(place / run / last) for run in ("killed", "whole"))
+    assert killed.keys() == whole.keys()
+    assert all(torch.equal(killed[name], whole[name]) for name in whole)
 
 
 @pytest.mark.parametrize(
