@@ -143,13 +143,13 @@ def test_a_retry_paints_nothing_twice(server: Server) -> None:
 
 def test_a_client_that_gives_up_and_retries_gets_the_first_job(server: Server) -> None:
     url = f"{server.url}/v1"
-    with openai.OpenAI(base_url=url, api_key="none", max_retries=2, timeout=0.4) as impatient:
+    with openai.OpenAI(base_url=url, api_key="none", max_retries=2, timeout=0.2) as impatient:
         reply = impatient.with_options(timeout=20.0).images.generate(
             prompt="patience", size="32x32", extra_body={"steps": 2}
         )
         assert reply.data
         with pytest.raises(openai.APITimeoutError):
-            impatient.images.generate(prompt="impatience", size="64x64", n=4, extra_body={"steps": 60})
+            impatient.images.generate(prompt="impatience", size="64x64", n=10, extra_body={"steps": 80})
     jobs = [job for job in server.studio.jobs.listing(source="openai") if '"impatience"' in job.request]
     assert len(jobs) == 1
     server.wait(jobs[0].id)
