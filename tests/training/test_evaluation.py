@@ -12,12 +12,13 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from gouache.checkpoints.hub import file_sha256
 from gouache.checkpoints.save import bundle_to_write, write_model
 from gouache.cli.eval import read_steps
 from gouache.cli.main import app
 from gouache.data.captions import canonical_caption
 from gouache.data.scenes import Scenes
-from gouache.data.stickers import Sticker, StickerManifest, Stickers, file_sha256
+from gouache.data.stickers import Sticker, StickerManifest, Stickers
 from gouache.errors import DataError, GouacheError, InvalidInput, ModelNotFound
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults, SentenceEncoderConfig, UNetConfig, VAEConfig

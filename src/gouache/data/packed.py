@@ -20,10 +20,11 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from gouache.checkpoints.hub import file_sha256
 from gouache.config import Config
 from gouache.data.buckets import Bucket, fit_to_bucket, nearest_bucket
 from gouache.data.readers import ReadReport, read_pictures
-from gouache.data.stickers import HELD_OUT_ONE_IN, Split, file_sha256
+from gouache.data.stickers import HELD_OUT_ONE_IN, Split
 from gouache.data.stream import Example
 from gouache.data.vectors import Picture
 from gouache.errors import DataError

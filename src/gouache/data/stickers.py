@@ -11,7 +11,6 @@ Layout of the folder (everything but the pictures is text or a zip, readable wit
 
 from __future__ import annotations
 
-import hashlib
 import json
 import zipfile
 import zlib
@@ -22,6 +21,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from gouache.checkpoints.hub import file_sha256
 from gouache.config import Config
 from gouache.data.vectors import Picture, render_source
 from gouache.errors import DataError, unknown_name
@@ -209,12 +209,6 @@ def read_manifest(folder: Path) -> StickerManifest:
         given = f"{manifest.recipe} version {manifest.recipe_version}"
         raise DataError(str(path), given=given, expected=f"{RECIPE} version {RECIPE_VERSION}", cure=REBUILD)
     return manifest
-
-
-def file_sha256(path: Path) -> str:
-    """Hexadecimal sha256 of a file."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _read_records(path: Path) -> list[Sticker]:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from gouache.checkpoints.hub import file_sha256
 from gouache.data.credits import Credit, write_credits
 from gouache.data.packages import Package, members, tarballs
 from gouache.data.stickers import (
@@ -23,7 +24,6 @@ from gouache.data.stickers import (
     SourcePackage,
     Sticker,
     StickerManifest,
-    file_sha256,
     read_manifest,
 )
 from gouache.data.vectors import render_source, svg_document

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gouache.checkpoints.format import load_tensors
 from gouache.checkpoints.header import read_header
+from gouache.checkpoints.hub import file_sha256
 from gouache.checkpoints.load import load_bundle
 from gouache.errors import DataError, MissingDependency, TrainingError
 from gouache.models.configs import SentenceEncoderConfig, VAEConfig
@@ -180,14 +181,6 @@ def load_text(folder: Path, max_tokens: int) -> tuple[TextStack, str]:
     vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")[: config.vocabulary_size]
     stack = TextStack.of_sentences(encoder.eval().requires_grad_(False), vocabulary)
     return stack, file_sha256(path)
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a whole file, in hexadecimal."""
-    import hashlib
-
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _own_encoders(config: TrainConfig, run: Path, vae: AutoencoderKL) -> Encoders:
