@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from gouache.errors import InvalidInput, ShapeMismatch
 from gouache.models.configs import PriorConfig
 from gouache.models.quantizer import Quantizer
+from gouache.nn.attention import attend_heads, key_mask
 from gouache.nn.dropout import Dropout
 
 __all__ = ["Draw", "Prior", "PriorConfig", "inverse_transform", "prior_inputs", "truncate"]
@@ -75,7 +76,7 @@ class Layer(nn.Module):
         q, k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in self.qkv(self.norm1(x)).chunk(3, dim=2))
         if cache is not None:
             k, v = torch.cat([cache[0], k], dim=2), torch.cat([cache[1], v], dim=2)
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)  # [B,H,N,W/H]
+        h = attend_heads(q, k, v, mask=mask)  # [B,H,N,W/H]
         x = x + self.drop(self.out(h.transpose(1, 2).flatten(2)))
         if self.cross is not None and text is not None:
             x = x + self.drop(self.cross(x, text, text_mask))
@@ -94,7 +95,7 @@ class CrossAttention(nn.Module):
     def forward(self, x: Tensor, text: Tensor, mask: Tensor | None) -> Tensor:
         q = self.q(self.norm(x)).unflatten(2, (self.heads, -1)).transpose(1, 2)
         k, v = (t.unflatten(2, (self.heads, -1)).transpose(1, 2) for t in self.kv(text).chunk(2, dim=2))
-        h = F.scaled_dot_product_attention(q, k, v, attn_mask=None if mask is None else mask[:, None, None])
+        h = attend_heads(q, k, v, mask=key_mask(mask))
         out: Tensor = self.out(h.transpose(1, 2).flatten(2))
         return out
 

@@ -9,6 +9,10 @@ from torch import Tensor, nn
 from gouache.nn.linear import Linear
 
 
+LARGEST_PLAIN = 2**20
+"""Most scores of one head that are kept whole for the backward pass."""
+
+
 def attend(
     query: Tensor,
     key: Tensor,
@@ -35,11 +39,45 @@ def attend(
         [B, N, heads * d].
     """
     q, k, v = (_split_heads(tensor, heads) for tensor in (query, key, value))  # [B, heads, N or M, d]
-    if causal or slice_size <= 0 or slice_size >= q.shape[2]:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
-    else:
+    if not causal and 0 < slice_size < q.shape[2]:
         out = _attend_in_slices(q, k, v, mask, slice_size)
+    else:
+        out = attend_heads(q, k, v, mask=mask, causal=causal)
     return out.transpose(1, 2).flatten(2)  # [B, N, heads * d]
+
+
+def attend_heads(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None, causal: bool = False) -> Tensor:
+    """softmax(Q K^T / sqrt(d)) V, head by head, by the kernel that is faster.
+
+    Args:
+        q: [B, heads, N, d].
+        k, v: [B, heads, M, d].
+        mask, causal: as in `attend`.
+
+    Returns:
+        [B, heads, N, d].
+    """
+    if not causal and _plain_is_faster(q, k):
+        return _attend_plainly(q, k, v, mask)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
+
+
+def _plain_is_faster(q: Tensor, k: Tensor) -> bool:
+    """Training in bfloat16 on a CPU: the backward pass of torch's fused kernel takes up to ten times as long there."""
+    return (
+        q.is_cpu
+        and q.dtype == torch.bfloat16
+        and torch.is_grad_enabled()
+        and q.requires_grad
+        and q.shape[2] * k.shape[2] <= LARGEST_PLAIN
+    )
+
+
+def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # [B, heads, N, M]
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.to(scores.dtype)
+    return scores.softmax(-1) @ v
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:
