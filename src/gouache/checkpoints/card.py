@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gouache.checkpoints.detect import CONFIG_KEY, Identity, Part
 from gouache.checkpoints.header import Header, read_header
+from gouache.checkpoints.int8 import dequantised_header
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint
 from gouache.models.configs import (
@@ -55,6 +56,8 @@ class ModelCard(Config):
     defaults: GenerationDefaults = GenerationDefaults()
     parts: tuple[PartCard, ...] = ()
     """For a folder: its files. Empty for one file."""
+    int8: tuple[str, ...] = ()
+    """Parts whose matrices are stored in int8 with a scale a row; see `int8`."""
     description: str = ""
     licence: str = ""
 
@@ -107,6 +110,8 @@ def identify_folder(folder: Path, card: ModelCard) -> Identity:
                 expected=f"{part.sha256[:16]}, as {CARD_FILE} records",
                 cure="The folder mixes files of two models; copy it again.",
             )
+        if name in card.int8:
+            header = dequantised_header(header, ("",))
         config = part_config(name, header.metadata.get("config", "{}"), str(header.path))
         parts[name] = Part(name, header, "", "ours", config)
     return _identity(card, parts)
@@ -115,6 +120,8 @@ def identify_folder(folder: Path, card: ModelCard) -> Identity:
 def identify_file(header: Header, card: ModelCard) -> Identity:
     """What one file in the own format holds; every part that its metadata has a config of."""
     parts = {}
+    if card.int8:
+        header = dequantised_header(header, [f"{name}." for name in card.int8])
     for name in PARTS:
         text = header.metadata.get(CONFIG_KEY + name)
         if text is not None:

@@ -100,8 +100,9 @@ class Part:
 
     @property
     def dtypes(self) -> tuple[str, ...]:
-        """The types of its tensors, most frequent first."""
-        names = [info.dtype for info in self.tensors().values()]
+        """The types in which its tensors are stored, most frequent first."""
+        int8 = part_tensors(dict.fromkeys(self.header.int8, TensorInfo("I8", ())), self.prefix)
+        names = [(int8.get(name) or info).dtype for name, info in self.tensors().items()]
         return tuple(sorted(set(names), key=names.count, reverse=True))
 
 

@@ -66,6 +66,7 @@ class Header:
         metadata: the file's own strings.
         data_start: offset of the first tensor's bytes in the file.
         files: the shards, where the tensors lie in several files; `path` is their folder then.
+        int8: tensors that are stored in int8 with a scale a row, and read in the type that `tensors` says.
     """
 
     path: Path
@@ -73,6 +74,7 @@ class Header:
     metadata: Mapping[str, str] = field(default_factory=dict)
     data_start: int = 0
     files: tuple[Path, ...] = ()
+    int8: frozenset[str] = frozenset()
 
 
 def read_header(path: str | Path) -> Header:

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from gouache.checkpoints.detect import Part, left_out_reason
 from gouache.checkpoints.format import TORCH_DTYPES, WeightSource
 from gouache.checkpoints.header import Header, TensorInfo
+from gouache.checkpoints.int8_weights import Int8Source
 from gouache.checkpoints.keymaps import THIRDS, Change, Speller, Spelling, speller
 from gouache.checkpoints.opening import open_source
 from gouache.config import Config
@@ -270,7 +271,8 @@ def _check_finite(tensor: Tensor, name: str, where: str, dtype: torch.dtype | No
 def open_part(header: Header) -> WeightSource:
     """Open the file, or all shards, that a header describes, as one source."""
     sources = [open_source(file) for file in header.files or (header.path,)]
-    return sources[0] if len(sources) == 1 else _Shards(header, sources)
+    source = sources[0] if len(sources) == 1 else _Shards(header, sources)
+    return Int8Source(source, header) if header.int8 else source
 
 
 class _Shards:

@@ -24,6 +24,8 @@ from gouache.checkpoints.card import CARD_FILE, CARD_KEY, VOCABULARY_FILE, VOCAB
 from gouache.checkpoints.detect import CONFIG_KEY
 from gouache.checkpoints.format import atomic_write, dtype_name, write_json, write_tensors
 from gouache.checkpoints.header import TensorInfo
+from gouache.checkpoints.int8 import SCALE, is_matrix
+from gouache.checkpoints.int8_weights import quantise
 from gouache.checkpoints.keymaps import THIRDS, Change, speller
 from gouache.checkpoints.noise_table import ALPHAS_CUMPROD, ZERO_TERMINAL_SNR, records_nothing_else, table_to_record
 from gouache.config import Config
@@ -67,7 +69,7 @@ class NetworkToWrite:
 class ModelToWrite:
     """A whole model on its way to the disk; `networks` by the part's name.
 
-    `description` and `licence` are kept by the own format only.
+    `description`, `licence` and `int8` (parts whose matrices are stored in int8) are kept by the own format only.
     """
 
     family: str
@@ -79,6 +81,7 @@ class ModelToWrite:
     vocabulary: tuple[str, ...] = ()
     description: str = ""
     licence: str = ""
+    int8: tuple[str, ...] = ()
 
 
 def network_to_write(config: Config, network: nn.Module) -> NetworkToWrite:
@@ -86,6 +89,22 @@ def network_to_write(config: Config, network: nn.Module) -> NetworkToWrite:
     state = network.state_dict()
     infos = {name: TensorInfo(dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in state.items()}
     return NetworkToWrite(config, infos, lambda name: state[name])
+
+
+def in_int8(network: NetworkToWrite) -> NetworkToWrite:
+    """The same network with its matrices in int8 and a scale for each row; see `int8`."""
+    matrices = {name: info for name, info in network.infos.items() if is_matrix(name, info)}
+    infos = dict(network.infos)
+    for name, info in matrices.items():
+        infos |= {name: TensorInfo("I8", info.shape), name + SCALE: TensorInfo(info.dtype, (info.shape[0], 1))}
+
+    def tensor_of(name: str) -> Tensor:
+        if name in matrices:
+            return quantise(network.tensor_of(name))[0]
+        matrix = name.removesuffix(SCALE)
+        return quantise(network.tensor_of(matrix))[1] if matrix in matrices else network.tensor_of(name)
+
+    return NetworkToWrite(network.config, infos, tensor_of)
 
 
 def bundle_to_write(bundle: ModelBundle, variant: str = "base") -> ModelToWrite:
@@ -124,7 +143,7 @@ def write_model(model: ModelToWrite, path: str | Path, to: Format) -> Path:
 
     Raises:
         UnknownName: `to` is no format.
-        InvalidInput: something is at `path` already.
+        InvalidInput: something is at `path` already, or parts in int8 that are none or that the format can't hold.
         IncompatibleCheckpoint: the format has no words for this model.
     """
     path = Path(path)
@@ -133,6 +152,10 @@ def write_model(model: ModelToWrite, path: str | Path, to: Format) -> Path:
     if path.exists():
         raise InvalidInput(
             str(path), given="something there already", expected="a new path", cure="Name another, or remove it."
+        )
+    if unknown := sorted(set(model.int8) - set(model.networks if to == "gouache" else ())):
+        raise InvalidInput(
+            "int8", given=", ".join(unknown), expected=f"some of {', '.join(model.networks)}, in gouache's own format"
         )
     path.parent.mkdir(parents=True, exist_ok=True)
     if to == "single-file":
@@ -160,9 +183,14 @@ def _new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
+def _stored(model: ModelToWrite) -> dict[str, NetworkToWrite]:
+    """The networks as the own format holds them."""
+    return {name: in_int8(network) if name in model.int8 else network for name, network in model.networks.items()}
+
+
 def _write_own_folder(model: ModelToWrite, folder: Path) -> None:
     parts = []
-    for name, network in model.networks.items():
+    for name, network in _stored(model).items():
         metadata = {"component": name, "config": network.config.to_json()}
         sha256 = write_tensors(folder / f"{name}.safetensors", network.infos, network.tensor_of, metadata)
         parts.append(PartCard(name=name, file=f"{name}.safetensors", sha256=sha256))
@@ -173,11 +201,12 @@ def _write_own_folder(model: ModelToWrite, folder: Path) -> None:
 
 
 def _write_own_file(model: ModelToWrite, path: Path) -> None:
-    infos = {f"{part}.{name}": info for part, network in model.networks.items() for name, info in network.infos.items()}
+    networks = _stored(model)
+    infos = {f"{part}.{name}": info for part, network in networks.items() for name, info in network.infos.items()}
 
     def tensor_of(name: str) -> Tensor:
         part, _, inner = name.partition(".")
-        return model.networks[part].tensor_of(inner)
+        return networks[part].tensor_of(inner)
 
     metadata = {CARD_KEY: _card(model, ()).to_json(), **_config_metadata(model)}
     if model.vocabulary:
@@ -194,6 +223,7 @@ def _card(model: ModelToWrite, parts: tuple[PartCard, ...]) -> ModelCard:
         denoiser=model.denoiser,
         defaults=model.defaults,
         parts=parts,
+        int8=model.int8,
         description=model.description,
         licence=model.licence,
     )

@@ -59,23 +59,6 @@ def runs(
         typer.echo(f"  curves: {summary['curves']}")
 
 
-def pack(
-    run: Annotated[Path, typer.Argument(help="Folder of a run, as given to gouache train --out.")],
-    out: Annotated[Path, typer.Argument(help="Folder of the model to write; must not be there yet.")],
-    config: Annotated[Path, typer.Option(help="The TOML file the run was trained with.")],
-    dtype: Annotated[str, typer.Option(help="fp16, bf16 or fp32.")] = "fp16",
-    name: Annotated[str, typer.Option(help="The model's name.")] = "pocket",
-) -> None:
-    """Put the results of all stages together as one model, for gouache paint --model.
-
-    Example: gouache pack runs/pocket models/mine --config recipes/pocket.toml
-    """
-    from gouache.training.config import read_config
-    from gouache.training.pack import pack as pack_run
-
-    typer.echo(pack_run(read_config(config, "denoiser"), run, out, dtype=dtype, name=name))
-
-
 def _stop_on_signals() -> list[int]:
     """A list that holds the signal once SIGINT or SIGTERM asks for the end."""
     received: list[int] = []

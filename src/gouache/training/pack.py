@@ -29,7 +29,9 @@ from gouache.training.config import TrainConfig
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
-def pack(config: TrainConfig, run: Path, out: Path, *, dtype: str = "fp16", name: str = "pocket") -> Path:
+def pack(
+    config: TrainConfig, run: Path, out: Path, *, dtype: str = "fp16", int8: tuple[str, ...] = (), name: str = "pocket"
+) -> Path:
     """Write the model that a training has come to.
 
     The prior and the quantizer go along if both stages have results and the U-Net takes a draft.
@@ -39,11 +41,12 @@ def pack(config: TrainConfig, run: Path, out: Path, *, dtype: str = "fp16", name
         run: its folder.
         out: the model's folder; must not be there yet.
         dtype: "fp16", "bf16" or "fp32".
+        int8: parts whose matrices are stored in int8 with a scale a row, for example ("text_encoder", "prior").
         name: the model's name.
 
     Raises:
         TrainingError: a stage has no result.
-        InvalidInput: an unknown dtype, or `out` is there already.
+        InvalidInput: an unknown dtype or part, or `out` is there already.
     """
     if dtype not in DTYPES:
         raise InvalidInput("dtype", given=repr(dtype), expected=f"one of {', '.join(DTYPES)}")
@@ -51,7 +54,7 @@ def pack(config: TrainConfig, run: Path, out: Path, *, dtype: str = "fp16", name
     for part in (bundle.unet, bundle.vae, bundle.text, bundle.prior, bundle.quantizer):
         if part is not None:
             part.to(DTYPES[dtype])
-    return write_model(bundle_to_write(bundle), out, "gouache")
+    return write_model(replace(bundle_to_write(bundle), int8=int8), out, "gouache")
 
 
 def assemble_bundle(config: TrainConfig, run: Path, name: str) -> ModelBundle:

@@ -1,0 +1,29 @@
+"""`gouache pack`: the results of a training as one model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def pack(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, as given to gouache train --out.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the model to write; must not be there yet.")],
+    config: Annotated[Path, typer.Option(help="The TOML file the run was trained with.")],
+    dtype: Annotated[str, typer.Option(help="fp16, bf16 or fp32.")] = "fp16",
+    int8: Annotated[
+        str, typer.Option(help="Parts whose matrices are stored in int8, with commas: text_encoder,prior.")
+    ] = "",
+    name: Annotated[str, typer.Option(help="The model's name.")] = "pocket",
+) -> None:
+    """Put the results of all stages together as one model, for gouache paint --model.
+
+    Example: gouache pack runs/pocket models/mine --config recipes/pocket.toml
+    """
+    from gouache.training.config import read_config
+    from gouache.training.pack import pack as pack_run
+
+    parts = tuple(part.strip() for part in int8.split(",") if part.strip())
+    typer.echo(pack_run(read_config(config, "denoiser"), run, out, dtype=dtype, int8=parts, name=name))
