@@ -20,6 +20,10 @@ def serve(
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; a card if there is one.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads of a worker; 0 leaves the choice to torch.")] = 0,
     page: Annotated[bool, typer.Option(help="Serve the web page at /.")] = True,
+    search_tower: Annotated[
+        Path | None, typer.Option(help="What `gouache train clip` left, to search pictures by what they show.")
+    ] = None,
+    admin: Annotated[list[str] | None, typer.Option(help="User who may train and fetch models, beside admin.")] = None,
     new_token: Annotated[str | None, typer.Option(help="Make a token for this user, print it once, leave.")] = None,
     new_user: Annotated[str | None, typer.Option(help="Make an account; the password is asked for. Leave.")] = None,
 ) -> None:
@@ -33,6 +37,8 @@ def serve(
     settings = make_settings(
         data=data, host=host, port=port, store=store, models=tuple(models or ()), default_model=model,
         allowed_hosts=tuple(allow_host or ()), workers=workers, device=device, threads=threads, page=page,
+        admins=tuple(admin or ()),
+        search_tower=search_tower,
     )  # fmt: skip
     studio = Studio(settings)
     if new_token is not None:

@@ -12,8 +12,9 @@ from fastapi.responses import StreamingResponse
 
 from gouache.errors import NotFound
 from gouache.serve.access import owner_of, studio_of
+from gouache.serve.bell import within
 from gouache.serve.job import FINISHED, Job
-from gouache.serve.studio import Studio, within
+from gouache.serve.studio import Studio
 from gouache.serve.views import JobIn, Jobs, JobView, Sequence, State, job_view
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Annotated, Literal
 
 from fastapi import APIRouter, Query, Request, Response
@@ -16,12 +17,16 @@ from gouache.pipeline.pixels import read_picture
 from gouache.pipeline.recipe import Recipe
 from gouache.serve.access import owner_of, studio_of
 from gouache.serve.admission import UPSCALERS
+from gouache.serve.meaning import Found
+from gouache.serve.pictures import Wanted
 from gouache.serve.settings import Limits
+from gouache.serve.studio import Studio
 from gouache.serve.views import (
     Attachment,
     Board,
     BoardIn,
     Change,
+    Compared,
     Model,
     Models,
     Pictures,
@@ -50,9 +55,10 @@ class Capabilities(Config):
 
 
 @router.get("/pictures")
-def search(
+async def search(
     request: Request,
     q: Annotated[Plain, Query(description="Words that the prompt must have.")] = "",
+    meaning: Annotated[Plain, Query(description="What the pictures should show; the nearest come first.")] = "",
     tag: Annotated[Plain | None, Query()] = None,
     board: Annotated[Plain | None, Query()] = None,
     starred: bool | None = None,
@@ -60,13 +66,29 @@ def search(
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     before: Annotated[Sequence | None, Query()] = None,
 ) -> Pictures:
-    """Your pictures, newest first."""
-    gallery = studio_of(request).pictures
-    found = gallery.search(
-        owner=owner_of(request), words=q, tag=tag, board=board, starred=starred, deleted=deleted, limit=limit,
-        before=before,
-    )  # fmt: skip
-    return Pictures(pictures=tuple(picture_view(picture, gallery.tags_of(picture.id)) for picture in found))
+    """Your pictures, newest first; with `meaning`, by what they show."""
+    studio = studio_of(request)
+    wanted = Wanted(
+        owner=owner_of(request), words=q, tag=tag, board=board, starred=starred, deleted=deleted, before=before
+    )
+    if not meaning.strip():
+        return await asyncio.to_thread(_newest, studio, wanted, limit)
+    found = await studio.meaning.search(meaning, wanted, limit=limit)
+    return await asyncio.to_thread(_nearest, studio, found)
+
+
+def _newest(studio: Studio, wanted: Wanted, limit: int) -> Pictures:
+    found = studio.pictures.find(wanted, limit)
+    tags = studio.pictures.tags_of_all([picture.id for picture in found])
+    return Pictures(pictures=tuple(picture_view(picture, tags[picture.id]) for picture in found))
+
+
+def _nearest(studio: Studio, found: Found) -> Pictures:
+    tags = studio.pictures.tags_of_all([picture.id for picture, _ in found.pictures])
+    return Pictures(
+        pictures=tuple(picture_view(picture, tags[picture.id], score) for picture, score in found.pictures),
+        meaning=Compared(by=found.compared, model=found.model),
+    )
 
 
 @router.get("/pictures/{picture_id}")
@@ -187,5 +209,5 @@ def capabilities(request: Request) -> Capabilities:
         samplers=tuple(SAMPLER_INFOS),
         schedules=tuple(SCHEDULE_INFOS),
         upscalers=UPSCALERS,
-        features=("idempotency", "previews", "events", "attachments", "boards", "tags", "presets"),
+        features=("idempotency", "previews", "events", "attachments", "boards", "tags", "presets", "meaning"),
     )

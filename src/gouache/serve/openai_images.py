@@ -19,6 +19,7 @@ from gouache.pipeline.metadata import encode_picture, read_texts
 from gouache.pipeline.pixels import read_picture
 from gouache.pipeline.request import Request as Paint
 from gouache.serve.access import owner_of, studio_of
+from gouache.serve.bell import within
 from gouache.serve.job import FINISHED, Job
 from gouache.serve.jobs import fingerprint_of
 from gouache.serve.openai_fields import (
@@ -38,7 +39,7 @@ from gouache.serve.outcome import raise_unless_painted
 from gouache.serve.pictures import Picture
 from gouache.serve.replies import PlainJson, in_words_of, openai_error, status_of
 from gouache.serve.security import seal
-from gouache.serve.studio import Studio, within
+from gouache.serve.studio import Studio
 from gouache.serve.worker import complaint
 
 router = APIRouter(prefix="/v1/images", tags=["openai"])

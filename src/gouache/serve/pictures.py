@@ -8,15 +8,21 @@ import uuid
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
+from typing import Any
 
-from sqlalchemy import ColumnElement, delete, func, insert, select, update
+import numpy as np
+from numpy.typing import NDArray
+from sqlalchemy import ColumnElement, Select, delete, func, insert, select, update
 
 from gouache.errors import NotFound
 from gouache.pipeline.recipe import Recipe
 from gouache.serve.database import Database, insert_missing
 from gouache.serve.job import Job
-from gouache.serve.tables import boards, pictures, tags
+from gouache.serve.tables import boards, meanings, pictures, tags
 
+MOST_COMPARED = 100_000
+"""Pictures that a search by meaning compares: the newest that fit the other conditions."""
+_AT_ONCE = 8192
 UNDO_SECONDS = 30 * 24 * 3600
 """A deleted picture's file is kept so long."""
 
@@ -50,6 +56,45 @@ class Picture:
 
 
 _COLUMNS = [pictures.c[field.name] for field in fields(Picture)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """Which pictures to list; every condition that is given must hold.
+
+    Attributes:
+        owner: whose; None for anybody's.
+        words: each must stand in the prompt, in any case.
+        tag, board, starred: as the user marked them.
+        deleted: those that were deleted instead.
+        before: only pictures with a smaller `seq`, to go on from a page.
+    """
+
+    owner: str | None = None
+    words: str = ""
+    tag: str | None = None
+    board: str | None = None
+    starred: bool | None = None
+    deleted: bool = False
+    before: int | None = None
+
+    def clauses(self) -> list[ColumnElement[bool]]:
+        """The conditions in SQL."""
+        found: list[ColumnElement[bool]] = [
+            pictures.c.deleted.is_not(None) if self.deleted else pictures.c.deleted.is_(None)
+        ]
+        if self.owner is not None:
+            found.append(pictures.c.owner == self.owner)
+        found += [pictures.c.prompt.icontains(word, autoescape=True) for word in self.words.split()[:20]]
+        if self.tag is not None:
+            found.append(pictures.c.id.in_(select(tags.c.picture).where(tags.c.tag == self.tag)))
+        if self.board is not None:
+            found.append(pictures.c.board == self.board)
+        if self.starred is not None:
+            found.append(pictures.c.starred == self.starred)
+        if self.before is not None:
+            found.append(pictures.c.seq < self.before)
+        return found
 
 
 def picture_id(job: Job, number: int) -> str:
@@ -113,23 +158,54 @@ class Pictures:
         limit: int = 50,
         before: int | None = None,
     ) -> list[Picture]:
-        """Pictures, newest first, whose prompt has every one of the words, in any case."""
-        clauses: list[ColumnElement[bool]] = [
-            pictures.c.deleted.is_not(None) if deleted else pictures.c.deleted.is_(None)
-        ]
-        if owner is not None:
-            clauses.append(pictures.c.owner == owner)
-        clauses += [pictures.c.prompt.icontains(word, autoescape=True) for word in words.split()[:20]]
-        if tag is not None:
-            clauses.append(pictures.c.id.in_(select(tags.c.picture).where(tags.c.tag == tag)))
-        if board is not None:
-            clauses.append(pictures.c.board == board)
-        if starred is not None:
-            clauses.append(pictures.c.starred == starred)
-        if before is not None:
-            clauses.append(pictures.c.seq < before)
-        query = select(*_COLUMNS).where(*clauses).order_by(pictures.c.seq.desc()).limit(limit)
+        """Pictures, newest first; conditions as in `Wanted`."""
+        wanted = Wanted(owner=owner, words=words, tag=tag, board=board, starred=starred, deleted=deleted, before=before)
+        return self.find(wanted, limit)
+
+    def find(self, wanted: Wanted, limit: int) -> list[Picture]:
+        """Pictures, newest first."""
+        query = select(*_COLUMNS).where(*wanted.clauses()).order_by(pictures.c.seq.desc()).limit(limit)
         return [Picture(**row._mapping) for row in self.database.rows(query)]
+
+    def nearest(
+        self, vector: NDArray[np.float32], space: str, wanted: Wanted, limit: int
+    ) -> list[tuple[Picture, float]]:
+        """The pictures whose stored vectors make the smallest angles with `vector`, nearest first.
+
+        Every vector is compared, of at most `MOST_COMPARED` pictures.
+
+        Args:
+            vector: of length 1, in the space. [D]
+            space: which vectors.
+            wanted: other conditions.
+            limit: how many at most.
+
+        Returns:
+            Pictures and cosines, -1..1.
+        """
+        query = (
+            select(meanings.c.picture, meanings.c.vector)
+            .join(pictures, pictures.c.id == meanings.c.picture)
+            .where(meanings.c.space == space, *wanted.clauses())
+            .order_by(pictures.c.seq.desc())
+            .limit(MOST_COMPARED)
+        )
+        names, scores = self._compared(query, vector)
+        best = np.argsort(-scores, kind="stable")[:limit]
+        scored = {names[k]: float(scores[k]) for k in best}
+        rows = self.database.rows(select(*_COLUMNS).where(pictures.c.id.in_(list(scored))))
+        found = {row.id: Picture(**row._mapping) for row in rows}
+        return [(found[name], score) for name, score in scored.items() if name in found]
+
+    def _compared(self, query: Select[Any], vector: NDArray[np.float32]) -> tuple[list[str], NDArray[np.float32]]:
+        names: list[str] = []
+        scores = [np.zeros(0, np.float32)]
+        with self.database.read() as connection:
+            for part in connection.execute(query).partitions(_AT_ONCE):
+                names += [row[0] for row in part]
+                matrix = np.frombuffer(b"".join(row[1] for row in part), np.float16)
+                scores.append(matrix.reshape(len(part), -1).astype(np.float32) @ vector)
+        return names, np.concatenate(scores)
 
     def count(self) -> int:
         """How many there are, deleted ones left out."""
@@ -140,6 +216,13 @@ class Pictures:
         """A picture's tags, sorted."""
         rows = self.database.rows(select(tags.c.tag).where(tags.c.picture == picture).order_by(tags.c.tag))
         return [row.tag for row in rows]
+
+    def tags_of_all(self, names: Sequence[str]) -> dict[str, list[str]]:
+        """Tags, sorted, by picture."""
+        found: dict[str, list[str]] = {name: [] for name in names}
+        for row in self.database.rows(select(tags).where(tags.c.picture.in_(names)).order_by(tags.c.tag)):
+            found[row.picture].append(row.tag)
+        return found
 
     def change(
         self,

@@ -27,6 +27,14 @@ class TookTooLong(StoreError):
     """The caller's wait is over; the job goes on."""
 
 
+class NotAllowed(StoreError):
+    """Somebody known asks for what is not theirs to do."""
+
+
+class NobodyAnswers(StoreError):
+    """No worker answered in time."""
+
+
 _STATUS: tuple[tuple[type[GouacheError], int], ...] = (
     (NotFound, 404),
     (Conflict, 409),
@@ -36,6 +44,8 @@ _STATUS: tuple[tuple[type[GouacheError], int], ...] = (
     (RecipeError, 422),
     (MissingDependency, 501),
     (TookTooLong, 504),
+    (NobodyAnswers, 503),
+    (NotAllowed, 403),
 )
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 409: "conflict_error",
           413: "invalid_request_error", 422: "invalid_request_error", 429: "rate_limit_error"}  # fmt: skip

@@ -12,6 +12,7 @@ import uvicorn
 
 from gouache.checkpoints.hub import data_folder, model_folders
 from gouache.errors import InvalidInput
+from gouache.serve.embedding import missing_tower
 from gouache.serve.logs import log_to_stderr
 from gouache.serve.settings import Settings
 from gouache.serve.studio import Studio
@@ -33,8 +34,12 @@ def make_settings(
     device: str | None,
     threads: int,
     page: bool,
+    admins: Sequence[str] = (),
+    search_tower: Path | None = None,
 ) -> Settings:
-    """Settings from the command line; errors as `Config.from_dict`."""
+    """Settings from the command line; errors as `Config.from_dict`, and `ModelNotFound` for missing towers."""
+    if search_tower is not None and not search_tower.expanduser().is_file():
+        raise missing_tower(search_tower)
     folder = (data or data_folder()).expanduser()
     shelves = [*model_folders(), *(path.expanduser() for path in models)]
     return Settings.from_dict(
@@ -42,6 +47,8 @@ def make_settings(
             "data": folder, "host": host, "port": port, "store": store, "models": tuple(shelves),
             "default_model": default_model, "allowed_hosts": tuple(allowed_hosts), "workers": workers,
             "device": device, "threads": threads, "page": page,
+            "admins": ("admin", *admins),
+            "search_tower": None if search_tower is None else search_tower.expanduser().resolve(),
         },
         where="serve",
     )  # fmt: skip

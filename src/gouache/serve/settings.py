@@ -74,6 +74,8 @@ class Settings(Config):
     """Longest time that A1111's and OpenAI's blocking calls wait; the job itself goes on."""
     page: bool = True
     """Serve the web page at /."""
+    search_tower: Path | None = None
+    """Towers of the training stage `clip`, for the search by meaning; without it what the shipped model has."""
     limits: Limits = Field(default_factory=Limits)
 
     @property

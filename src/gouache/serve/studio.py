@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -14,11 +13,13 @@ from gouache.errors import QueueFull
 from gouache.pipeline.request import Request
 from gouache.serve.accounts import Accounts
 from gouache.serve.admission import admit
+from gouache.serve.bell import Bell, within
 from gouache.serve.buckets import Buckets
 from gouache.serve.database import Database, upsert
 from gouache.serve.job import FINISHED, Job, Source
 from gouache.serve.jobs import Jobs, fingerprint_of
 from gouache.serve.leases import Leases
+from gouache.serve.meaning import Meaning
 from gouache.serve.pictures import Pictures
 from gouache.serve.settings import Settings
 from gouache.serve.shelf import Shelf
@@ -28,40 +29,6 @@ from gouache.serve.vault import Vault
 
 TWIN_SECONDS = 3600.0
 log = logging.getLogger("gouache.studio")
-
-
-class Bell:
-    """Wakes coroutines that wait for a job, from any thread."""
-
-    def __init__(self) -> None:
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._events: dict[str, asyncio.Event] = {}
-
-    def hang(self) -> None:
-        """Use the running loop."""
-        self._loop = asyncio.get_running_loop()
-
-    def ring(self, job_id: str = "") -> None:
-        """Wake those who wait for this job; without one, everybody."""
-        if self._loop is not None:
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._ring, job_id)
-
-    def _ring(self, job_id: str) -> None:
-        for name in [job_id] if job_id else list(self._events):
-            event = self._events.pop(name, None)
-            if event is not None:
-                event.set()
-
-    def ticket(self, job_id: str) -> asyncio.Event:
-        """Set at the next ring. Take it before looking at the job, so that no ring falls in between."""
-        return self._events.setdefault(job_id, asyncio.Event())
-
-
-async def within(event: asyncio.Event, seconds: float) -> None:
-    """Return when the event is set, or after so many seconds."""
-    with contextlib.suppress(TimeoutError):
-        await asyncio.wait_for(event.wait(), seconds)
 
 
 class Studio:
@@ -87,6 +54,7 @@ class Studio:
         self.bell = Bell()
         self.started = time.time()
         self.supervisor = Supervisor(settings, self.leases, self.bell.ring, worker_command)
+        self.meaning = Meaning(self.database, self.pictures, self.bell, self.supervisor.wake)
 
     def submit(
         self,

@@ -132,6 +132,25 @@ tags = Table(
     Column("tag", String(64), primary_key=True, index=True),
 )
 
+meanings = Table(
+    "meanings",
+    metadata,
+    Column("picture", String(40), ForeignKey("pictures.id", ondelete="CASCADE"), primary_key=True),
+    Column("space", String(80), primary_key=True),
+    Column("vector", LargeBinary, nullable=False),
+)
+
+questions = Table(
+    "questions",
+    metadata,
+    Column("id", String(64), primary_key=True),
+    Column("text", Text, nullable=False),
+    Column("created", Float, nullable=False, index=True),
+    Column("space", String(80)),
+    Column("vector", LargeBinary),
+    Column("error", Text),
+)
+
 presets = Table(
     "presets",
     metadata,

@@ -105,6 +105,8 @@ class PictureView(Config):
     """Path of the PNG."""
     thumbnail: str
     seq: int
+    score: float | None = None
+    """In a search by meaning: cosine with what was looked for, -1..1."""
 
 
 class Jobs(Config):
@@ -113,10 +115,21 @@ class Jobs(Config):
     jobs: tuple[JobView, ...]
 
 
+class Compared(Config):
+    """How a search by meaning was done."""
+
+    by: Literal["pictures", "prompts"]
+    """pictures: a picture tower looked at them; prompts: only the texts they were painted from were compared."""
+    model: str
+    """sha256 of the model that compared."""
+
+
 class Pictures(Config):
-    """A page of pictures, newest first."""
+    """A page of pictures, newest first; in a search by meaning nearest first."""
 
     pictures: tuple[PictureView, ...]
+    meaning: Compared | None = None
+    """Null unless it was a search by meaning."""
 
 
 class Change(Config):
@@ -189,13 +202,14 @@ def job_view(job: Job, pictures: list[str], position: int | None) -> JobView:
     )  # fmt: skip
 
 
-def picture_view(picture: Picture, tags: list[str]) -> PictureView:
+def picture_view(picture: Picture, tags: list[str], score: float | None = None) -> PictureView:
     """A picture for the native interface."""
     return PictureView(
         id=picture.id, job=picture.job, number=picture.number, created=picture.created, width=picture.width,
         height=picture.height, bytes=picture.bytes, sha256=picture.sha256, prompt=picture.prompt,
         seed=str(picture.seed), model=picture.model, starred=picture.starred, board=picture.board, tags=tuple(tags),
         file=f"/v1/pictures/{picture.id}/file", thumbnail=f"/v1/pictures/{picture.id}/thumbnail", seq=picture.seq,
+        score=None if score is None else round(score, 4),
     )  # fmt: skip
 
 

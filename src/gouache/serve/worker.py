@@ -16,13 +16,15 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 from PIL import Image
 
 from gouache.errors import GouacheError, StoreError
 from gouache.pipeline.events import Painted, Progress
 from gouache.serve.database import Database
+from gouache.serve.embedding import open_embedder
+from gouache.serve.index import Index
 from gouache.serve.job import Job
 from gouache.serve.leases import Leases
 from gouache.serve.logs import log_to_stderr
@@ -35,6 +37,7 @@ from gouache.serve.vault import Vault
 PROGRESS_SECONDS = 0.1
 PREVIEW_SECONDS = 0.5
 POLL_SECONDS = 0.25
+INDEX_EVERY = 16
 PREVIEW_SIDE = 512
 log = logging.getLogger("gouache.worker")
 
@@ -61,8 +64,9 @@ class Worker:
         self.name = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns():x}"
         database = Database(settings.store_url)
         self.database, self.leases, self.vault = database, Leases(database), Vault(settings.data)
-        self.shelf = Shelf(settings.models, database, settings.default_model)
+        self.shelf = Shelf(settings.shelves, database, settings.default_model)
         self.models = LoadedModels(open_model, settings.model_memory, settings.device)
+        self.index = Index(database, self.vault, lambda: open_embedder(settings.search_tower), tell)
         self.stop_at: float | None = None
         self.unload = threading.Event()
 
@@ -71,18 +75,44 @@ class Worker:
         if self.stop_at is None:
             self.stop_at = time.monotonic() + grace
 
-    def run(self, wait: Callable[[float], None]) -> None:
+    def run(self, wait: Callable[[float], bool]) -> None:
         """Work until `stop` is called.
 
         Args:
-            wait: sleeps up to so many seconds, or until there may be a job.
+            wait: sleeps up to so many seconds, or until there may be a job; tells whether it was woken.
         """
+        jobs = 0
         while self.stop_at is None:
             if self.unload.is_set():
                 self.unload.clear()
                 self.models.forget()
-            if not self.work_once():
-                wait(POLL_SECONDS)
+                self.index.forget()
+            if self.work_once():
+                jobs += 1
+            elif wait(POLL_SECONDS):
+                continue
+            else:
+                jobs = INDEX_EVERY
+            if jobs >= INDEX_EVERY:
+                # Nobody waits, or so many jobs came without a pause that the search would miss them for long.
+                jobs = INDEX_EVERY if self._index() else 0
+
+    def _index(self) -> bool:
+        try:
+            return self.index.catch_up()
+        except Exception:  # The search must never keep jobs from being painted.
+            log.exception("pictures without vectors")
+            return False
+
+    def answer_questions(self, wait: Callable[[float], bool]) -> None:
+        """Answer questions until `stop` is called; for a thread of its own."""
+        while self.stop_at is None:
+            try:
+                if self.index.answer():
+                    continue
+            except Exception:  # As above.
+                log.exception("questions without answers")
+            wait(POLL_SECONDS)
 
     def work_once(self) -> bool:
         """Take one job and bring it to an end; False if there was none."""
@@ -249,14 +279,19 @@ def main(open_model: OpenModel = open_pipeline) -> None:
     tell(f"ready {worker.name}")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stop(settings.grace))
-    bell = threading.Event()
-    threading.Thread(target=_listen, args=(worker, bell), daemon=True, name="parent").start()
+    bells = (threading.Event(), threading.Event())
+    threading.Thread(target=_listen, args=(worker, bells), daemon=True, name="parent").start()
+    threading.Thread(target=worker.answer_questions, args=(_waiting(bells[1]),), daemon=True, name="answers").start()
+    worker.run(_waiting(bells[0]))
 
-    def wait(seconds: float) -> None:
-        bell.wait(seconds)
+
+def _waiting(bell: threading.Event) -> Callable[[float], bool]:
+    def wait(seconds: float) -> bool:
+        rung = bell.wait(seconds)
         bell.clear()
+        return rung
 
-    worker.run(wait)
+    return wait
 
 
 def _first_line() -> str:
@@ -269,7 +304,7 @@ def _first_line() -> str:
     return line.decode("utf-8")
 
 
-def _listen(worker: Worker, bell: threading.Event) -> None:
+def _listen(worker: Worker, bells: Sequence[threading.Event]) -> None:
     """Ring at every byte; the end of standard input is the end of the parent."""
     while True:
         said = os.read(0, 4096)
@@ -277,9 +312,14 @@ def _listen(worker: Worker, bell: threading.Event) -> None:
             break
         if b"u" in said:
             worker.unload.set()
-        bell.set()
+        _ring(bells)
     worker.stop(worker.settings.grace)
-    bell.set()
+    _ring(bells)
+
+
+def _ring(bells: Sequence[threading.Event]) -> None:
+    for bell in bells:
+        bell.set()
 
 
 if __name__ == "__main__":
