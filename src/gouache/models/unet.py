@@ -15,6 +15,7 @@ from gouache.models.unet_blocks import BlockShape, Conditioning, DownLevel, Leve
 from gouache.nn.attention import key_mask
 from gouache.nn.elementwise import silu
 from gouache.nn.embeddings import EmbeddingMLP, sinusoidal_embedding
+from gouache.nn.group_norm import GroupNorm
 from gouache.nn.resnet import ResnetBlock, zero_
 from gouache.nn.transformer import SpatialTransformer, TransformerBlock
 
@@ -44,7 +45,7 @@ class UNet(nn.Module):
                 shape=_shape(config, last),
             )
         self.up_blocks = _up_levels(config, skip_channels)
-        self.conv_norm_out = nn.GroupNorm(config.norm_groups, config.channels[0])
+        self.conv_norm_out = GroupNorm(config.norm_groups, config.channels[0])
         self.conv_out = nn.Conv2d(config.channels[0], config.out_channels, 3, padding=1)
 
     def forward(
@@ -88,7 +89,7 @@ class UNet(nn.Module):
             hidden = self.mid_block(hidden, given)
         for up in self.up_blocks:
             hidden = up(hidden, given, skips)
-        out: Tensor = self.conv_out(silu(self.conv_norm_out(hidden)))
+        out: Tensor = self.conv_out(self.conv_norm_out(hidden, activate=True))
         return out
 
     def _embedding(self, timestep: Tensor, pooled: Tensor | None, dtype: torch.dtype) -> Tensor:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from gouache.nn.attention import Attention
-from gouache.nn.elementwise import add, silu
+from gouache.nn.elementwise import add
+from gouache.nn.group_norm import GroupNorm
 from gouache.nn.resnet import Downsample, ResnetBlock, Upsample
 
 EPS = 1e-6
@@ -40,7 +41,7 @@ class PixelAttention(Attention):
 
     def __init__(self, channels: int, groups: int) -> None:
         super().__init__(channels, heads=1, bias=True)
-        self.group_norm = nn.GroupNorm(groups, channels, eps=EPS)
+        self.group_norm = GroupNorm(groups, channels, eps=EPS)
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """x [B, C, h, w] -> [B, C, h, w]."""
@@ -100,7 +101,7 @@ class Encoder(nn.Module):
             down = Downsample(width, pad_end_only=True) if i < len(widths) - 1 else None
             self.down_blocks.append(CoderLevel(shape.resnets(before, width, shape.layers), down=down))
         self.mid_block = CoderMiddle(shape)
-        self.conv_norm_out = nn.GroupNorm(shape.groups, widths[-1], eps=EPS)
+        self.conv_norm_out = GroupNorm(shape.groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], channels_out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -108,7 +109,7 @@ class Encoder(nn.Module):
         x = self.conv_in(x)
         for block in self.down_blocks:
             x = block(x)
-        out: Tensor = self.conv_out(silu(self.conv_norm_out(self.mid_block(x))))
+        out: Tensor = self.conv_out(self.conv_norm_out(self.mid_block(x), activate=True))
         return out
 
 
@@ -124,7 +125,7 @@ class Decoder(nn.Module):
         for before, width, i in zip((widths[0], *widths), widths, range(len(widths)), strict=False):
             up = Upsample(width) if i < len(widths) - 1 else None
             self.up_blocks.append(CoderLevel(shape.resnets(before, width, shape.layers + 1), up=up))
-        self.conv_norm_out = nn.GroupNorm(shape.groups, widths[-1], eps=EPS)
+        self.conv_norm_out = GroupNorm(shape.groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], channels_out, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -132,5 +133,5 @@ class Decoder(nn.Module):
         x = self.mid_block(self.conv_in(x))
         for block in self.up_blocks:
             x = block(x)
-        out: Tensor = self.conv_out(silu(self.conv_norm_out(x)))
+        out: Tensor = self.conv_out(self.conv_norm_out(x, activate=True))
         return out

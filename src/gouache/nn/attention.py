@@ -8,7 +8,6 @@ from torch import Tensor, nn
 
 from gouache.nn.linear import Linear
 
-
 LARGEST_PLAIN = 2**20
 """Most scores of one head that are kept whole for the backward pass."""
 
@@ -77,7 +76,7 @@ def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Ten
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # [B, heads, N, M]
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask.to(scores.dtype)
-    return scores.softmax(-1) @ v
+    return torch.matmul(scores.softmax(-1), v)
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:

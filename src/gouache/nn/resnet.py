@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gouache.nn.elementwise import add, silu
+from gouache.nn.elementwise import add
+from gouache.nn.group_norm import GroupNorm
 from gouache.nn.upsampling import saves_time, upsample_and_convolve
 
 
@@ -25,19 +26,19 @@ class ResnetBlock(nn.Module):
         self, channels_in: int, channels_out: int, *, embedding_width: int = 0, groups: int = 32, eps: float = 1e-5
     ) -> None:
         super().__init__()
-        self.norm1 = nn.GroupNorm(groups, channels_in, eps=eps)
+        self.norm1 = GroupNorm(groups, channels_in, eps=eps)
         self.conv1 = nn.Conv2d(channels_in, channels_out, 3, padding=1)
         self.time_emb_proj = nn.Linear(embedding_width, channels_out) if embedding_width else None
-        self.norm2 = nn.GroupNorm(groups, channels_out, eps=eps)
+        self.norm2 = GroupNorm(groups, channels_out, eps=eps)
         self.conv2 = nn.Conv2d(channels_out, channels_out, 3, padding=1)
         self.conv_shortcut = nn.Conv2d(channels_in, channels_out, 1) if channels_in != channels_out else None
 
     def forward(self, x: Tensor, embedding: Tensor | None = None) -> Tensor:
         """x [B, channels_in, h, w], embedding [B, embedding_width] -> [B, channels_out, h, w]."""
-        hidden: Tensor = self.conv1(silu(self.norm1(x)))
+        hidden: Tensor = self.conv1(self.norm1(x, activate=True))
         if self.time_emb_proj is not None:
             hidden = add(hidden, self.time_emb_proj(embedding)[:, :, None, None])
-        hidden = self.conv2(silu(self.norm2(hidden)))
+        hidden = self.conv2(self.norm2(hidden, activate=True))
         return add(hidden, x if self.conv_shortcut is None else self.conv_shortcut(x))
 
 

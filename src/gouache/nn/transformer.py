@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from gouache.nn.attention import Attention
 from gouache.nn.elementwise import add
+from gouache.nn.group_norm import GroupNorm
 from gouache.nn.linear import Linear
 
 
@@ -74,7 +75,7 @@ class SpatialTransformer(nn.Module):
     ) -> None:
         super().__init__()
         self.linear = linear
-        self.norm = nn.GroupNorm(groups, channels, eps=1e-6)
+        self.norm = GroupNorm(groups, channels, eps=1e-6)
         self.proj_in: nn.Module = Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList(
             TransformerBlock(channels, heads=heads, context_width=context_width) for _ in range(depth)
