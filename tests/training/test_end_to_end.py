@@ -15,7 +15,7 @@ from gouache.data.packed import pack_pictures
 from gouache.data.readers import ReadReport
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
-from gouache.training.config import STAGES, read_config
+from gouache.training.config import read_config
 from gouache.training.loop import Progress
 from gouache.training.pack import pack
 from gouache.training.run import train_stage
@@ -109,9 +109,9 @@ def captioned_folder(folder: Path) -> Path:
 @pytest.mark.timeout(600)
 def test_five_stages_from_a_folder_of_pictures_to_a_painted_one(tmp_path: Path) -> None:
     data, run, config = tmp_path / "data", tmp_path / "run", tmp_path / "config.toml"
-    config.write_text(CONFIG + "".join(TABLES.format(stage, IMAGES[stage]) for stage in STAGES))
+    config.write_text(CONFIG + "".join(TABLES.format(stage, IMAGES[stage]) for stage in IMAGES))
     list(pack_pictures(captioned_folder(tmp_path / "pictures"), data, [Bucket(32, 32)], ReadReport()))
-    for stage in STAGES:
+    for stage in IMAGES:
         *_, last = train_stage(stage, config, data, run)
         assert isinstance(last, Progress)
         assert last.images_seen == IMAGES[stage]

@@ -277,6 +277,23 @@ class PriorConfig(Config):
         return sum(self.groups)
 
 
+class UpscalerConfig(Config):
+    """Everything that decides the tensors of the up-sampling decoder."""
+
+    image_channels: int = Field(default=4, gt=0)
+    """3 for RGB, 4 for RGBA."""
+    channels: int = Field(default=48, gt=0)
+    """Width of the residual blocks."""
+    blocks: int = Field(default=8, gt=0)
+    scale: int = Field(default=4, ge=2)
+    """How much larger the result is, on each side."""
+
+    @property
+    def radius(self) -> int:
+        """How many pixels of the small picture it sees in each direction."""
+        return 2 * self.blocks + 2
+
+
 class NoiseScheduleConfig(Config):
     """Arguments of `diffusion.noise_schedule.make_noise_schedule`."""
 

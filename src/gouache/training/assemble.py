@@ -15,21 +15,32 @@ from gouache.checkpoints.format import load_tensors
 from gouache.checkpoints.header import read_header
 from gouache.checkpoints.hub import file_sha256
 from gouache.checkpoints.load import load_bundle
+from gouache.data.large import LargeStickers
 from gouache.errors import DataError, MissingDependency, TrainingError
 from gouache.models.configs import SentenceEncoderConfig, VAEConfig
 from gouache.models.quantizer import Quantizer, QuantizerConfig
 from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.models.text_stack import TextStack
 from gouache.models.vae import AutoencoderKL
-from gouache.training.config import ClipStage, DenoiserStage, StageConfig, StageName, TextConfig, TrainConfig
+from gouache.training.config import (
+    ClipStage,
+    DataConfig,
+    DenoiserStage,
+    StageConfig,
+    StageName,
+    TextConfig,
+    TrainConfig,
+    UpscalerStage,
+)
 from gouache.training.encoded_store import EncodedStore, Encoders, encode, store_folder
 from gouache.training.pairs import open_pairs
-from gouache.training.sources import Sources, open_sources
+from gouache.training.sources import Sources, open_sources, open_stickers
 from gouache.training.stage import Stage
 from gouache.training.stages.clip import ClipTraining
 from gouache.training.stages.denoiser import DenoiserTraining
 from gouache.training.stages.prior import PriorTraining
 from gouache.training.stages.tokens import TokensTraining
+from gouache.training.stages.upscaler import UpscalerTraining
 from gouache.training.stages.vae import VaeTraining
 
 N = TypeVar("N", bound=nn.Module)
@@ -81,6 +92,9 @@ def assemble(name: StageName, config: TrainConfig, data: Path, run: Path) -> Ite
         if name == "clip" and config.clip is not None:
             yield Ready(_clip_stage(config.clip, config.text, data, sources), settings)
             return
+        if name == "upscaler" and config.upscaler is not None:
+            yield Ready(_upscaler_stage(config.upscaler, config.data, data, run), settings)
+            return
     if name == "denoiser" and config.denoiser is not None and config.denoiser.start is not None:
         yield from _fine_tuning(config, config.denoiser, config.denoiser.start, sources, run)
         return
@@ -95,6 +109,12 @@ def _clip_stage(config: ClipStage, text: TextConfig, data: Path, sources: Source
     train, held_out = open_pairs(data, sources.train, sources.held_out, config.split, config.loop.seed)
     start = None if config.text else load_text(sentence_encoder_folder(text.folder), text.max_tokens)[0]
     return ClipTraining(config, train, held_out, start, text.max_tokens, config.loop.seed)
+
+
+def _upscaler_stage(config: UpscalerStage, data: DataConfig, folder: Path, run: Path) -> UpscalerTraining:
+    vae = load_vae(result_of(run, "vae"))
+    large = LargeStickers(open_stickers(folder, data), data.size * config.network.scale, run)
+    return UpscalerTraining(config, large, vae, config.loop.seed)
 
 
 def _latent_stage(

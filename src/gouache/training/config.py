@@ -15,13 +15,14 @@ from gouache.models.configs import (
     NoiseScheduleConfig,
     SentenceEncoderConfig,
     UNetConfig,
+    UpscalerConfig,
     VAEConfig,
 )
 from gouache.models.prior import PriorConfig
 from gouache.models.quantizer import QuantizerConfig
 
-StageName = Literal["vae", "clip", "tokens", "prior", "denoiser"]
-STAGES: tuple[StageName, ...] = ("vae", "clip", "tokens", "prior", "denoiser")
+StageName = Literal["vae", "clip", "tokens", "prior", "denoiser", "upscaler"]
+STAGES: tuple[StageName, ...] = ("vae", "clip", "tokens", "prior", "denoiser", "upscaler")
 
 
 class LoopConfig(Config):
@@ -193,6 +194,29 @@ class DenoiserStage(StageConfig):
         return self.network
 
 
+class UpscalerStage(StageConfig):
+    """Beside the others: the up-sampling decoder. It learns from vector sources (data set of stickers only)."""
+
+    network: UpscalerConfig = UpscalerConfig()
+    crop: int = Field(default=48, ge=8)
+    """Side of a training crop, in pixels of the small picture."""
+    crops: int = Field(default=4, ge=1)
+    """Crops of each large picture."""
+    l1: float = 1.0
+    edges: float = 1.0
+    """Weight of the absolute difference of the pictures' gradients, at three scales."""
+    decoded: float = Field(default=0.7, ge=0, le=1)
+    """Share of crops that went through the autoencoder; half of the others did in part, half did not."""
+    latent_noise: float = Field(default=0.1, ge=0)
+    """Largest deviation of the noise on the autoencoder's latents."""
+    degraded: float = Field(default=0.3, ge=0, le=1)
+    """Share of crops with a little blur and noise."""
+    blur: float = Field(default=0.5, ge=0, le=1)
+    """Largest weight of the mean of 3 x 3 pixels."""
+    grain: float = Field(default=0.03, ge=0)
+    """Largest deviation of the noise; pixels are in [-1, 1]."""
+
+
 class DataConfig(Config):
     """The pictures and captions that every stage learns from."""
 
@@ -224,6 +248,7 @@ class TrainConfig(Config):
     tokens: TokensStage | None = None
     prior: PriorStage | None = None
     denoiser: DenoiserStage | None = None
+    upscaler: UpscalerStage | None = None
 
 
 def read_config(path: Path, stage: str) -> TrainConfig:

@@ -98,14 +98,24 @@ def open_sources(folder: Path, config: DataConfig) -> Sources:
         raise DataError(str(folder), given="no such folder", expected="a data set", cure="See gouache data --help.")
     if (folder / "records.jsonl").is_file() and not (folder / "pictures.npy").is_file():
         return _packed_sources(PackedPictures.open(folder), config)
+    stickers = open_stickers(folder, config)
+    stream = StickerStream(stickers, config.seed, scene_share=config.scene_share)
+    return Sources(StreamSource(stream), HeldOutSource(stickers, stream.fingerprint))
+
+
+def open_stickers(folder: Path, config: DataConfig) -> Stickers:
+    """Open a built set of stickers of the configured size.
+
+    Raises:
+        DataError: it is another kind of data set, or its pictures have another size.
+    """
     stickers = Stickers.open(folder)
     if stickers.size != config.size:
         raise DataError(
             str(folder), given=f"pictures of {stickers.size} pixels", expected=f"{config.size}, as [data] size says",
             cure=f"Build it with --size {config.size}.",
         )  # fmt: skip
-    stream = StickerStream(stickers, config.seed, scene_share=config.scene_share)
-    return Sources(StreamSource(stream), HeldOutSource(stickers, stream.fingerprint))
+    return stickers
 
 
 def _packed_sources(pictures: PackedPictures, config: DataConfig) -> Sources:
