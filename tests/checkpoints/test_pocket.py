@@ -1,4 +1,4 @@
-"""The own format with all parts that it can hold: sentence encoder, prior, quantizer, RGBA autoencoder."""
+"""The own format with all parts that it can hold: sentence encoder, prior, quantizer, RGBA autoencoder, upscaler."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from gouache.models.configs import (
     QuantizerConfig,
     SentenceEncoderConfig,
     UNetConfig,
+    UpscalerConfig,
     VAEConfig,
 )
 from gouache.models.prior import Prior
@@ -36,13 +37,14 @@ from gouache.models.quantizer import Quantizer
 from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.models.text_stack import TextStack
 from gouache.models.unet import UNet
+from gouache.models.upscaler import Upscaler
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
 from gouache.pipeline.untrained import fill
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "apple", "##s", "苹", "果", "é")
-PARTS = {"unet", "vae", "text_encoder", "prior", "quantizer"}
+PARTS = {"unet", "vae", "text_encoder", "prior", "quantizer", "upscaler"}
 
 
 @pytest.fixture(scope="module")
@@ -80,6 +82,7 @@ def pocket() -> ModelBundle:
         ),
         prior=Prior(prior),
         quantizer=Quantizer(quantizer),
+        upscaler=Upscaler(UpscalerConfig(channels=8, blocks=1, scale=2)),
         name="small",
     )
     for k, network in enumerate(bundle.networks().values()):

@@ -22,6 +22,7 @@ from gouache.models.configs import (
     SentenceEncoderConfig,
     TextEncoderConfig,
     UNetConfig,
+    UpscalerConfig,
     VAEConfig,
 )
 
@@ -29,7 +30,7 @@ CARD_FILE = "model.json"
 CARD_KEY = "gouache.model"
 VOCABULARY_FILE = "vocab.txt"
 VOCABULARY_KEY = "gouache.vocabulary"
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "prior", "quantizer")
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "prior", "quantizer", "upscaler")
 
 
 class PartCard(Config):
@@ -72,6 +73,8 @@ def part_config(name: str, text: str, where: str) -> Config:
         kind: type[Config] = SentenceEncoderConfig if '"max_tokens"' in text else TextEncoderConfig
     elif name in ("prior", "quantizer"):
         kind = PriorConfig if name == "prior" else QuantizerConfig
+    elif name == "upscaler":
+        kind = UpscalerConfig
     else:
         kind = UNetConfig if name == "unet" else VAEConfig
     return kind.from_json(text, where=where)

@@ -76,7 +76,8 @@ class Part:
     """One network of a model, as it lies in its file.
 
     Attributes:
-        name: ``"unet"``, ``"vae"``, ``"text_encoder"``, ``"text_encoder_2"``, ``"prior"`` or ``"quantizer"``.
+        name: ``"unet"``, ``"vae"``, ``"text_encoder"``, ``"text_encoder_2"``, ``"prior"``,
+            ``"quantizer"`` or ``"upscaler"``.
         header: names and shapes of the file (or shards) it lies in.
         prefix: what stands before its tensors' names.
         naming: whose names they are.

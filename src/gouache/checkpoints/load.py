@@ -27,6 +27,7 @@ from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.models.text_encoder import TextEncoder
 from gouache.models.text_stack import TextStack
 from gouache.models.unet import UNet
+from gouache.models.upscaler import Upscaler
 from gouache.models.vae import AutoencoderKL
 
 __all__ = ["identify", "load_bundle"]
@@ -81,6 +82,7 @@ def load_bundle(
         defaults=generation_defaults(path, identity, denoiser),
         prior=next(iter(networks.of(Prior)), None),
         quantizer=next(iter(networks.of(Quantizer)), None),
+        upscaler=next(iter(networks.of(Upscaler)), None),
         name=model_name(path, identity),
         path=path,
         sha256=known_sha256(identity),

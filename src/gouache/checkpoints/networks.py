@@ -27,6 +27,7 @@ from gouache.models.configs import (
     SentenceEncoderConfig,
     TextEncoderConfig,
     UNetConfig,
+    UpscalerConfig,
     VAEConfig,
 )
 from gouache.models.prior import Prior
@@ -34,6 +35,7 @@ from gouache.models.quantizer import Quantizer
 from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.models.text_encoder import TextEncoder
 from gouache.models.unet import UNet
+from gouache.models.upscaler import Upscaler
 from gouache.models.vae import AutoencoderKL
 
 
@@ -92,6 +94,8 @@ def build(config: Config) -> nn.Module:
         return Prior(config)
     if isinstance(config, QuantizerConfig):
         return Quantizer(config)
+    if isinstance(config, UpscalerConfig):
+        return Upscaler(config)
     raise InvalidInput("config", given=type(config).__name__, expected="the config of a network")
 
 

@@ -114,6 +114,8 @@ def bundle_to_write(bundle: ModelBundle, variant: str = "base") -> ModelToWrite:
     networks |= dict(zip(("text_encoder", "text_encoder_2"), encoders, strict=False))
     if bundle.prior is not None and bundle.quantizer is not None:
         networks |= {"prior": bundle.prior, "quantizer": bundle.quantizer}
+    if bundle.upscaler is not None:
+        networks["upscaler"] = bundle.upscaler
     vocabulary = getattr(bundle.text.tokenizers[0], "vocabulary", ())
     return ModelToWrite(
         family=bundle.family,

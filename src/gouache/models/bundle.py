@@ -18,6 +18,7 @@ from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.text_stack import TextStack
 from gouache.models.unet import UNet
+from gouache.models.upscaler import Upscaler
 from gouache.models.vae import AutoencoderKL
 from gouache.nn.embeddings import sinusoidal_embedding
 
@@ -35,6 +36,7 @@ class ModelBundle:
         denoiser_config: what the U-Net's output means, and its noise schedule.
         defaults: size, steps and so on of a request that leaves them open.
         prior, quantizer: the autoregressive prior that draws the draft, and its code book; both or none.
+        upscaler: the up-sampling decoder for pictures larger than the model's own, if it has one.
         name: a short name for people.
         path: where it was read from; None if it was built in memory.
         sha256: hash of the weights as hexadecimal, or empty.
@@ -51,6 +53,7 @@ class ModelBundle:
     defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
     prior: Prior | None = None
     quantizer: Quantizer | None = None
+    upscaler: Upscaler | None = None
     name: str = ""
     path: Path | None = None
     sha256: str = ""
@@ -137,6 +140,7 @@ class ModelBundle:
             "text": self.text,
             "prior": self.prior,
             "quantizer": self.quantizer,
+            "upscaler": self.upscaler,
         }
         return {name: part for name, part in parts.items() if part is not None}
 

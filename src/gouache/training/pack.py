@@ -12,9 +12,10 @@ from gouache.checkpoints.load import load_bundle
 from gouache.checkpoints.save import bundle_to_write, write_model
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
-from gouache.models.configs import DenoiserConfig, GenerationDefaults, UNetConfig
+from gouache.models.configs import DenoiserConfig, GenerationDefaults, UNetConfig, UpscalerConfig
 from gouache.models.prior import Prior, PriorConfig
 from gouache.models.unet import UNet
+from gouache.models.upscaler import Upscaler
 from gouache.training.assemble import (
     fill,
     load_quantizer,
@@ -34,7 +35,8 @@ def pack(
 ) -> Path:
     """Write the model that a training has come to.
 
-    The prior and the quantizer go along if both stages have results and the U-Net takes a draft.
+    The prior and the quantizer go along if both stages have results and the U-Net takes a draft; the up-sampling
+    decoder if its stage has a result.
 
     Args:
         config: the training's.
@@ -51,9 +53,8 @@ def pack(
     if dtype not in DTYPES:
         raise InvalidInput("dtype", given=repr(dtype), expected=f"one of {', '.join(DTYPES)}")
     bundle = assemble_bundle(config, run, name)
-    for part in (bundle.unet, bundle.vae, bundle.text, bundle.prior, bundle.quantizer):
-        if part is not None:
-            part.to(DTYPES[dtype])
+    for part in bundle.networks().values():
+        part.to(DTYPES[dtype])
     return write_model(replace(bundle_to_write(bundle), int8=int8), out, "gouache")
 
 
@@ -73,6 +74,7 @@ def assemble_bundle(config: TrainConfig, run: Path, name: str) -> ModelBundle:
         defaults=_defaults(config),
         prior=_load_prior(best_prior(run)) if drafts else None,
         quantizer=load_quantizer(result_of(run, "tokens")) if drafts else None,
+        upscaler=_load_upscaler(run),
         name=name,
     )
 
@@ -98,6 +100,13 @@ def _load_unet(path: Path) -> tuple[UNet, DenoiserConfig]:
     metadata = read_header(path).metadata
     unet = fill(UNet(UNetConfig.from_json(metadata["config"], where=str(path))), path)
     return unet, DenoiserConfig.from_json(metadata["denoiser"], where=str(path))
+
+
+def _load_upscaler(run: Path) -> Upscaler | None:
+    path = stage_run(run, "upscaler") / "last.safetensors"
+    if not path.exists():
+        return None
+    return fill(Upscaler(UpscalerConfig.from_json(read_header(path).metadata["config"], where=str(path))), path)
 
 
 def _load_prior(path: Path) -> Prior:
