@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,8 +29,12 @@ from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.models.text_stack import TextStack
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
-from gouache.training.evaluation import EvaluationSettings, Paint, Painting, Setting, evaluate, scene_figures
+from gouache.pipeline.pipeline import Pipeline
+from gouache.pipeline.request import Prior as PriorOptions
+from gouache.pipeline.request import Request
+from gouache.training.evaluation import EvaluationSettings, Painting, evaluate, scene_figures
 from gouache.training.evaluation_figures import Evaluation, first
+from gouache.training.evaluation_paint import Paint, Setting, painter
 from gouache.training.evaluation_prompts import choose_prompts
 from gouache.training.judge import Judge
 from gouache.training.stages.clip import character_vocabulary
@@ -138,7 +143,9 @@ def run(
 ) -> Evaluation:
     events = list(evaluate(bundle, paint, stickers, judge, settings))
     painted = [event for event in events if isinstance(event, Painting)]
-    assert [event.done for event in painted] == list(range(1, painted[-1].total + 1))
+    done = [event.done for event in painted]
+    assert done == sorted(set(done))
+    assert done[-1] == painted[-1].total
     found = events[-1]
     assert isinstance(found, Evaluation), "the last event is the result"
     return found
@@ -158,10 +165,11 @@ def test_a_painter_of_the_real_pictures_reaches_the_ceiling(
         real[scene.caption] = scene.picture
     wanted: list[Setting] = []
 
-    def paint(prompt: str, seed: int, setting: Setting) -> np.ndarray:
-        assert seed >= 0, "seeds count upwards"
+    def paint(prompts: Sequence[str], seeds: Sequence[int], setting: Setting) -> np.ndarray:
+        assert len(seeds) == len(prompts)
+        assert min(seeds) >= 0, "seeds count upwards"
         wanted.append(setting)
-        return np.array(real[prompt])
+        return np.stack([real[prompt] for prompt in prompts])
 
     found = run(pocket, stickers, Judge(towers), paint, SETTINGS)
     for name in ("retrieval_at_1", "retrieval_at_5", "style", "kid"):
@@ -236,7 +244,7 @@ def test_the_command_writes_figures_and_a_sheet(
         [
             "eval", str(tmp_path / "model"), "--data", str(sticker_folder), "--judge",
             str(tmp_path / "judge.safetensors"), "--json", str(tmp_path / "eval.json"), "--sheet",
-            str(tmp_path / "eval.png"), "--limit", "2", "--steps", "1", "--scenes", "5",
+            str(tmp_path / "eval.png"), "--limit", "2", "--steps", "1", "--scenes", "5", "--runs", "1",
         ],
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -245,10 +253,35 @@ def test_the_command_writes_figures_and_a_sheet(
     assert ("retrieval_at_1", "held_out", 1, True) in found
     assert ("retrieval_at_1", "held_out", 1, False) in found
     assert ("style", "chinese", 2, True) in found
+    costs = {f["name"]: f["value"] for f in values["figures"] if f["group"] == "one picture"}
+    assert set(costs) == {"command_seconds", "command_cpu_seconds", "command_peak_mb", "warm_seconds"}
+    assert costs["command_seconds"] > costs["warm_seconds"] > 0
+    assert costs["command_peak_mb"] > 100  # torch alone takes more
     assert all(f["low"] <= f["value"] + 1e-9 for f in values["figures"] if f["name"] != "kid")
     with Image.open(tmp_path / "eval.png") as sheet:
         assert sheet.width > 3 * SIZE
     assert "retrieval_at_1" in result.output
+
+
+def test_pictures_painted_together_are_those_painted_alone(pocket: ModelBundle) -> None:
+    """Prompts of different lengths, with a draft, the best of three drafts, and without: one grey level at most."""
+    pipeline = Pipeline(pocket)
+    prompts, seeds = ["a fox, flat style", "a cup", "", "字3"], [5, 6, 7, 8]
+    for setting in (Setting(2, True), Setting(2, True, 3), Setting(1, False)):
+        together = painter(pipeline)(prompts, seeds, setting).astype(int)
+        for prompt, seed, picture in zip(prompts, seeds, together, strict=True):
+            request = Request(
+                prompt=prompt, seed=seed, num_inference_steps=setting.steps, best_of=setting.best_of,
+                prior=PriorOptions(enabled=setting.draft),
+            )  # fmt: skip
+            (alone,) = pipeline.paint(request)
+            assert np.abs(np.array(alone.image) - picture).max() <= 1
+
+
+def test_bfloat16_paints_nearly_the_same(pocket: ModelBundle) -> None:
+    pipeline, wanted = Pipeline(pocket), (["a fox", "a cup"], [1, 2], Setting(2, False))
+    exact, quick = painter(pipeline)(*wanted).astype(int), painter(pipeline, bf16=True)(*wanted).astype(int)
+    assert 0 < np.abs(exact - quick).mean() < 4
 
 
 def test_likelihood_prints_bits_with_and_without_the_caption(pocket: ModelBundle, tmp_path: Path) -> None:

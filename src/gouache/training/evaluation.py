@@ -6,8 +6,7 @@ steps, with and without the prior, so that differences are paired.
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,17 +21,16 @@ from gouache.data.scenes import Scene, Scenes
 from gouache.data.stickers import Stickers
 from gouache.errors import DataError
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.pipeline import Pipeline
-from gouache.pipeline.request import Prior, Request
 from gouache.pipeline.sheets import labelled_sheet
 from gouache.training.bootstrap import Interval, bootstrap_difference, bootstrap_share
 from gouache.training.evaluation_figures import Evaluation, Figure
 from gouache.training.evaluation_model import bits, reconstruction
+from gouache.training.evaluation_paint import BATCH, Paint, Pictures, Setting
 from gouache.training.evaluation_prompts import Courtroom, Judged, Prompt, choose_prompts, join
 from gouache.training.judge import Judge
 from gouache.training.kid import kid, kid_difference
+from gouache.training.stage import batched
 
-Pictures = NDArray[np.uint8]
 CLAIMS = ("colour", "count", "position", "relation", "background")
 FEW = 3
 
@@ -42,13 +40,13 @@ class EvaluationSettings(Config):
 
     limit: int = Field(default=100, ge=2)
     """Prompts of each group: seen pairs, held-out pairs, Chinese."""
-    steps: tuple[int, ...] = (4, 8, 16, 32)
+    steps: tuple[int, ...] = (8, 12)
     """Numbers of denoising steps to paint with."""
     captions: int = Field(default=100, ge=2)
     """Captions among which the own one must be found."""
     reference: int = Field(default=1000, ge=2)
     """Real pictures that KID compares with."""
-    levels: int = Field(default=32, ge=1)
+    levels: int = Field(default=16, ge=1)
     """Noise levels of the estimate of bits a dimension."""
     best_of: int = Field(default=4, ge=1)
     """Drafts for the re-ranking test; 1 leaves it out."""
@@ -57,19 +55,6 @@ class EvaluationSettings(Config):
     chinese: bool = True
     seed: int = Field(default=0, ge=0)
     sheet_rows: int = Field(default=16, ge=0)
-
-
-@dataclass(frozen=True, slots=True)
-class Setting:
-    """One way of painting."""
-
-    steps: int
-    draft: bool
-    best_of: int = 1
-
-
-Paint = Callable[[str, int, Setting], Pictures]
-"""(prompt, seed, setting) -> uint8 [S,S,4], straight alpha."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +76,7 @@ def evaluate(
 
     Args:
         bundle: the model, for the figures that need no painting.
-        paint: paints with it; see `painter`.
+        paint: paints with it; see `evaluation_paint.painter`.
         stickers: the data set.
         judge: towers that were trained apart from the model's.
         settings: how much to measure.
@@ -103,21 +88,6 @@ def evaluate(
     run.without_painting()
     yield from run.with_painting()
     yield run.result()
-
-
-def painter(pipeline: Pipeline) -> Paint:
-    """Paint with a pipeline, on a transparent ground."""
-    with_prior = pipeline.bundle.prior is not None
-
-    def paint(prompt: str, seed: int, setting: Setting) -> Pictures:
-        request = Request(
-            prompt=prompt, seed=seed, num_inference_steps=setting.steps, best_of=setting.best_of, emphasis="none",
-            prior=Prior(enabled=setting.draft) if with_prior else None,
-        )  # fmt: skip
-        (painted,) = pipeline.paint(request)
-        return np.array(painted.image.convert("RGBA"))
-
-    return paint
 
 
 class _Evaluation:
@@ -192,29 +162,26 @@ class _Evaluation:
         """Pictures that will be painted."""
         pairs = sum(len(prompts) for prompts in self.groups.values())
         count = pairs * len(self.settings.steps) * len(self.drafts)
-        count += len(self.chinese) * self.settings.chinese + len(self.scenes) * len(self.drafts)
+        count += len(self.chinese) * self.settings.chinese + len(self.scenes)
         return count + pairs * self._reranks * (1 if self.usual.steps in self.settings.steps else 2)
 
     def _paint(self, wanted: Sequence[tuple[str, int]], setting: Setting) -> Generator[Painting, None, Pictures]:
         """Paint (prompt, seed) pairs: uint8 [N,S,S,4]."""
         pictures = []
-        for prompt, seed in wanted:
-            pictures.append(self.paint(prompt, seed, setting))
-            self.done += 1
+        for part in batched(len(wanted), BATCH):
+            prompts, seeds = zip(*(wanted[i] for i in part), strict=True)
+            pictures.append(self.paint(prompts, seeds, setting))
+            self.done += len(part)
             yield Painting(self.done, self.total)
-        return np.stack(pictures)
+        return np.concatenate(pictures)
 
     def _paint_pairs(self, setting: Setting) -> Generator[Painting, None, Judged]:
         """Paint both groups and note their figures; returns the judge's word on all."""
         judged, shown = [], []
-        started = time.perf_counter()
         for group, prompts in self.groups.items():
             shown.append((yield from self._paint([(prompt.text, prompt.seed) for prompt in prompts], setting)))
             judged.append(self._judge(group, prompts, shown[-1], setting))
         together = join(judged)
-        seconds = (time.perf_counter() - started) / len(together.rank)
-        interval = Interval(seconds, seconds, seconds, len(together.rank))
-        self.figures.append(Figure("seconds_a_picture", "all", interval, setting.steps, setting.draft, setting.best_of))
         self._measure_kid(together, setting)
         self._keep(_words(setting), shown)
         return together
@@ -222,10 +189,8 @@ class _Evaluation:
     def _paint_scenes(self) -> Iterator[Painting]:
         seed = self.settings.seed
         wanted = [(scene.caption, seed + number) for number, scene in enumerate(self.scenes)]
-        for draft in self.drafts:
-            setting = Setting(self.usual.steps, draft)
-            pictures = yield from self._paint(wanted, setting)
-            self.figures += scene_figures(self.scenes, pictures, "scenes", seed, setting.steps, draft)
+        pictures = yield from self._paint(wanted, self.usual)
+        self.figures += scene_figures(self.scenes, pictures, "scenes", seed, self.usual.steps, self.usual.draft)
 
     def _judge(self, group: str, prompts: Sequence[Prompt], pictures: Pictures, setting: Setting | None) -> Judged:
         judged = self.court.judge_pictures(prompts, pictures)

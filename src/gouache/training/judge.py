@@ -41,13 +41,16 @@ class Judge:
     @torch.no_grad()
     def captions(self, captions: Sequence[str]) -> Tensor:
         """Unit vectors of captions [N,E]."""
-        vectors = []
+        # A batch is as long as its longest caption, so captions of like length go together.
+        order = sorted(range(len(captions)), key=lambda i: len(captions[i]))
+        vectors = torch.empty(len(captions), self.towers.config.embedding_dim)
         for part in batched(len(captions)):
-            ids, mask = self.towers.tokens([captions[i] for i in part])
+            places = [order[k] for k in part]
+            ids, mask = self.towers.tokens([captions[i] for i in places])
             pooled = self.towers.read(ids, mask).pooled
             assert pooled is not None, "a sentence encoder always pools"
-            vectors.append(self.towers.embed_text(pooled))
-        return torch.cat(vectors)
+            vectors[places] = self.towers.embed_text(pooled)
+        return vectors
 
     def _image(self, pictures: NDArray[np.uint8]) -> Tensor:
         image, size = rgba_to_tensor(pictures)[:, :3], self.towers.config.image_size

@@ -1,0 +1,80 @@
+"""What painting costs: seconds of one picture in a loaded model, seconds and memory of the whole command."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from gouache.errors import InvalidInput
+from gouache.pipeline.pipeline import Pipeline
+from gouache.pipeline.request import Request
+from gouache.training.bootstrap import Interval
+from gouache.training.evaluation_figures import Figure
+
+PROMPT = "a red fire engine, 3d style"
+WARM_PICTURES = 5
+
+
+def warm_seconds(pipeline: Pipeline, count: int = WARM_PICTURES) -> Figure:
+    """Wall-clock seconds of one picture with all defaults, model loaded; the first one is not counted."""
+    found = []
+    for seed in range(count + 1):
+        started = time.perf_counter()
+        pipeline.paint(Request(prompt=PROMPT, seed=seed))
+        found.append(time.perf_counter() - started)
+    return Figure("warm_seconds", "one picture", middle(found[1:]))
+
+
+def command_costs(model: Path, runs: int, *, threads: int = 0) -> list[Figure]:
+    """Wall-clock seconds, processor seconds and peak memory (MB, 10^6 bytes) of `gouache paint` in a new process.
+
+    The first run brings the files into memory and is not counted. Nothing is measured where the system doesn't tell a
+    process's memory.
+
+    Args:
+        model: its path.
+        runs: how often; 0 leaves it out.
+        threads: CPU threads of the command; 0 leaves the choice to torch.
+
+    Raises:
+        InvalidInput: the command fails.
+    """
+    if runs < 1 or not hasattr(os, "wait4"):
+        return []
+    measured = [_run(model, threads) for _ in range(runs + 1)][1:]
+    names = ("command_seconds", "command_cpu_seconds", "command_peak_mb")
+    columns = zip(*measured, strict=True)
+    return [Figure(name, "one picture", middle(values)) for name, values in zip(names, columns, strict=True)]
+
+
+def _run(model: Path, threads: int) -> tuple[float, float, float]:
+    environment = dict(os.environ) | ({"OMP_NUM_THREADS": str(threads)} if threads else {})
+    with tempfile.TemporaryDirectory() as place, Path(place, "errors").open("w+") as errors:
+        command = [sys.executable, "-m", "gouache", "paint", PROMPT, "--model", str(model.resolve()), "-o", place]
+        started = time.perf_counter()
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=errors, env=environment)
+        _, status, usage = os.wait4(process.pid, 0)
+        seconds = time.perf_counter() - started
+        process.returncode = os.waitstatus_to_exitcode(status)
+        if process.returncode:
+            errors.seek(0)
+            raise InvalidInput(
+                "gouache paint",
+                given=f"exit code {process.returncode}",
+                expected="a picture",
+                cure=errors.read()[-500:],
+            )
+    # Linux counts in KiB, macOS in bytes.
+    unit = 1 if sys.platform == "darwin" else 1024
+    return seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * unit / 1e6
+
+
+def middle(values: Sequence[float]) -> Interval:
+    """The median with the smallest and the largest: too few for a bootstrap."""
+    ordered = sorted(values)
+    return Interval(ordered[len(ordered) // 2], ordered[0], ordered[-1], len(ordered))

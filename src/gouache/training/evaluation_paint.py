@@ -1,0 +1,120 @@
+"""Paints many prompts together, one network call a step for all: what an evaluation needs to be quick."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gouache.diffusion.rng import ImageNoise, ImageSeed, generator_for
+from gouache.errors import ConfigError
+from gouache.models.bundle import ModelBundle
+from gouache.pipeline.conditioning import Encoded, PromptPlan
+from gouache.pipeline.drafting import draw_of
+from gouache.pipeline.likelihood import alignment_score, encode_captions
+from gouache.pipeline.pipeline import Pipeline
+from gouache.pipeline.pixels import to_image
+from gouache.pipeline.request import Prior as PriorOptions
+from gouache.pipeline.request import Request
+from gouache.pipeline.sampling import Beside, PromptedDenoiser, guidance_of, run_sampler, sigmas_of
+from gouache.training.stage import batched
+
+Pictures = NDArray[np.uint8]
+BATCH = 32
+"""Pictures in one network call."""
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """One way of painting."""
+
+    steps: int
+    draft: bool
+    best_of: int = 1
+
+
+Paint = Callable[[Sequence[str], Sequence[int], Setting], Pictures]
+"""(prompts, seeds, setting) -> uint8 [N,S,S,4], straight alpha."""
+
+
+def painter(pipeline: Pipeline, *, bf16: bool = False) -> Paint:
+    """Paint with a pipeline, on a transparent ground.
+
+    Picture k is what `gouache paint --determinism portable` makes of prompt k and seed k, up to rounding. A prompt that
+    is longer than one chunk is cut.
+
+    Args:
+        pipeline: the model.
+        bf16: compute in bfloat16, which on CPUs that know it is quicker, and less exact.
+    """
+    device = pipeline.bundle.device.type
+
+    @torch.no_grad()
+    def paint(prompts: Sequence[str], seeds: Sequence[int], setting: Setting) -> Pictures:
+        painted = []
+        for part in batched(len(prompts), BATCH):
+            with torch.autocast(device, torch.bfloat16, enabled=bf16):
+                latents = _latents(pipeline, [prompts[i] for i in part], [seeds[i] for i in part], setting)
+                decoded = pipeline.bundle.vae.decode(latents.to(pipeline.bundle.dtype))
+            painted += [np.array(to_image(picture.float()).convert("RGBA")) for picture in decoded]
+        return np.stack(painted)
+
+    return paint
+
+
+def _latents(pipeline: Pipeline, prompts: Sequence[str], seeds: Sequence[int], setting: Setting) -> Tensor:
+    """The latents of some pictures, painted together. [B,C,h,w]"""
+    bundle = pipeline.bundle
+    request = pipeline.resolve(Request(seed=0, num_inference_steps=setting.steps))
+    factor = bundle.vae.config.downscale
+    size = ((request.height or 0) // factor, (request.width or 0) // factor)
+    text, empty = encode_captions(bundle, prompts), encode_captions(bundle, [""])
+    noise = ImageNoise([ImageSeed(seed) for seed in seeds])
+    sigmas = sigmas_of(request, bundle)
+    x = noise.initial((bundle.vae.config.latent_channels, *size)).to(bundle.device) * float(sigmas[0])
+    beside = Beside(_drafts(bundle, text, empty, seeds, setting, size))
+    positive, negative = (PromptPlan(((1.0, ((setting.steps, one),)),)) for one in (text, empty))
+    denoise = PromptedDenoiser(bundle, bundle.denoiser, positive, negative, guidance_of(request), beside)
+    for step in run_sampler(request, bundle, denoise, x, sigmas, noise):
+        x = step.x
+    return x
+
+
+def _drafts(
+    bundle: ModelBundle, text: Encoded, empty: Encoded, seeds: Sequence[int], setting: Setting, size: tuple[int, int]
+) -> Tensor | None:
+    """The prior's drafts [B,Cd,h,w]; of several attempts the one that its prompt explains best."""
+    channels = bundle.unet.config.draft_channels
+    if not channels:
+        return None
+    if not setting.draft:
+        return torch.zeros(len(seeds), channels, *size, device=bundle.device)
+    if bundle.quantizer is None:
+        raise ConfigError(f"model {bundle.name!r}", given="no prior", expected="a model with a prior")
+    attempts = torch.stack([_tokens(bundle, text, empty, seeds, k) for k in range(setting.best_of)])  # [best_of,B,S]
+    scores = torch.stack([alignment_score(bundle, tokens, text, empty) for tokens in attempts])
+    chosen = attempts[scores.argmax(0).to(attempts.device), torch.arange(len(seeds))]
+    return bundle.quantizer.decode(chosen)
+
+
+def _tokens(bundle: ModelBundle, text: Encoded, empty: Encoded, seeds: Sequence[int], attempt: int) -> Tensor:
+    """One attempt of the prior for each picture. [B,S]"""
+    prior, quantizer = bundle.prior, bundle.quantizer
+    if prior is None or quantizer is None or text.pooled is None or empty.pooled is None:
+        raise ConfigError(f"model {bundle.name!r}", given="no prior", expected="a model with a prior")
+    streams = [generator_for(seed, "prior", attempt) for seed in seeds]
+    uniform = torch.cat([torch.rand((1, prior.config.length), generator=stream) for stream in streams])
+    mask = None if empty.mask is None else empty.mask.expand(len(seeds), -1)
+    without = (empty.context.expand(len(seeds), -1, -1), empty.pooled.expand(len(seeds), -1), mask)
+    tokens = torch.empty(len(seeds), 0, dtype=torch.long)
+    walk = prior.sample(
+        quantizer, text.context, text.pooled, uniform.to(bundle.device), context_mask=text.mask,
+        draw=draw_of(PriorOptions()), unconditional=without,
+    )  # fmt: skip
+    for tokens in walk:  # noqa: B007
+        pass
+    return tokens
