@@ -16,7 +16,7 @@ from gouache.checkpoints.header import read_header
 from gouache.checkpoints.hub import file_sha256
 from gouache.checkpoints.load import load_bundle
 from gouache.data.large import LargeStickers
-from gouache.errors import DataError, MissingDependency, TrainingError
+from gouache.errors import CorruptCheckpoint, DataError, MissingDependency, TrainingError
 from gouache.models.configs import SentenceEncoderConfig, VAEConfig
 from gouache.models.quantizer import Quantizer, QuantizerConfig
 from gouache.models.sentence_encoder import SentenceEncoder
@@ -31,6 +31,7 @@ from gouache.training.config import (
     TextConfig,
     TrainConfig,
     UpscalerStage,
+    VaeStage,
 )
 from gouache.training.encoded_store import EncodedStore, Encoders, encode, store_folder
 from gouache.training.pairs import open_pairs
@@ -87,7 +88,7 @@ def assemble(name: StageName, config: TrainConfig, data: Path, run: Path) -> Ite
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.loop.seed)
         if name == "vae" and config.vae is not None:
-            yield Ready(VaeTraining(config.vae, sources.train, sources.held_out, settings.loop.seed), settings)
+            yield _vae_stage(config.vae, sources)
             return
         if name == "clip" and config.clip is not None:
             yield Ready(_clip_stage(config.clip, config.text, data, sources), settings)
@@ -103,6 +104,21 @@ def assemble(name: StageName, config: TrainConfig, data: Path, run: Path) -> Ite
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.loop.seed)
         yield Ready(_latent_stage(name, config, stores, vae, run), settings)
+
+
+def _vae_stage(stage: VaeStage, sources: Sources) -> Ready:
+    start = None if stage.start is None else _start_vae(stage.start)
+    ready = stage if start is None else stage.model_copy(update={"network": start.config, "start": None})
+    return Ready(VaeTraining(ready, sources.train, sources.held_out, stage.loop.seed, start=start), ready)
+
+
+def _start_vae(path: Path) -> AutoencoderKL:
+    """The autoencoder that stage `vae` left in this file, or that of a whole model."""
+    if not path.exists():
+        raise DataError(str(path), given="nothing there", expected="an autoencoder, as vae.start says")
+    if path.is_file() and is_component(path, "vae"):
+        return load_vae(path).train().requires_grad_(True)
+    return load_bundle(path, dtype=torch.float32).vae
 
 
 def _clip_stage(config: ClipStage, text: TextConfig, data: Path, sources: Sources) -> ClipTraining:
@@ -153,6 +169,14 @@ def result_of(run: Path, stage: StageName) -> Path:
 def load_vae(path: Path) -> AutoencoderKL:
     """The autoencoder that stage 1 left."""
     return fill(AutoencoderKL(VAEConfig.from_json(read_header(path).metadata["config"], where=str(path))), path)
+
+
+def is_component(path: Path, name: str) -> bool:
+    """Whether a file is a component that a stage left."""
+    try:
+        return read_header(path).metadata.get("component") == name
+    except CorruptCheckpoint:
+        return False
 
 
 def load_quantizer(path: Path) -> Quantizer:

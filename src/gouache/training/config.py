@@ -91,10 +91,23 @@ class StageConfig(Config):
     ema: EmaConfig = EmaConfig()
 
 
+def _check_origin(stage: str, network: Config | None, start: Path | None) -> None:
+    if (network is None) == (start is None):
+        raise ConfigError(
+            stage, given="both or neither of network and start", expected="sizes of a network, or a model"
+        )
+
+
 class VaeStage(StageConfig):
     """Stage 1: the KL autoencoder (Rombach et al. 2022, section 3.1)."""
 
-    network: VAEConfig
+    network: VAEConfig | None = None
+    """Sizes of an autoencoder with random weights; none if `start` names one."""
+    start: Path | None = None
+    """An autoencoder to go on with: the file that this stage left in another run, or a model that gouache loads."""
+    freeze: tuple[str, ...] = ()
+    """Names of parameters (prefixes) that are not trained. With "encoder" all of encoding stays as it is, scale and
+    shift too: latents made before stay valid, and the decoder can be refined under a finished denoiser."""
     l1: float = 1.0
     l2: float = 1.0
     edges: float = 1.0
@@ -105,6 +118,18 @@ class VaeStage(StageConfig):
     """Weight of the patch discriminator; 0 leaves it out."""
     adversarial_start: int = 0
     """Images seen before the discriminator counts."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> VaeStage:
+        _check_origin("vae", self.network, self.start)
+        return self
+
+    @property
+    def sizes(self) -> VAEConfig:
+        """The network's sizes, once they are known."""
+        if self.network is None:
+            raise ConfigError("vae.network", given="none", expected="sizes, taken from the model to start from")
+        return self.network
 
 
 class ClipStage(StageConfig):
@@ -180,10 +205,7 @@ class DenoiserStage(StageConfig):
 
     @model_validator(mode="after")
     def _one_origin(self) -> DenoiserStage:
-        if (self.network is None) == (self.start is None):
-            raise ConfigError(
-                "denoiser", given="both or neither of network and start", expected="sizes of a network, or a model"
-            )
+        _check_origin("denoiser", self.network, self.start)
         return self
 
     @property

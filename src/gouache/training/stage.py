@@ -16,6 +16,7 @@ from typing import Generic, Self, TypeVar
 import torch
 from torch import Tensor, nn
 
+from gouache.errors import ConfigError
 from gouache.nn.dropout import Dropout
 from gouache.training.config import StageConfig
 
@@ -86,6 +87,22 @@ class Stage(nn.Module, ABC, Generic[N]):
     @abstractmethod
     def export(self, network: N, path: Path) -> None:
         """Write `network` as a model file of its own."""
+
+
+def freeze_parameters(network: nn.Module, prefixes: tuple[str, ...], where: str) -> None:
+    """Train every parameter of `network` but those whose names begin with one of `prefixes`.
+
+    Raises:
+        ConfigError: a prefix fits no parameter, or nothing is left to train.
+    """
+    names = [name for name, _ in network.named_parameters()]
+    if idle := [prefix for prefix in prefixes if not any(name.startswith(prefix) for name in names)]:
+        tops = sorted({name.split(".")[0] for name in names})
+        raise ConfigError(where, given=idle[0], expected=f"beginnings of parameter names, as {', '.join(tops)}")
+    for name, parameter in network.named_parameters():
+        parameter.requires_grad_(not any(name.startswith(prefix) for prefix in prefixes))
+    if not any(parameter.requires_grad for parameter in network.parameters()):
+        raise ConfigError(where, given=", ".join(prefixes), expected="some parameters left to train")
 
 
 def batched(length: int, size: int = 64) -> Iterator[list[int]]:

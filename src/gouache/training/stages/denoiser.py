@@ -22,7 +22,7 @@ from gouache.models.vae import AutoencoderKL
 from gouache.training.config import DenoiserStage
 from gouache.training.encoded import Encoded, Shuffled, TextStates, drop_captions
 from gouache.training.preview import Previewer
-from gouache.training.stage import Batch, ImageNoise, Losses, Stage, batched
+from gouache.training.stage import Batch, ImageNoise, Losses, Stage, batched, freeze_parameters
 
 SHOWN = 16
 
@@ -52,8 +52,7 @@ class DenoiserTraining(Stage[UNet]):
         self.trained = start if start is not None else UNet(config.sizes)
         if start is None:
             self.trained.zero_residual_ends()
-        for name, parameter in self.trained.named_parameters():
-            parameter.requires_grad_(not name.startswith(config.freeze) if config.freeze else True)
+        freeze_parameters(self.trained, config.freeze, "denoiser.freeze")
         self.trained.set_gradient_checkpointing(config.gradient_checkpointing)
         self.quantizer, self.vae = quantizer, vae
         self.freeze(*(name for name in ("quantizer", "vae") if getattr(self, name) is not None))

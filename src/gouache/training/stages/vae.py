@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from gouache.checkpoints.format import save_tensors
-from gouache.models.vae import AutoencoderKL
+from gouache.models.vae import AutoencoderKL, Moments
 from gouache.pipeline.pixels import rgba_to_tensor
 from gouache.training.config import VaeStage
 from gouache.training.encoded_store import CaptionedSource, FiniteSource
 from gouache.training.losses import PatchDiscriminator, adversarial_loss, edge_loss, psnr
-from gouache.training.stage import Batch, ImageNoise, Losses, Stage
+from gouache.training.stage import Batch, ImageNoise, Losses, Stage, freeze_parameters
 
 SHOWN, VALIDATED = 32, 256
+QUANT_CONV = "quant_conv"
 
 
 class VaeTraining(Stage[AutoencoderKL]):
@@ -25,22 +26,34 @@ class VaeTraining(Stage[AutoencoderKL]):
     name = "vae"
     config: VaeStage
 
-    def __init__(self, config: VaeStage, data: CaptionedSource, held_out: FiniteSource, seed: int) -> None:
+    def __init__(
+        self,
+        config: VaeStage,
+        data: CaptionedSource,
+        held_out: FiniteSource,
+        seed: int,
+        *,
+        start: AutoencoderKL | None = None,
+    ) -> None:
         super().__init__()
         self.config, self.data, self.held_out, self.seed = config, data, held_out, seed
-        self.trained = AutoencoderKL(config.network)
-        self.discriminator = PatchDiscriminator(config.network.image_channels) if config.adversarial else None
+        self.trained = start if start is not None else AutoencoderKL(config.sizes)
+        self.encodes_as_before = "encoder" in config.freeze
+        held = (QUANT_CONV,) if self.encodes_as_before and config.sizes.quant_conv else ()
+        freeze_parameters(self.trained, (*config.freeze, *held), "vae.freeze")
+        self.discriminator = PatchDiscriminator(config.sizes.image_channels) if config.adversarial else None
 
     def batch(self, indices: Sequence[int]) -> Batch:
         image = self._tensor(self.data, indices)
-        side = image.shape[-1] // self.config.network.downscale
-        noise = ImageNoise(self.seed, indices).normal("posterior", (self.config.network.latent_channels, side, side))
+        side = image.shape[-1] // self.config.sizes.downscale
+        noise = ImageNoise(self.seed, indices).normal("posterior", (self.config.sizes.latent_channels, side, side))
         return {"image": image, "noise": noise, "index": torch.tensor(indices)}
 
     def forward(self, batch: Batch) -> Losses:
         config, image = self.config, batch["image"]
-        moments = self.trained.encode(image)
-        picture = self.trained.decode(self.trained.normalise(moments.sample(batch["noise"])))
+        moments = self._encoded(image)
+        latents = self.trained.normalise(moments.sample(batch["noise"]))
+        picture = self.trained.decode(_with_gradient(latents) if config.freeze else latents)
         losses = {
             "l1": (picture - image).abs().mean(),
             "l2": (picture - image).square().mean(),
@@ -54,6 +67,12 @@ class VaeTraining(Stage[AutoencoderKL]):
             losses["adversarial"] = adversarial_loss(self.discriminator, picture, image, config.adversarial * started)
             loss = loss + losses["adversarial"]
         return {"loss": loss, **losses}
+
+    def _encoded(self, image: Tensor) -> Moments:
+        if self.encodes_as_before:
+            with torch.no_grad():
+                return self.trained.encode(image)
+        return self.trained.encode(_with_gradient(image) if self.config.freeze else image)
 
     def validate(self, network: AutoencoderKL) -> dict[str, float]:
         """PSNR of held-out pictures through the latents' mode, in dB, and their KL in nats a latent."""
@@ -73,11 +92,19 @@ class VaeTraining(Stage[AutoencoderKL]):
 
     def export(self, network: AutoencoderKL, path: Path) -> None:
         """Write the autoencoder, with the scale and shift that normalise its latents of this data."""
-        config = measure_normalisation(network, self._tensor(self.data, range(256)))
+        if self.encodes_as_before:
+            config = network.config.to_json()
+        else:
+            config = measure_normalisation(network, self._tensor(self.data, range(256)))
         save_tensors(path, network.state_dict(), {"component": "vae", "config": config})
 
     def _tensor(self, source: CaptionedSource, numbers: Sequence[int]) -> Tensor:
-        return rgba_to_tensor(source.examples(numbers).pictures)[:, : self.config.network.image_channels]
+        return rgba_to_tensor(source.examples(numbers).pictures)[:, : self.config.sizes.image_channels]
+
+
+def _with_gradient(x: Tensor) -> Tensor:
+    """torch 2.13 crashes in the backward pass of a channels-last group norm whose input needs no gradient."""
+    return x if x.requires_grad or not torch.is_grad_enabled() else x.detach().requires_grad_()
 
 
 def _through(vae: AutoencoderKL, latents: Tensor) -> Tensor:
