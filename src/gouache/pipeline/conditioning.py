@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from gouache.models.text_stack import TextStack
+from gouache.pipeline.adapter_tags import without_tags
+from gouache.pipeline.new_words import TokenizerWithWords
 from gouache.pipeline.prompt import Run, Section, branches, schedule, sections
 from gouache.pipeline.request import Emphasis
 
@@ -55,9 +57,9 @@ class PromptReader:
         self._seen: dict[str, Encoded] = {}
 
     def plan(self, prompt: str, steps: int) -> PromptPlan:
-        """Read a whole prompt, with AND and prompt editing."""
+        """Read a whole prompt, with AND and prompt editing; tags of adapters are no words."""
         found = []
-        for branch in branches(prompt, self.emphasis):
+        for branch in branches(without_tags(prompt), self.emphasis):
             pieces = schedule(branch.text, steps) if self.emphasis == "a1111" else ((steps, branch.text),)
             found.append((branch.weight, tuple((end, self.encode(text)) for end, text in pieces)))
         return PromptPlan(tuple(found))
@@ -127,13 +129,21 @@ def fill_chunks(stack: TextStack, parts: tuple[Section, ...]) -> list[WeightedTo
                 last_comma = len(ids)
             if len(ids) == stack.chunk_length:
                 near = last_comma >= 0 and len(ids) - last_comma <= COMMA_REACH and [token] != comma
-                end = last_comma + 1 if near else len(ids)
+                end = last_comma + 1 if near else _word_start(stack, [*ids, token])
                 chunks.append(WeightedTokens(tuple(ids[:end]), tuple(weights[:end])))
                 ids, weights, last_comma = ids[end:], weights[end:], -1
             ids.append(token)
             weights.append(weight)
         chunks.append(WeightedTokens(tuple(ids), tuple(weights)))
     return chunks
+
+
+def _word_start(stack: TextStack, ids: list[int]) -> int:
+    """Where the last of these tokens begins: before it, or before the whole textual inversion that it belongs to."""
+    tokenizer, end = stack.tokenizers[0], len(ids) - 1
+    while end > 0 and isinstance(tokenizer, TokenizerWithWords) and tokenizer.continues(ids[end]):
+        end -= 1
+    return end or len(ids) - 1
 
 
 def _tokens(stack: TextStack, part: tuple[Run, ...]) -> list[tuple[int, float]]:

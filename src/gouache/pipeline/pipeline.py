@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Self
 
@@ -10,6 +11,7 @@ import torch
 
 from gouache.models.bundle import ModelBundle
 from gouache.nn.memory import channels_last
+from gouache.pipeline.adapters import Adapted, Adapters
 from gouache.pipeline.events import Event, Painted
 from gouache.pipeline.interpolate import frames
 from gouache.pipeline.machine import check_device
@@ -32,6 +34,7 @@ class Pipeline:
         self.bundle = bundle.eval()
         channels_last(bundle.unet)
         channels_last(bundle.vae)
+        self.adapters = Adapters(bundle)
 
     @classmethod
     def load(cls, path: Path | str, *, device: str | None = None, dtype: torch.dtype | None = None) -> Self:
@@ -59,6 +62,7 @@ class Pipeline:
             DeviceUnavailable: no such device on this machine.
         """
         self.bundle.to(check_device(str(device)), dtype)
+        self.adapters = Adapters(self.bundle, self.adapters.folder)
         return self
 
     def resolve(self, request: Request) -> Request:
@@ -85,10 +89,21 @@ class Pipeline:
         references = References(attachments)
         start = None if request.init_image is None else references.picture(request.init_image).size
         resolved = resolve_request(request, self.bundle, start)
+        adapted = self.adapters.apply(resolved)
+        notes = [*size_notes(request, resolved, start), *adapted.notes]
         if resolved.outpaint is not None:
-            return outpaint(resolved, self.bundle, references, self.run)
+            return outpaint(resolved, adapted.bundle, references, self.run)
         if resolved.interpolation is not None:
-            return frames(resolved, self.bundle, references, size_notes(request, resolved, start))
-        prepared = prepare(resolved, self.bundle, references)
-        notes = [*size_notes(request, resolved, start), *prepared.notes]
-        return iter(Run(self.bundle, resolved, prepared.canvas, notes, references.digests()))
+            return _with_refs(frames(resolved, adapted.bundle, references, notes), adapted)
+        prepared = prepare(resolved, adapted.bundle, references)
+        run = Run(adapted.bundle, resolved, prepared.canvas, [*notes, *prepared.notes], references.digests())
+        return _with_refs(iter(run), adapted)
+
+
+def _with_refs(events: Iterator[Event], adapted: Adapted) -> Iterator[Event]:
+    """The same events; recipes name the adapters."""
+    for event in events:
+        if isinstance(event, Painted) and adapted.refs:
+            yield replace(event, recipe=event.recipe.model_copy(update={"adapters": adapted.refs}))
+        else:
+            yield event

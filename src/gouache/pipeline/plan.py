@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import re
 import secrets
 
 from gouache.diffusion.sampler_table import resolve, resolve_schedule, sampler_info
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
+from gouache.pipeline.adapter_tags import adapter_tags, refuse_tags
+from gouache.pipeline.own_size import at_own_size, enlargement
 from gouache.pipeline.pixels import nearest_size
 from gouache.pipeline.request import Hires, Request
 
-ADAPTER_TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")
 DRAWN_SEEDS = 2**32
 """Seeds that nobody asked for are drawn below this, so that every other tool can take them."""
 
@@ -28,7 +28,8 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
         UnknownName: no such sampler or schedule.
         InvalidInput: something this model can't do.
     """
-    _refuse_adapters(request)
+    _check_tags(request)
+    request = at_own_size(request, bundle)
     defaults = bundle.defaults
     sampler, schedule = _sampler_and_schedule(request, bundle)
     width, height = nearest_size(*_size(request, bundle, start), factor_of(bundle))
@@ -51,14 +52,18 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
     )
 
 
-def _refuse_adapters(request: Request) -> None:
-    """A tag of A1111's that names an adapter must not pass as words: the picture would silently lack it."""
-    for field, text in (("prompt", request.prompt), ("negative_prompt", request.negative_prompt)):
-        if found := ADAPTER_TAG.search(text):
-            raise InvalidInput(
-                field, given=found.group(), expected="words only: adapters can't be applied to a model yet",
-                cure="Take the tag out, or merge the adapter into the checkpoint first.",
-            )  # fmt: skip
+def _check_tags(request: Request) -> None:
+    """Tags stand in the prompt; anywhere else the picture would silently lack what they name."""
+    tags = adapter_tags(request.prompt)
+    refuse_tags(request.negative_prompt, "negative_prompt")
+    if request.inversion is not None:
+        refuse_tags(request.inversion.source_prompt, "inversion.source_prompt")
+    last = None if request.interpolation is None else request.interpolation.prompt
+    if last is not None and adapter_tags(last, "interpolation.prompt") != tags:
+        raise InvalidInput(
+            "interpolation.prompt", given="other adapters than in the first prompt", expected="the same tags in both",
+            cure="Copy the tags of the first prompt.",
+        )  # fmt: skip
 
 
 def _size(request: Request, bundle: ModelBundle, start: tuple[int, int] | None) -> tuple[int, int]:
@@ -120,10 +125,14 @@ def _background(request: Request, bundle: ModelBundle) -> str | None:
 
 def size_notes(asked: Request, resolved: Request, start: tuple[int, int] | None) -> list[str]:
     """What to tell when the asked size, or the starting picture's, could not be kept."""
-    own = (resolved.width, resolved.height)
+    factor = enlargement(asked, resolved)
+    own = (round((resolved.width or 0) * factor), round((resolved.height or 0) * factor))
     if resolved.mask is not None and resolved.mask.only_masked:
         start = None
     wanted = (asked.width or (start or own)[0], asked.height or (start or own)[1])
-    if wanted == (resolved.width, resolved.height):
-        return []
-    return [f"size {wanted[0]}x{wanted[1]} was rounded to {resolved.width}x{resolved.height}"]
+    notes = []
+    if factor > 1:
+        notes.append(f"painted at {resolved.width}x{resolved.height} and enlarged {factor:g} times by the model")
+    if wanted != own:
+        notes.append(f"size {wanted[0]}x{wanted[1]} was rounded to {own[0]}x{own[1]}")
+    return notes

@@ -13,6 +13,7 @@ import re
 from dataclasses import dataclass
 
 from gouache.errors import InvalidInput
+from gouache.pipeline.adapter_tags import without_tags
 from gouache.pipeline.request import Emphasis
 
 ROUND = 1.1
@@ -195,13 +196,13 @@ def _top_level_brackets(text: str) -> list[str]:
 
 
 def unmarked(prompt: str, rule: Emphasis = "a1111") -> str:
-    """The words of a prompt without its marks: what a file name or a sentence encoder should see.
+    """The words of a prompt without its marks and tags: what a file name or a sentence encoder should see.
 
-    >>> unmarked("a (red:1.2) [cat:dog:0.5] AND a tree")
+    >>> unmarked("a (red:1.2) [cat:dog:0.5] AND a tree <lora:film:0.8>")
     'a red dog a tree'
     """
     words: list[str] = []
-    for branch in branches(prompt, rule):
+    for branch in branches(without_tags(prompt), rule):
         final = schedule(branch.text, 2)[-1][1] if rule == "a1111" else branch.text
         words += [run.text for section in sections(final, rule) for run in (*section, Run(" ", 1.0))]
     return " ".join("".join(words).split())

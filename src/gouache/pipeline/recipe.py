@@ -6,7 +6,7 @@ import platform
 from collections.abc import Mapping
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
+from typing import Annotated, Literal
 
 from PIL import Image
 from pydantic import Field
@@ -33,6 +33,18 @@ class ModelRef(Config):
     """Where it lay; a hint for a replay, not a part of the recipe."""
 
 
+class AdapterRef(Config):
+    """An adapter that took part."""
+
+    name: str
+    """What the prompt calls it."""
+    kind: Literal["lora", "textual-inversion"]
+    sha256: Annotated[str, Field(pattern=r"[0-9a-f]{64}")]
+    """Of the file."""
+    short_hash: Annotated[str, Field(pattern=r"[0-9a-f]{12}")]
+    """As A1111 writes it: of a safetensors file's tensors without the header."""
+
+
 class Machine(Config):
     """Where the picture was painted. Bit-for-bit equality is promised on the same build and device only."""
 
@@ -57,6 +69,8 @@ class Recipe(Config):
     machine: Machine
     versions: dict[str, str]
     """Package name to version."""
+    adapters: tuple[AdapterRef, ...] = ()
+    """LoRA files and textual inversions that the prompt named; their weights stand in the prompt."""
     attachments: dict[str, str] = Field(default_factory=dict)
     """Picture named in the request -> sha256 of its bytes."""
     notes: tuple[str, ...] = ()

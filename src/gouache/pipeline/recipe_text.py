@@ -46,10 +46,17 @@ def infotext_of(recipe: Recipe) -> Infotext:
         **_hires_values(request),
         **_mask_values(request),
         "Eta": request.eta,
+        "Lora hashes": _hashes(recipe, "lora"),
+        "TI hashes": _hashes(recipe, "textual-inversion"),
         "Emphasis": _EMPHASIS[request.emphasis],
         "Version": f"gouache {recipe.versions.get('gouache', '')}".strip(),
     }
     return Infotext(request.prompt, request.negative_prompt, _texts(values))
+
+
+def _hashes(recipe: Recipe, kind: str) -> str | None:
+    found = [f"{one.name}: {one.short_hash}" for one in recipe.adapters if one.kind == kind]
+    return ", ".join(found) or None
 
 
 def _hires_values(request: Request) -> dict[str, object | None]:

@@ -62,12 +62,13 @@ def replay(
 
     Raises:
         RecipeError: the picture has no complete recipe, or one of its own pictures is missing or changed.
-        ModelNotFound: the model is not there, or not the one of the recipe.
+        ModelNotFound: the model or an adapter is not there, or not the one of the recipe.
     """
     found = read_recipe(path)
     recipe = complete(found, str(path))
     pipeline = matching_pipeline(recipe, model, device)
     _check_attachments(recipe, References(attachments))
+    pipeline.adapters.expect(recipe.adapters)
     events = show(pipeline.run(recipe.request, attachments))
     (painted,) = [event for event in events if isinstance(event, Painted)]
     original = read_picture(path)

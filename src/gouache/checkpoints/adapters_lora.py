@@ -1,0 +1,226 @@
+"""Reads LoRA files (Hu et al. 2021, arXiv:2106.09685): low-rank changes of a model's layers, matched strictly.
+
+A layer's weight W becomes W + (alpha / rank) * up @ down. Convolutions have a `down` with the layer's kernel and a
+1x1 `up`, or (LoCon with a core) a 1x1 `down`, a `mid` with the kernel, and a 1x1 `up`.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gouache.checkpoints.adapters import LORA_KINDS
+from gouache.checkpoints.adapters_names import Layer, split_key
+from gouache.checkpoints.format import WeightSource
+from gouache.checkpoints.header import Header
+from gouache.checkpoints.opening import open_source
+from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint
+
+APPLIED = ("LoRA", "LoCon")
+MAGNITUDES = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
+DIFFUSERS_METADATA = "lora_adapter_metadata"
+SHOWN = 5
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """One layer's change.
+
+    Attributes:
+        down: [r, in] or [r, in, k, k].
+        up: [out, r] or [out, r, 1, 1].
+        mid: the core of a convolution, [r, r, k, k], or None.
+        scale: factor on the product.
+    """
+
+    down: Tensor
+    up: Tensor
+    mid: Tensor | None
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        """Rank of the change."""
+        return self.down.shape[0]
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether it changes a weight of this shape."""
+        if min(self.down.ndim, self.up.ndim) < 2 or self.up[0].numel() != self.rank:
+            return False
+        out, inside, kernel = self.up.shape[0], self.down.shape[1], tuple(self.down.shape[2:])
+        if self.mid is not None:
+            core = tuple(self.mid.shape)
+            if core[:2] != (self.rank, self.rank) or set(kernel) - {1}:
+                return False
+            kernel = core[2:]
+        # A 1x1 convolution and a linear layer are the same thing; both occur for the same layer.
+        wanted = tuple(shape[2:])
+        return (out, inside) == tuple(shape[:2]) and (kernel == wanted or not (set(kernel) | set(wanted)) - {1})
+
+    def delta(self, shape: tuple[int, ...]) -> Tensor:
+        """The change as a tensor of `shape`, fp32."""
+        up, down = self.up.flatten(1).float(), self.down.float()  # [out, r], [r, in, ...]
+        if self.mid is None:
+            product = up @ down.flatten(1)  # [out, in * k * k]
+        else:
+            product = torch.einsum("or,rskl,si->oikl", up, self.mid.float(), down.flatten(1))
+        return product.reshape(shape) * self.scale
+
+
+@dataclass(frozen=True, slots=True)
+class Lora:
+    """A LoRA file, matched with a model.
+
+    Attributes:
+        path: the file.
+        changes: what it changes.
+    """
+
+    path: Path
+    changes: Mapping[Layer, LowRank]
+
+
+@dataclass(slots=True)
+class _Pieces:
+    """Tensor names of one layer by their role."""
+
+    layer: Layer
+    by_role: dict[str, str] = field(default_factory=dict)
+
+
+def read_lora(path: Path, table: Mapping[str, Layer], shapes: Mapping[Layer, tuple[int, ...]]) -> Lora:
+    """Read a LoRA file for a model.
+
+    Args:
+        path: .safetensors, or a torch file that holds tensors only.
+        table: the model's layers by every spelling, see `adapters_names.layer_table`.
+        shapes: the shape of each layer's weight.
+
+    Raises:
+        IncompatibleCheckpoint: another kind of adapter; a tensor that matches no layer, or doesn't fit it.
+        CorruptCheckpoint, UnsafeCheckpoint: the file is damaged, holds NaN, or would have to be unpickled.
+    """
+    source = open_source(path)
+    _refuse_other_kinds(source.header)
+    pieces = _matched(source.header, table)
+    scaling = _Scaling.of(source.header)
+    changes = {layer: _low_rank(source, spelling, one, scaling) for layer, (spelling, one) in pieces.items()}
+    wrong = [
+        f"{pieces[layer][0]}: rank {change.rank} {list(change.up.shape)} x {list(change.down.shape)} for a weight of "
+        f"{list(shapes[layer])}"
+        for layer, change in changes.items()
+        if not change.fits(shapes[layer])
+    ]
+    if wrong:
+        raise IncompatibleCheckpoint(
+            str(path), given=f"{len(wrong)} changes of another shape: {_few(wrong)}", expected="a LoRA of this model",
+            cure="It was trained for a model of another family or size.",
+        )  # fmt: skip
+    return Lora(path, changes)
+
+
+def _refuse_other_kinds(header: Header) -> None:
+    kinds = {**LORA_KINDS, "DoRA": (*LORA_KINDS["DoRA"], *MAGNITUDES)}
+    for kind, suffixes in kinds.items():
+        found = next((name for name in header.tensors if name.endswith(suffixes)), None)
+        if kind not in APPLIED and found is not None:
+            raise IncompatibleCheckpoint(
+                str(header.path), given=f"a {kind} adapter ({found})", expected="a LoRA or LoCon",
+                cure="Merge it into the checkpoint with the program that trained it.",
+            )  # fmt: skip
+
+
+def _matched(header: Header, table: Mapping[str, Layer]) -> dict[Layer, tuple[str, _Pieces]]:
+    """Every tensor under its layer; nothing is left over, nothing is there twice."""
+    pieces: dict[Layer, tuple[str, _Pieces]] = {}
+    unmatched: list[str] = []
+    for name in header.tensors:
+        split = split_key(name)
+        layer = None if split is None else table.get(split[0])
+        if split is None or layer is None:
+            unmatched.append(name)
+            continue
+        spelling, found = pieces.setdefault(layer, (split[0], _Pieces(layer)))
+        if split[1] in found.by_role or spelling != split[0]:
+            raise _bad(header, f"two tensors for one place: {name} and {found.by_role.get(split[1], spelling)}")
+        found.by_role[split[1]] = name
+    if unmatched:
+        raise IncompatibleCheckpoint(
+            str(header.path),
+            given=f"{len(unmatched)} of {len(header.tensors)} tensors that match no layer: {_few(unmatched)}",
+            expected="a LoRA of this model, every tensor of which has its place",
+            cure="It was trained for a model of another family.",
+        )
+    halves = [spelling for spelling, one in pieces.values() if not {"down", "up"} <= set(one.by_role)]
+    if halves or not pieces:
+        raise _bad(header, f"only half of a change: {_few(halves)}" if halves else "no tensors")
+    return pieces
+
+
+def _bad(header: Header, given: str) -> IncompatibleCheckpoint:
+    return IncompatibleCheckpoint(str(header.path), given=given, expected="one `down` and one `up` for each layer")
+
+
+def _few(names: list[str]) -> str:
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+
+
+def _low_rank(source: WeightSource, spelling: str, pieces: _Pieces, scaling: _Scaling) -> LowRank:
+    names = pieces.by_role
+    parts = {role: _finite(source, name) for role, name in names.items()}
+    rank = parts["down"].shape[0] if parts["down"].ndim else 0
+    if not rank or ("alpha" in parts and parts["alpha"].numel() != 1):
+        raise _bad(source.header, f"rank {rank} or a bad alpha at {spelling}")
+    scale = parts["alpha"].item() / rank if "alpha" in parts else scaling.factor(spelling, rank)
+    return LowRank(parts["down"], parts["up"], parts.get("mid"), scale)
+
+
+def _finite(source: WeightSource, name: str) -> Tensor:
+    tensor = source.read(name)
+    if not bool(torch.isfinite(tensor.float()).all()):
+        raise CorruptCheckpoint(
+            str(source.header.path), given=f"NaN or infinity in {name!r}", expected="finite numbers",
+            cure="The adapter is badly trained; get another.",
+        )  # fmt: skip
+    return tensor
+
+
+@dataclass(frozen=True, slots=True)
+class _Scaling:
+    """Factors of layers without an alpha of their own: 1, or what diffusers wrote into the metadata.
+
+    Attributes:
+        configs: for each part ("unet", "text_encoder", ...) PEFT's settings.
+    """
+
+    configs: Mapping[str, Mapping[str, object]]
+
+    @classmethod
+    def of(cls, header: Header) -> _Scaling:
+        try:
+            values = json.loads(header.metadata.get(DIFFUSERS_METADATA, "{}"))
+        except json.JSONDecodeError as error:
+            raise _bad(header, f"metadata {DIFFUSERS_METADATA} that is no JSON") from error
+        configs: dict[str, dict[str, object]] = {}
+        for key, value in values.items() if isinstance(values, dict) else ():
+            part, _, setting = str(key).partition(".")
+            configs.setdefault(part, {})[setting] = value
+        return cls(configs)
+
+    def factor(self, spelling: str, rank: int) -> float:
+        part, _, layer = spelling.partition(".")
+        config = self.configs.get(part, {})
+        alpha = config.get("lora_alpha")
+        patterns = config.get("alpha_pattern")
+        for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
+            if re.fullmatch(rf"(?:.*\.)?{re.escape(pattern)}", layer):
+                alpha = value
+        if not isinstance(alpha, int | float):
+            return 1.0
+        return alpha / (rank**0.5 if config.get("use_rslora") else rank)
