@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -155,6 +156,23 @@ def test_a_pulled_model_is_whole_and_without_code(server: Hub) -> None:
     assert load_bundle(folder).family == "sd1"
     assert hub.find(REPO) == folder
     assert [(model.name, model.path) for model in hub.on_disk()] == [(REPO, folder)]
+
+
+@pytest.mark.usefixtures("server")
+def test_a_pull_tells_how_far_it_is_and_stops_when_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    told: list[tuple[int, int]] = []
+    folder = hub.pull(REPO, progress=lambda here, total: told.append((here, total)))
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file() and "verified" not in file.name)
+    assert told[-1] == (size, size)
+    assert [here for here, _ in told] == sorted(here for here, _ in told)
+
+    def refuse(here: int, total: int) -> None:
+        raise RuntimeError(f"enough after {here} of {total}")
+
+    shutil.rmtree(folder.parents[1])
+    with pytest.raises(HubError, match="enough after"):
+        hub.pull(REPO, progress=refuse)
 
 
 def test_what_is_there_is_not_fetched_again(server: Hub) -> None:

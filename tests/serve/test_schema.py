@@ -22,6 +22,12 @@ STORED = Path(__file__).parent / "openapi.json"
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
 
 
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No generated name of a model is asked for on the network."""
+    monkeypatch.setenv("GOUACHE_OFFLINE", "1")
+
+
 def test_the_stored_schema_is_what_the_server_says(studio: Studio) -> None:
     """After a wanted change: UPDATE_SCHEMA=1 python -m pytest tests/serve/test_schema.py, and read the diff."""
     said = json.dumps(create_api(studio).openapi(), indent=1, sort_keys=True, ensure_ascii=False) + "\n"

@@ -8,10 +8,11 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from importlib.resources import files as package_files
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gouache.errors import CorruptCheckpoint, GouacheError, HubError, ModelNotFound, unknown_name
 
@@ -83,6 +84,12 @@ def model_folders() -> list[Path]:
     return [models_folder(), hub_cache()]
 
 
+def shipped_model() -> Path | None:
+    """The folder of the pocket model inside the package; None in a build without it."""
+    folder = Path(str(package_files("gouache"))) / "pocket"
+    return folder if (folder / "model.json").is_file() else None
+
+
 def on_disk() -> list[OnDisk]:
     """Every model in `model_folders`, by name."""
     own = models_folder()
@@ -124,7 +131,14 @@ def find(name: str) -> Path:
     )  # fmt: skip
 
 
-def pull(repo: str, *, token: str | None = None, revision: str | None = None, variant: str | None = None) -> Path:
+def pull(
+    repo: str,
+    *,
+    token: str | None = None,
+    revision: str | None = None,
+    variant: str | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Path:
     """Fetch a model from the hub into its cache and return its folder; what is there already is not fetched again.
 
     Args:
@@ -132,6 +146,7 @@ def pull(repo: str, *, token: str | None = None, revision: str | None = None, va
         token: for gated and private models; None uses ``HF_TOKEN`` or the stored login.
         revision: branch, tag or commit; None is the main branch.
         variant: which weights to fetch where there are several, for example ``"fp16"``.
+        progress: called with the bytes that are here and the bytes known to be needed; what it raises stops the pull.
 
     Raises:
         HubError: offline by ``GOUACHE_OFFLINE``, the hub refused or can't be reached, or the repository has no weights.
@@ -148,8 +163,11 @@ def pull(repo: str, *, token: str | None = None, revision: str | None = None, va
         if not files:
             raise HubError(repo, given="a repository without weights", expected="a diffusers folder or a weight file")
         patterns = _literal(files)
+        bars = None if progress is None else _reporting_bars(progress)
         folder = Path(
-            snapshot_download(repo, revision=info.sha, token=token, endpoint=endpoint, allow_patterns=patterns)
+            snapshot_download(
+                repo, revision=info.sha, token=token, endpoint=endpoint, allow_patterns=patterns, tqdm_class=bars
+            )
         )
     except GouacheError:
         raise
@@ -160,6 +178,26 @@ def pull(repo: str, *, token: str | None = None, revision: str | None = None, va
     if revision is None:
         _remember_main(folder)
     return folder
+
+
+def _reporting_bars(progress: Callable[[int, int], None]) -> type[Any]:
+    """The progress bars of `snapshot_download`, which draw nothing and report the bytes that are on the disk."""
+    from huggingface_hub import utils
+
+    hub_bar: Any = utils.tqdm  # type: ignore[attr-defined]
+
+    class Reporting(hub_bar):  # type: ignore[misc]
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self.here = 0 if options.get("name") == "huggingface_hub.snapshot_download" else None
+            super().__init__(*args, **{**options, "disable": True})
+
+        def update(self, n: float | None = 1) -> bool | None:
+            if self.here is not None:
+                self.here += int(n or 0)
+                progress(self.here, int(self.total or 0))
+            return None
+
+    return Reporting
 
 
 def choose_files(names: Iterable[str], variant: str | None = None) -> list[str]:

@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 
 import torch
 
 from gouache.checkpoints import hub
+from gouache.checkpoints.hub import shipped_model
 from gouache.errors import ModelNotFound
 from gouache.pipeline import untrained
 from gouache.pipeline.pipeline import Pipeline
 
+__all__ = ["UNTRAINED_NOTE", "find_model", "find_or_pull", "open_pipeline", "shipped_model"]
 UNTRAINED_NOTE = "no trained model is at hand: painting abstract colours with untrained random weights"
-
-
-def shipped_model() -> Path | None:
-    """The folder of the pocket model inside the package; None in a build without it."""
-    folder = Path(str(files("gouache"))) / "pocket"
-    return folder if (folder / "model.json").is_file() else None
 
 
 def open_pipeline(

@@ -13,7 +13,7 @@ from starlette.types import ASGIApp
 
 from gouache import __version__
 from gouache.errors import GouacheError
-from gouache.serve import api_jobs, api_pictures, openai_images, ops
+from gouache.serve import api_jobs, api_models, api_pictures, api_training, openai_images, ops
 from gouache.serve.a1111 import listings as a1111_listings
 from gouache.serve.a1111 import routes as a1111
 from gouache.serve.ops import Counted, Metrics
@@ -46,9 +46,11 @@ def create_api(studio: Studio) -> FastAPI:
     async def life(_app: FastAPI) -> AsyncIterator[None]:
         studio.bell.hang()
         studio.supervisor.start()
+        studio.training.wake()
         try:
             yield
         finally:
+            studio.training.sleep()
             studio.supervisor.stop()
 
     api = FastAPI(
@@ -56,7 +58,7 @@ def create_api(studio: Studio) -> FastAPI:
     )
     api.state.studio = studio
     api.state.metrics = Metrics()
-    for part in (api_jobs, api_pictures, a1111, a1111_listings, openai_images, ops):
+    for part in (api_jobs, api_pictures, api_models, api_training, a1111, a1111_listings, openai_images, ops):
         api.include_router(part.router)
     _add_error_replies(api)
     return api

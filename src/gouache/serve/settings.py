@@ -76,7 +76,14 @@ class Settings(Config):
     """Serve the web page at /."""
     search_tower: Path | None = None
     """Towers of the training stage `clip`, for the search by meaning; without it what the shipped model has."""
+    admins: tuple[str, ...] = ("admin",)
+    """Users who may train and fetch models; on a studio without accounts its one user may."""
     limits: Limits = Field(default_factory=Limits)
+
+    @property
+    def shelves(self) -> tuple[Path, ...]:
+        """Folders in which models lie; those that were trained here are in the data folder."""
+        return (*self.models, self.data / "models")
 
     @property
     def store_url(self) -> str:

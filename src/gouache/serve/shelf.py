@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ SHIPPED = "pocket"
 SUFFIXES = {".safetensors", ".ckpt", ".gguf"}
 _FOLDER_MARKS = ("model.json", "model_index.json")
 _DEPTH = 4
+_SNAPSHOT = re.compile(r"^models--(.+?)--(.+)/snapshots/[0-9a-f]{8,}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,11 +119,16 @@ def _models_below(folder: Path, root: Path, depth: int) -> list[Path]:
     return found
 
 
+def _name(root: Path, path: Path) -> str:
+    """Below its folder; a snapshot in the hub's cache has the name of its repository."""
+    return _SNAPSHOT.sub(r"\1/\2", path.relative_to(root).as_posix())
+
+
 def _entry(root: Path, path: Path) -> ModelEntry | None:
     try:
         files = [path] if path.is_file() else [part for part in path.rglob("*") if part.is_file()]
         size = sum(part.stat().st_size for part in files)
-        return ModelEntry(path.relative_to(root).as_posix(), path, size, path.stat().st_mtime)
+        return ModelEntry(_name(root, path), path, size, path.stat().st_mtime)
     except OSError:
         return None
 

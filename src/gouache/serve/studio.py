@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import time
 from collections.abc import Sequence
 
 from sqlalchemy import delete, insert, select
 
-from gouache.errors import QueueFull
+from gouache.errors import ModelNotFound, QueueFull
 from gouache.pipeline.request import Request
 from gouache.serve.accounts import Accounts
 from gouache.serve.admission import admit
@@ -21,13 +22,18 @@ from gouache.serve.jobs import Jobs, fingerprint_of
 from gouache.serve.leases import Leases
 from gouache.serve.meaning import Meaning
 from gouache.serve.pictures import Pictures
+from gouache.serve.pulls import Pulls
 from gouache.serve.settings import Settings
 from gouache.serve.shelf import Shelf
 from gouache.serve.supervisor import WORKER_COMMAND, Supervisor
 from gouache.serve.tables import options, presets
+from gouache.serve.training_runs import TrainingRuns
+from gouache.serve.training_sets import TrainingSets
 from gouache.serve.vault import Vault
 
 TWIN_SECONDS = 3600.0
+DEFAULT_MODEL = "sd_model_checkpoint"
+"""A1111's name of the option, so that both know the same choice."""
 log = logging.getLogger("gouache.studio")
 
 
@@ -47,13 +53,16 @@ class Studio:
         self.leases = Leases(self.database)
         self.pictures = Pictures(self.database)
         self.accounts = Accounts(self.database)
-        self.shelf = Shelf(settings.models, self.database, settings.default_model)
+        self.shelf = Shelf(settings.shelves, self.database, settings.default_model)
         self.secret = self.database.secret()
         self.failures = Buckets(settings.limits.failed_logins_per_minute)
         self.submissions = Buckets(settings.limits.jobs_per_minute)
         self.bell = Bell()
         self.started = time.time()
         self.supervisor = Supervisor(settings, self.leases, self.bell.ring, worker_command)
+        sets, models = TrainingSets(settings.data / "training"), settings.data / "models"
+        self.training = TrainingRuns(settings.data / "runs", sets, models, self.shelf)
+        self.pulls = Pulls(self.shelf.refresh)
         self.meaning = Meaning(self.database, self.pictures, self.bell, self.supervisor.wake)
 
     def submit(
@@ -87,6 +96,8 @@ class Studio:
                 cure=f"Try again in {wait:.0f} s.",
             )  # fmt: skip
         fingerprint = fingerprint or fingerprint_of(request.to_json())
+        if request.model is None and (chosen := self.default_model(owner)) != self.shelf.default:
+            request = request.replace({"model": chosen})
         admitted = admit(request, self.settings.limits, self.shelf, self.vault)
         job, new = self.jobs.submit(
             admitted, owner=owner, source=source, key=key, label=label, priority=priority, fingerprint=fingerprint
@@ -113,6 +124,24 @@ class Studio:
                 return job
             # The bell rings for workers of this server; those of others are only seen by looking.
             await within(ticket, min(left, 0.25))
+
+    def default_model(self, owner: str) -> str:
+        """The model of a user's requests that name none: the one they chose, while it is there, else the studio's."""
+        chosen = json.loads(self.options(owner).get(DEFAULT_MODEL, "null"))
+        try:
+            return self.shelf.find(chosen).name if chosen else self.shelf.default
+        except ModelNotFound:
+            return self.shelf.default
+
+    def set_default_model(self, owner: str, name: str) -> str:
+        """Choose it, for every interface; gives its full name.
+
+        Raises:
+            ModelNotFound: no such model here.
+        """
+        found = self.shelf.find(name).name
+        self.set_options(owner, {DEFAULT_MODEL: json.dumps(found)})
+        return found
 
     def options(self, owner: str) -> dict[str, str]:
         """A user's stored options, as JSON texts by key."""

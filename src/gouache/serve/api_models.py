@@ -1,0 +1,99 @@
+"""`/v1/models/...`: what a model is, fetching one from the hub, and the one that requests get that name none."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+from pydantic import Field
+
+from gouache.config import Config
+from gouache.serve import model_facts
+from gouache.serve.access import owner_of, studio_of
+from gouache.serve.pulls import Pull, State
+from gouache.serve.rights import admin_of
+from gouache.serve.views import Plain
+
+router = APIRouter(prefix="/v1/models", tags=["models"])
+
+
+class ModelName(Config):
+    """A model by name."""
+
+    model: Annotated[Plain, Field(min_length=1)]
+
+
+class PullIn(Config):
+    """A model to fetch."""
+
+    repo: Annotated[Plain, Field(min_length=3)]
+    """OWNER/NAME on the hub."""
+    revision: Plain | None = None
+    """Branch, tag or commit."""
+    variant: Plain | None = None
+    """Which weights to prefer, for example fp16."""
+
+
+class PullView(Config):
+    """A model on its way."""
+
+    repo: str
+    state: State
+    bytes: int
+    """On the disk."""
+    total: int
+    """Known to be needed."""
+    error: str
+
+
+@router.get("/inspect")
+def inspect(
+    request: Request, model: Annotated[Plain, Query(description="Name, stem, title or hash.")]
+) -> dict[str, Any]:
+    """What a model's headers say; nothing of it is loaded."""
+    owner_of(request)
+    return model_facts.inspect(studio_of(request).shelf.find(model))
+
+
+@router.get("/default")
+def default(request: Request) -> ModelName:
+    """The model of your requests that name none."""
+    return ModelName(model=studio_of(request).default_model(owner_of(request)))
+
+
+@router.put("/default")
+def set_default(body: ModelName, request: Request) -> ModelName:
+    """Choose it."""
+    return ModelName(model=studio_of(request).set_default_model(owner_of(request), body.model))
+
+
+@router.post("/refresh", status_code=204)
+def refresh(request: Request) -> None:
+    """Look again which models there are."""
+    owner_of(request)
+    studio_of(request).shelf.refresh()
+
+
+@router.get("/pulls")
+def pulls(request: Request) -> list[PullView]:
+    """What is and was fetched since the server started, the newest first. For administrators."""
+    admin_of(request)
+    return [_view(pull) for pull in studio_of(request).pulls.listing()]
+
+
+@router.post("/pulls", status_code=202)
+def pull(body: PullIn, request: Request) -> PullView:
+    """Fetch a model from the Hugging Face hub: weights, configs and vocabulary, never code. For administrators."""
+    admin_of(request)
+    return _view(studio_of(request).pulls.start(body.repo, revision=body.revision, variant=body.variant))
+
+
+@router.delete("/pulls", status_code=204)
+def cancel(request: Request) -> None:
+    """Stop what is on its way. For administrators."""
+    admin_of(request)
+    studio_of(request).pulls.cancel()
+
+
+def _view(pull: Pull) -> PullView:
+    return PullView(repo=pull.repo, state=pull.state, bytes=pull.here, total=pull.total, error=pull.error)

@@ -1,0 +1,127 @@
+"""Fetches models from the hub while the server goes on: one at a time, with progress, by the same function as the
+command line."""
+
+from __future__ import annotations
+
+import logging
+import re
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from gouache.checkpoints import hub
+from gouache.errors import Conflict, GouacheError, InvalidInput
+
+State = Literal["running", "done", "failed", "cancelled"]
+KEPT = 20
+_REPO = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII)
+_PLAIN = re.compile(r"[\w./-]{1,100}", re.ASCII)
+log = logging.getLogger("gouache.pulls")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Pull:
+    """A model on its way.
+
+    Attributes:
+        repo: owner/name on the hub.
+        state: how it stands.
+        here: bytes that are on the disk.
+        total: bytes known to be needed; grows while the files are looked at.
+        started: seconds since 1970.
+        error: the text of the error that ended it.
+    """
+
+    repo: str
+    state: State = "running"
+    here: int = 0
+    total: int = 0
+    started: float
+    error: str = ""
+
+
+class _Cancelled(Exception):
+    """Raised inside the download."""
+
+
+class Pulls:
+    """What is and was fetched since the server started. A download that stopped goes on where it was.
+
+    Args:
+        arrived: called, from another thread, when a model is there.
+    """
+
+    def __init__(self, arrived: Callable[[], None]) -> None:
+        self.arrived = arrived
+        self._lock = threading.Lock()
+        self._pulls: list[Pull] = []
+        self._cancel = threading.Event()
+
+    def listing(self) -> list[Pull]:
+        """The newest first."""
+        with self._lock:
+            return list(reversed(self._pulls))
+
+    def start(self, repo: str, *, revision: str | None = None, variant: str | None = None) -> Pull:
+        """Begin to fetch.
+
+        Args:
+            repo: owner/name.
+            revision: branch, tag or commit.
+            variant: which weights to prefer, for example fp16.
+
+        Raises:
+            InvalidInput: no name of a repository.
+            Conflict: another model is on its way.
+        """
+        repo = repo.strip()
+        if not _REPO.fullmatch(repo):
+            expected = "OWNER/NAME, for example CompVis/stable-diffusion-v1-4"
+            raise InvalidInput("repo", given=repr(repo)[:100], expected=expected)
+        for where, value in (("revision", revision), ("variant", variant)):
+            if value is not None and not _PLAIN.fullmatch(value):
+                raise InvalidInput(where, given=repr(value)[:100], expected="letters, digits, dots, dashes")
+        with self._lock:
+            busy = [pull.repo for pull in self._pulls if pull.state == "running"]
+            if busy:
+                raise Conflict(
+                    "pull", given=f"{busy[0]} on its way", expected="one at a time", cure="Wait, or cancel it."
+                )
+            self._cancel.clear()
+            pull = Pull(repo=repo, started=time.time())
+            self._pulls = [*self._pulls, pull][-KEPT:]
+        threading.Thread(target=self._fetch, args=(repo, revision, variant), daemon=True, name="pull").start()
+        return pull
+
+    def cancel(self) -> None:
+        """Stop what is on its way; what is on the disk already is used the next time."""
+        self._cancel.set()
+
+    def _fetch(self, repo: str, revision: str | None, variant: str | None) -> None:
+        try:
+            hub.pull(repo, revision=revision, variant=variant, progress=self._report)
+        except GouacheError as error:
+            state: State = "cancelled" if self._cancel.is_set() else "failed"
+            self._change(state=state, error="" if state == "cancelled" else str(error))
+        except Exception as error:  # The page must say so, whatever it was.
+            log.exception("pull failed", extra={"repo": repo})
+            self._change(state="failed", error=f"{type(error).__name__}: {error}"[:500])
+        else:
+            self.arrived()
+            self._change(state="done")
+
+    def _report(self, here: int, total: int) -> None:
+        if self._cancel.is_set():
+            raise _Cancelled("the user changed their mind")
+        self._change(here=here, total=total)
+
+    def _change(self, *, state: State | None = None, here: int | None = None, total: int | None = None,
+                error: str = "") -> None:  # fmt: skip
+        with self._lock:
+            last = self._pulls[-1]
+            self._pulls[-1] = replace(
+                last, state=state or last.state, here=last.here if here is None else here,
+                total=last.total if total is None else total, error=error,
+            )  # fmt: skip

@@ -1,0 +1,119 @@
+"""What a training run that was started from here does: a plan, the commands it stands for, and its state on disk.
+
+A run's folder holds `plan.json` (never changed but for its minutes), `config.toml`, `state.json` and `output.log`,
+which the run's own process writes, `pictures/` (the packed data set) and what `gouache train` leaves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from gouache.config import Config
+
+Stage = Literal["denoiser", "vae"]
+STAGES: tuple[Stage, ...] = ("denoiser", "vae")
+Result = Literal["", "done", "stopped", "failed"]
+Minutes = Annotated[float, Field(gt=0, le=60 * 24 * 30)]
+PLAN, STATE, OUTPUT, STOP, LOCK, CONFIG = "plan.json", "state.json", "output.log", "stop", "lock", "config.toml"
+SMALLEST_SIDE, LARGEST_SIDE = 32, 2048
+
+
+class Plan(Config):
+    """What to train."""
+
+    name: str
+    """Of the run, and of the model that it makes."""
+    stage: Stage
+    """denoiser: teach a model these pictures. vae: an autoencoder from nothing."""
+    data: str
+    """Name of a set of pictures."""
+    pictures: int
+    """How many it had at the start."""
+    model: str = ""
+    """Name of the model that the denoiser starts from."""
+    start: Path | None = None
+    """Where that model lies."""
+    size: Annotated[int, Field(ge=SMALLEST_SIDE, le=LARGEST_SIDE, multiple_of=8)]
+    """Side of the pictures in pixels."""
+    minutes: Minutes
+    """Training time, over all sessions."""
+    learning_rate: Annotated[float, Field(gt=0, le=1)]
+    batch_size: Annotated[int, Field(ge=1, le=1024)]
+    created: float
+    owner: str
+
+
+class State(Config):
+    """How far the run's process has come."""
+
+    pid: int = 0
+    """Of the process that runs the commands."""
+    child: int = 0
+    """Of the command that runs."""
+    step: str = ""
+    """Name of the command: data, train or pack."""
+    since: float = 0.0
+    """When this session's training began; 0 before."""
+    trained: float = 0.0
+    """Seconds of training in the sessions before."""
+    attempts: int = 0
+    """Sessions that ended without a word since the last that ended well."""
+    result: Result = ""
+    ended: float = 0.0
+    error: str = ""
+    """The text of the error that ended it."""
+
+
+def commands(plan: Plan, folder: Path, source: Path) -> dict[str, list[str]]:
+    """The arguments of `gouache` for each step, in order; what they leave lies in `folder`.
+
+    Args:
+        source: the folder of pictures.
+    """
+    config, pictures = str(folder / CONFIG), str(folder / "pictures")
+    steps = {
+        "data": ["data", "build", "pictures", pictures, "--from", str(source), "--size", str(plan.size)],
+        "train": ["train", plan.stage, "--config", config, "--data", pictures, "--out", str(folder),
+                  "--minutes", f"{plan.minutes:g}"],
+    }  # fmt: skip
+    if plan.stage == "denoiser":
+        steps["pack"] = ["pack", str(folder), str(folder / "model"), "--config", config, "--name", plan.name]
+    return steps
+
+
+def toml_of(plan: Plan) -> str:
+    """The training's config. Time ends it, not a number of images."""
+    loop = (
+        f"[{plan.stage}.loop]\nbatch_size = {plan.batch_size}\nimages = 100_000_000\n"
+        f"log_images = {4 * plan.batch_size}\nvalidate_images = {100 * plan.batch_size}\n"
+        "checkpoint_minutes = 1.0\nkeep = 2\n\n"
+        f"[{plan.stage}.optimizer]\nlearning_rate = {plan.learning_rate}\nwarmup_images = {10 * plan.batch_size}\n"
+    )
+    data = f"[data]\nsize = {plan.size}\nexamples = {min(4096, max(64, 4 * plan.pictures))}\n\n"
+    if plan.stage == "vae":
+        network = (
+            "image_channels = 4\nlatent_channels = 8\nchannels = [64, 160]\nlayers_per_level = 1\nnorm_groups = 16\n"
+        )
+        return f"{data}[vae]\nl2 = 2.0\nkl = 2e-4\n\n[vae.network]\n{network}patch_size = 4\n\n{loop}"
+    # A JSON string is a TOML string.
+    return f"{data}[denoiser]\nstart = {json.dumps(str(plan.start))}\n\n{loop}"
+
+
+def read_state(folder: Path) -> State:
+    """The state, or a fresh one if there is none yet."""
+    try:
+        return State.from_json((folder / STATE).read_text(encoding="utf-8"), where=str(folder / STATE))
+    except FileNotFoundError:
+        return State()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file whole or not at all."""
+    part = path.with_name(f".{path.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    part.replace(path)
