@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from gouache.errors import InvalidInput
+from gouache.errors import ConfigError, InvalidInput
 from gouache.training.losses import (
     PatchDiscriminator,
     adversarial_loss,
@@ -90,3 +91,30 @@ def test_the_gradient_of_every_stage_is_its_finite_difference(name: str, make_st
                 parameter.add_(direction, alpha=sign * step)
             losses.append(stage(batch)["loss"].item())
     assert slope == pytest.approx((losses[0] - losses[1]) / (2 * step), rel=1e-4)
+
+
+def test_group_weights_weigh_the_tokens_of_the_prior(make_stage: Callable[..., Stage[Any]]) -> None:
+    losses = {}
+    # Groups of 1, 4 and 16 tokens: each loss is a mean over 21 tokens with weights scaled to a mean of 1.
+    for weights in (
+        (),
+        (3.0, 3.0, 3.0),
+        (1.0, 1e-12, 1e-12),
+        (1e-12, 1.0, 1e-12),
+        (1e-12, 1e-12, 1.0),
+        (8.0, 4.0, 2.0),
+    ):
+        stage = make_stage("prior", group_weights=weights).double().eval()
+        batch = {k: v.double() if v.is_floating_point() else v for k, v in stage.batch(range(3)).items()}
+        losses[weights] = stage(batch)["loss"].item()
+        bits = stage(batch)["bits_per_token"].item()
+        assert bits == pytest.approx(losses[()] / math.log(2))
+    first, second, third = (losses[w] for w in list(losses)[2:5])
+    assert losses[3.0, 3.0, 3.0] == pytest.approx(losses[()]) == pytest.approx((first + 4 * second + 16 * third) / 21)
+    assert losses[8.0, 4.0, 2.0] == pytest.approx((8 * first + 4 * 4 * second + 16 * 2 * third) / (8 + 16 + 32))
+
+
+@pytest.mark.parametrize("weights", [(1.0,), (1.0, 0.0, 1.0), (1.0, 1.0, 1.0, 1.0)])
+def test_group_weights_must_fit_the_groups(make_stage: Callable[..., Stage[Any]], weights: tuple[float, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"group_weights.*3 numbers above 0"):
+        make_stage("prior", group_weights=weights)

@@ -175,6 +175,16 @@ class PriorStage(StageConfig):
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     token_noise: float = Field(default=0.1, ge=0, lt=1)
     """Largest share of input tokens replaced by random ones."""
+    group_weights: tuple[float, ...] = ()
+    """Weight of a token of each group in the loss, coarsest first; scaled to a mean of 1. Empty weighs all alike. The
+    text decides the few coarse tokens, which the many fine ones drown out otherwise."""
+
+    @model_validator(mode="after")
+    def _a_weight_for_every_group(self) -> PriorStage:
+        groups, given = len(self.network.groups), self.group_weights
+        if given and (len(given) != groups or min(given) <= 0):
+            raise ConfigError("prior.group_weights", given=list(given), expected=f"{groups} numbers above 0, or none")
+        return self
 
 
 class DenoiserStage(StageConfig):

@@ -25,6 +25,7 @@ class PriorTraining(Stage[Prior]):
 
     name = "prior"
     config: PriorStage
+    weights: Tensor
 
     def __init__(
         self,
@@ -40,6 +41,8 @@ class PriorTraining(Stage[Prior]):
         self.order = Shuffled(len(data), seed)
         self.trained = Prior(config.network)
         self.quantizer, self.vae = quantizer, vae
+        weights = token_weights(config.network.groups, config.group_weights)
+        self.register_buffer("weights", weights, persistent=False)
         self.freeze("quantizer", *(["vae"] if vae else []))
 
     def batch(self, indices: Sequence[int]) -> Batch:
@@ -61,8 +64,9 @@ class PriorTraining(Stage[Prior]):
                 self.config.network, self.quantizer, torch.where(batch["wrong"], batch["random"], tokens)
             )
         logits = self.trained(inputs, batch["context"], batch["pooled"], batch["mask"])
-        loss = nn.functional.cross_entropy(logits.to(batch["latents"].dtype).flatten(0, 1), tokens.flatten())
-        return {"loss": loss, "bits_per_token": loss.detach() / math.log(2)}
+        rows = logits.to(batch["latents"].dtype).flatten(0, 1)  # [B*S,V]
+        nats = nn.functional.cross_entropy(rows, tokens.flatten(), reduction="none").view_as(tokens)
+        return {"loss": (nats * self.weights).mean(), "bits_per_token": nats.detach().mean() / math.log(2)}
 
     def validate(self, network: Prior) -> dict[str, float]:
         """Bits a token of held-out pictures, all and by group; "without_text" is given the empty caption."""
@@ -104,3 +108,9 @@ class PriorTraining(Stage[Prior]):
             context, pooled, mask = (t.to(self.device) for t in (text.context, text.pooled, text.mask))
             parts.append(-prior.log_likelihood(self.quantizer, tokens, context, pooled, mask) / math.log(2))
         return torch.cat(parts)
+
+
+def token_weights(groups: Sequence[int], weights: Sequence[float]) -> Tensor:
+    """Weight of every token [S], mean 1, from the weight of a token of each group; no weights weigh all alike."""
+    each = torch.tensor(weights or [1.0] * len(groups)).repeat_interleave(torch.tensor(groups))
+    return each / each.mean()
