@@ -14,18 +14,33 @@ from gouache.errors import GouacheError
 if TYPE_CHECKING:
     from PIL import Image
 
+    from gouache.pipeline.recipe import Recipe
+    from gouache.pipeline.upscalers import PictureUpscaler
+
 
 def upscale(
     picture: Annotated[str, typer.Argument(help="The picture; - reads standard input.")],
-    factor: Annotated[float, typer.Option("--factor", "-f", min=0.01, max=16.0, help="On each side.")] = 2.0,
-    upscaler: Annotated[str, typer.Option("--upscaler", "-u", help="lanczos, or an ESRGAN weight file.")] = "lanczos",
+    factor: Annotated[float, typer.Option("--scale", "--factor", "-f", min=0.01, max=16.0, help="On each side.")] = 2.0,
+    upscaler: Annotated[
+        str | None,
+        typer.Option(
+            "--upscaler",
+            "-u",
+            help="model (its own), lanczos, or an upscaler's file. The model's own if it has one, else lanczos.",
+        ),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="The model whose upscaler is used; the shipped one without it.")
+    ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File; NAME-2x.png without it.")] = None,
     as_json: AsJson = False,
     force: Force = False,
 ) -> None:
-    """Make a picture larger, by Lanczos or by an ESRGAN file. The picture's recipe stays with it.
+    """Make any picture larger: by the model's up-sampling decoder, by Lanczos, or by an upscaler's file.
 
-    Example: gouache upscale a-red-fire-engine-7.png --factor 4 --upscaler RealESRGAN_x4plus.pth
+    The picture's recipe stays with it.
+
+    Example: gouache upscale a-red-fire-engine-7.png --scale 4
     """
     import json
 
@@ -37,28 +52,58 @@ def upscale(
 
     name, attachments = read_input(picture)
     data = References(attachments).data(name)
-    larger = enlarge_picture(read_picture(data, where=picture), factor, upscaler)
+    recipe = _recipe(data)
+    called, network = _upscaler(upscaler, model, recipe)
+    larger = enlarge_picture(read_picture(data, where=picture), factor, network)
     stem = "picture" if picture == "-" else Path(picture).stem
     path = output or Path(f"{stem}-{factor:g}x.png")
-    write_bytes(path, encode_picture(larger, kind_of(path), _texts(data, larger, factor, upscaler)), force=force)
-    values = {"path": str(path), "width": larger.width, "height": larger.height}
+    write_bytes(path, encode_picture(larger, kind_of(path), _texts(recipe, larger, factor, called)), force=force)
+    values = {"path": str(path), "width": larger.width, "height": larger.height, "upscaler": called}
     typer.echo(json.dumps(values) if as_json else str(path))
 
 
-def _texts(data: bytes, larger: Image.Image, factor: float, upscaler: str) -> dict[str, str]:
-    """The recipe of the larger picture, if the small one has a recipe that was not enlarged yet."""
+def _upscaler(wanted: str | None, model: str | None, recipe: Recipe | None) -> tuple[str, PictureUpscaler | None]:
+    """What to call the upscaler in a recipe, and its network; None is Lanczos."""
+    from gouache.checkpoints.identify import identify
+    from gouache.checkpoints.load import known_sha256
+    from gouache.pipeline.enlarge import find_upscaler
+    from gouache.pipeline.fingerprints import model_sha256
+    from gouache.pipeline.library import find_model, shipped_model
+    from gouache.pipeline.upscalers import LANCZOS, OWN, load_part
+
+    if wanted not in (None, OWN):
+        return wanted, find_upscaler(wanted)
+    if wanted is None and model is None and shipped_model() is None:
+        return LANCZOS, None
+    path = find_model(model)
+    identity = identify(path)
+    if wanted is None and model is None and "upscaler" not in identity.parts:
+        return LANCZOS, None
+    # In a recipe "model" is the model that painted the picture; another one's upscaler goes by its path.
+    painted = recipe is not None and recipe.model.sha256 == (known_sha256(identity) or model_sha256(path))
+    return OWN if painted else str(path), load_part(path, identity)
+
+
+def _recipe(data: bytes) -> Recipe | None:
+    """The picture's own recipe, if it has one that was not enlarged yet."""
     from gouache.pipeline.foreign import read_recipe
+
+    try:
+        recipe = read_recipe(data).recipe
+    except GouacheError:
+        return None
+    return None if recipe is None or recipe.request.upscale is not None else recipe
+
+
+def _texts(recipe: Recipe | None, larger: Image.Image, factor: float, upscaler: str) -> dict[str, str]:
+    """The recipe of the larger picture."""
     from gouache.pipeline.infotext import format_infotext
     from gouache.pipeline.metadata import OWN, PARAMETERS
     from gouache.pipeline.recipe import pixels_digest
     from gouache.pipeline.recipe_text import infotext_of
     from gouache.pipeline.request import Upscale
 
-    try:
-        recipe = read_recipe(data).recipe
-    except GouacheError:
-        recipe = None
-    if recipe is None or recipe.request.upscale is not None:
+    if recipe is None:
         return {}
     request = recipe.request.replace({"upscale": Upscale(factor=factor, upscaler=upscaler)})
     own = recipe.model_copy(update={"request": request, "pixels": pixels_digest(larger)})

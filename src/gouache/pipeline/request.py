@@ -158,7 +158,7 @@ class Hires(Config):
     height: Side | None = None
     """Height of the second pass; beats the scale."""
     upscaler: Name = "latent"
-    """latent, latent-bicubic, latent-nearest, lanczos, or the path of an ESRGAN file."""
+    """latent, latent-bicubic, latent-nearest, lanczos, model (its own up-sampling decoder), or an upscaler's file."""
     strength: Fraction = 0.7
     """How much of the second pass is new."""
     num_inference_steps: Steps | None = None
@@ -232,8 +232,8 @@ class Upscale(Config):
 
     factor: Annotated[float, Field(gt=0.0, le=16.0)] = 2.0
     """Factor on width and height."""
-    upscaler: Name = "lanczos"
-    """lanczos, model (the model's own larger decoder), or the path of an ESRGAN file."""
+    upscaler: Name | None = None
+    """model (its own upscaler), lanczos, or an upscaler's file. The model's own if it has one, else lanczos."""
 
 
 class Request(Config):
@@ -264,9 +264,9 @@ class Request(Config):
     count: Annotated[int, Field(ge=1, le=MAX_COUNT)] = 1
     """Number of pictures."""
     width: Side | None = None
-    """Width in pixels; the model's own, or the starting picture's."""
+    """Width in pixels; the model's own, or the starting picture's. Above its own, its upscaler (if any) enlarges."""
     height: Side | None = None
-    """Height in pixels; the model's own, or the starting picture's."""
+    """Height in pixels; the model's own, or the starting picture's. Above its own, its upscaler (if any) enlarges."""
     background: Annotated[str, AfterValidator(_colour)] | None = None
     """transparent, white, black or #rrggbb, for models that paint transparency."""
     best_of: Annotated[int, Field(ge=1, le=MAX_BEST_OF)] = 1

@@ -18,7 +18,7 @@ from gouache.pipeline.canvas import Canvas, keep_outside, steps_to_skip
 from gouache.pipeline.conditioning import PromptPlan, PromptReader
 from gouache.pipeline.decoding import decode, preview
 from gouache.pipeline.drafting import draft
-from gouache.pipeline.enlarge import enlarge_latents, enlarge_picture
+from gouache.pipeline.enlarge import enlarge_latents, enlarge_picture, find_upscaler
 from gouache.pipeline.events import Event, Painted, Progress
 from gouache.pipeline.instruct import IMAGE_GUIDANCE, InstructDenoiser
 from gouache.pipeline.inversion import Inverter
@@ -40,6 +40,7 @@ from gouache.pipeline.sampling import (
 )
 from gouache.pipeline.seamless import wrapped_around
 from gouache.pipeline.tiling import network_of
+from gouache.pipeline.upscalers import LANCZOS
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,7 +231,10 @@ class Run:
     def _completed(self, image: Image.Image) -> Image.Image:
         image = self.canvas.finish(on_background(image, self.request.background or "white"))
         upscale = self.request.upscale
-        return image if upscale is None else enlarge_picture(image, upscale.factor, upscale.upscaler)
+        if upscale is None:
+            return image
+        upscaler = find_upscaler(upscale.upscaler or LANCZOS, self.bundle)
+        return enlarge_picture(image, upscale.factor, upscaler, seamless=self.request.seamless)
 
 
 def styled_prompt(request: Request) -> str:

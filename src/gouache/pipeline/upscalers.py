@@ -1,4 +1,7 @@
-"""ESRGAN-class upscalers from a weight file: both published layouts of names, read without unpickling."""
+"""Upscalers: the up-sampling decoder of a model, ESRGAN files, and with the package spandrel many other kinds.
+
+Weight files are read without unpickling, and told by content.
+"""
 
 from __future__ import annotations
 
@@ -6,15 +9,28 @@ import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from gouache.checkpoints.card import CARD_KEY
+from gouache.checkpoints.detect import Identity
+from gouache.checkpoints.format import WeightSource, load_tensors
+from gouache.checkpoints.identify import identify
+from gouache.checkpoints.networks import load_network, open_part
 from gouache.checkpoints.opening import open_source
-from gouache.errors import IncompatibleCheckpoint, UnknownFamily
+from gouache.errors import IncompatibleCheckpoint, InvalidInput, MissingDependency, UnknownFamily
+from gouache.models.configs import UpscalerConfig
 from gouache.models.rrdb import RRDBConfig, RRDBNet
-from gouache.pipeline.pixels import extend, to_image, to_tensor
+from gouache.models.upscaler import Upscaler
+from gouache.nn.memory import channels_last
+from gouache.pipeline.pixels import to_image, to_tensor
+from gouache.pipeline.request import Seamless
 
+LANCZOS, OWN = "lanczos", "model"
+"""Upscalers that are no file: the filter, and the model's own up-sampling decoder."""
 WRAPPERS = ("params_ema.", "params.", "state_dict.", "model_state_dict.")
 TILE, MARGIN = 192, 16
 _OLD = {
@@ -28,34 +44,156 @@ _OLD_DENSE = re.compile(r"model\.1\.sub\.(\d+)\.RDB([123])\.conv([1-5])\.0\.(wei
 _OLD_TRUNK = re.compile(r"model\.1\.sub\.(\d+)\.(weight|bias)")
 
 
-def load_upscaler(path: Path) -> Callable[[Image.Image], Image.Image]:
+class PictureUpscaler:
+    """Runs a network over a picture in tiles with a margin, so that memory stays bounded and no seam shows.
+
+    Args:
+        network: [1,C,h,w] in [-1,1] -> [1,C,scale h,scale w].
+        scale: how much larger the result is.
+        channels: 3, or 4 for a network that takes transparency.
+        margin: pixels around a tile that the network sees too.
+        multiple: what width and height of its input must be multiples of.
+    """
+
+    def __init__(
+        self, network: Callable[[Tensor], Tensor], scale: int, *, channels: int = 3, margin: int = MARGIN,
+        multiple: int = 1,
+    ) -> None:  # fmt: skip
+        self.network, self.scale, self.channels = network, scale, channels
+        self.margin, self.multiple = -(-margin // multiple) * multiple, multiple
+
+    @torch.no_grad()
+    def __call__(self, picture: Image.Image, *, halve: int = 1, seamless: Seamless = "none") -> Image.Image:
+        """The picture, `scale` / `halve` times as large.
+
+        Args:
+            picture: mode RGB, or RGBA where the network has four channels; the result has the same.
+            halve: each pixel of the result is the mean of so many by so many; a divisor of the scale.
+            seamless: which edges meet: the network then looks around them.
+        """
+        scale, margin = self.scale, self.margin
+        wide = [-(-side // self.multiple) * self.multiple - side for side in picture.size]
+        padded = _padded(picture, margin, (wide[0], wide[1]), seamless)
+        pixels = to_tensor(padded, self.channels)[None]  # [1,C,H,W]
+        result = Image.new(picture.mode, (picture.width * scale // halve, picture.height * scale // halve))
+        for top in range(0, picture.height, TILE):
+            for left in range(0, picture.width, TILE):
+                part = pixels[..., top : top + TILE + 2 * margin, left : left + TILE + 2 * margin]
+                large = self.network(part)[..., margin * scale : -margin * scale, margin * scale : -margin * scale]
+                tile = F.avg_pool2d(large, halve) if halve > 1 else large
+                # The first three of four channels are the picture on white; a picture without alpha is all there.
+                image = to_image(tile[0] if picture.mode == "RGBA" else tile[0, :3])
+                result.paste(image, (left * scale // halve, top * scale // halve))
+        return result
+
+
+def _padded(picture: Image.Image, margin: int, wide: tuple[int, int], seamless: Seamless) -> Image.Image:
+    """A margin on every side, and `wide` more columns and rows: repeated pixels, or those around the edge."""
+    across, down = ("wrap" if seamless in (axis, "both") else "edge" for axis in ("x", "y"))
+    pixels = np.pad(np.asarray(picture), ((0, 0), (margin, margin + wide[0]), (0, 0)), mode=across)  # type: ignore[call-overload]
+    pixels = np.pad(pixels, ((margin, margin + wide[1]), (0, 0), (0, 0)), mode=down)  # type: ignore[call-overload]
+    return Image.fromarray(pixels, picture.mode)
+
+
+def upscaler_of(network: Upscaler) -> PictureUpscaler:
+    """A model's up-sampling decoder, ready for pictures."""
+    weight = network.conv_in.weight
+
+    def run(pixels: Tensor) -> Tensor:
+        large: Tensor = network(pixels.to(weight.device, weight.dtype))
+        return large.clamp(-1.0, 1.0).float().cpu()
+
+    config = network.config
+    return PictureUpscaler(run, config.scale, channels=config.image_channels, margin=config.radius)
+
+
+def load_upscaler(path: Path) -> PictureUpscaler:
     """Load an upscaler.
 
     Args:
-        path: a .safetensors, .pth or .pt file of ESRGAN, Real-ESRGAN or one of their many relatives; told by content.
-
-    Returns:
-        A function from an RGB picture to a larger one.
+        path: a .safetensors, .pth or .pt file of ESRGAN, Real-ESRGAN or one of their many relatives; what stage
+            `upscaler` left, or a model that has such a part; with spandrel installed, any file that it knows.
 
     Raises:
         ModelNotFound, CheckpointError: no file, or none that can be read.
-        UnknownFamily: the tensors belong to another kind of network.
+        MissingDependency: another kind of network, and the package spandrel is not installed.
+        UnknownFamily: a network that spandrel doesn't know either.
     """
+    if path.is_dir():
+        return load_part(path, identify(path))
     source = open_source(path)
+    if CARD_KEY in source.header.metadata:
+        return load_part(path, identify(path))
+    if source.header.metadata.get("component") == "upscaler":
+        return _own_file(path, source.header.metadata.get("config", "{}"))
     names = modern_names(source.header.tensors)
-    if "conv_first.weight" not in names or "conv_last.weight" not in names:
-        raise UnknownFamily(
-            str(path), given=f"{len(names)} tensors of another network", expected="an ESRGAN (RRDB) file",
-            cure="Use an ESRGAN or Real-ESRGAN file; compact and transformer upscalers are not read.",
+    if "conv_first.weight" in names and "conv_last.weight" in names and "conv_body.weight" in names:
+        return _esrgan(path, source, names)
+    return _by_spandrel(path, source)
+
+
+def load_part(path: Path, identity: Identity) -> PictureUpscaler:
+    """The up-sampling decoder of a whole model.
+
+    Raises:
+        InvalidInput: the model has none.
+        CheckpointError: its weights are damaged.
+    """
+    part = identity.parts.get("upscaler")
+    if part is None:
+        raise InvalidInput(
+            str(path), given=f"a {identity.family} model without an upscaler", expected="a model that brings one",
+            cure="Use lanczos or an upscaler's own file.",
         )  # fmt: skip
+    network, _ = load_network(part, open_part(part.header), identity.family, dtype=torch.float32)
+    if not isinstance(network, Upscaler):
+        raise IncompatibleCheckpoint(str(path), given=type(network).__name__, expected="an up-sampling decoder")
+    return upscaler_of(channels_last(network))
+
+
+def _own_file(path: Path, config: str) -> PictureUpscaler:
+    network = Upscaler(UpscalerConfig.from_json(config, where=str(path)))
+    _check_names(path, network.state_dict(), tensors := load_tensors(path))
+    network.load_state_dict(tensors)
+    return upscaler_of(channels_last(network.eval().float()))
+
+
+def _esrgan(path: Path, source: WeightSource, names: Mapping[str, str]) -> PictureUpscaler:
     tensors = {modern: source.read(name).float() for modern, name in names.items()}
     network = RRDBNet(config_of(tensors))
-    wanted = network.state_dict()
-    wrong = sorted(set(wanted) ^ set(tensors)) or [key for key in wanted if wanted[key].shape != tensors[key].shape]
-    if wrong:
-        raise IncompatibleCheckpoint(str(path), given=f"{len(wrong)} names that differ: {wrong[:4]}", expected="RRDB's")
+    _check_names(path, network.state_dict(), tensors)
     network.load_state_dict(tensors, assign=True)
-    return Upscaler(network.eval())
+    network.eval()
+    scale, fold = network.config.scale, network.config.fold
+    return PictureUpscaler(lambda pixels: network(pixels / 2 + 0.5) * 2 - 1, scale, multiple=fold)
+
+
+def _check_names(path: Path, wanted: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    wrong = sorted(set(wanted) ^ set(found)) or [key for key in wanted if wanted[key].shape != found[key].shape]
+    if wrong:
+        raise IncompatibleCheckpoint(
+            str(path), given=f"{len(wrong)} names or shapes that differ: {wrong[:4]}", expected="the network's"
+        )
+
+
+def _by_spandrel(path: Path, source: WeightSource) -> PictureUpscaler:
+    """Any architecture that spandrel knows, from tensors that we have read."""
+    given = f"{len(source.header.tensors)} tensors of a network that is neither ESRGAN nor gouache's own"
+    try:
+        from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
+    except ImportError as error:
+        raise MissingDependency(
+            str(path), given=given, expected=f"an ESRGAN file, or the package spandrel ({error})",
+            cure="Install it with `pip install 'gouache[upscalers]'`.",
+        ) from error  # fmt: skip
+    try:
+        model = ModelLoader("cpu").load_from_state_dict({name: source.read(name) for name in source.header.tensors})
+    except UnsupportedModelError as error:
+        raise UnknownFamily(str(path), given=given, expected="a network that spandrel knows") from error
+    if not isinstance(model, ImageModelDescriptor) or (model.input_channels, model.output_channels) != (3, 3):
+        raise UnknownFamily(str(path), given=f"a {model.architecture.name} network", expected="one from RGB to RGB")
+    model.eval().float()
+    return PictureUpscaler(lambda pixels: model(pixels / 2 + 0.5) * 2 - 1, model.scale)
 
 
 def modern_names(names: Mapping[str, object]) -> dict[str, str]:
@@ -86,30 +224,3 @@ def config_of(tensors: Mapping[str, Tensor]) -> RRDBConfig:
     return RRDBConfig(
         scale=max(1, 4 // fold), channels=first.shape[0], growth=growth, blocks=blocks, image_channels=colours
     )
-
-
-class Upscaler:
-    """Runs an RRDB network over a picture in tiles with a margin, so that memory stays bounded.
-
-    Args:
-        network: in inference mode.
-    """
-
-    def __init__(self, network: RRDBNet) -> None:
-        self.network = network
-
-    @torch.no_grad()
-    def __call__(self, picture: Image.Image) -> Image.Image:
-        """An RGB picture, `scale` times as large."""
-        scale, fold = self.network.config.scale, self.network.config.fold
-        wide = [-(-side // fold) * fold - side for side in picture.size]
-        padded = extend(picture, MARGIN, MARGIN, MARGIN + wide[0], MARGIN + wide[1])
-        pixels = to_tensor(padded, 3)[None] / 2 + 0.5  # [1,3,H,W]
-        out = torch.empty(1, 3, (picture.height + wide[1]) * scale, (picture.width + wide[0]) * scale)
-        for top in range(0, picture.height, TILE):
-            for left in range(0, picture.width, TILE):
-                part = pixels[..., top : top + TILE + 2 * MARGIN, left : left + TILE + 2 * MARGIN]
-                large = self.network(part)[..., MARGIN * scale : -MARGIN * scale, MARGIN * scale : -MARGIN * scale]
-                rows, columns = large.shape[-2:]
-                out[..., top * scale : top * scale + rows, left * scale : left * scale + columns] = large
-        return to_image(out[0] * 2 - 1).crop((0, 0, picture.width * scale, picture.height * scale))
