@@ -22,10 +22,12 @@ from gouache.checkpoints.int8_weights import dequantise, quantise
 from gouache.checkpoints.load import load_bundle
 from gouache.checkpoints.save import Format, ModelToWrite, bundle_to_write, write_model
 from gouache.cli.main import app
-from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, InvalidInput
+from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, InvalidInput, UnknownName
 from gouache.models.configs import SentenceEncoderConfig
 from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.models.text_stack import TextStack
+from gouache.pipeline.pipeline import Pipeline
+from gouache.pipeline.request import Request
 from gouache.pipeline.untrained import fill, untrained_bundle
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "apple")
@@ -45,7 +47,9 @@ def model() -> ModelToWrite:
         )
     )  # fmt: skip
     fill(encoder, torch.Generator().manual_seed(3))
-    bundle = replace(base, family="pocket", text=TextStack.of_sentences(encoder, WORDS), name="small").eval()
+    bundle = replace(
+        base, family="pocket", text=TextStack.of_sentences(encoder, WORDS), name="small", styles=("flat", "3d")
+    ).eval()
     return replace(bundle_to_write(bundle), int8=("text_encoder",))
 
 
@@ -131,6 +135,16 @@ def test_one_file_holds_int8_too_and_converting_writes_plain_numbers(model: Mode
         assert all(torch.equal(found[name], wanted[name]) for name in wanted)
     assert read_json(folder.parent / "plain" / CARD_FILE)["int8"] == []
     assert {info.dtype for info in read_header(folder.parent / "plain" / FILE).tensors.values()} == {"F32"}
+
+
+def test_styles_travel_with_the_model_and_others_are_refused(model: ModelToWrite, folder: Path) -> None:
+    write_model(model, folder.parent / "one.safetensors", "gouache")
+    convert(folder.parent / "one.safetensors", folder.parent / "again", "gouache")
+    pipeline = Pipeline(load_bundle(folder.parent / "again"))
+    assert pipeline.bundle.styles == ("flat", "3d")
+    assert pipeline.resolve(Request(prompt="a cat", style="3d")).style == "3d"
+    with pytest.raises(UnknownName, match="Did you mean 'flat'"):
+        pipeline.resolve(Request(prompt="a cat", style="flt"))
 
 
 def test_inspect_shows_the_stored_types(folder: Path) -> None:

@@ -14,6 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from gouache.checkpoints.hub import file_sha256
+from gouache.checkpoints.load import load_bundle
 from gouache.checkpoints.save import bundle_to_write, write_model
 from gouache.cli.eval import read_steps
 from gouache.cli.main import app
@@ -80,6 +81,7 @@ def shape_of(record: Sticker) -> np.ndarray:
 def sticker_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A built set of 48 pictures."""
     folder, made = tmp_path_factory.mktemp("stickers"), records()
+    (folder / "CREDITS.md").write_text("# Credits\n", encoding="utf-8")
     np.save(folder / "pictures.npy", np.stack([shape_of(record) for record in made]))
     lines = [json.dumps({name: getattr(record, name) for name in Sticker.__slots__}) for record in made]
     (folder / "records.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
@@ -261,6 +263,42 @@ def test_the_command_writes_figures_and_a_sheet(
     with Image.open(tmp_path / "eval.png") as sheet:
         assert sheet.width > 3 * SIZE
     assert "retrieval_at_1" in result.output
+    the_card_of_a_model_shows_its_own_figures(tmp_path, sticker_folder)
+
+
+def the_card_of_a_model_shows_its_own_figures(place: Path, data: Path) -> None:
+    """With the goals that were set, the logs, the author's words; and never another model's figures."""
+    values = json.loads((place / "eval.json").read_text(encoding="utf-8"))
+    stage = place / "run" / "vae"
+    stage.mkdir(parents=True)
+    log = [
+        {"images_seen": 3600, "images_per_second": 1.0}, {"images_seen": 3600, "validation/score": -20.0,
+        "validation/psnr": 20.0}, {"images_seen": 7200, "images_per_second": 1.0}, {"images_seen": 7200,
+        "validation/score": -19.0, "validation/psnr": 19.0},
+    ]  # fmt: skip
+    (stage / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
+    (place / "words.md").write_text("# Little painter\n\nIt can't spell.\n", encoding="utf-8")
+    (place / "recipe.toml").write_text("[data]\nsize = 32\n", encoding="utf-8")
+    command = [
+        "card", str(place / "model"), "--data", str(data), "--run", str(place / "run"), "--eval",
+        str(place / "eval.json"), "--words", str(place / "words.md"), "--config", str(place / "recipe.toml"),
+    ]  # fmt: skip
+    assert CliRunner().invoke(app, command).exit_code == 0
+    card = (place / "model" / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("# Little painter\n\nIt can't spell.\n")
+    psnr = next(f for f in values["figures"] if f["name"] == "vae_psnr_db")
+    assert f"| autoencoder, held-out pictures | {psnr['value']:.3g} dB |" in card
+    assert "| ≥ 31 dB | no |" in card
+    assert "| vae | 7,200 | 2.0 | psnr 20 | 3,600 |" in card
+    assert "size = 32" in card
+    assert (place / "model" / "CREDITS.md").read_text(encoding="utf-8") == "# Credits\n"
+    load_bundle(place / "model")  # the card is in no part's way
+    (place / "eval.json").write_text(json.dumps({**values, "model_sha256": "0" * 64}), encoding="utf-8")
+    error = CliRunner().invoke(app, command).exception
+    assert isinstance(error, DataError)
+    assert "gouache eval" in str(error)
+    (place / "eval.json").write_text("[]", encoding="utf-8")
+    assert isinstance(CliRunner().invoke(app, command).exception, DataError)
 
 
 def test_pictures_painted_together_are_those_painted_alone(pocket: ModelBundle) -> None:

@@ -59,6 +59,8 @@ class ModelCard(Config):
     """For a folder: its files. Empty for one file."""
     int8: tuple[str, ...] = ()
     """Parts whose matrices are stored in int8 with a scale a row; see `int8`."""
+    styles: tuple[str, ...] = ()
+    """Styles that a request may name; empty for a model that knows none by name."""
     description: str = ""
     licence: str = ""
 

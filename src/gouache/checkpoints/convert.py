@@ -67,6 +67,7 @@ def convert(
         defaults=generation_defaults(source, identity, denoiser),
         networks=networks,
         vocabulary=card.vocabulary_of(source) if sentences else (),
+        styles=own.styles if own else (),
         description=own.description if own else "",
         licence=own.licence if own else "",
     )

@@ -80,6 +80,7 @@ def load_bundle(
         text=_text_stack(path, networks),
         denoiser_config=denoiser,
         defaults=generation_defaults(path, identity, denoiser),
+        styles=_styles(path, identity),
         prior=next(iter(networks.of(Prior)), None),
         quantizer=next(iter(networks.of(Quantizer)), None),
         upscaler=next(iter(networks.of(Upscaler)), None),
@@ -208,6 +209,11 @@ def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig
     return GenerationDefaults(width=size, height=size, guidance_scale=DEFAULT_GUIDANCE.get(identity.family, 7.5))
 
 
+def _styles(path: Path, identity: Identity) -> tuple[str, ...]:
+    own = card.read_card(path) if identity.layout == "gouache" else None
+    return () if own is None else own.styles
+
+
 def check_loadable(identity: Identity, where: str) -> None:
     """Refuse what is recognised but can't paint.
 
@@ -215,9 +221,9 @@ def check_loadable(identity: Identity, where: str) -> None:
         IncompatibleCheckpoint: an adapter, a part, or a variant without a pipeline.
     """
     cures = {
-        "lora": "Give it with --lora beside a model.",
+        "lora": "Put it into the folder adapters beside the models, and name it in a prompt: <lora:NAME:0.8>.",
         "vae": "Load it beside a model.",
-        "textual-inversion": "Give it beside a model.",
+        "textual-inversion": "Put it into the folder embeddings beside the models, and use its name as a word.",
     }
     if identity.kind != "model":
         raise IncompatibleCheckpoint(

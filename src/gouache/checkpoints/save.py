@@ -69,7 +69,8 @@ class NetworkToWrite:
 class ModelToWrite:
     """A whole model on its way to the disk; `networks` by the part's name.
 
-    `description`, `licence` and `int8` (parts whose matrices are stored in int8) are kept by the own format only.
+    `styles`, `description`, `licence` and `int8` (parts whose matrices are stored in int8) are kept by the own format
+    only.
     """
 
     family: str
@@ -79,6 +80,7 @@ class ModelToWrite:
     defaults: GenerationDefaults
     networks: Mapping[str, NetworkToWrite]
     vocabulary: tuple[str, ...] = ()
+    styles: tuple[str, ...] = ()
     description: str = ""
     licence: str = ""
     int8: tuple[str, ...] = ()
@@ -125,6 +127,7 @@ def bundle_to_write(bundle: ModelBundle, variant: str = "base") -> ModelToWrite:
         defaults=bundle.defaults,
         networks={name: network_to_write(_config_of(network), network) for name, network in networks.items()},
         vocabulary=tuple(vocabulary),
+        styles=bundle.styles,
     )
 
 
@@ -226,6 +229,7 @@ def _card(model: ModelToWrite, parts: tuple[PartCard, ...]) -> ModelCard:
         defaults=model.defaults,
         parts=parts,
         int8=model.int8,
+        styles=model.styles,
         description=model.description,
         licence=model.licence,
     )

@@ -23,6 +23,7 @@ LazyGroup.homes = {
     "train": ("gouache.cli.train:train", "Train one stage on captioned pictures."),
     "runs": ("gouache.cli.train:runs", "Show a training run."),
     "pack": ("gouache.cli.pack:pack", "Put the results of a training together as one model."),
+    "card": ("gouache.cli.card:card", "Write a trained model's card."),
     "eval": ("gouache.cli.eval:evaluate", "Measure a model that paints stickers."),
     "likelihood": ("gouache.cli.likelihood:likelihood", "Bits of a picture with and without its caption."),
     "pull": ("gouache.cli.pull:pull", "Fetch a model from the Hugging Face hub."),

@@ -17,6 +17,8 @@ def pack(
         str, typer.Option(help="Parts whose matrices are stored in int8, with commas: text_encoder,prior.")
     ] = "",
     name: Annotated[str, typer.Option(help="The model's name.")] = "pocket",
+    styles: Annotated[str, typer.Option(help="Styles that requests may name, with commas.")] = "",
+    licence: Annotated[str, typer.Option(help="Licence of the weights, as an SPDX identifier.")] = "",
 ) -> None:
     """Put the results of all stages together as one model, for gouache paint --model.
 
@@ -25,5 +27,11 @@ def pack(
     from gouache.training.config import read_config
     from gouache.training.pack import pack as pack_run
 
-    parts = tuple(part.strip() for part in int8.split(",") if part.strip())
-    typer.echo(pack_run(read_config(config, "denoiser"), run, out, dtype=dtype, int8=parts, name=name))
+    read = read_config(config, "denoiser")
+    typer.echo(
+        pack_run(read, run, out, dtype=dtype, int8=_words(int8), name=name, styles=_words(styles), licence=licence)
+    )
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())

@@ -35,6 +35,7 @@ class ModelBundle:
         unet, vae, text: the networks.
         denoiser_config: what the U-Net's output means, and its noise schedule.
         defaults: size, steps and so on of a request that leaves them open.
+        styles: that a request may name; empty = the model knows none by name, and any word passes.
         prior, quantizer: the autoregressive prior that draws the draft, and its code book; both or none.
         upscaler: the up-sampling decoder for pictures larger than the model's own, if it has one.
         name: a short name for people.
@@ -54,6 +55,7 @@ class ModelBundle:
     prior: Prior | None = None
     quantizer: Quantizer | None = None
     upscaler: Upscaler | None = None
+    styles: tuple[str, ...] = ()
     name: str = ""
     path: Path | None = None
     sha256: str = ""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 
 from gouache.diffusion.sampler_table import resolve, resolve_schedule, sampler_info
-from gouache.errors import InvalidInput
+from gouache.errors import InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.adapter_tags import adapter_tags, refuse_tags
 from gouache.pipeline.own_size import at_own_size, enlargement
@@ -25,10 +25,12 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
         start: width and height of the starting picture, if there is one.
 
     Raises:
-        UnknownName: no such sampler or schedule.
+        UnknownName: no such sampler, schedule or style.
         InvalidInput: something this model can't do.
     """
     _check_tags(request)
+    if request.style is not None and bundle.styles and request.style not in bundle.styles:
+        raise unknown_name("style", request.style, bundle.styles)
     request = at_own_size(request, bundle)
     defaults = bundle.defaults
     sampler, schedule = _sampler_and_schedule(request, bundle)

@@ -150,7 +150,7 @@ class _Evaluation:
             "model": self.bundle.name or self.bundle.family, "model_sha256": self.bundle.sha256,
             "judge_sha256": self.judge.sha256, "data_sha256": self.stickers.manifest.sha256.get("pictures.npy", ""),
             "limit": settings.limit, "captions": self.court.captions, "reference": len(self.reference),
-            "seed": settings.seed, "interval": "95 % percentile bootstrap",
+            "seed": settings.seed, "default_steps": self.usual.steps, "interval": "95 % percentile bootstrap",
         }  # fmt: skip
         return Evaluation(tuple(self.figures), described, self._sheet())
 

@@ -31,7 +31,15 @@ DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
 def pack(
-    config: TrainConfig, run: Path, out: Path, *, dtype: str = "fp16", int8: tuple[str, ...] = (), name: str = "pocket"
+    config: TrainConfig,
+    run: Path,
+    out: Path,
+    *,
+    dtype: str = "fp16",
+    int8: tuple[str, ...] = (),
+    name: str = "pocket",
+    styles: tuple[str, ...] = (),
+    licence: str = "",
 ) -> Path:
     """Write the model that a training has come to.
 
@@ -45,6 +53,8 @@ def pack(
         dtype: "fp16", "bf16" or "fp32".
         int8: parts whose matrices are stored in int8 with a scale a row, for example ("text_encoder", "prior").
         name: the model's name.
+        styles: that requests may name.
+        licence: of the weights, as an SPDX identifier.
 
     Raises:
         TrainingError: a stage has no result.
@@ -55,7 +65,8 @@ def pack(
     bundle = assemble_bundle(config, run, name)
     for part in bundle.networks().values():
         part.to(DTYPES[dtype])
-    return write_model(replace(bundle_to_write(bundle), int8=int8), out, "gouache")
+    model = replace(bundle_to_write(bundle), int8=int8, styles=styles, licence=licence)
+    return write_model(model, out, "gouache")
 
 
 def assemble_bundle(config: TrainConfig, run: Path, name: str) -> ModelBundle:
