@@ -151,8 +151,9 @@ def _textual_inversion(tensors: Tensors) -> Adapter | None:
     for name, info in tensors.items():
         named = name == "emb_params" or name.startswith("string_to_param.")
         alone = len(tensors) == 1 and len(info.shape) in (1, 2) and "." not in name
-        if (named or alone) and info.shape and info.shape[-1] in (768, 1024, 1280):
+        families = {768: "sd1", 1024: "sd2", 1280: "sdxl"}
+        if info.shape and (named or (alone and info.shape[-1] in families)):
             count = info.shape[0] if len(info.shape) == 2 else 1
-            family = {768: "sd1", 1024: "sd2", 1280: "sdxl"}[info.shape[-1]]
+            family = families.get(info.shape[-1], "unknown")
             return Adapter("textual-inversion", family, f"{count} vector{'s' if count > 1 else ''}")
     return None

@@ -13,11 +13,11 @@ from pathlib import Path
 
 from gouache.checkpoints import hub
 from gouache.checkpoints.adapters import find_adapter
+from gouache.checkpoints.adapters_keys import lora_summary
 from gouache.checkpoints.header import Header
 from gouache.checkpoints.opening import open_header
 from gouache.errors import GouacheError, InvalidInput, ModelNotFound, unknown_name
 
-FOLDERS = ("adapters", "embeddings", "lora", "loras")
 SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")
 LORA, EMBEDDING = "lora", "textual-inversion"
 GENERIC_STEMS = ("learned_embeds", "embeddings")
@@ -113,7 +113,11 @@ class AdapterFolder:
 
     def _found(self) -> Iterator[AdapterFile]:
         root = self._root()
-        tops = [path for path in sorted(root.iterdir()) if path.name.lower() in FOLDERS] if root.is_dir() else []
+        tops = (
+            [path for path in sorted(root.iterdir()) if path.name.lower() in hub.ADAPTER_FOLDERS]
+            if root.is_dir()
+            else []
+        )
         for top in (path for path in tops if path.is_dir()):
             for path in sorted(top.rglob("*")):
                 if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
@@ -135,6 +139,7 @@ def _described(path: Path, folder: str, size: int) -> AdapterFile:
     kind = adapter.kind if adapter else by_folder
     name, aliases = _names(path, header, kind)
     family, label = (adapter.family, adapter.label) if adapter else ("unknown", "")
+    label = ", ".join(part for part in (label, lora_summary(header.tensors) if kind == LORA else "") if part)
     return AdapterFile(name, aliases, kind, family, label, path, size)
 
 

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from gouache.checkpoints.adapters import LORA_KINDS
-from gouache.checkpoints.adapters_names import Layer, split_key
+from gouache.checkpoints.adapters_keys import split_key
+from gouache.checkpoints.adapters_names import Layer
 from gouache.checkpoints.format import WeightSource
 from gouache.checkpoints.header import Header
 from gouache.checkpoints.opening import open_source

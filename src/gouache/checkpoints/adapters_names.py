@@ -7,7 +7,6 @@ diffusers' paths; both are known for every family.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -75,37 +74,3 @@ def _layers(network: nn.Module) -> list[str]:
 
 def _joined(path: str) -> str:
     return path.replace(".", "_")
-
-
-_ROLES = (
-    # kohya; PEFT, with or without the adapter's name; diffusers in its times, oldest last
-    r"\.lora_(?P<kohya>down|up|mid)\.weight",
-    r"\.lora_(?P<peft>A|B)(?:\.\w+)?\.weight",
-    r"[._]lora\.(?P<diffusers>down|up)\.weight",
-    r"\.lora_linear_layer\.(?P<linear>down|up)\.weight",
-    r"\.(?P<alpha>alpha)",
-)
-_KEY = re.compile(rf"(?P<base>.+?)(?:{'|'.join(_ROLES)})")
-_OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
-
-
-def split_key(key: str) -> tuple[str, str] | None:
-    """A tensor's name as (spelling of its layer, role: down, up, mid or alpha); None if it is no LoRA's.
-
-    >>> split_key("unet.mid.attn1.processor.to_out_lora.up.weight")
-    ('unet.mid.attn1.to_out.0', 'up')
-    """
-    match = _KEY.fullmatch(key)
-    if match is None:
-        return None
-    role = match["kohya"] or {"A": "down", "B": "up"}.get(match["peft"]) or match["diffusers"] or match["linear"]
-    return _present(match["base"]), role or "alpha"
-
-
-def _present(base: str) -> str:
-    """Today's name of a layer that an older diffusers called otherwise."""
-    base = base.replace(".processor.", ".")
-    head, _, last = base.rpartition(".")
-    if head.endswith("self_attn") and last in _OLD_TEXT:
-        return f"{head}.{_OLD_TEXT[last]}"
-    return f"{base}.0" if last == "to_out" else base

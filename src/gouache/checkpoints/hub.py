@@ -24,6 +24,8 @@ PART_FOLDERS = (
 )  # fmt: skip
 TEXT_SUFFIXES = (".json", ".txt")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt")
+ADAPTER_FOLDERS = ("adapters", "embeddings", "lora", "loras")
+"""Folders beside the models that hold no models; see `adapters_folder`."""
 OTHER_FRAMEWORKS = ("flax_", "tf_", "openvino_", "model.onnx", "rust_")
 DEFAULT_ENDPOINT = "https://huggingface.co"
 CHUNK = 1 << 22
@@ -96,7 +98,9 @@ def on_disk() -> list[OnDisk]:
     found = [
         OnDisk(path.name if path.is_dir() else path.stem, path, _bytes(path))
         for path in (sorted(own.iterdir()) if own.is_dir() else [])
-        if not path.name.startswith(".") and (path.is_dir() or path.suffix in WEIGHT_SUFFIXES)
+        if not path.name.startswith(".")
+        and path.name.lower() not in ADAPTER_FOLDERS
+        and (path.is_dir() or path.suffix in WEIGHT_SUFFIXES)
     ]
     cache = hub_cache()
     for folder in sorted(cache.glob("models--*")) if cache.is_dir() else []:

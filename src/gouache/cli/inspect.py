@@ -41,10 +41,9 @@ def inspect(
 
     Example: gouache inspect model.safetensors --json
     """
-    from gouache.checkpoints.hub import find
     from gouache.checkpoints.identify import identify
 
-    path = find(model)
+    path = _found(model)
     found = describe(path, identify(path))
     if sha256:
         found["sha256"] = _sums(path)
@@ -52,6 +51,21 @@ def inspect(
         typer.echo(json.dumps(found, ensure_ascii=False))
     else:
         _print(found)
+
+
+def _found(name: str) -> Path:
+    """The path of a model or an adapter by path or name."""
+    from gouache.checkpoints.adapters_folder import list_adapters
+    from gouache.checkpoints.hub import find
+    from gouache.errors import ModelNotFound
+
+    try:
+        return find(name)
+    except ModelNotFound:
+        adapter = next((file for file in list_adapters() if name in file.names), None)
+        if adapter is None:
+            raise
+        return adapter.path
 
 
 def describe(path: Path, identity: Identity) -> dict[str, Any]:
@@ -63,6 +77,7 @@ def describe(path: Path, identity: Identity) -> dict[str, Any]:
         "variant": identity.variant,
         "layout": identity.layout,
         "label": identity.label,
+        "changes": _changes(path, identity),
         "prediction": identity.prediction,
         "prediction_source": identity.prediction_source,
         "parameters": sum(part.parameters for part in identity.parts.values()),
@@ -81,6 +96,14 @@ def describe(path: Path, identity: Identity) -> dict[str, Any]:
         "unexplained": list(identity.unexplained),
         "metadata": _metadata(path, identity),
     }
+
+
+def _changes(path: Path, identity: Identity) -> str:
+    """What a LoRA changes; empty for anything else."""
+    from gouache.checkpoints.adapters_keys import lora_summary
+    from gouache.checkpoints.opening import open_header
+
+    return lora_summary(open_header(path).tensors) if identity.kind == "lora" and path.is_file() else ""
 
 
 def _metadata(path: Path, identity: Identity) -> dict[str, str]:
@@ -106,6 +129,7 @@ def _print(found: Mapping[str, Any]) -> None:
         ("file", found["path"]),
         ("is", _what(found)),
         ("layout", found["layout"]),
+        ("changes", found["changes"]),
         ("prediction", f"{found['prediction']} ({found['prediction_source']})" if found["prediction"] else ""),
         ("unknown", found["prediction_source"] if not found["prediction"] else ""),
         ("parameters", short_count(found["parameters"]) if found["parts"] else ""),

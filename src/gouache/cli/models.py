@@ -8,24 +8,30 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
+    from gouache.checkpoints.adapters_folder import AdapterFile
     from gouache.checkpoints.hub import OnDisk
 
 
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
-    """List the models on the disk: those in the models folder and those in the hub's cache.
+    """List the models on the disk, in the models folder and in the hub's cache, and the adapters beside them.
 
-    The models folder is GOUACHE_MODELS, else models in GOUACHE_DATA, else in the platform's folder for data.
+    Adapters (LoRA files, textual inversions) lie in adapters, loras or embeddings inside the models folder; a prompt
+    names them: <lora:NAME:0.8>, or an inversion's name as a word. The models folder is GOUACHE_MODELS, else models in
+    GOUACHE_DATA, else in the platform's folder for data.
 
     Example: gouache models --json
     """
+    from gouache.checkpoints.adapters_folder import list_adapters
     from gouache.checkpoints.hub import model_folders, on_disk
 
     listing = [_describe(model) for model in on_disk()]
+    adapters = [_describe_adapter(file) for file in list_adapters()]
     if as_json:
-        typer.echo(json.dumps({"folders": [str(folder) for folder in model_folders()], "models": listing}))
+        folders = [str(folder) for folder in model_folders()]
+        typer.echo(json.dumps({"folders": folders, "models": listing, "adapters": adapters}))
         return
-    for model in listing:
-        typer.echo(f"{model['name']:<44} {_size(int(str(model['bytes']))):>9}  {model['is']}")
+    for each in [*listing, *adapters]:
+        typer.echo(f"{each['name']:<44} {_size(int(str(each['bytes']))):>9}  {each['is']}")
     if not listing:
         folders = " and ".join(str(folder) for folder in model_folders())
         typer.echo(f"No models yet in {folders}. Fetch one: gouache pull OWNER/NAME", err=True)
@@ -42,6 +48,15 @@ def _describe(model: OnDisk) -> dict[str, object]:
     except GouacheError as error:
         what = f"unusable: {error.given}"
     return {"name": model.name, "path": str(model.path), "bytes": model.bytes, "is": what}
+
+
+def _describe_adapter(file: AdapterFile) -> dict[str, object]:
+    family = "" if file.family == "unknown" else f"{file.family} "
+    return {
+        "name": file.name, "aliases": list(file.aliases), "path": str(file.path), "bytes": file.bytes,
+        "kind": file.kind, "family": file.family,
+        "is": f"{family}{file.kind}" + (f", {file.label}" if file.label else ""),
+    }  # fmt: skip
 
 
 def _size(size: int) -> str:

@@ -34,6 +34,8 @@ def show(
     if found.recipe is not None:
         recipe = found.recipe
         typer.echo(f"model: {recipe.model.name} ({recipe.model.family}), sha256 {recipe.model.sha256 or 'unknown'}")
+        for adapter in recipe.adapters:
+            typer.echo(f"adapter: {adapter.name} ({adapter.kind}), sha256 {adapter.sha256}")
         machine = recipe.machine
         typer.echo(f"machine: {machine.device}, {machine.dtype}, {machine.threads} threads, {machine.processor}")
         for note in recipe.notes:
