@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,11 +14,16 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from gouache.checkpoints.save import bundle_to_write, write_model
 from gouache.cli.main import app
 from gouache.errors import GouacheError
+from gouache.models.configs import UpscalerConfig
+from gouache.models.upscaler import Upscaler
 from gouache.pipeline.foreign import read_recipe
 from gouache.pipeline.metadata import encode_picture, read_texts
 from gouache.pipeline.recipe import Recipe
+from gouache.pipeline.request import Upscale
+from gouache.pipeline.untrained import untrained_bundle
 
 QUICK = ("--steps", "2", "--model", "untrained")
 
@@ -124,6 +130,42 @@ def test_upscale_keeps_the_recipe_which_repeats_it(shell: Shell) -> None:
     assert shell("replay", "a-2x.png")[0] == 0
     assert shell("upscale", "a.png", "--upscaler", "absent.pth", "-o", "b.png")[0] in (2, 3)
     assert not (shell.folder / "b.png").exists()
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> Path:
+    """A model on disk that brings an up-sampling decoder."""
+    bundle = untrained_bundle()
+    upscaler = Upscaler(UpscalerConfig(image_channels=bundle.vae.config.image_channels, channels=8, blocks=1))
+    return write_model(bundle_to_write(replace(bundle, upscaler=upscaler)), tmp_path / "model", "gouache")
+
+
+def test_upscale_by_a_model_s_own_decoder(shell: Shell, model: Path) -> None:
+    ours = ("--model", str(model), "--steps", "2")
+    assert shell("paint", "a cat", *ours, "--seed", "5", "-o", "own.png")[0] == 0
+    side = shell.open("own.png").width
+    code, out = shell("upscale", "own.png", "--scale", "4", "--model", str(model), "--json")
+    assert code == 0
+    assert json.loads(out) == {"path": "own-4x.png", "width": 4 * side, "height": 4 * side, "upscaler": "model"}
+    assert shell("paint", "a cat", *ours, "--seed", "5", "--size", str(4 * side), "-o", "large.png")[0] == 0
+    assert shell.open("large.png").tobytes() == shell.open("own-4x.png").tobytes()
+    for name in ("own-4x.png", "large.png"):
+        assert read_recipe(Path(name)).request.upscale == Upscale(factor=4.0, upscaler="model")
+        assert shell("replay", name)[0] == 0
+    code, message = shell("paint", "a cat", *ours, "--size", str(8 * side), "-o", "huge.png")
+    assert (code, f"at most {4 * side} pixels a side" in message) == (2, True)
+
+
+def test_upscale_any_picture_by_another_model_s_decoder(shell: Shell, model: Path) -> None:
+    """a.png was painted by another model: its recipe then names the upscaler's place, and still repeats it."""
+    assert shell("upscale", "a.png", "--scale", "2", "--upscaler", "model", "--model", str(model))[0] == 0
+    assert read_recipe(Path("a-2x.png")).request.upscale == Upscale(factor=2.0, upscaler=str(model))
+    assert shell("replay", "a-2x.png")[0] == 0
+    Image.new("RGB", (7, 5), "teal").save("plain.png")
+    assert shell("upscale", "plain.png", "--scale", "4", "--model", str(model))[0] == 0
+    assert (shell.open("plain-4x.png").mode, shell.open("plain-4x.png").size) == ("RGB", (28, 20))
+    code, message = shell("upscale", "plain.png", "--upscaler", "model", "--model", "absent", "-o", "b.png")
+    assert (code, "absent" in message) == (3, True)
 
 
 def test_a_grid_over_three_parameters(shell: Shell) -> None:

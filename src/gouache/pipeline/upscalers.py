@@ -187,7 +187,8 @@ def _by_spandrel(path: Path, source: WeightSource) -> PictureUpscaler:
             cure="Install it with `pip install 'gouache[upscalers]'`.",
         ) from error  # fmt: skip
     try:
-        model = ModelLoader("cpu").load_from_state_dict({name: source.read(name) for name in source.header.tensors})
+        names = _unwrapped(source.header.tensors)
+        model = ModelLoader("cpu").load_from_state_dict({bare: source.read(name) for bare, name in names.items()})
     except UnsupportedModelError as error:
         raise UnknownFamily(str(path), given=given, expected="a network that spandrel knows") from error
     if not isinstance(model, ImageModelDescriptor) or (model.input_channels, model.output_channels) != (3, 3):
@@ -198,8 +199,13 @@ def _by_spandrel(path: Path, source: WeightSource) -> PictureUpscaler:
 
 def modern_names(names: Mapping[str, object]) -> dict[str, str]:
     """Real-ESRGAN's name of every tensor -> the name in the file, for either layout and any wrapper."""
+    return {_modern(bare): name for bare, name in _unwrapped(names).items()}
+
+
+def _unwrapped(names: Mapping[str, object]) -> dict[str, str]:
+    """The network's name of every tensor -> the name in the file, which may wrap the network's state in others."""
     wrapper = next((w for w in WRAPPERS if any(name.startswith(w) for name in names)), "")
-    return {_modern(name.removeprefix(wrapper)): name for name in names if name.startswith(wrapper)}
+    return {name.removeprefix(wrapper): name for name in names if name.startswith(wrapper)}
 
 
 def _modern(name: str) -> str:
