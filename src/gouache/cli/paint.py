@@ -53,7 +53,9 @@ def _paint(
     as_matrix: Matrix = False,
     dynamic: Dynamic = False,
     wildcards: Wildcards = None,
-    grid: Annotated[bool, typer.Option("--grid", help="Also write all pictures on one sheet.")] = False,
+    grid: Annotated[
+        bool, typer.Option("--grid", help="Also write all on one sheet, with the prompts if they differ.")
+    ] = False,
     svg: Annotated[bool, typer.Option("--svg", help="Also trace each picture to SVG.")] = False,
     as_json: AsJson = False,
     force: Force = False,
@@ -205,10 +207,11 @@ def _painted(
 def _write_grid(done: list[Painted], outcome: Outcome, request: Request) -> None:
     from gouache.pipeline.files import write_bytes
     from gouache.pipeline.metadata import encode_picture, kind_of
-    from gouache.pipeline.sheets import contact_sheet
+    from gouache.pipeline.sheets import captioned_sheet, contact_sheet
 
     first = outcome.path_for(request.replace({"count": 1}), 0)
     path = first.with_stem(f"{first.stem}-grid")
-    sheet = contact_sheet([painted.image for painted in done])
+    pictures, prompts = [painted.image for painted in done], [painted.recipe.request.prompt for painted in done]
+    sheet = captioned_sheet(pictures, prompts) if len(set(prompts)) > 1 else contact_sheet(pictures)
     write_bytes(path, encode_picture(sheet, kind_of(path), quality=outcome.quality), force=outcome.force)
     outcome.note_file(path)

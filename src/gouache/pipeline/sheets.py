@@ -12,6 +12,7 @@ from gouache.pipeline.pixels import on_background
 
 GAP = 4
 FONT_SIZE = 14
+CAPTION_SIZE, CAPTION_LINES, MARGIN = 12, 2, 8
 GROUND, INK = "white", "black"
 
 
@@ -26,6 +27,46 @@ def contact_sheet(pictures: Sequence[Image.Image], *, columns: int | None = None
     across = columns or math.ceil(math.sqrt(len(pictures)))
     rows = [list(pictures[k : k + across]) for k in range(0, len(pictures), across)]
     return labelled_sheet(rows, [""] * across, [""] * len(rows))
+
+
+def captioned_sheet(
+    pictures: Sequence[Image.Image], captions: Sequence[str], *, columns: int | None = None
+) -> Image.Image:
+    """Pictures in reading order on white, each with its words below, at most two lines of them.
+
+    Args:
+        pictures: at least one; cells are as large as the largest.
+        captions: one for each; "" for none.
+        columns: pictures in a row; near to a square without it.
+    """
+    _check(pictures)
+    if len(captions) != len(pictures):
+        raise InvalidInput("captions", given=len(captions), expected=f"{len(pictures)}, one for each picture")
+    across = min(columns or math.ceil(math.sqrt(len(pictures))), len(pictures))
+    width, height = max(p.width for p in pictures), max(p.height for p in pictures)
+    font = ImageFont.load_default(CAPTION_SIZE)
+    line = CAPTION_SIZE + GAP
+    cell = (width + 2 * MARGIN, height + 2 * MARGIN + CAPTION_LINES * line)
+    sheet = Image.new("RGB", (across * cell[0], math.ceil(len(pictures) / across) * cell[1]), GROUND)
+    draw = ImageDraw.Draw(sheet)
+    for k, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        left, top = (k % across) * cell[0] + MARGIN, (k // across) * cell[1] + MARGIN
+        sheet.paste(on_background(picture, GROUND), (left + (width - picture.width) // 2, top))
+        for number, words in enumerate(_wrapped(caption, font, width + MARGIN)):
+            draw.text((left + width / 2, top + height + GAP + number * line), words, INK, font, anchor="ma")
+    return sheet
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
+    """The first lines of a text, broken between words; what is left over is shortened."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if font.getlength(longer) <= width or len(lines) == CAPTION_LINES or not lines[-1]:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return [_shortened(line, font, width) for line in lines]
 
 
 def labelled_sheet(
