@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
+from gouache.errors import InvalidInput
 from gouache.models.text_stack import TextStack
 from gouache.pipeline.adapter_tags import without_tags
 from gouache.pipeline.new_words import TokenizerWithWords
-from gouache.pipeline.prompt import Run, Section, branches, schedule, sections
+from gouache.pipeline.prompt import Branch, Run, Section, branches, schedule, sections
 from gouache.pipeline.request import Emphasis
 
 COMMA_REACH = 20
@@ -56,10 +58,17 @@ class PromptReader:
         self.notes: list[str] = []
         self._seen: dict[str, Encoded] = {}
 
-    def plan(self, prompt: str, steps: int) -> PromptPlan:
-        """Read a whole prompt, with AND and prompt editing; tags of adapters are no words."""
+    def plan(self, prompt: str, steps: int, *, composed: bool = True) -> PromptPlan:
+        """Read a whole prompt, with prompt editing; tags of adapters are no words.
+
+        Args:
+            prompt: the prompt.
+            steps: of the walk.
+            composed: whether AND joins parts; in a negative prompt it is a word, as in A1111.
+        """
         found = []
-        for branch in branches(without_tags(prompt), self.emphasis):
+        words = without_tags(prompt)
+        for branch in branches(words, self.emphasis) if composed else (Branch(words, 1.0),):
             pieces = schedule(branch.text, steps) if self.emphasis == "a1111" else ((steps, branch.text),)
             found.append((branch.weight, tuple((end, self.encode(text)) for end, text in pieces)))
         return PromptPlan(tuple(found))
@@ -162,16 +171,47 @@ class PromptPlan:
 
     def at(self, step: int) -> list[tuple[float, Encoded]]:
         """Weight and text of every branch at a step, counted from 1."""
-        return [
-            (weight, next((text for end, text in pieces if step <= end), pieces[-1][1]))
-            for weight, pieces in self.branches
-        ]
+        return [(weight, _text_at(pieces, step)) for weight, pieces in self.branches]
+
+    def mixed(self, other: PromptPlan, share: float) -> PromptPlan:
+        """The plan between this one (share 0) and another (share 1): part by part, and step by step where texts change.
+
+        Raises:
+            InvalidInput: they have different numbers of parts joined by AND.
+        """
+        counts = [len(self.branches), len(other.branches)]
+        if counts[0] != counts[1]:
+            raise InvalidInput(
+                "prompts", given=f"{counts[0]} and {counts[1]} parts joined by AND", expected="as many in both"
+            )
+        found = []
+        for (weight, pieces), (other_weight, other_pieces) in zip(self.branches, other.branches, strict=True):
+            ends = sorted({end for end, _ in (*pieces, *other_pieces)})
+            texts = [(end, _mixed_text(_text_at(pieces, end), _text_at(other_pieces, end), share)) for end in ends]
+            found.append((weight + share * (other_weight - weight), tuple(texts)))
+        return PromptPlan(tuple(found))
 
     def zeroed(self) -> PromptPlan:
         """The same plan with every context and pooled vector replaced by zeros."""
         return PromptPlan(
             tuple((weight, tuple((end, _zeros_like(text)) for end, text in pieces)) for weight, pieces in self.branches)
         )
+
+
+def _text_at(pieces: tuple[tuple[int, Encoded], ...], step: int) -> Encoded:
+    return next((text for end, text in pieces if step <= end), pieces[-1][1])
+
+
+def _mixed_text(first: Encoded, last: Encoded, share: float) -> Encoded:
+    """Contexts mixed token by token; the shorter one is filled up with zeros."""
+    length = max(first.context.shape[1], last.context.shape[1])
+    contexts = [F.pad(text.context, (0, 0, 0, length - text.context.shape[1])) for text in (first, last)]
+    masks = [None if one.mask is None else F.pad(one.mask, (0, length - one.mask.shape[1])) for one in (first, last)]
+    pooled = None
+    if first.pooled is not None and last.pooled is not None:
+        pooled = torch.lerp(first.pooled, last.pooled, share)
+    mask = None if masks[0] is None or masks[1] is None else masks[0] | masks[1]
+    return Encoded(torch.lerp(contexts[0], contexts[1], share), pooled, mask)
 
 
 def _zeros_like(text: Encoded) -> Encoded:

@@ -11,9 +11,9 @@ from gouache.diffusion.rng import ImageSeed, slerp
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.canvas import Canvas
-from gouache.pipeline.conditioning import Encoded, PromptPlan, PromptReader
 from gouache.pipeline.events import Event, Painted, Progress
 from gouache.pipeline.prepare import prepare
+from gouache.pipeline.prompt import branches
 from gouache.pipeline.references import References
 from gouache.pipeline.request import Interpolation, Request
 from gouache.pipeline.run import Run, styled_prompt
@@ -23,7 +23,7 @@ def frames(request: Request, bundle: ModelBundle, references: References, notes:
     """Paint the frames of a resolved request with `interpolation`.
 
     Raises:
-        InvalidInput: nothing to go to, or prompts with AND, editing or alternation, which can't be mixed.
+        InvalidInput: nothing to go to, or prompts with different numbers of parts joined by AND.
     """
     plan = request.interpolation
     if plan is None or (plan.prompt is None and plan.seed is None and plan.image is None):
@@ -31,6 +31,18 @@ def frames(request: Request, bundle: ModelBundle, references: References, notes:
             "interpolation", given="nothing to go to", expected="another prompt, seed or picture",
             cure="Name what the last frame should be.",
         )  # fmt: skip
+    parts = [len(branches(text, request.emphasis)) for text in (request.prompt, plan.prompt or request.prompt)]
+    if parts[0] != parts[1]:
+        raise InvalidInput(
+            "interpolation.prompt", given=f"{parts[1]} parts joined by AND", expected=f"as many as the first prompt "
+            f"has: {parts[0]}", cure="Repeat a part, with weight :0 if it should fade out.",
+        )  # fmt: skip
+    return _frames(request, plan, bundle, references, notes)
+
+
+def _frames(
+    request: Request, plan: Interpolation, bundle: ModelBundle, references: References, notes: list[str]
+) -> Iterator[Event]:
     wanted = range(plan.frames) if plan.frame is None else [plan.frame]
     for index, frame in enumerate(wanted):
         run = _frame(request, plan, frame, bundle, references, notes)
@@ -61,13 +73,15 @@ def _frame(
     canvas = _mixed_canvas(prepared.canvas, prepare(last, bundle, references).canvas, share)
     run = Run(bundle, first, canvas, [*notes, *prepared.notes], references.digests())
     if plan.prompt is not None:
-        run.use_prompt(_mixed_prompt(first, last, bundle, share))
+        run.mix_prompt(styled_prompt(last), share)
     if plan.seed is not None:
         run.use_seeds([ImageSeed(first.seed or 0, last.seed or 0, share)])
     return run
 
 
 def _mixed_canvas(first: Canvas, last: Canvas, share: float) -> Canvas:
+    if first.draft is not None and last.draft is not None and first.draft.shape == last.draft.shape:
+        first = replace(first, draft=torch.lerp(first.draft, last.draft, share))
     if first.latents is None or last.latents is None:
         return first
     if first.latents.shape != last.latents.shape:
@@ -76,35 +90,6 @@ def _mixed_canvas(first: Canvas, last: Canvas, share: float) -> Canvas:
             cure="Give width and height, so that both are brought to one size.",
         )  # fmt: skip
     return replace(first, latents=slerp(first.latents, last.latents, share))
-
-
-def _mixed_prompt(first: Request, last: Request, bundle: ModelBundle, share: float) -> PromptPlan:
-    reader = PromptReader(bundle.text, first.emphasis, first.clip_skip)
-    texts: list[Encoded] = []
-    for request in (first, last):
-        plan = reader.plan(styled_prompt(request), 1)
-        if len(plan.branches) != 1 or len(plan.branches[0][1]) != 1:
-            raise InvalidInput(
-                "interpolation.prompt", given="a prompt with AND, editing or alternation", expected="plain prompts"
-            )
-        texts.append(plan.branches[0][1][0][1])
-    return PromptPlan(((1.0, ((1, _mixed_text(texts[0], texts[1], share)),)),))
-
-
-def _mixed_text(first: Encoded, last: Encoded, share: float) -> Encoded:
-    length = max(first.context.shape[1], last.context.shape[1])
-    contexts = [
-        torch.nn.functional.pad(text.context, (0, 0, 0, length - text.context.shape[1])) for text in (first, last)
-    ]
-    masks = [
-        None if text.mask is None else torch.nn.functional.pad(text.mask, (0, length - text.mask.shape[1]))
-        for text in (first, last)
-    ]
-    pooled = None
-    if first.pooled is not None and last.pooled is not None:
-        pooled = torch.lerp(first.pooled, last.pooled, share)
-    mask = None if masks[0] is None or masks[1] is None else masks[0] | masks[1]
-    return Encoded(torch.lerp(contexts[0], contexts[1], share), pooled, mask)
 
 
 def _renamed(painted: Event, index: int, request: Request, plan: Interpolation, frame: int) -> Painted:

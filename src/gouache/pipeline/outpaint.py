@@ -16,6 +16,7 @@ from gouache.pipeline.events import Event, Painted, Progress
 from gouache.pipeline.masks import crop_box
 from gouache.pipeline.pixels import extend, nearest_size
 from gouache.pipeline.plan import factor_of
+from gouache.pipeline.prepare import DEPTH, input_kind
 from gouache.pipeline.references import References
 from gouache.pipeline.request import MAX_PIXELS, Mask, Outpaint, Request
 
@@ -42,12 +43,23 @@ def outpaint(request: Request, bundle: ModelBundle, references: References, run:
         run: paints one masked step.
 
     Raises:
-        InvalidInput: the result would be too large.
+        InvalidInput: the result would be too large, or the model needs the depth of what isn't there yet.
     """
     if request.outpaint is None or request.init_image is None:
         raise InvalidInput("outpaint", given="nothing", expected="a border and a starting picture")
+    if input_kind(bundle) == DEPTH:
+        raise InvalidInput(
+            "outpaint", given="a depth model", expected="a model that paints without a depth map",
+            cure="Extend the picture and its depth map yourself, and paint the new part with --mask.",
+        )  # fmt: skip
     start = references.picture(request.init_image)
     borders = growth_steps(border_of(request.outpaint, start.size), bundle)
+    return _all(request, start, borders, bundle, run)
+
+
+def _all(
+    request: Request, start: Image.Image, borders: list[Border], bundle: ModelBundle, run: RunRequest
+) -> Iterator[Event]:
     for index in range(request.count):
         seed = (request.seed or 0) + index
         yield from _one(request.replace({"seed": seed, "count": 1}), index, request.count, start, borders, bundle, run)

@@ -129,7 +129,7 @@ def _with_inputs(
     if kind == DEPTH:
         if request.depth_image is None:
             raise _needs("depth_image", "a depth map, white = near", "--depth-image FILE")
-        return replace(canvas, draft=_depth_channel(references.picture(request.depth_image), request, bundle))
+        return replace(canvas, draft=_depth_channel(references.picture(request.depth_image), masked, request, bundle))
     if request.depth_image is not None:
         raise InvalidInput(
             "depth_image", given="a depth map", expected="nothing: this model takes none", cure="Use a depth model."
@@ -159,9 +159,12 @@ def _inpaint_channels(part: Image.Image | None, masked: Masked | None, request: 
     return torch.cat([latent_mask(hard, bundle.vae.config.downscale).to(latents), latents], dim=1)
 
 
-def _depth_channel(picture: Image.Image, request: Request, bundle: ModelBundle) -> Tensor:
-    """A depth map at the latents' size, stretched to [-1, 1]. [1,1,h,w]"""
+def _depth_channel(picture: Image.Image, masked: Masked | None, request: Request, bundle: ModelBundle) -> Tensor:
+    """A depth map at the latents' size, stretched to [-1, 1]; of a masked picture the part that is worked on.
+    [1,1,h,w]"""
     factor = bundle.vae.config.downscale
+    if masked is not None:
+        picture = fit(picture, *masked.whole.size, request.resize_mode).crop(masked.box)
     grey = fit(picture.convert("RGB"), request.width or 0, request.height or 0, request.resize_mode)
     values = to_tensor(grey, 3).mean(0)[None, None]  # [1,1,H,W]
     small = F.interpolate(

@@ -101,15 +101,21 @@ class Run:
         sigmas = sigmas_of(request, self.bundle)[skipped:]
         steps = max(len(sigmas) - 1, 1)
         positive = self.reader.plan(styled_prompt(request), steps)
-        negative = self.reader.plan(request.negative_prompt, steps)
+        negative = self.reader.plan(request.negative_prompt, steps, composed=False)
         # SDXL's base model was trained to see zeros, not the encoding of an empty text.
         if request.negative_prompt == "" and self.bundle.family.startswith("sdxl") and self.bundle.size_numbers == 6:
             negative = negative.zeroed()
         return Pass(request, sigmas, skipped, positive, negative)
 
-    def use_prompt(self, plan: PromptPlan) -> None:
-        """Paint with these encoded texts instead of the prompt's."""
-        self.passes = [replace(one, positive=plan) for one in self.passes]
+    def mix_prompt(self, prompt: str, share: float) -> None:
+        """Paint with what lies between the prompt (share 0) and another (share 1).
+
+        Raises:
+            InvalidInput: they have different numbers of parts joined by AND.
+        """
+        for k, one in enumerate(self.passes):
+            other = self.reader.plan(prompt, max(len(one.sigmas) - 1, 1))
+            self.passes[k] = replace(one, positive=one.positive.mixed(other, share))
 
     def use_seeds(self, seeds: list[ImageSeed]) -> None:
         """Paint with these seeds instead of the request's."""
@@ -170,6 +176,11 @@ class Run:
     def _prompted(self, one: Pass, canvas: Canvas) -> PromptedDenoiser | InstructDenoiser:
         request = one.request
         if input_kind(self.bundle) == INSTRUCT and canvas.draft is not None:
+            if len(one.positive.branches) > 1:
+                raise InvalidInput(
+                    "prompt", given="parts joined by AND", expected="one instruction for an instruct model",
+                    cure="Write it as one sentence, or edit in two goes.",
+                )  # fmt: skip
             image_scale = request.image_guidance_scale
             return InstructDenoiser(
                 self.bundle, one.positive, one.negative, canvas.draft,
