@@ -12,6 +12,7 @@ import time
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -87,6 +88,23 @@ def test_pictures_are_written_and_named(tmp_path: Path, monkeypatch: pytest.Monk
     assert read_recipe(tmp_path / "a-red-apple-8.png").request.seed == 8
     with Image.open(tmp_path / "a-red-apple-7-grid.png") as sheet:
         assert sheet.width > 64
+    (tmp_path / "prompts.txt").write_text("a cat\na very long story of a dog that never comes to an end\n")
+    code, out = run_here("paint", "--from-file", "prompts.txt", *QUICK, "--seed", "7", "--grid",
+                         monkeypatch=monkeypatch, folder=tmp_path)  # fmt: skip
+    assert (code, len(out.split())) == (0, 3)
+    with Image.open(tmp_path / "a-cat-7-grid.png") as sheet:
+        words = np.asarray(sheet.convert("L"))[-30:]
+        assert words.min() < 128, "the prompts stand below their pictures"
+        assert words.max() == 255
+
+
+def test_what_was_cut_from_a_long_prompt_is_told_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    prompt = ("apple " * 4000).strip()
+    result = CliRunner().invoke(app, ["paint", prompt, *QUICK, "--seed", "7", "--count", "2"])
+    assert result.exit_code == 0
+    assert result.stderr.count("tokens were cut, from 'apple apple") == 1
+    assert len(result.stdout.split()) == 2
 
 
 def test_json_is_one_object(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

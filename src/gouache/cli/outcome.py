@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -35,6 +35,7 @@ class Outcome:
         quality: of jpeg and webp.
         suffix: format of pictures whose name is made here.
         svg: whether each picture is traced to SVG too.
+        told: notes that the user has seen.
     """
 
     output: str | None
@@ -46,6 +47,7 @@ class Outcome:
     started: float = field(default_factory=time.perf_counter)
     pictures: list[dict[str, Any]] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
+    told: set[str] = field(default_factory=set)
 
     @property
     def to_stdout(self) -> bool:
@@ -99,6 +101,7 @@ class Outcome:
         """Write one picture; gives its path, or None for standard output."""
         from gouache.pipeline.metadata import kind_of
 
+        self._tell(painted.recipe.notes)
         if self.to_stdout:
             sys.stdout.buffer.write(painted.encode("png"))
             sys.stdout.buffer.flush()
@@ -118,6 +121,13 @@ class Outcome:
             write_bytes(path.with_suffix(".svg"), traced(painted.image).encode(), force=self.force)
             self.note_file(path.with_suffix(".svg"))
         return path
+
+    def _tell(self, notes: Sequence[str]) -> None:
+        """What was done otherwise than asked, once, on standard error; in JSON it stands beside the picture."""
+        for note in notes:
+            if note not in self.told and not self.as_json:
+                typer.echo(f"gouache: {note}", err=True)
+            self.told.add(note)
 
     def note_file(self, path: Path) -> None:
         """Name a written file to the user, now or in the JSON."""
