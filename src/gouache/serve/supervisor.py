@@ -19,6 +19,8 @@ from gouache.serve.settings import Settings
 
 WORKER_COMMAND = (sys.executable, "-m", "gouache.serve.worker")
 LONGEST_PAUSE = 5.0
+SAFETY_VARIABLE = "GOUACHE_SAFETY_CHECKER"
+"""How the pipeline is told where the safety checker lies."""
 log = logging.getLogger("gouache.supervisor")
 
 
@@ -124,9 +126,12 @@ class _Slot:
             self._stopping.wait(pause)
 
     def _one_life(self) -> int:
+        settings = self.supervisor.settings
         environment = os.environ | {"PYTHONUNBUFFERED": "1"}
-        if self.supervisor.settings.threads:
-            environment["OMP_NUM_THREADS"] = str(self.supervisor.settings.threads)
+        if settings.threads:
+            environment["OMP_NUM_THREADS"] = str(settings.threads)
+        if settings.safety_checker is not None:
+            environment[SAFETY_VARIABLE] = str(settings.safety_checker)
         self.process = process = subprocess.Popen(
             list(self.supervisor.command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment
         )
@@ -134,7 +139,7 @@ class _Slot:
         if process.stdin is None or process.stdout is None:
             return process.wait()
         with contextlib.suppress(OSError):
-            process.stdin.write(self.supervisor.settings.to_json().encode() + b"\n")
+            process.stdin.write(settings.to_json().encode() + b"\n")
             process.stdin.flush()
         self._hear(process.stdout)
         code = process.wait()
