@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,11 +15,14 @@ from torch import nn
 
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import DenoiserConfig, GenerationDefaults, TextEncoderConfig, UNetConfig, VAEConfig
+from gouache.models.prior import Prior, PriorConfig
+from gouache.models.quantizer import Quantizer, QuantizerConfig
 from gouache.models.text_encoder import TextEncoder
 from gouache.models.text_stack import TextStack
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.pipeline import Pipeline
+from gouache.pipeline.untrained import fill
 
 if TYPE_CHECKING:
     from tests.pipeline.twins import Twins
@@ -92,6 +96,31 @@ def make_tiny() -> MakeBundle:
 def pipe(tiny: ModelBundle) -> Pipeline:
     """The pipeline around `tiny`."""
     return Pipeline(tiny)
+
+
+@pytest.fixture(scope="session")
+def pocket() -> ModelBundle:
+    """A model of the pocket kind: RGBA, pooled text, draft channels, prior and quantizer."""
+    pooled = 24
+    text = TextEncoderConfig(width=32, inner_width=64, layers=2, heads=2, projection_width=pooled)
+    unet = UNetConfig(
+        draft_channels=4, channels=(16, 32), layers_per_level=1, transformer_layers=(1, 1), heads=(2, 2),
+        context_width=32, norm_groups=8, pooled_width=pooled,
+    )  # fmt: skip
+    quantizer = QuantizerConfig(
+        latent_channels=4, latent_size=8, features=8, width=16, blocks=1, levels=(3, 3, 3), scales=(1, 2, 4)
+    )
+    prior = PriorConfig(
+        vocabulary=27, groups=(1, 4, 16), features=8, context_dim=32, pooled_dim=pooled, width=32, depth=2, heads=2
+    )
+    base = make_bundle(family="pocket", image_channels=4)
+    bundle = replace(
+        base, unet=UNet(unet), text=TextStack.of_clip([TextEncoder(text)]), prior=Prior(prior),
+        quantizer=Quantizer(quantizer),
+    )  # fmt: skip
+    for k, network in enumerate(bundle.networks().values()):
+        fill(network, torch.Generator().manual_seed(k))
+    return bundle.eval()
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,12 +12,6 @@ from PIL import Image
 
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
-from gouache.models.configs import TextEncoderConfig, UNetConfig
-from gouache.models.prior import Prior, PriorConfig
-from gouache.models.quantizer import Quantizer, QuantizerConfig
-from gouache.models.text_encoder import TextEncoder
-from gouache.models.text_stack import TextStack
-from gouache.models.unet import UNet
 from gouache.pipeline.conditioning import PromptReader
 from gouache.pipeline.drafting import draft, draw_of, kept_tokens
 from gouache.pipeline.likelihood import alignment_score
@@ -26,36 +19,11 @@ from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.prepare import encode
 from gouache.pipeline.request import Prior as PriorOptions
 from gouache.pipeline.request import Request
-from gouache.pipeline.untrained import fill
 
 if TYPE_CHECKING:
     from tests.pipeline.conftest import MakeBundle
 
 POOLED = 24
-
-
-@pytest.fixture(scope="module")
-def pocket(make_tiny: MakeBundle) -> ModelBundle:
-    """A model of the pocket kind: RGBA, pooled text, draft channels, prior and quantizer."""
-    text = TextEncoderConfig(width=32, inner_width=64, layers=2, heads=2, projection_width=POOLED)
-    unet = UNetConfig(
-        draft_channels=4, channels=(16, 32), layers_per_level=1, transformer_layers=(1, 1), heads=(2, 2),
-        context_width=32, norm_groups=8, pooled_width=POOLED,
-    )  # fmt: skip
-    quantizer = QuantizerConfig(
-        latent_channels=4, latent_size=8, features=8, width=16, blocks=1, levels=(3, 3, 3), scales=(1, 2, 4)
-    )
-    prior = PriorConfig(
-        vocabulary=27, groups=(1, 4, 16), features=8, context_dim=32, pooled_dim=POOLED, width=32, depth=2, heads=2
-    )
-    base = make_tiny(family="pocket", image_channels=4)
-    bundle = replace(
-        base, unet=UNet(unet), text=TextStack.of_clip([TextEncoder(text)]), prior=Prior(prior),
-        quantizer=Quantizer(quantizer),
-    )  # fmt: skip
-    for k, network in enumerate(bundle.networks().values()):
-        fill(network, torch.Generator().manual_seed(k))
-    return bundle.eval()
 
 
 @pytest.fixture(scope="module")

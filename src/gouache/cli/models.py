@@ -30,11 +30,11 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
         folders = [str(folder) for folder in model_folders()]
         typer.echo(json.dumps({"folders": folders, "models": listing, "adapters": adapters}))
         return
-    for each in [*listing, *adapters]:
+    for each in (*listing, *adapters):
         typer.echo(f"{each['name']:<44} {_size(int(str(each['bytes']))):>9}  {each['is']}")
     if not listing:
-        folders = " and ".join(str(folder) for folder in model_folders())
-        typer.echo(f"No models yet in {folders}. Fetch one: gouache pull OWNER/NAME", err=True)
+        places = " and ".join(str(folder) for folder in model_folders())
+        typer.echo(f"No models yet in {places}. Fetch one: gouache pull OWNER/NAME", err=True)
 
 
 def _describe(model: OnDisk) -> dict[str, object]:

@@ -70,10 +70,30 @@ def draft(
         scores = alignment_score(bundle, torch.cat(attempts), text, empty)  # [best_of]
         best = int(scores.argmax())
         tokens, score = attempts[best], float(scores[best])
-    latents = quantizer.decode(tokens)
-    if tuple(latents.shape[-2:]) != size:
-        latents = F.interpolate(latents, size=size, mode="bilinear", align_corners=False)
-    return Draft(latents, tokens, score)
+    return Draft(_resized(quantizer.decode(tokens), size), tokens, score)
+
+
+@torch.no_grad()
+def own_draft(bundle: ModelBundle, latents: Tensor, size: tuple[int, int]) -> Draft:
+    """The draft that a picture itself would have had: what an inversion needs, up and down.
+
+    Args:
+        bundle: a model with a prior.
+        latents: of the picture. [1,C,h,w]
+        size: height and width of the latents to paint.
+    """
+    quantizer = bundle.quantizer
+    if quantizer is None:
+        raise InvalidInput("prior", given=f"a model of family {bundle.family}", expected="a model with a prior")
+    side = quantizer.config.latent_size
+    tokens = quantizer.encode(_resized(latents, (side, side)))
+    return Draft(_resized(quantizer.decode(tokens), size), tokens, None)
+
+
+def _resized(latents: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(latents.shape[-2:]) == size:
+        return latents
+    return F.interpolate(latents, size=size, mode="bilinear", align_corners=False)
 
 
 def _attempt(

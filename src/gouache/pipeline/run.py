@@ -17,7 +17,7 @@ from gouache.models.bundle import ModelBundle
 from gouache.pipeline.canvas import Canvas, keep_outside, steps_to_skip
 from gouache.pipeline.conditioning import PromptPlan, PromptReader
 from gouache.pipeline.decoding import decode, preview
-from gouache.pipeline.drafting import draft
+from gouache.pipeline.drafting import draft, own_draft
 from gouache.pipeline.enlarge import enlarge_latents, enlarge_picture, find_upscaler
 from gouache.pipeline.events import Event, Painted, Progress
 from gouache.pipeline.instruct import IMAGE_GUIDANCE, InstructDenoiser
@@ -136,14 +136,14 @@ class Run:
         digests: list[list[str]] = [[] for _ in seeds]
         latents = None if self.canvas.latents is None else self.canvas.latents.expand(len(seeds), -1, -1, -1)
         drafted, notes = self._draft(seeds)
-        inversion = Inverter.of(self.bundle, self.request, self.passes[0].sigmas, self.canvas, self.reader)
+        start_canvas = replace(self.canvas, draft=drafted)
+        inversion = Inverter.of(self.bundle, self.request, self.passes[0].sigmas, start_canvas, self.reader)
         done, total = 0, inversion.steps + sum(one.steps for one in self.passes)
         for step in inversion:
             done += 1
             yield self._progress(first, done, total, step)
         for k, one in enumerate(self.passes):
-            first_canvas = replace(self.canvas, draft=drafted, state=inversion.state)
-            canvas = first_canvas if k == 0 else self._enlarged(latents, drafted, one)
+            canvas = replace(start_canvas, state=inversion.state) if k == 0 else self._enlarged(latents, drafted, one)
             latents = canvas.latents if k else latents
             for step in self._walk(one, canvas, noise):
                 latents, done = step.x, done + 1
@@ -196,6 +196,9 @@ class Run:
         """The drafts [B,Cd,h,w] of a model with a prior, and notes on each; else the canvas's own channels."""
         if input_kind(self.bundle) != DRAFT:
             return self.canvas.draft, [[] for _ in seeds]
+        if self.request.inversion is not None and self.canvas.latents is not None:
+            own = own_draft(self.bundle, self.canvas.latents, self._latent_size(self.request))
+            return own.latents.expand(len(seeds), -1, -1, -1), [[] for _ in seeds]
         text, empty = self.passes[0].positive.at(1)[0][1], self.reader.encode("")
         size, start = self._latent_size(self.request), self.canvas.latents
         drafts = [draft(self.request, self.bundle, text, empty, seed.seed, size, start) for seed in seeds]
