@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from gouache.checkpoints.format import load_tensors
 from gouache.checkpoints.header import read_header
@@ -21,10 +22,11 @@ from gouache.errors import ConfigError, DataError, TrainingError
 from gouache.models.configs import UpscalerConfig, VAEConfig
 from gouache.models.upscaler import Upscaler
 from gouache.models.vae import AutoencoderKL
+from gouache.pipeline.pixels import on_background, rgba_to_tensor, to_tensor
 from gouache.training.assemble import Ready, assemble
 from gouache.training.config import TrainConfig, UpscalerStage
 from gouache.training.loop import train
-from gouache.training.stages.upscaler import UpscalerTraining
+from gouache.training.stages.upscaler import UpscalerTraining, on_both_grounds
 
 SMALL, SCALE, CROP = 32, 4, 16
 VAE = {"image_channels": 4, "latent_channels": 4, "channels": (8, 8), "layers_per_level": 1, "norm_groups": 4,
@@ -157,6 +159,16 @@ def test_going_beyond_white_is_no_error(large: LargeStickers) -> None:
         assert float(stage(batch)["loss"]) == 0.0
         batch["target"] = torch.zeros_like(batch["target"])
         assert float(stage(batch)["l1"]) > 0.5
+
+
+def test_a_fringe_that_white_hides_is_seen_on_black() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8)
+    seven = on_both_grounds(rgba_to_tensor(pixels)[None])[0]
+    black = on_background(Image.fromarray(pixels), "black")
+    assert torch.allclose(seven[4:], to_tensor(black, 3), atol=1.01 / 127.5)
+    assert torch.equal(seven[:4], rgba_to_tensor(pixels))
+    plain = torch.zeros(1, 3, 2, 2)
+    assert on_both_grounds(plain) is plain
 
 
 def test_wrong_configs_and_data_are_refused(shapes: Path, large: LargeStickers, tmp_path: Path) -> None:

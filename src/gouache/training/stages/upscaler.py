@@ -26,7 +26,7 @@ from gouache.training.config import UpscalerStage
 from gouache.training.losses import edge_loss, psnr
 from gouache.training.stage import Batch, ImageNoise, Losses, Stage
 
-VALIDATED, SHOWN = 32, 8
+VALIDATED, SHOWN = 32, 12
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
 
 
@@ -94,7 +94,7 @@ class UpscalerTraining(Stage[Upscaler]):
         target = batch["target"]
         # Pictures are clipped to [-1, 1] in the end: going further is no error where that is the target.
         beyond = ((target >= 1) & (picture > 1)) | ((target <= -1) & (picture < -1))
-        picture = torch.where(beyond, target, picture)
+        picture, target = on_both_grounds(torch.where(beyond, target, picture)), on_both_grounds(target)
         losses = {"l1": (picture - target).abs().mean(), "edges": edge_loss(picture, target)}
         return {"loss": config.l1 * losses["l1"] + config.edges * losses["edges"], **losses}
 
@@ -200,6 +200,17 @@ class UpscalerTraining(Stage[Upscaler]):
         """By Pillow, from 8 bits to 8 bits. [C,side,side]"""
         picture = Image.fromarray(tensor_to_rgba(_with_alpha(small))).resize((side, side), kind)
         return rgba_to_tensor(np.asarray(picture))[: small.shape[0]]
+
+
+def on_both_grounds(picture: Tensor) -> Tensor:
+    """With transparency, the colours on black beside those on white: a fringe that white hides is an error too.
+
+    Args:
+        picture: [B,3,H,W] stays as it is; [B,4,H,W] with colours on white becomes [B,7,H,W]; in [-1,1].
+    """
+    if picture.shape[1] != 4:
+        return picture
+    return torch.cat([picture, picture[:, :3] + picture[:, 3:] - 1], dim=1)
 
 
 def _with_alpha(picture: Tensor) -> Tensor:
