@@ -19,6 +19,8 @@ def pack(
     name: Annotated[str, typer.Option(help="The model's name.")] = "pocket",
     styles: Annotated[str, typer.Option(help="Styles that requests may name, with commas.")] = "",
     licence: Annotated[str, typer.Option(help="Licence of the weights, as an SPDX identifier.")] = "",
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of a request that names none.")] = 12,
+    guidance: Annotated[float, typer.Option(help="Guidance scale of a request that names none.")] = 3.0,
 ) -> None:
     """Put the results of all stages together as one model, for gouache paint --model.
 
@@ -27,10 +29,11 @@ def pack(
     from gouache.training.config import read_config
     from gouache.training.pack import pack as pack_run
 
-    read = read_config(config, "denoiser")
-    typer.echo(
-        pack_run(read, run, out, dtype=dtype, int8=_words(int8), name=name, styles=_words(styles), licence=licence)
-    )
+    written = pack_run(
+        read_config(config, "denoiser"), run, out, dtype=dtype, int8=_words(int8), name=name, styles=_words(styles),
+        licence=licence, steps=steps, guidance=guidance,
+    )  # fmt: skip
+    typer.echo(written)
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -40,6 +40,8 @@ def pack(
     name: str = "pocket",
     styles: tuple[str, ...] = (),
     licence: str = "",
+    steps: int = 12,
+    guidance: float = 3.0,
 ) -> Path:
     """Write the model that a training has come to.
 
@@ -55,6 +57,7 @@ def pack(
         name: the model's name.
         styles: that requests may name.
         licence: of the weights, as an SPDX identifier.
+        steps, guidance: of a request that leaves them open; a fine-tuned model keeps those it started with.
 
     Raises:
         TrainingError: a stage has no result.
@@ -62,14 +65,14 @@ def pack(
     """
     if dtype not in DTYPES:
         raise InvalidInput("dtype", given=repr(dtype), expected=f"one of {', '.join(DTYPES)}")
-    bundle = assemble_bundle(config, run, name)
+    bundle = assemble_bundle(config, run, name, _defaults(config, steps, guidance))
     for part in bundle.networks().values():
         part.to(DTYPES[dtype])
     model = replace(bundle_to_write(bundle), int8=int8, styles=styles, licence=licence)
     return write_model(model, out, "gouache")
 
 
-def assemble_bundle(config: TrainConfig, run: Path, name: str) -> ModelBundle:
+def assemble_bundle(config: TrainConfig, run: Path, name: str, defaults: GenerationDefaults) -> ModelBundle:
     """The model in memory, in fp32; errors as in `pack`."""
     unet, denoiser = _load_unet(result_of(run, "denoiser"))
     if config.denoiser is not None and config.denoiser.start is not None:
@@ -82,7 +85,7 @@ def assemble_bundle(config: TrainConfig, run: Path, name: str) -> ModelBundle:
         vae=load_vae(result_of(run, "vae")),
         text=text,
         denoiser_config=denoiser,
-        defaults=_defaults(config),
+        defaults=defaults,
         prior=_load_prior(best_prior(run)) if drafts else None,
         quantizer=load_quantizer(result_of(run, "tokens")) if drafts else None,
         upscaler=_load_upscaler(run),
@@ -96,12 +99,12 @@ def best_prior(run: Path) -> Path:
     return best if best.exists() else result_of(run, "prior")
 
 
-def _defaults(config: TrainConfig) -> GenerationDefaults:
+def _defaults(config: TrainConfig, steps: int, guidance: float) -> GenerationDefaults:
     return GenerationDefaults(
         width=config.data.size,
         height=config.data.size,
-        num_inference_steps=12,
-        guidance_scale=3.0,
+        num_inference_steps=steps,
+        guidance_scale=guidance,
         sampler="dpmpp_2m",
         schedule="karras",
     )
