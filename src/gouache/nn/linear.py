@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 FEWEST_ROWS = 32
 """Below this many rows it does not pay to bring the weights into oneDNN's order."""
 
 
 class Linear(nn.Linear):
-    """torch's linear layer, computed by oneDNN where no gradient is wanted and the tensors are fp32 on a CPU.
+    """torch's linear layer, computed by oneDNN where the tensors are fp32 on a CPU.
 
     torch hands fp32 matrix products on a CPU to MKL, which on some processors reaches less than half of what oneDNN,
     torch's library for convolutions, does. Both are exact up to rounding.
@@ -20,16 +23,46 @@ class Linear(nn.Linear):
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
         """input [..., in_features] -> [..., out_features]."""
         if _one_dnn_fits(input, self.weight):
-            out: Tensor = torch.ops.mkldnn._linear_pointwise(input, self.weight, self.bias, "none", [], "")
+            out: Tensor
+            if torch.is_grad_enabled():
+                out = _OneDnnLinear.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
+            else:
+                out = _one_dnn(input, self.weight, self.bias)
             return out
         return F.linear(input, self.weight, self.bias)
+
+
+class _OneDnnLinear(torch.autograd.Function):
+    """The result and the gradient of the input by oneDNN; the weights' gradient by MKL, which needs no transposes."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _one_dnn(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        above = gradients[0].contiguous()
+        rows = above.flatten(0, -2)  # [N, out_features]
+        wanted = ctx.needs_input_grad
+        return (
+            _one_dnn(above, weight.t().contiguous(), None) if wanted[0] else None,
+            rows.t() @ x.flatten(0, -2) if wanted[1] else None,
+            rows.sum(0) if wanted[2] else None,
+        )
+
+
+def _one_dnn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return out
 
 
 def _one_dnn_fits(x: Tensor, weight: Tensor) -> bool:
     return (
         x.is_cpu
         and x.dtype == weight.dtype == torch.float32
-        and not torch.is_grad_enabled()
         and x.numel() >= FEWEST_ROWS * x.shape[-1]
         and _HAS_ONE_DNN
         and bool(torch.backends.mkldnn.enabled)

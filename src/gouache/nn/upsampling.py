@@ -38,10 +38,12 @@ def _halves(weight: Tensor, dim: int) -> tuple[Tensor, Tensor]:
 
 
 def saves_time(x: Tensor, weight: Tensor) -> bool:
-    """Whether the trick pays: no gradient, fp32 (sums of weights would round in less), and more pixels than weights."""
-    return (
-        not torch.is_grad_enabled()
-        and x.dtype == weight.dtype == torch.float32
-        and 2 * x.shape[-2] * x.shape[-1] >= weight.shape[0]
-        and not torch.is_autocast_enabled(x.device.type)
-    )
+    """Whether the trick pays: fp32 weights (sums would round in less) and enough pixels, as measured on a CPU."""
+    pixels, autocast = x.shape[-2] * x.shape[-1], torch.is_autocast_enabled(x.device.type)
+    if weight.dtype != torch.float32:
+        return False
+    if not torch.is_grad_enabled():
+        return x.dtype == torch.float32 and 2 * pixels >= weight.shape[0] and not autocast
+    if not x.is_cpu:
+        return False
+    return pixels >= 256 if autocast and x.dtype == torch.bfloat16 else pixels >= 64 and not autocast
