@@ -63,7 +63,7 @@ class Server:
         self._thread.join(30)
         self.studio.close()
 
-    def wait(self, job_id: str, seconds: float = 60) -> Job:
+    def wait(self, job_id: str, seconds: float = 180) -> Job:
         """Wait for a job's end."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:

@@ -112,7 +112,10 @@ def test_progress_with_a_preview_then_interrupt_ends_the_call(api: Any) -> None:
     assert api.interrupt() == {}
     painting.join(20)
     assert not painting.is_alive()
-    assert len(results[0].images) < 8
+    # As there: what was finished, and the current picture as it stood.
+    assert 1 <= len(results[0].images) < 8
+    recipe = json.loads(results[0].images[-1].info["gouache"])
+    assert recipe["notes"][-1].startswith("interrupted after step ")
 
 
 def test_the_async_client_works(api: Any) -> None:

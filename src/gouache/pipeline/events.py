@@ -24,6 +24,7 @@ class Progress:
         steps: steps this picture takes in all, second passes included.
         sigma: noise level after the step.
         preview: makes a quick look at the picture as it stands; costs nothing until called, valid until the next step.
+        partial: decodes the first picture in full as it stands, for whoever stops here; None while there is none.
     """
 
     picture: int
@@ -32,6 +33,7 @@ class Progress:
     steps: int
     sigma: float
     preview: Callable[[], Image.Image]
+    partial: Callable[[], Painted] | None = None
 
     @property
     def fraction(self) -> float:

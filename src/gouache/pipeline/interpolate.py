@@ -48,7 +48,7 @@ def _frames(
         run = _frame(request, plan, frame, bundle, references, notes)
         for event in run:
             if isinstance(event, Progress):
-                yield replace(event, picture=index, pictures=len(wanted))
+                yield replace(event, picture=index, pictures=len(wanted), partial=None)
             else:
                 yield _renamed(event, index, request, plan, frame)
 

@@ -82,7 +82,9 @@ def _one(
         for event in run(step, attachments):
             if isinstance(event, Progress):
                 done = k * event.steps + event.step
-                yield replace(event, picture=index, pictures=count, step=done, steps=len(borders) * event.steps)
+                steps = len(borders) * event.steps
+                # Half of a strip is no picture.
+                yield replace(event, picture=index, pictures=count, step=done, steps=steps, partial=None)
                 continue
             picture = event.image
             digests += event.recipe.steps

@@ -47,13 +47,17 @@ class Release:
             if isinstance(event, Painted):
                 yield released(event, request, gate)
             else:
-                yield event if gate is None else _unseen(event)
+                yield _unseen(event, request, gate)
 
 
-def _unseen(progress: Progress) -> Progress:
-    """The same progress; a picture that was not checked yet is only shown blurred."""
-    look = progress.preview
-    return replace(progress, preview=lambda: blurred(look()))
+def _unseen(progress: Progress, request: Request, gate: SafetyGate | None) -> Progress:
+    """The same progress; a picture that was not checked yet is only shown blurred, and an unfinished one is checked."""
+    look, stop = progress.preview, progress.partial
+    return replace(
+        progress,
+        preview=look if gate is None else lambda: blurred(look()),
+        partial=None if stop is None else lambda: released(stop(), request, gate),
+    )
 
 
 def released(painted: Painted, request: Request, gate: SafetyGate | None) -> Painted:

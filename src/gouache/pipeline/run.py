@@ -42,6 +42,9 @@ from gouache.pipeline.seamless import wrapped_around
 from gouache.pipeline.tiling import network_of
 from gouache.pipeline.upscalers import LANCZOS
 
+SoFar = tuple[ImageSeed, tuple[str, ...], list[str], float]
+"""Of a picture under way: seed, digests of its steps, notes, seconds."""
+
 
 @dataclass(frozen=True, slots=True)
 class Pass:
@@ -149,17 +152,23 @@ class Run:
                 latents, done = step.x, done + 1
                 for row, digest in zip(step.x, digests, strict=True):
                     digest.append(digest_of(row))
-                yield self._progress(first, done, total, step)
+                so_far = (seeds[0], tuple(digests[0]), notes[0], time.perf_counter() - start)
+                yield self._progress(first, done, total, step, so_far)
         if latents is None:
             raise InvalidInput("steps", given=0, expected="at least one step, or a starting picture")
         for k, (seed, steps) in enumerate(zip(seeds, digests, strict=True)):
             seconds = (time.perf_counter() - start) / len(seeds)
             yield self._finished(first + k, latents[k : k + 1], seed, tuple(steps), notes[k], seconds)
 
-    def _progress(self, first: int, done: int, total: int, step: Step) -> Progress:
+    def _progress(self, first: int, done: int, total: int, step: Step, so_far: SoFar | None = None) -> Progress:
         denoised = step.denoised[:1]
         look = lambda: preview(self.bundle, denoised)  # noqa: E731
-        return Progress(first, self.request.count, done, total, step.sigma_next, look)
+        partial = None
+        if so_far is not None:
+            seed, steps, notes, seconds = so_far
+            notes = [*notes, f"interrupted after step {done} of {total}"]
+            partial = lambda: self._finished(first, denoised, seed, steps, notes, seconds)  # noqa: E731
+        return Progress(first, self.request.count, done, total, step.sigma_next, look, partial)
 
     def _walk(self, one: Pass, canvas: Canvas, noise: ImageNoise) -> Iterator[Step]:
         if one.steps == 0:

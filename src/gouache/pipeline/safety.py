@@ -41,7 +41,8 @@ class SafetyGate:
     def concepts(self, picture: Image.Image) -> tuple[int, ...]:
         """Numbers of the concepts that the picture is too near to; none = it may be shown."""
         pixels = to_tensor(on_background(picture, "white").convert("RGB"), 3)[None]  # [1,3,H,W]
-        return self.checker(preprocess(pixels, self.checker.config.image_size))[0]
+        found: list[tuple[int, ...]] = self.checker(preprocess(pixels, self.checker.config.image_size))
+        return found[0]
 
 
 def open_gate(model: Path | None) -> SafetyGate:

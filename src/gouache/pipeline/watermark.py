@@ -122,7 +122,8 @@ def _moved(blocks: Floats, bits: Floats) -> Floats:
 def _spread(change: Floats, rows: int, columns: int) -> Floats:
     """Changes of the averages as changes of U of every pixel. [H,W]"""
     grid = change.reshape(rows, columns, 4, 4).swapaxes(1, 2).reshape(rows * 4, columns * 4)
-    return (grid / 2).repeat(2, axis=0).repeat(2, axis=1)
+    spread: Floats = (grid / 2).repeat(2, axis=0).repeat(2, axis=1)
+    return spread
 
 
 def _recoloured(colours: Floats, change: Floats) -> NDArray[np.uint8]:

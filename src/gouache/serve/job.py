@@ -12,6 +12,7 @@ from gouache.serve.tables import jobs
 
 State = Literal["queued", "running", "done", "failed", "cancelled"]
 Source = Literal["v1", "a1111", "openai", "page", "cli"]
+Ending = Literal["drop", "keep", "skip"]
 FINISHED: tuple[State, ...] = ("done", "failed", "cancelled")
 OPEN: tuple[State, ...] = ("queued", "running")
 MAX_ATTEMPTS = 3

@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 from gouache.errors import Conflict, NotFound, QueueFull
 from gouache.pipeline.request import Request
 from gouache.serve.database import Database
-from gouache.serve.job import COLUMNS, OPEN, Event, Job, Source
+from gouache.serve.job import COLUMNS, OPEN, Ending, Event, Job, Source
 from gouache.serve.settings import Limits
 from gouache.serve.tables import events, jobs, previews
 
@@ -172,8 +172,14 @@ class Jobs:
         row = self.database.row(query)
         return 0 if row is None else int(row.ahead)
 
-    def cancel(self, job_id: str, owner: str | None = None) -> Job:
+    def cancel(self, job_id: str, owner: str | None = None, *, ending: Ending = "drop") -> Job:
         """Ask for the end of one job: at once if it waits, after the current step if it runs.
+
+        Args:
+            job_id: its id.
+            owner: whose it must be.
+            ending: what becomes of the picture that is being painted: "drop" it, "keep" it as it stands, or keep it
+                and "skip" to the job's next one.
 
         Raises:
             NotFound: no such job.
@@ -186,6 +192,8 @@ class Jobs:
                 note(connection, job_id, "cancelled")
             else:
                 running = update(jobs).where(jobs.c.id == job_id, jobs.c.state == "running")
+                if ending != "drop":
+                    note(connection, job_id, ending)
                 stopping = connection.execute(running.values(cancel_requested=True)).rowcount
                 if not stopping:
                     raise Conflict("job", given="a finished job", expected="one that waits or runs")

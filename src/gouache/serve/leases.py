@@ -13,9 +13,9 @@ from collections.abc import Mapping
 from sqlalchemy import ColumnElement, Connection, Update, and_, delete, func, select, update
 
 from gouache.serve.database import Database, insert_missing, upsert
-from gouache.serve.job import COLUMNS, MAX_ATTEMPTS, Job, Orders, State
+from gouache.serve.job import COLUMNS, MAX_ATTEMPTS, Ending, Job, Orders, State
 from gouache.serve.jobs import note
-from gouache.serve.tables import jobs, pictures, previews, turns
+from gouache.serve.tables import events, jobs, pictures, previews, turns
 
 
 class Leases:
@@ -91,6 +91,10 @@ class Leases:
             if jpeg is not None:
                 upsert(connection, previews, {"job": job.id}, {"number": picture * 10_000 + step, "jpeg": jpeg})
 
+    def has_picture(self, picture: str) -> bool:
+        """Whether an earlier attempt listed this picture."""
+        return self.database.row(select(pictures.c.id).where(pictures.c.id == picture)) is not None
+
     def add_picture(self, connection: Connection, row: dict[str, object]) -> None:
         """List a picture unless an earlier attempt did."""
         if insert_missing(connection, pictures, row):
@@ -110,14 +114,27 @@ class Leases:
         """It can't be painted; it will not be tried again unless asked."""
         self._end(job, "failed", json.dumps(dict(error), ensure_ascii=False))
 
-    def cancelled(self, job: Job) -> None:
-        """The worker stopped it, as asked."""
-        self._end(job, "cancelled", None)
+    def ending(self, job: Job) -> Ending:
+        """What the one who cancelled wants of the picture that is being painted; the latest word counts."""
+        wanted = select(events.c.kind).where(events.c.job == job.id, events.c.kind.in_(("keep", "skip")))
+        row = self.database.row(wanted.order_by(events.c.seq.desc()).limit(1))
+        return "drop" if row is None else "skip" if row.kind == "skip" else "keep"
 
-    def _end(self, job: Job, state: State, error: str | None) -> None:
+    def go_on(self, connection: Connection, job: Job) -> bool:
+        """Take a cancellation back that only meant one picture; False if the lease is lost."""
+        connection.execute(delete(events).where(events.c.job == job.id, events.c.kind == "skip"))
+        return connection.execute(_held(job).values(cancel_requested=False)).rowcount > 0
+
+    def cancelled(self, job: Job, picture: dict[str, object] | None = None) -> None:
+        """The worker stopped it, as asked; a picture that is to be kept is listed in the same transaction."""
+        self._end(job, "cancelled", None, picture)
+
+    def _end(self, job: Job, state: State, error: str | None, picture: dict[str, object] | None = None) -> None:
         values = {"state": state, "finished": time.time(), "error": error, "worker": None, "lease_until": None}
         with self.database.write() as connection:
             if connection.execute(_held(job).values(values)).rowcount:
+                if picture is not None:
+                    self.add_picture(connection, picture)
                 note(connection, job.id, state)
 
     def give_back(self, job: Job) -> None:

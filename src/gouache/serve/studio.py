@@ -17,7 +17,7 @@ from gouache.serve.admission import admit
 from gouache.serve.bell import Bell, within
 from gouache.serve.buckets import Buckets
 from gouache.serve.database import Database, upsert
-from gouache.serve.job import FINISHED, Job, Source
+from gouache.serve.job import FINISHED, Ending, Job, Source
 from gouache.serve.jobs import Jobs, fingerprint_of
 from gouache.serve.leases import Leases
 from gouache.serve.meaning import Meaning
@@ -110,9 +110,9 @@ class Studio:
             log.info("job accepted", extra={"job": job.id, "owner": owner, "source": source})
         return job, new
 
-    def cancel(self, job_id: str, owner: str | None) -> Job:
-        """Cancel one job by its id; errors as `Jobs.cancel`."""
-        job = self.jobs.cancel(job_id, owner)
+    def cancel(self, job_id: str, owner: str | None, *, ending: Ending = "drop") -> Job:
+        """Cancel one job by its id; arguments and errors as `Jobs.cancel`."""
+        job = self.jobs.cancel(job_id, owner, ending=ending)
         self.bell.ring(job_id)
         return job
 

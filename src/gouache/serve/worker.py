@@ -9,7 +9,6 @@ waiting.
 from __future__ import annotations
 
 import contextlib
-import io
 import logging
 import os
 import signal
@@ -18,36 +17,22 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
-from PIL import Image
-
-from gouache.errors import GouacheError, StoreError
-from gouache.pipeline.events import Painted, Progress
+from gouache.errors import GouacheError
+from gouache.serve.attempt import Attempt, Bench, LeaseLost, Stopped
 from gouache.serve.database import Database
 from gouache.serve.embedding import open_embedder
 from gouache.serve.index import Index
 from gouache.serve.job import Job
 from gouache.serve.leases import Leases
 from gouache.serve.logs import log_to_stderr
-from gouache.serve.painting import LoadedModels, OpenModel, open_pipeline, weights_sha256
-from gouache.serve.pictures import picture_id, row_of
+from gouache.serve.painting import LoadedModels, OpenModel, open_pipeline
 from gouache.serve.settings import Settings
 from gouache.serve.shelf import Shelf
 from gouache.serve.vault import Vault
 
-PROGRESS_SECONDS = 0.1
-PREVIEW_SECONDS = 0.5
 POLL_SECONDS = 0.25
 INDEX_EVERY = 16
-PREVIEW_SIDE = 512
 log = logging.getLogger("gouache.worker")
-
-
-class Stopped(Exception):
-    """Told to stop; the job goes back into the queue."""
-
-
-class LeaseLost(Exception):
-    """Somebody else has the job now."""
 
 
 class Worker:
@@ -67,6 +52,7 @@ class Worker:
         self.shelf = Shelf(settings.shelves, database, settings.default_model)
         self.models = LoadedModels(open_model, settings.model_memory, settings.device)
         self.index = Index(database, self.vault, lambda: open_embedder(settings.search_tower), tell)
+        self.bench = Bench(database, self.leases, self.vault, self.shelf, self.models, tell, self._is_over)
         self.stop_at: float | None = None
         self.unload = threading.Event()
 
@@ -74,6 +60,9 @@ class Worker:
         """Take no further job; the running one has so many seconds."""
         if self.stop_at is None:
             self.stop_at = time.monotonic() + grace
+
+    def _is_over(self) -> bool:
+        return self.stop_at is not None and time.monotonic() > self.stop_at
 
     def run(self, wait: Callable[[float], bool]) -> None:
         """Work until `stop` is called.
@@ -131,7 +120,7 @@ class Worker:
 
     def _bring_to_an_end(self, job: Job) -> None:
         try:
-            _Attempt(self, job).paint()
+            Attempt(self.bench, job).paint()
         except Stopped:
             self.leases.give_back(job)
         except LeaseLost:
@@ -163,92 +152,6 @@ class Worker:
         finally:
             done.set()
             thread.join()
-
-
-class _Attempt:
-    """One job on its way through this worker."""
-
-    def __init__(self, worker: Worker, job: Job) -> None:
-        self.worker, self.job, self.leases = worker, job, worker.leases
-        self.request = job.parsed()
-        self._told = self._shown = 0.0
-        self._watched = False
-
-    def paint(self) -> None:
-        """Paint every picture; the last one is listed in the transaction that marks the job done."""
-        worker, request = self.worker, self.request
-        entry = worker.shelf.find(request.model)
-        attachments = {name: worker.vault.attachment(name) for name in request.pictures()}
-        painter = worker.models.get(entry)
-        if entry.sha256 is None:
-            worker.shelf.remember_hash(entry, weights_sha256(painter))
-        events = painter.run(request.replace({"model": entry.name}), attachments)
-        last: Painted | None = None
-        try:
-            for event in events:
-                if last is not None:
-                    self._keep(last, is_last=False)
-                    last = None
-                if self._must_stop():
-                    return
-                if isinstance(event, Progress):
-                    self._progress(event)
-                else:
-                    last = event
-        finally:
-            _close(events)
-        if last is None:
-            raise StoreError(f"job {self.job.id}", given="no picture", expected="at least one from the model")
-        self._keep(last, is_last=True)
-
-    def _must_stop(self) -> bool:
-        """True once the job was cancelled, which is then written down."""
-        orders = self.leases.orders(self.job)
-        if not orders.held:
-            raise LeaseLost(f"job {self.job.id}")
-        if self.worker.stop_at is not None and time.monotonic() > self.worker.stop_at:
-            raise Stopped(f"job {self.job.id}")
-        self._watched = orders.watched
-        if orders.cancel:
-            self.leases.cancelled(self.job)
-        return orders.cancel
-
-    def _progress(self, event: Progress) -> None:
-        now = time.monotonic()
-        jpeg = None
-        if self._watched and now - self._shown >= PREVIEW_SECONDS:
-            jpeg, self._shown = _jpeg(event.preview()), now
-        elif now - self._told < PROGRESS_SECONDS:
-            return
-        self._told = now
-        self.leases.progress(self.job, picture=event.picture, step=event.step, steps=event.steps, jpeg=jpeg)
-        self.worker.tell(self.job.id)
-
-    def _keep(self, painted: Painted, *, is_last: bool) -> None:
-        # PNG holds every recipe whole; other formats are made of it when they are asked for.
-        data = painted.encode("png")
-        file = f"{picture_id(self.job, painted.picture)}.png"
-        self.worker.vault.keep("pictures", file, data)
-        row = row_of(self.job, painted.picture, file, data, painted.image.size, painted.recipe)
-        with self.worker.database.write() as connection:
-            self.leases.add_picture(connection, row)
-            if is_last and not self.leases.finish(connection, self.job):
-                raise LeaseLost(f"job {self.job.id}")
-        self.worker.tell(self.job.id)
-
-
-def _close(events: object) -> None:
-    close = getattr(events, "close", None)
-    if close is not None:
-        close()
-
-
-def _jpeg(picture: Image.Image) -> bytes:
-    small = picture.convert("RGB")
-    small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-    buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
-    return buffer.getvalue()
 
 
 def complaint(error: GouacheError) -> dict[str, str]:

@@ -14,7 +14,7 @@ from gouache.serve.a1111.fields import Img2Img, TaskProgress, Txt2Img
 from gouache.serve.a1111.mapping import NAMES, Order, order_of
 from gouache.serve.a1111.options import options_of, set_options
 from gouache.serve.access import owner_of, studio_of
-from gouache.serve.job import FINISHED, Job
+from gouache.serve.job import FINISHED, Ending, Job
 from gouache.serve.outcome import raise_unless_painted
 from gouache.serve.replies import in_words_of
 from gouache.serve.studio import Studio
@@ -59,22 +59,22 @@ def progress(request: Request, skip_current_image: bool = False) -> dict[str, An
 
 @router.post(f"{PREFIX}/interrupt")
 def interrupt(request: Request) -> dict[str, Any]:
-    """Stop the caller's own current job after its step. Other users' jobs can't be hit."""
-    _stop_current(studio_of(request), owner_of(request))
+    """Stop the caller's own current job after its step, and keep the picture as it stands. Nobody else's is hit."""
+    _stop_current(studio_of(request), owner_of(request), "keep")
     return {}
 
 
 @router.post(f"{PREFIX}/skip")
 def skip(request: Request) -> None:
-    """The same: one job is one picture or one batch here."""
-    _stop_current(studio_of(request), owner_of(request))
+    """Keep the picture that is being painted as it stands, and go on with the job's next one."""
+    _stop_current(studio_of(request), owner_of(request), "skip")
 
 
-def _stop_current(studio: Studio, owner: str) -> None:
+def _stop_current(studio: Studio, owner: str, ending: Ending) -> None:
     job = current_job(studio, owner)
     if job is not None:
         try:
-            studio.cancel(job.id, owner)
+            studio.cancel(job.id, owner, ending=ending)
         except Conflict:
             return  # It ended by itself a moment ago.
 
