@@ -21,6 +21,8 @@ from gouache.training.goals import GOALS, Goal
 from gouache.training.log import read_log
 
 CARD, CREDITS = "README.md", "CREDITS.md"
+MOST_FIGURES = 4
+"""Validation figures of a stage that are shown; stages log the ones that matter first."""
 Values = Mapping[str, object]
 
 
@@ -129,7 +131,7 @@ def _best(log: Sequence[Mapping[str, float]]) -> tuple[str, str]:
     best = min(validated, key=lambda line: line["validation/score"])
     figures = {name.removeprefix("validation/"): v for name, v in best.items() if name.startswith("validation/")}
     shown = {name: value for name, value in figures.items() if name != "score"} or figures
-    words = ", ".join(f"{name} {value:.4g}" for name, value in shown.items())
+    words = ", ".join(f"{name} {value:.4g}" for name, value in list(shown.items())[:MOST_FIGURES])
     return words, f"{int(best['images_seen']):,}"
 
 
