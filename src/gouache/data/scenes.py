@@ -19,6 +19,7 @@ from gouache.data.scene_truth import KINDS, SceneKind, SceneObject, SceneTruth
 from gouache.data.stickers import Split, Sticker, Stickers
 from gouache.data.vectors import Picture
 from gouache.data.wording import NUMBERS, PLACES, RELATIONS, noun_of, plural_of, with_article
+from gouache.data.wording_zh import scene_caption
 from gouache.errors import DataError
 
 SCENE_VERSION = 1
@@ -45,11 +46,13 @@ class Scene:
         picture: uint8 [S,S,4], straight alpha.
         caption: English.
         truth: for the checkers in `scene_checks`.
+        zh_caption: the same in Chinese; None where the labels don't allow it.
     """
 
     picture: Picture
     caption: str
     truth: SceneTruth
+    zh_caption: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,14 +111,18 @@ class Scenes:
             picture, words, truth = self._related(dice, style, coloured=plain or dice.chance(0.4))
         else:
             picture, words, truth = self._single(dice, style, kind, coloured=not plain and dice.chance(0.3))
-        caption = f"{words}, {STYLE_WORDS[style]}" if dice.chance(0.6) else words
+        styled, transparent = dice.chance(0.6), False
+        caption = f"{words}, {STYLE_WORDS[style]}" if styled else words
         if kind == "grounded" or (not plain and dice.chance(0.4)):
             name, colour = self._ground(dice, picture)
             picture, truth = on_ground(picture, colour), replace(truth, background=name)
             caption = f"{caption}, on {with_article(name)} background"
         elif dice.chance(0.1):
-            caption = f"{caption}, on a transparent background"
-        return Scene(picture, caption, truth)
+            caption, transparent = f"{caption}, on a transparent background", True
+        first = truth.objects[0]
+        small = words.startswith(f"a small {first.colour} {first.noun}" if first.colour else f"a small {first.noun}")
+        chinese = scene_caption(truth, self.stickers.records, small=small, style=styled, transparent=transparent)
+        return Scene(picture, caption, truth, chinese)
 
     def _single(self, dice: _Dice, style: str, kind: SceneKind, *, coloured: bool) -> tuple[Picture, str, SceneTruth]:
         prop, colour = (

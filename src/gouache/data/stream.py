@@ -16,9 +16,12 @@ from gouache.data.scenes import GROUNDS, SCENE_VERSION, Scenes
 from gouache.data.stickers import Split, Sticker, Stickers
 from gouache.data.vectors import Picture
 from gouache.data.wording import with_article
+from gouache.data.wording_zh import background
 from gouache.errors import InvalidInput
 
 STREAM_VERSION = 2
+ZH_VERSION = 1
+"""Of the Chinese captions; streams without them don't depend on it."""
 # Groups that read differently in a mirror: letters, signs, arrows, flags, clocks.
 DIRECTED = ("symbols", "flags", "letters")
 DIRECTED_WORDS = ("left", "right", "clock", "watch", "arrow", "book", "newspaper", "letter", "sign")
@@ -41,7 +44,7 @@ class StickerStream:
         split: whose pictures are used.
         scene_share: share of composed scenes, 0..1.
         background_share: share of pictures on a coloured background, named in the caption.
-        zh_share: share of captions in Chinese.
+        zh_share: share of captions in Chinese, of stickers and of scenes whose labels allow it.
     """
 
     def __init__(
@@ -71,7 +74,9 @@ class StickerStream:
     def fingerprint(self) -> str:
         """Changes whenever the stream does."""
         digests = json.dumps(self.stickers.manifest.sha256, sort_keys=True)
-        versions = (STREAM_VERSION, SCENE_VERSION, self.seed, self.split)
+        versions: tuple[object, ...] = (STREAM_VERSION, SCENE_VERSION, self.seed, self.split)
+        if self.zh_share > 0:
+            versions += (ZH_VERSION,)
         shares = (self.scene_share, self.background_share, self.zh_share)
         return hashlib.sha256(f"{digests}/{versions}/{shares}".encode()).hexdigest()
 
@@ -80,7 +85,8 @@ class StickerStream:
         generator = np.random.Generator(np.random.Philox(key=[self.seed, index]))
         if self._scenes is not None and generator.random() < self.scene_share:
             scene = self._scenes.scene(self.seed, index)
-            return Example(scene.picture, scene.caption)
+            chinese = self.zh_share > 0 and generator.random() < self.zh_share
+            return Example(scene.picture, scene.zh_caption if chinese and scene.zh_caption else scene.caption)
         # Every picture once in len(rows) examples, so that rare ones are not left to chance.
         row = int(self.rows[(index * 7919) % len(self.rows)])
         record, picture = self.stickers.records[row], np.asarray(self.stickers.pictures[row])
@@ -92,8 +98,14 @@ class StickerStream:
             main = main_colour(visible(picture)).name
             names = [name for name in GROUNDS if name != main]
             name = names[int(generator.integers(len(names)))]
-            picture, text = on_ground(picture, GROUNDS[name]), f"{text}, on {with_article(name)} background"
+            picture, text = on_ground(picture, GROUNDS[name]), with_background(text, name)
         return Example(np.ascontiguousarray(picture), text)
+
+
+def with_background(text: str, colour: str) -> str:
+    """The caption with its background named, in the caption's own language."""
+    chinese = any("\u4e00" <= character <= "\u9fff" for character in text)
+    return f"{text}，{background(colour)}" if chinese else f"{text}, on {with_article(colour)} background"
 
 
 def held_out_examples(stickers: Stickers) -> list[Example]:

@@ -259,6 +259,9 @@ class DataConfig(Config):
     """Examples of the stream that are encoded for the stages after the autoencoder."""
     scene_share: float = Field(default=0.5, ge=0, le=1)
     """Share of composed scenes (data set of stickers only)."""
+    zh_share: float = Field(default=0.0, ge=0, le=1)
+    """Share of Chinese captions, of stickers and scenes alike (data set of stickers only). The text encoder must know
+    Chinese: stage `clip` teaches it."""
 
 
 class TextConfig(Config):

@@ -99,7 +99,7 @@ def open_sources(folder: Path, config: DataConfig) -> Sources:
     if (folder / "records.jsonl").is_file() and not (folder / "pictures.npy").is_file():
         return _packed_sources(PackedPictures.open(folder), config)
     stickers = open_stickers(folder, config)
-    stream = StickerStream(stickers, config.seed, scene_share=config.scene_share)
+    stream = StickerStream(stickers, config.seed, scene_share=config.scene_share, zh_share=config.zh_share)
     return Sources(StreamSource(stream), HeldOutSource(stickers, stream.fingerprint))
 
 
