@@ -242,6 +242,13 @@ def test_the_stage_s_file_is_an_upscaler(tmp_path: Path) -> None:
         load_upscaler(tmp_path / "broken.safetensors")
 
 
+def test_it_computes_in_float32_whatever_the_weights_are_in() -> None:
+    half, rounded = own_network().half(), own_network().half().float()
+    large = enlarge_picture(sticker(20, 20), 4.0, upscaler_of(half))
+    assert large.tobytes() == enlarge_picture(sticker(20, 20), 4.0, upscaler_of(rounded)).tobytes()
+    assert half.conv_in.weight.dtype == torch.float16, "the model's own network is left alone"
+
+
 def test_names_of_upscalers(tmp_path: Path) -> None:
     assert find_upscaler("lanczos") is None
     with pytest.raises(InvalidInput, match="none of its own"):

@@ -5,6 +5,7 @@ Weight files are read without unpickling, and told by content.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -96,14 +97,17 @@ def _padded(picture: Image.Image, margin: int, wide: tuple[int, int], seamless: 
 
 
 def upscaler_of(network: Upscaler) -> PictureUpscaler:
-    """A model's up-sampling decoder, ready for pictures."""
-    weight = network.conv_in.weight
+    """A model's up-sampling decoder, ready for pictures.
+
+    It always computes in float32 on the CPU, wherever the model is: the same pixels then give the same larger picture.
+    """
+    config = network.config
+    ready = channels_last(copy.deepcopy(network).to("cpu", torch.float32).eval())
 
     def run(pixels: Tensor) -> Tensor:
-        large: Tensor = network(pixels.to(weight.device, weight.dtype))
-        return large.clamp(-1.0, 1.0).float().cpu()
+        large: Tensor = ready(pixels)
+        return large.clamp(-1.0, 1.0)
 
-    config = network.config
     return PictureUpscaler(run, config.scale, channels=config.image_channels, margin=config.radius)
 
 
@@ -148,14 +152,14 @@ def load_part(path: Path, identity: Identity) -> PictureUpscaler:
     network, _ = load_network(part, open_part(part.header), identity.family, dtype=torch.float32)
     if not isinstance(network, Upscaler):
         raise IncompatibleCheckpoint(str(path), given=type(network).__name__, expected="an up-sampling decoder")
-    return upscaler_of(channels_last(network))
+    return upscaler_of(network)
 
 
 def _own_file(path: Path, config: str) -> PictureUpscaler:
     network = Upscaler(UpscalerConfig.from_json(config, where=str(path)))
     _check_names(path, network.state_dict(), tensors := load_tensors(path))
     network.load_state_dict(tensors)
-    return upscaler_of(channels_last(network.eval().float()))
+    return upscaler_of(network)
 
 
 def _esrgan(path: Path, source: WeightSource, names: Mapping[str, str]) -> PictureUpscaler:
