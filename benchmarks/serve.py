@@ -1,7 +1,7 @@
 """Figures of the studio: time it adds, requests held at once, pollers, jobs that survive kill -9.
 
     python benchmarks/serve.py                # a few minutes on two cores
-    python benchmarks/serve.py --pollers 200 --jobs 40 --json serve.json
+    python benchmarks/serve.py --jobs 40 --json serve.json
 
 The durability figures (1,000 jobs, 50 kills) come from
     python -m pytest -m slow tests/serve/test_durability.py
@@ -10,15 +10,18 @@ The durability figures (1,000 jobs, 50 kills) come from
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import json
+import random
 import statistics
 import subprocess
 import sys
 import tempfile
-import threading
 import time
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -27,6 +30,8 @@ from gouache.pipeline.library import open_pipeline
 from gouache.pipeline.request import Request
 
 SIZE, STEPS = 64, 4
+PACE = 600.0
+"""Requests a second of all paced pollers together."""
 BODY = {"prompt": "a red apple", "width": SIZE, "height": SIZE, "num_inference_steps": STEPS, "seed": 1}
 
 
@@ -76,25 +81,63 @@ def bare(count: int) -> list[float]:
     return seconds[1:]
 
 
-def polled(url: str, pollers: int, seconds: float) -> tuple[float, int]:
-    """Requests a second that so many pollers get answered, and how many failed."""
-    job = httpx.get(f"{url}/v1/jobs?limit=1").json()["jobs"][0]["id"]
-    counts, failures = [0] * pollers, [0] * pollers
-    until = time.monotonic() + seconds
+async def _poller(address: tuple[str, int], path: str, until: float, pause: float, counts: Counter[int]) -> None:
+    """One client on one connection; written on bare sockets, so that the server is measured and not the client."""
+    reader, writer = await asyncio.open_connection(*address)
+    asked = f"GET {path} HTTP/1.1\r\nHost: {address[0]}:{address[1]}\r\n\r\n".encode()
+    await asyncio.sleep(pause * random.random())
+    while (start := time.monotonic()) < until:
+        writer.write(asked)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = head.lower().split(b"content-length:")[1].split(b"\r\n")[0]
+        await reader.readexactly(int(length))
+        counts[int(head.split(b" ", 2)[1])] += 1
+        await asyncio.sleep(max(0.0, pause - (time.monotonic() - start)))
+    writer.close()
 
-    def poll(number: int) -> None:
-        with httpx.Client(base_url=url, timeout=30) as client:
-            while time.monotonic() < until:
-                answer = client.get(f"/v1/jobs/{job}")
-                counts[number] += 1
-                failures[number] += answer.status_code != 200
 
-    threads = [threading.Thread(target=poll, args=(number,)) for number in range(pollers)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return sum(counts) / seconds, sum(failures)
+def polled(url: str, pollers: int, seconds: float, pause: float) -> tuple[float, int]:
+    """Requests a second that so many pollers get answered, each on a job of its own, and how many failed.
+
+    Args:
+        url: of the server.
+        pollers: connections.
+        seconds: to go on.
+        pause: seconds between a poller's requests; 0 asks again at once.
+    """
+    jobs = [job["id"] for job in httpx.get(f"{url}/v1/jobs?limit=200", timeout=30).json()["jobs"]]
+    host, _, port = url.removeprefix("http://").rpartition(":")
+    counts: Counter[int] = Counter()
+    paths = [f"/v1/jobs/{jobs[k % len(jobs)]}" for k in range(pollers)]
+
+    async def all_of_them() -> None:
+        until = time.monotonic() + seconds
+        await asyncio.gather(*(_poller((host, int(port)), path, until, pause, counts) for path in paths))
+
+    asyncio.run(all_of_them())
+    return counts[200] / seconds, counts.total() - counts[200]
+
+
+def working(client: httpx.Client, count: int) -> float:
+    """Median seconds that the worker itself takes for a job, of so many handed in at once."""
+    body = BODY | {"num_inference_steps": 5 * STEPS}
+    ids = [client.post("/v1/jobs", json={"request": body | {"seed": k}}).json()["id"] for k in range(count)]
+    views: list[dict[str, float]] = []
+    for job in ids:
+        while (view := client.get(f"/v1/jobs/{job}").json())["state"] not in ("done", "failed"):
+            time.sleep(0.2)
+        views.append(view)
+    return statistics.median(view["finished"] - view["started"] for view in views)
+
+
+def beside_pollers(url: str, client: httpx.Client, pollers: int, seconds: float, jobs: int) -> tuple[float, float]:
+    """Requests a second of paced pollers while the worker paints, and its time a job with them over that without."""
+    alone = working(client, jobs)
+    with ThreadPoolExecutor(1) as pool:
+        rate = pool.submit(polled, url, pollers, seconds, pollers / PACE)
+        time.sleep(0.5)
+        slowed = working(client, jobs)
+        return rate.result()[0], slowed / alone
 
 
 def held(url: str, count: int) -> tuple[int, float]:
@@ -112,8 +155,8 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--jobs", type=int, default=20, help="jobs for the added time, and held at once")
-    parser.add_argument("--pollers", type=int, default=50)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of polling")
+    parser.add_argument("--pollers", type=int, default=200)
+    parser.add_argument("--seconds", type=float, default=8.0, help="of polling")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
@@ -122,7 +165,8 @@ def main() -> None:
         painted(client, 0)  # loads the model
         through = statistics.median(painted(client, seed) for seed in range(1, chosen.jobs + 1))
         done, seconds = held(url, chosen.jobs)
-        rate, failed = polled(url, chosen.pollers, chosen.seconds)
+        rate, failed = polled(url, chosen.pollers, chosen.seconds, 0.0)
+        paced, slower = beside_pollers(url, client, chosen.pollers, chosen.seconds, chosen.jobs)
     figures = {
         "bare pipeline, ms (median)": round(alone * 1000, 1),
         "through the server, ms (median)": round(through * 1000, 1),
@@ -131,9 +175,11 @@ def main() -> None:
         "seconds for them": round(seconds, 2),
         f"requests/s of {chosen.pollers} pollers": round(rate, 1),
         "failed polls": failed,
+        f"requests/s of {chosen.pollers} paced pollers beside the worker": round(paced, 1),
+        "worker's time a job beside them, % more": round(100 * (slower - 1), 1),
     }
     for name, value in figures.items():
-        print(f"{name:40} {value}")  # noqa: T201
+        print(f"{name:56} {value}")  # noqa: T201
     if chosen.json:
         chosen.json.write_text(json.dumps(figures, indent=1), encoding="utf-8")
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 import pytest
 
@@ -76,7 +77,7 @@ def test_interrupting_keeps_it_as_it_stands(studio: Studio, pipeline: Pipeline) 
 
 @pytest.mark.parametrize("changes", [{}, {"subseed": 9, "subseed_strength": 0.4}])
 def test_skipping_goes_on_with_the_next_picture_just_as_it_would_have_been(
-    studio: Studio, pipeline: Pipeline, changes: dict[str, object]
+    studio: Studio, pipeline: Pipeline, changes: dict[str, Any]
 ) -> None:
     job, kept = painted(studio, pipeline, "skip", picture=1, count=3, **changes)
     assert (job.state, [picture.number for picture in kept]) == ("done", [0, 1, 2])

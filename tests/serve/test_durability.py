@@ -159,10 +159,16 @@ def test_every_job_survives_two_kills(tmp_path: Path) -> None:
     run_with_kills(tmp_path, count=8, kills=2, pause=(1.0, 4.0), seconds=60)
 
 
+COUNT, KILLS = (int(os.environ.get(name, default)) for name, default in (
+    ("GOUACHE_TEST_JOBS", "1000"), ("GOUACHE_TEST_KILLS", "50"),
+))  # fmt: skip
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_a_thousand_jobs_survive_fifty_kills(tmp_path: Path) -> None:
-    run_with_kills(tmp_path, count=1000, kills=50, pause=(0.5, 8.0), seconds=1500)
+    """Fewer of both by GOUACHE_TEST_JOBS and GOUACHE_TEST_KILLS."""
+    run_with_kills(tmp_path, count=COUNT, kills=KILLS, pause=(0.5, 8.0), seconds=1500)
 
 
 @pytest.mark.slow

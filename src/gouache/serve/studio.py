@@ -17,6 +17,7 @@ from gouache.serve.admission import admit
 from gouache.serve.bell import Bell, within
 from gouache.serve.buckets import Buckets
 from gouache.serve.database import Database, upsert
+from gouache.serve.glance import Glance
 from gouache.serve.job import FINISHED, Ending, Job, Source
 from gouache.serve.jobs import Jobs, fingerprint_of
 from gouache.serve.leases import Leases
@@ -52,6 +53,7 @@ class Studio:
         self.vault = Vault(settings.data)
         self.database = Database(settings.store_url)
         self.jobs = Jobs(self.database, settings.limits)
+        self.glance = Glance(self.database)
         self.leases = Leases(self.database)
         self.pictures = Pictures(self.database)
         self.accounts = Accounts(self.database)
@@ -177,4 +179,5 @@ class Studio:
     def close(self) -> None:
         """Stop the workers and let go of the store."""
         self.supervisor.stop()
+        self.glance.close()
         self.database.close()
