@@ -1,9 +1,13 @@
-"""The page in a real Chromium: paint, edit, search, restore, reload, cancel, two tabs, and a script in a prompt."""
+"""The page in a real Chromium: what a user does in every tab, in both languages, wide and on a phone.
+
+`GOUACHE_SCREENSHOTS=DIR python -m pytest tests/serve/test_page.py -m "slow or not slow"` keeps pictures of every state.
+"""
 
 from __future__ import annotations
 
 import io
 import os
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,15 +21,21 @@ if TYPE_CHECKING:
     from tests.serve.conftest import Server, StartServer
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
-SECONDS = 30_000
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+SECONDS = 120_000
+PAINT, EDIT, GALLERY, MODELS, TRAIN = range(5)
+PROMPT = "<img src=x onerror=alert(1)> {{fox}} ${alert(2)} `red`"
 pytestmark = [
     pytest.mark.skipif(not CHROMIUM, reason="no Chromium here; on Debian: apt-get install chromium"),
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning"),
+    pytest.mark.timeout(900),
 ]
 
 
 @pytest.fixture
-def studio_page(start_server: StartServer) -> Server:
+def studio_page(start_server: StartServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
+    monkeypatch.setenv("GOUACHE_OFFLINE", "1")
+    monkeypatch.setenv("GOUACHE_MODELS", str(tmp_path / "data" / "models"))
     return start_server(page=True)
 
 
@@ -34,14 +44,18 @@ def browser() -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield started
         started.close()
 
 
-def open_page(browser: Browser, server: Server, *, locale: str = "en-US", width: int = 1280) -> tuple[Page, list[str]]:
+def open_page(
+    browser: Browser, server: Server, *, locale: str = "en-US", width: int = 1280, dark: bool = False
+) -> tuple[Page, list[str]]:
     """A fresh tab on the page, and the list of its errors and of requests to other hosts."""
-    page = browser.new_context(viewport={"width": width, "height": 900}, locale=locale).new_page()
+    scheme: Any = "dark" if dark else "light"
+    context = browser.new_context(viewport={"width": width, "height": 900}, locale=locale, color_scheme=scheme)
+    page = context.new_page()
     page.set_default_timeout(SECONDS)
     faults: list[str] = []
     page.on("pageerror", lambda error: faults.append(str(error)))
@@ -56,19 +70,24 @@ def _is_ours(url: str, server: Server) -> bool:
     return url.startswith((server.url, "data:", "blob:"))
 
 
-def wait_for_status(page: Page, text: str) -> None:
-    page.locator("#status", has_text=text).wait_for()
+def wait_for_status(page: Page, text: str, where: str = "#paint-status") -> None:
+    page.locator(where, has_text=text).wait_for()
 
 
 def keep(page: Page, name: str) -> None:
     """Store a screenshot where a run asks for artefacts."""
     folder = os.environ.get("GOUACHE_SCREENSHOTS")
     if folder:
-        page.screenshot(path=str(Path(folder) / f"{name}.png"))
+        page.wait_for_timeout(400)
+        page.screenshot(path=str(Path(folder) / f"{name}.png"), full_page=True)
 
 
 def tab(page: Page, number: int) -> None:
     page.locator("#tabs button[role=tab]").nth(number).click()
+
+
+def fits(page: Page) -> bool:
+    return bool(page.evaluate("document.documentElement.scrollWidth <= window.innerWidth"))
 
 
 def long_job(server: Server) -> str:
@@ -78,43 +97,48 @@ def long_job(server: Server) -> str:
     return server.studio.submit(request, owner="local", source="page")[0].id
 
 
-@pytest.mark.timeout(240)
 def test_paint_search_restore_reload_cancel_and_a_second_tab(browser: Browser, studio_page: Server) -> None:
     page, faults = open_page(browser, studio_page)
-    keep(page, "empty")
-    page.fill("#prompt textarea", "<img src=x onerror=alert(1)> a red fox")
+    page.locator("#paint-stage", has_text="Nothing painted yet").wait_for()
+    keep(page, "paint-empty")
+    page.fill("#prompt textarea", PROMPT)
     page.keyboard.press("Control+Enter")
     wait_for_status(page, "Done")
-    page.locator("#paint-results img").first.wait_for()
-    keep(page, "paint")
-    page.click("#settings button")
-    keep(page, "settings")
+    page.locator("#paint-stage img").first.wait_for()
+    keep(page, "paint-full")
 
-    tab(page, 2)
+    tab(page, GALLERY)
     page.fill("#search textarea, #search input", "FOX")
     page.keyboard.press("Enter")
-    page.locator("#pictures button.thumbnail-item").first.click()
+    page.locator("#pictures [data-pick]").first.click()
     page.locator("#chosen img").wait_for()
-    keep(page, "gallery")
+    page.locator("#chosen dd", has_text=PROMPT).wait_for()
+    keep(page, "gallery-full")
     page.click("#delete")
-    page.locator("#pictures button.thumbnail-item").wait_for(state="detached")
+    page.locator("#pictures [data-pick]").wait_for(state="detached")
     page.click("#undo")
-    page.locator("#pictures button.thumbnail-item").first.click()
+    page.locator("#pictures [data-pick]").first.click()
     page.locator("#chosen img").wait_for()
     page.click("#use-settings")
     page.locator("#prompt textarea").wait_for()
-    assert page.input_value("#prompt textarea") == "<img src=x onerror=alert(1)> a red fox"
+    assert page.input_value("#prompt textarea") == PROMPT
     assert int(page.input_value("#seed input")) >= 0
 
     job = long_job(studio_page)
     wait_for_status(page, "Painting")
+    page.fill("#prompt textarea", "half a thought")
+    page.locator("#negative textarea, #negative input").focus()
+    page.wait_for_timeout(700)
     page.reload()
     wait_for_status(page, "Painting")
+    page.locator("#paint-stage .g-busy img").wait_for()
+    keep(page, "paint-busy")
+    assert page.input_value("#prompt textarea") == "half a thought"
     second, second_faults = open_page(browser, studio_page, locale="zh-CN", width=390)
     wait_for_status(second, "正在绘画")
-    second.locator("#paint-preview img").wait_for()
-    keep(second, "phone-chinese")
-    assert second.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+    keep(second, "phone-paint-busy")
+    assert second.input_value("#prompt textarea") == "half a thought"
+    assert fits(second)
     page.locator("#prompt textarea").focus()
     page.keyboard.press("Escape")
     wait_for_status(page, "Cancelled")
@@ -123,16 +147,23 @@ def test_paint_search_restore_reload_cancel_and_a_second_tab(browser: Browser, s
     assert faults == second_faults == []
 
 
+def load_canvas(page: Page, file: Path) -> None:
+    page.locator("#canvas canvas").first.wait_for()
+    page.wait_for_timeout(2500)  # The canvas says nothing when its drawing program is ready.
+    page.locator("#canvas input[type=file]").first.set_input_files(str(file))
+    page.locator("#canvas canvas").first.wait_for()
+    page.wait_for_timeout(2500)
+
+
 @pytest.mark.slow
-@pytest.mark.timeout(240)
-def test_edit_with_a_mask(browser: Browser, studio_page: Server, tmp_path: Path) -> None:
+def test_edit_with_a_mask_and_with_a_dragged_frame(browser: Browser, studio_page: Server, tmp_path: Path) -> None:
     page, faults = open_page(browser, studio_page)
     Image.new("RGB", (64, 64), "orange").save(tmp_path / "start.png")
-    tab(page, 1)
-    page.locator("#canvas canvas").first.wait_for()
-    page.wait_for_timeout(1500)  # The canvas says nothing when its drawing program is ready.
-    page.locator("#canvas input[type=file]").first.set_input_files(str(tmp_path / "start.png"))
-    page.wait_for_timeout(1500)
+    tab(page, EDIT)
+    keep(page, "edit-empty")
+    page.click("#edit-button")
+    page.get_by_text("Load a picture first.").wait_for()
+    load_canvas(page, tmp_path / "start.png")
     page.locator("#canvas button[aria-label*=rush], #canvas button[title*=rush]").first.click()
     box: Any = page.locator("#canvas canvas").first.bounding_box()
     page.mouse.move(box["x"] + box["width"] / 2 - 20, box["y"] + box["height"] / 2)
@@ -140,17 +171,174 @@ def test_edit_with_a_mask(browser: Browser, studio_page: Server, tmp_path: Path)
     page.mouse.move(box["x"] + box["width"] / 2 + 20, box["y"] + box["height"] / 2, steps=5)
     page.mouse.up()
     page.fill("#edit-prompt textarea", "a blue door")
-    page.wait_for_timeout(500)
+    page.wait_for_timeout(800)
     page.click("#edit-button")
-    page.locator("#edit-status", has_text="Nothing").wait_for(state="detached")
+    wait_for_status(page, "Done", "#edit-status")
     job = studio_page.studio.jobs.listing(limit=1)[0]
     start = studio_page.studio.vault.attachment(job.parsed().init_image or "")
     assert Image.open(io.BytesIO(start)).size == (64, 64)
-    assert studio_page.wait(job.id).complaint() is None
-    page.locator("#edit-status", has_text="Done").wait_for()
-    keep(page, "edit")
     request = job.parsed()
-    assert request.prompt == "a blue door"
-    assert request.init_image is not None
-    assert request.mask is not None
+    assert (request.prompt, request.mask is not None, request.outpaint) == ("a blue door", True, None)
+
+    page.click("#outpaint button")
+    page.locator("#frame .g-frame").wait_for()
+    handle: Any = page.locator("#frame [data-side=right]").bounding_box()
+    page.mouse.move(handle["x"] + 14, handle["y"] + 14)
+    page.mouse.down()
+    page.mouse.move(handle["x"] + 40, handle["y"] + 14, steps=4)
+    page.mouse.up()
+    grown = int(page.input_value("#outpaint-right input"))
+    assert grown > 0
+    assert grown % 8 == 0
+    page.fill("#outpaint-top input", "16")
+    page.locator("#frame output", has_text=f"{64 + grown} × 80").wait_for()
+    keep(page, "edit-full")
+    page.click("#edit-button")
+    page.wait_for_timeout(1000)
+    wait_for_status(page, "Done", "#edit-status")
+    outpaint = studio_page.studio.jobs.listing(limit=1)[0].parsed().outpaint
+    assert outpaint is not None
+    assert (outpaint.left, outpaint.right, outpaint.top, outpaint.bottom) == (0, grown, 16, 0)
     assert faults == []
+
+
+@pytest.mark.slow
+def test_models_are_looked_at_chosen_and_not_fetched_offline(browser: Browser, studio_page: Server) -> None:
+    from gouache.checkpoints.save import bundle_to_write, write_model
+    from gouache.pipeline.untrained import untrained_bundle
+
+    studio = studio_page.studio
+    write_model(bundle_to_write(untrained_bundle()), studio.settings.data / "models" / "tiny", "gouache")
+    page, faults = open_page(browser, studio_page)
+    tab(page, MODELS)
+    page.click("#refresh-models")
+    page.locator("#model-list [data-pick=tiny]").click()
+    page.locator("#model-detail", has_text="Stable Diffusion 1.x").wait_for()
+    page.click("#make-default")
+    page.locator("#model-list [data-pick=tiny]", has_text="default").wait_for()
+    assert studio.default_model("local") == "tiny"
+    page.fill("#pull-name textarea, #pull-name input", "painter/tiny")
+    page.click("#pull-button")
+    page.locator("#pull-state .g-bad", has_text="GOUACHE_OFFLINE is set").wait_for()
+    keep(page, "models-error")
+    assert fits(page)
+    assert faults == []
+
+
+@pytest.mark.slow
+def test_training_is_started_shows_its_error_and_is_for_administrators(
+    browser: Browser, studio_page: Server, tmp_path: Path
+) -> None:
+    page, faults = open_page(browser, studio_page)
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "one.png")
+    (tmp_path / "metadata.csv").write_text("file_name,nothing\none.png,x\n")
+    tab(page, TRAIN)
+    page.locator("#run-list", has_text="No runs yet").wait_for()
+    keep(page, "train-empty")
+    page.fill("#upload-to textarea, #upload-to input", "cats")
+    files = [str(tmp_path / "one.png"), str(tmp_path / "metadata.csv")]
+    page.locator("#upload-pictures input[type=file]").set_input_files(files)
+    page.locator("#upload-note", has_text="cats: 1 pictures").wait_for()
+    page.locator("#train-stage label").nth(1).click()
+    page.fill("#run-name textarea, #run-name input", "mine")
+    page.click("#train-start")
+    page.locator("#run-state .g-bad", has_text="expected columns file_name and text").wait_for()
+    keep(page, "train-error")
+    page.reload()
+    tab(page, TRAIN)
+    page.locator("#run-state .g-bad", has_text="expected columns file_name and text").wait_for()
+    page.click("#run-delete")
+    page.locator("#run-list", has_text="No runs yet").wait_for()
+    assert faults == []
+
+    studio_page.studio.accounts.add_token("ada", "a-token-that-is-long-enough")
+    page.reload()
+    tab(page, TRAIN)
+    page.locator("#train-refused", has_text="For administrators").wait_for()
+    assert not page.locator("#train-start").is_visible()
+
+
+# Words that stand in both languages: names, units, and what the user wrote.
+NAMES = re.compile(
+    r"gouache|pocket|tiny|DPM|SD|SHA-?256|Stable Diffusion|Hugging Face|Ctrl\+Enter|Esc|LoRA|loras|embeddings|"
+    r"owner/name|CompVis/stable-diffusion-v1-4|fp16|\.txt|Euler|not in this build: untrained weights stand in|local"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dark", [False, True])
+def test_every_tab_in_chinese_on_a_phone_fits_and_reads(browser: Browser, studio_page: Server, *, dark: bool) -> None:
+    from gouache.pipeline.request import Request
+
+    studio_page.studio.submit(Request(prompt="赤狐", seed=1), owner="local", source="page")
+    page, faults = open_page(browser, studio_page, locale="zh-CN", width=390, dark=dark)
+    wait_for_status(page, "完成")
+    for number, name in enumerate(("paint", "edit", "gallery", "models", "train")):
+        tab(page, number)
+        page.wait_for_timeout(1500)
+        for opener in page.locator("button.label-wrap:visible").all():
+            opener.click()
+        page.wait_for_timeout(800)
+        keep(page, f"phone-{name}{'-dark' if dark else ''}")
+        assert fits(page), name
+        english = [text for text in visible_texts(page) if re.search(r"[A-Za-z]{3}", NAMES.sub("", text))]
+        assert english == [], name
+        assert page.evaluate(CONTRAST) == [], name
+    assert faults == []
+
+
+def visible_texts(page: Page) -> list[str]:
+    texts: list[str] = page.evaluate(VISIBLE)
+    return texts
+
+
+VISIBLE = """() => {
+  const seen = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const at = walker.currentNode.parentElement;
+    const text = walker.currentNode.textContent.trim();
+    if (text && at.checkVisibility({opacityProperty: true, visibilityProperty: true})
+        && at.getBoundingClientRect().width > 1
+        && !at.closest('script, style, .g-code, #model-json, #model-detail dd, .g-item small')) seen.push(text);
+  }
+  for (const field of document.querySelectorAll('[placeholder]'))
+    if (field.checkVisibility() && field.placeholder.trim()) seen.push(field.placeholder);
+  return seen;
+}"""
+"""Texts and placeholders that can be read, without what files and models say of themselves."""
+
+CONTRAST = """() => {
+  const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
+  const light = ([r, g, b]) => [r, g, b].map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
+  const over = (top, below) => top.slice(0, 3).map((v, i) => v * (top[3] ?? 1) + below[i] * (1 - (top[3] ?? 1)));
+  const ground = (element) => {
+    const layers = [];
+    for (let at = element; at; at = at.parentElement) {
+      const style = getComputedStyle(at);
+      if (style.backgroundImage !== 'none') return null;
+      layers.push(parse(style.backgroundColor));
+    }
+    return layers.reverse().reduce((below, layer) => layer.length ? over(layer, below) : below, [255, 255, 255]);
+  };
+  const poor = [];
+  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walker.nextNode()) {
+    const at = walker.currentNode.parentElement;
+    const text = walker.currentNode.textContent.trim();
+    if (!text || !at.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
+    if (at.closest('script, style, svg')) continue;
+    if (at.getBoundingClientRect().width < 2 || at.closest('[disabled]')) continue;
+    const style = getComputedStyle(at);
+    const below = ground(at);
+    if (!below) continue;
+    const [a, b] = [light(over(parse(style.color), below)), light(below)].sort((x, y) => y - x);
+    const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.66 && Number(style.fontWeight) >= 700);
+    const ratio = (a + 0.05) / (b + 0.05);
+    const said = `${ratio.toFixed(2)} ${style.color} on ${below.map(Math.round)}: ${text.slice(0, 40)}`;
+    if (ratio < (large ? 3 : 4.5)) poor.push(said);
+  }
+  return poor;
+}"""
+"""Texts whose contrast is below WCAG's level AA, by computed colours (success criterion 1.4.3)."""

@@ -29,6 +29,8 @@ ADAPTER_FOLDERS = ("adapters", "embeddings", "lora", "loras")
 OTHER_FRAMEWORKS = ("flax_", "tf_", "openvino_", "model.onnx", "rust_")
 DEFAULT_ENDPOINT = "https://huggingface.co"
 CHUNK = 1 << 22
+Report = Callable[[int, int], None]
+"""Takes the bytes that are on the disk and the bytes known to be needed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,7 +143,7 @@ def pull(
     token: str | None = None,
     revision: str | None = None,
     variant: str | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: Report | None = None,
 ) -> Path:
     """Fetch a model from the hub into its cache and return its folder; what is there already is not fetched again.
 
@@ -184,7 +186,7 @@ def pull(
     return folder
 
 
-def _reporting_bars(progress: Callable[[int, int], None]) -> type[Any]:
+def _reporting_bars(progress: Report) -> type[Any]:
     """The progress bars of `snapshot_download`, which draw nothing and report the bytes that are on the disk."""
     from huggingface_hub import utils
 

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
+from gouache.checkpoints.adapters_folder import list_adapters
 from gouache.config import Config
 from gouache.serve import model_facts
 from gouache.serve.access import owner_of, studio_of
@@ -46,6 +47,19 @@ class PullView(Config):
     error: str
 
 
+class AdapterView(Config):
+    """An adapter on the disk."""
+
+    name: str
+    """What a prompt calls it: `<lora:name:0.8>`, or the bare word of a textual inversion."""
+    aliases: tuple[str, ...]
+    kind: str
+    family: str
+    """Of the models it belongs to."""
+    label: str
+    bytes: int
+
+
 @router.get("/inspect")
 def inspect(
     request: Request, model: Annotated[Plain, Query(description="Name, stem, title or hash.")]
@@ -72,6 +86,17 @@ def refresh(request: Request) -> None:
     """Look again which models there are."""
     owner_of(request)
     studio_of(request).shelf.refresh()
+
+
+@router.get("/adapters")
+def adapters(request: Request) -> list[AdapterView]:
+    """LoRA files and textual inversions that a prompt may name."""
+    owner_of(request)
+    return [
+        AdapterView(name=found.name, aliases=found.aliases, kind=found.kind, family=found.family, label=found.label,
+                    bytes=found.bytes)
+        for found in list_adapters()
+    ]  # fmt: skip
 
 
 @router.get("/pulls")
