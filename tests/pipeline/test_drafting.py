@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from PIL import Image
 
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
+from gouache.models.configs import GenerationDefaults
 from gouache.pipeline.conditioning import PromptReader
 from gouache.pipeline.drafting import draft, draw_of, kept_tokens
 from gouache.pipeline.likelihood import alignment_score
@@ -111,9 +113,24 @@ def test_models_without_a_prior_say_so(make_tiny: MakeBundle) -> None:
     reader = PromptReader(bundle.text, "a1111", None)
     with pytest.raises(InvalidInput, match="prior"):
         draft(Request(), bundle, reader.encode("a"), reader.encode(""), 1, (8, 8))
+    plain = Pipeline(bundle)
+    for changes in ({"best_of": 4}, {"prior": {"temperature": 0.5}}):
+        with pytest.raises(InvalidInput, match="this model has no prior"):
+            plain.run(Request(prompt="a").replace(changes))
+    plain.resolve(Request(prompt="a", prior=PriorOptions(enabled=False)))
 
 
 def test_options_reach_the_draw() -> None:
-    made = draw_of(PriorOptions(temperature=0.5, top_k=7, top_p=0.9, guidance_scale=2.0))
+    own = GenerationDefaults(prior_temperature=0.3, prior_top_p=0.8, prior_guidance_scale=1.5)
+    made = draw_of(PriorOptions(temperature=0.5, top_k=7, top_p=0.9, guidance_scale=2.0), own)
     assert (made.temperature, made.top_k, made.top_p, made.guidance_scale) == (0.5, 7, 0.9, 2.0)
-    assert draw_of(PriorOptions(temperature=0.0)).top_k == 1
+    made = draw_of(None, own)
+    assert (made.temperature, made.top_k, made.top_p, made.guidance_scale) == (0.3, 0, 0.8, 1.5)
+    assert draw_of(PriorOptions(temperature=0.0), own).top_k == 1
+
+
+def test_what_the_prior_is_left_comes_from_the_model_and_stands_in_the_recipe(pocket: ModelBundle) -> None:
+    own = pocket.defaults.model_copy(update={"prior_temperature": 0.25, "prior_top_p": 0.75})
+    given = Request(prompt="a", prior=PriorOptions(guidance_scale=2.0))
+    resolved = Pipeline(replace(pocket, defaults=own)).resolve(given)
+    assert resolved.prior == PriorOptions(temperature=0.25, top_k=0, top_p=0.75, guidance_scale=2.0)

@@ -19,8 +19,6 @@ def pack(
     name: Annotated[str, typer.Option(help="The model's name.")] = "pocket",
     styles: Annotated[str, typer.Option(help="Styles that requests may name, with commas.")] = "",
     licence: Annotated[str, typer.Option(help="Licence of the weights, as an SPDX identifier.")] = "",
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps of a request that names none.")] = 12,
-    guidance: Annotated[float, typer.Option(help="Guidance scale of a request that names none.")] = 3.0,
 ) -> None:
     """Put the results of all stages together as one model, for gouache paint --model.
 
@@ -31,7 +29,7 @@ def pack(
 
     written = pack_run(
         read_config(config, "denoiser"), run, out, dtype=dtype, int8=_words(int8), name=name, styles=_words(styles),
-        licence=licence, steps=steps, guidance=guidance,
+        licence=licence,
     )  # fmt: skip
     typer.echo(written)
 

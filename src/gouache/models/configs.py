@@ -330,6 +330,10 @@ class GenerationDefaults(Config):
     sampler: str = "ddim"
     schedule: str = "uniform"
     """Name of the list of noise levels."""
+    prior_temperature: float = Field(default=1.0, ge=0)
+    prior_top_p: float = Field(default=1.0, gt=0, le=1)
+    prior_guidance_scale: float = 1.0
+    """How the prior draws, in models that have one."""
 
 
 class TinyVAEConfig(Config):

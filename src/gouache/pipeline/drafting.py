@@ -11,6 +11,7 @@ from torch import Tensor
 from gouache.diffusion.rng import generator_for
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
+from gouache.models.configs import GenerationDefaults
 from gouache.models.prior import Draw
 from gouache.models.quantizer import Quantizer
 from gouache.pipeline.conditioning import Encoded
@@ -112,7 +113,7 @@ def _attempt(
     uniform = torch.rand((1, prior.config.length), generator=generator_for(seed, "prior", index)).to(bundle.device)
     tokens = torch.empty(1, 0, dtype=torch.long)
     walk = prior.sample(
-        quantizer, text.context, text.pooled, uniform, context_mask=text.mask, draw=draw_of(options),
+        quantizer, text.context, text.pooled, uniform, context_mask=text.mask, draw=draw_of(options, bundle.defaults),
         unconditional=(empty.context, empty.pooled, empty.mask), known=known,
     )  # fmt: skip
     for tokens in walk:  # noqa: B007
@@ -120,15 +121,27 @@ def _attempt(
     return tokens
 
 
-def draw_of(options: PriorOptions) -> Draw:
+def with_defaults(options: PriorOptions | None, defaults: GenerationDefaults) -> PriorOptions:
+    """Options of the prior with what they leave open taken from the model's defaults."""
+    options = options or PriorOptions()
+    return PriorOptions(
+        enabled=options.enabled,
+        temperature=defaults.prior_temperature if options.temperature is None else options.temperature,
+        top_k=options.top_k or 0,
+        top_p=defaults.prior_top_p if options.top_p is None else options.top_p,
+        guidance_scale=defaults.prior_guidance_scale if options.guidance_scale is None else options.guidance_scale,
+        keep=options.keep,
+    )
+
+
+def draw_of(options: PriorOptions | None, defaults: GenerationDefaults) -> Draw:
     """How to draw; a temperature of 0 takes the likeliest token."""
-    plain = Draw()
-    temperature = plain.temperature if options.temperature is None else options.temperature
+    given = with_defaults(options, defaults)
     return Draw(
-        temperature=temperature or 1.0,
-        top_k=1 if temperature == 0 else options.top_k or 0,
-        top_p=plain.top_p if options.top_p is None else options.top_p,
-        guidance_scale=plain.guidance_scale if options.guidance_scale is None else options.guidance_scale,
+        temperature=given.temperature or 1.0,
+        top_k=1 if given.temperature == 0 else given.top_k or 0,
+        top_p=given.top_p or 1.0,
+        guidance_scale=1.0 if given.guidance_scale is None else given.guidance_scale,
     )
 
 

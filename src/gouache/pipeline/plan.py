@@ -8,6 +8,7 @@ from gouache.diffusion.sampler_table import resolve, resolve_schedule, sampler_i
 from gouache.errors import InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.adapter_tags import adapter_tags, refuse_tags
+from gouache.pipeline.drafting import with_defaults
 from gouache.pipeline.own_size import at_own_size, enlargement
 from gouache.pipeline.pixels import nearest_size
 from gouache.pipeline.request import Hires, Request
@@ -29,6 +30,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
         InvalidInput: something this model can't do.
     """
     _check_tags(request)
+    _check_prior(request, bundle)
     if request.style is not None and bundle.styles and request.style not in bundle.styles:
         raise unknown_name("style", request.style, bundle.styles)
     request = at_own_size(request, bundle)
@@ -50,6 +52,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
             "guidance_scale": guidance,
             "sampler": sampler,
             "schedule": schedule,
+            "prior": None if bundle.prior is None else with_defaults(request.prior, defaults),
         }
     )
 
@@ -65,6 +68,16 @@ def _check_tags(request: Request) -> None:
         raise InvalidInput(
             "interpolation.prompt", given="other adapters than in the first prompt", expected="the same tags in both",
             cure="Copy the tags of the first prompt.",
+        )  # fmt: skip
+
+
+def _check_prior(request: Request, bundle: ModelBundle) -> None:
+    wanted = {"prior": request.prior is not None and request.prior.enabled, "best_of": request.best_of > 1}
+    asked = [name for name, given in wanted.items() if given]
+    if asked and bundle.prior is None:
+        raise InvalidInput(
+            asked[0], given=f"a value for {bundle.name or bundle.family}", expected="nothing: this model has no prior",
+            cure="Leave it out, or choose a model that drafts its pictures.",
         )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from gouache.config import Config
 from gouache.errors import ConfigError, DataError, unknown_name
 from gouache.models.configs import (
     DenoiserConfig,
+    GenerationDefaults,
     NoiseScheduleConfig,
     SentenceEncoderConfig,
     UNetConfig,
@@ -278,6 +279,10 @@ class TrainConfig(Config):
 
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
+    defaults: GenerationDefaults = GenerationDefaults(
+        num_inference_steps=12, guidance_scale=3.0, sampler="dpmpp_2m", schedule="karras"
+    )
+    """What the packed model does with a request that leaves these open; width and height are `data.size`."""
     vae: VaeStage | None = None
     clip: ClipStage | None = None
     tokens: TokensStage | None = None

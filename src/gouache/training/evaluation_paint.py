@@ -18,7 +18,6 @@ from gouache.pipeline.drafting import draw_of
 from gouache.pipeline.likelihood import alignment_score, encode_captions
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.pixels import to_image
-from gouache.pipeline.request import Prior as PriorOptions
 from gouache.pipeline.request import Request
 from gouache.pipeline.sampling import Beside, PromptedDenoiser, guidance_of, run_sampler, sigmas_of
 from gouache.training.stage import batched
@@ -113,7 +112,7 @@ def _tokens(bundle: ModelBundle, text: Encoded, empty: Encoded, seeds: Sequence[
     tokens = torch.empty(len(seeds), 0, dtype=torch.long)
     walk = prior.sample(
         quantizer, text.context, text.pooled, uniform.to(bundle.device), context_mask=text.mask,
-        draw=draw_of(PriorOptions()), unconditional=without,
+        draw=draw_of(None, bundle.defaults), unconditional=without,
     )  # fmt: skip
     for tokens in walk:  # noqa: B007
         pass

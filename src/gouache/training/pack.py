@@ -40,8 +40,6 @@ def pack(
     name: str = "pocket",
     styles: tuple[str, ...] = (),
     licence: str = "",
-    steps: int = 12,
-    guidance: float = 3.0,
 ) -> Path:
     """Write the model that a training has come to.
 
@@ -49,7 +47,7 @@ def pack(
     decoder if its stage has a result.
 
     Args:
-        config: the training's.
+        config: the training's; its table [defaults] goes along. A fine-tuned model keeps those it started with.
         run: its folder.
         out: the model's folder; must not be there yet.
         dtype: "fp16", "bf16" or "fp32".
@@ -57,7 +55,6 @@ def pack(
         name: the model's name.
         styles: that requests may name.
         licence: of the weights, as an SPDX identifier.
-        steps, guidance: of a request that leaves them open; a fine-tuned model keeps those it started with.
 
     Raises:
         TrainingError: a stage has no result.
@@ -65,7 +62,7 @@ def pack(
     """
     if dtype not in DTYPES:
         raise InvalidInput("dtype", given=repr(dtype), expected=f"one of {', '.join(DTYPES)}")
-    bundle = assemble_bundle(config, run, name, _defaults(config, steps, guidance))
+    bundle = assemble_bundle(config, run, name, _defaults(config))
     for part in bundle.networks().values():
         part.to(DTYPES[dtype])
     model = replace(bundle_to_write(bundle), int8=int8, styles=styles, licence=licence)
@@ -99,15 +96,8 @@ def best_prior(run: Path) -> Path:
     return best if best.exists() else result_of(run, "prior")
 
 
-def _defaults(config: TrainConfig, steps: int, guidance: float) -> GenerationDefaults:
-    return GenerationDefaults(
-        width=config.data.size,
-        height=config.data.size,
-        num_inference_steps=steps,
-        guidance_scale=guidance,
-        sampler="dpmpp_2m",
-        schedule="karras",
-    )
+def _defaults(config: TrainConfig) -> GenerationDefaults:
+    return config.defaults.model_copy(update={"width": config.data.size, "height": config.data.size})
 
 
 def _load_unet(path: Path) -> tuple[UNet, DenoiserConfig]:
