@@ -237,7 +237,7 @@ def test_replay_notices_a_changed_starting_picture(shell: Shell) -> None:
         (("edit", "a.png", "x", "--mask", "absent.png"), "absent.png"),
         (("edit", "notes.txt", "x"), "notes.txt"),
         (("vary", "absent.png"), "absent.png"),
-        (("interpolate", "a", "-o", "way.avi"), "prompt, seed or picture"),
+        (("interpolate", "a", "-o", "way.gif"), "prompt, seed or picture"),
         (("show", "notes.txt"), "notes.txt"),
         (("upscale", "notes.txt"), "notes.txt"),
     ],

@@ -112,7 +112,16 @@ class AdapterFolder:
         return self.folder or hub.models_folder()
 
     def _found(self) -> Iterator[AdapterFile]:
-        root = self._root()
+        try:
+            yield from self._files_below(self._root())
+        except OSError as error:
+            raise InvalidInput(
+                str(error.filename or self._root()), given=(error.strerror or str(error)).lower(),
+                expected="a folder of adapters that can be read",
+                cure="Change its permissions, or point GOUACHE_MODELS elsewhere.",
+            ) from error  # fmt: skip
+
+    def _files_below(self, root: Path) -> Iterator[AdapterFile]:
         tops = (
             [path for path in sorted(root.iterdir()) if path.name.lower() in hub.ADAPTER_FOLDERS]
             if root.is_dir()

@@ -72,11 +72,14 @@ def read_input(picture: str) -> tuple[str, dict[str, bytes]]:
         if not Path(picture).expanduser().is_file():
             from gouache.errors import PictureError
 
-            raise PictureError(picture, given="no such file", expected="a picture", cure="Check the path.")
+            given = "a folder" if Path(picture).expanduser().is_dir() else "no such file"
+            raise PictureError(picture, given=given, expected="a picture", cure="Check the path.")
         return picture, {}
     from hashlib import sha256
 
     data = sys.stdin.buffer.read()
+    if not data:
+        raise InvalidInput("standard input", given="nothing", expected="a picture's bytes")
     digest = sha256(data).hexdigest()
     return f"sha256:{digest}", {digest: data}
 

@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gouache.cli.options import option_specs, request_values, with_options
-from gouache.cli.outcome import Outcome, shown
+from gouache.cli.outcome import Outcome, interrupted, shown
 from gouache.cli.paint import AsJson, Device, Dtype, Force, Size, build_request, load
-from gouache.errors import InvalidInput
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -41,37 +40,44 @@ def _grid(
 ) -> None:
     from gouache.pipeline.batch import read_axis, table
     from gouache.pipeline.events import Painted
-    from gouache.pipeline.files import write_bytes
+    from gouache.pipeline.files import check_target, write_bytes
     from gouache.pipeline.metadata import encode_picture, kind_of
 
     request = build_request(prompt, size, {"seed": 0, **request_values(SPECS, options)})
     axes = [read_axis(text) for text in (z, y, x) if text is not None]
     axes = [(SHORT_NAMES.get(name, name), values) for name, values in axes]
     cells = table(request, axes)
-    if output.exists() and not force:
-        raise InvalidInput(str(output), given="a file that exists", expected="a free name", cure="Use --force.")
+    check_target(output, force=force)
     kind = kind_of(output)
     pipeline = load(request.model, device, dtype)
     pictures: list[Image.Image] = []
-    for _, one in cells:
-        label = f"{len(pictures) + 1}/{len(cells)}"
-        pictures += [event.image for event in shown(pipeline.run(one), label=label) if isinstance(event, Painted)]
-    sheet = _sheet(pictures, axes, request.prompt)
-    write_bytes(output, encode_picture(sheet, kind, {"gouache-grid": request.to_json()}), force=force)
     outcome = Outcome(str(output), as_json=as_json)
-    outcome.note_file(output)
-    outcome.close()
+    stopped = False
+    try:
+        for _, one in cells:
+            label = f"{len(pictures) + 1}/{len(cells)}"
+            pictures += [event.image for event in shown(pipeline.run(one), label=label) if isinstance(event, Painted)]
+    except KeyboardInterrupt:
+        stopped = True
+    if pictures:
+        sheet = _sheet(pictures, axes, request.prompt)
+        write_bytes(output, encode_picture(sheet, kind, {"gouache-grid": request.to_json()}), force=force)
+        outcome.note_file(output)
+    outcome.close(interrupted=stopped)
+    if stopped:
+        raise interrupted("grid", len(pictures), f"{len(cells)} pictures", outcome)
 
 
 def _sheet(pictures: list[Image.Image], axes: list[tuple[str, list[str]]], title: str) -> Image.Image:
     from gouache.pipeline.sheets import labelled_sheet
 
     *outer, (x_name, x_values) = axes
+    # A sheet that was stopped has fewer rows, and perhaps a last one that is not full.
     rows = [pictures[k : k + len(x_values)] for k in range(0, len(pictures), len(x_values))]
     down = [""]
     for name, values in outer:
         down = [", ".join(filter(None, (label, f"{name}={value}"))) for label in down for value in values]
-    return labelled_sheet(rows, [f"{x_name}={value}" for value in x_values], down, title=title)
+    return labelled_sheet(rows, [f"{x_name}={value}" for value in x_values], down[: len(rows)], title=title)
 
 
 grid = with_options(_grid, SPECS, "grid", HELP)

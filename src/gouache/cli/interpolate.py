@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gouache.cli.options import option_specs, request_values, with_options
-from gouache.cli.outcome import Outcome, shown
+from gouache.cli.outcome import Outcome, interrupted, shown
 from gouache.cli.paint import AsJson, Device, Dtype, Force, Size, build_request, load
-from gouache.errors import InvalidInput
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SPECS = option_specs(without=("interpolation", "count", "outpaint", "inversion", "mask"))
 HELP = """Paint the way between two prompts, two seeds or two pictures.
@@ -42,22 +44,30 @@ def _interpolate(
     **options: object,
 ) -> None:
     from gouache.pipeline.events import Painted
-    from gouache.pipeline.files import write_bytes
-    from gouache.pipeline.films import encode_film
+    from gouache.pipeline.files import check_target, write_bytes
+    from gouache.pipeline.films import check_film, encode_film
 
     values: dict[str, Any] = request_values(SPECS, options)
     way = {"prompt": to, "seed": to_seed, "image": to_image, "frames": frames}
     values["interpolation"] = {key: value for key, value in way.items() if value is not None}
     request = build_request(prompt, size, values)
-    if output.exists() and not force:
-        raise InvalidInput(str(output), given="a file that exists", expected="a free name", cure="Use --force.")
+    check_film(output.suffix)
+    check_target(output, force=force)
     outcome = Outcome(str(output), force=force, as_json=as_json)
     pipeline = load(request.model, device, dtype)
-    done = [event for event in shown(pipeline.run(request), label="frames") if isinstance(event, Painted)]
-    data = encode_film([event.image for event in done], output.suffix, fps=fps)
-    write_bytes(output, data, force=force)
-    outcome.note_file(output)
-    outcome.close()
+    done: list[Image.Image] = []
+    stopped = False
+    try:
+        for event in shown(pipeline.run(request), label="frames"):
+            done += [event.image] if isinstance(event, Painted) else []
+    except KeyboardInterrupt:
+        stopped = True
+    if done:
+        write_bytes(output, encode_film(done, output.suffix, fps=fps), force=force)
+        outcome.note_file(output)
+    outcome.close(interrupted=stopped)
+    if stopped:
+        raise interrupted("interpolate", len(done), f"{frames} frames", outcome)
 
 
 interpolate = with_options(_interpolate, SPECS, "interpolate", HELP)

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from gouache.errors import InvalidInput, PictureError
-from gouache.pipeline.files import slug, write_bytes
+from gouache.errors import Interrupted, InvalidInput, PictureError
+from gouache.pipeline.files import check_target, slug, write_bytes
 from gouache.pipeline.prompt import unmarked
 
 if TYPE_CHECKING:
@@ -47,6 +47,7 @@ class Outcome:
     started: float = field(default_factory=time.perf_counter)
     pictures: list[dict[str, Any]] = field(default_factory=list)
     files: list[str] = field(default_factory=list)
+    _planned: dict[tuple[int, int], Path] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
 
     @property
@@ -71,21 +72,23 @@ class Outcome:
         from gouache.pipeline.metadata import kind_of
 
         for index in range(request.count):
-            path = self.path_for(request, index)
+            path = self._free(request, index)
             if kind_of(path) == "jpeg" and len(request.prompt) + len(request.negative_prompt) > LONGEST_FOR_JPEG:
                 raise InvalidInput(
                     "--output", given="a prompt too long for a JPEG's recipe", expected=".png or .webp",
                     cure="Choose another suffix.",
                 )  # fmt: skip
-            if not path.parent.is_dir():
-                raise PictureError(
-                    str(path.parent), given="no such folder", expected="a folder", cure="Make the folder first."
-                )
-            if path.exists() and not self.force:
-                raise PictureError(
-                    str(path), given="a file that exists", expected="a free name",
-                    cure="Choose another name or seed, or use --force.",
-                )  # fmt: skip
+            check_target(path, force=self.force)
+
+    def _free(self, request: Request, index: int) -> Path:
+        """The picture's file; where another picture of this run has that name already, the next one: `name-2.png`."""
+        path = first = self.path_for(request, index)
+        number = 1
+        while path in self._planned.values():
+            number += 1
+            path = first.with_stem(f"{first.stem}-{number}")
+        self._planned[id(request), index] = path
+        return path
 
     def path_for(self, request: Request, index: int) -> Path:
         """The file of picture `index`: `slug-seed.png`, with the subseed behind for variations, or the asked name."""
@@ -103,10 +106,9 @@ class Outcome:
 
         self._tell(painted.recipe.notes)
         if self.to_stdout:
-            sys.stdout.buffer.write(painted.encode("png"))
-            sys.stdout.buffer.flush()
+            write_stdout(painted.encode("png"))
             return None
-        path = self.path_for(request, painted.picture)
+        path = self._planned.get((id(request), painted.picture)) or self.path_for(request, painted.picture)
         write_bytes(path, painted.encode(kind_of(path), quality=self.quality), force=self.force)
         self.note_file(path)
         self.pictures.append(
@@ -141,6 +143,28 @@ class Outcome:
             seconds = round(time.perf_counter() - self.started, 3)
             result = {"pictures": self.pictures, "files": self.files, "seconds": seconds, "interrupted": interrupted}
             typer.echo(json.dumps(result, ensure_ascii=False))
+
+
+def write_stdout(data: bytes) -> None:
+    """Write a file to standard output.
+
+    Raises:
+        PictureError: it is full. A reader that went away is left to the caller, as every program does.
+    """
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        given = (error.strerror or str(error)).lower()
+        raise PictureError("standard output", given=given, expected="room for the picture") from error
+
+
+def interrupted(where: str, done: int, expected: str, outcome: Outcome) -> Interrupted:
+    """The error for a Ctrl-C; it names what was kept."""
+    kept = ", ".join(outcome.files) or "none"
+    return Interrupted(where, given=f"an interrupt after {done}", expected=expected, cure=f"Kept: {kept}.")
 
 
 def shown(events: Iterator[Event], *, label: str) -> Iterator[Event]:

@@ -23,10 +23,12 @@ def replay(
 
     Example: gouache replay a-red-fire-engine-7.png
     """
-    from gouache.pipeline.files import write_bytes
+    from gouache.pipeline.files import check_target, write_bytes
     from gouache.pipeline.replay import replay as run
 
     try:
+        if output is not None:
+            check_target(output)
         result = run(picture, model=model, device=device, show=lambda events: shown(events, label=picture.name))
     except GouacheError as error:
         # A missing model, too, means here that nothing could be compared.

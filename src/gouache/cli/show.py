@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,10 @@ import typer
 
 
 def show(
-    picture: Annotated[Path, typer.Argument(help="A picture by gouache, A1111, sd.cpp, InvokeAI, ComfyUI, NovelAI.")],
+    picture: Annotated[
+        Path,
+        typer.Argument(help="By gouache, A1111, sd.cpp, InvokeAI, ComfyUI, NovelAI; - is stdin."),
+    ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Print the recipe inside a picture.
@@ -19,7 +23,7 @@ def show(
     """
     from gouache.pipeline.foreign import read_recipe
 
-    found = read_recipe(picture)
+    found = read_recipe(sys.stdin.buffer.read() if str(picture) == "-" else picture)
     request = found.request.model_dump(mode="json")
     if as_json:
         whole = None if found.recipe is None else found.recipe.model_dump(mode="json")

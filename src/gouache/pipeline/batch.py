@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gouache.config import Config
 from gouache.errors import InvalidInput, PictureError
 from gouache.pipeline.request import MAX_COUNT, Request
 
@@ -29,7 +30,8 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise PictureError(str(path), given=str(error), expected="a text file of prompts") from error
+        given = getattr(error, "strerror", None) or str(error)
+        raise PictureError(str(path), given=given.lower(), expected="a text file of prompts in UTF-8") from error
     found: list[dict[str, Any]] = []
     for number, line in enumerate(lines, 1):
         text = line.strip()
@@ -97,7 +99,11 @@ def _lines(name: str, folder: Path | None) -> list[str]:
             f"wildcard __{name}__", given="no file for it", expected=f"{name}.txt in the folder of wildcards",
             cure="Name the folder with --wildcards.",
         )  # fmt: skip
-    lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidInput(str(path), given=str(error), expected="a text file, one choice a line, in UTF-8") from error
+    lines = [line.strip() for line in text.splitlines()]
     choices = [line for line in lines if line and not line.startswith("#")]
     if not choices:
         raise InvalidInput(str(path), given="no lines", expected="one choice a line")
@@ -125,6 +131,8 @@ def with_value(request: Request, name: str, text: str) -> Request:
     """
     if name == "prompt" and ">" in text:
         old, new = text.split(">", 1)
+        if old not in request.prompt:
+            raise InvalidInput("axis", given=repr(text), expected=f"words of the prompt {request.prompt!r} before >")
         return request.replace({"prompt": request.prompt.replace(old, new)})
     value: Any = text
     try:
@@ -135,6 +143,8 @@ def with_value(request: Request, name: str, text: str) -> Request:
     if not dot:
         return request.replace({name: value if not isinstance(value, dict) else text})
     held = getattr(request, group, None)
+    if held is not None and not isinstance(held, Config):
+        raise InvalidInput("axis", given=name, expected=f"{group}: it is no group of settings", cure=f"Write {group}=.")
     fields = {} if held is None else held.model_dump(exclude_unset=True)
     return request.replace({group: {**fields, inner: value}})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -41,6 +42,26 @@ def free_name(path: Path) -> Path:
     return candidate
 
 
+def check_target(path: Path, *, force: bool = False) -> None:
+    """Refuse before the work what writing would refuse after it.
+
+    Raises:
+        PictureError: the folder is missing or can't be written, or the file is there already and `force` is off.
+    """
+    folder = path.parent
+    if not folder.is_dir():
+        raise PictureError(str(folder), given="no such folder", expected="a folder", cure="Make the folder first.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PictureError(
+            str(folder), given="a folder that can't be written", expected="one that can", cure="Choose another folder."
+        )
+    if path.exists() and not force:
+        raise PictureError(
+            str(path), given="a file that exists", expected="a free name",
+            cure="Choose another name or seed, or use --force.",
+        )  # fmt: skip
+
+
 def write_bytes(path: Path, data: bytes, *, force: bool = False) -> None:
     """Write a file whole or not at all, and never over another one unless forced.
 
@@ -68,7 +89,9 @@ def write_bytes(path: Path, data: bytes, *, force: bool = False) -> None:
             cure="Free some space or choose another folder; nothing was written.",
         ) from error  # fmt: skip
     finally:
-        temporary.unlink(missing_ok=True)
+        # In a folder that is none, or can't be written, there is nothing to clear away either.
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def _move_if_free(temporary: Path, path: Path) -> None:

@@ -30,9 +30,9 @@ def encode_film(pictures: Sequence[Image.Image], suffix: str, *, fps: float = 8.
         InvalidInput: another suffix, or no picture.
         MissingDependency: .mp4 without imageio and ffmpeg.
     """
-    if not pictures or suffix.lower() not in KINDS:
-        given = f"{len(pictures)} pictures as {suffix!r}"
-        raise InvalidInput("film", given=given, expected=f"some, as {', '.join(KINDS)}")
+    check_film(suffix)
+    if not pictures:
+        raise InvalidInput("film", given="no pictures", expected="at least one")
     kind = suffix.lower()
     if kind == ".mp4":
         return _mp4(pictures, fps)
@@ -50,11 +50,24 @@ def encode_film(pictures: Sequence[Image.Image], suffix: str, *, fps: float = 8.
     return buffer.getvalue()
 
 
-def _mp4(pictures: Sequence[Image.Image], fps: float) -> bytes:
-    if find_spec("imageio") is None or find_spec("imageio_ffmpeg") is None:
+def check_film(suffix: str) -> None:
+    """Refuse before the painting what `encode_film` would refuse after it.
+
+    Raises:
+        InvalidInput: another suffix.
+        MissingDependency: .mp4 without imageio and ffmpeg.
+    """
+    if suffix.lower() not in KINDS:
+        raise InvalidInput(
+            "film", given=f"the suffix {suffix!r}", expected=f"one of {', '.join(KINDS)}", cure="Name the file so."
+        )
+    if suffix.lower() == ".mp4" and (find_spec("imageio") is None or find_spec("imageio_ffmpeg") is None):
         raise MissingDependency(
             "mp4", given="no imageio with ffmpeg", expected="both installed", cure="pip install 'gouache[media]'"
         )
+
+
+def _mp4(pictures: Sequence[Image.Image], fps: float) -> bytes:
     import imageio.v3 as imageio
 
     frames = [np.asarray(on_background(picture, "white")) for picture in pictures]

@@ -26,7 +26,7 @@ def check_device(device: str | None) -> torch.device:
     try:
         wanted = torch.device(device)
     except RuntimeError as error:
-        raise DeviceUnavailable("device", given=repr(device), expected="cpu, cuda, cuda:0, mps ...") from error
+        raise DeviceUnavailable("device", given=repr(device), expected="cpu, cuda, cuda:0 or mps") from error
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not there.get(wanted.type, False) or (
         wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count()

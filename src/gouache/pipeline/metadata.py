@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-from PIL import Image, PngImagePlugin
+from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from gouache.errors import InvalidInput, PictureError, RecipeError
 from gouache.pipeline.pixels import MAX_BYTES, READABLE, on_background
@@ -105,10 +105,13 @@ def read_texts(source: Path | bytes, *, where: str = "picture") -> dict[str, str
             return texts | _exif_texts(picture.getexif())
     except Image.DecompressionBombError as error:
         raise PictureError(where, given=str(error), expected="a picture of ordinary size") from error
+    except UnidentifiedImageError as error:
+        raise PictureError(where, given="bytes that are no known picture", expected="a readable picture") from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         if isinstance(error, PictureError):
             raise
-        raise PictureError(where, given=str(error), expected="a readable picture") from error
+        given = getattr(error, "strerror", None) or str(error)
+        raise PictureError(where, given=given.lower(), expected="a readable picture") from error
 
 
 def _exif_texts(exif: Image.Exif) -> dict[str, str]:
