@@ -11,9 +11,9 @@ from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import delete, select
+from sqlalchemy import delete, func, select
 
-from gouache.errors import ModelNotFound
+from gouache.errors import ModelNotFound, QueueFull
 from gouache.serve.bell import Bell, within
 from gouache.serve.database import Database, insert_missing
 from gouache.serve.embedding import Compared
@@ -23,6 +23,7 @@ from gouache.serve.replies import NobodyAnswers
 from gouache.serve.tables import questions
 
 LONGEST_QUESTION = 200
+MOST_WAITING = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +89,19 @@ class Meaning:
             cure="Search by words, or start a worker.",
         )  # fmt: skip
 
+    def _check_room(self) -> None:
+        """Where nobody answers, questions must not fill the store."""
+        waiting = self.database.row(select(func.count()).select_from(questions).where(questions.c.vector.is_(None)))
+        if waiting is not None and waiting[0] >= MOST_WAITING:
+            raise QueueFull(
+                "questions", given=waiting[0], expected=f"fewer than {MOST_WAITING} that wait", cure="Search by words."
+            )
+
     def _look(self, question: str, text: str) -> tuple[str, NDArray[np.float32]] | None:
         """The answer if it is there; writes the question down if it isn't."""
         row = self.database.row(select(questions).where(questions.c.id == question))
         if row is None:
+            self._check_room()
             with self.database.write(durable=False) as connection:
                 insert_missing(connection, questions, {"id": question, "text": text, "created": time.time()})
             self.wake()

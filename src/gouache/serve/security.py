@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import contextlib
@@ -20,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gouache.serve.accounts import LOCAL, Accounts
 from gouache.serve.buckets import Buckets
 from gouache.serve.replies import refusal
-from gouache.serve.settings import LOOPBACK, Settings
+from gouache.serve.settings import LOOPBACK, Limits, Settings
 
 OPEN_PATHS = ("/healthz", "/readyz", "/login")
 SESSION = "gouache_session"
@@ -66,7 +67,7 @@ class Guard:
         if answer is not None:
             await _send_refusal(answer, scope, receive, _with_headers(send, scope))
             return
-        await _Capped(self.app, self.settings.limits.body_bytes)(scope, receive, _with_headers(send, scope))
+        await _Capped(self.app, self.settings.limits)(scope, receive, _with_headers(send, scope))
 
     def _refused(self, scope: Scope, headers: Headers) -> Response | None:
         path = scope["path"]
@@ -152,37 +153,50 @@ class Guard:
 
 
 class _Capped:
-    """Stops reading a body that is longer than allowed, whatever its length header says."""
+    """Stops reading a body that is longer than allowed, whatever its length header says, or that comes too slowly."""
 
-    def __init__(self, app: ASGIApp, limit: int) -> None:
-        self.app, self.limit = app, limit
+    def __init__(self, app: ASGIApp, limits: Limits) -> None:
+        self.app, self.limits = app, limits
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        seen, over, started = 0, False, False
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        seen, whole, started = 0, False, False
+        until = time.monotonic() + self.limits.body_seconds
+        no: Response | None = None
 
         async def counted() -> Message:
-            nonlocal seen, over
-            message = await receive()
+            nonlocal seen, whole, no
+            if whole:  # Now it only waits for the client to go away.
+                return await receive()
+            try:
+                message = await asyncio.wait_for(receive(), until - time.monotonic())
+            except TimeoutError as error:
+                no = _no(scope["path"], 408, "body", f"the body took longer than {self.limits.body_seconds:g} s")
+                raise _BadBody("a body that comes too slowly") from error
             seen += len(message.get("body", b""))
-            if seen > self.limit and message["type"] == "http.request":
-                over = True
-                raise _BodyTooLarge(f"a body of more than {self.limit} bytes")
+            whole = not message.get("more_body", False)
+            if seen > self.limits.body_bytes:
+                no = _too_large(scope["path"], self.limits.body_bytes)
+                raise _BadBody(f"a body of more than {self.limits.body_bytes} bytes")
             return message
 
         async def sent(message: Message) -> None:
             nonlocal started
-            if over and not started:
+            if no is not None and not started:
                 return
             started = started or message["type"] == "http.response.start"
             await send(message)
 
-        with contextlib.suppress(_BodyTooLarge):
+        with contextlib.suppress(_BadBody):
             await self.app(scope, counted, sent)
-        if over and not started:
-            await _too_large(scope["path"], self.limit)(scope, receive, send)
+        if no is not None and not started:
+            no.headers["connection"] = "close"
+            await no(scope, receive, send)
 
 
-class _BodyTooLarge(Exception):
+class _BadBody(Exception):
     """Raised inside the reading of a body."""
 
 
@@ -219,7 +233,11 @@ def _origin_fits(scope: Scope, headers: Headers, host: str) -> bool:
         fetched_from = headers.get("sec-fetch-site", "none")
         unsafe = scope["type"] == "websocket" or scope["method"] not in SAFE_METHODS
         return not (unsafe and fetched_from in ("cross-site", "same-site"))
-    return urlsplit(origin).netloc.lower() == host.lower() and urlsplit(origin).scheme in ("http", "https")
+    try:
+        parts = urlsplit(origin)
+    except ValueError:  # Such as http://[::
+        return False
+    return parts.netloc.lower() == host.lower() and parts.scheme in ("http", "https")
 
 
 def _is_address(name: str) -> bool:

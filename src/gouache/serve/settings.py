@@ -20,6 +20,8 @@ class Limits(Config):
 
     body_bytes: Count = 64 * 2**20
     """Bytes of one HTTP body."""
+    body_seconds: Seconds = 60.0
+    """Time that one body may take to arrive."""
     prompt: Count = 20_000
     """Characters of a prompt."""
     pixels: Count = 4 * 2**20

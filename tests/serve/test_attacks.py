@@ -1,0 +1,106 @@
+"""Requests that no client would send: each is refused with a 4xx, and the server goes on answering."""
+
+from __future__ import annotations
+
+import socket
+import struct
+import threading
+import zlib
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+if TYPE_CHECKING:
+    from tests.serve.conftest import Server, StartServer
+
+FORM = {"content-type": "multipart/form-data; boundary=x"}
+JSON = {"content-type": "application/json"}
+FIELD = b'--x\r\nContent-Disposition: form-data; name="prompt"\r\n\r\n'
+
+
+def png(width: int, height: int, *more: tuple[bytes, bytes]) -> bytes:
+    """A PNG of any claimed size with any chunks."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), *more, (b"IEND", b"")]
+    parts = [
+        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+BODIES = {
+    "no boundary": ("/v1/images/edits", {"content-type": "multipart/form-data"}, b"x"),
+    "torn form": ("/v1/images/edits", FORM, FIELD[:-4]),
+    "junk form": ("/v1/images/edits", FORM, b"\x00\xff--x--"),
+    "long part header": ("/v1/images/edits", FORM, b"--x\r\n" + b"A" * 100_000 + b": b\r\n\r\n\r\n--x--"),
+    "many fields": ("/v1/images/edits", FORM, (FIELD + b"1\r\n") * 5000 + b"--x--"),
+    "huge field": ("/v1/images/edits", FORM, FIELD + b"a" * 5_000_000 + b"\r\n--x--"),
+    "deep JSON": ("/v1/jobs", JSON, b"[" * 200_000),
+    "deep closed JSON": ("/v1/jobs", JSON, b"[" * 50_000 + b"]" * 50_000),
+    "deep script": ("/sdapi/v1/txt2img", JSON, b'{"alwayson_scripts":' + b'{"a":' * 3000 + b"1" + b"}" * 3001),
+    "long number": ("/v1/jobs", JSON, b'{"request":{"prompt":"a","seed":' + b"9" * 6000 + b"}}"),
+    "not a number": ("/v1/jobs", JSON, b'{"request":{"prompt":"a","guidance_scale":NaN}}'),
+    "infinity": ("/v1/jobs", JSON, b'{"request":{"prompt":"a","guidance_scale":1e999}}'),
+    "half a character": ("/v1/jobs", JSON, b'{"request":{"prompt":"\\ud800"}}'),
+    "no UTF-8": ("/v1/jobs", JSON, b'{"request":{"prompt":"\xff"}}'),
+    "long text": ("/v1/jobs", JSON, b'{"request":{"prompt":"' + b"a" * 5_000_000 + b'"}}'),
+    "pixel bomb": ("/v1/attachments", {}, png(60_000, 60_000, (b"IDAT", zlib.compress(b"\0" * 10_000_000)))),
+    "text bomb": ("/v1/attachments", {}, png(8, 8, (b"zTXt", b"parameters\0\0" + zlib.compress(b"A" * 60_000_000)))),
+    "script in a picture": ("/v1/attachments", {}, b"<svg xmlns='http://www.w3.org/2000/svg'><script>1</script></svg>"),
+}
+
+
+@pytest.mark.parametrize("name", list(BODIES))
+def test_a_malformed_body_is_refused(client: httpx.Client, name: str) -> None:
+    path, headers, body = BODIES[name]
+    answer = client.post(path, content=body, headers=headers)
+    assert answer.status_code in (400, 413, 422), answer.text[:300]
+
+
+@pytest.mark.parametrize("origin", ["http://[::", "null", "http://127.0.0.1@evil.example", "//", "\x7f"])
+def test_an_origin_that_is_none_is_refused(client: httpx.Client, origin: str) -> None:
+    assert client.post("/v1/jobs", json={}, headers={"origin": origin}).status_code == 403
+
+
+def test_one_job_comes_of_many_hands_with_one_key(client: httpx.Client) -> None:
+    answers: list[httpx.Response] = []
+    body = {"request": {"prompt": "race", "seed": 1, "num_inference_steps": 1}}
+
+    def hand_in() -> None:
+        answers.append(client.post("/v1/jobs", json=body, headers={"Idempotency-Key": "one-key-for-all"}))
+
+    threads = [threading.Thread(target=hand_in) for _ in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert {answer.status_code for answer in answers} == {202}
+    assert len({answer.json()["id"] for answer in answers}) == 1
+
+
+def unfinished(server: Server) -> socket.socket:
+    """A connection whose body never ends."""
+    made = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    made.sendall(b"POST /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nContent-Length: 1000\r\n\r\n{")
+    return made
+
+
+def test_slow_bodies_are_cut_off_and_keep_nobody_waiting(start_server: StartServer) -> None:
+    server = start_server(workers=0, limits={"body_seconds": 1.0})
+    slow = [unfinished(server) for _ in range(100)]
+    assert httpx.get(f"{server.url}/healthz", timeout=30).status_code == 200
+    for one in slow:
+        assert one.recv(100).startswith(b"HTTP/1.1 408")
+        one.close()
+
+
+def test_a_picture_deleted_while_its_job_goes_on_stays_deleted(client: httpx.Client, server: Server) -> None:
+    body = {"prompt": "many", "seed": 1, "count": 8, "num_inference_steps": 4}
+    job = client.post("/v1/jobs", json={"request": body}).json()["id"]
+    while not (seen := client.get(f"/v1/jobs/{job}").json())["pictures"]:
+        assert seen["state"] in ("queued", "running")
+    gone = seen["pictures"][0]
+    assert client.delete(f"/v1/pictures/{gone}").status_code == 204
+    assert server.wait(job).state == "done"
+    assert gone not in client.get(f"/v1/jobs/{job}").json()["pictures"]
+    assert client.get(f"/v1/pictures/{gone}/file").status_code == 404
