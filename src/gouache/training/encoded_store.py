@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Protocol
 
@@ -25,7 +26,9 @@ from gouache.models.text_stack import TextStack
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.pixels import rgba_to_tensor
 from gouache.training.encoded import TextStates
+from gouache.training.shapes import Batched, Shape, shapes_of
 
+SIZES = "sizes"
 SHARD = 2048
 BATCH = 64
 
@@ -89,8 +92,9 @@ def encode(folder: Path, source: CaptionedSource, encoders: Encoders, count: int
             continue
         parts = []
         for at in range(numbers.start, numbers.stop, BATCH):
-            parts.append(_encode_batch(source, encoders, range(at, min(at + BATCH, numbers.stop))))
-            yield at + len(parts[-1][1])
+            for same in _runs(source, range(at, min(at + BATCH, numbers.stop))):
+                parts.append(_encode_batch(source, encoders, same))
+                yield same.stop
         save_tensors(path, _joined([p for p, _ in parts]), {"captions": json.dumps([c for _, cs in parts for c in cs])})
 
 
@@ -114,6 +118,7 @@ class EncodedStore:
                 cure="Encode the data first; what is there is kept.",
             )  # fmt: skip
         self.shards = [SafetensorsFile(shard) for shard in shards]
+        self.shapes = [shape for shard in self.shards for shape in _shapes(shard)]
         empty = load_tensors(folder / "empty.safetensors")
         self.length = max(int(s.read("offsets").diff().max()) for s in self.shards)
         self.empty = TextStates(empty["context"][None].float(), torch.ones(1, len(empty["context"]), dtype=torch.bool),
@@ -124,7 +129,17 @@ class EncodedStore:
 
     def latents(self, numbers: Sequence[int]) -> Tensor:
         """Latents [B,C,h,w] in fp32."""
-        return torch.stack([self.shards[n // SHARD].read("latents")[n % SHARD] for n in numbers]).float()
+        if len(shapes := {self.shapes[n] for n in numbers}) > 1:
+            raise DataError(str(self.folder), given=f"a batch of {sorted(shapes)}", expected="one shape a batch")
+        return torch.stack([self._latent(n) for n in numbers]).float()
+
+    def _latent(self, number: int) -> Tensor:
+        shard, i = self.shards[number // SHARD], number % SHARD
+        if SIZES not in shard.header.tensors:
+            return shard.read("latents")[i]
+        shape = self.shapes[number]
+        earlier = self.shapes[number - i : number].count(shape)
+        return shard.read(_latents_of(shape))[earlier]
 
     def text(self, numbers: Sequence[int]) -> TextStates:
         """Text states in fp32, as long as the longest caption of the store, so that every batch has one shape."""
@@ -150,10 +165,34 @@ class EncodedStore:
         return captions
 
 
+def _latents_of(shape: Shape) -> str:
+    """Name of the latents of one height and width, in a shard that holds several."""
+    return f"latents.{shape[0]}x{shape[1]}"
+
+
+def _shapes(shard: SafetensorsFile) -> list[Shape]:
+    """Height and width of every latent of a shard."""
+    if SIZES in shard.header.tensors:
+        return [(int(height), int(width)) for height, width in shard.read(SIZES).tolist()]
+    count, _, height, width = shard.header.tensors["latents"].shape
+    return [(height, width)] * count
+
+
+def _runs(source: CaptionedSource, numbers: range) -> list[range]:
+    """The numbers in runs whose pictures have one shape."""
+    if isinstance(source, Batched):
+        return [numbers[k : k + source.batch] for k in range(0, len(numbers), source.batch)]
+    shapes = shapes_of(source)
+    if not shapes:
+        return [numbers]
+    starts = [n for n in numbers if n == numbers.start or shapes[n] != shapes[n - 1]]
+    return [range(start, stop) for start, stop in pairwise([*starts, numbers.stop])]
+
+
 def _is_whole(path: Path, count: int) -> bool:
     """Whether a shard is there, has `count` examples, and has the sha256 it was written with."""
     try:
-        if not path.exists() or read_header(path).tensors["latents"].shape[0] != count:
+        if not path.exists() or read_header(path).tensors["offsets"].shape[0] != count + 1:
             return False
         load_tensors(path)
     except CorruptCheckpoint:
@@ -185,6 +224,18 @@ def _encode_text(encoders: Encoders, captions: list[str]) -> dict[str, Tensor]:
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
-    joined = {name: torch.cat([part[name] for part in parts]) for name in ("latents", "context", "pooled")}
+    joined = {name: torch.cat([part[name] for part in parts]) for name in ("context", "pooled")} | _latents(parts)
     lengths = torch.cat([part["offsets"].diff() for part in parts])
     return joined | {"offsets": torch.cat([torch.zeros(1, dtype=torch.long), lengths.cumsum(0)])}
+
+
+def _latents(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Latents of one shape as `latents` [N,C,h,w]; of several as `latents.HxW`, with the `sizes` [N,2] of all."""
+    by_shape: dict[Shape, list[Tensor]] = {}
+    for part in parts:
+        height, width = part["latents"].shape[2:]
+        by_shape.setdefault((height, width), []).append(part["latents"])
+    if len(by_shape) == 1:
+        return {"latents": torch.cat([part["latents"] for part in parts])}
+    sizes = torch.cat([torch.tensor(part["latents"].shape[2:]).expand(len(part["latents"]), 2) for part in parts])
+    return {_latents_of(shape): torch.cat(own) for shape, own in by_shape.items()} | {SIZES: sizes.contiguous()}

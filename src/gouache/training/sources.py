@@ -15,6 +15,10 @@ from gouache.data.stream import Example, StickerStream, held_out_examples
 from gouache.errors import DataError
 from gouache.training.config import DataConfig
 from gouache.training.encoded_store import Captioned, CaptionedSource, FiniteSource
+from gouache.training.shapes import Bucketed
+
+ENCODED_TOGETHER = 8
+"""Examples of a store's stream that share a shape: few, so that a small store has all shapes; SHARD is a multiple."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +50,45 @@ class StreamSource:
         return _stacked([self.stream.example(number) for number in numbers])
 
 
+class BucketedSource:
+    """Training examples of a packed set of several shapes; places k * batch to (k + 1) * batch - 1 share one.
+
+    Args:
+        pictures: the set.
+        seed: of order and captions.
+        batch: images of a batch.
+    """
+
+    def __init__(self, pictures: PackedPictures, seed: int, batch: int) -> None:
+        self._pictures, self._seed, self.batch = pictures, seed, batch
+        self._rows = pictures.indices("train")
+        members = pictures.members
+        self._order = Bucketed([(members[row].height, members[row].width) for row in self._rows], batch, seed)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data set, the seed and the batch."""
+        return f"{PackedStream(self._pictures, self._seed).fingerprint}/batches of {self.batch}"
+
+    def examples(self, numbers: Sequence[int]) -> Captioned:
+        """Examples of the endless stream."""
+        return _stacked([self._example(n, at) for n, at in zip(numbers, self._order.numbers(numbers), strict=True)])
+
+    def _example(self, number: int, at: int) -> Example:
+        row = int(self._rows[at])
+        captions = self._pictures.records[row].captions
+        generator = np.random.Generator(np.random.Philox(key=[self._seed, number]))
+        return Example(np.array(self._pictures.picture(row)), captions[int(generator.integers(len(captions)))])
+
+
 class PackedHeldOut:
     """The held-out pictures of a packed set, each with its first caption."""
 
     def __init__(self, pictures: PackedPictures) -> None:
-        self._pictures, self._rows = pictures, pictures.indices("held_out")
+        members = pictures.members
+        self._pictures = pictures
+        self._rows = sorted(pictures.indices("held_out"), key=lambda row: (members[row], row))
+        self.shapes = [(members[row].height, members[row].width) for row in self._rows]
         if len(self._rows) == 0:
             cure = "Add more pictures; one in twenty is held out, by content."
             raise DataError(str(pictures.folder), given="no held-out picture", expected="at least one", cure=cure)
@@ -88,8 +126,13 @@ class HeldOutSource:
         return _stacked([self._examples[number] for number in numbers])
 
 
-def open_sources(folder: Path, config: DataConfig) -> Sources:
+def open_sources(folder: Path, config: DataConfig, *, batch: int = ENCODED_TOGETHER) -> Sources:
     """Open a data set.
+
+    Args:
+        folder: of the data set.
+        config: size and seed.
+        batch: examples that are asked for together; they share a shape.
 
     Raises:
         DataError: no such folder, or it holds no captioned pictures of the configured size.
@@ -97,7 +140,7 @@ def open_sources(folder: Path, config: DataConfig) -> Sources:
     if not folder.is_dir():
         raise DataError(str(folder), given="no such folder", expected="a data set", cure="See gouache data --help.")
     if (folder / "records.jsonl").is_file() and not (folder / "pictures.npy").is_file():
-        return _packed_sources(PackedPictures.open(folder), config)
+        return _packed_sources(PackedPictures.open(folder), config, batch)
     stickers = open_stickers(folder, config)
     stream = StickerStream(stickers, config.seed, scene_share=config.scene_share, zh_share=config.zh_share)
     return Sources(StreamSource(stream), HeldOutSource(stickers, stream.fingerprint))
@@ -118,15 +161,28 @@ def open_stickers(folder: Path, config: DataConfig) -> Stickers:
     return stickers
 
 
-def _packed_sources(pictures: PackedPictures, config: DataConfig) -> Sources:
-    if pictures.buckets != (Bucket(config.size, config.size),):
+def _packed_sources(pictures: PackedPictures, config: DataConfig, batch: int) -> Sources:
+    if not all(_fits(bucket, config.size) for bucket in pictures.buckets):
         given = f"pictures of {', '.join(pictures.manifest.counts)} pixels"
         raise DataError(
-            str(pictures.folder), given=given, expected=f"{config.size}x{config.size} only, as [data] size says",
-            cure=f"Build it with --size {config.size} and without --buckets.",
+            str(pictures.folder), given=given, expected=f"{config.size}x{config.size}, or buckets of about its area",
+            cure=f"Build it with --size {config.size}, as [data] size says.",
         )  # fmt: skip
+    if len(pictures.buckets) > 1:
+        return Sources(BucketedSource(pictures, config.seed, batch), PackedHeldOut(pictures))
     return Sources(StreamSource(PackedStream(pictures, config.seed)), PackedHeldOut(pictures))
 
 
+def _fits(bucket: Bucket, size: int) -> bool:
+    """Whether a bucket is the square, or a rectangle of nearly as many pixels and never more (`make_buckets`)."""
+    area = bucket.width * bucket.height
+    return bucket.width == size if bucket.width == bucket.height else size * size < 2 * area <= 2 * size * size
+
+
 def _stacked(examples: list[Example]) -> Captioned:
+    if len(shapes := {example.picture.shape[:2] for example in examples}) > 1:
+        raise DataError(
+            "pictures", given=f"a batch of {sorted(shapes)}", expected="one shape a batch",
+            cure="Resume with the batch_size that the run was started with.",
+        )  # fmt: skip
     return Captioned(np.stack([example.picture for example in examples]), [example.caption for example in examples])

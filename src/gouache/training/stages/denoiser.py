@@ -20,9 +20,10 @@ from gouache.models.quantizer import Quantizer
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
 from gouache.training.config import DenoiserStage
-from gouache.training.encoded import Encoded, Shuffled, TextStates, drop_captions
+from gouache.training.encoded import Encoded, TextStates, drop_captions
 from gouache.training.preview import Previewer
-from gouache.training.stage import Batch, ImageNoise, Losses, Stage, batched, freeze_parameters
+from gouache.training.shapes import batches_of_one_shape, check_square, order_of, shown
+from gouache.training.stage import Batch, ImageNoise, Losses, Stage, freeze_parameters
 
 SHOWN = 16
 
@@ -46,7 +47,10 @@ class DenoiserTraining(Stage[UNet]):
     ) -> None:
         super().__init__()
         self.config, self.data, self.held_out, self.seed = config, data, held_out, seed
-        self.order = Shuffled(len(data), seed)
+        if quantizer is not None:
+            for part in (data, held_out):
+                check_square(part, "denoiser with a draft")
+        self.order = order_of(data, len(data), config.loop.batch_size, seed)
         self.schedule = make_noise_schedule(**config.denoiser.schedule.model_dump())
         self.chain = _chain_of(config, self.schedule)
         self.trained = start if start is not None else UNet(config.sizes)
@@ -69,7 +73,7 @@ class DenoiserTraining(Stage[UNet]):
         errors: dict[str, list[Tensor]] = {"mse": []}
         if self.quantizer is not None:
             errors["mse_with_draft"] = []
-        for numbers in batched(len(self.held_out)):
+        for numbers in batches_of_one_shape(self.held_out, len(self.held_out)):
             batch = {k: v.to(self.device) for k, v in self._batch(self.held_out, numbers, numbers, exact=True).items()}
             for name, values in errors.items():
                 batch["keep_draft"] = torch.full_like(batch["keep_draft"], name == "mse_with_draft")
@@ -81,7 +85,7 @@ class DenoiserTraining(Stage[UNet]):
         """For held-out captions: the picture, the U-Net's without a draft, and its with the true draft."""
         if self.vae is None:
             return None
-        numbers = range(min(SHOWN, len(self.held_out)))
+        numbers = shown(self.held_out, len(self.held_out), SHOWN)
         latents = self.held_out.latents(numbers).to(self.device)
         text = self.held_out.text(numbers)
         preview = Previewer(network, self.config.denoiser, self.schedule, self.data.empty)

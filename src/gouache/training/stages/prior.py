@@ -15,6 +15,7 @@ from gouache.models.quantizer import Quantizer
 from gouache.models.vae import AutoencoderKL
 from gouache.training.config import PriorStage
 from gouache.training.encoded import Encoded, Shuffled, drop_captions
+from gouache.training.shapes import check_square
 from gouache.training.stage import Batch, ImageNoise, Losses, Stage, batched
 
 SHOWN = 16
@@ -38,6 +39,8 @@ class PriorTraining(Stage[Prior]):
     ) -> None:
         super().__init__()
         self.config, self.data, self.held_out, self.seed = config, data, held_out, seed
+        for part in (data, held_out):
+            check_square(part, self.name)
         self.order = Shuffled(len(data), seed)
         self.trained = Prior(config.network)
         self.quantizer, self.vae = quantizer, vae

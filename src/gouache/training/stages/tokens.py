@@ -13,6 +13,7 @@ from gouache.models.quantizer import Quantizer
 from gouache.models.vae import AutoencoderKL
 from gouache.training.config import TokensStage
 from gouache.training.encoded import Encoded, Shuffled
+from gouache.training.shapes import check_square
 from gouache.training.stage import Batch, ImageNoise, Losses, Stage, batched
 
 SHOWN = 16
@@ -29,6 +30,8 @@ class TokensTraining(Stage[Quantizer]):
     ) -> None:
         super().__init__()
         self.config, self.data, self.held_out, self.seed = config, data, held_out, seed
+        for part in (data, held_out):
+            check_square(part, self.name)
         self.order = Shuffled(len(data), seed)
         self.trained = Quantizer(config.network)
         self.vae = vae

@@ -14,6 +14,7 @@ from gouache.pipeline.pixels import rgba_to_tensor
 from gouache.training.config import VaeStage
 from gouache.training.encoded_store import CaptionedSource, FiniteSource
 from gouache.training.losses import PatchDiscriminator, adversarial_loss, edge_loss, psnr
+from gouache.training.shapes import batches_of_one_shape, shown
 from gouache.training.stage import Batch, ImageNoise, Losses, Stage, freeze_parameters
 
 SHOWN, VALIDATED = 32, 256
@@ -45,8 +46,8 @@ class VaeTraining(Stage[AutoencoderKL]):
 
     def batch(self, indices: Sequence[int]) -> Batch:
         image = self._tensor(self.data, indices)
-        side = image.shape[-1] // self.config.sizes.downscale
-        noise = ImageNoise(self.seed, indices).normal("posterior", (self.config.sizes.latent_channels, side, side))
+        height, width = (side // self.config.sizes.downscale for side in image.shape[-2:])
+        noise = ImageNoise(self.seed, indices).normal("posterior", (self.config.sizes.latent_channels, height, width))
         return {"image": image, "noise": noise, "index": torch.tensor(indices)}
 
     def forward(self, batch: Batch) -> Losses:
@@ -77,16 +78,17 @@ class VaeTraining(Stage[AutoencoderKL]):
     def validate(self, network: AutoencoderKL) -> dict[str, float]:
         """PSNR of held-out pictures through the latents' mode, in dB, and their KL in nats a latent."""
         ratios, kl = [], []
-        for image in self._tensor(self.held_out, range(min(VALIDATED, len(self.held_out)))).split(32):  # type: ignore[no-untyped-call]
-            moments = network.encode(image.to(self.device))
-            ratios.append(psnr(_through(network, moments.mode()), image.to(self.device)))
+        for numbers in batches_of_one_shape(self.held_out, min(VALIDATED, len(self.held_out)), 32):
+            image = self._tensor(self.held_out, numbers).to(self.device)
+            moments = network.encode(image)
+            ratios.append(psnr(_through(network, moments.mode()), image))
             kl.append(moments.kl() / moments.mean[0].numel())
         mean = float(torch.cat(ratios).mean())
         return {"score": -mean, "psnr": mean, "kl": float(torch.cat(kl).mean())}
 
     def samples(self, network: AutoencoderKL) -> Tensor:
         """Held-out pictures, each followed by its reconstruction."""
-        image = self._tensor(self.held_out, range(min(SHOWN, len(self.held_out)))).to(self.device)
+        image = self._tensor(self.held_out, shown(self.held_out, len(self.held_out), SHOWN)).to(self.device)
         vae = network
         return torch.stack([image, _through(vae, vae.encode(image).mode())], dim=1).flatten(0, 1)
 
@@ -95,8 +97,13 @@ class VaeTraining(Stage[AutoencoderKL]):
         if self.encodes_as_before:
             config = network.config.to_json()
         else:
-            config = measure_normalisation(network, self._tensor(self.data, range(256)))
+            config = measure_normalisation(network, [self._tensor(self.data, part) for part in self._parts(256)])
         save_tensors(path, network.state_dict(), {"component": "vae", "config": config})
+
+    def _parts(self, count: int) -> list[list[int]]:
+        """The first `count` numbers of the stream, each part within one batch and so of one shape."""
+        batch = self.config.loop.batch_size
+        return [list(range(k, min(k + batch, count))) for k in range(0, count, batch)]
 
     def _tensor(self, source: CaptionedSource, numbers: Sequence[int]) -> Tensor:
         return rgba_to_tensor(source.examples(numbers).pictures)[:, : self.config.sizes.image_channels]
@@ -111,11 +118,12 @@ def _through(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     return vae.decode(vae.normalise(latents))
 
 
-def measure_normalisation(vae: AutoencoderKL, image: Tensor) -> str:
+def measure_normalisation(vae: AutoencoderKL, images: Sequence[Tensor]) -> str:
     """The autoencoder's config as JSON, with the scale and shift that give its latents mean 0 and deviation 1."""
     device = next(vae.parameters()).device
     with torch.no_grad():
-        latents = torch.cat([vae.encode(part.to(device)).mode() for part in torch.split(image, 32)])
-    mean, deviation = latents.mean((0, 2, 3)), latents.std((0, 2, 3))
+        parts = [vae.encode(part.to(device)).mode() for image in images for part in torch.split(image, 32)]
+    latents = torch.cat([part.transpose(0, 1).flatten(1) for part in parts], dim=1)  # [C, N]
+    mean, deviation = latents.mean(1), latents.std(1)
     update = {"scale": tuple((1 / deviation).tolist()), "shift": tuple(mean.tolist())}
     return vae.config.model_copy(update=update).to_json()
