@@ -114,6 +114,23 @@ def test_comfyui() -> None:
     agrees(data, "a (red) cat")
 
 
+def test_loras_of_other_tools_become_tags() -> None:
+    """What a graph or a list of LoRAs holds must not be lost without a word."""
+    loras = [{"model": {"name": "film"}, "weight": 0.75}, {"lora": {"model_name": "old"}, "weight": -0.5}]
+    found = read_recipe(png(invokeai_metadata=json.dumps({**INVOKE, "loras": loras})))
+    assert found.request.prompt == "a cat <lora:film:0.75:0.75> <lora:old:-0.5:-0.5>"
+    graph = json.loads(json.dumps(COMFY_PROMPT))
+    graph["3"]["inputs"]["model"] = ["10", 0]
+    loader = {"lora_name": "styles\\film.safetensors", "strength_model": 0.8, "strength_clip": ["12", 0]}
+    graph["10"] = {"class_type": "LoraLoader", "inputs": {**loader, "model": ["11", 0], "clip": ["4", 1]}}
+    only = {"lora_name": "b.safetensors", "strength_model": 1.5, "model": ["4", 0]}
+    graph["11"] = {"class_type": "LoraLoaderModelOnly", "inputs": only}
+    graph["12"] = {"class_type": "PrimitiveFloat", "inputs": {"value": 0.25}}
+    request = read_recipe(png(prompt=json.dumps(graph))).request
+    assert request.prompt == "a (red) cat <lora:film:0.25:0.8> <lora:b:0:1.5>"
+    assert request.model == "v1-5.safetensors"
+
+
 def test_comfyui_seeds_beyond_ours_are_folded() -> None:
     graph = json.loads(json.dumps(COMFY_PROMPT))
     graph["3"]["inputs"]["seed"] = 2**64 - 1

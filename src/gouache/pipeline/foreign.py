@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from gouache.errors import ConfigError, RecipeError
@@ -78,7 +78,7 @@ def _invokeai(texts: Mapping[str, str], where: str) -> dict[str, Any]:  # noqa: 
     skipped = values.get("clip_skip")
     seamless = (bool(values.get("seamless_x")), bool(values.get("seamless_y")))
     return {
-        "prompt": values.get("positive_prompt"),
+        "prompt": _with_tags(values.get("positive_prompt"), _invokeai_loras(values)),
         "negative_prompt": values.get("negative_prompt"),
         "width": values.get("width"),
         "height": values.get("height"),
@@ -92,6 +92,22 @@ def _invokeai(texts: Mapping[str, str], where: str) -> dict[str, Any]:  # noqa: 
         "seamless": {(True, True): "both", (True, False): "x", (False, True): "y"}.get(seamless),
         "emphasis": "none",
     }
+
+
+def _invokeai_loras(values: Mapping[str, Any]) -> list[tuple[object, object, object]]:
+    """Name and weight (text, U-Net) of every LoRA; older versions of 3 call the model `lora`."""
+    found: list[tuple[object, object, object]] = []
+    for one in values.get("loras") or ():
+        model = one.get("model") or one.get("lora") or {}
+        found.append((model.get("name") or model.get("model_name"), one.get("weight", 1), one.get("weight", 1)))
+    return found
+
+
+def _with_tags(prompt: object, loras: list[tuple[object, object, object]]) -> object:
+    """The prompt with a tag for each LoRA, so that none is lost without a word."""
+    if not isinstance(prompt, str):
+        return prompt
+    return " ".join([prompt, *(f"<lora:{name}:{text}:{unet}>" for name, text, unet in loras if name)])
 
 
 def _invokeai_2(texts: Mapping[str, str], where: str) -> dict[str, Any]:  # noqa: ARG001
@@ -154,7 +170,7 @@ def _comfyui(texts: Mapping[str, str], where: str) -> dict[str, Any]:
     model = _upstream(graph, inputs.get("model"), "ckpt_name")
     seed = _plain(graph, inputs.get("seed", inputs.get("noise_seed")))
     return {
-        "prompt": _prompt(graph, inputs.get("positive")),
+        "prompt": _with_tags(_prompt(graph, inputs.get("positive")), _comfyui_loras(graph, inputs.get("model"))),
         "negative_prompt": _prompt(graph, inputs.get("negative")),
         "width": latent.get("width"),
         "height": latent.get("height"),
@@ -166,6 +182,21 @@ def _comfyui(texts: Mapping[str, str], where: str) -> dict[str, Any]:
         "model": model.get("ckpt_name"),
         "emphasis": "comfy",
     }
+
+
+def _comfyui_loras(graph: Mapping[str, Any], wire: object) -> list[tuple[object, object, object]]:
+    """Name and strengths (text, U-Net) of every LoRA loader between the model and the sampler."""
+    found: list[tuple[object, object, object]] = []
+    seen = set[str]()
+    while isinstance(wire, list) and wire and str(wire[0]) not in seen:
+        seen.add(str(wire[0]))
+        inputs: Mapping[str, Any] = graph.get(str(wire[0]), {}).get("inputs", {})
+        if isinstance(inputs.get("lora_name"), str):
+            name = PurePosixPath(inputs["lora_name"].replace("\\", "/")).stem
+            text, unet = (_plain(graph, inputs.get(f"strength_{part}", 0)) for part in ("clip", "model"))
+            found.append((name, text, unet))
+        wire = inputs.get("model")
+    return found
 
 
 def _plain(graph: Mapping[str, Any], value: object) -> object:
