@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from gouache.errors import ShapeMismatch
 from gouache.models.configs import QuantizerConfig
+from gouache.nn.group_norm import GroupNorm
 
 __all__ = ["FSQ", "Quantizer", "QuantizerConfig"]
 
@@ -53,12 +54,12 @@ class Block(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.norm1, self.norm2 = nn.GroupNorm(8, width), nn.GroupNorm(8, width)
+        self.norm1, self.norm2 = GroupNorm(8, width), GroupNorm(8, width)
         self.conv1, self.conv2 = nn.Conv2d(width, width, 3, padding=1), nn.Conv2d(width, width, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        h = self.conv1(F.silu(self.norm1(x)))
-        out: Tensor = x + self.conv2(F.silu(self.norm2(h)))
+        h = self.conv1(self.norm1(x, activate=True))
+        out: Tensor = x + self.conv2(self.norm2(h, activate=True))
         return out
 
 

@@ -33,8 +33,14 @@ class Dropout(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.share == 0 or not self.training:
             return x
+        factors: Tensor = self._factors(x)
+        return x * factors
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def _factors(self, x: Tensor) -> Tensor:
+        """0 where a number is dropped, else 1 / (1 - share). The shape and type of `x`"""
         kept = self._words.draw(x.numel(), x.device) >= round(self.share * LEVELS) - LEVELS // 2
-        return x * kept.view(x.shape).to(x.dtype).div_(1 - self.share)
+        return kept.view(x.shape).to(x.dtype).div_(1 - self.share)
 
 
 class _Words:

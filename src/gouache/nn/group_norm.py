@@ -37,7 +37,7 @@ def _own_is_faster(x: Tensor, group_width: int) -> bool:
     return (
         x.is_cpu
         and x.dtype == torch.bfloat16
-        and torch.is_grad_enabled()
+        and (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
         and x.ndim == 4
         and x.is_contiguous(memory_format=torch.channels_last)
         and group_width % VECTOR != 0

@@ -159,9 +159,12 @@ class DenoiserTraining(Stage[UNet]):
         """The draft of the true tokens, some of them replaced; zero where it is dropped."""
         if self.quantizer is None:
             return None
-        tokens = self.quantizer.encode(batch["x0"])
-        draft = self.quantizer.decode(torch.where(batch["wrong"], batch["random"], tokens))
-        return draft * batch["keep_draft"].view(-1, 1, 1, 1)
+        draft, kept = torch.zeros_like(batch["x0"]), batch["keep_draft"].nonzero().squeeze(1)
+        if len(kept):
+            tokens = self.quantizer.encode(batch["x0"][kept])
+            wrong = torch.where(batch["wrong"][kept], batch["random"][kept], tokens)
+            draft[kept] = self.quantizer.decode(wrong).to(draft.dtype)
+        return draft
 
 
 def _chain_of(config: DenoiserStage, schedule: NoiseSchedule) -> ForwardProcess | None:
