@@ -139,6 +139,14 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(make_stage: MakeSt
             assert torch.allclose(one[key], four[key], atol=1e-5), key
 
 
+def test_sharded_weights_are_refused_by_name(
+    make_stage: MakeStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(TrainingError, match=r"FSDP.*DDP.*without --use_fsdp"):
+        run(make_stage("tokens"), tmp_path)
+
+
 def test_a_batch_that_processes_can_not_share_is_refused(make_stage: MakeStage, tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match="multiple of processes"):
         run(make_stage("tokens", optimizer={"accumulation": 3}), tmp_path)

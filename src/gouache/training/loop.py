@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -84,9 +85,18 @@ def train(
 
 
 def make_accelerator(config: StageConfig) -> Accelerator:
-    """Devices and processes as the environment says, in the configured precision."""
+    """Devices and processes as the environment says, in the configured precision.
+
+    Raises:
+        TrainingError: the environment asks for sharded weights.
+    """
     from accelerate import Accelerator
 
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1", "yes"):
+        raise TrainingError(
+            "accelerate", given="FSDP (ACCELERATE_USE_FSDP)", expected="whole weights in every process (DDP)",
+            cure="Launch without --use_fsdp. To save memory: gradient_checkpointing, accumulation, eight_bit, freeze.",
+        )  # fmt: skip
     precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[config.loop.precision]
     return Accelerator(mixed_precision=precision)
 
