@@ -300,7 +300,7 @@ VISIBLE = """() => {
     const text = walker.currentNode.textContent.trim();
     if (text && at.checkVisibility({opacityProperty: true, visibilityProperty: true})
         && at.getBoundingClientRect().width > 1
-        && !at.closest('script, style, .g-code, #model-json, #model-detail dd, .g-item small')) seen.push(text);
+        && !at.closest('script, style, .g-code, #model-detail dd, .g-item small')) seen.push(text);
   }
   for (const field of document.querySelectorAll('[placeholder]'))
     if (field.checkVisibility() && field.placeholder.trim()) seen.push(field.placeholder);

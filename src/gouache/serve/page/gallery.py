@@ -108,7 +108,7 @@ def _filters(say: gr.I18n) -> dict[str, Any]:
         board = gr.Dropdown(
             [(say("all_boards"), EVERY)], value=EVERY, label=say("board"), min_width=130, elem_id="board"
         )
-        starred = gr.Checkbox(label=say("starred_only"), min_width=120, container=False, elem_id="starred")
+    starred = gr.Checkbox(label=say("starred_only"), container=False, elem_id="starred")
     return {"words": words, "refresh": refresh, "by": by, "tag": tag, "board": board, "starred": starred}
 
 

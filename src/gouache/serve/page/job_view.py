@@ -116,12 +116,13 @@ def follow(studio: Studio, page: gr.Blocks, timer: gr.Timer, views: Sequence[Vie
 
     def look(before: list[object], request: gr.Request) -> list[object]:
         texts = [text for view in views for text in status(studio, request, view.nothing)]
-        now: list[object] = [*texts, pace(studio, owner_of(request))]
+        wait = pace(studio, owner_of(request))
+        now: list[object] = [*texts, wait]
         if now == before:
             return [gr.skip()] * (len(now) + 1)
         old = before or [None] * len(now)
         shown = [gr.skip() if text == other else text for text, other in zip(texts, old, strict=False)]
-        return [*shown, gr.skip() if now[-1] == old[-1] else gr.Timer(now[-1]), now]
+        return [*shown, gr.skip() if wait == old[-1] else gr.Timer(wait), now]
 
     shown = [part for view in views for part in (view.line, view.stage)]
     gr.on([page.load, timer.tick], look, seen, [*shown, timer, seen], **parts.QUIET)

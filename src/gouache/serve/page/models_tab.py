@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import gradio as gr
@@ -35,7 +36,7 @@ def models_tab(studio: Studio, say: gr.I18n, page: gr.Blocks, tab: gr.Tab, field
                 detail = gr.HTML(elem_id="model-detail")
                 choose = gr.Button(say("make_default"), variant="primary", elem_id="make-default")
                 with gr.Accordion(say("details"), open=False, elem_id="model-inspect"):
-                    everything = gr.JSON(show_label=False, elem_id="model-json", open=False)
+                    everything = gr.HTML(elem_id="model-json")
             with gr.Column(elem_classes="g-panel", visible=False) as pulling:
                 fetch = _pull_fields(say)
     chosen = gr.State("")
@@ -152,13 +153,13 @@ class _Actions:
         rows = [_row(entry, request, chosen=chosen, default=default) for entry in self.studio.shelf.entries()]
         return f'{head}<div style="height:14px"></div>{parts.items(row for row in rows if row)}'
 
-    def _detail(self, chosen: str, request: gr.Request) -> tuple[str, Any]:
+    def _detail(self, chosen: str, request: gr.Request) -> tuple[str, str]:
         try:
             entry = self.studio.shelf.find(chosen)
             found = facts_of(entry)
             said_all = inspect(entry)
         except GouacheError as error:
-            return parts.heading(chosen) + parts.trouble(said("unusable", request), str(error)), None
+            return parts.heading(chosen) + parts.trouble(said("unusable", request), str(error)), ""
         kinds = ", ".join(
             f"{name} {short_count(part['parameters'])} ({'/'.join(part['dtypes'])}, {NAMINGS[part['naming']]})"
             for name, part in said_all["parts"].items()
@@ -172,7 +173,7 @@ class _Actions:
             "hash": entry.sha256 or said("hash_unknown", request), "problem": found.error,
         }  # fmt: skip
         table = parts.facts({said(key, request): value for key, value in rows.items()})
-        return f'{parts.heading(entry.name)}<div style="height:12px"></div>{table}', said_all
+        return f'{parts.heading(entry.name)}<div style="height:12px"></div>{table}', _pretty(said_all)
 
     def _adapters(self, request: gr.Request) -> str:
         found = list_adapters()
@@ -195,6 +196,11 @@ class _Actions:
     def _pull_state(self, request: gr.Request) -> str:
         newest = next(iter(self.studio.pulls.listing()), None)
         return "" if newest is None else _pull_line(newest, request)
+
+
+def _pretty(values: dict[str, Any]) -> str:
+    text = json.dumps(values, indent=1, ensure_ascii=False)
+    return f'<pre class="g-code">{parts.plain(text)}</pre>'
 
 
 def prompt_words(adapter: AdapterFile) -> str:
