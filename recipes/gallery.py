@@ -256,7 +256,7 @@ FIGURES = (
            f'gouache edit start.png "{RED}" --strength 1 --prior-keep 0,0,1,0.5', completion),
     Figure("Edit by prompt change", "The picture is walked up to its noise; from there a changed prompt changes only "
            "what it must.",
-           f'gouache edit start.png "a green fire engine, 3d style" --inversion "{RED}" --sampler ddim', inversion),
+           f'gouache edit start.png "a green fire engine, 3d style" --inversion "{RED}"', inversion),
     Figure("Second pass", "Painted small, enlarged, painted over.", f'gouache paint "{FROG}" --hires', hires),
     Figure("Upscaling", "Once as pixels, once by Lanczos, once by what the model brings along (else Lanczos).",
            "gouache upscale frog.png --factor 2", upscale),

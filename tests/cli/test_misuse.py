@@ -129,6 +129,26 @@ def test_a_full_standard_output_is_a_sentence(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.undo()
 
 
+def test_the_limit_on_pixels_can_be_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.new("RGB", (40, 30)).save("a.png")
+    monkeypatch.setenv("GOUACHE_MAX_PIXELS", "1000")
+    code, message = run("edit", "a.png", "x", *SMALL, "-o", "b.png")
+    assert (code, "1200 pixels" in message or "40x30" in message, "1000" in message) == (2, True, True), message
+    monkeypatch.setenv("GOUACHE_MAX_PIXELS", "many")
+    code, message = run("edit", "a.png", "x", *SMALL, "-o", "b.png")
+    assert (code, "GOUACHE_MAX_PIXELS" in message) == (2, True)
+    monkeypatch.setenv("GOUACHE_MAX_PIXELS", "1200")
+    assert run("edit", "a.png", "x", *SMALL, "-o", "b.png")[0] == 0
+
+
+def test_an_inversion_chooses_its_sampler() -> None:
+    assert run("paint", "a cat", *SMALL, "-o", "a.png")[0] == 0
+    assert run("edit", "a.png", "a dog", "--inversion", "a cat", "--steps", "2", *QUICK[2:], "-o", "b.png")[0] == 0
+    assert "sampler: ddim" in run("show", "b.png")[1]
+    code, message = run("edit", "a.png", "a dog", "--inversion", "a cat", "--sampler", "heun", *QUICK, "-o", "c.png")
+    assert (code, "--sampler ddim" in message) == (2, True)
+
+
 def test_targets_are_checked_first(tmp_path: Path) -> None:
     write_bytes(tmp_path / "a.png", b"x")
     check_target(tmp_path / "a.png", force=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import warnings
 from pathlib import Path
 
@@ -16,23 +17,24 @@ import torch
 from PIL import Image, ImageChops, ImageCms, ImageColor, ImageFilter, ImageOps
 from torch import Tensor
 
-from gouache.errors import PictureError, ShapeMismatch
+from gouache.errors import InvalidInput, PictureError, ShapeMismatch
 from gouache.pipeline.request import MAX_PIXELS, ResizeMode
 
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 """Formats that are opened. Not among them: those that Pillow reads through another program."""
 MAX_BYTES = 256 * 2**20
+PIXELS_VARIABLE = "GOUACHE_MAX_PIXELS"
 Resample = Image.Resampling
 Pixels = npt.NDArray[np.uint8]
 
 
-def read_picture(source: Path | bytes, *, where: str = "picture", max_pixels: int = MAX_PIXELS) -> Image.Image:
+def read_picture(source: Path | bytes, *, where: str = "picture", max_pixels: int | None = None) -> Image.Image:
     """Open, check and decode one picture, upright, as 8-bit sRGB.
 
     Args:
         source: a file's path or its bytes. The format is told by content, never by suffix.
         where: what to call it in an error; a path names itself.
-        max_pixels: refused, before anything is decoded, if it has more pixels.
+        max_pixels: refused, before anything is decoded, if it has more pixels; None takes `allowed_pixels()`.
 
     Returns:
         A picture of mode RGB, or RGBA if the file has transparency.
@@ -48,7 +50,7 @@ def read_picture(source: Path | bytes, *, where: str = "picture", max_pixels: in
         # Our own limit on pixels stands instead of Pillow's warning.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
         picture = _opened(data, where)
-        _check_extent(picture, where, max_pixels)
+        _check_extent(picture, where, allowed_pixels() if max_pixels is None else max_pixels)
         try:
             picture.load()
         except (OSError, ValueError, SyntaxError, EOFError) as error:
@@ -56,6 +58,22 @@ def read_picture(source: Path | bytes, *, where: str = "picture", max_pixels: in
                 where, given=str(error), expected="a whole picture", cure="The file is truncated or damaged."
             ) from error
     return _plain(picture, where)
+
+
+def allowed_pixels() -> int:
+    """How many pixels a picture from outside may have: ``GOUACHE_MAX_PIXELS``, else 64 Mi.
+
+    Raises:
+        InvalidInput: the variable holds no whole number above 0.
+    """
+    text = os.environ.get(PIXELS_VARIABLE, "").strip()
+    if not text:
+        return MAX_PIXELS
+    if not text.isdecimal() or not int(text):
+        raise InvalidInput(
+            PIXELS_VARIABLE, given=repr(text), expected="a whole number of pixels", cure="For example 1000000."
+        )
+    return int(text)
 
 
 def _bytes_of(path: Path) -> bytes:

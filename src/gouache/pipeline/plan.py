@@ -117,7 +117,9 @@ def _strength(request: Request) -> float | None:
 
 
 def _sampler_and_schedule(request: Request, bundle: ModelBundle) -> tuple[str, str]:
-    name, schedule = resolve(request.sampler or bundle.defaults.sampler)
+    # Only samplers of ddim's family walk down the steps that an inversion walked up.
+    default = bundle.defaults.sampler if request.inversion is None else "ddim"
+    name, schedule = resolve(request.sampler or default)
     if request.schedule is not None:
         return name, resolve_schedule(request.schedule)
     if schedule is not None:
