@@ -73,7 +73,9 @@ def _fields(say: gr.I18n) -> dict[str, Any]:
     )  # fmt: skip
     found["model"] = gr.Dropdown([], label=say("start_from"), elem_id="train-model")
     with gr.Row(elem_classes="g-tight"):
-        found["name"] = gr.Textbox(label=say("run_name"), max_lines=1, min_width=140, elem_id="run-name")
+        found["name"] = gr.Textbox(
+            label=say("run_name"), placeholder=say("run_name_hint"), max_lines=1, min_width=140, elem_id="run-name"
+        )
         found["minutes"] = gr.Number(60, label=say("minutes"), minimum=0.05, min_width=90, elem_id="run-minutes")
     with gr.Accordion(say("settings"), open=False, elem_id="train-settings"):
         found["size"] = gr.Slider(0, 1024, 0, step=8, label=say("size"), info=say("zero_is_own"), elem_id="train-size")

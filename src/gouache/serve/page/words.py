@@ -91,7 +91,6 @@ WORDS: dict[str, tuple[str, str]] = {
     "go_on": ("Go on", "继续"),
     "more_minutes": ("More minutes", "追加分钟"),
     "delete_run": ("Delete run", "删除训练"),
-    "samples": ("Samples", "样张"),
 }
 
 # What the server writes itself, in the language that the browser asks for.
@@ -205,7 +204,6 @@ SAID: dict[str, tuple[str, str]] = {
         "Choose pictures and start one; its loss and samples appear here.",
         "选择图片并开始训练，损失曲线与样张会显示在这里。",
     ),
-    "no_sets": ("no pictures yet", "还没有图片"),
     "set_of": ("{} · {} pictures, {} with a caption", "{} · {} 张图片，{} 张有说明"),
     "added": ("{}: {} pictures, {} with a caption.", "{}：{} 张图片，{} 张有说明。"),
     "name_set": ("Name the set first.", "请先填写图片集名称。"),
