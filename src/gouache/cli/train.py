@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def train(
-    stage: Annotated[str, typer.Argument(help="vae, clip, tokens, prior, denoiser or upscaler; they build on one another.")],
+    stage: Annotated[str, typer.Argument(help="vae, clip, tokens, prior, denoiser or upscaler.")],
     config: Annotated[Path, typer.Option(help="TOML file with a table for every stage.")],
     data: Annotated[Path, typer.Option(help="Folder of captioned pictures, or of a built recipe.")],
     out: Annotated[Path, typer.Option(help="Folder of the run. A run that is there goes on.")],
