@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from gouache.errors import GouacheError
 from gouache.pipeline.events import Painted
@@ -140,7 +140,9 @@ def inpaint(p: Painter) -> Image.Image:
     mask.paste(255, (0, 0, picture.width // 2, picture.height))
     painted = p.one("a green frog, 3d style", init_image=name, strength=1.0, seed=p.seed + 2,
                     mask=Mask(image=p.file("mask", mask), blur=4, fill="noise"))  # fmt: skip
-    return row([picture, mask.convert("RGB"), painted], ["before", "mask", "after"])
+    shown = mask.convert("RGB")
+    ImageDraw.Draw(shown).rectangle((0, 0, mask.width - 1, mask.height - 1), outline="black")  # white on white paper
+    return row([picture, shown, painted], ["before", "mask", "after"])
 
 
 def outpaint(p: Painter) -> Image.Image:
@@ -188,9 +190,13 @@ def seamless(p: Painter) -> Image.Image:
 
 def inversion(p: Painter) -> Image.Image:
     picture, name = p.start()
-    words = ("a red fire engine, 3d style", "a green fire engine, 3d style", "a red fire engine, flat style")
-    edits = [p.one(text, init_image=name, sampler="ddim", num_inference_steps=25, guidance_scale=2.0,
-                   inversion=Inversion(source_prompt=ENGINE)) for text in words]  # fmt: skip
+    words = {
+        "a red fire engine, 3d style": 1.0,
+        "a green fire engine, 3d style": 2.0,
+        "a red fire engine, flat style": 2.0,
+    }
+    edits = [p.one(text, init_image=name, num_inference_steps=25, guidance_scale=scale,
+                   inversion=Inversion(source_prompt=ENGINE)) for text, scale in words.items()]  # fmt: skip
     return row([picture, *edits], ["before", "same words", "red > green", "3d > flat"])
 
 
