@@ -96,8 +96,8 @@ def _blocks(pixels: NDArray[np.uint8]) -> Floats:
     bright = np.rint(_RED * red + _GREEN * green + _BLUE * blue)
     u = np.clip(np.rint(_U * (blue - bright) + _HALF), 0, 255)
     height, width = u.shape
-    averages = u.reshape(height // 2, 2, width // 2, 2).sum(axis=(1, 3)) / 2  # [H/2,W/2], 0..510
-    tiles = averages.reshape(height // BLOCK, 4, width // BLOCK, 4).swapaxes(1, 2)
+    averages: Floats = u.reshape(height // 2, 2, width // 2, 2).sum(axis=(1, 3)) / 2  # [H/2,W/2], 0..510
+    tiles: Floats = averages.reshape(height // BLOCK, 4, width // BLOCK, 4).swapaxes(1, 2)
     return tiles.reshape(-1, 16)
 
 

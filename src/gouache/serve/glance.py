@@ -21,7 +21,8 @@ from gouache.serve.job import COLUMNS, Job
 
 MOST_KEPT = 1000
 _NAMES = [column.name for column in COLUMNS]
-_JOB = f"SELECT {', '.join(_NAMES)} FROM jobs WHERE id = ?"  # nosec B608: only names of our own columns are in it.
+# Only names of our own columns are in it.
+_JOB = f"SELECT {', '.join(_NAMES)} FROM jobs WHERE id = ?"  # nosec B608
 _PICTURES = "SELECT id FROM pictures WHERE job = ? AND deleted IS NULL ORDER BY number"
 _POSITION = (
     "SELECT count(*) FROM jobs WHERE state = 'queued' AND (priority > ? OR (priority = ? AND seq < ?))"
