@@ -43,10 +43,25 @@ def studio(data: Path, model: Path | None) -> Iterator[str]:
     try:
         if process.stdout is None:
             raise OSError("the server has no output")
-        yield process.stdout.readline().strip()
+        address = process.stdout.readline().strip()
+        _wait_for(address)
+        yield address
     finally:
         process.send_signal(signal.SIGTERM)
         process.wait(60)
+
+
+def _wait_for(address: str) -> None:
+    """The address is printed before the server answers there."""
+    until = time.monotonic() + 60
+    while True:
+        try:
+            httpx.get(f"{address}/healthz").raise_for_status()
+            return
+        except httpx.ConnectError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.2)
 
 
 def painted(client: httpx.Client, prompt: str, *, seed: int, count: int = 1) -> list[str]:

@@ -81,10 +81,11 @@ def frame_of(picture: Image.Image | None, request: gr.Request) -> str:
     """The picture inside its new canvas; `page.js` places it and lets its edges be dragged."""
     if picture is None:
         return f'<p class="g-p">{parts.plain(said("frame_empty", request))}</p>'
-    small = picture.convert("RGB")
+    # With its alpha: the colours under transparent pixels are anything.
+    small = picture.convert("RGBA")
     small.thumbnail((THUMBNAIL, THUMBNAIL))
     buffer = io.BytesIO()
-    small.save(buffer, "JPEG", quality=80)
+    small.save(buffer, "WEBP", quality=80)
     data = base64.b64encode(buffer.getvalue()).decode("ascii")
     names = {"left": "←", "right": "→", "top": "↑", "bottom": "↓"}
     handles = "".join(
@@ -93,6 +94,6 @@ def frame_of(picture: Image.Image | None, request: gr.Request) -> str:
     return (
         f'<p class="g-p">{parts.plain(said("frame", request))}</p>'
         f'<div class="g-frame" data-width="{picture.width}" data-height="{picture.height}"><div class="g-new"></div>'
-        f'<div class="g-old" style="background-image:url(\'data:image/jpeg;base64,{data}\')"></div>'
+        f'<div class="g-old" style="background-image:url(\'data:image/webp;base64,{data}\')"></div>'
         f"{handles}<output></output></div>"
     )
