@@ -222,6 +222,19 @@ def test_masks() -> None:
         pixels.transparency_mask(Image.new("RGB", (2, 2)))
 
 
+def test_paste_back_blends_colours_as_far_as_they_are_opaque() -> None:
+    original = Image.new("RGBA", (3, 1), (10, 200, 30, 0))  # transparent; its green must never be seen
+    painted = Image.new("RGBA", (3, 1), (200, 20, 40, 100))
+    mask = Image.fromarray(np.array([[0, 51, 255]], dtype=np.uint8))
+    joined = np.asarray(pixels.paste_back(original, painted, mask))[0].tolist()
+    assert joined == [[10, 200, 30, 0], [200, 20, 40, 20], [200, 20, 40, 100]]
+    half = Image.fromarray(np.array([[128, 128, 128]], dtype=np.uint8))
+    opaque = Image.new("RGBA", (3, 1), (0, 0, 255, 255))
+    blue, red = 255 * (1 - 128 / 255), 100 * 128 / 255
+    expected = [200 * red / (blue + red), 20 * red / (blue + red), (255 * blue + 40 * red) / (blue + red), blue + red]
+    assert np.asarray(pixels.paste_back(opaque, painted, half))[0, 0].tolist() == [round(value) for value in expected]
+
+
 def test_paste_back_keeps_black_parts_bit_for_bit() -> None:
     noise = np.random.default_rng(2).integers(0, 256, (2, 32, 32, 3), np.uint8)
     original, painted = Image.fromarray(noise[0]), Image.fromarray(noise[1])

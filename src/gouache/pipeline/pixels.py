@@ -297,10 +297,20 @@ def soften(mask: Image.Image, blur: int) -> Image.Image:
 def paste_back(original: Image.Image, painted: Image.Image, mask: Image.Image) -> Image.Image:
     """`painted` where the mask is white, `original` where it is black, bit for bit there; a blend between.
 
+    Colours are blended as far as they are opaque: those under transparent pixels are anything.
+
     Args:
         original: mode RGB or RGBA.
         painted: of the same size.
         mask: mode L, of the same size.
     """
-    mode = "RGBA" if "RGBA" in (original.mode, painted.mode) else "RGB"
-    return Image.composite(painted.convert(mode), original.convert(mode), mask)
+    if "RGBA" not in (original.mode, painted.mode):
+        return Image.composite(painted.convert("RGB"), original.convert("RGB"), mask)
+    under, over = (np.asarray(picture.convert("RGBA"), dtype=np.float64) for picture in (original, painted))
+    share = np.asarray(mask, dtype=np.float64)[..., None] / 255  # [H,W,1]
+    weights = (1 - share) * under[..., 3:], share * over[..., 3:]
+    alpha = weights[0] + weights[1]
+    colours = (weights[0] * under[..., :3] + weights[1] * over[..., :3]) / np.maximum(alpha, 1e-9)
+    blend = np.rint(np.concatenate([colours, alpha], axis=2))
+    blend = np.where(share == 0, under, np.where(share == 1, over, blend))
+    return Image.fromarray(blend.astype(np.uint8), "RGBA")
