@@ -248,7 +248,8 @@ def test_pieces_that_an_encoder_has_but_never_learnt_are_replaced_and_english_is
 
 def test_a_new_piece_starts_near_the_english_word_it_goes_with(stickers: Stickers) -> None:
     vocabulary = [*character_vocabulary(), "red", "blue", "green", "yellow", "apple", "fish", "tree", "sun"]
-    sizes = TINY_TEXT.model_copy(update={"vocabulary_size": len(vocabulary)})
+    # So wide that the random vectors of different words are nearly orthogonal, whatever was drawn.
+    sizes = TINY_TEXT.model_copy(update={"vocabulary_size": len(vocabulary), "width": 512})
     text = TextStack.of_sentences(SentenceEncoder(sizes), vocabulary)
     towers = ClipTraining(config_for(text=None), StickerPairs(stickers, range(8), 0), None, text, 48, 0).trained
     words = F.normalize(towers.text.get_parameter(WORDS).detach(), dim=1)
