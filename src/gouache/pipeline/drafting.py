@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,7 +66,8 @@ def draft(
     if not options.enabled:
         return Draft(torch.zeros(1, quantizer.config.latent_channels, *size, device=bundle.device), None, None)
     known = None if options.keep is None or start is None else kept_tokens(quantizer, start, options.keep)
-    attempts = [_attempt(bundle, text, empty, options, known, seed, k) for k in range(request.best_of)]
+    draw = draw_of(options, bundle.defaults)
+    attempts = [draw_tokens(bundle, text, empty, draw, [seed], k, known) for k in range(request.best_of)]
     tokens, score = attempts[0], None
     if len(attempts) > 1:
         scores = alignment_score(bundle, torch.cat(attempts), text, empty)  # [best_of]
@@ -97,24 +99,42 @@ def _resized(latents: Tensor, size: tuple[int, int]) -> Tensor:
     return F.interpolate(latents, size=size, mode="bilinear", align_corners=False)
 
 
-def _attempt(
+def draw_tokens(
     bundle: ModelBundle,
     text: Encoded,
     empty: Encoded,
-    options: PriorOptions,
-    known: Tensor | None,
-    seed: int,
-    index: int,
+    draw: Draw,
+    seeds: Sequence[int],
+    attempt: int = 0,
+    known: Tensor | None = None,
 ) -> Tensor:
-    """Draw tokens [1,S] once."""
+    """Draw the tokens [B,S] of some pictures once, each from its own seed.
+
+    Args:
+        bundle: a model with a prior.
+        text: the prompts, a row for each seed.
+        empty: the empty text, one row.
+        draw: how.
+        seeds: the pictures' own.
+        attempt: number of this draw among the pictures' draws.
+        known: tokens to keep, -1 where one is to be drawn. [B,S]
+
+    Raises:
+        InvalidInput: the model has no prior, or its text encoder no pooled vector.
+    """
     prior, quantizer = bundle.prior, bundle.quantizer
-    if prior is None or quantizer is None or text.pooled is None or empty.pooled is None:
+    if prior is None or quantizer is None:
+        raise InvalidInput("prior", given=f"a model of family {bundle.family}", expected="a model with a prior")
+    if text.pooled is None or empty.pooled is None:
         raise InvalidInput("prior", given="a text encoder without a pooled vector", expected="one with it")
-    uniform = torch.rand((1, prior.config.length), generator=generator_for(seed, "prior", index)).to(bundle.device)
-    tokens = torch.empty(1, 0, dtype=torch.long)
+    streams = [generator_for(seed, "prior", attempt) for seed in seeds]
+    uniform = torch.cat([torch.rand((1, prior.config.length), generator=stream) for stream in streams])
+    mask = None if empty.mask is None else empty.mask.expand(len(seeds), -1)
+    without = (empty.context.expand(len(seeds), -1, -1), empty.pooled.expand(len(seeds), -1), mask)
+    tokens = torch.empty(len(seeds), 0, dtype=torch.long)
     walk = prior.sample(
-        quantizer, text.context, text.pooled, uniform, context_mask=text.mask, draw=draw_of(options, bundle.defaults),
-        unconditional=(empty.context, empty.pooled, empty.mask), known=known,
+        quantizer, text.context, text.pooled, uniform.to(bundle.device), context_mask=text.mask, draw=draw,
+        unconditional=without, known=known,
     )  # fmt: skip
     for tokens in walk:  # noqa: B007
         pass

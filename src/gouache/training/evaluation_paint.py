@@ -10,11 +10,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gouache.diffusion.rng import ImageNoise, ImageSeed, generator_for
+from gouache.diffusion.rng import ImageNoise, ImageSeed
 from gouache.errors import ConfigError
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.conditioning import Encoded, PromptPlan
-from gouache.pipeline.drafting import draw_of
+from gouache.pipeline.drafting import draw_of, draw_tokens
 from gouache.pipeline.likelihood import alignment_score, encode_captions
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.pixels import to_image
@@ -94,26 +94,10 @@ def _drafts(
         return torch.zeros(len(seeds), channels, *size, device=bundle.device)
     if bundle.quantizer is None:
         raise ConfigError(f"model {bundle.name!r}", given="no prior", expected="a model with a prior")
-    attempts = torch.stack([_tokens(bundle, text, empty, seeds, k) for k in range(setting.best_of)])  # [best_of,B,S]
-    scores = torch.stack([alignment_score(bundle, tokens, text, empty) for tokens in attempts])
-    chosen = attempts[scores.argmax(0).to(attempts.device), torch.arange(len(seeds))]
+    draw = draw_of(None, bundle.defaults)
+    attempts = torch.stack([draw_tokens(bundle, text, empty, draw, seeds, k) for k in range(setting.best_of)])
+    chosen = attempts[0]  # [B,S]
+    if setting.best_of > 1:
+        scores = torch.stack([alignment_score(bundle, tokens, text, empty) for tokens in attempts])  # [best_of,B]
+        chosen = attempts[scores.argmax(0).to(attempts.device), torch.arange(len(seeds))]
     return bundle.quantizer.decode(chosen)
-
-
-def _tokens(bundle: ModelBundle, text: Encoded, empty: Encoded, seeds: Sequence[int], attempt: int) -> Tensor:
-    """One attempt of the prior for each picture. [B,S]"""
-    prior, quantizer = bundle.prior, bundle.quantizer
-    if prior is None or quantizer is None or text.pooled is None or empty.pooled is None:
-        raise ConfigError(f"model {bundle.name!r}", given="no prior", expected="a model with a prior")
-    streams = [generator_for(seed, "prior", attempt) for seed in seeds]
-    uniform = torch.cat([torch.rand((1, prior.config.length), generator=stream) for stream in streams])
-    mask = None if empty.mask is None else empty.mask.expand(len(seeds), -1)
-    without = (empty.context.expand(len(seeds), -1, -1), empty.pooled.expand(len(seeds), -1), mask)
-    tokens = torch.empty(len(seeds), 0, dtype=torch.long)
-    walk = prior.sample(
-        quantizer, text.context, text.pooled, uniform.to(bundle.device), context_mask=text.mask,
-        draw=draw_of(None, bundle.defaults), unconditional=without,
-    )  # fmt: skip
-    for tokens in walk:  # noqa: B007
-        pass
-    return tokens
