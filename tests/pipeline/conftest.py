@@ -136,6 +136,12 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> Twins:
     return made
 
 
+@pytest.fixture(scope="module")
+def own_twins(twins: Twins, tmp_path_factory: pytest.TempPathFactory) -> Twins:
+    """Twins for one file alone, whose tests change diffusers' side: unfusing leaves rounding behind, new words stay."""
+    return type(twins)(tmp_path_factory.mktemp("own_twins"))
+
+
 @pytest.fixture(autouse=True)
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hashes of models are remembered in a folder of the test run's own."""

@@ -87,19 +87,11 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "ff.net.
 CONVOLUTIONS = ("conv1", "conv2", "conv_shortcut", "downsamplers.0.conv", "upsamplers.0.conv", "time_emb_proj")
 
 
-@pytest.fixture(scope="module")
-def own_pairs() -> dict[Any, Any]:
-    """Pairs for this file alone: unfusing in diffusers changes weights by rounding, which other tests would see."""
-    return {}
-
-
 @pytest.fixture
-def clean(twins: Twins, own_pairs: dict[Any, Any]) -> Iterator[Twins]:
+def clean(own_twins: Twins) -> Iterator[Twins]:
     """The twins; adapters that a test gave to diffusers are taken out again."""
-    shared, twins._built = twins._built, own_pairs
-    yield twins
-    twins._built = shared
-    for pair in own_pairs.values():
+    yield own_twins
+    for pair in list(own_twins._built.values()):
         pair.theirs.unload_lora_weights()
         pair.ours.adapters.folder = AdapterFolder(Path("nowhere"))
 

@@ -30,10 +30,10 @@ TIGHT = 1e-5
 
 
 @pytest.fixture
-def clean(twins: Twins) -> Iterator[Twins]:
+def clean(own_twins: Twins) -> Iterator[Twins]:
     """The twins; what a test gave to ours is taken out again."""
-    yield twins
-    for pair in list(twins._built.values()):
+    yield own_twins
+    for pair in list(own_twins._built.values()):
         pair.ours.adapters.folder = AdapterFolder(Path("nowhere"))
 
 
