@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 SECONDS = 120_000
+CLOSED_BY_LEAVING = re.compile(r"^AbortError: signal is aborted|Connection errored out")
 PAINT, EDIT, GALLERY, MODELS, TRAIN = range(5)
 PROMPT = "<img src=x onerror=alert(1)> {{fox}} ${alert(2)} `red`"
 pytestmark = [
@@ -129,7 +130,7 @@ def test_paint_search_restore_reload_cancel_and_a_second_tab(browser: Browser, s
     page.fill("#prompt textarea", "half a thought")
     page.locator("#negative textarea, #negative input").focus()
     page.wait_for_timeout(700)
-    page.reload()
+    reload(page, faults)
     wait_for_status(page, "Painting")
     page.locator("#paint-stage .g-busy img").wait_for()
     keep(page, "paint-busy")
@@ -145,6 +146,14 @@ def test_paint_search_restore_reload_cancel_and_a_second_tab(browser: Browser, s
     wait_for_status(second, "已取消")
     assert studio_page.studio.jobs.get(job).state == "cancelled"
     assert faults == second_faults == []
+
+
+def reload(page: Page, faults: list[str]) -> None:
+    """Load the page anew. Faults that the leaving document reports of its own closed connections are not kept."""
+    before = len(faults)
+    page.reload()
+    page.locator("#prompt textarea").wait_for()
+    faults[before:] = [fault for fault in faults[before:] if not CLOSED_BY_LEAVING.search(fault)]
 
 
 def load_canvas(page: Page, file: Path) -> None:
@@ -244,7 +253,7 @@ def test_training_is_started_shows_its_error_and_is_for_administrators(
     page.click("#train-start")
     page.locator("#run-state .g-bad", has_text="expected columns file_name and text").wait_for()
     keep(page, "train-error")
-    page.reload()
+    reload(page, faults)
     tab(page, TRAIN)
     page.locator("#run-state .g-bad", has_text="expected columns file_name and text").wait_for()
     page.click("#run-delete")
@@ -252,7 +261,7 @@ def test_training_is_started_shows_its_error_and_is_for_administrators(
     assert faults == []
 
     studio_page.studio.accounts.add_token("ada", "a-token-that-is-long-enough")
-    page.reload()
+    reload(page, faults)
     tab(page, TRAIN)
     page.locator("#train-refused", has_text="For administrators").wait_for()
     assert not page.locator("#train-start").is_visible()
