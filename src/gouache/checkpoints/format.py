@@ -26,14 +26,17 @@ from gouache.checkpoints.header import DOWNLOAD_AGAIN, Header, TensorInfo, read_
 from gouache.errors import CorruptCheckpoint, InvalidInput
 
 __all__ = [
-    "FORMAT_VERSION", "SHA256", "SafetensorsFile", "WeightSource", "atomic_write", "dtype_name", "load_tensors",
-    "read_header", "save_tensors", "verify_sha256", "write_json", "write_tensors",
+    "ALIGNMENT", "FORMAT_VERSION", "SHA256", "SafetensorsFile", "WeightSource", "atomic_write", "dtype_name",
+    "load_tensors", "read_header", "save_tensors", "verify_sha256", "write_json", "write_tensors",
 ]  # fmt: skip
 
 FORMAT_VERSION = "1"
 OWN_PREFIX = "gouache."
 SHA256 = "gouache.sha256"
 CHUNK = 1 << 22
+ALIGNMENT = 64
+"""Where in memory a tensor begins is a multiple of this, as torch's own do: matrix libraries add in another order
+elsewhere, so that the same weights at another place in a file would paint a picture that differs in rounding."""
 
 TORCH_DTYPES = {
     "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E5M2": torch.float8_e5m2,
@@ -67,7 +70,8 @@ def dtype_name(dtype: torch.dtype) -> str:
 class SafetensorsFile:
     """A safetensors file, open for reading; a `WeightSource`.
 
-    A mapped tensor shares the file's pages until it is written to (copy on write), so that loading costs no copy.
+    A mapped tensor shares the file's pages until it is written to (copy on write), so that loading costs no copy. A
+    tensor that doesn't lie at a multiple of `ALIGNMENT` is read into memory of its own instead.
     The file must not be cut short while such a tensor lives; replacing it by another file is safe.
     """
 
@@ -82,7 +86,7 @@ class SafetensorsFile:
         offset = self.header.data_start + info.start
         if not info.elements:
             return torch.empty(info.shape, dtype=dtype)
-        if mapped and offset % dtype.itemsize == 0:
+        if mapped and offset % ALIGNMENT == 0:
             return torch.frombuffer(self._pages(), dtype=dtype, count=info.elements, offset=offset).view(info.shape)
         return self._copied(info, dtype, offset)
 
@@ -255,7 +259,7 @@ def _encoded_header(infos: Mapping[str, TensorInfo], order: list[str], metadata:
         }
         position += info.bytes
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 
 

@@ -182,13 +182,13 @@ def _fits(info: TensorInfo, shape: tuple[int, ...], change: Change) -> bool:
 
 
 def changed(tensor: Tensor, change: Change, shape: tuple[int, ...]) -> Tensor:
-    """A file's tensor as our network holds it: a view of it where that is possible."""
+    """A file's tensor as our network holds it: a view of all of it where that is possible."""
     if change is Change.POINTWISE:
         return tensor.reshape(shape)
     if change is Change.TRANSPOSED:
         return tensor.T.contiguous()
     if change in THIRDS:
-        return tensor[THIRDS.index(change) * shape[0] :][: shape[0]]
+        return tensor[THIRDS.index(change) * shape[0] :][: shape[0]].clone()
     return tensor
 
 
