@@ -8,11 +8,12 @@ from typing import Literal
 import pytest
 import torch
 
-from gouache.errors import InvalidInput, ShapeMismatch
+from gouache.errors import ConfigError, InvalidInput, ShapeMismatch
+from gouache.models.draw_order import draw_order
 from gouache.models.prior import Draw, Prior, PriorConfig, inverse_transform, prior_inputs, truncate
 from gouache.models.quantizer import Quantizer, QuantizerConfig
 
-Order = Literal["raster", "scales"]
+Order = Literal["raster", "scales", "turns"]
 Text = Literal["prefix", "cross"]
 SIZES = {"width": 32, "depth": 2, "heads": 4, "context_dim": 12, "pooled_dim": 6, "features": 8}
 
@@ -24,7 +25,8 @@ def networks(order: Order, text: Text = "prefix", levels: tuple[int, ...] = (3, 
     groups = (1,) * 16 if order == "raster" else quantizer.groups
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(0)
-        prior = Prior(PriorConfig(vocabulary=quantizer.vocabulary, groups=groups, text=text, **SIZES))
+        turns = (1, 4, 4) if order == "turns" else ()
+        prior = Prior(PriorConfig(vocabulary=quantizer.vocabulary, groups=groups, turns=turns, text=text, **SIZES))
         return Quantizer(quantizer).eval(), prior.eval()
 
 
@@ -40,7 +42,7 @@ def random_tokens(prior: Prior, batch: int) -> torch.Tensor:
     return torch.randint(prior.config.vocabulary, (batch, prior.config.length), generator=generator)
 
 
-CASES = list(itertools.product(("raster", "scales"), ("prefix", "cross")))
+CASES = list(itertools.product(("raster", "scales", "turns"), ("prefix", "cross")))
 
 
 @pytest.mark.parametrize(("order", "text"), CASES)
@@ -58,16 +60,36 @@ def test_cached_sampling_sees_the_logits_of_the_full_pass(order: Order, text: Te
 
 
 @pytest.mark.parametrize(("order", "text"), CASES)
-def test_logits_depend_on_the_groups_before_only(order: Order, text: Text) -> None:
+def test_logits_depend_on_the_turns_before_only(order: Order, text: Text) -> None:
     quantizer, prior = networks(order, text)
     tokens, (context, pooled, mask) = random_tokens(prior, 2), text_states(2)
-    start = prior.config.groups[0]
-    changed = tokens.clone()
-    changed[:, start:] = (changed[:, start:] + 1) % prior.config.vocabulary
-    a, b = (prior(prior_inputs(prior.config, quantizer, t), context, pooled, mask) for t in (tokens, changed))
-    seen = start + prior.config.groups[1]
-    assert torch.allclose(a[:, :seen], b[:, :seen], atol=1e-6)
-    assert not torch.allclose(a[:, seen:], b[:, seen:], atol=1e-3)
+    a = prior(prior_inputs(prior.config, quantizer, tokens), context, pooled, mask)
+    drawn = torch.split(prior.order.order, prior.order.sizes)
+    for turn in range(len(drawn) - 1):
+        changed = tokens.clone()
+        changed[:, drawn[turn]] = (changed[:, drawn[turn]] + 1) % prior.config.vocabulary
+        b = prior(prior_inputs(prior.config, quantizer, changed), context, pooled, mask)
+        differs = (a - b).abs().amax((0, 2)) > 1e-6
+        assert not differs[torch.cat(drawn[: turn + 1])].any()
+        assert differs[drawn[turn + 1]].all()
+
+
+def test_a_scale_in_turns_begins_far_apart_and_each_turn_follows_its_own_cell() -> None:
+    order = draw_order((1, 16), (1, 4))
+    assert [places.tolist() for places in order.rounds[1]] == [
+        [1, 3, 9, 11], [6, 8, 14, 16], [2, 4, 10, 12], [5, 7, 13, 15]
+    ]  # fmt: skip
+    assert order.before.tolist() == [-1, -1, 6, -1, 8, 2, 1, 4, 3, -1, 14, -1, 16, 10, 9, 12, 11]
+    assert order.order[order.place_in_order].tolist() == list(range(17))
+    assert draw_order((1, 4), ()).order.tolist() == list(range(5))
+
+
+@pytest.mark.parametrize(
+    ("groups", "turns"), [((1, 4), (1,)), ((1, 4), (1, 2)), ((1, 4, 16), (1, 4, 16)), ((6,), (4,))]
+)
+def test_turns_that_do_not_tile_a_scale_are_refused(groups: tuple[int, ...], turns: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"prior.turns.*a square cell that tiles"):
+        PriorConfig.from_dict({"groups": groups, "turns": turns})
 
 
 def test_padding_of_the_text_changes_nothing() -> None:
@@ -78,10 +100,11 @@ def test_padding_of_the_text_changes_nothing() -> None:
     assert torch.allclose(prior(inputs, context, pooled, mask), prior(inputs, filled, pooled, mask), atol=1e-5)
 
 
-def test_the_likelihoods_of_all_pictures_add_up_to_one() -> None:
+@pytest.mark.parametrize("turns", [(), (1, 4)])
+def test_the_likelihoods_of_all_pictures_add_up_to_one(turns: tuple[int, ...]) -> None:
     sizes = {"latent_channels": 2, "latent_size": 2, "features": 8, "width": 8, "blocks": 1}
     quantizer = Quantizer(QuantizerConfig.from_dict({**sizes, "levels": (3,), "scales": (1, 2)})).eval()
-    prior = Prior(PriorConfig(vocabulary=3, groups=(1, 4), **SIZES)).eval()  # type: ignore[arg-type]
+    prior = Prior(PriorConfig(vocabulary=3, groups=(1, 4), turns=turns, **SIZES)).eval()  # type: ignore[arg-type]
     every = torch.tensor(list(itertools.product((0, 1, 2), repeat=5)))
     context, pooled, _ = (t[:1].expand(len(every), *t.shape[1:]) for t in text_states(2))
     total = prior.log_likelihood(quantizer, every, context, pooled).sum(1).double().exp().sum()

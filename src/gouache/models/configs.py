@@ -254,12 +254,21 @@ class QuantizerConfig(Config):
         return tuple(side * side for side in self.scales)
 
 
+def _in_cells(tokens: int, turns: int, coarser: int) -> bool:
+    """Whether a square grid falls into square cells of `turns` tokens, each within one of the `coarser` tokens."""
+    side, cell = math.isqrt(tokens), math.isqrt(max(turns, 1))
+    square = side * side == tokens and cell * cell == turns
+    return turns == 1 or (square and cell & (cell - 1) == 0 and side % cell == 0 and turns * coarser <= tokens)
+
+
 class PriorConfig(Config):
     """Sizes of the prior."""
 
     vocabulary: int = 625
     groups: tuple[int, ...] = (1, 4, 16, 64)
-    """Tokens drawn at once, in order; all ones is raster order."""
+    """Tokens of every scale, in order; all ones is raster order."""
+    turns: tuple[int, ...] = ()
+    """Turns in which the tokens of every scale are drawn (1, 4, 16, ...); none: a scale at once."""
     features: int = 32
     """Channels of the quantized vectors it reads."""
     context_dim: int = 384
@@ -275,6 +284,24 @@ class PriorConfig(Config):
     def length(self) -> int:
         """Tokens of one picture."""
         return sum(self.groups)
+
+    @property
+    def in_turns(self) -> bool:
+        """Whether any scale is drawn in more than one turn."""
+        return any(turns > 1 for turns in self.turns)
+
+    @model_validator(mode="after")
+    def _turns_fit(self) -> PriorConfig:
+        # A turn has a token in every coarser token's area, so that all that was drawn before can be seen from it.
+        coarser = (1, *self.groups)
+        fits = len(self.turns) in (0, len(self.groups)) and all(map(_in_cells, self.groups, self.turns, coarser))
+        if not fits:
+            raise ConfigError(
+                "prior.turns", given=f"{self.turns} for scales of {self.groups} tokens",
+                expected="for every scale 1, 4, 16, ...: a square cell that tiles its grid, no larger than a token of "
+                "the scale before",
+            )  # fmt: skip
+        return self
 
 
 class UpscalerConfig(Config):

@@ -2,8 +2,8 @@
 
 Tokens come in groups; all tokens of a group are drawn at once, given the groups before. With one token a group this
 is the raster order of Esser et al. 2021 ("Taming Transformers"); with one scale a group it is the next-scale
-prediction of Tian et al. 2024 ("Visual Autoregressive Modeling", equation 4). Text stands as a prefix of the sequence
-or is attended to across (a config choice).
+prediction of Tian et al. 2024 ("Visual Autoregressive Modeling", equation 4), and a scale may be drawn in several
+turns (`models/draw_order.py`). Text stands as a prefix of the sequence or is attended to across (a config choice).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from gouache.errors import InvalidInput, ShapeMismatch
 from gouache.models.configs import PriorConfig
+from gouache.models.draw_order import draw_order
 from gouache.models.quantizer import Quantizer
 from gouache.nn.attention import attend_heads, key_mask
 from gouache.nn.dropout import Dropout
@@ -106,7 +107,9 @@ class Prior(nn.Module):
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         self.config = config
+        self.order = draw_order(config.groups, config.turns)
         self.features_in = nn.Linear(config.features, config.width)
+        self.before_in = nn.Linear(config.features, config.width, bias=False) if config.in_turns else None
         self.pooled_in = nn.Linear(config.pooled_dim, config.width)
         self.context_in = nn.Linear(config.context_dim, config.width)
         self.position_embedding = nn.Parameter(torch.empty(config.length, config.width))
@@ -121,7 +124,7 @@ class Prior(nn.Module):
         """Logits of every token, given the true tokens of the groups before.
 
         Args:
-            inputs: what `prior_inputs` makes of the tokens. [B,S,F]
+            inputs: what `prior_inputs` makes of the tokens. [B,S,F], [B,S,2F] if drawn in turns
             context: text states. [B,L,D]
             pooled: one vector for the whole text. [B,P]
             context_mask: true where a text state counts; none means all. [B,L]
@@ -131,12 +134,14 @@ class Prior(nn.Module):
         """
         self._check(inputs, context, pooled)
         text, mask = self._text(context, context_mask)
-        x = self._embed(inputs, pooled, 0)
+        order = self.order.order.to(inputs.device)
+        x = self._embed(inputs[:, order], pooled, order)
         own = self._group_mask(x.device)  # [S,S]
         if self.config.text == "cross":
-            return self._run(x, own[None, None].expand(len(x), 1, -1, -1), None, text, mask)[0]
-        logits, _ = self._run(torch.cat([text, x], dim=1), _prefix_mask(mask, own), None, None, None)
-        return logits[:, text.shape[1] :]
+            logits, _ = self._run(x, own[None, None].expand(len(x), 1, -1, -1), None, text, mask)
+        else:
+            logits, _ = self._run(torch.cat([text, x], dim=1), _prefix_mask(mask, own), None, None, None)
+        return logits[:, -len(order) :][:, self.order.place_in_order.to(inputs.device)]
 
     def log_likelihood(
         self, quantizer: Quantizer, tokens: Tensor, context: Tensor, pooled: Tensor, context_mask: Tensor | None = None
@@ -158,7 +163,7 @@ class Prior(nn.Module):
         unconditional: tuple[Tensor, Tensor, Tensor | None] | None = None,
         known: Tensor | None = None,
     ) -> Iterator[Tensor]:
-        """Draw tokens group by group; yields the tokens so far [B,S'] after each group.
+        """Draw tokens scale by scale; yields the tokens so far [B,S'] after each scale.
 
         Args:
             quantizer: turns the tokens drawn into what the next group reads.
@@ -175,18 +180,27 @@ class Prior(nn.Module):
         if guided and unconditional is not None:
             streams.append(self._stream(*unconditional))
         tokens = torch.empty(len(context), 0, dtype=torch.long, device=context.device)
-        start = 0
-        for count in self.config.groups:
-            inputs = self._next_inputs(quantizer, tokens, count)
-            logits = [stream.step(inputs) for stream in streams]
-            mixed = logits[-1] + draw.guidance_scale * (logits[0] - logits[-1]) if guided else logits[0]
-            drawn = inverse_transform(truncate(mixed.float(), draw), uniform[:, start : start + count])
-            if known is not None:
-                kept = known[:, start : start + count]
-                drawn = torch.where(kept >= 0, kept, drawn)
-            tokens = torch.cat([tokens, drawn], dim=1)
-            start += count
+        for scale, turns in enumerate(self.order.rounds):
+            inputs = self._next_inputs(quantizer, tokens, self.config.groups[scale])
+            start, tokens = tokens.shape[1], F.pad(tokens, (0, self.config.groups[scale]))
+            for places in (one.to(tokens.device) for one in turns):
+                told = inputs[:, places - start]
+                if self.before_in is not None:
+                    told = torch.cat([told, self._before(quantizer, tokens, scale, places)], dim=2)
+                logits = [stream.step(told, places) for stream in streams]
+                mixed = logits[-1] + draw.guidance_scale * (logits[0] - logits[-1]) if guided else logits[0]
+                drawn = inverse_transform(truncate(mixed.float(), draw), uniform[:, places])
+                if known is not None:
+                    drawn = torch.where(known[:, places] >= 0, known[:, places], drawn)
+                tokens[:, places] = drawn
             yield tokens
+
+    def _before(self, quantizer: Quantizer, tokens: Tensor, scale: int, places: Tensor) -> Tensor:
+        """Vectors of the tokens that the turn before drew in the cells of `places`; zero in a first turn. [B,N,F]"""
+        before = self.order.before.to(places.device)[places]
+        if int(before[0]) < 0:
+            return torch.zeros(len(tokens), len(places), self.config.features, device=tokens.device)
+        return quantizer.vectors_of(scale, tokens[:, before])
 
     def _stream(self, context: Tensor, pooled: Tensor, mask: Tensor | None) -> Stream:
         return Stream(self, context, pooled, mask)
@@ -200,9 +214,11 @@ class Prior(nn.Module):
         padded = F.pad(tokens, (0, self.config.length - tokens.shape[1]))
         return quantizer.vectors(padded)[:, tokens.shape[1] - 1 : tokens.shape[1]]
 
-    def _embed(self, inputs: Tensor, pooled: Tensor, start: int) -> Tensor:
-        positions = self.position_embedding[start : start + inputs.shape[1]]
-        return self.features_in(inputs) + positions + self.pooled_in(pooled)[:, None]  # type: ignore[no-any-return]
+    def _embed(self, inputs: Tensor, pooled: Tensor, places: Tensor) -> Tensor:
+        x = self.features_in(inputs[..., : self.config.features]) + self.position_embedding[places]
+        if self.before_in is not None:
+            x = x + self.before_in(inputs[..., self.config.features :])
+        return x + self.pooled_in(pooled)[:, None]  # type: ignore[no-any-return]
 
     def _text(self, context: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         if mask is None:
@@ -219,15 +235,15 @@ class Prior(nn.Module):
         return self.head(self.norm_out(x)), longer
 
     def _group_mask(self, device: torch.device) -> Tensor:
-        """A token sees every token of its own group and of the groups before. [S,S]"""
-        sizes = torch.tensor(self.config.groups, device=device)
+        """A token sees every token of its own turn and of the turns before. [S,S], in the order of drawing"""
+        sizes = torch.tensor(self.order.sizes, device=device)
         group_of = torch.repeat_interleave(torch.arange(len(sizes), device=device), sizes)
         return group_of[:, None] >= group_of[None]
 
     def _check(self, inputs: Tensor, context: Tensor, pooled: Tensor) -> None:
         config = self.config
         for name, tensor, wanted in (
-            ("inputs", inputs, (config.length, config.features)),
+            ("inputs", inputs, (config.length, config.features * (1 + config.in_turns))),
             ("context", context, (context.shape[1], config.context_dim)),
             ("pooled", pooled, (config.pooled_dim,)),
         ):
@@ -245,10 +261,10 @@ class Stream:
         self.prefix = text if self.cross is None else None
         self.caches: Cache | None = None
 
-    def step(self, inputs: Tensor) -> Tensor:
-        """Logits [B,N,V] of the next group, whose inputs are given [B,N,F]."""
+    def step(self, inputs: Tensor, places: Tensor) -> Tensor:
+        """Logits [B,N,V] of the next tokens to draw, whose inputs [B,N,F] and places [N] are given."""
         prior, count = self.prior, inputs.shape[1]
-        x = prior._embed(inputs, self.pooled, self.done)
+        x = prior._embed(inputs, self.pooled, places)
         if self.prefix is not None:
             if self.caches is None:
                 group = torch.zeros(count, count, dtype=torch.bool, device=x.device).logical_not()
@@ -265,9 +281,14 @@ class Stream:
 
 
 def prior_inputs(config: PriorConfig, quantizer: Quantizer, tokens: Tensor) -> Tensor:
-    """What the prior reads at every position when the true tokens [B,S] are known. [B,S,F]"""
+    """What the prior reads at every position when the true tokens [B,S] are known. [B,S,F], [B,S,2F] in turns"""
     if config.groups == quantizer.config.groups:
-        return quantizer.inputs(tokens)
+        sums = quantizer.inputs(tokens)
+        if not config.in_turns:
+            return sums
+        before = draw_order(config.groups, config.turns).before.to(tokens.device)
+        told = quantizer.vectors(tokens)[:, before.clamp(min=0)] * (before >= 0)[:, None]
+        return torch.cat([sums, told], dim=2)
     if set(config.groups) != {1}:
         raise ShapeMismatch("prior.groups", given=config.groups, expected=f"{quantizer.config.groups}, or all ones")
     return F.pad(quantizer.vectors(tokens)[:, :-1], (0, 0, 1, 0))

@@ -131,15 +131,13 @@ class Quantizer(nn.Module):
     def features(self, tokens: Tensor) -> list[Tensor]:
         """Running sums of quantized features [B,F,s,s] after 0, 1, ... of the scales that `tokens` [B,S'] covers."""
         side = self.config.scales[-1]
-        total = torch.zeros(len(tokens), self.config.features, side, side, device=tokens.device)
         weight = next(self.from_code.parameters())
         total = weight.new_zeros(len(tokens), self.config.features, side, side)
         sums, start = [total], 0
         for k, count in enumerate(self.config.groups):
             if start + count > tokens.shape[1]:
                 break
-            code = self.fsq.codes(tokens[:, start : start + count]).to(total.dtype)
-            total = total + self._spread(self.from_code[k](code), self.config.scales[k])
+            total = total + self._spread(self.vectors_of(k, tokens[:, start : start + count]), self.config.scales[k])
             sums.append(total)
             start += count
         if start != tokens.shape[1]:
@@ -161,9 +159,13 @@ class Quantizer(nn.Module):
     def vectors(self, tokens: Tensor) -> Tensor:
         """The quantized vector of every token, each by its scale's own projection: tokens [B,S] -> [B,S,F]."""
         parts = torch.split(tokens, list(self.config.groups), dim=1)
-        weight = next(self.from_code.parameters())
-        codes = [self.fsq.codes(part).to(weight.dtype) for part in parts]
-        return torch.cat([project(code) for project, code in zip(self.from_code, codes, strict=True)], dim=1)
+        return torch.cat([self.vectors_of(k, part) for k, part in enumerate(parts)], dim=1)
+
+    def vectors_of(self, scale: int, tokens: Tensor) -> Tensor:
+        """The quantized vectors of tokens of one scale: [B,N] -> [B,N,F]."""
+        project = self.from_code[scale]
+        out: Tensor = project(self.fsq.codes(tokens).to(next(project.parameters()).dtype))
+        return out
 
     def _spread(self, part: Tensor, side: int) -> Tensor:
         """Vectors of one scale [B,k*k,F] on the finest grid [B,F,s,s]."""
