@@ -24,6 +24,7 @@ import uvicorn
 from sqlalchemy import create_engine
 
 from gouache.serve.app import create_app
+from gouache.serve.connections import listen, uvicorn_config
 from gouache.serve.job import FINISHED, Job
 from gouache.serve.settings import Limits, Settings
 from gouache.serve.studio import Studio
@@ -36,30 +37,29 @@ class Server:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        config = uvicorn.Config(create_app(studio), log_level="error", access_log=False, timeout_graceful_shutdown=1)
-        self._server = uvicorn.Server(config)
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-        self._socket.bind(("127.0.0.1", 0))
+        self.web = uvicorn.Server(uvicorn_config(create_app(studio), studio.settings))
+        self._socket = listen(studio.settings)
         self.port = int(self._socket.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"
         self._thread = threading.Thread(target=self._run, daemon=True)
 
     def _run(self) -> None:
-        asyncio.run(self._server.serve(sockets=[self._socket]))
+        asyncio.run(self.web.serve(sockets=[self._socket]))
 
     def start(self) -> Server:
         """Serve, and wait until it answers."""
         self._thread.start()
-        for _ in range(200):
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
             with contextlib.suppress(httpx.HTTPError):
-                httpx.get(f"{self.url}/v1/capabilities", timeout=1)
+                httpx.get(f"{self.url}/v1/capabilities", timeout=5)
                 return self
             time.sleep(0.05)
         raise TimeoutError("the server did not start")
 
     def stop(self) -> None:
         """End the server and its workers."""
-        self._server.should_exit = True
+        self.web.should_exit = True
         self._thread.join(30)
         self.studio.close()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import struct
 import threading
+import time
 import zlib
 from typing import TYPE_CHECKING
 
@@ -92,6 +94,113 @@ def test_slow_bodies_are_cut_off_and_keep_nobody_waiting(start_server: StartServ
     for one in slow:
         assert one.recv(100).startswith(b"HTTP/1.1 408")
         one.close()
+
+
+def speaking(server: Server, said: bytes) -> socket.socket:
+    """A connection on which so much was said."""
+    made = socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    made.sendall(said)
+    return made
+
+
+def heard(connection: socket.socket) -> bytes:
+    """Everything until the server closes the connection."""
+    parts = []
+    with contextlib.suppress(ConnectionError):
+        while part := connection.recv(2**16):
+            parts.append(part)
+    connection.close()
+    return b"".join(parts)
+
+
+def drip(connections: list[socket.socket], said: bytes, seconds: float) -> None:
+    """A few bytes now and then, so that no connection is ever quiet; until the server wants no more."""
+    until = time.monotonic() + seconds
+    while connections and time.monotonic() < until:
+        for one in list(connections):
+            try:
+                one.sendall(said)
+            except ConnectionError:
+                connections.remove(one)
+                one.close()
+        time.sleep(0.1)
+
+
+def test_headers_that_never_end_are_cut_off(start_server: StartServer) -> None:
+    server = start_server(workers=0, limits={"header_seconds": 1.0})
+    start = time.monotonic()
+    silent = [speaking(server, b"") for _ in range(20)]
+    half = [speaking(server, b"GET /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ") for _ in range(60)]
+    second = [speaking(server, b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n") for _ in range(20)]
+    for one in second:
+        assert one.recv(100).startswith(b"HTTP/1.1 200")
+        one.sendall(b"GET /healthz HTTP/1.1\r\nX-Slow: ")
+    assert httpx.get(f"{server.url}/healthz", timeout=30).status_code == 200
+    dripping = half + second
+    drip(dripping, b"a", 30)
+    assert dripping == []
+    assert 1.0 <= time.monotonic() - start < 25
+    assert all(heard(one) == b"" for one in silent)
+    assert httpx.get(f"{server.url}/healthz", timeout=30).status_code == 200
+
+
+def test_half_a_request_is_answered_with_408(start_server: StartServer) -> None:
+    server = start_server(workers=0, limits={"header_seconds": 0.3})
+    assert heard(speaking(server, b"GET / HTTP/1.1\r\nHost:")).startswith(b"HTTP/1.1 408 ")
+
+
+def test_headers_without_measure_are_refused(server: Server) -> None:
+    said = b"GET / HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Long: " + b"a" * 200_000
+    assert heard(speaking(server, said))[:12] in (b"HTTP/1.1 400", b"")  # Reset where bytes are left unread.
+
+
+def test_a_body_that_goes_on_after_its_answer_is_cut_off(start_server: StartServer) -> None:
+    server = start_server(workers=0, limits={"header_seconds": 1.0})
+    head = b"POST /v1/jobs HTTP/1.1\r\nHost: evil.example\r\nContent-Length: 9999999\r\n\r\n"
+    slow = [speaking(server, head) for _ in range(10)]
+    for one in slow:
+        assert one.recv(100).startswith(b"HTTP/1.1 403")
+    drip(slow, b"a", 30)
+    assert slow == []
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="this system has no such limit")
+def test_who_reads_nothing_of_the_answer_is_cut_off(start_server: StartServer) -> None:
+    server = start_server(workers=0, limits={"body_seconds": 1.0})
+    deaf = socket.socket()
+    deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    deaf.settimeout(60)
+    deaf.connect(("127.0.0.1", server.port))
+    asked = b"GET /openapi.json HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n"
+    deaf.sendall(asked * 100)  # Answers of some ten megabytes, more than the system keeps for a connection.
+    until = time.monotonic() + 60
+    while connections_of(server) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert connections_of(server) == 0
+    deaf.close()
+
+
+def connections_of(server: Server) -> int:
+    return len(server.web.server_state.connections)
+
+
+def test_too_many_connections_are_turned_away_and_the_server_lives(start_server: StartServer) -> None:
+    server = start_server(workers=0, limits={"connections": 10, "header_seconds": 2.0})
+    many = [speaking(server, b"") for _ in range(30)]
+    refused = httpx.get(f"{server.url}/healthz", timeout=30)
+    assert refused.status_code == 503
+    for one in many:
+        one.close()
+    until = time.monotonic() + 30
+    while httpx.get(f"{server.url}/healthz", timeout=30).status_code == 503 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert httpx.get(f"{server.url}/healthz", timeout=30).status_code == 200
+
+
+def test_an_upgrade_is_no_way_in(server: Server) -> None:
+    said = b"GET /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nConnection: Upgrade, close\r\nUpgrade: websocket\r\n"
+    said += b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    assert heard(speaking(server, said)).startswith((b"HTTP/1.1 200", b"HTTP/1.1 400"))
 
 
 def test_a_picture_deleted_while_its_job_goes_on_stays_deleted(client: httpx.Client, server: Server) -> None:

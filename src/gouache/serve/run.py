@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -13,6 +12,7 @@ import uvicorn
 from gouache.checkpoints.hub import data_folder, model_folders
 from gouache.errors import InvalidInput, ModelNotFound
 from gouache.pipeline.request import Request
+from gouache.serve.connections import listen, uvicorn_config
 from gouache.serve.embedding import missing_tower
 from gouache.serve.logs import log_to_stderr
 from gouache.serve.settings import Settings
@@ -94,32 +94,13 @@ def run(studio: Studio, announce: Callable[[str], object]) -> None:
 
     check_openness(studio)
     settings = studio.settings
-    listener = _listen(settings)
+    listener = listen(settings)
     log_to_stderr()
     address = listener.getsockname()
     announce(f"http://{settings.host}:{address[1]}")
-    config = uvicorn.Config(
-        create_app(studio), log_config=None, access_log=False, server_header=False, lifespan="on",
-        timeout_graceful_shutdown=max(1, round(settings.grace)), forwarded_allow_ips="",
-    )  # fmt: skip
+    config = uvicorn_config(create_app(studio), settings)
     try:
         uvicorn.Server(config).run(sockets=[listener])
     finally:
         studio.close()
         listener.close()
-
-
-def _listen(settings: Settings) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # asyncio turns Nagle's algorithm off only where the protocol is named; with it small replies take 40 ms.
-    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    try:
-        listener.bind((settings.host, settings.port))
-    except OSError as error:
-        listener.close()
-        raise InvalidInput(
-            "port", given=f"{settings.host}:{settings.port}", expected="a free port of this machine",
-            cure=f"{error.strerror}. Choose another with --port.",
-        ) from error  # fmt: skip
-    return listener

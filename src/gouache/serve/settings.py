@@ -21,7 +21,11 @@ class Limits(Config):
     body_bytes: Count = 64 * 2**20
     """Bytes of one HTTP body."""
     body_seconds: Seconds = 60.0
-    """Time that one body may take to arrive."""
+    """Time that one body may take to arrive, and that a client may take no byte of its answer."""
+    header_seconds: Seconds = 20.0
+    """Time from one answer to the whole headers of a connection's next request."""
+    connections: Count = 4000
+    """Connections at once; fewer where the system allows fewer open files."""
     prompt: Count = 20_000
     """Characters of a prompt."""
     pixels: Count = 4 * 2**20
