@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor
@@ -13,7 +15,38 @@ from gouache.diffusion.parameterization import Parameterization, denoised_from, 
 from gouache.diffusion.step import Denoise
 from gouache.errors import ConfigError, ShapeMismatch
 from gouache.models.configs import DenoiserConfig, NoiseScheduleConfig
+from gouache.models.controlnet import ControlNet
 from gouache.models.unet import UNet
+from gouache.models.unet_blocks import Residuals
+
+
+@dataclass(frozen=True, slots=True)
+class Steering:
+    """A ControlNet with what it sees; every tensor has B rows, or one for all.
+
+    Attributes:
+        network: it.
+        features: of the control picture, see `ControlNet.embed`. [B, C, h, w]
+        weight: factor on what it adds. [B]
+        guess: weigh coarse residuals more than fine ones.
+    """
+
+    network: ControlNet
+    features: Tensor
+    weight: Tensor
+    guess: bool = False
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Steering:
+        """The same with changed tensors."""
+        return replace(self, features=change(self.features), weight=change(self.weight))
+
+    def residuals(self, x: Tensor, timestep: Tensor, given: Condition) -> Residuals:
+        """What it adds to the U-Net's feature maps for these inputs of the U-Net."""
+        found: Residuals = self.network(
+            x, timestep, given.context, self.features,
+            context_mask=given.mask, pooled=given.pooled, guess=self.guess,
+        )  # fmt: skip
+        return found.scaled(self.weight)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +58,14 @@ class Condition:
         mask: True where a token is real; None = all. [B, L]
         pooled: the ready vector of a network that takes one. [B, P]
         draft: channels laid beside the latents by a network that takes them. [B, Cd, h, w]
+        controls: networks that steer this one.
     """
 
     context: Tensor
     mask: Tensor | None = None
     pooled: Tensor | None = None
     draft: Tensor | None = None
+    controls: tuple[Steering, ...] = ()
 
     def rows(self, start: int, end: int) -> Condition:
         """Rows `start` (included) to `end` (excluded) of every tensor."""
@@ -48,20 +83,36 @@ class Condition:
         mask, pooled, draft = (
             None if tensor is None else change(tensor) for tensor in (self.mask, self.pooled, self.draft)
         )
-        return replace(self, context=change(self.context), mask=mask, pooled=pooled, draft=draft)
+        controls = tuple(control.map(change) for control in self.controls)
+        return replace(self, context=change(self.context), mask=mask, pooled=pooled, draft=draft, controls=controls)
 
 
 def stack(conditions: Sequence[Condition]) -> Condition:
     """Conditions under one another, for one network call: rows add up.
 
     Raises:
-        ShapeMismatch: one has a mask, pooled vector or draft and another has not.
+        ShapeMismatch: one has a mask, pooled vector, draft or control and another has not.
     """
     return Condition(
         context=torch.cat([condition.context for condition in conditions]),
         mask=_stack("mask", [condition.mask for condition in conditions]),
         pooled=_stack("pooled", [condition.pooled for condition in conditions]),
         draft=_stack("draft", [condition.draft for condition in conditions]),
+        controls=_stack_controls([condition.controls for condition in conditions]),
+    )
+
+
+def _stack_controls(rows: list[tuple[Steering, ...]]) -> tuple[Steering, ...]:
+    if len({tuple(id(control.network) for control in controls) for controls in rows}) > 1:
+        counts = ", ".join(str(len(controls)) for controls in rows)
+        raise ShapeMismatch("conditions' controls", given=f"{counts} of them", expected="the same networks in all")
+    return tuple(
+        replace(
+            same[0],
+            features=torch.cat([control.features for control in same]),
+            weight=torch.cat([control.weight for control in same]),
+        )
+        for same in zip(*rows, strict=True)
     )
 
 
@@ -146,13 +197,16 @@ class Denoiser:
         """As a call, with the learned variance if there is one."""
         weight = self.network.conv_in.weight
         given = condition.expand(x.shape[0]).to(weight.device, weight.dtype)
+        noisy = network_input(x, sigma, self.schedule.path).to(weight.dtype)
+        timestep = self.schedule.sigma_to_t(sigma).to(weight.device, torch.float32)
         output: Tensor = self.network(
-            network_input(x, sigma, self.schedule.path).to(weight.dtype),
-            self.schedule.sigma_to_t(sigma).to(weight.device, torch.float32),
+            noisy,
+            timestep,
             given.context,
             context_mask=given.mask,
             pooled=given.pooled,
             draft=given.draft,
+            residuals=_sum([control.residuals(noisy, timestep, given) for control in given.controls]),
         )
         raw, variance = self._split(output.to(x.dtype))
         denoised = denoised_from(raw, x, sigma, self.parameterization, self.schedule.path)
@@ -167,6 +221,10 @@ class Denoiser:
             return output, None
         raw, variance = output.chunk(2, dim=1)
         return raw, (variance + 1) / 2
+
+
+def _sum(residuals: Sequence[Residuals]) -> Residuals | None:
+    return reduce(add, residuals) if residuals else None
 
 
 def schedule_from(config: NoiseScheduleConfig) -> NoiseSchedule:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gouache.errors import ShapeMismatch
 from gouache.models.configs import UNetConfig
-from gouache.models.unet_blocks import BlockShape, Conditioning, DownLevel, Level, MiddleLevel, UpLevel
+from gouache.models.unet_blocks import BlockShape, Conditioning, DownLevel, Level, MiddleLevel, Residuals, UpLevel
 from gouache.nn.attention import key_mask
 from gouache.nn.elementwise import silu
 from gouache.nn.embeddings import EmbeddingMLP, sinusoidal_embedding
@@ -19,7 +19,7 @@ from gouache.nn.group_norm import GroupNorm
 from gouache.nn.resnet import ResnetBlock, zero_
 from gouache.nn.transformer import SpatialTransformer, TransformerBlock
 
-__all__ = ["UNet", "UNetConfig", "transformer_blocks"]
+__all__ = ["UNet", "UNetConfig", "block_shape", "down_levels", "time_and_pooled", "transformer_blocks"]
 
 
 class UNet(nn.Module):
@@ -35,14 +35,14 @@ class UNet(nn.Module):
             self.pooled_grid = nn.Linear(config.pooled_width, grid)
         elif config.pooled_width:
             self.add_embedding = EmbeddingMLP(config.pooled_width, config.embedding_width)
-        self.down_blocks, skip_channels = _down_levels(config)
+        self.down_blocks, skip_channels = down_levels(config)
         if config.middle_layers:
             last = len(config.channels) - 1
             self.mid_block = MiddleLevel(
                 config.channels[-1],
                 config.middle_layers,
                 depth=config.middle_transformer_layers,
-                shape=_shape(config, last),
+                shape=block_shape(config, last),
             )
         self.up_blocks = _up_levels(config, skip_channels)
         self.conv_norm_out = GroupNorm(config.norm_groups, config.channels[0])
@@ -57,6 +57,7 @@ class UNet(nn.Module):
         context_mask: Tensor | None = None,
         pooled: Tensor | None = None,
         draft: Tensor | None = None,
+        residuals: Residuals | None = None,
     ) -> Tensor:
         """One evaluation of the network.
 
@@ -68,6 +69,7 @@ class UNet(nn.Module):
             pooled: the text as one vector; needed if and only if the config has a `pooled_width`. [B, pooled_width]
             draft: channels to lay beside `x`; needed if and only if the config has `draft_channels`.
                 [B, draft_channels, h, w]
+            residuals: what a ControlNet adds to the feature maps.
 
         Returns:
             [B, out_channels, h, w].
@@ -87,18 +89,17 @@ class UNet(nn.Module):
             hidden = down(hidden, given, skips)
         if self.config.middle_layers:
             hidden = self.mid_block(hidden, given)
+        if residuals is not None:
+            skips = [skip + more for skip, more in zip(skips, residuals.skips, strict=True)]
+            hidden = hidden + residuals.middle
         for up in self.up_blocks:
             hidden = up(hidden, given, skips)
         out: Tensor = self.conv_out(self.conv_norm_out(hidden, activate=True))
         return out
 
     def _embedding(self, timestep: Tensor, pooled: Tensor | None, dtype: torch.dtype) -> Tensor:
-        waves = sinusoidal_embedding(timestep, self.config.channels[0]).to(dtype)
-        embedding: Tensor = self.time_embedding(waves)
-        if pooled is not None and not self.config.pooled_grid_channels:
-            embedding = embedding + self.add_embedding(pooled)
-        # Every residual block activates it first; doing it once here gives the same numbers.
-        return silu(embedding)
+        added = self.add_embedding if pooled is not None and not self.config.pooled_grid_channels else None
+        return time_and_pooled(self.time_embedding, added, timestep, pooled, dtype)
 
     def _stem(self, x: Tensor, pooled: Tensor | None, draft: Tensor | None) -> Tensor:
         """Everything that enters through the first convolution. [B, in + draft + grid channels, h, w]"""
@@ -142,7 +143,19 @@ class UNet(nn.Module):
         zero_(self.conv_out)
 
 
-def _shape(config: UNetConfig, level: int) -> BlockShape:
+def time_and_pooled(
+    time: EmbeddingMLP, added: EmbeddingMLP | None, timestep: Tensor, pooled: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """The activated embedding of time [B] and, where a network `added` takes it, of the pooled vector. [B, D]"""
+    embedding: Tensor = time(sinusoidal_embedding(timestep, time.linear_1.in_features).to(dtype))
+    if added is not None and pooled is not None:
+        embedding = embedding + added(pooled)
+    # Every residual block activates it first; doing it once here gives the same numbers.
+    return silu(embedding)
+
+
+def block_shape(config: UNetConfig, level: int) -> BlockShape:
+    """What the blocks of a level have in common."""
     return BlockShape(
         heads=config.heads[level],
         embedding_width=config.embedding_width,
@@ -152,13 +165,13 @@ def _shape(config: UNetConfig, level: int) -> BlockShape:
     )
 
 
-def _down_levels(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
+def down_levels(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
     """The way down, and the channels of every feature map that it keeps."""
     blocks, kept, before = nn.ModuleList(), [config.channels[0]], config.channels[0]
     for level, width in enumerate(config.channels):
         last = level == len(config.channels) - 1
         depths = [config.transformer_layers[level]] * config.layers_per_level
-        blocks.append(DownLevel(before, width, depths=depths, shape=_shape(config, level), downsample=not last))
+        blocks.append(DownLevel(before, width, depths=depths, shape=block_shape(config, level), downsample=not last))
         kept += [width] * (config.layers_per_level + (0 if last else 1))
         before = width
     return blocks, kept
@@ -169,7 +182,7 @@ def _up_levels(config: UNetConfig, skip_channels: list[int]) -> nn.ModuleList:
     for depths, level in zip(config.up_depths(), reversed(range(len(config.channels))), strict=True):
         width = config.channels[level]
         skips = [kept.pop() for _ in depths]
-        blocks.append(UpLevel(before, width, skips, depths=depths, shape=_shape(config, level), upsample=level > 0))
+        blocks.append(UpLevel(before, width, skips, depths=depths, shape=block_shape(config, level), upsample=level > 0))
         before = width
     return blocks
 

@@ -29,6 +29,28 @@ class Conditioning:
 
 
 @dataclass(frozen=True, slots=True)
+class Residuals:
+    """What a ControlNet adds to the feature maps of a U-Net.
+
+    Attributes:
+        skips: for each map that is kept for the way up, in the order of the way down. [B, C, h, w] or [B, C, 1, 1]
+        middle: for the middle's result. [B, C, h, w] or [B, C, 1, 1]
+    """
+
+    skips: tuple[Tensor, ...]
+    middle: Tensor
+
+    def __add__(self, other: Residuals) -> Residuals:
+        skips = tuple(one + more for one, more in zip(self.skips, other.skips, strict=True))
+        return Residuals(skips, self.middle + other.middle)
+
+    def scaled(self, weight: Tensor) -> Residuals:
+        """Each row times its own weight. [B]"""
+        factor = weight[:, None, None, None]
+        return Residuals(tuple(skip * factor for skip in self.skips), self.middle * factor)
+
+
+@dataclass(frozen=True, slots=True)
 class BlockShape:
     """What the blocks of one level have in common.
 
