@@ -1,15 +1,27 @@
-"""The quick look at a job says what the models would say, and never yesterday's news."""
+"""The quick look at a job says what the models would say, and never yesterday's news; on both kinds of store."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+from sqlalchemy import update
 
 from gouache.errors import NotFound
 from gouache.pipeline.request import Request
 from gouache.serve.api_jobs import seen
 from gouache.serve.job import Job
+from gouache.serve.settings import Settings
 from gouache.serve.studio import Studio
+from gouache.serve.tables import jobs
 from gouache.serve.views import JobView
+
+
+@pytest.fixture
+def studio(settings: Settings, store_url: str) -> Iterator[Studio]:
+    made = Studio(settings.model_copy(update={"store": store_url}))
+    yield made
+    made.close()
 
 
 def handed_in(studio: Studio, **fields: object) -> Job:
@@ -56,3 +68,23 @@ def test_somebody_elses_job_and_no_job_are_not_found(studio: Studio) -> None:
     for name, owner in ((job.id, "eve"), ("0" * 32, "ada"), ("' OR 1=1 --", "ada")):
         with pytest.raises(NotFound):
             studio.glance.at(name, owner)
+
+
+def test_a_change_that_began_before_the_look_and_ended_after_it_is_seen(studio: Studio) -> None:
+    job = handed_in(studio)
+    with studio.database.write() as connection:
+        connection.execute(update(jobs).where(jobs.c.id == job.id).values(label="changed"))
+        assert same(studio, job.id).label == "note"
+    assert same(studio, job.id).label == "changed"
+
+
+@pytest.mark.parametrize("store_url", ["postgresql"], indirect=True)
+def test_a_server_that_was_started_anew_is_looked_at_again(studio: Studio) -> None:
+    job = handed_in(studio)
+    same(studio, job.id)
+    with studio.database.write() as connection:
+        connection.exec_driver_sql(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity "
+            "WHERE pid <> pg_backend_pid() AND datname = current_database()"
+        )
+    assert same(studio, job.id).state == "queued"

@@ -62,9 +62,10 @@ async def get(job_id: str, request: Request) -> Response:
     studio, owner = studio_of(request), owner_of(request)
     # Pollers ask for this more than for anything else: a read that waits for nobody needs no thread.
     if studio.database.sqlite:
-        return Response(studio.glance.at(job_id, owner), media_type="application/json")
-    view = await asyncio.to_thread(lambda: seen(studio, studio.jobs.get(job_id, owner)))
-    return Response(view.model_dump_json(), media_type="application/json")
+        view = studio.glance.at(job_id, owner)
+    else:
+        view = await asyncio.to_thread(studio.glance.at, job_id, owner)
+    return Response(view, media_type="application/json")
 
 
 @router.post("/{job_id}/cancel")

@@ -1,7 +1,8 @@
 """A quick look at one job: what pollers ask for, again and again, by the hundred.
 
-The reply is the one of `JobView`, built from the row without the detour over models, and used again for as long as
-SQLite says that nothing in the store was written (`PRAGMA data_version`).
+The reply is the one of `JobView`, built from the row without the detour over models, and used again for as long as the
+store says that nothing in it was written: SQLite by `PRAGMA data_version`, PostgreSQL by its snapshot, which names the
+transactions whose work can be seen.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import time
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection
+from sqlalchemy import Connection, CursorResult
+from sqlalchemy.exc import DBAPIError
 
 from gouache.errors import NotFound
 from gouache.pipeline.request import Request
@@ -27,13 +29,14 @@ _PICTURES = "SELECT id FROM pictures WHERE job = ? AND deleted IS NULL ORDER BY 
 _POSITION = (
     "SELECT count(*) FROM jobs WHERE state = 'queued' AND (priority > ? OR (priority = ? AND seq < ?))"
 )  # fmt: skip
+_VERSION = {"sqlite": "PRAGMA data_version", "postgresql": "SELECT pg_current_snapshot()::text"}
 _SHOWN = (
     "id", "state", "source", "label", "priority", "created", "started", "finished", "attempts", "step", "steps", "seq",
 )  # fmt: skip
 
 
 class Glance:
-    """Replies about single jobs of a SQLite store, from one connection of its own.
+    """Replies about single jobs, from one connection of its own.
 
     Args:
         database: the store.
@@ -43,7 +46,7 @@ class Glance:
         self.database = database
         self._connection: Connection | None = None
         self._lock = threading.Lock()
-        self._version = -1
+        self._version = ""
         self._kept: dict[str, tuple[str, bytes]] = {}
 
     def at(self, job_id: str, owner: str) -> bytes:
@@ -53,13 +56,11 @@ class Glance:
             NotFound: no such job, or somebody else's.
         """
         with self._lock:
-            connection = self._opened()
-            version = int(connection.exec_driver_sql("PRAGMA data_version").scalar_one())
-            if version != self._version or len(self._kept) > MOST_KEPT:
-                self._version, self._kept = version, {}
-            kept = self._kept.get(job_id)
-            if kept is None:
-                kept = self._kept[job_id] = _read(connection, job_id)
+            try:
+                kept = self._looked_up(job_id)
+            except DBAPIError:  # The database was started anew meanwhile, which this connection didn't live to see.
+                self._drop()
+                kept = self._looked_up(job_id)
         if kept[0] != owner:
             raise not_yours(job_id)
         return kept[1]
@@ -67,14 +68,28 @@ class Glance:
     def close(self) -> None:
         """Let go of the connection."""
         with self._lock:
-            if self._connection is not None:
-                self._connection.close()
-                self._connection = None
+            self._drop()
+
+    def _looked_up(self, job_id: str) -> tuple[str, bytes]:
+        connection = self._opened()
+        # Asked before anything is read: what is written in between is found by the next look.
+        version = str(connection.exec_driver_sql(_VERSION[connection.dialect.name]).scalar_one())
+        if version != self._version or len(self._kept) > MOST_KEPT:
+            self._version, self._kept = version, {}
+        if job_id not in self._kept:
+            self._kept[job_id] = _read(connection, job_id)
+        return self._kept[job_id]
 
     def _opened(self) -> Connection:
         if self._connection is None:
-            self._connection = self.database.engine.connect()
+            # Every statement sees the newest rows.
+            self._connection = self.database.engine.connect().execution_options(isolation_level="AUTOCOMMIT")
         return self._connection
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
 def not_yours(job_id: str) -> NotFound:
@@ -82,15 +97,21 @@ def not_yours(job_id: str) -> NotFound:
     return NotFound("job", given=repr(job_id), expected="the id of one of your jobs")
 
 
+def _ask(connection: Connection, statement: str, *values: object) -> CursorResult[Any]:
+    """Run a statement whose places are question marks, whatever the driver writes for them."""
+    plain = statement if connection.dialect.name == "sqlite" else statement.replace("?", "%s")
+    return connection.exec_driver_sql(plain, values)
+
+
 def _read(connection: Connection, job_id: str) -> tuple[str, bytes]:
-    row = connection.exec_driver_sql(_JOB, (job_id,)).first()
+    row = _ask(connection, _JOB, job_id).first()
     if row is None:
         raise not_yours(job_id)
     job = Job(**{**dict(zip(_NAMES, row, strict=True)), "cancel_requested": bool(row.cancel_requested)})
-    pictures = [one[0] for one in connection.exec_driver_sql(_PICTURES, (job_id,))]
+    pictures = [one[0] for one in _ask(connection, _PICTURES, job_id)]
     position = None
     if job.state == "queued":
-        position = connection.exec_driver_sql(_POSITION, (job.priority, job.priority, job.seq)).scalar_one()
+        position = _ask(connection, _POSITION, job.priority, job.priority, job.seq).scalar_one()
     values: dict[str, Any] = {name: getattr(job, name) for name in _SHOWN} | {
         "cancel_requested": job.cancel_requested, "position": position, "progress": job.fraction,
         "eta_seconds": job.eta(time.time()), "picture": len(pictures), "picture_count": job.pictures,
