@@ -84,6 +84,12 @@ def test_a_scale_in_turns_begins_far_apart_and_each_turn_follows_its_own_cell() 
     assert draw_order((1, 4), ()).order.tolist() == list(range(5))
 
 
+def test_a_prior_without_weights_knows_its_order() -> None:
+    with torch.device("meta"):
+        prior = Prior(PriorConfig(groups=(1, 4, 64), turns=(1, 4, 16), **SIZES))  # type: ignore[arg-type]
+    assert sorted(prior.order.order.tolist()) == list(range(69))
+
+
 @pytest.mark.parametrize(
     ("groups", "turns"), [((1, 4), (1,)), ((1, 4), (1, 2)), ((1, 4, 16), (1, 4, 16)), ((6,), (4,))]
 )

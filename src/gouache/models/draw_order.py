@@ -64,7 +64,8 @@ class DrawOrder:
 @lru_cache
 def draw_order(groups: tuple[int, ...], turns: tuple[int, ...]) -> DrawOrder:
     """The order for scales of `groups` tokens, each drawn in as many turns as `turns` says (none: one each)."""
-    return DrawOrder(groups, turns)
+    with torch.device("cpu"):  # a network may be built on the meta device; places are real all the same
+        return DrawOrder(groups, turns)
 
 
 def _bayer(side: int) -> Tensor:
