@@ -60,7 +60,7 @@ class Server:
     def stop(self) -> None:
         """End the server and its workers."""
         self.web.should_exit = True
-        self._thread.join(30)
+        self._thread.join(60)
         self.studio.close()
 
     def wait(self, job_id: str, seconds: float = 180) -> Job:

@@ -17,7 +17,7 @@ from gouache.serve.shelf import Shelf
 from gouache.serve.studio import Studio
 
 
-def ended(pulls: Pulls, seconds: float = 20) -> Pull:
+def ended(pulls: Pulls, seconds: float = 60) -> Pull:
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         newest = pulls.listing()[0]
@@ -96,7 +96,7 @@ def test_over_http(client: httpx.Client, monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert client.get("/v1/models/adapters").json() == []
     assert client.post("/v1/models/pulls", json={"repo": "../../etc"}).status_code == 422
     assert client.post("/v1/models/pulls", json={"repo": "painter/tiny"}).status_code == 202
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while client.get("/v1/models/pulls").json()[0]["state"] == "running" and time.monotonic() < until:
         time.sleep(0.05)
     newest = client.get("/v1/models/pulls").json()[0]

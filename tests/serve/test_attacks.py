@@ -127,7 +127,7 @@ def drip(connections: list[socket.socket], said: bytes, seconds: float) -> None:
 
 
 def test_headers_that_never_end_are_cut_off(start_server: StartServer) -> None:
-    server = start_server(workers=0, limits={"header_seconds": 1.0})
+    server = start_server(workers=0, limits={"header_seconds": 2.0})
     start = time.monotonic()
     silent = [speaking(server, b"") for _ in range(20)]
     half = [speaking(server, b"GET /v1/jobs HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Slow: ") for _ in range(60)]
@@ -139,7 +139,7 @@ def test_headers_that_never_end_are_cut_off(start_server: StartServer) -> None:
     dripping = half + second
     drip(dripping, b"a", 30)
     assert dripping == []
-    assert 1.0 <= time.monotonic() - start < 25
+    assert 2.0 <= time.monotonic() - start < 25
     assert all(heard(one) == b"" for one in silent)
     assert httpx.get(f"{server.url}/healthz", timeout=30).status_code == 200
 
@@ -185,7 +185,7 @@ def connections_of(server: Server) -> int:
 
 
 def test_too_many_connections_are_turned_away_and_the_server_lives(start_server: StartServer) -> None:
-    server = start_server(workers=0, limits={"connections": 10, "header_seconds": 2.0})
+    server = start_server(workers=0, limits={"connections": 10})
     many = [speaking(server, b"") for _ in range(30)]
     refused = httpx.get(f"{server.url}/healthz", timeout=30)
     assert refused.status_code == 503

@@ -155,8 +155,9 @@ def retry_poisoned(server: Process, ids: list[str], seconds: float) -> None:
     wait_for_all(server, ids, seconds)
 
 
+@pytest.mark.timeout(900)
 def test_every_job_survives_two_kills(tmp_path: Path) -> None:
-    run_with_kills(tmp_path, count=8, kills=2, pause=(1.0, 4.0), seconds=60)
+    run_with_kills(tmp_path, count=8, kills=2, pause=(1.0, 4.0), seconds=300)
 
 
 COUNT, KILLS = (int(os.environ.get(name, default)) for name, default in (
@@ -172,6 +173,7 @@ def test_a_thousand_jobs_survive_fifty_kills(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_job_that_kills_its_worker_fails_after_three_attempts_and_the_server_lives(
     start_server: StartServer,
 ) -> None:
@@ -179,7 +181,7 @@ def test_a_job_that_kills_its_worker_fails_after_three_attempts_and_the_server_l
     request = Request(prompt="long", seed=1, num_inference_steps=150, width=256, height=256)
     job, _ = server.studio.submit(request, owner="local", source="v1")
     for attempt in (1, 2, 3):
-        until = time.monotonic() + 60
+        until = time.monotonic() + 180
         while time.monotonic() < until:
             seen = server.studio.jobs.get(job.id)
             if seen.state == "running" and seen.attempts == attempt and seen.worker:
@@ -188,15 +190,16 @@ def test_a_job_that_kills_its_worker_fails_after_three_attempts_and_the_server_l
         assert seen.worker is not None
         os.kill(int(seen.worker.split(":")[1]), signal.SIGKILL)
     assert server.wait(job.id).state == "failed"
-    assert httpx.get(f"{server.url}/healthz").json() == {"status": "ok"}
-    assert "died 3 times" in httpx.get(f"{server.url}/v1/jobs/{job.id}").json()["error"]["message"]
+    assert httpx.get(f"{server.url}/healthz", timeout=60).json() == {"status": "ok"}
+    error = httpx.get(f"{server.url}/v1/jobs/{job.id}", timeout=60).json()["error"]
+    assert "died 3 times" in error["message"]
 
 
 def test_stopping_the_server_puts_the_running_job_back(start_server: StartServer, tmp_path: Path) -> None:
     server = start_server(grace=0.1)
     request = Request(prompt="long", seed=1, num_inference_steps=150, width=256, height=256)
     job, _ = server.studio.submit(request, owner="local", source="v1")
-    until = time.monotonic() + 60
+    until = time.monotonic() + 180
     while time.monotonic() < until and server.studio.jobs.get(job.id).step < 1:
         time.sleep(0.02)
     server.stop()

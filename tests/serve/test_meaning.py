@@ -62,7 +62,7 @@ def sentences() -> Sentences:
 
 def found_by(client: httpx.Client, wanted: int, **query: Any) -> dict[str, Any]:
     """The reply once every picture has its vector."""
-    until = time.monotonic() + 90
+    until = time.monotonic() + 200
     while time.monotonic() < until:
         answer = client.get("/v1/pictures", params=query)
         assert answer.status_code in (200, 504), answer.text
@@ -100,7 +100,7 @@ def test_a_server_with_towers_finds_the_nearest_pictures_first(start_server: Sta
 
 def test_without_a_model_the_answer_says_what_is_missing(start_server: StartServer) -> None:
     server = start_server()
-    until = time.monotonic() + 90
+    until = time.monotonic() + 200
     answer = httpx.get(f"{server.url}/v1/pictures", params={"meaning": "a fox"}, timeout=30)
     while answer.status_code == 504 and time.monotonic() < until:  # The worker still starts.
         answer = httpx.get(f"{server.url}/v1/pictures", params={"meaning": "a fox"}, timeout=30)

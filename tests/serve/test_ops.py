@@ -40,8 +40,8 @@ def test_health_readiness_and_metrics(client: httpx.Client, server: Server) -> N
 
 def test_not_ready_without_a_worker(start_server: StartServer) -> None:
     server = start_server(workers=0)
-    assert httpx.get(f"{server.url}/readyz").status_code == 200
-    assert httpx.get(f"{server.url}/metrics").status_code == 200
+    assert httpx.get(f"{server.url}/readyz", timeout=60).status_code == 200
+    assert httpx.get(f"{server.url}/metrics", timeout=60).status_code == 200
 
 
 def test_logs_are_json_with_the_jobs_id() -> None:

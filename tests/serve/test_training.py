@@ -220,7 +220,7 @@ def test_only_administrators_train(studio: Studio) -> None:
 def test_others_get_403_on_every_route(start_server: StartServer) -> None:
     token = "a-token-that-is-long-enough"
     server = start_server(workers=0, prepare=lambda studio: studio.accounts.add_token("ada", token))
-    with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {token}"}) as client:
+    with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {token}"}, timeout=60) as client:
         body = {"name": "x", "data": "x", "minutes": 1}
         answers = [
             client.get("/v1/training/sets"), client.put("/v1/training/sets/cats/one.png", content=png()),
@@ -236,7 +236,7 @@ def test_others_get_403_on_every_route(start_server: StartServer) -> None:
     assert not (server.studio.settings.data / "training").exists()
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_run_that_fails_says_why_in_its_own_words(start_server: StartServer) -> None:
     server = start_server(workers=0)
     with httpx.Client(base_url=server.url, timeout=60) as client:
