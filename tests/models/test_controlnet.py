@@ -95,9 +95,7 @@ def ours_of(family: Family, theirs: ControlNetModel) -> ControlNet:
     """The same weights; loading is strict, so every name and shape agrees."""
     order = family.control.get("controlnet_conditioning_channel_order", "rgb")
     pooled = family.control.get("global_pool_conditions", False)
-    made = ControlNet(
-        ControlNetConfig(unet=family.ours, hint_widths=HINTS, hint_order=order, pooled_residuals=pooled)
-    )
+    made = ControlNet(ControlNetConfig(unet=family.ours, hint_widths=HINTS, hint_order=order, pooled_residuals=pooled))
     made.load_state_dict(theirs.state_dict())
     return made.eval()
 
@@ -123,9 +121,7 @@ class Inputs:
         return torch.cat([self.text, sinusoidal_embedding(self.numbers, NUMBER_WIDTH).flatten(1)], dim=1)
 
     def ours(self, control: ControlNet, hint: Tensor, *, guess: bool = False) -> Residuals:
-        found: Residuals = control(
-            self.x, self.t, self.context, control.embed(hint), pooled=self.pooled, guess=guess
-        )
+        found: Residuals = control(self.x, self.t, self.context, control.embed(hint), pooled=self.pooled, guess=guess)
         return found
 
 

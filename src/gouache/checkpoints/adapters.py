@@ -115,6 +115,7 @@ def _controlnet(tensors: Tensors) -> Adapter | None:
         "control_model.input_hint_block.0.weight": "in a single file",
         "input_hint_block.0.weight": "extracted from a single file",
         "controlnet_cond_embedding.conv_in.weight": "diffusers names",
+        "control_add_embedding.linear_1.weight": "union",
     }
     for mark, label in marks.items():
         if mark in tensors:

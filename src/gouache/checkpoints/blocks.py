@@ -14,6 +14,7 @@ from typing import Literal
 
 from gouache.errors import UnknownFamily
 from gouache.models.configs import TextEncoderConfig, UNetConfig, VAEConfig
+from gouache.models.control_config import ControlNetConfig
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Tensor name -> shape, for one network, without the prefix that the network has in its file."""
@@ -56,27 +57,62 @@ def unet_config(shapes: Shapes, naming: Naming, where: str) -> UNetConfig:
     """
     counted = _count_ldm(shapes) if naming == "ldm" else _count_diffusers(shapes)
     _check_counts(counted, where)
-    channels = tuple(level[0][0] for level in counted.down)
-    depths = tuple(level[0][1] for level in counted.down)
-    projection = _first(shapes, ".proj_in.weight")
-    linear = len(projection) == 2
-    stem, head, pooled = (
-        ("input_blocks.0.0.weight", "out.2.weight", "label_emb.0.0.weight")
-        if naming == "ldm"
-        else ("conv_in.weight", "conv_out.weight", "add_embedding.linear_1.weight")
-    )
-    stem_width, out_channels = _at(shapes, stem, 1, where), _at(shapes, head, 0, where)
+    down = _way_down(counted, shapes, naming, where)
+    head = "out.2.weight" if naming == "ldm" else "conv_out.weight"
+    stem_width, out_channels = down.in_channels, _at(shapes, head, 0, where)
     # A network that predicts variances too has twice as many outputs as latents, never fewer inputs than latents.
     latents = out_channels if stem_width >= out_channels else stem_width
-    plain_up = [[depth] * len(row) for depth, row in zip(reversed(depths), counted.up, strict=True)]
+    plain_up = [[depth] * len(row) for depth, row in zip(reversed(down.transformer_layers), counted.up, strict=True)]
+    up = None if counted.up == plain_up else tuple(tuple(row) for row in counted.up)
+    return UNetConfig.from_dict(
+        {
+            **down.model_dump(),
+            "in_channels": latents,
+            "draft_channels": stem_width - latents,
+            "out_channels": out_channels,
+            "up_transformer_layers": up,
+        },
+        where=where,
+    )
+
+
+def controlnet_config(shapes: Shapes, naming: Naming, where: str) -> ControlNetConfig:
+    """Rebuild a ControlNet's config, and with it that of the way down of its U-Net. Arguments as in `unet_config`."""
+    counted = _count_ldm(shapes) if naming == "ldm" else _count_diffusers(shapes)
+    _check_way_down(counted, where)
+    if not counted.middle_resnets:
+        raise _no_network(where, "a ControlNet without a middle", "one with residual blocks there")
+    if naming == "ldm":
+        hint = [f"input_hint_block.{2 * i}.weight" for i in range(_count(shapes, "input_hint_block.{}.weight", 2))]
+    else:
+        inner = range(_count(shapes, "controlnet_cond_embedding.blocks.{}.weight"))
+        hint = [
+            f"controlnet_cond_embedding.{part}.weight"
+            for part in ("conv_in", *(f"blocks.{i}" for i in inner), "conv_out")
+        ]
+    # One convolution into the first width, then pairs of which the second widens, then one into the U-Net's width.
+    widths = tuple(_at(shapes, name, 0, where) for name in hint[:-1:2])
+    return ControlNetConfig(
+        unet=_way_down(counted, shapes, naming, where),
+        hint_channels=_at(shapes, hint[0], 1, where),
+        hint_widths=widths,
+    )
+
+
+def _way_down(counted: _Counted, shapes: Shapes, naming: Naming, where: str) -> UNetConfig:
+    """The config as far as stem, way down and middle show it; `in_channels` are all that enter."""
+    stem, pooled = (
+        ("input_blocks.0.0.weight", "label_emb.0.0.weight")
+        if naming == "ldm"
+        else ("conv_in.weight", "add_embedding.linear_1.weight")
+    )
+    channels = tuple(level[0][0] for level in counted.down)
+    linear = len(_first(shapes, ".proj_in.weight")) == 2
     return UNetConfig(
-        in_channels=latents,
-        draft_channels=stem_width - latents,
-        out_channels=out_channels,
+        in_channels=_at(shapes, stem, 1, where),
         channels=channels,
         layers_per_level=len(counted.down[0]),
-        transformer_layers=depths,
-        up_transformer_layers=None if counted.up == plain_up else tuple(tuple(row) for row in counted.up),
+        transformer_layers=tuple(level[0][1] for level in counted.down),
         middle_layers=counted.middle_resnets,
         middle_transformer_layers=counted.middle_depth,
         heads=unet_heads(channels, linear=linear),
@@ -212,14 +248,18 @@ def _count_diffusers(shapes: Shapes) -> _Counted:
 
 
 def _check_counts(counted: _Counted, where: str) -> None:
+    _check_way_down(counted, where)
+    if [len(row) for row in counted.up] != [len(counted.down[0]) + 1] * len(counted.down):
+        raise _no_network(
+            where, f"{[len(row) for row in counted.up]} residual blocks on the way up", "one more a level than down"
+        )
+
+
+def _check_way_down(counted: _Counted, where: str) -> None:
     blocks = {len(level) for level in counted.down}
     if not counted.down[0:1] or len(blocks) != 1 or 0 in blocks:
         raise _no_network(
             where, f"{[len(level) for level in counted.down]} residual blocks on the way down", "as many on each level"
-        )
-    if [len(row) for row in counted.up] != [blocks.pop() + 1] * len(counted.down):
-        raise _no_network(
-            where, f"{[len(row) for row in counted.up]} residual blocks on the way up", "one more a level than down"
         )
     for level in counted.down:
         if len(set(level)) != 1:
@@ -235,10 +275,10 @@ def _depth(shapes: Shapes, prefix: str) -> int:
     return _count(shapes, prefix + ".transformer_blocks.{}.norm1.weight")
 
 
-def _count(shapes: Shapes, pattern: str) -> int:
-    """How many of the names that `pattern` makes with 0, 1, 2 ... are there without a gap."""
+def _count(shapes: Shapes, pattern: str, stride: int = 1) -> int:
+    """How many of the names that `pattern` makes with 0, 1, 2 ... (times `stride`) are there without a gap."""
     n = 0
-    while pattern.format(n) in shapes:
+    while pattern.format(n * stride) in shapes:
         n += 1
     return n
 

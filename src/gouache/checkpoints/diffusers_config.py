@@ -20,6 +20,7 @@ from gouache.models.configs import (
     UNetConfig,
     VAEConfig,
 )
+from gouache.models.control_config import ControlNetConfig
 
 Json = Mapping[str, object]
 
@@ -36,6 +37,10 @@ UNET_OPTIONS: dict[str, tuple[object, ...]] = {
     "resnet_out_scale_factor": (1,), "resnet_skip_time_act": (False,), "resnet_time_scale_shift": ("default",),
     "time_cond_proj_dim": (None,), "time_embedding_act_fn": (None,), "time_embedding_dim": (None,),
     "time_embedding_type": ("positional",), "timestep_post_act": (None,),
+}  # fmt: skip
+CONTROLNET_OPTIONS: dict[str, tuple[object, ...]] = {
+    "controlnet_conditioning_channel_order": ("rgb", "bgr"), "global_pool_conditions": (False, True),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"),
 }  # fmt: skip
 VAE_OPTIONS: dict[str, tuple[object, ...]] = {"act_fn": ("silu", "swish")}
 TEXT_OPTIONS: dict[str, tuple[object, ...]] = {"layer_norm_eps": (1e-5,), "hidden_act": ("quick_gelu", "gelu")}
@@ -70,6 +75,23 @@ def unet_from_json(values: Json, counted: UNetConfig, where: str) -> UNetConfig:
             "norm_groups": values.get("norm_num_groups", 32),
         },
         where,
+    )
+
+
+def controlnet_from_json(values: Json, counted: ControlNetConfig, where: str) -> ControlNetConfig:
+    """A ControlNet's config: counted blocks; heads, groups and the order of colours from the JSON. Errors as above."""
+    _check_options(values, CONTROLNET_OPTIONS, where)
+    hint: Json = {
+        "conditioning_channels": counted.hint_channels,
+        "conditioning_embedding_out_channels": list(counted.hint_widths),
+    }
+    _check_agreement(values, hint, where)
+    return ControlNetConfig(
+        unet=unet_from_json(values, counted.unet, where),
+        hint_channels=counted.hint_channels,
+        hint_widths=counted.hint_widths,
+        hint_order="bgr" if values.get("controlnet_conditioning_channel_order") == "bgr" else "rgb",
+        pooled_residuals=bool(values.get("global_pool_conditions", False)),
     )
 
 

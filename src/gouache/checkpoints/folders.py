@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gouache.checkpoints import diffusers_config
+from gouache.checkpoints.adapters import Adapter, find_adapter
 from gouache.checkpoints.blocks import text_config, unet_config, vae_config
 from gouache.checkpoints.detect import (
     MARKS,
@@ -250,6 +251,14 @@ def _rest(parts: Mapping[str, Part], family: str) -> tuple[dict[str, int], tuple
 
 def _shapes(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
     return {name: info.shape for name, info in part_tensors(tensors, "").items()}
+
+
+def lone_adapter(folder: Path, *, variant: str | None = None) -> Adapter | None:
+    """The ControlNet or other adapter that lies in a folder of its own (config.json and weights); None if none does."""
+    if not (folder / "config.json").is_file():
+        return None
+    header = joined_header(weight_files(folder, variant=variant))
+    return find_adapter(header.tensors, header.metadata)
 
 
 def lone_network(folder: Path, *, variant: str | None = None) -> Part | None:

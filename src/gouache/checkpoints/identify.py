@@ -39,6 +39,9 @@ def _identify_folder(path: Path, variant: str | None) -> Identity:
         return card.identify_folder(path, own)
     if folders.is_diffusers_folder(path):
         return folders.identify_diffusers(path, variant=variant)
+    adapter = folders.lone_adapter(path, variant=variant)
+    if adapter is not None:
+        return Identity(adapter.kind, adapter.family, "network", label=adapter.label)
     part = folders.lone_network(path, variant=variant)
     if part is not None:
         return Identity(detect.kind_of({part.name: part}), "unknown", "network", parts={part.name: part})

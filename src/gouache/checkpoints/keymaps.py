@@ -14,6 +14,7 @@ from enum import Enum, auto
 from gouache.checkpoints.blocks import Naming
 from gouache.config import Config
 from gouache.models.configs import UNetConfig, VAEConfig
+from gouache.models.control_config import ControlNetConfig
 
 
 class Change(Enum):
@@ -111,6 +112,18 @@ def unet_table(config: UNetConfig) -> Table:
     return table
 
 
+def controlnet_table(config: ControlNetConfig) -> Table:
+    """Our ControlNet's modules and its authors': a U-Net's way down, the hint's convolutions, and one for each map."""
+    table = dict(unet_table(config.unet))
+    hint, blocks = "controlnet_cond_embedding", 2 * (len(config.hint_widths) - 1)
+    table[f"{hint}.conv_in"] = "input_hint_block.0"
+    table |= {f"{hint}.blocks.{i}": f"input_hint_block.{2 * i + 2}" for i in range(blocks)}
+    table[f"{hint}.conv_out"] = f"input_hint_block.{2 * blocks + 2}"
+    maps = len(config.unet.channels) * (config.unet.layers_per_level + 1)
+    table |= {f"controlnet_down_blocks.{i}": f"zero_convs.{i}.0" for i in range(maps)}
+    return {**table, "controlnet_mid_block": "middle_block_out.0"}
+
+
 def vae_table(config: VAEConfig) -> Table:
     """Our autoencoder's modules and CompVis's, which numbers the decoder's levels from the finest, not the coarsest."""
     table = {}
@@ -142,6 +155,9 @@ def speller(config: Config, naming: Naming) -> Speller:
         return lambda name: Spelling(name if name == "text_projection.weight" else f"text_model.{name}")
     if isinstance(config, UNetConfig) and naming == "ldm":
         table = unet_table(config)
+        return lambda name: Spelling(_translate(name, table))
+    if isinstance(config, ControlNetConfig) and naming == "ldm":
+        table = controlnet_table(config)
         return lambda name: Spelling(_translate(name, table))
     if isinstance(config, VAEConfig):
         table = {"ldm": vae_table(config), "old_diffusers": _old_vae_table()}.get(naming, {})

@@ -30,6 +30,8 @@ from gouache.models.configs import (
     UpscalerConfig,
     VAEConfig,
 )
+from gouache.models.control_config import ControlNetConfig
+from gouache.models.controlnet import ControlNet
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.sentence_encoder import SentenceEncoder
@@ -96,6 +98,8 @@ def build(config: Config) -> nn.Module:
         return Quantizer(config)
     if isinstance(config, UpscalerConfig):
         return Upscaler(config)
+    if isinstance(config, ControlNetConfig):
+        return ControlNet(config)
     raise InvalidInput("config", given=type(config).__name__, expected="the config of a network")
 
 

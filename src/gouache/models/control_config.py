@@ -18,7 +18,7 @@ class ControlNetConfig(Config):
     hint_channels: int = Field(default=3, gt=0)
     """Channels of the control picture."""
     hint_widths: tuple[int, ...] = Field(default=(16, 32, 96, 256), min_length=1)
-    """Widths of the convolutions that bring the control picture to the latents' size; each after the first halves it."""
+    """Widths of the convolutions that bring the control picture to the latents' size; each after the first halves."""
     hint_order: Literal["rgb", "bgr"] = "rgb"
     """Order of the control picture's channels."""
     pooled_residuals: bool = False

@@ -7,6 +7,7 @@ feature maps that the U-Net keeps for its way up. Parameter names are those of t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +34,7 @@ class HintEmbedding(nn.Module):
         widths = config.hint_widths
         self.conv_in = nn.Conv2d(config.hint_channels, widths[0], 3, padding=1)
         self.blocks = nn.ModuleList()
-        for before, after in zip(widths, widths[1:], strict=False):
+        for before, after in pairwise(widths):
             self.blocks.append(nn.Conv2d(before, before, 3, padding=1))
             self.blocks.append(nn.Conv2d(before, after, 3, padding=1, stride=2))
         self.conv_out = nn.Conv2d(widths[-1], config.unet.channels[0], 3, padding=1)

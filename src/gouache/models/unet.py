@@ -182,7 +182,8 @@ def _up_levels(config: UNetConfig, skip_channels: list[int]) -> nn.ModuleList:
     for depths, level in zip(config.up_depths(), reversed(range(len(config.channels))), strict=True):
         width = config.channels[level]
         skips = [kept.pop() for _ in depths]
-        blocks.append(UpLevel(before, width, skips, depths=depths, shape=block_shape(config, level), upsample=level > 0))
+        shape = block_shape(config, level)
+        blocks.append(UpLevel(before, width, skips, depths=depths, shape=shape, upsample=level > 0))
         before = width
     return blocks
 
