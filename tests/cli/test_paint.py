@@ -61,6 +61,7 @@ def test_options_become_the_request_they_name() -> None:
     given = {
         "seed": 3, "mask": "m.png", "mask_blur": 9, "hires": True, "hires_scale": 1.5, "upscale": 4.0, "apg": True,
         "guidance_interval": "0.5,4", "sigmas": "10,1,0", "prior": False, "init_image": "a.png", "vae_tiling": True,
+        "control": ["canny:a:b.png:0.5,end=0.6", "model=depth,image=c,d.png,guess=true"],
     }  # fmt: skip
     request = Request.from_dict(request_values(specs, given))
     assert request.seed == 3
@@ -75,6 +76,12 @@ def test_options_become_the_request_they_name() -> None:
     assert request.sigmas == (10, 1, 0)
     assert request.prior is not None
     assert request.prior.enabled is False
+    first, second = request.control
+    assert (first.model, first.image, first.weight, first.end) == ("canny", "a:b.png", 0.5, 0.6)
+    assert (second.model, second.image, second.weight, second.guess) == ("depth", "c,d.png", 1.0, True)
+    assert request_values(specs, {"control": []}) == {}
+    with pytest.raises(InvalidInput, match="MODEL:PICTURE"):
+        request_values(specs, {"control": ["edges.png"]})
     assert request_values(specs, {}) == {}
     with pytest.raises(InvalidInput, match="numbers"):
         request_values(specs, {"sigmas": "a,b"})

@@ -8,6 +8,7 @@ option of a group turns the group on.
 from __future__ import annotations
 
 import inspect
+import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ MAIN_FIELDS = {
     "interpolation": "prompt",
 }
 """Group -> the field that its own option sets. A group that isn't here is a switch."""
+CONTROL_FORM = "MODEL:PICTURE[:WEIGHT][,FIELD=VALUE]"
 SHORT = {
     "num_inference_steps": ("--steps", "-s"),
     "count": ("-n",),
@@ -45,6 +47,7 @@ PANELS = {
     **dict.fromkeys(
         ("init_image", "strength", "resize_mode", "image_guidance_scale", "depth_image"), "Starting picture"
     ),
+    **dict.fromkeys(("control",), "Control"),
     **dict.fromkeys(("mask",), "Mask"),
     **dict.fromkeys(("outpaint", "inversion", "interpolation"), "Edits"),
     **dict.fromkeys(("hires", "tiled", "vae_tiling", "seamless", "upscale"), "Large pictures"),
@@ -72,6 +75,7 @@ class OptionSpec:
         count: how many numbers a list has; 0 = no list, -1 = any number.
         metavar: what help shows for the value.
         help: the field's own explanation.
+        group: of a list of groups, each given by an option of its own, the class of one.
     """
 
     path: tuple[str, ...]
@@ -80,6 +84,7 @@ class OptionSpec:
     count: int
     metavar: str | None
     help: str
+    group: type[Config] | None = None
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -112,6 +117,8 @@ def option_specs(without: Iterable[str] = ()) -> list[OptionSpec]:
 
 
 def _group_of(field: FieldInfo) -> type[Config] | None:
+    if get_origin(field.annotation) is tuple:
+        return None
     for kind in (field.annotation, *get_args(field.annotation)):
         if isinstance(kind, type) and issubclass(kind, Config):
             return kind
@@ -127,6 +134,9 @@ def _spec(path: tuple[str, ...], name: str, field: FieldInfo) -> OptionSpec:
         return OptionSpec(path, name, str, 0, "|".join(get_args(kind)), text)
     if get_origin(kind) is tuple:
         parts = get_args(kind)
+        if isinstance(parts[0], type) and issubclass(parts[0], Config):
+            text = f"{text} {CONTROL_FORM}; may be repeated."
+            return OptionSpec(path, name, str, 0, CONTROL_FORM.partition("[")[0], text, parts[0])
         count = -1 if parts[-1] is Ellipsis else len(parts)
         return OptionSpec(path, name, str, count, ",".join(["NUMBER"] * max(count, 2)), text)
     if kind not in (str, int, float, bool):
@@ -148,8 +158,10 @@ def request_values(specs: Iterable[OptionSpec], given: Mapping[str, object]) -> 
     values: dict[str, Any] = {}
     for spec in specs:
         value = given.get(spec.name)
-        if value is None:
+        if value is None or value == []:
             continue
+        if spec.group is not None and isinstance(value, list):
+            value = [read_group(spec.flags[0], str(one), spec.group) for one in value]
         if spec.count:
             value = _numbers(spec, str(value))
         if len(spec.path) == 1 and _is_switch(spec):
@@ -164,6 +176,29 @@ def request_values(specs: Iterable[OptionSpec], given: Mapping[str, object]) -> 
 
 def _is_switch(spec: OptionSpec) -> bool:
     return _group_of(Request.model_fields[spec.path[0]]) is not None
+
+
+def read_group(flag: str, text: str, group: type[Config]) -> dict[str, str]:
+    """``MODEL:PICTURE``, ``MODEL:PICTURE:WEIGHT``, and behind either ``,FIELD=VALUE`` for the group's other fields.
+
+    Raises:
+        InvalidInput: it can't be read so.
+    """
+    first, *pairs = re.split(rf",(?=(?:{'|'.join(group.model_fields)})=)", text)
+    values = dict(pair.split("=", 1) for pair in pairs)
+    if first.partition("=")[0] in group.model_fields:
+        return {**dict([first.split("=", 1)]), **values}
+    model, colon, rest = first.partition(":")
+    picture, again, weight = rest.rpartition(":")
+    if not (again and _is_number(weight)):
+        picture, weight = rest, ""
+    if not (colon and model and picture):
+        raise InvalidInput(flag, given=repr(text), expected=CONTROL_FORM, cure="For example canny:edges.png:0.8")
+    return {"model": model, "image": picture, **({"weight": weight} if weight else {}), **values}
+
+
+def _is_number(text: str) -> bool:
+    return bool(re.fullmatch(r"\d+\.?\d*|\.\d+", text))
 
 
 def _numbers(spec: OptionSpec, text: str) -> list[float]:
@@ -196,6 +231,6 @@ def with_options(
 def _parameter(spec: OptionSpec) -> inspect.Parameter:
     panel = PANELS.get(spec.path[0], "Painting")
     option = typer.Option(*spec.flags, help=spec.help, metavar=spec.metavar, show_default=False, rich_help_panel=panel)
-    kind: Any = spec.kind
+    kind: Any = spec.kind if spec.group is None else list[str]
     annotation = Annotated[kind | None, option]
     return inspect.Parameter(spec.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

@@ -8,87 +8,50 @@ Nothing here imports torch: the command line builds its options from these class
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from gouache.config import Config
+from gouache.pipeline.request_values import (
+    MAX_BEST_OF,
+    MAX_CONTROLS,
+    MAX_COUNT,
+    MAX_FRAMES,
+    MAX_PIXELS,
+    MAX_PROMPT,
+    MAX_SEED,
+    MAX_SIDE,
+    MAX_STEPS,
+    MIN_SIDE,
+    Border,
+    Determinism,
+    Emphasis,
+    Fraction,
+    MaskFill,
+    Name,
+    Picture,
+    Preprocessor,
+    ResizeMode,
+    Safety,
+    Scale,
+    Seamless,
+    Seed,
+    Side,
+    Steps,
+    Text,
+    a_colour,
+    a_watermark,
+    an_aspect,
+)
 
-MAX_PROMPT = 100_000
-"""Characters in a prompt."""
-MAX_SEED = 2**63 - 1
-MAX_COUNT = 256
-"""Pictures in one request."""
-MIN_SIDE, MAX_SIDE = 8, 16_384
-"""Pixels along one side."""
-MAX_PIXELS = 64 * 2**20
-"""Pixels of one picture."""
-MAX_STEPS = 1000
-MAX_BEST_OF = 64
-MAX_FRAMES = 1000
-MAX_GUIDANCE = 1000.0
-MAX_WATERMARK = 32
-"""Bytes of a watermark in UTF-8."""
-
-Emphasis = Literal["a1111", "comfy", "none"]
-Determinism = Literal["exact", "portable", "a1111"]
-MaskFill = Literal["original", "fill", "noise", "nothing"]
-ResizeMode = Literal["stretch", "crop", "pad"]
-Seamless = Literal["none", "x", "y", "both"]
-Safety = Literal["off", "blur", "block"]
-
-_HASH = re.compile(r"sha256:[0-9a-f]{64}")
-_COLOUR = re.compile(r"transparent|white|black|#[0-9a-fA-F]{6}")
-_ASPECT = re.compile(r"([1-9]\d{0,4}):([1-9]\d{0,4})")
-
-
-def _reference(value: str) -> str:
-    if value.startswith("sha256:") and not _HASH.fullmatch(value):
-        raise ValueError("a picture's hash should be sha256: and 64 small hex digits")
-    if not value or "\0" in value:
-        raise ValueError("a picture should be a path or sha256:<64 hex digits>")
-    return value
-
-
-def _colour(value: str) -> str:
-    if not _COLOUR.fullmatch(value):
-        raise ValueError("a background should be transparent, white, black or #rrggbb")
-    return value
-
-
-def _aspect(value: str) -> str:
-    if not _ASPECT.fullmatch(value):
-        raise ValueError("an aspect ratio should look like 16:9")
-    return value
-
-
-def _utf8(value: str) -> str:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError("text should be valid Unicode, without lone surrogates") from error
-    return value
-
-
-def _short(value: str) -> str:
-    if not 1 <= len(_utf8(value).encode("utf-8")) <= MAX_WATERMARK:
-        raise ValueError(f"a watermark should have 1 to {MAX_WATERMARK} bytes in UTF-8")
-    return value
-
-
-Picture = Annotated[str, Field(max_length=4096), AfterValidator(_reference)]
-"""A picture by name: a path, or `sha256:<hex>` of bytes that the caller passes beside the request."""
-Text = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(_utf8)]
-Name = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_utf8)]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
-Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Border = Annotated[int, Field(ge=0, le=MAX_SIDE)]
-Scale = Annotated[float, Field(ge=-MAX_GUIDANCE, le=MAX_GUIDANCE)]
+__all__ = [
+    "MAX_COUNT", "MAX_PIXELS", "MAX_PROMPT", "MAX_SEED", "MAX_STEPS", "Apg", "Churn", "Control", "Emphasis", "Hires",
+    "Interpolation", "Inversion", "Mask", "Outpaint", "Prior", "Request", "ResizeMode", "Safety", "Seamless", "Tiled",
+    "Upscale",
+]  # fmt: skip
 
 
 class Apg(Config):
@@ -134,6 +97,37 @@ class Mask(Config):
     """Return the pixels outside the mask bit for bit."""
 
 
+class Control(Config):
+    """A picture of edges, depth or a pose that steers the painting, and the ControlNet that reads it."""
+
+    model: Name
+    """The ControlNet, by a name that gouache models lists."""
+    image: Picture
+    """The control picture; it is brought to size as resize_mode says."""
+    preprocessor: Preprocessor = "none"
+    """canny draws the edges of a photograph; none takes a picture that is ready."""
+    canny_low: Annotated[int, Field(ge=0, le=1000)] = 100
+    """Edges at least this strong count where they continue a strong one."""
+    canny_high: Annotated[int, Field(ge=0, le=1000)] = 200
+    """Edges at least this strong count by themselves."""
+    weight: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
+    """How strongly it steers."""
+    start: Fraction = 0.0
+    """Share of the steps after which it begins."""
+    end: Fraction = 1.0
+    """Share of the steps after which it ends."""
+    guess: bool = False
+    """Steer the prompt's side alone, so that the picture counts more than the words."""
+
+    @model_validator(mode="after")
+    def _is_in_order(self) -> Self:
+        if self.start >= self.end:
+            raise ValueError("start should be below end")
+        if self.canny_low > self.canny_high:
+            raise ValueError("canny_low should be at most canny_high")
+        return self
+
+
 class Outpaint(Config):
     """Grow the starting picture by pixels on each side, or centred to an aspect ratio."""
 
@@ -145,7 +139,7 @@ class Outpaint(Config):
     """Pixels to add above."""
     bottom: Border = 0
     """Pixels to add below."""
-    aspect: Annotated[str, AfterValidator(_aspect)] | None = None
+    aspect: Annotated[str, AfterValidator(an_aspect)] | None = None
     """Wanted width:height, for example 16:9; the picture is never cropped."""
     overlap: Annotated[int, Field(ge=0, le=MAX_SIDE)] = 32
     """Pixels of the old picture that are painted again for a smooth join."""
@@ -276,7 +270,7 @@ class Request(Config):
     """Width in pixels; the model's own, or the starting picture's. Above its own, its upscaler (if any) enlarges."""
     height: Side | None = None
     """Height in pixels; the model's own, or the starting picture's. Above its own, its upscaler (if any) enlarges."""
-    background: Annotated[str, AfterValidator(_colour)] | None = None
+    background: Annotated[str, AfterValidator(a_colour)] | None = None
     """transparent, white, black or #rrggbb, for models that paint transparency."""
     best_of: Annotated[int, Field(ge=1, le=MAX_BEST_OF)] = 1
     """Draft so many times and paint the likeliest draft."""
@@ -310,6 +304,8 @@ class Request(Config):
     """How much of the starting picture is painted over: 0 returns it, 1 ignores it. 0.75 without it; outpainting 1."""
     depth_image: Picture | None = None
     """Depth map for depth models: white is near."""
+    control: Annotated[tuple[Control, ...], Field(max_length=MAX_CONTROLS)] = ()
+    """ControlNets that steer the painting, each with its picture."""
     resize_mode: ResizeMode = "crop"
     """How a starting picture of another shape is brought to size."""
     mask: Mask | None = None
@@ -334,7 +330,7 @@ class Request(Config):
     prior: Prior | None = None
     """Settings of the autoregressive prior."""
 
-    watermark: Annotated[str, AfterValidator(_short)] | None = None
+    watermark: Annotated[str, AfterValidator(a_watermark)] | None = None
     """Text to hide in the picture's colours, where the package invisible-watermark (dwtDct) reads it."""
     safety: Safety = "off"
     """blur or block pictures that a safety checker finds; its weights are yours to supply."""
@@ -360,7 +356,7 @@ class Request(Config):
         """Every picture that the request names, each once, in the order of the fields."""
         mask = self.mask.image if self.mask else None
         last = self.interpolation.image if self.interpolation else None
-        names = (self.init_image, mask, self.depth_image, last)
+        names = (self.init_image, mask, self.depth_image, *(control.image for control in self.control), last)
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
     def replace(self, changes: Mapping[str, object]) -> Request:
