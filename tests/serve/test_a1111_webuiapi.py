@@ -6,6 +6,7 @@ import asyncio
 import json
 import threading
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -13,6 +14,7 @@ import pytest
 import webuiapi
 from PIL import Image
 
+from gouache.checkpoints.hub import shipped_model
 from gouache.diffusion.samplers import sampler_options
 from gouache.serve.a1111.mapping import TAKES_CHURN, TAKES_ETA
 
@@ -57,7 +59,51 @@ def test_extras_resizes_and_png_info_reads_back(api: Any) -> None:
     assert info.parameters["Size"] == "32x32"
 
 
-def test_every_listing_has_the_shape_that_the_client_reads(api: Any) -> None:
+@pytest.mark.skipif(shipped_model() is None, reason="this build ships no model, so none with an upscaler")
+def test_extras_use_the_upscaler_that_the_model_brings(api: Any, server: Server) -> None:
+    from gouache.checkpoints.identify import identify
+    from gouache.pipeline.enlarge import enlarge_picture
+    from gouache.pipeline.upscalers import load_part
+
+    listed = {entry["name"]: entry["model_name"] for entry in api.get_upscalers()}
+    assert listed["model"] == "pocket"
+    image = Image.effect_noise((40, 24), 60).convert("RGB").resize((80, 48))
+    path = shipped_model() or Path()
+    network = load_part(path, identify(path))
+    larger = api.extra_single_image(image=image, upscaler_1="model", upscaling_resize=3).image
+    assert larger.size == (240, 144)
+    assert larger.convert("RGB").tobytes() == enlarge_picture(image, 3.0, network).convert("RGB").tobytes()
+    square = api.extra_single_image(
+        image=image, upscaler_1="model", resize_mode=1, upscaling_resize_w=200, upscaling_resize_h=200
+    )
+    assert square.image.size == (200, 200)
+    smaller = api.extra_single_image(image=image, upscaler_1="model", upscaling_resize=0.5).image
+    assert smaller.size == (40, 24)
+    assert list((server.studio.settings.data / "errands").iterdir()) == []
+
+
+def test_adapters_on_the_disk_are_listed(api: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    for folder in ("loras", "embeddings"):
+        (tmp_path / folder).mkdir()
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    tensors = {f"{name}.lora_down.weight": torch.zeros(2, 320), f"{name}.lora_up.weight": torch.zeros(320, 2)}
+    save_file(tensors, tmp_path / "loras" / "ink.safetensors", {"ss_output_name": "inky"})
+    save_file({"emb_params": torch.zeros(3, 768)}, tmp_path / "embeddings" / "zog.safetensors")
+    (tmp_path / "embeddings" / "torn.safetensors").write_bytes(b"x")
+    monkeypatch.setenv("GOUACHE_MODELS", str(tmp_path))
+    assert api.get_loras() == [{"name": "ink", "alias": "inky", "path": "ink.safetensors", "metadata": {}}]
+    found = api.get_embeddings()
+    assert (found["loaded"]["zog"]["vectors"], found["loaded"]["zog"]["shape"]) == (3, 768)
+    assert list(found["skipped"]) == ["torn"]
+
+
+def test_every_listing_has_the_shape_that_the_client_reads(
+    api: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GOUACHE_MODELS", str(tmp_path))
     assert "Euler a" in api.util_get_sampler_names()
     assert "karras" in api.util_get_scheduler_names()
     assert api.util_get_model_names() == ["pocket"]

@@ -15,7 +15,7 @@ from sqlalchemy import ColumnElement, Connection, Update, and_, delete, func, se
 from gouache.serve.database import Database, insert_missing, upsert
 from gouache.serve.job import COLUMNS, MAX_ATTEMPTS, Ending, Job, Orders, State
 from gouache.serve.jobs import note
-from gouache.serve.tables import events, jobs, pictures, previews, turns
+from gouache.serve.tables import errands, events, jobs, pictures, previews, turns
 
 
 class Leases:
@@ -145,6 +145,9 @@ class Leases:
 
     def release(self, worker: str) -> int:
         """A worker is known to be dead: its jobs go back now, without waiting for their leases to run out."""
+        with self.database.write(durable=False) as connection:
+            lost = update(errands).where(errands.c.worker == worker, ~errands.c.done)
+            connection.execute(lost.values(done=True, error=json.dumps(_DIED)))
         return self._recover(jobs.c.worker == worker)
 
     def release_expired(self) -> int:
@@ -171,6 +174,7 @@ class Leases:
         return len(found)
 
 
+_DIED = ["upscaler", "a picture that took the worker down", "one that lets it live", "Try a smaller one, or Lanczos."]
 _WAITING: dict[str, object] = {"state": "queued", "worker": None, "lease_until": None}
 
 

@@ -30,6 +30,7 @@ class Facts:
         parameters: of all networks.
         styles: that a request may name.
         side: of the pictures it likes, in pixels; 0 if it doesn't say.
+        upscaler: whether it brings an upscaler of its own.
         error: why it can't be used.
     """
 
@@ -40,6 +41,7 @@ class Facts:
     parameters: int = 0
     styles: tuple[str, ...] = ()
     side: int = 0
+    upscaler: bool = False
     error: str = ""
 
 
@@ -75,6 +77,7 @@ def _facts(path: Path, _modified: int) -> Facts:
         parameters=sum(part.parameters for part in identity.parts.values()),
         styles=tuple(getattr(card, "styles", ())),
         side=card.defaults.width if card is not None else 0,
+        upscaler="upscaler" in identity.parts,
     )
 
 

@@ -17,6 +17,7 @@ from gouache.serve.admission import admit
 from gouache.serve.bell import Bell, within
 from gouache.serve.buckets import Buckets
 from gouache.serve.database import Database, upsert
+from gouache.serve.enlarging import Enlarging
 from gouache.serve.glance import Glance
 from gouache.serve.job import FINISHED, Ending, Job, Source
 from gouache.serve.jobs import Jobs, fingerprint_of
@@ -69,6 +70,7 @@ class Studio:
         self.pulls = Pulls(self.shelf.refresh)
         patience = min(QUESTION_SECONDS, settings.wait)
         self.meaning = Meaning(self.database, self.pictures, self.bell, self.supervisor.wake, patience)
+        self.enlarging = Enlarging(self.database, self.vault, self.bell, self.supervisor.wake, settings.wait)
 
     def submit(
         self,

@@ -151,6 +151,18 @@ questions = Table(
     Column("error", Text),
 )
 
+errands = Table(
+    "errands",
+    metadata,
+    Column("id", String(32), primary_key=True),
+    Column("created", Float, nullable=False),
+    Column("model", Text, nullable=False),
+    Column("factor", Float, nullable=False),
+    Column("worker", String(128)),
+    Column("done", Boolean, nullable=False, default=False),
+    Column("error", Text),
+)
+
 presets = Table(
     "presets",
     metadata,

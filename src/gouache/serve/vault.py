@@ -14,14 +14,14 @@ from PIL import Image
 from gouache.errors import NotFound, PictureError
 from gouache.pipeline.files import write_bytes
 
-Shelf = Literal["pictures", "thumbnails", "attachments"]
-SHELVES: tuple[Shelf, ...] = ("pictures", "thumbnails", "attachments")
+Shelf = Literal["pictures", "thumbnails", "attachments", "errands"]
+SHELVES: tuple[Shelf, ...] = ("pictures", "thumbnails", "attachments", "errands")
 _NAME = re.compile(r"[0-9a-f]{32,64}(-[0-9]{4})?(\.(png|jpeg|webp))?")
 THUMBNAIL_SIDE = 320
 
 
 class Vault:
-    """Three folders in the data folder.
+    """Four folders in the data folder.
 
     Args:
         data: the data folder; made, for the user alone, if it is missing.

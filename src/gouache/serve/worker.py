@@ -21,6 +21,7 @@ from gouache.errors import GouacheError
 from gouache.serve.attempt import Attempt, Bench, LeaseLost, Stopped
 from gouache.serve.database import Database
 from gouache.serve.embedding import open_embedder
+from gouache.serve.errands import Errands
 from gouache.serve.index import Index
 from gouache.serve.job import Job
 from gouache.serve.leases import Leases
@@ -52,6 +53,7 @@ class Worker:
         self.shelf = Shelf(settings.shelves, database, settings.default_model)
         self.models = LoadedModels(open_model, settings.model_memory, settings.device)
         self.index = Index(database, self.vault, lambda: open_embedder(settings.search_tower), tell)
+        self.errands = Errands(database, self.vault, self.shelf, self.name, tell)
         self.bench = Bench(database, self.leases, self.vault, self.shelf, self.models, tell, self._is_over)
         self.stop_at: float | None = None
         self.unload = threading.Event()
@@ -76,6 +78,7 @@ class Worker:
                 self.unload.clear()
                 self.models.forget()
                 self.index.forget()
+                self.errands.forget()
             if self.work_once():
                 jobs += 1
             elif wait(POLL_SECONDS):
@@ -93,14 +96,19 @@ class Worker:
             log.exception("pictures without vectors")
             return False
 
-    def answer_questions(self, wait: Callable[[float], bool]) -> None:
-        """Answer questions until `stop` is called; for a thread of its own."""
+    def beside(self, work: Callable[[], object], wait: Callable[[float], bool]) -> None:
+        """Do something else than painting until `stop` is called; for a thread of its own.
+
+        Args:
+            work: one piece of it; gives something true where there may be more.
+            wait: as in `run`.
+        """
         while self.stop_at is None:
             try:
-                if self.index.answer():
+                if work():
                     continue
             except Exception:  # As above.
-                log.exception("questions without answers")
+                log.exception("work beside painting")
             wait(POLL_SECONDS)
 
     def work_once(self) -> bool:
@@ -182,9 +190,10 @@ def main(open_model: OpenModel = open_pipeline) -> None:
     tell(f"ready {worker.name}")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stop(settings.grace))
-    bells = (threading.Event(), threading.Event())
+    bells = (threading.Event(), threading.Event(), threading.Event())
     threading.Thread(target=_listen, args=(worker, bells), daemon=True, name="parent").start()
-    threading.Thread(target=worker.answer_questions, args=(_waiting(bells[1]),), daemon=True, name="answers").start()
+    for work, bell in ((worker.index.answer, bells[1]), (worker.errands.run_one, bells[2])):
+        threading.Thread(target=worker.beside, args=(work, _waiting(bell)), daemon=True, name=work.__name__).start()
     worker.run(_waiting(bells[0]))
 
 

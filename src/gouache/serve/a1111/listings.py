@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import base64
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request
-from PIL import Image
 
+from gouache.checkpoints.adapters_folder import EMBEDDING, LORA, list_adapters
+from gouache.checkpoints.opening import open_header
 from gouache.diffusion.sampler_table import SAMPLER_INFOS, SCHEDULE_INFOS
-from gouache.errors import InvalidInput
+from gouache.errors import GouacheError, InvalidInput
 from gouache.pipeline.infotext import parse_infotext
-from gouache.pipeline.metadata import PARAMETERS, encode_picture, read_texts
-from gouache.pipeline.pixels import fit, read_picture
-from gouache.pipeline.request import MAX_PIXELS
-from gouache.serve.a1111.fields import ExtraBatch, Extras, ExtraSingle, Interrogate, PngInfo
+from gouache.pipeline.metadata import PARAMETERS, read_texts
+from gouache.serve.a1111.fields import Interrogate, PngInfo
 from gouache.serve.a1111.mapping import HIRES_UPSCALERS, decoded
 from gouache.serve.access import owner_of, studio_of
 
 router = APIRouter(tags=["a1111"])
 PREFIX = "/sdapi/v1"
-UPSCALERS = {"None": None, "Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
 _HIDDEN = ("ddim_inversion",)
 
 
@@ -58,12 +55,6 @@ def sd_models(request: Request) -> list[dict[str, Any]]:
     ]  # fmt: skip
 
 
-@router.get(f"{PREFIX}/upscalers")
-def upscalers() -> list[dict[str, Any]]:
-    """Upscalers of the extras calls."""
-    return [{"name": name, "model_name": None, "model_path": None, "model_url": None, "scale": 4} for name in UPSCALERS]
-
-
 @router.get(f"{PREFIX}/latent-upscale-modes")
 def latent_upscale_modes() -> list[dict[str, str]]:
     """Latent upscalers of the second pass."""
@@ -83,10 +74,38 @@ def scripts() -> dict[str, list[str]]:
     return {"txt2img": [], "img2img": []}
 
 
+@router.get(f"{PREFIX}/loras")
+def loras() -> list[dict[str, Any]]:
+    """LoRA files that a prompt may name; the path on this machine is not told."""
+    return [
+        {"name": found.name, "alias": next(iter(found.aliases), found.name), "path": found.path.name, "metadata": {}}
+        for found in list_adapters()
+        if found.kind == LORA
+    ]
+
+
 @router.get(f"{PREFIX}/embeddings")
 def embeddings() -> dict[str, dict[str, Any]]:
-    """Textual inversions that this server offers."""
-    return {"loaded": {}, "skipped": {}}
+    """Textual inversions that a prompt may name, and files that can't be used."""
+    loaded: dict[str, Any] = {}
+    skipped: dict[str, Any] = {}
+    for found in list_adapters():
+        if found.kind == EMBEDDING:
+            shape = _shape(found.path)
+            values = {"step": None, "sd_checkpoint": None, "sd_checkpoint_name": None}
+            place = skipped if shape is None else loaded
+            place[found.name] = values | {"shape": shape[-1] if shape else 0, "vectors": shape[0] if shape else 0}
+    return {"loaded": loaded, "skipped": skipped}
+
+
+def _shape(path: Path) -> tuple[int, ...] | None:
+    """Vectors and width of a textual inversion; None for a file that can't be read or holds something else."""
+    try:
+        tensors = open_header(path).tensors.values()
+    except GouacheError:
+        return None
+    shapes = [tuple(info.shape) for info in tensors if len(info.shape) in (1, 2)]
+    return (1, *shapes[0])[-2:] if shapes else None
 
 
 @router.get(f"{PREFIX}/cmd-flags")
@@ -111,7 +130,7 @@ def _empty() -> list[Any]:
 
 
 for _name in (
-    "sd-vae", "loras", "hypernetworks", "face-restorers", "realesrgan-models", "script-info", "extensions",
+    "sd-vae", "hypernetworks", "face-restorers", "realesrgan-models", "script-info", "extensions",
     "artist-categories", "artists",
 ):  # fmt: skip
     router.get(f"{PREFIX}/{_name}", name=_name)(_empty)
@@ -153,50 +172,6 @@ def png_info(body: PngInfo) -> dict[str, Any]:
 def interrogate(body: Interrogate) -> dict[str, str]:
     """Captions: refused, there is no captioning model."""
     raise InvalidInput("model", given=repr(body.model)[:80], expected="nothing: this server captions no pictures")
-
-
-@router.post(f"{PREFIX}/extra-single-image")
-def extra_single(body: ExtraSingle) -> dict[str, str]:
-    """Enlarge one picture."""
-    return {"html_info": "", "image": _enlarged(body, "image", body.image)}
-
-
-@router.post(f"{PREFIX}/extra-batch-images")
-def extra_batch(body: ExtraBatch) -> dict[str, Any]:
-    """Enlarge several pictures."""
-    return {"html_info": "", "images": [_enlarged(body, "imageList", item.data) for item in body.imageList]}
-
-
-def _enlarged(body: Extras, field: str, text: str) -> str:
-    for name in ("gfpgan_visibility", "codeformer_visibility", "extras_upscaler_2_visibility"):
-        if getattr(body, name):
-            raise InvalidInput(name, given=getattr(body, name), expected="0: this server can't do it")
-    if body.upscaler_2 not in (None, "None"):
-        raise InvalidInput("upscaler_2", given=repr(body.upscaler_2), expected="None")
-    if (body.upscaler_1 or "None") not in UPSCALERS:
-        raise InvalidInput("upscaler_1", given=repr(body.upscaler_1), expected=f"one of {', '.join(UPSCALERS)}")
-    data = decoded(field, text)
-    picture = read_picture(data, where=field)
-    resample = UPSCALERS[body.upscaler_1 or "None"]
-    if resample is not None:
-        picture = _resized(body, picture, resample)
-    texts = read_texts(data, where=field)
-    return base64.b64encode(encode_picture(picture, "png", texts)).decode("ascii")
-
-
-def _resized(body: Extras, picture: Image.Image, resample: Image.Resampling) -> Image.Image:
-    factor = body.upscaling_resize or 2
-    width, height = round(picture.width * factor), round(picture.height * factor)
-    if body.resize_mode == 1:
-        width, height = body.upscaling_resize_w or 512, body.upscaling_resize_h or 512
-    if width * height > MAX_PIXELS or min(width, height) < 1:
-        raise InvalidInput("upscaling_resize", given=f"{width}x{height} pixels", expected=f"1 to {MAX_PIXELS} pixels")
-    if body.resize_mode == 1 and body.upscaling_crop:
-        return fit(picture, width, height, "crop")
-    if body.resize_mode == 1:
-        scale = min(width / picture.width, height / picture.height)
-        width, height = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
-    return picture.resize((width, height), resample)
 
 
 @router.get("/controlnet/version")

@@ -28,7 +28,7 @@ RESIZE_MODES = {0: "stretch", 1: "crop", 2: "pad"}
 FILLS = {0: "fill", 1: "original", 2: "noise", 3: "nothing"}
 HIRES_UPSCALERS = {
     "Latent": "latent", "Latent (bicubic)": "latent-bicubic", "Latent (nearest)": "latent-nearest",
-    "Lanczos": "lanczos",
+    "Lanczos": "lanczos", "model": "model",
 }  # fmt: skip
 
 # Fields without a counterpart, and the values that ask for nothing. Null always asks for nothing.
