@@ -7,12 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image, ImageDraw
 from safetensors.torch import save_file
 from typer.testing import CliRunner, Result
 
 from gouache.checkpoints.hub import file_sha256
 from gouache.cli.main import app
 from gouache.errors import GouacheError
+from gouache.models.controlnet import ControlNet, ControlNetConfig
+from gouache.pipeline.untrained import UNET, fill
 
 QUICK = ("--steps", "2", "--model", "untrained", "--size", "32", "--seed", "5")
 PLACE = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
@@ -81,3 +84,65 @@ def test_a_missing_adapter_is_exit_code_three(adapters: Path) -> None:
     assert "Did you mean 'film'?" in str(result.exception)
     assert not Path("a.png").exists()
     assert adapters.is_dir()
+
+
+@pytest.fixture
+def control(adapters: Path) -> Path:
+    """A ControlNet for the untrained model, in a folder as diffusers writes it, and a picture for it."""
+    folder = adapters.parent / "ControlNet" / "lines"
+    folder.mkdir(parents=True)
+    network = ControlNet(ControlNetConfig(unet=UNET, hint_widths=(4, 8, 8)))
+    fill(network, torch.Generator().manual_seed(3))
+    save_file(network.state_dict(), folder / "diffusion_pytorch_model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"attention_head_dim": 2, "norm_num_groups": 8}))
+    picture = Image.new("RGB", (48, 32), "white")
+    ImageDraw.Draw(picture).ellipse((12, 8, 30, 26), fill="black")
+    picture.save("lines.png")
+    return folder
+
+
+def test_a_controlnet_is_listed_used_recorded_and_asked_for_by_a_replay(control: Path) -> None:
+    (listed,) = json.loads(run("models", "--json").stdout)["controls"]
+    assert (listed["name"], listed["path"]) == ("lines", str(control))
+    assert "controlnet, ControlNet, diffusers names" in run("models").stdout
+    assert "ControlNet, diffusers names" in run("inspect", "lines").stdout
+    assert run("paint", "a ball", *QUICK, "-o", "plain.png").exit_code == 0
+    form = "lines:lines.png:0.7,preprocessor=canny,end=0.9"
+    assert run("paint", "a ball", *QUICK, "--control", form, "-o", "a.png").exit_code == 0
+    edited = run(
+        "edit", "plain.png", "a ball", *QUICK, "--control", "lines:lines.png", "--control", form, "-o", "b.png"
+    )
+    assert edited.exit_code == 0, edited.output
+    assert len({Path(name).read_bytes() for name in ("plain.png", "a.png", "b.png")}) == 3
+    (told,) = json.loads(run("show", "a.png", "--json").stdout)["request"]["control"]
+    assert (told["model"], told["weight"], told["preprocessor"]) == ("lines", 0.7, "canny")
+    assert "identical" in run("replay", "a.png").stdout
+    assert "identical" in run("replay", "b.png").stdout
+    assert run("paint", "--like", "a.png", "-o", "again.png").exit_code == 0
+    with Image.open("a.png") as first, Image.open("again.png") as second:
+        assert first.tobytes() == second.tobytes()
+    Image.new("RGB", (48, 32)).save("lines.png")
+    assert "a picture that has changed" in run("replay", "a.png").stderr
+    (control / "config.json").rename(control / "other.json")
+    (control / "diffusion_pytorch_model.safetensors").unlink()
+    lost = run("replay", "a.png")
+    assert (lost.exit_code, "changed" in lost.stderr or "controlnet" in lost.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("form", "words", "code"),
+    [
+        ("linse:lines.png", "Did you mean 'lines'", 3),
+        ("lines", "MODEL:PICTURE", 2),
+        ("lines:nowhere.png", "no such file", 2),
+        ("lines:lines.png:11", "less than or equal to 10", 2),
+        ("lines:lines.png,preprocessor=pose", "'none' or 'canny'", 2),
+    ],
+)
+def test_a_control_that_can_not_be_used_is_said_so(control: Path, form: str, words: str, code: int) -> None:
+    assert control.is_dir()
+    result = run("paint", "a ball", *QUICK, "--control", form, "-o", "a.png")
+    assert isinstance(result.exception, GouacheError), result.output
+    assert result.exception.exit_code == code
+    assert words in str(result.exception)
+    assert not Path("a.png").exists()

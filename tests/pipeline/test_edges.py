@@ -14,6 +14,7 @@ cv2 = pytest.importorskip("cv2")
 def picture(kind: str) -> Image.Image:
     generator = np.random.default_rng(3)
     y, x = np.mgrid[0:90, 0:120].astype(float)
+    pixels: np.ndarray
     if kind == "noise":
         pixels = generator.integers(0, 256, (90, 120, 3))
     elif kind == "shapes":

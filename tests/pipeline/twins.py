@@ -97,9 +97,9 @@ class Pair:
         ).images[0]
         return picture
 
-    def variant(self, name: str) -> Any:
-        """Another of diffusers' pipelines around the same networks."""
-        parts = dict(self.theirs.components)
+    def variant(self, name: str, **others: Any) -> Any:
+        """Another of diffusers' pipelines around the same networks, and others that it needs."""
+        parts = {**self.theirs.components, **others}
         kept = inspect.signature(getattr(diffusers, name).__init__).parameters
         parts = {key: part for key, part in parts.items() if key in kept}
         parts |= {key: None for key in ("depth_estimator", "feature_extractor") if key in kept}

@@ -54,18 +54,20 @@ def inspect(
 
 
 def _found(name: str) -> Path:
-    """The path of a model or an adapter by path or name."""
+    """The path of a model, an adapter or a ControlNet by path or name."""
     from gouache.checkpoints.adapters_folder import list_adapters
+    from gouache.checkpoints.control_folder import list_controls
     from gouache.checkpoints.hub import find
     from gouache.errors import ModelNotFound
 
     try:
         return find(name)
     except ModelNotFound:
-        adapter = next((file for file in list_adapters() if name in file.names), None)
-        if adapter is None:
+        adapter = next((file.path for file in list_adapters() if name in file.names), None)
+        found = adapter or next((file.path for file in list_controls() if file.name == name), None)
+        if found is None:
             raise
-        return adapter.path
+        return found
 
 
 def describe(path: Path, identity: Identity) -> dict[str, Any]:

@@ -9,28 +9,32 @@ import typer
 
 if TYPE_CHECKING:
     from gouache.checkpoints.adapters_folder import AdapterFile
+    from gouache.checkpoints.control_folder import ControlFile
     from gouache.checkpoints.hub import OnDisk
 
 
 def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False) -> None:
-    """List the models on the disk, in the models folder and in the hub's cache, and the adapters beside them.
+    """List the models on the disk, in the models folder and in the hub's cache, adapters and ControlNets beside them.
 
     Adapters (LoRA files, textual inversions) lie in adapters, loras or embeddings inside the models folder; a prompt
-    names them: <lora:NAME:0.8>, or an inversion's name as a word. The models folder is GOUACHE_MODELS, else models in
-    GOUACHE_DATA, else in the platform's folder for data.
+    names them: <lora:NAME:0.8>, or an inversion's name as a word. ControlNets lie in controlnet, or come by pull;
+    --control NAME:PICTURE uses one. The models folder is GOUACHE_MODELS, else models in GOUACHE_DATA, else in the
+    platform's folder for data.
 
     Example: gouache models --json
     """
     from gouache.checkpoints.adapters_folder import list_adapters
+    from gouache.checkpoints.control_folder import list_controls
     from gouache.checkpoints.hub import model_folders, on_disk
 
     listing = [_describe(model) for model in on_disk()]
     adapters = [_describe_adapter(file) for file in list_adapters()]
+    controls = [_describe_control(file) for file in list_controls()]
     if as_json:
         folders = [str(folder) for folder in model_folders()]
-        typer.echo(json.dumps({"folders": folders, "models": listing, "adapters": adapters}))
+        typer.echo(json.dumps({"folders": folders, "models": listing, "adapters": adapters, "controls": controls}))
         return
-    for each in (*listing, *adapters):
+    for each in (*listing, *adapters, *controls):
         typer.echo(f"{each['name']:<44} {_size(int(str(each['bytes']))):>9}  {each['is']}")
     if not listing:
         places = " and ".join(str(folder) for folder in model_folders())
@@ -56,6 +60,14 @@ def _describe_adapter(file: AdapterFile) -> dict[str, object]:
         "name": file.name, "aliases": list(file.aliases), "path": str(file.path), "bytes": file.bytes,
         "kind": file.kind, "family": file.family,
         "is": f"{family}{file.kind}" + (f", {file.label}" if file.label else ""),
+    }  # fmt: skip
+
+
+def _describe_control(file: ControlFile) -> dict[str, object]:
+    family = "" if file.family == "unknown" else f"{file.family} "
+    return {
+        "name": file.name, "path": str(file.path), "bytes": file.bytes, "family": file.family,
+        "is": f"{family}controlnet, {file.label}",
     }  # fmt: skip
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 from gouache.diffusion.noise_schedule import NoiseSchedule
 from gouache.errors import ConfigError, ShapeMismatch
 from gouache.models.configs import DenoiserConfig, GenerationDefaults
+from gouache.models.controlnet import ControlNet
 from gouache.models.denoiser import Denoiser
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
@@ -38,6 +40,7 @@ class ModelBundle:
         styles: that a request may name; empty = the model knows none by name, and any word passes.
         prior, quantizer: the autoregressive prior that draws the draft, and its code book; both or none.
         upscaler: the up-sampling decoder for pictures larger than the model's own, if it has one.
+        controls: networks that steer the U-Net, by the names that requests give them; none is the model's own.
         name: a short name for people.
         path: where it was read from; None if it was built in memory.
         sha256: hash of the weights as hexadecimal, or empty.
@@ -55,6 +58,7 @@ class ModelBundle:
     prior: Prior | None = None
     quantizer: Quantizer | None = None
     upscaler: Upscaler | None = None
+    controls: Mapping[str, ControlNet] = field(default_factory=dict)
     styles: tuple[str, ...] = ()
     name: str = ""
     path: Path | None = None

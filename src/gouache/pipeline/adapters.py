@@ -21,18 +21,22 @@ from gouache.checkpoints.adapters_embedding import Embedding, read_embedding
 from gouache.checkpoints.adapters_folder import EMBEDDING, LORA, AdapterFile, AdapterFolder
 from gouache.checkpoints.adapters_lora import Lora, LowRank, read_lora
 from gouache.checkpoints.adapters_names import UNET, Layer, layer_table
+from gouache.checkpoints.control_folder import KIND as CONTROL
+from gouache.checkpoints.control_folder import find_control
 from gouache.checkpoints.header import read_header
 from gouache.errors import CorruptCheckpoint, ModelNotFound
 from gouache.models.bundle import ModelBundle
 from gouache.models.text_encoder import TextEncoder
 from gouache.models.text_stack import TextStack
 from gouache.pipeline.adapter_tags import AdapterTag, adapter_tags
+from gouache.pipeline.control import Controls
 from gouache.pipeline.fingerprints import model_sha256
 from gouache.pipeline.new_words import with_words, words_pattern
 from gouache.pipeline.recipe import AdapterRef
 from gouache.pipeline.request import Request
 
 SHORT = 12
+FOLDERS = {CONTROL: "controlnet"}
 Network = TypeVar("Network", bound=nn.Module)
 
 
@@ -61,6 +65,7 @@ class Adapters:
 
     def __init__(self, bundle: ModelBundle, folder: AdapterFolder | None = None) -> None:
         self.bundle, self.folder = bundle, folder or AdapterFolder()
+        self.controls = Controls(bundle)
         self._only: frozenset[str] | None = None
         self._last: tuple[object, Adapted] | None = None
 
@@ -73,21 +78,29 @@ class Adapters:
         self._only = frozenset(ref.name for ref in refs)
         for ref in refs:
             found = self._find(ref)
-            if found is None or model_sha256(found.path) != ref.sha256:
+            if found is None or model_sha256(found) != ref.sha256:
                 raise ModelNotFound(
-                    f"adapter {ref.name!r}", given="no such file" if found is None else f"another file, {found.path}",
+                    f"adapter {ref.name!r}", given="no such file" if found is None else f"another file, {found}",
                     expected=f"the {ref.kind} with sha256 {ref.sha256}",
-                    cure="Put it into the folder adapters beside the models.",
+                    cure=f"Put it into the folder {FOLDERS.get(ref.kind, 'adapters')} beside the models.",
                 )  # fmt: skip
 
     def apply(self, request: Request) -> Adapted:
-        """The model with everything that the request's prompts name.
+        """The model with everything that the request and its prompts name.
 
         Raises:
             ModelNotFound: no such adapter.
             CheckpointError: its file can't be used with this model.
             InvalidInput: a tag that can't be read.
         """
+        adapted, steering = self._apply_to_prompt(request), self.controls.load(request, self.folder.folder)
+        if not steering:
+            return adapted
+        refs = [ref_of(name, CONTROL, one.path) for name, one in steering.items()]
+        networks = {name: one.network for name, one in steering.items()}
+        return replace(adapted, bundle=replace(adapted.bundle, controls=networks), refs=(*adapted.refs, *refs))
+
+    def _apply_to_prompt(self, request: Request) -> Adapted:
         tags = [(self.folder.lora(tag.name), tag) for tag in adapter_tags(request.prompt)]
         words = self._words(request)
         if not tags and not words:
@@ -99,11 +112,14 @@ class Adapters:
             self._last = (key, self._adapted(tags, words))
         return self._last[1]
 
-    def _find(self, ref: AdapterRef) -> AdapterFile | None:
+    def _find(self, ref: AdapterRef) -> Path | None:
         if ref.kind == EMBEDDING:
-            return self.folder.embeddings().get(ref.name.casefold())
+            found = self.folder.embeddings().get(ref.name.casefold())
+            return None if found is None else found.path
         try:
-            return self.folder.lora(ref.name)
+            if ref.kind == CONTROL:
+                return find_control(ref.name, self.folder.folder).path
+            return self.folder.lora(ref.name).path
         except ModelNotFound:
             return None
 
@@ -188,7 +204,7 @@ def ref_of(name: str, kind: str, path: Path) -> AdapterRef:
 
 def _short_hash(path: Path, whole: str) -> str:
     """A1111's hash of an adapter: of what stands behind the header in safetensors, else of the whole file."""
-    if path.suffix.lower() != ".safetensors":
+    if path.suffix.lower() != ".safetensors" or not path.is_file():
         return whole[:SHORT]
     header = read_header(path)
     told = header.metadata.get("sshs_model_hash", "")

@@ -28,6 +28,7 @@ class Canvas:
         mask: 1 where to paint, 0 where the latents stay; None = everywhere. [1,1,h,w]
         state: the noisy latents to start from, instead of anything drawn. [1,C,h,w]
         draft: channels for networks that take some beside the latents. [1,Cd,h,w]
+        hints: the control pictures, in the request's order, cut as the starting picture is.
         finish: what is done to the painted picture at the end, such as putting back what must not change.
     """
 
@@ -37,6 +38,7 @@ class Canvas:
     mask: Tensor | None = None
     state: Tensor | None = None
     draft: Tensor | None = None
+    hints: tuple[Image.Image, ...] = ()
     finish: Callable[[Image.Image], Image.Image] = unchanged
 
     def tail(self, sigmas: Tensor) -> Tensor:

@@ -31,6 +31,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
     """
     _check_tags(request)
     _check_prior(request, bundle)
+    _check_control(request, bundle)
     if request.style is not None and bundle.styles and request.style not in bundle.styles:
         raise unknown_name("style", request.style, bundle.styles)
     request = at_own_size(request, bundle)
@@ -78,6 +79,23 @@ def _check_prior(request: Request, bundle: ModelBundle) -> None:
         raise InvalidInput(
             asked[0], given=f"a value for {bundle.name or bundle.family}", expected="nothing: this model has no prior",
             cure="Leave it out, or choose a model that drafts its pictures.",
+        )  # fmt: skip
+
+
+def _check_control(request: Request, bundle: ModelBundle) -> None:
+    """Where there is no telling what a control picture would mean, it is refused."""
+    latent, extra = bundle.vae.config.latent_channels, bundle.unet.config.draft_channels
+    clashes = {
+        "outpaint": request.outpaint is not None,
+        "inversion": request.inversion is not None,
+        "an instruct model": bundle.prior is None and extra == latent,
+    }
+    clash = next((name for name, there in clashes.items() if there), None)
+    if request.control and clash:
+        raise InvalidInput(
+            "control", given=f"a control picture and {clash}", expected="one or the other",
+            cure="Extend picture and control picture yourself, and paint the new part with --mask."
+            if clash == "outpaint" else "Leave one out.",
         )  # fmt: skip
 
 

@@ -61,7 +61,8 @@ def prepare(request: Request, bundle: ModelBundle, references: References) -> Pr
     kind = input_kind(bundle)
     width, height = request.width or 0, request.height or 0
     if request.init_image is None:
-        return Prepared(_with_inputs(Canvas(), None, None, kind, request, bundle, references), ())
+        blank = Canvas(hints=_hints(None, request, references))
+        return Prepared(_with_inputs(blank, None, None, kind, request, bundle, references), ())
     picture = references.picture(request.init_image)
     if request.mask is None:
         part = fit(picture, width, height, request.resize_mode)
@@ -72,6 +73,7 @@ def prepare(request: Request, bundle: ModelBundle, references: References) -> Pr
         masked = cut(picture, full_mask(request.mask, picture, given), request.mask, width, height)
         part = masked.part
         canvas = _masked_canvas(masked, request, bundle)
+    canvas = replace(canvas, hints=_hints(masked, request, references))
     canvas = _with_inputs(canvas, part, masked, kind, request, bundle, references)
     if kind == INSTRUCT:
         return Prepared(replace(canvas, latents=None), ())
@@ -163,8 +165,7 @@ def _depth_channel(picture: Image.Image, masked: Masked | None, request: Request
     """A depth map at the latents' size, stretched to [-1, 1]; of a masked picture the part that is worked on.
     [1,1,h,w]"""
     factor = bundle.vae.config.downscale
-    if masked is not None:
-        picture = fit(picture, *masked.whole.size, request.resize_mode).crop(masked.box)
+    picture = _cut_alike(picture, masked, request)
     grey = fit(picture.convert("RGB"), request.width or 0, request.height or 0, request.resize_mode)
     values = to_tensor(grey, 3).mean(0)[None, None]  # [1,1,H,W]
     small = F.interpolate(
@@ -172,6 +173,15 @@ def _depth_channel(picture: Image.Image, masked: Masked | None, request: Request
     )
     low, high = small.min(), small.max()
     return 2.0 * (small - low) / (high - low).clamp_min(1e-6) - 1.0
+
+
+def _hints(masked: Masked | None, request: Request, references: References) -> tuple[Image.Image, ...]:
+    """The control pictures; of a masked picture the part that is worked on."""
+    return tuple(_cut_alike(references.picture(one.image), masked, request) for one in request.control)
+
+
+def _cut_alike(picture: Image.Image, masked: Masked | None, request: Request) -> Image.Image:
+    return picture if masked is None else fit(picture, *masked.whole.size, request.resize_mode).crop(masked.box)
 
 
 @torch.no_grad()

@@ -37,12 +37,12 @@ class AdapterRef(Config):
     """An adapter that took part."""
 
     name: str
-    """What the prompt calls it."""
-    kind: Literal["lora", "textual-inversion"]
+    """What the request calls it."""
+    kind: Literal["lora", "textual-inversion", "controlnet"]
     sha256: Annotated[str, Field(pattern=r"[0-9a-f]{64}")]
     """Of the file."""
     short_hash: Annotated[str, Field(pattern=r"[0-9a-f]{12}")]
-    """As A1111 writes it: of a safetensors file's tensors without the header."""
+    """As A1111 writes it: of a safetensors file's tensors without the header; of a folder the start of its sha256."""
 
 
 class Machine(Config):
@@ -70,7 +70,7 @@ class Recipe(Config):
     versions: dict[str, str]
     """Package name to version."""
     adapters: tuple[AdapterRef, ...] = ()
-    """LoRA files and textual inversions that the prompt named; their weights stand in the prompt."""
+    """LoRA files and textual inversions that the prompt named (weights stand there), and ControlNets of the request."""
     attachments: dict[str, str] = Field(default_factory=dict)
     """Picture named in the request -> sha256 of its bytes."""
     notes: tuple[str, ...] = ()

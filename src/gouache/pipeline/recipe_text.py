@@ -45,6 +45,7 @@ def infotext_of(recipe: Recipe) -> Infotext:
         "Tiling": "True" if request.seamless == "both" else None,
         **_hires_values(request),
         **_mask_values(request),
+        **_control_values(recipe),
         "Eta": request.eta,
         "Lora hashes": _hashes(recipe, "lora"),
         "TI hashes": _hashes(recipe, "textual-inversion"),
@@ -83,6 +84,28 @@ def _mask_values(request: Request) -> dict[str, object | None]:
         "Inpaint area": "Only masked" if mask.only_masked else None,
         "Masked area padding": mask.padding if mask.only_masked else None,
     }
+
+
+_RESIZES = {"stretch": "Just Resize", "crop": "Crop and Resize", "pad": "Resize and Fill"}
+
+
+def _control_values(recipe: Recipe) -> dict[str, object | None]:
+    """In the words of A1111's extension for ControlNets."""
+    hashes = {one.name: one.short_hash[:8] for one in recipe.adapters if one.kind == "controlnet"}
+    found: dict[str, object | None] = {}
+    for number, one in enumerate(recipe.request.control):
+        values = {
+            "Module": one.preprocessor,
+            "Model": f"{one.model} [{hashes[one.model]}]" if one.model in hashes else one.model,
+            "Weight": one.weight,
+            "Resize Mode": _RESIZES[recipe.request.resize_mode],
+            **({"Threshold A": one.canny_low, "Threshold B": one.canny_high} if one.preprocessor == "canny" else {}),
+            "Guidance Start": one.start,
+            "Guidance End": one.end,
+            "Control Mode": "ControlNet is more important" if one.guess else "Balanced",
+        }
+        found[f"ControlNet {number}"] = ", ".join(f"{key}: {_plain(value)}" for key, value in values.items())
+    return found
 
 
 def _texts(values: Mapping[str, object | None]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 from gouache.diffusion.rng import ImageNoise, ImageSeed, seeds_of_batch
 from gouache.diffusion.step import Denoise, Step
@@ -16,6 +16,7 @@ from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.canvas import Canvas, keep_outside, steps_to_skip
 from gouache.pipeline.conditioning import PromptPlan, PromptReader
+from gouache.pipeline.control import TimedControl, timed_controls
 from gouache.pipeline.decoding import decode, preview
 from gouache.pipeline.drafting import draft, own_draft
 from gouache.pipeline.enlarge import enlarge_latents, enlarge_picture, find_upscaler
@@ -55,6 +56,7 @@ class Pass:
         sigmas: noise levels to walk, falling. [n + 1]
         skipped: levels left out before them.
         positive, negative: the encoded prompts.
+        controls: networks that steer, with what they see at this size.
     """
 
     request: Request
@@ -62,6 +64,7 @@ class Pass:
     skipped: int
     positive: PromptPlan
     negative: PromptPlan
+    controls: tuple[TimedControl, ...] = ()
 
     @property
     def steps(self) -> int:
@@ -108,7 +111,8 @@ class Run:
         # SDXL's base model was trained to see zeros, not the encoding of an empty text.
         if request.negative_prompt == "" and self.bundle.family.startswith("sdxl") and self.bundle.size_numbers == 6:
             negative = negative.zeroed()
-        return Pass(request, sigmas, skipped, positive, negative)
+        controls = timed_controls(self.bundle, request, self.canvas.hints, max(steps_of(request, sigmas), 1))
+        return Pass(request, sigmas, skipped, positive, negative, controls)
 
     def mix_prompt(self, prompt: str, share: float) -> None:
         """Paint with what lies between the prompt (share 0) and another (share 1).
@@ -177,7 +181,8 @@ class Run:
         drawn = noise.initial((self.bundle.vae.config.latent_channels, height, width)).to(self.bundle.device)
         x = canvas.start(drawn, float(one.sigmas[0]))
         prompted = self._prompted(one, canvas)
-        denoise: Denoise = keep_outside(wrapped_around(prompted, self.bundle.unet, self.request.seamless), canvas)
+        networks = nn.ModuleList([self.bundle.unet, *self.bundle.controls.values()])
+        denoise: Denoise = keep_outside(wrapped_around(prompted, networks, self.request.seamless), canvas)
         for step in run_sampler(one.request, self.bundle, denoise, x, one.sigmas, noise):
             prompted.step = step.i + 2
             yield step
@@ -197,7 +202,7 @@ class Run:
                 image_scale=IMAGE_GUIDANCE if image_scale is None else image_scale,
             )  # fmt: skip
         numbers, negative_numbers = size_numbers(self.bundle, request)
-        beside = Beside(canvas.draft, numbers, negative_numbers)
+        beside = Beside(canvas.draft, numbers, negative_numbers, one.controls)
         network = network_of(self.bundle, request.tiled)
         return PromptedDenoiser(self.bundle, network, one.positive, one.negative, guidance_of(request), beside)
 

@@ -19,6 +19,7 @@ from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.denoiser import Condition, stack
 from gouache.pipeline.conditioning import Encoded, PromptPlan
+from gouache.pipeline.control import TimedControl
 from gouache.pipeline.request import Request
 from gouache.pipeline.tiling import Network
 
@@ -31,11 +32,13 @@ class Beside:
         draft: channels laid beside the latents. [1 or B, Cd, h, w]
         numbers: SDXL's size numbers. [1, 6 or 5]
         negative_numbers: the same for the negative prompt; None = `numbers`.
+        controls: networks that steer, with the steps at which each does.
     """
 
     draft: Tensor | None = None
     numbers: Tensor | None = None
     negative_numbers: Tensor | None = None
+    controls: tuple[TimedControl, ...] = ()
 
 
 class PromptedDenoiser:
@@ -109,6 +112,7 @@ class PromptedDenoiser:
             mask=text.mask,
             pooled=self.bundle.pooled_vector(text.pooled, numbers),
             draft=beside.draft,
+            controls=tuple(one.on_side(negative=negative) for one in beside.controls if one.is_on(self.step)),
         )
 
 

@@ -46,7 +46,9 @@ class TiledNetwork:
         for top in starts(height, rows, self.overlap):
             for left in starts(width, columns, self.overlap):
                 place = (..., slice(top, top + rows), slice(left, left + columns))
-                part = condition if condition.draft is None else replace(condition, draft=condition.draft[place])
+                draft = None if condition.draft is None else condition.draft[place]
+                controls = tuple(replace(control, features=control.features[place]) for control in condition.controls)
+                part = replace(condition, draft=draft, controls=controls)
                 total[place] += self.network(x[place], sigma, part) * weight
                 weights[place] += weight
         return total / weights

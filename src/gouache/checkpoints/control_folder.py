@@ -1,0 +1,111 @@
+"""ControlNets on the disk, by name. Headers only, and no torch.
+
+They are looked for in the folders ``controlnet`` and ``controlnets`` (any case) of `hub.models_folder`, at any depth,
+then among the models and in the hub's cache. A name from a request is compared with that list and never becomes a path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from gouache.checkpoints import hub
+from gouache.checkpoints.identify import identify
+from gouache.errors import GouacheError, InvalidInput, ModelNotFound, unknown_name
+
+KIND = "controlnet"
+SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+
+
+@dataclass(frozen=True, slots=True)
+class ControlFile:
+    """A ControlNet on the disk.
+
+    Attributes:
+        name: what a request calls it.
+        family: of the models it belongs to: sd1, sd2, sdxl, or "unknown".
+        label: a few words for people; why it can't be used, if it can't.
+        path: its file, or its folder with config.json.
+        bytes: its size.
+    """
+
+    name: str
+    family: str
+    label: str
+    path: Path
+    bytes: int
+
+
+def list_controls(folder: Path | None = None) -> list[ControlFile]:
+    """Every ControlNet in the folders of that name, by name.
+
+    Args:
+        folder: the models folder; None takes `hub.models_folder()`.
+    """
+    found = [_described(name, path) for name, path in _named(folder or hub.models_folder())]
+    return sorted(found, key=lambda file: (file.name.casefold(), file.path))
+
+
+def find_control(name: str, folder: Path | None = None) -> ControlFile:
+    """The ControlNet of a name.
+
+    Raises:
+        ModelNotFound: there is none; the nearest name is offered.
+        InvalidInput: several files have it.
+    """
+    root = folder or hub.models_folder()
+    known = _named(root)
+    places = [path for one, path in known if one == name]
+    places = places or [path for one, path in known if one.casefold() == name.casefold()]
+    if len(places) > 1:
+        raise InvalidInput(
+            f"control {name!r}", given=f"{len(places)} files: {', '.join(map(str, places))}",
+            expected="one file of this name", cure="Rename one of them.",
+        )  # fmt: skip
+    places = places or [model.path for model in hub.on_disk() if model.name == name]
+    if places:
+        return _described(name, places[0])
+    near = unknown_name("control", name, [one for one, _ in known]).cure if known else "None is there yet."
+    fetch = f" Or fetch it: gouache pull {name}" if name.count("/") == 1 else ""
+    raise ModelNotFound(
+        f"control {name!r}", given="no such ControlNet",
+        expected=f"a file or folder in {root / hub.CONTROL_FOLDERS[0]}", cure=near + fetch,
+    )  # fmt: skip
+
+
+def _named(root: Path) -> list[tuple[str, Path]]:
+    try:
+        return [(path.name if path.is_dir() else path.stem, path) for path in _places(root)]
+    except OSError as error:
+        raise InvalidInput(
+            str(error.filename or root), given=(error.strerror or str(error)).lower(),
+            expected="a folder of ControlNets that can be read", cure="Change its permissions.",
+        ) from error  # fmt: skip
+
+
+def _places(root: Path) -> Iterator[Path]:
+    """Weight files, and folders with a config.json in place of the files in them."""
+    tops = (
+        [path for path in sorted(root.iterdir()) if path.name.lower() in hub.CONTROL_FOLDERS] if root.is_dir() else []
+    )
+    seen: set[Path] = set()
+    for top in (path for path in tops if path.is_dir()):
+        for path in sorted(top.rglob("*")):
+            if path.suffix.lower() not in SUFFIXES or not path.is_file() or path.name.startswith("."):
+                continue
+            place = path.parent if path.parent != top and (path.parent / "config.json").is_file() else path
+            if place not in seen:
+                seen.add(place)
+                yield place
+
+
+def _described(name: str, path: Path) -> ControlFile:
+    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
+    size = sum(file.stat().st_size for file in files)
+    try:
+        identity = identify(path)
+    except GouacheError as error:
+        return ControlFile(name, "unknown", f"unusable: {error.given}", path, size)
+    label = identity.label if identity.kind == KIND else f"unusable: a {identity.kind}"
+    return ControlFile(name, identity.family, label, path, size)

@@ -1,0 +1,151 @@
+"""ControlNets of a request: found, loaded, checked, and what each sees and when."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gouache.checkpoints.control import load_controlnet
+from gouache.checkpoints.control_folder import find_control
+from gouache.errors import IncompatibleCheckpoint
+from gouache.models.bundle import ModelBundle
+from gouache.models.controlnet import ControlNet
+from gouache.models.denoiser import Steering
+from gouache.nn.memory import channels_last
+from gouache.pipeline.edges import canny
+from gouache.pipeline.pixels import fit, on_background, to_tensor
+from gouache.pipeline.request import Control, Request
+from gouache.pipeline.seamless import circular
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A ControlNet and the file or folder it came from."""
+
+    network: ControlNet
+    path: Path
+
+
+class Controls:
+    """Loads the ControlNets of a model's requests; those of the last request that had any are kept.
+
+    Args:
+        bundle: the model; never changed.
+    """
+
+    def __init__(self, bundle: ModelBundle) -> None:
+        self.bundle = bundle
+        self._kept: dict[tuple[Path, int], ControlNet] = {}
+
+    def load(self, request: Request, folder: Path | None = None) -> Mapping[str, Loaded]:
+        """Every ControlNet that a request names, by its name.
+
+        Args:
+            request: it.
+            folder: the models folder; None takes the usual one.
+
+        Raises:
+            ModelNotFound: no such ControlNet.
+            CheckpointError: its file can't be used, or not with this model.
+        """
+        if not request.control:
+            return {}
+        places = {one.model: find_control(one.model, folder).path for one in request.control}
+        keys = {name: (path, path.stat().st_mtime_ns) for name, path in places.items()}
+        self._kept = {key: network for key, network in self._kept.items() if key in keys.values()}
+        for key in keys.values():
+            if key not in self._kept:
+                self._kept[key] = self._loaded(key[0])
+        return {name: Loaded(self._kept[key], key[0]) for name, key in keys.items()}
+
+    def _loaded(self, path: Path) -> ControlNet:
+        network = load_controlnet(path, device=self.bundle.device, dtype=self.bundle.dtype)
+        check_fits(network, self.bundle, str(path))
+        return channels_last(network.eval().requires_grad_(False))
+
+
+def check_fits(network: ControlNet, bundle: ModelBundle, where: str) -> None:
+    """See that a ControlNet was made for a model's U-Net.
+
+    Raises:
+        IncompatibleCheckpoint: it steers another network.
+    """
+    ours, theirs = bundle.unet.config, network.config.unet
+    attends = any(theirs.transformer_layers) or theirs.middle_transformer_layers > 0
+    for what, given, expected in (
+        ("channels of the latents", theirs.in_channels, ours.in_channels),
+        ("widths", theirs.channels, ours.channels),
+        ("residual blocks a level", theirs.layers_per_level, ours.layers_per_level),
+        ("width of the text", theirs.context_width if attends else ours.context_width, ours.context_width),
+        ("width of the pooled text", theirs.pooled_width, ours.pooled_width),
+        ("pixels of one latent", network.config.downscale, bundle.vae.config.downscale),
+    ):
+        if given != expected:
+            raise IncompatibleCheckpoint(
+                where, given=f"{what}: {given}", expected=f"{expected}, as {bundle.name or bundle.family} has",
+                cure="It was trained for a model of another family.",
+            )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TimedControl:
+    """A ControlNet with what it sees, and the steps at which it steers.
+
+    Attributes:
+        steering: the network and what it sees.
+        start, end: shares of the steps.
+        steps: of the walk.
+    """
+
+    steering: Steering
+    start: float
+    end: float
+    steps: int
+
+    def is_on(self, step: int) -> bool:
+        """Whether it steers at a step, counted from 1, which has to lie within its share as a whole."""
+        return (step - 1) / self.steps >= self.start and step / self.steps <= self.end
+
+    def on_side(self, *, negative: bool) -> Steering:
+        """As the prompt's side sees it, or the negative prompt's, which a guessing network leaves alone."""
+        if not (negative and self.steering.guess):
+            return self.steering
+        return replace(self.steering, weight=torch.zeros_like(self.steering.weight))
+
+
+@torch.no_grad()
+def timed_controls(
+    bundle: ModelBundle, request: Request, hints: tuple[Image.Image, ...], steps: int
+) -> tuple[TimedControl, ...]:
+    """What steers one walk.
+
+    Args:
+        bundle: the model with its `controls`.
+        request: with the walk's size.
+        hints: the control pictures, in the request's order.
+        steps: of the walk.
+    """
+    found = []
+    for control, picture in zip(request.control, hints, strict=True):
+        network = bundle.controls[control.model]
+        weight = network.conv_in.weight
+        hint = hint_tensor(control, picture, request).to(weight.device, weight.dtype)
+        with circular(network, request.seamless):
+            features = network.embed(hint)
+        steering = Steering(network, features, torch.full((1,), control.weight), guess=control.guess)
+        found.append(TimedControl(steering, control.start, control.end, steps))
+    return tuple(found)
+
+
+def hint_tensor(control: Control, picture: Image.Image, request: Request) -> Tensor:
+    """A control picture as a ControlNet takes it, at the request's size. [1,3,H,W] in [0, 1]"""
+    fitted = fit(picture, request.width or 0, request.height or 0, request.resize_mode)
+    if control.preprocessor == "canny":
+        fitted = canny(on_background(fitted, "white"), control.canny_low, control.canny_high)
+    # Black says nothing in a picture of edges, depth or a pose, so transparency lies on black.
+    return to_tensor(on_background(fitted, "black").convert("RGB"), 3)[None] / 2 + 0.5
