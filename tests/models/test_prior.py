@@ -7,13 +7,14 @@ from typing import Literal
 
 import pytest
 import torch
+from torch import nn
 
 from gouache.errors import ConfigError, InvalidInput, ShapeMismatch
 from gouache.models.draw_order import draw_order
 from gouache.models.prior import Draw, Prior, PriorConfig, inverse_transform, prior_inputs, truncate
 from gouache.models.quantizer import Quantizer, QuantizerConfig
 
-Order = Literal["raster", "scales", "turns"]
+Order = Literal["raster", "scales", "turns", "recall"]
 Text = Literal["prefix", "cross"]
 SIZES = {"width": 32, "depth": 2, "heads": 4, "context_dim": 12, "pooled_dim": 6, "features": 8}
 
@@ -25,8 +26,14 @@ def networks(order: Order, text: Text = "prefix", levels: tuple[int, ...] = (3, 
     groups = (1,) * 16 if order == "raster" else quantizer.groups
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(0)
-        turns = (1, 4, 4) if order == "turns" else ()
-        prior = Prior(PriorConfig(vocabulary=quantizer.vocabulary, groups=groups, turns=turns, text=text, **SIZES))
+        turns = (1, 4, 4) if order in ("turns", "recall") else ()
+        recall = {"neighbours": 3, "memory": 7} if order == "recall" else {}
+        prior = Prior(
+            PriorConfig(vocabulary=quantizer.vocabulary, groups=groups, turns=turns, text=text, **recall, **SIZES)
+        )
+        if prior.recall is not None:
+            prior.recall.remember(torch.randn(7, 6), torch.randint(quantizer.vocabulary, (7, prior.config.length)))
+            nn.init.normal_(prior.recall.out.weight)
         return Quantizer(quantizer).eval(), prior.eval()
 
 
@@ -42,7 +49,7 @@ def random_tokens(prior: Prior, batch: int) -> torch.Tensor:
     return torch.randint(prior.config.vocabulary, (batch, prior.config.length), generator=generator)
 
 
-CASES = list(itertools.product(("raster", "scales", "turns"), ("prefix", "cross")))
+CASES = list(itertools.product(("raster", "scales", "turns", "recall"), ("prefix", "cross")))
 
 
 @pytest.mark.parametrize(("order", "text"), CASES)

@@ -108,10 +108,14 @@ def with_background(text: str, colour: str) -> str:
     return f"{text}，{background(colour)}" if chinese else f"{text}, on {with_article(colour)} background"
 
 
+def plain_example(stickers: Stickers, row: int) -> Example:
+    """A picture as it is, with its canonical caption."""
+    return Example(np.array(stickers.pictures[row]), canonical_caption(stickers.records[row]))
+
+
 def held_out_examples(stickers: Stickers) -> list[Example]:
     """Every held-out pair as it is, with its canonical caption."""
-    rows = stickers.indices("held_out")
-    return [Example(np.array(stickers.pictures[row]), canonical_caption(stickers.records[row])) for row in rows]
+    return [plain_example(stickers, int(row)) for row in stickers.indices("held_out")]
 
 
 def may_flip(record: Sticker) -> bool:

@@ -279,6 +279,10 @@ class PriorConfig(Config):
     heads: int = 5
     mlp_ratio: float = 4.0
     dropout: float = 0.0
+    neighbours: int = Field(default=0, ge=0)
+    """Remembered pictures that are recalled for a prompt; 0: none are remembered."""
+    memory: int = Field(default=0, ge=0)
+    """Pictures remembered; training fills it in."""
 
     @property
     def length(self) -> int:

@@ -19,6 +19,7 @@ from gouache.errors import InvalidInput, ShapeMismatch
 from gouache.models.configs import PriorConfig
 from gouache.models.draw_order import draw_order
 from gouache.models.quantizer import Quantizer
+from gouache.models.recall import Recall, Recalled
 from gouache.nn.attention import attend_heads, key_mask
 from gouache.nn.dropout import Dropout
 
@@ -116,11 +117,20 @@ class Prior(nn.Module):
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
         self.norm_out = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.vocabulary)
+        self.recall = Recall(config) if config.neighbours else None
         nn.init.zeros_(self.head.bias)
         nn.init.normal_(self.head.weight, std=0.02)
         nn.init.normal_(self.position_embedding, std=0.02)
 
-    def forward(self, inputs: Tensor, context: Tensor, pooled: Tensor, context_mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        inputs: Tensor,
+        context: Tensor,
+        pooled: Tensor,
+        context_mask: Tensor | None = None,
+        *,
+        hide: Tensor | None = None,
+    ) -> Tensor:
         """Logits of every token, given the true tokens of the groups before.
 
         Args:
@@ -128,6 +138,7 @@ class Prior(nn.Module):
             context: text states. [B,L,D]
             pooled: one vector for the whole text. [B,P]
             context_mask: true where a text state counts; none means all. [B,L]
+            hide: true where the nearest remembered picture is passed over; see `Recall.find`. [B]
 
         Returns:
             Logits over the code book. [B,S,V]
@@ -135,13 +146,14 @@ class Prior(nn.Module):
         self._check(inputs, context, pooled)
         text, mask = self._text(context, context_mask)
         order = self.order.order.to(inputs.device)
-        x = self._embed(inputs[:, order], pooled, order)
+        recalled = None if self.recall is None else self.recall.find(pooled, hide)
+        x = self._embed(inputs[:, order], pooled, order, recalled)
         own = self._group_mask(x.device)  # [S,S]
         if self.config.text == "cross":
-            logits, _ = self._run(x, own[None, None].expand(len(x), 1, -1, -1), None, text, mask)
+            x, _ = self._run(x, own[None, None].expand(len(x), 1, -1, -1), None, text, mask)
         else:
-            logits, _ = self._run(torch.cat([text, x], dim=1), _prefix_mask(mask, own), None, None, None)
-        return logits[:, -len(order) :][:, self.order.place_in_order.to(inputs.device)]
+            x, _ = self._run(torch.cat([text, x], dim=1), _prefix_mask(mask, own), None, None, None)
+        return self._logits(x, order, recalled)[:, self.order.place_in_order.to(inputs.device)]
 
     def log_likelihood(
         self, quantizer: Quantizer, tokens: Tensor, context: Tensor, pooled: Tensor, context_mask: Tensor | None = None
@@ -214,11 +226,22 @@ class Prior(nn.Module):
         padded = F.pad(tokens, (0, self.config.length - tokens.shape[1]))
         return quantizer.vectors(padded)[:, tokens.shape[1] - 1 : tokens.shape[1]]
 
-    def _embed(self, inputs: Tensor, pooled: Tensor, places: Tensor) -> Tensor:
-        x = self.features_in(inputs[..., : self.config.features]) + self.position_embedding[places]
+    def _embed(self, inputs: Tensor, pooled: Tensor, places: Tensor, recalled: Recalled | None) -> Tensor:
+        x: Tensor = self.features_in(inputs[..., : self.config.features]) + self.position_embedding[places]
         if self.before_in is not None:
             x = x + self.before_in(inputs[..., self.config.features :])
-        return x + self.pooled_in(pooled)[:, None]  # type: ignore[no-any-return]
+        x = x + self.pooled_in(pooled)[:, None]
+        if self.recall is not None and recalled is not None:
+            x = x + self.recall.read(x, recalled, places)
+        return x
+
+    def _logits(self, x: Tensor, places: Tensor, recalled: Recalled | None) -> Tensor:
+        """Of the last states x, of which the last ones stand at `places`. [B,N,V]"""
+        x = self.norm_out(x[:, -len(places) :])
+        logits: Tensor = self.head(x)
+        if self.recall is None or recalled is None:
+            return logits
+        return self.recall.copy(x, logits, recalled, places)
 
     def _text(self, context: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
         if mask is None:
@@ -232,7 +255,7 @@ class Prior(nn.Module):
         for i, layer in enumerate(self.layers):
             x, cache = layer(x, mask, caches[i] if caches else None, text, text_mask)
             longer.append(cache)
-        return self.head(self.norm_out(x)), longer
+        return x, longer
 
     def _group_mask(self, device: torch.device) -> Tensor:
         """A token sees every token of its own turn and of the turns before. [S,S], in the order of drawing"""
@@ -260,11 +283,12 @@ class Stream:
         self.cross = text if prior.config.text == "cross" else None
         self.prefix = text if self.cross is None else None
         self.caches: Cache | None = None
+        self.recalled = None if prior.recall is None else prior.recall.find(pooled)
 
     def step(self, inputs: Tensor, places: Tensor) -> Tensor:
         """Logits [B,N,V] of the next tokens to draw, whose inputs [B,N,F] and places [N] are given."""
         prior, count = self.prior, inputs.shape[1]
-        x = prior._embed(inputs, self.pooled, places)
+        x = prior._embed(inputs, self.pooled, places, self.recalled)
         if self.prefix is not None:
             if self.caches is None:
                 group = torch.zeros(count, count, dtype=torch.bool, device=x.device).logical_not()
@@ -275,9 +299,9 @@ class Stream:
                 seen = torch.cat([self.mask, ones], dim=1)[:, None, None]
         else:
             seen = self.mask.new_ones(len(x), 1, 1, self.done + count)
-        logits, self.caches = prior._run(x, seen, self.caches, self.cross, self.mask)
+        x, self.caches = prior._run(x, seen, self.caches, self.cross, self.mask)
         self.done += count
-        return logits[:, -count:]
+        return prior._logits(x, places, self.recalled)
 
 
 def prior_inputs(config: PriorConfig, quantizer: Quantizer, tokens: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ from gouache.training.config import (
     UpscalerStage,
     VaeStage,
 )
-from gouache.training.encoded_store import EncodedStore, Encoders, encode, store_folder
+from gouache.training.encoded_store import CaptionedSource, EncodedStore, Encoders, encode, store_folder
 from gouache.training.pairs import open_pairs
 from gouache.training.shapes import check_square
 from gouache.training.sources import Sources, open_sources, open_stickers
@@ -103,10 +103,14 @@ def assemble(name: StageName, config: TrainConfig, data: Path, run: Path) -> Ite
         yield from _fine_tuning(config, config.denoiser, config.denoiser.start, sources, run)
         return
     vae = load_vae(result_of(run, "vae"))
-    stores = yield from _encoded(config, sources, run, _own_encoders(config, run, vae))
+    encoders = _own_encoders(config, run, vae)
+    stores = yield from _encoded(config, sources, run, encoders)
+    remembered = None
+    if name == "prior" and config.prior is not None and config.prior.network.neighbours:
+        remembered = yield from _store(run, sources.plain, encoders, len(sources.plain))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.loop.seed)
-        yield Ready(_latent_stage(name, config, stores, vae, run), settings)
+        yield Ready(_latent_stage(name, config, stores, remembered, vae, run), settings)
 
 
 def _vae_stage(stage: VaeStage, sources: Sources) -> Ready:
@@ -138,16 +142,22 @@ def _upscaler_stage(config: UpscalerStage, data: DataConfig, folder: Path, run: 
 
 
 def _latent_stage(
-    name: StageName, config: TrainConfig, stores: tuple[EncodedStore, EncodedStore], vae: AutoencoderKL, run: Path
+    name: StageName,
+    config: TrainConfig,
+    stores: tuple[EncodedStore, EncodedStore],
+    remembered: EncodedStore | None,
+    vae: AutoencoderKL,
+    run: Path,
 ) -> Stage[Any]:
     seed = stage_config(config, name).loop.seed
     if name == "tokens" and config.tokens is not None:
         return TokensTraining(config.tokens, *stores, vae, seed)
     if name == "prior" and config.prior is not None:
-        return PriorTraining(config.prior, *stores, load_quantizer(result_of(run, "tokens")), vae, seed)
+        quantizer = load_quantizer(result_of(run, "tokens"))
+        return PriorTraining(config.prior, *stores, quantizer, vae, seed, remembered=remembered)
     if name == "denoiser" and config.denoiser is not None:
-        quantizer = load_quantizer(result_of(run, "tokens")) if config.denoiser.sizes.draft_channels else None
-        return DenoiserTraining(config.denoiser, *stores, quantizer, vae, seed)
+        drafts = load_quantizer(result_of(run, "tokens")) if config.denoiser.sizes.draft_channels else None
+        return DenoiserTraining(config.denoiser, *stores, drafts, vae, seed)
     raise TrainingError(f"stage {name}", given="a data set of pictures", expected="a stage that learns from it")
 
 
@@ -239,13 +249,18 @@ def _own_encoders(config: TrainConfig, run: Path, vae: AutoencoderKL) -> Encoder
 def _encoded(
     config: TrainConfig, sources: Sources, run: Path, encoders: Encoders
 ) -> Generator[Preparing, None, tuple[EncodedStore, EncodedStore]]:
-    stores = []
-    for source, count in ((sources.train, config.data.examples), (sources.held_out, len(sources.held_out))):
-        folder = store_folder(run, source, encoders)
-        for done in encode(folder, source, encoders, count):
-            yield Preparing(done, count)
-        stores.append(EncodedStore(folder, count))
-    return stores[0], stores[1]
+    train = yield from _store(run, sources.train, encoders, config.data.examples)
+    held_out = yield from _store(run, sources.held_out, encoders, len(sources.held_out))
+    return train, held_out
+
+
+def _store(
+    run: Path, source: CaptionedSource, encoders: Encoders, count: int
+) -> Generator[Preparing, None, EncodedStore]:
+    folder = store_folder(run, source, encoders)
+    for done in encode(folder, source, encoders, count):
+        yield Preparing(done, count)
+    return EncodedStore(folder, count)
 
 
 def _fine_tuning(

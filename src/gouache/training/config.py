@@ -179,6 +179,9 @@ class PriorStage(StageConfig):
     group_weights: tuple[float, ...] = ()
     """Weight of a token of each group in the loss, coarsest first; scaled to a mean of 1. Empty weighs all alike. The
     text decides the few coarse tokens, which the many fine ones drown out otherwise."""
+    hidden_recall: float = Field(default=0.5, ge=0, le=1)
+    """Share of images from which the nearest remembered picture, often they themselves, is hidden
+    (`network.neighbours`)."""
 
     @model_validator(mode="after")
     def _a_weight_for_every_group(self) -> PriorStage:
@@ -291,15 +294,15 @@ class TrainConfig(Config):
     upscaler: UpscalerStage | None = None
 
 
-def read_config(path: Path, stage: str) -> TrainConfig:
-    """Read a training's config from TOML and check that it holds the wanted stage.
+def read_config(path: Path, stage: str | None) -> TrainConfig:
+    """Read a training's config from TOML and check that it holds the wanted stage; None wants none.
 
     Raises:
         DataError: no such file.
         UnknownName: `stage` is not a stage.
         ConfigError: not TOML, an unknown key, a value out of range, or no table for the stage.
     """
-    if stage not in STAGES:
+    if stage is not None and stage not in STAGES:
         raise unknown_name("stage", stage, STAGES)
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -310,6 +313,6 @@ def read_config(path: Path, stage: str) -> TrainConfig:
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(str(path), given=str(error), expected="TOML") from error
     config = TrainConfig.from_dict(values, where=str(path))
-    if getattr(config, stage) is None:
+    if stage is not None and getattr(config, stage) is None:
         raise ConfigError(str(path), given="no table for it", expected=f"a table [{stage}]", cure="Add the table.")
     return config

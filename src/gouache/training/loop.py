@@ -101,6 +101,19 @@ def make_accelerator(config: StageConfig) -> Accelerator:
     return Accelerator(mixed_precision=precision)
 
 
+def _ahead() -> ThreadPoolExecutor:
+    """A thread that prepares batches while the step runs, without parallel regions of its own.
+
+    With a second team of workers there are more of them than processors; then OpenMP puts every worker to sleep at the
+    end of every region instead of letting it wait awake, and the step's thousands of regions pay for waking it.
+    """
+    threads = torch.get_num_threads()
+    executor = ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(1,))
+    executor.submit(torch.get_num_threads).result()
+    torch.set_num_threads(threads)  # the setting is each thread's own, but new threads take over the last one made
+    return executor
+
+
 class _Trainer:
     """One session of a run."""
 
@@ -137,7 +150,7 @@ class _Trainer:
     def steps(self, minutes: float | None, stop: Callable[[], bool]) -> Iterator[Progress]:
         """Step until the images, the minutes or the patience are used up, or `stop` says so."""
         loop, position = self.config.loop, self.state.position
-        with ThreadPoolExecutor(1) as ahead:
+        with _ahead() as ahead:
             following = ahead.submit(self._batch, position.images_seen)
             while position.images_seen < loop.images:
                 batch = following.result()

@@ -44,7 +44,7 @@ def pack(
     """Write the model that a training has come to.
 
     The prior and the quantizer go along if both stages have results and the U-Net takes a draft; the up-sampling
-    decoder if its stage has a result.
+    decoder if its stage has a result. A config that only refines a model's decoder gives that model with its new one.
 
     Args:
         config: the training's; its table [defaults] goes along. A fine-tuned model keeps those it started with.
@@ -71,6 +71,9 @@ def pack(
 
 def assemble_bundle(config: TrainConfig, run: Path, name: str, defaults: GenerationDefaults) -> ModelBundle:
     """The model in memory, in fp32; errors as in `pack`."""
+    if config.denoiser is None and config.vae is not None and config.vae.start is not None:
+        refined = load_vae(result_of(run, "vae"))
+        return replace(load_bundle(config.vae.start), vae=refined, name=name, sha256="")
     unet, denoiser = _load_unet(result_of(run, "denoiser"))
     if config.denoiser is not None and config.denoiser.start is not None:
         return replace(load_bundle(config.denoiser.start), unet=unet, name=name, sha256="")

@@ -10,13 +10,14 @@ import numpy as np
 
 from gouache.data.buckets import Bucket
 from gouache.data.packed import PackedPictures, PackedStream
-from gouache.data.stickers import Stickers
-from gouache.data.stream import Example, StickerStream, held_out_examples
+from gouache.data.stickers import Split, Stickers
+from gouache.data.stream import Example, StickerStream, plain_example
 from gouache.errors import DataError
 from gouache.training.config import DataConfig
 from gouache.training.encoded_store import Captioned, CaptionedSource, FiniteSource
 from gouache.training.shapes import Bucketed
 
+SAID: dict[Split, str] = {"held_out": "held-out", "train": "training", "all": "whole"}
 ENCODED_TOGETHER = 8
 """Examples of a store's stream that share a shape: few, so that a small store has all shapes; SHARD is a multiple."""
 
@@ -28,10 +29,12 @@ class Sources:
     Attributes:
         train: examples by any number from 0.
         held_out: examples that are never trained on.
+        plain: the pictures to train on as they are, each once, with its first caption.
     """
 
     train: CaptionedSource
     held_out: FiniteSource
+    plain: FiniteSource
 
 
 class StreamSource:
@@ -81,49 +84,50 @@ class BucketedSource:
         return Example(np.array(self._pictures.picture(row)), captions[int(generator.integers(len(captions)))])
 
 
-class PackedHeldOut:
-    """The held-out pictures of a packed set, each with its first caption."""
+class PlainPictures:
+    """The pictures of one split of a packed set, each with its first caption."""
 
-    def __init__(self, pictures: PackedPictures) -> None:
+    def __init__(self, pictures: PackedPictures, split: Split) -> None:
         members = pictures.members
-        self._pictures = pictures
-        self._rows = sorted(pictures.indices("held_out"), key=lambda row: (members[row], row))
+        self._pictures, self._split = pictures, split
+        self._rows = sorted(pictures.indices(split), key=lambda row: (members[row], row))
         self.shapes = [(members[row].height, members[row].width) for row in self._rows]
         if len(self._rows) == 0:
             cure = "Add more pictures; one in twenty is held out, by content."
-            raise DataError(str(pictures.folder), given="no held-out picture", expected="at least one", cure=cure)
+            raise DataError(str(pictures.folder), given=f"no {SAID[split]} picture", expected="at least one", cure=cure)
 
     @property
     def fingerprint(self) -> str:
         """Of the data set."""
-        return f"{PackedStream(self._pictures, 0, split='held_out').fingerprint}/held-out"
+        return f"{PackedStream(self._pictures, 0, split=self._split).fingerprint}/{SAID[self._split]}"
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def examples(self, numbers: Sequence[int]) -> Captioned:
-        """Held-out examples by number."""
+        """Pictures by number."""
         rows = [int(self._rows[number]) for number in numbers]
         return _stacked([Example(self._pictures.picture(r), self._pictures.records[r].captions[0]) for r in rows])
 
 
-class HeldOutSource:
-    """The held-out (concept, style) pairs of the recipe `stickers`, as they are."""
+class PlainStickers:
+    """The (concept, style) pairs of one split of the recipe `stickers`, as they are."""
 
-    def __init__(self, stickers: Stickers, fingerprint: str) -> None:
-        self._examples, self._fingerprint = held_out_examples(stickers), fingerprint
+    def __init__(self, stickers: Stickers, fingerprint: str, split: Split) -> None:
+        self._stickers, self._rows = stickers, stickers.indices(split)
+        self._fingerprint = f"{fingerprint}/{SAID[split]}"
 
     @property
     def fingerprint(self) -> str:
         """Of the data set."""
-        return f"{self._fingerprint}/held-out"
+        return self._fingerprint
 
     def __len__(self) -> int:
-        return len(self._examples)
+        return len(self._rows)
 
     def examples(self, numbers: Sequence[int]) -> Captioned:
-        """Held-out examples by number."""
-        return _stacked([self._examples[number] for number in numbers])
+        """Pictures by number."""
+        return _stacked([plain_example(self._stickers, int(self._rows[number])) for number in numbers])
 
 
 def open_sources(folder: Path, config: DataConfig, *, batch: int = ENCODED_TOGETHER) -> Sources:
@@ -143,7 +147,8 @@ def open_sources(folder: Path, config: DataConfig, *, batch: int = ENCODED_TOGET
         return _packed_sources(PackedPictures.open(folder), config, batch)
     stickers = open_stickers(folder, config)
     stream = StickerStream(stickers, config.seed, scene_share=config.scene_share, zh_share=config.zh_share)
-    return Sources(StreamSource(stream), HeldOutSource(stickers, stream.fingerprint))
+    held_out, plain = (PlainStickers(stickers, stream.fingerprint, split) for split in ("held_out", "train"))
+    return Sources(StreamSource(stream), held_out, plain)
 
 
 def open_stickers(folder: Path, config: DataConfig) -> Stickers:
@@ -168,9 +173,10 @@ def _packed_sources(pictures: PackedPictures, config: DataConfig, batch: int) ->
             str(pictures.folder), given=given, expected=f"{config.size}x{config.size}, or buckets of about its area",
             cure=f"Build it with --size {config.size}, as [data] size says.",
         )  # fmt: skip
+    held_out, plain = (PlainPictures(pictures, split) for split in ("held_out", "train"))
     if len(pictures.buckets) > 1:
-        return Sources(BucketedSource(pictures, config.seed, batch), PackedHeldOut(pictures))
-    return Sources(StreamSource(PackedStream(pictures, config.seed)), PackedHeldOut(pictures))
+        return Sources(BucketedSource(pictures, config.seed, batch), held_out, plain)
+    return Sources(StreamSource(PackedStream(pictures, config.seed)), held_out, plain)
 
 
 def _fits(bucket: Bucket, size: int) -> bool:

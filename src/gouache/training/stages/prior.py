@@ -10,8 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from gouache.checkpoints.format import save_tensors
+from gouache.errors import ConfigError
 from gouache.models.prior import Draw, Prior, prior_inputs
 from gouache.models.quantizer import Quantizer
+from gouache.models.recall import Recall
 from gouache.models.vae import AutoencoderKL
 from gouache.training.config import PriorStage
 from gouache.training.encoded import Encoded, Shuffled, drop_captions
@@ -36,13 +38,18 @@ class PriorTraining(Stage[Prior]):
         quantizer: Quantizer,
         vae: AutoencoderKL | None,
         seed: int,
+        *,
+        remembered: Encoded | None = None,
     ) -> None:
         super().__init__()
         self.config, self.data, self.held_out, self.seed = config, data, held_out, seed
         for part in (data, held_out):
             check_square(part, self.name)
         self.order = Shuffled(len(data), seed)
-        self.trained = Prior(config.network)
+        memory = 0 if remembered is None else len(remembered)
+        self.trained = Prior(config.network.model_copy(update={"memory": memory}))
+        if remembered is not None and self.trained.recall is not None:
+            remember(self.trained.recall, remembered, quantizer)
         self.quantizer, self.vae = quantizer, vae
         weights = token_weights(config.network.groups, config.group_weights)
         self.register_buffer("weights", weights, persistent=False)
@@ -57,6 +64,7 @@ class PriorTraining(Stage[Prior]):
             "latents": self.data.latents(numbers),
             "wrong": noise.uniform("wrong", (network.length,)) < share[:, None],
             "random": noise.integers("random", network.vocabulary, (network.length,)),
+            "hide": noise.uniform("recall") < self.config.hidden_recall,
             **text.batch(),
         }
 
@@ -66,7 +74,7 @@ class PriorTraining(Stage[Prior]):
             inputs = prior_inputs(
                 self.config.network, self.quantizer, torch.where(batch["wrong"], batch["random"], tokens)
             )
-        logits = self.trained(inputs, batch["context"], batch["pooled"], batch["mask"])
+        logits = self.trained(inputs, batch["context"], batch["pooled"], batch["mask"], hide=batch["hide"])
         rows = logits.to(batch["latents"].dtype).flatten(0, 1)  # [B*S,V]
         nats = nn.functional.cross_entropy(rows, tokens.flatten(), reduction="none").view_as(tokens)
         return {"loss": (nats * self.weights).mean(), "bits_per_token": nats.detach().mean() / math.log(2)}
@@ -111,6 +119,23 @@ class PriorTraining(Stage[Prior]):
             context, pooled, mask = (t.to(self.device) for t in (text.context, text.pooled, text.mask))
             parts.append(-prior.log_likelihood(self.quantizer, tokens, context, pooled, mask) / math.log(2))
         return torch.cat(parts)
+
+
+@torch.no_grad()
+def remember(recall: Recall, pictures: Encoded, quantizer: Quantizer) -> None:
+    """Fill the prior's memory with pictures and their captions.
+
+    Raises:
+        ConfigError: fewer pictures than the prior recalls for one prompt.
+    """
+    if len(pictures) <= recall.neighbours:
+        raise ConfigError(
+            "prior.network.neighbours", given=f"{recall.neighbours} of {len(pictures)} pictures",
+            expected="fewer than there are pictures",
+        )  # fmt: skip
+    parts = list(batched(len(pictures)))
+    captions = torch.cat([pictures.text(numbers).pooled for numbers in parts])
+    recall.remember(captions, torch.cat([quantizer.encode(pictures.latents(numbers)) for numbers in parts]))
 
 
 def token_weights(groups: Sequence[int], weights: Sequence[float]) -> Tensor:
