@@ -248,7 +248,7 @@ def test_training_is_started_shows_its_error_and_is_for_administrators(
     files = [str(tmp_path / "one.png"), str(tmp_path / "metadata.csv")]
     page.locator("#upload-pictures input[type=file]").set_input_files(files)
     page.locator("#upload-note", has_text="cats: 1 pictures").wait_for()
-    page.locator("#train-stage label").nth(1).click()
+    page.locator("#train-stage label").nth(2).click()
     page.fill("#run-name textarea, #run-name input", "mine")
     page.click("#train-start")
     page.locator("#run-state .g-bad", has_text="expected columns file_name and text").wait_for()

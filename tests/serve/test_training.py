@@ -163,17 +163,20 @@ def test_the_config_is_the_plans() -> None:
     config = tomllib.loads(toml_of(plan()))
     assert config["denoiser"]["start"] == 'a "b"/c'
     assert config["data"] == {"size": 32, "examples": 64}
-    config = tomllib.loads(toml_of(plan(stage="vae", size=128)))
+    config = tomllib.loads(toml_of(plan(stage="decoder")))
+    assert (config["vae"]["start"], config["vae"]["freeze"]) == ('a "b"/c', ["encoder"])
+    config = tomllib.loads(toml_of(plan(stage="vae", start=None, size=128)))
     assert config["vae"]["loop"]["batch_size"] == 8
     assert config["vae"]["network"]["patch_size"] == 4
 
 
-@pytest.mark.parametrize("stage", ["denoiser", "vae"])
+@pytest.mark.parametrize("stage", ["denoiser", "decoder", "vae"])
 def test_training_takes_the_config(tmp_path: Path, stage: str) -> None:
     from gouache.training.config import read_config
 
-    (tmp_path / "config.toml").write_text(toml_of(plan(stage=stage)), encoding="utf-8")
-    assert read_config(tmp_path / "config.toml", stage).data.size == 32
+    asked = plan(stage=stage)
+    (tmp_path / "config.toml").write_text(toml_of(asked), encoding="utf-8")
+    assert read_config(tmp_path / "config.toml", asked.table).data.size == 32
 
 
 def test_an_error_is_shown_as_it_is() -> None:
@@ -291,3 +294,33 @@ def test_a_model_learns_is_killed_goes_on_is_stopped_and_paints(start_server: St
     lines = (studio.training.root / "mine" / "denoiser" / "log.jsonl").read_text().splitlines()
     assert all(json.loads(line)["images_seen"] for line in lines)
     second.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_refined_decoder_is_the_only_thing_that_differs(start_server: StartServer, tmp_path: Path) -> None:
+    import torch
+
+    from gouache.checkpoints.load import load_bundle
+    from gouache.checkpoints.save import bundle_to_write, write_model
+    from gouache.pipeline.untrained import untrained_bundle
+
+    write_model(bundle_to_write(untrained_bundle()), tmp_path / "data" / "models" / "tiny", "gouache")
+    squares(tmp_path / "data" / "training" / "squares")
+    studio = start_server(workers=0).studio
+    studio.training.start(
+        owner="local", name="sharp", stage="decoder", data="squares", minutes=0.05, model="tiny", size=32
+    )
+    run = until(studio, "sharp", ("done", "failed"), 600)
+    assert (run.phase, run.error) == ("done", "")
+    studio.shelf.refresh()
+    before, after = (load_bundle(studio.shelf.find(name).path or "") for name in ("tiny", "sharp"))
+    assert (after.name, after.family) == ("sharp", before.family)
+    changed = {
+        f"{part}.{name}"
+        for part, network in before.networks().items()
+        for name, weight in network.state_dict().items()
+        if not torch.equal(weight.half(), after.networks()[part].state_dict()[name].half())  # Packed as fp16.
+    }
+    assert changed
+    assert all(name.startswith(("vae.decoder.", "vae.post_quant_conv.")) for name in changed), changed

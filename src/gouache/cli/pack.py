@@ -28,7 +28,7 @@ def pack(
     from gouache.training.pack import pack as pack_run
 
     written = pack_run(
-        read_config(config, "denoiser"), run, out, dtype=dtype, int8=_words(int8), name=name, styles=_words(styles),
+        read_config(config, None), run, out, dtype=dtype, int8=_words(int8), name=name, styles=_words(styles),
         licence=licence,
     )  # fmt: skip
     typer.echo(written)

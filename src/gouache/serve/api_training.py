@@ -38,13 +38,13 @@ class RunIn(Config):
     name: Name
     """Of the run and of the model it makes."""
     stage: Stage = "denoiser"
-    """denoiser: teach a model these pictures. vae: an autoencoder from nothing."""
+    """denoiser: teach a model these pictures. decoder: how it draws their details. vae: an autoencoder from nothing."""
     data: Name
     """A set of pictures."""
     minutes: Minutes
     """Training time; preparing comes on top."""
     model: Plain | None = None
-    """What the denoiser starts from; your default model without it."""
+    """What denoiser or decoder starts from; your default model without it."""
     size: Annotated[int, Field(ge=32, le=2048, multiple_of=8)] | None = None
     """Side of the pictures in pixels; the model's own without it."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None

@@ -15,8 +15,8 @@ from pydantic import Field
 
 from gouache.config import Config
 
-Stage = Literal["denoiser", "vae"]
-STAGES: tuple[Stage, ...] = ("denoiser", "vae")
+Stage = Literal["denoiser", "decoder", "vae"]
+STAGES: tuple[Stage, ...] = ("denoiser", "decoder", "vae")
 Result = Literal["", "done", "stopped", "failed"]
 Minutes = Annotated[float, Field(gt=0, le=60 * 24 * 30)]
 PLAN, STATE, OUTPUT, STOP, LOCK, CONFIG = "plan.json", "state.json", "output.log", "stop", "lock", "config.toml"
@@ -29,13 +29,13 @@ class Plan(Config):
     name: str
     """Of the run, and of the model that it makes."""
     stage: Stage
-    """denoiser: teach a model these pictures. vae: an autoencoder from nothing."""
+    """denoiser: teach a model these pictures. decoder: how it draws their details. vae: an autoencoder from nothing."""
     data: str
     """Name of a set of pictures."""
     pictures: int
     """How many it had at the start."""
     model: str = ""
-    """Name of the model that the denoiser starts from."""
+    """Name of the model that is trained further; empty for an autoencoder from nothing."""
     start: Path | None = None
     """Where that model lies."""
     size: Annotated[int, Field(ge=SMALLEST_SIDE, le=LARGEST_SIDE, multiple_of=8)]
@@ -46,6 +46,11 @@ class Plan(Config):
     batch_size: Annotated[int, Field(ge=1, le=1024)]
     created: float
     owner: str
+
+    @property
+    def table(self) -> Literal["denoiser", "vae"]:
+        """The stage of `gouache train`, whose table and folder it uses."""
+        return "denoiser" if self.stage == "denoiser" else "vae"
 
 
 class State(Config):
@@ -78,10 +83,10 @@ def commands(plan: Plan, folder: Path, source: Path) -> dict[str, list[str]]:
     config, pictures = str(folder / CONFIG), str(folder / "pictures")
     steps = {
         "data": ["data", "build", "pictures", pictures, "--from", str(source), "--size", str(plan.size)],
-        "train": ["train", plan.stage, "--config", config, "--data", pictures, "--out", str(folder),
+        "train": ["train", plan.table, "--config", config, "--data", pictures, "--out", str(folder),
                   "--minutes", f"{plan.minutes:g}"],
     }  # fmt: skip
-    if plan.stage == "denoiser":
+    if plan.start is not None:
         steps["pack"] = ["pack", str(folder), str(folder / "model"), "--config", config, "--name", plan.name]
     return steps
 
@@ -89,10 +94,10 @@ def commands(plan: Plan, folder: Path, source: Path) -> dict[str, list[str]]:
 def toml_of(plan: Plan) -> str:
     """The training's config. Time ends it, not a number of images."""
     loop = (
-        f"[{plan.stage}.loop]\nbatch_size = {plan.batch_size}\nimages = 100_000_000\n"
+        f"[{plan.table}.loop]\nbatch_size = {plan.batch_size}\nimages = 100_000_000\n"
         f"log_images = {4 * plan.batch_size}\nvalidate_images = {100 * plan.batch_size}\n"
         "checkpoint_minutes = 1.0\nkeep = 2\n\n"
-        f"[{plan.stage}.optimizer]\nlearning_rate = {plan.learning_rate}\nwarmup_images = {10 * plan.batch_size}\n"
+        f"[{plan.table}.optimizer]\nlearning_rate = {plan.learning_rate}\nwarmup_images = {10 * plan.batch_size}\n"
     )
     data = f"[data]\nsize = {plan.size}\nexamples = {min(4096, max(64, 4 * plan.pictures))}\n\n"
     if plan.stage == "vae":
@@ -100,8 +105,10 @@ def toml_of(plan: Plan) -> str:
             "image_channels = 4\nlatent_channels = 8\nchannels = [64, 160]\nlayers_per_level = 1\nnorm_groups = 16\n"
         )
         return f"{data}[vae]\nl2 = 2.0\nkl = 2e-4\n\n[vae.network]\n{network}patch_size = 4\n\n{loop}"
+    # What makes latents stays as it is, so that the model's other parts still fit to them.
+    held = 'freeze = ["encoder"]\n' if plan.stage == "decoder" else ""
     # A JSON string is a TOML string.
-    return f"{data}[denoiser]\nstart = {json.dumps(str(plan.start))}\n\n{loop}"
+    return f"{data}[{plan.table}]\nstart = {json.dumps(str(plan.start))}\n{held}\n{loop}"
 
 
 def read_state(folder: Path) -> State:

@@ -91,7 +91,7 @@ class _Session:
             if code != 0 and not (step == "train" and self._is_worth_packing(code)):
                 self._fail(code)
                 return
-        if self.plan.stage == "denoiser":
+        if self.plan.start is not None:
             self._publish()
         self._end("stopped" if (self.folder / STOP).exists() else "done")
 
@@ -99,12 +99,12 @@ class _Session:
         """A training that its user stopped is used as it stands, if it has come to anything."""
         wanted = code in STOPPED_CODES and (self.folder / STOP).exists()
         self.stopping = self.stopping and not wanted
-        return wanted and (self.folder / self.plan.stage / "last.safetensors").is_file()
+        return wanted and (self.folder / self.plan.table / "last.safetensors").is_file()
 
     def _command(self, step: str, arguments: list[str], lock: int) -> int:
         if self.stopping:
             return STOPPED_CODES[0]
-        log = self.folder / self.plan.stage / "log.jsonl"
+        log = self.folder / self.plan.table / "log.jsonl"
         before = log.stat().st_size if log.is_file() else 0
         with (self.folder / OUTPUT).open("wb") as output:
             # Painting goes before training where both want the same processors.

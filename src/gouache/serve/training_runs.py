@@ -41,7 +41,7 @@ RUNNING: tuple[Phase, ...] = ("preparing", "training", "packing", "stopping")
 _PHASES: dict[str, Phase] = {"": "preparing", "data": "preparing", "train": "training", "pack": "packing"}
 MOST_ATTEMPTS = 3
 SIZES = {"sd1": 512, "sd2": 768, "sdxl": 1024}
-RATES: dict[Stage, float] = {"denoiser": 1e-4, "vae": 8e-4}
+RATES: dict[Stage, float] = {"denoiser": 1e-4, "decoder": 1e-4, "vae": 8e-4}
 PROCESS = (sys.executable, "-m", "gouache.serve.training_process")
 
 
@@ -107,7 +107,7 @@ class TrainingRuns:
             stage: what is trained.
             data: a set of pictures.
             minutes: training time; preparing comes on top.
-            model: what the denoiser starts from; None is the default one.
+            model: what denoiser or decoder starts from; None is the default one.
             size: side of the pictures; the model's own without it.
             learning_rate: the stage's usual one without it.
             batch_size: pictures a step.
@@ -125,7 +125,7 @@ class TrainingRuns:
             cure = "Put a .txt with the caption beside each picture, or a metadata.jsonl with file_name and text."
             given = f"{counted.pictures} pictures, no caption"
             raise DataError(f"data {counted.name!r}", given=given, expected="captioned pictures", cure=cure)
-        entry = self.shelf.find(model) if stage == "denoiser" else None
+        entry = self.shelf.find(model) if stage != "vae" else None
         plan = Plan.from_dict(
             {
                 "name": name, "stage": stage, "data": counted.name, "pictures": counted.pictures,
@@ -210,11 +210,11 @@ class TrainingRuns:
     def log(self, name: str) -> list[dict[str, float]]:
         """The figures that it wrote down, oldest first; whole lines only."""
         folder = self._folder(name)
-        return read_figures(folder / self.get(name).plan.stage / "log.jsonl")
+        return read_figures(folder / self.get(name).plan.table / "log.jsonl")
 
     def samples(self, name: str) -> list[Path]:
         """Its sample sheets, oldest first; the file's name is the number of pictures seen."""
-        return sorted((self._folder(name) / self.get(name).plan.stage / "samples").glob("*.png"))
+        return sorted((self._folder(name) / self.get(name).plan.table / "samples").glob("*.png"))
 
     def command(self, run: Run) -> str:
         """What one would type to train the same."""
@@ -269,7 +269,7 @@ class TrainingRuns:
         alive = is_alive(folder)
         state = read_state(folder)
         seconds = state.trained + (time.time() - state.since if alive and state.since else 0.0)
-        figures = read_figures(folder / plan.stage / "log.jsonl", last=True)
+        figures = read_figures(folder / plan.table / "log.jsonl", last=True)
         seen = int(figures[-1]["images_seen"]) if figures else 0
         phase = _phase(state, alive=alive, stopping=(folder / STOP).exists())
         doing = _last_line(folder / OUTPUT) if alive and not state.since else ""

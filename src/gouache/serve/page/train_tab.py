@@ -14,6 +14,7 @@ from gouache.serve.page.requests import owner_of
 from gouache.serve.page.words import said
 from gouache.serve.rights import check_admin, is_admin
 from gouache.serve.studio import Studio
+from gouache.serve.training_plan import STAGES
 from gouache.serve.training_runs import RUNNING, Run
 
 STARTED = ("set", "stage", "model", "name", "minutes", "size", "rate", "batch")
@@ -68,8 +69,8 @@ def _fields(say: gr.I18n) -> dict[str, Any]:
     found["plan_title"] = gr.HTML(elem_id="plan-title")
     found["set"] = gr.Dropdown([], label=say("set"), elem_id="train-set")
     found["stage"] = gr.Radio(
-        [(say("stage_denoiser"), "denoiser"), (say("stage_vae"), "vae")], value="denoiser", label=say("stage"),
-        elem_id="train-stage",
+        [(say("stage_denoiser"), "denoiser"), (say("stage_decoder"), "decoder"), (say("stage_vae"), "vae")],
+        value="denoiser", label=say("stage"), elem_id="train-stage",
     )  # fmt: skip
     found["model"] = gr.Dropdown([], label=say("start_from"), elem_id="train-model")
     with gr.Row(elem_classes="g-tight"):
@@ -130,7 +131,7 @@ class _Actions:
             raise gr.Error(said("name_run", request))
         try:
             run = self.training.start(
-                owner=owner, name=name, stage="vae" if stage == "vae" else "denoiser", data=data,
+                owner=owner, name=name, stage=next(one for one in STAGES if one == stage), data=data,
                 minutes=float(minutes or 0), model=model, size=int(size or 0) or None,
                 learning_rate=float(rate or 0) or None, batch_size=int(batch or 1),
             )  # fmt: skip

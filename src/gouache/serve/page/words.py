@@ -77,6 +77,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "upload": ("Pictures with .txt captions, or a zip of them", "图片与同名 .txt 说明，或其压缩包"),
     "stage": ("What to train", "训练内容"),
     "stage_denoiser": ("Teach a model these pictures", "让模型学会这些图片"),
+    "stage_decoder": ("Refine how a model draws details", "改进模型的细节"),
     "stage_vae": ("A new autoencoder", "新的自编码器"),
     "start_from": ("Start from", "起始模型"),
     "run_name": ("Name", "名称"),
