@@ -107,11 +107,16 @@ class PromptedDenoiser:
     def _condition(self, text: Encoded, *, negative: bool) -> Condition:
         beside = self.beside
         numbers = beside.numbers if not negative or beside.negative_numbers is None else beside.negative_numbers
+        draft = beside.draft
+        if negative and draft is not None and self.bundle.prior is not None:
+            # The prior's draft is a condition as the text is, and was left out in training as the text was: so guidance
+            # strengthens what both say. 11 points of R@1 over guiding by the text alone (docs/log.md).
+            draft = torch.zeros_like(draft)
         return Condition(
             context=text.context,
             mask=text.mask,
             pooled=self.bundle.pooled_vector(text.pooled, numbers),
-            draft=beside.draft,
+            draft=draft,
             controls=tuple(one.on_side(negative=negative) for one in beside.controls if one.is_on(self.step)),
         )
 
