@@ -317,9 +317,8 @@ def broken(kind: str, pair: Pair) -> dict[str, Tensor]:
         "half": {name: tensor for name, tensor in good.items() if name != key},
         "shape": good | {key: torch.ones(5, RANK)},
         "dora": good | {f"{base}.dora_scale": torch.ones(5, 1)},
-        "loha": {f"{base}.hada_w1_a": torch.ones(4, 3), f"{base}.hada_w1_b": torch.ones(3, 4)},
-        "lokr": {f"{base}.lokr_w1": torch.ones(4, 3), f"{base}.lokr_w2": torch.ones(3, 4)},
-        "magnitude": {"unet.a.lora_magnitude_vector": torch.ones(4), "unet.a.lora_A.weight": torch.ones(4, 4)},
+        "oft": {f"{base}.oft_blocks": torch.ones(4, 3, 3)},
+        "glora": {f"{base}.a1.weight": torch.ones(4, 3), f"{base}.b1.weight": torch.ones(3, 4)},
         "difference": {f"{base}.diff": torch.ones(4, 3)},
         "other words": {"hello": torch.ones(2)},
         "twice": good | {f"unet.{TO_Q}.lora_B.weight": torch.ones(16, RANK)},
@@ -332,8 +331,8 @@ def broken(kind: str, pair: Pair) -> dict[str, Tensor]:
     ("kind", "told"),
     [
         ("unmatched", "1 of .* match no layer: lora_unet_nowhere_to_q.lora_up.weight"), ("half", "only half"),
-        ("shape", "another shape"), ("dora", "a DoRA adapter .*dora_scale"), ("loha", "a LoHa adapter"),
-        ("lokr", "a LoKr adapter"), ("magnitude", "a DoRA adapter"), ("difference", "a full difference adapter"),
+        ("shape", "another shape"), ("dora", "5 magnitudes"), ("oft", "an? OFT adapter"),
+        ("glora", "a GLoRA adapter"), ("difference", "a full difference adapter"),
         ("other words", "hello"), ("twice", "two tensors for one place"), ("nan", "NaN"), ("alpha", "bad alpha"),
     ],
 )  # fmt: skip

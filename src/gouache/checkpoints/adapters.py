@@ -14,7 +14,7 @@ Tensors = Mapping[str, TensorInfo]
 
 # Asked in this order: a file may hold several kinds, and the first named is the one that needs most care.
 LORA_KINDS = {
-    "DoRA": (".dora_scale",),
+    "DoRA": (".dora_scale", ".lora_magnitude_vector", ".lora_magnitude_vector.weight"),
     "LoHa": (".hada_w1_a", ".hada_w1_b"),
     "LoKr": (".lokr_w1", ".lokr_w1_a"),
     "GLoRA": (".a1.weight", ".b1.weight"),

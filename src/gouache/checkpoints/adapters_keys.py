@@ -14,14 +14,20 @@ _ROLES = (
     r"[._]lora\.(?P<diffusers>down|up)\.weight",
     r"\.lora_linear_layer\.(?P<linear>down|up)\.weight",
     r"\.(?P<alpha>alpha)",
+    # LyCORIS and PEFT: LoHa, LoKr; DoRA by LyCORIS and by PEFT
+    r"\.(?P<lycoris>hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|dora_scale)",
+    r"\.lora_(?P<magnitude>magnitude)_vector(?:\.\w+)?(?:\.weight)?",
 )
 _KEY = re.compile(rf"(?P<base>.+?)(?:{'|'.join(_ROLES)})")
+RANKED = ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
+"""Roles whose first axis is the rank."""
 TEXT_PREFIXES = ("lora_te", "text_encoder")
 _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
 def split_key(key: str) -> tuple[str, str] | None:
-    """A tensor's name as (spelling of its layer, role: down, up, mid or alpha); None if it is no LoRA's.
+    """A tensor's name as (spelling of its layer, role: down, up, mid, alpha, magnitude, hada_w1_a, lokr_w1, ...); None
+    if it is no adapter's.
 
     >>> split_key("unet.mid.attn1.processor.to_out_lora.up.weight")
     ('unet.mid.attn1.to_out.0', 'up')
@@ -30,7 +36,7 @@ def split_key(key: str) -> tuple[str, str] | None:
     if match is None:
         return None
     role = match["kohya"] or {"A": "down", "B": "up"}.get(match["peft"]) or match["diffusers"] or match["linear"]
-    return _present(match["base"]), role or "alpha"
+    return _present(match["base"]), role or match["lycoris"] or match["magnitude"] or "alpha"
 
 
 def _present(base: str) -> str:
@@ -53,12 +59,13 @@ def lora_summary(tensors: Mapping[str, TensorInfo]) -> str:
     text: set[str] = set()
     for name, info in tensors.items():
         layer, role = split_key(name) or ("", "")
-        if role == "down" and info.shape:
+        if role in RANKED and info.shape:
             ranks.add(info.shape[0])
+        if role in (*RANKED, "lokr_w1") and info.shape:
             (text if layer.startswith(TEXT_PREFIXES) else unet).add(layer)
     parts = [_layers(len(unet), "the U-Net"), _layers(len(text), "the text encoders")]
     if not ranks:
-        return ""
+        return " and ".join(part for part in parts if part)
     rank = str(min(ranks)) if len(ranks) == 1 else f"{min(ranks)} to {max(ranks)}"
     return f"rank {rank} in {' and '.join(part for part in parts if part)}"
 

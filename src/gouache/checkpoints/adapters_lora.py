@@ -1,8 +1,5 @@
-"""Reads LoRA files (Hu et al. 2021, arXiv:2106.09685): low-rank changes of a model's layers, matched strictly.
-
-A layer's weight W becomes W + (alpha / rank) * up @ down. Convolutions have a `down` with the layer's kernel and a
-1x1 `up`, or (LoCon with a core) a 1x1 `down`, a `mid` with the kernel, and a 1x1 `up`.
-"""
+"""Reads files of LoRA and its relatives: changes of a model's layers, matched strictly; `adapters_changes` has the
+mathematics."""
 
 from __future__ import annotations
 
@@ -16,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gouache.checkpoints.adapters import LORA_KINDS
+from gouache.checkpoints.adapters_changes import Change, change_of, is_whole, rank_of
 from gouache.checkpoints.adapters_keys import split_key
 from gouache.checkpoints.adapters_names import Layer
 from gouache.checkpoints.format import WeightSource
@@ -23,55 +21,9 @@ from gouache.checkpoints.header import Header
 from gouache.checkpoints.opening import open_source
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint
 
-APPLIED = ("LoRA", "LoCon")
-MAGNITUDES = (".lora_magnitude_vector", ".lora_magnitude_vector.weight")
+APPLIED = ("LoRA", "LoCon", "LoHa", "LoKr", "DoRA")
 DIFFUSERS_METADATA = "lora_adapter_metadata"
 SHOWN = 5
-
-
-@dataclass(frozen=True, slots=True)
-class LowRank:
-    """One layer's change.
-
-    Attributes:
-        down: [r, in] or [r, in, k, k].
-        up: [out, r] or [out, r, 1, 1].
-        mid: the core of a convolution, [r, r, k, k], or None.
-        scale: factor on the product.
-    """
-
-    down: Tensor
-    up: Tensor
-    mid: Tensor | None
-    scale: float
-
-    @property
-    def rank(self) -> int:
-        """Rank of the change."""
-        return self.down.shape[0]
-
-    def fits(self, shape: tuple[int, ...]) -> bool:
-        """Whether it changes a weight of this shape."""
-        if min(self.down.ndim, self.up.ndim) < 2 or self.up[0].numel() != self.rank:
-            return False
-        out, inside, kernel = self.up.shape[0], self.down.shape[1], tuple(self.down.shape[2:])
-        if self.mid is not None:
-            core = tuple(self.mid.shape)
-            if core[:2] != (self.rank, self.rank) or set(kernel) - {1}:
-                return False
-            kernel = core[2:]
-        # A 1x1 convolution and a linear layer are the same thing; both occur for the same layer.
-        wanted = tuple(shape[2:])
-        return (out, inside) == tuple(shape[:2]) and (kernel == wanted or not (set(kernel) | set(wanted)) - {1})
-
-    def delta(self, shape: tuple[int, ...]) -> Tensor:
-        """The change as a tensor of `shape`, fp32."""
-        up, down = self.up.flatten(1).float(), self.down.float()  # [out, r], [r, in, ...]
-        if self.mid is None:
-            product = up @ down.flatten(1)  # [out, in * k * k]
-        else:
-            product = torch.einsum("or,rskl,si->oikl", up, self.mid.float(), down.flatten(1))
-        return product.reshape(shape) * self.scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +36,7 @@ class Lora:
     """
 
     path: Path
-    changes: Mapping[Layer, LowRank]
+    changes: Mapping[Layer, Change]
 
 
 @dataclass(slots=True)
@@ -111,10 +63,9 @@ def read_lora(path: Path, table: Mapping[str, Layer], shapes: Mapping[Layer, tup
     _refuse_other_kinds(source.header)
     pieces = _matched(source.header, table)
     scaling = _Scaling.of(source.header)
-    changes = {layer: _low_rank(source, spelling, one, scaling) for layer, (spelling, one) in pieces.items()}
+    changes = {layer: _change(source, spelling, one, scaling) for layer, (spelling, one) in pieces.items()}
     wrong = [
-        f"{pieces[layer][0]}: rank {change.rank} {list(change.up.shape)} x {list(change.down.shape)} for a weight of "
-        f"{list(shapes[layer])}"
+        f"{pieces[layer][0]}: {change.told()} for a weight of {list(shapes[layer])}"
         for layer, change in changes.items()
         if not change.fits(shapes[layer])
     ]
@@ -127,12 +78,11 @@ def read_lora(path: Path, table: Mapping[str, Layer], shapes: Mapping[Layer, tup
 
 
 def _refuse_other_kinds(header: Header) -> None:
-    kinds = {**LORA_KINDS, "DoRA": (*LORA_KINDS["DoRA"], *MAGNITUDES)}
-    for kind, suffixes in kinds.items():
+    for kind, suffixes in LORA_KINDS.items():
         found = next((name for name in header.tensors if name.endswith(suffixes)), None)
         if kind not in APPLIED and found is not None:
             raise IncompatibleCheckpoint(
-                str(header.path), given=f"a {kind} adapter ({found})", expected="a LoRA or LoCon",
+                str(header.path), given=f"a {kind} adapter ({found})", expected=f"one of {', '.join(APPLIED)}",
                 cure="Merge it into the checkpoint with the program that trained it.",
             )  # fmt: skip
 
@@ -158,28 +108,28 @@ def _matched(header: Header, table: Mapping[str, Layer]) -> dict[Layer, tuple[st
             expected="a LoRA of this model, every tensor of which has its place",
             cure="It was trained for a model of another family.",
         )
-    halves = [spelling for spelling, one in pieces.values() if not {"down", "up"} <= set(one.by_role)]
+    halves = [spelling for spelling, one in pieces.values() if not is_whole(frozenset(one.by_role))]
     if halves or not pieces:
         raise _bad(header, f"only half of a change: {_few(halves)}" if halves else "no tensors")
     return pieces
 
 
 def _bad(header: Header, given: str) -> IncompatibleCheckpoint:
-    return IncompatibleCheckpoint(str(header.path), given=given, expected="one `down` and one `up` for each layer")
+    return IncompatibleCheckpoint(str(header.path), given=given, expected="one whole change for each layer")
 
 
 def _few(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
-def _low_rank(source: WeightSource, spelling: str, pieces: _Pieces, scaling: _Scaling) -> LowRank:
-    names = pieces.by_role
-    parts = {role: _finite(source, name) for role, name in names.items()}
-    rank = parts["down"].shape[0] if parts["down"].ndim else 0
-    if not rank or ("alpha" in parts and parts["alpha"].numel() != 1):
+def _change(source: WeightSource, spelling: str, pieces: _Pieces, scaling: _Scaling) -> Change:
+    parts = {role: _finite(source, name) for role, name in pieces.by_role.items()}
+    rank, alpha = rank_of(parts), parts.pop("alpha", None)
+    if any(not tensor.numel() for tensor in parts.values()) or (alpha is not None and alpha.numel() != 1):
         raise _bad(source.header, f"rank {rank} or a bad alpha at {spelling}")
-    scale = parts["alpha"].item() / rank if "alpha" in parts else scaling.factor(spelling, rank)
-    return LowRank(parts["down"], parts["up"], parts.get("mid"), scale)
+    if not rank:
+        return change_of(parts, 1.0)  # LyCORIS writes the rank, which doesn't show here, as alpha of whole factors
+    return change_of(parts, scaling.factor(spelling, rank) if alpha is None else alpha.item() / rank)
 
 
 def _finite(source: WeightSource, name: str) -> Tensor:

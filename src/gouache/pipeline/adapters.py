@@ -17,9 +17,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from gouache.checkpoints.adapters_changes import Change
 from gouache.checkpoints.adapters_embedding import Embedding, read_embedding
 from gouache.checkpoints.adapters_folder import EMBEDDING, LORA, AdapterFile, AdapterFolder
-from gouache.checkpoints.adapters_lora import Lora, LowRank, read_lora
+from gouache.checkpoints.adapters_lora import Lora, read_lora
 from gouache.checkpoints.adapters_names import UNET, Layer, layer_table
 from gouache.checkpoints.control_folder import KIND as CONTROL
 from gouache.checkpoints.control_folder import find_control
@@ -159,14 +160,15 @@ class Adapters:
 
 
 def with_loras(bundle: ModelBundle, loras: Sequence[tuple[Lora, AdapterTag]]) -> ModelBundle:
-    """A copy of a model with LoRA files merged in: W + sum of weight * (alpha / rank) * up @ down.
+    """A copy of a model with LoRA files and their relatives merged in: W + sum of weight * difference, for LoRA
+    (alpha / rank) * up @ down.
 
     The sum is made in fp32 and rounded once to the model's own type.
 
     Raises:
         CorruptCheckpoint: a changed weight is over what its type can hold.
     """
-    changes: dict[Layer, list[tuple[float, LowRank]]] = {}
+    changes: dict[Layer, list[tuple[float, Change]]] = {}
     for lora, tag in loras:
         for layer, change in lora.changes.items():
             weight = tag.unet_weight if layer.part == UNET else tag.text_weight
@@ -224,11 +226,10 @@ def _weight(bundle: ModelBundle, layer: Layer) -> Tensor:
 
 
 @torch.no_grad()
-def _merged(weight: Tensor, terms: list[tuple[float, LowRank]], name: str) -> Tensor:
-    shape = tuple(weight.shape)
+def _merged(weight: Tensor, terms: list[tuple[float, Change]], name: str) -> Tensor:
     total = weight.float()
     for factor, change in terms:
-        total = total + factor * change.delta(shape).to(weight.device)
+        total = total + factor * change.difference(weight).to(weight.device)
     merged = torch.empty_like(weight).copy_(total)  # keeps the order in memory that makes convolutions fast
     if not bool(torch.isfinite(merged).all()):
         raise CorruptCheckpoint(

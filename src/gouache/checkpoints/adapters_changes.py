@@ -1,0 +1,263 @@
+"""What adapters do to one layer's weight: LoRA (Hu et al. 2021, arXiv:2106.09685), LoHa (Hyeon-Woo et al. 2022,
+arXiv:2108.06098), LoKr (Yeh et al. 2024, arXiv:2309.14859) and DoRA (Liu et al. 2024, arXiv:2402.09353).
+
+Convolutions come in three forms: a matrix over input channels and kernel, a matrix with the layer's kernel, or (Tucker)
+a core with the kernel between two matrices over channels.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+SMALLEST_NORM = torch.finfo(torch.float32).eps
+
+
+class Change(Protocol):
+    """What one adapter does to one layer."""
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """Whether it changes a weight of this shape."""
+        ...
+
+    def difference(self, weight: Tensor) -> Tensor:
+        """What is added to a weight [out, in, ...] at an adapter's full weight, fp32."""
+        ...
+
+    def told(self) -> str:
+        """Its shapes, for errors."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class LowRank:
+    """LoRA and LoCon: W + scale * up @ down.
+
+    Attributes:
+        down: [r, in] or [r, in, k, k].
+        up: [out, r] or [out, r, 1, 1].
+        mid: the core of a convolution, [r, r, k, k], or None.
+        scale: factor on the product.
+    """
+
+    down: Tensor
+    up: Tensor
+    mid: Tensor | None
+    scale: float
+
+    @property
+    def rank(self) -> int:
+        """Rank of the change."""
+        return self.down.shape[0]
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """See `Change.fits`."""
+        if min(self.down.ndim, self.up.ndim) < 2 or self.up[0].numel() != self.rank:
+            return False
+        out, inside, kernel = self.up.shape[0], self.down.shape[1], tuple(self.down.shape[2:])
+        if self.mid is not None:
+            core = tuple(self.mid.shape)
+            if core[:2] != (self.rank, self.rank) or set(kernel) - {1}:
+                return False
+            kernel = core[2:]
+        return _same_layer((out, inside, *kernel), shape)
+
+    def difference(self, weight: Tensor) -> Tensor:
+        """See `Change.difference`."""
+        up, down = self.up.flatten(1).float(), self.down.float()  # [out, r], [r, in, ...]
+        if self.mid is None:
+            product = up @ down.flatten(1)  # [out, in * k * k]
+        else:
+            product = torch.einsum("or,rskl,si->oikl", up, self.mid.float(), down.flatten(1))
+        return product.reshape(weight.shape) * self.scale
+
+    def told(self) -> str:
+        """See `Change.told`."""
+        return f"LoRA {list(self.up.shape)} x {list(self.down.shape)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Factors:
+    """One matrix, or kernels, as a product of two smaller ones.
+
+    Attributes:
+        a: [out, r]; with a core [r, out].
+        b: [r, in] or [r, in * k * k].
+        core: [r, r, k, k], or None.
+    """
+
+    a: Tensor
+    b: Tensor
+    core: Tensor | None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the product; () if the factors don't fit together."""
+        if self.a.ndim != 2 or self.b.ndim != 2:
+            return ()
+        if self.core is None:
+            return (self.a.shape[0], self.b.shape[1]) if self.a.shape[1] == self.b.shape[0] else ()
+        fits = self.core.ndim == 4 and tuple(self.core.shape[:2]) == (self.a.shape[0], self.b.shape[0])
+        return (self.a.shape[1], self.b.shape[1], *self.core.shape[2:]) if fits else ()
+
+    def product(self) -> Tensor:
+        """[out, in], [out, in * k * k] or, with a core, [out, in, k, k]; fp32."""
+        a, b = self.a.float(), self.b.float()
+        return a @ b if self.core is None else torch.einsum("rskl,ro,si->oikl", self.core.float(), a, b)
+
+
+@dataclass(frozen=True, slots=True)
+class Hadamard:
+    """LoHa: W + scale * (a1 @ b1) * (a2 @ b2), element by element."""
+
+    first: Factors
+    second: Factors
+    scale: float
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """See `Change.fits`."""
+        return self.first.shape == self.second.shape and _same_layer(self.first.shape, shape)
+
+    def difference(self, weight: Tensor) -> Tensor:
+        """See `Change.difference`."""
+        return (self.first.product() * self.second.product()).reshape(weight.shape) * self.scale
+
+    def told(self) -> str:
+        """See `Change.told`."""
+        return f"LoHa {list(self.first.shape)} * {list(self.second.shape)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Kronecker:
+    """LoKr: W + scale * kron(first, second), where each factor may itself be a product.
+
+    Attributes:
+        first: [a, b].
+        second: [c, d], [c, d * k * k] or [c, d, k, k].
+        scale: factor on the product.
+    """
+
+    first: Tensor | Factors
+    second: Tensor | Factors
+    scale: float
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """See `Change.fits`."""
+        left, right = tuple(self.first.shape), tuple(self.second.shape)
+        if len(left) != 2 or len(right) not in (2, 4):
+            return False
+        return _same_layer((left[0] * right[0], left[1] * right[1], *right[2:]), shape)
+
+    def difference(self, weight: Tensor) -> Tensor:
+        """See `Change.difference`."""
+        left, right = _whole(self.first), _whole(self.second).contiguous()
+        product = torch.kron(left.reshape(*left.shape, *(1 for _ in right.shape[2:])), right)
+        return product.reshape(weight.shape) * self.scale
+
+    def told(self) -> str:
+        """See `Change.told`."""
+        return f"LoKr {list(self.first.shape)} x {list(self.second.shape)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Decomposed:
+    """DoRA: magnitude * (W + inner) / |W + inner|, the norm taken over each output (equation 5) or input.
+
+    Attributes:
+        inner: the change of the direction.
+        magnitude: one number for each output or input.
+        by_output: which of the two.
+    """
+
+    inner: Change
+    magnitude: Tensor
+    by_output: bool
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """See `Change.fits`."""
+        return self.inner.fits(shape) and self.magnitude.numel() == shape[0 if self.by_output else 1]
+
+    def difference(self, weight: Tensor) -> Tensor:
+        """See `Change.difference`."""
+        own = weight.float()
+        changed = own + self.inner.difference(weight).to(own.device)
+        axis = 0 if self.by_output else 1
+        others = [k for k in range(weight.ndim) if k != axis]
+        norm = changed.square().sum(others, keepdim=True).sqrt().clamp_min(SMALLEST_NORM)
+        magnitude = self.magnitude.float().to(own.device).reshape(norm.shape)
+        return changed * (magnitude / norm) - own
+
+    def told(self) -> str:
+        """See `Change.told`."""
+        return f"{self.inner.told()} and {self.magnitude.numel()} magnitudes"
+
+
+def _whole(factor: Tensor | Factors) -> Tensor:
+    return factor.float() if isinstance(factor, Tensor) else factor.product()
+
+
+def _same_layer(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+    """A matrix over channels and kernel may stand for a convolution; a 1x1 convolution and a linear layer are one."""
+    if len(found) < 2 or found[0] != wanted[0]:
+        return False
+    kernel, wanted_kernel = found[2:], wanted[2:]
+    if found[1] == wanted[1]:
+        return kernel == wanted_kernel or not (set(kernel) | set(wanted_kernel)) - {1}
+    return not kernel and found[1] == math.prod(wanted[1:])
+
+
+# Every set of roles that make a change; those in the second set may be missing.
+FORMS: tuple[tuple[frozenset[str], frozenset[str]], ...] = (
+    (frozenset({"down", "up"}), frozenset({"mid"})),
+    (frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}), frozenset()),
+    (frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"}), frozenset()),
+    (frozenset({"lokr_w1", "lokr_w2"}), frozenset()),
+    (frozenset({"lokr_w1_a", "lokr_w1_b", "lokr_w2"}), frozenset()),
+    (frozenset({"lokr_w1", "lokr_w2_a", "lokr_w2_b"}), frozenset({"lokr_t2"})),
+    (frozenset({"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"}), frozenset({"lokr_t2"})),
+)
+BESIDE = frozenset({"alpha", "dora_scale", "magnitude"})
+"""Roles that may stand beside every form; the last two are one thing in two programs."""
+
+
+def is_whole(roles: frozenset[str]) -> bool:
+    """Whether a layer's tensors make one change, no more and no less."""
+    own = roles - BESIDE
+    return not {"dora_scale", "magnitude"} <= roles and any(must <= own and not own - must - may for must, may in FORMS)
+
+
+def rank_of(parts: Mapping[str, Tensor]) -> int:
+    """What a layer's alpha is divided by; 0 for a LoKr whose factors are whole, which has no such scale."""
+    for role in ("down", "lokr_w2_b", "lokr_w1_b", "hada_w1_b"):
+        if role in parts and parts[role].ndim:
+            return int(parts[role].shape[0])
+    return 0
+
+
+def change_of(parts: Mapping[str, Tensor], scale: float) -> Change:
+    """The change that a layer's tensors make; their roles have to be whole, see `is_whole`."""
+    if "down" in parts:
+        inner: Change = LowRank(parts["down"], parts["up"], parts.get("mid"), scale)
+    elif "hada_w1_a" in parts:
+        halves = [Factors(parts[f"hada_w{k}_a"], parts[f"hada_w{k}_b"], parts.get(f"hada_t{k}")) for k in (1, 2)]
+        inner = Hadamard(halves[0], halves[1], scale)
+    else:
+        inner = Kronecker(_kronecker_factor(parts, 1), _kronecker_factor(parts, 2), scale)
+    if "magnitude" in parts:
+        return Decomposed(inner, parts["magnitude"], by_output=True)
+    if "dora_scale" in parts:
+        # kohya's and LyCORIS's name; one row of numbers along the inputs, or one column along the outputs.
+        return Decomposed(inner, parts["dora_scale"], by_output=parts["dora_scale"].shape[:1] != (1,))
+    return inner
+
+
+def _kronecker_factor(parts: Mapping[str, Tensor], number: int) -> Tensor | Factors:
+    whole = parts.get(f"lokr_w{number}")
+    if whole is not None:
+        return whole
+    return Factors(parts[f"lokr_w{number}_a"], parts[f"lokr_w{number}_b"], parts.get(f"lokr_t{number}"))
