@@ -13,6 +13,7 @@ from gouache.errors import ConfigError, InvalidInput, ShapeMismatch
 from gouache.models.draw_order import draw_order
 from gouache.models.prior import Draw, Prior, PriorConfig, inverse_transform, prior_inputs, truncate
 from gouache.models.quantizer import Quantizer, QuantizerConfig
+from gouache.models.recall import Recall
 
 Order = Literal["raster", "scales", "turns", "recall"]
 Text = Literal["prefix", "cross"]
@@ -176,3 +177,42 @@ def test_shapes_that_do_not_fit_are_refused() -> None:
         prior(torch.zeros(2, 5, 8), context, pooled)
     with pytest.raises(ShapeMismatch, match=r"groups"):
         prior_inputs(PriorConfig(groups=(2, 2)), quantizer, random_tokens(prior, 1))
+
+
+def remembering() -> Recall:
+    """Four remembered pictures whose captions are the axes of space; the first network's weights."""
+    config = PriorConfig(vocabulary=9, groups=(1, 4), neighbours=2, memory=4, **{**SIZES, "pooled_dim": 4})  # type: ignore[arg-type]
+    recall = Recall(config)
+    recall.remember(3 * torch.eye(4), torch.arange(20).view(4, 5) % 9)
+    return recall
+
+
+def test_the_nearest_captions_are_recalled_and_the_nearest_can_be_hidden() -> None:
+    recall, asked = remembering(), torch.tensor([[0.1, 5.0, 2.0, 0.2], [0.3, 0.2, 0.1, 1.0]])
+    found = recall.find(asked, torch.tensor([False, True]))
+    assert found.tokens[0].tolist() == [[5, 6, 7, 8, 0], [1, 2, 3, 4, 5]]
+    assert found.tokens[1].tolist() == [[0, 1, 2, 3, 4], [5, 6, 7, 8, 0]]
+    assert torch.equal(found.captions[0], torch.eye(4)[[1, 2]])
+
+
+def test_copying_is_a_mixture_of_the_networks_own_and_the_neighbours_tokens() -> None:
+    recall = remembering()
+    found, states, logits = recall.find(torch.eye(4)[:1]), torch.randn(1, 5, 32), torch.randn(1, 5, 9)
+    own = logits.softmax(-1)
+    mixed = recall.copy(states, logits, found, torch.arange(5)).exp()
+    gate = torch.tensor(-2.0).sigmoid()
+    torch.testing.assert_close(mixed.sum(-1), torch.ones(1, 5))
+    copied = mixed - (1 - gate) * own
+    for place in range(5):
+        asked = sorted({*found.tokens[0, :, place].tolist()})
+        torch.testing.assert_close(copied[0, place, asked].sum(), gate)
+    nn.init.constant_(recall.copy_gate.bias, -1e4)
+    torch.testing.assert_close(recall.copy(states, logits, found, torch.arange(5)).exp(), own)
+    nn.init.constant_(recall.copy_gate.bias, 1e4)
+    sure = recall.copy(states, logits, found, torch.arange(5))
+    assert bool(sure.isfinite().all())
+
+
+def test_a_memory_takes_tables_of_its_own_size_only() -> None:
+    with pytest.raises(ShapeMismatch, match="recall: tokens"):
+        remembering().remember(torch.eye(4), torch.zeros(4, 6))

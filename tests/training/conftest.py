@@ -76,6 +76,28 @@ class Latents:
         return [f"example {number}" for number in numbers]
 
 
+class Part:
+    """Some of the encoded examples."""
+
+    def __init__(self, whole: Latents, numbers: Sequence[int]) -> None:
+        self._whole, self._numbers, self.empty = whole, list(numbers), whole.empty
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def latents(self, numbers: Sequence[int]) -> torch.Tensor:
+        """Latents [B,4,8,8]."""
+        return self._whole.latents([self._numbers[n] for n in numbers])
+
+    def text(self, numbers: Sequence[int]) -> TextStates:
+        """Text states, six tokens, twelve channels."""
+        return self._whole.text([self._numbers[n] for n in numbers])
+
+    def captions(self, numbers: Sequence[int]) -> list[str]:
+        """Names of the examples."""
+        return self._whole.captions([self._numbers[n] for n in numbers])
+
+
 def vae_stage(**changes: Any) -> VaeStage:
     network = {
         "image_channels": 4, "latent_channels": 4, "channels": (16, 32), "layers_per_level": 1, "norm_groups": 8,
@@ -129,6 +151,23 @@ def stage_of(name: str, **changes: Any) -> Stage[Any]:
     }
     stage: Stage[Any] = with_weights(1, builders[name])
     return stage
+
+
+def remembering(neighbours: int = 3, **changes: Any) -> PriorTraining:
+    """A prior that learns from 8 pictures, is judged by 8 others, and remembers all 16."""
+    every = Latents(16)
+    config = PriorStage.from_dict({"network": {**PRIOR, "neighbours": neighbours}, **STAGE, **changes})
+    data, held_out = Part(every, range(8)), Part(every, range(8, 16))
+    stage: PriorTraining = with_weights(
+        1, lambda: PriorTraining(config, data, held_out, fixed_quantizer(), None, 0, remembered=every)
+    )
+    return stage
+
+
+@pytest.fixture
+def make_remembering() -> Callable[..., PriorTraining]:
+    """Builds a prior with a memory."""
+    return remembering
 
 
 @pytest.fixture

@@ -56,6 +56,8 @@ scales = [1, 2, 4]
 [prior.network]
 vocabulary = 125
 groups = [1, 4, 16]
+turns = [1, 4, 4]
+neighbours = 3
 features = 8
 width = 48
 depth = 2

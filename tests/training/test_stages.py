@@ -15,6 +15,7 @@ from gouache.errors import ConfigError
 from gouache.training.encoded import Shuffled
 from gouache.training.loop import train
 from gouache.training.stage import Stage
+from gouache.training.stages.prior import PriorTraining
 
 MakeStage = Callable[..., Stage[Any]]
 NAMES = ("vae", "tokens", "prior", "denoiser")
@@ -43,6 +44,26 @@ def test_the_prior_learns_eight_token_grids(make_stage: MakeStage, tmp_path: Pat
     assert figures["bits_per_token"] < 0.25
     # Eight equally likely pictures: without text 3 bits a picture are the least there can be; here text decides.
     assert figures["bits_per_token_without_text"] > figures["bits_per_token"]
+
+
+def test_a_prior_that_remembers_draws_what_it_never_trained_on(
+    make_remembering: Callable[..., PriorTraining], tmp_path: Path
+) -> None:
+    loop = {"batch_size": 8, "images": 1600, "validate_images": 1600, "log_images": 800}
+    stage = make_remembering(
+        token_noise=0.0, caption_dropout=0.0, hidden_recall=0.0, loop=loop, optimizer=FAST,
+        ema={"lengths": (0.05,), "use": 0.05},
+    )  # fmt: skip
+    *_, last = train(stage, stage.config, tmp_path)
+    assert last.figures["bits_per_token"] < 1
+    stage.trained.recall = None  # without its memory it knows nothing of them
+    with torch.no_grad():
+        assert stage.validate(stage.trained)["bits_per_token"] > 4
+
+
+def test_a_memory_no_larger_than_what_is_recalled_is_refused(make_remembering: Callable[..., PriorTraining]) -> None:
+    with pytest.raises(ConfigError, match=r"neighbours.*16 of 16 pictures.*fewer"):
+        make_remembering(neighbours=16)
 
 
 def test_the_denoiser_learns_eight_latents(make_stage: MakeStage, tmp_path: Path) -> None:
