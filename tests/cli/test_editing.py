@@ -19,6 +19,7 @@ from gouache.cli.main import app
 from gouache.errors import GouacheError
 from gouache.models.configs import UpscalerConfig
 from gouache.models.upscaler import Upscaler
+from gouache.pipeline import fonts
 from gouache.pipeline.foreign import read_recipe
 from gouache.pipeline.metadata import encode_picture, read_texts
 from gouache.pipeline.recipe import Recipe
@@ -178,6 +179,37 @@ def test_a_grid_over_three_parameters(shell: Shell) -> None:
     code, message = shell("grid", "a", "--model", "untrained", "--x", "sampler=eulr", "-o", "b.png")
     assert (code, "euler" in message) == (2, True)
     assert shell("grid", "a", "--model", "untrained", "--x", "nonsense", "-o", "b.png")[0] == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "kind"),
+    [
+        (("grid", "a cat", "--x", "seed=1,2"), "PNG"),
+        (("interpolate", "a cat", "--to-seed", "2", "--frames", "2"), "GIF"),
+    ],
+)
+def test_sheets_and_films_to_standard_output(shell: Shell, command: tuple[str, ...], kind: str) -> None:
+    result = CliRunner().invoke(app, [*command, *QUICK, "--size", "32", "-o", "-"])
+    assert result.exit_code == 0, result.stderr
+    with Image.open(io.BytesIO(result.stdout_bytes)) as picture:
+        assert picture.format == kind
+        assert getattr(picture, "n_frames", 1) == (2 if kind == "GIF" else 1)
+    assert sorted(path.name for path in shell.folder.iterdir()) == ["a.png"]
+    code, message = shell(*command, *QUICK, "-o", "-", "--json")
+    assert (code, "- and --json" in message) == (2, True)
+
+
+def test_a_sheet_tells_which_characters_no_font_has(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fonts, "font_folders", lambda: [shell.folder])
+    arguments = ("grid", "a cat", "--x", "prompt=cat>cat,cat>猫", *QUICK, "--size", "32", "-o")
+    result = CliRunner().invoke(app, [*arguments, "g.png"])
+    assert result.exit_code == 0
+    assert "no font on this machine has 猫" in result.stderr
+    assert "GOUACHE_FONT" in result.stderr
+    (shell.folder / "p.txt").write_text("a cat\n一只猫\n", encoding="utf-8")
+    result = CliRunner().invoke(app, ["paint", "--from-file", "p.txt", "--grid", "--seed", "1", *QUICK, "--size", "32"])
+    assert result.exit_code == 0
+    assert "has 一只猫" in result.stderr
 
 
 def test_show_prints_the_recipe(shell: Shell) -> None:

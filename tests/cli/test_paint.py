@@ -36,10 +36,10 @@ def gouache(*arguments: str, folder: Path, text: str | None = None) -> subproces
     )  # fmt: skip
 
 
-def run_here(*arguments: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> tuple[int, str]:
+def run_here(*arguments: str, monkeypatch: pytest.MonkeyPatch, folder: Path, given: bytes = b"") -> tuple[int, str]:
     """Run the command in this process, which is quicker; gives exit code and standard output."""
     monkeypatch.chdir(folder)
-    result = CliRunner().invoke(app, [*arguments])
+    result = CliRunner().invoke(app, [*arguments], input=given)
     if isinstance(result.exception, GouacheError):
         return result.exception.exit_code, str(result.exception)
     return result.exit_code, result.stdout
@@ -224,6 +224,16 @@ def test_many_prompts_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     arguments = ("paint", *QUICK, "--seed", "7")
     code, out = run_here(*arguments, "--from-file", "prompts.txt", monkeypatch=monkeypatch, folder=tmp_path)
     assert (code, out.split()) == (0, ["a-cat-7.png", "a-dog-9.png"])
+    typed = b'# from a pipe\na cat\n\n{"prompt": "\xe7\x8b\x97", "seed": 9}\n'
+    code, out = run_here(
+        *arguments, "--from-file", "-", "--force", monkeypatch=monkeypatch, folder=tmp_path, given=typed
+    )
+    assert (code, out.split()) == (0, ["a-cat-7.png", "\u72d7-9.png"])
+    for more, words in ((("-",), "one thing from standard input"), ((), "no prompts")):
+        code, out = run_here("paint", *more, "--from-file", "-", monkeypatch=monkeypatch, folder=tmp_path)
+        assert (code, words in out) == (2, True), out
+    code, out = run_here(*arguments, "--from-file", "-", monkeypatch=monkeypatch, folder=tmp_path, given=b"\xff\xfe")
+    assert (code, "prompts in UTF-8" in out) == (2, True), out
     code, out = run_here(*arguments, "city|night", "--matrix", monkeypatch=monkeypatch, folder=tmp_path)
     assert (code, out.split()) == (0, ["city-7.png", "city-night-7.png"])
     code, out = run_here(*arguments, "{red|blue} car", "--dynamic", "-n", "3", monkeypatch=monkeypatch, folder=tmp_path)

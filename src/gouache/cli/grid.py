@@ -30,7 +30,9 @@ def _grid(
     x: Annotated[str, typer.Option("--x", help="Columns: FIELD=VALUE,VALUE.")],
     y: Annotated[str | None, typer.Option("--y", help="Rows.")] = None,
     z: Annotated[str | None, typer.Option("--z", help="One table below the other.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File of the sheet.")] = Path("grid.png"),
+    output: Annotated[Path, typer.Option("--output", "-o", help="File of the sheet; - is standard output.")] = Path(
+        "grid.png"
+    ),
     size: Size = None,
     as_json: AsJson = False,
     force: Force = False,
@@ -40,18 +42,18 @@ def _grid(
 ) -> None:
     from gouache.pipeline.batch import read_axis, table
     from gouache.pipeline.events import Painted
-    from gouache.pipeline.files import check_target, write_bytes
     from gouache.pipeline.metadata import encode_picture, kind_of
+    from gouache.pipeline.sheets import left_out
 
     request = build_request(prompt, size, {"seed": 0, **request_values(SPECS, options)})
     axes = [read_axis(text) for text in (z, y, x) if text is not None]
     axes = [(SHORT_NAMES.get(name, name), values) for name, values in axes]
     cells = table(request, axes)
-    check_target(output, force=force)
-    kind = kind_of(output)
+    outcome = Outcome(str(output), force=force, as_json=as_json)
+    outcome.check_single()
+    kind = "png" if outcome.to_stdout else kind_of(output)
     pipeline = load(request.model, device, dtype)
     pictures: list[Image.Image] = []
-    outcome = Outcome(str(output), as_json=as_json)
     stopped = False
     try:
         for _, one in cells:
@@ -61,8 +63,8 @@ def _grid(
         stopped = True
     if pictures:
         sheet = _sheet(pictures, axes, request.prompt)
-        write_bytes(output, encode_picture(sheet, kind, {"gouache-grid": request.to_json()}), force=force)
-        outcome.note_file(output)
+        outcome.write_single(encode_picture(sheet, kind, {"gouache-grid": request.to_json()}))
+        outcome.tell_left_out(left_out([request.prompt, *(value for _, values in axes for value in values)]))
     outcome.close(interrupted=stopped)
     if stopped:
         raise interrupted("grid", len(pictures), f"{len(cells)} pictures", outcome)

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 SPECS = option_specs(without=("interpolation", "count", "outpaint", "inversion", "mask"))
 HELP = """Paint the way between two prompts, two seeds or two pictures.
 
-The suffix of the output decides: .gif, .webp or .mp4 is a film, .png a strip of all frames.
+The suffix of the output decides: .gif, .webp or .mp4 is a film, .png a strip of all frames; - writes a GIF to
+standard output.
 
 Examples:
 
@@ -44,16 +45,16 @@ def _interpolate(
     **options: object,
 ) -> None:
     from gouache.pipeline.events import Painted
-    from gouache.pipeline.files import check_target, write_bytes
     from gouache.pipeline.films import check_film, encode_film
 
     values: dict[str, Any] = request_values(SPECS, options)
     way = {"prompt": to, "seed": to_seed, "image": to_image, "frames": frames}
     values["interpolation"] = {key: value for key, value in way.items() if value is not None}
     request = build_request(prompt, size, values)
-    check_film(output.suffix)
-    check_target(output, force=force)
     outcome = Outcome(str(output), force=force, as_json=as_json)
+    suffix = ".gif" if outcome.to_stdout else output.suffix
+    check_film(suffix)
+    outcome.check_single()
     pipeline = load(request.model, device, dtype)
     done: list[Image.Image] = []
     stopped = False
@@ -63,8 +64,7 @@ def _interpolate(
     except KeyboardInterrupt:
         stopped = True
     if done:
-        write_bytes(output, encode_film(done, output.suffix, fps=fps), force=force)
-        outcome.note_file(output)
+        outcome.write_single(encode_film(done, suffix, fps=fps))
     outcome.close(interrupted=stopped)
     if stopped:
         raise interrupted("interpolate", len(done), f"{frames} frames", outcome)

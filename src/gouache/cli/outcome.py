@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from gouache.pipeline.events import Event, Painted
     from gouache.pipeline.request import Request
 
+STANDARD = Path("-")
+"""Standard input or output, where a file could be named."""
 LONGEST_FOR_JPEG = 10_000
 """Characters of prompts that surely fit a JPEG's EXIF together with the rest of the recipe."""
 
@@ -130,6 +132,37 @@ class Outcome:
             if note not in self.told and not self.as_json:
                 typer.echo(f"gouache: {note}", err=True)
             self.told.add(note)
+
+    def tell_left_out(self, characters: str) -> None:
+        """Say which characters a sheet lacks, if there are any."""
+        if characters:
+            from gouache.pipeline.fonts import FONT_VARIABLE
+
+            typer.echo(
+                f"gouache: no font on this machine has {characters[:20]}, so the sheet leaves them out; "
+                f"{FONT_VARIABLE} may name a font's file", err=True,
+            )  # fmt: skip
+
+    def check_single(self) -> None:
+        """Refuse before the painting a target for the one file of a command that writes one.
+
+        Raises:
+            PictureError: it is there already and `force` is off, or the folder is missing.
+            InvalidInput: JSON and a file, both for standard output.
+        """
+        if not self.to_stdout:
+            check_target(Path(self.output or ""), force=self.force)
+        elif self.as_json:
+            raise InvalidInput("--output", given="- and --json", expected="one of them for standard output")
+
+    def write_single(self, data: bytes) -> None:
+        """Write the one file of such a command."""
+        if self.to_stdout:
+            write_stdout(data)
+            return
+        path = Path(self.output or "")
+        write_bytes(path, data, force=self.force)
+        self.note_file(path)
 
     def note_file(self, path: Path) -> None:
         """Name a written file to the user, now or in the JSON."""

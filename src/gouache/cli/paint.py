@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gouache.cli.options import EDITING, option_specs, request_values, with_options
-from gouache.cli.outcome import Outcome, shown
+from gouache.cli.outcome import STANDARD, Outcome, shown
 from gouache.errors import Interrupted, InvalidInput
-from gouache.pipeline.batch import choose, matrix, read_prompts, requests_of
+from gouache.pipeline.batch import choose, matrix, prompts_in, read_prompts, requests_of
 from gouache.pipeline.request import Request
 
 if TYPE_CHECKING:
@@ -36,7 +36,10 @@ Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, float16 or 
 Size = Annotated[str | None, typer.Option("--size", metavar="N|WxH", help="Width and height at once.")]
 Quality = Annotated[int, typer.Option("--quality", min=1, max=100, help="Of jpeg and webp; webp 100 is lossless.")]
 Open = Annotated[bool, typer.Option("--open", help="Show the pictures when they are done.")]
-FromFile = Annotated[Path | None, typer.Option("--from-file", help="Prompts: one a line, or one JSON object a line.")]
+FromFile = Annotated[
+    Path | None,
+    typer.Option("--from-file", help="Prompts: one a line, or one JSON object a line; - is standard input."),
+]
 Matrix = Annotated[bool, typer.Option("--matrix", help="Every selection of the parts behind | in the prompt.")]
 Dynamic = Annotated[bool, typer.Option("--dynamic", help="Choose among {a|b} by the seed.")]
 Wildcards = Annotated[Path | None, typer.Option("--wildcards", help="Folder of NAME.txt files for __NAME__.")]
@@ -65,6 +68,8 @@ def _paint(
     open_: Open = False,
     **options: object,
 ) -> None:
+    if prompt == "-" and from_file == STANDARD:
+        raise InvalidInput("--from-file", given="- beside a prompt -", expected="one thing from standard input")
     request = build_request(prompt, size, request_values(SPECS, options), like)
     requests = [request] if from_file is None else from_lines(request, from_file)
     if as_matrix:
@@ -123,7 +128,14 @@ def load(model: str | None, device: str | None, dtype: str | None) -> Pipeline:
 def from_lines(base: Request, path: Path) -> list[Request]:
     """One request for each line of a file, on top of what the command line says."""
     shared = {name: getattr(base, name) for name in base.model_fields_set}
-    return requests_of(shared, read_prompts(path))
+    return requests_of(shared, read_prompts(path) if path != STANDARD else prompts_in(_standard_text(), where="stdin"))
+
+
+def _standard_text() -> str:
+    try:
+        return sys.stdin.buffer.read().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InvalidInput("standard input", given=str(error), expected="prompts in UTF-8") from error
 
 
 def with_choices(request: Request, wildcards: Path | None) -> list[Request]:
@@ -207,11 +219,13 @@ def _painted(
 def _write_grid(done: list[Painted], outcome: Outcome, request: Request) -> None:
     from gouache.pipeline.files import write_bytes
     from gouache.pipeline.metadata import encode_picture, kind_of
-    from gouache.pipeline.sheets import captioned_sheet, contact_sheet
+    from gouache.pipeline.sheets import captioned_sheet, contact_sheet, left_out
 
     first = outcome.path_for(request.replace({"count": 1}), 0)
     path = first.with_stem(f"{first.stem}-grid")
     pictures, prompts = [painted.image for painted in done], [painted.recipe.request.prompt for painted in done]
-    sheet = captioned_sheet(pictures, prompts) if len(set(prompts)) > 1 else contact_sheet(pictures)
+    captions = prompts if len(set(prompts)) > 1 else []
+    sheet = captioned_sheet(pictures, captions) if captions else contact_sheet(pictures)
+    outcome.tell_left_out(left_out(captions))
     write_bytes(path, encode_picture(sheet, kind_of(path), quality=outcome.quality), force=outcome.force)
     outcome.note_file(path)

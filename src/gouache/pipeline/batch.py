@@ -21,25 +21,36 @@ DEEPEST = 32
 
 
 def read_prompts(path: Path) -> list[dict[str, Any]]:
-    """Requests' values from a file: one prompt a line, or JSONL with one object a line. Empty lines and # are skipped.
+    """Requests' values from a file; see `prompts_in`.
 
     Raises:
         PictureError: no such file.
         InvalidInput: a line that is no JSON object, or nothing in it.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         given = getattr(error, "strerror", None) or str(error)
         raise PictureError(str(path), given=given.lower(), expected="a text file of prompts in UTF-8") from error
+    return prompts_in(text, where=str(path))
+
+
+def prompts_in(text: str, *, where: str) -> list[dict[str, Any]]:
+    """Requests' values from text: one prompt a line, or JSONL with one object a line. Empty lines and # are skipped.
+
+    Raises:
+        InvalidInput: a line that is no JSON object, or nothing in it.
+    """
     found: list[dict[str, Any]] = []
-    for number, line in enumerate(lines, 1):
-        text = line.strip()
-        if not text or text.startswith("#"):
+    for number, line in enumerate(text.splitlines(), 1):
+        words = line.strip()
+        if not words or words.startswith("#"):
             continue
-        found.append(_object(text, f"{path}:{number}") if text.startswith("{") and '"' in text else {"prompt": text})
+        found.append(
+            _object(words, f"{where}:{number}") if words.startswith("{") and '"' in words else {"prompt": words}
+        )
     if not found:
-        raise InvalidInput(str(path), given="no prompts", expected="one prompt a line, or one JSON object a line")
+        raise InvalidInput(where, given="no prompts", expected="one prompt a line, or one JSON object a line")
     return found
 
 

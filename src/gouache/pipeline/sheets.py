@@ -3,17 +3,28 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from gouache.errors import InvalidInput
+from gouache.pipeline.fonts import Font, lettering
 from gouache.pipeline.pixels import on_background
 
 GAP = 4
 FONT_SIZE = 14
 CAPTION_SIZE, CAPTION_LINES, MARGIN = 12, 2, 8
 GROUND, INK = "white", "black"
+UNSPACED = "\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff"
+"""Kana and Han characters, which are written without blanks."""
+CLOSING = "，。、！？；：）》」』】"
+"""Marks that no line begins with."""
+
+
+def left_out(texts: Sequence[str]) -> str:
+    """Characters that no font on this machine has, so that a sheet with these words leaves them out."""
+    return lettering(texts, FONT_SIZE).missing
 
 
 def contact_sheet(pictures: Sequence[Image.Image], *, columns: int | None = None) -> Image.Image:
@@ -44,7 +55,8 @@ def captioned_sheet(
         raise InvalidInput("captions", given=len(captions), expected=f"{len(pictures)}, one for each picture")
     across = min(columns or math.ceil(math.sqrt(len(pictures))), len(pictures))
     width, height = max(p.width for p in pictures), max(p.height for p in pictures)
-    font = ImageFont.load_default(CAPTION_SIZE)
+    letters = lettering(captions, CAPTION_SIZE)
+    font = letters.font
     line = CAPTION_SIZE + GAP
     cell = (width + 2 * MARGIN, height + 2 * MARGIN + CAPTION_LINES * line)
     sheet = Image.new("RGB", (across * cell[0], math.ceil(len(pictures) / across) * cell[1]), GROUND)
@@ -52,20 +64,20 @@ def captioned_sheet(
     for k, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
         left, top = (k % across) * cell[0] + MARGIN, (k // across) * cell[1] + MARGIN
         sheet.paste(on_background(picture, GROUND), (left + (width - picture.width) // 2, top))
-        for number, words in enumerate(_wrapped(caption, font, width + MARGIN)):
+        for number, words in enumerate(_wrapped(letters.drawable(caption), font, width + MARGIN)):
             draw.text((left + width / 2, top + height + GAP + number * line), words, INK, font, anchor="ma")
     return sheet
 
 
-def _wrapped(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> list[str]:
-    """The first lines of a text, broken between words; what is left over is shortened."""
+def _wrapped(text: str, font: Font, width: int) -> list[str]:
+    """The first lines of a text, broken between words, in Chinese and Japanese anywhere; the rest is cut short."""
     lines = [""]
-    for word in text.split():
-        longer = f"{lines[-1]} {word}".strip()
+    for word in _words(text):
+        longer = f"{lines[-1]}{word}" if lines[-1] else word.strip()
         if font.getlength(longer) <= width or len(lines) == CAPTION_LINES or not lines[-1]:
             lines[-1] = longer
         else:
-            lines.append(word)
+            lines.append(word.strip())
     return [_shortened(line, font, width) for line in lines]
 
 
@@ -83,7 +95,9 @@ def labelled_sheet(
     flat = [picture for row in rows for picture in row]
     _check(flat)
     width, height = max(p.width for p in flat), max(p.height for p in flat)
-    font = ImageFont.load_default(FONT_SIZE)
+    letters = lettering([title, *across, *down], FONT_SIZE)
+    font, title = letters.font, letters.drawable(title)
+    across, down = [letters.drawable(text) for text in across], [letters.drawable(text) for text in down]
     side = max((math.ceil(font.getlength(text)) + 2 * GAP for text in down if text), default=0)
     line = FONT_SIZE + 2 * GAP
     top = (line if title else 0) + (line if any(across) else 0)
@@ -102,7 +116,12 @@ def labelled_sheet(
     return sheet
 
 
-def _shortened(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _words(text: str) -> list[str]:
+    """Where a line may end: words with the blank before them, single characters of scripts without blanks."""
+    return re.findall(rf" ?(?:[{UNSPACED}]|[^\s{UNSPACED}{CLOSING}]+|)[{CLOSING}]*", " ".join(text.split()))[:-1]
+
+
+def _shortened(text: str, font: Font, width: int) -> str:
     while text and font.getlength(text) > width:
         text = text[:-2] + "…" if len(text) > 2 else ""
     return text
