@@ -244,7 +244,7 @@ FIGURES = (
            'gouache paint "a [frog:penguin:0.4]"', editing),
     Figure("Guidance and steps on one sheet", "An X/Y plot of two parameters.",
            f'gouache grid "{FROG}" --x guidance=1,2,3,5,8 --y steps=4,8,16 -o sheet.png', guidance_sweep),
-    Figure("Best of several drafts", "The prior drafts eight times and the draft that the prompt explains best is "
+    Figure("Best of several drafts", "The prior drafts eight times and the likeliest draft is "
            "painted.", 'gouache paint "a penguin" --best-of 8', best_of),
     Figure("Transparent and coloured grounds", "The picture is painted with transparency; a ground is laid under it.",
            'gouache paint "a green frog" --background "#ffd166"', backgrounds),

@@ -16,7 +16,7 @@ from gouache.models.configs import GenerationDefaults
 from gouache.models.prior import Draw
 from gouache.models.quantizer import Quantizer
 from gouache.pipeline.conditioning import Encoded
-from gouache.pipeline.likelihood import alignment_score
+from gouache.pipeline.likelihood import prior_bits
 from gouache.pipeline.request import Prior as PriorOptions
 from gouache.pipeline.request import Request
 
@@ -28,7 +28,7 @@ class Draft:
     Attributes:
         latents: what the network takes beside the noisy latents. [1,C,h,w]
         tokens: the prior's tokens; None if nothing was drafted. [1,S]
-        score: bits that the prompt saves the prior on these tokens; None if there was nothing to choose from.
+        score: bits of these tokens under the prompt, fewer for likelier; None if there was nothing to choose from.
     """
 
     latents: Tensor
@@ -46,7 +46,10 @@ def draft(
     size: tuple[int, int],
     start: Tensor | None = None,
 ) -> Draft:
-    """Draft one picture; of `request.best_of` attempts the one that the prompt explains best.
+    """Draft one picture; of `request.best_of` attempts the likeliest under the prompt.
+
+    Tokens that don't belong together are what spoils a draft, and unlikely. The alignment with the prompt
+    (`pipeline/likelihood.py`) ranks worse: guidance has pushed every attempt towards it (docs/log.md).
 
     Args:
         request: resolved.
@@ -70,9 +73,9 @@ def draft(
     attempts = [draw_tokens(bundle, text, empty, draw, [seed], k, known) for k in range(request.best_of)]
     tokens, score = attempts[0], None
     if len(attempts) > 1:
-        scores = alignment_score(bundle, torch.cat(attempts), text, empty)  # [best_of]
-        best = int(scores.argmax())
-        tokens, score = attempts[best], float(scores[best])
+        bits = prior_bits(bundle, torch.cat(attempts), text).sum(1)  # [best_of]
+        best = int(bits.argmin())
+        tokens, score = attempts[best], float(bits[best])
     return Draft(_resized(quantizer.decode(tokens), size), tokens, score)
 
 

@@ -1,7 +1,7 @@
 """How likely a picture is under a model, with a caption and without: in bits, and as a score of how well they fit.
 
 log2 p(picture | caption) - log2 p(picture) is the information that caption and picture share, pointwise. Written with
-Bayes' rule it is how much the picture speaks for the caption, which is what re-ranking wants.
+Bayes' rule it is how much the picture speaks for the caption.
 """
 
 from __future__ import annotations
@@ -93,20 +93,6 @@ def picture_likelihood(
         prior = float(prior_bits(bundle, tokens, text).sum())
         prior_without = float(prior_bits(bundle, tokens, empty).sum())
     return Likelihood(prior, prior_without, float(own), float(without), tokens.shape[1], latents[0].numel())
-
-
-def alignment_score(bundle: ModelBundle, tokens: Tensor, text: Encoded, empty: Encoded) -> Tensor:
-    """Bits that a caption saves the prior on each draft: log2 p(tokens | text) - log2 p(tokens). For re-ranking.
-
-    Args:
-        bundle: a model with a prior.
-        tokens: drafts. [B,S]
-        text, empty: states of the caption and of the empty one; one row, or one for each draft.
-
-    Returns:
-        [B], higher is better.
-    """
-    return (prior_bits(bundle, tokens, empty) - prior_bits(bundle, tokens, text)).sum(1)
 
 
 @torch.no_grad()

@@ -217,7 +217,9 @@ class Run:
         size, start = self._latent_size(self.request), self.canvas.latents
         drafts = [draft(self.request, self.bundle, text, empty, seed.seed, size, start) for seed in seeds]
         notes = [
-            [] if one.score is None else [f"draft: {one.score:.1f} bits by the prompt, best of {self.request.best_of}"]
+            []
+            if one.score is None
+            else [f"draft: {one.score:.1f} bits under the prompt, best of {self.request.best_of}"]
             for one in drafts
         ]
         return torch.cat([one.latents for one in drafts]), notes

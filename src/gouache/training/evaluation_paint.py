@@ -15,7 +15,7 @@ from gouache.errors import ConfigError
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.conditioning import Encoded, PromptPlan
 from gouache.pipeline.drafting import draw_of, draw_tokens
-from gouache.pipeline.likelihood import alignment_score, encode_captions
+from gouache.pipeline.likelihood import encode_captions, prior_bits
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.pixels import to_image
 from gouache.pipeline.request import Request
@@ -86,7 +86,7 @@ def _latents(pipeline: Pipeline, prompts: Sequence[str], seeds: Sequence[int], s
 def _drafts(
     bundle: ModelBundle, text: Encoded, empty: Encoded, seeds: Sequence[int], setting: Setting, size: tuple[int, int]
 ) -> Tensor | None:
-    """The prior's drafts [B,Cd,h,w]; of several attempts the one that its prompt explains best."""
+    """The prior's drafts [B,Cd,h,w]; of several attempts the likeliest under its prompt."""
     channels = bundle.unet.config.draft_channels
     if not channels:
         return None
@@ -98,6 +98,6 @@ def _drafts(
     attempts = torch.stack([draw_tokens(bundle, text, empty, draw, seeds, k) for k in range(setting.best_of)])
     chosen = attempts[0]  # [B,S]
     if setting.best_of > 1:
-        scores = torch.stack([alignment_score(bundle, tokens, text, empty) for tokens in attempts])  # [best_of,B]
-        chosen = attempts[scores.argmax(0).to(attempts.device), torch.arange(len(seeds))]
+        bits = torch.stack([prior_bits(bundle, tokens, text).sum(1) for tokens in attempts])  # [best_of,B]
+        chosen = attempts[bits.argmin(0).to(attempts.device), torch.arange(len(seeds))]
     return bundle.quantizer.decode(chosen)
