@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from gouache.errors import CheckpointError, NonFiniteLoss, TrainingError
 from gouache.training import state
 from gouache.training.log import read_log
 from gouache.training.loop import train
-from gouache.training.stage import Stage
+from gouache.training.stage import Batch, Stage
 from gouache.training.state import checkpoints
 
 PRIOR = {"vocabulary": 125, "groups": (1, 4, 16), "features": 8, "context_dim": 12, "pooled_dim": 12, "width": 32}
@@ -145,6 +145,26 @@ def test_sharded_weights_are_refused_by_name(
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(TrainingError, match=r"FSDP.*DDP.*without --use_fsdp"):
         run(make_stage("tokens"), tmp_path)
+
+
+def test_batches_are_prepared_beside_the_step_without_workers_of_their_own(
+    make_stage: MakeStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage, before, seen = make_stage("tokens"), torch.get_num_threads(), set[int]()
+    prepare = stage.batch
+
+    def batch(indices: Sequence[int]) -> Batch:
+        seen.add(torch.get_num_threads())
+        return prepare(indices)
+
+    monkeypatch.setattr(stage, "batch", batch)
+    torch.set_num_threads(2)
+    try:
+        run(stage, tmp_path, images=16)
+        assert seen == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_batch_that_processes_can_not_share_is_refused(make_stage: MakeStage, tmp_path: Path) -> None:

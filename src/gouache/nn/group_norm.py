@@ -21,7 +21,7 @@ class GroupNorm(nn.GroupNorm):
     """torch's group norm (Wu & He 2018, arXiv:1803.08494, equation 1), with an optional SiLU behind it.
 
     Training in bfloat16 on a CPU, torch's kernel is slow where a group's channels don't fill a vector, and more so in
-    the backward pass. There, statistics and the affine map are taken over the channels-last layout instead, in fp32.
+    the backward pass. There, its fp32 kernels are used on a few pictures at a time instead.
     """
 
     def forward(self, input: Tensor, *, activate: bool = False) -> Tensor:  # noqa: A002 - torch's own name
@@ -46,65 +46,56 @@ def _own_is_faster(x: Tensor, group_width: int) -> bool:
 
 
 class _GroupNormSilu(torch.autograd.Function):
-    """Both passes as per-channel affine maps: z = x * gain + offset, and its gradient a dz + p x + q."""
+    """torch's fp32 kernels on blocks of a bfloat16 map; what they need again is made again from the map itself."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, activate: bool) -> Tensor:
-        tokens = _tokens(x)  # [B, N, C]
-        out, means, scales = torch.empty_like(tokens), [], []
-        for part in _blocks(tokens):
-            values = tokens[part].float()
-            mean = _group_mean(values.mean(1), groups)  # [b, C]
-            square = _group_mean((values * values).mean(1), groups)
-            scale = (square - mean * mean).clamp_min_(0).add_(eps).rsqrt_()
-            gain = scale * weight
-            values.mul_(gain[:, None]).add_((bias - mean * gain)[:, None])
-            out[part] = F.silu(values, inplace=True) if activate else values
+        out, means, scales = torch.empty_like(x), [], []
+        for part in _blocks(x):
+            values = x[part].float()
+            normed, mean, scale = torch.native_group_norm(
+                values, weight.float(), bias.float(), *_sizes(values), groups, eps
+            )
+            out[part] = F.silu(normed, inplace=True) if activate else normed
             means.append(mean)
             scales.append(scale)
         ctx.save_for_backward(x, weight, bias, torch.cat(means), torch.cat(scales))
         ctx.groups, ctx.activate = groups, activate
-        return _pixels(out, x)
+        return out
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
         x, weight, bias, means, scales = ctx.saved_tensors
-        tokens, above = _tokens(x), _tokens(gradients[0])
-        out = torch.empty_like(tokens)
-        to_weight, to_bias = torch.zeros_like(means[0]), torch.zeros_like(means[0])
-        for part in _blocks(tokens):
-            values, given, mean, scale = tokens[part].float(), above[part].float(), means[part], scales[part]
-            gain = scale * weight
+        above, out = gradients[0].contiguous(memory_format=torch.channels_last), torch.empty_like(x)
+        to_weight, to_bias = (torch.zeros_like(own, dtype=torch.float32) for own in (weight, bias))
+        for part in _blocks(x):
+            values, given, mean, scale = x[part].float(), above[part].float(), means[part], scales[part]
             if ctx.activate:
-                normed = torch.addcmul((bias - mean * gain)[:, None], values, gain[:, None])
+                gain = _by_channel(scale, weight) * weight  # [b, C]
+                offset = bias - _by_channel(mean, weight) * gain
+                normed = torch.addcmul(offset[:, :, None, None], values, gain[:, :, None, None])
                 given = torch.ops.aten.silu_backward(given, normed)
-            total, count = given.sum(1), tokens.shape[1]
-            along = ((given * values).sum(1) - mean * total) * scale  # sum of dz * x_hat, [b, C]
-            to_weight += along.sum(0)
-            to_bias += total.sum(0)
-            slope = -scale * scale * _group_mean(along * weight, ctx.groups) / count
-            level = -scale * _group_mean(total * weight, ctx.groups) / count - slope * mean
-            values.mul_(slope[:, None]).add_(level[:, None])
-            out[part] = values.addcmul_(given, gain[:, None])
-        return _pixels(out, x), to_weight.to(weight.dtype), to_bias.to(bias.dtype), None, None, None
+            to_x, own_weight, own_bias = torch.ops.aten.native_group_norm_backward(
+                given, values, mean, scale, weight.float(), *_sizes(values), ctx.groups, [True, True, True]
+            )
+            out[part] = to_x
+            to_weight += own_weight
+            to_bias += own_bias
+        return out, to_weight.to(weight.dtype), to_bias.to(bias.dtype), None, None, None
 
 
-def _blocks(tokens: Tensor) -> list[slice]:
-    """Rows of the batch [B, N, C], as many at a time as fit into the cache."""
-    rows = max(1, BLOCK // tokens[0].numel())
-    return [slice(start, start + rows) for start in range(0, len(tokens), rows)]
+def _blocks(x: Tensor) -> list[slice]:
+    """Rows of the batch [B, C, h, w], as many at a time as fit into the cache."""
+    rows = max(1, BLOCK // x[0].numel())
+    return [slice(start, start + rows) for start in range(0, len(x), rows)]
 
 
-def _group_mean(values: Tensor, groups: int) -> Tensor:
-    """Means over the channels of each group, repeated for each of its channels: [B, C] -> [B, C]."""
-    width = values.shape[1] // groups
-    return values.reshape(len(values), groups, width).mean(2).repeat_interleave(width, dim=1)
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    """Pictures, channels and pixels, as torch's kernels want them."""
+    return x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
 
 
-def _tokens(x: Tensor) -> Tensor:
-    return x.permute(0, 2, 3, 1).flatten(1, 2)  # no copy of what is channels-last
-
-
-def _pixels(tokens: Tensor, like: Tensor) -> Tensor:
-    return tokens.reshape(len(like), *like.shape[2:], -1).permute(0, 3, 1, 2)
+def _by_channel(values: Tensor, weight: Tensor) -> Tensor:
+    """What each group has, for each of its channels: [B, groups] -> [B, C]."""
+    return values.repeat_interleave(len(weight) // values.shape[1], dim=1)

@@ -33,7 +33,7 @@ class Linear(nn.Linear):
 
 
 class _OneDnnLinear(torch.autograd.Function):
-    """The result and the gradient of the input by oneDNN; the weights' gradient by MKL, which needs no transposes."""
+    """The result and both gradients by oneDNN, which brings the second operand into its own order in any case."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -48,10 +48,17 @@ class _OneDnnLinear(torch.autograd.Function):
         rows = above.flatten(0, -2)  # [N, out_features]
         wanted = ctx.needs_input_grad
         return (
-            _one_dnn(above, weight.t().contiguous(), None) if wanted[0] else None,
-            rows.t() @ x.flatten(0, -2) if wanted[1] else None,
+            _one_dnn(above, weight.t(), None) if wanted[0] else None,
+            _outer(rows, x.flatten(0, -2)) if wanted[1] else None,
             rows.sum(0) if wanted[2] else None,
         )
+
+
+def _outer(left: Tensor, right: Tensor) -> Tensor:
+    """left^T right: [N, O], [N, K] -> [O, K]. The first operand must lie in rows, so the narrower one is turned."""
+    if left.shape[1] <= right.shape[1]:
+        return _one_dnn(left.t().contiguous(), right.t(), None)
+    return _one_dnn(right.t().contiguous(), left.t(), None).t()
 
 
 def _one_dnn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
