@@ -70,3 +70,9 @@ def test_the_warm_up_is_linear() -> None:
 def test_eight_bit_moments_need_their_package() -> None:
     with pytest.raises(MissingDependency, match="bitsandbytes"):
         make_optimizer(Small(), OptimizerConfig(eight_bit=True))
+
+
+@pytest.mark.parametrize(("seen", "wanted"), [(500, 2.0), (800, 2.0), (900, 1.0), (1000, 0.0), (1200, 0.0)])
+def test_the_rate_cools_down_over_the_last_images(seen: int, wanted: float) -> None:
+    config = OptimizerConfig(learning_rate=2.0, warmup_images=0, cooldown_images=200)
+    assert learning_rate(config, seen, 1000) == pytest.approx(wanted)

@@ -70,4 +70,6 @@ def learning_rate(config: OptimizerConfig, images_seen: int, images: int) -> flo
         rate *= config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + math.cos(math.pi * done))
     elif config.schedule == "inverse_sqrt":
         rate /= math.sqrt(max(images_seen / config.decay_images, 1.0))
+    if config.cooldown_images > 0:
+        rate *= min(1.0, max(0, images - images_seen) / config.cooldown_images)
     return rate
