@@ -89,6 +89,17 @@ def test_the_budget_in_minutes_counts_earlier_sessions(make_stage: MakeStage, tm
     assert len(again) == 1
 
 
+def test_the_course_of_the_rate_is_fitted_to_the_minutes(make_stage: MakeStage, tmp_path: Path) -> None:
+    loop = {"batch_size": 8, "images": 10**9, "log_images": 8, "validate_images": 10**9}
+    optimizer = {"learning_rate": 1e-3, "warmup_images": 0, "schedule": "linear", "final_fraction": 0.0}
+    stage = make_stage("tokens", loop=loop, optimizer=optimizer)
+    list(train(stage, stage.config, tmp_path, minutes=0.02))
+    rates = [line["learning_rate"] for line in read_log(tmp_path) if "learning_rate" in line]
+    assert rates[0] == pytest.approx(1e-3, rel=1e-6)
+    assert rates == sorted(rates, reverse=True)
+    assert rates[-1] < 0.5 * rates[0]
+
+
 def test_another_stage_or_config_is_refused_and_nothing_is_lost(make_stage: MakeStage, tmp_path: Path) -> None:
     run(make_stage("tokens"), tmp_path, images=16)
     with pytest.raises(CheckpointError, match="stage 'tokens'"):

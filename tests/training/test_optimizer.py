@@ -59,12 +59,14 @@ def test_the_course_of_the_learning_rate(schedule: str, seen: int, wanted: float
     config = OptimizerConfig.from_dict(
         {"learning_rate": 1.0, "warmup_images": 50, "schedule": schedule, "decay_images": 200, "final_fraction": 0.1}
     )
-    assert learning_rate(config, seen, 1000) == pytest.approx(wanted)
+    assert learning_rate(config, seen, seen / 1000) == pytest.approx(wanted)
 
 
 def test_the_warm_up_is_linear() -> None:
     config = OptimizerConfig(learning_rate=2.0, warmup_images=100)
-    assert [learning_rate(config, seen, 1000) for seen in (0, 49, 99, 500)] == pytest.approx([0.02, 1.0, 2.0, 2.0])
+    assert [learning_rate(config, seen, seen / 1000) for seen in (0, 49, 99, 500)] == pytest.approx(
+        [0.02, 1.0, 2.0, 2.0]
+    )
 
 
 def test_eight_bit_moments_need_their_package() -> None:
@@ -72,7 +74,7 @@ def test_eight_bit_moments_need_their_package() -> None:
         make_optimizer(Small(), OptimizerConfig(eight_bit=True))
 
 
-@pytest.mark.parametrize(("seen", "wanted"), [(500, 2.0), (800, 2.0), (900, 1.0), (1000, 0.0), (1200, 0.0)])
-def test_the_rate_cools_down_over_the_last_images(seen: int, wanted: float) -> None:
-    config = OptimizerConfig(learning_rate=2.0, warmup_images=0, cooldown_images=200)
-    assert learning_rate(config, seen, 1000) == pytest.approx(wanted)
+@pytest.mark.parametrize(("done", "wanted"), [(0.5, 2.0), (0.8, 2.0), (0.9, 1.0), (1.0, 0.0)])
+def test_the_rate_cools_down_over_the_last_share_of_the_run(done: float, wanted: float) -> None:
+    config = OptimizerConfig(learning_rate=2.0, warmup_images=0, cooldown=0.2)
+    assert learning_rate(config, 12_345, done) == pytest.approx(wanted)

@@ -71,8 +71,8 @@ class OptimizerConfig(Config):
     """`inverse_sqrt` only: images at which the rate starts to fall (Karras et al. 2024, equation 67)."""
     final_fraction: float = Field(default=0.01, ge=0, le=1)
     """`linear` and `cosine`: the rate at the end, as a share of the peak."""
-    cooldown_images: int = Field(default=0, ge=0)
-    """Last images of the run in which the rate also falls linearly to 0, under any schedule (Hägele et al. 2024,
+    cooldown: float = Field(default=0.0, ge=0, le=1)
+    """Last share of the run in which the rate also falls linearly to 0, under any schedule (Hägele et al. 2024,
     arXiv:2405.18392)."""
     eight_bit: bool = False
     """Keep the optimizer's moments in 8 bits (needs the package bitsandbytes and its device)."""

@@ -156,7 +156,7 @@ class _Trainer:
                 batch = following.result()
                 following = ahead.submit(self._batch, position.images_seen + loop.batch_size)
                 self._measure(batch)
-                losses = self._step(batch)
+                losses = self._step(batch, self._done(minutes))
                 position.seconds = self.earlier_seconds + time.monotonic() - self.started
                 over = minutes is not None and position.seconds >= 60 * minutes
                 ending = over or stop() or position.images_seen >= loop.images
@@ -179,9 +179,19 @@ class _Trainer:
         starts = [first + share * (accelerator.process_index + accelerator.num_processes * i) for i in range(parts)]
         return [self.stage.batch(range(start, start + share)) for start in starts]
 
-    def _step(self, parts: list[Batch]) -> dict[str, float]:
+    def _done(self, minutes: float | None) -> float:
+        """Share of the run that is over: by images, or by the minutes it is given if those end it sooner."""
+        position = self.state.position
+        done = position.images_seen / self.config.loop.images
+        if minutes is not None:
+            by_time = torch.tensor(position.seconds / (60 * minutes), device=self.accelerator.device)
+            # One rate for all processes, whose clocks differ.
+            done = max(done, float(self.accelerator.reduce(by_time, reduction="mean")))
+        return min(done, 1.0)
+
+    def _step(self, parts: list[Batch], done: float) -> dict[str, float]:
         state, position, optimizer = self.state, self.state.position, self.config.optimizer
-        rate = learning_rate(optimizer, position.images_seen, self.config.loop.images)
+        rate = learning_rate(optimizer, position.images_seen, done)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
         seed_dropout(self.stage, self.config.loop.seed, self.accelerator.process_index, position.images_seen)

@@ -55,21 +55,25 @@ def _eight_bit(parameters: list[dict[str, object]], config: OptimizerConfig) -> 
     return optimizer
 
 
-def learning_rate(config: OptimizerConfig, images_seen: int, images: int) -> float:
-    """The learning rate after `images_seen` of `images`: a linear warm-up, then the configured course.
+def learning_rate(config: OptimizerConfig, images_seen: int, done: float) -> float:
+    """The learning rate: a linear warm-up, then the configured course, then the cooldown.
 
     `inverse_sqrt` is Karras et al. 2024, equation 67; `cosine` is Loshchilov & Hutter 2017, equation 5.
+
+    Args:
+        config: of the optimizer.
+        images_seen: images trained on so far.
+        done: share of the run that is over, by images or by time, 0..1.
     """
     rate = config.learning_rate
     if config.warmup_images > 0:
         rate *= min(1.0, (images_seen + 1) / config.warmup_images)
-    done = min(1.0, images_seen / images)
     if config.schedule == "linear":
         rate *= config.final_fraction + (1 - config.final_fraction) * (1 - done)
     elif config.schedule == "cosine":
         rate *= config.final_fraction + (1 - config.final_fraction) * 0.5 * (1 + math.cos(math.pi * done))
     elif config.schedule == "inverse_sqrt":
         rate /= math.sqrt(max(images_seen / config.decay_images, 1.0))
-    if config.cooldown_images > 0:
-        rate *= min(1.0, max(0, images - images_seen) / config.cooldown_images)
+    if config.cooldown > 0:
+        rate *= min(1.0, (1 - done) / config.cooldown)
     return rate
