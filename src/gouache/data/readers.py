@@ -211,8 +211,23 @@ def _columns(rows: Iterable[Row], where: str) -> Iterator[tuple[str, bytes | Pat
 def _bytes(value: object) -> bytes | Path | None:
     if isinstance(value, Mapping):
         held, path = value.get("bytes"), value.get("path")
-        return held if held is not None else Path(path) if path else None
+        if held is not None or not path:
+            return held
+        return _fetched(path) if "://" in path else Path(path)
     return value if isinstance(value, bytes) else None
+
+
+def _fetched(address: str) -> bytes:
+    """A file of a data set on the hub, by the address that `datasets` gives it."""
+    import fsspec
+
+    try:
+        with fsspec.open(address, "rb") as stream:
+            content: bytes = stream.read()
+    except Exception as error:  # of whichever library carries the protocol
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(address, given=reason, expected="an answer from the hub", cure="Try again.") from error
+    return content
 
 
 def _captions(value: object) -> tuple[str, ...]:
@@ -242,11 +257,7 @@ def _load(kind: str, paths: list[Path]) -> Iterable[Row]:
 
 def _undecoded(rows: Any) -> Iterable[Row]:
     """The rows with pictures as bytes: a broken one must not stop the reader, and alpha must stay."""
-    library = _datasets()
-    for name, feature in (rows.features or {}).items():
-        if isinstance(feature, library.Image):
-            rows = rows.cast_column(name, library.Image(decode=False))
-    found: Iterable[Row] = rows
+    found: Iterable[Row] = rows.decode(False) if rows.features else rows
     return found
 
 

@@ -142,7 +142,10 @@ def open_sources(folder: Path, config: DataConfig, *, batch: int = ENCODED_TOGET
         DataError: no such folder, or it holds no captioned pictures of the configured size.
     """
     if not folder.is_dir():
-        raise DataError(str(folder), given="no such folder", expected="a data set", cure="See gouache data --help.")
+        raise DataError(
+            str(folder), given="no such folder", expected="a data set",
+            cure=f"Build it first: gouache data build stickers DIR, or build pictures DIR --from {folder}.",
+        )  # fmt: skip
     if (folder / "records.jsonl").is_file() and not (folder / "pictures.npy").is_file():
         return _packed_sources(PackedPictures.open(folder), config, batch)
     stickers = open_stickers(folder, config)
