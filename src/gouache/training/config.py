@@ -286,7 +286,7 @@ class TrainConfig(Config):
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
     defaults: GenerationDefaults = GenerationDefaults(
-        num_inference_steps=12, guidance_scale=3.0, sampler="dpmpp_2m", schedule="karras"
+        num_inference_steps=12, guidance_scale=1.5, sampler="dpmpp_2m", schedule="karras"
     )
     """What the packed model does with a request that leaves these open; width and height are `data.size`."""
     vae: VaeStage | None = None
