@@ -150,6 +150,17 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(make_stage: MakeSt
             assert torch.allclose(one[key], four[key], atol=1e-5), key
 
 
+def test_eight_bit_moments_are_kept_and_resumed_bit_for_bit(make_stage: MakeStage, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="8-bit moments need the package bitsandbytes")
+    optimizer = {"learning_rate": 3e-3, "warmup_images": 0, "eight_bit": True}
+    run(make_stage("denoiser", optimizer=optimizer), tmp_path / "whole")
+    run(make_stage("denoiser", optimizer=optimizer), tmp_path / "parts", images=24)
+    run(make_stage("denoiser", optimizer=optimizer), tmp_path / "parts")
+    whole, parts = last_tensors(tmp_path / "whole"), last_tensors(tmp_path / "parts")
+    assert any(value.dtype == torch.uint8 for value in whole.values())
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
 def test_sharded_weights_are_refused_by_name(
     make_stage: MakeStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

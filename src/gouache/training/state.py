@@ -60,7 +60,8 @@ class TrainState:
         for length, average in self.ema.averages.items():
             named |= {f"ema.{length}.{name}": value for name, value in average.items()}
         for name, slots in self._optimizer_slots().items():
-            named |= {f"optimizer.{name}.{slot}": value for slot, value in slots.items()}
+            # bitsandbytes counts its steps in plain integers.
+            named |= {f"optimizer.{name}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
         return named
 
     def load(self, tensors: dict[str, Tensor], where: str) -> None:
@@ -86,7 +87,7 @@ class TrainState:
     def _parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.stage.named_parameters() if p.requires_grad}
 
-    def _optimizer_slots(self) -> dict[str, dict[str, Tensor]]:
+    def _optimizer_slots(self) -> dict[str, dict[str, Tensor | int]]:
         state = self.optimizer.state
         return {name: dict(state[p]) for name, p in self._parameters().items() if p in state}
 
@@ -98,9 +99,10 @@ class TrainState:
             if value.shape == parameter.shape:
                 # With the parameter's strides: the fused optimizer walks all of them in the order of memory.
                 value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
-            elif slot == "step":
-                value = value.clone()
-            self.optimizer.state[parameter][slot] = value if slot == "step" else value.to(parameter.device)
+            own: Tensor | int = value.to(parameter.device)
+            if slot == "step":
+                own = value.clone() if value.is_floating_point() else int(value)
+            self.optimizer.state[parameter][slot] = own
 
 
 def checkpoint_path(run: Path, images_seen: int) -> Path:
