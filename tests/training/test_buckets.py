@@ -40,6 +40,16 @@ layers_per_level = 1
 norm_groups = 4
 patch_size = 2
 middle_attention = false
+[clip]
+image_channels = [16, 32]
+train_text = "all"
+chinese = false
+embedding_dim = 16
+[clip.text]
+width = 24
+inner_width = 48
+layers = 1
+heads = 2
 [tokens.network]
 latent_channels = 4
 latent_size = 8
@@ -160,6 +170,15 @@ def check_store(data: Path, run: Path) -> None:
 def holds(folder: Path, count: int) -> bool:
     tensors = load_tensors(folder / "000000000.safetensors")
     return len(tensors["offsets"]) == count + 1
+
+
+def test_the_towers_learn_from_buckets_and_resume(data: Path, tmp_path: Path) -> None:
+    last = trained("clip", data, tmp_path / "whole", 24)
+    assert last.figures["score"] > 0
+    for images in (12, 24):
+        trained("clip", data, tmp_path / "parts", images)
+    one, two = (load_tensors(checkpoints(tmp_path / run / "clip")[-1]) for run in ("whole", "parts"))
+    assert all(torch.equal(one[name], two[name]) for name in one)
 
 
 def test_a_grid_of_tokens_wants_squares(data: Path, tmp_path: Path) -> None:

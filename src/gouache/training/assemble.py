@@ -35,7 +35,6 @@ from gouache.training.config import (
 )
 from gouache.training.encoded_store import CaptionedSource, EncodedStore, Encoders, encode, store_folder
 from gouache.training.pairs import open_pairs
-from gouache.training.shapes import check_square
 from gouache.training.sources import Sources, open_sources, open_stickers
 from gouache.training.stage import Stage
 from gouache.training.stages.clip import ClipTraining
@@ -85,7 +84,7 @@ def assemble(name: StageName, config: TrainConfig, data: Path, run: Path) -> Ite
     """
     settings = stage_config(config, name)
     # What is encoded once doesn't depend on the batches that a stage makes of it.
-    direct = {"batch": settings.loop.batch_size} if name == "vae" else {}
+    direct = {"batch": settings.loop.batch_size} if name in ("vae", "clip") else {}
     sources = open_sources(data, config.data, **direct)
     # Initial weights are the one thing drawn from the global generator; the fork leaves that as it was.
     with torch.random.fork_rng(devices=[]):
@@ -129,7 +128,6 @@ def _start_vae(path: Path) -> AutoencoderKL:
 
 
 def _clip_stage(config: ClipStage, text: TextConfig, data: Path, sources: Sources) -> ClipTraining:
-    check_square(sources.held_out, "clip")
     train, held_out = open_pairs(data, sources.train, sources.held_out, config.split, config.loop.seed)
     start = None if config.text else load_text(sentence_encoder_folder(text.folder), text.max_tokens)[0]
     return ClipTraining(config, train, held_out, start, text.max_tokens, config.loop.seed)

@@ -16,6 +16,7 @@ from gouache.data.captions import STYLE_WORDS, canonical_caption, caption
 from gouache.data.stickers import Split, Sticker, Stickers
 from gouache.training.encoded import Shuffled
 from gouache.training.encoded_store import CaptionedSource, FiniteSource
+from gouache.training.shapes import Shape, shapes_of
 from gouache.training.translations import known_translations, translation
 
 
@@ -130,6 +131,11 @@ class FiniteCaptionPairs(CaptionPairs):
 
     def __len__(self) -> int:
         return self._length
+
+    @property
+    def shapes(self) -> Sequence[Shape]:
+        """(height, width) of every picture; empty where all have the same."""
+        return shapes_of(self.source)
 
 
 def open_pairs(

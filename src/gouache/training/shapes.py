@@ -120,7 +120,7 @@ def check_square(data: object, stage: str) -> None:
     """Refuse pictures of several shapes, or of one that isn't square.
 
     Raises:
-        DataError: they are. Tokens stand on one square grid; the image tower wants squares too.
+        DataError: they are. Tokens stand on one square grid.
     """
     shapes = set(shapes_of(data))
     if len(shapes) > 1 or any(height != width for height, width in shapes):

@@ -22,6 +22,7 @@ from gouache.training.config import ClipStage
 from gouache.training.losses import contrastive_loss
 from gouache.training.pairs import FinitePairs, Pairs, PairSource, StickerPairs
 from gouache.training.retrieval import candidates, ranks
+from gouache.training.shapes import batches_of_one_shape
 from gouache.training.stage import Batch, ImageNoise, Losses, Stage, batched
 from gouache.training.towers import WORDS, Towers, TowersConfig, export_text_encoder
 from gouache.training.translations import foreign_characters
@@ -125,16 +126,18 @@ class ClipTraining(Stage[Towers]):
         """On held-out pairs: loss, R@1 and R@5 among 100 captions, and Chinese found by English."""
         if self.held_out is None:
             return {}
-        numbers = list(range(min(VALIDATED, len(self.held_out))))
-        pairs = self.held_out.pairs(numbers)
-        image = torch.cat([network.image(_on_white(pairs)[part].to(self.device)) for part in batched(len(numbers))])
-        text = _encoded(network, pairs.captions, self.device)
-        vectors, captions = network.embed_features(image), network.embed_text(text)
+        count = min(VALIDATED, len(self.held_out))
+        parts = [self.held_out.pairs(n) for n in batches_of_one_shape(self.held_out, count)]
+        texts = [text for pairs in parts for text in pairs.captions]
+        concepts = [concept for pairs in parts for concept in pairs.concepts]
+        image = torch.cat([network.image(_on_white(pairs).to(self.device)) for pairs in parts])
+        vectors = network.embed_features(image)
+        captions = network.embed_text(_encoded(network, texts, self.device))
         loss = contrastive_loss(captions, vectors, network.log_scale.clamp(max=LARGEST_LOG_SCALE))
         figures = {"score": float(loss)}
-        if (count := min(100, len(set(pairs.concepts)))) > 1:
-            chosen = candidates(pairs.concepts, pairs.concepts, count, self.seed).to(self.device)
-            own = torch.cat([torch.arange(len(numbers), device=self.device)[:, None], chosen[:, 1:]], dim=1)
+        if (among := min(100, len(set(concepts)))) > 1:
+            chosen = candidates(concepts, concepts, among, self.seed).to(self.device)
+            own = torch.cat([torch.arange(count, device=self.device)[:, None], chosen[:, 1:]], dim=1)
             rank = ranks(vectors, captions, own)
             figures |= {f"r_at_{depth}": float((rank <= depth).float().mean()) for depth in (1, 5)}
         if self.translates and isinstance(self.held_out, StickerPairs):
