@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,16 @@ from diffusers import ControlNetModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from gouache.checkpoints.blocks import controlnet_config
 from gouache.checkpoints.control import control_header, load_controlnet
+from gouache.checkpoints.control_folder import find_control, list_controls
 from gouache.checkpoints.identify import identify
 from gouache.checkpoints.keymaps import speller
 from gouache.checkpoints.load import load_bundle
-from gouache.errors import CheckpointError, IncompatibleCheckpoint, UnknownFamily
-from gouache.models.controlnet import ControlNet
+from gouache.checkpoints.networks import build_on_meta
+from gouache.errors import CheckpointError, IncompatibleCheckpoint, InvalidInput, ModelNotFound, UnknownFamily
+from gouache.models.configs import UNetConfig
+from gouache.models.controlnet import ControlNet, ControlNetConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
@@ -46,8 +51,8 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     def folder(name: str) -> Path:
         if name not in made:
             network = ControlNetModel(
-                block_out_channels=(32, 64, 128), layers_per_block=1, conditioning_embedding_out_channels=(4, 8, 12, 16),
-                **SHAPES[name],
+                block_out_channels=(32, 64, 128), layers_per_block=1,
+                conditioning_embedding_out_channels=(4, 8, 12, 16), **SHAPES[name],
             )  # fmt: skip
             generator = torch.Generator().manual_seed(1)
             with torch.no_grad():
@@ -92,6 +97,88 @@ def test_a_single_file_with_diffusers_names(published: Callable[[str], Path], na
     network = load_controlnet(published(name) / "diffusion_pytorch_model.safetensors")
     assert_same(network, weights_of(published(name)))
     assert network.config == load_controlnet(published(name)).config
+
+
+XL_FULL = {
+    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
+    "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048, "use_linear_projection": True,
+    "attention_head_dim": (5, 10, 20),
+}  # fmt: skip
+FULL_SIZE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "SD 1.5": ({"cross_attention_dim": 768}, {}),
+    "SD 2.1": (
+        {"cross_attention_dim": 1024, "use_linear_projection": True, "attention_head_dim": (5, 10, 20, 20)},
+        {"context_width": 1024, "linear_projection": True, "heads": (5, 10, 20, 20)},
+    ),
+    "SDXL": (
+        {**XL_FULL, "down_block_types": (PLAIN, CROSS, CROSS), "transformer_layers_per_block": (1, 2, 10)},
+        {"transformer_layers": (0, 2, 10), "middle_transformer_layers": 10},
+    ),
+    "SDXL, mid": (
+        {**XL_FULL, "down_block_types": (PLAIN, CROSS, CROSS), "transformer_layers_per_block": (1, 1, 1)},
+        {"transformer_layers": (0, 1, 1)},
+    ),
+    "SDXL, small": (
+        {**XL_FULL, "down_block_types": (PLAIN, PLAIN, PLAIN), "mid_block_type": "UNetMidBlock2D"},
+        {"transformer_layers": (0, 0, 0), "middle_layers": 1, "middle_transformer_layers": 0, "context_width": 768,
+         "linear_projection": False, "heads": (8, 8, 8)},
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FULL_SIZE)
+def test_full_size_networks_are_counted_right(name: str) -> None:
+    """Names and shapes of the published sizes, without memory: the config is counted, and ours has the same tensors."""
+    theirs, ours = FULL_SIZE[name]
+    with torch.device("meta"):
+        network = ControlNetModel(**theirs)
+    shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
+    config = controlnet_config(shapes, "ours", name)
+    xl = {"channels": (320, 640, 1280), "context_width": 2048, "pooled_width": 2816, "linear_projection": True,
+          "heads": (5, 10, 20)}  # fmt: skip
+    wanted = UNetConfig.from_dict({**(xl if name.startswith("SDXL") else {}), **ours})
+    assert config == ControlNetConfig(unet=wanted)
+    built = build_on_meta(config).state_dict()
+    assert {key: tuple(tensor.shape) for key, tensor in built.items()} == shapes
+
+
+def test_a_pulled_network_is_found_by_its_repository(
+    published: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("GOUACHE_MODELS", str(tmp_path / "models"))
+    repo = tmp_path / "cache" / "models--someone--control"
+    shutil.copytree(published("sd1"), repo / "snapshots" / "0a1b2c")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("0a1b2c")
+    found = find_control("someone/control")
+    assert (found.path.name, found.family) == ("0a1b2c", "sd1")
+    assert list_controls() == []
+    with pytest.raises(ModelNotFound, match="gouache pull someone/other"):
+        find_control("someone/other")
+
+
+def test_the_list_of_controlnets(published: Callable[[str], Path], tmp_path: Path) -> None:
+    """Folders and files at any depth; something else among them is listed with what is wrong; twins are an error."""
+    shutil.copytree(published("sdxl"), tmp_path / "ControlNet" / "xl" / "canny-xl")
+    (tmp_path / "controlnets").mkdir()
+    torch.save(in_their_names(published("sd1"), "control_model."), tmp_path / "controlnets" / "control_v11p_canny.pth")
+    save_file({"emb_params": torch.ones(2, 768)}, tmp_path / "controlnets" / "words.safetensors")
+    (tmp_path / "controlnets" / "broken.safetensors").write_bytes(b"<html>")
+    (tmp_path / "controlnets" / "readme.txt").write_text("no weights")
+    found = {file.name: (file.family, file.label) for file in list_controls(tmp_path)}
+    assert found == {
+        "broken": ("unknown", "unusable: a web page or an error message"),
+        "canny-xl": ("sdxl", "ControlNet, diffusers names"),
+        "control_v11p_canny": ("sd1", "ControlNet, in a single file"),
+        "words": ("sd1", "unusable: a textual-inversion"),
+    }
+    assert find_control("Canny-XL", tmp_path).name == "Canny-XL"
+    shutil.copytree(published("sdxl"), tmp_path / "ControlNet" / "canny-xl")
+    with pytest.raises(InvalidInput, match="2 files"):
+        find_control("canny-xl", tmp_path)
+    with pytest.raises(ModelNotFound, match="Did you mean 'canny-xl'"):
+        find_control("canny-xxl", tmp_path)
 
 
 @pytest.mark.parametrize("prefix", ["control_model.", ""])

@@ -159,6 +159,47 @@ def test_an_edited_picture_is_diffusers(bench: Callable[[str], Bench], monkeypat
     assert psnr(place.paint(request).image, theirs) >= 60
 
 
+def test_inpainting_hides_what_is_masked(
+    bench: Callable[[str], Bench], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """The masked part of the control picture is -1, as the published network for inpainting wants it."""
+    from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
+    from diffusers.pipelines.controlnet import pipeline_controlnet_inpaint as module
+
+    place = bench("sd1")
+    start = place.picture("start")
+    mask = Image.new("L", (SIDE, SIDE))
+    mask.paste(255, (16, 12, 32, 28))
+    mask.save(tmp_path / "mask.png")
+    options = Mask(image=str(tmp_path / "mask.png"), blur=0, preserve=False)
+    control = place.control("edges", image=start, preprocessor="inpaint")
+    request = BASE.replace({"init_image": start, "strength": 0.7, "mask": options, "control": [control]})
+    pixels = np.asarray(Image.open(start), np.float32) / 255
+    pixels[np.asarray(mask) > 127] = -1
+    hint = torch.from_numpy(pixels).movedim(-1, 0)[None]
+    place.pair.use_scheduler(request)
+    noise = place.pair.noise(request)
+    monkeypatch.setattr(module, "randn_tensor", lambda *_, **__: noise.clone())
+    monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())  # noqa: ARG005
+    pipeline = place.pair.variant("StableDiffusionControlNetInpaintPipeline", controlnet=place.theirs["edges"])
+    theirs = pipeline(
+        **place.pair.settings(request), image=Image.open(start), mask_image=mask, control_image=hint, strength=0.7,
+        controlnet_conditioning_scale=1.0,
+    ).images[0]  # fmt: skip
+    found = place.paint(request).image
+    assert psnr(found, theirs) >= 60
+    clear = Image.open(start).convert("RGBA")
+    clear.putalpha(mask.point(lambda value: 255 - value))
+    clear.save(tmp_path / "clear.png")
+    transparent = place.control("edges", image=str(tmp_path / "clear.png"), preprocessor="inpaint")
+    again = request.replace({"control": [transparent]})
+    assert place.paint(again).image.tobytes() == found.tobytes()
+    without = {"init_image": None, "mask": None, "strength": None}
+    assert place.paint(again.replace(without)).image.tobytes() != place.paint(BASE).image.tobytes()
+    with pytest.raises(InvalidInput, match="transparent where it is to be filled"):
+        place.paint(request.replace(without))
+
+
 def test_a_picture_of_a_batch_is_the_picture_made_alone(bench: Callable[[str], Bench]) -> None:
     place = bench("sd1")
     request = BASE.replace({"control": [place.control("edges"), place.control("depth", weight=0.5)]})

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,6 +22,9 @@ from gouache.pipeline.edges import canny
 from gouache.pipeline.pixels import fit, on_background, to_tensor
 from gouache.pipeline.request import Control, Request
 from gouache.pipeline.seamless import circular
+
+OPAQUE, HIDDEN = 128, -1.0
+"""Alpha from which a pixel is seen, and what networks for inpainting were trained to see in place of the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,8 +147,12 @@ def timed_controls(
 
 
 def hint_tensor(control: Control, picture: Image.Image, request: Request) -> Tensor:
-    """A control picture as a ControlNet takes it, at the request's size. [1,3,H,W] in [0, 1]"""
+    """A control picture as a ControlNet takes it, at the request's size. [1,3,H,W] in [0, 1]; -1 where it is hidden."""
     fitted = fit(picture, request.width or 0, request.height or 0, request.resize_mode)
+    if control.preprocessor == "inpaint":
+        hidden = np.asarray(fitted.convert("RGBA").getchannel("A")) < OPAQUE
+        colours = to_tensor(fitted.convert("RGB"), 3)[None] / 2 + 0.5
+        return colours.masked_fill(torch.from_numpy(hidden)[None, None], HIDDEN)
     if control.preprocessor == "canny":
         fitted = canny(on_background(fitted, "white"), control.canny_low, control.canny_high)
     # Black says nothing in a picture of edges, depth or a pose, so transparency lies on black.

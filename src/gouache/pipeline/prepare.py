@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
+from PIL import Image, ImageChops
 from torch import Tensor
 
 from gouache.diffusion.rng import generator_for
@@ -176,12 +176,29 @@ def _depth_channel(picture: Image.Image, masked: Masked | None, request: Request
 
 
 def _hints(masked: Masked | None, request: Request, references: References) -> tuple[Image.Image, ...]:
-    """The control pictures; of a masked picture the part that is worked on."""
-    return tuple(_cut_alike(references.picture(one.image), masked, request) for one in request.control)
+    """The control pictures; of a masked picture the part that is worked on, where `inpaint` hides what is masked."""
+    found = []
+    for one in request.control:
+        picture = _cut_alike(references.picture(one.image), masked, request)
+        if one.preprocessor == "inpaint" and masked is not None:
+            picture = picture.convert("RGB")
+            picture.putalpha(ImageChops.invert(masked.hard))
+        elif one.preprocessor == "inpaint" and picture.mode != "RGBA":
+            raise InvalidInput(
+                "control", given="inpaint without a mask",
+                expected="a mask, or a control picture that is transparent where it is to be filled",
+                cure="Name a mask (--mask FILE) or make that part of the control picture transparent.",
+            )  # fmt: skip
+        found.append(picture)
+    return tuple(found)
 
 
 def _cut_alike(picture: Image.Image, masked: Masked | None, request: Request) -> Image.Image:
-    return picture if masked is None else fit(picture, *masked.whole.size, request.resize_mode).crop(masked.box)
+    """A picture beside the starting picture, cut and brought to size as that was."""
+    if masked is None:
+        return picture
+    part = fit(picture, *masked.whole.size, request.resize_mode).crop(masked.box)
+    return part if part.size == masked.part.size else part.resize(masked.part.size, Image.Resampling.LANCZOS)
 
 
 @torch.no_grad()

@@ -105,7 +105,7 @@ class Control(Config):
     image: Picture
     """The control picture; it is brought to size as resize_mode says."""
     preprocessor: Preprocessor = "none"
-    """canny draws the edges of a photograph; none takes a picture that is ready."""
+    """canny draws a photograph's edges; inpaint hides what a mask or transparency covers; none takes it as it is."""
     canny_low: Annotated[int, Field(ge=0, le=1000)] = 100
     """Edges at least this strong count where they continue a strong one."""
     canny_high: Annotated[int, Field(ge=0, le=1000)] = 200
