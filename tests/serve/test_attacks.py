@@ -8,6 +8,7 @@ import struct
 import threading
 import time
 import zlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
@@ -44,6 +45,8 @@ BODIES = {
     "not a number": ("/v1/jobs", JSON, b'{"request":{"prompt":"a","guidance_scale":NaN}}'),
     "infinity": ("/v1/jobs", JSON, b'{"request":{"prompt":"a","guidance_scale":1e999}}'),
     "half a character": ("/v1/jobs", JSON, b'{"request":{"prompt":"\\ud800"}}'),
+    "many lists": ("/v1/jobs", JSON, b'{"request":{"prompt":[' + b"[]," * 1_000_000 + b"[]]}}"),
+    "many keys": ("/sdapi/v1/txt2img", JSON, b"{" + b",".join(b'"k%d":1' % k for k in range(200_000)) + b"}"),
     "no UTF-8": ("/v1/jobs", JSON, b'{"request":{"prompt":"\xff"}}'),
     "long text": ("/v1/jobs", JSON, b'{"request":{"prompt":"' + b"a" * 5_000_000 + b'"}}'),
     "pixel bomb": ("/v1/attachments", {}, png(60_000, 60_000, (b"IDAT", zlib.compress(b"\0" * 10_000_000)))),
@@ -195,6 +198,37 @@ def test_too_many_connections_are_turned_away_and_the_server_lives(start_server:
     while httpx.get(f"{server.url}/healthz", timeout=30).status_code == 503 and time.monotonic() < until:
         time.sleep(0.05)
     assert httpx.get(f"{server.url}/healthz", timeout=30).status_code == 200
+
+
+def test_a_user_follows_so_many_streams_and_no_more(start_server: StartServer) -> None:
+    server = start_server(workers=0, limits={"streams": 2})
+    with httpx.Client(base_url=server.url, timeout=30) as client:
+        job = client.post("/v1/jobs", json={"request": {"prompt": "x"}}).json()["id"]
+        events = f"/v1/jobs/{job}/events"
+        with client.stream("GET", events) as first, client.stream("GET", events) as second:
+            lines = [stream.iter_lines() for stream in (first, second)]  # A dropped iterator would close its stream.
+            assert [next(line) for line in lines] == ["id: 1"] * 2
+            third = client.get(events)
+            assert (third.status_code, third.headers["retry-after"]) == (429, "30")
+        until = time.monotonic() + 30
+        while server.studio.streams["local"] and time.monotonic() < until:
+            time.sleep(0.05)
+        with client.stream("GET", events) as again:
+            assert again.status_code == 200
+
+
+def test_others_are_not_told_where_files_lie(
+    start_server: StartServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GOUACHE_MODELS", str(tmp_path / "models"))
+    token = "a-token-that-is-long-enough"
+    server = start_server(prepare=lambda studio: studio.accounts.add_token("ada", token))
+    with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {token}"}, timeout=60) as client:
+        job = client.post("/v1/jobs", json={"request": {"prompt": "<lora:none:1>"}}).json()["id"]
+        assert server.wait(job).state == "failed"
+        said = client.get(f"/v1/jobs/{job}").text
+    assert "no such LoRA" in said
+    assert str(tmp_path) not in said
 
 
 def test_an_upgrade_is_no_way_in(server: Server) -> None:

@@ -6,9 +6,11 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +21,8 @@ from PIL import Image
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
     from tests.serve.conftest import Server, StartServer
+
+    from gouache.serve.job import Job
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
@@ -156,6 +160,17 @@ def reload(page: Page, faults: list[str]) -> None:
     faults[before:] = [fault for fault in faults[before:] if not CLOSED_BY_LEAVING.search(fault)]
 
 
+def new_job(server: Server, *, after: str) -> Job:
+    """The job that a click hands in, once the server has it."""
+    until = time.monotonic() + SECONDS / 1000
+    while time.monotonic() < until:
+        newest = server.studio.jobs.listing(limit=1)
+        if newest and newest[0].id != after:
+            return newest[0]
+        time.sleep(0.05)
+    raise TimeoutError("no new job")
+
+
 def load_canvas(page: Page, file: Path) -> None:
     page.locator("#canvas canvas").first.wait_for()
     page.wait_for_timeout(2500)  # The canvas says nothing when its drawing program is ready.
@@ -203,9 +218,10 @@ def test_edit_with_a_mask_and_with_a_dragged_frame(browser: Browser, studio_page
     page.locator("#frame output", has_text=f"{64 + grown} × 80").wait_for()
     keep(page, "edit-full")
     page.click("#edit-button")
-    page.wait_for_timeout(1000)
-    wait_for_status(page, "Done", "#edit-status")
-    outpaint = studio_page.studio.jobs.listing(limit=1)[0].parsed().outpaint
+    second = new_job(studio_page, after=job.id)
+    studio_page.wait(second.id)
+    wait_for_status(page, f"seed {second.parsed().seed}", "#edit-status")
+    outpaint = second.parsed().outpaint
     assert outpaint is not None
     assert (outpaint.left, outpaint.right, outpaint.top, outpaint.bottom) == (0, grown, 16, 0)
     assert faults == []
@@ -267,10 +283,131 @@ def test_training_is_started_shows_its_error_and_is_for_administrators(
     assert not page.locator("#train-start").is_visible()
 
 
+@pytest.mark.slow
+def test_the_gallery_is_searched_by_meaning(browser: Browser, studio_page: Server) -> None:
+    from gouache.pipeline.request import Request
+
+    studio = studio_page.studio
+    for seed, prompt in enumerate(("a slice of pizza", "a sailing boat on the sea", "a grey cat asleep")):
+        studio_page.wait(studio.submit(Request(prompt=prompt, seed=seed), owner="local", source="page")[0].id)
+    page, faults = open_page(browser, studio_page)
+    tab(page, GALLERY)
+    page.locator("#pictures [data-pick]").nth(2).wait_for()
+    page.locator("#search-by label").nth(1).click()
+    page.fill("#search textarea, #search input", "something to eat")
+    page.keyboard.press("Enter")
+    page.locator("#found", has_text="prompts").wait_for()
+    page.locator("#pictures [data-pick]").first.click()
+    page.locator("#chosen dd", has_text="a slice of pizza").wait_for()
+    keep(page, "gallery-meaning")
+    assert faults == []
+
+
+@pytest.mark.slow
+def test_a_style_of_the_model_goes_along_and_stays(browser: Browser, studio_page: Server) -> None:
+    page, faults = open_page(browser, studio_page)
+    page.locator("#style label", has_text="3d").click()
+    page.fill("#prompt textarea", "a fox")
+    page.keyboard.press("Control+Enter")
+    job = new_job(studio_page, after="")
+    assert (job.parsed().prompt, job.parsed().style) == ("a fox", "3d")
+    wait_for_status(page, "Done")
+    reload(page, faults)
+    page.locator("#style label.selected", has_text="3d").wait_for()
+    assert faults == []
+
+
+@pytest.mark.slow
+def test_a_failure_is_told(browser: Browser, studio_page: Server) -> None:
+    page, faults = open_page(browser, studio_page)
+    page.fill("#prompt textarea", "a fox <lora:none:1>")
+    page.keyboard.press("Control+Enter")
+    page.locator("#paint-status .g-bad", has_text="no such LoRA").wait_for()
+    keep(page, "paint-error")
+    assert fits(page)
+    assert faults == []
+
+
+def put_adapters(folder: Path) -> None:
+    """A LoRA and a textual inversion."""
+    import torch
+    from safetensors.torch import save_file
+
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    for kind in ("loras", "embeddings"):
+        (folder / kind).mkdir(parents=True)
+    tensors = {f"{name}.lora_down.weight": torch.zeros(2, 320), f"{name}.lora_up.weight": torch.zeros(320, 2)}
+    save_file(tensors, folder / "loras" / "ink.safetensors")
+    save_file({"emb_params": torch.zeros(3, 768)}, folder / "embeddings" / "zog.safetensors")
+
+
+@pytest.mark.slow
+def test_a_click_on_an_adapter_puts_it_into_the_prompt(browser: Browser, studio_page: Server) -> None:
+    put_adapters(studio_page.studio.settings.data / "models")
+    page, faults = open_page(browser, studio_page, locale="zh-CN", width=390)
+    page.fill("#prompt textarea", "a fox")
+    for name, prompt in (("ink", "a fox <lora:ink:0.8>"), ("zog", "a fox <lora:ink:0.8> zog")):
+        tab(page, MODELS)
+        page.locator(f"#adapter-list [data-pick={name}]").wait_for()
+        keep(page, "phone-models-adapters")
+        page.locator(f"#adapter-list [data-pick={name}]").click()
+        page.locator("#prompt textarea").wait_for()
+        page.wait_for_function(f"document.querySelector('#prompt textarea').value === '{prompt}'")
+    assert fits(page)
+    assert faults == []
+
+
+def put_run(server: Server) -> None:
+    """A run that was stopped after a while, with its loss and a sheet of samples."""
+    from gouache.serve.training_plan import PLAN, STATE, STOP, Plan, State, write_text
+
+    folder = server.studio.training.root / "cats"
+    (folder / "denoiser" / "samples").mkdir(parents=True)
+    plan = Plan(name="cats", stage="denoiser", data="cats", pictures=80, model="pocket", start=folder, size=128,
+                minutes=60, learning_rate=1e-4, batch_size=8, created=1.0, owner="local")  # fmt: skip
+    write_text(folder / PLAN, plan.to_json())
+    write_text(folder / STATE, State(step="train", trained=1860.0, result="stopped").to_json())
+    (folder / STOP).touch()
+    lines = [{"images_seen": 32.0 * k, "loss": 0.2 + 0.8 / k + 0.05 * (k % 5)} for k in range(1, 200)]
+    lines.append({"images_seen": 6400.0, "validation/score": 0.31})
+    (folder / "denoiser" / "log.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    for seen in (3200, 6400):
+        Image.effect_noise((512, 256), 60).convert("RGB").save(folder / "denoiser" / "samples" / f"{seen}.png")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("locale", "width", "dark"), [("zh-CN", 390, False), ("en-US", 1280, True)])
+def test_a_full_studio_is_readable(
+    browser: Browser, studio_page: Server, *, locale: str, width: int, dark: bool
+) -> None:
+    from gouache.pipeline.request import Request
+
+    put_run(studio_page)
+    put_adapters(studio_page.studio.settings.data / "models")
+    for seed, prompt in enumerate((PROMPT, "赤狐 " * 60, "x" * 300, "a fox")):
+        request = Request(prompt=prompt, seed=seed, count=1 + seed)
+        studio_page.wait(studio_page.studio.submit(request, owner="local", source="page")[0].id)
+    page, faults = open_page(browser, studio_page, locale=locale, width=width, dark=dark)
+    for number, name in enumerate(("paint", "edit", "gallery", "models", "train")):
+        tab(page, number)
+        page.wait_for_timeout(2000)
+        if number == GALLERY:
+            page.locator("#pictures [data-pick]").nth(4).click()
+            page.locator("#chosen img").wait_for()
+        if number == TRAIN:
+            page.locator("#run-chart svg").wait_for()
+            page.locator("#run-samples img").first.wait_for()
+        keep(page, f"full-{name}-{width}{'-dark' if dark else ''}")
+        assert fits(page), name
+        assert page.evaluate(CONTRAST) == [], name
+    assert faults == []
+
+
 # Words that stand in both languages: names, units, and what the user wrote.
 NAMES = re.compile(
     r"gouache|pocket|tiny|DPM|SD|SHA-?256|Stable Diffusion|Hugging Face|Ctrl\+Enter|Esc|LoRA|loras|embeddings|"
-    r"owner/name|CompVis/stable-diffusion-v1-4|fp16|\.txt|Euler|not in this build: untrained weights stand in|local"
+    r"owner/name|CompVis/stable-diffusion-v1-4|fp16|\.txt|Euler|not in this build: untrained weights stand in|local|"
+    r"noto|twemoji|flat"
 )
 
 

@@ -19,6 +19,7 @@ from gouache.errors import InvalidInput, NotFound, PictureError
 from gouache.pipeline.request import Request
 from gouache.serve.app import create_app
 from gouache.serve.run import check_openness
+from gouache.serve.security import network_of
 from gouache.serve.settings import Limits, Settings
 from gouache.serve.studio import Studio
 
@@ -171,6 +172,54 @@ def test_guessing_is_slowed_down(make_client: MakeClient) -> None:
     assert codes == [401, 401, 401, 429, 429]
 
 
+def test_wrong_tries_of_others_keep_no_right_token_waiting(make_client: MakeClient) -> None:
+    tokens: list[str] = []
+    client = make_client(
+        lambda studio: tokens.append(studio.accounts.new_token("ada")), limits=Limits(failed_logins_per_minute=1)
+    )
+    codes = [client.get("/v1/jobs", headers={"authorization": f"Bearer {k}"}).status_code for k in range(3)]
+    assert codes == [401, 429, 429]
+    basic = "Basic " + base64.b64encode(f"ada:{tokens[0]}".encode()).decode()
+    for right in (f"Bearer {tokens[0]}", basic):
+        assert client.get("/v1/jobs", headers={"authorization": right}).status_code == 200
+
+
+def test_whoever_has_a_network_guesses_from_one_place() -> None:
+    assert network_of("192.0.2.7") == "192.0.2.7"
+    assert network_of("2001:db8::1") == network_of("2001:db8::ffff:1") != network_of("2001:db8:0:1::1")
+    assert network_of("?") == "?"
+
+
+def test_a_session_ends_with_the_password_and_with_the_account(
+    make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gouache.serve.security.RECENT_SECONDS", 0.0)
+    found: list[Studio] = []
+
+    def prepare(studio: Studio) -> None:
+        found.append(studio)
+        studio.accounts.set_password("ada", "long enough")
+        studio.accounts.set_password("bob", "long enough")
+
+    client = make_client(prepare)
+
+    def sign_in(name: str, password: str) -> dict[str, str]:
+        client.cookies.clear()
+        client.post("/login", data={"name": name, "password": password}, follow_redirects=False)
+        value = client.cookies["gouache_session"]
+        client.cookies.clear()
+        return {"cookie": f"gouache_session={value}"}
+
+    ada, bob = sign_in("ada", "long enough"), sign_in("bob", "long enough")
+    found[0].accounts.set_password("ada", "another one")
+    assert client.get("/v1/jobs", headers=ada).status_code == 401
+    assert client.get("/v1/jobs", headers=bob).status_code == 200
+    ada = sign_in("ada", "another one")
+    assert client.get("/v1/jobs", headers=ada).status_code == 200
+    found[0].accounts.revoke("ada")
+    assert client.get("/v1/jobs", headers=ada).status_code == 401
+
+
 def test_one_user_sees_and_stops_nothing_of_another(make_client: MakeClient) -> None:
     tokens: dict[str, str] = {}
 
@@ -303,7 +352,8 @@ def test_a_picture_bomb_is_refused_before_it_is_decoded(make_client: MakeClient)
     [
         {"width": 16_384, "height": 16_384}, {"num_inference_steps": 1000}, {"count": 256}, {"prompt": "x" * 30_000},
         {"upscale": {"factor": 16.0}, "width": 2048, "height": 2048}, {"hires": {"scale": 8.0}, "width": 1024},
-        {"prompt": "nul\0"}, {"interpolation": {"frames": 1000}}, {"seed": 2**64}, {"guidance_scale": 1e308},
+        {"prompt": "nul\0"}, {"prompt": "a AND " * 40},
+        {"interpolation": {"frames": 1000}}, {"seed": 2**64}, {"guidance_scale": 1e308},
     ],
 )  # fmt: skip
 def test_what_is_over_a_limit_is_refused(make_client: MakeClient, fields: dict[str, Any]) -> None:
@@ -328,6 +378,27 @@ def test_a_body_over_the_limit_is_cut_off_whatever_its_header_says(make_client: 
     assert client.post("/v1/attachments", content=b"x" * 20_000).status_code == 413
     assert client.post("/v1/attachments", content=pieces()).status_code == 413
     assert client.post("/v1/jobs", content=pieces(), headers={"content-type": "application/json"}).status_code == 413
+
+
+def test_a_users_bodies_together_have_a_measure(make_client: MakeClient) -> None:
+    client = make_client(limits=Limits(bodies_bytes=10_000))
+    for _ in range(3):  # What was answered is not counted any more.
+        assert client.post("/v1/attachments", content=b"x" * 6_000).status_code == 422
+    answer = client.post("/v1/attachments", content=b"x" * 12_000)
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
+
+
+def test_a_nearly_full_disk_takes_nothing_new(make_client: MakeClient) -> None:
+    client = make_client(limits=Limits(free_bytes=2**60))
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(buffer, "PNG")
+    for answer in (
+        paint(client), client.post("/v1/attachments", content=buffer.getvalue()),
+        client.put("/v1/training/sets/cats/one.png", content=buffer.getvalue()),
+    ):  # fmt: skip
+        assert answer.status_code == 507
+        assert "Make room" in answer.json()["error"]["message"]
+    assert client.get("/v1/jobs").json() == {"jobs": []}
 
 
 def test_a_full_queue_says_when_to_come_back(make_client: MakeClient) -> None:

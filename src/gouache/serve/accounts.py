@@ -70,6 +70,13 @@ class Accounts:
         with self.database.write() as connection:
             upsert(connection, accounts, {"name": name}, {"password": _hashed(password), "created": time.time()})
 
+    def still_in(self, owner: str, since: float) -> bool:
+        """Whether a session that began then still counts: its user is known, and the password is the same."""
+        row = self.database.row(select(accounts.c.created).where(accounts.c.name == owner))
+        if row is not None:
+            return since >= float(row.created)
+        return self.database.row(select(tokens.c.owner).where(tokens.c.owner == owner)) is not None
+
     def owner_of_token(self, token: str) -> str | None:
         """Whose token it is."""
         row = self.database.row(select(tokens.c.owner).where(tokens.c.digest == _digest(token)))

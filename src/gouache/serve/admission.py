@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 
 from gouache.diffusion.sampler_table import resolve, resolve_schedule
@@ -13,6 +14,7 @@ from gouache.serve.vault import Vault
 
 DRAWN_SEEDS = 2**32
 STRICTNESS: tuple[Safety, ...] = ("off", "blur", "block")
+_JOINED = re.compile(r"\bAND\b")
 _SIDE = 512
 _STEPS = 20
 
@@ -66,6 +68,10 @@ def _check_texts(request: Request, limits: Limits) -> None:
             raise InvalidInput(where, given=f"{len(text)} characters", expected=f"at most {limits.prompt}")
         if "\0" in text:
             raise InvalidInput(where, given="a NUL character", expected="text")
+        parts = 1 + len(_JOINED.findall(text))
+        if parts > limits.prompt_parts:
+            given = f"{parts} parts joined by AND"
+            raise InvalidInput(where, given=given, expected=f"at most {limits.prompt_parts} on this server")
 
 
 def _check_names(request: Request) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from gouache.errors import NotFound
+from gouache.errors import NotFound, QueueFull
 from gouache.serve.access import owner_of, studio_of
 from gouache.serve.bell import within
 from gouache.serve.job import FINISHED, Job
@@ -106,8 +107,22 @@ async def follow(
     """Server-sent events until the job ends: what happened, and `progress` with the state as JSON."""
     studio = studio_of(request)
     job = await asyncio.to_thread(studio.jobs.get, job_id, owner_of(request))
-    stream = _events(studio, job.id, int(last_event_id or 0))
+    if studio.streams[job.owner] >= studio.settings.limits.streams:
+        raise QueueFull(
+            "event streams", given=studio.streams[job.owner], expected=f"fewer than {studio.settings.limits.streams}",
+            cure="Close one, or ask for the jobs themselves.",
+        )  # fmt: skip
+    stream = _counted(studio.streams, job.owner, _events(studio, job.id, int(last_event_id or 0)))
     return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+
+
+async def _counted(streams: Counter[str], owner: str, stream: AsyncIterator[str]) -> AsyncIterator[str]:
+    streams[owner] += 1
+    try:
+        async for part in stream:
+            yield part
+    finally:
+        streams[owner] -= 1
 
 
 async def _events(studio: Studio, job_id: str, after: int) -> AsyncIterator[str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from weakref import WeakValueDictionary
 
 
 class Bell:
@@ -11,7 +12,8 @@ class Bell:
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._events: dict[str, asyncio.Event] = {}
+        # An event lives as long as somebody waits for it.
+        self._events: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
 
     def hang(self) -> None:
         """Use the running loop."""

@@ -16,6 +16,7 @@ from gouache.serve.settings import Settings
 SPARE_FILES = 256
 """Open files that the store, the pictures and the workers need beside the connections."""
 
+BACKLOG = 2048
 TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
@@ -92,7 +93,7 @@ def patient(seconds: float) -> type[H11Protocol]:
 
 
 def listen(settings: Settings) -> socket.socket:
-    """A bound socket.
+    """A socket that listens: who comes while the server still starts waits, and is not refused.
 
     Raises:
         InvalidInput: the address is taken or not this machine's.
@@ -107,6 +108,7 @@ def listen(settings: Settings) -> socket.socket:
         listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, wait)
     try:
         listener.bind((settings.host, settings.port))
+        listener.listen(BACKLOG)
     except OSError as error:
         listener.close()
         raise InvalidInput(

@@ -22,6 +22,8 @@ Compared = Literal["pictures", "prompts"]
 TOWERS_FILE = "towers.safetensors"
 """Towers that a shipped model may carry."""
 UNTRAINED_SIDE = 128
+LONGEST_PROMPT = 2000
+"""Characters of a prompt that are compared; the encoder hears no more than that anyway."""
 log = logging.getLogger("gouache.worker")
 
 
@@ -143,7 +145,7 @@ class ByPrompts:
     def pictures(self, files: Sequence[bytes], prompts: Sequence[str]) -> Vectors:
         """Vectors of the prompts."""
         del files
-        return self._sentences.vectors(prompts)
+        return self._sentences.vectors([prompt[:LONGEST_PROMPT] for prompt in prompts])
 
     def words(self, texts: Sequence[str]) -> Vectors:
         """Vectors of words."""

@@ -46,6 +46,7 @@ class Enlarging:
         Raises:
             InvalidInput: the model has no upscaler, or the result would be too large.
             QueueFull: too many wait.
+            NoRoom: the disk is nearly full.
             NobodyAnswers: no worker runs, or it died.
         """
         errand = uuid.uuid4().hex
@@ -71,6 +72,7 @@ class Enlarging:
         if waiting is not None and waiting[0] >= MOST_WAITING:
             raise QueueFull("upscaler", given=waiting[0], expected=f"fewer than {MOST_WAITING} pictures that wait",
                             cure="Try again later.")  # fmt: skip
+        self.vault.check_room()
         self.vault.keep("errands", asked_file(errand), png)
         with self.database.write(durable=False) as connection:
             values = {"id": errand, "created": time.time(), "model": model, "factor": factor, "done": False}

@@ -13,7 +13,7 @@ from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gouache.serve.access import owner_of, studio_of
-from gouache.serve.security import SESSION, SESSION_SECONDS, seal
+from gouache.serve.security import SESSION, SESSION_SECONDS, network_of, session_of
 from gouache.serve.studio import Studio
 
 router = APIRouter(tags=["ops"])
@@ -142,7 +142,7 @@ def login(
 ) -> Response:
     """Check name and password (or a token alone) and give a session."""
     studio = studio_of(request)
-    address = request.client.host if request.client else "?"
+    address = network_of(request.client.host if request.client else "?")
     if studio.failures.left(address) < 1:
         return _login_page("Too many tries; wait a minute. · 尝试次数过多，请稍候。", 429)
     owner = studio.accounts.owner_of_token(password) or studio.accounts.owner_of_password(name, password)
@@ -150,7 +150,7 @@ def login(
         studio.failures.take(address)
         return _login_page("Wrong name, password or token. · 用户名、密码或令牌不正确。", 401)
     answer = RedirectResponse("/", 303)
-    cookie = seal(owner, studio.secret, "session", SESSION_SECONDS)
+    cookie = session_of(owner, studio.secret)
     secure = request.url.scheme == "https"
     answer.set_cookie(SESSION, cookie, max_age=SESSION_SECONDS, httponly=True, samesite="strict", secure=secure)
     return answer

@@ -20,6 +20,7 @@ from gouache.errors import (
     RecipeError,
     StoreError,
 )
+from gouache.serve.vault import NoRoom
 from gouache.serve.worker import complaint
 
 
@@ -46,6 +47,7 @@ _STATUS: tuple[tuple[type[GouacheError], int], ...] = (
     (TookTooLong, 504),
     (NobodyAnswers, 504),
     (NotAllowed, 403),
+    (NoRoom, 507),
 )
 _TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 409: "conflict_error",
           413: "invalid_request_error", 422: "invalid_request_error", 429: "rate_limit_error"}  # fmt: skip

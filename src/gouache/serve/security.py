@@ -11,6 +11,7 @@ import hmac
 import ipaddress
 import secrets
 import time
+from collections import Counter
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
@@ -27,6 +28,7 @@ OPEN_PATHS = ("/healthz", "/readyz", "/login")
 SESSION = "gouache_session"
 SESSION_SECONDS = 14 * 24 * 3600
 RECENT_SECONDS = 30.0
+PARTS = (b",", b"[", b"{")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 HEADERS = {
     "x-content-type-options": "nosniff",
@@ -55,6 +57,7 @@ class Guard:
         self.failures = failures
         self.closed = accounts.any() or not settings.on_loopback
         self.requests = Buckets(settings.limits.requests_per_minute)
+        self.held: Counter[str] = Counter()
         self._recent: dict[bytes, tuple[str, float]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -67,7 +70,7 @@ class Guard:
         if answer is not None:
             await _send_refusal(answer, scope, receive, _with_headers(send, scope))
             return
-        await _Capped(self.app, self.settings.limits)(scope, receive, _with_headers(send, scope))
+        await _Capped(self.app, self.settings.limits, self.held)(scope, receive, _with_headers(send, scope))
 
     def _refused(self, scope: Scope, headers: Headers) -> Response | None:
         path = scope["path"]
@@ -110,35 +113,40 @@ class Guard:
 
     def _owner(self, headers: Headers, address: str) -> str | float | None:
         """Who it is; None if unknown; seconds to wait after too many wrong tries."""
-        given = headers.get("authorization", "")
-        cookie = _cookie(headers.get("cookie", ""))
-        if not given:
-            return open_seal(cookie, self.secret, "session") if cookie else None
-        if self.failures.left(address) < 1:
-            return 60.0 / self.settings.limits.failed_logins_per_minute
+        given = headers.get("authorization", "") or f"Cookie {_cookie(headers.get('cookie', '')) or ''}"
         # A password's hash is slow on purpose, and Basic sends it with every request.
         digest = hashlib.sha256(given.encode("utf-8", "replace")).digest()
         known = self._recent.get(digest)
         if known is not None and known[1] > time.monotonic():
             return known[0]
-        owner = self._known(given)
+        # What can't be guessed is looked at first, so that nobody waits for the wrong tries of others.
+        owner = self._by_session(given) or self._by_token(given)
+        if owner is None and not given.startswith("Cookie "):
+            if self.failures.left(network_of(address)) < 1:
+                return 60.0 / self.settings.limits.failed_logins_per_minute
+            owner = self._by_password(given)
+            if owner is None:
+                self.failures.take(network_of(address))
         if owner is not None:
             self._recent = {digest: (owner, time.monotonic() + RECENT_SECONDS), **dict(list(self._recent.items())[:99])}
-        else:
-            self.failures.take(address)
         return owner
 
-    def _known(self, given: str) -> str | None:
+    def _by_session(self, given: str) -> str | None:
+        kind, _, sealed = given.partition(" ")
+        value = open_seal(sealed, self.secret, "session") if kind == "Cookie" and sealed else None
+        since, _, owner = (value or "").partition(" ")
+        return owner if owner and self.accounts.still_in(owner, float(since)) else None
+
+    def _by_token(self, given: str) -> str | None:
         kind, _, value = given.partition(" ")
         if kind.lower() == "bearer":
             return self.accounts.owner_of_token(value.strip())
-        if kind.lower() != "basic":
-            return None
-        try:
-            name, _, password = base64.b64decode(value, validate=True).decode("utf-8").partition(":")
-        except (binascii.Error, UnicodeDecodeError):
-            return None
-        return self.accounts.owner_of_password(name, password)
+        name, password = _basic(given)
+        return name if name and self.accounts.owner_of_token(password) == name else None
+
+    def _by_password(self, given: str) -> str | None:
+        name, password = _basic(given)
+        return self.accounts.owner_of_password(name, password) if name else None
 
     def _host_is_ours(self, host: str) -> bool:
         """Loopback names, names that were allowed, and, off loopback, plain addresses: a page on another site can
@@ -153,21 +161,28 @@ class Guard:
 
 
 class _Capped:
-    """Stops reading a body that is longer than allowed, whatever its length header says, or that comes too slowly."""
+    """Stops reading a body that is longer than allowed, whatever its length header says, that comes too slowly, or
+    that is too much together with its user's others.
 
-    def __init__(self, app: ASGIApp, limits: Limits) -> None:
-        self.app, self.limits = app, limits
+    Args:
+        held: bytes of all bodies that are held now, by user.
+    """
+
+    def __init__(self, app: ASGIApp, limits: Limits, held: Counter[str]) -> None:
+        self.app, self.limits, self.held = app, limits, held
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        seen, whole, started = 0, False, False
+        seen, parts, whole, started = 0, 0, False, False
+        is_json = "json" in Headers(scope=scope).get("content-type", "").lower()
+        owner = str(scope["state"].get("owner") or "")
         until = time.monotonic() + self.limits.body_seconds
         no: Response | None = None
 
         async def counted() -> Message:
-            nonlocal seen, whole, no
+            nonlocal seen, whole, no, parts
             if whole:  # Now it only waits for the client to go away.
                 return await receive()
             try:
@@ -176,10 +191,18 @@ class _Capped:
                 no = _no(scope["path"], 408, "body", f"the body took longer than {self.limits.body_seconds:g} s")
                 raise _BadBody("a body that comes too slowly") from error
             seen += len(message.get("body", b""))
+            self.held[owner] += len(message.get("body", b""))
             whole = not message.get("more_body", False)
+            parts += sum(map(message.get("body", b"").count, PARTS)) if is_json else 0
+            if parts > self.limits.json_parts:
+                no = _too_large(scope["path"], self.limits.json_parts, "commas and brackets")
+                raise _BadBody(f"a JSON body of more than {self.limits.json_parts} parts")
             if seen > self.limits.body_bytes:
                 no = _too_large(scope["path"], self.limits.body_bytes)
                 raise _BadBody(f"a body of more than {self.limits.body_bytes} bytes")
+            if self.held[owner] > self.limits.bodies_bytes:
+                no = _busy(scope["path"])
+                raise _BadBody("more than all of a user's bodies may have")
             return message
 
         async def sent(message: Message) -> None:
@@ -189,8 +212,13 @@ class _Capped:
             started = started or message["type"] == "http.response.start"
             await send(message)
 
-        with contextlib.suppress(_BadBody):
-            await self.app(scope, counted, sent)
+        try:
+            with contextlib.suppress(_BadBody):
+                await self.app(scope, counted, sent)
+        finally:
+            self.held[owner] -= seen
+            if not self.held[owner]:
+                del self.held[owner]
         if no is not None and not started:
             no.headers["connection"] = "close"
             await no(scope, receive, send)
@@ -238,6 +266,32 @@ def _origin_fits(scope: Scope, headers: Headers, host: str) -> bool:
     except ValueError:  # Such as http://[::
         return False
     return parts.netloc.lower() == host.lower() and parts.scheme in ("http", "https")
+
+
+def network_of(address: str) -> str:
+    """What counts as one place to guess from: an address, or a network of 64 bits, of which many have one to spend."""
+    try:
+        parsed = ipaddress.ip_address(address)
+    except ValueError:
+        return address
+    return address if parsed.version == 4 else str(ipaddress.ip_network((parsed.packed, 64), strict=False))
+
+
+def _basic(given: str) -> tuple[str, str]:
+    """Name and password of HTTP Basic; empty if it is something else."""
+    kind, _, value = given.partition(" ")
+    if kind.lower() != "basic":
+        return "", ""
+    try:
+        name, _, password = base64.b64decode(value, validate=True).decode("utf-8").partition(":")
+    except (binascii.Error, UnicodeDecodeError):
+        return "", ""
+    return name, password
+
+
+def session_of(owner: str, secret: bytes) -> str:
+    """What a browser keeps that has signed in: who, and since when."""
+    return seal(f"{time.time():.3f} {owner}", secret, "session", SESSION_SECONDS)
 
 
 def _is_address(name: str) -> bool:
@@ -294,5 +348,10 @@ def _slow(path: str, seconds: float) -> Response:
     return refusal(path, 429, {"where": "rate", "message": "too many requests"}, {"Retry-After": after})
 
 
-def _too_large(path: str, limit: int) -> Response:
-    return refusal(path, 413, {"where": "body", "message": f"the body is longer than {limit} bytes"})
+def _busy(path: str) -> Response:
+    parts = {"where": "body", "message": "too many of your bodies are being worked on"}
+    return refusal(path, 503, parts, {"Retry-After": "5"})
+
+
+def _too_large(path: str, limit: int, unit: str = "bytes") -> Response:
+    return refusal(path, 413, {"where": "body", "message": f"the body has more than {limit} {unit}"})

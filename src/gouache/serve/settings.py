@@ -20,6 +20,10 @@ class Limits(Config):
 
     body_bytes: Count = 64 * 2**20
     """Bytes of one HTTP body."""
+    bodies_bytes: Count = 256 * 2**20
+    """Bytes of all bodies of one user that arrive or are worked on at once."""
+    json_parts: Count = 100_000
+    """Commas and brackets in one JSON body: what makes reading it slow. Pictures in base64 have none."""
     body_seconds: Seconds = 60.0
     """Time that one body may take to arrive, and that a client may take no byte of its answer."""
     header_seconds: Seconds = 20.0
@@ -28,6 +32,8 @@ class Limits(Config):
     """Connections at once; fewer where the system allows fewer open files."""
     prompt: Count = 20_000
     """Characters of a prompt."""
+    prompt_parts: Count = 32
+    """Parts of a prompt joined by AND, each of which is a run of the network of its own."""
     pixels: Count = 4 * 2**20
     """Pixels of one painted picture, second pass included."""
     steps: Count = 150
@@ -42,10 +48,14 @@ class Limits(Config):
     """Jobs of one user that wait."""
     jobs_per_minute: Count = 1200
     """Jobs that one token may hand in in a minute."""
+    streams: Count = 200
+    """Event streams that one user may follow at once."""
     requests_per_minute: Count = 120_000
     """Requests of one token in a minute."""
     failed_logins_per_minute: Count = 10
     """Wrong tokens or passwords from one address in a minute."""
+    free_bytes: Count = 512 * 2**20
+    """Room on the disk that uploads and jobs must leave."""
 
 
 class Settings(Config):

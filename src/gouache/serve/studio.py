@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import time
+from collections import Counter
 from collections.abc import Sequence
 
 from sqlalchemy import delete, insert, select
@@ -51,7 +52,7 @@ class Studio:
 
     def __init__(self, settings: Settings, worker_command: Sequence[str] = WORKER_COMMAND) -> None:
         self.settings = settings
-        self.vault = Vault(settings.data)
+        self.vault = Vault(settings.data, settings.limits.free_bytes)
         self.database = Database(settings.store_url)
         self.jobs = Jobs(self.database, settings.limits)
         self.glance = Glance(self.database)
@@ -63,6 +64,8 @@ class Studio:
         self.failures = Buckets(settings.limits.failed_logins_per_minute)
         self.submissions = Buckets(settings.limits.jobs_per_minute)
         self.bell = Bell()
+        self.streams: Counter[str] = Counter()
+        """Event streams that each user follows."""
         self.started = time.time()
         self.supervisor = Supervisor(settings, self.leases, self.bell.ring, worker_command)
         sets, models = TrainingSets(settings.data / "training"), settings.data / "models"
@@ -105,6 +108,7 @@ class Studio:
         fingerprint = fingerprint or fingerprint_of(request.to_json())
         if request.model is None and (chosen := self.default_model(owner)) != self.shelf.default:
             request = request.replace({"model": chosen})
+        self.vault.check_room()
         admitted = admit(request, self.settings, self.shelf, self.vault)
         job, new = self.jobs.submit(
             admitted, owner=owner, source=source, key=key, label=label, priority=priority, fingerprint=fingerprint

@@ -15,8 +15,8 @@ from gouache.pipeline.pixels import read_picture
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TEXTS = (".txt", ".jsonl", ".csv")
 MOST_FILES = 20_000
-MOST_BYTES = 4 * 2**30
-"""Of one zip, unpacked."""
+MOST_BYTES = 512 * 2**20
+"""Of one zip, unpacked: all of it is looked at in memory before anything is written."""
 _NAME = re.compile(r"\w[\w .()-]{0,79}")
 _FILE = re.compile(r"[^.\x00-\x1f/\\:*?\"<>|][^\x00-\x1f/\\:*?\"<>|]{0,119}")
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import io
 import os
 import re
+import shutil
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
 from PIL import Image
 
-from gouache.errors import NotFound, PictureError
+from gouache.errors import NotFound, PictureError, StoreError
 from gouache.pipeline.files import write_bytes
 
 Shelf = Literal["pictures", "thumbnails", "attachments", "errands"]
@@ -20,18 +21,36 @@ _NAME = re.compile(r"[0-9a-f]{32,64}(-[0-9]{4})?(\.(png|jpeg|webp))?")
 THUMBNAIL_SIDE = 320
 
 
+class NoRoom(StoreError):
+    """The disk is nearly full."""
+
+
 class Vault:
     """Four folders in the data folder.
 
     Args:
         data: the data folder; made, for the user alone, if it is missing.
+        reserve: bytes on the disk that nothing new may take.
     """
 
-    def __init__(self, data: Path) -> None:
-        self.root = data
+    def __init__(self, data: Path, reserve: int = 0) -> None:
+        self.root, self.reserve = data, reserve
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
         for shelf in SHELVES:
             (data / shelf).mkdir(exist_ok=True, mode=0o700)
+
+    def check_room(self) -> None:
+        """Refuse what is new while what was accepted can still be finished.
+
+        Raises:
+            NoRoom: less is free than is to stay free.
+        """
+        free = shutil.disk_usage(self.root).free
+        if free < self.reserve:
+            raise NoRoom(
+                "disk", given=f"{free // 2**20} MiB free", expected=f"at least {self.reserve // 2**20} MiB",
+                cure="Make room in the data folder.",
+            )  # fmt: skip
 
     def path(self, shelf: Shelf, name: str) -> Path:
         """Where a file lies.
@@ -73,7 +92,12 @@ class Vault:
         self.path(shelf, name).unlink(missing_ok=True)
 
     def attach(self, data: bytes) -> str:
-        """Store a picture that a request names; gives the `sha256:<hex>` that names it."""
+        """Store a picture that a request names; gives the `sha256:<hex>` that names it.
+
+        Raises:
+            NoRoom: the disk is nearly full.
+        """
+        self.check_room()
         digest = sha256(data).hexdigest()
         if not self.path("attachments", digest).is_file():
             self.keep("attachments", digest, data)

@@ -17,7 +17,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+from gouache.checkpoints.hub import models_folder
 from gouache.errors import GouacheError
+from gouache.serve.accounts import LOCAL
 from gouache.serve.attempt import Attempt, Bench, LeaseLost, Stopped
 from gouache.serve.database import Database
 from gouache.serve.embedding import open_embedder
@@ -134,7 +136,7 @@ class Worker:
         except LeaseLost:
             log.warning("lease lost", extra={"job": job.id})
         except GouacheError as error:
-            self.leases.fail(job, complaint(error))
+            self.leases.fail(job, self._told(error, job))
         except MemoryError:
             self.models.forget()
             self.leases.fail(job, _plain("memory", "not enough", "room for the pictures", "Ask for less at once."))
@@ -143,6 +145,16 @@ class Worker:
             if "out of memory" in str(error).lower():
                 self.models.forget()
             self.leases.fail(job, _plain("worker", f"{type(error).__name__}: {error}"[:500], "no such fault", ""))
+
+    def _told(self, error: GouacheError, job: Job) -> dict[str, str]:
+        """An error as the job's owner may read it: where files lie is told to the machine's own user only."""
+        parts = complaint(error)
+        if job.owner == LOCAL:
+            return parts
+        places = sorted({str(path) for path in (*self.settings.shelves, self.settings.data, models_folder())}, key=len)
+        for place in reversed(places):
+            parts = {name: text.replace(place, "...") for name, text in parts.items()}
+        return parts
 
     @contextlib.contextmanager
     def _heartbeat(self, job: Job) -> Iterator[None]:

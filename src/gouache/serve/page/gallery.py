@@ -119,7 +119,9 @@ def _tools(say: gr.I18n) -> dict[str, Any]:
         star = gr.Button(say("star"), elem_id="star", min_width=80)
     with gr.Row(elem_classes="g-tight"):
         tags = gr.Textbox(label=say("tags"), info=say("tags_hint"), min_width=130, max_lines=1, elem_id="tags")
-        board = gr.Dropdown([], label=say("board"), allow_custom_value=True, min_width=130, elem_id="to-board")
+        board = gr.Dropdown(
+            [], label=say("board"), info=say("board_hint"), allow_custom_value=True, min_width=130, elem_id="to-board"
+        )
     with gr.Row(elem_classes="g-tight"):
         save = gr.Button(say("save"), size="sm", min_width=90, elem_id="save")
         delete = gr.Button(say("delete"), variant="stop", size="sm", min_width=90, elem_id="delete")

@@ -50,6 +50,7 @@ def train_tab(studio: Studio, say: gr.I18n, page: gr.Blocks, tab: gr.Tab) -> Non
     fields["upload"].upload(acts.upload, [fields["upload"], fields["upload_to"]],
                             [fields["upload"], fields["set"], fields["note"]], **parts.QUIET)  # fmt: skip
     fields["start"].click(acts.start, [fields[name] for name in STARTED], [chosen, *shown, seen], **parts.QUIET)
+    fields["stage"].input(acts.staged, fields["stage"], fields["model"], **parts.QUIET)
     runs.select(acts.select, None, [chosen, *shown, seen], **parts.QUIET)
     stop.click(acts.stop, chosen, [*shown, seen], **parts.QUIET)
     go_on.click(acts.go_on, [chosen, more], [*shown, seen], **parts.QUIET)
@@ -119,6 +120,9 @@ class _Actions:
             return None, self._sets(request), parts.trouble(said("failed", request), str(error))
         note = said("added", request, found.name, found.pictures, found.captioned) if files else ""
         return None, self._sets(request, found.name if files else None), parts.notice(note)
+
+    def staged(self, stage: str) -> Any:
+        return gr.update(visible=stage != "vae")  # Which starts from nothing.
 
     def start(
         self, data: str | None, stage: str, model: str | None, name: str, minutes: float, size: int, rate: float,
