@@ -140,6 +140,34 @@ def test_a_full_disk_is_reported_and_leaves_the_checkpoint_before(
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
+def test_a_full_disk_anywhere_in_the_run_is_reported(
+    make_stage: MakeStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(make_stage("tokens"), tmp_path, images=16)
+    lines = (tmp_path / "log.jsonl").read_bytes()
+
+    def no_room(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    stage = make_stage("tokens")
+    monkeypatch.setattr(stage, "export", no_room)
+    with pytest.raises(TrainingError, match=r"full disk.*000000000048"):
+        run(stage, tmp_path)
+    monkeypatch.setattr("gouache.checkpoints.format.os.fsync", no_room)
+    with pytest.raises(TrainingError, match=r"full disk.*000000000048"):
+        run(make_stage("tokens"), tmp_path)
+    assert (tmp_path / "log.jsonl").read_bytes().startswith(lines)
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_away(make_stage: MakeStage, tmp_path: Path) -> None:
+    run(make_stage("tokens"), tmp_path, images=16)
+    part = tmp_path / "checkpoints" / ".000000000024.safetensors.0123456789ab.part"
+    part.write_bytes(b"half")
+    run(make_stage("tokens"), tmp_path, images=24)
+    assert not part.exists()
+    assert checkpoints(tmp_path)[-1].name == "000000000024.safetensors"
+
+
 def test_accumulated_gradients_equal_those_of_the_whole_batch(make_stage: MakeStage, tmp_path: Path) -> None:
     fixed = {"learning_rate": 1e-3, "warmup_images": 0, "epsilon": 1e-3}
     run(make_stage("denoiser", optimizer=fixed), tmp_path / "one", images=24)

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from gouache.checkpoints.format import atomic_write
+
 
 class RunLog:
     """Appends lines to `RUN/log.jsonl`; on resume, lines past the checkpoint are dropped, for they are run again."""
@@ -13,7 +15,8 @@ class RunLog:
     def __init__(self, run: Path, images_seen: int) -> None:
         self.path = run / "log.jsonl"
         kept = [line for line in read_log(run) if line["images_seen"] <= images_seen]
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
+        with atomic_write(self.path) as file:
+            file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
         self._board = _tensorboard(run)
 
     def write(self, images_seen: int, figures: dict[str, float]) -> None:

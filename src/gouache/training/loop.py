@@ -26,7 +26,7 @@ from gouache.training.log import RunLog
 from gouache.training.optimizer import learning_rate, make_optimizer
 from gouache.training.sheet import save_sheet
 from gouache.training.stage import Batch, Stage, seed_dropout
-from gouache.training.state import Position, TrainState, checkpoints, load_state, save_state
+from gouache.training.state import Position, TrainState, checkpoints, full_disk_reported, load_state, save_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
@@ -75,13 +75,15 @@ def train(
     Raises:
         NonFiniteLoss: a loss or gradient is NaN or infinite; the last good checkpoint stays.
         CheckpointError: the folder holds a run of another stage or config.
+        TrainingError: the disk is full; the last good checkpoint stays.
     """
-    run.mkdir(parents=True, exist_ok=True)
-    trainer = _Trainer(stage, config, run, accelerator or make_accelerator(config))
-    try:
-        yield from trainer.steps(minutes, stop)
-    finally:
-        trainer.close()
+    with full_disk_reported(run):
+        run.mkdir(parents=True, exist_ok=True)
+        trainer = _Trainer(stage, config, run, accelerator or make_accelerator(config))
+        try:
+            yield from trainer.steps(minutes, stop)
+        finally:
+            trainer.close()
 
 
 def make_accelerator(config: StageConfig) -> Accelerator:

@@ -11,6 +11,7 @@ from gouache.errors import unknown_name
 from gouache.training.assemble import Preparing, Ready, assemble, stage_config, stage_run
 from gouache.training.config import STAGES, StageName, read_config
 from gouache.training.loop import Progress, make_accelerator, train
+from gouache.training.state import full_disk_reported
 
 
 def train_stage(
@@ -36,11 +37,12 @@ def train_stage(
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
     ready = None
-    for event in assemble(name, settings, data, run):
-        if isinstance(event, Ready):
-            ready = event
-        elif accelerator.is_main_process:
-            yield event
+    with full_disk_reported(stage_run(run, stage)):
+        for event in assemble(name, settings, data, run):
+            if isinstance(event, Ready):
+                ready = event
+            elif accelerator.is_main_process:
+                yield event
     if accelerator.is_main_process:
         # What the main process encoded, the others only read.
         accelerator.wait_for_everyone()

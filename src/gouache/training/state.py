@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -115,6 +117,25 @@ def checkpoints(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("*.safetensors"))
 
 
+@contextmanager
+def full_disk_reported(run: Path) -> Iterator[None]:
+    """Say so where the disk is full, whatever was being written.
+
+    Raises:
+        TrainingError: it is; the checkpoints before are whole.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        kept = checkpoints(run)
+        raise TrainingError(
+            str(error.filename or run), given="a full disk", expected="room to write",
+            cure=f"Free some space and resume; the last whole checkpoint is {kept[-1].name if kept else 'none'}.",
+        ) from error  # fmt: skip
+
+
 def save_state(run: Path, config: StageConfig, state: TrainState) -> Path:
     """Write a checkpoint and delete the oldest ones over `config.loop.keep`.
 
@@ -123,17 +144,11 @@ def save_state(run: Path, config: StageConfig, state: TrainState) -> Path:
     """
     path = checkpoint_path(run, state.position.images_seen)
     path.parent.mkdir(parents=True, exist_ok=True)
+    for part in path.parent.glob(".*.part"):
+        part.unlink()  # left by a process that was killed while it wrote
     metadata = {"stage": state.stage.name, "config": config.to_json(), "position": json.dumps(asdict(state.position))}
-    try:
+    with full_disk_reported(run):
         save_tensors(path, {name: value.detach() for name, value in state.tensors().items()}, metadata)
-    except OSError as error:
-        if error.errno != errno.ENOSPC:
-            raise
-        kept = checkpoints(run)
-        raise TrainingError(
-            str(path), given="a full disk", expected="room for a checkpoint",
-            cure=f"Free some space and resume; the last whole checkpoint is {kept[-1].name if kept else 'none'}.",
-        ) from error  # fmt: skip
     for old in checkpoints(run)[: -config.loop.keep]:
         old.unlink()
     return path
