@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import pwd
 import shutil
@@ -16,11 +17,12 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
 import uvicorn
+from PIL import Image
 from sqlalchemy import create_engine
 
 from gouache.serve.app import create_app
@@ -29,6 +31,12 @@ from gouache.serve.job import FINISHED, Job
 from gouache.serve.settings import Limits, Settings
 from gouache.serve.studio import Studio
 
+if TYPE_CHECKING:
+    from playwright.sync_api import Browser
+    from starlette.testclient import TestClient
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
+FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 TINY_WORKER = (sys.executable, str(Path(__file__).parent / "tiny_worker.py"))
 
 
@@ -175,3 +183,82 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         connection.exec_driver_sql(f"CREATE DATABASE {name}")
     engine.dispose()
     return url.removesuffix("postgres") + name
+
+
+MakeClient = Callable[..., "TestClient"]
+
+
+@pytest.fixture
+def make_client(tmp_path: Path) -> Iterator[MakeClient]:
+    """Clients of studios without workers; `prepare` gets the studio before it opens."""
+    from starlette.testclient import TestClient
+
+    made: list[tuple[TestClient, Studio]] = []
+
+    def make(
+        prepare: Callable[[Studio], object] | None = None, base_url: str = "http://127.0.0.1", **changes: object
+    ) -> TestClient:
+        plain: dict[str, object] = {"data": tmp_path / f"data{len(made)}", "workers": 0, "page": False}
+        studio = Studio(Settings.from_dict({**plain, **changes}))
+        if prepare is not None:
+            prepare(studio)
+        client = TestClient(create_app(studio), base_url=base_url, raise_server_exceptions=True)
+        client.__enter__()
+        made.append((client, studio))
+        return client
+
+    yield make
+    for client, studio in made:
+        client.__exit__(None, None, None)
+        studio.close()
+
+
+@pytest.fixture
+def studio_page(start_server: StartServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
+    monkeypatch.setenv("GOUACHE_OFFLINE", "1")
+    monkeypatch.setenv("GOUACHE_MODELS", str(tmp_path / "data" / "models"))
+    return start_server(page=True)
+
+
+@pytest.fixture
+def browser() -> Iterator[Browser]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture
+def adapters(studio_page: Server) -> None:
+    """A LoRA and a textual inversion on the page's studio."""
+    folder = studio_page.studio.settings.data / "models"
+    import torch
+    from safetensors.torch import save_file
+
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    for kind in ("loras", "embeddings"):
+        (folder / kind).mkdir(parents=True)
+    tensors = {f"{name}.lora_down.weight": torch.zeros(2, 320), f"{name}.lora_up.weight": torch.zeros(320, 2)}
+    save_file(tensors, folder / "loras" / "ink.safetensors")
+    save_file({"emb_params": torch.zeros(3, 768)}, folder / "embeddings" / "zog.safetensors")
+
+
+@pytest.fixture
+def stopped_run(studio_page: Server) -> None:
+    """A run that was stopped after a while, with its loss and a sheet of samples."""
+    from gouache.serve.training_plan import PLAN, STATE, STOP, Plan, State, write_text
+
+    folder = studio_page.studio.training.root / "cats"
+    (folder / "denoiser" / "samples").mkdir(parents=True)
+    plan = Plan(name="cats", stage="denoiser", data="cats", pictures=80, model="pocket", start=folder, size=128,
+                minutes=60, learning_rate=1e-4, batch_size=8, created=1.0, owner="local")  # fmt: skip
+    write_text(folder / PLAN, plan.to_json())
+    write_text(folder / STATE, State(step="train", trained=1860.0, result="stopped").to_json())
+    (folder / STOP).touch()
+    lines = [{"images_seen": 32.0 * k, "loss": 0.2 + 0.8 / k + 0.05 * (k % 5)} for k in range(1, 200)]
+    lines.append({"images_seen": 6400.0, "validation/score": 0.31})
+    (folder / "denoiser" / "log.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
+    for seen in (3200, 6400):
+        Image.effect_noise((512, 256), 60).convert("RGB").save(folder / "denoiser" / "samples" / f"{seen}.png")

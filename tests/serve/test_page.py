@@ -6,12 +6,10 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,13 +18,14 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page
-    from tests.serve.conftest import Server, StartServer
+    from tests.serve.conftest import Server
 
     from gouache.serve.job import Job
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
-FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 SECONDS = 120_000
+VISIBLE = (Path(__file__).parent / "page_texts.js").read_text(encoding="utf-8")
+CONTRAST = (Path(__file__).parent / "page_contrast.js").read_text(encoding="utf-8")
 CLOSED_BY_LEAVING = re.compile(r"^AbortError: signal is aborted|Connection errored out")
 PAINT, EDIT, GALLERY, MODELS, TRAIN = range(5)
 PROMPT = "<img src=x onerror=alert(1)> {{fox}} ${alert(2)} `red`"
@@ -35,23 +34,6 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::UserWarning"),
     pytest.mark.timeout(900),
 ]
-
-
-@pytest.fixture
-def studio_page(start_server: StartServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Server:
-    monkeypatch.setenv("GOUACHE_OFFLINE", "1")
-    monkeypatch.setenv("GOUACHE_MODELS", str(tmp_path / "data" / "models"))
-    return start_server(page=True)
-
-
-@pytest.fixture
-def browser() -> Iterator[Browser]:
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield started
-        started.close()
 
 
 def open_page(
@@ -328,22 +310,9 @@ def test_a_failure_is_told(browser: Browser, studio_page: Server) -> None:
     assert faults == []
 
 
-def put_adapters(folder: Path) -> None:
-    """A LoRA and a textual inversion."""
-    import torch
-    from safetensors.torch import save_file
-
-    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
-    for kind in ("loras", "embeddings"):
-        (folder / kind).mkdir(parents=True)
-    tensors = {f"{name}.lora_down.weight": torch.zeros(2, 320), f"{name}.lora_up.weight": torch.zeros(320, 2)}
-    save_file(tensors, folder / "loras" / "ink.safetensors")
-    save_file({"emb_params": torch.zeros(3, 768)}, folder / "embeddings" / "zog.safetensors")
-
-
 @pytest.mark.slow
+@pytest.mark.usefixtures("adapters")
 def test_a_click_on_an_adapter_puts_it_into_the_prompt(browser: Browser, studio_page: Server) -> None:
-    put_adapters(studio_page.studio.settings.data / "models")
     page, faults = open_page(browser, studio_page, locale="zh-CN", width=390)
     page.fill("#prompt textarea", "a fox")
     for name, prompt in (("ink", "a fox <lora:ink:0.8>"), ("zog", "a fox <lora:ink:0.8> zog")):
@@ -357,33 +326,14 @@ def test_a_click_on_an_adapter_puts_it_into_the_prompt(browser: Browser, studio_
     assert faults == []
 
 
-def put_run(server: Server) -> None:
-    """A run that was stopped after a while, with its loss and a sheet of samples."""
-    from gouache.serve.training_plan import PLAN, STATE, STOP, Plan, State, write_text
-
-    folder = server.studio.training.root / "cats"
-    (folder / "denoiser" / "samples").mkdir(parents=True)
-    plan = Plan(name="cats", stage="denoiser", data="cats", pictures=80, model="pocket", start=folder, size=128,
-                minutes=60, learning_rate=1e-4, batch_size=8, created=1.0, owner="local")  # fmt: skip
-    write_text(folder / PLAN, plan.to_json())
-    write_text(folder / STATE, State(step="train", trained=1860.0, result="stopped").to_json())
-    (folder / STOP).touch()
-    lines = [{"images_seen": 32.0 * k, "loss": 0.2 + 0.8 / k + 0.05 * (k % 5)} for k in range(1, 200)]
-    lines.append({"images_seen": 6400.0, "validation/score": 0.31})
-    (folder / "denoiser" / "log.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
-    for seen in (3200, 6400):
-        Image.effect_noise((512, 256), 60).convert("RGB").save(folder / "denoiser" / "samples" / f"{seen}.png")
-
-
 @pytest.mark.slow
+@pytest.mark.usefixtures("adapters", "stopped_run")
 @pytest.mark.parametrize(("locale", "width", "dark"), [("zh-CN", 390, False), ("en-US", 1280, True)])
 def test_a_full_studio_is_readable(
     browser: Browser, studio_page: Server, *, locale: str, width: int, dark: bool
 ) -> None:
     from gouache.pipeline.request import Request
 
-    put_run(studio_page)
-    put_adapters(studio_page.studio.settings.data / "models")
     for seed, prompt in enumerate((PROMPT, "赤狐 " * 60, "x" * 300, "a fox")):
         request = Request(prompt=prompt, seed=seed, count=1 + seed)
         studio_page.wait(studio_page.studio.submit(request, owner="local", source="page")[0].id)
@@ -436,56 +386,3 @@ def test_every_tab_in_chinese_on_a_phone_fits_and_reads(browser: Browser, studio
 def visible_texts(page: Page) -> list[str]:
     texts: list[str] = page.evaluate(VISIBLE)
     return texts
-
-
-VISIBLE = """() => {
-  const seen = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const at = walker.currentNode.parentElement;
-    const text = walker.currentNode.textContent.trim();
-    if (text && at.checkVisibility({opacityProperty: true, visibilityProperty: true})
-        && at.getBoundingClientRect().width > 1
-        && !at.closest('script, style, .g-code, #model-detail dd, .g-item small')) seen.push(text);
-  }
-  for (const field of document.querySelectorAll('[placeholder]'))
-    if (field.checkVisibility() && field.placeholder.trim()) seen.push(field.placeholder);
-  return seen;
-}"""
-"""Texts and placeholders that can be read, without what files and models say of themselves."""
-
-CONTRAST = """() => {
-  const parse = (text) => (text.match(/[\\d.]+/g) || []).map(Number);
-  const light = ([r, g, b]) => [r, g, b].map((v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4)
-    .reduce((sum, v, i) => sum + v * [0.2126, 0.7152, 0.0722][i], 0);
-  const over = (top, below) => top.slice(0, 3).map((v, i) => v * (top[3] ?? 1) + below[i] * (1 - (top[3] ?? 1)));
-  const ground = (element) => {
-    const layers = [];
-    for (let at = element; at; at = at.parentElement) {
-      const style = getComputedStyle(at);
-      if (style.backgroundImage !== 'none') return null;
-      layers.push(parse(style.backgroundColor));
-    }
-    return layers.reverse().reduce((below, layer) => layer.length ? over(layer, below) : below, [255, 255, 255]);
-  };
-  const poor = [];
-  const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (walker.nextNode()) {
-    const at = walker.currentNode.parentElement;
-    const text = walker.currentNode.textContent.trim();
-    if (!text || !at.checkVisibility({opacityProperty: true, visibilityProperty: true})) continue;
-    // The empty canvas is drawn white in both themes, which no style tells; its words are #57534e, 7.5 to 1 on it.
-    if (at.closest('script, style, svg, #canvas .empty')) continue;
-    if (at.getBoundingClientRect().width < 2 || at.closest('[disabled]')) continue;
-    const style = getComputedStyle(at);
-    const below = ground(at);
-    if (!below) continue;
-    const [a, b] = [light(over(parse(style.color), below)), light(below)].sort((x, y) => y - x);
-    const size = parseFloat(style.fontSize), large = size >= 24 || (size >= 18.66 && Number(style.fontWeight) >= 700);
-    const ratio = (a + 0.05) / (b + 0.05);
-    const said = `${ratio.toFixed(2)} ${style.color} on ${below.map(Math.round)}: ${text.slice(0, 40)}`;
-    if (ratio < (large ? 3 : 4.5)) poor.push(said);
-  }
-  return poor;
-}"""
-"""Texts whose contrast is below WCAG's level AA, by computed colours (success criterion 1.4.3)."""

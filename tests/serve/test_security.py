@@ -7,9 +7,9 @@ import io
 import json
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
@@ -17,36 +17,15 @@ from starlette.testclient import TestClient
 
 from gouache.errors import InvalidInput, NotFound, PictureError
 from gouache.pipeline.request import Request
-from gouache.serve.app import create_app
 from gouache.serve.run import check_openness
-from gouache.serve.security import network_of
 from gouache.serve.settings import Limits, Settings
 from gouache.serve.studio import Studio
 
+if TYPE_CHECKING:
+    from tests.serve.conftest import MakeClient
+
 pytestmark = pytest.mark.filterwarnings("ignore:Using `httpx` with `starlette.testclient`")
 OPEN = "http://127.0.0.1"
-MakeClient = Callable[..., TestClient]
-
-
-@pytest.fixture
-def make_client(tmp_path: Path) -> Iterator[MakeClient]:
-    """Clients of studios without workers; `prepare` gets the studio before it opens."""
-    made: list[tuple[TestClient, Studio]] = []
-
-    def make(prepare: Callable[[Studio], object] | None = None, base_url: str = OPEN, **changes: object) -> TestClient:
-        plain: dict[str, object] = {"data": tmp_path / f"data{len(made)}", "workers": 0, "page": False}
-        studio = Studio(Settings.from_dict({**plain, **changes}))
-        if prepare is not None:
-            prepare(studio)
-        client = TestClient(create_app(studio), base_url=base_url, raise_server_exceptions=True)
-        client.__enter__()
-        made.append((client, studio))
-        return client
-
-    yield make
-    for client, studio in made:
-        client.__exit__(None, None, None)
-        studio.close()
 
 
 def paint(client: TestClient, headers: dict[str, str] | None = None, **fields: object) -> Any:
@@ -170,54 +149,6 @@ def test_guessing_is_slowed_down(make_client: MakeClient) -> None:
     )
     codes = [client.get("/v1/jobs", headers={"authorization": f"Bearer {k}"}).status_code for k in range(5)]
     assert codes == [401, 401, 401, 429, 429]
-
-
-def test_wrong_tries_of_others_keep_no_right_token_waiting(make_client: MakeClient) -> None:
-    tokens: list[str] = []
-    client = make_client(
-        lambda studio: tokens.append(studio.accounts.new_token("ada")), limits=Limits(failed_logins_per_minute=1)
-    )
-    codes = [client.get("/v1/jobs", headers={"authorization": f"Bearer {k}"}).status_code for k in range(3)]
-    assert codes == [401, 429, 429]
-    basic = "Basic " + base64.b64encode(f"ada:{tokens[0]}".encode()).decode()
-    for right in (f"Bearer {tokens[0]}", basic):
-        assert client.get("/v1/jobs", headers={"authorization": right}).status_code == 200
-
-
-def test_whoever_has_a_network_guesses_from_one_place() -> None:
-    assert network_of("192.0.2.7") == "192.0.2.7"
-    assert network_of("2001:db8::1") == network_of("2001:db8::ffff:1") != network_of("2001:db8:0:1::1")
-    assert network_of("?") == "?"
-
-
-def test_a_session_ends_with_the_password_and_with_the_account(
-    make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("gouache.serve.security.RECENT_SECONDS", 0.0)
-    found: list[Studio] = []
-
-    def prepare(studio: Studio) -> None:
-        found.append(studio)
-        studio.accounts.set_password("ada", "long enough")
-        studio.accounts.set_password("bob", "long enough")
-
-    client = make_client(prepare)
-
-    def sign_in(name: str, password: str) -> dict[str, str]:
-        client.cookies.clear()
-        client.post("/login", data={"name": name, "password": password}, follow_redirects=False)
-        value = client.cookies["gouache_session"]
-        client.cookies.clear()
-        return {"cookie": f"gouache_session={value}"}
-
-    ada, bob = sign_in("ada", "long enough"), sign_in("bob", "long enough")
-    found[0].accounts.set_password("ada", "another one")
-    assert client.get("/v1/jobs", headers=ada).status_code == 401
-    assert client.get("/v1/jobs", headers=bob).status_code == 200
-    ada = sign_in("ada", "another one")
-    assert client.get("/v1/jobs", headers=ada).status_code == 200
-    found[0].accounts.revoke("ada")
-    assert client.get("/v1/jobs", headers=ada).status_code == 401
 
 
 def test_one_user_sees_and_stops_nothing_of_another(make_client: MakeClient) -> None:
