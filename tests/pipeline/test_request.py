@@ -93,6 +93,10 @@ def test_replace_validates_again_and_leaves_the_original() -> None:
 def test_pictures_are_listed_once_each() -> None:
     request = Request(init_image="a.png", mask=Mask(image="a.png"), outpaint=Outpaint(left=8), prior=Prior())
     assert request.pictures() == ("a.png",)
+    controls = [{"model": "canny", "image": name} for name in ("edges.png", "a.png", "edges.png")]
+    assert request.replace({"control": controls}).pictures() == ("a.png", "edges.png")
+    with pytest.raises(ConfigError, match="at most 8 items"):
+        request.replace({"control": controls * 3})
 
 
 def test_every_field_is_explained() -> None:
