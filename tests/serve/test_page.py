@@ -61,6 +61,10 @@ def wait_for_status(page: Page, text: str, where: str = "#paint-status") -> None
     page.locator(where, has_text=text).wait_for()
 
 
+def wait_for_prompt(page: Page, text: str) -> None:
+    page.wait_for_function("text => document.querySelector('#prompt textarea').value === text", arg=text)
+
+
 def keep(page: Page, name: str) -> None:
     """Store a screenshot where a run asks for artefacts."""
     folder = os.environ.get("GOUACHE_SCREENSHOTS")
@@ -120,11 +124,11 @@ def test_paint_search_restore_reload_cancel_and_a_second_tab(browser: Browser, s
     wait_for_status(page, "Painting")
     page.locator("#paint-stage .g-busy img").wait_for()
     keep(page, "paint-busy")
-    assert page.input_value("#prompt textarea") == "half a thought"
+    wait_for_prompt(page, "half a thought")
     second, second_faults = open_page(browser, studio_page, locale="zh-CN", width=390)
     wait_for_status(second, "正在绘画")
     keep(second, "phone-paint-busy")
-    assert second.input_value("#prompt textarea") == "half a thought"
+    wait_for_prompt(second, "half a thought")
     assert fits(second)
     page.locator("#prompt textarea").focus()
     page.keyboard.press("Escape")

@@ -23,6 +23,7 @@ from gouache.training.assemble import (
     load_vae,
     result_of,
     sentence_encoder_folder,
+    stage_config,
     stage_run,
 )
 from gouache.training.config import TrainConfig
@@ -57,7 +58,7 @@ def pack(
         licence: of the weights, as an SPDX identifier.
 
     Raises:
-        TrainingError: a stage has no result.
+        TrainingError: the config has no denoiser, or a stage has no result.
         InvalidInput: an unknown dtype or part, or `out` is there already.
     """
     if dtype not in DTYPES:
@@ -74,6 +75,7 @@ def assemble_bundle(config: TrainConfig, run: Path, name: str, defaults: Generat
     if config.denoiser is None and config.vae is not None and config.vae.start is not None:
         refined = load_vae(result_of(run, "vae"))
         return replace(load_bundle(config.vae.start), vae=refined, name=name, sha256="")
+    stage_config(config, "denoiser")
     unet, denoiser = _load_unet(result_of(run, "denoiser"))
     if config.denoiser is not None and config.denoiser.start is not None:
         return replace(load_bundle(config.denoiser.start), unet=unet, name=name, sha256="")
