@@ -22,8 +22,10 @@ SHORTEST_ROW = 32
 
 
 def is_matrix(name: str, info: TensorInfo) -> bool:
-    """Whether a tensor is worth storing in int8: weights with long rows, and the captions that a prior remembers; biases
-    and norms stay as they are."""
+    """Whether a tensor is worth storing in int8: weights with long rows, and the captions that a prior remembers.
+
+    Biases and norms stay as they are.
+    """
     long = len(info.shape) >= 2 and info.elements >= SHORTEST_ROW * info.shape[0]
     return name.endswith(("weight", "recall.captions")) and info.dtype in SCALE_TYPES and long
 
