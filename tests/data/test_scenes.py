@@ -12,8 +12,9 @@ from gouache.data.captions import canonical_caption, caption
 from gouache.data.scene_checks import judge
 from gouache.data.scenes import Scenes
 from gouache.data.stickers import Stickers
-from gouache.data.stream import StickerStream, held_out_examples, may_flip
+from gouache.data.stream import StickerStream, may_flip
 from gouache.errors import InvalidInput
+from gouache.training.sources import PlainStickers
 
 
 @pytest.fixture(scope="module")
@@ -108,10 +109,11 @@ def test_what_reads_differently_in_a_mirror_is_not_flipped(mini_stickers: Sticke
 
 
 def test_held_out_examples_are_the_pictures_as_they_are(mini_stickers: Stickers) -> None:
-    examples = held_out_examples(mini_stickers)
-    assert len(examples) == len(mini_stickers.indices("held_out")) > 0
+    held_out = PlainStickers(mini_stickers, "mini", "held_out")
+    assert len(held_out) == len(mini_stickers.indices("held_out")) > 0
     row = int(mini_stickers.indices("held_out")[0])
-    assert np.array_equal(examples[0].picture, mini_stickers.pictures[row])
+    assert np.array_equal(held_out.examples([0]).pictures[0], mini_stickers.pictures[row])
+    assert held_out.examples([0]).captions == [canonical_caption(mini_stickers.records[row])]
 
 
 def test_a_share_out_of_range_is_refused(mini_stickers: Stickers) -> None:

@@ -256,16 +256,22 @@ def test_a_run_that_fails_says_why_in_its_own_words(start_server: StartServer) -
         assert client.get("/v1/training/runs/mine").status_code == 404
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(900)
-def test_a_model_learns_is_killed_goes_on_is_stopped_and_paints(start_server: StartServer, tmp_path: Path) -> None:
-    from gouache.checkpoints.load import load_bundle
+def with_a_model_and_squares(start_server: StartServer, tmp_path: Path) -> Studio:
+    """A server without workers, with a model to start from and a set to train on."""
     from gouache.checkpoints.save import bundle_to_write, write_model
     from gouache.pipeline.untrained import untrained_bundle
 
     write_model(bundle_to_write(untrained_bundle()), tmp_path / "data" / "models" / "tiny", "gouache")
     squares(tmp_path / "data" / "training" / "squares")
-    studio = start_server(workers=0).studio
+    return start_server(workers=0).studio
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_model_learns_is_killed_goes_on_is_stopped_and_paints(start_server: StartServer, tmp_path: Path) -> None:
+    from gouache.checkpoints.load import load_bundle
+
+    studio = with_a_model_and_squares(start_server, tmp_path)
     studio.training.start(
         owner="local", name="mine", stage="denoiser", data="squares", minutes=30, model="tiny", size=32
     )
@@ -302,12 +308,8 @@ def test_a_refined_decoder_is_the_only_thing_that_differs(start_server: StartSer
     import torch
 
     from gouache.checkpoints.load import load_bundle
-    from gouache.checkpoints.save import bundle_to_write, write_model
-    from gouache.pipeline.untrained import untrained_bundle
 
-    write_model(bundle_to_write(untrained_bundle()), tmp_path / "data" / "models" / "tiny", "gouache")
-    squares(tmp_path / "data" / "training" / "squares")
-    studio = start_server(workers=0).studio
+    studio = with_a_model_and_squares(start_server, tmp_path)
     studio.training.start(
         owner="local", name="sharp", stage="decoder", data="squares", minutes=0.05, model="tiny", size=32
     )

@@ -113,11 +113,6 @@ def plain_example(stickers: Stickers, row: int) -> Example:
     return Example(np.array(stickers.pictures[row]), canonical_caption(stickers.records[row]))
 
 
-def held_out_examples(stickers: Stickers) -> list[Example]:
-    """Every held-out pair as it is, with its canonical caption."""
-    return [plain_example(stickers, int(row)) for row in stickers.indices("held_out")]
-
-
 def may_flip(record: Sticker) -> bool:
     """Whether the mirrored picture still shows what the caption says."""
     return record.group not in DIRECTED and not any(word in record.label for word in DIRECTED_WORDS)

@@ -210,9 +210,7 @@ class Prior(nn.Module):
     def _before(self, quantizer: Quantizer, tokens: Tensor, scale: int, places: Tensor) -> Tensor:
         """Vectors of the tokens that the turn before drew in the cells of `places`; zero in a first turn. [B,N,F]"""
         before = self.order.before.to(places.device)[places]
-        if int(before[0]) < 0:
-            return torch.zeros(len(tokens), len(places), self.config.features, device=tokens.device)
-        return quantizer.vectors_of(scale, tokens[:, before])
+        return quantizer.vectors_of(scale, tokens[:, before.clamp(min=0)]) * (before >= 0)[:, None]
 
     def _stream(self, context: Tensor, pooled: Tensor, mask: Tensor | None) -> Stream:
         return Stream(self, context, pooled, mask)
