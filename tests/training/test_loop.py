@@ -189,12 +189,37 @@ def test_eight_bit_moments_are_kept_and_resumed_bit_for_bit(make_stage: MakeStag
     assert all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
-def test_sharded_weights_are_refused_by_name(
+@pytest.mark.parametrize(
+    ("flags", "changes", "match"),
+    [
+        ({"FSDP_VERSION": "1"}, {}, r"version 1.*--fsdp_version 2"),
+        ({"FSDP_OFFLOAD_PARAMS": "true"}, {}, "offloading"),
+        ({"FSDP_ACTIVATION_CHECKPOINTING": "true"}, {}, "gradient_checkpointing"),
+        ({}, {"loop": {"precision": "fp16"}}, "bf16"),
+        ({}, {"loop": {"compile": True}}, "compile = false"),
+        ({}, {"optimizer": {"eight_bit": True}}, "eight_bit"),
+    ],
+)
+def test_what_sharded_weights_can_not_do_is_refused_by_name(
+    flags: dict[str, str], changes: dict[str, Any], match: str, make_stage: MakeStage, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    for flag, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", **flags}.items():
+        monkeypatch.setenv(flag, value)
+    stage = make_stage("tokens", **changes)
+    with pytest.raises(TrainingError, match=rf"FSDP.*{match}"):
+        list(train(stage, stage.config, tmp_path))
+
+
+def test_of_one_process_alone_nothing_is_sharded(
     make_stage: MakeStage, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    run(make_stage("tokens"), tmp_path / "plain", images=16)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(TrainingError, match=r"FSDP.*DDP.*without --use_fsdp"):
-        run(make_stage("tokens"), tmp_path)
+    monkeypatch.setenv("FSDP_VERSION", "2")
+    run(make_stage("tokens"), tmp_path / "flagged", images=16)
+    plain, flagged = last_tensors(tmp_path / "plain"), last_tensors(tmp_path / "flagged")
+    assert all(torch.equal(plain[key], flagged[key]) for key in plain)
 
 
 def test_batches_are_prepared_beside_the_step_without_workers_of_their_own(

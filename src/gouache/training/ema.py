@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gouache.errors import InvalidInput
+from gouache.training.sharding import local
 
 Weights = dict[str, Tensor]
 
@@ -50,12 +51,16 @@ class PowerEma:
 
     @torch.no_grad()
     def update(self, network: nn.Module, step: int) -> None:
-        """Mix the network's weights into every average; `step` counts optimizer steps from 1."""
+        """Mix the network's weights into every average; `step` counts optimizer steps from 1.
+
+        Of sharded weights every process averages its own slices.
+        """
         current = network.state_dict()
         names = [name for name, value in current.items() if value.is_floating_point()]
+        new = [local(current[name]) for name in names]
         for length, average in self.averages.items():
             weight = 1 - beta(self.gammas[length], step)
-            torch._foreach_lerp_([average[name] for name in names], [current[name] for name in names], weight)
+            torch._foreach_lerp_([local(average[name]) for name in names], new, weight)
             for name in current.keys() - set(names):
                 average[name].copy_(current[name])
 

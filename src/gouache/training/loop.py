@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from gouache.training.ema import PowerEma
 from gouache.training.flops import count_flops, matrix_peak
 from gouache.training.log import RunLog
 from gouache.training.optimizer import learning_rate, make_optimizer
+from gouache.training.sharding import check_sharding, gathered, local, shard, sharding_asked, whole
 from gouache.training.sheet import save_sheet
 from gouache.training.stage import Batch, Stage, seed_dropout
 from gouache.training.state import Position, TrainState, checkpoints, full_disk_reported, load_state, save_state
@@ -90,15 +90,12 @@ def make_accelerator(config: StageConfig) -> Accelerator:
     """Devices and processes as the environment says, in the configured precision.
 
     Raises:
-        TrainingError: the environment asks for sharded weights.
+        TrainingError: the environment asks for weights sharded in a way that this stage's config can't be.
     """
     from accelerate import Accelerator
 
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1", "yes"):
-        raise TrainingError(
-            "accelerate", given="FSDP (ACCELERATE_USE_FSDP)", expected="whole weights in every process (DDP)",
-            cure="Launch without --use_fsdp. To save memory: gradient_checkpointing, accumulation, eight_bit, freeze.",
-        )  # fmt: skip
+    if sharding_asked():
+        check_sharding(config)
     precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[config.loop.precision]
     return Accelerator(mixed_precision=precision)
 
@@ -130,7 +127,13 @@ class _Trainer:
             )
         if loop.channels_last:
             stage.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.main = accelerator.is_main_process
+        self.sharded = sharding_asked() and torch.distributed.is_initialized()  # not of a single, plain process
+        # Of a sharded network there is no copy to validate, so one stays as it was.
+        self.blank: nn.Module | None = copy.deepcopy(stage.trained) if self.sharded and self.main else None
         stage.to(accelerator.device)
+        if self.sharded:
+            shard(stage, accelerator)
         self.state = TrainState(
             stage, make_optimizer(stage, config.optimizer), PowerEma(stage.trained, config.ema.lengths),
             Position(next_validation=loop.validate_images),
@@ -138,9 +141,8 @@ class _Trainer:
         if saved := checkpoints(run):
             load_state(saved[-1], config, self.state)
         compiled = torch.compile(stage) if loop.compile else stage
-        self.model: nn.Module = accelerator.prepare_model(compiled)
+        self.model: nn.Module = stage if self.sharded else accelerator.prepare_model(compiled)
         self.state.optimizer = accelerator.prepare_optimizer(self.state.optimizer)
-        self.main = accelerator.is_main_process
         self.log = RunLog(run, self.state.position.images_seen) if self.main else None
         self.sums: dict[str, float] = {}
         self.summed = 0
@@ -161,10 +163,11 @@ class _Trainer:
                 losses = self._step(batch, self._done(minutes))
                 position.seconds = self.earlier_seconds + time.monotonic() - self.started
                 over = minutes is not None and position.seconds >= 60 * minutes
-                ending = over or stop() or position.images_seen >= loop.images
+                ending, due = self._any(over or stop() or position.images_seen >= loop.images, self._due())
                 figures = self._validate(ending)
-                ending = ending or self._impatient()
-                yield self._progress(losses, figures, self._save(ending))
+                if loop.patience:
+                    (ending,) = self._any(ending or position.bad_validations >= loop.patience)
+                yield self._progress(losses, figures, self._save() if due or ending else None)
                 if ending:
                     following.cancel()
                     return
@@ -200,12 +203,13 @@ class _Trainer:
         self.model.train()
         means: dict[str, float] = {}
         for batch in parts:
-            losses = self.model({name: self._to_device(value) for name, value in batch.items()})
+            with self.accelerator.autocast():  # which accelerate adds to the networks that it prepares itself
+                losses = self.model({name: self._to_device(value) for name, value in batch.items()})
             self._check_finite("loss", losses["loss"])
             self.accelerator.backward(losses["loss"] / len(parts))
             for name, value in losses.items():
                 means[name] = means.get(name, 0.0) + float(value.detach()) / len(parts)
-        norm = self.accelerator.clip_grad_norm_(self.stage.parameters(), optimizer.gradient_clip)
+        norm = whole(self.accelerator.clip_grad_norm_(self.stage.parameters(), optimizer.gradient_clip))
         self._check_finite("gradient", norm)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
@@ -221,6 +225,14 @@ class _Trainer:
         own = torch.tensor(list(means.values()), dtype=torch.float64, device=self.accelerator.device)
         shared: Tensor = self.accelerator.reduce(own, reduction="mean")  # type: ignore[assignment, unused-ignore]
         return dict(zip(means, shared.tolist(), strict=True))
+
+    def _any(self, *votes: bool) -> list[bool]:
+        """Whether any process says so, one vote after the other: clocks, signals and validations are each one's own."""
+        if self.accelerator.num_processes == 1:
+            return list(votes)
+        own = torch.tensor([float(vote) for vote in votes], device=self.accelerator.device)
+        total: Tensor = self.accelerator.reduce(own, reduction="sum")  # type: ignore[assignment, unused-ignore]
+        return [vote > 0 for vote in total.tolist()]
 
     def _to_device(self, value: Tensor) -> Tensor:
         memory = torch.channels_last if value.ndim == 4 and self.config.loop.channels_last else torch.contiguous_format
@@ -247,11 +259,11 @@ class _Trainer:
         if position.images_seen < position.next_validation and not ending:
             return {}
         position.next_validation = position.images_seen + self.config.loop.validate_images
-        if not self.main:
-            return {}
         # Save before a long evaluation: a crash in it must not cost the run.
-        save_state(self.run, self.config, self.state)
+        save_state(self.run, self.config, self.state, write=self.main)
         network = self.averaged()
+        if network is None:
+            return {}
         with torch.no_grad():
             figures = self.stage.validate(network)
             sheet = self.stage.samples(network)
@@ -270,21 +282,23 @@ class _Trainer:
                 self.log.picture(position.images_seen, picture)
         return figures
 
-    def averaged(self) -> nn.Module:
-        """A copy of the network with its averaged weights, ready to use."""
-        network: nn.Module = copy.deepcopy(self.stage.trained)
-        network.load_state_dict(self.state.ema.averages[self.config.ema.use])
+    def averaged(self) -> nn.Module | None:
+        """A copy of the network with its averaged weights, ready to use, in the main process: every process asks."""
+        weights = gathered(self.state.ema.averages[self.config.ema.use], keep=self.main)
+        if not self.main:
+            return None
+        source = self.stage.trained if self.blank is None else self.blank
+        network: nn.Module = copy.deepcopy(source).to(self.accelerator.device)
+        network.load_state_dict(weights)
         return network.eval()
 
-    def _impatient(self) -> bool:
-        return 0 < self.config.loop.patience <= self.state.position.bad_validations
+    def _due(self) -> bool:
+        return time.monotonic() - self.last_save >= 60 * self.config.loop.checkpoint_minutes
 
-    def _save(self, ending: bool) -> Path | None:
-        due = time.monotonic() - self.last_save >= 60 * self.config.loop.checkpoint_minutes
-        if not self.main or not (due or ending):
-            return None
+    def _save(self) -> Path | None:
         self.last_save = time.monotonic()
-        return save_state(self.run, self.config, self.state)
+        path = save_state(self.run, self.config, self.state, write=self.main)
+        return path if self.main else None
 
     def _measure(self, parts: list[Batch]) -> None:
         """Once a session: the FLOP of an image, forward and backward, and the machine's peak."""
@@ -318,9 +332,9 @@ class _Trainer:
 
     def _first_bad(self) -> str:
         for name, parameter in self.stage.named_parameters():
-            if not bool(torch.isfinite(parameter).all()):
+            if not bool(torch.isfinite(local(parameter)).all()):
                 return f"first non-finite weight: {name}"
         for name, parameter in self.stage.named_parameters():
-            if parameter.grad is not None and not bool(torch.isfinite(parameter.grad).all()):
+            if parameter.grad is not None and not bool(torch.isfinite(local(parameter.grad)).all()):
                 return f"first non-finite gradient: {name}"
         return "weights and gradients are finite: the loss itself overflowed"

@@ -21,6 +21,7 @@ from gouache.checkpoints.header import read_header
 from gouache.errors import CheckpointError, TrainingError
 from gouache.training.config import StageConfig
 from gouache.training.ema import PowerEma
+from gouache.training.sharding import gathered, placed
 from gouache.training.stage import Stage
 
 
@@ -83,7 +84,7 @@ class TrainState:
             )  # fmt: skip
         with torch.no_grad():
             for name in wanted:
-                own[name].copy_(tensors[name])
+                own[name].copy_(placed(tensors[name], own[name]))
         self._load_optimizer({name: tensors[name] for name in optimizer})
 
     def _parameters(self) -> dict[str, nn.Parameter]:
@@ -100,7 +101,8 @@ class TrainState:
             parameter = parameters[name]
             if value.shape == parameter.shape:
                 # With the parameter's strides: the fused optimizer walks all of them in the order of memory.
-                value = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False).copy_(value)
+                empty = torch.empty_like(parameter, dtype=value.dtype, requires_grad=False)
+                value = empty.copy_(placed(value, parameter))
             own: Tensor | int = value.to(parameter.device)
             if slot == "step":
                 own = value.clone() if value.is_floating_point() else int(value)
@@ -136,19 +138,28 @@ def full_disk_reported(run: Path) -> Iterator[None]:
         ) from error  # fmt: skip
 
 
-def save_state(run: Path, config: StageConfig, state: TrainState) -> Path:
+def save_state(run: Path, config: StageConfig, state: TrainState, *, write: bool = True) -> Path:
     """Write a checkpoint and delete the oldest ones over `config.loop.keep`.
+
+    Args:
+        run: folder of the run.
+        config: kept in the checkpoint.
+        state: what is written. Every process gives its own, since sharded tensors are gathered first.
+        write: whether this is the process that writes.
 
     Raises:
         TrainingError: the disk is full; the checkpoints before this one are whole.
     """
     path = checkpoint_path(run, state.position.images_seen)
+    tensors = gathered(state.tensors(), keep=write)
+    if not write:
+        return path
     path.parent.mkdir(parents=True, exist_ok=True)
     for part in path.parent.glob(".*.part"):
         part.unlink()  # left by a process that was killed while it wrote
     metadata = {"stage": state.stage.name, "config": config.to_json(), "position": json.dumps(asdict(state.position))}
     with full_disk_reported(run):
-        save_tensors(path, {name: value.detach() for name, value in state.tensors().items()}, metadata)
+        save_tensors(path, tensors, metadata)
     for old in checkpoints(run)[: -config.loop.keep]:
         old.unlink()
     return path
