@@ -20,6 +20,7 @@ from gouache.pipeline.edges import canny
 from gouache.pipeline.events import Painted
 from gouache.pipeline.metadata import encode_picture
 from gouache.pipeline.pipeline import Pipeline
+from gouache.pipeline.pixels import fit
 from gouache.pipeline.recipe_text import infotext_of
 from gouache.pipeline.request import Control, Hires, Interpolation, Mask, Outpaint, Request, Tiled
 
@@ -304,6 +305,21 @@ def test_only_masked_sees_its_part_of_the_control_picture(bench: Callable[[str],
         for name in ("hint.png", "other.png")
     ]
     assert painted[0] == painted[1]
+
+
+def test_a_control_picture_may_be_brought_to_size_in_its_own_way(bench: Callable[[str], Bench], tmp_path: Path) -> None:
+    place = bench("sd1")
+    wide = place.control("edges", image=place.picture("edges", (2 * SIDE, SIDE)))
+    fit(Image.open(wide.image), SIDE, SIDE, "pad").save(tmp_path / "padded.png")
+    ready = place.control("edges", image=str(tmp_path / "padded.png"))
+    own = wide.model_copy(update={"resize_mode": "pad"})
+    painted = [
+        place.paint(BASE.replace({"control": [control], "resize_mode": mode}))
+        for control, mode in ((ready, "crop"), (own, "crop"), (wide, "pad"), (wide, "crop"))
+    ]
+    first, second, third, other = (one.image.tobytes() for one in painted)
+    assert first == second == third != other
+    assert "Resize Mode: Resize and Fill" in str(infotext_of(painted[1].recipe).values["ControlNet 0"])
 
 
 def test_recipe_and_replay(bench: Callable[[str], Bench]) -> None:

@@ -111,14 +111,14 @@ def test_every_listing_has_the_shape_that_the_client_reads(
     assert [entry["name"] for entry in api.get_upscalers()][:3] == ["None", "Lanczos", "Nearest"]
     assert "Latent" in [entry["name"] for entry in api.get_latent_upscale_modes()]
     assert api.get_embeddings() == {"loaded": {}, "skipped": {}}
-    assert api.get_scripts() == {"txt2img": [], "img2img": []}
+    assert api.get_scripts() == {"txt2img": ["controlnet"], "img2img": ["controlnet"]}
     for name in ("sd_vae", "loras", "hypernetworks", "face_restorers", "realesrgan_models", "artists",
                  "artist_categories", "prompt_styles"):  # fmt: skip
         assert getattr(api, f"get_{name}")() == []
     assert api.get_cmd_flags()["api"] is True
     assert api.get_memory()["ram"]["total"] > 0
     assert api.refresh_checkpoints() is None
-    assert (api.controlnet_version(), api.controlnet_model_list(), api.controlnet_module_list()) == (0, [], ["none"])
+    assert (api.controlnet_version(), api.controlnet_model_list(), api.controlnet_module_list()) == (2, [], ["none"])
 
 
 def test_options_are_kept_and_change_what_is_painted(api: Any) -> None:

@@ -16,6 +16,8 @@ from gouache.errors import GouacheError, InvalidInput, ModelNotFound, unknown_na
 
 KIND = "controlnet"
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
+UNUSABLE = "unusable"
+"""How the label of a file begins that can't be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +47,18 @@ def list_controls(folder: Path | None = None) -> list[ControlFile]:
     """
     found = [_described(name, path) for name, path in _named(folder or hub.models_folder())]
     return sorted(found, key=lambda file: (file.name.casefold(), file.path))
+
+
+def usable_controls(folder: Path | None = None) -> list[ControlFile]:
+    """Every ControlNet that a request may name, by name; those among the models and in the hub's cache too.
+
+    Args:
+        folder: the models folder; None takes `hub.models_folder()`.
+    """
+    found = [file for file in list_controls(folder) if not file.label.startswith(UNUSABLE)]
+    named = {file.name for file in found}
+    elsewhere = [_described(model.name, model.path) for model in hub.on_disk() if model.name not in named]
+    return found + [file for file in elsewhere if not file.label.startswith(UNUSABLE)]
 
 
 def find_control(name: str, folder: Path | None = None) -> ControlFile:
@@ -106,6 +120,6 @@ def _described(name: str, path: Path) -> ControlFile:
     try:
         identity = identify(path)
     except GouacheError as error:
-        return ControlFile(name, "unknown", f"unusable: {error.given}", path, size)
-    label = identity.label if identity.kind == KIND else f"unusable: a {identity.kind}"
+        return ControlFile(name, "unknown", f"{UNUSABLE}: {error.given}", path, size)
+    label = identity.label if identity.kind == KIND else f"{UNUSABLE}: a {identity.kind}"
     return ControlFile(name, identity.family, label, path, size)

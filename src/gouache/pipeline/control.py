@@ -62,14 +62,14 @@ class Controls:
         places = {one.model: find_control(one.model, folder).path for one in request.control}
         keys = {name: (path, path.stat().st_mtime_ns) for name, path in places.items()}
         self._kept = {key: network for key, network in self._kept.items() if key in keys.values()}
-        for key in keys.values():
+        for name, key in keys.items():
             if key not in self._kept:
-                self._kept[key] = self._loaded(key[0])
+                self._kept[key] = self._loaded(name, key[0])
         return {name: Loaded(self._kept[key], key[0]) for name, key in keys.items()}
 
-    def _loaded(self, path: Path) -> ControlNet:
+    def _loaded(self, name: str, path: Path) -> ControlNet:
         network = load_controlnet(path, device=self.bundle.device, dtype=self.bundle.dtype)
-        check_fits(network, self.bundle, str(path))
+        check_fits(network, self.bundle, f"control {name!r}")
         return channels_last(network.eval().requires_grad_(False))
 
 
@@ -148,7 +148,8 @@ def timed_controls(
 
 def hint_tensor(control: Control, picture: Image.Image, request: Request) -> Tensor:
     """A control picture as a ControlNet takes it, at the request's size. [1,3,H,W] in [0, 1]; -1 where it is hidden."""
-    fitted = fit(picture, request.width or 0, request.height or 0, request.resize_mode)
+    mode = control.resize_mode or request.resize_mode
+    fitted = fit(picture, request.width or 0, request.height or 0, mode)
     if control.preprocessor == "inpaint":
         hidden = np.asarray(fitted.convert("RGBA").getchannel("A")) < OPAQUE
         colours = to_tensor(fitted.convert("RGB"), 3)[None] / 2 + 0.5

@@ -16,7 +16,7 @@ from gouache.pipeline.canvas import Canvas, steps_to_skip
 from gouache.pipeline.masks import Masked, cut, filled, full_mask, latent_mask
 from gouache.pipeline.pixels import fit, to_tensor
 from gouache.pipeline.references import References
-from gouache.pipeline.request import Request
+from gouache.pipeline.request import Request, ResizeMode
 
 INPAINT, INSTRUCT, DEPTH, DRAFT = "inpaint", "instruct", "depth", "draft"
 
@@ -165,7 +165,7 @@ def _depth_channel(picture: Image.Image, masked: Masked | None, request: Request
     """A depth map at the latents' size, stretched to [-1, 1]; of a masked picture the part that is worked on.
     [1,1,h,w]"""
     factor = bundle.vae.config.downscale
-    picture = _cut_alike(picture, masked, request)
+    picture = _cut_alike(picture, masked, request.resize_mode)
     grey = fit(picture.convert("RGB"), request.width or 0, request.height or 0, request.resize_mode)
     values = to_tensor(grey, 3).mean(0)[None, None]  # [1,1,H,W]
     small = F.interpolate(
@@ -179,7 +179,7 @@ def _hints(masked: Masked | None, request: Request, references: References) -> t
     """The control pictures; of a masked picture the part that is worked on, where `inpaint` hides what is masked."""
     found = []
     for one in request.control:
-        picture = _cut_alike(references.picture(one.image), masked, request)
+        picture = _cut_alike(references.picture(one.image), masked, one.resize_mode or request.resize_mode)
         if one.preprocessor == "inpaint" and masked is not None:
             picture = picture.convert("RGB")
             picture.putalpha(ImageChops.invert(masked.hard))
@@ -193,11 +193,11 @@ def _hints(masked: Masked | None, request: Request, references: References) -> t
     return tuple(found)
 
 
-def _cut_alike(picture: Image.Image, masked: Masked | None, request: Request) -> Image.Image:
+def _cut_alike(picture: Image.Image, masked: Masked | None, mode: ResizeMode) -> Image.Image:
     """A picture beside the starting picture, cut and brought to size as that was."""
     if masked is None:
         return picture
-    part = fit(picture, *masked.whole.size, request.resize_mode).crop(masked.box)
+    part = fit(picture, *masked.whole.size, mode).crop(masked.box)
     return part if part.size == masked.part.size else part.resize(masked.part.size, Image.Resampling.LANCZOS)
 
 

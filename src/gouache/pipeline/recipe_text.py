@@ -98,7 +98,7 @@ def _control_values(recipe: Recipe) -> dict[str, object | None]:
             "Module": one.preprocessor,
             "Model": f"{one.model} [{hashes[one.model]}]" if one.model in hashes else one.model,
             "Weight": one.weight,
-            "Resize Mode": _RESIZES[recipe.request.resize_mode],
+            "Resize Mode": _RESIZES[one.resize_mode or recipe.request.resize_mode],
             **({"Threshold A": one.canny_low, "Threshold B": one.canny_high} if one.preprocessor == "canny" else {}),
             "Guidance Start": one.start,
             "Guidance End": one.end,

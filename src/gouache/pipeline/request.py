@@ -103,7 +103,7 @@ class Control(Config):
     model: Name
     """The ControlNet, by a name that gouache models lists."""
     image: Picture
-    """The control picture; it is brought to size as resize_mode says."""
+    """The control picture."""
     preprocessor: Preprocessor = "none"
     """canny draws a photograph's edges; inpaint hides what a mask or transparency covers; none takes it as it is."""
     canny_low: Annotated[int, Field(ge=0, le=1000)] = 100
@@ -118,6 +118,8 @@ class Control(Config):
     """Share of the steps after which it ends."""
     guess: bool = False
     """Steer the prompt's side alone, so that the picture counts more than the words."""
+    resize_mode: ResizeMode | None = None
+    """How a control picture of another shape is brought to size; as the request's without it."""
 
     @model_validator(mode="after")
     def _is_in_order(self) -> Self:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import re
 import secrets
 
+from PIL import Image
+
+from gouache.checkpoints.control_folder import find_control, usable_controls
 from gouache.diffusion.sampler_table import resolve, resolve_schedule
-from gouache.errors import InvalidInput, PictureError
+from gouache.errors import InvalidInput, ModelNotFound, PictureError, unknown_name
 from gouache.pipeline.request import MAX_PIXELS, Request, Safety
 from gouache.serve.settings import Limits, Settings
 from gouache.serve.shelf import Shelf
@@ -31,10 +35,10 @@ def admit(request: Request, settings: Settings, shelf: Shelf, vault: Vault) -> R
         PictureError: a picture that was not uploaded.
     """
     limits = settings.limits
-    for name in request.pictures():
-        _check_picture(name, vault)
+    _check_pictures(request, limits, vault)
     _check_texts(request, limits)
     _check_names(request)
+    _check_controls(request)
     _check_size(request, limits)
     shelf.find(request.model)
     return request.replace(
@@ -49,12 +53,26 @@ def admit(request: Request, settings: Settings, shelf: Shelf, vault: Vault) -> R
     )
 
 
-def _check_picture(name: str, vault: Vault) -> None:
-    if not name.startswith("sha256:"):
-        raise PictureError(
-            "picture", given="a path", expected="sha256:<hex> of an uploaded picture", cure="Upload it first."
-        )
-    vault.attachment(name)
+def _check_pictures(request: Request, limits: Limits, vault: Vault) -> None:
+    pixels = 0
+    for name in request.pictures():
+        if not name.startswith("sha256:"):
+            raise PictureError(
+                "picture", given="a path", expected="sha256:<hex> of an uploaded picture", cure="Upload it first."
+            )
+        pixels += _pixels_of(vault.attachment(name))
+    if pixels > limits.picture_pixels:
+        given = f"{pixels} pixels in all pictures"
+        raise InvalidInput("pictures", given=given, expected=f"at most {limits.picture_pixels} on this server")
+
+
+def _pixels_of(data: bytes) -> int:
+    """From the header alone: an upload was decoded once, when it came."""
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            return picture.width * picture.height
+    except OSError as error:
+        raise PictureError("picture", given="other bytes", expected="a picture", cure="Upload it again.") from error
 
 
 def _check_texts(request: Request, limits: Limits) -> None:
@@ -89,6 +107,19 @@ def _check_names(request: Request) -> None:
         resolve_schedule(request.schedule)
 
 
+def _check_controls(request: Request) -> None:
+    """That each ControlNet is there; where it lies is not told."""
+    for name in dict.fromkeys(control.model for control in request.control):
+        try:
+            find_control(name)
+        except ModelNotFound as error:
+            near = unknown_name("control", name, [file.name for file in usable_controls()])
+            raise ModelNotFound("control", given=repr(name), expected=near.expected, cure=near.cure) from error
+        except InvalidInput as error:
+            raise InvalidInput("control", given=f"{name!r}, which several files are called",
+                               expected="the name of one file", cure="Rename one of them.") from error  # fmt: skip
+
+
 UPSCALERS = ("latent", "latent-bicubic", "latent-nearest", "lanczos", "model")
 """Upscalers that need no file."""
 
@@ -101,12 +132,14 @@ def _check_size(request: Request, limits: Limits) -> None:
     frames = request.interpolation.frames if request.interpolation else 1
     pixels = _pixels(request)
     count = request.count * frames
+    # A ControlNet is the way down of a U-Net: half of one.
+    work = count * steps * pixels * (2 + len(request.control)) // 2
     for where, given, limit, unit in (
         ("width * height", pixels, limits.pixels, "pixels"),
         ("num_inference_steps", max(steps, second or 0), limits.steps, "steps"),
         ("count", count, limits.count, "pictures"),
         ("best_of", request.best_of, limits.count, "drafts"),
-        ("count * steps * pixels", count * steps * pixels, limits.work, "pixel steps"),
+        ("count * steps * pixels", work, limits.work, "pixel steps"),
         ("upscale", _enlarged(request, pixels), MAX_PIXELS, "pixels"),
     ):
         if given > limit:

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp
 from gouache import __version__
 from gouache.errors import GouacheError
 from gouache.serve import api_jobs, api_models, api_pictures, api_training, openai_images, ops
+from gouache.serve.a1111 import control as a1111_control
 from gouache.serve.a1111 import extras as a1111_extras
 from gouache.serve.a1111 import listings as a1111_listings
 from gouache.serve.a1111 import routes as a1111
@@ -60,7 +61,8 @@ def create_api(studio: Studio) -> FastAPI:
     api.state.studio = studio
     api.state.metrics = Metrics()
     for part in (
-        api_jobs, api_pictures, api_models, api_training, a1111, a1111_listings, a1111_extras, openai_images, ops,
+        api_jobs, api_pictures, api_models, api_training, a1111, a1111_listings, a1111_control, a1111_extras,
+        openai_images, ops,
     ):  # fmt: skip
         api.include_router(part.router)
     _add_error_replies(api)

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from gouache.errors import (
     Conflict,
     GouacheError,
+    IncompatibleCheckpoint,
     InvalidInput,
     MissingDependency,
     ModelNotFound,
@@ -41,6 +42,7 @@ _STATUS: tuple[tuple[type[GouacheError], int], ...] = (
     (Conflict, 409),
     (QueueFull, 429),
     (ModelNotFound, 422),
+    (IncompatibleCheckpoint, 422),
     (InvalidInput, 422),
     (RecipeError, 422),
     (MissingDependency, 501),

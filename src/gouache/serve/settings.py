@@ -36,12 +36,14 @@ class Limits(Config):
     """Parts of a prompt joined by AND, each of which is a run of the network of its own."""
     pixels: Count = 4 * 2**20
     """Pixels of one painted picture, second pass included."""
+    picture_pixels: Count = 64 * 2**20
+    """Pixels of all pictures that one request names: starting picture, mask, control pictures."""
     steps: Count = 150
     """Denoising steps of one pass."""
     count: Count = 32
     """Pictures of one job."""
     work: Count = 4 * 2**30
-    """Pixels times steps times pictures of one job."""
+    """Pixels times steps times pictures of one job; half as much again for each ControlNet."""
     queue: Count = 2000
     """Jobs that wait."""
     queue_per_user: Count = 1500

@@ -13,6 +13,7 @@ from gouache.diffusion.sampler_table import SAMPLER_INFOS, SCHEDULE_INFOS
 from gouache.errors import GouacheError, InvalidInput
 from gouache.pipeline.infotext import parse_infotext
 from gouache.pipeline.metadata import PARAMETERS, read_texts
+from gouache.serve.a1111.control import TITLE
 from gouache.serve.a1111.fields import Interrogate, PngInfo
 from gouache.serve.a1111.mapping import HIRES_UPSCALERS, decoded
 from gouache.serve.access import owner_of, studio_of
@@ -70,8 +71,8 @@ def prompt_styles(request: Request) -> list[dict[str, str]]:
 
 @router.get(f"{PREFIX}/scripts")
 def scripts() -> dict[str, list[str]]:
-    """Scripts: there are none, nothing is plugged in."""
-    return {"txt2img": [], "img2img": []}
+    """Scripts: the one for ControlNets; nothing is plugged in."""
+    return {"txt2img": [TITLE], "img2img": [TITLE]}
 
 
 @router.get(f"{PREFIX}/loras")
@@ -172,21 +173,3 @@ def png_info(body: PngInfo) -> dict[str, Any]:
 def interrogate(body: Interrogate) -> dict[str, str]:
     """Captions: refused, there is no captioning model."""
     raise InvalidInput("model", given=repr(body.model)[:80], expected="nothing: this server captions no pictures")
-
-
-@router.get("/controlnet/version")
-def controlnet_version() -> dict[str, int]:
-    """No ControlNet: version 0."""
-    return {"version": 0}
-
-
-@router.get("/controlnet/model_list")
-def controlnet_models() -> dict[str, list[str]]:
-    """No models."""
-    return {"model_list": []}
-
-
-@router.get("/controlnet/module_list")
-def controlnet_modules() -> dict[str, list[str]]:
-    """No modules but the one that does nothing."""
-    return {"module_list": ["none"]}

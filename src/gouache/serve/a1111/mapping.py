@@ -13,7 +13,8 @@ from gouache.pipeline.infotext import parse_infotext
 from gouache.pipeline.metadata import Kind
 from gouache.pipeline.pixels import read_picture
 from gouache.pipeline.recipe_text import request_of
-from gouache.pipeline.request import Request
+from gouache.pipeline.request import Control, Request, ResizeMode
+from gouache.serve.a1111.control import TITLE, controls_of
 from gouache.serve.a1111.fields import Generation, Img2Img, Txt2Img
 from gouache.serve.a1111.options import Options, options_of
 from gouache.serve.replies import in_words_of
@@ -24,7 +25,7 @@ TAKES_ETA = {
 } | {"ddim"}
 TAKES_CHURN = {"euler", "heun", "dpm_2"}
 LEGACY_SAMPLER = "Euler"
-RESIZE_MODES = {0: "stretch", 1: "crop", 2: "pad"}
+RESIZE_MODES: dict[int, ResizeMode] = {0: "stretch", 1: "crop", 2: "pad"}
 FILLS = {0: "fill", 1: "original", 2: "noise", 3: "nothing"}
 HIRES_UPSCALERS = {
     "Latent": "latent", "Latent (bicubic)": "latent-bicubic", "Latent (nearest)": "latent-nearest",
@@ -92,6 +93,8 @@ def order_of(body: Txt2Img | Img2Img, studio: Studio, owner: str) -> Order:
     values |= _txt2img(body) if isinstance(body, Txt2Img) else _img2img(body, studio)
     if body.infotext is not None:
         values = _from_infotext(body, values)
+    start = (values["init_image"], values["resize_mode"]) if isinstance(body, Img2Img) else None
+    values["control"] = _controls(body, studio, start)
     given = {name: value for name, value in values.items() if value is not None}
     with in_words_of(NAMES):
         return Order(Request.from_dict(given, where="request"), options.kind, options.jpeg_quality)
@@ -106,7 +109,7 @@ def _refuse_unserved(body: Generation) -> None:
         raise InvalidInput("script_name", given=repr(body.script_name), expected="nothing",
                            cure=f"Script {body.script_name!r} not found")  # fmt: skip
     for name, script in (body.alwayson_scripts or {}).items():
-        if _is_on(script):
+        if name.lower() != TITLE and _is_on(script):
             raise InvalidInput(f"alwayson_scripts.{name}", given="a script", expected="none",
                                cure=f"always on script {name} not found")  # fmt: skip
 
@@ -255,6 +258,11 @@ def _mask(body: Img2Img, studio: Studio) -> dict[str, Any]:
         "only_masked": body.inpaint_full_res is None or bool(body.inpaint_full_res),
         "padding": body.inpaint_full_res_padding or 0,
     }
+
+
+def _controls(body: Generation, studio: Studio, start: tuple[str, ResizeMode] | None) -> list[Control] | None:
+    scripts = body.alwayson_scripts or {}
+    return controls_of(scripts, lambda field, text: attach(studio, field, text), start) or None
 
 
 def attach(studio: Studio, field: str, text: str) -> str:

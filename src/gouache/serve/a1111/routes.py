@@ -10,6 +10,7 @@ from fastapi import APIRouter, Body, Request
 
 from gouache.errors import Conflict, InvalidInput
 from gouache.serve.a1111.answers import current_job, generation_answer, progress_answer
+from gouache.serve.a1111.control import in_words_of_units
 from gouache.serve.a1111.fields import Img2Img, TaskProgress, Txt2Img
 from gouache.serve.a1111.mapping import NAMES, Order, order_of
 from gouache.serve.a1111.options import options_of, set_options
@@ -39,7 +40,7 @@ async def _generate(body: Txt2Img | Img2Img, request: Request) -> dict[str, Any]
     studio, owner = studio_of(request), owner_of(request)
     order, job = await asyncio.to_thread(_hand_in, body, studio, owner)
     job = await studio.wait_for(job.id, studio.settings.wait)
-    with in_words_of(NAMES):
+    with in_words_of(NAMES), in_words_of_units():
         raise_unless_painted(job)
     return await asyncio.to_thread(generation_answer, studio, body, order, job)
 
