@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +25,7 @@ from gouache.data.readers import ReadReport, read_pictures
 from gouache.data.stickers import HELD_OUT_ONE_IN, Split
 from gouache.data.stream import Example
 from gouache.data.vectors import Picture
+from gouache.data.whole_folder import whole_folder
 from gouache.errors import DataError
 
 PACKED_RECIPE, PACKED_VERSION = "pictures", 1
@@ -85,15 +84,13 @@ def pack_pictures(
         report: filled with what was skipped.
 
     Raises:
-        DataError: the folder holds something, or as `read_pictures`.
+        DataError: the folder holds something, the disk is full, or as `read_pictures`.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(str(folder), given="files", expected="no folder, or an empty one", cure="Choose another.")
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    part.mkdir(parents=True)
-    try:
-        counts = Counter[Bucket]()
+    counts = Counter[Bucket]()
+    with whole_folder(folder) as part:
         with (part / "records.jsonl").open("w", encoding="utf-8") as lines:
             for item in read_pictures(source, report):
                 bucket = nearest_bucket(item.picture.shape[1], item.picture.shape[0], buckets)
@@ -106,11 +103,6 @@ def pack_pictures(
                 counts[bucket] += 1
                 yield report.good
         _finish(part, str(source), counts, report)
-        if folder.is_dir():
-            folder.rmdir()
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _finish(part: Path, source: str, counts: Counter[Bucket], report: ReadReport) -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import shutil
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -27,6 +25,7 @@ from gouache.data.stickers import (
     read_manifest,
 )
 from gouache.data.vectors import render_source, svg_document
+from gouache.data.whole_folder import whole_folder
 from gouache.errors import DataError, InvalidInput
 
 SKIN_TONE = re.compile(r"1f3f[b-f]")
@@ -149,7 +148,7 @@ def build_stickers(
 
     Raises:
         InvalidInput: `size` is out of range.
-        DataError: a package can't be had or is not the pinned one, or `folder` holds something else.
+        DataError: a package can't be had or is not the pinned one, `folder` holds something else, or the disk is full.
         MissingDependency: resvg-py or npm is absent.
     """
     folder = Path(folder)
@@ -162,16 +161,8 @@ def build_stickers(
         found = [item for style in sources.styles for item in _read_style(style, paths[style.package.name], concepts)]
     if not found:
         raise DataError(str(folder), given="no picture with a label", expected="pictures in the packages")
-    # Beside the target, so that the rename stays on one file system; named by process, so that two builds don't mix.
-    part = folder.with_name(f".{folder.name}.{os.getpid()}.part")
-    part.mkdir(parents=True)
-    try:
+    with whole_folder(folder) as part:
         yield from _write_set(part, found, size, sources)
-        if folder.is_dir():
-            folder.rmdir()  # empty, as checked above
-        part.rename(folder)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def _already_built(folder: Path, size: int, sources: StickerSources) -> bool:
@@ -272,16 +263,16 @@ def _write_set(
 ) -> Iterator[BuildProgress]:
     records = [replace(sticker, index=i) for i, (sticker, _) in enumerate(found)]
     shape = (len(records), size, size, 4)
-    pictures = np.lib.format.open_memmap(part / "pictures.npy", mode="w+", dtype=np.uint8, shape=shape)
-    with zipfile.ZipFile(part / "sources.zip", "w") as archive:
+    with (part / "pictures.npy").open("wb") as pictures, zipfile.ZipFile(part / "sources.zip", "w") as archive:
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(pictures, header)
         for record, (_, content) in zip(records, found, strict=True):
-            pictures[record.index] = render_source(record.file, content, size)
+            pictures.write(render_source(record.file, content, size).tobytes())
             # A fixed date, so that the same recipe gives the same bytes; WebP is compressed already.
             entry = zipfile.ZipInfo(record.file)
             entry.compress_type = zipfile.ZIP_DEFLATED if record.file.endswith(".svg") else zipfile.ZIP_STORED
             archive.writestr(entry, content)
             yield BuildProgress(record.index + 1, len(records))
-    pictures.flush()
     lines = (json.dumps(asdict(record), ensure_ascii=False) for record in records)
     (part / "records.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     counts = dict(Counter(record.style for record in records))
