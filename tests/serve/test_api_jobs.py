@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import io
 import json
 from typing import TYPE_CHECKING, Any
@@ -46,3 +47,21 @@ def test_the_same_seed_gives_the_same_picture_twice(client: httpx.Client, server
         picture = client.get(f"/v1/jobs/{job['id']}").json()["pictures"][0]
         digests.append(client.get(f"/v1/pictures/{picture}/recipe").json()["pixels"])
     assert digests[0] == digests[1]
+
+
+def events_of(client: httpx.Client, job: str, **query: bool) -> list[tuple[str, dict[str, Any]]]:
+    with client.stream("GET", f"/v1/jobs/{job}/events", params=query) as stream:
+        lines = [line for line in stream.iter_lines() if line.startswith(("event:", "data:"))]
+    pairs = zip(lines[::2], lines[1::2], strict=True)
+    return [(kind.removeprefix("event: "), json.loads(data.removeprefix("data: "))) for kind, data in pairs]
+
+
+def test_who_follows_a_job_gets_previews_if_they_ask_for_them(client: httpx.Client) -> None:
+    job = submit(client, seed=4, num_inference_steps=90).json()["id"]
+    told = events_of(client, job, previews=True)
+    assert [kind for kind, _ in told if kind not in ("progress", "preview")] == ["queued", "running", "picture", "done"]
+    first = next(data for kind, data in told if kind == "preview")
+    assert first["job"] == job
+    assert Image.open(io.BytesIO(base64.b64decode(first["jpeg"]))).format == "JPEG"
+    job = submit(client, seed=4, num_inference_steps=90).json()["id"]
+    assert "preview" not in [kind for kind, _ in events_of(client, job)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -102,9 +103,13 @@ def preview(job_id: str, request: Request) -> Response:
 async def follow(
     job_id: str,
     request: Request,
+    previews: Annotated[bool, Query()] = False,
     last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", max_length=20, pattern=r"^\d{0,18}$")] = None,
 ) -> StreamingResponse:
-    """Server-sent events until the job ends: what happened, and `progress` with the state as JSON."""
+    """Server-sent events until the job ends: what happened, and `progress` with the state as JSON.
+
+    With `previews` also `preview`: the picture under way as a JPEG in base64. Drawing it takes the worker's time.
+    """
     studio = studio_of(request)
     job = await asyncio.to_thread(studio.jobs.get, job_id, owner_of(request))
     if studio.streams[job.owner] >= studio.settings.limits.streams:
@@ -112,7 +117,7 @@ async def follow(
             "event streams", given=studio.streams[job.owner], expected=f"fewer than {studio.settings.limits.streams}",
             cure="Close one, or ask for the jobs themselves.",
         )  # fmt: skip
-    stream = _counted(studio.streams, job.owner, _events(studio, job.id, int(last_event_id or 0)))
+    stream = _counted(studio.streams, job.owner, _events(studio, job.id, int(last_event_id or 0), previews))
     return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
 
 
@@ -125,8 +130,8 @@ async def _counted(streams: Counter[str], owner: str, stream: AsyncIterator[str]
         streams[owner] -= 1
 
 
-async def _events(studio: Studio, job_id: str, after: int) -> AsyncIterator[str]:
-    told, quiet = "", 0.0
+async def _events(studio: Studio, job_id: str, after: int, previews: bool) -> AsyncIterator[str]:
+    told, shown, quiet = "", -1, 0.0
     while True:
         ticket = studio.bell.ticket(job_id)
         news, state, done = await asyncio.to_thread(_look, studio, job_id, after)
@@ -138,6 +143,10 @@ async def _events(studio: Studio, job_id: str, after: int) -> AsyncIterator[str]
             yield f"event: progress\ndata: {state}\n\n"
         if done:
             return
+        preview = await asyncio.to_thread(_preview, studio, job_id) if previews else None
+        if preview is not None and preview[0] != shown:
+            shown = preview[0]
+            yield _sse("preview", {"job": job_id, "jpeg": base64.b64encode(preview[1]).decode("ascii")})
         await within(ticket, 0.5)
         quiet += 0.5
         if quiet >= KEEP_ALIVE_SECONDS:
@@ -147,12 +156,18 @@ async def _events(studio: Studio, job_id: str, after: int) -> AsyncIterator[str]
 
 def _look(studio: Studio, job_id: str, after: int) -> tuple[list[tuple[int, str, str]], str, bool]:
     job = studio.jobs.get(job_id)
-    if job.state not in FINISHED:
-        studio.jobs.watch(job_id, WATCH_SECONDS)
     news = [(event.seq, event.kind, event.detail) for event in studio.jobs.events(job_id, after)]
     view = seen(studio, job).model_dump(mode="json", exclude={"request", "eta_seconds"})
     return news, json.dumps(view), job.state in FINISHED
 
 
-def _sse(kind: str, data: dict[str, str], seq: int) -> str:
-    return f"id: {seq}\nevent: {kind}\ndata: {json.dumps(data)}\n\n"
+def _preview(studio: Studio, job_id: str) -> tuple[int, bytes] | None:
+    """The newest one; who asks gets more of them."""
+    studio.jobs.watch(job_id, WATCH_SECONDS)
+    return studio.jobs.preview(job_id)
+
+
+def _sse(kind: str, data: dict[str, str], seq: int | None = None) -> str:
+    """One event; without a number it is not sent again to a client that comes back."""
+    number = "" if seq is None else f"id: {seq}\n"
+    return f"{number}event: {kind}\ndata: {json.dumps(data)}\n\n"

@@ -13,12 +13,12 @@ import time
 from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult
+from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 from gouache.errors import NotFound
 from gouache.pipeline.request import Request
-from gouache.serve.database import Database
+from gouache.serve.database import Database, ask
 from gouache.serve.job import COLUMNS, Job
 
 MOST_KEPT = 1000
@@ -97,21 +97,15 @@ def not_yours(job_id: str) -> NotFound:
     return NotFound("job", given=repr(job_id), expected="the id of one of your jobs")
 
 
-def _ask(connection: Connection, statement: str, *values: object) -> CursorResult[Any]:
-    """Run a statement whose places are question marks, whatever the driver writes for them."""
-    plain = statement if connection.dialect.name == "sqlite" else statement.replace("?", "%s")
-    return connection.exec_driver_sql(plain, values)
-
-
 def _read(connection: Connection, job_id: str) -> tuple[str, bytes]:
-    row = _ask(connection, _JOB, job_id).first()
+    row = ask(connection, _JOB, job_id).first()
     if row is None:
         raise not_yours(job_id)
     job = Job(**{**dict(zip(_NAMES, row, strict=True)), "cancel_requested": bool(row.cancel_requested)})
-    pictures = [one[0] for one in _ask(connection, _PICTURES, job_id)]
+    pictures = [one[0] for one in ask(connection, _PICTURES, job_id)]
     position = None
     if job.state == "queued":
-        position = _ask(connection, _POSITION, job.priority, job.priority, job.seq).scalar_one()
+        position = ask(connection, _POSITION, job.priority, job.priority, job.seq).scalar_one()
     values: dict[str, Any] = {name: getattr(job, name) for name in _SHOWN} | {
         "cancel_requested": job.cancel_requested, "position": position, "progress": job.fraction,
         "eta_seconds": job.eta(time.time()), "picture": len(pictures), "picture_count": job.pictures,

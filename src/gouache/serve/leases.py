@@ -12,7 +12,7 @@ from collections.abc import Mapping
 
 from sqlalchemy import ColumnElement, Connection, Update, and_, delete, func, select, update
 
-from gouache.serve.database import Database, insert_missing, upsert
+from gouache.serve.database import Database, ask, insert_missing, upsert
 from gouache.serve.job import COLUMNS, MAX_ATTEMPTS, Ending, Job, Orders, State
 from gouache.serve.jobs import note
 from gouache.serve.tables import errands, events, jobs, pictures, previews, turns
@@ -34,23 +34,19 @@ class Leases:
             return None
         now = time.time()
         with self.database.write(durable=False) as connection:
-            chosen = self._next(connection)
-            if chosen is None:
+            seq = self._next(connection)
+            if seq is None:
                 return None
-            connection.execute(
-                update(jobs)
-                .where(jobs.c.seq == chosen.seq)
-                .values(
-                    state="running", worker=worker, lease_until=now + lease, attempts=jobs.c.attempts + 1, started=now,
-                    picture=0, step=0, steps=0,
-                )
-            )  # fmt: skip
-            upsert(connection, turns, {"owner": chosen.owner}, {"served": now})
-            note(connection, chosen.id, "running", worker)
-        row = self.database.row(select(*COLUMNS).where(jobs.c.seq == chosen.seq))
-        return None if row is None else Job(**row._mapping)
+            values = {"state": "running", "worker": worker, "lease_until": now + lease, "started": now,
+                      "attempts": jobs.c.attempts + 1, "picture": 0, "step": 0, "steps": 0}  # fmt: skip
+            taken = update(jobs).where(jobs.c.seq == seq).values(values).returning(*COLUMNS)
+            job = Job(**connection.execute(taken).one()._mapping)
+            upsert(connection, turns, {"owner": job.owner}, {"served": now})
+            note(connection, job.id, "running", worker)
+        return job
 
-    def _next(self, connection: Connection) -> Job | None:
+    def _next(self, connection: Connection) -> int | None:
+        """The `seq` of the job whose turn it is."""
         if not self.database.sqlite:
             # One claimer at a time: the choice depends on every waiting job. SQLite's transaction does this anyway.
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7860)")
@@ -62,10 +58,7 @@ class Leases:
             .subquery()
         )
         order = select(oldest.c.seq).outerjoin(turns, turns.c.owner == oldest.c.owner)
-        seq = connection.execute(order.order_by(func.coalesce(turns.c.served, 0.0), oldest.c.seq).limit(1)).scalar()
-        if seq is None:
-            return None
-        return Job(**connection.execute(select(*COLUMNS).where(jobs.c.seq == seq)).one()._mapping)
+        return connection.execute(order.order_by(func.coalesce(turns.c.served, 0.0), oldest.c.seq).limit(1)).scalar()
 
     def renew(self, job: Job, lease: float) -> bool:
         """Keep the lease; False if it is lost."""
@@ -74,11 +67,8 @@ class Leases:
 
     def orders(self, job: Job) -> Orders:
         """What the worker should do now."""
-        row = self.database.row(
-            select(
-                jobs.c.state, jobs.c.worker, jobs.c.attempts, jobs.c.cancel_requested, jobs.c.watched_until
-            ).where(jobs.c.seq == job.seq)
-        )  # fmt: skip
+        with self.database.read() as connection:
+            row = ask(connection, _ORDERS, job.seq).first()
         if row is None or (row.state, row.worker, row.attempts) != ("running", job.worker, job.attempts):
             return Orders(held=False, cancel=False, watched=False)
         return Orders(held=True, cancel=bool(row.cancel_requested), watched=row.watched_until > time.time())
@@ -175,6 +165,7 @@ class Leases:
 
 
 _DIED = ["upscaler", "a picture that took the worker down", "one that lets it live", "Try a smaller one, or Lanczos."]
+_ORDERS = "SELECT state, worker, attempts, cancel_requested, watched_until FROM jobs WHERE seq = ?"
 _WAITING: dict[str, object] = {"state": "queued", "worker": None, "lease_until": None}
 
 

@@ -35,6 +35,8 @@ from gouache.serve.vault import Vault
 
 POLL_SECONDS = 0.25
 INDEX_EVERY = 16
+FREE_SECONDS = 1.0
+"""Shortest time between two looks for jobs of silent workers."""
 log = logging.getLogger("gouache.worker")
 
 
@@ -59,6 +61,7 @@ class Worker:
         self.bench = Bench(database, self.leases, self.vault, self.shelf, self.models, tell, self._is_over)
         self.stop_at: float | None = None
         self.unload = threading.Event()
+        self._freed_at = -FREE_SECONDS
 
     def stop(self, grace: float) -> None:
         """Take no further job; the running one has so many seconds."""
@@ -81,7 +84,10 @@ class Worker:
                 self.models.forget()
                 self.index.forget()
                 self.errands.forget()
-            if self.work_once():
+            worked = self.work_once()
+            # After the job and not before it: what a silent worker left has waited for long, the next job need not.
+            self._free_expired()
+            if worked:
                 jobs += 1
             elif wait(POLL_SECONDS):
                 continue
@@ -90,6 +96,11 @@ class Worker:
             if jobs >= INDEX_EVERY:
                 # Nobody waits, or so many jobs came without a pause that the search would miss them for long.
                 jobs = INDEX_EVERY if self._index() else 0
+
+    def _free_expired(self) -> None:
+        if time.monotonic() - self._freed_at >= FREE_SECONDS:
+            self._freed_at = time.monotonic()
+            self.leases.release_expired()
 
     def _index(self) -> bool:
         try:
@@ -115,7 +126,6 @@ class Worker:
 
     def work_once(self) -> bool:
         """Take one job and bring it to an end; False if there was none."""
-        self.leases.release_expired()
         job = self.leases.claim(self.name, self.settings.lease)
         if job is None:
             return False
