@@ -23,7 +23,7 @@ from gouache.serve.settings import Limits
 from gouache.serve.studio import Studio
 
 if TYPE_CHECKING:
-    from tests.serve.conftest import Server, StartServer
+    from tests.serve.conftest import MakeClient, Server, StartServer
 
     from gouache.pipeline.pipeline import Pipeline
 
@@ -251,6 +251,43 @@ def test_a_native_job_with_a_control_picture(controlled: Server, here: Pipeline,
             refused = client.post("/v1/jobs", json={"request": {**values, "control": [control | change]}})
             assert (refused.status_code, words in refused.text.lower()) == (422, True)
             assert str(controlled.studio.settings.data.parent) not in refused.text
+
+
+def test_adapters_and_controlnets_are_listed_as_what_they_are(
+    make_client: MakeClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Wherever they lie: in the folders for them, loose among the models, or in the hub's cache."""
+    from safetensors.torch import save_file
+
+    from gouache.checkpoints.save import bundle_to_write, write_model
+    from gouache.pipeline.untrained import untrained_bundle
+
+    root, hub = tmp_path / "m", tmp_path / "hub"
+    monkeypatch.setenv("GOUACHE_MODELS", str(root))
+    monkeypatch.setenv("HF_HUB_CACHE", str(hub))
+    write_model(bundle_to_write(untrained_bundle()), root / "tiny", "gouache")
+    save_controlnet(root / "ControlNet" / "lines", 1)
+    save_controlnet(hub / "models--ada--edges" / "snapshots" / "0123456789abcdef", 2)
+    (hub / "models--ada--edges" / "refs").mkdir()
+    (hub / "models--ada--edges" / "refs" / "main").write_text("0123456789abcdef")
+    name = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    tensors = {f"{name}.lora_down.weight": torch.zeros(2, 320), f"{name}.lora_up.weight": torch.zeros(320, 2)}
+    (root / "Lora").mkdir()
+    for place in (root / "Lora" / "ink.safetensors", root / "loose.safetensors"):
+        save_file(tensors, place)
+    (root / "torn.safetensors").write_bytes(b"x")
+    client = make_client(models=(root, hub))
+    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["pocket", "tiny"]
+    assert [model["model_name"] for model in client.get("/sdapi/v1/sd-models").json()] == ["pocket", "tiny"]
+    assert [found["name"] for found in client.get("/v1/models/adapters").json()] == ["ink"]
+    controls = client.get("/v1/models/controls").json()
+    assert [found["name"] for found in controls] == ["lines", "ada/edges"]
+    assert str(tmp_path) not in client.get("/v1/models/controls").text
+    for wrong in ("lines", "ada/edges", "ink", "loose"):
+        refused = client.post("/v1/jobs", json={"request": {"prompt": "x", "model": wrong}})
+        assert (refused.status_code, refused.json()["error"]["param"]) == (422, "model")
+    # A file that can't be used says why, and is offered nowhere.
+    assert client.get("/v1/models/inspect", params={"model": "torn"}).status_code == 422
 
 
 def test_control_pictures_count_in_the_limits(studio: Studio, folders: Path) -> None:

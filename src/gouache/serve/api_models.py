@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
 from gouache.checkpoints.adapters_folder import list_adapters
+from gouache.checkpoints.control_folder import usable_controls
 from gouache.config import Config
 from gouache.serve import model_facts
 from gouache.serve.access import owner_of, studio_of
@@ -60,6 +61,17 @@ class AdapterView(Config):
     bytes: int
 
 
+class ControlView(Config):
+    """A ControlNet on the disk."""
+
+    name: str
+    """What the field `control` of a request calls it."""
+    family: str
+    """Of the models it belongs to."""
+    label: str
+    bytes: int
+
+
 @router.get("/inspect")
 def inspect(
     request: Request, model: Annotated[Plain, Query(description="Name, stem, title or hash.")]
@@ -97,6 +109,16 @@ def adapters(request: Request) -> list[AdapterView]:
                     bytes=found.bytes)
         for found in list_adapters()
     ]  # fmt: skip
+
+
+@router.get("/controls")
+def controls(request: Request) -> list[ControlView]:
+    """ControlNets that a request may name."""
+    owner_of(request)
+    return [
+        ControlView(name=found.name, family=found.family, label=found.label, bytes=found.bytes)
+        for found in usable_controls()
+    ]
 
 
 @router.get("/pulls")

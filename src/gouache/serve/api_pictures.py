@@ -195,7 +195,7 @@ def models(request: Request) -> Models:
     return Models(
         data=tuple(
             Model(id=entry.name, created=int(entry.modified), title=entry.title, size=entry.size, sha256=entry.sha256)
-            for entry in studio_of(request).shelf.entries()
+            for entry in studio_of(request).shelf.models()
         )
     )
 

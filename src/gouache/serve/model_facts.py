@@ -12,7 +12,7 @@ from gouache.checkpoints.card import read_card
 from gouache.checkpoints.hub import shipped_model
 from gouache.checkpoints.identify import identify
 from gouache.cli.inspect import FAMILIES, describe
-from gouache.errors import GouacheError
+from gouache.errors import GouacheError, InvalidInput
 from gouache.serve.shelf import ModelEntry
 
 LICENCE_KEYS = ("modelspec.license", "modelspec.licence", "license", "licence")
@@ -64,7 +64,7 @@ def _facts(path: Path, _modified: int) -> Facts:
         identity = identify(path)
         card = read_card(path) if identity.layout == "gouache" else None
     except GouacheError as error:
-        return Facts(error=str(error))
+        return Facts(error=str(error).replace(str(path), path.name))
     except OSError as error:
         return Facts(error=f"{path.name}: {error.strerror}")
     metadata: Mapping[str, str] = next((part.header.metadata for part in identity.parts.values()), {})
@@ -85,12 +85,17 @@ def inspect(entry: ModelEntry) -> dict[str, Any]:
     """What `gouache inspect --json` says, with names in place of paths.
 
     Raises:
-        CheckpointError, ModelNotFound: the file can't be used, or isn't there.
+        InvalidInput: the file can't be used.
     """
     path = place(entry)
     if path is None:
         return {"kind": "model", "family": "pocket", "parts": {}, "metadata": {}, "error": facts_of(entry).error}
-    found = describe(path, identify(path))
+    try:
+        found = describe(path, identify(path))
+    except GouacheError as error:
+        said = (error.given, error.expected, error.cure)
+        parts = [str(part).replace(str(path), entry.name) for part in said]
+        raise InvalidInput(f"model {entry.name!r}", given=parts[0], expected=parts[1], cure=parts[2]) from error
     found["path"] = entry.name
     for part in found["parts"].values():
         part["file"] = Path(part["file"]).name

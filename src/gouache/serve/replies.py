@@ -10,9 +10,9 @@ from typing import Any
 from starlette.responses import JSONResponse, Response
 
 from gouache.errors import (
+    CheckpointError,
     Conflict,
     GouacheError,
-    IncompatibleCheckpoint,
     InvalidInput,
     MissingDependency,
     ModelNotFound,
@@ -42,7 +42,7 @@ _STATUS: tuple[tuple[type[GouacheError], int], ...] = (
     (Conflict, 409),
     (QueueFull, 429),
     (ModelNotFound, 422),
-    (IncompatibleCheckpoint, 422),
+    (CheckpointError, 422),
     (InvalidInput, 422),
     (RecipeError, 422),
     (MissingDependency, 501),

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from sqlalchemy import Row, select
 
-from gouache.errors import ModelNotFound, unknown_name
+from gouache.checkpoints import hub
+from gouache.checkpoints.identify import identify
+from gouache.errors import GouacheError, ModelNotFound, unknown_name
 from gouache.serve.database import Database, upsert
 from gouache.serve.tables import models
 
@@ -18,6 +21,11 @@ SHIPPED = "pocket"
 """Name of the model that needs no file."""
 SUFFIXES = {".safetensors", ".ckpt", ".gguf"}
 _FOLDER_MARKS = ("model.json", "model_index.json")
+_NETWORK_MARK = "config.json"
+"""In a folder with weights: one network, in diffusers' layout."""
+_ELSEWHERE = (*hub.ADAPTER_FOLDERS, *hub.CONTROL_FOLDERS)
+"""What lies in folders of these names is listed as adapters and ControlNets."""
+MODEL, UNUSABLE = "model", ""
 _DEPTH = 4
 _SNAPSHOT = re.compile(r"^models--(.+?)--(.+)/snapshots/[0-9a-f]{8,}")
 
@@ -32,6 +40,7 @@ class ModelEntry:
         size: bytes on disk.
         modified: seconds since 1970.
         sha256: of the weights if they were hashed once, else None.
+        kind: "model", or empty for a file that can't be used; its facts say why.
     """
 
     name: str
@@ -39,6 +48,7 @@ class ModelEntry:
     size: int
     modified: float
     sha256: str | None = None
+    kind: str = MODEL
 
     @property
     def title(self) -> str:
@@ -73,10 +83,16 @@ class Shelf:
         found = [ModelEntry(SHIPPED, None, 0, 0.0)]
         for folder in self.folders:
             found += [entry for path in _models_below(folder, folder, _DEPTH) if (entry := _entry(folder, path))]
-        self._entries = list({entry.name: entry for entry in found}.values())
+        self._entries = [
+            entry for entry in {one.name: one for one in found}.values() if entry.kind in (MODEL, UNUSABLE)
+        ]
+
+    def models(self) -> list[ModelEntry]:
+        """Every model that can be painted with, the shipped one first."""
+        return [entry for entry in self.entries() if entry.kind == MODEL]
 
     def entries(self) -> list[ModelEntry]:
-        """Every model, the shipped one first."""
+        """Those, and files that can't be used. Adapters, ControlNets and single networks are never among them."""
         known = {row.path: row for row in self.database.rows(select(models))}
         return [_hashed(entry, known) for entry in self._entries]
 
@@ -112,11 +128,19 @@ def _models_below(folder: Path, root: Path, depth: int) -> list[Path]:
         if not path.resolve().is_relative_to(root) or path.name.startswith("."):
             continue
         if path.is_dir():
-            is_model = any((path / mark).is_file() for mark in _FOLDER_MARKS)
-            found += [path] if is_model else _models_below(path, root, depth - 1)
+            if folder == root and path.name.lower() in _ELSEWHERE:
+                continue
+            found += [path] if _is_whole(path) else _models_below(path, root, depth - 1)
         elif path.suffix.lower() in SUFFIXES:
             found.append(path)
     return found
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder is one model or one network, not a place where such lie."""
+    if any((folder / mark).is_file() for mark in _FOLDER_MARKS):
+        return True
+    return (folder / _NETWORK_MARK).is_file() and any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
 
 
 def _name(root: Path, path: Path) -> str:
@@ -128,13 +152,23 @@ def _entry(root: Path, path: Path) -> ModelEntry | None:
     try:
         files = [path] if path.is_file() else [part for part in path.rglob("*") if part.is_file()]
         size = sum(part.stat().st_size for part in files)
-        return ModelEntry(_name(root, path), path, size, path.stat().st_mtime)
+        newest = max((part.stat().st_mtime for part in files), default=0.0)
+        return ModelEntry(_name(root, path), path, size, path.stat().st_mtime, kind=_kind(path, size, newest))
     except OSError:
         return None
+
+
+@lru_cache(maxsize=4096)
+def _kind(path: Path, _size: int, _newest: float) -> str:
+    """What the headers say it is, read once until a file changes."""
+    try:
+        return identify(path).kind
+    except (GouacheError, OSError):
+        return UNUSABLE
 
 
 def _hashed(entry: ModelEntry, known: dict[str, Row[Any]]) -> ModelEntry:
     row = known.get(str(entry.path))
     if row is None or (row.size, row.modified) != (entry.size, entry.modified):
         return entry
-    return ModelEntry(entry.name, entry.path, entry.size, entry.modified, row.sha256)
+    return replace(entry, sha256=row.sha256)

@@ -52,7 +52,7 @@ def sd_models(request: Request) -> list[dict[str, Any]]:
     return [
         {"title": entry.title, "model_name": entry.stem, "hash": entry.sha256[:10] if entry.sha256 else None,
          "sha256": entry.sha256, "filename": entry.name, "config": None}
-        for entry in studio_of(request).shelf.entries()
+        for entry in studio_of(request).shelf.models()
     ]  # fmt: skip
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import gradio as gr
 
 from gouache.checkpoints.adapters_folder import EMBEDDING, AdapterFile, list_adapters
+from gouache.checkpoints.control_folder import usable_controls
 from gouache.cli.inspect import NAMINGS, short_count
 from gouache.errors import GouacheError, ModelNotFound
 from gouache.serve.model_facts import facts_of, inspect
@@ -17,10 +18,9 @@ from gouache.serve.page.requests import AUTOMATIC, Fields, owner_of
 from gouache.serve.page.words import said
 from gouache.serve.pulls import Pull
 from gouache.serve.rights import check_admin, is_admin
-from gouache.serve.shelf import SHIPPED, ModelEntry
+from gouache.serve.shelf import ModelEntry
 from gouache.serve.studio import Studio
 
-MODEL_KINDS = ("model", "")
 WEIGHT = 0.8
 
 
@@ -31,6 +31,7 @@ def models_tab(studio: Studio, say: gr.I18n, page: gr.Blocks, tab: gr.Tab, field
             models = gr.HTML(elem_id="model-list", js_on_load=parts.PICK)
             refresh = gr.Button(say("refresh"), size="sm", elem_id="refresh-models")
             adapters = gr.HTML(elem_id="adapter-list", js_on_load=parts.PICK)
+            controls = gr.HTML(elem_id="control-list")
         with gr.Column(scale=2, min_width=300, elem_classes="g-bare"):
             with gr.Column(elem_classes="g-panel"):
                 detail = gr.HTML(elem_id="model-detail")
@@ -41,7 +42,7 @@ def models_tab(studio: Studio, say: gr.I18n, page: gr.Blocks, tab: gr.Tab, field
                 fetch = _pull_fields(say)
     chosen = gr.State("")
     timer, acts = fetch["timer"], _Actions(studio, say)
-    shown = [models, adapters, detail, everything]
+    shown = [models, adapters, controls, detail, everything]
     gr.on(
         [page.load, tab.select],
         acts.opened,
@@ -139,7 +140,8 @@ class _Actions:
 
     def _all(self, chosen: str, request: gr.Request) -> list[Any]:
         chosen = chosen or self.studio.default_model(owner_of(request))
-        return [self._models(chosen, request), self._adapters(request), *self._detail(chosen, request)]
+        lists = [self._models(chosen, request), self._adapters(request), _controls(request)]
+        return [*lists, *self._detail(chosen, request)]
 
     def _entry(self, name: str, request: gr.Request) -> ModelEntry:
         try:
@@ -151,7 +153,7 @@ class _Actions:
         default = self.studio.default_model(owner_of(request))
         head = parts.heading(said("models_title", request), said("models_text", request))
         rows = [_row(entry, request, chosen=chosen, default=default) for entry in self.studio.shelf.entries()]
-        return f'{head}<div style="height:14px"></div>{parts.items(row for row in rows if row)}'
+        return f'{head}<div style="height:14px"></div>{parts.items(rows)}'
 
     def _detail(self, chosen: str, request: gr.Request) -> tuple[str, str]:
         try:
@@ -198,6 +200,16 @@ class _Actions:
         return "" if newest is None else _pull_line(newest, request)
 
 
+def _controls(request: gr.Request) -> str:
+    """The ControlNets, where there are any; the native interface and A1111's use them."""
+    found = usable_controls()
+    if not found:
+        return ""
+    head = parts.heading(said("controls", request), said("controls_text", request))
+    rows = {each.name: f"{each.family} · {parts.size_of(each.bytes)}" for each in found}
+    return f'{head}<div style="height:14px"></div>{parts.facts(rows)}'
+
+
 def _pretty(values: dict[str, Any]) -> str:
     text = json.dumps(values, indent=1, ensure_ascii=False)
     return f'<pre class="g-code">{parts.plain(text)}</pre>'
@@ -210,8 +222,6 @@ def prompt_words(adapter: AdapterFile) -> str:
 
 def _row(entry: ModelEntry, request: gr.Request, *, chosen: str, default: str) -> str:
     found = facts_of(entry)
-    if found.kind not in MODEL_KINDS and entry.name != SHIPPED:
-        return ""  # An adapter, or a part: listed below, or of no use alone.
     tags, kind = [said("default", request)] if entry.name == default else [], ""
     if found.error:
         tags.append(said("untrained" if entry.path is None else "unusable", request))

@@ -109,7 +109,7 @@ def last_seed(studio: Studio, owner: str) -> int:
 
 def model_choices(studio: Studio, own: Any) -> Choices:
     """Every model, the default one first."""
-    return [(own, AUTOMATIC), *((entry.name, entry.name) for entry in studio.shelf.entries())]
+    return [(own, AUTOMATIC), *((entry.name, entry.name) for entry in studio.shelf.models())]
 
 
 def sampler_choices(own: Any) -> Choices:

@@ -172,6 +172,8 @@ SAID: dict[str, tuple[str, str]] = {
     "problem": ("Problem", "问题"),
     "adapters": ("Adapters", "适配器"),
     "adapters_text": ("Click one to put it into the prompt.", "点击即可加入提示词。"),
+    "controls": ("ControlNets", "ControlNet 控制网络"),
+    "controls_text": ("For requests through the interfaces.", "供接口请求使用。"),
     "no_adapters": ("No adapters", "没有适配器"),
     "no_adapters_hint": (
         "LoRA and textual-inversion files go into the folders loras and embeddings of the models folder.",
