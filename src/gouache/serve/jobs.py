@@ -69,13 +69,14 @@ class Jobs:
                 old = self._by_key(connection, owner, key)
                 if old is None:
                     self._check_room(connection, owner)
-                    connection.execute(insert(jobs).values(values))
-                    note(connection, str(values["id"]), "queued")
+                    row = connection.execute(insert(jobs).values(values).returning(*COLUMNS)).one()
+                    note(connection, row.id, "queued")
+                    return Job(**row._mapping), True
         except IntegrityError:
             # Another process inserted the same key between our look and our insert.
             old = self._by_key(None, owner, key)
-        if old is None:
-            return self.get(str(values["id"])), True
+            if old is None:
+                raise
         if old[1] != values["fingerprint"]:
             raise Conflict(
                 "idempotency key", given=repr(key), expected="a key that was not used for another request",

@@ -30,8 +30,9 @@ class Leases:
 
     def claim(self, worker: str, lease: float) -> Job | None:
         """Take the next job: highest priority first, then the user who waited longest for a turn, then the oldest."""
-        if self.database.row(select(jobs.c.id).where(jobs.c.state == "queued").limit(1)) is None:
-            return None
+        with self.database.read() as connection:
+            if ask(connection, _ANY).first() is None:
+                return None
         now = time.time()
         with self.database.write(durable=False) as connection:
             seq = self._next(connection)
@@ -165,6 +166,7 @@ class Leases:
 
 
 _DIED = ["upscaler", "a picture that took the worker down", "one that lets it live", "Try a smaller one, or Lanczos."]
+_ANY = "SELECT id FROM jobs WHERE state = 'queued' LIMIT 1"
 _ORDERS = "SELECT state, worker, attempts, cancel_requested, watched_until FROM jobs WHERE seq = ?"
 _WAITING: dict[str, object] = {"state": "queued", "worker": None, "lease_until": None}
 
