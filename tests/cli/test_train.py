@@ -15,6 +15,10 @@ import torch
 from PIL import Image
 
 from gouache.checkpoints.format import load_tensors
+from gouache.training.assemble import Preparing
+from gouache.training.log import read_log
+from gouache.training.run import train_stage
+from gouache.training.state import checkpoints
 
 CONFIG = """
 [data]
@@ -98,6 +102,38 @@ def test_a_run_killed_at_any_moment_ends_as_the_one_that_was_not(place: Path) ->
     killed, whole = (load_tensors(place / run / last) for run in ("killed", "whole"))
     assert killed.keys() == whole.keys()
     assert all(torch.equal(killed[name], whole[name]) for name in whole)
+
+
+def test_signals_leave_a_checkpoint_of_the_last_step(place: Path) -> None:
+    """Asked to end by SIGTERM, then by Ctrl-C: each session keeps every step that it took."""
+    config, run = place / "endless.toml", place / "signalled"
+    config.write_text(CONFIG.replace("images = 16", "images = 1000000000"))
+    arguments = ("train", "vae", "--config", config, "--data", place / "set", "--out", run)
+    command, before = [sys.executable, "-m", "gouache", *map(str, arguments)], 0
+    for number in (signal.SIGTERM, signal.SIGINT):
+        process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 120
+        while process.poll() is None and time.monotonic() < deadline:
+            if any(line["images_seen"] > before for line in read_log(run / "vae")):
+                break
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+        assert process.returncode == 130, said
+        assert "Traceback" not in said
+        saved = int(checkpoints(run / "vae")[-1].stem)
+        assert saved >= max(line["images_seen"] for line in read_log(run / "vae")) > before
+        before = saved
+
+
+def test_a_signal_while_data_are_encoded_is_heard(place: Path) -> None:
+    config = place / "encoding.toml"
+    config.write_text(CONFIG + "[tokens.network]\nlatent_channels = 4\nlatent_size = 4\nscales = [1, 2, 4]\n")
+    run = place / "encoding"
+    assert gouache("train", "vae", "--config", config, "--data", place / "set", "--out", run).returncode == 0
+    events = list(train_stage("tokens", config, place / "set", run, stop=lambda: True))
+    assert [type(event) for event in events] == [Preparing]
+    assert not (run / "tokens").exists()
 
 
 @pytest.mark.parametrize(

@@ -68,6 +68,18 @@ def test_the_log_of_a_resumed_run_has_every_line_once(make_stage: MakeStage, tmp
     assert seen == [16, 32, 48, 64]
 
 
+def test_tensorboard_shows_the_logs_figures_and_the_samples(make_stage: MakeStage, tmp_path: Path) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    run(make_stage("vae"), tmp_path)
+    board = accumulator.EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for figure in ("loss", "learning_rate", "images_per_second", "flops_share", "validation/psnr"):
+        logged = [(line["images_seen"], line[figure]) for line in read_log(tmp_path) if figure in line]
+        shown = [(event.step, event.value) for event in board.Scalars(figure)]
+        assert shown == [(seen, pytest.approx(value, rel=1e-6)) for seen, value in logged]
+    assert [event.step for event in board.Images("samples")] == [32, 64]
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["000000000032.png", "000000000064.png"]
+
+
 def test_only_the_last_checkpoints_are_kept(make_stage: MakeStage, tmp_path: Path) -> None:
     run(make_stage("tokens"), tmp_path, checkpoint_minutes=1e-9, keep=2)
     assert [path.name for path in checkpoints(tmp_path)] == ["000000000056.safetensors", "000000000064.safetensors"]

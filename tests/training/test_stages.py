@@ -11,11 +11,13 @@ import torch
 
 from gouache.checkpoints.format import load_tensors
 from gouache.checkpoints.header import read_header
+from gouache.diffusion.noise_schedule import alpha_and_std
 from gouache.errors import ConfigError
 from gouache.training.encoded import Shuffled
 from gouache.training.loop import train
 from gouache.training.stage import Stage
 from gouache.training.stages.prior import PriorTraining
+from gouache.training.state import checkpoints
 
 MakeStage = Callable[..., Stage[Any]]
 NAMES = ("vae", "tokens", "prior", "denoiser")
@@ -119,6 +121,32 @@ def test_what_a_stage_exports_is_its_averaged_network(name: str, make_stage: Mak
     assert header.metadata["component"] in ("vae", "quantizer", "prior", "unet")
     again = type(stage.trained)(type(stage.trained.config).from_json(header.metadata["config"]))
     again.load_state_dict(tensors)
+    saved = load_tensors(checkpoints(tmp_path)[-1])
+    averaged = {f"ema.{stage.config.ema.use}.{key}": value for key, value in tensors.items()}
+    assert all(torch.equal(saved[key], value) for key, value in averaged.items())
+
+
+def test_offset_noise_moves_whole_channels_and_is_part_of_the_target(make_stage: MakeStage) -> None:
+    """A channel of 64 numbers has the mean's variance 1 / 64, and the offset's squared deviation beside it."""
+    plain, offset = (make_stage("denoiser", noise_offset=value).batch(range(512))["eps"] for value in (0.0, 0.5))
+    difference = offset - plain
+    assert torch.allclose(difference, difference[:, :, :1, :1].expand_as(difference), atol=1e-6)
+    assert float(plain.mean((2, 3)).var()) == pytest.approx(1 / 64, rel=0.15)
+    assert float(offset.mean((2, 3)).var()) == pytest.approx(1 / 64 + 0.25, rel=0.15)
+
+
+def test_perturbed_input_hides_more_noise_than_the_target_names(make_stage: MakeStage) -> None:
+    """Ning et al. 2023, algorithm 1: the network sees x_t of eps + gamma xi, and is asked for eps."""
+    stage = make_stage("denoiser", input_perturbation=0.1, denoiser={"parameterization": "eps"})
+    batch, seen = stage.batch(range(8)), []
+    stage.trained.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    losses = stage(batch)
+    alpha, std = alpha_and_std(batch["sigma"], "vp")
+    x_t = alpha.view(-1, 1, 1, 1) * batch["x0"] + std.view(-1, 1, 1, 1) * (batch["eps"] + batch["perturbation"])
+    assert torch.allclose(seen[0], x_t.float(), atol=1e-6)
+    assert float(batch["perturbation"].std()) == pytest.approx(0.1, rel=0.05)
+    # A network that starts as zero: what is left is the target, which doesn't know of the perturbation.
+    assert float(losses["mse"]) == pytest.approx(float(batch["eps"].square().mean()), rel=1e-5)
 
 
 def test_frozen_parts_get_no_gradient_and_no_place_in_the_checkpoint(make_stage: MakeStage) -> None:

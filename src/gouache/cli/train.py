@@ -82,7 +82,8 @@ class _Lines:
             return
         left = max(0, event.images - event.images_seen) / max(event.images_per_second, 1e-9)
         text = (
-            f"{event.images_seen:,}/{event.images:,} images, {event.images_per_second:.1f}/s, {left / 3600:.1f} h left"
+            f"{event.images_seen:,}/{event.images:,} images, {event.images_per_second:.1f}/s"
+            f" ({event.flops_share:.0%} of the matrix peak), {left / 3600:.1f} h left"
         )
         figures = {**event.losses, **{f"validation {name}": value for name, value in event.figures.items()}}
         if self.terminal or figures or event.checkpoint:

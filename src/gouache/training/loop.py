@@ -42,6 +42,7 @@ class Progress:
         losses: means since the last line of the log; empty between two lines.
         figures: of the validation just made; empty otherwise.
         images_per_second: speed since the run was started or resumed.
+        flops_share: matrix products and convolutions a second, as a share of the machine's measured matrix peak.
         checkpoint: the file just written, if any.
     """
 
@@ -50,6 +51,7 @@ class Progress:
     losses: dict[str, float]
     figures: dict[str, float]
     images_per_second: float
+    flops_share: float
     checkpoint: Path | None
 
 
@@ -317,8 +319,8 @@ class _Trainer:
         return (self.state.position.images_seen - self.first_image) / (time.monotonic() - self.started)
 
     def _progress(self, losses: dict[str, float], figures: dict[str, float], saved: Path | None) -> Progress:
-        position = self.state.position
-        return Progress(position.images_seen, self.config.loop.images, losses, figures, self._speed(), saved)
+        seen, speed = self.state.position.images_seen, self._speed()
+        return Progress(seen, self.config.loop.images, losses, figures, speed, self._share(speed), saved)
 
     def _check_finite(self, what: str, value: Tensor) -> None:
         if bool(torch.isfinite(value).all()):

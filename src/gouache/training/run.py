@@ -26,6 +26,8 @@ def train_stage(
 ) -> Iterator[Preparing | Progress]:
     """Train `stage` as the TOML file `config` says on the data set `data` into `run`/`stage`; go on if it is there.
 
+    `stop` is asked while data are encoded, too; what was encoded whole stays.
+
     Raises:
         UnknownName, ConfigError, DataError, TrainingError, CheckpointError: as the parts raise them; nothing is lost.
     """
@@ -41,8 +43,11 @@ def train_stage(
         for event in assemble(name, settings, data, run):
             if isinstance(event, Ready):
                 ready = event
-            elif accelerator.is_main_process:
+                continue
+            if accelerator.is_main_process:
                 yield event
+            if stop():
+                break  # whole shards stay
     if accelerator.is_main_process:
         # What the main process encoded, the others only read.
         accelerator.wait_for_everyone()
