@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -12,9 +14,10 @@ from typer.testing import CliRunner
 
 from gouache.cli.data import data
 from gouache.data.buckets import Bucket, bucket_batches, make_buckets
-from gouache.data.packed import PackedPictures, PackedStream, pack_pictures
+from gouache.data.packed import PackedPictures, PackedStream, Variety, pack_pictures
 from gouache.data.readers import ReadReport
-from gouache.errors import DataError, InvalidInput
+from gouache.data.stickers import Stickers
+from gouache.errors import ConfigError, DataError, InvalidInput
 from gouache.training.config import DataConfig
 from gouache.training.sources import open_sources
 
@@ -29,7 +32,9 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = []
     for number in range(COUNT):
         colour = tuple(int(v) for v in generator.integers(0, 256, 4))
-        Image.new("RGBA", (60, 30) if number % 3 == 0 else (32, 32), colour).save(folder / f"{number:03}.png")
+        image = Image.new("RGBA", (60, 30) if number % 3 == 0 else (32, 32), colour)
+        image.paste((255, 255, 255, 255), (image.width // 2 - 8, 0, image.width // 2, 8))  # left and right differ
+        image.save(folder / f"{number:03}.png")
         rows.append({"file_name": f"{number:03}.png", "captions": [f"thing {number}", f"number {number}"]})
     (folder / "broken.png").write_bytes(b"nothing")
     rows.append({"file_name": "broken.png", "captions": ["lost"]})
@@ -72,6 +77,41 @@ def test_the_stream_shows_every_training_picture_once_an_epoch(squares: PackedPi
     backwards = [PackedStream(squares, 4).example(i).caption for i in (count + 3, 3)]
     assert backwards == [stream.example(count + 3).caption, stream.example(3).caption]
     assert stream.fingerprint != PackedStream(squares, 5).fingerprint
+
+
+def test_flips_and_templates_are_drawn_for_every_picture_that_is_trained_on(squares: PackedPictures) -> None:
+    templates = ("a photo of {}", "{}, as it is")
+    plain, varied = PackedStream(squares, 4), PackedStream(squares, 4, variety=Variety(True, templates))
+    flipped, framed = 0, Counter[str]()
+    for number in range(2 * COUNT):
+        before, after = plain.example(number), varied.example(number)
+        flipped += not np.array_equal(before.picture, after.picture)
+        assert np.array_equal(after.picture, before.picture) or np.array_equal(after.picture, before.picture[:, ::-1])
+        words = re.fullmatch(r"(?:a photo of )?((?:thing|number) \d+)(?:, as it is)?", after.caption)
+        assert words is not None
+        assert words[1].split()[1] == before.caption.split()[1]
+        framed[after.caption.replace(words[1], "{}")] += 1
+    assert set(framed) == set(templates)
+    assert min(framed.values()) > 0.35 * 2 * COUNT
+    assert 0.35 < flipped / (2 * COUNT) < 0.65
+    assert len({s.fingerprint for s in (plain, varied, PackedStream(squares, 4, variety=Variety(True)))}) == 3
+
+
+def test_the_config_says_how_pictures_and_captions_are_varied(
+    source: Path, mini_stickers: Stickers, tmp_path: Path
+) -> None:
+    for name, buckets in (("squares", (Bucket(32, 32),)), ("shapes", make_buckets(32, step=8))):
+        list(pack_pictures(source, tmp_path / name, buckets, ReadReport()))
+        config = DataConfig(size=32, templates=("a photo of {}",))
+        sources = open_sources(tmp_path / name, config, batch=4)
+        assert all(caption.startswith("a photo of ") for caption in sources.train.examples(range(4)).captions)
+        assert not any(caption.startswith("a photo of ") for caption in sources.held_out.examples([0]).captions)
+        plain = open_sources(tmp_path / name, DataConfig(size=32), batch=4)
+        assert sources.train.fingerprint != plain.train.fingerprint
+    with pytest.raises(ConfigError, match="where the caption goes"):
+        DataConfig.from_dict({"templates": ["a photo"]})
+    with pytest.raises(ConfigError, match="your own pictures"):
+        open_sources(mini_stickers.folder, DataConfig(size=128, flip=True))
 
 
 def test_a_small_set_holds_out_one_picture_with_its_copies(squares: PackedPictures) -> None:

@@ -208,6 +208,29 @@ class PackedPictures:
         return np.memmap(path, np.uint8, "r", shape=shape)
 
 
+@dataclass(frozen=True, slots=True)
+class Variety:
+    """In how many ways a picture and its caption are shown.
+
+    Attributes:
+        flip: mirror half of the pictures. Off unless asked for: a caption may speak of left and right.
+        templates: sentences with ``{}`` where the caption goes, one drawn for each picture; none shows it as it is.
+    """
+
+    flip: bool = False
+    templates: tuple[str, ...] = ()
+
+    def example(self, pictures: PackedPictures, row: int, generator: np.random.Generator) -> Example:
+        """Picture `row` with one of its captions, as `generator` draws them."""
+        picture, captions = np.array(pictures.picture(row)), pictures.records[row].captions
+        if self.flip and generator.random() < 0.5:
+            picture = np.ascontiguousarray(picture[:, ::-1])
+        caption = captions[int(generator.integers(len(captions)))]
+        if self.templates:
+            caption = self.templates[int(generator.integers(len(self.templates)))].replace("{}", caption)
+        return Example(picture, caption)
+
+
 class PackedStream:
     """The endless training stream of a packed set: every picture once an epoch, in an order of its own.
 
@@ -215,11 +238,13 @@ class PackedStream:
         pictures: the set.
         seed: of order, captions and flips.
         split: whose pictures are used.
-        flip: mirror half of the pictures. Off unless asked for: a caption may speak of left and right.
+        variety: flips and templates.
     """
 
-    def __init__(self, pictures: PackedPictures, seed: int, *, split: Split = "train", flip: bool = False) -> None:
-        self.pictures, self.seed, self.split, self.flip = pictures, seed, split, flip
+    def __init__(
+        self, pictures: PackedPictures, seed: int, *, split: Split = "train", variety: Variety = Variety()
+    ) -> None:
+        self.pictures, self.seed, self.split, self.variety = pictures, seed, split, variety
         self.rows = pictures.indices(split)
         self._order: tuple[int, NDArray[np.int64]] | None = None
         if len(self.rows) == 0:
@@ -229,7 +254,9 @@ class PackedStream:
     def fingerprint(self) -> str:
         """Changes whenever the stream does."""
         digests = json.dumps(self.pictures.manifest.sha256, sort_keys=True)
-        settings = (PACKED_VERSION, self.seed, self.split, self.flip)
+        settings: tuple[object, ...] = (PACKED_VERSION, self.seed, self.split, self.variety.flip)
+        if self.variety.templates:
+            settings += (self.variety.templates,)
         return hashlib.sha256(f"{digests}/{settings}".encode()).hexdigest()
 
     def example(self, index: int) -> Example:
@@ -237,11 +264,7 @@ class PackedStream:
         epoch, place = divmod(index, len(self.rows))
         row = int(self._epoch_order(epoch)[place])
         generator = np.random.Generator(np.random.Philox(key=[self.seed, index]))
-        captions = self.pictures.records[row].captions
-        picture = np.array(self.pictures.picture(row))
-        if self.flip and generator.random() < 0.5:
-            picture = np.ascontiguousarray(picture[:, ::-1])
-        return Example(picture, captions[int(generator.integers(len(captions)))])
+        return self.variety.example(self.pictures, row, generator)
 
     def _epoch_order(self, epoch: int) -> NDArray[np.int64]:
         if self._order is None or self._order[0] != epoch:  # the last epoch's order is kept; it can be made again

@@ -269,6 +269,17 @@ class DataConfig(Config):
     zh_share: float = Field(default=0.0, ge=0, le=1)
     """Share of Chinese captions, of stickers and scenes alike (data set of stickers only). The text encoder must know
     Chinese: stage `clip` teaches it."""
+    flip: bool = False
+    """Mirror half of the pictures (packed pictures only). A caption that speaks of left and right becomes wrong."""
+    templates: tuple[str, ...] = ()
+    """Sentences with {} where the caption goes, for example "a photo of {}" (packed pictures only); one is drawn for
+    each picture that is trained on. None shows the captions as they are."""
+
+    @model_validator(mode="after")
+    def _a_place_for_the_caption(self) -> DataConfig:
+        if lacking := [template for template in self.templates if "{}" not in template]:
+            raise ConfigError("data.templates", given=repr(lacking[0]), expected="{} where the caption goes")
+        return self
 
 
 class TextConfig(Config):

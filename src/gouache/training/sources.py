@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 
 from gouache.data.buckets import Bucket
-from gouache.data.packed import PackedPictures, PackedStream
+from gouache.data.packed import PackedPictures, PackedStream, Variety
 from gouache.data.stickers import Split, Stickers
 from gouache.data.stream import Example, StickerStream, plain_example
-from gouache.errors import DataError
+from gouache.errors import ConfigError, DataError
 from gouache.training.config import DataConfig
 from gouache.training.encoded_store import Captioned, CaptionedSource, FiniteSource
 from gouache.training.shapes import Bucketed
@@ -60,10 +60,11 @@ class BucketedSource:
         pictures: the set.
         seed: of order and captions.
         batch: images of a batch.
+        variety: flips and templates.
     """
 
-    def __init__(self, pictures: PackedPictures, seed: int, batch: int) -> None:
-        self._pictures, self._seed, self.batch = pictures, seed, batch
+    def __init__(self, pictures: PackedPictures, seed: int, batch: int, variety: Variety) -> None:
+        self._pictures, self._seed, self.batch, self._variety = pictures, seed, batch, variety
         self._rows = pictures.indices("train")
         members = pictures.members
         self._order = Bucketed([(members[row].height, members[row].width) for row in self._rows], batch, seed)
@@ -71,17 +72,16 @@ class BucketedSource:
     @property
     def fingerprint(self) -> str:
         """Of the data set, the seed and the batch."""
-        return f"{PackedStream(self._pictures, self._seed).fingerprint}/batches of {self.batch}"
+        stream = PackedStream(self._pictures, self._seed, variety=self._variety)
+        return f"{stream.fingerprint}/batches of {self.batch}"
 
     def examples(self, numbers: Sequence[int]) -> Captioned:
         """Examples of the endless stream."""
         return _stacked([self._example(n, at) for n, at in zip(numbers, self._order.numbers(numbers), strict=True)])
 
     def _example(self, number: int, at: int) -> Example:
-        row = int(self._rows[at])
-        captions = self._pictures.records[row].captions
         generator = np.random.Generator(np.random.Philox(key=[self._seed, number]))
-        return Example(np.array(self._pictures.picture(row)), captions[int(generator.integers(len(captions)))])
+        return self._variety.example(self._pictures, int(self._rows[at]), generator)
 
 
 class PlainPictures:
@@ -149,6 +149,11 @@ def open_sources(folder: Path, config: DataConfig, *, batch: int = ENCODED_TOGET
     if (folder / "records.jsonl").is_file() and not (folder / "pictures.npy").is_file():
         return _packed_sources(PackedPictures.open(folder), config, batch)
     stickers = open_stickers(folder, config)
+    if config.flip or config.templates:
+        raise ConfigError(
+            "data.flip and data.templates", given="one of them for the recipe stickers", expected="your own pictures",
+            cure="Leave them out: the recipe has captions and flips of its own.",
+        )  # fmt: skip
     stream = StickerStream(stickers, config.seed, scene_share=config.scene_share, zh_share=config.zh_share)
     held_out, plain = (PlainStickers(stickers, stream.fingerprint, split) for split in ("held_out", "train"))
     return Sources(StreamSource(stream), held_out, plain)
@@ -176,10 +181,11 @@ def _packed_sources(pictures: PackedPictures, config: DataConfig, batch: int) ->
             str(pictures.folder), given=given, expected=f"{config.size}x{config.size}, or buckets of about its area",
             cure=f"Build it with --size {config.size}, as [data] size says.",
         )  # fmt: skip
+    variety = Variety(config.flip, config.templates)
     held_out, plain = (PlainPictures(pictures, split) for split in ("held_out", "train"))
     if len(pictures.buckets) > 1:
-        return Sources(BucketedSource(pictures, config.seed, batch), held_out, plain)
-    return Sources(StreamSource(PackedStream(pictures, config.seed)), held_out, plain)
+        return Sources(BucketedSource(pictures, config.seed, batch, variety), held_out, plain)
+    return Sources(StreamSource(PackedStream(pictures, config.seed, variety=variety)), held_out, plain)
 
 
 def _fits(bucket: Bucket, size: int) -> bool:
