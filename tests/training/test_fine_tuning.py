@@ -9,12 +9,13 @@ import pytest
 import torch
 from PIL import Image
 
+from gouache.checkpoints.format import load_tensors
 from gouache.checkpoints.load import load_bundle
 from gouache.checkpoints.save import bundle_to_write, write_model
 from gouache.data.buckets import Bucket
 from gouache.data.packed import pack_pictures
 from gouache.data.readers import ReadReport
-from gouache.errors import ConfigError
+from gouache.errors import ConfigError, InvalidInput
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
 from gouache.pipeline.untrained import untrained_bundle
@@ -22,6 +23,7 @@ from gouache.training.config import DenoiserStage, read_config
 from gouache.training.loop import Progress
 from gouache.training.pack import pack
 from gouache.training.run import train_stage
+from gouache.training.state import checkpoints
 
 CONFIG = """
 [data]
@@ -40,7 +42,7 @@ validate_images = 640
 learning_rate = 3e-3
 warmup_images = 0
 [denoiser.ema]
-lengths = [0.1]
+lengths = [0.1, 0.05]
 use = 0.1
 """
 
@@ -80,10 +82,23 @@ def test_a_model_of_any_layout_is_tuned_and_packed(layout: str, data: Path, tmp_
     assert not set(frozen) & set(moved)
     assert "conv_out.weight" in moved
     assert tuned.family == "sd1"
+    check_widths(config, tmp_path / "run", after)
     painted = Pipeline(tuned).paint(
         Request(prompt="square number 3", seed=1, num_inference_steps=2, width=128, height=128)
     )
     assert painted[0].image.size == (128, 128)
+
+
+def check_widths(config: Path, run: Path, used: dict[str, torch.Tensor]) -> None:
+    """Every average that was tracked can be packed; 0.1 is the config's own."""
+    settings, saved = read_config(config, "denoiser"), load_tensors(checkpoints(run / "denoiser")[-1])
+    for width in (0.1, 0.05):
+        out = pack(settings, run, run / f"tuned-{width}", dtype="fp32", ema=width)
+        packed = load_bundle(out).unet.state_dict()
+        assert all(torch.equal(packed[name], saved[f"ema.{width}.{name}"]) for name in packed)
+        assert all(torch.equal(packed[name], used[name]) for name in packed) == (width == 0.1)
+    with pytest.raises(InvalidInput, match=r"tracked: 0\.1, 0\.05"):
+        pack(settings, run, run / "never", ema=0.07)
 
 
 def test_a_stage_has_one_origin() -> None:

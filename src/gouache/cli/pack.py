@@ -19,6 +19,9 @@ def pack(
     name: Annotated[str, typer.Option(help="The model's name.")] = "pocket",
     styles: Annotated[str, typer.Option(help="Styles that requests may name, with commas.")] = "",
     licence: Annotated[str, typer.Option(help="Licence of the weights, as an SPDX identifier.")] = "",
+    ema: Annotated[
+        float | None, typer.Option(help="Width of the denoiser's average, one of those tracked; else the config's.")
+    ] = None,
 ) -> None:
     """Put the results of all stages together as one model, for gouache paint --model.
 
@@ -29,7 +32,7 @@ def pack(
 
     written = pack_run(
         read_config(config, None), run, out, dtype=dtype, int8=_words(int8), name=name, styles=_words(styles),
-        licence=licence,
+        licence=licence, ema=ema,
     )  # fmt: skip
     typer.echo(written)
 

@@ -27,6 +27,7 @@ from gouache.training.assemble import (
     stage_run,
 )
 from gouache.training.config import TrainConfig
+from gouache.training.state import tracked_average
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
@@ -41,6 +42,7 @@ def pack(
     name: str = "pocket",
     styles: tuple[str, ...] = (),
     licence: str = "",
+    ema: float | None = None,
 ) -> Path:
     """Write the model that a training has come to.
 
@@ -56,14 +58,18 @@ def pack(
         name: the model's name.
         styles: that requests may name.
         licence: of the weights, as an SPDX identifier.
+        ema: relative width of the denoiser's average, one of those tracked; none takes the config's.
 
     Raises:
         TrainingError: the config has no denoiser, or a stage has no result.
-        InvalidInput: an unknown dtype or part, or `out` is there already.
+        InvalidInput: an unknown dtype, part or width, or `out` is there already.
     """
     if dtype not in DTYPES:
         raise InvalidInput("dtype", given=repr(dtype), expected=f"one of {', '.join(DTYPES)}")
     bundle = assemble_bundle(config, run, name, _defaults(config))
+    if ema is not None:
+        stage_config(config, "denoiser")
+        bundle.unet.load_state_dict(tracked_average(stage_run(run, "denoiser"), ema))
     for part in bundle.networks().values():
         part.to(DTYPES[dtype])
     model = replace(bundle_to_write(bundle), int8=int8, styles=styles, licence=licence)

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from gouache.checkpoints.format import load_tensors, save_tensors
 from gouache.checkpoints.header import read_header
-from gouache.errors import CheckpointError, TrainingError
+from gouache.errors import CheckpointError, InvalidInput, TrainingError
 from gouache.training.config import StageConfig
-from gouache.training.ema import PowerEma
+from gouache.training.ema import PowerEma, Weights
 from gouache.training.sharding import gathered, placed
 from gouache.training.stage import Stage
 
@@ -136,6 +136,30 @@ def full_disk_reported(run: Path) -> Iterator[None]:
             str(error.filename or run), given="a full disk", expected="room to write",
             cure=f"Free some space and resume; the last whole checkpoint is {kept[-1].name if kept else 'none'}.",
         ) from error  # fmt: skip
+
+
+def tracked_average(run: Path, length: float) -> Weights:
+    """The averaged weights of one relative width, from the last checkpoint of a stage: the choice after training.
+
+    Raises:
+        TrainingError: the stage has no checkpoint.
+        InvalidInput: the width was not tracked.
+    """
+    saved = checkpoints(run)
+    if not saved:
+        raise TrainingError(
+            str(run),
+            given="no checkpoint",
+            expected="a stage that was trained",
+            cure="Train it, or leave out the width.",
+        )
+    tensors = load_tensors(saved[-1])
+    # The width is a number with a point of its own: "ema.0.05.conv_in.weight".
+    prefix = f"ema.{float(length)}."
+    if average := {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}:
+        return average
+    widths = json.loads(read_header(saved[-1]).metadata["config"])["ema"]["lengths"]
+    raise InvalidInput("ema", given=length, expected=f"a width that was tracked: {', '.join(map(str, widths))}")
 
 
 def save_state(run: Path, config: StageConfig, state: TrainState, *, write: bool = True) -> Path:
