@@ -203,8 +203,11 @@ def test_a_link_out_of_a_models_folder_is_not_listed(make_client: MakeClient, tm
     (tmp_path / "outside.safetensors").write_bytes(b"x")
     (folder / "inside.safetensors").write_bytes(b"x")
     (folder / "link.safetensors").symlink_to(tmp_path / "outside.safetensors")
-    listed = [model["id"] for model in make_client(models=(folder,)).get("/v1/models").json()["data"]]
-    assert listed == ["pocket", "inside.safetensors"]
+    seen: list[Studio] = []
+    client = make_client(seen.append, models=(folder,))
+    assert [entry.name for entry in seen[0].shelf.entries()] == ["pocket", "inside.safetensors"]
+    # A file that can't be used is not offered.
+    assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["pocket"]
 
 
 @pytest.mark.parametrize("name", ["../studio.sqlite3", "..%2fstudio.sqlite3", "%2e%2e/x", "a/../../x", "x%00y"])

@@ -60,7 +60,7 @@ def cancel(job: Annotated[str, typer.Argument(help="A job's id.")], data: Data =
 @app.command()
 def retry(job: Annotated[str, typer.Argument(help="A job's id.")], data: Data = None, store: Store = None) -> None:
     """Put a failed or cancelled job back into the queue."""
-    typer.echo(_studio(data, store).jobs.retry(job).state)
+    typer.echo(_studio(data, store).retry(job, None).state)
 
 
 @app.command()

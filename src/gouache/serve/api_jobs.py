@@ -81,9 +81,7 @@ def cancel(job_id: str, request: Request) -> JobView:
 def retry(job_id: str, request: Request) -> JobView:
     """Put a failed or cancelled job back into the queue."""
     studio = studio_of(request)
-    job = studio.jobs.retry(job_id, owner_of(request))
-    studio.supervisor.wake()
-    return seen(studio, job)
+    return seen(studio, studio.retry(job_id, owner_of(request)))
 
 
 @router.get("/{job_id}/preview", response_class=Response)

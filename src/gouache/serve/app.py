@@ -49,9 +49,11 @@ def create_api(studio: Studio) -> FastAPI:
         studio.bell.hang()
         studio.supervisor.start()
         studio.training.wake()
+        studio.housekeeping.start()
         try:
             yield
         finally:
+            studio.housekeeping.stop()
             studio.training.sleep()
             studio.supervisor.stop()
 

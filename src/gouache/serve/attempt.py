@@ -132,7 +132,7 @@ class Attempt:
             self._keep(event, first, is_last=True)  # It was finished a moment before.
             return None
         kept = event if isinstance(event, Painted) else event.partial and event.partial()
-        row = None if kept is None else self._stored(kept, first)
+        row = None if kept is None else self._stored(kept, first, partial=kept is not event)
         if ending == "keep" or following == self.job.pictures or self.request.interpolation is not None:
             self.leases.cancelled(self.job, row)
             return None
@@ -164,16 +164,16 @@ class Attempt:
                 raise LeaseLost(f"job {self.job.id}")
         self.bench.tell(self.job.id)
 
-    def _stored(self, painted: Painted, first: int) -> dict[str, object] | None:
+    def _stored(self, painted: Painted, first: int, *, partial: bool = False) -> dict[str, object] | None:
         """Write the file, give its row; None if an earlier attempt listed this picture, whose file stays."""
         number = first + painted.picture
-        if self.leases.has_picture(picture_id(self.job, number)):
+        if self.leases.has_picture(self.job, number):
             return None
         # PNG holds every recipe whole; other formats are made of it when they are asked for.
         data = painted.encode("png")
-        file = f"{picture_id(self.job, number)}.png"
+        file = f"{picture_id(self.job, number, partial=partial)}.png"
         self.bench.vault.keep("pictures", file, data)
-        return row_of(self.job, number, file, data, painted.image.size, painted.recipe)
+        return row_of(self.job, number, file, data, painted.image.size, painted.recipe, partial=partial)
 
 
 def _from(request: Request, first: int) -> Request:

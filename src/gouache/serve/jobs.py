@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 
-from sqlalchemy import Connection, and_, case, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from gouache.errors import Conflict, NotFound, QueueFull
 from gouache.pipeline.request import Request
 from gouache.serve.database import Database
 from gouache.serve.job import COLUMNS, OPEN, Ending, Event, Job, Source
+from gouache.serve.pictures import drop_partial
 from gouache.serve.settings import Limits
 from gouache.serve.tables import events, jobs, previews
 
@@ -24,10 +25,11 @@ class Jobs:
     Args:
         database: where it lies.
         limits: caps on its length.
+        discard: removes the file of a picture that is no longer listed.
     """
 
-    def __init__(self, database: Database, limits: Limits) -> None:
-        self.database, self.limits = database, limits
+    def __init__(self, database: Database, limits: Limits, discard: Callable[[str], None] = lambda _: None) -> None:
+        self.database, self.limits, self.discard = database, limits, discard
 
     def submit(
         self,
@@ -201,7 +203,7 @@ class Jobs:
         return self.get(job_id, owner)
 
     def retry(self, job_id: str, owner: str | None = None) -> Job:
-        """Put a failed or cancelled job back into the queue.
+        """Put a failed or cancelled job back into the queue; what it left half painted is painted again.
 
         Raises:
             NotFound: no such job.
@@ -216,7 +218,12 @@ class Jobs:
                       "cancel_requested": False, "step": 0, "picture": 0}  # fmt: skip
             if not connection.execute(ended.values(values)).rowcount:
                 raise Conflict("job", given=f"a job that is {job.state}", expected="one that failed or was cancelled")
+            # An old "keep" must not speak for a cancellation to come.
+            connection.execute(delete(events).where(events.c.job == job_id, events.c.kind.in_(("keep", "skip"))))
+            files = drop_partial(connection, job_id)
             note(connection, job_id, "queued", "again")
+        for file in files:
+            self.discard(file)
         return self.get(job_id, owner)
 
     def watch(self, job_id: str, seconds: float) -> None:

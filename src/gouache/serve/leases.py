@@ -82,9 +82,10 @@ class Leases:
             if jpeg is not None:
                 upsert(connection, previews, {"job": job.id}, {"number": picture * 10_000 + step, "jpeg": jpeg})
 
-    def has_picture(self, picture: str) -> bool:
-        """Whether an earlier attempt listed this picture."""
-        return self.database.row(select(pictures.c.id).where(pictures.c.id == picture)) is not None
+    def has_picture(self, job: Job, number: int) -> bool:
+        """Whether an earlier attempt listed this picture of a job."""
+        listed = select(pictures.c.id).where(pictures.c.job == job.id, pictures.c.number == number)
+        return self.database.row(listed) is not None
 
     def add_picture(self, connection: Connection, row: dict[str, object]) -> None:
         """List a picture unless an earlier attempt did."""

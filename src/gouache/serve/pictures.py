@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Select, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, select, update
 
 from gouache.errors import NotFound
 from gouache.pipeline.recipe import Recipe
@@ -97,15 +97,30 @@ class Wanted:
         return found
 
 
-def picture_id(job: Job, number: int) -> str:
-    """The id of a job's picture: the same at a second attempt, so that nothing is listed twice."""
-    return f"{job.id}-{number:04d}"
+def picture_id(job: Job, number: int, *, partial: bool = False) -> str:
+    """The id of a job's picture: the same at a second attempt, so that nothing is listed twice.
+
+    One that is kept half painted has another (`p` at its end): a retry paints that one whole, and browsers keep what
+    they saw under an id.
+    """
+    return f"{job.id}-{number:04d}{'p' if partial else ''}"
 
 
-def row_of(job: Job, number: int, file: str, data: bytes, size: tuple[int, int], recipe: Recipe) -> dict[str, object]:
+def drop_partial(connection: Connection, job_id: str) -> list[str]:
+    """Take a job's half-painted pictures off the list, inside a transaction; gives their files."""
+    partial = (pictures.c.job == job_id, pictures.c.id.like("%p"))
+    files = [row.file for row in connection.execute(select(pictures.c.file).where(*partial))]
+    connection.execute(delete(pictures).where(*partial))
+    return files
+
+
+def row_of(
+    job: Job, number: int, file: str, data: bytes, size: tuple[int, int], recipe: Recipe, *, partial: bool = False
+) -> dict[str, object]:
     """The columns of a new picture."""
     return {
-        "id": picture_id(job, number), "job": job.id, "number": number, "owner": job.owner, "created": time.time(),
+        "id": picture_id(job, number, partial=partial), "job": job.id, "number": number, "owner": job.owner,
+        "created": time.time(),
         "file": file, "bytes": len(data), "sha256": sha256(data).hexdigest(), "width": size[0], "height": size[1],
         "prompt": recipe.request.prompt, "seed": recipe.request.seed or 0, "model": recipe.model.name,
         "recipe": recipe.to_json(),
@@ -263,6 +278,14 @@ class Pictures:
         self.get(picture, owner)
         with self.database.write() as connection:
             connection.execute(update(pictures).where(pictures.c.id == picture).values(deleted=time.time()))
+
+    def purge(self, before: float) -> list[str]:
+        """Forget pictures that were deleted before a time; gives their files, which nothing names any longer."""
+        gone = pictures.c.deleted < before
+        with self.database.write() as connection:
+            files = [row.file for row in connection.execute(select(pictures.c.file).where(gone))]
+            connection.execute(delete(pictures).where(gone))
+        return files
 
     def restore(self, picture: str, owner: str | None = None) -> Picture:
         """Undo a deletion.

@@ -20,6 +20,7 @@ from gouache.serve.buckets import Buckets
 from gouache.serve.database import Database, upsert
 from gouache.serve.enlarging import Enlarging
 from gouache.serve.glance import Glance
+from gouache.serve.housekeeping import Housekeeping
 from gouache.serve.job import FINISHED, Ending, Job, Source
 from gouache.serve.jobs import Jobs, fingerprint_of
 from gouache.serve.leases import Leases
@@ -54,10 +55,11 @@ class Studio:
         self.settings = settings
         self.vault = Vault(settings.data, settings.limits.free_bytes)
         self.database = Database(settings.store_url)
-        self.jobs = Jobs(self.database, settings.limits)
+        self.jobs = Jobs(self.database, settings.limits, self.vault.discard)
         self.glance = Glance(self.database)
         self.leases = Leases(self.database)
         self.pictures = Pictures(self.database)
+        self.housekeeping = Housekeeping(self.database, self.vault, self.pictures)
         self.accounts = Accounts(self.database)
         self.shelf = Shelf(settings.shelves, self.database, settings.default_model)
         self.secret = self.database.secret()
@@ -109,6 +111,7 @@ class Studio:
         if request.model is None and (chosen := self.default_model(owner)) != self.shelf.default:
             request = request.replace({"model": chosen})
         self.vault.check_room()
+        self.vault.renew(name for name in request.pictures() if name.startswith("sha256:"))
         admitted = admit(request, self.settings, self.shelf, self.vault)
         job, new = self.jobs.submit(
             admitted, owner=owner, source=source, key=key, label=label, priority=priority, fingerprint=fingerprint
@@ -122,6 +125,18 @@ class Studio:
         """Cancel one job by its id; arguments and errors as `Jobs.cancel`."""
         job = self.jobs.cancel(job_id, owner, ending=ending)
         self.bell.ring(job_id)
+        return job
+
+    def retry(self, job_id: str, owner: str | None) -> Job:
+        """Put a failed or cancelled job back and wake a worker; arguments and errors as `Jobs.retry`.
+
+        Raises:
+            PictureError: a picture that it starts from is no longer kept.
+        """
+        self.vault.check_room()
+        self.vault.renew(self.jobs.get(job_id, owner).parsed().pictures())
+        job = self.jobs.retry(job_id, owner)
+        self.supervisor.wake()
         return job
 
     async def wait_for(self, job_id: str, seconds: float) -> Job:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import re
 import shutil
+from collections.abc import Container, Iterable
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
@@ -17,12 +19,24 @@ from gouache.pipeline.files import write_bytes
 
 Shelf = Literal["pictures", "thumbnails", "attachments", "errands"]
 SHELVES: tuple[Shelf, ...] = ("pictures", "thumbnails", "attachments", "errands")
-_NAME = re.compile(r"[0-9a-f]{32,64}(-[0-9]{4})?(\.(png|jpeg|webp))?")
+_NAME = re.compile(r"[0-9a-f]{32,64}(-[0-9]{4}p?)?(\.(png|jpeg|webp))?")
 THUMBNAIL_SIDE = 320
 
 
 class NoRoom(StoreError):
     """The disk is nearly full."""
+
+
+def _dropped(path: Path, aside: Path, before: float) -> bool:
+    """Remove a file that is old. Aside first: who renews it at this very moment meets no file, or is seen here."""
+    if path.stat().st_mtime >= before:
+        return False
+    path.rename(aside)
+    if aside.stat().st_mtime >= before:
+        aside.rename(path)
+        return False
+    aside.unlink()
+    return True
 
 
 class Vault:
@@ -99,9 +113,50 @@ class Vault:
         """
         self.check_room()
         digest = sha256(data).hexdigest()
-        if not self.path("attachments", digest).is_file():
+        if not self._renewed(digest):
             self.keep("attachments", digest, data)
         return f"sha256:{digest}"
+
+    def renew(self, names: Iterable[str]) -> None:
+        """Count the time that attachments are kept without need from now on.
+
+        Raises:
+            PictureError: one is gone.
+        """
+        for name in names:
+            if not self._renewed(name.removeprefix("sha256:")):
+                raise PictureError(
+                    "picture", given=repr(name), expected="an attachment that is still kept", cure="Upload it again."
+                )
+
+    def _renewed(self, digest: str) -> bool:
+        try:
+            os.utime(self.path("attachments", digest))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def drop_attachments(self, needed: Container[str], before: float) -> int:
+        """Remove attachments that nobody needs; gives how many went.
+
+        Args:
+            needed: digests that stay.
+            before: only those that were last attached, or named by a new job, before this time.
+        """
+        removed = 0
+        for path in (self.root / "attachments").iterdir():
+            name = path.name.removeprefix(".")  # One that a crash left aside has its dot.
+            if name in needed or not _NAME.fullmatch(name):
+                continue
+            # Another server of the same store may be faster.
+            with contextlib.suppress(FileNotFoundError):
+                removed += _dropped(path, path.with_name(f".{name}"), before)
+        return removed
+
+    def discard(self, file: str) -> None:
+        """Remove a picture's file and its thumbnail, if they are there."""
+        self.remove("pictures", file)
+        self.remove("thumbnails", Path(file).with_suffix(".webp").name)
 
     def attachment(self, name: str) -> bytes:
         """The bytes behind `sha256:<hex>`.
