@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,14 @@ from gouache.data.buckets import Bucket
 from gouache.data.packed import pack_pictures
 from gouache.data.readers import ReadReport
 from gouache.errors import ConfigError, InvalidInput
+from gouache.models.bundle import ModelBundle
+from gouache.models.configs import TextEncoderConfig
+from gouache.models.text_encoder import TextEncoder
+from gouache.models.text_stack import TextStack
+from gouache.models.unet import UNet
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
-from gouache.pipeline.untrained import untrained_bundle
+from gouache.pipeline.untrained import fill, untrained_bundle
 from gouache.training.config import DenoiserStage, read_config
 from gouache.training.loop import Progress
 from gouache.training.pack import pack
@@ -87,6 +93,43 @@ def test_a_model_of_any_layout_is_tuned_and_packed(layout: str, data: Path, tmp_
         Request(prompt="square number 3", seed=1, num_inference_steps=2, width=128, height=128)
     )
     assert painted[0].image.size == (128, 128)
+
+
+def sdxl_like() -> ModelBundle:
+    """A tiny model of SDXL's shape: two text encoders side by side, and a U-Net that is told six size numbers."""
+    start, clip = untrained_bundle(), TextEncoderConfig(width=32, inner_width=64, layers=2, heads=2)
+    text = TextStack.of_clip([TextEncoder(clip), TextEncoder(clip.model_copy(update={"projection_width": 8}))])
+    sizes = start.unet.config.model_copy(
+        update={
+            "context_width": 64,
+            "pooled_width": 8 + 6 * 256,
+            "linear_projection": True,
+            "transformer_layers": (0, 2),
+            "middle_transformer_layers": 2,
+        }
+    )
+    bundle = replace(start, family="sdxl", text=text, unet=UNet(sizes))
+    for number, network in enumerate(bundle.networks().values()):
+        fill(network, torch.Generator().manual_seed(number))
+    return bundle.eval()
+
+
+def test_a_model_of_sdxls_shape_is_tuned_and_packed(data: Path, tmp_path: Path) -> None:
+    start = write_model(bundle_to_write(sdxl_like()), tmp_path / "model", "diffusers")
+    assert load_bundle(start).size_numbers == 6
+    config = tmp_path / "config.toml"
+    config.write_text(CONFIG.format(start=start).replace("640", "80").replace("log_images = 160", "log_images = 16"))
+    progress = [e for e in train_stage("denoiser", config, data, tmp_path / "run") if isinstance(e, Progress)]
+    losses = [event.losses["mse"] for event in progress if event.losses]
+    assert losses[-1] < losses[0]
+    shard = load_tensors(next((tmp_path / "run").glob("encoded-*/000000000.safetensors")))
+    size = torch.tensor([32.0, 32, 0, 0, 32, 32])
+    assert torch.allclose(shard["pooled"][:, 8::256].float(), size.cos().expand(len(shard["pooled"]), 6), atol=1e-3)
+    tuned = load_bundle(pack(read_config(config, "denoiser"), tmp_path / "run", tmp_path / "tuned", dtype="fp32"))
+    assert (tuned.family, tuned.size_numbers) == ("sdxl", 6)
+    before, after = load_bundle(start).unet.state_dict(), tuned.unet.state_dict()
+    assert not torch.equal(before["conv_out.weight"], after["conv_out.weight"])
+    assert torch.equal(before["conv_in.weight"], after["conv_in.weight"])
 
 
 def check_widths(config: Path, run: Path, used: dict[str, torch.Tensor]) -> None:
