@@ -126,6 +126,17 @@ def test_what_a_stage_exports_is_its_averaged_network(name: str, make_stage: Mak
     assert all(torch.equal(saved[key], value) for key, value in averaged.items())
 
 
+@pytest.mark.parametrize("name", ["prior", "denoiser"])
+def test_captions_and_drafts_are_dropped_as_often_as_asked(name: str, make_stage: MakeStage) -> None:
+    for share in (0.0, 0.25, 1.0):
+        batch = make_stage(name, caption_dropout=share).batch(range(2000))
+        dropped = batch["pooled"].abs().sum(1) == 0  # the empty caption's vector is zero here, others are not
+        assert float(dropped.float().mean()) == pytest.approx(share, abs=0.04)
+        assert torch.equal(batch["context"].abs().sum((1, 2)) == 0, dropped), "states and vector go together"
+        if "keep_draft" in batch:
+            assert float(batch["keep_draft"].float().mean()) == pytest.approx(0.5, abs=0.04)
+
+
 def test_offset_noise_moves_whole_channels_and_is_part_of_the_target(make_stage: MakeStage) -> None:
     """A channel of 64 numbers has the mean's variance 1 / 64, and the offset's squared deviation beside it."""
     plain, offset = (make_stage("denoiser", noise_offset=value).batch(range(512))["eps"] for value in (0.0, 0.5))
