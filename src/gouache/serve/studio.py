@@ -74,8 +74,8 @@ class Studio:
         self.training = TrainingRuns(settings.data / "runs", sets, models, self.shelf)
         self.pulls = Pulls(self.shelf.refresh)
         patience = min(QUESTION_SECONDS, settings.wait)
-        self.meaning = Meaning(self.database, self.pictures, self.bell, self.supervisor.wake, patience)
-        self.enlarging = Enlarging(self.database, self.vault, self.bell, self.supervisor.wake, settings.wait)
+        self.meaning = Meaning(self.database, self.pictures, self.bell, self.supervisor.wake_beside, patience)
+        self.enlarging = Enlarging(self.database, self.vault, self.bell, self.supervisor.wake_beside, settings.wait)
 
     def submit(
         self,

@@ -55,6 +55,11 @@ class Supervisor:
         for slot in self._slots:
             slot.say(b".")
 
+    def wake_beside(self) -> None:
+        """There may be something to do beside painting; the painting itself is left alone."""
+        for slot in self._slots:
+            slot.say(b"b")
+
     def unload_models(self) -> None:
         """Workers let go of their models before the next job."""
         for slot in self._slots:

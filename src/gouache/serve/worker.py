@@ -1,9 +1,8 @@
 """The worker: a process of its own that takes jobs from the store and paints them.
 
-It hears its parent on standard input (first line: the settings; further bytes: "look at the queue", or
-"u": "let go of your models"; the end: stop) and
-tells on standard output when something changed, one job id a line. All truth is in the store; these lines only spare
-waiting.
+It hears its parent on standard input (first line: the settings; further bytes: ".": "look at the queue", "b": "look
+for work beside painting", "u": "let go of your models"; the end: stop) and tells on standard output when something
+changed, one job id a line. All truth is in the store; these lines only spare waiting.
 """
 
 from __future__ import annotations
@@ -239,14 +238,20 @@ def _first_line() -> str:
 
 
 def _listen(worker: Worker, bells: Sequence[threading.Event]) -> None:
-    """Ring at every byte; the end of standard input is the end of the parent."""
+    """Ring for those a byte is meant for: the others would only be in the way.
+
+    The end of standard input is the end of the parent.
+    """
     while True:
         said = os.read(0, 4096)
         if not said:
             break
         if b"u" in said:
             worker.unload.set()
-        _ring(bells)
+        if b"." in said or b"u" in said:
+            _ring(bells[:1])
+        if b"b" in said:
+            _ring(bells[1:])
     worker.stop(worker.settings.grace)
     _ring(bells)
 
