@@ -2,6 +2,7 @@
 
     python benchmarks/serve.py                # a few minutes on two cores
     python benchmarks/serve.py --jobs 40 --json serve.json
+    python benchmarks/serve.py --quick        # only the time it adds
 
 The durability figures (1,000 jobs, 50 kills) come from
     python -m pytest -m slow tests/serve/test_durability.py
@@ -25,6 +26,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import torch
 
 from gouache.pipeline.library import open_pipeline
 from gouache.pipeline.request import Request
@@ -70,15 +72,46 @@ def painted(client: httpx.Client, seed: int) -> float:
     raise RuntimeError(f"job {job} did not end well")
 
 
-def bare(count: int) -> list[float]:
-    """Seconds of the same pictures by the pipeline alone, encoded as PNG."""
+def compared(client: httpx.Client, count: int, threads: int) -> tuple[list[float], list[float]]:
+    """Seconds of the same pictures by the pipeline alone, encoded as PNG, and as jobs.
+
+    They take turns, on as many threads, so that whatever else the machine does falls on both.
+    """
+    torch.set_num_threads(threads)
     pipeline, _ = open_pipeline(None, device="cpu")
-    seconds = []
+    alone, through = [], []
     for seed in range(count + 1):
         start = time.perf_counter()
         pipeline.paint(Request.from_dict(BODY | {"seed": seed}))[0].encode("png")
-        seconds.append(time.perf_counter() - start)
-    return seconds[1:]
+        alone.append(time.perf_counter() - start)
+        through.append(painted(client, seed))
+    return alone[1:], through[1:]  # The first ones load the model.
+
+
+def added_time(client: httpx.Client, count: int, threads: int) -> dict[str, float]:
+    """What the server adds to a picture, in milliseconds."""
+    alone, through = compared(client, count, threads)
+    added = [1000 * (ours - bare) for bare, ours in zip(alone, through, strict=True)]
+    return {
+        "bare pipeline, ms (median)": round(1000 * statistics.median(alone), 1),
+        "through the server, ms (median)": round(1000 * statistics.median(through), 1),
+        "added by the server, ms (median of the pairs)": round(statistics.median(added), 1),
+    }
+
+
+def under_load(url: str, client: httpx.Client, jobs: int, pollers: int, seconds: float) -> dict[str, float]:
+    """Many jobs at once, and many who ask."""
+    done, spent = held(url, jobs)
+    rate, failed = polled(url, pollers, seconds, 0.0)
+    paced, slower = beside_pollers(url, client, pollers, seconds, jobs)
+    return {
+        f"of {jobs} jobs held at once, done": done,
+        "seconds for them": round(spent, 2),
+        f"requests/s of {pollers} pollers": round(rate, 1),
+        "failed polls": failed,
+        f"requests/s of {pollers} paced pollers beside the worker": round(paced, 1),
+        "worker's time a job beside them, % more": round(100 * (slower - 1), 1),
+    }
 
 
 async def _poller(address: tuple[str, int], path: str, until: float, pause: float, counts: Counter[int]) -> None:
@@ -158,26 +191,13 @@ def main() -> None:
     parser.add_argument("--pollers", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=8.0, help="of polling")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--quick", action="store_true", help="only the added time")
     parser.add_argument("--json", type=Path)
     chosen = parser.parse_args()
-    alone = statistics.median(bare(chosen.jobs))
     with served(chosen.threads) as url, httpx.Client(base_url=url, timeout=120) as client:
-        painted(client, 0)  # loads the model
-        through = statistics.median(painted(client, seed) for seed in range(1, chosen.jobs + 1))
-        done, seconds = held(url, chosen.jobs)
-        rate, failed = polled(url, chosen.pollers, chosen.seconds, 0.0)
-        paced, slower = beside_pollers(url, client, chosen.pollers, chosen.seconds, chosen.jobs)
-    figures = {
-        "bare pipeline, ms (median)": round(alone * 1000, 1),
-        "through the server, ms (median)": round(through * 1000, 1),
-        "added by the server, ms": round((through - alone) * 1000, 1),
-        f"of {chosen.jobs} jobs held at once, done": done,
-        "seconds for them": round(seconds, 2),
-        f"requests/s of {chosen.pollers} pollers": round(rate, 1),
-        "failed polls": failed,
-        f"requests/s of {chosen.pollers} paced pollers beside the worker": round(paced, 1),
-        "worker's time a job beside them, % more": round(100 * (slower - 1), 1),
-    }
+        figures = added_time(client, chosen.jobs, chosen.threads)
+        if not chosen.quick:
+            figures |= under_load(url, client, chosen.jobs, chosen.pollers, chosen.seconds)
     for name, value in figures.items():
         print(f"{name:56} {value}")  # noqa: T201
     if chosen.json:
