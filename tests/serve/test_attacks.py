@@ -217,6 +217,21 @@ def test_a_user_follows_so_many_streams_and_no_more(start_server: StartServer) -
             assert again.status_code == 200
 
 
+def test_streams_that_are_opened_at_the_same_moment_are_counted_too(start_server: StartServer) -> None:
+    server = start_server(workers=0, limits={"streams": 5})
+    job = httpx.post(f"{server.url}/v1/jobs", json={"request": {"prompt": "x"}}, timeout=30).json()["id"]
+    said = f"GET /v1/jobs/{job}/events HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode()
+    opened = [speaking(server, said) for _ in range(40)]
+    statuses = [one.recv(12) for one in opened]
+    assert (statuses.count(b"HTTP/1.1 200"), statuses.count(b"HTTP/1.1 429")) == (5, 35)
+    for one in opened:
+        one.close()
+    until = time.monotonic() + 30
+    while server.studio.streams["local"] and time.monotonic() < until:
+        time.sleep(0.05)
+    assert server.studio.streams["local"] == 0
+
+
 def test_others_are_not_told_where_files_lie(
     start_server: StartServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -35,9 +35,9 @@ def png(colour: str = "red", side: int = 32) -> bytes:
     return buffer.getvalue()
 
 
-def zipped(**files: bytes) -> bytes:
+def zipped(method: int = zipfile.ZIP_STORED, /, **files: bytes) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w") as archive:
+    with zipfile.ZipFile(buffer, "w", method) as archive:
         for name, data in files.items():
             archive.writestr(name, data)
     return buffer.getvalue()
@@ -116,6 +116,10 @@ def test_bad_uploads_are_named(studio: Studio) -> None:
         sets.add("cats", "one.png", b"no picture")
     with pytest.raises(DataError, match="whole zip"):
         sets.add("cats", "one.zip", b"no zip")
+    packed = bytearray(zipped(zipfile.ZIP_DEFLATED, **{"a.txt": b"a cat on a mat" * 50}))
+    packed[40:46] = b"\xff" * 6  # Amid the packed bytes: the directory at the end is whole.
+    with pytest.raises(DataError, match="whole zip"):
+        sets.add("cats", "one.zip", bytes(packed))
     with pytest.raises(DataError, match="no picture and no caption"):
         sets.add("cats", "one.zip", zipped(**{"a.py": b"x"}))
     with pytest.raises(DataError, match="two files named"):
@@ -244,6 +248,7 @@ def test_a_run_that_fails_says_why_in_its_own_words(start_server: StartServer) -
     server = start_server(workers=0)
     with httpx.Client(base_url=server.url, timeout=60) as client:
         assert client.put("/v1/training/sets/cats/one.png", content=png()).json()["pictures"] == 1
+        assert client.put("/v1/training/sets/cats/more.zip", content=b"no zip").status_code == 422
         client.put("/v1/training/sets/cats/metadata.csv", content=b"file_name,nothing\none.png,x\n")
         body = {"name": "mine", "stage": "vae", "data": "cats", "minutes": 1, "size": 32}
         assert client.post("/v1/training/runs", json=body).status_code == 202

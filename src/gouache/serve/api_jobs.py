@@ -11,6 +11,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from gouache.errors import NotFound, QueueFull
 from gouache.serve.access import owner_of, studio_of
@@ -115,17 +116,29 @@ async def follow(
             "event streams", given=studio.streams[job.owner], expected=f"fewer than {studio.settings.limits.streams}",
             cure="Close one, or ask for the jobs themselves.",
         )  # fmt: skip
-    stream = _counted(studio.streams, job.owner, _events(studio, job.id, int(last_event_id or 0), previews))
-    return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    return _Counted(studio.streams, job.owner, _events(studio, job.id, int(last_event_id or 0), previews))
 
 
-async def _counted(streams: Counter[str], owner: str, stream: AsyncIterator[str]) -> AsyncIterator[str]:
-    streams[owner] += 1
-    try:
-        async for part in stream:
-            yield part
-    finally:
-        streams[owner] -= 1
+class _Counted(StreamingResponse):
+    """A stream that counts among its owner's from the moment it is allowed until it is over.
+
+    Args:
+        streams: the counts.
+        owner: whose it is.
+        stream: what is sent.
+    """
+
+    def __init__(self, streams: Counter[str], owner: str, stream: AsyncIterator[str]) -> None:
+        super().__init__(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._streams, self._owner = streams, owner
+        streams[owner] += 1
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, and count it no longer."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._streams[self._owner] -= 1
 
 
 async def _events(studio: Studio, job_id: str, after: int, previews: bool) -> AsyncIterator[str]:

@@ -12,6 +12,7 @@ from starlette.responses import JSONResponse, Response
 from gouache.errors import (
     CheckpointError,
     Conflict,
+    DataError,
     GouacheError,
     InvalidInput,
     MissingDependency,
@@ -45,6 +46,7 @@ _STATUS: tuple[tuple[type[GouacheError], int], ...] = (
     (CheckpointError, 422),
     (InvalidInput, 422),
     (RecipeError, 422),
+    (DataError, 422),
     (MissingDependency, 501),
     (TookTooLong, 504),
     (NobodyAnswers, 504),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import lzma
 import re
 import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
@@ -17,6 +19,11 @@ TEXTS = (".txt", ".jsonl", ".csv")
 MOST_FILES = 20_000
 MOST_BYTES = 512 * 2**20
 """Of one zip, unpacked: all of it is looked at in memory before anything is written."""
+BROKEN = (
+    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, OSError, NotImplementedError, RuntimeError,
+    EOFError, UnicodeError,
+)  # fmt: skip
+"""What Python's reader raises for zips that are damaged, locked or packed in a way that it does not know."""
 _NAME = re.compile(r"\w[\w .()-]{0,79}")
 _FILE = re.compile(r"[^.\x00-\x1f/\\:*?\"<>|][^\x00-\x1f/\\:*?\"<>|]{0,119}")
 
@@ -146,7 +153,7 @@ def _unpacked(data: bytes) -> dict[str, bytes]:
             if name in parts:
                 raise DataError("zip", given=f"two files named {name}", expected="names that differ")
             parts[name] = archive.read(info)
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, NotImplementedError, RuntimeError, EOFError) as error:
+    except BROKEN as error:
         raise DataError("zip", given=str(error)[:100], expected="a whole zip without a password") from error
     if not parts:
         raise DataError("zip", given="no picture and no caption", expected="pictures with their captions")
