@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,9 @@ from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults
 from gouache.models.prior import Draw
 from gouache.models.quantizer import Quantizer
+from gouache.pipeline.composing import DrawnThing, can_compose, compose
 from gouache.pipeline.conditioning import Encoded
+from gouache.pipeline.layout import Layout, read_layout
 from gouache.pipeline.likelihood import prior_bits
 from gouache.pipeline.request import Prior as PriorOptions
 from gouache.pipeline.request import Request
@@ -36,6 +38,22 @@ class Draft:
     score: float | None
 
 
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The things that a prompt lays out, and what encodes their words."""
+
+    layout: Layout
+    encode: Callable[[str], Encoded]
+
+
+def parts_of(request: Request, bundle: ModelBundle, prompt: str, encode: Callable[[str], Encoded]) -> Parts | None:
+    """What to draft one by one for a prompt with its style; None where it is drafted as a whole."""
+    if request.prior is None or not request.prior.layout or not can_compose(bundle):
+        return None
+    layout = read_layout(prompt)
+    return None if layout is None else Parts(layout, encode)
+
+
 @torch.no_grad()
 def draft(
     request: Request,
@@ -45,6 +63,7 @@ def draft(
     seed: int,
     size: tuple[int, int],
     start: Tensor | None = None,
+    parts: Parts | None = None,
 ) -> Draft:
     """Draft one picture; of `request.best_of` attempts the likeliest under the prompt.
 
@@ -58,6 +77,7 @@ def draft(
         seed: the picture's own.
         size: height and width of the latents; another size than the quantizer's is interpolated to.
         start: latents of the starting picture, for a block of tokens to keep. [1,C,h,w]
+        parts: the things that the prompt lays out, to be drafted one by one; None drafts it as a whole.
 
     Raises:
         InvalidInput: the model has no prior, or the starting picture has another size than its tokens cover.
@@ -70,13 +90,23 @@ def draft(
         return Draft(torch.zeros(1, quantizer.config.latent_channels, *size, device=bundle.device), None, None)
     known = None if options.keep is None or start is None else kept_tokens(quantizer, start, options.keep)
     draw = draw_of(options, bundle.defaults)
-    attempts = [draw_tokens(bundle, text, empty, draw, [seed], k, known) for k in range(request.best_of)]
-    tokens, score = attempts[0], None
-    if len(attempts) > 1:
-        bits = prior_bits(bundle, torch.cat(attempts), text).sum(1)  # [best_of]
+
+    def likeliest(words: str | None, stream: str) -> DrawnThing:
+        own = text if words is None or parts is None else parts.encode(words)
+        attempts = [
+            draw_tokens(bundle, own, empty, draw, [seed], k, known, stream=stream) for k in range(request.best_of)
+        ]
+        if len(attempts) == 1:
+            return DrawnThing(attempts[0], None)
+        bits = prior_bits(bundle, torch.cat(attempts), own).sum(1)  # [best_of]
         best = int(bits.argmin())
-        tokens, score = attempts[best], float(bits[best])
-    return Draft(_resized(quantizer.decode(tokens), size), tokens, score)
+        return DrawnThing(attempts[best], float(bits[best]))
+
+    if parts is not None and known is None:
+        latents, score = compose(bundle, parts.layout, likeliest)
+        return Draft(_resized(latents, size), quantizer.encode(latents), score)
+    whole = likeliest(None, "prior")
+    return Draft(_resized(quantizer.decode(whole.tokens), size), whole.tokens, whole.score)
 
 
 @torch.no_grad()
@@ -110,6 +140,8 @@ def draw_tokens(
     seeds: Sequence[int],
     attempt: int = 0,
     known: Tensor | None = None,
+    *,
+    stream: str = "prior",
 ) -> Tensor:
     """Draw the tokens [B,S] of some pictures once, each from its own seed.
 
@@ -121,6 +153,7 @@ def draw_tokens(
         seeds: the pictures' own.
         attempt: number of this draw among the pictures' draws.
         known: tokens to keep, -1 where one is to be drawn. [B,S]
+        stream: name of the random numbers.
 
     Raises:
         InvalidInput: the model has no prior, or its text encoder no pooled vector.
@@ -130,8 +163,8 @@ def draw_tokens(
         raise InvalidInput("prior", given=f"a model of family {bundle.family}", expected="a model with a prior")
     if text.pooled is None or empty.pooled is None:
         raise InvalidInput("prior", given="a text encoder without a pooled vector", expected="one with it")
-    streams = [generator_for(seed, "prior", attempt) for seed in seeds]
-    uniform = torch.cat([torch.rand((1, prior.config.length), generator=stream) for stream in streams])
+    dice = [generator_for(seed, stream, attempt) for seed in seeds]
+    uniform = torch.cat([torch.rand((1, prior.config.length), generator=one) for one in dice])
     mask = None if empty.mask is None else empty.mask.expand(len(seeds), -1)
     without = (empty.context.expand(len(seeds), -1, -1), empty.pooled.expand(len(seeds), -1), mask)
     tokens = torch.empty(len(seeds), 0, dtype=torch.long)
@@ -154,6 +187,7 @@ def with_defaults(options: PriorOptions | None, defaults: GenerationDefaults) ->
         top_p=defaults.prior_top_p if options.top_p is None else options.top_p,
         guidance_scale=defaults.prior_guidance_scale if options.guidance_scale is None else options.guidance_scale,
         keep=options.keep,
+        layout=options.layout,
     )
 
 

@@ -6,15 +6,16 @@ import platform
 from collections.abc import Mapping
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from gouache.config import Config
 from gouache.pipeline.request import Request
 
-RECIPE_VERSION = 1
+RECIPE_VERSION = 2
+"""1: the prior drafted every prompt as a whole."""
 _PACKAGES = ("gouache", "torch", "numpy", "pillow", "tokenizers")
 
 Digest = Annotated[str, Field(pattern=r"[0-9a-f]{8,64}")]
@@ -79,6 +80,16 @@ class Recipe(Config):
     """Digest of the latents after each sampler step."""
     pixels: Digest | None = None
     """sha256 of the finished pixels, see `pixels_digest`."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_drafts_were_whole(cls, data: Any) -> Any:
+        """A picture of version 1 comes out as it did: what the request doesn't say had no layout."""
+        request = data.get("request") if isinstance(data, Mapping) else None
+        prior = request.get("prior") if isinstance(request, Mapping) else None
+        if data and data.get("recipe") == 1 and isinstance(prior, Mapping):
+            return {**data, "request": {**request, "prior": {"layout": False, **prior}}}
+        return data
 
 
 def package_versions() -> dict[str, str]:

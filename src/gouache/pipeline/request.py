@@ -194,6 +194,8 @@ class Prior(Config):
     """Guidance on the prior's logits; 1 = off."""
     keep: tuple[Fraction, Fraction, Fraction, Fraction] | None = None
     """Block of the starting picture whose tokens stay: left, top, right, bottom as fractions."""
+    layout: bool = True
+    """Draft the things of "a cat to the left of a tree" or "three cups" each by itself, and lay them out."""
 
     @model_validator(mode="after")
     def _block_has_an_area(self) -> Self:

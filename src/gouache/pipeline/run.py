@@ -18,7 +18,7 @@ from gouache.pipeline.canvas import Canvas, keep_outside, steps_to_skip
 from gouache.pipeline.conditioning import PromptPlan, PromptReader
 from gouache.pipeline.control import TimedControl, timed_controls
 from gouache.pipeline.decoding import decode, preview
-from gouache.pipeline.drafting import draft, own_draft
+from gouache.pipeline.drafting import draft, own_draft, parts_of
 from gouache.pipeline.enlarge import enlarge_latents, enlarge_picture, find_upscaler
 from gouache.pipeline.events import Event, Painted, Progress
 from gouache.pipeline.instruct import IMAGE_GUIDANCE, InstructDenoiser
@@ -101,6 +101,7 @@ class Run:
             larger = second_pass(request, bundle)
             skipped = steps_to_skip(larger.num_inference_steps or 1, larger.strength or 0.0)
             self.passes.append(self._pass(larger, skipped))
+        self.mixed = False
         self.notes = (*notes, *self.reader.notes)
 
     def _pass(self, request: Request, skipped: int) -> Pass:
@@ -120,6 +121,7 @@ class Run:
         Raises:
             InvalidInput: they have different numbers of parts joined by AND.
         """
+        self.mixed = True  # what lies between two prompts lays nothing out
         for k, one in enumerate(self.passes):
             other = self.reader.plan(prompt, max(len(one.sigmas) - 1, 1))
             self.passes[k] = replace(one, positive=one.positive.mixed(other, share))
@@ -215,7 +217,9 @@ class Run:
             return own.latents.expand(len(seeds), -1, -1, -1), [[] for _ in seeds]
         text, empty = self.passes[0].positive.at(1)[0][1], self.reader.encode("")
         size, start = self._latent_size(self.request), self.canvas.latents
-        drafts = [draft(self.request, self.bundle, text, empty, seed.seed, size, start) for seed in seeds]
+        prompt = styled_prompt(self.request)
+        parts = None if self.mixed else parts_of(self.request, self.bundle, prompt, self.reader.encode)
+        drafts = [draft(self.request, self.bundle, text, empty, seed.seed, size, start, parts) for seed in seeds]
         notes = [
             []
             if one.score is None

@@ -14,7 +14,7 @@ from gouache.diffusion.rng import ImageNoise, ImageSeed
 from gouache.errors import ConfigError
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.conditioning import Encoded, PromptPlan
-from gouache.pipeline.drafting import draw_of, draw_tokens
+from gouache.pipeline.drafting import draft, draw_of, draw_tokens, parts_of
 from gouache.pipeline.likelihood import encode_captions, prior_bits
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.pixels import to_image
@@ -75,12 +75,36 @@ def _latents(pipeline: Pipeline, prompts: Sequence[str], seeds: Sequence[int], s
     noise = ImageNoise([ImageSeed(seed) for seed in seeds])
     sigmas = sigmas_of(request, bundle)
     x = noise.initial((bundle.vae.config.latent_channels, *size)).to(bundle.device) * float(sigmas[0])
-    beside = Beside(_drafts(bundle, text, empty, seeds, setting, size))
+    drafts = _drafts(bundle, text, empty, seeds, setting, size)
+    if drafts is not None and setting.draft:
+        drafts = _laid_out(bundle, request.replace({"best_of": setting.best_of}), prompts, seeds, size, drafts)
+    beside = Beside(drafts)
     positive, negative = (PromptPlan(((1.0, ((setting.steps, one),)),)) for one in (text, empty))
     denoise = PromptedDenoiser(bundle, bundle.denoiser, positive, negative, guidance_of(request), beside)
     for step in run_sampler(request, bundle, denoise, x, sigmas, noise):
         x = step.x
     return x
+
+
+def _laid_out(
+    bundle: ModelBundle,
+    request: Request,
+    prompts: Sequence[str],
+    seeds: Sequence[int],
+    size: tuple[int, int],
+    drafts: Tensor,
+) -> Tensor:
+    """The drafts, those of prompts that lay several things out drawn thing by thing, as `paint` does."""
+
+    def encode(words: str) -> Encoded:
+        return encode_captions(bundle, [words])
+
+    rows = []
+    for row, prompt, seed in zip(drafts, prompts, seeds, strict=True):
+        parts = parts_of(request, bundle, prompt, encode)
+        one = None if parts is None else draft(request, bundle, encode(prompt), encode(""), seed, size, None, parts)
+        rows.append(row if one is None else one.latents[0])
+    return torch.stack(rows)
 
 
 def _drafts(
