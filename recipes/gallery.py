@@ -44,6 +44,10 @@ WORDS = (
     "a blue butterfly", "a birthday cake", "a yellow car", "a penguin",
 )  # fmt: skip
 STYLES = ("noto", "twemoji", "flat", "3d")
+SEVERAL = (
+    "a cat to the left of a tree", "a blue book above a red apple", "three cups",
+    "a rocket, a moon and a star, flat style", "左上角有一只青蛙",
+)  # fmt: skip
 CHINESE = ("一只绿色的青蛙", "一辆红色的消防车", "一块披萨", "一只企鹅")
 
 
@@ -228,6 +232,11 @@ def upscale(p: Painter) -> Image.Image:
     return row([small.resize(plain.size, Image.Resampling.NEAREST), plain, own], ["pixels", "lanczos", "upscaler"])
 
 
+def several(p: Painter) -> Image.Image:
+    rows = [[p.one(text, prior=Prior(layout=layout)) for text in SEVERAL] for layout in (True, False)]
+    return labelled_sheet(rows, [""] * len(SEVERAL), ["one by one", "as a whole"])
+
+
 def editing(p: Painter) -> Image.Image:
     prompts = ("a (red:1.4) and blue fish", "a red and (blue:1.4) fish", "a [frog:penguin:0.4]", "a fish AND a flower")
     return row([p.one(text) for text in prompts], [""] * len(prompts))
@@ -242,6 +251,8 @@ FIGURES = (
     Figure("The prompt's language", "Weights, editing half way, and two prompts at once: `a (red:1.4) and blue fish`, "
            "`a red and (blue:1.4) fish`, `a [frog:penguin:0.4]`, `a fish AND a flower`.",
            'gouache paint "a [frog:penguin:0.4]"', editing),
+    Figure("Several things in one sentence", "Above, each thing is drafted by itself and laid where the sentence says; "
+           f"below, the prior drafts the whole: {'; '.join(SEVERAL)}.", f'gouache paint "{SEVERAL[0]}"', several),
     Figure("Guidance and steps on one sheet", "An X/Y plot of two parameters.",
            f'gouache grid "{FROG}" --x guidance=1,2,3,5,8 --y steps=4,8,16 -o sheet.png', guidance_sweep),
     Figure("Best of several drafts", "The prior drafts eight times and the likeliest draft is "
