@@ -206,7 +206,8 @@ def _controls(request: gr.Request) -> str:
     if not found:
         return ""
     head = parts.heading(said("controls", request), said("controls_text", request))
-    rows = {each.name: f"{each.family} · {parts.size_of(each.bytes)}" for each in found}
+    families = {each.name: "" if each.family == "unknown" else f"{each.family} · " for each in found}
+    rows = {each.name: families[each.name] + parts.size_of(each.bytes) for each in found}
     return f'{head}<div style="height:14px"></div>{parts.facts(rows)}'
 
 
