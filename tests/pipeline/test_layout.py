@@ -12,7 +12,7 @@ from gouache.pipeline.layout import ROWS, read_layout
 from gouache.pipeline.library import open_pipeline
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.recipe import Recipe
-from gouache.pipeline.request import Request
+from gouache.pipeline.request import Prior, Request
 from gouache.training.evaluation_paint import Setting, painter
 
 
@@ -123,7 +123,7 @@ def test_the_same_alone_and_in_a_batch_and_to_be_switched_off(shipped: Pipeline)
 
 
 def test_a_picture_of_the_first_recipes_comes_out_as_it_did(shipped: Pipeline) -> None:
-    made = shipped.paint(Request(prompt="two red apples", seed=5, prior={"layout": False}))[0]
+    made = shipped.paint(Request(prompt="two red apples", seed=5, prior=Prior(layout=False)))[0]
     old = made.recipe.model_dump(mode="json") | {"recipe": 1}
     del old["request"]["prior"]["layout"]
     recipe = Recipe.from_json(json.dumps(old), where="old recipe")

@@ -85,11 +85,12 @@ class Recipe(Config):
     @classmethod
     def _old_drafts_were_whole(cls, data: Any) -> Any:
         """A picture of version 1 comes out as it did: what the request doesn't say had no layout."""
-        request = data.get("request") if isinstance(data, Mapping) else None
-        prior = request.get("prior") if isinstance(request, Mapping) else None
-        if data and data.get("recipe") == 1 and isinstance(prior, Mapping):
-            return {**data, "request": {**request, "prior": {"layout": False, **prior}}}
-        return data
+        if not isinstance(data, Mapping) or data.get("recipe") != 1:
+            return data
+        request = data.get("request")
+        if not isinstance(request, Mapping) or not isinstance(prior := request.get("prior"), Mapping):
+            return data
+        return {**data, "request": {**request, "prior": {"layout": False, **prior}}}
 
 
 def package_versions() -> dict[str, str]:
