@@ -77,7 +77,7 @@ def _latents(pipeline: Pipeline, prompts: Sequence[str], seeds: Sequence[int], s
     x = noise.initial((bundle.vae.config.latent_channels, *size)).to(bundle.device) * float(sigmas[0])
     drafts = _drafts(bundle, text, empty, seeds, setting, size)
     if drafts is not None and setting.draft:
-        drafts = _laid_out(bundle, request.replace({"best_of": setting.best_of}), prompts, seeds, size, drafts)
+        drafts = _laid_out(bundle, request.replace({"best_of": setting.best_of}), prompts, empty, seeds, size, drafts)
     beside = Beside(drafts)
     positive, negative = (PromptPlan(((1.0, ((setting.steps, one),)),)) for one in (text, empty))
     denoise = PromptedDenoiser(bundle, bundle.denoiser, positive, negative, guidance_of(request), beside)
@@ -90,6 +90,7 @@ def _laid_out(
     bundle: ModelBundle,
     request: Request,
     prompts: Sequence[str],
+    empty: Encoded,
     seeds: Sequence[int],
     size: tuple[int, int],
     drafts: Tensor,
@@ -102,7 +103,7 @@ def _laid_out(
     rows = []
     for row, prompt, seed in zip(drafts, prompts, seeds, strict=True):
         parts = parts_of(request, bundle, prompt, encode)
-        one = None if parts is None else draft(request, bundle, encode(prompt), encode(""), seed, size, None, parts)
+        one = None if parts is None else draft(request, bundle, encode(prompt), empty, seed, size, None, parts)
         rows.append(row if one is None else one.latents[0])
     return torch.stack(rows)
 
