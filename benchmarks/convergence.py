@@ -2,7 +2,8 @@
 
     python benchmarks/convergence.py
 
-prints two tables and writes them to docs/convergence.md. `tests/diffusion/test_convergence.py` holds them true.
+prints two tables and writes them to docs/convergence.md. `tests/diffusion/samplers/test_convergence.py` holds
+them true.
 """
 
 from __future__ import annotations
@@ -18,8 +19,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gouache.diffusion.samplers import Option, sample
-from gouache.diffusion.step import NoiseSource
+from gouache.diffusion.samplers.registry import Option, sample
+from gouache.diffusion.samplers.step import NoiseSource
 
 COUNTS = (20, 40, 80, 160)
 SIGMA_MAX, SIGMA_MIN = 4.0, 0.2
@@ -196,7 +197,7 @@ def table(cases: Sequence[Case], errors: Sequence[Sequence[float]]) -> str:
 
 PAGE = """# Measured order of convergence
 
-Written by `python benchmarks/convergence.py`; `tests/diffusion/test_convergence.py` holds the samplers to it.
+Written by `python benchmarks/convergence.py`; `tests/diffusion/samplers/test_convergence.py` holds the samplers to it.
 
 Between two levels above zero (sigma {top} to {bottom}), doubling the number of steps divides the error by 2 to the
 power of the order. The measured order is that of the last doubling.

@@ -23,15 +23,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gouache.checkpoints.header import read_header
+from gouache.checkpoints.formats.header import read_header
 from gouache.checkpoints.load import load_bundle
 from gouache.data.stickers import Stickers
 from gouache.models.bundle import ModelBundle
+from gouache.pipeline.inputs.images import to_image
 from gouache.pipeline.likelihood import encode_captions
-from gouache.pipeline.pixels import to_image
-from gouache.training.encoded_store import SHARD, EncodedStore
-from gouache.training.evaluation_prompts import Courtroom, Prompt, choose_prompts
-from gouache.training.judge import load_judge
+from gouache.training.batches.store import SHARD, EncodedStore
+from gouache.training.evaluation.judge import load_judge
+from gouache.training.evaluation.prompts import Courtroom, Prompt, choose_prompts
 from gouache.training.stage import batched
 
 if TYPE_CHECKING:

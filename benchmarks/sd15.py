@@ -51,7 +51,7 @@ def ours(task: str) -> Run:
     """gouache's own networks."""
     from gouache.models.unet import UNet, UNetConfig
     from gouache.models.vae import AutoencoderKL, VAEConfig
-    from gouache.nn.memory import channels_last
+    from gouache.nn.layers import channels_last
 
     if task == "step":
         unet = channels_last(UNet(UNetConfig())).eval()

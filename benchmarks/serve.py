@@ -28,7 +28,7 @@ from pathlib import Path
 import httpx
 import torch
 
-from gouache.pipeline.library import open_pipeline
+from gouache.pipeline.pipeline import open_pipeline
 from gouache.pipeline.request import Request
 
 SIZE, STEPS = 64, 4

@@ -28,7 +28,7 @@ PEERS = {"ours": OURS, "diffusers": THEIRS}
 def tiny_folder(folder: Path) -> Path:
     """A diffusers folder of a tiny SD 1.x model with random weights."""
     from gouache.checkpoints.save import bundle_to_write, write_model
-    from gouache.pipeline.untrained import untrained_bundle
+    from gouache.pipeline.pipeline import untrained_bundle
 
     return write_model(bundle_to_write(untrained_bundle()), folder / "tiny", "diffusers")
 

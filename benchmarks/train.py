@@ -28,10 +28,9 @@ def ours(precision: str, count: int) -> dict[str, float]:
     """Images a second of `gouache train denoiser`'s own loop, on random latents."""
     import torch
 
+    from gouache.training.batches.encoded import TextStates
     from gouache.training.config import DenoiserStage
-    from gouache.training.encoded import TextStates
-    from gouache.training.flops import count_flops, matrix_peak
-    from gouache.training.loop import train
+    from gouache.training.loop import count_flops, matrix_peak, train
     from gouache.training.stages.denoiser import DenoiserTraining
 
     class Random:

@@ -19,10 +19,10 @@ from PIL import Image, ImageDraw
 
 from gouache.errors import GouacheError
 from gouache.pipeline.events import Painted
-from gouache.pipeline.library import open_pipeline
-from gouache.pipeline.machine import model_ref
-from gouache.pipeline.pipeline import Pipeline
-from gouache.pipeline.pixels import on_background
+from gouache.pipeline.inputs.images import on_background
+from gouache.pipeline.output.model_identity import model_ref
+from gouache.pipeline.output.sheets import labelled_sheet
+from gouache.pipeline.pipeline import Pipeline, open_pipeline
 from gouache.pipeline.request import (
     Hires,
     Interpolation,
@@ -34,7 +34,6 @@ from gouache.pipeline.request import (
     Tiled,
     Upscale,
 )
-from gouache.pipeline.sheets import labelled_sheet
 
 MOST_BYTES = 2_000_000
 QUALITY = 88

@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from gouache.pipeline.diffusers_api import StableDiffusionPipeline
     from gouache.pipeline.pipeline import Pipeline
     from gouache.pipeline.request import Request
-    from gouache.pipeline.stable_diffusion import StableDiffusionPipeline
 
     __version__: str
 
@@ -20,7 +20,7 @@ __all__ = ["Pipeline", "Request", "StableDiffusionPipeline", "__version__"]
 _HOMES = {
     "Pipeline": "gouache.pipeline.pipeline",
     "Request": "gouache.pipeline.request",
-    "StableDiffusionPipeline": "gouache.pipeline.stable_diffusion",
+    "StableDiffusionPipeline": "gouache.pipeline.diffusers_api",
 }
 
 

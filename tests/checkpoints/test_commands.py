@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from gouache.checkpoints import hub
 from gouache.cli.main import app
 from gouache.errors import ModelNotFound
-from gouache.pipeline.library import find_model
+from gouache.pipeline.pipeline import find_model
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 RUNNER = CliRunner()
@@ -117,8 +117,8 @@ def test_one_rule_for_where_models_lie(monkeypatch: pytest.MonkeyPatch, tmp_path
 def test_sd15_at_full_size_loads_within_1_15_of_its_size(tmp_path: Path, to: str, stored: str, wanted: str) -> None:
     import torch
 
-    from gouache.checkpoints.format import load_tensors
-    from gouache.checkpoints.header import TensorInfo
+    from gouache.checkpoints.formats.header import TensorInfo
+    from gouache.checkpoints.formats.safetensors import load_tensors
     from gouache.checkpoints.networks import build_on_meta
     from gouache.checkpoints.save import ModelToWrite, NetworkToWrite, write_model
     from gouache.models.configs import DenoiserConfig, GenerationDefaults, TextEncoderConfig, UNetConfig, VAEConfig

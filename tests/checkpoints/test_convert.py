@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gouache.checkpoints.convert import convert
-from gouache.checkpoints.format import load_tensors
+from gouache.checkpoints.formats.safetensors import load_tensors
 from gouache.checkpoints.load import identify, load_bundle
 from gouache.checkpoints.save import Format, bundle_to_write, write_model
 from gouache.diffusion.noise_schedule import make_noise_schedule

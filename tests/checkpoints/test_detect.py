@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from gouache.checkpoints.detect import Identity, identify
-from gouache.checkpoints.header import Header, TensorInfo
+from gouache.checkpoints.formats.header import Header, TensorInfo
 from gouache.checkpoints.keymaps import THIRDS, Change, speller
 from gouache.checkpoints.networks import build_on_meta
 from gouache.config import Config

@@ -13,9 +13,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gouache.checkpoints.convert import convert
-from gouache.checkpoints.format import ALIGNMENT
+from gouache.checkpoints.formats.open import open_header
+from gouache.checkpoints.formats.safetensors import ALIGNMENT
 from gouache.checkpoints.load import identify, load_bundle
-from gouache.checkpoints.opening import open_header
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
 

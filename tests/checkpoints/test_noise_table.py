@@ -11,9 +11,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gouache.checkpoints.convert import convert
-from gouache.checkpoints.folders import read_json
-from gouache.checkpoints.format import write_json
-from gouache.checkpoints.header import read_header
+from gouache.checkpoints.diffusers.folder import read_json
+from gouache.checkpoints.formats.header import read_header
+from gouache.checkpoints.formats.safetensors import write_json
 from gouache.checkpoints.load import load_bundle
 from gouache.checkpoints.noise_table import recorded_schedule, table_to_record
 from gouache.diffusion.noise_schedule import make_noise_schedule

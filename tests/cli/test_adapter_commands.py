@@ -15,7 +15,7 @@ from gouache.checkpoints.hub import file_sha256
 from gouache.cli.main import app
 from gouache.errors import GouacheError
 from gouache.models.controlnet import ControlNet, ControlNetConfig
-from gouache.pipeline.untrained import UNET, fill
+from gouache.pipeline.pipeline import UNET, fill
 
 QUICK = ("--steps", "2", "--model", "untrained", "--size", "32", "--seed", "5")
 PLACE = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"

@@ -18,13 +18,13 @@ from gouache.checkpoints.save import bundle_to_write, write_model
 from gouache.cli.main import app
 from gouache.errors import GouacheError
 from gouache.models.configs import UpscalerConfig
-from gouache.models.upscaler import Upscaler
-from gouache.pipeline import fonts
-from gouache.pipeline.foreign import read_recipe
-from gouache.pipeline.metadata import encode_picture, read_texts
-from gouache.pipeline.recipe import Recipe
+from gouache.models.upscalers import Upscaler
+from gouache.pipeline.output import sheets as fonts
+from gouache.pipeline.output.foreign import read_recipe
+from gouache.pipeline.output.metadata import encode_picture, read_texts
+from gouache.pipeline.output.recipe import Recipe
+from gouache.pipeline.pipeline import untrained_bundle
 from gouache.pipeline.request import Upscale
-from gouache.pipeline.untrained import untrained_bundle
 
 QUICK = ("--steps", "2", "--model", "untrained")
 

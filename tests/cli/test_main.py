@@ -11,8 +11,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from gouache.cli.lazy import LazyGroup, load_command
-from gouache.cli.main import app
+from gouache.cli.main import LazyGroup, app, load_command
 
 TORCH_FREE = [["--help"], ["--version"], ["paint", "--help"], ["samplers", "--json"]]
 

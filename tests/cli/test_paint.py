@@ -21,7 +21,7 @@ from gouache.cli import paint as paint_module
 from gouache.cli.main import app
 from gouache.cli.options import EDITING, option_specs, request_values
 from gouache.errors import GouacheError, InvalidInput
-from gouache.pipeline.foreign import read_recipe
+from gouache.pipeline.output.foreign import read_recipe
 from gouache.pipeline.request import Request
 
 QUICK = ["--steps", "2", "--size", "32", "--model", "untrained"]

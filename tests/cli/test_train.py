@@ -14,10 +14,10 @@ import pytest
 import torch
 from PIL import Image
 
-from gouache.checkpoints.format import load_tensors
-from gouache.training.assemble import Preparing
-from gouache.training.log import read_log
+from gouache.checkpoints.formats.safetensors import load_tensors
+from gouache.training.build import Preparing
 from gouache.training.run import train_stage
+from gouache.training.runlog import read_log
 from gouache.training.state import checkpoints
 
 CONFIG = """

@@ -12,10 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from gouache.data.credits import Credit
 from gouache.data.packages import Package, integrity_of
 from gouache.data.stickers import Stickers
-from gouache.data.stickers_recipe import StickerSources, StyleSource, build_stickers
+from gouache.data.stickers_recipe import Credit, StickerSources, StyleSource, build_stickers
 
 NOUNS = (
     "apple", "boat", "car", "duck", "egg", "frog", "guitar", "hat", "igloo", "jar", "kite", "lamp", "mango", "nut",

@@ -18,8 +18,8 @@ from gouache.data.packed import PackedPictures, PackedStream, Variety, pack_pict
 from gouache.data.readers import ReadReport
 from gouache.data.stickers import Stickers
 from gouache.errors import ConfigError, DataError, InvalidInput
+from gouache.training.batches.sources import open_sources
 from gouache.training.config import DataConfig
-from gouache.training.sources import open_sources
 
 COUNT = 60
 

@@ -9,7 +9,7 @@ import pytest
 
 from gouache.data.colours import SHADES, colour_name, main_colour, oklab_to_rgb, recoloured, rgb_to_oklab, visible
 from gouache.data.drawing import lay, on_ground
-from gouache.data.scene_checks import (
+from gouache.data.scene_rules import (
     check_background,
     check_colour,
     check_count,

@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from gouache.data.captions import canonical_caption, caption
-from gouache.data.scene_checks import judge
+from gouache.data.scene_rules import judge
 from gouache.data.scenes import Scenes
 from gouache.data.stickers import Stickers
 from gouache.data.stream import StickerStream, may_flip
 from gouache.errors import InvalidInput
-from gouache.training.sources import PlainStickers
+from gouache.training.batches.sources import PlainStickers
 
 
 @pytest.fixture(scope="module")

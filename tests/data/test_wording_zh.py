@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from gouache.data.scene_truth import SceneObject, SceneTruth
+from gouache.data.scene_rules import SceneObject, SceneTruth
 from gouache.data.scenes import Scene, Scenes
 from gouache.data.stickers import Sticker, Stickers
 from gouache.data.stream import StickerStream, with_background

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from gouache.diffusion.continuous_bound import continuous_bound, stratified_sigmas
-from gouache.diffusion.step import Denoise
+from gouache.diffusion.bound import continuous_bound, stratified_sigmas
+from gouache.diffusion.samplers.step import Denoise
 from gouache.errors import InvalidInput, ShapeMismatch
 
 LOW, HIGH = 0.01, 100.0

@@ -9,7 +9,7 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor
 
-from gouache.diffusion.forward_process import ForwardProcess, Gaussian
+from gouache.diffusion.chain import ForwardProcess, Gaussian
 from gouache.diffusion.noise_schedule import DiscreteVP, make_noise_schedule
 from gouache.errors import InvalidInput, ShapeMismatch
 

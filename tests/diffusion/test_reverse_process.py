@@ -8,16 +8,16 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from gouache.diffusion.forward_process import ForwardProcess
-from gouache.diffusion.noise_schedule import make_noise_schedule
-from gouache.diffusion.reverse_process import (
+from gouache.diffusion.chain import (
     VARIANCES,
+    ForwardProcess,
     Prediction,
     Variance,
     ancestral_step,
     log_variance_of,
     reverse_step,
 )
+from gouache.diffusion.noise_schedule import make_noise_schedule
 from gouache.errors import InvalidInput, ShapeMismatch, UnknownName
 
 T = 1000

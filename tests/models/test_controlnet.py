@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from gouache.errors import ShapeMismatch
 from gouache.models.configs import UNetConfig
 from gouache.models.controlnet import ControlNet, ControlNetConfig
-from gouache.models.unet import UNet
-from gouache.models.unet_blocks import Residuals
-from gouache.nn.embeddings import sinusoidal_embedding
+from gouache.models.unet import Residuals, UNet
+from gouache.nn.layers import sinusoidal_embedding
 
 if TYPE_CHECKING:
     from tests.models.conftest import Agreement

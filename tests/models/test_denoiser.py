@@ -14,7 +14,7 @@ from gouache.models.configs import DenoiserConfig, NoiseScheduleConfig, TextEnco
 from gouache.models.denoiser import Condition, Denoiser, stack
 from gouache.models.text_encoder import TextEncoder
 from gouache.models.text_stack import TextStack
-from gouache.models.tokenizer import END_ID, START_ID
+from gouache.models.tokenizers import END_ID, START_ID
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
 

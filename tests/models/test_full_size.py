@@ -12,7 +12,7 @@ from diffusers import UNet2DConditionModel
 from gouache.models.configs import UNetConfig
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL, VAEConfig
-from gouache.nn.embeddings import sinusoidal_embedding
+from gouache.nn.layers import sinusoidal_embedding
 
 if TYPE_CHECKING:
     from tests.models.conftest import Agreement

@@ -10,8 +10,7 @@ import torch
 from torch import nn
 
 from gouache.errors import ConfigError, InvalidInput, ShapeMismatch
-from gouache.models.draw_order import draw_order
-from gouache.models.prior import Draw, Prior, PriorConfig, inverse_transform, prior_inputs, truncate
+from gouache.models.prior import Draw, Prior, PriorConfig, draw_order, inverse_transform, prior_inputs, truncate
 from gouache.models.quantizer import Quantizer, QuantizerConfig
 from gouache.models.recall import Recall
 

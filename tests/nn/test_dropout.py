@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from gouache.errors import InvalidInput
-from gouache.nn.dropout import Dropout
+from gouache.nn.layers import Dropout
 
 
 def dropped(share: float, seed: int, count: int = 100_001) -> torch.Tensor:

@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gouache.nn.linear import Linear
-from gouache.nn.resnet import Upsample
-from gouache.nn.upsampling import saves_time
+from gouache.nn.layers import Linear
+from gouache.nn.resnet import Upsample, saves_time
 
 
 def gradients(call: Callable[[Tensor], Tensor], x: Tensor, parameters: list[nn.Parameter]) -> list[Tensor]:

@@ -21,8 +21,7 @@ from gouache.models.text_encoder import TextEncoder
 from gouache.models.text_stack import TextStack
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
-from gouache.pipeline.pipeline import Pipeline
-from gouache.pipeline.untrained import fill
+from gouache.pipeline.pipeline import Pipeline, fill
 
 if TYPE_CHECKING:
     from tests.pipeline.twins import Twins

@@ -12,10 +12,9 @@ import torch
 from PIL import Image
 
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.decoding import decode
-from gouache.pipeline.library import shipped_model
-from gouache.pipeline.pipeline import Pipeline
-from gouache.pipeline.prepare import encode
+from gouache.pipeline.generate.decode import decode
+from gouache.pipeline.inputs.start import encode
+from gouache.pipeline.pipeline import Pipeline, shipped_model
 from gouache.pipeline.request import Interpolation, Inversion, Mask, Request, Tiled
 
 if TYPE_CHECKING:

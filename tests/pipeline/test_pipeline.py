@@ -12,10 +12,10 @@ from torch import Tensor
 
 from gouache.errors import DeviceUnavailable, InvalidInput, ModelNotFound, UnknownName
 from gouache.models.denoiser import Denoiser
-from gouache.pipeline.decoding import RETRIED, decode
 from gouache.pipeline.events import Painted, Progress
+from gouache.pipeline.generate.decode import RETRIED, decode
+from gouache.pipeline.output.recipe import Recipe, pixels_digest
 from gouache.pipeline.pipeline import Pipeline
-from gouache.pipeline.recipe import Recipe, pixels_digest
 from gouache.pipeline.request import Apg, Churn, Request
 
 if TYPE_CHECKING:

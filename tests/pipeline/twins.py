@@ -19,12 +19,12 @@ from gouache.models.bundle import ModelBundle
 from gouache.models.configs import DenoiserConfig, GenerationDefaults, TextEncoderConfig, UNetConfig, VAEConfig
 from gouache.models.text_encoder import TextEncoder
 from gouache.models.text_stack import TextStack
-from gouache.models.tokenizer import read_merges, vocabulary
+from gouache.models.tokenizers import read_merges, vocabulary
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
+from gouache.pipeline.generate.guided import sigmas_of
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
-from gouache.pipeline.sampling import sigmas_of
 
 Network = TypeVar("Network", bound=nn.Module)
 SIDE = 32

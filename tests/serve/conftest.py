@@ -26,8 +26,8 @@ from PIL import Image
 from sqlalchemy import create_engine
 
 from gouache.serve.app import create_app
-from gouache.serve.connections import listen, uvicorn_config
-from gouache.serve.job import FINISHED, Job
+from gouache.serve.queue.job import FINISHED, Job
+from gouache.serve.server import listen, uvicorn_config
 from gouache.serve.settings import Limits, Settings
 from gouache.serve.studio import Studio
 
@@ -248,7 +248,7 @@ def adapters(studio_page: Server) -> None:
 @pytest.fixture
 def stopped_run(studio_page: Server) -> None:
     """A run that was stopped after a while, with its loss and a sheet of samples."""
-    from gouache.serve.training_plan import PLAN, STATE, STOP, Plan, State, write_text
+    from gouache.serve.training.plan import PLAN, STATE, STOP, Plan, State, write_text
 
     folder = studio_page.studio.training.root / "cats"
     (folder / "denoiser" / "samples").mkdir(parents=True)

@@ -19,12 +19,12 @@ import pytest
 from PIL import Image
 
 from gouache.pipeline.request import Request
-from gouache.serve.database import Database
-from gouache.serve.job import FINISHED
-from gouache.serve.jobs import Jobs
-from gouache.serve.pictures import Pictures
+from gouache.serve.queue.job import FINISHED
+from gouache.serve.queue.queue import Jobs
 from gouache.serve.settings import Limits, Settings
-from gouache.serve.vault import Vault
+from gouache.serve.store.database import Database
+from gouache.serve.store.files import Vault
+from gouache.serve.store.gallery import Pictures
 
 if TYPE_CHECKING:
     from tests.serve.conftest import StartServer

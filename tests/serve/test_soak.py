@@ -20,8 +20,8 @@ import httpx
 import pytest
 
 from gouache.checkpoints.save import bundle_to_write, write_model
-from gouache.pipeline.untrained import untrained_bundle
-from gouache.serve.ops import resident_bytes
+from gouache.pipeline.pipeline import untrained_bundle
+from gouache.serve.http.ops import resident_bytes
 
 MINUTES = float(os.environ.get("GOUACHE_SOAK_MINUTES", "60"))
 PACE = float(os.environ.get("GOUACHE_SOAK_PACE", "4"))

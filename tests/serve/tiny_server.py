@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from gouache.serve.run import run
+from gouache.serve.server import run
 from gouache.serve.settings import Settings
 from gouache.serve.studio import Studio
 

@@ -12,9 +12,9 @@ from gouache.models.text_stack import TextStack
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.pipeline import Pipeline
-from gouache.serve.painting import Painter
-from gouache.serve.shelf import ModelEntry
-from gouache.serve.worker import main
+from gouache.serve.models.catalog import ModelEntry
+from gouache.serve.worker.loaded_models import Painter
+from gouache.serve.worker.process import main
 
 
 def tiny_pipeline() -> Pipeline:

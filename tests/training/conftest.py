@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from gouache.models.quantizer import Quantizer
+from gouache.training.batches.encoded import TextStates
+from gouache.training.batches.store import Captioned
 from gouache.training.config import DenoiserStage, PriorStage, TokensStage, VaeStage
-from gouache.training.encoded import TextStates
-from gouache.training.encoded_store import Captioned
 from gouache.training.stage import Stage
 from gouache.training.stages.denoiser import DenoiserTraining
 from gouache.training.stages.prior import PriorTraining

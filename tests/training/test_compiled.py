@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from gouache.checkpoints.format import load_tensors
+from gouache.checkpoints.formats.safetensors import load_tensors
 from gouache.training.loop import train
 from gouache.training.stage import Stage
 from gouache.training.state import checkpoints

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gouache.checkpoints.format import load_tensors
+from gouache.checkpoints.formats.safetensors import load_tensors
 from gouache.checkpoints.load import load_bundle
 from gouache.checkpoints.save import bundle_to_write, write_model
 from gouache.data.buckets import Bucket
@@ -22,9 +22,8 @@ from gouache.models.configs import TextEncoderConfig
 from gouache.models.text_encoder import TextEncoder
 from gouache.models.text_stack import TextStack
 from gouache.models.unet import UNet
-from gouache.pipeline.pipeline import Pipeline
+from gouache.pipeline.pipeline import Pipeline, fill, untrained_bundle
 from gouache.pipeline.request import Request
-from gouache.pipeline.untrained import fill, untrained_bundle
 from gouache.training.config import DenoiserStage, read_config
 from gouache.training.loop import Progress
 from gouache.training.pack import pack

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from gouache.checkpoints.format import load_tensors
+from gouache.checkpoints.formats.safetensors import load_tensors
 from gouache.errors import CheckpointError, NonFiniteLoss, TrainingError
 from gouache.training import state
-from gouache.training.log import read_log
 from gouache.training.loop import train
+from gouache.training.runlog import read_log
 from gouache.training.stage import Batch, Stage
 from gouache.training.state import checkpoints
 
@@ -165,7 +165,7 @@ def test_a_full_disk_anywhere_in_the_run_is_reported(
     monkeypatch.setattr(stage, "export", no_room)
     with pytest.raises(TrainingError, match=r"full disk.*000000000048"):
         run(stage, tmp_path)
-    monkeypatch.setattr("gouache.checkpoints.format.os.fsync", no_room)
+    monkeypatch.setattr("gouache.checkpoints.formats.safetensors.os.fsync", no_room)
     with pytest.raises(TrainingError, match=r"full disk.*000000000048"):
         run(make_stage("tokens"), tmp_path)
     assert (tmp_path / "log.jsonl").read_bytes().startswith(lines)

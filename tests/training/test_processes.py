@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from gouache.checkpoints.format import load_tensors
-from gouache.training.log import read_log
+from gouache.checkpoints.formats.safetensors import load_tensors
+from gouache.training.runlog import read_log
 from gouache.training.state import checkpoints
 
 SCRIPT = Path(__file__).parent / "two_processes.py"

@@ -10,8 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gouache.checkpoints.detect import CONFIG_KEY, Identity, Part
-from gouache.checkpoints.header import Header, read_header
-from gouache.checkpoints.int8 import dequantised_header
+from gouache.checkpoints.formats.header import Header, dequantised_header, read_header
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint
 from gouache.models.configs import (

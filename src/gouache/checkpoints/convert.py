@@ -10,8 +10,8 @@ from torch import Tensor
 
 from gouache.checkpoints import card
 from gouache.checkpoints.detect import Identity, Part
-from gouache.checkpoints.format import TORCH_DTYPES, WeightSource, dtype_name, verify_sha256
-from gouache.checkpoints.header import TensorInfo
+from gouache.checkpoints.formats.header import TensorInfo
+from gouache.checkpoints.formats.safetensors import TORCH_DTYPES, WeightSource, dtype_name, verify_sha256
 from gouache.checkpoints.identify import identify
 from gouache.checkpoints.load import check_loadable, denoiser_config, generation_defaults, model_name
 from gouache.checkpoints.networks import build_on_meta, open_part, plan, read_planned

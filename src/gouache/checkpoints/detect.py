@@ -7,8 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gouache.checkpoints.adapters import find_adapter, name_foreign
-from gouache.checkpoints.blocks import (
+from gouache.checkpoints.adapters.kinds import find_adapter, name_foreign
+from gouache.checkpoints.formats.header import Header, TensorInfo
+from gouache.checkpoints.shapes import (
     Naming,
     Shapes,
     text_config,
@@ -16,7 +17,6 @@ from gouache.checkpoints.blocks import (
     unet_config,
     vae_config,
 )
-from gouache.checkpoints.header import Header, TensorInfo
 from gouache.config import Config
 from gouache.errors import UnknownFamily
 from gouache.models.configs import TextEncoderConfig, UNetConfig, VAEConfig

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gouache.checkpoints import card, detect, folders
+from gouache.checkpoints import card, detect
 from gouache.checkpoints.detect import Identity
-from gouache.checkpoints.opening import open_header
+from gouache.checkpoints.diffusers import folder as folders
+from gouache.checkpoints.formats.open import open_header
 from gouache.errors import ModelNotFound, UnknownFamily
 
 

@@ -11,10 +11,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum, auto
 
-from gouache.checkpoints.blocks import Naming
+from gouache.checkpoints.shapes import Naming
 from gouache.config import Config
-from gouache.models.configs import UNetConfig, VAEConfig
-from gouache.models.control_config import ControlNetConfig
+from gouache.models.configs import ControlNetConfig, UNetConfig, VAEConfig
 
 
 class Change(Enum):

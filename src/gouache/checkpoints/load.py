@@ -11,10 +11,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-from gouache.checkpoints import card, diffusers_config, folders
+from gouache.checkpoints import card
 from gouache.checkpoints.detect import Identity, Parameterization, Part
-from gouache.checkpoints.format import SHA256, WeightSource, verify_sha256
-from gouache.checkpoints.header import Header
+from gouache.checkpoints.diffusers import config as diffusers_config
+from gouache.checkpoints.diffusers import folder as folders
+from gouache.checkpoints.formats.header import Header
+from gouache.checkpoints.formats.safetensors import SHA256, WeightSource, verify_sha256
 from gouache.checkpoints.identify import identify
 from gouache.checkpoints.networks import LoadReport, load_network, open_part
 from gouache.checkpoints.noise_table import recorded_schedule
@@ -27,7 +29,7 @@ from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.models.text_encoder import TextEncoder
 from gouache.models.text_stack import TextStack
 from gouache.models.unet import UNet
-from gouache.models.upscaler import Upscaler
+from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
 
 __all__ = ["identify", "load_bundle"]

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gouache.checkpoints.detect import Part, left_out_reason
-from gouache.checkpoints.format import TORCH_DTYPES, WeightSource
-from gouache.checkpoints.header import Header, TensorInfo
-from gouache.checkpoints.int8_weights import Int8Source
+from gouache.checkpoints.formats.header import Header, TensorInfo
+from gouache.checkpoints.formats.open import open_source
+from gouache.checkpoints.formats.safetensors import TORCH_DTYPES, Int8Source, WeightSource
 from gouache.checkpoints.keymaps import THIRDS, Change, Speller, Spelling, speller
-from gouache.checkpoints.opening import open_source
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, InvalidInput
 from gouache.models.configs import (
+    ControlNetConfig,
     PriorConfig,
     QuantizerConfig,
     SentenceEncoderConfig,
@@ -30,14 +30,13 @@ from gouache.models.configs import (
     UpscalerConfig,
     VAEConfig,
 )
-from gouache.models.control_config import ControlNetConfig
 from gouache.models.controlnet import ControlNet
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.models.text_encoder import TextEncoder
 from gouache.models.unet import UNet
-from gouache.models.upscaler import Upscaler
+from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
 
 

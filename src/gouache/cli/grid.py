@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gouache.cli.options import option_specs, request_values, with_options
-from gouache.cli.outcome import Outcome, interrupted, shown
+from gouache.cli.output import Outcome, interrupted, shown
 from gouache.cli.paint import AsJson, Device, Dtype, Force, Size, build_request, load
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ def _grid(
 ) -> None:
     from gouache.pipeline.batch import read_axis, table
     from gouache.pipeline.events import Painted
-    from gouache.pipeline.metadata import encode_picture, kind_of
-    from gouache.pipeline.sheets import left_out
+    from gouache.pipeline.output.metadata import encode_picture, kind_of
+    from gouache.pipeline.output.sheets import left_out
 
     request = build_request(prompt, size, {"seed": 0, **request_values(SPECS, options)})
     axes = [read_axis(text) for text in (z, y, x) if text is not None]
@@ -71,7 +71,7 @@ def _grid(
 
 
 def _sheet(pictures: list[Image.Image], axes: list[tuple[str, list[str]]], title: str) -> Image.Image:
-    from gouache.pipeline.sheets import labelled_sheet
+    from gouache.pipeline.output.sheets import labelled_sheet
 
     *outer, (x_name, x_values) = axes
     # A sheet that was stopped has fewer rows, and perhaps a last one that is not full.

@@ -1,9 +1,12 @@
-"""`gouache inspect`: what a weight file or a model folder is, from its headers."""
+"""`gouache inspect` says what a weight file or a model folder is; `gouache convert` writes it in another layout."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import sys
+import time
+from collections.abc import Callable, Mapping
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,6 +14,7 @@ import typer
 
 if TYPE_CHECKING:
     from gouache.checkpoints.detect import Identity
+
 
 NAMINGS = {
     "ours": "diffusers",
@@ -55,8 +59,8 @@ def inspect(
 
 def _found(name: str) -> Path:
     """The path of a model, an adapter or a ControlNet by path or name."""
-    from gouache.checkpoints.adapters_folder import list_adapters
-    from gouache.checkpoints.control_folder import list_controls
+    from gouache.checkpoints.adapters.controlnet_library import list_controls
+    from gouache.checkpoints.adapters.library import list_adapters
     from gouache.checkpoints.hub import find
     from gouache.errors import ModelNotFound
 
@@ -102,8 +106,8 @@ def describe(path: Path, identity: Identity) -> dict[str, Any]:
 
 def _changes(path: Path, identity: Identity) -> str:
     """What a LoRA changes; empty for anything else."""
-    from gouache.checkpoints.adapters_keys import lora_summary
-    from gouache.checkpoints.opening import open_header
+    from gouache.checkpoints.adapters.keys import lora_summary
+    from gouache.checkpoints.formats.open import open_header
 
     return lora_summary(open_header(path).tensors) if identity.kind == "lora" and path.is_file() else ""
 
@@ -114,7 +118,7 @@ def _metadata(path: Path, identity: Identity) -> dict[str, str]:
         return {}
     for part in identity.parts.values():
         return dict(part.header.metadata)
-    from gouache.checkpoints.opening import open_header
+    from gouache.checkpoints.formats.open import open_header
 
     return dict(open_header(path).metadata)
 
@@ -174,3 +178,74 @@ def short_count(number: int) -> str:
         if number >= size:
             return f"{number / size:.3g} {unit}" if number < 1000 * size else f"{number // size} {unit}"
     return str(number)
+
+
+class Layout(StrEnum):
+    """Layouts that can be written."""
+
+    diffusers = "diffusers"
+    single_file = "single-file"
+    gouache = "gouache"
+
+
+class Precision(StrEnum):
+    """Types that weights can be written in."""
+
+    fp32 = "fp32"
+    fp16 = "fp16"
+    bf16 = "bf16"
+
+
+def convert(
+    source: Annotated[str, typer.Argument(help="A model: file, folder, or a name that `gouache models` lists.")],
+    target: Annotated[Path, typer.Argument(help="Where to write; nothing may be there yet.")],
+    to: Annotated[Layout, typer.Option("--to", help="The layout to write.")],
+    dtype: Annotated[Precision | None, typer.Option("--dtype", help="Change the type; else bit for bit.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Write a model as a diffusers folder, a single file, or in gouache's own format.
+
+    Tensors pass one at a time, so models larger than memory convert too. With --to gouache, a target that ends in
+    .safetensors becomes one file, any other a folder.
+
+    Example: gouache convert v1-5.ckpt v1-5 --to diffusers --dtype fp16
+    """
+    from gouache.checkpoints.convert import PRECISIONS
+    from gouache.checkpoints.convert import convert as convert_model
+    from gouache.checkpoints.hub import find
+
+    started = time.perf_counter()
+    told = _counter()
+    identity = convert_model(
+        find(source), target, to.value, dtype=PRECISIONS[dtype.value] if dtype else None, told=told
+    )
+    seconds = round(time.perf_counter() - started, 2)
+    left_out = dict(identity.left_out)
+    if as_json:
+        result = {
+            "path": str(target),
+            "family": identity.family,
+            "to": to.value,
+            "seconds": seconds,
+            "left_out": left_out,
+        }
+        typer.echo(json.dumps(result))
+        return
+    typer.echo(str(target))
+    for reason, count in left_out.items():
+        typer.echo(f"left out: {count} tensors: {reason}", err=True)
+
+
+def _counter() -> Callable[[str], None]:
+    """A line on standard error that counts tensors, on a terminal only."""
+    if not sys.stderr.isatty():
+        return lambda _: None
+    count = 0
+
+    def told(name: str) -> None:
+        nonlocal count
+        count += 1
+        sys.stderr.write(f"\r{count} tensors, {name[:60]:<60}")
+        sys.stderr.flush()
+
+    return told

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gouache.cli.options import option_specs, request_values, with_options
-from gouache.cli.outcome import Outcome, interrupted, shown
+from gouache.cli.output import Outcome, interrupted, shown
 from gouache.cli.paint import AsJson, Device, Dtype, Force, Size, build_request, load
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ def _interpolate(
     **options: object,
 ) -> None:
     from gouache.pipeline.events import Painted
-    from gouache.pipeline.films import check_film, encode_film
+    from gouache.pipeline.output.film import check_film, encode_film
 
     values: dict[str, Any] = request_values(SPECS, options)
     way = {"prompt": to, "seed": to_seed, "image": to_image, "frames": frames}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from gouache.serve.job import Job
+    from gouache.serve.queue.job import Job
     from gouache.serve.studio import Studio
 
 app = typer.Typer(help="List, cancel, retry and export the studio's jobs; back the studio up.", no_args_is_help=True)
@@ -70,8 +70,8 @@ def export(
     store: Store = None,
 ) -> None:
     """Copy every picture, with an index.jsonl of prompts, seeds and recipes."""
-    from gouache.pipeline.files import write_bytes
-    from gouache.serve.pictures import describe
+    from gouache.pipeline.output.files import write_bytes
+    from gouache.serve.store.gallery import describe
 
     studio = _studio(data, store)
     folder.mkdir(parents=True, exist_ok=True)
@@ -91,7 +91,7 @@ def backup(
     file: Annotated[Path, typer.Argument(help="A new tar file.")], data: Data = None, store: Store = None
 ) -> None:
     """Write jobs, pictures, accounts and settings into one file; the server may run meanwhile."""
-    from gouache.serve.backup import back_up
+    from gouache.serve.store.backup import back_up
 
     studio = _studio(data, store)
     typer.echo(f"{back_up(studio.database, studio.vault, file)} pictures")
@@ -102,7 +102,7 @@ def restore(
     file: Annotated[Path, typer.Argument(help="A file that `backup` wrote.")], data: Data = None, store: Store = None
 ) -> None:
     """Fill an empty studio from a backup."""
-    from gouache.serve.backup import restore as fill
+    from gouache.serve.store.backup import restore as fill
 
     studio = _studio(data, store)
     typer.echo(f"{fill(studio.database, studio.vault, file)} pictures")

@@ -1,38 +1,81 @@
-"""The `gouache` command: one sub-command a file, imported when it is run. Nothing here imports torch."""
+"""The `gouache` command.
+
+Sub-commands are imported when they are run, so that `gouache --help` stays quick and needs no torch.
+"""
 
 from __future__ import annotations
 
 import sys
+from importlib import import_module
+from typing import Any, ClassVar
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from gouache.cli.lazy import LazyGroup
 from gouache.errors import GouacheError, MissingDependency
+
+
+class LazyGroup(TyperGroup):
+    """A group whose help comes from a table, and whose commands are imported only to be run or completed.
+
+    The home of a command is a module and the name of a plain function or of a `typer.Typer` in it.
+    """
+
+    homes: ClassVar[dict[str, tuple[str, str]]] = {}
+    """Command -> (module:attribute, one line of help)."""
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ARG002
+        """Every command, in the order of the table."""
+        return list(self.homes)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:  # noqa: ARG002
+        """A stand-in that knows its line of help; None for an unknown name."""
+        home = self.homes.get(cmd_name)
+        return None if home is None else TyperCommand(cmd_name, help=home[1])
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that is really run."""
+        name, command, rest = super().resolve_command(ctx, args)
+        return (name, command if name is None else load_command(name, self.homes[name][0]), rest)
+
+
+def load_command(name: str, home: str) -> Any:
+    """Import a command from `module:attribute`."""
+    module, _, attribute = home.partition(":")
+    found = getattr(import_module(module), attribute)
+    if not isinstance(found, typer.Typer):
+        single = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
+        single.command(name)(found)
+        found = single
+    command = typer.main.get_command(found)
+    command.name = name
+    return command
+
 
 LazyGroup.homes = {
     "paint": ("gouache.cli.paint:paint", "Paint pictures from words."),
     "edit": ("gouache.cli.edit:edit", "Change a picture: all of it, a part, or beyond its edges."),
-    "vary": ("gouache.cli.vary:vary", "Paint variations of a picture."),
+    "vary": ("gouache.cli.edit:vary", "Paint variations of a picture."),
     "interpolate": ("gouache.cli.interpolate:interpolate", "Paint the way between two pictures."),
     "upscale": ("gouache.cli.upscale:upscale", "Make a picture larger."),
     "grid": ("gouache.cli.grid:grid", "Paint a table over two or three parameters."),
-    "show": ("gouache.cli.show:show", "Print the recipe inside a picture."),
-    "replay": ("gouache.cli.replay:replay", "Paint a picture again from its recipe and compare."),
-    "samplers": ("gouache.cli.samplers:samplers", "List samplers and noise schedules with their aliases."),
+    "show": ("gouache.cli.recipes:show", "Print the recipe inside a picture."),
+    "replay": ("gouache.cli.recipes:replay", "Paint a picture again from its recipe and compare."),
+    "samplers": ("gouache.cli.info:samplers", "List samplers and noise schedules with their aliases."),
     "data": ("gouache.cli.data:data", "Build and inspect data sets."),
     "train": ("gouache.cli.train:train", "Train one stage on captioned pictures."),
     "runs": ("gouache.cli.train:runs", "Show a training run."),
-    "pack": ("gouache.cli.pack:pack", "Put the results of a training together as one model."),
-    "card": ("gouache.cli.card:card", "Write a trained model's card."),
-    "eval": ("gouache.cli.eval:evaluate", "Measure a model that paints stickers."),
-    "likelihood": ("gouache.cli.likelihood:likelihood", "Bits of a picture with and without its caption."),
-    "pull": ("gouache.cli.pull:pull", "Fetch a model from the Hugging Face hub."),
+    "pack": ("gouache.cli.train:pack", "Put the results of a training together as one model."),
+    "card": ("gouache.cli.evaluate:card", "Write a trained model's card."),
+    "eval": ("gouache.cli.evaluate:evaluate", "Measure a model that paints stickers."),
+    "likelihood": ("gouache.cli.evaluate:likelihood", "Bits of a picture with and without its caption."),
+    "pull": ("gouache.cli.models:pull", "Fetch a model from the Hugging Face hub."),
     "models": ("gouache.cli.models:models", "List the models on this machine."),
     "inspect": ("gouache.cli.inspect:inspect", "Say what a weight file or a model folder is."),
-    "convert": ("gouache.cli.convert:convert", "Write a model in another layout."),
+    "convert": ("gouache.cli.inspect:convert", "Write a model in another layout."),
     "serve": ("gouache.cli.serve:serve", "Serve the web page and three APIs."),
     "jobs": ("gouache.cli.jobs:app", "List, cancel, retry and export the studio's jobs; back it up."),
-    "doctor": ("gouache.cli.doctor:doctor", "Show versions, devices, memory and model folders."),
+    "doctor": ("gouache.cli.info:doctor", "Show versions, devices, memory and model folders."),
 }
 
 EXTRA_OF = {

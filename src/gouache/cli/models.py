@@ -1,15 +1,17 @@
-"""`gouache models`: the models on this machine."""
+"""`gouache models` lists the models on this machine; `gouache pull` fetches one."""
 
 from __future__ import annotations
 
 import json
+import os
+import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 if TYPE_CHECKING:
-    from gouache.checkpoints.adapters_folder import AdapterFile
-    from gouache.checkpoints.control_folder import ControlFile
+    from gouache.checkpoints.adapters.controlnet_library import ControlFile
+    from gouache.checkpoints.adapters.library import AdapterFile
     from gouache.checkpoints.hub import OnDisk
 
 
@@ -23,8 +25,8 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
 
     Example: gouache models --json
     """
-    from gouache.checkpoints.adapters_folder import list_adapters
-    from gouache.checkpoints.control_folder import list_controls
+    from gouache.checkpoints.adapters.controlnet_library import list_controls
+    from gouache.checkpoints.adapters.library import list_adapters
     from gouache.checkpoints.hub import model_folders, on_disk
 
     listing = [_describe(model) for model in on_disk()]
@@ -73,3 +75,27 @@ def _describe_control(file: ControlFile) -> dict[str, object]:
 
 def _size(size: int) -> str:
     return f"{size / 1e9:.2f} GB" if size >= 1e9 else f"{size / 1e6:.1f} MB"
+
+
+def pull(
+    repo: Annotated[str, typer.Argument(help="Repository, for example CompVis/stable-diffusion-v1-4.")],
+    token: Annotated[str | None, typer.Option("--token", help="For gated models; else HF_TOKEN or the login.")] = None,
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit.")] = None,
+    variant: Annotated[str | None, typer.Option("--variant", help="Which weights to prefer, for example fp16.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Fetch a model's weights, configs and tokenizer; never code. A download that stopped goes on where it was.
+
+    Example: gouache pull CompVis/stable-diffusion-v1-4 --variant fp16
+    """
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from gouache.checkpoints.hub import pull as pull_model
+    from gouache.checkpoints.identify import identify
+
+    path = pull_model(repo, token=token, revision=revision, variant=variant)
+    identity = identify(path, variant=variant)
+    if as_json:
+        typer.echo(json.dumps({"path": str(path), "name": repo, "kind": identity.kind, "family": identity.family}))
+    else:
+        typer.echo(str(path))

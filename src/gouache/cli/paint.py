@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gouache.cli.options import EDITING, option_specs, request_values, with_options
-from gouache.cli.outcome import STANDARD, Outcome, shown
+from gouache.cli.output import STANDARD, Outcome, shown
 from gouache.errors import Interrupted, InvalidInput
 from gouache.pipeline.batch import choose, matrix, prompts_in, read_prompts, requests_of
 from gouache.pipeline.request import Request
@@ -97,7 +97,7 @@ def build_request(prompt: str | None, size: str | None, values: Mapping[str, Any
         fields["width"], fields["height"] = read_size(size)
     if like is None:
         return Request.from_dict(fields, where="request")
-    from gouache.pipeline.foreign import read_recipe
+    from gouache.pipeline.output.foreign import read_recipe
 
     return read_recipe(like).request.replace(fields)
 
@@ -116,8 +116,8 @@ def read_size(text: str) -> tuple[int, int]:
 
 def load(model: str | None, device: str | None, dtype: str | None) -> Pipeline:
     """Load the model of a request; anything odd about it is told on standard error."""
-    from gouache.pipeline.library import open_pipeline
-    from gouache.pipeline.machine import dtype_named
+    from gouache.pipeline.output.model_identity import dtype_named
+    from gouache.pipeline.pipeline import open_pipeline
 
     pipeline, note = open_pipeline(model, device=device, dtype=dtype_named(dtype))
     if note:
@@ -217,9 +217,9 @@ def _painted(
 
 
 def _write_grid(done: list[Painted], outcome: Outcome, request: Request) -> None:
-    from gouache.pipeline.files import write_bytes
-    from gouache.pipeline.metadata import encode_picture, kind_of
-    from gouache.pipeline.sheets import captioned_sheet, contact_sheet, left_out
+    from gouache.pipeline.output.files import write_bytes
+    from gouache.pipeline.output.metadata import encode_picture, kind_of
+    from gouache.pipeline.output.sheets import captioned_sheet, contact_sheet, left_out
 
     first = outcome.path_for(request.replace({"count": 1}), 0)
     path = first.with_stem(f"{first.stem}-grid")

@@ -36,7 +36,7 @@ def serve(
 
     Example: gouache serve --models ~/models
     """
-    from gouache.serve.run import make_settings, run
+    from gouache.serve.server import make_settings, run
     from gouache.serve.studio import Studio
 
     settings = make_settings(

@@ -1,4 +1,4 @@
-"""`gouache train` and `gouache runs`."""
+"""`gouache train`, `gouache runs` and `gouache pack`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from gouache.training.assemble import Preparing
+    from gouache.training.build import Preparing
     from gouache.training.loop import Progress
 
 
@@ -46,7 +46,7 @@ def runs(
     """
     from json import dumps
 
-    from gouache.training.summary import summarise
+    from gouache.training.runlog import summarise
 
     summaries = summarise(run)
     if json:
@@ -74,7 +74,7 @@ class _Lines:
         self.terminal = sys.stderr.isatty()
 
     def show(self, event: Preparing | Progress) -> None:
-        from gouache.training.assemble import Preparing
+        from gouache.training.build import Preparing
 
         if isinstance(event, Preparing):
             if self.terminal or event.done == event.total:
@@ -95,3 +95,36 @@ class _Lines:
         start = "\r\x1b[2K" if self.terminal else ""
         sys.stderr.write(f"{start}{text}" + ("\n" if keep or not self.terminal else ""))
         sys.stderr.flush()
+
+
+def pack(
+    run: Annotated[Path, typer.Argument(help="Folder of a run, as given to gouache train --out.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the model to write; must not be there yet.")],
+    config: Annotated[Path, typer.Option(help="The TOML file the run was trained with.")],
+    dtype: Annotated[str, typer.Option(help="fp16, bf16 or fp32.")] = "fp16",
+    int8: Annotated[
+        str, typer.Option(help="Parts whose matrices are stored in int8, with commas: text_encoder,prior.")
+    ] = "",
+    name: Annotated[str, typer.Option(help="The model's name.")] = "pocket",
+    styles: Annotated[str, typer.Option(help="Styles that requests may name, with commas.")] = "",
+    licence: Annotated[str, typer.Option(help="Licence of the weights, as an SPDX identifier.")] = "",
+    ema: Annotated[
+        float | None, typer.Option(help="Width of the denoiser's average, one of those tracked; else the config's.")
+    ] = None,
+) -> None:
+    """Put the results of all stages together as one model, for gouache paint --model.
+
+    Example: gouache pack runs/pocket models/mine --config recipes/pocket.toml
+    """
+    from gouache.training.config import read_config
+    from gouache.training.pack import pack as pack_run
+
+    written = pack_run(
+        read_config(config, None), run, out, dtype=dtype, int8=_words(int8), name=name, styles=_words(styles),
+        licence=licence, ema=ema,
+    )  # fmt: skip
+    typer.echo(written)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in text.split(",") if word.strip())

@@ -14,8 +14,8 @@ from gouache.errors import GouacheError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from gouache.pipeline.recipe import Recipe
-    from gouache.pipeline.upscalers import PictureUpscaler
+    from gouache.pipeline.generate.upscalers import PictureUpscaler
+    from gouache.pipeline.output.recipe import Recipe
 
 
 def upscale(
@@ -44,11 +44,11 @@ def upscale(
     """
     import json
 
-    from gouache.pipeline.enlarge import enlarge_picture
-    from gouache.pipeline.files import write_bytes
-    from gouache.pipeline.metadata import encode_picture, kind_of
-    from gouache.pipeline.pixels import read_picture
-    from gouache.pipeline.references import References
+    from gouache.pipeline.generate.upscale import enlarge_picture
+    from gouache.pipeline.inputs.images import read_picture
+    from gouache.pipeline.inputs.references import References
+    from gouache.pipeline.output.files import write_bytes
+    from gouache.pipeline.output.metadata import encode_picture, kind_of
 
     name, attachments = read_input(picture)
     data = References(attachments).data(name)
@@ -66,10 +66,10 @@ def _upscaler(wanted: str | None, model: str | None, recipe: Recipe | None) -> t
     """What to call the upscaler in a recipe, and its network; None is Lanczos."""
     from gouache.checkpoints.identify import identify
     from gouache.checkpoints.load import known_sha256
-    from gouache.pipeline.enlarge import find_upscaler
-    from gouache.pipeline.fingerprints import model_sha256
-    from gouache.pipeline.library import find_model, shipped_model
-    from gouache.pipeline.upscalers import LANCZOS, OWN, load_part
+    from gouache.pipeline.generate.upscale import find_upscaler
+    from gouache.pipeline.generate.upscalers import LANCZOS, OWN, load_part
+    from gouache.pipeline.output.model_identity import model_sha256
+    from gouache.pipeline.pipeline import find_model, shipped_model
 
     if wanted not in (None, OWN):
         return wanted, find_upscaler(wanted)
@@ -86,7 +86,7 @@ def _upscaler(wanted: str | None, model: str | None, recipe: Recipe | None) -> t
 
 def _recipe(data: bytes) -> Recipe | None:
     """The picture's own recipe, if it has one that was not enlarged yet."""
-    from gouache.pipeline.foreign import read_recipe
+    from gouache.pipeline.output.foreign import read_recipe
 
     try:
         recipe = read_recipe(data).recipe
@@ -97,10 +97,9 @@ def _recipe(data: bytes) -> Recipe | None:
 
 def _texts(recipe: Recipe | None, larger: Image.Image, factor: float, upscaler: str) -> dict[str, str]:
     """The recipe of the larger picture."""
-    from gouache.pipeline.infotext import format_infotext
-    from gouache.pipeline.metadata import OWN, PARAMETERS
-    from gouache.pipeline.recipe import pixels_digest
-    from gouache.pipeline.recipe_text import infotext_of
+    from gouache.pipeline.output.a1111_text import format_infotext, infotext_of
+    from gouache.pipeline.output.metadata import OWN, PARAMETERS
+    from gouache.pipeline.output.recipe import pixels_digest
     from gouache.pipeline.request import Upscale
 
     if recipe is None:

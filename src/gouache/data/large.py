@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gouache.checkpoints.format import atomic_write
+from gouache.checkpoints.formats.safetensors import atomic_write
 from gouache.data.drawing import fitted, lay, on_ground
 from gouache.data.stickers import Split, Stickers
 from gouache.data.vectors import Picture, render_source

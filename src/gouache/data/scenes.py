@@ -14,8 +14,7 @@ import numpy as np
 from gouache.data.captions import STYLE_WORDS
 from gouache.data.colours import SHADES, MainColour, Shade, colour_name, main_colour, recoloured, visible
 from gouache.data.drawing import cut_out, fitted, lay, on_ground
-from gouache.data.scene_checks import count_parts
-from gouache.data.scene_truth import KINDS, SceneKind, SceneObject, SceneTruth
+from gouache.data.scene_rules import KINDS, SceneKind, SceneObject, SceneTruth, count_parts
 from gouache.data.stickers import Split, Sticker, Stickers
 from gouache.data.vectors import Picture
 from gouache.data.wording import NUMBERS, PLACES, RELATIONS, noun_of, plural_of, with_article

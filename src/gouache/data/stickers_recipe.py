@@ -6,7 +6,7 @@ import json
 import re
 import zipfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 
 from gouache.checkpoints.hub import file_sha256
-from gouache.data.credits import Credit, write_credits
 from gouache.data.packages import Package, members, tarballs
 from gouache.data.stickers import (
     RECIPE,
@@ -27,6 +26,56 @@ from gouache.data.stickers import (
 from gouache.data.vectors import render_source, svg_document
 from gouache.data.whole_folder import whole_folder
 from gouache.errors import DataError, InvalidInput
+
+LICENCE_URLS = {
+    "Apache-2.0": "https://www.apache.org/licenses/LICENSE-2.0",
+    "CC-BY-4.0": "https://creativecommons.org/licenses/by/4.0/",
+    "MIT": "https://opensource.org/license/mit",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Credit:
+    """Whom to name for a package's content.
+
+    Attributes:
+        title: name of the work.
+        author: copyright holder.
+        url: home of the work.
+        licence: SPDX identifier.
+    """
+
+    title: str
+    author: str
+    url: str
+    licence: str
+
+
+def write_credits(data_set: str, packages: Sequence[tuple[Package, Credit]], counts: Mapping[str, int]) -> str:
+    """The text of a `CREDITS.md`.
+
+    Args:
+        data_set: name of the data set.
+        packages: every source package with its credit.
+        counts: pictures by style.
+    """
+    lines = [
+        f"# Credits of the data set {data_set}",
+        "",
+        f"{sum(counts.values())} pictures: " + ", ".join(f"{count} {style}" for style, count in counts.items()) + ".",
+        "Changes made: the pictures were rendered or scaled to one size; scenes made from them may recolour, scale,",
+        "mirror and combine them. The authors named here do not endorse this data set or models trained on it.",
+        "",
+    ]
+    for package, credit in packages:
+        licence = LICENCE_URLS.get(credit.licence)
+        lines += [
+            f"- **{credit.title}**, © {credit.author}, {credit.url}",
+            f"  Licence: {credit.licence}" + (f" ({licence})" if licence else ""),
+            f"  Taken from the npm package `{package.spec}`, integrity `{package.integrity}`",
+        ]
+    return "\n".join(lines) + "\n"
+
 
 SKIN_TONE = re.compile(r"1f3f[b-f]")
 COMPONENT_GROUP = 2

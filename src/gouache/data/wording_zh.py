@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from gouache.data.captions import ZH_STYLE_WORDS
-from gouache.data.scene_truth import SceneObject, SceneTruth
+from gouache.data.scene_rules import SceneObject, SceneTruth
 from gouache.data.stickers import Sticker
 
 COLOURS = {

@@ -18,7 +18,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from gouache.diffusion.step import Denoise
+from gouache.diffusion.samplers.step import Denoise
 from gouache.errors import InvalidInput, ShapeMismatch, unknown_name
 
 Solver = Literal["rk4", "heun"]

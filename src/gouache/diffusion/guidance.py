@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gouache.diffusion.noise_schedule import Path, alpha_and_std
 from gouache.diffusion.parameterization import Parameterization, convert
-from gouache.diffusion.process import Path, alpha_and_std
-from gouache.diffusion.step import Denoise
+from gouache.diffusion.samplers.step import Denoise
 from gouache.errors import InvalidInput, ShapeMismatch
 
 DenoisePair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -12,8 +12,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from gouache.diffusion.noise_schedule import Path, alpha_and_std
 from gouache.diffusion.parameterization import Parameterization, mix_of
-from gouache.diffusion.process import Path, alpha_and_std
 from gouache.errors import InvalidInput, unknown_name
 
 LossWeight = Literal["uniform", "min_snr", "edm", "truncated_snr", "p2"]

@@ -22,7 +22,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from gouache.diffusion.process import Path, alpha_and_std
+from gouache.diffusion.noise_schedule import Path, alpha_and_std
 from gouache.errors import InvalidInput, ShapeMismatch, unknown_name
 
 Parameterization = Literal["eps", "v", "x0", "flow"]

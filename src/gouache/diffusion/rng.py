@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gouache.diffusion.philox import Philox
-from gouache.diffusion.step import NoiseSource
+from gouache.diffusion.samplers.step import NoiseSource
 from gouache.errors import InvalidInput, ShapeMismatch, unknown_name
 
 NoiseMode = Literal["torch", "a1111"]

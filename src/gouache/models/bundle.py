@@ -20,9 +20,9 @@ from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.text_stack import TextStack
 from gouache.models.unet import UNet
-from gouache.models.upscaler import Upscaler
+from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
-from gouache.nn.embeddings import sinusoidal_embedding
+from gouache.nn.layers import sinusoidal_embedding
 
 NUMBER_WIDTH = 256
 """Channels of each number that SDXL is told beside the text."""

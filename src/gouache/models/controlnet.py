@@ -13,12 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from gouache.errors import ShapeMismatch
-from gouache.models.control_config import ControlNetConfig
-from gouache.models.unet import block_shape, down_levels, time_and_pooled
-from gouache.models.unet_blocks import Conditioning, MiddleLevel, Residuals
+from gouache.models.configs import ControlNetConfig
+from gouache.models.unet import Conditioning, MiddleLevel, Residuals, block_shape, down_levels, time_and_pooled
 from gouache.nn.attention import key_mask
-from gouache.nn.elementwise import silu
-from gouache.nn.embeddings import EmbeddingMLP
+from gouache.nn.layers import EmbeddingMLP, silu
 
 __all__ = ["ControlNet", "ControlNetConfig"]
 

@@ -12,12 +12,11 @@ from torch import Tensor
 
 from gouache.diffusion.noise_schedule import NoiseSchedule, make_noise_schedule
 from gouache.diffusion.parameterization import Parameterization, denoised_from, network_input
-from gouache.diffusion.step import Denoise
+from gouache.diffusion.samplers.step import Denoise
 from gouache.errors import ConfigError, ShapeMismatch
 from gouache.models.configs import DenoiserConfig, NoiseScheduleConfig
 from gouache.models.controlnet import ControlNet
-from gouache.models.unet import UNet
-from gouache.models.unet_blocks import Residuals
+from gouache.models.unet import Residuals, UNet
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from gouache.errors import ShapeMismatch
 from gouache.models.configs import SentenceEncoderConfig
 from gouache.models.text_encoder import TextEncoding
 from gouache.nn.attention import attend, key_mask
-from gouache.nn.linear import Linear
+from gouache.nn.layers import Linear
 
 __all__ = ["SentenceEncoder", "SentenceEncoderConfig", "mean_pool"]
 

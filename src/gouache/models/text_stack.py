@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from gouache.errors import InvalidInput
 from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.models.text_encoder import TextEncoder, TextEncoding
-from gouache.models.tokenizer import ClipTokenizer, TextTokenizer
-from gouache.models.wordpiece import WordPieceTokenizer
+from gouache.models.tokenizers import ClipTokenizer, TextTokenizer, WordPieceTokenizer
 
 
 class TextStack(nn.Module):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gouache.nn.linear import Linear
+from gouache.nn.layers import Linear
 
 LARGEST_PLAIN = 2**20
 """Most scores of one head that are kept whole for the backward pass."""

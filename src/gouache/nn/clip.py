@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gouache.nn.attention import attend
-from gouache.nn.linear import Linear
+from gouache.nn.layers import Linear
 
 Activation = Literal["quick_gelu", "gelu"]
 

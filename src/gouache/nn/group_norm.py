@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from gouache.nn.elementwise import silu
+from gouache.nn.layers import silu
 
 VECTOR = 16
 """torch's own kernel is quick where the channels of a group fill whole vectors."""

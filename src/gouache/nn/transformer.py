@@ -6,9 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gouache.nn.attention import Attention
-from gouache.nn.elementwise import add
 from gouache.nn.group_norm import GroupNorm
-from gouache.nn.linear import Linear
+from gouache.nn.layers import Linear, add
 
 
 class GatedProjection(nn.Module):

@@ -7,10 +7,9 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from gouache.pipeline.infotext import format_infotext
-from gouache.pipeline.metadata import OWN, PARAMETERS, Kind, encode_picture
-from gouache.pipeline.recipe import Recipe
-from gouache.pipeline.recipe_text import infotext_of
+from gouache.pipeline.output.a1111_text import format_infotext, infotext_of
+from gouache.pipeline.output.metadata import OWN, PARAMETERS, Kind, encode_picture
+from gouache.pipeline.output.recipe import Recipe
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gouache.diffusion.continuous_bound import continuous_bound, stratified_sigmas
+from gouache.diffusion.bound import continuous_bound, stratified_sigmas
 from gouache.diffusion.rng import generator_for
 from gouache.errors import ConfigError, InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.denoiser import Condition
-from gouache.pipeline.conditioning import Encoded, PromptReader
-from gouache.pipeline.pixels import fit, nearest_size, to_tensor
+from gouache.pipeline.inputs.images import fit, nearest_size, to_tensor
+from gouache.pipeline.prompts.encode import Encoded, PromptReader
 
 SIGMA_FLOOR, SIGMA_CEILING = 0.02, 100.0
 """Ends of the integral over noise levels, if the schedule reaches further: below the floor latents are all noise of

@@ -1,4 +1,7 @@
-"""From a request to pictures: one model, loaded, and the generator that paints with it."""
+"""One model, loaded, and the generator that paints with it.
+
+Which model a request means (a path, a name, the shipped one) is decided here too.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,31 @@ from pathlib import Path
 from typing import Self
 
 import torch
+from torch import nn
 
+from gouache.checkpoints import hub
+from gouache.checkpoints.hub import shipped_model
+from gouache.errors import ModelNotFound
 from gouache.models.bundle import ModelBundle
-from gouache.nn.memory import channels_last
-from gouache.pipeline.adapters import Adapted, Adapters
+from gouache.models.configs import DenoiserConfig, GenerationDefaults, TextEncoderConfig, UNetConfig, VAEConfig
+from gouache.models.text_encoder import TextEncoder
+from gouache.models.text_stack import TextStack
+from gouache.models.unet import UNet
+from gouache.models.vae import AutoencoderKL
+from gouache.nn.layers import channels_last
 from gouache.pipeline.events import Event, Painted
-from gouache.pipeline.interpolate import frames
-from gouache.pipeline.machine import check_device
-from gouache.pipeline.outpaint import outpaint
-from gouache.pipeline.plan import resolve_request, size_notes
-from gouache.pipeline.prepare import prepare
-from gouache.pipeline.references import References
-from gouache.pipeline.release import Release
+from gouache.pipeline.generate.generation import Run
+from gouache.pipeline.generate.interpolate import frames
+from gouache.pipeline.generate.outpaint import outpaint
+from gouache.pipeline.inputs.references import References
+from gouache.pipeline.inputs.start import prepare
+from gouache.pipeline.output.model_identity import check_device
+from gouache.pipeline.output.safety import Release
+from gouache.pipeline.prompts.adapters import Adapted, Adapters
 from gouache.pipeline.request import Request
-from gouache.pipeline.run import Run
+from gouache.pipeline.resolve import resolve_request, size_notes
+
+__all__ = ["UNTRAINED_NOTE", "find_model", "find_or_pull", "open_pipeline", "shipped_model"]
 
 
 class Pipeline:
@@ -113,3 +127,96 @@ def _with_refs(events: Iterator[Event], adapted: Adapted) -> Iterator[Event]:
             yield replace(event, recipe=event.recipe.model_copy(update={"adapters": adapted.refs}))
         else:
             yield event
+
+
+NAME = "untrained"
+TEXT = TextEncoderConfig(width=32, inner_width=64, layers=2, heads=2)
+UNET = UNetConfig(
+    channels=(16, 32), layers_per_level=1, transformer_layers=(1, 1), heads=(2, 2), context_width=32, norm_groups=8
+)
+VAE = VAEConfig(channels=(16, 16, 32), layers_per_level=1, norm_groups=8)
+DEFAULTS = GenerationDefaults(
+    width=128, height=128, num_inference_steps=8, guidance_scale=3.0, sampler="dpmpp_2m", schedule="karras"
+)
+
+
+def untrained_bundle(seed: int = 0) -> ModelBundle:
+    """A working model that has learnt nothing: its pictures are abstract colours.
+
+    Args:
+        seed: of the weights; the same seed gives the same weights on every machine.
+    """
+    bundle = ModelBundle(
+        family="sd1",
+        unet=UNet(UNET),
+        vae=AutoencoderKL(VAE),
+        text=TextStack.of_clip([TextEncoder(TEXT)]),
+        denoiser_config=DenoiserConfig(parameterization="v"),
+        defaults=DEFAULTS,
+        name=NAME,
+    )
+    for k, network in enumerate(bundle.networks().values()):
+        fill(network, torch.Generator("cpu").manual_seed(seed + k))
+    return bundle.eval()
+
+
+@torch.no_grad()
+def fill(network: nn.Module, generator: torch.Generator) -> None:
+    """Draw every weight: matrices so that they keep the size of what passes through, scales near 1, offsets near 0."""
+    for name, parameter in network.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if parameter.ndim > 1:
+            parameter.copy_(noise * parameter[0].numel() ** -0.5)
+        else:
+            parameter.copy_(0.1 * noise + float(name.endswith("weight")))
+
+
+UNTRAINED_NOTE = "no trained model is at hand: painting abstract colours with untrained random weights"
+
+
+def open_pipeline(
+    model: str | None, *, device: str | None = None, dtype: torch.dtype | None = None
+) -> tuple[Pipeline, str | None]:
+    """Load the model a request names.
+
+    Args:
+        model: a path, a name in the model folders, or None for the shipped model.
+        device, dtype: as `Pipeline.load`.
+
+    Returns:
+        The pipeline, and one line to tell the user if it isn't what one would expect.
+
+    Raises:
+        ModelNotFound: nothing at that path or under that name.
+    """
+    if model == NAME or (model is None and shipped_model() is None):
+        pipeline = Pipeline(untrained_bundle())
+        return (pipeline if device is None else pipeline.to(device)), UNTRAINED_NOTE
+    return Pipeline.load(find_model(model), device=device, dtype=dtype), None
+
+
+def find_model(model: str | None) -> Path:
+    """The path of a model by path or name; the shipped one for None.
+
+    Raises:
+        ModelNotFound: there is none.
+    """
+    if model is None or model == "pocket":
+        shipped = shipped_model()
+        if shipped is not None:
+            return shipped
+    return hub.find(model or "pocket")
+
+
+def find_or_pull(name: str, *, token: str | None = None) -> Path:
+    """The path of a model, fetched from the hub if it is OWNER/NAME and not on this disk yet.
+
+    Raises:
+        ModelNotFound, HubError: it is not to be had.
+    """
+    try:
+        return find_model(name)
+    except ModelNotFound:
+        if name.count("/") != 1 or name.startswith((".", "/", "~")):
+            raise
+        return hub.pull(name, token=token)

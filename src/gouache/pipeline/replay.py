@@ -12,13 +12,12 @@ from PIL import Image
 
 from gouache.errors import ModelNotFound, RecipeError
 from gouache.pipeline.events import Event, Painted
-from gouache.pipeline.foreign import Found, read_recipe
-from gouache.pipeline.library import open_pipeline
-from gouache.pipeline.machine import dtype_named, model_ref
-from gouache.pipeline.pipeline import Pipeline
-from gouache.pipeline.pixels import read_picture
-from gouache.pipeline.recipe import Recipe, first_difference, pixels_digest
-from gouache.pipeline.references import References
+from gouache.pipeline.inputs.images import read_picture
+from gouache.pipeline.inputs.references import References
+from gouache.pipeline.output.foreign import Found, read_recipe
+from gouache.pipeline.output.model_identity import dtype_named, model_ref
+from gouache.pipeline.output.recipe import Recipe, first_difference, pixels_digest
+from gouache.pipeline.pipeline import Pipeline, open_pipeline
 
 LOSSLESS = ("png",)
 Show = Callable[[Iterator[Event]], Iterator[Event]]

@@ -13,27 +13,27 @@ from sqlalchemy import delete, insert, select
 
 from gouache.errors import ModelNotFound, QueueFull
 from gouache.pipeline.request import Request
-from gouache.serve.accounts import Accounts
-from gouache.serve.admission import admit
-from gouache.serve.bell import Bell, within
-from gouache.serve.buckets import Buckets
-from gouache.serve.database import Database, upsert
-from gouache.serve.enlarging import Enlarging
-from gouache.serve.glance import Glance
-from gouache.serve.housekeeping import Housekeeping
-from gouache.serve.job import FINISHED, Ending, Job, Source
-from gouache.serve.jobs import Jobs, fingerprint_of
-from gouache.serve.leases import Leases
-from gouache.serve.meaning import Meaning
-from gouache.serve.pictures import Pictures
-from gouache.serve.pulls import Pulls
+from gouache.serve.http.guard import Buckets
+from gouache.serve.models.catalog import Shelf
+from gouache.serve.models.downloads import Pulls
+from gouache.serve.queue.admission import admit
+from gouache.serve.queue.cached_views import Glance
+from gouache.serve.queue.job import FINISHED, Ending, Job, Source
+from gouache.serve.queue.leases import Leases
+from gouache.serve.queue.notify import Bell, within
+from gouache.serve.queue.queue import Jobs, fingerprint_of
+from gouache.serve.queue.upscale_tasks import Enlarging
+from gouache.serve.search.query import Meaning
 from gouache.serve.settings import Settings
-from gouache.serve.shelf import Shelf
-from gouache.serve.supervisor import WORKER_COMMAND, Supervisor
-from gouache.serve.tables import options, presets
-from gouache.serve.training_runs import TrainingRuns
-from gouache.serve.training_sets import TrainingSets
-from gouache.serve.vault import Vault
+from gouache.serve.store.accounts import Accounts
+from gouache.serve.store.cleanup import Housekeeping
+from gouache.serve.store.database import Database, upsert
+from gouache.serve.store.files import Vault
+from gouache.serve.store.gallery import Pictures
+from gouache.serve.store.tables import options, presets
+from gouache.serve.training.runs import TrainingRuns
+from gouache.serve.training.sets import TrainingSets
+from gouache.serve.worker.supervisor import WORKER_COMMAND, Supervisor
 
 TWIN_SECONDS = 3600.0
 QUESTION_SECONDS = 10.0

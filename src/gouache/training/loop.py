@@ -11,25 +11,44 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from gouache.errors import NonFiniteLoss, TrainingError
 from gouache.training.config import StageConfig
 from gouache.training.ema import PowerEma
-from gouache.training.flops import count_flops, matrix_peak
-from gouache.training.log import RunLog
 from gouache.training.optimizer import learning_rate, make_optimizer
+from gouache.training.runlog import RunLog, save_sheet
 from gouache.training.sharding import check_sharding, gathered, local, shard, sharding_asked, whole
-from gouache.training.sheet import save_sheet
 from gouache.training.stage import Batch, Stage, seed_dropout
 from gouache.training.state import Position, TrainState, checkpoints, full_disk_reported, load_state, save_state
 
 if TYPE_CHECKING:
     from accelerate import Accelerator
+
+
+def count_flops(call: Callable[[], object]) -> int:
+    """Floating-point operations of matrix products and convolutions in one call (a multiply-add counts as two)."""
+    with FlopCounterMode(display=False) as counter:
+        call()
+    return int(counter.get_total_flops())
+
+
+@lru_cache
+def matrix_peak(device: torch.device, dtype: torch.dtype = torch.float32, *, size: int = 1024, tries: int = 4) -> float:
+    """The machine's best speed in a square matrix product, in FLOP a second: the fastest of a few tries, made once."""
+    a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
+    best = float("inf")
+    for _ in range(tries):
+        start = time.perf_counter()
+        (a @ b).sum().item()
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best
 
 
 @dataclass(frozen=True, slots=True)

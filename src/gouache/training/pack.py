@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from gouache.checkpoints.header import read_header
+from gouache.checkpoints.formats.header import read_header
 from gouache.checkpoints.load import load_bundle
 from gouache.checkpoints.save import bundle_to_write, write_model
 from gouache.errors import InvalidInput
@@ -15,8 +15,8 @@ from gouache.models.bundle import ModelBundle
 from gouache.models.configs import DenoiserConfig, GenerationDefaults, UNetConfig, UpscalerConfig
 from gouache.models.prior import Prior, PriorConfig
 from gouache.models.unet import UNet
-from gouache.models.upscaler import Upscaler
-from gouache.training.assemble import (
+from gouache.models.upscalers import Upscaler
+from gouache.training.build import (
     fill,
     load_quantizer,
     load_text,

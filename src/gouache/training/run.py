@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from gouache.errors import unknown_name
-from gouache.training.assemble import Preparing, Ready, assemble, stage_config, stage_run
+from gouache.training.build import Preparing, Ready, assemble, stage_config, stage_run
 from gouache.training.config import STAGES, StageName, read_config
 from gouache.training.loop import Progress, make_accelerator, train
 from gouache.training.state import full_disk_reported

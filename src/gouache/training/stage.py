@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from gouache.errors import ConfigError
-from gouache.nn.dropout import Dropout
+from gouache.nn.layers import Dropout
 from gouache.training.config import StageConfig
 
 Batch = dict[str, Tensor]

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gouache.checkpoints.format import load_tensors, save_tensors
-from gouache.checkpoints.header import read_header
+from gouache.checkpoints.formats.header import read_header
+from gouache.checkpoints.formats.safetensors import load_tensors, save_tensors
 from gouache.errors import CheckpointError, InvalidInput, TrainingError
 from gouache.training.config import StageConfig
 from gouache.training.ema import PowerEma, Weights

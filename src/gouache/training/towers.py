@@ -13,15 +13,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from gouache.checkpoints.format import load_tensors, save_tensors
-from gouache.checkpoints.header import read_header
+from gouache.checkpoints.formats.header import read_header
+from gouache.checkpoints.formats.safetensors import load_tensors, save_tensors
 from gouache.config import Config
 from gouache.errors import CheckpointError, ConfigError
 from gouache.models.configs import SentenceEncoderConfig
 from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.models.text_encoder import TextEncoding
 from gouache.models.text_stack import TextStack
-from gouache.models.wordpiece import WordPieceTokenizer
+from gouache.models.tokenizers import WordPieceTokenizer
 from gouache.nn.resnet import ResnetBlock
 
 COMPONENT = "clip"

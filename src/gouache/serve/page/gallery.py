@@ -13,14 +13,13 @@ import gradio as gr
 from PIL import Image
 
 from gouache.errors import GouacheError, NotFound
-from gouache.pipeline.infotext import parse_infotext
-from gouache.pipeline.metadata import OWN, PARAMETERS, read_texts
-from gouache.pipeline.recipe_text import request_of
+from gouache.pipeline.output.a1111_text import parse_infotext, request_of
+from gouache.pipeline.output.metadata import OWN, PARAMETERS, read_texts
 from gouache.serve.page import parts
 from gouache.serve.page.edit_tab import frame_of
 from gouache.serve.page.requests import filled, owner_of, settings_of
 from gouache.serve.page.words import said
-from gouache.serve.pictures import Picture, Wanted
+from gouache.serve.store.gallery import Picture, Wanted
 from gouache.serve.studio import Studio
 
 PAGE = 48

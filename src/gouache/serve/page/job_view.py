@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import gradio as gr
 
 from gouache.errors import Conflict, NotFound
-from gouache.serve.job import FINISHED, Job
 from gouache.serve.page import parts
 from gouache.serve.page.requests import owner_of
 from gouache.serve.page.words import said
+from gouache.serve.queue.job import FINISHED, Job
 from gouache.serve.studio import Studio
 
 WATCH_SECONDS = 5.0

@@ -7,18 +7,18 @@ from typing import Any
 
 import gradio as gr
 
-from gouache.checkpoints.adapters_folder import EMBEDDING, AdapterFile, list_adapters
-from gouache.checkpoints.control_folder import usable_controls
+from gouache.checkpoints.adapters.controlnet_library import usable_controls
+from gouache.checkpoints.adapters.library import EMBEDDING, AdapterFile, list_adapters
 from gouache.cli.inspect import NAMINGS, short_count
 from gouache.errors import GouacheError, ModelNotFound
-from gouache.serve.model_facts import facts_of, inspect
+from gouache.serve.http.access import check_admin, is_admin
+from gouache.serve.models.catalog import ModelEntry
+from gouache.serve.models.downloads import Pull
+from gouache.serve.models.facts import facts_of, inspect
 from gouache.serve.page import parts
 from gouache.serve.page.paint_tab import styles_menu
 from gouache.serve.page.requests import AUTOMATIC, Fields, owner_of
 from gouache.serve.page.words import said
-from gouache.serve.pulls import Pull
-from gouache.serve.rights import check_admin, is_admin
-from gouache.serve.shelf import ModelEntry
 from gouache.serve.studio import Studio
 
 WEIGHT = 0.8

@@ -7,7 +7,7 @@ from typing import Any
 import gradio as gr
 
 from gouache.errors import GouacheError
-from gouache.serve.model_facts import facts_of
+from gouache.serve.models.facts import facts_of
 from gouache.serve.page import parts
 from gouache.serve.page.job_view import BUSY_SECONDS, View, cancel_newest, job_view, status
 from gouache.serve.page.requests import (

@@ -10,7 +10,7 @@ from typing import Any
 import gradio as gr
 
 from gouache.serve.page.words import said
-from gouache.serve.pictures import Picture
+from gouache.serve.store.gallery import Picture
 
 # Gradio fills templates in the browser: braces and backquotes in a prompt must not look like one.
 _TEMPLATE_SIGNS = {"{": "&#123;", "}": "&#125;", "`": "&#96;", "$": "&#36;", "\\": "&#92;"}

@@ -9,12 +9,12 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from gouache.diffusion.sampler_table import SAMPLER_INFOS, SCHEDULE_INFOS
+from gouache.diffusion.samplers.names import SAMPLER_INFOS, SCHEDULE_INFOS
 from gouache.errors import GouacheError
-from gouache.pipeline.metadata import encode_picture
+from gouache.pipeline.output.metadata import encode_picture
 from gouache.pipeline.request import Request
 from gouache.serve.page.words import said
-from gouache.serve.pictures import Wanted
+from gouache.serve.store.gallery import Wanted
 from gouache.serve.studio import Studio
 
 AUTOMATIC = "-"

@@ -16,17 +16,16 @@ from gouache.models.configs import SentenceEncoderConfig
 from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.models.text_encoder import TextEncoding
 from gouache.models.text_stack import TextStack
-from gouache.models.wordpiece import END, MASK, PAD, START, UNKNOWN, WordPieceTokenizer
-from gouache.pipeline.pixels import rgba_to_tensor
+from gouache.models.tokenizers import END, MASK, PAD, START, UNKNOWN, WordPieceTokenizer
+from gouache.pipeline.inputs.images import rgba_to_tensor
+from gouache.training.batches.pairs import FinitePairs, Pairs, PairSource, StickerPairs
+from gouache.training.batches.shapes import batches_of_one_shape
+from gouache.training.batches.translations import align, expected_rows, foreign_characters
 from gouache.training.config import ClipStage
+from gouache.training.evaluation.retrieval import candidates, ranks
 from gouache.training.losses import contrastive_loss
-from gouache.training.pairs import FinitePairs, Pairs, PairSource, StickerPairs
-from gouache.training.retrieval import candidates, ranks
-from gouache.training.shapes import batches_of_one_shape
 from gouache.training.stage import Batch, ImageNoise, Losses, Stage, batched
 from gouache.training.towers import WORDS, Towers, TowersConfig, export_text_encoder
-from gouache.training.translations import foreign_characters
-from gouache.training.word_alignment import align, expected_rows
 
 LARGEST_LOG_SCALE = 4.6052  # log 100 (Radford et al. 2021, section 2.5)
 TRANSLATION_LOG_SCALE = 3.0

@@ -8,22 +8,70 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gouache.checkpoints.format import save_tensors
-from gouache.diffusion.forward_process import ForwardProcess
-from gouache.diffusion.likelihood import hybrid_loss
+from gouache.checkpoints.formats.safetensors import save_tensors
+from gouache.diffusion.bound import hybrid_loss
+from gouache.diffusion.chain import ForwardProcess, Prediction
 from gouache.diffusion.loss_weights import loss_weight
 from gouache.diffusion.noise_schedule import NoiseSchedule, alpha_and_std, make_noise_schedule
-from gouache.diffusion.parameterization import target_of, to_x0
-from gouache.diffusion.reverse_process import Prediction
+from gouache.diffusion.parameterization import denoised_from, network_input, target_of, to_x0
+from gouache.diffusion.samplers.registry import sample
+from gouache.diffusion.samplers.sigmas import make_sigmas
 from gouache.errors import ConfigError
+from gouache.models.configs import DenoiserConfig
 from gouache.models.quantizer import Quantizer
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
+from gouache.training.batches.encoded import Encoded, TextStates, drop_captions
+from gouache.training.batches.shapes import batches_of_one_shape, check_square, order_of, shown
 from gouache.training.config import DenoiserStage
-from gouache.training.encoded import Encoded, TextStates, drop_captions
-from gouache.training.preview import Previewer
-from gouache.training.shapes import batches_of_one_shape, check_square, order_of, shown
 from gouache.training.stage import Batch, ImageNoise, Losses, Stage, freeze_parameters
+
+
+class Previewer:
+    """Samples latents from a U-Net in training.
+
+    Args:
+        unet: the network, in evaluation mode.
+        config, schedule: of its denoiser.
+        empty: states of the empty caption, for guidance.
+    """
+
+    def __init__(self, unet: UNet, config: DenoiserConfig, schedule: NoiseSchedule, empty: TextStates) -> None:
+        self.unet, self.config, self.schedule, self.empty = unet, config, schedule, empty
+
+    @torch.no_grad()
+    def latents(
+        self, text: TextStates, noise: Tensor, draft: Tensor | None, *, steps: int = 12, guidance_scale: float = 3.0
+    ) -> Tensor:
+        """Latents [B,C,h,w] for captions from standard-normal noise, by DPM-Solver++(2M)."""
+        sigmas = make_sigmas("karras", self.schedule, steps)
+        if draft is None and (channels := self.unet.config.draft_channels):
+            draft = noise.new_zeros(len(noise), channels, *noise.shape[2:])
+
+        def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+            conditional = self._denoised(x, sigma, text, draft)
+            unconditional = self._denoised(x, sigma, self._empty_for(text), draft)
+            return unconditional + guidance_scale * (conditional - unconditional)
+
+        start = noise * float((1 + sigmas[0] ** 2).sqrt())
+        *_, last = sample("dpmpp_2m", denoise, start, sigmas)
+        return last.x
+
+    def _denoised(self, x: Tensor, sigma: Tensor, text: TextStates, draft: Tensor | None) -> Tensor:
+        path, count = self.schedule.path, len(x)
+        t = self.schedule.sigma_to_t(sigma).to(x.device, torch.float32).expand(count)
+        prediction = self.unet(
+            network_input(x, sigma, path).float(), t, text.context.to(x.device), context_mask=text.mask.to(x.device),
+            pooled=text.pooled.to(x.device) if self.unet.config.pooled_width else None, draft=draft,
+        )  # fmt: skip
+        return denoised_from(prediction, x, sigma, self.config.parameterization, path)
+
+    def _empty_for(self, text: TextStates) -> TextStates:
+        count = len(text.pooled)
+        return TextStates(
+            *(t.expand(count, *t.shape[1:]) for t in (self.empty.context, self.empty.mask, self.empty.pooled))
+        )
+
 
 SHOWN = 16
 

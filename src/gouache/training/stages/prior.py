@@ -9,15 +9,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gouache.checkpoints.format import save_tensors
+from gouache.checkpoints.formats.safetensors import save_tensors
 from gouache.errors import ConfigError
 from gouache.models.prior import Draw, Prior, prior_inputs
 from gouache.models.quantizer import Quantizer
 from gouache.models.recall import Recall
 from gouache.models.vae import AutoencoderKL
+from gouache.training.batches.encoded import Encoded, Shuffled, drop_captions
+from gouache.training.batches.shapes import check_square
 from gouache.training.config import PriorStage
-from gouache.training.encoded import Encoded, Shuffled, drop_captions
-from gouache.training.shapes import check_square
 from gouache.training.stage import Batch, ImageNoise, Losses, Stage, batched
 
 SHOWN = 16

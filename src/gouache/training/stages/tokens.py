@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gouache.checkpoints.format import save_tensors
+from gouache.checkpoints.formats.safetensors import save_tensors
 from gouache.models.quantizer import Quantizer
 from gouache.models.vae import AutoencoderKL
+from gouache.training.batches.encoded import Encoded, Shuffled
+from gouache.training.batches.shapes import check_square
 from gouache.training.config import TokensStage
-from gouache.training.encoded import Encoded, Shuffled
-from gouache.training.shapes import check_square
 from gouache.training.stage import Batch, ImageNoise, Losses, Stage, batched
 
 SHOWN = 16

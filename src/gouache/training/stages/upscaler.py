@@ -16,12 +16,12 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from gouache.checkpoints.format import save_tensors
+from gouache.checkpoints.formats.safetensors import save_tensors
 from gouache.data.large import LargePictures, LargeStickers, held_out_large
 from gouache.errors import ConfigError
-from gouache.models.upscaler import Upscaler
+from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
-from gouache.pipeline.pixels import rgba_to_tensor, tensor_to_rgba
+from gouache.pipeline.inputs.images import rgba_to_tensor, tensor_to_rgba
 from gouache.training.config import UpscalerStage
 from gouache.training.losses import edge_loss, psnr
 from gouache.training.stage import Batch, ImageNoise, Losses, Stage

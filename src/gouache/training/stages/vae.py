@@ -8,13 +8,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gouache.checkpoints.format import save_tensors
+from gouache.checkpoints.formats.safetensors import save_tensors
 from gouache.models.vae import AutoencoderKL, Moments
-from gouache.pipeline.pixels import rgba_to_tensor
+from gouache.pipeline.inputs.images import rgba_to_tensor
+from gouache.training.batches.shapes import batches_of_one_shape, shown
+from gouache.training.batches.store import CaptionedSource, FiniteSource
 from gouache.training.config import VaeStage
-from gouache.training.encoded_store import CaptionedSource, FiniteSource
 from gouache.training.losses import PatchDiscriminator, adversarial_loss, edge_loss, psnr
-from gouache.training.shapes import batches_of_one_shape, shown
 from gouache.training.stage import Batch, ImageNoise, Losses, Stage, freeze_parameters
 
 SHOWN, VALIDATED = 32, 256

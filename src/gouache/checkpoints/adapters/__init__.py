@@ -1,0 +1,1 @@
+"""Adapters in files: LoRA and its relatives, textual inversions, ControlNets."""

@@ -1,0 +1,166 @@
+"""Adapters on the disk: LoRA files and textual inversions under the models folder. Headers only, and no torch.
+
+They are looked for in the folders ``adapters``, ``loras`` and ``embeddings`` (any case, also ``Lora``) of
+`hub.models_folder`, and in folders inside them. A prompt names them by their file's name without the suffix, or by the
+name that their trainer wrote into them; a name from a prompt is compared with that list and never becomes a path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gouache.checkpoints import hub
+from gouache.checkpoints.adapters.keys import lora_summary
+from gouache.checkpoints.adapters.kinds import find_adapter
+from gouache.checkpoints.formats.header import Header
+from gouache.checkpoints.formats.open import open_header
+from gouache.errors import GouacheError, InvalidInput, ModelNotFound, unknown_name
+
+SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")
+LORA, EMBEDDING = "lora", "textual-inversion"
+GENERIC_STEMS = ("learned_embeds", "embeddings")
+"""Names that programs give every embedding; the token inside is its name then."""
+
+
+@dataclass(frozen=True, slots=True)
+class AdapterFile:
+    """An adapter on the disk.
+
+    Attributes:
+        name: what a prompt calls it.
+        aliases: further names: the trainer's own, the token of a textual inversion.
+        kind: ``"lora"`` or ``"textual-inversion"``.
+        family: of the models it belongs to: sd1, sd2, sdxl, or "unknown".
+        label: a few words for people; why it can't be used, if it can't.
+        path: the file.
+        bytes: its size.
+    """
+
+    name: str
+    aliases: tuple[str, ...]
+    kind: str
+    family: str
+    label: str
+    path: Path
+    bytes: int
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every name that a prompt may use."""
+        return (self.name, *self.aliases)
+
+
+def list_adapters(folder: Path | None = None) -> list[AdapterFile]:
+    """Every LoRA and textual inversion on the disk, by name.
+
+    Args:
+        folder: the models folder; None takes `hub.models_folder()`.
+    """
+    return AdapterFolder(folder).files()
+
+
+@dataclass
+class AdapterFolder:
+    """The adapters under one models folder. What headers told is remembered until a file changes.
+
+    Attributes:
+        folder: the models folder; None takes `hub.models_folder()`.
+    """
+
+    folder: Path | None = None
+    _known: dict[tuple[Path, int, int], AdapterFile] = field(default_factory=dict)
+
+    def files(self) -> list[AdapterFile]:
+        """Every LoRA and textual inversion, by name."""
+        return sorted(self._found(), key=lambda file: (file.kind, file.name.casefold(), file.path))
+
+    def lora(self, name: str) -> AdapterFile:
+        """The LoRA of a name.
+
+        Raises:
+            ModelNotFound: there is none; the nearest name is offered.
+            InvalidInput: several files have it.
+        """
+        loras = [file for file in self.files() if file.kind == LORA]
+        matches = [file for file in loras if file.name == name] or [file for file in loras if name in file.aliases]
+        matches = matches or [file for file in loras if name.casefold() in map(str.casefold, file.names)]
+        if len(matches) > 1:
+            raise InvalidInput(
+                f"adapter {name!r}", given=f"{len(matches)} files: {', '.join(str(file.path) for file in matches)}",
+                expected="one file of this name", cure="Rename one of them.",
+            )  # fmt: skip
+        if not matches:
+            known = [file.name for file in loras]
+            near = unknown_name("adapter", name, known).cure if known else "No LoRA is there yet."
+            raise ModelNotFound(
+                f"adapter {name!r}", given="no such LoRA", expected=f"a file in {self._root() / 'adapters'}",
+                cure=near,
+            )  # fmt: skip
+        return matches[0]
+
+    def embeddings(self) -> Mapping[str, AdapterFile]:
+        """Textual inversions by every name they have, in lower case; the first file of a name has it."""
+        found: dict[str, AdapterFile] = {}
+        for file in self.files():
+            for name in file.names if file.kind == EMBEDDING else ():
+                found.setdefault(name.casefold(), file)
+        return found
+
+    def _root(self) -> Path:
+        return self.folder or hub.models_folder()
+
+    def _found(self) -> Iterator[AdapterFile]:
+        try:
+            yield from self._files_below(self._root())
+        except OSError as error:
+            raise InvalidInput(
+                str(error.filename or self._root()), given=(error.strerror or str(error)).lower(),
+                expected="a folder of adapters that can be read",
+                cure="Change its permissions, or point GOUACHE_MODELS elsewhere.",
+            ) from error  # fmt: skip
+
+    def _files_below(self, root: Path) -> Iterator[AdapterFile]:
+        tops = (
+            [path for path in sorted(root.iterdir()) if path.name.lower() in hub.ADAPTER_FOLDERS]
+            if root.is_dir()
+            else []
+        )
+        for top in (path for path in tops if path.is_dir()):
+            for path in sorted(top.rglob("*")):
+                if path.suffix.lower() in SUFFIXES and path.is_file() and not path.name.startswith("."):
+                    status = path.stat()
+                    key = (path, status.st_size, status.st_mtime_ns)
+                    if key not in self._known:
+                        self._known[key] = _described(path, top.name.lower(), status.st_size)
+                    yield self._known[key]
+
+
+def _described(path: Path, folder: str, size: int) -> AdapterFile:
+    """What a file is, by what it holds; where that doesn't tell, by the folder it lies in."""
+    by_folder = EMBEDDING if folder == "embeddings" else LORA
+    try:
+        header = open_header(path)
+    except GouacheError as error:
+        return AdapterFile(path.stem, (), by_folder, "unknown", f"unusable: {error.given}", path, size)
+    adapter = find_adapter(header.tensors, header.metadata)
+    kind = adapter.kind if adapter else by_folder
+    name, aliases = _names(path, header, kind)
+    family, label = (adapter.family, adapter.label) if adapter else ("unknown", "")
+    label = ", ".join(part for part in (label, lora_summary(header.tensors) if kind == LORA else "") if part)
+    return AdapterFile(name, aliases, kind, family, label, path, size)
+
+
+def _names(path: Path, header: Header, kind: str) -> tuple[str, tuple[str, ...]]:
+    told = header.metadata.get("ss_output_name", "") if kind == LORA else token_of(header)
+    if kind == EMBEDDING and told and path.stem.lower() in GENERIC_STEMS:
+        return told, ()
+    return path.stem, (told,) if told and told != path.stem else ()
+
+
+def token_of(header: Header) -> str:
+    """The token that a textual inversion in diffusers' layout was trained for; empty where the layout has none."""
+    names = list(header.tensors)
+    plain = len(names) == 1 and names[0] != "emb_params" and not names[0].startswith("string_to_param")
+    return names[0] if plain else ""

@@ -1,0 +1,1 @@
+"""Folders in diffusers' layout: their configs, reading and writing them."""

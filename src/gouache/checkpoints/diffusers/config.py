@@ -1,0 +1,210 @@
+"""Between our configs and the JSON files of a diffusers folder.
+
+Reading: what names and shapes show is counted (`blocks`); the JSON adds what they can't show, and where it speaks of
+the same things it has to agree. Options that change the mathematics in a way gouache doesn't know are refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from itertools import accumulate
+from operator import mul
+from typing import TypeVar
+
+from gouache.checkpoints.detect import Parameterization
+from gouache.errors import IncompatibleCheckpoint
+from gouache.models.configs import (
+    ControlNetConfig,
+    DenoiserConfig,
+    NoiseScheduleConfig,
+    TextEncoderConfig,
+    UNetConfig,
+    VAEConfig,
+)
+
+Json = Mapping[str, object]
+
+PREDICTIONS: dict[str, Parameterization] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
+SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "cosine"}
+# Option -> what gouache's U-Net does. Another value means another network.
+UNET_OPTIONS: dict[str, tuple[object, ...]] = {
+    "act_fn": ("silu", "swish"), "addition_embed_type": (None, "text_time"), "addition_time_embed_dim": (None, 256),
+    "attention_type": ("default",), "center_input_sample": (False,), "class_embed_type": (None,),
+    "conv_in_kernel": (3,), "conv_out_kernel": (3,), "cross_attention_norm": (None,), "downsample_padding": (1,),
+    "dual_cross_attention": (False,), "encoder_hid_dim": (None,), "encoder_hid_dim_type": (None,),
+    "flip_sin_to_cos": (True,), "freq_shift": (0,), "mid_block_only_cross_attention": (None, False),
+    "mid_block_scale_factor": (1,), "norm_eps": (1e-5,), "num_class_embeds": (None,), "only_cross_attention": (False,),
+    "resnet_out_scale_factor": (1,), "resnet_skip_time_act": (False,), "resnet_time_scale_shift": ("default",),
+    "time_cond_proj_dim": (None,), "time_embedding_act_fn": (None,), "time_embedding_dim": (None,),
+    "time_embedding_type": ("positional",), "timestep_post_act": (None,),
+}  # fmt: skip
+CONTROLNET_OPTIONS: dict[str, tuple[object, ...]] = {
+    "controlnet_conditioning_channel_order": ("rgb", "bgr"), "global_pool_conditions": (False, True),
+    "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"),
+}  # fmt: skip
+VAE_OPTIONS: dict[str, tuple[object, ...]] = {"act_fn": ("silu", "swish")}
+TEXT_OPTIONS: dict[str, tuple[object, ...]] = {"layer_norm_eps": (1e-5,), "hidden_act": ("quick_gelu", "gelu")}
+END_ID = 49407
+
+
+def unet_from_json(values: Json, counted: UNetConfig, where: str) -> UNetConfig:
+    """A U-Net's config: counted blocks, heads and groups from the JSON.
+
+    Raises:
+        IncompatibleCheckpoint: the JSON and the weights disagree, or an option is not one of ours.
+    """
+    _check_options(values, UNET_OPTIONS, where)
+    levels = len(counted.channels)
+    _check_agreement(
+        values,
+        {
+            "in_channels": counted.in_channels + counted.draft_channels,
+            "out_channels": counted.out_channels,
+            "block_out_channels": list(counted.channels),
+            "use_linear_projection": counted.linear_projection if any(counted.transformer_layers) else None,
+            "projection_class_embeddings_input_dim": counted.pooled_width or None,
+        },
+        where,
+    )
+    # The published files call the number of heads `attention_head_dim`.
+    heads = values.get("num_attention_heads") or values.get("attention_head_dim", 8)
+    return _updated(
+        counted,
+        {
+            "heads": tuple(heads) if isinstance(heads, list) else (heads,) * levels,
+            "norm_groups": values.get("norm_num_groups", 32),
+        },
+        where,
+    )
+
+
+def controlnet_from_json(values: Json, counted: ControlNetConfig, where: str) -> ControlNetConfig:
+    """A ControlNet's config: counted blocks; heads, groups and the order of colours from the JSON. Errors as above."""
+    _check_options(values, CONTROLNET_OPTIONS, where)
+    hint: Json = {
+        "conditioning_channels": counted.hint_channels,
+        "conditioning_embedding_out_channels": list(counted.hint_widths),
+    }
+    _check_agreement(values, hint, where)
+    return ControlNetConfig(
+        unet=unet_from_json(values, counted.unet, where),
+        hint_channels=counted.hint_channels,
+        hint_widths=counted.hint_widths,
+        hint_order="bgr" if values.get("controlnet_conditioning_channel_order") == "bgr" else "rgb",
+        pooled_residuals=bool(values.get("global_pool_conditions", False)),
+    )
+
+
+def vae_from_json(values: Json, counted: VAEConfig, where: str) -> VAEConfig:
+    """An autoencoder's config: counted blocks; groups, scale and shift from the JSON. Errors as in `unet_from_json`."""
+    _check_options(values, VAE_OPTIONS, where)
+    _check_agreement(
+        values,
+        {
+            "in_channels": counted.image_channels,
+            "latent_channels": counted.latent_channels,
+            "block_out_channels": list(counted.channels),
+            "layers_per_block": counted.layers_per_level,
+        },
+        where,
+    )
+    scale, shift = values.get("scaling_factor", counted.scale), values.get("shift_factor") or 0.0
+    mean, std = values.get("latents_mean"), values.get("latents_std")
+    if isinstance(mean, list) and isinstance(std, list) and isinstance(scale, int | float):
+        scale, shift = tuple(scale / width for width in std), tuple(mean)
+    return _updated(counted, {"norm_groups": values.get("norm_num_groups", 32), "scale": scale, "shift": shift}, where)
+
+
+def text_from_json(values: Json, counted: TextEncoderConfig, pad_id: int | None, where: str) -> TextEncoderConfig:
+    """A text encoder's config: counted layers; heads and activation from the JSON, the padding from the tokenizer."""
+    inner = values.get("text_config")
+    values = inner if isinstance(inner, dict) else values
+    _check_options(values, TEXT_OPTIONS, where)
+    _check_agreement(
+        values,
+        {
+            "hidden_size": counted.width,
+            "intermediate_size": counted.inner_width,
+            "num_hidden_layers": counted.layers,
+            "vocab_size": counted.vocabulary_size,
+            "max_position_embeddings": counted.positions,
+        },
+        where,
+    )
+    return _updated(
+        counted,
+        {
+            "heads": values.get("num_attention_heads", counted.heads),
+            "activation": values.get("hidden_act", counted.activation),
+            "pad_id": counted.pad_id if pad_id is None else pad_id,
+        },
+        where,
+    )
+
+
+def denoiser_from_json(values: Json, where: str) -> DenoiserConfig:
+    """What a folder's `scheduler_config.json` says of the network's output and the noise it was trained on.
+
+    Raises:
+        IncompatibleCheckpoint: a prediction type or a noise schedule that gouache doesn't know.
+    """
+    _check_options(
+        values,
+        {
+            "prediction_type": tuple(PREDICTIONS),
+            "beta_schedule": tuple(SCHEDULES),
+        },
+        where,
+    )
+    name = SCHEDULES[str(values.get("beta_schedule", "linear"))]
+    betas = {} if name == "cosine" else {key: values[key] for key in ("beta_start", "beta_end") if key in values}
+    trained = values.get("trained_betas")
+    if trained is not None:
+        name, betas = "table", {"alphas_cumprod": _cumulated(trained, where)}
+    schedule = {
+        "name": name,
+        "num_timesteps": len(trained) if isinstance(trained, list) else values.get("num_train_timesteps", 1000),
+        "zero_terminal_snr": values.get("rescale_betas_zero_snr", False),
+        **betas,
+    }
+    return DenoiserConfig(
+        parameterization=PREDICTIONS[str(values.get("prediction_type", "epsilon"))],
+        schedule=NoiseScheduleConfig.from_dict(schedule, where=where),
+    )
+
+
+def _cumulated(betas: object, where: str) -> tuple[float, ...]:
+    """Products of 1 - beta, from the first on."""
+    if not isinstance(betas, list) or not all(isinstance(b, int | float) and 0 < b < 1 for b in betas):
+        raise IncompatibleCheckpoint(where, given="trained_betas that are none", expected="numbers between 0 and 1")
+    return tuple(accumulate((1.0 - beta for beta in betas), mul))
+
+
+AnyConfig = TypeVar("AnyConfig", UNetConfig, VAEConfig, TextEncoderConfig)
+
+
+def _updated(config: AnyConfig, update: dict[str, object], where: str) -> AnyConfig:
+    return type(config).from_dict({**config.model_dump(), **update}, where=where)
+
+
+def _check_options(values: Json, options: Mapping[str, tuple[object, ...]], where: str) -> None:
+    for key, known in options.items():
+        if key in values and values[key] not in known:
+            raise IncompatibleCheckpoint(
+                where,
+                given=f"{key} = {values[key]!r}",
+                expected=f"one of {', '.join(map(repr, known))}",
+                cure="gouache doesn't know networks with this option.",
+            )
+
+
+def _check_agreement(values: Json, counted: Json, where: str) -> None:
+    for key, found in counted.items():
+        told = values.get(key)
+        if told is not None and found is not None and told != found:
+            raise IncompatibleCheckpoint(
+                where,
+                given=f"{key} = {told!r}",
+                expected=f"{found!r}, as the weights beside it show",
+                cure="The folder mixes files of two models; get it again.",
+            )

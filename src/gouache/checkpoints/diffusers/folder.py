@@ -1,0 +1,272 @@
+"""Finds the parts of a diffusers folder: which file of each part to read, and the configs beside the weights.
+
+Only weights and JSON are looked at. Code in a model folder is never run, and `auto_map` is ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from gouache.checkpoints.adapters.kinds import Adapter, find_adapter
+from gouache.checkpoints.detect import (
+    MARKS,
+    SD_SCALE,
+    SDXL_SCALE,
+    Identity,
+    Parameterization,
+    Part,
+    family_of,
+    kind_of,
+    left_out_reason,
+    part_tensors,
+    used_text_config,
+    variant_of,
+)
+from gouache.checkpoints.diffusers import config as diffusers_config
+from gouache.checkpoints.formats.header import Header, TensorInfo
+from gouache.checkpoints.formats.open import open_header
+from gouache.checkpoints.shapes import text_config, unet_config, vae_config
+from gouache.config import Config
+from gouache.errors import CorruptCheckpoint, ModelNotFound, UnknownFamily
+
+PART_NAMES = ("unet", "vae", "text_encoder", "text_encoder_2")
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+MAX_JSON_BYTES = 16 << 20
+
+
+def read_json(path: Path) -> dict[str, object]:
+    """A JSON object from a file.
+
+    Raises:
+        CorruptCheckpoint: it is too large, or no JSON object.
+    """
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise CorruptCheckpoint(str(path), given=f"{path.stat().st_size} bytes of JSON", expected="a few kilobytes")
+    try:
+        values = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise CorruptCheckpoint(str(path), given=str(error)[:100], expected="a JSON object") from error
+    if not isinstance(values, dict):
+        raise CorruptCheckpoint(str(path), given=f"a JSON {type(values).__name__}", expected="a JSON object")
+    return values
+
+
+def weight_files(folder: Path, *, variant: str | None = None) -> tuple[Path, ...]:
+    """The file, or the shards, that hold a part's weights.
+
+    Args:
+        folder: the part's folder.
+        variant: the word in the file's name to prefer, for example ``"fp16"``. None prefers files without one.
+            Whichever is there is taken; safetensors always comes before the torch files.
+
+    Raises:
+        ModelNotFound: there is no weight file.
+        CorruptCheckpoint: an index of shards names no file of the folder.
+    """
+    names = [path.name for path in sorted(folder.iterdir()) if path.is_file()] if folder.is_dir() else []
+    words = [variant, None, "fp16"] if variant else [None, "fp16"]
+    words += sorted({parts[1] for name in names if len(parts := name.split(".")) == 3 and parts[0] in STEMS})
+    for ending in ("safetensors", "bin"):
+        for word in words:
+            for stem in STEMS:
+                dotted = f".{word}" if word else ""
+                if f"{stem}{dotted}.{ending}" in names:
+                    return (folder / f"{stem}{dotted}.{ending}",)
+                index = f"{stem}.{ending}.index{dotted}.json"
+                if index in names:
+                    return _shards(folder / index)
+    raise ModelNotFound(
+        str(folder),
+        given=f"the files {', '.join(names[:8]) or '(none)'}",
+        expected="diffusion_pytorch_model.safetensors, model.safetensors, or shards with an index",
+        cure="Get the folder again; the download may have stopped half way.",
+    )
+
+
+def _shards(index: Path) -> tuple[Path, ...]:
+    weight_map = read_json(index).get("weight_map")
+    files = sorted({str(name) for name in weight_map.values()}) if isinstance(weight_map, dict) else []
+    for name in files:
+        if Path(name).name != name or not (index.parent / name).is_file():
+            raise CorruptCheckpoint(
+                str(index), given=f"the shard {name!r}", expected="a file of this folder", cure="Get the folder again."
+            )
+    if not files:
+        raise CorruptCheckpoint(str(index), given="no weight_map", expected="a JSON index of shards")
+    return tuple(index.parent / name for name in files)
+
+
+def joined_header(files: tuple[Path, ...]) -> Header:
+    """The header of a file, or one header for all shards of a part.
+
+    Raises:
+        CorruptCheckpoint: two shards hold the same tensor.
+    """
+    headers = [open_header(path) for path in files]
+    if len(headers) == 1:
+        return headers[0]
+    tensors: dict[str, TensorInfo] = {}
+    for header in headers:
+        twice = tensors.keys() & header.tensors.keys()
+        if twice:
+            raise CorruptCheckpoint(
+                str(header.path), given=f"{min(twice)!r} in two shards", expected="each tensor once"
+            )
+        tensors |= header.tensors
+    return Header(files[0].parent, tensors, headers[0].metadata, files=files)
+
+
+def is_diffusers_folder(folder: Path) -> bool:
+    """Whether a folder has the parts of a diffusers pipeline."""
+    return (folder / "model_index.json").is_file() or (folder / "unet" / "config.json").is_file()
+
+
+def identify_diffusers(folder: Path, *, variant: str | None = None) -> Identity:
+    """What a diffusers folder holds.
+
+    Raises:
+        ModelNotFound, CorruptCheckpoint, UnknownFamily, IncompatibleCheckpoint: a part is missing, damaged, of an
+            unknown kind, or disagrees with the config beside it.
+    """
+    index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    headers = {name: joined_header(weight_files(folder / name, variant=variant)) for name in _present(folder, index)}
+    if not headers:
+        raise UnknownFamily(
+            str(folder),
+            given=f"a {index.get('_class_name', 'folder without parts')}",
+            expected="a Stable Diffusion pipeline, with unet, vae and text_encoder",
+        )
+    unet = None
+    if "unet" in headers:
+        file = folder / "unet" / "config.json"
+        counted = unet_config(_shapes(headers["unet"].tensors), "ours", str(headers["unet"].path))
+        unet = diffusers_config.unet_from_json(_config(file), counted, str(file))
+    family = family_of(unet, headers) if unet else "unknown"
+    parts = {}
+    for name, header in headers.items():
+        if unet and name == "unet":
+            parts[name] = Part(name, header, "", "ours", unet)
+        else:
+            parts[name] = part_of_folder(folder / name, name, header, family)
+    left_out, unexplained = _rest(parts, family)
+    prediction, source = _prediction(folder)
+    return Identity(
+        kind=kind_of(parts),
+        family=family,
+        layout="diffusers",
+        variant=variant_of(unet, family),
+        label=str(index.get("_class_name", "")),
+        parts=parts,
+        prediction=prediction,
+        prediction_source=source,
+        left_out=left_out,
+        unexplained=unexplained,
+    )
+
+
+def part_of_folder(folder: Path, name: str, header: Header, family: str) -> Part:
+    """One network of a folder: the config beside it, checked against its weights; errors as `identify_diffusers`."""
+    file = folder / "config.json"
+    values = _config(file)
+    where = str(header.path)
+    kind = "text_encoder" if name.startswith("text_encoder") else name
+    for part, prefix, naming, mark in MARKS:
+        if part != kind or prefix or mark not in header.tensors:
+            continue
+        shapes = _shapes(header.tensors)
+        if kind == "unet":
+            config: Config = diffusers_config.unet_from_json(values, unet_config(shapes, naming, where), str(file))
+        elif kind == "vae":
+            scale = SDXL_SCALE if family.startswith("sdxl") else SD_SCALE
+            config = diffusers_config.vae_from_json(values, vae_config(shapes, naming, scale, where), str(file))
+        else:
+            counted = text_config(shapes, naming, where)
+            pad_id = _pad_id(folder.parent / name.replace("text_encoder", "tokenizer"))
+            text = diffusers_config.text_from_json(values, counted, pad_id, str(file))
+            config = used_text_config(text, family, naming, first=name == "text_encoder")
+        return Part(name, header, "", naming, config)
+    raise UnknownFamily(
+        where,
+        given=f"a {values.get('_class_name', name)} with other tensors",
+        expected=f"the {kind} of Stable Diffusion",
+    )
+
+
+def _present(folder: Path, index: Mapping[str, object]) -> list[str]:
+    """The parts a folder has; a part that its index sets to null is absent on purpose."""
+    return [
+        name
+        for name in PART_NAMES
+        if (folder / name).is_dir() and (not index or index.get(name) not in (None, [None, None]))
+    ]
+
+
+def _config(file: Path) -> dict[str, object]:
+    if not file.is_file():
+        raise ModelNotFound(
+            str(file), given="no file there", expected="the part's config", cure="Get the folder again, whole."
+        )
+    return read_json(file)
+
+
+def _prediction(folder: Path) -> tuple[Parameterization | None, str]:
+    file = folder / "scheduler" / "scheduler_config.json"
+    if not file.is_file():
+        return None, ""
+    return diffusers_config.denoiser_from_json(read_json(file), str(file)).parameterization, "scheduler_config.json"
+
+
+def _pad_id(folder: Path) -> int | None:
+    """The token that fills a chunk up, as the tokenizer's files say; None if there are none."""
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        if (folder / name).is_file():
+            token = read_json(folder / name).get("pad_token")
+            text = token.get("content") if isinstance(token, dict) else token
+            if text == "<|endoftext|>":
+                return diffusers_config.END_ID
+            if isinstance(text, str):
+                return _token_id(folder, text)
+    return None
+
+
+def _token_id(folder: Path, token: str) -> int:
+    vocabulary = read_json(folder / "vocab.json") if (folder / "vocab.json").is_file() else {"!": 0}
+    number = vocabulary.get(token)
+    if not isinstance(number, int):
+        raise CorruptCheckpoint(str(folder), given=f"pad_token {token[:40]!r}", expected="a token of its vocabulary")
+    return number
+
+
+def _rest(parts: Mapping[str, Part], family: str) -> tuple[dict[str, int], tuple[str, ...]]:
+    counts: dict[str, int] = {}
+    for part in parts.values():
+        for name in part.header.tensors:
+            reason = left_out_reason(name, {part.name: part}, family)
+            if reason:
+                counts[reason] = counts.get(reason, 0) + 1
+    return counts, ()
+
+
+def _shapes(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
+    return {name: info.shape for name, info in part_tensors(tensors, "").items()}
+
+
+def lone_adapter(folder: Path, *, variant: str | None = None) -> Adapter | None:
+    """The ControlNet or other adapter that lies in a folder of its own (config.json and weights); None if none does."""
+    if not (folder / "config.json").is_file():
+        return None
+    header = joined_header(weight_files(folder, variant=variant))
+    return find_adapter(header.tensors, header.metadata)
+
+
+def lone_network(folder: Path, *, variant: str | None = None) -> Part | None:
+    """The network of a part's own folder (config.json and weights); None if it is no such folder."""
+    if not (folder / "config.json").is_file():
+        return None
+    header = joined_header(weight_files(folder, variant=variant))
+    for name, prefix, _, mark in MARKS:
+        if not prefix and mark in header.tensors:
+            return part_of_folder(folder, name, header, "unknown")
+    return None

@@ -1,0 +1,225 @@
+"""The JSON and tokenizer files of a diffusers folder, made from our configs, so that `from_pretrained` takes it."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+
+from gouache.checkpoints.diffusers.config import PREDICTIONS, SCHEDULES
+from gouache.checkpoints.formats.safetensors import atomic_write, write_json
+from gouache.errors import IncompatibleCheckpoint
+from gouache.models.configs import DenoiserConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from gouache.models.tokenizers import END, END_ID, MERGES, MERGES_FILE, START, START_ID
+
+PIPELINES = {
+    ("sd", "base"): "StableDiffusionPipeline",
+    ("sd", "inpainting"): "StableDiffusionInpaintPipeline",
+    ("sd", "instruct"): "StableDiffusionInstructPix2PixPipeline",
+    ("sd", "depth"): "StableDiffusionDepth2ImgPipeline",
+    ("sdxl", "base"): "StableDiffusionXLPipeline",
+    ("sdxl", "inpainting"): "StableDiffusionXLInpaintPipeline",
+    ("sdxl", "instruct"): "StableDiffusionXLInstructPix2PixPipeline",
+    ("sdxl-refiner", "base"): "StableDiffusionXLImg2ImgPipeline",
+}
+OURS_TO_PREDICTION = {ours: theirs for theirs, ours in PREDICTIONS.items()}
+OURS_TO_SCHEDULE = {ours: theirs for theirs, ours in SCHEDULES.items()}
+LAYOUT_VERSION = "0.35.0"
+"""The version of diffusers whose files these are; it asks folders for one."""
+BETAS = {"scaled_linear": (0.00085, 0.012), "linear": (0.0001, 0.02)}
+
+
+def model_index(family: str, variant: str, where: str) -> dict[str, object]:
+    """``model_index.json``: which class runs each part.
+
+    Raises:
+        IncompatibleCheckpoint: diffusers has no pipeline for this family and variant.
+    """
+    short = "sd" if family in ("sd1", "sd2") else family
+    if (short, variant) not in PIPELINES:
+        raise IncompatibleCheckpoint(
+            where,
+            given=f"a {family} {variant} model",
+            expected="one that diffusers has a pipeline for",
+            cure="Convert it with --to gouache.",
+        )
+    index: dict[str, object] = {
+        "_class_name": PIPELINES[short, variant],
+        "_diffusers_version": LAYOUT_VERSION,
+        "scheduler": ["diffusers", "DDIMScheduler" if short == "sd" else "EulerDiscreteScheduler"],
+        "unet": ["diffusers", "UNet2DConditionModel"],
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
+    text, text_2 = ["transformers", "CLIPTextModel"], ["transformers", "CLIPTextModelWithProjection"]
+    tokenizer, absent = ["transformers", "CLIPTokenizer"], [None, None]
+    if short == "sd":
+        index |= {"text_encoder": text, "tokenizer": tokenizer}
+        index |= {"depth_estimator": absent} if variant == "depth" else {"safety_checker": absent}
+        index |= {"feature_extractor": absent, "image_encoder": absent, "requires_safety_checker": False}
+    else:
+        refiner = short == "sdxl-refiner"
+        index |= {"text_encoder": absent if refiner else text, "tokenizer": absent if refiner else tokenizer}
+        index |= {"text_encoder_2": text_2, "tokenizer_2": tokenizer, "force_zeros_for_empty_prompt": not refiner}
+        index |= {"requires_aesthetics_score": True} if refiner else {}
+    return index
+
+
+def unet_json(config: UNetConfig, sample_size: int, where: str) -> dict[str, object]:
+    """A U-Net's ``config.json``.
+
+    Raises:
+        IncompatibleCheckpoint: the network has something that diffusers' config can't say.
+    """
+    depths = list(config.transformer_layers)
+    # There is one entry for the last level and the middle; a level without attention ignores its own.
+    if config.middle_transformer_layers and not depths[-1]:
+        depths[-1] = config.middle_transformer_layers
+    one_resnet = config.middle_layers == 1 and not config.middle_transformer_layers
+    plain = config.middle_layers == 2 and config.middle_transformer_layers == depths[-1]
+    if config.pooled_grid_channels or not (plain or one_resnet or config.middle_layers == 0):
+        raise IncompatibleCheckpoint(
+            where,
+            given="a U-Net with a middle or a conditioning of gouache's own",
+            expected="one that diffusers' config can describe",
+            cure="Convert it with --to gouache.",
+        )
+    up = config.up_transformer_layers
+    return {
+        "_class_name": "UNet2DConditionModel",
+        "sample_size": sample_size,
+        "in_channels": config.in_channels + config.draft_channels,
+        "out_channels": config.out_channels,
+        "block_out_channels": list(config.channels),
+        "layers_per_block": config.layers_per_level,
+        "down_block_types": ["CrossAttnDownBlock2D" if n else "DownBlock2D" for n in config.transformer_layers],
+        "mid_block_type": "UNetMidBlock2DCrossAttn" if plain else "UNetMidBlock2D" if one_resnet else None,
+        "up_block_types": ["CrossAttnUpBlock2D" if any(row) else "UpBlock2D" for row in config.up_depths()],
+        "transformer_layers_per_block": [depth or 1 for depth in depths],
+        "reverse_transformer_layers_per_block": None if up is None else [[depth or 1 for depth in row] for row in up],
+        "attention_head_dim": list(config.heads) if len(set(config.heads)) > 1 else config.heads[0],
+        "cross_attention_dim": config.context_width,
+        "use_linear_projection": config.linear_projection,
+        "addition_embed_type": "text_time" if config.pooled_width else None,
+        "addition_time_embed_dim": 256 if config.pooled_width else None,
+        "projection_class_embeddings_input_dim": config.pooled_width or None,
+        "norm_num_groups": config.norm_groups,
+    }
+
+
+def vae_json(config: VAEConfig, sample_size: int, where: str) -> dict[str, object]:
+    """An autoencoder's ``config.json``. Errors as in `unet_json`."""
+    if config.patch_size != 1 or isinstance(config.scale, tuple) or isinstance(config.shift, tuple):
+        raise IncompatibleCheckpoint(
+            where,
+            given="an autoencoder with patches or a scale for each channel",
+            expected="one that diffusers' config can describe",
+            cure="Convert it with --to gouache.",
+        )
+    levels = len(config.channels)
+    return {
+        "_class_name": "AutoencoderKL",
+        "sample_size": sample_size,
+        "in_channels": config.image_channels,
+        "out_channels": config.image_channels,
+        "latent_channels": config.latent_channels,
+        "block_out_channels": list(config.channels),
+        "layers_per_block": config.layers_per_level,
+        "down_block_types": ["DownEncoderBlock2D"] * levels,
+        "up_block_types": ["UpDecoderBlock2D"] * levels,
+        "norm_num_groups": config.norm_groups,
+        "mid_block_add_attention": config.middle_attention,
+        "use_quant_conv": config.quant_conv,
+        "use_post_quant_conv": config.quant_conv,
+        "scaling_factor": config.scale,
+        "shift_factor": config.shift or None,
+    }
+
+
+def text_json(config: TextEncoderConfig, *, projection: bool) -> dict[str, object]:
+    """A CLIP text encoder's ``config.json``."""
+    return {
+        "architectures": ["CLIPTextModelWithProjection" if projection else "CLIPTextModel"],
+        "model_type": "clip_text_model",
+        "vocab_size": config.vocabulary_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.inner_width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "max_position_embeddings": config.positions,
+        "hidden_act": config.activation,
+        "projection_dim": config.projection_width or config.width,
+        "layer_norm_eps": 1e-5,
+        "bos_token_id": START_ID,
+        "eos_token_id": config.end_id,
+        "pad_token_id": 1,
+    }
+
+
+def scheduler_json(config: DenoiserConfig, family: str, where: str) -> dict[str, object]:
+    """``scheduler_config.json``.
+
+    Raises:
+        IncompatibleCheckpoint: diffusers' schedulers have no such schedule or prediction.
+    """
+    schedule = config.schedule
+    table = schedule.name == "table"
+    if (schedule.name not in OURS_TO_SCHEDULE and not table) or config.parameterization not in OURS_TO_PREDICTION:
+        raise IncompatibleCheckpoint(
+            where,
+            given=f"a {config.parameterization} network on the schedule {schedule.name}",
+            expected=f"{', '.join(OURS_TO_PREDICTION)} on {', '.join(OURS_TO_SCHEDULE)}",
+            cure="Convert it with --to gouache.",
+        )
+    start, end = BETAS.get(schedule.name, (0.0001, 0.02))
+    values: dict[str, object] = {
+        "_class_name": "EulerDiscreteScheduler" if family.startswith("sdxl") else "DDIMScheduler",
+        "beta_schedule": "linear" if table else OURS_TO_SCHEDULE[schedule.name],
+        "trained_betas": _betas(schedule.alphas_cumprod) if table else None,
+        "beta_start": start if schedule.beta_start is None else schedule.beta_start,
+        "beta_end": end if schedule.beta_end is None else schedule.beta_end,
+        "num_train_timesteps": schedule.num_timesteps,
+        "prediction_type": OURS_TO_PREDICTION[config.parameterization],
+        "rescale_betas_zero_snr": schedule.zero_terminal_snr,
+        "steps_offset": 1,
+        "timestep_spacing": "leading",
+    }
+    return values if family.startswith("sdxl") else values | {"clip_sample": False, "set_alpha_to_one": False}
+
+
+def _betas(alphas_cumprod: tuple[float, ...]) -> list[float]:
+    return [1 - after / before for before, after in pairwise((1.0, *alphas_cumprod))]
+
+
+def write_tokenizer(folder: Path, config: TextEncoderConfig) -> None:
+    """CLIP's vocabulary and merges in the files that transformers' `CLIPTokenizer` reads."""
+    folder.mkdir(exist_ok=True)
+    merges = gzip.decompress(MERGES_FILE.read_bytes()).decode("utf-8").split("\n")[1 : MERGES + 1]
+    write_json(folder / "vocab.json", dict(_vocabulary(merges)))
+    with atomic_write(folder / "merges.txt") as file:
+        file.write("\n".join(["#version: 0.2", *merges, ""]).encode("utf-8"))
+    pad = "!" if config.pad_id == 0 else END
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad}
+    write_json(folder / "special_tokens_map.json", special)
+    write_json(
+        folder / "tokenizer_config.json",
+        {
+            "tokenizer_class": "CLIPTokenizer",
+            "model_max_length": config.positions,
+            "do_lower_case": True,
+            "errors": "replace",
+            **special,
+        },
+    )
+
+
+def _vocabulary(merges: list[str]) -> Mapping[str, int]:
+    """CLIP's numbering: the bytes as printable characters, the same at a word's end, the merges, start and end."""
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    characters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(len(others))]
+    words = [*characters, *(f"{c}</w>" for c in characters), *(merge.replace(" ", "") for merge in merges), START, END]
+    vocabulary = {word: i for i, word in enumerate(words)}
+    if vocabulary[END] != END_ID:
+        raise AssertionError(f"The packaged merges give {END} the number {vocabulary[END]}, not {END_ID}.")
+    return vocabulary

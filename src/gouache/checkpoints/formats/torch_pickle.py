@@ -1,0 +1,396 @@
+"""A pickle reader that can build tensors' descriptions and plain containers, and nothing else.
+
+A pickle is a program. This machine knows the few opcodes that `torch.save` writes for a dictionary of tensors, looks
+names up in a closed table instead of importing them, and refuses everything else by name. It never calls what it
+reads, and its work and memory are bounded by the pickle's length.
+"""
+
+from __future__ import annotations
+
+import pickletools
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from gouache.checkpoints.formats.header import DTYPE_BYTES, MAX_RANK
+from gouache.errors import CorruptCheckpoint, UnsafeCheckpoint
+
+MAX_PICKLE_BYTES = 32 << 20
+MAX_OPCODES = 500_000
+MAX_NAME = 500
+
+STORAGE_DTYPES = {
+    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
+    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
+    "BoolStorage": "BOOL",
+}  # fmt: skip
+TORCH_DTYPES = {
+    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
+    "int16": "I16", "int8": "I8", "uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64", "bool": "BOOL",
+    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
+}  # fmt: skip
+NUMPY_FORMATS = {"f2": "<e", "f4": "<f", "f8": "<d", "i4": "<i", "i8": "<q", "u4": "<I", "u8": "<Q", "b1": "<?"}
+# Classes that training frameworks use as dictionary keys. They stay names; calling them is refused.
+INERT = {
+    ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
+    ("lightning.pytorch.callbacks.model_checkpoint", "ModelCheckpoint"),
+}
+PLAIN = {
+    ("collections", "OrderedDict"), ("torch", "Size"), ("builtins", "set"), ("__builtin__", "set"),
+    ("_codecs", "encode"), ("numpy", "dtype"), ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"), ("torch.nn.modules.container", "ParameterDict"),
+    ("torch._utils", "_rebuild_tensor"), ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_tensor_v3"), ("torch._utils", "_rebuild_parameter"),
+    ("torch.storage", "UntypedStorage"),
+}  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Name:
+    """A global that the pickle names; it was looked up in a table, not imported."""
+
+    module: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.module}.{self.name}"
+
+
+@dataclass(frozen=True, slots=True)
+class Storage:
+    """A run of numbers that lies outside the pickle, under `key`. `dtype` is None where the tensor says it."""
+
+    key: str
+    dtype: str | None
+    elements: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor's place in a storage: `offset` and `stride` count elements."""
+
+    storage: Storage
+    dtype: str
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int
+
+
+Value = object
+"""None, bool, int, float, str, bytes, list, tuple, dict, `Name`, `Storage` or `StoredTensor`."""
+
+
+def read_pickle(data: bytes, path: Path) -> Value:
+    """Run a pickle on the restricted machine and return its value.
+
+    Raises:
+        UnsafeCheckpoint: it holds an opcode or a global outside the closed tables; the message names it.
+        CorruptCheckpoint: it is not a whole pickle, or is over the limits.
+    """
+    if len(data) > MAX_PICKLE_BYTES:
+        raise CorruptCheckpoint(
+            str(path), given=f"a pickle of {len(data)} bytes", expected=f"at most {MAX_PICKLE_BYTES}"
+        )
+    machine = _Machine(path)
+    try:
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+            if count > MAX_OPCODES:
+                raise machine.corrupt(f"more than {MAX_OPCODES} opcodes")
+            if opcode.name == "STOP":
+                return machine.pop()
+            machine.run(opcode.name, argument)
+    except (ValueError, IndexError, struct.error, OverflowError) as error:
+        raise machine.corrupt(str(error)[:120]) from error
+    raise machine.corrupt("a pickle without an end")
+
+
+@dataclass
+class _Machine:
+    path: Path
+    stack: list[Value] = field(default_factory=list)
+    marks: list[int] = field(default_factory=list)
+    memo: dict[int, Value] = field(default_factory=dict)
+    copied: int = 0
+
+    def spend(self, items: int) -> None:
+        """Count what calls copy: a short pickle could ask for the same long list again and again."""
+        self.copied += items
+        if self.copied > MAX_OPCODES:
+            raise self.corrupt("a pickle that copies without end")
+
+    def corrupt(self, given: str) -> CorruptCheckpoint:
+        return CorruptCheckpoint(
+            str(self.path), given=given, expected="the pickle of a dictionary of tensors", cure="Download it again."
+        )
+
+    def unsafe(self, given: str) -> UnsafeCheckpoint:
+        return UnsafeCheckpoint(
+            str(self.path),
+            given=given,
+            expected="tensors and plain containers only; nothing was executed",
+            cure="Don't load this file anywhere. Get the model as .safetensors from a publisher you trust.",
+        )
+
+    def pop(self) -> Value:
+        if not self.stack or (self.marks and self.marks[-1] >= len(self.stack)):
+            raise self.corrupt("a pickle that takes more than it put down")
+        return self.stack.pop()
+
+    def pop_mark(self) -> list[Value]:
+        if not self.marks:
+            raise self.corrupt("a pickle without a mark where one is needed")
+        start = self.marks.pop()
+        items = self.stack[start:]
+        del self.stack[start:]
+        return items
+
+    def run(self, opcode: str, argument: Value) -> None:
+        if opcode in _CONSTANTS:
+            self.stack.append(_CONSTANTS[opcode])
+        elif opcode in _LITERALS:
+            self.stack.append(argument)
+        elif opcode in _EMPTY:
+            self.stack.append(_EMPTY[opcode]())
+        elif opcode in _ACTIONS:
+            _ACTIONS[opcode](self, argument)
+        elif opcode not in _NOTHING:
+            raise self.unsafe(f"the pickle opcode {opcode}")
+
+    # --- containers -------------------------------------------------------------------------------------------------
+
+    def set_items(self, target: Value, items: list[Value]) -> None:
+        if not isinstance(target, dict) or len(items) % 2:
+            raise self.corrupt("items set on something that is no dictionary")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            # A nested tuple as a key can take exponential time to hash.
+            if not isinstance(key, str | int | float | bytes | Name | None):
+                raise self.unsafe(f"a dictionary key of type {type(key).__name__}")
+            if isinstance(key, str | bytes) and len(key) > MAX_NAME:
+                raise self.corrupt(f"a dictionary key of {len(key)} characters")
+            target[key] = value
+
+    def extend(self, target: Value, items: list[Value]) -> None:
+        if not isinstance(target, list):
+            raise self.corrupt("items appended to something that is no list")
+        target.extend(items)
+
+    # --- names and calls --------------------------------------------------------------------------------------------
+
+    def push_name(self, module: Value, name: Value) -> None:
+        known = (module, name) in PLAIN or (module, name) in INERT
+        storage_or_dtype = module == "torch" and (name in STORAGE_DTYPES or name in TORCH_DTYPES)
+        if not (isinstance(module, str) and isinstance(name, str) and (known or storage_or_dtype)):
+            raise self.unsafe(f"the global {str(module)[:100]}.{str(name)[:100]}")
+        self.stack.append(Name(module, name))
+
+    def call(self) -> None:
+        arguments, function = self.pop(), self.pop()
+        if not isinstance(function, Name) or not isinstance(arguments, tuple):
+            raise self.unsafe(f"a call of {type(function).__name__}")
+        if function.name in _CALLS and (function.module, function.name) in PLAIN:
+            self.stack.append(_CALLS[function.name](self, *arguments[:10]))
+        else:
+            raise self.unsafe(f"a call of {function}")
+
+    def new(self) -> None:
+        """An object made without arguments: old embedding files keep their vectors in torch's ParameterDict."""
+        arguments, kind = self.pop(), self.pop()
+        if not isinstance(kind, Name) or kind.name != "ParameterDict" or arguments != ():
+            raise self.unsafe(f"an object of {kind}" if isinstance(kind, Name) else "an object of no known class")
+        self.stack.append({})
+
+    def build(self) -> None:
+        """State set on an object: a state dict's `_metadata` and a numpy type's byte order are known and left out."""
+        state = self.pop()
+        target = self.stack[-1] if self.stack else None
+        if isinstance(target, dict):
+            parameters = state.get("_parameters") if isinstance(state, dict) else None
+            if isinstance(parameters, dict):
+                self.spend(len(parameters))
+                target.update(parameters)
+        elif not isinstance(target, _NumpyType):
+            raise self.unsafe(f"state set on a {type(target).__name__}")
+
+    def load_storage(self, reference: Value) -> None:
+        if not isinstance(reference, tuple) or len(reference) < 5 or reference[0] != "storage":
+            raise self.corrupt("a reference outside the pickle that is no storage")
+        _, kind, key, _, elements = reference[:5]
+        if not isinstance(kind, Name) or type(elements) is not int or elements < 0 or not isinstance(key, str):
+            raise self.corrupt("a storage without type, key or length")
+        self.stack.append(Storage(key, STORAGE_DTYPES.get(kind.name), elements))
+
+    def tensor(self, arguments: tuple[Value, ...], dtype: str | None) -> StoredTensor:
+        storage, offset, shape, stride = arguments[:4]
+        if not isinstance(storage, Storage) or type(offset) is not int or offset < 0:
+            raise self.corrupt("a tensor without a storage")
+        sizes, steps = self.counts(shape), self.counts(stride)
+        dtype = dtype or storage.dtype
+        if dtype is None or len(sizes) != len(steps) or len(sizes) > MAX_RANK:
+            raise self.corrupt("a tensor whose type, shape and strides do not fit each other")
+        elements, last = 1, offset
+        for size, step in zip(sizes, steps, strict=True):
+            elements, last = elements * size, last + (size - 1) * step
+        # Strides of 0 would let a small file describe an enormous tensor.
+        capacity = storage.elements if storage.dtype else storage.elements // DTYPE_BYTES[dtype]
+        if elements and (last >= capacity or elements > capacity):
+            raise self.corrupt(f"a tensor of shape {str(sizes)[:80]} that reaches past its storage of {capacity}")
+        return StoredTensor(storage, dtype, sizes, steps, offset)
+
+    def counts(self, values: Value) -> tuple[int, ...]:
+        if not isinstance(values, tuple) or not all(type(value) is int and 0 <= value < 1 << 62 for value in values):
+            raise self.corrupt("a shape that is no tuple of sizes")
+        return values
+
+
+@dataclass(frozen=True, slots=True)
+class _NumpyType:
+    format: str
+
+
+def _ordered_dict(machine: _Machine, *arguments: Value) -> Value:
+    target: dict[Value, Value] = {}
+    pairs = arguments[0] if arguments else []
+    if not isinstance(pairs, list):
+        raise machine.corrupt("a dictionary made of something else than a list")
+    machine.spend(len(pairs))
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise machine.corrupt("a dictionary made of something else than pairs")
+    machine.set_items(target, [item for pair in pairs for item in pair])
+    return target
+
+
+def _tuple_of(machine: _Machine, *arguments: Value) -> Value:
+    if len(arguments) != 1 or not isinstance(arguments[0], list | tuple):
+        raise machine.corrupt("a container made of something else than a list")
+    machine.spend(len(arguments[0]))
+    return tuple(arguments[0])
+
+
+def _encode(machine: _Machine, *arguments: Value) -> Value:
+    if len(arguments) != 2 or not isinstance(arguments[0], str) or arguments[1] != "latin1":
+        raise machine.unsafe("a call of _codecs.encode with another encoding than latin1")
+    machine.spend(len(arguments[0]))
+    return arguments[0].encode("latin1")
+
+
+def _numpy_type(machine: _Machine, *arguments: Value) -> Value:
+    code = arguments[0] if arguments else None
+    if not isinstance(code, str) or code not in NUMPY_FORMATS:
+        raise machine.unsafe(f"the numpy type {str(code)[:40]!r}")
+    return _NumpyType(NUMPY_FORMATS[code])
+
+
+def _numpy_scalar(machine: _Machine, *arguments: Value) -> Value:
+    if len(arguments) != 2 or not isinstance(arguments[0], _NumpyType) or not isinstance(arguments[1], bytes):
+        raise machine.corrupt("a numpy number without type or bytes")
+    value: Value = struct.unpack(arguments[0].format, arguments[1])[0]
+    return value
+
+
+def _tensor(machine: _Machine, *arguments: Value) -> Value:
+    if len(arguments) < 4:
+        raise machine.corrupt("a tensor without storage, offset, shape or strides")
+    return machine.tensor(arguments, None)
+
+
+def _typed_tensor(machine: _Machine, *arguments: Value) -> Value:
+    kind = arguments[6] if len(arguments) > 6 else None
+    if not isinstance(kind, Name) or kind.name not in TORCH_DTYPES:
+        raise machine.corrupt("a tensor of unknown type")
+    return machine.tensor(arguments, TORCH_DTYPES[kind.name])
+
+
+def _parameter(machine: _Machine, *arguments: Value) -> Value:
+    if not arguments or not isinstance(arguments[0], StoredTensor):
+        raise machine.corrupt("a parameter that is no tensor")
+    return arguments[0]
+
+
+_CALLS: dict[str, Callable[..., Value]] = {
+    "OrderedDict": _ordered_dict, "ParameterDict": _ordered_dict, "Size": _tuple_of, "set": _tuple_of,
+    "encode": _encode, "dtype": _numpy_type, "scalar": _numpy_scalar, "_rebuild_tensor": _tensor,
+    "_rebuild_tensor_v2": _tensor, "_rebuild_tensor_v3": _typed_tensor, "_rebuild_parameter": _parameter,
+}  # fmt: skip
+
+
+def _put(machine: _Machine, key: Value) -> None:
+    if not machine.stack or not isinstance(key, int):
+        raise machine.corrupt("a memo of nothing")
+    machine.memo[key] = machine.stack[-1]
+
+
+def _get(machine: _Machine, key: Value) -> None:
+    if not isinstance(key, int) or key not in machine.memo:
+        raise machine.corrupt(f"memo entry {str(key)[:20]}, which was never written")
+    machine.stack.append(machine.memo[key])
+
+
+def _global(machine: _Machine, argument: Value) -> None:
+    machine.push_name(*str(argument).split(" ", 1))
+
+
+def _stack_global(machine: _Machine, _: Value) -> None:
+    name, module = machine.pop(), machine.pop()
+    machine.push_name(module, name)
+
+
+def _set_item(machine: _Machine, _: Value) -> None:
+    value, key = machine.pop(), machine.pop()
+    machine.set_items(machine.stack[-1], [key, value])
+
+
+def _set_items(machine: _Machine, _: Value) -> None:
+    items = machine.pop_mark()
+    machine.set_items(machine.stack[-1], items)
+
+
+def _append(machine: _Machine, _: Value) -> None:
+    value = machine.pop()
+    machine.extend(machine.stack[-1], [value])
+
+
+def _appends(machine: _Machine, _: Value) -> None:
+    items = machine.pop_mark()
+    machine.extend(machine.stack[-1], items)
+
+
+def _tuple_of_last(count: int) -> Callable[[_Machine, Value], None]:
+    def action(machine: _Machine, _: Value) -> None:
+        items = [machine.pop() for _ in range(count)]
+        machine.stack.append(tuple(reversed(items)))
+
+    return action
+
+
+_CONSTANTS: dict[str, Value] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_LITERALS = {
+    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES",
+    "SHORT_BINBYTES", "BINSTRING", "SHORT_BINSTRING",
+}  # fmt: skip
+_EMPTY: dict[str, Callable[[], Value]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
+_NOTHING = {"PROTO", "FRAME"}
+_ACTIONS: dict[str, Callable[[_Machine, Value], None]] = {
+    "MARK": lambda machine, _: machine.marks.append(len(machine.stack)),
+    "POP": lambda machine, _: (machine.pop(), None)[1],
+    "BINPUT": _put,
+    "LONG_BINPUT": _put,
+    "MEMOIZE": lambda machine, _: _put(machine, len(machine.memo)),
+    "BINGET": _get,
+    "LONG_BINGET": _get,
+    "GLOBAL": _global,
+    "STACK_GLOBAL": _stack_global,
+    "SETITEM": _set_item,
+    "SETITEMS": _set_items,
+    "APPEND": _append,
+    "APPENDS": _appends,
+    "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.pop_mark())),
+    "TUPLE1": _tuple_of_last(1),
+    "TUPLE2": _tuple_of_last(2),
+    "TUPLE3": _tuple_of_last(3),
+    "LIST": lambda machine, _: machine.stack.append(machine.pop_mark()),
+    "REDUCE": lambda machine, _: machine.call(),
+    "NEWOBJ": lambda machine, _: machine.new(),
+    "BUILD": lambda machine, _: machine.build(),
+    "BINPERSID": lambda machine, _: machine.load_storage(machine.pop()),
+}

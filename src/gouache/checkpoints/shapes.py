@@ -1,0 +1,296 @@
+"""Networks' configs, rebuilt by counting the blocks that a file's tensor names and shapes show.
+
+Counting, instead of matching a table of known models, lets reduced networks load too (fewer levels, fewer blocks,
+other widths). Two things leave no trace in names and shapes: how many heads an attention has, and how many groups a
+group norm has. Where no config beside the weights tells them, the published families' rules are taken.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from gouache.errors import UnknownFamily
+from gouache.models.configs import ControlNetConfig, TextEncoderConfig, UNetConfig, VAEConfig
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Tensor name -> shape, for one network, without the prefix that the network has in its file."""
+
+Naming = Literal["ours", "ldm", "old_diffusers", "clip_model", "open_clip"]
+"""Whose names a network's tensors have in a file.
+
+`ours`: diffusers' for the U-Net and the autoencoder, transformers' (5.x) for the text encoder. `ldm`: CompVis's single
+files. `old_diffusers`: an autoencoder's attention before diffusers 0.14. `clip_model`: a text encoder under
+``text_model.``, as published folders and single files have it. `open_clip`: OpenCLIP's, with one matrix for queries,
+keys and values.
+"""
+
+HEAD_WIDTH = 64
+"""Width of a head in SD 2.x, SDXL and every CLIP text encoder."""
+SD1_HEADS = 8
+NORM_GROUPS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """What the names of a U-Net show: (width, transformer depth) of every residual block, level by level."""
+
+    down: list[list[tuple[int, int]]]
+    up: list[list[int]]
+    middle_resnets: int
+    middle_depth: int
+
+
+def unet_config(shapes: Shapes, naming: Naming, where: str) -> UNetConfig:
+    """Rebuild a U-Net's config.
+
+    Args:
+        shapes: the U-Net's tensors.
+        naming: ``"ldm"`` or ``"ours"``.
+        where: the file, for errors.
+
+    Raises:
+        UnknownFamily: the blocks don't make a U-Net of the kind that gouache knows.
+    """
+    counted = _count_ldm(shapes) if naming == "ldm" else _count_diffusers(shapes)
+    _check_counts(counted, where)
+    down = _way_down(counted, shapes, naming, where)
+    head = "out.2.weight" if naming == "ldm" else "conv_out.weight"
+    stem_width, out_channels = down.in_channels, _at(shapes, head, 0, where)
+    # A network that predicts variances too has twice as many outputs as latents, never fewer inputs than latents.
+    latents = out_channels if stem_width >= out_channels else stem_width
+    plain_up = [[depth] * len(row) for depth, row in zip(reversed(down.transformer_layers), counted.up, strict=True)]
+    up = None if counted.up == plain_up else tuple(tuple(row) for row in counted.up)
+    return UNetConfig.from_dict(
+        {
+            **down.model_dump(),
+            "in_channels": latents,
+            "draft_channels": stem_width - latents,
+            "out_channels": out_channels,
+            "up_transformer_layers": up,
+        },
+        where=where,
+    )
+
+
+def controlnet_config(shapes: Shapes, naming: Naming, where: str) -> ControlNetConfig:
+    """Rebuild a ControlNet's config, and with it that of the way down of its U-Net. Arguments as in `unet_config`."""
+    counted = _count_ldm(shapes) if naming == "ldm" else _count_diffusers(shapes)
+    _check_way_down(counted, where)
+    if not counted.middle_resnets:
+        raise _no_network(where, "a ControlNet without a middle", "one with residual blocks there")
+    if naming == "ldm":
+        hint = [f"input_hint_block.{2 * i}.weight" for i in range(_count(shapes, "input_hint_block.{}.weight", 2))]
+    else:
+        inner = range(_count(shapes, "controlnet_cond_embedding.blocks.{}.weight"))
+        hint = [
+            f"controlnet_cond_embedding.{part}.weight"
+            for part in ("conv_in", *(f"blocks.{i}" for i in inner), "conv_out")
+        ]
+    # One convolution into the first width, then pairs of which the second widens, then one into the U-Net's width.
+    widths = tuple(_at(shapes, name, 0, where) for name in hint[:-1:2])
+    return ControlNetConfig(
+        unet=_way_down(counted, shapes, naming, where),
+        hint_channels=_at(shapes, hint[0], 1, where),
+        hint_widths=widths,
+    )
+
+
+def _way_down(counted: _Counted, shapes: Shapes, naming: Naming, where: str) -> UNetConfig:
+    """The config as far as stem, way down and middle show it; `in_channels` are all that enter."""
+    stem, pooled = (
+        ("input_blocks.0.0.weight", "label_emb.0.0.weight")
+        if naming == "ldm"
+        else ("conv_in.weight", "add_embedding.linear_1.weight")
+    )
+    channels = tuple(level[0][0] for level in counted.down)
+    linear = len(_first(shapes, ".proj_in.weight")) == 2
+    return UNetConfig(
+        in_channels=_at(shapes, stem, 1, where),
+        channels=channels,
+        layers_per_level=len(counted.down[0]),
+        transformer_layers=tuple(level[0][1] for level in counted.down),
+        middle_layers=counted.middle_resnets,
+        middle_transformer_layers=counted.middle_depth,
+        heads=unet_heads(channels, linear=linear),
+        context_width=(_first(shapes, ".attn2.to_k.weight") or (0, UNetConfig().context_width))[1],
+        linear_projection=linear,
+        pooled_width=shapes[pooled][1] if pooled in shapes else 0,
+        norm_groups=norm_groups(channels),
+    )
+
+
+def unet_heads(channels: tuple[int, ...], *, linear: bool) -> tuple[int, ...]:
+    """Heads by level: 8 in SD 1.x; as many as give heads of width 64 in SD 2.x and SDXL (linear projections)."""
+    return tuple(_heads_of_width(width) if linear else math.gcd(SD1_HEADS, width) for width in channels)
+
+
+def norm_groups(channels: tuple[int, ...]) -> int:
+    """32 groups, or as many as divide every width of a very small network."""
+    return math.gcd(NORM_GROUPS, *channels)
+
+
+def vae_config(shapes: Shapes, naming: Naming, scale: float, where: str) -> VAEConfig:
+    """Rebuild an autoencoder's config; `scale` is its family's. Arguments and errors as in `unet_config`."""
+    level, block, attention = (
+        ("encoder.down.{}", "block", "encoder.mid.attn_1.norm.weight")
+        if naming == "ldm"
+        else ("encoder.down_blocks.{}", "resnets", "encoder.mid_block.attentions.0.group_norm.weight")
+    )
+    channels: list[int] = []
+    layers: set[int] = set()
+    while f"{level.format(len(channels))}.{block}.0.conv1.weight" in shapes:
+        prefix = level.format(len(channels))
+        layers.add(_count(shapes, prefix + f".{block}.{{}}.conv1.weight"))
+        channels.append(shapes[f"{prefix}.{block}.0.conv1.weight"][0])
+    if len(layers) != 1:
+        raise _no_network(where, f"an autoencoder with {sorted(layers)} residual blocks a level", "the same on each")
+    return VAEConfig(
+        image_channels=_at(shapes, "encoder.conv_in.weight", 1, where),
+        latent_channels=_at(shapes, "encoder.conv_out.weight", 0, where) // 2,
+        channels=tuple(channels),
+        layers_per_level=layers.pop(),
+        norm_groups=norm_groups(tuple(channels)),
+        middle_attention=attention in shapes,
+        quant_conv="quant_conv.weight" in shapes,
+        scale=scale,
+    )
+
+
+def text_config(shapes: Shapes, naming: Naming, where: str) -> TextEncoderConfig:
+    """Rebuild a CLIP text encoder's config (all its layers, last state, final norm). Arguments as in `unet_config`.
+
+    OpenCLIP's encoders (ViT-H, bigG) have gelu and pad with token 0, OpenAI's have quick_gelu and pad with the end.
+    """
+    tokens, places, inner, projection = _TEXT_NAMES[naming]
+    width = _at(shapes, tokens, 1, where)
+    open_clip = naming == "open_clip" or width >= 1024
+    projected = shapes.get(projection)
+    return TextEncoderConfig(
+        vocabulary_size=_at(shapes, tokens, 0, where),
+        width=width,
+        inner_width=_at(shapes, inner.format(0), 0, where),
+        layers=_count(shapes, inner),
+        heads=_heads_of_width(width),
+        positions=_at(shapes, places, 0, where),
+        activation="gelu" if open_clip else "quick_gelu",
+        projection_width=0 if projected is None else projected[1 if naming == "open_clip" else 0],
+        pad_id=0 if open_clip else TextEncoderConfig().pad_id,
+    )
+
+
+_CLIP_NAMES = (
+    "embeddings.token_embedding.weight",
+    "embeddings.position_embedding.weight",
+    "encoder.layers.{}.mlp.fc1.weight",
+)
+_TEXT_NAMES = {
+    "ours": (*_CLIP_NAMES, "text_projection.weight"),
+    "clip_model": (*(f"text_model.{name}" for name in _CLIP_NAMES), "text_projection.weight"),
+    "open_clip": (
+        "token_embedding.weight",
+        "positional_embedding",
+        "transformer.resblocks.{}.mlp.c_fc.weight",
+        "text_projection",
+    ),
+}
+
+
+def token_embedding_name(naming: Naming) -> str:
+    """What a text encoder's table of tokens is called."""
+    return _TEXT_NAMES[naming][0]
+
+
+def _heads_of_width(width: int) -> int:
+    """Heads of width 64; a network narrower than that has one head, or as many as divide its width."""
+    return math.gcd(max(1, width // HEAD_WIDTH), width)
+
+
+def _count_ldm(shapes: Shapes) -> _Counted:
+    down: list[list[tuple[int, int]]] = [[]]
+    for n in range(1, len(shapes) + 1):
+        block = shapes.get(f"input_blocks.{n}.0.out_layers.3.weight")
+        if block:
+            down[-1].append((block[0], _depth(shapes, f"input_blocks.{n}.1")))
+        elif f"input_blocks.{n}.0.op.weight" in shapes:
+            down.append([])
+        else:
+            break
+    up: list[list[int]] = [[]]
+    for n in range(_count(shapes, "output_blocks.{}.0.out_layers.3.weight")):
+        up[-1].append(_depth(shapes, f"output_blocks.{n}.1"))
+        if f"output_blocks.{n}.1.conv.weight" in shapes or f"output_blocks.{n}.2.conv.weight" in shapes:
+            up.append([])
+    middle = sum(f"middle_block.{i}.out_layers.3.weight" in shapes for i in (0, 2))
+    return _Counted(down, up, middle, _depth(shapes, "middle_block.1"))
+
+
+def _count_diffusers(shapes: Shapes) -> _Counted:
+    def level(prefix: str) -> list[tuple[int, int]]:
+        resnets = _count(shapes, prefix + ".resnets.{}.conv1.weight")
+        return [
+            (shapes[f"{prefix}.resnets.{i}.conv1.weight"][0], _depth(shapes, f"{prefix}.attentions.{i}"))
+            for i in range(resnets)
+        ]
+
+    return _Counted(
+        down=[level(f"down_blocks.{b}") for b in range(_count(shapes, "down_blocks.{}.resnets.0.conv1.weight"))],
+        up=[
+            [depth for _, depth in level(f"up_blocks.{b}")]
+            for b in range(_count(shapes, "up_blocks.{}.resnets.0.conv1.weight"))
+        ],
+        middle_resnets=_count(shapes, "mid_block.resnets.{}.conv1.weight"),
+        middle_depth=_depth(shapes, "mid_block.attentions.0"),
+    )
+
+
+def _check_counts(counted: _Counted, where: str) -> None:
+    _check_way_down(counted, where)
+    if [len(row) for row in counted.up] != [len(counted.down[0]) + 1] * len(counted.down):
+        raise _no_network(
+            where, f"{[len(row) for row in counted.up]} residual blocks on the way up", "one more a level than down"
+        )
+
+
+def _check_way_down(counted: _Counted, where: str) -> None:
+    blocks = {len(level) for level in counted.down}
+    if not counted.down[0:1] or len(blocks) != 1 or 0 in blocks:
+        raise _no_network(
+            where, f"{[len(level) for level in counted.down]} residual blocks on the way down", "as many on each level"
+        )
+    for level in counted.down:
+        if len(set(level)) != 1:
+            raise _no_network(where, f"a level with blocks (width, depth) {level}", "equal blocks within a level")
+
+
+def _no_network(where: str, given: str, expected: str) -> UnknownFamily:
+    return UnknownFamily(where, given=given, expected=expected, cure="This reduced network is of no kind gouache runs.")
+
+
+def _depth(shapes: Shapes, prefix: str) -> int:
+    """Transformer blocks under a prefix."""
+    return _count(shapes, prefix + ".transformer_blocks.{}.norm1.weight")
+
+
+def _count(shapes: Shapes, pattern: str, stride: int = 1) -> int:
+    """How many of the names that `pattern` makes with 0, 1, 2 ... (times `stride`) are there without a gap."""
+    n = 0
+    while pattern.format(n * stride) in shapes:
+        n += 1
+    return n
+
+
+def _first(shapes: Shapes, suffix: str) -> tuple[int, ...]:
+    """The shape of the first tensor whose name ends so, or ()."""
+    return next((shape for name, shape in shapes.items() if name.endswith(suffix)), ())
+
+
+def _at(shapes: Shapes, name: str, axis: int, where: str) -> int:
+    shape = shapes.get(name, ())
+    if len(shape) <= axis or not shape[axis]:
+        raise _no_network(
+            where, f"{name} of shape {list(shape)}" if name in shapes else f"no {name}", "one with channels"
+        )
+    return shape[axis]

@@ -1,0 +1,240 @@
+"""Where pictures go: names, formats, the lines and the JSON that a command prints."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import typer
+from PIL import Image
+
+from gouache.errors import Interrupted, InvalidInput, MissingDependency, PictureError
+from gouache.pipeline.output.files import check_target, slug, write_bytes
+from gouache.pipeline.prompts.syntax import unmarked
+
+if TYPE_CHECKING:
+    from gouache.pipeline.events import Event, Painted
+    from gouache.pipeline.request import Request
+
+
+def traced(picture: Image.Image) -> str:
+    """The picture as SVG text; transparency stays transparent.
+
+    Raises:
+        MissingDependency: vtracer is not installed.
+    """
+    if find_spec("vtracer") is None:
+        raise MissingDependency(
+            "svg", given="no vtracer", expected="the package vtracer", cure="pip install 'gouache[media]'"
+        )
+    import vtracer
+
+    buffer = io.BytesIO()
+    picture.convert("RGBA").save(buffer, "PNG")
+    svg: str = vtracer.convert_raw_image_to_svg(buffer.getvalue(), img_format="png", colormode="color")
+    return svg
+
+
+STANDARD = Path("-")
+"""Standard input or output, where a file could be named."""
+LONGEST_FOR_JPEG = 10_000
+"""Characters of prompts that surely fit a JPEG's EXIF together with the rest of the recipe."""
+
+
+@dataclass
+class Outcome:
+    """Writes pictures as they are finished and remembers what to print at the end.
+
+    Attributes:
+        output: a file, a folder, `-` for standard output, or None for the current folder.
+        force: overwrite files.
+        as_json: print one JSON object at the end instead of a path a line.
+        quality: of jpeg and webp.
+        suffix: format of pictures whose name is made here.
+        svg: whether each picture is traced to SVG too.
+        told: notes that the user has seen.
+    """
+
+    output: str | None
+    force: bool = False
+    as_json: bool = False
+    quality: int = 95
+    suffix: str = ".png"
+    svg: bool = False
+    started: float = field(default_factory=time.perf_counter)
+    pictures: list[dict[str, Any]] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    _planned: dict[tuple[int, int], Path] = field(default_factory=dict)
+    told: set[str] = field(default_factory=set)
+
+    @property
+    def to_stdout(self) -> bool:
+        """Whether the picture itself goes to standard output."""
+        return self.output == "-"
+
+    def check(self, request: Request) -> None:
+        """Refuse what would fail only after the painting.
+
+        Args:
+            request: resolved.
+
+        Raises:
+            PictureError: a file is there already and `force` is off, or the folder is missing.
+            InvalidInput: several pictures for standard output, or a recipe too long for JPEG.
+        """
+        if self.to_stdout and (request.count > 1 or self.as_json):
+            raise InvalidInput("--output", given="-", expected="one picture and no --json for standard output")
+        if self.to_stdout:
+            return
+        from gouache.pipeline.output.metadata import kind_of
+
+        for index in range(request.count):
+            path = self._free(request, index)
+            if kind_of(path) == "jpeg" and len(request.prompt) + len(request.negative_prompt) > LONGEST_FOR_JPEG:
+                raise InvalidInput(
+                    "--output", given="a prompt too long for a JPEG's recipe", expected=".png or .webp",
+                    cure="Choose another suffix.",
+                )  # fmt: skip
+            check_target(path, force=self.force)
+
+    def _free(self, request: Request, index: int) -> Path:
+        """The picture's file; where another picture of this run has that name already, the next one: `name-2.png`."""
+        path = first = self.path_for(request, index)
+        number = 1
+        while path in self._planned.values():
+            number += 1
+            path = first.with_stem(f"{first.stem}-{number}")
+        self._planned[id(request), index] = path
+        return path
+
+    def path_for(self, request: Request, index: int) -> Path:
+        """The file of picture `index`: `slug-seed.png`, with the subseed behind for variations, or the asked name."""
+        vary = request.subseed_strength > 0
+        seed = (request.seed or 0) + (0 if vary else index)
+        tag = f"{seed}-{(request.subseed or 0) + index}" if vary else str(seed)
+        target = Path(self.output) if self.output else Path()
+        if target.suffix and not target.is_dir():
+            return target if request.count == 1 else target.with_stem(f"{target.stem}-{tag}")
+        return target / f"{slug(unmarked(request.prompt, request.emphasis))}-{tag}{self.suffix}"
+
+    def keep(self, painted: Painted, request: Request) -> Path | None:
+        """Write one picture; gives its path, or None for standard output."""
+        from gouache.pipeline.output.metadata import kind_of
+
+        self._tell(painted.recipe.notes)
+        if self.to_stdout:
+            write_stdout(painted.encode("png"))
+            return None
+        path = self._planned.get((id(request), painted.picture)) or self.path_for(request, painted.picture)
+        write_bytes(path, painted.encode(kind_of(path), quality=self.quality), force=self.force)
+        self.note_file(path)
+        self.pictures.append(
+            {
+                "path": str(path), "seed": painted.seed, "width": painted.image.width, "height": painted.image.height,
+                "seconds": round(painted.seconds, 3), "notes": list(painted.recipe.notes),
+            }
+        )  # fmt: skip
+        if self.svg:
+            from gouache.cli.output import traced
+
+            write_bytes(path.with_suffix(".svg"), traced(painted.image).encode(), force=self.force)
+            self.note_file(path.with_suffix(".svg"))
+        return path
+
+    def _tell(self, notes: Sequence[str]) -> None:
+        """What was done otherwise than asked, once, on standard error; in JSON it stands beside the picture."""
+        for note in notes:
+            if note not in self.told and not self.as_json:
+                typer.echo(f"gouache: {note}", err=True)
+            self.told.add(note)
+
+    def tell_left_out(self, characters: str) -> None:
+        """Say which characters a sheet lacks, if there are any."""
+        if characters:
+            from gouache.pipeline.output.sheets import FONT_VARIABLE
+
+            typer.echo(
+                f"gouache: no font on this machine has {characters[:20]}, so the sheet leaves them out; "
+                f"{FONT_VARIABLE} may name a font's file", err=True,
+            )  # fmt: skip
+
+    def check_single(self) -> None:
+        """Refuse before the painting a target for the one file of a command that writes one.
+
+        Raises:
+            PictureError: it is there already and `force` is off, or the folder is missing.
+            InvalidInput: JSON and a file, both for standard output.
+        """
+        if not self.to_stdout:
+            check_target(Path(self.output or ""), force=self.force)
+        elif self.as_json:
+            raise InvalidInput("--output", given="- and --json", expected="one of them for standard output")
+
+    def write_single(self, data: bytes) -> None:
+        """Write the one file of such a command."""
+        if self.to_stdout:
+            write_stdout(data)
+            return
+        path = Path(self.output or "")
+        write_bytes(path, data, force=self.force)
+        self.note_file(path)
+
+    def note_file(self, path: Path) -> None:
+        """Name a written file to the user, now or in the JSON."""
+        self.files.append(str(path))
+        if not self.as_json:
+            typer.echo(str(path))
+
+    def close(self, *, interrupted: bool = False) -> None:
+        """Print the JSON object, if it was asked for."""
+        if self.as_json:
+            seconds = round(time.perf_counter() - self.started, 3)
+            result = {"pictures": self.pictures, "files": self.files, "seconds": seconds, "interrupted": interrupted}
+            typer.echo(json.dumps(result, ensure_ascii=False))
+
+
+def write_stdout(data: bytes) -> None:
+    """Write a file to standard output.
+
+    Raises:
+        PictureError: it is full. A reader that went away is left to the caller, as every program does.
+    """
+    try:
+        sys.stdout.buffer.write(data)
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        given = (error.strerror or str(error)).lower()
+        raise PictureError("standard output", given=given, expected="room for the picture") from error
+
+
+def interrupted(where: str, done: int, expected: str, outcome: Outcome) -> Interrupted:
+    """The error for a Ctrl-C; it names what was kept."""
+    kept = ", ".join(outcome.files) or "none"
+    return Interrupted(where, given=f"an interrupt after {done}", expected=expected, cure=f"Kept: {kept}.")
+
+
+def shown(events: Iterator[Event], *, label: str) -> Iterator[Event]:
+    """Pass events on; on a terminal, show a progress bar on standard error meanwhile."""
+    if not sys.stderr.isatty():
+        yield from events
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:3.0f}%"))
+    with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(label, total=1.0)
+        for event in events:
+            fraction = getattr(event, "fraction", None)
+            if fraction is not None:
+                bar.update(task, completed=fraction)
+            yield event

@@ -1,0 +1,211 @@
+"""Small layers.
+
+Linear layers that use the faster of torch's two matrix libraries on a CPU, dropout that draws from a generator of its
+own, sinusoidal embeddings, and element-wise operations that reuse memory.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._compile import _disable_dynamo
+from torch.autograd.function import once_differentiable
+
+from gouache.errors import InvalidInput
+
+Network = TypeVar("Network", bound=nn.Module)
+
+
+def channels_last(network: Network) -> Network:
+    """Lay every convolution's weights channels-last, in place; returns the network itself.
+
+    Feature maps then keep that order from the first convolution on, and going from pixels to tokens costs no copy.
+    The numbers change by rounding only.
+    """
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            parameter.data = parameter.data.to(memory_format=torch.channels_last)
+    return network
+
+
+def silu(x: Tensor) -> Tensor:
+    """x * sigmoid(x), any shape. Overwrites `x` when no gradient is recorded: pass a value nobody else holds."""
+    return F.silu(x, inplace=not torch.is_grad_enabled())
+
+
+def add(x: Tensor, other: Tensor) -> Tensor:
+    """x + other, `other` broadcastable to `x`. Overwrites `x` when no gradient is recorded and the dtypes agree."""
+    if torch.is_grad_enabled() or x.dtype != other.dtype:
+        return x + other
+    return x.add_(other)
+
+
+LEVELS = 2**16
+"""A number is kept or not by 16 random bits, so the share is exact to 0.00002."""
+
+
+class Dropout(nn.Module):
+    """Sets a share of numbers to zero and scales up the rest (Srivastava et al. 2014), while training.
+
+    Unlike torch's, the mask comes from a generator that the training loop seeds for every step: a resumed run draws
+    the same masks as the uninterrupted one.
+    """
+
+    def __init__(self, share: float) -> None:
+        super().__init__()
+        if not 0 <= share < 1:
+            raise InvalidInput("dropout", given=share, expected="a share from 0 to below 1")
+        self.share = share
+        self._words = _Words(0)
+
+    def seed(self, seed: int) -> None:
+        """Start a new sequence of masks."""
+        self._words = _Words(seed)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.share == 0 or not self.training:
+            return x
+        factors: Tensor = self._factors(x)
+        return x * factors
+
+    # As torch.compiler.disable, which would import the compiler at once: a second and 80 MB for those who only paint.
+    @_disable_dynamo
+    def _factors(self, x: Tensor) -> Tensor:
+        """0 where a number is dropped, else 1 / (1 - share). The shape and type of `x`"""
+        kept = self._words.draw(x.numel(), x.device) >= round(self.share * LEVELS) - LEVELS // 2
+        return kept.view(x.shape).to(x.dtype).div_(1 - self.share)
+
+
+class _Words:
+    """An endless row of random 16-bit integers. On a CPU by SFC64, ten times as fast as torch's Mersenne twister."""
+
+    def __init__(self, seed: int) -> None:
+        self._seed = seed
+        self._numpy: np.random.SFC64 | None = None
+        self._torch: torch.Generator | None = None
+
+    def draw(self, count: int, device: torch.device) -> Tensor:
+        """The next `count` integers from -2^15 to 2^15 - 1. [count]"""
+        if device.type == "cpu":
+            if self._numpy is None:
+                self._numpy = np.random.SFC64(self._seed)
+            return torch.from_numpy(self._numpy.random_raw(-(-count // 4)).view(np.int16))[:count]
+        if self._torch is None:
+            self._torch = torch.Generator(device).manual_seed(self._seed)
+        limit = LEVELS // 2
+        return torch.randint(-limit, limit, (count,), generator=self._torch, device=device, dtype=torch.int16)
+
+
+FEWEST_ROWS = 32
+"""Below this many rows it does not pay to bring the weights into oneDNN's order."""
+
+
+class Linear(nn.Linear):
+    """torch's linear layer, computed by oneDNN where the tensors are fp32 on a CPU.
+
+    torch hands fp32 matrix products on a CPU to MKL, which on some processors reaches less than half of what oneDNN,
+    torch's library for convolutions, does. Both are exact up to rounding.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:  # noqa: A002 - torch's own name
+        """input [..., in_features] -> [..., out_features]."""
+        if _one_dnn_fits(input, self.weight):
+            out: Tensor
+            if torch.is_grad_enabled():
+                out = _OneDnnLinear.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
+            else:
+                out = _one_dnn(input, self.weight, self.bias)
+            return out
+        return F.linear(input, self.weight, self.bias)
+
+
+class _OneDnnLinear(torch.autograd.Function):
+    """The result and both gradients by oneDNN, which brings the second operand into its own order in any case."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _one_dnn(x, weight, bias)
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        above = gradients[0].contiguous()
+        rows = above.flatten(0, -2)  # [N, out_features]
+        wanted = ctx.needs_input_grad
+        return (
+            _one_dnn(above, weight.t(), None) if wanted[0] else None,
+            _outer(rows, x.flatten(0, -2)) if wanted[1] else None,
+            rows.sum(0) if wanted[2] else None,
+        )
+
+
+def _outer(left: Tensor, right: Tensor) -> Tensor:
+    """left^T right: [N, O], [N, K] -> [O, K]. The first operand must lie in rows, so the narrower one is turned."""
+    if left.shape[1] <= right.shape[1]:
+        return _one_dnn(left.t().contiguous(), right.t(), None)
+    return _one_dnn(right.t().contiguous(), left.t(), None).t()
+
+
+def _one_dnn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return out
+
+
+def _one_dnn_fits(x: Tensor, weight: Tensor) -> bool:
+    return (
+        x.is_cpu
+        and x.dtype == weight.dtype == torch.float32
+        and x.numel() >= FEWEST_ROWS * x.shape[-1]
+        and _HAS_ONE_DNN
+        and bool(torch.backends.mkldnn.enabled)
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
+    )
+
+
+def _has_one_dnn() -> bool:
+    """Whether this build of torch carries oneDNN and the operator that takes plain tensors."""
+    return bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+_HAS_ONE_DNN = _has_one_dnn()
+
+
+def sinusoidal_embedding(values: Tensor, width: int, *, max_period: float = 10_000.0) -> Tensor:
+    """Cosines, then sines, of each value at `width / 2` geometric frequencies from 1 down to 1 / max_period.
+
+    The transformer's position code (Vaswani et al. 2017, arXiv:1706.03762, section 3.5) for real numbers, in the order
+    that the Stable Diffusion networks were trained with (cosines first).
+
+    Args:
+        values: [...], any real numbers, for example timesteps 0..999.
+        width: even number of channels.
+
+    Returns:
+        [..., width] in fp32, in [-1, 1].
+    """
+    half = width // 2
+    exponents = torch.arange(half, dtype=torch.float32, device=values.device) / half
+    angles = values.float()[..., None] * torch.exp(-math.log(max_period) * exponents)  # [..., width / 2]
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class EmbeddingMLP(nn.Module):
+    """Two linear layers with a SiLU between them: [B, width_in] -> [B, width_out]."""
+
+    def __init__(self, width_in: int, width_out: int) -> None:
+        super().__init__()
+        self.linear_1 = Linear(width_in, width_out)
+        self.linear_2 = Linear(width_out, width_out)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [B, width_in] -> [B, width_out]."""
+        out: Tensor = self.linear_2(silu(self.linear_1(x)))
+        return out

@@ -1,0 +1,95 @@
+"""What this machine and installation have, for people who look for a fault."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from gouache.checkpoints.hub import model_folders
+from gouache.pipeline.output.model_identity import processor_name
+from gouache.pipeline.pipeline import shipped_model
+
+PACKAGES = (
+    "gouache", "torch", "numpy", "safetensors", "tokenizers", "huggingface_hub", "pillow", "pydantic", "typer", "rich",
+    "openvino", "imageio", "vtracer", "spandrel",
+)  # fmt: skip
+Section = dict[str, str]
+
+
+def checkup() -> dict[str, Section]:
+    """Versions, processor, devices, memory and model folders; every value as text."""
+    return {
+        "versions": _versions(),
+        "processor": _processor(),
+        "devices": _devices(),
+        "memory": _memory(),
+        "models": _models(),
+    }
+
+
+def _versions() -> Section:
+    found = {"python": platform.python_version(), "system": platform.platform()}
+    for name in PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _processor() -> Section:
+    return {
+        "name": processor_name(),
+        "cores": str(os.cpu_count()),
+        "threads torch uses": str(torch.get_num_threads()),
+        "instructions torch uses": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16 in hardware": "yes" if _has_flag("avx512_bf16", "amx_bf16") else "no",
+    }
+
+
+def _has_flag(*names: str) -> bool:
+    flags = next((line.split() for line in _proc_lines("cpuinfo") if line.startswith("flags")), [])
+    return any(name in flags for name in names)
+
+
+def _proc_lines(name: str) -> list[str]:
+    path = Path("/proc") / name
+    return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+
+
+def _devices() -> Section:
+    found = {"cpu": "yes"}
+    for k in range(torch.cuda.device_count()):
+        card = torch.cuda.get_device_properties(k)
+        found[f"cuda:{k}"] = f"{card.name}, {card.total_memory / 2**30:.1f} GiB"
+    if torch.cuda.device_count() == 0:
+        built = torch.version.cuda
+        found["cuda"] = "no card found" if built else "this torch is built without it"
+    found["mps"] = "yes" if torch.backends.mps.is_available() else "no"
+    return found
+
+
+def _memory() -> Section:
+    lines = {line.partition(":")[0]: line.partition(":")[2].split() for line in _proc_lines("meminfo")}
+    found = {
+        name: f"{int(lines[key][0]) / 2**20:.1f} GiB"
+        for name, key in (("total", "MemTotal"), ("free", "MemAvailable"))
+        if key in lines
+    }
+    found["free disk here"] = f"{shutil.disk_usage(Path.cwd()).free / 2**30:.1f} GiB"
+    return found
+
+
+def _models() -> Section:
+    shipped = shipped_model()
+    found = {"shipped": str(shipped) if shipped else "none in this build"}
+    for folder in model_folders():
+        found[str(folder)] = f"{len(list(folder.iterdir()))} entries" if folder.is_dir() else "not there yet"
+    found["python"] = sys.executable
+    return found

@@ -1,0 +1,1 @@
+"""Generation: the run of a request, guidance, drafts, decoding, edits."""

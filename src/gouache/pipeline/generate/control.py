@@ -1,0 +1,232 @@
+"""ControlNets of a request: found, loaded, checked, and what each sees and when.
+
+Canny's edges (Canny 1986, IEEE PAMI 8(6), section VI) are found here too; numpy only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gouache.checkpoints.adapters.controlnet import load_controlnet
+from gouache.checkpoints.adapters.controlnet_library import find_control
+from gouache.errors import IncompatibleCheckpoint
+from gouache.models.bundle import ModelBundle
+from gouache.models.controlnet import ControlNet
+from gouache.models.denoiser import Steering
+from gouache.nn.layers import channels_last
+from gouache.pipeline.generate.tiling import circular
+from gouache.pipeline.inputs.images import fit, on_background, to_tensor
+from gouache.pipeline.request import Control, Request
+
+Whole = npt.NDArray[np.int32]
+Truth = npt.NDArray[np.bool_]
+
+TAN_22_5 = 13573
+"""tan(22.5 degrees) times 2^15: the border between edges that run straight and slanting."""
+
+
+def canny(picture: Image.Image, low: int, high: int) -> Image.Image:
+    """White lines on black, one pixel wide; the same pixels as OpenCV's `Canny` with its default aperture and norm.
+
+    Args:
+        picture: mode RGB; of its three channels the one that changes most counts at each pixel.
+        low: a pixel whose |dx| + |dy| (Sobel) is above this belongs to an edge if a strong one leads to it.
+        high: a pixel above this is a strong edge.
+
+    Returns:
+        A picture of mode L with 0 and 255 only.
+    """
+    across, down = _steepest(np.asarray(picture.convert("RGB")))
+    strength = np.abs(across) + np.abs(down)
+    ridge = _is_ridge(across, down, strength) & (strength > low)
+    edges = _reached(ridge & (strength > high), ridge)
+    return Image.fromarray(edges.astype(np.uint8) * 255, "L")
+
+
+def _steepest(pixels: npt.NDArray[np.uint8]) -> tuple[Whole, Whole]:
+    """Sobel's two derivatives [H,W] of the channel [H,W,C] that changes most, edges repeated."""
+    wide = np.pad(pixels, ((1, 1), (1, 1), (0, 0)), mode="edge").astype(np.int32)
+    columns = wide[:-2] + 2 * wide[1:-1] + wide[2:]
+    rows = wide[:, :-2] + 2 * wide[:, 1:-1] + wide[:, 2:]
+    across, down = columns[:, 2:] - columns[:, :-2], rows[2:] - rows[:-2]  # [H,W,C]
+    most = (np.abs(across) + np.abs(down)).argmax(-1)[..., None]
+    return np.take_along_axis(across, most, -1)[..., 0], np.take_along_axis(down, most, -1)[..., 0]
+
+
+def _is_ridge(across: Whole, down: Whole, strength: Whole) -> Truth:
+    """Where no neighbour across the edge is stronger; of two equal ones the first counts."""
+    padded = np.pad(strength, 1)
+    height, width = strength.shape
+
+    def neighbour(y: int, x: int) -> Whole:
+        return padded[1 + y : 1 + y + height, 1 + x : 1 + x + width]
+
+    x, y = np.abs(across) * TAN_22_5, np.abs(down) << 15
+    flat, steep = y < x, y > x + (np.abs(across) << 16)
+    falling = (across < 0) != (down < 0)
+    before = np.where(falling, neighbour(-1, 1), neighbour(-1, -1))
+    after = np.where(falling, neighbour(1, -1), neighbour(1, 1))
+    slanting = (strength > before) & (strength > after)
+    level = (strength > neighbour(0, -1)) & (strength >= neighbour(0, 1))
+    upright = (strength > neighbour(-1, 0)) & (strength >= neighbour(1, 0))
+    found: Truth = np.where(flat, level, np.where(steep, upright, slanting))
+    return found
+
+
+def _reached(strong: Truth, ridge: Truth) -> Truth:
+    """Every pixel of a ridge that a strong one leads to, over the eight neighbours."""
+    found, left = np.pad(strong, 1), np.pad(ridge & ~strong, 1)
+    offsets = [dy * found.shape[1] + dx for dy in (-1, 0, 1) for dx in (-1, 0, 1) if dy or dx]
+    flat, rest = found.reshape(-1), left.reshape(-1)
+    front = np.flatnonzero(flat)
+    while front.size:
+        near = np.unique(np.concatenate([front + offset for offset in offsets]))
+        front = near[rest[near]]
+        rest[front] = False
+        flat[front] = True
+    return found[1:-1, 1:-1]
+
+
+OPAQUE, HIDDEN = 128, -1.0
+"""Alpha from which a pixel is seen, and what networks for inpainting were trained to see in place of the others."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A ControlNet and the file or folder it came from."""
+
+    network: ControlNet
+    path: Path
+
+
+class Controls:
+    """Loads the ControlNets of a model's requests; those of the last request that had any are kept.
+
+    Args:
+        bundle: the model; never changed.
+    """
+
+    def __init__(self, bundle: ModelBundle) -> None:
+        self.bundle = bundle
+        self._kept: dict[tuple[Path, int], ControlNet] = {}
+
+    def load(self, request: Request, folder: Path | None = None) -> Mapping[str, Loaded]:
+        """Every ControlNet that a request names, by its name.
+
+        Args:
+            request: it.
+            folder: the models folder; None takes the usual one.
+
+        Raises:
+            ModelNotFound: no such ControlNet.
+            CheckpointError: its file can't be used, or not with this model.
+        """
+        if not request.control:
+            return {}
+        places = {one.model: find_control(one.model, folder).path for one in request.control}
+        keys = {name: (path, path.stat().st_mtime_ns) for name, path in places.items()}
+        self._kept = {key: network for key, network in self._kept.items() if key in keys.values()}
+        for name, key in keys.items():
+            if key not in self._kept:
+                self._kept[key] = self._loaded(name, key[0])
+        return {name: Loaded(self._kept[key], key[0]) for name, key in keys.items()}
+
+    def _loaded(self, name: str, path: Path) -> ControlNet:
+        network = load_controlnet(path, device=self.bundle.device, dtype=self.bundle.dtype)
+        check_fits(network, self.bundle, f"control {name!r}")
+        return channels_last(network.eval().requires_grad_(False))
+
+
+def check_fits(network: ControlNet, bundle: ModelBundle, where: str) -> None:
+    """See that a ControlNet was made for a model's U-Net.
+
+    Raises:
+        IncompatibleCheckpoint: it steers another network.
+    """
+    ours, theirs = bundle.unet.config, network.config.unet
+    attends = any(theirs.transformer_layers) or theirs.middle_transformer_layers > 0
+    for what, given, expected in (
+        ("channels of the latents", theirs.in_channels, ours.in_channels),
+        ("widths", theirs.channels, ours.channels),
+        ("residual blocks a level", theirs.layers_per_level, ours.layers_per_level),
+        ("width of the text", theirs.context_width if attends else ours.context_width, ours.context_width),
+        ("width of the pooled text", theirs.pooled_width, ours.pooled_width),
+        ("pixels of one latent", network.config.downscale, bundle.vae.config.downscale),
+    ):
+        if given != expected:
+            raise IncompatibleCheckpoint(
+                where, given=f"{what}: {given}", expected=f"{expected}, as {bundle.name or bundle.family} has",
+                cure="It was trained for a model of another family.",
+            )  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class TimedControl:
+    """A ControlNet with what it sees, and the steps at which it steers.
+
+    Attributes:
+        steering: the network and what it sees.
+        start, end: shares of the steps.
+        steps: of the walk.
+    """
+
+    steering: Steering
+    start: float
+    end: float
+    steps: int
+
+    def is_on(self, step: int) -> bool:
+        """Whether it steers at a step, counted from 1, which has to lie within its share as a whole."""
+        return (step - 1) / self.steps >= self.start and step / self.steps <= self.end
+
+    def on_side(self, *, negative: bool) -> Steering:
+        """As the prompt's side sees it, or the negative prompt's, which a guessing network leaves alone."""
+        if not (negative and self.steering.guess):
+            return self.steering
+        return replace(self.steering, weight=torch.zeros_like(self.steering.weight))
+
+
+@torch.no_grad()
+def timed_controls(
+    bundle: ModelBundle, request: Request, hints: tuple[Image.Image, ...], steps: int
+) -> tuple[TimedControl, ...]:
+    """What steers one walk.
+
+    Args:
+        bundle: the model with its `controls`.
+        request: with the walk's size.
+        hints: the control pictures, in the request's order.
+        steps: of the walk.
+    """
+    found = []
+    for control, picture in zip(request.control, hints, strict=True):
+        network = bundle.controls[control.model]
+        weight = network.conv_in.weight
+        hint = hint_tensor(control, picture, request).to(weight.device, weight.dtype)
+        with circular(network, request.seamless):
+            features = network.embed(hint)
+        steering = Steering(network, features, torch.full((1,), control.weight), guess=control.guess)
+        found.append(TimedControl(steering, control.start, control.end, steps))
+    return tuple(found)
+
+
+def hint_tensor(control: Control, picture: Image.Image, request: Request) -> Tensor:
+    """A control picture as a ControlNet takes it, at the request's size. [1,3,H,W] in [0, 1]; -1 where it is hidden."""
+    mode = control.resize_mode or request.resize_mode
+    fitted = fit(picture, request.width or 0, request.height or 0, mode)
+    if control.preprocessor == "inpaint":
+        hidden = np.asarray(fitted.convert("RGBA").getchannel("A")) < OPAQUE
+        colours = to_tensor(fitted.convert("RGB"), 3)[None] / 2 + 0.5
+        return colours.masked_fill(torch.from_numpy(hidden)[None, None], HIDDEN)
+    if control.preprocessor == "canny":
+        fitted = canny(on_background(fitted, "white"), control.canny_low, control.canny_high)
+    # Black says nothing in a picture of edges, depth or a pose, so transparency lies on black.
+    return to_tensor(on_background(fitted, "black").convert("RGB"), 3)[None] / 2 + 0.5

@@ -1,0 +1,80 @@
+"""Latents to pictures: in tiles if asked, again in float32 if half precision overflowed, and quick previews."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gouache.errors import InvalidInput
+from gouache.models.bundle import ModelBundle
+from gouache.models.vae import AutoencoderKL
+from gouache.pipeline.generate.tiling import circular
+from gouache.pipeline.inputs.images import to_image
+from gouache.pipeline.request import Seamless
+
+RETRIED = "the decoder overflowed in half precision and was run again in float32"
+
+# One row for each latent channel, three colours; a fit by linear regression that A1111's and ComfyUI's users know as
+# "latent2rgb" previews. Only for looking at, nothing else depends on it.
+_RGB_OF_LATENTS = {
+    "sd1": ((0.298, 0.207, 0.208), (0.187, 0.286, 0.173), (-0.158, 0.189, 0.264), (-0.184, -0.271, -0.473)),
+    "sdxl": ((0.356, 0.429, 0.373), (-0.207, -0.049, 0.015), (0.041, 0.060, 0.013), (-0.326, -0.333, -0.380)),
+}
+
+
+@torch.no_grad()
+def decode(
+    bundle: ModelBundle, latents: Tensor, *, tiled: bool = False, seamless: Seamless = "none"
+) -> tuple[Image.Image, list[str]]:
+    """Decode one picture.
+
+    Args:
+        bundle: the model.
+        latents: normalised. [1,C,h,w]
+        tiled: decode in tiles, for less memory.
+        seamless: which edges meet.
+
+    Returns:
+        The picture, and notes on what had to be done beyond the plain way.
+
+    Raises:
+        InvalidInput: the latents hold NaN or infinity.
+    """
+    if not bool(torch.isfinite(latents).all()):
+        raise InvalidInput(
+            "latents", given="NaN or infinity", expected="finite numbers",
+            cure="The network overflowed: load the model with dtype float32, or lower the guidance scale.",
+        )  # fmt: skip
+    with circular(bundle.vae.decoder, seamless):
+        tensor = _decoded(bundle.vae, latents, tiled=tiled)
+    if bool(torch.isfinite(tensor).all()):
+        return to_image(tensor[0]), []
+    dtype = next(bundle.vae.parameters()).dtype
+    try:
+        tensor = _decoded(bundle.vae.float(), latents, tiled=tiled)
+    finally:
+        bundle.vae.to(dtype)
+    if not bool(torch.isfinite(tensor).all()):
+        raise InvalidInput(
+            "decoder", given="NaN or infinity even in float32", expected="finite pixels",
+            cure="The autoencoder's weights are damaged; compare their sha256.",
+        )  # fmt: skip
+    return to_image(tensor[0]), [RETRIED]
+
+
+def _decoded(vae: AutoencoderKL, latents: Tensor, *, tiled: bool) -> Tensor:
+    weight = next(vae.parameters())
+    given = latents.to(weight.device, weight.dtype)
+    return vae.decode_in_tiles(given) if tiled else vae.decode(given)
+
+
+@torch.no_grad()
+def preview(bundle: ModelBundle, denoised: Tensor) -> Image.Image:
+    """A quick look at an estimate of the latents [1,C,h,w]: small, or decoded where the decoder is small."""
+    family = "sdxl" if bundle.family.startswith("sdxl") else bundle.family[:3].replace("sd2", "sd1")
+    if family not in _RGB_OF_LATENTS or denoised.shape[1] != 4:
+        return to_image(_decoded(bundle.vae, denoised, tiled=False)[0].nan_to_num())
+    matrix = torch.tensor(_RGB_OF_LATENTS[family], dtype=torch.float32)  # [4,3]
+    colours = torch.einsum("chw,cr->rhw", denoised[0].float().cpu(), matrix)  # [3,h,w]
+    return to_image(colours.nan_to_num())

@@ -1,0 +1,315 @@
+"""The draft: the autoregressive prior decides a picture's structure before diffusion paints it.
+
+A sentence of several things is drafted thing by thing, each laid where the sentence says (`prompts/layout.py`).
+
+Every thing fills a draft of its own, which the prior does best. The drafts are decoded, cut out along their
+transparency, scaled down and laid on one picture; its latents are the draft that diffusion paints from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from gouache.diffusion.rng import generator_for
+from gouache.errors import InvalidInput
+from gouache.models.bundle import ModelBundle
+from gouache.models.configs import GenerationDefaults
+from gouache.models.prior import Draw
+from gouache.models.quantizer import Quantizer
+from gouache.pipeline.inputs.images import to_image, to_tensor
+from gouache.pipeline.likelihood import prior_bits
+from gouache.pipeline.prompts.encode import Encoded
+from gouache.pipeline.prompts.layout import Layout, Place, read_layout
+from gouache.pipeline.request import Prior as PriorOptions
+from gouache.pipeline.request import Request
+
+__all__ = ["DrawnThing", "can_compose", "compose"]
+
+
+SEEN = 128
+"""Alpha from which on a pixel belongs to the thing: what is fainter is the decoder's haze."""
+
+
+@dataclass(frozen=True, slots=True)
+class DrawnThing:
+    """What the prior drew for one text.
+
+    Attributes:
+        tokens: [1,S]
+        score: bits of these tokens under their words; None if there was nothing to choose from.
+    """
+
+    tokens: Tensor
+    score: float | None
+
+
+def can_compose(bundle: ModelBundle) -> bool:
+    """Whether a model drafts pictures that can be cut out: it has a prior and paints transparency."""
+    return bundle.prior is not None and bundle.vae.config.image_channels == 4
+
+
+@torch.no_grad()
+def compose(
+    bundle: ModelBundle, layout: Layout, draw: Callable[[str | None, str], DrawnThing]
+) -> tuple[Tensor, float | None]:
+    """Draft every thing of a layout and lay the drafts together.
+
+    Args:
+        bundle: a model that `can_compose`.
+        layout: what to draft, and where it goes.
+        draw: draws the tokens of one text; None stands for the whole prompt. The second argument names the stream of
+            random numbers, so that things differ.
+
+    Returns:
+        Normalised latents [1,C,h,w] of the quantizer's size, and the bits of all things together.
+    """
+    drawn = [draw(thing.words, f"prior/{number}") for number, thing in enumerate(layout.things)]
+    things = [_picture(bundle, one.tokens) for one in drawn]
+    whole = _picture(bundle, draw(None, "prior").tokens) if layout.ground else None
+    canvas = Image.new("RGBA", things[0].size, (0, 0, 0, 0) if whole is None else _ground(whole))
+    for thing, picture in zip(layout.things, things, strict=True):
+        cut = picture.crop(picture.getchannel("A").point(lambda a: 255 * (a >= SEEN)).getbbox())
+        for place in thing.places:
+            _lay(canvas, cut, place)
+    weight = next(bundle.vae.parameters())
+    image = to_tensor(canvas, bundle.vae.config.image_channels)[None].to(weight.device, weight.dtype)
+    scores = [one.score for one in drawn if one.score is not None]
+    return bundle.vae.normalise(bundle.vae.encode(image).mode()).float(), sum(scores) if scores else None
+
+
+def _picture(bundle: ModelBundle, tokens: Tensor) -> Image.Image:
+    quantizer = bundle.quantizer
+    assert quantizer is not None, "a model with a prior has a quantizer"
+    latents = quantizer.decode(tokens).to(next(bundle.vae.parameters()).dtype)
+    return to_image(bundle.vae.decode(latents)[0].float()).convert("RGBA")
+
+
+def _ground(picture: Image.Image) -> tuple[int, int, int, int]:
+    """The colour of a picture's rim, per channel the median; transparent where most of the rim is."""
+    pixels = np.asarray(picture)
+    rim = np.concatenate([pixels[:2].reshape(-1, 4), pixels[-2:].reshape(-1, 4), pixels[:, 0], pixels[:, -1]])
+    red, green, blue, alpha = (int(value) for value in np.median(rim, axis=0))
+    return red, green, blue, 255 if alpha >= SEEN else 0
+
+
+def _lay(canvas: Image.Image, picture: Image.Image, place: Place) -> None:
+    """Lay a cut-out over the canvas; where it would stand out, it is moved in."""
+    width, height = canvas.size
+    scale = place.side * max(width, height) / max(picture.size)
+    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
+    # "RGBa" is multiplied by alpha, so that no fringe of the transparent colour bleeds in.
+    small = picture.convert("RGBa").resize(size, Image.Resampling.BICUBIC).convert("RGBA")
+    left = min(max(round(place.x * width - size[0] / 2), 0), width - size[0])
+    top = min(max(round(place.y * height - size[1] / 2), 0), height - size[1])
+    canvas.alpha_composite(small, (left, top))
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A drafted structure.
+
+    Attributes:
+        latents: what the network takes beside the noisy latents. [1,C,h,w]
+        tokens: the prior's tokens; None if nothing was drafted. [1,S]
+        score: bits of these tokens under the prompt, fewer for likelier; None if there was nothing to choose from.
+    """
+
+    latents: Tensor
+    tokens: Tensor | None
+    score: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The things that a prompt lays out, and what encodes their words."""
+
+    layout: Layout
+    encode: Callable[[str], Encoded]
+
+
+def parts_of(request: Request, bundle: ModelBundle, prompt: str, encode: Callable[[str], Encoded]) -> Parts | None:
+    """What to draft one by one for a prompt with its style; None where it is drafted as a whole."""
+    if request.prior is None or not request.prior.layout or not can_compose(bundle):
+        return None
+    layout = read_layout(prompt)
+    return None if layout is None else Parts(layout, encode)
+
+
+@torch.no_grad()
+def draft(
+    request: Request,
+    bundle: ModelBundle,
+    text: Encoded,
+    empty: Encoded,
+    seed: int,
+    size: tuple[int, int],
+    start: Tensor | None = None,
+    parts: Parts | None = None,
+) -> Draft:
+    """Draft one picture; of `request.best_of` attempts the likeliest under the prompt.
+
+    Tokens that don't belong together are what spoils a draft, and unlikely. The alignment with the prompt
+    (`pipeline/likelihood.py`) ranks worse: guidance has pushed every attempt towards it (docs/log.md).
+
+    Args:
+        request: resolved.
+        bundle: a model with a prior.
+        text, empty: the prompt and the empty text, encoded.
+        seed: the picture's own.
+        size: height and width of the latents; another size than the quantizer's is interpolated to.
+        start: latents of the starting picture, for a block of tokens to keep. [1,C,h,w]
+        parts: the things that the prompt lays out, to be drafted one by one; None drafts it as a whole.
+
+    Raises:
+        InvalidInput: the model has no prior, or the starting picture has another size than its tokens cover.
+    """
+    prior, quantizer = bundle.prior, bundle.quantizer
+    if prior is None or quantizer is None:
+        raise InvalidInput("prior", given=f"a model of family {bundle.family}", expected="a model with a prior")
+    options = request.prior or PriorOptions()
+    if not options.enabled:
+        return Draft(torch.zeros(1, quantizer.config.latent_channels, *size, device=bundle.device), None, None)
+    known = None if options.keep is None or start is None else kept_tokens(quantizer, start, options.keep)
+    draw = draw_of(options, bundle.defaults)
+
+    def likeliest(words: str | None, stream: str) -> DrawnThing:
+        own = text if words is None or parts is None else parts.encode(words)
+        attempts = [
+            draw_tokens(bundle, own, empty, draw, [seed], k, known, stream=stream) for k in range(request.best_of)
+        ]
+        if len(attempts) == 1:
+            return DrawnThing(attempts[0], None)
+        bits = prior_bits(bundle, torch.cat(attempts), own).sum(1)  # [best_of]
+        best = int(bits.argmin())
+        return DrawnThing(attempts[best], float(bits[best]))
+
+    if parts is not None and known is None:
+        latents, score = compose(bundle, parts.layout, likeliest)
+        return Draft(_resized(latents, size), quantizer.encode(latents), score)
+    whole = likeliest(None, "prior")
+    return Draft(_resized(quantizer.decode(whole.tokens), size), whole.tokens, whole.score)
+
+
+@torch.no_grad()
+def own_draft(bundle: ModelBundle, latents: Tensor, size: tuple[int, int]) -> Draft:
+    """The draft that a picture itself would have had: what an inversion needs, up and down.
+
+    Args:
+        bundle: a model with a prior.
+        latents: of the picture. [1,C,h,w]
+        size: height and width of the latents to paint.
+    """
+    quantizer = bundle.quantizer
+    if quantizer is None:
+        raise InvalidInput("prior", given=f"a model of family {bundle.family}", expected="a model with a prior")
+    side = quantizer.config.latent_size
+    tokens = quantizer.encode(_resized(latents, (side, side)))
+    return Draft(_resized(quantizer.decode(tokens), size), tokens, None)
+
+
+def _resized(latents: Tensor, size: tuple[int, int]) -> Tensor:
+    if tuple(latents.shape[-2:]) == size:
+        return latents
+    return F.interpolate(latents, size=size, mode="bilinear", align_corners=False)
+
+
+def draw_tokens(
+    bundle: ModelBundle,
+    text: Encoded,
+    empty: Encoded,
+    draw: Draw,
+    seeds: Sequence[int],
+    attempt: int = 0,
+    known: Tensor | None = None,
+    *,
+    stream: str = "prior",
+) -> Tensor:
+    """Draw the tokens [B,S] of some pictures once, each from its own seed.
+
+    Args:
+        bundle: a model with a prior.
+        text: the prompts, a row for each seed.
+        empty: the empty text, one row.
+        draw: how.
+        seeds: the pictures' own.
+        attempt: number of this draw among the pictures' draws.
+        known: tokens to keep, -1 where one is to be drawn. [B,S]
+        stream: name of the random numbers.
+
+    Raises:
+        InvalidInput: the model has no prior, or its text encoder no pooled vector.
+    """
+    prior, quantizer = bundle.prior, bundle.quantizer
+    if prior is None or quantizer is None:
+        raise InvalidInput("prior", given=f"a model of family {bundle.family}", expected="a model with a prior")
+    if text.pooled is None or empty.pooled is None:
+        raise InvalidInput("prior", given="a text encoder without a pooled vector", expected="one with it")
+    dice = [generator_for(seed, stream, attempt) for seed in seeds]
+    uniform = torch.cat([torch.rand((1, prior.config.length), generator=one) for one in dice])
+    mask = None if empty.mask is None else empty.mask.expand(len(seeds), -1)
+    without = (empty.context.expand(len(seeds), -1, -1), empty.pooled.expand(len(seeds), -1), mask)
+    tokens = torch.empty(len(seeds), 0, dtype=torch.long)
+    walk = prior.sample(
+        quantizer, text.context, text.pooled, uniform.to(bundle.device), context_mask=text.mask, draw=draw,
+        unconditional=without, known=known,
+    )  # fmt: skip
+    for tokens in walk:  # noqa: B007
+        pass
+    return tokens
+
+
+def with_defaults(options: PriorOptions | None, defaults: GenerationDefaults) -> PriorOptions:
+    """Options of the prior with what they leave open taken from the model's defaults."""
+    options = options or PriorOptions()
+    return PriorOptions(
+        enabled=options.enabled,
+        temperature=defaults.prior_temperature if options.temperature is None else options.temperature,
+        top_k=options.top_k or 0,
+        top_p=defaults.prior_top_p if options.top_p is None else options.top_p,
+        guidance_scale=defaults.prior_guidance_scale if options.guidance_scale is None else options.guidance_scale,
+        keep=options.keep,
+        layout=options.layout,
+    )
+
+
+def draw_of(options: PriorOptions | None, defaults: GenerationDefaults) -> Draw:
+    """How to draw; a temperature of 0 takes the likeliest token."""
+    given = with_defaults(options, defaults)
+    return Draw(
+        temperature=given.temperature or 1.0,
+        top_k=1 if given.temperature == 0 else given.top_k or 0,
+        top_p=given.top_p or 1.0,
+        guidance_scale=1.0 if given.guidance_scale is None else given.guidance_scale,
+    )
+
+
+def kept_tokens(quantizer: Quantizer, latents: Tensor, block: tuple[float, float, float, float]) -> Tensor:
+    """Tokens of a picture inside a block, -1 elsewhere; a token is kept if its whole cell lies inside. [1,S]
+
+    Args:
+        quantizer: the model's.
+        latents: of the picture. [1,C,h,w]
+        block: left, top, right, bottom as fractions.
+    """
+    side = quantizer.config.latent_size
+    if tuple(latents.shape[-2:]) != (side, side):
+        raise InvalidInput(
+            "prior.keep", given=f"a picture of {tuple(latents.shape[-2:])} latent pixels", expected=f"{side}x{side}",
+            cure="Leave width and height to the model.",
+        )  # fmt: skip
+    tokens = quantizer.encode(latents)  # [1,S]
+    left, top, right, bottom = block
+    inside: list[bool] = []
+    for scale in quantizer.config.scales:
+        for row in range(scale):
+            for column in range(scale):
+                across = left <= column / scale and (column + 1) / scale <= right
+                inside.append(across and top <= row / scale and (row + 1) / scale <= bottom)
+    return torch.where(torch.tensor(inside, device=tokens.device)[None], tokens, -1)

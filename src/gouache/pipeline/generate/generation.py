@@ -1,0 +1,277 @@
+"""One request on its way to pictures: drafts, passes of the sampler, decoding, recipes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from gouache.diffusion.rng import ImageNoise, ImageSeed, seeds_of_batch
+from gouache.diffusion.samplers.step import Denoise, Step
+from gouache.errors import InvalidInput
+from gouache.models.bundle import ModelBundle
+from gouache.pipeline.events import Event, Painted, Progress
+from gouache.pipeline.generate.control import TimedControl, timed_controls
+from gouache.pipeline.generate.decode import decode, preview
+from gouache.pipeline.generate.draft import draft, own_draft, parts_of
+from gouache.pipeline.generate.guided import (
+    IMAGE_GUIDANCE,
+    Beside,
+    InstructDenoiser,
+    PromptedDenoiser,
+    digest_of,
+    guidance_of,
+    run_sampler,
+    sigmas_of,
+    size_numbers,
+    steps_of,
+)
+from gouache.pipeline.generate.inversion import Inverter
+from gouache.pipeline.generate.tiling import network_of, wrapped_around
+from gouache.pipeline.generate.upscale import enlarge_latents, enlarge_picture, find_upscaler
+from gouache.pipeline.generate.upscalers import LANCZOS
+from gouache.pipeline.inputs.images import on_background
+from gouache.pipeline.inputs.start import DRAFT, INSTRUCT, Canvas, input_kind, keep_outside, steps_to_skip
+from gouache.pipeline.output.model_identity import machine_of, model_ref
+from gouache.pipeline.output.recipe import Recipe, package_versions, pixels_digest
+from gouache.pipeline.prompts.encode import PromptPlan, PromptReader
+from gouache.pipeline.request import Request
+from gouache.pipeline.resolve import second_pass
+
+SoFar = tuple[ImageSeed, tuple[str, ...], list[str], float]
+"""Of a picture under way: seed, digests of its steps, notes, seconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pass:
+    """One walk of the sampler.
+
+    Attributes:
+        request: with the size and steps of this pass.
+        sigmas: noise levels to walk, falling. [n + 1]
+        skipped: levels left out before them.
+        positive, negative: the encoded prompts.
+        controls: networks that steer, with what they see at this size.
+    """
+
+    request: Request
+    sigmas: Tensor
+    skipped: int
+    positive: PromptPlan
+    negative: PromptPlan
+    controls: tuple[TimedControl, ...] = ()
+
+    @property
+    def steps(self) -> int:
+        """Steps of this pass."""
+        return steps_of(self.request, self.sigmas)
+
+
+class Run:
+    """Paints all pictures of a resolved request.
+
+    Args:
+        bundle: the model.
+        request: resolved.
+        canvas: where the first pass starts.
+        notes: what was noted while preparing.
+        attachments: picture named in the request -> sha256 of its bytes.
+    """
+
+    def __init__(
+        self,
+        bundle: ModelBundle,
+        request: Request,
+        canvas: Canvas,
+        notes: list[str],
+        attachments: Mapping[str, str],
+    ) -> None:
+        self.bundle, self.request, self.canvas = bundle, request, canvas
+        self.attachments = dict(attachments)
+        self.model = model_ref(bundle)
+        self.seeds = seeds_of_batch(request.seed or 0, request.count, request.subseed or 0, request.subseed_strength)
+        self.reader = PromptReader(bundle.text, request.emphasis, request.clip_skip)
+        self.passes = [self._pass(request, canvas.skipped)]
+        if request.hires is not None:
+            larger = second_pass(request, bundle)
+            skipped = steps_to_skip(larger.num_inference_steps or 1, larger.strength or 0.0)
+            self.passes.append(self._pass(larger, skipped))
+        self.mixed = False
+        self.notes = (*notes, *self.reader.notes)
+
+    def _pass(self, request: Request, skipped: int) -> Pass:
+        sigmas = sigmas_of(request, self.bundle)[skipped:]
+        steps = max(len(sigmas) - 1, 1)
+        positive = self.reader.plan(styled_prompt(request), steps)
+        negative = self.reader.plan(request.negative_prompt, steps, composed=False)
+        # SDXL's base model was trained to see zeros, not the encoding of an empty text.
+        if request.negative_prompt == "" and self.bundle.family.startswith("sdxl") and self.bundle.size_numbers == 6:
+            negative = negative.zeroed()
+        controls = timed_controls(self.bundle, request, self.canvas.hints, max(steps_of(request, sigmas), 1))
+        return Pass(request, sigmas, skipped, positive, negative, controls)
+
+    def mix_prompt(self, prompt: str, share: float) -> None:
+        """Paint with what lies between the prompt (share 0) and another (share 1).
+
+        Raises:
+            InvalidInput: they have different numbers of parts joined by AND.
+        """
+        self.mixed = True  # what lies between two prompts lays nothing out
+        for k, one in enumerate(self.passes):
+            other = self.reader.plan(prompt, max(len(one.sigmas) - 1, 1))
+            self.passes[k] = replace(one, positive=one.positive.mixed(other, share))
+
+    def use_seeds(self, seeds: list[ImageSeed]) -> None:
+        """Paint with these seeds instead of the request's."""
+        self.seeds = seeds
+
+    def __iter__(self) -> Iterator[Event]:
+        """Every picture after the other; together only at the level that allows it."""
+        request, seeds = self.request, self.seeds
+        together = request.count if request.determinism == "portable" else 1
+        for first in range(0, request.count, together):
+            yield from self.group(first, seeds[first : first + together])
+
+    @torch.no_grad()
+    def group(self, first: int, seeds: list[ImageSeed]) -> Iterator[Event]:
+        """Paint pictures `first`, first + 1, ... together, one network call for all."""
+        start = time.perf_counter()
+        noise = ImageNoise(seeds, mode="a1111" if self.request.determinism == "a1111" else "torch")
+        digests: list[list[str]] = [[] for _ in seeds]
+        latents = None if self.canvas.latents is None else self.canvas.latents.expand(len(seeds), -1, -1, -1)
+        drafted, notes = self._draft(seeds)
+        start_canvas = replace(self.canvas, draft=drafted)
+        inversion = Inverter.of(self.bundle, self.request, self.passes[0].sigmas, start_canvas, self.reader)
+        done, total = 0, inversion.steps + sum(one.steps for one in self.passes)
+        for step in inversion:
+            done += 1
+            yield self._progress(first, done, total, step)
+        for k, one in enumerate(self.passes):
+            canvas = replace(start_canvas, state=inversion.state) if k == 0 else self._enlarged(latents, drafted, one)
+            latents = canvas.latents if k else latents
+            for step in self._walk(one, canvas, noise):
+                latents, done = step.x, done + 1
+                for row, digest in zip(step.x, digests, strict=True):
+                    digest.append(digest_of(row))
+                so_far = (seeds[0], tuple(digests[0]), notes[0], time.perf_counter() - start)
+                yield self._progress(first, done, total, step, so_far)
+        if latents is None:
+            raise InvalidInput("steps", given=0, expected="at least one step, or a starting picture")
+        for k, (seed, steps) in enumerate(zip(seeds, digests, strict=True)):
+            seconds = (time.perf_counter() - start) / len(seeds)
+            yield self._finished(first + k, latents[k : k + 1], seed, tuple(steps), notes[k], seconds)
+
+    def _progress(self, first: int, done: int, total: int, step: Step, so_far: SoFar | None = None) -> Progress:
+        denoised = step.denoised[:1]
+        look = lambda: preview(self.bundle, denoised)  # noqa: E731
+        partial = None
+        if so_far is not None:
+            seed, steps, notes, seconds = so_far
+            notes = [*notes, f"interrupted after step {done} of {total}"]
+            partial = lambda: self._finished(first, denoised, seed, steps, notes, seconds)  # noqa: E731
+        return Progress(first, self.request.count, done, total, step.sigma_next, look, partial)
+
+    def _walk(self, one: Pass, canvas: Canvas, noise: ImageNoise) -> Iterator[Step]:
+        if one.steps == 0:
+            return
+        height, width = self._latent_size(one.request)
+        drawn = noise.initial((self.bundle.vae.config.latent_channels, height, width)).to(self.bundle.device)
+        x = canvas.start(drawn, float(one.sigmas[0]))
+        prompted = self._prompted(one, canvas)
+        networks = nn.ModuleList([self.bundle.unet, *self.bundle.controls.values()])
+        denoise: Denoise = keep_outside(wrapped_around(prompted, networks, self.request.seamless), canvas)
+        for step in run_sampler(one.request, self.bundle, denoise, x, one.sigmas, noise):
+            prompted.step = step.i + 2
+            yield step
+
+    def _prompted(self, one: Pass, canvas: Canvas) -> PromptedDenoiser | InstructDenoiser:
+        request = one.request
+        if input_kind(self.bundle) == INSTRUCT and canvas.draft is not None:
+            if len(one.positive.branches) > 1:
+                raise InvalidInput(
+                    "prompt", given="parts joined by AND", expected="one instruction for an instruct model",
+                    cure="Write it as one sentence, or edit in two goes.",
+                )  # fmt: skip
+            image_scale = request.image_guidance_scale
+            return InstructDenoiser(
+                self.bundle, one.positive, one.negative, canvas.draft,
+                text_scale=request.guidance_scale or 0.0,
+                image_scale=IMAGE_GUIDANCE if image_scale is None else image_scale,
+            )  # fmt: skip
+        numbers, negative_numbers = size_numbers(self.bundle, request)
+        beside = Beside(canvas.draft, numbers, negative_numbers, one.controls)
+        network = network_of(self.bundle, request.tiled)
+        return PromptedDenoiser(self.bundle, network, one.positive, one.negative, guidance_of(request), beside)
+
+    def _draft(self, seeds: list[ImageSeed]) -> tuple[Tensor | None, list[list[str]]]:
+        """The drafts [B,Cd,h,w] of a model with a prior, and notes on each; else the canvas's own channels."""
+        if input_kind(self.bundle) != DRAFT:
+            return self.canvas.draft, [[] for _ in seeds]
+        if self.request.inversion is not None and self.canvas.latents is not None:
+            own = own_draft(self.bundle, self.canvas.latents, self._latent_size(self.request))
+            return own.latents.expand(len(seeds), -1, -1, -1), [[] for _ in seeds]
+        text, empty = self.passes[0].positive.at(1)[0][1], self.reader.encode("")
+        size, start = self._latent_size(self.request), self.canvas.latents
+        prompt = styled_prompt(self.request)
+        parts = None if self.mixed else parts_of(self.request, self.bundle, prompt, self.reader.encode)
+        drafts = [draft(self.request, self.bundle, text, empty, seed.seed, size, start, parts) for seed in seeds]
+        notes = [
+            []
+            if one.score is None
+            else [f"draft: {one.score:.1f} bits under the prompt, best of {self.request.best_of}"]
+            for one in drafts
+        ]
+        return torch.cat([one.latents for one in drafts]), notes
+
+    def _enlarged(self, latents: Tensor | None, drafted: Tensor | None, one: Pass) -> Canvas:
+        """The second pass starts from what the first one painted, enlarged."""
+        if latents is None or self.request.hires is None:
+            raise InvalidInput("hires", given="no first pass", expected="at least one step")
+        size = self._latent_size(one.request)
+        larger = enlarge_latents(self.bundle, latents, size, self.request.hires.upscaler, tiled=one.request.vae_tiling)
+        if drafted is not None:
+            drafted = torch.nn.functional.interpolate(drafted, size=size, mode="bilinear", align_corners=False)
+        return Canvas(latents=larger, skipped=one.skipped, draft=drafted, finish=self.canvas.finish)
+
+    def _latent_size(self, request: Request) -> tuple[int, int]:
+        factor = self.bundle.vae.config.downscale
+        return (request.height or 0) // factor, (request.width or 0) // factor
+
+    def _finished(
+        self, picture: int, latents: Tensor, seed: ImageSeed, steps: tuple[str, ...], notes: list[str], seconds: float
+    ) -> Painted:
+        image, decoding_notes = decode(
+            self.bundle, latents, tiled=self.request.vae_tiling, seamless=self.request.seamless
+        )
+        image = self._completed(image)
+        subseed = seed.subseed if seed.subseed_strength else None
+        recipe = Recipe(
+            request=self.request.replace({"count": 1, "seed": seed.seed, "subseed": subseed}),
+            model=self.model,
+            machine=machine_of(self.bundle),
+            versions=package_versions(),
+            attachments=self.attachments,
+            notes=(*self.notes, *notes, *decoding_notes),
+            steps=steps,
+            pixels=pixels_digest(image),
+        )
+        return Painted(picture, image, recipe, seconds)
+
+    def _completed(self, image: Image.Image) -> Image.Image:
+        image = self.canvas.finish(on_background(image, self.request.background or "white"))
+        upscale = self.request.upscale
+        if upscale is None:
+            return image
+        upscaler = find_upscaler(upscale.upscaler or LANCZOS, self.bundle)
+        return enlarge_picture(image, upscale.factor, upscaler, seamless=self.request.seamless)
+
+
+def styled_prompt(request: Request) -> str:
+    """The prompt with its style in the words that models are trained on."""
+    if request.style is None:
+        return request.prompt
+    return f"{request.prompt}, {request.style} style" if request.prompt else f"{request.style} style"

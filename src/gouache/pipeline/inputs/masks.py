@@ -1,0 +1,145 @@
+"""Masks: where to paint, what to crop, and how to put the painted part back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageChops, ImageFilter
+from torch import Tensor
+
+from gouache.errors import InvalidInput
+from gouache.pipeline.inputs.images import paste_back, read_mask, soften, transparency_mask
+from gouache.pipeline.request import Mask
+
+Box = tuple[int, int, int, int]
+"""Left, top, right, bottom in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Masked:
+    """A starting picture with its mask, cut to the part that is worked on.
+
+    Attributes:
+        whole: the full picture.
+        soft: the full mask with its soft edge, mode L, white = paint.
+        part: the part of the picture that is worked on, at working size.
+        hard: its mask at working size, 0 or 255 only.
+        box: where the part lies in the whole.
+        preserve: whether the pixels outside the mask must come back bit for bit.
+    """
+
+    whole: Image.Image
+    soft: Image.Image
+    part: Image.Image
+    hard: Image.Image
+    box: Box
+    preserve: bool
+
+    @property
+    def finish(self) -> Callable[[Image.Image], Image.Image]:
+        """Puts a painted part back into the whole."""
+        return self._put_back
+
+    def _put_back(self, painted: Image.Image) -> Image.Image:
+        left, top, right, bottom = self.box
+        size = (right - left, bottom - top)
+        part = painted if painted.size == size else painted.resize(size, Image.Resampling.LANCZOS)
+        if not self.preserve:
+            whole = self.whole.copy().convert(part.mode)
+            whole.paste(part, (left, top))
+            return whole
+        mode = "RGBA" if "RGBA" in (self.whole.mode, part.mode) else "RGB"
+        full = Image.new(mode, self.whole.size)
+        full.paste(part.convert(mode), (left, top))
+        return paste_back(self.whole, full, self.soft)
+
+
+def full_mask(options: Mask, picture: Image.Image, given: Image.Image | None) -> Image.Image:
+    """The hard mask of a whole picture: from the mask picture, or from transparency; white = paint.
+
+    Raises:
+        PictureError: another size, or neither mask nor transparency.
+        InvalidInput: nothing is left to paint.
+    """
+    mask = transparency_mask(picture) if given is None else read_mask(given, picture.size)
+    mask = mask.point(lambda value: 255 if value >= 128 else 0)
+    if options.invert:
+        mask = ImageChops.invert(mask)
+    if mask.getbbox() is None:
+        raise InvalidInput("mask", given="an empty mask", expected="some white pixels", cure="Try --mask-invert.")
+    return mask
+
+
+def cut(picture: Image.Image, mask: Image.Image, options: Mask, width: int, height: int) -> Masked:
+    """Bring picture and mask to working size: the whole, or with `only_masked` the masked part and its surroundings."""
+    soft = _grown_and_soft(mask, options.blur)
+    box = (0, 0, *picture.size)
+    if options.only_masked:
+        box = crop_box(soft.getbbox() or box, picture.size, options.padding, width / height)
+    size = (width, height)
+    part = picture.crop(box)
+    part = part if part.size == size else part.resize(size, Image.Resampling.LANCZOS)
+    hard = mask.crop(box).resize(size, Image.Resampling.NEAREST)
+    return Masked(picture, soft, part, hard, box, options.preserve)
+
+
+def _grown_and_soft(mask: Image.Image, blur: int) -> Image.Image:
+    """A soft edge that lies outside the hard mask's core, so that what is painted is seen in full."""
+    if not blur:
+        return mask
+    return ImageChops.lighter(soften(mask.filter(ImageFilter.MaxFilter(3)), blur), mask)
+
+
+def crop_box(inner: Box, size: tuple[int, int], padding: int, aspect: float) -> Box:
+    """The box around `inner` with padding, grown to an aspect ratio where the picture has room for it.
+
+    >>> crop_box((40, 40, 60, 60), (100, 100), 10, 1.0)
+    (30, 30, 70, 70)
+    >>> crop_box((0, 40, 20, 60), (100, 100), 0, 2.0)
+    (0, 40, 40, 60)
+    """
+    left, top = max(inner[0] - padding, 0), max(inner[1] - padding, 0)
+    right, bottom = min(inner[2] + padding, size[0]), min(inner[3] + padding, size[1])
+    width = max(right - left, round((bottom - top) * aspect))
+    height = max(bottom - top, round((right - left) / aspect))
+    left, right = _grown(left, right, width, size[0])
+    top, bottom = _grown(top, bottom, height, size[1])
+    return left, top, right, bottom
+
+
+def _grown(start: int, end: int, wanted: int, limit: int) -> tuple[int, int]:
+    wanted = min(wanted, limit)
+    start = max(0, min(start - (wanted - (end - start)) // 2, limit - wanted))
+    return start, start + wanted
+
+
+def latent_mask(hard: Image.Image, factor: int) -> Tensor:
+    """1 for every latent pixel that a white pixel falls into. [1,1,h,w]"""
+    pixels = torch.from_numpy(np.asarray(hard).copy()).float()[None, None] / 255.0  # [1,1,H,W]
+    return F.max_pool2d(pixels, factor)
+
+
+def filled(picture: Image.Image, hard: Image.Image) -> Image.Image:
+    """The picture with its masked part filled by the colours around, the coarser the further from the edge."""
+    known = ImageChops.invert(hard)
+    result = picture.convert("RGB")
+    ground = Image.new("RGBA", picture.size, (0, 0, 0, 0))
+    source = Image.new("RGBA", picture.size, (0, 0, 0, 0))
+    source.paste(result, (0, 0), known)
+    for radius in (256, 64, 16, 4, 2):
+        blurred = source.filter(ImageFilter.GaussianBlur(radius))
+        strong = blurred.getchannel("A").point(lambda value: 255 if value > 2 else 0)
+        ground.paste(_undimmed(blurred), (0, 0), strong)
+    return Image.composite(result, ground.convert("RGB"), known)
+
+
+def _undimmed(picture: Image.Image) -> Image.Image:
+    """Colours of a blurred cut-out, divided by how much of it there was."""
+    pixels = np.asarray(picture, np.float32)
+    alpha = np.maximum(pixels[..., 3:], 1.0)
+    colours = np.clip(pixels[..., :3] * 255.0 / alpha, 0, 255).round().astype(np.uint8)
+    return Image.fromarray(colours).convert("RGBA")

@@ -1,0 +1,291 @@
+"""What a run starts from and what it must leave alone, made from the images of a request.
+
+Text to image starts from noise alone; every edit from latents of an image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageChops
+from torch import Tensor
+
+from gouache.diffusion.rng import generator_for
+from gouache.diffusion.samplers.step import Denoise
+from gouache.errors import InvalidInput
+from gouache.models.bundle import ModelBundle
+from gouache.pipeline.inputs.images import fit, to_tensor
+from gouache.pipeline.inputs.masks import Masked, cut, filled, full_mask, latent_mask
+from gouache.pipeline.inputs.references import References
+from gouache.pipeline.request import Request, ResizeMode
+
+
+def unchanged(picture: Image.Image) -> Image.Image:
+    """The finish of a run that has nothing to put back."""
+    return picture
+
+
+@dataclass(frozen=True, kw_only=True)
+class Canvas:
+    """The ground of a picture.
+
+    Attributes:
+        latents: the starting picture, normalised; None = start from noise alone. [1 or B,C,h,w]
+        under_mask: what stands under the mask at the start, if not the picture itself. [1,C,h,w]
+        skipped: noise levels left out at the start: 0 starts from pure noise.
+        mask: 1 where to paint, 0 where the latents stay; None = everywhere. [1,1,h,w]
+        state: the noisy latents to start from, instead of anything drawn. [1,C,h,w]
+        draft: channels for networks that take some beside the latents. [1,Cd,h,w]
+        hints: the control pictures, in the request's order, cut as the starting picture is.
+        finish: what is done to the painted picture at the end, such as putting back what must not change.
+    """
+
+    latents: Tensor | None = None
+    under_mask: Tensor | None = None
+    skipped: int = 0
+    mask: Tensor | None = None
+    state: Tensor | None = None
+    draft: Tensor | None = None
+    hints: tuple[Image.Image, ...] = ()
+    finish: Callable[[Image.Image], Image.Image] = unchanged
+
+    def tail(self, sigmas: Tensor) -> Tensor:
+        """The noise levels that are left to walk. [n + 1]"""
+        return sigmas[self.skipped :]
+
+    def start(self, noise: Tensor, sigma: float) -> Tensor:
+        """The state at the first level: x = x0 + sigma * noise, with x0 = 0 where everything is new. [B,C,h,w]"""
+        if self.state is not None:
+            return self.state.to(noise).expand(len(noise), -1, -1, -1)
+        scaled = noise * sigma
+        if self.latents is None:
+            return scaled
+        latents = self.latents.to(scaled)
+        begun = latents if self.under_mask is None else self.under_mask.to(scaled)
+        if self.mask is None:
+            return scaled if self.skipped == 0 else begun + scaled
+        new = torch.zeros_like(begun) if self.skipped == 0 else begun
+        return torch.lerp(latents, new, self.mask.to(scaled)) + scaled
+
+
+def keep_outside(denoise: Denoise, canvas: Canvas) -> Denoise:
+    """Where the mask is 0 the estimate is the starting picture itself.
+
+    Every sampler then carries x = x0 + sigma * noise along there, which is what blending the noised picture in after
+    each step does for first-order samplers, and is right for the others too.
+    """
+    if canvas.mask is None or canvas.latents is None:
+        return denoise
+    mask, latents = canvas.mask, canvas.latents
+
+    def kept(x: Tensor, sigma: Tensor) -> Tensor:
+        return torch.lerp(latents.to(x), denoise(x, sigma), mask.to(x))
+
+    return kept
+
+
+def steps_to_skip(steps: int, strength: float) -> int:
+    """How many of the steps a strength leaves out: the last int(steps * strength) are walked."""
+    return steps - min(int(steps * strength), steps)
+
+
+INPAINT, INSTRUCT, DEPTH, DRAFT = "inpaint", "instruct", "depth", "draft"
+
+
+def input_kind(bundle: ModelBundle) -> str | None:
+    """What the network takes beside the latents: a mask and a masked picture, a picture, a depth map, a draft; or None.
+
+    Raises:
+        InvalidInput: channels that fit none of them.
+    """
+    extra, latent = bundle.unet.config.draft_channels, bundle.vae.config.latent_channels
+    if extra == 0:
+        return None
+    if bundle.prior is not None:
+        return DRAFT
+    kinds = {1 + latent: INPAINT, latent: INSTRUCT, 1: DEPTH}
+    if extra not in kinds:
+        raise InvalidInput("model", given=f"{extra} channels beside the latents", expected=f"one of {sorted(kinds)}")
+    return kinds[extra]
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A canvas, and what was learnt on the way.
+
+    Attributes:
+        canvas: where the run starts.
+        notes: what to tell, for example how many steps are walked.
+    """
+
+    canvas: Canvas
+    notes: tuple[str, ...]
+
+
+def prepare(request: Request, bundle: ModelBundle, references: References) -> Prepared:
+    """Build the canvas of a resolved request.
+
+    Raises:
+        PictureError: a picture that isn't one, or a mask of another size.
+        InvalidInput: the model needs a picture that the request doesn't name, or can't use one that it names.
+    """
+    kind = input_kind(bundle)
+    width, height = request.width or 0, request.height or 0
+    if request.init_image is None:
+        blank = Canvas(hints=_hints(None, request, references))
+        return Prepared(_with_inputs(blank, None, None, kind, request, bundle, references), ())
+    picture = references.picture(request.init_image)
+    if request.mask is None:
+        part = fit(picture, width, height, request.resize_mode)
+        canvas = Canvas(latents=encode(bundle, part, tiled=request.vae_tiling))
+        masked = None
+    else:
+        given = None if request.mask.image is None else references.picture(request.mask.image)
+        masked = cut(picture, full_mask(request.mask, picture, given), request.mask, width, height)
+        part = masked.part
+        canvas = _masked_canvas(masked, request, bundle)
+    canvas = replace(canvas, hints=_hints(masked, request, references))
+    canvas = _with_inputs(canvas, part, masked, kind, request, bundle, references)
+    if kind == INSTRUCT:
+        return Prepared(replace(canvas, latents=None), ())
+    return _with_strength(canvas, request)
+
+
+def _with_strength(canvas: Canvas, request: Request) -> Prepared:
+    steps = len(request.sigmas) - 1 if request.sigmas else request.num_inference_steps or 1
+    strength = 0.75 if request.strength is None else request.strength
+    skipped = steps_to_skip(steps, strength)
+    notes = (f"strength {strength:g}: {steps - skipped} of {steps} steps",) if skipped else ()
+    return Prepared(replace(canvas, skipped=skipped), notes)
+
+
+def _masked_canvas(masked: Masked, request: Request, bundle: ModelBundle) -> Canvas:
+    latents = encode(bundle, masked.part, tiled=request.vae_tiling)
+    mask = latent_mask(masked.hard, bundle.vae.config.downscale).to(latents)
+    return Canvas(
+        latents=latents,
+        under_mask=_under_mask(latents, masked, request, bundle),
+        mask=mask,
+        finish=masked.finish,
+    )
+
+
+def _under_mask(latents: Tensor, masked: Masked, request: Request, bundle: ModelBundle) -> Tensor | None:
+    fill = request.mask.fill if request.mask else "original"
+    if fill == "nothing":
+        return torch.zeros_like(latents)
+    if fill == "noise":
+        generator = generator_for(request.seed or 0, "mask")
+        return torch.randn(latents.shape, generator=generator).to(latents)
+    if fill == "fill":
+        return encode(bundle, filled(masked.part, masked.hard), tiled=request.vae_tiling)
+    return None
+
+
+def _with_inputs(
+    canvas: Canvas,
+    part: Image.Image | None,
+    masked: Masked | None,
+    kind: str | None,
+    request: Request,
+    bundle: ModelBundle,
+    references: References,
+) -> Canvas:
+    """Add the channels that the network wants beside the latents."""
+    if kind == INPAINT:
+        # Such a network was trained to leave the rest alone by itself: nothing is blended while it paints.
+        return replace(_merged(canvas), draft=_inpaint_channels(part, masked, request, bundle))
+    if kind == INSTRUCT:
+        if part is None or canvas.latents is None:
+            raise _needs("init_image", "a picture to change", "--init FILE")
+        return replace(canvas, draft=bundle.vae.denormalise(canvas.latents))
+    if kind == DEPTH:
+        if request.depth_image is None:
+            raise _needs("depth_image", "a depth map, white = near", "--depth-image FILE")
+        return replace(canvas, draft=_depth_channel(references.picture(request.depth_image), masked, request, bundle))
+    if request.depth_image is not None:
+        raise InvalidInput(
+            "depth_image", given="a depth map", expected="nothing: this model takes none", cure="Use a depth model."
+        )
+    return canvas
+
+
+def _merged(canvas: Canvas) -> Canvas:
+    """The same start with the mask worked into the latents."""
+    if canvas.mask is None or canvas.under_mask is None or canvas.latents is None:
+        return replace(canvas, mask=None)
+    latents = torch.lerp(canvas.latents, canvas.under_mask, canvas.mask)
+    return replace(canvas, latents=latents, under_mask=None, mask=None)
+
+
+def _needs(where: str, expected: str, option: str) -> InvalidInput:
+    return InvalidInput(where, given="nothing", expected=expected, cure=f"This model can't paint without: {option}.")
+
+
+def _inpaint_channels(part: Image.Image | None, masked: Masked | None, request: Request, bundle: ModelBundle) -> Tensor:
+    """Mask and latents of the picture without its masked part; a blank picture under a full mask without one."""
+    width, height = request.width or 0, request.height or 0
+    hard = masked.hard if masked else Image.new("L", (width, height), 255)
+    ground = to_tensor(part or Image.new("RGB", (width, height)), bundle.vae.config.image_channels)[None]  # [1,C,H,W]
+    painted = latent_mask(hard, 1)  # [1,1,H,W]
+    latents = encode_tensor(bundle, ground * (1.0 - painted), tiled=request.vae_tiling)
+    return torch.cat([latent_mask(hard, bundle.vae.config.downscale).to(latents), latents], dim=1)
+
+
+def _depth_channel(picture: Image.Image, masked: Masked | None, request: Request, bundle: ModelBundle) -> Tensor:
+    """A depth map at the latents' size, stretched to [-1, 1]; of a masked picture the part that is worked on.
+    [1,1,h,w]"""
+    factor = bundle.vae.config.downscale
+    picture = _cut_alike(picture, masked, request.resize_mode)
+    grey = fit(picture.convert("RGB"), request.width or 0, request.height or 0, request.resize_mode)
+    values = to_tensor(grey, 3).mean(0)[None, None]  # [1,1,H,W]
+    small = F.interpolate(
+        values, size=(grey.height // factor, grey.width // factor), mode="bicubic", align_corners=False
+    )
+    low, high = small.min(), small.max()
+    return 2.0 * (small - low) / (high - low).clamp_min(1e-6) - 1.0
+
+
+def _hints(masked: Masked | None, request: Request, references: References) -> tuple[Image.Image, ...]:
+    """The control pictures; of a masked picture the part that is worked on, where `inpaint` hides what is masked."""
+    found = []
+    for one in request.control:
+        picture = _cut_alike(references.picture(one.image), masked, one.resize_mode or request.resize_mode)
+        if one.preprocessor == "inpaint" and masked is not None:
+            picture = picture.convert("RGB")
+            picture.putalpha(ImageChops.invert(masked.hard))
+        elif one.preprocessor == "inpaint" and picture.mode != "RGBA":
+            raise InvalidInput(
+                "control", given="inpaint without a mask",
+                expected="a mask, or a control picture that is transparent where it is to be filled",
+                cure="Name a mask (--mask FILE) or make that part of the control picture transparent.",
+            )  # fmt: skip
+        found.append(picture)
+    return tuple(found)
+
+
+def _cut_alike(picture: Image.Image, masked: Masked | None, mode: ResizeMode) -> Image.Image:
+    """A picture beside the starting picture, cut and brought to size as that was."""
+    if masked is None:
+        return picture
+    part = fit(picture, *masked.whole.size, mode).crop(masked.box)
+    return part if part.size == masked.part.size else part.resize(masked.part.size, Image.Resampling.LANCZOS)
+
+
+@torch.no_grad()
+def encode(bundle: ModelBundle, picture: Image.Image, *, tiled: bool = False) -> Tensor:
+    """The normalised latents of a picture (the posterior's mode, so that nothing is drawn). [1,C,h,w]"""
+    return encode_tensor(bundle, to_tensor(picture, bundle.vae.config.image_channels)[None], tiled=tiled)
+
+
+@torch.no_grad()
+def encode_tensor(bundle: ModelBundle, tensor: Tensor, *, tiled: bool = False) -> Tensor:
+    """As `encode`, for a tensor [1,C,H,W] in [-1, 1]."""
+    vae = bundle.vae
+    weight = next(vae.parameters())
+    given = tensor.to(weight.device, weight.dtype)
+    moments = vae.encode_in_tiles(given) if tiled else vae.encode(given)
+    return vae.normalise(moments.mode()).float()

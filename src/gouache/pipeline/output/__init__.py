@@ -1,0 +1,1 @@
+"""What becomes of a picture: recipes, metadata, files, sheets, films, safety."""

@@ -1,0 +1,306 @@
+"""The `parameters` text that A1111 writes into pictures: prompt, negative prompt and one line of `Key: value` pairs.
+
+The grammar is lossy in a few places (see `is_lossless`); the complete request travels beside it as JSON.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from gouache.diffusion.samplers.names import SAMPLER_INFOS, SCHEDULE_INFOS
+from gouache.errors import ConfigError, RecipeError
+from gouache.pipeline.output.recipe import Recipe
+from gouache.pipeline.request import Request
+
+NEGATIVE = "Negative prompt:"
+_PAIR = re.compile(r'\s*(\w[\w \-/]{1,100}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+FEWEST_PAIRS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Infotext:
+    """What stands in the text.
+
+    Attributes:
+        prompt: the prompt.
+        negative_prompt: the negative prompt.
+        values: the pairs of the last line, in order; values as text.
+    """
+
+    prompt: str = ""
+    negative_prompt: str = ""
+    values: Mapping[str, str] = field(default_factory=dict)
+
+
+def format_infotext(info: Infotext) -> str:
+    """Write the text.
+
+    >>> print(format_infotext(Infotext("a cat", "a dog", {"Steps": "20", "Lora hashes": "x: 12"})))
+    a cat
+    Negative prompt: a dog
+    Steps: 20, Lora hashes: "x: 12"
+    """
+    lines = [info.prompt]
+    if info.negative_prompt:
+        lines.append(f"{NEGATIVE} {info.negative_prompt}")
+    lines.append(", ".join(f"{key}: {_quoted(value)}" for key, value in info.values.items()))
+    return "\n".join(lines).strip()
+
+
+def _quoted(value: str) -> str:
+    risky = any(mark in value for mark in ",\n:") or value.startswith('"') or value != value.strip()
+    return json.dumps(value, ensure_ascii=False) if risky else value
+
+
+def parse_infotext(text: str) -> Infotext:
+    """Read the text; the inverse of `format_infotext` wherever `is_lossless`.
+
+    A last line with fewer than three pairs belongs to the prompt.
+    """
+    *lines, last = text.strip().split("\n")
+    values = _pairs(last)
+    if len(values) < FEWEST_PAIRS:
+        lines, values = [*lines, last], {}
+    start = next((k for k, line in enumerate(lines) if line.startswith(NEGATIVE)), len(lines))
+    negative = "\n".join(lines[start:]).removeprefix(NEGATIVE)
+    return Infotext("\n".join(lines[:start]), negative.removeprefix(" "), values)
+
+
+def _pairs(line: str) -> dict[str, str]:
+    """Read left to right, so that a long line of something else takes no longer than its length."""
+    values: dict[str, str] = {}
+    position = 0
+    while position < len(line):
+        match = _PAIR.match(line, position)
+        if match:
+            values[match[1]] = _unquoted(match[2])
+            position = match.end()
+        else:
+            comma = line.find(",", position)
+            position = len(line) if comma < 0 else comma + 1
+    return values
+
+
+def _unquoted(value: str) -> str:
+    if len(value) >= 2 and value[0] == value[-1] == '"':
+        try:
+            return str(json.loads(value))
+        except json.JSONDecodeError:
+            return value
+    return value.strip()
+
+
+def is_lossless(info: Infotext) -> bool:
+    """Whether the grammar can carry this: prompts without outer blanks or a line that looks like the next part."""
+    texts = (info.prompt, info.negative_prompt)
+    return (
+        len(info.values) >= FEWEST_PAIRS
+        and all(text == text.strip() and "\r" not in text for text in texts)
+        and not any(line.startswith(NEGATIVE) for line in info.prompt.split("\n"))
+        and all(_PAIR.fullmatch(f"{key}: x") and key.strip() == key for key in info.values)
+    )
+
+
+def require_values(info: Infotext, where: str) -> Infotext:
+    """The same, or an error if the text held no pairs at all.
+
+    Raises:
+        RecipeError: there are none.
+    """
+    if not info.values:
+        raise RecipeError(
+            where, given="text without Steps, Sampler and Seed", expected="the parameters of a generation",
+            cure="The picture may have been edited by a program that drops them.",
+        )  # fmt: skip
+    return info
+
+
+_EMPHASIS = {"a1111": None, "comfy": "Comfy", "none": "None"}
+_FILLS = {"original": None, "fill": "fill", "noise": "latent noise", "nothing": "latent nothing"}
+_UPSCALERS = {
+    "latent": "Latent",
+    "latent-bicubic": "Latent (bicubic)",
+    "latent-nearest": "Latent (nearest)",
+    "lanczos": "Lanczos",
+}
+
+
+def infotext_of(recipe: Recipe) -> Infotext:
+    """The recipe in A1111's words and order; what that tool has no word for stands in the JSON only."""
+    request = recipe.request
+    info = SAMPLER_INFOS.get(request.sampler or "")
+    schedule = SCHEDULE_INFOS.get(request.schedule or "")
+    denoised = request.strength if request.init_image else request.hires.strength if request.hires else None
+    values: dict[str, object | None] = {
+        "Steps": request.num_inference_steps,
+        "Sampler": info.label if info else request.sampler,
+        "Schedule type": schedule.label if schedule else request.schedule,
+        "CFG scale": request.guidance_scale,
+        "Image CFG scale": request.image_guidance_scale,
+        "Seed": request.seed,
+        "Size": f"{request.width}x{request.height}",
+        "Model hash": recipe.model.sha256[:10] if recipe.model.sha256 else None,
+        "Model": recipe.model.name or None,
+        "Variation seed": request.subseed if request.subseed_strength else None,
+        "Variation seed strength": request.subseed_strength or None,
+        "Denoising strength": denoised,
+        "Clip skip": request.clip_skip if (request.clip_skip or 1) > 1 else None,
+        "RNG": None if request.determinism == "a1111" else "CPU",
+        "Tiling": "True" if request.seamless == "both" else None,
+        **_hires_values(request),
+        **_mask_values(request),
+        **_control_values(recipe),
+        "Eta": request.eta,
+        "Lora hashes": _hashes(recipe, "lora"),
+        "TI hashes": _hashes(recipe, "textual-inversion"),
+        "Emphasis": _EMPHASIS[request.emphasis],
+        "Version": f"gouache {recipe.versions.get('gouache', '')}".strip(),
+    }
+    return Infotext(request.prompt, request.negative_prompt, _texts(values))
+
+
+def _hashes(recipe: Recipe, kind: str) -> str | None:
+    found = [f"{one.name}: {one.short_hash}" for one in recipe.adapters if one.kind == kind]
+    return ", ".join(found) or None
+
+
+def _hires_values(request: Request) -> dict[str, object | None]:
+    hires = request.hires
+    if hires is None:
+        return {}
+    sized = hires.width is not None and hires.height is not None
+    return {
+        "Hires upscale": None if sized else hires.scale,
+        "Hires resize": f"{hires.width}x{hires.height}" if sized else None,
+        "Hires steps": hires.num_inference_steps,
+        "Hires upscaler": _UPSCALERS.get(hires.upscaler, hires.upscaler),
+    }
+
+
+def _mask_values(request: Request) -> dict[str, object | None]:
+    mask = request.mask
+    if mask is None:
+        return {}
+    return {
+        "Mask blur": mask.blur,
+        "Mask mode": "Inpaint not masked" if mask.invert else None,
+        "Masked content": _FILLS[mask.fill],
+        "Inpaint area": "Only masked" if mask.only_masked else None,
+        "Masked area padding": mask.padding if mask.only_masked else None,
+    }
+
+
+_RESIZES = {"stretch": "Just Resize", "crop": "Crop and Resize", "pad": "Resize and Fill"}
+
+
+def _control_values(recipe: Recipe) -> dict[str, object | None]:
+    """In the words of A1111's extension for ControlNets."""
+    hashes = {one.name: one.short_hash[:8] for one in recipe.adapters if one.kind == "controlnet"}
+    found: dict[str, object | None] = {}
+    for number, one in enumerate(recipe.request.control):
+        values = {
+            "Module": one.preprocessor,
+            "Model": f"{one.model} [{hashes[one.model]}]" if one.model in hashes else one.model,
+            "Weight": one.weight,
+            "Resize Mode": _RESIZES[one.resize_mode or recipe.request.resize_mode],
+            **({"Threshold A": one.canny_low, "Threshold B": one.canny_high} if one.preprocessor == "canny" else {}),
+            "Guidance Start": one.start,
+            "Guidance End": one.end,
+            "Control Mode": "ControlNet is more important" if one.guess else "Balanced",
+        }
+        found[f"ControlNet {number}"] = ", ".join(f"{key}: {_plain(value)}" for key, value in values.items())
+    return found
+
+
+def _texts(values: Mapping[str, object | None]) -> dict[str, str]:
+    return {key: _plain(value) for key, value in values.items() if value is not None}
+
+
+def _plain(value: object) -> str:
+    """Whole floats lose their point, as in A1111's `CFG scale: 7`."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
+def request_of(info: Infotext, where: str) -> Request:
+    """The request behind an A1111 text (or sd.cpp's, which uses the same grammar).
+
+    The starting picture and the mask are not in such a text, so strength and mask settings are left out.
+
+    Raises:
+        RecipeError: a value that can't be read.
+    """
+    values = info.values
+    width, height = _size(values.get("Size"))
+    sampler, schedule = _sampler(values)
+    fields: dict[str, Any] = {
+        "prompt": info.prompt,
+        "negative_prompt": info.negative_prompt,
+        "seed": _number(values, "Seed", int),
+        "num_inference_steps": _number(values, "Steps", int),
+        "guidance_scale": _number(values, "CFG scale", float) or _number(values, "Guidance", float),
+        "image_guidance_scale": _number(values, "Image CFG scale", float),
+        "width": width,
+        "height": height,
+        "sampler": sampler,
+        "schedule": schedule,
+        "clip_skip": _number(values, "Clip skip", int),
+        "subseed": _number(values, "Variation seed", int),
+        "subseed_strength": _number(values, "Variation seed strength", float),
+        "eta": _number(values, "Eta", float),
+        "model": values.get("Model"),
+        "seamless": "both" if values.get("Tiling") == "True" else None,
+        "emphasis": {"Comfy": "comfy", "None": "none"}.get(values.get("Emphasis", "")),
+        "determinism": _determinism(values),
+        "hires": _hires(values),
+    }
+    try:
+        return Request.from_dict({key: value for key, value in fields.items() if value is not None}, where=where)
+    except ConfigError as error:
+        raise RecipeError(where, given=f"{error.where}: {error.given}", expected=error.expected) from error
+
+
+def _determinism(values: Mapping[str, str]) -> str | None:
+    """A1111 itself draws on the card unless it says so; its noise is repeated by our level of that name."""
+    by_a1111 = values.get("Version", "").startswith(("v1.", "v0.")) or "Version" not in values
+    return "a1111" if by_a1111 and values.get("RNG", "GPU") in ("GPU", "NV") else None
+
+
+def _hires(values: Mapping[str, str]) -> dict[str, Any] | None:
+    width, height = _size(values.get("Hires resize"))
+    scale = _number(values, "Hires upscale", float)
+    if scale is None and width is None:
+        return None
+    names = {label: name for name, label in _UPSCALERS.items()}
+    label = values.get("Hires upscaler", "Latent")
+    fields = {
+        "scale": scale,
+        "width": width,
+        "height": height,
+        "num_inference_steps": _number(values, "Hires steps", int) or None,
+        "upscaler": names.get(label, label),
+        "strength": _number(values, "Denoising strength", float),
+    }
+    return {key: value for key, value in fields.items() if value is not None}
+
+
+def _sampler(values: Mapping[str, str]) -> tuple[str | None, str | None]:
+    schedule = values.get("Schedule type")
+    return values.get("Sampler"), None if schedule in (None, "Automatic") else schedule
+
+
+def _size(text: str | None) -> tuple[int | None, int | None]:
+    width, cross, height = (text or "").partition("x")
+    return (int(width), int(height)) if cross and width.isdecimal() and height.isdecimal() else (None, None)
+
+
+def _number(values: Mapping[str, str], key: str, kind: type[int] | type[float]) -> float | None:
+    if key not in values:
+        return None
+    try:
+        return kind(values[key])
+    except ValueError as error:
+        raise RecipeError(key, given=repr(values[key]), expected="a number") from error

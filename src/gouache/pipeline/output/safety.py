@@ -1,0 +1,239 @@
+"""The last thing that happens to a finished picture before anybody sees it: the safety gate and the watermark.
+
+Both are off unless the request asks for them, and both are written down in the picture's recipe. The user supplies the
+weights of the gate's checker.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from torch import Tensor
+
+from gouache.checkpoints.formats.header import TensorInfo
+from gouache.checkpoints.formats.open import open_source
+from gouache.errors import IncompatibleCheckpoint, ModelNotFound
+from gouache.models.configs import ImageEncoderConfig
+from gouache.models.image_encoder import SafetyChecker, preprocess
+from gouache.pipeline.events import Event, Painted, Progress
+from gouache.pipeline.inputs.images import on_background, to_tensor
+from gouache.pipeline.output.recipe import pixels_digest
+from gouache.pipeline.output.watermark import READABLE_PIXELS, add_watermark, carries
+from gouache.pipeline.request import Request
+
+VARIABLE = "GOUACHE_SAFETY_CHECKER"
+FOLDER = "safety_checker"
+FILES = ("model.safetensors", "pytorch_model.bin", "model.fp16.safetensors")
+BLUR = 12
+"""A blurred picture keeps about so many spots along its longer side."""
+_OWN = ("concept_embeds", "concept_embeds_weights", "special_care_embeds", "special_care_embeds_weights")
+_SAID = "blocked by the\nsafety checker"
+
+
+class SafetyGate:
+    """Looks at pictures.
+
+    Args:
+        checker: in inference mode.
+        name: of its file, for notes.
+    """
+
+    def __init__(self, checker: SafetyChecker, name: str) -> None:
+        self.checker, self.name = checker, name
+
+    def concepts(self, picture: Image.Image) -> tuple[int, ...]:
+        """Numbers of the concepts that the picture is too near to; none = it may be shown."""
+        pixels = to_tensor(on_background(picture, "white").convert("RGB"), 3)[None]  # [1,3,H,W]
+        found: list[tuple[int, ...]] = self.checker(preprocess(pixels, self.checker.config.image_size))
+        return found[0]
+
+
+def open_gate(model: Path | None) -> SafetyGate:
+    """The checker that the environment names, else the one beside the model in a diffusers folder.
+
+    Args:
+        model: where the model lies.
+
+    Raises:
+        ModelNotFound: there is none.
+        CheckpointError: it can't be read, or is something else.
+    """
+    named = os.environ.get(VARIABLE)
+    beside = None if model is None else model / FOLDER
+    path = Path(named).expanduser() if named else beside
+    if path is None or not path.exists():
+        raise ModelNotFound(
+            "safety checker", given=f"nothing at {named!r}" if named else "no weights",
+            expected="the folder or file of a checker in diffusers' layout (StableDiffusionSafetyChecker)",
+            cure=f"Name it in {VARIABLE}, or paint with --safety off.",
+        )  # fmt: skip
+    return SafetyGate(load_safety_checker(path), path.name)
+
+
+def load_safety_checker(path: Path) -> SafetyChecker:
+    """Read a checker's weights, strictly.
+
+    Args:
+        path: a folder with `config.json`, or a weight file.
+
+    Raises:
+        ModelNotFound: no weight file in the folder.
+        IncompatibleCheckpoint: tensors are missing, unexpected or of another shape.
+    """
+    file, heads, activation = _file_of(path)
+    source = open_source(file)
+    names = {_ours(name): name for name in source.header.tensors if not name.endswith("position_ids")}
+    shapes = {name: source.header.tensors[names[name]] for name in names}
+    if any(name not in shapes for name in (*_OWN, "tower.visual_projection.weight")):
+        raise IncompatibleCheckpoint(
+            str(file), given=f"{len(names)} tensors of something else", expected="diffusers' safety checker",
+            cure="Name the folder `safety_checker` of a diffusers model.",
+        )  # fmt: skip
+    config = _config(shapes, heads, activation)
+    checker = SafetyChecker(config, shapes["concept_embeds"].shape[0], shapes["special_care_embeds"].shape[0])
+    wanted = {name: tuple(value.shape) for name, value in checker.state_dict().items()}
+    wrong = sorted(set(wanted) ^ set(shapes)) or [name for name in wanted if shapes[name].shape != wanted[name]]
+    if wrong:
+        raise IncompatibleCheckpoint(
+            str(file), given=f"{len(wrong)} tensors that differ: {wrong[:4]}", expected="those of a CLIP vision tower"
+        )
+    tensors: dict[str, Tensor] = {name: source.read(names[name]).float() for name in names}
+    checker.load_state_dict(tensors, assign=True)
+    return checker.eval().requires_grad_(False)
+
+
+def _file_of(path: Path) -> tuple[Path, int | None, str | None]:
+    """The weight file, and what `config.json` says about heads and activation."""
+    if path.is_file():
+        return path, None, None
+    file = next((path / name for name in FILES if (path / name).is_file()), None)
+    if file is None:
+        raise ModelNotFound("safety checker", given=str(path), expected=f"one of {', '.join(FILES)} in it")
+    told = path / "config.json"
+    vision = json.loads(told.read_text(encoding="utf-8")).get("vision_config", {}) if told.is_file() else {}
+    return file, vision.get("num_attention_heads"), vision.get("hidden_act")
+
+
+def _ours(name: str) -> str:
+    """transformers puts the prefix `vision_model.` once or, in published files, twice."""
+    if name == "visual_projection.weight":
+        return "tower.visual_projection.weight"
+    rest = name
+    while rest.startswith("vision_model."):
+        rest = rest.removeprefix("vision_model.")
+    return name if rest == name else f"tower.{rest}"
+
+
+def _config(shapes: Mapping[str, TensorInfo], heads: int | None, activation: str | None) -> ImageEncoderConfig:
+    """The tower's sizes from its tensors' shapes; heads are 64 wide unless told otherwise."""
+    patch = shapes["tower.embeddings.patch_embedding.weight"].shape
+    places = shapes["tower.embeddings.position_embedding.weight"].shape[0]
+    layers = {name.split(".")[3] for name in shapes if name.startswith("tower.encoder.layers.")}
+    return ImageEncoderConfig(
+        image_size=round((places - 1) ** 0.5) * patch[2],
+        patch_size=patch[2],
+        width=patch[0],
+        inner_width=shapes["tower.encoder.layers.0.mlp.fc1.weight"].shape[0],
+        layers=len(layers),
+        heads=heads or max(1, patch[0] // 64),
+        activation="gelu" if activation == "gelu" else "quick_gelu",
+        projection_width=shapes["tower.visual_projection.weight"].shape[0],
+    )
+
+
+def blurred(picture: Image.Image) -> Image.Image:
+    """So soft that nothing can be made out."""
+    return picture.filter(ImageFilter.GaussianBlur(max(picture.size) / BLUR))
+
+
+def placeholder(size: tuple[int, int]) -> Image.Image:
+    """What stands for a blocked picture: grey, crossed out, and saying so."""
+    picture = Image.new("RGB", size, (118, 118, 118))
+    draw = ImageDraw.Draw(picture)
+    draw.line((0, 0, *size), fill=(150, 150, 150), width=max(1, min(size) // 64))
+    draw.line((0, size[1], size[0], 0), fill=(150, 150, 150), width=max(1, min(size) // 64))
+    font = ImageFont.load_default(max(8.0, min(size) / 12))
+    middle = (size[0] / 2, size[1] / 2)
+    draw.multiline_text(middle, _SAID, fill="white", font=font, anchor="mm", align="center")
+    return picture
+
+
+class Release:
+    """One model's way out.
+
+    Args:
+        model: where the model lies; a checker may lie beside it.
+    """
+
+    def __init__(self, model: Path | None) -> None:
+        self.model = model
+        self._gate: SafetyGate | None = None
+
+    def apply(self, request: Request, events: Iterator[Event]) -> Iterator[Event]:
+        """The events with every picture checked and marked as the request says; the very same ones if it says nothing.
+
+        Raises:
+            ModelNotFound: a check is asked for and there is no checker; nothing is painted then.
+            InvalidInput: while iterating, if a picture is too small for the watermark.
+        """
+        if request.safety == "off" and request.watermark is None:
+            return events
+        if request.safety != "off" and self._gate is None:
+            self._gate = open_gate(self.model)
+        return self._released(request, events, self._gate if request.safety != "off" else None)
+
+    def _released(self, request: Request, events: Iterator[Event], gate: SafetyGate | None) -> Iterator[Event]:
+        for event in events:
+            if isinstance(event, Painted):
+                yield released(event, request, gate)
+            else:
+                yield _unseen(event, request, gate)
+
+
+def _unseen(progress: Progress, request: Request, gate: SafetyGate | None) -> Progress:
+    """The same progress; a picture that was not checked yet is only shown blurred, and an unfinished one is checked."""
+    look, stop = progress.preview, progress.partial
+    return replace(
+        progress,
+        preview=look if gate is None else lambda: blurred(look()),
+        partial=None if stop is None else lambda: released(stop(), request, gate),
+    )
+
+
+def released(painted: Painted, request: Request, gate: SafetyGate | None) -> Painted:
+    """A finished picture as it may be shown, with notes of what was done."""
+    picture, notes = painted.image, []
+    if gate is not None:
+        picture, note = _checked(picture, request, gate)
+        notes.append(note)
+    if request.watermark is not None:
+        picture = add_watermark(picture, request.watermark)
+        notes.append(_watermark_note(picture, request.watermark))
+    recipe = painted.recipe.model_copy(
+        update={"notes": (*painted.recipe.notes, *notes), "pixels": pixels_digest(picture)}
+    )
+    return replace(painted, image=picture, recipe=recipe)
+
+
+def _checked(picture: Image.Image, request: Request, gate: SafetyGate) -> tuple[Image.Image, str]:
+    concepts = gate.concepts(picture)
+    if not concepts:
+        return picture, f"safety: nothing found by {gate.name}"
+    numbers = ", ".join(map(str, concepts))
+    if request.safety == "blur":
+        return blurred(picture), f"safety: blurred, as {gate.name} found its concepts {numbers}"
+    return placeholder(picture.size), f"safety: blocked, as {gate.name} found its concepts {numbers}"
+
+
+def _watermark_note(picture: Image.Image, text: str) -> str:
+    said = f"watermark: {len(text.encode('utf-8'))} bytes"
+    if not carries(picture, text):
+        return f"{said}, not readable: these colours leave no room for it"
+    if picture.width * picture.height < READABLE_PIXELS:
+        return f"{said}, in a picture that is too small for other programs to look"
+    return f"{said}, dwtDct"

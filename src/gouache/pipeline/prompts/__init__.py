@@ -1,0 +1,1 @@
+"""Prompts: their syntax, their encoding, and the adapters and layouts that they name."""

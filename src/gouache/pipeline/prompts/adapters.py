@@ -1,0 +1,245 @@
+"""Applies the adapters that a prompt names: a copy of the model with changed layers, beside the untouched one.
+
+The copy shares every tensor that no adapter changes. So the loaded weights are never written to, there is nothing to
+restore, and runs with different adapters can take turns.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from hashlib import sha256
+from itertools import chain
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from gouache.checkpoints.adapters.controlnet_library import KIND as CONTROL
+from gouache.checkpoints.adapters.controlnet_library import find_control
+from gouache.checkpoints.adapters.deltas import Change
+from gouache.checkpoints.adapters.embedding import Embedding, read_embedding
+from gouache.checkpoints.adapters.library import EMBEDDING, LORA, AdapterFile, AdapterFolder
+from gouache.checkpoints.adapters.lora import UNET, Layer, Lora, layer_table, read_lora
+from gouache.checkpoints.formats.header import read_header
+from gouache.errors import CorruptCheckpoint, ModelNotFound
+from gouache.models.bundle import ModelBundle
+from gouache.models.text_encoder import TextEncoder
+from gouache.models.text_stack import TextStack
+from gouache.pipeline.generate.control import Controls
+from gouache.pipeline.output.model_identity import model_sha256
+from gouache.pipeline.output.recipe import AdapterRef
+from gouache.pipeline.prompts.tags import AdapterTag, adapter_tags
+from gouache.pipeline.prompts.textual_inversion import with_words, words_pattern
+from gouache.pipeline.request import Request
+
+SHORT = 12
+FOLDERS = {CONTROL: "controlnet"}
+Network = TypeVar("Network", bound=nn.Module)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapted:
+    """A model as a prompt wants it.
+
+    Attributes:
+        bundle: with its adapters; the plain one if the prompt names none.
+        refs: which took part, for the recipe.
+        notes: textual inversions that a prompt names and this model can't use.
+    """
+
+    bundle: ModelBundle
+    refs: tuple[AdapterRef, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+class Adapters:
+    """Finds and applies the adapters of a model's requests; the last combination is kept.
+
+    Args:
+        bundle: the model; never changed.
+        folder: where the adapters are; None takes the models folder.
+    """
+
+    def __init__(self, bundle: ModelBundle, folder: AdapterFolder | None = None) -> None:
+        self.bundle, self.folder = bundle, folder or AdapterFolder()
+        self.controls = Controls(bundle)
+        self._only: frozenset[str] | None = None
+        self._last: tuple[object, Adapted] | None = None
+
+    def expect(self, refs: Sequence[AdapterRef]) -> None:
+        """Use these and no other from now on, so that a replay doesn't meet words that were none at its time.
+
+        Raises:
+            ModelNotFound: one is missing, or its file is another; it is named with its sha256.
+        """
+        self._only = frozenset(ref.name for ref in refs)
+        for ref in refs:
+            found = self._find(ref)
+            if found is None or model_sha256(found) != ref.sha256:
+                raise ModelNotFound(
+                    f"adapter {ref.name!r}", given="no such file" if found is None else f"another file, {found}",
+                    expected=f"the {ref.kind} with sha256 {ref.sha256}",
+                    cure=f"Put it into the folder {FOLDERS.get(ref.kind, 'adapters')} beside the models.",
+                )  # fmt: skip
+
+    def apply(self, request: Request) -> Adapted:
+        """The model with everything that the request and its prompts name.
+
+        Raises:
+            ModelNotFound: no such adapter.
+            CheckpointError: its file can't be used with this model.
+            InvalidInput: a tag that can't be read.
+        """
+        adapted, steering = self._apply_to_prompt(request), self.controls.load(request, self.folder.folder)
+        if not steering:
+            return adapted
+        refs = [ref_of(name, CONTROL, one.path) for name, one in steering.items()]
+        networks = {name: one.network for name, one in steering.items()}
+        return replace(adapted, bundle=replace(adapted.bundle, controls=networks), refs=(*adapted.refs, *refs))
+
+    def _apply_to_prompt(self, request: Request) -> Adapted:
+        tags = [(self.folder.lora(tag.name), tag) for tag in adapter_tags(request.prompt)]
+        words = self._words(request)
+        if not tags and not words:
+            return Adapted(self.bundle)
+        files = [*(file for file, _ in tags), *words.values()]
+        key = (tuple(tag for _, tag in tags), tuple((file.path, file.path.stat().st_mtime_ns) for file in files))
+        if self._last is None or self._last[0] != key:
+            self._last = None  # give its memory back before the next one takes as much
+            self._last = (key, self._adapted(tags, words))
+        return self._last[1]
+
+    def _find(self, ref: AdapterRef) -> Path | None:
+        if ref.kind == EMBEDDING:
+            found = self.folder.embeddings().get(ref.name.casefold())
+            return None if found is None else found.path
+        try:
+            if ref.kind == CONTROL:
+                return find_control(ref.name, self.folder.folder).path
+            return self.folder.lora(ref.name).path
+        except ModelNotFound:
+            return None
+
+    def _words(self, request: Request) -> dict[str, AdapterFile]:
+        """Textual inversions that the texts of a request name, by the word."""
+        texts = [request.prompt, request.negative_prompt]
+        texts += [request.inversion.source_prompt] if request.inversion else []
+        texts += [request.interpolation.prompt or ""] if request.interpolation else []
+        known = self.folder.embeddings()
+        if not known:
+            return {}
+        pattern = words_pattern(list(known))
+        found = dict.fromkeys(match.casefold() for text in texts for match in pattern.findall(text))
+        return {word: known[word] for word in found if self._only is None or known[word].name in self._only}
+
+    def _adapted(self, tags: list[tuple[AdapterFile, AdapterTag]], words: dict[str, AdapterFile]) -> Adapted:
+        encoders = [encoder for encoder in self.bundle.text.encoders if isinstance(encoder, TextEncoder)]
+        widths = tuple(encoder.config.width for encoder in encoders)
+        embeddings = {word: read_embedding(file.path) for word, file in words.items()}
+        usable = {word: one for word, one in embeddings.items() if one.widths == widths}
+        notes = tuple(
+            f"textual inversion {word!r} was read as words: it belongs to text encoders of width {list(one.widths)}"
+            for word, one in embeddings.items()
+            if word not in usable
+        )
+        bundle = with_loras(self.bundle, self._loras(tags)) if tags else self.bundle
+        if usable:
+            bundle = with_embeddings(bundle, usable)
+        refs = [ref_of(tag.name, LORA, file.path) for file, tag in tags]
+        refs += [ref_of(words[word].name, EMBEDDING, words[word].path) for word in usable]
+        return Adapted(bundle, tuple(dict.fromkeys(refs)), notes)
+
+    def _loras(self, tags: list[tuple[AdapterFile, AdapterTag]]) -> list[tuple[Lora, AdapterTag]]:
+        table = layer_table(self.bundle.unet, self.bundle.text)
+        shapes = {layer: tuple(_weight(self.bundle, layer).shape) for layer in table.values()}
+        return [(read_lora(file.path, table, shapes), tag) for file, tag in tags]
+
+
+def with_loras(bundle: ModelBundle, loras: Sequence[tuple[Lora, AdapterTag]]) -> ModelBundle:
+    """A copy of a model with LoRA files and their relatives merged in: W + sum of weight * difference, for LoRA
+    (alpha / rank) * up @ down.
+
+    The sum is made in fp32 and rounded once to the model's own type.
+
+    Raises:
+        CorruptCheckpoint: a changed weight is over what its type can hold.
+    """
+    changes: dict[Layer, list[tuple[float, Change]]] = {}
+    for lora, tag in loras:
+        for layer, change in lora.changes.items():
+            weight = tag.unet_weight if layer.part == UNET else tag.text_weight
+            if weight:
+                changes.setdefault(layer, []).append((weight, change))
+    unet = sharing_copy(bundle.unet)
+    encoders = [sharing_copy(encoder) for encoder in bundle.text.encoders]
+    for layer, terms in changes.items():
+        network: nn.Module = unet if layer.part == UNET else encoders[layer.index]
+        module = network.get_submodule(layer.name)
+        module.weight = nn.Parameter(_merged(_weight(bundle, layer), terms, layer.name), requires_grad=False)
+    return replace(bundle, unet=unet, text=_stack_of(bundle.text, encoders))
+
+
+def with_embeddings(bundle: ModelBundle, embeddings: Mapping[str, Embedding]) -> ModelBundle:
+    """A copy of a model whose prompts know further words (in lower case)."""
+    encoders = [sharing_copy(encoder) for encoder in bundle.text.encoders if isinstance(encoder, TextEncoder)]
+    words = {word: one.vectors for word, one in embeddings.items()}
+    return replace(bundle, text=with_words(bundle.text, encoders, words))
+
+
+def sharing_copy(network: Network) -> Network:
+    """The same modules anew around the same tensors."""
+    tensors = chain(network.parameters(), network.buffers())
+    return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
+
+
+def ref_of(name: str, kind: str, path: Path) -> AdapterRef:
+    """An adapter as a recipe names it."""
+    whole = model_sha256(path)
+    return AdapterRef.from_dict(
+        {"name": name, "kind": kind, "sha256": whole, "short_hash": _short_hash(path, whole)}, where=str(path)
+    )
+
+
+def _short_hash(path: Path, whole: str) -> str:
+    """A1111's hash of an adapter: of what stands behind the header in safetensors, else of the whole file."""
+    if path.suffix.lower() != ".safetensors" or not path.is_file():
+        return whole[:SHORT]
+    header = read_header(path)
+    told = header.metadata.get("sshs_model_hash", "")
+    if len(told) == 64 and not set(told) - set("0123456789abcdef"):
+        return told[:SHORT]
+    with path.open("rb") as file:
+        file.seek(header.data_start)
+        digest = sha256()
+        while data := file.read(1 << 20):
+            digest.update(data)
+    return digest.hexdigest()[:SHORT]
+
+
+def _weight(bundle: ModelBundle, layer: Layer) -> Tensor:
+    network: nn.Module = bundle.unet if layer.part == UNET else bundle.text.encoders[layer.index]
+    return network.get_submodule(layer.name).get_parameter("weight").detach()
+
+
+@torch.no_grad()
+def _merged(weight: Tensor, terms: list[tuple[float, Change]], name: str) -> Tensor:
+    total = weight.float()
+    for factor, change in terms:
+        total = total + factor * change.difference(weight).to(weight.device)
+    merged = torch.empty_like(weight).copy_(total)  # keeps the order in memory that makes convolutions fast
+    if not bool(torch.isfinite(merged).all()):
+        raise CorruptCheckpoint(
+            name, given=f"infinity after merging in {weight.dtype}", expected="finite weights",
+            cure="Lower the adapter's weight in the prompt, or use --dtype float32.",
+        )  # fmt: skip
+    return merged
+
+
+def _stack_of(stack: TextStack, encoders: Sequence[nn.Module]) -> TextStack:
+    """The same stack around other encoders."""
+    made = copy.copy(stack)
+    made._modules = {"encoders": nn.ModuleList(encoders)}
+    return made

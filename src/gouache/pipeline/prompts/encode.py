@@ -1,0 +1,219 @@
+"""From the words of a prompt to what the network sees: chunks, emphasis, and which text holds at which step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gouache.errors import InvalidInput
+from gouache.models.text_stack import TextStack
+from gouache.pipeline.prompts.syntax import Branch, Run, Section, branches, schedule, sections
+from gouache.pipeline.prompts.tags import without_tags
+from gouache.pipeline.prompts.textual_inversion import TokenizerWithWords
+from gouache.pipeline.request import Emphasis
+
+COMMA_REACH = 20
+"""A chunk that is full ends at a comma if one is among its last so many tokens (A1111's default)."""
+MAX_CHUNKS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One text, encoded.
+
+    Attributes:
+        context: all chunks one after the other. [1, L, D]
+        pooled: of the first chunk; None if the family has none. [1, P]
+        mask: True where a token is real; None for all. [1, L]
+    """
+
+    context: Tensor
+    pooled: Tensor | None
+    mask: Tensor | None
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedTokens:
+    """Tokens of one chunk and the weight of each; without start, end and padding."""
+
+    ids: tuple[int, ...]
+    weights: tuple[float, ...]
+
+
+class PromptReader:
+    """Encodes texts of one generation, each once.
+
+    Args:
+        stack: the model's text encoders.
+        emphasis: the rule for brackets.
+        clip_skip: encoder layer counted from the last, 1 = last; None = the family's own.
+    """
+
+    def __init__(self, stack: TextStack, emphasis: Emphasis, clip_skip: int | None) -> None:
+        self.stack, self.emphasis = stack, emphasis
+        self.skip_layers = None if clip_skip is None else clip_skip - 1
+        self.notes: list[str] = []
+        self._seen: dict[str, Encoded] = {}
+
+    def plan(self, prompt: str, steps: int, *, composed: bool = True) -> PromptPlan:
+        """Read a whole prompt, with prompt editing; tags of adapters are no words.
+
+        Args:
+            prompt: the prompt.
+            steps: of the walk.
+            composed: whether AND joins parts; in a negative prompt it is a word, as in A1111.
+        """
+        found = []
+        words = without_tags(prompt)
+        for branch in branches(words, self.emphasis) if composed else (Branch(words, 1.0),):
+            pieces = schedule(branch.text, steps) if self.emphasis == "a1111" else ((steps, branch.text),)
+            found.append((branch.weight, tuple((end, self.encode(text)) for end, text in pieces)))
+        return PromptPlan(tuple(found))
+
+    def encode(self, text: str) -> Encoded:
+        """Encode one text with its emphasis."""
+        if text not in self._seen:
+            self._seen[text] = self._encode(text)
+        return self._seen[text]
+
+    @torch.no_grad()
+    def _encode(self, text: str) -> Encoded:
+        chunks = self._chunks(text)
+        encoding = self.stack.encode([chunk.ids for chunk in chunks], skip_layers=self.skip_layers)
+        context = encoding.context  # [N,L,D]
+        if any(weight != 1.0 for chunk in chunks for weight in chunk.weights):
+            context = self._emphasised(context, _row_weights(chunks, context), encoding.mask)
+        return Encoded(
+            context=context.reshape(1, -1, context.shape[-1]),  # [1,N*L,D]
+            pooled=None if encoding.pooled is None else encoding.pooled[:1],
+            mask=None if encoding.mask is None else encoding.mask.reshape(1, -1),
+        )
+
+    def _chunks(self, text: str) -> list[WeightedTokens]:
+        chunks = fill_chunks(self.stack, sections(text, self.emphasis))
+        if len(chunks) > MAX_CHUNKS:
+            cut = [token for chunk in chunks[MAX_CHUNKS:] for token in chunk.ids]
+            start = self.stack.decode_tokens(cut[:8])
+            self.notes.append(f"prompt: the last {len(cut)} tokens were cut, from {start!r} on")
+        return chunks[:MAX_CHUNKS]
+
+    def _emphasised(self, context: Tensor, weights: Tensor, mask: Tensor | None) -> Tensor:
+        """Apply weights [N,L,1] to context [N,L,D]."""
+        if self.emphasis == "comfy":
+            empty = self.stack.encode([()], skip_layers=self.skip_layers).context  # [1,L,D]
+            return torch.where(weights == 1.0, context, (context - empty) * weights + empty)
+        parts = torch.split(context, list(self.stack.context_widths), dim=-1)
+        real = torch.ones_like(weights) if mask is None else mask[..., None].to(weights)
+        return torch.cat([_keep_mean(part, part * weights, real) for part in parts], dim=-1)
+
+
+def _keep_mean(before: Tensor, after: Tensor, real: Tensor) -> Tensor:
+    """Scale each chunk so that its mean over real tokens is what it was; [N,L,D] with real [N,L,1]."""
+    old, new = (before * real).mean((1, 2), keepdim=True), (after * real).mean((1, 2), keepdim=True)
+    return torch.where(new.abs() > 1e-12, after * (old / new), after)
+
+
+def _row_weights(chunks: list[WeightedTokens], context: Tensor) -> Tensor:
+    rows = torch.ones(context.shape[:2], dtype=torch.float32)  # [N,L]; start, end and padding weigh 1
+    for row, chunk in zip(rows, chunks, strict=True):
+        row[1 : 1 + len(chunk.weights)] = torch.tensor(chunk.weights)
+    return rows[..., None].to(context)
+
+
+def fill_chunks(stack: TextStack, parts: tuple[Section, ...]) -> list[WeightedTokens]:
+    """Cut weighted text into chunks as A1111 does: BREAK starts a new one, a full one ends at a near comma.
+
+    Returns:
+        At least one chunk, each of at most `stack.chunk_length` tokens.
+    """
+    comma = stack.tokenize(",")
+    chunks: list[WeightedTokens] = []
+    for part in parts:
+        ids, weights, last_comma = list[int](), list[float](), -1
+        for token, weight in _tokens(stack, part):
+            if [token] == comma:
+                last_comma = len(ids)
+            if len(ids) == stack.chunk_length:
+                near = last_comma >= 0 and len(ids) - last_comma <= COMMA_REACH and [token] != comma
+                end = last_comma + 1 if near else _word_start(stack, [*ids, token])
+                chunks.append(WeightedTokens(tuple(ids[:end]), tuple(weights[:end])))
+                ids, weights, last_comma = ids[end:], weights[end:], -1
+            ids.append(token)
+            weights.append(weight)
+        chunks.append(WeightedTokens(tuple(ids), tuple(weights)))
+    return chunks
+
+
+def _word_start(stack: TextStack, ids: list[int]) -> int:
+    """Where the last of these tokens begins: before it, or before the whole textual inversion that it belongs to."""
+    tokenizer, end = stack.tokenizers[0], len(ids) - 1
+    while end > 0 and isinstance(tokenizer, TokenizerWithWords) and tokenizer.continues(ids[end]):
+        end -= 1
+    return end or len(ids) - 1
+
+
+def _tokens(stack: TextStack, part: tuple[Run, ...]) -> list[tuple[int, float]]:
+    return [(token, run.weight) for run in part for token in stack.tokenize(run.text)]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPlan:
+    """The encoded texts of one prompt.
+
+    Attributes:
+        branches: for each part joined by AND its weight, and its texts with the last step (from 1) each holds for.
+    """
+
+    branches: tuple[tuple[float, tuple[tuple[int, Encoded], ...]], ...]
+
+    def at(self, step: int) -> list[tuple[float, Encoded]]:
+        """Weight and text of every branch at a step, counted from 1."""
+        return [(weight, _text_at(pieces, step)) for weight, pieces in self.branches]
+
+    def mixed(self, other: PromptPlan, share: float) -> PromptPlan:
+        """The plan between this one (share 0) and another (share 1): part by part, and step by step where texts change.
+
+        Raises:
+            InvalidInput: they have different numbers of parts joined by AND.
+        """
+        counts = [len(self.branches), len(other.branches)]
+        if counts[0] != counts[1]:
+            raise InvalidInput(
+                "prompts", given=f"{counts[0]} and {counts[1]} parts joined by AND", expected="as many in both"
+            )
+        found = []
+        for (weight, pieces), (other_weight, other_pieces) in zip(self.branches, other.branches, strict=True):
+            ends = sorted({end for end, _ in (*pieces, *other_pieces)})
+            texts = [(end, _mixed_text(_text_at(pieces, end), _text_at(other_pieces, end), share)) for end in ends]
+            found.append((weight + share * (other_weight - weight), tuple(texts)))
+        return PromptPlan(tuple(found))
+
+    def zeroed(self) -> PromptPlan:
+        """The same plan with every context and pooled vector replaced by zeros."""
+        return PromptPlan(
+            tuple((weight, tuple((end, _zeros_like(text)) for end, text in pieces)) for weight, pieces in self.branches)
+        )
+
+
+def _text_at(pieces: tuple[tuple[int, Encoded], ...], step: int) -> Encoded:
+    return next((text for end, text in pieces if step <= end), pieces[-1][1])
+
+
+def _mixed_text(first: Encoded, last: Encoded, share: float) -> Encoded:
+    """Contexts mixed token by token; the shorter one is filled up with zeros."""
+    length = max(first.context.shape[1], last.context.shape[1])
+    contexts = [F.pad(text.context, (0, 0, 0, length - text.context.shape[1])) for text in (first, last)]
+    masks = [None if one.mask is None else F.pad(one.mask, (0, length - one.mask.shape[1])) for one in (first, last)]
+    pooled = None
+    if first.pooled is not None and last.pooled is not None:
+        pooled = torch.lerp(first.pooled, last.pooled, share)
+    mask = None if masks[0] is None or masks[1] is None else masks[0] | masks[1]
+    return Encoded(torch.lerp(contexts[0], contexts[1], share), pooled, mask)
+
+
+def _zeros_like(text: Encoded) -> Encoded:
+    pooled = None if text.pooled is None else torch.zeros_like(text.pooled)
+    return Encoded(torch.zeros_like(text.context), pooled, text.mask)

@@ -1,0 +1,211 @@
+"""Reads the layout out of a sentence: "a cat to the left of a tree" is a cat here and a tree there.
+
+A small prior knows what a cat is and where two things stand, and mixes up which of them is which. So the sentence is
+taken apart, each thing is drafted by its own words, and the drafts are laid where the sentence says
+(`pipeline/generate/draft.py`). Lian et al. 2023 ("LLM-grounded diffusion", arXiv:2305.13655) let a language model write
+such layouts; here a few sentence patterns do, English and Chinese, and what fits none of them is drafted as a whole.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["Layout", "Place", "Thing", "read_layout"]
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a thing goes: its middle and its longer side, as fractions of the picture."""
+
+    x: float
+    y: float
+    side: float
+
+
+@dataclass(frozen=True, slots=True)
+class Thing:
+    """One thing of the sentence: its own words, and every place where it stands."""
+
+    words: str
+    places: tuple[Place, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """What a sentence lays out.
+
+    Attributes:
+        things: in the sentence's order.
+        ground: whether it names a background.
+    """
+
+    things: tuple[Thing, ...]
+    ground: bool
+
+
+HALF, SMALL = 0.46, 0.36
+FIRST, SECOND = 0.26, 0.74
+ROWS = {2: (2,), 3: (2, 1), 4: (2, 2), 5: (3, 2)}
+"""Things in each row, for so many of them."""
+SYNTAX = re.compile(r"[()\[\]{}<>|]|\bAND\b|\bBREAK\b")
+"""Marks of a prompt that is more than a sentence."""
+
+_LEFT, _RIGHT, _ABOVE, _BELOW = (FIRST, SECOND), (SECOND, FIRST), (FIRST, SECOND), (SECOND, FIRST)
+_RELATIONS = {
+    r"(?:to|on) the left of|left of|next to|beside": ("across", _LEFT),
+    r"(?:to|on) the right of|right of": ("across", _RIGHT),
+    r"above|over|on top of": ("down", _ABOVE),
+    r"below|under|beneath|underneath": ("down", _BELOW),
+    r"左边|左侧|左面|旁边": ("across", _LEFT),
+    r"右边|右侧|右面": ("across", _RIGHT),
+    r"上面|上方|上边": ("down", _ABOVE),
+    r"下面|下方|下边": ("down", _BELOW),
+}
+_ROW_WORDS = {"top": 0.22, "upper": 0.22, "bottom": 0.78, "lower": 0.78, "上": 0.22, "下": 0.78}
+_COLUMN_WORDS = {"left": 0.22, "right": 0.78, "左": 0.22, "右": 0.78}
+_ARTICLE = r"(?:an?|the|one)\s"
+_BE = r"(?:is|are|stands?|standing|sits?|sitting)?\s*"
+_MEASURES = "只个条朵辆颗本把杯头匹座架艘棵块片张件支枚"
+_ZH_ONE = f"一[{_MEASURES}]"
+_STYLE_BEHIND = re.compile(r"\s+in (?:an? )?(\S+) style$", re.IGNORECASE)
+_GROUND_BEHIND = re.compile(r"\s+(?:on|with|against) an? (\S+(?: \S+)? background)$", re.IGNORECASE)
+_PLACE = re.compile(
+    rf"({_ARTICLE}.+?)\s+(?:in|at|on)\s+the\s+"
+    r"(?:(top|upper|bottom|lower)[ -]?(left|right)?|(left|right)|(?:center|centre|middle))(?:\s+(?:corner|side))?",
+    re.IGNORECASE,
+)
+_ZH_PLACE = re.compile(rf"([左右上下]{{1,2}})(?:角|边|方|面|侧)有({_ZH_ONE}.+)")
+_NUMBERS = {"two": 2, "three": 3, "four": 4, "five": 5, "两": 2, "三": 3, "四": 4, "五": 5}
+_COUNT = re.compile(r"(two|three|four|five|[2-5])\s+((?:[\w-]+\s+){0,2})([\w-]+)", re.IGNORECASE)
+_ZH_COUNT = re.compile(rf"([两三四五2-5])([{_MEASURES}])((?:.{{1,2}}色的?)?[^的]{{1,3}})")
+_SAME_PLURAL = {"fish", "sheep", "deer", "bison", "squid", "shrimp", "moose", "jellyfish", "blowfish"}
+_IRREGULAR = {
+    "mice": "mouse", "geese": "goose", "teeth": "tooth", "feet": "foot", "oxen": "ox", "leaves": "leaf",
+    "wolves": "wolf", "knives": "knife", "loaves": "loaf", "scarves": "scarf", "men": "man", "women": "woman",
+    "children": "child", "people": "person", "potatoes": "potato", "tomatoes": "tomato", "mangoes": "mango",
+    "volcanoes": "volcano", "mosquitoes": "mosquito",
+}  # fmt: skip
+
+_NOT_BEFORE = {"and", "with", "of", "in", "on", "to", "at", "by", "for", *_IRREGULAR}
+
+
+def read_layout(prompt: str) -> Layout | None:
+    """The layout that a prompt describes; None for anything but the patterns known.
+
+    Known are relations ("a cat to the left of a tree", "一只猫在树的左边"), places ("a frog in the top left corner",
+    "左上角有一只青蛙"), numbers up to five ("three cups", "三个杯子") and lists up to four ("a cat, a dog and a bird",
+    "一只猫和一只狗"). Styles and other words behind a comma go with every thing. Prompts with emphasis, alternatives or
+    tags are never taken apart.
+
+    >>> [(thing.words, thing.places[0].x) for thing in read_layout("a cat to the left of a tree, 3d style").things]
+    [('a cat, 3d style', 0.26), ('a tree, 3d style', 0.74)]
+    >>> read_layout("a red fire engine, 3d style") is None
+    True
+    """
+    if SYNTAX.search(prompt):
+        return None
+    sentence, beside, ground = _clauses(prompt)
+    readers: tuple[Callable[[str], list[Thing] | None], ...] = (_related, _placed, _counted, _listed)
+    for reader in readers:
+        if things := reader(sentence):
+            return Layout(tuple(Thing(beside.format(thing.words), thing.places) for thing in things), ground)
+    return None
+
+
+def _clauses(prompt: str) -> tuple[str, str, bool]:
+    """The sentence itself, a form "{}, 3d style" that gives its other clauses to each thing, and whether a ground is
+    named."""
+    comma = "，" if "，" in prompt else ", "
+    clauses = [clause.strip() for clause in re.split(r"[,，]", prompt.strip().rstrip(".。")) if clause.strip()]
+    own: list[str] = []
+    tail: list[str] = []
+    if clauses and (found := _GROUND_BEHIND.search(clauses[-1])):
+        clauses[-1:] = [clauses[-1][: found.start()], f"on a {found[1]}"]
+    if clauses and (found := _STYLE_BEHIND.search(clauses[-1])):
+        clauses[-1:] = [clauses[-1][: found.start()], f"{found[1]} style"]
+    for clause in clauses:
+        named = re.match(rf"{_ARTICLE}|(?:two|three|four|five|[2-5])\s|and\s", clause, re.IGNORECASE)
+        (own if named or not own else tail).append(clause)
+    grounds = [clause for clause in tail if clause.endswith(("background", "背景"))]
+    plain = [clause for clause in tail if clause not in grounds]
+    form = comma.join(["{}", *(clause.replace("{", "{{").replace("}", "}}") for clause in plain)])
+    ground = any("transparent" not in clause and "透明" not in clause for clause in grounds)
+    return ", ".join(own), form, ground
+
+
+def _related(sentence: str) -> list[Thing] | None:
+    for words, (direction, ends) in _RELATIONS.items():
+        found = re.fullmatch(rf"({_ARTICLE}.+?)\s+{_BE}(?:{words})\s+({_ARTICLE}.+)", sentence, re.IGNORECASE)
+        found = found or re.fullmatch(rf"(.+?)在(.+?)的?(?:{words})", sentence)
+        if found:
+            places = [Place(along, 0.5, HALF) if direction == "across" else Place(0.5, along, HALF) for along in ends]
+            return [Thing(found[1], (places[0],)), Thing(found[2], (places[1],))]
+    return None
+
+
+def _placed(sentence: str) -> list[Thing] | None:
+    if found := _PLACE.fullmatch(sentence):
+        words, row, column = found[1], found[2], found[3] or found[4]
+        words = re.sub(rf"^({_ARTICLE})(?:small|little|tiny) ", r"\1", words, flags=re.IGNORECASE)
+        words = re.sub(r"^an? (?=(.))", lambda m: "an " if m[1].lower() in "aeiou" else "a ", words)
+        place = Place(_COLUMN_WORDS.get((column or "").lower(), 0.5), _ROW_WORDS.get((row or "").lower(), 0.5), SMALL)
+        return [Thing(words, (place,))]
+    if found := _ZH_PLACE.fullmatch(sentence):
+        column_word = next((c for c in found[1] if c in _COLUMN_WORDS), "")
+        row_word = next((c for c in found[1] if c in _ROW_WORDS), "")
+        place = Place(_COLUMN_WORDS.get(column_word, 0.5), _ROW_WORDS.get(row_word, 0.5), SMALL)
+        return [Thing(re.sub(rf"^({_ZH_ONE})小", r"\1", found[2]), (place,))]
+    return None
+
+
+def _counted(sentence: str) -> list[Thing] | None:
+    if found := _COUNT.fullmatch(sentence):
+        one, before = _singular(found[3]), found[2]
+        told = before.lower().split()
+        if one is None or any(word in _NOT_BEFORE or word.endswith("ing") for word in told):
+            return None
+        words, number = f"{before}{one}", found[1].lower()
+        words = f"{'an' if words[0].lower() in 'aeiou' else 'a'} {words}"
+    elif found := _ZH_COUNT.fullmatch(sentence):
+        words, number = f"一{found[2]}{found[3]}", found[1]
+    else:
+        return None
+    return [Thing(words, _rows(_NUMBERS.get(number) or int(number)))]
+
+
+def _listed(sentence: str) -> list[Thing] | None:
+    parts = [part.strip() for part in re.split(r",\s*and\s+|,|\sand\s|(?<=.)[和、](?=一)", sentence)]
+    if not 2 <= len(parts) <= 4 or not all(re.match(rf"{_ARTICLE}|{_ZH_ONE}", part, re.I) for part in parts):
+        return None
+    return [Thing(words, (place,)) for words, place in zip(parts, _rows(len(parts)), strict=True)]
+
+
+def _rows(count: int) -> tuple[Place, ...]:
+    """So many places in rows, row by row."""
+    rows = ROWS[count]
+    cell = 1 / max(*rows, 2)
+    side = HALF if count == 2 else 0.82 * cell
+    places = []
+    for y, columns in enumerate(rows):
+        for x in range(columns):
+            along = (
+                FIRST + (SECOND - FIRST) * x if columns == 2 and cell == 0.5 else 0.5 + (x - (columns - 1) / 2) * cell
+            )
+            places.append(Place(along, 0.5 if len(rows) == 1 else FIRST + (SECOND - FIRST) * y, side))
+    return tuple(places)
+
+
+def _singular(word: str) -> str | None:
+    """One of what a plural names; None if the word is no plural."""
+    lower = word.lower()
+    if lower in _SAME_PLURAL:
+        return word
+    if lower in _IRREGULAR:
+        return _IRREGULAR[lower]
+    if lower.endswith("ies") and len(lower) > 4:
+        return word[:-3] + "y"
+    if re.search(r"(?:s|x|z|ch|sh)es$", lower):
+        return word[:-2]
+    return word[:-1] if lower.endswith("s") and not lower.endswith(("ss", "us")) else None

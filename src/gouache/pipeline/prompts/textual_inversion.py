@@ -1,0 +1,127 @@
+"""Textual inversions as words of a prompt: new tokens, and the vectors that stand for them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gouache.models.text_encoder import TextEncoder
+from gouache.models.text_stack import TextStack
+from gouache.models.tokenizers import ClipTokenizer
+
+
+def words_pattern(words: Sequence[str]) -> re.Pattern[str]:
+    """Finds any of these words, whole and in any case; a longer one before a shorter.
+
+    >>> words_pattern(["style", "style-x"]).findall("in style-x, Style, stylex")
+    ['style-x', 'Style']
+    """
+    parts = [_whole(word) for word in sorted(words, key=lambda word: (-len(word), word))]
+    return re.compile("|".join(parts) or r"(?!)", re.IGNORECASE)
+
+
+def _whole(word: str) -> str:
+    start = r"(?<!\w)" if re.match(r"\w", word) else ""
+    end = r"(?!\w)" if re.search(r"\w\Z", word) else ""
+    return f"{start}{re.escape(word)}{end}"
+
+
+class TokenizerWithWords:
+    """A CLIP tokenizer that knows further words, each a run of new tokens.
+
+    Args:
+        base: the tokenizer of the model.
+        words: word in lower case -> its tokens.
+    """
+
+    def __init__(self, base: ClipTokenizer, words: Mapping[str, range]) -> None:
+        self.base, self.words = base, dict(words)
+        self._pattern = words_pattern(list(words))
+        self._word_at = {run[0]: word for word, run in words.items()}
+        self._inner = {token for run in words.values() for token in run[1:]}
+
+    @property
+    def max_length(self) -> int:
+        """Length of a chunk with start and end."""
+        return self.base.max_length
+
+    @property
+    def chunk_length(self) -> int:
+        """How many of a prompt's tokens fit one chunk."""
+        return self.base.chunk_length
+
+    def ids(self, text: str) -> list[int]:
+        """All tokens of the text; what stands between new words is read by the base."""
+        ids: list[int] = []
+        position = 0
+        for match in self._pattern.finditer(text):
+            ids += [*self.base.ids(text[position : match.start()]), *self.words[match[0].lower()]]
+            position = match.end()
+        return ids + self.base.ids(text[position:])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of some tokens; a new word by its name."""
+        pieces: list[str] = []
+        plain: list[int] = []
+        for token in ids:
+            if token in self._inner or token in self._word_at:
+                pieces += [self.base.decode(plain), self._word_at.get(token, "")]
+                plain = []
+            else:
+                plain.append(token)
+        return " ".join(piece for piece in (*pieces, self.base.decode(plain)) if piece)
+
+    def frame(self, ids: Sequence[int]) -> tuple[int, ...]:
+        """Start, `ids`, end, padding."""
+        return self.base.frame(ids)
+
+    def continues(self, token: int) -> bool:
+        """Whether a token stands inside a new word, so that no chunk may end before it."""
+        return token in self._inner
+
+
+class TokensWithWords(nn.Module):
+    """A table of token vectors with further rows; the model's own table stays as it is.
+
+    Args:
+        base: the model's table.
+        rows: vectors of the new tokens. [n, width]
+    """
+
+    def __init__(self, base: nn.Embedding, rows: Tensor) -> None:
+        super().__init__()
+        self.base = base
+        self.rows = nn.Parameter(rows.to(base.weight), requires_grad=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [N, L] -> [N, L, width]."""
+        known = self.base.num_embeddings
+        new = F.embedding((ids - known).clamp_min(0), self.rows)
+        return torch.where((ids >= known)[..., None], new, self.base(ids.clamp_max(known - 1)))
+
+
+def with_words(stack: TextStack, encoders: Sequence[TextEncoder], words: Mapping[str, Sequence[Tensor]]) -> TextStack:
+    """A text stack that knows further words.
+
+    Args:
+        stack: of CLIP encoders; it is left as it is.
+        encoders: copies of its encoders, whose tables of tokens are replaced.
+        words: word in lower case -> its vectors for each encoder. [n, width]
+    """
+    first = encoders[0].config.vocabulary_size
+    runs: dict[str, range] = {}
+    for word, vectors in words.items():
+        runs[word] = range(first, first + len(vectors[0]))
+        first += len(vectors[0])
+    for index, encoder in enumerate(encoders):
+        rows = torch.cat([vectors[index].float() for vectors in words.values()])
+        table = encoder.embeddings.token_embedding
+        encoder.embeddings.token_embedding = TokensWithWords(table, rows)  # type: ignore[assignment]
+    bases = [one for one in stack.tokenizers if isinstance(one, ClipTokenizer)]
+    made = TextStack(encoders, bases)
+    made.tokenizers = tuple(TokenizerWithWords(one, runs) for one in bases)
+    return made

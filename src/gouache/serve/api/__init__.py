@@ -1,0 +1,1 @@
+"""The native HTTP API, and two that speak for other tools."""

@@ -1,0 +1,244 @@
+"""A1111's extension for ControlNets: the units of `alwayson_scripts.ControlNet`, and what its clients ask beside.
+
+Formats as in sd-webui-controlnet's `external_code.py` and `api.py` (version 2), and as `webuiapi` sends them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from hashlib import sha256
+from typing import Any
+
+from fastapi import APIRouter, Request
+
+from gouache.checkpoints.adapters.controlnet_library import ControlFile, usable_controls
+from gouache.checkpoints.diffusers.folder import weight_files
+from gouache.errors import ConfigError, IncompatibleCheckpoint, InvalidInput, unknown_name
+from gouache.pipeline.request import Control, ResizeMode
+from gouache.serve.http.access import owner_of
+
+router = APIRouter(tags=["a1111"])
+SCRIPT = "alwayson_scripts.ControlNet"
+TITLE = "controlnet"
+"""Name of the script among the others, in any case."""
+API_VERSION = 2
+MAX_UNITS = 8
+
+RESIZE_MODES: Mapping[object, ResizeMode] = {
+    "Just Resize": "stretch", "Crop and Resize": "crop", "Resize and Fill": "pad", 0: "stretch", 1: "crop", 2: "pad",
+    "Inner Fit (Scale to Fit)": "crop", "Scale to Fit (Inner Fit)": "crop",
+    "Outer Fit (Shrink to Fit)": "pad", "Envelope (Outer Fit)": "pad",
+}  # fmt: skip
+# Older names of a unit's fields.
+ALIASES = {"input_image": "image", "guidance": "guidance_end", "lowvram": "low_vram", "guessmode": "guess_mode",
+           "mask_image": "mask"}  # fmt: skip
+# Fields without a counterpart, and the values that ask for nothing. Null always asks for nothing.
+NEUTRAL: dict[str, tuple[object, ...]] = {
+    "module": ("none", "None", ""),
+    "mask": ("",),
+    "low_vram": (False,),
+    "control_mode": ("Balanced", 0),
+    "guess_mode": (False,),
+    "hr_option": ("Both", 0),
+    "save_detected_map": (False,),
+    "inpaint_crop_input_image": (True,),
+    "advanced_weighting": (),
+    "effective_region_mask": ("",),
+    "ipadapter_input": (),
+    "union_control_type": ("Unknown",),
+    "input_mode": ("simple",),
+    "batch_images": ("",),
+    "use_preview_as_input": (False,),
+    "generated_image": ("",),
+    "is_ui": (False,),
+    "loopback": (False,),
+    "output_dir": ("",),
+}
+# What a preprocessor is told; the module `none`, which is the only one, does not read it there either.
+UNREAD = ("processor_res", "threshold_a", "threshold_b", "pixel_perfect")
+READ = ("enabled", "image", "model", "weight", "resize_mode", "guidance_start", "guidance_end")
+_HASHED = re.compile(r"(.+) \[([0-9a-f]{8})\]")
+_OLD_HASH = (0x100000, 0x10000)
+"""Where A1111's short hash of a file begins, and how many bytes it reads."""
+
+
+def units_of(scripts: Mapping[str, object]) -> list[tuple[str, dict[str, Any]]]:
+    """The units that are on, with their places for errors.
+
+    Raises:
+        InvalidInput: no list of units.
+    """
+    found = []
+    for script in (value for name, value in scripts.items() if name.lower() == TITLE):
+        args = script.get("args", []) if isinstance(script, dict) else script
+        if not isinstance(args, list) or not all(isinstance(one, dict | None) for one in args):
+            raise InvalidInput(SCRIPT, given=type(args).__name__, expected='{"args": [a unit, ...]}')
+        for number, unit in enumerate(one for one in args if one is not None):
+            enabled = True if unit.get("enabled") is None else unit["enabled"]
+            if not isinstance(enabled, bool):
+                given = repr(enabled)[:80]
+                raise InvalidInput(f"{SCRIPT}.args[{number}].enabled", given=given, expected="true or false")
+            if enabled:
+                found.append((f"{SCRIPT}.args[{number}]", {ALIASES.get(key, key): unit[key] for key in unit}))
+    if len(found) > MAX_UNITS:
+        raise InvalidInput(f"{SCRIPT}.args", given=f"{len(found)} units", expected=f"at most {MAX_UNITS}")
+    return found
+
+
+def controls_of(
+    scripts: Mapping[str, object], attach: Callable[[str, str], str], start: tuple[str, ResizeMode] | None
+) -> list[Control]:
+    """What the units ask for.
+
+    Args:
+        scripts: `alwayson_scripts`.
+        attach: keeps a picture in base64; gives its name.
+        start: the starting picture's name and how it is brought to size; a unit without a picture of its own takes it.
+
+    Raises:
+        InvalidInput: a field that can't be served; `where` is its name.
+    """
+    units = units_of(scripts)
+    known = usable_controls() if units else []
+    return [_control(place, unit, known, attach, start) for place, unit in units]
+
+
+def _control(
+    place: str,
+    unit: Mapping[str, Any],
+    known: list[ControlFile],
+    attach: Callable[[str, str], str],
+    start: tuple[str, ResizeMode] | None,
+) -> Control:
+    _refuse_unserved(place, unit)
+    image, mode = _picture(place, unit, attach, start)
+    values = {
+        "model": _model(f"{place}.model", unit.get("model"), known),
+        "image": image,
+        "resize_mode": mode,
+        "weight": _number(place, unit, "weight", 1.0, 10.0),
+        "start": _number(place, unit, "guidance_start", 0.0, 1.0),
+        "end": _number(place, unit, "guidance_end", 1.0, 1.0),
+    }
+    try:
+        return Control.from_dict(values, where=place)
+    except ConfigError as error:
+        # Each number fits by itself, so that only their order is left.
+        raise InvalidInput(
+            f"{place}.guidance_end", given=values["end"], expected=f"more than guidance_start, {values['start']}"
+        ) from error
+
+
+def _refuse_unserved(place: str, unit: Mapping[str, Any]) -> None:
+    for name, value in unit.items():
+        if name in READ or name in UNREAD or value is None:
+            continue
+        if name not in NEUTRAL:
+            raise InvalidInput(f"{place}.{name}"[:200], given="a field", expected="one of a unit's fields")
+        if value not in NEUTRAL[name]:
+            cure = "Send the picture that the preprocessor made." if name == "module" else "Leave the field out."
+            raise InvalidInput(
+                f"{place}.{name}", given=repr(value)[:80], expected=_or_nothing(NEUTRAL[name]), cure=cure
+            )
+
+
+def _or_nothing(neutral: tuple[object, ...]) -> str:
+    return f"{neutral[0]!r}: this server does nothing else" if neutral else "nothing: this server can't do it"
+
+
+def _picture(
+    place: str, unit: Mapping[str, Any], attach: Callable[[str, str], str], start: tuple[str, ResizeMode] | None
+) -> tuple[str, ResizeMode]:
+    """A unit's picture and how it is brought to size."""
+    given = unit.get("image")
+    if isinstance(given, dict):
+        if given.get("mask"):
+            raise InvalidInput(f"{place}.mask", given="a mask", expected="nothing: this server can't do it")
+        given = given.get("image")
+    fitted = "Crop and Resize" if unit.get("resize_mode") is None else unit["resize_mode"]
+    mode = RESIZE_MODES.get(fitted) if isinstance(fitted, str | int) and not isinstance(fitted, bool) else None
+    if mode is None:
+        names = ", ".join(str(name) for name in RESIZE_MODES)
+        raise InvalidInput(f"{place}.resize_mode", given=repr(fitted)[:80], expected=f"one of {names}")
+    if given:
+        if not isinstance(given, str):
+            raise InvalidInput(f"{place}.image", given=type(given).__name__, expected="a picture in base64")
+        return attach(f"{place}.image", given), mode
+    if start is None:
+        raise InvalidInput(f"{place}.image", given="none", expected="a picture in base64")
+    return start
+
+
+def _number(place: str, unit: Mapping[str, Any], name: str, default: float, highest: float) -> float:
+    value = unit.get(name)
+    if value is None:
+        return default
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0.0 <= value <= highest:
+        raise InvalidInput(f"{place}.{name}", given=repr(value)[:80], expected=f"a number from 0 to {highest:g}")
+    return float(value)
+
+
+def _model(where: str, given: object, known: list[ControlFile]) -> str:
+    """The name of a ControlNet, given as that or as the extension lists it, with a hash behind it."""
+    if given in (None, "", "None") or not isinstance(given, str):
+        raise InvalidInput(where, given=repr(given)[:80], expected="a ControlNet that /controlnet/model_list names")
+    hashed = _HASHED.fullmatch(given)
+    for file in known:
+        if file.name.casefold() == given.casefold():
+            return file.name
+        if hashed and file.name.casefold() == hashed[1].casefold() and short_hash(file) == hashed[2]:
+            return file.name
+    near = unknown_name("control", given[:200], [file.name for file in known])
+    raise InvalidInput(where, given=repr(given)[:200], expected=near.expected, cure=near.cure)
+
+
+def short_hash(file: ControlFile) -> str:
+    """A1111's first hash of a file: eight digits of the sha256 of 64 KiB in its second MiB."""
+    path = weight_files(file.path)[0] if file.path.is_dir() else file.path
+    offset, length = _OLD_HASH
+    with path.open("rb") as source:
+        source.seek(offset)
+        return sha256(source.read(length)).hexdigest()[:8]
+
+
+@contextmanager
+def in_words_of_units() -> Iterator[None]:
+    """What a worker found out about a ControlNet, such as that it was made for another model, names its unit."""
+    try:
+        yield
+    except IncompatibleCheckpoint as error:
+        if not error.where.startswith("control "):
+            raise
+        raise InvalidInput(
+            f"{SCRIPT}.args.model", given=f"{error.where}, {error.given}", expected=error.expected, cure=error.cure
+        ) from error
+
+
+@router.get("/controlnet/version")
+def version(request: Request) -> dict[str, int]:
+    """The version of the extension's interface that is spoken here."""
+    owner_of(request)
+    return {"version": API_VERSION}
+
+
+@router.get("/controlnet/model_list")
+def model_list(request: Request) -> dict[str, list[str]]:
+    """ControlNets that a unit may name."""
+    owner_of(request)
+    return {"model_list": [f"{file.name} [{short_hash(file)}]" for file in usable_controls()]}
+
+
+@router.get("/controlnet/module_list")
+def module_list(request: Request) -> dict[str, Any]:
+    """Preprocessors: none but the one that takes the picture as it is."""
+    owner_of(request)
+    return {"module_list": ["none"], "module_detail": {"none": {"model_free": False, "sliders": []}}}
+
+
+@router.get("/controlnet/settings")
+def settings(request: Request) -> dict[str, int]:
+    """How many units one picture may have."""
+    owner_of(request)
+    return {"control_net_unit_count": MAX_UNITS}

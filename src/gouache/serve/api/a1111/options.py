@@ -1,0 +1,109 @@
+"""A1111's settings, each user's own: the few that mean something here, and fixed values for those clients read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from gouache.errors import InvalidInput, ModelNotFound
+from gouache.pipeline.output.metadata import Kind
+from gouache.serve.studio import Studio
+
+KINDS: dict[str, Kind] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
+FIXED: dict[str, object] = {
+    "sd_vae": "Automatic",
+    "eta_noise_seed_delta": 0,
+    "samples_save": True,
+    "return_grid": False,
+    "enable_pnginfo": True,
+    "live_previews_enable": True,
+    "emphasis": "Original",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """One user's settings."""
+
+    sd_model_checkpoint: str
+    samples_format: str = "png"
+    jpeg_quality: int = 80
+    CLIP_stop_at_last_layers: int = 1
+    randn_source: str = "CPU"
+
+    @property
+    def model(self) -> str:
+        """Name of the model."""
+        return self.sd_model_checkpoint
+
+    @property
+    def kind(self) -> Kind:
+        """Format in which pictures are sent."""
+        return KINDS[self.samples_format]
+
+    @property
+    def clip_skip(self) -> int:
+        """Text encoder layer from the last."""
+        return self.CLIP_stop_at_last_layers
+
+    def overridden(self, values: Mapping[str, Any], studio: Studio) -> Options:
+        """A copy with other values.
+
+        Raises:
+            InvalidInput: a key that means nothing here, or a value that can't be.
+        """
+        changes = {key: _checked(key, value, studio) for key, value in values.items() if key not in FIXED}
+        for key in values:
+            if key in FIXED and values[key] != FIXED[key]:
+                raise InvalidInput(
+                    key, given=repr(values[key])[:80], expected=f"{FIXED[key]!r}, which can't be changed"
+                )
+        return replace(self, **changes)
+
+    def listing(self, studio: Studio) -> dict[str, object]:
+        """As GET /options gives it."""
+        entry = studio.shelf.find(self.model)
+        return {
+            "sd_model_checkpoint": entry.title, "sd_checkpoint_hash": entry.sha256 or "",
+            "samples_format": self.samples_format, "jpeg_quality": self.jpeg_quality,
+            "CLIP_stop_at_last_layers": self.CLIP_stop_at_last_layers, "randn_source": self.randn_source, **FIXED,
+        }  # fmt: skip
+
+
+def options_of(studio: Studio, owner: str) -> Options:
+    """A user's settings; a model that is gone gives way to the default."""
+    stored = {key: json.loads(value) for key, value in studio.options(owner).items()}
+    options = Options(sd_model_checkpoint=studio.shelf.default)
+    known = {key: value for key, value in stored.items() if key in Options.__dataclass_fields__}
+    try:
+        return options.overridden(known, studio)
+    except InvalidInput:
+        known.pop("sd_model_checkpoint", None)
+        return options.overridden(known, studio)
+
+
+def set_options(studio: Studio, owner: str, values: Mapping[str, Any]) -> None:
+    """Check and keep settings."""
+    options_of(studio, owner).overridden(values, studio)
+    studio.set_options(owner, {key: json.dumps(value) for key, value in values.items() if key not in FIXED})
+
+
+def _checked(key: str, value: Any, studio: Studio) -> Any:
+    if key == "sd_model_checkpoint":
+        try:
+            return studio.shelf.find(str(value)).name
+        except ModelNotFound as error:
+            raise InvalidInput(key, given=error.given, expected=error.expected, cure=error.cure) from error
+    if key == "samples_format" and value in KINDS:
+        return value
+    if key == "randn_source" and value in ("CPU", "GPU", "NV"):
+        return value
+    limits = {"CLIP_stop_at_last_layers": (1, 12), "jpeg_quality": (1, 100)}
+    low, high = limits.get(key, (0, -1))
+    if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
+        return value
+    if key in Options.__dataclass_fields__:
+        raise InvalidInput(key, given=repr(value)[:80], expected="a value that this option can have")
+    raise InvalidInput(f"override_settings.{key}"[:200], given=repr(value)[:80], expected="an option of this server")

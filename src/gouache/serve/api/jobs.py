@@ -1,0 +1,184 @@
+"""`/v1/jobs`: hand in, look, cancel, retry, follow."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections import Counter
+from collections.abc import AsyncIterator
+from typing import Annotated
+
+from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from gouache.errors import NotFound, QueueFull
+from gouache.serve.api.views import JobIn, Jobs, JobView, Sequence, State, job_view
+from gouache.serve.http.access import owner_of, studio_of
+from gouache.serve.queue.job import FINISHED, Job
+from gouache.serve.queue.notify import within
+from gouache.serve.studio import Studio
+
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+WATCH_SECONDS = 5.0
+KEEP_ALIVE_SECONDS = 15.0
+Key = Annotated[str | None, Header(alias="Idempotency-Key", max_length=255, pattern=r"^[\x21-\x7e]+$")]
+Limit = Annotated[int, Query(ge=1, le=200)]
+
+
+def seen(studio: Studio, job: Job) -> JobView:
+    """A job with its pictures and its place in the queue."""
+    return job_view(job, studio.pictures.ids_of_jobs([job.id])[job.id], studio.jobs.position(job))
+
+
+@router.post("", status_code=202)
+def submit(body: JobIn, request: Request, response: Response, key: Key = None) -> JobView:
+    """Hand in a job. It is on disk when this answers; a second call with the same key gives the same job."""
+    studio = studio_of(request)
+    job, new = studio.submit(
+        body.request, owner=owner_of(request), source="v1", key=key, label=body.label, priority=body.priority
+    )
+    response.headers["Location"] = f"/v1/jobs/{job.id}"
+    if not new:
+        response.headers["Idempotent-Replayed"] = "true"
+    return seen(studio, job)
+
+
+@router.get("")
+def listing(
+    request: Request,
+    state: Annotated[list[State] | None, Query()] = None,
+    limit: Limit = 50,
+    before: Annotated[Sequence | None, Query()] = None,
+) -> Jobs:
+    """Your jobs, newest first."""
+    studio = studio_of(request)
+    found = studio.jobs.listing(owner=owner_of(request), states=state or (), limit=limit, before=before)
+    pictures = studio.pictures.ids_of_jobs([job.id for job in found])
+    return Jobs(jobs=tuple(job_view(job, pictures[job.id], studio.jobs.position(job)) for job in found))
+
+
+@router.get("/{job_id}", response_model=JobView)
+async def get(job_id: str, request: Request) -> Response:
+    """One job."""
+    studio, owner = studio_of(request), owner_of(request)
+    # Pollers ask for this more than for anything else: a read that waits for nobody needs no thread.
+    if studio.database.sqlite:
+        view = studio.glance.at(job_id, owner)
+    else:
+        view = await asyncio.to_thread(studio.glance.at, job_id, owner)
+    return Response(view, media_type="application/json")
+
+
+@router.post("/{job_id}/cancel")
+def cancel(job_id: str, request: Request) -> JobView:
+    """Stop one job: at once if it waits, after its current step if it runs."""
+    studio = studio_of(request)
+    return seen(studio, studio.cancel(job_id, owner_of(request)))
+
+
+@router.post("/{job_id}/retry")
+def retry(job_id: str, request: Request) -> JobView:
+    """Put a failed or cancelled job back into the queue."""
+    studio = studio_of(request)
+    return seen(studio, studio.retry(job_id, owner_of(request)))
+
+
+@router.get("/{job_id}/preview", response_class=Response)
+def preview(job_id: str, request: Request) -> Response:
+    """The newest preview as a JPEG; asking for it makes the worker draw more."""
+    studio = studio_of(request)
+    job = studio.jobs.get(job_id, owner_of(request))
+    if job.state not in FINISHED:
+        studio.jobs.watch(job.id, WATCH_SECONDS)
+    found = studio.jobs.preview(job.id)
+    if found is None:
+        raise NotFound("preview", given="none yet", expected="a job that runs", cure="Ask again after a step.")
+    return Response(found[1], media_type="image/jpeg", headers={"Cache-Control": "no-store"})
+
+
+@router.get("/{job_id}/events", response_class=StreamingResponse)
+async def follow(
+    job_id: str,
+    request: Request,
+    previews: Annotated[bool, Query()] = False,
+    last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", max_length=20, pattern=r"^\d{0,18}$")] = None,
+) -> StreamingResponse:
+    """Server-sent events until the job ends: what happened, and `progress` with the state as JSON.
+
+    With `previews` also `preview`: the picture under way as a JPEG in base64. Drawing it takes the worker's time.
+    """
+    studio = studio_of(request)
+    job = await asyncio.to_thread(studio.jobs.get, job_id, owner_of(request))
+    if studio.streams[job.owner] >= studio.settings.limits.streams:
+        raise QueueFull(
+            "event streams", given=studio.streams[job.owner], expected=f"fewer than {studio.settings.limits.streams}",
+            cure="Close one, or ask for the jobs themselves.",
+        )  # fmt: skip
+    return _Counted(studio.streams, job.owner, _events(studio, job.id, int(last_event_id or 0), previews))
+
+
+class _Counted(StreamingResponse):
+    """A stream that counts among its owner's from the moment it is allowed until it is over.
+
+    Args:
+        streams: the counts.
+        owner: whose it is.
+        stream: what is sent.
+    """
+
+    def __init__(self, streams: Counter[str], owner: str, stream: AsyncIterator[str]) -> None:
+        super().__init__(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+        self._streams, self._owner = streams, owner
+        streams[owner] += 1
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, and count it no longer."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._streams[self._owner] -= 1
+
+
+async def _events(studio: Studio, job_id: str, after: int, previews: bool) -> AsyncIterator[str]:
+    told, shown, quiet = "", -1, 0.0
+    while True:
+        ticket = studio.bell.ticket(job_id)
+        news, state, done = await asyncio.to_thread(_look, studio, job_id, after)
+        for seq, kind, detail in news:
+            after = seq
+            yield _sse(kind, {"job": job_id, "detail": detail}, seq)
+        if state != told:
+            told, quiet = state, 0.0
+            yield f"event: progress\ndata: {state}\n\n"
+        if done:
+            return
+        preview = await asyncio.to_thread(_preview, studio, job_id) if previews else None
+        if preview is not None and preview[0] != shown:
+            shown = preview[0]
+            yield _sse("preview", {"job": job_id, "jpeg": base64.b64encode(preview[1]).decode("ascii")})
+        await within(ticket, 0.5)
+        quiet += 0.5
+        if quiet >= KEEP_ALIVE_SECONDS:
+            quiet = 0.0
+            yield ": still here\n\n"
+
+
+def _look(studio: Studio, job_id: str, after: int) -> tuple[list[tuple[int, str, str]], str, bool]:
+    job = studio.jobs.get(job_id)
+    news = [(event.seq, event.kind, event.detail) for event in studio.jobs.events(job_id, after)]
+    view = seen(studio, job).model_dump(mode="json", exclude={"request", "eta_seconds"})
+    return news, json.dumps(view), job.state in FINISHED
+
+
+def _preview(studio: Studio, job_id: str) -> tuple[int, bytes] | None:
+    """The newest one; who asks gets more of them."""
+    studio.jobs.watch(job_id, WATCH_SECONDS)
+    return studio.jobs.preview(job_id)
+
+
+def _sse(kind: str, data: dict[str, str], seq: int | None = None) -> str:
+    """One event; without a number it is not sent again to a client that comes back."""
+    number = "" if seq is None else f"id: {seq}\n"
+    return f"{number}event: {kind}\ndata: {json.dumps(data)}\n\n"

@@ -1,0 +1,252 @@
+"""`/v1/images/*` as OpenAI's clients know it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import json
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, TypeVar
+
+from fastapi import APIRouter, Request
+from fastapi.responses import StreamingResponse
+from pydantic import ValidationError
+from starlette.datastructures import UploadFile
+from starlette.responses import Response
+
+from gouache.errors import GouacheError, InvalidInput, ModelNotFound, PictureError
+from gouache.pipeline.inputs.images import read_picture
+from gouache.pipeline.output.metadata import encode_picture, read_texts
+from gouache.pipeline.request import Request as Paint
+from gouache.serve.api.openai.fields import (
+    EDIT_STRENGTH,
+    VARIATION_STRENGTH,
+    WORDS,
+    Drawn,
+    Edits,
+    Generations,
+    Images,
+    Output,
+    Variations,
+    output_of,
+    request_of,
+)
+from gouache.serve.api.views import raise_unless_painted
+from gouache.serve.http.access import owner_of, studio_of
+from gouache.serve.http.errors import PlainJson, in_words_of, openai_error, status_of
+from gouache.serve.http.guard import seal
+from gouache.serve.queue.job import FINISHED, Job
+from gouache.serve.queue.notify import within
+from gouache.serve.queue.queue import fingerprint_of
+from gouache.serve.store.gallery import Picture
+from gouache.serve.studio import Studio
+from gouache.serve.worker.process import complaint
+
+router = APIRouter(prefix="/v1/images", tags=["openai"])
+LINK_SECONDS = 3600.0
+Body = TypeVar("Body", bound=Images)
+
+
+@router.post("/generations", response_model=None)
+async def generations(body: Generations, request: Request) -> Response:
+    """Paint from a prompt."""
+    with in_words_of(WORDS):
+        return await _answer(request, body, request_of(body), "image_generation")
+
+
+_FORM = {"type": "string", "format": "binary"}
+
+
+def _form(model: type[Images], *files: str) -> dict[str, Any]:
+    """The schema of a multipart body: the fields and the files."""
+    schema = model.model_json_schema()
+    schema["properties"] |= dict.fromkeys(files, _FORM)
+    schema["required"] = [*schema.get("required", []), "image"]
+    return {"requestBody": {"required": True, "content": {"multipart/form-data": {"schema": schema}}}}
+
+
+@router.post("/edits", response_model=None, openapi_extra=_form(Edits, "image", "mask"))
+async def edits(request: Request) -> Response:
+    """Paint over a picture: where the mask is fully transparent, or everywhere without one."""
+    with in_words_of(WORDS):
+        fields, files = await _read_form(request)
+        body = _checked(Edits, fields)
+        studio = studio_of(request)
+        image = await asyncio.to_thread(_attached, studio, files, "image")
+        pictures: dict[str, object] = {"init_image": image, "strength": _or(body.strength, EDIT_STRENGTH)}
+        if files.get("mask"):
+            pictures["mask"] = {"image": await asyncio.to_thread(_mask, studio, files), "blur": 0}
+        elif await asyncio.to_thread(_has_transparency, files["image"][0]):
+            pictures["mask"] = {"blur": 0}
+        return await _answer(request, body, request_of(body, pictures), "image_edit")
+
+
+@router.post("/variations", response_model=None, openapi_extra=_form(Variations, "image"))
+async def variations(request: Request) -> Response:
+    """Paint over a whole picture, without a prompt."""
+    with in_words_of(WORDS):
+        fields, files = await _read_form(request)
+        body = _checked(Variations, fields)
+        image = await asyncio.to_thread(_attached, studio_of(request), files, "image")
+        paint = request_of(body, {"init_image": image, "strength": _or(body.strength, VARIATION_STRENGTH)})
+        return await _answer(request, body, paint, "image_edit")
+
+
+def _or(value: float | None, default: float) -> float:
+    return default if value is None else value
+
+
+async def _read_form(request: Request) -> tuple[dict[str, str], dict[str, list[bytes]]]:
+    """Fields, and files by name; `image[]` counts as `image`."""
+    fields: dict[str, str] = {}
+    files: dict[str, list[bytes]] = {}
+    async with request.form(max_files=20, max_fields=50) as form:
+        for key, value in form.multi_items():
+            name = key.removesuffix("[]")
+            if isinstance(value, UploadFile):
+                files.setdefault(name, []).append(await value.read())
+            else:
+                fields[name] = value
+    return fields, files
+
+
+def _checked(kind: type[Body], fields: Mapping[str, str]) -> Body:
+    try:
+        return kind.model_validate(dict(fields))
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = str(first["loc"][0]) if first["loc"] else "body"
+        raise InvalidInput(where, given=repr(first.get("input"))[:80], expected=first["msg"]) from error
+
+
+def _attached(studio: Studio, files: Mapping[str, list[bytes]], name: str) -> str:
+    found = files.get(name, [])
+    if len(found) != 1:
+        raise InvalidInput(name, given=f"{len(found)} pictures", expected="one picture as a file")
+    _picture(studio, found[0], name)
+    return studio.vault.attach(found[0])
+
+
+def _picture(studio: Studio, data: bytes, name: str) -> Any:
+    try:
+        return read_picture(data, where=name, max_pixels=4 * studio.settings.limits.pixels)
+    except PictureError as error:
+        raise InvalidInput(name, given=error.given, expected=error.expected, cure=error.cure) from error
+
+
+def _has_transparency(data: bytes) -> bool:
+    picture = read_picture(data, where="image")
+    return picture.mode == "RGBA" and picture.getchannel("A").getextrema()[0] == 0
+
+
+def _mask(studio: Studio, files: Mapping[str, list[bytes]]) -> str:
+    """OpenAI's mask is transparent where to paint; ours is white there."""
+    mask = _picture(studio, files["mask"][0], "mask")
+    image = _picture(studio, files["image"][0], "image")
+    if mask.size != image.size:
+        raise InvalidInput("mask", given=f"{mask.width}x{mask.height}", expected=f"{image.width}x{image.height}")
+    if mask.mode != "RGBA":
+        raise InvalidInput("mask", given="a picture without transparency", expected="transparent pixels where to paint")
+    white = mask.getchannel("A").point([255] + [0] * 255)
+    return studio.vault.attach(encode_picture(white.convert("RGB"), "png"))
+
+
+async def _answer(request: Request, body: Images, paint: Paint, kind: str) -> Response:
+    studio, owner = studio_of(request), owner_of(request)
+    output = output_of(body)
+    retried = request.headers.get("x-stainless-retry-count", "0") not in ("", "0")
+    key = request.headers.get("idempotency-key")
+    _check_key(key)
+
+    def hand_in() -> Job:
+        try:
+            return studio.submit(
+                paint, owner=owner, source="openai", key=key, label=body.user or "", is_retry=retried,
+                fingerprint=fingerprint_of(f"{request.url.path}\n{paint.to_json()}"),
+            )[0]  # fmt: skip
+        except ModelNotFound as error:
+            raise InvalidInput("model", given=error.given, expected=error.expected, cure=error.cure) from error
+
+    job = await asyncio.to_thread(hand_in)
+    if isinstance(body, Drawn) and body.stream:
+        stream = _stream(studio, job, output, kind, body.partial_images or 0)
+        return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
+    job = await studio.wait_for(job.id, studio.settings.wait)
+    raise_unless_painted(job)
+    data = await asyncio.to_thread(_data, studio, job, output, str(request.base_url))
+    return PlainJson({"created": int(job.created), "data": data, **output.labels(), "usage": _usage(paint, len(data))})
+
+
+def _check_key(key: str | None) -> None:
+    if key is not None and (len(key) > 255 or not key.isascii() or not key.isprintable() or not key):
+        raise InvalidInput("Idempotency-Key", given=repr(key)[:80], expected="1 to 255 printable ASCII characters")
+
+
+def _data(studio: Studio, job: Job, output: Output, base_url: str) -> list[dict[str, str]]:
+    found = studio.pictures.of_job(job.id)
+    if output.as_url:
+        return [{"url": base_url.rstrip("/") + _link(studio, picture)} for picture in found]
+    return [{"b64_json": _encoded(studio, picture, output)} for picture in found]
+
+
+def _link(studio: Studio, picture: Picture) -> str:
+    """An address that needs no token, for an hour."""
+    path = f"/v1/pictures/{picture.id}/file"
+    return f"{path}?link={seal(path, studio.secret, 'link', LINK_SECONDS)}"
+
+
+def _encoded(studio: Studio, picture: Picture, output: Output) -> str:
+    data = studio.vault.read("pictures", picture.file)
+    if output.kind != "png":
+        data = encode_picture(read_picture(data), output.kind, read_texts(data), quality=output.quality)
+    return base64.b64encode(data).decode("ascii")
+
+
+def _usage(paint: Paint, count: int) -> dict[str, Any]:
+    """Pictures aren't counted in tokens here; the client's type wants the numbers."""
+    text = len(paint.prompt.split())
+    details = {"text_tokens": text, "image_tokens": 0}
+    return {"input_tokens": text, "output_tokens": count, "total_tokens": text + count, "input_tokens_details": details}
+
+
+async def _stream(studio: Studio, job: Job, output: Output, kind: str, partial_images: int) -> AsyncIterator[str]:
+    shown, last = 0, -1
+    try:
+        while True:
+            ticket = studio.bell.ticket(job.id)
+            job = await asyncio.to_thread(_look, studio, job.id, partial_images > shown)
+            if job.state in FINISHED:
+                break
+            preview = await asyncio.to_thread(studio.jobs.preview, job.id) if shown < partial_images else None
+            if preview is not None and preview[0] != last:
+                last = preview[0]
+                text = await asyncio.to_thread(_repainted, preview[1], output)
+                chunk = {"type": f"{kind}.partial_image", "b64_json": text, "partial_image_index": shown}
+                yield _sse(chunk | {"created_at": int(job.created)} | output.labels())
+                shown += 1
+            await within(ticket, 0.25)
+        raise_unless_painted(job)
+        for item in await asyncio.to_thread(_data, studio, job, output, ""):
+            usage = _usage(job.parsed(), 1)
+            yield _sse(
+                {"type": f"{kind}.completed", **item, "created_at": int(job.created), "usage": usage} | output.labels()
+            )
+    except GouacheError as error:
+        yield _sse(openai_error(status_of(error), complaint(error)))
+    yield "data: [DONE]\n\n"
+
+
+def _look(studio: Studio, job_id: str, watch: bool) -> Job:
+    job = studio.jobs.get(job_id)
+    if watch and job.state not in FINISHED:
+        studio.jobs.watch(job_id, 5.0)
+    return job
+
+
+def _repainted(jpeg: bytes, output: Output) -> str:
+    data = jpeg if output.kind == "jpeg" else encode_picture(read_picture(jpeg), output.kind)
+    return base64.b64encode(data).decode("ascii")
+
+
+def _sse(chunk: Mapping[str, object]) -> str:
+    return f"event: {chunk.get('type', 'error')}\ndata: {json.dumps(dict(chunk))}\n\n"

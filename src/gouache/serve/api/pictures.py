@@ -1,0 +1,213 @@
+"""`/v1/pictures`, `/v1/attachments`, `/v1/boards`, `/v1/presets`, `/v1/models`, `/v1/capabilities`."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Literal
+
+from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import FileResponse
+
+from gouache import __version__
+from gouache.config import Config
+from gouache.diffusion.samplers.names import SAMPLER_INFOS, SCHEDULE_INFOS
+from gouache.errors import PictureError
+from gouache.pipeline.inputs.images import read_picture
+from gouache.pipeline.output.metadata import encode_picture, read_texts
+from gouache.pipeline.output.recipe import Recipe
+from gouache.serve.api.views import (
+    Attachment,
+    Board,
+    BoardIn,
+    Change,
+    Compared,
+    Model,
+    Models,
+    Pictures,
+    PictureView,
+    Plain,
+    PresetIn,
+    Sequence,
+    picture_view,
+    recipe_of,
+)
+from gouache.serve.http.access import owner_of, studio_of
+from gouache.serve.queue.admission import UPSCALERS
+from gouache.serve.search.query import Found
+from gouache.serve.settings import Limits
+from gouache.serve.store.gallery import Wanted
+from gouache.serve.studio import Studio
+
+router = APIRouter(prefix="/v1", tags=["pictures"])
+FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}
+Kind = Literal["png", "jpeg", "webp"]
+
+
+class Capabilities(Config):
+    """What this server can do and how much of it."""
+
+    version: str
+    limits: Limits
+    samplers: tuple[str, ...]
+    schedules: tuple[str, ...]
+    upscalers: tuple[str, ...]
+    features: tuple[str, ...]
+
+
+@router.get("/pictures")
+async def search(
+    request: Request,
+    q: Annotated[Plain, Query(description="Words that the prompt must have.")] = "",
+    meaning: Annotated[Plain, Query(description="What the pictures should show; the nearest come first.")] = "",
+    tag: Annotated[Plain | None, Query()] = None,
+    board: Annotated[Plain | None, Query()] = None,
+    starred: bool | None = None,
+    deleted: bool = False,
+    limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    before: Annotated[Sequence | None, Query()] = None,
+) -> Pictures:
+    """Your pictures, newest first; with `meaning`, by what they show."""
+    studio = studio_of(request)
+    wanted = Wanted(
+        owner=owner_of(request), words=q, tag=tag, board=board, starred=starred, deleted=deleted, before=before
+    )
+    if not meaning.strip():
+        return await asyncio.to_thread(_newest, studio, wanted, limit)
+    found = await studio.meaning.search(meaning, wanted, limit=limit)
+    return await asyncio.to_thread(_nearest, studio, found)
+
+
+def _newest(studio: Studio, wanted: Wanted, limit: int) -> Pictures:
+    found = studio.pictures.find(wanted, limit)
+    tags = studio.pictures.tags_of_all([picture.id for picture in found])
+    return Pictures(pictures=tuple(picture_view(picture, tags[picture.id]) for picture in found))
+
+
+def _nearest(studio: Studio, found: Found) -> Pictures:
+    tags = studio.pictures.tags_of_all([picture.id for picture, _ in found.pictures])
+    return Pictures(
+        pictures=tuple(picture_view(picture, tags[picture.id], score) for picture, score in found.pictures),
+        meaning=Compared(by=found.compared, model=found.model),
+    )
+
+
+@router.get("/pictures/{picture_id}")
+def get(picture_id: str, request: Request) -> PictureView:
+    """One picture's row."""
+    gallery = studio_of(request).pictures
+    return picture_view(gallery.get(picture_id, owner_of(request)), gallery.tags_of(picture_id))
+
+
+@router.get("/pictures/{picture_id}/file", response_class=Response)
+def file(picture_id: str, request: Request, format: Kind = "png") -> Response:  # noqa: A002
+    """The picture with its recipe inside: as it was stored (PNG), or encoded anew."""
+    studio = studio_of(request)
+    # A signed link has no user; the guard let it through for exactly this address.
+    picture = studio.pictures.get(picture_id, request.state.owner)
+    data = studio.vault.read("pictures", picture.file)
+    if format != "png":
+        data = encode_picture(read_picture(data), format, read_texts(data))
+    headers = FOREVER | {"Content-Disposition": f'inline; filename="{picture.id}.{format}"'}
+    return Response(data, media_type=f"image/{format}", headers=headers)
+
+
+@router.get("/pictures/{picture_id}/thumbnail", response_class=FileResponse)
+def thumbnail(picture_id: str, request: Request) -> FileResponse:
+    """A small WebP."""
+    studio = studio_of(request)
+    picture = studio.pictures.get(picture_id, owner_of(request))
+    return FileResponse(studio.vault.thumbnail(picture.file), media_type="image/webp", headers=FOREVER)
+
+
+@router.get("/pictures/{picture_id}/recipe")
+def recipe(picture_id: str, request: Request) -> Recipe:
+    """How to paint it again."""
+    return recipe_of(studio_of(request).pictures.get(picture_id, owner_of(request)))
+
+
+@router.patch("/pictures/{picture_id}")
+def change(picture_id: str, body: Change, request: Request) -> PictureView:
+    """Star it, tag it, put it on a board."""
+    gallery = studio_of(request).pictures
+    changed = gallery.change(picture_id, owner_of(request), starred=body.starred, new_tags=body.tags, board=body.board)
+    return picture_view(changed, gallery.tags_of(picture_id))
+
+
+@router.delete("/pictures/{picture_id}", status_code=204)
+def delete(picture_id: str, request: Request) -> None:
+    """Take it out of every list; `restore` undoes it."""
+    studio_of(request).pictures.delete(picture_id, owner_of(request))
+
+
+@router.post("/pictures/{picture_id}/restore")
+def restore(picture_id: str, request: Request) -> PictureView:
+    """Undo a deletion."""
+    gallery = studio_of(request).pictures
+    return picture_view(gallery.restore(picture_id, owner_of(request)), gallery.tags_of(picture_id))
+
+
+@router.post(
+    "/attachments",
+    status_code=201,
+    openapi_extra={
+        "requestBody": {"required": True, "content": {"image/*": {"schema": {"type": "string", "format": "binary"}}}}
+    },
+)
+async def attach(request: Request) -> Attachment:
+    """Upload a picture for a request, as the plain body. It is checked and named by its sha256."""
+    data = await request.body()
+    if not data:
+        raise PictureError("body", given="nothing", expected="a picture's bytes")
+    studio = studio_of(request)
+    picture = read_picture(data, where="attachment", max_pixels=4 * studio.settings.limits.pixels)
+    return Attachment(name=studio.vault.attach(data), width=picture.width, height=picture.height)
+
+
+@router.get("/boards")
+def boards(request: Request) -> list[Board]:
+    """Your boards."""
+    return [Board(id=key, name=name) for key, name in studio_of(request).pictures.boards(owner_of(request)).items()]
+
+
+@router.post("/boards", status_code=201)
+def add_board(body: BoardIn, request: Request) -> Board:
+    """Make a board."""
+    return Board(id=studio_of(request).pictures.add_board(owner_of(request), body.name), name=body.name)
+
+
+@router.get("/presets")
+def presets(request: Request) -> list[PresetIn]:
+    """Your styles."""
+    found = studio_of(request).presets(owner_of(request))
+    return [PresetIn(name=name, prompt=texts[0], negative_prompt=texts[1]) for name, texts in found.items()]
+
+
+@router.put("/presets")
+def set_preset(body: PresetIn, request: Request) -> PresetIn:
+    """Store a style."""
+    studio_of(request).set_preset(owner_of(request), body.name, body.prompt, body.negative_prompt)
+    return body
+
+
+@router.get("/models", tags=["models"])
+def models(request: Request) -> Models:
+    """Every model that a request may name."""
+    return Models(
+        data=tuple(
+            Model(id=entry.name, created=int(entry.modified), title=entry.title, size=entry.size, sha256=entry.sha256)
+            for entry in studio_of(request).shelf.models()
+        )
+    )
+
+
+@router.get("/capabilities", tags=["models"])
+def capabilities(request: Request) -> Capabilities:
+    """Limits, names and features."""
+    return Capabilities(
+        version=__version__,
+        limits=studio_of(request).settings.limits,
+        samplers=tuple(SAMPLER_INFOS),
+        schedules=tuple(SCHEDULE_INFOS),
+        upscalers=UPSCALERS,
+        features=("idempotency", "previews", "events", "attachments", "boards", "tags", "presets", "meaning"),
+    )

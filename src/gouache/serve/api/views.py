@@ -1,0 +1,239 @@
+"""What the native API takes and gives, as JSON, and what a finished job means to a caller that waited for it."""
+
+from __future__ import annotations
+
+import json
+import time
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field
+
+from gouache import errors
+from gouache.config import Config
+from gouache.errors import GouacheError, StoreError
+from gouache.pipeline.output.recipe import Recipe
+from gouache.pipeline.request import Request
+from gouache.serve.http.errors import TookTooLong
+from gouache.serve.queue.job import FINISHED, Job
+from gouache.serve.store.gallery import Picture
+
+
+def _plain(value: str) -> str:
+    if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
+        raise ValueError("text should be valid Unicode, without NUL")
+    return value
+
+
+Plain = Annotated[str, Field(max_length=200), AfterValidator(_plain)]
+"""A short text that any database can hold."""
+Tag = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_plain)]
+Sequence = Annotated[int, Field(ge=0, le=2**62)]
+State = Literal["queued", "running", "done", "failed", "cancelled"]
+
+
+class JobIn(Config):
+    """A request for pictures."""
+
+    request: Request
+    """What to paint. Pictures in it are named `sha256:<hex>`, as `POST /v1/attachments` answers."""
+    priority: Annotated[int, Field(ge=-10, le=10)] = 0
+    """Higher goes first."""
+    label: Plain = ""
+    """A note of your own."""
+
+
+class ErrorView(Config):
+    """Why a job failed."""
+
+    kind: str
+    message: str
+    where: str
+    given: str
+    expected: str
+    cure: str
+
+
+class JobView(Config):
+    """A job as it stands."""
+
+    id: str
+    state: State
+    source: str
+    label: str
+    priority: int
+    created: float
+    """Seconds since 1970."""
+    started: float | None
+    finished: float | None
+    attempts: int
+    cancel_requested: bool
+    position: int | None
+    """Jobs that go before it; null unless it waits."""
+    progress: float
+    """Done, 0..1."""
+    eta_seconds: float | None
+    """At the pace so far; null before the first step."""
+    picture: int
+    """Pictures finished."""
+    picture_count: int
+    step: int
+    steps: int
+    pictures: tuple[str, ...]
+    """Ids of the finished pictures."""
+    request: Request
+    error: ErrorView | None
+    seq: int
+    """For `before` in the list."""
+
+
+class PictureView(Config):
+    """A finished picture."""
+
+    id: str
+    job: str
+    number: int
+    created: float
+    width: int
+    height: int
+    bytes: int
+    sha256: str
+    prompt: str
+    seed: str
+    """As text: it may be larger than JavaScript's numbers."""
+    model: str
+    starred: bool
+    board: str | None
+    tags: tuple[str, ...]
+    file: str
+    """Path of the PNG."""
+    thumbnail: str
+    seq: int
+    score: float | None = None
+    """In a search by meaning: cosine with what was looked for, -1..1."""
+
+
+class Jobs(Config):
+    """A page of jobs, newest first."""
+
+    jobs: tuple[JobView, ...]
+
+
+class Compared(Config):
+    """How a search by meaning was done."""
+
+    by: Literal["pictures", "prompts"]
+    """pictures: a picture tower looked at them; prompts: only the texts they were painted from were compared."""
+    model: str
+    """sha256 of the model that compared."""
+
+
+class Pictures(Config):
+    """A page of pictures, newest first; in a search by meaning nearest first."""
+
+    pictures: tuple[PictureView, ...]
+    meaning: Compared | None = None
+    """Null unless it was a search by meaning."""
+
+
+class Change(Config):
+    """What to change about a picture; what is left out stays."""
+
+    starred: bool | None = None
+    tags: Annotated[tuple[Tag, ...], Field(max_length=50)] | None = None
+    board: Annotated[str, Field(max_length=32), AfterValidator(_plain)] | None = None
+    """Id of a board; an empty text takes the picture off its board."""
+
+
+class BoardIn(Config):
+    """A new board."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_plain)]
+
+
+class Board(Config):
+    """A board."""
+
+    id: str
+    name: str
+
+
+class PresetIn(Config):
+    """A style: texts that are laid around a prompt; `{prompt}` stands for it."""
+
+    name: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_plain)]
+    prompt: Annotated[str, Field(max_length=10_000), AfterValidator(_plain)] = ""
+    negative_prompt: Annotated[str, Field(max_length=10_000), AfterValidator(_plain)] = ""
+
+
+class Attachment(Config):
+    """An uploaded picture."""
+
+    name: str
+    """What to write into a request."""
+    width: int
+    height: int
+
+
+class Model(Config):
+    """A model; the first four keys are those that OpenAI's clients know."""
+
+    id: str
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = "gouache"
+    title: str
+    size: int
+    sha256: str | None
+
+
+class Models(Config):
+    """All models."""
+
+    object: Literal["list"] = "list"
+    data: tuple[Model, ...]
+
+
+def job_view(job: Job, pictures: list[str], position: int | None) -> JobView:
+    """A job for the native interface."""
+    error = job.complaint()
+    return JobView(
+        id=job.id, state=job.state, source=job.source, label=job.label, priority=job.priority, created=job.created,
+        started=job.started, finished=job.finished, attempts=job.attempts, cancel_requested=job.cancel_requested,
+        position=position, progress=job.fraction, eta_seconds=job.eta(time.time()), picture=len(pictures),
+        picture_count=job.pictures, step=job.step, steps=job.steps, pictures=tuple(pictures),
+        request=job.parsed(), error=None if error is None else ErrorView(**error), seq=job.seq,
+    )  # fmt: skip
+
+
+def picture_view(picture: Picture, tags: list[str], score: float | None = None) -> PictureView:
+    """A picture for the native interface."""
+    return PictureView(
+        id=picture.id, job=picture.job, number=picture.number, created=picture.created, width=picture.width,
+        height=picture.height, bytes=picture.bytes, sha256=picture.sha256, prompt=picture.prompt,
+        seed=str(picture.seed), model=picture.model, starred=picture.starred, board=picture.board, tags=tuple(tags),
+        file=f"/v1/pictures/{picture.id}/file", thumbnail=f"/v1/pictures/{picture.id}/thumbnail", seq=picture.seq,
+        score=None if score is None else round(score, 4),
+    )  # fmt: skip
+
+
+def recipe_of(picture: Picture) -> Recipe:
+    """A picture's recipe without the place where the model lay, which is nobody's business outside."""
+    values = json.loads(picture.recipe)
+    values["model"]["path"] = None
+    return Recipe.from_dict(values, where=f"picture {picture.id}")
+
+
+def raise_unless_painted(job: Job) -> None:
+    """Raise what a job that is not done stands for; a cancelled one is answered with what there is."""
+    if job.state not in FINISHED:
+        raise TookTooLong(
+            f"job {job.id}", given="a job that still runs", expected="its end",
+            cure=f"It goes on; GET /v1/jobs/{job.id} tells when it is done.",
+        )  # fmt: skip
+    parts = job.complaint()
+    if job.state == "failed" and parts is not None:
+        kind = getattr(errors, parts.get("kind", ""), StoreError)
+        known = isinstance(kind, type) and issubclass(kind, GouacheError)
+        raise (kind if known else StoreError)(
+            parts["where"], given=parts["given"], expected=parts["expected"], cure=parts["cure"]
+        )

@@ -1,0 +1,1 @@
+"""What guards the HTTP interfaces: access, rate limits, errors, health and metrics."""

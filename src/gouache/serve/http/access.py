@@ -1,0 +1,49 @@
+"""What a route asks of the request it answers: the studio, the user, and the right to train and fetch models."""
+
+from __future__ import annotations
+
+from fastapi import Request
+
+from gouache.errors import NotFound
+from gouache.serve.http.errors import NotAllowed
+from gouache.serve.store.accounts import LOCAL
+from gouache.serve.studio import Studio
+
+
+def studio_of(request: Request) -> Studio:
+    """The studio behind the application."""
+    studio = request.app.state.studio
+    if not isinstance(studio, Studio):
+        raise TypeError("the application was made without create_app")
+    return studio
+
+
+def owner_of(request: Request) -> str:
+    """Who asks; the guard wrote it down."""
+    owner = request.state.owner
+    if not isinstance(owner, str):
+        raise NotFound("owner", given="nobody", expected="a known user")
+    return owner
+
+
+def is_admin(studio: Studio, owner: str) -> bool:
+    """Whether a user may train and fetch models: those named in the settings, or the one user of a closed studio."""
+    return owner in studio.settings.admins or (owner == LOCAL and not studio.accounts.any())
+
+
+def check_admin(studio: Studio, owner: str) -> None:
+    """Refuse who may not.
+
+    Raises:
+        NotAllowed: no administrator.
+    """
+    if not is_admin(studio, owner):
+        cure = "Ask whoever runs the server: gouache serve --admin NAME."
+        raise NotAllowed("user", given=owner, expected=f"one of {', '.join(studio.settings.admins)}", cure=cure)
+
+
+def admin_of(request: Request) -> str:
+    """Who asks, if they may; errors as `check_admin`."""
+    owner = owner_of(request)
+    check_admin(studio_of(request), owner)
+    return owner

@@ -1,0 +1,156 @@
+"""Health, metrics, and signing in."""
+
+from __future__ import annotations
+
+import time
+from html import escape
+from typing import Annotated
+
+from fastapi import APIRouter, Form, Request
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.responses import HTMLResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gouache.serve.http.access import owner_of, studio_of
+from gouache.serve.http.guard import SESSION, SESSION_SECONDS, network_of, session_of
+from gouache.serve.studio import Studio
+
+router = APIRouter(tags=["ops"])
+
+
+class Metrics:
+    """What one server process counts."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self.requests = Counter(
+            "gouache_http_requests", "HTTP requests.", ["method", "route", "status"], registry=self.registry
+        )
+        self.seconds = Histogram("gouache_http_seconds", "Time to answer.", ["route"], registry=self.registry)
+        self.jobs = Gauge("gouache_jobs", "Jobs by state.", ["state"], registry=self.registry)
+        self.pictures = Gauge("gouache_pictures", "Pictures in the gallery.", registry=self.registry)
+        self.workers = Gauge("gouache_workers", "Workers that run.", registry=self.registry)
+        self.memory = Gauge("gouache_resident_bytes", "Resident memory.", ["process"], registry=self.registry)
+        self.pace = Gauge("gouache_steps_per_second", "Steps of the jobs of the last minute.", registry=self.registry)
+        self.wait = Gauge("gouache_oldest_wait_seconds", "Age of the oldest waiting job.", registry=self.registry)
+        self.uptime = Gauge("gouache_uptime_seconds", "Since the start.", registry=self.registry)
+
+    def text(self, studio: Studio) -> bytes:
+        """Everything in Prometheus' text format."""
+        for state, count in studio.jobs.counts().items():
+            self.jobs.labels(state).set(count)
+        self.pictures.set(studio.pictures.count())
+        self.workers.set(studio.supervisor.alive())
+        self.memory.labels("server").set(resident_bytes(None))
+        self.memory.labels("workers").set(sum(resident_bytes(pid) for pid in studio.supervisor.processes()))
+        self.pace.set(studio.jobs.steps_per_second(60.0))
+        self.wait.set(studio.jobs.oldest_wait())
+        self.uptime.set(time.time() - studio.started)
+        return generate_latest(self.registry)
+
+
+class Counted:
+    """ASGI middleware that counts replies by route, so that ids don't become labels."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self.app, self.metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass on, and count."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        start = time.perf_counter()
+
+        async def sent(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                route = getattr(scope.get("route"), "path", "other")
+                self.metrics.requests.labels(_method(scope["method"]), route, message["status"]).inc()
+                self.metrics.seconds.labels(route).observe(time.perf_counter() - start)
+            await send(message)
+
+        await self.app(scope, receive, sent)
+
+
+def _method(name: str) -> str:
+    return name if name in ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS") else "other"
+
+
+def resident_bytes(pid: int | None) -> int:
+    """Resident memory of a process, 0 where /proc isn't there."""
+    try:
+        with open(f"/proc/{pid or 'self'}/statm", encoding="ascii") as file:  # noqa: PTH123
+            return int(file.read().split()[1]) * 4096
+    except (OSError, ValueError, IndexError):
+        return 0
+
+
+@router.get("/healthz")
+def healthz() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+def readyz(request: Request, response: Response) -> dict[str, str]:
+    """The store answers and a worker runs (or workers run elsewhere)."""
+    studio = studio_of(request)
+    studio.jobs.counts()
+    if studio.settings.workers and not studio.supervisor.alive():
+        response.status_code = 503
+        return {"status": "no worker"}
+    return {"status": "ready"}
+
+
+@router.get("/metrics", response_class=Response)
+def metrics(request: Request) -> Response:
+    """For Prometheus. A token is needed where the studio has accounts."""
+    owner_of(request)
+    counted: Metrics = request.app.state.metrics
+    return Response(counted.text(studio_of(request)), media_type=CONTENT_TYPE_PLAIN_0_0_4)
+
+
+_LOGIN = """<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>gouache</title><style>body{{font:16px/1.5 system-ui,sans-serif;max-width:22rem;margin:15vh auto;padding:0 1rem}}
+label,input,button{{display:block;width:100%;box-sizing:border-box;margin:.4rem 0}}
+input,button{{padding:.6rem;font:inherit}}
+p{{color:#a11}}</style><h1>gouache</h1>
+<form method="post" action="/login"><label>Name · 用户名<input name="name" autocomplete="username"></label>
+<label>Password or token · 密码或令牌<input name="password" type="password" autocomplete="current-password"></label>
+<button>Sign in · 登录</button></form><p>{note}</p></html>"""
+_LOGIN_CSP = (
+    "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+
+
+def _login_page(note: str, status: int = 200) -> HTMLResponse:
+    return HTMLResponse(_LOGIN.format(note=escape(note)), status, {"Content-Security-Policy": _LOGIN_CSP})
+
+
+@router.get("/login", response_class=HTMLResponse, include_in_schema=False)
+def login_page() -> HTMLResponse:
+    """A form for browsers."""
+    return _login_page("")
+
+
+@router.post("/login", include_in_schema=False)
+def login(
+    request: Request,
+    name: Annotated[str, Form(max_length=128)] = "",
+    password: Annotated[str, Form(max_length=512)] = "",
+) -> Response:
+    """Check name and password (or a token alone) and give a session."""
+    studio = studio_of(request)
+    address = network_of(request.client.host if request.client else "?")
+    if studio.failures.left(address) < 1:
+        return _login_page("Too many tries; wait a minute. · 尝试次数过多，请稍候。", 429)
+    owner = studio.accounts.owner_of_token(password) or studio.accounts.owner_of_password(name, password)
+    if owner is None:
+        studio.failures.take(address)
+        return _login_page("Wrong name, password or token. · 用户名、密码或令牌不正确。", 401)
+    answer = RedirectResponse("/", 303)
+    cookie = session_of(owner, studio.secret)
+    secure = request.url.scheme == "https"
+    answer.set_cookie(SESSION, cookie, max_age=SESSION_SECONDS, httponly=True, samesite="strict", secure=secure)
+    return answer

@@ -1,0 +1,174 @@
+"""Which models there are, by name. Only what lies inside the given folders can be named, and never by a path."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Row, select
+
+from gouache.checkpoints import hub
+from gouache.checkpoints.identify import identify
+from gouache.errors import GouacheError, ModelNotFound, unknown_name
+from gouache.serve.store.database import Database, upsert
+from gouache.serve.store.tables import models
+
+SHIPPED = "pocket"
+"""Name of the model that needs no file."""
+SUFFIXES = {".safetensors", ".ckpt", ".gguf"}
+_FOLDER_MARKS = ("model.json", "model_index.json")
+_NETWORK_MARK = "config.json"
+"""In a folder with weights: one network, in diffusers' layout."""
+_ELSEWHERE = (*hub.ADAPTER_FOLDERS, *hub.CONTROL_FOLDERS)
+"""What lies in folders of these names is listed as adapters and ControlNets."""
+MODEL, UNUSABLE = "model", ""
+_DEPTH = 4
+_SNAPSHOT = re.compile(r"^models--(.+?)--(.+)/snapshots/[0-9a-f]{8,}")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelEntry:
+    """A model that can be asked for.
+
+    Attributes:
+        name: path below its folder, with forward slashes; or `pocket`.
+        path: where it lies; None for the shipped one.
+        size: bytes on disk.
+        modified: seconds since 1970.
+        sha256: of the weights if they were hashed once, else None.
+        kind: "model", or empty for a file that can't be used; its facts say why.
+    """
+
+    name: str
+    path: Path | None
+    size: int
+    modified: float
+    sha256: str | None = None
+    kind: str = MODEL
+
+    @property
+    def title(self) -> str:
+        """As A1111 shows it: name and the first ten digits of the hash."""
+        return f"{self.name} [{self.sha256[:10]}]" if self.sha256 else self.name
+
+    @property
+    def stem(self) -> str:
+        """The last part of the name without its suffix."""
+        last = self.name.rsplit("/", 1)[-1]
+        return last.rsplit(".", 1)[0] if Path(last).suffix.lower() in SUFFIXES else last
+
+
+class Shelf:
+    """The models in some folders.
+
+    Args:
+        folders: where to look.
+        database: remembers hashes.
+        default: name for requests that give none.
+    """
+
+    def __init__(self, folders: Sequence[Path], database: Database, default: str | None = None) -> None:
+        self.folders = [folder.resolve() for folder in folders]
+        self.database = database
+        self.default = default or SHIPPED
+        self._entries: list[ModelEntry] = []
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Look again what is there."""
+        found = [ModelEntry(SHIPPED, None, 0, 0.0)]
+        for folder in self.folders:
+            found += [entry for path in _models_below(folder, folder, _DEPTH) if (entry := _entry(folder, path))]
+        self._entries = [
+            entry for entry in {one.name: one for one in found}.values() if entry.kind in (MODEL, UNUSABLE)
+        ]
+
+    def models(self) -> list[ModelEntry]:
+        """Every model that can be painted with, the shipped one first."""
+        return [entry for entry in self.entries() if entry.kind == MODEL]
+
+    def entries(self) -> list[ModelEntry]:
+        """Those, and files that can't be used. Adapters, ControlNets and single networks are never among them."""
+        known = {row.path: row for row in self.database.rows(select(models))}
+        return [_hashed(entry, known) for entry in self._entries]
+
+    def find(self, name: str | None) -> ModelEntry:
+        """A model by name, stem, A1111 title, or hash (ten digits or all).
+
+        Raises:
+            ModelNotFound: no such model here.
+        """
+        wanted = name or self.default
+        entries = self.entries()
+        for entry in entries:
+            hashes = (entry.sha256, entry.sha256[:10]) if entry.sha256 else ()
+            if wanted in (entry.name, entry.stem, entry.title, *hashes):
+                return entry
+        near = unknown_name("model", wanted, [entry.name for entry in entries])
+        raise ModelNotFound("model", given=repr(wanted), expected=near.expected, cure=near.cure)
+
+    def remember_hash(self, entry: ModelEntry, sha256: str) -> None:
+        """Keep the hash of a model's weights until the file changes."""
+        if entry.path is None or not sha256:
+            return
+        with self.database.write() as connection:
+            values = {"size": entry.size, "modified": entry.modified, "sha256": sha256}
+            upsert(connection, models, {"path": str(entry.path)}, values)
+
+
+def _models_below(folder: Path, root: Path, depth: int) -> list[Path]:
+    if depth == 0 or not folder.is_dir():
+        return []
+    found: list[Path] = []
+    for path in sorted(folder.iterdir()):
+        if not path.resolve().is_relative_to(root) or path.name.startswith("."):
+            continue
+        if path.is_dir():
+            if folder == root and path.name.lower() in _ELSEWHERE:
+                continue
+            found += [path] if _is_whole(path) else _models_below(path, root, depth - 1)
+        elif path.suffix.lower() in SUFFIXES:
+            found.append(path)
+    return found
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether a folder is one model or one network, not a place where such lie."""
+    if any((folder / mark).is_file() for mark in _FOLDER_MARKS):
+        return True
+    return (folder / _NETWORK_MARK).is_file() and any(path.suffix.lower() in SUFFIXES for path in folder.iterdir())
+
+
+def _name(root: Path, path: Path) -> str:
+    """Below its folder; a snapshot in the hub's cache has the name of its repository."""
+    return _SNAPSHOT.sub(r"\1/\2", path.relative_to(root).as_posix())
+
+
+def _entry(root: Path, path: Path) -> ModelEntry | None:
+    try:
+        files = [path] if path.is_file() else [part for part in path.rglob("*") if part.is_file()]
+        size = sum(part.stat().st_size for part in files)
+        newest = max((part.stat().st_mtime for part in files), default=0.0)
+        return ModelEntry(_name(root, path), path, size, path.stat().st_mtime, kind=_kind(path, size, newest))
+    except OSError:
+        return None
+
+
+@lru_cache(maxsize=4096)
+def _kind(path: Path, _size: int, _newest: float) -> str:
+    """What the headers say it is, read once until a file changes."""
+    try:
+        return identify(path).kind
+    except (GouacheError, OSError):
+        return UNUSABLE
+
+
+def _hashed(entry: ModelEntry, known: dict[str, Row[Any]]) -> ModelEntry:
+    row = known.get(str(entry.path))
+    if row is None or (row.size, row.modified) != (entry.size, entry.modified):
+        return entry
+    return replace(entry, sha256=row.sha256)

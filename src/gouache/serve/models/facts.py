@@ -1,0 +1,102 @@
+"""What is known of a model without loading it: family, licence, styles, and all that `gouache inspect` says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from gouache.checkpoints.card import read_card
+from gouache.checkpoints.hub import shipped_model
+from gouache.checkpoints.identify import identify
+from gouache.cli.inspect import FAMILIES, describe
+from gouache.errors import GouacheError, InvalidInput
+from gouache.serve.models.catalog import ModelEntry
+
+LICENCE_KEYS = ("modelspec.license", "modelspec.licence", "license", "licence")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What a model's headers say.
+
+    Attributes:
+        family: for people.
+        kind: model, lora and so on.
+        licence: as the file says it, empty if it doesn't.
+        description: the same.
+        parameters: of all networks.
+        styles: that a request may name.
+        side: of the pictures it likes, in pixels; 0 if it doesn't say.
+        upscaler: whether it brings an upscaler of its own.
+        error: why it can't be used.
+    """
+
+    family: str = ""
+    kind: str = ""
+    licence: str = ""
+    description: str = ""
+    parameters: int = 0
+    styles: tuple[str, ...] = ()
+    side: int = 0
+    upscaler: bool = False
+    error: str = ""
+
+
+def place(entry: ModelEntry) -> Path | None:
+    """Where a model's weights lie; None for the shipped model in a build without it."""
+    return entry.path or shipped_model()
+
+
+def facts_of(entry: ModelEntry) -> Facts:
+    """The facts of a model, read once until its file changes."""
+    path = place(entry)
+    if path is None:
+        return Facts(family=FAMILIES["pocket"], kind="model", error="not in this build: untrained weights stand in")
+    return _facts(path, path.stat().st_mtime_ns if path.exists() else 0)
+
+
+@lru_cache(maxsize=512)
+def _facts(path: Path, _modified: int) -> Facts:
+    try:
+        identity = identify(path)
+        card = read_card(path) if identity.layout == "gouache" else None
+    except GouacheError as error:
+        return Facts(error=str(error).replace(str(path), path.name))
+    except OSError as error:
+        return Facts(error=f"{path.name}: {error.strerror}")
+    metadata: Mapping[str, str] = next((part.header.metadata for part in identity.parts.values()), {})
+    said = next((metadata[key] for key in LICENCE_KEYS if metadata.get(key)), "")
+    return Facts(
+        family=FAMILIES.get(identity.family, identity.family),
+        kind=identity.kind,
+        licence=card.licence if card is not None else said,
+        description=card.description if card is not None else metadata.get("modelspec.description", ""),
+        parameters=sum(part.parameters for part in identity.parts.values()),
+        styles=tuple(getattr(card, "styles", ())),
+        side=card.defaults.width if card is not None else 0,
+        upscaler="upscaler" in identity.parts,
+    )
+
+
+def inspect(entry: ModelEntry) -> dict[str, Any]:
+    """What `gouache inspect --json` says, with names in place of paths.
+
+    Raises:
+        InvalidInput: the file can't be used.
+    """
+    path = place(entry)
+    if path is None:
+        return {"kind": "model", "family": "pocket", "parts": {}, "metadata": {}, "error": facts_of(entry).error}
+    try:
+        found = describe(path, identify(path))
+    except GouacheError as error:
+        said = (error.given, error.expected, error.cure)
+        parts = [str(part).replace(str(path), entry.name) for part in said]
+        raise InvalidInput(f"model {entry.name!r}", given=parts[0], expected=parts[1], cure=parts[2]) from error
+    found["path"] = entry.name
+    for part in found["parts"].values():
+        part["file"] = Path(part["file"]).name
+    return found

@@ -1,0 +1,196 @@
+"""The queue as a worker sees it.
+
+A job that a worker holds has a lease. Everything a worker writes names the job, the worker and the attempt, so that a
+worker that lost its lease (it was thought dead) can write nothing more.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+
+from sqlalchemy import ColumnElement, Connection, Update, and_, delete, func, select, update
+
+from gouache.serve.queue.job import COLUMNS, MAX_ATTEMPTS, Ending, Job, Orders, State
+from gouache.serve.queue.queue import note
+from gouache.serve.store.database import Database, ask, insert_missing, upsert
+from gouache.serve.store.tables import errands, events, jobs, pictures, previews, turns
+
+
+class Leases:
+    """What workers do with jobs.
+
+    Args:
+        database: where the queue lies.
+    """
+
+    def __init__(self, database: Database) -> None:
+        self.database = database
+
+    def claim(self, worker: str, lease: float) -> Job | None:
+        """Take the next job: highest priority first, then the user who waited longest for a turn, then the oldest."""
+        with self.database.read() as connection:
+            if ask(connection, _ANY).first() is None:
+                return None
+        now = time.time()
+        with self.database.write(durable=False) as connection:
+            seq = self._next(connection)
+            if seq is None:
+                return None
+            values = {"state": "running", "worker": worker, "lease_until": now + lease, "started": now,
+                      "attempts": jobs.c.attempts + 1, "picture": 0, "step": 0, "steps": 0}  # fmt: skip
+            taken = update(jobs).where(jobs.c.seq == seq).values(values).returning(*COLUMNS)
+            job = Job(**connection.execute(taken).one()._mapping)
+            upsert(connection, turns, {"owner": job.owner}, {"served": now})
+            note(connection, job.id, "running", worker)
+        return job
+
+    def _next(self, connection: Connection) -> int | None:
+        """The `seq` of the job whose turn it is."""
+        if not self.database.sqlite:
+            # One claimer at a time: the choice depends on every waiting job. SQLite's transaction does this anyway.
+            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7860)")
+        highest = select(func.max(jobs.c.priority)).where(jobs.c.state == "queued").scalar_subquery()
+        oldest = (
+            select(func.min(jobs.c.seq).label("seq"), jobs.c.owner)
+            .where(jobs.c.state == "queued", jobs.c.priority == highest)
+            .group_by(jobs.c.owner)
+            .subquery()
+        )
+        order = select(oldest.c.seq).outerjoin(turns, turns.c.owner == oldest.c.owner)
+        return connection.execute(order.order_by(func.coalesce(turns.c.served, 0.0), oldest.c.seq).limit(1)).scalar()
+
+    def renew(self, job: Job, lease: float) -> bool:
+        """Keep the lease; False if it is lost."""
+        with self.database.write(durable=False) as connection:
+            return connection.execute(_held(job).values(lease_until=time.time() + lease)).rowcount > 0
+
+    def orders(self, job: Job) -> Orders:
+        """What the worker should do now."""
+        with self.database.read() as connection:
+            row = ask(connection, _ORDERS, job.seq).first()
+        if row is None or (row.state, row.worker, row.attempts) != ("running", job.worker, job.attempts):
+            return Orders(held=False, cancel=False, watched=False)
+        return Orders(held=True, cancel=bool(row.cancel_requested), watched=row.watched_until > time.time())
+
+    def progress(self, job: Job, *, picture: int, step: int, steps: int, jpeg: bytes | None = None) -> None:
+        """Write down how far it is, with a preview if there is one."""
+        with self.database.write(durable=False) as connection:
+            if not connection.execute(_held(job).values(picture=picture, step=step, steps=steps)).rowcount:
+                return
+            if jpeg is not None:
+                upsert(connection, previews, {"job": job.id}, {"number": picture * 10_000 + step, "jpeg": jpeg})
+
+    def has_picture(self, job: Job, number: int) -> bool:
+        """Whether an earlier attempt listed this picture of a job."""
+        listed = select(pictures.c.id).where(pictures.c.job == job.id, pictures.c.number == number)
+        return self.database.row(listed) is not None
+
+    def add_picture(self, connection: Connection, row: dict[str, object]) -> None:
+        """List a picture unless an earlier attempt did."""
+        if insert_missing(connection, pictures, row):
+            note(connection, str(row["job"]), "picture", str(row["id"]))
+
+    def finish(self, connection: Connection, job: Job) -> bool:
+        """Mark it done, inside the transaction that lists its last picture; False if the lease is lost."""
+        values = {"state": "done", "finished": time.time(), "worker": None, "lease_until": None,
+                  "picture": jobs.c.pictures, "step": 0}  # fmt: skip
+        if not connection.execute(_held(job).values(values)).rowcount:
+            return False
+        connection.execute(delete(previews).where(previews.c.job == job.id))
+        note(connection, job.id, "done")
+        return True
+
+    def fail(self, job: Job, error: Mapping[str, str]) -> None:
+        """It can't be painted; it will not be tried again unless asked."""
+        self._end(job, "failed", json.dumps(dict(error), ensure_ascii=False))
+
+    def ending(self, job: Job) -> Ending:
+        """What the one who cancelled wants of the picture that is being painted; the latest word counts."""
+        wanted = select(events.c.kind).where(events.c.job == job.id, events.c.kind.in_(("keep", "skip")))
+        row = self.database.row(wanted.order_by(events.c.seq.desc()).limit(1))
+        return "drop" if row is None else "skip" if row.kind == "skip" else "keep"
+
+    def go_on(self, connection: Connection, job: Job) -> bool:
+        """Take a cancellation back that only meant one picture; False if the lease is lost."""
+        connection.execute(delete(events).where(events.c.job == job.id, events.c.kind == "skip"))
+        return connection.execute(_held(job).values(cancel_requested=False)).rowcount > 0
+
+    def cancelled(self, job: Job, picture: dict[str, object] | None = None) -> None:
+        """The worker stopped it, as asked; a picture that is to be kept is listed in the same transaction."""
+        self._end(job, "cancelled", None, picture)
+
+    def _end(self, job: Job, state: State, error: str | None, picture: dict[str, object] | None = None) -> None:
+        values = {"state": state, "finished": time.time(), "error": error, "worker": None, "lease_until": None}
+        with self.database.write() as connection:
+            if connection.execute(_held(job).values(values)).rowcount:
+                if picture is not None:
+                    self.add_picture(connection, picture)
+                note(connection, job.id, state)
+
+    def give_back(self, job: Job) -> None:
+        """Put a job that was not finished back, without counting the attempt: the worker was told to stop."""
+        with self.database.write() as connection:
+            if connection.execute(_held(job).values(**_WAITING, attempts=jobs.c.attempts - 1)).rowcount:
+                note(connection, job.id, "queued", "the worker stopped")
+
+    def release(self, worker: str) -> int:
+        """A worker is known to be dead: its jobs go back now, without waiting for their leases to run out."""
+        with self.database.write(durable=False) as connection:
+            lost = update(errands).where(errands.c.worker == worker, ~errands.c.done)
+            connection.execute(lost.values(done=True, error=json.dumps(_DIED)))
+        return self._recover(jobs.c.worker == worker)
+
+    def release_expired(self) -> int:
+        """Jobs whose worker has been silent for too long go back."""
+        late = and_(jobs.c.state == "running", jobs.c.lease_until < time.time())
+        if self.database.row(select(jobs.c.id).where(late).limit(1)) is None:
+            return 0
+        return self._recover(jobs.c.lease_until < time.time())
+
+    def workers(self) -> list[str]:
+        """Every worker that holds a job."""
+        query = select(jobs.c.worker).where(jobs.c.state == "running", jobs.c.worker.is_not(None)).distinct()
+        return [row.worker for row in self.database.rows(query)]
+
+    def _recover(self, lost: ColumnElement[bool]) -> int:
+        """Back into the queue, to the end that was asked for, or failed for good after too many attempts."""
+        running = and_(jobs.c.state == "running", lost)
+        with self.database.write() as connection:
+            found = connection.execute(
+                select(jobs.c.id, jobs.c.attempts, jobs.c.cancel_requested).where(running).with_for_update()
+            ).all()
+            for job_id, attempts, cancel in found:
+                _recover_one(connection, job_id, attempts, cancel=bool(cancel))
+        return len(found)
+
+
+_DIED = ["upscaler", "a picture that took the worker down", "one that lets it live", "Try a smaller one, or Lanczos."]
+_ANY = "SELECT id FROM jobs WHERE state = 'queued' LIMIT 1"
+_ORDERS = "SELECT state, worker, attempts, cancel_requested, watched_until FROM jobs WHERE seq = ?"
+_WAITING: dict[str, object] = {"state": "queued", "worker": None, "lease_until": None}
+
+
+def _recover_one(connection: Connection, job_id: str, attempts: int, *, cancel: bool) -> None:
+    one = update(jobs).where(jobs.c.id == job_id)
+    if cancel:
+        connection.execute(one.values(state="cancelled", finished=time.time(), worker=None, lease_until=None))
+        note(connection, job_id, "cancelled")
+    elif attempts >= MAX_ATTEMPTS:
+        error = {"kind": "WorkerError", "where": "worker", "given": f"{attempts} attempts that took the worker down",
+                 "expected": "a job that lets it live", "cure": "Ask for less at once, then retry the job.",
+                 "message": f"the worker died {attempts} times while painting this job"}  # fmt: skip
+        values = {"state": "failed", "finished": time.time(), "error": json.dumps(error)}
+        connection.execute(one.values(**values, worker=None, lease_until=None))
+        note(connection, job_id, "failed")
+    else:
+        connection.execute(one.values(_WAITING))
+        note(connection, job_id, "queued", "the worker died")
+
+
+def _held(job: Job) -> Update:
+    """An update that only acts while this worker holds this attempt."""
+    return update(jobs).where(
+        jobs.c.seq == job.seq, jobs.c.state == "running", jobs.c.worker == job.worker, jobs.c.attempts == job.attempts
+    )

@@ -1,0 +1,254 @@
+"""The queue as its users see it: from the moment a request is accepted until its pictures are there or it failed."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Sequence
+from hashlib import sha256
+
+from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select, update
+from sqlalchemy.exc import IntegrityError
+
+from gouache.errors import Conflict, NotFound, QueueFull
+from gouache.pipeline.request import Request
+from gouache.serve.queue.job import COLUMNS, OPEN, Ending, Event, Job, Source
+from gouache.serve.settings import Limits
+from gouache.serve.store.database import Database
+from gouache.serve.store.gallery import drop_partial
+from gouache.serve.store.tables import events, jobs, previews
+
+
+class Jobs:
+    """The queue.
+
+    Args:
+        database: where it lies.
+        limits: caps on its length.
+        discard: removes the file of a picture that is no longer listed.
+    """
+
+    def __init__(self, database: Database, limits: Limits, discard: Callable[[str], None] = lambda _: None) -> None:
+        self.database, self.limits, self.discard = database, limits, discard
+
+    def submit(
+        self,
+        request: Request,
+        *,
+        owner: str,
+        source: Source,
+        key: str | None = None,
+        label: str = "",
+        priority: int = 0,
+        fingerprint: str | None = None,
+    ) -> tuple[Job, bool]:
+        """Accept a request: when this returns, it is on disk.
+
+        Args:
+            request: what to paint, its seed drawn.
+            owner: whose it is.
+            source: the interface it came through.
+            key: a second job of the owner with this key is the first one.
+            label: a note of the owner.
+            priority: higher goes first.
+            fingerprint: tells equal HTTP requests; the request's own without it.
+
+        Returns:
+            The job, and whether it is new.
+
+        Raises:
+            QueueFull: the queue or the owner's share is full.
+            Conflict: the key was used for another request.
+        """
+        values = {
+            "id": uuid.uuid4().hex, "state": "queued", "owner": owner, "source": source, "label": label[:256],
+            "priority": priority, "request": request.to_json(), "idempotency_key": key, "created": time.time(),
+            "fingerprint": fingerprint or fingerprint_of(request.to_json()),
+            "pictures": request.count * (request.interpolation.frames if request.interpolation else 1),
+        }  # fmt: skip
+        try:
+            with self.database.write() as connection:
+                old = self._by_key(connection, owner, key)
+                if old is None:
+                    self._check_room(connection, owner)
+                    row = connection.execute(insert(jobs).values(values).returning(*COLUMNS)).one()
+                    note(connection, row.id, "queued")
+                    return Job(**row._mapping), True
+        except IntegrityError:
+            # Another process inserted the same key between our look and our insert.
+            old = self._by_key(None, owner, key)
+            if old is None:
+                raise
+        if old[1] != values["fingerprint"]:
+            raise Conflict(
+                "idempotency key", given=repr(key), expected="a key that was not used for another request",
+                cure="Make a new key for a new request.",
+            )  # fmt: skip
+        return self.get(old[0]), False
+
+    def _by_key(self, connection: Connection | None, owner: str, key: str | None) -> tuple[str, str] | None:
+        if key is None:
+            return None
+        query = select(jobs.c.id, jobs.c.fingerprint).where(jobs.c.owner == owner, jobs.c.idempotency_key == key)
+        row = self.database.row(query) if connection is None else connection.execute(query).first()
+        return None if row is None else (row.id, row.fingerprint)
+
+    def _check_room(self, connection: Connection, owner: str) -> None:
+        mine = func.coalesce(func.sum(case((jobs.c.owner == owner, 1), else_=0)), 0)
+        query = select(func.count().label("all"), mine.label("own")).where(jobs.c.state == "queued")
+        waiting = connection.execute(query).one()._mapping
+        for what, given, limit in (
+            ("queue", waiting["all"], self.limits.queue),
+            ("your jobs in the queue", waiting["own"], self.limits.queue_per_user),
+        ):
+            if given >= limit:
+                raise QueueFull(what, given=given, expected=f"fewer than {limit}", cure="Try again later.")
+
+    def recent_twin(self, owner: str, fingerprint: str, *, since: float) -> Job | None:
+        """The owner's newest job with this fingerprint, unless it failed or was cancelled."""
+        row = self.database.row(
+            select(*COLUMNS)
+            .where(jobs.c.owner == owner, jobs.c.fingerprint == fingerprint, jobs.c.created >= since)
+            .where(jobs.c.state.in_((*OPEN, "done")))
+            .order_by(jobs.c.seq.desc())
+        )
+        return None if row is None else Job(**row._mapping)
+
+    def get(self, job_id: str, owner: str | None = None) -> Job:
+        """One job.
+
+        Args:
+            job_id: its id.
+            owner: whose it must be; None for anybody's.
+
+        Raises:
+            NotFound: no such job, or somebody else's.
+        """
+        row = self.database.row(select(*COLUMNS).where(jobs.c.id == job_id))
+        if row is None or (owner is not None and row.owner != owner):
+            raise NotFound("job", given=repr(job_id), expected="the id of one of your jobs")
+        return Job(**row._mapping)
+
+    def listing(
+        self,
+        *,
+        owner: str | None = None,
+        states: Sequence[str] = (),
+        source: str | None = None,
+        label: str | None = None,
+        limit: int = 100,
+        before: int | None = None,
+    ) -> list[Job]:
+        """Jobs, newest first; `before` is the `seq` to go on from."""
+        query = select(*COLUMNS).order_by(jobs.c.seq.desc()).limit(limit)
+        for wanted, clause in (
+            (owner, jobs.c.owner == owner), (states, jobs.c.state.in_(states)), (source, jobs.c.source == source),
+            (label, jobs.c.label == label), (before, jobs.c.seq < (before or 0)),
+        ):  # fmt: skip
+            query = query.where(clause) if wanted else query
+        return [Job(**row._mapping) for row in self.database.rows(query)]
+
+    def counts(self) -> dict[str, int]:
+        """How many jobs are in each state."""
+        rows = self.database.rows(select(jobs.c.state, func.count().label("many")).group_by(jobs.c.state))
+        found = {str(row.state): int(row.many) for row in rows}
+        return {"queued": 0, "running": 0, "done": 0, "failed": 0, "cancelled": 0} | found
+
+    def steps_per_second(self, seconds: float) -> float:
+        """Steps of the jobs that ended in the last so many seconds, by the time they took."""
+        ended = select(jobs.c.steps, jobs.c.pictures, jobs.c.started, jobs.c.finished)
+        rows = self.database.rows(ended.where(jobs.c.state == "done", jobs.c.finished > time.time() - seconds))
+        spent = sum(row.finished - row.started for row in rows)
+        return sum(row.steps * row.pictures for row in rows) / spent if spent else 0.0
+
+    def oldest_wait(self) -> float:
+        """Seconds that the oldest waiting job has waited."""
+        row = self.database.row(select(func.min(jobs.c.created).label("oldest")).where(jobs.c.state == "queued"))
+        return 0.0 if row is None or row.oldest is None else time.time() - float(row.oldest)
+
+    def position(self, job: Job) -> int | None:
+        """How many waiting jobs go before this one if nobody else's turn comes between; None unless it waits."""
+        if job.state != "queued":
+            return None
+        before = or_(jobs.c.priority > job.priority, and_(jobs.c.priority == job.priority, jobs.c.seq < job.seq))
+        query = select(func.count().label("ahead")).select_from(jobs).where(jobs.c.state == "queued", before)
+        row = self.database.row(query)
+        return 0 if row is None else int(row.ahead)
+
+    def cancel(self, job_id: str, owner: str | None = None, *, ending: Ending = "drop") -> Job:
+        """Ask for the end of one job: at once if it waits, after the current step if it runs.
+
+        Args:
+            job_id: its id.
+            owner: whose it must be.
+            ending: what becomes of the picture that is being painted: "drop" it, "keep" it as it stands, or keep it
+                and "skip" to the job's next one.
+
+        Raises:
+            NotFound: no such job.
+            Conflict: it is finished.
+        """
+        self.get(job_id, owner)
+        with self.database.write() as connection:
+            waiting = update(jobs).where(jobs.c.id == job_id, jobs.c.state == "queued")
+            if connection.execute(waiting.values(state="cancelled", finished=time.time())).rowcount:
+                note(connection, job_id, "cancelled")
+            else:
+                running = update(jobs).where(jobs.c.id == job_id, jobs.c.state == "running")
+                if ending != "drop":
+                    note(connection, job_id, ending)
+                stopping = connection.execute(running.values(cancel_requested=True)).rowcount
+                if not stopping:
+                    raise Conflict("job", given="a finished job", expected="one that waits or runs")
+        return self.get(job_id, owner)
+
+    def retry(self, job_id: str, owner: str | None = None) -> Job:
+        """Put a failed or cancelled job back into the queue; what it left half painted is painted again.
+
+        Raises:
+            NotFound: no such job.
+            Conflict: it is neither failed nor cancelled.
+            QueueFull: the queue is full.
+        """
+        job = self.get(job_id, owner)
+        with self.database.write() as connection:
+            self._check_room(connection, job.owner)
+            ended = update(jobs).where(jobs.c.id == job_id, jobs.c.state.in_(("failed", "cancelled")))
+            values = {"state": "queued", "attempts": 0, "error": None, "finished": None, "started": None,
+                      "cancel_requested": False, "step": 0, "picture": 0}  # fmt: skip
+            if not connection.execute(ended.values(values)).rowcount:
+                raise Conflict("job", given=f"a job that is {job.state}", expected="one that failed or was cancelled")
+            # An old "keep" must not speak for a cancellation to come.
+            connection.execute(delete(events).where(events.c.job == job_id, events.c.kind.in_(("keep", "skip"))))
+            files = drop_partial(connection, job_id)
+            note(connection, job_id, "queued", "again")
+        for file in files:
+            self.discard(file)
+        return self.get(job_id, owner)
+
+    def watch(self, job_id: str, seconds: float) -> None:
+        """Somebody looks at this job: previews are made for so long."""
+        until = time.time() + seconds
+        stale = update(jobs).where(jobs.c.id == job_id, jobs.c.watched_until < until - seconds / 2)
+        with self.database.write(durable=False) as connection:
+            connection.execute(stale.values(watched_until=until))
+
+    def preview(self, job_id: str) -> tuple[int, bytes] | None:
+        """Number and JPEG of the newest preview."""
+        row = self.database.row(select(previews.c.number, previews.c.jpeg).where(previews.c.job == job_id))
+        return None if row is None else (row.number, row.jpeg)
+
+    def events(self, job_id: str, after: int = 0) -> list[Event]:
+        """What happened to a job since the event with number `after`."""
+        query = select(events).where(events.c.job == job_id, events.c.seq > after).order_by(events.c.seq)
+        return [Event(**row._mapping) for row in self.database.rows(query)]
+
+
+def note(connection: Connection, job_id: str, kind: str, detail: str = "") -> None:
+    """Write down what happened to a job, inside the transaction in which it happens."""
+    connection.execute(insert(events).values(job=job_id, time=time.time(), kind=kind, detail=detail))
+
+
+def fingerprint_of(text: str) -> str:
+    """sha256 of a text."""
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

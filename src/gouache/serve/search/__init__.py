@@ -1,0 +1,1 @@
+"""Search by meaning in the studio's gallery."""

@@ -1,0 +1,215 @@
+"""Starts the server: checks that it may listen where it should, bounds its connections, and stops it gracefully."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import uvicorn
+from starlette.types import ASGIApp
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from gouache.checkpoints.hub import data_folder, model_folders
+from gouache.errors import InvalidInput, ModelNotFound
+from gouache.pipeline.request import Request
+from gouache.serve.logs import log_to_stderr
+from gouache.serve.search.embedding import missing_tower
+from gouache.serve.settings import Settings
+from gouache.serve.studio import Studio
+
+SPARE_FILES = 256
+"""Open files that the store, the pictures and the workers need beside the connections."""
+
+BACKLOG = 2048
+TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
+
+
+def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
+    """How the web server runs.
+
+    Headers come within `header_seconds` and 64 KiB; beyond `connections` the answer is 503; nothing here speaks
+    WebSocket.
+    """
+    most = min(settings.limits.connections, max(1, allow_open_files() - SPARE_FILES))
+    return uvicorn.Config(
+        app, log_config=None, access_log=False, server_header=False, lifespan="on", ws="none", forwarded_allow_ips="",
+        http=patient(settings.limits.header_seconds), limit_concurrency=most,
+        timeout_graceful_shutdown=max(1, round(settings.grace)),
+    )  # fmt: skip
+
+
+def allow_open_files() -> int:
+    """Raise the soft limit of open files to the hard one, as far as a busy server needs; gives the limit."""
+    try:
+        import resource
+    except ImportError:  # Not a Unix.
+        return 2**16
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == resource.RLIM_INFINITY:
+        return 2**16
+    wanted = 2**16 if hard == resource.RLIM_INFINITY else min(hard, 2**16)
+    if soft < wanted:
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return int(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+
+
+def patient(seconds: float) -> type[H11Protocol]:
+    """uvicorn's protocol, that leaves a client so much time from one answer to the whole headers of its next request.
+
+    uvicorn itself only ends connections on which nothing comes at all after an answer.
+    """
+
+    class Patient(H11Protocol):
+        _end: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            self._watch()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            self._watch()
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            self._disarm()
+            super().connection_lost(exc)
+
+        def _watch(self) -> None:
+            """The clock runs while no request is under way, and bytes of half a request don't stop it."""
+            if self.cycle is not None and not self.cycle.response_complete:
+                self._disarm()
+            elif self._end is None:
+                self._end = self.loop.call_later(seconds, self._give_up)
+
+        def _disarm(self) -> None:
+            if self._end is not None:
+                self._end.cancel()
+                self._end = None
+
+        def _give_up(self) -> None:
+            if not self.transport.is_closing():
+                if self.cycle is None and self.conn.trailing_data[0]:
+                    self.transport.write(TOO_SLOW)
+                self.transport.close()
+
+    return Patient
+
+
+def listen(settings: Settings) -> socket.socket:
+    """A socket that listens: who comes while the server still starts waits, and is not refused.
+
+    Raises:
+        InvalidInput: the address is taken or not this machine's.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    # asyncio turns Nagle's algorithm off only where the protocol is named; with it small replies take 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    if hasattr(socket, "TCP_USER_TIMEOUT"):
+        # A client that asks for a picture and reads nothing of it is cut off, by the kernel.
+        wait = round(1000 * settings.limits.body_seconds)
+        listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, wait)
+    try:
+        listener.bind((settings.host, settings.port))
+        listener.listen(BACKLOG)
+    except OSError as error:
+        listener.close()
+        raise InvalidInput(
+            "port", given=f"{settings.host}:{settings.port}", expected="a free port of this machine",
+            cure=f"{error.strerror}. Choose another with --port.",
+        ) from error  # fmt: skip
+    return listener
+
+
+TOKEN_VARIABLE = "GOUACHE_TOKEN"
+log = logging.getLogger("gouache.server")
+
+
+def make_settings(
+    *,
+    data: Path | None,
+    host: str,
+    port: int,
+    store: str | None,
+    models: Sequence[Path],
+    default_model: str | None,
+    allowed_hosts: Sequence[str],
+    workers: int,
+    device: str | None,
+    threads: int,
+    page: bool,
+    admins: Sequence[str] = (),
+    search_tower: Path | None = None,
+    safety: str = "off",
+    safety_checker: Path | None = None,
+    watermark: str | None = None,
+) -> Settings:
+    """Settings from the command line; errors as `Config.from_dict`, and `ModelNotFound` for a file that isn't there."""
+    if search_tower is not None and not search_tower.expanduser().is_file():
+        raise missing_tower(search_tower)
+    if safety_checker is not None and not safety_checker.expanduser().exists():
+        raise ModelNotFound("safety checker", given=str(safety_checker), expected="a folder or file that exists")
+    if watermark is not None:
+        Request.from_dict({"watermark": watermark}, where="serve")
+    folder = (data or data_folder()).expanduser()
+    shelves = [*model_folders(), *(path.expanduser() for path in models)]
+    return Settings.from_dict(
+        {
+            "data": folder, "host": host, "port": port, "store": store, "models": tuple(shelves),
+            "default_model": default_model, "allowed_hosts": tuple(allowed_hosts), "workers": workers,
+            "device": device, "threads": threads, "page": page,
+            "admins": ("admin", *admins),
+            "search_tower": None if search_tower is None else search_tower.expanduser().resolve(),
+            "safety_checker": None if safety_checker is None else safety_checker.expanduser().resolve(),
+            "safety": safety, "watermark": watermark,
+        },
+        where="serve",
+    )  # fmt: skip
+
+
+def check_openness(studio: Studio) -> None:
+    """Refuse to listen where others can reach it without a token.
+
+    Raises:
+        InvalidInput: no account and not on loopback.
+    """
+    token = os.environ.get(TOKEN_VARIABLE)
+    if token:
+        studio.accounts.add_token("admin", token)
+    if not studio.settings.on_loopback and not studio.accounts.any():
+        raise InvalidInput(
+            "host", given=f"{studio.settings.host} without any account", expected="127.0.0.1, or a token",
+            cure=f"Make one with `gouache serve --new-token NAME`, or set {TOKEN_VARIABLE}.",
+        )  # fmt: skip
+
+
+def run(studio: Studio, announce: Callable[[str], object]) -> None:
+    """Serve until a signal asks for the end.
+
+    Args:
+        studio: what to serve.
+        announce: told the address once it listens.
+
+    Raises:
+        InvalidInput: it may not, or can't, listen there.
+    """
+    from gouache.serve.app import create_app
+
+    check_openness(studio)
+    settings = studio.settings
+    listener = listen(settings)
+    log_to_stderr()
+    address = listener.getsockname()
+    announce(f"http://{settings.host}:{address[1]}")
+    config = uvicorn_config(create_app(studio), settings)
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    finally:
+        studio.close()
+        listener.close()

@@ -1,0 +1,189 @@
+"""The studio's files: finished pictures, thumbnails, and pictures that came with requests. Every name is generated."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import re
+import shutil
+from collections.abc import Container, Iterable
+from hashlib import sha256
+from pathlib import Path
+from typing import Literal
+
+from PIL import Image
+
+from gouache.errors import NotFound, PictureError, StoreError
+from gouache.pipeline.output.files import write_bytes
+
+Shelf = Literal["pictures", "thumbnails", "attachments", "errands"]
+SHELVES: tuple[Shelf, ...] = ("pictures", "thumbnails", "attachments", "errands")
+_NAME = re.compile(r"[0-9a-f]{32,64}(-[0-9]{4}p?)?(\.(png|jpeg|webp))?")
+THUMBNAIL_SIDE = 320
+
+
+class NoRoom(StoreError):
+    """The disk is nearly full."""
+
+
+def _dropped(path: Path, aside: Path, before: float) -> bool:
+    """Remove a file that is old. Aside first: who renews it at this very moment meets no file, or is seen here."""
+    if path.stat().st_mtime >= before:
+        return False
+    path.rename(aside)
+    if aside.stat().st_mtime >= before:
+        aside.rename(path)
+        return False
+    aside.unlink()
+    return True
+
+
+class Vault:
+    """Four folders in the data folder.
+
+    Args:
+        data: the data folder; made, for the user alone, if it is missing.
+        reserve: bytes on the disk that nothing new may take.
+    """
+
+    def __init__(self, data: Path, reserve: int = 0) -> None:
+        self.root, self.reserve = data, reserve
+        data.mkdir(parents=True, exist_ok=True, mode=0o700)
+        for shelf in SHELVES:
+            (data / shelf).mkdir(exist_ok=True, mode=0o700)
+
+    def check_room(self) -> None:
+        """Refuse what is new while what was accepted can still be finished.
+
+        Raises:
+            NoRoom: less is free than is to stay free.
+        """
+        free = shutil.disk_usage(self.root).free
+        if free < self.reserve:
+            raise NoRoom(
+                "disk", given=f"{free // 2**20} MiB free", expected=f"at least {self.reserve // 2**20} MiB",
+                cure="Make room in the data folder.",
+            )  # fmt: skip
+
+    def path(self, shelf: Shelf, name: str) -> Path:
+        """Where a file lies.
+
+        Raises:
+            NotFound: no name that this vault made, or one that leads out of its folder (a link).
+        """
+        folder = (self.root / shelf).resolve()
+        path = folder / name
+        if not _NAME.fullmatch(name) or path.resolve().parent != folder:
+            raise NotFound("file", given=repr(name), expected="the name of a stored file")
+        return path
+
+    def keep(self, shelf: Shelf, name: str, data: bytes) -> Path:
+        """Store bytes, whole or not at all: temporary file, fsync, rename, fsync of the folder."""
+        path = self.path(shelf, name)
+        write_bytes(path, data, force=True)
+        descriptor = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        return path
+
+    def read(self, shelf: Shelf, name: str) -> bytes:
+        """A file's bytes.
+
+        Raises:
+            NotFound: not there.
+        """
+        path = self.path(shelf, name)
+        try:
+            return path.read_bytes()
+        except OSError as error:
+            raise NotFound("file", given=repr(name), expected="a stored file") from error
+
+    def remove(self, shelf: Shelf, name: str) -> None:
+        """Remove a file if it is there."""
+        self.path(shelf, name).unlink(missing_ok=True)
+
+    def attach(self, data: bytes) -> str:
+        """Store a picture that a request names; gives the `sha256:<hex>` that names it.
+
+        Raises:
+            NoRoom: the disk is nearly full.
+        """
+        self.check_room()
+        digest = sha256(data).hexdigest()
+        if not self._renewed(digest):
+            self.keep("attachments", digest, data)
+        return f"sha256:{digest}"
+
+    def renew(self, names: Iterable[str]) -> None:
+        """Count the time that attachments are kept without need from now on.
+
+        Raises:
+            PictureError: one is gone.
+        """
+        for name in names:
+            if not self._renewed(name.removeprefix("sha256:")):
+                raise PictureError(
+                    "picture", given=repr(name), expected="an attachment that is still kept", cure="Upload it again."
+                )
+
+    def _renewed(self, digest: str) -> bool:
+        try:
+            os.utime(self.path("attachments", digest))
+        except FileNotFoundError:
+            return False
+        return True
+
+    def drop_attachments(self, needed: Container[str], before: float) -> int:
+        """Remove attachments that nobody needs; gives how many went.
+
+        Args:
+            needed: digests that stay.
+            before: only those that were last attached, or named by a new job, before this time.
+        """
+        removed = 0
+        for path in (self.root / "attachments").iterdir():
+            name = path.name.removeprefix(".")  # One that a crash left aside has its dot.
+            if name in needed or not _NAME.fullmatch(name):
+                continue
+            # Another server of the same store may be faster.
+            with contextlib.suppress(FileNotFoundError):
+                removed += _dropped(path, path.with_name(f".{name}"), before)
+        return removed
+
+    def discard(self, file: str) -> None:
+        """Remove a picture's file and its thumbnail, if they are there."""
+        self.remove("pictures", file)
+        self.remove("thumbnails", Path(file).with_suffix(".webp").name)
+
+    def attachment(self, name: str) -> bytes:
+        """The bytes behind `sha256:<hex>`.
+
+        Raises:
+            PictureError: no such attachment. A path is never read.
+        """
+        prefix, _, digest = name.partition(":")
+        if prefix != "sha256":
+            raise PictureError(
+                "picture", given="a path", expected="sha256:<hex> of an attachment", cure="Upload the picture first."
+            )
+        try:
+            return self.read("attachments", digest)
+        except NotFound as error:
+            raise PictureError(
+                "picture", given=repr(name), expected="an attachment that was uploaded", cure="Upload it first."
+            ) from error
+
+    def thumbnail(self, file: str) -> Path:
+        """A small WebP of a stored picture, made at the first call."""
+        name = Path(file).with_suffix(".webp").name
+        path = self.path("thumbnails", name)
+        if not path.is_file():
+            picture = Image.open(io.BytesIO(self.read("pictures", file)))
+            picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
+            buffer = io.BytesIO()
+            picture.save(buffer, "WEBP", quality=85)
+            write_bytes(path, buffer.getvalue(), force=True)
+        return path

@@ -1,0 +1,1 @@
+"""Training from the studio: plans, sets of pictures, runs and their processes."""

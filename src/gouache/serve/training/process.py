@@ -1,0 +1,202 @@
+"""The process of one training run: runs the plan's commands one after the other, each `python -m gouache ...`.
+
+It belongs to nobody: the server that started it may die. A lock on a file in the run's folder, which the commands
+inherit, says that it lives; `state.json` says how far it is. SIGTERM is handed to the command, which then leaves a
+checkpoint.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from types import FrameType
+
+from gouache.serve.training.plan import (
+    LOCK,
+    OUTPUT,
+    PLAN,
+    STATE,
+    STOP,
+    Plan,
+    State,
+    commands,
+    read_state,
+    write_text,
+)
+
+LOCK_TRIES = 50
+STOPPED_CODES = (130, -signal.SIGTERM, -signal.SIGINT)
+TAIL = 64_000
+
+
+def take_lock(folder: Path) -> int | None:
+    """The lock of a run as an open file, or None if its process lives."""
+    file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(file)
+        return None
+    return file
+
+
+def is_alive(folder: Path) -> bool:
+    """Whether the run's process, or a command of it, lives."""
+    file = take_lock(folder)
+    if file is None:
+        return True
+    os.close(file)
+    return False
+
+
+def error_in(output: str, code: int) -> str:
+    """What a command that failed said: gouache's own sentence, else the last line."""
+    _, mark, said = f"\n{output}".rpartition("\ngouache: ")
+    if mark:
+        return said.strip()[:2000]
+    lines = output.strip().splitlines()
+    return f"{lines[-1][:500] if lines else 'no output'} (exit status {code})"
+
+
+class _Session:
+    """One life of the process."""
+
+    def __init__(self, folder: Path, models: Path, source: Path) -> None:
+        self.folder, self.models, self.source = folder, models, source
+        self.plan = Plan.from_json((folder / PLAN).read_text(encoding="utf-8"), where=str(folder / PLAN))
+        self.child: subprocess.Popen[bytes] | None = None
+        self.stopping = False
+        before = read_state(folder)
+        self.state = State(pid=os.getpid(), trained=before.trained, attempts=before.attempts + 1)
+        self._write()
+
+    def stop(self, _signal: int, _frame: FrameType | None) -> None:
+        self.stopping = True
+        if self.child is not None and self.child.poll() is None:
+            self.child.send_signal(signal.SIGTERM)
+
+    def run(self, lock: int) -> None:
+        for step, arguments in commands(self.plan, self.folder, self.source).items():
+            if step == "data" and (self.folder / "pictures" / "manifest.json").is_file():
+                continue
+            if step == "pack":
+                shutil.rmtree(self.folder / "model", ignore_errors=True)
+            code = self._command(step, arguments, lock)
+            if code != 0 and not (step == "train" and self._is_worth_packing(code)):
+                self._fail(code)
+                return
+        if self.plan.start is not None:
+            self._publish()
+        self._end("stopped" if (self.folder / STOP).exists() else "done")
+
+    def _is_worth_packing(self, code: int) -> bool:
+        """A training that its user stopped is used as it stands, if it has come to anything."""
+        wanted = code in STOPPED_CODES and (self.folder / STOP).exists()
+        self.stopping = self.stopping and not wanted
+        return wanted and (self.folder / self.plan.table / "last.safetensors").is_file()
+
+    def _command(self, step: str, arguments: list[str], lock: int) -> int:
+        if self.stopping:
+            return STOPPED_CODES[0]
+        log = self.folder / self.plan.table / "log.jsonl"
+        before = log.stat().st_size if log.is_file() else 0
+        with (self.folder / OUTPUT).open("wb") as output:
+            # Painting goes before training where both want the same processors.
+            self.child = subprocess.Popen(
+                [sys.executable, "-m", "gouache", *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                pass_fds=(lock,), preexec_fn=_be_nice,
+            )  # fmt: skip
+        self._change(step=step, child=self.child.pid, since=0.0)
+        if self.stopping:
+            self.child.send_signal(signal.SIGTERM)
+        while (code := self._wait(self.child)) is None:
+            # Loading and encoding are no training: the clock starts with the first line of figures.
+            if step == "train" and not self.state.since and log.is_file() and log.stat().st_size > before:
+                self._change(since=time.time())
+        if self.state.since:
+            self._change(trained=self.state.trained + time.time() - self.state.since, since=0.0)
+        return code
+
+    def _wait(self, child: subprocess.Popen[bytes]) -> int | None:
+        try:
+            return child.wait(0.5)
+        except subprocess.TimeoutExpired:
+            return None
+
+    def _fail(self, code: int) -> None:
+        if self.stopping or code in STOPPED_CODES:
+            # Stopped by its user; or by the end of the server or machine: then it goes on later.
+            self._end("stopped" if (self.folder / STOP).exists() else "")
+            return
+        output = (self.folder / OUTPUT).read_bytes()[-TAIL:].decode("utf-8", "replace")
+        self._end("failed", error_in(output.replace("\r", "\n"), code))
+
+    def _publish(self) -> None:
+        """Put the packed model where models are looked for; an older one of this run leaves."""
+        place = self.models / self.plan.name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        if place.exists():
+            old = self.folder / "model.old"
+            shutil.rmtree(old, ignore_errors=True)
+            place.rename(old)
+            shutil.rmtree(old, ignore_errors=True)
+        (self.folder / "model").rename(place)
+
+    def _end(self, result: str, error: str = "") -> None:
+        self._change(result=result, error=error, ended=time.time(), child=0, attempts=0)
+
+    def _change(self, **values: object) -> None:
+        self.state = State.from_dict({**self.state.model_dump(), **values})
+        self._write()
+
+    def _write(self) -> None:
+        write_text(self.folder / STATE, self.state.to_json())
+
+
+def _be_nice() -> None:
+    os.nice(10)
+
+
+def _detach() -> int:
+    """Go on in a process without parent or terminal; the one that was called leaves when the file is closed."""
+    heard, said = os.pipe()
+    if os.fork():
+        os.close(said)
+        os.read(heard, 1)
+        os._exit(0)
+    os.close(heard)
+    os.setsid()
+    return said
+
+
+def main(folder: Path, models: Path, source: Path) -> None:
+    """Run a plan to its end, in a process of its own; returns to the caller as soon as that has begun.
+
+    Args:
+        folder: of the run.
+        models: where a finished model goes.
+        source: the folder of pictures.
+    """
+    said = _detach()
+    for _ in range(LOCK_TRIES):
+        lock = take_lock(folder)
+        if lock is not None:
+            break
+        time.sleep(0.02)  # Somebody only looks whether the run lives.
+    else:
+        return
+    session = _Session(folder, models, source)
+    os.close(said)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, session.stop)
+    session.run(lock)
+
+
+if __name__ == "__main__":
+    main(*(Path(argument) for argument in sys.argv[1:4]))

@@ -1,0 +1,349 @@
+"""Starts, watches, stops and continues training runs. Each is a process of its own that outlives this server."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from gouache.checkpoints.card import read_card
+from gouache.checkpoints.hub import shipped_model
+from gouache.errors import Conflict, DataError, GouacheError, InvalidInput, ModelNotFound, NotFound
+from gouache.serve.models.catalog import ModelEntry, Shelf
+from gouache.serve.training.plan import (
+    CONFIG,
+    OUTPUT,
+    PLAN,
+    STATE,
+    STOP,
+    Plan,
+    Stage,
+    State,
+    commands,
+    read_state,
+    toml_of,
+    write_text,
+)
+from gouache.serve.training.process import is_alive
+from gouache.serve.training.sets import TrainingSets, checked_name
+
+Phase = Literal["preparing", "training", "packing", "stopping", "interrupted", "done", "stopped", "failed"]
+RUNNING: tuple[Phase, ...] = ("preparing", "training", "packing", "stopping")
+_PHASES: dict[str, Phase] = {"": "preparing", "data": "preparing", "train": "training", "pack": "packing"}
+MOST_ATTEMPTS = 3
+SIZES = {"sd1": 512, "sd2": 768, "sdxl": 1024}
+RATES: dict[Stage, float] = {"denoiser": 1e-4, "decoder": 1e-4, "vae": 8e-4}
+PROCESS = (sys.executable, "-m", "gouache.serve.training.process")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """A run as it stands.
+
+    Attributes:
+        plan: what it does.
+        phase: what it is doing.
+        seconds: trained so far.
+        images_seen: pictures trained on, as its log says.
+        doing: the last line that its command printed while it prepares.
+        error: the text of the error that ended it.
+    """
+
+    plan: Plan
+    phase: Phase
+    seconds: float
+    images_seen: int
+    doing: str
+    error: str
+
+    @property
+    def fraction(self) -> float:
+        """Of the training time that is over, 0..1."""
+        return 1.0 if self.phase == "done" else min(1.0, self.seconds / (60 * self.plan.minutes))
+
+
+class TrainingRuns:
+    """The runs below one folder.
+
+    Args:
+        root: of the runs.
+        sets: what they train on.
+        models: where a finished model goes.
+        shelf: models to start from.
+        process: starts a run's process; folder, models and source follow.
+    """
+
+    def __init__(
+        self, root: Path, sets: TrainingSets, models: Path, shelf: Shelf, process: Sequence[str] = PROCESS
+    ) -> None:
+        self.root, self.sets, self.models, self.shelf, self.process = root, sets, models, shelf, process
+
+    def start(
+        self,
+        *,
+        owner: str,
+        name: str,
+        stage: Stage,
+        data: str,
+        minutes: float,
+        model: str | None = None,
+        size: int | None = None,
+        learning_rate: float | None = None,
+        batch_size: int = 8,
+    ) -> Run:
+        """Start a run.
+
+        Args:
+            name: of the run and of the model it makes; must be new.
+            stage: what is trained.
+            data: a set of pictures.
+            minutes: training time; preparing comes on top.
+            model: what denoiser or decoder starts from; None is the default one.
+            size: side of the pictures; the model's own without it.
+            learning_rate: the stage's usual one without it.
+            batch_size: pictures a step.
+
+        Raises:
+            InvalidInput, ConfigError: a value that can't be used.
+            NotFound, ModelNotFound: no such set or model.
+            DataError: a set without captioned pictures.
+            Conflict: the name is taken, or another run is under way.
+        """
+        name = checked_name("name", name)
+        source = self.sets.folder(data)
+        counted = next(each for each in self.sets.listing() if each.name == source.name)
+        if not counted.captioned:
+            cure = "Put a .txt with the caption beside each picture, or a metadata.jsonl with file_name and text."
+            given = f"{counted.pictures} pictures, no caption"
+            raise DataError(f"data {counted.name!r}", given=given, expected="captioned pictures", cure=cure)
+        entry = self.shelf.find(model) if stage != "vae" else None
+        plan = Plan.from_dict(
+            {
+                "name": name, "stage": stage, "data": counted.name, "pictures": counted.pictures,
+                "model": entry.name if entry else "", "start": place_of(entry) if entry else None,
+                "size": size or (side_of(entry) if entry else 128), "minutes": minutes,
+                "learning_rate": learning_rate or RATES[stage], "batch_size": batch_size, "created": time.time(),
+                "owner": owner,
+            },
+            where="training",
+        )  # fmt: skip
+        self._refuse_a_second()
+        folder = self.root / name
+        if folder.exists() or (self.models / name).exists():
+            raise Conflict("name", given=repr(name), expected="a name that is not taken", cure="Choose another.")
+        folder.mkdir(parents=True, mode=0o700)
+        write_text(folder / CONFIG, toml_of(plan))
+        write_text(folder / PLAN, plan.to_json())
+        self._launch(plan)
+        return self.get(name)
+
+    def resume(self, name: str, *, minutes: float = 0.0) -> Run:
+        """Go on with a run that ended or was stopped.
+
+        Args:
+            minutes: more training time than was planned.
+
+        Raises:
+            NotFound: no such run.
+            Conflict: it, or another, is under way.
+        """
+        run = self.get(name)
+        self._refuse_a_second()
+        folder = self._folder(name)
+        plan = Plan.from_dict({**run.plan.model_dump(), "minutes": run.plan.minutes + minutes}, where="training")
+        if run.phase == "done" and not minutes:
+            raise InvalidInput("minutes", given=0, expected="more time: this run has used up its own")
+        write_text(folder / PLAN, plan.to_json())
+        (folder / STOP).unlink(missing_ok=True)
+        self._launch(plan)
+        return self.get(name)
+
+    def stop(self, name: str) -> Run:
+        """Ask a run to leave a checkpoint and end; what it has learned so far is kept and can be painted with.
+
+        Raises:
+            NotFound: no such run.
+            Conflict: it doesn't run.
+        """
+        folder = self._folder(name)
+        if self.get(name).phase not in RUNNING:
+            raise Conflict(f"run {name!r}", given="a run that has ended", expected="one under way")
+        (folder / STOP).touch()
+        _signal(folder)
+        return self.get(name)
+
+    def delete(self, name: str) -> None:
+        """Remove a run's folder; the model that it made stays.
+
+        Raises:
+            NotFound: no such run.
+            Conflict: it is under way.
+        """
+        folder = self._folder(name)
+        if is_alive(folder):
+            raise Conflict(f"run {name!r}", given="a run under way", expected="one that has ended", cure="Stop it.")
+        shutil.rmtree(folder)
+
+    def listing(self) -> list[Run]:
+        """Every run, the newest first."""
+        folders = [path.parent for path in self.root.glob(f"*/{PLAN}")] if self.root.is_dir() else []
+        runs = [self._read(folder) for folder in folders if folder.resolve().parent == self.root.resolve()]
+        return sorted(runs, key=lambda run: run.plan.created, reverse=True)
+
+    def get(self, name: str) -> Run:
+        """One run.
+
+        Raises:
+            NotFound: no such run.
+        """
+        return self._read(self._folder(name))
+
+    def log(self, name: str) -> list[dict[str, float]]:
+        """The figures that it wrote down, oldest first; whole lines only."""
+        folder = self._folder(name)
+        return read_figures(folder / self.get(name).plan.table / "log.jsonl")
+
+    def samples(self, name: str) -> list[Path]:
+        """Its sample sheets, oldest first; the file's name is the number of pictures seen."""
+        return sorted((self._folder(name) / self.get(name).plan.table / "samples").glob("*.png"))
+
+    def command(self, run: Run) -> str:
+        """What one would type to train the same."""
+        steps = commands(run.plan, self._folder(run.plan.name), self.sets.root / run.plan.data)
+        return " ".join(["gouache", *(json.dumps(part) if " " in part else part for part in steps["train"])])
+
+    def wake(self) -> None:
+        """Go on with runs whose process ended without a word, as after a crash or the end of the machine."""
+        for run in self.listing():
+            folder = self._folder(run.plan.name)
+            state = read_state(folder)
+            if run.phase != "interrupted":
+                continue
+            if state.attempts >= MOST_ATTEMPTS:
+                error = f"its process ended {state.attempts} times without a word"
+                write_text(folder / STATE, State(result="failed", error=error, trained=state.trained).to_json())
+            else:
+                self._launch(run.plan)
+
+    def sleep(self) -> None:
+        """Ask every run to leave a checkpoint; `wake` goes on with them."""
+        for run in self.listing():
+            if run.phase in RUNNING:
+                _signal(self._folder(run.plan.name))
+
+    def _refuse_a_second(self) -> None:
+        busy = [run.plan.name for run in self.listing() if run.phase in RUNNING]
+        if busy:
+            raise Conflict(
+                "training", given=f"the run {busy[0]!r} under way", expected="one at a time", cure="Stop it."
+            )
+
+    def _launch(self, plan: Plan) -> None:
+        folder = self._folder(plan.name)
+        before = read_state(folder)
+        write_text(folder / STATE, State(trained=before.trained, attempts=before.attempts).to_json())
+        source = self.sets.root / plan.data
+        # It detaches itself and returns when it holds its lock: Ctrl+C at the server's terminal is not for it.
+        subprocess.run(
+            [*self.process, str(folder), str(self.models), str(source)], stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,
+        )  # fmt: skip
+
+    def _folder(self, name: str) -> Path:
+        folder = self.root / checked_name("run", name)
+        if not (folder / PLAN).is_file() or folder.resolve().parent != self.root.resolve():
+            raise NotFound("run", given=repr(name), expected="the name of a run")
+        return folder
+
+    def _read(self, folder: Path) -> Run:
+        plan = Plan.from_json((folder / PLAN).read_text(encoding="utf-8"), where=str(folder / PLAN))
+        alive = is_alive(folder)
+        state = read_state(folder)
+        seconds = state.trained + (time.time() - state.since if alive and state.since else 0.0)
+        figures = read_figures(folder / plan.table / "log.jsonl", last=True)
+        seen = int(figures[-1]["images_seen"]) if figures else 0
+        phase = _phase(state, alive=alive, stopping=(folder / STOP).exists())
+        doing = _last_line(folder / OUTPUT) if alive and not state.since else ""
+        return Run(plan=plan, phase=phase, seconds=seconds, images_seen=seen, doing=doing, error=state.error)
+
+
+def _phase(state: State, *, alive: bool, stopping: bool) -> Phase:
+    if alive:
+        return "stopping" if stopping and state.step != "pack" else _PHASES[state.step]
+    if state.result == "":
+        return "stopped" if stopping else "interrupted"
+    return state.result
+
+
+def _signal(folder: Path) -> None:
+    """Tell a run's process, or its command if the process is gone; the lock says that the numbers are still theirs."""
+    state = read_state(folder)
+    for process in (state.pid, state.child):
+        if process and is_alive(folder):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(process, signal.SIGTERM)
+                return
+
+
+def read_figures(path: Path, *, last: bool = False) -> list[dict[str, float]]:
+    """The whole lines of a log.
+
+    Args:
+        last: read the end of the file only.
+    """
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        if last:
+            file.seek(max(0, path.stat().st_size - 4096))
+        lines = file.read().splitlines()
+    found: list[dict[str, float]] = []
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            values = json.loads(line)
+            if isinstance(values, dict) and "images_seen" in values:
+                found.append(values)
+    return found
+
+
+def _last_line(path: Path) -> str:
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 2000))
+        lines = file.read().decode("utf-8", "replace").replace("\r", "\n").strip().splitlines()
+    return lines[-1][:300] if lines else ""
+
+
+def place_of(entry: ModelEntry) -> Path:
+    """Where a model lies.
+
+    Raises:
+        ModelNotFound: the shipped model, in a build without it.
+    """
+    path = entry.path or shipped_model()
+    if path is None:
+        cure = "Pull a model, or put one into the models folder."
+        raise ModelNotFound(f"model {entry.name!r}", given="nothing", expected="weights to start from", cure=cure)
+    return path
+
+
+def side_of(entry: ModelEntry) -> int:
+    """The side of pictures that a model likes."""
+    from gouache.checkpoints.identify import identify
+
+    path = place_of(entry)
+    with contextlib.suppress(GouacheError):
+        identity = identify(path)
+        card = read_card(path) if identity.layout == "gouache" else None
+        return SIZES.get(identity.family, 512) if card is None else card.defaults.width
+    return 512

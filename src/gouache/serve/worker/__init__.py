@@ -1,0 +1,1 @@
+"""The worker process, its models, and what supervises it."""

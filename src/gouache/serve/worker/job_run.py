@@ -1,0 +1,198 @@
+"""One job on its way through a worker: painted, kept, and stopped where its owner says so."""
+
+from __future__ import annotations
+
+import io
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from PIL import Image
+
+from gouache.errors import StoreError
+from gouache.pipeline.events import Event, Painted, Progress
+from gouache.pipeline.request import Request
+from gouache.serve.models.catalog import Shelf
+from gouache.serve.queue.job import Job
+from gouache.serve.queue.leases import Leases
+from gouache.serve.store.database import Database
+from gouache.serve.store.files import Vault
+from gouache.serve.store.gallery import picture_id, row_of
+from gouache.serve.worker.loaded_models import LoadedModels, weights_sha256
+
+PROGRESS_SECONDS = 0.1
+PREVIEW_SECONDS = 0.5
+PREVIEW_SIDE = 512
+
+
+class Stopped(Exception):
+    """Told to stop; the job goes back into the queue."""
+
+
+class LeaseLost(Exception):
+    """Somebody else has the job now."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What a worker lends to a job.
+
+    Attributes:
+        database, leases, vault, shelf, models: the worker's own.
+        tell: called with the job's id whenever something about it changed.
+        is_over: whether the worker's time is up.
+    """
+
+    database: Database
+    leases: Leases
+    vault: Vault
+    shelf: Shelf
+    models: LoadedModels
+    tell: Callable[[str], None]
+    is_over: Callable[[], bool]
+
+
+class Attempt:
+    """One job on its way through a worker.
+
+    Args:
+        bench: of the worker.
+        job: that it holds.
+    """
+
+    def __init__(self, bench: Bench, job: Job) -> None:
+        self.bench, self.job, self.leases = bench, job, bench.leases
+        self.request = job.parsed()
+        self._told = self._shown = 0.0
+        self._watched = False
+
+    def paint(self) -> None:
+        """Paint every picture; the last one is listed in the transaction that marks the job done.
+
+        Raises:
+            Stopped: the worker's time is up.
+            LeaseLost: the job is somebody else's by now.
+            GouacheError: it can't be painted.
+        """
+        bench = self.bench
+        entry = bench.shelf.find(self.request.model)
+        attachments = {name: bench.vault.attachment(name) for name in self.request.pictures()}
+        painter = bench.models.get(entry)
+        if entry.sha256 is None:
+            bench.shelf.remember_hash(entry, weights_sha256(painter))
+        request = self.request.replace({"model": entry.name})
+        first: int | None = 0
+        while first is not None:
+            events = painter.run(_from(request, first), attachments)
+            try:
+                first = self._follow(events, first)
+            finally:
+                _close(events)
+
+    def _follow(self, events: Iterator[Event], first: int) -> int | None:
+        """Keep what comes; gives the number of the picture to go on with after a skip, None at the job's end.
+
+        Args:
+            events: of a run whose first picture is the job's number `first`.
+            first: that number.
+        """
+        last: Painted | None = None
+        for event in events:
+            if last is not None:
+                self._keep(last, first, is_last=False)
+                last = None
+            if self._is_cancelled():
+                return self._end_early(event, first)
+            if isinstance(event, Progress):
+                self._progress(event, first)
+            else:
+                last = event
+        if last is None:
+            raise StoreError(f"job {self.job.id}", given="no picture", expected="at least one from the model")
+        self._keep(last, first, is_last=True)
+        return None
+
+    def _is_cancelled(self) -> bool:
+        orders = self.leases.orders(self.job)
+        if not orders.held:
+            raise LeaseLost(f"job {self.job.id}")
+        if self.bench.is_over():
+            raise Stopped(f"job {self.job.id}")
+        self._watched = orders.watched
+        return orders.cancel
+
+    def _end_early(self, event: Event, first: int) -> int | None:
+        """Cancel, with or without the picture as it stands, or skip to the next; gives that one's number."""
+        ending = self.leases.ending(self.job)
+        following = first + event.picture + 1
+        if ending == "drop":
+            self.leases.cancelled(self.job)
+            return None
+        if isinstance(event, Painted) and following == self.job.pictures:
+            self._keep(event, first, is_last=True)  # It was finished a moment before.
+            return None
+        kept = event if isinstance(event, Painted) else event.partial and event.partial()
+        row = None if kept is None else self._stored(kept, first, partial=kept is not event)
+        if ending == "keep" or following == self.job.pictures or self.request.interpolation is not None:
+            self.leases.cancelled(self.job, row)
+            return None
+        with self.bench.database.write() as connection:
+            if not self.leases.go_on(connection, self.job):
+                raise LeaseLost(f"job {self.job.id}")
+            if row is not None:
+                self.leases.add_picture(connection, row)
+        self.bench.tell(self.job.id)
+        return following
+
+    def _progress(self, event: Progress, first: int) -> None:
+        now = time.monotonic()
+        jpeg = None
+        if self._watched and now - self._shown >= PREVIEW_SECONDS:
+            jpeg, self._shown = _jpeg(event.preview()), now
+        elif now - self._told < PROGRESS_SECONDS:
+            return
+        self._told = now
+        self.leases.progress(self.job, picture=first + event.picture, step=event.step, steps=event.steps, jpeg=jpeg)
+        self.bench.tell(self.job.id)
+
+    def _keep(self, painted: Painted, first: int, *, is_last: bool) -> None:
+        row = self._stored(painted, first)
+        with self.bench.database.write() as connection:
+            if row is not None:
+                self.leases.add_picture(connection, row)
+            if is_last and not self.leases.finish(connection, self.job):
+                raise LeaseLost(f"job {self.job.id}")
+        self.bench.tell(self.job.id)
+
+    def _stored(self, painted: Painted, first: int, *, partial: bool = False) -> dict[str, object] | None:
+        """Write the file, give its row; None if an earlier attempt listed this picture, whose file stays."""
+        number = first + painted.picture
+        if self.leases.has_picture(self.job, number):
+            return None
+        # PNG holds every recipe whole; other formats are made of it when they are asked for.
+        data = painted.encode("png")
+        file = f"{picture_id(self.job, number, partial=partial)}.png"
+        self.bench.vault.keep("pictures", file, data)
+        return row_of(self.job, number, file, data, painted.image.size, painted.recipe, partial=partial)
+
+
+def _from(request: Request, first: int) -> Request:
+    """The rest of a request, from picture number `first` on: with the seeds that they would have had."""
+    if first == 0:
+        return request
+    counted = "subseed" if request.subseed_strength else "seed"
+    return request.replace({counted: (getattr(request, counted) or 0) + first, "count": request.count - first})
+
+
+def _close(events: object) -> None:
+    close = getattr(events, "close", None)
+    if close is not None:
+        close()
+
+
+def _jpeg(picture: Image.Image) -> bytes:
+    small = picture.convert("RGB")
+    small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
+    buffer = io.BytesIO()
+    small.save(buffer, "JPEG", quality=80)
+    return buffer.getvalue()

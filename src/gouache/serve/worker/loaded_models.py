@@ -1,0 +1,113 @@
+"""Loaded models of one worker: the least recently used leave when memory is short, and leave for good."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from typing import Protocol
+
+from gouache.pipeline.events import Event
+from gouache.pipeline.request import Request
+from gouache.serve.models.catalog import ModelEntry
+
+log = logging.getLogger("gouache.worker")
+
+
+class Painter(Protocol):
+    """What paints: a `Pipeline`, or anything like it."""
+
+    def run(self, request: Request, attachments: Mapping[str, bytes] | None = None) -> Iterator[Event]:
+        """Progress after each step and each finished picture; closing the iterator stops it."""
+        ...
+
+
+OpenModel = Callable[[ModelEntry, str | None], Painter]
+"""Loads a model onto a device (None = a card if there is one)."""
+
+
+def open_pipeline(entry: ModelEntry, device: str | None) -> Painter:
+    """Load a model from disk, or the shipped one.
+
+    Raises:
+        ModelNotFound, CheckpointError: it isn't there or can't be loaded.
+        DeviceUnavailable: no such device.
+    """
+    from gouache.pipeline.pipeline import Pipeline
+    from gouache.pipeline.pipeline import open_pipeline as open_by_name
+
+    if entry.path is not None:
+        return Pipeline.load(entry.path, device=device)
+    pipeline, note = open_by_name(None, device=device)
+    if note:
+        log.warning(note)
+    return pipeline
+
+
+class LoadedModels:
+    """Keeps models loaded within a budget.
+
+    Args:
+        open_model: loads one.
+        budget: bytes of weights to keep; the model in use stays even if it is larger alone.
+        device: where they go.
+    """
+
+    def __init__(self, open_model: OpenModel, budget: int, device: str | None = None) -> None:
+        self.open_model, self.budget, self.device = open_model, budget, device
+        self._loaded: OrderedDict[str, tuple[Painter, int]] = OrderedDict()
+
+    def get(self, entry: ModelEntry) -> Painter:
+        """The model, loaded if need be. Room is made before it is loaded, from its size on disk."""
+        key = f"{entry.name}\n{entry.path}\n{entry.modified}"
+        if key in self._loaded:
+            self._loaded.move_to_end(key)
+            return self._loaded[key][0]
+        self._make_room(entry.size)
+        painter = self.open_model(entry, self.device)
+        self._loaded[key] = (painter, max(entry.size, weight_bytes(painter)))
+        self._make_room(0)
+        return painter
+
+    def names(self) -> list[str]:
+        """The loaded models, least recently used first."""
+        return [key.split("\n", 1)[0] for key in self._loaded]
+
+    def forget(self) -> None:
+        """Let go of every model, for example after running out of memory."""
+        self._loaded.clear()
+        give_memory_back()
+
+    def _make_room(self, wanted: int) -> None:
+        freed = False
+        while self._loaded and sum(size for _, size in self._loaded.values()) + wanted > self.budget:
+            if len(self._loaded) == 1 and wanted == 0:
+                break
+            self._loaded.popitem(last=False)
+            freed = True
+        if freed:
+            give_memory_back()
+
+
+def weight_bytes(painter: Painter) -> int:
+    """Bytes of a pipeline's weights; 0 for a painter that has none."""
+    bundle = getattr(painter, "bundle", None)
+    if bundle is None:
+        return 0
+    weights = (weight for network in bundle.networks().values() for weight in network.parameters())
+    return sum(weight.numel() * weight.element_size() for weight in weights)
+
+
+def weights_sha256(painter: Painter) -> str:
+    """Hash of a pipeline's weights, empty if it is not known."""
+    return str(getattr(getattr(painter, "bundle", None), "sha256", "") or "")
+
+
+def give_memory_back() -> None:
+    """Collect garbage and hand free pages back to the system, where the C library can (glibc)."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)

@@ -1,0 +1,265 @@
+"""The worker: a process of its own that takes jobs from the store and paints them.
+
+It hears its parent on standard input (first line: the settings; further bytes: ".": "look at the queue", "b": "look
+for work beside painting", "u": "let go of your models"; the end: stop) and tells on standard output when something
+changed, one job id a line. All truth is in the store; these lines only spare waiting.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from gouache.checkpoints.hub import models_folder
+from gouache.errors import GouacheError
+from gouache.serve.logs import log_to_stderr
+from gouache.serve.models.catalog import Shelf
+from gouache.serve.queue.job import Job
+from gouache.serve.queue.leases import Leases
+from gouache.serve.queue.tasks import Errands
+from gouache.serve.search.embedding import open_embedder
+from gouache.serve.search.index import Index
+from gouache.serve.settings import Settings
+from gouache.serve.store.accounts import LOCAL
+from gouache.serve.store.database import Database
+from gouache.serve.store.files import Vault
+from gouache.serve.worker.job_run import Attempt, Bench, LeaseLost, Stopped
+from gouache.serve.worker.loaded_models import LoadedModels, OpenModel, open_pipeline
+
+POLL_SECONDS = 0.25
+INDEX_EVERY = 16
+FREE_SECONDS = 1.0
+"""Shortest time between two looks for jobs of silent workers."""
+log = logging.getLogger("gouache.worker")
+
+
+class Worker:
+    """Takes jobs one after the other.
+
+    Args:
+        settings: of the studio.
+        open_model: loads models.
+        tell: called with a job's id whenever something about it changed.
+    """
+
+    def __init__(self, settings: Settings, open_model: OpenModel, tell: Callable[[str], None]) -> None:
+        self.settings, self.tell = settings, tell
+        self.name = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns():x}"
+        database = Database(settings.store_url)
+        self.database, self.leases, self.vault = database, Leases(database), Vault(settings.data)
+        self.shelf = Shelf(settings.shelves, database, settings.default_model)
+        self.models = LoadedModels(open_model, settings.model_memory, settings.device)
+        self.index = Index(database, self.vault, lambda: open_embedder(settings.search_tower), tell)
+        self.errands = Errands(database, self.vault, self.shelf, self.name, tell)
+        self.bench = Bench(database, self.leases, self.vault, self.shelf, self.models, tell, self._is_over)
+        self.stop_at: float | None = None
+        self.unload = threading.Event()
+        self._freed_at = -FREE_SECONDS
+
+    def stop(self, grace: float) -> None:
+        """Take no further job; the running one has so many seconds."""
+        if self.stop_at is None:
+            self.stop_at = time.monotonic() + grace
+
+    def _is_over(self) -> bool:
+        return self.stop_at is not None and time.monotonic() > self.stop_at
+
+    def run(self, wait: Callable[[float], bool]) -> None:
+        """Work until `stop` is called.
+
+        Args:
+            wait: sleeps up to so many seconds, or until there may be a job; tells whether it was woken.
+        """
+        jobs = 0
+        while self.stop_at is None:
+            if self.unload.is_set():
+                self.unload.clear()
+                self.models.forget()
+                self.index.forget()
+                self.errands.forget()
+            worked = self.work_once()
+            # After the job and not before it: what a silent worker left has waited for long, the next job need not.
+            self._free_expired()
+            if worked:
+                jobs += 1
+            elif wait(POLL_SECONDS):
+                continue
+            else:
+                jobs = INDEX_EVERY
+            if jobs >= INDEX_EVERY:
+                # Nobody waits, or so many jobs came without a pause that the search would miss them for long.
+                jobs = INDEX_EVERY if self._index() else 0
+
+    def _free_expired(self) -> None:
+        if time.monotonic() - self._freed_at >= FREE_SECONDS:
+            self._freed_at = time.monotonic()
+            self.leases.release_expired()
+
+    def _index(self) -> bool:
+        try:
+            return self.index.catch_up()
+        except Exception:  # The search must never keep jobs from being painted.
+            log.exception("pictures without vectors")
+            return False
+
+    def beside(self, work: Callable[[], object], wait: Callable[[float], bool]) -> None:
+        """Do something else than painting until `stop` is called; for a thread of its own.
+
+        Args:
+            work: one piece of it; gives something true where there may be more.
+            wait: as in `run`.
+        """
+        while self.stop_at is None:
+            try:
+                if work():
+                    continue
+            except Exception:  # As above.
+                log.exception("work beside painting")
+            wait(POLL_SECONDS)
+
+    def work_once(self) -> bool:
+        """Take one job and bring it to an end; False if there was none."""
+        job = self.leases.claim(self.name, self.settings.lease)
+        if job is None:
+            return False
+        log.info("job started", extra={"job": job.id, "attempt": job.attempts})
+        self.tell(job.id)
+        start = time.perf_counter()
+        with self._heartbeat(job):
+            self._bring_to_an_end(job)
+        log.info("job left", extra={"job": job.id, "seconds": round(time.perf_counter() - start, 4)})
+        self.tell(job.id)
+        return True
+
+    def _bring_to_an_end(self, job: Job) -> None:
+        try:
+            Attempt(self.bench, job).paint()
+        except Stopped:
+            self.leases.give_back(job)
+        except LeaseLost:
+            log.warning("lease lost", extra={"job": job.id})
+        except GouacheError as error:
+            self.leases.fail(job, self._told(error, job))
+        except MemoryError:
+            self.models.forget()
+            self.leases.fail(job, _plain("memory", "not enough", "room for the pictures", "Ask for less at once."))
+        except Exception as error:  # A job must never take the worker's loop down.
+            log.exception("job failed", extra={"job": job.id})
+            if "out of memory" in str(error).lower():
+                self.models.forget()
+            self.leases.fail(job, _plain("worker", f"{type(error).__name__}: {error}"[:500], "no such fault", ""))
+
+    def _told(self, error: GouacheError, job: Job) -> dict[str, str]:
+        """An error as the job's owner may read it: where files lie is told to the machine's own user only."""
+        parts = complaint(error)
+        if job.owner == LOCAL:
+            return parts
+        places = sorted({str(path) for path in (*self.settings.shelves, self.settings.data, models_folder())}, key=len)
+        for place in reversed(places):
+            parts = {name: text.replace(place, "...") for name, text in parts.items()}
+        return parts
+
+    @contextlib.contextmanager
+    def _heartbeat(self, job: Job) -> Iterator[None]:
+        done = threading.Event()
+
+        def beat() -> None:
+            while not done.wait(self.settings.lease / 3):
+                with contextlib.suppress(Exception):
+                    self.leases.renew(job, self.settings.lease)
+
+        thread = threading.Thread(target=beat, daemon=True, name="heartbeat")
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            thread.join()
+
+
+def complaint(error: GouacheError) -> dict[str, str]:
+    """An error in the parts that every interface shows."""
+    return {"kind": type(error).__name__, "where": error.where, "given": str(error.given), "expected": error.expected,
+            "cure": error.cure, "message": str(error)}  # fmt: skip
+
+
+def _plain(where: str, given: str, expected: str, cure: str) -> dict[str, str]:
+    message = f"{where}: given {given}, expected {expected}. {cure}".strip()
+    return {"kind": "WorkerError", "where": where, "given": given, "expected": expected, "cure": cure,
+            "message": message}  # fmt: skip
+
+
+def main(open_model: OpenModel = open_pipeline) -> None:
+    """Run a worker until standard input ends or a signal asks for the end."""
+    reports = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
+    # Whatever a library prints must not be read as a report.
+    os.dup2(2, 1)
+    settings = Settings.from_json(_first_line(), where="worker settings")
+    log_to_stderr()
+
+    def tell(job_id: str) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            reports.write(job_id + "\n")
+
+    worker = Worker(settings, open_model, tell)
+    tell(f"ready {worker.name}")
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: worker.stop(settings.grace))
+    bells = (threading.Event(), threading.Event(), threading.Event())
+    threading.Thread(target=_listen, args=(worker, bells), daemon=True, name="parent").start()
+    for work, bell in ((worker.index.answer, bells[1]), (worker.errands.run_one, bells[2])):
+        threading.Thread(target=worker.beside, args=(work, _waiting(bell)), daemon=True, name=work.__name__).start()
+    worker.run(_waiting(bells[0]))
+
+
+def _waiting(bell: threading.Event) -> Callable[[float], bool]:
+    def wait(seconds: float) -> bool:
+        rung = bell.wait(seconds)
+        bell.clear()
+        return rung
+
+    return wait
+
+
+def _first_line() -> str:
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        byte = os.read(0, 1)
+        if not byte:
+            break
+        line += byte
+    return line.decode("utf-8")
+
+
+def _listen(worker: Worker, bells: Sequence[threading.Event]) -> None:
+    """Ring for those a byte is meant for: the others would only be in the way.
+
+    The end of standard input is the end of the parent.
+    """
+    while True:
+        said = os.read(0, 4096)
+        if not said:
+            break
+        if b"u" in said:
+            worker.unload.set()
+        if b"." in said or b"u" in said:
+            _ring(bells[:1])
+        if b"b" in said:
+            _ring(bells[1:])
+    worker.stop(worker.settings.grace)
+    _ring(bells)
+
+
+def _ring(bells: Sequence[threading.Event]) -> None:
+    for bell in bells:
+        bell.set()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Batches for the stages: encoded examples, captioned pairs, sources and shapes."""

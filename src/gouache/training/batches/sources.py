@@ -1,0 +1,203 @@
+"""Open a folder of captioned pictures as a stream to train on and a finite set to judge by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from gouache.data.buckets import Bucket
+from gouache.data.packed import PackedPictures, PackedStream, Variety
+from gouache.data.stickers import Split, Stickers
+from gouache.data.stream import Example, StickerStream, plain_example
+from gouache.errors import ConfigError, DataError
+from gouache.training.batches.shapes import Bucketed
+from gouache.training.batches.store import Captioned, CaptionedSource, FiniteSource
+from gouache.training.config import DataConfig
+
+SAID: dict[Split, str] = {"held_out": "held-out", "train": "training", "all": "whole"}
+ENCODED_TOGETHER = 8
+"""Examples of a store's stream that share a shape: few, so that a small store has all shapes; SHARD is a multiple."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sources:
+    """What a data set offers.
+
+    Attributes:
+        train: examples by any number from 0.
+        held_out: examples that are never trained on.
+        plain: the pictures to train on as they are, each once, with its first caption.
+    """
+
+    train: CaptionedSource
+    held_out: FiniteSource
+    plain: FiniteSource
+
+
+class StreamSource:
+    """Training examples: of the recipe `stickers` with composed scenes, or of anyone's packed pictures."""
+
+    def __init__(self, stream: StickerStream | PackedStream) -> None:
+        self.stream = stream
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the stream: data set, recipe and arguments."""
+        return self.stream.fingerprint
+
+    def examples(self, numbers: Sequence[int]) -> Captioned:
+        """Examples of the endless stream."""
+        return _stacked([self.stream.example(number) for number in numbers])
+
+
+class BucketedSource:
+    """Training examples of a packed set of several shapes; places k * batch to (k + 1) * batch - 1 share one.
+
+    Args:
+        pictures: the set.
+        seed: of order and captions.
+        batch: images of a batch.
+        variety: flips and templates.
+    """
+
+    def __init__(self, pictures: PackedPictures, seed: int, batch: int, variety: Variety) -> None:
+        self._pictures, self._seed, self.batch, self._variety = pictures, seed, batch, variety
+        self._rows = pictures.indices("train")
+        members = pictures.members
+        self._order = Bucketed([(members[row].height, members[row].width) for row in self._rows], batch, seed)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data set, the seed and the batch."""
+        stream = PackedStream(self._pictures, self._seed, variety=self._variety)
+        return f"{stream.fingerprint}/batches of {self.batch}"
+
+    def examples(self, numbers: Sequence[int]) -> Captioned:
+        """Examples of the endless stream."""
+        return _stacked([self._example(n, at) for n, at in zip(numbers, self._order.numbers(numbers), strict=True)])
+
+    def _example(self, number: int, at: int) -> Example:
+        generator = np.random.Generator(np.random.Philox(key=[self._seed, number]))
+        return self._variety.example(self._pictures, int(self._rows[at]), generator)
+
+
+class PlainPictures:
+    """The pictures of one split of a packed set, each with its first caption."""
+
+    def __init__(self, pictures: PackedPictures, split: Split) -> None:
+        members = pictures.members
+        self._pictures, self._split = pictures, split
+        self._rows = sorted(pictures.indices(split), key=lambda row: (members[row], row))
+        self.shapes = [(members[row].height, members[row].width) for row in self._rows]
+        if len(self._rows) == 0:
+            cure = "Add more pictures; one in twenty is held out, by content."
+            raise DataError(str(pictures.folder), given=f"no {SAID[split]} picture", expected="at least one", cure=cure)
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data set."""
+        return f"{PackedStream(self._pictures, 0, split=self._split).fingerprint}/{SAID[self._split]}"
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def examples(self, numbers: Sequence[int]) -> Captioned:
+        """Pictures by number."""
+        rows = [int(self._rows[number]) for number in numbers]
+        return _stacked([Example(self._pictures.picture(r), self._pictures.records[r].captions[0]) for r in rows])
+
+
+class PlainStickers:
+    """The (concept, style) pairs of one split of the recipe `stickers`, as they are."""
+
+    def __init__(self, stickers: Stickers, fingerprint: str, split: Split) -> None:
+        self._stickers, self._rows = stickers, stickers.indices(split)
+        self._fingerprint = f"{fingerprint}/{SAID[split]}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the data set."""
+        return self._fingerprint
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def examples(self, numbers: Sequence[int]) -> Captioned:
+        """Pictures by number."""
+        return _stacked([plain_example(self._stickers, int(self._rows[number])) for number in numbers])
+
+
+def open_sources(folder: Path, config: DataConfig, *, batch: int = ENCODED_TOGETHER) -> Sources:
+    """Open a data set.
+
+    Args:
+        folder: of the data set.
+        config: size and seed.
+        batch: examples that are asked for together; they share a shape.
+
+    Raises:
+        DataError: no such folder, or it holds no captioned pictures of the configured size.
+    """
+    if not folder.is_dir():
+        raise DataError(
+            str(folder), given="no such folder", expected="a data set",
+            cure=f"Build it first: gouache data build stickers DIR, or build pictures DIR --from {folder}.",
+        )  # fmt: skip
+    if (folder / "records.jsonl").is_file() and not (folder / "pictures.npy").is_file():
+        return _packed_sources(PackedPictures.open(folder), config, batch)
+    stickers = open_stickers(folder, config)
+    if config.flip or config.templates:
+        raise ConfigError(
+            "data.flip and data.templates", given="one of them for the recipe stickers", expected="your own pictures",
+            cure="Leave them out: the recipe has captions and flips of its own.",
+        )  # fmt: skip
+    stream = StickerStream(stickers, config.seed, scene_share=config.scene_share, zh_share=config.zh_share)
+    held_out, plain = (PlainStickers(stickers, stream.fingerprint, split) for split in ("held_out", "train"))
+    return Sources(StreamSource(stream), held_out, plain)
+
+
+def open_stickers(folder: Path, config: DataConfig) -> Stickers:
+    """Open a built set of stickers of the configured size.
+
+    Raises:
+        DataError: it is another kind of data set, or its pictures have another size.
+    """
+    stickers = Stickers.open(folder)
+    if stickers.size != config.size:
+        raise DataError(
+            str(folder), given=f"pictures of {stickers.size} pixels", expected=f"{config.size}, as [data] size says",
+            cure=f"Build it with --size {config.size}.",
+        )  # fmt: skip
+    return stickers
+
+
+def _packed_sources(pictures: PackedPictures, config: DataConfig, batch: int) -> Sources:
+    if not all(_fits(bucket, config.size) for bucket in pictures.buckets):
+        given = f"pictures of {', '.join(pictures.manifest.counts)} pixels"
+        raise DataError(
+            str(pictures.folder), given=given, expected=f"{config.size}x{config.size}, or buckets of about its area",
+            cure=f"Build it with --size {config.size}, as [data] size says.",
+        )  # fmt: skip
+    variety = Variety(config.flip, config.templates)
+    held_out, plain = (PlainPictures(pictures, split) for split in ("held_out", "train"))
+    if len(pictures.buckets) > 1:
+        return Sources(BucketedSource(pictures, config.seed, batch, variety), held_out, plain)
+    return Sources(StreamSource(PackedStream(pictures, config.seed, variety=variety)), held_out, plain)
+
+
+def _fits(bucket: Bucket, size: int) -> bool:
+    """Whether a bucket is the square, or a rectangle of nearly as many pixels and never more (`make_buckets`)."""
+    area = bucket.width * bucket.height
+    return bucket.width == size if bucket.width == bucket.height else size * size < 2 * area <= 2 * size * size
+
+
+def _stacked(examples: list[Example]) -> Captioned:
+    if len(shapes := {example.picture.shape[:2] for example in examples}) > 1:
+        raise DataError(
+            "pictures", given=f"a batch of {sorted(shapes)}", expected="one shape a batch",
+            cure="Resume with the batch_size that the run was started with.",
+        )  # fmt: skip
+    return Captioned(np.stack([example.picture for example in examples]), [example.caption for example in examples])

@@ -1,0 +1,281 @@
+"""The evaluation of a model that paints stickers: what `gouache eval` runs.
+
+Every figure comes with a bootstrap interval over its pictures. Prompts and seeds are the same for every number of
+steps, with and without the prior, so that differences are paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import Field
+
+from gouache.config import Config
+from gouache.data.captions import canonical_caption
+from gouache.data.scene_rules import judge as check_scene
+from gouache.data.scenes import Scene, Scenes
+from gouache.data.stickers import Stickers
+from gouache.errors import DataError
+from gouache.models.bundle import ModelBundle
+from gouache.pipeline.output.sheets import labelled_sheet
+from gouache.training.evaluation.figures import Evaluation, Figure
+from gouache.training.evaluation.judge import Judge
+from gouache.training.evaluation.model import bits, reconstruction
+from gouache.training.evaluation.paint import BATCH, Paint, Pictures, Setting
+from gouache.training.evaluation.prompts import Courtroom, Judged, Prompt, choose_prompts, join
+from gouache.training.evaluation.statistics import Interval, bootstrap_difference, bootstrap_share, kid, kid_difference
+from gouache.training.stage import batched
+
+CLAIMS = ("colour", "count", "position", "relation", "background")
+FEW = 3
+
+
+class EvaluationSettings(Config):
+    """How much to measure."""
+
+    limit: int = Field(default=100, ge=2)
+    """Prompts of each group: seen pairs, held-out pairs, Chinese."""
+    steps: tuple[int, ...] = (8, 12)
+    """Numbers of denoising steps to paint with."""
+    captions: int = Field(default=100, ge=2)
+    """Captions among which the own one must be found."""
+    reference: int = Field(default=1000, ge=2)
+    """Real pictures that KID compares with."""
+    levels: int = Field(default=16, ge=1)
+    """Noise levels of the estimate of bits a dimension."""
+    best_of: int = Field(default=4, ge=1)
+    """Drafts for the re-ranking test; 1 leaves it out."""
+    scenes: int = Field(default=250, ge=0)
+    """Composed scenes to check by rule, a fifth of each kind; 0 leaves them out."""
+    chinese: bool = True
+    seed: int = Field(default=0, ge=0)
+    sheet_rows: int = Field(default=16, ge=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Painting:
+    """The evaluation goes on: `done` of `total` pictures are painted."""
+
+    done: int
+    total: int
+
+
+def evaluate(
+    bundle: ModelBundle,
+    paint: Paint,
+    stickers: Stickers,
+    judge: Judge,
+    settings: EvaluationSettings,
+) -> Iterator[Painting | Evaluation]:
+    """Measure a model; yields progress and, last, what was found.
+
+    Args:
+        bundle: the model, for the figures that need no painting.
+        paint: paints with it; see `evaluation_paint.painter`.
+        stickers: the data set.
+        judge: towers that were trained apart from the model's.
+        settings: how much to measure.
+
+    Raises:
+        DataError, ShapeMismatch: the data do not fit the model.
+    """
+    run = _Evaluation(bundle, paint, stickers, judge, settings)
+    run.without_painting()
+    yield from run.with_painting()
+    yield run.result()
+
+
+class _Evaluation:
+    """One evaluation on its way."""
+
+    def __init__(
+        self, bundle: ModelBundle, paint: Paint, stickers: Stickers, judge: Judge, settings: EvaluationSettings
+    ) -> None:
+        self.bundle, self.paint, self.stickers, self.judge, self.settings = bundle, paint, stickers, judge, settings
+        self.court = Courtroom(judge, stickers, settings.captions, settings.seed)
+        self.groups = {
+            "seen": choose_prompts(stickers, "train", settings.limit, settings.seed),
+            "held_out": choose_prompts(stickers, "held_out", settings.limit, settings.seed),
+        }
+        self.chinese = choose_prompts(stickers, "train", settings.limit, settings.seed, chinese=True)
+        self.scenes = evaluation_scenes(stickers, settings.scenes, settings.seed) if settings.scenes else []
+        self.drafts = (True, False) if bundle.prior is not None else (False,)
+        self.usual = Setting(bundle.defaults.num_inference_steps, self.drafts[0])
+        self.reference = self._reference()
+        self.figures: list[Figure] = []
+        self.columns: list[tuple[str, list[Image.Image]]] = []
+        self.done = 0
+        self.total = self._total()
+
+    def without_painting(self) -> None:
+        """Reconstruction and bits on held-out pictures, and the judge's word on the real ones: the ceiling."""
+        settings, held_out = self.settings, self.groups["held_out"]
+        pictures = self._real(held_out)
+        captions = [canonical_caption(self.stickers.records[prompt.row]) for prompt in held_out]
+        self.figures += reconstruction(self.bundle, pictures, seed=settings.seed)
+        self.figures += bits(self.bundle, pictures, captions, levels=settings.levels, seed=settings.seed)
+        judged = [self._judge(group, prompts, self._real(prompts), None) for group, prompts in self.groups.items()]
+        self._measure_kid(join(judged), None)
+        self.figures += scene_figures(self.scenes, [s.picture for s in self.scenes], "real scenes", settings.seed)
+        self._keep("real", [self._real(prompts) for prompts in self.groups.values()])
+
+    def with_painting(self) -> Iterator[Painting]:
+        """Everything else."""
+        by_setting: dict[Setting, Judged] = {}
+        for steps in self.settings.steps:
+            for draft in self.drafts:
+                by_setting[Setting(steps, draft)] = yield from self._paint_pairs(Setting(steps, draft))
+            if len(self.drafts) == 2:
+                self._compare(by_setting[Setting(steps, True)], by_setting[Setting(steps, False)], "prior", steps)
+        if self.settings.chinese:
+            wanted = [(prompt.text, prompt.seed) for prompt in self.chinese]
+            pictures = yield from self._paint(wanted, self.usual)
+            self._judge("chinese", self.chinese, pictures, self.usual)
+        if self.scenes:
+            yield from self._paint_scenes()
+        if self._reranks:
+            plain = by_setting.get(self.usual) or (yield from self._paint_pairs(self.usual))
+            best = yield from self._paint_pairs(Setting(self.usual.steps, True, self.settings.best_of))
+            self._compare(best, plain, "best_of", self.usual.steps)
+
+    def result(self) -> Evaluation:
+        """All figures with their circumstances."""
+        settings = self.settings
+        described: dict[str, str | int] = {
+            "model": self.bundle.name or self.bundle.family, "model_sha256": self.bundle.sha256,
+            "judge_sha256": self.judge.sha256, "data_sha256": self.stickers.manifest.sha256.get("pictures.npy", ""),
+            "limit": settings.limit, "captions": self.court.captions, "reference": len(self.reference),
+            "seed": settings.seed, "default_steps": self.usual.steps, "interval": "95 % percentile bootstrap",
+        }  # fmt: skip
+        return Evaluation(tuple(self.figures), described, self._sheet())
+
+    @property
+    def _reranks(self) -> bool:
+        return self.bundle.prior is not None and self.settings.best_of > 1
+
+    def _total(self) -> int:
+        """Pictures that will be painted."""
+        pairs = sum(len(prompts) for prompts in self.groups.values())
+        count = pairs * len(self.settings.steps) * len(self.drafts)
+        count += len(self.chinese) * self.settings.chinese + len(self.scenes)
+        return count + pairs * self._reranks * (1 if self.usual.steps in self.settings.steps else 2)
+
+    def _paint(self, wanted: Sequence[tuple[str, int]], setting: Setting) -> Generator[Painting, None, Pictures]:
+        """Paint (prompt, seed) pairs: uint8 [N,S,S,4]."""
+        pictures = []
+        for part in batched(len(wanted), BATCH):
+            prompts, seeds = zip(*(wanted[i] for i in part), strict=True)
+            pictures.append(self.paint(prompts, seeds, setting))
+            self.done += len(part)
+            yield Painting(self.done, self.total)
+        return np.concatenate(pictures)
+
+    def _paint_pairs(self, setting: Setting) -> Generator[Painting, None, Judged]:
+        """Paint both groups and note their figures; returns the judge's word on all."""
+        judged, shown = [], []
+        for group, prompts in self.groups.items():
+            shown.append((yield from self._paint([(prompt.text, prompt.seed) for prompt in prompts], setting)))
+            judged.append(self._judge(group, prompts, shown[-1], setting))
+        together = join(judged)
+        self._measure_kid(together, setting)
+        self._keep(_words(setting), shown)
+        return together
+
+    def _paint_scenes(self) -> Iterator[Painting]:
+        seed = self.settings.seed
+        wanted = [(scene.caption, seed + number) for number, scene in enumerate(self.scenes)]
+        pictures = yield from self._paint(wanted, self.usual)
+        self.figures += scene_figures(self.scenes, pictures, "scenes", seed, self.usual.steps, self.usual.draft)
+
+    def _judge(self, group: str, prompts: Sequence[Prompt], pictures: Pictures, setting: Setting | None) -> Judged:
+        judged = self.court.judge_pictures(prompts, pictures)
+        for name, interval in judged.intervals(self.settings.seed).items():
+            self._add(name, group, interval, setting)
+        return judged
+
+    def _measure_kid(self, judged: Judged, setting: Setting | None) -> None:
+        self._add("kid", "all", kid(judged.features, self.reference, seed=self.settings.seed), setting)
+
+    def _add(self, name: str, group: str, interval: Interval, setting: Setting | None) -> None:
+        if setting is None:
+            self.figures.append(Figure(name, f"real {group}", interval))
+        else:
+            self.figures.append(Figure(name, group, interval, setting.steps, setting.draft, setting.best_of))
+
+    def _compare(self, first: Judged, second: Judged, name: str, steps: int) -> None:
+        """Paired differences first - second."""
+        seed = self.settings.seed
+        gain = bootstrap_difference(first.hits(1), second.hits(1), seed=seed)
+        nearer = kid_difference(first.features, second.features, self.reference, seed=seed)
+        self.figures.append(Figure(f"{name}_gain_in_retrieval_at_1", "all", gain, steps))
+        self.figures.append(Figure(f"{name}_change_of_kid", "all", nearer, steps))
+
+    def _real(self, prompts: Sequence[Prompt]) -> Pictures:
+        return np.stack([self.stickers.pictures[prompt.row] for prompt in prompts])
+
+    def _reference(self) -> NDArray[np.float64]:
+        """Features of real training pictures, none of which is asked for."""
+        asked = {prompt.row for prompts in self.groups.values() for prompt in prompts}
+        rows = [row for row in self.stickers.indices("train").tolist() if row not in asked]
+        chosen = np.random.default_rng(self.settings.seed + 1).permutation(rows)[: self.settings.reference]
+        if len(chosen) < 2:
+            raise DataError(
+                str(self.stickers.folder), given=f"{len(rows)} training pictures beside the {len(asked)} asked for",
+                expected="two or more to compare with", cure="Lower --limit.",
+            )  # fmt: skip
+        return self.judge.features(np.asarray(self.stickers.pictures[np.sort(chosen)])).double().numpy()
+
+    def _keep(self, words: str, groups: Sequence[Pictures]) -> None:
+        """Remember the first pictures of each group as a column of the sheet."""
+        half = self.settings.sheet_rows // 2
+        shown = [Image.fromarray(np.array(picture), "RGBA") for pictures in groups for picture in pictures[:half]]
+        self.columns.append((words, shown))
+
+    def _sheet(self) -> Image.Image | None:
+        half = self.settings.sheet_rows // 2
+        if not half:
+            return None
+        down = [prompt.text for prompts in self.groups.values() for prompt in prompts[:half]]
+        rows = [list(row) for row in zip(*(pictures for _, pictures in self.columns), strict=True)]
+        title = f"{self.bundle.name or self.bundle.family}: seen pairs above, held-out pairs below"
+        return labelled_sheet(rows, [words for words, _ in self.columns], down, title=title)
+
+
+def evaluation_scenes(stickers: Stickers, count: int, seed: int) -> list[Scene]:
+    """Scenes whose captions can be checked by rule, as many of each kind."""
+    scenes = Scenes(stickers)
+    return [scenes.evaluation(seed, number) for number in range(count)]
+
+
+def scene_figures(
+    scenes: Sequence[Scene],
+    pictures: Sequence[Pictures] | Pictures,
+    group: str,
+    seed: int,
+    steps: int | None = None,
+    draft: bool | None = None,
+) -> list[Figure]:
+    """How often each claim of the scenes' captions holds in pictures uint8 [N,S,S,4], by rule, and how often all do."""
+    verdicts = [check_scene(np.asarray(picture), s.truth) for s, picture in zip(scenes, pictures, strict=True)]
+    figures = []
+    for claim in (*CLAIMS, "passed"):
+        found = [float(value) for verdict in verdicts if (value := getattr(verdict, claim)) is not None]
+        if found:
+            figures.append(Figure(f"scene_{claim}", group, bootstrap_share(found, seed=seed), steps, draft))
+    few = [
+        float(verdict.count)
+        for scene, verdict in zip(scenes, verdicts, strict=True)
+        if verdict.count is not None and (scene.truth.count or 0) <= FEW
+    ]
+    if few:
+        figures.append(Figure(f"scene_count_to_{FEW}", group, bootstrap_share(few, seed=seed), steps, draft))
+    return figures
+
+
+def _words(setting: Setting) -> str:
+    prior = "prior" if setting.draft else "no prior"
+    return f"{setting.steps}, {prior}" + (f", best of {setting.best_of}" if setting.best_of > 1 else "")

@@ -1,0 +1,164 @@
+"""Names: everything that A1111, k-diffusion and diffusers call a sampler or a list is known; the rest is refused."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gouache.diffusion.samplers.names import (
+    NOT_OFFERED,
+    SAMPLER_INFOS,
+    SCHEDULE_INFOS,
+    _fold,
+    resolve,
+    resolve_schedule,
+    sampler_info,
+)
+from gouache.errors import UnknownName
+
+# A1111 1.10: modules/sd_samplers_kdiffusion.py, sd_samplers_timesteps.py, sd_samplers_lcm.py, sd_schedulers.py.
+A1111 = {
+    "DPM++ 2M": "dpmpp_2m", "DPM++ SDE": "dpmpp_sde", "DPM++ 2M SDE": "dpmpp_2m_sde",
+    "DPM++ 2M SDE Heun": "dpmpp_2m_sde_heun", "DPM++ 2S a": "dpmpp_2s_ancestral", "DPM++ 3M SDE": "dpmpp_3m_sde",
+    "Euler a": "euler_ancestral", "Euler": "euler", "LMS": "lms", "Heun": "heun", "DPM2": "dpm_2",
+    "DPM2 a": "dpm_2_ancestral", "Restart": "restart", "DDIM": "ddim", "PLMS": "plms", "UniPC": "unipc_bh1",
+    "LCM": "lcm",
+}  # fmt: skip
+A1111_ALIASES = {
+    "k_dpmpp_2m": "dpmpp_2m", "k_dpmpp_sde": "dpmpp_sde", "k_dpmpp_2m_sde": "dpmpp_2m_sde",
+    "k_dpmpp_2m_sde_heun": "dpmpp_2m_sde_heun", "k_dpmpp_2s_a": "dpmpp_2s_ancestral", "k_dpmpp_3m_sde": "dpmpp_3m_sde",
+    "k_euler_a": "euler_ancestral", "k_euler_ancestral": "euler_ancestral", "k_euler": "euler", "k_lms": "lms",
+    "k_heun": "heun", "k_dpm_2": "dpm_2", "k_dpm_2_a": "dpm_2_ancestral", "k_lcm": "lcm",
+}  # fmt: skip
+A1111_SCHEDULES = {
+    "Uniform": "uniform", "Karras": "karras", "Exponential": "exponential", "Polyexponential": "polyexponential",
+    "SGM Uniform": "sgm_uniform", "KL Optimal": "kl_optimal", "Align Your Steps": "align_your_steps",
+    "Simple": "simple", "Normal": "uniform", "DDIM": "leading", "Beta": "beta",
+}  # fmt: skip
+A1111_DEFAULTS = {
+    "DPM++ 2M": "karras", "DPM++ SDE": "karras", "DPM++ 2M SDE": "exponential", "DPM++ 2M SDE Heun": "exponential",
+    "DPM++ 2S a": "karras", "DPM++ 3M SDE": "exponential", "DPM2": "karras", "DPM2 a": "karras", "Restart": "karras",
+    "Euler a": "uniform", "Euler": "uniform", "LMS": "uniform", "Heun": "uniform",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "expected"), [*A1111.items(), *A1111_ALIASES.items()])
+def test_names_of_a1111(name: str, expected: str) -> None:
+    for spelling in (name, name.upper(), name.replace(" ", "_"), f" {name} "):
+        assert resolve(spelling) == (expected, None)
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("UniPC", "unipc_bh1"),  # A1111's label; its option "UniPC variant" is bh1 unless one changes it
+    ("unipc", "unipc_bh1"),
+    ("uni_pc", "unipc_bh1"),  # ComfyUI
+    ("uni_pc_bh2", "unipc_bh2"),  # ComfyUI
+    ("UniPCMultistepScheduler", "unipc_bh2"),  # diffusers, whose solver_type is bh2 unless one changes it
+])  # fmt: skip
+def test_unipc_means_the_variant_that_its_tool_means(name: str, expected: str) -> None:
+    assert resolve(name) == (expected, None)
+
+
+def test_diffusers_unipc_is_bh2_indeed() -> None:
+    scheduler = pytest.importorskip("diffusers.schedulers.scheduling_unipc_multistep").UniPCMultistepScheduler()
+    assert scheduler.config.solver_type == "bh2"
+
+
+@pytest.mark.parametrize(("schedule", "expected"), A1111_SCHEDULES.items())
+def test_sampler_and_schedule_in_one_name(schedule: str, expected: str) -> None:
+    assert resolve_schedule(schedule) == expected
+    for name, sampler in A1111.items():
+        assert resolve(f"{name} {schedule}") == (sampler, expected)
+
+
+def test_defaults_of_a1111() -> None:
+    assert {name: sampler_info(name).default_schedule for name in A1111_DEFAULTS} == A1111_DEFAULTS
+    discarding = {info.label for info in SAMPLER_INFOS.values() if info.discard_penultimate}
+    assert discarding == {"DPM2", "DPM2 a", "DPM++ 3M SDE"}
+
+
+def known(name: str) -> bool:
+    """Resolves, or is refused with the nearest offered one."""
+    try:
+        return resolve(name)[0] in SAMPLER_INFOS
+    except UnknownName as error:
+        return "known but not offered" in str(error)
+
+
+def test_every_interchangeable_scheduler_of_diffusers() -> None:
+    module = pytest.importorskip("diffusers.schedulers.scheduling_utils")
+    names = [member.name for member in module.KarrasDiffusionSchedulers]
+    assert len(names) > 10
+    assert [name for name in names if not known(name)] == []
+
+
+@pytest.mark.skipif(importlib.util.find_spec("k_diffusion") is None, reason="k-diffusion is not installed")
+def test_every_sampler_of_k_diffusion() -> None:
+    spec = importlib.util.find_spec("k_diffusion")
+    assert spec is not None, "skipped otherwise"
+    assert spec.origin is not None, "k_diffusion has no file"
+    tree = ast.parse(Path(spec.origin).with_name("sampling.py").read_text(encoding="utf-8"))
+    names = [node.name for node in tree.body if isinstance(node, ast.FunctionDef) and node.name.startswith("sample_")]
+    assert len(names) > 10
+    assert [name for name in names if not known(name)] == []
+
+
+def test_no_two_entries_share_a_name() -> None:
+    for infos in (SAMPLER_INFOS, SCHEDULE_INFOS):
+        keys = [{_fold(key) for key in (info.name, info.label, *info.aliases)} for info in infos.values()]
+        assert sum(len(names) for names in keys) == len(set().union(*keys))
+
+
+def test_own_names_are_fixed_points() -> None:
+    assert all(resolve(name) == (name, None) for name in SAMPLER_INFOS)
+    assert all(resolve_schedule(name) == name for name in SCHEDULE_INFOS)
+    assert all(info.default_schedule in SCHEDULE_INFOS for info in SAMPLER_INFOS.values())
+
+
+@pytest.mark.parametrize(("name", "nearest"), sorted(NOT_OFFERED.items()))
+def test_known_but_not_offered(name: str, nearest: str) -> None:
+    assert nearest in SAMPLER_INFOS
+    for spelling in (name, f"{name} Karras"):
+        with pytest.raises(UnknownName, match=f"known but not offered.*'{nearest}'"):
+            resolve(spelling)
+
+
+@pytest.mark.parametrize("name", ["", "   ", "karras", "xyzzy", "++", "DPM++ 2M Kerros!"])
+def test_unknown(name: str) -> None:
+    with pytest.raises(UnknownName, match="gouache samplers"):
+        resolve(name)
+
+
+def test_the_nearest_is_offered() -> None:
+    with pytest.raises(UnknownName, match="Did you mean 'euler_ancestral'"):
+        resolve("euler_ancestrl")
+    with pytest.raises(UnknownName, match="Did you mean 'sgm_uniform'"):
+        resolve_schedule("sgm unifrm")
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    code = "import sys; from gouache.cli.main import main; sys.argv[0] = 'gouache'; main()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=True, timeout=60
+    )
+
+
+def test_the_command_lists_everything() -> None:
+    listing = json.loads(run("samplers", "--json").stdout)
+    assert [entry["name"] for entry in listing["samplers"]] == list(SAMPLER_INFOS)
+    assert [entry["name"] for entry in listing["schedules"]] == list(SCHEDULE_INFOS)
+    assert "k_euler_a" in {alias for entry in listing["samplers"] for alias in entry["aliases"]}
+    assert set(listing["not_offered"]) == set(NOT_OFFERED)
+    table = run("samplers").stdout
+    assert all(name in table for name in (*SAMPLER_INFOS, *SCHEDULE_INFOS))
+
+
+def test_the_table_needs_no_torch() -> None:
+    code = "import sys, gouache.cli.info; assert 'torch' not in sys.modules, 'torch was imported'"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)

@@ -1,0 +1,204 @@
+"""Sigma schedules for inference: exact forms, agreement with diffusers' lists, refusal of bad input."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from gouache.diffusion.noise_schedule import NoiseSchedule, VarianceExploding, make_noise_schedule
+from gouache.diffusion.samplers.names import SCHEDULE_INFOS
+from gouache.diffusion.samplers.sigmas import SCHEDULES, ScheduleOption, discard_penultimate, make_sigmas
+from gouache.errors import InvalidInput, UnknownName
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+SD = make_noise_schedule("scaled_linear")
+NAMES = sorted(set(SCHEDULES) - {"custom"})
+TABLE_NAMES = ("simple", "leading", "trailing", "linspace", "lcm")
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7, 20, 50])
+@pytest.mark.parametrize(
+    "schedule", [SD, make_noise_schedule("cosine"), make_noise_schedule("ve")], ids=["sd", "cosine", "ve"]
+)
+@pytest.mark.parametrize("name", NAMES)
+def test_shape_order_and_end(name: str, schedule: NoiseSchedule, n: int) -> None:
+    sigmas = make_sigmas(name, schedule, n)
+    assert sigmas.dtype == torch.float64
+    assert sigmas.shape == (n + 1,)
+    assert sigmas[-1] == 0
+    assert bool((sigmas.diff() < 0).all())
+    assert float(sigmas[0]) <= schedule.sigma_max * 1.01
+    assert float(sigmas[-2]) >= schedule.sigma_min * 0.99
+    if name in TABLE_NAMES:
+        assert set(sigmas[:-1].tolist()) <= set(schedule.sigmas.tolist()), "levels that the network was trained on"
+
+
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"leading", "align_your_steps"}))
+def test_starts_at_the_most_noise(name: str) -> None:
+    assert float(make_sigmas(name, SD, 13)[0]) == pytest.approx(SD.sigma_max, rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "name", ["karras", "exponential", "polyexponential", "uniform", "linspace", "beta", "kl_optimal"]
+)
+def test_ends_at_the_least_noise_before_zero(name: str) -> None:
+    assert float(make_sigmas(name, SD, 13)[-2]) == pytest.approx(SD.sigma_min, rel=1e-12)
+
+
+def test_equal_steps_where_they_are_promised() -> None:
+    """karras in sigma^(1/7), exponential in log sigma, kl_optimal in atan sigma, uniform in time."""
+    for name, warp in (
+        ("karras", lambda s: s ** (1 / 7)),
+        ("exponential", torch.log),
+        ("kl_optimal", torch.atan),
+        ("uniform", SD.sigma_to_t),
+        ("sgm_uniform", SD.sigma_to_t),
+    ):
+        steps = warp(make_sigmas(name, SD, 12)[:-1]).diff()
+        torch.testing.assert_close(steps, steps[:1].expand_as(steps), rtol=1e-8, atol=1e-8)
+
+
+DIFFUSERS = [
+    ("karras", "DPMSolverMultistepScheduler", {"use_karras_sigmas": True}),
+    ("exponential", "EulerDiscreteScheduler", {"use_exponential_sigmas": True}),
+    ("beta", "EulerDiscreteScheduler", {"use_beta_sigmas": True}),
+    ("uniform", "EulerDiscreteScheduler", {"timestep_spacing": "linspace"}),
+    ("leading", "EulerDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1}),
+    ("trailing", "EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
+]
+
+
+@pytest.mark.parametrize("n", [5, 12, 20, 33])
+@pytest.mark.parametrize(("name", "peer", "config"), DIFFUSERS, ids=[case[0] for case in DIFFUSERS])
+def test_lists_of_diffusers(
+    name: str, peer: str, config: dict[str, Any], n: int, read_in_fp64: Callable[[str], ModuleType]
+) -> None:
+    """Between table entries diffusers interpolates sigma, we log sigma, as k-diffusion does."""
+    pytest.importorskip("diffusers")
+    module = "dpmsolver_multistep" if "DPM" in peer else "euler_discrete"
+    scheduler = getattr(read_in_fp64(f"diffusers.schedulers.scheduling_{module}"), peer)(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", **config
+    )
+    scheduler.set_timesteps(n)
+    bound = 3e-5 if name == "uniform" else 1e-10
+    torch.testing.assert_close(make_sigmas(name, SD, n), scheduler.sigmas, rtol=bound, atol=1e-12)
+
+
+@pytest.mark.parametrize("n", [4, 10, 25, 50])
+@pytest.mark.parametrize(("name", "peer", "config"), [
+    ("leading", "DDIMScheduler", {"steps_offset": 1}),
+    ("trailing", "DDIMScheduler", {"timestep_spacing": "trailing"}),
+    ("linspace", "DDIMScheduler", {"timestep_spacing": "linspace"}),
+    ("lcm", "LCMScheduler", {}),
+])  # fmt: skip
+def test_timesteps_of_diffusers(name: str, peer: str, config: dict[str, Any], n: int) -> None:
+    diffusers = pytest.importorskip("diffusers")
+    scheduler = getattr(diffusers, peer)(**config)
+    scheduler.set_timesteps(n)
+    assert torch.equal(make_sigmas(name, SD, n)[:-1], SD.sigmas[scheduler.timesteps])
+
+
+@pytest.mark.parametrize(("family", "key"), [
+    ("sd1", "StableDiffusionSigmas"), ("sdxl", "StableDiffusionXLSigmas"), ("svd", "StableDiffusionVideoSigmas"),
+])  # fmt: skip
+def test_align_your_steps_is_the_published_table(family: str, key: str) -> None:
+    module = pytest.importorskip("diffusers.schedulers.scheduling_utils")
+    schedule = VarianceExploding(0.002, 700.0) if family == "svd" else SD
+    sigmas = make_sigmas("align_your_steps", schedule, 10, options={"family": family})
+    assert sigmas.tolist() == module.AysSchedules[key]
+
+
+def test_align_your_steps_between_its_entries() -> None:
+    """Twenty steps keep the ten levels and put the geometric mean between."""
+    ten, twenty = (make_sigmas("align_your_steps", SD, n) for n in (10, 20))
+    torch.testing.assert_close(twenty[:-1:2], ten[:-1])
+    torch.testing.assert_close(twenty[1:18:2], (ten[:9] * ten[1:10]).sqrt())
+    with pytest.raises(InvalidInput, match="kl_optimal"):
+        make_sigmas("align_your_steps", make_noise_schedule("linear", num_timesteps=200), 10)
+
+
+@pytest.mark.parametrize("a", [0.3, 0.6, 1.0, 2.5])
+@pytest.mark.parametrize("b", [0.6, 1.0, 4.0])
+def test_beta_quantiles_against_scipy(a: float, b: float) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    sigmas = make_sigmas("beta", SD, 9, options={"concentration_1": a, "concentration_0": b})
+    shares = (sigmas[:-1] - SD.sigma_min) / (SD.sigma_max - SD.sigma_min)
+    expected = torch.tensor([float(stats.beta.ppf(1 - k / 8, a, b)) for k in range(9)], dtype=torch.float64)
+    torch.testing.assert_close(shares, expected, rtol=1e-9, atol=1e-12)
+
+
+def test_beta_over_time_is_symmetric_in_time() -> None:
+    times = SD.sigma_to_t(make_sigmas("beta", SD, 9, options={"over": "time"})[:-1])
+    torch.testing.assert_close(times + times.flip(0), torch.full_like(times, 999.0))
+
+
+def test_flow_matching_visits_uniform_times() -> None:
+    """sgm_uniform on rectified flow with shift 3, as SD3 does: f' = 3 f / (1 + 2 f)."""
+    flow = make_noise_schedule("flow", shift=3.0)
+    sigmas = make_sigmas("sgm_uniform", flow, 4)
+    place = torch.tensor([999.0, 749.25, 499.5, 249.75], dtype=torch.float64)
+    fraction = ((place + 1) / 1000).clamp(max=1 - 1e-4)
+    torch.testing.assert_close(sigmas[:-1], 3 * fraction / (1 - fraction))
+
+
+def test_custom_list() -> None:
+    sigmas = make_sigmas("custom", SD, 3, options={"levels": [10.0, 2.0, 0.5]})
+    assert sigmas.tolist() == [10.0, 2.0, 0.5, 0.0]
+    assert torch.equal(sigmas, make_sigmas("custom", SD, 3, options={"levels": [10.0, 2.0, 0.5, 0.0]}))
+    for levels in ([2.0, 10.0, 0.5], [10.0, math.nan, 0.5], [10.0, 2.0], [10.0, 2.0, -1.0], [99.0, 2.0, 1.0]):
+        with pytest.raises(InvalidInput):
+            make_sigmas("custom", SD, 3, options={"levels": levels})
+
+
+def test_discard_penultimate() -> None:
+    sigmas = make_sigmas("karras", SD, 5)
+    kept: Tensor = discard_penultimate(sigmas)
+    assert kept.tolist() == [*sigmas[:4].tolist(), 0.0]
+    with pytest.raises(InvalidInput):
+        discard_penultimate(sigmas[-2:])
+
+
+@pytest.mark.parametrize("n", [0, -3, 2.5, True])
+def test_bad_step_counts(n: int) -> None:
+    with pytest.raises(InvalidInput, match="num_inference_steps"):
+        make_sigmas("karras", SD, n)
+
+
+@pytest.mark.parametrize(("name", "n", "options"), [
+    ("karras", 5, {"rho": 0.0}),
+    ("polyexponential", 5, {"rho": math.nan}),
+    ("beta", 5, {"concentration_1": -1.0}),
+    ("leading", 1001, {}),
+    ("leading", 1000, {}),
+    ("leading", 5, {"steps_offset": 900}),
+    ("leading", 5, {"steps_offset": -1}),
+    ("trailing", 1001, {}),
+    ("linspace", 1001, {}),
+    ("lcm", 51, {}),
+    ("lcm", 4, {"original_steps": 2000}),
+])  # fmt: skip
+def test_values_out_of_range(name: str, n: int, options: dict[str, ScheduleOption]) -> None:
+    with pytest.raises(InvalidInput):
+        make_sigmas(name, SD, n, options=options)
+
+
+def test_unknown_names_offer_the_nearest() -> None:
+    with pytest.raises(UnknownName, match="Did you mean 'karras'"):
+        make_sigmas("karas", SD, 5)
+    with pytest.raises(UnknownName, match="'rho'"):
+        make_sigmas("karras", SD, 5, options={"roh": 7.0})
+    with pytest.raises(UnknownName, match="'sdxl'"):
+        make_sigmas("align_your_steps", SD, 5, options={"family": "sdx"})
+    with pytest.raises(UnknownName, match="'sigma'"):
+        make_sigmas("beta", SD, 5, options={"over": "sigmas"})
+
+
+def test_the_table_and_the_functions_hold_the_same_names() -> None:
+    assert set(SCHEDULES) == set(SCHEDULE_INFOS)

@@ -1,0 +1,136 @@
+"""Models with an autoregressive prior: drafts per picture, best of several, completion, and switching it off."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gouache.errors import InvalidInput
+from gouache.models.bundle import ModelBundle
+from gouache.models.configs import GenerationDefaults
+from gouache.pipeline.generate.draft import draft, draw_of, kept_tokens
+from gouache.pipeline.inputs.start import encode
+from gouache.pipeline.likelihood import prior_bits
+from gouache.pipeline.pipeline import Pipeline
+from gouache.pipeline.prompts.encode import PromptReader
+from gouache.pipeline.request import Prior as PriorOptions
+from gouache.pipeline.request import Request
+
+if TYPE_CHECKING:
+    from tests.pipeline.conftest import MakeBundle
+
+POOLED = 24
+
+
+@pytest.fixture(scope="module")
+def pipe(pocket: ModelBundle) -> Pipeline:
+    return Pipeline(pocket)
+
+
+def paint(pipe: Pipeline, **changes: object) -> bytes:
+    base = Request(prompt="a cat", seed=3, num_inference_steps=2)
+    return pipe.paint(base.replace(changes))[0].image.tobytes()
+
+
+def test_every_picture_has_its_own_draft(pipe: Pipeline) -> None:
+    request = Request(prompt="a cat", seed=3, num_inference_steps=2)
+    batch = pipe.paint(request.replace({"count": 3}))
+    assert len({one.image.tobytes() for one in batch}) == 3
+    for k, one in enumerate(batch):
+        alone = pipe.paint(request.replace({"seed": 3 + k}))[0]
+        assert alone.image.tobytes() == one.image.tobytes()
+        assert alone.recipe == one.recipe
+    together = pipe.paint(request.replace({"count": 3, "determinism": "portable"}))
+    assert len(together) == 3
+    best = pipe.paint(request.replace({"best_of": 3}))[0]
+    assert any("best of 3" in note for note in best.recipe.notes)
+
+
+def test_the_prior_matters_and_can_be_left_out(pipe: Pipeline) -> None:
+    pictures = {paint(pipe), paint(pipe, prior=PriorOptions(enabled=False)), paint(pipe, prior={"temperature": 0.0})}
+    assert len(pictures) == 3
+    assert paint(pipe, prior=PriorOptions(temperature=0.0)) == paint(pipe, prior=PriorOptions(top_k=1))
+
+
+def test_the_best_of_several_is_the_likeliest_under_the_prompt(pocket: ModelBundle) -> None:
+    reader = PromptReader(pocket.text, "a1111", None)
+    text, empty = reader.encode("a cat"), reader.encode("")
+
+    def score(count: int) -> float:
+        made = draft(Request(best_of=count), pocket, text, empty, 3, (8, 8))
+        assert made.tokens is not None
+        assert made.score == pytest.approx(float(prior_bits(pocket, made.tokens, text).sum()), abs=1e-3)
+        return made.score or 0.0
+
+    two, four, eight = score(2), score(4), score(8)
+    assert two >= four >= eight
+    assert two > eight
+    assert draft(Request(), pocket, text, empty, 3, (8, 8)).score is None
+
+
+def test_tokens_inside_a_block_are_kept(pocket: ModelBundle, tmp_path: Path) -> None:
+    y, x = np.mgrid[0:32, 0:32] * 8
+    picture = Image.fromarray(np.stack([x, y, 255 - x, np.full_like(x, 255)], -1).astype(np.uint8))
+    latents = encode(pocket, picture)
+    assert pocket.quantizer is not None
+    known = kept_tokens(pocket.quantizer, latents, (0.0, 0.0, 1.0, 0.5))[0]
+    true = pocket.quantizer.encode(latents)[0]
+    assert known[0] == -1, "the coarsest token covers more than the block"
+    assert (known[1:3] == true[1:3]).all()
+    assert (known[3:5] == -1).all()
+    assert (known[5:13] == true[5:13]).all()
+    assert (known[13:] == -1).all()
+    reader = PromptReader(pocket.text, "a1111", None)
+    options = PriorOptions(keep=(0.0, 0.0, 1.0, 0.5))
+    request = Request(prior=options, init_image="given")
+    made = draft(request, pocket, reader.encode("a"), reader.encode(""), 1, (8, 8), latents)
+    assert made.tokens is not None
+    assert (made.tokens[0][known >= 0] == known[known >= 0]).all()
+    path = tmp_path / "a.png"
+    picture.save(path)
+    pictures = {
+        paint(Pipeline(pocket), init_image=str(path), strength=1.0, prior=options, prompt=prompt)
+        for prompt in ("a cat", "a dog")
+    }
+    assert len(pictures) == 2
+    with pytest.raises(InvalidInput, match="8x8"):
+        kept_tokens(pocket.quantizer, torch.zeros(1, 4, 16, 16), (0.0, 0.0, 1.0, 1.0))
+
+
+def test_other_sizes_get_a_stretched_draft(pipe: Pipeline) -> None:
+    (painted,) = pipe.paint(Request(prompt="a", seed=1, width=64, height=48, num_inference_steps=1))
+    assert painted.image.size == (64, 48)
+
+
+def test_models_without_a_prior_say_so(make_tiny: MakeBundle) -> None:
+    bundle = make_tiny()
+    reader = PromptReader(bundle.text, "a1111", None)
+    with pytest.raises(InvalidInput, match="prior"):
+        draft(Request(), bundle, reader.encode("a"), reader.encode(""), 1, (8, 8))
+    plain = Pipeline(bundle)
+    for changes in ({"best_of": 4}, {"prior": {"temperature": 0.5}}):
+        with pytest.raises(InvalidInput, match="this model has no prior"):
+            plain.run(Request(prompt="a").replace(changes))
+    plain.resolve(Request(prompt="a", prior=PriorOptions(enabled=False)))
+
+
+def test_options_reach_the_draw() -> None:
+    own = GenerationDefaults(prior_temperature=0.3, prior_top_p=0.8, prior_guidance_scale=1.5)
+    made = draw_of(PriorOptions(temperature=0.5, top_k=7, top_p=0.9, guidance_scale=2.0), own)
+    assert (made.temperature, made.top_k, made.top_p, made.guidance_scale) == (0.5, 7, 0.9, 2.0)
+    made = draw_of(None, own)
+    assert (made.temperature, made.top_k, made.top_p, made.guidance_scale) == (0.3, 0, 0.8, 1.5)
+    assert draw_of(PriorOptions(temperature=0.0), own).top_k == 1
+
+
+def test_what_the_prior_is_left_comes_from_the_model_and_stands_in_the_recipe(pocket: ModelBundle) -> None:
+    own = pocket.defaults.model_copy(update={"prior_temperature": 0.25, "prior_top_p": 0.75})
+    given = Request(prompt="a", prior=PriorOptions(guidance_scale=2.0))
+    resolved = Pipeline(replace(pocket, defaults=own)).resolve(given)
+    assert resolved.prior == PriorOptions(temperature=0.25, top_k=0, top_p=0.75, guidance_scale=2.0)

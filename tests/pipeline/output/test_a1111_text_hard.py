@@ -1,0 +1,101 @@
+"""The `parameters` text of whole recipes on hard prompts: by A1111's pattern and writing rule, and by sd_parsers."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+
+import pytest
+from PIL import Image
+from sd_parsers import ParserManager
+
+from gouache.pipeline.output.a1111_text import Infotext, format_infotext, infotext_of, parse_infotext, request_of
+from gouache.pipeline.output.metadata import encode_picture
+from gouache.pipeline.output.recipe import AdapterRef, Recipe
+from gouache.pipeline.request import Hires, Mask, Request
+
+A1111 = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
+"""The pattern of that tool's reader."""
+ORDER = (
+    "Steps", "Sampler", "Schedule type", "CFG scale", "Image CFG scale", "Seed", "Size", "Model hash", "Model",
+    "Variation seed", "Variation seed strength", "Denoising strength", "Clip skip", "RNG", "Tiling",
+)  # fmt: skip
+HARD = {
+    "commas": "a cat, a dog, , and: more, things",
+    "quotes": 'a "quoted, \\"cat\\"": said "he"',
+    "lines": "first line\nsecond, line\n\nfourth: 3, Steps: 9, Seed: 1",
+    "tags": "a <lora:film grain:0.5:0.8> blob, (red:1.2) [a:b:0.5] AND b\\(c\\)",
+    "scripts": "кот, 猫: 一只 🐈\u200d⬛, é",
+    "pairs": "Steps: 1, Sampler: x, Seed: 3",
+    "backslash": "a\\, b\\\\: \\n",
+}
+ADAPTERS = tuple(
+    AdapterRef.from_dict({"name": name, "kind": kind, "sha256": digit * 64, "short_hash": digit * 12})
+    for name, kind, digit in (
+        ("film grain", "lora", "a"), ('odd, "name"', "lora", "b"), ("blob", "textual-inversion", "c")
+    )
+)  # fmt: skip
+
+
+def recipe_of(request: Request) -> Recipe:
+    full = {
+        "seed": 7, "width": 64, "height": 32, "num_inference_steps": 3, "guidance_scale": 7.0, "sampler": "dpmpp_2m",
+        "schedule": "karras", **{name: getattr(request, name) for name in request.model_fields_set},
+    }  # fmt: skip
+    values = {
+        "request": full, "adapters": [one.model_dump() for one in ADAPTERS], "versions": {"gouache": "1.2"},
+        "model": {"name": 'tiny, "v2": a', "family": "sd1", "sha256": "d" * 64},
+        "machine": {"device": "cpu", "dtype": "float32", "processor": "x", "threads": 1},
+    }  # fmt: skip
+    return Recipe.from_dict(values)
+
+
+@pytest.mark.parametrize("name", HARD)
+def test_a_hard_prompt_is_written_by_a1111s_rule_and_read_by_others(name: str) -> None:
+    prompt, negative = HARD[name], HARD["quotes"].replace("cat", "rat")
+    recipe = recipe_of(Request(prompt=prompt, negative_prompt=negative))
+    text = format_infotext(infotext_of(recipe))
+    *lines, last = text.split("\n")
+    assert "\n".join(lines) == f"{prompt}\nNegative prompt: {negative}"
+    pairs = A1111.findall(last)
+    keys = [key for key, _ in pairs]
+    assert [key for key in keys if key in ORDER] == [key for key in ORDER if key in keys]
+    assert keys[0] == "Steps"
+    assert keys[-1] == "Version"
+    assert ", ".join(f"{key}: {value}" for key, value in pairs) == last, "nothing lies between the pairs"
+    for _, value in pairs:
+        plain = json.loads(value) if value.startswith('"') else value
+        assert value == (json.dumps(plain, ensure_ascii=False) if re.search(r"[,\n:]", plain) else plain)
+    values = {key: json.loads(value) if value.startswith('"') else value for key, value in pairs}
+    assert values["Lora hashes"] == 'film grain: aaaaaaaaaaaa, odd, "name": bbbbbbbbbbbb'
+    assert values["TI hashes"] == "blob: cccccccccccc"
+    assert values["Model"] == 'tiny, "v2": a'
+
+    assert parse_infotext(text) == Infotext(prompt, negative, values)
+    again = request_of(parse_infotext(text), "here")
+    assert (again.prompt, again.negative_prompt, again.seed) == (prompt, negative, 7)
+
+    found = ParserManager().parse(io.BytesIO(encode_picture(Image.new("RGB", (8, 8)), "png", {"parameters": text})))
+    assert found is not None
+    (sampler,) = found.samplers
+    assert [one.value for one in sampler.prompts] == [prompt]
+    assert [one.value for one in sampler.negative_prompts] == [negative]
+    assert (sampler.name, sampler.parameters["seed"]) == ("DPM++ 2M", "7")
+
+
+def test_every_setting_that_has_a_word_is_written_and_read_back() -> None:
+    request = Request(
+        prompt="a", clip_skip=2, subseed=9, subseed_strength=0.25, seamless="both", eta=0.5, emphasis="none",
+        hires=Hires(width=96, height=48, upscaler="lanczos", strength=0.4, num_inference_steps=2),
+    )  # fmt: skip
+    again = request_of(parse_infotext(format_infotext(infotext_of(recipe_of(request)))), "here")
+    for name in ("clip_skip", "subseed", "subseed_strength", "seamless", "eta", "emphasis", "hires"):
+        assert getattr(again, name) == getattr(request, name), name
+    mask = Mask(image="m.png", blur=7, fill="noise", only_masked=True, padding=12, invert=True)
+    masked = Request(prompt="a", init_image="x.png", strength=0.3, mask=mask)
+    values = infotext_of(recipe_of(masked)).values
+    assert {key: values[key] for key in values if "ask" in key or "Inpaint" in key or "Denoising" in key} == {
+        "Denoising strength": "0.3", "Mask blur": "7", "Mask mode": "Inpaint not masked",
+        "Masked content": "latent noise", "Inpaint area": "Only masked", "Masked area padding": "12",
+    }  # fmt: skip

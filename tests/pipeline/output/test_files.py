@@ -1,0 +1,80 @@
+"""Writing pictures: whole or not at all, never over another file; names that no prompt can turn into a path."""
+
+from __future__ import annotations
+
+import doctest
+import os
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gouache.errors import PictureError
+from gouache.pipeline.output import files
+from gouache.pipeline.output.files import free_name, slug, write_bytes
+
+
+def test_a_file_is_written_once_and_replaced_only_by_force(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    write_bytes(path, b"one")
+    with pytest.raises(PictureError, match="--force"):
+        write_bytes(path, b"two")
+    assert path.read_bytes() == b"one"
+    write_bytes(path, b"two", force=True)
+    assert path.read_bytes() == b"two"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_the_file_has_the_ordinary_permissions(tmp_path: Path) -> None:
+    write_bytes(tmp_path / "a.png", b"one")
+    (tmp_path / "b.png").write_bytes(b"one")
+    assert stat.S_IMODE((tmp_path / "a.png").stat().st_mode) == stat.S_IMODE((tmp_path / "b.png").stat().st_mode)
+
+
+def test_a_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PictureError, match="no such file"):
+        write_bytes(tmp_path / "absent" / "a.png", b"one")
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/dev/full is Linux's full disk")
+def test_a_full_disk_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real_open = os.open
+
+    def open_on_full_disk(path: Path, flags: int, mode: int = 0o777) -> int:
+        real_open(path, flags, mode)
+        return real_open("/dev/full", os.O_WRONLY)
+
+    monkeypatch.setattr(os, "open", open_on_full_disk)
+    with pytest.raises(PictureError, match="no space left"):
+        write_bytes(tmp_path / "a.png", b"one" * 10_000)
+    assert list(tmp_path.iterdir()) == []
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.text(max_size=300))
+def test_a_slug_is_one_harmless_name(words: str) -> None:
+    name = slug(words)
+    assert name
+    assert len(f"{name}-18446744073709551615.png".encode()) < 255
+    assert not set(name) & set('/\\\0.:*?"<>| \n')
+    assert not name.startswith("-")
+
+
+def test_a_slug_ends_at_a_word() -> None:
+    assert slug("word " * 50) == "-".join(["word"] * 12)
+    assert slug("一只红色的苹果") == "一只红色的苹果"
+
+
+def test_free_names_count_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    assert free_name(path) == path
+    path.touch()
+    (tmp_path / "a-2.png").touch()
+    assert free_name(path) == tmp_path / "a-3.png"
+
+
+def test_examples_in_the_docstrings() -> None:
+    assert doctest.testmod(files).failed == 0

@@ -1,0 +1,139 @@
+"""Models over the interface: what they are, which one is the default, and fetching one."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from gouache.checkpoints import hub
+from gouache.errors import Conflict, HubError, InvalidInput, ModelNotFound
+from gouache.pipeline.request import Request
+from gouache.serve.models.catalog import Shelf
+from gouache.serve.models.downloads import Pull, Pulls
+from gouache.serve.models.facts import facts_of, inspect
+from gouache.serve.studio import Studio
+
+
+def ended(pulls: Pulls, seconds: float = 60) -> Pull:
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        newest = pulls.listing()[0]
+        if newest.state != "running":
+            return newest
+        time.sleep(0.01)
+    raise TimeoutError("the pull goes on")
+
+
+@pytest.fixture
+def model(studio: Studio) -> str:
+    """A tiny model in the data folder's models, by name."""
+    from gouache.checkpoints.save import bundle_to_write, write_model
+    from gouache.pipeline.pipeline import untrained_bundle
+
+    write_model(bundle_to_write(untrained_bundle()), studio.settings.data / "models" / "tiny", "gouache")
+    studio.shelf.refresh()
+    return "tiny"
+
+
+def test_a_models_facts_come_from_its_headers(studio: Studio, model: str) -> None:
+    entry = studio.shelf.find(model)
+    found = facts_of(entry)
+    assert (found.family, found.kind, found.error) == ("Stable Diffusion 1.x", "model", "")
+    assert found.parameters > 10_000
+    said = inspect(entry)
+    assert said["path"] == "tiny"
+    assert str(studio.settings.data) not in repr(said)
+    assert set(said["parts"]) == {"unet", "vae", "text_encoder"}
+
+
+def test_a_broken_file_says_why(studio: Studio) -> None:
+    folder = studio.settings.data / "models"
+    folder.mkdir()
+    (folder / "broken.safetensors").write_bytes(b"no weights")
+    studio.shelf.refresh()
+    entry = studio.shelf.find("broken")
+    assert "broken.safetensors" in facts_of(entry).error
+    with pytest.raises(InvalidInput, match="broken") as caught:
+        inspect(entry)
+    assert str(folder) not in f"{caught.value} {facts_of(entry).error}"
+
+
+def test_each_user_chooses_a_default_that_every_interface_uses(studio: Studio, model: str) -> None:
+    assert studio.default_model("ada") == studio.shelf.default
+    assert studio.set_default_model("ada", "tiny") == model
+    assert studio.default_model("bob") == studio.shelf.default
+    job, _ = studio.submit(Request(prompt="x"), owner="ada", source="v1")
+    assert job.parsed().model == "tiny"
+    other, _ = studio.submit(Request(prompt="x"), owner="bob", source="v1")
+    assert other.parsed().model is None
+    with pytest.raises(ModelNotFound):
+        studio.set_default_model("ada", "nowhere")
+    # A model that is gone gives way.
+    (studio.settings.data / "models" / "tiny").rename(studio.settings.data / "gone")
+    studio.shelf.refresh()
+    assert studio.default_model("ada") == studio.shelf.default
+
+
+def test_a_snapshot_in_the_hubs_cache_has_its_repositorys_name(studio: Studio, tmp_path: Path) -> None:
+    snapshot = tmp_path / "hub" / "models--painter--tiny-sd" / "snapshots" / "0123456789abcdef"
+    snapshot.mkdir(parents=True)
+    (snapshot / "model_index.json").write_text("{}")
+    shelf = Shelf([tmp_path / "hub"], studio.database)
+    assert shelf.find("painter/tiny-sd").path == snapshot
+
+
+def test_over_http(client: httpx.Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("GOUACHE_OFFLINE", "1")
+    monkeypatch.setenv("GOUACHE_MODELS", str(tmp_path))
+    assert client.get("/v1/models/default").json() == {"model": "pocket"}
+    assert client.put("/v1/models/default", json={"model": "nowhere"}).status_code == 422
+    assert client.put("/v1/models/default", json={"model": "pocket"}).json() == {"model": "pocket"}
+    assert client.get("/v1/models/inspect", params={"model": "pocket"}).json()["family"] == "pocket"
+    assert client.get("/v1/models/inspect", params={"model": "../x"}).status_code == 422
+    assert client.post("/v1/models/refresh").status_code == 204
+    assert client.get("/v1/models/adapters").json() == []
+    assert client.post("/v1/models/pulls", json={"repo": "../../etc"}).status_code == 422
+    assert client.post("/v1/models/pulls", json={"repo": "painter/tiny"}).status_code == 202
+    until = time.monotonic() + 60
+    while client.get("/v1/models/pulls").json()[0]["state"] == "running" and time.monotonic() < until:
+        time.sleep(0.05)
+    newest = client.get("/v1/models/pulls").json()[0]
+    assert newest["state"] == "failed"
+    assert "GOUACHE_OFFLINE" in newest["error"]
+    assert client.delete("/v1/models/pulls").status_code == 204
+
+
+@pytest.mark.parametrize("repo", ["", "one", "a/b/c", "../b", "a/../b", "a b/c", "http://x/y", "a/b?c"])
+def test_only_a_repositorys_name_is_fetched(repo: str) -> None:
+    with pytest.raises(InvalidInput):
+        Pulls(lambda: None).start(repo)
+
+
+def test_a_pull_reports_is_alone_and_can_be_cancelled(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub is replaced by one that never ends; the real one is pulled from in tests/checkpoints/test_hub.py."""
+
+    def endless(repo: str, *, revision: str | None, variant: str | None, progress: hub.Report) -> Path:
+        assert (revision, variant) == (None, "fp16")
+        try:
+            for here in range(10**9):
+                progress(here, 10**9)
+                time.sleep(0.001)
+        except Exception as error:
+            raise HubError(repo, given=str(error), expected="an answer") from error
+        raise AssertionError("nobody cancelled")
+
+    monkeypatch.setattr("gouache.checkpoints.hub.pull", endless)
+    arrived: list[bool] = []
+    pulls = Pulls(lambda: arrived.append(True))
+    assert pulls.start("painter/tiny", variant="fp16").state == "running"
+    with pytest.raises(Conflict, match="one at a time"):
+        pulls.start("painter/other")
+    while pulls.listing()[0].here == 0:
+        time.sleep(0.01)
+    assert pulls.listing()[0].total == 10**9
+    pulls.cancel()
+    assert ended(pulls).state == "cancelled"
+    assert arrived == []

@@ -1,0 +1,120 @@
+"""Models of a studio: what can be named, what stays loaded, what is let go."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from gouache.errors import ModelNotFound
+from gouache.pipeline.events import Event
+from gouache.pipeline.request import Request
+from gouache.serve.models.catalog import ModelEntry, Shelf
+from gouache.serve.settings import Settings
+from gouache.serve.store.database import Database
+from gouache.serve.studio import Studio
+from gouache.serve.worker.loaded_models import LoadedModels, Painter, open_pipeline
+
+
+@pytest.fixture
+def shelf(tmp_path: Path) -> Iterator[Shelf]:
+    folder = tmp_path / "models"
+    (folder / "deep" / "folder-model").mkdir(parents=True)
+    (folder / "deep" / "folder-model" / "model_index.json").write_text("{}")
+    (folder / "deep" / "folder-model" / "unet.safetensors").write_bytes(b"1234")
+    (folder / "one.safetensors").write_bytes(b"12")
+    (folder / "notes.txt").write_text("no model")
+    (folder / "evil.py").write_text("raise SystemExit")
+    database = Database(f"sqlite:///{tmp_path / 'store.sqlite3'}")
+    yield Shelf([folder], database)
+    database.close()
+
+
+def test_files_and_folders_are_found_and_nothing_else(shelf: Shelf) -> None:
+    found = {entry.name: entry.size for entry in shelf.entries()}
+    assert found == {"pocket": 0, "deep/folder-model": 6, "one.safetensors": 2}
+
+
+def test_a_model_answers_to_name_stem_title_and_hash(shelf: Shelf) -> None:
+    entry = shelf.find("one")
+    assert entry.title == "one.safetensors"
+    shelf.remember_hash(entry, "ab" * 32)
+    for name in ("one.safetensors", "one", "one.safetensors [ababababab]", "ababababab", "ab" * 32):
+        assert shelf.find(name).sha256 == "ab" * 32
+    assert shelf.find(None).name == "pocket"
+    with pytest.raises(ModelNotFound, match=r"Did you mean 'one\.safetensors'"):
+        shelf.find("one.safetensor")
+
+
+def test_a_hash_is_forgotten_when_the_file_changes(shelf: Shelf) -> None:
+    entry = shelf.find("one")
+    shelf.remember_hash(entry, "ab" * 32)
+    assert entry.path is not None
+    entry.path.write_bytes(b"other bytes")
+    shelf.refresh()
+    assert shelf.find("one").sha256 is None
+
+
+class Empty:
+    """A painter without weights."""
+
+    def run(self, request: Request, attachments: Mapping[str, bytes] | None = None) -> Iterator[Event]:
+        del request, attachments
+        return iter(())
+
+
+def entry_of(name: str, size: int) -> ModelEntry:
+    return ModelEntry(name, Path(name), size, 0.0)
+
+
+def test_the_least_recently_used_model_leaves_when_memory_is_short() -> None:
+    opened: list[str] = []
+
+    def open_model(entry: ModelEntry, device: str | None) -> Painter:
+        del device
+        opened.append(entry.name)
+        return Empty()
+
+    models = LoadedModels(open_model, budget=10)
+    for name, size in (("a", 4), ("b", 4), ("a", 4), ("c", 4)):
+        models.get(entry_of(name, size))
+    assert models.names() == ["a", "c"]
+    assert opened == ["a", "b", "c"]
+    models.get(entry_of("large", 50))
+    assert models.names() == ["large"]
+    models.forget()
+    assert models.names() == []
+
+
+def test_the_model_that_needs_no_file_paints() -> None:
+    painter = open_pipeline(ModelEntry("pocket", None, 0, 0.0), "cpu")
+    request = Request(prompt="x", seed=1, num_inference_steps=1, width=64, height=64)
+    assert list(painter.run(request))[-1]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_memory_after_fifty_switches_is_that_after_two(tmp_path: Path) -> None:
+    from gouache.serve.http.ops import resident_bytes
+
+    del tmp_path
+    models = LoadedModels(open_pipeline, budget=1, device="cpu")
+    sizes = []
+    for k in range(50):
+        painter = models.get(entry_of_untrained(k % 2))
+        list(painter.run(Request(prompt="x", seed=1, num_inference_steps=1, width=64, height=64)))
+        del painter
+        sizes.append(resident_bytes(None))
+    assert sizes[-1] <= 1.1 * sizes[1]
+
+
+def entry_of_untrained(number: int) -> ModelEntry:
+    return ModelEntry(f"untrained-{number}", None, 0, float(number))
+
+
+def test_settings_say_where_they_are_wrong(tmp_path: Path) -> None:
+    with pytest.raises(Exception, match="port"):
+        Settings.from_dict({"data": tmp_path, "port": 99_999})
+    with pytest.raises(Exception, match="store: given"):
+        Studio(Settings(data=tmp_path, store="nonsense://x", workers=0))

@@ -1,0 +1,198 @@
+"""The stage `upscaler`: crops fit their pictures, batches are pure, it learns to beat interpolation, and it resumes."""
+
+from __future__ import annotations
+
+import json
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+
+from gouache.checkpoints.formats.header import read_header
+from gouache.checkpoints.formats.safetensors import load_tensors
+from gouache.checkpoints.hub import file_sha256
+from gouache.data.large import LargeStickers
+from gouache.data.stickers import RECIPE, RECIPE_VERSION, StickerManifest, Stickers, is_held_out
+from gouache.data.vectors import render_svg
+from gouache.errors import ConfigError, DataError, TrainingError
+from gouache.models.configs import UpscalerConfig, VAEConfig
+from gouache.models.upscalers import Upscaler
+from gouache.models.vae import AutoencoderKL
+from gouache.pipeline.inputs.images import on_background, rgba_to_tensor, to_tensor
+from gouache.training.build import Ready, assemble
+from gouache.training.config import TrainConfig, UpscalerStage
+from gouache.training.loop import train
+from gouache.training.stages.upscaler import UpscalerTraining, on_both_grounds
+
+SMALL, SCALE, CROP = 32, 4, 16
+VAE = {"image_channels": 4, "latent_channels": 4, "channels": (8, 8), "layers_per_level": 1, "norm_groups": 4,
+       "patch_size": 2, "middle_attention": False, "scale": 1.0}  # fmt: skip
+STAGE = {
+    "network": {"channels": 16, "blocks": 2, "scale": SCALE}, "crop": CROP, "crops": 2,
+    "loop": {"batch_size": 8, "images": 64, "log_images": 400, "validate_images": 100_000},
+    "optimizer": {"learning_rate": 4e-3, "warmup_images": 0},
+}  # fmt: skip
+
+
+def svg_of(number: int) -> str:
+    """A bar, a ring and a disc, of other colours and angles for each number."""
+    hue = number * 37 % 360
+    shapes = (
+        f'<rect x="4" y="6" width="24" height="5" fill="hsl({hue},70%,45%)" transform="rotate({number * 23} 16 16)"/>'
+        f'<circle cx="16" cy="16" r="{6 + number % 6}" fill="none" stroke="hsl({hue + 120},80%,40%)" stroke-width="2"/>'
+        f'<circle cx="{8 + number % 9}" cy="22" r="4" fill="hsl({hue + 240},60%,60%)"/>'
+    )
+    return f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 32 32">{shapes}</svg>'
+
+
+def write_set(folder: Path) -> Path:
+    """A built set of 36 vector stickers, two of which are held out."""
+    folder.mkdir()
+    codes = [f"{n:x}" for n in range(0x1F400, 0x1F700)]
+    kept = [code for code in codes if not is_held_out(code, "noto")][:34]
+    kept += [code for code in codes if is_held_out(code, "noto")][:2]
+    rows, pictures = [], []
+    with zipfile.ZipFile(folder / "sources.zip", "w") as sources:
+        for index, code in enumerate(kept):
+            sources.writestr(f"noto/{code}.svg", svg_of(index))
+            pictures.append(render_svg(svg_of(index), SMALL))
+            rows.append({"index": index, "code": code, "style": "noto", "label": "shape", "keywords": [],
+                         "zh_label": "", "zh_keywords": [], "group": "objects", "subgroup": "tool",
+                         "file": f"noto/{code}.svg", "source": "shapes@1", "licence": "MIT"})  # fmt: skip
+    np.save(folder / "pictures.npy", np.stack(pictures))
+    (folder / "records.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    names = ("sources.zip", "pictures.npy", "records.jsonl")
+    manifest = StickerManifest(
+        recipe=RECIPE, recipe_version=RECIPE_VERSION, size=SMALL, count=len(rows), counts={"noto": len(rows)},
+        packages=(), sha256={name: file_sha256(folder / name) for name in names},
+    )  # fmt: skip
+    (folder / "manifest.json").write_text(manifest.to_json())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_set(tmp_path_factory.mktemp("shapes") / "set")
+
+
+@pytest.fixture(scope="module")
+def large(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> LargeStickers:
+    return LargeStickers(Stickers.open(shapes), SMALL * SCALE, tmp_path_factory.mktemp("large"))
+
+
+def stage_of(large: LargeStickers, **changes: object) -> UpscalerTraining:
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(1)
+        vae = AutoencoderKL(VAEConfig.from_dict(VAE)).eval()
+        return UpscalerTraining(UpscalerStage.from_dict({**STAGE, **changes}), large, vae, 0)
+
+
+def test_a_target_is_its_place_of_the_picture_drawn_large(large: LargeStickers) -> None:
+    stage = stage_of(large, decoded=0.0, degraded=0.0)
+    batch = stage.batch(range(6))
+    batch["amounts"].zero_()
+    averaged = F.avg_pool2d(batch["target"], SCALE)
+    assert torch.allclose(stage._degraded(batch), averaged, atol=1e-5)
+    assert batch["target"].shape == (6, 4, CROP * SCALE, CROP * SCALE)
+    assert batch["picture"].shape == (3, 4, SMALL, SMALL), "two crops of each picture"
+
+
+def test_batches_are_pure_functions_of_their_numbers(large: LargeStickers) -> None:
+    stage = stage_of(large)
+    whole, part = stage.batch(range(8)), stage.batch(range(3, 6))
+    for name in ("target", "grain", "amounts"):
+        assert torch.equal(whole[name][3:6], part[name])
+    with torch.no_grad():
+        assert torch.allclose(stage._degraded(whole)[3:6], stage._degraded(part), atol=1e-5)
+    assert not torch.equal(whole["target"][0], whole["target"][2])
+
+
+def test_shares_of_what_is_done_to_crops(large: LargeStickers) -> None:
+    amounts = stage_of(large, decoded=0.6, degraded=0.25)._amounts_of(range(4000))
+    share, blur, grain = amounts.unbind(1)
+    assert float((share == 1).float().mean()) == pytest.approx(0.6, abs=0.03)
+    assert float((share == 0).float().mean()) == pytest.approx(0.2, abs=0.03)
+    assert float((blur > 0).float().mean()) == pytest.approx(0.25, abs=0.03)
+    assert float(blur.max()) <= 0.5
+    assert float(grain.max()) <= 0.03
+
+
+def test_it_learns_to_beat_interpolation_on_pictures_it_never_saw(large: LargeStickers, tmp_path: Path) -> None:
+    loop = {"batch_size": 8, "images": 2400, "log_images": 800, "validate_images": 100_000}
+    stage = stage_of(large, decoded=0.0, degraded=0.0, loop=loop)
+    *_, last = train(stage, stage.config, tmp_path)
+    assert last.figures["psnr_clean"] > last.figures["lanczos_clean"] + 1
+    assert last.figures["lanczos_clean"] > last.figures["bicubic_clean"]
+    exported = tmp_path / "last.safetensors"
+    metadata = read_header(exported).metadata
+    assert metadata["component"] == "upscaler"
+    network = Upscaler(UpscalerConfig.from_json(metadata["config"], where="last"))
+    network.load_state_dict(load_tensors(exported))
+    assert list((tmp_path / "samples").glob("*.png"))
+
+
+def test_a_run_that_stopped_ends_as_the_one_that_did_not(large: LargeStickers, tmp_path: Path) -> None:
+    def run(images: int, folder: str) -> dict[str, torch.Tensor]:
+        loop = {"batch_size": 8, "images": images, "log_images": 400, "validate_images": 100_000}
+        stage = stage_of(large, loop=loop)
+        for _ in train(stage, stage.config, tmp_path / folder):
+            pass
+        return {name: tensor.clone() for name, tensor in stage.saved().items()}
+
+    run(24, "twice")
+    whole, resumed = run(48, "once"), run(48, "twice")
+    assert whole.keys() == resumed.keys()
+    assert not any(name.startswith("vae.") for name in whole)
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_going_beyond_white_is_no_error(large: LargeStickers) -> None:
+    stage = stage_of(large, decoded=0.0, degraded=0.0)
+    batch = stage.batch(range(2))
+    batch["target"] = torch.ones_like(batch["target"])
+    with torch.no_grad():
+        stage.trained.get_parameter("conv_out.bias").fill_(3.0)
+        assert float(stage(batch)["loss"]) == 0.0
+        batch["target"] = torch.zeros_like(batch["target"])
+        assert float(stage(batch)["l1"]) > 0.5
+
+
+def test_a_fringe_that_white_hides_is_seen_on_black() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 4), np.uint8)
+    seven = on_both_grounds(rgba_to_tensor(pixels)[None])[0]
+    black = on_background(Image.fromarray(pixels), "black")
+    assert torch.allclose(seven[4:], to_tensor(black, 3), atol=1.01 / 127.5)
+    assert torch.equal(seven[:4], rgba_to_tensor(pixels))
+    plain = torch.zeros(1, 3, 2, 2)
+    assert on_both_grounds(plain) is plain
+
+
+def test_wrong_configs_and_data_are_refused(shapes: Path, large: LargeStickers, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="at most"):
+        stage_of(large, crop=SMALL + 1)
+    with pytest.raises(ConfigError, match="image_channels"):
+        stage_of(large, network={"image_channels": 3})
+    config = TrainConfig.from_dict({"data": {"size": SMALL}, "upscaler": STAGE})
+    with pytest.raises(TrainingError, match="stage vae"):
+        list(assemble("upscaler", config, shapes, tmp_path))
+    config = TrainConfig.from_dict({"data": {"size": 64}, "upscaler": STAGE})
+    with pytest.raises(DataError, match="64"):
+        list(assemble("upscaler", config, shapes, tmp_path))
+
+
+def test_the_stage_is_put_together_from_files(shapes: Path, tmp_path: Path) -> None:
+    (tmp_path / "vae").mkdir()
+    from gouache.checkpoints.formats.safetensors import save_tensors
+
+    vae = AutoencoderKL(VAEConfig.from_dict(VAE))
+    save_tensors(tmp_path / "vae" / "last.safetensors", vae.state_dict(), {"config": vae.config.to_json()})
+    config = TrainConfig.from_dict({"data": {"size": SMALL}, "upscaler": STAGE})
+    (ready,) = assemble("upscaler", config, shapes, tmp_path)
+    assert isinstance(ready, Ready)
+    assert isinstance(ready.stage, UpscalerTraining)
+    assert ready.stage.large.size == SMALL * SCALE
+    assert ready.stage.large.folder.parent == tmp_path
