@@ -23,11 +23,18 @@ import httpx
 from playwright.sync_api import Page, sync_playwright
 
 PROMPTS = (
-    "a red apple, 3d style", "a sleeping cat, noto style", "a rocket, flat style", "a blue butterfly, 3d style",
-    "a strawberry cake, noto style", "a green frog, twemoji style", "a hot air balloon, 3d style",
+    "a red apple, 3d style",
+    "a sleeping cat, noto style",
+    "a rocket, flat style",
+    "a blue butterfly, 3d style",
+    "a strawberry cake, noto style",
+    "a green frog, twemoji style",
+    "a hot air balloon, 3d style",
     "a yellow duck, flat style",
-    "a snowy mountain, noto style", "a purple octopus, 3d style", "a slice of watermelon, twemoji style",
-)  # fmt: skip
+    "a snowy mountain, noto style",
+    "a purple octopus, 3d style",
+    "a slice of watermelon, twemoji style",
+)
 LAST = "a fox, 3d style"
 WIDTH, HEIGHT = 1280, 860
 SECONDS = 600.0

@@ -48,15 +48,20 @@ def build(bundle: ModelBundle) -> Any:
     config = bundle.unet.config
     deep = [depth > 0 for depth in config.transformer_layers]
     return UNet2DConditionModel(
-        sample_size=bundle.defaults.width // bundle.vae.config.downscale, in_channels=config.in_channels,
-        out_channels=config.out_channels, block_out_channels=config.channels,
+        sample_size=bundle.defaults.width // bundle.vae.config.downscale,
+        in_channels=config.in_channels,
+        out_channels=config.out_channels,
+        block_out_channels=config.channels,
         layers_per_block=config.layers_per_level,
         down_block_types=["CrossAttnDownBlock2D" if d else "DownBlock2D" for d in deep],
         up_block_types=["CrossAttnUpBlock2D" if d else "UpBlock2D" for d in reversed(deep)],
-        attention_head_dim=list(config.heads), cross_attention_dim=config.context_width,
-        norm_num_groups=config.norm_groups, use_linear_projection=config.linear_projection,
-        class_embed_type="projection", projection_class_embeddings_input_dim=config.pooled_width,
-    ).to(memory_format=torch.channels_last)  # fmt: skip
+        attention_head_dim=list(config.heads),
+        cross_attention_dim=config.context_width,
+        norm_num_groups=config.norm_groups,
+        use_linear_projection=config.linear_projection,
+        class_embed_type="projection",
+        projection_class_embeddings_input_dim=config.pooled_width,
+    ).to(memory_format=torch.channels_last)
 
 
 def train(unet: Any, store: EncodedStore, minutes: float) -> tuple[Any, int]:
@@ -107,9 +112,11 @@ def paint(unet: Any, bundle: ModelBundle, prompts: Sequence[Prompt], steps: int)
     from diffusers import DDIMScheduler
 
     scheduler = DDIMScheduler(
-        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False,
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        clip_sample=False,
         timestep_spacing="trailing",
-    )  # fmt: skip
+    )
     scheduler.set_timesteps(steps)
     side, empty, pictures = unet.config.sample_size, encode_captions(bundle, [""]), []
     for part in batched(len(prompts), BATCH):

@@ -59,9 +59,15 @@ def ours(precision: str, count: int) -> dict[str, float]:
             return ["" for _ in numbers]
 
     network = {
-        "in_channels": CHANNELS, "out_channels": CHANNELS, "channels": WIDTHS, "layers_per_level": 1, "heads": HEADS,
-        "transformer_layers": (0, 1, 1), "context_width": CONTEXT, "norm_groups": GROUPS,
-    }  # fmt: skip
+        "in_channels": CHANNELS,
+        "out_channels": CHANNELS,
+        "channels": WIDTHS,
+        "layers_per_level": 1,
+        "heads": HEADS,
+        "transformer_layers": (0, 1, 1),
+        "context_width": CONTEXT,
+        "norm_groups": GROUPS,
+    }
     loop = {"batch_size": BATCH, "images": BATCH * (WARM_UP + count), "log_images": 10**9, "validate_images": 10**9}
     config = DenoiserStage.from_dict({"network": network, "loop": {**loop, "precision": precision}})
     stage = DenoiserTraining(config, Random(), Random(), None, None, 0)
@@ -88,11 +94,17 @@ def theirs(precision: str, count: int) -> dict[str, float]:
     from diffusers import DDPMScheduler, UNet2DConditionModel
 
     unet = UNet2DConditionModel(
-        sample_size=SIDE, in_channels=CHANNELS, out_channels=CHANNELS, block_out_channels=WIDTHS, layers_per_block=1,
+        sample_size=SIDE,
+        in_channels=CHANNELS,
+        out_channels=CHANNELS,
+        block_out_channels=WIDTHS,
+        layers_per_block=1,
         down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"), attention_head_dim=HEADS,
-        cross_attention_dim=CONTEXT, norm_num_groups=GROUPS,
-    )  # fmt: skip
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        attention_head_dim=HEADS,
+        cross_attention_dim=CONTEXT,
+        norm_num_groups=GROUPS,
+    )
     accelerator = Accelerator(mixed_precision={"fp32": "no"}.get(precision, precision))
     optimizer = torch.optim.AdamW(unet.parameters(), lr=3e-4, betas=(0.9, 0.99), weight_decay=0.01)
     model, optimizer = accelerator.prepare(unet, optimizer)

@@ -39,14 +39,23 @@ MOST_BYTES = 2_000_000
 QUALITY = 88
 ENGINE, FROG = "a red fire engine, 3d style", "a green frog, 3d style"
 WORDS = (
-    "a red fire engine", "a green frog", "a slice of pizza", "a smiling sun",
-    "a blue butterfly", "a birthday cake", "a yellow car", "a penguin",
-)  # fmt: skip
+    "a red fire engine",
+    "a green frog",
+    "a slice of pizza",
+    "a smiling sun",
+    "a blue butterfly",
+    "a birthday cake",
+    "a yellow car",
+    "a penguin",
+)
 STYLES = ("noto", "twemoji", "flat", "3d")
 SEVERAL = (
-    "a cat to the left of a tree", "a blue book above a red apple", "three cups",
-    "a rocket, a moon and a star, flat style", "左上角有一只青蛙",
-)  # fmt: skip
+    "a cat to the left of a tree",
+    "a blue book above a red apple",
+    "three cups",
+    "a rocket, a moon and a star, flat style",
+    "左上角有一只青蛙",
+)
 CHINESE = ("一只绿色的青蛙", "一辆红色的消防车", "一块披萨", "一只企鹅")
 
 
@@ -141,8 +150,13 @@ def inpaint(p: Painter) -> Image.Image:
     picture, name = p.start()
     mask = Image.new("L", picture.size)
     mask.paste(255, (0, 0, picture.width // 2, picture.height))
-    painted = p.one("a green frog, 3d style", init_image=name, strength=1.0, seed=p.seed + 2,
-                    mask=Mask(image=p.file("mask", mask), blur=4, fill="noise"))  # fmt: skip
+    painted = p.one(
+        "a green frog, 3d style",
+        init_image=name,
+        strength=1.0,
+        seed=p.seed + 2,
+        mask=Mask(image=p.file("mask", mask), blur=4, fill="noise"),
+    )
     shown = mask.convert("RGB")
     ImageDraw.Draw(shown).rectangle((0, 0, mask.width - 1, mask.height - 1), outline="black")  # white on white paper
     return row([picture, shown, painted], ["before", "mask", "after"])
@@ -198,8 +212,16 @@ def inversion(p: Painter) -> Image.Image:
         "a green fire engine, 3d style": 2.0,
         "a red fire engine, flat style": 2.0,
     }
-    edits = [p.one(text, init_image=name, num_inference_steps=25, guidance_scale=scale,
-                   inversion=Inversion(source_prompt=ENGINE)) for text, scale in words.items()]  # fmt: skip
+    edits = [
+        p.one(
+            text,
+            init_image=name,
+            num_inference_steps=25,
+            guidance_scale=scale,
+            inversion=Inversion(source_prompt=ENGINE),
+        )
+        for text, scale in words.items()
+    ]
     return row([picture, *edits], ["before", "same words", "red > green", "3d > flat"])
 
 
@@ -244,43 +266,107 @@ def editing(p: Painter) -> Image.Image:
 RED = "a red fire engine, 3d style"
 FIGURES = (
     Figure("Text to image", f"Row by row: {', '.join(WORDS)}.", f'gouache paint "{WORDS[0]}"', text_to_image),
-    Figure("Styles", "One prompt in every style that the model was trained on.", 'gouache paint "a fox" --style flat',
-           styles),
+    Figure(
+        "Styles",
+        "One prompt in every style that the model was trained on.",
+        'gouache paint "a fox" --style flat',
+        styles,
+    ),
     Figure("Prompts in Chinese", f"{'; '.join(CHINESE)}.", f'gouache paint "{CHINESE[0]}"', chinese),
-    Figure("The prompt's language", "Weights, editing half way, and two prompts at once: `a (red:1.4) and blue fish`, "
-           "`a red and (blue:1.4) fish`, `a [frog:penguin:0.4]`, `a fish AND a flower`.",
-           'gouache paint "a [frog:penguin:0.4]"', editing),
-    Figure("Several things in one sentence", "Above, each thing is drafted by itself and laid where the sentence says; "
-           f"below, the prior drafts the whole: {'; '.join(SEVERAL)}.", f'gouache paint "{SEVERAL[0]}"', several),
-    Figure("Guidance and steps on one sheet", "An X/Y plot of two parameters.",
-           f'gouache grid "{FROG}" --x guidance=1,2,3,5,8 --y steps=4,8,16 -o sheet.png', guidance_sweep),
-    Figure("Best of several drafts", "The prior drafts eight times and the likeliest draft is "
-           "painted.", 'gouache paint "a penguin" --best-of 8', best_of),
-    Figure("Transparent and coloured grounds", "The picture is painted with transparency; a ground is laid under it.",
-           'gouache paint "a green frog" --background "#ffd166"', backgrounds),
-    Figure("Image to image", "From the picture itself (0) to a new one (1).",
-           'gouache edit start.png "a blue police car, 3d style" --strength 0.5', strengths),
-    Figure("Inpainting", "White is painted anew; every other pixel comes back bit for bit.",
-           'gouache edit start.png "a green frog, 3d style" --mask mask.png --mask-fill noise --strength 1', inpaint),
-    Figure("Outpainting", "The picture grows to the left and to the right.",
-           f'gouache edit start.png "{RED}" --outpaint-left 64 --outpaint-right 64', outpaint),
-    Figure("Variations", "The noise of one seed, moved a little towards others.",
-           "gouache vary start.png --strength 0.3 --count 5", variations),
-    Figure("Interpolation", "From one prompt and seed to another.",
-           f'gouache interpolate "{RED}" --to "a yellow car, flat style" --frames 7 -o strip.png', interpolation),
-    Figure("Completion by the prior", "The upper half's tokens stay, the prior continues, diffusion paints.",
-           f'gouache edit start.png "{RED}" --strength 1 --prior-keep 0,0,1,0.5', completion),
-    Figure("Edit by prompt change", "The picture is walked up to its noise; from there a changed prompt changes only "
-           "what it must.",
-           f'gouache edit start.png "a green fire engine, 3d style" --inversion "{RED}"', inversion),
+    Figure(
+        "The prompt's language",
+        "Weights, editing half way, and two prompts at once: `a (red:1.4) and blue fish`, "
+        "`a red and (blue:1.4) fish`, `a [frog:penguin:0.4]`, `a fish AND a flower`.",
+        'gouache paint "a [frog:penguin:0.4]"',
+        editing,
+    ),
+    Figure(
+        "Several things in one sentence",
+        "Above, each thing is drafted by itself and laid where the sentence says; "
+        f"below, the prior drafts the whole: {'; '.join(SEVERAL)}.",
+        f'gouache paint "{SEVERAL[0]}"',
+        several,
+    ),
+    Figure(
+        "Guidance and steps on one sheet",
+        "An X/Y plot of two parameters.",
+        f'gouache grid "{FROG}" --x guidance=1,2,3,5,8 --y steps=4,8,16 -o sheet.png',
+        guidance_sweep,
+    ),
+    Figure(
+        "Best of several drafts",
+        "The prior drafts eight times and the likeliest draft is painted.",
+        'gouache paint "a penguin" --best-of 8',
+        best_of,
+    ),
+    Figure(
+        "Transparent and coloured grounds",
+        "The picture is painted with transparency; a ground is laid under it.",
+        'gouache paint "a green frog" --background "#ffd166"',
+        backgrounds,
+    ),
+    Figure(
+        "Image to image",
+        "From the picture itself (0) to a new one (1).",
+        'gouache edit start.png "a blue police car, 3d style" --strength 0.5',
+        strengths,
+    ),
+    Figure(
+        "Inpainting",
+        "White is painted anew; every other pixel comes back bit for bit.",
+        'gouache edit start.png "a green frog, 3d style" --mask mask.png --mask-fill noise --strength 1',
+        inpaint,
+    ),
+    Figure(
+        "Outpainting",
+        "The picture grows to the left and to the right.",
+        f'gouache edit start.png "{RED}" --outpaint-left 64 --outpaint-right 64',
+        outpaint,
+    ),
+    Figure(
+        "Variations",
+        "The noise of one seed, moved a little towards others.",
+        "gouache vary start.png --strength 0.3 --count 5",
+        variations,
+    ),
+    Figure(
+        "Interpolation",
+        "From one prompt and seed to another.",
+        f'gouache interpolate "{RED}" --to "a yellow car, flat style" --frames 7 -o strip.png',
+        interpolation,
+    ),
+    Figure(
+        "Completion by the prior",
+        "The upper half's tokens stay, the prior continues, diffusion paints.",
+        f'gouache edit start.png "{RED}" --strength 1 --prior-keep 0,0,1,0.5',
+        completion,
+    ),
+    Figure(
+        "Edit by prompt change",
+        "The picture is walked up to its noise; from there a changed prompt changes only what it must.",
+        f'gouache edit start.png "a green fire engine, 3d style" --inversion "{RED}"',
+        inversion,
+    ),
     Figure("Second pass", "Painted small, enlarged, painted over.", f'gouache paint "{FROG}" --hires', hires),
-    Figure("Upscaling", "Once as pixels, once by Lanczos, once by what the model brings along (else Lanczos).",
-           "gouache upscale frog.png --factor 2", upscale),
-    Figure("Beyond the training size", "Overlapping tiles, four times as wide as the model knows.",
-           'gouache paint "a forest, flat style" --size 512x128 --tiled', tiled),
-    Figure("Seamless", "One tile laid two by two.",
-           'gouache paint "green leaves pattern, flat style" --seamless both', seamless),
-)  # fmt: skip
+    Figure(
+        "Upscaling",
+        "Once as pixels, once by Lanczos, once by what the model brings along (else Lanczos).",
+        "gouache upscale frog.png --factor 2",
+        upscale,
+    ),
+    Figure(
+        "Beyond the training size",
+        "Overlapping tiles, four times as wide as the model knows.",
+        'gouache paint "a forest, flat style" --size 512x128 --tiled',
+        tiled,
+    ),
+    Figure(
+        "Seamless",
+        "One tile laid two by two.",
+        'gouache paint "green leaves pattern, flat style" --seamless both',
+        seamless,
+    ),
+)
 
 
 def made(painter: Painter, figures: Sequence[Figure], folder: Path) -> Iterator[tuple[Figure, Path]]:

@@ -13,14 +13,21 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "gouache"
 
 LAYERS = {
-    "errors": 0, "config": 0, "__init__": 6, "__main__": 6,
+    "errors": 0,
+    "config": 0,
+    "__init__": 6,
+    "__main__": 6,
     "diffusion": 1,
-    "nn": 2, "models": 2,
+    "nn": 2,
+    "models": 2,
     "checkpoints": 3,
-    "pipeline": 4, "pocket": 4,
-    "data": 5, "training": 5,
-    "serve": 6, "cli": 6,
-}  # fmt: skip
+    "pipeline": 4,
+    "pocket": 4,
+    "data": 5,
+    "training": 5,
+    "serve": 6,
+    "cli": 6,
+}
 TORCH_LAYERS = range(1, 6)
 TERMINAL_AND_HTTP = {
     "typer",
@@ -47,9 +54,15 @@ LONGEST_FILE, LONGEST_FUNCTION = 500, 60
 # Files that are one long table of names, and no code.
 DATA_TABLES: set[str] = set()
 GLOBAL_RANDOMNESS = {
-    "torch.manual_seed", "torch.cuda.manual_seed", "torch.cuda.manual_seed_all", "torch.set_rng_state", "torch.seed",
-    "np.random.seed", "numpy.random.seed", "random.seed",
-}  # fmt: skip
+    "torch.manual_seed",
+    "torch.cuda.manual_seed",
+    "torch.cuda.manual_seed_all",
+    "torch.set_rng_state",
+    "torch.seed",
+    "np.random.seed",
+    "numpy.random.seed",
+    "random.seed",
+}
 CITATION = re.compile(r"[Ee]q(uation|s?\.)|[Aa]lgorithm|[Ss]ection|[Tt]able|[Aa]ppendix|[Pp]roposition")
 SOURCE_OF_CITATION = re.compile(r"arXiv|\(\d{4}\)|\b(19|20)\d\d\b")
 

@@ -16,9 +16,16 @@ if TYPE_CHECKING:
     from torch import nn
 
 FAMILIES = (
-    "sd1", "sd1-inpainting", "sd1-instruct", "sd2", "sd2-v", "sd2-inpainting", "sdxl", "sdxl-inpainting",
+    "sd1",
+    "sd1-inpainting",
+    "sd1-instruct",
+    "sd2",
+    "sd2-v",
+    "sd2-inpainting",
+    "sdxl",
+    "sdxl-inpainting",
     "sdxl-refiner",
-)  # fmt: skip
+)
 MERGES = Path(__file__).parents[2] / "src/gouache/models/vocab/bpe_simple_vocab_16e6.txt.gz"
 CONCATENATED = {"inpainting": 9, "instruct": 8}
 
@@ -52,9 +59,15 @@ def _text(seed: int, width: int, layers: int, act: str, *, projected: bool) -> A
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
-        hidden_size=width, intermediate_size=2 * width, num_hidden_layers=layers, num_attention_heads=1, hidden_act=act,
-        projection_dim=width, bos_token_id=49406, eos_token_id=49407,
-    )  # fmt: skip
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        num_attention_heads=1,
+        hidden_act=act,
+        projection_dim=width,
+        bos_token_id=49406,
+        eos_token_id=49407,
+    )
     return _randomise((CLIPTextModelWithProjection if projected else CLIPTextModel)(config), seed)
 
 
@@ -65,11 +78,13 @@ def _unet(family: str, variant: str, context: int, pooled: int) -> Any:
         "sd1": {"attention_head_dim": 8, "transformer_layers_per_block": 1},
         "sd2": {"attention_head_dim": [1, 1, 2], "use_linear_projection": True},
         "sdxl": {
-            "attention_head_dim": [1, 1, 2], "use_linear_projection": True, "transformer_layers_per_block": [1, 1, 2],
+            "attention_head_dim": [1, 1, 2],
+            "use_linear_projection": True,
+            "transformer_layers_per_block": [1, 1, 2],
             "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
             "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
         },
-    }  # fmt: skip
+    }
     shape = {
         "down_block_types": ["CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
         "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"],
@@ -79,18 +94,27 @@ def _unet(family: str, variant: str, context: int, pooled: int) -> Any:
         shape |= {"addition_embed_type": "text_time", "addition_time_embed_dim": 256}
         shape["projection_class_embeddings_input_dim"] = pooled
     return UNet2DConditionModel(
-        block_out_channels=(32, 64, 128), layers_per_block=2 if family == "sd1" else 1, cross_attention_dim=context,
-        in_channels=CONCATENATED.get(variant, 4), sample_size=8, **shape,
-    )  # fmt: skip
+        block_out_channels=(32, 64, 128),
+        layers_per_block=2 if family == "sd1" else 1,
+        cross_attention_dim=context,
+        in_channels=CONCATENATED.get(variant, 4),
+        sample_size=8,
+        **shape,
+    )
 
 
 def _vae(scale: float) -> Any:
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
-        block_out_channels=(32, 32, 64), down_block_types=["DownEncoderBlock2D"] * 3, latent_channels=4,
-        up_block_types=["UpDecoderBlock2D"] * 3, layers_per_block=1, scaling_factor=scale, sample_size=32,
-    )  # fmt: skip
+        block_out_channels=(32, 32, 64),
+        down_block_types=["DownEncoderBlock2D"] * 3,
+        latent_channels=4,
+        up_block_types=["UpDecoderBlock2D"] * 3,
+        layers_per_block=1,
+        scaling_factor=scale,
+        sample_size=32,
+    )
 
 
 def _pipeline(name: str, tokenizer: Callable[[str], Any]) -> Any:
@@ -102,9 +126,14 @@ def _pipeline(name: str, tokenizer: Callable[[str], Any]) -> Any:
     refiner = rest == "refiner"
     xl = family == "sdxl"
     scheduler = diffusers.DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False, set_alpha_to_one=False,
-        steps_offset=1, prediction_type="v_prediction" if rest == "v" else "epsilon",
-    )  # fmt: skip
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+        prediction_type="v_prediction" if rest == "v" else "epsilon",
+    )
     text = {"sd1": (32, 3, "quick_gelu"), "sd2": (64, 3, "gelu"), "sdxl": (32, 3, "quick_gelu")}[family]
     pooled = 64 + (5 if refiner else 6) * 256 if xl else 0
     context = 64 if refiner else text[0] + (64 if xl else 0)

@@ -90,8 +90,9 @@ def test_one_rule_for_where_models_lie(monkeypatch: pytest.MonkeyPatch, tmp_path
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert hub.model_folders() == [
-        tmp_path / ".local/share/gouache/models", tmp_path / ".cache/huggingface/hub",
-    ]  # fmt: skip
+        tmp_path / ".local/share/gouache/models",
+        tmp_path / ".cache/huggingface/hub",
+    ]
     monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "xdg"))
     assert hub.models_folder() == tmp_path / "xdg/gouache/models"
     monkeypatch.setenv("GOUACHE_DATA", "~/data")

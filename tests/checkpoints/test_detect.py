@@ -19,20 +19,32 @@ from gouache.models.configs import TextEncoderConfig, UNetConfig, VAEConfig
 SD1 = UNetConfig()
 SD2 = UNetConfig(heads=(5, 10, 20, 20), context_width=1024, linear_projection=True)
 SDXL = UNetConfig(
-    channels=(320, 640, 1280), transformer_layers=(0, 2, 10), middle_transformer_layers=10, heads=(5, 10, 20),
-    context_width=2048, linear_projection=True, pooled_width=2816,
-)  # fmt: skip
+    channels=(320, 640, 1280),
+    transformer_layers=(0, 2, 10),
+    middle_transformer_layers=10,
+    heads=(5, 10, 20),
+    context_width=2048,
+    linear_projection=True,
+    pooled_width=2816,
+)
 REFINER = UNetConfig(
-    channels=(384, 768, 1536, 1536), transformer_layers=(0, 4, 4, 0), middle_transformer_layers=4,
-    heads=(6, 12, 24, 24), context_width=1280, linear_projection=True, pooled_width=2560,
-)  # fmt: skip
+    channels=(384, 768, 1536, 1536),
+    transformer_layers=(0, 4, 4, 0),
+    middle_transformer_layers=4,
+    heads=(6, 12, 24, 24),
+    context_width=1280,
+    linear_projection=True,
+    pooled_width=2560,
+)
 # Reduced networks that were distilled from SDXL.
 SSD_1B = SDXL.model_copy(
     update={
-        "transformer_layers": (0, 2, 4), "up_transformer_layers": ((4, 4, 10), (2, 1, 1), (0, 0, 0)),
-        "middle_layers": 1, "middle_transformer_layers": 0,
+        "transformer_layers": (0, 2, 4),
+        "up_transformer_layers": ((4, 4, 10), (2, 1, 1), (0, 0, 0)),
+        "middle_layers": 1,
+        "middle_transformer_layers": 0,
     }
-)  # fmt: skip
+)
 KOALA = SDXL.model_copy(
     update={"layers_per_level": 1, "transformer_layers": (0, 2, 5), "middle_layers": 0, "middle_transformer_layers": 0}
 )
@@ -46,15 +58,19 @@ BIG_G = TextEncoderConfig(
 )
 # Numbers of parameters as their publishers count them.
 PUBLISHED = {
-    "sd1": (SD1, 859_520_964), "sd2": (SD2, 865_910_724), "sdxl": (SDXL, 2_567_463_684),
-}  # fmt: skip
+    "sd1": (SD1, 859_520_964),
+    "sd2": (SD2, 865_910_724),
+    "sdxl": (SDXL, 2_567_463_684),
+}
 PLACES = {
-    "unet": ("model.diffusion_model.", "ldm"), "vae": ("first_stage_model.", "ldm"),
-    "sd1": ("cond_stage_model.transformer.", "clip_model"), "sd2": ("cond_stage_model.model.", "open_clip"),
+    "unet": ("model.diffusion_model.", "ldm"),
+    "vae": ("first_stage_model.", "ldm"),
+    "sd1": ("cond_stage_model.transformer.", "clip_model"),
+    "sd2": ("cond_stage_model.model.", "open_clip"),
     "sdxl-1": ("conditioner.embedders.0.transformer.", "clip_model"),
     "sdxl-2": ("conditioner.embedders.1.model.", "open_clip"),
     "refiner": ("conditioner.embedders.0.model.", "open_clip"),
-}  # fmt: skip
+}
 
 
 @cache
@@ -83,9 +99,11 @@ def told(*parts: Mapping[str, TensorInfo], metadata: Mapping[str, str] | None = 
 
 
 TEXTS = {
-    "sd1": infos(VIT_L, "sd1"), "sd2": infos(VIT_H, "sd2"),
-    "sdxl": infos(VIT_L, "sdxl-1") | infos(BIG_G, "sdxl-2"), "sdxl-refiner": infos(BIG_G, "refiner"),
-}  # fmt: skip
+    "sd1": infos(VIT_L, "sd1"),
+    "sd2": infos(VIT_H, "sd2"),
+    "sdxl": infos(VIT_L, "sdxl-1") | infos(BIG_G, "sdxl-2"),
+    "sdxl-refiner": infos(BIG_G, "refiner"),
+}
 VAES = infos(VAE, "vae")
 UNETS = {"sd1": SD1, "sd2": SD2, "sdxl": SDXL, "sdxl-refiner": REFINER}
 
@@ -176,8 +194,10 @@ def test_what_is_left_out_is_counted_by_reason() -> None:
     more["cond_stage_model.transformer.text_model.embeddings.position_ids"] = TensorInfo("I64", (1, 77))
     found = told(infos(SD1, "unet"), VAES, TEXTS["sd1"], ema, more)
     assert found.left_out == {
-        "the EMA copy of the weights": 687, "tables of the noise schedule": 1, "constant buffers": 1,
-    }  # fmt: skip
+        "the EMA copy of the weights": 687,
+        "tables of the noise schedule": 1,
+        "constant buffers": 1,
+    }
     assert told(infos(SD1, "unet"), VAES, TEXTS["sd1"], {"stranger": TensorInfo("F32", (1,))}).unexplained == (
         "stranger",
     )
@@ -223,20 +243,23 @@ ADAPTERS: dict[str, tuple[dict[str, tuple[int, ...]], str, str]] = {
     "textual inversion, SDXL": ({"clip_l": (2, 768), "clip_g": (2, 1280)}, "textual-inversion", "sdxl"),
     "ControlNet": (
         {"control_model.input_hint_block.0.weight": (16, 3, 3, 3), "control_model.x.attn2.to_k.weight": (320, 768)},
-        "controlnet", "sd1",
+        "controlnet",
+        "sd1",
     ),
     "ControlNet, diffusers": (
         {"controlnet_cond_embedding.conv_in.weight": (16, 3, 3, 3), "down_blocks.1.attn2.to_k.weight": (640, 2048)},
-        "controlnet", "sdxl",
+        "controlnet",
+        "sdxl",
     ),
     "control-LoRA": ({"lora_controlnet": (), "input_hint_block.0.weight": (16, 3, 3, 3)}, "controlnet", "unknown"),
     "T2I adapter": ({"conv_in.weight": (320, 64, 3, 3), "body.0.block1.weight": (1, 1)}, "t2i-adapter", "sd1"),
     "T2I adapter, SDXL": (
         {"adapter.conv_in.weight": (320, 768, 3, 3), "adapter.body.0.resnets.0.block1.weight": (1, 1)},
-        "t2i-adapter", "sdxl",
+        "t2i-adapter",
+        "sdxl",
     ),
     "T2I adapter, light": ({"body.0.in_conv.weight": (80, 192, 1, 1)}, "t2i-adapter", "sd1"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ADAPTERS)

@@ -123,10 +123,15 @@ def server(published: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest
 
     served = Hub(published("sd1"))
     served.files |= {
-        "pipeline.py": b"raise SystemExit", "unet/modeling.py": b"raise SystemExit", "README.md": b"# tiny",
-        "unet/flax_model.msgpack": b"x", "unet/diffusion_pytorch_model.bin": b"x", "big.ckpt": b"x",
-        "unet/diffusion_pytorch_model.fp16.safetensors": b"x", "safety_checker/model.safetensors": b"x",
-    }  # fmt: skip
+        "pipeline.py": b"raise SystemExit",
+        "unet/modeling.py": b"raise SystemExit",
+        "README.md": b"# tiny",
+        "unet/flax_model.msgpack": b"x",
+        "unet/diffusion_pytorch_model.bin": b"x",
+        "big.ckpt": b"x",
+        "unet/diffusion_pytorch_model.fp16.safetensors": b"x",
+        "safety_checker/model.safetensors": b"x",
+    }
     monkeypatch.setenv("HF_ENDPOINT", served.url)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -149,10 +154,11 @@ def fetched(folder: Path) -> set[str]:
 def test_a_pulled_model_is_whole_and_without_code(server: Hub) -> None:
     folder = hub.pull(REPO)
     assert fetched(folder) == {
-        name for name in server.files
+        name
+        for name in server.files
         if name.split("/")[0] in (*hub.PART_FOLDERS, "model_index.json")
         and name.endswith((".json", ".txt", "model.safetensors"))
-    }  # fmt: skip
+    }
     assert load_bundle(folder).family == "sd1"
     assert hub.find(REPO) == folder
     assert [(model.name, model.path) for model in hub.on_disk()] == [(REPO, folder)]
@@ -256,8 +262,11 @@ def run_pull(*options: str, **environment: str) -> subprocess.CompletedProcess[s
     more = {"HF_HUB_DISABLE_XET": "1", "HF_TOKEN_PATH": os.environ["HF_HUB_CACHE"] + "/none", **environment}
     return subprocess.run(
         [sys.executable, "-c", code, "pull", REPO, *options],
-        capture_output=True, text=True, timeout=120, env=os.environ | more,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=120,
+        env=os.environ | more,
+    )
 
 
 def test_the_command_pulls_says_what_it_may_not_and_stays_offline(server: Hub) -> None:
@@ -315,6 +324,9 @@ def test_which_files_are_chosen() -> None:
     ]
     assert choose(["only.ckpt", "run.py"]) == ["only.ckpt"]
     assert choose(["model.json", "unet.safetensors", "vae.safetensors", "vocab.txt", "x.py"]) == [
-        "model.json", "vocab.txt", "unet.safetensors", "vae.safetensors",
-    ]  # fmt: skip
+        "model.json",
+        "vocab.txt",
+        "unet.safetensors",
+        "vae.safetensors",
+    ]
     assert choose(["README.md", "run.py"]) == []

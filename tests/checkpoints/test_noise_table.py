@@ -84,11 +84,14 @@ def test_stable_diffusions_table_is_known_in_any_precision(
     assert recorded(more) == NoiseScheduleConfig(zero_terminal_snr=rescaled)
 
 
-@pytest.mark.parametrize("more", [
-    {"alphas_cumprod": OTHER.float()},
-    {"denoiser.sigmas": ((1 - OTHER) / OTHER).sqrt()},
-    {"denoiser.sigmas": ((1 - OTHER) / OTHER).sqrt().flip(0)},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"alphas_cumprod": OTHER.float()},
+        {"denoiser.sigmas": ((1 - OTHER) / OTHER).sqrt()},
+        {"denoiser.sigmas": ((1 - OTHER) / OTHER).sqrt().flip(0)},
+    ],
+)
 def test_another_table_is_the_schedule(recorded: Recorded, more: dict[str, Tensor]) -> None:
     found = recorded(more)
     assert found.name == "table"
@@ -152,8 +155,10 @@ def test_what_is_no_schedule_is_refused(recorded: Recorded, more: dict[str, Tens
 def test_a_schedule_without_a_table_is_refused_where_a_table_is_needed() -> None:
     with pytest.raises(IncompatibleCheckpoint, match="--to gouache"):
         table_to_record(NoiseScheduleConfig(name="flow"), "file")
-    assert torch.equal(table_to_record(NoiseScheduleConfig(beta_end=0.02), "file"),
-                       make_noise_schedule("scaled_linear", beta_end=0.02).alphas_cumprod.float())  # fmt: skip
+    assert torch.equal(
+        table_to_record(NoiseScheduleConfig(beta_end=0.02), "file"),
+        make_noise_schedule("scaled_linear", beta_end=0.02).alphas_cumprod.float(),
+    )
 
 
 def test_a_table_goes_with_its_name_only() -> None:

@@ -45,35 +45,58 @@ from gouache.pipeline.request import Request
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "red", "apple", "##s", "苹", "果", "é")
 PARTS = {"unet", "vae", "text_encoder", "prior", "quantizer", "upscaler"}
 
+VAE = VAEConfig(
+    image_channels=4,
+    latent_channels=8,
+    channels=(16, 32),
+    layers_per_level=1,
+    norm_groups=8,
+    patch_size=2,
+    quant_conv=False,
+    scale=tuple(0.5 + 0.1 * k for k in range(8)),
+    shift=tuple(0.01 * k for k in range(8)),
+)
+
 
 @pytest.fixture(scope="module")
 def pocket() -> ModelBundle:
     """Each part with settings that are not its defaults."""
     unet = UNetConfig(
-        in_channels=8, out_channels=8, draft_channels=8, channels=(16, 32), layers_per_level=1,
-        transformer_layers=(0, 1), heads=(2, 2), context_width=32, norm_groups=8, pooled_width=32,
+        in_channels=8,
+        out_channels=8,
+        draft_channels=8,
+        channels=(16, 32),
+        layers_per_level=1,
+        transformer_layers=(0, 1),
+        heads=(2, 2),
+        context_width=32,
+        norm_groups=8,
+        pooled_width=32,
         pooled_grid_channels=4,
-    )  # fmt: skip
-    vae = VAEConfig(
-        image_channels=4, latent_channels=8, channels=(16, 32), layers_per_level=1, norm_groups=8, patch_size=2,
-        quant_conv=False, scale=tuple(0.5 + 0.1 * k for k in range(8)), shift=tuple(0.01 * k for k in range(8)),
-    )  # fmt: skip
+    )
     encoder = SentenceEncoder(
         SentenceEncoderConfig(
             vocabulary_size=len(WORDS), width=32, inner_width=64, layers=2, heads=2, positions=24, max_tokens=16
         )
     )
     prior = PriorConfig(
-        vocabulary=27, groups=(1, 4, 16), features=8, context_dim=32, pooled_dim=32, text="cross", width=32, depth=2,
+        vocabulary=27,
+        groups=(1, 4, 16),
+        features=8,
+        context_dim=32,
+        pooled_dim=32,
+        text="cross",
+        width=32,
+        depth=2,
         heads=2,
-    )  # fmt: skip
+    )
     quantizer = QuantizerConfig(
         latent_channels=8, latent_size=8, features=8, width=16, blocks=1, levels=(3, 3, 3), scales=(1, 2, 4)
     )
     bundle = ModelBundle(
         family="pocket",
         unet=UNet(unet),
-        vae=AutoencoderKL(vae),
+        vae=AutoencoderKL(VAE),
         text=TextStack.of_sentences(encoder, WORDS),
         denoiser_config=DenoiserConfig(parameterization="v", schedule=NoiseScheduleConfig(name="cosine")),
         defaults=GenerationDefaults(
@@ -127,8 +150,10 @@ def test_folder_and_file_give_the_model_back_and_paint_the_same(
 ) -> None:
     """folder -> one file -> folder: every tensor, config, default and word, and so the picture."""
     assert {file.name for file in written.iterdir()} == {
-        *(f"{part}.safetensors" for part in PARTS), CARD_FILE, VOCABULARY_FILE,
-    }  # fmt: skip
+        *(f"{part}.safetensors" for part in PARTS),
+        CARD_FILE,
+        VOCABULARY_FILE,
+    }
     source, wanted = written, paint(pocket)
     assert_same(load_bundle(source), pocket)
     steps: tuple[tuple[str, Format], ...] = (("one.safetensors", "gouache"), ("again", "gouache"))

@@ -33,8 +33,10 @@ def adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "models" / "adapters"
     folder.mkdir(parents=True)
     generator = torch.Generator().manual_seed(1)
-    lora = {f"{PLACE}.lora_down.weight": torch.randn(2, 16, generator=generator),
-            f"{PLACE}.lora_up.weight": torch.randn(16, 2, generator=generator)}  # fmt: skip
+    lora = {
+        f"{PLACE}.lora_down.weight": torch.randn(2, 16, generator=generator),
+        f"{PLACE}.lora_up.weight": torch.randn(16, 2, generator=generator),
+    }
     save_file(lora, folder / "film.safetensors", {"ss_network_alpha": "2"})
     save_file({"emb_params": torch.randn(2, 32, generator=generator)}, folder / "blob.safetensors")
     return folder
@@ -67,8 +69,10 @@ def test_a_prompt_names_adapters_and_a_replay_wants_the_same(adapters: Path) -> 
     # A word that was none when the picture was painted stays none.
     save_file({"emb_params": torch.randn(2, 32)}, adapters / "cat.safetensors")
     assert "identical" in run("replay", "plain.png").stdout
-    save_file({f"{PLACE}.lora_down.weight": torch.ones(2, 16), f"{PLACE}.lora_up.weight": torch.ones(16, 2)},
-              adapters / "film.safetensors")  # fmt: skip
+    save_file(
+        {f"{PLACE}.lora_down.weight": torch.ones(2, 16), f"{PLACE}.lora_up.weight": torch.ones(16, 2)},
+        adapters / "film.safetensors",
+    )
     changed = run("replay", "a.png")
     assert (changed.exit_code, "another file" in changed.stderr) == (2, True)
     (adapters / "film.safetensors").unlink()

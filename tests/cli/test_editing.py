@@ -83,8 +83,11 @@ def test_edit_reads_standard_input(shell: Shell) -> None:
     data = (shell.folder / "a.png").read_bytes()
     done = subprocess.run(
         [sys.executable, "-m", "gouache", "edit", "-", "a dog", *QUICK, "-o", "-"],
-        input=data, capture_output=True, check=True, cwd=shell.folder,
-    )  # fmt: skip
+        input=data,
+        capture_output=True,
+        check=True,
+        cwd=shell.folder,
+    )
     assert Image.open(io.BytesIO(done.stdout)).size == (32, 32)
 
 

@@ -31,9 +31,12 @@ def gouache(*arguments: str, folder: Path, text: str | None = None) -> subproces
     """Run the command in a process of its own, on one thread."""
     return subprocess.run(
         [sys.executable, "-m", "gouache", *arguments],
-        cwd=folder, input=None if text is None else text.encode(), capture_output=True, check=False,
+        cwd=folder,
+        input=None if text is None else text.encode(),
+        capture_output=True,
+        check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+    )
 
 
 def run_here(*arguments: str, monkeypatch: pytest.MonkeyPatch, folder: Path, given: bytes = b"") -> tuple[int, str]:
@@ -59,10 +62,20 @@ def test_every_field_of_the_request_has_an_option() -> None:
 def test_options_become_the_request_they_name() -> None:
     specs = option_specs()
     given = {
-        "seed": 3, "mask": "m.png", "mask_blur": 9, "hires": True, "hires_scale": 1.5, "upscale": 4.0, "apg": True,
-        "guidance_interval": "0.5,4", "sigmas": "10,1,0", "prior": False, "init_image": "a.png", "vae_tiling": True,
+        "seed": 3,
+        "mask": "m.png",
+        "mask_blur": 9,
+        "hires": True,
+        "hires_scale": 1.5,
+        "upscale": 4.0,
+        "apg": True,
+        "guidance_interval": "0.5,4",
+        "sigmas": "10,1,0",
+        "prior": False,
+        "init_image": "a.png",
+        "vae_tiling": True,
         "control": ["canny:a:b.png:0.5,end=0.6", "model=depth,image=c,d.png,guess=true"],
-    }  # fmt: skip
+    }
     request = Request.from_dict(request_values(specs, given))
     assert request.seed == 3
     assert request.mask is not None
@@ -88,16 +101,18 @@ def test_options_become_the_request_they_name() -> None:
 
 
 def test_pictures_are_written_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    code, out = run_here("paint", "A red Apple!", *QUICK, "--seed", "7", "-n", "2", "--grid",
-                         monkeypatch=monkeypatch, folder=tmp_path)  # fmt: skip
+    code, out = run_here(
+        "paint", "A red Apple!", *QUICK, "--seed", "7", "-n", "2", "--grid", monkeypatch=monkeypatch, folder=tmp_path
+    )
     assert code == 0
     assert out.split() == ["a-red-apple-7.png", "a-red-apple-8.png", "a-red-apple-7-grid.png"]
     assert read_recipe(tmp_path / "a-red-apple-8.png").request.seed == 8
     with Image.open(tmp_path / "a-red-apple-7-grid.png") as sheet:
         assert sheet.width > 64
     (tmp_path / "prompts.txt").write_text("a cat\na very long story of a dog that never comes to an end\n")
-    code, out = run_here("paint", "--from-file", "prompts.txt", *QUICK, "--seed", "7", "--grid",
-                         monkeypatch=monkeypatch, folder=tmp_path)  # fmt: skip
+    code, out = run_here(
+        "paint", "--from-file", "prompts.txt", *QUICK, "--seed", "7", "--grid", monkeypatch=monkeypatch, folder=tmp_path
+    )
     assert (code, len(out.split())) == (0, 3)
     with Image.open(tmp_path / "a-cat-7-grid.png") as sheet:
         words = np.asarray(sheet.convert("L"))[-30:]
@@ -187,10 +202,13 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
     """Ctrl-C (SIGINT) in the middle of a long run."""
     process = subprocess.Popen(
         [sys.executable, "-m", "gouache", "paint", "x", "--model", "untrained", "--seed", "1", "-n", "200", "--json"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"},
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
         # A test run in the background ignores SIGINT, and its children would inherit that.
         preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
+    )
     deadline = time.monotonic() + 60
     while not (tmp_path / "x-1.png").exists() and time.monotonic() < deadline:
         time.sleep(0.05)

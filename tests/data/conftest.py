@@ -17,10 +17,37 @@ from gouache.data.stickers import Stickers
 from gouache.data.stickers_recipe import Credit, StickerSources, StyleSource, build_stickers
 
 NOUNS = (
-    "apple", "boat", "car", "duck", "egg", "frog", "guitar", "hat", "igloo", "jar", "kite", "lamp", "mango", "nut",
-    "owl", "pear", "quill", "robot", "spoon", "tent", "urn", "van", "wagon", "yak", "zebra", "anchor", "bell", "clock",
-    "drum", "engine",
-)  # fmt: skip
+    "apple",
+    "boat",
+    "car",
+    "duck",
+    "egg",
+    "frog",
+    "guitar",
+    "hat",
+    "igloo",
+    "jar",
+    "kite",
+    "lamp",
+    "mango",
+    "nut",
+    "owl",
+    "pear",
+    "quill",
+    "robot",
+    "spoon",
+    "tent",
+    "urn",
+    "van",
+    "wagon",
+    "yak",
+    "zebra",
+    "anchor",
+    "bell",
+    "clock",
+    "drum",
+    "engine",
+)
 FILLS = ("#d8332f", "#f59a23", "#f8d33c", "#3fae49", "#3c6fdc", "#8a4fbf")
 
 

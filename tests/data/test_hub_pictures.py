@@ -157,8 +157,12 @@ def gouache(hub: Hub, home: Path, *words: str) -> subprocess.CompletedProcess[st
     kept = {key: value for key, value in os.environ.items() if key not in ("HF_TOKEN", "GOUACHE_OFFLINE")}
     return subprocess.run(
         [sys.executable, "-c", code, *words],
-        capture_output=True, text=True, timeout=240, check=False, env={**kept, "no_proxy": "127.0.0.1", **own},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**kept, "no_proxy": "127.0.0.1", **own},
+    )
 
 
 def test_pictures_on_the_hub_are_read_and_what_is_broken_is_counted(hub: Hub, tmp_path: Path) -> None:
@@ -173,12 +177,24 @@ def test_pictures_on_the_hub_are_read_and_what_is_broken_is_counted(hub: Hub, tm
 
 
 def test_a_set_is_built_from_the_hub_and_never_from_a_name_that_is_not_there(hub: Hub, tmp_path: Path) -> None:
-    built = gouache(hub, tmp_path / "home", "data", "build", "pictures", str(tmp_path / "set"), "--from", TABLE,
-                    "--size", "32", "--json")  # fmt: skip
+    built = gouache(
+        hub,
+        tmp_path / "home",
+        "data",
+        "build",
+        "pictures",
+        str(tmp_path / "set"),
+        "--from",
+        TABLE,
+        "--size",
+        "32",
+        "--json",
+    )
     assert built.returncode == 0, built.stderr
     assert PackedPictures.open(tmp_path / "set").manifest.counts == {"32x32": 2}
-    absent = gouache(hub, tmp_path / "home", "data", "build", "pictures", str(tmp_path / "none"), "--from",
-                     "painter/nothing")  # fmt: skip
+    absent = gouache(
+        hub, tmp_path / "home", "data", "build", "pictures", str(tmp_path / "none"), "--from", "painter/nothing"
+    )
     assert absent.returncode == 2
     assert "painter/nothing" in absent.stderr
     assert "Traceback" not in absent.stderr

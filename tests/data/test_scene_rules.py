@@ -35,11 +35,23 @@ def blocks(*places: tuple[int, int, int, tuple[int, int, int]]) -> Picture:
 
 @pytest.mark.parametrize(
     ("rgb", "name"),
-    [((255, 0, 0), "red"), ((255, 165, 0), "orange"), ((255, 225, 0), "yellow"), ((0, 128, 0), "green"),
-     ((0, 0, 255), "blue"), ((135, 206, 250), "blue"), ((128, 0, 128), "purple"), ((255, 192, 203), "pink"),
-     ((139, 69, 19), "brown"), ((0, 0, 0), "black"), ((255, 255, 255), "white"), ((128, 128, 128), "gray"),
-     ((0, 128, 128), "teal"), ((245, 222, 179), "beige")],
-)  # fmt: skip
+    [
+        ((255, 0, 0), "red"),
+        ((255, 165, 0), "orange"),
+        ((255, 225, 0), "yellow"),
+        ((0, 128, 0), "green"),
+        ((0, 0, 255), "blue"),
+        ((135, 206, 250), "blue"),
+        ((128, 0, 128), "purple"),
+        ((255, 192, 203), "pink"),
+        ((139, 69, 19), "brown"),
+        ((0, 0, 0), "black"),
+        ((255, 255, 255), "white"),
+        ((128, 128, 128), "gray"),
+        ((0, 128, 128), "teal"),
+        ((245, 222, 179), "beige"),
+    ],
+)
 def test_css_colours_have_their_names(rgb: tuple[int, int, int], name: str) -> None:
     assert colour_name(rgb) == name
 
@@ -149,9 +161,18 @@ def test_other_arrays_are_refused() -> None:
 
 @pytest.mark.parametrize(
     ("label", "noun"),
-    [("red apple", "apple"), ("black cat", "cat"), ("orange", "orange"), ("teddy bear", "teddy bear"),
-     ("flag: Chad", None), ("bell with slash", None), ("grapes", None), ("cooked rice", None), ("ONE", "one")],
-)  # fmt: skip
+    [
+        ("red apple", "apple"),
+        ("black cat", "cat"),
+        ("orange", "orange"),
+        ("teddy bear", "teddy bear"),
+        ("flag: Chad", None),
+        ("bell with slash", None),
+        ("grapes", None),
+        ("cooked rice", None),
+        ("ONE", "one"),
+    ],
+)
 def test_nouns_of_labels(label: str, noun: str | None) -> None:
     assert noun_of(label) == (noun if label != "orange" else None)
 
@@ -159,8 +180,21 @@ def test_nouns_of_labels(label: str, noun: str | None) -> None:
 def test_plurals_and_articles() -> None:
     singular = ("cat", "box", "butterfly", "monkey", "mouse", "fish", "teddy bear", "bus", "tomato", "milk", "grapes")
     assert [plural_of(noun) for noun in singular] == [
-        "cats", "boxes", "butterflies", "monkeys", "mice", "fish", "teddy bears", "buses", "tomatoes", None, None,
-    ]  # fmt: skip
+        "cats",
+        "boxes",
+        "butterflies",
+        "monkeys",
+        "mice",
+        "fish",
+        "teddy bears",
+        "buses",
+        "tomatoes",
+        None,
+        None,
+    ]
     assert [with_article(w) for w in ("owl", "cat", "unicorn", "orange cat")] == [
-        "an owl", "a cat", "a unicorn", "an orange cat",
-    ]  # fmt: skip
+        "an owl",
+        "a cat",
+        "a unicorn",
+        "an orange cat",
+    ]

@@ -44,8 +44,11 @@ def test_every_labelled_picture_without_skin_tone_is_there_once(mini_stickers: S
 def test_a_record_knows_labels_in_both_languages_source_and_licence(mini_stickers: Stickers) -> None:
     record = mini_stickers.records[mini_stickers.find("1f400", "3d")]
     assert (record.label, record.keywords, record.zh_label, record.zh_keywords) == (
-        "apple", ("apple", "thing"), "东西0", ("东西",),
-    )  # fmt: skip
+        "apple",
+        ("apple", "thing"),
+        "东西0",
+        ("东西",),
+    )
     assert (record.group, record.subgroup) == ("animals-nature", "food-fruit")
     assert (record.source, record.licence, record.file) == ("@mini/pictures@1.0.0", "MIT", "3d/1f400.webp")
 
@@ -177,9 +180,14 @@ def test_sizes_out_of_range_and_broken_drawings_are_typed_errors(tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("name", "code"),
-    [("1F34E", "1f34e"), ("2764-FE0F", "2764"), ("a9-fe0f", "00a9"), ("39-fe0f-20e3", "0039-20e3"),
-     ("1f441-fe0f-200d-1f5e8-fe0f", "1f441-200d-1f5e8")],
-)  # fmt: skip
+    [
+        ("1F34E", "1f34e"),
+        ("2764-FE0F", "2764"),
+        ("a9-fe0f", "00a9"),
+        ("39-fe0f-20e3", "0039-20e3"),
+        ("1f441-fe0f-200d-1f5e8-fe0f", "1f441-200d-1f5e8"),
+    ],
+)
 def test_codes_are_normalised(name: str, code: str) -> None:
     assert normal_code(name) == code
 

@@ -16,10 +16,16 @@ from gouache.data.wording_zh import COLOURS, scene_caption, zh_noun
 
 COUNTS = {"两": "two", "三": "three", "四": "four", "五": "five"}
 PLACES = {
-    "左上角": "top left corner", "右上角": "top right corner", "左下角": "bottom left corner",
-    "右下角": "bottom right corner", "上方": "at the top", "下方": "at the bottom", "左边": "on the left",
-    "右边": "on the right", "中间": "in the center",
-}  # fmt: skip
+    "左上角": "top left corner",
+    "右上角": "top right corner",
+    "左下角": "bottom left corner",
+    "右下角": "bottom right corner",
+    "上方": "at the top",
+    "下方": "at the bottom",
+    "左边": "on the left",
+    "右边": "on the right",
+    "中间": "in the center",
+}
 RELATIONS = {"左边": "to the left of", "右边": "to the right of", "上面": "above", "下面": "below"}
 STYLES = {"诺托风格": "noto style", "推特风格": "twemoji style", "扁平风格": "flat style", "立体风格": "3d style"}
 ENGLISH = {chinese: english for english, chinese in COLOURS.items()}

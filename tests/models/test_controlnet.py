@@ -42,9 +42,13 @@ class Family:
 
 def config(**changes: Any) -> UNetConfig:
     base = {
-        "channels": (16, 32, 32), "layers_per_level": 2, "transformer_layers": (1, 1, 0), "heads": (2, 2, 2),
-        "context_width": 24, "norm_groups": 8,
-    }  # fmt: skip
+        "channels": (16, 32, 32),
+        "layers_per_level": 2,
+        "transformer_layers": (1, 1, 0),
+        "heads": (2, 2, 2),
+        "context_width": 24,
+        "norm_groups": 8,
+    }
     return UNetConfig.from_dict({**base, **changes})
 
 
@@ -81,11 +85,17 @@ def scrambled(network: nn.Module, seed: int) -> nn.Module:
 def reference(family: Family, seed: int) -> ControlNetModel:
     unet = family.ours
     made = ControlNetModel(
-        block_out_channels=unet.channels, down_block_types=family.down, layers_per_block=unet.layers_per_level,
-        cross_attention_dim=unet.context_width, attention_head_dim=unet.heads, norm_num_groups=unet.norm_groups,
-        use_linear_projection=unet.linear_projection, conditioning_embedding_out_channels=HINTS,
-        **family.theirs, **family.control,
-    )  # fmt: skip
+        block_out_channels=unet.channels,
+        down_block_types=family.down,
+        layers_per_block=unet.layers_per_level,
+        cross_attention_dim=unet.context_width,
+        attention_head_dim=unet.heads,
+        norm_num_groups=unet.norm_groups,
+        use_linear_projection=unet.linear_projection,
+        conditioning_embedding_out_channels=HINTS,
+        **family.theirs,
+        **family.control,
+    )
     scrambled(made, seed)
     return made
 
@@ -147,11 +157,16 @@ def test_a_unet_steered_by_two_networks_agrees(name: str, agree: Agreement) -> N
     family = FAMILIES[name]
     unet = family.ours
     theirs_unet = UNet2DConditionModel(
-        block_out_channels=unet.channels, down_block_types=family.down, layers_per_block=unet.layers_per_level,
-        up_block_types=tuple(UP[block] for block in reversed(family.down)), cross_attention_dim=unet.context_width,
-        attention_head_dim=unet.heads, norm_num_groups=unet.norm_groups,
-        use_linear_projection=unet.linear_projection, **family.theirs,
-    )  # fmt: skip
+        block_out_channels=unet.channels,
+        down_block_types=family.down,
+        layers_per_block=unet.layers_per_level,
+        up_block_types=tuple(UP[block] for block in reversed(family.down)),
+        cross_attention_dim=unet.context_width,
+        attention_head_dim=unet.heads,
+        norm_num_groups=unet.norm_groups,
+        use_linear_projection=unet.linear_projection,
+        **family.theirs,
+    )
     scrambled(theirs_unet, 7)
     ours_unet = UNet(unet)
     ours_unet.load_state_dict(theirs_unet.state_dict())
@@ -167,9 +182,13 @@ def test_a_unet_steered_by_two_networks_agrees(name: str, agree: Agreement) -> N
         one = given.ours(ours_of(family, theirs), hint).scaled(torch.full((2,), weight))
         ours = one if ours is None else ours + one
     wanted = theirs_unet(
-        given.x, given.t, given.context, added_cond_kwargs=given.added,
-        down_block_additional_residuals=skips, mid_block_additional_residual=middle,
-    ).sample  # fmt: skip
+        given.x,
+        given.t,
+        given.context,
+        added_cond_kwargs=given.added,
+        down_block_additional_residuals=skips,
+        mid_block_additional_residual=middle,
+    ).sample
     found = ours_unet(given.x, given.t, given.context, pooled=given.pooled, residuals=ours)
     plain = ours_unet(given.x, given.t, given.context, pooled=given.pooled)
     agree(found, wanted, 1e-4)

@@ -84,8 +84,11 @@ def test_logits_depend_on_the_turns_before_only(order: Order, text: Text) -> Non
 def test_a_scale_in_turns_begins_far_apart_and_each_turn_follows_its_own_cell() -> None:
     order = draw_order((1, 16), (1, 4))
     assert [places.tolist() for places in order.rounds[1]] == [
-        [1, 3, 9, 11], [6, 8, 14, 16], [2, 4, 10, 12], [5, 7, 13, 15]
-    ]  # fmt: skip
+        [1, 3, 9, 11],
+        [6, 8, 14, 16],
+        [2, 4, 10, 12],
+        [5, 7, 13, 15],
+    ]
     assert order.before.tolist() == [-1, -1, 6, -1, 8, 2, 1, 4, 3, -1, 14, -1, 16, 10, 9, 12, 11]
     assert order.order[order.place_in_order].tolist() == list(range(17))
     assert draw_order((1, 4), ()).order.tolist() == list(range(5))

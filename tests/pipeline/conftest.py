@@ -103,9 +103,15 @@ def pocket() -> ModelBundle:
     pooled = 24
     text = TextEncoderConfig(width=32, inner_width=64, layers=2, heads=2, projection_width=pooled)
     unet = UNetConfig(
-        draft_channels=4, channels=(16, 32), layers_per_level=1, transformer_layers=(1, 1), heads=(2, 2),
-        context_width=32, norm_groups=8, pooled_width=pooled,
-    )  # fmt: skip
+        draft_channels=4,
+        channels=(16, 32),
+        layers_per_level=1,
+        transformer_layers=(1, 1),
+        heads=(2, 2),
+        context_width=32,
+        norm_groups=8,
+        pooled_width=pooled,
+    )
     quantizer = QuantizerConfig(
         latent_channels=4, latent_size=8, features=8, width=16, blocks=1, levels=(3, 3, 3), scales=(1, 2, 4)
     )
@@ -114,9 +120,12 @@ def pocket() -> ModelBundle:
     )
     base = make_bundle(family="pocket", image_channels=4)
     bundle = replace(
-        base, unet=UNet(unet), text=TextStack.of_clip([TextEncoder(text)]), prior=Prior(prior),
+        base,
+        unet=UNet(unet),
+        text=TextStack.of_clip([TextEncoder(text)]),
+        prior=Prior(prior),
         quantizer=Quantizer(quantizer),
-    )  # fmt: skip
+    )
     for k, network in enumerate(bundle.networks().values()):
         fill(network, torch.Generator().manual_seed(k))
     return bundle.eval()

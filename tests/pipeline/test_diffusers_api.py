@@ -53,9 +53,14 @@ def test_generators_seeds_and_lists(folder: Path) -> None:
     def images(prompt: str | list[str], count: int = 1) -> list[bytes]:
         generator = torch.Generator().manual_seed(7)
         out = pipe(
-            prompt, num_inference_steps=2, height=32, width=32, generator=generator, num_images_per_prompt=count,
+            prompt,
+            num_inference_steps=2,
+            height=32,
+            width=32,
+            generator=generator,
+            num_images_per_prompt=count,
             negative_prompt="bad",
-        )  # fmt: skip
+        )
         return [image.tobytes() for image in out.images]
 
     assert images("a cat") == images("a cat")

@@ -51,17 +51,27 @@ def pocket() -> ModelBundle:
         vocabulary=9, groups=(1, 4, 16), features=8, context_dim=16, pooled_dim=16, width=16, depth=1, heads=2
     )
     unet = UNetConfig(
-        channels=(16, 32), layers_per_level=1, transformer_layers=(0, 1), heads=(2, 2), context_width=16,
-        draft_channels=4, norm_groups=8,
-    )  # fmt: skip
+        channels=(16, 32),
+        layers_per_level=1,
+        transformer_layers=(0, 1),
+        heads=(2, 2),
+        context_width=16,
+        draft_channels=4,
+        norm_groups=8,
+    )
     vae = VAEConfig(image_channels=4, channels=(16, 16), layers_per_level=1, norm_groups=8, patch_size=2)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return ModelBundle(
-            family="pocket", unet=UNet(unet), vae=AutoencoderKL(vae), text=TextStack.of_sentences(text, VOCABULARY),
-            defaults=GenerationDefaults(width=32, height=32, num_inference_steps=4), prior=Prior(prior),
-            quantizer=Quantizer(quantizer), name="tiny pocket",
-        ).eval()  # fmt: skip
+            family="pocket",
+            unet=UNet(unet),
+            vae=AutoencoderKL(vae),
+            text=TextStack.of_sentences(text, VOCABULARY),
+            defaults=GenerationDefaults(width=32, height=32, num_inference_steps=4),
+            prior=Prior(prior),
+            quantizer=Quantizer(quantizer),
+            name="tiny pocket",
+        ).eval()
 
 
 @pytest.fixture

@@ -33,9 +33,14 @@ def psnr(first: Image.Image, second: np.ndarray) -> float:
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_text_to_image_is_diffusers_picture(twins: Twins, family: str) -> None:
     request = Request(
-        prompt=PROMPT, negative_prompt=NEGATIVE, seed=11, num_inference_steps=20, guidance_scale=7.5,
-        sampler="euler", schedule=SCHEDULES[family],
-    )  # fmt: skip
+        prompt=PROMPT,
+        negative_prompt=NEGATIVE,
+        seed=11,
+        num_inference_steps=20,
+        guidance_scale=7.5,
+        sampler="euler",
+        schedule=SCHEDULES[family],
+    )
     pair = twins.of(family)
     (painted,) = pair.ours.paint(request)
     theirs = pair.text_to_image(request)
@@ -54,9 +59,15 @@ def test_sdxl_without_a_negative_prompt_uses_zeros_as_diffusers_does(twins: Twin
 
 def test_ddim_and_guidance_rescale_agree(twins: Twins) -> None:
     request = Request(
-        prompt=PROMPT, negative_prompt=NEGATIVE, seed=13, num_inference_steps=20, guidance_scale=7.5,
-        guidance_rescale=0.7, sampler="ddim", schedule="leading",
-    )  # fmt: skip
+        prompt=PROMPT,
+        negative_prompt=NEGATIVE,
+        seed=13,
+        num_inference_steps=20,
+        guidance_scale=7.5,
+        guidance_rescale=0.7,
+        sampler="ddim",
+        schedule="leading",
+    )
     pair = twins.of("sd2")
     (painted,) = pair.ours.paint(request)
     assert psnr(painted.image, pair.text_to_image(request)) >= 60

@@ -73,8 +73,13 @@ def test_a1111_noise_is_another_and_repeats(pipe: Pipeline) -> None:
 def test_progress_counts_every_step_and_shows_the_picture(pipe: Pipeline) -> None:
     events = list(pipe.run(Request(prompt="a", seed=1, count=2, num_inference_steps=3)))
     assert [(e.picture, e.step, e.steps) for e in events if isinstance(e, Progress)] == [
-        (0, 1, 3), (0, 2, 3), (0, 3, 3), (1, 1, 3), (1, 2, 3), (1, 3, 3),
-    ]  # fmt: skip
+        (0, 1, 3),
+        (0, 2, 3),
+        (0, 3, 3),
+        (1, 1, 3),
+        (1, 2, 3),
+        (1, 3, 3),
+    ]
     assert isinstance(events[3], Painted)
     assert isinstance(events[-1], Painted)
     fractions = [e.fraction for e in events if isinstance(e, Progress)]

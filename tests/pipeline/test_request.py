@@ -29,13 +29,24 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=200)
     interval=st.none() | st.tuples(st.floats(0, 1), st.floats(2, 100)),
 )
 def test_json_is_the_identity(
-    prompt: str, negative_prompt: str, seed: int | None, guidance_scale: float | None,
-    mask: Mask | None, hires: Hires | None, interval: tuple[float, float] | None,
-) -> None:  # fmt: skip
+    prompt: str,
+    negative_prompt: str,
+    seed: int | None,
+    guidance_scale: float | None,
+    mask: Mask | None,
+    hires: Hires | None,
+    interval: tuple[float, float] | None,
+) -> None:
     request = Request(
-        prompt=prompt, negative_prompt=negative_prompt, seed=seed, guidance_scale=guidance_scale,
-        init_image="a.png", mask=mask, hires=hires, guidance_interval=interval,
-    )  # fmt: skip
+        prompt=prompt,
+        negative_prompt=negative_prompt,
+        seed=seed,
+        guidance_scale=guidance_scale,
+        init_image="a.png",
+        mask=mask,
+        hires=hires,
+        guidance_interval=interval,
+    )
     assert Request.from_json(request.to_json()) == request
 
 

@@ -191,11 +191,16 @@ class Twins:
         theirs = scrambled((CLIPTextModelWithProjection if projection else CLIPTextModel)(config), seed)
         ours = TextEncoder(
             TextEncoderConfig(
-                width=width, inner_width=64, layers=2, heads=2, projection_width=projection,
-                skip_layers=int(family == "sdxl"), final_norm=family != "sdxl",
+                width=width,
+                inner_width=64,
+                layers=2,
+                heads=2,
+                projection_width=projection,
+                skip_layers=int(family == "sdxl"),
+                final_norm=family != "sdxl",
                 pad_id=0 if seed == 2 or family == "sd2" else 49407,
             )
-        )  # fmt: skip
+        )
         return theirs, copied(ours, theirs)
 
     def _unet(self, config: UNetConfig, sdxl: bool) -> Any:

@@ -252,8 +252,20 @@ def stopped_run(studio_page: Server) -> None:
 
     folder = studio_page.studio.training.root / "cats"
     (folder / "denoiser" / "samples").mkdir(parents=True)
-    plan = Plan(name="cats", stage="denoiser", data="cats", pictures=80, model="pocket", start=folder, size=128,
-                minutes=60, learning_rate=1e-4, batch_size=8, created=1.0, owner="local")  # fmt: skip
+    plan = Plan(
+        name="cats",
+        stage="denoiser",
+        data="cats",
+        pictures=80,
+        model="pocket",
+        start=folder,
+        size=128,
+        minutes=60,
+        learning_rate=1e-4,
+        batch_size=8,
+        created=1.0,
+        owner="local",
+    )
     write_text(folder / PLAN, plan.to_json())
     write_text(folder / STATE, State(step="train", trained=1860.0, result="stopped").to_json())
     (folder / STOP).touch()

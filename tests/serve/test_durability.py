@@ -46,9 +46,11 @@ class Process:
     def start(self) -> None:
         """Start it, and wait for its address."""
         self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), self.settings.to_json()], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+            [sys.executable, str(SCRIPT), self.settings.to_json()],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
             text=True,
-        )  # fmt: skip
+        )
         assert self.process.stdout is not None
         self.url = self.process.stdout.readline().strip()
         self.process.stdout.close()
@@ -160,9 +162,13 @@ def test_every_job_survives_two_kills(tmp_path: Path) -> None:
     run_with_kills(tmp_path, count=8, kills=2, pause=(1.0, 4.0), seconds=300)
 
 
-COUNT, KILLS = (int(os.environ.get(name, default)) for name, default in (
-    ("GOUACHE_TEST_JOBS", "1000"), ("GOUACHE_TEST_KILLS", "50"),
-))  # fmt: skip
+COUNT, KILLS = (
+    int(os.environ.get(name, default))
+    for name, default in (
+        ("GOUACHE_TEST_JOBS", "1000"),
+        ("GOUACHE_TEST_KILLS", "50"),
+    )
+)
 
 
 @pytest.mark.slow

@@ -100,24 +100,49 @@ class Part:
 
 def vae_stage(**changes: Any) -> VaeStage:
     network = {
-        "image_channels": 4, "latent_channels": 4, "channels": (16, 32), "layers_per_level": 1, "norm_groups": 8,
-        "patch_size": 2, "middle_attention": False, "scale": 1.0,
-    }  # fmt: skip
+        "image_channels": 4,
+        "latent_channels": 4,
+        "channels": (16, 32),
+        "layers_per_level": 1,
+        "norm_groups": 8,
+        "patch_size": 2,
+        "middle_attention": False,
+        "scale": 1.0,
+    }
     return VaeStage.from_dict({"network": network, **STAGE, **changes})
 
 
 QUANTIZER = {
-    "latent_channels": 4, "latent_size": 8, "features": 8, "width": 16, "blocks": 1, "levels": (5, 5, 5),
+    "latent_channels": 4,
+    "latent_size": 8,
+    "features": 8,
+    "width": 16,
+    "blocks": 1,
+    "levels": (5, 5, 5),
     "scales": (1, 2, 4),
-}  # fmt: skip
+}
 PRIOR = {
-    "vocabulary": 125, "groups": (1, 4, 16), "features": 8, "context_dim": 12, "pooled_dim": 12, "width": 32,
-    "depth": 2, "heads": 4,
-}  # fmt: skip
+    "vocabulary": 125,
+    "groups": (1, 4, 16),
+    "features": 8,
+    "context_dim": 12,
+    "pooled_dim": 12,
+    "width": 32,
+    "depth": 2,
+    "heads": 4,
+}
 UNET = {
-    "in_channels": 4, "draft_channels": 4, "out_channels": 4, "channels": (16, 32), "layers_per_level": 1,
-    "transformer_layers": (0, 1), "heads": (2, 2), "context_width": 12, "pooled_width": 12, "norm_groups": 8,
-}  # fmt: skip
+    "in_channels": 4,
+    "draft_channels": 4,
+    "out_channels": 4,
+    "channels": (16, 32),
+    "layers_per_level": 1,
+    "transformer_layers": (0, 1),
+    "heads": (2, 2),
+    "context_width": 12,
+    "pooled_width": 12,
+    "norm_groups": 8,
+}
 
 
 def with_weights(seed: int, build: Callable[[], Any]) -> Any:

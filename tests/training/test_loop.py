@@ -213,9 +213,13 @@ def test_eight_bit_moments_are_kept_and_resumed_bit_for_bit(make_stage: MakeStag
     ],
 )
 def test_what_sharded_weights_can_not_do_is_refused_by_name(
-    flags: dict[str, str], changes: dict[str, Any], match: str, make_stage: MakeStage, tmp_path: Path,
+    flags: dict[str, str],
+    changes: dict[str, Any],
+    match: str,
+    make_stage: MakeStage,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     for flag, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", **flags}.items():
         monkeypatch.setenv(flag, value)
     stage = make_stage("tokens", **changes)

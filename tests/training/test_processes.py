@@ -88,9 +88,14 @@ def check_sharded(stage: str, folder: Path) -> None:
     alone(folder, (stage, "one", 48, {}), (stage, "begun by one", 24, {}))
     assert max(curve(folder / "one", "gradient_norm")) > 0.3, "the gradient's norm is clipped in this test"
     together(
-        folder, (stage, "sharded", 48, {}), (stage, "parts", 24, {}), (stage, "parts", 48, {}),
-        (stage, "begun by one", 48, {}), (stage, "begun sharded", 24, {}), **SHARDED,
-    )  # fmt: skip
+        folder,
+        (stage, "sharded", 48, {}),
+        (stage, "parts", 24, {}),
+        (stage, "parts", 48, {}),
+        (stage, "begun by one", 48, {}),
+        (stage, "begun sharded", 24, {}),
+        **SHARDED,
+    )
     alone(folder, (stage, "begun sharded", 48, {}))
     assert float((folder / "sharded.share").read_text()) == pytest.approx(0.5, abs=0.01)
     for run in ("sharded", "begun by one", "begun sharded"):

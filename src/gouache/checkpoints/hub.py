@@ -20,8 +20,14 @@ if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
 
 PART_FOLDERS = (
-    "unet", "vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2", "scheduler",
-)  # fmt: skip
+    "unet",
+    "vae",
+    "text_encoder",
+    "text_encoder_2",
+    "tokenizer",
+    "tokenizer_2",
+    "scheduler",
+)
 TEXT_SUFFIXES = (".json", ".txt")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt")
 ADAPTER_FOLDERS = ("adapters", "embeddings", "lora", "loras")
@@ -133,9 +139,11 @@ def find(name: str) -> Path:
     near = unknown_name("model", name, known).cure if known else "None is on the disk yet."
     fetch = f" Or fetch it: gouache pull {name}" if name.count("/") == 1 else ""
     raise ModelNotFound(
-        f"model {name!r}", given="no such path or name", expected="a path, or a model that `gouache models` lists",
+        f"model {name!r}",
+        given="no such path or name",
+        expected="a path, or a model that `gouache models` lists",
         cure=near + fetch,
-    )  # fmt: skip
+    )
 
 
 def pull(

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gouache.checkpoints import card
 from gouache.checkpoints.detect import Identity, Parameterization, Part
@@ -22,7 +25,7 @@ from gouache.checkpoints.networks import LoadReport, load_network, open_part
 from gouache.checkpoints.noise_table import recorded_schedule
 from gouache.errors import IncompatibleCheckpoint, unknown_name
 from gouache.models.bundle import ModelBundle
-from gouache.models.configs import DenoiserConfig, GenerationDefaults, UNetConfig, VAEConfig
+from gouache.models.configs import DenoiserConfig, GenerationDefaults, SentenceEncoderConfig, UNetConfig, VAEConfig
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.sentence_encoder import SentenceEncoder
@@ -32,7 +35,7 @@ from gouache.models.unet import UNet
 from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
 
-__all__ = ["identify", "load_bundle"]
+__all__ = ["Sentences", "identify", "load_bundle", "load_sentences"]
 
 PREDICTIONS: tuple[Parameterization, ...] = ("eps", "v", "x0", "flow")
 SD2_V_DEVIATION = 0.09
@@ -242,3 +245,41 @@ def check_loadable(identity: Identity, where: str) -> None:
         )
     if identity.unexplained:
         LoadReport(unexpected=list(identity.unexplained)).check(where, "model")
+
+
+class Sentences:
+    """Compares texts by meaning.
+
+    Args:
+        stack: a sentence encoder with its tokenizer.
+        sha256: of the model's weights.
+    """
+
+    def __init__(self, stack: TextStack, sha256: str) -> None:
+        self.stack, self.sha256 = stack.eval().requires_grad_(False).float(), sha256
+
+    @torch.no_grad()
+    def vectors(self, texts: Sequence[str]) -> NDArray[np.float32]:
+        """One unit vector a text: the mean of its chunks' vectors (Reimers and Gurevych 2019). [N,D]"""
+        rows = []
+        for text in texts:
+            ids, length = self.stack.tokenize(text), self.stack.chunk_length
+            pooled = self.stack.encode([ids[k : k + length] for k in range(0, max(len(ids), 1), length)]).pooled
+            assert pooled is not None, "a sentence encoder always pools"
+            rows.append(F.normalize(pooled.mean(0), dim=0))
+        return np.stack([row.cpu().numpy() for row in rows]).astype(np.float32)
+
+
+def load_sentences(path: Path) -> Sentences | None:
+    """The sentence encoder of a model, without the model's other networks; None if it has none.
+
+    Raises:
+        CheckpointError: nothing that can be loaded.
+    """
+    identity = identify(path)
+    for part in identity.parts.values():
+        if isinstance(part.config, SentenceEncoderConfig):
+            network, _ = load_network(part, open_part(part.header), identity.family, dtype=torch.float32)
+            assert isinstance(network, SentenceEncoder), "the config decides the class"
+            return Sentences(TextStack.of_sentences(network, card.vocabulary_of(path)), known_sha256(identity))
+    return None

@@ -49,9 +49,11 @@ COMMON: dict[str, tuple[str, Naming]] = {
     "vae": ("first_stage_model.", "ldm"),
 }
 ARCHITECTURES = {
-    "sd1": "stable-diffusion-v1", "sd2": "stable-diffusion-v2", "sdxl": "stable-diffusion-xl-v1-base",
+    "sd1": "stable-diffusion-v1",
+    "sd2": "stable-diffusion-v2",
+    "sdxl": "stable-diffusion-xl-v1-base",
     "sdxl-refiner": "stable-diffusion-xl-v1-refiner",
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True)

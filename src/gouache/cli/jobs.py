@@ -28,10 +28,16 @@ def _studio(data: Path | None, store: str | None) -> Studio:
 
 def _plain(job: Job) -> dict[str, object]:
     return {
-        "id": job.id, "state": job.state, "owner": job.owner, "source": job.source, "created": job.created,
-        "progress": job.fraction, "attempts": job.attempts, "error": job.complaint(),
+        "id": job.id,
+        "state": job.state,
+        "owner": job.owner,
+        "source": job.source,
+        "created": job.created,
+        "progress": job.fraction,
+        "attempts": job.attempts,
+        "error": job.complaint(),
         "prompt": job.parsed().prompt,
-    }  # fmt: skip
+    }
 
 
 @app.command("list")

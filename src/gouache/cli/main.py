@@ -79,10 +79,19 @@ LazyGroup.homes = {
 }
 
 EXTRA_OF = {
-    "accelerate": "train", "datasets": "data", "fastapi": "serve", "gradio": "serve", "imageio": "media",
-    "multipart": "serve", "prometheus_client": "serve", "psycopg": "postgres", "resvg_py": "data",
-    "sqlalchemy": "serve", "uvicorn": "serve", "vtracer": "media",
-}  # fmt: skip
+    "accelerate": "train",
+    "datasets": "data",
+    "fastapi": "serve",
+    "gradio": "serve",
+    "imageio": "media",
+    "multipart": "serve",
+    "prometheus_client": "serve",
+    "psycopg": "postgres",
+    "resvg_py": "data",
+    "sqlalchemy": "serve",
+    "uvicorn": "serve",
+    "vtracer": "media",
+}
 
 app = typer.Typer(
     name="gouache",

@@ -59,18 +59,25 @@ def _describe(model: OnDisk) -> dict[str, object]:
 def _describe_adapter(file: AdapterFile) -> dict[str, object]:
     family = "" if file.family == "unknown" else f"{file.family} "
     return {
-        "name": file.name, "aliases": list(file.aliases), "path": str(file.path), "bytes": file.bytes,
-        "kind": file.kind, "family": file.family,
+        "name": file.name,
+        "aliases": list(file.aliases),
+        "path": str(file.path),
+        "bytes": file.bytes,
+        "kind": file.kind,
+        "family": file.family,
         "is": f"{family}{file.kind}" + (f", {file.label}" if file.label else ""),
-    }  # fmt: skip
+    }
 
 
 def _describe_control(file: ControlFile) -> dict[str, object]:
     family = "" if file.family == "unknown" else f"{file.family} "
     return {
-        "name": file.name, "path": str(file.path), "bytes": file.bytes, "family": file.family,
+        "name": file.name,
+        "path": str(file.path),
+        "bytes": file.bytes,
+        "family": file.family,
         "is": f"{family}controlnet, {file.label}",
-    }  # fmt: skip
+    }
 
 
 def _size(size: int) -> str:

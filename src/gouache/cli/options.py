@@ -58,9 +58,16 @@ PANELS = {
 }
 """Where an option stands in the help."""
 EDITING = (
-    "init_image", "strength", "resize_mode", "mask", "outpaint", "inversion", "interpolation", "image_guidance_scale",
+    "init_image",
+    "strength",
+    "resize_mode",
+    "mask",
+    "outpaint",
+    "inversion",
+    "interpolation",
+    "image_guidance_scale",
     "depth_image",
-)  # fmt: skip
+)
 """Fields about a starting picture: `paint` leaves them to the commands that take one."""
 
 

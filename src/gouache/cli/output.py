@@ -99,9 +99,11 @@ class Outcome:
             path = self._free(request, index)
             if kind_of(path) == "jpeg" and len(request.prompt) + len(request.negative_prompt) > LONGEST_FOR_JPEG:
                 raise InvalidInput(
-                    "--output", given="a prompt too long for a JPEG's recipe", expected=".png or .webp",
+                    "--output",
+                    given="a prompt too long for a JPEG's recipe",
+                    expected=".png or .webp",
                     cure="Choose another suffix.",
-                )  # fmt: skip
+                )
             check_target(path, force=self.force)
 
     def _free(self, request: Request, index: int) -> Path:
@@ -137,10 +139,14 @@ class Outcome:
         self.note_file(path)
         self.pictures.append(
             {
-                "path": str(path), "seed": painted.seed, "width": painted.image.width, "height": painted.image.height,
-                "seconds": round(painted.seconds, 3), "notes": list(painted.recipe.notes),
+                "path": str(path),
+                "seed": painted.seed,
+                "width": painted.image.width,
+                "height": painted.image.height,
+                "seconds": round(painted.seconds, 3),
+                "notes": list(painted.recipe.notes),
             }
-        )  # fmt: skip
+        )
         if self.svg:
             from gouache.cli.output import traced
 
@@ -162,8 +168,9 @@ class Outcome:
 
             typer.echo(
                 f"gouache: no font on this machine has {characters[:20]}, so the sheet leaves them out; "
-                f"{FONT_VARIABLE} may name a font's file", err=True,
-            )  # fmt: skip
+                f"{FONT_VARIABLE} may name a font's file",
+                err=True,
+            )
 
     def check_single(self) -> None:
         """Refuse before the painting a target for the one file of a command that writes one.

@@ -192,9 +192,11 @@ def paint_requests(
     except KeyboardInterrupt as stop:
         outcome.close(interrupted=True)
         raise Interrupted(
-            "paint", given="an interrupt", expected=f"{sum(one.count for one in resolved)} pictures",
+            "paint",
+            given="an interrupt",
+            expected=f"{sum(one.count for one in resolved)} pictures",
             cure=f"{len(outcome.files)} finished and kept: {', '.join(outcome.files) or 'none'}.",
-        ) from stop  # fmt: skip
+        ) from stop
     if grid and not outcome.to_stdout:
         _write_grid(done, outcome, resolved[0])
     outcome.close()

@@ -74,9 +74,11 @@ def replay(
     if output is not None:
         write_bytes(output, result.painted.encode("png"))
     values = {
-        "same": result.same, "first_different_step": result.first_step, "largest_difference": result.largest,
+        "same": result.same,
+        "first_different_step": result.first_step,
+        "largest_difference": result.largest,
         "reasons": list(result.reasons),
-    }  # fmt: skip
+    }
     if as_json:
         typer.echo(json.dumps(values))
     else:

@@ -40,11 +40,23 @@ def serve(
     from gouache.serve.studio import Studio
 
     settings = make_settings(
-        data=data, host=host, port=port, store=store, models=tuple(models or ()), default_model=model,
-        allowed_hosts=tuple(allow_host or ()), workers=workers, device=device, threads=threads, page=page,
+        data=data,
+        host=host,
+        port=port,
+        store=store,
+        models=tuple(models or ()),
+        default_model=model,
+        allowed_hosts=tuple(allow_host or ()),
+        workers=workers,
+        device=device,
+        threads=threads,
+        page=page,
         admins=tuple(admin or ()),
-        search_tower=search_tower, watermark=watermark, safety=safety, safety_checker=safety_checker,
-    )  # fmt: skip
+        search_tower=search_tower,
+        watermark=watermark,
+        safety=safety,
+        safety_checker=safety_checker,
+    )
     studio = Studio(settings)
     if new_token is not None:
         typer.echo(studio.accounts.new_token(new_token))

@@ -120,9 +120,16 @@ def pack(
     from gouache.training.pack import pack as pack_run
 
     written = pack_run(
-        read_config(config, None), run, out, dtype=dtype, int8=_words(int8), name=name, styles=_words(styles),
-        licence=licence, ema=ema,
-    )  # fmt: skip
+        read_config(config, None),
+        run,
+        out,
+        dtype=dtype,
+        int8=_words(int8),
+        name=name,
+        styles=_words(styles),
+        licence=licence,
+        ema=ema,
+    )
     typer.echo(written)
 
 

@@ -17,8 +17,20 @@ from gouache.data.vectors import Picture
 Floats = NDArray[np.float32]
 
 NAMES = (
-    "black", "gray", "white", "red", "orange", "yellow", "green", "teal", "blue", "purple", "pink", "brown", "beige",
-)  # fmt: skip
+    "black",
+    "gray",
+    "white",
+    "red",
+    "orange",
+    "yellow",
+    "green",
+    "teal",
+    "blue",
+    "purple",
+    "pink",
+    "brown",
+    "beige",
+)
 HUES_UP_TO = (
     (42, "red"),
     (78, "orange"),
@@ -41,20 +53,33 @@ class Shade:
 
 
 SHADES = {
-    "red": Shade(0.60, 0.20, 27), "orange": Shade(0.74, 0.16, 61), "yellow": Shade(0.86, 0.17, 97),
-    "green": Shade(0.66, 0.17, 145), "blue": Shade(0.58, 0.17, 256), "purple": Shade(0.53, 0.19, 303),
-    "pink": Shade(0.78, 0.13, 355), "brown": Shade(0.46, 0.08, 52),
-}  # fmt: skip
+    "red": Shade(0.60, 0.20, 27),
+    "orange": Shade(0.74, 0.16, 61),
+    "yellow": Shade(0.86, 0.17, 97),
+    "green": Shade(0.66, 0.17, 145),
+    "blue": Shade(0.58, 0.17, 256),
+    "purple": Shade(0.53, 0.19, 303),
+    "pink": Shade(0.78, 0.13, 355),
+    "brown": Shade(0.46, 0.08, 52),
+}
 """The colours that objects are turned to."""
 
 _TO_LMS = np.array(
-    [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566],
-     [0.0883024619, 0.2817188376, 0.6299787005]], np.float32,
-)  # fmt: skip
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ],
+    np.float32,
+)
 _TO_LAB = np.array(
-    [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099],
-     [0.0259040371, 0.7827717662, -0.8086757660]], np.float32,
-)  # fmt: skip
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ],
+    np.float32,
+)
 _FROM_LMS, _FROM_LAB = np.linalg.inv(_TO_LMS), np.linalg.inv(_TO_LAB)
 
 

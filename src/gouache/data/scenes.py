@@ -25,10 +25,18 @@ SCENE_VERSION = 1
 GROUPS = ("animals-nature", "food-drink", "travel-places", "activities", "objects")
 NOT_THINGS = ("time", "sky-weather", "place-map", "place-other", "place-geographic")
 GROUNDS = {
-    "white": (252, 252, 252), "black": (24, 24, 24), "gray": (150, 150, 150), "red": (215, 50, 50),
-    "orange": (245, 150, 40), "yellow": (250, 220, 70), "green": (70, 170, 80), "blue": (60, 110, 220),
-    "purple": (140, 80, 190), "pink": (250, 175, 200), "brown": (120, 75, 45),
-}  # fmt: skip
+    "white": (252, 252, 252),
+    "black": (24, 24, 24),
+    "gray": (150, 150, 150),
+    "red": (215, 50, 50),
+    "orange": (245, 150, 40),
+    "yellow": (250, 220, 70),
+    "green": (70, 170, 80),
+    "blue": (60, 110, 220),
+    "purple": (140, 80, 190),
+    "pink": (250, 175, 200),
+    "brown": (120, 75, 45),
+}
 CLEAR_SHARE = 0.55
 """An object has a colour when so much of it is of one name."""
 TRIES = 200

@@ -34,8 +34,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             raise
         where = f" ({error.filename})" if error.filename else ""
         raise DataError(
-            str(folder), given=f"a full disk{where}", expected="room for the whole data set",
+            str(folder),
+            given=f"a full disk{where}",
+            expected="room for the whole data set",
             cure="Nothing was kept of it, and nothing else was touched. Free some space, or build it on another disk.",
-        ) from error  # fmt: skip
+        ) from error
     finally:
         shutil.rmtree(part, ignore_errors=True)

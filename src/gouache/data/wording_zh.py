@@ -10,15 +10,31 @@ from gouache.data.scene_rules import SceneObject, SceneTruth
 from gouache.data.stickers import Sticker
 
 COLOURS = {
-    "red": "红色", "orange": "橙色", "yellow": "黄色", "green": "绿色", "blue": "蓝色", "purple": "紫色",
-    "pink": "粉色", "brown": "棕色", "black": "黑色", "white": "白色", "gray": "灰色",
-}  # fmt: skip
+    "red": "红色",
+    "orange": "橙色",
+    "yellow": "黄色",
+    "green": "绿色",
+    "blue": "蓝色",
+    "purple": "紫色",
+    "pink": "粉色",
+    "brown": "棕色",
+    "black": "黑色",
+    "white": "白色",
+    "gray": "灰色",
+}
 NUMBERS = {2: "两", 3: "三", 4: "四", 5: "五"}
 RELATIONS = {"left": "左边", "right": "右边", "above": "上面", "below": "下面"}
 PLACES = {
-    "top left": "左上角", "top": "上方", "top right": "右上角", "left": "左边", "center": "中间", "right": "右边",
-    "bottom left": "左下角", "bottom": "下方", "bottom right": "右下角",
-}  # fmt: skip
+    "top left": "左上角",
+    "top": "上方",
+    "top right": "右上角",
+    "left": "左边",
+    "center": "中间",
+    "right": "右边",
+    "bottom left": "左下角",
+    "bottom": "下方",
+    "bottom right": "右下角",
+}
 TRANSPARENT = "透明"
 _COLOUR = "[红橙黄绿蓝紫粉棕黑白灰青金银]"
 _LEADING_COLOUR = re.compile(f"^{_COLOUR}色?的?(?=.)")

@@ -301,10 +301,11 @@ class PriorConfig(Config):
         fits = len(self.turns) in (0, len(self.groups)) and all(map(_in_cells, self.groups, self.turns, coarser))
         if not fits:
             raise ConfigError(
-                "prior.turns", given=f"{self.turns} for scales of {self.groups} tokens",
+                "prior.turns",
+                given=f"{self.turns} for scales of {self.groups} tokens",
                 expected="for every scale 1, 4, 16, ...: a square cell that tiles its grid, no larger than a token of "
                 "the scale before",
-            )  # fmt: skip
+            )
         return self
 
 

@@ -127,9 +127,10 @@ class ControlNet(nn.Module):
         width = self.config.unet.pooled_width
         if features.shape[-2:] != x.shape[-2:]:
             raise ShapeMismatch(
-                "ControlNet", given=f"a control picture for {tuple(features.shape[-2:])} latent pixels",
+                "ControlNet",
+                given=f"a control picture for {tuple(features.shape[-2:])} latent pixels",
                 expected=f"one for {tuple(x.shape[-2:])}",
-            )  # fmt: skip
+            )
         if (0 if pooled is None else pooled.shape[-1]) != width:
             given = "nothing" if pooled is None else f"shape {tuple(pooled.shape)}"
             raise ShapeMismatch("ControlNet input 'pooled'", given=given, expected=f"{width} channels")

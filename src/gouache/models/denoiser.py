@@ -42,9 +42,14 @@ class Steering:
     def residuals(self, x: Tensor, timestep: Tensor, given: Condition) -> Residuals:
         """What it adds to the U-Net's feature maps for these inputs of the U-Net."""
         found: Residuals = self.network(
-            x, timestep, given.context, self.features,
-            context_mask=given.mask, pooled=given.pooled, guess=self.guess,
-        )  # fmt: skip
+            x,
+            timestep,
+            given.context,
+            self.features,
+            context_mask=given.mask,
+            pooled=given.pooled,
+            guess=self.guess,
+        )
         return found.scaled(self.weight)
 
 

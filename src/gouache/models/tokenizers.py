@@ -199,7 +199,7 @@ def _byte_pair_tokenizer() -> Tokenizer:
     return tokenizer
 
 
-UNKNOWN, START, END, PAD, MASK = "[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"
+UNKNOWN, CLS, SEP, PAD, MASK = "[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]"
 
 
 class WordPieceTokenizer:
@@ -220,17 +220,17 @@ class WordPieceTokenizer:
         numbers = {piece: i for i, piece in enumerate(vocabulary)}
         if len(numbers) != len(vocabulary):
             raise InvalidInput("vocabulary", given=f"{len(vocabulary)} pieces", expected="no piece twice")
-        for special in (UNKNOWN, START, END, PAD):
+        for special in (UNKNOWN, CLS, SEP, PAD):
             if special not in numbers:
                 raise InvalidInput("vocabulary", given=f"no {special}", expected="a BERT vocabulary, one piece a line")
         self.vocabulary = tuple(vocabulary)
         self.max_length = max_length
-        self.start_id, self.end_id, self.pad_id = numbers[START], numbers[END], numbers[PAD]
+        self.start_id, self.end_id, self.pad_id = numbers[CLS], numbers[SEP], numbers[PAD]
         self._tokenizer = Tokenizer(WordPiece(numbers, unk_token=UNKNOWN, max_input_chars_per_word=100))
         self._tokenizer.normalizer = BertNormalizer(lowercase=lowercase)
         self._tokenizer.pre_tokenizer = BertPreTokenizer()
         self._tokenizer.decoder = WordPieceDecoder()
-        specials = [piece for piece in (UNKNOWN, START, END, PAD, MASK) if piece in numbers]
+        specials = [piece for piece in (UNKNOWN, CLS, SEP, PAD, MASK) if piece in numbers]
         self._tokenizer.add_special_tokens(list(specials))
 
     @classmethod

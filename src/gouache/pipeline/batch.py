@@ -107,9 +107,11 @@ def _lines(name: str, folder: Path | None) -> list[str]:
     inside = path is not None and folder is not None and path.is_relative_to(folder.resolve())
     if path is None or not inside or not path.is_file():
         raise InvalidInput(
-            f"wildcard __{name}__", given="no file for it", expected=f"{name}.txt in the folder of wildcards",
+            f"wildcard __{name}__",
+            given="no file for it",
+            expected=f"{name}.txt in the folder of wildcards",
             cure="Name the folder with --wildcards.",
-        )  # fmt: skip
+        )
     try:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:

@@ -16,9 +16,21 @@ from gouache.pipeline.output.model_identity import processor_name
 from gouache.pipeline.pipeline import shipped_model
 
 PACKAGES = (
-    "gouache", "torch", "numpy", "safetensors", "tokenizers", "huggingface_hub", "pillow", "pydantic", "typer", "rich",
-    "openvino", "imageio", "vtracer", "spandrel",
-)  # fmt: skip
+    "gouache",
+    "torch",
+    "numpy",
+    "safetensors",
+    "tokenizers",
+    "huggingface_hub",
+    "pillow",
+    "pydantic",
+    "typer",
+    "rich",
+    "openvino",
+    "imageio",
+    "vtracer",
+    "spandrel",
+)
 Section = dict[str, str]
 
 

@@ -62,13 +62,17 @@ class Likelihood:
         """All figures by name, for JSON."""
         dimensions = max(self.dimensions, 1)
         return {
-            "prior_bits": self.prior, "prior_bits_without_caption": self.prior_without,
-            "prior_alignment_bits": self.prior_alignment, "tokens": self.tokens,
+            "prior_bits": self.prior,
+            "prior_bits_without_caption": self.prior_without,
+            "prior_alignment_bits": self.prior_alignment,
+            "tokens": self.tokens,
             "prior_bits_per_token": None if self.prior is None else self.prior / max(self.tokens, 1),
-            "diffusion_bits": self.diffusion, "diffusion_bits_without_caption": self.diffusion_without,
-            "diffusion_alignment_bits": self.diffusion_alignment, "latent_dimensions": self.dimensions,
+            "diffusion_bits": self.diffusion,
+            "diffusion_bits_without_caption": self.diffusion_without,
+            "diffusion_alignment_bits": self.diffusion_alignment,
+            "latent_dimensions": self.dimensions,
             "diffusion_bits_per_dimension": self.diffusion / dimensions,
-        }  # fmt: skip
+        }
 
 
 def picture_likelihood(

@@ -89,9 +89,11 @@ def complete(found: Found, where: str) -> Recipe:
     """
     if found.recipe is None:
         raise RecipeError(
-            where, given=f"a picture by {found.tool}", expected="one painted by gouache",
+            where,
+            given=f"a picture by {found.tool}",
+            expected="one painted by gouache",
             cure="`gouache paint --like` paints something near it.",
-        )  # fmt: skip
+        )
     return found.recipe
 
 
@@ -119,9 +121,11 @@ def matching_pipeline(recipe: Recipe, model: str | None, device: str | None) -> 
         digest = model_ref(pipeline.bundle).sha256
         if wanted.sha256 and digest != wanted.sha256:
             error = ModelNotFound(
-                "model", given=f"{name!r} with sha256 {digest or 'unknown'}", expected=expected,
+                "model",
+                given=f"{name!r} with sha256 {digest or 'unknown'}",
+                expected=expected,
                 cure="Name the right file with --model.",
-            )  # fmt: skip
+            )
             continue
         return pipeline
     raise error or ModelNotFound(
@@ -133,9 +137,11 @@ def _check_attachments(recipe: Recipe, references: References) -> None:
     for name, digest in recipe.attachments.items():
         if not name.startswith("sha256:") and sha256(references.data(name)).hexdigest() != digest:
             raise RecipeError(
-                name, given="a picture that has changed", expected=f"the one with sha256 {digest}",
+                name,
+                given="a picture that has changed",
+                expected=f"the one with sha256 {digest}",
                 cure="Put the original back.",
-            )  # fmt: skip
+            )
 
 
 def differences(first: Recipe, second: Recipe) -> tuple[str, ...]:

@@ -45,9 +45,11 @@ def at_own_size(request: Request, bundle: ModelBundle) -> Request:
         upscale = upscale.model_copy(update={"upscaler": LANCZOS if bundle.upscaler is None else OWN})
     if upscale.upscaler == OWN and bundle.upscaler is None:
         raise InvalidInput(
-            "upscale.upscaler", given=repr(OWN), expected=f"lanczos or a file: {bundle.family} brings no upscaler",
+            "upscale.upscaler",
+            given=repr(OWN),
+            expected=f"lanczos or a file: {bundle.family} brings no upscaler",
             cure="Leave it out, or use lanczos.",
-        )  # fmt: skip
+        )
     return request.replace({"upscale": upscale})
 
 
@@ -62,11 +64,12 @@ def _check(asked: tuple[int, int], upscale: Upscale | None, factor: float, scale
         return
     more = f", enlarged {upscale.factor:g} times" if upscale else ""
     raise InvalidInput(
-        "size", given=f"{asked[0]}x{asked[1]}{more}",
+        "size",
+        given=f"{asked[0]}x{asked[1]}{more}",
         expected=f"at most {max(own) * scale} pixels a side: {scale} times the {max(own)} that the model paints",
         cure=f"Paint with --size {max(own) * scale} and enlarge the file by `gouache upscale`, or add --tiled, which "
         "paints at full size.",
-    )  # fmt: skip
+    )
 
 
 def enlargement(asked: Request, resolved: Request) -> float:
@@ -129,9 +132,11 @@ def _check_tags(request: Request) -> None:
     last = None if request.interpolation is None else request.interpolation.prompt
     if last is not None and adapter_tags(last, "interpolation.prompt") != tags:
         raise InvalidInput(
-            "interpolation.prompt", given="other adapters than in the first prompt", expected="the same tags in both",
+            "interpolation.prompt",
+            given="other adapters than in the first prompt",
+            expected="the same tags in both",
             cure="Copy the tags of the first prompt.",
-        )  # fmt: skip
+        )
 
 
 def _check_prior(request: Request, bundle: ModelBundle) -> None:
@@ -139,9 +144,11 @@ def _check_prior(request: Request, bundle: ModelBundle) -> None:
     asked = [name for name, given in wanted.items() if given]
     if asked and bundle.prior is None:
         raise InvalidInput(
-            asked[0], given=f"a value for {bundle.name or bundle.family}", expected="nothing: this model has no prior",
+            asked[0],
+            given=f"a value for {bundle.name or bundle.family}",
+            expected="nothing: this model has no prior",
             cure="Leave it out, or choose a model that drafts its pictures.",
-        )  # fmt: skip
+        )
 
 
 def _check_control(request: Request, bundle: ModelBundle) -> None:
@@ -155,10 +162,13 @@ def _check_control(request: Request, bundle: ModelBundle) -> None:
     clash = next((name for name, there in clashes.items() if there), None)
     if request.control and clash:
         raise InvalidInput(
-            "control", given=f"a control picture and {clash}", expected="one or the other",
+            "control",
+            given=f"a control picture and {clash}",
+            expected="one or the other",
             cure="Extend picture and control picture yourself, and paint the new part with --mask."
-            if clash == "outpaint" else "Leave one out.",
-        )  # fmt: skip
+            if clash == "outpaint"
+            else "Leave one out.",
+        )
 
 
 def _size(request: Request, bundle: ModelBundle, start: tuple[int, int] | None) -> tuple[int, int]:
@@ -214,9 +224,11 @@ def _background(request: Request, bundle: ModelBundle) -> str | None:
         return request.background or "transparent"
     if request.background is not None:
         raise InvalidInput(
-            "background", given=request.background, expected=f"nothing: {bundle.family} paints no transparency",
+            "background",
+            given=request.background,
+            expected=f"nothing: {bundle.family} paints no transparency",
             cure="Leave it out, or describe the background in the prompt.",
-        )  # fmt: skip
+        )
     return None
 
 

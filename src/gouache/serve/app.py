@@ -68,9 +68,17 @@ def create_api(studio: Studio) -> FastAPI:
     api.state.studio = studio
     api.state.metrics = Metrics()
     for part in (
-        api_jobs, api_pictures, api_models, api_training, a1111, a1111_listings, a1111_control, a1111_extras,
-        openai_images, ops,
-    ):  # fmt: skip
+        api_jobs,
+        api_pictures,
+        api_models,
+        api_training,
+        a1111,
+        a1111_listings,
+        a1111_control,
+        a1111_extras,
+        openai_images,
+        ops,
+    ):
         api.include_router(part.router)
     _add_error_replies(api)
     return api

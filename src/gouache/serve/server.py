@@ -37,10 +37,17 @@ def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """
     most = min(settings.limits.connections, max(1, allow_open_files() - SPARE_FILES))
     return uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, lifespan="on", ws="none", forwarded_allow_ips="",
-        http=patient(settings.limits.header_seconds), limit_concurrency=most,
+        app,
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        ws="none",
+        forwarded_allow_ips="",
+        http=patient(settings.limits.header_seconds),
+        limit_concurrency=most,
         timeout_graceful_shutdown=max(1, round(settings.grace)),
-    )  # fmt: skip
+    )
 
 
 def allow_open_files() -> int:
@@ -121,9 +128,11 @@ def listen(settings: Settings) -> socket.socket:
     except OSError as error:
         listener.close()
         raise InvalidInput(
-            "port", given=f"{settings.host}:{settings.port}", expected="a free port of this machine",
+            "port",
+            given=f"{settings.host}:{settings.port}",
+            expected="a free port of this machine",
             cure=f"{error.strerror}. Choose another with --port.",
-        ) from error  # fmt: skip
+        ) from error
     return listener
 
 
@@ -161,16 +170,25 @@ def make_settings(
     shelves = [*model_folders(), *(path.expanduser() for path in models)]
     return Settings.from_dict(
         {
-            "data": folder, "host": host, "port": port, "store": store, "models": tuple(shelves),
-            "default_model": default_model, "allowed_hosts": tuple(allowed_hosts), "workers": workers,
-            "device": device, "threads": threads, "page": page,
+            "data": folder,
+            "host": host,
+            "port": port,
+            "store": store,
+            "models": tuple(shelves),
+            "default_model": default_model,
+            "allowed_hosts": tuple(allowed_hosts),
+            "workers": workers,
+            "device": device,
+            "threads": threads,
+            "page": page,
             "admins": ("admin", *admins),
             "search_tower": None if search_tower is None else search_tower.expanduser().resolve(),
             "safety_checker": None if safety_checker is None else safety_checker.expanduser().resolve(),
-            "safety": safety, "watermark": watermark,
+            "safety": safety,
+            "watermark": watermark,
         },
         where="serve",
-    )  # fmt: skip
+    )
 
 
 def check_openness(studio: Studio) -> None:
@@ -184,9 +202,11 @@ def check_openness(studio: Studio) -> None:
         studio.accounts.add_token("admin", token)
     if not studio.settings.on_loopback and not studio.accounts.any():
         raise InvalidInput(
-            "host", given=f"{studio.settings.host} without any account", expected="127.0.0.1, or a token",
+            "host",
+            given=f"{studio.settings.host} without any account",
+            expected="127.0.0.1, or a token",
             cure=f"Make one with `gouache serve --new-token NAME`, or set {TOKEN_VARIABLE}.",
-        )  # fmt: skip
+        )
 
 
 def run(studio: Studio, announce: Callable[[str], object]) -> None:

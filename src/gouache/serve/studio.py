@@ -104,9 +104,11 @@ class Studio:
         wait = self.submissions.take(owner)
         if wait:
             raise QueueFull(
-                "jobs a minute", given="too many", expected=f"at most {self.settings.limits.jobs_per_minute}",
+                "jobs a minute",
+                given="too many",
+                expected=f"at most {self.settings.limits.jobs_per_minute}",
                 cure=f"Try again in {wait:.0f} s.",
-            )  # fmt: skip
+            )
         fingerprint = fingerprint or fingerprint_of(request.to_json())
         if request.model is None and (chosen := self.default_model(owner)) != self.shelf.default:
             request = request.replace({"model": chosen})

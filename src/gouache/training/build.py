@@ -172,9 +172,11 @@ def result_of(run: Path, stage: StageName) -> Path:
     path = stage_run(run, stage) / "last.safetensors"
     if not path.exists():
         raise TrainingError(
-            str(path), given="nothing there", expected=f"the result of stage {stage}",
+            str(path),
+            given="nothing there",
+            expected=f"the result of stage {stage}",
             cure=f"Run `gouache train {stage}` into the same --out folder first.",
-        )  # fmt: skip
+        )
     return path
 
 
@@ -227,11 +229,15 @@ def load_text(folder: Path, max_tokens: int) -> tuple[TextStack, str]:
         raise DataError(str(path), given="no such file", expected="a sentence encoder's weights")
     published = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config = SentenceEncoderConfig(
-        vocabulary_size=published["vocab_size"], width=published["hidden_size"],
-        inner_width=published["intermediate_size"], layers=published["num_hidden_layers"],
-        heads=published["num_attention_heads"], positions=published["max_position_embeddings"],
-        norm_eps=published["layer_norm_eps"], max_tokens=max_tokens,
-    )  # fmt: skip
+        vocabulary_size=published["vocab_size"],
+        width=published["hidden_size"],
+        inner_width=published["intermediate_size"],
+        layers=published["num_hidden_layers"],
+        heads=published["num_attention_heads"],
+        positions=published["max_position_embeddings"],
+        norm_eps=published["layer_norm_eps"],
+        max_tokens=max_tokens,
+    )
     encoder = SentenceEncoder(config)
     encoder.load_state_dict({k: v for k, v in load_tensors(path).items() if k in encoder.state_dict()})
     vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")[: config.vocabulary_size]

@@ -76,8 +76,12 @@ def synthesis_weights(
     gammas: Sequence[float], times: Sequence[float], wanted_gamma: float, wanted_time: float
 ) -> np.ndarray:
     """Weights by which stored averages add up to the wanted one: least squares over profiles (algorithm 3)."""
-    gram = np.array([[profile_product(a, s, b, t) for b, t in zip(gammas, times, strict=True)]
-                     for a, s in zip(gammas, times, strict=True)])  # fmt: skip
+    gram = np.array(
+        [
+            [profile_product(a, s, b, t) for b, t in zip(gammas, times, strict=True)]
+            for a, s in zip(gammas, times, strict=True)
+        ]
+    )
     right = np.array([profile_product(a, s, wanted_gamma, wanted_time) for a, s in zip(gammas, times, strict=True)])
     solution: np.ndarray = np.linalg.lstsq(gram, right, rcond=None)[0]
     return solution

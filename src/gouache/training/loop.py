@@ -156,9 +156,11 @@ class _Trainer:
         if self.sharded:
             shard(stage, accelerator)
         self.state = TrainState(
-            stage, make_optimizer(stage, config.optimizer), PowerEma(stage.trained, config.ema.lengths),
+            stage,
+            make_optimizer(stage, config.optimizer),
+            PowerEma(stage.trained, config.ema.lengths),
             Position(next_validation=loop.validate_images),
-        )  # fmt: skip
+        )
         if saved := checkpoints(run):
             load_state(saved[-1], config, self.state)
         compiled = torch.compile(stage) if loop.compile else stage
@@ -346,10 +348,11 @@ class _Trainer:
             return
         seen = self.state.position.images_seen
         raise NonFiniteLoss(
-            f"stage {self.stage.name}, {what} after {seen} images", given=f"{value.item()} ({self._first_bad()})",
+            f"stage {self.stage.name}, {what} after {seen} images",
+            given=f"{value.item()} ({self._first_bad()})",
             expected="a finite number",
             cure="Resume from the last checkpoint with a lower learning rate or higher precision.",
-        )  # fmt: skip
+        )
 
     def _first_bad(self) -> str:
         for name, parameter in self.stage.named_parameters():

@@ -52,13 +52,15 @@ def check_sharding(config: StageConfig) -> None:
         (version != "2", f"version {version}", "version 2", "Launch with --fsdp_version 2."),
         (_set("FSDP_OFFLOAD_PARAMS"), "offloading", "weights on the device", "Launch without --fsdp_offload_params."),
         (
-            _set("FSDP_ACTIVATION_CHECKPOINTING"), "activation checkpointing by accelerate", "gouache's own",
+            _set("FSDP_ACTIVATION_CHECKPOINTING"),
+            "activation checkpointing by accelerate",
+            "gouache's own",
             "Launch without --fsdp_activation_checkpointing; set gradient_checkpointing in the config.",
         ),
         (config.loop.precision == "fp16", "precision fp16", "bf16 or fp32", "Set loop.precision."),
         (config.loop.compile, "compile", "a network that is not compiled", "Set loop.compile = false."),
         (config.optimizer.eight_bit, "eight_bit moments", "whole ones, which are sharded too", "Drop eight_bit."),
-    ):  # fmt: skip
+    ):
         if wrong:
             raise TrainingError("FSDP", given=given, expected=expected, cure=cure)
 

@@ -79,9 +79,11 @@ class TrainState:
         if wanted != tensors.keys() - optimizer:
             odd = sorted(wanted ^ (tensors.keys() - optimizer))
             raise CheckpointError(
-                where, given=f"{len(odd)} tensors that differ, the first {odd[0]}", expected="the state of this config",
+                where,
+                given=f"{len(odd)} tensors that differ, the first {odd[0]}",
+                expected="the state of this config",
                 cure="Resume with the config that the run was started with.",
-            )  # fmt: skip
+            )
         with torch.no_grad():
             for name in wanted:
                 own[name].copy_(placed(tensors[name], own[name]))
@@ -133,9 +135,11 @@ def full_disk_reported(run: Path) -> Iterator[None]:
             raise
         kept = checkpoints(run)
         raise TrainingError(
-            str(error.filename or run), given="a full disk", expected="room to write",
+            str(error.filename or run),
+            given="a full disk",
+            expected="room to write",
             cure=f"Free some space and resume; the last whole checkpoint is {kept[-1].name if kept else 'none'}.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def tracked_average(run: Path, length: float) -> Weights:
@@ -198,9 +202,11 @@ def load_state(path: Path, config: StageConfig, state: TrainState) -> None:
     header, stage = read_header(path), state.stage.name
     if header.metadata.get("stage") != stage:
         raise CheckpointError(
-            str(path), given=f"stage {header.metadata.get('stage')!r}", expected=f"stage {stage!r}",
+            str(path),
+            given=f"stage {header.metadata.get('stage')!r}",
+            expected=f"stage {stage!r}",
             cure="Choose another --out folder, or the stage that this run trains.",
-        )  # fmt: skip
+        )
     old = type(config).from_json(header.metadata["config"], where=str(path))
     # How long and how fast to train may change; what is trained, and on which draws, may not.
     fixed = [key for key in type(config).model_fields if key not in ("loop", "optimizer")]
@@ -208,8 +214,10 @@ def load_state(path: Path, config: StageConfig, state: TrainState) -> None:
     changed += ["seed"] if old.loop.seed != config.loop.seed else []
     if changed:
         raise CheckpointError(
-            str(path), given=f"another {', '.join(changed)} in [{stage}]", expected="the config it was started with",
+            str(path),
+            given=f"another {', '.join(changed)} in [{stage}]",
+            expected="the config it was started with",
             cure="Resume with that config, or train into a new folder.",
-        )  # fmt: skip
+        )
     state.load(load_tensors(path), str(path))
     state.position = Position(**json.loads(header.metadata["position"]))

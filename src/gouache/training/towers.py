@@ -136,8 +136,10 @@ class Towers(nn.Module):
     def save(self, path: Path) -> None:
         """Write both towers with their vocabulary to one file."""
         metadata = {
-            "component": COMPONENT, "config": self.config.to_json(), "vocabulary": "\n".join(self.vocabulary),
-        }  # fmt: skip
+            "component": COMPONENT,
+            "config": self.config.to_json(),
+            "vocabulary": "\n".join(self.vocabulary),
+        }
         save_tensors(path, {name: value.contiguous() for name, value in self.state_dict().items()}, metadata)
 
     @classmethod
@@ -150,9 +152,11 @@ class Towers(nn.Module):
         metadata = read_header(path).metadata
         if metadata.get("component") != COMPONENT:
             raise CheckpointError(
-                str(path), given=f"component {metadata.get('component')!r}", expected="towers of the stage clip",
+                str(path),
+                given=f"component {metadata.get('component')!r}",
+                expected="towers of the stage clip",
                 cure="Pass the file that `gouache train clip` left.",
-            )  # fmt: skip
+            )
         config = TowersConfig.from_json(metadata["config"], where=str(path))
         towers = cls(config, metadata["vocabulary"].split("\n"))
         towers.load_state_dict(load_tensors(path))
@@ -165,11 +169,17 @@ def export_text_encoder(towers: Towers, folder: Path) -> None:
     config = encoder.config
     folder.mkdir(parents=True, exist_ok=True)
     published = {
-        "model_type": "bert", "vocab_size": config.vocabulary_size, "hidden_size": config.width,
-        "intermediate_size": config.inner_width, "num_hidden_layers": config.layers,
-        "num_attention_heads": config.heads, "max_position_embeddings": config.positions,
-        "layer_norm_eps": config.norm_eps, "type_vocab_size": 2, "hidden_act": "gelu",
-    }  # fmt: skip
+        "model_type": "bert",
+        "vocab_size": config.vocabulary_size,
+        "hidden_size": config.width,
+        "intermediate_size": config.inner_width,
+        "num_hidden_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "max_position_embeddings": config.positions,
+        "layer_norm_eps": config.norm_eps,
+        "type_vocab_size": 2,
+        "hidden_act": "gelu",
+    }
     (folder / "config.json").write_text(json.dumps(published, indent=1) + "\n", encoding="utf-8")
     (folder / "vocab.txt").write_text("\n".join(towers.vocabulary) + "\n", encoding="utf-8")
     metadata = {"component": "text_encoder", "config": config.to_json()}

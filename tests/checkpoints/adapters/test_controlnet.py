@@ -33,14 +33,20 @@ XL = {"addition_embed_type": "text_time", "addition_time_embed_dim": 256, "use_l
 SHAPES: dict[str, dict[str, Any]] = {
     "sd1": {"down_block_types": (CROSS, CROSS, PLAIN), "cross_attention_dim": 768},
     "sd2": {
-        "down_block_types": (CROSS, CROSS, PLAIN), "cross_attention_dim": 1024, "use_linear_projection": True,
+        "down_block_types": (CROSS, CROSS, PLAIN),
+        "cross_attention_dim": 1024,
+        "use_linear_projection": True,
         "attention_head_dim": (1, 1, 2),
     },
     "sdxl": {
-        "down_block_types": (PLAIN, CROSS, CROSS), "cross_attention_dim": 2048, "attention_head_dim": (1, 1, 2),
-        "transformer_layers_per_block": (1, 1, 2), "projection_class_embeddings_input_dim": 64 + 6 * 256, **XL,
+        "down_block_types": (PLAIN, CROSS, CROSS),
+        "cross_attention_dim": 2048,
+        "attention_head_dim": (1, 1, 2),
+        "transformer_layers_per_block": (1, 1, 2),
+        "projection_class_embeddings_input_dim": 64 + 6 * 256,
+        **XL,
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +57,11 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]
     def folder(name: str) -> Path:
         if name not in made:
             network = ControlNetModel(
-                block_out_channels=(32, 64, 128), layers_per_block=1,
-                conditioning_embedding_out_channels=(4, 8, 12, 16), **SHAPES[name],
-            )  # fmt: skip
+                block_out_channels=(32, 64, 128),
+                layers_per_block=1,
+                conditioning_embedding_out_channels=(4, 8, 12, 16),
+                **SHAPES[name],
+            )
             generator = torch.Generator().manual_seed(1)
             with torch.no_grad():
                 for parameter in network.parameters():
@@ -100,10 +108,14 @@ def test_a_single_file_with_diffusers_names(published: Callable[[str], Path], na
 
 
 XL_FULL = {
-    "addition_embed_type": "text_time", "addition_time_embed_dim": 256, "projection_class_embeddings_input_dim": 2816,
-    "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048, "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+    "block_out_channels": (320, 640, 1280),
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
     "attention_head_dim": (5, 10, 20),
-}  # fmt: skip
+}
 FULL_SIZE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "SD 1.5": ({"cross_attention_dim": 768}, {}),
     "SD 2.1": (
@@ -120,10 +132,16 @@ FULL_SIZE: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "SDXL, small": (
         {**XL_FULL, "down_block_types": (PLAIN, PLAIN, PLAIN), "mid_block_type": "UNetMidBlock2D"},
-        {"transformer_layers": (0, 0, 0), "middle_layers": 1, "middle_transformer_layers": 0, "context_width": 768,
-         "linear_projection": False, "heads": (8, 8, 8)},
+        {
+            "transformer_layers": (0, 0, 0),
+            "middle_layers": 1,
+            "middle_transformer_layers": 0,
+            "context_width": 768,
+            "linear_projection": False,
+            "heads": (8, 8, 8),
+        },
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", FULL_SIZE)
@@ -134,8 +152,13 @@ def test_full_size_networks_are_counted_right(name: str) -> None:
         network = ControlNetModel(**theirs)
     shapes = {key: tuple(tensor.shape) for key, tensor in network.state_dict().items()}
     config = controlnet_config(shapes, "ours", name)
-    xl = {"channels": (320, 640, 1280), "context_width": 2048, "pooled_width": 2816, "linear_projection": True,
-          "heads": (5, 10, 20)}  # fmt: skip
+    xl = {
+        "channels": (320, 640, 1280),
+        "context_width": 2048,
+        "pooled_width": 2816,
+        "linear_projection": True,
+        "heads": (5, 10, 20),
+    }
     wanted = UNetConfig.from_dict({**(xl if name.startswith("SDXL") else {}), **ours})
     assert config == ControlNetConfig(unet=wanted)
     built = build_on_meta(config).state_dict()

@@ -39,10 +39,15 @@ def model() -> ModelToWrite:
     width = base.unet.config.context_width
     encoder = SentenceEncoder(
         SentenceEncoderConfig(
-            vocabulary_size=len(WORDS), width=width, inner_width=2 * width, layers=1, heads=2, positions=24,
+            vocabulary_size=len(WORDS),
+            width=width,
+            inner_width=2 * width,
+            layers=1,
+            heads=2,
+            positions=24,
             max_tokens=16,
         )
-    )  # fmt: skip
+    )
     fill(encoder, torch.Generator().manual_seed(3))
     bundle = replace(
         base, family="pocket", text=TextStack.of_sentences(encoder, WORDS), name="small", styles=("flat", "3d")
@@ -100,9 +105,11 @@ def test_only_weights_with_long_rows_are_chosen() -> None:
     assert is_matrix("a.weight", TensorInfo("F16", (8, 32)))
     assert is_matrix("a.weight", TensorInfo("F32", (8, 4, 3, 3)))
     for name, info in (
-        ("norm.weight", TensorInfo("F16", (384,))), ("a.bias", TensorInfo("F16", (8, 64))),
-        ("a.weight", TensorInfo("F16", (8, 4))), ("a.weight", TensorInfo("I64", (8, 64))),
-    ):  # fmt: skip
+        ("norm.weight", TensorInfo("F16", (384,))),
+        ("a.bias", TensorInfo("F16", (8, 64))),
+        ("a.weight", TensorInfo("F16", (8, 4))),
+        ("a.weight", TensorInfo("I64", (8, 64))),
+    ):
         assert not is_matrix(name, info)
 
 
@@ -183,10 +190,14 @@ def without_any(tensors: dict[str, Tensor]) -> None:
 @pytest.mark.parametrize(
     "damage",
     [
-        without_a_scale, with_too_few_scales, with_scales_of_whole_numbers, with_a_number_out_of_range, without_any,
+        without_a_scale,
+        with_too_few_scales,
+        with_scales_of_whole_numbers,
+        with_a_number_out_of_range,
+        without_any,
         *(with_a_scale_of(value) for value in (0.0, -1.0, float("nan"), float("inf"))),
     ],
-)  # fmt: skip
+)
 def test_damage_is_told(folder: Path, damage: Callable[[dict[str, Tensor]], None]) -> None:
     rewrite(folder, damage)
     with pytest.raises(CorruptCheckpoint, match="int8"):

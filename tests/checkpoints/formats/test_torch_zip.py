@@ -25,9 +25,19 @@ from gouache.errors import CorruptCheckpoint, GouacheError, UnsafeCheckpoint
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 DTYPES = (
-    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.int64, torch.int32, torch.int16, torch.int8,
-    torch.uint8, torch.bool, torch.float8_e4m3fn, torch.uint16,
-)  # fmt: skip
+    torch.float64,
+    torch.float32,
+    torch.float16,
+    torch.bfloat16,
+    torch.int64,
+    torch.int32,
+    torch.int16,
+    torch.int8,
+    torch.uint8,
+    torch.bool,
+    torch.float8_e4m3fn,
+    torch.uint16,
+)
 
 
 def some_state() -> dict[str, torch.Tensor]:
@@ -66,11 +76,16 @@ def test_a_trainers_leftovers_are_read_past(tmp_path: Path) -> None:
     optimizer = {"state": {0: {"exp_avg": torch.ones(2), "step": 3}}, "param_groups": [{"lr": 1e-4, "params": [0]}]}
     torch.save(
         {
-            "epoch": 2, "state_dict": {"w": torch.ones(2)}, "optimizer_states": [optimizer],
-            "best": np.float64(0.25), "callbacks": {"a": {"best": None}}, "size": torch.Size([1, 2]), "set": {1, 2},
+            "epoch": 2,
+            "state_dict": {"w": torch.ones(2)},
+            "optimizer_states": [optimizer],
+            "best": np.float64(0.25),
+            "callbacks": {"a": {"best": None}},
+            "size": torch.Size([1, 2]),
+            "set": {1, 2},
         },
         path,
-    )  # fmt: skip
+    )
     assert list(open_header(path).tensors) == ["w"]
 
 

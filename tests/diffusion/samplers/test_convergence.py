@@ -82,10 +82,13 @@ def test_a_gaussian_reaches_its_mean_at_zero(name: str, gaussian: OneGaussian) -
     generator = torch.Generator().manual_seed(0)
     steps = list(
         sample(
-            name, gaussian.denoise, x, levels,
+            name,
+            gaussian.denoise,
+            x,
+            levels,
             noise=lambda x, *_: torch.randn(x.shape, generator=generator, dtype=x.dtype),
         )
-    )  # fmt: skip
+    )
     assert [step.sigma_next for step in steps][-1] == 0
     if name in ("lms", "plms"):  # they extrapolate eps over the last step too
         assert bool(steps[-1].x.isfinite().all())

@@ -24,28 +24,68 @@ from gouache.errors import UnknownName
 
 # A1111 1.10: modules/sd_samplers_kdiffusion.py, sd_samplers_timesteps.py, sd_samplers_lcm.py, sd_schedulers.py.
 A1111 = {
-    "DPM++ 2M": "dpmpp_2m", "DPM++ SDE": "dpmpp_sde", "DPM++ 2M SDE": "dpmpp_2m_sde",
-    "DPM++ 2M SDE Heun": "dpmpp_2m_sde_heun", "DPM++ 2S a": "dpmpp_2s_ancestral", "DPM++ 3M SDE": "dpmpp_3m_sde",
-    "Euler a": "euler_ancestral", "Euler": "euler", "LMS": "lms", "Heun": "heun", "DPM2": "dpm_2",
-    "DPM2 a": "dpm_2_ancestral", "Restart": "restart", "DDIM": "ddim", "PLMS": "plms", "UniPC": "unipc_bh1",
+    "DPM++ 2M": "dpmpp_2m",
+    "DPM++ SDE": "dpmpp_sde",
+    "DPM++ 2M SDE": "dpmpp_2m_sde",
+    "DPM++ 2M SDE Heun": "dpmpp_2m_sde_heun",
+    "DPM++ 2S a": "dpmpp_2s_ancestral",
+    "DPM++ 3M SDE": "dpmpp_3m_sde",
+    "Euler a": "euler_ancestral",
+    "Euler": "euler",
+    "LMS": "lms",
+    "Heun": "heun",
+    "DPM2": "dpm_2",
+    "DPM2 a": "dpm_2_ancestral",
+    "Restart": "restart",
+    "DDIM": "ddim",
+    "PLMS": "plms",
+    "UniPC": "unipc_bh1",
     "LCM": "lcm",
-}  # fmt: skip
+}
 A1111_ALIASES = {
-    "k_dpmpp_2m": "dpmpp_2m", "k_dpmpp_sde": "dpmpp_sde", "k_dpmpp_2m_sde": "dpmpp_2m_sde",
-    "k_dpmpp_2m_sde_heun": "dpmpp_2m_sde_heun", "k_dpmpp_2s_a": "dpmpp_2s_ancestral", "k_dpmpp_3m_sde": "dpmpp_3m_sde",
-    "k_euler_a": "euler_ancestral", "k_euler_ancestral": "euler_ancestral", "k_euler": "euler", "k_lms": "lms",
-    "k_heun": "heun", "k_dpm_2": "dpm_2", "k_dpm_2_a": "dpm_2_ancestral", "k_lcm": "lcm",
-}  # fmt: skip
+    "k_dpmpp_2m": "dpmpp_2m",
+    "k_dpmpp_sde": "dpmpp_sde",
+    "k_dpmpp_2m_sde": "dpmpp_2m_sde",
+    "k_dpmpp_2m_sde_heun": "dpmpp_2m_sde_heun",
+    "k_dpmpp_2s_a": "dpmpp_2s_ancestral",
+    "k_dpmpp_3m_sde": "dpmpp_3m_sde",
+    "k_euler_a": "euler_ancestral",
+    "k_euler_ancestral": "euler_ancestral",
+    "k_euler": "euler",
+    "k_lms": "lms",
+    "k_heun": "heun",
+    "k_dpm_2": "dpm_2",
+    "k_dpm_2_a": "dpm_2_ancestral",
+    "k_lcm": "lcm",
+}
 A1111_SCHEDULES = {
-    "Uniform": "uniform", "Karras": "karras", "Exponential": "exponential", "Polyexponential": "polyexponential",
-    "SGM Uniform": "sgm_uniform", "KL Optimal": "kl_optimal", "Align Your Steps": "align_your_steps",
-    "Simple": "simple", "Normal": "uniform", "DDIM": "leading", "Beta": "beta",
-}  # fmt: skip
+    "Uniform": "uniform",
+    "Karras": "karras",
+    "Exponential": "exponential",
+    "Polyexponential": "polyexponential",
+    "SGM Uniform": "sgm_uniform",
+    "KL Optimal": "kl_optimal",
+    "Align Your Steps": "align_your_steps",
+    "Simple": "simple",
+    "Normal": "uniform",
+    "DDIM": "leading",
+    "Beta": "beta",
+}
 A1111_DEFAULTS = {
-    "DPM++ 2M": "karras", "DPM++ SDE": "karras", "DPM++ 2M SDE": "exponential", "DPM++ 2M SDE Heun": "exponential",
-    "DPM++ 2S a": "karras", "DPM++ 3M SDE": "exponential", "DPM2": "karras", "DPM2 a": "karras", "Restart": "karras",
-    "Euler a": "uniform", "Euler": "uniform", "LMS": "uniform", "Heun": "uniform",
-}  # fmt: skip
+    "DPM++ 2M": "karras",
+    "DPM++ SDE": "karras",
+    "DPM++ 2M SDE": "exponential",
+    "DPM++ 2M SDE Heun": "exponential",
+    "DPM++ 2S a": "karras",
+    "DPM++ 3M SDE": "exponential",
+    "DPM2": "karras",
+    "DPM2 a": "karras",
+    "Restart": "karras",
+    "Euler a": "uniform",
+    "Euler": "uniform",
+    "LMS": "uniform",
+    "Heun": "uniform",
+}
 
 
 @pytest.mark.parametrize(("name", "expected"), [*A1111.items(), *A1111_ALIASES.items()])
@@ -54,13 +94,16 @@ def test_names_of_a1111(name: str, expected: str) -> None:
         assert resolve(spelling) == (expected, None)
 
 
-@pytest.mark.parametrize(("name", "expected"), [
-    ("UniPC", "unipc_bh1"),  # A1111's label; its option "UniPC variant" is bh1 unless one changes it
-    ("unipc", "unipc_bh1"),
-    ("uni_pc", "unipc_bh1"),  # ComfyUI
-    ("uni_pc_bh2", "unipc_bh2"),  # ComfyUI
-    ("UniPCMultistepScheduler", "unipc_bh2"),  # diffusers, whose solver_type is bh2 unless one changes it
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("UniPC", "unipc_bh1"),  # A1111's label; its option "UniPC variant" is bh1 unless one changes it
+        ("unipc", "unipc_bh1"),
+        ("uni_pc", "unipc_bh1"),  # ComfyUI
+        ("uni_pc_bh2", "unipc_bh2"),  # ComfyUI
+        ("UniPCMultistepScheduler", "unipc_bh2"),  # diffusers, whose solver_type is bh2 unless one changes it
+    ],
+)
 def test_unipc_means_the_variant_that_its_tool_means(name: str, expected: str) -> None:
     assert resolve(name) == (expected, None)
 

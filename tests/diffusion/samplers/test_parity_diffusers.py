@@ -38,9 +38,17 @@ COUNTS = [4, 9, 20]
 SCHEDULES = ["linear", "scaled_linear", "cosine"]
 BOUND = 1e-9
 SCHEDULER_MODULES = (
-    "euler_discrete", "euler_ancestral_discrete", "heun_discrete", "k_dpm_2_discrete", "k_dpm_2_ancestral_discrete",
-    "lms_discrete", "dpmsolver_multistep", "dpmsolver_singlestep", "unipc_multistep", "deis_multistep",
-)  # fmt: skip
+    "euler_discrete",
+    "euler_ancestral_discrete",
+    "heun_discrete",
+    "k_dpm_2_discrete",
+    "k_dpm_2_ancestral_discrete",
+    "lms_discrete",
+    "dpmsolver_multistep",
+    "dpmsolver_singlestep",
+    "unipc_multistep",
+    "deis_multistep",
+)
 
 lists = pytest.mark.parametrize("spacing", LISTS, ids=lambda v: next(iter(v), "plain"))
 counts = pytest.mark.parametrize("n", COUNTS)
@@ -132,9 +140,15 @@ VE_PEERS: list[tuple[str, str, int, dict[str, Option], str]] = [
 @lists
 @pytest.mark.parametrize(("name", "peer", "calls", "options", "random"), VE_PEERS, ids=[c[0] for c in VE_PEERS])
 def test_variance_exploding_schedulers(
-    name: str, peer: str, calls: int, options: dict[str, Option], random: str, spacing: dict[str, bool], n: int,
+    name: str,
+    peer: str,
+    calls: int,
+    options: dict[str, Option],
+    random: str,
+    spacing: dict[str, bool],
+    n: int,
     picture_mixture: GaussianMixture,
-) -> None:  # fmt: skip
+) -> None:
     config: dict[str, Any] = dict(spacing)
     if peer == "EulerAncestralDiscreteScheduler":  # it has no lists but these
         config = {
@@ -169,9 +183,14 @@ VP_PEERS: list[tuple[str, str, dict[str, Any], dict[str, Option]]] = [
 @lists
 @pytest.mark.parametrize(("name", "peer", "config", "options"), VP_PEERS)
 def test_multistep_schedulers(
-    name: str, peer: str, config: dict[str, Any], options: dict[str, Option], spacing: dict[str, bool], n: int,
+    name: str,
+    peer: str,
+    config: dict[str, Any],
+    options: dict[str, Option],
+    spacing: dict[str, bool],
+    n: int,
     picture_mixture: GaussianMixture,
-) -> None:  # fmt: skip
+) -> None:
     scheduler = getattr(diffusers, peer)(beta_schedule="scaled_linear", **config, **spacing)
     scheduler.set_timesteps(n)
     levels = levels_of(scheduler)

@@ -102,17 +102,28 @@ counts = pytest.mark.parametrize("n", [3, 8, 21])
 
 
 def compare(
-    peer: Any, mixture: GaussianMixture, name: str, options: dict[str, Option], list_name: str, n: int,
-    noise: NoiseSource | None, arguments: dict[str, Any],
-) -> None:  # fmt: skip
+    peer: Any,
+    mixture: GaussianMixture,
+    name: str,
+    options: dict[str, Option],
+    list_name: str,
+    n: int,
+    noise: NoiseSource | None,
+    arguments: dict[str, Any],
+) -> None:
     """The denoised estimate of every step, and the last state."""
     levels = make_sigmas(list_name, make_noise_schedule("scaled_linear"), n)
     x = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * levels[0]
     theirs: list[Tensor] = []
     result = getattr(peer, f"sample_{name}")(
-        lambda x, sigma: mixture.denoise(x, sigma[0]), x, levels, disable=True,
-        callback=lambda info: theirs.append(info["denoised"]), **arguments, **options,
-    )  # fmt: skip
+        lambda x, sigma: mixture.denoise(x, sigma[0]),
+        x,
+        levels,
+        disable=True,
+        callback=lambda info: theirs.append(info["denoised"]),
+        **arguments,
+        **options,
+    )
     if name == "dpmpp_sde":
         options = {**options, "one_path": False}  # both sides take the noise as it comes
     steps = list(sample(name, mixture.denoise, x, levels, options=options, noise=noise))

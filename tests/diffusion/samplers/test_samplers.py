@@ -139,10 +139,17 @@ def test_a_picture_does_not_depend_on_its_batch(name: str) -> None:
     assert torch.equal(together.x[1:2], alone.x)
 
 
-@pytest.mark.parametrize(("stochastic", "plain"), [
-    ("euler_ancestral", "euler"), ("ddim", "euler"), ("dpm_2_ancestral", "dpm_2"), ("dpmpp_2s_ancestral", "dpmpp_2s"),
-    ("dpmpp_sde", "dpmpp_2s"), ("dpmpp_2m_sde", "dpmpp_2m"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("stochastic", "plain"),
+    [
+        ("euler_ancestral", "euler"),
+        ("ddim", "euler"),
+        ("dpm_2_ancestral", "dpm_2"),
+        ("dpmpp_2s_ancestral", "dpmpp_2s"),
+        ("dpmpp_sde", "dpmpp_2s"),
+        ("dpmpp_2m_sde", "dpmpp_2m"),
+    ],
+)
 def test_without_noise_it_is_the_deterministic_one(stochastic: str, plain: str) -> None:
     x = torch.full((1, 2), 4.0, dtype=torch.float64)
     for one, other in zip(
@@ -173,16 +180,19 @@ def test_restart_plan() -> None:
     assert restart_plan([10.0, 5.0, 0.0], [Restart(0.1, 2.0)]) == [(10.0, 5.0), (5.0, 0.0)], "both ends meet: nothing"
 
 
-@pytest.mark.parametrize(("sigmas", "where"), [
-    ([], "sigmas"),
-    ([1.0], "sigmas"),
-    ([2.0, float("nan"), 0.0], "sigmas[1]"),
-    ([float("inf"), 1.0, 0.0], "sigmas[0]"),
-    ([2.0, -1.0], "sigmas[1]"),
-    ([1.0, 2.0, 0.0], "sigmas[1]"),
-    ([2.0, 1.0, 1.0, 0.0], "sigmas[2]"),
-    ([2.0, 0.0, 0.0], "sigmas[2]"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("sigmas", "where"),
+    [
+        ([], "sigmas"),
+        ([1.0], "sigmas"),
+        ([2.0, float("nan"), 0.0], "sigmas[1]"),
+        ([float("inf"), 1.0, 0.0], "sigmas[0]"),
+        ([2.0, -1.0], "sigmas[1]"),
+        ([1.0, 2.0, 0.0], "sigmas[1]"),
+        ([2.0, 1.0, 1.0, 0.0], "sigmas[2]"),
+        ([2.0, 0.0, 0.0], "sigmas[2]"),
+    ],
+)
 def test_bad_sigmas_are_refused_before_the_first_call(sigmas: list[float], where: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         sample("euler", shrink, torch.ones(1, 2), sigmas)
@@ -207,19 +217,22 @@ def test_unknown_names_offer_the_nearest() -> None:
         list(sample("dpmpp_2m_sde", shrink, x, LEVELS, options={"solver_type": "midpiont"}, noise=noise_of(0)))
 
 
-@pytest.mark.parametrize(("name", "options", "where"), [
-    ("ddim", {"eta": -0.1}, "eta"),
-    ("ddim", {"eta": float("nan")}, "eta"),
-    ("euler", {"s_noise": float("inf")}, "s_noise"),
-    ("lms", {"order": 0}, "order"),
-    ("lms", {"order": 5}, "order"),
-    ("unipc_bh2", {"order": 2.5}, "order"),
-    ("deis", {"order": True}, "order"),
-    ("dpmpp_sde", {"r": 1.0}, "r"),
-    ("ddim_inversion", {"iterations": 10_000}, "iterations"),
-    ("restart", {"restarts": (Restart(2.0, 1.0),)}, "restarts"),
-    ("restart", {"restarts": (Restart(steps=0),)}, "restarts.steps"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "options", "where"),
+    [
+        ("ddim", {"eta": -0.1}, "eta"),
+        ("ddim", {"eta": float("nan")}, "eta"),
+        ("euler", {"s_noise": float("inf")}, "s_noise"),
+        ("lms", {"order": 0}, "order"),
+        ("lms", {"order": 5}, "order"),
+        ("unipc_bh2", {"order": 2.5}, "order"),
+        ("deis", {"order": True}, "order"),
+        ("dpmpp_sde", {"r": 1.0}, "r"),
+        ("ddim_inversion", {"iterations": 10_000}, "iterations"),
+        ("restart", {"restarts": (Restart(2.0, 1.0),)}, "restarts"),
+        ("restart", {"restarts": (Restart(steps=0),)}, "restarts.steps"),
+    ],
+)
 def test_bad_options_are_refused(name: str, options: dict[str, Option], where: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         list(sample(name, shrink, torch.ones(1, 2), LEVELS, options=options, noise=noise_of(0)))

@@ -92,12 +92,15 @@ def test_lists_of_diffusers(
 
 
 @pytest.mark.parametrize("n", [4, 10, 25, 50])
-@pytest.mark.parametrize(("name", "peer", "config"), [
-    ("leading", "DDIMScheduler", {"steps_offset": 1}),
-    ("trailing", "DDIMScheduler", {"timestep_spacing": "trailing"}),
-    ("linspace", "DDIMScheduler", {"timestep_spacing": "linspace"}),
-    ("lcm", "LCMScheduler", {}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "peer", "config"),
+    [
+        ("leading", "DDIMScheduler", {"steps_offset": 1}),
+        ("trailing", "DDIMScheduler", {"timestep_spacing": "trailing"}),
+        ("linspace", "DDIMScheduler", {"timestep_spacing": "linspace"}),
+        ("lcm", "LCMScheduler", {}),
+    ],
+)
 def test_timesteps_of_diffusers(name: str, peer: str, config: dict[str, Any], n: int) -> None:
     diffusers = pytest.importorskip("diffusers")
     scheduler = getattr(diffusers, peer)(**config)
@@ -105,9 +108,14 @@ def test_timesteps_of_diffusers(name: str, peer: str, config: dict[str, Any], n:
     assert torch.equal(make_sigmas(name, SD, n)[:-1], SD.sigmas[scheduler.timesteps])
 
 
-@pytest.mark.parametrize(("family", "key"), [
-    ("sd1", "StableDiffusionSigmas"), ("sdxl", "StableDiffusionXLSigmas"), ("svd", "StableDiffusionVideoSigmas"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [
+        ("sd1", "StableDiffusionSigmas"),
+        ("sdxl", "StableDiffusionXLSigmas"),
+        ("svd", "StableDiffusionVideoSigmas"),
+    ],
+)
 def test_align_your_steps_is_the_published_table(family: str, key: str) -> None:
     module = pytest.importorskip("diffusers.schedulers.scheduling_utils")
     schedule = VarianceExploding(0.002, 700.0) if family == "svd" else SD
@@ -171,19 +179,22 @@ def test_bad_step_counts(n: int) -> None:
         make_sigmas("karras", SD, n)
 
 
-@pytest.mark.parametrize(("name", "n", "options"), [
-    ("karras", 5, {"rho": 0.0}),
-    ("polyexponential", 5, {"rho": math.nan}),
-    ("beta", 5, {"concentration_1": -1.0}),
-    ("leading", 1001, {}),
-    ("leading", 1000, {}),
-    ("leading", 5, {"steps_offset": 900}),
-    ("leading", 5, {"steps_offset": -1}),
-    ("trailing", 1001, {}),
-    ("linspace", 1001, {}),
-    ("lcm", 51, {}),
-    ("lcm", 4, {"original_steps": 2000}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "n", "options"),
+    [
+        ("karras", 5, {"rho": 0.0}),
+        ("polyexponential", 5, {"rho": math.nan}),
+        ("beta", 5, {"concentration_1": -1.0}),
+        ("leading", 1001, {}),
+        ("leading", 1000, {}),
+        ("leading", 5, {"steps_offset": 900}),
+        ("leading", 5, {"steps_offset": -1}),
+        ("trailing", 1001, {}),
+        ("linspace", 1001, {}),
+        ("lcm", 51, {}),
+        ("lcm", 4, {"original_steps": 2000}),
+    ],
+)
 def test_values_out_of_range(name: str, n: int, options: dict[str, ScheduleOption]) -> None:
     with pytest.raises(InvalidInput):
         make_sigmas(name, SD, n, options=options)

@@ -35,9 +35,14 @@ pytestmark = [
 
 SIDE = 32
 BASE = Request(
-    prompt="a red fire engine", negative_prompt="grey", seed=21, num_inference_steps=6, guidance_scale=4.0,
-    sampler="euler", schedule="leading",
-)  # fmt: skip
+    prompt="a red fire engine",
+    negative_prompt="grey",
+    seed=21,
+    num_inference_steps=6,
+    guidance_scale=4.0,
+    sampler="euler",
+    schedule="leading",
+)
 
 
 class Bench:
@@ -154,9 +159,13 @@ def test_an_edited_picture_is_diffusers(bench: Callable[[str], Bench], monkeypat
     place.pair.use_scheduler(request)
     pipeline = place.pair.variant("StableDiffusionControlNetImg2ImgPipeline", controlnet=place.theirs["edges"])
     theirs = pipeline(
-        **place.pair.settings(request), image=Image.open(str(request.init_image)), strength=0.7,
-        control_image=Image.open(control.image), control_guidance_end=0.6, controlnet_conditioning_scale=1.0,
-    ).images[0]  # fmt: skip
+        **place.pair.settings(request),
+        image=Image.open(str(request.init_image)),
+        strength=0.7,
+        control_image=Image.open(control.image),
+        control_guidance_end=0.6,
+        controlnet_conditioning_scale=1.0,
+    ).images[0]
     assert psnr(place.paint(request).image, theirs) >= 60
 
 
@@ -184,9 +193,13 @@ def test_inpainting_hides_what_is_masked(
     monkeypatch.setattr(DiagonalGaussianDistribution, "sample", lambda self, generator=None: self.mode())  # noqa: ARG005
     pipeline = place.pair.variant("StableDiffusionControlNetInpaintPipeline", controlnet=place.theirs["edges"])
     theirs = pipeline(
-        **place.pair.settings(request), image=Image.open(start), mask_image=mask, control_image=hint, strength=0.7,
+        **place.pair.settings(request),
+        image=Image.open(start),
+        mask_image=mask,
+        control_image=hint,
+        strength=0.7,
         controlnet_conditioning_scale=1.0,
-    ).images[0]  # fmt: skip
+    ).images[0]
     found = place.paint(request).image
     assert psnr(found, theirs) >= 60
     clear = Image.open(start).convert("RGBA")

@@ -30,9 +30,15 @@ pytestmark = pytest.mark.filterwarnings(
 
 SIDE = 32
 BASE = Request(
-    prompt="a red fire engine", negative_prompt="grey", seed=21, num_inference_steps=20, guidance_scale=7.5,
-    sampler="euler", schedule="leading", strength=0.7,
-)  # fmt: skip
+    prompt="a red fire engine",
+    negative_prompt="grey",
+    seed=21,
+    num_inference_steps=20,
+    guidance_scale=7.5,
+    sampler="euler",
+    schedule="leading",
+    strength=0.7,
+)
 
 
 @pytest.fixture
@@ -101,9 +107,16 @@ def test_inpainting_with_a_plain_model(twins: Twins, given_noise: Any, picture: 
     request = BASE.replace({"init_image": str(picture), "mask": Mask(image=str(mask), blur=0, preserve=False)})
     (painted,) = pair.ours.paint(request)
     theirs = run_theirs(
-        pair, "StableDiffusionInpaintPipeline", request, given_noise,
-        image=Image.open(picture), mask_image=Image.open(mask), strength=0.7, height=SIDE, width=SIDE,
-    )  # fmt: skip
+        pair,
+        "StableDiffusionInpaintPipeline",
+        request,
+        given_noise,
+        image=Image.open(picture),
+        mask_image=Image.open(mask),
+        strength=0.7,
+        height=SIDE,
+        width=SIDE,
+    )
     assert psnr(painted.image, theirs) >= 60
 
 
@@ -116,9 +129,16 @@ def test_inpainting_with_its_own_model(
     request = BASE.replace({"init_image": str(picture), "mask": options, "strength": strength})
     (painted,) = pair.ours.paint(request)
     theirs = run_theirs(
-        pair, "StableDiffusionInpaintPipeline", request, given_noise,
-        image=Image.open(picture), mask_image=Image.open(mask), strength=strength, height=SIDE, width=SIDE,
-    )  # fmt: skip
+        pair,
+        "StableDiffusionInpaintPipeline",
+        request,
+        given_noise,
+        image=Image.open(picture),
+        mask_image=Image.open(mask),
+        strength=strength,
+        height=SIDE,
+        width=SIDE,
+    )
     assert psnr(painted.image, theirs) >= 60
 
 
@@ -128,9 +148,14 @@ def test_instruct(twins: Twins, given_noise: Any, picture: Path) -> None:
     (painted,) = pair.ours.paint(request)
     pair.use_scheduler(request)
     theirs = run_theirs(
-        pair, "StableDiffusionInstructPix2PixPipeline", request, given_noise,
-        image=Image.open(picture), image_guidance_scale=1.8, latents=pair.scaled(request, pair.noise(request)),
-    )  # fmt: skip
+        pair,
+        "StableDiffusionInstructPix2PixPipeline",
+        request,
+        given_noise,
+        image=Image.open(picture),
+        image_guidance_scale=1.8,
+        latents=pair.scaled(request, pair.noise(request)),
+    )
     assert psnr(painted.image, theirs) >= 60
 
 
@@ -142,7 +167,12 @@ def test_depth(twins: Twins, given_noise: Any, picture: Path, tmp_path: Path) ->
     request = BASE.replace({"init_image": str(picture), "depth_image": str(depth)})
     (painted,) = pair.ours.paint(request)
     theirs = run_theirs(
-        pair, "StableDiffusionDepth2ImgPipeline", request, given_noise,
-        image=Image.open(picture), strength=0.7, depth_map=torch.from_numpy(values.copy())[None].float(),
-    )  # fmt: skip
+        pair,
+        "StableDiffusionDepth2ImgPipeline",
+        request,
+        given_noise,
+        image=Image.open(picture),
+        strength=0.7,
+        depth_map=torch.from_numpy(values.copy())[None].float(),
+    )
     assert psnr(painted.image, theirs) >= 60

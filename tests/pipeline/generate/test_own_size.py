@@ -93,10 +93,14 @@ def test_replay_from_a_file_on_disk(bundle: ModelBundle, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("width", "height", "painted", "size"),
     [
-        (128, 64, (32, 16), (128, 64)), (64, 128, (16, 32), (64, 128)), (48, 48, (32, 32), (48, 48)),
-        (96, 64, (32, 20), (96, 60)), (33, 32, (32, 32), (32, 32)), (32, 16, (32, 16), (32, 16)),
+        (128, 64, (32, 16), (128, 64)),
+        (64, 128, (16, 32), (64, 128)),
+        (48, 48, (32, 32), (48, 48)),
+        (96, 64, (32, 20), (96, 60)),
+        (33, 32, (32, 32), (32, 32)),
+        (32, 16, (32, 16), (32, 16)),
     ],
-)  # fmt: skip
+)
 def test_shapes(large: Pipeline, width: int, height: int, painted: tuple[int, int], size: tuple[int, int]) -> None:
     found = only(large, QUICK.replace({"width": width, "height": height}))
     assert (found.recipe.request.width, found.recipe.request.height) == painted

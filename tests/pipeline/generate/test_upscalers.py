@@ -35,8 +35,14 @@ def weights(config: RRDBConfig) -> dict[str, Tensor]:
 
 def old_layout(state: dict[str, Tensor], blocks: int) -> dict[str, Tensor]:
     """The names of the first ESRGAN release (BasicSR's sequential model)."""
-    ends = {"conv_first": "model.0", "conv_up1": "model.3", "conv_up2": "model.6", "conv_hr": "model.8",
-            "conv_last": "model.10", "conv_body": f"model.1.sub.{blocks}"}  # fmt: skip
+    ends = {
+        "conv_first": "model.0",
+        "conv_up1": "model.3",
+        "conv_up2": "model.6",
+        "conv_hr": "model.8",
+        "conv_last": "model.10",
+        "conv_body": f"model.1.sub.{blocks}",
+    }
     renamed = {}
     for name, tensor in state.items():
         head, _, tail = name.partition(".")

@@ -18,9 +18,22 @@ from gouache.pipeline.request import Hires, Mask, Request
 A1111 = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 """The pattern of that tool's reader."""
 ORDER = (
-    "Steps", "Sampler", "Schedule type", "CFG scale", "Image CFG scale", "Seed", "Size", "Model hash", "Model",
-    "Variation seed", "Variation seed strength", "Denoising strength", "Clip skip", "RNG", "Tiling",
-)  # fmt: skip
+    "Steps",
+    "Sampler",
+    "Schedule type",
+    "CFG scale",
+    "Image CFG scale",
+    "Seed",
+    "Size",
+    "Model hash",
+    "Model",
+    "Variation seed",
+    "Variation seed strength",
+    "Denoising strength",
+    "Clip skip",
+    "RNG",
+    "Tiling",
+)
 HARD = {
     "commas": "a cat, a dog, , and: more, things",
     "quotes": 'a "quoted, \\"cat\\"": said "he"',
@@ -33,21 +46,31 @@ HARD = {
 ADAPTERS = tuple(
     AdapterRef.from_dict({"name": name, "kind": kind, "sha256": digit * 64, "short_hash": digit * 12})
     for name, kind, digit in (
-        ("film grain", "lora", "a"), ('odd, "name"', "lora", "b"), ("blob", "textual-inversion", "c")
+        ("film grain", "lora", "a"),
+        ('odd, "name"', "lora", "b"),
+        ("blob", "textual-inversion", "c"),
     )
-)  # fmt: skip
+)
 
 
 def recipe_of(request: Request) -> Recipe:
     full = {
-        "seed": 7, "width": 64, "height": 32, "num_inference_steps": 3, "guidance_scale": 7.0, "sampler": "dpmpp_2m",
-        "schedule": "karras", **{name: getattr(request, name) for name in request.model_fields_set},
-    }  # fmt: skip
+        "seed": 7,
+        "width": 64,
+        "height": 32,
+        "num_inference_steps": 3,
+        "guidance_scale": 7.0,
+        "sampler": "dpmpp_2m",
+        "schedule": "karras",
+        **{name: getattr(request, name) for name in request.model_fields_set},
+    }
     values = {
-        "request": full, "adapters": [one.model_dump() for one in ADAPTERS], "versions": {"gouache": "1.2"},
+        "request": full,
+        "adapters": [one.model_dump() for one in ADAPTERS],
+        "versions": {"gouache": "1.2"},
         "model": {"name": 'tiny, "v2": a', "family": "sd1", "sha256": "d" * 64},
         "machine": {"device": "cpu", "dtype": "float32", "processor": "x", "threads": 1},
-    }  # fmt: skip
+    }
     return Recipe.from_dict(values)
 
 
@@ -86,9 +109,15 @@ def test_a_hard_prompt_is_written_by_a1111s_rule_and_read_by_others(name: str) -
 
 def test_every_setting_that_has_a_word_is_written_and_read_back() -> None:
     request = Request(
-        prompt="a", clip_skip=2, subseed=9, subseed_strength=0.25, seamless="both", eta=0.5, emphasis="none",
+        prompt="a",
+        clip_skip=2,
+        subseed=9,
+        subseed_strength=0.25,
+        seamless="both",
+        eta=0.5,
+        emphasis="none",
         hires=Hires(width=96, height=48, upscaler="lanczos", strength=0.4, num_inference_steps=2),
-    )  # fmt: skip
+    )
     again = request_of(parse_infotext(format_infotext(infotext_of(recipe_of(request)))), "here")
     for name in ("clip_skip", "subseed", "subseed_strength", "seamless", "eta", "emphasis", "hires"):
         assert getattr(again, name) == getattr(request, name), name
@@ -96,6 +125,10 @@ def test_every_setting_that_has_a_word_is_written_and_read_back() -> None:
     masked = Request(prompt="a", init_image="x.png", strength=0.3, mask=mask)
     values = infotext_of(recipe_of(masked)).values
     assert {key: values[key] for key in values if "ask" in key or "Inpaint" in key or "Denoising" in key} == {
-        "Denoising strength": "0.3", "Mask blur": "7", "Mask mode": "Inpaint not masked",
-        "Masked content": "latent noise", "Inpaint area": "Only masked", "Masked area padding": "12",
-    }  # fmt: skip
+        "Denoising strength": "0.3",
+        "Mask blur": "7",
+        "Mask mode": "Inpaint not masked",
+        "Masked content": "latent noise",
+        "Inpaint area": "Only masked",
+        "Masked area padding": "12",
+    }

@@ -27,25 +27,57 @@ SD_CPP = (
     "Model: sd.gguf, RNG: cuda, Sampler: euler_a karras, Version: stable-diffusion.cpp"
 )
 INVOKE = {
-    "positive_prompt": "a cat", "negative_prompt": "bad", "width": 640, "height": 512, "seed": 77, "cfg_scale": 6.0,
-    "steps": 25, "scheduler": "dpmpp_2m_k", "clip_skip": 1, "seamless_x": True, "seamless_y": False,
-    "model": {"model_name": "dreamy", "base_model": "sd-1"}, "app_version": "3.7.0",
-}  # fmt: skip
+    "positive_prompt": "a cat",
+    "negative_prompt": "bad",
+    "width": 640,
+    "height": 512,
+    "seed": 77,
+    "cfg_scale": 6.0,
+    "steps": 25,
+    "scheduler": "dpmpp_2m_k",
+    "clip_skip": 1,
+    "seamless_x": True,
+    "seamless_y": False,
+    "model": {"model_name": "dreamy", "base_model": "sd-1"},
+    "app_version": "3.7.0",
+}
 COMFY_PROMPT = {
-    "3": {"class_type": "KSampler", "inputs": {
-        "seed": 8566257, "steps": 20, "cfg": 8, "sampler_name": "dpmpp_2m", "scheduler": "karras", "denoise": 1,
-        "model": ["4", 0], "positive": ["6", 0], "negative": ["7", 0], "latent_image": ["5", 0]}},
+    "3": {
+        "class_type": "KSampler",
+        "inputs": {
+            "seed": 8566257,
+            "steps": 20,
+            "cfg": 8,
+            "sampler_name": "dpmpp_2m",
+            "scheduler": "karras",
+            "denoise": 1,
+            "model": ["4", 0],
+            "positive": ["6", 0],
+            "negative": ["7", 0],
+            "latent_image": ["5", 0],
+        },
+    },
     "4": {"class_type": "CheckpointLoaderSimple", "inputs": {"ckpt_name": "v1-5.safetensors"}},
     "5": {"class_type": "EmptyLatentImage", "inputs": {"width": 512, "height": 640, "batch_size": 1}},
     "6": {"class_type": "CLIPTextEncode", "inputs": {"text": "a (red) cat", "clip": ["4", 1]}},
     "7": {"class_type": "CLIPTextEncode", "inputs": {"text": "bad", "clip": ["4", 1]}},
     "8": {"class_type": "VAEDecode", "inputs": {"samples": ["3", 0], "vae": ["4", 2]}},
-}  # fmt: skip
+}
 LINKS = [[1, 4, 0, 3, 0, "MODEL"], [2, 6, 0, 3, 1, "CONDITIONING"], [3, 7, 0, 3, 2, "CONDITIONING"]]
 NOVEL = {
-    "prompt": "{cat}, [dog]", "uc": "bad", "steps": 28, "height": 768, "width": 512, "scale": 11.0, "seed": 99,
-    "sampler": "k_euler_ancestral", "noise_schedule": "karras", "cfg_rescale": 0.2, "strength": 0.7, "noise": 0.2,
-}  # fmt: skip
+    "prompt": "{cat}, [dog]",
+    "uc": "bad",
+    "steps": 28,
+    "height": 768,
+    "width": 512,
+    "scale": 11.0,
+    "seed": 99,
+    "sampler": "k_euler_ancestral",
+    "noise_schedule": "karras",
+    "cfg_rescale": 0.2,
+    "strength": 0.7,
+    "noise": 0.2,
+}
 
 
 def png(**texts: str) -> bytes:
@@ -138,8 +170,9 @@ def test_comfyui_seeds_beyond_ours_are_folded() -> None:
 
 
 def test_novelai() -> None:
-    data = png(Software="NovelAI", Source="Stable Diffusion 1D44365E", Description="{cat}, [dog]",
-               Comment=json.dumps(NOVEL))  # fmt: skip
+    data = png(
+        Software="NovelAI", Source="Stable Diffusion 1D44365E", Description="{cat}, [dog]", Comment=json.dumps(NOVEL)
+    )
     found = read_recipe(data)
     request = found.request
     assert found.tool == "novelai"
@@ -172,11 +205,36 @@ def test_damaged_or_missing_recipes_are_typed_errors(texts: dict[str, str]) -> N
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.recursive(st.none() | st.booleans() | st.integers() | st.text(max_size=5),
-                    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(
-                        st.sampled_from(["inputs", "seed", "steps", "cfg", "sampler_name", "positive", "prompt",
-                                         "image", "model", "1", "2", "text"]), inner, max_size=5), max_leaves=12),
-       st.sampled_from(["prompt", "invokeai_metadata", "Comment"]))  # fmt: skip
+@given(
+    st.recursive(
+        st.none() | st.booleans() | st.integers() | st.text(max_size=5),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.dictionaries(
+                st.sampled_from(
+                    [
+                        "inputs",
+                        "seed",
+                        "steps",
+                        "cfg",
+                        "sampler_name",
+                        "positive",
+                        "prompt",
+                        "image",
+                        "model",
+                        "1",
+                        "2",
+                        "text",
+                    ]
+                ),
+                inner,
+                max_size=5,
+            )
+        ),
+        max_leaves=12,
+    ),
+    st.sampled_from(["prompt", "invokeai_metadata", "Comment"]),
+)
 def test_no_json_breaks_the_readers(values: Any, key: str) -> None:
     texts = {key: json.dumps(values), "Software": "NovelAI"}
     try:

@@ -30,9 +30,13 @@ def theirs() -> torch.nn.Module:
     from transformers import CLIPConfig
 
     vision = {
-        "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 2, "image_size": 32,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 32,
         "patch_size": 8,
-    }  # fmt: skip
+    }
     checker: torch.nn.Module = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=16)).eval()
     generator = torch.Generator().manual_seed(7)
     with torch.no_grad():

@@ -29,9 +29,18 @@ def use_folder(pipeline: Pipeline, folder: Path) -> None:
 
 @pytest.mark.parametrize(
     "prompt",
-    ["<lora:>", "<lora:a:b>", "<lora:a:1:2:3>", "<lora:a:dyn=3>", "<lora:a:te=1:te=2>", "<lora:a:1e9>",
-     "<lora:a:nan>", "<lora:a:1000>", "<hypernet:a:1>"],
-)  # fmt: skip
+    [
+        "<lora:>",
+        "<lora:a:b>",
+        "<lora:a:1:2:3>",
+        "<lora:a:dyn=3>",
+        "<lora:a:te=1:te=2>",
+        "<lora:a:1e9>",
+        "<lora:a:nan>",
+        "<lora:a:1000>",
+        "<hypernet:a:1>",
+    ],
+)
 def test_a_tag_that_cannot_be_read_is_an_error(pipe: Pipeline, prompt: str) -> None:
     with pytest.raises(InvalidInput, match="prompt: given <"):
         pipe.run(Request(prompt=prompt))
@@ -65,7 +74,5 @@ def test_the_list_of_adapters(tmp_path: Path) -> None:
     (tmp_path / "loras").mkdir()
     (tmp_path / "loras" / "torn.safetensors").write_bytes(b"no such thing")
     found = {file.name: (file.kind, file.family) for file in list_adapters(tmp_path)}
-    assert found == {
-        "film": ("lora", "sd1"), "blob": ("textual-inversion", "sd1"), "torn": ("lora", "unknown")
-    }  # fmt: skip
+    assert found == {"film": ("lora", "sd1"), "blob": ("textual-inversion", "sd1"), "torn": ("lora", "unknown")}
     assert list_adapters(tmp_path / "nowhere") == []

@@ -164,8 +164,11 @@ def test_a_prompts_weight_scales_the_finished_change(tiny: ModelBundle, tmp_path
 
 def broken(kind: str) -> dict[str, Tensor]:
     key = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
-    loha = {f"{key}.hada_w{k}_{half}": torch.ones(16, 2) if half == "a" else torch.ones(2, 16)
-            for k in (1, 2) for half in "ab"}  # fmt: skip
+    loha = {
+        f"{key}.hada_w{k}_{half}": torch.ones(16, 2) if half == "a" else torch.ones(2, 16)
+        for k in (1, 2)
+        for half in "ab"
+    }
     lokr = {
         f"{key}.lokr_w1": torch.ones(4, 4),
         f"{key}.lokr_w2_a": torch.ones(4, 2),
@@ -189,14 +192,19 @@ def broken(kind: str) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("kind", "told"),
     [
-        ("LoHa without a half", "half of a change"), ("LoHa with one core", "half of a change"),
-        ("LoHa of another shape", r"LoHa \[16, 16\] \* \[16, 15\]"), ("LoHa whose factors don't meet", "another shape"),
-        ("LoKr without a half", "half of a change"), ("LoKr of another shape", r"LoKr \[4, 5\] x \[4, 4\]"),
-        ("LoKr twice", "half of a change"), ("LoKr and LoHa", "half of a change"),
-        ("magnitudes alone", "half of a change"), ("magnitudes of another count", "15 magnitudes"),
+        ("LoHa without a half", "half of a change"),
+        ("LoHa with one core", "half of a change"),
+        ("LoHa of another shape", r"LoHa \[16, 16\] \* \[16, 15\]"),
+        ("LoHa whose factors don't meet", "another shape"),
+        ("LoKr without a half", "half of a change"),
+        ("LoKr of another shape", r"LoKr \[4, 5\] x \[4, 4\]"),
+        ("LoKr twice", "half of a change"),
+        ("LoKr and LoHa", "half of a change"),
+        ("magnitudes alone", "half of a change"),
+        ("magnitudes of another count", "15 magnitudes"),
         ("empty", "bad alpha"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_refused_by_name(tiny: ModelBundle, tmp_path: Path, kind: str, told: str) -> None:
     written(tmp_path, "bad", broken(kind))
     pipeline = Pipeline(tiny)

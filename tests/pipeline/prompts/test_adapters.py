@@ -204,8 +204,11 @@ def test_the_oldest_names_of_diffusers(clean: Twins, tmp_path: Path) -> None:
 def test_sdxls_files_by_kohya_have_compvis_names(clean: Twins, tmp_path: Path) -> None:
     pair = clean.of("sdxl")
     ours = kohya(pair, unet=("to_q", "to_out.0"))
-    table = {"down_blocks_0_attentions_0": "input_blocks_1_1", "mid_block_attentions_0": "middle_block_1",
-             "up_blocks_0_attentions_1": "output_blocks_1_1"}  # fmt: skip
+    table = {
+        "down_blocks_0_attentions_0": "input_blocks_1_1",
+        "mid_block_attentions_0": "middle_block_1",
+        "up_blocks_0_attentions_1": "output_blocks_1_1",
+    }
     chosen: dict[str, Tensor] = {}
     sgm: dict[str, Tensor] = {}
     for name, tensor in ours.items():
@@ -228,8 +231,10 @@ def test_sdxls_files_by_kohya_have_compvis_names(clean: Twins, tmp_path: Path) -
 def test_every_layer_has_its_own_alpha(tiny: ModelBundle, tmp_path: Path) -> None:
     """kohya's rule: alpha / rank, and 1 where there is no alpha."""
     tensors: dict[str, Tensor] = {}
-    places = {f"down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_{part}": alpha
-              for part, alpha in (("q", 1.0), ("k", 8.0), ("v", None))}  # fmt: skip
+    places = {
+        f"down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_{part}": alpha
+        for part, alpha in (("q", 1.0), ("k", 8.0), ("v", None))
+    }
     for place, alpha in places.items():
         key = f"lora_unet_{place.replace('.', '_')}"
         tensors |= {f"{key}.lora_down.weight": torch.eye(4, 16), f"{key}.lora_up.weight": torch.eye(16, 4)}
@@ -330,12 +335,19 @@ def broken(kind: str, pair: Pair) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("kind", "told"),
     [
-        ("unmatched", "1 of .* match no layer: lora_unet_nowhere_to_q.lora_up.weight"), ("half", "only half"),
-        ("shape", "another shape"), ("dora", "5 magnitudes"), ("oft", "an? OFT adapter"),
-        ("glora", "a GLoRA adapter"), ("difference", "a full difference adapter"),
-        ("other words", "hello"), ("twice", "two tensors for one place"), ("nan", "NaN"), ("alpha", "bad alpha"),
+        ("unmatched", "1 of .* match no layer: lora_unet_nowhere_to_q.lora_up.weight"),
+        ("half", "only half"),
+        ("shape", "another shape"),
+        ("dora", "5 magnitudes"),
+        ("oft", "an? OFT adapter"),
+        ("glora", "a GLoRA adapter"),
+        ("difference", "a full difference adapter"),
+        ("other words", "hello"),
+        ("twice", "two tensors for one place"),
+        ("nan", "NaN"),
+        ("alpha", "bad alpha"),
     ],
-)  # fmt: skip
+)
 def test_a_file_that_does_not_fit_is_refused_by_name(clean: Twins, tmp_path: Path, kind: str, told: str) -> None:
     pair = clean.of("sd1")
     folder_with(tmp_path, "bad", broken(kind, pair))

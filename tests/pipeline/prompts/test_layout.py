@@ -49,11 +49,21 @@ def test_a_sentence_is_taken_apart(prompt: str, expected: list[tuple[str, float,
 @pytest.mark.parametrize(
     "prompt",
     [
-        "", "a red fire engine, 3d style", "a bow and arrow", "two men holding hands", "a man in a suit", "six cups",
-        "a (cat:1.2) above a dog", "a cat AND a dog", "a [cat|dog] to the left of a tree", "on top of the world",
-        "a person in lotus position", "四叶草", "两个人手牵手",
+        "",
+        "a red fire engine, 3d style",
+        "a bow and arrow",
+        "two men holding hands",
+        "a man in a suit",
+        "six cups",
+        "a (cat:1.2) above a dog",
+        "a cat AND a dog",
+        "a [cat|dog] to the left of a tree",
+        "on top of the world",
+        "a person in lotus position",
+        "四叶草",
+        "两个人手牵手",
     ],
-)  # fmt: skip
+)
 def test_anything_else_is_left_whole(prompt: str) -> None:
     assert read_layout(prompt) is None
 

@@ -30,8 +30,17 @@ def runs(text: str, rule: Emphasis = "a1111") -> list[tuple[str, float]]:
         ("(unnecessary)(parens)", [("unnecessaryparens", 1.1)]),
         (
             "a (((house:1.3)) [on] a (hill:0.5), sun, (((sky))).",
-            [("a ", 1.0), ("house", 1.5730000000000004), (" ", 1.1), ("on", 1.0), (" a ", 1.1), ("hill", 0.55),
-             (", sun, ", 1.1), ("sky", 1.4641000000000006), (".", 1.1)],
+            [
+                ("a ", 1.0),
+                ("house", 1.5730000000000004),
+                (" ", 1.1),
+                ("on", 1.0),
+                (" a ", 1.1),
+                ("hill", 0.55),
+                (", sun, ", 1.1),
+                ("sky", 1.4641000000000006),
+                (".", 1.1),
+            ],
         ),
         ("", [("", 1.0)]),
         ("a:b", [("a:b", 1.0)]),
@@ -39,7 +48,7 @@ def runs(text: str, rule: Emphasis = "a1111") -> list[tuple[str, float]]:
         ("(a:-0.5)", [("a", -0.5)]),
         ("(a:1.2.3)", [("a:1.2.3", 1.1)]),
     ],
-)  # fmt: skip
+)
 def test_emphasis_as_a1111_documents_it(text: str, expected: list[tuple[str, float]]) -> None:
     assert runs(text) == expected
 
@@ -85,8 +94,10 @@ def test_break_starts_a_section_even_inside_brackets() -> None:
 
 def test_and_splits_with_weights() -> None:
     assert branches("a cat :1.2 AND a dog AND a penguin :2.2") == (
-        Branch("a cat", 1.2), Branch(" a dog", 1.0), Branch(" a penguin", 2.2),
-    )  # fmt: skip
+        Branch("a cat", 1.2),
+        Branch(" a dog", 1.0),
+        Branch(" a penguin", 2.2),
+    )
     assert branches("SAND AND") == (Branch("SAND", 1.0), Branch("", 1.0))
 
 

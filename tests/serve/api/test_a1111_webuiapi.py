@@ -29,9 +29,16 @@ def api(server: Server) -> Any:
 
 def test_txt2img_paints_the_asked_pictures_with_info(api: Any) -> None:
     result = api.txt2img(
-        prompt="a cup", negative_prompt="blue", seed=11, batch_size=2, n_iter=2, width=32, height=48, cfg_scale=5,
+        prompt="a cup",
+        negative_prompt="blue",
+        seed=11,
+        batch_size=2,
+        n_iter=2,
+        width=32,
+        height=48,
+        cfg_scale=5,
         sampler_name="DPM++ 2M Karras",
-    )  # fmt: skip
+    )
     assert [image.size for image in result.images] == [(32, 48)] * 4
     assert result.info["all_seeds"] == [11, 12, 13, 14]
     assert result.info["sampler_name"] == "DPM++ 2M"
@@ -51,8 +58,9 @@ def test_extras_resizes_and_png_info_reads_back(api: Any) -> None:
     image = api.txt2img(prompt="a cup", seed=1, width=32, height=32).image
     larger = api.extra_single_image(image=image, upscaler_1=webuiapi.Upscaler.Lanczos, upscaling_resize=2)
     assert larger.image.size == (64, 64)
-    several = api.extra_batch_images(images=[image, image], upscaler_1="Nearest", resize_mode=1,
-                                     upscaling_resize_w=40, upscaling_resize_h=20)  # fmt: skip
+    several = api.extra_batch_images(
+        images=[image, image], upscaler_1="Nearest", resize_mode=1, upscaling_resize_w=40, upscaling_resize_h=20
+    )
     assert [picture.size for picture in several.images] == [(40, 20)] * 2
     info = api.png_info(image)
     assert info.info.startswith("a cup\nSteps: 2")
@@ -112,8 +120,16 @@ def test_every_listing_has_the_shape_that_the_client_reads(
     assert "Latent" in [entry["name"] for entry in api.get_latent_upscale_modes()]
     assert api.get_embeddings() == {"loaded": {}, "skipped": {}}
     assert api.get_scripts() == {"txt2img": ["controlnet"], "img2img": ["controlnet"]}
-    for name in ("sd_vae", "loras", "hypernetworks", "face_restorers", "realesrgan_models", "artists",
-                 "artist_categories", "prompt_styles"):  # fmt: skip
+    for name in (
+        "sd_vae",
+        "loras",
+        "hypernetworks",
+        "face_restorers",
+        "realesrgan_models",
+        "artists",
+        "artist_categories",
+        "prompt_styles",
+    ):
         assert getattr(api, f"get_{name}")() == []
     assert api.get_cmd_flags()["api"] is True
     assert api.get_memory()["ram"]["total"] > 0
@@ -193,7 +209,7 @@ def test_the_async_client_works(api: Any) -> None:
         ("img2img", {"init_images": ["bm90IGEgcGljdHVyZQ=="]}, 422, "init_images"),
         ("interrogate", {"image": "", "model": "clip"}, 422, "model"),
     ],
-)  # fmt: skip
+)
 def test_what_cant_be_served_is_refused_by_its_name(
     server: Server, call: str, fields: dict[str, object], status: int, field: str
 ) -> None:
@@ -259,9 +275,17 @@ def test_a_mask_keeps_the_black_part_bit_for_bit(api: Any) -> None:
     mask = Image.new("L", (32, 32), 0)
     mask.paste(255, (16, 0, 32, 32))
     painted = api.img2img(
-        images=[picture], mask_image=mask, mask_blur=0, inpainting_fill=1, inpaint_full_res=False, prompt="a cup",
-        width=32, height=32, seed=1, denoising_strength=1.0,
-    )  # fmt: skip
+        images=[picture],
+        mask_image=mask,
+        mask_blur=0,
+        inpainting_fill=1,
+        inpaint_full_res=False,
+        prompt="a cup",
+        width=32,
+        height=32,
+        seed=1,
+        denoising_strength=1.0,
+    )
     left, right = (0, 0, 16, 32), (16, 0, 32, 32)
     assert painted.image.convert("RGB").crop(left).tobytes() == picture.crop(left).tobytes()
     assert painted.image.convert("RGB").crop(right).tobytes() != picture.crop(right).tobytes()

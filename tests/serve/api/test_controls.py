@@ -35,10 +35,14 @@ def save_controlnet(folder: Path, seed: int, width: int = 16) -> None:
     """A ControlNet of random weights for the tiny model, as diffusers writes it."""
     torch.manual_seed(seed)
     made = ControlNetModel(
-        block_out_channels=(width, 32), layers_per_block=1, norm_num_groups=8, cross_attention_dim=32,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"), attention_head_dim=2,
+        block_out_channels=(width, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        cross_attention_dim=32,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        attention_head_dim=2,
         conditioning_embedding_out_channels=(4, 8, 8),
-    )  # fmt: skip
+    )
     with torch.no_grad():
         for parameter in made.parameters():  # Its last convolutions are zero until it is trained.
             parameter.add_(torch.randn(parameter.shape) * 1.5 / max(parameter[0].numel(), 1) ** 0.5)
@@ -123,8 +127,7 @@ def test_txt2img_with_a_unit_is_the_pipelines_picture(api: Any, here: Pipeline, 
     )
     values = {"prompt": "a cup", "seed": 7, "width": SIDE, "height": SIDE}
     found = api.txt2img(**values, sampler_name="Euler a", alwayson_scripts={}, controlnet_units=[unit]).image
-    control = {"model": "lines", "image": str(tmp_path / "lines.png"), "weight": 0.8, "end": 0.75,
-               "resize_mode": "pad"}  # fmt: skip
+    control = {"model": "lines", "image": str(tmp_path / "lines.png"), "weight": 0.8, "end": 0.75, "resize_mode": "pad"}
     own = paint(here, tmp_path, {"lines": lines}, prompt="a cup", seed=7, control=[control])
     assert same(found, own.image)
     assert "Model: lines" in found.info["parameters"]
@@ -148,15 +151,29 @@ def test_img2img_with_two_units_is_the_pipelines_picture(api: Any, here: Pipelin
     ]
     assert units[0].model.startswith("lines [")
     found = api.img2img(
-        images=[start], prompt="a cup", seed=3, width=SIDE, height=SIDE, denoising_strength=0.8,
-        sampler_name="Euler a", alwayson_scripts={}, controlnet_units=units,
-    ).image  # fmt: skip
+        images=[start],
+        prompt="a cup",
+        seed=3,
+        width=SIDE,
+        height=SIDE,
+        denoising_strength=0.8,
+        sampler_name="Euler a",
+        alwayson_scripts={},
+        controlnet_units=units,
+    ).image
     first, second = str(tmp_path / "lines.png"), str(tmp_path / "start.png")
     controls = [{"model": "lines", "image": first}, {"model": "depth", "image": second, "weight": 0.5}]
     own = paint(
-        here, tmp_path, {"lines": lines, "start": start}, prompt="a cup", seed=3, init_image=second, strength=0.8,
-        resize_mode="stretch", control=controls,
-    )  # fmt: skip
+        here,
+        tmp_path,
+        {"lines": lines, "start": start},
+        prompt="a cup",
+        seed=3,
+        init_image=second,
+        strength=0.8,
+        resize_mode="stretch",
+        control=controls,
+    )
     assert same(found, own.image)
     assert steps_of(found) == list(own.recipe.steps)
 
@@ -202,7 +219,7 @@ PLACE = "alwayson_scripts.ControlNet.args[0]"
         ({"ipadapter_input": ["x"]}, "ipadapter_input"),
         ({"unheard_of": 1}, "unheard_of"),
     ],
-)  # fmt: skip
+)
 def test_what_a_unit_cant_have_is_refused_by_its_name(controlled: Server, unit: dict[str, Any], field: str) -> None:
     encoded = webuiapi.raw_b64_img(picture())
     args = [json.loads(json.dumps({**GOOD, **unit}).replace("PICTURE", encoded))]
@@ -231,8 +248,15 @@ def test_a_native_job_with_a_control_picture(controlled: Server, here: Pipeline,
     with httpx.Client(base_url=controlled.url, timeout=60) as client:
         name = client.post("/v1/attachments", content=buffer.getvalue()).json()["name"]
         control = {"model": "depth", "image": name, "guess": True, "preprocessor": "canny"}
-        values = {"prompt": "a cup", "seed": 5, "width": SIDE, "height": SIDE, "guidance_scale": 7.0,
-                  "sampler": "euler_a", "num_inference_steps": 4}  # fmt: skip
+        values = {
+            "prompt": "a cup",
+            "seed": 5,
+            "width": SIDE,
+            "height": SIDE,
+            "guidance_scale": 7.0,
+            "sampler": "euler_a",
+            "num_inference_steps": 4,
+        }
         job = client.post("/v1/jobs", json={"request": {**values, "control": [control]}})
         assert job.status_code == 202
         assert controlled.wait(job.json()["id"]).state == "done"
@@ -240,14 +264,21 @@ def test_a_native_job_with_a_control_picture(controlled: Server, here: Pipeline,
         found = Image.open(io.BytesIO(client.get(f"/v1/pictures/{made}/file").content))
         recipe = client.get(f"/v1/pictures/{made}/recipe").json()
         own = paint(
-            here, tmp_path, {"lines": lines}, prompt="a cup", seed=5,
+            here,
+            tmp_path,
+            {"lines": lines},
+            prompt="a cup",
+            seed=5,
             control=[control | {"image": str(tmp_path / "lines.png")}],
-        )  # fmt: skip
+        )
         assert same(found, own.image)
         assert steps_of(found) == list(own.recipe.steps)
         assert [(one["kind"], one["name"]) for one in recipe["adapters"]] == [("controlnet", "depth")]
-        for change, words in (({"model": "nowhere"}, "depth"), ({"image": "/etc/passwd"}, "upload"),
-                              ({"image": f"sha256:{'0' * 64}"}, "upload")):  # fmt: skip
+        for change, words in (
+            ({"model": "nowhere"}, "depth"),
+            ({"image": "/etc/passwd"}, "upload"),
+            ({"image": f"sha256:{'0' * 64}"}, "upload"),
+        ):
             refused = client.post("/v1/jobs", json={"request": {**values, "control": [control | change]}})
             assert (refused.status_code, words in refused.text.lower()) == (422, True)
             assert str(controlled.studio.settings.data.parent) not in refused.text

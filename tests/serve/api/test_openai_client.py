@@ -83,9 +83,12 @@ def test_edits_and_variations_take_files(api: openai.OpenAI) -> None:
     mask = Image.new("RGBA", (32, 32), "black")
     ImageDraw.Draw(mask).rectangle((0, 0, 15, 31), fill=(0, 0, 0, 0))
     edited = api.images.edit(
-        image=[("a.png", png(image), "image/png")], mask=("m.png", png(mask), "image/png"), prompt="a hat", n=1,
+        image=[("a.png", png(image), "image/png")],
+        mask=("m.png", png(mask), "image/png"),
+        prompt="a hat",
+        n=1,
         extra_body={"steps": "2"},
-    )  # fmt: skip
+    )
     assert edited.data
     recipe = json.loads(opened(edited.data[0].b64_json).info["gouache"])["request"]
     assert recipe["mask"]["image"].startswith("sha256:")

@@ -57,9 +57,12 @@ def fuzz(folder: Path, *, examples: int) -> Counter[int]:
                 continue
 
             @settings(
-                max_examples=examples, deadline=None, database=None, phases=[Phase.generate],
+                max_examples=examples,
+                deadline=None,
+                database=None,
+                phases=[Phase.generate],
                 suppress_health_check=list(HealthCheck),
-            )  # fmt: skip
+            )
             def run(case: Any) -> None:
                 response = case.call(base_url="http://127.0.0.1", headers={"host": "127.0.0.1"})
                 answers[response.status_code] += 1

@@ -191,9 +191,11 @@ def test_neither_model_nor_upscaler_can_be_a_path(make_client: MakeClient, tmp_p
     (tmp_path / "secret.safetensors").write_bytes(b"x")
     client = make_client(models=(tmp_path / "models",))
     for fields in (
-        {"model": str(tmp_path / "secret.safetensors")}, {"model": "../secret.safetensors"},
-        {"upscale": {"upscaler": "/etc/passwd"}}, {"hires": {"upscaler": "../x.pth"}},
-    ):  # fmt: skip
+        {"model": str(tmp_path / "secret.safetensors")},
+        {"model": "../secret.safetensors"},
+        {"upscale": {"upscaler": "/etc/passwd"}},
+        {"hires": {"upscaler": "../x.pth"}},
+    ):
         assert paint(client, **fields).status_code == 422
 
 
@@ -284,12 +286,19 @@ def test_a_picture_bomb_is_refused_before_it_is_decoded(make_client: MakeClient)
 @pytest.mark.parametrize(
     "fields",
     [
-        {"width": 16_384, "height": 16_384}, {"num_inference_steps": 1000}, {"count": 256}, {"prompt": "x" * 30_000},
-        {"upscale": {"factor": 16.0}, "width": 2048, "height": 2048}, {"hires": {"scale": 8.0}, "width": 1024},
-        {"prompt": "nul\0"}, {"prompt": "a AND " * 40},
-        {"interpolation": {"frames": 1000}}, {"seed": 2**64}, {"guidance_scale": 1e308},
+        {"width": 16_384, "height": 16_384},
+        {"num_inference_steps": 1000},
+        {"count": 256},
+        {"prompt": "x" * 30_000},
+        {"upscale": {"factor": 16.0}, "width": 2048, "height": 2048},
+        {"hires": {"scale": 8.0}, "width": 1024},
+        {"prompt": "nul\0"},
+        {"prompt": "a AND " * 40},
+        {"interpolation": {"frames": 1000}},
+        {"seed": 2**64},
+        {"guidance_scale": 1e308},
     ],
-)  # fmt: skip
+)
 def test_what_is_over_a_limit_is_refused(make_client: MakeClient, fields: dict[str, Any]) -> None:
     answer = paint(make_client(), **fields)
     assert answer.status_code == 422
@@ -327,9 +336,10 @@ def test_a_nearly_full_disk_takes_nothing_new(make_client: MakeClient) -> None:
     buffer = io.BytesIO()
     Image.new("RGB", (8, 8)).save(buffer, "PNG")
     for answer in (
-        paint(client), client.post("/v1/attachments", content=buffer.getvalue()),
+        paint(client),
+        client.post("/v1/attachments", content=buffer.getvalue()),
         client.put("/v1/training/sets/cats/one.png", content=buffer.getvalue()),
-    ):  # fmt: skip
+    ):
         assert answer.status_code == 507
         assert "Make room" in answer.json()["error"]["message"]
     assert client.get("/v1/jobs").json() == {"jobs": []}

@@ -27,9 +27,19 @@ from gouache.serve.studio import Studio
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 PAGE = Path(parts.__file__).parent
 FIELDS: dict[str, Any] = {
-    "prompt": "a red fox", "negative": "", "style": "-", "model": "-", "sampler": "-", "schedule": "-", "steps": 0,
-    "guidance": 0, "width": 0, "height": 0, "count": 1, "seed": -1,
-}  # fmt: skip
+    "prompt": "a red fox",
+    "negative": "",
+    "style": "-",
+    "model": "-",
+    "sampler": "-",
+    "schedule": "-",
+    "steps": 0,
+    "guidance": 0,
+    "width": 0,
+    "height": 0,
+    "count": 1,
+    "seed": -1,
+}
 
 
 def asking(language: str = "en-US", user: str = "local") -> gr.Request:
@@ -58,8 +68,10 @@ def test_every_word_is_used_and_every_used_word_is_there() -> None:
                 table = WORDS if node.func.id == "say" else SAID
                 if isinstance(first, ast.Constant):
                     assert first.value in table, f"{path.name}: {first.value!r}"
-    made = {f"phase_{phase}" for phase in ("preparing", "training", "packing", "stopping", "interrupted", "done",
-                                           "stopped", "failed")}  # fmt: skip
+    made = {
+        f"phase_{phase}"
+        for phase in ("preparing", "training", "packing", "stopping", "interrupted", "done", "stopped", "failed")
+    }
     made |= {f"{key}_hint" for key in ("nothing", "nothing_edited", "none_found", "no_pictures")}
     made |= {"compared_prompts", "compared_pictures", "data_title", "data_text", "plan_title", "plan_text"}
     assert set(SAID) - used - made == set()
@@ -103,11 +115,17 @@ def test_texts_stay_texts(text: str) -> None:
 def test_a_piece_of_html_is_whole() -> None:
     request = asking()
     pieces = [
-        parts.heading("a<b", "c"), parts.empty("a", "b"), parts.progress("a", ["b", ""], 0.5),
-        parts.progress("a", [], None), parts.notice("a", "b"), parts.trouble("a", "<b>"),
-        parts.facts({"a": 1, "b": ""}), parts.items([parts.item("k", "t", "b", tag="x", chosen=True)]),
-        frame_of(Image.new("RGBA", (40, 20)), request), frame_of(None, request),
-    ]  # fmt: skip
+        parts.heading("a<b", "c"),
+        parts.empty("a", "b"),
+        parts.progress("a", ["b", ""], 0.5),
+        parts.progress("a", [], None),
+        parts.notice("a", "b"),
+        parts.trouble("a", "<b>"),
+        parts.facts({"a": 1, "b": ""}),
+        parts.items([parts.item("k", "t", "b", tag="x", chosen=True)]),
+        frame_of(Image.new("RGBA", (40, 20)), request),
+        frame_of(None, request),
+    ]
     for piece in pieces:
         ElementTree.fromstring(f"<div>{piece}</div>")
     assert 'aria-valuenow="50.0"' in pieces[2]

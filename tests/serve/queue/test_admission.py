@@ -64,8 +64,19 @@ def test_a_gate_without_weights_fails_the_job_and_says_what_is_missing(start_ser
 
 
 def settings_of(folder: Path, **options: object) -> object:
-    plain = {"data": folder, "host": "127.0.0.1", "port": 0, "store": None, "models": (), "default_model": None,
-             "allowed_hosts": (), "workers": 0, "device": None, "threads": 1, "page": False}  # fmt: skip
+    plain = {
+        "data": folder,
+        "host": "127.0.0.1",
+        "port": 0,
+        "store": None,
+        "models": (),
+        "default_model": None,
+        "allowed_hosts": (),
+        "workers": 0,
+        "device": None,
+        "threads": 1,
+        "page": False,
+    }
     return make_settings(**{**plain, **options})  # type: ignore[arg-type]
 
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 from sqlalchemy import insert
 
+from gouache.checkpoints.load import Sentences
 from gouache.errors import ModelNotFound
 from gouache.models.configs import SentenceEncoderConfig
 from gouache.models.sentence_encoder import SentenceEncoder
@@ -20,7 +21,7 @@ from gouache.models.text_stack import TextStack
 from gouache.pipeline.inputs.images import read_picture
 from gouache.pipeline.request import Request
 from gouache.serve.http.errors import NobodyAnswers
-from gouache.serve.search.embedding import ByPictures, ByPrompts, Sentences, open_embedder
+from gouache.serve.search.embedding import ByPictures, ByPrompts, open_embedder
 from gouache.serve.search.index import Index, packed
 from gouache.serve.store.gallery import Wanted
 from gouache.serve.store.tables import jobs, meanings, pictures
@@ -118,11 +119,34 @@ def test_without_a_worker_the_answer_comes_after_a_while(studio: Studio) -> None
 
 def listed(studio: Studio, name: str, owner: str, vector: np.ndarray[Any, Any] | None, prompt: str = "x") -> None:
     """A row of the gallery, with a vector of the space `s`."""
-    job = {"id": name, "state": "done", "owner": owner, "source": "v1", "label": "", "priority": 0, "request": "{}",
-           "fingerprint": name, "created": 0.0, "pictures": 1}  # fmt: skip
-    row = {"id": name, "job": name, "number": 0, "owner": owner, "created": 0.0, "file": f"{name}.png", "bytes": 1,
-           "sha256": "", "width": 8, "height": 8, "prompt": prompt, "seed": 0, "model": "m",
-           "recipe": "{}"}  # fmt: skip
+    job = {
+        "id": name,
+        "state": "done",
+        "owner": owner,
+        "source": "v1",
+        "label": "",
+        "priority": 0,
+        "request": "{}",
+        "fingerprint": name,
+        "created": 0.0,
+        "pictures": 1,
+    }
+    row = {
+        "id": name,
+        "job": name,
+        "number": 0,
+        "owner": owner,
+        "created": 0.0,
+        "file": f"{name}.png",
+        "bytes": 1,
+        "sha256": "",
+        "width": 8,
+        "height": 8,
+        "prompt": prompt,
+        "seed": 0,
+        "model": "m",
+        "recipe": "{}",
+    }
     with studio.database.write() as connection:
         connection.execute(insert(jobs).values(job))
         connection.execute(insert(pictures).values(row))

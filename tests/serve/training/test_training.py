@@ -65,9 +65,19 @@ def until(studio: Studio, name: str, phases: tuple[str, ...], seconds: float = 2
 
 def plan(**changes: object) -> Plan:
     plain: dict[str, object] = {
-        "name": "mine", "stage": "denoiser", "data": "cats", "pictures": 8, "model": "tiny", "start": 'a "b"/c',
-        "size": 32, "minutes": 1, "learning_rate": 1e-4, "batch_size": 8, "created": 1.0, "owner": "local",
-    }  # fmt: skip
+        "name": "mine",
+        "stage": "denoiser",
+        "data": "cats",
+        "pictures": 8,
+        "model": "tiny",
+        "start": 'a "b"/c',
+        "size": 32,
+        "minutes": 1,
+        "learning_rate": 1e-4,
+        "batch_size": 8,
+        "created": 1.0,
+        "owner": "local",
+    }
     return Plan.from_dict({**plain, **changes})
 
 
@@ -230,14 +240,20 @@ def test_others_get_403_on_every_route(start_server: StartServer) -> None:
     with httpx.Client(base_url=server.url, headers={"Authorization": f"Bearer {token}"}, timeout=60) as client:
         body = {"name": "x", "data": "x", "minutes": 1}
         answers = [
-            client.get("/v1/training/sets"), client.put("/v1/training/sets/cats/one.png", content=png()),
-            client.get("/v1/training/runs"), client.post("/v1/training/runs", json=body),
-            client.get("/v1/training/runs/x"), client.get("/v1/training/runs/x/log"),
-            client.get("/v1/training/runs/x/samples/1"), client.post("/v1/training/runs/x/stop"),
-            client.post("/v1/training/runs/x/resume", json={}), client.delete("/v1/training/runs/x"),
-            client.get("/v1/models/pulls"), client.post("/v1/models/pulls", json={"repo": "a/b"}),
+            client.get("/v1/training/sets"),
+            client.put("/v1/training/sets/cats/one.png", content=png()),
+            client.get("/v1/training/runs"),
+            client.post("/v1/training/runs", json=body),
+            client.get("/v1/training/runs/x"),
+            client.get("/v1/training/runs/x/log"),
+            client.get("/v1/training/runs/x/samples/1"),
+            client.post("/v1/training/runs/x/stop"),
+            client.post("/v1/training/runs/x/resume", json={}),
+            client.delete("/v1/training/runs/x"),
+            client.get("/v1/models/pulls"),
+            client.post("/v1/models/pulls", json={"repo": "a/b"}),
             client.delete("/v1/models/pulls"),
-        ]  # fmt: skip
+        ]
         assert [answer.status_code for answer in answers] == [403] * len(answers)
         assert client.get("/v1/models/default").json() == {"model": "pocket"}
     assert not (server.studio.settings.data / "training").exists()

@@ -52,9 +52,7 @@ def painted(
 
 def attempt(studio: Studio, hand: Hand) -> None:
     models = LoadedModels(lambda *_: hand, 2**30)
-    bench = Bench(
-        studio.database, studio.leases, studio.vault, studio.shelf, models, lambda _: None, lambda: False
-    )  # fmt: skip
+    bench = Bench(studio.database, studio.leases, studio.vault, studio.shelf, models, lambda _: None, lambda: False)
     held = studio.leases.claim("host:1:1", 60)
     assert held is not None
     Attempt(bench, held).paint()

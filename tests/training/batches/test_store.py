@@ -45,9 +45,14 @@ def encoders(monkeypatch: pytest.MonkeyPatch) -> Encoders:
         width=16, inner_width=32, layers=1, heads=2, positions=16, max_tokens=16, vocabulary_size=len(vocabulary)
     )
     vae = VAEConfig(
-        image_channels=4, latent_channels=2, channels=(8, 16), layers_per_level=1, norm_groups=4,
-        middle_attention=False, scale=1.0,
-    )  # fmt: skip
+        image_channels=4,
+        latent_channels=2,
+        channels=(8, 16),
+        layers_per_level=1,
+        norm_groups=4,
+        middle_attention=False,
+        scale=1.0,
+    )
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(0)
         networks = AutoencoderKL(vae), SentenceEncoder(text)

@@ -37,14 +37,17 @@ def test_a_ceiling_asks_for_nothing() -> None:
 
 def test_the_figure_meant_is_painted_once_with_a_draft_in_the_default_steps() -> None:
     figures = [
-        figure("x", 1.0, 0, 1, steps=8, draft=True), figure("x", 2.0, 0, 1, steps=12, draft=False),
-        figure("x", 3.0, 0, 1, steps=12, draft=True, best_of=4), figure("x", 4.0, 0, 1, steps=12, draft=True),
+        figure("x", 1.0, 0, 1, steps=8, draft=True),
+        figure("x", 2.0, 0, 1, steps=12, draft=False),
+        figure("x", 3.0, 0, 1, steps=12, draft=True, best_of=4),
+        figure("x", 4.0, 0, 1, steps=12, draft=True),
         figure("y", 5.0, 0, 1, steps=None),
-    ]  # fmt: skip
+    ]
     for goal, value in (
-        (Goal("what", "x", "all", 0.0), 4.0), (Goal("what", "x", "all", 0.0, steps=8), 1.0),
+        (Goal("what", "x", "all", 0.0), 4.0),
+        (Goal("what", "x", "all", 0.0, steps=8), 1.0),
         (Goal("what", "y", "all", 0.0), 5.0),
-    ):  # fmt: skip
+    ):
         found = goal.find(figures, 12)
         assert found is not None
         assert found["value"] == value

@@ -162,11 +162,16 @@ def test_ssim_equals_scikit_image() -> None:
     picture = (target + 0.2 * torch.randn(2, 3, 40, 33, generator=generator)).clamp(-1, 1)
     expected = [
         skimage.structural_similarity(
-            a.permute(1, 2, 0).double().numpy(), b.permute(1, 2, 0).double().numpy(), data_range=2.0, channel_axis=2,
-            gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+            a.permute(1, 2, 0).double().numpy(),
+            b.permute(1, 2, 0).double().numpy(),
+            data_range=2.0,
+            channel_axis=2,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
         )
         for a, b in zip(picture, target, strict=True)
-    ]  # fmt: skip
+    ]
     assert ssim(picture, target).tolist() == pytest.approx(expected, abs=1e-9)
     assert ssim(target, target).tolist() == pytest.approx([1.0, 1.0], abs=1e-12)
 

@@ -56,10 +56,20 @@ def records() -> list[Sticker]:
             index, code = len(made), f"{0x1F400 + number:x}"
             made.append(
                 Sticker(
-                    index, code, style, word, (), f"字{number}", (), "animals-nature", "animal-mammal",
-                    f"{style}/{code}.svg", "test@1", "MIT",
+                    index,
+                    code,
+                    style,
+                    word,
+                    (),
+                    f"字{number}",
+                    (),
+                    "animals-nature",
+                    "animal-mammal",
+                    f"{style}/{code}.svg",
+                    "test@1",
+                    "MIT",
                 )
-            )  # fmt: skip
+            )
     return made
 
 
@@ -86,9 +96,14 @@ def sticker_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = [json.dumps({name: getattr(record, name) for name in Sticker.__slots__}) for record in made]
     (folder / "records.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
     manifest = StickerManifest(
-        recipe="stickers", recipe_version=1, size=SIZE, count=len(made), counts=dict.fromkeys(STYLES, len(WORDS)),
-        packages=(), sha256={"pictures.npy": file_sha256(folder / "pictures.npy")},
-    )  # fmt: skip
+        recipe="stickers",
+        recipe_version=1,
+        size=SIZE,
+        count=len(made),
+        counts=dict.fromkeys(STYLES, len(WORDS)),
+        packages=(),
+        sha256={"pictures.npy": file_sha256(folder / "pictures.npy")},
+    )
     (folder / "manifest.json").write_text(manifest.to_json(), encoding="utf-8")
     return folder
 
@@ -124,20 +139,29 @@ def pocket() -> ModelBundle:
         vocabulary=9, groups=(1, 4, 16), features=8, context_dim=16, pooled_dim=16, width=16, depth=1, heads=2
     )
     unet = UNetConfig(
-        channels=(16, 32), layers_per_level=1, transformer_layers=(0, 1), heads=(2, 2), context_width=16,
-        draft_channels=4, norm_groups=8,
-    )  # fmt: skip
+        channels=(16, 32),
+        layers_per_level=1,
+        transformer_layers=(0, 1),
+        heads=(2, 2),
+        context_width=16,
+        draft_channels=4,
+        norm_groups=8,
+    )
     vae = VAEConfig(image_channels=4, channels=(16, 16), layers_per_level=1, norm_groups=8, patch_size=2)
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         return ModelBundle(
-            family="pocket", unet=UNet(unet), vae=AutoencoderKL(vae),
+            family="pocket",
+            unet=UNet(unet),
+            vae=AutoencoderKL(vae),
             text=TextStack.of_sentences(SentenceEncoder(text), vocabulary),
             defaults=GenerationDefaults(
                 width=SIZE, height=SIZE, num_inference_steps=2, sampler="dpmpp_2m", schedule="karras"
             ),
-            prior=Prior(prior), quantizer=Quantizer(quantizer), name="tiny",
-        ).eval()  # fmt: skip
+            prior=Prior(prior),
+            quantizer=Quantizer(quantizer),
+            name="tiny",
+        ).eval()
 
 
 def run(
@@ -192,8 +216,12 @@ def test_a_painter_of_the_real_pictures_reaches_the_ceiling(
         assert difference.interval.value == pytest.approx(0, abs=1e-12)
         assert not difference.interval.significant
     assert {(s.steps, s.draft, s.best_of) for s in wanted} == {
-        (1, True, 1), (1, False, 1), (2, True, 1), (2, False, 1), (2, True, 2)
-    }  # fmt: skip
+        (1, True, 1),
+        (1, False, 1),
+        (2, True, 1),
+        (2, False, 1),
+        (2, True, 2),
+    }
 
 
 def test_figures_that_need_no_painting_are_all_there(pocket: ModelBundle, stickers: Stickers, towers: Towers) -> None:
@@ -204,10 +232,17 @@ def test_figures_that_need_no_painting_are_all_there(pocket: ModelBundle, sticke
     assert isinstance(found, Evaluation)
     names = {figure.name for figure in found.figures}
     assert names == {
-        "vae_psnr_db", "vae_ssim", "prior_bits_per_token", "prior_bits_per_token_saved_by_caption",
-        "diffusion_bits_per_dim", "diffusion_bits_per_dim_saved_by_caption", "retrieval_at_1", "retrieval_at_5",
-        "style", "kid",
-    }  # fmt: skip
+        "vae_psnr_db",
+        "vae_ssim",
+        "prior_bits_per_token",
+        "prior_bits_per_token_saved_by_caption",
+        "diffusion_bits_per_dim",
+        "diffusion_bits_per_dim_saved_by_caption",
+        "retrieval_at_1",
+        "retrieval_at_5",
+        "style",
+        "kid",
+    }
     bits = found.find("prior_bits_per_token", "held_out")
     assert bits is not None
     assert 1.0 < bits.interval.value < 2 * np.log2(9)  # untrained: about log2 of the 9 codes
@@ -244,11 +279,26 @@ def test_the_command_writes_figures_and_a_sheet(
     result = CliRunner().invoke(
         app,
         [
-            "eval", str(tmp_path / "model"), "--data", str(sticker_folder), "--judge",
-            str(tmp_path / "judge.safetensors"), "--json", str(tmp_path / "eval.json"), "--sheet",
-            str(tmp_path / "eval.png"), "--limit", "2", "--steps", "1", "--scenes", "5", "--runs", "1",
+            "eval",
+            str(tmp_path / "model"),
+            "--data",
+            str(sticker_folder),
+            "--judge",
+            str(tmp_path / "judge.safetensors"),
+            "--json",
+            str(tmp_path / "eval.json"),
+            "--sheet",
+            str(tmp_path / "eval.png"),
+            "--limit",
+            "2",
+            "--steps",
+            "1",
+            "--scenes",
+            "5",
+            "--runs",
+            "1",
         ],
-    )  # fmt: skip
+    )
     assert result.exit_code == 0, result.output
     values = json.loads((tmp_path / "eval.json").read_text(encoding="utf-8"))
     found = {(f["name"], f["group"], f["steps"], f["draft"]) for f in values["figures"]}
@@ -272,17 +322,28 @@ def the_card_of_a_model_shows_its_own_figures(place: Path, data: Path) -> None:
     stage = place / "run" / "vae"
     stage.mkdir(parents=True)
     log = [
-        {"images_seen": 3600, "images_per_second": 1.0}, {"images_seen": 3600, "validation/score": -20.0,
-        "validation/psnr": 20.0}, {"images_seen": 7200, "images_per_second": 1.0}, {"images_seen": 7200,
-        "validation/score": -19.0, "validation/psnr": 19.0},
-    ]  # fmt: skip
+        {"images_seen": 3600, "images_per_second": 1.0},
+        {"images_seen": 3600, "validation/score": -20.0, "validation/psnr": 20.0},
+        {"images_seen": 7200, "images_per_second": 1.0},
+        {"images_seen": 7200, "validation/score": -19.0, "validation/psnr": 19.0},
+    ]
     (stage / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log), encoding="utf-8")
     (place / "words.md").write_text("# Little painter\n\nIt can't spell.\n", encoding="utf-8")
     (place / "recipe.toml").write_text("[data]\nsize = 32\n", encoding="utf-8")
     command = [
-        "card", str(place / "model"), "--data", str(data), "--run", str(place / "run"), "--eval",
-        str(place / "eval.json"), "--words", str(place / "words.md"), "--config", str(place / "recipe.toml"),
-    ]  # fmt: skip
+        "card",
+        str(place / "model"),
+        "--data",
+        str(data),
+        "--run",
+        str(place / "run"),
+        "--eval",
+        str(place / "eval.json"),
+        "--words",
+        str(place / "words.md"),
+        "--config",
+        str(place / "recipe.toml"),
+    ]
     assert CliRunner().invoke(app, command).exit_code == 0
     card = (place / "model" / "README.md").read_text(encoding="utf-8")
     assert card.startswith("# Little painter\n\nIt can't spell.\n")
@@ -309,9 +370,12 @@ def test_pictures_painted_together_are_those_painted_alone(pocket: ModelBundle) 
         together = painter(pipeline)(prompts, seeds, setting).astype(int)
         for prompt, seed, picture in zip(prompts, seeds, together, strict=True):
             request = Request(
-                prompt=prompt, seed=seed, num_inference_steps=setting.steps, best_of=setting.best_of,
+                prompt=prompt,
+                seed=seed,
+                num_inference_steps=setting.steps,
+                best_of=setting.best_of,
                 prior=PriorOptions(enabled=setting.draft),
-            )  # fmt: skip
+            )
             (alone,) = pipeline.paint(request)
             assert np.abs(np.array(alone.image) - picture).max() <= 1
 

@@ -67,10 +67,15 @@ def stickers(tmp_path: Path) -> Stickers:
 
 def config_for(**values: object) -> ClipStage:
     base: dict[str, object] = {
-        "text": TINY_TEXT, "train_text": "all", "embedding_dim": 32, "image_channels": (16, 32), "augment": False,
-        "translation_every": 1, "ema": EmaConfig(lengths=(0.1,), use=0.1),
+        "text": TINY_TEXT,
+        "train_text": "all",
+        "embedding_dim": 32,
+        "image_channels": (16, 32),
+        "augment": False,
+        "translation_every": 1,
+        "ema": EmaConfig(lengths=(0.1,), use=0.1),
         "optimizer": OptimizerConfig(learning_rate=3e-3, warmup_images=0),
-    }  # fmt: skip
+    }
     return ClipStage.from_dict({**base, **values})
 
 
@@ -214,8 +219,10 @@ def test_a_caption_without_a_style_fits_the_concept_in_every_style(stickers: Sti
     assert set(pairs.styled) == {True, False}
     batch = stage.batch(range(64))
     for i in range(64):
-        row = [pairs.concepts[i] == c and (not pairs.styled[i] or pairs.styles[i] == s)
-               for c, s in zip(pairs.concepts, pairs.styles, strict=True)]  # fmt: skip
+        row = [
+            pairs.concepts[i] == c and (not pairs.styled[i] or pairs.styles[i] == s)
+            for c, s in zip(pairs.concepts, pairs.styles, strict=True)
+        ]
         assert _matches(batch)[i].tolist() == row
 
 

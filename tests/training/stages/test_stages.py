@@ -53,9 +53,13 @@ def test_a_prior_that_remembers_draws_what_it_never_trained_on(
 ) -> None:
     loop = {"batch_size": 8, "images": 1600, "validate_images": 1600, "log_images": 800}
     stage = make_remembering(
-        token_noise=0.0, caption_dropout=0.0, hidden_recall=0.0, loop=loop, optimizer=FAST,
+        token_noise=0.0,
+        caption_dropout=0.0,
+        hidden_recall=0.0,
+        loop=loop,
+        optimizer=FAST,
         ema={"lengths": (0.05,), "use": 0.05},
-    )  # fmt: skip
+    )
     *_, last = train(stage, stage.config, tmp_path)
     assert last.figures["bits_per_token"] < 1
     stage.trained.recall = None  # without its memory it knows nothing of them
@@ -75,9 +79,17 @@ def test_the_denoiser_learns_eight_latents(make_stage: MakeStage, tmp_path: Path
 
 
 UNET = {
-    "in_channels": 4, "draft_channels": 4, "out_channels": 8, "channels": (16, 32), "layers_per_level": 1,
-    "transformer_layers": (0, 1), "heads": (2, 2), "context_width": 12, "pooled_width": 12, "norm_groups": 8,
-}  # fmt: skip
+    "in_channels": 4,
+    "draft_channels": 4,
+    "out_channels": 8,
+    "channels": (16, 32),
+    "layers_per_level": 1,
+    "transformer_layers": (0, 1),
+    "heads": (2, 2),
+    "context_width": 12,
+    "pooled_width": 12,
+    "norm_groups": 8,
+}
 
 
 def test_learned_variance_moves_the_variance_and_leaves_the_mean_alone(make_stage: MakeStage) -> None:
@@ -90,8 +102,9 @@ def test_learned_variance_moves_the_variance_and_leaves_the_mean_alone(make_stag
     assert out is not None
     # L_vlb reaches the second half of the channels; what is left for the first half is L_simple's gradient.
     assert out[4:].abs().max() > 0
-    simple = make_stage("denoiser", network=UNET, denoiser={"parameterization": "eps", "learned_variance": True},
-                        hybrid_lambda=0.0)  # fmt: skip
+    simple = make_stage(
+        "denoiser", network=UNET, denoiser={"parameterization": "eps", "learned_variance": True}, hybrid_lambda=0.0
+    )
     torch.autograd.backward(simple(batch)["loss"])
     assert simple.trained.conv_out.weight.grad is not None
     assert torch.allclose(simple.trained.conv_out.weight.grad[:4], out[:4], atol=1e-6)

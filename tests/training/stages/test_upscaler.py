@@ -29,13 +29,23 @@ from gouache.training.loop import train
 from gouache.training.stages.upscaler import UpscalerTraining, on_both_grounds
 
 SMALL, SCALE, CROP = 32, 4, 16
-VAE = {"image_channels": 4, "latent_channels": 4, "channels": (8, 8), "layers_per_level": 1, "norm_groups": 4,
-       "patch_size": 2, "middle_attention": False, "scale": 1.0}  # fmt: skip
+VAE = {
+    "image_channels": 4,
+    "latent_channels": 4,
+    "channels": (8, 8),
+    "layers_per_level": 1,
+    "norm_groups": 4,
+    "patch_size": 2,
+    "middle_attention": False,
+    "scale": 1.0,
+}
 STAGE = {
-    "network": {"channels": 16, "blocks": 2, "scale": SCALE}, "crop": CROP, "crops": 2,
+    "network": {"channels": 16, "blocks": 2, "scale": SCALE},
+    "crop": CROP,
+    "crops": 2,
     "loop": {"batch_size": 8, "images": 64, "log_images": 400, "validate_images": 100_000},
     "optimizer": {"learning_rate": 4e-3, "warmup_images": 0},
-}  # fmt: skip
+}
 
 
 def svg_of(number: int) -> str:
@@ -60,16 +70,34 @@ def write_set(folder: Path) -> Path:
         for index, code in enumerate(kept):
             sources.writestr(f"noto/{code}.svg", svg_of(index))
             pictures.append(render_svg(svg_of(index), SMALL))
-            rows.append({"index": index, "code": code, "style": "noto", "label": "shape", "keywords": [],
-                         "zh_label": "", "zh_keywords": [], "group": "objects", "subgroup": "tool",
-                         "file": f"noto/{code}.svg", "source": "shapes@1", "licence": "MIT"})  # fmt: skip
+            rows.append(
+                {
+                    "index": index,
+                    "code": code,
+                    "style": "noto",
+                    "label": "shape",
+                    "keywords": [],
+                    "zh_label": "",
+                    "zh_keywords": [],
+                    "group": "objects",
+                    "subgroup": "tool",
+                    "file": f"noto/{code}.svg",
+                    "source": "shapes@1",
+                    "licence": "MIT",
+                }
+            )
     np.save(folder / "pictures.npy", np.stack(pictures))
     (folder / "records.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
     names = ("sources.zip", "pictures.npy", "records.jsonl")
     manifest = StickerManifest(
-        recipe=RECIPE, recipe_version=RECIPE_VERSION, size=SMALL, count=len(rows), counts={"noto": len(rows)},
-        packages=(), sha256={name: file_sha256(folder / name) for name in names},
-    )  # fmt: skip
+        recipe=RECIPE,
+        recipe_version=RECIPE_VERSION,
+        size=SMALL,
+        count=len(rows),
+        counts={"noto": len(rows)},
+        packages=(),
+        sha256={name: file_sha256(folder / name) for name in names},
+    )
     (folder / "manifest.json").write_text(manifest.to_json())
     return folder
 

@@ -74,18 +74,22 @@ def find_control(name: str, folder: Path | None = None) -> ControlFile:
     places = places or [path for one, path in known if one.casefold() == name.casefold()]
     if len(places) > 1:
         raise InvalidInput(
-            f"control {name!r}", given=f"{len(places)} files: {', '.join(map(str, places))}",
-            expected="one file of this name", cure="Rename one of them.",
-        )  # fmt: skip
+            f"control {name!r}",
+            given=f"{len(places)} files: {', '.join(map(str, places))}",
+            expected="one file of this name",
+            cure="Rename one of them.",
+        )
     places = places or [model.path for model in hub.on_disk() if model.name == name]
     if places:
         return _described(name, places[0])
     near = unknown_name("control", name, [one for one, _ in known]).cure if known else "None is there yet."
     fetch = f" Or fetch it: gouache pull {name}" if name.count("/") == 1 else ""
     raise ModelNotFound(
-        f"control {name!r}", given="no such ControlNet",
-        expected=f"a file or folder in {root / hub.CONTROL_FOLDERS[0]}", cure=near + fetch,
-    )  # fmt: skip
+        f"control {name!r}",
+        given="no such ControlNet",
+        expected=f"a file or folder in {root / hub.CONTROL_FOLDERS[0]}",
+        cure=near + fetch,
+    )
 
 
 def _named(root: Path) -> list[tuple[str, Path]]:
@@ -93,9 +97,11 @@ def _named(root: Path) -> list[tuple[str, Path]]:
         return [(path.name if path.is_dir() else path.stem, path) for path in _places(root)]
     except OSError as error:
         raise InvalidInput(
-            str(error.filename or root), given=(error.strerror or str(error)).lower(),
-            expected="a folder of ControlNets that can be read", cure="Change its permissions.",
-        ) from error  # fmt: skip
+            str(error.filename or root),
+            given=(error.strerror or str(error)).lower(),
+            expected="a folder of ControlNets that can be read",
+            cure="Change its permissions.",
+        ) from error
 
 
 def _places(root: Path) -> Iterator[Path]:

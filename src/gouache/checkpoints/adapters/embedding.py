@@ -67,9 +67,10 @@ def _vectors(tensor: Tensor, path: Path) -> Tensor:
     rows = tensor[None] if tensor.ndim == 1 else tensor
     if rows.ndim != 2 or not 1 <= len(rows) <= MAX_VECTORS or not rows.shape[1] or not rows.is_floating_point():
         raise IncompatibleCheckpoint(
-            str(path), given=f"a tensor {list(tensor.shape)} of {tensor.dtype}",
+            str(path),
+            given=f"a tensor {list(tensor.shape)} of {tensor.dtype}",
             expected=f"{EXPECTED}, with at most {MAX_VECTORS} vectors",
-        )  # fmt: skip
+        )
     if not bool(torch.isfinite(rows.float()).all()):
         raise CorruptCheckpoint(str(path), given="NaN or infinity", expected="finite numbers")
     return rows

@@ -22,11 +22,18 @@ LORA_KINDS = {
     "IA3": (".on_input",),
     "LoCon": (".lora_mid.weight",),
     "LoRA": (
-        ".lora_down.weight", ".lora_up.weight", ".lora_A.weight", ".lora_B.weight", "_lora.down.weight",
-        "_lora.up.weight", ".lora.down.weight", ".lora.up.weight", ".lora_linear_layer.down.weight",
+        ".lora_down.weight",
+        ".lora_up.weight",
+        ".lora_A.weight",
+        ".lora_B.weight",
+        "_lora.down.weight",
+        "_lora.up.weight",
+        ".lora.down.weight",
+        ".lora.up.weight",
+        ".lora_linear_layer.down.weight",
     ),
     "full difference": (".diff", ".diff_b", ".w_norm"),
-}  # fmt: skip
+}
 KOHYA_PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "oft_unet_", "lycoris_")
 FAMILY_OF_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
 """A U-Net's family by the width of its context."""

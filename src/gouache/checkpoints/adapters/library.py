@@ -88,16 +88,20 @@ class AdapterFolder:
         matches = matches or [file for file in loras if name.casefold() in map(str.casefold, file.names)]
         if len(matches) > 1:
             raise InvalidInput(
-                f"adapter {name!r}", given=f"{len(matches)} files: {', '.join(str(file.path) for file in matches)}",
-                expected="one file of this name", cure="Rename one of them.",
-            )  # fmt: skip
+                f"adapter {name!r}",
+                given=f"{len(matches)} files: {', '.join(str(file.path) for file in matches)}",
+                expected="one file of this name",
+                cure="Rename one of them.",
+            )
         if not matches:
             known = [file.name for file in loras]
             near = unknown_name("adapter", name, known).cure if known else "No LoRA is there yet."
             raise ModelNotFound(
-                f"adapter {name!r}", given="no such LoRA", expected=f"a file in {self._root() / 'adapters'}",
+                f"adapter {name!r}",
+                given="no such LoRA",
+                expected=f"a file in {self._root() / 'adapters'}",
                 cure=near,
-            )  # fmt: skip
+            )
         return matches[0]
 
     def embeddings(self) -> Mapping[str, AdapterFile]:
@@ -116,10 +120,11 @@ class AdapterFolder:
             yield from self._files_below(self._root())
         except OSError as error:
             raise InvalidInput(
-                str(error.filename or self._root()), given=(error.strerror or str(error)).lower(),
+                str(error.filename or self._root()),
+                given=(error.strerror or str(error)).lower(),
                 expected="a folder of adapters that can be read",
                 cure="Change its permissions, or point GOUACHE_MODELS elsewhere.",
-            ) from error  # fmt: skip
+            ) from error
 
     def _files_below(self, root: Path) -> Iterator[AdapterFile]:
         tops = (

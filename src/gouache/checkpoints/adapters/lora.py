@@ -139,9 +139,11 @@ def read_lora(path: Path, table: Mapping[str, Layer], shapes: Mapping[Layer, tup
     ]
     if wrong:
         raise IncompatibleCheckpoint(
-            str(path), given=f"{len(wrong)} changes of another shape: {_few(wrong)}", expected="a LoRA of this model",
+            str(path),
+            given=f"{len(wrong)} changes of another shape: {_few(wrong)}",
+            expected="a LoRA of this model",
             cure="It was trained for a model of another family or size.",
-        )  # fmt: skip
+        )
     return Lora(path, changes)
 
 
@@ -150,9 +152,11 @@ def _refuse_other_kinds(header: Header) -> None:
         found = next((name for name in header.tensors if name.endswith(suffixes)), None)
         if kind not in APPLIED and found is not None:
             raise IncompatibleCheckpoint(
-                str(header.path), given=f"a {kind} adapter ({found})", expected=f"one of {', '.join(APPLIED)}",
+                str(header.path),
+                given=f"a {kind} adapter ({found})",
+                expected=f"one of {', '.join(APPLIED)}",
                 cure="Merge it into the checkpoint with the program that trained it.",
-            )  # fmt: skip
+            )
 
 
 def _matched(header: Header, table: Mapping[str, Layer]) -> dict[Layer, tuple[str, _Pieces]]:
@@ -204,9 +208,11 @@ def _finite(source: WeightSource, name: str) -> Tensor:
     tensor = source.read(name)
     if not bool(torch.isfinite(tensor.float()).all()):
         raise CorruptCheckpoint(
-            str(source.header.path), given=f"NaN or infinity in {name!r}", expected="finite numbers",
+            str(source.header.path),
+            given=f"NaN or infinity in {name!r}",
+            expected="finite numbers",
             cure="The adapter is badly trained; get another.",
-        )  # fmt: skip
+        )
     return tensor
 
 

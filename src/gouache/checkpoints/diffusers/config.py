@@ -28,20 +28,40 @@ PREDICTIONS: dict[str, Parameterization] = {"epsilon": "eps", "v_prediction": "v
 SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "cosine"}
 # Option -> what gouache's U-Net does. Another value means another network.
 UNET_OPTIONS: dict[str, tuple[object, ...]] = {
-    "act_fn": ("silu", "swish"), "addition_embed_type": (None, "text_time"), "addition_time_embed_dim": (None, 256),
-    "attention_type": ("default",), "center_input_sample": (False,), "class_embed_type": (None,),
-    "conv_in_kernel": (3,), "conv_out_kernel": (3,), "cross_attention_norm": (None,), "downsample_padding": (1,),
-    "dual_cross_attention": (False,), "encoder_hid_dim": (None,), "encoder_hid_dim_type": (None,),
-    "flip_sin_to_cos": (True,), "freq_shift": (0,), "mid_block_only_cross_attention": (None, False),
-    "mid_block_scale_factor": (1,), "norm_eps": (1e-5,), "num_class_embeds": (None,), "only_cross_attention": (False,),
-    "resnet_out_scale_factor": (1,), "resnet_skip_time_act": (False,), "resnet_time_scale_shift": ("default",),
-    "time_cond_proj_dim": (None,), "time_embedding_act_fn": (None,), "time_embedding_dim": (None,),
-    "time_embedding_type": ("positional",), "timestep_post_act": (None,),
-}  # fmt: skip
+    "act_fn": ("silu", "swish"),
+    "addition_embed_type": (None, "text_time"),
+    "addition_time_embed_dim": (None, 256),
+    "attention_type": ("default",),
+    "center_input_sample": (False,),
+    "class_embed_type": (None,),
+    "conv_in_kernel": (3,),
+    "conv_out_kernel": (3,),
+    "cross_attention_norm": (None,),
+    "downsample_padding": (1,),
+    "dual_cross_attention": (False,),
+    "encoder_hid_dim": (None,),
+    "encoder_hid_dim_type": (None,),
+    "flip_sin_to_cos": (True,),
+    "freq_shift": (0,),
+    "mid_block_only_cross_attention": (None, False),
+    "mid_block_scale_factor": (1,),
+    "norm_eps": (1e-5,),
+    "num_class_embeds": (None,),
+    "only_cross_attention": (False,),
+    "resnet_out_scale_factor": (1,),
+    "resnet_skip_time_act": (False,),
+    "resnet_time_scale_shift": ("default",),
+    "time_cond_proj_dim": (None,),
+    "time_embedding_act_fn": (None,),
+    "time_embedding_dim": (None,),
+    "time_embedding_type": ("positional",),
+    "timestep_post_act": (None,),
+}
 CONTROLNET_OPTIONS: dict[str, tuple[object, ...]] = {
-    "controlnet_conditioning_channel_order": ("rgb", "bgr"), "global_pool_conditions": (False, True),
+    "controlnet_conditioning_channel_order": ("rgb", "bgr"),
+    "global_pool_conditions": (False, True),
     "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"),
-}  # fmt: skip
+}
 VAE_OPTIONS: dict[str, tuple[object, ...]] = {"act_fn": ("silu", "swish")}
 TEXT_OPTIONS: dict[str, tuple[object, ...]] = {"layer_norm_eps": (1e-5,), "hidden_act": ("quick_gelu", "gelu")}
 END_ID = 49407

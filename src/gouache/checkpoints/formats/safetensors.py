@@ -51,11 +51,22 @@ ALIGNMENT = 64
 elsewhere, so that the same weights at another place in a file would paint a picture that differs in rounding."""
 
 TORCH_DTYPES = {
-    "BOOL": torch.bool, "U8": torch.uint8, "I8": torch.int8, "F8_E5M2": torch.float8_e5m2,
-    "F8_E4M3": torch.float8_e4m3fn, "U16": torch.uint16, "I16": torch.int16, "F16": torch.float16,
-    "BF16": torch.bfloat16, "U32": torch.uint32, "I32": torch.int32, "F32": torch.float32,
-    "U64": torch.uint64, "I64": torch.int64, "F64": torch.float64,
-}  # fmt: skip
+    "BOOL": torch.bool,
+    "U8": torch.uint8,
+    "I8": torch.int8,
+    "F8_E5M2": torch.float8_e5m2,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "U16": torch.uint16,
+    "I16": torch.int16,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "U32": torch.uint32,
+    "I32": torch.int32,
+    "F32": torch.float32,
+    "U64": torch.uint64,
+    "I64": torch.int64,
+    "F64": torch.float64,
+}
 DTYPE_NAMES = {dtype: name for name, dtype in TORCH_DTYPES.items()}
 
 
@@ -366,7 +377,9 @@ class Int8Source:
         whole, scale = self._source.read(name, mapped=False), self._source.read(name + SCALE, mapped=False)
         if not bool((torch.isfinite(scale) & (scale > 0)).all()) or bool((whole == -LARGEST - 1).any()):
             raise CorruptCheckpoint(
-                str(self.header.path), given=f"int8 tensor {name!r} with a scale or a number out of range",
-                expected="scales above 0 and numbers from -127 to 127", cure=DOWNLOAD_AGAIN,
-            )  # fmt: skip
+                str(self.header.path),
+                given=f"int8 tensor {name!r} with a scale or a number out of range",
+                expected="scales above 0 and numbers from -127 to 127",
+                cure=DOWNLOAD_AGAIN,
+            )
         return dequantise(whole, scale)

@@ -21,15 +21,34 @@ MAX_OPCODES = 500_000
 MAX_NAME = 500
 
 STORAGE_DTYPES = {
-    "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
-    "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
+    "DoubleStorage": "F64",
+    "FloatStorage": "F32",
+    "HalfStorage": "F16",
+    "BFloat16Storage": "BF16",
+    "LongStorage": "I64",
+    "IntStorage": "I32",
+    "ShortStorage": "I16",
+    "CharStorage": "I8",
+    "ByteStorage": "U8",
     "BoolStorage": "BOOL",
-}  # fmt: skip
+}
 TORCH_DTYPES = {
-    "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
-    "int16": "I16", "int8": "I8", "uint8": "U8", "uint16": "U16", "uint32": "U32", "uint64": "U64", "bool": "BOOL",
-    "float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2",
-}  # fmt: skip
+    "float64": "F64",
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "int64": "I64",
+    "int32": "I32",
+    "int16": "I16",
+    "int8": "I8",
+    "uint8": "U8",
+    "uint16": "U16",
+    "uint32": "U32",
+    "uint64": "U64",
+    "bool": "BOOL",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+}
 NUMPY_FORMATS = {"f2": "<e", "f4": "<f", "f8": "<d", "i4": "<i", "i8": "<q", "u4": "<I", "u8": "<Q", "b1": "<?"}
 # Classes that training frameworks use as dictionary keys. They stay names; calling them is refused.
 INERT = {
@@ -37,13 +56,21 @@ INERT = {
     ("lightning.pytorch.callbacks.model_checkpoint", "ModelCheckpoint"),
 }
 PLAIN = {
-    ("collections", "OrderedDict"), ("torch", "Size"), ("builtins", "set"), ("__builtin__", "set"),
-    ("_codecs", "encode"), ("numpy", "dtype"), ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"), ("torch.nn.modules.container", "ParameterDict"),
-    ("torch._utils", "_rebuild_tensor"), ("torch._utils", "_rebuild_tensor_v2"),
-    ("torch._utils", "_rebuild_tensor_v3"), ("torch._utils", "_rebuild_parameter"),
+    ("collections", "OrderedDict"),
+    ("torch", "Size"),
+    ("builtins", "set"),
+    ("__builtin__", "set"),
+    ("_codecs", "encode"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("torch.nn.modules.container", "ParameterDict"),
+    ("torch._utils", "_rebuild_tensor"),
+    ("torch._utils", "_rebuild_tensor_v2"),
+    ("torch._utils", "_rebuild_tensor_v3"),
+    ("torch._utils", "_rebuild_parameter"),
     ("torch.storage", "UntypedStorage"),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,10 +335,18 @@ def _parameter(machine: _Machine, *arguments: Value) -> Value:
 
 
 _CALLS: dict[str, Callable[..., Value]] = {
-    "OrderedDict": _ordered_dict, "ParameterDict": _ordered_dict, "Size": _tuple_of, "set": _tuple_of,
-    "encode": _encode, "dtype": _numpy_type, "scalar": _numpy_scalar, "_rebuild_tensor": _tensor,
-    "_rebuild_tensor_v2": _tensor, "_rebuild_tensor_v3": _typed_tensor, "_rebuild_parameter": _parameter,
-}  # fmt: skip
+    "OrderedDict": _ordered_dict,
+    "ParameterDict": _ordered_dict,
+    "Size": _tuple_of,
+    "set": _tuple_of,
+    "encode": _encode,
+    "dtype": _numpy_type,
+    "scalar": _numpy_scalar,
+    "_rebuild_tensor": _tensor,
+    "_rebuild_tensor_v2": _tensor,
+    "_rebuild_tensor_v3": _typed_tensor,
+    "_rebuild_parameter": _parameter,
+}
 
 
 def _put(machine: _Machine, key: Value) -> None:
@@ -365,9 +400,19 @@ def _tuple_of_last(count: int) -> Callable[[_Machine, Value], None]:
 
 _CONSTANTS: dict[str, Value] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = {
-    "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8", "BINBYTES",
-    "SHORT_BINBYTES", "BINSTRING", "SHORT_BINSTRING",
-}  # fmt: skip
+    "BININT",
+    "BININT1",
+    "BININT2",
+    "LONG1",
+    "BINFLOAT",
+    "BINUNICODE",
+    "SHORT_BINUNICODE",
+    "BINUNICODE8",
+    "BINBYTES",
+    "SHORT_BINBYTES",
+    "BINSTRING",
+    "SHORT_BINSTRING",
+}
 _EMPTY: dict[str, Callable[[], Value]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 _NOTHING = {"PROTO", "FRAME"}
 _ACTIONS: dict[str, Callable[[_Machine, Value], None]] = {

@@ -51,45 +51,136 @@ _DPM, _DPMPP = "Lu et al. 2022, arXiv:2206.00927", "Lu et al. 2022, arXiv:2211.0
 _UNIPC = "Zhao et al. 2023, arXiv:2302.04867"
 
 _SAMPLERS = (
-    SamplerInfo("ddpm", "DDPM", ("DDPMScheduler", "DDPMParallelScheduler"), "leading", "yes", 1, 1,
-                "Ho et al. 2020, arXiv:2006.11239"),
-    SamplerInfo("ddim", "DDIM", ("DDIMScheduler", "DDIMParallelScheduler", "k_ddim"), "leading", "optional", 1, 1,
-                _DDIM),
-    SamplerInfo("ddim_inversion", "DDIM inversion", ("DDIMInverseScheduler", "ddim_inverse"), "leading", "no", 1, 1,
-                _DDIM),
+    SamplerInfo(
+        "ddpm",
+        "DDPM",
+        ("DDPMScheduler", "DDPMParallelScheduler"),
+        "leading",
+        "yes",
+        1,
+        1,
+        "Ho et al. 2020, arXiv:2006.11239",
+    ),
+    SamplerInfo(
+        "ddim", "DDIM", ("DDIMScheduler", "DDIMParallelScheduler", "k_ddim"), "leading", "optional", 1, 1, _DDIM
+    ),
+    SamplerInfo(
+        "ddim_inversion", "DDIM inversion", ("DDIMInverseScheduler", "ddim_inverse"), "leading", "no", 1, 1, _DDIM
+    ),
     SamplerInfo("plms", "PLMS", ("PNDMScheduler", "pndm"), "leading", "no", 2, 1, "Liu et al. 2022, arXiv:2202.09778"),
-    SamplerInfo("euler", "Euler", ("k_euler", "EulerDiscreteScheduler", "EDMEulerScheduler",
-                                   "FlowMatchEulerDiscreteScheduler"), "uniform", "optional", 1, 1, _EDM),
-    SamplerInfo("euler_ancestral", "Euler a", ("k_euler_a", "k_euler_ancestral", "EulerAncestralDiscreteScheduler"),
-                "uniform", "yes", 1, 1, _DDIM),
-    SamplerInfo("heun", "Heun", ("k_heun", "HeunDiscreteScheduler"), "uniform",
-                "optional", 2, 2, _EDM),
+    SamplerInfo(
+        "euler",
+        "Euler",
+        ("k_euler", "EulerDiscreteScheduler", "EDMEulerScheduler", "FlowMatchEulerDiscreteScheduler"),
+        "uniform",
+        "optional",
+        1,
+        1,
+        _EDM,
+    ),
+    SamplerInfo(
+        "euler_ancestral",
+        "Euler a",
+        ("k_euler_a", "k_euler_ancestral", "EulerAncestralDiscreteScheduler"),
+        "uniform",
+        "yes",
+        1,
+        1,
+        _DDIM,
+    ),
+    SamplerInfo("heun", "Heun", ("k_heun", "HeunDiscreteScheduler"), "uniform", "optional", 2, 2, _EDM),
     SamplerInfo("dpm_2", "DPM2", ("k_dpm_2", "KDPM2DiscreteScheduler"), "karras", "optional", 2, 2, _DPM, True),
-    SamplerInfo("dpm_2_ancestral", "DPM2 a", ("k_dpm_2_a", "k_dpm_2_ancestral", "KDPM2AncestralDiscreteScheduler"),
-                "karras", "yes", 2, 2, _DPM, True),
+    SamplerInfo(
+        "dpm_2_ancestral",
+        "DPM2 a",
+        ("k_dpm_2_a", "k_dpm_2_ancestral", "KDPM2AncestralDiscreteScheduler"),
+        "karras",
+        "yes",
+        2,
+        2,
+        _DPM,
+        True,
+    ),
     SamplerInfo("lms", "LMS", ("k_lms", "LMSDiscreteScheduler"), "uniform", "no", 2, 1, "Hairer et al. 1993, III.5"),
     SamplerInfo("dpmpp_2s", "DPM++ 2S", ("k_dpmpp_2s", "DPMSolverSinglestepScheduler"), "karras", "no", 2, 2, _DPMPP),
-    SamplerInfo("dpmpp_2s_ancestral", "DPM++ 2S a", ("k_dpmpp_2s_a", "k_dpmpp_2s_ancestral"), "karras", "yes", 2, 2,
-                _DPMPP),
-    SamplerInfo("dpmpp_2m", "DPM++ 2M", ("k_dpmpp_2m", "DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler",
-                                         "dpm_solver_multistep", "dpmsolver++"), "karras", "no", 2, 1, _DPMPP),
-    SamplerInfo("dpmpp_sde", "DPM++ SDE", ("k_dpmpp_sde", "DPMSolverSDEScheduler", "dpmpp_sde_gpu"), "karras", "yes",
-                2, 2, _DPMPP),
-    SamplerInfo("dpmpp_2m_sde", "DPM++ 2M SDE", ("k_dpmpp_2m_sde", "dpmpp_2m_sde_gpu", "sde-dpmsolver++"),
-                "exponential", "yes", 2, 1, _DPMPP),
-    SamplerInfo("dpmpp_2m_sde_heun", "DPM++ 2M SDE Heun", ("k_dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun_gpu"),
-                "exponential", "yes", 2, 1, _DPMPP),
-    SamplerInfo("dpmpp_3m_sde", "DPM++ 3M SDE", ("k_dpmpp_3m_sde", "dpmpp_3m_sde_gpu"), "exponential", "yes", 2, 1,
-                _DPMPP, True),
+    SamplerInfo(
+        "dpmpp_2s_ancestral", "DPM++ 2S a", ("k_dpmpp_2s_a", "k_dpmpp_2s_ancestral"), "karras", "yes", 2, 2, _DPMPP
+    ),
+    SamplerInfo(
+        "dpmpp_2m",
+        "DPM++ 2M",
+        (
+            "k_dpmpp_2m",
+            "DPMSolverMultistepScheduler",
+            "EDMDPMSolverMultistepScheduler",
+            "dpm_solver_multistep",
+            "dpmsolver++",
+        ),
+        "karras",
+        "no",
+        2,
+        1,
+        _DPMPP,
+    ),
+    SamplerInfo(
+        "dpmpp_sde",
+        "DPM++ SDE",
+        ("k_dpmpp_sde", "DPMSolverSDEScheduler", "dpmpp_sde_gpu"),
+        "karras",
+        "yes",
+        2,
+        2,
+        _DPMPP,
+    ),
+    SamplerInfo(
+        "dpmpp_2m_sde",
+        "DPM++ 2M SDE",
+        ("k_dpmpp_2m_sde", "dpmpp_2m_sde_gpu", "sde-dpmsolver++"),
+        "exponential",
+        "yes",
+        2,
+        1,
+        _DPMPP,
+    ),
+    SamplerInfo(
+        "dpmpp_2m_sde_heun",
+        "DPM++ 2M SDE Heun",
+        ("k_dpmpp_2m_sde_heun", "dpmpp_2m_sde_heun_gpu"),
+        "exponential",
+        "yes",
+        2,
+        1,
+        _DPMPP,
+    ),
+    SamplerInfo(
+        "dpmpp_3m_sde", "DPM++ 3M SDE", ("k_dpmpp_3m_sde", "dpmpp_3m_sde_gpu"), "exponential", "yes", 2, 1, _DPMPP, True
+    ),
     SamplerInfo("unipc_bh1", "UniPC", ("unipc", "uni_pc", "UniPC bh1"), "leading", "no", 2, 1, _UNIPC),
     SamplerInfo("unipc_bh2", "UniPC bh2", ("uni_pc_bh2", "UniPCMultistepScheduler"), "leading", "no", 2, 1, _UNIPC),
-    SamplerInfo("deis", "DEIS", ("DEISMultistepScheduler",), "uniform", "no", 2, 1,
-                "Zhang & Chen 2022, arXiv:2204.13902"),
-    SamplerInfo("restart", "Restart", ("restart_sampler", "k_restart"), "karras", "yes", 2, 2,
-                "Xu et al. 2023, arXiv:2306.14878"),
-    SamplerInfo("lcm", "LCM", ("k_lcm", "LCMScheduler", "FlowMatchLCMScheduler"), "lcm", "yes", 1, 1,
-                "Luo et al. 2023, arXiv:2310.04378"),
-)  # fmt: skip
+    SamplerInfo(
+        "deis", "DEIS", ("DEISMultistepScheduler",), "uniform", "no", 2, 1, "Zhang & Chen 2022, arXiv:2204.13902"
+    ),
+    SamplerInfo(
+        "restart",
+        "Restart",
+        ("restart_sampler", "k_restart"),
+        "karras",
+        "yes",
+        2,
+        2,
+        "Xu et al. 2023, arXiv:2306.14878",
+    ),
+    SamplerInfo(
+        "lcm",
+        "LCM",
+        ("k_lcm", "LCMScheduler", "FlowMatchLCMScheduler"),
+        "lcm",
+        "yes",
+        1,
+        1,
+        "Luo et al. 2023, arXiv:2310.04378",
+    ),
+)
 
 _COMMON = "Lin et al. 2023, arXiv:2305.08891, table 2"
 _SCHEDULES = (
@@ -170,9 +261,11 @@ def resolve(name: str) -> tuple[str, str | None]:
     if folded in _NOT_OFFERED_KEYS:
         nearest = _NOT_OFFERED_KEYS[folded]
         raise UnknownName(
-            "sampler", given=f"{name!r}, which is known but not offered", expected=_list(SAMPLER_INFOS),
+            "sampler",
+            given=f"{name!r}, which is known but not offered",
+            expected=_list(SAMPLER_INFOS),
             cure=f"The nearest offered one is {nearest!r}.",
-        )  # fmt: skip
+        )
     raise _unknown("sampler", name, _SAMPLER_KEYS, SAMPLER_INFOS)
 
 

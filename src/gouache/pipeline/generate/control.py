@@ -163,9 +163,11 @@ def check_fits(network: ControlNet, bundle: ModelBundle, where: str) -> None:
     ):
         if given != expected:
             raise IncompatibleCheckpoint(
-                where, given=f"{what}: {given}", expected=f"{expected}, as {bundle.name or bundle.family} has",
+                where,
+                given=f"{what}: {given}",
+                expected=f"{expected}, as {bundle.name or bundle.family} has",
                 cure="It was trained for a model of another family.",
-            )  # fmt: skip
+            )
 
 
 @dataclass(frozen=True, slots=True)

@@ -43,9 +43,11 @@ def decode(
     """
     if not bool(torch.isfinite(latents).all()):
         raise InvalidInput(
-            "latents", given="NaN or infinity", expected="finite numbers",
+            "latents",
+            given="NaN or infinity",
+            expected="finite numbers",
             cure="The network overflowed: load the model with dtype float32, or lower the guidance scale.",
-        )  # fmt: skip
+        )
     with circular(bundle.vae.decoder, seamless):
         tensor = _decoded(bundle.vae, latents, tiled=tiled)
     if bool(torch.isfinite(tensor).all()):
@@ -57,9 +59,11 @@ def decode(
         bundle.vae.to(dtype)
     if not bool(torch.isfinite(tensor).all()):
         raise InvalidInput(
-            "decoder", given="NaN or infinity even in float32", expected="finite pixels",
+            "decoder",
+            given="NaN or infinity even in float32",
+            expected="finite pixels",
             cure="The autoencoder's weights are damaged; compare their sha256.",
-        )  # fmt: skip
+        )
     return to_image(tensor[0]), [RETRIED]
 
 

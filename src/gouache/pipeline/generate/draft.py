@@ -257,9 +257,15 @@ def draw_tokens(
     without = (empty.context.expand(len(seeds), -1, -1), empty.pooled.expand(len(seeds), -1), mask)
     tokens = torch.empty(len(seeds), 0, dtype=torch.long)
     walk = prior.sample(
-        quantizer, text.context, text.pooled, uniform.to(bundle.device), context_mask=text.mask, draw=draw,
-        unconditional=without, known=known,
-    )  # fmt: skip
+        quantizer,
+        text.context,
+        text.pooled,
+        uniform.to(bundle.device),
+        context_mask=text.mask,
+        draw=draw,
+        unconditional=without,
+        known=known,
+    )
     for tokens in walk:  # noqa: B007
         pass
     return tokens
@@ -301,9 +307,11 @@ def kept_tokens(quantizer: Quantizer, latents: Tensor, block: tuple[float, float
     side = quantizer.config.latent_size
     if tuple(latents.shape[-2:]) != (side, side):
         raise InvalidInput(
-            "prior.keep", given=f"a picture of {tuple(latents.shape[-2:])} latent pixels", expected=f"{side}x{side}",
+            "prior.keep",
+            given=f"a picture of {tuple(latents.shape[-2:])} latent pixels",
+            expected=f"{side}x{side}",
             cure="Leave width and height to the model.",
-        )  # fmt: skip
+        )
     tokens = quantizer.encode(latents)  # [1,S]
     left, top, right, bottom = block
     inside: list[bool] = []

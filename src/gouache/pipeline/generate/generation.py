@@ -193,15 +193,20 @@ class Run:
         if input_kind(self.bundle) == INSTRUCT and canvas.draft is not None:
             if len(one.positive.branches) > 1:
                 raise InvalidInput(
-                    "prompt", given="parts joined by AND", expected="one instruction for an instruct model",
+                    "prompt",
+                    given="parts joined by AND",
+                    expected="one instruction for an instruct model",
                     cure="Write it as one sentence, or edit in two goes.",
-                )  # fmt: skip
+                )
             image_scale = request.image_guidance_scale
             return InstructDenoiser(
-                self.bundle, one.positive, one.negative, canvas.draft,
+                self.bundle,
+                one.positive,
+                one.negative,
+                canvas.draft,
                 text_scale=request.guidance_scale or 0.0,
                 image_scale=IMAGE_GUIDANCE if image_scale is None else image_scale,
-            )  # fmt: skip
+            )
         numbers, negative_numbers = size_numbers(self.bundle, request)
         beside = Beside(canvas.draft, numbers, negative_numbers, one.controls)
         network = network_of(self.bundle, request.tiled)

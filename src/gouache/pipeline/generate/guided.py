@@ -187,10 +187,11 @@ def _options(request: Request, name: str) -> dict[str, Option]:
     refused = sorted(set(options) - set(sampler_options(name)))
     if refused:
         raise InvalidInput(
-            "eta" if "eta" in refused else "churn", given=f"a value for {name}",
+            "eta" if "eta" in refused else "churn",
+            given=f"a value for {name}",
             expected=f"nothing: {name} takes {', '.join(sampler_options(name)) or 'no options'}",
             cure="Leave it out or choose another sampler.",
-        )  # fmt: skip
+        )
     return options
 
 

@@ -27,15 +27,19 @@ def frames(request: Request, bundle: ModelBundle, references: References, notes:
     plan = request.interpolation
     if plan is None or (plan.prompt is None and plan.seed is None and plan.image is None):
         raise InvalidInput(
-            "interpolation", given="nothing to go to", expected="another prompt, seed or picture",
+            "interpolation",
+            given="nothing to go to",
+            expected="another prompt, seed or picture",
             cure="Name what the last frame should be.",
-        )  # fmt: skip
+        )
     parts = [len(branches(text, request.emphasis)) for text in (request.prompt, plan.prompt or request.prompt)]
     if parts[0] != parts[1]:
         raise InvalidInput(
-            "interpolation.prompt", given=f"{parts[1]} parts joined by AND", expected=f"as many as the first prompt "
-            f"has: {parts[0]}", cure="Repeat a part, with weight :0 if it should fade out.",
-        )  # fmt: skip
+            "interpolation.prompt",
+            given=f"{parts[1]} parts joined by AND",
+            expected=f"as many as the first prompt has: {parts[0]}",
+            cure="Repeat a part, with weight :0 if it should fade out.",
+        )
     return _frames(request, plan, bundle, references, notes)
 
 
@@ -85,9 +89,11 @@ def _mixed_canvas(first: Canvas, last: Canvas, share: float) -> Canvas:
         return first
     if first.latents.shape != last.latents.shape:
         raise InvalidInput(
-            "interpolation.image", given="a picture of another size", expected="the first picture's size",
+            "interpolation.image",
+            given="a picture of another size",
+            expected="the first picture's size",
             cure="Give width and height, so that both are brought to one size.",
-        )  # fmt: skip
+        )
     return replace(first, latents=slerp(first.latents, last.latents, share))
 
 

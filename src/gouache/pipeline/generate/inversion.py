@@ -50,9 +50,11 @@ class Inverter:
             return cls(None, None, sigmas)
         if request.sampler not in FAMILY_OF_DDIM or request.eta:
             raise InvalidInput(
-                "inversion", given=f"sampler {request.sampler} with eta {request.eta or 0}",
-                expected=f"one of {', '.join(FAMILY_OF_DDIM)} without eta", cure="Use --sampler ddim.",
-            )  # fmt: skip
+                "inversion",
+                given=f"sampler {request.sampler} with eta {request.eta or 0}",
+                expected=f"one of {', '.join(FAMILY_OF_DDIM)} without eta",
+                cure="Use --sampler ddim.",
+            )
         plan = reader.plan(request.inversion.source_prompt, 1)
         guidance = replace(guidance_of(request), scale=1.0)
         network = network_of(bundle, request.tiled)

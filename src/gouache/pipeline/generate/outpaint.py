@@ -49,9 +49,11 @@ def outpaint(request: Request, bundle: ModelBundle, references: References, run:
         raise InvalidInput("outpaint", given="nothing", expected="a border and a starting picture")
     if input_kind(bundle) == DEPTH:
         raise InvalidInput(
-            "outpaint", given="a depth model", expected="a model that paints without a depth map",
+            "outpaint",
+            given="a depth model",
+            expected="a model that paints without a depth map",
             cure="Extend the picture and its depth map yourself, and paint the new part with --mask.",
-        )  # fmt: skip
+        )
     start = references.picture(request.init_image)
     borders = growth_steps(border_of(request.outpaint, start.size), bundle)
     return _all(request, start, borders, bundle, run)

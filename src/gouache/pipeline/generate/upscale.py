@@ -65,9 +65,11 @@ def find_upscaler(name: str, bundle: ModelBundle | None = None) -> PictureUpscal
         return load_upscaler(Path(name))
     if bundle is None or bundle.upscaler is None:
         raise InvalidInput(
-            "upscaler", given=repr(OWN), expected="lanczos or an upscaler's file: this model has none of its own",
+            "upscaler",
+            given=repr(OWN),
+            expected="lanczos or an upscaler's file: this model has none of its own",
             cure="Use lanczos, or a model that brings an upscaler.",
-        )  # fmt: skip
+        )
     return upscaler_of(bundle.upscaler)
 
 
@@ -91,9 +93,11 @@ def enlarge_picture(
     size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
     if size[0] * size[1] > MAX_PIXELS:
         raise InvalidInput(
-            "upscale", given=f"{size[0]}x{size[1]} pixels", expected=f"at most {MAX_PIXELS} pixels",
+            "upscale",
+            given=f"{size[0]}x{size[1]} pixels",
+            expected=f"at most {MAX_PIXELS} pixels",
             cure="Choose a smaller factor.",
-        )  # fmt: skip
+        )
     if upscaler is not None:
         passes, halve = _passes(factor, upscaler.scale)
         for left in reversed(range(passes)):

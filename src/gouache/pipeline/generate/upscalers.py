@@ -56,9 +56,14 @@ class PictureUpscaler:
     """
 
     def __init__(
-        self, network: Callable[[Tensor], Tensor], scale: int, *, channels: int = 3, margin: int = MARGIN,
+        self,
+        network: Callable[[Tensor], Tensor],
+        scale: int,
+        *,
+        channels: int = 3,
+        margin: int = MARGIN,
         multiple: int = 1,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.network, self.scale, self.channels = network, scale, channels
         self.margin, self.multiple = -(-margin // multiple) * multiple, multiple
 
@@ -145,9 +150,11 @@ def load_part(path: Path, identity: Identity) -> PictureUpscaler:
     part = identity.parts.get("upscaler")
     if part is None:
         raise InvalidInput(
-            str(path), given=f"a {identity.family} model without an upscaler", expected="a model that brings one",
+            str(path),
+            given=f"a {identity.family} model without an upscaler",
+            expected="a model that brings one",
             cure="Use lanczos or an upscaler's own file.",
-        )  # fmt: skip
+        )
     network, _ = load_network(part, open_part(part.header), identity.family, dtype=torch.float32)
     if not isinstance(network, Upscaler):
         raise IncompatibleCheckpoint(str(path), given=type(network).__name__, expected="an up-sampling decoder")
@@ -186,9 +193,11 @@ def _by_spandrel(path: Path, source: WeightSource) -> PictureUpscaler:
         from spandrel import ImageModelDescriptor, ModelLoader, UnsupportedModelError
     except ImportError as error:
         raise MissingDependency(
-            str(path), given=given, expected=f"an ESRGAN file, or the package spandrel ({error})",
+            str(path),
+            given=given,
+            expected=f"an ESRGAN file, or the package spandrel ({error})",
             cure="Install it with `pip install 'gouache[upscalers]'`.",
-        ) from error  # fmt: skip
+        ) from error
     try:
         names = _unwrapped(source.header.tensors)
         model = ModelLoader("cpu").load_from_state_dict({bare: source.read(name) for bare, name in names.items()})

@@ -93,17 +93,21 @@ def _opened(data: bytes, where: str) -> Image.Image:
         raise PictureError(where, given=str(error), expected=f"at most {MAX_PIXELS} pixels") from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise PictureError(
-            where, given=f"{len(data)} bytes that are no known picture", expected=f"one of {', '.join(READABLE)}",
+            where,
+            given=f"{len(data)} bytes that are no known picture",
+            expected=f"one of {', '.join(READABLE)}",
             cure="Save it as PNG or JPEG first.",
-        ) from error  # fmt: skip
+        ) from error
 
 
 def _check_extent(picture: Image.Image, where: str, max_pixels: int) -> None:
     if picture.width * picture.height > max_pixels:
         raise PictureError(
-            where, given=f"{picture.width}x{picture.height} pixels", expected=f"at most {max_pixels} pixels",
+            where,
+            given=f"{picture.width}x{picture.height} pixels",
+            expected=f"at most {max_pixels} pixels",
             cure="Make it smaller first.",
-        )  # fmt: skip
+        )
     # A phone's JPEG (MPO) carries further views behind the first; that is no animation.
     if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
         raise PictureError(
@@ -273,9 +277,11 @@ def read_mask(mask: Image.Image, size: tuple[int, int], *, where: str = "mask") 
     """
     if mask.size != size:
         raise PictureError(
-            where, given=f"{mask.width}x{mask.height} pixels", expected=f"the picture's {size[0]}x{size[1]}",
+            where,
+            given=f"{mask.width}x{mask.height} pixels",
+            expected=f"the picture's {size[0]}x{size[1]}",
             cure="Resize the mask to the picture's size.",
-        )  # fmt: skip
+        )
     return on_background(mask, "black").convert("L") if mask.mode != "L" else mask
 
 
@@ -283,9 +289,11 @@ def transparency_mask(picture: Image.Image, *, where: str = "mask") -> Image.Ima
     """The transparent part of a picture as a mask: white where it is transparent."""
     if picture.mode != "RGBA":
         raise PictureError(
-            where, given="a picture without transparency and no mask", expected="a mask or transparent pixels",
+            where,
+            given="a picture without transparency and no mask",
+            expected="a mask or transparent pixels",
             cure="Name a mask, or make the part to paint transparent.",
-        )  # fmt: skip
+        )
     return ImageChops.invert(picture.getchannel("A"))
 
 

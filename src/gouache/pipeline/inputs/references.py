@@ -49,9 +49,11 @@ class References:
                 return self._given[key]
         if name.startswith(HASH):
             raise PictureError(
-                name, given="no bytes for this hash", expected="the picture beside the request",
+                name,
+                given="no bytes for this hash",
+                expected="the picture beside the request",
                 cure="Pass it in `attachments`.",
-            )  # fmt: skip
+            )
         try:
             return Path(name).expanduser().read_bytes()
         except OSError as error:

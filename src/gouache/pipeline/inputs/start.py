@@ -259,10 +259,11 @@ def _hints(masked: Masked | None, request: Request, references: References) -> t
             picture.putalpha(ImageChops.invert(masked.hard))
         elif one.preprocessor == "inpaint" and picture.mode != "RGBA":
             raise InvalidInput(
-                "control", given="inpaint without a mask",
+                "control",
+                given="inpaint without a mask",
                 expected="a mask, or a control picture that is transparent where it is to be filled",
                 cure="Name a mask (--mask FILE) or make that part of the control picture transparent.",
-            )  # fmt: skip
+            )
         found.append(picture)
     return tuple(found)
 

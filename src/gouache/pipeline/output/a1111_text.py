@@ -113,9 +113,11 @@ def require_values(info: Infotext, where: str) -> Infotext:
     """
     if not info.values:
         raise RecipeError(
-            where, given="text without Steps, Sampler and Seed", expected="the parameters of a generation",
+            where,
+            given="text without Steps, Sampler and Seed",
+            expected="the parameters of a generation",
             cure="The picture may have been edited by a program that drops them.",
-        )  # fmt: skip
+        )
     return info
 
 

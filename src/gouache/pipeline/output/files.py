@@ -57,9 +57,11 @@ def check_target(path: Path, *, force: bool = False) -> None:
         )
     if path.exists() and not force:
         raise PictureError(
-            str(path), given="a file that exists", expected="a free name",
+            str(path),
+            given="a file that exists",
+            expected="a free name",
             cure="Choose another name or seed, or use --force.",
-        )  # fmt: skip
+        )
 
 
 def write_bytes(path: Path, data: bytes, *, force: bool = False) -> None:
@@ -85,9 +87,11 @@ def write_bytes(path: Path, data: bytes, *, force: bool = False) -> None:
         ) from error
     except OSError as error:
         raise PictureError(
-            str(path), given=(error.strerror or str(error)).lower(), expected="a folder with room that can be written",
+            str(path),
+            given=(error.strerror or str(error)).lower(),
+            expected="a folder with room that can be written",
             cure="Free some space or choose another folder; nothing was written.",
-        ) from error  # fmt: skip
+        ) from error
     finally:
         # In a folder that is none, or can't be written, there is nothing to clear away either.
         with contextlib.suppress(OSError):

@@ -58,9 +58,11 @@ def read_recipe(source: Path | bytes, *, where: str = "picture") -> Found:
             raise
         raise RecipeError(where, given=str(error), expected="a recipe that can be read") from error
     raise RecipeError(
-        where, given=f"texts {sorted(texts)}" if texts else "no text", expected="a recipe inside the picture",
+        where,
+        given=f"texts {sorted(texts)}" if texts else "no text",
+        expected="a recipe inside the picture",
         cure="Only files saved with their metadata can be repeated; screenshots and re-encoded copies lose it.",
-    )  # fmt: skip
+    )
 
 
 def _request(fields: Mapping[str, Any], where: str) -> Request:
@@ -161,9 +163,11 @@ def _comfyui(texts: Mapping[str, str], where: str) -> dict[str, Any]:
     samplers = [node for node in graph.values() if {"sampler_name", "steps", "cfg"} <= set(node.get("inputs", {}))]
     if not samplers:
         raise RecipeError(
-            where, given=f"a graph of {len(graph)} nodes without a KSampler", expected="a KSampler node",
+            where,
+            given=f"a graph of {len(graph)} nodes without a KSampler",
+            expected="a KSampler node",
             cure="Type the settings by hand; the graph itself can be seen with --json.",
-        )  # fmt: skip
+        )
     inputs = samplers[-1]["inputs"]
     latent = _upstream(graph, inputs.get("latent_image"), "width")
     model = _upstream(graph, inputs.get("model"), "ckpt_name")

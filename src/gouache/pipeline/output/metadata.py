@@ -31,9 +31,11 @@ def kind_of(path: Path) -> Kind:
     kind = KINDS.get(path.suffix.lower())
     if kind is None:
         raise InvalidInput(
-            str(path), given=f"the suffix {path.suffix!r}", expected=f"one of {', '.join(KINDS)}",
+            str(path),
+            given=f"the suffix {path.suffix!r}",
+            expected=f"one of {', '.join(KINDS)}",
             cure="Name the file .png to keep everything.",
-        )  # fmt: skip
+        )
     return kind
 
 
@@ -64,9 +66,11 @@ def encode_picture(
         return buffer.getvalue()
     if len(exif) > MAX_JPEG_EXIF:
         raise InvalidInput(
-            "recipe", given=f"{len(exif)} bytes", expected=f"at most {MAX_JPEG_EXIF} bytes in a JPEG",
+            "recipe",
+            given=f"{len(exif)} bytes",
+            expected=f"at most {MAX_JPEG_EXIF} bytes in a JPEG",
             cure="Save as PNG or WebP, or shorten the prompt.",
-        )  # fmt: skip
+        )
     on_background(picture, "white").save(buffer, "JPEG", quality=quality, exif=exif)
     return buffer.getvalue()
 

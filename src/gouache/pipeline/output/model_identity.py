@@ -85,9 +85,11 @@ def check_device(device: str | None) -> torch.device:
         wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count()
     ):
         raise DeviceUnavailable(
-            "device", given=device, expected=f"one of {', '.join(name for name, found in there.items() if found)}",
+            "device",
+            given=device,
+            expected=f"one of {', '.join(name for name, found in there.items() if found)}",
             cure='Use device "cpu", or install a torch build and driver for your card; `gouache doctor` shows both.',
-        )  # fmt: skip
+        )
     return wanted
 
 

@@ -68,10 +68,11 @@ def open_gate(model: Path | None) -> SafetyGate:
     path = Path(named).expanduser() if named else beside
     if path is None or not path.exists():
         raise ModelNotFound(
-            "safety checker", given=f"nothing at {named!r}" if named else "no weights",
+            "safety checker",
+            given=f"nothing at {named!r}" if named else "no weights",
             expected="the folder or file of a checker in diffusers' layout (StableDiffusionSafetyChecker)",
             cure=f"Name it in {VARIABLE}, or paint with --safety off.",
-        )  # fmt: skip
+        )
     return SafetyGate(load_safety_checker(path), path.name)
 
 
@@ -91,9 +92,11 @@ def load_safety_checker(path: Path) -> SafetyChecker:
     shapes = {name: source.header.tensors[names[name]] for name in names}
     if any(name not in shapes for name in (*_OWN, "tower.visual_projection.weight")):
         raise IncompatibleCheckpoint(
-            str(file), given=f"{len(names)} tensors of something else", expected="diffusers' safety checker",
+            str(file),
+            given=f"{len(names)} tensors of something else",
+            expected="diffusers' safety checker",
             cure="Name the folder `safety_checker` of a diffusers model.",
-        )  # fmt: skip
+        )
     config = _config(shapes, heads, activation)
     checker = SafetyChecker(config, shapes["concept_embeds"].shape[0], shapes["special_care_embeds"].shape[0])
     wanted = {name: tuple(value.shape) for name, value in checker.state_dict().items()}

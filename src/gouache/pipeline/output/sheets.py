@@ -20,10 +20,30 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 FONT_VARIABLE = "GOUACHE_FONT"
 SUFFIXES = (".ttf", ".ttc", ".otf", ".otc")
 WIDE_NAMES = (
-    "cjk", "wqy", "sourcehan", "droidsansfallback", "pingfang", "hiragino", "stheiti", "songti", "heiti", "msyh",
-    "msgothic", "yugoth", "meiryo", "malgun", "simsun", "simhei", "deng", "uming", "ukai", "nanum", "ipag", "unifont",
+    "cjk",
+    "wqy",
+    "sourcehan",
+    "droidsansfallback",
+    "pingfang",
+    "hiragino",
+    "stheiti",
+    "songti",
+    "heiti",
+    "msyh",
+    "msgothic",
+    "yugoth",
+    "meiryo",
+    "malgun",
+    "simsun",
+    "simhei",
+    "deng",
+    "uming",
+    "ukai",
+    "nanum",
+    "ipag",
+    "unifont",
     "arialuni",
-)  # fmt: skip
+)
 """Parts of the names of fonts that have Chinese, Japanese or Korean characters; these are looked at first."""
 MAX_LOOKED_AT = 60
 NOWHERE = "\U0010ffff"

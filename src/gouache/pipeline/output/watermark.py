@@ -50,10 +50,11 @@ def add_watermark(picture: Image.Image, text: str) -> Image.Image:
     rows, columns = picture.height // BLOCK, picture.width // BLOCK
     if len(bits) == 0 or rows * columns < len(bits):
         raise InvalidInput(
-            "watermark", given=f"{len(bits)} bits for {picture.width} x {picture.height} pixels",
+            "watermark",
+            given=f"{len(bits)} bits for {picture.width} x {picture.height} pixels",
             expected=f"1 to {rows * columns} bits here: one for every {BLOCK} x {BLOCK} pixels",
             cure="Paint larger, or shorten the text.",
-        )  # fmt: skip
+        )
     pixels = np.asarray(picture.convert(picture.mode if picture.mode == "RGBA" else "RGB")).copy()  # [H,W,3 or 4]
     colours = pixels[: rows * BLOCK, : columns * BLOCK, :3]
     wanted = np.resize(bits, rows * columns).astype(np.float64)

@@ -80,10 +80,11 @@ class Adapters:
             found = self._find(ref)
             if found is None or model_sha256(found) != ref.sha256:
                 raise ModelNotFound(
-                    f"adapter {ref.name!r}", given="no such file" if found is None else f"another file, {found}",
+                    f"adapter {ref.name!r}",
+                    given="no such file" if found is None else f"another file, {found}",
                     expected=f"the {ref.kind} with sha256 {ref.sha256}",
                     cure=f"Put it into the folder {FOLDERS.get(ref.kind, 'adapters')} beside the models.",
-                )  # fmt: skip
+                )
 
     def apply(self, request: Request) -> Adapted:
         """The model with everything that the request and its prompts name.
@@ -232,9 +233,11 @@ def _merged(weight: Tensor, terms: list[tuple[float, Change]], name: str) -> Ten
     merged = torch.empty_like(weight).copy_(total)  # keeps the order in memory that makes convolutions fast
     if not bool(torch.isfinite(merged).all()):
         raise CorruptCheckpoint(
-            name, given=f"infinity after merging in {weight.dtype}", expected="finite weights",
+            name,
+            given=f"infinity after merging in {weight.dtype}",
+            expected="finite weights",
             cure="Lower the adapter's weight in the prompt, or use --dtype float32.",
-        )  # fmt: skip
+        )
     return merged
 
 

@@ -82,11 +82,26 @@ _COUNT = re.compile(r"(two|three|four|five|[2-5])\s+((?:[\w-]+\s+){0,2})([\w-]+)
 _ZH_COUNT = re.compile(rf"([两三四五2-5])([{_MEASURES}])((?:.{{1,2}}色的?)?[^的]{{1,3}})")
 _SAME_PLURAL = {"fish", "sheep", "deer", "bison", "squid", "shrimp", "moose", "jellyfish", "blowfish"}
 _IRREGULAR = {
-    "mice": "mouse", "geese": "goose", "teeth": "tooth", "feet": "foot", "oxen": "ox", "leaves": "leaf",
-    "wolves": "wolf", "knives": "knife", "loaves": "loaf", "scarves": "scarf", "men": "man", "women": "woman",
-    "children": "child", "people": "person", "potatoes": "potato", "tomatoes": "tomato", "mangoes": "mango",
-    "volcanoes": "volcano", "mosquitoes": "mosquito",
-}  # fmt: skip
+    "mice": "mouse",
+    "geese": "goose",
+    "teeth": "tooth",
+    "feet": "foot",
+    "oxen": "ox",
+    "leaves": "leaf",
+    "wolves": "wolf",
+    "knives": "knife",
+    "loaves": "loaf",
+    "scarves": "scarf",
+    "men": "man",
+    "women": "woman",
+    "children": "child",
+    "people": "person",
+    "potatoes": "potato",
+    "tomatoes": "tomato",
+    "mangoes": "mango",
+    "volcanoes": "volcano",
+    "mosquitoes": "mosquito",
+}
 
 _NOT_BEFORE = {"and", "with", "of", "in", "on", "to", "at", "by", "for", *_IRREGULAR}
 

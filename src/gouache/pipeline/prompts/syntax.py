@@ -71,9 +71,11 @@ def _weight(number: str) -> float:
     value = float(number)
     if abs(value) > MAX_WEIGHT:
         raise InvalidInput(
-            "prompt", given=f"the weight {number}", expected=f"a weight of at most {MAX_WEIGHT:g}",
+            "prompt",
+            given=f"the weight {number}",
+            expected=f"a weight of at most {MAX_WEIGHT:g}",
             cure=r"If the number is part of the text, write \( and \) around it.",
-        )  # fmt: skip
+        )
     return value
 
 
@@ -158,9 +160,11 @@ def _split_at_break(text: str) -> list[Run | None]:
 def _check_nesting(depth: int) -> None:
     if depth > MAX_NESTING:
         raise InvalidInput(
-            "prompt", given=f"brackets nested {depth} deep", expected=f"at most {MAX_NESTING}",
+            "prompt",
+            given=f"brackets nested {depth} deep",
+            expected=f"at most {MAX_NESTING}",
             cure=r"Write \( for a bracket that is text, or choose the emphasis rule none.",
-        )  # fmt: skip
+        )
 
 
 def _comfy_runs(text: str, weight: float = 1.0, depth: int = 0) -> list[Run]:

@@ -62,9 +62,11 @@ def refuse_tags(text: str, where: str) -> None:
     found = _TAG.search(text)
     if found:
         raise InvalidInput(
-            where, given=found[0], expected="words only", cure="An adapter acts on the whole picture: name it in the "
-            "prompt.",
-        )  # fmt: skip
+            where,
+            given=found[0],
+            expected="words only",
+            cure="An adapter acts on the whole picture: name it in the prompt.",
+        )
 
 
 def _read(match: re.Match[str], where: str) -> AdapterTag:

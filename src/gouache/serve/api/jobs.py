@@ -113,9 +113,11 @@ async def follow(
     job = await asyncio.to_thread(studio.jobs.get, job_id, owner_of(request))
     if studio.streams[job.owner] >= studio.settings.limits.streams:
         raise QueueFull(
-            "event streams", given=studio.streams[job.owner], expected=f"fewer than {studio.settings.limits.streams}",
+            "event streams",
+            given=studio.streams[job.owner],
+            expected=f"fewer than {studio.settings.limits.streams}",
             cure="Close one, or ask for the jobs themselves.",
-        )  # fmt: skip
+        )
     return _Counted(studio.streams, job.owner, _events(studio, job.id, int(last_event_id or 0), previews))
 
 

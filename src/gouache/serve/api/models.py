@@ -104,10 +104,16 @@ def adapters(request: Request) -> list[AdapterView]:
     """LoRA files and textual inversions that a prompt may name."""
     owner_of(request)
     return [
-        AdapterView(name=found.name, aliases=found.aliases, kind=found.kind, family=found.family, label=found.label,
-                    bytes=found.bytes)
+        AdapterView(
+            name=found.name,
+            aliases=found.aliases,
+            kind=found.kind,
+            family=found.family,
+            label=found.label,
+            bytes=found.bytes,
+        )
         for found in list_adapters()
-    ]  # fmt: skip
+    ]
 
 
 @router.get("/controls")

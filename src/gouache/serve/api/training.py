@@ -108,10 +108,16 @@ def start(body: RunIn, request: Request) -> RunView:
     owner = admin_of(request)
     studio = studio_of(request)
     run = studio.training.start(
-        owner=owner, name=body.name, stage=body.stage, data=body.data, minutes=body.minutes,
-        model=body.model or studio.default_model(owner), size=body.size, learning_rate=body.learning_rate,
+        owner=owner,
+        name=body.name,
+        stage=body.stage,
+        data=body.data,
+        minutes=body.minutes,
+        model=body.model or studio.default_model(owner),
+        size=body.size,
+        learning_rate=body.learning_rate,
         batch_size=body.batch_size,
-    )  # fmt: skip
+    )
     return _run_view(run, ())
 
 
@@ -168,7 +174,17 @@ def _set_view(found: DataSet) -> SetView:
 def _run_view(run: Run, samples: tuple[int, ...]) -> RunView:
     plan = run.plan
     return RunView(
-        name=plan.name, phase=run.phase, stage=plan.stage, data=plan.data, model=plan.model, size=plan.size,
-        minutes=plan.minutes, seconds=run.seconds, progress=run.fraction, images_seen=run.images_seen, doing=run.doing,
-        error=run.error, samples=samples,
-    )  # fmt: skip
+        name=plan.name,
+        phase=run.phase,
+        stage=plan.stage,
+        data=plan.data,
+        model=plan.model,
+        size=plan.size,
+        minutes=plan.minutes,
+        seconds=run.seconds,
+        progress=run.fraction,
+        images_seen=run.images_seen,
+        doing=run.doing,
+        error=run.error,
+        samples=samples,
+    )

@@ -197,23 +197,52 @@ def job_view(job: Job, pictures: list[str], position: int | None) -> JobView:
     """A job for the native interface."""
     error = job.complaint()
     return JobView(
-        id=job.id, state=job.state, source=job.source, label=job.label, priority=job.priority, created=job.created,
-        started=job.started, finished=job.finished, attempts=job.attempts, cancel_requested=job.cancel_requested,
-        position=position, progress=job.fraction, eta_seconds=job.eta(time.time()), picture=len(pictures),
-        picture_count=job.pictures, step=job.step, steps=job.steps, pictures=tuple(pictures),
-        request=job.parsed(), error=None if error is None else ErrorView(**error), seq=job.seq,
-    )  # fmt: skip
+        id=job.id,
+        state=job.state,
+        source=job.source,
+        label=job.label,
+        priority=job.priority,
+        created=job.created,
+        started=job.started,
+        finished=job.finished,
+        attempts=job.attempts,
+        cancel_requested=job.cancel_requested,
+        position=position,
+        progress=job.fraction,
+        eta_seconds=job.eta(time.time()),
+        picture=len(pictures),
+        picture_count=job.pictures,
+        step=job.step,
+        steps=job.steps,
+        pictures=tuple(pictures),
+        request=job.parsed(),
+        error=None if error is None else ErrorView(**error),
+        seq=job.seq,
+    )
 
 
 def picture_view(picture: Picture, tags: list[str], score: float | None = None) -> PictureView:
     """A picture for the native interface."""
     return PictureView(
-        id=picture.id, job=picture.job, number=picture.number, created=picture.created, width=picture.width,
-        height=picture.height, bytes=picture.bytes, sha256=picture.sha256, prompt=picture.prompt,
-        seed=str(picture.seed), model=picture.model, starred=picture.starred, board=picture.board, tags=tuple(tags),
-        file=f"/v1/pictures/{picture.id}/file", thumbnail=f"/v1/pictures/{picture.id}/thumbnail", seq=picture.seq,
+        id=picture.id,
+        job=picture.job,
+        number=picture.number,
+        created=picture.created,
+        width=picture.width,
+        height=picture.height,
+        bytes=picture.bytes,
+        sha256=picture.sha256,
+        prompt=picture.prompt,
+        seed=str(picture.seed),
+        model=picture.model,
+        starred=picture.starred,
+        board=picture.board,
+        tags=tuple(tags),
+        file=f"/v1/pictures/{picture.id}/file",
+        thumbnail=f"/v1/pictures/{picture.id}/thumbnail",
+        seq=picture.seq,
         score=None if score is None else round(score, 4),
-    )  # fmt: skip
+    )
 
 
 def recipe_of(picture: Picture) -> Recipe:
@@ -227,9 +256,11 @@ def raise_unless_painted(job: Job) -> None:
     """Raise what a job that is not done stands for; a cancelled one is answered with what there is."""
     if job.state not in FINISHED:
         raise TookTooLong(
-            f"job {job.id}", given="a job that still runs", expected="its end",
+            f"job {job.id}",
+            given="a job that still runs",
+            expected="its end",
             cure=f"It goes on; GET /v1/jobs/{job.id} tells when it is done.",
-        )  # fmt: skip
+        )
     parts = job.complaint()
     if job.state == "failed" and parts is not None:
         kind = getattr(errors, parts.get("kind", ""), StoreError)

@@ -53,8 +53,15 @@ _STATUS: tuple[tuple[type[GouacheError], int], ...] = (
     (NotAllowed, 403),
     (NoRoom, 507),
 )
-_TYPES = {401: "authentication_error", 403: "permission_error", 404: "not_found_error", 409: "conflict_error",
-          413: "invalid_request_error", 422: "invalid_request_error", 429: "rate_limit_error"}  # fmt: skip
+_TYPES = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    409: "conflict_error",
+    413: "invalid_request_error",
+    422: "invalid_request_error",
+    429: "rate_limit_error",
+}
 
 
 def status_of(error: GouacheError) -> int:
@@ -78,8 +85,13 @@ def refusal(path: str, status: int, parts: Mapping[str, str], headers: Mapping[s
         headers: to send along.
     """
     if path.startswith(("/sdapi/", "/controlnet/")):
-        body: dict[str, Any] = {"error": _TYPES.get(status, "error"), "detail": parts["message"], "body": "",
-                                "errors": parts["message"], "field": parts.get("where")}  # fmt: skip
+        body: dict[str, Any] = {
+            "error": _TYPES.get(status, "error"),
+            "detail": parts["message"],
+            "body": "",
+            "errors": parts["message"],
+            "field": parts.get("where"),
+        }
     elif path.startswith("/v1/images/"):
         body = openai_error(400 if status == 422 else status, parts)
         status = 400 if status == 422 else status

@@ -117,11 +117,15 @@ class Pulls:
             raise _Cancelled("the user changed their mind")
         self._change(here=here, total=total)
 
-    def _change(self, *, state: State | None = None, here: int | None = None, total: int | None = None,
-                error: str = "") -> None:  # fmt: skip
+    def _change(
+        self, *, state: State | None = None, here: int | None = None, total: int | None = None, error: str = ""
+    ) -> None:
         with self._lock:
             last = self._pulls[-1]
             self._pulls[-1] = replace(
-                last, state=state or last.state, here=last.here if here is None else here,
-                total=last.total if total is None else total, error=error,
-            )  # fmt: skip
+                last,
+                state=state or last.state,
+                here=last.here if here is None else here,
+                total=last.total if total is None else total,
+                error=error,
+            )

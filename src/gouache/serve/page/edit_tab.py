@@ -25,22 +25,14 @@ def edit_tab(studio: Studio, say: gr.I18n, page: gr.Blocks, timer: gr.Timer) -> 
     with gr.Row(equal_height=False):
         with gr.Column(scale=3, min_width=300, elem_classes="g-panel"):
             gr.Markdown(say("canvas_hint"), elem_id="canvas-hint")
-            canvas = gr.ImageEditor(
-                label=say("canvas"), show_label=False, type="pil", image_mode="RGBA", sources=("upload", "clipboard"),
-                height=520, brush=gr.Brush(colors=["#e11d48"], color_mode="fixed", default_size=24), transforms=(),
-                layers=False, elem_id="canvas", format="png", buttons=["fullscreen"], placeholder=" ",
-            )  # fmt: skip
+            canvas = _canvas(say)
         with gr.Column(scale=2, min_width=300, elem_classes="g-panel"):
             prompt = gr.Textbox(label=say("prompt"), placeholder=say("prompt_hint"), lines=2, elem_id="edit-prompt")
             strength = gr.Slider(0, 1, 0.75, step=0.01, label=say("strength"), info=say("strength_hint"))
             with gr.Accordion(say("outpaint"), open=False, elem_id="outpaint"):
                 frame = gr.HTML(elem_id="frame")
                 with gr.Row(elem_classes="g-tight"):
-                    sides = [
-                        gr.Number(0, label=say(side), precision=0, minimum=0, maximum=1024, step=8, min_width=60,
-                                  elem_id=f"outpaint-{side}")
-                        for side in SIDES
-                    ]  # fmt: skip
+                    sides = [_side(say, side) for side in SIDES]
             with gr.Row(elem_classes="g-tight"):
                 paint = gr.Button(say("edit"), variant="primary", elem_id="edit-button", scale=2, min_width=120)
                 cancel = gr.Button(say("cancel"), elem_id="edit-cancel-button", scale=1, min_width=90)
@@ -75,6 +67,37 @@ def edit_tab(studio: Studio, say: gr.I18n, page: gr.Blocks, timer: gr.Timer) -> 
     canvas.clear(unloaded, None, frame, **parts.QUIET)
     page.load(opened, None, [frame, canvas], **parts.QUIET)
     return canvas, frame, view
+
+
+def _canvas(say: gr.I18n) -> gr.ImageEditor:
+    return gr.ImageEditor(
+        label=say("canvas"),
+        show_label=False,
+        type="pil",
+        image_mode="RGBA",
+        sources=("upload", "clipboard"),
+        height=520,
+        brush=gr.Brush(colors=["#e11d48"], color_mode="fixed", default_size=24),
+        transforms=(),
+        layers=False,
+        elem_id="canvas",
+        format="png",
+        buttons=["fullscreen"],
+        placeholder=" ",
+    )
+
+
+def _side(say: gr.I18n, side: str) -> gr.Number:
+    return gr.Number(
+        0,
+        label=say(side),
+        precision=0,
+        minimum=0,
+        maximum=1024,
+        step=8,
+        min_width=60,
+        elem_id=f"outpaint-{side}",
+    )
 
 
 def frame_of(picture: Image.Image | None, request: gr.Request) -> str:

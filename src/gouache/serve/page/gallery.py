@@ -99,9 +99,11 @@ def _filters(say: gr.I18n) -> dict[str, Any]:
         )
         refresh = gr.Button(say("refresh"), size="sm", scale=1, min_width=84, elem_id="refresh-gallery")
     by = gr.Radio(
-        [(say("by_words"), "words"), (say("by_meaning"), "meaning")], value="words", label=say("search_by"),
+        [(say("by_words"), "words"), (say("by_meaning"), "meaning")],
+        value="words",
+        label=say("search_by"),
         elem_id="search-by",
-    )  # fmt: skip
+    )
     with gr.Row(elem_classes="g-tight"):
         tag = gr.Textbox(label=say("tag"), min_width=110, max_lines=1, elem_id="tag")
         board = gr.Dropdown(
@@ -133,46 +135,64 @@ class _Actions:
     def __init__(self, studio: Studio, say: gr.I18n) -> None:
         self.studio, self.say = studio, say
 
-    async def find(self, words: str, by: str, tag: str, board: str, starred: bool, chosen: str,
-                   request: gr.Request) -> Any:  # fmt: skip
+    async def find(
+        self, words: str, by: str, tag: str, board: str, starred: bool, chosen: str, request: gr.Request
+    ) -> Any:
         return [*await self._listed(words, by, tag, board, starred, chosen, PAGE, request), PAGE]
 
-    async def more(self, words: str, by: str, tag: str, board: str, starred: bool, chosen: str, shown: int,
-                   request: gr.Request) -> Any:  # fmt: skip
+    async def more(
+        self, words: str, by: str, tag: str, board: str, starred: bool, chosen: str, shown: int, request: gr.Request
+    ) -> Any:
         limit = int(shown) + PAGE
         return [*await self._listed(words, by, tag, board, starred, chosen, limit, request), limit]
 
-    async def again(self, words: str, by: str, tag: str, board: str, starred: bool, chosen: str, shown: int,
-                    request: gr.Request) -> Any:  # fmt: skip
+    async def again(
+        self, words: str, by: str, tag: str, board: str, starred: bool, chosen: str, shown: int, request: gr.Request
+    ) -> Any:
         return await self._listed(words, by, tag, board, starred, chosen, int(shown), request)
 
-    async def opened(self, words: str, by: str, tag: str, board: str, starred: bool, chosen: str, shown: int,
-                     request: gr.Request) -> Any:  # fmt: skip
+    async def opened(
+        self, words: str, by: str, tag: str, board: str, starred: bool, chosen: str, shown: int, request: gr.Request
+    ) -> Any:
         listed = await self._listed(words, by, tag, board, starred, chosen, int(shown), request)
         return [*listed, self._boards(request), *self._chosen(chosen, request)]
 
-    async def select(self, words: str, by: str, tag: str, board: str, starred: bool, shown: int, event: gr.EventData,
-                     request: gr.Request) -> Any:  # fmt: skip
+    async def select(
+        self,
+        words: str,
+        by: str,
+        tag: str,
+        board: str,
+        starred: bool,
+        shown: int,
+        event: gr.EventData,
+        request: gr.Request,
+    ) -> Any:
         chosen = parts.picked(event)
         listed = await self._listed(words, by, tag, board, starred, chosen, int(shown), request)
         return [*listed, *self._chosen(chosen, request), chosen]
 
-    async def star(self, words: str, by: str, tag: str, board: str, starred: bool, chosen: str, shown: int,
-                   request: gr.Request) -> Any:  # fmt: skip
+    async def star(
+        self, words: str, by: str, tag: str, board: str, starred: bool, chosen: str, shown: int, request: gr.Request
+    ) -> Any:
         found = self._get(chosen, request)
         self.studio.pictures.change(found.id, found.owner, starred=not found.starred)
         gr.Info(said("unstarred" if found.starred else "starred", request))
         listed = await self._listed(words, by, tag, board, starred, chosen, int(shown), request)
         return [*listed, self._detail(self._get(chosen, request), request)]
 
-    async def _listed(self, words: str, by: str, tag: str, board: str, starred: bool, chosen: str, limit: int,
-                      request: gr.Request) -> list[Any]:  # fmt: skip
+    async def _listed(
+        self, words: str, by: str, tag: str, board: str, starred: bool, chosen: str, limit: int, request: gr.Request
+    ) -> list[Any]:
         """The line above the grid, the grid, and whether there is more."""
         owner, words = owner_of(request), (words or "").strip()
         wanted = Wanted(
-            owner=owner, words="" if by == "meaning" else words, tag=(tag or "").strip() or None,
-            board=None if board in (None, "", EVERY) else board, starred=starred or None,
-        )  # fmt: skip
+            owner=owner,
+            words="" if by == "meaning" else words,
+            tag=(tag or "").strip() or None,
+            board=None if board in (None, "", EVERY) else board,
+            starred=starred or None,
+        )
         line = ""
         if by == "meaning" and words:
             try:
@@ -214,11 +234,16 @@ class _Actions:
         asked = json.loads(found.recipe)["request"]
         sampler = " · ".join(str(asked[name]) for name in ("sampler", "schedule") if asked.get(name))
         rows = {
-            "prompt": found.prompt, "negative": asked.get("negative_prompt"), "model": found.model, "sampler": sampler,
-            "steps": asked.get("num_inference_steps"), "guidance": asked.get("guidance_scale"),
-            "size": f"{found.width} × {found.height}", "seed": str(found.seed),
+            "prompt": found.prompt,
+            "negative": asked.get("negative_prompt"),
+            "model": found.model,
+            "sampler": sampler,
+            "steps": asked.get("num_inference_steps"),
+            "guidance": asked.get("guidance_scale"),
+            "size": f"{found.width} × {found.height}",
+            "seed": str(found.seed),
             "painted": time.strftime("%Y-%m-%d %H:%M", time.localtime(found.created)),
-        }  # fmt: skip
+        }
         shown = parts.facts({said(name, request): value for name, value in rows.items()})
         return f'<div class="g-one">{parts.shot(found, small=True)}</div><div style="height:16px"></div>{shown}'
 

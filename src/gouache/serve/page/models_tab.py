@@ -56,8 +56,13 @@ def models_tab(studio: Studio, say: gr.I18n, page: gr.Blocks, tab: gr.Tab, field
         acts.choose, [chosen, fields["model"], fields["style"]], [models, detail, fields["style"]], **parts.QUIET
     )
     adapters.select(acts.insert, fields["prompt"], [fields["prompt"], tabs], **parts.QUIET)
-    gr.on([fetch["go"].click, fetch["repo"].submit], acts.pull, [fetch["repo"], fetch["variant"]],
-          [fetch["state"], timer], **parts.QUIET)  # fmt: skip
+    gr.on(
+        [fetch["go"].click, fetch["repo"].submit],
+        acts.pull,
+        [fetch["repo"], fetch["variant"]],
+        [fetch["state"], timer],
+        **parts.QUIET,
+    )
     fetch["stop"].click(acts.cancel, None, fetch["state"], **parts.QUIET)
     timer.tick(acts.look, None, [fetch["state"], timer], **parts.QUIET).then(
         acts.arrived, chosen, models, **parts.QUIET
@@ -72,8 +77,15 @@ def _pull_fields(say: gr.I18n) -> dict[str, Any]:
         go = gr.Button(say("pull"), variant="primary", elem_id="pull-button", min_width=110)
         stop = gr.Button(say("cancel"), elem_id="pull-cancel", min_width=90)
     state = gr.HTML(elem_id="pull-state")
-    return {"title": title, "repo": repo, "variant": variant, "go": go, "stop": stop, "state": state,
-            "timer": gr.Timer(1.0, active=False)}  # fmt: skip
+    return {
+        "title": title,
+        "repo": repo,
+        "variant": variant,
+        "go": go,
+        "stop": stop,
+        "state": state,
+        "timer": gr.Timer(1.0, active=False),
+    }
 
 
 class _Actions:
@@ -167,13 +179,18 @@ class _Actions:
             for name, part in said_all["parts"].items()
         )
         rows = {
-            "description": found.description, "family": found.family,
+            "description": found.description,
+            "family": found.family,
             "licence": found.licence or said("licence_unknown", request),
-            "parameters": short_count(found.parameters) if found.parameters else "", "parts": kinds,
-            "layout": said_all.get("layout"), "prediction": said_all.get("prediction"),
-            "styles": ", ".join(found.styles), "on_disk": parts.size_of(entry.size) if entry.size else "",
-            "hash": entry.sha256 or said("hash_unknown", request), "problem": found.error,
-        }  # fmt: skip
+            "parameters": short_count(found.parameters) if found.parameters else "",
+            "parts": kinds,
+            "layout": said_all.get("layout"),
+            "prediction": said_all.get("prediction"),
+            "styles": ", ".join(found.styles),
+            "on_disk": parts.size_of(entry.size) if entry.size else "",
+            "hash": entry.sha256 or said("hash_unknown", request),
+            "problem": found.error,
+        }
         table = parts.facts({said(key, request): value for key, value in rows.items()})
         return f'{parts.heading(entry.name)}<div style="height:12px"></div>{table}', _pretty(said_all)
 

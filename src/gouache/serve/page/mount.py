@@ -75,10 +75,23 @@ def mount_page(api: FastAPI, studio: Studio) -> None:
 
     page, words = build_page(studio)
     gr.mount_gradio_app(
-        api, page, path="/", theme=theme(), css=CSS, head=HEAD, i18n=words, auth_dependency=_owner, ssr_mode=False,
-        footer_links=[], max_file_size="32mb", pwa=False, enable_monitoring=False, allowed_paths=_shown(studio),
-        blocked_paths=[str(studio.settings.data / "studio.sqlite3")], show_error=True,
-    )  # fmt: skip
+        api,
+        page,
+        path="/",
+        theme=theme(),
+        css=CSS,
+        head=HEAD,
+        i18n=words,
+        auth_dependency=_owner,
+        ssr_mode=False,
+        footer_links=[],
+        max_file_size="32mb",
+        pwa=False,
+        enable_monitoring=False,
+        allowed_paths=_shown(studio),
+        blocked_paths=[str(studio.settings.data / "studio.sqlite3")],
+        show_error=True,
+    )
 
 
 def _shown(_studio: Studio) -> list[str]:
@@ -135,13 +148,19 @@ def policy(html: bytes) -> str:
     """
     hashes = " ".join(f"'sha256-{_digest(script)}'" for script in _INLINE.findall(html) if script)
     parts: dict[str, Any] = {
-        "default-src": "'self'", "script-src": f"'self' 'unsafe-eval' {hashes}".strip(),
+        "default-src": "'self'",
+        "script-src": f"'self' 'unsafe-eval' {hashes}".strip(),
         "style-src": "'self' 'unsafe-inline'",
-        "img-src": "'self' data: blob:", "font-src": "'self' data:", "connect-src": "'self'",
+        "img-src": "'self' data: blob:",
+        "font-src": "'self' data:",
+        "connect-src": "'self'",
         "media-src": "'self' blob:",
-        "worker-src": "'self' blob:", "object-src": "'none'", "base-uri": "'self'", "form-action": "'self'",
+        "worker-src": "'self' blob:",
+        "object-src": "'none'",
+        "base-uri": "'self'",
+        "form-action": "'self'",
         "frame-ancestors": "'none'",
-    }  # fmt: skip
+    }
     return "; ".join(f"{name} {value}" for name, value in parts.items())
 
 

@@ -62,8 +62,13 @@ def paint_tab(studio: Studio, say: gr.I18n, page: gr.Blocks, timer: gr.Timer) ->
         model = values.pop("model", AUTOMATIC)
         style = values.pop("style", AUTOMATIC)
         model = model if model in known else AUTOMATIC
-        return filled(values | {"model": gr.update(choices=model_choices(studio, say("automatic")), value=model),
-                                "style": styles_menu(studio, say, request, model, style)})  # fmt: skip
+        return filled(
+            values
+            | {
+                "model": gr.update(choices=model_choices(studio, say("automatic")), value=model),
+                "style": styles_menu(studio, say, request, model, style),
+            }
+        )
 
     shown = [view.line, view.stage, timer]
     buttons["paint"].click(submit, inputs, shown, **parts.QUIET)
@@ -91,9 +96,10 @@ def styles_menu(studio: Studio, say: gr.I18n, request: gr.Request, model: str | 
 def _fields(studio: Studio, say: gr.I18n) -> tuple[Fields, Fields]:
     fields: Fields = {
         "prompt": gr.Textbox(label=say("prompt"), placeholder=say("prompt_hint"), lines=3, elem_id="prompt"),
-        "style": gr.Radio([(say("no_style"), AUTOMATIC)], value=AUTOMATIC, label=say("style"), visible=False,
-                          elem_id="style"),
-    }  # fmt: skip
+        "style": gr.Radio(
+            [(say("no_style"), AUTOMATIC)], value=AUTOMATIC, label=say("style"), visible=False, elem_id="style"
+        ),
+    }
     with gr.Row(elem_classes="g-tight"):
         buttons: Fields = {
             "paint": gr.Button(say("paint"), variant="primary", elem_id="paint-button", scale=2, min_width=120),

@@ -20,9 +20,19 @@ from gouache.serve.studio import Studio
 AUTOMATIC = "-"
 DRAFT = "page_draft"
 NAMES = (
-    "prompt", "negative", "style", "model", "sampler", "schedule", "steps", "guidance", "width", "height", "count",
+    "prompt",
+    "negative",
+    "style",
+    "model",
+    "sampler",
+    "schedule",
+    "steps",
+    "guidance",
+    "width",
+    "height",
+    "count",
     "seed",
-)  # fmt: skip
+)
 """The fields of the Paint tab, in order."""
 SIDES = ("left", "right", "top", "bottom")
 Fields = dict[str, Any]
@@ -68,13 +78,18 @@ def settings_of(recipe_json: str) -> Fields:
     """The fields on the page that a recipe fills; the model stays as it is chosen."""
     request = json.loads(recipe_json)["request"]
     return {
-        "prompt": request.get("prompt", ""), "negative": request.get("negative_prompt", ""),
+        "prompt": request.get("prompt", ""),
+        "negative": request.get("negative_prompt", ""),
         "style": request.get("style") or AUTOMATIC,
-        "sampler": request.get("sampler") or AUTOMATIC, "schedule": request.get("schedule") or AUTOMATIC,
-        "steps": request.get("num_inference_steps") or 0, "guidance": request.get("guidance_scale") or 0,
-        "width": request.get("width") or 0, "height": request.get("height") or 0, "count": 1,
+        "sampler": request.get("sampler") or AUTOMATIC,
+        "schedule": request.get("schedule") or AUTOMATIC,
+        "steps": request.get("num_inference_steps") or 0,
+        "guidance": request.get("guidance_scale") or 0,
+        "width": request.get("width") or 0,
+        "height": request.get("height") or 0,
+        "count": 1,
         "seed": request.get("seed", -1),
-    }  # fmt: skip
+    }
 
 
 def filled(values: Mapping[str, Any]) -> list[Any]:

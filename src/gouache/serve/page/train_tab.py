@@ -113,18 +113,37 @@ def train_tab(studio: Studio, say: gr.I18n, page: gr.Blocks, tab: gr.Tab) -> Non
                     0, label=say("more_minutes"), minimum=0, visible=False, min_width=110, elem_id="run-more"
                 )
                 go_on = gr.Button(say("go_on"), size="sm", elem_id="run-resume", visible=False, min_width=90)
-                delete = gr.Button(say("delete_run"), variant="stop", size="sm", elem_id="run-delete", visible=False,
-                                   min_width=90)  # fmt: skip
+                delete = gr.Button(
+                    say("delete_run"), variant="stop", size="sm", elem_id="run-delete", visible=False, min_width=90
+                )
             chart = gr.HTML(elem_id="run-chart")
             samples = gr.HTML(elem_id="run-samples")
     chosen, seen, timer = gr.State(""), gr.State([]), gr.Timer(2.0, active=False)
     acts = _Actions(studio, say)
     shown = [runs, state, stop, more, go_on, delete, chart, samples, timer]
-    gr.on([page.load, tab.select], acts.opened, chosen,
-          [refused, allowed, fields["data_title"], fields["plan_title"], fields["set"], fields["model"], chosen,
-           *shown, seen], **parts.QUIET)  # fmt: skip
-    fields["upload"].upload(acts.upload, [fields["upload"], fields["upload_to"]],
-                            [fields["upload"], fields["set"], fields["note"]], **parts.QUIET)  # fmt: skip
+    gr.on(
+        [page.load, tab.select],
+        acts.opened,
+        chosen,
+        [
+            refused,
+            allowed,
+            fields["data_title"],
+            fields["plan_title"],
+            fields["set"],
+            fields["model"],
+            chosen,
+            *shown,
+            seen,
+        ],
+        **parts.QUIET,
+    )
+    fields["upload"].upload(
+        acts.upload,
+        [fields["upload"], fields["upload_to"]],
+        [fields["upload"], fields["set"], fields["note"]],
+        **parts.QUIET,
+    )
     fields["start"].click(acts.start, [fields[name] for name in STARTED], [chosen, *shown, seen], **parts.QUIET)
     fields["stage"].input(acts.staged, fields["stage"], fields["model"], **parts.QUIET)
     runs.select(acts.select, None, [chosen, *shown, seen], **parts.QUIET)
@@ -147,8 +166,10 @@ def _fields(say: gr.I18n) -> dict[str, Any]:
     found["set"] = gr.Dropdown([], label=say("set"), elem_id="train-set")
     found["stage"] = gr.Radio(
         [(say("stage_denoiser"), "denoiser"), (say("stage_decoder"), "decoder"), (say("stage_vae"), "vae")],
-        value="denoiser", label=say("stage"), elem_id="train-stage",
-    )  # fmt: skip
+        value="denoiser",
+        label=say("stage"),
+        elem_id="train-stage",
+    )
     found["model"] = gr.Dropdown([], label=say("start_from"), elem_id="train-model")
     with gr.Row(elem_classes="g-tight"):
         found["name"] = gr.Textbox(
@@ -182,8 +203,7 @@ class _Actions:
         titles = [
             parts.heading(said(f"{key}_title", request), said(f"{key}_text", request)) for key in ("data", "plan")
         ]
-        return ["", gr.update(visible=True), *titles, self._sets(request), models,
-                *self._chosen(chosen, request)]  # fmt: skip
+        return ["", gr.update(visible=True), *titles, self._sets(request), models, *self._chosen(chosen, request)]
 
     def upload(self, files: list[str] | None, name: str, request: gr.Request) -> Any:
         self._check(request)
@@ -201,9 +221,17 @@ class _Actions:
         return gr.update(visible=stage != "vae")  # Which starts from nothing.
 
     def start(
-        self, data: str | None, stage: str, model: str | None, name: str, minutes: float, size: int, rate: float,
-        batch: int, request: gr.Request,
-    ) -> Any:  # fmt: skip
+        self,
+        data: str | None,
+        stage: str,
+        model: str | None,
+        name: str,
+        minutes: float,
+        size: int,
+        rate: float,
+        batch: int,
+        request: gr.Request,
+    ) -> Any:
         owner = self._check(request)
         if not data:
             raise gr.Error(said("choose_set", request))
@@ -211,10 +239,16 @@ class _Actions:
             raise gr.Error(said("name_run", request))
         try:
             run = self.training.start(
-                owner=owner, name=name, stage=next(one for one in STAGES if one == stage), data=data,
-                minutes=float(minutes or 0), model=model, size=int(size or 0) or None,
-                learning_rate=float(rate or 0) or None, batch_size=int(batch or 1),
-            )  # fmt: skip
+                owner=owner,
+                name=name,
+                stage=next(one for one in STAGES if one == stage),
+                data=data,
+                minutes=float(minutes or 0),
+                model=model,
+                size=int(size or 0) or None,
+                learning_rate=float(rate or 0) or None,
+                batch_size=int(batch or 1),
+            )
         except GouacheError as error:
             raise gr.Error(str(error)) from error
         return self._chosen(run.plan.name, request)

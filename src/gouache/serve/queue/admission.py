@@ -116,8 +116,12 @@ def _check_controls(request: Request) -> None:
             near = unknown_name("control", name, [file.name for file in usable_controls()])
             raise ModelNotFound("control", given=repr(name), expected=near.expected, cure=near.cure) from error
         except InvalidInput as error:
-            raise InvalidInput("control", given=f"{name!r}, which several files are called",
-                               expected="the name of one file", cure="Rename one of them.") from error  # fmt: skip
+            raise InvalidInput(
+                "control",
+                given=f"{name!r}, which several files are called",
+                expected="the name of one file",
+                cure="Rename one of them.",
+            ) from error
 
 
 UPSCALERS = ("latent", "latent-bicubic", "latent-nearest", "lanczos", "model")

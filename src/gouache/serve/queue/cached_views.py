@@ -26,13 +26,22 @@ _NAMES = [column.name for column in COLUMNS]
 # Only names of our own columns are in it.
 _JOB = f"SELECT {', '.join(_NAMES)} FROM jobs WHERE id = ?"  # nosec B608
 _PICTURES = "SELECT id FROM pictures WHERE job = ? AND deleted IS NULL ORDER BY number"
-_POSITION = (
-    "SELECT count(*) FROM jobs WHERE state = 'queued' AND (priority > ? OR (priority = ? AND seq < ?))"
-)  # fmt: skip
+_POSITION = "SELECT count(*) FROM jobs WHERE state = 'queued' AND (priority > ? OR (priority = ? AND seq < ?))"
 _VERSION = {"sqlite": "PRAGMA data_version", "postgresql": "SELECT pg_current_snapshot()::text"}
 _SHOWN = (
-    "id", "state", "source", "label", "priority", "created", "started", "finished", "attempts", "step", "steps", "seq",
-)  # fmt: skip
+    "id",
+    "state",
+    "source",
+    "label",
+    "priority",
+    "created",
+    "started",
+    "finished",
+    "attempts",
+    "step",
+    "steps",
+    "seq",
+)
 
 
 class Glance:
@@ -107,10 +116,15 @@ def _read(connection: Connection, job_id: str) -> tuple[str, bytes]:
     if job.state == "queued":
         position = ask(connection, _POSITION, job.priority, job.priority, job.seq).scalar_one()
     values: dict[str, Any] = {name: getattr(job, name) for name in _SHOWN} | {
-        "cancel_requested": job.cancel_requested, "position": position, "progress": job.fraction,
-        "eta_seconds": job.eta(time.time()), "picture": len(pictures), "picture_count": job.pictures,
-        "pictures": pictures, "error": job.complaint(),
-    }  # fmt: skip
+        "cancel_requested": job.cancel_requested,
+        "position": position,
+        "progress": job.fraction,
+        "eta_seconds": job.eta(time.time()),
+        "picture": len(pictures),
+        "picture_count": job.pictures,
+        "pictures": pictures,
+        "error": job.complaint(),
+    }
     return job.owner, f'{json.dumps(values)[:-1]}, "request": {_whole(job.request)}}}'.encode()
 
 

@@ -38,8 +38,16 @@ class Leases:
             seq = self._next(connection)
             if seq is None:
                 return None
-            values = {"state": "running", "worker": worker, "lease_until": now + lease, "started": now,
-                      "attempts": jobs.c.attempts + 1, "picture": 0, "step": 0, "steps": 0}  # fmt: skip
+            values = {
+                "state": "running",
+                "worker": worker,
+                "lease_until": now + lease,
+                "started": now,
+                "attempts": jobs.c.attempts + 1,
+                "picture": 0,
+                "step": 0,
+                "steps": 0,
+            }
             taken = update(jobs).where(jobs.c.seq == seq).values(values).returning(*COLUMNS)
             job = Job(**connection.execute(taken).one()._mapping)
             upsert(connection, turns, {"owner": job.owner}, {"served": now})
@@ -94,8 +102,14 @@ class Leases:
 
     def finish(self, connection: Connection, job: Job) -> bool:
         """Mark it done, inside the transaction that lists its last picture; False if the lease is lost."""
-        values = {"state": "done", "finished": time.time(), "worker": None, "lease_until": None,
-                  "picture": jobs.c.pictures, "step": 0}  # fmt: skip
+        values = {
+            "state": "done",
+            "finished": time.time(),
+            "worker": None,
+            "lease_until": None,
+            "picture": jobs.c.pictures,
+            "step": 0,
+        }
         if not connection.execute(_held(job).values(values)).rowcount:
             return False
         connection.execute(delete(previews).where(previews.c.job == job.id))
@@ -178,9 +192,14 @@ def _recover_one(connection: Connection, job_id: str, attempts: int, *, cancel: 
         connection.execute(one.values(state="cancelled", finished=time.time(), worker=None, lease_until=None))
         note(connection, job_id, "cancelled")
     elif attempts >= MAX_ATTEMPTS:
-        error = {"kind": "WorkerError", "where": "worker", "given": f"{attempts} attempts that took the worker down",
-                 "expected": "a job that lets it live", "cure": "Ask for less at once, then retry the job.",
-                 "message": f"the worker died {attempts} times while painting this job"}  # fmt: skip
+        error = {
+            "kind": "WorkerError",
+            "where": "worker",
+            "given": f"{attempts} attempts that took the worker down",
+            "expected": "a job that lets it live",
+            "cure": "Ask for less at once, then retry the job.",
+            "message": f"the worker died {attempts} times while painting this job",
+        }
         values = {"state": "failed", "finished": time.time(), "error": json.dumps(error)}
         connection.execute(one.values(**values, worker=None, lease_until=None))
         note(connection, job_id, "failed")

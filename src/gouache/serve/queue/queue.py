@@ -61,11 +61,18 @@ class Jobs:
             Conflict: the key was used for another request.
         """
         values = {
-            "id": uuid.uuid4().hex, "state": "queued", "owner": owner, "source": source, "label": label[:256],
-            "priority": priority, "request": request.to_json(), "idempotency_key": key, "created": time.time(),
+            "id": uuid.uuid4().hex,
+            "state": "queued",
+            "owner": owner,
+            "source": source,
+            "label": label[:256],
+            "priority": priority,
+            "request": request.to_json(),
+            "idempotency_key": key,
+            "created": time.time(),
             "fingerprint": fingerprint or fingerprint_of(request.to_json()),
             "pictures": request.count * (request.interpolation.frames if request.interpolation else 1),
-        }  # fmt: skip
+        }
         try:
             with self.database.write() as connection:
                 old = self._by_key(connection, owner, key)
@@ -81,9 +88,11 @@ class Jobs:
                 raise
         if old[1] != values["fingerprint"]:
             raise Conflict(
-                "idempotency key", given=repr(key), expected="a key that was not used for another request",
+                "idempotency key",
+                given=repr(key),
+                expected="a key that was not used for another request",
                 cure="Make a new key for a new request.",
-            )  # fmt: skip
+            )
         return self.get(old[0]), False
 
     def _by_key(self, connection: Connection | None, owner: str, key: str | None) -> tuple[str, str] | None:
@@ -142,9 +151,12 @@ class Jobs:
         """Jobs, newest first; `before` is the `seq` to go on from."""
         query = select(*COLUMNS).order_by(jobs.c.seq.desc()).limit(limit)
         for wanted, clause in (
-            (owner, jobs.c.owner == owner), (states, jobs.c.state.in_(states)), (source, jobs.c.source == source),
-            (label, jobs.c.label == label), (before, jobs.c.seq < (before or 0)),
-        ):  # fmt: skip
+            (owner, jobs.c.owner == owner),
+            (states, jobs.c.state.in_(states)),
+            (source, jobs.c.source == source),
+            (label, jobs.c.label == label),
+            (before, jobs.c.seq < (before or 0)),
+        ):
             query = query.where(clause) if wanted else query
         return [Job(**row._mapping) for row in self.database.rows(query)]
 
@@ -214,8 +226,16 @@ class Jobs:
         with self.database.write() as connection:
             self._check_room(connection, job.owner)
             ended = update(jobs).where(jobs.c.id == job_id, jobs.c.state.in_(("failed", "cancelled")))
-            values = {"state": "queued", "attempts": 0, "error": None, "finished": None, "started": None,
-                      "cancel_requested": False, "step": 0, "picture": 0}  # fmt: skip
+            values = {
+                "state": "queued",
+                "attempts": 0,
+                "error": None,
+                "finished": None,
+                "started": None,
+                "cancel_requested": False,
+                "step": 0,
+                "picture": 0,
+            }
             if not connection.execute(ended.values(values)).rowcount:
                 raise Conflict("job", given=f"a job that is {job.state}", expected="one that failed or was cancelled")
             # An old "keep" must not speak for a cancellation to come.

@@ -63,15 +63,21 @@ class Enlarging:
         finally:
             await asyncio.to_thread(remove, self.database, self.vault, errand)
         raise NobodyAnswers(
-            "upscaler", given=f"no answer for {self.patience:g} s", expected="a worker that runs",
+            "upscaler",
+            given=f"no answer for {self.patience:g} s",
+            expected="a worker that runs",
             cure="Use Lanczos, or start a worker.",
-        )  # fmt: skip
+        )
 
     def _write_down(self, errand: str, png: bytes, factor: float, model: str) -> None:
         waiting = self.database.row(select(func.count()).select_from(errands).where(~errands.c.done))
         if waiting is not None and waiting[0] >= MOST_WAITING:
-            raise QueueFull("upscaler", given=waiting[0], expected=f"fewer than {MOST_WAITING} pictures that wait",
-                            cure="Try again later.")  # fmt: skip
+            raise QueueFull(
+                "upscaler",
+                given=waiting[0],
+                expected=f"fewer than {MOST_WAITING} pictures that wait",
+                cure="Try again later.",
+            )
         self.vault.check_room()
         self.vault.keep("errands", asked_file(errand), png)
         with self.database.write(durable=False) as connection:

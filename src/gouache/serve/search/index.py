@@ -139,6 +139,8 @@ def packed(vector: Vectors) -> bytes:
 
 def _nothing_to_compare() -> ModelNotFound:
     return ModelNotFound(
-        "meaning", given="neither a picture tower nor a trained model", expected="one of them",
+        "meaning",
+        given="neither a picture tower nor a trained model",
+        expected="one of them",
         cure="Start the server with --search-tower FILE, or search by words.",
-    )  # fmt: skip
+    )

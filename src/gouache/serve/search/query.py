@@ -85,9 +85,11 @@ class Meaning:
             # The bell rings for workers of this server; those of others are only seen by looking.
             await within(ticket, 0.1)
         raise NobodyAnswers(
-            "meaning", given=f"no answer for {self.patience:g} s", expected="a worker that runs",
+            "meaning",
+            given=f"no answer for {self.patience:g} s",
+            expected="a worker that runs",
             cure="Search by words, or start a worker.",
-        )  # fmt: skip
+        )
 
     def _check_room(self) -> None:
         """Where nobody answers, questions must not fill the store."""

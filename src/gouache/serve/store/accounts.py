@@ -64,9 +64,10 @@ class Accounts:
         """
         if len(password) < SHORTEST_PASSWORD or ":" in name or not name:
             raise InvalidInput(
-                "account", given=f"name {name!r} and a password of {len(password)} characters",
+                "account",
+                given=f"name {name!r} and a password of {len(password)} characters",
                 expected=f"a name without a colon and at least {SHORTEST_PASSWORD} characters",
-            )  # fmt: skip
+            )
         with self.database.write() as connection:
             upsert(connection, accounts, {"name": name}, {"password": _hashed(password), "created": time.time()})
 

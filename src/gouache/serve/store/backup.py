@@ -17,9 +17,18 @@ from gouache.serve.store.database import Database
 from gouache.serve.store.files import Shelf, Vault
 
 KEPT: tuple[Table, ...] = (
-    tables.accounts, tables.tokens, tables.options, tables.presets, tables.boards, tables.turns, tables.jobs,
-    tables.events, tables.pictures, tables.tags, tables.models,
-)  # fmt: skip
+    tables.accounts,
+    tables.tokens,
+    tables.options,
+    tables.presets,
+    tables.boards,
+    tables.turns,
+    tables.jobs,
+    tables.events,
+    tables.pictures,
+    tables.tags,
+    tables.models,
+)
 """In an order in which rows refer only to earlier tables."""
 SHELVES: tuple[Shelf, ...] = ("pictures", "attachments")
 _NUMBERED = (tables.jobs, tables.events, tables.pictures)

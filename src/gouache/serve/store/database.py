@@ -38,10 +38,11 @@ class Database:
             self._prepare()
         except (ArgumentError, OperationalError, IntegrityError, ImportError) as error:
             raise StoreError(
-                "store", given=type(error).__name__ + f": {str(error).splitlines()[0]}",
+                "store",
+                given=type(error).__name__ + f": {str(error).splitlines()[0]}",
                 expected="a SQLite file that can be written or a reachable PostgreSQL database",
                 cure="Check the URL, the folder's permissions, and that the server runs.",
-            ) from error  # fmt: skip
+            ) from error
 
     def _prepare(self) -> None:
         try:
@@ -135,9 +136,11 @@ def _check_version(connection: Connection) -> None:
     found = connection.execute(select(tables.meta.c.value).where(tables.meta.c.key == "schema")).scalar_one()
     if found != tables.SCHEMA:
         raise StoreError(
-            "store", given=f"tables of version {found}", expected=f"version {tables.SCHEMA}",
+            "store",
+            given=f"tables of version {found}",
+            expected=f"version {tables.SCHEMA}",
             cure="Use the version of gouache that made it, or another store.",
-        )  # fmt: skip
+        )
 
 
 def ask(connection: Connection, statement: str, *values: object) -> CursorResult[Any]:

@@ -62,9 +62,11 @@ class Vault:
         free = shutil.disk_usage(self.root).free
         if free < self.reserve:
             raise NoRoom(
-                "disk", given=f"{free // 2**20} MiB free", expected=f"at least {self.reserve // 2**20} MiB",
+                "disk",
+                given=f"{free // 2**20} MiB free",
+                expected=f"at least {self.reserve // 2**20} MiB",
                 cure="Make room in the data folder.",
-            )  # fmt: skip
+            )
 
     def path(self, shelf: Shelf, name: str) -> Path:
         """Where a file lies.

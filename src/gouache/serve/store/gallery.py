@@ -119,12 +119,21 @@ def row_of(
 ) -> dict[str, object]:
     """The columns of a new picture."""
     return {
-        "id": picture_id(job, number, partial=partial), "job": job.id, "number": number, "owner": job.owner,
+        "id": picture_id(job, number, partial=partial),
+        "job": job.id,
+        "number": number,
+        "owner": job.owner,
         "created": time.time(),
-        "file": file, "bytes": len(data), "sha256": sha256(data).hexdigest(), "width": size[0], "height": size[1],
-        "prompt": recipe.request.prompt, "seed": recipe.request.seed or 0, "model": recipe.model.name,
+        "file": file,
+        "bytes": len(data),
+        "sha256": sha256(data).hexdigest(),
+        "width": size[0],
+        "height": size[1],
+        "prompt": recipe.request.prompt,
+        "seed": recipe.request.seed or 0,
+        "model": recipe.model.name,
         "recipe": recipe.to_json(),
-    }  # fmt: skip
+    }
 
 
 class Pictures:

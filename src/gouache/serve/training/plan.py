@@ -83,9 +83,19 @@ def commands(plan: Plan, folder: Path, source: Path) -> dict[str, list[str]]:
     config, pictures = str(folder / CONFIG), str(folder / "pictures")
     steps = {
         "data": ["data", "build", "pictures", pictures, "--from", str(source), "--size", str(plan.size)],
-        "train": ["train", plan.table, "--config", config, "--data", pictures, "--out", str(folder),
-                  "--minutes", f"{plan.minutes:g}"],
-    }  # fmt: skip
+        "train": [
+            "train",
+            plan.table,
+            "--config",
+            config,
+            "--data",
+            pictures,
+            "--out",
+            str(folder),
+            "--minutes",
+            f"{plan.minutes:g}",
+        ],
+    }
     if plan.start is not None:
         steps["pack"] = ["pack", str(folder), str(folder / "model"), "--config", config, "--name", plan.name]
     return steps

@@ -109,9 +109,13 @@ class _Session:
         with (self.folder / OUTPUT).open("wb") as output:
             # Painting goes before training where both want the same processors.
             self.child = subprocess.Popen(
-                [sys.executable, "-m", "gouache", *arguments], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
-                pass_fds=(lock,), preexec_fn=_be_nice,
-            )  # fmt: skip
+                [sys.executable, "-m", "gouache", *arguments],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+                pass_fds=(lock,),
+                preexec_fn=_be_nice,
+            )
         self._change(step=step, child=self.child.pid, since=0.0)
         if self.stopping:
             self.child.send_signal(signal.SIGTERM)

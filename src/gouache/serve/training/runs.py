@@ -128,14 +128,21 @@ class TrainingRuns:
         entry = self.shelf.find(model) if stage != "vae" else None
         plan = Plan.from_dict(
             {
-                "name": name, "stage": stage, "data": counted.name, "pictures": counted.pictures,
-                "model": entry.name if entry else "", "start": place_of(entry) if entry else None,
-                "size": size or (side_of(entry) if entry else 128), "minutes": minutes,
-                "learning_rate": learning_rate or RATES[stage], "batch_size": batch_size, "created": time.time(),
+                "name": name,
+                "stage": stage,
+                "data": counted.name,
+                "pictures": counted.pictures,
+                "model": entry.name if entry else "",
+                "start": place_of(entry) if entry else None,
+                "size": size or (side_of(entry) if entry else 128),
+                "minutes": minutes,
+                "learning_rate": learning_rate or RATES[stage],
+                "batch_size": batch_size,
+                "created": time.time(),
                 "owner": owner,
             },
             where="training",
-        )  # fmt: skip
+        )
         self._refuse_a_second()
         folder = self.root / name
         if folder.exists() or (self.models / name).exists():
@@ -254,9 +261,12 @@ class TrainingRuns:
         source = self.sets.root / plan.data
         # It detaches itself and returns when it holds its lock: Ctrl+C at the server's terminal is not for it.
         subprocess.run(
-            [*self.process, str(folder), str(self.models), str(source)], stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False,
-        )  # fmt: skip
+            [*self.process, str(folder), str(self.models), str(source)],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
 
     def _folder(self, name: str) -> Path:
         folder = self.root / checked_name("run", name)

@@ -20,9 +20,16 @@ MOST_FILES = 20_000
 MOST_BYTES = 512 * 2**20
 """Of one zip, unpacked: all of it is looked at in memory before anything is written."""
 BROKEN = (
-    zipfile.BadZipFile, zipfile.LargeZipFile, zlib.error, lzma.LZMAError, OSError, NotImplementedError, RuntimeError,
-    EOFError, UnicodeError,
-)  # fmt: skip
+    zipfile.BadZipFile,
+    zipfile.LargeZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    OSError,
+    NotImplementedError,
+    RuntimeError,
+    EOFError,
+    UnicodeError,
+)
 """What Python's reader raises for zips that are damaged, locked or packed in a way that it does not know."""
 _NAME = re.compile(r"\w[\w .()-]{0,79}")
 _FILE = re.compile(r"[^.\x00-\x1f/\\:*?\"<>|][^\x00-\x1f/\\:*?\"<>|]{0,119}")

@@ -185,14 +185,26 @@ class Worker:
 
 def complaint(error: GouacheError) -> dict[str, str]:
     """An error in the parts that every interface shows."""
-    return {"kind": type(error).__name__, "where": error.where, "given": str(error.given), "expected": error.expected,
-            "cure": error.cure, "message": str(error)}  # fmt: skip
+    return {
+        "kind": type(error).__name__,
+        "where": error.where,
+        "given": str(error.given),
+        "expected": error.expected,
+        "cure": error.cure,
+        "message": str(error),
+    }
 
 
 def _plain(where: str, given: str, expected: str, cure: str) -> dict[str, str]:
     message = f"{where}: given {given}, expected {expected}. {cure}".strip()
-    return {"kind": "WorkerError", "where": where, "given": given, "expected": expected, "cure": cure,
-            "message": message}  # fmt: skip
+    return {
+        "kind": "WorkerError",
+        "where": where,
+        "given": given,
+        "expected": expected,
+        "cure": cure,
+        "message": message,
+    }
 
 
 def main(open_model: OpenModel = open_pipeline) -> None:

@@ -76,8 +76,9 @@ class Bucketed:
     def _draw(self, number: int) -> tuple[int, int]:
         shares = np.array([len(rows) for rows in self._rows], np.float64)
         while len(self._drawn) <= number:
-            generator = np.random.Generator(np.random.Philox(key=[self.seed & (2**63 - 1), len(self._drawn) // BLOCK],
-                                                             counter=[0, 0, 0, 7]))  # fmt: skip
+            generator = np.random.Generator(
+                np.random.Philox(key=[self.seed & (2**63 - 1), len(self._drawn) // BLOCK], counter=[0, 0, 0, 7])
+            )
             for kind in generator.choice(len(shares), BLOCK, p=shares / shares.sum()).tolist():
                 self._drawn.append((kind, self._counts[kind]))
                 self._counts[kind] += 1
@@ -126,6 +127,8 @@ def check_square(data: object, stage: str) -> None:
     if len(shapes) > 1 or any(height != width for height, width in shapes):
         given = ", ".join(f"{width}x{height}" for height, width in sorted(shapes))
         raise DataError(
-            f"stage {stage}", given=f"pictures or latents of {given}", expected="one square size",
+            f"stage {stage}",
+            given=f"pictures or latents of {given}",
+            expected="one square size",
             cure="Build the data without --buckets, or train a denoiser without a draft (draft_channels = 0).",
-        )  # fmt: skip
+        )

@@ -143,17 +143,21 @@ def open_sources(folder: Path, config: DataConfig, *, batch: int = ENCODED_TOGET
     """
     if not folder.is_dir():
         raise DataError(
-            str(folder), given="no such folder", expected="a data set",
+            str(folder),
+            given="no such folder",
+            expected="a data set",
             cure=f"Build it first: gouache data build stickers DIR, or build pictures DIR --from {folder}.",
-        )  # fmt: skip
+        )
     if (folder / "records.jsonl").is_file() and not (folder / "pictures.npy").is_file():
         return _packed_sources(PackedPictures.open(folder), config, batch)
     stickers = open_stickers(folder, config)
     if config.flip or config.templates:
         raise ConfigError(
-            "data.flip and data.templates", given="one of them for the recipe stickers", expected="your own pictures",
+            "data.flip and data.templates",
+            given="one of them for the recipe stickers",
+            expected="your own pictures",
             cure="Leave them out: the recipe has captions and flips of its own.",
-        )  # fmt: skip
+        )
     stream = StickerStream(stickers, config.seed, scene_share=config.scene_share, zh_share=config.zh_share)
     held_out, plain = (PlainStickers(stickers, stream.fingerprint, split) for split in ("held_out", "train"))
     return Sources(StreamSource(stream), held_out, plain)
@@ -168,9 +172,11 @@ def open_stickers(folder: Path, config: DataConfig) -> Stickers:
     stickers = Stickers.open(folder)
     if stickers.size != config.size:
         raise DataError(
-            str(folder), given=f"pictures of {stickers.size} pixels", expected=f"{config.size}, as [data] size says",
+            str(folder),
+            given=f"pictures of {stickers.size} pixels",
+            expected=f"{config.size}, as [data] size says",
             cure=f"Build it with --size {config.size}.",
-        )  # fmt: skip
+        )
     return stickers
 
 
@@ -178,9 +184,11 @@ def _packed_sources(pictures: PackedPictures, config: DataConfig, batch: int) ->
     if not all(_fits(bucket, config.size) for bucket in pictures.buckets):
         given = f"pictures of {', '.join(pictures.manifest.counts)} pixels"
         raise DataError(
-            str(pictures.folder), given=given, expected=f"{config.size}x{config.size}, or buckets of about its area",
+            str(pictures.folder),
+            given=given,
+            expected=f"{config.size}x{config.size}, or buckets of about its area",
             cure=f"Build it with --size {config.size}, as [data] size says.",
-        )  # fmt: skip
+        )
     variety = Variety(config.flip, config.templates)
     held_out, plain = (PlainPictures(pictures, split) for split in ("held_out", "train"))
     if len(pictures.buckets) > 1:
@@ -197,7 +205,9 @@ def _fits(bucket: Bucket, size: int) -> bool:
 def _stacked(examples: list[Example]) -> Captioned:
     if len(shapes := {example.picture.shape[:2] for example in examples}) > 1:
         raise DataError(
-            "pictures", given=f"a batch of {sorted(shapes)}", expected="one shape a batch",
+            "pictures",
+            given=f"a batch of {sorted(shapes)}",
+            expected="one shape a batch",
             cure="Resume with the batch_size that the run was started with.",
-        )  # fmt: skip
+        )
     return Captioned(np.stack([example.picture for example in examples]), [example.caption for example in examples])

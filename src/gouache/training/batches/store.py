@@ -114,15 +114,20 @@ class EncodedStore:
         shards = [folder / f"{start:09d}.safetensors" for start in range(0, count, SHARD)]
         if missing := [shard for shard in shards if not shard.exists()]:
             raise DataError(
-                str(folder), given=f"{len(missing)} of {len(shards)} shards missing", expected=f"{count} examples",
+                str(folder),
+                given=f"{len(missing)} of {len(shards)} shards missing",
+                expected=f"{count} examples",
                 cure="Encode the data first; what is there is kept.",
-            )  # fmt: skip
+            )
         self.shards = [SafetensorsFile(shard) for shard in shards]
         self.shapes = [shape for shard in self.shards for shape in _shapes(shard)]
         empty = load_tensors(folder / "empty.safetensors")
         self.length = max(int(s.read("offsets").diff().max()) for s in self.shards)
-        self.empty = TextStates(empty["context"][None].float(), torch.ones(1, len(empty["context"]), dtype=torch.bool),
-                                empty["pooled"].float())  # fmt: skip
+        self.empty = TextStates(
+            empty["context"][None].float(),
+            torch.ones(1, len(empty["context"]), dtype=torch.bool),
+            empty["pooled"].float(),
+        )
 
     def __len__(self) -> int:
         return self.count

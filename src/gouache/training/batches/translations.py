@@ -79,15 +79,34 @@ def _normalised(words: Mapping[int, float]) -> dict[int, float]:
 CHINESE, BEYOND_LATIN = 0x2E80, 0x2000
 """First code points of Chinese, Japanese and Korean writing, and of signs beyond the Latin ones."""
 COLOURS = {
-    "red": "红色", "orange": "橙色", "yellow": "黄色", "green": "绿色", "blue": "蓝色", "light blue": "浅蓝色",
-    "purple": "紫色", "pink": "粉色", "brown": "棕色", "black": "黑色", "white": "白色", "gray": "灰色",
-    "cyan": "青色", "teal": "蓝绿色", "gold": "金色",
-}  # fmt: skip
+    "red": "红色",
+    "orange": "橙色",
+    "yellow": "黄色",
+    "green": "绿色",
+    "blue": "蓝色",
+    "light blue": "浅蓝色",
+    "purple": "紫色",
+    "pink": "粉色",
+    "brown": "棕色",
+    "black": "黑色",
+    "white": "白色",
+    "gray": "灰色",
+    "cyan": "青色",
+    "teal": "蓝绿色",
+    "gold": "金色",
+}
 NUMBERS_ZH = {2: "两个", 3: "三个", 4: "四个", 5: "五个"}
 PLACES_ZH = {
-    "top left": "在左上角", "top": "在上方", "top right": "在右上角", "left": "在左边", "center": "在中间",
-    "right": "在右边", "bottom left": "在左下角", "bottom": "在下方", "bottom right": "在右下角",
-}  # fmt: skip
+    "top left": "在左上角",
+    "top": "在上方",
+    "top right": "在右上角",
+    "left": "在左边",
+    "center": "在中间",
+    "right": "在右边",
+    "bottom left": "在左下角",
+    "bottom": "在下方",
+    "bottom right": "在右下角",
+}
 RELATIONS_ZH = {"left": "左边", "right": "右边", "above": "上面", "below": "下面"}
 SIZES = {"small": "小", "big": "大", "large": "大", "tiny": "很小的"}
 

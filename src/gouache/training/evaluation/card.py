@@ -226,9 +226,11 @@ def _evaluation(path: Path, sha256: str) -> Values:
         raise DataError(str(path), given="something else", expected="the JSON of gouache eval") from error
     if not known or values.get("model_sha256") != sha256:
         raise DataError(
-            str(path), given=f"figures of the model {str(values.get('model_sha256'))[:16]}",
-            expected=f"of {sha256[:16]}, the model of this card", cure="Run gouache eval on this model.",
-        )  # fmt: skip
+            str(path),
+            given=f"figures of the model {str(values.get('model_sha256'))[:16]}",
+            expected=f"of {sha256[:16]}, the model of this card",
+            cure="Run gouache eval on this model.",
+        )
     return dict(values)
 
 
@@ -240,10 +242,16 @@ def _figures(values: Values, source: str) -> str:
     goals = [row for goal in GOALS if (row := _goal_row(goal, figures, steps)) is not None]
     text = _table("Figures", ("what", "reached", "95 % interval", "n", "goal", "met"), goals)
     rest = [
-        (str(f["name"]), str(f["group"]), _setting(f), f"{f['value']:.4g}", f"{f['low']:.4g} to {f['high']:.4g}",
-         str(f["count"]))
+        (
+            str(f["name"]),
+            str(f["group"]),
+            _setting(f),
+            f"{f['value']:.4g}",
+            f"{f['low']:.4g} to {f['high']:.4g}",
+            str(f["count"]),
+        )
         for f in figures
-    ]  # fmt: skip
+    ]
     head = ("figure", "on", "painted with", "value", "interval", "n")
     described = ", ".join(f"{name} {value}" for name, value in values.items() if name != "figures")
     return (

@@ -44,9 +44,14 @@ class Figure:
         prior += f", best of {self.best_of}" if self.best_of > 1 else ""
         steps = "" if self.steps is None else str(self.steps)
         return (
-            self.name, self.group, steps, prior, f"{value.value:.4g}", f"{value.low:.4g} to {value.high:.4g}",
+            self.name,
+            self.group,
+            steps,
+            prior,
+            f"{value.value:.4g}",
+            f"{value.low:.4g} to {value.high:.4g}",
             str(value.count),
-        )  # fmt: skip
+        )
 
 
 @dataclass(frozen=True, slots=True)

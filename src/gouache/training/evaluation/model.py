@@ -41,9 +41,10 @@ def ssim(picture: Tensor, target: Tensor, *, peak: float = 2.0) -> Tensor:
     """
     if picture.shape != target.shape or picture.ndim != 4 or min(picture.shape[2:]) < WINDOW:
         raise ShapeMismatch(
-            "pictures", given=f"{tuple(picture.shape)} and {tuple(target.shape)}",
+            "pictures",
+            given=f"{tuple(picture.shape)} and {tuple(target.shape)}",
             expected=f"the same [B,C,H,W] with sides of {WINDOW} or more",
-        )  # fmt: skip
+        )
     x, y = picture.double(), target.double()
     mean_x, mean_y = _blur(x), _blur(y)
     variance_x, variance_y = _blur(x * x) - mean_x**2, _blur(y * y) - mean_y**2

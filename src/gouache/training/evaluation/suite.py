@@ -146,11 +146,17 @@ class _Evaluation:
         """All figures with their circumstances."""
         settings = self.settings
         described: dict[str, str | int] = {
-            "model": self.bundle.name or self.bundle.family, "model_sha256": self.bundle.sha256,
-            "judge_sha256": self.judge.sha256, "data_sha256": self.stickers.manifest.sha256.get("pictures.npy", ""),
-            "limit": settings.limit, "captions": self.court.captions, "reference": len(self.reference),
-            "seed": settings.seed, "default_steps": self.usual.steps, "interval": "95 % percentile bootstrap",
-        }  # fmt: skip
+            "model": self.bundle.name or self.bundle.family,
+            "model_sha256": self.bundle.sha256,
+            "judge_sha256": self.judge.sha256,
+            "data_sha256": self.stickers.manifest.sha256.get("pictures.npy", ""),
+            "limit": settings.limit,
+            "captions": self.court.captions,
+            "reference": len(self.reference),
+            "seed": settings.seed,
+            "default_steps": self.usual.steps,
+            "interval": "95 % percentile bootstrap",
+        }
         return Evaluation(tuple(self.figures), described, self._sheet())
 
     @property
@@ -224,9 +230,11 @@ class _Evaluation:
         chosen = np.random.default_rng(self.settings.seed + 1).permutation(rows)[: self.settings.reference]
         if len(chosen) < 2:
             raise DataError(
-                str(self.stickers.folder), given=f"{len(rows)} training pictures beside the {len(asked)} asked for",
-                expected="two or more to compare with", cure="Lower --limit.",
-            )  # fmt: skip
+                str(self.stickers.folder),
+                given=f"{len(rows)} training pictures beside the {len(asked)} asked for",
+                expected="two or more to compare with",
+                cure="Lower --limit.",
+            )
         return self.judge.features(np.asarray(self.stickers.pictures[np.sort(chosen)])).double().numpy()
 
     def _keep(self, words: str, groups: Sequence[Pictures]) -> None:

@@ -16,7 +16,7 @@ from gouache.models.configs import SentenceEncoderConfig
 from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.models.text_encoder import TextEncoding
 from gouache.models.text_stack import TextStack
-from gouache.models.tokenizers import END, MASK, PAD, START, UNKNOWN, WordPieceTokenizer
+from gouache.models.tokenizers import CLS, MASK, PAD, SEP, UNKNOWN, WordPieceTokenizer
 from gouache.pipeline.inputs.images import rgba_to_tensor
 from gouache.training.batches.pairs import FinitePairs, Pairs, PairSource, StickerPairs
 from gouache.training.batches.shapes import batches_of_one_shape
@@ -81,9 +81,13 @@ class ClipTraining(Stage[Towers]):
         pairs = self.data.pairs(indices)
         ids, mask = self.trained.tokens(pairs.captions)
         batch = {
-            "image": _on_white(pairs), "ids": ids, "mask": mask, "concept": _numbers(pairs.concepts),
-            "style": _numbers(pairs.styles), "styled": torch.tensor(pairs.styled),
-        }  # fmt: skip
+            "image": _on_white(pairs),
+            "ids": ids,
+            "mask": mask,
+            "concept": _numbers(pairs.concepts),
+            "style": _numbers(pairs.styles),
+            "styled": torch.tensor(pairs.styled),
+        }
         if self.config.augment:
             noise = ImageNoise(self.seed, indices)
             batch |= {
@@ -214,7 +218,7 @@ def token_set_distance(tokens: Tensor, mask: Tensor, goal: Tensor, goal_mask: Te
 def character_vocabulary() -> list[str]:
     """Pieces of a text tower without a published vocabulary: single letters, digits and signs."""
     letters = [chr(code) for code in range(0x21, 0x7F) if not chr(code).isupper()]
-    return [PAD, UNKNOWN, START, END, MASK, *letters, *(f"##{letter}" for letter in letters)]
+    return [PAD, UNKNOWN, CLS, SEP, MASK, *letters, *(f"##{letter}" for letter in letters)]
 
 
 def _towers(config: ClipStage, data: PairSource, text: TextStack | None, max_tokens: int) -> Towers:
@@ -238,11 +242,16 @@ def _towers(config: ClipStage, data: PairSource, text: TextStack | None, max_tok
     pieces = [f"[retired {piece}]" if piece in retired else piece for piece in base]
     towers = Towers(
         TowersConfig(
-            text=sizes, added=len(added), embedding_dim=config.embedding_dim, channels=config.image_channels,
-            blocks=config.image_blocks, image_size=data.pairs([0]).pictures.shape[1],
+            text=sizes,
+            added=len(added),
+            embedding_dim=config.embedding_dim,
+            channels=config.image_channels,
+            blocks=config.image_blocks,
+            image_size=data.pairs([0]).pictures.shape[1],
         ),
-        [*pieces, *added], encoder,
-    )  # fmt: skip
+        [*pieces, *added],
+        encoder,
+    )
     if added:
         _start_from_translations(towers, known)
     return towers

@@ -61,9 +61,13 @@ class Previewer:
         path, count = self.schedule.path, len(x)
         t = self.schedule.sigma_to_t(sigma).to(x.device, torch.float32).expand(count)
         prediction = self.unet(
-            network_input(x, sigma, path).float(), t, text.context.to(x.device), context_mask=text.mask.to(x.device),
-            pooled=text.pooled.to(x.device) if self.unet.config.pooled_width else None, draft=draft,
-        )  # fmt: skip
+            network_input(x, sigma, path).float(),
+            t,
+            text.context.to(x.device),
+            context_mask=text.mask.to(x.device),
+            pooled=text.pooled.to(x.device) if self.unet.config.pooled_width else None,
+            draft=draft,
+        )
         return denoised_from(prediction, x, sigma, self.config.parameterization, path)
 
     def _empty_for(self, text: TextStates) -> TextStates:
@@ -186,9 +190,13 @@ class DenoiserTraining(Stage[UNet]):
             x_t.requires_grad_()
         text = TextStates(batch["context"], batch["mask"], batch["pooled"])
         prediction = network(
-            x_t, self.schedule.sigma_to_t(sigma).to(x_t.dtype), text.context, context_mask=text.mask,
-            pooled=text.pooled if self.config.sizes.pooled_width else None, draft=self._draft(batch),
-        )  # fmt: skip
+            x_t,
+            self.schedule.sigma_to_t(sigma).to(x_t.dtype),
+            text.context,
+            context_mask=text.mask,
+            pooled=text.pooled if self.config.sizes.pooled_width else None,
+            draft=self._draft(batch),
+        )
         mean, interpolation = prediction.to(x_t.dtype), None
         if self.chain is not None:
             mean, interpolation = mean.chunk(2, dim=1)

@@ -96,9 +96,13 @@ class PriorTraining(Stage[Prior]):
         text = self.held_out.text(numbers)
         uniform = ImageNoise(self.seed, numbers).uniform("samples", (self.config.network.length,)).to(self.device)
         *_, tokens = network.sample(
-            self.quantizer, text.context.to(self.device), text.pooled.to(self.device), uniform,
-            context_mask=text.mask.to(self.device), draw=Draw(top_p=0.95),
-        )  # fmt: skip
+            self.quantizer,
+            text.context.to(self.device),
+            text.pooled.to(self.device),
+            uniform,
+            context_mask=text.mask.to(self.device),
+            draw=Draw(top_p=0.95),
+        )
         true = self.quantizer.encode(self.held_out.latents(numbers).to(self.device))
         pictures = [self.vae.decode(self.quantizer.decode(t)) for t in (true, tokens)]
         return torch.stack(pictures, dim=1).flatten(0, 1)
@@ -130,9 +134,10 @@ def remember(recall: Recall, pictures: Encoded, quantizer: Quantizer) -> None:
     """
     if len(pictures) <= recall.neighbours:
         raise ConfigError(
-            "prior.network.neighbours", given=f"{recall.neighbours} of {len(pictures)} pictures",
+            "prior.network.neighbours",
+            given=f"{recall.neighbours} of {len(pictures)} pictures",
             expected="fewer than there are pictures",
-        )  # fmt: skip
+        )
     parts = list(batched(len(pictures)))
     captions = torch.cat([pictures.text(numbers).pooled for numbers in parts])
     recall.remember(captions, torch.cat([quantizer.encode(pictures.latents(numbers)) for numbers in parts]))

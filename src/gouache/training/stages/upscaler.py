@@ -52,9 +52,10 @@ class UpscalerTraining(Stage[Upscaler]):
         self.vae = vae
         if config.network.image_channels != vae.config.image_channels:
             raise ConfigError(
-                "upscaler.network.image_channels", given=config.network.image_channels,
+                "upscaler.network.image_channels",
+                given=config.network.image_channels,
                 expected=f"the autoencoder's {vae.config.image_channels}",
-            )  # fmt: skip
+            )
         self.freeze("vae")
 
     def _check(self, small: int) -> None:

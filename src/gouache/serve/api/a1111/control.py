@@ -27,13 +27,25 @@ API_VERSION = 2
 MAX_UNITS = 8
 
 RESIZE_MODES: Mapping[object, ResizeMode] = {
-    "Just Resize": "stretch", "Crop and Resize": "crop", "Resize and Fill": "pad", 0: "stretch", 1: "crop", 2: "pad",
-    "Inner Fit (Scale to Fit)": "crop", "Scale to Fit (Inner Fit)": "crop",
-    "Outer Fit (Shrink to Fit)": "pad", "Envelope (Outer Fit)": "pad",
-}  # fmt: skip
+    "Just Resize": "stretch",
+    "Crop and Resize": "crop",
+    "Resize and Fill": "pad",
+    0: "stretch",
+    1: "crop",
+    2: "pad",
+    "Inner Fit (Scale to Fit)": "crop",
+    "Scale to Fit (Inner Fit)": "crop",
+    "Outer Fit (Shrink to Fit)": "pad",
+    "Envelope (Outer Fit)": "pad",
+}
 # Older names of a unit's fields.
-ALIASES = {"input_image": "image", "guidance": "guidance_end", "lowvram": "low_vram", "guessmode": "guess_mode",
-           "mask_image": "mask"}  # fmt: skip
+ALIASES = {
+    "input_image": "image",
+    "guidance": "guidance_end",
+    "lowvram": "low_vram",
+    "guessmode": "guess_mode",
+    "mask_image": "mask",
+}
 # Fields without a counterpart, and the values that ask for nothing. Null always asks for nothing.
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "module": ("none", "None", ""),

@@ -39,21 +39,32 @@ def schedulers() -> list[dict[str, Any]]:
     first = {"name": "automatic", "label": "Automatic", "aliases": None, "default_rho": -1, "need_inner_model": False}
     rho = {"karras": 7.0, "polyexponential": 1.0}
     return [first] + [
-        {"name": info.name, "label": info.label, "aliases": list(info.aliases) or None,
-         "default_rho": rho.get(info.name, -1), "need_inner_model": False}
+        {
+            "name": info.name,
+            "label": info.label,
+            "aliases": list(info.aliases) or None,
+            "default_rho": rho.get(info.name, -1),
+            "need_inner_model": False,
+        }
         for info in SCHEDULE_INFOS.values()
         if info.name != "custom"
-    ]  # fmt: skip
+    ]
 
 
 @router.get(f"{PREFIX}/sd-models")
 def sd_models(request: Request) -> list[dict[str, Any]]:
     """Every model; the path on this machine is not told."""
     return [
-        {"title": entry.title, "model_name": entry.stem, "hash": entry.sha256[:10] if entry.sha256 else None,
-         "sha256": entry.sha256, "filename": entry.name, "config": None}
+        {
+            "title": entry.title,
+            "model_name": entry.stem,
+            "hash": entry.sha256[:10] if entry.sha256 else None,
+            "sha256": entry.sha256,
+            "filename": entry.name,
+            "config": None,
+        }
         for entry in studio_of(request).shelf.models()
-    ]  # fmt: skip
+    ]
 
 
 @router.get(f"{PREFIX}/latent-upscale-modes")
@@ -131,9 +142,15 @@ def _empty() -> list[Any]:
 
 
 for _name in (
-    "sd-vae", "hypernetworks", "face-restorers", "realesrgan-models", "script-info", "extensions",
-    "artist-categories", "artists",
-):  # fmt: skip
+    "sd-vae",
+    "hypernetworks",
+    "face-restorers",
+    "realesrgan-models",
+    "script-info",
+    "extensions",
+    "artist-categories",
+    "artists",
+):
     router.get(f"{PREFIX}/{_name}", name=_name)(_empty)
 
 

@@ -27,9 +27,12 @@ LEGACY_SAMPLER = "Euler"
 RESIZE_MODES: dict[int, ResizeMode] = {0: "stretch", 1: "crop", 2: "pad"}
 FILLS = {0: "fill", 1: "original", 2: "noise", 3: "nothing"}
 HIRES_UPSCALERS = {
-    "Latent": "latent", "Latent (bicubic)": "latent-bicubic", "Latent (nearest)": "latent-nearest",
-    "Lanczos": "lanczos", "model": "model",
-}  # fmt: skip
+    "Latent": "latent",
+    "Latent (bicubic)": "latent-bicubic",
+    "Latent (nearest)": "latent-nearest",
+    "Lanczos": "lanczos",
+    "model": "model",
+}
 
 # Fields without a counterpart, and the values that ask for nothing. Null always asks for nothing.
 NEUTRAL: dict[str, tuple[object, ...]] = {
@@ -60,14 +63,30 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
 
 # Our name of a field -> A1111's, for errors.
 NAMES = {
-    "num_inference_steps": "steps", "guidance_scale": "cfg_scale", "count": "batch_size", "width * height": "width",
-    "count * steps * pixels": "batch_size", "strength": "denoising_strength", "sampler": "sampler_name",
-    "schedule": "scheduler", "image_guidance_scale": "image_cfg_scale", "init_image": "init_images",
-    "hires.scale": "hr_scale", "hires.width": "hr_resize_x", "hires.height": "hr_resize_y", "hires": "enable_hr",
-    "hires.num_inference_steps": "hr_second_pass_steps", "hires.strength": "denoising_strength",
-    "mask.blur": "mask_blur", "mask.padding": "inpaint_full_res_padding", "churn.amount": "s_churn",
-    "churn.noise": "s_noise", "churn.sigma_min": "s_tmin", "churn.sigma_max": "s_tmax", "churn": "s_churn",
-}  # fmt: skip
+    "num_inference_steps": "steps",
+    "guidance_scale": "cfg_scale",
+    "count": "batch_size",
+    "width * height": "width",
+    "count * steps * pixels": "batch_size",
+    "strength": "denoising_strength",
+    "sampler": "sampler_name",
+    "schedule": "scheduler",
+    "image_guidance_scale": "image_cfg_scale",
+    "init_image": "init_images",
+    "hires.scale": "hr_scale",
+    "hires.width": "hr_resize_x",
+    "hires.height": "hr_resize_y",
+    "hires": "enable_hr",
+    "hires.num_inference_steps": "hr_second_pass_steps",
+    "hires.strength": "denoising_strength",
+    "mask.blur": "mask_blur",
+    "mask.padding": "inpaint_full_res_padding",
+    "churn.amount": "s_churn",
+    "churn.noise": "s_noise",
+    "churn.sigma_min": "s_tmin",
+    "churn.sigma_max": "s_tmax",
+    "churn": "s_churn",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +124,17 @@ def _refuse_unserved(body: Generation) -> None:
         if value is not None and value not in neutral:
             raise _unserved(name, value)
     if body.script_name not in (None, "", "None"):
-        raise InvalidInput("script_name", given=repr(body.script_name), expected="nothing",
-                           cure=f"Script {body.script_name!r} not found")  # fmt: skip
+        raise InvalidInput(
+            "script_name",
+            given=repr(body.script_name),
+            expected="nothing",
+            cure=f"Script {body.script_name!r} not found",
+        )
     for name, script in (body.alwayson_scripts or {}).items():
         if name.lower() != TITLE and _is_on(script):
-            raise InvalidInput(f"alwayson_scripts.{name}", given="a script", expected="none",
-                               cure=f"always on script {name} not found")  # fmt: skip
+            raise InvalidInput(
+                f"alwayson_scripts.{name}", given="a script", expected="none", cure=f"always on script {name} not found"
+            )
 
 
 def _is_on(script: object) -> bool:
@@ -179,9 +203,11 @@ def _randomness(body: Generation, sampler: str) -> dict[str, Any]:
         if sampler not in TAKES_CHURN:
             raise InvalidInput("s_churn", given=body.s_churn, expected=f"nothing: {sampler} takes no churn")
         values["churn"] = {
-            "amount": body.s_churn, "sigma_min": body.s_tmin or 0.0, "sigma_max": body.s_tmax or None,
+            "amount": body.s_churn,
+            "sigma_min": body.s_tmin or 0.0,
+            "sigma_max": body.s_tmax or None,
             "noise": 1.0 if body.s_noise is None else body.s_noise,
-        }  # fmt: skip
+        }
     elif body.s_noise not in (None, 1.0):
         raise InvalidInput("s_noise", given=body.s_noise, expected="1, or s_churn above 0")
     return values
@@ -242,9 +268,11 @@ def _img2img(body: Img2Img, studio: Studio) -> dict[str, Any]:
 
 
 def _mask(body: Img2Img, studio: Studio) -> dict[str, Any]:
-    blur_x, blur_y = (body.mask_blur, body.mask_blur) if body.mask_blur is not None else (
-        4 if body.mask_blur_x is None else body.mask_blur_x, 4 if body.mask_blur_y is None else body.mask_blur_y
-    )  # fmt: skip
+    blur_x, blur_y = (
+        (body.mask_blur, body.mask_blur)
+        if body.mask_blur is not None
+        else (4 if body.mask_blur_x is None else body.mask_blur_x, 4 if body.mask_blur_y is None else body.mask_blur_y)
+    )
     if blur_x != blur_y:
         raise InvalidInput("mask_blur_y", given=blur_y, expected=f"mask_blur_x, which is {blur_x}")
     if body.inpainting_fill not in (None, *FILLS):
@@ -295,11 +323,21 @@ def _from_infotext(body: Generation, values: dict[str, Any]) -> dict[str, Any]:
     read = request_of(parse_infotext(body.infotext or ""), "infotext")
     found = {name: getattr(read, name) for name in read.model_fields_set if name != "model"}
     named = {
-        "prompt": "prompt", "negative_prompt": "negative_prompt", "seed": "seed", "subseed": "subseed",
-        "subseed_strength": "subseed_strength", "width": "width", "height": "height", "guidance_scale": "cfg_scale",
-        "num_inference_steps": "steps", "sampler": "sampler_name", "schedule": "scheduler", "seamless": "tiling",
-        "eta": "eta", "hires": "enable_hr",
-    }  # fmt: skip
+        "prompt": "prompt",
+        "negative_prompt": "negative_prompt",
+        "seed": "seed",
+        "subseed": "subseed",
+        "subseed_strength": "subseed_strength",
+        "width": "width",
+        "height": "height",
+        "guidance_scale": "cfg_scale",
+        "num_inference_steps": "steps",
+        "sampler": "sampler_name",
+        "schedule": "scheduler",
+        "seamless": "tiling",
+        "eta": "eta",
+        "hires": "enable_hr",
+    }
     kept = {name: value for name, value in values.items() if named.get(name, name) in body.model_fields_set}
     always: dict[str, Any] = {
         name: values[name] for name in ("init_image", "strength", "mask", "resize_mode") if name in values

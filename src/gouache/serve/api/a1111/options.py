@@ -66,10 +66,14 @@ class Options:
         """As GET /options gives it."""
         entry = studio.shelf.find(self.model)
         return {
-            "sd_model_checkpoint": entry.title, "sd_checkpoint_hash": entry.sha256 or "",
-            "samples_format": self.samples_format, "jpeg_quality": self.jpeg_quality,
-            "CLIP_stop_at_last_layers": self.CLIP_stop_at_last_layers, "randn_source": self.randn_source, **FIXED,
-        }  # fmt: skip
+            "sd_model_checkpoint": entry.title,
+            "sd_checkpoint_hash": entry.sha256 or "",
+            "samples_format": self.samples_format,
+            "jpeg_quality": self.jpeg_quality,
+            "CLIP_stop_at_last_layers": self.CLIP_stop_at_last_layers,
+            "randn_source": self.randn_source,
+            **FIXED,
+        }
 
 
 def options_of(studio: Studio, owner: str) -> Options:

@@ -89,11 +89,15 @@ def task_progress(body: TaskProgress, request: Request) -> dict[str, Any]:
     preview = studio.jobs.preview(job.id) if job and body.live_preview else None
     data = f"data:image/jpeg;base64,{base64.b64encode(preview[1]).decode('ascii')}" if preview else None
     return {
-        "active": job is not None and job.state == "running", "queued": job is not None and job.state == "queued",
-        "completed": job is not None and job.state in FINISHED, "progress": job.fraction if job else None,
-        "eta": None, "live_preview": data, "id_live_preview": preview[0] if preview else -1,
+        "active": job is not None and job.state == "running",
+        "queued": job is not None and job.state == "queued",
+        "completed": job is not None and job.state in FINISHED,
+        "progress": job.fraction if job else None,
+        "eta": None,
+        "live_preview": data,
+        "id_live_preview": preview[0] if preview else -1,
         "textinfo": "Waiting..." if job is None or job.state == "queued" else None,
-    }  # fmt: skip
+    }
 
 
 @router.get("/internal/pending-tasks")

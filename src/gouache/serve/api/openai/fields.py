@@ -82,9 +82,11 @@ class Output:
     def labels(self) -> dict[str, str]:
         """What replies and chunks say about the pictures."""
         return {
-            "background": self.background or "auto", "output_format": self.kind,
-            "quality": self.asked_quality or "auto", "size": self.size or "auto",
-        }  # fmt: skip
+            "background": self.background or "auto",
+            "output_format": self.kind,
+            "quality": self.asked_quality or "auto",
+            "size": self.size or "auto",
+        }
 
 
 def output_of(body: Images) -> Output:
@@ -102,9 +104,13 @@ def output_of(body: Images) -> Output:
         raise InvalidInput("response_format", given="url", expected="b64_json while streaming")
     asked = drawn.quality if drawn else None
     return Output(
-        kind, max(1, 100 if compression is None else compression), body.response_format == "url", body.size, asked,
+        kind,
+        max(1, 100 if compression is None else compression),
+        body.response_format == "url",
+        body.size,
+        asked,
         drawn.background if drawn else None,
-    )  # fmt: skip
+    )
 
 
 def request_of(body: Images, pictures: Mapping[str, object] | None = None) -> Request:
@@ -123,10 +129,17 @@ def request_of(body: Images, pictures: Mapping[str, object] | None = None) -> Re
         raise InvalidInput("input_fidelity", given=body.input_fidelity, expected="nothing: use strength (0 to 1)")
     width, height = _size(body.size)
     values: dict[str, Any] = {
-        "model": body.model, "count": body.n or 1, "width": width, "height": height, "seed": body.seed,
-        "negative_prompt": body.negative_prompt or "", "guidance_scale": body.guidance_scale,
-        "sampler": body.sampler, "num_inference_steps": body.steps, **(pictures or {}),
-    }  # fmt: skip
+        "model": body.model,
+        "count": body.n or 1,
+        "width": width,
+        "height": height,
+        "seed": body.seed,
+        "negative_prompt": body.negative_prompt or "",
+        "guidance_scale": body.guidance_scale,
+        "sampler": body.sampler,
+        "num_inference_steps": body.steps,
+        **(pictures or {}),
+    }
     if isinstance(body, Drawn):
         values["prompt"] = body.prompt
         values["num_inference_steps"] = body.steps or STEPS.get(body.quality or "")
@@ -144,7 +157,14 @@ def _size(size: str | None) -> tuple[int | None, int | None]:
 
 
 WORDS = {
-    "num_inference_steps": "quality", "count": "n", "width": "size", "height": "size", "width * height": "size",
-    "count * steps * pixels": "n", "init_image": "image", "attachment": "image", "mask": "mask",
-}  # fmt: skip
+    "num_inference_steps": "quality",
+    "count": "n",
+    "width": "size",
+    "height": "size",
+    "width * height": "size",
+    "count * steps * pixels": "n",
+    "init_image": "image",
+    "attachment": "image",
+    "mask": "mask",
+}
 """Our name of a field -> OpenAI's, for errors."""

@@ -161,9 +161,14 @@ async def _answer(request: Request, body: Images, paint: Paint, kind: str) -> Re
     def hand_in() -> Job:
         try:
             return studio.submit(
-                paint, owner=owner, source="openai", key=key, label=body.user or "", is_retry=retried,
+                paint,
+                owner=owner,
+                source="openai",
+                key=key,
+                label=body.user or "",
+                is_retry=retried,
                 fingerprint=fingerprint_of(f"{request.url.path}\n{paint.to_json()}"),
-            )[0]  # fmt: skip
+            )[0]
         except ModelNotFound as error:
             raise InvalidInput("model", given=error.given, expected=error.expected, cure=error.cure) from error
 
