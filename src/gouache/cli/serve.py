@@ -1,37 +1,31 @@
-"""`gouache serve`: the studio."""
+"""`gouache serve`: the studio. Its options are the fields of `Settings`, as those of `paint` are those of `Request`."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
+import inspect
+import types
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
+from pydantic.fields import FieldInfo
+
+from gouache.serve.settings import Settings
+
+FLAGS = {"default_model": "--model", "allowed_hosts": "--allow-host", "admins": "--admin"}
+"""Fields whose option has another name."""
+VARIABLES = {"store": "GOUACHE_STORE"}
+"""Fields that an environment variable sets too."""
+WITHOUT_OPTION = ("model_memory", "lease", "grace", "wait", "limits")
+"""Fields that only an embedding program sets."""
+ACCOUNTS = {
+    "new_token": "Create a token for this user, print it once and exit.",
+    "new_user": "Create an account, or change its password, which is asked for; then exit.",
+    "revoke_token": "Revoke every token of this user and exit; a running server refuses them within 5 seconds.",
+}
+"""Options that do not serve."""
 
 
-def serve(
-    host: Annotated[str, typer.Option(help="Address to listen on; anything but loopback needs a token.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port; 0 takes a free one.")] = 7860,
-    data: Annotated[Path | None, typer.Option(help="Folder of pictures and store; the user's data folder.")] = None,
-    store: Annotated[str | None, typer.Option(envvar="GOUACHE_STORE", help="SQLAlchemy URL, for PostgreSQL.")] = None,
-    models: Annotated[list[Path] | None, typer.Option(help="Folder with models; may be repeated.")] = None,
-    model: Annotated[str | None, typer.Option(help="Model of requests that name none.")] = None,
-    allow_host: Annotated[list[str] | None, typer.Option(help="Name under which the studio is reached.")] = None,
-    workers: Annotated[int, typer.Option(help="Worker processes; 0 if they run elsewhere.")] = 1,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps; a card if there is one.")] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads of a worker; 0 leaves the choice to torch.")] = 0,
-    page: Annotated[bool, typer.Option(help="Serve the web page at /.")] = True,
-    search_tower: Annotated[
-        Path | None, typer.Option(help="What `gouache train clip` left, to search pictures by what they show.")
-    ] = None,
-    admin: Annotated[list[str] | None, typer.Option(help="User who may train and fetch models, beside admin.")] = None,
-    watermark: Annotated[str | None, typer.Option(help="Text to hide in every picture; at most 32 bytes.")] = None,
-    safety: Annotated[
-        str, typer.Option(help="off, blur or block: for pictures that the safety checker finds.")
-    ] = "off",
-    safety_checker: Annotated[Path | None, typer.Option(help="Its weights, in diffusers' layout.")] = None,
-    new_token: Annotated[str | None, typer.Option(help="Make a token for this user, print it once, leave.")] = None,
-    new_user: Annotated[str | None, typer.Option(help="Make an account; the password is asked for. Leave.")] = None,
-) -> None:
+def _serve(**given: Any) -> None:
     """Serve the web page and three APIs: /v1, A1111's /sdapi/v1 and OpenAI's /v1/images.
 
     Example: gouache serve --models ~/models
@@ -39,28 +33,58 @@ def serve(
     from gouache.serve.server import make_settings, run
     from gouache.serve.studio import Studio
 
-    settings = make_settings(
-        data=data,
-        host=host,
-        port=port,
-        store=store,
-        models=tuple(models or ()),
-        default_model=model,
-        allowed_hosts=tuple(allow_host or ()),
-        workers=workers,
-        device=device,
-        threads=threads,
-        page=page,
-        admins=tuple(admin or ()),
-        search_tower=search_tower,
-        watermark=watermark,
-        safety=safety,
-        safety_checker=safety_checker,
-    )
-    studio = Studio(settings)
+    new_token, new_user, revoke_token = (given.pop(name) for name in ACCOUNTS)
+    studio = Studio(make_settings(given))
     if new_token is not None:
         typer.echo(studio.accounts.new_token(new_token))
     if new_user is not None:
         studio.accounts.set_password(new_user, typer.prompt("Password", hide_input=True, confirmation_prompt=True))
-    if new_token is None and new_user is None:
+    if revoke_token is not None:
+        typer.echo(f"{studio.accounts.revoke_tokens(revoke_token)} revoked")
+    if new_token is None and new_user is None and revoke_token is None:
         run(studio, announce=typer.echo)
+
+
+def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+    """One field as an option; a tuple becomes an option that may be repeated."""
+    kind, many = _plain(field.annotation)
+    flag = FLAGS.get(name, "--" + name.replace("_", "-"))
+    given = None if field.is_required() or many else field.default
+    option = typer.Option(
+        f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+        help=(field.description or "") + (" May be repeated." if many else ""),
+        envvar=VARIABLES.get(name),
+        show_default=given is not None,
+    )
+    annotation: Any = Annotated[(list[kind] if many else kind) | (None if given is None else kind), option]  # type: ignore[valid-type]
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=given, annotation=annotation)
+
+
+def _plain(annotation: Any) -> tuple[type, bool]:
+    """The type that the command line parses, without None and constraints, and whether there may be many of it."""
+    if get_origin(annotation) is Annotated:
+        return _plain(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return _plain(next(kind for kind in get_args(annotation) if kind is not type(None)))
+    if get_origin(annotation) is tuple:
+        return _plain(get_args(annotation)[0])[0], True
+    if get_origin(annotation) is Literal:
+        return str, False
+    return annotation, False
+
+
+def _account_parameter(name: str) -> inspect.Parameter:
+    option = typer.Option("--" + name.replace("_", "-"), metavar="USER", help=ACCOUNTS[name])
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[str | None, option]
+    )
+
+
+_PARAMETERS = [
+    *(_parameter(name, field) for name, field in Settings.model_fields.items() if name not in WITHOUT_OPTION),
+    *(_account_parameter(name) for name in ACCOUNTS),
+]
+serve = _serve
+serve.__name__ = "serve"
+serve.__signature__ = inspect.Signature(_PARAMETERS)  # type: ignore[attr-defined]
+serve.__annotations__ = {parameter.name: parameter.annotation for parameter in _PARAMETERS}

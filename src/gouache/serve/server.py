@@ -7,8 +7,8 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -140,55 +140,30 @@ TOKEN_VARIABLE = "GOUACHE_TOKEN"
 log = logging.getLogger("gouache.server")
 
 
-def make_settings(
-    *,
-    data: Path | None,
-    host: str,
-    port: int,
-    store: str | None,
-    models: Sequence[Path],
-    default_model: str | None,
-    allowed_hosts: Sequence[str],
-    workers: int,
-    device: str | None,
-    threads: int,
-    page: bool,
-    admins: Sequence[str] = (),
-    search_tower: Path | None = None,
-    safety: str = "off",
-    safety_checker: Path | None = None,
-    watermark: str | None = None,
-) -> Settings:
-    """Settings from the command line; errors as `Config.from_dict`, and `ModelNotFound` for a file that isn't there."""
-    if search_tower is not None and not search_tower.expanduser().is_file():
-        raise missing_tower(search_tower)
-    if safety_checker is not None and not safety_checker.expanduser().exists():
-        raise ModelNotFound("safety checker", given=str(safety_checker), expected="a folder or file that exists")
-    if watermark is not None:
-        Request.from_dict({"watermark": watermark}, where="serve")
-    folder = (data or data_folder()).expanduser()
-    shelves = [*model_folders(), *(path.expanduser() for path in models)]
-    return Settings.from_dict(
-        {
-            "data": folder,
-            "host": host,
-            "port": port,
-            "store": store,
-            "models": tuple(shelves),
-            "default_model": default_model,
-            "allowed_hosts": tuple(allowed_hosts),
-            "workers": workers,
-            "device": device,
-            "threads": threads,
-            "page": page,
-            "admins": ("admin", *admins),
-            "search_tower": None if search_tower is None else search_tower.expanduser().resolve(),
-            "safety_checker": None if safety_checker is None else safety_checker.expanduser().resolve(),
-            "safety": safety,
-            "watermark": watermark,
-        },
-        where="serve",
-    )
+def make_settings(given: Mapping[str, Any]) -> Settings:
+    """Settings from the command line: what it gave by name of the field; None and empty lists leave the default.
+
+    Raises:
+        ModelNotFound: a file that isn't there.
+        ConfigError, InvalidInput: a value that a setting can't have.
+    """
+    values = {name: value for name, value in given.items() if value is not None and value != []}
+    if "search_tower" in values and not values["search_tower"].expanduser().is_file():
+        raise missing_tower(values["search_tower"])
+    if "safety_checker" in values and not values["safety_checker"].expanduser().exists():
+        raise ModelNotFound(
+            "safety checker", given=str(values["safety_checker"]), expected="a folder or file that exists"
+        )
+    if "watermark" in values:
+        Request.from_dict({"watermark": values["watermark"]}, where="serve")
+    for name in ("search_tower", "safety_checker"):
+        if name in values:
+            values[name] = values[name].expanduser().resolve()
+    values["data"] = (values.get("data") or data_folder()).expanduser()
+    values["models"] = (*model_folders(), *(path.expanduser() for path in values.get("models", ())))
+    values["allowed_hosts"] = tuple(values.get("allowed_hosts", ()))
+    values["admins"] = ("admin", *values.get("admins", ()))
+    return Settings.from_dict(values, where="serve")
 
 
 def check_openness(studio: Studio) -> None:

@@ -64,27 +64,27 @@ class Settings(Config):
     """One studio."""
 
     data: Path
-    """Folder of pictures, attachments and, without another URL, the store."""
+    """Folder of images, attachments and, without another URL, the store; by default the user's data folder."""
     store: str | None = None
-    """SQLAlchemy URL of the store, such as postgresql+psycopg://...; SQLite in the data folder without it."""
+    """SQLAlchemy URL of the store, such as postgresql+psycopg://...; by default SQLite in the data folder."""
     models: tuple[Path, ...] = ()
-    """Folders in which models lie."""
+    """Folder with models."""
     default_model: str | None = None
-    """Model of a request that names none; the shipped one without it."""
+    """Model of requests that name none; by default the shipped one."""
     host: str = "127.0.0.1"
-    """Address to listen on. Anything but loopback needs an account or a token."""
+    """Address to listen on; anything but loopback needs an account or a token."""
     port: Annotated[int, Field(ge=0, le=65535)] = 7860
     """Port to listen on; 0 takes a free one."""
     allowed_hosts: tuple[str, ...] = ()
-    """Names, beside loopback and plain addresses, under which the studio is reached, for example behind a proxy."""
+    """Host name, beside loopback and IP addresses, under which the studio is reached, for example behind a proxy."""
     workers: Annotated[int, Field(ge=0, le=64)] = 1
-    """Worker processes that this server starts and watches; 0 if they run elsewhere."""
+    """Worker processes that this server starts and supervises; 0 if they run elsewhere."""
     model_memory: Count = 8 * 2**30
     """Bytes of loaded models a worker keeps."""
     device: str | None = None
-    """cpu, cuda, cuda:0, mps; a card if there is one without it."""
+    """cpu, cuda, cuda:0 or mps; by default a GPU if available."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
-    """CPU threads of a worker; 0 leaves the choice to the tensor library."""
+    """CPU threads of a worker; 0 leaves the choice to torch."""
     lease: Seconds = 30.0
     """Seconds after which a silent worker's job goes to another."""
     grace: Seconds = 10.0
@@ -94,15 +94,15 @@ class Settings(Config):
     page: bool = True
     """Serve the web page at /."""
     watermark: str | None = None
-    """Hidden in every picture whose request names no other text."""
+    """Text to hide in every image whose request names none; at most 32 bytes."""
     safety: Safety = "off"
-    """The least that is done to pictures that the safety checker finds; a request may ask for more."""
+    """off, blur or block: the least done to images that the safety checker finds; a request may ask for more."""
     safety_checker: Path | None = None
-    """Its weights, in diffusers' layout; without them those beside each model."""
+    """Weights of the safety checker, in diffusers' layout; by default those beside each model."""
     search_tower: Path | None = None
-    """Towers of the training stage `clip`, for the search by meaning; without it what the shipped model has."""
+    """Towers that `gouache train clip` left, for search by meaning; by default what the shipped model has."""
     admins: tuple[str, ...] = ("admin",)
-    """Users who may train and fetch models; on a studio without accounts its one user may."""
+    """User who may train and download models, beside admin; without accounts the one user may."""
     limits: Limits = Field(default_factory=Limits)
 
     @property

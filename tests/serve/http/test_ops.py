@@ -71,19 +71,7 @@ def test_the_jobs_command_lists_cancels_retries_and_exports(tmp_path: Path) -> N
 
 def make_studio(folder: Path) -> Studio:
     return Studio(
-        make_settings(
-            data=folder,
-            host="127.0.0.1",
-            port=0,
-            store=None,
-            models=(),
-            default_model=None,
-            allowed_hosts=(),
-            workers=0,
-            device=None,
-            threads=1,
-            page=False,
-        )
+        make_settings({"data": folder, "host": "127.0.0.1", "port": 0, "workers": 0, "threads": 1, "page": False})
     )
 
 

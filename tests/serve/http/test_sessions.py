@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import base64
+import subprocess
+import sys
+import time
 from typing import TYPE_CHECKING
 
+import httpx
 import pytest
 
-from gouache.serve.http.guard import network_of
+from gouache.serve.http.guard import RECENT_SECONDS, network_of
 from gouache.serve.settings import Limits
 from gouache.serve.studio import Studio
 
 if TYPE_CHECKING:
-    from tests.serve.conftest import MakeClient
+    from tests.serve.conftest import MakeClient, StartServer
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using `httpx` with `starlette.testclient`")
 
@@ -63,3 +67,28 @@ def test_a_session_ends_with_the_password_and_with_the_account(
     assert client.get("/v1/jobs", headers=ada).status_code == 200
     found[0].accounts.revoke("ada")
     assert client.get("/v1/jobs", headers=ada).status_code == 401
+
+
+def test_a_token_is_revoked_by_the_command_while_the_server_runs(start_server: StartServer) -> None:
+    tokens: dict[str, str] = {}
+    server = start_server(
+        prepare=lambda studio: tokens.update({name: studio.accounts.new_token(name) for name in ("ada", "bob")})
+    )
+
+    def code(name: str) -> int:
+        headers = {"authorization": f"Bearer {tokens[name]}"}
+        return httpx.get(f"{server.url}/v1/jobs", headers=headers, timeout=60).status_code
+
+    def revoke(name: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "gouache", "serve", "--data", str(server.studio.settings.data)]
+        return subprocess.run([*command, "--revoke-token", name], capture_output=True, text=True)
+
+    assert [code("ada"), code("bob")] == [200, 200]
+    assert revoke("ada").stdout.strip() == "1 revoked"
+    until = time.monotonic() + RECENT_SECONDS + 1
+    while code("ada") == 200 and time.monotonic() < until:
+        time.sleep(0.2)
+    assert [code("ada"), code("bob")] == [401, 200]
+    again = revoke("ada")
+    assert again.returncode != 0
+    assert "user 'ada', who has none" in again.stderr

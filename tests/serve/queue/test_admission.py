@@ -64,20 +64,8 @@ def test_a_gate_without_weights_fails_the_job_and_says_what_is_missing(start_ser
 
 
 def settings_of(folder: Path, **options: object) -> object:
-    plain = {
-        "data": folder,
-        "host": "127.0.0.1",
-        "port": 0,
-        "store": None,
-        "models": (),
-        "default_model": None,
-        "allowed_hosts": (),
-        "workers": 0,
-        "device": None,
-        "threads": 1,
-        "page": False,
-    }
-    return make_settings(**{**plain, **options})  # type: ignore[arg-type]
+    plain = {"data": folder, "host": "127.0.0.1", "port": 0, "workers": 0, "threads": 1, "page": False}
+    return make_settings({**plain, **options})
 
 
 def test_options_that_can_not_work_are_refused_at_the_start(tmp_path: Path) -> None:

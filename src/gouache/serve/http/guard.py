@@ -56,7 +56,8 @@ class Buckets:
 OPEN_PATHS = ("/healthz", "/readyz", "/login")
 SESSION = "gouache_session"
 SESSION_SECONDS = 14 * 24 * 3600
-RECENT_SECONDS = 30.0
+RECENT_SECONDS = 5.0
+"""How long a checked token or password counts without another look: pollers ask often, a password costs 50 ms."""
 PARTS = (b",", b"[", b"{")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 HEADERS = {

@@ -9,7 +9,7 @@ import time
 
 from sqlalchemy import delete, func, select
 
-from gouache.errors import InvalidInput
+from gouache.errors import InvalidInput, NotFound
 from gouache.serve.store.database import Database, insert_missing, upsert
 from gouache.serve.store.tables import accounts, tokens
 
@@ -49,6 +49,18 @@ class Accounts:
             raise InvalidInput("token", given=f"{len(token)} characters", expected="at least 16 random ones")
         with self.database.write() as connection:
             insert_missing(connection, tokens, {"digest": _digest(token), "owner": owner, "created": time.time()})
+
+    def revoke_tokens(self, owner: str) -> int:
+        """Forget every token of a user, whose password stays; gives how many there were.
+
+        Raises:
+            NotFound: the user has no token.
+        """
+        with self.database.write() as connection:
+            gone = connection.execute(delete(tokens).where(tokens.c.owner == owner)).rowcount
+        if not gone:
+            raise NotFound("token", given=f"user {owner!r}, who has none", expected="a user with a token")
+        return gone
 
     def revoke(self, owner: str) -> None:
         """Forget every token and the password of a user."""
