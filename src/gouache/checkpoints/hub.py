@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from platformdirs import user_data_path
 
 from gouache.errors import CorruptCheckpoint, GouacheError, HubError, ModelNotFound, unknown_name
 
@@ -61,18 +62,12 @@ def is_offline() -> bool:
 
 
 def data_folder() -> Path:
-    """Where everything that is kept for the user lies: ``GOUACHE_DATA``, else the platform's folder for data.
+    """Where gouache keeps models and data: `GOUACHE_DATA`, or the user's data folder of this system.
 
-    That is ``XDG_DATA_HOME`` or ``~/.local/share``, and what macOS and Windows have in its place.
+    That is ``XDG_DATA_HOME`` or ``~/.local/share`` on Linux, and what macOS and Windows have in its place.
     """
     chosen = os.environ.get("GOUACHE_DATA")
-    if chosen:
-        return Path(chosen).expanduser()
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Application Support" / "gouache"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "gouache"
-    return Path(os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share") / "gouache"
+    return Path(chosen).expanduser() if chosen else user_data_path("gouache", appauthor=False)
 
 
 def models_folder() -> Path:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -12,11 +11,11 @@ from typing import Any
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from gouache.checkpoints.hub import data_folder, model_folders
 from gouache.errors import InvalidInput, ModelNotFound
 from gouache.pipeline.request import Request
+from gouache.serve.http.slow_headers import patient
 from gouache.serve.logs import log_to_stderr
 from gouache.serve.search.embedding import missing_tower
 from gouache.serve.settings import Settings
@@ -26,7 +25,6 @@ SPARE_FILES = 256
 """Open files that the store, the pictures and the workers need beside the connections."""
 
 BACKLOG = 2048
-TOO_SLOW = b"HTTP/1.1 408 Request Timeout\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
 
 
 def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
@@ -64,48 +62,6 @@ def allow_open_files() -> int:
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
     return int(resource.getrlimit(resource.RLIMIT_NOFILE)[0])
-
-
-def patient(seconds: float) -> type[H11Protocol]:
-    """uvicorn's protocol, that leaves a client so much time from one answer to the whole headers of its next request.
-
-    uvicorn itself only ends connections on which nothing comes at all after an answer.
-    """
-
-    class Patient(H11Protocol):
-        _end: asyncio.TimerHandle | None = None
-
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            self._watch()
-
-        def data_received(self, data: bytes) -> None:
-            super().data_received(data)
-            self._watch()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            self._disarm()
-            super().connection_lost(exc)
-
-        def _watch(self) -> None:
-            """The clock runs while no request is under way, and bytes of half a request don't stop it."""
-            if self.cycle is not None and not self.cycle.response_complete:
-                self._disarm()
-            elif self._end is None:
-                self._end = self.loop.call_later(seconds, self._give_up)
-
-        def _disarm(self) -> None:
-            if self._end is not None:
-                self._end.cancel()
-                self._end = None
-
-        def _give_up(self) -> None:
-            if not self.transport.is_closing():
-                if self.cycle is None and self.conn.trailing_data[0]:
-                    self.transport.write(TOO_SLOW)
-                self.transport.close()
-
-    return Patient
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -7,7 +7,6 @@ import base64
 import binascii
 import contextlib
 import hashlib
-import hmac
 import ipaddress
 import secrets
 import time
@@ -15,6 +14,7 @@ from collections import Counter, OrderedDict
 from http.cookies import CookieError, SimpleCookie
 from urllib.parse import urlsplit
 
+from itsdangerous import BadData, URLSafeTimedSerializer
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -56,6 +56,8 @@ class Buckets:
 OPEN_PATHS = ("/healthz", "/readyz", "/login")
 SESSION = "gouache_session"
 SESSION_SECONDS = 14 * 24 * 3600
+LINK_SECONDS = 3600
+"""How long a signed link to an image is good."""
 RECENT_SECONDS = 5.0
 """How long a checked token or password counts without another look: pollers ask often, a password costs 50 ms."""
 PARTS = (b",", b"[", b"{")
@@ -163,7 +165,7 @@ class Guard:
 
     def _by_session(self, given: str) -> str | None:
         kind, _, sealed = given.partition(" ")
-        value = open_seal(sealed, self.secret, "session") if kind == "Cookie" and sealed else None
+        value = open_seal(sealed, self.secret, "session", SESSION_SECONDS) if kind == "Cookie" and sealed else None
         since, _, owner = (value or "").partition(" ")
         return owner if owner and self.accounts.still_in(owner, float(since)) else None
 
@@ -321,7 +323,7 @@ def _basic(given: str) -> tuple[str, str]:
 
 def session_of(owner: str, secret: bytes) -> str:
     """What a browser keeps that has signed in: who, and since when."""
-    return seal(f"{time.time():.3f} {owner}", secret, "session", SESSION_SECONDS)
+    return seal(f"{time.time():.3f} {owner}", secret, "session")
 
 
 def _is_address(name: str) -> bool:
@@ -340,21 +342,21 @@ def _cookie(text: str) -> str | None:
     return None if found is None else found.value
 
 
-def seal(value: str, secret: bytes, purpose: str, seconds: float) -> str:
-    """A text that only this store can have made, good for so many seconds: value, end and signature."""
-    body = base64.urlsafe_b64encode(value.encode()).decode().rstrip("=") + f".{int(time.time() + seconds)}"
-    return f"{body}.{_signature(f'{purpose}.{body}', secret)}"
+def seal(value: str, secret: bytes, purpose: str) -> str:
+    """A text that only this store can have made, with the time at which it was."""
+    return str(_sealer(secret, purpose).dumps(value))
 
 
-def open_seal(text: str, secret: bytes, purpose: str) -> str | None:
-    """The value inside, or None if the signature is wrong or the time is over."""
-    body, _, signature = text.rpartition(".")
-    value, _, end = body.rpartition(".")
-    if not hmac.compare_digest(_signature(f"{purpose}.{body}", secret).encode(), signature.encode("utf-8", "replace")):
+def open_seal(text: str, secret: bytes, purpose: str, seconds: float) -> str | None:
+    """The value inside, or None if the signature is wrong or it is older than so many seconds."""
+    try:
+        return str(_sealer(secret, purpose).loads(text, max_age=int(seconds)))
+    except BadData:
         return None
-    if not end.isdecimal() or int(end) < time.time():
-        return None
-    return base64.urlsafe_b64decode(value + "=" * (-len(value) % 4)).decode()
+
+
+def _sealer(secret: bytes, purpose: str) -> URLSafeTimedSerializer:
+    return URLSafeTimedSerializer(secret, salt=purpose, signer_kwargs={"digest_method": hashlib.sha256})
 
 
 def signed_path(scope: Scope, secret: bytes) -> bool:
@@ -362,11 +364,7 @@ def signed_path(scope: Scope, secret: bytes) -> bool:
     query = scope.get("query_string", b"").decode("latin-1")
     if scope["type"] != "http" or scope["method"] != "GET" or not query.startswith("link="):
         return False
-    return open_seal(query.removeprefix("link="), secret, "link") == str(scope["path"])
-
-
-def _signature(text: str, secret: bytes) -> str:
-    return hmac.new(secret, text.encode("utf-8", "replace"), hashlib.sha256).hexdigest()
+    return open_seal(query.removeprefix("link="), secret, "link", LINK_SECONDS) == str(scope["path"])
 
 
 def _no(path: str, status: int, where: str, message: str) -> Response:

@@ -7,7 +7,7 @@ checkpoint.
 
 from __future__ import annotations
 
-import fcntl
+import contextlib
 import os
 import shutil
 import signal
@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 from types import FrameType
+
+import psutil
 
 from gouache.serve.training.plan import (
     LOCK,
@@ -31,6 +33,8 @@ from gouache.serve.training.plan import (
 )
 
 LOCK_TRIES = 50
+WINDOWS = sys.platform == "win32"
+DETACHED = "--detached"
 STOPPED_CODES = (130, -signal.SIGTERM, -signal.SIGINT)
 TAIL = 64_000
 
@@ -39,11 +43,23 @@ def take_lock(folder: Path) -> int | None:
     """The lock of a run as an open file, or None if its process lives."""
     file = os.open(folder / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        _lock(file)
+    except OSError:
         os.close(file)
         return None
     return file
+
+
+def _lock(file: int) -> None:
+    """Lock an open file or raise OSError. Commands inherit it, which the package filelock does not offer."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where nothing is inherited.
+        import msvcrt
+
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined,unused-ignore]
+    else:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def is_alive(folder: Path) -> bool:
@@ -107,15 +123,14 @@ class _Session:
         log = self.folder / self.plan.table / "log.jsonl"
         before = log.stat().st_size if log.is_file() else 0
         with (self.folder / OUTPUT).open("wb") as output:
-            # Painting goes before training where both want the same processors.
             self.child = subprocess.Popen(
                 [sys.executable, "-m", "gouache", *arguments],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
-                pass_fds=(lock,),
-                preexec_fn=_be_nice,
+                pass_fds=() if WINDOWS else (lock,),
             )
+        _be_nice(self.child.pid)
         self._change(step=step, child=self.child.pid, since=0.0)
         if self.stopping:
             self.child.send_signal(signal.SIGTERM)
@@ -163,31 +178,35 @@ class _Session:
         write_text(self.folder / STATE, self.state.to_json())
 
 
-def _be_nice() -> None:
-    os.nice(10)
+def _be_nice(process: int) -> None:
+    """Painting goes before training where both want the same processors."""
+    with contextlib.suppress(psutil.Error):
+        psutil.Process(process).nice(psutil.BELOW_NORMAL_PRIORITY_CLASS if WINDOWS else 10)
 
 
-def _detach() -> int:
-    """Go on in a process without parent or terminal; the one that was called leaves when the file is closed."""
-    heard, said = os.pipe()
-    if os.fork():
-        os.close(said)
-        os.read(heard, 1)
-        os._exit(0)
-    os.close(heard)
-    os.setsid()
-    return said
+def _detach(arguments: list[str]) -> None:
+    """Start this program once more, without parent or terminal, and return as soon as its session has begun."""
+    flags = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP if WINDOWS else 0  # type: ignore[attr-defined,unused-ignore]
+    child = subprocess.Popen(
+        [sys.executable, "-m", "gouache.serve.training.process", DETACHED, *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        creationflags=flags,
+    )
+    assert child.stdout is not None, "it was asked for as a pipe"
+    child.stdout.read()  # Ends when the session closes its side, or when it can't begin.
 
 
 def main(folder: Path, models: Path, source: Path) -> None:
-    """Run a plan to its end, in a process of its own; returns to the caller as soon as that has begun.
+    """Run a plan to its end; the standard output is closed as soon as that has begun.
 
     Args:
         folder: of the run.
         models: where a finished model goes.
         source: the folder of pictures.
     """
-    said = _detach()
     for _ in range(LOCK_TRIES):
         lock = take_lock(folder)
         if lock is not None:
@@ -196,11 +215,15 @@ def main(folder: Path, models: Path, source: Path) -> None:
     else:
         return
     session = _Session(folder, models, source)
-    os.close(said)
+    with open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+        os.dup2(nowhere.fileno(), sys.stdout.fileno())
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, session.stop)
     session.run(lock)
 
 
 if __name__ == "__main__":
-    main(*(Path(argument) for argument in sys.argv[1:4]))
+    if sys.argv[1] == DETACHED:
+        main(*(Path(argument) for argument in sys.argv[2:5]))
+    else:
+        _detach(sys.argv[1:4])

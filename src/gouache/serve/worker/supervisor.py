@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Sequence
 from typing import IO
 
+import psutil
+
 from gouache.serve.queue.leases import Leases
 from gouache.serve.settings import Settings
 
@@ -179,10 +181,8 @@ def free_dead(leases: Leases) -> int:
 def _is_worker(process: int) -> bool:
     """Whether the process lives; a zombie does not."""
     try:
-        os.kill(process, 0)
-        with open(f"/proc/{process}/stat", encoding="ascii", errors="replace") as file:  # noqa: PTH123
-            return file.read().rpartition(")")[2].split()[0] != "Z"
-    except ProcessLookupError:
+        return bool(psutil.Process(process).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
         return False
-    except OSError:
+    except psutil.Error:
         return True

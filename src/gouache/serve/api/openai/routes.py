@@ -43,7 +43,6 @@ from gouache.serve.studio import Studio
 from gouache.serve.worker.process import complaint
 
 router = APIRouter(prefix="/v1/images", tags=["openai"])
-LINK_SECONDS = 3600.0
 Body = TypeVar("Body", bound=Images)
 
 
@@ -197,7 +196,7 @@ def _data(studio: Studio, job: Job, output: Output, base_url: str) -> list[dict[
 def _link(studio: Studio, picture: Picture) -> str:
     """An address that needs no token, for an hour."""
     path = f"/v1/pictures/{picture.id}/file"
-    return f"{path}?link={seal(path, studio.secret, 'link', LINK_SECONDS)}"
+    return f"{path}?link={seal(path, studio.secret, 'link')}"
 
 
 def _encoded(studio: Studio, picture: Picture, output: Output) -> str:

@@ -1,0 +1,33 @@
+"""The server and the command line can be imported where Unix's own modules and calls are missing, as on Windows."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+BLOCKED = """
+import os, signal, sys
+# Libraries choose their own way by platform, which is still Linux: they come first.
+import accelerate, fastapi, gradio, multiprocess, platformdirs, psutil, sqlalchemy, torch, uvicorn
+for name in ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "readline", "syslog"):
+    sys.modules[name] = None
+for name in ("fork", "forkpty", "setsid", "nice", "getuid", "geteuid", "getpgid", "killpg", "statvfs"):
+    if hasattr(os, name):
+        delattr(os, name)
+for name in ("SIGKILL", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGQUIT", "SIGPIPE"):
+    if hasattr(signal, name):
+        delattr(signal, name)
+import importlib, pkgutil
+import gouache.cli, gouache.serve
+from gouache.cli.main import app
+names = [m.name for p in (gouache.cli, gouache.serve) for m in pkgutil.walk_packages(p.__path__, p.__name__ + ".")]
+for name in names:
+    importlib.import_module(name)
+print(len(names))
+"""
+
+
+def test_every_module_imports_without_what_only_unix_has() -> None:
+    done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True, timeout=200)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stdout) > 60
