@@ -14,6 +14,7 @@ SOURCE = ROOT / "src" / "gouache"
 
 LAYERS = {
     "errors": 0,
+    "files": 0,
     "config": 0,
     "__init__": 6,
     "__main__": 6,

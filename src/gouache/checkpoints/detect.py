@@ -10,10 +10,10 @@ from typing import Literal
 from gouache.checkpoints.adapters.kinds import find_adapter, name_foreign
 from gouache.checkpoints.formats.header import Header, TensorInfo
 from gouache.checkpoints.shapes import (
+    TOKEN_EMBEDDING,
     Naming,
     Shapes,
     text_config,
-    token_embedding_name,
     unet_config,
     vae_config,
 )
@@ -44,15 +44,15 @@ MARKS: tuple[tuple[str, str, Naming, str], ...] = (
     ("vae", "", "ldm", "decoder.up.0.block.0.norm1.weight"),
     ("vae", "", "old_diffusers", "decoder.mid_block.attentions.0.query.weight"),
     ("vae", "", "ours", "decoder.up_blocks.0.resnets.0.norm1.weight"),
-    ("text_encoder", "cond_stage_model.transformer.", "clip_model", token_embedding_name("clip_model")),
-    ("text_encoder", "cond_stage_model.transformer.", "ours", token_embedding_name("ours")),
-    ("text_encoder", "cond_stage_model.model.", "open_clip", token_embedding_name("open_clip")),
-    ("text_encoder", "conditioner.embedders.0.transformer.", "clip_model", token_embedding_name("clip_model")),
-    ("text_encoder", "conditioner.embedders.0.model.", "open_clip", token_embedding_name("open_clip")),
-    ("text_encoder_2", "conditioner.embedders.1.model.", "open_clip", token_embedding_name("open_clip")),
-    ("text_encoder", "", "clip_model", token_embedding_name("clip_model")),
-    ("text_encoder", "", "ours", token_embedding_name("ours")),
-    ("text_encoder", "", "open_clip", token_embedding_name("open_clip")),
+    ("text_encoder", "cond_stage_model.transformer.", "clip_model", TOKEN_EMBEDDING["clip_model"]),
+    ("text_encoder", "cond_stage_model.transformer.", "ours", TOKEN_EMBEDDING["ours"]),
+    ("text_encoder", "cond_stage_model.model.", "open_clip", TOKEN_EMBEDDING["open_clip"]),
+    ("text_encoder", "conditioner.embedders.0.transformer.", "clip_model", TOKEN_EMBEDDING["clip_model"]),
+    ("text_encoder", "conditioner.embedders.0.model.", "open_clip", TOKEN_EMBEDDING["open_clip"]),
+    ("text_encoder_2", "conditioner.embedders.1.model.", "open_clip", TOKEN_EMBEDDING["open_clip"]),
+    ("text_encoder", "", "clip_model", TOKEN_EMBEDDING["clip_model"]),
+    ("text_encoder", "", "ours", TOKEN_EMBEDDING["ours"]),
+    ("text_encoder", "", "open_clip", TOKEN_EMBEDDING["open_clip"]),
 )
 SCHEDULE_TABLES = re.compile(
     r"^(betas|alphas_cumprod(_prev)?|sqrt_.*alphas_cumprod|log_one_minus_alphas_cumprod|posterior_.*|lvlb_weights"
@@ -242,7 +242,7 @@ def family_without_unet(shapes: Mapping[str, Shapes], marked: Mapping[str, tuple
     if "text_encoder" not in marked:
         return "unknown"
     naming = marked["text_encoder"][1]
-    tokens = token_embedding_name(naming)
+    tokens = TOKEN_EMBEDDING[naming]
     return {768: "sd1", 1024: "sd2", 1280: "sdxl"}.get(shapes["text_encoder"][tokens][-1], "unknown")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gouache.checkpoints.detect import Part, left_out_reason
-from gouache.checkpoints.formats.header import Header, TensorInfo
+from gouache.checkpoints.formats.header import Header, TensorInfo, few
 from gouache.checkpoints.formats.open import open_source
 from gouache.checkpoints.formats.safetensors import TORCH_DTYPES, Int8Source, WeightSource
 from gouache.checkpoints.keymaps import THIRDS, Change, Speller, Spelling, speller
@@ -63,7 +63,7 @@ class LoadReport:
             ("unexpected", self.unexpected),
             ("of another shape", [f"{name} {list(a)} for {list(b)}" for name, (a, b) in self.misshaped.items()]),
         )
-        told = [f"{len(names)} {what}: {_few(names)}" for what, names in lists if names]
+        told = [f"{len(names)} {what}: {few(names)}" for what, names in lists if names]
         if told:
             raise IncompatibleCheckpoint(
                 where,
@@ -71,10 +71,6 @@ class LoadReport:
                 expected="every tensor of the network once, and no other",
                 cure="The file is incomplete, or of a model that gouache doesn't know.",
             )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
 
 
 def build(config: Config) -> nn.Module:

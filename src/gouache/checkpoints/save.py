@@ -18,16 +18,17 @@ import torch
 from torch import Tensor, nn
 
 from gouache import __version__
-from gouache.checkpoints.card import CARD_FILE, CARD_KEY, VOCABULARY_FILE, VOCABULARY_KEY, ModelCard, PartCard
 from gouache.checkpoints.detect import CONFIG_KEY
 from gouache.checkpoints.diffusers import write as diffusers_write
 from gouache.checkpoints.formats.header import SCALE, TensorInfo, is_matrix
-from gouache.checkpoints.formats.safetensors import atomic_write, dtype_name, quantise, write_json, write_tensors
+from gouache.checkpoints.formats.safetensors import dtype_name, quantise, write_json, write_tensors
+from gouache.checkpoints.identify import CARD_FILE, CARD_KEY, VOCABULARY_FILE, VOCABULARY_KEY, ModelCard, PartCard
 from gouache.checkpoints.keymaps import THIRDS, Change, speller
 from gouache.checkpoints.noise_table import ALPHAS_CUMPROD, ZERO_TERMINAL_SNR, records_nothing_else, table_to_record
 from gouache.checkpoints.shapes import Naming
 from gouache.config import Config
 from gouache.errors import IncompatibleCheckpoint, InvalidInput, unknown_name
+from gouache.files import atomic_write
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import DenoiserConfig, GenerationDefaults, TextEncoderConfig, UNetConfig, VAEConfig
 

@@ -186,7 +186,7 @@ _CLIP_NAMES = (
     "embeddings.position_embedding.weight",
     "encoder.layers.{}.mlp.fc1.weight",
 )
-_TEXT_NAMES = {
+_TEXT_NAMES: dict[Naming, tuple[str, ...]] = {
     "ours": (*_CLIP_NAMES, "text_projection.weight"),
     "clip_model": (*(f"text_model.{name}" for name in _CLIP_NAMES), "text_projection.weight"),
     "open_clip": (
@@ -198,9 +198,8 @@ _TEXT_NAMES = {
 }
 
 
-def token_embedding_name(naming: Naming) -> str:
-    """What a text encoder's table of tokens is called."""
-    return _TEXT_NAMES[naming][0]
+TOKEN_EMBEDDING: dict[Naming, str] = {naming: names[0] for naming, names in _TEXT_NAMES.items()}
+"""What a text encoder's table of tokens is called."""
 
 
 def _heads_of_width(width: int) -> int:

@@ -73,7 +73,7 @@ def _show(event: Painting) -> None:
 def _finish(found: Evaluation, json: Path | None, sheet: Path) -> None:
     from io import BytesIO
 
-    from gouache.pipeline.output.files import write_bytes
+    from gouache.files import write_bytes
 
     if found.sheet is not None:
         buffer = BytesIO()

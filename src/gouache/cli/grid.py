@@ -41,7 +41,7 @@ def _grid(
     **options: object,
 ) -> None:
     from gouache.pipeline.batch import read_axis, table
-    from gouache.pipeline.events import Painted
+    from gouache.pipeline.generate.generation import Painted
     from gouache.pipeline.output.metadata import encode_picture, kind_of
     from gouache.pipeline.output.sheets import left_out
 

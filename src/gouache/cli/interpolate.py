@@ -44,7 +44,7 @@ def _interpolate(
     dtype: Dtype = None,
     **options: object,
 ) -> None:
-    from gouache.pipeline.events import Painted
+    from gouache.pipeline.generate.generation import Painted
     from gouache.pipeline.output.film import check_film, encode_film
 
     values: dict[str, Any] = request_values(SPECS, options)

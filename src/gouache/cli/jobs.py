@@ -76,7 +76,7 @@ def export(
     store: Store = None,
 ) -> None:
     """Copy every picture, with an index.jsonl of prompts, seeds and recipes."""
-    from gouache.pipeline.output.files import write_bytes
+    from gouache.files import write_bytes
     from gouache.serve.store.gallery import describe
 
     studio = _studio(data, store)

@@ -60,7 +60,7 @@ def replay(
 
     Example: gouache replay a-red-fire-engine-7.png
     """
-    from gouache.pipeline.output.files import check_target, write_bytes
+    from gouache.files import check_target, write_bytes
     from gouache.pipeline.replay import replay as run
 
     try:

@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gouache.checkpoints.formats.safetensors import atomic_write
 from gouache.data.drawing import fitted, lay, on_ground
 from gouache.data.stickers import Split, Stickers
 from gouache.data.vectors import Picture, render_source
 from gouache.errors import DataError, InvalidInput
+from gouache.files import atomic_write
 
 LARGE_VERSION = 1
 GROUP_SHARE, GROUND_SHARE, SWAP_SHARE, MOVE_SHARE = 0.3, 0.3, 0.5, 0.4

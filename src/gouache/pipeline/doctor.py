@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from gouache.checkpoints.hub import model_folders
-from gouache.pipeline.output.model_identity import processor_name
+from gouache.pipeline.output.recipe import processor_name
 from gouache.pipeline.pipeline import shipped_model
 
 PACKAGES = (

@@ -16,7 +16,7 @@ from diffusers import ControlNetModel
 from PIL import Image, ImageDraw
 
 from gouache.errors import InvalidInput, ModelNotFound
-from gouache.pipeline.events import Painted
+from gouache.pipeline.generate.generation import Painted
 from gouache.pipeline.request import Control, Request
 from gouache.serve.queue.admission import admit
 from gouache.serve.settings import Limits

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gouache.pipeline.events import Event, Progress
+from gouache.pipeline.generate.generation import Event, Progress
 from gouache.pipeline.inputs.images import read_picture
 from gouache.pipeline.pipeline import Pipeline, untrained_bundle
 from gouache.pipeline.request import Request

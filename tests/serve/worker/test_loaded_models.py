@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from gouache.errors import ModelNotFound
-from gouache.pipeline.events import Event
+from gouache.pipeline.generate.generation import Event
 from gouache.pipeline.request import Request
 from gouache.serve.models.catalog import ModelEntry, Shelf
 from gouache.serve.settings import Settings

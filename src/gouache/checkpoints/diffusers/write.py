@@ -8,8 +8,9 @@ from itertools import pairwise
 from pathlib import Path
 
 from gouache.checkpoints.diffusers.config import PREDICTIONS, SCHEDULES
-from gouache.checkpoints.formats.safetensors import atomic_write, write_json
+from gouache.checkpoints.formats.safetensors import write_json
 from gouache.errors import IncompatibleCheckpoint
+from gouache.files import atomic_write
 from gouache.models.configs import DenoiserConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from gouache.models.tokenizers import END, END_ID, MERGES, MERGES_FILE, START, START_ID
 

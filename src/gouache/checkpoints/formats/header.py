@@ -257,3 +257,8 @@ def _checked(header: Header, name: str) -> TensorInfo:
 
 def _damaged(path: Path, given: str, expected: str) -> CorruptCheckpoint:
     return CorruptCheckpoint(str(path), given=given, expected=expected, cure=DOWNLOAD_AGAIN)
+
+
+def few(names: Sequence[str], most: int = 6) -> str:
+    """The first names of a list, for a message."""
+    return ", ".join(names[:most]) + (", ..." if len(names) > most else "")

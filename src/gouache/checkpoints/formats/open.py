@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gouache.checkpoints.formats.header import DOWNLOAD_AGAIN, Header, read_header
-from gouache.checkpoints.formats.torch_zip import TensorZip
 from gouache.errors import CorruptCheckpoint, GouacheError, ModelNotFound, UnknownFamily, UnsafeCheckpoint
 
 if TYPE_CHECKING:
@@ -26,14 +25,22 @@ def open_header(path: Path) -> Header:
         UnsafeCheckpoint: it would have to be unpickled.
         UnknownFamily: a format that gouache doesn't read.
     """
-    return TensorZip(path).header if _is_zip(path) else read_header(path)
+    if _is_zip(path):
+        from gouache.checkpoints.formats.torch_zip import TensorZip
+
+        return TensorZip(path).header
+    return read_header(path)
 
 
 def open_source(path: Path) -> WeightSource:
     """Open a weight file for reading tensors; errors as in `open_header`."""
+    if _is_zip(path):
+        from gouache.checkpoints.formats.torch_zip import TensorZip
+
+        return TensorZip(path)
     from gouache.checkpoints.formats.safetensors import SafetensorsFile
 
-    return TensorZip(path) if _is_zip(path) else SafetensorsFile(path)
+    return SafetensorsFile(path)
 
 
 def _is_zip(path: Path) -> bool:

@@ -9,7 +9,6 @@ from torch import Tensor
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.vae import AutoencoderKL
-from gouache.pipeline.generate.tiling import circular
 from gouache.pipeline.inputs.images import to_image
 from gouache.pipeline.request import Seamless
 
@@ -48,8 +47,13 @@ def decode(
             expected="finite numbers",
             cure="The network overflowed: load the model with dtype float32, or lower the guidance scale.",
         )
-    with circular(bundle.vae.decoder, seamless):
+    if seamless == "none":
         tensor = _decoded(bundle.vae, latents, tiled=tiled)
+    else:
+        from gouache.pipeline.generate.tiling import circular
+
+        with circular(bundle.vae.decoder, seamless):
+            tensor = _decoded(bundle.vae, latents, tiled=tiled)
     if bool(torch.isfinite(tensor).all()):
         return to_image(tensor[0]), []
     dtype = next(bundle.vae.parameters()).dtype

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, zeros_like
@@ -18,15 +20,19 @@ from gouache.diffusion.samplers.step import Denoise, NoiseSource, Steps
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.denoiser import Condition, stack
-from gouache.pipeline.generate.control import TimedControl
-from gouache.pipeline.generate.tiling import Network
 from gouache.pipeline.prompts.encode import Encoded, PromptPlan
 from gouache.pipeline.request import Request
 
+if TYPE_CHECKING:
+    from gouache.pipeline.generate.control import TimedControl
+
+Network = Callable[[Tensor, Tensor, Condition], Tensor]
+"""(x [B,C,h,w], sigma [], condition) -> denoised [B,C,h,w]."""
+
 
 @dataclass(frozen=True, slots=True)
-class Beside:
-    """What the network is told beside the texts; every tensor has one row, or one for each picture.
+class NetworkInputs:
+    """Inputs of the network besides the latents and the text; every tensor has one row, or one for each picture.
 
     Attributes:
         draft: channels laid beside the latents. [1 or B, Cd, h, w]
@@ -49,7 +55,7 @@ class PromptedDenoiser:
         network: its denoiser, or one that works in tiles.
         positive, negative: the encoded prompts.
         guidance: how strongly to guide.
-        beside: what else the network takes.
+        inputs: what else the network takes.
     """
 
     def __init__(
@@ -59,10 +65,10 @@ class PromptedDenoiser:
         positive: PromptPlan,
         negative: PromptPlan,
         guidance: Guidance,
-        beside: Beside,
+        inputs: NetworkInputs,
     ) -> None:
         self.network = network
-        self.bundle, self.positive, self.negative, self.beside = bundle, positive, negative, beside
+        self.bundle, self.positive, self.negative, self.inputs = bundle, positive, negative, inputs
         self.step = 1
         self._guided = guided_denoiser(
             self._conditional,
@@ -105,9 +111,9 @@ class PromptedDenoiser:
         return list(self.network(repeated, sigma, rows).chunk(len(conditions)))
 
     def _condition(self, text: Encoded, *, negative: bool) -> Condition:
-        beside = self.beside
-        numbers = beside.numbers if not negative or beside.negative_numbers is None else beside.negative_numbers
-        draft = beside.draft
+        inputs = self.inputs
+        numbers = inputs.numbers if not negative or inputs.negative_numbers is None else inputs.negative_numbers
+        draft = inputs.draft
         if negative and draft is not None and self.bundle.prior is not None:
             # The prior's draft is a condition as the text is, and was left out in training as the text was: so guidance
             # strengthens what both say. 11 points of R@1 over guiding by the text alone (docs/log.md).
@@ -117,8 +123,17 @@ class PromptedDenoiser:
             mask=text.mask,
             pooled=self.bundle.pooled_vector(text.pooled, numbers),
             draft=draft,
-            controls=tuple(one.on_side(negative=negative) for one in beside.controls if one.is_on(self.step)),
+            controls=tuple(one.on_side(negative=negative) for one in inputs.controls if one.is_on(self.step)),
         )
+
+
+def denoiser_of(bundle: ModelBundle, request: Request) -> Network:
+    """The model's denoiser, in tiles if asked."""
+    if request.tiled is None:
+        return bundle.denoiser
+    from gouache.pipeline.generate.tiling import tiled_network
+
+    return tiled_network(bundle, request.tiled)
 
 
 def guidance_of(request: Request) -> Guidance:

@@ -16,11 +16,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from gouache.checkpoints.card import CARD_KEY
 from gouache.checkpoints.detect import Identity
 from gouache.checkpoints.formats.open import open_source
 from gouache.checkpoints.formats.safetensors import WeightSource, load_tensors
-from gouache.checkpoints.identify import identify
+from gouache.checkpoints.identify import CARD_KEY, identify
 from gouache.checkpoints.networks import load_network, open_part
 from gouache.errors import IncompatibleCheckpoint, InvalidInput, MissingDependency, UnknownFamily
 from gouache.models.configs import UpscalerConfig

@@ -8,9 +8,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from gouache.checkpoints.card import read_card
 from gouache.checkpoints.hub import shipped_model
-from gouache.checkpoints.identify import identify
+from gouache.checkpoints.identify import identify, read_card
 from gouache.cli.inspect import FAMILIES, describe
 from gouache.errors import GouacheError, InvalidInput
 from gouache.serve.models.catalog import ModelEntry

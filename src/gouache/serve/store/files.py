@@ -15,7 +15,7 @@ from typing import Literal
 from PIL import Image
 
 from gouache.errors import NotFound, PictureError, StoreError
-from gouache.pipeline.output.files import write_bytes
+from gouache.files import write_bytes
 
 Shelf = Literal["pictures", "thumbnails", "attachments", "errands"]
 SHELVES: tuple[Shelf, ...] = ("pictures", "thumbnails", "attachments", "errands")

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gouache.checkpoints.card import read_card
 from gouache.checkpoints.hub import shipped_model
+from gouache.checkpoints.identify import read_card
 from gouache.errors import Conflict, DataError, GouacheError, InvalidInput, ModelNotFound, NotFound
 from gouache.serve.models.catalog import ModelEntry, Shelf
 from gouache.serve.training.plan import (

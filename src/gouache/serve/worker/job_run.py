@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from gouache.errors import StoreError
-from gouache.pipeline.events import Event, Painted, Progress
+from gouache.pipeline.generate.generation import Event, Painted, Progress
 from gouache.pipeline.request import Request
 from gouache.serve.models.catalog import Shelf
 from gouache.serve.queue.job import Job

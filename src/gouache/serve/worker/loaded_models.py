@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
-from gouache.pipeline.events import Event
+from gouache.pipeline.generate.generation import Event
 from gouache.pipeline.request import Request
 from gouache.serve.models.catalog import ModelEntry
 
