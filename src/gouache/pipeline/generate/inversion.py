@@ -12,7 +12,7 @@ from gouache.diffusion.samplers.registry import sample
 from gouache.diffusion.samplers.step import Step
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.generate.guided import Beside, PromptedDenoiser, guidance_of, size_numbers
+from gouache.pipeline.generate.guided import Beside, PromptedDenoiser, guidance_of
 from gouache.pipeline.generate.tiling import network_of
 from gouache.pipeline.inputs.start import Canvas
 from gouache.pipeline.prompts.encode import PromptReader
@@ -58,9 +58,8 @@ class Inverter:
         plan = reader.plan(request.inversion.source_prompt, 1)
         guidance = replace(guidance_of(request), scale=1.0)
         network = network_of(bundle, request.tiled)
-        denoise = PromptedDenoiser(
-            bundle, network, plan, plan, guidance, Beside(canvas.draft, size_numbers(bundle, request)[0])
-        )
+        numbers = bundle.size_condition(request.width or 0, request.height or 0)
+        denoise = PromptedDenoiser(bundle, network, plan, plan, guidance, Beside(canvas.draft, numbers))
         return cls(denoise, canvas.latents, sigmas)
 
     @property
