@@ -35,7 +35,7 @@ def _plain(job: Job) -> dict[str, object]:
         "created": job.created,
         "progress": job.fraction,
         "attempts": job.attempts,
-        "error": job.complaint(),
+        "error": job.error_parts(),
         "prompt": job.parsed().prompt,
     }
 

@@ -362,7 +362,7 @@ def test_unknown_ids_are_404_and_never_done(make_client: MakeClient) -> None:
 
 def test_the_recipe_that_is_told_outside_has_no_path(studio: Studio) -> None:
     job, _ = studio.submit(Request(prompt="x"), owner="local", source="v1")
-    assert "path" not in json.dumps(job.complaint())
+    assert "path" not in json.dumps(job.error_parts())
     assert str(studio.settings.data) not in job.request
 
 

@@ -120,7 +120,7 @@ def test_a_job_that_kills_its_workers_is_given_up(queue: Queue) -> None:
         assert queue.leases.release(f"w{k}") == 1
     seen = queue.jobs.get(job.id)
     assert seen.state == "failed"
-    assert "died 3 times" in (seen.complaint() or {})["message"]
+    assert "died 3 times" in (seen.error_parts() or {})["message"]
     assert queue.jobs.retry(job.id).state == "queued"
     assert queue.claim().attempts == 1
 

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 
 from sqlalchemy import ColumnElement, Connection, Update, and_, delete, func, select, update
 
+from gouache.errors import WorkerError
 from gouache.serve.queue.job import COLUMNS, MAX_ATTEMPTS, Ending, Job, Orders, State
 from gouache.serve.queue.queue import note
 from gouache.serve.store.database import Database, ask, insert_missing, upsert
@@ -192,15 +193,13 @@ def _recover_one(connection: Connection, job_id: str, attempts: int, *, cancel: 
         connection.execute(one.values(state="cancelled", finished=time.time(), worker=None, lease_until=None))
         note(connection, job_id, "cancelled")
     elif attempts >= MAX_ATTEMPTS:
-        error = {
-            "kind": "WorkerError",
-            "where": "worker",
-            "given": f"{attempts} attempts that took the worker down",
-            "expected": "a job that lets it live",
-            "cure": "Ask for less at once, then retry the job.",
-            "message": f"the worker died {attempts} times while painting this job",
-        }
-        values = {"state": "failed", "finished": time.time(), "error": json.dumps(error)}
+        error = WorkerError(
+            "worker",
+            given=f"a job during which it died {attempts} times",
+            expected="a job that lets it live",
+            cure="Ask for less at once, then retry the job.",
+        )
+        values = {"state": "failed", "finished": time.time(), "error": json.dumps(error.to_dict())}
         connection.execute(one.values(**values, worker=None, lease_until=None))
         note(connection, job_id, "failed")
     else:

@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from gouache.checkpoints.hub import models_folder
-from gouache.errors import GouacheError
+from gouache.errors import GouacheError, WorkerError
 from gouache.serve.logs import log_to_stderr
 from gouache.serve.models.catalog import Shelf
 from gouache.serve.queue.job import Job
@@ -148,16 +148,20 @@ class Worker:
             self.leases.fail(job, self._told(error, job))
         except MemoryError:
             self.models.forget()
-            self.leases.fail(job, _plain("memory", "not enough", "room for the pictures", "Ask for less at once."))
+            error = WorkerError(
+                "memory", given="not enough", expected="room for the pictures", cure="Ask for less at once."
+            )
+            self.leases.fail(job, error.to_dict())
         except Exception as error:  # A job must never take the worker's loop down.
             log.exception("job failed", extra={"job": job.id})
             if "out of memory" in str(error).lower():
                 self.models.forget()
-            self.leases.fail(job, _plain("worker", f"{type(error).__name__}: {error}"[:500], "no such fault", ""))
+            given = f"{type(error).__name__}: {error}"[:500]
+            self.leases.fail(job, WorkerError("worker", given=given, expected="no such fault").to_dict())
 
     def _told(self, error: GouacheError, job: Job) -> dict[str, str]:
         """An error as the job's owner may read it: where files lie is told to the machine's own user only."""
-        parts = complaint(error)
+        parts = error.to_dict()
         if job.owner == LOCAL:
             return parts
         places = sorted({str(path) for path in (*self.settings.shelves, self.settings.data, models_folder())}, key=len)
@@ -181,30 +185,6 @@ class Worker:
         finally:
             done.set()
             thread.join()
-
-
-def complaint(error: GouacheError) -> dict[str, str]:
-    """An error in the parts that every interface shows."""
-    return {
-        "kind": type(error).__name__,
-        "where": error.where,
-        "given": str(error.given),
-        "expected": error.expected,
-        "cure": error.cure,
-        "message": str(error),
-    }
-
-
-def _plain(where: str, given: str, expected: str, cure: str) -> dict[str, str]:
-    message = f"{where}: given {given}, expected {expected}. {cure}".strip()
-    return {
-        "kind": "WorkerError",
-        "where": where,
-        "given": given,
-        "expected": expected,
-        "cure": cure,
-        "message": message,
-    }
 
 
 def main(open_model: OpenModel = open_pipeline) -> None:

@@ -40,7 +40,6 @@ from gouache.serve.queue.notify import within
 from gouache.serve.queue.queue import fingerprint_of
 from gouache.serve.store.gallery import Picture
 from gouache.serve.studio import Studio
-from gouache.serve.worker.process import complaint
 
 router = APIRouter(prefix="/v1/images", tags=["openai"])
 LINK_SECONDS = 3600.0
@@ -237,7 +236,7 @@ async def _stream(studio: Studio, job: Job, output: Output, kind: str, partial_i
                 {"type": f"{kind}.completed", **item, "created_at": int(job.created), "usage": usage} | output.labels()
             )
     except GouacheError as error:
-        yield _sse(openai_error(status_of(error), complaint(error)))
+        yield _sse(openai_error(status_of(error), error.to_dict()))
     yield "data: [DONE]\n\n"
 
 
