@@ -39,6 +39,7 @@ TERMINAL_AND_HTTP = {
     "gradio",
     "prometheus_client",
     "sqlalchemy",
+    "alembic",
 }
 TEST_ORACLES = {
     "diffusers",

@@ -19,7 +19,7 @@ from sqlalchemy import (
 )
 
 SCHEMA = "1"
-"""Version of the tables; a store of another version is refused."""
+"""Version of the tables. Whoever changes a table counts it up and adds a step to `migrations/versions`."""
 
 metadata = MetaData()
 _Sequence = BigInteger().with_variant(Integer, "sqlite")

@@ -148,10 +148,10 @@ class Worker:
             self.leases.fail(job, self._told(error, job))
         except MemoryError:
             self.models.forget()
-            error = WorkerError(
+            short = WorkerError(
                 "memory", given="not enough", expected="room for the pictures", cure="Ask for less at once."
             )
-            self.leases.fail(job, error.to_dict())
+            self.leases.fail(job, short.to_dict())
         except Exception as error:  # A job must never take the worker's loop down.
             log.exception("job failed", extra={"job": job.id})
             if "out of memory" in str(error).lower():
