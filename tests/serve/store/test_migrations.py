@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import threading
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,11 @@ from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
 from sqlalchemy import MetaData, create_engine, select, text, update
 
-from gouache.errors import StoreError
+from gouache.errors import GouacheError, InvalidInput, ModelNotFound, StoreError
 from gouache.pipeline.request import Request
 from gouache.serve.queue.leases import Leases
 from gouache.serve.queue.queue import Jobs
+from gouache.serve.queue.tasks import Tasks
 from gouache.serve.settings import Limits
 from gouache.serve.store import migrations, tables
 from gouache.serve.store.accounts import Accounts
@@ -69,6 +71,42 @@ def test_nothing_of_an_old_store_is_lost(old_url: str) -> None:
     assert {row["key"]: row["value"] for row in after["meta"]} == {
         row["key"]: row["value"] for row in before["meta"]
     } | {"schema": tables.SCHEMA}
+
+
+def test_what_waited_for_a_worker_still_waits_and_answers_are_still_there(old_url: str) -> None:
+    before = everything(old_url)
+    database = Database(old_url)
+    tasks = Tasks(database)
+    try:
+        assert len(everything(old_url)["tasks"]) == len(before["errands"]) + len(before["questions"])
+        asked = {row["id"]: tasks.get(row["id"]) for row in before["errands"] + before["questions"]}
+        assert {name[0]: task and task.state for name, task in asked.items()} == {
+            "a": "waiting",
+            "b": "failed",
+            "c": "running",
+            "1": "done",
+            "2": "waiting",
+            "3": "failed",
+        }
+        waiting, failed, answered, unknown = (asked[name] for name in ("a" * 32, "b" * 32, "1" * 64, "3" * 64))
+        assert waiting is not None
+        assert waiting.payload == {"model": "tiny", "factor": 2.5}
+        assert answered is not None
+        assert answered.payload == {"text": "a fox on water"}
+        assert answered.result == {"space": "pictures:" + "cd" * 32, "vector": b64encode(b"\x00<\x00\x00").decode()}
+        for task, kind, cure in (
+            (failed, InvalidInput, "Try a smaller one."),
+            (unknown, ModelNotFound, "Search by words."),
+        ):
+            assert task is not None
+            error = GouacheError.from_dict(task.error or {})
+            assert (type(error), error.cure) == (kind, cure)
+        Leases(database).release("old:1:1")
+        died = tasks.get("c" * 32)
+        assert died is not None
+        assert "took the worker down" in (died.error or {})["message"]
+    finally:
+        database.close()
 
 
 def test_an_upgraded_store_works_as_before(old_url: str) -> None:

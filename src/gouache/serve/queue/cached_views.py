@@ -44,7 +44,7 @@ _SHOWN = (
 )
 
 
-class Glance:
+class CachedJobView:
     """Replies about single jobs, from one connection of its own.
 
     Args:

@@ -36,7 +36,7 @@ def generation_answer(studio: Studio, body: Generation, order: Order, job: Job) 
 
 
 def _encoded(studio: Studio, picture: Picture, order: Order) -> str:
-    data = studio.vault.read("pictures", picture.file)
+    data = studio.file_store.read("pictures", picture.file)
     if order.kind != "png":
         data = encode_picture(read_picture(data), order.kind, read_texts(data), quality=order.quality)
     return base64.b64encode(data).decode("ascii")

@@ -55,7 +55,7 @@ async def extra_batch(body: ExtraBatch, request: Request) -> dict[str, Any]:
 
 
 def _has_upscaler(studio: Studio, model: str) -> bool:
-    return facts_of(studio.shelf.find(model)).upscaler
+    return facts_of(studio.catalog.find(model)).upscaler
 
 
 async def _enlarged(body: Extras, field: str, text: str, request: Request) -> str:
@@ -67,7 +67,7 @@ async def _enlarged(body: Extras, field: str, text: str, request: Request) -> st
     factor = max(size[0] / picture.width, size[1] / picture.height)
     if upscaler == OWN and factor > 1:
         png = await asyncio.to_thread(encode_picture, picture, "png")
-        larger = await studio.enlarging.enlarge(png, factor, model)
+        larger = await studio.upscale_tasks.enlarge(png, factor, model)
         picture = await asyncio.to_thread(read_picture, larger)
     resample = FILTERS.get(upscaler, FILTERS["Lanczos"])
     return await asyncio.to_thread(_finished, body, picture, texts, size, resample)
