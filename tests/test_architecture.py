@@ -40,6 +40,7 @@ TERMINAL_AND_HTTP = {
     "gradio",
     "prometheus_client",
     "sqlalchemy",
+    "alembic",
 }
 TEST_ORACLES = {
     "diffusers",

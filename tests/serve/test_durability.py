@@ -23,7 +23,7 @@ from gouache.serve.queue.job import FINISHED
 from gouache.serve.queue.queue import Jobs
 from gouache.serve.settings import Limits, Settings
 from gouache.serve.store.database import Database
-from gouache.serve.store.files import Vault
+from gouache.serve.store.files import FileStore
 from gouache.serve.store.gallery import Pictures
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Process:
         self.settings = Settings(data=folder, port=0, page=False, threads=1, lease=5.0, limits=Limits(queue=5000))
         self.database = Database(self.settings.store_url)
         self.jobs, self.pictures = Jobs(self.database, self.settings.limits), Pictures(self.database)
-        self.vault = Vault(folder)
+        self.file_store = FileStore(folder)
         self.process: subprocess.Popen[str] | None = None
         self.url = ""
 
@@ -94,10 +94,10 @@ def check_everything(server: Process, ids: list[str]) -> None:
     expected = sorted((job_id, number) for job_id in ids for number in range(server.jobs.get(job_id).pictures))
     assert sorted((picture.job, picture.number) for picture in listed) == expected
     for picture in listed:
-        data = server.vault.read("pictures", picture.file)
+        data = server.file_store.read("pictures", picture.file)
         assert sha256(data).hexdigest() == picture.sha256
         Image.open(io.BytesIO(data)).load()
-    kept = {path.name for path in (server.vault.root / "pictures").iterdir() if not path.name.endswith(".part")}
+    kept = {path.name for path in (server.file_store.root / "pictures").iterdir() if not path.name.endswith(".part")}
     assert kept == {picture.file for picture in listed}
 
 

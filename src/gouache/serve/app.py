@@ -50,7 +50,7 @@ def create_api(studio: Studio) -> FastAPI:
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
-        studio.bell.hang()
+        studio.notifier.bind()
         studio.supervisor.start()
         studio.training.wake()
         studio.housekeeping.start()

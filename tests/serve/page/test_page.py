@@ -186,7 +186,7 @@ def test_edit_with_a_mask_and_with_a_dragged_frame(browser: Browser, studio_page
     page.click("#edit-button")
     wait_for_status(page, "Done", "#edit-status")
     job = studio_page.studio.jobs.listing(limit=1)[0]
-    start = studio_page.studio.vault.attachment(job.parsed().init_image or "")
+    start = studio_page.studio.file_store.attachment(job.parsed().init_image or "")
     assert Image.open(io.BytesIO(start)).size == (64, 64)
     request = job.parsed()
     assert (request.prompt, request.mask is not None, request.outpaint) == ("a blue door", True, None)

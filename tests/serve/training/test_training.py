@@ -316,8 +316,8 @@ def test_a_model_learns_is_killed_goes_on_is_stopped_and_paints(start_server: St
     run = until(second, "mine", ("stopped",))
     assert run.images_seen > 0
     assert second.training.samples("mine")
-    second.shelf.refresh()
-    assert load_bundle(second.shelf.find("mine").path or "").name == "mine"
+    second.catalog.refresh()
+    assert load_bundle(second.catalog.find("mine").path or "").name == "mine"
     lines = (studio.training.root / "mine" / "denoiser" / "log.jsonl").read_text().splitlines()
     assert all(json.loads(line)["images_seen"] for line in lines)
     second.close()
@@ -336,8 +336,8 @@ def test_a_refined_decoder_is_the_only_thing_that_differs(start_server: StartSer
     )
     run = until(studio, "sharp", ("done", "failed"), 600)
     assert (run.phase, run.error) == ("done", "")
-    studio.shelf.refresh()
-    before, after = (load_bundle(studio.shelf.find(name).path or "") for name in ("tiny", "sharp"))
+    studio.catalog.refresh()
+    before, after = (load_bundle(studio.catalog.find(name).path or "") for name in ("tiny", "sharp"))
     assert (after.name, after.family) == ("sharp", before.family)
     changed = {
         f"{part}.{name}"

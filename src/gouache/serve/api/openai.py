@@ -25,11 +25,10 @@ from gouache.serve.http.access import owner_of, studio_of
 from gouache.serve.http.errors import PlainJson, in_words_of, openai_error, status_of
 from gouache.serve.http.guard import seal
 from gouache.serve.queue.job import FINISHED, Job
-from gouache.serve.queue.notify import within
+from gouache.serve.queue.notify import changes
 from gouache.serve.queue.queue import fingerprint_of
 from gouache.serve.store.gallery import Picture
 from gouache.serve.studio import Studio
-from gouache.serve.worker.process import complaint
 
 STEPS = {"low": 10, "medium": 20, "high": 40, "hd": 40}
 """What a quality means here; auto and standard leave it to the model."""
@@ -270,7 +269,7 @@ def _attached(studio: Studio, files: Mapping[str, list[bytes]], name: str) -> st
     if len(found) != 1:
         raise InvalidInput(name, given=f"{len(found)} pictures", expected="one picture as a file")
     _picture(studio, found[0], name)
-    return studio.vault.attach(found[0])
+    return studio.file_store.attach(found[0])
 
 
 def _picture(studio: Studio, data: bytes, name: str) -> Any:
@@ -294,7 +293,7 @@ def _mask(studio: Studio, files: Mapping[str, list[bytes]]) -> str:
     if mask.mode != "RGBA":
         raise InvalidInput("mask", given="a picture without transparency", expected="transparent pixels where to paint")
     white = mask.getchannel("A").point([255] + [0] * 255)
-    return studio.vault.attach(encode_picture(white.convert("RGB"), "png"))
+    return studio.file_store.attach(encode_picture(white.convert("RGB"), "png"))
 
 
 async def _answer(request: Request, body: Images, paint: PaintRequest, kind: str) -> Response:
@@ -347,7 +346,7 @@ def _link(studio: Studio, picture: Picture) -> str:
 
 
 def _encoded(studio: Studio, picture: Picture, output: Output) -> str:
-    data = studio.vault.read("pictures", picture.file)
+    data = studio.file_store.read("pictures", picture.file)
     if output.kind != "png":
         data = encode_picture(read_picture(data), output.kind, read_texts(data), quality=output.quality)
     return base64.b64encode(data).decode("ascii")
@@ -363,9 +362,8 @@ def _usage(paint: PaintRequest, count: int) -> dict[str, Any]:
 async def _stream(studio: Studio, job: Job, output: Output, kind: str, partial_images: int) -> AsyncIterator[str]:
     shown, last = 0, -1
     try:
-        while True:
-            ticket = studio.bell.ticket(job.id)
-            job = await asyncio.to_thread(_look, studio, job.id, partial_images > shown)
+        looks = changes(studio.notifier, job.id, lambda: _look(studio, job.id, partial_images > shown), every=0.25)
+        async for job in looks:
             if job.state in FINISHED:
                 break
             preview = await asyncio.to_thread(studio.jobs.preview, job.id) if shown < partial_images else None
@@ -375,7 +373,6 @@ async def _stream(studio: Studio, job: Job, output: Output, kind: str, partial_i
                 chunk = {"type": f"{kind}.partial_image", "b64_json": text, "partial_image_index": shown}
                 yield _sse(chunk | {"created_at": int(job.created)} | output.labels())
                 shown += 1
-            await within(ticket, 0.25)
         raise_unless_painted(job)
         for item in await asyncio.to_thread(_data, studio, job, output, ""):
             usage = _usage(job.parsed(), 1)
@@ -383,7 +380,7 @@ async def _stream(studio: Studio, job: Job, output: Output, kind: str, partial_i
                 {"type": f"{kind}.completed", **item, "created_at": int(job.created), "usage": usage} | output.labels()
             )
     except GouacheError as error:
-        yield _sse(openai_error(status_of(error), complaint(error)))
+        yield _sse(openai_error(status_of(error), error.to_dict()))
     yield "data: [DONE]\n\n"
 
 

@@ -62,7 +62,7 @@ class ModelEntry:
         return last.rsplit(".", 1)[0] if Path(last).suffix.lower() in SUFFIXES else last
 
 
-class Shelf:
+class ModelCatalog:
     """The models in some folders.
 
     Args:

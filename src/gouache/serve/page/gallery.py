@@ -196,7 +196,7 @@ class _GalleryActions:
         line = ""
         if by == "meaning" and words:
             try:
-                found = await self.studio.meaning.search(words, wanted, limit=limit)
+                found = await self.studio.semantic_search.search(words, wanted, limit=limit)
             except GouacheError as error:
                 return [parts.trouble(said("none_found", request), str(error)), "", gr.update(visible=False)]
             pictures = [picture for picture, _ in found.pictures]
@@ -252,7 +252,7 @@ class _GalleryActions:
 
     def edit(self, chosen: str, request: gr.Request) -> Any:
         found = self._get(chosen, request)
-        picture = Image.open(io.BytesIO(self.studio.vault.read("pictures", found.file))).convert("RGBA")
+        picture = Image.open(io.BytesIO(self.studio.file_store.read("pictures", found.file))).convert("RGBA")
         canvas = {"background": picture, "layers": [], "composite": picture}
         return canvas, frame_of(picture, request), gr.Tabs(selected="edit")
 

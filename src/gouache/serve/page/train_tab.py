@@ -198,7 +198,7 @@ class _TrainActions:
         if not is_admin(self.studio, owner):
             refusal = parts.empty(said("not_admin", request), said("not_admin_hint", request, owner))
             return [refusal, gr.update(visible=False), *[gr.skip()] * 15]
-        names = [entry.name for entry in self.studio.shelf.models()]
+        names = [entry.name for entry in self.studio.catalog.models()]
         models = gr.update(choices=names, value=self.studio.default_model(owner))
         titles = [
             parts.heading(said(f"{key}_title", request), said(f"{key}_text", request)) for key in ("data", "plan")

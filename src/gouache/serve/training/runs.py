@@ -19,7 +19,7 @@ from gouache.checkpoints.hub import shipped_model
 from gouache.checkpoints.identify import read_card
 from gouache.errors import Conflict, DataError, GouacheError, InvalidInput, ModelNotFound, NotFound
 from gouache.models.family import family_named
-from gouache.serve.models.catalog import ModelEntry, Shelf
+from gouache.serve.models.catalog import ModelCatalog, ModelEntry
 from gouache.serve.training.plan import (
     CONFIG,
     OUTPUT,
@@ -78,14 +78,14 @@ class TrainingRuns:
         root: of the runs.
         sets: what they train on.
         models: where a finished model goes.
-        shelf: models to start from.
+        catalog: models to start from.
         process: starts a run's process; folder, models and source follow.
     """
 
     def __init__(
-        self, root: Path, sets: TrainingSets, models: Path, shelf: Shelf, process: Sequence[str] = PROCESS
+        self, root: Path, sets: TrainingSets, models: Path, catalog: ModelCatalog, process: Sequence[str] = PROCESS
     ) -> None:
-        self.root, self.sets, self.models, self.shelf, self.process = root, sets, models, shelf, process
+        self.root, self.sets, self.models, self.catalog, self.process = root, sets, models, catalog, process
 
     def start(
         self,
@@ -125,7 +125,7 @@ class TrainingRuns:
             cure = "Put a .txt with the caption beside each picture, or a metadata.jsonl with file_name and text."
             given = f"{counted.pictures} pictures, no caption"
             raise DataError(f"data {counted.name!r}", given=given, expected="captioned pictures", cure=cure)
-        entry = self.shelf.find(model) if stage != "vae" else None
+        entry = self.catalog.find(model) if stage != "vae" else None
         plan = Plan.from_dict(
             {
                 "name": name,

@@ -63,7 +63,7 @@ def sd_models(request: Request) -> list[dict[str, Any]]:
             "filename": entry.name,
             "config": None,
         }
-        for entry in studio_of(request).shelf.models()
+        for entry in studio_of(request).catalog.models()
     ]
 
 
@@ -157,7 +157,7 @@ for _name in (
 @router.post(f"{PREFIX}/refresh-checkpoints")
 def refresh_checkpoints(request: Request) -> None:
     """Look again which models there are."""
-    studio_of(request).shelf.refresh()
+    studio_of(request).catalog.refresh()
 
 
 @router.post(f"{PREFIX}/unload-checkpoint")

@@ -48,7 +48,7 @@ def generation_answer(studio: Studio, body: Generation, order: Order, job: Job) 
 
 
 def _encoded(studio: Studio, picture: Picture, order: Order) -> str:
-    data = studio.vault.read("pictures", picture.file)
+    data = studio.file_store.read("pictures", picture.file)
     if order.kind != "png":
         data = encode_picture(read_picture(data), order.kind, read_texts(data), quality=order.quality)
     return base64.b64encode(data).decode("ascii")
@@ -194,7 +194,7 @@ async def extra_batch(body: ExtraBatch, request: Request) -> dict[str, Any]:
 
 
 def _has_upscaler(studio: Studio, model: str) -> bool:
-    return facts_of(studio.shelf.find(model)).upscaler
+    return facts_of(studio.catalog.find(model)).upscaler
 
 
 async def _enlarged(body: Extras, field: str, text: str, request: Request) -> str:
@@ -206,7 +206,7 @@ async def _enlarged(body: Extras, field: str, text: str, request: Request) -> st
     factor = max(size[0] / picture.width, size[1] / picture.height)
     if upscaler == OWN and factor > 1:
         png = await asyncio.to_thread(encode_picture, picture, "png")
-        larger = await studio.enlarging.enlarge(png, factor, model)
+        larger = await studio.upscale_tasks.enlarge(png, factor, model)
         picture = await asyncio.to_thread(read_picture, larger)
     resample = FILTERS.get(upscaler, FILTERS["Lanczos"])
     return await asyncio.to_thread(_finished, body, picture, texts, size, resample)
