@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gouache.checkpoints.adapters.kinds import find_adapter, name_foreign
 from gouache.checkpoints.formats.header import Header, TensorInfo
@@ -22,7 +22,9 @@ from gouache.errors import UnknownFamily
 from gouache.models.configs import TextEncoderConfig, UNetConfig, VAEConfig
 from gouache.models.family import SD1, SD2, SDXL, SDXL_REFINER, UNKNOWN, family_named
 
-Parameterization = Literal["eps", "v", "x0", "flow"]
+if TYPE_CHECKING:  # headers are read without torch
+    from gouache.diffusion.parameterization import Parameterization
+
 Layout = Literal["single-file", "diffusers", "gouache", "network"]
 
 VARIANTS = {0: "base", 5: "inpainting", 4: "instruct", 1: "depth", 3: "upscaler"}

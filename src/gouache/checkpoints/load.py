@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gouache.checkpoints.detect import Identity, Parameterization, Part
+from gouache.checkpoints.detect import Identity, Part
 from gouache.checkpoints.diffusers import config as diffusers_config
 from gouache.checkpoints.diffusers import folder as folders
 from gouache.checkpoints.formats.header import Header
@@ -22,6 +22,7 @@ from gouache.checkpoints.formats.safetensors import SHA256, WeightSource, verify
 from gouache.checkpoints.identify import identify, read_card, vocabulary_of
 from gouache.checkpoints.networks import LoadReport, load_network, open_part
 from gouache.checkpoints.noise_table import recorded_schedule
+from gouache.diffusion.parameterization import Parameterization
 from gouache.errors import IncompatibleCheckpoint, unknown_name
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import DenoiserConfig, GenerationDefaults, SentenceEncoderConfig, UNetConfig, VAEConfig

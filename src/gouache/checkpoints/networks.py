@@ -219,6 +219,7 @@ def load_network(
         name: read_planned(source, planned, name, dtype).to(device=device)
         for name in sorted(planned.shapes, key=_file_order(planned))
     }
+    # Assigned, not copied: what needs no conversion stays a view of the file's own pages.
     network.load_state_dict(state, assign=True)
     return network.eval(), planned.report
 

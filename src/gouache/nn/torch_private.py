@@ -20,7 +20,8 @@ Result = TypeVar("Result")
 @cache
 def has_one_dnn() -> bool:
     """Whether this build of torch carries oneDNN and its operator for linear layers on plain tensors."""
-    return bool(torch.backends.mkldnn.is_available()) and hasattr(torch.ops.mkldnn, "_linear_pointwise")  # type: ignore[no-untyped-call]
+    there: bool = torch.backends.mkldnn.is_available()  # type: ignore[no-untyped-call]
+    return there and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
 def one_dnn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -8,12 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gouache.checkpoints.adapters.kinds import Adapter, find_adapter
 from gouache.checkpoints.detect import (
     MARKS,
     Identity,
-    Parameterization,
     Part,
     family_of,
     kind_of,
@@ -29,6 +29,9 @@ from gouache.checkpoints.shapes import text_config, unet_config, vae_config
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, ModelNotFound, UnknownFamily
 from gouache.models.family import UNKNOWN, family_named
+
+if TYPE_CHECKING:  # headers are read without torch
+    from gouache.diffusion.parameterization import Parameterization
 
 PART_NAMES = ("unet", "vae", "text_encoder", "text_encoder_2")
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")

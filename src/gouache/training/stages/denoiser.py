@@ -10,10 +10,10 @@ from torch import Tensor
 
 from gouache.checkpoints.formats.safetensors import save_tensors
 from gouache.diffusion.bound import hybrid_loss
-from gouache.diffusion.chain import ForwardProcess, Prediction
+from gouache.diffusion.chain import ForwardProcess
 from gouache.diffusion.loss_weights import loss_weight
 from gouache.diffusion.noise_schedule import NoiseSchedule, alpha_and_std, make_noise_schedule
-from gouache.diffusion.parameterization import denoised_from, network_input, target_of, to_x0
+from gouache.diffusion.parameterization import Prediction, denoised_from, network_input, target_of, to_x0
 from gouache.diffusion.samplers.registry import sample
 from gouache.diffusion.samplers.sigmas import make_sigmas
 from gouache.errors import ConfigError
