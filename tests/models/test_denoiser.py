@@ -38,7 +38,7 @@ def text_encoder(**changes: Any) -> TextEncoder:
 
 def bundle(network: UNet, *encoders: TextEncoder, **vae: Any) -> ModelBundle:
     autoencoder = AutoencoderKL(VAEConfig.from_dict({"channels": (16,), "norm_groups": 8} | vae))
-    return ModelBundle(family="test", unet=network, vae=autoencoder, text=TextStack.of_clip(encoders)).eval()
+    return ModelBundle(family="sd1", unet=network, vae=autoencoder, text=TextStack.of_clip(encoders)).eval()
 
 
 def condition(rows: int = 1) -> Condition:

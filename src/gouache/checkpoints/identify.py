@@ -16,7 +16,7 @@ from gouache.checkpoints.diffusers import folder as folders
 from gouache.checkpoints.formats.header import Header, dequantised_header, read_header
 from gouache.checkpoints.formats.open import open_header
 from gouache.config import Config
-from gouache.errors import CorruptCheckpoint, ModelNotFound, UnknownFamily
+from gouache.errors import CorruptCheckpoint, ModelNotFound, UnknownFamily, unknown_name
 from gouache.models.configs import (
     DenoiserConfig,
     GenerationDefaults,
@@ -28,6 +28,7 @@ from gouache.models.configs import (
     UpscalerConfig,
     VAEConfig,
 )
+from gouache.models.family import FAMILIES
 
 CARD_FILE = "model.json"
 CARD_KEY = "gouache.model"
@@ -147,6 +148,7 @@ def _own_folder(folder: Path, card: ModelCard) -> Identity:
 
     Raises:
         CorruptCheckpoint: the card names a part or a file that can't be, or a file has another sha256 than it says.
+        UnknownFamily: the card names a family that isn't one; the nearest name is offered.
     """
     parts = {}
     for part in card.parts:
@@ -170,7 +172,7 @@ def _own_folder(folder: Path, card: ModelCard) -> Identity:
             header = dequantised_header(header, ("",))
         config = part_config(name, header.metadata.get("config", "{}"), str(header.path))
         parts[name] = Part(name, header, "", "ours", config)
-    return _identity(card, parts)
+    return _identity(card, parts, str(folder / CARD_FILE))
 
 
 def _own_file(header: Header, card: ModelCard) -> Identity:
@@ -185,10 +187,13 @@ def _own_file(header: Header, card: ModelCard) -> Identity:
             parts[name] = Part(name, header, f"{name}.", "ours", config)
     prefixes = tuple(part.prefix for part in parts.values())
     unexplained = tuple(name for name in header.tensors if not name.startswith(prefixes))
-    return _identity(card, parts, unexplained)
+    return _identity(card, parts, str(header.path), unexplained)
 
 
-def _identity(card: ModelCard, parts: dict[str, Part], unexplained: tuple[str, ...] = ()) -> Identity:
+def _identity(card: ModelCard, parts: dict[str, Part], where: str, unexplained: tuple[str, ...] = ()) -> Identity:
+    if card.family not in FAMILIES:
+        near = unknown_name("family", card.family, FAMILIES)
+        raise UnknownFamily(where, given=f"family {near.given}", expected=near.expected, cure=near.cure)
     return Identity(
         kind="model",
         family=card.family,

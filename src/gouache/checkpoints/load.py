@@ -25,6 +25,7 @@ from gouache.checkpoints.noise_table import recorded_schedule
 from gouache.errors import IncompatibleCheckpoint, unknown_name
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import DenoiserConfig, GenerationDefaults, SentenceEncoderConfig, UNetConfig, VAEConfig
+from gouache.models.family import family_named
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.sentence_encoder import SentenceEncoder
@@ -39,8 +40,6 @@ __all__ = ["Sentences", "identify", "load_bundle", "load_sentences"]
 PREDICTIONS: tuple[Parameterization, ...] = ("eps", "v", "x0", "flow")
 SD2_V_DEVIATION = 0.09
 """Above this standard deviation of one bias, an SD 2.x network predicts v; see `_sd2_prediction`."""
-DEFAULT_SIZES = {"sdxl": 1024, "sdxl-refiner": 1024}
-DEFAULT_GUIDANCE = {"sdxl": 5.0, "sdxl-refiner": 5.0}
 
 
 def load_bundle(
@@ -202,15 +201,14 @@ def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig
     own = read_card(path) if identity.layout == "gouache" else None
     if own is not None:
         return own.defaults
-    size = DEFAULT_SIZES.get(identity.family, 512)
-    if identity.family == "sd2" and denoiser.parameterization == "v":
-        size = 768
+    family = family_named(identity.family)
+    size = family.size_for(denoiser.parameterization)
     file = path / "unet" / "config.json"
     sample_size = folders.read_json(file).get("sample_size") if file.is_file() else None
     vae = identity.parts["vae"].config
     if isinstance(sample_size, int) and isinstance(vae, VAEConfig):
         size = sample_size * vae.downscale
-    return GenerationDefaults(width=size, height=size, guidance_scale=DEFAULT_GUIDANCE.get(identity.family, 7.5))
+    return GenerationDefaults(width=size, height=size, guidance_scale=family.guidance_scale)
 
 
 def _styles(path: Path, identity: Identity) -> tuple[str, ...]:

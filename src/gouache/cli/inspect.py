@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gouache.models.family import UNKNOWN, family_named
+
 if TYPE_CHECKING:
     from gouache.checkpoints.detect import Identity
-
 
 NAMINGS = {
     "ours": "diffusers",
@@ -24,14 +25,6 @@ NAMINGS = {
     "ldm": "CompVis",
 }
 LONGEST_SHOWN = 100
-FAMILIES = {
-    "sd1": "Stable Diffusion 1.x",
-    "sd2": "Stable Diffusion 2.x",
-    "sdxl": "Stable Diffusion XL",
-    "sdxl-refiner": "Stable Diffusion XL refiner",
-    "pocket": "gouache's own pocket model",
-    "unknown": "family not told by the tensors",
-}
 
 
 def inspect(
@@ -162,12 +155,12 @@ def _print(found: Mapping[str, Any]) -> None:
 
 
 def _what(found: Mapping[str, Any]) -> str:
-    family = FAMILIES.get(found["family"], found["family"])
+    family = family_named(found["family"]).label
     variant = "" if found["variant"] == "base" else f", {found['variant']}"
     label = f" ({found['label']})" if found["label"] else ""
     return (
         f"{found['kind']} of {family}{variant}{label}"
-        if found["family"] != "unknown"
+        if found["family"] != UNKNOWN.name
         else f"{found['kind']}{label}; {family}"
     )
 

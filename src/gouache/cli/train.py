@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gouache.models.family import POCKET
+
 if TYPE_CHECKING:
     from gouache.training.build import Preparing
     from gouache.training.loop import Progress
@@ -105,7 +107,7 @@ def pack(
     int8: Annotated[
         str, typer.Option(help="Parts whose matrices are stored in int8, with commas: text_encoder,prior.")
     ] = "",
-    name: Annotated[str, typer.Option(help="The model's name.")] = "pocket",
+    name: Annotated[str, typer.Option(help="The model's name.")] = POCKET.name,
     styles: Annotated[str, typer.Option(help="Styles that requests may name, with commas.")] = "",
     licence: Annotated[str, typer.Option(help="Licence of the weights, as an SPDX identifier.")] = "",
     ema: Annotated[

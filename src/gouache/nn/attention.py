@@ -20,7 +20,6 @@ def attend(
     heads: int,
     mask: Tensor | None = None,
     causal: bool = False,
-    slice_size: int = 0,
 ) -> Tensor:
     """softmax(Q K^T / sqrt(d)) V (Vaswani et al. 2017, arXiv:1706.03762, equation 1), by heads.
 
@@ -30,18 +29,13 @@ def attend(
         value: [B, M, heads * d].
         heads: how many heads share the width.
         mask: broadcastable to [B, heads, N, M]; boolean (True = may be seen) or added to the scores.
-        causal: each row sees itself and the rows before it; then there is no `mask` and no slicing.
-        slice_size: 0, or how many query rows are worked on at a time. The result is the same; the scores'
-            memory falls from N * M to slice_size * M where the kernel keeps them.
+        causal: each row sees itself and the rows before it; then there is no `mask`.
 
     Returns:
         [B, N, heads * d].
     """
     q, k, v = (_split_heads(tensor, heads) for tensor in (query, key, value))  # [B, heads, N or M, d]
-    if not causal and 0 < slice_size < q.shape[2]:
-        out = _attend_in_slices(q, k, v, mask, slice_size)
-    else:
-        out = attend_heads(q, k, v, mask=mask, causal=causal)
+    out = attend_heads(q, k, v, mask=mask, causal=causal)
     return out.transpose(1, 2).flatten(2)  # [B, N, heads * d]
 
 
@@ -83,15 +77,6 @@ def _split_heads(x: Tensor, heads: int) -> Tensor:
     return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
 
 
-def _attend_in_slices(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, slice_size: int) -> Tensor:
-    parts = []
-    for start in range(0, q.shape[2], slice_size):
-        end = start + slice_size
-        rows = mask if mask is None or mask.shape[-2] == 1 else mask[..., start:end, :]
-        parts.append(F.scaled_dot_product_attention(q[:, :, start:end], k, v, attn_mask=rows))
-    return torch.cat(parts, dim=2)
-
-
 def key_mask(mask: Tensor | None) -> Tensor | None:
     """A [B, M] boolean mask over keys (True = real token) as one that `attend` broadcasts: [B, 1, 1, M]."""
     return None if mask is None else mask.bool()[:, None, None, :]
@@ -111,7 +96,6 @@ class Attention(nn.Module):
         super().__init__()
         source = width if context_width is None else context_width
         self.heads = heads
-        self.slice_size = 0
         self.to_q = Linear(width, width, bias=bias)
         self.to_k = Linear(source, width, bias=bias)
         self.to_v = Linear(source, width, bias=bias)
@@ -126,14 +110,6 @@ class Attention(nn.Module):
             self.to_v(source),
             heads=self.heads,
             mask=mask,
-            slice_size=self.slice_size,
         )
         projected: Tensor = self.to_out[0](out)
         return projected
-
-
-def set_attention_slice(module: nn.Module, slice_size: int) -> None:
-    """Make every `Attention` under `module` work on `slice_size` query rows at a time; 0 = all at once."""
-    for part in module.modules():
-        if isinstance(part, Attention):
-            part.slice_size = slice_size

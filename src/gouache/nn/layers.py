@@ -13,10 +13,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo
 from torch.autograd.function import once_differentiable
 
 from gouache.errors import InvalidInput
+from gouache.nn.torch_private import has_one_dnn, not_compiled, one_dnn_linear
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -73,8 +73,8 @@ class Dropout(nn.Module):
         factors: Tensor = self._factors(x)
         return x * factors
 
-    # As torch.compiler.disable, which would import the compiler at once: a second and 80 MB for those who only paint.
-    @_disable_dynamo
+    # A graph would bake one draw of the generator in.
+    @not_compiled
     def _factors(self, x: Tensor) -> Tensor:
         """0 where a number is dropped, else 1 / (1 - share). The shape and type of `x`"""
         kept = self._words.draw(x.numel(), x.device) >= round(self.share * LEVELS) - LEVELS // 2
@@ -119,7 +119,7 @@ class Linear(nn.Linear):
             if torch.is_grad_enabled():
                 out = _OneDnnLinear.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
             else:
-                out = _one_dnn(input, self.weight, self.bias)
+                out = one_dnn_linear(input, self.weight, self.bias)
             return out
         return F.linear(input, self.weight, self.bias)
 
@@ -130,7 +130,7 @@ class _OneDnnLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _one_dnn(x, weight, bias)
+        return one_dnn_linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
@@ -140,7 +140,7 @@ class _OneDnnLinear(torch.autograd.Function):
         rows = above.flatten(0, -2)  # [N, out_features]
         wanted = ctx.needs_input_grad
         return (
-            _one_dnn(above, weight.t(), None) if wanted[0] else None,
+            one_dnn_linear(above, weight.t(), None) if wanted[0] else None,
             _outer(rows, x.flatten(0, -2)) if wanted[1] else None,
             rows.sum(0) if wanted[2] else None,
         )
@@ -149,13 +149,8 @@ class _OneDnnLinear(torch.autograd.Function):
 def _outer(left: Tensor, right: Tensor) -> Tensor:
     """left^T right: [N, O], [N, K] -> [O, K]. The first operand must lie in rows, so the narrower one is turned."""
     if left.shape[1] <= right.shape[1]:
-        return _one_dnn(left.t().contiguous(), right.t(), None)
-    return _one_dnn(right.t().contiguous(), left.t(), None).t()
-
-
-def _one_dnn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return out
+        return one_dnn_linear(left.t().contiguous(), right.t(), None)
+    return one_dnn_linear(right.t().contiguous(), left.t(), None).t()
 
 
 def _one_dnn_fits(x: Tensor, weight: Tensor) -> bool:
@@ -170,12 +165,7 @@ def _one_dnn_fits(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _has_one_dnn() -> bool:
-    """Whether this build of torch carries oneDNN and the operator that takes plain tensors."""
-    return bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-_HAS_ONE_DNN = _has_one_dnn()
+_HAS_ONE_DNN = has_one_dnn()
 
 
 def sinusoidal_embedding(values: Tensor, width: int, *, max_period: float = 10_000.0) -> Tensor:

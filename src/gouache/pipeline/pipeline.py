@@ -15,10 +15,11 @@ import torch
 from torch import nn
 
 from gouache.checkpoints import hub
-from gouache.checkpoints.hub import shipped_model
+from gouache.checkpoints.hub import SHIPPED, shipped_model
 from gouache.errors import DeviceUnavailable, ModelNotFound, unknown_name
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import DenoiserConfig, GenerationDefaults, TextEncoderConfig, UNetConfig, VAEConfig
+from gouache.models.family import SD1
 from gouache.models.text_encoder import TextEncoder
 from gouache.models.text_stack import TextStack
 from gouache.models.unet import UNet
@@ -215,7 +216,7 @@ def untrained_bundle(seed: int = 0) -> ModelBundle:
         seed: of the weights; the same seed gives the same weights on every machine.
     """
     bundle = ModelBundle(
-        family="sd1",
+        family=SD1.name,
         unet=UNet(UNET),
         vae=AutoencoderKL(VAE),
         text=TextStack.of_clip([TextEncoder(TEXT)]),
@@ -269,11 +270,11 @@ def find_model(model: str | None) -> Path:
     Raises:
         ModelNotFound: there is none.
     """
-    if model is None or model == "pocket":
+    if model is None or model == SHIPPED:
         shipped = shipped_model()
         if shipped is not None:
             return shipped
-    return hub.find(model or "pocket")
+    return hub.find(model or SHIPPED)
 
 
 def find_or_pull(name: str, *, token: str | None = None) -> Path:

@@ -272,13 +272,10 @@ def _fine_tuning(
 ) -> Iterator[Preparing | Ready]:
     """The denoiser stage on a published model, whose other parts stay as they are."""
     bundle = load_bundle(start, dtype=torch.float32)
-    numbers = torch.tensor([[0.0] * bundle.size_numbers])
-    if bundle.size_numbers == 6:  # SDXL is told the size of the picture, where it was cut, and the size to paint.
-        size = float(config.data.size)
-        numbers = torch.tensor([[size, size, 0.0, 0.0, size, size]])
+    numbers = bundle.size_condition(config.data.size, config.data.size)
 
     def pooled(text: Tensor | None) -> Tensor | None:
-        rows = None if bundle.size_numbers == 0 or text is None else numbers.expand(len(text), -1)
+        rows = None if numbers is None or text is None else numbers.expand(len(text), -1)
         return bundle.pooled_vector(text, rows)
 
     sha = bundle.sha256 or f"{start.resolve()}/{file_or_folder_mark(start)}"

@@ -13,6 +13,7 @@ from gouache.checkpoints.save import bundle_to_write, write_model
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import DenoiserConfig, GenerationDefaults, UNetConfig, UpscalerConfig
+from gouache.models.family import POCKET
 from gouache.models.prior import Prior, PriorConfig
 from gouache.models.unet import UNet
 from gouache.models.upscalers import Upscaler
@@ -39,7 +40,7 @@ def pack(
     *,
     dtype: str = "fp16",
     int8: tuple[str, ...] = (),
-    name: str = "pocket",
+    name: str = POCKET.name,
     styles: tuple[str, ...] = (),
     licence: str = "",
     ema: float | None = None,
@@ -88,7 +89,7 @@ def assemble_bundle(config: TrainConfig, run: Path, name: str, defaults: Generat
     text, _ = load_text(sentence_encoder_folder(config.text.folder), config.text.max_tokens)
     drafts = unet.config.draft_channels > 0 and (stage_run(run, "prior") / "last.safetensors").exists()
     return ModelBundle(
-        family="pocket",
+        family=POCKET.name,
         unet=unet,
         vae=load_vae(result_of(run, "vae")),
         text=text,

@@ -4,6 +4,10 @@ Any safetensors reader reads these files. The keys that gouache adds to the meta
 ``gouache.format`` (this format's version), ``gouache.producer``, ``gouache.torch`` and ``gouache.sha256`` (of
 everything after the header, so that the tensors can be checked, and the same weights have the same sum
 whatever the metadata says).
+
+The `safetensors` package writes and reads the same format and is what the tests compare with. Its `safe_open` maps a
+tensor wherever it lies, while ours must begin at a multiple of `ALIGNMENT`; and every page that it has shown counts as
+memory, while ours are read into memory that is given back where they are only converted.
 """
 
 from __future__ import annotations

@@ -14,13 +14,6 @@ from gouache.pipeline.request import Seamless
 
 RETRIED = "the decoder overflowed in half precision and was run again in float32"
 
-# One row for each latent channel, three colours; a fit by linear regression that A1111's and ComfyUI's users know as
-# "latent2rgb" previews. Only for looking at, nothing else depends on it.
-_RGB_OF_LATENTS = {
-    "sd1": ((0.298, 0.207, 0.208), (0.187, 0.286, 0.173), (-0.158, 0.189, 0.264), (-0.184, -0.271, -0.473)),
-    "sdxl": ((0.356, 0.429, 0.373), (-0.207, -0.049, 0.015), (0.041, 0.060, 0.013), (-0.326, -0.333, -0.380)),
-}
-
 
 @torch.no_grad()
 def decode(
@@ -80,9 +73,9 @@ def _decoded(vae: AutoencoderKL, latents: Tensor, *, tiled: bool) -> Tensor:
 @torch.no_grad()
 def preview(bundle: ModelBundle, denoised: Tensor) -> Image.Image:
     """A quick look at an estimate of the latents [1,C,h,w]: small, or decoded where the decoder is small."""
-    family = "sdxl" if bundle.family.startswith("sdxl") else bundle.family[:3].replace("sd2", "sd1")
-    if family not in _RGB_OF_LATENTS or denoised.shape[1] != 4:
+    colours_of_channels = bundle.traits.preview
+    if colours_of_channels is None or denoised.shape[1] != len(colours_of_channels):
         return to_image(_decoded(bundle.vae, denoised, tiled=False)[0].nan_to_num())
-    matrix = torch.tensor(_RGB_OF_LATENTS[family], dtype=torch.float32)  # [4,3]
+    matrix = torch.tensor(colours_of_channels, dtype=torch.float32)  # [4,3]
     colours = torch.einsum("chw,cr->rhw", denoised[0].float().cpu(), matrix)  # [3,h,w]
     return to_image(colours.nan_to_num())

@@ -27,7 +27,7 @@ from gouache.pipeline.generate.guided import (
     guidance_of,
     run_sampler,
     sigmas_of,
-    size_numbers,
+    size_conditions,
     steps_of,
 )
 from gouache.pipeline.generate.upscale import enlarge_latents, enlarge_picture, find_upscaler
@@ -173,8 +173,7 @@ class Generation:
         steps = max(len(sigmas) - 1, 1)
         positive = self.reader.plan(styled_prompt(request), steps)
         negative = self.reader.plan(request.negative_prompt, steps, composed=False)
-        # SDXL's base model was trained to see zeros, not the encoding of an empty text.
-        if request.negative_prompt == "" and self.bundle.family.startswith("sdxl") and self.bundle.size_numbers == 6:
+        if request.negative_prompt == "" and self.bundle.traits.zero_negative:
             negative = negative.zeroed()
         controls: tuple[TimedControl, ...] = ()
         if request.control:
@@ -292,7 +291,7 @@ class Generation:
                 text_scale=request.guidance_scale or 0.0,
                 image_scale=IMAGE_GUIDANCE if image_scale is None else image_scale,
             )
-        numbers, negative_numbers = size_numbers(self.bundle, request)
+        numbers, negative_numbers = size_conditions(self.bundle, request)
         inputs = NetworkInputs(start_state.draft, numbers, negative_numbers, one.controls)
         network = denoiser_of(self.bundle, request)
         return PromptedDenoiser(self.bundle, network, one.positive, one.negative, guidance_of(request), inputs)

@@ -18,8 +18,9 @@ from gouache.diffusion.samplers.registry import Option, sample, sampler_options
 from gouache.diffusion.samplers.sigmas import discard_penultimate, make_sigmas
 from gouache.diffusion.samplers.step import Denoise, NoiseSource, Steps
 from gouache.errors import InvalidInput
-from gouache.models.bundle import ModelBundle
+from gouache.models.bundle import LOW_AESTHETIC_SCORE, ModelBundle
 from gouache.models.denoiser import Condition, stack
+from gouache.models.family import SDXL_REFINER
 from gouache.pipeline.prompts.encode import Encoded, PromptPlan
 from gouache.pipeline.request import Request
 
@@ -156,7 +157,7 @@ def sigmas_of(request: Request, bundle: ModelBundle) -> Tensor:
     if request.sigmas is not None:
         return torch.tensor(request.sigmas, dtype=torch.float64)
     name, steps = request.schedule or "uniform", request.num_inference_steps or 1
-    options = {"family": "sdxl" if bundle.family.startswith("sdxl") else "sd1"} if name == "align_your_steps" else {}
+    options = {"family": bundle.traits.align_your_steps} if name == "align_your_steps" else {}
     if request.determinism == "a1111" and sampler_info(request.sampler or "ddim").discard_penultimate:
         return discard_penultimate(make_sigmas(name, bundle.schedule, steps + 1, options=options))
     return make_sigmas(name, bundle.schedule, steps, options=options)
@@ -216,20 +217,14 @@ def digest_of(x: Tensor) -> str:
     return blake2b(values.numpy().tobytes(), digest_size=4).hexdigest()
 
 
-def size_numbers(bundle: ModelBundle, request: Request) -> tuple[Tensor | None, Tensor | None]:
-    """What SDXL is told of the size: original height and width, crop, target; its refiner a beauty score instead.
-
-    Returns:
-        Numbers for the prompt [1, 6 or 5], and those for the negative prompt where they differ.
-    """
+def size_conditions(bundle: ModelBundle, request: Request) -> tuple[Tensor | None, Tensor | None]:
+    """Numbers for the prompt [1, 6 or 5], and those for the negative prompt where they differ; see
+    `ModelBundle.size_condition`."""
     width, height = request.width or 0, request.height or 0
-    if bundle.size_numbers == 6:
-        return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32), None
-    if bundle.size_numbers == 5:
-        good, bad = 6.0, 2.5
-        rows = [torch.tensor([[height, width, 0, 0, score]], dtype=torch.float32) for score in (good, bad)]
-        return rows[0], rows[1]
-    return None, None
+    numbers = bundle.size_condition(width, height)
+    if bundle.size_numbers == SDXL_REFINER.size_numbers:
+        return numbers, bundle.size_condition(width, height, score=LOW_AESTHETIC_SCORE)
+    return numbers, None
 
 
 IMAGE_GUIDANCE = 1.5

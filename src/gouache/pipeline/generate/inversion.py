@@ -12,7 +12,7 @@ from gouache.diffusion.samplers.registry import sample
 from gouache.diffusion.samplers.step import Step
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.generate.guided import NetworkInputs, PromptedDenoiser, denoiser_of, guidance_of, size_numbers
+from gouache.pipeline.generate.guided import NetworkInputs, PromptedDenoiser, denoiser_of, guidance_of
 from gouache.pipeline.inputs.start import StartState
 from gouache.pipeline.prompts.encode import PromptReader
 from gouache.pipeline.request import Request
@@ -70,6 +70,7 @@ def inverter_of(
         )
     plan = reader.plan(request.inversion.source_prompt, 1)
     guidance = replace(guidance_of(request), scale=1.0)
-    inputs = NetworkInputs(start_state.draft, size_numbers(bundle, request)[0])
+    numbers = bundle.size_condition(request.width or 0, request.height or 0)
+    inputs = NetworkInputs(start_state.draft, numbers)
     denoise = PromptedDenoiser(bundle, denoiser_of(bundle, request), plan, plan, guidance, inputs)
     return Inverter(denoise, start_state.latents, sigmas)

@@ -18,6 +18,7 @@ from typing import Literal
 from gouache.checkpoints.hub import shipped_model
 from gouache.checkpoints.identify import read_card
 from gouache.errors import Conflict, DataError, GouacheError, InvalidInput, ModelNotFound, NotFound
+from gouache.models.family import family_named
 from gouache.serve.models.catalog import ModelEntry, Shelf
 from gouache.serve.training.plan import (
     CONFIG,
@@ -40,7 +41,6 @@ Phase = Literal["preparing", "training", "packing", "stopping", "interrupted", "
 RUNNING: tuple[Phase, ...] = ("preparing", "training", "packing", "stopping")
 _PHASES: dict[str, Phase] = {"": "preparing", "data": "preparing", "train": "training", "pack": "packing"}
 MOST_ATTEMPTS = 3
-SIZES = {"sd1": 512, "sd2": 768, "sdxl": 1024}
 RATES: dict[Stage, float] = {"denoiser": 1e-4, "decoder": 1e-4, "vae": 8e-4}
 PROCESS = (sys.executable, "-m", "gouache.serve.training.process")
 
@@ -355,5 +355,5 @@ def side_of(entry: ModelEntry) -> int:
     with contextlib.suppress(GouacheError):
         identity = identify(path)
         card = read_card(path) if identity.layout == "gouache" else None
-        return SIZES.get(identity.family, 512) if card is None else card.defaults.width
+        return family_named(identity.family).training_size if card is None else card.defaults.width
     return 512
