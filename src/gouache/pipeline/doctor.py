@@ -26,7 +26,6 @@ PACKAGES = (
     "pydantic",
     "typer",
     "rich",
-    "openvino",
     "imageio",
     "vtracer",
     "spandrel",

@@ -195,7 +195,7 @@ def _by_spandrel(path: Path, source: WeightSource) -> PictureUpscaler:
             str(path),
             given=given,
             expected=f"an ESRGAN file, or the package spandrel ({error})",
-            cure="Install it with `pip install 'gouache[upscalers]'`.",
+            cure="Install it with `pip install 'gouache[upscalers]'`, beside your torch's torchvision.",
         ) from error
     try:
         names = _unwrapped(source.header.tensors)

@@ -118,10 +118,10 @@ async def follow(
             expected=f"fewer than {studio.settings.limits.streams}",
             cure="Close one, or ask for the jobs themselves.",
         )
-    return _Counted(studio.streams, job.owner, _events(studio, job.id, int(last_event_id or 0), previews))
+    return _CountedStream(studio.streams, job.owner, _events(studio, job.id, int(last_event_id or 0), previews))
 
 
-class _Counted(StreamingResponse):
+class _CountedStream(StreamingResponse):
     """A stream that counts among its owner's from the moment it is allowed until it is over.
 
     Args:

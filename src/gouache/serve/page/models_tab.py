@@ -41,7 +41,7 @@ def models_tab(studio: Studio, say: gr.I18n, page: gr.Blocks, tab: gr.Tab, field
             with gr.Column(elem_classes="g-panel", visible=False) as pulling:
                 fetch = _pull_fields(say)
     chosen = gr.State("")
-    timer, acts = fetch["timer"], _Actions(studio, say)
+    timer, acts = fetch["timer"], _ModelActions(studio, say)
     shown = [models, adapters, controls, detail, everything]
     gr.on(
         [page.load, tab.select],
@@ -88,7 +88,7 @@ def _pull_fields(say: gr.I18n) -> dict[str, Any]:
     }
 
 
-class _Actions:
+class _ModelActions:
     """What the buttons do."""
 
     def __init__(self, studio: Studio, say: gr.I18n) -> None:

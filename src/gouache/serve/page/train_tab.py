@@ -119,7 +119,7 @@ def train_tab(studio: Studio, say: gr.I18n, page: gr.Blocks, tab: gr.Tab) -> Non
             chart = gr.HTML(elem_id="run-chart")
             samples = gr.HTML(elem_id="run-samples")
     chosen, seen, timer = gr.State(""), gr.State([]), gr.Timer(2.0, active=False)
-    acts = _Actions(studio, say)
+    acts = _TrainActions(studio, say)
     shown = [runs, state, stop, more, go_on, delete, chart, samples, timer]
     gr.on(
         [page.load, tab.select],
@@ -187,7 +187,7 @@ def _fields(say: gr.I18n) -> dict[str, Any]:
     return found
 
 
-class _Actions:
+class _TrainActions:
     """What the buttons do."""
 
     def __init__(self, studio: Studio, say: gr.I18n) -> None:
