@@ -13,8 +13,7 @@ from pathlib import Path
 from gouache.checkpoints import detect
 from gouache.checkpoints.detect import CONFIG_KEY, Identity, Part
 from gouache.checkpoints.diffusers import folder as folders
-from gouache.checkpoints.formats.header import Header, dequantised_header, read_header
-from gouache.checkpoints.formats.open import open_header
+from gouache.checkpoints.formats.header import Header, dequantised_header, open_header, read_header
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, ModelNotFound, UnknownFamily, unknown_name
 from gouache.models.configs import (
@@ -148,6 +147,7 @@ def _own_folder(folder: Path, card: ModelCard) -> Identity:
 
     Raises:
         CorruptCheckpoint: the card names a part or a file that can't be, or a file has another sha256 than it says.
+        UnknownFamily: the card names a family that isn't one; the nearest name is offered.
     """
     parts = {}
     for part in card.parts:

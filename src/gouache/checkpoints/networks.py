@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gouache.checkpoints.detect import Part, left_out_reason
-from gouache.checkpoints.formats.header import Header, TensorInfo, few
-from gouache.checkpoints.formats.open import open_source
+from gouache.checkpoints.formats.header import Header, TensorInfo, few, open_source
 from gouache.checkpoints.formats.safetensors import TORCH_DTYPES, Int8Source, WeightSource
-from gouache.checkpoints.keymaps import THIRDS, Change, Speller, Spelling, speller
+from gouache.checkpoints.shapes import POINTWISE, THIRDS, Change, Speller, Spelling
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, InvalidInput
 from gouache.models.configs import (
@@ -141,7 +140,7 @@ class Plan:
 def plan(part: Part, network: nn.Module, family: str) -> Plan:
     """Match a network's tensors with a part's, by name and shape; nothing is read."""
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    spell = _prefixed(speller(part.config, part.naming), part.prefix)
+    spell = _prefixed(_speller(part), part.prefix)
     spellings = {name: spell(name) for name in shapes}
     report = LoadReport()
     found = part.header.tensors
@@ -160,6 +159,17 @@ def plan(part: Part, network: nn.Module, family: str) -> Plan:
             else:
                 report.unexpected.append(name)
     return Plan(part, spellings, shapes, report)
+
+
+def _speller(part: Part) -> Speller:
+    """What the part's file calls our tensors."""
+    if part.naming != "ours":
+        from gouache.checkpoints.keymaps import speller
+
+        return speller(part.config, part.naming)
+    if isinstance(part.config, VAEConfig):
+        return lambda name: Spelling(name, Change.POINTWISE if POINTWISE.match(name) else Change.NONE)
+    return Spelling
 
 
 def _prefixed(spell: Speller, prefix: str) -> Speller:

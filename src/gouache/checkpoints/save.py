@@ -23,9 +23,9 @@ from gouache.checkpoints.diffusers import write as diffusers_write
 from gouache.checkpoints.formats.header import SCALE, TensorInfo, is_matrix
 from gouache.checkpoints.formats.safetensors import dtype_name, quantise, write_json, write_tensors
 from gouache.checkpoints.identify import CARD_FILE, CARD_KEY, VOCABULARY_FILE, VOCABULARY_KEY, ModelCard, PartCard
-from gouache.checkpoints.keymaps import THIRDS, Change, speller
+from gouache.checkpoints.keymaps import speller
 from gouache.checkpoints.noise_table import ALPHAS_CUMPROD, ZERO_TERMINAL_SNR, records_nothing_else, table_to_record
-from gouache.checkpoints.shapes import Naming
+from gouache.checkpoints.shapes import THIRDS, Change, Naming
 from gouache.config import Config
 from gouache.errors import IncompatibleCheckpoint, InvalidInput, unknown_name
 from gouache.files import atomic_write

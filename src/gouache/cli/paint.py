@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from gouache.pipeline.resolve import Resolved
 
 SPECS = option_specs(without=EDITING)
-HELP = """Paint pictures from words.
+HELP = """Generate images from a prompt.
 
 Each is written as SLUG-SEED.png with its recipe inside. Example:
 
@@ -31,24 +31,24 @@ gouache paint "a red fire engine, 3d style" --count 4 --seed 7
 
 Output = Annotated[str | None, typer.Option("--output", "-o", help="File or folder; - is standard output.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite files.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, float16 or bfloat16.")]
-Size = Annotated[str | None, typer.Option("--size", metavar="N|WxH", help="Width and height at once.")]
-Quality = Annotated[int, typer.Option("--quality", min=1, max=100, help="Of jpeg and webp; webp 100 is lossless.")]
-Open = Annotated[bool, typer.Option("--open", help="Show the pictures when they are done.")]
+Size = Annotated[str | None, typer.Option("--size", metavar="N|WxH", help="Width and height together.")]
+Quality = Annotated[int, typer.Option("--quality", min=1, max=100, help="JPEG and WebP quality; WebP 100 is lossless.")]
+Open = Annotated[bool, typer.Option("--open", help="Open the images when finished.")]
 FromFile = Annotated[
     Path | None,
-    typer.Option("--from-file", help="Prompts: one a line, or one JSON object a line; - is standard input."),
+    typer.Option("--from-file", help="File of prompts: one prompt or one JSON object per line; - is standard input."),
 ]
-Matrix = Annotated[bool, typer.Option("--matrix", help="Every selection of the parts behind | in the prompt.")]
-Dynamic = Annotated[bool, typer.Option("--dynamic", help="Choose among {a|b} by the seed.")]
+Matrix = Annotated[bool, typer.Option("--matrix", help="Prompt matrix: every combination of the parts separated by |.")]
+Dynamic = Annotated[bool, typer.Option("--dynamic", help="Resolve {a|b} at random, by the seed.")]
 Wildcards = Annotated[Path | None, typer.Option("--wildcards", help="Folder of NAME.txt files for __NAME__.")]
-Like = Annotated[Path | None, typer.Option("--like", help="Start from the recipe of this picture.")]
+Like = Annotated[Path | None, typer.Option("--like", help="Start from the recipe stored in this image.")]
 
 
 def _paint(
-    prompt: Annotated[str | None, typer.Argument(help="What to paint; - reads standard input.")] = None,
+    prompt: Annotated[str | None, typer.Argument(help="Prompt; - reads standard input.")] = None,
     *,
     output: Output = None,
     like: Like = None,
@@ -58,7 +58,7 @@ def _paint(
     dynamic: Dynamic = False,
     wildcards: Wildcards = None,
     grid: Annotated[
-        bool, typer.Option("--grid", help="Also write all on one sheet, with the prompts if they differ.")
+        bool, typer.Option("--grid", help="Also write a contact sheet, with the prompts if they differ.")
     ] = False,
     svg: Annotated[bool, typer.Option("--svg", help="Also trace each picture to SVG.")] = False,
     as_json: AsJson = False,

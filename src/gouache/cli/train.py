@@ -20,11 +20,13 @@ def train(
     stage: Annotated[str, typer.Argument(help="vae, clip, tokens, prior, denoiser or upscaler.")],
     config: Annotated[Path, typer.Option(help="TOML file with a table for every stage.")],
     data: Annotated[Path, typer.Option(help="Folder of captioned pictures, or of a built recipe.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run. A run that is there goes on.")],
-    minutes: Annotated[float | None, typer.Option(help="Stop after so much training time, over all sessions.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run. An existing run is resumed.")],
+    minutes: Annotated[
+        float | None, typer.Option(help="Stop after this much training time, over all sessions.")
+    ] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.")] = 0,
 ) -> None:
-    """Train one stage on captioned pictures; stop at any moment and go on with the same command.
+    """Train one stage on captioned pictures; interrupt at any time and resume with the same command.
 
     Example: gouache train vae --config recipes/pocket.toml --data stickers --out runs/pocket --minutes 60
     """

@@ -36,9 +36,9 @@ def upscale(
     as_json: AsJson = False,
     force: Force = False,
 ) -> None:
-    """Make any picture larger: by the model's up-sampling decoder, by Lanczos, or by an upscaler's file.
+    """Upscale any image: with the model's upscaler, with Lanczos, or with an upscaler's file.
 
-    The picture's recipe stays with it.
+    The image keeps its recipe.
 
     Example: gouache upscale a-red-fire-engine-7.png --scale 4
     """

@@ -15,11 +15,9 @@ from torch.utils.checkpoint import checkpoint
 
 from gouache.errors import ShapeMismatch
 from gouache.models.configs import UNetConfig
-from gouache.nn.attention import key_mask
-from gouache.nn.group_norm import GroupNorm
-from gouache.nn.layers import EmbeddingMLP, silu, sinusoidal_embedding
+from gouache.nn.attention import SpatialTransformer, key_mask
+from gouache.nn.layers import EmbeddingMLP, GroupNorm, silu, sinusoidal_embedding
 from gouache.nn.resnet import Downsample, ResnetBlock, Upsample, zero_
-from gouache.nn.transformer import SpatialTransformer
 
 __all__ = ["UNet", "UNetConfig", "block_shape", "down_levels", "time_and_pooled"]
 

@@ -77,11 +77,11 @@ def _proc_lines(name: str) -> list[str]:
 def _devices() -> Section:
     found = {"cpu": "yes"}
     for k in range(torch.cuda.device_count()):
-        card = torch.cuda.get_device_properties(k)
-        found[f"cuda:{k}"] = f"{card.name}, {card.total_memory / 2**30:.1f} GiB"
+        gpu = torch.cuda.get_device_properties(k)
+        found[f"cuda:{k}"] = f"{gpu.name}, {gpu.total_memory / 2**30:.1f} GiB"
     if torch.cuda.device_count() == 0:
         built = torch.version.cuda
-        found["cuda"] = "no card found" if built else "this torch is built without it"
+        found["cuda"] = "no GPU found" if built else "this torch is built without it"
     found["mps"] = "yes" if torch.backends.mps.is_available() else "no"
     return found
 

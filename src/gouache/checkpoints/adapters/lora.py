@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from gouache.checkpoints.adapters.deltas import Change, change_of, is_whole, rank_of
 from gouache.checkpoints.adapters.keys import split_key
 from gouache.checkpoints.adapters.kinds import LORA_KINDS
-from gouache.checkpoints.formats.header import Header, few
-from gouache.checkpoints.formats.open import open_source
+from gouache.checkpoints.formats.header import Header, few, open_source
 from gouache.checkpoints.formats.safetensors import WeightSource
 from gouache.checkpoints.keymaps import speller
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint

@@ -23,8 +23,7 @@ from gouache.checkpoints.detect import (
     variant_of,
 )
 from gouache.checkpoints.diffusers import config as diffusers_config
-from gouache.checkpoints.formats.header import Header, TensorInfo
-from gouache.checkpoints.formats.open import open_header
+from gouache.checkpoints.formats.header import Header, TensorInfo, open_header
 from gouache.checkpoints.shapes import text_config, unet_config, vae_config
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, ModelNotFound, UnknownFamily

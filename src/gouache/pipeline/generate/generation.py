@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -15,7 +16,7 @@ from gouache.diffusion.rng import ImageNoise, ImageSeed, seeds_of_batch
 from gouache.diffusion.samplers.step import Denoise, Step
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.generate.decode import decode, preview
+from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.generate.draft import draft, own_draft, parts_of
 from gouache.pipeline.generate.guided import (
     IMAGE_GUIDANCE,
@@ -30,15 +31,15 @@ from gouache.pipeline.generate.guided import (
     size_conditions,
     steps_of,
 )
-from gouache.pipeline.generate.upscale import enlarge_latents, enlarge_picture, find_upscaler
+from gouache.pipeline.generate.upscale import enlarge_picture, find_upscaler
 from gouache.pipeline.generate.upscalers import LANCZOS
-from gouache.pipeline.inputs.images import on_background
-from gouache.pipeline.inputs.start import DRAFT, INSTRUCT, StartState, input_kind, keep_outside, steps_to_skip
+from gouache.pipeline.inputs.images import on_background, to_image
+from gouache.pipeline.inputs.start import DRAFT, INSTRUCT, StartState, encode, input_kind, keep_outside, steps_to_skip
 from gouache.pipeline.output.a1111_text import format_infotext, infotext_of
 from gouache.pipeline.output.metadata import OWN, PARAMETERS, Kind, encode_picture
 from gouache.pipeline.output.recipe import Recipe, machine_of, model_ref, package_versions, pixels_digest
 from gouache.pipeline.prompts.encode import PromptPlan, PromptReader
-from gouache.pipeline.request import Request
+from gouache.pipeline.request import Request, Seamless
 from gouache.pipeline.resolve import second_pass
 
 if TYPE_CHECKING:
@@ -117,7 +118,7 @@ class Pass:
 
     Attributes:
         request: with the size and steps of this pass.
-        sigmas: noise levels to walk, falling. [n + 1]
+        sigmas: noise levels to walk, descending. [n + 1]
         skipped: levels left out before them.
         positive, negative: the encoded prompts.
         controls: networks that steer, with what they see at this size.
@@ -323,7 +324,7 @@ class Generation:
         size = self._latent_size(one.request)
         larger = enlarge_latents(self.bundle, latents, size, self.request.hires.upscaler, tiled=one.request.vae_tiling)
         if drafted is not None:
-            drafted = torch.nn.functional.interpolate(drafted, size=size, mode="bilinear", align_corners=False)
+            drafted = F.interpolate(drafted, size=size, mode="bilinear", align_corners=False)
         return StartState(latents=larger, skipped=one.skipped, draft=drafted, finish=self.start_state.finish)
 
     def _latent_size(self, request: Request) -> tuple[int, int]:
@@ -364,3 +365,101 @@ def styled_prompt(request: Request) -> str:
     if request.style is None:
         return request.prompt
     return f"{request.prompt}, {request.style} style" if request.prompt else f"{request.style} style"
+
+
+RETRIED = "the decoder overflowed in half precision and was run again in float32"
+
+
+@torch.no_grad()
+def decode(
+    bundle: ModelBundle, latents: Tensor, *, tiled: bool = False, seamless: Seamless = "none"
+) -> tuple[Image.Image, list[str]]:
+    """Decode one picture.
+
+    Args:
+        bundle: the model.
+        latents: normalised. [1,C,h,w]
+        tiled: decode in tiles, for less memory.
+        seamless: which edges meet.
+
+    Returns:
+        The picture, and notes on what had to be done beyond the plain way.
+
+    Raises:
+        InvalidInput: the latents hold NaN or infinity.
+    """
+    if not bool(torch.isfinite(latents).all()):
+        raise InvalidInput(
+            "latents",
+            given="NaN or infinity",
+            expected="finite numbers",
+            cure="The network overflowed: load the model with dtype float32, or lower the guidance scale.",
+        )
+    if seamless == "none":
+        tensor = _decoded(bundle.vae, latents, tiled=tiled)
+    else:
+        from gouache.pipeline.generate.tiling import circular
+
+        with circular(bundle.vae.decoder, seamless):
+            tensor = _decoded(bundle.vae, latents, tiled=tiled)
+    if bool(torch.isfinite(tensor).all()):
+        return to_image(tensor[0]), []
+    dtype = next(bundle.vae.parameters()).dtype
+    try:
+        tensor = _decoded(bundle.vae.float(), latents, tiled=tiled)
+    finally:
+        bundle.vae.to(dtype)
+    if not bool(torch.isfinite(tensor).all()):
+        raise InvalidInput(
+            "decoder",
+            given="NaN or infinity even in float32",
+            expected="finite pixels",
+            cure="The autoencoder's weights are damaged; compare their sha256.",
+        )
+    return to_image(tensor[0]), [RETRIED]
+
+
+def _decoded(vae: AutoencoderKL, latents: Tensor, *, tiled: bool) -> Tensor:
+    weight = next(vae.parameters())
+    given = latents.to(weight.device, weight.dtype)
+    return vae.decode_in_tiles(given) if tiled else vae.decode(given)
+
+
+@torch.no_grad()
+def preview(bundle: ModelBundle, denoised: Tensor) -> Image.Image:
+    """A quick look at an estimate of the latents [1,C,h,w]: small, or decoded where the decoder is small."""
+    colours_of_channels = bundle.traits.preview
+    if colours_of_channels is None or denoised.shape[1] != len(colours_of_channels):
+        return to_image(_decoded(bundle.vae, denoised, tiled=False)[0].nan_to_num())
+    matrix = torch.tensor(colours_of_channels, dtype=torch.float32)  # [4,3]
+    colours = torch.einsum("chw,cr->rhw", denoised[0].float().cpu(), matrix)  # [3,h,w]
+    return to_image(colours.nan_to_num())
+
+
+LATENT = {"latent": "bilinear", "latent-bicubic": "bicubic", "latent-nearest": "nearest"}
+
+
+def enlarge_latents(
+    bundle: ModelBundle, latents: Tensor, size: tuple[int, int], upscaler: str, *, tiled: bool = False
+) -> Tensor:
+    """Latents at another size: interpolated, or decoded, enlarged as a picture and encoded again.
+
+    Args:
+        bundle: the model.
+        latents: [B,C,h,w].
+        size: wanted height and width in latent pixels.
+        upscaler: latent, latent-bicubic, latent-nearest, or as in `find_upscaler`.
+        tiled: decode and encode in tiles.
+    """
+    if upscaler in LATENT:
+        mode = LATENT[upscaler]
+        corners = None if mode == "nearest" else False
+        return F.interpolate(latents, size=size, mode=mode, align_corners=corners)
+    factor, network = bundle.vae.config.downscale, find_upscaler(upscaler, bundle)
+    rows = []
+    for row in latents:
+        picture, _ = decode(bundle, row[None], tiled=tiled)
+        larger = enlarge_picture(picture, size[1] * factor / picture.width, network)
+        exact = larger.resize((size[1] * factor, size[0] * factor), Image.Resampling.LANCZOS)
+        rows.append(encode(bundle, exact, tiled=tiled))
+    return torch.cat(rows).to(latents)

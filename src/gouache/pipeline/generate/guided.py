@@ -153,7 +153,7 @@ def guidance_of(request: Request) -> Guidance:
 
 
 def sigmas_of(request: Request, bundle: ModelBundle) -> Tensor:
-    """The noise levels of a resolved request, falling, the last 0. [n + 1] fp64"""
+    """The noise levels of a resolved request, descending, the last 0. [n + 1] fp64"""
     if request.sigmas is not None:
         return torch.tensor(request.sigmas, dtype=torch.float64)
     name, steps = request.schedule or "uniform", request.num_inference_steps or 1
@@ -180,7 +180,7 @@ def run_sampler(
         bundle: the model.
         denoise: D(x, sigma).
         x: the state at sigmas[0]. [B,C,h,w]
-        sigmas: falling noise levels.
+        sigmas: descending noise levels.
         noise: the pictures' streams.
     """
     name = request.sampler or "ddim"

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from gouache.checkpoints.detect import Identity
-from gouache.checkpoints.formats.open import open_source
+from gouache.checkpoints.formats.header import open_source
 from gouache.checkpoints.formats.safetensors import WeightSource, load_tensors
 from gouache.checkpoints.identify import CARD_KEY, identify
 from gouache.checkpoints.networks import load_network, open_part

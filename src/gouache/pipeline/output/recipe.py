@@ -65,7 +65,7 @@ class Machine(Config):
     dtype: str
     """Number format of the networks: float32, float16, bfloat16."""
     processor: str
-    """Processor or card, by name."""
+    """Processor or GPU, by name."""
     threads: int
     """Threads of the tensor library; the order of additions depends on them."""
 
@@ -151,9 +151,9 @@ def machine_of(bundle: ModelBundle) -> Machine:
     import torch
 
     device = bundle.device
-    card = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     dtype = str(bundle.dtype).removeprefix("torch.")
-    return Machine(device=device.type, dtype=dtype, processor=card, threads=torch.get_num_threads())
+    return Machine(device=device.type, dtype=dtype, processor=processor, threads=torch.get_num_threads())
 
 
 def processor_name() -> str:

@@ -15,8 +15,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
-from gouache.checkpoints.formats.header import TensorInfo
-from gouache.checkpoints.formats.open import open_source
+from gouache.checkpoints.formats.header import TensorInfo, open_source
 from gouache.errors import IncompatibleCheckpoint, ModelNotFound
 from gouache.models.configs import ImageEncoderConfig
 from gouache.models.image_encoder import SafetyChecker, preprocess

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from gouache.checkpoints.adapters.library import EMBEDDING, LORA, list_adapters
-from gouache.checkpoints.formats.open import open_header
+from gouache.checkpoints.formats.header import open_header
 from gouache.diffusion.samplers.names import SAMPLER_INFOS, SCHEDULE_INFOS
 from gouache.errors import GouacheError, InvalidInput
 from gouache.pipeline.output.a1111_text import parse_infotext
