@@ -26,7 +26,7 @@ class Painter(Protocol):
 
 
 OpenModel = Callable[[ModelEntry, str | None], Painter]
-"""Loads a model onto a device (None = a card if there is one)."""
+"""Loads a model onto a device (None = a GPU if available)."""
 
 
 def open_pipeline(entry: ModelEntry, device: str | None) -> Painter:
