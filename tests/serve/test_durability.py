@@ -112,7 +112,7 @@ def wait_for_all(server: Process, ids: list[str], seconds: float) -> None:
 
 def run_with_kills(folder: Path, *, count: int, kills: int, pause: tuple[float, float], seconds: float) -> None:
     """Hand in jobs over HTTP, kill server or worker at random moments, start again, and look at what is there."""
-    dice = random.Random(5)
+    generator = random.Random(5)
     server = Process(folder)
     ids: list[str] = []
     try:
@@ -121,11 +121,11 @@ def run_with_kills(folder: Path, *, count: int, kills: int, pause: tuple[float, 
         for round_number in range(kills):
             share = keys[round_number * count // kills : (round_number + 1) * count // kills]
             ids += [submit(server, key) for key in share]
-            time.sleep(dice.uniform(*pause))
+            time.sleep(generator.uniform(*pause))
             children = server.children()
-            if children and dice.random() < 0.5:
+            if children and generator.random() < 0.5:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(dice.choice(children), signal.SIGKILL)
+                    os.kill(generator.choice(children), signal.SIGKILL)
             else:
                 server.kill()
                 server.start()

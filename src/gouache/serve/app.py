@@ -52,13 +52,13 @@ def create_api(studio: Studio) -> FastAPI:
     async def life(_app: FastAPI) -> AsyncIterator[None]:
         studio.notifier.bind()
         studio.supervisor.start()
-        studio.training.wake()
+        studio.training.resume_all()
         studio.housekeeping.start()
         try:
             yield
         finally:
             studio.housekeeping.stop()
-            studio.training.sleep()
+            studio.training.suspend_all()
             studio.supervisor.stop()
 
     api = FastAPI(

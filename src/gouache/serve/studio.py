@@ -36,7 +36,7 @@ from gouache.serve.training.runs import TrainingRuns
 from gouache.serve.training.sets import TrainingSets
 from gouache.serve.worker.supervisor import WORKER_COMMAND, Supervisor
 
-TWIN_SECONDS = 3600.0
+DUPLICATE_SECONDS = 3600.0
 SEARCH_SECONDS = 10.0
 """Longest wait for a worker that turns a text into a vector."""
 DEFAULT_MODEL = "sd_model_checkpoint"
@@ -74,9 +74,9 @@ class Studio:
         sets, models = TrainingSets(settings.data / "training"), settings.data / "models"
         self.training = TrainingRuns(settings.data / "runs", sets, models, self.catalog)
         self.pulls = Pulls(self.catalog.refresh)
-        patience = min(SEARCH_SECONDS, settings.wait)
+        timeout = min(SEARCH_SECONDS, settings.wait)
         tasks, wake = Tasks(self.database), self.supervisor.wake_beside
-        self.semantic_search = SemanticSearch(tasks, self.pictures, self.notifier, wake, patience)
+        self.semantic_search = SemanticSearch(tasks, self.pictures, self.notifier, wake, timeout)
         self.upscale_tasks = UpscaleTasks(tasks, self.file_store, self.notifier, wake, settings.wait)
 
     def submit(
@@ -100,9 +100,9 @@ class Studio:
             The job, and whether it is new; errors as `admit` and `Jobs.submit`.
         """
         if is_retry and key is None and fingerprint is not None:
-            twin = self.jobs.recent_twin(owner, fingerprint, since=time.time() - TWIN_SECONDS)
-            if twin is not None:
-                return twin, False
+            duplicate = self.jobs.recent_duplicate(owner, fingerprint, since=time.time() - DUPLICATE_SECONDS)
+            if duplicate is not None:
+                return duplicate, False
         wait = self.submissions.take(owner)
         if wait:
             raise QueueFull(

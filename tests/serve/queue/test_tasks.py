@@ -92,7 +92,7 @@ def test_a_model_without_an_upscaler_and_too_large_a_picture_are_refused(studio:
 
 
 def test_without_a_worker_the_answer_comes_after_a_while(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
-    studio.upscale_tasks.patience = 0.3
+    studio.upscale_tasks.timeout = 0.3
     with pytest.raises(NobodyAnswers, match="a worker that runs"):
         asyncio.run(studio.upscale_tasks.enlarge(png(), 2.0, "tiny"))
     assert left_over(studio) == 0

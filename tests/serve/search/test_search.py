@@ -113,7 +113,7 @@ def test_without_a_model_the_answer_says_what_is_missing(start_server: StartServ
 
 
 def test_without_a_worker_the_answer_comes_after_a_while(studio: Studio) -> None:
-    studio.semantic_search.patience = 0.3
+    studio.semantic_search.timeout = 0.3
     with pytest.raises(NobodyAnswers, match="a worker that runs"):
         asyncio.run(studio.semantic_search.search("a fox", Wanted(owner="local")))
 

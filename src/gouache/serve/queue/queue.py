@@ -116,7 +116,7 @@ class Jobs:
             if given >= limit:
                 raise QueueFull(what, given=given, expected=f"fewer than {limit}", cure="Try again later.")
 
-    def recent_twin(self, owner: str, fingerprint: str, *, since: float) -> Job | None:
+    def recent_duplicate(self, owner: str, fingerprint: str, *, since: float) -> Job | None:
         """The owner's newest job with this fingerprint, unless it failed or was cancelled."""
         row = self.database.row(
             select(*COLUMNS)

@@ -23,18 +23,18 @@ class UpscaleTasks:
         file_store: holds their pictures.
         notifier: notified when one is done.
         wake: wakes the workers.
-        patience: seconds to wait for one.
+        timeout: seconds to wait for one.
     """
 
     def __init__(
-        self, tasks: Tasks, file_store: FileStore, notifier: Notifier, wake: Callable[[], None], patience: float
+        self, tasks: Tasks, file_store: FileStore, notifier: Notifier, wake: Callable[[], None], timeout: float
     ) -> None:
-        self.tasks, self.file_store, self.notifier, self.wake, self.patience = (
+        self.tasks, self.file_store, self.notifier, self.wake, self.timeout = (
             tasks,
             file_store,
             notifier,
             wake,
-            patience,
+            timeout,
         )
 
     async def enlarge(self, png: bytes, factor: float, model: str) -> bytes:
@@ -56,7 +56,7 @@ class UpscaleTasks:
         try:
             self.wake()
             done = await wait_until(
-                self.notifier, notified_as(task_id), lambda: self._ended(task_id), seconds=self.patience, every=0.25
+                self.notifier, notified_as(task_id), lambda: self._ended(task_id), seconds=self.timeout, every=0.25
             )
             if done is not None:
                 return await asyncio.to_thread(self.file_store.read, "tasks", upscaled_picture(task_id))
@@ -64,7 +64,7 @@ class UpscaleTasks:
             await asyncio.to_thread(self._remove, task_id)
         raise NobodyAnswers(
             "upscaler",
-            given=f"no answer for {self.patience:g} s",
+            given=f"no answer for {self.timeout:g} s",
             expected="a worker that runs",
             cure="Use Lanczos, or start a worker.",
         )

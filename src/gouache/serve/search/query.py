@@ -45,13 +45,13 @@ class SemanticSearch:
         pictures: the gallery.
         notifier: notified when a vector is there.
         wake: wakes the workers.
-        patience: seconds to wait for one.
+        timeout: seconds to wait for one.
     """
 
     def __init__(
-        self, tasks: Tasks, pictures: Pictures, notifier: Notifier, wake: Callable[[], None], patience: float
+        self, tasks: Tasks, pictures: Pictures, notifier: Notifier, wake: Callable[[], None], timeout: float
     ) -> None:
-        self.tasks, self.pictures, self.notifier, self.wake, self.patience = tasks, pictures, notifier, wake, patience
+        self.tasks, self.pictures, self.notifier, self.wake, self.timeout = tasks, pictures, notifier, wake, timeout
 
     async def search(self, text: str, wanted: Wanted, *, limit: int = 50) -> Found:
         """The pictures nearest to a text.
@@ -74,12 +74,12 @@ class SemanticSearch:
         # The id is that of the text, so that equal searches share a task, and its answer for as long as it is kept.
         task_id = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
         found = await wait_until(
-            self.notifier, notified_as(task_id), lambda: self._look(task_id, text), seconds=self.patience, every=0.1
+            self.notifier, notified_as(task_id), lambda: self._look(task_id, text), seconds=self.timeout, every=0.1
         )
         if found is None:
             raise NobodyAnswers(
                 "meaning",
-                given=f"no answer for {self.patience:g} s",
+                given=f"no answer for {self.timeout:g} s",
                 expected="a worker that runs",
                 cure="Search by words, or start a worker.",
             )

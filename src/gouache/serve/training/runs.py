@@ -228,7 +228,7 @@ class TrainingRuns:
         steps = commands(run.plan, self._folder(run.plan.name), self.sets.root / run.plan.data)
         return " ".join(["gouache", *(json.dumps(part) if " " in part else part for part in steps["train"])])
 
-    def wake(self) -> None:
+    def resume_all(self) -> None:
         """Go on with runs whose process ended without a word, as after a crash or the end of the machine."""
         for run in self.listing():
             folder = self._folder(run.plan.name)
@@ -241,8 +241,8 @@ class TrainingRuns:
             else:
                 self._launch(run.plan)
 
-    def sleep(self) -> None:
-        """Ask every run to leave a checkpoint; `wake` goes on with them."""
+    def suspend_all(self) -> None:
+        """Ask every run to leave a checkpoint; `resume_all` goes on with them."""
         for run in self.listing():
             if run.phase in RUNNING:
                 _signal(self._folder(run.plan.name))

@@ -63,7 +63,7 @@ class JobRun:
     def __init__(self, context: JobContext, job: Job) -> None:
         self.context, self.job, self.leases = context, job, context.leases
         self.request = job.parsed()
-        self._told = self._shown = 0.0
+        self._reported = self._previewed = 0.0
         self._watched = False
 
     def paint(self) -> None:
@@ -147,11 +147,11 @@ class JobRun:
     def _progress(self, event: Progress, first: int) -> None:
         now = time.monotonic()
         jpeg = None
-        if self._watched and now - self._shown >= PREVIEW_SECONDS:
-            jpeg, self._shown = _jpeg(event.preview()), now
-        elif now - self._told < PROGRESS_SECONDS:
+        if self._watched and now - self._previewed >= PREVIEW_SECONDS:
+            jpeg, self._previewed = _jpeg(event.preview()), now
+        elif now - self._reported < PROGRESS_SECONDS:
             return
-        self._told = now
+        self._reported = now
         self.leases.progress(self.job, picture=first + event.picture, step=event.step, steps=event.steps, jpeg=jpeg)
         self.context.tell(self.job.id)
 
