@@ -57,7 +57,7 @@ def test_every_layout_gives_the_same_model_back(published: Published, family: st
     source = published(family)
     for name, to in steps:
         told: list[str] = []
-        convert(source, tmp_path / name, to, told=told.append)
+        convert(source, tmp_path / name, to, on_tensor=told.append)
         source = tmp_path / name
         assert_same_model(load_bundle(source), first)
         assert set(told) >= {f"unet.{tensor}" for tensor in first.unet.state_dict()}

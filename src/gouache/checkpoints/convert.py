@@ -27,7 +27,7 @@ def convert(
     to: Format,
     *,
     dtype: torch.dtype | None = None,
-    told: Callable[[str], None] = lambda _: None,
+    on_tensor: Callable[[str], None] = lambda _: None,
 ) -> Identity:
     """Write the model at `source` to `target` in another layout.
 
@@ -36,7 +36,7 @@ def convert(
         target: a path where nothing is yet.
         to: ``"diffusers"``, ``"single-file"`` or ``"gouache"`` (one file if `target` ends in ``.safetensors``).
         dtype: what floating-point tensors become; None keeps them, bit for bit.
-        told: is given each tensor's name as it is written.
+        on_tensor: is called with each tensor's name as it is written.
 
     Returns:
         what the source was.
@@ -54,7 +54,7 @@ def convert(
             if not part.header.files:
                 verify_sha256(part.header)
             opened[part.header.path] = open_part(part.header)
-        networks[name] = _network(part, opened[part.header.path], identity.family, dtype, told)
+        networks[name] = _network(part, opened[part.header.path], identity.family, dtype, on_tensor)
     denoiser = denoiser_config(source, identity, None, networks["unet"].tensor_of)
     sentences = any(isinstance(part.config, SentenceEncoderConfig) for part in identity.parts.values())
     own = read_card(source) if identity.layout == "gouache" else None
@@ -75,7 +75,7 @@ def convert(
 
 
 def _network(
-    part: Part, source: WeightSource, family: str, dtype: torch.dtype | None, told: Callable[[str], None]
+    part: Part, source: WeightSource, family: str, dtype: torch.dtype | None, on_tensor: Callable[[str], None]
 ) -> NetworkToWrite:
     planned = plan(part, build_on_meta(part.config), family)
     planned.report.check(str(part.header.path), part.name)
@@ -86,7 +86,7 @@ def _network(
         infos[name] = TensorInfo(dtype_name(dtype) if dtype and floating else found, shape)
 
     def tensor_of(name: str) -> Tensor:
-        told(f"{part.name}.{name}")
+        on_tensor(f"{part.name}.{name}")
         wanted = TORCH_DTYPES[infos[name].dtype]
         return read_planned(source, planned, name, wanted, mapped=False)
 

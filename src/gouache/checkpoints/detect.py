@@ -277,9 +277,9 @@ def used_text_config(config: TextEncoderConfig, family: str, naming: Naming, *, 
 def prediction_of(header: Header, family: str, unet: UNetConfig | None) -> tuple[Parameterization | None, str]:
     """What the network's output means, and how that is known. None: SD 2.x, where only the weights tell."""
     for key in ("modelspec.prediction_type", "modelspec.predict_key"):
-        told = {"epsilon": "eps", "v": "v", "v_prediction": "v"}.get(header.metadata.get(key, ""))
-        if told:
-            return ("v" if told == "v" else "eps"), f"metadata {key}"
+        recorded = {"epsilon": "eps", "v": "v", "v_prediction": "v"}.get(header.metadata.get(key, ""))
+        if recorded:
+            return ("v" if recorded == "v" else "eps"), f"metadata {key}"
     if "v_pred" in header.tensors or "edm_vpred.sigma_max" in header.tensors:
         return "v", "a mark among the tensors"
     if unet is None:

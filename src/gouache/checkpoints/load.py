@@ -100,7 +100,7 @@ def known_sha256(identity: Identity) -> str:
     Files that gouache wrote record the sha256 of their tensors, and the hub's cache names files by theirs. The hash of
     a model of several files is that of their hashes, by part.
     """
-    known = {name: _told_sha256(part.header) for name, part in identity.parts.items()}
+    known = {name: _recorded_sha256(part.header) for name, part in identity.parts.items()}
     if not all(known.values()):
         return ""
     if len(set(known.values())) == 1:
@@ -108,7 +108,7 @@ def known_sha256(identity: Identity) -> str:
     return sha256("\n".join(f"{name} {known[name]}" for name in sorted(known)).encode()).hexdigest()
 
 
-def _told_sha256(header: Header) -> str:
+def _recorded_sha256(header: Header) -> str:
     if header.files:
         return ""
     blob = header.path.resolve().name

@@ -62,11 +62,11 @@ class LoadReport:
             ("unexpected", self.unexpected),
             ("of another shape", [f"{name} {list(a)} for {list(b)}" for name, (a, b) in self.misshaped.items()]),
         )
-        told = [f"{len(names)} {what}: {few(names)}" for what, names in lists if names]
-        if told:
+        misfits = [f"{len(names)} {what}: {few(names)}" for what, names in lists if names]
+        if misfits:
             raise IncompatibleCheckpoint(
                 where,
-                given=f"tensors that do not fit the {part}: {'; '.join(told)}",
+                given=f"tensors that do not fit the {part}: {'; '.join(misfits)}",
                 expected="every tensor of the network once, and no other",
                 cure="The file is incomplete, or of a model that gouache doesn't know.",
             )

@@ -99,6 +99,8 @@ def _as_it_stands(table: Tensor, where: str) -> NoiseScheduleConfig:
         make_noise_schedule("table", num_timesteps=len(values), alphas_cumprod=values)
     except InvalidInput as error:
         raise CorruptCheckpoint(
-            where, given=f"a table of the noise schedule that is none: {error}", expected="values falling from 1 to 0"
+            where,
+            given=f"a table of the noise schedule that is none: {error}",
+            expected="values descending from 1 to 0",
         ) from error
     return NoiseScheduleConfig(name="table", num_timesteps=len(values), alphas_cumprod=values)

@@ -210,7 +210,7 @@ def convert(
     started = time.perf_counter()
     told = _counter()
     identity = convert_model(
-        find(source), target, to.value, dtype=PRECISIONS[dtype.value] if dtype else None, told=told
+        find(source), target, to.value, dtype=PRECISIONS[dtype.value] if dtype else None, on_tensor=told
     )
     seconds = round(time.perf_counter() - started, 2)
     left_out = dict(identity.left_out)

@@ -7,7 +7,7 @@ samplers use (x_t / alpha = x0 + sigma eps). A *path* says how alpha and std fol
     flow   alpha + std = 1         alpha = 1 / (1 + sigma)           (Liu et al. 2022; Lipman et al. 2023)
     ve     alpha = 1               std = sigma                       (Song & Ermon 2019; Karras et al. 2022)
 
-A *schedule* says how sigma grows with t, the timestep that the network is told.
+A *schedule* says how sigma grows with t, the timestep that the network is given.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class NoiseSchedule(ABC):
 
     @cached_property
     def alphas_cumprod(self) -> Tensor:
-        """1 / (1 + sigma^2) at the T levels: the variance-preserving twin's squared alpha. [T] fp64, descending"""
+        """1 / (1 + sigma^2) at the T levels: squared alpha of the variance-preserving form. [T] fp64, descending"""
         return 1 / (1 + self.sigmas**2)
 
     @property
@@ -278,7 +278,7 @@ class DiscreteVP(NoiseSchedule):
 class FlowMatching(NoiseSchedule):
     """Rectified flow, x_f = (1 - f) x0 + f eps with f in (0, 1) (Liu et al. 2022, arXiv:2209.03003, equation 1).
 
-    The network is told t = T f. `shift` moves the table's levels towards noise, f' = shift f / (1 + (shift - 1) f)
+    The network is given t = T f. `shift` moves the table's levels towards noise, f' = shift f / (1 + (shift - 1) f)
     (Esser et al. 2024, arXiv:2403.03206, equation 23), which multiplies sigma by `shift`; it does not change sigma(t).
 
     Args:

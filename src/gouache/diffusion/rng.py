@@ -76,8 +76,8 @@ def box_muller(first: Words, second: Words) -> npt.NDArray[np.float32]:
 class Philox:
     """The row of blocks that ``torch.randn(shape, device="cuda")`` gives after a seed, as a `NormalStream`.
 
-    Element n of a block has the counter (block, 0, n, 0). A card gives the same as long as a block has no more elements
-    than the card runs threads; beyond that cards differ among themselves, and this stream goes on as written.
+    Element n of a block has the counter (block, 0, n, 0). A GPU gives the same as long as a block has no more elements
+    than the GPU runs threads; beyond that GPUs differ among themselves, and this stream goes on as written.
 
     Args:
         seed: 0 <= seed < 2^64.

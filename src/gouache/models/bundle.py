@@ -26,9 +26,9 @@ from gouache.models.vae import AutoencoderKL
 from gouache.nn.layers import sinusoidal_embedding
 
 NUMBER_WIDTH = 256
-"""Channels of each number that SDXL is told beside the text."""
+"""Channels that each of SDXL's size numbers is embedded in, beside the pooled text."""
 AESTHETIC_SCORE, LOW_AESTHETIC_SCORE = 6.0, 2.5
-"""What diffusers and the authors' own code tell SDXL's refiner for the prompt and for the negative prompt."""
+"""Aesthetic scores that SDXL's refiner gets for the prompt and for the negative prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ class ModelBundle:
 
     @property
     def size_numbers(self) -> int:
-        """How many numbers the U-Net is told beside the pooled text: 6 for SDXL, 5 for its refiner, else 0; -1 if its
+        """How many numbers the U-Net takes beside the pooled text: 6 for SDXL, 5 for its refiner, else 0; -1 if its
         pooled width can't be explained so."""
         width = self.unet.config.pooled_width
         if width == 0:
@@ -120,7 +120,7 @@ class ModelBundle:
         return rest // NUMBER_WIDTH if rest >= 0 and rest % NUMBER_WIDTH == 0 else -1
 
     def size_condition(self, width: int, height: int, *, score: float = AESTHETIC_SCORE) -> Tensor | None:
-        """What the U-Net is told of a picture that was not cropped (Podell et al. 2023, arXiv:2307.01952, section 2.2).
+        """The size conditioning of a picture that was not cropped (Podell et al. 2023, arXiv:2307.01952, section 2.2).
 
         Args:
             width, height: of the picture, in pixels.

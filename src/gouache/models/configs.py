@@ -234,10 +234,10 @@ class QuantizerConfig(Config):
 
     @model_validator(mode="after")
     def _scales_fit(self) -> QuantizerConfig:
-        rising = all(a < b for a, b in zip(self.scales, self.scales[1:], strict=False))
-        if not self.scales or not rising or self.latent_size % self.scales[-1]:
+        ascending = all(a < b for a, b in zip(self.scales, self.scales[1:], strict=False))
+        if not self.scales or not ascending or self.latent_size % self.scales[-1]:
             raise ConfigError(
-                "quantizer.scales", given=self.scales, expected=f"rising sides, the last dividing {self.latent_size}"
+                "quantizer.scales", given=self.scales, expected=f"ascending sides, the last dividing {self.latent_size}"
             )
         if any(level < 3 for level in self.levels):
             raise ConfigError("quantizer.levels", given=self.levels, expected="3 or more levels in every channel")

@@ -257,10 +257,10 @@ class Prior(nn.Module):
             inputs = self._next_inputs(quantizer, tokens, self.config.groups[scale])
             start, tokens = tokens.shape[1], F.pad(tokens, (0, self.config.groups[scale]))
             for places in (one.to(tokens.device) for one in turns):
-                told = inputs[:, places - start]
+                given = inputs[:, places - start]
                 if self.before_in is not None:
-                    told = torch.cat([told, self._before(quantizer, tokens, scale, places)], dim=2)
-                logits = [stream.step(told, places) for stream in streams]
+                    given = torch.cat([given, self._before(quantizer, tokens, scale, places)], dim=2)
+                logits = [stream.step(given, places) for stream in streams]
                 mixed = logits[-1] + draw.guidance_scale * (logits[0] - logits[-1]) if guided else logits[0]
                 drawn = inverse_transform(truncate(mixed.float(), draw), uniform[:, places])
                 if known is not None:
@@ -370,8 +370,8 @@ def prior_inputs(config: PriorConfig, quantizer: Quantizer, tokens: Tensor) -> T
         if not config.in_turns:
             return sums
         before = draw_order(config.groups, config.turns).before.to(tokens.device)
-        told = quantizer.vectors(tokens)[:, before.clamp(min=0)] * (before >= 0)[:, None]
-        return torch.cat([sums, told], dim=2)
+        given = quantizer.vectors(tokens)[:, before.clamp(min=0)] * (before >= 0)[:, None]
+        return torch.cat([sums, given], dim=2)
     if set(config.groups) != {1}:
         raise ShapeMismatch("prior.groups", given=config.groups, expected=f"{quantizer.config.groups}, or all ones")
     return F.pad(quantizer.vectors(tokens)[:, :-1], (0, 0, 1, 0))

@@ -29,7 +29,7 @@ class Change(Protocol):
         """What is added to a weight [out, in, ...] at an adapter's full weight, fp32."""
         ...
 
-    def told(self) -> str:
+    def description(self) -> str:
         """Its shapes, for errors."""
         ...
 
@@ -76,8 +76,8 @@ class LowRank:
             product = torch.einsum("or,rskl,si->oikl", up, self.mid.float(), down.flatten(1))
         return product.reshape(weight.shape) * self.scale
 
-    def told(self) -> str:
-        """See `Change.told`."""
+    def description(self) -> str:
+        """See `Change.description`."""
         return f"LoRA {list(self.up.shape)} x {list(self.down.shape)}"
 
 
@@ -127,8 +127,8 @@ class Hadamard:
         """See `Change.difference`."""
         return (self.first.product() * self.second.product()).reshape(weight.shape) * self.scale
 
-    def told(self) -> str:
-        """See `Change.told`."""
+    def description(self) -> str:
+        """See `Change.description`."""
         return f"LoHa {list(self.first.shape)} * {list(self.second.shape)}"
 
 
@@ -159,8 +159,8 @@ class Kronecker:
         product = torch.kron(left.reshape(*left.shape, *(1 for _ in right.shape[2:])), right)
         return product.reshape(weight.shape) * self.scale
 
-    def told(self) -> str:
-        """See `Change.told`."""
+    def description(self) -> str:
+        """See `Change.description`."""
         return f"LoKr {list(self.first.shape)} x {list(self.second.shape)}"
 
 
@@ -192,9 +192,9 @@ class Decomposed:
         magnitude = self.magnitude.float().to(own.device).reshape(norm.shape)
         return changed * (magnitude / norm) - own
 
-    def told(self) -> str:
-        """See `Change.told`."""
-        return f"{self.inner.told()} and {self.magnitude.numel()} magnitudes"
+    def description(self) -> str:
+        """See `Change.description`."""
+        return f"{self.inner.description()} and {self.magnitude.numel()} magnitudes"
 
 
 def _whole(factor: Tensor | Factors) -> Tensor:

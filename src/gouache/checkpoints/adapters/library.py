@@ -62,7 +62,7 @@ def list_adapters(folder: Path | None = None) -> list[AdapterFile]:
 
 @dataclass
 class AdapterFolder:
-    """The adapters under one models folder. What headers told is remembered until a file changes.
+    """The adapters under one models folder. What headers say is remembered until a file changes.
 
     Attributes:
         folder: the models folder; None takes `hub.models_folder()`.
@@ -157,10 +157,10 @@ def _described(path: Path, folder: str, size: int) -> AdapterFile:
 
 
 def _names(path: Path, header: Header, kind: str) -> tuple[str, tuple[str, ...]]:
-    told = header.metadata.get("ss_output_name", "") if kind == LORA else token_of(header)
-    if kind == EMBEDDING and told and path.stem.lower() in GENERIC_STEMS:
-        return told, ()
-    return path.stem, (told,) if told and told != path.stem else ()
+    recorded = header.metadata.get("ss_output_name", "") if kind == LORA else token_of(header)
+    if kind == EMBEDDING and recorded and path.stem.lower() in GENERIC_STEMS:
+        return recorded, ()
+    return path.stem, (recorded,) if recorded and recorded != path.stem else ()
 
 
 def token_of(header: Header) -> str:

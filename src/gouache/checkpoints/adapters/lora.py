@@ -132,7 +132,7 @@ def read_lora(path: Path, table: Mapping[str, Layer], shapes: Mapping[Layer, tup
     scaling = _Scaling.of(source.header)
     changes = {layer: _change(source, spelling, one, scaling) for layer, (spelling, one) in pieces.items()}
     wrong = [
-        f"{pieces[layer][0]}: {change.told()} for a weight of {list(shapes[layer])}"
+        f"{pieces[layer][0]}: {change.description()} for a weight of {list(shapes[layer])}"
         for layer, change in changes.items()
         if not change.fits(shapes[layer])
     ]

@@ -222,11 +222,11 @@ def _check_options(values: Json, options: Mapping[str, tuple[object, ...]], wher
 
 def _check_agreement(values: Json, counted: Json, where: str) -> None:
     for key, found in counted.items():
-        told = values.get(key)
-        if told is not None and found is not None and told != found:
+        configured = values.get(key)
+        if configured is not None and found is not None and configured != found:
             raise IncompatibleCheckpoint(
                 where,
-                given=f"{key} = {told!r}",
+                given=f"{key} = {configured!r}",
                 expected=f"{found!r}, as the weights beside it show",
                 cure="The folder mixes files of two models; get it again.",
             )

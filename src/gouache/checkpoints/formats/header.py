@@ -147,7 +147,7 @@ def _parse_json(raw: bytes, path: Path) -> dict[str, object]:
     if raw.count(b"{") > MAX_TENSORS or raw.count(b",") + raw.count(b"[") > MAX_JSON_VALUES:
         raise _bad(path, "a header with too many values", f"at most {MAX_TENSORS} tensors")
     try:
-        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=lambda pairs: _no_twins(pairs, path))
+        entries = json.loads(raw.decode("utf-8"), object_pairs_hook=lambda pairs: _no_duplicates(pairs, path))
     except (ValueError, RecursionError) as error:
         raise _bad(path, f"a header that is not JSON ({str(error)[:120]})", "a JSON object") from error
     if not isinstance(entries, dict):
@@ -155,7 +155,7 @@ def _parse_json(raw: bytes, path: Path) -> dict[str, object]:
     return entries
 
 
-def _no_twins(pairs: list[tuple[str, object]], path: Path) -> dict[str, object]:
+def _no_duplicates(pairs: list[tuple[str, object]], path: Path) -> dict[str, object]:
     entries = dict(pairs)
     if len(entries) != len(pairs):
         raise _bad(path, "a header that names something twice", "every name once")

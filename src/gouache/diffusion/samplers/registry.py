@@ -1,4 +1,4 @@
-"""The front door: every sampler under its name, with its input checked before the first step."""
+"""The registry: every sampler under its name, with its input checked before the first step."""
 
 from __future__ import annotations
 
