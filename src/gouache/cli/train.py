@@ -21,16 +21,24 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder of the run. A run that is there goes on.")],
     minutes: Annotated[float | None, typer.Option(help="Stop after so much training time, over all sessions.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.")] = 0,
+    from_packed: Annotated[
+        str | None,
+        typer.Option(help="A packed model, by path or name: the run's first weights, and results that it lacks."),
+    ] = None,
 ) -> None:
     """Train one stage on captioned pictures; stop at any moment and go on with the same command.
 
     Example: gouache train vae --config recipes/pocket.toml --data stickers --out runs/pocket --minutes 60
     """
+    from gouache.pipeline.pipeline import find_model
     from gouache.training.run import train_stage
 
+    packed = None if from_packed is None else find_model(from_packed)
     stopped = _stop_on_signals()
     lines = _Lines()
-    for event in train_stage(stage, config, data, out, minutes=minutes, threads=threads, stop=lambda: bool(stopped)):
+    for event in train_stage(
+        stage, config, data, out, minutes=minutes, threads=threads, from_packed=packed, stop=lambda: bool(stopped)
+    ):
         lines.show(event)
     if stopped:
         raise typer.Exit(130)

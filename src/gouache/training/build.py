@@ -17,7 +17,7 @@ from gouache.checkpoints.hub import file_sha256
 from gouache.checkpoints.load import load_bundle
 from gouache.data.large import LargeStickers
 from gouache.errors import CorruptCheckpoint, DataError, MissingDependency, TrainingError
-from gouache.models.configs import SentenceEncoderConfig, VAEConfig
+from gouache.models.configs import PriorConfig, SentenceEncoderConfig, VAEConfig
 from gouache.models.quantizer import Quantizer, QuantizerConfig
 from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.models.text_stack import TextStack
@@ -105,7 +105,7 @@ def assemble(name: StageName, config: TrainConfig, data: Path, run: Path) -> Ite
     encoders = _own_encoders(config, run, vae)
     stores = yield from _encoded(config, sources, run, encoders)
     remembered = None
-    if name == "prior" and config.prior is not None and config.prior.network.neighbours:
+    if name == "prior" and config.prior is not None and _remembers_anew(config.prior.network):
         remembered = yield from _store(run, sources.plain, encoders, len(sources.plain))
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(settings.loop.seed)
@@ -245,8 +245,25 @@ def load_text(folder: Path, max_tokens: int) -> tuple[TextStack, str]:
     return stack, file_sha256(path)
 
 
+def run_text_folder(run: Path) -> Path:
+    """Where a run that goes on from a packed model keeps that model's text encoder."""
+    return run / "text"
+
+
+def run_text(config: TextConfig, run: Path) -> tuple[TextStack, str]:
+    """The text encoder of a run and the sha256 of its weights: the config's, else the run's own, else the published."""
+    own = run_text_folder(run)
+    folder = own if config.folder is None and own.exists() else config.folder
+    return load_text(sentence_encoder_folder(folder), config.max_tokens)
+
+
+def _remembers_anew(network: PriorConfig) -> bool:
+    """Whether the prior's memory is to be filled from the data; a packed prior brings its own."""
+    return network.neighbours > 0 and network.memory == 0
+
+
 def _own_encoders(config: TrainConfig, run: Path, vae: AutoencoderKL) -> Encoders:
-    text, text_sha = load_text(sentence_encoder_folder(config.text.folder), config.text.max_tokens)
+    text, text_sha = run_text(config.text, run)
     return Encoders(vae, text, f"{file_sha256(result_of(run, 'vae'))}/{text_sha}/{config.text.max_tokens}")
 
 

@@ -209,6 +209,14 @@ class DenoiserStage(StageConfig):
     """Of `min_snr` and `p2`; none takes their papers' own."""
     hybrid_lambda: float = 0.001
     """Share of L_vlb in L_hybrid (Nichol & Dhariwal 2021, equation 16)."""
+    timesteps: Literal["uniform", "logit_normal"] = "uniform"
+    """How noise levels are drawn in training, as places from 0 (clean) to 1 (noise) in the schedule's index: all alike,
+    or sigmoid(N(timestep_mean, timestep_std)), which favours the middle (Esser et al. 2024, section 3.1). Validation
+    draws them all alike, so that its figures stay comparable."""
+    timestep_mean: float = 0.0
+    """Of `logit_normal`: below 0 draws less noise more often, above 0 more of it. -2 to 2 is sensible."""
+    timestep_std: float = Field(default=1.0, gt=0)
+    """Of `logit_normal`: above 0; about 0.5 to 1.5 is sensible."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     draft_dropout: float = Field(default=0.5, ge=0, le=1)
     """Share of pictures trained without the prior's draft."""

@@ -19,10 +19,9 @@ from gouache.models.upscalers import Upscaler
 from gouache.training.build import (
     fill,
     load_quantizer,
-    load_text,
     load_vae,
     result_of,
-    sentence_encoder_folder,
+    run_text,
     stage_config,
     stage_run,
 )
@@ -85,7 +84,7 @@ def assemble_bundle(config: TrainConfig, run: Path, name: str, defaults: Generat
     unet, denoiser = _load_unet(result_of(run, "denoiser"))
     if config.denoiser is not None and config.denoiser.start is not None:
         return replace(load_bundle(config.denoiser.start), unet=unet, name=name, sha256="")
-    text, _ = load_text(sentence_encoder_folder(config.text.folder), config.text.max_tokens)
+    text, _ = run_text(config.text, run)
     drafts = unet.config.draft_channels > 0 and (stage_run(run, "prior") / "last.safetensors").exists()
     return ModelBundle(
         family="pocket",

@@ -9,7 +9,8 @@ import torch
 
 from gouache.errors import unknown_name
 from gouache.training.build import Preparing, Ready, assemble, stage_config, stage_run
-from gouache.training.config import STAGES, StageName, read_config
+from gouache.training.config import STAGES, StageName, TrainConfig, read_config
+from gouache.training.from_packed import assemble_from_packed
 from gouache.training.loop import Progress, make_accelerator, train
 from gouache.training.state import full_disk_reported
 
@@ -22,9 +23,13 @@ def train_stage(
     *,
     minutes: float | None = None,
     threads: int = 0,
+    from_packed: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Preparing | Progress]:
     """Train `stage` as the TOML file `config` says on the data set `data` into `run`/`stage`; go on if it is there.
+
+    With `from_packed`, a model that `gouache pack` wrote, results that the run lacks and the stage's first weights come
+    from that model; a run that has a checkpoint of the stage goes on from the checkpoint.
 
     `stop` is asked while data are encoded, too; what was encoded whole stays.
 
@@ -40,7 +45,7 @@ def train_stage(
         accelerator.wait_for_everyone()
     ready = None
     with full_disk_reported(stage_run(run, stage)):
-        for event in assemble(name, settings, data, run):
+        for event in _events(name, settings, data, run, from_packed):
             if isinstance(event, Ready):
                 ready = event
                 continue
@@ -54,6 +59,14 @@ def train_stage(
     if ready is not None:
         folder = stage_run(run, stage)
         yield from train(ready.stage, ready.config, folder, minutes=minutes, stop=stop, accelerator=accelerator)
+
+
+def _events(
+    name: StageName, settings: TrainConfig, data: Path, run: Path, from_packed: Path | None
+) -> Iterator[Preparing | Ready]:
+    if from_packed is None:
+        return assemble(name, settings, data, run)
+    return assemble_from_packed(name, settings, data, run, from_packed)
 
 
 def _checked(stage: str) -> StageName:

@@ -161,8 +161,7 @@ class DenoiserTraining(Stage[UNet]):
         eps = noise.normal("eps", latents.shape[1:])
         if config.noise_offset:
             eps = eps + config.noise_offset * noise.normal("offset", (latents.shape[1], 1, 1))
-        # Uniform in the schedule's index: for flow matching its shift acts there.
-        place = noise.uniform("t").double() * (self.schedule.num_timesteps - 1)
+        place = self._places(noise, exact=exact).double() * (self.schedule.num_timesteps - 1)
         if self.chain is not None:
             place = place.round()  # the chain of L_vlb has whole steps only
         sigma = self.schedule.index_to_sigma(place)
@@ -177,6 +176,13 @@ class DenoiserTraining(Stage[UNet]):
             batch["random"] = noise.integers("random", tokens.vocabulary, shape)
         batch["keep_draft"] = noise.uniform("draft") >= config.draft_dropout
         return batch
+
+    def _places(self, noise: ImageNoise, *, exact: bool) -> Tensor:
+        """Noise levels as places in the schedule's index, where the shift of flow matching acts too: [B] in 0..1."""
+        config = self.config
+        if exact or config.timesteps == "uniform":
+            return noise.uniform("t")
+        return torch.sigmoid(config.timestep_mean + config.timestep_std * noise.normal("t", (1,)).squeeze(1))
 
     def _errors(self, network: UNet, batch: Batch) -> tuple[Tensor, Tensor]:
         """Weighted and plain squared error of every picture [B], [B]."""

@@ -46,7 +46,7 @@ class PriorTraining(Stage[Prior]):
         for part in (data, held_out):
             check_square(part, self.name)
         self.order = Shuffled(len(data), seed)
-        memory = 0 if remembered is None else len(remembered)
+        memory = config.network.memory if remembered is None else len(remembered)
         self.trained = Prior(config.network.model_copy(update={"memory": memory}))
         if remembered is not None and self.trained.recall is not None:
             remember(self.trained.recall, remembered, quantizer)
