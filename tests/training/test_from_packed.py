@@ -40,11 +40,11 @@ from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.pipeline import Pipeline, fill, untrained_bundle
 from gouache.pipeline.request import Request
-from gouache.training.build import Ready
-from gouache.training.config import StageName, TrainConfig
-from gouache.training.from_packed import assemble_from_packed
+from gouache.training.build import assemble_from_packed
+from gouache.training.config import TrainConfig
 from gouache.training.pack import pack
 from gouache.training.run import train_stage
+from gouache.training.stage import Ready
 from gouache.training.state import checkpoints
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "square", "number", "a", *string.digits)
@@ -92,7 +92,7 @@ UNET = {
 COSINE = DenoiserConfig(parameterization="v", schedule=NoiseScheduleConfig(name="cosine"))
 LOOP = {"batch_size": 8, "images": 32, "log_images": 16, "validate_images": 1000}
 STAGE: dict[str, Any] = {"loop": LOOP, "optimizer": {"learning_rate": 1e-3, "warmup_images": 16}}
-PARTS: dict[StageName, str] = {"vae": "vae", "tokens": "quantizer", "prior": "prior", "denoiser": "unet"}
+PARTS: dict[str, str] = {"vae": "vae", "tokens": "quantizer", "prior": "prior", "denoiser": "unet"}
 
 
 def config_of(**changes: Any) -> TrainConfig:
@@ -179,7 +179,7 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("name", PARTS)
-def test_at_image_0_a_stage_has_the_packed_weights(name: StageName, model: Path, data: Path, tmp_path: Path) -> None:
+def test_at_image_0_a_stage_has_the_packed_weights(name: str, model: Path, data: Path, tmp_path: Path) -> None:
     *_, ready = assemble_from_packed(name, config_of(), data, tmp_path, model)
     assert isinstance(ready, Ready)
     assert equal(dict(ready.stage.trained.state_dict()), weights_of(model)[PARTS[name]])
@@ -254,7 +254,7 @@ def test_results_that_the_run_has_are_kept(model: Path, data: Path, tmp_path: Pa
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(
-    name: StageName,
+    name: str,
     changes: dict[str, Any],
     error: type[GouacheError],
     match: str,

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from gouache.training.build import Preparing
     from gouache.training.loop import Progress
+    from gouache.training.stage import Preparing
 
 
 def train(
@@ -82,7 +82,7 @@ class _Lines:
         self.terminal = sys.stderr.isatty()
 
     def show(self, event: Preparing | Progress) -> None:
-        from gouache.training.build import Preparing
+        from gouache.training.stage import Preparing
 
         if isinstance(event, Preparing):
             if self.terminal or event.done == event.total:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
 from gouache.config import Config
-from gouache.errors import ConfigError, DataError, unknown_name
+from gouache.errors import ConfigError, DataError, TrainingError, unknown_name
 from gouache.models.configs import (
     DenoiserConfig,
     GenerationDefaults,
@@ -21,9 +21,6 @@ from gouache.models.configs import (
 )
 from gouache.models.prior import PriorConfig
 from gouache.models.quantizer import QuantizerConfig
-
-StageName = Literal["vae", "clip", "tokens", "prior", "denoiser", "upscaler"]
-STAGES: tuple[StageName, ...] = ("vae", "clip", "tokens", "prior", "denoiser", "upscaler")
 
 
 class LoopConfig(Config):
@@ -316,6 +313,27 @@ class TrainConfig(Config):
     upscaler: UpscalerStage | None = None
 
 
+def stage_tables() -> tuple[str, ...]:
+    """Names of the stages' tables."""
+    return tuple(name for name, field in TrainConfig.model_fields.items() if _holds_stage(field.annotation))
+
+
+def _holds_stage(annotation: object) -> bool:
+    return any(isinstance(kind, type) and issubclass(kind, StageConfig) for kind in get_args(annotation))
+
+
+def stage_config(config: TrainConfig, name: str) -> StageConfig:
+    """The table of one stage.
+
+    Raises:
+        TrainingError: the config has none.
+    """
+    table: StageConfig | None = getattr(config, name)
+    if table is None:
+        raise TrainingError(f"stage {name}", given="no table", expected=f"a table [{name}] in the config")
+    return table
+
+
 def read_config(path: Path, stage: str | None) -> TrainConfig:
     """Read a training's config from TOML and check that it holds the wanted stage; None wants none.
 
@@ -324,8 +342,8 @@ def read_config(path: Path, stage: str | None) -> TrainConfig:
         UnknownName: `stage` is not a stage.
         ConfigError: not TOML, an unknown key, a value out of range, or no table for the stage.
     """
-    if stage is not None and stage not in STAGES:
-        raise unknown_name("stage", stage, STAGES)
+    if stage is not None and stage not in stage_tables():
+        raise unknown_name("stage", stage, stage_tables())
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import torch
 
-from gouache.errors import unknown_name
-from gouache.training.build import Preparing, Ready, assemble, stage_config, stage_run
-from gouache.training.config import STAGES, StageName, TrainConfig, read_config
-from gouache.training.from_packed import assemble_from_packed
+from gouache.training.build import assemble, assemble_from_packed
+from gouache.training.config import TrainConfig, read_config, stage_config
+from gouache.training.inputs import stage_run
 from gouache.training.loop import Progress, make_accelerator, train
+from gouache.training.stage import Preparing, Ready
 from gouache.training.state import full_disk_reported
 
 
@@ -38,14 +38,13 @@ def train_stage(
     """
     if threads:
         torch.set_num_threads(threads)
-    name = _checked(stage)
     settings = read_config(config, stage)
-    accelerator = make_accelerator(stage_config(settings, name))
+    accelerator = make_accelerator(stage_config(settings, stage))
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
     ready = None
     with full_disk_reported(stage_run(run, stage)):
-        for event in _events(name, settings, data, run, from_packed):
+        for event in _events(stage, settings, data, run, from_packed):
             if isinstance(event, Ready):
                 ready = event
                 continue
@@ -62,15 +61,8 @@ def train_stage(
 
 
 def _events(
-    name: StageName, settings: TrainConfig, data: Path, run: Path, from_packed: Path | None
+    name: str, settings: TrainConfig, data: Path, run: Path, from_packed: Path | None
 ) -> Iterator[Preparing | Ready]:
     if from_packed is None:
         return assemble(name, settings, data, run)
     return assemble_from_packed(name, settings, data, run, from_packed)
-
-
-def _checked(stage: str) -> StageName:
-    for name in STAGES:
-        if name == stage:
-            return name
-    raise unknown_name("stage", stage, STAGES)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gouache.checkpoints.formats.safetensors import atomic_write
 from gouache.errors import DataError
-from gouache.training.config import STAGES
+from gouache.training.stages.registry import STAGES
 
 
 class RunLog:

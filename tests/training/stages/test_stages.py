@@ -15,7 +15,7 @@ from gouache.diffusion.noise_schedule import alpha_and_std
 from gouache.errors import ConfigError
 from gouache.training.batches.encoded import Shuffled
 from gouache.training.loop import train
-from gouache.training.stage import ImageNoise, Stage
+from gouache.training.stage import BatchNoise, Stage
 from gouache.training.stages.denoiser import DenoiserTraining
 from gouache.training.stages.prior import PriorTraining
 from gouache.training.state import checkpoints
@@ -155,7 +155,7 @@ def test_noise_levels_are_uniform_or_logit_normal_in_the_schedules_index(make_st
     numbers = range(2000)
     plain = make_stage("denoiser")
     assert isinstance(plain, DenoiserTraining)
-    uniform = ImageNoise(plain.seed, numbers).uniform("t").double() * (plain.schedule.num_timesteps - 1)
+    uniform = BatchNoise(plain.seed, numbers).uniform("t").double() * (plain.schedule.num_timesteps - 1)
     assert torch.equal(plain.batch(numbers)["sigma"], plain.schedule.index_to_sigma(uniform))
 
     middle = make_stage("denoiser", timesteps="logit_normal", timestep_mean=-0.6, timestep_std=0.8)

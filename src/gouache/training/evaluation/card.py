@@ -18,8 +18,8 @@ from gouache.checkpoints.identify import identify
 from gouache.checkpoints.load import known_sha256
 from gouache.data.stickers import Stickers
 from gouache.errors import DataError
-from gouache.training.config import STAGES
 from gouache.training.runlog import read_log
+from gouache.training.stages.registry import STAGES
 
 
 @dataclass(frozen=True, slots=True)
