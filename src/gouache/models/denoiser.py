@@ -130,7 +130,7 @@ def _stack(name: str, tensors: list[Tensor | None]) -> Tensor | None:
 
 
 @dataclass(frozen=True, slots=True)
-class Prediction:
+class DenoiserOutput:
     """One evaluation of the network, translated.
 
     Attributes:
@@ -197,7 +197,7 @@ class Denoiser:
         """
         return self.predict(x, sigma, condition).denoised
 
-    def predict(self, x: Tensor, sigma: Tensor, condition: Condition) -> Prediction:
+    def predict(self, x: Tensor, sigma: Tensor, condition: Condition) -> DenoiserOutput:
         """As a call, with the learned variance if there is one."""
         weight = self.network.conv_in.weight
         given = condition.expand(x.shape[0]).to(weight.device, weight.dtype)
@@ -214,7 +214,7 @@ class Denoiser:
         )
         raw, variance = self._split(output.to(x.dtype))
         denoised = denoised_from(raw, x, sigma, self.parameterization, self.schedule.path)
-        return Prediction(denoised, variance)
+        return DenoiserOutput(denoised, variance)
 
     def bind(self, condition: Condition) -> Denoise:
         """D(x, sigma) for one condition, as a sampler wants it."""

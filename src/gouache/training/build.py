@@ -49,7 +49,7 @@ def assemble_from_packed(
 ) -> Iterator[Preparing | Ready]:
     """Build the stage as `assemble` does, on the results and from the weights of a packed model.
 
-    Results that the run has already are kept. A run that has a checkpoint of the stage goes on from that.
+    Results that the run has already are kept. A run that has a checkpoint of the stage resumes from it.
 
     Args:
         name: which stage; its network must be a part of the model.
@@ -85,7 +85,7 @@ def _networks(bundle: ModelBundle) -> dict[str, nn.Module]:
 
 
 def _fitted(name: str, config: TrainConfig, bundle: ModelBundle, model: Path) -> TrainConfig:
-    """The config with what only the packed model knows of the stage's network; refuses what can't go on from it."""
+    """The config with what only the packed model knows of the stage's network; refuses what can't continue from it."""
     table, stage = stage_config(config, name), STAGES[name]
     if not isinstance(bundle.text.encoders[0], SentenceEncoder):
         raise TrainingError(

@@ -65,7 +65,7 @@ class OptimizerConfig(Config):
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "constant"
     """Course of the learning rate after the warm-up."""
     decay_images: int = Field(default=200_000, ge=1)
-    """`inverse_sqrt` only: images at which the rate starts to fall (Karras et al. 2024, equation 67)."""
+    """`inverse_sqrt` only: images at which the rate starts to decay (Karras et al. 2024, equation 67)."""
     final_fraction: float = Field(default=0.01, ge=0, le=1)
     """`linear` and `cosine`: the rate at the end, as a share of the peak."""
     cooldown: float = Field(default=0.0, ge=0, le=1)
@@ -85,7 +85,7 @@ class EmaConfig(Config):
 
 
 class StageConfig(Config):
-    """What every stage's table may hold beside its own keys."""
+    """What every stage's table may hold besides its own keys."""
 
     loop: LoopConfig = LoopConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -105,7 +105,7 @@ class VaeStage(StageConfig):
     network: VAEConfig | None = None
     """Sizes of an autoencoder with random weights; none if `start` names one."""
     start: Path | None = None
-    """An autoencoder to go on with: the file that this stage left in another run, or a model that gouache loads."""
+    """An autoencoder to continue from: the file that this stage left in another run, or a model that gouache loads."""
     freeze: tuple[str, ...] = ()
     """Names of parameters (prefixes) that are not trained. With "encoder" all of encoding stays as it is, scale and
     shift too: latents made before stay valid, and the decoder can be refined under a finished denoiser."""
@@ -177,7 +177,7 @@ class PriorStage(StageConfig):
     token_noise: float = Field(default=0.1, ge=0, lt=1)
     """Largest share of input tokens replaced by random ones."""
     group_weights: tuple[float, ...] = ()
-    """Weight of a token of each group in the loss, coarsest first; scaled to a mean of 1. Empty weighs all alike. The
+    """Weight of a token of each group in the loss, coarsest first; scaled to a mean of 1. Empty weighs all equally. The
     text decides the few coarse tokens, which the many fine ones drown out otherwise."""
     hidden_recall: float = Field(default=0.5, ge=0, le=1)
     """Share of images from which the nearest remembered picture, often they themselves, is hidden
@@ -207,9 +207,9 @@ class DenoiserStage(StageConfig):
     hybrid_lambda: float = 0.001
     """Share of L_vlb in L_hybrid (Nichol & Dhariwal 2021, equation 16)."""
     timesteps: Literal["uniform", "logit_normal"] = "uniform"
-    """How noise levels are drawn in training, as places from 0 (clean) to 1 (noise) in the schedule's index: all alike,
+    """How noise levels are drawn in training, as places from 0 (clean) to 1 (noise) in the schedule's index: uniformly,
     or sigmoid(N(timestep_mean, timestep_std)), which favours the middle (Esser et al. 2024, section 3.1). Validation
-    draws them all alike, so that its figures stay comparable."""
+    draws them uniformly, so that its figures stay comparable."""
     timestep_mean: float = 0.0
     """Of `logit_normal`: below 0 draws less noise more often, above 0 more of it. -2 to 2 is sensible."""
     timestep_std: float = Field(default=1.0, gt=0)
@@ -239,7 +239,7 @@ class DenoiserStage(StageConfig):
 
 
 class UpscalerStage(StageConfig):
-    """Beside the others: the up-sampling decoder. It learns from vector sources (data set of stickers only)."""
+    """Independent of the others: the up-sampling decoder. It learns from vector sources (data set of stickers only)."""
 
     network: UpscalerConfig = UpscalerConfig()
     crop: int = Field(default=48, ge=8)

@@ -1,4 +1,4 @@
-"""Put the results of all stages together as one model folder that the pipeline loads."""
+"""Combine the results of all stages into one model folder that the pipeline loads."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ def pack(
     licence: str = "",
     ema: float | None = None,
 ) -> Path:
-    """Write the model that a training has come to.
+    """Write the model that a training has produced.
 
-    The prior and the quantizer go along if both stages have results and the U-Net takes a draft; the up-sampling
-    decoder if its stage has a result. A config that only refines a model's decoder gives that model with its new one.
+    The prior and the quantizer are included if both stages have results and the U-Net takes a draft; the up-sampling
+    decoder if its stage has a result. A config that only refines a model's decoder gives that model with the new one.
 
     Args:
-        config: the training's; its table [defaults] goes along. A fine-tuned model keeps those it started with.
+        config: the training's; its table [defaults] is written too. A fine-tuned model keeps those it started with.
         run: its folder.
         out: the model's folder; must not be there yet.
         dtype: "fp16", "bf16" or "fp32".

@@ -26,10 +26,10 @@ def train_stage(
     from_packed: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Preparing | Progress]:
-    """Train `stage` as the TOML file `config` says on the data set `data` into `run`/`stage`; go on if it is there.
+    """Train `stage` as the TOML file `config` says on the data set `data` into `run`/`stage`; resume an existing run.
 
     With `from_packed`, a model that `gouache pack` wrote, results that the run lacks and the stage's first weights come
-    from that model; a run that has a checkpoint of the stage goes on from the checkpoint.
+    from that model; a run that has a checkpoint of the stage resumes from the checkpoint.
 
     `stop` is asked while data are encoded, too; what was encoded whole stays.
 

@@ -15,9 +15,9 @@ from PIL import Image
 from gouache.checkpoints.formats.header import read_header
 from gouache.checkpoints.formats.safetensors import load_tensors
 from gouache.checkpoints.hub import file_sha256
+from gouache.data.drawing import render_svg
 from gouache.data.large import LargeStickers
 from gouache.data.stickers import RECIPE, RECIPE_VERSION, StickerManifest, Stickers, is_held_out
-from gouache.data.vectors import render_svg
 from gouache.errors import ConfigError, DataError, TrainingError
 from gouache.models.configs import UpscalerConfig, VAEConfig
 from gouache.models.upscalers import Upscaler

@@ -160,7 +160,7 @@ class ClipTraining(Stage[Towers]):
         return figures
 
     def export(self, network: Towers, path: Path) -> None:
-        """Write both towers, and beside them the text tower alone in the form that the table [text] reads."""
+        """Write both towers, and next to them the text tower alone in the form that the table [text] reads."""
         network.save(path)
         write_sentence_encoder(network.merged_text(), network.vocabulary, path.parent / f"{path.stem}-text")
 

@@ -1,7 +1,7 @@
-"""The stage beside the others: an up-sampling decoder, which draws what the autoencoder paints several times as large.
+"""Independent of the others: an up-sampling decoder, which enlarges what the autoencoder decodes.
 
-Its input is a picture's area-averaged small twin after a way through the autoencoder, so it learns to undo that blur;
-its target is the same place of the picture drawn large from its source.
+Its input is a picture downscaled by area and passed through the autoencoder, so it learns to undo that blur; its
+target is the same crop rendered large from its source.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class UpscalerTraining(Stage[Upscaler]):
     def validate(self, network: Upscaler) -> dict[str, float]:
         """PSNR in dB of held-out pictures enlarged 4 and 2 times, with and without the autoencoder's blur.
 
-        Beside them Lanczos and bicubic interpolation of the same small pictures. "score" is the first, negated.
+        For comparison, Lanczos and bicubic interpolation of the same small pictures. "score" is the first, negated.
         """
         figures: dict[str, list[Tensor]] = {"psnr": [], "psnr_half": [], "psnr_clean": []}
         for target, decoded, clean in zip(*self._held_out, strict=True):
@@ -171,11 +171,11 @@ class UpscalerTraining(Stage[Upscaler]):
 
     def _amounts_of(self, indices: Sequence[int]) -> Tensor:
         """How much of what is done to each crop. [B,3]"""
-        config, dice = self.config, BatchNoise(self.seed, indices).uniform("amounts", (5,))
-        wholly, partly = dice[:, 0] < config.decoded, dice[:, 0] >= (1 + config.decoded) / 2
-        share = torch.where(wholly, 1.0, torch.where(partly, dice[:, 1], 0.0))
-        blur = torch.where(dice[:, 2] < config.degraded, dice[:, 3] * config.blur, 0.0)
-        grain = torch.where(dice[:, 2] < config.degraded, dice[:, 4] * config.grain, 0.0)
+        config, draws = self.config, BatchNoise(self.seed, indices).uniform("amounts", (5,))
+        wholly, partly = draws[:, 0] < config.decoded, draws[:, 0] >= (1 + config.decoded) / 2
+        share = torch.where(wholly, 1.0, torch.where(partly, draws[:, 1], 0.0))
+        blur = torch.where(draws[:, 2] < config.degraded, draws[:, 3] * config.blur, 0.0)
+        grain = torch.where(draws[:, 2] < config.degraded, draws[:, 4] * config.grain, 0.0)
         return torch.stack([share, blur, grain], dim=1)
 
     def _degraded(self, batch: Batch) -> Tensor:
@@ -227,7 +227,7 @@ class UpscalerTraining(Stage[Upscaler]):
 
 
 def on_both_grounds(picture: Tensor) -> Tensor:
-    """With transparency, the colours on black beside those on white: a fringe that white hides is an error too.
+    """With transparency, the colours on black next to those on white: a fringe that white hides is an error too.
 
     Args:
         picture: [B,3,H,W] stays as it is; [B,4,H,W] with colours on white becomes [B,7,H,W]; in [-1,1].
