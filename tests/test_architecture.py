@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import ast
+import importlib.util
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -14,6 +17,7 @@ SOURCE = ROOT / "src" / "gouache"
 
 LAYERS = {
     "errors": 0,
+    "files": 0,
     "config": 0,
     "__init__": 6,
     "__main__": 6,
@@ -39,6 +43,7 @@ TERMINAL_AND_HTTP = {
     "gradio",
     "prometheus_client",
     "sqlalchemy",
+    "alembic",
 }
 TEST_ORACLES = {
     "diffusers",
@@ -51,6 +56,9 @@ TEST_ORACLES = {
     "playwright",
 }
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60
+LARGEST_FOLDER = 20
+# Files under 60 lines that only one other file imports, and why each is not a part of that file.
+SHORT_AND_APART: dict[str, str] = {}
 # Files that are one long table of names, and no code.
 DATA_TABLES: set[str] = set()
 GLOBAL_RANDOMNESS = {
@@ -117,8 +125,7 @@ def test_a_file_imports_only_from_its_own_layer_and_below(path: Path) -> None:
     for line, module in imported(tree_of(path)):
         parts = module.split(".")
         if parts[0] == "gouache" and len(parts) > 1 and parts[1] in LAYERS:
-            room = parts[1]
-            assert LAYERS[room] <= own, f"{name_of(path)}:{line} imports {module}, which is in a higher layer"
+            assert LAYERS[parts[1]] <= own, f"{name_of(path)}:{line} imports {module}, which is in a higher layer"
         if parts[0] == "torch":
             assert own in TORCH_LAYERS or path.name == "__init__.py", (
                 f"{name_of(path)}:{line} imports torch in layer {own}"
@@ -190,6 +197,61 @@ def test_public_functions_of_the_mathematics_cite_equation_and_source(path: Path
             text = ast.get_docstring(node) or ""
             assert CITATION.search(text), f"{name_of(path)}:{node.lineno} {node.name} cites no equation"
             assert SOURCE_OF_CITATION.search(text), f"{name_of(path)}:{node.lineno} {node.name} names no source"
+
+
+@pytest.fixture(scope="module")
+def structure() -> Any:
+    """The script that counts the figures of the source tree."""
+    spec = importlib.util.spec_from_file_location("structure_benchmark", ROOT / "benchmarks" / "structure.py")
+    assert spec is not None, "no file benchmarks/structure.py"
+    assert spec.loader is not None, "no loader for benchmarks/structure.py"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def modules(structure: Any) -> Any:
+    return structure.read_modules(SOURCE)
+
+
+def test_every_top_level_module_has_a_layer() -> None:
+    found = {path.relative_to(SOURCE).parts[0].removesuffix(".py") for path in FILES}
+    assert found <= set(LAYERS), f"give a layer to {sorted(found - set(LAYERS))}"
+
+
+def test_a_folder_has_at_most_twenty_modules(structure: Any, modules: Any) -> None:
+    full = {name: count for name, count in structure.folder_sizes(modules).items() if count > LARGEST_FOLDER}
+    assert not full, f"divide by topic: {full}"
+
+
+def test_a_prefix_shared_by_three_modules_is_a_folder(structure: Any, modules: Any) -> None:
+    shared = structure.shared_prefixes(modules)
+    assert not shared, f"make a folder of {shared}"
+
+
+def test_a_short_file_with_one_importer_is_part_of_it(structure: Any, modules: Any) -> None:
+    """The modules of commands are aside: a table names each once, by design."""
+    short = set(structure.short_with_single_importer(modules))
+    assert short <= set(SHORT_AND_APART), f"merge with their importers: {sorted(short - set(SHORT_AND_APART))}"
+    assert set(SHORT_AND_APART) <= short, f"no longer an exception: {sorted(set(SHORT_AND_APART) - short)}"
+
+
+def test_the_figures_of_the_tree_find_what_they_look_for(structure: Any, tmp_path: Path) -> None:
+    """A tree with one fault of each kind."""
+    folder = tmp_path / "tree" / "part"
+    folder.mkdir(parents=True)
+    (tmp_path / "tree" / "__init__.py").write_text("")
+    (tmp_path / "tree" / "user.py").write_text("from tree.part import edit_one, many_0, many_1\n" + "x = 1\n" * 60)
+    (tmp_path / "tree" / "other.py").write_text("from tree.part.many_0 import a\nCOMMAND = 'tree.part.edit_two:run'\n")
+    for name in ("edit_one", "edit_two", "edit_three", *(f"many_{k}" for k in range(18))):
+        (folder / f"{name}.py").write_text("a = 1\n" * (70 if name == "many_1" else 1))
+    found = structure.read_modules(tmp_path / "tree")
+    assert structure.folder_sizes(found)["part"] == 21
+    assert set(structure.shared_prefixes(found)) == {"part/edit", "part/many"}
+    # many_0 has two importers, many_1 is long, edit_two is a command.
+    assert structure.short_with_single_importer(found) == ["tree.part.edit_one"]
 
 
 def test_every_data_table_exists() -> None:

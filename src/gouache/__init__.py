@@ -1,4 +1,4 @@
-"""gouache: Stable Diffusion, whole, in one readable package.
+"""gouache: a complete Stable Diffusion in one readable package.
 
 Importing the package is cheap: torch is loaded when a name that needs it is first used.
 """

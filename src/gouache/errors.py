@@ -7,7 +7,10 @@ Every error of gouache names four things: *where* it arose, what was *given*, wh
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Self, TypeVar
+
+_Kind = TypeVar("_Kind", bound="GouacheError")
 
 
 class GouacheError(Exception):
@@ -29,6 +32,32 @@ class GouacheError(Exception):
         self.cure = cure
         sentence = f"{where}: given {given}, expected {expected}."
         super().__init__(f"{sentence} {cure}" if cure else sentence)
+
+    def to_dict(self) -> dict[str, str]:
+        """The error as every interface shows it and the server stores it; `from_dict` reads it back."""
+        return {
+            "kind": type(self).__name__,
+            "where": self.where,
+            "given": str(self.given),
+            "expected": self.expected,
+            "cure": self.cure,
+            "message": str(self),
+        }
+
+    @classmethod
+    def from_dict(cls, parts: Mapping[str, str]) -> Self:
+        """The error that `to_dict` described, in another process or at another time.
+
+        A kind that this process does not know, or that is no kind of `cls`, becomes a `cls`: what another version
+        stored must still be readable.
+        """
+        known = {kind.__name__: kind for kind in _kinds_of(cls)}
+        return known.get(parts.get("kind", ""), cls)(
+            parts.get("where", ""),
+            given=parts.get("given", ""),
+            expected=parts.get("expected", ""),
+            cure=parts.get("cure", ""),
+        )
 
 
 class InvalidInput(GouacheError, ValueError):
@@ -126,10 +155,20 @@ class QueueFull(StoreError):
     """Seconds after which to try again."""
 
 
+class WorkerError(StoreError):
+    """A fault in a worker process that no other kind describes: a crash, or too little memory."""
+
+
 class Interrupted(GouacheError):
     """The user stopped the work; what was finished is kept."""
 
     exit_code = 130
+
+
+def _kinds_of(kind: type[_Kind]) -> Iterator[type[_Kind]]:
+    yield kind
+    for narrower in kind.__subclasses__():
+        yield from _kinds_of(narrower)
 
 
 def unknown_name(where: str, given: str, known: Iterable[str]) -> UnknownName:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gouache.checkpoints.convert import convert
-from gouache.checkpoints.formats.open import open_header, open_source
+from gouache.checkpoints.formats.header import open_header, open_source
 from gouache.checkpoints.load import identify, load_bundle
 from gouache.errors import (
     CorruptCheckpoint,

@@ -10,8 +10,9 @@ import pytest
 
 from gouache.checkpoints.detect import Identity, identify
 from gouache.checkpoints.formats.header import Header, TensorInfo
-from gouache.checkpoints.keymaps import THIRDS, Change, speller
+from gouache.checkpoints.keymaps import speller
 from gouache.checkpoints.networks import build_on_meta
+from gouache.checkpoints.shapes import THIRDS, Change
 from gouache.config import Config
 from gouache.errors import UnknownFamily
 from gouache.models.configs import TextEncoderConfig, UNetConfig, VAEConfig

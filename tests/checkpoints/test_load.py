@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gouache.checkpoints.convert import convert
-from gouache.checkpoints.formats.open import open_header
+from gouache.checkpoints.formats.header import open_header
 from gouache.checkpoints.formats.safetensors import ALIGNMENT
 from gouache.checkpoints.load import identify, load_bundle
 from gouache.pipeline.pipeline import Pipeline

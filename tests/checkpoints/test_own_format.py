@@ -12,11 +12,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from gouache.checkpoints.card import CARD_FILE, VOCABULARY_FILE
 from gouache.checkpoints.convert import convert
 from gouache.checkpoints.diffusers.folder import read_json
 from gouache.checkpoints.formats.header import read_header
 from gouache.checkpoints.formats.safetensors import load_tensors, save_tensors, write_json
+from gouache.checkpoints.identify import CARD_FILE, VOCABULARY_FILE
 from gouache.checkpoints.load import load_bundle
 from gouache.checkpoints.save import Format, bundle_to_write, write_model
 from gouache.errors import ConfigError, CorruptCheckpoint, GouacheError, IncompatibleCheckpoint, ModelNotFound

@@ -16,8 +16,8 @@ from typer.testing import CliRunner
 from gouache.cli.main import app
 from gouache.cli.output import write_stdout
 from gouache.errors import GouacheError, PictureError
-from gouache.pipeline.events import Event
-from gouache.pipeline.output.files import check_target, write_bytes
+from gouache.files import check_target, write_bytes
+from gouache.pipeline.generate.generation import Event
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
 
@@ -65,7 +65,7 @@ def test_it_is_said_before_anything_is_painted(
     arguments: tuple[str, ...], words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = sorted(Path.cwd().iterdir())
-    monkeypatch.setattr("gouache.pipeline.generate.generation.Run.group", None)
+    monkeypatch.setattr("gouache.pipeline.generate.generation.Generation.group", None)
     code, message = run(*arguments)
     assert (code, words in message, " at 0x" in message) == (2, True, False), message
     assert sorted(Path.cwd().iterdir()) == before

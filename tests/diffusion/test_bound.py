@@ -20,8 +20,9 @@ from gouache.diffusion.bound import (
     variational_bound,
     vlb_term,
 )
-from gouache.diffusion.chain import ForwardProcess, Gaussian, Prediction, reverse_step
+from gouache.diffusion.chain import ForwardProcess, Gaussian, reverse_step
 from gouache.diffusion.noise_schedule import make_noise_schedule
+from gouache.diffusion.parameterization import Prediction
 from gouache.errors import InvalidInput, ShapeMismatch, UnknownName
 
 

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from gouache.diffusion.bound import bits_per_dimension, variational_bound
-from gouache.diffusion.chain import ForwardProcess, Prediction
+from gouache.diffusion.chain import ForwardProcess
 from gouache.diffusion.flow_likelihood import Solver, exact_trace, flow_log_likelihood, hutchinson_trace
 from gouache.diffusion.noise_schedule import make_noise_schedule
+from gouache.diffusion.parameterization import Prediction
 from gouache.errors import InvalidInput, ShapeMismatch, UnknownName
 
 if TYPE_CHECKING:

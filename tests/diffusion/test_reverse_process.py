@@ -11,13 +11,13 @@ from diffusers import DDPMScheduler
 from gouache.diffusion.chain import (
     VARIANCES,
     ForwardProcess,
-    Prediction,
     Variance,
     ancestral_step,
     log_variance_of,
     reverse_step,
 )
 from gouache.diffusion.noise_schedule import make_noise_schedule
+from gouache.diffusion.parameterization import Prediction
 from gouache.errors import InvalidInput, ShapeMismatch, UnknownName
 
 T = 1000

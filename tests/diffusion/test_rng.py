@@ -9,14 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from gouache.diffusion.philox import Philox, philox_4x32
 from gouache.diffusion.rng import (
     BrownianNoise,
     ImageNoise,
     ImageSeed,
     NoiseMode,
+    Philox,
     TorchStream,
     generator_for,
+    philox_4x32,
     seeds_of_batch,
     slerp,
     stream_seed,

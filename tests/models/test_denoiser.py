@@ -38,7 +38,7 @@ def text_encoder(**changes: Any) -> TextEncoder:
 
 def bundle(network: UNet, *encoders: TextEncoder, **vae: Any) -> ModelBundle:
     autoencoder = AutoencoderKL(VAEConfig.from_dict({"channels": (16,), "norm_groups": 8} | vae))
-    return ModelBundle(family="test", unet=network, vae=autoencoder, text=TextStack.of_clip(encoders)).eval()
+    return ModelBundle(family="sd1", unet=network, vae=autoencoder, text=TextStack.of_clip(encoders)).eval()
 
 
 def condition(rows: int = 1) -> Condition:
@@ -86,16 +86,16 @@ def test_one_condition_serves_every_row_and_rows_may_have_their_own_sigma() -> N
     assert torch.equal(denoiser.bind(given)(x, sigmas), together)
 
 
-def test_the_learned_variance_is_split_off_and_lies_between_its_ends() -> None:
+def test_the_learned_variance_is_split_off() -> None:
     network = unet(out_channels=8)
     denoiser = Denoiser.from_config(network, DenoiserConfig(learned_variance=True))
     x, sigma, given = torch.randn(1, 4, 8, 8), torch.tensor(0.5), condition()
     prediction = denoiser.predict(x, sigma, given)
     raw = network(x * 1.25**-0.5, denoiser.schedule.sigma_to_t(sigma), given.context)
-    torch.testing.assert_close(prediction.denoised, x - 0.5 * raw[:, :4], rtol=1e-4, atol=1e-5)
-    assert prediction.variance_fraction is not None
-    torch.testing.assert_close(prediction.variance_fraction, (raw[:, 4:] + 1) / 2)
-    assert Denoiser.from_config(unet(), DenoiserConfig()).predict(x, sigma, given).variance_fraction is None
+    torch.testing.assert_close(prediction.x0, x - 0.5 * raw[:, :4], rtol=1e-4, atol=1e-5)
+    assert prediction.interpolation is not None
+    torch.testing.assert_close(prediction.interpolation, raw[:, 4:])
+    assert Denoiser.from_config(unet(), DenoiserConfig()).predict(x, sigma, given).interpolation is None
 
 
 def test_another_precision_of_the_network_keeps_the_samplers() -> None:

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gouache.nn import group_norm
-from gouache.nn.group_norm import GroupNorm
+from gouache.nn import layers
+from gouache.nn.layers import GroupNorm
 
 ROUNDING = 2**-7
 """Relative error of a few operations in bfloat16, whose numbers have 8 bits."""
@@ -35,7 +35,7 @@ def results(norm: GroupNorm, x: Tensor, weight: Tensor, activate: bool) -> list[
 def test_it_trains_in_bfloat16_up_to_rounding(
     channels: int, groups: int, activate: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(group_norm, "BLOCK", 2 * channels * 30)  # three blocks of the five pictures
+    monkeypatch.setattr(layers, "BLOCK", 2 * channels * 30)  # three blocks of the five pictures
     generator = torch.Generator().manual_seed(3)
     x, weight = (torch.randn(5, channels, 6, 5, generator=generator).bfloat16() for _ in range(2))
     x = (x * 2 + 3).to(memory_format=torch.channels_last)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gouache.nn.attention import Attention, attend, key_mask, set_attention_slice
+from gouache.nn.attention import attend, key_mask
 from gouache.nn.layers import Linear, add, channels_last, silu, sinusoidal_embedding
 from gouache.nn.resnet import ResnetBlock, Upsample, upsample_and_convolve
 
@@ -32,17 +32,6 @@ def test_attention_is_its_formula_in_double_precision(draw: torch.Generator) -> 
         torch.testing.assert_close(out[..., part], weights @ value[..., part])
 
 
-@pytest.mark.parametrize("slice_size", [1, 2, 5, 100])
-def test_slices_change_nothing(slice_size: int, draw: torch.Generator) -> None:
-    query, key, value = torch.randn(3, 2, 5, 12, generator=draw)
-    full_mask = torch.rand(2, 1, 5, 5, generator=draw) > 0.2
-    full_mask[..., 0] = True
-    for mask in (None, full_mask, full_mask[:, :, :1]):
-        whole = attend(query, key, value, heads=2, mask=mask)
-        sliced = attend(query, key, value, heads=2, mask=mask, slice_size=slice_size)
-        torch.testing.assert_close(sliced, whole)
-
-
 def test_causal_rows_do_not_see_what_follows(draw: torch.Generator) -> None:
     query, key, value = torch.randn(3, 1, 6, 8, generator=draw)
     before = attend(query, key, value, heads=2, causal=True)
@@ -50,12 +39,6 @@ def test_causal_rows_do_not_see_what_follows(draw: torch.Generator) -> None:
     after = attend(query, key, value, heads=2, causal=True)
     assert torch.equal(before[:, :4], after[:, :4])
     assert not torch.equal(before[:, 4:], after[:, 4:])
-
-
-def test_the_slice_size_reaches_every_attention() -> None:
-    network = nn.Sequential(Attention(8, heads=2), nn.Sequential(Attention(8, heads=2)))
-    set_attention_slice(network, 3)
-    assert [part.slice_size for part in network.modules() if isinstance(part, Attention)] == [3, 3]
 
 
 def test_the_sinusoidal_embedding_has_cosines_first_and_geometric_frequencies() -> None:

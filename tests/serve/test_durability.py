@@ -23,7 +23,7 @@ from gouache.serve.queue.job import FINISHED
 from gouache.serve.queue.queue import Jobs
 from gouache.serve.settings import Limits, Settings
 from gouache.serve.store.database import Database
-from gouache.serve.store.files import Vault
+from gouache.serve.store.files import FileStore
 from gouache.serve.store.gallery import Pictures
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ class Process:
         self.settings = Settings(data=folder, port=0, page=False, threads=1, lease=5.0, limits=Limits(queue=5000))
         self.database = Database(self.settings.store_url)
         self.jobs, self.pictures = Jobs(self.database, self.settings.limits), Pictures(self.database)
-        self.vault = Vault(folder)
+        self.file_store = FileStore(folder)
         self.process: subprocess.Popen[str] | None = None
         self.url = ""
 
@@ -94,10 +94,10 @@ def check_everything(server: Process, ids: list[str]) -> None:
     expected = sorted((job_id, number) for job_id in ids for number in range(server.jobs.get(job_id).pictures))
     assert sorted((picture.job, picture.number) for picture in listed) == expected
     for picture in listed:
-        data = server.vault.read("pictures", picture.file)
+        data = server.file_store.read("pictures", picture.file)
         assert sha256(data).hexdigest() == picture.sha256
         Image.open(io.BytesIO(data)).load()
-    kept = {path.name for path in (server.vault.root / "pictures").iterdir() if not path.name.endswith(".part")}
+    kept = {path.name for path in (server.file_store.root / "pictures").iterdir() if not path.name.endswith(".part")}
     assert kept == {picture.file for picture in listed}
 
 
@@ -112,7 +112,7 @@ def wait_for_all(server: Process, ids: list[str], seconds: float) -> None:
 
 def run_with_kills(folder: Path, *, count: int, kills: int, pause: tuple[float, float], seconds: float) -> None:
     """Hand in jobs over HTTP, kill server or worker at random moments, start again, and look at what is there."""
-    dice = random.Random(5)
+    generator = random.Random(5)
     server = Process(folder)
     ids: list[str] = []
     try:
@@ -121,11 +121,11 @@ def run_with_kills(folder: Path, *, count: int, kills: int, pause: tuple[float, 
         for round_number in range(kills):
             share = keys[round_number * count // kills : (round_number + 1) * count // kills]
             ids += [submit(server, key) for key in share]
-            time.sleep(dice.uniform(*pause))
+            time.sleep(generator.uniform(*pause))
             children = server.children()
-            if children and dice.random() < 0.5:
+            if children and generator.random() < 0.5:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(dice.choice(children), signal.SIGKILL)
+                    os.kill(generator.choice(children), signal.SIGKILL)
             else:
                 server.kill()
                 server.start()

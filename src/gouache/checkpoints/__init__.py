@@ -1,1 +1,1 @@
-"""Weight files: tell them apart, read them strictly, write them atomically (layer 3)."""
+"""Weight files: detect them by content, read them strictly, write them atomically (layer 3)."""

@@ -8,11 +8,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gouache.checkpoints import card
 from gouache.checkpoints.detect import Identity, Part
 from gouache.checkpoints.formats.header import TensorInfo
 from gouache.checkpoints.formats.safetensors import TORCH_DTYPES, WeightSource, dtype_name, verify_sha256
-from gouache.checkpoints.identify import identify
+from gouache.checkpoints.identify import identify, read_card, vocabulary_of
 from gouache.checkpoints.load import check_loadable, denoiser_config, generation_defaults, model_name
 from gouache.checkpoints.networks import build_on_meta, open_part, plan, read_planned
 from gouache.checkpoints.save import Format, ModelToWrite, NetworkToWrite, write_model
@@ -58,7 +57,7 @@ def convert(
         networks[name] = _network(part, opened[part.header.path], identity.family, dtype, told)
     denoiser = denoiser_config(source, identity, None, networks["unet"].tensor_of)
     sentences = any(isinstance(part.config, SentenceEncoderConfig) for part in identity.parts.values())
-    own = card.read_card(source) if identity.layout == "gouache" else None
+    own = read_card(source) if identity.layout == "gouache" else None
     model = ModelToWrite(
         family=identity.family,
         variant=identity.variant,
@@ -66,7 +65,7 @@ def convert(
         denoiser=denoiser,
         defaults=generation_defaults(source, identity, denoiser),
         networks=networks,
-        vocabulary=card.vocabulary_of(source) if sentences else (),
+        vocabulary=vocabulary_of(source) if sentences else (),
         styles=own.styles if own else (),
         description=own.description if own else "",
         licence=own.licence if own else "",

@@ -5,30 +5,33 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from gouache.checkpoints.adapters.kinds import find_adapter, name_foreign
 from gouache.checkpoints.formats.header import Header, TensorInfo
 from gouache.checkpoints.shapes import (
+    TOKEN_EMBEDDING,
     Naming,
     Shapes,
     text_config,
-    token_embedding_name,
     unet_config,
     vae_config,
 )
 from gouache.config import Config
 from gouache.errors import UnknownFamily
 from gouache.models.configs import TextEncoderConfig, UNetConfig, VAEConfig
+from gouache.models.family import SD1, SD2, SDXL, SDXL_REFINER, UNKNOWN, family_named
 
-Parameterization = Literal["eps", "v", "x0", "flow"]
+if TYPE_CHECKING:  # headers are read without torch
+    from gouache.diffusion.parameterization import Parameterization
+
 Layout = Literal["single-file", "diffusers", "gouache", "network"]
 
-SD_SCALE, SDXL_SCALE = 0.18215, 0.13025
-"""Latent scales of SD 1.x and 2.x, and of SDXL."""
 VARIANTS = {0: "base", 5: "inpainting", 4: "instruct", 1: "depth", 3: "upscaler"}
 """What a U-Net is for, by the channels that it takes beside the noisy latents."""
 
+FAMILY_OF_TEXT_WIDTH = {768: SD1, 1024: SD2, 1280: SDXL}
+"""By the width of a text encoder: ViT-L, ViT-H, bigG."""
 VIT_H_LAYERS = 24
 CONFIG_KEY = "gouache.config."
 """Files that gouache wrote carry each part's config in their metadata under this and the part's name."""
@@ -44,15 +47,15 @@ MARKS: tuple[tuple[str, str, Naming, str], ...] = (
     ("vae", "", "ldm", "decoder.up.0.block.0.norm1.weight"),
     ("vae", "", "old_diffusers", "decoder.mid_block.attentions.0.query.weight"),
     ("vae", "", "ours", "decoder.up_blocks.0.resnets.0.norm1.weight"),
-    ("text_encoder", "cond_stage_model.transformer.", "clip_model", token_embedding_name("clip_model")),
-    ("text_encoder", "cond_stage_model.transformer.", "ours", token_embedding_name("ours")),
-    ("text_encoder", "cond_stage_model.model.", "open_clip", token_embedding_name("open_clip")),
-    ("text_encoder", "conditioner.embedders.0.transformer.", "clip_model", token_embedding_name("clip_model")),
-    ("text_encoder", "conditioner.embedders.0.model.", "open_clip", token_embedding_name("open_clip")),
-    ("text_encoder_2", "conditioner.embedders.1.model.", "open_clip", token_embedding_name("open_clip")),
-    ("text_encoder", "", "clip_model", token_embedding_name("clip_model")),
-    ("text_encoder", "", "ours", token_embedding_name("ours")),
-    ("text_encoder", "", "open_clip", token_embedding_name("open_clip")),
+    ("text_encoder", "cond_stage_model.transformer.", "clip_model", TOKEN_EMBEDDING["clip_model"]),
+    ("text_encoder", "cond_stage_model.transformer.", "ours", TOKEN_EMBEDDING["ours"]),
+    ("text_encoder", "cond_stage_model.model.", "open_clip", TOKEN_EMBEDDING["open_clip"]),
+    ("text_encoder", "conditioner.embedders.0.transformer.", "clip_model", TOKEN_EMBEDDING["clip_model"]),
+    ("text_encoder", "conditioner.embedders.0.model.", "open_clip", TOKEN_EMBEDDING["open_clip"]),
+    ("text_encoder_2", "conditioner.embedders.1.model.", "open_clip", TOKEN_EMBEDDING["open_clip"]),
+    ("text_encoder", "", "clip_model", TOKEN_EMBEDDING["clip_model"]),
+    ("text_encoder", "", "ours", TOKEN_EMBEDDING["ours"]),
+    ("text_encoder", "", "open_clip", TOKEN_EMBEDDING["open_clip"]),
 )
 SCHEDULE_TABLES = re.compile(
     r"^(betas|alphas_cumprod(_prev)?|sqrt_.*alphas_cumprod|log_one_minus_alphas_cumprod|posterior_.*|lvlb_weights"
@@ -114,7 +117,7 @@ class Identity:
     Attributes:
         kind: ``"model"`` (can paint), one network alone (``"unet"``, ``"vae"``, ``"text-encoder"``), or an adapter
             (``"lora"``, ``"textual-inversion"``, ``"controlnet"``, ``"t2i-adapter"``).
-        family: ``"sd1"``, ``"sd2"``, ``"sdxl"``, ``"sdxl-refiner"``, ``"pocket"`` or ``"unknown"``.
+        family: name of one of `models.family.FAMILIES`.
         layout: how it lies on the disk.
         variant: what its U-Net is for; ``"base"`` is text to image.
         label: a few words more, for people.
@@ -192,9 +195,7 @@ def _describe(header: Header, marked: Mapping[str, tuple[str, Naming]]) -> Ident
         elif name == "unet" and unet:
             configs[name] = unet
         elif name == "vae":
-            configs[name] = vae_config(
-                shapes[name], naming, SDXL_SCALE if family.startswith("sdxl") else SD_SCALE, where
-            )
+            configs[name] = vae_config(shapes[name], naming, family_named(family).latent_scale, where)
         else:
             configs[name] = used_text_config(
                 text_config(shapes[name], naming, where), family, naming, first=name == "text_encoder"
@@ -231,26 +232,26 @@ def family_of(unet: UNetConfig, parts: Mapping[str, object]) -> str:
     if unet.pooled_width and unet.context_width != 1024:
         lone_second = "text_encoder_2" not in parts and "text_encoder" in parts
         lone_folder = "text_encoder" not in parts and "text_encoder_2" in parts
-        return "sdxl-refiner" if unet.context_width == 1280 or lone_second or lone_folder else "sdxl"
-    return "sd2" if unet.linear_projection or unet.context_width == 1024 else "sd1"
+        return (SDXL_REFINER if unet.context_width == 1280 or lone_second or lone_folder else SDXL).name
+    return (SD2 if unet.linear_projection or unet.context_width == 1024 else SD1).name
 
 
 def family_without_unet(shapes: Mapping[str, Shapes], marked: Mapping[str, tuple[str, Naming]]) -> str:
     """By the text encoder's width; an autoencoder alone doesn't show its family."""
     if "text_encoder_2" in marked:
-        return "sdxl"
+        return SDXL.name
     if "text_encoder" not in marked:
-        return "unknown"
+        return UNKNOWN.name
     naming = marked["text_encoder"][1]
-    tokens = token_embedding_name(naming)
-    return {768: "sd1", 1024: "sd2", 1280: "sdxl"}.get(shapes["text_encoder"][tokens][-1], "unknown")
+    tokens = TOKEN_EMBEDDING[naming]
+    return FAMILY_OF_TEXT_WIDTH.get(shapes["text_encoder"][tokens][-1], UNKNOWN).name
 
 
 def variant_of(unet: UNetConfig | None, family: str) -> str:
     """What the U-Net is for, by its input channels; unCLIP is the SD 2.x with a pooled vector."""
     if unet is None:
         return "base"
-    if family == "sd2" and unet.pooled_width:
+    if family == SD2.name and unet.pooled_width:
         return "unclip"
     return VARIANTS.get(unet.draft_channels, f"{unet.draft_channels} more channels")
 
@@ -261,12 +262,14 @@ def used_text_config(config: TextEncoderConfig, family: str, naming: Naming, *, 
     SD 1.x: the last. SD 2.x: the last but one behind the final norm; folders have only the layers up to there, single
     files have one more, which is left out. SDXL: the last but one, without the norm.
     """
-    if family == "sd2" and naming == "open_clip":
+    traits = family_named(family)
+    if traits.context == "penultimate" and naming == "open_clip":
         # ViT-H has 24 layers; a file that keeps the projection keeps the layer before it.
         whole = config.layers == VIT_H_LAYERS or config.projection_width > 0
         return config.model_copy(update={"layers": config.layers - whole, "projection_width": 0})
-    if family.startswith("sdxl"):
-        alone = {"projection_width": 0} if first and family == "sdxl" else {}
+    if traits.context == "penultimate_raw":
+        # Of two encoders only the second gives a pooled vector.
+        alone = {"projection_width": 0} if first and len(traits.text_encoders) == 2 else {}
         return config.model_copy(update={"skip_layers": 1, "final_norm": False, **alone})
     return config.model_copy(update={"projection_width": 0})
 
@@ -281,8 +284,9 @@ def prediction_of(header: Header, family: str, unet: UNetConfig | None) -> tuple
         return "v", "a mark among the tensors"
     if unet is None:
         return None, ""
-    if family != "sd2":
-        return "eps", f"the family's rule for {family}"
+    rule = family_named(family).prediction
+    if rule is not None:
+        return rule, f"the family's rule for {family}"
     if unet.draft_channels or unet.pooled_width:
         return ("v", "the family's rule for SD 2.x unCLIP") if unet.pooled_width else ("eps", "the variant's rule")
     # Training steps of the two published files about which no reader disagrees.
@@ -316,10 +320,10 @@ def left_out_reason(name: str, parts: Mapping[str, Part], family: str) -> str:
         if pattern.search(name):
             return reason
     text = parts.get("text_encoder")
-    if text and family == "sd2" and text.naming == "open_clip" and isinstance(text.config, TextEncoderConfig):
+    if text and family == SD2.name and text.naming == "open_clip" and isinstance(text.config, TextEncoderConfig):
         last = f"{text.prefix}transformer.resblocks.{text.config.layers}."
         if name.startswith(last) or name == f"{text.prefix}text_projection":
             return LAST_TEXT_LAYER
-    if text and family == "sdxl" and name == f"{text.prefix}text_projection.weight":
+    if text and family == SDXL.name and name == f"{text.prefix}text_projection.weight":
         return LAST_TEXT_LAYER.replace("SD 2.x", "SDXL")
     return ""

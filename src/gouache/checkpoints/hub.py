@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from platformdirs import user_data_path
 
 from gouache.errors import CorruptCheckpoint, GouacheError, HubError, ModelNotFound, unknown_name
+from gouache.models.family import POCKET
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -29,6 +30,8 @@ PART_FOLDERS = (
     "tokenizer_2",
     "scheduler",
 )
+SHIPPED = POCKET.name
+"""Name of the model inside the package, and of its folder there."""
 TEXT_SUFFIXES = (".json", ".txt")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt")
 ADAPTER_FOLDERS = ("adapters", "embeddings", "lora", "loras")
@@ -92,7 +95,7 @@ def model_folders() -> list[Path]:
 
 def shipped_model() -> Path | None:
     """The folder of the pocket model inside the package; None in a build without it."""
-    folder = Path(str(package_files("gouache"))) / "pocket"
+    folder = Path(str(package_files("gouache"))) / SHIPPED
     return folder if (folder / "model.json").is_file() else None
 
 

@@ -1,14 +1,97 @@
-"""Says what lies at a path: a file or a folder, of any layout. Headers only, and no torch."""
+"""Says what lies at a path: a file or a folder, of any layout. Headers only, and no torch.
+
+The own format is described here too: what `model.json` (or the metadata of one file) says of a model's parts. A folder
+holds ``model.json`` and one safetensors file a part; one file holds all parts, each under its name and a dot, with the
+same JSON under ``gouache.model``. Each part's config travels in the metadata of the file that holds the part: under
+``config`` in a folder, under ``gouache.config.PART`` in one file.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from gouache.checkpoints import card, detect
-from gouache.checkpoints.detect import Identity
+from gouache.checkpoints import detect
+from gouache.checkpoints.detect import CONFIG_KEY, Identity, Part
 from gouache.checkpoints.diffusers import folder as folders
-from gouache.checkpoints.formats.open import open_header
-from gouache.errors import ModelNotFound, UnknownFamily
+from gouache.checkpoints.formats.header import Header, dequantised_header, open_header, read_header
+from gouache.config import Config
+from gouache.errors import CorruptCheckpoint, ModelNotFound, UnknownFamily, unknown_name
+from gouache.models.configs import (
+    DenoiserConfig,
+    GenerationDefaults,
+    PriorConfig,
+    QuantizerConfig,
+    SentenceEncoderConfig,
+    TextEncoderConfig,
+    UNetConfig,
+    UpscalerConfig,
+    VAEConfig,
+)
+from gouache.models.family import FAMILIES
+
+CARD_FILE = "model.json"
+CARD_KEY = "gouache.model"
+VOCABULARY_FILE = "vocab.txt"
+VOCABULARY_KEY = "gouache.vocabulary"
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "prior", "quantizer", "upscaler")
+
+
+class PartCard(Config):
+    """Where a part of a folder lies."""
+
+    name: str
+    """One of `PARTS`."""
+    file: str
+    """Name of a file in the folder."""
+    sha256: str = ""
+    """Of the file's tensors, as the file's own metadata records it too."""
+
+
+class ModelCard(Config):
+    """What a model is, apart from its networks' configs."""
+
+    format: str = "1"
+    """Version of this format."""
+    producer: str = ""
+    family: str
+    name: str = ""
+    variant: str = "base"
+    denoiser: DenoiserConfig = DenoiserConfig()
+    defaults: GenerationDefaults = GenerationDefaults()
+    parts: tuple[PartCard, ...] = ()
+    """For a folder: its files. Empty for one file."""
+    int8: tuple[str, ...] = ()
+    """Parts whose matrices are stored in int8 with a scale a row; see `int8`."""
+    styles: tuple[str, ...] = ()
+    """Styles that a request may name; empty for a model that knows none by name."""
+    description: str = ""
+    licence: str = ""
+
+
+def part_config(name: str, text: str, where: str) -> Config:
+    """Parse a part's config.
+
+    Raises:
+        ConfigError: it is no config of that part.
+    """
+    if name.startswith("text_encoder"):
+        kind: type[Config] = SentenceEncoderConfig if '"max_tokens"' in text else TextEncoderConfig
+    elif name in ("prior", "quantizer"):
+        kind = PriorConfig if name == "prior" else QuantizerConfig
+    elif name == "upscaler":
+        kind = UpscalerConfig
+    else:
+        kind = UNetConfig if name == "unet" else VAEConfig
+    return kind.from_json(text, where=where)
+
+
+def read_card(path: Path) -> ModelCard | None:
+    """The card of a folder or a file in the own format; None if it has none."""
+    if path.is_dir():
+        file = path / CARD_FILE
+        return ModelCard.from_json(file.read_text(encoding="utf-8"), where=str(file)) if file.is_file() else None
+    text = read_header(path).metadata.get(CARD_KEY)
+    return ModelCard.from_json(text, where=f"{path} metadata {CARD_KEY}") if text is not None else None
 
 
 def identify(path: str | Path, *, variant: str | None = None) -> Identity:
@@ -27,17 +110,17 @@ def identify(path: str | Path, *, variant: str | None = None) -> Identity:
     if path.is_dir():
         return _identify_folder(path, variant)
     header = open_header(path)
-    if card.CARD_KEY in header.metadata:
-        own = card.read_card(path)
+    if CARD_KEY in header.metadata:
+        own = read_card(path)
         if own is not None:
-            return card.identify_file(header, own)
+            return _own_file(header, own)
     return detect.identify(header)
 
 
 def _identify_folder(path: Path, variant: str | None) -> Identity:
-    own = card.read_card(path)
+    own = read_card(path)
     if own is not None:
-        return card.identify_folder(path, own)
+        return _own_folder(path, own)
     if folders.is_diffusers_folder(path):
         return folders.identify_diffusers(path, variant=variant)
     adapter = folders.lone_adapter(path, variant=variant)
@@ -57,3 +140,85 @@ def _identify_folder(path: Path, variant: str | None) -> Identity:
         expected="one weight file, or the parts of a pipeline (model_index.json)",
         cure="Name the file you mean." if files else "",
     )
+
+
+def _own_folder(folder: Path, card: ModelCard) -> Identity:
+    """What a folder in the own format holds.
+
+    Raises:
+        CorruptCheckpoint: the card names a part or a file that can't be, or a file has another sha256 than it says.
+        UnknownFamily: the card names a family that isn't one; the nearest name is offered.
+    """
+    parts = {}
+    for part in card.parts:
+        name = part.name
+        if name not in PARTS or Path(part.file).name != part.file:
+            raise CorruptCheckpoint(
+                str(folder / CARD_FILE),
+                given=f"part {name!r} in file {part.file!r}",
+                expected=f"one of {', '.join(PARTS)}, in a file of this folder",
+            )
+        header = read_header(folder / part.file)
+        recorded = header.metadata.get("gouache.sha256", "")
+        if part.sha256 and recorded != part.sha256:
+            raise CorruptCheckpoint(
+                str(header.path),
+                given=f"sha256 {recorded[:16] or 'none'}",
+                expected=f"{part.sha256[:16]}, as {CARD_FILE} records",
+                cure="The folder mixes files of two models; copy it again.",
+            )
+        if name in card.int8:
+            header = dequantised_header(header, ("",))
+        config = part_config(name, header.metadata.get("config", "{}"), str(header.path))
+        parts[name] = Part(name, header, "", "ours", config)
+    return _identity(card, parts, str(folder / CARD_FILE))
+
+
+def _own_file(header: Header, card: ModelCard) -> Identity:
+    """What one file in the own format holds; every part that its metadata has a config of."""
+    parts = {}
+    if card.int8:
+        header = dequantised_header(header, [f"{name}." for name in card.int8])
+    for name in PARTS:
+        text = header.metadata.get(CONFIG_KEY + name)
+        if text is not None:
+            config = part_config(name, text, f"{header.path} metadata {CONFIG_KEY}{name}")
+            parts[name] = Part(name, header, f"{name}.", "ours", config)
+    prefixes = tuple(part.prefix for part in parts.values())
+    unexplained = tuple(name for name in header.tensors if not name.startswith(prefixes))
+    return _identity(card, parts, str(header.path), unexplained)
+
+
+def _identity(card: ModelCard, parts: dict[str, Part], where: str, unexplained: tuple[str, ...] = ()) -> Identity:
+    if card.family not in FAMILIES:
+        near = unknown_name("family", card.family, FAMILIES)
+        raise UnknownFamily(where, given=f"family {near.given}", expected=near.expected, cure=near.cure)
+    return Identity(
+        kind="model",
+        family=card.family,
+        layout="gouache",
+        variant=card.variant,
+        label=card.name,
+        parts=parts,
+        prediction=card.denoiser.parameterization,
+        prediction_source="the model's card",
+        unexplained=unexplained,
+    )
+
+
+def vocabulary_of(path: Path) -> tuple[str, ...]:
+    """The pieces of a sentence encoder's vocabulary, one a line beside the weights or in the file's metadata.
+
+    Raises:
+        CorruptCheckpoint: there is none.
+    """
+    if path.is_dir():
+        file = path / VOCABULARY_FILE
+        text = file.read_text(encoding="utf-8") if file.is_file() else None
+    else:
+        text = read_header(path).metadata.get(VOCABULARY_KEY)
+    if text is None:
+        raise CorruptCheckpoint(
+            str(path), given="a sentence encoder without a vocabulary", expected=f"{VOCABULARY_FILE} or its metadata"
+        )
+    return tuple(text.removesuffix("\n").split("\n"))

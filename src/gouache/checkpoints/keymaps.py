@@ -7,43 +7,11 @@ the table knows is replaced, what stands behind it stays.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from enum import Enum, auto
+from collections.abc import Mapping
 
-from gouache.checkpoints.shapes import Naming
+from gouache.checkpoints.shapes import POINTWISE, THIRDS, Change, Naming, Speller, Spelling
 from gouache.config import Config
 from gouache.models.configs import ControlNetConfig, UNetConfig, VAEConfig
-
-
-class Change(Enum):
-    """What happens to a tensor's numbers on the way from their file to our network."""
-
-    NONE = auto()
-    """Nothing."""
-    POINTWISE = auto()
-    """Theirs may be a 1x1 convolution [C, C, 1, 1] where ours is linear [C, C]."""
-    TRANSPOSED = auto()
-    """Theirs is ours transposed."""
-    FIRST_THIRD = auto()
-    SECOND_THIRD = auto()
-    LAST_THIRD = auto()
-    """Ours is one third of their rows (queries, keys, values in one matrix)."""
-
-
-THIRDS = (Change.FIRST_THIRD, Change.SECOND_THIRD, Change.LAST_THIRD)
-
-
-@dataclass(frozen=True, slots=True)
-class Spelling:
-    """What a file calls one of our tensors, and how it holds it."""
-
-    name: str
-    change: Change = Change.NONE
-
-
-Speller = Callable[[str], Spelling]
-"""Our tensor's name -> the file's name and layout of it, both without the network's prefix."""
 
 Table = Mapping[str, str]
 """Our module's name -> theirs."""
@@ -160,7 +128,9 @@ def speller(config: Config, naming: Naming) -> Speller:
         return lambda name: Spelling(_translate(name, table))
     if isinstance(config, VAEConfig):
         table = {"ldm": vae_table(config), "old_diffusers": _old_vae_table()}.get(naming, {})
-        return lambda name: Spelling(_translate(name, table), _attention_change(name))
+        return lambda name: Spelling(
+            _translate(name, table), Change.POINTWISE if POINTWISE.match(name) else Change.NONE
+        )
     return Spelling
 
 
@@ -170,11 +140,6 @@ def _old_vae_table() -> Table:
         attention = f"{half}.mid_block.attentions.0"
         table |= _under(attention, attention, OLD_VAE_ATTENTION)
     return table
-
-
-def _attention_change(name: str) -> Change:
-    pointwise = ".attentions." in name and name.endswith(".weight") and "norm" not in name
-    return Change.POINTWISE if pointwise else Change.NONE
 
 
 def spell_open_clip(name: str) -> Spelling:

@@ -14,18 +14,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gouache.checkpoints import card
-from gouache.checkpoints.detect import Identity, Parameterization, Part
+from gouache.checkpoints.detect import Identity, Part
 from gouache.checkpoints.diffusers import config as diffusers_config
 from gouache.checkpoints.diffusers import folder as folders
 from gouache.checkpoints.formats.header import Header
 from gouache.checkpoints.formats.safetensors import SHA256, WeightSource, verify_sha256
-from gouache.checkpoints.identify import identify
+from gouache.checkpoints.identify import identify, read_card, vocabulary_of
 from gouache.checkpoints.networks import LoadReport, load_network, open_part
 from gouache.checkpoints.noise_table import recorded_schedule
+from gouache.diffusion.parameterization import Parameterization
 from gouache.errors import IncompatibleCheckpoint, unknown_name
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import DenoiserConfig, GenerationDefaults, SentenceEncoderConfig, UNetConfig, VAEConfig
+from gouache.models.family import family_named
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.sentence_encoder import SentenceEncoder
@@ -40,8 +41,6 @@ __all__ = ["Sentences", "identify", "load_bundle", "load_sentences"]
 PREDICTIONS: tuple[Parameterization, ...] = ("eps", "v", "x0", "flow")
 SD2_V_DEVIATION = 0.09
 """Above this standard deviation of one bias, an SD 2.x network predicts v; see `_sd2_prediction`."""
-DEFAULT_SIZES = {"sdxl": 1024, "sdxl-refiner": 1024}
-DEFAULT_GUIDANCE = {"sdxl": 5.0, "sdxl-refiner": 5.0}
 
 
 def load_bundle(
@@ -153,7 +152,7 @@ def _opened(header: Header, verify: bool) -> WeightSource:
 def _text_stack(path: Path, networks: _Networks) -> TextStack:
     sentences = networks.of(SentenceEncoder)
     if sentences:
-        return TextStack.of_sentences(sentences[0], card.vocabulary_of(path))
+        return TextStack.of_sentences(sentences[0], vocabulary_of(path))
     return TextStack.of_clip(networks.of(TextEncoder))
 
 
@@ -168,7 +167,7 @@ def denoiser_config(
         prediction: what wins over all that the file says, or None.
         tensor_of: gives a tensor of the U-Net by our name, where only the weights tell.
     """
-    own = card.read_card(path) if identity.layout == "gouache" else None
+    own = read_card(path) if identity.layout == "gouache" else None
     scheduler = path / "scheduler" / "scheduler_config.json"
     if own is not None:
         config = own.denoiser
@@ -200,22 +199,21 @@ def _sd2_prediction(part: Part, tensor_of: Callable[[str], Tensor]) -> Parameter
 
 def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig) -> GenerationDefaults:
     """Size and guidance of a request that leaves them open: the card's, else the family's and the folder's."""
-    own = card.read_card(path) if identity.layout == "gouache" else None
+    own = read_card(path) if identity.layout == "gouache" else None
     if own is not None:
         return own.defaults
-    size = DEFAULT_SIZES.get(identity.family, 512)
-    if identity.family == "sd2" and denoiser.parameterization == "v":
-        size = 768
+    family = family_named(identity.family)
+    size = family.size_for(denoiser.parameterization)
     file = path / "unet" / "config.json"
     sample_size = folders.read_json(file).get("sample_size") if file.is_file() else None
     vae = identity.parts["vae"].config
     if isinstance(sample_size, int) and isinstance(vae, VAEConfig):
         size = sample_size * vae.downscale
-    return GenerationDefaults(width=size, height=size, guidance_scale=DEFAULT_GUIDANCE.get(identity.family, 7.5))
+    return GenerationDefaults(width=size, height=size, guidance_scale=family.guidance_scale)
 
 
 def _styles(path: Path, identity: Identity) -> tuple[str, ...]:
-    own = card.read_card(path) if identity.layout == "gouache" else None
+    own = read_card(path) if identity.layout == "gouache" else None
     return () if own is None else own.styles
 
 
@@ -281,5 +279,5 @@ def load_sentences(path: Path) -> Sentences | None:
         if isinstance(part.config, SentenceEncoderConfig):
             network, _ = load_network(part, open_part(part.header), identity.family, dtype=torch.float32)
             assert isinstance(network, SentenceEncoder), "the config decides the class"
-            return Sentences(TextStack.of_sentences(network, card.vocabulary_of(path)), known_sha256(identity))
+            return Sentences(TextStack.of_sentences(network, vocabulary_of(path)), known_sha256(identity))
     return None

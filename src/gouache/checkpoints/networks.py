@@ -14,10 +14,9 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gouache.checkpoints.detect import Part, left_out_reason
-from gouache.checkpoints.formats.header import Header, TensorInfo
-from gouache.checkpoints.formats.open import open_source
+from gouache.checkpoints.formats.header import Header, TensorInfo, few, open_source
 from gouache.checkpoints.formats.safetensors import TORCH_DTYPES, Int8Source, WeightSource
-from gouache.checkpoints.keymaps import THIRDS, Change, Speller, Spelling, speller
+from gouache.checkpoints.shapes import POINTWISE, THIRDS, Change, Speller, Spelling
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, InvalidInput
 from gouache.models.configs import (
@@ -63,7 +62,7 @@ class LoadReport:
             ("unexpected", self.unexpected),
             ("of another shape", [f"{name} {list(a)} for {list(b)}" for name, (a, b) in self.misshaped.items()]),
         )
-        told = [f"{len(names)} {what}: {_few(names)}" for what, names in lists if names]
+        told = [f"{len(names)} {what}: {few(names)}" for what, names in lists if names]
         if told:
             raise IncompatibleCheckpoint(
                 where,
@@ -71,10 +70,6 @@ class LoadReport:
                 expected="every tensor of the network once, and no other",
                 cure="The file is incomplete, or of a model that gouache doesn't know.",
             )
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:6]) + (", ..." if len(names) > 6 else "")
 
 
 def build(config: Config) -> nn.Module:
@@ -145,7 +140,7 @@ class Plan:
 def plan(part: Part, network: nn.Module, family: str) -> Plan:
     """Match a network's tensors with a part's, by name and shape; nothing is read."""
     shapes = {name: tuple(tensor.shape) for name, tensor in network.state_dict().items()}
-    spell = _prefixed(speller(part.config, part.naming), part.prefix)
+    spell = _prefixed(_speller(part), part.prefix)
     spellings = {name: spell(name) for name in shapes}
     report = LoadReport()
     found = part.header.tensors
@@ -164,6 +159,17 @@ def plan(part: Part, network: nn.Module, family: str) -> Plan:
             else:
                 report.unexpected.append(name)
     return Plan(part, spellings, shapes, report)
+
+
+def _speller(part: Part) -> Speller:
+    """What the part's file calls our tensors."""
+    if part.naming != "ours":
+        from gouache.checkpoints.keymaps import speller
+
+        return speller(part.config, part.naming)
+    if isinstance(part.config, VAEConfig):
+        return lambda name: Spelling(name, Change.POINTWISE if POINTWISE.match(name) else Change.NONE)
+    return Spelling
 
 
 def _prefixed(spell: Speller, prefix: str) -> Speller:
@@ -223,6 +229,7 @@ def load_network(
         name: read_planned(source, planned, name, dtype).to(device=device)
         for name in sorted(planned.shapes, key=_file_order(planned))
     }
+    # Assigned, not copied: what needs no conversion stays a view of the file's own pages.
     network.load_state_dict(state, assign=True)
     return network.eval(), planned.report
 

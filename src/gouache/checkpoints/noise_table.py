@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gouache.checkpoints.formats.header import Header
-from gouache.checkpoints.formats.open import open_source
+from gouache.checkpoints.formats.header import Header, open_source
 from gouache.diffusion.noise_schedule import make_noise_schedule
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, InvalidInput
 from gouache.models.configs import NoiseScheduleConfig

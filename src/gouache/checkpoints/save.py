@@ -18,41 +18,37 @@ import torch
 from torch import Tensor, nn
 
 from gouache import __version__
-from gouache.checkpoints.card import CARD_FILE, CARD_KEY, VOCABULARY_FILE, VOCABULARY_KEY, ModelCard, PartCard
 from gouache.checkpoints.detect import CONFIG_KEY
 from gouache.checkpoints.diffusers import write as diffusers_write
 from gouache.checkpoints.formats.header import SCALE, TensorInfo, is_matrix
-from gouache.checkpoints.formats.safetensors import atomic_write, dtype_name, quantise, write_json, write_tensors
-from gouache.checkpoints.keymaps import THIRDS, Change, speller
+from gouache.checkpoints.formats.safetensors import dtype_name, quantise, write_json, write_tensors
+from gouache.checkpoints.identify import CARD_FILE, CARD_KEY, VOCABULARY_FILE, VOCABULARY_KEY, ModelCard, PartCard
+from gouache.checkpoints.keymaps import speller
 from gouache.checkpoints.noise_table import ALPHAS_CUMPROD, ZERO_TERMINAL_SNR, records_nothing_else, table_to_record
-from gouache.checkpoints.shapes import Naming
+from gouache.checkpoints.shapes import THIRDS, Change, Naming
 from gouache.config import Config
 from gouache.errors import IncompatibleCheckpoint, InvalidInput, unknown_name
+from gouache.files import atomic_write
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import DenoiserConfig, GenerationDefaults, TextEncoderConfig, UNetConfig, VAEConfig
+from gouache.models.family import SD1, SD2, SDXL, SDXL_REFINER, family_named
 
 Format = Literal["diffusers", "single-file", "gouache"]
 FORMATS: tuple[Format, ...] = ("diffusers", "single-file", "gouache")
 
 # Family -> part -> (prefix, naming) in a single file.
 SINGLE_FILE: dict[str, dict[str, tuple[str, Naming]]] = {
-    "sd1": {"text_encoder": ("cond_stage_model.transformer.", "clip_model")},
-    "sd2": {"text_encoder": ("cond_stage_model.model.", "open_clip")},
-    "sdxl": {
+    SD1.name: {"text_encoder": ("cond_stage_model.transformer.", "clip_model")},
+    SD2.name: {"text_encoder": ("cond_stage_model.model.", "open_clip")},
+    SDXL.name: {
         "text_encoder": ("conditioner.embedders.0.transformer.", "clip_model"),
         "text_encoder_2": ("conditioner.embedders.1.model.", "open_clip"),
     },
-    "sdxl-refiner": {"text_encoder": ("conditioner.embedders.0.model.", "open_clip")},
+    SDXL_REFINER.name: {"text_encoder": ("conditioner.embedders.0.model.", "open_clip")},
 }
 COMMON: dict[str, tuple[str, Naming]] = {
     "unet": ("model.diffusion_model.", "ldm"),
     "vae": ("first_stage_model.", "ldm"),
-}
-ARCHITECTURES = {
-    "sd1": "stable-diffusion-v1",
-    "sd2": "stable-diffusion-v2",
-    "sdxl": "stable-diffusion-xl-v1-base",
-    "sdxl-refiner": "stable-diffusion-xl-v1-refiner",
 }
 
 
@@ -259,12 +255,12 @@ def _write_single_file(model: ModelToWrite, path: Path) -> None:
             theirs = prefix + spelling.name
             sources.setdefault(theirs, []).append((network, ours, spelling.change))
             infos[theirs] = TensorInfo(info.dtype, _their_shape(info.shape, spelling.change))
+    family = family_named(model.family)
     prediction = {"eps": "epsilon", "v": "v"}.get(model.denoiser.parameterization, model.denoiser.parameterization)
     metadata = {
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": ARCHITECTURES[model.family]
-        + ("" if model.variant == "base" else f"-{model.variant}"),
-        "modelspec.implementation": "sgm" if model.family.startswith("sdxl") else "ldm",
+        "modelspec.architecture": family.architecture + ("" if model.variant == "base" else f"-{model.variant}"),
+        "modelspec.implementation": family.implementation,
         "modelspec.title": model.name or model.family,
         "modelspec.prediction_type": prediction,
     }
@@ -281,7 +277,7 @@ def _marks(model: ModelToWrite, where: str) -> dict[str, Tensor]:
     """What tells other tools of a v network in SDXL's shape, of zero terminal SNR, and of any other noise schedule."""
     schedule = model.denoiser.schedule
     marks = {}
-    if model.denoiser.parameterization == "v" and model.family == "sdxl":
+    if model.denoiser.parameterization == "v" and model.family == SDXL.name:
         marks["v_pred"] = torch.empty(0)
     if schedule.zero_terminal_snr:
         marks[ZERO_TERMINAL_SNR] = torch.empty(0)
@@ -291,10 +287,12 @@ def _marks(model: ModelToWrite, where: str) -> dict[str, Tensor]:
 
 
 def _single_file_parts(model: ModelToWrite) -> Iterator[tuple[tuple[str, tuple[str, Naming]], NetworkToWrite]]:
-    """Each part's name and place in a single file; the refiner's only encoder is the second in folders."""
+    """Each part's name and place in a single file."""
     places = COMMON | SINGLE_FILE[model.family]
     for name, network in model.networks.items():
-        place = "text_encoder" if model.family == "sdxl-refiner" and name == "text_encoder_2" else name
+        # A lone encoder is the first in a single file, even where it is the second in folders, as the refiner's.
+        alone = family_named(model.family).text_encoders == (name,)
+        place = "text_encoder" if alone else name
         yield (place, places[place]), network
 
 
@@ -325,7 +323,8 @@ def _write_diffusers(model: ModelToWrite, folder: Path, where: str) -> None:
         elif isinstance(config, VAEConfig):
             _write_part(folder / name, network, diffusers_write.vae_json(config, size, where))
         elif isinstance(config, TextEncoderConfig):
-            place = "text_encoder_2" if model.family == "sdxl-refiner" else name
+            encoders = family_named(model.family).text_encoders
+            place = encoders[0] if len(encoders) == 1 else name
             _write_text(folder, place, network, config)
     (folder / "scheduler").mkdir()
     values = diffusers_write.scheduler_json(model.denoiser, model.family, where)

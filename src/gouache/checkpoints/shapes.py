@@ -8,8 +8,10 @@ group norm has. Where no config beside the weights tells them, the published fam
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Literal
 
 from gouache.errors import UnknownFamily
@@ -26,6 +28,39 @@ files. `old_diffusers`: an autoencoder's attention before diffusers 0.14. `clip_
 ``text_model.``, as published folders and single files have it. `open_clip`: OpenCLIP's, with one matrix for queries,
 keys and values.
 """
+
+
+class Change(Enum):
+    """What happens to a tensor's numbers on the way from their file to our network."""
+
+    NONE = auto()
+    """Nothing."""
+    POINTWISE = auto()
+    """Theirs may be a 1x1 convolution [C, C, 1, 1] where ours is linear [C, C]."""
+    TRANSPOSED = auto()
+    """Theirs is ours transposed."""
+    FIRST_THIRD = auto()
+    SECOND_THIRD = auto()
+    LAST_THIRD = auto()
+    """Ours is one third of their rows (queries, keys, values in one matrix)."""
+
+
+THIRDS = (Change.FIRST_THIRD, Change.SECOND_THIRD, Change.LAST_THIRD)
+
+
+@dataclass(frozen=True, slots=True)
+class Spelling:
+    """What a file calls one of our tensors, and how it holds it."""
+
+    name: str
+    change: Change = Change.NONE
+
+
+Speller = Callable[[str], Spelling]
+"""Our tensor's name -> the file's name and layout of it, both without the network's prefix."""
+
+POINTWISE = re.compile(r"(?!.*norm).*\.attentions\..*\.weight$")
+"""Matrices of an autoencoder's attention, which old files hold as 1x1 convolutions."""
 
 HEAD_WIDTH = 64
 """Width of a head in SD 2.x, SDXL and every CLIP text encoder."""
@@ -186,7 +221,7 @@ _CLIP_NAMES = (
     "embeddings.position_embedding.weight",
     "encoder.layers.{}.mlp.fc1.weight",
 )
-_TEXT_NAMES = {
+_TEXT_NAMES: dict[Naming, tuple[str, ...]] = {
     "ours": (*_CLIP_NAMES, "text_projection.weight"),
     "clip_model": (*(f"text_model.{name}" for name in _CLIP_NAMES), "text_projection.weight"),
     "open_clip": (
@@ -198,9 +233,8 @@ _TEXT_NAMES = {
 }
 
 
-def token_embedding_name(naming: Naming) -> str:
-    """What a text encoder's table of tokens is called."""
-    return _TEXT_NAMES[naming][0]
+TOKEN_EMBEDDING: dict[Naming, str] = {naming: names[0] for naming, names in _TEXT_NAMES.items()}
+"""What a text encoder's table of tokens is called."""
 
 
 def _heads_of_width(width: int) -> int:

@@ -43,7 +43,7 @@ gouache edit photo.png "a dog" --inversion "a cat"
 
 def _edit(
     picture: Annotated[str, typer.Argument(help="The picture; - reads standard input.")],
-    prompt: Annotated[str | None, typer.Argument(help="What it should show.")] = None,
+    prompt: Annotated[str | None, typer.Argument(help="Prompt.")] = None,
     *,
     output: Output = None,
     like: Like = None,
@@ -93,19 +93,19 @@ DISTANCE = 0.25
 
 def vary(
     picture: Annotated[str, typer.Argument(help="A picture; with a recipe its noise is varied, else its pixels.")],
-    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Instead of the recipe's words.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Prompt. Default: the recipe's.")] = None,
     strength: Annotated[float, typer.Option("--strength", min=0.0, max=1.0, help="How far to go.")] = DISTANCE,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of variations.")] = 4,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the first variation.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Model; the recipe's without it.")] = None,
-    pixels: Annotated[bool, typer.Option("--pixels", help="Vary the pixels even if there is a recipe.")] = False,
+    pixels: Annotated[bool, typer.Option("--pixels", help="Vary the pixels even if the image has a recipe.")] = False,
     output: Output = None,
     as_json: AsJson = False,
     force: Force = False,
     device: Device = None,
     dtype: Dtype = None,
 ) -> None:
-    """Paint variations of a picture: its recipe with noise a little different, or from its pixels.
+    """Generate variations of an image: from its recipe with slightly different noise, or from its pixels.
 
     Example: gouache vary a-red-fire-engine-7.png --count 4 --strength 0.2
     """

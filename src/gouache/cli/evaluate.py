@@ -73,7 +73,7 @@ def _show(event: Painting) -> None:
 def _finish(found: Evaluation, json: Path | None, sheet: Path) -> None:
     from io import BytesIO
 
-    from gouache.pipeline.output.files import write_bytes
+    from gouache.files import write_bytes
 
     if found.sheet is not None:
         buffer = BytesIO()
@@ -115,16 +115,18 @@ def card(
 
 def likelihood(
     picture: Annotated[Path, typer.Argument(help="The picture.")],
-    caption: Annotated[str, typer.Argument(help="What it should show.")],
-    model: Annotated[str | None, typer.Option(help="Path or name of the model; the shipped one without it.")] = None,
+    caption: Annotated[str, typer.Argument(help="Its caption.")],
+    model: Annotated[
+        str | None, typer.Option(help="Path or name of the model. Default: the model shipped with gouache.")
+    ] = None,
     levels: Annotated[int, typer.Option(min=1, help="Noise levels of the estimate.")] = 64,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
     device: Annotated[str | None, typer.Option(help="cpu, cuda, mps.")] = None,
 ) -> None:
-    """Say how many bits a picture costs under the prior and under the diffusion model, with its caption and without.
+    """Estimate the bits of an image under the prior and under the diffusion model, with and without its caption.
 
-    The difference is an alignment score: how much the caption helps to foretell the picture.
+    The difference is an alignment score: how much the caption helps to predict the image.
     Example: gouache likelihood apple.png "a red apple, 3d style"
     """
     from json import dumps

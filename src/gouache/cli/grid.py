@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SPECS = option_specs(without=("count", "interpolation"))
-HELP = """Paint a table over two or three parameters on one labelled sheet.
+HELP = """Generate an X/Y/Z plot of two or three parameters on one labelled sheet.
 
 An axis is FIELD=VALUE,VALUE with any field of a request; prompt=old>new swaps words.
 
@@ -25,12 +25,12 @@ SHORT_NAMES = {"steps": "num_inference_steps", "guidance": "guidance_scale", "ne
 
 
 def _grid(
-    prompt: Annotated[str | None, typer.Argument(help="What to paint.")] = None,
+    prompt: Annotated[str | None, typer.Argument(help="Prompt.")] = None,
     *,
     x: Annotated[str, typer.Option("--x", help="Columns: FIELD=VALUE,VALUE.")],
     y: Annotated[str | None, typer.Option("--y", help="Rows.")] = None,
-    z: Annotated[str | None, typer.Option("--z", help="One table below the other.")] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="File of the sheet; - is standard output.")] = Path(
+    z: Annotated[str | None, typer.Option("--z", help="Further plots, one below the other.")] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="Output file; - is standard output.")] = Path(
         "grid.png"
     ),
     size: Size = None,
@@ -41,7 +41,7 @@ def _grid(
     **options: object,
 ) -> None:
     from gouache.pipeline.batch import read_axis, table
-    from gouache.pipeline.events import Painted
+    from gouache.pipeline.generate.generation import Painted
     from gouache.pipeline.output.metadata import encode_picture, kind_of
     from gouache.pipeline.output.sheets import left_out
 

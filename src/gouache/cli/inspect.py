@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gouache.models.family import UNKNOWN, family_named
+
 if TYPE_CHECKING:
     from gouache.checkpoints.detect import Identity
-
 
 NAMINGS = {
     "ours": "diffusers",
@@ -24,14 +25,6 @@ NAMINGS = {
     "ldm": "CompVis",
 }
 LONGEST_SHOWN = 100
-FAMILIES = {
-    "sd1": "Stable Diffusion 1.x",
-    "sd2": "Stable Diffusion 2.x",
-    "sdxl": "Stable Diffusion XL",
-    "sdxl-refiner": "Stable Diffusion XL refiner",
-    "pocket": "gouache's own pocket model",
-    "unknown": "family not told by the tensors",
-}
 
 
 def inspect(
@@ -39,9 +32,9 @@ def inspect(
     sha256: Annotated[bool, typer.Option("--sha256", help="Read the whole files and print their sha256.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Say what a file or folder is: family, parts, types, parameters, prediction type, metadata.
+    """Identify a file or folder: family, parts, types, parameters, prediction type, metadata.
 
-    Only headers are read, so it is instant; --sha256 reads everything. Nothing in the file is ever executed.
+    Reads headers only; --sha256 reads everything. Nothing in the file is ever executed.
 
     Example: gouache inspect model.safetensors --json
     """
@@ -107,7 +100,7 @@ def describe(path: Path, identity: Identity) -> dict[str, Any]:
 def _changes(path: Path, identity: Identity) -> str:
     """What a LoRA changes; empty for anything else."""
     from gouache.checkpoints.adapters.keys import lora_summary
-    from gouache.checkpoints.formats.open import open_header
+    from gouache.checkpoints.formats.header import open_header
 
     return lora_summary(open_header(path).tensors) if identity.kind == "lora" and path.is_file() else ""
 
@@ -118,7 +111,7 @@ def _metadata(path: Path, identity: Identity) -> dict[str, str]:
         return {}
     for part in identity.parts.values():
         return dict(part.header.metadata)
-    from gouache.checkpoints.formats.open import open_header
+    from gouache.checkpoints.formats.header import open_header
 
     return dict(open_header(path).metadata)
 
@@ -162,12 +155,12 @@ def _print(found: Mapping[str, Any]) -> None:
 
 
 def _what(found: Mapping[str, Any]) -> str:
-    family = FAMILIES.get(found["family"], found["family"])
+    family = family_named(found["family"]).label
     variant = "" if found["variant"] == "base" else f", {found['variant']}"
     label = f" ({found['label']})" if found["label"] else ""
     return (
         f"{found['kind']} of {family}{variant}{label}"
-        if found["family"] != "unknown"
+        if found["family"] != UNKNOWN.name
         else f"{found['kind']}{label}; {family}"
     )
 
@@ -203,7 +196,7 @@ def convert(
     dtype: Annotated[Precision | None, typer.Option("--dtype", help="Change the type; else bit for bit.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Write a model as a diffusers folder, a single file, or in gouache's own format.
+    """Convert a model to a diffusers folder, a single file, or gouache's own format.
 
     Tensors pass one at a time, so models larger than memory convert too. With --to gouache, a target that ends in
     .safetensors becomes one file, any other a folder.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from PIL import Image
 
 SPECS = option_specs(without=("interpolation", "count", "outpaint", "inversion", "mask"))
-HELP = """Paint the way between two prompts, two seeds or two pictures.
+HELP = """Interpolate between two prompts, two seeds or two images.
 
 The suffix of the output decides: .gif, .webp or .mp4 is a film, .png a strip of all frames; - writes a GIF to
 standard output.
@@ -29,13 +29,13 @@ gouache interpolate "a cat" --seed 1 --to-seed 2 -o strip.png
 
 
 def _interpolate(
-    prompt: Annotated[str | None, typer.Argument(help="Words of the first frame.")] = None,
+    prompt: Annotated[str | None, typer.Argument(help="Prompt of the first frame.")] = None,
     *,
-    to: Annotated[str | None, typer.Option("--to", help="Words of the last frame.")] = None,
+    to: Annotated[str | None, typer.Option("--to", help="Prompt of the last frame.")] = None,
     to_seed: Annotated[int | None, typer.Option("--to-seed", min=0, help="Seed of the last frame.")] = None,
-    to_image: Annotated[str | None, typer.Option("--to-image", help="Picture of the last frame.")] = None,
-    frames: Annotated[int, typer.Option("--frames", min=2, help="Both ends included.")] = 8,
-    fps: Annotated[float, typer.Option("--fps", min=0.1, help="Frames a second of a film.")] = 8.0,
+    to_image: Annotated[str | None, typer.Option("--to-image", help="Image of the last frame.")] = None,
+    frames: Annotated[int, typer.Option("--frames", min=2, help="Number of frames, both ends included.")] = 8,
+    fps: Annotated[float, typer.Option("--fps", min=0.1, help="Frames per second of a video.")] = 8.0,
     output: Annotated[Path, typer.Option("--output", "-o", help=".gif, .webp, .mp4 or .png")] = Path("way.gif"),
     size: Size = None,
     as_json: AsJson = False,
@@ -44,7 +44,7 @@ def _interpolate(
     dtype: Dtype = None,
     **options: object,
 ) -> None:
-    from gouache.pipeline.events import Painted
+    from gouache.pipeline.generate.generation import Painted
     from gouache.pipeline.output.film import check_film, encode_film
 
     values: dict[str, Any] = request_values(SPECS, options)

@@ -35,7 +35,7 @@ def _plain(job: Job) -> dict[str, object]:
         "created": job.created,
         "progress": job.fraction,
         "attempts": job.attempts,
-        "error": job.complaint(),
+        "error": job.error_parts(),
         "prompt": job.parsed().prompt,
     }
 
@@ -76,7 +76,7 @@ def export(
     store: Store = None,
 ) -> None:
     """Copy every picture, with an index.jsonl of prompts, seeds and recipes."""
-    from gouache.pipeline.output.files import write_bytes
+    from gouache.files import write_bytes
     from gouache.serve.store.gallery import describe
 
     studio = _studio(data, store)
@@ -85,7 +85,7 @@ def export(
     before: int | None = None
     while page := studio.pictures.search(limit=200, before=before):
         for picture in page:
-            write_bytes(folder / picture.file, studio.vault.read("pictures", picture.file), force=True)
+            write_bytes(folder / picture.file, studio.file_store.read("pictures", picture.file), force=True)
             lines.append(describe(picture) + "\n")
         before = page[-1].seq
     write_bytes(folder / "index.jsonl", "".join(lines).encode(), force=True)
@@ -100,7 +100,7 @@ def backup(
     from gouache.serve.store.backup import back_up
 
     studio = _studio(data, store)
-    typer.echo(f"{back_up(studio.database, studio.vault, file)} pictures")
+    typer.echo(f"{back_up(studio.database, studio.file_store, file)} pictures")
 
 
 @app.command()
@@ -111,4 +111,4 @@ def restore(
     from gouache.serve.store.backup import restore as fill
 
     studio = _studio(data, store)
-    typer.echo(f"{fill(studio.database, studio.vault, file)} pictures")
+    typer.echo(f"{fill(studio.database, studio.file_store, file)} pictures")

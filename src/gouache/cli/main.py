@@ -53,26 +53,26 @@ def load_command(name: str, home: str) -> Any:
 
 
 LazyGroup.homes = {
-    "paint": ("gouache.cli.paint:paint", "Paint pictures from words."),
-    "edit": ("gouache.cli.edit:edit", "Change a picture: all of it, a part, or beyond its edges."),
-    "vary": ("gouache.cli.edit:vary", "Paint variations of a picture."),
-    "interpolate": ("gouache.cli.interpolate:interpolate", "Paint the way between two pictures."),
-    "upscale": ("gouache.cli.upscale:upscale", "Make a picture larger."),
-    "grid": ("gouache.cli.grid:grid", "Paint a table over two or three parameters."),
-    "show": ("gouache.cli.recipes:show", "Print the recipe inside a picture."),
-    "replay": ("gouache.cli.recipes:replay", "Paint a picture again from its recipe and compare."),
+    "paint": ("gouache.cli.paint:paint", "Generate images from a prompt."),
+    "edit": ("gouache.cli.edit:edit", "Edit an image: img2img, inpainting or outpainting."),
+    "vary": ("gouache.cli.edit:vary", "Generate variations of an image."),
+    "interpolate": ("gouache.cli.interpolate:interpolate", "Interpolate between two prompts, seeds or images."),
+    "upscale": ("gouache.cli.upscale:upscale", "Upscale an image."),
+    "grid": ("gouache.cli.grid:grid", "Generate an X/Y/Z plot of two or three parameters."),
+    "show": ("gouache.cli.recipes:show", "Print the generation parameters stored in an image."),
+    "replay": ("gouache.cli.recipes:replay", "Regenerate an image from its recipe and compare."),
     "samplers": ("gouache.cli.info:samplers", "List samplers and noise schedules with their aliases."),
     "data": ("gouache.cli.data:data", "Build and inspect data sets."),
-    "train": ("gouache.cli.train:train", "Train one stage on captioned pictures."),
+    "train": ("gouache.cli.train:train", "Train one stage on captioned images."),
     "runs": ("gouache.cli.train:runs", "Show a training run."),
-    "pack": ("gouache.cli.train:pack", "Put the results of a training together as one model."),
+    "pack": ("gouache.cli.train:pack", "Package the results of a training run as one model."),
     "card": ("gouache.cli.evaluate:card", "Write a trained model's card."),
-    "eval": ("gouache.cli.evaluate:evaluate", "Measure a model that paints stickers."),
-    "likelihood": ("gouache.cli.evaluate:likelihood", "Bits of a picture with and without its caption."),
-    "pull": ("gouache.cli.models:pull", "Fetch a model from the Hugging Face hub."),
+    "eval": ("gouache.cli.evaluate:evaluate", "Evaluate a sticker model."),
+    "likelihood": ("gouache.cli.evaluate:likelihood", "Bits of an image with and without its caption."),
+    "pull": ("gouache.cli.models:pull", "Download a model from the Hugging Face Hub."),
     "models": ("gouache.cli.models:models", "List the models on this machine."),
-    "inspect": ("gouache.cli.inspect:inspect", "Say what a weight file or a model folder is."),
-    "convert": ("gouache.cli.inspect:convert", "Write a model in another layout."),
+    "inspect": ("gouache.cli.inspect:inspect", "Identify a weight file or a model folder."),
+    "convert": ("gouache.cli.inspect:convert", "Convert a model to another layout."),
     "serve": ("gouache.cli.serve:serve", "Serve the web page and three APIs."),
     "jobs": ("gouache.cli.jobs:app", "List, cancel, retry and export the studio's jobs; back it up."),
     "doctor": ("gouache.cli.info:doctor", "Show versions, devices, memory and model folders."),
@@ -96,7 +96,7 @@ EXTRA_OF = {
 app = typer.Typer(
     name="gouache",
     cls=LazyGroup,
-    help="Stable Diffusion, whole: paint, edit, train and serve.",
+    help="Stable Diffusion: generate, edit, train and serve.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -104,7 +104,7 @@ app = typer.Typer(
 
 
 @app.callback(invoke_without_command=True)
-def _root(version: bool = typer.Option(False, "--version", help="Print the version and leave.")) -> None:
+def _root(version: bool = typer.Option(False, "--version", help="Show the version and exit.")) -> None:
     if version:
         from gouache import __version__
 

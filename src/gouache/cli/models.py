@@ -91,7 +91,7 @@ def pull(
     variant: Annotated[str | None, typer.Option("--variant", help="Which weights to prefer, for example fp16.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Fetch a model's weights, configs and tokenizer; never code. A download that stopped goes on where it was.
+    """Download a model's weights, configs and tokenizer; never code. Interrupted downloads resume.
 
     Example: gouache pull CompVis/stable-diffusion-v1-4 --variant fp16
     """

@@ -16,11 +16,11 @@ import typer
 from PIL import Image
 
 from gouache.errors import Interrupted, InvalidInput, MissingDependency, PictureError
-from gouache.pipeline.output.files import check_target, slug, write_bytes
+from gouache.files import check_target, slug, write_bytes
 from gouache.pipeline.prompts.syntax import unmarked
 
 if TYPE_CHECKING:
-    from gouache.pipeline.events import Event, Painted
+    from gouache.pipeline.generate.generation import Event, Painted
     from gouache.pipeline.request import Request
 
 

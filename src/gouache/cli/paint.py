@@ -17,11 +17,12 @@ from gouache.pipeline.batch import choose, matrix, prompts_in, read_prompts, req
 from gouache.pipeline.request import Request
 
 if TYPE_CHECKING:
-    from gouache.pipeline.events import Painted
+    from gouache.pipeline.generate.generation import Painted
     from gouache.pipeline.pipeline import Pipeline
+    from gouache.pipeline.resolve import Resolved
 
 SPECS = option_specs(without=EDITING)
-HELP = """Paint pictures from words.
+HELP = """Generate images from a prompt.
 
 Each is written as SLUG-SEED.png with its recipe inside. Example:
 
@@ -30,24 +31,24 @@ gouache paint "a red fire engine, 3d style" --count 4 --seed 7
 
 Output = Annotated[str | None, typer.Option("--output", "-o", help="File or folder; - is standard output.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-Force = Annotated[bool, typer.Option("--force", help="Overwrite files.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, float16 or bfloat16.")]
-Size = Annotated[str | None, typer.Option("--size", metavar="N|WxH", help="Width and height at once.")]
-Quality = Annotated[int, typer.Option("--quality", min=1, max=100, help="Of jpeg and webp; webp 100 is lossless.")]
-Open = Annotated[bool, typer.Option("--open", help="Show the pictures when they are done.")]
+Size = Annotated[str | None, typer.Option("--size", metavar="N|WxH", help="Width and height together.")]
+Quality = Annotated[int, typer.Option("--quality", min=1, max=100, help="JPEG and WebP quality; WebP 100 is lossless.")]
+Open = Annotated[bool, typer.Option("--open", help="Open the images when finished.")]
 FromFile = Annotated[
     Path | None,
-    typer.Option("--from-file", help="Prompts: one a line, or one JSON object a line; - is standard input."),
+    typer.Option("--from-file", help="File of prompts: one prompt or one JSON object per line; - is standard input."),
 ]
-Matrix = Annotated[bool, typer.Option("--matrix", help="Every selection of the parts behind | in the prompt.")]
-Dynamic = Annotated[bool, typer.Option("--dynamic", help="Choose among {a|b} by the seed.")]
+Matrix = Annotated[bool, typer.Option("--matrix", help="Prompt matrix: every combination of the parts separated by |.")]
+Dynamic = Annotated[bool, typer.Option("--dynamic", help="Resolve {a|b} at random, by the seed.")]
 Wildcards = Annotated[Path | None, typer.Option("--wildcards", help="Folder of NAME.txt files for __NAME__.")]
-Like = Annotated[Path | None, typer.Option("--like", help="Start from the recipe of this picture.")]
+Like = Annotated[Path | None, typer.Option("--like", help="Start from the recipe stored in this image.")]
 
 
 def _paint(
-    prompt: Annotated[str | None, typer.Argument(help="What to paint; - reads standard input.")] = None,
+    prompt: Annotated[str | None, typer.Argument(help="Prompt; - reads standard input.")] = None,
     *,
     output: Output = None,
     like: Like = None,
@@ -57,7 +58,7 @@ def _paint(
     dynamic: Dynamic = False,
     wildcards: Wildcards = None,
     grid: Annotated[
-        bool, typer.Option("--grid", help="Also write all on one sheet, with the prompts if they differ.")
+        bool, typer.Option("--grid", help="Also write a contact sheet, with the prompts if they differ.")
     ] = False,
     svg: Annotated[bool, typer.Option("--svg", help="Also trace each picture to SVG.")] = False,
     as_json: AsJson = False,
@@ -116,8 +117,7 @@ def read_size(text: str) -> tuple[int, int]:
 
 def load(model: str | None, device: str | None, dtype: str | None) -> Pipeline:
     """Load the model of a request; anything odd about it is told on standard error."""
-    from gouache.pipeline.output.model_identity import dtype_named
-    from gouache.pipeline.pipeline import open_pipeline
+    from gouache.pipeline.pipeline import dtype_named, open_pipeline
 
     pipeline, note = open_pipeline(model, device=device, dtype=dtype_named(dtype))
     if note:
@@ -181,24 +181,23 @@ def paint_requests(
         given = f"{len(requests)} requests for {len(models)} models"
         raise InvalidInput("requests", given=given, expected="one model, and one picture for standard output")
     pipeline = load(requests[0].model, device, dtype)
-    resolved = [pipeline.resolve(request) for request in requests]
-    for one in resolved:
-        outcome.check(one)
+    plans = [pipeline.plan(request, attachments) for request in requests]
+    for plan in plans:
+        outcome.check(plan.request)
     done: list[Painted] = []
     try:
-        for request, one in zip(requests, resolved, strict=True):
-            asked = request.replace({"seed": one.seed, "subseed": one.subseed})
-            done += _painted(pipeline, asked, one, outcome, attachments)
+        for plan in plans:
+            done += _painted(pipeline, plan, outcome, attachments)
     except KeyboardInterrupt as stop:
         outcome.close(interrupted=True)
         raise Interrupted(
             "paint",
             given="an interrupt",
-            expected=f"{sum(one.count for one in resolved)} pictures",
+            expected=f"{sum(plan.request.count for plan in plans)} pictures",
             cure=f"{len(outcome.files)} finished and kept: {', '.join(outcome.files) or 'none'}.",
         ) from stop
     if grid and not outcome.to_stdout:
-        _write_grid(done, outcome, resolved[0])
+        _write_grid(done, outcome, plans[0].request)
     outcome.close()
     if show:
         for name in outcome.files:
@@ -206,20 +205,20 @@ def paint_requests(
 
 
 def _painted(
-    pipeline: Pipeline, asked: Request, resolved: Request, outcome: Outcome, attachments: Mapping[str, bytes] | None
+    pipeline: Pipeline, plan: Resolved, outcome: Outcome, attachments: Mapping[str, bytes] | None
 ) -> list[Painted]:
-    from gouache.pipeline.events import Painted
+    from gouache.pipeline.generate.generation import Painted
 
     done = []
-    for event in shown(pipeline.run(asked, attachments), label=f"seed {resolved.seed}"):
+    for event in shown(pipeline.run(plan, attachments), label=f"seed {plan.request.seed}"):
         if isinstance(event, Painted):
             done.append(event)
-            outcome.keep(event, resolved)
+            outcome.keep(event, plan.request)
     return done
 
 
 def _write_grid(done: list[Painted], outcome: Outcome, request: Request) -> None:
-    from gouache.pipeline.output.files import write_bytes
+    from gouache.files import write_bytes
     from gouache.pipeline.output.metadata import encode_picture, kind_of
     from gouache.pipeline.output.sheets import captioned_sheet, contact_sheet, left_out
 

@@ -20,7 +20,7 @@ def show(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """Print the recipe inside a picture.
+    """Print the generation parameters stored in an image.
 
     Example: gouache show a-red-fire-engine-7.png
     """
@@ -51,16 +51,18 @@ def show(
 
 def replay(
     picture: Annotated[Path, typer.Argument(help="A picture painted by gouache.")],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Where its model is now.")] = None,
-    device: Annotated[str | None, typer.Option("--device", help="Paint there; else where it was painted.")] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="Keep the second picture here.")] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="Path of its model. Default: the recipe's.")
+    ] = None,
+    device: Annotated[str | None, typer.Option("--device", help="Device to run on. Default: the recipe's.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the regenerated image here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Paint a picture again from its recipe and compare: exit code 0 same, 1 different, 2 can't.
 
     Example: gouache replay a-red-fire-engine-7.png
     """
-    from gouache.pipeline.output.files import check_target, write_bytes
+    from gouache.files import check_target, write_bytes
     from gouache.pipeline.replay import replay as run
 
     try:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gouache.models.family import POCKET
+
 if TYPE_CHECKING:
     from gouache.training.loop import Progress
     from gouache.training.stage import Preparing
@@ -113,7 +115,7 @@ def pack(
     int8: Annotated[
         str, typer.Option(help="Comma-separated parts whose matrices are stored in int8, such as text_encoder,prior.")
     ] = "",
-    name: Annotated[str, typer.Option(help="The model's name.")] = "pocket",
+    name: Annotated[str, typer.Option(help="The model's name.")] = POCKET.name,
     styles: Annotated[str, typer.Option(help="Comma-separated styles that requests may name.")] = "",
     licence: Annotated[str, typer.Option(help="Licence of the weights, as an SPDX identifier.")] = "",
     ema: Annotated[

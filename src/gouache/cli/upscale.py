@@ -36,18 +36,17 @@ def upscale(
     as_json: AsJson = False,
     force: Force = False,
 ) -> None:
-    """Make any picture larger: by the model's up-sampling decoder, by Lanczos, or by an upscaler's file.
+    """Upscale any image: with the model's upscaler, with Lanczos, or with an upscaler's file.
 
-    The picture's recipe stays with it.
+    The image keeps its recipe.
 
     Example: gouache upscale a-red-fire-engine-7.png --scale 4
     """
     import json
 
+    from gouache.files import write_bytes
     from gouache.pipeline.generate.upscale import enlarge_picture
-    from gouache.pipeline.inputs.images import read_picture
-    from gouache.pipeline.inputs.references import References
-    from gouache.pipeline.output.files import write_bytes
+    from gouache.pipeline.inputs.images import References, read_picture
     from gouache.pipeline.output.metadata import encode_picture, kind_of
 
     name, attachments = read_input(picture)
@@ -68,7 +67,7 @@ def _upscaler(wanted: str | None, model: str | None, recipe: Recipe | None) -> t
     from gouache.checkpoints.load import known_sha256
     from gouache.pipeline.generate.upscale import find_upscaler
     from gouache.pipeline.generate.upscalers import LANCZOS, OWN, load_part
-    from gouache.pipeline.output.model_identity import model_sha256
+    from gouache.pipeline.output.recipe import model_sha256
     from gouache.pipeline.pipeline import find_model, shipped_model
 
     if wanted not in (None, OWN):

@@ -1,1 +1,1 @@
-"""Captioned pictures: readers, recipes, scenes, caches (layer 5)."""
+"""Captioned images: readers, recipes, scenes, packed sets (layer 5)."""

@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gouache.checkpoints.formats.safetensors import atomic_write
 from gouache.data.drawing import Picture, fitted, lay, on_ground, render_source
 from gouache.data.stickers import Split, Stickers
 from gouache.errors import DataError, InvalidInput
+from gouache.files import atomic_write
 
 LARGE_VERSION = 1
 GROUP_SHARE, GROUND_SHARE, SWAP_SHARE, MOVE_SHARE = 0.3, 0.3, 0.5, 0.4

@@ -48,6 +48,7 @@ def cosine_betas(num_timesteps: int) -> Tensor:
     _check(num_timesteps, COSINE_OFFSET, COSINE_MAX_BETA)
     s = torch.arange(num_timesteps + 1, dtype=torch.float64) / num_timesteps
     acp = cosine_alphas_cumprod(s)
+    # The last beta would be 1 and leave no signal at all: a singularity, which the authors cut off the same way.
     return (1 - acp[1:] / acp[:-1]).clamp(max=COSINE_MAX_BETA)
 
 
@@ -99,6 +100,7 @@ def rescale_zero_terminal_snr(alphas_cumprod: Tensor) -> Tensor:
     The first value is kept and the last becomes exactly 0. alphas_cumprod [T] -> [T] fp64.
     """
     root = alphas_cumprod.double().sqrt()
+    # The root, since it is the data's scale alpha that is shifted; shifting its square would bend the whole table.
     first, last = root[0].clone(), root[-1].clone()
     return ((root - last) * (first / (first - last))) ** 2
 

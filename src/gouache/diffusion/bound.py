@@ -28,7 +28,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from gouache.diffusion.chain import ForwardProcess, Gaussian, Predict, Prediction, Variance, reverse_step
+from gouache.diffusion.chain import ForwardProcess, Gaussian, Predict, Variance, reverse_step
+from gouache.diffusion.parameterization import Prediction
 from gouache.diffusion.samplers.step import Denoise
 from gouache.errors import InvalidInput, ShapeMismatch, unknown_name
 

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from gouache.diffusion.betas import betas_of
 from gouache.diffusion.noise_schedule import DiscreteVP, NoiseSchedule
-from gouache.diffusion.parameterization import expand_to
+from gouache.diffusion.parameterization import Prediction, expand_to
 from gouache.errors import InvalidInput, ShapeMismatch, unknown_name
 
 
@@ -138,19 +138,6 @@ def _same_shape(first: Tensor, second: Tensor) -> None:
 
 Variance = Literal["fixed_small", "fixed_large", "learned"]
 VARIANCES: tuple[Variance, ...] = get_args(Variance)
-
-
-@dataclass(frozen=True, slots=True)
-class Prediction:
-    """What a network says at (x_t, t).
-
-    Attributes:
-        x0: its estimate of the data. [B, ...]
-        interpolation: for learned variance, its second output, -1 = least variance, 1 = greatest. [B, ...]
-    """
-
-    x0: Tensor
-    interpolation: Tensor | None = None
 
 
 Predict = Callable[[Tensor, Tensor], Prediction]

@@ -83,6 +83,7 @@ def classifier_free(conditional: Tensor, unconditional: Tensor, scale: float) ->
     """
     _finite("guidance_scale", scale)
     _same_shape(conditional, unconditional)
+    # u + 1 (c - u) is c only up to rounding.
     if scale == 1:
         return conditional
     return unconditional + scale * (conditional - unconditional)
@@ -177,6 +178,7 @@ def guided_denoiser(
     projection = ProjectedGuidance(guidance.projection) if guidance.projection else None
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        # Where the other prediction has no weight it isn't made: half the time, and bit for bit the prompt alone.
         if not guidance.acts_at(float(sigma)):
             return conditional(x, sigma)
         positive, negative = pair(x, sigma)
@@ -184,6 +186,7 @@ def guided_denoiser(
             guided = projection(positive, negative, guidance.scale)
         else:
             guided = classifier_free(positive, negative, guidance.scale)
+        # Converting there and back would round, so rescaling by nothing leaves the prediction alone.
         if guidance.rescale == 0:
             return guided
         return _rescaled_denoised(guided, positive, x, sigma, guidance.rescale, parameterization, path)
@@ -201,6 +204,7 @@ def _rescaled_denoised(
     path: Path,
 ) -> Tensor:
     """`rescaled`, carried out in the space of the network's prediction."""
+    # The contrast of `denoised` is a picture's, that of eps or v mostly noise's: the factor differs.
     alpha, std = alpha_and_std(sigma, path)
     x_t = alpha.to(x) * x
     strong = convert(guided, x_t, alpha, std, "x0", parameterization)

@@ -200,6 +200,8 @@ class NoiseSchedule(ABC):
 
 def _as_double(value: Tensor | float, where: str) -> Tensor:
     """The value as fp64 on the CPU; refuses NaN and infinity."""
+    # sigma is made of 1 - alphas_cumprod, which keeps four digits in fp32 where alphas_cumprod is 0.999. On the CPU,
+    # since some devices have no fp64.
     tensor = value.detach() if isinstance(value, Tensor) else torch.tensor(value, dtype=torch.float64)
     result = tensor.to("cpu", torch.float64)
     if not bool(result.isfinite().all()):
@@ -240,6 +242,7 @@ class DiscreteVP(NoiseSchedule):
             )
         super().__init__("vp", len(acp), 0.0, float(len(acp) - 1))
         self._table = acp
+        # Interpolating log sigma is k-diffusion's choice and so that of most tools: timesteps between entries agree.
         self._log_sigmas = ((1 - acp) / acp).log() / 2
 
     @cached_property
@@ -253,6 +256,7 @@ class DiscreteVP(NoiseSchedule):
         return self._table
 
     def _cell(self, t: Tensor) -> Tensor:
+        # The last entry closes the cell before it; it opens none.
         return t.floor().long().clamp(0, self.num_timesteps - 2)
 
     def _sigma(self, t: Tensor) -> Tensor:
@@ -260,6 +264,7 @@ class DiscreteVP(NoiseSchedule):
         return torch.lerp(self._log_sigmas[low], self._log_sigmas[low + 1], t - low).exp()
 
     def _time(self, sigma: Tensor) -> Tensor:
+        # Also for sigma = 0, whose logarithm is infinite: samplers end there.
         log_sigma = sigma.log().clamp(self._log_sigmas[0], self._log_sigmas[-1])
         low = (torch.searchsorted(self._log_sigmas, log_sigma) - 1).clamp(0, self.num_timesteps - 2)
         start, end = self._log_sigmas[low], self._log_sigmas[low + 1]
@@ -355,6 +360,7 @@ class ContinuousVP(NoiseSchedule):
         return index.clamp(max=self.t_max)
 
     def _sigma(self, t: Tensor) -> Tensor:
+        # 1 / alpha^2 - 1 by expm1: near s = 0 it is a difference of nearly equal numbers.
         return torch.expm1(-2 * self._curve.log_alpha(self._fraction(t))).sqrt()
 
     def _time(self, sigma: Tensor) -> Tensor:
@@ -421,6 +427,7 @@ def make_noise_schedule(
     else:
         table = _table(name, num_timesteps, beta_start, beta_end)
     table = tables.rescale_zero_terminal_snr(table) if zero_terminal_snr else table
+    # A table that ends in 0 means pure noise, an infinite sigma, which no sampler can step down from.
     return DiscreteVP(torch.where(table > 0, table, tables.ALPHAS_CUMPROD_FLOOR))
 
 

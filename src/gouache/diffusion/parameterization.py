@@ -29,6 +29,20 @@ Parameterization = Literal["eps", "v", "x0", "flow"]
 PARAMETERIZATIONS: tuple[Parameterization, ...] = get_args(Parameterization)
 
 
+@dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a network says at (x_t, t), translated.
+
+    Attributes:
+        x0: its estimate of the data. [B, ...]
+        interpolation: for learned variance, its second output: -1 = least variance, 1 = greatest (Nichol and Dhariwal
+            2021, arXiv:2102.09672, equation 15, with v = (interpolation + 1) / 2). [B, ...]
+    """
+
+    x0: Tensor
+    interpolation: Tensor | None = None
+
+
 def expand_to(value: Tensor, x: Tensor) -> Tensor:
     """Give a per-picture value the trailing axes of x, as sigma_t multiplies x_t in Ho et al. (2020), equation 4.
 

@@ -16,6 +16,7 @@ from gouache.errors import ConfigError, ShapeMismatch
 from gouache.models.configs import DenoiserConfig, GenerationDefaults
 from gouache.models.controlnet import ControlNet
 from gouache.models.denoiser import Denoiser
+from gouache.models.family import Family, family_named
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.text_stack import TextStack
@@ -26,6 +27,8 @@ from gouache.nn.layers import sinusoidal_embedding
 
 NUMBER_WIDTH = 256
 """Channels of each number that SDXL is told beside the text."""
+AESTHETIC_SCORE, LOW_AESTHETIC_SCORE = 6.0, 2.5
+"""What diffusers and the authors' own code tell SDXL's refiner for the prompt and for the negative prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +36,7 @@ class ModelBundle:
     """One model, whole: what `checkpoints.load` gives and the pipeline works with.
 
     Attributes:
-        family: "sd1", "sd2", "sdxl", "sdxl-refiner", "pocket", ...
+        family: name of one of `models.family.FAMILIES`; `traits` is the entry.
         unet, vae, text: the networks.
         denoiser_config: what the U-Net's output means, and its noise schedule.
         defaults: size, steps and so on of a request that leaves them open.
@@ -47,6 +50,7 @@ class ModelBundle:
 
     Raises:
         ConfigError: the parts do not fit together.
+        UnknownName: there is no such family.
     """
 
     family: str
@@ -65,6 +69,7 @@ class ModelBundle:
     sha256: str = ""
 
     def __post_init__(self) -> None:
+        family_named(self.family, f"family of model {self.name!r}" if self.name else "family")
         for what, given, expected in (
             ("latent channels", self.vae.config.latent_channels, self.unet.config.in_channels),
             ("context width", self.text.context_width, self.unet.config.context_width),
@@ -100,6 +105,11 @@ class ModelBundle:
         return self.unet.conv_in.weight.dtype
 
     @property
+    def traits(self) -> Family:
+        """What follows from the model's family."""
+        return family_named(self.family)
+
+    @property
     def size_numbers(self) -> int:
         """How many numbers the U-Net is told beside the pooled text: 6 for SDXL, 5 for its refiner, else 0; -1 if its
         pooled width can't be explained so."""
@@ -109,14 +119,30 @@ class ModelBundle:
         rest = width - self.text.pooled_width
         return rest // NUMBER_WIDTH if rest >= 0 and rest % NUMBER_WIDTH == 0 else -1
 
+    def size_condition(self, width: int, height: int, *, score: float = AESTHETIC_SCORE) -> Tensor | None:
+        """What the U-Net is told of a picture that was not cropped (Podell et al. 2023, arXiv:2307.01952, section 2.2).
+
+        Args:
+            width, height: of the picture, in pixels.
+            score: how beautiful it is, of 10, for SDXL's refiner, which takes that in place of a target size.
+
+        Returns:
+            For SDXL height and width of the original picture, top and left of the crop, height and width of the target;
+            for the refiner original height and width, top and left, score; None for a U-Net that takes no numbers.
+            [1, 6 or 5]
+        """
+        if self.size_numbers == 6:
+            return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
+        if self.size_numbers == 5:
+            return torch.tensor([[height, width, 0, 0, score]], dtype=torch.float32)
+        return None
+
     def pooled_vector(self, pooled: Tensor | None, numbers: Tensor | None = None) -> Tensor | None:
         """The vector that the U-Net takes as `pooled`.
 
         Args:
             pooled: the text stack's pooled vector, which is left out for a U-Net that takes none. [B, P]
-            numbers: for SDXL height and width of the original picture, top and left of the crop, height and width of
-                the target; for the refiner original height and width, top and left, aesthetic score (Podell et al.
-                2023, arXiv:2307.01952, section 2.2). [B, 6 or 5]
+            numbers: as `size_condition` gives them. [B, 6 or 5]
 
         Returns:
             [B, pooled_width], or None for a U-Net that takes none.

@@ -368,31 +368,6 @@ class GenerationDefaults(Config):
     """How the prior draws, in models that have one."""
 
 
-class TinyVAEConfig(Config):
-    """The tiny autoencoder of previews; the defaults are TAESD's."""
-
-    image_channels: int = Field(default=3, gt=0)
-    latent_channels: int = Field(default=4, gt=0)
-    channels: int = Field(default=64, gt=0)
-    encoder_blocks: tuple[int, ...] = Field(default=(1, 3, 3, 3), min_length=1)
-    """Residual blocks at each resolution, finest first; each after the first halves it."""
-    decoder_blocks: tuple[int, ...] = Field(default=(3, 3, 3, 1), min_length=1)
-    """Residual blocks at each resolution, coarsest first."""
-
-    @model_validator(mode="after")
-    def _same_depth(self) -> TinyVAEConfig:
-        if len(self.encoder_blocks) != len(self.decoder_blocks):
-            raise ConfigError(
-                "TinyVAEConfig.decoder_blocks", given=self.decoder_blocks, expected="as many as encoder_blocks"
-            )
-        return self
-
-    @property
-    def downscale(self) -> int:
-        """How many image pixels one latent pixel covers along an edge: 8 for TAESD."""
-        return int(2 ** (len(self.encoder_blocks) - 1))
-
-
 class ControlNetConfig(Config):
     """Everything that decides a ControlNet's tensors. The defaults belong to Stable Diffusion 1.x."""
 

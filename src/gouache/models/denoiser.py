@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gouache.diffusion.noise_schedule import NoiseSchedule, make_noise_schedule
-from gouache.diffusion.parameterization import Parameterization, denoised_from, network_input
+from gouache.diffusion.parameterization import Parameterization, Prediction, denoised_from, network_input
 from gouache.diffusion.samplers.step import Denoise
 from gouache.errors import ConfigError, ShapeMismatch
 from gouache.models.configs import DenoiserConfig, NoiseScheduleConfig
@@ -129,21 +129,6 @@ def _stack(name: str, tensors: list[Tensor | None]) -> Tensor | None:
     return torch.cat(there)
 
 
-@dataclass(frozen=True, slots=True)
-class DenoiserOutput:
-    """One evaluation of the network, translated.
-
-    Attributes:
-        denoised: the estimate of x0. [B, C, h, w]
-        variance_fraction: for networks that learn their variance, v in log(variance) = v log(beta_t) +
-            (1 - v) log(beta_t tilde) (Nichol and Dhariwal 2021, arXiv:2102.09672, equation 15), about [0, 1];
-            else None. [B, C, h, w]
-    """
-
-    denoised: Tensor
-    variance_fraction: Tensor | None
-
-
 class Denoiser:
     """D(x, sigma, condition) -> denoised. The only thing a sampler ever sees of a model.
 
@@ -195,9 +180,9 @@ class Denoiser:
         Returns:
             [B, C, h, w] in the type of `x`.
         """
-        return self.predict(x, sigma, condition).denoised
+        return self.predict(x, sigma, condition).x0
 
-    def predict(self, x: Tensor, sigma: Tensor, condition: Condition) -> DenoiserOutput:
+    def predict(self, x: Tensor, sigma: Tensor, condition: Condition) -> Prediction:
         """As a call, with the learned variance if there is one."""
         weight = self.network.conv_in.weight
         given = condition.expand(x.shape[0]).to(weight.device, weight.dtype)
@@ -212,9 +197,10 @@ class Denoiser:
             draft=given.draft,
             residuals=_sum([control.residuals(noisy, timestep, given) for control in given.controls]),
         )
+        # Back in the state's own type, fp32 as a rule: in half precision the last steps would drown in rounding.
         raw, variance = self._split(output.to(x.dtype))
         denoised = denoised_from(raw, x, sigma, self.parameterization, self.schedule.path)
-        return DenoiserOutput(denoised, variance)
+        return Prediction(denoised, variance)
 
     def bind(self, condition: Condition) -> Denoise:
         """D(x, sigma) for one condition, as a sampler wants it."""
@@ -224,7 +210,7 @@ class Denoiser:
         if not self.learned_variance:
             return output, None
         raw, variance = output.chunk(2, dim=1)
-        return raw, (variance + 1) / 2
+        return raw, variance
 
 
 def _sum(residuals: Sequence[Residuals]) -> Residuals | None:

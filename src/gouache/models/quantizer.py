@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from gouache.errors import ShapeMismatch
 from gouache.models.configs import QuantizerConfig
-from gouache.nn.group_norm import GroupNorm
+from gouache.nn.layers import GroupNorm
 
 __all__ = ["FSQ", "Quantizer", "QuantizerConfig"]
 

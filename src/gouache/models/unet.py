@@ -15,13 +15,11 @@ from torch.utils.checkpoint import checkpoint
 
 from gouache.errors import ShapeMismatch
 from gouache.models.configs import UNetConfig
-from gouache.nn.attention import key_mask
-from gouache.nn.group_norm import GroupNorm
-from gouache.nn.layers import EmbeddingMLP, silu, sinusoidal_embedding
+from gouache.nn.attention import SpatialTransformer, key_mask
+from gouache.nn.layers import EmbeddingMLP, GroupNorm, silu, sinusoidal_embedding
 from gouache.nn.resnet import Downsample, ResnetBlock, Upsample, zero_
-from gouache.nn.transformer import SpatialTransformer, TransformerBlock
 
-__all__ = ["UNet", "UNetConfig", "block_shape", "down_levels", "time_and_pooled", "transformer_blocks"]
+__all__ = ["UNet", "UNetConfig", "block_shape", "down_levels", "time_and_pooled"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -360,8 +358,3 @@ def _up_levels(config: UNetConfig, skip_channels: list[int]) -> nn.ModuleList:
         blocks.append(UpLevel(before, width, skips, depths=depths, shape=shape, upsample=level > 0))
         before = width
     return blocks
-
-
-def transformer_blocks(unet: UNet) -> list[TransformerBlock]:
-    """Every transformer block of the network, from input to output (for attention maps and adapters)."""
-    return [part for part in unet.modules() if isinstance(part, TransformerBlock)]

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from gouache.errors import ShapeMismatch
 from gouache.models.configs import VAEConfig
 from gouache.nn.attention import Attention
-from gouache.nn.group_norm import GroupNorm
-from gouache.nn.layers import add
+from gouache.nn.layers import GroupNorm, add
 from gouache.nn.resnet import Downsample, ResnetBlock, Upsample
 from gouache.nn.tiling import Tiles, in_tiles
 

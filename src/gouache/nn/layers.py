@@ -1,7 +1,8 @@
 """Small layers.
 
 Linear layers that use the faster of torch's two matrix libraries on a CPU, dropout that draws from a generator of its
-own, sinusoidal embeddings, and element-wise operations that reuse memory.
+own, sinusoidal embeddings, element-wise operations that reuse memory, and group normalisation with the SiLU behind it,
+quick to train in bfloat16 on a CPU.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._compile import _disable_dynamo
 from torch.autograd.function import once_differentiable
 
 from gouache.errors import InvalidInput
+from gouache.nn.torch_private import has_one_dnn, not_compiled, one_dnn_linear
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -73,8 +74,8 @@ class Dropout(nn.Module):
         factors: Tensor = self._factors(x)
         return x * factors
 
-    # As torch.compiler.disable, which would import the compiler at once: a second and 80 MB for those who only paint.
-    @_disable_dynamo
+    # A graph would bake one draw of the generator in.
+    @not_compiled
     def _factors(self, x: Tensor) -> Tensor:
         """0 where a number is dropped, else 1 / (1 - share). The shape and type of `x`"""
         kept = self._words.draw(x.numel(), x.device) >= round(self.share * LEVELS) - LEVELS // 2
@@ -119,7 +120,7 @@ class Linear(nn.Linear):
             if torch.is_grad_enabled():
                 out = _OneDnnLinear.apply(input, self.weight, self.bias)  # type: ignore[no-untyped-call]
             else:
-                out = _one_dnn(input, self.weight, self.bias)
+                out = one_dnn_linear(input, self.weight, self.bias)
             return out
         return F.linear(input, self.weight, self.bias)
 
@@ -130,7 +131,7 @@ class _OneDnnLinear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _one_dnn(x, weight, bias)
+        return one_dnn_linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
@@ -140,7 +141,7 @@ class _OneDnnLinear(torch.autograd.Function):
         rows = above.flatten(0, -2)  # [N, out_features]
         wanted = ctx.needs_input_grad
         return (
-            _one_dnn(above, weight.t(), None) if wanted[0] else None,
+            one_dnn_linear(above, weight.t(), None) if wanted[0] else None,
             _outer(rows, x.flatten(0, -2)) if wanted[1] else None,
             rows.sum(0) if wanted[2] else None,
         )
@@ -149,13 +150,8 @@ class _OneDnnLinear(torch.autograd.Function):
 def _outer(left: Tensor, right: Tensor) -> Tensor:
     """left^T right: [N, O], [N, K] -> [O, K]. The first operand must lie in rows, so the narrower one is turned."""
     if left.shape[1] <= right.shape[1]:
-        return _one_dnn(left.t().contiguous(), right.t(), None)
-    return _one_dnn(right.t().contiguous(), left.t(), None).t()
-
-
-def _one_dnn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    out: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return out
+        return one_dnn_linear(left.t().contiguous(), right.t(), None)
+    return one_dnn_linear(right.t().contiguous(), left.t(), None).t()
 
 
 def _one_dnn_fits(x: Tensor, weight: Tensor) -> bool:
@@ -170,12 +166,7 @@ def _one_dnn_fits(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def _has_one_dnn() -> bool:
-    """Whether this build of torch carries oneDNN and the operator that takes plain tensors."""
-    return bool(torch._C._has_mkldnn) and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-
-
-_HAS_ONE_DNN = _has_one_dnn()
+_HAS_ONE_DNN = has_one_dnn()
 
 
 def sinusoidal_embedding(values: Tensor, width: int, *, max_period: float = 10_000.0) -> Tensor:
@@ -209,3 +200,93 @@ class EmbeddingMLP(nn.Module):
         """x [B, width_in] -> [B, width_out]."""
         out: Tensor = self.linear_2(silu(self.linear_1(x)))
         return out
+
+
+VECTOR = 16
+"""torch's own kernel is quick where the channels of a group fill whole vectors."""
+BLOCK = 400_000
+"""Numbers worked on at a time, so that what is written in one pass is still in the cache for the next."""
+
+
+class GroupNorm(nn.GroupNorm):
+    """torch's group norm (Wu & He 2018, arXiv:1803.08494, equation 1), with an optional SiLU behind it.
+
+    Training in bfloat16 on a CPU, torch's kernel is slow where a group's channels don't fill a vector, and more so in
+    the backward pass. There, its fp32 kernels are used on a few pictures at a time instead.
+    """
+
+    def forward(self, input: Tensor, *, activate: bool = False) -> Tensor:  # noqa: A002 - torch's own name
+        """input [B, C, h, w] -> [B, C, h, w]; `activate`: followed by SiLU."""
+        if _own_is_faster(input, self.num_channels // self.num_groups):
+            out: Tensor = _GroupNormSilu.apply(input, self.weight, self.bias, self.num_groups, self.eps, activate)  # type: ignore[no-untyped-call]
+            return out
+        normed = F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+        return silu(normed) if activate else normed
+
+
+def _own_is_faster(x: Tensor, group_width: int) -> bool:
+    return (
+        x.is_cpu
+        and x.dtype == torch.bfloat16
+        and (torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"))
+        and x.ndim == 4
+        and x.is_contiguous(memory_format=torch.channels_last)
+        and group_width % VECTOR != 0
+        and not torch.compiler.is_compiling()
+    )
+
+
+class _GroupNormSilu(torch.autograd.Function):
+    """torch's fp32 kernels on blocks of a bfloat16 map; what they need again is made again from the map itself."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, groups: int, eps: float, activate: bool) -> Tensor:
+        out, means, scales = torch.empty_like(x), [], []
+        for part in _blocks(x):
+            values = x[part].float()
+            normed, mean, scale = torch.native_group_norm(
+                values, weight.float(), bias.float(), *_sizes(values), groups, eps
+            )
+            out[part] = F.silu(normed, inplace=True) if activate else normed
+            means.append(mean)
+            scales.append(scale)
+        ctx.save_for_backward(x, weight, bias, torch.cat(means), torch.cat(scales))
+        ctx.groups, ctx.activate = groups, activate
+        return out
+
+    @staticmethod
+    @once_differentiable  # type: ignore[untyped-decorator, unused-ignore]
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None, None, None]:
+        x, weight, bias, means, scales = ctx.saved_tensors
+        above, out = gradients[0].contiguous(memory_format=torch.channels_last), torch.empty_like(x)
+        to_weight, to_bias = (torch.zeros_like(own, dtype=torch.float32) for own in (weight, bias))
+        for part in _blocks(x):
+            values, given, mean, scale = x[part].float(), above[part].float(), means[part], scales[part]
+            if ctx.activate:
+                gain = _by_channel(scale, weight) * weight  # [b, C]
+                offset = bias - _by_channel(mean, weight) * gain
+                normed = torch.addcmul(offset[:, :, None, None], values, gain[:, :, None, None])
+                given = torch.ops.aten.silu_backward(given, normed)
+            to_x, own_weight, own_bias = torch.ops.aten.native_group_norm_backward(
+                given, values, mean, scale, weight.float(), *_sizes(values), ctx.groups, [True, True, True]
+            )
+            out[part] = to_x
+            to_weight += own_weight
+            to_bias += own_bias
+        return out, to_weight.to(weight.dtype), to_bias.to(bias.dtype), None, None, None
+
+
+def _blocks(x: Tensor) -> list[slice]:
+    """Rows of the batch [B, C, h, w], as many at a time as fit into the cache."""
+    rows = max(1, BLOCK // x[0].numel())
+    return [slice(start, start + rows) for start in range(0, len(x), rows)]
+
+
+def _sizes(x: Tensor) -> tuple[int, int, int]:
+    """Pictures, channels and pixels, as torch's kernels want them."""
+    return x.shape[0], x.shape[1], x.shape[2] * x.shape[3]
+
+
+def _by_channel(values: Tensor, weight: Tensor) -> Tensor:
+    """What each group has, for each of its channels: [B, groups] -> [B, C]."""
+    return values.repeat_interleave(len(weight) // values.shape[1], dim=1)

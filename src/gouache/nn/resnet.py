@@ -6,8 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gouache.nn.group_norm import GroupNorm
-from gouache.nn.layers import add
+from gouache.nn.layers import GroupNorm, add
 
 
 def upsample_and_convolve(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -1,1 +1,1 @@
-"""From a request to a picture that carries its recipe (layer 4)."""
+"""From a request to an image with its recipe inside (layer 4)."""

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from gouache.errors import InvalidInput
-from gouache.pipeline.events import Painted
+from gouache.pipeline.generate.generation import Painted
 from gouache.pipeline.pipeline import Pipeline, find_or_pull
 from gouache.pipeline.request import Request
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from gouache.checkpoints.hub import model_folders
-from gouache.pipeline.output.model_identity import processor_name
+from gouache.pipeline.output.recipe import processor_name
 from gouache.pipeline.pipeline import shipped_model
 
 PACKAGES = (
@@ -26,7 +26,6 @@ PACKAGES = (
     "pydantic",
     "typer",
     "rich",
-    "openvino",
     "imageio",
     "vtracer",
     "spandrel",
@@ -78,11 +77,11 @@ def _proc_lines(name: str) -> list[str]:
 def _devices() -> Section:
     found = {"cpu": "yes"}
     for k in range(torch.cuda.device_count()):
-        card = torch.cuda.get_device_properties(k)
-        found[f"cuda:{k}"] = f"{card.name}, {card.total_memory / 2**30:.1f} GiB"
+        gpu = torch.cuda.get_device_properties(k)
+        found[f"cuda:{k}"] = f"{gpu.name}, {gpu.total_memory / 2**30:.1f} GiB"
     if torch.cuda.device_count() == 0:
         built = torch.version.cuda
-        found["cuda"] = "no card found" if built else "this torch is built without it"
+        found["cuda"] = "no GPU found" if built else "this torch is built without it"
     found["mps"] = "yes" if torch.backends.mps.is_available() else "no"
     return found
 

@@ -189,18 +189,11 @@ def diffusion_bits(
     if draft is None and channels:
         draft = latents.new_zeros(1, channels, *latents.shape[2:])
     height, width = (side * bundle.vae.config.downscale for side in latents.shape[2:])
-    pooled = bundle.pooled_vector(text.pooled, size_numbers(bundle, width, height))
+    pooled = bundle.pooled_vector(text.pooled, bundle.size_condition(width, height))
     denoise = bundle.denoiser.bind(Condition(text.context, text.mask, pooled, draft))
     sigmas = stratified_sigmas(low, high, offsets.tolist())
     placed, noise = latents.float().to(bundle.device), noise.to(bundle.device)
     return continuous_bound(denoise, placed, sigmas, noise, sigma_min=low, sigma_max=high).bits.cpu()
-
-
-def size_numbers(bundle: ModelBundle, width: int, height: int) -> Tensor | None:
-    """What SDXL and its refiner are told of a picture of this size that was not cropped; None for other families."""
-    if bundle.size_numbers == 6:
-        return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
-    return torch.tensor([[height, width, 0, 0, 6.0]]) if bundle.size_numbers == 5 else None
 
 
 def _noise(seed: int, picture: int, levels: int, latents: Tensor) -> Tensor:

@@ -7,33 +7,33 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import torch
 from torch import nn
 
 from gouache.checkpoints import hub
-from gouache.checkpoints.hub import shipped_model
-from gouache.errors import ModelNotFound
+from gouache.checkpoints.hub import SHIPPED, shipped_model
+from gouache.errors import DeviceUnavailable, ModelNotFound, unknown_name
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import DenoiserConfig, GenerationDefaults, TextEncoderConfig, UNetConfig, VAEConfig
+from gouache.models.family import SD1
 from gouache.models.text_encoder import TextEncoder
 from gouache.models.text_stack import TextStack
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
 from gouache.nn.layers import channels_last
-from gouache.pipeline.events import Event, Painted
-from gouache.pipeline.generate.generation import Run
-from gouache.pipeline.generate.interpolate import frames
-from gouache.pipeline.generate.outpaint import outpaint
-from gouache.pipeline.inputs.references import References
+from gouache.pipeline.generate.generation import Event, Generation, Painted
+from gouache.pipeline.inputs.images import References
 from gouache.pipeline.inputs.start import prepare
-from gouache.pipeline.output.model_identity import check_device
-from gouache.pipeline.output.safety import Release
 from gouache.pipeline.prompts.adapters import Adapted, Adapters
 from gouache.pipeline.request import Request
-from gouache.pipeline.resolve import resolve_request, size_notes
+from gouache.pipeline.resolve import Resolved, resolve_with_pictures
+
+if TYPE_CHECKING:
+    from gouache.pipeline.output.safety import Release
 
 __all__ = ["UNTRAINED_NOTE", "find_model", "find_or_pull", "open_pipeline", "shipped_model"]
 
@@ -49,7 +49,6 @@ class Pipeline:
         self.bundle = bundle.eval()
         channels_last(bundle.unet)
         channels_last(bundle.vae)
-        self._release = Release(bundle.path)
         self.adapters = Adapters(bundle)
 
     @classmethod
@@ -58,7 +57,7 @@ class Pipeline:
 
         Args:
             path: a file or folder in any format that `gouache inspect` knows.
-            device: "cpu", "cuda", "mps"; None takes a card if there is one.
+            device: "cpu", "cuda", "mps"; None takes a GPU if available.
             dtype: number format of the networks; None takes float32 on the CPU and float16 elsewhere.
 
         Raises:
@@ -81,19 +80,31 @@ class Pipeline:
         self.adapters = Adapters(self.bundle, self.adapters.folder)
         return self
 
-    def resolve(self, request: Request) -> Request:
-        """The request with every gap filled from the model's defaults; see `plan.resolve_request`."""
-        return resolve_request(request, self.bundle)
+    def resolve(self, request: Request, attachments: Mapping[str, bytes] | None = None) -> Request:
+        """The request with every gap filled: from the model's defaults, and the size from the starting picture.
+
+        Args:
+            request: what to paint.
+            attachments: as `run`.
+
+        Raises:
+            GouacheError: the request can't be painted by this model.
+        """
+        return self.plan(request, attachments).request
+
+    def plan(self, request: Request, attachments: Mapping[str, bytes] | None = None) -> Resolved:
+        """As `resolve`, with notes on what could not be kept; `run` takes it without resolving again."""
+        return resolve_with_pictures(request, self.bundle, References(attachments))
 
     def paint(self, request: Request, attachments: Mapping[str, bytes] | None = None) -> list[Painted]:
         """Paint all pictures of a request; arguments and errors as `run`."""
         return [event for event in self.run(request, attachments) if isinstance(event, Painted)]
 
-    def run(self, request: Request, attachments: Mapping[str, bytes] | None = None) -> Iterator[Event]:
+    def run(self, request: Request | Resolved, attachments: Mapping[str, bytes] | None = None) -> Iterator[Event]:
         """Paint, step by step. The request is checked before anything is returned; close the iterator to stop.
 
         Args:
-            request: what to paint.
+            request: what to paint, or what `plan` made of it.
             attachments: bytes of the pictures that the request names; one that is missing here is read from its path.
 
         Returns:
@@ -102,22 +113,39 @@ class Pipeline:
         Raises:
             GouacheError: the request can't be painted by this model.
         """
-        return self._release.apply(request, self._events(request, attachments))
+        events = self._events(request, attachments)
+        asked = request.request if isinstance(request, Resolved) else request
+        if asked.safety == "off" and asked.watermark is None:
+            return events
+        return self._release.apply(asked, events)
 
-    def _events(self, request: Request, attachments: Mapping[str, bytes] | None) -> Iterator[Event]:
+    @cached_property
+    def _release(self) -> Release:
+        from gouache.pipeline.output.safety import Release
+
+        return Release(self.bundle.path)
+
+    def _events(self, request: Request | Resolved, attachments: Mapping[str, bytes] | None) -> Iterator[Event]:
         """As `run`, of pictures that were neither checked nor marked yet."""
         references = References(attachments)
-        start = None if request.init_image is None else references.picture(request.init_image).size
-        resolved = resolve_request(request, self.bundle, start)
+        if isinstance(request, Request):
+            request = resolve_with_pictures(request, self.bundle, references)
+        resolved = request.request
         adapted = self.adapters.apply(resolved)
-        notes = [*size_notes(request, resolved, start), *adapted.notes]
+        notes = [*request.notes, *adapted.notes]
         if resolved.outpaint is not None:
+            from gouache.pipeline.generate.outpaint import outpaint
+
             return outpaint(resolved, adapted.bundle, references, self._events)
         if resolved.interpolation is not None:
+            from gouache.pipeline.generate.interpolate import frames
+
             return _with_refs(frames(resolved, adapted.bundle, references, notes), adapted)
         prepared = prepare(resolved, adapted.bundle, references)
-        run = Run(adapted.bundle, resolved, prepared.canvas, [*notes, *prepared.notes], references.digests())
-        return _with_refs(iter(run), adapted)
+        generation = Generation(
+            adapted.bundle, resolved, prepared.start_state, [*notes, *prepared.notes], references.digests()
+        )
+        return _with_refs(iter(generation), adapted)
 
 
 def _with_refs(events: Iterator[Event], adapted: Adapted) -> Iterator[Event]:
@@ -127,6 +155,47 @@ def _with_refs(events: Iterator[Event], adapted: Adapted) -> Iterator[Event]:
             yield replace(event, recipe=event.recipe.model_copy(update={"adapters": adapted.refs}))
         else:
             yield event
+
+
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def check_device(device: str | None) -> torch.device:
+    """A device that is really there; None takes a GPU if available.
+
+    Raises:
+        DeviceUnavailable: it isn't.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        wanted = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceUnavailable("device", given=repr(device), expected="cpu, cuda, cuda:0 or mps") from error
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(wanted.type, False) or (
+        wanted.type == "cuda" and (wanted.index or 0) >= torch.cuda.device_count()
+    ):
+        raise DeviceUnavailable(
+            "device",
+            given=device,
+            expected=f"one of {', '.join(name for name, found in there.items() if found)}",
+            cure='Use device "cpu", or install a torch build and driver for your GPU; `gouache doctor` shows both.',
+        )
+    return wanted
+
+
+def dtype_named(name: str | None) -> torch.dtype | None:
+    """The number format of a name; None stays None.
+
+    Raises:
+        UnknownName: it is no such name.
+    """
+    if name is None:
+        return None
+    if name not in DTYPES:
+        raise unknown_name("dtype", name, DTYPES)
+    return DTYPES[name]
 
 
 NAME = "untrained"
@@ -147,7 +216,7 @@ def untrained_bundle(seed: int = 0) -> ModelBundle:
         seed: of the weights; the same seed gives the same weights on every machine.
     """
     bundle = ModelBundle(
-        family="sd1",
+        family=SD1.name,
         unet=UNet(UNET),
         vae=AutoencoderKL(VAE),
         text=TextStack.of_clip([TextEncoder(TEXT)]),
@@ -201,11 +270,11 @@ def find_model(model: str | None) -> Path:
     Raises:
         ModelNotFound: there is none.
     """
-    if model is None or model == "pocket":
+    if model is None or model == SHIPPED:
         shipped = shipped_model()
         if shipped is not None:
             return shipped
-    return hub.find(model or "pocket")
+    return hub.find(model or SHIPPED)
 
 
 def find_or_pull(name: str, *, token: str | None = None) -> Path:

@@ -11,13 +11,11 @@ import numpy as np
 from PIL import Image
 
 from gouache.errors import ModelNotFound, RecipeError
-from gouache.pipeline.events import Event, Painted
-from gouache.pipeline.inputs.images import read_picture
-from gouache.pipeline.inputs.references import References
+from gouache.pipeline.generate.generation import Event, Painted
+from gouache.pipeline.inputs.images import References, read_picture
 from gouache.pipeline.output.foreign import Found, read_recipe
-from gouache.pipeline.output.model_identity import dtype_named, model_ref
-from gouache.pipeline.output.recipe import Recipe, first_difference, pixels_digest
-from gouache.pipeline.pipeline import Pipeline, open_pipeline
+from gouache.pipeline.output.recipe import Recipe, first_difference, model_ref, pixels_digest
+from gouache.pipeline.pipeline import Pipeline, dtype_named, open_pipeline
 
 LOSSLESS = ("png",)
 Show = Callable[[Iterator[Event]], Iterator[Event]]

@@ -126,11 +126,11 @@ class Apg(Config):
     """Adaptive projected guidance: weaken the part of the guidance that is parallel to the prediction."""
 
     eta: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
-    """Weight of the parallel part; 1 is plain guidance."""
+    """Weight of the component parallel to the prediction; 1 = standard guidance."""
     norm_threshold: Annotated[float, Field(ge=0.0, le=1e6)] = 15.0
-    """Longest allowed guidance vector; 0 = no limit."""
+    """Maximum norm of the guidance vector; 0 = no limit."""
     momentum: Annotated[float, Field(gt=-1.0, lt=1.0)] = -0.5
-    """Share of the running mean of earlier steps; negative pushes away from it."""
+    """Momentum over earlier steps; negative values push away from their mean."""
 
 
 class Churn(Config):
@@ -150,19 +150,19 @@ class Mask(Config):
     """Which part of the starting picture is painted anew. White = paint."""
 
     image: Picture | None = None
-    """The mask; without one the transparent part of the starting picture is painted."""
+    """Mask image, white = inpaint. Default: the transparent part of the starting image."""
     blur: Annotated[int, Field(ge=0, le=256)] = 4
-    """Softness of the mask's edge in pixels."""
+    """Mask blur in pixels."""
     padding: Annotated[int, Field(ge=0, le=MAX_SIDE)] = 32
-    """Surroundings taken along with `only_masked`, in pixels."""
+    """Padding around the mask with `only_masked`, in pixels."""
     fill: MaskFill = "original"
-    """What stands under the mask at the start."""
+    """Initial content of the masked area."""
     invert: bool = False
-    """Paint the black part instead."""
+    """Inpaint the black part instead."""
     only_masked: bool = False
-    """Crop to the mask, paint at full size, and put back."""
+    """Crop to the mask, inpaint at full resolution and paste back."""
     preserve: bool = True
-    """Return the pixels outside the mask bit for bit."""
+    """Keep the pixels outside the mask unchanged, bit for bit."""
 
 
 class Control(Config):
@@ -210,9 +210,9 @@ class Outpaint(Config):
     bottom: Border = 0
     """Pixels to add below."""
     aspect: Annotated[str, AfterValidator(an_aspect)] | None = None
-    """Wanted width:height, for example 16:9; the picture is never cropped."""
+    """Target aspect ratio, for example 16:9; the image is never cropped."""
     overlap: Annotated[int, Field(ge=0, le=MAX_SIDE)] = 32
-    """Pixels of the old picture that are painted again for a smooth join."""
+    """Pixels of the original that are regenerated for a smooth seam."""
 
     @model_validator(mode="after")
     def _goes_somewhere(self) -> Self:
@@ -227,41 +227,41 @@ class Hires(Config):
     scale: Annotated[float, Field(gt=1.0, le=8.0)] = 2.0
     """Factor on width and height."""
     width: Side | None = None
-    """Width of the second pass; beats the scale."""
+    """Width of the second pass; overrides the scale."""
     height: Side | None = None
-    """Height of the second pass; beats the scale."""
+    """Height of the second pass; overrides the scale."""
     upscaler: Name = "latent"
-    """latent, latent-bicubic, latent-nearest, lanczos, model (its own up-sampling decoder), or an upscaler's file."""
+    """latent, latent-bicubic, latent-nearest, lanczos, model (the model's upscaler), or an upscaler's file."""
     strength: Fraction = 0.7
-    """How much of the second pass is new."""
+    """Denoising strength of the second pass."""
     num_inference_steps: Steps | None = None
-    """Steps of the second pass; the first pass's without it."""
+    """Steps of the second pass. Default: the first pass's."""
 
 
 class Tiled(Config):
     """Diffuse a large picture in overlapping tiles of the size the model knows."""
 
     tile: Side | None = None
-    """Side of a tile in pixels; the model's own size without it."""
+    """Tile size in pixels. Default: the model's native size."""
     overlap: Fraction = 0.5
-    """Share of a tile that its neighbour covers too."""
+    """Fraction of a tile that overlaps its neighbour."""
 
 
 class Prior(Config):
     """The autoregressive prior that drafts the picture's structure, in models that have one."""
 
     enabled: bool = True
-    """Draft with the prior."""
+    """Use the prior."""
     temperature: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
-    """Randomness of the draft; 0 takes the likeliest token."""
+    """Sampling temperature; 0 = greedy."""
     top_k: Annotated[int, Field(ge=0, le=1_000_000)] | None = None
-    """Draw among the k likeliest tokens; 0 = all."""
+    """Top-k sampling; 0 = all tokens."""
     top_p: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    """Draw among the likeliest tokens that make up this probability."""
+    """Top-p (nucleus) sampling."""
     guidance_scale: Scale | None = None
-    """Guidance on the prior's logits; 1 = off."""
+    """Classifier-free guidance scale of the prior's logits; 1 = off."""
     keep: tuple[Fraction, Fraction, Fraction, Fraction] | None = None
-    """Block of the starting picture whose tokens stay: left, top, right, bottom as fractions."""
+    """Block of the starting image whose tokens are kept: left, top, right, bottom as fractions."""
     layout: bool = True
     """Draft the things of "a cat to the left of a tree" or "three cups" each by itself, and lay them out."""
 
@@ -297,9 +297,9 @@ class Inversion(Config):
     """Edit by prompt change: find the noise that gives `init_image`, and paint from it with the new prompt."""
 
     source_prompt: Text = ""
-    """Describes the picture as it is."""
+    """Prompt that describes the original image."""
     num_inference_steps: Steps | None = None
-    """Steps of the inversion; those of the painting without it."""
+    """Inversion steps. Default: the number of denoising steps."""
 
 
 class Upscale(Config):
@@ -308,104 +308,104 @@ class Upscale(Config):
     factor: Annotated[float, Field(gt=0.0, le=16.0)] = 2.0
     """Factor on width and height."""
     upscaler: Name | None = None
-    """model (its own upscaler), lanczos, or an upscaler's file. The model's own if it has one, else lanczos."""
+    """model (the model's upscaler), lanczos, or an upscaler's file. Default: the model's if any, else lanczos."""
 
 
 class Request(Config):
     """Everything that decides a generation. Frozen; JSON both ways by `to_json` and `from_json`."""
 
     prompt: Text = ""
-    """What to paint."""
+    """Prompt."""
     negative_prompt: Text = ""
-    """What to keep away from."""
+    """Negative prompt."""
     style: Name | None = None
     """A style the model was trained on; added to the prompt as the model wants it."""
     emphasis: Emphasis = "a1111"
     """How (word:1.2) acts: a1111 keeps the mean, comfy leaves it, none reads brackets as text."""
     clip_skip: Annotated[int, Field(ge=1, le=24)] | None = None
-    """Text encoder layer counted from the last: 1 = last. The family's own without it."""
+    """CLIP skip: text encoder layer counted from the last, 1 = last. Default: the model family's."""
 
     model: Name | None = None
-    """Path or name of the model; the shipped one without it."""
+    """Path or name of the model. Default: the model shipped with gouache."""
     seed: Seed | None = None
-    """Seed of the first picture; picture k has seed + k. Drawn without it."""
+    """Seed of the first image; image k uses seed + k. Default: random."""
     subseed: Seed | None = None
-    """Seed of the variation."""
+    """Variation seed."""
     subseed_strength: Fraction = 0.0
-    """How far to go from the seed's noise to the subseed's."""
+    """Variation strength: 0 = the seed's noise, 1 = the subseed's."""
     determinism: Determinism = "exact"
-    """exact: bit for bit on this machine; portable: CPU noise, faster batches; a1111: that tool's noise."""
+    """exact: bit-identical on this machine; portable: CPU noise, faster batches; a1111: AUTOMATIC1111's noise."""
 
     count: Annotated[int, Field(ge=1, le=MAX_COUNT)] = 1
-    """Number of pictures."""
+    """Number of images."""
     width: Side | None = None
     """Width in pixels; the model's own, or the starting picture's. Above its own, its upscaler (if any) enlarges."""
     height: Side | None = None
     """Height in pixels; the model's own, or the starting picture's. Above its own, its upscaler (if any) enlarges."""
     background: Annotated[str, AfterValidator(a_colour)] | None = None
-    """transparent, white, black or #rrggbb, for models that paint transparency."""
+    """transparent, white, black or #rrggbb, for models with an alpha channel."""
     best_of: Annotated[int, Field(ge=1, le=MAX_BEST_OF)] = 1
-    """Draft so many times and paint the likeliest draft."""
+    """Sample this many drafts and use the most likely one."""
 
     num_inference_steps: Steps | None = None
     """Denoising steps."""
     guidance_scale: Scale | None = None
-    """Weight of the prompt; 1 = off and one network call a step."""
+    """Classifier-free guidance scale; 1 = off, one network call per step."""
     guidance_rescale: Fraction = 0.0
-    """Pull the guided prediction's contrast back to the conditional one's."""
+    """Rescale the guided prediction's standard deviation towards the conditional one's."""
     guidance_interval: tuple[Annotated[float, Field(ge=0.0)], Annotated[float, Field(ge=0.0)]] | None = None
-    """Guide only while low <= sigma <= high."""
+    """Apply guidance only while low <= sigma <= high."""
     apg: Apg | None = None
-    """Adaptive projected guidance instead of plain."""
+    """Use adaptive projected guidance (APG)."""
     image_guidance_scale: Scale | None = None
-    """Weight of the starting picture in instruct models."""
+    """Image guidance scale of instruct (InstructPix2Pix) models."""
     sampler: Name | None = None
-    """Sampler; also with a schedule, as in "DPM++ 2M Karras"."""
+    """Sampler, optionally with a schedule, as in "DPM++ 2M Karras"."""
     schedule: Name | None = None
-    """Spacing of the noise levels."""
+    """Noise schedule: how the noise levels are spaced."""
     sigmas: tuple[Annotated[float, Field(ge=0.0)], ...] | None = None
-    """Own list of noise levels, falling; beats schedule and steps."""
+    """Explicit noise levels, descending; overrides schedule and steps."""
     eta: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
-    """Noise of ancestral samplers and ddim; the sampler's own without it."""
+    """Noise added per step by ancestral samplers and DDIM. Default: the sampler's."""
     churn: Churn | None = None
-    """Noise put back at every step."""
+    """Noise re-added at every step (stochastic sampling)."""
 
     init_image: Picture | None = None
-    """Picture to start from."""
+    """Starting image (img2img)."""
     strength: Fraction | None = None
-    """How much of the starting picture is painted over: 0 returns it, 1 ignores it. 0.75 without it; outpainting 1."""
+    """Denoising strength: 0 keeps the starting image, 1 ignores it. Default: 0.75; outpainting 1."""
     depth_image: Picture | None = None
-    """Depth map for depth models: white is near."""
+    """Depth map for depth models; white is near."""
     control: Annotated[tuple[Control, ...], Field(max_length=MAX_CONTROLS)] = ()
-    """ControlNets that steer the painting, each with its picture."""
+    """ControlNets, each with its control image."""
     resize_mode: ResizeMode = "crop"
-    """How a starting picture of another shape is brought to size."""
+    """How to fit a starting image of another aspect ratio."""
     mask: Mask | None = None
-    """Paint only part of the starting picture."""
+    """Inpaint: change only the masked part of the starting image."""
     outpaint: Outpaint | None = None
-    """Grow the starting picture."""
+    """Extend the starting image beyond its edges."""
     inversion: Inversion | None = None
-    """Edit the starting picture by changing its prompt."""
+    """Edit the starting image by inversion and a changed prompt."""
     interpolation: Interpolation | None = None
-    """Paint the frames between two prompts, seeds or pictures."""
+    """Generate the frames between two prompts, seeds or images."""
 
     hires: Hires | None = None
     """Second pass at a larger size."""
     tiled: Tiled | None = None
     """Diffuse in overlapping tiles."""
     vae_tiling: bool = False
-    """Encode and decode in tiles, for less memory."""
+    """Encode and decode with the VAE in tiles, to save memory."""
     seamless: Seamless = "none"
-    """Join left with right (x), top with bottom (y), or both."""
+    """Tileable image: horizontally (x), vertically (y) or both."""
     upscale: Upscale | None = None
     """Enlarge the result."""
     prior: Prior | None = None
     """Settings of the autoregressive prior."""
 
     watermark: Annotated[str, AfterValidator(a_watermark)] | None = None
-    """Text to hide in the picture's colours, where the package invisible-watermark (dwtDct) reads it."""
+    """Text of an invisible watermark (readable by invisible-watermark, dwtDct)."""
     safety: Safety = "off"
-    """blur or block pictures that a safety checker finds; its weights are yours to supply."""
+    """Blur or block images flagged by a safety checker, whose weights you supply."""
 
     @model_validator(mode="after")
     def _parts_fit_together(self) -> Self:
@@ -445,6 +445,6 @@ class Request(Config):
 
 
 def _check_sigmas(sigmas: tuple[float, ...]) -> None:
-    falling = all(a > b for a, b in pairwise(sigmas))
-    if not (2 <= len(sigmas) <= MAX_STEPS + 1 and falling and all(map(math.isfinite, sigmas))):
-        raise ValueError(f"sigmas should be 2 to {MAX_STEPS + 1} finite, strictly falling noise levels")
+    descending = all(a > b for a, b in pairwise(sigmas))
+    if not (2 <= len(sigmas) <= MAX_STEPS + 1 and descending and all(map(math.isfinite, sigmas))):
+        raise ValueError(f"sigmas should be 2 to {MAX_STEPS + 1} finite, strictly descending noise levels")

@@ -6,14 +6,15 @@ Sizes above the model's own are painted at its own size and enlarged by its up-s
 from __future__ import annotations
 
 import secrets
+from dataclasses import dataclass
 
 from gouache.diffusion.samplers.names import resolve, resolve_schedule, sampler_info
 from gouache.errors import InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.generate.draft import with_defaults
 from gouache.pipeline.generate.upscalers import LANCZOS, OWN
-from gouache.pipeline.inputs.images import nearest_size
-from gouache.pipeline.prompts.tags import adapter_tags, refuse_tags
+from gouache.pipeline.inputs.images import References, nearest_size
+from gouache.pipeline.prompts.syntax import adapter_tags, refuse_tags
 from gouache.pipeline.request import Hires, Request, Upscale
 
 
@@ -121,6 +122,31 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
             "prior": None if bundle.prior is None else with_defaults(request.prior, defaults),
         }
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Resolved:
+    """A request without gaps, as `Pipeline.run` takes it.
+
+    Attributes:
+        request: the recipe of what will be painted.
+        notes: what could not be kept of what was asked.
+    """
+
+    request: Request
+    notes: tuple[str, ...]
+
+
+def resolve_with_pictures(request: Request, bundle: ModelBundle, references: References) -> Resolved:
+    """As `resolve_request`, for the starting picture that the request names.
+
+    Raises:
+        PictureError: it is not there, or no picture.
+        UnknownName, InvalidInput: as `resolve_request`.
+    """
+    start = None if request.init_image is None else references.picture(request.init_image).size
+    resolved = resolve_request(request, bundle, start)
+    return Resolved(resolved, tuple(size_notes(request, resolved, start)))
 
 
 def _check_tags(request: Request) -> None:

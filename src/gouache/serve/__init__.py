@@ -1,1 +1,1 @@
-"""The studio: jobs, engine, HTTP interfaces, web page (layer 6)."""
+"""The server, called the studio: jobs, workers, HTTP APIs, web page (layer 6)."""

@@ -15,13 +15,12 @@ from gouache import __version__
 from gouache.errors import GouacheError
 from gouache.serve.api import jobs as api_jobs
 from gouache.serve.api import models as api_models
+from gouache.serve.api import openai as openai_images
 from gouache.serve.api import pictures as api_pictures
 from gouache.serve.api import training as api_training
 from gouache.serve.api.a1111 import control as a1111_control
-from gouache.serve.api.a1111 import extras as a1111_extras
 from gouache.serve.api.a1111 import listings as a1111_listings
 from gouache.serve.api.a1111 import routes as a1111
-from gouache.serve.api.openai import routes as openai_images
 from gouache.serve.http import ops
 from gouache.serve.http.errors import refusal, reply_to, validation_reply
 from gouache.serve.http.guard import Guard
@@ -51,15 +50,15 @@ def create_api(studio: Studio) -> FastAPI:
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncIterator[None]:
-        studio.bell.hang()
+        studio.notifier.bind()
         studio.supervisor.start()
-        studio.training.wake()
+        studio.training.resume_all()
         studio.housekeeping.start()
         try:
             yield
         finally:
             studio.housekeeping.stop()
-            studio.training.sleep()
+            studio.training.suspend_all()
             studio.supervisor.stop()
 
     api = FastAPI(
@@ -75,7 +74,6 @@ def create_api(studio: Studio) -> FastAPI:
         a1111,
         a1111_listings,
         a1111_control,
-        a1111_extras,
         openai_images,
         ops,
     ):

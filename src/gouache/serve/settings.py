@@ -106,7 +106,7 @@ class Settings(Config):
     limits: Limits = Field(default_factory=Limits)
 
     @property
-    def shelves(self) -> tuple[Path, ...]:
+    def model_folders(self) -> tuple[Path, ...]:
         """Folders in which models lie; those that were trained here are in the data folder."""
         return (*self.models, self.data / "models")
 

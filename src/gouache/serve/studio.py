@@ -14,30 +14,31 @@ from sqlalchemy import delete, insert, select
 from gouache.errors import ModelNotFound, QueueFull
 from gouache.pipeline.request import Request
 from gouache.serve.http.guard import Buckets
-from gouache.serve.models.catalog import Shelf
+from gouache.serve.models.catalog import ModelCatalog
 from gouache.serve.models.downloads import Pulls
 from gouache.serve.queue.admission import admit
-from gouache.serve.queue.cached_views import Glance
+from gouache.serve.queue.cached_views import CachedJobView
 from gouache.serve.queue.job import FINISHED, Ending, Job, Source
 from gouache.serve.queue.leases import Leases
-from gouache.serve.queue.notify import Bell, within
+from gouache.serve.queue.notify import Notifier, wait_until
 from gouache.serve.queue.queue import Jobs, fingerprint_of
-from gouache.serve.queue.upscale_tasks import Enlarging
-from gouache.serve.search.query import Meaning
+from gouache.serve.queue.tasks import Tasks
+from gouache.serve.queue.upscale_tasks import UpscaleTasks
+from gouache.serve.search.query import SemanticSearch
 from gouache.serve.settings import Settings
 from gouache.serve.store.accounts import Accounts
 from gouache.serve.store.cleanup import Housekeeping
 from gouache.serve.store.database import Database, upsert
-from gouache.serve.store.files import Vault
+from gouache.serve.store.files import FileStore
 from gouache.serve.store.gallery import Pictures
 from gouache.serve.store.tables import options, presets
 from gouache.serve.training.runs import TrainingRuns
 from gouache.serve.training.sets import TrainingSets
 from gouache.serve.worker.supervisor import WORKER_COMMAND, Supervisor
 
-TWIN_SECONDS = 3600.0
-QUESTION_SECONDS = 10.0
-"""Longest wait for a worker that turns a question into a vector."""
+DUPLICATE_SECONDS = 3600.0
+SEARCH_SECONDS = 10.0
+"""Longest wait for a worker that turns a text into a vector."""
 DEFAULT_MODEL = "sd_model_checkpoint"
 """A1111's name of the option, so that both know the same choice."""
 log = logging.getLogger("gouache.studio")
@@ -53,29 +54,30 @@ class Studio:
 
     def __init__(self, settings: Settings, worker_command: Sequence[str] = WORKER_COMMAND) -> None:
         self.settings = settings
-        self.vault = Vault(settings.data, settings.limits.free_bytes)
+        self.file_store = FileStore(settings.data, settings.limits.free_bytes)
         self.database = Database(settings.store_url)
-        self.jobs = Jobs(self.database, settings.limits, self.vault.discard)
-        self.glance = Glance(self.database)
+        self.jobs = Jobs(self.database, settings.limits, self.file_store.discard)
+        self.cached_view = CachedJobView(self.database)
         self.leases = Leases(self.database)
         self.pictures = Pictures(self.database)
-        self.housekeeping = Housekeeping(self.database, self.vault, self.pictures)
+        self.housekeeping = Housekeeping(self.database, self.file_store, self.pictures)
         self.accounts = Accounts(self.database)
-        self.shelf = Shelf(settings.shelves, self.database, settings.default_model)
+        self.catalog = ModelCatalog(settings.model_folders, self.database, settings.default_model)
         self.secret = self.database.secret()
         self.failures = Buckets(settings.limits.failed_logins_per_minute)
         self.submissions = Buckets(settings.limits.jobs_per_minute)
-        self.bell = Bell()
+        self.notifier = Notifier()
         self.streams: Counter[str] = Counter()
         """Event streams that each user follows."""
         self.started = time.time()
-        self.supervisor = Supervisor(settings, self.leases, self.bell.ring, worker_command)
+        self.supervisor = Supervisor(settings, self.leases, self.notifier.notify, worker_command)
         sets, models = TrainingSets(settings.data / "training"), settings.data / "models"
-        self.training = TrainingRuns(settings.data / "runs", sets, models, self.shelf)
-        self.pulls = Pulls(self.shelf.refresh)
-        patience = min(QUESTION_SECONDS, settings.wait)
-        self.meaning = Meaning(self.database, self.pictures, self.bell, self.supervisor.wake_beside, patience)
-        self.enlarging = Enlarging(self.database, self.vault, self.bell, self.supervisor.wake_beside, settings.wait)
+        self.training = TrainingRuns(settings.data / "runs", sets, models, self.catalog)
+        self.pulls = Pulls(self.catalog.refresh)
+        timeout = min(SEARCH_SECONDS, settings.wait)
+        tasks, wake = Tasks(self.database), self.supervisor.wake_beside
+        self.semantic_search = SemanticSearch(tasks, self.pictures, self.notifier, wake, timeout)
+        self.upscale_tasks = UpscaleTasks(tasks, self.file_store, self.notifier, wake, settings.wait)
 
     def submit(
         self,
@@ -98,9 +100,9 @@ class Studio:
             The job, and whether it is new; errors as `admit` and `Jobs.submit`.
         """
         if is_retry and key is None and fingerprint is not None:
-            twin = self.jobs.recent_twin(owner, fingerprint, since=time.time() - TWIN_SECONDS)
-            if twin is not None:
-                return twin, False
+            duplicate = self.jobs.recent_duplicate(owner, fingerprint, since=time.time() - DUPLICATE_SECONDS)
+            if duplicate is not None:
+                return duplicate, False
         wait = self.submissions.take(owner)
         if wait:
             raise QueueFull(
@@ -110,11 +112,11 @@ class Studio:
                 cure=f"Try again in {wait:.0f} s.",
             )
         fingerprint = fingerprint or fingerprint_of(request.to_json())
-        if request.model is None and (chosen := self.default_model(owner)) != self.shelf.default:
+        if request.model is None and (chosen := self.default_model(owner)) != self.catalog.default:
             request = request.replace({"model": chosen})
-        self.vault.check_room()
-        self.vault.renew(name for name in request.pictures() if name.startswith("sha256:"))
-        admitted = admit(request, self.settings, self.shelf, self.vault)
+        self.file_store.check_room()
+        self.file_store.renew(name for name in request.pictures() if name.startswith("sha256:"))
+        admitted = admit(request, self.settings, self.catalog, self.file_store)
         job, new = self.jobs.submit(
             admitted, owner=owner, source=source, key=key, label=label, priority=priority, fingerprint=fingerprint
         )
@@ -126,7 +128,7 @@ class Studio:
     def cancel(self, job_id: str, owner: str | None, *, ending: Ending = "drop") -> Job:
         """Cancel one job by its id; arguments and errors as `Jobs.cancel`."""
         job = self.jobs.cancel(job_id, owner, ending=ending)
-        self.bell.ring(job_id)
+        self.notifier.notify(job_id)
         return job
 
     def retry(self, job_id: str, owner: str | None) -> Job:
@@ -135,31 +137,31 @@ class Studio:
         Raises:
             PictureError: a picture that it starts from is no longer kept.
         """
-        self.vault.check_room()
-        self.vault.renew(self.jobs.get(job_id, owner).parsed().pictures())
+        self.file_store.check_room()
+        self.file_store.renew(self.jobs.get(job_id, owner).parsed().pictures())
         job = self.jobs.retry(job_id, owner)
         self.supervisor.wake()
         return job
 
     async def wait_for(self, job_id: str, seconds: float) -> Job:
         """Wait until a job is finished, at most so long; gives it as it stands then."""
-        until = time.monotonic() + seconds
-        while True:
-            ticket = self.bell.ticket(job_id)
-            job = await asyncio.to_thread(self.jobs.get, job_id)
-            left = until - time.monotonic()
-            if job.state in FINISHED or left <= 0:
-                return job
-            # The bell rings for workers of this server; those of others are only seen by looking.
-            await within(ticket, min(left, 0.25))
+
+        def finished() -> Job | None:
+            job = self.jobs.get(job_id)
+            return job if job.state in FINISHED else None
+
+        found = await wait_until(self.notifier, job_id, finished, seconds=seconds, every=0.25)
+        if found is not None:
+            return found
+        return await asyncio.to_thread(self.jobs.get, job_id)
 
     def default_model(self, owner: str) -> str:
         """The model of a user's requests that name none: the one they chose, while it is there, else the studio's."""
         chosen = json.loads(self.options(owner).get(DEFAULT_MODEL, "null"))
         try:
-            return self.shelf.find(chosen).name if chosen else self.shelf.default
+            return self.catalog.find(chosen).name if chosen else self.catalog.default
         except ModelNotFound:
-            return self.shelf.default
+            return self.catalog.default
 
     def set_default_model(self, owner: str, name: str) -> str:
         """Choose it, for every interface; gives its full name.
@@ -167,7 +169,7 @@ class Studio:
         Raises:
             ModelNotFound: no such model here.
         """
-        found = self.shelf.find(name).name
+        found = self.catalog.find(name).name
         self.set_options(owner, {DEFAULT_MODEL: json.dumps(found)})
         return found
 
@@ -194,13 +196,8 @@ class Studio:
             values = {"owner": owner, "name": name, "prompt": prompt, "negative_prompt": negative_prompt}
             connection.execute(insert(presets).values(**values, request="{}"))
 
-    def remove_preset(self, owner: str, name: str) -> None:
-        """Forget a style."""
-        with self.database.write() as connection:
-            connection.execute(delete(presets).where(presets.c.owner == owner, presets.c.name == name))
-
     def close(self) -> None:
         """Stop the workers and let go of the store."""
         self.supervisor.stop()
-        self.glance.close()
+        self.cached_view.close()
         self.database.close()

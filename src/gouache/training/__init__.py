@@ -1,1 +1,1 @@
-"""The training phase: stages, losses, state, loop, evaluation (layer 5)."""
+"""Training: stages, losses, state, loop, evaluation (layer 5)."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gouache.errors import InvalidInput
+from gouache.nn.torch_private import lerp_all_
 from gouache.training.sharding import local
 
 Weights = dict[str, Tensor]
@@ -62,7 +63,7 @@ class PowerEma:
         for length, average in self.averages.items():
             weight = 1 - beta(self.gammas[length], step)
             # One fused call: thousands of small launches would cost more than the arithmetic.
-            torch._foreach_lerp_([local(average[name]) for name in names], new, weight)
+            lerp_all_([local(average[name]) for name in names], new, weight)
             for name in current.keys() - set(names):
                 average[name].copy_(current[name])
 

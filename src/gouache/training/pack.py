@@ -12,6 +12,7 @@ from gouache.checkpoints.save import bundle_to_write, write_model
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults
+from gouache.models.family import POCKET
 from gouache.training.config import TrainConfig, stage_config
 from gouache.training.inputs import RunInputs, stage_run
 from gouache.training.stages.registry import STAGES
@@ -27,7 +28,7 @@ def pack(
     *,
     dtype: str = "fp16",
     int8: tuple[str, ...] = (),
-    name: str = "pocket",
+    name: str = POCKET.name,
     styles: tuple[str, ...] = (),
     licence: str = "",
     ema: float | None = None,
@@ -77,7 +78,7 @@ def assemble_bundle(config: TrainConfig, run: Path, name: str, defaults: Generat
     for stage in reversed(STAGES.values()):
         parts |= stage.model_parts(inputs, parts)
     text, _ = inputs.text()
-    return ModelBundle(family="pocket", text=text, defaults=defaults, name=name, **parts)
+    return ModelBundle(family=POCKET.name, text=text, defaults=defaults, name=name, **parts)
 
 
 def _defaults(config: TrainConfig) -> GenerationDefaults:

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from gouache.checkpoints.formats.safetensors import atomic_write
 from gouache.errors import DataError
+from gouache.files import atomic_write
 from gouache.training.stages.registry import STAGES
 
 

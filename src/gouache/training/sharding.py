@@ -24,8 +24,8 @@ from torch import Tensor
 from gouache.errors import TrainingError
 from gouache.models.prior import Layer
 from gouache.models.quantizer import Block
+from gouache.nn.attention import TransformerBlock
 from gouache.nn.resnet import Downsample, ResnetBlock, Upsample
-from gouache.nn.transformer import TransformerBlock
 from gouache.training.config import StageConfig
 from gouache.training.stage import Stage
 

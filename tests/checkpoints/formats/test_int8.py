@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 from typer.testing import CliRunner
 
-from gouache.checkpoints.card import CARD_FILE
 from gouache.checkpoints.convert import convert
 from gouache.checkpoints.diffusers.folder import read_json
 from gouache.checkpoints.formats.header import SCALE, TensorInfo, dequantised_header, is_matrix, read_header
 from gouache.checkpoints.formats.safetensors import dequantise, load_tensors, quantise, save_tensors, write_json
+from gouache.checkpoints.identify import CARD_FILE
 from gouache.checkpoints.load import load_bundle
 from gouache.checkpoints.save import Format, ModelToWrite, bundle_to_write, write_model
 from gouache.cli.main import app

@@ -17,12 +17,12 @@ from gouache.checkpoints.formats.header import DTYPE_BYTES
 from gouache.checkpoints.formats.safetensors import (
     TORCH_DTYPES,
     SafetensorsFile,
-    atomic_write,
     load_tensors,
     read_header,
     save_tensors,
 )
 from gouache.errors import CorruptCheckpoint, InvalidInput, ModelNotFound
+from gouache.files import atomic_write
 
 DTYPES = (
     torch.float64,

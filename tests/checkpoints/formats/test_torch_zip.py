@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from gouache.checkpoints.convert import convert
-from gouache.checkpoints.formats.open import open_header, open_source
+from gouache.checkpoints.formats.header import open_header, open_source
 from gouache.checkpoints.formats.torch_pickle import read_pickle
 from gouache.checkpoints.formats.torch_zip import TensorZip
 from gouache.checkpoints.load import identify, load_bundle

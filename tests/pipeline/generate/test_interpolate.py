@@ -12,7 +12,7 @@ from PIL import Image
 
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.events import Painted
+from gouache.pipeline.generate.generation import Painted
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.prompts.encode import PromptReader
 from gouache.pipeline.request import Interpolation, Mask, Outpaint, Request

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gouache.checkpoints.adapters.library import AdapterFolder
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.events import Painted
+from gouache.pipeline.generate.generation import Painted
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
 

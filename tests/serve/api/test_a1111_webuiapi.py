@@ -13,10 +13,12 @@ import httpx
 import pytest
 import webuiapi
 from PIL import Image
+from sqlalchemy import delete
 
 from gouache.checkpoints.hub import shipped_model
 from gouache.diffusion.samplers.registry import sampler_options
 from gouache.serve.api.a1111.mapping import TAKES_CHURN, TAKES_ETA
+from gouache.serve.store.tables import presets
 
 if TYPE_CHECKING:
     from tests.serve.conftest import Server
@@ -87,7 +89,7 @@ def test_extras_use_the_upscaler_that_the_model_brings(api: Any, server: Server)
     assert square.image.size == (200, 200)
     smaller = api.extra_single_image(image=image, upscaler_1="model", upscaling_resize=0.5).image
     assert smaller.size == (40, 24)
-    assert list((server.studio.settings.data / "errands").iterdir()) == []
+    assert list((server.studio.settings.data / "tasks").iterdir()) == []
 
 
 def test_adapters_on_the_disk_are_listed(api: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -252,7 +254,8 @@ def test_styles_are_laid_around_the_prompt(server: Server) -> None:
         info = json.loads(httpx.post(f"{server.url}/sdapi/v1/txt2img", json=fields, timeout=60).json()["info"])
         assert (info["prompt"], info["negative_prompt"]) == ("ink drawing of a cup", "photo")
     finally:
-        server.studio.remove_preset("local", "ink")
+        with server.studio.database.write() as connection:
+            connection.execute(delete(presets).where(presets.c.name == "ink"))
 
 
 def test_the_samplers_that_take_eta_and_churn_are_those_of_the_sampler_room() -> None:

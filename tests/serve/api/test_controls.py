@@ -16,7 +16,7 @@ from diffusers import ControlNetModel
 from PIL import Image, ImageDraw
 
 from gouache.errors import InvalidInput, ModelNotFound
-from gouache.pipeline.events import Painted
+from gouache.pipeline.generate.generation import Painted
 from gouache.pipeline.request import Control, Request
 from gouache.serve.queue.admission import admit
 from gouache.serve.settings import Limits
@@ -325,14 +325,14 @@ def test_control_pictures_count_in_the_limits(studio: Studio, folders: Path) -> 
     assert folders.is_dir()
     buffer = io.BytesIO()
     picture((100, 60)).save(buffer, "PNG")
-    name = studio.vault.attach(buffer.getvalue())
-    other = studio.vault.attach(buffer.getvalue() + b"\0")
+    name = studio.file_store.attach(buffer.getvalue())
+    other = studio.file_store.attach(buffer.getvalue() + b"\0")
     request = Request(width=64, height=64, num_inference_steps=10, init_image=other)
 
     def admitted(limits: Limits, *models: str) -> Request:
         controls = [Control(model=model, image=name) for model in models]
         settings = studio.settings.model_copy(update={"limits": limits})
-        return admit(request.replace({"control": controls}), settings, studio.shelf, studio.vault)
+        return admit(request.replace({"control": controls}), settings, studio.catalog, studio.file_store)
 
     # The U-Net alone, and half a U-Net for each network.
     plain = 64 * 64 * 10
@@ -358,9 +358,9 @@ def test_two_files_of_one_name_are_told_without_their_place(
     monkeypatch.setenv("GOUACHE_MODELS", str(tmp_path / "m"))
     buffer = io.BytesIO()
     picture().save(buffer, "PNG")
-    control = Control(model="lines", image=studio.vault.attach(buffer.getvalue()))
+    control = Control(model="lines", image=studio.file_store.attach(buffer.getvalue()))
     with pytest.raises(InvalidInput, match="several files") as caught:
-        admit(Request(control=(control,)), studio.settings, studio.shelf, studio.vault)
+        admit(Request(control=(control,)), studio.settings, studio.catalog, studio.file_store)
     assert str(tmp_path) not in str(caught.value)
 
 

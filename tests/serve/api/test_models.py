@@ -11,7 +11,7 @@ import pytest
 from gouache.checkpoints import hub
 from gouache.errors import Conflict, HubError, InvalidInput, ModelNotFound
 from gouache.pipeline.request import Request
-from gouache.serve.models.catalog import Shelf
+from gouache.serve.models.catalog import ModelCatalog
 from gouache.serve.models.downloads import Pull, Pulls
 from gouache.serve.models.facts import facts_of, inspect
 from gouache.serve.studio import Studio
@@ -34,12 +34,12 @@ def model(studio: Studio) -> str:
     from gouache.pipeline.pipeline import untrained_bundle
 
     write_model(bundle_to_write(untrained_bundle()), studio.settings.data / "models" / "tiny", "gouache")
-    studio.shelf.refresh()
+    studio.catalog.refresh()
     return "tiny"
 
 
 def test_a_models_facts_come_from_its_headers(studio: Studio, model: str) -> None:
-    entry = studio.shelf.find(model)
+    entry = studio.catalog.find(model)
     found = facts_of(entry)
     assert (found.family, found.kind, found.error) == ("Stable Diffusion 1.x", "model", "")
     assert found.parameters > 10_000
@@ -53,8 +53,8 @@ def test_a_broken_file_says_why(studio: Studio) -> None:
     folder = studio.settings.data / "models"
     folder.mkdir()
     (folder / "broken.safetensors").write_bytes(b"no weights")
-    studio.shelf.refresh()
-    entry = studio.shelf.find("broken")
+    studio.catalog.refresh()
+    entry = studio.catalog.find("broken")
     assert "broken.safetensors" in facts_of(entry).error
     with pytest.raises(InvalidInput, match="broken") as caught:
         inspect(entry)
@@ -62,9 +62,9 @@ def test_a_broken_file_says_why(studio: Studio) -> None:
 
 
 def test_each_user_chooses_a_default_that_every_interface_uses(studio: Studio, model: str) -> None:
-    assert studio.default_model("ada") == studio.shelf.default
+    assert studio.default_model("ada") == studio.catalog.default
     assert studio.set_default_model("ada", "tiny") == model
-    assert studio.default_model("bob") == studio.shelf.default
+    assert studio.default_model("bob") == studio.catalog.default
     job, _ = studio.submit(Request(prompt="x"), owner="ada", source="v1")
     assert job.parsed().model == "tiny"
     other, _ = studio.submit(Request(prompt="x"), owner="bob", source="v1")
@@ -73,16 +73,16 @@ def test_each_user_chooses_a_default_that_every_interface_uses(studio: Studio, m
         studio.set_default_model("ada", "nowhere")
     # A model that is gone gives way.
     (studio.settings.data / "models" / "tiny").rename(studio.settings.data / "gone")
-    studio.shelf.refresh()
-    assert studio.default_model("ada") == studio.shelf.default
+    studio.catalog.refresh()
+    assert studio.default_model("ada") == studio.catalog.default
 
 
 def test_a_snapshot_in_the_hubs_cache_has_its_repositorys_name(studio: Studio, tmp_path: Path) -> None:
     snapshot = tmp_path / "hub" / "models--painter--tiny-sd" / "snapshots" / "0123456789abcdef"
     snapshot.mkdir(parents=True)
     (snapshot / "model_index.json").write_text("{}")
-    shelf = Shelf([tmp_path / "hub"], studio.database)
-    assert shelf.find("painter/tiny-sd").path == snapshot
+    catalog = ModelCatalog([tmp_path / "hub"], studio.database)
+    assert catalog.find("painter/tiny-sd").path == snapshot
 
 
 def test_over_http(client: httpx.Client, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -207,7 +207,7 @@ def test_a_link_out_of_a_models_folder_is_not_listed(make_client: MakeClient, tm
     (folder / "link.safetensors").symlink_to(tmp_path / "outside.safetensors")
     seen: list[Studio] = []
     client = make_client(seen.append, models=(folder,))
-    assert [entry.name for entry in seen[0].shelf.entries()] == ["pocket", "inside.safetensors"]
+    assert [entry.name for entry in seen[0].catalog.entries()] == ["pocket", "inside.safetensors"]
     # A file that can't be used is not offered.
     assert [model["id"] for model in client.get("/v1/models").json()["data"]] == ["pocket"]
 
@@ -217,16 +217,16 @@ def test_pictures_are_only_found_by_their_ids(make_client: MakeClient, name: str
     assert make_client().get(f"/v1/pictures/{name}/file").status_code in (400, 404, 405)
 
 
-def test_the_vault_follows_no_link_and_takes_no_foreign_name(studio: Studio, tmp_path: Path) -> None:
+def test_the_file_store_follows_no_link_and_takes_no_foreign_name(studio: Studio, tmp_path: Path) -> None:
     secret = tmp_path / "secret"
     secret.write_text("secret")
     name = "0" * 64
-    (studio.vault.root / "attachments" / name).symlink_to(secret)
+    (studio.file_store.root / "attachments" / name).symlink_to(secret)
     with pytest.raises(PictureError):
-        studio.vault.attachment(f"sha256:{name}")
+        studio.file_store.attachment(f"sha256:{name}")
     for bad in ("../secret", "x.png", "/etc/passwd", "0" * 32 + ".svg", ""):
         with pytest.raises(NotFound):
-            studio.vault.path("pictures", bad)
+            studio.file_store.path("pictures", bad)
 
 
 # No address is fetched.
@@ -362,7 +362,7 @@ def test_unknown_ids_are_404_and_never_done(make_client: MakeClient) -> None:
 
 def test_the_recipe_that_is_told_outside_has_no_path(studio: Studio) -> None:
     job, _ = studio.submit(Request(prompt="x"), owner="local", source="v1")
-    assert "path" not in json.dumps(job.complaint())
+    assert "path" not in json.dumps(job.error_parts())
     assert str(studio.settings.data) not in job.request
 
 

@@ -127,7 +127,7 @@ def test_paint_search_restore_reload_cancel_and_a_second_tab(browser: Browser, s
     keep(page, "paint-busy")
     wait_for_prompt(page, "half a thought")
     second, second_faults = open_page(browser, studio_page, locale="zh-CN", width=390)
-    wait_for_status(second, "正在绘画")
+    wait_for_status(second, "生成中")
     keep(second, "phone-paint-busy")
     wait_for_prompt(second, "half a thought")
     assert fits(second)
@@ -173,7 +173,7 @@ def test_edit_with_a_mask_and_with_a_dragged_frame(browser: Browser, studio_page
     tab(page, EDIT)
     keep(page, "edit-empty")
     page.click("#edit-button")
-    page.get_by_text("Load a picture first.").wait_for()
+    page.get_by_text("Load an image first.").wait_for()
     load_canvas(page, tmp_path / "start.png")
     page.locator("#canvas button[aria-label*=rush], #canvas button[title*=rush]").first.click()
     box: Any = page.locator("#canvas canvas").first.bounding_box()
@@ -186,7 +186,7 @@ def test_edit_with_a_mask_and_with_a_dragged_frame(browser: Browser, studio_page
     page.click("#edit-button")
     wait_for_status(page, "Done", "#edit-status")
     job = studio_page.studio.jobs.listing(limit=1)[0]
-    start = studio_page.studio.vault.attachment(job.parsed().init_image or "")
+    start = studio_page.studio.file_store.attachment(job.parsed().init_image or "")
     assert Image.open(io.BytesIO(start)).size == (64, 64)
     request = job.parsed()
     assert (request.prompt, request.mask is not None, request.outpaint) == ("a blue door", True, None)
@@ -250,7 +250,7 @@ def test_training_is_started_shows_its_error_and_is_for_administrators(
     page.fill("#upload-to textarea, #upload-to input", "cats")
     files = [str(tmp_path / "one.png"), str(tmp_path / "metadata.csv")]
     page.locator("#upload-pictures input[type=file]").set_input_files(files)
-    page.locator("#upload-note", has_text="cats: 1 pictures").wait_for()
+    page.locator("#upload-note", has_text="cats: 1 images").wait_for()
     page.locator("#train-stage label").nth(2).click()
     page.fill("#run-name textarea, #run-name input", "mine")
     page.click("#train-start")
@@ -266,7 +266,7 @@ def test_training_is_started_shows_its_error_and_is_for_administrators(
     studio_page.studio.accounts.add_token("ada", "a-token-that-is-long-enough")
     reload(page, faults)
     tab(page, TRAIN)
-    page.locator("#train-refused", has_text="For administrators").wait_for()
+    page.locator("#train-refused", has_text="Administrators only").wait_for()
     assert not page.locator("#train-start").is_visible()
 
 

@@ -154,7 +154,7 @@ def test_a_draft_is_kept_per_user(studio: Studio) -> None:
 def test_status_of_an_empty_studio(studio: Studio) -> None:
     line, stage = status(studio, asking("zh-CN"), "nothing")
     assert line == ""
-    assert "还没有图片" in stage
+    assert "还没有作品" in stage
 
 
 def test_the_status_names_place_and_error(studio: Studio) -> None:
@@ -162,7 +162,7 @@ def test_the_status_names_place_and_error(studio: Studio) -> None:
 
     first, _ = studio.submit(Request(prompt="x"), owner="local", source="page")
     studio.submit(Request(prompt="y"), owner="local", source="page")
-    assert "1 before it" in status(studio, asking(), "nothing")[0]
+    assert "1 ahead" in status(studio, asking(), "nothing")[0]
     job = studio.leases.claim("worker", 30.0)
     assert job is not None
     assert job.id == first.id

@@ -33,7 +33,7 @@ def handed_in(studio: Studio, **fields: object) -> Job:
 
 def same(studio: Studio, job_id: str) -> JobView:
     """What the quick look says, after checking that it is what the slow one says."""
-    quick = JobView.from_json(studio.glance.at(job_id, "ada").decode(), where="reply")
+    quick = JobView.from_json(studio.cached_view.at(job_id, "ada").decode(), where="reply")
     slow = seen(studio, studio.jobs.get(job_id))
     without = {"eta_seconds": None}
     assert quick.model_copy(update=without) == slow.model_copy(update=without)
@@ -57,17 +57,17 @@ def test_it_agrees_with_the_models_in_every_state(studio: Studio) -> None:
 def test_a_change_is_seen_at_once(studio: Studio) -> None:
     job = handed_in(studio)
     assert same(studio, job.id).state == "queued"
-    assert studio.glance.at(job.id, "ada") is studio.glance.at(job.id, "ada")
+    assert studio.cached_view.at(job.id, "ada") is studio.cached_view.at(job.id, "ada")
     studio.jobs.cancel(job.id)
     assert same(studio, job.id).state == "cancelled"
 
 
 def test_somebody_elses_job_and_no_job_are_not_found(studio: Studio) -> None:
     job = handed_in(studio)
-    studio.glance.at(job.id, "ada")
+    studio.cached_view.at(job.id, "ada")
     for name, owner in ((job.id, "eve"), ("0" * 32, "ada"), ("' OR 1=1 --", "ada")):
         with pytest.raises(NotFound):
-            studio.glance.at(name, owner)
+            studio.cached_view.at(name, owner)
 
 
 def test_a_change_that_began_before_the_look_and_ended_after_it_is_seen(studio: Studio) -> None:

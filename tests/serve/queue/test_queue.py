@@ -19,7 +19,7 @@ from gouache.serve.queue.queue import Jobs
 from gouache.serve.settings import Limits
 from gouache.serve.store.backup import back_up, restore
 from gouache.serve.store.database import Database
-from gouache.serve.store.files import Vault
+from gouache.serve.store.files import FileStore
 from gouache.serve.store.gallery import Pictures, row_of
 from gouache.serve.store.tables import jobs as jobs_table
 
@@ -120,7 +120,7 @@ def test_a_job_that_kills_its_workers_is_given_up(queue: Queue) -> None:
         assert queue.leases.release(f"w{k}") == 1
     seen = queue.jobs.get(job.id)
     assert seen.state == "failed"
-    assert "died 3 times" in (seen.complaint() or {})["message"]
+    assert "died 3 times" in (seen.error_parts() or {})["message"]
     assert queue.jobs.retry(job.id).state == "queued"
     assert queue.claim().attempts == 1
 
@@ -217,25 +217,25 @@ def test_pictures_are_searched_tagged_deleted_and_restored(queue: Queue) -> None
 
 
 def test_a_backup_fills_an_empty_studio_and_no_other(queue: Queue, tmp_path: Path) -> None:
-    vault = Vault(tmp_path / "data")
-    name = vault.attach(b"attached")
+    file_store = FileStore(tmp_path / "data")
+    name = file_store.attach(b"attached")
     queue.add("painted")
     done = queue.claim()
-    vault.keep("pictures", f"{done.id}-0000.png", b"picture")
+    file_store.keep("pictures", f"{done.id}-0000.png", b"picture")
     queue.complete(done)
     queue.add("waiting")
     queue.add("running")
     queue.claim()
-    assert back_up(queue.database, vault, tmp_path / "all.tar") == 1
-    other, other_vault = Queue(f"sqlite:///{tmp_path / 'other.sqlite3'}"), Vault(tmp_path / "other")
+    assert back_up(queue.database, file_store, tmp_path / "all.tar") == 1
+    other, other_file_store = Queue(f"sqlite:///{tmp_path / 'other.sqlite3'}"), FileStore(tmp_path / "other")
     try:
-        assert restore(other.database, other_vault, tmp_path / "all.tar") == 1
+        assert restore(other.database, other_file_store, tmp_path / "all.tar") == 1
         assert other.jobs.counts() == {"queued": 2, "running": 0, "done": 1, "failed": 0, "cancelled": 0}
-        assert other_vault.read("pictures", other.pictures.search()[0].file) == b"picture"
-        assert other_vault.attachment(name) == b"attached"
+        assert other_file_store.read("pictures", other.pictures.search()[0].file) == b"picture"
+        assert other_file_store.attachment(name) == b"attached"
         other.add("new")
         with pytest.raises(Exception, match="expected an empty store"):
-            restore(other.database, other_vault, tmp_path / "all.tar")
+            restore(other.database, other_file_store, tmp_path / "all.tar")
     finally:
         other.database.close()
 

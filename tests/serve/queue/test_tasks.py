@@ -7,18 +7,26 @@ import dataclasses
 import io
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 from PIL import Image
-from sqlalchemy import insert
+from sqlalchemy import insert, update
 
-from gouache.errors import InvalidInput, QueueFull
+from gouache.errors import InvalidInput, QueueFull, StoreError, WorkerError
 from gouache.serve.http.errors import NobodyAnswers
-from gouache.serve.queue import upscale_tasks as enlarging
-from gouache.serve.queue.tasks import Errands, asked_file
-from gouache.serve.store.tables import errands
+from gouache.serve.queue import upscale_tasks
+from gouache.serve.queue.leases import Leases
+from gouache.serve.queue.notify import Notifier, changes, wait_until
+from gouache.serve.queue.tasks import Outcome, Task, TaskQueue, Tasks, notified_as
+from gouache.serve.store.database import Database
+from gouache.serve.store.files import picture_to_upscale
+from gouache.serve.store.tables import tasks as tasks_table
 from gouache.serve.studio import Studio
+from gouache.serve.worker.upscaling import Upscaling
+
+ROW = {"kind": "upscale", "state": "waiting", "payload": '{"model": "tiny", "factor": 2.0}', "attempts": 0}
 
 
 def png(width: int = 12, height: int = 8) -> bytes:
@@ -38,20 +46,20 @@ def model(studio: Studio) -> str:
     network = Upscaler(UpscalerConfig(image_channels=3, channels=8, blocks=1))
     bundle = dataclasses.replace(untrained_bundle(), upscaler=network)
     write_model(bundle_to_write(bundle), studio.settings.data / "models" / "tiny", "gouache")
-    studio.shelf.refresh()
+    studio.catalog.refresh()
     return "tiny"
 
 
-def worker_of(studio: Studio, name: str = "host:1:1") -> Errands:
-    return Errands(studio.database, studio.vault, studio.shelf, name, studio.bell.ring)
+def worker_of(studio: Studio, name: str = "host:1:1") -> Upscaling:
+    return Upscaling(TaskQueue(studio.database, name, 60, studio.notifier.notify), studio.file_store, studio.catalog)
 
 
 def answered(studio: Studio, model: str, factor: float) -> bytes:
     """What a caller gets, with a worker beside it."""
 
     async def both() -> bytes:
-        studio.bell.hang()
-        asked = asyncio.create_task(studio.enlarging.enlarge(png(), factor, model))
+        studio.notifier.bind()
+        asked = asyncio.create_task(studio.upscale_tasks.enlarge(png(), factor, model))
         worker = worker_of(studio)
         until = time.monotonic() + 60
         while not await asyncio.to_thread(worker.run_one) and time.monotonic() < until:
@@ -62,7 +70,7 @@ def answered(studio: Studio, model: str, factor: float) -> bytes:
 
 
 def left_over(studio: Studio) -> int:
-    return len(studio.database.rows(errands.select())) + len(list((studio.settings.data / "errands").iterdir()))
+    return len(studio.database.rows(tasks_table.select())) + len(list((studio.settings.data / "tasks").iterdir()))
 
 
 def test_a_picture_comes_back_larger_and_nothing_stays_behind(studio: Studio, model: str) -> None:
@@ -77,41 +85,145 @@ def test_a_model_without_an_upscaler_and_too_large_a_picture_are_refused(studio:
     from gouache.pipeline.pipeline import untrained_bundle
 
     write_model(bundle_to_write(untrained_bundle()), studio.settings.data / "models" / "plain", "gouache")
-    studio.shelf.refresh()
+    studio.catalog.refresh()
     with pytest.raises(InvalidInput, match="without an upscaler"):
         answered(studio, "plain", 2.0)
     assert left_over(studio) == 0
 
 
 def test_without_a_worker_the_answer_comes_after_a_while(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
-    studio.enlarging.patience = 0.3
+    studio.upscale_tasks.timeout = 0.3
     with pytest.raises(NobodyAnswers, match="a worker that runs"):
-        asyncio.run(studio.enlarging.enlarge(png(), 2.0, "tiny"))
+        asyncio.run(studio.upscale_tasks.enlarge(png(), 2.0, "tiny"))
     assert left_over(studio) == 0
-    monkeypatch.setattr(enlarging, "MOST_WAITING", 0)
+    monkeypatch.setattr(upscale_tasks, "MOST_WAITING", 0)
     with pytest.raises(QueueFull):
-        asyncio.run(studio.enlarging.enlarge(png(), 2.0, "tiny"))
+        asyncio.run(studio.upscale_tasks.enlarge(png(), 2.0, "tiny"))
 
 
-def test_an_errand_that_takes_its_worker_down_is_not_run_again(studio: Studio) -> None:
-    studio.vault.keep("errands", asked_file("a" * 32), png())
-    values = {"id": "a" * 32, "created": time.time(), "model": "tiny", "factor": 2.0, "worker": "host:1:1"}
+def test_a_task_that_takes_its_worker_down_is_not_run_again(studio: Studio) -> None:
+    studio.file_store.keep("tasks", picture_to_upscale("a" * 32), png())
+    values = ROW | {"id": "a" * 32, "created": time.time(), "state": "running", "worker": "host:1:1", "attempts": 1}
     with studio.database.write() as connection:
-        connection.execute(insert(errands).values(values))
+        connection.execute(insert(tasks_table).values(values))
     assert not worker_of(studio, "host:2:2").run_one()
     studio.leases.release("host:1:1")
-    (row,) = studio.database.rows(errands.select())
-    assert row.done
+    (row,) = studio.database.rows(tasks_table.select())
+    assert row.state == "failed"
     assert "took the worker down" in row.error
 
 
 def test_what_a_dead_server_left_behind_goes_with_time(studio: Studio) -> None:
-    path: Path = studio.vault.keep("errands", asked_file("b" * 32), png())
+    path: Path = studio.file_store.keep("tasks", picture_to_upscale("b" * 32), png())
     with studio.database.write() as connection:
-        connection.execute(insert(errands).values(id="b" * 32, created=1.0, model="tiny", factor=2.0))
+        connection.execute(insert(tasks_table).values(ROW | {"id": "b" * 32, "created": 1.0}))
     worker_of(studio)
-    assert studio.database.rows(errands.select()) == []
+    assert studio.database.rows(tasks_table.select()) == []
     assert path.is_file()
     os.utime(path, (1.0, 1.0))
     worker_of(studio)
     assert left_over(studio) == 0
+
+
+def upper(tasks: Sequence[Task]) -> list[Outcome]:
+    return [{"text": task.payload["text"].upper()} for task in tasks]
+
+
+def test_a_task_is_claimed_once_and_its_caller_is_notified(store_url: str) -> None:
+    database = Database(store_url)
+    told: list[str] = []
+    tasks, first, second = Tasks(database), *(TaskQueue(database, name, 60, told.append) for name in ("w1", "w2"))
+    for k in range(3):
+        tasks.add(str(k), "embed", {"text": f"t{k}"})
+    tasks.add("0", "embed", {"text": "another"})
+    assert tasks.open("embed") == 3
+
+    def others_find_none(claimed: Sequence[Task]) -> list[Outcome]:
+        assert second.run("embed", upper, 2) == 1
+        return upper(claimed)
+
+    assert first.run("upscale", upper) == 0
+    assert first.run("embed", others_find_none, 2) == 2
+    assert second.run("embed", upper) == 0
+    results = [task.result for k in range(3) if (task := tasks.get(str(k))) is not None]
+    assert results == [{"text": f"T{k}"} for k in range(3)]
+    assert sorted(told) == [notified_as(str(k)) for k in range(3)]
+    assert tasks.open("embed") == 0
+    database.close()
+
+
+def test_a_silent_workers_task_goes_to_another_and_the_first_can_write_no_more(store_url: str) -> None:
+    database = Database(store_url)
+    tasks, leases = Tasks(database), Leases(database)
+    tasks.add("t", "embed", {"text": "t"})
+
+    def silent(_claimed: Sequence[Task]) -> list[Outcome]:
+        with database.write() as connection:
+            connection.execute(update(tasks_table).values(lease_until=1.0))
+        leases.release_expired()
+        assert TaskQueue(database, "second", 60, lambda _: None).run("embed", upper) == 1
+        return [{"text": "late"}]
+
+    assert TaskQueue(database, "first", 60, lambda _: None).run("embed", silent) == 1
+    task = tasks.get("t")
+    assert task is not None
+    assert (task.state, task.result, task.attempts) == ("done", {"text": "T"}, 2)
+    database.close()
+
+
+def test_a_text_that_takes_workers_down_again_and_again_is_given_up(store_url: str) -> None:
+    database = Database(store_url)
+    tasks, leases = Tasks(database), Leases(database)
+    tasks.add("t", "embed", {"text": "t"})
+    for attempt in (1, 2, 3):
+        state = tasks.get("t")
+        assert state is not None
+        assert (state.state, state.attempts) == ("waiting", attempt - 1)
+        with database.write() as connection:
+            connection.execute(update(tasks_table).values(state="running", worker="w", attempts=attempt))
+        leases.release("w")
+    task = tasks.get("t")
+    assert task is not None
+    assert (task.state, (task.error or {})["kind"]) == ("failed", "WorkerError")
+    database.close()
+
+
+@pytest.mark.parametrize("error", [StoreError("a", given="b", expected="c"), KeyError("x")])
+def test_what_goes_wrong_in_a_task_is_its_outcome(studio: Studio, error: Exception) -> None:
+    tasks = Tasks(studio.database)
+    tasks.add("t", "embed", {"text": "t"})
+
+    def fails(_claimed: Sequence[Task]) -> list[Outcome]:
+        raise error
+
+    TaskQueue(studio.database, "w", 60, lambda _: None).run("embed", fails)
+    task = tasks.get("t")
+    assert task is not None
+    kind = type(error) if isinstance(error, StoreError) else WorkerError
+    assert (task.state, (task.error or {})["kind"]) == ("failed", kind.__name__)
+
+
+def test_waiting_ends_with_a_notification_or_with_the_time() -> None:
+    async def waits() -> list[object]:
+        notifier = Notifier()
+        found: list[object] = []
+        notifier.bind()
+        looks = [0]
+
+        def third_look() -> str | None:
+            looks[0] += 1
+            notifier.notify("t")
+            return "there" if looks[0] == 3 else None
+
+        start = time.monotonic()
+        found.append(await wait_until(notifier, "t", third_look, seconds=60, every=60))
+        assert time.monotonic() - start < 30, "notifications were not heard"
+        found.append(await wait_until(notifier, "t", lambda: None, seconds=0.05, every=0.01))
+        looks[0] = 0
+        async for seen in changes(notifier, "t", third_look, every=60):
+            if seen is not None:
+                found.append(seen)
+                break
+        return found
+
+    assert asyncio.run(waits()) == ["there", None, "there"]

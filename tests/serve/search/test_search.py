@@ -21,6 +21,7 @@ from gouache.models.text_stack import TextStack
 from gouache.pipeline.inputs.images import read_picture
 from gouache.pipeline.request import Request
 from gouache.serve.http.errors import NobodyAnswers
+from gouache.serve.queue.tasks import TaskQueue
 from gouache.serve.search.embedding import ByPictures, ByPrompts, open_embedder
 from gouache.serve.search.index import Index, packed
 from gouache.serve.store.gallery import Wanted
@@ -88,7 +89,7 @@ def test_a_server_with_towers_finds_the_nearest_pictures_first(start_server: Sta
     asked = judge.captions(["a fox on water"]).numpy()[0]
     cosines = {}
     for picture in reply["pictures"]:
-        file = server.studio.vault.read("pictures", f"{picture['id']}.png")
+        file = server.studio.file_store.read("pictures", f"{picture['id']}.png")
         pixels = np.asarray(read_picture(file).convert("RGBA"))
         cosines[picture["id"]] = float(judge.pictures(pixels[None]).numpy()[0] @ asked)
     assert [picture["id"] for picture in reply["pictures"]] == sorted(cosines, key=lambda name: -cosines[name])
@@ -112,9 +113,9 @@ def test_without_a_model_the_answer_says_what_is_missing(start_server: StartServ
 
 
 def test_without_a_worker_the_answer_comes_after_a_while(studio: Studio) -> None:
-    studio.meaning.patience = 0.3
+    studio.semantic_search.timeout = 0.3
     with pytest.raises(NobodyAnswers, match="a worker that runs"):
-        asyncio.run(studio.meaning.search("a fox", Wanted(owner="local")))
+        asyncio.run(studio.semantic_search.search("a fox", Wanted(owner="local")))
 
 
 def listed(studio: Studio, name: str, owner: str, vector: np.ndarray[Any, Any] | None, prompt: str = "x") -> None:
@@ -174,8 +175,9 @@ def test_pictures_get_vectors_once_also_when_one_file_is_gone(studio: Studio, to
         listed(studio, f"{k:032x}", "ada", None)
         if colour != "green":
             Image.new("RGB", (40 + 20 * k, 40), colour).save(tmp_path / "a.png")
-            studio.vault.keep("pictures", f"{k:032x}.png", (tmp_path / "a.png").read_bytes())
-    index = Index(studio.database, studio.vault, lambda: embedder, lambda _: None)
+            studio.file_store.keep("pictures", f"{k:032x}.png", (tmp_path / "a.png").read_bytes())
+    tasks = TaskQueue(studio.database, "host:1:1", 60, lambda _: None)
+    index = Index(studio.database, studio.file_store, tasks, lambda: embedder)
     assert index.catch_up()
     assert not index.catch_up()
     rows = studio.database.rows(meanings.select().order_by(meanings.c.picture))

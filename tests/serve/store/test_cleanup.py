@@ -14,7 +14,7 @@ from gouache.pipeline.output.recipe import Machine, ModelRef, Recipe
 from gouache.pipeline.request import Request
 from gouache.serve.queue.job import Job
 from gouache.serve.store.cleanup import ATTACHMENT_SECONDS, EVERY_SECONDS, FIRST_SECONDS, SHORT_SECONDS
-from gouache.serve.store.files import Vault
+from gouache.serve.store.files import FileStore
 from gouache.serve.store.gallery import UNDO_SECONDS, row_of
 from gouache.serve.studio import Studio
 
@@ -45,7 +45,7 @@ def end(studio: Studio, job: Job, picture: bytes | None = None) -> None:
         studio.leases.fail(held, {"message": "no"})
         return
     name = f"{job.id}-0000.png"
-    studio.vault.keep("pictures", name, picture)
+    studio.file_store.keep("pictures", name, picture)
     machine = Machine(device="cpu", dtype="float32", processor="x", threads=1)
     model = ModelRef(name="m", family="sd1")
     recipe = Recipe(request=job.parsed(), model=model, machine=machine, versions={}, steps=())
@@ -56,11 +56,13 @@ def end(studio: Studio, job: Job, picture: bytes | None = None) -> None:
 
 
 def kept(studio: Studio) -> set[str]:
-    return {path.name for path in (studio.vault.root / "attachments").iterdir()}
+    return {path.name for path in (studio.file_store.root / "attachments").iterdir()}
 
 
 def test_attachments_stay_while_a_job_waits_may_be_retried_or_has_pictures(studio: Studio) -> None:
-    names = {word: studio.vault.attach(png(shade)) for shade, word in enumerate(("failed", "done", "open", "unused"))}
+    names = {
+        word: studio.file_store.attach(png(shade)) for shade, word in enumerate(("failed", "done", "open", "unused"))
+    }
     digests = {word: name.removeprefix("sha256:") for word, name in names.items()}
     now = time.time()
     failed = submitted(studio, names["failed"])
@@ -81,17 +83,17 @@ def test_attachments_stay_while_a_job_waits_may_be_retried_or_has_pictures(studi
     assert studio.housekeeping.clean(now + UNDO_SECONDS - 60) == (0, 0)
     assert studio.pictures.restore(f"{done.id}-0000", "ada").job == done.id
     studio.pictures.delete(f"{done.id}-0000", "ada")
-    studio.vault.thumbnail(f"{done.id}-0000.png")
+    studio.file_store.thumbnail(f"{done.id}-0000.png")
     assert studio.housekeeping.clean(now + UNDO_SECONDS + 60) == (1, 1)
     assert kept(studio) == {digests["open"]}
-    for shelf in ("pictures", "thumbnails"):
-        assert list((studio.vault.root / shelf).iterdir()) == []
+    for catalog in ("pictures", "thumbnails"):
+        assert list((studio.file_store.root / catalog).iterdir()) == []
     assert studio.pictures.search(deleted=True) == []
 
 
 def test_uploading_naming_and_retrying_count_from_then_on(studio: Studio) -> None:
-    name = studio.vault.attach(png(1))
-    path = studio.vault.path("attachments", name.removeprefix("sha256:"))
+    name = studio.file_store.attach(png(1))
+    path = studio.file_store.path("attachments", name.removeprefix("sha256:"))
 
     def age() -> float:
         return time.time() - path.stat().st_mtime
@@ -100,7 +102,7 @@ def test_uploading_naming_and_retrying_count_from_then_on(studio: Studio) -> Non
         os.utime(path, (time.time() - 6 * DAY,) * 2)
 
     grow_old()
-    assert studio.vault.attach(png(1)) == name
+    assert studio.file_store.attach(png(1)) == name
     assert age() < 60
     grow_old()
     job = submitted(studio, name)
@@ -113,8 +115,8 @@ def test_uploading_naming_and_retrying_count_from_then_on(studio: Studio) -> Non
 
 def test_one_that_is_renewed_at_the_last_moment_stays(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     """The renewal falls between the look at its age and its removal."""
-    name = studio.vault.attach(png(1)).removeprefix("sha256:")
-    path = studio.vault.path("attachments", name)
+    name = studio.file_store.attach(png(1)).removeprefix("sha256:")
+    path = studio.file_store.path("attachments", name)
     os.utime(path, (1.0, 1.0))
     rename = Path.rename
 
@@ -124,23 +126,23 @@ def test_one_that_is_renewed_at_the_last_moment_stays(studio: Studio, monkeypatc
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", renewed_before)
-    assert studio.vault.drop_attachments((), time.time() - DAY) == 0
+    assert studio.file_store.drop_attachments((), time.time() - DAY) == 0
     assert kept(studio) == {name}
 
 
 def test_what_a_crash_left_aside_goes_the_next_time(studio: Studio) -> None:
-    name = studio.vault.attach(png(1)).removeprefix("sha256:")
-    path = studio.vault.path("attachments", name)
+    name = studio.file_store.attach(png(1)).removeprefix("sha256:")
+    path = studio.file_store.path("attachments", name)
     os.utime(path, (1.0, 1.0))
     path.rename(path.with_name(f".{name}"))
-    assert studio.vault.drop_attachments((), time.time() - DAY) == 1
+    assert studio.file_store.drop_attachments((), time.time() - DAY) == 1
     assert kept(studio) == set()
 
 
 def test_a_full_disk_shortens_the_wait_and_takes_nothing_that_is_needed(studio: Studio) -> None:
-    unused, named = studio.vault.attach(png(1)), studio.vault.attach(png(2))
+    unused, named = studio.file_store.attach(png(1)), studio.file_store.attach(png(2))
     submitted(studio, named)
-    studio.vault.reserve = 2**62  # More than any disk has: nothing new is taken.
+    studio.file_store.reserve = 2**62  # More than any disk has: nothing new is taken.
     now = time.time()
     assert studio.housekeeping.clean(now + SHORT_SECONDS - 60) == (0, 0)
     assert studio.housekeeping.clean(now + SHORT_SECONDS + 60) == (0, 1)
@@ -155,9 +157,9 @@ def test_the_thread_begins_and_ends_with_the_server(studio: Studio) -> None:
 
 
 def test_other_files_are_left_alone(studio: Studio) -> None:
-    vault: Vault = studio.vault
-    other = vault.root / "attachments" / "notes.txt"
+    file_store: FileStore = studio.file_store
+    other = file_store.root / "attachments" / "notes.txt"
     other.write_text("mine")
     os.utime(other, (1.0, 1.0))
-    assert vault.drop_attachments((), time.time()) == 0
+    assert file_store.drop_attachments((), time.time()) == 0
     assert other.is_file()

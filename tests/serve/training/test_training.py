@@ -215,7 +215,7 @@ def test_a_run_that_died_too_often_is_given_up(studio: Studio) -> None:
     write_text(folder / PLAN, plan().to_json())
     write_text(folder / STATE, State(pid=2**22 + 1, step="train", attempts=3).to_json())
     assert studio.training.get("mine").phase == "interrupted"
-    studio.training.wake()
+    studio.training.resume_all()
     run = studio.training.get("mine")
     assert (run.phase, run.error) == ("failed", "its process ended 3 times without a word")
     with pytest.raises(Conflict):
@@ -306,7 +306,7 @@ def test_a_model_learns_is_killed_goes_on_is_stopped_and_paints(start_server: St
 
     # Another server on the same folder goes on with it.
     second = Studio(studio.settings)
-    second.training.wake()
+    second.training.resume_all()
     until(second, "mine", ("training",))
     with pytest.raises(Conflict, match="under way"):
         second.training.resume("mine")
@@ -316,8 +316,8 @@ def test_a_model_learns_is_killed_goes_on_is_stopped_and_paints(start_server: St
     run = until(second, "mine", ("stopped",))
     assert run.images_seen > 0
     assert second.training.samples("mine")
-    second.shelf.refresh()
-    assert load_bundle(second.shelf.find("mine").path or "").name == "mine"
+    second.catalog.refresh()
+    assert load_bundle(second.catalog.find("mine").path or "").name == "mine"
     lines = (studio.training.root / "mine" / "denoiser" / "log.jsonl").read_text().splitlines()
     assert all(json.loads(line)["images_seen"] for line in lines)
     second.close()
@@ -336,8 +336,8 @@ def test_a_refined_decoder_is_the_only_thing_that_differs(start_server: StartSer
     )
     run = until(studio, "sharp", ("done", "failed"), 600)
     assert (run.phase, run.error) == ("done", "")
-    studio.shelf.refresh()
-    before, after = (load_bundle(studio.shelf.find(name).path or "") for name in ("tiny", "sharp"))
+    studio.catalog.refresh()
+    before, after = (load_bundle(studio.catalog.find(name).path or "") for name in ("tiny", "sharp"))
     assert (after.name, after.family) == ("sharp", before.family)
     changed = {
         f"{part}.{name}"

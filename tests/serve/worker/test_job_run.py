@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from gouache.pipeline.events import Event, Progress
+from gouache.pipeline.generate.generation import Event, Progress
 from gouache.pipeline.inputs.images import read_picture
 from gouache.pipeline.pipeline import Pipeline, untrained_bundle
 from gouache.pipeline.request import Request
 from gouache.serve.queue.job import Ending, Job
 from gouache.serve.store.gallery import Picture
 from gouache.serve.studio import Studio
-from gouache.serve.worker.job_run import Attempt, Bench
+from gouache.serve.worker.job_run import JobContext, JobRun
 from gouache.serve.worker.loaded_models import LoadedModels
 
 SMALL = {"prompt": "a", "seed": 5, "width": 32, "height": 32, "num_inference_steps": 3}
@@ -52,14 +52,16 @@ def painted(
 
 def attempt(studio: Studio, hand: Hand) -> None:
     models = LoadedModels(lambda *_: hand, 2**30)
-    bench = Bench(studio.database, studio.leases, studio.vault, studio.shelf, models, lambda _: None, lambda: False)
+    context = JobContext(
+        studio.database, studio.leases, studio.file_store, studio.catalog, models, lambda _: None, lambda: False
+    )
     held = studio.leases.claim("host:1:1", 60)
     assert held is not None
-    Attempt(bench, held).paint()
+    JobRun(context, held).paint()
 
 
 def pixels(studio: Studio, picture: Picture) -> bytes:
-    return read_picture(studio.vault.read("pictures", picture.file)).tobytes()
+    return read_picture(studio.file_store.read("pictures", picture.file)).tobytes()
 
 
 def test_cancelling_drops_the_picture_under_way(studio: Studio, pipeline: Pipeline) -> None:
@@ -102,7 +104,7 @@ def test_a_retried_job_ends_with_exactly_its_pictures(
     before = {one.number: one.id for one in kept}
     assert len(kept) == picture + (ending == "keep")
     for one in kept:
-        studio.vault.thumbnail(one.file)
+        studio.file_store.thumbnail(one.file)
     assert studio.retry(job.id, "ada").state == "queued"
     assert [one.number for one in studio.pictures.of_job(job.id)] == list(range(picture))
     attempt(studio, Hand(pipeline, studio, "drop", 0, 0))
@@ -110,8 +112,8 @@ def test_a_retried_job_ends_with_exactly_its_pictures(
     assert studio.jobs.get(job.id).state == "done"
     whole = pipeline.paint(Request.from_dict({**SMALL, "count": 3}))
     assert [pixels(studio, one) for one in done] == [one.image.tobytes() for one in whole]
-    assert {path.name for path in (studio.vault.root / "pictures").iterdir()} == {one.file for one in done}
-    assert len(list((studio.vault.root / "thumbnails").iterdir())) == picture
+    assert {path.name for path in (studio.file_store.root / "pictures").iterdir()} == {one.file for one in done}
+    assert len(list((studio.file_store.root / "thumbnails").iterdir())) == picture
     # Browsers keep what they saw under an id: the half-painted picture had another.
     assert all((before.get(one.number) == one.id) == (one.number < picture) for one in done)
 

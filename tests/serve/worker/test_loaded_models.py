@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from gouache.errors import ModelNotFound
-from gouache.pipeline.events import Event
+from gouache.pipeline.generate.generation import Event
 from gouache.pipeline.request import Request
-from gouache.serve.models.catalog import ModelEntry, Shelf
+from gouache.serve.models.catalog import ModelCatalog, ModelEntry
 from gouache.serve.settings import Settings
 from gouache.serve.store.database import Database
 from gouache.serve.studio import Studio
@@ -18,7 +18,7 @@ from gouache.serve.worker.loaded_models import LoadedModels, Painter, open_pipel
 
 
 @pytest.fixture
-def shelf(tmp_path: Path) -> Iterator[Shelf]:
+def catalog(tmp_path: Path) -> Iterator[ModelCatalog]:
     folder = tmp_path / "models"
     (folder / "deep" / "folder-model").mkdir(parents=True)
     (folder / "deep" / "folder-model" / "model_index.json").write_text("{}")
@@ -27,33 +27,33 @@ def shelf(tmp_path: Path) -> Iterator[Shelf]:
     (folder / "notes.txt").write_text("no model")
     (folder / "evil.py").write_text("raise SystemExit")
     database = Database(f"sqlite:///{tmp_path / 'store.sqlite3'}")
-    yield Shelf([folder], database)
+    yield ModelCatalog([folder], database)
     database.close()
 
 
-def test_files_and_folders_are_found_and_nothing_else(shelf: Shelf) -> None:
-    found = {entry.name: entry.size for entry in shelf.entries()}
+def test_files_and_folders_are_found_and_nothing_else(catalog: ModelCatalog) -> None:
+    found = {entry.name: entry.size for entry in catalog.entries()}
     assert found == {"pocket": 0, "deep/folder-model": 6, "one.safetensors": 2}
 
 
-def test_a_model_answers_to_name_stem_title_and_hash(shelf: Shelf) -> None:
-    entry = shelf.find("one")
+def test_a_model_answers_to_name_stem_title_and_hash(catalog: ModelCatalog) -> None:
+    entry = catalog.find("one")
     assert entry.title == "one.safetensors"
-    shelf.remember_hash(entry, "ab" * 32)
+    catalog.remember_hash(entry, "ab" * 32)
     for name in ("one.safetensors", "one", "one.safetensors [ababababab]", "ababababab", "ab" * 32):
-        assert shelf.find(name).sha256 == "ab" * 32
-    assert shelf.find(None).name == "pocket"
+        assert catalog.find(name).sha256 == "ab" * 32
+    assert catalog.find(None).name == "pocket"
     with pytest.raises(ModelNotFound, match=r"Did you mean 'one\.safetensors'"):
-        shelf.find("one.safetensor")
+        catalog.find("one.safetensor")
 
 
-def test_a_hash_is_forgotten_when_the_file_changes(shelf: Shelf) -> None:
-    entry = shelf.find("one")
-    shelf.remember_hash(entry, "ab" * 32)
+def test_a_hash_is_forgotten_when_the_file_changes(catalog: ModelCatalog) -> None:
+    entry = catalog.find("one")
+    catalog.remember_hash(entry, "ab" * 32)
     assert entry.path is not None
     entry.path.write_bytes(b"other bytes")
-    shelf.refresh()
-    assert shelf.find("one").sha256 is None
+    catalog.refresh()
+    assert catalog.find("one").sha256 is None
 
 
 class Empty:

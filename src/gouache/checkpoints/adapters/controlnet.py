@@ -11,8 +11,7 @@ from gouache.checkpoints.adapters.kinds import Adapter, find_adapter
 from gouache.checkpoints.detect import LEFT_OUT, Part, part_tensors
 from gouache.checkpoints.diffusers import config as diffusers_config
 from gouache.checkpoints.diffusers.folder import joined_header, read_json, weight_files
-from gouache.checkpoints.formats.header import Header
-from gouache.checkpoints.formats.open import open_header
+from gouache.checkpoints.formats.header import Header, open_header
 from gouache.checkpoints.networks import LoadReport, load_network, open_part
 from gouache.checkpoints.shapes import Naming, controlnet_config
 from gouache.errors import IncompatibleCheckpoint

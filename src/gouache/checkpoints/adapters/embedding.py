@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gouache.checkpoints.formats.open import open_source
+from gouache.checkpoints.formats.header import open_source
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint
 
 BOTH = ("clip_l", "clip_g")

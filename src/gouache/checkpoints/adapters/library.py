@@ -14,8 +14,7 @@ from pathlib import Path
 from gouache.checkpoints import hub
 from gouache.checkpoints.adapters.keys import lora_summary
 from gouache.checkpoints.adapters.kinds import find_adapter
-from gouache.checkpoints.formats.header import Header
-from gouache.checkpoints.formats.open import open_header
+from gouache.checkpoints.formats.header import Header, open_header
 from gouache.errors import GouacheError, InvalidInput, ModelNotFound, unknown_name
 
 SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")

@@ -21,8 +21,7 @@ from torch import Tensor, nn
 from gouache.checkpoints.adapters.deltas import Change, change_of, is_whole, rank_of
 from gouache.checkpoints.adapters.keys import split_key
 from gouache.checkpoints.adapters.kinds import LORA_KINDS
-from gouache.checkpoints.formats.header import Header
-from gouache.checkpoints.formats.open import open_source
+from gouache.checkpoints.formats.header import Header, few, open_source
 from gouache.checkpoints.formats.safetensors import WeightSource
 from gouache.checkpoints.keymaps import speller
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint
@@ -140,7 +139,7 @@ def read_lora(path: Path, table: Mapping[str, Layer], shapes: Mapping[Layer, tup
     if wrong:
         raise IncompatibleCheckpoint(
             str(path),
-            given=f"{len(wrong)} changes of another shape: {_few(wrong)}",
+            given=f"{len(wrong)} changes of another shape: {few(wrong, SHOWN)}",
             expected="a LoRA of this model",
             cure="It was trained for a model of another family or size.",
         )
@@ -176,22 +175,18 @@ def _matched(header: Header, table: Mapping[str, Layer]) -> dict[Layer, tuple[st
     if unmatched:
         raise IncompatibleCheckpoint(
             str(header.path),
-            given=f"{len(unmatched)} of {len(header.tensors)} tensors that match no layer: {_few(unmatched)}",
+            given=f"{len(unmatched)} of {len(header.tensors)} tensors that match no layer: {few(unmatched, SHOWN)}",
             expected="a LoRA of this model, every tensor of which has its place",
             cure="It was trained for a model of another family.",
         )
     halves = [spelling for spelling, one in pieces.values() if not is_whole(frozenset(one.by_role))]
     if halves or not pieces:
-        raise _bad(header, f"only half of a change: {_few(halves)}" if halves else "no tensors")
+        raise _bad(header, f"only half of a change: {few(halves, SHOWN)}" if halves else "no tensors")
     return pieces
 
 
 def _bad(header: Header, given: str) -> IncompatibleCheckpoint:
     return IncompatibleCheckpoint(str(header.path), given=given, expected="one whole change for each layer")
-
-
-def _few(names: list[str]) -> str:
-    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
 def _change(source: WeightSource, spelling: str, pieces: _Pieces, scaling: _Scaling) -> Change:

@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from itertools import accumulate
 from operator import mul
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
-from gouache.checkpoints.detect import Parameterization
 from gouache.errors import IncompatibleCheckpoint
 from gouache.models.configs import (
     ControlNetConfig,
@@ -21,6 +20,9 @@ from gouache.models.configs import (
     UNetConfig,
     VAEConfig,
 )
+
+if TYPE_CHECKING:  # headers are read without torch
+    from gouache.diffusion.parameterization import Parameterization
 
 Json = Mapping[str, object]
 

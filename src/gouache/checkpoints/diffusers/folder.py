@@ -8,14 +8,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gouache.checkpoints.adapters.kinds import Adapter, find_adapter
 from gouache.checkpoints.detect import (
     MARKS,
-    SD_SCALE,
-    SDXL_SCALE,
     Identity,
-    Parameterization,
     Part,
     family_of,
     kind_of,
@@ -25,11 +23,14 @@ from gouache.checkpoints.detect import (
     variant_of,
 )
 from gouache.checkpoints.diffusers import config as diffusers_config
-from gouache.checkpoints.formats.header import Header, TensorInfo
-from gouache.checkpoints.formats.open import open_header
+from gouache.checkpoints.formats.header import Header, TensorInfo, open_header
 from gouache.checkpoints.shapes import text_config, unet_config, vae_config
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, ModelNotFound, UnknownFamily
+from gouache.models.family import UNKNOWN, family_named
+
+if TYPE_CHECKING:  # headers are read without torch
+    from gouache.diffusion.parameterization import Parameterization
 
 PART_NAMES = ("unet", "vae", "text_encoder", "text_encoder_2")
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
@@ -143,7 +144,7 @@ def identify_diffusers(folder: Path, *, variant: str | None = None) -> Identity:
         file = folder / "unet" / "config.json"
         counted = unet_config(_shapes(headers["unet"].tensors), "ours", str(headers["unet"].path))
         unet = diffusers_config.unet_from_json(_config(file), counted, str(file))
-    family = family_of(unet, headers) if unet else "unknown"
+    family = family_of(unet, headers) if unet else UNKNOWN.name
     parts = {}
     for name, header in headers.items():
         if unet and name == "unet":
@@ -179,7 +180,7 @@ def part_of_folder(folder: Path, name: str, header: Header, family: str) -> Part
         if kind == "unet":
             config: Config = diffusers_config.unet_from_json(values, unet_config(shapes, naming, where), str(file))
         elif kind == "vae":
-            scale = SDXL_SCALE if family.startswith("sdxl") else SD_SCALE
+            scale = family_named(family).latent_scale
             config = diffusers_config.vae_from_json(values, vae_config(shapes, naming, scale, where), str(file))
         else:
             counted = text_config(shapes, naming, where)
@@ -268,5 +269,5 @@ def lone_network(folder: Path, *, variant: str | None = None) -> Part | None:
     header = joined_header(weight_files(folder, variant=variant))
     for name, prefix, _, mark in MARKS:
         if not prefix and mark in header.tensors:
-            return part_of_folder(folder, name, header, "unknown")
+            return part_of_folder(folder, name, header, UNKNOWN.name)
     return None

@@ -8,21 +8,13 @@ from itertools import pairwise
 from pathlib import Path
 
 from gouache.checkpoints.diffusers.config import PREDICTIONS, SCHEDULES
-from gouache.checkpoints.formats.safetensors import atomic_write, write_json
+from gouache.checkpoints.formats.safetensors import write_json
 from gouache.errors import IncompatibleCheckpoint
+from gouache.files import atomic_write
 from gouache.models.configs import DenoiserConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from gouache.models.family import family_named
 from gouache.models.tokenizers import END, END_ID, MERGES, MERGES_FILE, START, START_ID
 
-PIPELINES = {
-    ("sd", "base"): "StableDiffusionPipeline",
-    ("sd", "inpainting"): "StableDiffusionInpaintPipeline",
-    ("sd", "instruct"): "StableDiffusionInstructPix2PixPipeline",
-    ("sd", "depth"): "StableDiffusionDepth2ImgPipeline",
-    ("sdxl", "base"): "StableDiffusionXLPipeline",
-    ("sdxl", "inpainting"): "StableDiffusionXLInpaintPipeline",
-    ("sdxl", "instruct"): "StableDiffusionXLInstructPix2PixPipeline",
-    ("sdxl-refiner", "base"): "StableDiffusionXLImg2ImgPipeline",
-}
 OURS_TO_PREDICTION = {ours: theirs for theirs, ours in PREDICTIONS.items()}
 OURS_TO_SCHEDULE = {ours: theirs for theirs, ours in SCHEDULES.items()}
 LAYOUT_VERSION = "0.35.0"
@@ -36,8 +28,8 @@ def model_index(family: str, variant: str, where: str) -> dict[str, object]:
     Raises:
         IncompatibleCheckpoint: diffusers has no pipeline for this family and variant.
     """
-    short = "sd" if family in ("sd1", "sd2") else family
-    if (short, variant) not in PIPELINES:
+    traits = family_named(family, where)
+    if variant not in traits.pipelines:
         raise IncompatibleCheckpoint(
             where,
             given=f"a {family} {variant} model",
@@ -45,22 +37,26 @@ def model_index(family: str, variant: str, where: str) -> dict[str, object]:
             cure="Convert it with --to gouache.",
         )
     index: dict[str, object] = {
-        "_class_name": PIPELINES[short, variant],
+        "_class_name": traits.pipelines[variant],
         "_diffusers_version": LAYOUT_VERSION,
-        "scheduler": ["diffusers", "DDIMScheduler" if short == "sd" else "EulerDiscreteScheduler"],
+        "scheduler": ["diffusers", traits.scheduler],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
     text, text_2 = ["transformers", "CLIPTextModel"], ["transformers", "CLIPTextModelWithProjection"]
     tokenizer, absent = ["transformers", "CLIPTokenizer"], [None, None]
-    if short == "sd":
+    if traits.text_encoders == ("text_encoder",):
         index |= {"text_encoder": text, "tokenizer": tokenizer}
         index |= {"depth_estimator": absent} if variant == "depth" else {"safety_checker": absent}
         index |= {"feature_extractor": absent, "image_encoder": absent, "requires_safety_checker": False}
     else:
-        refiner = short == "sdxl-refiner"
+        refiner = "text_encoder" not in traits.text_encoders
         index |= {"text_encoder": absent if refiner else text, "tokenizer": absent if refiner else tokenizer}
-        index |= {"text_encoder_2": text_2, "tokenizer_2": tokenizer, "force_zeros_for_empty_prompt": not refiner}
+        index |= {
+            "text_encoder_2": text_2,
+            "tokenizer_2": tokenizer,
+            "force_zeros_for_empty_prompt": traits.zero_negative,
+        }
         index |= {"requires_aesthetics_score": True} if refiner else {}
     return index
 
@@ -171,9 +167,10 @@ def scheduler_json(config: DenoiserConfig, family: str, where: str) -> dict[str,
             expected=f"{', '.join(OURS_TO_PREDICTION)} on {', '.join(OURS_TO_SCHEDULE)}",
             cure="Convert it with --to gouache.",
         )
+    scheduler = family_named(family, where).scheduler
     start, end = BETAS.get(schedule.name, (0.0001, 0.02))
     values: dict[str, object] = {
-        "_class_name": "EulerDiscreteScheduler" if family.startswith("sdxl") else "DDIMScheduler",
+        "_class_name": scheduler,
         "beta_schedule": "linear" if table else OURS_TO_SCHEDULE[schedule.name],
         "trained_betas": _betas(schedule.alphas_cumprod) if table else None,
         "beta_start": start if schedule.beta_start is None else schedule.beta_start,
@@ -184,7 +181,8 @@ def scheduler_json(config: DenoiserConfig, family: str, where: str) -> dict[str,
         "steps_offset": 1,
         "timestep_spacing": "leading",
     }
-    return values if family.startswith("sdxl") else values | {"clip_sample": False, "set_alpha_to_one": False}
+    own = {"clip_sample": False, "set_alpha_to_one": False} if scheduler == "DDIMScheduler" else {}
+    return values | own
 
 
 def _betas(alphas_cumprod: tuple[float, ...]) -> list[float]:

@@ -4,6 +4,10 @@ Any safetensors reader reads these files. The keys that gouache adds to the meta
 ``gouache.format`` (this format's version), ``gouache.producer``, ``gouache.torch`` and ``gouache.sha256`` (of
 everything after the header, so that the tensors can be checked, and the same weights have the same sum
 whatever the metadata says).
+
+The `safetensors` package writes and reads the same format and is what the tests compare with. Its `safe_open` maps a
+tensor wherever it lies, while ours must begin at a multiple of `ALIGNMENT`; and every page that it has shown counts as
+memory, while ours are read into memory that is given back where they are only converted.
 """
 
 from __future__ import annotations
@@ -11,19 +15,17 @@ from __future__ import annotations
 import hashlib
 import json
 import mmap
-import os
-import secrets
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
 from typing import BinaryIO, Protocol
 
 import torch
 from torch import Tensor
 
-from gouache import __version__
 from gouache.checkpoints.formats.header import DOWNLOAD_AGAIN, SCALE, Header, TensorInfo, read_header
 from gouache.errors import CorruptCheckpoint, InvalidInput
+from gouache.files import atomic_write
 
 __all__ = [
     "ALIGNMENT",
@@ -31,7 +33,6 @@ __all__ = [
     "SHA256",
     "SafetensorsFile",
     "WeightSource",
-    "atomic_write",
     "dtype_name",
     "load_tensors",
     "read_header",
@@ -255,7 +256,7 @@ def _signed_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     own = {
         "format": "pt",  # readers of other makers ask for it
         f"{OWN_PREFIX}format": FORMAT_VERSION,
-        f"{OWN_PREFIX}producer": f"gouache {__version__}",
+        f"{OWN_PREFIX}producer": f"gouache {version('gouache')}",
         f"{OWN_PREFIX}torch": str(torch.__version__),
         SHA256: UNKNOWN_SHA256.decode(),
     }
@@ -284,35 +285,6 @@ def _encoded_header(infos: Mapping[str, TensorInfo], order: list[str], metadata:
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
     text += b" " * (-(8 + len(text)) % ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
-
-
-@contextmanager
-def atomic_write(path: Path) -> Iterator[BinaryIO]:
-    """A file to write to that takes its name only when it is whole and on the disk.
-
-    The temporary file lies beside `path`, since a rename is atomic only within one file system.
-    """
-    part = path.with_name(f".{path.name}.{secrets.token_hex(6)}.part")
-    try:
-        with part.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
-        _sync_folder(path.parent)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make the rename itself last: POSIX keeps it in the folder's own data."""
-    if os.name != "posix":
-        return
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:

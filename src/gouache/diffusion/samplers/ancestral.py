@@ -103,7 +103,7 @@ def dpmpp_2s_ancestral(
         denoised = denoise(x, level(sigma))
         down, up = ancestral_split(sigma, sigma_next, eta)
         if down == 0:
-            x = denoised
+            x = denoised  # the last step, or one whose whole level is fresh noise: there is no middle to call at
         else:
             middle = math.sqrt(sigma * down)
             denoised_middle = denoise(euler_step(x, denoised, sigma, middle), level(middle))
@@ -140,6 +140,8 @@ def ddpm(
         denoised = denoise(x, level(sigma))
         kept = (sigma_next / sigma) ** 2
         std = sigma_next * math.sqrt(1 - kept)
+        # On the step to zero the posterior's variance vanishes by itself; that of beta_t would stay in the picture as
+        # noise (z = 0 at t = 1 in their Algorithm 2).
         if variance == "fixed_large" and sigma_next > 0:
             std = math.sqrt((1 + sigma_next**2) * (sigma**2 - sigma_next**2) / (1 + sigma**2))
         x = add_noise(denoised + kept * (x - denoised), std, noise, sigma, sigma_next)
@@ -239,6 +241,7 @@ def restart(
             raise InvalidInput("restarts", given=one, expected="0 < sigma_min < sigma_max, both finite")
     at = float(sigmas[0])
     for i, (sigma, sigma_next) in enumerate(restart_plan(sigmas.tolist(), restarts)):
+        # Independent noises add in squares: this much is missing between the level reached and the one to restart at.
         if sigma > at:
             x = add_noise(x, math.sqrt(sigma**2 - at**2), noise, at, sigma, s_noise=s_noise)
         (step,) = heun(denoise, x, torch.tensor([sigma, sigma_next], dtype=torch.float64))

@@ -57,6 +57,7 @@ def ancestral_split(sigma: float, sigma_next: float, eta: float) -> tuple[float,
         (down, up).
     """
     up = min(sigma_next, eta * sigma_next * math.sqrt(1 - (sigma_next / sigma) ** 2))
+    # Rounding may leave the difference a hair below 0.
     return math.sqrt(max(sigma_next**2 - up**2, 0.0)), up
 
 
@@ -68,6 +69,7 @@ def add_noise(
     Raises:
         InvalidInput: noise is needed and there is no source of it.
     """
+    # Nothing is drawn for nothing: a step without noise must not move the draws of those that follow.
     if amount == 0:
         return x
     if noise is None:
@@ -96,6 +98,7 @@ def churn(
     Returns:
         the state at the raised level, and that level.
     """
+    # The bound doubles the variance at most: never more new noise than is in the state already (their section 4).
     gamma = min(s_churn / num_steps, math.sqrt(2) - 1) if s_tmin <= sigma <= s_tmax else 0.0
     raised = sigma * (1 + gamma)
     return add_noise(x, math.sqrt(raised**2 - sigma**2), noise, sigma, raised, s_noise=s_noise), raised
@@ -112,6 +115,7 @@ def interpolation_weights(nodes: Sequence[float], moments: Sequence[float]) -> l
         nodes: places of the values, all different. [order]
         moments: integrals of u^k against the weight, k = 0 .. order - 1. [order]
     """
+    # In units of the widest distance: powers of raw distances in sigma, from 0.01 to 100, are ill-conditioned.
     scale = max(abs(node) for node in nodes) or 1.0
     places = torch.tensor(nodes, dtype=torch.float64) / scale
     powers = torch.arange(len(nodes), dtype=torch.float64)

@@ -36,6 +36,8 @@ def plms(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Steps:
         denoised = denoise(x, level(sigma))
         past = [(x - denoised) / sigma, *past][:4]
         eps = weighted_sum(ADAMS_BASHFORTH[len(past) - 1], past)
+        # There is no past yet. Averaging the slopes at both ends keeps the first step, usually the longest, of second
+        # order; a step straight to zero has no slope (x - D) / sigma at its end.
         if i == 0 and sigma_next > 0:
             guess = x + (sigma_next - sigma) * eps
             eps = (eps + (guess - denoise(guess, level(sigma_next))) / sigma_next) / 2
@@ -58,6 +60,7 @@ def lms(denoise: Denoise, x: Tensor, sigmas: Tensor, *, order: int = 4) -> Steps
         denoised = denoise(x, level(sigma))
         past = [(x - denoised) / sigma, *past][:order]
         step = sigma_next - sigma
+        # Distances in sigma, so that a list of any spacing gets its own weights; `plms` has those of equal steps.
         nodes = [levels[i - j] - sigma for j in range(len(past))]
         moments = [step ** (k + 1) / (k + 1) for k in range(len(past))]
         x = x + weighted_sum(interpolation_weights(nodes, moments), past)
@@ -82,8 +85,11 @@ def deis(denoise: Denoise, x: Tensor, sigmas: Tensor, *, order: int = 2, lower_o
         denoised = denoise(x, level(sigma))
         past = [(x - denoised) / sigma, *past][:order]
         if sigma_next == 0:
+            # log sigma is infinite here; the exact step where D stands still lands on D.
             x = denoised
         else:
+            # With few steps the last ones are long in log sigma, and extrapolating across them overshoots: the rule of
+            # DPM-Solver++'s own code, below 15 steps.
             used = min(len(past), steps - i) if lower_order_final and steps < 15 else len(past)
             nodes = [math.log(levels[i - j] / sigma) for j in range(used)]
             weights = interpolation_weights(nodes, _exponential_moments(sigma, sigma_next, used))
@@ -112,9 +118,11 @@ def dpmpp_2m(denoise: Denoise, x: Tensor, sigmas: Tensor) -> Steps:
     for i, sigma, sigma_next in intervals(sigmas):
         denoised = denoise(x, level(sigma))
         estimate = denoised
+        # To zero the step in lambda is infinite and nothing can be extrapolated: the estimate is D, of first order.
         if sigma_next > 0:
             h = math.log(sigma / sigma_next)
             if previous is not None:
+                # D at the middle of the step, on the line in lambda through the last two estimates.
                 estimate = denoised + (h / (2 * h_last)) * (denoised - previous)
             h_last = h
         x = euler_step(x, estimate, sigma, sigma_next)
@@ -155,12 +163,13 @@ def _unipc(
     corrected, used = x, 0
     for i, sigma, sigma_next in intervals(sigmas):
         denoised = denoise(x, level(sigma))
+        # The call just made corrects the step that led here, so the corrector costs no call of its own.
         if i > 0:
             now = (math.log(sigma), denoised)
             corrected = _unified(corrected, levels[i - 1], sigma, [*past[:used], now], bound_of)
         past = [(math.log(sigma), denoised), *past][:order]
         used = min(len(past), len(levels) - 1 - i) if lower_order_final else len(past)
-        if sigma_next == 0:
+        if sigma_next == 0:  # lambda is infinite there, and with it every r_m
             used = 1
         x = _unified(corrected, sigma, sigma_next, past[:used], bound_of)
         yield Step(i, sigma, sigma_next, x, denoised)

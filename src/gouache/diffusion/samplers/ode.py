@@ -61,6 +61,8 @@ def heun(
         denoised = denoise(x, level(raised))
         guess = euler_step(x, denoised, raised, sigma_next)
         if sigma_next == 0:
+            # Euler's step has landed on D, and the slope (x - D) / sigma is not defined there: a second call would be
+            # spent on nothing.
             x = guess
         else:
             slope = (x - denoised) / raised
@@ -99,7 +101,8 @@ def midpoint_step(denoise: Denoise, x: Tensor, denoised: Tensor, sigma: float, s
     Algorithm 1, Lu et al. 2022, arXiv:2206.00927, with the middle in log sigma). [B, ...]
     """
     if sigma_next == 0:
-        return denoised
+        return denoised  # the geometric mean with 0 is 0: there is no middle to look at
+    # D changes about evenly along log sigma. The arithmetic mean of 10 and 0.1 is 5, hardly less noisy than the start.
     middle = math.sqrt(sigma * sigma_next)
     x_middle = euler_step(x, denoised, sigma, middle)
     slope = (x_middle - denoise(x_middle, level(middle))) / middle
@@ -124,6 +127,7 @@ def ddim_inversion(denoise: Denoise, x: Tensor, sigmas: Tensor, *, iterations: i
     """
     _check_count("iterations", iterations, 0, 1000)
     for i, sigma, sigma_next in intervals(sigmas.flip(0)):
+        # The network sees x / sqrt(1 + sigma^2), which changes less from level to level than x does.
         guess = x * math.sqrt((1 + sigma_next**2) / (1 + sigma**2))
         for _ in range(iterations + 1):
             denoised = denoise(guess, level(sigma_next))

@@ -45,6 +45,7 @@ def dpmpp_sde(
     for i, sigma, sigma_next in intervals(sigmas):
         denoised = denoise(x, level(sigma))
         if sigma_next == 0:
+            # Without noise: what the last step adds, no step takes out again.
             x = denoised
         else:
             middle = sigma ** (1 - r) * sigma_next**r
@@ -52,6 +53,7 @@ def dpmpp_sde(
             down, up = ancestral_split(sigma, middle, eta)
             x_middle = euler_step(x, denoised, sigma, down)
             x_middle = add_noise(x_middle, up, source, sigma, middle, s_noise=s_noise)
+            # From D to its value half way through the whole step, on the line through both calls.
             slope = (denoise(x_middle, level(middle)) - denoised) / (2 * r)
             down, up = ancestral_split(sigma, sigma_next, eta)
             x = euler_step(x, denoised + slope, sigma, down)
@@ -106,6 +108,8 @@ def dpmpp_2m_sde(
             a = (1 + eta) * h
             x = _first_order(x, denoised, a)
             if previous is not None:
+                # "midpoint" takes D half way through the step, "heun" integrates its line exactly; they differ in the
+                # third order of h only.
                 weight = _phi_2(a) if solver_type == "heun" else -math.expm1(-a) / 2
                 x = x + (weight * h / h_last) * (denoised - previous)
             x = _fresh(x, sigma, sigma_next, eta, s_noise, noise)
@@ -159,6 +163,7 @@ def dpmpp_3m_sde(
             h = math.log(sigma / sigma_next)
             a = (1 + eta) * h
             x = _first_order(x, denoised, a)
+            # The first step has one estimate, the second two: the order grows with what there is.
             if len(past) > 1:
                 slope, bend = _derivatives(past, h)
                 x = x + _phi_2(a) * slope - (factor * _phi_3(a)) * bend if bend is not None else x + _phi_2(a) * slope

@@ -70,6 +70,7 @@ def sgm_uniform(schedule: NoiseSchedule, n: int) -> Tensor:
 
 def simple(schedule: NoiseSchedule, n: int) -> Tensor:
     """Every (T / n)-th entry of the table, from the top: `trailing` rounded otherwise (table 2 of Lin et al. 2023)."""
+    # Cut off, not rounded, as ComfyUI does, so that its pictures can be repeated.
     total = schedule.num_timesteps
     return _at_indices(schedule, [total - 1 - int(k * total / n) for k in range(n)], n)
 
@@ -158,6 +159,7 @@ def align_your_steps(schedule: NoiseSchedule, n: int, *, family: str = "sd1") ->
             expected=f"one that reaches {float(table[0])}, for which the table was made",
             cure="Choose another sigma schedule, such as 'kl_optimal'.",
         )
+    # Ten steps take the published levels themselves; a trip through the logarithm would change their last bits.
     if n + 1 == len(table):
         return _with_zero(table[:-1])
     places = _ramp(0.0, len(table) - 1.0, n + 1)[:-1]
@@ -274,6 +276,7 @@ def _at_indices(schedule: NoiseSchedule, indices: Sequence[int], n: int) -> Tens
 
 def _with_zero(levels: Tensor) -> Tensor:
     """Append 0 and make sure that the levels descend."""
+    # A list that stopped at sigma_min would leave that much noise in the picture; the last step, to 0, lands on D.
     sigmas = torch.cat([levels.double(), levels.new_zeros(1, dtype=torch.float64)])
     if not bool(sigmas.isfinite().all()) or not bool((sigmas.diff() < 0).all()):
         raise InvalidInput(
@@ -294,6 +297,7 @@ def _beta_quantile(p: float, a: float, b: float) -> float:
     """The x with I_x(a, b) = p, by bisection."""
     if p in (0.0, 1.0):
         return p
+    # Bisection can't miss, whatever the shape of the distribution; 100 halvings exhaust fp64.
     low, high = 0.0, 1.0
     for _ in range(100):
         middle = (low + high) / 2

@@ -1,1 +1,1 @@
-"""Generation: the run of a request, guidance, drafts, decoding, edits."""
+"""Generation: passes of the sampler, guidance, drafts, decoding, edits."""

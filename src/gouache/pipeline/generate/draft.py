@@ -251,8 +251,8 @@ def draw_tokens(
         raise InvalidInput("prior", given=f"a model of family {bundle.family}", expected="a model with a prior")
     if text.pooled is None or empty.pooled is None:
         raise InvalidInput("prior", given="a text encoder without a pooled vector", expected="one with it")
-    dice = [generator_for(seed, stream, attempt) for seed in seeds]
-    uniform = torch.cat([torch.rand((1, prior.config.length), generator=one) for one in dice])
+    generators = [generator_for(seed, stream, attempt) for seed in seeds]
+    uniform = torch.cat([torch.rand((1, prior.config.length), generator=one) for one in generators])
     mask = None if empty.mask is None else empty.mask.expand(len(seeds), -1)
     without = (empty.context.expand(len(seeds), -1, -1), empty.pooled.expand(len(seeds), -1), mask)
     tokens = torch.empty(len(seeds), 0, dtype=torch.long)

@@ -1,12 +1,14 @@
-"""One request on its way to pictures: drafts, passes of the sampler, decoding, recipes."""
+"""One request on its way to pictures: drafts, passes of the sampler, decoding, recipes; and the events it yields."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
@@ -14,33 +16,97 @@ from gouache.diffusion.rng import ImageNoise, ImageSeed, seeds_of_batch
 from gouache.diffusion.samplers.step import Denoise, Step
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.events import Event, Painted, Progress
-from gouache.pipeline.generate.control import TimedControl, timed_controls
-from gouache.pipeline.generate.decode import decode, preview
+from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.generate.draft import draft, own_draft, parts_of
 from gouache.pipeline.generate.guided import (
     IMAGE_GUIDANCE,
-    Beside,
     InstructDenoiser,
+    NetworkInputs,
     PromptedDenoiser,
+    denoiser_of,
     digest_of,
     guidance_of,
     run_sampler,
     sigmas_of,
-    size_numbers,
+    size_conditions,
     steps_of,
 )
-from gouache.pipeline.generate.inversion import Inverter
-from gouache.pipeline.generate.tiling import network_of, wrapped_around
-from gouache.pipeline.generate.upscale import enlarge_latents, enlarge_picture, find_upscaler
+from gouache.pipeline.generate.upscale import enlarge_picture, find_upscaler
 from gouache.pipeline.generate.upscalers import LANCZOS
-from gouache.pipeline.inputs.images import on_background
-from gouache.pipeline.inputs.start import DRAFT, INSTRUCT, Canvas, input_kind, keep_outside, steps_to_skip
-from gouache.pipeline.output.model_identity import machine_of, model_ref
-from gouache.pipeline.output.recipe import Recipe, package_versions, pixels_digest
+from gouache.pipeline.inputs.images import on_background, to_image
+from gouache.pipeline.inputs.start import DRAFT, INSTRUCT, StartState, encode, input_kind, keep_outside, steps_to_skip
+from gouache.pipeline.output.a1111_text import format_infotext, infotext_of
+from gouache.pipeline.output.metadata import OWN, PARAMETERS, Kind, encode_picture
+from gouache.pipeline.output.recipe import Recipe, machine_of, model_ref, package_versions, pixels_digest
 from gouache.pipeline.prompts.encode import PromptPlan, PromptReader
-from gouache.pipeline.request import Request
+from gouache.pipeline.request import Request, Seamless
 from gouache.pipeline.resolve import second_pass
+
+if TYPE_CHECKING:
+    from gouache.pipeline.generate.control import TimedControl
+    from gouache.pipeline.generate.inversion import Inverter
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """One step is done.
+
+    Attributes:
+        picture: index of the picture, or of the first of the pictures that are painted together; from 0.
+        pictures: how many pictures there will be.
+        step: steps done for this picture, from 1.
+        steps: steps this picture takes in all, second passes included.
+        sigma: noise level after the step.
+        preview: makes a quick look at the picture as it stands; costs nothing until called, valid until the next step.
+        partial: decodes the first picture in full as it stands, for whoever stops here; None while there is none.
+    """
+
+    picture: int
+    pictures: int
+    step: int
+    steps: int
+    sigma: float
+    preview: Callable[[], Image.Image]
+    partial: Callable[[], Painted] | None = None
+
+    @property
+    def fraction(self) -> float:
+        """Done, 0..1, over all pictures."""
+        return (self.picture + self.step / self.steps) / self.pictures
+
+
+@dataclass(frozen=True, slots=True)
+class Painted:
+    """One picture is finished.
+
+    Attributes:
+        picture: its index, from 0.
+        image: mode RGB or RGBA.
+        recipe: how to paint it again.
+        seconds: time it took, with its share of what was done together.
+    """
+
+    picture: int
+    image: Image.Image
+    recipe: Recipe
+    seconds: float
+
+    @property
+    def seed(self) -> int:
+        """The picture's own seed."""
+        return self.recipe.request.seed or 0
+
+    def texts(self) -> dict[str, str]:
+        """The texts that go into its file, by key."""
+        return {PARAMETERS: format_infotext(infotext_of(self.recipe)), OWN: self.recipe.to_json()}
+
+    def encode(self, kind: Kind = "png", *, quality: int = 95) -> bytes:
+        """The picture as a file's bytes with its recipe inside."""
+        return encode_picture(self.image, kind, self.texts(), quality=quality)
+
+
+Event = Progress | Painted
+
 
 SoFar = tuple[ImageSeed, tuple[str, ...], list[str], float]
 """Of a picture under way: seed, digests of its steps, notes, seconds."""
@@ -52,7 +118,7 @@ class Pass:
 
     Attributes:
         request: with the size and steps of this pass.
-        sigmas: noise levels to walk, falling. [n + 1]
+        sigmas: noise levels to walk, descending. [n + 1]
         skipped: levels left out before them.
         positive, negative: the encoded prompts.
         controls: networks that steer, with what they see at this size.
@@ -71,13 +137,13 @@ class Pass:
         return steps_of(self.request, self.sigmas)
 
 
-class Run:
+class Generation:
     """Paints all pictures of a resolved request.
 
     Args:
         bundle: the model.
         request: resolved.
-        canvas: where the first pass starts.
+        start_state: where the first pass starts.
         notes: what was noted while preparing.
         attachments: picture named in the request -> sha256 of its bytes.
     """
@@ -86,16 +152,16 @@ class Run:
         self,
         bundle: ModelBundle,
         request: Request,
-        canvas: Canvas,
+        start_state: StartState,
         notes: list[str],
         attachments: Mapping[str, str],
     ) -> None:
-        self.bundle, self.request, self.canvas = bundle, request, canvas
+        self.bundle, self.request, self.start_state = bundle, request, start_state
         self.attachments = dict(attachments)
         self.model = model_ref(bundle)
         self.seeds = seeds_of_batch(request.seed or 0, request.count, request.subseed or 0, request.subseed_strength)
         self.reader = PromptReader(bundle.text, request.emphasis, request.clip_skip)
-        self.passes = [self._pass(request, canvas.skipped)]
+        self.passes = [self._pass(request, start_state.skipped)]
         if request.hires is not None:
             larger = second_pass(request, bundle)
             skipped = steps_to_skip(larger.num_inference_steps or 1, larger.strength or 0.0)
@@ -108,10 +174,13 @@ class Run:
         steps = max(len(sigmas) - 1, 1)
         positive = self.reader.plan(styled_prompt(request), steps)
         negative = self.reader.plan(request.negative_prompt, steps, composed=False)
-        # SDXL's base model was trained to see zeros, not the encoding of an empty text.
-        if request.negative_prompt == "" and self.bundle.family.startswith("sdxl") and self.bundle.size_numbers == 6:
+        if request.negative_prompt == "" and self.bundle.traits.zero_negative:
             negative = negative.zeroed()
-        controls = timed_controls(self.bundle, request, self.canvas.hints, max(steps_of(request, sigmas), 1))
+        controls: tuple[TimedControl, ...] = ()
+        if request.control:
+            from gouache.pipeline.generate.control import timed_controls
+
+            controls = timed_controls(self.bundle, request, self.start_state.hints, max(steps_of(request, sigmas), 1))
         return Pass(request, sigmas, skipped, positive, negative, controls)
 
     def mix_prompt(self, prompt: str, share: float) -> None:
@@ -142,18 +211,21 @@ class Run:
         start = time.perf_counter()
         noise = ImageNoise(seeds, mode="a1111" if self.request.determinism == "a1111" else "torch")
         digests: list[list[str]] = [[] for _ in seeds]
-        latents = None if self.canvas.latents is None else self.canvas.latents.expand(len(seeds), -1, -1, -1)
+        latents = None if self.start_state.latents is None else self.start_state.latents.expand(len(seeds), -1, -1, -1)
         drafted, notes = self._draft(seeds)
-        start_canvas = replace(self.canvas, draft=drafted)
-        inversion = Inverter.of(self.bundle, self.request, self.passes[0].sigmas, start_canvas, self.reader)
-        done, total = 0, inversion.steps + sum(one.steps for one in self.passes)
-        for step in inversion:
-            done += 1
-            yield self._progress(first, done, total, step)
+        drafted_start = replace(self.start_state, draft=drafted)
+        inverter = self._inverter(drafted_start)
+        done, total = 0, sum(one.steps for one in self.passes)
+        if inverter is not None:
+            total += inverter.steps
+            for step in inverter:
+                done += 1
+                yield self._progress(first, done, total, step)
+            drafted_start = replace(drafted_start, state=inverter.state)
         for k, one in enumerate(self.passes):
-            canvas = replace(start_canvas, state=inversion.state) if k == 0 else self._enlarged(latents, drafted, one)
-            latents = canvas.latents if k else latents
-            for step in self._walk(one, canvas, noise):
+            start_state = drafted_start if k == 0 else self._enlarged(latents, drafted, one)
+            latents = start_state.latents if k else latents
+            for step in self._walk(one, start_state, noise):
                 latents, done = step.x, done + 1
                 for row, digest in zip(step.x, digests, strict=True):
                     digest.append(digest_of(row))
@@ -165,6 +237,14 @@ class Run:
             seconds = (time.perf_counter() - start) / len(seeds)
             yield self._finished(first + k, latents[k : k + 1], seed, tuple(steps), notes[k], seconds)
 
+    def _inverter(self, start_state: StartState) -> Inverter | None:
+        """The walk up to the noise that gives the starting picture, if the request asks for one."""
+        if self.request.inversion is None or start_state.latents is None:
+            return None
+        from gouache.pipeline.generate.inversion import inverter_of
+
+        return inverter_of(self.bundle, self.request, self.passes[0].sigmas, start_state, self.reader)
+
     def _progress(self, first: int, done: int, total: int, step: Step, so_far: SoFar | None = None) -> Progress:
         denoised = step.denoised[:1]
         look = lambda: preview(self.bundle, denoised)  # noqa: E731
@@ -175,22 +255,27 @@ class Run:
             partial = lambda: self._finished(first, denoised, seed, steps, notes, seconds)  # noqa: E731
         return Progress(first, self.request.count, done, total, step.sigma_next, look, partial)
 
-    def _walk(self, one: Pass, canvas: Canvas, noise: ImageNoise) -> Iterator[Step]:
+    def _walk(self, one: Pass, start_state: StartState, noise: ImageNoise) -> Iterator[Step]:
         if one.steps == 0:
             return
         height, width = self._latent_size(one.request)
         drawn = noise.initial((self.bundle.vae.config.latent_channels, height, width)).to(self.bundle.device)
-        x = canvas.start(drawn, float(one.sigmas[0]))
-        prompted = self._prompted(one, canvas)
-        networks = nn.ModuleList([self.bundle.unet, *self.bundle.controls.values()])
-        denoise: Denoise = keep_outside(wrapped_around(prompted, networks, self.request.seamless), canvas)
+        x = start_state.start(drawn, float(one.sigmas[0]))
+        prompted = self._prompted(one, start_state)
+        denoise: Denoise = prompted
+        if self.request.seamless != "none":
+            from gouache.pipeline.generate.tiling import wrapped_around
+
+            networks = nn.ModuleList([self.bundle.unet, *self.bundle.controls.values()])
+            denoise = wrapped_around(prompted, networks, self.request.seamless)
+        denoise = keep_outside(denoise, start_state)
         for step in run_sampler(one.request, self.bundle, denoise, x, one.sigmas, noise):
             prompted.step = step.i + 2
             yield step
 
-    def _prompted(self, one: Pass, canvas: Canvas) -> PromptedDenoiser | InstructDenoiser:
+    def _prompted(self, one: Pass, start_state: StartState) -> PromptedDenoiser | InstructDenoiser:
         request = one.request
-        if input_kind(self.bundle) == INSTRUCT and canvas.draft is not None:
+        if input_kind(self.bundle) == INSTRUCT and start_state.draft is not None:
             if len(one.positive.branches) > 1:
                 raise InvalidInput(
                     "prompt",
@@ -203,24 +288,24 @@ class Run:
                 self.bundle,
                 one.positive,
                 one.negative,
-                canvas.draft,
+                start_state.draft,
                 text_scale=request.guidance_scale or 0.0,
                 image_scale=IMAGE_GUIDANCE if image_scale is None else image_scale,
             )
-        numbers, negative_numbers = size_numbers(self.bundle, request)
-        beside = Beside(canvas.draft, numbers, negative_numbers, one.controls)
-        network = network_of(self.bundle, request.tiled)
-        return PromptedDenoiser(self.bundle, network, one.positive, one.negative, guidance_of(request), beside)
+        numbers, negative_numbers = size_conditions(self.bundle, request)
+        inputs = NetworkInputs(start_state.draft, numbers, negative_numbers, one.controls)
+        network = denoiser_of(self.bundle, request)
+        return PromptedDenoiser(self.bundle, network, one.positive, one.negative, guidance_of(request), inputs)
 
     def _draft(self, seeds: list[ImageSeed]) -> tuple[Tensor | None, list[list[str]]]:
-        """The drafts [B,Cd,h,w] of a model with a prior, and notes on each; else the canvas's own channels."""
+        """The drafts [B,Cd,h,w] of a model with a prior, and notes on each; else the start_state's own channels."""
         if input_kind(self.bundle) != DRAFT:
-            return self.canvas.draft, [[] for _ in seeds]
-        if self.request.inversion is not None and self.canvas.latents is not None:
-            own = own_draft(self.bundle, self.canvas.latents, self._latent_size(self.request))
+            return self.start_state.draft, [[] for _ in seeds]
+        if self.request.inversion is not None and self.start_state.latents is not None:
+            own = own_draft(self.bundle, self.start_state.latents, self._latent_size(self.request))
             return own.latents.expand(len(seeds), -1, -1, -1), [[] for _ in seeds]
         text, empty = self.passes[0].positive.at(1)[0][1], self.reader.encode("")
-        size, start = self._latent_size(self.request), self.canvas.latents
+        size, start = self._latent_size(self.request), self.start_state.latents
         prompt = styled_prompt(self.request)
         parts = None if self.mixed else parts_of(self.request, self.bundle, prompt, self.reader.encode)
         drafts = [draft(self.request, self.bundle, text, empty, seed.seed, size, start, parts) for seed in seeds]
@@ -232,15 +317,15 @@ class Run:
         ]
         return torch.cat([one.latents for one in drafts]), notes
 
-    def _enlarged(self, latents: Tensor | None, drafted: Tensor | None, one: Pass) -> Canvas:
+    def _enlarged(self, latents: Tensor | None, drafted: Tensor | None, one: Pass) -> StartState:
         """The second pass starts from what the first one painted, enlarged."""
         if latents is None or self.request.hires is None:
             raise InvalidInput("hires", given="no first pass", expected="at least one step")
         size = self._latent_size(one.request)
         larger = enlarge_latents(self.bundle, latents, size, self.request.hires.upscaler, tiled=one.request.vae_tiling)
         if drafted is not None:
-            drafted = torch.nn.functional.interpolate(drafted, size=size, mode="bilinear", align_corners=False)
-        return Canvas(latents=larger, skipped=one.skipped, draft=drafted, finish=self.canvas.finish)
+            drafted = F.interpolate(drafted, size=size, mode="bilinear", align_corners=False)
+        return StartState(latents=larger, skipped=one.skipped, draft=drafted, finish=self.start_state.finish)
 
     def _latent_size(self, request: Request) -> tuple[int, int]:
         factor = self.bundle.vae.config.downscale
@@ -267,7 +352,7 @@ class Run:
         return Painted(picture, image, recipe, seconds)
 
     def _completed(self, image: Image.Image) -> Image.Image:
-        image = self.canvas.finish(on_background(image, self.request.background or "white"))
+        image = self.start_state.finish(on_background(image, self.request.background or "white"))
         upscale = self.request.upscale
         if upscale is None:
             return image
@@ -280,3 +365,101 @@ def styled_prompt(request: Request) -> str:
     if request.style is None:
         return request.prompt
     return f"{request.prompt}, {request.style} style" if request.prompt else f"{request.style} style"
+
+
+RETRIED = "the decoder overflowed in half precision and was run again in float32"
+
+
+@torch.no_grad()
+def decode(
+    bundle: ModelBundle, latents: Tensor, *, tiled: bool = False, seamless: Seamless = "none"
+) -> tuple[Image.Image, list[str]]:
+    """Decode one picture.
+
+    Args:
+        bundle: the model.
+        latents: normalised. [1,C,h,w]
+        tiled: decode in tiles, for less memory.
+        seamless: which edges meet.
+
+    Returns:
+        The picture, and notes on what had to be done beyond the plain way.
+
+    Raises:
+        InvalidInput: the latents hold NaN or infinity.
+    """
+    if not bool(torch.isfinite(latents).all()):
+        raise InvalidInput(
+            "latents",
+            given="NaN or infinity",
+            expected="finite numbers",
+            cure="The network overflowed: load the model with dtype float32, or lower the guidance scale.",
+        )
+    if seamless == "none":
+        tensor = _decoded(bundle.vae, latents, tiled=tiled)
+    else:
+        from gouache.pipeline.generate.tiling import circular
+
+        with circular(bundle.vae.decoder, seamless):
+            tensor = _decoded(bundle.vae, latents, tiled=tiled)
+    if bool(torch.isfinite(tensor).all()):
+        return to_image(tensor[0]), []
+    dtype = next(bundle.vae.parameters()).dtype
+    try:
+        tensor = _decoded(bundle.vae.float(), latents, tiled=tiled)
+    finally:
+        bundle.vae.to(dtype)
+    if not bool(torch.isfinite(tensor).all()):
+        raise InvalidInput(
+            "decoder",
+            given="NaN or infinity even in float32",
+            expected="finite pixels",
+            cure="The autoencoder's weights are damaged; compare their sha256.",
+        )
+    return to_image(tensor[0]), [RETRIED]
+
+
+def _decoded(vae: AutoencoderKL, latents: Tensor, *, tiled: bool) -> Tensor:
+    weight = next(vae.parameters())
+    given = latents.to(weight.device, weight.dtype)
+    return vae.decode_in_tiles(given) if tiled else vae.decode(given)
+
+
+@torch.no_grad()
+def preview(bundle: ModelBundle, denoised: Tensor) -> Image.Image:
+    """A quick look at an estimate of the latents [1,C,h,w]: small, or decoded where the decoder is small."""
+    colours_of_channels = bundle.traits.preview
+    if colours_of_channels is None or denoised.shape[1] != len(colours_of_channels):
+        return to_image(_decoded(bundle.vae, denoised, tiled=False)[0].nan_to_num())
+    matrix = torch.tensor(colours_of_channels, dtype=torch.float32)  # [4,3]
+    colours = torch.einsum("chw,cr->rhw", denoised[0].float().cpu(), matrix)  # [3,h,w]
+    return to_image(colours.nan_to_num())
+
+
+LATENT = {"latent": "bilinear", "latent-bicubic": "bicubic", "latent-nearest": "nearest"}
+
+
+def enlarge_latents(
+    bundle: ModelBundle, latents: Tensor, size: tuple[int, int], upscaler: str, *, tiled: bool = False
+) -> Tensor:
+    """Latents at another size: interpolated, or decoded, enlarged as a picture and encoded again.
+
+    Args:
+        bundle: the model.
+        latents: [B,C,h,w].
+        size: wanted height and width in latent pixels.
+        upscaler: latent, latent-bicubic, latent-nearest, or as in `find_upscaler`.
+        tiled: decode and encode in tiles.
+    """
+    if upscaler in LATENT:
+        mode = LATENT[upscaler]
+        corners = None if mode == "nearest" else False
+        return F.interpolate(latents, size=size, mode=mode, align_corners=corners)
+    factor, network = bundle.vae.config.downscale, find_upscaler(upscaler, bundle)
+    rows = []
+    for row in latents:
+        picture, _ = decode(bundle, row[None], tiled=tiled)
+        larger = enlarge_picture(picture, size[1] * factor / picture.width, network)
+        exact = larger.resize((size[1] * factor, size[0] * factor), Image.Resampling.LANCZOS)
+        rows.append(encode(bundle, exact, tiled=tiled))
+    return torch.cat(rows).to(latents)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import blake2b
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, zeros_like
@@ -16,17 +18,22 @@ from gouache.diffusion.samplers.registry import Option, sample, sampler_options
 from gouache.diffusion.samplers.sigmas import discard_penultimate, make_sigmas
 from gouache.diffusion.samplers.step import Denoise, NoiseSource, Steps
 from gouache.errors import InvalidInput
-from gouache.models.bundle import ModelBundle
+from gouache.models.bundle import LOW_AESTHETIC_SCORE, ModelBundle
 from gouache.models.denoiser import Condition, stack
-from gouache.pipeline.generate.control import TimedControl
-from gouache.pipeline.generate.tiling import Network
+from gouache.models.family import SDXL_REFINER
 from gouache.pipeline.prompts.encode import Encoded, PromptPlan
 from gouache.pipeline.request import Request
 
+if TYPE_CHECKING:
+    from gouache.pipeline.generate.control import TimedControl
+
+Network = Callable[[Tensor, Tensor, Condition], Tensor]
+"""(x [B,C,h,w], sigma [], condition) -> denoised [B,C,h,w]."""
+
 
 @dataclass(frozen=True, slots=True)
-class Beside:
-    """What the network is told beside the texts; every tensor has one row, or one for each picture.
+class NetworkInputs:
+    """Inputs of the network besides the latents and the text; every tensor has one row, or one for each picture.
 
     Attributes:
         draft: channels laid beside the latents. [1 or B, Cd, h, w]
@@ -49,7 +56,7 @@ class PromptedDenoiser:
         network: its denoiser, or one that works in tiles.
         positive, negative: the encoded prompts.
         guidance: how strongly to guide.
-        beside: what else the network takes.
+        inputs: what else the network takes.
     """
 
     def __init__(
@@ -59,10 +66,10 @@ class PromptedDenoiser:
         positive: PromptPlan,
         negative: PromptPlan,
         guidance: Guidance,
-        beside: Beside,
+        inputs: NetworkInputs,
     ) -> None:
         self.network = network
-        self.bundle, self.positive, self.negative, self.beside = bundle, positive, negative, beside
+        self.bundle, self.positive, self.negative, self.inputs = bundle, positive, negative, inputs
         self.step = 1
         self._guided = guided_denoiser(
             self._conditional,
@@ -105,9 +112,9 @@ class PromptedDenoiser:
         return list(self.network(repeated, sigma, rows).chunk(len(conditions)))
 
     def _condition(self, text: Encoded, *, negative: bool) -> Condition:
-        beside = self.beside
-        numbers = beside.numbers if not negative or beside.negative_numbers is None else beside.negative_numbers
-        draft = beside.draft
+        inputs = self.inputs
+        numbers = inputs.numbers if not negative or inputs.negative_numbers is None else inputs.negative_numbers
+        draft = inputs.draft
         if negative and draft is not None and self.bundle.prior is not None:
             # The prior's draft is a condition as the text is, and was left out in training as the text was: so guidance
             # strengthens what both say. 11 points of R@1 over guiding by the text alone (docs/log.md).
@@ -117,8 +124,17 @@ class PromptedDenoiser:
             mask=text.mask,
             pooled=self.bundle.pooled_vector(text.pooled, numbers),
             draft=draft,
-            controls=tuple(one.on_side(negative=negative) for one in beside.controls if one.is_on(self.step)),
+            controls=tuple(one.on_side(negative=negative) for one in inputs.controls if one.is_on(self.step)),
         )
+
+
+def denoiser_of(bundle: ModelBundle, request: Request) -> Network:
+    """The model's denoiser, in tiles if asked."""
+    if request.tiled is None:
+        return bundle.denoiser
+    from gouache.pipeline.generate.tiling import tiled_network
+
+    return tiled_network(bundle, request.tiled)
 
 
 def guidance_of(request: Request) -> Guidance:
@@ -137,11 +153,11 @@ def guidance_of(request: Request) -> Guidance:
 
 
 def sigmas_of(request: Request, bundle: ModelBundle) -> Tensor:
-    """The noise levels of a resolved request, falling, the last 0. [n + 1] fp64"""
+    """The noise levels of a resolved request, descending, the last 0. [n + 1] fp64"""
     if request.sigmas is not None:
         return torch.tensor(request.sigmas, dtype=torch.float64)
     name, steps = request.schedule or "uniform", request.num_inference_steps or 1
-    options = {"family": "sdxl" if bundle.family.startswith("sdxl") else "sd1"} if name == "align_your_steps" else {}
+    options = {"family": bundle.traits.align_your_steps} if name == "align_your_steps" else {}
     if request.determinism == "a1111" and sampler_info(request.sampler or "ddim").discard_penultimate:
         return discard_penultimate(make_sigmas(name, bundle.schedule, steps + 1, options=options))
     return make_sigmas(name, bundle.schedule, steps, options=options)
@@ -164,7 +180,7 @@ def run_sampler(
         bundle: the model.
         denoise: D(x, sigma).
         x: the state at sigmas[0]. [B,C,h,w]
-        sigmas: falling noise levels.
+        sigmas: descending noise levels.
         noise: the pictures' streams.
     """
     name = request.sampler or "ddim"
@@ -201,20 +217,14 @@ def digest_of(x: Tensor) -> str:
     return blake2b(values.numpy().tobytes(), digest_size=4).hexdigest()
 
 
-def size_numbers(bundle: ModelBundle, request: Request) -> tuple[Tensor | None, Tensor | None]:
-    """What SDXL is told of the size: original height and width, crop, target; its refiner a beauty score instead.
-
-    Returns:
-        Numbers for the prompt [1, 6 or 5], and those for the negative prompt where they differ.
-    """
+def size_conditions(bundle: ModelBundle, request: Request) -> tuple[Tensor | None, Tensor | None]:
+    """Numbers for the prompt [1, 6 or 5], and those for the negative prompt where they differ; see
+    `ModelBundle.size_condition`."""
     width, height = request.width or 0, request.height or 0
-    if bundle.size_numbers == 6:
-        return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32), None
-    if bundle.size_numbers == 5:
-        good, bad = 6.0, 2.5
-        rows = [torch.tensor([[height, width, 0, 0, score]], dtype=torch.float32) for score in (good, bad)]
-        return rows[0], rows[1]
-    return None, None
+    numbers = bundle.size_condition(width, height)
+    if bundle.size_numbers == SDXL_REFINER.size_numbers:
+        return numbers, bundle.size_condition(width, height, score=LOW_AESTHETIC_SCORE)
+    return numbers, None
 
 
 IMAGE_GUIDANCE = 1.5

@@ -10,10 +10,9 @@ import torch
 from gouache.diffusion.rng import ImageSeed, slerp
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.events import Event, Painted, Progress
-from gouache.pipeline.generate.generation import Run, styled_prompt
-from gouache.pipeline.inputs.references import References
-from gouache.pipeline.inputs.start import Canvas, prepare
+from gouache.pipeline.generate.generation import Event, Generation, Painted, Progress, styled_prompt
+from gouache.pipeline.inputs.images import References
+from gouache.pipeline.inputs.start import StartState, prepare
 from gouache.pipeline.prompts.syntax import branches
 from gouache.pipeline.request import Interpolation, Request
 
@@ -58,7 +57,7 @@ def _frames(
 
 def _frame(
     request: Request, plan: Interpolation, frame: int, bundle: ModelBundle, references: References, notes: list[str]
-) -> Run:
+) -> Generation:
     share = frame / (plan.frames - 1)
     first = request.replace({"interpolation": None, "count": 1})
     last = first.replace(
@@ -71,10 +70,10 @@ def _frame(
     if share in (0.0, 1.0):
         end = last if share else first
         prepared = prepare(end, bundle, references)
-        return Run(bundle, end, prepared.canvas, [*notes, *prepared.notes], references.digests())
+        return Generation(bundle, end, prepared.start_state, [*notes, *prepared.notes], references.digests())
     prepared = prepare(first, bundle, references)
-    canvas = _mixed_canvas(prepared.canvas, prepare(last, bundle, references).canvas, share)
-    run = Run(bundle, first, canvas, [*notes, *prepared.notes], references.digests())
+    start_state = _mixed_start(prepared.start_state, prepare(last, bundle, references).start_state, share)
+    run = Generation(bundle, first, start_state, [*notes, *prepared.notes], references.digests())
     if plan.prompt is not None:
         run.mix_prompt(styled_prompt(last), share)
     if plan.seed is not None:
@@ -82,7 +81,7 @@ def _frame(
     return run
 
 
-def _mixed_canvas(first: Canvas, last: Canvas, share: float) -> Canvas:
+def _mixed_start(first: StartState, last: StartState, share: float) -> StartState:
     if first.draft is not None and last.draft is not None and first.draft.shape == last.draft.shape:
         first = replace(first, draft=torch.lerp(first.draft, last.draft, share))
     if first.latents is None or last.latents is None:

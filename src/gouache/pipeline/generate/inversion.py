@@ -12,9 +12,8 @@ from gouache.diffusion.samplers.registry import sample
 from gouache.diffusion.samplers.step import Step
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.generate.guided import Beside, PromptedDenoiser, guidance_of, size_numbers
-from gouache.pipeline.generate.tiling import network_of
-from gouache.pipeline.inputs.start import Canvas
+from gouache.pipeline.generate.guided import NetworkInputs, PromptedDenoiser, denoiser_of, guidance_of
+from gouache.pipeline.inputs.start import StartState
 from gouache.pipeline.prompts.encode import PromptReader
 from gouache.pipeline.request import Request
 
@@ -25,54 +24,53 @@ FAMILY_OF_DDIM = ("ddim", "euler")
 
 
 class Inverter:
-    """Iterate to walk up; `state` is then the noisy latents at the first level, or None if nothing was asked for.
+    """Iterate to walk up; `state` is then the noisy latents at the first level.
 
     Args:
         denoise: D(x, sigma) under the words that describe the picture, without guidance.
         latents: of the picture. [1,C,h,w]
-        sigmas: falling noise levels, walked from their end.
+        sigmas: descending noise levels, walked from their end.
     """
 
-    def __init__(self, denoise: PromptedDenoiser | None, latents: Tensor | None, sigmas: Tensor) -> None:
+    def __init__(self, denoise: PromptedDenoiser, latents: Tensor, sigmas: Tensor) -> None:
         self.denoise, self.latents, self.sigmas = denoise, latents, sigmas
         self.state: Tensor | None = None
 
-    @classmethod
-    def of(
-        cls, bundle: ModelBundle, request: Request, sigmas: Tensor, canvas: Canvas, reader: PromptReader
-    ) -> Inverter:
-        """The inversion that a resolved request asks for.
-
-        Raises:
-            InvalidInput: a sampler that does not walk the same way down.
-        """
-        if request.inversion is None or canvas.latents is None:
-            return cls(None, None, sigmas)
-        if request.sampler not in FAMILY_OF_DDIM or request.eta:
-            raise InvalidInput(
-                "inversion",
-                given=f"sampler {request.sampler} with eta {request.eta or 0}",
-                expected=f"one of {', '.join(FAMILY_OF_DDIM)} without eta",
-                cure="Use --sampler ddim.",
-            )
-        plan = reader.plan(request.inversion.source_prompt, 1)
-        guidance = replace(guidance_of(request), scale=1.0)
-        network = network_of(bundle, request.tiled)
-        denoise = PromptedDenoiser(
-            bundle, network, plan, plan, guidance, Beside(canvas.draft, size_numbers(bundle, request)[0])
-        )
-        return cls(denoise, canvas.latents, sigmas)
-
     @property
     def steps(self) -> int:
-        """How many steps it takes; 0 if nothing was asked for."""
-        return 0 if self.denoise is None else max(len(self.sigmas) - 1, 0)
+        """How many steps it takes."""
+        return max(len(self.sigmas) - 1, 0)
 
     @torch.no_grad()
     def __iter__(self) -> Iterator[Step]:
-        if self.denoise is None or self.latents is None or self.steps == 0:
+        if self.steps == 0:
             return
         options = {"iterations": ITERATIONS}
         for step in sample("ddim_inversion", self.denoise, self.latents, self.sigmas, options=options):
             self.state = step.x
             yield step
+
+
+def inverter_of(
+    bundle: ModelBundle, request: Request, sigmas: Tensor, start_state: StartState, reader: PromptReader
+) -> Inverter:
+    """The inversion that a resolved request asks for.
+
+    Raises:
+        InvalidInput: nothing to invert, or a sampler that does not walk the same way down.
+    """
+    if request.inversion is None or start_state.latents is None:
+        raise InvalidInput("inversion", given="nothing", expected="a starting picture and a prompt that describes it")
+    if request.sampler not in FAMILY_OF_DDIM or request.eta:
+        raise InvalidInput(
+            "inversion",
+            given=f"sampler {request.sampler} with eta {request.eta or 0}",
+            expected=f"one of {', '.join(FAMILY_OF_DDIM)} without eta",
+            cure="Use --sampler ddim.",
+        )
+    plan = reader.plan(request.inversion.source_prompt, 1)
+    guidance = replace(guidance_of(request), scale=1.0)
+    numbers = bundle.size_condition(request.width or 0, request.height or 0)
+    inputs = NetworkInputs(start_state.draft, numbers)
+    denoise = PromptedDenoiser(bundle, denoiser_of(bundle, request), plan, plan, guidance, inputs)
+    return Inverter(denoise, start_state.latents, sigmas)

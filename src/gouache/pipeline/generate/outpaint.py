@@ -12,10 +12,9 @@ from PIL import Image
 
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.events import Event, Painted, Progress
-from gouache.pipeline.inputs.images import extend, nearest_size
+from gouache.pipeline.generate.generation import Event, Painted, Progress
+from gouache.pipeline.inputs.images import References, extend, nearest_size
 from gouache.pipeline.inputs.masks import crop_box
-from gouache.pipeline.inputs.references import References
 from gouache.pipeline.inputs.start import DEPTH, input_kind
 from gouache.pipeline.request import MAX_PIXELS, Mask, Outpaint, Request
 from gouache.pipeline.resolve import factor_of

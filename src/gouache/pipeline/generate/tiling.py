@@ -4,7 +4,7 @@ seamless pictures: every convolution looks around the edge instead of at zeros.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -17,6 +17,7 @@ from gouache.diffusion.samplers.step import Denoise
 from gouache.models.bundle import ModelBundle
 from gouache.models.denoiser import Condition
 from gouache.nn.resnet import Upsample
+from gouache.pipeline.generate.guided import Network
 from gouache.pipeline.request import Seamless, Tiled
 
 
@@ -66,14 +67,8 @@ def _convolve(part: nn.Conv2d, seamless: Seamless, x: Tensor, weight: Tensor, bi
     return F.conv2d(x, weight, bias, stride, (0, 0), dilation, part.groups)
 
 
-Network = Callable[[Tensor, Tensor, Condition], Tensor]
-"""(x [B,C,h,w], sigma [], condition) -> denoised [B,C,h,w]."""
-
-
-def network_of(bundle: ModelBundle, tiled: Tiled | None) -> Network:
-    """The model's denoiser, in tiles if asked."""
-    if tiled is None:
-        return bundle.denoiser
+def tiled_network(bundle: ModelBundle, tiled: Tiled) -> TiledNetwork:
+    """The model's denoiser in tiles."""
     side = tiled.tile or min(bundle.defaults.width, bundle.defaults.height)
     return TiledNetwork(bundle.denoiser, max(1, side // bundle.vae.config.downscale), tiled.overlap)
 

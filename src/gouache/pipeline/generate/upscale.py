@@ -1,51 +1,19 @@
-"""Making pictures and latents larger: interpolation, Lanczos, a model's own upscaler, and upscalers from files."""
+"""Making pictures larger: Lanczos, a model's own upscaler, and upscalers from files."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import numpy as np
-import torch
-import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.generate.decode import decode
 from gouache.pipeline.generate.upscalers import LANCZOS, OWN, PictureUpscaler, load_upscaler, upscaler_of
-from gouache.pipeline.inputs.start import encode
 from gouache.pipeline.request import MAX_PIXELS, Seamless
 
-LATENT = {"latent": "bilinear", "latent-bicubic": "bicubic", "latent-nearest": "nearest"}
 REACH = 4
 """Pixels that Lanczos sees beyond an edge, rounded up."""
-
-
-def enlarge_latents(
-    bundle: ModelBundle, latents: Tensor, size: tuple[int, int], upscaler: str, *, tiled: bool = False
-) -> Tensor:
-    """Latents at another size: interpolated, or decoded, enlarged as a picture and encoded again.
-
-    Args:
-        bundle: the model.
-        latents: [B,C,h,w].
-        size: wanted height and width in latent pixels.
-        upscaler: latent, latent-bicubic, latent-nearest, or as in `find_upscaler`.
-        tiled: decode and encode in tiles.
-    """
-    if upscaler in LATENT:
-        mode = LATENT[upscaler]
-        corners = None if mode == "nearest" else False
-        return F.interpolate(latents, size=size, mode=mode, align_corners=corners)
-    factor, network = bundle.vae.config.downscale, find_upscaler(upscaler, bundle)
-    rows = []
-    for row in latents:
-        picture, _ = decode(bundle, row[None], tiled=tiled)
-        larger = enlarge_picture(picture, size[1] * factor / picture.width, network)
-        exact = larger.resize((size[1] * factor, size[0] * factor), Image.Resampling.LANCZOS)
-        rows.append(encode(bundle, exact, tiled=tiled))
-    return torch.cat(rows).to(latents)
 
 
 def find_upscaler(name: str, bundle: ModelBundle | None = None) -> PictureUpscaler | None:

@@ -16,11 +16,10 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from gouache.checkpoints.card import CARD_KEY
 from gouache.checkpoints.detect import Identity
-from gouache.checkpoints.formats.open import open_source
+from gouache.checkpoints.formats.header import open_source
 from gouache.checkpoints.formats.safetensors import WeightSource, load_tensors
-from gouache.checkpoints.identify import identify
+from gouache.checkpoints.identify import CARD_KEY, identify
 from gouache.checkpoints.networks import load_network, open_part
 from gouache.errors import IncompatibleCheckpoint, InvalidInput, MissingDependency, UnknownFamily
 from gouache.models.configs import UpscalerConfig
@@ -196,7 +195,7 @@ def _by_spandrel(path: Path, source: WeightSource) -> PictureUpscaler:
             str(path),
             given=given,
             expected=f"an ESRGAN file, or the package spandrel ({error})",
-            cure="Install it with `pip install 'gouache[upscalers]'`.",
+            cure="Install it with `pip install 'gouache[upscalers]'`, beside your torch's torchvision.",
         ) from error
     try:
         names = _unwrapped(source.header.tensors)

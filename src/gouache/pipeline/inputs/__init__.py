@@ -1,1 +1,1 @@
-"""What a request starts from: images, masks, references, and the start state of the latents."""
+"""What a request starts from: images, masks, and the start state of the latents."""

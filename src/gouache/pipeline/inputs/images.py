@@ -1,4 +1,4 @@
-"""Pictures to tensors and back, and the careful reading of pictures from outside.
+"""Pictures to tensors and back, the careful reading of pictures from outside, and those that a request names.
 
 Colours are sRGB in 8 bits on the picture's side and [-1, 1] on the tensor's. Pictures hold straight alpha, as PNG does.
 """
@@ -9,6 +9,8 @@ import contextlib
 import io
 import os
 import warnings
+from collections.abc import Mapping
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -322,3 +324,54 @@ def paste_back(original: Image.Image, painted: Image.Image, mask: Image.Image) -
     blend = np.rint(np.concatenate([colours, alpha], axis=2))
     blend = np.where(share == 0, under, np.where(share == 1, over, blend))
     return Image.fromarray(blend.astype(np.uint8), "RGBA")
+
+
+HASH = "sha256:"
+
+
+class References:
+    """Reads each picture of a request once.
+
+    Args:
+        attachments: bytes by name, or by hexadecimal sha256 for names of the form `sha256:...`.
+    """
+
+    def __init__(self, attachments: Mapping[str, bytes] | None = None) -> None:
+        self._given = dict(attachments or {})
+        self._bytes: dict[str, bytes] = {}
+
+    def picture(self, name: str) -> Image.Image:
+        """The picture, mode RGB or RGBA.
+
+        Raises:
+            PictureError: it is not there, or no picture.
+        """
+        return read_picture(self.data(name), where=name)
+
+    def data(self, name: str) -> bytes:
+        """The file's bytes; errors as `picture`."""
+        if name not in self._bytes:
+            self._bytes[name] = self._found(name)
+        return self._bytes[name]
+
+    def digests(self) -> dict[str, str]:
+        """sha256 of every picture that was read."""
+        return {name: sha256(data).hexdigest() for name, data in self._bytes.items()}
+
+    def _found(self, name: str) -> bytes:
+        for key in (name, name.removeprefix(HASH)):
+            if key in self._given:
+                return self._given[key]
+        if name.startswith(HASH):
+            raise PictureError(
+                name,
+                given="no bytes for this hash",
+                expected="the picture beside the request",
+                cure="Pass it in `attachments`.",
+            )
+        try:
+            return Path(name).expanduser().read_bytes()
+        except OSError as error:
+            raise PictureError(
+                name, given=(error.strerror or str(error)).lower(), expected="a readable file", cure="Check the path."
+            ) from error

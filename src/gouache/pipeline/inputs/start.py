@@ -17,9 +17,8 @@ from gouache.diffusion.rng import generator_for
 from gouache.diffusion.samplers.step import Denoise
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.inputs.images import fit, to_tensor
+from gouache.pipeline.inputs.images import References, fit, to_tensor
 from gouache.pipeline.inputs.masks import Masked, cut, filled, full_mask, latent_mask
-from gouache.pipeline.inputs.references import References
 from gouache.pipeline.request import Request, ResizeMode
 
 
@@ -29,7 +28,7 @@ def unchanged(picture: Image.Image) -> Image.Image:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Canvas:
+class StartState:
     """The ground of a picture.
 
     Attributes:
@@ -52,10 +51,6 @@ class Canvas:
     hints: tuple[Image.Image, ...] = ()
     finish: Callable[[Image.Image], Image.Image] = unchanged
 
-    def tail(self, sigmas: Tensor) -> Tensor:
-        """The noise levels that are left to walk. [n + 1]"""
-        return sigmas[self.skipped :]
-
     def start(self, noise: Tensor, sigma: float) -> Tensor:
         """The state at the first level: x = x0 + sigma * noise, with x0 = 0 where everything is new. [B,C,h,w]"""
         if self.state is not None:
@@ -71,15 +66,15 @@ class Canvas:
         return torch.lerp(latents, new, self.mask.to(scaled)) + scaled
 
 
-def keep_outside(denoise: Denoise, canvas: Canvas) -> Denoise:
+def keep_outside(denoise: Denoise, start_state: StartState) -> Denoise:
     """Where the mask is 0 the estimate is the starting picture itself.
 
     Every sampler then carries x = x0 + sigma * noise along there, which is what blending the noised picture in after
     each step does for first-order samplers, and is right for the others too.
     """
-    if canvas.mask is None or canvas.latents is None:
+    if start_state.mask is None or start_state.latents is None:
         return denoise
-    mask, latents = canvas.mask, canvas.latents
+    mask, latents = start_state.mask, start_state.latents
 
     def kept(x: Tensor, sigma: Tensor) -> Tensor:
         return torch.lerp(latents.to(x), denoise(x, sigma), mask.to(x))
@@ -114,19 +109,19 @@ def input_kind(bundle: ModelBundle) -> str | None:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A canvas, and what was learnt on the way.
+    """A start_state, and what was learnt on the way.
 
     Attributes:
-        canvas: where the run starts.
+        start_state: where the run starts.
         notes: what to tell, for example how many steps are walked.
     """
 
-    canvas: Canvas
+    start_state: StartState
     notes: tuple[str, ...]
 
 
 def prepare(request: Request, bundle: ModelBundle, references: References) -> Prepared:
-    """Build the canvas of a resolved request.
+    """Build the start_state of a resolved request.
 
     Raises:
         PictureError: a picture that isn't one, or a mask of another size.
@@ -135,37 +130,37 @@ def prepare(request: Request, bundle: ModelBundle, references: References) -> Pr
     kind = input_kind(bundle)
     width, height = request.width or 0, request.height or 0
     if request.init_image is None:
-        blank = Canvas(hints=_hints(None, request, references))
+        blank = StartState(hints=_hints(None, request, references))
         return Prepared(_with_inputs(blank, None, None, kind, request, bundle, references), ())
     picture = references.picture(request.init_image)
     if request.mask is None:
         part = fit(picture, width, height, request.resize_mode)
-        canvas = Canvas(latents=encode(bundle, part, tiled=request.vae_tiling))
+        start_state = StartState(latents=encode(bundle, part, tiled=request.vae_tiling))
         masked = None
     else:
         given = None if request.mask.image is None else references.picture(request.mask.image)
         masked = cut(picture, full_mask(request.mask, picture, given), request.mask, width, height)
         part = masked.part
-        canvas = _masked_canvas(masked, request, bundle)
-    canvas = replace(canvas, hints=_hints(masked, request, references))
-    canvas = _with_inputs(canvas, part, masked, kind, request, bundle, references)
+        start_state = _masked_start(masked, request, bundle)
+    start_state = replace(start_state, hints=_hints(masked, request, references))
+    start_state = _with_inputs(start_state, part, masked, kind, request, bundle, references)
     if kind == INSTRUCT:
-        return Prepared(replace(canvas, latents=None), ())
-    return _with_strength(canvas, request)
+        return Prepared(replace(start_state, latents=None), ())
+    return _with_strength(start_state, request)
 
 
-def _with_strength(canvas: Canvas, request: Request) -> Prepared:
+def _with_strength(start_state: StartState, request: Request) -> Prepared:
     steps = len(request.sigmas) - 1 if request.sigmas else request.num_inference_steps or 1
     strength = 0.75 if request.strength is None else request.strength
     skipped = steps_to_skip(steps, strength)
     notes = (f"strength {strength:g}: {steps - skipped} of {steps} steps",) if skipped else ()
-    return Prepared(replace(canvas, skipped=skipped), notes)
+    return Prepared(replace(start_state, skipped=skipped), notes)
 
 
-def _masked_canvas(masked: Masked, request: Request, bundle: ModelBundle) -> Canvas:
+def _masked_start(masked: Masked, request: Request, bundle: ModelBundle) -> StartState:
     latents = encode(bundle, masked.part, tiled=request.vae_tiling)
     mask = latent_mask(masked.hard, bundle.vae.config.downscale).to(latents)
-    return Canvas(
+    return StartState(
         latents=latents,
         under_mask=_under_mask(latents, masked, request, bundle),
         mask=mask,
@@ -186,39 +181,41 @@ def _under_mask(latents: Tensor, masked: Masked, request: Request, bundle: Model
 
 
 def _with_inputs(
-    canvas: Canvas,
+    start_state: StartState,
     part: Image.Image | None,
     masked: Masked | None,
     kind: str | None,
     request: Request,
     bundle: ModelBundle,
     references: References,
-) -> Canvas:
+) -> StartState:
     """Add the channels that the network wants beside the latents."""
     if kind == INPAINT:
         # Such a network was trained to leave the rest alone by itself: nothing is blended while it paints.
-        return replace(_merged(canvas), draft=_inpaint_channels(part, masked, request, bundle))
+        return replace(_merged(start_state), draft=_inpaint_channels(part, masked, request, bundle))
     if kind == INSTRUCT:
-        if part is None or canvas.latents is None:
+        if part is None or start_state.latents is None:
             raise _needs("init_image", "a picture to change", "--init FILE")
-        return replace(canvas, draft=bundle.vae.denormalise(canvas.latents))
+        return replace(start_state, draft=bundle.vae.denormalise(start_state.latents))
     if kind == DEPTH:
         if request.depth_image is None:
             raise _needs("depth_image", "a depth map, white = near", "--depth-image FILE")
-        return replace(canvas, draft=_depth_channel(references.picture(request.depth_image), masked, request, bundle))
+        return replace(
+            start_state, draft=_depth_channel(references.picture(request.depth_image), masked, request, bundle)
+        )
     if request.depth_image is not None:
         raise InvalidInput(
             "depth_image", given="a depth map", expected="nothing: this model takes none", cure="Use a depth model."
         )
-    return canvas
+    return start_state
 
 
-def _merged(canvas: Canvas) -> Canvas:
+def _merged(start_state: StartState) -> StartState:
     """The same start with the mask worked into the latents."""
-    if canvas.mask is None or canvas.under_mask is None or canvas.latents is None:
-        return replace(canvas, mask=None)
-    latents = torch.lerp(canvas.latents, canvas.under_mask, canvas.mask)
-    return replace(canvas, latents=latents, under_mask=None, mask=None)
+    if start_state.mask is None or start_state.under_mask is None or start_state.latents is None:
+        return replace(start_state, mask=None)
+    latents = torch.lerp(start_state.latents, start_state.under_mask, start_state.mask)
+    return replace(start_state, latents=latents, under_mask=None, mask=None)
 
 
 def _needs(where: str, expected: str, option: str) -> InvalidInput:

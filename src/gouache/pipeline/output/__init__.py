@@ -1,1 +1,1 @@
-"""What becomes of a picture: recipes, metadata, files, sheets, films, safety."""
+"""What becomes of an image: recipe, metadata, sheets, films, safety gate, watermark."""

@@ -266,7 +266,7 @@ def request_of(info: Infotext, where: str) -> Request:
 
 
 def _determinism(values: Mapping[str, str]) -> str | None:
-    """A1111 itself draws on the card unless it says so; its noise is repeated by our level of that name."""
+    """A1111 itself draws on the GPU unless it says so; its noise is repeated by our level of that name."""
     by_a1111 = values.get("Version", "").startswith(("v1.", "v0.")) or "Version" not in values
     return "a1111" if by_a1111 and values.get("RNG", "GPU") in ("GPU", "NV") else None
 

@@ -1,18 +1,29 @@
-"""The recipe of one picture: the resolved request, what painted it, and what makes a replay checkable."""
+"""The recipe of one picture: the resolved request, which model and machine painted it, and what makes a replay
+checkable. Needs no torch, except to describe a machine.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import json
+import os
 import platform
 from collections.abc import Mapping
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from PIL import Image
 from pydantic import Field, model_validator
 
+from gouache.checkpoints.hub import file_sha256
 from gouache.config import Config
+from gouache.files import write_bytes
 from gouache.pipeline.request import Request
+
+if TYPE_CHECKING:
+    from gouache.models.bundle import ModelBundle
 
 RECIPE_VERSION = 2
 """1: the prior drafted every prompt as a whole."""
@@ -54,7 +65,7 @@ class Machine(Config):
     dtype: str
     """Number format of the networks: float32, float16, bfloat16."""
     processor: str
-    """Processor or card, by name."""
+    """Processor or GPU, by name."""
     threads: int
     """Threads of the tensor library; the order of additions depends on them."""
 
@@ -110,11 +121,6 @@ def pixels_digest(picture: Image.Image) -> str:
     return sha256(head + picture.tobytes()).hexdigest()
 
 
-def attachment_digests(attachments: Mapping[str, bytes]) -> dict[str, str]:
-    """sha256 of each picture that a request names."""
-    return {name: sha256(data).hexdigest() for name, data in attachments.items()}
-
-
 def first_difference(first: tuple[str, ...], second: tuple[str, ...]) -> int | None:
     """Index of the first step whose digests differ; None if both runs agree step by step.
 
@@ -125,3 +131,82 @@ def first_difference(first: tuple[str, ...], second: tuple[str, ...]) -> int | N
         if one != other:
             return k
     return None if len(first) == len(second) else min(len(first), len(second))
+
+
+def model_ref(bundle: ModelBundle) -> ModelRef:
+    """The model in a recipe's words; a hash that its files don't tell is taken of them."""
+    digest = bundle.sha256
+    if not digest and bundle.path is not None and bundle.path.exists():
+        digest = model_sha256(bundle.path)
+    return ModelRef(
+        name=bundle.name or bundle.family,
+        family=bundle.family,
+        sha256=digest or None,
+        path=None if bundle.path is None else str(bundle.path),
+    )
+
+
+def machine_of(bundle: ModelBundle) -> Machine:
+    """Where the model is, in a recipe's words."""
+    import torch
+
+    device = bundle.device
+    processor = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
+    dtype = str(bundle.dtype).removeprefix("torch.")
+    return Machine(device=device.type, dtype=dtype, processor=processor, threads=torch.get_num_threads())
+
+
+def processor_name() -> str:
+    """The processor's name, as exact as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text(encoding="utf-8", errors="replace").splitlines() if info.is_file() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or platform.machine()
+
+
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+
+
+def model_sha256(path: Path, cache: Path | None = None) -> str:
+    """sha256 of a weight file; for a folder, over the sorted names and hashes of all weight files in it.
+
+    Args:
+        path: file or folder.
+        cache: where hashes are remembered; the user's cache folder without it.
+    """
+    if path.is_file():
+        return _remembered(path, cache or cache_file())
+    files = sorted(file for file in path.rglob("*") if file.suffix in SUFFIXES and file.is_file())
+    lines = [f"{file.relative_to(path).as_posix()} {_remembered(file, cache or cache_file())}" for file in files]
+    return sha256("\n".join(lines).encode()).hexdigest()
+
+
+def cache_file() -> Path:
+    """`sha256.json` in the user's cache folder."""
+    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(folder) / "gouache" / "sha256.json"
+
+
+def _remembered(file: Path, cache: Path) -> str:
+    """The hash of a file; the remembered one if place, size and time of change are the same."""
+    place = file.resolve()
+    status = place.stat()
+    key = f"{place} {status.st_size} {status.st_mtime_ns}"
+    known = _read(cache)
+    if key not in known:
+        # Hashes of this place's earlier contents are of no use any more.
+        known = {name: value for name, value in known.items() if not name.startswith(f"{place} ")}
+        known[key] = file_sha256(place)
+        # A cache that can't be written costs time, nothing else.
+        with contextlib.suppress(OSError, ValueError):
+            cache.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(cache, json.dumps(known).encode(), force=True)
+    return known[key]
+
+
+def _read(cache: Path) -> dict[str, str]:
+    try:
+        values = json.loads(cache.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return {str(key): str(value) for key, value in values.items()} if isinstance(values, dict) else {}

@@ -15,12 +15,11 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
-from gouache.checkpoints.formats.header import TensorInfo
-from gouache.checkpoints.formats.open import open_source
+from gouache.checkpoints.formats.header import TensorInfo, open_source
 from gouache.errors import IncompatibleCheckpoint, ModelNotFound
 from gouache.models.configs import ImageEncoderConfig
 from gouache.models.image_encoder import SafetyChecker, preprocess
-from gouache.pipeline.events import Event, Painted, Progress
+from gouache.pipeline.generate.generation import Event, Painted, Progress
 from gouache.pipeline.inputs.images import on_background, to_tensor
 from gouache.pipeline.output.recipe import pixels_digest
 from gouache.pipeline.output.watermark import READABLE_PIXELS, add_watermark, carries

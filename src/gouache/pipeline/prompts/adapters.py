@@ -9,10 +9,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import sha256
 from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,12 +29,13 @@ from gouache.errors import CorruptCheckpoint, ModelNotFound
 from gouache.models.bundle import ModelBundle
 from gouache.models.text_encoder import TextEncoder
 from gouache.models.text_stack import TextStack
-from gouache.pipeline.generate.control import Controls
-from gouache.pipeline.output.model_identity import model_sha256
-from gouache.pipeline.output.recipe import AdapterRef
-from gouache.pipeline.prompts.tags import AdapterTag, adapter_tags
+from gouache.pipeline.output.recipe import AdapterRef, model_sha256
+from gouache.pipeline.prompts.syntax import AdapterTag, adapter_tags
 from gouache.pipeline.prompts.textual_inversion import with_words, words_pattern
 from gouache.pipeline.request import Request
+
+if TYPE_CHECKING:
+    from gouache.pipeline.generate.control import Controls
 
 SHORT = 12
 FOLDERS = {CONTROL: "controlnet"}
@@ -65,9 +67,15 @@ class Adapters:
 
     def __init__(self, bundle: ModelBundle, folder: AdapterFolder | None = None) -> None:
         self.bundle, self.folder = bundle, folder or AdapterFolder()
-        self.controls = Controls(bundle)
         self._only: frozenset[str] | None = None
         self._last: tuple[object, Adapted] | None = None
+
+    @cached_property
+    def controls(self) -> Controls:
+        """The ControlNets of the model's requests."""
+        from gouache.pipeline.generate.control import Controls
+
+        return Controls(self.bundle)
 
     def expect(self, refs: Sequence[AdapterRef]) -> None:
         """Use these and no other from now on, so that a replay doesn't meet words that were none at its time.
@@ -94,9 +102,10 @@ class Adapters:
             CheckpointError: its file can't be used with this model.
             InvalidInput: a tag that can't be read.
         """
-        adapted, steering = self._apply_to_prompt(request), self.controls.load(request, self.folder.folder)
-        if not steering:
+        adapted = self._apply_to_prompt(request)
+        if not request.control:
             return adapted
+        steering = self.controls.load(request, self.folder.folder)
         refs = [ref_of(name, CONTROL, one.path) for name, one in steering.items()]
         networks = {name: one.network for name, one in steering.items()}
         return replace(adapted, bundle=replace(adapted.bundle, controls=networks), refs=(*adapted.refs, *refs))

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from gouache.errors import InvalidInput
 from gouache.models.text_stack import TextStack
-from gouache.pipeline.prompts.syntax import Branch, Run, Section, branches, schedule, sections
-from gouache.pipeline.prompts.tags import without_tags
+from gouache.pipeline.prompts.syntax import Branch, Run, Section, branches, schedule, sections, without_tags
 from gouache.pipeline.prompts.textual_inversion import TokenizerWithWords
 from gouache.pipeline.request import Emphasis
 

@@ -1,1 +1,1 @@
-"""The native HTTP API, and two that speak for other tools."""
+"""The native HTTP API, and two that are compatible with other tools."""

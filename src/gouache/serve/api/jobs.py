@@ -17,7 +17,7 @@ from gouache.errors import NotFound, QueueFull
 from gouache.serve.api.views import JobIn, Jobs, JobView, Sequence, State, job_view
 from gouache.serve.http.access import owner_of, studio_of
 from gouache.serve.queue.job import FINISHED, Job
-from gouache.serve.queue.notify import within
+from gouache.serve.queue.notify import changes
 from gouache.serve.studio import Studio
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -65,9 +65,9 @@ async def get(job_id: str, request: Request) -> Response:
     studio, owner = studio_of(request), owner_of(request)
     # Pollers ask for this more than for anything else: a read that waits for nobody needs no thread.
     if studio.database.sqlite:
-        view = studio.glance.at(job_id, owner)
+        view = studio.cached_view.at(job_id, owner)
     else:
-        view = await asyncio.to_thread(studio.glance.at, job_id, owner)
+        view = await asyncio.to_thread(studio.cached_view.at, job_id, owner)
     return Response(view, media_type="application/json")
 
 
@@ -118,10 +118,10 @@ async def follow(
             expected=f"fewer than {studio.settings.limits.streams}",
             cure="Close one, or ask for the jobs themselves.",
         )
-    return _Counted(studio.streams, job.owner, _events(studio, job.id, int(last_event_id or 0), previews))
+    return _CountedStream(studio.streams, job.owner, _events(studio, job.id, int(last_event_id or 0), previews))
 
 
-class _Counted(StreamingResponse):
+class _CountedStream(StreamingResponse):
     """A stream that counts among its owner's from the moment it is allowed until it is over.
 
     Args:
@@ -145,9 +145,8 @@ class _Counted(StreamingResponse):
 
 async def _events(studio: Studio, job_id: str, after: int, previews: bool) -> AsyncIterator[str]:
     told, shown, quiet = "", -1, 0.0
-    while True:
-        ticket = studio.bell.ticket(job_id)
-        news, state, done = await asyncio.to_thread(_look, studio, job_id, after)
+    looks = changes(studio.notifier, job_id, lambda: _look(studio, job_id, after), every=0.5)
+    async for news, state, done in looks:
         for seq, kind, detail in news:
             after = seq
             yield _sse(kind, {"job": job_id, "detail": detail}, seq)
@@ -160,7 +159,6 @@ async def _events(studio: Studio, job_id: str, after: int, previews: bool) -> As
         if preview is not None and preview[0] != shown:
             shown = preview[0]
             yield _sse("preview", {"job": job_id, "jpeg": base64.b64encode(preview[1]).decode("ascii")})
-        await within(ticket, 0.5)
         quiet += 0.5
         if quiet >= KEEP_ALIVE_SECONDS:
             quiet = 0.0

@@ -77,7 +77,7 @@ def inspect(
 ) -> dict[str, Any]:
     """What a model's headers say; nothing of it is loaded."""
     owner_of(request)
-    return model_facts.inspect(studio_of(request).shelf.find(model))
+    return model_facts.inspect(studio_of(request).catalog.find(model))
 
 
 @router.get("/default")
@@ -96,7 +96,7 @@ def set_default(body: ModelName, request: Request) -> ModelName:
 def refresh(request: Request) -> None:
     """Look again which models there are."""
     owner_of(request)
-    studio_of(request).shelf.refresh()
+    studio_of(request).catalog.refresh()
 
 
 @router.get("/adapters")

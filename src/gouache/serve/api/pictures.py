@@ -73,7 +73,7 @@ async def search(
     )
     if not meaning.strip():
         return await asyncio.to_thread(_newest, studio, wanted, limit)
-    found = await studio.meaning.search(meaning, wanted, limit=limit)
+    found = await studio.semantic_search.search(meaning, wanted, limit=limit)
     return await asyncio.to_thread(_nearest, studio, found)
 
 
@@ -104,7 +104,7 @@ def file(picture_id: str, request: Request, format: Kind = "png") -> Response:  
     studio = studio_of(request)
     # A signed link has no user; the guard let it through for exactly this address.
     picture = studio.pictures.get(picture_id, request.state.owner)
-    data = studio.vault.read("pictures", picture.file)
+    data = studio.file_store.read("pictures", picture.file)
     if format != "png":
         data = encode_picture(read_picture(data), format, read_texts(data))
     headers = FOREVER | {"Content-Disposition": f'inline; filename="{picture.id}.{format}"'}
@@ -116,7 +116,7 @@ def thumbnail(picture_id: str, request: Request) -> FileResponse:
     """A small WebP."""
     studio = studio_of(request)
     picture = studio.pictures.get(picture_id, owner_of(request))
-    return FileResponse(studio.vault.thumbnail(picture.file), media_type="image/webp", headers=FOREVER)
+    return FileResponse(studio.file_store.thumbnail(picture.file), media_type="image/webp", headers=FOREVER)
 
 
 @router.get("/pictures/{picture_id}/recipe")
@@ -160,7 +160,7 @@ async def attach(request: Request) -> Attachment:
         raise PictureError("body", given="nothing", expected="a picture's bytes")
     studio = studio_of(request)
     picture = read_picture(data, where="attachment", max_pixels=4 * studio.settings.limits.pixels)
-    return Attachment(name=studio.vault.attach(data), width=picture.width, height=picture.height)
+    return Attachment(name=studio.file_store.attach(data), width=picture.width, height=picture.height)
 
 
 @router.get("/boards")
@@ -195,7 +195,7 @@ def models(request: Request) -> Models:
     return Models(
         data=tuple(
             Model(id=entry.name, created=int(entry.modified), title=entry.title, size=entry.size, sha256=entry.sha256)
-            for entry in studio_of(request).shelf.models()
+            for entry in studio_of(request).catalog.models()
         )
     )
 

@@ -89,7 +89,7 @@ def sets(request: Request) -> list[SetView]:
 async def upload(name: str, file: str, request: Request) -> SetView:
     """Put a picture, a caption, a table of captions, or a zip of them into a set, as the plain body."""
     admin_of(request)
-    studio_of(request).vault.check_room()
+    studio_of(request).file_store.check_room()
     data = await request.body()
     return _set_view(await asyncio.to_thread(studio_of(request).training.sets.add, name, file, data))
 

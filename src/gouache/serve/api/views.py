@@ -8,9 +8,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
-from gouache import errors
 from gouache.config import Config
-from gouache.errors import GouacheError, StoreError
+from gouache.errors import GouacheError
 from gouache.pipeline.output.recipe import Recipe
 from gouache.pipeline.request import Request
 from gouache.serve.http.errors import TookTooLong
@@ -195,7 +194,7 @@ class Models(Config):
 
 def job_view(job: Job, pictures: list[str], position: int | None) -> JobView:
     """A job for the native interface."""
-    error = job.complaint()
+    error = job.error_parts()
     return JobView(
         id=job.id,
         state=job.state,
@@ -261,10 +260,6 @@ def raise_unless_painted(job: Job) -> None:
             expected="its end",
             cure=f"It goes on; GET /v1/jobs/{job.id} tells when it is done.",
         )
-    parts = job.complaint()
+    parts = job.error_parts()
     if job.state == "failed" and parts is not None:
-        kind = getattr(errors, parts.get("kind", ""), StoreError)
-        known = isinstance(kind, type) and issubclass(kind, GouacheError)
-        raise (kind if known else StoreError)(
-            parts["where"], given=parts["given"], expected=parts["expected"], cure=parts["cure"]
-        )
+        raise GouacheError.from_dict(parts)

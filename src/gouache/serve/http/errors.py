@@ -23,7 +23,6 @@ from gouache.errors import (
     StoreError,
 )
 from gouache.serve.store.files import NoRoom
-from gouache.serve.worker.process import complaint
 
 
 class TookTooLong(StoreError):
@@ -72,7 +71,7 @@ def status_of(error: GouacheError) -> int:
 def reply_to(path: str, error: GouacheError) -> Response:
     """An error as the reply to a request for this path."""
     headers = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFull) else {}
-    return refusal(path, status_of(error), complaint(error), headers)
+    return refusal(path, status_of(error), error.to_dict(), headers)
 
 
 def refusal(path: str, status: int, parts: Mapping[str, str], headers: Mapping[str, str] | None = None) -> Response:

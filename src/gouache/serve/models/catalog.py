@@ -12,12 +12,12 @@ from typing import Any
 from sqlalchemy import Row, select
 
 from gouache.checkpoints import hub
+from gouache.checkpoints.hub import SHIPPED
 from gouache.checkpoints.identify import identify
 from gouache.errors import GouacheError, ModelNotFound, unknown_name
 from gouache.serve.store.database import Database, upsert
 from gouache.serve.store.tables import models
 
-SHIPPED = "pocket"
 """Name of the model that needs no file."""
 SUFFIXES = {".safetensors", ".ckpt", ".gguf"}
 _FOLDER_MARKS = ("model.json", "model_index.json")
@@ -62,7 +62,7 @@ class ModelEntry:
         return last.rsplit(".", 1)[0] if Path(last).suffix.lower() in SUFFIXES else last
 
 
-class Shelf:
+class ModelCatalog:
     """The models in some folders.
 
     Args:

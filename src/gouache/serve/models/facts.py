@@ -8,11 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from gouache.checkpoints.card import read_card
 from gouache.checkpoints.hub import shipped_model
-from gouache.checkpoints.identify import identify
-from gouache.cli.inspect import FAMILIES, describe
+from gouache.checkpoints.identify import identify, read_card
+from gouache.cli.inspect import describe
 from gouache.errors import GouacheError, InvalidInput
+from gouache.models.family import POCKET, family_named
 from gouache.serve.models.catalog import ModelEntry
 
 LICENCE_KEYS = ("modelspec.license", "modelspec.licence", "license", "licence")
@@ -54,7 +54,7 @@ def facts_of(entry: ModelEntry) -> Facts:
     """The facts of a model, read once until its file changes."""
     path = place(entry)
     if path is None:
-        return Facts(family=FAMILIES["pocket"], kind="model", error="not in this build: untrained weights stand in")
+        return Facts(family=POCKET.label, kind="model", error="not in this build: untrained weights stand in")
     return _facts(path, path.stat().st_mtime_ns if path.exists() else 0)
 
 
@@ -70,7 +70,7 @@ def _facts(path: Path, _modified: int) -> Facts:
     metadata: Mapping[str, str] = next((part.header.metadata for part in identity.parts.values()), {})
     said = next((metadata[key] for key in LICENCE_KEYS if metadata.get(key)), "")
     return Facts(
-        family=FAMILIES.get(identity.family, identity.family),
+        family=family_named(identity.family).label,
         kind=identity.kind,
         licence=card.licence if card is not None else said,
         description=card.description if card is not None else metadata.get("modelspec.description", ""),
@@ -89,7 +89,7 @@ def inspect(entry: ModelEntry) -> dict[str, Any]:
     """
     path = place(entry)
     if path is None:
-        return {"kind": "model", "family": "pocket", "parts": {}, "metadata": {}, "error": facts_of(entry).error}
+        return {"kind": "model", "family": POCKET.name, "parts": {}, "metadata": {}, "error": facts_of(entry).error}
     try:
         found = describe(path, identify(path))
     except GouacheError as error:

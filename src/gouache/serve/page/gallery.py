@@ -57,7 +57,7 @@ def gallery_tab(studio: Studio, say: gr.I18n, page: gr.Blocks, tab: gr.Tab, else
             undo = gr.Button(say("undo"), size="sm", visible=False, elem_id="undo")
             drop = gr.File(label=say("drop"), file_count="single", type="binary", height=132, elem_id="drop")
     chosen, deleted, shown = gr.State(""), gr.State(""), gr.State(PAGE)
-    acts = _Actions(studio, say)
+    acts = _GalleryActions(studio, say)
     listed = [line, grid, older]
     asked = [filters[name] for name in ("words", "by", "tag", "board", "starred")]
     chosen_parts = [detail, tools, buttons["tags"], buttons["board"]]
@@ -129,7 +129,7 @@ def _tools(say: gr.I18n) -> dict[str, Any]:
     return {"use": use, "edit": edit, "star": star, "tags": tags, "board": board, "save": save, "delete": delete}
 
 
-class _Actions:
+class _GalleryActions:
     """What the buttons do. `asked` in the comments are the five filters."""
 
     def __init__(self, studio: Studio, say: gr.I18n) -> None:
@@ -196,7 +196,7 @@ class _Actions:
         line = ""
         if by == "meaning" and words:
             try:
-                found = await self.studio.meaning.search(words, wanted, limit=limit)
+                found = await self.studio.semantic_search.search(words, wanted, limit=limit)
             except GouacheError as error:
                 return [parts.trouble(said("none_found", request), str(error)), "", gr.update(visible=False)]
             pictures = [picture for picture, _ in found.pictures]
@@ -252,7 +252,7 @@ class _Actions:
 
     def edit(self, chosen: str, request: gr.Request) -> Any:
         found = self._get(chosen, request)
-        picture = Image.open(io.BytesIO(self.studio.vault.read("pictures", found.file))).convert("RGBA")
+        picture = Image.open(io.BytesIO(self.studio.file_store.read("pictures", found.file))).convert("RGBA")
         canvas = {"background": picture, "layers": [], "composite": picture}
         return canvas, frame_of(picture, request), gr.Tabs(selected="edit")
 

@@ -78,7 +78,7 @@ def _line(studio: Studio, job: Job, request: gr.Request) -> str:
     if job.state == "running":
         return _running(studio, job, request)
     if job.state == "failed":
-        return parts.trouble(said("failed", request), (job.complaint() or {}).get("message", ""))
+        return parts.trouble(said("failed", request), (job.error_parts() or {}).get("message", ""))
     if job.state == "cancelled":
         return parts.notice(said("cancelled", request))
     took = said("took", request, (job.finished or 0) - (job.started or 0))

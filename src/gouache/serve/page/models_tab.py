@@ -41,7 +41,7 @@ def models_tab(studio: Studio, say: gr.I18n, page: gr.Blocks, tab: gr.Tab, field
             with gr.Column(elem_classes="g-panel", visible=False) as pulling:
                 fetch = _pull_fields(say)
     chosen = gr.State("")
-    timer, acts = fetch["timer"], _Actions(studio, say)
+    timer, acts = fetch["timer"], _ModelActions(studio, say)
     shown = [models, adapters, controls, detail, everything]
     gr.on(
         [page.load, tab.select],
@@ -88,7 +88,7 @@ def _pull_fields(say: gr.I18n) -> dict[str, Any]:
     }
 
 
-class _Actions:
+class _ModelActions:
     """What the buttons do."""
 
     def __init__(self, studio: Studio, say: gr.I18n) -> None:
@@ -109,7 +109,7 @@ class _Actions:
 
     def refreshed(self, chosen: str, request: gr.Request) -> Any:
         owner_of(request)
-        self.studio.shelf.refresh()
+        self.studio.catalog.refresh()
         return self._all(chosen, request)
 
     def select(self, event: gr.EventData, request: gr.Request) -> Any:
@@ -157,19 +157,19 @@ class _Actions:
 
     def _entry(self, name: str, request: gr.Request) -> ModelEntry:
         try:
-            return self.studio.shelf.find(name or self.studio.default_model(owner_of(request)))
+            return self.studio.catalog.find(name or self.studio.default_model(owner_of(request)))
         except ModelNotFound as error:
             raise gr.Error(str(error)) from error
 
     def _models(self, chosen: str, request: gr.Request) -> str:
         default = self.studio.default_model(owner_of(request))
         head = parts.heading(said("models_title", request), said("models_text", request))
-        rows = [_row(entry, request, chosen=chosen, default=default) for entry in self.studio.shelf.entries()]
+        rows = [_row(entry, request, chosen=chosen, default=default) for entry in self.studio.catalog.entries()]
         return f'{head}<div style="height:14px"></div>{parts.items(rows)}'
 
     def _detail(self, chosen: str, request: gr.Request) -> tuple[str, str]:
         try:
-            entry = self.studio.shelf.find(chosen)
+            entry = self.studio.catalog.find(chosen)
             found = facts_of(entry)
             said_all = inspect(entry)
         except GouacheError as error:

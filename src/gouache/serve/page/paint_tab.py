@@ -85,7 +85,7 @@ def styles_menu(studio: Studio, say: gr.I18n, request: gr.Request, model: str | 
     """The menu of the styles that a model names; hidden if it names none."""
     try:
         name = studio.default_model(owner_of(request)) if model in (None, AUTOMATIC) else model
-        styles = facts_of(studio.shelf.find(name)).styles
+        styles = facts_of(studio.catalog.find(name)).styles
     except GouacheError:
         styles = ()
     choices = [(say("no_style"), AUTOMATIC), *((style, style) for style in styles)]

@@ -124,7 +124,7 @@ def last_seed(studio: Studio, owner: str) -> int:
 
 def model_choices(studio: Studio, own: Any) -> Choices:
     """Every model, the default one first."""
-    return [(own, AUTOMATIC), *((entry.name, entry.name) for entry in studio.shelf.models())]
+    return [(own, AUTOMATIC), *((entry.name, entry.name) for entry in studio.catalog.models())]
 
 
 def sampler_choices(own: Any) -> Choices:
@@ -149,7 +149,7 @@ def edit_request(studio: Studio, fields: Mapping[str, Any], request: gr.Request)
     if background is None:
         raise gr.Error(said("load_first", request))
     changes: Fields = {
-        "init_image": studio.vault.attach(encode_picture(background.convert("RGBA"), "png")),
+        "init_image": studio.file_store.attach(encode_picture(background.convert("RGBA"), "png")),
         "strength": float(fields["strength"]),
         "prompt": fields["prompt"] or "",
     }
@@ -158,7 +158,7 @@ def edit_request(studio: Studio, fields: Mapping[str, Any], request: gr.Request)
     if any(sides.values()):
         changes["outpaint"] = sides
     elif mask is not None:
-        changes["mask"] = {"image": studio.vault.attach(encode_picture(mask, "png"))}
+        changes["mask"] = {"image": studio.file_store.attach(encode_picture(mask, "png"))}
     return Request.from_dict(changes, where="request")
 
 

@@ -119,7 +119,7 @@ def train_tab(studio: Studio, say: gr.I18n, page: gr.Blocks, tab: gr.Tab) -> Non
             chart = gr.HTML(elem_id="run-chart")
             samples = gr.HTML(elem_id="run-samples")
     chosen, seen, timer = gr.State(""), gr.State([]), gr.Timer(2.0, active=False)
-    acts = _Actions(studio, say)
+    acts = _TrainActions(studio, say)
     shown = [runs, state, stop, more, go_on, delete, chart, samples, timer]
     gr.on(
         [page.load, tab.select],
@@ -187,7 +187,7 @@ def _fields(say: gr.I18n) -> dict[str, Any]:
     return found
 
 
-class _Actions:
+class _TrainActions:
     """What the buttons do."""
 
     def __init__(self, studio: Studio, say: gr.I18n) -> None:
@@ -198,7 +198,7 @@ class _Actions:
         if not is_admin(self.studio, owner):
             refusal = parts.empty(said("not_admin", request), said("not_admin_hint", request, owner))
             return [refusal, gr.update(visible=False), *[gr.skip()] * 15]
-        names = [entry.name for entry in self.studio.shelf.models()]
+        names = [entry.name for entry in self.studio.catalog.models()]
         models = gr.update(choices=names, value=self.studio.default_model(owner))
         titles = [
             parts.heading(said(f"{key}_title", request), said(f"{key}_text", request)) for key in ("data", "plan")

@@ -12,9 +12,9 @@ from gouache.checkpoints.adapters.controlnet_library import find_control, usable
 from gouache.diffusion.samplers.names import resolve, resolve_schedule
 from gouache.errors import InvalidInput, ModelNotFound, PictureError, unknown_name
 from gouache.pipeline.request import MAX_PIXELS, Request, Safety
-from gouache.serve.models.catalog import Shelf
+from gouache.serve.models.catalog import ModelCatalog
 from gouache.serve.settings import Limits, Settings
-from gouache.serve.store.files import Vault
+from gouache.serve.store.files import FileStore
 
 DRAWN_SEEDS = 2**32
 STRICTNESS: tuple[Safety, ...] = ("off", "blur", "block")
@@ -23,7 +23,7 @@ _SIDE = 512
 _STEPS = 20
 
 
-def admit(request: Request, settings: Settings, shelf: Shelf, vault: Vault) -> Request:
+def admit(request: Request, settings: Settings, catalog: ModelCatalog, file_store: FileStore) -> Request:
     """Check a request against the limits, and draw its seeds, so that a second attempt paints the same pictures.
 
     The studio's watermark and safety gate are added: a request may ask for another text and a stricter gate, not for
@@ -35,12 +35,12 @@ def admit(request: Request, settings: Settings, shelf: Shelf, vault: Vault) -> R
         PictureError: a picture that was not uploaded.
     """
     limits = settings.limits
-    _check_pictures(request, limits, vault)
+    _check_pictures(request, limits, file_store)
     _check_texts(request, limits)
     _check_names(request)
     _check_controls(request)
     _check_size(request, limits)
-    shelf.find(request.model)
+    catalog.find(request.model)
     return request.replace(
         {
             "seed": secrets.randbelow(DRAWN_SEEDS) if request.seed is None else request.seed,
@@ -53,14 +53,14 @@ def admit(request: Request, settings: Settings, shelf: Shelf, vault: Vault) -> R
     )
 
 
-def _check_pictures(request: Request, limits: Limits, vault: Vault) -> None:
+def _check_pictures(request: Request, limits: Limits, file_store: FileStore) -> None:
     pixels = 0
     for name in request.pictures():
         if not name.startswith("sha256:"):
             raise PictureError(
                 "picture", given="a path", expected="sha256:<hex> of an uploaded picture", cure="Upload it first."
             )
-        pixels += _pixels_of(vault.attachment(name))
+        pixels += _pixels_of(file_store.attachment(name))
     if pixels > limits.picture_pixels:
         given = f"{pixels} pixels in all pictures"
         raise InvalidInput("pictures", given=given, expected=f"at most {limits.picture_pixels} on this server")

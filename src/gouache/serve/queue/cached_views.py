@@ -44,7 +44,7 @@ _SHOWN = (
 )
 
 
-class Glance:
+class CachedJobView:
     """Replies about single jobs, from one connection of its own.
 
     Args:
@@ -123,7 +123,7 @@ def _read(connection: Connection, job_id: str) -> tuple[str, bytes]:
         "picture": len(pictures),
         "picture_count": job.pictures,
         "pictures": pictures,
-        "error": job.complaint(),
+        "error": job.error_parts(),
     }
     return job.owner, f'{json.dumps(values)[:-1]}, "request": {_whole(job.request)}}}'.encode()
 

@@ -67,8 +67,8 @@ class Job:
             return None
         return max(0.0, (now - self.started) * (1 / self.fraction - 1))
 
-    def complaint(self) -> dict[str, str] | None:
-        """The error in parts: `where`, `given`, `expected`, `cure`, `message`."""
+    def error_parts(self) -> dict[str, str] | None:
+        """The error as `GouacheError.to_dict` wrote it."""
         return None if self.error is None else dict(json.loads(self.error))
 
 

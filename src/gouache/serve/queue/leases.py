@@ -12,10 +12,12 @@ from collections.abc import Mapping
 
 from sqlalchemy import ColumnElement, Connection, Update, and_, delete, func, select, update
 
+from gouache.errors import WorkerError
 from gouache.serve.queue.job import COLUMNS, MAX_ATTEMPTS, Ending, Job, Orders, State
 from gouache.serve.queue.queue import note
+from gouache.serve.queue.tasks import recover as recover_tasks
 from gouache.serve.store.database import Database, ask, insert_missing, upsert
-from gouache.serve.store.tables import errands, events, jobs, pictures, previews, turns
+from gouache.serve.store.tables import events, jobs, pictures, previews, tasks, turns
 
 
 class Leases:
@@ -30,10 +32,12 @@ class Leases:
 
     def claim(self, worker: str, lease: float) -> Job | None:
         """Take the next job: highest priority first, then the user who waited longest for a turn, then the oldest."""
+        # Without a lock first: idle workers ask this several times a second, and SQLite has one lock for all writers.
         with self.database.read() as connection:
             if ask(connection, _ANY).first() is None:
                 return None
         now = time.time()
+        # Need not be durable: a claim that a power cut takes back leaves a queued job, and no worker to be surprised.
         with self.database.write(durable=False) as connection:
             seq = self._next(connection)
             if seq is None:
@@ -43,6 +47,7 @@ class Leases:
                 "worker": worker,
                 "lease_until": now + lease,
                 "started": now,
+                # Counted when it is taken and not when it fails: a worker that is killed can count nothing.
                 "attempts": jobs.c.attempts + 1,
                 "picture": 0,
                 "step": 0,
@@ -59,6 +64,8 @@ class Leases:
         if not self.database.sqlite:
             # One claimer at a time: the choice depends on every waiting job. SQLite's transaction does this anyway.
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7860)")
+        # The oldest job of each user first, then the user whose last turn is longest ago: a hundred jobs of one user
+        # delay another user's single job by one job at most.
         highest = select(func.max(jobs.c.priority)).where(jobs.c.state == "queued").scalar_subquery()
         oldest = (
             select(func.min(jobs.c.seq).label("seq"), jobs.c.owner)
@@ -78,16 +85,19 @@ class Leases:
         """What the worker should do now."""
         with self.database.read() as connection:
             row = ask(connection, _ORDERS, job.seq).first()
+        # The attempt too: this very worker may have lost the job and claimed it again in the meantime.
         if row is None or (row.state, row.worker, row.attempts) != ("running", job.worker, job.attempts):
             return Orders(held=False, cancel=False, watched=False)
         return Orders(held=True, cancel=bool(row.cancel_requested), watched=row.watched_until > time.time())
 
     def progress(self, job: Job, *, picture: int, step: int, steps: int, jpeg: bytes | None = None) -> None:
         """Write down how far it is, with a preview if there is one."""
+        # Many times a second and worth nothing after a crash, so the disk is not waited for.
         with self.database.write(durable=False) as connection:
             if not connection.execute(_held(job).values(picture=picture, step=step, steps=steps)).rowcount:
                 return
             if jpeg is not None:
+                # The number only has to grow within a job, so that a viewer can tell a new preview from the last one.
                 upsert(connection, previews, {"job": job.id}, {"number": picture * 10_000 + step, "jpeg": jpeg})
 
     def has_picture(self, job: Job, number: int) -> bool:
@@ -150,14 +160,22 @@ class Leases:
                 note(connection, job.id, "queued", "the worker stopped")
 
     def release(self, worker: str) -> int:
-        """A worker is known to be dead: its jobs go back now, without waiting for their leases to run out."""
+        """A worker is known to be dead: what it held goes back now, without waiting for leases to run out.
+
+        Returns:
+            How many jobs it held.
+        """
         with self.database.write(durable=False) as connection:
-            lost = update(errands).where(errands.c.worker == worker, ~errands.c.done)
-            connection.execute(lost.values(done=True, error=json.dumps(_DIED)))
+            recover_tasks(connection, tasks.c.worker == worker)
         return self._recover(jobs.c.worker == worker)
 
     def release_expired(self) -> int:
-        """Jobs whose worker has been silent for too long go back."""
+        """Jobs and tasks whose worker has been silent for too long go back; gives how many jobs."""
+        silent = and_(tasks.c.state == "running", tasks.c.lease_until < time.time())
+        if self.database.row(select(tasks.c.id).where(silent).limit(1)) is not None:
+            with self.database.write(durable=False) as connection:
+                recover_tasks(connection, silent)
+        # Asked before anything is locked: nearly always there are none.
         late = and_(jobs.c.state == "running", jobs.c.lease_until < time.time())
         if self.database.row(select(jobs.c.id).where(late).limit(1)) is None:
             return 0
@@ -172,6 +190,7 @@ class Leases:
         """Back into the queue, to the end that was asked for, or failed for good after too many attempts."""
         running = and_(jobs.c.state == "running", lost)
         with self.database.write() as connection:
+            # Two servers may notice the same death. The rows are locked, so that the second finds none running.
             found = connection.execute(
                 select(jobs.c.id, jobs.c.attempts, jobs.c.cancel_requested).where(running).with_for_update()
             ).all()
@@ -180,7 +199,6 @@ class Leases:
         return len(found)
 
 
-_DIED = ["upscaler", "a picture that took the worker down", "one that lets it live", "Try a smaller one, or Lanczos."]
 _ANY = "SELECT id FROM jobs WHERE state = 'queued' LIMIT 1"
 _ORDERS = "SELECT state, worker, attempts, cancel_requested, watched_until FROM jobs WHERE seq = ?"
 _WAITING: dict[str, object] = {"state": "queued", "worker": None, "lease_until": None}
@@ -192,15 +210,13 @@ def _recover_one(connection: Connection, job_id: str, attempts: int, *, cancel: 
         connection.execute(one.values(state="cancelled", finished=time.time(), worker=None, lease_until=None))
         note(connection, job_id, "cancelled")
     elif attempts >= MAX_ATTEMPTS:
-        error = {
-            "kind": "WorkerError",
-            "where": "worker",
-            "given": f"{attempts} attempts that took the worker down",
-            "expected": "a job that lets it live",
-            "cure": "Ask for less at once, then retry the job.",
-            "message": f"the worker died {attempts} times while painting this job",
-        }
-        values = {"state": "failed", "finished": time.time(), "error": json.dumps(error)}
+        error = WorkerError(
+            "worker",
+            given=f"a job during which it died {attempts} times",
+            expected="a job that lets it live",
+            cure="Ask for less at once, then retry the job.",
+        )
+        values = {"state": "failed", "finished": time.time(), "error": json.dumps(error.to_dict())}
         connection.execute(one.values(**values, worker=None, lease_until=None))
         note(connection, job_id, "failed")
     else:

@@ -1,39 +1,83 @@
-"""Wakes coroutines when something changed."""
+"""Wakes coroutines when something changed, and the one way to wait for it."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
+from collections.abc import AsyncIterator, Callable
+from typing import TypeVar
 from weakref import WeakValueDictionary
 
+_Found = TypeVar("_Found")
 
-class Bell:
-    """Wakes coroutines that wait for a job, from any thread."""
+
+class Notifier:
+    """Wakes coroutines that wait for a job or task, from any thread.
+
+    It only spares waiting. The truth is in the store, and workers of other servers are never heard here: whoever waits
+    also looks from time to time.
+    """
 
     def __init__(self) -> None:
         self._loop: asyncio.AbstractEventLoop | None = None
-        # An event lives as long as somebody waits for it.
+        # An event lives as long as somebody waits for it, so that names nobody waits for take no room.
         self._events: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
 
-    def hang(self) -> None:
+    def bind(self) -> None:
         """Use the running loop."""
         self._loop = asyncio.get_running_loop()
 
-    def ring(self, job_id: str = "") -> None:
-        """Wake those who wait for this job; without one, everybody."""
+    def notify(self, name: str = "") -> None:
+        """Wake those who wait for this job or task; without a name, everybody."""
         if self._loop is not None:
-            with contextlib.suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._ring, job_id)
+            with contextlib.suppress(RuntimeError):  # The loop is closed: the server stops, and nobody waits.
+                self._loop.call_soon_threadsafe(self._notify, name)
 
-    def _ring(self, job_id: str) -> None:
-        for name in [job_id] if job_id else list(self._events):
-            event = self._events.pop(name, None)
+    def _notify(self, name: str) -> None:
+        for one in [name] if name else list(self._events):
+            event = self._events.pop(one, None)
             if event is not None:
                 event.set()
 
-    def ticket(self, job_id: str) -> asyncio.Event:
-        """Set at the next ring. Take it before looking at the job, so that no ring falls in between."""
-        return self._events.setdefault(job_id, asyncio.Event())
+    def ticket(self, name: str) -> asyncio.Event:
+        """Set at the next notification. Take it before looking, so that no notification falls in between."""
+        return self._events.setdefault(name, asyncio.Event())
+
+
+async def changes(notifier: Notifier, name: str, look: Callable[[], _Found], *, every: float) -> AsyncIterator[_Found]:
+    """What `look` finds: now, and again whenever `name` was notified or some time has passed; it never ends by itself.
+
+    Args:
+        notifier: of this server.
+        name: a job's id, or a task's name.
+        look: asks the store; runs in a thread.
+        every: longest time between two looks, in seconds.
+    """
+    while True:
+        ticket = notifier.ticket(name)
+        yield await asyncio.to_thread(look)
+        await within(ticket, every)
+
+
+async def wait_until(
+    notifier: Notifier, name: str, poll: Callable[[], _Found | None], *, seconds: float, every: float
+) -> _Found | None:
+    """Wait until `poll` finds something; gives it, or None when the time is over.
+
+    Args:
+        notifier, name, every: as in `changes`.
+        poll: asks the store; runs in a thread. What it raises ends the wait.
+        seconds: longest wait.
+    """
+    until = time.monotonic() + seconds
+    while True:
+        ticket = notifier.ticket(name)
+        found = await asyncio.to_thread(poll)
+        left = until - time.monotonic()
+        if found is not None or left <= 0:
+            return found
+        await within(ticket, min(left, every))
 
 
 async def within(event: asyncio.Event, seconds: float) -> None:

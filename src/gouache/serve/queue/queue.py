@@ -77,6 +77,8 @@ class Jobs:
             with self.database.write() as connection:
                 old = self._by_key(connection, owner, key)
                 if old is None:
+                    # In the same transaction as the insert. PostgreSQL may still let two in for the last place: the
+                    # caps keep a server usable, and one job more does no harm.
                     self._check_room(connection, owner)
                     row = connection.execute(insert(jobs).values(values).returning(*COLUMNS)).one()
                     note(connection, row.id, "queued")
@@ -86,6 +88,7 @@ class Jobs:
             old = self._by_key(None, owner, key)
             if old is None:
                 raise
+        # Answering with the first job would hide that the second request was never accepted.
         if old[1] != values["fingerprint"]:
             raise Conflict(
                 "idempotency key",
@@ -113,7 +116,7 @@ class Jobs:
             if given >= limit:
                 raise QueueFull(what, given=given, expected=f"fewer than {limit}", cure="Try again later.")
 
-    def recent_twin(self, owner: str, fingerprint: str, *, since: float) -> Job | None:
+    def recent_duplicate(self, owner: str, fingerprint: str, *, since: float) -> Job | None:
         """The owner's newest job with this fingerprint, unless it failed or was cancelled."""
         row = self.database.row(
             select(*COLUMNS)
@@ -180,6 +183,7 @@ class Jobs:
 
     def position(self, job: Job) -> int | None:
         """How many waiting jobs go before this one if nobody else's turn comes between; None unless it waits."""
+        # By age alone: the users' turns change with every claim, and an estimate that jumps about helps nobody.
         if job.state != "queued":
             return None
         before = or_(jobs.c.priority > job.priority, and_(jobs.c.priority == job.priority, jobs.c.seq < job.seq))
@@ -202,10 +206,12 @@ class Jobs:
         """
         self.get(job_id, owner)
         with self.database.write() as connection:
+            # Each update names the state that it changes, so that a worker's claim in between can't be overwritten.
             waiting = update(jobs).where(jobs.c.id == job_id, jobs.c.state == "queued")
             if connection.execute(waiting.values(state="cancelled", finished=time.time())).rowcount:
                 note(connection, job_id, "cancelled")
             else:
+                # Only asked for: the worker holds the job, and alone knows what of it is finished.
                 running = update(jobs).where(jobs.c.id == job_id, jobs.c.state == "running")
                 if ending != "drop":
                     note(connection, job_id, ending)
@@ -249,6 +255,7 @@ class Jobs:
     def watch(self, job_id: str, seconds: float) -> None:
         """Somebody looks at this job: previews are made for so long."""
         until = time.time() + seconds
+        # Every viewer asks again and again; half of the time must be over before anything is written.
         stale = update(jobs).where(jobs.c.id == job_id, jobs.c.watched_until < until - seconds / 2)
         with self.database.write(durable=False) as connection:
             connection.execute(stale.values(watched_until=until))

@@ -1,7 +1,7 @@
-"""What a worker does beside painting: making finished pictures larger by a model's own upscaler.
+"""What workers do beside painting, for a caller that waits: upscale a picture, turn a text into a vector.
 
-The web server has no networks, so that none can take it down. It writes an errand down, a worker runs it once, and
-one that takes its worker down is not run again.
+The web server has no networks, so that none can take it down. It adds a task, a worker claims it, runs it and stores
+what came of it. A claim is a lease, as for jobs: a worker that lost it can write nothing more.
 """
 
 from __future__ import annotations
@@ -9,122 +9,204 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
-from sqlalchemy import delete, select, update
+from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, select, update
 
-from gouache.errors import GouacheError, ModelNotFound
-from gouache.serve.models.catalog import ModelEntry, Shelf
-from gouache.serve.models.facts import place
-from gouache.serve.store.database import Database
-from gouache.serve.store.files import Vault
-from gouache.serve.store.tables import errands
+from gouache.errors import GouacheError, WorkerError
+from gouache.serve.queue.heartbeat import heartbeat
+from gouache.serve.store.database import Database, insert_missing
+from gouache.serve.store.tables import tasks
 
-if TYPE_CHECKING:
-    from gouache.pipeline.generate.upscalers import PictureUpscaler
-
-RING = "errand:"
+Kind = Literal["upscale", "embed"]
+State = Literal["waiting", "running", "done", "failed"]
+OPEN: tuple[State, ...] = ("waiting", "running")
+MAX_ATTEMPTS: Mapping[str, int] = {"upscale": 1, "embed": 3}
+"""A picture that took a worker down by its size would do so again; a short text is hardly what did it."""
 KEPT_SECONDS = 3600.0
+"""Tasks of callers that died while they waited go after so long; answers that others may want are kept so long."""
+_NAMES: Mapping[str, str] = {"upscale": "upscaler", "embed": "meaning"}
+"""What an error names as its place."""
+Outcome = Mapping[str, Any] | GouacheError
+"""What came of a task: its result, which can be JSON, or why there is none."""
 log = logging.getLogger("gouache.worker")
 
 
-def asked_file(errand: str) -> str:
-    """The name of the picture that came with an errand."""
-    return f"{errand}-0000.png"
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Task:
+    """One row of the table."""
+
+    id: str
+    kind: str
+    state: State
+    payload: Mapping[str, Any]
+    attempts: int
+    worker: str | None
+    result: Mapping[str, Any] | None
+    error: Mapping[str, str] | None
 
 
-def made_file(errand: str) -> str:
-    """The name of the picture that an errand made."""
-    return f"{errand}-0001.png"
+def notified_as(task_id: str) -> str:
+    """The name under which waiting coroutines are notified of a task."""
+    return f"task:{task_id}"
 
 
-class Errands:
-    """One worker's share.
+class Tasks:
+    """The table, as those see it who have something to be done.
 
     Args:
-        database: holds them.
-        vault: holds their pictures.
-        shelf: the models.
-        worker: the worker's name.
-        tell: called with `errand:<id>` when one is done.
+        database: where it lies.
     """
 
-    def __init__(
-        self, database: Database, vault: Vault, shelf: Shelf, worker: str, tell: Callable[[str], None]
-    ) -> None:
-        self.database, self.vault, self.shelf, self.worker, self.tell = database, vault, shelf, worker, tell
-        self._loaded: tuple[str, PictureUpscaler] | None = None
-        self._forget_old()
+    def __init__(self, database: Database) -> None:
+        self.database = database
 
-    def forget(self) -> None:
-        """Let go of the network."""
-        self._loaded = None
-
-    def run_one(self) -> bool:
-        """Run the oldest errand that nobody has; False if there is none."""
-        row = self.database.row(select(errands).where(errands.c.worker.is_(None)).order_by(errands.c.created).limit(1))
-        if row is None:
-            return False
+    def add(self, task_id: str, kind: Kind, payload: Mapping[str, Any]) -> None:
+        """Add a task unless there is one of this id. It need not survive a power cut: its caller wouldn't either."""
+        values = {"id": task_id, "kind": kind, "state": "waiting", "payload": json.dumps(dict(payload))}
         with self.database.write(durable=False) as connection:
-            mine = update(errands).where(errands.c.id == row.id, errands.c.worker.is_(None))
-            if not connection.execute(mine.values(worker=self.worker)).rowcount:
-                return True  # Another worker was quicker.
+            insert_missing(connection, tasks, values | {"created": time.time(), "attempts": 0})
+
+    def get(self, task_id: str) -> Task | None:
+        """A task as it stands."""
+        row = self.database.row(select(tasks).where(tasks.c.id == task_id))
+        return None if row is None else _task(row)
+
+    def remove(self, task_id: str) -> None:
+        """Forget a task, whatever its state."""
+        with self.database.write(durable=False) as connection:
+            connection.execute(delete(tasks).where(tasks.c.id == task_id))
+
+    def open(self, kind: Kind) -> int:
+        """How many are waiting or running."""
+        query = select(func.count().label("many")).where(tasks.c.kind == kind, tasks.c.state.in_(OPEN))
+        row = self.database.row(query)
+        return 0 if row is None else int(row.many)
+
+
+class TaskQueue:
+    """The table as one worker sees it.
+
+    Args:
+        database: where it lies.
+        worker: the worker's name.
+        lease: seconds after which a task of a silent worker is given up.
+        tell: called with the name of a task (`notified_as`) when it ended.
+    """
+
+    def __init__(self, database: Database, worker: str, lease: float, tell: Callable[[str], None]) -> None:
+        self.database, self.worker, self.lease, self.tell = database, worker, lease, tell
+
+    def run(self, kind: Kind, work: Callable[[Sequence[Task]], Sequence[Outcome]], limit: int = 1) -> int:
+        """Claim waiting tasks, run them and store what came of them; gives how many.
+
+        Args:
+            kind: which ones.
+            work: runs all of them at once; what it raises is what came of each.
+            limit: how many at most.
+        """
+        claimed = self._claim(kind, limit)
+        if not claimed:
+            return 0
         start = time.perf_counter()
-        error = self._run(row.id, row.model, row.factor)
+        with heartbeat(lambda: self._renew(claimed), self.lease):
+            outcomes = _outcomes(work, claimed)
         with self.database.write(durable=False) as connection:
-            connection.execute(update(errands).where(errands.c.id == row.id).values(done=True, error=error))
-        log.info("errand done", extra={"errand": row.id, "seconds": round(time.perf_counter() - start, 4)})
-        self.tell(RING + row.id)
-        return True
+            for task, outcome in zip(claimed, outcomes, strict=True):
+                connection.execute(update(tasks).where(self._held(task)).values(_ended(outcome)))
+            old = (tasks.c.kind == kind, tasks.c.created < time.time() - KEPT_SECONDS)
+            connection.execute(delete(tasks).where(*old, tasks.c.state.not_in(OPEN)))
+        log.info(
+            "tasks done", extra={"kind": kind, "tasks": len(claimed), "seconds": round(time.perf_counter() - start, 4)}
+        )
+        for task in claimed:
+            self.tell(notified_as(task.id))
+        return len(claimed)
 
-    def _run(self, errand: str, model: str, factor: float) -> str | None:
-        """Make the picture; gives the error as JSON if it can't be made."""
-        from gouache.pipeline.generate.upscale import enlarge_picture
-        from gouache.pipeline.inputs.images import read_picture
-        from gouache.pipeline.output.metadata import encode_picture
-
-        try:
-            network = self._network(self.shelf.find(model))
-            picture = read_picture(self.vault.read("errands", asked_file(errand)))
-            larger = enlarge_picture(picture, factor, network)
-            self.vault.keep("errands", made_file(errand), encode_picture(larger, "png"))
-        except GouacheError as error:
-            return _written(error)
-        except Exception as error:  # An errand must never take the worker's thread down.
-            log.exception("errand failed", extra={"errand": errand})
-            return json.dumps(["upscaler", f"{type(error).__name__}: {error}"[:300], "no such fault", ""])
-        return None
-
-    def _network(self, entry: ModelEntry) -> PictureUpscaler:
-        from gouache.checkpoints.identify import identify
-        from gouache.pipeline.generate.upscalers import load_part
-
-        key = f"{entry.name}\n{entry.path}\n{entry.modified}"
-        if self._loaded is None or self._loaded[0] != key:
-            path = place(entry)
-            if path is None:
-                raise ModelNotFound("upscaler", given=entry.name, expected="a model that lies on disk")
-            self._loaded = (key, load_part(path, identify(path)))
-        return self._loaded[1]
-
-    def _forget_old(self) -> None:
-        """What servers left behind that died while they waited."""
-        old = time.time() - KEPT_SECONDS
+    def forget(self, kind: Kind, *, before: float | None = None) -> None:
+        """Remove every task of a kind, or those that were added before a time."""
+        gone = delete(tasks).where(tasks.c.kind == kind)
         with self.database.write(durable=False) as connection:
-            connection.execute(delete(errands).where(errands.c.created < old))
-        for path in (self.vault.root / "errands").iterdir():
-            if path.stat().st_mtime < old:
-                path.unlink(missing_ok=True)
+            connection.execute(gone if before is None else gone.where(tasks.c.created < before))
+
+    def _claim(self, kind: Kind, limit: int) -> list[Task]:
+        waiting = and_(tasks.c.kind == kind, tasks.c.state == "waiting")
+        query = select(tasks.c.id).where(waiting).order_by(tasks.c.created).limit(limit)
+        # Looked for without a lock first: idle workers ask this several times a second.
+        while names := [row.id for row in self.database.rows(query)]:
+            values = {"state": "running", "worker": self.worker, "lease_until": time.time() + self.lease}
+            # The state is asked again in the statement that takes them: another worker may have been quicker.
+            taken = update(tasks).where(tasks.c.id.in_(names), waiting).values(**values, attempts=tasks.c.attempts + 1)
+            with self.database.write(durable=False) as connection:
+                found = [_task(row) for row in connection.execute(taken.returning(*tasks.c))]
+            if found:
+                return found
+        return []
+
+    def _held(self, task: Task) -> ColumnElement[bool]:
+        """As for jobs: the attempt is named too, since this worker may have lost the task and claimed it again."""
+        return and_(
+            tasks.c.id == task.id,
+            tasks.c.state == "running",
+            tasks.c.worker == self.worker,
+            tasks.c.attempts == task.attempts,
+        )
+
+    def _renew(self, held: Sequence[Task]) -> None:
+        until = time.time() + self.lease
+        with self.database.write(durable=False) as connection:
+            for task in held:
+                connection.execute(update(tasks).where(self._held(task)).values(lease_until=until))
 
 
-def _written(error: GouacheError) -> str:
-    return json.dumps([error.where, str(error.given), error.expected, error.cure])
+def recover(connection: Connection, lost: ColumnElement[bool]) -> None:
+    """Tasks whose worker is dead or silent wait for another one, or have failed if they did that too often.
+
+    Args:
+        connection: inside a transaction.
+        lost: which running tasks.
+    """
+    running = and_(tasks.c.state == "running", lost)
+    for kind, most in MAX_ATTEMPTS.items():
+        one_kind = update(tasks).where(running, tasks.c.kind == kind)
+        connection.execute(one_kind.where(tasks.c.attempts >= most).values(_ended(_died(kind))))
+        connection.execute(one_kind.values(state="waiting", worker=None, lease_until=None))
 
 
-def remove(database: Database, vault: Vault, errand: str) -> None:
-    """Forget an errand and its pictures."""
-    with database.write(durable=False) as connection:
-        connection.execute(delete(errands).where(errands.c.id == errand))
-    for name in (asked_file(errand), made_file(errand)):
-        vault.remove("errands", name)
+def _task(row: Row[Any]) -> Task:
+    return Task(
+        id=row.id,
+        kind=row.kind,
+        state=row.state,
+        payload=json.loads(row.payload),
+        attempts=row.attempts,
+        worker=row.worker,
+        result=None if row.result is None else json.loads(row.result),
+        error=None if row.error is None else json.loads(row.error),
+    )
+
+
+def _outcomes(work: Callable[[Sequence[Task]], Sequence[Outcome]], claimed: Sequence[Task]) -> Sequence[Outcome]:
+    try:
+        return work(claimed)
+    except GouacheError as error:
+        return [error] * len(claimed)
+    except Exception as error:  # A task must never take the worker's thread down.
+        log.exception("task failed", extra={"kind": claimed[0].kind})
+        given = f"{type(error).__name__}: {error}"[:300]
+        return [WorkerError(_NAMES[claimed[0].kind], given=given, expected="no such fault")] * len(claimed)
+
+
+def _ended(outcome: Outcome) -> dict[str, object]:
+    free: dict[str, object] = {"worker": None, "lease_until": None}
+    if isinstance(outcome, GouacheError):
+        return {"state": "failed", "error": json.dumps(outcome.to_dict()), **free}
+    return {"state": "done", "result": json.dumps(dict(outcome)), **free}
+
+
+def _died(kind: str) -> WorkerError:
+    what, cure = ("picture", "Try a smaller one, or Lanczos.") if kind == "upscale" else ("text", "Search by words.")
+    given = f"a {what} that took the worker down"
+    return WorkerError(_NAMES[kind], given=given, expected="one that lets it live", cure=cure)

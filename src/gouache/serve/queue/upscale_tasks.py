@@ -1,39 +1,41 @@
-"""Making finished pictures larger, as the web server sees it: a worker does it."""
+"""Upscaling of finished pictures, as the web server sees it: a worker does it."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import time
 import uuid
 from collections.abc import Callable
 
-from sqlalchemy import func, insert, select
-
 from gouache.errors import InvalidInput, QueueFull
 from gouache.serve.http.errors import NobodyAnswers
-from gouache.serve.queue.notify import Bell, within
-from gouache.serve.queue.tasks import RING, asked_file, made_file, remove
-from gouache.serve.store.database import Database
-from gouache.serve.store.files import Vault
-from gouache.serve.store.tables import errands
+from gouache.serve.queue.notify import Notifier, wait_until
+from gouache.serve.queue.tasks import Task, Tasks, notified_as
+from gouache.serve.store.files import FileStore, picture_to_upscale, upscaled_picture
 
 MOST_WAITING = 64
 
 
-class Enlarging:
+class UpscaleTasks:
     """Has pictures made larger by the upscaler of a model.
 
     Args:
-        database: holds the errands.
-        vault: holds their pictures.
-        bell: rings when one is done.
+        tasks: holds the tasks.
+        file_store: holds their pictures.
+        notifier: notified when one is done.
         wake: wakes the workers.
-        patience: seconds to wait for one.
+        timeout: seconds to wait for one.
     """
 
-    def __init__(self, database: Database, vault: Vault, bell: Bell, wake: Callable[[], None], patience: float) -> None:
-        self.database, self.vault, self.bell, self.wake, self.patience = database, vault, bell, wake, patience
+    def __init__(
+        self, tasks: Tasks, file_store: FileStore, notifier: Notifier, wake: Callable[[], None], timeout: float
+    ) -> None:
+        self.tasks, self.file_store, self.notifier, self.wake, self.timeout = (
+            tasks,
+            file_store,
+            notifier,
+            wake,
+            timeout,
+        )
 
     async def enlarge(self, png: bytes, factor: float, model: str) -> bytes:
         """A picture `factor` times as large on each side, as a PNG.
@@ -41,7 +43,7 @@ class Enlarging:
         Args:
             png: the picture.
             factor: above 0.
-            model: its name on the shelf.
+            model: its name in the catalog.
 
         Raises:
             InvalidInput: the model has no upscaler, or the result would be too large.
@@ -49,46 +51,46 @@ class Enlarging:
             NoRoom: the disk is nearly full.
             NobodyAnswers: no worker runs, or it died.
         """
-        errand = uuid.uuid4().hex
-        await asyncio.to_thread(self._write_down, errand, png, factor, model)
+        task_id = uuid.uuid4().hex
+        await asyncio.to_thread(self._add, task_id, png, factor, model)
         try:
             self.wake()
-            until = time.monotonic() + self.patience
-            while time.monotonic() < until:
-                ticket = self.bell.ticket(RING + errand)
-                if await asyncio.to_thread(self._is_done, errand):
-                    return await asyncio.to_thread(self.vault.read, "errands", made_file(errand))
-                # The bell rings for workers of this server; those of others are only seen by looking.
-                await within(ticket, 0.25)
+            done = await wait_until(
+                self.notifier, notified_as(task_id), lambda: self._ended(task_id), seconds=self.timeout, every=0.25
+            )
+            if done is not None:
+                return await asyncio.to_thread(self.file_store.read, "tasks", upscaled_picture(task_id))
         finally:
-            await asyncio.to_thread(remove, self.database, self.vault, errand)
+            await asyncio.to_thread(self._remove, task_id)
         raise NobodyAnswers(
             "upscaler",
-            given=f"no answer for {self.patience:g} s",
+            given=f"no answer for {self.timeout:g} s",
             expected="a worker that runs",
             cure="Use Lanczos, or start a worker.",
         )
 
-    def _write_down(self, errand: str, png: bytes, factor: float, model: str) -> None:
-        waiting = self.database.row(select(func.count()).select_from(errands).where(~errands.c.done))
-        if waiting is not None and waiting[0] >= MOST_WAITING:
+    def _add(self, task_id: str, png: bytes, factor: float, model: str) -> None:
+        waiting = self.tasks.open("upscale")
+        if waiting >= MOST_WAITING:
             raise QueueFull(
                 "upscaler",
-                given=waiting[0],
+                given=waiting,
                 expected=f"fewer than {MOST_WAITING} pictures that wait",
                 cure="Try again later.",
             )
-        self.vault.check_room()
-        self.vault.keep("errands", asked_file(errand), png)
-        with self.database.write(durable=False) as connection:
-            values = {"id": errand, "created": time.time(), "model": model, "factor": factor, "done": False}
-            connection.execute(insert(errands).values(values))
+        self.file_store.check_room()
+        # The file first: a worker may claim the task the moment it is there.
+        self.file_store.keep("tasks", picture_to_upscale(task_id), png)
+        self.tasks.add(task_id, "upscale", {"model": model, "factor": factor})
 
-    def _is_done(self, errand: str) -> bool:
-        row = self.database.row(select(errands.c.done, errands.c.error).where(errands.c.id == errand))
-        if row is None:
-            return False
-        if row.error is not None:
-            where, given, expected, cure = json.loads(row.error)
-            raise InvalidInput(where, given=given, expected=expected, cure=cure)
-        return bool(row.done)
+    def _ended(self, task_id: str) -> Task | None:
+        task = self.tasks.get(task_id)
+        if task is not None and task.error is not None:
+            # Whatever it was, the caller's picture, factor or model can't be used.
+            raise InvalidInput.from_dict(task.error)
+        return task if task is not None and task.state == "done" else None
+
+    def _remove(self, task_id: str) -> None:
+        self.tasks.remove(task_id)
+        for name in (picture_to_upscale(task_id), upscaled_picture(task_id)):
+            self.file_store.remove("tasks", name)

@@ -1,31 +1,28 @@
 """What a worker does for the search by meaning: vectors of finished pictures, and of what users look for.
 
-Pictures get theirs when the queue leaves time for it; questions are answered at once, by a thread of their own, also
+Pictures get theirs when the queue leaves time for it; texts get theirs at once, by a thread of their own, also
 while a picture is being painted.
 """
 
 from __future__ import annotations
 
-import json
 import logging
 import threading
-import time
+from base64 import b64encode
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from sqlalchemy import Row, delete, exists, func, select, update
+from sqlalchemy import Row, exists, func, select
 
 from gouache.errors import GouacheError, ModelNotFound, NotFound
+from gouache.serve.queue.tasks import Outcome, Task, TaskQueue
 from gouache.serve.search.embedding import Embedder, Vectors
 from gouache.serve.store.database import Database, insert_missing
-from gouache.serve.store.files import Vault
-from gouache.serve.store.tables import meanings, pictures, questions
+from gouache.serve.store.files import FileStore
+from gouache.serve.store.tables import meanings, pictures
 
 BATCH = 8
-KEPT_SECONDS = 3600.0
-"""An answered question is remembered so long."""
-RING = "question:"
 log = logging.getLogger("gouache.worker")
 
 
@@ -33,27 +30,26 @@ class Index:
     """One worker's share.
 
     Args:
-        database: holds vectors and questions.
-        vault: holds the pictures.
+        database: holds the vectors.
+        file_store: holds the pictures.
+        tasks: where texts come from that somebody looks for.
         open_embedder: loads the model at the first need; None if there is none.
-        tell: called with `question:<id>` when one is answered.
     """
 
     def __init__(
         self,
         database: Database,
-        vault: Vault,
+        file_store: FileStore,
+        tasks: TaskQueue,
         open_embedder: Callable[[], Embedder | None],
-        tell: Callable[[str], None],
     ) -> None:
-        self.database, self.vault, self.open_embedder, self.tell = database, vault, open_embedder, tell
+        self.database, self.file_store, self.tasks, self.open_embedder = database, file_store, tasks, open_embedder
         self._embedder: Embedder | None = None
         self._failure: GouacheError | None = None
         self._lock = threading.Lock()
         self._done_to = 0
-        with database.write(durable=False) as connection:
-            # Answers of an earlier worker may be vectors of another model.
-            connection.execute(delete(questions))
+        # Those of an earlier worker may be vectors of another model.
+        tasks.forget("embed")
 
     def forget(self) -> None:
         """Let go of the model."""
@@ -87,7 +83,7 @@ class Index:
         for row in rows:
             # One at a time: a damaged file must not keep its neighbours out.
             try:
-                vectors = embedder.pictures([self.vault.read("pictures", row.file)], [row.prompt])
+                vectors = embedder.pictures([self.file_store.read("pictures", row.file)], [row.prompt])
             except (GouacheError, NotFound) as error:
                 log.warning("picture without a vector", extra={"picture": row.id, "error": str(error)})
                 continue
@@ -99,28 +95,17 @@ class Index:
                     insert_missing(connection, meanings, values)
 
     def answer(self) -> int:
-        """Answer the questions that wait; gives how many."""
-        open_ones = select(questions.c.id, questions.c.text).where(questions.c.vector.is_(None))
-        rows = self.database.rows(open_ones.where(questions.c.error.is_(None)).limit(BATCH))
-        if not rows:
-            return 0
-        with self._lock:
-            values = self._answers([row.text for row in rows])
-        with self.database.write(durable=False) as connection:
-            for row, value in zip(rows, values, strict=True):
-                connection.execute(update(questions).where(questions.c.id == row.id).values(value))
-            connection.execute(delete(questions).where(questions.c.created < time.time() - KEPT_SECONDS))
-        for row in rows:
-            self.tell(RING + row.id)
-        return len(rows)
+        """Turn the texts that wait into vectors; gives how many."""
+        return self.tasks.run("embed", self._vectors, BATCH)
 
-    def _answers(self, texts: Sequence[str]) -> list[dict[str, object]]:
-        embedder = self._opened()
-        if embedder is None:
-            error = self._failure or _nothing_to_compare()
-            parts = [error.where, str(error.given), error.expected, error.cure]
-            return [{"error": json.dumps(parts)} for _ in texts]
-        return [{"space": embedder.space, "vector": packed(vector)} for vector in embedder.words(texts)]
+    def _vectors(self, texts: Sequence[Task]) -> list[Outcome]:
+        with self._lock:
+            embedder = self._opened()
+            if embedder is None:
+                # Given and not raised: an error that is kept would grow a longer traceback with every search.
+                return [self._failure or _nothing_to_compare()] * len(texts)
+            vectors = embedder.words([task.payload["text"] for task in texts])
+        return [{"space": embedder.space, "vector": b64encode(packed(one)).decode("ascii")} for one in vectors]
 
     def _opened(self) -> Embedder | None:
         if self._embedder is None and self._failure is None:

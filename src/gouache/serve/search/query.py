@@ -1,28 +1,24 @@
-"""Search by meaning, as the web server sees it: it has no model, so a worker turns the question into a vector."""
+"""Search by meaning, as the web server sees it: it has no model, so a worker turns the text into a vector."""
 
 from __future__ import annotations
 
 import asyncio
-import json
-import time
+from base64 import b64decode
 from collections.abc import Callable
 from dataclasses import dataclass
 from hashlib import sha256
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import delete, func, select
 
 from gouache.errors import ModelNotFound, QueueFull
 from gouache.serve.http.errors import NobodyAnswers
-from gouache.serve.queue.notify import Bell, within
+from gouache.serve.queue.notify import Notifier, wait_until
+from gouache.serve.queue.tasks import Tasks, notified_as
 from gouache.serve.search.embedding import Compared
-from gouache.serve.search.index import RING
-from gouache.serve.store.database import Database, insert_missing
 from gouache.serve.store.gallery import Picture, Pictures, Wanted
-from gouache.serve.store.tables import questions
 
-LONGEST_QUESTION = 200
+LONGEST_TEXT = 200
 MOST_WAITING = 1000
 
 
@@ -41,27 +37,27 @@ class Found:
     model: str
 
 
-class Meaning:
+class SemanticSearch:
     """Finds pictures by what they show.
 
     Args:
-        database: holds questions and vectors.
+        tasks: holds the texts that wait for a vector.
         pictures: the gallery.
-        bell: rings when a question is answered.
+        notifier: notified when a vector is there.
         wake: wakes the workers.
-        patience: seconds to wait for one.
+        timeout: seconds to wait for one.
     """
 
     def __init__(
-        self, database: Database, pictures: Pictures, bell: Bell, wake: Callable[[], None], patience: float
+        self, tasks: Tasks, pictures: Pictures, notifier: Notifier, wake: Callable[[], None], timeout: float
     ) -> None:
-        self.database, self.pictures, self.bell, self.wake, self.patience = database, pictures, bell, wake, patience
+        self.tasks, self.pictures, self.notifier, self.wake, self.timeout = tasks, pictures, notifier, wake, timeout
 
     async def search(self, text: str, wanted: Wanted, *, limit: int = 50) -> Found:
         """The pictures nearest to a text.
 
         Args:
-            text: what they should show, at most `LONGEST_QUESTION` characters; the rest is cut off.
+            text: what they should show, at most `LONGEST_TEXT` characters; the rest is cut off.
             wanted: other conditions.
             limit: how many.
 
@@ -69,48 +65,46 @@ class Meaning:
             ModelNotFound: this studio has no model to compare with.
             NobodyAnswers: no worker runs.
         """
-        space, vector = await self._vector(text.strip()[:LONGEST_QUESTION])
+        space, vector = await self._vector(text.strip()[:LONGEST_TEXT])
         near = await asyncio.to_thread(self.pictures.nearest, vector, space, wanted, limit)
         compared, _, model = space.partition(":")
         return Found(near, "pictures" if compared == "pictures" else "prompts", model)
 
     async def _vector(self, text: str) -> tuple[str, NDArray[np.float32]]:
-        question = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-        until = time.monotonic() + self.patience
-        while time.monotonic() < until:
-            ticket = self.bell.ticket(RING + question)
-            answer = await asyncio.to_thread(self._look, question, text)
-            if answer is not None:
-                return answer
-            # The bell rings for workers of this server; those of others are only seen by looking.
-            await within(ticket, 0.1)
-        raise NobodyAnswers(
-            "meaning",
-            given=f"no answer for {self.patience:g} s",
-            expected="a worker that runs",
-            cure="Search by words, or start a worker.",
+        # The id is that of the text, so that equal searches share a task, and its answer for as long as it is kept.
+        task_id = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+        found = await wait_until(
+            self.notifier, notified_as(task_id), lambda: self._look(task_id, text), seconds=self.timeout, every=0.1
         )
-
-    def _check_room(self) -> None:
-        """Where nobody answers, questions must not fill the store."""
-        waiting = self.database.row(select(func.count()).select_from(questions).where(questions.c.vector.is_(None)))
-        if waiting is not None and waiting[0] >= MOST_WAITING:
-            raise QueueFull(
-                "questions", given=waiting[0], expected=f"fewer than {MOST_WAITING} that wait", cure="Search by words."
+        if found is None:
+            raise NobodyAnswers(
+                "meaning",
+                given=f"no answer for {self.timeout:g} s",
+                expected="a worker that runs",
+                cure="Search by words, or start a worker.",
             )
+        return found
 
-    def _look(self, question: str, text: str) -> tuple[str, NDArray[np.float32]] | None:
-        """The answer if it is there; writes the question down if it isn't."""
-        row = self.database.row(select(questions).where(questions.c.id == question))
-        if row is None:
+    def _look(self, task_id: str, text: str) -> tuple[str, NDArray[np.float32]] | None:
+        """The answer if it is there; adds the task if it isn't."""
+        task = self.tasks.get(task_id)
+        if task is None:
             self._check_room()
-            with self.database.write(durable=False) as connection:
-                insert_missing(connection, questions, {"id": question, "text": text, "created": time.time()})
+            self.tasks.add(task_id, "embed", {"text": text})
             self.wake()
             return None
-        if row.error is not None:
-            with self.database.write(durable=False) as connection:
-                connection.execute(delete(questions).where(questions.c.id == question))
-            where, given, expected, cure = json.loads(row.error)
-            raise ModelNotFound(where, given=given, expected=expected, cure=cure)
-        return None if row.vector is None else (row.space, np.frombuffer(row.vector, np.float16).astype(np.float32))
+        if task.error is not None:
+            self.tasks.remove(task_id)  # The next search tries again.
+            raise ModelNotFound.from_dict(task.error)
+        if task.result is None:
+            return None
+        vector = np.frombuffer(b64decode(task.result["vector"]), np.float16)
+        return task.result["space"], vector.astype(np.float32)
+
+    def _check_room(self) -> None:
+        """Where nobody answers, searches must not fill the store."""
+        waiting = self.tasks.open("embed")
+        if waiting >= MOST_WAITING:
+            raise QueueFull(
+                "questions", given=waiting, expected=f"fewer than {MOST_WAITING} that wait", cure="Search by words."
+            )

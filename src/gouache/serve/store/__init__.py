@@ -1,1 +1,1 @@
-"""What the studio keeps: database, files, gallery, accounts, backups."""
+"""What the studio stores: database and its migrations, files, gallery, accounts, backups."""

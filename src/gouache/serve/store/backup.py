@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Table, func, insert, select, text
 from gouache.errors import StoreError
 from gouache.serve.store import tables
 from gouache.serve.store.database import Database
-from gouache.serve.store.files import Shelf, Vault
+from gouache.serve.store.files import FileStore, Folder
 
 KEPT: tuple[Table, ...] = (
     tables.accounts,
@@ -30,11 +30,11 @@ KEPT: tuple[Table, ...] = (
     tables.models,
 )
 """In an order in which rows refer only to earlier tables."""
-SHELVES: tuple[Shelf, ...] = ("pictures", "attachments")
+FOLDERS: tuple[Folder, ...] = ("pictures", "attachments")
 _NUMBERED = (tables.jobs, tables.events, tables.pictures)
 
 
-def back_up(database: Database, vault: Vault, target: Path) -> int:
+def back_up(database: Database, file_store: FileStore, target: Path) -> int:
     """Write everything into a new tar file; the studio may go on meanwhile.
 
     Returns:
@@ -47,10 +47,10 @@ def back_up(database: Database, vault: Vault, target: Path) -> int:
         with tarfile.open(target, "x") as tar:
             listed = _add_rows(database, tar)
             for name in listed:
-                tar.add(vault.path("pictures", name), f"pictures/{name}")
-            for path in sorted((vault.root / "attachments").iterdir()):
+                tar.add(file_store.path("pictures", name), f"pictures/{name}")
+            for path in sorted((file_store.root / "attachments").iterdir()):
                 if not path.name.startswith("."):
-                    tar.add(vault.path("attachments", path.name), f"attachments/{path.name}")
+                    tar.add(file_store.path("attachments", path.name), f"attachments/{path.name}")
     except FileExistsError as error:
         raise StoreError(str(target), given="a file that exists", expected="a free name") from error
     return len(listed)
@@ -71,7 +71,7 @@ def _add_rows(database: Database, tar: tarfile.TarFile) -> list[str]:
     return files
 
 
-def restore(database: Database, vault: Vault, source: Path) -> int:
+def restore(database: Database, file_store: FileStore, source: Path) -> int:
     """Fill an empty studio from a backup. Jobs that ran are queued again.
 
     Returns:
@@ -82,7 +82,7 @@ def restore(database: Database, vault: Vault, source: Path) -> int:
     """
     try:
         with tarfile.open(source, "r:") as tar:
-            files = _keep_files(vault, tar)
+            files = _keep_files(file_store, tar)
             with database.write() as connection:
                 _fill(connection, tar)
                 if not database.sqlite:
@@ -92,14 +92,14 @@ def restore(database: Database, vault: Vault, source: Path) -> int:
     return files
 
 
-def _keep_files(vault: Vault, tar: tarfile.TarFile) -> int:
+def _keep_files(file_store: FileStore, tar: tarfile.TarFile) -> int:
     pictures = 0
     for member in tar:
-        shelf, _, name = member.name.partition("/")
+        folder, _, name = member.name.partition("/")
         source = tar.extractfile(member) if member.isfile() else None
-        for known in SHELVES:
-            if shelf == known and source is not None:
-                vault.keep(known, name, source.read())  # The vault refuses every name that it didn't make.
+        for known in FOLDERS:
+            if folder == known and source is not None:
+                file_store.keep(known, name, source.read())  # The file store refuses every name that it didn't make.
                 pictures += known == "pictures"
     return pictures
 

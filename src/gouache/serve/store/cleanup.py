@@ -11,7 +11,7 @@ from sqlalchemy import or_, select
 
 from gouache.serve.queue.job import OPEN
 from gouache.serve.store.database import Database
-from gouache.serve.store.files import NoRoom, Vault
+from gouache.serve.store.files import FileStore, NoRoom
 from gouache.serve.store.gallery import UNDO_SECONDS, Pictures
 from gouache.serve.store.tables import jobs, pictures
 
@@ -31,11 +31,11 @@ class Housekeeping:
     Several servers of one store may do so at once.
 
     Args:
-        database, vault, gallery: of the studio.
+        database, file_store, gallery: of the studio.
     """
 
-    def __init__(self, database: Database, vault: Vault, gallery: Pictures) -> None:
-        self.database, self.vault, self.gallery = database, vault, gallery
+    def __init__(self, database: Database, file_store: FileStore, gallery: Pictures) -> None:
+        self.database, self.file_store, self.gallery = database, file_store, gallery
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
 
@@ -72,16 +72,16 @@ class Housekeeping:
         now = time.time() if now is None else now
         files = self.gallery.purge(now - UNDO_SECONDS)
         for file in files:
-            self.vault.discard(file)
+            self.file_store.discard(file)
         before = now - self._patience()
-        attachments = self.vault.drop_attachments(self.needed(before), before)
+        attachments = self.file_store.drop_attachments(self.needed(before), before)
         if files or attachments:
             log.info("cleaned up", extra={"pictures": len(files), "attachments": attachments})
         return len(files), attachments
 
     def _patience(self) -> float:
         try:
-            self.vault.check_room()
+            self.file_store.check_room()
         except NoRoom:
             return SHORT_SECONDS
         return ATTACHMENT_SECONDS

@@ -16,6 +16,7 @@ from sqlalchemy.pool import NullPool
 
 from gouache.errors import StoreError
 from gouache.serve.store import tables
+from gouache.serve.store.migrations import migrate
 
 BUSY_MILLISECONDS = 30_000
 
@@ -25,9 +26,10 @@ class Database:
 
     Args:
         url: SQLAlchemy URL. A SQLite file is made if there is none; PostgreSQL needs an existing database.
+            Tables of an older version are brought to today's.
 
     Raises:
-        StoreError: the URL can't be used, or the store is of another version.
+        StoreError: the URL can't be used, or a newer gouache made the store.
     """
 
     def __init__(self, url: str) -> None:
@@ -47,8 +49,7 @@ class Database:
     def _prepare(self) -> None:
         try:
             with self.write() as connection:
-                tables.metadata.create_all(connection)
-                _check_version(connection)
+                migrate(connection)
         except BaseException:
             self.engine.dispose()
             raise
@@ -129,18 +130,6 @@ def _synchronize(connection: Connection, mode: str) -> None:
     if connection.info.get("synchronous") != mode:
         connection.exec_driver_sql(f"PRAGMA synchronous={mode}")
         connection.info["synchronous"] = mode
-
-
-def _check_version(connection: Connection) -> None:
-    insert_missing(connection, tables.meta, {"key": "schema", "value": tables.SCHEMA})
-    found = connection.execute(select(tables.meta.c.value).where(tables.meta.c.key == "schema")).scalar_one()
-    if found != tables.SCHEMA:
-        raise StoreError(
-            "store",
-            given=f"tables of version {found}",
-            expected=f"version {tables.SCHEMA}",
-            cure="Use the version of gouache that made it, or another store.",
-        )
 
 
 def ask(connection: Connection, statement: str, *values: object) -> CursorResult[Any]:

@@ -15,10 +15,10 @@ from typing import Literal
 from PIL import Image
 
 from gouache.errors import NotFound, PictureError, StoreError
-from gouache.pipeline.output.files import write_bytes
+from gouache.files import write_bytes
 
-Shelf = Literal["pictures", "thumbnails", "attachments", "errands"]
-SHELVES: tuple[Shelf, ...] = ("pictures", "thumbnails", "attachments", "errands")
+Folder = Literal["pictures", "thumbnails", "attachments", "tasks"]
+FOLDERS: tuple[Folder, ...] = ("pictures", "thumbnails", "attachments", "tasks")
 _NAME = re.compile(r"[0-9a-f]{32,64}(-[0-9]{4}p?)?(\.(png|jpeg|webp))?")
 THUMBNAIL_SIDE = 320
 
@@ -39,7 +39,17 @@ def _dropped(path: Path, aside: Path, before: float) -> bool:
     return True
 
 
-class Vault:
+def picture_to_upscale(task_id: str) -> str:
+    """The name of the picture that came with a task."""
+    return f"{task_id}-0000.png"
+
+
+def upscaled_picture(task_id: str) -> str:
+    """The name of the picture that a worker made of it."""
+    return f"{task_id}-0001.png"
+
+
+class FileStore:
     """Four folders in the data folder.
 
     Args:
@@ -50,8 +60,10 @@ class Vault:
     def __init__(self, data: Path, reserve: int = 0) -> None:
         self.root, self.reserve = data, reserve
         data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        for shelf in SHELVES:
-            (data / shelf).mkdir(exist_ok=True, mode=0o700)
+        with contextlib.suppress(OSError):  # There is none, or `tasks` is in use already.
+            (data / "errands").rename(data / "tasks")  # Its name until version 2 of the tables.
+        for name in FOLDERS:
+            (data / name).mkdir(exist_ok=True, mode=0o700)
 
     def check_room(self) -> None:
         """Refuse what is new while what was accepted can still be finished.
@@ -68,21 +80,21 @@ class Vault:
                 cure="Make room in the data folder.",
             )
 
-    def path(self, shelf: Shelf, name: str) -> Path:
+    def path(self, folder: Folder, name: str) -> Path:
         """Where a file lies.
 
         Raises:
-            NotFound: no name that this vault made, or one that leads out of its folder (a link).
+            NotFound: no name that gouache made, or one that leads out of its folder (a link).
         """
-        folder = (self.root / shelf).resolve()
-        path = folder / name
-        if not _NAME.fullmatch(name) or path.resolve().parent != folder:
+        root = (self.root / folder).resolve()
+        path = root / name
+        if not _NAME.fullmatch(name) or path.resolve().parent != root:
             raise NotFound("file", given=repr(name), expected="the name of a stored file")
         return path
 
-    def keep(self, shelf: Shelf, name: str, data: bytes) -> Path:
+    def keep(self, folder: Folder, name: str, data: bytes) -> Path:
         """Store bytes, whole or not at all: temporary file, fsync, rename, fsync of the folder."""
-        path = self.path(shelf, name)
+        path = self.path(folder, name)
         write_bytes(path, data, force=True)
         descriptor = os.open(path.parent, os.O_RDONLY)
         try:
@@ -91,21 +103,21 @@ class Vault:
             os.close(descriptor)
         return path
 
-    def read(self, shelf: Shelf, name: str) -> bytes:
+    def read(self, folder: Folder, name: str) -> bytes:
         """A file's bytes.
 
         Raises:
             NotFound: not there.
         """
-        path = self.path(shelf, name)
+        path = self.path(folder, name)
         try:
             return path.read_bytes()
         except OSError as error:
             raise NotFound("file", given=repr(name), expected="a stored file") from error
 
-    def remove(self, shelf: Shelf, name: str) -> None:
+    def remove(self, folder: Folder, name: str) -> None:
         """Remove a file if it is there."""
-        self.path(shelf, name).unlink(missing_ok=True)
+        self.path(folder, name).unlink(missing_ok=True)
 
     def attach(self, data: bytes) -> str:
         """Store a picture that a request names; gives the `sha256:<hex>` that names it.

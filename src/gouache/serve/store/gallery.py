@@ -140,7 +140,7 @@ class Pictures:
     """The gallery.
 
     Args:
-        database: where the rows lie; the files are the vault's.
+        database: where the rows lie; the files are in the `FileStore`.
     """
 
     def __init__(self, database: Database) -> None:

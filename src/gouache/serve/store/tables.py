@@ -18,8 +18,8 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA = "1"
-"""Version of the tables; a store of another version is refused."""
+SCHEMA = "2"
+"""Version of the tables. Whoever changes a table counts it up and adds a step to `migrations/versions`."""
 
 metadata = MetaData()
 _Sequence = BigInteger().with_variant(Integer, "sqlite")
@@ -140,27 +140,20 @@ meanings = Table(
     Column("vector", LargeBinary, nullable=False),
 )
 
-questions = Table(
-    "questions",
+tasks = Table(
+    "tasks",
     metadata,
     Column("id", String(64), primary_key=True),
-    Column("text", Text, nullable=False),
-    Column("created", Float, nullable=False, index=True),
-    Column("space", String(80)),
-    Column("vector", LargeBinary),
-    Column("error", Text),
-)
-
-errands = Table(
-    "errands",
-    metadata,
-    Column("id", String(32), primary_key=True),
+    Column("kind", String(16), nullable=False),
+    Column("state", String(16), nullable=False),
+    Column("payload", Text, nullable=False),
     Column("created", Float, nullable=False),
-    Column("model", Text, nullable=False),
-    Column("factor", Float, nullable=False),
+    Column("attempts", Integer, nullable=False, default=0),
     Column("worker", String(128)),
-    Column("done", Boolean, nullable=False, default=False),
+    Column("lease_until", Float),
+    Column("result", Text),
     Column("error", Text),
+    Index("tasks_by_turn", "kind", "state", "created"),
 )
 
 presets = Table(

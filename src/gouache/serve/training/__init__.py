@@ -1,1 +1,1 @@
-"""Training from the studio: plans, sets of pictures, runs and their processes."""
+"""Training from the studio: plans, sets of images, runs and their processes."""

@@ -15,10 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from gouache.checkpoints.card import read_card
 from gouache.checkpoints.hub import shipped_model
+from gouache.checkpoints.identify import read_card
 from gouache.errors import Conflict, DataError, GouacheError, InvalidInput, ModelNotFound, NotFound
-from gouache.serve.models.catalog import ModelEntry, Shelf
+from gouache.models.family import family_named
+from gouache.serve.models.catalog import ModelCatalog, ModelEntry
 from gouache.serve.training.plan import (
     CONFIG,
     OUTPUT,
@@ -40,7 +41,6 @@ Phase = Literal["preparing", "training", "packing", "stopping", "interrupted", "
 RUNNING: tuple[Phase, ...] = ("preparing", "training", "packing", "stopping")
 _PHASES: dict[str, Phase] = {"": "preparing", "data": "preparing", "train": "training", "pack": "packing"}
 MOST_ATTEMPTS = 3
-SIZES = {"sd1": 512, "sd2": 768, "sdxl": 1024}
 RATES: dict[Stage, float] = {"denoiser": 1e-4, "decoder": 1e-4, "vae": 8e-4}
 PROCESS = (sys.executable, "-m", "gouache.serve.training.process")
 
@@ -78,14 +78,14 @@ class TrainingRuns:
         root: of the runs.
         sets: what they train on.
         models: where a finished model goes.
-        shelf: models to start from.
+        catalog: models to start from.
         process: starts a run's process; folder, models and source follow.
     """
 
     def __init__(
-        self, root: Path, sets: TrainingSets, models: Path, shelf: Shelf, process: Sequence[str] = PROCESS
+        self, root: Path, sets: TrainingSets, models: Path, catalog: ModelCatalog, process: Sequence[str] = PROCESS
     ) -> None:
-        self.root, self.sets, self.models, self.shelf, self.process = root, sets, models, shelf, process
+        self.root, self.sets, self.models, self.catalog, self.process = root, sets, models, catalog, process
 
     def start(
         self,
@@ -125,7 +125,7 @@ class TrainingRuns:
             cure = "Put a .txt with the caption beside each picture, or a metadata.jsonl with file_name and text."
             given = f"{counted.pictures} pictures, no caption"
             raise DataError(f"data {counted.name!r}", given=given, expected="captioned pictures", cure=cure)
-        entry = self.shelf.find(model) if stage != "vae" else None
+        entry = self.catalog.find(model) if stage != "vae" else None
         plan = Plan.from_dict(
             {
                 "name": name,
@@ -228,7 +228,7 @@ class TrainingRuns:
         steps = commands(run.plan, self._folder(run.plan.name), self.sets.root / run.plan.data)
         return " ".join(["gouache", *(json.dumps(part) if " " in part else part for part in steps["train"])])
 
-    def wake(self) -> None:
+    def resume_all(self) -> None:
         """Go on with runs whose process ended without a word, as after a crash or the end of the machine."""
         for run in self.listing():
             folder = self._folder(run.plan.name)
@@ -241,8 +241,8 @@ class TrainingRuns:
             else:
                 self._launch(run.plan)
 
-    def sleep(self) -> None:
-        """Ask every run to leave a checkpoint; `wake` goes on with them."""
+    def suspend_all(self) -> None:
+        """Ask every run to leave a checkpoint; `resume_all` goes on with them."""
         for run in self.listing():
             if run.phase in RUNNING:
                 _signal(self._folder(run.plan.name))
@@ -355,5 +355,5 @@ def side_of(entry: ModelEntry) -> int:
     with contextlib.suppress(GouacheError):
         identity = identify(path)
         card = read_card(path) if identity.layout == "gouache" else None
-        return SIZES.get(identity.family, 512) if card is None else card.defaults.width
+        return family_named(identity.family).training_size if card is None else card.defaults.width
     return 512

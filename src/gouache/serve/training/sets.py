@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from gouache.errors import DataError, InvalidInput, NotFound
+from gouache.files import write_bytes
 from gouache.pipeline.inputs.images import read_picture
-from gouache.pipeline.output.files import write_bytes
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 TEXTS = (".txt", ".jsonl", ".csv")

@@ -1,1 +1,1 @@
-"""The worker process, its models, and what supervises it."""
+"""The worker process, its models, and its supervisor."""

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from PIL import Image
 
 from gouache.errors import StoreError
-from gouache.pipeline.events import Event, Painted, Progress
+from gouache.pipeline.generate.generation import Event, Painted, Progress
 from gouache.pipeline.request import Request
-from gouache.serve.models.catalog import Shelf
+from gouache.serve.models.catalog import ModelCatalog
 from gouache.serve.queue.job import Job
 from gouache.serve.queue.leases import Leases
 from gouache.serve.store.database import Database
-from gouache.serve.store.files import Vault
+from gouache.serve.store.files import FileStore
 from gouache.serve.store.gallery import picture_id, row_of
 from gouache.serve.worker.loaded_models import LoadedModels, weights_sha256
 
@@ -34,36 +34,36 @@ class LeaseLost(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Bench:
+class JobContext:
     """What a worker lends to a job.
 
     Attributes:
-        database, leases, vault, shelf, models: the worker's own.
+        database, leases, file_store, catalog, models: the worker's own.
         tell: called with the job's id whenever something about it changed.
         is_over: whether the worker's time is up.
     """
 
     database: Database
     leases: Leases
-    vault: Vault
-    shelf: Shelf
+    file_store: FileStore
+    catalog: ModelCatalog
     models: LoadedModels
     tell: Callable[[str], None]
     is_over: Callable[[], bool]
 
 
-class Attempt:
+class JobRun:
     """One job on its way through a worker.
 
     Args:
-        bench: of the worker.
+        context: of the worker.
         job: that it holds.
     """
 
-    def __init__(self, bench: Bench, job: Job) -> None:
-        self.bench, self.job, self.leases = bench, job, bench.leases
+    def __init__(self, context: JobContext, job: Job) -> None:
+        self.context, self.job, self.leases = context, job, context.leases
         self.request = job.parsed()
-        self._told = self._shown = 0.0
+        self._reported = self._previewed = 0.0
         self._watched = False
 
     def paint(self) -> None:
@@ -74,12 +74,12 @@ class Attempt:
             LeaseLost: the job is somebody else's by now.
             GouacheError: it can't be painted.
         """
-        bench = self.bench
-        entry = bench.shelf.find(self.request.model)
-        attachments = {name: bench.vault.attachment(name) for name in self.request.pictures()}
-        painter = bench.models.get(entry)
+        context = self.context
+        entry = context.catalog.find(self.request.model)
+        attachments = {name: context.file_store.attachment(name) for name in self.request.pictures()}
+        painter = context.models.get(entry)
         if entry.sha256 is None:
-            bench.shelf.remember_hash(entry, weights_sha256(painter))
+            context.catalog.remember_hash(entry, weights_sha256(painter))
         request = self.request.replace({"model": entry.name})
         first: int | None = 0
         while first is not None:
@@ -116,7 +116,7 @@ class Attempt:
         orders = self.leases.orders(self.job)
         if not orders.held:
             raise LeaseLost(f"job {self.job.id}")
-        if self.bench.is_over():
+        if self.context.is_over():
             raise Stopped(f"job {self.job.id}")
         self._watched = orders.watched
         return orders.cancel
@@ -136,33 +136,33 @@ class Attempt:
         if ending == "keep" or following == self.job.pictures or self.request.interpolation is not None:
             self.leases.cancelled(self.job, row)
             return None
-        with self.bench.database.write() as connection:
+        with self.context.database.write() as connection:
             if not self.leases.go_on(connection, self.job):
                 raise LeaseLost(f"job {self.job.id}")
             if row is not None:
                 self.leases.add_picture(connection, row)
-        self.bench.tell(self.job.id)
+        self.context.tell(self.job.id)
         return following
 
     def _progress(self, event: Progress, first: int) -> None:
         now = time.monotonic()
         jpeg = None
-        if self._watched and now - self._shown >= PREVIEW_SECONDS:
-            jpeg, self._shown = _jpeg(event.preview()), now
-        elif now - self._told < PROGRESS_SECONDS:
+        if self._watched and now - self._previewed >= PREVIEW_SECONDS:
+            jpeg, self._previewed = _jpeg(event.preview()), now
+        elif now - self._reported < PROGRESS_SECONDS:
             return
-        self._told = now
+        self._reported = now
         self.leases.progress(self.job, picture=first + event.picture, step=event.step, steps=event.steps, jpeg=jpeg)
-        self.bench.tell(self.job.id)
+        self.context.tell(self.job.id)
 
     def _keep(self, painted: Painted, first: int, *, is_last: bool) -> None:
         row = self._stored(painted, first)
-        with self.bench.database.write() as connection:
+        with self.context.database.write() as connection:
             if row is not None:
                 self.leases.add_picture(connection, row)
             if is_last and not self.leases.finish(connection, self.job):
                 raise LeaseLost(f"job {self.job.id}")
-        self.bench.tell(self.job.id)
+        self.context.tell(self.job.id)
 
     def _stored(self, painted: Painted, first: int, *, partial: bool = False) -> dict[str, object] | None:
         """Write the file, give its row; None if an earlier attempt listed this picture, whose file stays."""
@@ -172,7 +172,7 @@ class Attempt:
         # PNG holds every recipe whole; other formats are made of it when they are asked for.
         data = painted.encode("png")
         file = f"{picture_id(self.job, number, partial=partial)}.png"
-        self.bench.vault.keep("pictures", file, data)
+        self.context.file_store.keep("pictures", file, data)
         return row_of(self.job, number, file, data, painted.image.size, painted.recipe, partial=partial)
 
 

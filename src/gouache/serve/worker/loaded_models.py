@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
-from gouache.pipeline.events import Event
+from gouache.pipeline.generate.generation import Event
 from gouache.pipeline.request import Request
 from gouache.serve.models.catalog import ModelEntry
 
@@ -26,7 +26,7 @@ class Painter(Protocol):
 
 
 OpenModel = Callable[[ModelEntry, str | None], Painter]
-"""Loads a model onto a device (None = a card if there is one)."""
+"""Loads a model onto a device (None = a GPU if available)."""
 
 
 def open_pipeline(entry: ModelEntry, device: str | None) -> Painter:

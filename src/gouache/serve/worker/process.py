@@ -14,23 +14,25 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 from gouache.checkpoints.hub import models_folder
-from gouache.errors import GouacheError
+from gouache.errors import GouacheError, WorkerError
 from gouache.serve.logs import log_to_stderr
-from gouache.serve.models.catalog import Shelf
+from gouache.serve.models.catalog import ModelCatalog
+from gouache.serve.queue.heartbeat import heartbeat
 from gouache.serve.queue.job import Job
 from gouache.serve.queue.leases import Leases
-from gouache.serve.queue.tasks import Errands
+from gouache.serve.queue.tasks import TaskQueue
 from gouache.serve.search.embedding import open_embedder
 from gouache.serve.search.index import Index
 from gouache.serve.settings import Settings
 from gouache.serve.store.accounts import LOCAL
 from gouache.serve.store.database import Database
-from gouache.serve.store.files import Vault
-from gouache.serve.worker.job_run import Attempt, Bench, LeaseLost, Stopped
+from gouache.serve.store.files import FileStore
+from gouache.serve.worker.job_run import JobContext, JobRun, LeaseLost, Stopped
 from gouache.serve.worker.loaded_models import LoadedModels, OpenModel, open_pipeline
+from gouache.serve.worker.upscaling import Upscaling
 
 POLL_SECONDS = 0.25
 INDEX_EVERY = 16
@@ -52,12 +54,15 @@ class Worker:
         self.settings, self.tell = settings, tell
         self.name = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns():x}"
         database = Database(settings.store_url)
-        self.database, self.leases, self.vault = database, Leases(database), Vault(settings.data)
-        self.shelf = Shelf(settings.shelves, database, settings.default_model)
+        self.database, self.leases, self.file_store = database, Leases(database), FileStore(settings.data)
+        self.catalog = ModelCatalog(settings.model_folders, database, settings.default_model)
         self.models = LoadedModels(open_model, settings.model_memory, settings.device)
-        self.index = Index(database, self.vault, lambda: open_embedder(settings.search_tower), tell)
-        self.errands = Errands(database, self.vault, self.shelf, self.name, tell)
-        self.bench = Bench(database, self.leases, self.vault, self.shelf, self.models, tell, self._is_over)
+        tasks = TaskQueue(database, self.name, settings.lease, tell)
+        self.index = Index(database, self.file_store, tasks, lambda: open_embedder(settings.search_tower))
+        self.upscaling = Upscaling(tasks, self.file_store, self.catalog)
+        self.context = JobContext(
+            database, self.leases, self.file_store, self.catalog, self.models, tell, self._is_over
+        )
         self.stop_at: float | None = None
         self.unload = threading.Event()
         self._freed_at = -FREE_SECONDS
@@ -82,7 +87,7 @@ class Worker:
                 self.unload.clear()
                 self.models.forget()
                 self.index.forget()
-                self.errands.forget()
+                self.upscaling.forget()
             worked = self.work_once()
             # After the job and not before it: what a silent worker left has waited for long, the next job need not.
             self._free_expired()
@@ -131,7 +136,7 @@ class Worker:
         log.info("job started", extra={"job": job.id, "attempt": job.attempts})
         self.tell(job.id)
         start = time.perf_counter()
-        with self._heartbeat(job):
+        with heartbeat(lambda: self.leases.renew(job, self.settings.lease), self.settings.lease):
             self._bring_to_an_end(job)
         log.info("job left", extra={"job": job.id, "seconds": round(time.perf_counter() - start, 4)})
         self.tell(job.id)
@@ -139,72 +144,37 @@ class Worker:
 
     def _bring_to_an_end(self, job: Job) -> None:
         try:
-            Attempt(self.bench, job).paint()
+            JobRun(self.context, job).paint()
         except Stopped:
             self.leases.give_back(job)
         except LeaseLost:
             log.warning("lease lost", extra={"job": job.id})
         except GouacheError as error:
-            self.leases.fail(job, self._told(error, job))
+            self.leases.fail(job, self._shown_to_owner(error, job))
         except MemoryError:
             self.models.forget()
-            self.leases.fail(job, _plain("memory", "not enough", "room for the pictures", "Ask for less at once."))
+            short = WorkerError(
+                "memory", given="not enough", expected="room for the pictures", cure="Ask for less at once."
+            )
+            self.leases.fail(job, short.to_dict())
         except Exception as error:  # A job must never take the worker's loop down.
             log.exception("job failed", extra={"job": job.id})
             if "out of memory" in str(error).lower():
                 self.models.forget()
-            self.leases.fail(job, _plain("worker", f"{type(error).__name__}: {error}"[:500], "no such fault", ""))
+            given = f"{type(error).__name__}: {error}"[:500]
+            self.leases.fail(job, WorkerError("worker", given=given, expected="no such fault").to_dict())
 
-    def _told(self, error: GouacheError, job: Job) -> dict[str, str]:
+    def _shown_to_owner(self, error: GouacheError, job: Job) -> dict[str, str]:
         """An error as the job's owner may read it: where files lie is told to the machine's own user only."""
-        parts = complaint(error)
+        parts = error.to_dict()
         if job.owner == LOCAL:
             return parts
-        places = sorted({str(path) for path in (*self.settings.shelves, self.settings.data, models_folder())}, key=len)
+        places = sorted(
+            {str(path) for path in (*self.settings.model_folders, self.settings.data, models_folder())}, key=len
+        )
         for place in reversed(places):
             parts = {name: text.replace(place, "...") for name, text in parts.items()}
         return parts
-
-    @contextlib.contextmanager
-    def _heartbeat(self, job: Job) -> Iterator[None]:
-        done = threading.Event()
-
-        def beat() -> None:
-            while not done.wait(self.settings.lease / 3):
-                with contextlib.suppress(Exception):
-                    self.leases.renew(job, self.settings.lease)
-
-        thread = threading.Thread(target=beat, daemon=True, name="heartbeat")
-        thread.start()
-        try:
-            yield
-        finally:
-            done.set()
-            thread.join()
-
-
-def complaint(error: GouacheError) -> dict[str, str]:
-    """An error in the parts that every interface shows."""
-    return {
-        "kind": type(error).__name__,
-        "where": error.where,
-        "given": str(error.given),
-        "expected": error.expected,
-        "cure": error.cure,
-        "message": str(error),
-    }
-
-
-def _plain(where: str, given: str, expected: str, cure: str) -> dict[str, str]:
-    message = f"{where}: given {given}, expected {expected}. {cure}".strip()
-    return {
-        "kind": "WorkerError",
-        "where": where,
-        "given": given,
-        "expected": expected,
-        "cure": cure,
-        "message": message,
-    }
 
 
 def main(open_model: OpenModel = open_pipeline) -> None:
@@ -223,18 +193,20 @@ def main(open_model: OpenModel = open_pipeline) -> None:
     tell(f"ready {worker.name}")
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stop(settings.grace))
-    bells = (threading.Event(), threading.Event(), threading.Event())
-    threading.Thread(target=_listen, args=(worker, bells), daemon=True, name="parent").start()
-    for work, bell in ((worker.index.answer, bells[1]), (worker.errands.run_one, bells[2])):
-        threading.Thread(target=worker.beside, args=(work, _waiting(bell)), daemon=True, name=work.__name__).start()
-    worker.run(_waiting(bells[0]))
+    for_jobs, for_texts, for_upscaling = (threading.Event() for _ in range(3))
+    for_tasks = (for_texts, for_upscaling)
+    threading.Thread(target=_listen, args=(worker, for_jobs, for_tasks), daemon=True, name="parent").start()
+    # A thread for each kind of task: a search must not wait until a large picture is upscaled.
+    for work, event in ((worker.index.answer, for_texts), (worker.upscaling.run_one, for_upscaling)):
+        threading.Thread(target=worker.beside, args=(work, _waiting(event)), daemon=True, name=work.__name__).start()
+    worker.run(_waiting(for_jobs))
 
 
-def _waiting(bell: threading.Event) -> Callable[[float], bool]:
+def _waiting(event: threading.Event) -> Callable[[float], bool]:
     def wait(seconds: float) -> bool:
-        rung = bell.wait(seconds)
-        bell.clear()
-        return rung
+        woken = event.wait(seconds)
+        event.clear()
+        return woken
 
     return wait
 
@@ -249,8 +221,8 @@ def _first_line() -> str:
     return line.decode("utf-8")
 
 
-def _listen(worker: Worker, bells: Sequence[threading.Event]) -> None:
-    """Ring for those a byte is meant for: the others would only be in the way.
+def _listen(worker: Worker, for_jobs: threading.Event, for_tasks: Sequence[threading.Event]) -> None:
+    """Wake the threads that a byte is meant for: the others would only take processor time from the painting.
 
     The end of standard input is the end of the parent.
     """
@@ -261,16 +233,16 @@ def _listen(worker: Worker, bells: Sequence[threading.Event]) -> None:
         if b"u" in said:
             worker.unload.set()
         if b"." in said or b"u" in said:
-            _ring(bells[:1])
+            for_jobs.set()
         if b"b" in said:
-            _ring(bells[1:])
+            _set_all(for_tasks)
     worker.stop(worker.settings.grace)
-    _ring(bells)
+    _set_all((for_jobs, *for_tasks))
 
 
-def _ring(bells: Sequence[threading.Event]) -> None:
-    for bell in bells:
-        bell.set()
+def _set_all(events: Sequence[threading.Event]) -> None:
+    for event in events:
+        event.set()
 
 
 if __name__ == "__main__":

@@ -1,4 +1,8 @@
-"""Starts worker processes, wakes them, hears what changed, and starts them again when they die."""
+"""Starts worker processes, wakes them, hears what changed, and starts them again when they die.
+
+Networks run in processes of their own and not in threads: one that runs out of memory, crashes in native code or hangs
+takes its process down, and the server goes on answering.
+"""
 
 from __future__ import annotations
 
@@ -69,6 +73,7 @@ class Supervisor:
 
     def stop(self) -> None:
         """End every worker; the running job is finished within the grace time or goes back into the queue."""
+        # All are asked before any is waited for, so that their grace times run side by side.
         for slot in self._slots:
             slot.ask_to_stop()
         for slot in self._slots:
@@ -101,6 +106,7 @@ class _Slot:
         self._thread.start()
 
     def say(self, what: bytes) -> None:
+        # What is said to a worker that dies just now is lost, and need not arrive: the next one looks at the store.
         process = self.process
         if process is not None and process.stdin is not None:
             with contextlib.suppress(OSError, ValueError):
@@ -111,11 +117,12 @@ class _Slot:
         self._stopping.set()
         if self.process is not None and self.alive:
             self.process.send_signal(signal.SIGTERM)
-            self.say(b".")
+            self.say(b".")  # The signal sets its stop; a byte wakes it if it sleeps.
 
     def join(self) -> None:
         if self._thread.ident is None:
             return
+        # The grace time is for the job; what is added, for leaving libraries and closing files.
         self._thread.join(self.supervisor.settings.grace + 10)
         if self.process is not None and self.alive:
             self.process.kill()
@@ -129,6 +136,7 @@ class _Slot:
             if self._stopping.is_set():
                 return
             log.warning("worker died", extra={"code": code, "worker": self.name})
+            # One that dies at its start (a broken installation, no memory) would otherwise be started without end.
             pause = 0.1 if time.monotonic() - started > 10 else min(LONGEST_PAUSE, pause * 2)
             self._stopping.wait(pause)
 
@@ -154,6 +162,7 @@ class _Slot:
             process.stdin.close()
         process.stdout.close()
         if self.name is not None:
+            # Its jobs needn't wait for their leases to run out: this process saw it die.
             self.supervisor.leases.release(self.name)
             self.supervisor.changed("")
         return code
@@ -164,7 +173,7 @@ class _Slot:
             if line.startswith("ready "):
                 self.name = line.removeprefix("ready ")
                 if self._stopping.is_set():
-                    self.ask_to_stop()
+                    self.ask_to_stop()  # The signal may have come before the worker had set its handler.
             self.supervisor.changed(line)
 
 
@@ -173,6 +182,7 @@ def free_dead(leases: Leases) -> int:
     freed = 0
     for name in leases.workers():
         host, _, rest = name.partition(":")
+        # Workers of other machines can't be asked; their leases run out.
         if host == socket.gethostname() and not _is_worker(int(rest.partition(":")[0] or 0)):
             freed += leases.release(name)
     return freed

@@ -1,1 +1,1 @@
-"""Evaluation: what is measured of a model that paints stickers, and its card."""
+"""Evaluation of a sticker model: what is measured, and its model card."""

@@ -14,7 +14,7 @@ from gouache.diffusion.rng import ImageNoise, ImageSeed
 from gouache.errors import ConfigError
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.generate.draft import draft, draw_of, draw_tokens, parts_of
-from gouache.pipeline.generate.guided import Beside, PromptedDenoiser, guidance_of, run_sampler, sigmas_of
+from gouache.pipeline.generate.guided import NetworkInputs, PromptedDenoiser, guidance_of, run_sampler, sigmas_of
 from gouache.pipeline.inputs.images import to_image
 from gouache.pipeline.likelihood import encode_captions, prior_bits
 from gouache.pipeline.pipeline import Pipeline
@@ -78,7 +78,7 @@ def _latents(pipeline: Pipeline, prompts: Sequence[str], seeds: Sequence[int], s
     drafts = _drafts(bundle, text, empty, seeds, setting, size)
     if drafts is not None and setting.draft:
         drafts = _laid_out(bundle, request.replace({"best_of": setting.best_of}), prompts, empty, seeds, size, drafts)
-    beside = Beside(drafts)
+    beside = NetworkInputs(drafts)
     positive, negative = (PromptPlan(((1.0, ((setting.steps, one),)),)) for one in (text, empty))
     denoise = PromptedDenoiser(bundle, bundle.denoiser, positive, negative, guidance_of(request), beside)
     for step in run_sampler(request, bundle, denoise, x, sigmas, noise):

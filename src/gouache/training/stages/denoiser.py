@@ -13,10 +13,10 @@ from gouache.checkpoints.formats.header import read_header
 from gouache.checkpoints.formats.safetensors import save_tensors
 from gouache.checkpoints.load import load_bundle
 from gouache.diffusion.bound import hybrid_loss
-from gouache.diffusion.chain import ForwardProcess, Prediction
+from gouache.diffusion.chain import ForwardProcess
 from gouache.diffusion.loss_weights import loss_weight
 from gouache.diffusion.noise_schedule import NoiseSchedule, alpha_and_std, make_noise_schedule
-from gouache.diffusion.parameterization import denoised_from, network_input, target_of, to_x0
+from gouache.diffusion.parameterization import Prediction, denoised_from, network_input, target_of, to_x0
 from gouache.diffusion.samplers.registry import sample
 from gouache.diffusion.samplers.sigmas import make_sigmas
 from gouache.errors import ConfigError
@@ -283,12 +283,10 @@ class DenoiserTraining(Stage[UNet]):
 
 def encoders_of(bundle: ModelBundle, path: Path, size: int) -> Encoders:
     """The encoders of a published model, for square pictures of `size` pixels."""
-    numbers = torch.tensor([[0.0] * bundle.size_numbers])
-    if bundle.size_numbers == 6:  # SDXL takes the picture's size, its crop and the target size (Podell et al. 2023).
-        numbers = torch.tensor([[size, size, 0, 0, size, size]], dtype=torch.float32)
+    numbers = bundle.size_condition(size, size)
 
     def pooled(text: Tensor | None) -> Tensor | None:
-        rows = None if bundle.size_numbers == 0 or text is None else numbers.expand(len(text), -1)
+        rows = None if numbers is None or text is None else numbers.expand(len(text), -1)
         return bundle.pooled_vector(text, rows)
 
     sha = bundle.sha256 or f"{path.resolve()}/{_file_marks(path)}"

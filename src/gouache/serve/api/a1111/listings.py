@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from gouache.checkpoints.adapters.library import EMBEDDING, LORA, list_adapters
-from gouache.checkpoints.formats.open import open_header
+from gouache.checkpoints.formats.header import open_header
 from gouache.diffusion.samplers.names import SAMPLER_INFOS, SCHEDULE_INFOS
 from gouache.errors import GouacheError, InvalidInput
 from gouache.pipeline.output.a1111_text import parse_infotext
@@ -63,7 +63,7 @@ def sd_models(request: Request) -> list[dict[str, Any]]:
             "filename": entry.name,
             "config": None,
         }
-        for entry in studio_of(request).shelf.models()
+        for entry in studio_of(request).catalog.models()
     ]
 
 
@@ -157,7 +157,7 @@ for _name in (
 @router.post(f"{PREFIX}/refresh-checkpoints")
 def refresh_checkpoints(request: Request) -> None:
     """Look again which models there are."""
-    studio_of(request).shelf.refresh()
+    studio_of(request).catalog.refresh()
 
 
 @router.post(f"{PREFIX}/unload-checkpoint")

@@ -299,7 +299,7 @@ def attach(studio: Studio, field: str, text: str) -> str:
         read_picture(data, where=field, max_pixels=4 * studio.settings.limits.pixels)
     except PictureError as error:
         raise InvalidInput(field, given=error.given, expected=error.expected, cure=error.cure) from error
-    return studio.vault.attach(data)
+    return studio.file_store.attach(data)
 
 
 def decoded(field: str, text: str) -> bytes:

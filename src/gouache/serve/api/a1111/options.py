@@ -64,7 +64,7 @@ class Options:
 
     def listing(self, studio: Studio) -> dict[str, object]:
         """As GET /options gives it."""
-        entry = studio.shelf.find(self.model)
+        entry = studio.catalog.find(self.model)
         return {
             "sd_model_checkpoint": entry.title,
             "sd_checkpoint_hash": entry.sha256 or "",
@@ -79,7 +79,7 @@ class Options:
 def options_of(studio: Studio, owner: str) -> Options:
     """A user's settings; a model that is gone gives way to the default."""
     stored = {key: json.loads(value) for key, value in studio.options(owner).items()}
-    options = Options(sd_model_checkpoint=studio.shelf.default)
+    options = Options(sd_model_checkpoint=studio.catalog.default)
     known = {key: value for key, value in stored.items() if key in Options.__dataclass_fields__}
     try:
         return options.overridden(known, studio)
@@ -97,7 +97,7 @@ def set_options(studio: Studio, owner: str, values: Mapping[str, Any]) -> None:
 def _checked(key: str, value: Any, studio: Studio) -> Any:
     if key == "sd_model_checkpoint":
         try:
-            return studio.shelf.find(str(value)).name
+            return studio.catalog.find(str(value)).name
         except ModelNotFound as error:
             raise InvalidInput(key, given=error.given, expected=error.expected, cure=error.cure) from error
     if key == "samples_format" and value in KINDS:

@@ -1,27 +1,260 @@
-"""`/sdapi/v1`: painting, progress, settings."""
+"""The routes of A1111's API that make images: txt2img, img2img and the extras, and what they answer."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
+import json
+import time
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
+from PIL import Image
 
-from gouache.errors import Conflict, InvalidInput
-from gouache.serve.api.a1111.answers import current_job, generation_answer, progress_answer
+from gouache.diffusion.samplers.names import SAMPLER_INFOS
+from gouache.errors import Conflict, InvalidInput, PictureError
+from gouache.pipeline.inputs.images import fit, read_picture
+from gouache.pipeline.output.a1111_text import format_infotext, infotext_of
+from gouache.pipeline.output.metadata import encode_picture, read_texts
+from gouache.pipeline.output.recipe import Recipe
+from gouache.pipeline.request import MAX_PIXELS
 from gouache.serve.api.a1111.control import in_words_of_units
-from gouache.serve.api.a1111.fields import Img2Img, TaskProgress, Txt2Img
-from gouache.serve.api.a1111.mapping import NAMES, Order, order_of
+from gouache.serve.api.a1111.fields import ExtraBatch, Extras, ExtraSingle, Generation, Img2Img, TaskProgress, Txt2Img
+from gouache.serve.api.a1111.mapping import NAMES, Order, decoded, order_of
 from gouache.serve.api.a1111.options import options_of, set_options
 from gouache.serve.api.views import raise_unless_painted
 from gouache.serve.http.access import owner_of, studio_of
 from gouache.serve.http.errors import in_words_of
+from gouache.serve.models.facts import facts_of
 from gouache.serve.queue.job import FINISHED, Ending, Job
+from gouache.serve.store.gallery import Picture
 from gouache.serve.studio import Studio
+
+
+def generation_answer(studio: Studio, body: Generation, order: Order, job: Job) -> dict[str, Any]:
+    """The reply to txt2img and img2img."""
+    found = studio.pictures.of_job(job.id)
+    recipes = [picture.parsed() for picture in found]
+    send = body.send_images is not False
+    echo = body.model_dump()
+    if isinstance(body, Img2Img) and not body.include_init_images:
+        echo |= {"init_images": None, "mask": None}
+    return {
+        "images": [_encoded(studio, picture, order) for picture in found] if send else [],
+        "parameters": echo,
+        "info": json.dumps(_info(body, order, job, found, recipes), ensure_ascii=False),
+    }
+
+
+def _encoded(studio: Studio, picture: Picture, order: Order) -> str:
+    data = studio.file_store.read("pictures", picture.file)
+    if order.kind != "png":
+        data = encode_picture(read_picture(data), order.kind, read_texts(data), quality=order.quality)
+    return base64.b64encode(data).decode("ascii")
+
+
+def _info(
+    body: Generation, order: Order, job: Job, found: Sequence[Picture], recipes: Sequence[Recipe]
+) -> dict[str, Any]:
+    first = recipes[0] if recipes else None
+    request = first.request if first else order.request
+    count = len(recipes)
+    sampler = SAMPLER_INFOS.get(request.sampler or "")
+    infotexts = [format_infotext(infotext_of(recipe)) for recipe in recipes]
+    subseed = -1 if request.subseed is None else request.subseed
+    return {
+        "prompt": request.prompt,
+        "all_prompts": [request.prompt] * count,
+        "negative_prompt": request.negative_prompt,
+        "all_negative_prompts": [request.negative_prompt] * count,
+        "seed": request.seed,
+        "all_seeds": [recipe.request.seed for recipe in recipes],
+        "subseed": subseed,
+        "all_subseeds": [-1 if r.request.subseed is None else r.request.subseed for r in recipes],
+        "subseed_strength": request.subseed_strength,
+        "width": found[0].width if found else request.width,
+        "height": found[0].height if found else request.height,
+        "sampler_name": sampler.label if sampler else request.sampler,
+        "cfg_scale": request.guidance_scale,
+        "steps": request.num_inference_steps,
+        "batch_size": body.batch_size or 1,
+        "restore_faces": False,
+        "face_restoration_model": None,
+        "sd_model_name": first.model.name if first else None,
+        "sd_model_hash": (first.model.sha256 or "")[:10] if first else None,
+        "sd_vae_name": None,
+        "sd_vae_hash": None,
+        "seed_resize_from_w": -1,
+        "seed_resize_from_h": -1,
+        "denoising_strength": _strength(request),
+        "extra_generation_params": {"Job": job.id},
+        "index_of_first_image": 0,
+        "infotexts": infotexts,
+        "styles": list(body.styles or []),
+        "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.gmtime(job.created)),
+        "clip_skip": request.clip_skip or 1,
+        "is_using_inpainting_conditioning": False,
+        "version": f"gouache {first.versions.get('gouache', '')}" if first else "gouache",
+    }
+
+
+def _strength(request: Any) -> float | None:
+    if request.init_image is not None:
+        return float(request.strength)
+    return float(request.hires.strength) if request.hires is not None else None
+
+
+def current_job(studio: Studio, owner: str) -> Job | None:
+    """The user's job that runs, or else the oldest that waits."""
+    running = studio.jobs.listing(owner=owner, states=["running"], limit=1)
+    return running[0] if running else next(iter(studio.jobs.listing(owner=owner, states=["queued"])[::-1]), None)
+
+
+def progress_answer(studio: Studio, owner: str, *, with_image: bool) -> dict[str, Any]:
+    """The reply to GET /progress; all zero when nothing of the user's is on its way."""
+    job = current_job(studio, owner)
+    state: dict[str, Any] = {
+        "skipped": False,
+        "interrupted": False,
+        "stopping_generation": False,
+        "job": "",
+        "job_count": 0,
+        "job_timestamp": "0",
+        "job_no": 0,
+        "sampling_step": 0,
+        "sampling_steps": 0,
+    }
+    if job is None:
+        return {
+            "progress": 0.0,
+            "eta_relative": 0.0,
+            "state": state,
+            "current_image": None,
+            "textinfo": None,
+            "current_task": None,
+        }
+    state |= {
+        "interrupted": job.cancel_requested,
+        "stopping_generation": job.cancel_requested,
+        "job": job.id,
+        "job_count": job.pictures,
+        "job_no": job.picture,
+        "sampling_step": job.step,
+        "sampling_steps": job.steps,
+        "job_timestamp": time.strftime("%Y%m%d%H%M%S", time.gmtime(job.created)),
+    }
+    preview = None
+    if with_image:
+        studio.jobs.watch(job.id, 5.0)
+        preview = studio.jobs.preview(job.id)
+    return {
+        "progress": min(1.0, 0.01 + 0.99 * job.fraction),
+        "eta_relative": job.eta(time.time()) or 0.0,
+        "state": state,
+        "current_image": base64.b64encode(preview[1]).decode("ascii") if preview else None,
+        "textinfo": "waiting" if job.state == "queued" else None,
+        "current_task": job.label or job.id,
+    }
+
 
 router = APIRouter(tags=["a1111"])
 PREFIX = "/sdapi/v1"
+OWN = "model"
+"""The upscaler that the caller's model brings."""
+NONE = "None"
+FILTERS = {"Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
+UNSERVED = ("gfpgan_visibility", "codeformer_visibility", "extras_upscaler_2_visibility")
+
+
+@router.get(f"{PREFIX}/upscalers")
+def upscalers(request: Request) -> list[dict[str, Any]]:
+    """Upscalers of the extras calls; `model` is the one that the caller's model brings, if it does."""
+    studio = studio_of(request)
+    model = studio.default_model(owner_of(request))
+    own = {OWN: model} if _has_upscaler(studio, model) else {}
+    names: dict[str, str | None] = {NONE: None, **dict.fromkeys(FILTERS), **own}
+    return [
+        {"name": name, "model_name": of, "model_path": None, "model_url": None, "scale": 4}
+        for name, of in names.items()
+    ]
+
+
+@router.post(f"{PREFIX}/extra-single-image")
+async def extra_single(body: ExtraSingle, request: Request) -> dict[str, str]:
+    """Enlarge one picture."""
+    return {"html_info": "", "image": await _enlarged(body, "image", body.image, request)}
+
+
+@router.post(f"{PREFIX}/extra-batch-images")
+async def extra_batch(body: ExtraBatch, request: Request) -> dict[str, Any]:
+    """Enlarge several pictures."""
+    made = [await _enlarged(body, "imageList", item.data, request) for item in body.imageList]
+    return {"html_info": "", "images": made}
+
+
+def _has_upscaler(studio: Studio, model: str) -> bool:
+    return facts_of(studio.catalog.find(model)).upscaler
+
+
+async def _enlarged(body: Extras, field: str, text: str, request: Request) -> str:
+    studio = studio_of(request)
+    model = studio.default_model(owner_of(request))
+    upscaler = await asyncio.to_thread(_checked, body, studio, model)
+    picture, texts = await asyncio.to_thread(_opened, studio, field, text)
+    size = picture.size if upscaler == NONE else _size(body, picture)
+    factor = max(size[0] / picture.width, size[1] / picture.height)
+    if upscaler == OWN and factor > 1:
+        png = await asyncio.to_thread(encode_picture, picture, "png")
+        larger = await studio.upscale_tasks.enlarge(png, factor, model)
+        picture = await asyncio.to_thread(read_picture, larger)
+    resample = FILTERS.get(upscaler, FILTERS["Lanczos"])
+    return await asyncio.to_thread(_finished, body, picture, texts, size, resample)
+
+
+def _checked(body: Extras, studio: Studio, model: str) -> str:
+    for name in UNSERVED:
+        if getattr(body, name):
+            raise InvalidInput(name, given=getattr(body, name), expected="0: this server can't do it")
+    if body.upscaler_2 not in (None, NONE):
+        raise InvalidInput("upscaler_2", given=repr(body.upscaler_2), expected=NONE)
+    upscaler = body.upscaler_1 or NONE
+    names = [NONE, *FILTERS, *([OWN] if _has_upscaler(studio, model) else [])]
+    if upscaler not in names:
+        raise InvalidInput("upscaler_1", given=repr(upscaler), expected=f"one of {', '.join(names)}")
+    return upscaler
+
+
+def _opened(studio: Studio, field: str, text: str) -> tuple[Image.Image, dict[str, str]]:
+    data = decoded(field, text)
+    try:
+        picture = read_picture(data, where=field, max_pixels=4 * studio.settings.limits.pixels)
+    except PictureError as error:
+        raise InvalidInput(field, given=error.given, expected=error.expected, cure=error.cure) from error
+    return picture, read_texts(data, where=field)
+
+
+def _size(body: Extras, picture: Image.Image) -> tuple[int, int]:
+    """Width and height that are asked for."""
+    factor = body.upscaling_resize or 2
+    width, height = round(picture.width * factor), round(picture.height * factor)
+    if body.resize_mode == 1:
+        width, height = body.upscaling_resize_w or 512, body.upscaling_resize_h or 512
+        if not body.upscaling_crop:
+            scale = min(width / picture.width, height / picture.height)
+            width, height = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+    if width * height > MAX_PIXELS or min(width, height) < 1:
+        raise InvalidInput("upscaling_resize", given=f"{width}x{height} pixels", expected=f"1 to {MAX_PIXELS} pixels")
+    return width, height
+
+
+def _finished(
+    body: Extras, picture: Image.Image, texts: dict[str, str], size: tuple[int, int], resample: Image.Resampling
+) -> str:
+    if picture.size != size:
+        crops = body.resize_mode == 1 and body.upscaling_crop
+        picture = fit(picture, *size, "crop") if crops else picture.resize(size, resample)
+    return base64.b64encode(encode_picture(picture, "png", texts)).decode("ascii")
 
 
 @router.post(f"{PREFIX}/txt2img")

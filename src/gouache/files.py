@@ -1,4 +1,4 @@
-"""Names for pictures, and writing them: whole or not at all, and never over another file unless told to."""
+"""Writing files whole or not at all, never over another one unless told to; and names for pictures."""
 
 from __future__ import annotations
 
@@ -8,11 +8,18 @@ import os
 import re
 import secrets
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from gouache.errors import PictureError
 
 LONGEST_SLUG = 60
+LONGEST_IN_PART = 48
+"""Characters of a name that its temporary file repeats: at most 192 bytes, so that this one's name is not too long."""
+BINARY = getattr(os, "O_BINARY", 0)
+"""Windows would translate line ends without it; other systems have no such flag."""
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV}
 
 
@@ -31,15 +38,6 @@ def slug(words: str) -> str:
         joined = head if dash and len(head) > LONGEST_SLUG // 2 else joined[:LONGEST_SLUG].rstrip("-")
         joined = joined.encode()[: 3 * LONGEST_SLUG].decode("utf-8", "ignore")
     return joined or "untitled"
-
-
-def free_name(path: Path) -> Path:
-    """`path`, or the first of `name-2.png`, `name-3.png`, ... that is free."""
-    candidate, k = path, 1
-    while candidate.exists():
-        k += 1
-        candidate = path.with_stem(f"{path.stem}-{k}")
-    return candidate
 
 
 def check_target(path: Path, *, force: bool = False) -> None:
@@ -70,17 +68,9 @@ def write_bytes(path: Path, data: bytes, *, force: bool = False) -> None:
     Raises:
         PictureError: the file exists, the folder is missing or can't be written, or the disk is full.
     """
-    temporary = path.parent / f".gouache-{secrets.token_hex(8)}.part"
     try:
-        descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-        with os.fdopen(descriptor, "wb") as file:
+        with atomic_write(path, force=force) as file:
             file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if force:
-            temporary.replace(path)
-        else:
-            _move_if_free(temporary, path)
     except FileExistsError as error:
         raise PictureError(
             str(path), given="a file that exists", expected="a free name", cure="Choose another name, or use --force."
@@ -92,10 +82,38 @@ def write_bytes(path: Path, data: bytes, *, force: bool = False) -> None:
             expected="a folder with room that can be written",
             cure="Free some space or choose another folder; nothing was written.",
         ) from error
+
+
+@contextmanager
+def atomic_write(path: Path, *, force: bool = True) -> Iterator[BinaryIO]:
+    """A file to write to that takes its name only when it is whole and on the disk.
+
+    The temporary file lies beside `path`, since a rename is atomic only within one file system.
+
+    Args:
+        path: the file's name.
+        force: replace a file of that name.
+
+    Raises:
+        FileExistsError: there is one and `force` is off.
+        OSError: as the system says; nothing is left behind.
+    """
+    part = path.parent / f".{path.name[:LONGEST_IN_PART]}.{secrets.token_hex(6)}.part"
+    try:
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | BINARY, 0o666)
+        with os.fdopen(descriptor, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        if force:
+            part.replace(path)
+        else:
+            _move_if_free(part, path)
+        _sync_folder(path.parent)
     finally:
         # In a folder that is none, or can't be written, there is nothing to clear away either.
         with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+            part.unlink(missing_ok=True)
 
 
 def _move_if_free(temporary: Path, path: Path) -> None:
@@ -108,3 +126,16 @@ def _move_if_free(temporary: Path, path: Path) -> None:
         if path.exists():
             raise FileExistsError(errno.EEXIST, "the file exists", str(path)) from error
         temporary.replace(path)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the rename itself last: POSIX keeps it in the folder's own data."""
+    if os.name != "posix":
+        return
+    # A folder that may be written to but not read can't be opened for this; the file is there all the same.
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -1,4 +1,4 @@
-"""`/v1/images/*` as OpenAI's clients know it."""
+"""OpenAI's image API, as the package `openai` speaks it: generations, edits, variations."""
 
 from __future__ import annotations
 
@@ -6,41 +6,187 @@ import asyncio
 import base64
 import json
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
 from gouache.errors import GouacheError, InvalidInput, ModelNotFound, PictureError
 from gouache.pipeline.inputs.images import read_picture
-from gouache.pipeline.output.metadata import encode_picture, read_texts
-from gouache.pipeline.request import Request as Paint
-from gouache.serve.api.openai.fields import (
-    EDIT_STRENGTH,
-    VARIATION_STRENGTH,
-    WORDS,
-    Drawn,
-    Edits,
-    Generations,
-    Images,
-    Output,
-    Variations,
-    output_of,
-    request_of,
-)
+from gouache.pipeline.output.metadata import Kind, encode_picture, read_texts
+from gouache.pipeline.request import MAX_SEED
+from gouache.pipeline.request import Request as PaintRequest
 from gouache.serve.api.views import raise_unless_painted
 from gouache.serve.http.access import owner_of, studio_of
 from gouache.serve.http.errors import PlainJson, in_words_of, openai_error, status_of
 from gouache.serve.http.guard import seal
 from gouache.serve.queue.job import FINISHED, Job
-from gouache.serve.queue.notify import within
+from gouache.serve.queue.notify import changes
 from gouache.serve.queue.queue import fingerprint_of
 from gouache.serve.store.gallery import Picture
 from gouache.serve.studio import Studio
-from gouache.serve.worker.process import complaint
+
+STEPS = {"low": 10, "medium": 20, "high": 40, "hd": 40}
+"""What a quality means here; auto and standard leave it to the model."""
+EDIT_STRENGTH, VARIATION_STRENGTH = 0.75, 0.6
+Text = Annotated[str, Field(max_length=32_000)]
+Name = Annotated[str, Field(max_length=1000)]
+
+
+class Images(BaseModel):
+    """What the three calls share; the last fields are our own, sent by `extra_body`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: Name | None = None
+    n: Annotated[int, Field(ge=1, le=10)] | None = None
+    size: Annotated[str, Field(max_length=20)] | None = None
+    response_format: Literal["url", "b64_json"] | None = None
+    user: Name | None = None
+    seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
+    steps: Annotated[int, Field(ge=1, le=1000)] | None = None
+    negative_prompt: Text | None = None
+    guidance_scale: Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False)] | None = None
+    sampler: Name | None = None
+
+
+class Drawn(Images):
+    """What generations and edits share."""
+
+    prompt: Text
+    quality: Literal["standard", "hd", "low", "medium", "high", "auto"] | None = None
+    background: Literal["transparent", "opaque", "auto"] | None = None
+    output_format: Literal["png", "jpeg", "webp"] | None = None
+    output_compression: Annotated[int, Field(ge=0, le=100)] | None = None
+    partial_images: Annotated[int, Field(ge=0, le=3)] | None = None
+    stream: bool | None = None
+
+
+class Generations(Drawn):
+    """POST /v1/images/generations."""
+
+    style: Literal["vivid", "natural"] | None = None
+    moderation: Literal["low", "auto"] | None = None
+
+
+class Edits(Drawn):
+    """POST /v1/images/edits, without its files."""
+
+    input_fidelity: Literal["high", "low"] | None = None
+    strength: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+class Variations(Images):
+    """POST /v1/images/variations, without its file."""
+
+    strength: Annotated[float, Field(ge=0, le=1)] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Output:
+    """How the pictures are sent."""
+
+    kind: Kind
+    quality: int
+    as_url: bool
+    size: str | None
+    asked_quality: str | None
+    background: str | None
+
+    def labels(self) -> dict[str, str]:
+        """What replies and chunks say about the pictures."""
+        return {
+            "background": self.background or "auto",
+            "output_format": self.kind,
+            "quality": self.asked_quality or "auto",
+            "size": self.size or "auto",
+        }
+
+
+def output_of(body: Images) -> Output:
+    """Format and way of sending.
+
+    Raises:
+        InvalidInput: what can't be served, by its name.
+    """
+    drawn = body if isinstance(body, Drawn) else None
+    kind: Kind = (drawn.output_format if drawn else None) or "png"
+    compression = drawn.output_compression if drawn else None
+    if compression not in (None, 100) and kind == "png":
+        raise InvalidInput("output_compression", given=compression, expected="jpeg or webp as output_format")
+    if body.response_format == "url" and drawn is not None and drawn.stream:
+        raise InvalidInput("response_format", given="url", expected="b64_json while streaming")
+    asked = drawn.quality if drawn else None
+    return Output(
+        kind,
+        max(1, 100 if compression is None else compression),
+        body.response_format == "url",
+        body.size,
+        asked,
+        drawn.background if drawn else None,
+    )
+
+
+def request_of(body: Images, pictures: Mapping[str, object] | None = None) -> PaintRequest:
+    """The request behind a body.
+
+    Args:
+        body: checked fields.
+        pictures: `init_image`, `mask`, `strength` as a request takes them.
+
+    Raises:
+        InvalidInput: a field that can't be served; `where` is its name.
+    """
+    if isinstance(body, Generations) and body.style is not None:
+        raise InvalidInput("style", given=body.style, expected="nothing: put the style into the prompt")
+    if isinstance(body, Edits) and body.input_fidelity is not None:
+        raise InvalidInput("input_fidelity", given=body.input_fidelity, expected="nothing: use strength (0 to 1)")
+    width, height = _size(body.size)
+    values: dict[str, Any] = {
+        "model": body.model,
+        "count": body.n or 1,
+        "width": width,
+        "height": height,
+        "seed": body.seed,
+        "negative_prompt": body.negative_prompt or "",
+        "guidance_scale": body.guidance_scale,
+        "sampler": body.sampler,
+        "num_inference_steps": body.steps,
+        **(pictures or {}),
+    }
+    if isinstance(body, Drawn):
+        values["prompt"] = body.prompt
+        values["num_inference_steps"] = body.steps or STEPS.get(body.quality or "")
+        values["background"] = {"transparent": "transparent", "opaque": "white"}.get(body.background or "")
+    return PaintRequest.from_dict({key: value for key, value in values.items() if value is not None}, where="request")
+
+
+def _size(size: str | None) -> tuple[int | None, int | None]:
+    if size in (None, "auto"):
+        return None, None
+    width, cross, height = (size or "").partition("x")
+    if not (cross and width.isascii() and width.isdecimal() and height.isascii() and height.isdecimal()):
+        raise InvalidInput("size", given=repr(size), expected="WIDTHxHEIGHT or auto")
+    return int(width), int(height)
+
+
+WORDS = {
+    "num_inference_steps": "quality",
+    "count": "n",
+    "width": "size",
+    "height": "size",
+    "width * height": "size",
+    "count * steps * pixels": "n",
+    "init_image": "image",
+    "attachment": "image",
+    "mask": "mask",
+}
+"""Our name of a field -> OpenAI's, for errors."""
+
 
 router = APIRouter(prefix="/v1/images", tags=["openai"])
 Body = TypeVar("Body", bound=Images)
@@ -123,7 +269,7 @@ def _attached(studio: Studio, files: Mapping[str, list[bytes]], name: str) -> st
     if len(found) != 1:
         raise InvalidInput(name, given=f"{len(found)} pictures", expected="one picture as a file")
     _picture(studio, found[0], name)
-    return studio.vault.attach(found[0])
+    return studio.file_store.attach(found[0])
 
 
 def _picture(studio: Studio, data: bytes, name: str) -> Any:
@@ -147,10 +293,10 @@ def _mask(studio: Studio, files: Mapping[str, list[bytes]]) -> str:
     if mask.mode != "RGBA":
         raise InvalidInput("mask", given="a picture without transparency", expected="transparent pixels where to paint")
     white = mask.getchannel("A").point([255] + [0] * 255)
-    return studio.vault.attach(encode_picture(white.convert("RGB"), "png"))
+    return studio.file_store.attach(encode_picture(white.convert("RGB"), "png"))
 
 
-async def _answer(request: Request, body: Images, paint: Paint, kind: str) -> Response:
+async def _answer(request: Request, body: Images, paint: PaintRequest, kind: str) -> Response:
     studio, owner = studio_of(request), owner_of(request)
     output = output_of(body)
     retried = request.headers.get("x-stainless-retry-count", "0") not in ("", "0")
@@ -200,13 +346,13 @@ def _link(studio: Studio, picture: Picture) -> str:
 
 
 def _encoded(studio: Studio, picture: Picture, output: Output) -> str:
-    data = studio.vault.read("pictures", picture.file)
+    data = studio.file_store.read("pictures", picture.file)
     if output.kind != "png":
         data = encode_picture(read_picture(data), output.kind, read_texts(data), quality=output.quality)
     return base64.b64encode(data).decode("ascii")
 
 
-def _usage(paint: Paint, count: int) -> dict[str, Any]:
+def _usage(paint: PaintRequest, count: int) -> dict[str, Any]:
     """Pictures aren't counted in tokens here; the client's type wants the numbers."""
     text = len(paint.prompt.split())
     details = {"text_tokens": text, "image_tokens": 0}
@@ -216,9 +362,8 @@ def _usage(paint: Paint, count: int) -> dict[str, Any]:
 async def _stream(studio: Studio, job: Job, output: Output, kind: str, partial_images: int) -> AsyncIterator[str]:
     shown, last = 0, -1
     try:
-        while True:
-            ticket = studio.bell.ticket(job.id)
-            job = await asyncio.to_thread(_look, studio, job.id, partial_images > shown)
+        looks = changes(studio.notifier, job.id, lambda: _look(studio, job.id, partial_images > shown), every=0.25)
+        async for job in looks:
             if job.state in FINISHED:
                 break
             preview = await asyncio.to_thread(studio.jobs.preview, job.id) if shown < partial_images else None
@@ -228,7 +373,6 @@ async def _stream(studio: Studio, job: Job, output: Output, kind: str, partial_i
                 chunk = {"type": f"{kind}.partial_image", "b64_json": text, "partial_image_index": shown}
                 yield _sse(chunk | {"created_at": int(job.created)} | output.labels())
                 shown += 1
-            await within(ticket, 0.25)
         raise_unless_painted(job)
         for item in await asyncio.to_thread(_data, studio, job, output, ""):
             usage = _usage(job.parsed(), 1)
@@ -236,7 +380,7 @@ async def _stream(studio: Studio, job: Job, output: Output, kind: str, partial_i
                 {"type": f"{kind}.completed", **item, "created_at": int(job.created), "usage": usage} | output.labels()
             )
     except GouacheError as error:
-        yield _sse(openai_error(status_of(error), complaint(error)))
+        yield _sse(openai_error(status_of(error), error.to_dict()))
     yield "data: [DONE]\n\n"
 
 

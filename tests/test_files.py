@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from gouache import files
 from gouache.errors import PictureError
-from gouache.pipeline.output import files
-from gouache.pipeline.output.files import free_name, slug, write_bytes
+from gouache.files import slug, write_bytes
 
 
 def test_a_file_is_written_once_and_replaced_only_by_force(tmp_path: Path) -> None:
@@ -66,14 +66,6 @@ def test_a_slug_is_one_harmless_name(words: str) -> None:
 def test_a_slug_ends_at_a_word() -> None:
     assert slug("word " * 50) == "-".join(["word"] * 12)
     assert slug("一只红色的苹果") == "一只红色的苹果"
-
-
-def test_free_names_count_on(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    assert free_name(path) == path
-    path.touch()
-    (tmp_path / "a-2.png").touch()
-    assert free_name(path) == tmp_path / "a-3.png"
 
 
 def test_examples_in_the_docstrings() -> None:

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from gouache.checkpoints.hub import file_sha256
-from gouache.pipeline.output import model_identity as fingerprints
-from gouache.pipeline.output.model_identity import model_sha256
+from gouache.pipeline.output import recipe as recipes
+from gouache.pipeline.output.recipe import model_sha256
 
 
 def test_a_file_has_its_own_hash_and_a_folder_that_of_its_files(tmp_path: Path) -> None:
@@ -33,7 +33,7 @@ def test_hashes_are_remembered_until_the_file_changes(tmp_path: Path, monkeypatc
         read.append(path)
         return file_sha256(path)
 
-    monkeypatch.setattr(fingerprints, "file_sha256", counting)
+    monkeypatch.setattr(recipes, "file_sha256", counting)
     file.write_bytes(b"one")
     assert model_sha256(file, cache) == model_sha256(file, cache)
     assert len(read) == 1
