@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from gouache.checkpoints.formats.safetensors import load_tensors
-from gouache.training.build import Preparing
 from gouache.training.run import train_stage
 from gouache.training.runlog import read_log
+from gouache.training.stage import Preparing
 from gouache.training.state import checkpoints
 
 CONFIG = """

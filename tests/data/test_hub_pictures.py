@@ -33,7 +33,7 @@ CAPTIONS = {"a.png": "a red thing", "b.png": "dark", "broken.png": "lost"}
 
 
 def table() -> bytes:
-    """The pictures and captions as a parquet file with a mute row."""
+    """The pictures and captions as a parquet file with a row without a caption."""
     import datasets
 
     rows = {

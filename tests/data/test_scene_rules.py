@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gouache.data.colours import SHADES, colour_name, main_colour, oklab_to_rgb, recoloured, rgb_to_oklab, visible
-from gouache.data.drawing import lay, on_ground
+from gouache.data.drawing import Picture, lay, on_ground
 from gouache.data.scene_rules import (
     check_background,
     check_colour,
@@ -18,7 +18,6 @@ from gouache.data.scene_rules import (
     foreground,
     part_sizes,
 )
-from gouache.data.vectors import Picture
 from gouache.data.wording import noun_of, plural_of, with_article
 from gouache.errors import ShapeMismatch
 

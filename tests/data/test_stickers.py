@@ -14,10 +14,10 @@ from typing import Any, Protocol
 import numpy as np
 import pytest
 
+from gouache.data.drawing import render_raster, render_svg, svg_document
 from gouache.data.packages import Package, fetch, members, tarballs, verify
 from gouache.data.stickers import Stickers, is_held_out
 from gouache.data.stickers_recipe import SOURCES, StickerSources, build_stickers, normal_code
-from gouache.data.vectors import render_raster, render_svg, svg_document
 from gouache.errors import ConfigError, DataError, InvalidInput, UnknownName
 
 

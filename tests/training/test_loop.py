@@ -48,6 +48,15 @@ def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(name: str, make_stag
     assert not different, f"these tensors differ after a resume: {different[:5]}"
 
 
+def test_places_drawn_from_the_middle_are_the_same_after_a_resume(make_stage: MakeStage, tmp_path: Path) -> None:
+    middle = {"timesteps": "logit_normal", "timestep_mean": -0.6}
+    run(make_stage("denoiser", **middle), tmp_path / "whole")
+    run(make_stage("denoiser", **middle), tmp_path / "parts", images=24)
+    run(make_stage("denoiser", **middle), tmp_path / "parts")
+    whole, parts = last_tensors(tmp_path / "whole"), last_tensors(tmp_path / "parts")
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+
+
 def test_dropout_draws_the_same_masks_after_a_resume(make_stage: MakeStage, tmp_path: Path) -> None:
     def stage() -> Stage[Any]:
         return make_stage("prior", network={**PRIOR, "dropout": 0.2})

@@ -66,7 +66,7 @@ def inspect(
 
     Example: gouache data inspect my-pictures
     """
-    from gouache.data.readers import ReadReport
+    from gouache.data.readers import ReadReport, inspect_pictures
     from gouache.data.stickers import Stickers
 
     if (Path(source) / "pictures.npy").is_file():
@@ -74,8 +74,6 @@ def inspect(
         stickers.verify()
         _print_stickers(len(stickers), stickers.manifest.counts, Path(source), as_json=json)
         return
-    from gouache.data.inspect import inspect_pictures
-
     report = ReadReport()
     found = inspect_pictures(source, report)
     if json:

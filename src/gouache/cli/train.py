@@ -12,29 +12,35 @@ import typer
 from gouache.models.family import POCKET
 
 if TYPE_CHECKING:
-    from gouache.training.build import Preparing
     from gouache.training.loop import Progress
+    from gouache.training.stage import Preparing
 
 
 def train(
     stage: Annotated[str, typer.Argument(help="vae, clip, tokens, prior, denoiser or upscaler.")],
     config: Annotated[Path, typer.Option(help="TOML file with a table for every stage.")],
     data: Annotated[Path, typer.Option(help="Folder of captioned pictures, or of a built recipe.")],
-    out: Annotated[Path, typer.Option(help="Folder of the run. An existing run is resumed.")],
-    minutes: Annotated[
-        float | None, typer.Option(help="Stop after this much training time, over all sessions.")
+    out: Annotated[Path, typer.Option(help="Folder of the run; an existing run is resumed.")],
+    minutes: Annotated[float | None, typer.Option(help="Training time after which to stop, over all sessions.")] = None,
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 lets torch choose.")] = 0,
+    from_packed: Annotated[
+        str | None,
+        typer.Option(help="Packed model, by path or name: first weights, and results that the run lacks."),
     ] = None,
-    threads: Annotated[int, typer.Option(help="CPU threads; 0 leaves the choice to torch.")] = 0,
 ) -> None:
-    """Train one stage on captioned pictures; interrupt at any time and resume with the same command.
+    """Train one stage on captioned pictures; stop at any time and resume with the same command.
 
     Example: gouache train vae --config recipes/pocket.toml --data stickers --out runs/pocket --minutes 60
     """
+    from gouache.pipeline.pipeline import find_model
     from gouache.training.run import train_stage
 
+    packed = None if from_packed is None else find_model(from_packed)
     stopped = _stop_on_signals()
     lines = _Lines()
-    for event in train_stage(stage, config, data, out, minutes=minutes, threads=threads, stop=lambda: bool(stopped)):
+    for event in train_stage(
+        stage, config, data, out, minutes=minutes, threads=threads, from_packed=packed, stop=lambda: bool(stopped)
+    ):
         lines.show(event)
     if stopped:
         raise typer.Exit(130)
@@ -64,7 +70,7 @@ def runs(
 
 
 def _stop_on_signals() -> list[int]:
-    """A list that holds the signal once SIGINT or SIGTERM asks for the end."""
+    """A list that receives the signal once SIGINT or SIGTERM asks to stop."""
     received: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda signum, _frame: received.append(signum))
@@ -72,13 +78,13 @@ def _stop_on_signals() -> list[int]:
 
 
 class _Lines:
-    """Progress on stderr: a line that is rewritten on a terminal, a line a log entry elsewhere."""
+    """Progress on stderr: rewritten in place on a terminal, one line per log entry elsewhere."""
 
     def __init__(self) -> None:
         self.terminal = sys.stderr.isatty()
 
     def show(self, event: Preparing | Progress) -> None:
-        from gouache.training.build import Preparing
+        from gouache.training.stage import Preparing
 
         if isinstance(event, Preparing):
             if self.terminal or event.done == event.total:
@@ -103,20 +109,21 @@ class _Lines:
 
 def pack(
     run: Annotated[Path, typer.Argument(help="Folder of a run, as given to gouache train --out.")],
-    out: Annotated[Path, typer.Argument(help="Folder of the model to write; must not be there yet.")],
-    config: Annotated[Path, typer.Option(help="The TOML file the run was trained with.")],
+    out: Annotated[Path, typer.Argument(help="Folder of the model to write; must not exist yet.")],
+    config: Annotated[Path, typer.Option(help="TOML file that the run was trained with.")],
     dtype: Annotated[str, typer.Option(help="fp16, bf16 or fp32.")] = "fp16",
     int8: Annotated[
-        str, typer.Option(help="Parts whose matrices are stored in int8, with commas: text_encoder,prior.")
+        str, typer.Option(help="Comma-separated parts whose matrices are stored in int8, such as text_encoder,prior.")
     ] = "",
     name: Annotated[str, typer.Option(help="The model's name.")] = POCKET.name,
-    styles: Annotated[str, typer.Option(help="Styles that requests may name, with commas.")] = "",
+    styles: Annotated[str, typer.Option(help="Comma-separated styles that requests may name.")] = "",
     licence: Annotated[str, typer.Option(help="Licence of the weights, as an SPDX identifier.")] = "",
     ema: Annotated[
-        float | None, typer.Option(help="Width of the denoiser's average, one of those tracked; else the config's.")
+        float | None,
+        typer.Option(help="Width of the denoiser's EMA, one of those tracked; else the config's."),
     ] = None,
 ) -> None:
-    """Put the results of all stages together as one model, for gouache paint --model.
+    """Combine the results of all stages into one model, for gouache paint --model.
 
     Example: gouache pack runs/pocket models/mine --config recipes/pocket.toml
     """

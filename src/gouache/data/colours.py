@@ -12,7 +12,7 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from gouache.data.vectors import Picture
+from gouache.data.drawing import Picture
 
 Floats = NDArray[np.float32]
 

@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gouache.data.drawing import fitted, lay, on_ground
+from gouache.data.drawing import Picture, fitted, lay, on_ground, render_source
 from gouache.data.stickers import Split, Stickers
-from gouache.data.vectors import Picture, render_source
 from gouache.errors import DataError, InvalidInput
 from gouache.files import atomic_write
 
@@ -30,7 +29,7 @@ class LargeStickers:
     Args:
         stickers: the set.
         size: side in pixels.
-        cache: folder for the drawn pictures; one set and size each, told by its name.
+        cache: folder for the drawn pictures; one set and size each, as its name says.
     """
 
     def __init__(self, stickers: Stickers, size: int, cache: Path) -> None:
@@ -82,37 +81,37 @@ class LargePictures:
 
     def picture(self, number: int) -> Picture:
         """The picture with this number, from 0 without end: a pure function. [size,size,4]"""
-        dice = np.random.Generator(np.random.Philox(key=[self.seed, number]))
+        generator = np.random.Generator(np.random.Philox(key=[self.seed, number]))
         # Every sticker leads one picture in len(rows), so that rare ones are not left to chance.
         row = int(self.rows[(number * 7919) % len(self.rows)])
-        if not self.large.is_vector(row) or dice.random() < GROUP_SHARE:
-            others = self.rows[dice.integers(len(self.rows), size=3)]
-            picture = self._group([row, *(int(other) for other in others)], dice)
+        if not self.large.is_vector(row) or generator.random() < GROUP_SHARE:
+            others = self.rows[generator.integers(len(self.rows), size=3)]
+            picture = self._group([row, *(int(other) for other in others)], generator)
         else:
-            picture = self._alone(self.large.picture(row), dice)
-        if dice.random() < SWAP_SHARE:
-            picture = picture[..., [*dice.permutation(3), 3]]
-        if dice.random() < GROUND_SHARE:
-            red, green, blue = (int(v) for v in dice.integers(0, 256, 3))
+            picture = self._alone(self.large.picture(row), generator)
+        if generator.random() < SWAP_SHARE:
+            picture = picture[..., [*generator.permutation(3), 3]]
+        if generator.random() < GROUND_SHARE:
+            red, green, blue = (int(v) for v in generator.integers(0, 256, 3))
             picture = on_ground(picture, (red, green, blue))
-        turned = np.rot90(picture, int(dice.integers(4)))
-        return np.ascontiguousarray(turned[:, ::-1] if dice.random() < 0.5 else turned)
+        turned = np.rot90(picture, int(generator.integers(4)))
+        return np.ascontiguousarray(turned[:, ::-1] if generator.random() < 0.5 else turned)
 
-    def _alone(self, picture: Picture, dice: np.random.Generator) -> Picture:
-        if dice.random() >= MOVE_SHARE:
+    def _alone(self, picture: Picture, generator: np.random.Generator) -> Picture:
+        if generator.random() >= MOVE_SHARE:
             return picture
-        sprite = fitted(picture, round(self.large.size * float(dice.uniform(0.6, 0.85))))
+        sprite = fitted(picture, round(self.large.size * float(generator.uniform(0.6, 0.85))))
         canvas = self._canvas()
-        x, y = (int(v) for v in dice.integers(0, self.large.size - sprite.shape[0] + 1, 2))
+        x, y = (int(v) for v in generator.integers(0, self.large.size - sprite.shape[0] + 1, 2))
         lay(canvas, sprite, x, y)
         return canvas
 
-    def _group(self, rows: list[int], dice: np.random.Generator) -> Picture:
+    def _group(self, rows: list[int], generator: np.random.Generator) -> Picture:
         canvas, cell = self._canvas(), self.large.size // 2
         for place, row in enumerate(rows):
             whole = self.large.picture(row)
-            side = min(round(cell * float(dice.uniform(0.6, 1.0))), whole.shape[0])
-            x, y = (int(v) for v in dice.integers(0, cell - side + 1, 2))
+            side = min(round(cell * float(generator.uniform(0.6, 1.0))), whole.shape[0])
+            x, y = (int(v) for v in generator.integers(0, cell - side + 1, 2))
             lay(canvas, fitted(whole, side), (place % 2) * cell + x, (place // 2) * cell + y)
         return canvas
 

@@ -62,7 +62,7 @@ def fetch(package: Package, folder: Path) -> Path:
     """
     cure = f"Give a folder that holds {package.tarball_name} with --from DIR."
     if os.environ.get("GOUACHE_OFFLINE", "") not in ("", "0"):
-        raise DataError(package.spec, given="GOUACHE_OFFLINE=1", expected="leave to fetch it", cure=cure)
+        raise DataError(package.spec, given="GOUACHE_OFFLINE=1", expected="permission to download it", cure=cure)
     npm = shutil.which("npm")
     if npm is None:
         raise MissingDependency("npm", given="no such command", expected="the npm client on the PATH", cure=cure)
@@ -75,8 +75,8 @@ def fetch(package: Package, folder: Path) -> Path:
         ) from error
     tarball = folder / package.tarball_name
     if done.returncode != 0 or not tarball.is_file():
-        complaint = done.stderr.strip().splitlines()
-        reason = complaint[-1] if complaint else f"npm left with {done.returncode}"
+        lines = done.stderr.strip().splitlines()
+        reason = lines[-1] if lines else f"npm exited with code {done.returncode}"
         raise DataError(package.spec, given=reason, expected="a tarball from npm pack", cure=cure)
     return tarball
 

@@ -1,4 +1,4 @@
-"""Anyone's captioned pictures, made ready for training: scaled into buckets, memory-mapped, named by content.
+"""Your own captioned pictures, prepared for training: scaled into buckets, memory-mapped, named by content.
 
 manifest.json        recipe, version, size, crop, buckets with their counts, what was skipped, sha256 of the files
 pictures-WxH.bin     uint8 [n,H,W,4] of one bucket, straight alpha
@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 from gouache.checkpoints.hub import file_sha256
 from gouache.config import Config
 from gouache.data.buckets import Bucket, fit_to_bucket, nearest_bucket
+from gouache.data.drawing import Picture
 from gouache.data.readers import ReadReport, read_pictures
 from gouache.data.stickers import HELD_OUT_ONE_IN, Split
 from gouache.data.stream import Example
-from gouache.data.vectors import Picture
 from gouache.data.whole_folder import whole_folder
 from gouache.errors import DataError
 
@@ -58,7 +58,7 @@ class PackedRecord:
 
 
 class PackedManifest(Config):
-    """What a packed set says about itself."""
+    """The manifest of a packed set."""
 
     recipe: str
     recipe_version: int

@@ -1,6 +1,6 @@
 """Captioned pictures in the forms that people have them, read through the `datasets` library.
 
-A folder with `metadata.jsonl` or `.csv`, or `.txt` captions beside the pictures; parquet; webdataset shards (`.tar`);
+A folder with `metadata.jsonl` or `.csv`, or `.txt` captions next to the pictures; parquet; webdataset shards (`.tar`);
 a data set on the hub. Everything is streamed, one picture at a time; nothing is written. Alpha is kept. What can't be
 used is counted and listed in a `ReadReport`, never left out silently.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from gouache.data.vectors import Picture
+from gouache.data.buckets import Bucket, make_buckets, nearest_bucket
+from gouache.data.drawing import Picture
 from gouache.errors import DataError, MissingDependency
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -153,7 +155,7 @@ def _folder_rows(folder: Path) -> Iterator[tuple[str, bytes | Path, tuple[str, .
 
 
 def _text_rows(folder: Path, files: list[Path]) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
-    """Pictures with a `.txt` beside them: one caption a line."""
+    """Pictures with a `.txt` next to them: one caption a line."""
     pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
     if not pictures:
         raise DataError(str(folder), given="no picture", expected="pictures, parquet or webdataset shards")
@@ -278,3 +280,35 @@ def _datasets() -> Any:
         cure = "Install it with `pip install 'gouache[data]'`."
         raise MissingDependency("datasets", given=str(error), expected="the package datasets", cure=cure) from error
     return datasets
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a source holds.
+
+    Attributes:
+        captions: of all usable pictures together.
+        with_alpha: pictures that are transparent somewhere.
+        buckets: pictures by aspect-ratio bucket, the fullest first.
+    """
+
+    captions: int
+    with_alpha: int
+    buckets: dict[Bucket, int]
+
+
+def inspect_pictures(source: str | Path, report: ReadReport, *, size: int = 512) -> Inspection:
+    """Read every picture once and count.
+
+    Args:
+        source: as for `read_pictures`, whose errors it raises.
+        report: filled with what was skipped.
+        size: side of the square bucket.
+    """
+    buckets, counts = make_buckets(size), Counter[Bucket]()
+    captions = with_alpha = 0
+    for item in read_pictures(source, report):
+        captions += len(item.captions)
+        with_alpha += bool((item.picture[..., 3] < 255).any())
+        counts[nearest_bucket(item.picture.shape[1], item.picture.shape[0], buckets)] += 1
+    return Inspection(captions, with_alpha, dict(counts.most_common()))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gouache.data.colours import NAMES, main_colour, named_indices, rgb_to_oklab
-from gouache.data.vectors import Picture
+from gouache.data.drawing import Picture
 from gouache.errors import ShapeMismatch
 
 SceneKind = Literal["coloured", "placed", "counted", "related", "grounded"]

@@ -13,10 +13,9 @@ import numpy as np
 
 from gouache.data.captions import STYLE_WORDS
 from gouache.data.colours import SHADES, MainColour, Shade, colour_name, main_colour, recoloured, visible
-from gouache.data.drawing import cut_out, fitted, lay, on_ground
+from gouache.data.drawing import Picture, cut_out, fitted, lay, on_ground
 from gouache.data.scene_rules import KINDS, SceneKind, SceneObject, SceneTruth, count_parts
 from gouache.data.stickers import Split, Sticker, Stickers
-from gouache.data.vectors import Picture
 from gouache.data.wording import NUMBERS, PLACES, RELATIONS, noun_of, plural_of, with_article
 from gouache.data.wording_zh import scene_caption
 from gouache.errors import DataError
@@ -99,82 +98,82 @@ class Scenes:
 
     def scene(self, seed: int, number: int) -> Scene:
         """The training scene with this number: any kind, often with a ground, sometimes several claims at once."""
-        return self._draw(_Dice(seed, number, TRAINING), None)
+        return self._draw(_Draws(seed, number, TRAINING), None)
 
     def evaluation(self, seed: int, number: int) -> Scene:
         """A scene of kind ``number % 5`` for evaluation: one claim besides the ground, always named in the caption.
 
         Its draws are not the training scenes' of the same seed.
         """
-        return self._draw(_Dice(seed, number, EVALUATION), KINDS[number % len(KINDS)])
+        return self._draw(_Draws(seed, number, EVALUATION), KINDS[number % len(KINDS)])
 
-    def _draw(self, dice: _Dice, wanted: SceneKind | None) -> Scene:
+    def _draw(self, draws: _Draws, wanted: SceneKind | None) -> Scene:
         plain = wanted is not None
-        kind: SceneKind = dice.pick(KINDS) if wanted is None else wanted
-        style = dice.pick(tuple(self._rows))
+        kind: SceneKind = draws.pick(KINDS) if wanted is None else wanted
+        style = draws.pick(tuple(self._rows))
         if kind == "counted":
-            picture, words, truth = self._counted(dice, style)
+            picture, words, truth = self._counted(draws, style)
         elif kind == "related":
-            picture, words, truth = self._related(dice, style, coloured=plain or dice.chance(0.4))
+            picture, words, truth = self._related(draws, style, coloured=plain or draws.chance(0.4))
         else:
-            picture, words, truth = self._single(dice, style, kind, coloured=not plain and dice.chance(0.3))
-        styled, transparent = dice.chance(0.6), False
+            picture, words, truth = self._single(draws, style, kind, coloured=not plain and draws.chance(0.3))
+        styled, transparent = draws.chance(0.6), False
         caption = f"{words}, {STYLE_WORDS[style]}" if styled else words
-        if kind == "grounded" or (not plain and dice.chance(0.4)):
-            name, colour = self._ground(dice, picture)
+        if kind == "grounded" or (not plain and draws.chance(0.4)):
+            name, colour = self._ground(draws, picture)
             picture, truth = on_ground(picture, colour), replace(truth, background=name)
             caption = f"{caption}, on {with_article(name)} background"
-        elif dice.chance(0.1):
+        elif draws.chance(0.1):
             caption, transparent = f"{caption}, on a transparent background", True
         first = truth.objects[0]
         small = words.startswith(f"a small {first.colour} {first.noun}" if first.colour else f"a small {first.noun}")
         chinese = scene_caption(truth, self.stickers.records, small=small, style=styled, transparent=transparent)
         return Scene(picture, caption, truth, chinese)
 
-    def _single(self, dice: _Dice, style: str, kind: SceneKind, *, coloured: bool) -> tuple[Picture, str, SceneTruth]:
+    def _single(self, draws: _Draws, style: str, kind: SceneKind, *, coloured: bool) -> tuple[Picture, str, SceneTruth]:
         prop, colour = (
-            self._coloured(dice, style) if coloured or kind == "coloured" else (self._prop(dice, style), None)
+            self._coloured(draws, style) if coloured or kind == "coloured" else (self._prop(draws, style), None)
         )
         canvas, position = self._canvas(), None
         words = with_article(f"{colour} {prop.noun}" if colour else prop.noun)
         if kind == "placed":
-            position = dice.pick(tuple(PLACES))
-            self._place(dice, canvas, prop.sprite, position)
-            small = "small " if dice.chance(0.5) else ""
+            position = draws.pick(tuple(PLACES))
+            self._place(draws, canvas, prop.sprite, position)
+            small = "small " if draws.chance(0.5) else ""
             words = f"{with_article(small + words.split(' ', 1)[1])} {PLACES[position]}"
         else:
-            sprite = fitted(prop.sprite, round(self.size * dice.uniform(0.65, 0.9)))
-            lay(canvas, sprite, *self._centred(dice, sprite, (self.size / 2, self.size / 2), 0.02))
+            sprite = fitted(prop.sprite, round(self.size * draws.uniform(0.65, 0.9)))
+            lay(canvas, sprite, *self._centred(draws, sprite, (self.size / 2, self.size / 2), 0.02))
         return canvas, words, SceneTruth(kind, (prop.named(colour),), style, position=position)
 
-    def _counted(self, dice: _Dice, style: str) -> tuple[Picture, str, SceneTruth]:
-        count = dice.pick(tuple(NUMBERS))
-        prop, many = self._countable(dice, style)
+    def _counted(self, draws: _Draws, style: str) -> tuple[Picture, str, SceneTruth]:
+        count = draws.pick(tuple(NUMBERS))
+        prop, many = self._countable(draws, style)
         rows = LAYOUTS[count]
         cell = self.size / max(*rows, 2)
-        side, canvas = int(cell * dice.uniform(0.66, 0.78)), self._canvas()
+        side, canvas = int(cell * draws.uniform(0.66, 0.78)), self._canvas()
         sprite = fitted(prop.sprite, side)
         for y, columns in enumerate(rows):
             for x in range(columns):
                 middle = ((x + 0.5) * self.size / columns, (y + 0.5) * self.size / len(rows))
                 if columns < 3 and len(rows) > 1 and max(rows) == 3:  # a short row keeps the long row's cells
                     middle = (self.size / 2 + (x - (columns - 1) / 2) * cell, middle[1])
-                lay(canvas, sprite, *self._centred(dice, sprite, middle, 0.02))
+                lay(canvas, sprite, *self._centred(draws, sprite, middle, 0.02))
         truth = SceneTruth("counted", (prop.named(None),), style, count=count)
         return canvas, f"{NUMBERS[count]} {many}", truth
 
-    def _related(self, dice: _Dice, style: str, *, coloured: bool) -> tuple[Picture, str, SceneTruth]:
-        first, colour = self._coloured(dice, style) if coloured else (self._prop(dice, style), None)
+    def _related(self, draws: _Draws, style: str, *, coloured: bool) -> tuple[Picture, str, SceneTruth]:
+        first, colour = self._coloured(draws, style) if coloured else (self._prop(draws, style), None)
         second, other = first, colour
         while second.noun == first.noun or (coloured and other == colour):
-            second, other = self._coloured(dice, style) if coloured else (self._prop(dice, style), None)
-        relation = dice.pick(tuple(RELATIONS))
+            second, other = self._coloured(draws, style) if coloured else (self._prop(draws, style), None)
+        relation = draws.pick(tuple(RELATIONS))
         canvas, across = self._canvas(), relation in ("left", "right")
         places = (0.26, 0.74) if relation in ("left", "above") else (0.74, 0.26)
         for prop, place in zip((first, second), places, strict=True):
-            sprite = fitted(prop.sprite, round(self.size * dice.uniform(0.36, 0.46)))
-            middle = (place * self.size, self.size * dice.uniform(0.4, 0.6))
-            lay(canvas, sprite, *self._centred(dice, sprite, middle if across else middle[::-1], 0.01))
+            sprite = fitted(prop.sprite, round(self.size * draws.uniform(0.36, 0.46)))
+            middle = (place * self.size, self.size * draws.uniform(0.4, 0.6))
+            lay(canvas, sprite, *self._centred(draws, sprite, middle if across else middle[::-1], 0.01))
         nouns = [f"{c} {prop.noun}" if c else prop.noun for prop, c in ((first, colour), (second, other))]
         words = f"{with_article(nouns[0])} {RELATIONS[relation]} {with_article(nouns[1])}"
         return (
@@ -183,21 +182,21 @@ class Scenes:
             SceneTruth("related", (first.named(colour), second.named(other)), style, relation=relation),
         )
 
-    def _prop(self, dice: _Dice, style: str) -> _Prop:
-        row = dice.pick(self._rows[style])
+    def _prop(self, draws: _Draws, style: str) -> _Prop:
+        row = draws.pick(self._rows[style])
         sprite = cut_out(np.asarray(self.stickers.pictures[row]))
         return _Prop(self.stickers.records[row], self._nouns[row], sprite, main_colour(visible(sprite)))
 
-    def _coloured(self, dice: _Dice, style: str) -> tuple[_Prop, str]:
+    def _coloured(self, draws: _Draws, style: str) -> tuple[_Prop, str]:
         """An object with one clear colour, its own or, more often, another; the name is measured on the result."""
         for _ in range(TRIES):
-            prop = self._prop(dice, style)
+            prop = self._prop(draws, style)
             if prop.main.name not in SHADES or prop.main.share < CLEAR_SHARE:
                 continue
-            if dice.chance(0.25):
+            if draws.chance(0.25):
                 return prop, prop.main.name
-            target = dice.pick([name for name in SHADES if name != prop.main.name])
-            sprite = recoloured(prop.sprite, _varied(SHADES[target], dice))
+            target = draws.pick([name for name in SHADES if name != prop.main.name])
+            sprite = recoloured(prop.sprite, _varied(SHADES[target], draws))
             main = main_colour(visible(sprite))
             if main.name in SHADES and main.share >= CLEAR_SHARE:
                 return replace(prop, sprite=sprite, main=main), main.name
@@ -205,35 +204,35 @@ class Scenes:
             style, given=f"no thing of one colour in {TRIES} draws", expected="some", cure="Use more stickers."
         )
 
-    def _countable(self, dice: _Dice, style: str) -> tuple[_Prop, str]:
+    def _countable(self, draws: _Draws, style: str) -> tuple[_Prop, str]:
         """An object in one piece whose noun has a plural."""
         for _ in range(TRIES):
-            prop = self._prop(dice, style)
+            prop = self._prop(draws, style)
             many = plural_of(prop.noun)
             if many and count_parts(fitted(prop.sprite, self.size)[..., 3] > 127) == 1:
                 return prop, many
         raise DataError(style, given=f"nothing countable in {TRIES} draws", expected="some", cure="Use more stickers.")
 
-    def _ground(self, dice: _Dice, picture: Picture) -> tuple[str, tuple[int, int, int]]:
+    def _ground(self, draws: _Draws, picture: Picture) -> tuple[str, tuple[int, int, int]]:
         """A ground unlike the objects' main colour, with a little variation that keeps its name."""
         main = main_colour(visible(picture)).name
-        name = dice.pick([name for name in GROUNDS if name != main])
+        name = draws.pick([name for name in GROUNDS if name != main])
         base = np.array(GROUNDS[name])
-        varied = np.clip(base + np.round(dice.generator.uniform(-12, 12, 3)), 0, 255).astype(int)
+        varied = np.clip(base + np.round(draws.generator.uniform(-12, 12, 3)), 0, 255).astype(int)
         red, green, blue = (int(v) for v in (varied if colour_name(tuple(varied)) == name else base))
         return name, (red, green, blue)
 
-    def _place(self, dice: _Dice, canvas: Picture, sprite: Picture, position: str) -> None:
-        small = fitted(sprite, round(self.size * dice.uniform(0.26, 0.36)))
+    def _place(self, draws: _Draws, canvas: Picture, sprite: Picture, position: str) -> None:
+        small = fitted(sprite, round(self.size * draws.uniform(0.26, 0.36)))
         x = 0.2 if "left" in position else 0.8 if "right" in position else 0.5
         y = 0.2 if "top" in position else 0.8 if "bottom" in position else 0.5
-        lay(canvas, small, *self._centred(dice, small, (x * self.size, y * self.size), 0.03))
+        lay(canvas, small, *self._centred(draws, small, (x * self.size, y * self.size), 0.03))
 
-    def _centred(self, dice: _Dice, sprite: Picture, middle: tuple[float, float], jitter: float) -> tuple[int, int]:
+    def _centred(self, draws: _Draws, sprite: Picture, middle: tuple[float, float], jitter: float) -> tuple[int, int]:
         """Left and top of a sprite around a middle, a little off, within the canvas."""
         corner = []
         for side, place in ((sprite.shape[1], middle[0]), (sprite.shape[0], middle[1])):
-            start = place - side / 2 + dice.uniform(-jitter, jitter) * self.size
+            start = place - side / 2 + draws.uniform(-jitter, jitter) * self.size
             corner.append(min(max(round(start), 1), self.size - side - 1))
         return corner[0], corner[1]
 
@@ -241,7 +240,7 @@ class Scenes:
         return np.zeros((self.size, self.size, 4), np.uint8)
 
 
-class _Dice:
+class _Draws:
     """The draws of one scene."""
 
     def __init__(self, seed: int, number: int, purpose: int) -> None:
@@ -264,5 +263,5 @@ def _noun(record: Sticker) -> str | None:
     return noun_of(record.label)
 
 
-def _varied(shade: Shade, dice: _Dice) -> Shade:
-    return Shade(shade.lightness + dice.uniform(-0.04, 0.04), shade.chroma, shade.hue + dice.uniform(-5, 5))
+def _varied(shade: Shade, draws: _Draws) -> Shade:
+    return Shade(shade.lightness + draws.uniform(-0.04, 0.04), shade.chroma, shade.hue + draws.uniform(-5, 5))

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from gouache.checkpoints.hub import file_sha256
 from gouache.config import Config
-from gouache.data.vectors import Picture, render_source
+from gouache.data.drawing import Picture, render_source
 from gouache.errors import DataError, unknown_name
 
 RECIPE = "stickers"
@@ -85,7 +85,7 @@ class SourcePackage(Config):
 
 
 class StickerManifest(Config):
-    """What a built set says about itself."""
+    """The manifest of a built set."""
 
     recipe: str
     recipe_version: int

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gouache.checkpoints.hub import file_sha256
+from gouache.data.drawing import render_source, svg_document
 from gouache.data.packages import Package, members, tarballs
 from gouache.data.stickers import (
     RECIPE,
@@ -23,7 +24,6 @@ from gouache.data.stickers import (
     StickerManifest,
     read_manifest,
 )
-from gouache.data.vectors import render_source, svg_document
 from gouache.data.whole_folder import whole_folder
 from gouache.errors import DataError, InvalidInput
 

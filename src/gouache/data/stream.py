@@ -11,10 +11,9 @@ from numpy.typing import NDArray
 
 from gouache.data.captions import canonical_caption, caption
 from gouache.data.colours import main_colour, visible
-from gouache.data.drawing import fitted, lay, on_ground
+from gouache.data.drawing import Picture, fitted, lay, on_ground
 from gouache.data.scenes import GROUNDS, SCENE_VERSION, Scenes
 from gouache.data.stickers import Split, Sticker, Stickers
-from gouache.data.vectors import Picture
 from gouache.data.wording import with_article
 from gouache.data.wording_zh import background
 from gouache.errors import InvalidInput

@@ -16,7 +16,7 @@ from gouache.errors import DataError
 def whole_folder(folder: Path) -> Iterator[Path]:
     """A folder to write to that becomes `folder`, which is absent or empty, when the context ends without an error.
 
-    It lies beside `folder`, so that the rename stays on one file system, and is named by process, so that two builds
+    It lies next to `folder`, so that the rename stays on one file system, and is named by process, so that two builds
     don't mix. Files must be written, not memory-mapped: a mapped page that finds no room kills the process.
 
     Raises:

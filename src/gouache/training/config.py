@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import tomllib
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import Field, model_validator
 
 from gouache.config import Config
-from gouache.errors import ConfigError, DataError, unknown_name
+from gouache.errors import ConfigError, DataError, TrainingError, unknown_name
 from gouache.models.configs import (
     DenoiserConfig,
     GenerationDefaults,
@@ -21,9 +21,6 @@ from gouache.models.configs import (
 )
 from gouache.models.prior import PriorConfig
 from gouache.models.quantizer import QuantizerConfig
-
-StageName = Literal["vae", "clip", "tokens", "prior", "denoiser", "upscaler"]
-STAGES: tuple[StageName, ...] = ("vae", "clip", "tokens", "prior", "denoiser", "upscaler")
 
 
 class LoopConfig(Config):
@@ -68,7 +65,7 @@ class OptimizerConfig(Config):
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "constant"
     """Course of the learning rate after the warm-up."""
     decay_images: int = Field(default=200_000, ge=1)
-    """`inverse_sqrt` only: images at which the rate starts to fall (Karras et al. 2024, equation 67)."""
+    """`inverse_sqrt` only: images at which the rate starts to decay (Karras et al. 2024, equation 67)."""
     final_fraction: float = Field(default=0.01, ge=0, le=1)
     """`linear` and `cosine`: the rate at the end, as a share of the peak."""
     cooldown: float = Field(default=0.0, ge=0, le=1)
@@ -88,7 +85,7 @@ class EmaConfig(Config):
 
 
 class StageConfig(Config):
-    """What every stage's table may hold beside its own keys."""
+    """What every stage's table may hold besides its own keys."""
 
     loop: LoopConfig = LoopConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -108,7 +105,7 @@ class VaeStage(StageConfig):
     network: VAEConfig | None = None
     """Sizes of an autoencoder with random weights; none if `start` names one."""
     start: Path | None = None
-    """An autoencoder to go on with: the file that this stage left in another run, or a model that gouache loads."""
+    """An autoencoder to continue from: the file that this stage left in another run, or a model that gouache loads."""
     freeze: tuple[str, ...] = ()
     """Names of parameters (prefixes) that are not trained. With "encoder" all of encoding stays as it is, scale and
     shift too: latents made before stay valid, and the decoder can be refined under a finished denoiser."""
@@ -180,7 +177,7 @@ class PriorStage(StageConfig):
     token_noise: float = Field(default=0.1, ge=0, lt=1)
     """Largest share of input tokens replaced by random ones."""
     group_weights: tuple[float, ...] = ()
-    """Weight of a token of each group in the loss, coarsest first; scaled to a mean of 1. Empty weighs all alike. The
+    """Weight of a token of each group in the loss, coarsest first; scaled to a mean of 1. Empty weighs all equally. The
     text decides the few coarse tokens, which the many fine ones drown out otherwise."""
     hidden_recall: float = Field(default=0.5, ge=0, le=1)
     """Share of images from which the nearest remembered picture, often they themselves, is hidden
@@ -209,6 +206,14 @@ class DenoiserStage(StageConfig):
     """Of `min_snr` and `p2`; none takes their papers' own."""
     hybrid_lambda: float = 0.001
     """Share of L_vlb in L_hybrid (Nichol & Dhariwal 2021, equation 16)."""
+    timesteps: Literal["uniform", "logit_normal"] = "uniform"
+    """How noise levels are drawn in training, as places from 0 (clean) to 1 (noise) in the schedule's index: uniformly,
+    or sigmoid(N(timestep_mean, timestep_std)), which favours the middle (Esser et al. 2024, section 3.1). Validation
+    draws them uniformly, so that its figures stay comparable."""
+    timestep_mean: float = 0.0
+    """Of `logit_normal`: below 0 draws less noise more often, above 0 more of it. -2 to 2 is sensible."""
+    timestep_std: float = Field(default=1.0, gt=0)
+    """Of `logit_normal`: above 0; about 0.5 to 1.5 is sensible."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     draft_dropout: float = Field(default=0.5, ge=0, le=1)
     """Share of pictures trained without the prior's draft."""
@@ -234,7 +239,7 @@ class DenoiserStage(StageConfig):
 
 
 class UpscalerStage(StageConfig):
-    """Beside the others: the up-sampling decoder. It learns from vector sources (data set of stickers only)."""
+    """Independent of the others: the up-sampling decoder. It learns from vector sources (data set of stickers only)."""
 
     network: UpscalerConfig = UpscalerConfig()
     crop: int = Field(default=48, ge=8)
@@ -308,6 +313,27 @@ class TrainConfig(Config):
     upscaler: UpscalerStage | None = None
 
 
+def stage_tables() -> tuple[str, ...]:
+    """Names of the stages' tables."""
+    return tuple(name for name, field in TrainConfig.model_fields.items() if _holds_stage(field.annotation))
+
+
+def _holds_stage(annotation: object) -> bool:
+    return any(isinstance(kind, type) and issubclass(kind, StageConfig) for kind in get_args(annotation))
+
+
+def stage_config(config: TrainConfig, name: str) -> StageConfig:
+    """The table of one stage.
+
+    Raises:
+        TrainingError: the config has none.
+    """
+    table: StageConfig | None = getattr(config, name)
+    if table is None:
+        raise TrainingError(f"stage {name}", given="no table", expected=f"a table [{name}] in the config")
+    return table
+
+
 def read_config(path: Path, stage: str | None) -> TrainConfig:
     """Read a training's config from TOML and check that it holds the wanted stage; None wants none.
 
@@ -316,8 +342,8 @@ def read_config(path: Path, stage: str | None) -> TrainConfig:
         UnknownName: `stage` is not a stage.
         ConfigError: not TOML, an unknown key, a value out of range, or no table for the stage.
     """
-    if stage is not None and stage not in STAGES:
-        raise unknown_name("stage", stage, STAGES)
+    if stage is not None and stage not in stage_tables():
+        raise unknown_name("stage", stage, stage_tables())
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:

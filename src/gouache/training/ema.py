@@ -56,11 +56,13 @@ class PowerEma:
 
         Of sharded weights every process averages its own slices.
         """
+        # Buffers of whole numbers have no meaningful average: the newest value is kept.
         current = network.state_dict()
         names = [name for name, value in current.items() if value.is_floating_point()]
         new = [local(current[name]) for name in names]
         for length, average in self.averages.items():
             weight = 1 - beta(self.gammas[length], step)
+            # One fused call: thousands of small launches would cost more than the arithmetic.
             lerp_all_([local(average[name]) for name in names], new, weight)
             for name in current.keys() - set(names):
                 average[name].copy_(current[name])

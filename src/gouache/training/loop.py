@@ -1,4 +1,4 @@
-"""The training loop, the same for every stage: small, with its whole state in one place.
+"""The training loop, the same for every stage, with its whole state in one place.
 
 `train` is a generator of `Progress`: the caller draws the bar, and stops by closing it or by `stop`.
 """
@@ -41,7 +41,7 @@ def count_flops(call: Callable[[], object]) -> int:
 
 @lru_cache
 def matrix_peak(device: torch.device, dtype: torch.dtype = torch.float32, *, size: int = 1024, tries: int = 4) -> float:
-    """The machine's best speed in a square matrix product, in FLOP a second: the fastest of a few tries, made once."""
+    """The machine's peak speed in a square matrix product, in FLOP a second: the best of a few tries."""
     a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(tries):
@@ -83,7 +83,7 @@ def train(
     stop: Callable[[], bool] = lambda: False,
     accelerator: Accelerator | None = None,
 ) -> Iterator[Progress]:
-    """Train a stage into the folder `run`, going on from its last checkpoint.
+    """Train a stage into the folder `run`, resuming from its last checkpoint.
 
     Args:
         stage: what is trained, on which data.
@@ -161,6 +161,7 @@ class _Trainer:
             PowerEma(stage.trained, config.ema.lengths),
             Position(next_validation=loop.validate_images),
         )
+        # After sharding, so that each process loads its own slices.
         if saved := checkpoints(run):
             load_state(saved[-1], config, self.state)
         compiled = torch.compile(stage) if loop.compile else stage
@@ -175,9 +176,10 @@ class _Trainer:
         self.peak = 0.0
 
     def steps(self, minutes: float | None, stop: Callable[[], bool]) -> Iterator[Progress]:
-        """Step until the images, the minutes or the patience are used up, or `stop` says so."""
+        """Step until the images, the minutes or the patience are used up, or `stop` returns true."""
         loop, position = self.config.loop, self.state.position
         with _ahead() as ahead:
+            # One batch ahead is enough, and safe: a batch depends on the images seen only, not on the network.
             following = ahead.submit(self._batch, position.images_seen)
             while position.images_seen < loop.images:
                 batch = following.result()
@@ -187,6 +189,7 @@ class _Trainer:
                 position.seconds = self.earlier_seconds + time.monotonic() - self.started
                 over = minutes is not None and position.seconds >= 60 * minutes
                 ending, due = self._any(over or stop() or position.images_seen >= loop.images, self._due())
+                # Validation can end the run (patience), so it comes before the last checkpoint.
                 figures = self._validate(ending)
                 if loop.patience:
                     (ending,) = self._any(ending or position.bad_validations >= loop.patience)
@@ -204,6 +207,8 @@ class _Trainer:
         """This process's share of the images first..first+batch_size-1, in as many parts as gradients accumulate."""
         accelerator, parts = self.accelerator, self.config.optimizer.accumulation
         share = self.config.loop.batch_size // (accelerator.num_processes * parts)
+        # Part i of all processes together is one contiguous run of images: how many processes there are changes neither
+        # which images a step sees nor their noise.
         starts = [first + share * (accelerator.process_index + accelerator.num_processes * i) for i in range(parts)]
         return [self.stage.batch(range(start, start + share)) for start in starts]
 
@@ -222,6 +227,7 @@ class _Trainer:
         rate = learning_rate(optimizer, position.images_seen, done)
         for group in state.optimizer.param_groups:
             group["lr"] = rate
+        # From the images seen and not from a running generator: a resumed run draws the same masks.
         seed_dropout(self.stage, self.config.loop.seed, self.accelerator.process_index, position.images_seen)
         self.model.train()
         means: dict[str, float] = {}
@@ -229,10 +235,12 @@ class _Trainer:
             with self.accelerator.autocast():  # which accelerate adds to the networks that it prepares itself
                 losses = self.model({name: self._to_device(value) for name, value in batch.items()})
             self._check_finite("loss", losses["loss"])
+            # A mean over the parts, so that the learning rate means the same for any accumulation.
             self.accelerator.backward(losses["loss"] / len(parts))
             for name, value in losses.items():
                 means[name] = means.get(name, 0.0) + float(value.detach()) / len(parts)
         norm = whole(self.accelerator.clip_grad_norm_(self.stage.parameters(), optimizer.gradient_clip))
+        # Before the step: no NaN ever reaches the weights, the averages or a checkpoint.
         self._check_finite("gradient", norm)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
@@ -306,7 +314,7 @@ class _Trainer:
         return figures
 
     def averaged(self) -> nn.Module | None:
-        """A copy of the network with its averaged weights, ready to use, in the main process: every process asks."""
+        """A copy of the network with its averaged weights, in the main process; every process must call this."""
         weights = gathered(self.state.ema.averages[self.config.ema.use], keep=self.main)
         if not self.main:
             return None
@@ -324,7 +332,10 @@ class _Trainer:
         return path if self.main else None
 
     def _measure(self, parts: list[Batch]) -> None:
-        """Once a session: the FLOP of an image, forward and backward, and the machine's peak."""
+        """Once a session: the FLOP of an image, forward and backward, and the machine's peak.
+
+        A backward pass costs about two forward passes: one product for the inputs' gradient, one for the weights'.
+        """
         if self.flops_per_image:
             return
         batch = {name: self._to_device(value[:1]) for name, value in parts[0].items()}

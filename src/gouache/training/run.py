@@ -7,10 +7,11 @@ from pathlib import Path
 
 import torch
 
-from gouache.errors import unknown_name
-from gouache.training.build import Preparing, Ready, assemble, stage_config, stage_run
-from gouache.training.config import STAGES, StageName, read_config
+from gouache.training.build import assemble, assemble_from_packed
+from gouache.training.config import TrainConfig, read_config, stage_config
+from gouache.training.inputs import stage_run
 from gouache.training.loop import Progress, make_accelerator, train
+from gouache.training.stage import Preparing, Ready
 from gouache.training.state import full_disk_reported
 
 
@@ -22,9 +23,13 @@ def train_stage(
     *,
     minutes: float | None = None,
     threads: int = 0,
+    from_packed: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[Preparing | Progress]:
-    """Train `stage` as the TOML file `config` says on the data set `data` into `run`/`stage`; go on if it is there.
+    """Train `stage` as the TOML file `config` says on the data set `data` into `run`/`stage`; resume an existing run.
+
+    With `from_packed`, a model that `gouache pack` wrote, results that the run lacks and the stage's first weights come
+    from that model; a run that has a checkpoint of the stage resumes from the checkpoint.
 
     `stop` is asked while data are encoded, too; what was encoded whole stays.
 
@@ -33,14 +38,13 @@ def train_stage(
     """
     if threads:
         torch.set_num_threads(threads)
-    name = _checked(stage)
     settings = read_config(config, stage)
-    accelerator = make_accelerator(stage_config(settings, name))
+    accelerator = make_accelerator(stage_config(settings, stage))
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
     ready = None
     with full_disk_reported(stage_run(run, stage)):
-        for event in assemble(name, settings, data, run):
+        for event in _events(stage, settings, data, run, from_packed):
             if isinstance(event, Ready):
                 ready = event
                 continue
@@ -56,8 +60,9 @@ def train_stage(
         yield from train(ready.stage, ready.config, folder, minutes=minutes, stop=stop, accelerator=accelerator)
 
 
-def _checked(stage: str) -> StageName:
-    for name in STAGES:
-        if name == stage:
-            return name
-    raise unknown_name("stage", stage, STAGES)
+def _events(
+    name: str, settings: TrainConfig, data: Path, run: Path, from_packed: Path | None
+) -> Iterator[Preparing | Ready]:
+    if from_packed is None:
+        return assemble(name, settings, data, run)
+    return assemble_from_packed(name, settings, data, run, from_packed)

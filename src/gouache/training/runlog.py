@@ -14,11 +14,11 @@ from torch import Tensor
 
 from gouache.errors import DataError
 from gouache.files import atomic_write
-from gouache.training.config import STAGES
+from gouache.training.stages.registry import STAGES
 
 
 class RunLog:
-    """Appends lines to `RUN/log.jsonl`; on resume, lines past the checkpoint are dropped, for they are run again."""
+    """Appends lines to `RUN/log.jsonl`; on resume, lines past the checkpoint are dropped: those steps run again."""
 
     def __init__(self, run: Path, images_seen: int) -> None:
         self.path = run / "log.jsonl"
@@ -72,7 +72,7 @@ CHECKER = 8
 
 
 def sheet_of(pictures: Tensor) -> NDArray[np.uint8]:
-    """Lay pictures [N,C,H,W] in [-1,1] (RGB, or RGBA whose colour stands on white) in a near-square sheet [H',W',3].
+    """Arrange pictures [N,C,H,W] in [-1,1] (RGB, or RGBA with colours on white) in a near-square sheet [H',W',3].
 
     Transparent parts show a light checkerboard.
     """

@@ -1,11 +1,11 @@
-"""Weights, averages and moments cut over the processes of a run (FSDP2, torch's `fully_shard`).
+"""Weights, averages and moments sharded over the processes of a run (FSDP2, torch's `fully_shard`).
 
 Every process keeps one slice of each tensor, along its first dimension. A unit's weights are gathered when its forward
-or backward pass begins, and let go when it ends; its gradients are averaged and cut again. What only looks at single
-numbers (AdamW, the averages) works on the slices as they are. Checkpoints hold whole tensors, so that they don't depend
+or backward pass begins, and released when it ends; its gradients are averaged and sharded again. What is elementwise
+(AdamW, the averages) works on the slices as they are. Checkpoints hold whole tensors, so that they don't depend
 on how many processes wrote them: `gathered` and `placed` lead there and back.
 
-The launcher's flag is accelerate's (`--use_fsdp --fsdp_version 2`). Cutting is done here, since accelerate's own way
+The launcher's flag is accelerate's (`--use_fsdp --fsdp_version 2`). Sharding is done here, since accelerate's own way
 begins only on a GPU (`AcceleratorState` of accelerate 1.15), and this one is the same on every device.
 
 Rajbhandari et al. 2020, "ZeRO" (arXiv 1910.02054), section 5 (stage 3); Zhao et al. 2023, "PyTorch FSDP"
@@ -42,7 +42,7 @@ def sharding_asked() -> bool:
 
 
 def check_sharding(config: StageConfig) -> None:
-    """Refuse what sharded weights can't do, instead of doing something else.
+    """Refuse settings that sharded weights don't support, instead of ignoring them.
 
     Raises:
         TrainingError: names the flag or key, and what to do instead.
@@ -70,7 +70,7 @@ def _set(flag: str) -> bool:
 
 
 def shard(stage: Stage[Any], accelerator: Accelerator) -> None:
-    """Cut the stage's weights over all processes, in place; sub-modules that are only used stay whole.
+    """Shard the stage's weights over all processes, in place; frozen sub-modules stay whole.
 
     Every process must hold the same weights before. Its optimizer and averages are made afterwards.
     """
@@ -80,10 +80,11 @@ def shard(stage: Stage[Any], accelerator: Accelerator) -> None:
     mesh = init_device_mesh(accelerator.device.type, (int(accelerator.num_processes),))
     used = {parameter for name in stage.frozen for parameter in stage.get_submodule(name).parameters()}
     for parameter in set(stage.parameters()) - used:
-        parameter.data = parameter.data.contiguous()  # torch cuts no channels-last kernels
+        parameter.data = parameter.data.contiguous()  # torch shards no channels-last kernels
     for unit in reversed([module for module in stage.modules() if isinstance(module, UNITS)]):  # inner ones first
         if used.isdisjoint(unit.parameters()):
             fully_shard(unit, mesh=mesh)
+    # Frozen networks see every batch and have no gradients or moments: sharding would save little and cost a gather.
     fully_shard(stage, mesh=mesh, ignored_params=used)
 
 
@@ -94,13 +95,13 @@ def local(tensor: Tensor) -> Tensor:
 
 
 def whole(tensor: Tensor) -> Tensor:
-    """A sharded tensor from all its slices: every process must ask. Any other tensor as it is."""
+    """A sharded tensor from all its slices: every process must call this. Any other tensor as it is."""
     full: Tensor = tensor.full_tensor() if _is_sharded(tensor) else tensor  # type: ignore[attr-defined]
     return full
 
 
 def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
-    """Whole tensors, gathered one after the other: every process must ask, those that `keep` them get them.
+    """Whole tensors, gathered one after the other: every process must call this, those with `keep` get them.
 
     The gathered ones lie on the CPU, so that a device never holds more than one of them.
     """
@@ -113,7 +114,7 @@ def gathered(tensors: Mapping[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
 
 
 def placed(full: Tensor, like: Tensor) -> Tensor:
-    """The whole tensor `full`, which every process has, cut as `like` is; whole if that is."""
+    """The whole tensor `full`, which every process has, sharded as `like` is; whole if that is."""
     if not _is_sharded(like):
         return full
     from torch.distributed.tensor import DTensor, distribute_tensor

@@ -9,16 +9,20 @@ from __future__ import annotations
 
 import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Generic, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from gouache.errors import ConfigError
 from gouache.nn.layers import Dropout
-from gouache.training.config import StageConfig
+from gouache.training.config import StageConfig, TrainConfig
+
+if TYPE_CHECKING:
+    from gouache.training.inputs import RunInputs
 
 Batch = dict[str, Tensor]
 Losses = dict[str, Tensor]
@@ -27,20 +31,73 @@ Losses = dict[str, Tensor]
 N = TypeVar("N", bound=nn.Module)
 
 
+@dataclass(frozen=True, slots=True)
+class Preparing:
+    """Encoding goes on: `done` of `total` examples of a store are there."""
+
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class Ready:
+    """The stage is built; `config` is its table with what only the start model knew filled in."""
+
+    stage: Stage[Any]
+    config: StageConfig
+
+
 class Stage(nn.Module, ABC, Generic[N]):
-    """One stage of training.
+    """One stage of training. It describes itself, so that the loop, `build` and `pack` know no stage by name.
 
     Attributes:
-        name: the stage's name, as on the command line.
+        name: the stage's name, as on the command line, in the config and in the run's folder.
+        kind: what its network is called in messages.
+        part: the part of a model that its network becomes, as `ModelBundle.networks` names it; empty if none.
+        measured: keys of the network's config that training fills in, so that no config file can know them.
+        free: keys of the network's config that decide no tensor, so that they may change with the same weights.
+        settings: keys of the stage's table that are written beside the weights, with the model's attribute for each.
+        chooses_average: whether `gouache pack --ema` chooses among the averages of this stage.
         config: its table of the config.
         trained: the network that is trained, averaged and exported; a sub-module of the stage.
     """
 
     name: str
+    kind: ClassVar[str] = "network"
+    part: ClassVar[str] = ""
+    measured: ClassVar[tuple[str, ...]] = ()
+    free: ClassVar[tuple[str, ...]] = ()
+    settings: ClassVar[Mapping[str, str]] = {}
+    chooses_average: ClassVar[bool] = False
     config: StageConfig
     trained: N
     frozen: tuple[str, ...] = ()
     """Sub-modules that are only used, and so are no part of the run's state."""
+
+    @classmethod
+    @abstractmethod
+    def from_run(cls, inputs: RunInputs) -> Iterator[Preparing | Ready]:
+        """Build the stage on the data and the earlier results of a run; yields what it prepares, the stage last."""
+
+    @classmethod
+    def base_model(cls, config: TrainConfig) -> Path | None:
+        """The model of which a training with this config replaces this stage's part only, if it is such a training."""
+        del config
+        return None
+
+    @classmethod
+    def model_parts(cls, inputs: RunInputs, others: Mapping[str, Any]) -> dict[str, Any]:
+        """What the run's result adds to a packed model, as arguments of `ModelBundle`.
+
+        Args:
+            inputs: of the run.
+            others: what the stages after this one add; they decide whether its part is used.
+
+        Raises:
+            TrainingError: the model needs the part, and the stage has left no result.
+        """
+        del inputs, others
+        return {}
 
     def freeze(self, *names: str) -> None:
         """Mark sub-modules as only used: no gradient, no dropout, not saved."""
@@ -111,7 +168,7 @@ def batched(length: int, size: int = 64) -> Iterator[list[int]]:
         yield list(range(start, min(start + size, length)))
 
 
-class ImageNoise:
+class BatchNoise:
     """Random numbers for the images of one batch, each from its own generator.
 
     Args:

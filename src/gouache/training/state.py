@@ -27,7 +27,7 @@ from gouache.training.stage import Stage
 
 @dataclass
 class Position:
-    """Where a run stands.
+    """Position of a run.
 
     Attributes:
         images_seen: images trained on.
@@ -50,7 +50,7 @@ class Position:
 
 @dataclass
 class TrainState:
-    """Everything that changes while a run goes on."""
+    """Everything that changes during a run."""
 
     stage: Stage[Any]
     optimizer: torch.optim.Optimizer
@@ -68,11 +68,12 @@ class TrainState:
         return named
 
     def load(self, tensors: dict[str, Tensor], where: str) -> None:
-        """Put back what `tensors` gave; the network must already have its shape.
+        """Restore what `tensors` returned; the network must already have its shape.
 
         Raises:
             CheckpointError: tensors are missing or left over.
         """
+        # The optimizer makes its slots at its first step, so a new one has none to compare the checkpoint's with.
         own = self.tensors()
         optimizer = {name for name in tensors if name.startswith("optimizer.")}
         wanted = {name for name in own if not name.startswith("optimizer.")}
@@ -123,7 +124,7 @@ def checkpoints(run: Path) -> list[Path]:
 
 @contextmanager
 def full_disk_reported(run: Path) -> Iterator[None]:
-    """Say so where the disk is full, whatever was being written.
+    """Report a full disk, whatever was being written.
 
     Raises:
         TrainingError: it is; the checkpoints before are whole.
@@ -179,6 +180,7 @@ def save_state(run: Path, config: StageConfig, state: TrainState, *, write: bool
         TrainingError: the disk is full; the checkpoints before this one are whole.
     """
     path = checkpoint_path(run, state.position.images_seen)
+    # All processes take part in gathering, also those that write nothing: a missing one would block the others.
     tensors = gathered(state.tensors(), keep=write)
     if not write:
         return path
@@ -188,13 +190,14 @@ def save_state(run: Path, config: StageConfig, state: TrainState, *, write: bool
     metadata = {"stage": state.stage.name, "config": config.to_json(), "position": json.dumps(asdict(state.position))}
     with full_disk_reported(run):
         save_tensors(path, tensors, metadata)
+    # Deleted only once the new one is whole, so that there is always one to resume from.
     for old in checkpoints(run)[: -config.loop.keep]:
         old.unlink()
     return path
 
 
 def load_state(path: Path, config: StageConfig, state: TrainState) -> None:
-    """Put a checkpoint back into `state`.
+    """Restore a checkpoint into `state`.
 
     Raises:
         CheckpointError: it belongs to another stage or to a network of another shape.

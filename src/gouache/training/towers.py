@@ -20,7 +20,6 @@ from gouache.errors import CheckpointError, ConfigError
 from gouache.models.configs import SentenceEncoderConfig
 from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.models.text_encoder import TextEncoding
-from gouache.models.text_stack import TextStack
 from gouache.models.tokenizers import WordPieceTokenizer
 from gouache.nn.resnet import ResnetBlock
 
@@ -129,10 +128,6 @@ class Towers(nn.Module):
         encoder.load_state_dict({**self.text.state_dict(), WORDS: words}, assign=True)
         return encoder.eval().requires_grad_(False)
 
-    def text_stack(self) -> TextStack:
-        """The text tower as a model's text stack."""
-        return TextStack.of_sentences(self.merged_text(), self.vocabulary)
-
     def save(self, path: Path) -> None:
         """Write both towers with their vocabulary to one file."""
         metadata = {
@@ -163,9 +158,11 @@ class Towers(nn.Module):
         return towers.eval().requires_grad_(False)
 
 
-def export_text_encoder(towers: Towers, folder: Path) -> None:
-    """Write the text tower in the published form of a sentence encoder, which the table [text] of a config takes."""
-    encoder = towers.merged_text()
+def write_sentence_encoder(encoder: SentenceEncoder, vocabulary: Sequence[str], folder: Path) -> None:
+    """Write a sentence encoder in its published form, which the table [text] of a config takes.
+
+    The weights come last: their file tells that the folder is whole.
+    """
     config = encoder.config
     folder.mkdir(parents=True, exist_ok=True)
     published = {
@@ -181,6 +178,6 @@ def export_text_encoder(towers: Towers, folder: Path) -> None:
         "hidden_act": "gelu",
     }
     (folder / "config.json").write_text(json.dumps(published, indent=1) + "\n", encoding="utf-8")
-    (folder / "vocab.txt").write_text("\n".join(towers.vocabulary) + "\n", encoding="utf-8")
+    (folder / "vocab.txt").write_text("\n".join(vocabulary) + "\n", encoding="utf-8")
     metadata = {"component": "text_encoder", "config": config.to_json()}
     save_tensors(folder / "model.safetensors", {k: v.contiguous() for k, v in encoder.state_dict().items()}, metadata)

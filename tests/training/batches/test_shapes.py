@@ -20,8 +20,8 @@ from gouache.pipeline.inputs.images import rgba_to_tensor
 from gouache.training.batches.shapes import Bucketed, batches_of_one_shape, shown
 from gouache.training.batches.sources import open_sources
 from gouache.training.batches.store import EncodedStore
-from gouache.training.build import load_vae
 from gouache.training.config import DataConfig
+from gouache.training.inputs import load_vae
 from gouache.training.loop import Progress
 from gouache.training.run import train_stage
 from gouache.training.state import checkpoints

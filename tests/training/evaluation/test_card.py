@@ -24,14 +24,14 @@ def test_a_share_needs_its_bound_and_a_gain_its_whole_interval(
     sense: str, bound: float, reached: tuple[float, float, float], missed: tuple[float, float, float], told: str
 ) -> None:
     goal = Goal("what", "x", "all", bound, sense)  # type: ignore[arg-type]
-    assert goal.told == told
+    assert goal.description == told
     assert goal.met(figure("x", *reached)) is True
     assert goal.met(figure("x", *missed)) is False
 
 
 def test_a_ceiling_asks_for_nothing() -> None:
     ceiling = Goal("what", "x", "all", None)
-    assert ceiling.told == ""
+    assert ceiling.description == ""
     assert ceiling.met(figure("x", 0.0, 0.0, 0.0)) is None
 
 

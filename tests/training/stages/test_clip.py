@@ -31,9 +31,9 @@ from gouache.training.batches.translations import (
     foreign_characters,
     translation,
 )
-from gouache.training.build import load_text
 from gouache.training.config import ClipStage, EmaConfig, LoopConfig, OptimizerConfig
 from gouache.training.evaluation.judge import load_judge
+from gouache.training.inputs import load_text
 from gouache.training.loop import train
 from gouache.training.losses import contrastive_loss
 from gouache.training.stages.clip import ClipTraining, _matches, augmented, character_vocabulary, token_set_distance
@@ -256,7 +256,7 @@ def test_pieces_that_an_encoder_has_but_never_learnt_are_replaced_and_english_is
     assert towers.vocabulary.index("红") >= len(vocabulary)
     assert towers.tokenizer.ids("apple") == [len(vocabulary) - 1]
     before = text.encode([text.tokenize("a red apple")]).pooled
-    after = towers.text_stack()
+    after = TextStack.of_sentences(towers.merged_text(), towers.vocabulary)
     assert torch.equal(before, after.encode([after.tokenize("a red apple")]).pooled)  # type: ignore[arg-type]
 
 

@@ -18,7 +18,7 @@ from gouache.data.readers import ReadReport
 from gouache.errors import ConfigError, DataError
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.pipeline import untrained_bundle
-from gouache.training.build import load_vae
+from gouache.training.inputs import load_vae
 from gouache.training.loop import Progress
 from gouache.training.run import train_stage
 from gouache.training.stage import Stage

@@ -15,7 +15,8 @@ from gouache.diffusion.noise_schedule import alpha_and_std
 from gouache.errors import ConfigError
 from gouache.training.batches.encoded import Shuffled
 from gouache.training.loop import train
-from gouache.training.stage import Stage
+from gouache.training.stage import BatchNoise, Stage
+from gouache.training.stages.denoiser import DenoiserTraining
 from gouache.training.stages.prior import PriorTraining
 from gouache.training.state import checkpoints
 
@@ -148,6 +149,26 @@ def test_captions_and_drafts_are_dropped_as_often_as_asked(name: str, make_stage
         assert torch.equal(batch["context"].abs().sum((1, 2)) == 0, dropped), "states and vector go together"
         if "keep_draft" in batch:
             assert float(batch["keep_draft"].float().mean()) == pytest.approx(0.5, abs=0.04)
+
+
+def test_noise_levels_are_uniform_or_logit_normal_in_the_schedules_index(make_stage: MakeStage) -> None:
+    numbers = range(2000)
+    plain = make_stage("denoiser")
+    assert isinstance(plain, DenoiserTraining)
+    uniform = BatchNoise(plain.seed, numbers).uniform("t").double() * (plain.schedule.num_timesteps - 1)
+    assert torch.equal(plain.batch(numbers)["sigma"], plain.schedule.index_to_sigma(uniform))
+
+    middle = make_stage("denoiser", timesteps="logit_normal", timestep_mean=-0.6, timestep_std=0.8)
+    assert isinstance(middle, DenoiserTraining)
+    place = middle.schedule.sigma_to_t(middle.batch(numbers)["sigma"]) / (middle.schedule.num_timesteps - 1)
+    # The logits are N(-0.6, 0.8): four deviations of the mean and of the deviation of 2,000 draws.
+    assert float(place.logit().mean()) == pytest.approx(-0.6, abs=4 * 0.8 / 2000**0.5)
+    assert float(place.logit().std()) == pytest.approx(0.8, abs=4 * 0.8 / 4000**0.5)
+    held_out = [
+        middle._batch(middle.held_out, [0], [0], exact=True),
+        plain._batch(plain.held_out, [0], [0], exact=True),
+    ]
+    assert torch.equal(held_out[0]["sigma"], held_out[1]["sigma"])
 
 
 def test_offset_noise_moves_whole_channels_and_is_part_of_the_target(make_stage: MakeStage) -> None:

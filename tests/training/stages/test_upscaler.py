@@ -15,17 +15,18 @@ from PIL import Image
 from gouache.checkpoints.formats.header import read_header
 from gouache.checkpoints.formats.safetensors import load_tensors
 from gouache.checkpoints.hub import file_sha256
+from gouache.data.drawing import render_svg
 from gouache.data.large import LargeStickers
 from gouache.data.stickers import RECIPE, RECIPE_VERSION, StickerManifest, Stickers, is_held_out
-from gouache.data.vectors import render_svg
 from gouache.errors import ConfigError, DataError, TrainingError
 from gouache.models.configs import UpscalerConfig, VAEConfig
 from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.inputs.images import on_background, rgba_to_tensor, to_tensor
-from gouache.training.build import Ready, assemble
+from gouache.training.build import assemble
 from gouache.training.config import TrainConfig, UpscalerStage
 from gouache.training.loop import train
+from gouache.training.stage import Ready
 from gouache.training.stages.upscaler import UpscalerTraining, on_both_grounds
 
 SMALL, SCALE, CROP = 32, 4, 16

@@ -1,4 +1,4 @@
-"""Captioned pictures as the later stages see them: latents and text states, ready made."""
+"""Captioned pictures as the later stages see them: latents and text states, encoded in advance."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gouache.training.stage import Batch
 
 @dataclass(frozen=True, slots=True)
 class TextStates:
-    """What the text encoder made of some captions.
+    """The text encoder's output for some captions.
 
     Attributes:
         context: one vector a token, zero behind the end. [B,L,D]

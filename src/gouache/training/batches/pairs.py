@@ -80,7 +80,7 @@ class StickerPairs:
 
     @property
     def known_translations(self) -> list[tuple[str, str]]:
-        """English and Chinese phrases of the whole set, so that all splits give one vocabulary."""
+        """English and Chinese phrases of the whole set, so that all splits result in one vocabulary."""
         return known_translations(self.stickers.records)
 
     def pairs(self, numbers: Sequence[int]) -> Pairs:
@@ -105,7 +105,7 @@ class StickerPairs:
 
 
 class CaptionPairs:
-    """Any captioned pictures; those with one caption belong together. There is nothing foreign to learn from."""
+    """Any captioned pictures; those with the same caption belong together. They have no translations."""
 
     def __init__(self, source: CaptionedSource) -> None:
         self.source = source

@@ -86,7 +86,7 @@ class Bucketed:
 
 
 def shapes_of(data: object) -> Sequence[Shape]:
-    """The items' shapes; empty where all have the same and nobody says which."""
+    """The items' shapes; empty where all have the same and the data do not state it."""
     return data.shapes if isinstance(data, Shaped) else ()
 
 

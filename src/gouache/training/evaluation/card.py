@@ -1,4 +1,4 @@
-"""The card of a trained model: what it is, learnt from, can and can't do, as README.md and CREDITS.md beside it.
+"""The card of a trained model: what it is, learnt from, can and can't do, as README.md and CREDITS.md next to it.
 
 Every figure is read from a file: sizes from the weights, the course of the training from its logs, what it reaches from
 the JSON of `gouache eval`. Words that no file holds come from the author's own page.
@@ -18,8 +18,8 @@ from gouache.checkpoints.identify import identify
 from gouache.checkpoints.load import known_sha256
 from gouache.data.stickers import Stickers
 from gouache.errors import DataError
-from gouache.training.config import STAGES
 from gouache.training.runlog import read_log
+from gouache.training.stages.registry import STAGES
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ class Goal:
     steps: int | None = None
 
     @property
-    def told(self) -> str:
+    def description(self) -> str:
         """The goal in words."""
         if self.bound is None:
             return ""
@@ -176,12 +176,12 @@ def _data(stickers: Stickers) -> str:
     held = sum(record.held_out for record in stickers.records)
     counts = ", ".join(f"{count:,} {style}" for style, count in manifest.counts.items())
     rows = [(f"`{package.name}` {package.version}", package.licence) for package in manifest.packages]
-    told = (
+    text = (
         f"\nRecipe `{manifest.recipe}`, version {manifest.recipe_version}: {manifest.count:,} pictures ({counts}), of"
         f" which {held:,} (concept, style) pairs were held out of the training; scenes are composed of the others. Who"
         f" made them and under which licence: [{CREDITS}]({CREDITS}).\n"
     )
-    return _table("Data", ("package", "licence"), rows) + told
+    return _table("Data", ("package", "licence"), rows) + text
 
 
 def _stages(run: Path) -> list[tuple[str, ...]]:
@@ -197,7 +197,7 @@ def _stages(run: Path) -> list[tuple[str, ...]]:
 
 
 def _hours(log: Sequence[Mapping[str, float]]) -> float:
-    """Training time that a log tells of: images between two lines by the speed written in the second."""
+    """Training time in hours, from a log: images between two lines divided by the speed of the second."""
     seconds, before = 0.0, 0.0
     for line in log:
         if speed := line.get("images_per_second"):
@@ -277,4 +277,4 @@ def _goal_row(goal: Goal, figures: Sequence[Values], steps: object) -> tuple[str
         return None
     value, low, high = (goal.shown(found[name]) for name in ("value", "low", "high"))
     met = {None: "", True: "yes", False: "no"}[goal.met(found)]
-    return goal.words, value, f"{low} to {high}", str(found["count"]), goal.told, met
+    return goal.words, value, f"{low} to {high}", str(found["count"]), goal.description, met

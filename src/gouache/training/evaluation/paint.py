@@ -29,7 +29,7 @@ BATCH = 32
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """One way of painting."""
+    """One setting of the sampler to compare."""
 
     steps: int
     draft: bool
@@ -111,7 +111,7 @@ def _laid_out(
 def _drafts(
     bundle: ModelBundle, text: Encoded, empty: Encoded, seeds: Sequence[int], setting: Setting, size: tuple[int, int]
 ) -> Tensor | None:
-    """The prior's drafts [B,Cd,h,w]; of several attempts the likeliest under its prompt."""
+    """The prior's drafts [B,Cd,h,w]; of several candidates the likeliest under its prompt."""
     channels = bundle.unet.config.draft_channels
     if not channels:
         return None
@@ -120,9 +120,9 @@ def _drafts(
     if bundle.quantizer is None:
         raise ConfigError(f"model {bundle.name!r}", given="no prior", expected="a model with a prior")
     draw = draw_of(None, bundle.defaults)
-    attempts = torch.stack([draw_tokens(bundle, text, empty, draw, seeds, k) for k in range(setting.best_of)])
-    chosen = attempts[0]  # [B,S]
+    candidates = torch.stack([draw_tokens(bundle, text, empty, draw, seeds, k) for k in range(setting.best_of)])
+    chosen = candidates[0]  # [B,S]
     if setting.best_of > 1:
-        bits = torch.stack([prior_bits(bundle, tokens, text).sum(1) for tokens in attempts])  # [best_of,B]
-        chosen = attempts[bits.argmin(0).to(attempts.device), torch.arange(len(seeds))]
+        bits = torch.stack([prior_bits(bundle, tokens, text).sum(1) for tokens in candidates])  # [best_of,B]
+        chosen = candidates[bits.argmin(0).to(candidates.device), torch.arange(len(seeds))]
     return bundle.quantizer.decode(chosen)

@@ -22,7 +22,7 @@ Pictures = NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One thing to paint.
+    """One prompt of the evaluation.
 
     Attributes:
         text: the prompt.
@@ -62,7 +62,7 @@ def choose_prompts(stickers: Stickers, split: Split, count: int, seed: int, *, c
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The judge's word on some pictures.
+    """The judge's verdict on some pictures.
 
     Attributes:
         rank: of each picture's own caption among captions of the asked style. [N]
@@ -97,8 +97,8 @@ def join(parts: Sequence[Judged]) -> Judged:
     )
 
 
-class Courtroom:
-    """A judge with the captions of every concept in every style.
+class RetrievalCaptions:
+    """The captions of every concept in every style, among which a picture's own must be retrieved.
 
     Args:
         judge: the instrument.

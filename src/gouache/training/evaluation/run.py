@@ -115,14 +115,14 @@ def evaluate_files(
     """
     if threads:
         torch.set_num_threads(threads)
-    stickers, court = Stickers.open(data), load_judge(judge)
+    stickers, instrument = Stickers.open(data), load_judge(judge)
     pipeline, note = open_pipeline(model, device=device)
     if note:
         yield note
     path = pipeline.bundle.path
     costs = [] if path is None else command_costs(path, runs, threads=threads)
     costs += [warm_seconds(pipeline)] if runs else []
-    for event in evaluate(pipeline.bundle, painter(pipeline, bf16=bf16), stickers, court, settings):
+    for event in evaluate(pipeline.bundle, painter(pipeline, bf16=bf16), stickers, instrument, settings):
         if isinstance(event, Evaluation):
             described = event.described | {"paint_precision": "bf16" if bf16 else "as loaded"}
             event = replace(event, figures=(*event.figures, *costs), described=described)

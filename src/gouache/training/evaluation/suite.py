@@ -26,7 +26,7 @@ from gouache.training.evaluation.figures import Evaluation, Figure
 from gouache.training.evaluation.judge import Judge
 from gouache.training.evaluation.model import bits, reconstruction
 from gouache.training.evaluation.paint import BATCH, Paint, Pictures, Setting
-from gouache.training.evaluation.prompts import Courtroom, Judged, Prompt, choose_prompts, join
+from gouache.training.evaluation.prompts import Judged, Prompt, RetrievalCaptions, choose_prompts, join
 from gouache.training.evaluation.statistics import Interval, bootstrap_difference, bootstrap_share, kid, kid_difference
 from gouache.training.stage import batched
 
@@ -58,7 +58,7 @@ class EvaluationSettings(Config):
 
 @dataclass(frozen=True, slots=True)
 class Painting:
-    """The evaluation goes on: `done` of `total` pictures are painted."""
+    """Progress of the evaluation: `done` of `total` pictures are painted."""
 
     done: int
     total: int
@@ -90,13 +90,13 @@ def evaluate(
 
 
 class _Evaluation:
-    """One evaluation on its way."""
+    """One running evaluation."""
 
     def __init__(
         self, bundle: ModelBundle, paint: Paint, stickers: Stickers, judge: Judge, settings: EvaluationSettings
     ) -> None:
         self.bundle, self.paint, self.stickers, self.judge, self.settings = bundle, paint, stickers, judge, settings
-        self.court = Courtroom(judge, stickers, settings.captions, settings.seed)
+        self.retrieval = RetrievalCaptions(judge, stickers, settings.captions, settings.seed)
         self.groups = {
             "seen": choose_prompts(stickers, "train", settings.limit, settings.seed),
             "held_out": choose_prompts(stickers, "held_out", settings.limit, settings.seed),
@@ -112,7 +112,7 @@ class _Evaluation:
         self.total = self._total()
 
     def without_painting(self) -> None:
-        """Reconstruction and bits on held-out pictures, and the judge's word on the real ones: the ceiling."""
+        """Reconstruction and bits on held-out pictures, and the judge's figures for the real ones, the upper bound."""
         settings, held_out = self.settings, self.groups["held_out"]
         pictures = self._real(held_out)
         captions = [canonical_caption(self.stickers.records[prompt.row]) for prompt in held_out]
@@ -124,7 +124,7 @@ class _Evaluation:
         self._keep("real", [self._real(prompts) for prompts in self.groups.values()])
 
     def with_painting(self) -> Iterator[Painting]:
-        """Everything else."""
+        """The figures of generated pictures."""
         by_setting: dict[Setting, Judged] = {}
         for steps in self.settings.steps:
             for draft in self.drafts:
@@ -151,7 +151,7 @@ class _Evaluation:
             "judge_sha256": self.judge.sha256,
             "data_sha256": self.stickers.manifest.sha256.get("pictures.npy", ""),
             "limit": settings.limit,
-            "captions": self.court.captions,
+            "captions": self.retrieval.captions,
             "reference": len(self.reference),
             "seed": settings.seed,
             "default_steps": self.usual.steps,
@@ -181,7 +181,7 @@ class _Evaluation:
         return np.concatenate(pictures)
 
     def _paint_pairs(self, setting: Setting) -> Generator[Painting, None, Judged]:
-        """Paint both groups and note their figures; returns the judge's word on all."""
+        """Paint both groups and note their figures; returns the judgement of all."""
         judged, shown = [], []
         for group, prompts in self.groups.items():
             shown.append((yield from self._paint([(prompt.text, prompt.seed) for prompt in prompts], setting)))
@@ -198,7 +198,7 @@ class _Evaluation:
         self.figures += scene_figures(self.scenes, pictures, "scenes", seed, self.usual.steps, self.usual.draft)
 
     def _judge(self, group: str, prompts: Sequence[Prompt], pictures: Pictures, setting: Setting | None) -> Judged:
-        judged = self.court.judge_pictures(prompts, pictures)
+        judged = self.retrieval.judge_pictures(prompts, pictures)
         for name, interval in judged.intervals(self.settings.seed).items():
             self._add(name, group, interval, setting)
         return judged
@@ -231,7 +231,7 @@ class _Evaluation:
         if len(chosen) < 2:
             raise DataError(
                 str(self.stickers.folder),
-                given=f"{len(rows)} training pictures beside the {len(asked)} asked for",
+                given=f"{len(rows)} training pictures besides the {len(asked)} asked for",
                 expected="two or more to compare with",
                 cure="Lower --limit.",
             )

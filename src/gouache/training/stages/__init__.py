@@ -1,1 +1,1 @@
-"""The five stages, one a file."""
+"""The stages of training, one file each, and their registry."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -18,14 +18,15 @@ from gouache.models.text_encoder import TextEncoding
 from gouache.models.text_stack import TextStack
 from gouache.models.tokenizers import CLS, MASK, PAD, SEP, UNKNOWN, WordPieceTokenizer
 from gouache.pipeline.inputs.images import rgba_to_tensor
-from gouache.training.batches.pairs import FinitePairs, Pairs, PairSource, StickerPairs
+from gouache.training.batches.pairs import FinitePairs, Pairs, PairSource, StickerPairs, open_pairs
 from gouache.training.batches.shapes import batches_of_one_shape
 from gouache.training.batches.translations import align, expected_rows, foreign_characters
 from gouache.training.config import ClipStage
 from gouache.training.evaluation.retrieval import candidates, ranks
+from gouache.training.inputs import RunInputs, initial_weights, load_text, sentence_encoder_folder
 from gouache.training.losses import contrastive_loss
-from gouache.training.stage import Batch, ImageNoise, Losses, Stage, batched
-from gouache.training.towers import WORDS, Towers, TowersConfig, export_text_encoder
+from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, batched
+from gouache.training.towers import WORDS, Towers, TowersConfig, write_sentence_encoder
 
 LARGEST_LOG_SCALE = 4.6052  # log 100 (Radford et al. 2021, section 2.5)
 TRANSLATION_LOG_SCALE = 3.0
@@ -49,6 +50,7 @@ class ClipTraining(Stage[Towers]):
     """
 
     name = "clip"
+    kind = "image tower"
     config: ClipStage
 
     def __init__(
@@ -72,6 +74,16 @@ class ClipTraining(Stage[Towers]):
         if config.train_text == "none":
             self.trained.added_embeddings.requires_grad_(False)
 
+    @classmethod
+    def from_run(cls, inputs: RunInputs) -> Iterator[Preparing | Ready]:
+        table, text = inputs.table(cls.name, ClipStage), inputs.config.text
+        sources, seed = inputs.sources(table.loop.batch_size), table.loop.seed
+        with initial_weights(seed):
+            train, held_out = open_pairs(inputs.data, sources.train, sources.held_out, table.split, seed)
+            start = None if table.text else load_text(sentence_encoder_folder(text.folder), text.max_tokens)[0]
+            stage = cls(table, train, held_out, start, text.max_tokens, seed)
+        yield Ready(stage, table)
+
     @property
     def translates(self) -> bool:
         """Whether Chinese texts are learnt."""
@@ -89,7 +101,7 @@ class ClipTraining(Stage[Towers]):
             "styled": torch.tensor(pairs.styled),
         }
         if self.config.augment:
-            noise = ImageNoise(self.seed, indices)
+            noise = BatchNoise(self.seed, indices)
             batch |= {
                 "place": noise.uniform("place", (4,)),
                 "stain": noise.normal("stain", (3, STAIN_SIDE, STAIN_SIDE)) * noise.uniform("amount", (1, 1, 1)),
@@ -148,9 +160,9 @@ class ClipTraining(Stage[Towers]):
         return figures
 
     def export(self, network: Towers, path: Path) -> None:
-        """Write both towers, and beside them the text tower alone in the form that the table [text] reads."""
+        """Write both towers, and next to them the text tower alone in the form that the table [text] reads."""
         network.save(path)
-        export_text_encoder(network, path.parent / f"{path.stem}-text")
+        write_sentence_encoder(network.merged_text(), network.vocabulary, path.parent / f"{path.stem}-text")
 
     def _english(self, ids: Tensor, mask: Tensor) -> TextEncoding:
         """States of English texts; the gradient stops here unless the whole tower is trained."""

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from gouache.checkpoints.formats.header import read_header
 from gouache.checkpoints.formats.safetensors import save_tensors
+from gouache.checkpoints.load import load_bundle
 from gouache.diffusion.bound import hybrid_loss
 from gouache.diffusion.chain import ForwardProcess
 from gouache.diffusion.loss_weights import loss_weight
@@ -17,14 +20,18 @@ from gouache.diffusion.parameterization import Prediction, denoised_from, networ
 from gouache.diffusion.samplers.registry import sample
 from gouache.diffusion.samplers.sigmas import make_sigmas
 from gouache.errors import ConfigError
-from gouache.models.configs import DenoiserConfig
+from gouache.models.bundle import ModelBundle
+from gouache.models.configs import DenoiserConfig, UNetConfig
 from gouache.models.quantizer import Quantizer
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
 from gouache.training.batches.encoded import Encoded, TextStates, drop_captions
 from gouache.training.batches.shapes import batches_of_one_shape, check_square, order_of, shown
-from gouache.training.config import DenoiserStage
-from gouache.training.stage import Batch, ImageNoise, Losses, Stage, freeze_parameters
+from gouache.training.batches.sources import Sources
+from gouache.training.batches.store import Encoders
+from gouache.training.config import DenoiserStage, TrainConfig, stage_config
+from gouache.training.inputs import RunInputs, initial_weights, load_network, result_of
+from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, freeze_parameters
 
 
 class Previewer:
@@ -84,6 +91,10 @@ class DenoiserTraining(Stage[UNet]):
     """Predict what was added to the latents (Rombach et al. 2022, equation 3), given text and, at times, a draft."""
 
     name = "denoiser"
+    kind = "U-Net"
+    part = "unet"
+    settings = {"denoiser": "denoiser_config"}  # noqa: RUF012 - declared as a ClassVar in Stage
+    chooses_average = True
     config: DenoiserStage
 
     def __init__(
@@ -113,6 +124,47 @@ class DenoiserTraining(Stage[UNet]):
         self.quantizer, self.vae = quantizer, vae
         self.freeze(*(name for name in ("quantizer", "vae") if getattr(self, name) is not None))
 
+    @classmethod
+    def from_run(cls, inputs: RunInputs) -> Iterator[Preparing | Ready]:
+        table, sources = inputs.table(cls.name, DenoiserStage), inputs.sources()
+        if table.start is not None:
+            yield from cls._fine_tuning(inputs, table, table.start, sources)
+            return
+        vae = inputs.vae()
+        stores = yield from inputs.encoded(sources, inputs.encoders(vae))
+        with initial_weights(table.loop.seed):
+            drafts = inputs.quantizer() if table.sizes.draft_channels else None
+            stage = cls(table, *stores, drafts, vae, table.loop.seed)
+        yield Ready(stage, table)
+
+    @classmethod
+    def _fine_tuning(
+        cls, inputs: RunInputs, table: DenoiserStage, start: Path, sources: Sources
+    ) -> Iterator[Preparing | Ready]:
+        """On a published model, whose other parts stay as they are."""
+        bundle = load_bundle(start, dtype=torch.float32)
+        stores = yield from inputs.encoded(sources, encoders_of(bundle, start, inputs.config.data.size))
+        update = {"network": bundle.unet.config, "start": None, "denoiser": bundle.denoiser_config}
+        ready = table.model_copy(update=update)
+        yield Ready(cls(ready, *stores, None, bundle.vae, table.loop.seed, start=bundle.unet), ready)
+
+    @classmethod
+    def base_model(cls, config: TrainConfig) -> Path | None:
+        """The model that is fine-tuned.
+
+        Raises:
+            TrainingError: the config has no denoiser, without which there is nothing to pack.
+        """
+        stage_config(config, cls.name)
+        return config.denoiser.start if config.denoiser is not None else None
+
+    @classmethod
+    def model_parts(cls, inputs: RunInputs, others: Mapping[str, Any]) -> dict[str, Any]:
+        del others
+        path = result_of(inputs.run, cls.name)
+        denoiser = DenoiserConfig.from_json(read_header(path).metadata["denoiser"], where=str(path))
+        return {cls.part: load_network(UNet, UNetConfig, path), "denoiser_config": denoiser}
+
     def batch(self, indices: Sequence[int]) -> Batch:
         return self._batch(self.data, self.order.numbers(indices), indices)
 
@@ -141,7 +193,7 @@ class DenoiserTraining(Stage[UNet]):
         latents = self.held_out.latents(numbers).to(self.device)
         text = self.held_out.text(numbers)
         preview = Previewer(network, self.config.denoiser, self.schedule, self.data.empty)
-        noise = ImageNoise(self.seed, numbers).normal("samples", latents.shape[1:]).to(self.device)
+        noise = BatchNoise(self.seed, numbers).normal("samples", latents.shape[1:]).to(self.device)
         rows = [latents, preview.latents(text, noise, None)]
         if self.quantizer is not None:
             rows.append(preview.latents(text, noise, self.quantizer.decode(self.quantizer.encode(latents))))
@@ -149,20 +201,19 @@ class DenoiserTraining(Stage[UNet]):
 
     def export(self, network: UNet, path: Path) -> None:
         """Write the U-Net with the denoiser's settings."""
-        metadata = {"component": "unet", "config": network.config.to_json()}
+        metadata = {"component": self.part, "config": network.config.to_json()}
         save_tensors(path, network.state_dict(), metadata | {"denoiser": self.config.denoiser.to_json()})
 
     def _batch(self, data: Encoded, numbers: list[int], indices: Sequence[int], *, exact: bool = False) -> Batch:
         """Latents, text and noise; `exact` leaves captions and drafts as they are."""
-        config, noise, latents = self.config, ImageNoise(self.seed, indices), data.latents(numbers)
+        config, noise, latents = self.config, BatchNoise(self.seed, indices), data.latents(numbers)
         text = data.text(numbers)
         if not exact:
             text = drop_captions(text, data.empty, noise.uniform("caption") < config.caption_dropout)
         eps = noise.normal("eps", latents.shape[1:])
         if config.noise_offset:
             eps = eps + config.noise_offset * noise.normal("offset", (latents.shape[1], 1, 1))
-        # Uniform in the schedule's index: for flow matching its shift acts there.
-        place = noise.uniform("t").double() * (self.schedule.num_timesteps - 1)
+        place = self._places(noise, exact=exact).double() * (self.schedule.num_timesteps - 1)
         if self.chain is not None:
             place = place.round()  # the chain of L_vlb has whole steps only
         sigma = self.schedule.index_to_sigma(place)
@@ -177,6 +228,13 @@ class DenoiserTraining(Stage[UNet]):
             batch["random"] = noise.integers("random", tokens.vocabulary, shape)
         batch["keep_draft"] = noise.uniform("draft") >= config.draft_dropout
         return batch
+
+    def _places(self, noise: BatchNoise, *, exact: bool) -> Tensor:
+        """Noise levels as places in the schedule's index, where the shift of flow matching acts too: [B] in 0..1."""
+        config = self.config
+        if exact or config.timesteps == "uniform":
+            return noise.uniform("t")
+        return torch.sigmoid(config.timestep_mean + config.timestep_std * noise.normal("t", (1,)).squeeze(1))
 
     def _errors(self, network: UNet, batch: Batch) -> tuple[Tensor, Tensor]:
         """Weighted and plain squared error of every picture [B], [B]."""
@@ -221,6 +279,24 @@ class DenoiserTraining(Stage[UNet]):
             wrong = torch.where(batch["wrong"][kept], batch["random"][kept], tokens)
             draft[kept] = self.quantizer.decode(wrong).to(draft.dtype)
         return draft
+
+
+def encoders_of(bundle: ModelBundle, path: Path, size: int) -> Encoders:
+    """The encoders of a published model, for square pictures of `size` pixels."""
+    numbers = bundle.size_condition(size, size)
+
+    def pooled(text: Tensor | None) -> Tensor | None:
+        rows = None if numbers is None or text is None else numbers.expand(len(text), -1)
+        return bundle.pooled_vector(text, rows)
+
+    sha = bundle.sha256 or f"{path.resolve()}/{_file_marks(path)}"
+    return Encoders(bundle.vae, bundle.text, sha, pooled)
+
+
+def _file_marks(path: Path) -> str:
+    """Sizes and times of a model's files: enough to notice that it was replaced."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return "/".join(f"{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files if f.is_file())
 
 
 def _chain_of(config: DenoiserStage, schedule: NoiseSchedule) -> ForwardProcess | None:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from gouache.checkpoints.formats.safetensors import save_tensors
 from gouache.errors import ConfigError
+from gouache.models.configs import PriorConfig
 from gouache.models.prior import Draw, Prior, prior_inputs
 from gouache.models.quantizer import Quantizer
 from gouache.models.recall import Recall
@@ -18,7 +20,8 @@ from gouache.models.vae import AutoencoderKL
 from gouache.training.batches.encoded import Encoded, Shuffled, drop_captions
 from gouache.training.batches.shapes import check_square
 from gouache.training.config import PriorStage
-from gouache.training.stage import Batch, ImageNoise, Losses, Stage, batched
+from gouache.training.inputs import RunInputs, initial_weights, last_result, load_network, result_of, stage_run
+from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, batched
 
 SHOWN = 16
 
@@ -27,6 +30,10 @@ class PriorTraining(Stage[Prior]):
     """Minimise the negative log-likelihood of tokens given text (Tian et al. 2024, equation 4)."""
 
     name = "prior"
+    kind = "prior"
+    part = "prior"
+    measured = ("memory",)
+    free = ("dropout",)
     config: PriorStage
     weights: Tensor
 
@@ -46,7 +53,7 @@ class PriorTraining(Stage[Prior]):
         for part in (data, held_out):
             check_square(part, self.name)
         self.order = Shuffled(len(data), seed)
-        memory = 0 if remembered is None else len(remembered)
+        memory = config.network.memory if remembered is None else len(remembered)
         self.trained = Prior(config.network.model_copy(update={"memory": memory}))
         if remembered is not None and self.trained.recall is not None:
             remember(self.trained.recall, remembered, quantizer)
@@ -55,8 +62,33 @@ class PriorTraining(Stage[Prior]):
         self.register_buffer("weights", weights, persistent=False)
         self.freeze("quantizer", *(["vae"] if vae else []))
 
+    @classmethod
+    def from_run(cls, inputs: RunInputs) -> Iterator[Preparing | Ready]:
+        table, sources = inputs.table(cls.name, PriorStage), inputs.sources()
+        vae = inputs.vae()
+        encoders = inputs.encoders(vae)
+        stores = yield from inputs.encoded(sources, encoders)
+        remembered = None
+        if table.network.neighbours and not table.network.memory:  # a packed prior brings its own memory
+            remembered = yield from inputs.store(sources.plain, encoders, len(sources.plain))
+        with initial_weights(table.loop.seed):
+            stage = cls(table, *stores, inputs.quantizer(), vae, table.loop.seed, remembered=remembered)
+        yield Ready(stage, table)
+
+    @classmethod
+    def model_parts(cls, inputs: RunInputs, others: Mapping[str, Any]) -> dict[str, Any]:
+        """The prior with the best held-out likelihood, which is not the last one: it goes on to memorise.
+
+        A U-Net without draft channels has no use for it, and one with them also works without.
+        """
+        if not others["unet"].config.draft_channels or not last_result(inputs.run, cls.name).exists():
+            return {}
+        best = stage_run(inputs.run, cls.name) / "best.safetensors"
+        path = best if best.exists() else result_of(inputs.run, cls.name)
+        return {cls.part: load_network(Prior, PriorConfig, path)}
+
     def batch(self, indices: Sequence[int]) -> Batch:
-        numbers, noise, network = self.order.numbers(indices), ImageNoise(self.seed, indices), self.config.network
+        numbers, noise, network = self.order.numbers(indices), BatchNoise(self.seed, indices), self.config.network
         dropped = noise.uniform("caption") < self.config.caption_dropout
         text = drop_captions(self.data.text(numbers), self.data.empty, dropped)
         share = noise.uniform("share") * self.config.token_noise
@@ -94,7 +126,7 @@ class PriorTraining(Stage[Prior]):
             return None
         numbers = range(min(SHOWN, len(self.held_out)))
         text = self.held_out.text(numbers)
-        uniform = ImageNoise(self.seed, numbers).uniform("samples", (self.config.network.length,)).to(self.device)
+        uniform = BatchNoise(self.seed, numbers).uniform("samples", (self.config.network.length,)).to(self.device)
         *_, tokens = network.sample(
             self.quantizer,
             text.context.to(self.device),
@@ -110,7 +142,7 @@ class PriorTraining(Stage[Prior]):
     def export(self, network: Prior, path: Path) -> None:
         """Write the prior."""
         config = network.config.to_json()
-        save_tensors(path, network.state_dict(), {"component": "prior", "config": config})
+        save_tensors(path, network.state_dict(), {"component": self.part, "config": config})
 
     def _bits(self, prior: Prior, with_text: bool) -> Tensor:
         """Bits of every token of every held-out picture [N,S]."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from gouache.models.vae import AutoencoderKL
 from gouache.training.batches.encoded import Encoded, Shuffled
 from gouache.training.batches.shapes import check_square
 from gouache.training.config import TokensStage
-from gouache.training.stage import Batch, ImageNoise, Losses, Stage, batched
+from gouache.training.inputs import RunInputs, initial_weights
+from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, batched
 
 SHOWN = 16
 
@@ -23,6 +25,8 @@ class TokensTraining(Stage[Quantizer]):
     """Reconstruct latents through a few tokens; finite scalars need no code book loss (Mentzer et al. 2024)."""
 
     name = "tokens"
+    kind = "quantizer"
+    part = "quantizer"
     config: TokensStage
 
     def __init__(
@@ -37,8 +41,22 @@ class TokensTraining(Stage[Quantizer]):
         self.vae = vae
         self.freeze(*(["vae"] if vae else []))
 
+    @classmethod
+    def from_run(cls, inputs: RunInputs) -> Iterator[Preparing | Ready]:
+        table, sources = inputs.table(cls.name, TokensStage), inputs.sources()
+        vae = inputs.vae()
+        stores = yield from inputs.encoded(sources, inputs.encoders(vae))
+        with initial_weights(table.loop.seed):
+            stage = cls(table, *stores, vae, table.loop.seed)
+        yield Ready(stage, table)
+
+    @classmethod
+    def model_parts(cls, inputs: RunInputs, others: Mapping[str, Any]) -> dict[str, Any]:
+        """The quantizer, which only a prior's drafts need."""
+        return {cls.part: inputs.quantizer()} if "prior" in others else {}
+
     def batch(self, indices: Sequence[int]) -> Batch:
-        noise = ImageNoise(self.seed, indices)
+        noise = BatchNoise(self.seed, indices)
         total = len(self.config.network.scales)
         cut = noise.integers("scales", total) + 1
         kept = torch.where(noise.uniform("cut") < self.config.scale_dropout, cut, total)
@@ -73,4 +91,4 @@ class TokensTraining(Stage[Quantizer]):
     def export(self, network: Quantizer, path: Path) -> None:
         """Write the quantizer."""
         config = network.config.to_json()
-        save_tensors(path, network.state_dict(), {"component": "quantizer", "config": config})
+        save_tensors(path, network.state_dict(), {"component": self.part, "config": config})

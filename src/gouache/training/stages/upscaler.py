@@ -1,14 +1,15 @@
-"""The stage beside the others: an up-sampling decoder, which draws what the autoencoder paints several times as large.
+"""Independent of the others: an up-sampling decoder, which enlarges what the autoencoder decodes.
 
-Its input is a picture's area-averaged small twin after a way through the autoencoder, so it learns to undo that blur;
-its target is the same place of the picture drawn large from its source.
+Its input is a picture downscaled by area and passed through the autoencoder, so it learns to undo that blur; its
+target is the same crop rendered large from its source.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,12 +20,15 @@ from torch import Tensor
 from gouache.checkpoints.formats.safetensors import save_tensors
 from gouache.data.large import LargePictures, LargeStickers, held_out_large
 from gouache.errors import ConfigError
+from gouache.models.configs import UpscalerConfig
 from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.inputs.images import rgba_to_tensor, tensor_to_rgba
+from gouache.training.batches.sources import open_stickers
 from gouache.training.config import UpscalerStage
+from gouache.training.inputs import RunInputs, initial_weights, last_result, load_network
 from gouache.training.losses import edge_loss, psnr
-from gouache.training.stage import Batch, ImageNoise, Losses, Stage
+from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage
 
 VALIDATED, SHOWN = 32, 12
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}
@@ -41,6 +45,8 @@ class UpscalerTraining(Stage[Upscaler]):
     """
 
     name = "upscaler"
+    kind = "up-sampling decoder"
+    part = "upscaler"
     config: UpscalerStage
 
     def __init__(self, config: UpscalerStage, large: LargeStickers, vae: AutoencoderKL, seed: int) -> None:
@@ -58,6 +64,23 @@ class UpscalerTraining(Stage[Upscaler]):
             )
         self.freeze("vae")
 
+    @classmethod
+    def from_run(cls, inputs: RunInputs) -> Iterator[Preparing | Ready]:
+        table, data = inputs.table(cls.name, UpscalerStage), inputs.config.data
+        inputs.sources()  # refuses first what no stage can learn from
+        with initial_weights(table.loop.seed):
+            vae = inputs.vae()
+            large = LargeStickers(open_stickers(inputs.data, data), data.size * table.network.scale, inputs.run)
+            stage = cls(table, large, vae, table.loop.seed)
+        yield Ready(stage, table)
+
+    @classmethod
+    def model_parts(cls, inputs: RunInputs, others: Mapping[str, Any]) -> dict[str, Any]:
+        """The up-sampling decoder, if it was trained."""
+        del others
+        path = last_result(inputs.run, cls.name)
+        return {cls.part: load_network(Upscaler, UpscalerConfig, path)} if path.exists() else {}
+
     def _check(self, small: int) -> None:
         if self.config.crop > small:
             raise ConfigError("upscaler.crop", given=self.config.crop, expected=f"at most the picture's {small}")
@@ -74,7 +97,7 @@ class UpscalerTraining(Stage[Upscaler]):
         distinct = sorted(set(numbers))
         large = self._tensor([self.data.picture(number) for number in distinct])  # [P,C,H,W]
         small = F.avg_pool2d(large, config.network.scale)  # [P,C,h,w]
-        noise, whole = ImageNoise(self.seed, indices), ImageNoise(self.seed, distinct)
+        noise, whole = BatchNoise(self.seed, indices), BatchNoise(self.seed, distinct)
         rows = torch.tensor([distinct.index(number) for number in numbers])
         place = torch.stack([rows, *noise.integers("place", small.shape[-1] - crop + 1, (4,)).T], dim=1)  # [B,5]
         place, target = self._busier(large, place)
@@ -102,7 +125,7 @@ class UpscalerTraining(Stage[Upscaler]):
     def validate(self, network: Upscaler) -> dict[str, float]:
         """PSNR in dB of held-out pictures enlarged 4 and 2 times, with and without the autoencoder's blur.
 
-        Beside them Lanczos and bicubic interpolation of the same small pictures. "score" is the first, negated.
+        For comparison, Lanczos and bicubic interpolation of the same small pictures. "score" is the first, negated.
         """
         figures: dict[str, list[Tensor]] = {"psnr": [], "psnr_half": [], "psnr_clean": []}
         for target, decoded, clean in zip(*self._held_out, strict=True):
@@ -127,7 +150,7 @@ class UpscalerTraining(Stage[Upscaler]):
 
     def export(self, network: Upscaler, path: Path) -> None:
         """Write the up-sampling decoder."""
-        save_tensors(path, network.state_dict(), {"component": "upscaler", "config": network.config.to_json()})
+        save_tensors(path, network.state_dict(), {"component": self.part, "config": network.config.to_json()})
 
     def _tensor(self, pictures: list[np.ndarray]) -> Tensor:
         return rgba_to_tensor(np.stack(pictures))[:, : self.config.network.image_channels]
@@ -148,11 +171,11 @@ class UpscalerTraining(Stage[Upscaler]):
 
     def _amounts_of(self, indices: Sequence[int]) -> Tensor:
         """How much of what is done to each crop. [B,3]"""
-        config, dice = self.config, ImageNoise(self.seed, indices).uniform("amounts", (5,))
-        wholly, partly = dice[:, 0] < config.decoded, dice[:, 0] >= (1 + config.decoded) / 2
-        share = torch.where(wholly, 1.0, torch.where(partly, dice[:, 1], 0.0))
-        blur = torch.where(dice[:, 2] < config.degraded, dice[:, 3] * config.blur, 0.0)
-        grain = torch.where(dice[:, 2] < config.degraded, dice[:, 4] * config.grain, 0.0)
+        config, draws = self.config, BatchNoise(self.seed, indices).uniform("amounts", (5,))
+        wholly, partly = draws[:, 0] < config.decoded, draws[:, 0] >= (1 + config.decoded) / 2
+        share = torch.where(wholly, 1.0, torch.where(partly, draws[:, 1], 0.0))
+        blur = torch.where(draws[:, 2] < config.degraded, draws[:, 3] * config.blur, 0.0)
+        grain = torch.where(draws[:, 2] < config.degraded, draws[:, 4] * config.grain, 0.0)
         return torch.stack([share, blur, grain], dim=1)
 
     def _degraded(self, batch: Batch) -> Tensor:
@@ -204,7 +227,7 @@ class UpscalerTraining(Stage[Upscaler]):
 
 
 def on_both_grounds(picture: Tensor) -> Tensor:
-    """With transparency, the colours on black beside those on white: a fringe that white hides is an error too.
+    """With transparency, the colours on black next to those on white: a fringe that white hides is an error too.
 
     Args:
         picture: [B,3,H,W] stays as it is; [B,4,H,W] with colours on white becomes [B,7,H,W]; in [-1,1].

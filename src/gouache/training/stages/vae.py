@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from gouache.checkpoints.formats.header import read_header
 from gouache.checkpoints.formats.safetensors import save_tensors
+from gouache.checkpoints.load import load_bundle
+from gouache.errors import CorruptCheckpoint, DataError
 from gouache.models.vae import AutoencoderKL, Moments
 from gouache.pipeline.inputs.images import rgba_to_tensor
 from gouache.training.batches.shapes import batches_of_one_shape, shown
 from gouache.training.batches.store import CaptionedSource, FiniteSource
-from gouache.training.config import VaeStage
+from gouache.training.config import TrainConfig, VaeStage
+from gouache.training.inputs import RunInputs, initial_weights, load_vae
 from gouache.training.losses import PatchDiscriminator, adversarial_loss, edge_loss, psnr
-from gouache.training.stage import Batch, ImageNoise, Losses, Stage, freeze_parameters
+from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, freeze_parameters
 
 SHOWN, VALIDATED = 32, 256
 QUANT_CONV = "quant_conv"
@@ -25,6 +30,9 @@ class VaeTraining(Stage[AutoencoderKL]):
     """Reconstruct pictures through the latents (Rombach et al. 2022, equation 25, with edges for the learned term)."""
 
     name = "vae"
+    kind = "autoencoder"
+    part = "vae"
+    measured = ("scale", "shift")
     config: VaeStage
 
     def __init__(
@@ -44,10 +52,31 @@ class VaeTraining(Stage[AutoencoderKL]):
         freeze_parameters(self.trained, (*config.freeze, *held), "vae.freeze")
         self.discriminator = PatchDiscriminator(config.sizes.image_channels) if config.adversarial else None
 
+    @classmethod
+    def from_run(cls, inputs: RunInputs) -> Iterator[Preparing | Ready]:
+        table = inputs.table(cls.name, VaeStage)
+        sources = inputs.sources(table.loop.batch_size)
+        with initial_weights(table.loop.seed):
+            start = None if table.start is None else _start_of(table.start)
+            if start is not None:
+                table = table.model_copy(update={"network": start.config, "start": None})
+            stage = cls(table, sources.train, sources.held_out, table.loop.seed, start=start)
+        yield Ready(stage, table)
+
+    @classmethod
+    def base_model(cls, config: TrainConfig) -> Path | None:
+        """The model whose autoencoder is refined, where no denoiser is trained on its latents."""
+        return config.vae.start if config.denoiser is None and config.vae is not None else None
+
+    @classmethod
+    def model_parts(cls, inputs: RunInputs, others: Mapping[str, Any]) -> dict[str, Any]:
+        del others
+        return {cls.part: inputs.vae()}
+
     def batch(self, indices: Sequence[int]) -> Batch:
         image = self._tensor(self.data, indices)
         height, width = (side // self.config.sizes.downscale for side in image.shape[-2:])
-        noise = ImageNoise(self.seed, indices).normal("posterior", (self.config.sizes.latent_channels, height, width))
+        noise = BatchNoise(self.seed, indices).normal("posterior", (self.config.sizes.latent_channels, height, width))
         return {"image": image, "noise": noise, "index": torch.tensor(indices)}
 
     def forward(self, batch: Batch) -> Losses:
@@ -98,7 +127,7 @@ class VaeTraining(Stage[AutoencoderKL]):
             config = network.config.to_json()
         else:
             config = measure_normalisation(network, [self._tensor(self.data, part) for part in self._parts(256)])
-        save_tensors(path, network.state_dict(), {"component": "vae", "config": config})
+        save_tensors(path, network.state_dict(), {"component": self.part, "config": config})
 
     def _parts(self, count: int) -> list[list[int]]:
         """The first `count` numbers of the stream, each part within one batch and so of one shape."""
@@ -107,6 +136,22 @@ class VaeTraining(Stage[AutoencoderKL]):
 
     def _tensor(self, source: CaptionedSource, numbers: Sequence[int]) -> Tensor:
         return rgba_to_tensor(source.examples(numbers).pictures)[:, : self.config.sizes.image_channels]
+
+
+def _start_of(path: Path) -> AutoencoderKL:
+    """The autoencoder that this stage left in a file, or that of a whole model."""
+    if not path.exists():
+        raise DataError(str(path), given="nothing there", expected="an autoencoder, as vae.start says")
+    if path.is_file() and _is_result(path):
+        return load_vae(path).train().requires_grad_(True)
+    return load_bundle(path, dtype=torch.float32).vae
+
+
+def _is_result(path: Path) -> bool:
+    try:
+        return read_header(path).metadata.get("component") == VaeTraining.part
+    except CorruptCheckpoint:
+        return False
 
 
 def _with_gradient(x: Tensor) -> Tensor:

