@@ -12,7 +12,7 @@ from gouache.checkpoints.detect import Identity, identify
 from gouache.checkpoints.formats.header import Header, TensorInfo
 from gouache.checkpoints.keymaps import speller
 from gouache.checkpoints.networks import build_on_meta
-from gouache.checkpoints.shapes import THIRDS, Change
+from gouache.checkpoints.shapes import THIRDS, ShapeChange
 from gouache.config import Config
 from gouache.errors import UnknownFamily
 from gouache.models.configs import TextEncoderConfig, UNetConfig, VAEConfig
@@ -82,11 +82,11 @@ def infos(config: Config, place: str) -> dict[str, TensorInfo]:
     found = {}
     for name, tensor in build_on_meta(config).state_dict().items():
         spelling, shape = spell(name), tuple(tensor.shape)
-        if spelling.change is Change.POINTWISE:
+        if spelling.change is ShapeChange.POINTWISE:
             shape = (*shape, 1, 1)
         elif spelling.change in THIRDS:
             shape = (3 * shape[0], *shape[1:])
-        elif spelling.change is Change.TRANSPOSED:
+        elif spelling.change is ShapeChange.TRANSPOSED:
             shape = shape[::-1]
         found[prefix + spelling.name] = TensorInfo("F16", shape)
     return found

@@ -248,11 +248,11 @@ def adapters(studio_page: Server) -> None:
 @pytest.fixture
 def stopped_run(studio_page: Server) -> None:
     """A run that was stopped after a while, with its loss and a sheet of samples."""
-    from gouache.serve.training.plan import PLAN, STATE, STOP, Plan, State, write_text
+    from gouache.serve.training.plan import PLAN, STATE, STOP, RunState, TrainingPlan, write_text
 
     folder = studio_page.studio.training.root / "cats"
     (folder / "denoiser" / "samples").mkdir(parents=True)
-    plan = Plan(
+    plan = TrainingPlan(
         name="cats",
         stage="denoiser",
         data="cats",
@@ -267,7 +267,7 @@ def stopped_run(studio_page: Server) -> None:
         owner="local",
     )
     write_text(folder / PLAN, plan.to_json())
-    write_text(folder / STATE, State(step="train", trained=1860.0, result="stopped").to_json())
+    write_text(folder / STATE, RunState(step="train", trained=1860.0, result="stopped").to_json())
     (folder / STOP).touch()
     lines = [{"images_seen": 32.0 * k, "loss": 0.2 + 0.8 / k + 0.05 * (k % 5)} for k in range(1, 200)]
     lines.append({"images_seen": 6400.0, "validation/score": 0.31})

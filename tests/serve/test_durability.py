@@ -20,11 +20,11 @@ from PIL import Image
 
 from gouache.pipeline.request import Request
 from gouache.serve.queue.job import FINISHED
-from gouache.serve.queue.queue import Jobs
+from gouache.serve.queue.queue import JobQueue
 from gouache.serve.settings import Limits, Settings
 from gouache.serve.store.database import Database
 from gouache.serve.store.files import FileStore
-from gouache.serve.store.gallery import Pictures
+from gouache.serve.store.gallery import Gallery
 
 if TYPE_CHECKING:
     from tests.serve.conftest import StartServer
@@ -38,7 +38,7 @@ class Process:
     def __init__(self, folder: Path) -> None:
         self.settings = Settings(data=folder, port=0, page=False, threads=1, lease=5.0, limits=Limits(queue=5000))
         self.database = Database(self.settings.store_url)
-        self.jobs, self.pictures = Jobs(self.database, self.settings.limits), Pictures(self.database)
+        self.jobs, self.pictures = JobQueue(self.database, self.settings.limits), Gallery(self.database)
         self.file_store = FileStore(folder)
         self.process: subprocess.Popen[str] | None = None
         self.url = ""
@@ -210,6 +210,6 @@ def test_stopping_the_server_puts_the_running_job_back(start_server: StartServer
         time.sleep(0.02)
     server.stop()
     database = Database(f"sqlite:///{tmp_path / 'data' / 'studio.sqlite3'}")
-    seen = Jobs(database, Limits()).get(job.id)
+    seen = JobQueue(database, Limits()).get(job.id)
     database.close()
     assert (seen.state, seen.attempts) == ("queued", 0)

@@ -16,7 +16,7 @@ from gouache.data.readers import ReadReport
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
 from gouache.training.config import read_config
-from gouache.training.loop import Progress
+from gouache.training.loop import TrainingProgress
 from gouache.training.pack import pack
 from gouache.training.run import train_stage
 
@@ -115,7 +115,7 @@ def test_five_stages_from_a_folder_of_pictures_to_a_painted_one(tmp_path: Path) 
     list(pack_pictures(captioned_folder(tmp_path / "pictures"), data, [Bucket(32, 32)], ReadReport()))
     for stage in IMAGES:
         *_, last = train_stage(stage, config, data, run)
-        assert isinstance(last, Progress)
+        assert isinstance(last, TrainingProgress)
         assert last.images_seen == IMAGES[stage]
     model = pack(read_config(config, "denoiser"), run, tmp_path / "model", dtype="fp32")
 

@@ -25,7 +25,7 @@ from gouache.models.unet import UNet
 from gouache.pipeline.pipeline import Pipeline, fill, untrained_bundle
 from gouache.pipeline.request import Request
 from gouache.training.config import DenoiserStage, read_config
-from gouache.training.loop import Progress
+from gouache.training.loop import TrainingProgress
 from gouache.training.pack import pack
 from gouache.training.run import train_stage
 from gouache.training.state import checkpoints
@@ -74,7 +74,7 @@ def test_a_model_of_any_layout_is_tuned_and_packed(layout: str, data: Path, tmp_
         start = write_model(bundle_to_write(untrained_bundle()), tmp_path / "model", layout)  # type: ignore[arg-type]
     config = tmp_path / "config.toml"
     config.write_text(CONFIG.format(start=start))
-    progress = [e for e in train_stage("denoiser", config, data, tmp_path / "run") if isinstance(e, Progress)]
+    progress = [e for e in train_stage("denoiser", config, data, tmp_path / "run") if isinstance(e, TrainingProgress)]
     losses = [event.losses["mse"] for event in progress if event.losses]
     assert progress[-1].images_seen == 640
     assert losses[-1] < losses[0]
@@ -118,7 +118,7 @@ def test_a_model_of_sdxls_shape_is_tuned_and_packed(data: Path, tmp_path: Path) 
     assert load_bundle(start).size_numbers == 6
     config = tmp_path / "config.toml"
     config.write_text(CONFIG.format(start=start).replace("640", "80").replace("log_images = 160", "log_images = 16"))
-    progress = [e for e in train_stage("denoiser", config, data, tmp_path / "run") if isinstance(e, Progress)]
+    progress = [e for e in train_stage("denoiser", config, data, tmp_path / "run") if isinstance(e, TrainingProgress)]
     losses = [event.losses["mse"] for event in progress if event.losses]
     assert losses[-1] < losses[0]
     shard = load_tensors(next((tmp_path / "run").glob("encoded-*/000000000.safetensors")))

@@ -25,7 +25,7 @@ from gouache.models.family import SD1, SD2, SDXL, SDXL_REFINER, UNKNOWN, family_
 if TYPE_CHECKING:  # headers are read without torch
     from gouache.diffusion.parameterization import Parameterization
 
-Layout = Literal["single-file", "diffusers", "gouache", "network"]
+FileLayout = Literal["single-file", "diffusers", "gouache", "network"]
 
 VARIANTS = {0: "base", 5: "inpainting", 4: "instruct", 1: "depth", 3: "upscaler"}
 """What a U-Net is for, by the channels that it takes beside the noisy latents."""
@@ -130,7 +130,7 @@ class Identity:
 
     kind: str
     family: str
-    layout: Layout
+    layout: FileLayout
     variant: str = "base"
     label: str = ""
     parts: Mapping[str, Part] = field(default_factory=dict)

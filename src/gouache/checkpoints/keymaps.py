@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from gouache.checkpoints.shapes import POINTWISE, THIRDS, Change, Naming, Speller, Spelling
+from gouache.checkpoints.shapes import POINTWISE, THIRDS, Naming, ShapeChange, Speller, Spelling
 from gouache.config import Config
 from gouache.models.configs import ControlNetConfig, UNetConfig, VAEConfig
 
@@ -129,7 +129,7 @@ def speller(config: Config, naming: Naming) -> Speller:
     if isinstance(config, VAEConfig):
         table = {"ldm": vae_table(config), "old_diffusers": _old_vae_table()}.get(naming, {})
         return lambda name: Spelling(
-            _translate(name, table), Change.POINTWISE if POINTWISE.match(name) else Change.NONE
+            _translate(name, table), ShapeChange.POINTWISE if POINTWISE.match(name) else ShapeChange.NONE
         )
     return Spelling
 
@@ -147,7 +147,7 @@ def spell_open_clip(name: str) -> Spelling:
     if name in OPEN_CLIP_TENSORS:
         return Spelling(OPEN_CLIP_TENSORS[name])
     if name == "text_projection.weight":
-        return Spelling("text_projection", Change.TRANSPOSED)
+        return Spelling("text_projection", ShapeChange.TRANSPOSED)
     _, _, layer, rest = name.split(".", 3)  # encoder.layers.N.rest
     block = f"transformer.resblocks.{layer}"
     for third, part in zip(THIRDS, ("q_proj", "k_proj", "v_proj"), strict=True):

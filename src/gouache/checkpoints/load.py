@@ -121,7 +121,7 @@ def model_name(path: Path, identity: Identity) -> str:
     return identity.label if named else path.name if path.is_dir() else path.stem
 
 
-Network = TypeVar("Network", bound=nn.Module)
+LoadedNetwork = TypeVar("LoadedNetwork", bound=nn.Module)
 
 
 class _Networks:
@@ -139,7 +139,7 @@ class _Networks:
             network, _ = load_network(part, source, identity.family, device=device, dtype=dtype)
             self._loaded.append(network)
 
-    def of(self, kind: type[Network]) -> list[Network]:
+    def of(self, kind: type[LoadedNetwork]) -> list[LoadedNetwork]:
         return [network for network in self._loaded if isinstance(network, kind)]
 
 

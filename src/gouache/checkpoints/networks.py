@@ -16,7 +16,7 @@ from torch.overrides import TorchFunctionMode
 from gouache.checkpoints.detect import Part, left_out_reason
 from gouache.checkpoints.formats.header import Header, TensorInfo, few, open_source
 from gouache.checkpoints.formats.safetensors import TORCH_DTYPES, Int8Source, WeightSource
-from gouache.checkpoints.shapes import POINTWISE, THIRDS, Change, Speller, Spelling
+from gouache.checkpoints.shapes import POINTWISE, THIRDS, ShapeChange, Speller, Spelling
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, InvalidInput
 from gouache.models.configs import (
@@ -168,7 +168,7 @@ def _speller(part: Part) -> Speller:
 
         return speller(part.config, part.naming)
     if isinstance(part.config, VAEConfig):
-        return lambda name: Spelling(name, Change.POINTWISE if POINTWISE.match(name) else Change.NONE)
+        return lambda name: Spelling(name, ShapeChange.POINTWISE if POINTWISE.match(name) else ShapeChange.NONE)
     return Spelling
 
 
@@ -180,21 +180,21 @@ def _prefixed(spell: Speller, prefix: str) -> Speller:
     return spell_with_prefix
 
 
-def _fits(info: TensorInfo, shape: tuple[int, ...], change: Change) -> bool:
-    if change is Change.POINTWISE:
+def _fits(info: TensorInfo, shape: tuple[int, ...], change: ShapeChange) -> bool:
+    if change is ShapeChange.POINTWISE:
         return info.shape in (shape, (*shape, 1, 1))
-    if change is Change.TRANSPOSED:
+    if change is ShapeChange.TRANSPOSED:
         return info.shape == shape[::-1]
     if change in THIRDS:
         return info.shape == (3 * shape[0], *shape[1:])
     return info.shape == shape
 
 
-def changed(tensor: Tensor, change: Change, shape: tuple[int, ...]) -> Tensor:
+def changed(tensor: Tensor, change: ShapeChange, shape: tuple[int, ...]) -> Tensor:
     """A file's tensor as our network holds it: a view of all of it where that is possible."""
-    if change is Change.POINTWISE:
+    if change is ShapeChange.POINTWISE:
         return tensor.reshape(shape)
-    if change is Change.TRANSPOSED:
+    if change is ShapeChange.TRANSPOSED:
         return tensor.T.contiguous()
     if change in THIRDS:
         return tensor[THIRDS.index(change) * shape[0] :][: shape[0]].clone()

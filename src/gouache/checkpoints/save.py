@@ -25,7 +25,7 @@ from gouache.checkpoints.formats.safetensors import dtype_name, quantise, write_
 from gouache.checkpoints.identify import CARD_FILE, CARD_KEY, VOCABULARY_FILE, VOCABULARY_KEY, ModelCard, PartCard
 from gouache.checkpoints.keymaps import speller
 from gouache.checkpoints.noise_table import ALPHAS_CUMPROD, ZERO_TERMINAL_SNR, records_nothing_else, table_to_record
-from gouache.checkpoints.shapes import THIRDS, Change, Naming
+from gouache.checkpoints.shapes import THIRDS, Naming, ShapeChange
 from gouache.config import Config
 from gouache.errors import IncompatibleCheckpoint, InvalidInput, unknown_name
 from gouache.files import atomic_write
@@ -245,7 +245,7 @@ def _write_single_file(model: ModelToWrite, path: Path) -> None:
             cure="Use --to gouache.",
         )
     infos: dict[str, TensorInfo] = {}
-    sources: dict[str, list[tuple[NetworkToWrite, str, Change]]] = {}
+    sources: dict[str, list[tuple[NetworkToWrite, str, ShapeChange]]] = {}
     configs = {}
     for (name, (prefix, naming)), network in _single_file_parts(model):
         configs[CONFIG_KEY + name] = network.config.to_json()
@@ -296,19 +296,19 @@ def _single_file_parts(model: ModelToWrite) -> Iterator[tuple[tuple[str, tuple[s
         yield (place, places[place]), network
 
 
-def _their_shape(shape: tuple[int, ...], change: Change) -> tuple[int, ...]:
-    if change is Change.POINTWISE and len(shape) == 2:
+def _their_shape(shape: tuple[int, ...], change: ShapeChange) -> tuple[int, ...]:
+    if change is ShapeChange.POINTWISE and len(shape) == 2:
         return (*shape, 1, 1)
-    if change is Change.TRANSPOSED:
+    if change is ShapeChange.TRANSPOSED:
         return shape[::-1]
     return (3 * shape[0], *shape[1:]) if change in THIRDS else shape
 
 
-def _joined(sources: list[tuple[NetworkToWrite, str, Change]], shape: tuple[int, ...]) -> Tensor:
+def _joined(sources: list[tuple[NetworkToWrite, str, ShapeChange]], shape: tuple[int, ...]) -> Tensor:
     """A single file's tensor, made from one of ours or from three."""
     ordered = sorted(sources, key=lambda source: source[2].value)
     tensors = [network.tensor_of(name) for network, name, _ in ordered]
-    if ordered[0][2] is Change.TRANSPOSED:
+    if ordered[0][2] is ShapeChange.TRANSPOSED:
         return tensors[0].T
     return torch.cat(tensors) if len(tensors) > 1 else tensors[0].reshape(shape)
 

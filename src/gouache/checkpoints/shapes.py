@@ -30,7 +30,7 @@ keys and values.
 """
 
 
-class Change(Enum):
+class ShapeChange(Enum):
     """What happens to a tensor's numbers on the way from their file to our network."""
 
     NONE = auto()
@@ -45,7 +45,7 @@ class Change(Enum):
     """Ours is one third of their rows (queries, keys, values in one matrix)."""
 
 
-THIRDS = (Change.FIRST_THIRD, Change.SECOND_THIRD, Change.LAST_THIRD)
+THIRDS = (ShapeChange.FIRST_THIRD, ShapeChange.SECOND_THIRD, ShapeChange.LAST_THIRD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Spelling:
     """What a file calls one of our tensors, and how it holds it."""
 
     name: str
-    change: Change = Change.NONE
+    change: ShapeChange = ShapeChange.NONE
 
 
 Speller = Callable[[str], Spelling]

@@ -9,15 +9,15 @@ from typing import Annotated
 import typer
 
 from gouache.cli.options import option_specs, request_values, with_options
-from gouache.cli.output import Outcome
+from gouache.cli.output import OutputWriter
 from gouache.cli.paint import (
-    AsJson,
     Device,
     Dtype,
     Force,
+    JsonOption,
     Like,
     Open,
-    Output,
+    OutputOption,
     Quality,
     Size,
     build_request,
@@ -45,10 +45,10 @@ def _edit(
     picture: Annotated[str, typer.Argument(help="The picture; - reads standard input.")],
     prompt: Annotated[str | None, typer.Argument(help="Prompt.")] = None,
     *,
-    output: Output = None,
+    output: OutputOption = None,
     like: Like = None,
     size: Size = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
     force: Force = False,
     quality: Quality = 95,
     device: Device = None,
@@ -63,7 +63,7 @@ def _edit(
         )
     name, attachments = read_input(picture)
     request = build_request(prompt, size, {**values, "init_image": name}, like)
-    outcome = Outcome(output, force=force, as_json=as_json, quality=quality)
+    outcome = OutputWriter(output, force=force, as_json=as_json, quality=quality)
     paint_request(request, outcome, device=device, dtype=dtype, show=open_, attachments=attachments)
 
 
@@ -99,8 +99,8 @@ def vary(
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the first variation.")] = None,
     model: Annotated[str | None, typer.Option("--model", "-m", help="Model; the recipe's without it.")] = None,
     pixels: Annotated[bool, typer.Option("--pixels", help="Vary the pixels even if the image has a recipe.")] = False,
-    output: Output = None,
-    as_json: AsJson = False,
+    output: OutputOption = None,
+    as_json: JsonOption = False,
     force: Force = False,
     device: Device = None,
     dtype: Dtype = None,
@@ -119,7 +119,7 @@ def vary(
         request = request.replace({"prompt": prompt})
     if model is not None:
         request = request.replace({"model": model})
-    outcome = Outcome(output, force=force, as_json=as_json)
+    outcome = OutputWriter(output, force=force, as_json=as_json)
     paint_request(request, outcome, device=device, dtype=dtype, attachments=attachments)
 
 

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gouache.cli.options import option_specs, request_values, with_options
-from gouache.cli.output import Outcome, interrupted, shown
-from gouache.cli.paint import AsJson, Device, Dtype, Force, Size, build_request, load
+from gouache.cli.output import OutputWriter, interrupted, shown
+from gouache.cli.paint import Device, Dtype, Force, JsonOption, Size, build_request, load
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -34,7 +34,7 @@ def _grid(
         "grid.png"
     ),
     size: Size = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
     force: Force = False,
     device: Device = None,
     dtype: Dtype = None,
@@ -49,7 +49,7 @@ def _grid(
     axes = [read_axis(text) for text in (z, y, x) if text is not None]
     axes = [(SHORT_NAMES.get(name, name), values) for name, values in axes]
     cells = table(request, axes)
-    outcome = Outcome(str(output), force=force, as_json=as_json)
+    outcome = OutputWriter(str(output), force=force, as_json=as_json)
     outcome.check_single()
     kind = "png" if outcome.to_stdout else kind_of(output)
     pipeline = load(request.model, device, dtype)

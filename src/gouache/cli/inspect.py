@@ -173,7 +173,7 @@ def short_count(number: int) -> str:
     return str(number)
 
 
-class Layout(StrEnum):
+class TargetLayout(StrEnum):
     """Layouts that can be written."""
 
     diffusers = "diffusers"
@@ -192,7 +192,7 @@ class Precision(StrEnum):
 def convert(
     source: Annotated[str, typer.Argument(help="A model: file, folder, or a name that `gouache models` lists.")],
     target: Annotated[Path, typer.Argument(help="Where to write; nothing may be there yet.")],
-    to: Annotated[Layout, typer.Option("--to", help="The layout to write.")],
+    to: Annotated[TargetLayout, typer.Option("--to", help="The layout to write.")],
     dtype: Annotated[Precision | None, typer.Option("--dtype", help="Change the type; else bit for bit.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gouache.cli.options import option_specs, request_values, with_options
-from gouache.cli.output import Outcome, interrupted, shown
-from gouache.cli.paint import AsJson, Device, Dtype, Force, Size, build_request, load
+from gouache.cli.output import OutputWriter, interrupted, shown
+from gouache.cli.paint import Device, Dtype, Force, JsonOption, Size, build_request, load
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,7 +38,7 @@ def _interpolate(
     fps: Annotated[float, typer.Option("--fps", min=0.1, help="Frames per second of a video.")] = 8.0,
     output: Annotated[Path, typer.Option("--output", "-o", help=".gif, .webp, .mp4 or .png")] = Path("way.gif"),
     size: Size = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
     force: Force = False,
     device: Device = None,
     dtype: Dtype = None,
@@ -51,7 +51,7 @@ def _interpolate(
     way = {"prompt": to, "seed": to_seed, "image": to_image, "frames": frames}
     values["interpolation"] = {key: value for key, value in way.items() if value is not None}
     request = build_request(prompt, size, values)
-    outcome = Outcome(str(output), force=force, as_json=as_json)
+    outcome = OutputWriter(str(output), force=force, as_json=as_json)
     suffix = ".gif" if outcome.to_stdout else output.suffix
     check_film(suffix)
     outcome.check_single()

@@ -49,7 +49,7 @@ LONGEST_FOR_JPEG = 10_000
 
 
 @dataclass
-class Outcome:
+class OutputWriter:
     """Writes pictures as they are finished and remembers what to print at the end.
 
     Attributes:
@@ -223,7 +223,7 @@ def write_stdout(data: bytes) -> None:
         raise PictureError("standard output", given=given, expected="room for the picture") from error
 
 
-def interrupted(where: str, done: int, expected: str, outcome: Outcome) -> Interrupted:
+def interrupted(where: str, done: int, expected: str, outcome: OutputWriter) -> Interrupted:
     """The error for a Ctrl-C; it names what was kept."""
     kept = ", ".join(outcome.files) or "none"
     return Interrupted(where, given=f"an interrupt after {done}", expected=expected, cure=f"Kept: {kept}.")

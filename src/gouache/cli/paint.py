@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gouache.cli.options import EDITING, option_specs, request_values, with_options
-from gouache.cli.output import STANDARD, Outcome, shown
+from gouache.cli.output import STANDARD, OutputWriter, shown
 from gouache.errors import Interrupted, InvalidInput
 from gouache.pipeline.batch import choose, matrix, prompts_in, read_prompts, requests_of
 from gouache.pipeline.request import Request
@@ -29,8 +29,8 @@ Each is written as SLUG-SEED.png with its recipe inside. Example:
 gouache paint "a red fire engine, 3d style" --count 4 --seed 7
 """
 
-Output = Annotated[str | None, typer.Option("--output", "-o", help="File or folder; - is standard output.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+OutputOption = Annotated[str | None, typer.Option("--output", "-o", help="File or folder; - is standard output.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, float16 or bfloat16.")]
@@ -41,7 +41,9 @@ FromFile = Annotated[
     Path | None,
     typer.Option("--from-file", help="File of prompts: one prompt or one JSON object per line; - is standard input."),
 ]
-Matrix = Annotated[bool, typer.Option("--matrix", help="Prompt matrix: every combination of the parts separated by |.")]
+MatrixOption = Annotated[
+    bool, typer.Option("--matrix", help="Prompt matrix: every combination of the parts separated by |.")
+]
 Dynamic = Annotated[bool, typer.Option("--dynamic", help="Resolve {a|b} at random, by the seed.")]
 Wildcards = Annotated[Path | None, typer.Option("--wildcards", help="Folder of NAME.txt files for __NAME__.")]
 Like = Annotated[Path | None, typer.Option("--like", help="Start from the recipe stored in this image.")]
@@ -50,18 +52,18 @@ Like = Annotated[Path | None, typer.Option("--like", help="Start from the recipe
 def _paint(
     prompt: Annotated[str | None, typer.Argument(help="Prompt; - reads standard input.")] = None,
     *,
-    output: Output = None,
+    output: OutputOption = None,
     like: Like = None,
     size: Size = None,
     from_file: FromFile = None,
-    as_matrix: Matrix = False,
+    as_matrix: MatrixOption = False,
     dynamic: Dynamic = False,
     wildcards: Wildcards = None,
     grid: Annotated[
         bool, typer.Option("--grid", help="Also write a contact sheet, with the prompts if they differ.")
     ] = False,
     svg: Annotated[bool, typer.Option("--svg", help="Also trace each picture to SVG.")] = False,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
     force: Force = False,
     quality: Quality = 95,
     device: Device = None,
@@ -77,7 +79,7 @@ def _paint(
         requests = [one.replace({"prompt": text}) for one in requests for text in matrix(one.prompt)]
     if dynamic or wildcards is not None:
         requests = [each for one in requests for each in with_choices(one, wildcards)]
-    outcome = Outcome(output, force=force, as_json=as_json, quality=quality, svg=svg)
+    outcome = OutputWriter(output, force=force, as_json=as_json, quality=quality, svg=svg)
     paint_requests(requests, outcome, device=device, dtype=dtype, grid=grid, show=open_)
 
 
@@ -149,7 +151,7 @@ def with_choices(request: Request, wildcards: Path | None) -> list[Request]:
 
 def paint_request(
     request: Request,
-    outcome: Outcome,
+    outcome: OutputWriter,
     *,
     device: str | None = None,
     dtype: str | None = None,
@@ -162,7 +164,7 @@ def paint_request(
 
 def paint_requests(
     requests: Sequence[Request],
-    outcome: Outcome,
+    outcome: OutputWriter,
     *,
     device: str | None = None,
     dtype: str | None = None,
@@ -205,7 +207,7 @@ def paint_requests(
 
 
 def _painted(
-    pipeline: Pipeline, plan: Resolved, outcome: Outcome, attachments: Mapping[str, bytes] | None
+    pipeline: Pipeline, plan: Resolved, outcome: OutputWriter, attachments: Mapping[str, bytes] | None
 ) -> list[Painted]:
     from gouache.pipeline.generate.generation import Painted
 
@@ -217,7 +219,7 @@ def _painted(
     return done
 
 
-def _write_grid(done: list[Painted], outcome: Outcome, request: Request) -> None:
+def _write_grid(done: list[Painted], outcome: OutputWriter, request: Request) -> None:
     from gouache.files import write_bytes
     from gouache.pipeline.output.metadata import encode_picture, kind_of
     from gouache.pipeline.output.sheets import captioned_sheet, contact_sheet, left_out

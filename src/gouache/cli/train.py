@@ -12,7 +12,7 @@ import typer
 from gouache.models.family import POCKET
 
 if TYPE_CHECKING:
-    from gouache.training.loop import Progress
+    from gouache.training.loop import TrainingProgress
     from gouache.training.stage import Preparing
 
 
@@ -83,7 +83,7 @@ class _Lines:
     def __init__(self) -> None:
         self.terminal = sys.stderr.isatty()
 
-    def show(self, event: Preparing | Progress) -> None:
+    def show(self, event: Preparing | TrainingProgress) -> None:
         from gouache.training.stage import Preparing
 
         if isinstance(event, Preparing):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gouache.cli.edit import read_input
-from gouache.cli.paint import AsJson, Force
+from gouache.cli.paint import Force, JsonOption
 from gouache.errors import GouacheError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def upscale(
         str | None, typer.Option("--model", "-m", help="The model whose upscaler is used; the shipped one without it.")
     ] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="File; NAME-2x.png without it.")] = None,
-    as_json: AsJson = False,
+    as_json: JsonOption = False,
     force: Force = False,
 ) -> None:
     """Upscale any image: with the model's upscaler, with Lanczos, or with an upscaler's file.

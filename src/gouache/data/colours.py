@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gouache.data.drawing import Picture
 
-Floats = NDArray[np.float32]
+FloatArray = NDArray[np.float32]
 
 NAMES = (
     "black",
@@ -83,14 +83,14 @@ _TO_LAB = np.array(
 _FROM_LMS, _FROM_LAB = np.linalg.inv(_TO_LMS), np.linalg.inv(_TO_LAB)
 
 
-def rgb_to_oklab(rgb: NDArray[np.uint8]) -> Floats:
+def rgb_to_oklab(rgb: NDArray[np.uint8]) -> FloatArray:
     """sRGB bytes [...,3] to OKLab [...,3]."""
     linear = _linear_of_byte()[rgb]
-    lab: Floats = np.cbrt(linear @ _TO_LMS.T) @ _TO_LAB.T
+    lab: FloatArray = np.cbrt(linear @ _TO_LMS.T) @ _TO_LAB.T
     return lab
 
 
-def oklab_to_rgb(lab: Floats) -> NDArray[np.uint8]:
+def oklab_to_rgb(lab: FloatArray) -> NDArray[np.uint8]:
     """OKLab [...,3] to sRGB bytes [...,3]; colours outside sRGB are clipped."""
     linear = np.clip((lab @ _FROM_LAB.T) ** 3 @ _FROM_LMS.T, 0, 1)
     # The curve's inverse as a table over 4096 steps: exact to one byte value, and ten times faster than a power.
@@ -99,7 +99,7 @@ def oklab_to_rgb(lab: Floats) -> NDArray[np.uint8]:
 
 
 @cache
-def _linear_of_byte() -> Floats:
+def _linear_of_byte() -> FloatArray:
     value = np.arange(256, dtype=np.float32) / 255
     return np.where(value <= 0.04045, value / 12.92, ((value + 0.055) / 1.055) ** 2.4).astype(np.float32)
 

@@ -59,7 +59,7 @@ class SceneTruth:
     background: str | None = None
 
 
-Mask = NDArray[np.bool_]
+PixelMask = NDArray[np.bool_]
 
 GRID = 64
 BACKGROUND_SHARE = 0.6
@@ -166,20 +166,20 @@ def place_name(x: float, y: float) -> str:
     return name or "center"
 
 
-def foreground(picture: Picture) -> Mask:
+def foreground(picture: Picture) -> PixelMask:
     """Pixels that are not background: opaque ones, or, on an opaque ground, those unlike the rim's colour. [H,W]"""
     if picture.ndim != 3 or picture.shape[2] != 4 or picture.dtype != np.uint8:
         raise ShapeMismatch("picture", given=f"{picture.dtype} {picture.shape}", expected="uint8 [H,W,4]")
     rim = _rim(picture)
-    opaque: Mask = picture[..., 3] > 127
+    opaque: PixelMask = picture[..., 3] > 127
     if float((rim[:, 3] < 128).mean()) >= 0.5:
         return opaque
     ground = np.median(rgb_to_oklab(rim[rim[:, 3] > 127][:, :3]), axis=0)
-    far: Mask = np.linalg.norm(rgb_to_oklab(picture[..., :3]) - ground, axis=-1) > FOREGROUND_DISTANCE
+    far: PixelMask = np.linalg.norm(rgb_to_oklab(picture[..., :3]) - ground, axis=-1) > FOREGROUND_DISTANCE
     return opaque & far
 
 
-def count_parts(mask: Mask) -> int:
+def count_parts(mask: PixelMask) -> int:
     """Number of separate parts, small crumbs left out."""
     sizes = part_sizes(mask)
     if len(sizes) == 0:
@@ -188,7 +188,7 @@ def count_parts(mask: Mask) -> int:
     return len(large)
 
 
-def part_sizes(mask: Mask) -> NDArray[np.int64]:
+def part_sizes(mask: PixelMask) -> NDArray[np.int64]:
     """Areas of the connected parts (8 neighbours) of a mask, seen on a 64 x 64 grid."""
     rows = (np.arange(GRID) * mask.shape[0]) // GRID
     columns = (np.arange(GRID) * mask.shape[1]) // GRID
@@ -212,7 +212,7 @@ def _greatest_around(labels: NDArray[np.int64]) -> NDArray[np.int64]:
     return greatest
 
 
-def _sweep(labels: NDArray[np.int64], coarse: Mask, axis: int) -> NDArray[np.int64]:
+def _sweep(labels: NDArray[np.int64], coarse: PixelMask, axis: int) -> NDArray[np.int64]:
     """Carry labels along runs of set cells, forwards and back."""
     spread = np.moveaxis(labels.copy(), axis, 0)
     cells = np.moveaxis(coarse, axis, 0)

@@ -33,8 +33,8 @@ from gouache.diffusion.parameterization import Prediction
 from gouache.diffusion.samplers.step import Denoise
 from gouache.errors import InvalidInput, ShapeMismatch, unknown_name
 
-Decoder = Literal["discrete", "continuous"]
-DECODERS: tuple[Decoder, ...] = get_args(Decoder)
+DecoderKind = Literal["discrete", "continuous"]
+DECODERS: tuple[DecoderKind, ...] = get_args(DecoderKind)
 
 
 def prior_term(process: ForwardProcess, x0: Tensor) -> Tensor:
@@ -79,7 +79,7 @@ def vlb_term(
     t: Tensor,
     prediction: Prediction,
     variance: Variance,
-    decoder: Decoder = "discrete",
+    decoder: DecoderKind = "discrete",
 ) -> Tensor:
     """L_t for t >= 1 and L_0 for t = 0 (Ho et al. 2020, arXiv:2006.11239, equation 5).
 
@@ -137,7 +137,7 @@ def variational_bound(
     noises: Iterable[Tensor],
     *,
     variance: Variance = "fixed_small",
-    decoder: Decoder = "discrete",
+    decoder: DecoderKind = "discrete",
 ) -> VariationalBound:
     """L_vlb with one draw of x_t per term (Ho et al. 2020, equation 5; Nichol & Dhariwal 2021, equations 4-7).
 
@@ -177,7 +177,7 @@ def hybrid_loss(
     simple: Tensor,
     *,
     weight: float = 0.001,
-    decoder: Decoder = "continuous",
+    decoder: DecoderKind = "continuous",
 ) -> Tensor:
     """L_hybrid = L_simple + weight L_vlb (Nichol & Dhariwal 2021, arXiv:2102.09672, equation 16).
 

@@ -13,17 +13,17 @@ from typing import Literal
 
 from gouache.errors import unknown_name
 
-Matrix = tuple[tuple[float, float, float], ...]
+PreviewMatrix = tuple[tuple[float, float, float], ...]
 
 # One row for each latent channel, three colours: the linear fits that A1111's and ComfyUI's users know as
 # "latent2rgb". Only for looking at; nothing else depends on them.
-_SD_PREVIEW: Matrix = (
+_SD_PREVIEW: PreviewMatrix = (
     (0.298, 0.207, 0.208),
     (0.187, 0.286, 0.173),
     (-0.158, 0.189, 0.264),
     (-0.184, -0.271, -0.473),
 )
-_SDXL_PREVIEW: Matrix = (
+_SDXL_PREVIEW: PreviewMatrix = (
     (0.356, 0.429, 0.373),
     (-0.207, -0.049, 0.015),
     (0.041, 0.060, 0.013),
@@ -64,7 +64,7 @@ class Family:
     training_size: int = 512
     guidance_scale: float = 7.5
     latent_scale: float = 0.18215
-    preview: Matrix | None = _SD_PREVIEW
+    preview: PreviewMatrix | None = _SD_PREVIEW
     text_encoders: tuple[str, ...] = ("text_encoder",)
     context: Literal["last", "penultimate", "penultimate_raw"] = "last"
     size_numbers: int = 0

@@ -115,7 +115,7 @@ class Draw:
 Cache = list[tuple[Tensor, Tensor]]
 
 
-class Layer(nn.Module):
+class PriorLayer(nn.Module):
     """One transformer block: self-attention (with a cache), optional cross-attention, MLP; all pre-norm."""
 
     def __init__(self, config: PriorConfig) -> None:
@@ -175,7 +175,7 @@ class Prior(nn.Module):
         self.pooled_in = nn.Linear(config.pooled_dim, config.width)
         self.context_in = nn.Linear(config.context_dim, config.width)
         self.position_embedding = nn.Parameter(torch.empty(config.length, config.width))
-        self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
+        self.layers = nn.ModuleList(PriorLayer(config) for _ in range(config.depth))
         self.norm_out = nn.LayerNorm(config.width)
         self.head = nn.Linear(config.width, config.vocabulary)
         self.recall = Recall(config) if config.neighbours else None

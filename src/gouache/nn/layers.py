@@ -19,10 +19,10 @@ from torch.autograd.function import once_differentiable
 from gouache.errors import InvalidInput
 from gouache.nn.torch_private import has_one_dnn, not_compiled, one_dnn_linear
 
-Network = TypeVar("Network", bound=nn.Module)
+LaidOut = TypeVar("LaidOut", bound=nn.Module)
 
 
-def channels_last(network: Network) -> Network:
+def channels_last(network: LaidOut) -> LaidOut:
     """Lay every convolution's weights channels-last, in place; returns the network itself.
 
     Feature maps then keep that order from the first convolution on, and going from pixels to tokens costs no copy.

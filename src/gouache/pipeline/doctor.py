@@ -30,10 +30,10 @@ PACKAGES = (
     "vtracer",
     "spandrel",
 )
-Section = dict[str, str]
+FactTable = dict[str, str]
 
 
-def checkup() -> dict[str, Section]:
+def checkup() -> dict[str, FactTable]:
     """Versions, processor, devices, memory and model folders; every value as text."""
     return {
         "versions": _versions(),
@@ -44,7 +44,7 @@ def checkup() -> dict[str, Section]:
     }
 
 
-def _versions() -> Section:
+def _versions() -> FactTable:
     found = {"python": platform.python_version(), "system": platform.platform()}
     for name in PACKAGES:
         try:
@@ -54,7 +54,7 @@ def _versions() -> Section:
     return found
 
 
-def _processor() -> Section:
+def _processor() -> FactTable:
     return {
         "name": processor_name(),
         "cores": str(os.cpu_count()),
@@ -74,7 +74,7 @@ def _proc_lines(name: str) -> list[str]:
     return path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
 
 
-def _devices() -> Section:
+def _devices() -> FactTable:
     found = {"cpu": "yes"}
     for k in range(torch.cuda.device_count()):
         gpu = torch.cuda.get_device_properties(k)
@@ -86,7 +86,7 @@ def _devices() -> Section:
     return found
 
 
-def _memory() -> Section:
+def _memory() -> FactTable:
     lines = {line.partition(":")[0]: line.partition(":")[2].split() for line in _proc_lines("meminfo")}
     found = {
         name: f"{int(lines[key][0]) / 2**20:.1f} GiB"
@@ -97,7 +97,7 @@ def _memory() -> Section:
     return found
 
 
-def _models() -> Section:
+def _models() -> FactTable:
     shipped = shipped_model()
     found = {"shipped": str(shipped) if shipped else "none in this build"}
     for folder in model_folders():

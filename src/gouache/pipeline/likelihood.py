@@ -20,7 +20,7 @@ from gouache.errors import ConfigError, InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.denoiser import Condition
 from gouache.pipeline.inputs.images import fit, nearest_size, to_tensor
-from gouache.pipeline.prompts.encode import Encoded, PromptReader
+from gouache.pipeline.prompts.encode import EncodedPrompt, PromptReader
 
 SIGMA_FLOOR, SIGMA_CEILING = 0.02, 100.0
 """Ends of the integral over noise levels, if the schedule reaches further: below the floor latents are all noise of
@@ -113,12 +113,12 @@ def latents_of(bundle: ModelBundle, pictures: Sequence[Image.Image]) -> Tensor:
 
 
 @torch.no_grad()
-def encode_captions(bundle: ModelBundle, captions: Sequence[str]) -> Encoded:
+def encode_captions(bundle: ModelBundle, captions: Sequence[str]) -> EncodedPrompt:
     """States of captions, one chunk each: what is longer is cut. One row a caption."""
     reader = PromptReader(bundle.text, "none", None)
     length = bundle.text.chunk_length
     states = reader.stack.encode([reader.stack.tokenize(caption)[:length] for caption in captions])
-    return Encoded(states.context, states.pooled, states.mask)
+    return EncodedPrompt(states.context, states.pooled, states.mask)
 
 
 @torch.no_grad()
@@ -141,7 +141,7 @@ def tokens_of(bundle: ModelBundle, latents: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def prior_bits(bundle: ModelBundle, tokens: Tensor, text: Encoded) -> Tensor:
+def prior_bits(bundle: ModelBundle, tokens: Tensor, text: EncodedPrompt) -> Tensor:
     """-log2 p(token | tokens before, text) of every token. tokens [B,S], text of one row or B -> [B,S]
 
     Raises:
@@ -161,7 +161,7 @@ def prior_bits(bundle: ModelBundle, tokens: Tensor, text: Encoded) -> Tensor:
 def diffusion_bits(
     bundle: ModelBundle,
     latents: Tensor,
-    text: Encoded,
+    text: EncodedPrompt,
     *,
     draft: Tensor | None = None,
     levels: int = LEVELS,

@@ -13,7 +13,7 @@ from PIL import Image
 from gouache.errors import ModelNotFound, RecipeError
 from gouache.pipeline.generate.generation import Event, Painted
 from gouache.pipeline.inputs.images import References, read_picture
-from gouache.pipeline.output.foreign import Found, read_recipe
+from gouache.pipeline.output.foreign import ForeignText, read_recipe
 from gouache.pipeline.output.recipe import Recipe, first_difference, model_ref, pixels_digest
 from gouache.pipeline.pipeline import Pipeline, dtype_named, open_pipeline
 
@@ -79,7 +79,7 @@ def replay(
     )
 
 
-def complete(found: Found, where: str) -> Recipe:
+def complete(found: ForeignText, where: str) -> Recipe:
     """The recipe, if it is ours and complete.
 
     Raises:

@@ -110,13 +110,13 @@ def a_watermark(value: str) -> str:
     return value
 
 
-Picture = Annotated[str, Field(max_length=4096), AfterValidator(_reference)]
+ImageReference = Annotated[str, Field(max_length=4096), AfterValidator(_reference)]
 """A picture by name: a path, or `sha256:<hex>` of bytes that the caller passes beside the request."""
 Text = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(_utf8)]
 Name = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_utf8)]
 Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
 Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
-Steps = Annotated[int, Field(ge=1, le=MAX_STEPS)]
+StepCount = Annotated[int, Field(ge=1, le=MAX_STEPS)]
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 Border = Annotated[int, Field(ge=0, le=MAX_SIDE)]
 Scale = Annotated[float, Field(ge=-MAX_GUIDANCE, le=MAX_GUIDANCE)]
@@ -149,7 +149,7 @@ class Churn(Config):
 class Mask(Config):
     """Which part of the starting picture is painted anew. White = paint."""
 
-    image: Picture | None = None
+    image: ImageReference | None = None
     """Mask image, white = inpaint. Default: the transparent part of the starting image."""
     blur: Annotated[int, Field(ge=0, le=256)] = 4
     """Mask blur in pixels."""
@@ -170,7 +170,7 @@ class Control(Config):
 
     model: Name
     """The ControlNet, by a name that gouache models lists."""
-    image: Picture
+    image: ImageReference
     """The control picture."""
     preprocessor: Preprocessor = "none"
     """canny draws a photograph's edges; inpaint hides what a mask or transparency covers; none takes it as it is."""
@@ -234,7 +234,7 @@ class Hires(Config):
     """latent, latent-bicubic, latent-nearest, lanczos, model (the model's upscaler), or an upscaler's file."""
     strength: Fraction = 0.7
     """Denoising strength of the second pass."""
-    num_inference_steps: Steps | None = None
+    num_inference_steps: StepCount | None = None
     """Steps of the second pass. Default: the first pass's."""
 
 
@@ -279,7 +279,7 @@ class Interpolation(Config):
     """Prompt of the last frame."""
     seed: Seed | None = None
     """Seed of the last frame."""
-    image: Picture | None = None
+    image: ImageReference | None = None
     """Picture of the last frame; the first is `init_image`."""
     frames: Annotated[int, Field(ge=2, le=MAX_FRAMES)] = 8
     """Number of frames, both ends included."""
@@ -298,7 +298,7 @@ class Inversion(Config):
 
     source_prompt: Text = ""
     """Prompt that describes the original image."""
-    num_inference_steps: Steps | None = None
+    num_inference_steps: StepCount | None = None
     """Inversion steps. Default: the number of denoising steps."""
 
 
@@ -347,7 +347,7 @@ class Request(Config):
     best_of: Annotated[int, Field(ge=1, le=MAX_BEST_OF)] = 1
     """Sample this many drafts and use the most likely one."""
 
-    num_inference_steps: Steps | None = None
+    num_inference_steps: StepCount | None = None
     """Denoising steps."""
     guidance_scale: Scale | None = None
     """Classifier-free guidance scale; 1 = off, one network call per step."""
@@ -370,11 +370,11 @@ class Request(Config):
     churn: Churn | None = None
     """Noise re-added at every step (stochastic sampling)."""
 
-    init_image: Picture | None = None
+    init_image: ImageReference | None = None
     """Starting image (img2img)."""
     strength: Fraction | None = None
     """Denoising strength: 0 keeps the starting image, 1 ignores it. Default: 0.75; outpainting 1."""
-    depth_image: Picture | None = None
+    depth_image: ImageReference | None = None
     """Depth map for depth models; white is near."""
     control: Annotated[tuple[Control, ...], Field(max_length=MAX_CONTROLS)] = ()
     """ControlNets, each with its control image."""

@@ -21,7 +21,7 @@ from gouache.serve.queue.cached_views import CachedJobView
 from gouache.serve.queue.job import FINISHED, Ending, Job, Source
 from gouache.serve.queue.leases import Leases
 from gouache.serve.queue.notify import Notifier, wait_until
-from gouache.serve.queue.queue import Jobs, fingerprint_of
+from gouache.serve.queue.queue import JobQueue, fingerprint_of
 from gouache.serve.queue.tasks import Tasks
 from gouache.serve.queue.upscale_tasks import UpscaleTasks
 from gouache.serve.search.query import SemanticSearch
@@ -30,7 +30,7 @@ from gouache.serve.store.accounts import Accounts
 from gouache.serve.store.cleanup import Housekeeping
 from gouache.serve.store.database import Database, upsert
 from gouache.serve.store.files import FileStore
-from gouache.serve.store.gallery import Pictures
+from gouache.serve.store.gallery import Gallery
 from gouache.serve.store.tables import options, presets
 from gouache.serve.training.runs import TrainingRuns
 from gouache.serve.training.sets import TrainingSets
@@ -56,10 +56,10 @@ class Studio:
         self.settings = settings
         self.file_store = FileStore(settings.data, settings.limits.free_bytes)
         self.database = Database(settings.store_url)
-        self.jobs = Jobs(self.database, settings.limits, self.file_store.discard)
+        self.jobs = JobQueue(self.database, settings.limits, self.file_store.discard)
         self.cached_view = CachedJobView(self.database)
         self.leases = Leases(self.database)
-        self.pictures = Pictures(self.database)
+        self.pictures = Gallery(self.database)
         self.housekeeping = Housekeeping(self.database, self.file_store, self.pictures)
         self.accounts = Accounts(self.database)
         self.catalog = ModelCatalog(settings.model_folders, self.database, settings.default_model)
@@ -97,7 +97,7 @@ class Studio:
             is_retry: the client says that it sent this before: then an equal job of the last hour is the one meant.
 
         Returns:
-            The job, and whether it is new; errors as `admit` and `Jobs.submit`.
+            The job, and whether it is new; errors as `admit` and `JobQueue.submit`.
         """
         if is_retry and key is None and fingerprint is not None:
             duplicate = self.jobs.recent_duplicate(owner, fingerprint, since=time.time() - DUPLICATE_SECONDS)
@@ -126,13 +126,13 @@ class Studio:
         return job, new
 
     def cancel(self, job_id: str, owner: str | None, *, ending: Ending = "drop") -> Job:
-        """Cancel one job by its id; arguments and errors as `Jobs.cancel`."""
+        """Cancel one job by its id; arguments and errors as `JobQueue.cancel`."""
         job = self.jobs.cancel(job_id, owner, ending=ending)
         self.notifier.notify(job_id)
         return job
 
     def retry(self, job_id: str, owner: str | None) -> Job:
-        """Put a failed or cancelled job back and wake a worker; arguments and errors as `Jobs.retry`.
+        """Put a failed or cancelled job back and wake a worker; arguments and errors as `JobQueue.retry`.
 
         Raises:
             PictureError: a picture that it starts from is no longer kept.

@@ -1,6 +1,6 @@
 """The training loop, the same for every stage, with its whole state in one place.
 
-`train` is a generator of `Progress`: the caller draws the bar, and stops by closing it or by `stop`.
+`train` is a generator of `TrainingProgress`: the caller draws the bar, and stops by closing it or by `stop`.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def matrix_peak(device: torch.device, dtype: torch.dtype = torch.float32, *, siz
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class TrainingProgress:
     """One step of training, already taken.
 
     Attributes:
@@ -82,7 +82,7 @@ def train(
     minutes: float | None = None,
     stop: Callable[[], bool] = lambda: False,
     accelerator: Accelerator | None = None,
-) -> Iterator[Progress]:
+) -> Iterator[TrainingProgress]:
     """Train a stage into the folder `run`, resuming from its last checkpoint.
 
     Args:
@@ -175,7 +175,7 @@ class _Trainer:
         self.flops_per_image = 0.0
         self.peak = 0.0
 
-    def steps(self, minutes: float | None, stop: Callable[[], bool]) -> Iterator[Progress]:
+    def steps(self, minutes: float | None, stop: Callable[[], bool]) -> Iterator[TrainingProgress]:
         """Step until the images, the minutes or the patience are used up, or `stop` returns true."""
         loop, position = self.config.loop, self.state.position
         with _ahead() as ahead:
@@ -350,9 +350,9 @@ class _Trainer:
     def _speed(self) -> float:
         return (self.state.position.images_seen - self.first_image) / (time.monotonic() - self.started)
 
-    def _progress(self, losses: dict[str, float], figures: dict[str, float], saved: Path | None) -> Progress:
+    def _progress(self, losses: dict[str, float], figures: dict[str, float], saved: Path | None) -> TrainingProgress:
         seen, speed = self.state.position.images_seen, self._speed()
-        return Progress(seen, self.config.loop.images, losses, figures, speed, self._share(speed), saved)
+        return TrainingProgress(seen, self.config.loop.images, losses, figures, speed, self._share(speed), saved)
 
     def _check_finite(self, what: str, value: Tensor) -> None:
         if bool(torch.isfinite(value).all()):

@@ -10,7 +10,7 @@ import torch
 from gouache.training.build import assemble, assemble_from_packed
 from gouache.training.config import TrainConfig, read_config, stage_config
 from gouache.training.inputs import stage_run
-from gouache.training.loop import Progress, make_accelerator, train
+from gouache.training.loop import TrainingProgress, make_accelerator, train
 from gouache.training.stage import Preparing, Ready
 from gouache.training.state import full_disk_reported
 
@@ -25,7 +25,7 @@ def train_stage(
     threads: int = 0,
     from_packed: Path | None = None,
     stop: Callable[[], bool] = lambda: False,
-) -> Iterator[Preparing | Progress]:
+) -> Iterator[Preparing | TrainingProgress]:
     """Train `stage` as the TOML file `config` says on the data set `data` into `run`/`stage`; resume an existing run.
 
     With `from_packed`, a model that `gouache pack` wrote, results that the run lacks and the stage's first weights come

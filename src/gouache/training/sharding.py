@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from gouache.errors import TrainingError
-from gouache.models.prior import Layer
+from gouache.models.prior import PriorLayer
 from gouache.models.quantizer import Block
 from gouache.nn.attention import TransformerBlock
 from gouache.nn.resnet import Downsample, ResnetBlock, Upsample
@@ -32,7 +32,7 @@ from gouache.training.stage import Stage
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-UNITS = (ResnetBlock, TransformerBlock, Downsample, Upsample, Layer, Block)
+UNITS = (ResnetBlock, TransformerBlock, Downsample, Upsample, PriorLayer, Block)
 """What is gathered at once. Everything else is one unit that stays gathered for the whole step."""
 
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gouache.errors import InvalidInput, PictureError, RecipeError
-from gouache.pipeline.output.metadata import Kind, encode_picture, kind_of, own_json, read_texts
+from gouache.pipeline.output.metadata import ImageKind, encode_picture, kind_of, own_json, read_texts
 from gouache.pipeline.output.recipe import Machine, ModelRef, Recipe, first_difference, package_versions, pixels_digest
 from gouache.pipeline.request import Request
 
@@ -34,7 +34,7 @@ def recipe_of(prompt: str, negative_prompt: str = "") -> Recipe:
 
 @settings(max_examples=60, deadline=None)
 @given(TEXT, TEXT, st.sampled_from(["png", "jpeg", "webp"]))
-def test_any_prompt_comes_back_from_any_format(prompt: str, negative: str, kind: Kind) -> None:
+def test_any_prompt_comes_back_from_any_format(prompt: str, negative: str, kind: ImageKind) -> None:
     recipe = recipe_of(prompt, negative)
     data = encode_picture(PICTURE, kind, {"gouache": recipe.to_json()})
     values = own_json(read_texts(data), "picture")
@@ -44,7 +44,7 @@ def test_any_prompt_comes_back_from_any_format(prompt: str, negative: str, kind:
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), max_size=80), st.sampled_from(["png", "jpeg"]))
-def test_any_parameters_text_comes_back(text: str, kind: Kind) -> None:
+def test_any_parameters_text_comes_back(text: str, kind: ImageKind) -> None:
     found = read_texts(encode_picture(PICTURE, kind, {"parameters": text})).get("parameters", "")
     # A byte order can only be told from text in which ordinary characters occur.
     if any("a" <= char <= "z" for char in text) or not text:

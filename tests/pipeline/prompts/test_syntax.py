@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import gouache.pipeline.prompts.syntax as prompt_module
 from gouache.errors import InvalidInput
-from gouache.pipeline.prompts.syntax import Branch, Run, branches, schedule, sections, unmarked
+from gouache.pipeline.prompts.syntax import Branch, PromptSpan, branches, schedule, sections, unmarked
 from gouache.pipeline.request import Emphasis
 
 
@@ -87,8 +87,8 @@ def test_alternation_with_empty_options() -> None:
 
 def test_break_starts_a_section_even_inside_brackets() -> None:
     assert sections("(a BREAK b:1.5) c") == (
-        (Run("a", 1.5),),
-        (Run("b", 1.5), Run(" c", 1.0)),
+        (PromptSpan("a", 1.5),),
+        (PromptSpan("b", 1.5), PromptSpan(" c", 1.0)),
     )
 
 

@@ -15,12 +15,12 @@ from gouache.pipeline.output.recipe import Machine, ModelRef, Recipe
 from gouache.pipeline.request import Request
 from gouache.serve.queue.job import MAX_ATTEMPTS, Job
 from gouache.serve.queue.leases import Leases
-from gouache.serve.queue.queue import Jobs
+from gouache.serve.queue.queue import JobQueue
 from gouache.serve.settings import Limits
 from gouache.serve.store.backup import back_up, restore
 from gouache.serve.store.database import Database
 from gouache.serve.store.files import FileStore
-from gouache.serve.store.gallery import Pictures, row_of
+from gouache.serve.store.gallery import Gallery, row_of
 from gouache.serve.store.tables import jobs as jobs_table
 
 
@@ -29,8 +29,8 @@ class Queue:
 
     def __init__(self, url: str) -> None:
         self.database = Database(url)
-        self.jobs, self.leases = Jobs(self.database, Limits(queue=40)), Leases(self.database)
-        self.pictures = Pictures(self.database)
+        self.jobs, self.leases = JobQueue(self.database, Limits(queue=40)), Leases(self.database)
+        self.pictures = Gallery(self.database)
 
     def add(self, prompt: str = "x", *, owner: str = "ada", priority: int = 0, key: str | None = None) -> Job:
         return self.jobs.submit(Request(prompt=prompt, seed=1), owner=owner, source="v1", priority=priority, key=key)[0]

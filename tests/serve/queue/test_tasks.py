@@ -19,7 +19,7 @@ from gouache.serve.http.errors import NobodyAnswers
 from gouache.serve.queue import upscale_tasks
 from gouache.serve.queue.leases import Leases
 from gouache.serve.queue.notify import Notifier, changes, wait_until
-from gouache.serve.queue.tasks import Outcome, Task, TaskQueue, Tasks, notified_as
+from gouache.serve.queue.tasks import Task, TaskOutcome, TaskQueue, Tasks, notified_as
 from gouache.serve.store.database import Database
 from gouache.serve.store.files import picture_to_upscale
 from gouache.serve.store.tables import tasks as tasks_table
@@ -125,7 +125,7 @@ def test_what_a_dead_server_left_behind_goes_with_time(studio: Studio) -> None:
     assert left_over(studio) == 0
 
 
-def upper(tasks: Sequence[Task]) -> list[Outcome]:
+def upper(tasks: Sequence[Task]) -> list[TaskOutcome]:
     return [{"text": task.payload["text"].upper()} for task in tasks]
 
 
@@ -138,7 +138,7 @@ def test_a_task_is_claimed_once_and_its_caller_is_notified(store_url: str) -> No
     tasks.add("0", "embed", {"text": "another"})
     assert tasks.open("embed") == 3
 
-    def others_find_none(claimed: Sequence[Task]) -> list[Outcome]:
+    def others_find_none(claimed: Sequence[Task]) -> list[TaskOutcome]:
         assert second.run("embed", upper, 2) == 1
         return upper(claimed)
 
@@ -157,7 +157,7 @@ def test_a_silent_workers_task_goes_to_another_and_the_first_can_write_no_more(s
     tasks, leases = Tasks(database), Leases(database)
     tasks.add("t", "embed", {"text": "t"})
 
-    def silent(_claimed: Sequence[Task]) -> list[Outcome]:
+    def silent(_claimed: Sequence[Task]) -> list[TaskOutcome]:
         with database.write() as connection:
             connection.execute(update(tasks_table).values(lease_until=1.0))
         leases.release_expired()
@@ -193,7 +193,7 @@ def test_what_goes_wrong_in_a_task_is_its_outcome(studio: Studio, error: Excepti
     tasks = Tasks(studio.database)
     tasks.add("t", "embed", {"text": "t"})
 
-    def fails(_claimed: Sequence[Task]) -> list[Outcome]:
+    def fails(_claimed: Sequence[Task]) -> list[TaskOutcome]:
         raise error
 
     TaskQueue(studio.database, "w", 60, lambda _: None).run("embed", fails)

@@ -17,13 +17,13 @@ from sqlalchemy import MetaData, create_engine, select, text, update
 from gouache.errors import GouacheError, InvalidInput, ModelNotFound, StoreError
 from gouache.pipeline.request import Request
 from gouache.serve.queue.leases import Leases
-from gouache.serve.queue.queue import Jobs
+from gouache.serve.queue.queue import JobQueue
 from gouache.serve.queue.tasks import Tasks
 from gouache.serve.settings import Limits
 from gouache.serve.store import migrations, tables
 from gouache.serve.store.accounts import Accounts
 from gouache.serve.store.database import Database
-from gouache.serve.store.gallery import Pictures
+from gouache.serve.store.gallery import Gallery
 
 OLD = Path(__file__).parent / "old"
 """Dumps of stores that gouache itself filled, made with its code before there were migrations."""
@@ -112,7 +112,7 @@ def test_what_waited_for_a_worker_still_waits_and_answers_are_still_there(old_ur
 def test_an_upgraded_store_works_as_before(old_url: str) -> None:
     database = Database(old_url)
     try:
-        jobs, leases, pictures = Jobs(database, Limits()), Leases(database), Pictures(database)
+        jobs, leases, pictures = JobQueue(database, Limits()), Leases(database), Gallery(database)
         assert jobs.counts() == {"queued": 1, "running": 1, "done": 1, "failed": 1, "cancelled": 1}
         (picture,) = pictures.search(words="fox", tag="cold", starred=True)
         assert picture.parsed().request.prompt == "a red fox, 狐狸"

@@ -21,9 +21,9 @@ from gouache.errors import Conflict, DataError, InvalidInput, ModelNotFound, Not
 from gouache.serve.http.access import check_admin, is_admin
 from gouache.serve.http.errors import NotAllowed
 from gouache.serve.studio import Studio
-from gouache.serve.training.plan import PLAN, STATE, Plan, State, read_state, toml_of, write_text
+from gouache.serve.training.plan import PLAN, STATE, RunState, TrainingPlan, read_state, toml_of, write_text
 from gouache.serve.training.process import error_in, is_alive, take_lock
-from gouache.serve.training.runs import Run
+from gouache.serve.training.runs import TrainingRun
 
 if TYPE_CHECKING:
     from tests.serve.conftest import StartServer
@@ -53,7 +53,7 @@ def squares(folder: Path, count: int = 8) -> None:
         (folder / f"{i}.txt").write_text(f"square number {i}")
 
 
-def until(studio: Studio, name: str, phases: tuple[str, ...], seconds: float = 200) -> Run:
+def until(studio: Studio, name: str, phases: tuple[str, ...], seconds: float = 200) -> TrainingRun:
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         run = studio.training.get(name)
@@ -63,7 +63,7 @@ def until(studio: Studio, name: str, phases: tuple[str, ...], seconds: float = 2
     raise TimeoutError(f"{name} is {run.phase} after {seconds} s: {run.doing} {run.error}")
 
 
-def plan(**changes: object) -> Plan:
+def plan(**changes: object) -> TrainingPlan:
     plain: dict[str, object] = {
         "name": "mine",
         "stage": "denoiser",
@@ -78,7 +78,7 @@ def plan(**changes: object) -> Plan:
         "created": 1.0,
         "owner": "local",
     }
-    return Plan.from_dict({**plain, **changes})
+    return TrainingPlan.from_dict({**plain, **changes})
 
 
 def test_pictures_captions_and_zips_are_put_into_a_set(studio: Studio) -> None:
@@ -213,7 +213,7 @@ def test_a_run_that_died_too_often_is_given_up(studio: Studio) -> None:
     folder = studio.training.root / "mine"
     folder.mkdir(parents=True)
     write_text(folder / PLAN, plan().to_json())
-    write_text(folder / STATE, State(pid=2**22 + 1, step="train", attempts=3).to_json())
+    write_text(folder / STATE, RunState(pid=2**22 + 1, step="train", attempts=3).to_json())
     assert studio.training.get("mine").phase == "interrupted"
     studio.training.resume_all()
     run = studio.training.get("mine")

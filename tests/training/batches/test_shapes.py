@@ -22,7 +22,7 @@ from gouache.training.batches.sources import open_sources
 from gouache.training.batches.store import EncodedStore
 from gouache.training.config import DataConfig
 from gouache.training.inputs import load_vae
-from gouache.training.loop import Progress
+from gouache.training.loop import TrainingProgress
 from gouache.training.run import train_stage
 from gouache.training.state import checkpoints
 
@@ -126,12 +126,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "set"
 
 
-def trained(stage: str, data: Path, run: Path, images: int) -> Progress:
+def trained(stage: str, data: Path, run: Path, images: int) -> TrainingProgress:
     """Train a stage to so many images; its last step."""
     config = run.parent / f"{run.name}.toml"
     config.write_text(CONFIG + LOOP.format(stage, images))
     *_, last = train_stage(stage, config, data, run)
-    assert isinstance(last, Progress)
+    assert isinstance(last, TrainingProgress)
     return last
 
 

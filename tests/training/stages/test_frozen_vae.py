@@ -19,7 +19,7 @@ from gouache.errors import ConfigError, DataError
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.pipeline import untrained_bundle
 from gouache.training.inputs import load_vae
-from gouache.training.loop import Progress
+from gouache.training.loop import TrainingProgress
 from gouache.training.run import train_stage
 from gouache.training.stage import Stage
 from gouache.training.state import checkpoints
@@ -87,7 +87,7 @@ def trained(text: str, data: Path, run: Path, images: int) -> dict[str, float]:
     config = run.parent / f"{run.name}.toml"
     config.write_text(text + TABLES.format(images=images))
     *_, last = train_stage("vae", config, data, run)
-    assert isinstance(last, Progress)
+    assert isinstance(last, TrainingProgress)
     return last.figures
 
 

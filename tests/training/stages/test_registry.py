@@ -16,7 +16,7 @@ from gouache.errors import UnknownName
 from gouache.training import config as configs
 from gouache.training.config import StageConfig, TrainConfig, stage_tables
 from gouache.training.inputs import RunInputs, initial_weights
-from gouache.training.loop import Progress
+from gouache.training.loop import TrainingProgress
 from gouache.training.run import train_stage
 from gouache.training.runlog import summarise
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage
@@ -81,9 +81,9 @@ warmup_images = 0
 """
 
 
-def trained(run: Path, images: int) -> tuple[list[Preparing | Progress], dict[str, Tensor]]:
+def trained(run: Path, images: int) -> tuple[list[Preparing | TrainingProgress], dict[str, Tensor]]:
     """Events of a session that is stopped at `images`, and the tensors of its last checkpoint."""
-    events: list[Preparing | Progress] = []
+    events: list[Preparing | TrainingProgress] = []
     session = train_stage(
         "toy",
         run.parent / "config.toml",

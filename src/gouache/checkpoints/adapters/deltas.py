@@ -18,7 +18,7 @@ from torch import Tensor
 SMALLEST_NORM = torch.finfo(torch.float32).eps
 
 
-class Change(Protocol):
+class LayerDelta(Protocol):
     """What one adapter does to one layer."""
 
     def fits(self, shape: tuple[int, ...]) -> bool:
@@ -56,7 +56,7 @@ class LowRank:
         return self.down.shape[0]
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """See `Change.fits`."""
+        """See `LayerDelta.fits`."""
         if min(self.down.ndim, self.up.ndim) < 2 or self.up[0].numel() != self.rank:
             return False
         out, inside, kernel = self.up.shape[0], self.down.shape[1], tuple(self.down.shape[2:])
@@ -68,7 +68,7 @@ class LowRank:
         return _same_layer((out, inside, *kernel), shape)
 
     def difference(self, weight: Tensor) -> Tensor:
-        """See `Change.difference`."""
+        """See `LayerDelta.difference`."""
         up, down = self.up.flatten(1).float(), self.down.float()  # [out, r], [r, in, ...]
         if self.mid is None:
             product = up @ down.flatten(1)  # [out, in * k * k]
@@ -77,7 +77,7 @@ class LowRank:
         return product.reshape(weight.shape) * self.scale
 
     def description(self) -> str:
-        """See `Change.description`."""
+        """See `LayerDelta.description`."""
         return f"LoRA {list(self.up.shape)} x {list(self.down.shape)}"
 
 
@@ -120,15 +120,15 @@ class Hadamard:
     scale: float
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """See `Change.fits`."""
+        """See `LayerDelta.fits`."""
         return self.first.shape == self.second.shape and _same_layer(self.first.shape, shape)
 
     def difference(self, weight: Tensor) -> Tensor:
-        """See `Change.difference`."""
+        """See `LayerDelta.difference`."""
         return (self.first.product() * self.second.product()).reshape(weight.shape) * self.scale
 
     def description(self) -> str:
-        """See `Change.description`."""
+        """See `LayerDelta.description`."""
         return f"LoHa {list(self.first.shape)} * {list(self.second.shape)}"
 
 
@@ -147,20 +147,20 @@ class Kronecker:
     scale: float
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """See `Change.fits`."""
+        """See `LayerDelta.fits`."""
         left, right = tuple(self.first.shape), tuple(self.second.shape)
         if len(left) != 2 or len(right) not in (2, 4):
             return False
         return _same_layer((left[0] * right[0], left[1] * right[1], *right[2:]), shape)
 
     def difference(self, weight: Tensor) -> Tensor:
-        """See `Change.difference`."""
+        """See `LayerDelta.difference`."""
         left, right = _whole(self.first), _whole(self.second).contiguous()
         product = torch.kron(left.reshape(*left.shape, *(1 for _ in right.shape[2:])), right)
         return product.reshape(weight.shape) * self.scale
 
     def description(self) -> str:
-        """See `Change.description`."""
+        """See `LayerDelta.description`."""
         return f"LoKr {list(self.first.shape)} x {list(self.second.shape)}"
 
 
@@ -174,16 +174,16 @@ class Decomposed:
         by_output: which of the two.
     """
 
-    inner: Change
+    inner: LayerDelta
     magnitude: Tensor
     by_output: bool
 
     def fits(self, shape: tuple[int, ...]) -> bool:
-        """See `Change.fits`."""
+        """See `LayerDelta.fits`."""
         return self.inner.fits(shape) and self.magnitude.numel() == shape[0 if self.by_output else 1]
 
     def difference(self, weight: Tensor) -> Tensor:
-        """See `Change.difference`."""
+        """See `LayerDelta.difference`."""
         own = weight.float()
         changed = own + self.inner.difference(weight).to(own.device)
         axis = 0 if self.by_output else 1
@@ -193,7 +193,7 @@ class Decomposed:
         return changed * (magnitude / norm) - own
 
     def description(self) -> str:
-        """See `Change.description`."""
+        """See `LayerDelta.description`."""
         return f"{self.inner.description()} and {self.magnitude.numel()} magnitudes"
 
 
@@ -239,10 +239,10 @@ def rank_of(parts: Mapping[str, Tensor]) -> int:
     return 0
 
 
-def change_of(parts: Mapping[str, Tensor], scale: float) -> Change:
+def change_of(parts: Mapping[str, Tensor], scale: float) -> LayerDelta:
     """The change that a layer's tensors make; their roles have to be whole, see `is_whole`."""
     if "down" in parts:
-        inner: Change = LowRank(parts["down"], parts["up"], parts.get("mid"), scale)
+        inner: LayerDelta = LowRank(parts["down"], parts["up"], parts.get("mid"), scale)
     elif "hada_w1_a" in parts:
         halves = [Factors(parts[f"hada_w{k}_a"], parts[f"hada_w{k}_b"], parts.get(f"hada_t{k}")) for k in (1, 2)]
         inner = Hadamard(halves[0], halves[1], scale)

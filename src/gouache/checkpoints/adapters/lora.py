@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gouache.checkpoints.adapters.deltas import Change, change_of, is_whole, rank_of
+from gouache.checkpoints.adapters.deltas import LayerDelta, change_of, is_whole, rank_of
 from gouache.checkpoints.adapters.keys import split_key
 from gouache.checkpoints.adapters.kinds import LORA_KINDS
 from gouache.checkpoints.formats.header import Header, few, open_source
@@ -33,7 +33,7 @@ UNET, TEXT = "unet", "text"
 
 
 @dataclass(frozen=True, slots=True)
-class Layer:
+class LoraLayer:
     """One layer of a model that an adapter can change.
 
     Attributes:
@@ -47,7 +47,7 @@ class Layer:
     name: str
 
 
-def layer_table(unet: UNet, text: TextStack) -> Mapping[str, Layer]:
+def layer_table(unet: UNet, text: TextStack) -> Mapping[str, LoraLayer]:
     """Every spelling of every linear and convolution layer."""
     table = dict(_unet_spellings(unet))
     encoders = list(text.encoders)
@@ -57,10 +57,10 @@ def layer_table(unet: UNet, text: TextStack) -> Mapping[str, Layer]:
     return table
 
 
-def _unet_spellings(unet: UNet) -> Iterator[tuple[str, Layer]]:
+def _unet_spellings(unet: UNet) -> Iterator[tuple[str, LoraLayer]]:
     spell = speller(unet.config, "ldm")
     for name in _layers(unet):
-        layer = Layer(UNET, 0, name)
+        layer = LoraLayer(UNET, 0, name)
         compvis = spell(f"{name}.weight").name.removesuffix(".weight")
         for spelling in (name, f"unet.{name}", f"base_model.model.{name}"):
             yield spelling, layer
@@ -68,11 +68,11 @@ def _unet_spellings(unet: UNet) -> Iterator[tuple[str, Layer]]:
             yield f"lora_unet_{_joined(path)}", layer
 
 
-def _text_spellings(encoder: TextEncoder, index: int, *, alone: bool) -> Iterator[tuple[str, Layer]]:
+def _text_spellings(encoder: TextEncoder, index: int, *, alone: bool) -> Iterator[tuple[str, LoraLayer]]:
     kohya = ("lora_te", "lora_te1") if alone else (f"lora_te{index + 1}",)
     diffusers = "text_encoder" if index == 0 else f"text_encoder_{index + 1}"
     for name in _layers(encoder):
-        layer = Layer(TEXT, index, name)
+        layer = LoraLayer(TEXT, index, name)
         inside = name if name == "text_projection" else f"text_model.{name}"
         yield f"{diffusers}.{inside}", layer
         yield f"{diffusers}.{name}", layer
@@ -103,18 +103,18 @@ class Lora:
     """
 
     path: Path
-    changes: Mapping[Layer, Change]
+    changes: Mapping[LoraLayer, LayerDelta]
 
 
 @dataclass(slots=True)
 class _Pieces:
     """Tensor names of one layer by their role."""
 
-    layer: Layer
+    layer: LoraLayer
     by_role: dict[str, str] = field(default_factory=dict)
 
 
-def read_lora(path: Path, table: Mapping[str, Layer], shapes: Mapping[Layer, tuple[int, ...]]) -> Lora:
+def read_lora(path: Path, table: Mapping[str, LoraLayer], shapes: Mapping[LoraLayer, tuple[int, ...]]) -> Lora:
     """Read a LoRA file for a model.
 
     Args:
@@ -158,9 +158,9 @@ def _refuse_other_kinds(header: Header) -> None:
             )
 
 
-def _matched(header: Header, table: Mapping[str, Layer]) -> dict[Layer, tuple[str, _Pieces]]:
+def _matched(header: Header, table: Mapping[str, LoraLayer]) -> dict[LoraLayer, tuple[str, _Pieces]]:
     """Every tensor under its layer; nothing is left over, nothing is there twice."""
-    pieces: dict[Layer, tuple[str, _Pieces]] = {}
+    pieces: dict[LoraLayer, tuple[str, _Pieces]] = {}
     unmatched: list[str] = []
     for name in header.tensors:
         split = split_key(name)
@@ -189,7 +189,7 @@ def _bad(header: Header, given: str) -> IncompatibleCheckpoint:
     return IncompatibleCheckpoint(str(header.path), given=given, expected="one whole change for each layer")
 
 
-def _change(source: WeightSource, spelling: str, pieces: _Pieces, scaling: _Scaling) -> Change:
+def _change(source: WeightSource, spelling: str, pieces: _Pieces, scaling: _Scaling) -> LayerDelta:
     parts = {role: _finite(source, name) for role, name in pieces.by_role.items()}
     rank, alpha = rank_of(parts), parts.pop("alpha", None)
     if any(not tensor.numel() for tensor in parts.values()) or (alpha is not None and alpha.numel() != 1):

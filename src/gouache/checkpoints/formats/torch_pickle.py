@@ -74,7 +74,7 @@ PLAIN = {
 
 
 @dataclass(frozen=True, slots=True)
-class Name:
+class GlobalName:
     """A global that the pickle names; it was looked up in a table, not imported."""
 
     module: str
@@ -104,11 +104,11 @@ class StoredTensor:
     offset: int
 
 
-Value = object
-"""None, bool, int, float, str, bytes, list, tuple, dict, `Name`, `Storage` or `StoredTensor`."""
+PickleValue = object
+"""None, bool, int, float, str, bytes, list, tuple, dict, `GlobalName`, `Storage` or `StoredTensor`."""
 
 
-def read_pickle(data: bytes, path: Path) -> Value:
+def read_pickle(data: bytes, path: Path) -> PickleValue:
     """Run a pickle on the restricted machine and return its value.
 
     Raises:
@@ -135,9 +135,9 @@ def read_pickle(data: bytes, path: Path) -> Value:
 @dataclass
 class _Machine:
     path: Path
-    stack: list[Value] = field(default_factory=list)
+    stack: list[PickleValue] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
-    memo: dict[int, Value] = field(default_factory=dict)
+    memo: dict[int, PickleValue] = field(default_factory=dict)
     copied: int = 0
 
     def spend(self, items: int) -> None:
@@ -159,12 +159,12 @@ class _Machine:
             cure="Don't load this file anywhere. Get the model as .safetensors from a publisher you trust.",
         )
 
-    def pop(self) -> Value:
+    def pop(self) -> PickleValue:
         if not self.stack or (self.marks and self.marks[-1] >= len(self.stack)):
             raise self.corrupt("a pickle that takes more than it put down")
         return self.stack.pop()
 
-    def pop_mark(self) -> list[Value]:
+    def pop_mark(self) -> list[PickleValue]:
         if not self.marks:
             raise self.corrupt("a pickle without a mark where one is needed")
         start = self.marks.pop()
@@ -172,7 +172,7 @@ class _Machine:
         del self.stack[start:]
         return items
 
-    def run(self, opcode: str, argument: Value) -> None:
+    def run(self, opcode: str, argument: PickleValue) -> None:
         if opcode in _CONSTANTS:
             self.stack.append(_CONSTANTS[opcode])
         elif opcode in _LITERALS:
@@ -186,34 +186,34 @@ class _Machine:
 
     # --- containers -------------------------------------------------------------------------------------------------
 
-    def set_items(self, target: Value, items: list[Value]) -> None:
+    def set_items(self, target: PickleValue, items: list[PickleValue]) -> None:
         if not isinstance(target, dict) or len(items) % 2:
             raise self.corrupt("items set on something that is no dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             # A nested tuple as a key can take exponential time to hash.
-            if not isinstance(key, str | int | float | bytes | Name | None):
+            if not isinstance(key, str | int | float | bytes | GlobalName | None):
                 raise self.unsafe(f"a dictionary key of type {type(key).__name__}")
             if isinstance(key, str | bytes) and len(key) > MAX_NAME:
                 raise self.corrupt(f"a dictionary key of {len(key)} characters")
             target[key] = value
 
-    def extend(self, target: Value, items: list[Value]) -> None:
+    def extend(self, target: PickleValue, items: list[PickleValue]) -> None:
         if not isinstance(target, list):
             raise self.corrupt("items appended to something that is no list")
         target.extend(items)
 
     # --- names and calls --------------------------------------------------------------------------------------------
 
-    def push_name(self, module: Value, name: Value) -> None:
+    def push_name(self, module: PickleValue, name: PickleValue) -> None:
         known = (module, name) in PLAIN or (module, name) in INERT
         storage_or_dtype = module == "torch" and (name in STORAGE_DTYPES or name in TORCH_DTYPES)
         if not (isinstance(module, str) and isinstance(name, str) and (known or storage_or_dtype)):
             raise self.unsafe(f"the global {str(module)[:100]}.{str(name)[:100]}")
-        self.stack.append(Name(module, name))
+        self.stack.append(GlobalName(module, name))
 
     def call(self) -> None:
         arguments, function = self.pop(), self.pop()
-        if not isinstance(function, Name) or not isinstance(arguments, tuple):
+        if not isinstance(function, GlobalName) or not isinstance(arguments, tuple):
             raise self.unsafe(f"a call of {type(function).__name__}")
         if function.name in _CALLS and (function.module, function.name) in PLAIN:
             self.stack.append(_CALLS[function.name](self, *arguments[:10]))
@@ -223,8 +223,8 @@ class _Machine:
     def new(self) -> None:
         """An object made without arguments: old embedding files keep their vectors in torch's ParameterDict."""
         arguments, kind = self.pop(), self.pop()
-        if not isinstance(kind, Name) or kind.name != "ParameterDict" or arguments != ():
-            raise self.unsafe(f"an object of {kind}" if isinstance(kind, Name) else "an object of no known class")
+        if not isinstance(kind, GlobalName) or kind.name != "ParameterDict" or arguments != ():
+            raise self.unsafe(f"an object of {kind}" if isinstance(kind, GlobalName) else "an object of no known class")
         self.stack.append({})
 
     def build(self) -> None:
@@ -239,15 +239,15 @@ class _Machine:
         elif not isinstance(target, _NumpyType):
             raise self.unsafe(f"state set on a {type(target).__name__}")
 
-    def load_storage(self, reference: Value) -> None:
+    def load_storage(self, reference: PickleValue) -> None:
         if not isinstance(reference, tuple) or len(reference) < 5 or reference[0] != "storage":
             raise self.corrupt("a reference outside the pickle that is no storage")
         _, kind, key, _, elements = reference[:5]
-        if not isinstance(kind, Name) or type(elements) is not int or elements < 0 or not isinstance(key, str):
+        if not isinstance(kind, GlobalName) or type(elements) is not int or elements < 0 or not isinstance(key, str):
             raise self.corrupt("a storage without type, key or length")
         self.stack.append(Storage(key, STORAGE_DTYPES.get(kind.name), elements))
 
-    def tensor(self, arguments: tuple[Value, ...], dtype: str | None) -> StoredTensor:
+    def tensor(self, arguments: tuple[PickleValue, ...], dtype: str | None) -> StoredTensor:
         storage, offset, shape, stride = arguments[:4]
         if not isinstance(storage, Storage) or type(offset) is not int or offset < 0:
             raise self.corrupt("a tensor without a storage")
@@ -264,7 +264,7 @@ class _Machine:
             raise self.corrupt(f"a tensor of shape {str(sizes)[:80]} that reaches past its storage of {capacity}")
         return StoredTensor(storage, dtype, sizes, steps, offset)
 
-    def counts(self, values: Value) -> tuple[int, ...]:
+    def counts(self, values: PickleValue) -> tuple[int, ...]:
         if not isinstance(values, tuple) or not all(type(value) is int and 0 <= value < 1 << 62 for value in values):
             raise self.corrupt("a shape that is no tuple of sizes")
         return values
@@ -275,8 +275,8 @@ class _NumpyType:
     format: str
 
 
-def _ordered_dict(machine: _Machine, *arguments: Value) -> Value:
-    target: dict[Value, Value] = {}
+def _ordered_dict(machine: _Machine, *arguments: PickleValue) -> PickleValue:
+    target: dict[PickleValue, PickleValue] = {}
     pairs = arguments[0] if arguments else []
     if not isinstance(pairs, list):
         raise machine.corrupt("a dictionary made of something else than a list")
@@ -287,54 +287,54 @@ def _ordered_dict(machine: _Machine, *arguments: Value) -> Value:
     return target
 
 
-def _tuple_of(machine: _Machine, *arguments: Value) -> Value:
+def _tuple_of(machine: _Machine, *arguments: PickleValue) -> PickleValue:
     if len(arguments) != 1 or not isinstance(arguments[0], list | tuple):
         raise machine.corrupt("a container made of something else than a list")
     machine.spend(len(arguments[0]))
     return tuple(arguments[0])
 
 
-def _encode(machine: _Machine, *arguments: Value) -> Value:
+def _encode(machine: _Machine, *arguments: PickleValue) -> PickleValue:
     if len(arguments) != 2 or not isinstance(arguments[0], str) or arguments[1] != "latin1":
         raise machine.unsafe("a call of _codecs.encode with another encoding than latin1")
     machine.spend(len(arguments[0]))
     return arguments[0].encode("latin1")
 
 
-def _numpy_type(machine: _Machine, *arguments: Value) -> Value:
+def _numpy_type(machine: _Machine, *arguments: PickleValue) -> PickleValue:
     code = arguments[0] if arguments else None
     if not isinstance(code, str) or code not in NUMPY_FORMATS:
         raise machine.unsafe(f"the numpy type {str(code)[:40]!r}")
     return _NumpyType(NUMPY_FORMATS[code])
 
 
-def _numpy_scalar(machine: _Machine, *arguments: Value) -> Value:
+def _numpy_scalar(machine: _Machine, *arguments: PickleValue) -> PickleValue:
     if len(arguments) != 2 or not isinstance(arguments[0], _NumpyType) or not isinstance(arguments[1], bytes):
         raise machine.corrupt("a numpy number without type or bytes")
-    value: Value = struct.unpack(arguments[0].format, arguments[1])[0]
+    value: PickleValue = struct.unpack(arguments[0].format, arguments[1])[0]
     return value
 
 
-def _tensor(machine: _Machine, *arguments: Value) -> Value:
+def _tensor(machine: _Machine, *arguments: PickleValue) -> PickleValue:
     if len(arguments) < 4:
         raise machine.corrupt("a tensor without storage, offset, shape or strides")
     return machine.tensor(arguments, None)
 
 
-def _typed_tensor(machine: _Machine, *arguments: Value) -> Value:
+def _typed_tensor(machine: _Machine, *arguments: PickleValue) -> PickleValue:
     kind = arguments[6] if len(arguments) > 6 else None
-    if not isinstance(kind, Name) or kind.name not in TORCH_DTYPES:
+    if not isinstance(kind, GlobalName) or kind.name not in TORCH_DTYPES:
         raise machine.corrupt("a tensor of unknown type")
     return machine.tensor(arguments, TORCH_DTYPES[kind.name])
 
 
-def _parameter(machine: _Machine, *arguments: Value) -> Value:
+def _parameter(machine: _Machine, *arguments: PickleValue) -> PickleValue:
     if not arguments or not isinstance(arguments[0], StoredTensor):
         raise machine.corrupt("a parameter that is no tensor")
     return arguments[0]
 
 
-_CALLS: dict[str, Callable[..., Value]] = {
+_CALLS: dict[str, Callable[..., PickleValue]] = {
     "OrderedDict": _ordered_dict,
     "ParameterDict": _ordered_dict,
     "Size": _tuple_of,
@@ -349,56 +349,56 @@ _CALLS: dict[str, Callable[..., Value]] = {
 }
 
 
-def _put(machine: _Machine, key: Value) -> None:
+def _put(machine: _Machine, key: PickleValue) -> None:
     if not machine.stack or not isinstance(key, int):
         raise machine.corrupt("a memo of nothing")
     machine.memo[key] = machine.stack[-1]
 
 
-def _get(machine: _Machine, key: Value) -> None:
+def _get(machine: _Machine, key: PickleValue) -> None:
     if not isinstance(key, int) or key not in machine.memo:
         raise machine.corrupt(f"memo entry {str(key)[:20]}, which was never written")
     machine.stack.append(machine.memo[key])
 
 
-def _global(machine: _Machine, argument: Value) -> None:
+def _global(machine: _Machine, argument: PickleValue) -> None:
     machine.push_name(*str(argument).split(" ", 1))
 
 
-def _stack_global(machine: _Machine, _: Value) -> None:
+def _stack_global(machine: _Machine, _: PickleValue) -> None:
     name, module = machine.pop(), machine.pop()
     machine.push_name(module, name)
 
 
-def _set_item(machine: _Machine, _: Value) -> None:
+def _set_item(machine: _Machine, _: PickleValue) -> None:
     value, key = machine.pop(), machine.pop()
     machine.set_items(machine.stack[-1], [key, value])
 
 
-def _set_items(machine: _Machine, _: Value) -> None:
+def _set_items(machine: _Machine, _: PickleValue) -> None:
     items = machine.pop_mark()
     machine.set_items(machine.stack[-1], items)
 
 
-def _append(machine: _Machine, _: Value) -> None:
+def _append(machine: _Machine, _: PickleValue) -> None:
     value = machine.pop()
     machine.extend(machine.stack[-1], [value])
 
 
-def _appends(machine: _Machine, _: Value) -> None:
+def _appends(machine: _Machine, _: PickleValue) -> None:
     items = machine.pop_mark()
     machine.extend(machine.stack[-1], items)
 
 
-def _tuple_of_last(count: int) -> Callable[[_Machine, Value], None]:
-    def action(machine: _Machine, _: Value) -> None:
+def _tuple_of_last(count: int) -> Callable[[_Machine, PickleValue], None]:
+    def action(machine: _Machine, _: PickleValue) -> None:
         items = [machine.pop() for _ in range(count)]
         machine.stack.append(tuple(reversed(items)))
 
     return action
 
 
-_CONSTANTS: dict[str, Value] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+_CONSTANTS: dict[str, PickleValue] = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 _LITERALS = {
     "BININT",
     "BININT1",
@@ -413,9 +413,9 @@ _LITERALS = {
     "BINSTRING",
     "SHORT_BINSTRING",
 }
-_EMPTY: dict[str, Callable[[], Value]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
+_EMPTY: dict[str, Callable[[], PickleValue]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 _NOTHING = {"PROTO", "FRAME"}
-_ACTIONS: dict[str, Callable[[_Machine, Value], None]] = {
+_ACTIONS: dict[str, Callable[[_Machine, PickleValue], None]] = {
     "MARK": lambda machine, _: machine.marks.append(len(machine.stack)),
     "POP": lambda machine, _: (machine.pop(), None)[1],
     "BINPUT": _put,

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from gouache.checkpoints.formats.header import DOWNLOAD_AGAIN, DTYPE_BYTES, MAX_TENSORS, Header, TensorInfo
-from gouache.checkpoints.formats.torch_pickle import MAX_NAME, MAX_PICKLE_BYTES, StoredTensor, Value, read_pickle
+from gouache.checkpoints.formats.torch_pickle import MAX_NAME, MAX_PICKLE_BYTES, PickleValue, StoredTensor, read_pickle
 from gouache.errors import CorruptCheckpoint
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ def _text(file: BinaryIO, entry: _Entry | None, path: Path) -> str:
     return _bytes(file, entry, path).decode("ascii", "replace").strip()
 
 
-def _flatten(value: Value, path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+def _flatten(value: PickleValue, path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Every tensor under a dotted name, and the plain values beside them.
 
     If there is a `state_dict`, only its tensors count: what lies beside it is an optimiser's.
@@ -200,7 +200,7 @@ def _flatten(value: Value, path: Path) -> tuple[dict[str, StoredTensor], dict[st
 
 
 def _collect(
-    value: dict[Value, Value], prefix: str, found: dict[str, StoredTensor], seen: set[int], depth: int
+    value: dict[PickleValue, PickleValue], prefix: str, found: dict[str, StoredTensor], seen: set[int], depth: int
 ) -> None:
     # A dictionary may hold itself, or be reached on many ways: each is visited once.
     if id(value) in seen or depth > MAX_DEPTH:

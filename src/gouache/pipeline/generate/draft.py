@@ -25,7 +25,7 @@ from gouache.models.prior import Draw
 from gouache.models.quantizer import Quantizer
 from gouache.pipeline.inputs.images import to_image, to_tensor
 from gouache.pipeline.likelihood import prior_bits
-from gouache.pipeline.prompts.encode import Encoded
+from gouache.pipeline.prompts.encode import EncodedPrompt
 from gouache.pipeline.prompts.layout import Layout, Place, read_layout
 from gouache.pipeline.request import Prior as PriorOptions
 from gouache.pipeline.request import Request
@@ -131,10 +131,12 @@ class Parts:
     """The things that a prompt lays out, and what encodes their words."""
 
     layout: Layout
-    encode: Callable[[str], Encoded]
+    encode: Callable[[str], EncodedPrompt]
 
 
-def parts_of(request: Request, bundle: ModelBundle, prompt: str, encode: Callable[[str], Encoded]) -> Parts | None:
+def parts_of(
+    request: Request, bundle: ModelBundle, prompt: str, encode: Callable[[str], EncodedPrompt]
+) -> Parts | None:
     """What to draft one by one for a prompt with its style; None where it is drafted as a whole."""
     if request.prior is None or not request.prior.layout or not can_compose(bundle):
         return None
@@ -146,8 +148,8 @@ def parts_of(request: Request, bundle: ModelBundle, prompt: str, encode: Callabl
 def draft(
     request: Request,
     bundle: ModelBundle,
-    text: Encoded,
-    empty: Encoded,
+    text: EncodedPrompt,
+    empty: EncodedPrompt,
     seed: int,
     size: tuple[int, int],
     start: Tensor | None = None,
@@ -222,8 +224,8 @@ def _resized(latents: Tensor, size: tuple[int, int]) -> Tensor:
 
 def draw_tokens(
     bundle: ModelBundle,
-    text: Encoded,
-    empty: Encoded,
+    text: EncodedPrompt,
+    empty: EncodedPrompt,
     draw: Draw,
     seeds: Sequence[int],
     attempt: int = 0,

@@ -36,7 +36,7 @@ from gouache.pipeline.generate.upscalers import LANCZOS
 from gouache.pipeline.inputs.images import on_background, to_image
 from gouache.pipeline.inputs.start import DRAFT, INSTRUCT, StartState, encode, input_kind, keep_outside, steps_to_skip
 from gouache.pipeline.output.a1111_text import format_infotext, infotext_of
-from gouache.pipeline.output.metadata import OWN, PARAMETERS, Kind, encode_picture
+from gouache.pipeline.output.metadata import OWN, PARAMETERS, ImageKind, encode_picture
 from gouache.pipeline.output.recipe import Recipe, machine_of, model_ref, package_versions, pixels_digest
 from gouache.pipeline.prompts.encode import PromptPlan, PromptReader
 from gouache.pipeline.request import Request, Seamless
@@ -100,7 +100,7 @@ class Painted:
         """The texts that go into its file, by key."""
         return {PARAMETERS: format_infotext(infotext_of(self.recipe)), OWN: self.recipe.to_json()}
 
-    def encode(self, kind: Kind = "png", *, quality: int = 95) -> bytes:
+    def encode(self, kind: ImageKind = "png", *, quality: int = 95) -> bytes:
         """The picture as a file's bytes with its recipe inside."""
         return encode_picture(self.image, kind, self.texts(), quality=quality)
 

@@ -21,7 +21,7 @@ from gouache.errors import InvalidInput
 from gouache.models.bundle import LOW_AESTHETIC_SCORE, ModelBundle
 from gouache.models.denoiser import Condition, stack
 from gouache.models.family import SDXL_REFINER
-from gouache.pipeline.prompts.encode import Encoded, PromptPlan
+from gouache.pipeline.prompts.encode import EncodedPrompt, PromptPlan
 from gouache.pipeline.request import Request
 
 if TYPE_CHECKING:
@@ -111,7 +111,7 @@ class PromptedDenoiser:
         repeated = x.repeat(len(conditions), *(1 for _ in x.shape[1:]))
         return list(self.network(repeated, sigma, rows).chunk(len(conditions)))
 
-    def _condition(self, text: Encoded, *, negative: bool) -> Condition:
+    def _condition(self, text: EncodedPrompt, *, negative: bool) -> Condition:
         inputs = self.inputs
         numbers = inputs.numbers if not negative or inputs.negative_numbers is None else inputs.negative_numbers
         draft = inputs.draft
@@ -269,5 +269,5 @@ class InstructDenoiser:
             full, picture, neither = (self.bundle.denoiser(x, sigma, condition) for condition in conditions)
         return neither + self.image_scale * (picture - neither) + self.text_scale * (full - picture)
 
-    def _condition(self, text: Encoded, draft: Tensor) -> Condition:
+    def _condition(self, text: EncodedPrompt, draft: Tensor) -> Condition:
         return Condition(context=text.context, mask=text.mask, pooled=text.pooled, draft=draft)

@@ -19,7 +19,7 @@ from gouache.pipeline.inputs.start import DEPTH, input_kind
 from gouache.pipeline.request import MAX_PIXELS, Mask, Outpaint, Request
 from gouache.pipeline.resolve import factor_of
 
-Border = tuple[int, int, int, int]
+Margins = tuple[int, int, int, int]
 """Pixels added on the left, top, right, bottom."""
 RunRequest = Callable[[Request, Mapping[str, bytes]], Iterator[Event]]
 
@@ -59,7 +59,7 @@ def outpaint(request: Request, bundle: ModelBundle, references: References, run:
 
 
 def _all(
-    request: Request, start: Image.Image, borders: list[Border], bundle: ModelBundle, run: RunRequest
+    request: Request, start: Image.Image, borders: list[Margins], bundle: ModelBundle, run: RunRequest
 ) -> Iterator[Event]:
     for index in range(request.count):
         seed = (request.seed or 0) + index
@@ -71,7 +71,7 @@ def _one(
     index: int,
     count: int,
     picture: Image.Image,
-    borders: list[Border],
+    borders: list[Margins],
     bundle: ModelBundle,
     run: RunRequest,
 ) -> Iterator[Event]:
@@ -95,7 +95,7 @@ def _one(
                 yield Painted(index, picture, recipe, seconds)
 
 
-def _step(request: Request, growth: Growth, border: Border, bundle: ModelBundle) -> tuple[Request, dict[str, bytes]]:
+def _step(request: Request, growth: Growth, border: Margins, bundle: ModelBundle) -> tuple[Request, dict[str, bytes]]:
     """The masked request of one step: only the new strip and its surroundings are worked on."""
     attachments = {sha256(data).hexdigest(): data for data in (_png(growth.picture), _png(growth.mask))}
     first, second = (f"sha256:{name}" for name in attachments)
@@ -116,7 +116,7 @@ def _working_size(width: int, height: int, side: int) -> tuple[int, int]:
     return round(width * scale), round(height * scale)
 
 
-def grown(picture: Image.Image, border: Border, overlap: int) -> Growth:
+def grown(picture: Image.Image, border: Margins, overlap: int) -> Growth:
     """The picture with its edge repeated outwards, and a mask over the new border and an overlap with the old part."""
     left, top, right, bottom = border
     larger = extend(picture, left, top, right, bottom)
@@ -132,7 +132,7 @@ def grown(picture: Image.Image, border: Border, overlap: int) -> Growth:
     return Growth(larger, mask)
 
 
-def border_of(options: Outpaint, size: tuple[int, int]) -> Border:
+def border_of(options: Outpaint, size: tuple[int, int]) -> Margins:
     """The whole border in pixels; an aspect ratio is reached by growing evenly on two sides.
 
     Raises:
@@ -152,14 +152,14 @@ def border_of(options: Outpaint, size: tuple[int, int]) -> Border:
     return left, top, right, bottom
 
 
-def growth_steps(border: Border, bundle: ModelBundle) -> list[Border]:
+def growth_steps(border: Margins, bundle: ModelBundle) -> list[Margins]:
     """The border side by side, none of the steps larger than half of what the model knows.
 
     Raises:
         InvalidInput: there is nothing to add.
     """
     most = max(8, min(bundle.defaults.width, bundle.defaults.height) // 2)
-    steps: list[Border] = []
+    steps: list[Margins] = []
     for side, total in enumerate(border):
         count = -(-total // most)
         for k in range(count):

@@ -16,7 +16,7 @@ from gouache.pipeline.request import MAX_SEED, Request
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ForeignText:
     """What a picture says of its making.
 
     Attributes:
@@ -32,7 +32,7 @@ class Found:
     texts: Mapping[str, str]
 
 
-def read_recipe(source: Path | bytes, *, where: str = "picture") -> Found:
+def read_recipe(source: Path | bytes, *, where: str = "picture") -> ForeignText:
     """Read a picture's recipe.
 
     Raises:
@@ -45,14 +45,14 @@ def read_recipe(source: Path | bytes, *, where: str = "picture") -> Found:
     try:
         if own is not None:
             recipe = Recipe.from_dict(own, where=where)
-            return Found("gouache", recipe.request, recipe, texts)
+            return ForeignText("gouache", recipe.request, recipe, texts)
         for tool, is_here, read in READERS:
             if is_here(texts):
-                return Found(tool, _request(read(texts, where), where), None, texts)
+                return ForeignText(tool, _request(read(texts, where), where), None, texts)
         if PARAMETERS in texts:
             info = require_values(parse_infotext(texts[PARAMETERS]), where)
             tool = "sd.cpp" if "stable-diffusion.cpp" in info.values.get("Version", "") else "a1111"
-            return Found(tool, request_of(info, where), None, texts)
+            return ForeignText(tool, request_of(info, where), None, texts)
     except (ConfigError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
         if isinstance(error, RecipeError):
             raise

@@ -18,11 +18,11 @@ PARAMETERS, OWN = "parameters", "gouache"
 _EXIF_FOLDER, _USER_COMMENT, _DESCRIPTION = 0x8769, 0x9286, 0x010E
 _UNICODE = b"UNICODE\0"
 MAX_JPEG_EXIF = 65_533
-Kind = Literal["png", "jpeg", "webp"]
-KINDS: dict[str, Kind] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
+ImageKind = Literal["png", "jpeg", "webp"]
+KINDS: dict[str, ImageKind] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
 
 
-def kind_of(path: Path) -> Kind:
+def kind_of(path: Path) -> ImageKind:
     """The format that a file's suffix asks for.
 
     Raises:
@@ -40,7 +40,7 @@ def kind_of(path: Path) -> Kind:
 
 
 def encode_picture(
-    picture: Image.Image, kind: Kind, texts: Mapping[str, str] | None = None, *, quality: int = 95
+    picture: Image.Image, kind: ImageKind, texts: Mapping[str, str] | None = None, *, quality: int = 95
 ) -> bytes:
     """A picture as a file's bytes.
 

@@ -28,7 +28,7 @@ _ROUNDS = 3
 _RED, _GREEN, _BLUE = 0.299, 0.587, 0.114
 _U, _HALF = 0.492, 128.0
 
-Floats = NDArray[np.float64]
+Coefficients = NDArray[np.float64]
 
 
 def bits_of(text: str) -> NDArray[np.uint8]:
@@ -91,18 +91,18 @@ def carries(picture: Image.Image, text: str) -> bool:
     return read_watermark(picture, len(data)) == data
 
 
-def _blocks(pixels: NDArray[np.uint8]) -> Floats:
+def _blocks(pixels: NDArray[np.uint8]) -> Coefficients:
     """Haar averages of U in blocks, row by row. [blocks,16]"""
     red, green, blue = (pixels[..., k].astype(np.float64) for k in range(3))
     bright = np.rint(_RED * red + _GREEN * green + _BLUE * blue)
     u = np.clip(np.rint(_U * (blue - bright) + _HALF), 0, 255)
     height, width = u.shape
-    averages: Floats = u.reshape(height // 2, 2, width // 2, 2).sum(axis=(1, 3)) / 2  # [H/2,W/2], 0..510
-    tiles: Floats = averages.reshape(height // BLOCK, 4, width // BLOCK, 4).swapaxes(1, 2)
+    averages: Coefficients = u.reshape(height // 2, 2, width // 2, 2).sum(axis=(1, 3)) / 2  # [H/2,W/2], 0..510
+    tiles: Coefficients = averages.reshape(height // BLOCK, 4, width // BLOCK, 4).swapaxes(1, 2)
     return tiles.reshape(-1, 16)
 
 
-def _moved(blocks: Floats, bits: Floats) -> Floats:
+def _moved(blocks: Coefficients, bits: Coefficients) -> Coefficients:
     """What to add to each coefficient so that its block says its bit. [blocks,16]"""
     numbers = np.arange(len(blocks))
     place = blocks[:, 1:].argmax(axis=1) + 1
@@ -120,14 +120,14 @@ def _moved(blocks: Floats, bits: Floats) -> Floats:
     return change
 
 
-def _spread(change: Floats, rows: int, columns: int) -> Floats:
+def _spread(change: Coefficients, rows: int, columns: int) -> Coefficients:
     """Changes of the averages as changes of U of every pixel. [H,W]"""
     grid = change.reshape(rows, columns, 4, 4).swapaxes(1, 2).reshape(rows * 4, columns * 4)
-    spread: Floats = (grid / 2).repeat(2, axis=0).repeat(2, axis=1)
+    spread: Coefficients = (grid / 2).repeat(2, axis=0).repeat(2, axis=1)
     return spread
 
 
-def _recoloured(colours: Floats, change: Floats) -> NDArray[np.uint8]:
+def _recoloured(colours: Coefficients, change: Coefficients) -> NDArray[np.uint8]:
     """Pixels [H,W,3] with U changed: blue and green at equal brightness, then, where blue ends, red and green too."""
     red, green, blue = (colours[..., k] for k in range(3))
     # U = 0.492 (blue - Y): with Y fixed, blue takes it all, and green pays for blue's share in Y.

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 
 from gouache.checkpoints.adapters.controlnet_library import KIND as CONTROL
 from gouache.checkpoints.adapters.controlnet_library import find_control
-from gouache.checkpoints.adapters.deltas import Change
+from gouache.checkpoints.adapters.deltas import LayerDelta
 from gouache.checkpoints.adapters.embedding import Embedding, read_embedding
 from gouache.checkpoints.adapters.library import EMBEDDING, LORA, AdapterFile, AdapterFolder
-from gouache.checkpoints.adapters.lora import UNET, Layer, Lora, layer_table, read_lora
+from gouache.checkpoints.adapters.lora import UNET, Lora, LoraLayer, layer_table, read_lora
 from gouache.checkpoints.formats.header import read_header
 from gouache.errors import CorruptCheckpoint, ModelNotFound
 from gouache.models.bundle import ModelBundle
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 SHORT = 12
 FOLDERS = {CONTROL: "controlnet"}
-Network = TypeVar("Network", bound=nn.Module)
+AdaptedNetwork = TypeVar("AdaptedNetwork", bound=nn.Module)
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,7 +177,7 @@ def with_loras(bundle: ModelBundle, loras: Sequence[tuple[Lora, AdapterTag]]) ->
     Raises:
         CorruptCheckpoint: a changed weight is over what its type can hold.
     """
-    changes: dict[Layer, list[tuple[float, Change]]] = {}
+    changes: dict[LoraLayer, list[tuple[float, LayerDelta]]] = {}
     for lora, tag in loras:
         for layer, change in lora.changes.items():
             weight = tag.unet_weight if layer.part == UNET else tag.text_weight
@@ -199,7 +199,7 @@ def with_embeddings(bundle: ModelBundle, embeddings: Mapping[str, Embedding]) ->
     return replace(bundle, text=with_words(bundle.text, encoders, words))
 
 
-def sharing_copy(network: Network) -> Network:
+def sharing_copy(network: AdaptedNetwork) -> AdaptedNetwork:
     """The same modules anew around the same tensors."""
     tensors = chain(network.parameters(), network.buffers())
     return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})
@@ -229,13 +229,13 @@ def _short_hash(path: Path, whole: str) -> str:
     return digest.hexdigest()[:SHORT]
 
 
-def _weight(bundle: ModelBundle, layer: Layer) -> Tensor:
+def _weight(bundle: ModelBundle, layer: LoraLayer) -> Tensor:
     network: nn.Module = bundle.unet if layer.part == UNET else bundle.text.encoders[layer.index]
     return network.get_submodule(layer.name).get_parameter("weight").detach()
 
 
 @torch.no_grad()
-def _merged(weight: Tensor, terms: list[tuple[float, Change]], name: str) -> Tensor:
+def _merged(weight: Tensor, terms: list[tuple[float, LayerDelta]], name: str) -> Tensor:
     total = weight.float()
     for factor, change in terms:
         total = total + factor * change.difference(weight).to(weight.device)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gouache.errors import InvalidInput
 from gouache.models.text_stack import TextStack
-from gouache.pipeline.prompts.syntax import Branch, Run, Section, branches, schedule, sections, without_tags
+from gouache.pipeline.prompts.syntax import Branch, PromptSpan, Section, branches, schedule, sections, without_tags
 from gouache.pipeline.prompts.textual_inversion import TokenizerWithWords
 from gouache.pipeline.request import Emphasis
 
@@ -20,7 +20,7 @@ MAX_CHUNKS = 32
 
 
 @dataclass(frozen=True, slots=True)
-class Encoded:
+class EncodedPrompt:
     """One text, encoded.
 
     Attributes:
@@ -55,7 +55,7 @@ class PromptReader:
         self.stack, self.emphasis = stack, emphasis
         self.skip_layers = None if clip_skip is None else clip_skip - 1
         self.notes: list[str] = []
-        self._seen: dict[str, Encoded] = {}
+        self._seen: dict[str, EncodedPrompt] = {}
 
     def plan(self, prompt: str, steps: int, *, composed: bool = True) -> PromptPlan:
         """Read a whole prompt, with prompt editing; tags of adapters are no words.
@@ -72,20 +72,20 @@ class PromptReader:
             found.append((branch.weight, tuple((end, self.encode(text)) for end, text in pieces)))
         return PromptPlan(tuple(found))
 
-    def encode(self, text: str) -> Encoded:
+    def encode(self, text: str) -> EncodedPrompt:
         """Encode one text with its emphasis."""
         if text not in self._seen:
             self._seen[text] = self._encode(text)
         return self._seen[text]
 
     @torch.no_grad()
-    def _encode(self, text: str) -> Encoded:
+    def _encode(self, text: str) -> EncodedPrompt:
         chunks = self._chunks(text)
         encoding = self.stack.encode([chunk.ids for chunk in chunks], skip_layers=self.skip_layers)
         context = encoding.context  # [N,L,D]
         if any(weight != 1.0 for chunk in chunks for weight in chunk.weights):
             context = self._emphasised(context, _row_weights(chunks, context), encoding.mask)
-        return Encoded(
+        return EncodedPrompt(
             context=context.reshape(1, -1, context.shape[-1]),  # [1,N*L,D]
             pooled=None if encoding.pooled is None else encoding.pooled[:1],
             mask=None if encoding.mask is None else encoding.mask.reshape(1, -1),
@@ -154,7 +154,7 @@ def _word_start(stack: TextStack, ids: list[int]) -> int:
     return end or len(ids) - 1
 
 
-def _tokens(stack: TextStack, part: tuple[Run, ...]) -> list[tuple[int, float]]:
+def _tokens(stack: TextStack, part: tuple[PromptSpan, ...]) -> list[tuple[int, float]]:
     return [(token, run.weight) for run in part for token in stack.tokenize(run.text)]
 
 
@@ -166,9 +166,9 @@ class PromptPlan:
         branches: for each part joined by AND its weight, and its texts with the last step (from 1) each holds for.
     """
 
-    branches: tuple[tuple[float, tuple[tuple[int, Encoded], ...]], ...]
+    branches: tuple[tuple[float, tuple[tuple[int, EncodedPrompt], ...]], ...]
 
-    def at(self, step: int) -> list[tuple[float, Encoded]]:
+    def at(self, step: int) -> list[tuple[float, EncodedPrompt]]:
         """Weight and text of every branch at a step, counted from 1."""
         return [(weight, _text_at(pieces, step)) for weight, pieces in self.branches]
 
@@ -197,11 +197,11 @@ class PromptPlan:
         )
 
 
-def _text_at(pieces: tuple[tuple[int, Encoded], ...], step: int) -> Encoded:
+def _text_at(pieces: tuple[tuple[int, EncodedPrompt], ...], step: int) -> EncodedPrompt:
     return next((text for end, text in pieces if step <= end), pieces[-1][1])
 
 
-def _mixed_text(first: Encoded, last: Encoded, share: float) -> Encoded:
+def _mixed_text(first: EncodedPrompt, last: EncodedPrompt, share: float) -> EncodedPrompt:
     """Contexts mixed token by token; the shorter one is filled up with zeros."""
     length = max(first.context.shape[1], last.context.shape[1])
     contexts = [F.pad(text.context, (0, 0, 0, length - text.context.shape[1])) for text in (first, last)]
@@ -210,9 +210,9 @@ def _mixed_text(first: Encoded, last: Encoded, share: float) -> Encoded:
     if first.pooled is not None and last.pooled is not None:
         pooled = torch.lerp(first.pooled, last.pooled, share)
     mask = None if masks[0] is None or masks[1] is None else masks[0] | masks[1]
-    return Encoded(torch.lerp(contexts[0], contexts[1], share), pooled, mask)
+    return EncodedPrompt(torch.lerp(contexts[0], contexts[1], share), pooled, mask)
 
 
-def _zeros_like(text: Encoded) -> Encoded:
+def _zeros_like(text: EncodedPrompt) -> EncodedPrompt:
     pooled = None if text.pooled is None else torch.zeros_like(text.pooled)
-    return Encoded(torch.zeros_like(text.context), pooled, text.mask)
+    return EncodedPrompt(torch.zeros_like(text.context), pooled, text.mask)

@@ -32,14 +32,14 @@ _NUMBER = re.compile(r"\s*[+-]?(?:\d+\.?\d*|\.\d+)\s*")
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class PromptSpan:
     """Text of one weight."""
 
     text: str
     weight: float
 
 
-Section = tuple[Run, ...]
+Section = tuple[PromptSpan, ...]
 """What stands between two BREAKs: each section starts a new chunk of tokens."""
 
 
@@ -98,10 +98,10 @@ def sections(text: str, rule: Emphasis = "a1111") -> tuple[Section, ...]:
     ((Run(text='a', weight=2.2), Run(text=' b', weight=2.0), Run(text=' [c]', weight=1.0)),)
     """
     if rule == "none":
-        return ((Run(text, 1.0),),)
+        return ((PromptSpan(text, 1.0),),)
     if rule == "comfy":
         return (_merged(_comfy_runs(text)),)
-    groups: list[list[Run]] = [[]]
+    groups: list[list[PromptSpan]] = [[]]
     for run in _a1111_runs(text):
         if run is None:
             groups.append([])
@@ -110,31 +110,31 @@ def sections(text: str, rule: Emphasis = "a1111") -> tuple[Section, ...]:
     return tuple(map(_merged, groups))
 
 
-def _merged(runs: list[Run]) -> Section:
-    result: list[Run] = []
+def _merged(runs: list[PromptSpan]) -> Section:
+    result: list[PromptSpan] = []
     for run in runs:
         if result and result[-1].weight == run.weight:
-            result[-1] = Run(result[-1].text + run.text, run.weight)
+            result[-1] = PromptSpan(result[-1].text + run.text, run.weight)
         elif run.text:
             result.append(run)
-    return tuple(result) or (Run("", 1.0),)
+    return tuple(result) or (PromptSpan("", 1.0),)
 
 
-def _a1111_runs(text: str) -> list[Run | None]:
+def _a1111_runs(text: str) -> list[PromptSpan | None]:
     """Runs in reading order; None stands for BREAK. A bracket's factor is applied when it closes, inner ones first."""
-    runs: list[Run | None] = []
+    runs: list[PromptSpan | None] = []
     opened: dict[str, list[int]] = {"(": [], "[": []}
 
     def close(bracket: str, factor: float) -> None:
         for k in range(opened[bracket].pop(), len(runs)):
             run = runs[k]
             if run is not None:
-                runs[k] = Run(run.text, run.weight * factor)
+                runs[k] = PromptSpan(run.text, run.weight * factor)
 
     for match in _TOKEN.finditer(text):
         token, number = match[0], match[1]
         if token[0] == "\\":
-            runs.append(Run(token[1:] or token, 1.0))
+            runs.append(PromptSpan(token[1:] or token, 1.0))
         elif token in opened:
             opened[token].append(len(runs))
             _check_nesting(len(opened["("]) + len(opened["["]))
@@ -152,11 +152,11 @@ def _a1111_runs(text: str) -> list[Run | None]:
     return runs
 
 
-def _split_at_break(text: str) -> list[Run | None]:
+def _split_at_break(text: str) -> list[PromptSpan | None]:
     first, *rest = _BREAK.split(text)
-    runs: list[Run | None] = [Run(first, 1.0)]
+    runs: list[PromptSpan | None] = [PromptSpan(first, 1.0)]
     for part in rest:
-        runs += [None, Run(part, 1.0)]
+        runs += [None, PromptSpan(part, 1.0)]
     return runs
 
 
@@ -170,13 +170,13 @@ def _check_nesting(depth: int) -> None:
         )
 
 
-def _comfy_runs(text: str, weight: float = 1.0, depth: int = 0) -> list[Run]:
+def _comfy_runs(text: str, weight: float = 1.0, depth: int = 0) -> list[PromptSpan]:
     """ComfyUI's rule: a bracket multiplies by 1.1, or sets the weight, and what is inside starts from there."""
     _check_nesting(depth)
-    runs: list[Run] = []
+    runs: list[PromptSpan] = []
     for part in _top_level_brackets(text):
         if not (part.startswith("(") and part.endswith(")") and len(part) >= 2):
-            runs.append(Run(part.replace("\\(", "(").replace("\\)", ")"), weight))
+            runs.append(PromptSpan(part.replace("\\(", "(").replace("\\)", ")"), weight))
             continue
         inside, colon, number = part[1:-1].rpartition(":")
         if colon and inside and _NUMBER.fullmatch(number):
@@ -211,7 +211,7 @@ def unmarked(prompt: str, rule: Emphasis = "a1111") -> str:
     words: list[str] = []
     for branch in branches(without_tags(prompt), rule):
         final = schedule(branch.text, 2)[-1][1] if rule == "a1111" else branch.text
-        words += [run.text for section in sections(final, rule) for run in (*section, Run(" ", 1.0))]
+        words += [run.text for section in sections(final, rule) for run in (*section, PromptSpan(" ", 1.0))]
     return " ".join("".join(words).split())
 
 

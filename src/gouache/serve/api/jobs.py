@@ -14,9 +14,9 @@ from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
 from gouache.errors import NotFound, QueueFull
-from gouache.serve.api.views import JobIn, Jobs, JobView, Sequence, State, job_view
+from gouache.serve.api.views import JobIn, Jobs, JobView, Sequence, job_view
 from gouache.serve.http.access import owner_of, studio_of
-from gouache.serve.queue.job import FINISHED, Job
+from gouache.serve.queue.job import FINISHED, Job, JobState
 from gouache.serve.queue.notify import changes
 from gouache.serve.studio import Studio
 
@@ -48,7 +48,7 @@ def submit(body: JobIn, request: Request, response: Response, key: Key = None) -
 @router.get("")
 def listing(
     request: Request,
-    state: Annotated[list[State] | None, Query()] = None,
+    state: Annotated[list[JobState] | None, Query()] = None,
     limit: Limit = 50,
     before: Annotated[Sequence | None, Query()] = None,
 ) -> Jobs:

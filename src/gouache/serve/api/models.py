@@ -13,7 +13,7 @@ from gouache.config import Config
 from gouache.serve.api.views import Plain
 from gouache.serve.http.access import admin_of, owner_of, studio_of
 from gouache.serve.models import facts as model_facts
-from gouache.serve.models.downloads import Pull, State
+from gouache.serve.models.downloads import DownloadState, Pull
 
 router = APIRouter(prefix="/v1/models", tags=["models"])
 
@@ -39,7 +39,7 @@ class PullView(Config):
     """A model on its way."""
 
     repo: str
-    state: State
+    state: DownloadState
     bytes: int
     """On the disk."""
     total: int

@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from gouache.errors import GouacheError, InvalidInput, ModelNotFound, PictureError
 from gouache.pipeline.inputs.images import read_picture
-from gouache.pipeline.output.metadata import Kind, encode_picture, read_texts
+from gouache.pipeline.output.metadata import ImageKind, encode_picture, read_texts
 from gouache.pipeline.request import MAX_SEED
 from gouache.pipeline.request import Request as PaintRequest
 from gouache.serve.api.views import raise_unless_painted
@@ -33,8 +33,8 @@ from gouache.serve.studio import Studio
 STEPS = {"low": 10, "medium": 20, "high": 40, "hd": 40}
 """What a quality means here; auto and standard leave it to the model."""
 EDIT_STRENGTH, VARIATION_STRENGTH = 0.75, 0.6
-Text = Annotated[str, Field(max_length=32_000)]
-Name = Annotated[str, Field(max_length=1000)]
+LongText = Annotated[str, Field(max_length=32_000)]
+FieldText = Annotated[str, Field(max_length=1000)]
 
 
 class Images(BaseModel):
@@ -42,22 +42,22 @@ class Images(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: Name | None = None
+    model: FieldText | None = None
     n: Annotated[int, Field(ge=1, le=10)] | None = None
     size: Annotated[str, Field(max_length=20)] | None = None
     response_format: Literal["url", "b64_json"] | None = None
-    user: Name | None = None
+    user: FieldText | None = None
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] | None = None
     steps: Annotated[int, Field(ge=1, le=1000)] | None = None
-    negative_prompt: Text | None = None
+    negative_prompt: LongText | None = None
     guidance_scale: Annotated[float, Field(ge=-1000, le=1000, allow_inf_nan=False)] | None = None
-    sampler: Name | None = None
+    sampler: FieldText | None = None
 
 
 class Drawn(Images):
     """What generations and edits share."""
 
-    prompt: Text
+    prompt: LongText
     quality: Literal["standard", "hd", "low", "medium", "high", "auto"] | None = None
     background: Literal["transparent", "opaque", "auto"] | None = None
     output_format: Literal["png", "jpeg", "webp"] | None = None
@@ -87,10 +87,10 @@ class Variations(Images):
 
 
 @dataclass(frozen=True, slots=True)
-class Output:
+class OutputFormat:
     """How the pictures are sent."""
 
-    kind: Kind
+    kind: ImageKind
     quality: int
     as_url: bool
     size: str | None
@@ -107,21 +107,21 @@ class Output:
         }
 
 
-def output_of(body: Images) -> Output:
+def output_of(body: Images) -> OutputFormat:
     """Format and way of sending.
 
     Raises:
         InvalidInput: what can't be served, by its name.
     """
     drawn = body if isinstance(body, Drawn) else None
-    kind: Kind = (drawn.output_format if drawn else None) or "png"
+    kind: ImageKind = (drawn.output_format if drawn else None) or "png"
     compression = drawn.output_compression if drawn else None
     if compression not in (None, 100) and kind == "png":
         raise InvalidInput("output_compression", given=compression, expected="jpeg or webp as output_format")
     if body.response_format == "url" and drawn is not None and drawn.stream:
         raise InvalidInput("response_format", given="url", expected="b64_json while streaming")
     asked = drawn.quality if drawn else None
-    return Output(
+    return OutputFormat(
         kind,
         max(1, 100 if compression is None else compression),
         body.response_format == "url",
@@ -189,7 +189,7 @@ WORDS = {
 
 
 router = APIRouter(prefix="/v1/images", tags=["openai"])
-Body = TypeVar("Body", bound=Images)
+ImagesBody = TypeVar("ImagesBody", bound=Images)
 
 
 @router.post("/generations", response_model=None)
@@ -255,7 +255,7 @@ async def _read_form(request: Request) -> tuple[dict[str, str], dict[str, list[b
     return fields, files
 
 
-def _checked(kind: type[Body], fields: Mapping[str, str]) -> Body:
+def _checked(kind: type[ImagesBody], fields: Mapping[str, str]) -> ImagesBody:
     try:
         return kind.model_validate(dict(fields))
     except ValidationError as error:
@@ -332,7 +332,7 @@ def _check_key(key: str | None) -> None:
         raise InvalidInput("Idempotency-Key", given=repr(key)[:80], expected="1 to 255 printable ASCII characters")
 
 
-def _data(studio: Studio, job: Job, output: Output, base_url: str) -> list[dict[str, str]]:
+def _data(studio: Studio, job: Job, output: OutputFormat, base_url: str) -> list[dict[str, str]]:
     found = studio.pictures.of_job(job.id)
     if output.as_url:
         return [{"url": base_url.rstrip("/") + _link(studio, picture)} for picture in found]
@@ -345,7 +345,7 @@ def _link(studio: Studio, picture: Picture) -> str:
     return f"{path}?link={seal(path, studio.secret, 'link')}"
 
 
-def _encoded(studio: Studio, picture: Picture, output: Output) -> str:
+def _encoded(studio: Studio, picture: Picture, output: OutputFormat) -> str:
     data = studio.file_store.read("pictures", picture.file)
     if output.kind != "png":
         data = encode_picture(read_picture(data), output.kind, read_texts(data), quality=output.quality)
@@ -359,7 +359,7 @@ def _usage(paint: PaintRequest, count: int) -> dict[str, Any]:
     return {"input_tokens": text, "output_tokens": count, "total_tokens": text + count, "input_tokens_details": details}
 
 
-async def _stream(studio: Studio, job: Job, output: Output, kind: str, partial_images: int) -> AsyncIterator[str]:
+async def _stream(studio: Studio, job: Job, output: OutputFormat, kind: str, partial_images: int) -> AsyncIterator[str]:
     shown, last = 0, -1
     try:
         looks = changes(studio.notifier, job.id, lambda: _look(studio, job.id, partial_images > shown), every=0.25)
@@ -391,7 +391,7 @@ def _look(studio: Studio, job_id: str, watch: bool) -> Job:
     return job
 
 
-def _repainted(jpeg: bytes, output: Output) -> str:
+def _repainted(jpeg: bytes, output: OutputFormat) -> str:
     data = jpeg if output.kind == "jpeg" else encode_picture(read_picture(jpeg), output.kind)
     return base64.b64encode(data).decode("ascii")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Annotated, Literal
+from typing import Annotated
 
 from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import FileResponse
@@ -13,7 +13,7 @@ from gouache.config import Config
 from gouache.diffusion.samplers.names import SAMPLER_INFOS, SCHEDULE_INFOS
 from gouache.errors import PictureError
 from gouache.pipeline.inputs.images import read_picture
-from gouache.pipeline.output.metadata import encode_picture, read_texts
+from gouache.pipeline.output.metadata import ImageKind, encode_picture, read_texts
 from gouache.pipeline.output.recipe import Recipe
 from gouache.serve.api.views import (
     Attachment,
@@ -33,14 +33,13 @@ from gouache.serve.api.views import (
 )
 from gouache.serve.http.access import owner_of, studio_of
 from gouache.serve.queue.admission import UPSCALERS
-from gouache.serve.search.query import Found
+from gouache.serve.search.query import FoundPicture
 from gouache.serve.settings import Limits
 from gouache.serve.store.gallery import Wanted
 from gouache.serve.studio import Studio
 
 router = APIRouter(prefix="/v1", tags=["pictures"])
 FOREVER = {"Cache-Control": "private, max-age=31536000, immutable"}
-Kind = Literal["png", "jpeg", "webp"]
 
 
 class Capabilities(Config):
@@ -83,7 +82,7 @@ def _newest(studio: Studio, wanted: Wanted, limit: int) -> Pictures:
     return Pictures(pictures=tuple(picture_view(picture, tags[picture.id]) for picture in found))
 
 
-def _nearest(studio: Studio, found: Found) -> Pictures:
+def _nearest(studio: Studio, found: FoundPicture) -> Pictures:
     tags = studio.pictures.tags_of_all([picture.id for picture, _ in found.pictures])
     return Pictures(
         pictures=tuple(picture_view(picture, tags[picture.id], score) for picture, score in found.pictures),
@@ -99,7 +98,7 @@ def get(picture_id: str, request: Request) -> PictureView:
 
 
 @router.get("/pictures/{picture_id}/file", response_class=Response)
-def file(picture_id: str, request: Request, format: Kind = "png") -> Response:  # noqa: A002
+def file(picture_id: str, request: Request, format: ImageKind = "png") -> Response:  # noqa: A002
     """The picture with its recipe inside: as it was stored (PNG), or encoded anew."""
     studio = studio_of(request)
     # A signed link has no user; the guard let it through for exactly this address.

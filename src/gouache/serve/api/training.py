@@ -13,13 +13,13 @@ from gouache.config import Config
 from gouache.errors import NotFound
 from gouache.serve.api.views import Plain
 from gouache.serve.http.access import admin_of, studio_of
-from gouache.serve.training.plan import Minutes, Stage
-from gouache.serve.training.runs import Phase, Run
+from gouache.serve.training.plan import Minutes, PlanStage
+from gouache.serve.training.runs import Phase, TrainingRun
 from gouache.serve.training.sets import DataSet
 
 router = APIRouter(prefix="/v1/training", tags=["training"])
 BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
-Name = Annotated[Plain, Field(min_length=1)]
+RunName = Annotated[Plain, Field(min_length=1)]
 
 
 class SetView(Config):
@@ -34,11 +34,11 @@ class SetView(Config):
 class RunIn(Config):
     """A run to start."""
 
-    name: Name
+    name: RunName
     """Of the run and of the model it makes."""
-    stage: Stage = "denoiser"
+    stage: PlanStage = "denoiser"
     """denoiser: teach a model these pictures. decoder: how it draws their details. vae: an autoencoder from nothing."""
-    data: Name
+    data: RunName
     """A set of pictures."""
     minutes: Minutes
     """Training time; preparing comes on top."""
@@ -62,7 +62,7 @@ class RunView(Config):
 
     name: str
     phase: Phase
-    stage: Stage
+    stage: PlanStage
     data: str
     model: str
     size: int
@@ -171,7 +171,7 @@ def _set_view(found: DataSet) -> SetView:
     return SetView(name=found.name, pictures=found.pictures, captioned=found.captioned, bytes=found.bytes)
 
 
-def _run_view(run: Run, samples: tuple[int, ...]) -> RunView:
+def _run_view(run: TrainingRun, samples: tuple[int, ...]) -> RunView:
     plan = run.plan
     return RunView(
         name=plan.name,

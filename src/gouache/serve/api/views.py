@@ -13,7 +13,7 @@ from gouache.errors import GouacheError
 from gouache.pipeline.output.recipe import Recipe
 from gouache.pipeline.request import Request
 from gouache.serve.http.errors import TookTooLong
-from gouache.serve.queue.job import FINISHED, Job
+from gouache.serve.queue.job import FINISHED, Job, JobState
 from gouache.serve.store.gallery import Picture
 
 
@@ -27,7 +27,6 @@ Plain = Annotated[str, Field(max_length=200), AfterValidator(_plain)]
 """A short text that any database can hold."""
 Tag = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_plain)]
 Sequence = Annotated[int, Field(ge=0, le=2**62)]
-State = Literal["queued", "running", "done", "failed", "cancelled"]
 
 
 class JobIn(Config):
@@ -56,7 +55,7 @@ class JobView(Config):
     """A job as it stands."""
 
     id: str
-    state: State
+    state: JobState
     source: str
     label: str
     priority: int

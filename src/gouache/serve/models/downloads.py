@@ -14,7 +14,7 @@ from typing import Literal
 from gouache.checkpoints import hub
 from gouache.errors import Conflict, GouacheError, InvalidInput
 
-State = Literal["running", "done", "failed", "cancelled"]
+DownloadState = Literal["running", "done", "failed", "cancelled"]
 KEPT = 20
 _REPO = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII)
 _PLAIN = re.compile(r"[\w./-]{1,100}", re.ASCII)
@@ -35,7 +35,7 @@ class Pull:
     """
 
     repo: str
-    state: State = "running"
+    state: DownloadState = "running"
     here: int = 0
     total: int = 0
     started: float
@@ -103,7 +103,7 @@ class Pulls:
         try:
             hub.pull(repo, revision=revision, variant=variant, progress=self._report)
         except GouacheError as error:
-            state: State = "cancelled" if self._cancel.is_set() else "failed"
+            state: DownloadState = "cancelled" if self._cancel.is_set() else "failed"
             self._change(state=state, error="" if state == "cancelled" else str(error))
         except Exception as error:  # The page must say so, whatever it was.
             log.exception("pull failed", extra={"repo": repo})
@@ -118,7 +118,7 @@ class Pulls:
         self._change(here=here, total=total)
 
     def _change(
-        self, *, state: State | None = None, here: int | None = None, total: int | None = None, error: str = ""
+        self, *, state: DownloadState | None = None, here: int | None = None, total: int | None = None, error: str = ""
     ) -> None:
         with self._lock:
             last = self._pulls[-1]

@@ -16,7 +16,7 @@ from gouache.serve.page.requests import owner_of
 from gouache.serve.page.words import said
 from gouache.serve.studio import Studio
 from gouache.serve.training.plan import STAGES
-from gouache.serve.training.runs import RUNNING, Run
+from gouache.serve.training.runs import RUNNING, TrainingRun
 
 WIDTH, HEIGHT = 720, 260
 LEFT, RIGHT, TOP, BOTTOM = 56, 12, 14, 30
@@ -321,7 +321,7 @@ class _TrainActions:
         values = [texts[0], texts[1], *(gr.update(visible=flag) for flag in flags), texts[2], texts[3]]
         return [*values, gr.Timer(active=busy), [texts[0], texts[1], *flags, texts[2], texts[3], busy]]
 
-    def _list(self, runs: list[Run], chosen: str, request: gr.Request) -> str:
+    def _list(self, runs: list[TrainingRun], chosen: str, request: gr.Request) -> str:
         head = parts.heading(said("runs_title", request))
         if not runs:
             return (
@@ -332,13 +332,13 @@ class _TrainActions:
         rows = [self._row(run, request, chosen=run.plan.name == chosen) for run in runs]
         return f'{head}<div style="height:12px"></div>{parts.items(rows)}'
 
-    def _row(self, run: Run, request: gr.Request, *, chosen: bool) -> str:
+    def _row(self, run: TrainingRun, request: gr.Request, *, chosen: bool) -> str:
         plan = run.plan
         below = " · ".join(part for part in (plan.stage, plan.data, plan.model) if part)
         tag, kind = said(f"phase_{run.phase}", request), COLOURS.get(run.phase, "")
         return parts.item(plan.name, plan.name, below, chosen=chosen, tag=tag, kind=kind, side=f"{run.fraction:.0%}")
 
-    def _state(self, run: Run, request: gr.Request) -> str:
+    def _state(self, run: TrainingRun, request: gr.Request) -> str:
         title = said(f"phase_{run.phase}", request)
         if run.phase == "failed":
             return parts.trouble(title, run.error)
@@ -353,14 +353,14 @@ class _TrainActions:
         doing = run.doing if run.doing.startswith("encoding") else ""
         return parts.progress(title, [trained, seen, doing], run.fraction if run.seconds else None)
 
-    def _chart(self, run: Run, request: gr.Request) -> str:
+    def _chart(self, run: TrainingRun, request: gr.Request) -> str:
         words = (said("loss", request), said("held_out", request), said("pictures_axis", request))
         chart = loss_chart(self.training.log(run.plan.name), words)
         if not chart and run.phase in RUNNING:
             return f'<p class="g-p">{parts.plain(said("no_curve", request))}</p>'
         return chart
 
-    def _samples(self, run: Run, request: gr.Request) -> str:
+    def _samples(self, run: TrainingRun, request: gr.Request) -> str:
         sheets = [path for path in self.training.samples(run.plan.name) if path.stem.isdecimal()][-SAMPLES_SHOWN:]
         command = f'<p class="g-p">{parts.plain(said("same_command", request))}</p>'
         command += f'<pre class="g-code">{parts.plain(self.training.command(run))}</pre>'

@@ -10,11 +10,11 @@ from typing import Literal
 from gouache.pipeline.request import Request
 from gouache.serve.store.tables import jobs
 
-State = Literal["queued", "running", "done", "failed", "cancelled"]
+JobState = Literal["queued", "running", "done", "failed", "cancelled"]
 Source = Literal["v1", "a1111", "openai", "page", "cli"]
 Ending = Literal["drop", "keep", "skip"]
-FINISHED: tuple[State, ...] = ("done", "failed", "cancelled")
-OPEN: tuple[State, ...] = ("queued", "running")
+FINISHED: tuple[JobState, ...] = ("done", "failed", "cancelled")
+OPEN: tuple[JobState, ...] = ("queued", "running")
 MAX_ATTEMPTS = 3
 """A job that took its worker down so often is not given to a fourth."""
 MAX_KEY = 255
@@ -32,7 +32,7 @@ class Job:
 
     seq: int
     id: str
-    state: State
+    state: JobState
     owner: str
     source: Source
     label: str
@@ -73,7 +73,7 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
-class Event:
+class JobEvent:
     """Something that happened to a job."""
 
     seq: int

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from sqlalchemy import ColumnElement, Connection, Update, and_, delete, func, select, update
 
 from gouache.errors import WorkerError
-from gouache.serve.queue.job import COLUMNS, MAX_ATTEMPTS, Ending, Job, Orders, State
+from gouache.serve.queue.job import COLUMNS, MAX_ATTEMPTS, Ending, Job, JobState, Orders
 from gouache.serve.queue.queue import note
 from gouache.serve.queue.tasks import recover as recover_tasks
 from gouache.serve.store.database import Database, ask, insert_missing, upsert
@@ -145,7 +145,7 @@ class Leases:
         """The worker stopped it, as asked; a picture that is to be kept is listed in the same transaction."""
         self._end(job, "cancelled", None, picture)
 
-    def _end(self, job: Job, state: State, error: str | None, picture: dict[str, object] | None = None) -> None:
+    def _end(self, job: Job, state: JobState, error: str | None, picture: dict[str, object] | None = None) -> None:
         values = {"state": state, "finished": time.time(), "error": error, "worker": None, "lease_until": None}
         with self.database.write() as connection:
             if connection.execute(_held(job).values(values)).rowcount:

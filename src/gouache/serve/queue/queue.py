@@ -12,14 +12,14 @@ from sqlalchemy.exc import IntegrityError
 
 from gouache.errors import Conflict, NotFound, QueueFull
 from gouache.pipeline.request import Request
-from gouache.serve.queue.job import COLUMNS, OPEN, Ending, Event, Job, Source
+from gouache.serve.queue.job import COLUMNS, OPEN, Ending, Job, JobEvent, Source
 from gouache.serve.settings import Limits
 from gouache.serve.store.database import Database
 from gouache.serve.store.gallery import drop_partial
 from gouache.serve.store.tables import events, jobs, previews
 
 
-class Jobs:
+class JobQueue:
     """The queue.
 
     Args:
@@ -265,10 +265,10 @@ class Jobs:
         row = self.database.row(select(previews.c.number, previews.c.jpeg).where(previews.c.job == job_id))
         return None if row is None else (row.number, row.jpeg)
 
-    def events(self, job_id: str, after: int = 0) -> list[Event]:
+    def events(self, job_id: str, after: int = 0) -> list[JobEvent]:
         """What happened to a job since the event with number `after`."""
         query = select(events).where(events.c.job == job_id, events.c.seq > after).order_by(events.c.seq)
-        return [Event(**row._mapping) for row in self.database.rows(query)]
+        return [JobEvent(**row._mapping) for row in self.database.rows(query)]
 
 
 def note(connection: Connection, job_id: str, kind: str, detail: str = "") -> None:

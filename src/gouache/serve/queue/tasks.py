@@ -20,16 +20,16 @@ from gouache.serve.queue.heartbeat import heartbeat
 from gouache.serve.store.database import Database, insert_missing
 from gouache.serve.store.tables import tasks
 
-Kind = Literal["upscale", "embed"]
-State = Literal["waiting", "running", "done", "failed"]
-OPEN: tuple[State, ...] = ("waiting", "running")
+TaskKind = Literal["upscale", "embed"]
+TaskState = Literal["waiting", "running", "done", "failed"]
+OPEN: tuple[TaskState, ...] = ("waiting", "running")
 MAX_ATTEMPTS: Mapping[str, int] = {"upscale": 1, "embed": 3}
 """A picture that took a worker down by its size would do so again; a short text is hardly what did it."""
 KEPT_SECONDS = 3600.0
 """Tasks of callers that died while they waited go after so long; answers that others may want are kept so long."""
 _NAMES: Mapping[str, str] = {"upscale": "upscaler", "embed": "meaning"}
 """What an error names as its place."""
-Outcome = Mapping[str, Any] | GouacheError
+TaskOutcome = Mapping[str, Any] | GouacheError
 """What came of a task: its result, which can be JSON, or why there is none."""
 log = logging.getLogger("gouache.worker")
 
@@ -40,7 +40,7 @@ class Task:
 
     id: str
     kind: str
-    state: State
+    state: TaskState
     payload: Mapping[str, Any]
     attempts: int
     worker: str | None
@@ -63,7 +63,7 @@ class Tasks:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def add(self, task_id: str, kind: Kind, payload: Mapping[str, Any]) -> None:
+    def add(self, task_id: str, kind: TaskKind, payload: Mapping[str, Any]) -> None:
         """Add a task unless there is one of this id. It need not survive a power cut: its caller wouldn't either."""
         values = {"id": task_id, "kind": kind, "state": "waiting", "payload": json.dumps(dict(payload))}
         with self.database.write(durable=False) as connection:
@@ -79,7 +79,7 @@ class Tasks:
         with self.database.write(durable=False) as connection:
             connection.execute(delete(tasks).where(tasks.c.id == task_id))
 
-    def open(self, kind: Kind) -> int:
+    def open(self, kind: TaskKind) -> int:
         """How many are waiting or running."""
         query = select(func.count().label("many")).where(tasks.c.kind == kind, tasks.c.state.in_(OPEN))
         row = self.database.row(query)
@@ -99,7 +99,7 @@ class TaskQueue:
     def __init__(self, database: Database, worker: str, lease: float, tell: Callable[[str], None]) -> None:
         self.database, self.worker, self.lease, self.tell = database, worker, lease, tell
 
-    def run(self, kind: Kind, work: Callable[[Sequence[Task]], Sequence[Outcome]], limit: int = 1) -> int:
+    def run(self, kind: TaskKind, work: Callable[[Sequence[Task]], Sequence[TaskOutcome]], limit: int = 1) -> int:
         """Claim waiting tasks, run them and store what came of them; gives how many.
 
         Args:
@@ -125,13 +125,13 @@ class TaskQueue:
             self.tell(notified_as(task.id))
         return len(claimed)
 
-    def forget(self, kind: Kind, *, before: float | None = None) -> None:
+    def forget(self, kind: TaskKind, *, before: float | None = None) -> None:
         """Remove every task of a kind, or those that were added before a time."""
         gone = delete(tasks).where(tasks.c.kind == kind)
         with self.database.write(durable=False) as connection:
             connection.execute(gone if before is None else gone.where(tasks.c.created < before))
 
-    def _claim(self, kind: Kind, limit: int) -> list[Task]:
+    def _claim(self, kind: TaskKind, limit: int) -> list[Task]:
         waiting = and_(tasks.c.kind == kind, tasks.c.state == "waiting")
         query = select(tasks.c.id).where(waiting).order_by(tasks.c.created).limit(limit)
         # Looked for without a lock first: idle workers ask this several times a second.
@@ -188,7 +188,9 @@ def _task(row: Row[Any]) -> Task:
     )
 
 
-def _outcomes(work: Callable[[Sequence[Task]], Sequence[Outcome]], claimed: Sequence[Task]) -> Sequence[Outcome]:
+def _outcomes(
+    work: Callable[[Sequence[Task]], Sequence[TaskOutcome]], claimed: Sequence[Task]
+) -> Sequence[TaskOutcome]:
     try:
         return work(claimed)
     except GouacheError as error:
@@ -199,7 +201,7 @@ def _outcomes(work: Callable[[Sequence[Task]], Sequence[Outcome]], claimed: Sequ
         return [WorkerError(_NAMES[claimed[0].kind], given=given, expected="no such fault")] * len(claimed)
 
 
-def _ended(outcome: Outcome) -> dict[str, object]:
+def _ended(outcome: TaskOutcome) -> dict[str, object]:
     free: dict[str, object] = {"worker": None, "lease_until": None}
     if isinstance(outcome, GouacheError):
         return {"state": "failed", "error": json.dumps(outcome.to_dict()), **free}

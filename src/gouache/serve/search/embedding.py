@@ -20,7 +20,7 @@ from gouache.errors import ModelNotFound
 Vectors = NDArray[np.float32]
 
 
-Compared = Literal["pictures", "prompts"]
+Comparison = Literal["pictures", "prompts"]
 TOWERS_FILE = "towers.safetensors"
 """Towers that a shipped model may carry."""
 UNTRAINED_SIDE = 128

@@ -16,7 +16,7 @@ import numpy as np
 from sqlalchemy import Row, exists, func, select
 
 from gouache.errors import GouacheError, ModelNotFound, NotFound
-from gouache.serve.queue.tasks import Outcome, Task, TaskQueue
+from gouache.serve.queue.tasks import Task, TaskOutcome, TaskQueue
 from gouache.serve.search.embedding import Embedder, Vectors
 from gouache.serve.store.database import Database, insert_missing
 from gouache.serve.store.files import FileStore
@@ -98,7 +98,7 @@ class Index:
         """Turn the texts that wait into vectors; gives how many."""
         return self.tasks.run("embed", self._vectors, BATCH)
 
-    def _vectors(self, texts: Sequence[Task]) -> list[Outcome]:
+    def _vectors(self, texts: Sequence[Task]) -> list[TaskOutcome]:
         with self._lock:
             embedder = self._opened()
             if embedder is None:

@@ -15,15 +15,15 @@ from gouache.errors import ModelNotFound, QueueFull
 from gouache.serve.http.errors import NobodyAnswers
 from gouache.serve.queue.notify import Notifier, wait_until
 from gouache.serve.queue.tasks import Tasks, notified_as
-from gouache.serve.search.embedding import Compared
-from gouache.serve.store.gallery import Picture, Pictures, Wanted
+from gouache.serve.search.embedding import Comparison
+from gouache.serve.store.gallery import Gallery, Picture, Wanted
 
 LONGEST_TEXT = 200
 MOST_WAITING = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class FoundPicture:
     """What a search by meaning found.
 
     Attributes:
@@ -33,7 +33,7 @@ class Found:
     """
 
     pictures: list[tuple[Picture, float]]
-    compared: Compared
+    compared: Comparison
     model: str
 
 
@@ -49,11 +49,11 @@ class SemanticSearch:
     """
 
     def __init__(
-        self, tasks: Tasks, pictures: Pictures, notifier: Notifier, wake: Callable[[], None], timeout: float
+        self, tasks: Tasks, pictures: Gallery, notifier: Notifier, wake: Callable[[], None], timeout: float
     ) -> None:
         self.tasks, self.pictures, self.notifier, self.wake, self.timeout = tasks, pictures, notifier, wake, timeout
 
-    async def search(self, text: str, wanted: Wanted, *, limit: int = 50) -> Found:
+    async def search(self, text: str, wanted: Wanted, *, limit: int = 50) -> FoundPicture:
         """The pictures nearest to a text.
 
         Args:
@@ -68,7 +68,7 @@ class SemanticSearch:
         space, vector = await self._vector(text.strip()[:LONGEST_TEXT])
         near = await asyncio.to_thread(self.pictures.nearest, vector, space, wanted, limit)
         compared, _, model = space.partition(":")
-        return Found(near, "pictures" if compared == "pictures" else "prompts", model)
+        return FoundPicture(near, "pictures" if compared == "pictures" else "prompts", model)
 
     async def _vector(self, text: str) -> tuple[str, NDArray[np.float32]]:
         # The id is that of the text, so that equal searches share a task, and its answer for as long as it is kept.

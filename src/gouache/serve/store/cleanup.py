@@ -12,7 +12,7 @@ from sqlalchemy import or_, select
 from gouache.serve.queue.job import OPEN
 from gouache.serve.store.database import Database
 from gouache.serve.store.files import FileStore, NoRoom
-from gouache.serve.store.gallery import UNDO_SECONDS, Pictures
+from gouache.serve.store.gallery import UNDO_SECONDS, Gallery
 from gouache.serve.store.tables import jobs, pictures
 
 ATTACHMENT_SECONDS = 7 * 24 * 3600
@@ -34,7 +34,7 @@ class Housekeeping:
         database, file_store, gallery: of the studio.
     """
 
-    def __init__(self, database: Database, file_store: FileStore, gallery: Pictures) -> None:
+    def __init__(self, database: Database, file_store: FileStore, gallery: Gallery) -> None:
         self.database, self.file_store, self.gallery = database, file_store, gallery
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None

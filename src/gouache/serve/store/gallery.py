@@ -136,7 +136,7 @@ def row_of(
     }
 
 
-class Pictures:
+class Gallery:
     """The gallery.
 
     Args:

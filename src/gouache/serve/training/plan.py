@@ -15,20 +15,20 @@ from pydantic import Field
 
 from gouache.config import Config
 
-Stage = Literal["denoiser", "decoder", "vae"]
-STAGES: tuple[Stage, ...] = ("denoiser", "decoder", "vae")
-Result = Literal["", "done", "stopped", "failed"]
+PlanStage = Literal["denoiser", "decoder", "vae"]
+STAGES: tuple[PlanStage, ...] = ("denoiser", "decoder", "vae")
+RunResult = Literal["", "done", "stopped", "failed"]
 Minutes = Annotated[float, Field(gt=0, le=60 * 24 * 30)]
 PLAN, STATE, OUTPUT, STOP, LOCK, CONFIG = "plan.json", "state.json", "output.log", "stop", "lock", "config.toml"
 SMALLEST_SIDE, LARGEST_SIDE = 32, 2048
 
 
-class Plan(Config):
+class TrainingPlan(Config):
     """What to train."""
 
     name: str
     """Of the run, and of the model that it makes."""
-    stage: Stage
+    stage: PlanStage
     """denoiser: teach a model these pictures. decoder: how it draws their details. vae: an autoencoder from nothing."""
     data: str
     """Name of a set of pictures."""
@@ -53,7 +53,7 @@ class Plan(Config):
         return "denoiser" if self.stage == "denoiser" else "vae"
 
 
-class State(Config):
+class RunState(Config):
     """How far the run's process has come."""
 
     pid: int = 0
@@ -68,13 +68,13 @@ class State(Config):
     """Seconds of training in the sessions before."""
     attempts: int = 0
     """Sessions that ended without a word since the last that ended well."""
-    result: Result = ""
+    result: RunResult = ""
     ended: float = 0.0
     error: str = ""
     """The text of the error that ended it."""
 
 
-def commands(plan: Plan, folder: Path, source: Path) -> dict[str, list[str]]:
+def commands(plan: TrainingPlan, folder: Path, source: Path) -> dict[str, list[str]]:
     """The arguments of `gouache` for each step, in order; what they leave lies in `folder`.
 
     Args:
@@ -101,7 +101,7 @@ def commands(plan: Plan, folder: Path, source: Path) -> dict[str, list[str]]:
     return steps
 
 
-def toml_of(plan: Plan) -> str:
+def toml_of(plan: TrainingPlan) -> str:
     """The training's config. Time ends it, not a number of images."""
     loop = (
         f"[{plan.table}.loop]\nbatch_size = {plan.batch_size}\nimages = 100_000_000\n"
@@ -121,12 +121,12 @@ def toml_of(plan: Plan) -> str:
     return f"{data}[{plan.table}]\nstart = {json.dumps(str(plan.start))}\n{held}\n{loop}"
 
 
-def read_state(folder: Path) -> State:
+def read_state(folder: Path) -> RunState:
     """The state, or a fresh one if there is none yet."""
     try:
-        return State.from_json((folder / STATE).read_text(encoding="utf-8"), where=str(folder / STATE))
+        return RunState.from_json((folder / STATE).read_text(encoding="utf-8"), where=str(folder / STATE))
     except FileNotFoundError:
-        return State()
+        return RunState()
 
 
 def write_text(path: Path, text: str) -> None:

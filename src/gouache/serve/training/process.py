@@ -25,8 +25,8 @@ from gouache.serve.training.plan import (
     PLAN,
     STATE,
     STOP,
-    Plan,
-    State,
+    RunState,
+    TrainingPlan,
     commands,
     read_state,
     write_text,
@@ -85,11 +85,11 @@ class _Session:
 
     def __init__(self, folder: Path, models: Path, source: Path) -> None:
         self.folder, self.models, self.source = folder, models, source
-        self.plan = Plan.from_json((folder / PLAN).read_text(encoding="utf-8"), where=str(folder / PLAN))
+        self.plan = TrainingPlan.from_json((folder / PLAN).read_text(encoding="utf-8"), where=str(folder / PLAN))
         self.child: subprocess.Popen[bytes] | None = None
         self.stopping = False
         before = read_state(folder)
-        self.state = State(pid=os.getpid(), trained=before.trained, attempts=before.attempts + 1)
+        self.state = RunState(pid=os.getpid(), trained=before.trained, attempts=before.attempts + 1)
         self._write()
 
     def stop(self, _signal: int, _frame: FrameType | None) -> None:
@@ -171,7 +171,7 @@ class _Session:
         self._change(result=result, error=error, ended=time.time(), child=0, attempts=0)
 
     def _change(self, **values: object) -> None:
-        self.state = State.from_dict({**self.state.model_dump(), **values})
+        self.state = RunState.from_dict({**self.state.model_dump(), **values})
         self._write()
 
     def _write(self) -> None:

@@ -26,9 +26,9 @@ from gouache.serve.training.plan import (
     PLAN,
     STATE,
     STOP,
-    Plan,
-    Stage,
-    State,
+    PlanStage,
+    RunState,
+    TrainingPlan,
     commands,
     read_state,
     toml_of,
@@ -41,12 +41,12 @@ Phase = Literal["preparing", "training", "packing", "stopping", "interrupted", "
 RUNNING: tuple[Phase, ...] = ("preparing", "training", "packing", "stopping")
 _PHASES: dict[str, Phase] = {"": "preparing", "data": "preparing", "train": "training", "pack": "packing"}
 MOST_ATTEMPTS = 3
-RATES: dict[Stage, float] = {"denoiser": 1e-4, "decoder": 1e-4, "vae": 8e-4}
+RATES: dict[PlanStage, float] = {"denoiser": 1e-4, "decoder": 1e-4, "vae": 8e-4}
 PROCESS = (sys.executable, "-m", "gouache.serve.training.process")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Run:
+class TrainingRun:
     """A run as it stands.
 
     Attributes:
@@ -58,7 +58,7 @@ class Run:
         error: the text of the error that ended it.
     """
 
-    plan: Plan
+    plan: TrainingPlan
     phase: Phase
     seconds: float
     images_seen: int
@@ -92,14 +92,14 @@ class TrainingRuns:
         *,
         owner: str,
         name: str,
-        stage: Stage,
+        stage: PlanStage,
         data: str,
         minutes: float,
         model: str | None = None,
         size: int | None = None,
         learning_rate: float | None = None,
         batch_size: int = 8,
-    ) -> Run:
+    ) -> TrainingRun:
         """Start a run.
 
         Args:
@@ -126,7 +126,7 @@ class TrainingRuns:
             given = f"{counted.pictures} pictures, no caption"
             raise DataError(f"data {counted.name!r}", given=given, expected="captioned pictures", cure=cure)
         entry = self.catalog.find(model) if stage != "vae" else None
-        plan = Plan.from_dict(
+        plan = TrainingPlan.from_dict(
             {
                 "name": name,
                 "stage": stage,
@@ -153,7 +153,7 @@ class TrainingRuns:
         self._launch(plan)
         return self.get(name)
 
-    def resume(self, name: str, *, minutes: float = 0.0) -> Run:
+    def resume(self, name: str, *, minutes: float = 0.0) -> TrainingRun:
         """Go on with a run that ended or was stopped.
 
         Args:
@@ -166,7 +166,9 @@ class TrainingRuns:
         run = self.get(name)
         self._refuse_a_second()
         folder = self._folder(name)
-        plan = Plan.from_dict({**run.plan.model_dump(), "minutes": run.plan.minutes + minutes}, where="training")
+        plan = TrainingPlan.from_dict(
+            {**run.plan.model_dump(), "minutes": run.plan.minutes + minutes}, where="training"
+        )
         if run.phase == "done" and not minutes:
             raise InvalidInput("minutes", given=0, expected="more time: this run has used up its own")
         write_text(folder / PLAN, plan.to_json())
@@ -174,7 +176,7 @@ class TrainingRuns:
         self._launch(plan)
         return self.get(name)
 
-    def stop(self, name: str) -> Run:
+    def stop(self, name: str) -> TrainingRun:
         """Ask a run to leave a checkpoint and end; what it has learned so far is kept and can be painted with.
 
         Raises:
@@ -200,13 +202,13 @@ class TrainingRuns:
             raise Conflict(f"run {name!r}", given="a run under way", expected="one that has ended", cure="Stop it.")
         shutil.rmtree(folder)
 
-    def listing(self) -> list[Run]:
+    def listing(self) -> list[TrainingRun]:
         """Every run, the newest first."""
         folders = [path.parent for path in self.root.glob(f"*/{PLAN}")] if self.root.is_dir() else []
         runs = [self._read(folder) for folder in folders if folder.resolve().parent == self.root.resolve()]
         return sorted(runs, key=lambda run: run.plan.created, reverse=True)
 
-    def get(self, name: str) -> Run:
+    def get(self, name: str) -> TrainingRun:
         """One run.
 
         Raises:
@@ -223,7 +225,7 @@ class TrainingRuns:
         """Its sample sheets, oldest first; the file's name is the number of pictures seen."""
         return sorted((self._folder(name) / self.get(name).plan.table / "samples").glob("*.png"))
 
-    def command(self, run: Run) -> str:
+    def command(self, run: TrainingRun) -> str:
         """What one would type to train the same."""
         steps = commands(run.plan, self._folder(run.plan.name), self.sets.root / run.plan.data)
         return " ".join(["gouache", *(json.dumps(part) if " " in part else part for part in steps["train"])])
@@ -237,7 +239,7 @@ class TrainingRuns:
                 continue
             if state.attempts >= MOST_ATTEMPTS:
                 error = f"its process ended {state.attempts} times without a word"
-                write_text(folder / STATE, State(result="failed", error=error, trained=state.trained).to_json())
+                write_text(folder / STATE, RunState(result="failed", error=error, trained=state.trained).to_json())
             else:
                 self._launch(run.plan)
 
@@ -254,10 +256,10 @@ class TrainingRuns:
                 "training", given=f"the run {busy[0]!r} under way", expected="one at a time", cure="Stop it."
             )
 
-    def _launch(self, plan: Plan) -> None:
+    def _launch(self, plan: TrainingPlan) -> None:
         folder = self._folder(plan.name)
         before = read_state(folder)
-        write_text(folder / STATE, State(trained=before.trained, attempts=before.attempts).to_json())
+        write_text(folder / STATE, RunState(trained=before.trained, attempts=before.attempts).to_json())
         source = self.sets.root / plan.data
         # It detaches itself and returns when it holds its lock: Ctrl+C at the server's terminal is not for it.
         subprocess.run(
@@ -274,8 +276,8 @@ class TrainingRuns:
             raise NotFound("run", given=repr(name), expected="the name of a run")
         return folder
 
-    def _read(self, folder: Path) -> Run:
-        plan = Plan.from_json((folder / PLAN).read_text(encoding="utf-8"), where=str(folder / PLAN))
+    def _read(self, folder: Path) -> TrainingRun:
+        plan = TrainingPlan.from_json((folder / PLAN).read_text(encoding="utf-8"), where=str(folder / PLAN))
         alive = is_alive(folder)
         state = read_state(folder)
         seconds = state.trained + (time.time() - state.since if alive and state.since else 0.0)
@@ -283,10 +285,10 @@ class TrainingRuns:
         seen = int(figures[-1]["images_seen"]) if figures else 0
         phase = _phase(state, alive=alive, stopping=(folder / STOP).exists())
         doing = _last_line(folder / OUTPUT) if alive and not state.since else ""
-        return Run(plan=plan, phase=phase, seconds=seconds, images_seen=seen, doing=doing, error=state.error)
+        return TrainingRun(plan=plan, phase=phase, seconds=seconds, images_seen=seen, doing=doing, error=state.error)
 
 
-def _phase(state: State, *, alive: bool, stopping: bool) -> Phase:
+def _phase(state: RunState, *, alive: bool, stopping: bool) -> Phase:
     if alive:
         return "stopping" if stopping and state.step != "pack" else _PHASES[state.step]
     if state.result == "":

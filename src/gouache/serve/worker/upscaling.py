@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from gouache.errors import ModelNotFound
 from gouache.serve.models.catalog import ModelCatalog, ModelEntry
 from gouache.serve.models.facts import place
-from gouache.serve.queue.tasks import KEPT_SECONDS, Outcome, Task, TaskQueue
+from gouache.serve.queue.tasks import KEPT_SECONDS, Task, TaskOutcome, TaskQueue
 from gouache.serve.store.files import FileStore, picture_to_upscale, upscaled_picture
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class Upscaling:
         """Run the oldest task that nobody has; False if there is none."""
         return self.tasks.run("upscale", self._run) > 0
 
-    def _run(self, tasks: Sequence[Task]) -> list[Outcome]:
+    def _run(self, tasks: Sequence[Task]) -> list[TaskOutcome]:
         from gouache.pipeline.generate.upscale import enlarge_picture
         from gouache.pipeline.inputs.images import read_picture
         from gouache.pipeline.output.metadata import encode_picture

@@ -33,7 +33,7 @@ class Batched(Protocol):
     batch: int
 
 
-class Order(Protocol):
+class BatchOrder(Protocol):
     """Which item stands where in an endless stream."""
 
     def numbers(self, indices: Sequence[int]) -> list[int]:
@@ -90,7 +90,7 @@ def shapes_of(data: object) -> Sequence[Shape]:
     return data.shapes if isinstance(data, Shaped) else ()
 
 
-def order_of(data: object, length: int, batch: int, seed: int) -> Order:
+def order_of(data: object, length: int, batch: int, seed: int) -> BatchOrder:
     """The order in which a stage sees its `length` items, `batch` to a step."""
     shapes = shapes_of(data)
     return Bucketed(shapes, batch, seed) if len(set(shapes)) > 1 else Shuffled(length, seed)

@@ -106,7 +106,7 @@ GOALS = (
 CARD, CREDITS = "README.md", "CREDITS.md"
 MOST_FIGURES = 4
 """Validation figures of a stage that are shown; stages log the ones that matter first."""
-Values = Mapping[str, object]
+FigureMapping = Mapping[str, object]
 
 
 def write_model_card(
@@ -218,7 +218,7 @@ def _best(log: Sequence[Mapping[str, float]]) -> tuple[str, str]:
     return words, f"{int(best['images_seen']):,}"
 
 
-def _evaluation(path: Path, sha256: str) -> Values:
+def _evaluation(path: Path, sha256: str) -> FigureMapping:
     try:
         values = json.loads(_text(path))
         known = isinstance(values["figures"], list)
@@ -234,7 +234,7 @@ def _evaluation(path: Path, sha256: str) -> Values:
     return dict(values)
 
 
-def _figures(values: Values, source: str) -> str:
+def _figures(values: FigureMapping, source: str) -> str:
     """The figures that were set as goals, then all others."""
     figures = values["figures"]
     assert isinstance(figures, list), "checked when it was read"
@@ -260,7 +260,7 @@ def _figures(values: Values, source: str) -> str:
     )
 
 
-def _setting(figure: Values) -> str:
+def _setting(figure: FigureMapping) -> str:
     if figure.get("steps") is None:
         return ""
     words = [f"{figure['steps']} steps"]
@@ -271,7 +271,7 @@ def _setting(figure: Values) -> str:
     return ", ".join(words)
 
 
-def _goal_row(goal: Goal, figures: Sequence[Values], steps: object) -> tuple[str, ...] | None:
+def _goal_row(goal: Goal, figures: Sequence[FigureMapping], steps: object) -> tuple[str, ...] | None:
     found = goal.find(figures, steps)
     if found is None:
         return None

@@ -66,12 +66,12 @@ def _blur(x: Tensor) -> Tensor:
     return F.conv2d(F.conv2d(x, rows, groups=channels), columns, groups=channels)
 
 
-Pictures = NDArray[np.uint8]
-Values = NDArray[np.float64]
+ReferencePictures = NDArray[np.uint8]
+FigureValues = NDArray[np.float64]
 
 
 @torch.no_grad()
-def reconstruction(bundle: ModelBundle, pictures: Pictures, *, seed: int) -> list[Figure]:
+def reconstruction(bundle: ModelBundle, pictures: ReferencePictures, *, seed: int) -> list[Figure]:
     """PSNR over all channels and SSIM of the colours on white, of pictures uint8 [N,S,S,4] through the autoencoder.
 
     Raises:
@@ -97,10 +97,12 @@ def reconstruction(bundle: ModelBundle, pictures: Pictures, *, seed: int) -> lis
     ]
 
 
-def bits(bundle: ModelBundle, pictures: Pictures, captions: Sequence[str], *, levels: int, seed: int) -> list[Figure]:
+def bits(
+    bundle: ModelBundle, pictures: ReferencePictures, captions: Sequence[str], *, levels: int, seed: int
+) -> list[Figure]:
     """Bits a token of the prior and bits a dimension of the diffusion model on real pictures, with their captions, and
     what the captions save."""
-    parts: dict[str, list[Values]] = {"diffusion": [], "diffusion_without": [], "prior": [], "prior_without": []}
+    parts: dict[str, list[FigureValues]] = {"diffusion": [], "diffusion_without": [], "prior": [], "prior_without": []}
     for part in batched(len(pictures), 16):
         for name, values in _bits(bundle, pictures[part], [captions[i] for i in part], levels, seed).items():
             parts[name].append(values)
@@ -114,10 +116,12 @@ def bits(bundle: ModelBundle, pictures: Pictures, captions: Sequence[str], *, le
     return figures
 
 
-def _bits(bundle: ModelBundle, pictures: Pictures, captions: list[str], levels: int, seed: int) -> dict[str, Values]:
+def _bits(
+    bundle: ModelBundle, pictures: ReferencePictures, captions: list[str], levels: int, seed: int
+) -> dict[str, FigureValues]:
     """Per picture: bits a dimension, bits a token; with caption and without."""
     latents = latents_of(bundle, [Image.fromarray(picture, "RGBA") for picture in pictures])
-    found: dict[str, Values] = {}
+    found: dict[str, FigureValues] = {}
     for suffix, texts in (("", captions), ("_without", [""] * len(captions))):
         text = encode_captions(bundle, texts)
         total = diffusion_bits(bundle, latents, text, levels=levels, seed=seed)

@@ -18,11 +18,11 @@ from gouache.pipeline.generate.guided import NetworkInputs, PromptedDenoiser, gu
 from gouache.pipeline.inputs.images import to_image
 from gouache.pipeline.likelihood import encode_captions, prior_bits
 from gouache.pipeline.pipeline import Pipeline
-from gouache.pipeline.prompts.encode import Encoded, PromptPlan
+from gouache.pipeline.prompts.encode import EncodedPrompt, PromptPlan
 from gouache.pipeline.request import Request
 from gouache.training.stage import batched
 
-Pictures = NDArray[np.uint8]
+PaintedPictures = NDArray[np.uint8]
 BATCH = 32
 """Pictures in one network call."""
 
@@ -36,7 +36,7 @@ class Setting:
     best_of: int = 1
 
 
-Paint = Callable[[Sequence[str], Sequence[int], Setting], Pictures]
+Paint = Callable[[Sequence[str], Sequence[int], Setting], PaintedPictures]
 """(prompts, seeds, setting) -> uint8 [N,S,S,4], straight alpha."""
 
 
@@ -53,7 +53,7 @@ def painter(pipeline: Pipeline, *, bf16: bool = False) -> Paint:
     device = pipeline.bundle.device.type
 
     @torch.no_grad()
-    def paint(prompts: Sequence[str], seeds: Sequence[int], setting: Setting) -> Pictures:
+    def paint(prompts: Sequence[str], seeds: Sequence[int], setting: Setting) -> PaintedPictures:
         painted = []
         for part in batched(len(prompts), BATCH):
             with torch.autocast(device, torch.bfloat16, enabled=bf16):
@@ -90,14 +90,14 @@ def _laid_out(
     bundle: ModelBundle,
     request: Request,
     prompts: Sequence[str],
-    empty: Encoded,
+    empty: EncodedPrompt,
     seeds: Sequence[int],
     size: tuple[int, int],
     drafts: Tensor,
 ) -> Tensor:
     """The drafts, those of prompts that lay several things out drawn thing by thing, as `paint` does."""
 
-    def encode(words: str) -> Encoded:
+    def encode(words: str) -> EncodedPrompt:
         return encode_captions(bundle, [words])
 
     rows = []
@@ -109,7 +109,12 @@ def _laid_out(
 
 
 def _drafts(
-    bundle: ModelBundle, text: Encoded, empty: Encoded, seeds: Sequence[int], setting: Setting, size: tuple[int, int]
+    bundle: ModelBundle,
+    text: EncodedPrompt,
+    empty: EncodedPrompt,
+    seeds: Sequence[int],
+    setting: Setting,
+    size: tuple[int, int],
 ) -> Tensor | None:
     """The prior's drafts [B,Cd,h,w]; of several candidates the likeliest under its prompt."""
     channels = bundle.unet.config.draft_channels

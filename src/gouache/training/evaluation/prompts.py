@@ -17,7 +17,7 @@ from gouache.training.evaluation.judge import Judge
 from gouache.training.evaluation.retrieval import best_of, candidates, ranks
 from gouache.training.evaluation.statistics import Interval, bootstrap_share
 
-Pictures = NDArray[np.uint8]
+PromptPictures = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +116,7 @@ class RetrievalCaptions:
         texts = [canonical_caption(replace(r, style=style)) for style in self.styles for r in concepts.values()]
         self.vectors = judge.captions(texts).view(len(self.styles), len(concepts), -1)  # [styles, M, E]
 
-    def judge_pictures(self, prompts: Sequence[Prompt], pictures: Pictures) -> Judged:
+    def judge_pictures(self, prompts: Sequence[Prompt], pictures: PromptPictures) -> Judged:
         """Judge pictures uint8 [N,S,S,4] that were painted for these prompts."""
         features = self.judge.features(pictures)
         vectors = self.judge.towers.embed_features(features)

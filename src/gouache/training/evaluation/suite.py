@@ -25,7 +25,7 @@ from gouache.pipeline.output.sheets import labelled_sheet
 from gouache.training.evaluation.figures import Evaluation, Figure
 from gouache.training.evaluation.judge import Judge
 from gouache.training.evaluation.model import bits, reconstruction
-from gouache.training.evaluation.paint import BATCH, Paint, Pictures, Setting
+from gouache.training.evaluation.paint import BATCH, Paint, PaintedPictures, Setting
 from gouache.training.evaluation.prompts import Judged, Prompt, RetrievalCaptions, choose_prompts, join
 from gouache.training.evaluation.statistics import Interval, bootstrap_difference, bootstrap_share, kid, kid_difference
 from gouache.training.stage import batched
@@ -170,7 +170,7 @@ class _Evaluation:
         count += len(self.chinese) * self.settings.chinese + len(self.scenes)
         return count + pairs * self._reranks * (1 if self.usual.steps in self.settings.steps else 2)
 
-    def _paint(self, wanted: Sequence[tuple[str, int]], setting: Setting) -> Generator[Painting, None, Pictures]:
+    def _paint(self, wanted: Sequence[tuple[str, int]], setting: Setting) -> Generator[Painting, None, PaintedPictures]:
         """Paint (prompt, seed) pairs: uint8 [N,S,S,4]."""
         pictures = []
         for part in batched(len(wanted), BATCH):
@@ -197,7 +197,9 @@ class _Evaluation:
         pictures = yield from self._paint(wanted, self.usual)
         self.figures += scene_figures(self.scenes, pictures, "scenes", seed, self.usual.steps, self.usual.draft)
 
-    def _judge(self, group: str, prompts: Sequence[Prompt], pictures: Pictures, setting: Setting | None) -> Judged:
+    def _judge(
+        self, group: str, prompts: Sequence[Prompt], pictures: PaintedPictures, setting: Setting | None
+    ) -> Judged:
         judged = self.retrieval.judge_pictures(prompts, pictures)
         for name, interval in judged.intervals(self.settings.seed).items():
             self._add(name, group, interval, setting)
@@ -220,7 +222,7 @@ class _Evaluation:
         self.figures.append(Figure(f"{name}_gain_in_retrieval_at_1", "all", gain, steps))
         self.figures.append(Figure(f"{name}_change_of_kid", "all", nearer, steps))
 
-    def _real(self, prompts: Sequence[Prompt]) -> Pictures:
+    def _real(self, prompts: Sequence[Prompt]) -> PaintedPictures:
         return np.stack([self.stickers.pictures[prompt.row] for prompt in prompts])
 
     def _reference(self) -> NDArray[np.float64]:
@@ -237,7 +239,7 @@ class _Evaluation:
             )
         return self.judge.features(np.asarray(self.stickers.pictures[np.sort(chosen)])).double().numpy()
 
-    def _keep(self, words: str, groups: Sequence[Pictures]) -> None:
+    def _keep(self, words: str, groups: Sequence[PaintedPictures]) -> None:
         """Remember the first pictures of each group as a column of the sheet."""
         half = self.settings.sheet_rows // 2
         shown = [Image.fromarray(np.array(picture), "RGBA") for pictures in groups for picture in pictures[:half]]
@@ -261,7 +263,7 @@ def evaluation_scenes(stickers: Stickers, count: int, seed: int) -> list[Scene]:
 
 def scene_figures(
     scenes: Sequence[Scene],
-    pictures: Sequence[Pictures] | Pictures,
+    pictures: Sequence[PaintedPictures] | PaintedPictures,
     group: str,
     seed: int,
     steps: int | None = None,

@@ -8,41 +8,41 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gouache.pipeline.request import MAX_SEED
 
-Seed = Annotated[int, Field(ge=-1, le=MAX_SEED)]
-Side = Annotated[int, Field(ge=0, le=16_384)]
+SeedField = Annotated[int, Field(ge=-1, le=MAX_SEED)]
+SideField = Annotated[int, Field(ge=0, le=16_384)]
 Few = Annotated[int, Field(ge=1, le=1000)]
 Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
-Name = Annotated[str, Field(max_length=1000)]
-Encoded = Annotated[str, Field(max_length=512 * 2**20)]
+ShortText = Annotated[str, Field(max_length=1000)]
+Base64 = Annotated[str, Field(max_length=512 * 2**20)]
 """A picture in base64, with or without `data:...;base64,` before it."""
 
 
-class Body(BaseModel):
+class A1111Body(BaseModel):
     """Base of the bodies."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Generation(Body):
+class GenerationBody(A1111Body):
     """What txt2img and img2img share."""
 
     prompt: str | None = ""
     negative_prompt: str | None = ""
-    styles: list[Name] | None = None
-    seed: Seed | None = -1
-    subseed: Seed | None = -1
+    styles: list[ShortText] | None = None
+    seed: SeedField | None = -1
+    subseed: SeedField | None = -1
     subseed_strength: Number | None = 0.0
     seed_resize_from_h: int | None = -1
     seed_resize_from_w: int | None = -1
-    sampler_name: Name | None = None
-    sampler_index: Name | None = None
-    scheduler: Name | None = None
+    sampler_name: ShortText | None = None
+    sampler_index: ShortText | None = None
+    scheduler: ShortText | None = None
     batch_size: Few | None = 1
     n_iter: Few | None = 1
     steps: Annotated[int, Field(ge=1, le=10_000)] | None = 50
     cfg_scale: Number | None = 7.0
-    width: Side | None = 512
-    height: Side | None = 512
+    width: SideField | None = 512
+    height: SideField | None = 512
     restore_faces: bool | None = None
     tiling: bool | None = None
     do_not_save_samples: bool | None = False
@@ -55,22 +55,22 @@ class Generation(Body):
     s_noise: Number | None = None
     override_settings: dict[str, Any] | None = None
     override_settings_restore_afterwards: bool | None = True
-    refiner_checkpoint: Name | None = None
+    refiner_checkpoint: ShortText | None = None
     refiner_switch_at: Number | None = None
     disable_extra_networks: bool | None = False
     comments: dict[str, Any] | None = None
-    script_name: Name | None = None
+    script_name: ShortText | None = None
     script_args: list[Any] | None = None
     send_images: bool | None = True
     save_images: bool | None = False
     alwayson_scripts: dict[str, Any] | None = None
-    force_task_id: Name | None = None
+    force_task_id: ShortText | None = None
     infotext: str | None = None
     firstpass_image: str | None = None
     distilled_cfg_scale: Number | None = None
 
 
-class Txt2Img(Generation):
+class Txt2Img(GenerationBody):
     """POST /txt2img."""
 
     enable_hr: bool | None = False
@@ -78,13 +78,13 @@ class Txt2Img(Generation):
     firstphase_width: int | None = 0
     firstphase_height: int | None = 0
     hr_scale: Number | None = 2.0
-    hr_upscaler: Name | None = None
+    hr_upscaler: ShortText | None = None
     hr_second_pass_steps: Annotated[int, Field(ge=0, le=10_000)] | None = 0
-    hr_resize_x: Side | None = 0
-    hr_resize_y: Side | None = 0
-    hr_checkpoint_name: Name | None = None
-    hr_sampler_name: Name | None = None
-    hr_scheduler: Name | None = None
+    hr_resize_x: SideField | None = 0
+    hr_resize_y: SideField | None = 0
+    hr_checkpoint_name: ShortText | None = None
+    hr_sampler_name: ShortText | None = None
+    hr_scheduler: ShortText | None = None
     hr_prompt: str | None = ""
     hr_negative_prompt: str | None = ""
     hr_cfg: Number | None = None
@@ -92,14 +92,14 @@ class Txt2Img(Generation):
     hr_additional_modules: list[Any] | None = None
 
 
-class Img2Img(Generation):
+class Img2Img(GenerationBody):
     """POST /img2img."""
 
-    init_images: Annotated[list[Encoded], Field(max_length=64)] | None = None
+    init_images: Annotated[list[Base64], Field(max_length=64)] | None = None
     resize_mode: int | None = 0
     denoising_strength: Number | None = 0.75
     image_cfg_scale: Number | None = None
-    mask: Encoded | None = None
+    mask: Base64 | None = None
     mask_blur_x: Annotated[int, Field(ge=0, le=256)] | None = 4
     mask_blur_y: Annotated[int, Field(ge=0, le=256)] | None = 4
     mask_blur: Annotated[int, Field(ge=0, le=256)] | None = None
@@ -109,11 +109,11 @@ class Img2Img(Generation):
     inpaint_full_res_padding: Annotated[int, Field(ge=0, le=4096)] | None = 0
     inpainting_mask_invert: int | None = 0
     initial_noise_multiplier: Number | None = None
-    latent_mask: Encoded | None = None
+    latent_mask: Base64 | None = None
     include_init_images: bool | None = False
 
 
-class Extras(Body):
+class Extras(A1111Body):
     """What both extras calls share."""
 
     resize_mode: Literal[0, 1] | None = 0
@@ -125,8 +125,8 @@ class Extras(Body):
     upscaling_resize_w: Annotated[int, Field(ge=1, le=16_384)] | None = 512
     upscaling_resize_h: Annotated[int, Field(ge=1, le=16_384)] | None = 512
     upscaling_crop: bool | None = True
-    upscaler_1: Name | None = "None"
-    upscaler_2: Name | None = "None"
+    upscaler_1: ShortText | None = "None"
+    upscaler_2: ShortText | None = "None"
     extras_upscaler_2_visibility: Number | None = 0
     upscale_first: bool | None = False
 
@@ -134,14 +134,14 @@ class Extras(Body):
 class ExtraSingle(Extras):
     """POST /extra-single-image."""
 
-    image: Encoded = ""
+    image: Base64 = ""
 
 
-class NamedImage(Body):
+class NamedImage(A1111Body):
     """One picture of a batch."""
 
-    data: Encoded
-    name: Name
+    data: Base64
+    name: ShortText
 
 
 class ExtraBatch(Extras):
@@ -150,22 +150,22 @@ class ExtraBatch(Extras):
     imageList: Annotated[list[NamedImage], Field(max_length=64)]  # noqa: N815
 
 
-class PngInfo(Body):
+class PngInfo(A1111Body):
     """POST /png-info."""
 
-    image: Encoded
+    image: Base64
 
 
-class Interrogate(Body):
+class Interrogate(A1111Body):
     """POST /interrogate."""
 
-    image: Encoded = ""
-    model: Name = "clip"
+    image: Base64 = ""
+    model: ShortText = "clip"
 
 
-class TaskProgress(Body):
+class TaskProgress(A1111Body):
     """POST /internal/progress."""
 
-    id_task: Name | None = None
+    id_task: ShortText | None = None
     id_live_preview: int | None = -1
     live_preview: bool | None = True

@@ -11,10 +11,10 @@ from gouache.diffusion.samplers.names import SAMPLER_INFOS, resolve, resolve_sch
 from gouache.errors import InvalidInput, NotFound, PictureError, UnknownName
 from gouache.pipeline.inputs.images import read_picture
 from gouache.pipeline.output.a1111_text import parse_infotext, request_of
-from gouache.pipeline.output.metadata import Kind
+from gouache.pipeline.output.metadata import ImageKind
 from gouache.pipeline.request import Control, Request, ResizeMode
 from gouache.serve.api.a1111.control import TITLE, controls_of
-from gouache.serve.api.a1111.fields import Generation, Img2Img, Txt2Img
+from gouache.serve.api.a1111.fields import GenerationBody, Img2Img, Txt2Img
 from gouache.serve.api.a1111.options import Options, options_of
 from gouache.serve.http.errors import in_words_of
 from gouache.serve.studio import Studio
@@ -90,15 +90,15 @@ NAMES = {
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class MappedRequest:
     """What a body asks for: the request, and how to send the pictures."""
 
     request: Request
-    kind: Kind
+    kind: ImageKind
     quality: int
 
 
-def order_of(body: Txt2Img | Img2Img, studio: Studio, owner: str) -> Order:
+def order_of(body: Txt2Img | Img2Img, studio: Studio, owner: str) -> MappedRequest:
     """Translate a body.
 
     Raises:
@@ -115,10 +115,10 @@ def order_of(body: Txt2Img | Img2Img, studio: Studio, owner: str) -> Order:
     values["control"] = _controls(body, studio, start)
     given = {name: value for name, value in values.items() if value is not None}
     with in_words_of(NAMES):
-        return Order(Request.from_dict(given, where="request"), options.kind, options.jpeg_quality)
+        return MappedRequest(Request.from_dict(given, where="request"), options.kind, options.jpeg_quality)
 
 
-def _refuse_unserved(body: Generation) -> None:
+def _refuse_unserved(body: GenerationBody) -> None:
     for name, neutral in NEUTRAL.items():
         value = getattr(body, name, None)
         if value is not None and value not in neutral:
@@ -150,7 +150,7 @@ def _unserved(name: str, value: object) -> InvalidInput:
     )
 
 
-def _common(body: Generation, studio: Studio, owner: str, options: Options) -> dict[str, Any]:
+def _common(body: GenerationBody, studio: Studio, owner: str, options: Options) -> dict[str, Any]:
     sampler, schedule = _sampler(body)
     prompt, negative = _styled(body, studio, owner)
     strength = body.subseed_strength or 0.0
@@ -179,7 +179,7 @@ def _seed(value: int | None) -> int | None:
     return None if value in (None, -1) else value
 
 
-def _sampler(body: Generation) -> tuple[str, str | None]:
+def _sampler(body: GenerationBody) -> tuple[str, str | None]:
     name = body.sampler_name or body.sampler_index or LEGACY_SAMPLER
     try:
         sampler, schedule = resolve(name)
@@ -193,7 +193,7 @@ def _sampler(body: Generation) -> tuple[str, str | None]:
         raise InvalidInput("scheduler", given=error.given, expected=error.expected, cure=error.cure) from error
 
 
-def _randomness(body: Generation, sampler: str) -> dict[str, Any]:
+def _randomness(body: GenerationBody, sampler: str) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if body.eta is not None and sampler in TAKES_ETA:
         values["eta"] = body.eta
@@ -213,7 +213,7 @@ def _randomness(body: Generation, sampler: str) -> dict[str, Any]:
     return values
 
 
-def _styled(body: Generation, studio: Studio, owner: str) -> tuple[str, str]:
+def _styled(body: GenerationBody, studio: Studio, owner: str) -> tuple[str, str]:
     """A1111's rule: `{prompt}` in a style stands for the prompt, else the style is added after a comma."""
     prompt, negative = body.prompt or "", body.negative_prompt or ""
     known = studio.presets(owner) if body.styles else {}
@@ -287,7 +287,7 @@ def _mask(body: Img2Img, studio: Studio) -> dict[str, Any]:
     }
 
 
-def _controls(body: Generation, studio: Studio, start: tuple[str, ResizeMode] | None) -> list[Control] | None:
+def _controls(body: GenerationBody, studio: Studio, start: tuple[str, ResizeMode] | None) -> list[Control] | None:
     scripts = body.alwayson_scripts or {}
     return controls_of(scripts, lambda field, text: attach(studio, field, text), start) or None
 
@@ -318,7 +318,7 @@ def decoded(field: str, text: str) -> bytes:
         raise InvalidInput(field, given=str(error), expected="a picture in base64") from error
 
 
-def _from_infotext(body: Generation, values: dict[str, Any]) -> dict[str, Any]:
+def _from_infotext(body: GenerationBody, values: dict[str, Any]) -> dict[str, Any]:
     """Fields that the body doesn't name come from the text."""
     read = request_of(parse_infotext(body.infotext or ""), "infotext")
     found = {name: getattr(read, name) for name in read.model_fields_set if name != "model"}

@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gouache.errors import InvalidInput, ModelNotFound
-from gouache.pipeline.output.metadata import Kind
+from gouache.pipeline.output.metadata import ImageKind
 from gouache.serve.studio import Studio
 
-KINDS: dict[str, Kind] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
+KINDS: dict[str, ImageKind] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
 FIXED: dict[str, object] = {
     "sd_vae": "Automatic",
     "eta_noise_seed_delta": 0,
@@ -39,7 +39,7 @@ class Options:
         return self.sd_model_checkpoint
 
     @property
-    def kind(self) -> Kind:
+    def kind(self) -> ImageKind:
         """Format in which pictures are sent."""
         return KINDS[self.samples_format]
 

@@ -20,8 +20,16 @@ from gouache.pipeline.output.metadata import encode_picture, read_texts
 from gouache.pipeline.output.recipe import Recipe
 from gouache.pipeline.request import MAX_PIXELS
 from gouache.serve.api.a1111.control import in_words_of_units
-from gouache.serve.api.a1111.fields import ExtraBatch, Extras, ExtraSingle, Generation, Img2Img, TaskProgress, Txt2Img
-from gouache.serve.api.a1111.mapping import NAMES, Order, decoded, order_of
+from gouache.serve.api.a1111.fields import (
+    ExtraBatch,
+    Extras,
+    ExtraSingle,
+    GenerationBody,
+    Img2Img,
+    TaskProgress,
+    Txt2Img,
+)
+from gouache.serve.api.a1111.mapping import NAMES, MappedRequest, decoded, order_of
 from gouache.serve.api.a1111.options import options_of, set_options
 from gouache.serve.api.views import raise_unless_painted
 from gouache.serve.http.access import owner_of, studio_of
@@ -32,7 +40,7 @@ from gouache.serve.store.gallery import Picture
 from gouache.serve.studio import Studio
 
 
-def generation_answer(studio: Studio, body: Generation, order: Order, job: Job) -> dict[str, Any]:
+def generation_answer(studio: Studio, body: GenerationBody, order: MappedRequest, job: Job) -> dict[str, Any]:
     """The reply to txt2img and img2img."""
     found = studio.pictures.of_job(job.id)
     recipes = [picture.parsed() for picture in found]
@@ -47,7 +55,7 @@ def generation_answer(studio: Studio, body: Generation, order: Order, job: Job) 
     }
 
 
-def _encoded(studio: Studio, picture: Picture, order: Order) -> str:
+def _encoded(studio: Studio, picture: Picture, order: MappedRequest) -> str:
     data = studio.file_store.read("pictures", picture.file)
     if order.kind != "png":
         data = encode_picture(read_picture(data), order.kind, read_texts(data), quality=order.quality)
@@ -55,7 +63,7 @@ def _encoded(studio: Studio, picture: Picture, order: Order) -> str:
 
 
 def _info(
-    body: Generation, order: Order, job: Job, found: Sequence[Picture], recipes: Sequence[Recipe]
+    body: GenerationBody, order: MappedRequest, job: Job, found: Sequence[Picture], recipes: Sequence[Recipe]
 ) -> dict[str, Any]:
     first = recipes[0] if recipes else None
     request = first.request if first else order.request
@@ -278,7 +286,7 @@ async def _generate(body: Txt2Img | Img2Img, request: Request) -> dict[str, Any]
     return await asyncio.to_thread(generation_answer, studio, body, order, job)
 
 
-def _hand_in(body: Txt2Img | Img2Img, studio: Studio, owner: str) -> tuple[Order, Job]:
+def _hand_in(body: Txt2Img | Img2Img, studio: Studio, owner: str) -> tuple[MappedRequest, Job]:
     order = order_of(body, studio, owner)
     with in_words_of(NAMES):
         job, _ = studio.submit(order.request, owner=owner, source="a1111", label=body.force_task_id or "")
