@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from gouache.errors import InvalidInput
-from gouache.nn.tiling import Tiles, in_tiles
+from gouache.models.vae import Tiles, in_tiles
 
 
 @given(

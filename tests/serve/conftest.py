@@ -25,9 +25,8 @@ import uvicorn
 from PIL import Image
 from sqlalchemy import create_engine
 
-from gouache.serve.app import create_app
 from gouache.serve.queue.job import FINISHED, Job
-from gouache.serve.server import listen, uvicorn_config
+from gouache.serve.server import create_app, listen, uvicorn_config
 from gouache.serve.settings import Limits, Settings
 from gouache.serve.studio import Studio
 

@@ -40,10 +40,9 @@ from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.pipeline import Pipeline, fill, untrained_bundle
 from gouache.pipeline.request import Request
-from gouache.training.build import assemble_from_packed
 from gouache.training.config import TrainConfig
 from gouache.training.pack import pack
-from gouache.training.run import train_stage
+from gouache.training.run import assemble_from_packed, train_stage
 from gouache.training.stage import Ready
 from gouache.training.state import checkpoints
 

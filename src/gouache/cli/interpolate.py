@@ -45,7 +45,7 @@ def _interpolate(
     **options: object,
 ) -> None:
     from gouache.pipeline.generate.generation import Painted
-    from gouache.pipeline.output.film import check_film, encode_film
+    from gouache.pipeline.output.sheets import check_film, encode_film
 
     values: dict[str, Any] = request_values(SPECS, options)
     way = {"prompt": to, "seed": to_seed, "image": to_image, "frames": frames}

@@ -97,7 +97,7 @@ def backup(
     file: Annotated[Path, typer.Argument(help="A new tar file.")], data: Data = None, store: Store = None
 ) -> None:
     """Write jobs, pictures, accounts and settings into one file; the server may run meanwhile."""
-    from gouache.serve.store.backup import back_up
+    from gouache.serve.store.upkeep import back_up
 
     studio = _studio(data, store)
     typer.echo(f"{back_up(studio.database, studio.file_store, file)} pictures")
@@ -108,7 +108,7 @@ def restore(
     file: Annotated[Path, typer.Argument(help="A file that `backup` wrote.")], data: Data = None, store: Store = None
 ) -> None:
     """Fill an empty studio from a backup."""
-    from gouache.serve.store.backup import restore as fill
+    from gouache.serve.store.upkeep import restore as fill
 
     studio = _studio(data, store)
     typer.echo(f"{fill(studio.database, studio.file_store, file)} pictures")

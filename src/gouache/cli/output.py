@@ -148,8 +148,6 @@ class OutputWriter:
             }
         )
         if self.svg:
-            from gouache.cli.output import traced
-
             write_bytes(path.with_suffix(".svg"), traced(painted.image).encode(), force=self.force)
             self.note_file(path.with_suffix(".svg"))
         return path

@@ -22,16 +22,15 @@ from gouache.serve.queue.job import FINISHED, Ending, Job, Source
 from gouache.serve.queue.leases import Leases
 from gouache.serve.queue.notify import Notifier, wait_until
 from gouache.serve.queue.queue import JobQueue, fingerprint_of
-from gouache.serve.queue.tasks import Tasks
-from gouache.serve.queue.upscale_tasks import UpscaleTasks
+from gouache.serve.queue.tasks import Tasks, UpscaleTasks
 from gouache.serve.search.query import SemanticSearch
 from gouache.serve.settings import Settings
 from gouache.serve.store.accounts import Accounts
-from gouache.serve.store.cleanup import Housekeeping
 from gouache.serve.store.database import Database, upsert
 from gouache.serve.store.files import FileStore
 from gouache.serve.store.gallery import Gallery
 from gouache.serve.store.tables import options, presets
+from gouache.serve.store.upkeep import Housekeeping
 from gouache.serve.training.runs import TrainingRuns
 from gouache.serve.training.sets import TrainingSets
 from gouache.serve.worker.supervisor import WORKER_COMMAND, Supervisor

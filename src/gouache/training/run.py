@@ -1,4 +1,8 @@
-"""One session of training, from files to files: what `gouache train` does."""
+"""Build a stage that is ready to train: from its run's folder, or on a packed model.
+
+A packed model has weights and no averages or moments. Its parts are written into the run's folder as each stage would
+have left them, where that is still empty. So the run packs into a whole model again, whichever stage was trained on.
+"""
 
 from __future__ import annotations
 
@@ -6,13 +10,141 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
+from torch import nn
 
-from gouache.training.build import assemble, assemble_from_packed
+from gouache.checkpoints.formats.safetensors import save_tensors
+from gouache.checkpoints.load import load_bundle
+from gouache.checkpoints.save import bundle_to_write
+from gouache.config import Config
+from gouache.errors import ConfigError, TrainingError
+from gouache.models.bundle import ModelBundle
+from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.training.config import TrainConfig, read_config, stage_config
-from gouache.training.inputs import stage_run
+from gouache.training.inputs import RunInputs, last_result, run_text_folder, stage_run
 from gouache.training.loop import TrainingProgress, make_accelerator, train
 from gouache.training.stage import Preparing, Ready
-from gouache.training.state import full_disk_reported
+from gouache.training.stages.registry import STAGES
+from gouache.training.state import checkpoints, full_disk_reported
+from gouache.training.towers import write_sentence_encoder
+
+
+def assemble(name: str, config: TrainConfig, data: Path, run: Path) -> Iterator[Preparing | Ready]:
+    """Build the stage; yields what it prepares first and the stage last.
+
+    Args:
+        name: which stage.
+        config: of the whole training; must have the stage's table.
+        data: folder of the data set.
+        run: folder of the whole training, with the results of the stages before.
+
+    Raises:
+        DataError: no such data set.
+        TrainingError: a stage that this one builds on has left no result.
+    """
+    stage_config(config, name)
+    yield from STAGES[name].from_run(RunInputs(config, data, run))
+
+
+def assemble_from_packed(
+    name: str, config: TrainConfig, data: Path, run: Path, model: Path
+) -> Iterator[Preparing | Ready]:
+    """Build the stage as `assemble` does, on the results and from the weights of a packed model.
+
+    Results that the run has already are kept. A run that has a checkpoint of the stage resumes from it.
+
+    Args:
+        name: which stage; its network must be a part of the model.
+        config: of the whole training; the stage's sizes must be the packed model's.
+        data: folder of the data set.
+        run: folder of the whole training.
+        model: folder or file that `gouache pack` wrote.
+
+    Raises:
+        ConfigError: the config's sizes are not the packed model's, or it names a start of its own.
+        TrainingError: the model lacks what the stage needs, or is none that `pack` makes from stages.
+    """
+    bundle = load_bundle(model, dtype=torch.float32)
+    fitted = _fitted(name, config, bundle, model)
+    networks, text = _networks(bundle), bundle.text.encoders[0]
+    for stage, network in networks.items():
+        _leave(last_result(run, stage), stage, network, bundle)
+    if config.text.folder is None and isinstance(text, SentenceEncoder):
+        folder = run_text_folder(run)
+        if not (folder / "model.safetensors").exists():
+            write_sentence_encoder(text, bundle_to_write(bundle).vocabulary, folder)
+    started = bool(checkpoints(stage_run(run, name)))
+    for event in assemble(name, fitted, data, run):
+        if isinstance(event, Ready) and not started:
+            event.stage.trained.load_state_dict(networks[name].state_dict())
+        yield event
+
+
+def _networks(bundle: ModelBundle) -> dict[str, nn.Module]:
+    """The model's networks by the stage that trains them."""
+    parts = bundle.networks()
+    return {name: parts[stage.part] for name, stage in STAGES.items() if stage.part in parts}
+
+
+def _fitted(name: str, config: TrainConfig, bundle: ModelBundle, model: Path) -> TrainConfig:
+    """The config with what only the packed model knows of the stage's network; refuses what can't continue from it."""
+    table, stage = stage_config(config, name), STAGES[name]
+    if not isinstance(bundle.text.encoders[0], SentenceEncoder):
+        raise TrainingError(
+            str(model),
+            given=f"a model of family {bundle.family}",
+            expected="one that gouache pack made from stages",
+            cure="Name it as [denoiser] start instead, without --from-packed.",
+        )
+    if name not in _networks(bundle):
+        raise TrainingError(
+            str(model),
+            given=f"no {stage.part or stage.kind} in it",
+            expected=f"the network that stage {name} trains",
+            cure="Train the stage from nothing: leave out --from-packed.",
+        )
+    if getattr(table, "start", None) is not None:
+        raise ConfigError(
+            f"{name}.start",
+            given="a start as well as --from-packed",
+            expected="one origin of the weights",
+            cure=f"Give [{name}.network] instead of start, or leave out --from-packed.",
+        )
+    packed = bundle_to_write(bundle).networks[stage.part].config
+    network: Config = getattr(table, "network")  # noqa: B009 - not every stage's table declares one
+    fitted = network.model_copy(update={key: getattr(packed, key) for key in stage.measured})
+    _check_equal(f"{name}.network", fitted, packed, stage.free, model)
+    for key, attribute in stage.settings.items():
+        _check_equal(f"{name}.{key}", getattr(table, key), getattr(bundle, attribute), (), model)
+    tokens = bundle.text.encoders[0].config.max_tokens
+    if config.text.folder is None and config.text.max_tokens != tokens:
+        raise _unequal("text.max_tokens", config.text.max_tokens, tokens, model)
+    return config.model_copy(update={name: table.model_copy(update={"network": fitted})})
+
+
+def _check_equal(where: str, given: Config, packed: Config, free: tuple[str, ...], model: Path) -> None:
+    for key in type(given).model_fields:
+        if key not in free and getattr(given, key) != getattr(packed, key):
+            raise _unequal(f"{where}.{key}", getattr(given, key), getattr(packed, key), model)
+
+
+def _unequal(where: str, given: object, packed: object, model: Path) -> ConfigError:
+    return ConfigError(
+        where,
+        given=given,
+        expected=f"{packed}, as in {model}",
+        cure="Write the packed model's value into the config, or train from nothing: leave out --from-packed.",
+    )
+
+
+def _leave(path: Path, name: str, network: nn.Module, bundle: ModelBundle) -> None:
+    """Write a part as its stage exports it, unless the run has a result of that stage."""
+    if path.exists():
+        return
+    stage = STAGES[name]
+    metadata = {"component": stage.part, "config": bundle_to_write(bundle).networks[stage.part].config.to_json()}
+    metadata |= {key: getattr(bundle, attribute).to_json() for key, attribute in stage.settings.items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_tensors(path, network.state_dict(), metadata)
 
 
 def train_stage(

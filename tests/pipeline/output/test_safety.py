@@ -16,8 +16,15 @@ from gouache.models.image_encoder import preprocess
 from gouache.pipeline.generate.generation import Painted, Progress
 from gouache.pipeline.inputs.images import to_tensor
 from gouache.pipeline.output.recipe import pixels_digest
-from gouache.pipeline.output.safety import VARIABLE, SafetyGate, blurred, load_safety_checker, open_gate, placeholder
-from gouache.pipeline.output.watermark import carries
+from gouache.pipeline.output.safety import (
+    VARIABLE,
+    SafetyGate,
+    blurred,
+    carries,
+    load_safety_checker,
+    open_gate,
+    placeholder,
+)
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
 

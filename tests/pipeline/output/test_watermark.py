@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gouache.errors import ConfigError, InvalidInput
-from gouache.pipeline.output.watermark import add_watermark, carries, read_watermark
+from gouache.pipeline.output.safety import add_watermark, carries, read_watermark
 from gouache.pipeline.request import Request
 
 imwatermark = pytest.importorskip("imwatermark", reason="invisible-watermark is not installed")

@@ -14,7 +14,7 @@ import schemathesis
 from schemathesis.checks import not_a_server_error
 from schemathesis.core.result import Ok
 
-from gouache.serve.app import create_api, create_app
+from gouache.serve.server import create_api, create_app
 from gouache.serve.settings import Limits, Settings
 from gouache.serve.studio import Studio
 

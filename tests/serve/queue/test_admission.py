@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from gouache.errors import ConfigError, ModelNotFound
-from gouache.pipeline.output.watermark import carries
+from gouache.pipeline.output.safety import carries
 from gouache.pipeline.request import Request, Safety
 from gouache.serve.queue.admission import admit
 from gouache.serve.server import make_settings

@@ -16,7 +16,7 @@ from sqlalchemy import insert, update
 
 from gouache.errors import InvalidInput, QueueFull, StoreError, WorkerError
 from gouache.serve.http.errors import NobodyAnswers
-from gouache.serve.queue import upscale_tasks
+from gouache.serve.queue import tasks as upscale_tasks
 from gouache.serve.queue.leases import Leases
 from gouache.serve.queue.notify import Notifier, changes, wait_until
 from gouache.serve.queue.tasks import Task, TaskOutcome, TaskQueue, Tasks, notified_as

@@ -8,7 +8,6 @@ import torch
 from torch.nn import functional as F
 
 from gouache.errors import InvalidInput, ShapeMismatch
-from gouache.training.evaluation.model import ssim
 from gouache.training.evaluation.retrieval import best_of, candidates, ranks
 from gouache.training.evaluation.statistics import (
     bootstrap_difference,
@@ -20,6 +19,7 @@ from gouache.training.evaluation.statistics import (
     resample_counts,
     squared_mmd,
 )
+from gouache.training.evaluation.suite import ssim
 
 
 def test_bootstrap_intervals_cover_the_truth_as_often_as_they_promise() -> None:

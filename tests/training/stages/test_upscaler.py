@@ -23,9 +23,9 @@ from gouache.models.configs import UpscalerConfig, VAEConfig
 from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.inputs.images import on_background, rgba_to_tensor, to_tensor
-from gouache.training.build import assemble
 from gouache.training.config import TrainConfig, UpscalerStage
 from gouache.training.loop import train
+from gouache.training.run import assemble
 from gouache.training.stage import Ready
 from gouache.training.stages.upscaler import UpscalerTraining, on_both_grounds
 

@@ -165,8 +165,6 @@ def mount_page(api: FastAPI, studio: Studio) -> None:
     os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
     import gradio as gr
 
-    from gouache.serve.page.mount import CSS, HEAD, KEYS, build_page, theme
-
     @api.get("/page.js", include_in_schema=False)
     def keys() -> Response:
         return Response(KEYS, media_type="text/javascript")
