@@ -23,7 +23,7 @@ from gouache.serve.queue.job import FINISHED
 from gouache.serve.queue.queue import JobQueue
 from gouache.serve.settings import Limits, Settings
 from gouache.serve.store.database import Database
-from gouache.serve.store.files import FileStore
+from gouache.serve.store.file_store import FileStore
 from gouache.serve.store.gallery import Gallery
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gouache.checkpoints.detect import Identity, Part
-from gouache.checkpoints.diffusers import config as diffusers_config
+from gouache.checkpoints.diffusers import component_config as diffusers_config
 from gouache.checkpoints.diffusers import folder as folders
 from gouache.checkpoints.formats.header import Header
 from gouache.checkpoints.formats.safetensors import SHA256, WeightSource, verify_sha256

@@ -36,7 +36,7 @@ def evaluate(
 
     Example: gouache eval pocket --data stickers --judge judge.safetensors --json eval.json --limit 50
     """
-    from gouache.training.evaluation.run import evaluate_files
+    from gouache.training.evaluation.measure import evaluate_files
     from gouache.training.evaluation.suite import EvaluationSettings, Painting
 
     settings = EvaluationSettings.from_dict(

@@ -14,7 +14,7 @@ from gouache.errors import GouacheError
 if TYPE_CHECKING:
     from PIL import Image
 
-    from gouache.pipeline.generate.upscalers import PictureUpscaler
+    from gouache.pipeline.generate.upscaler_files import PictureUpscaler
     from gouache.pipeline.output.recipe import Recipe
 
 
@@ -45,7 +45,7 @@ def upscale(
     import json
 
     from gouache.files import write_bytes
-    from gouache.pipeline.generate.upscale import enlarge_picture
+    from gouache.pipeline.generate.enlarge import enlarge_picture
     from gouache.pipeline.inputs.images import References, read_picture
     from gouache.pipeline.output.metadata import encode_picture, kind_of
 
@@ -65,8 +65,8 @@ def _upscaler(wanted: str | None, model: str | None, recipe: Recipe | None) -> t
     """What to call the upscaler in a recipe, and its network; None is Lanczos."""
     from gouache.checkpoints.identify import identify
     from gouache.checkpoints.load import known_sha256
-    from gouache.pipeline.generate.upscale import find_upscaler
-    from gouache.pipeline.generate.upscalers import LANCZOS, OWN, load_part
+    from gouache.pipeline.generate.enlarge import find_upscaler
+    from gouache.pipeline.generate.upscaler_files import LANCZOS, OWN, load_part
     from gouache.pipeline.output.recipe import model_sha256
     from gouache.pipeline.pipeline import find_model, shipped_model
 

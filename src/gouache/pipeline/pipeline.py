@@ -138,7 +138,7 @@ class Pipeline:
 
             return outpaint(resolved, adapted.bundle, references, self._events)
         if resolved.interpolation is not None:
-            from gouache.pipeline.generate.interpolate import frames
+            from gouache.pipeline.generate.interpolation import frames
 
             return _with_refs(frames(resolved, adapted.bundle, references, notes), adapted)
         prepared = prepare(resolved, adapted.bundle, references)

@@ -12,7 +12,7 @@ from gouache.diffusion.samplers.names import resolve, resolve_schedule, sampler_
 from gouache.errors import InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.generate.draft import with_defaults
-from gouache.pipeline.generate.upscalers import LANCZOS, OWN
+from gouache.pipeline.generate.upscaler_files import LANCZOS, OWN
 from gouache.pipeline.inputs.images import References, nearest_size
 from gouache.pipeline.prompts.syntax import adapter_tags, refuse_tags
 from gouache.pipeline.request import Hires, Request, Upscale

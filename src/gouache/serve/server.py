@@ -26,16 +26,16 @@ from gouache.serve.api import models as api_models
 from gouache.serve.api import openai as openai_images
 from gouache.serve.api import pictures as api_pictures
 from gouache.serve.api import training as api_training
-from gouache.serve.api.a1111 import control as a1111_control
 from gouache.serve.api.a1111 import listings as a1111_listings
 from gouache.serve.api.a1111 import routes as a1111
+from gouache.serve.api.a1111 import units as a1111_control
 from gouache.serve.http import ops
-from gouache.serve.http.errors import refusal, reply_to, validation_reply
 from gouache.serve.http.guard import Guard
 from gouache.serve.http.ops import Counted, Metrics
+from gouache.serve.http.replies import refusal, reply_to, validation_reply
 from gouache.serve.http.slow_headers import patient
 from gouache.serve.logs import log_to_stderr
-from gouache.serve.search.embedding import missing_tower
+from gouache.serve.search.vectors import missing_tower
 from gouache.serve.settings import Settings
 from gouache.serve.studio import Studio
 

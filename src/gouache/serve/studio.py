@@ -27,7 +27,7 @@ from gouache.serve.search.query import SemanticSearch
 from gouache.serve.settings import Settings
 from gouache.serve.store.accounts import Accounts
 from gouache.serve.store.database import Database, upsert
-from gouache.serve.store.files import FileStore
+from gouache.serve.store.file_store import FileStore
 from gouache.serve.store.gallery import Gallery
 from gouache.serve.store.tables import options, presets
 from gouache.serve.store.upkeep import Housekeeping

@@ -14,7 +14,7 @@ from diffusers import ControlNetModel
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gouache.checkpoints.adapters.controlnet import control_header, load_controlnet
+from gouache.checkpoints.adapters.control_weights import control_header, load_controlnet
 from gouache.checkpoints.adapters.controlnet_library import find_control, list_controls
 from gouache.checkpoints.identify import identify
 from gouache.checkpoints.keymaps import speller

@@ -15,9 +15,9 @@ from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import UpscalerConfig
 from gouache.models.upscalers import Upscaler
+from gouache.pipeline.generate.enlarge import enlarge_picture
 from gouache.pipeline.generate.generation import Painted
-from gouache.pipeline.generate.upscale import enlarge_picture
-from gouache.pipeline.generate.upscalers import load_upscaler, upscaler_of
+from gouache.pipeline.generate.upscaler_files import load_upscaler, upscaler_of
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.replay import replay
 from gouache.pipeline.request import Hires, Request, Tiled, Upscale

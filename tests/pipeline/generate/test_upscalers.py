@@ -17,8 +17,8 @@ from gouache.checkpoints.formats.safetensors import save_tensors
 from gouache.errors import GouacheError, IncompatibleCheckpoint, InvalidInput, MissingDependency, UnknownFamily
 from gouache.models.configs import UpscalerConfig
 from gouache.models.upscalers import RRDBConfig, RRDBNet, Upscaler
-from gouache.pipeline.generate.upscale import enlarge_picture, find_upscaler
-from gouache.pipeline.generate.upscalers import config_of, load_upscaler, upscaler_of
+from gouache.pipeline.generate.enlarge import enlarge_picture, find_upscaler
+from gouache.pipeline.generate.upscaler_files import config_of, load_upscaler, upscaler_of
 from gouache.pipeline.inputs.images import to_image, to_tensor
 from gouache.pipeline.request import Seamless
 
@@ -119,7 +119,7 @@ def test_tiles_leave_no_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     save_file(weights(SMALL), tmp_path / "a.safetensors")
     upscaler = load_upscaler(tmp_path / "a.safetensors")
     whole = np.asarray(upscaler(PICTURE), int)
-    monkeypatch.setattr("gouache.pipeline.generate.upscalers.TILE", 8)
+    monkeypatch.setattr("gouache.pipeline.generate.upscaler_files.TILE", 8)
     tiled = np.asarray(upscaler(PICTURE), int)
     # A margin of 16 pixels is less than the network sees, but more than matters.
     assert np.abs(whole - tiled).max() <= 2
@@ -207,7 +207,7 @@ def test_the_own_upscaler_s_tiles_leave_no_trace(monkeypatch: pytest.MonkeyPatch
     for factor in (2.0, 4.0):
         whole = np.asarray(enlarge_picture(picture, factor, upscaler), int)
         with monkeypatch.context() as patch:
-            patch.setattr("gouache.pipeline.generate.upscalers.TILE", 16)
+            patch.setattr("gouache.pipeline.generate.upscaler_files.TILE", 16)
             tiled = np.asarray(enlarge_picture(picture, factor, upscaler), int)
         # The margin is all that the network sees: what is left is rounding, on colours divided by alpha.
         visible = whole[..., 3] > 16

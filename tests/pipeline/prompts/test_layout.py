@@ -12,7 +12,7 @@ from gouache.pipeline.output.recipe import Recipe
 from gouache.pipeline.pipeline import Pipeline, open_pipeline
 from gouache.pipeline.prompts.layout import ROWS, read_layout
 from gouache.pipeline.request import Prior, Request
-from gouache.training.evaluation.paint import Setting, painter
+from gouache.training.evaluation.painting import Setting, painter
 
 
 def things(prompt: str) -> list[tuple[str, float, float]]:

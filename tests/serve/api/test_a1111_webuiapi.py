@@ -72,8 +72,8 @@ def test_extras_resizes_and_png_info_reads_back(api: Any) -> None:
 @pytest.mark.skipif(shipped_model() is None, reason="this build ships no model, so none with an upscaler")
 def test_extras_use_the_upscaler_that_the_model_brings(api: Any, server: Server) -> None:
     from gouache.checkpoints.identify import identify
-    from gouache.pipeline.generate.upscale import enlarge_picture
-    from gouache.pipeline.generate.upscalers import load_part
+    from gouache.pipeline.generate.enlarge import enlarge_picture
+    from gouache.pipeline.generate.upscaler_files import load_part
 
     listed = {entry["name"]: entry["model_name"] for entry in api.get_upscalers()}
     assert listed["model"] == "pocket"

@@ -18,7 +18,7 @@ from gouache.serve.queue.leases import Leases
 from gouache.serve.queue.queue import JobQueue
 from gouache.serve.settings import Limits
 from gouache.serve.store.database import Database
-from gouache.serve.store.files import FileStore
+from gouache.serve.store.file_store import FileStore
 from gouache.serve.store.gallery import Gallery, row_of
 from gouache.serve.store.tables import jobs as jobs_table
 from gouache.serve.store.upkeep import back_up, restore

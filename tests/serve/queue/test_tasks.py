@@ -15,13 +15,13 @@ from PIL import Image
 from sqlalchemy import insert, update
 
 from gouache.errors import InvalidInput, QueueFull, StoreError, WorkerError
-from gouache.serve.http.errors import NobodyAnswers
+from gouache.serve.http.replies import NobodyAnswers
 from gouache.serve.queue import tasks as upscale_tasks
 from gouache.serve.queue.leases import Leases
 from gouache.serve.queue.notify import Notifier, changes, wait_until
 from gouache.serve.queue.tasks import Task, TaskOutcome, TaskQueue, Tasks, notified_as
 from gouache.serve.store.database import Database
-from gouache.serve.store.files import picture_to_upscale
+from gouache.serve.store.file_store import picture_to_upscale
 from gouache.serve.store.tables import tasks as tasks_table
 from gouache.serve.studio import Studio
 from gouache.serve.worker.upscaling import Upscaling

@@ -20,10 +20,10 @@ from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.models.text_stack import TextStack
 from gouache.pipeline.inputs.images import read_picture
 from gouache.pipeline.request import Request
-from gouache.serve.http.errors import NobodyAnswers
+from gouache.serve.http.replies import NobodyAnswers
 from gouache.serve.queue.tasks import TaskQueue
-from gouache.serve.search.embedding import ByPictures, ByPrompts, open_embedder
 from gouache.serve.search.index import Index, packed
+from gouache.serve.search.vectors import ByPictures, ByPrompts, open_embedder
 from gouache.serve.store.gallery import Wanted
 from gouache.serve.store.tables import jobs, meanings, pictures
 from gouache.serve.studio import Studio

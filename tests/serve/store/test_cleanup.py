@@ -13,7 +13,7 @@ from gouache.pipeline.inputs.images import read_picture
 from gouache.pipeline.output.recipe import Machine, ModelRef, Recipe
 from gouache.pipeline.request import Request
 from gouache.serve.queue.job import Job
-from gouache.serve.store.files import FileStore
+from gouache.serve.store.file_store import FileStore
 from gouache.serve.store.gallery import UNDO_SECONDS, row_of
 from gouache.serve.store.upkeep import ATTACHMENT_SECONDS, EVERY_SECONDS, FIRST_SECONDS, SHORT_SECONDS
 from gouache.serve.studio import Studio

@@ -19,10 +19,10 @@ from PIL import Image
 
 from gouache.errors import Conflict, DataError, InvalidInput, ModelNotFound, NotFound, PictureError
 from gouache.serve.http.access import check_admin, is_admin
-from gouache.serve.http.errors import NotAllowed
+from gouache.serve.http.replies import NotAllowed
 from gouache.serve.studio import Studio
 from gouache.serve.training.plan import PLAN, STATE, RunState, TrainingPlan, read_state, toml_of, write_text
-from gouache.serve.training.process import error_in, is_alive, take_lock
+from gouache.serve.training.run_process import error_in, is_alive, take_lock
 from gouache.serve.training.runs import TrainingRun
 
 if TYPE_CHECKING:

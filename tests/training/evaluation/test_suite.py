@@ -35,7 +35,7 @@ from gouache.pipeline.request import Prior as PriorOptions
 from gouache.pipeline.request import Request
 from gouache.training.evaluation.figures import Evaluation, first
 from gouache.training.evaluation.judge import Judge
-from gouache.training.evaluation.paint import Paint, Setting, painter
+from gouache.training.evaluation.painting import Paint, Setting, painter
 from gouache.training.evaluation.prompts import choose_prompts
 from gouache.training.evaluation.suite import EvaluationSettings, Painting, evaluate, scene_figures
 from gouache.training.stages.clip import character_vocabulary

@@ -22,7 +22,7 @@ from gouache.checkpoints.detect import (
     used_text_config,
     variant_of,
 )
-from gouache.checkpoints.diffusers import config as diffusers_config
+from gouache.checkpoints.diffusers import component_config as diffusers_config
 from gouache.checkpoints.formats.header import Header, TensorInfo, open_header
 from gouache.checkpoints.shapes import text_config, unet_config, vae_config
 from gouache.config import Config

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
-from gouache.checkpoints.diffusers.config import PREDICTIONS, SCHEDULES
+from gouache.checkpoints.diffusers.component_config import PREDICTIONS, SCHEDULES
 from gouache.checkpoints.formats.safetensors import write_json
 from gouache.errors import IncompatibleCheckpoint
 from gouache.files import atomic_write

@@ -18,6 +18,7 @@ from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.generate.draft import draft, own_draft, parts_of
+from gouache.pipeline.generate.enlarge import enlarge_picture, find_upscaler
 from gouache.pipeline.generate.guided import (
     IMAGE_GUIDANCE,
     InstructDenoiser,
@@ -31,8 +32,7 @@ from gouache.pipeline.generate.guided import (
     size_conditions,
     steps_of,
 )
-from gouache.pipeline.generate.upscale import enlarge_picture, find_upscaler
-from gouache.pipeline.generate.upscalers import LANCZOS
+from gouache.pipeline.generate.upscaler_files import LANCZOS
 from gouache.pipeline.inputs.images import on_background, to_image
 from gouache.pipeline.inputs.start import DRAFT, INSTRUCT, StartState, encode, input_kind, keep_outside, steps_to_skip
 from gouache.pipeline.output.a1111_text import format_infotext, infotext_of
@@ -43,7 +43,7 @@ from gouache.pipeline.request import Request, Seamless
 from gouache.pipeline.resolve import second_pass
 
 if TYPE_CHECKING:
-    from gouache.pipeline.generate.control import TimedControl
+    from gouache.pipeline.generate.controlnets import TimedControl
     from gouache.pipeline.generate.inversion import Inverter
 
 
@@ -178,7 +178,7 @@ class Generation:
             negative = negative.zeroed()
         controls: tuple[TimedControl, ...] = ()
         if request.control:
-            from gouache.pipeline.generate.control import timed_controls
+            from gouache.pipeline.generate.controlnets import timed_controls
 
             controls = timed_controls(self.bundle, request, self.start_state.hints, max(steps_of(request, sigmas), 1))
         return Pass(request, sigmas, skipped, positive, negative, controls)

@@ -25,7 +25,7 @@ from gouache.pipeline.prompts.encode import EncodedPrompt, PromptPlan
 from gouache.pipeline.request import Request
 
 if TYPE_CHECKING:
-    from gouache.pipeline.generate.control import TimedControl
+    from gouache.pipeline.generate.controlnets import TimedControl
 
 Network = Callable[[Tensor, Tensor, Condition], Tensor]
 """(x [B,C,h,w], sigma [], condition) -> denoised [B,C,h,w]."""

@@ -35,7 +35,7 @@ from gouache.pipeline.prompts.textual_inversion import with_words, words_pattern
 from gouache.pipeline.request import Request
 
 if TYPE_CHECKING:
-    from gouache.pipeline.generate.control import Controls
+    from gouache.pipeline.generate.controlnets import Controls
 
 SHORT = 12
 FOLDERS = {CONTROL: "controlnet"}
@@ -73,7 +73,7 @@ class Adapters:
     @cached_property
     def controls(self) -> Controls:
         """The ControlNets of the model's requests."""
-        from gouache.pipeline.generate.control import Controls
+        from gouache.pipeline.generate.controlnets import Controls
 
         return Controls(self.bundle)
 

@@ -22,8 +22,8 @@ from gouache.pipeline.request import MAX_SEED
 from gouache.pipeline.request import Request as PaintRequest
 from gouache.serve.api.views import raise_unless_painted
 from gouache.serve.http.access import owner_of, studio_of
-from gouache.serve.http.errors import PlainJson, in_words_of, openai_error, status_of
 from gouache.serve.http.guard import seal
+from gouache.serve.http.replies import PlainJson, in_words_of, openai_error, status_of
 from gouache.serve.queue.job import FINISHED, Job
 from gouache.serve.queue.notify import changes
 from gouache.serve.queue.queue import fingerprint_of

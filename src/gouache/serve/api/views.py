@@ -12,7 +12,7 @@ from gouache.config import Config
 from gouache.errors import GouacheError
 from gouache.pipeline.output.recipe import Recipe
 from gouache.pipeline.request import Request
-from gouache.serve.http.errors import TookTooLong
+from gouache.serve.http.replies import TookTooLong
 from gouache.serve.queue.job import FINISHED, Job, JobState
 from gouache.serve.store.gallery import Picture
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import Request
 
 from gouache.errors import NotFound
-from gouache.serve.http.errors import NotAllowed
+from gouache.serve.http.replies import NotAllowed
 from gouache.serve.store.accounts import LOCAL
 from gouache.serve.studio import Studio
 

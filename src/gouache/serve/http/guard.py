@@ -19,7 +19,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gouache.serve.http.errors import refusal
+from gouache.serve.http.replies import refusal
 from gouache.serve.settings import LOOPBACK, Limits, Settings
 from gouache.serve.store.accounts import LOCAL, Accounts
 

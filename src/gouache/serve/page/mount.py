@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gouache.serve.page import parts
 from gouache.serve.page.edit_tab import edit_tab
-from gouache.serve.page.gallery import Elsewhere, gallery_tab
+from gouache.serve.page.gallery_tab import Elsewhere, gallery_tab
 from gouache.serve.page.job_view import BUSY_SECONDS, follow
 from gouache.serve.page.models_tab import models_tab
 from gouache.serve.page.paint_tab import paint_tab

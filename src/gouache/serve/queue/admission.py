@@ -14,7 +14,7 @@ from gouache.errors import InvalidInput, ModelNotFound, PictureError, unknown_na
 from gouache.pipeline.request import MAX_PIXELS, Request, Safety
 from gouache.serve.models.catalog import ModelCatalog
 from gouache.serve.settings import Limits, Settings
-from gouache.serve.store.files import FileStore
+from gouache.serve.store.file_store import FileStore
 
 DRAWN_SEEDS = 2**32
 STRICTNESS: tuple[Safety, ...] = ("off", "blur", "block")

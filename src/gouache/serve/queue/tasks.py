@@ -18,11 +18,11 @@ from typing import Any, Literal
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, select, update
 
 from gouache.errors import GouacheError, InvalidInput, QueueFull, WorkerError
-from gouache.serve.http.errors import NobodyAnswers
+from gouache.serve.http.replies import NobodyAnswers
 from gouache.serve.queue.heartbeat import heartbeat
 from gouache.serve.queue.notify import Notifier, wait_until
 from gouache.serve.store.database import Database, insert_missing
-from gouache.serve.store.files import FileStore, picture_to_upscale, upscaled_picture
+from gouache.serve.store.file_store import FileStore, picture_to_upscale, upscaled_picture
 from gouache.serve.store.tables import tasks
 
 TaskKind = Literal["upscale", "embed"]

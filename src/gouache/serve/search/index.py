@@ -17,9 +17,9 @@ from sqlalchemy import Row, exists, func, select
 
 from gouache.errors import GouacheError, ModelNotFound, NotFound
 from gouache.serve.queue.tasks import Task, TaskOutcome, TaskQueue
-from gouache.serve.search.embedding import Embedder, Vectors
+from gouache.serve.search.vectors import Embedder, Vectors
 from gouache.serve.store.database import Database, insert_missing
-from gouache.serve.store.files import FileStore
+from gouache.serve.store.file_store import FileStore
 from gouache.serve.store.tables import meanings, pictures
 
 BATCH = 8

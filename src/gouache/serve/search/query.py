@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gouache.errors import ModelNotFound, QueueFull
-from gouache.serve.http.errors import NobodyAnswers
+from gouache.serve.http.replies import NobodyAnswers
 from gouache.serve.queue.notify import Notifier, wait_until
 from gouache.serve.queue.tasks import Tasks, notified_as
-from gouache.serve.search.embedding import Comparison
+from gouache.serve.search.vectors import Comparison
 from gouache.serve.store.gallery import Gallery, Picture, Wanted
 
 LONGEST_TEXT = 200

@@ -19,7 +19,7 @@ from gouache.errors import StoreError
 from gouache.serve.queue.job import OPEN
 from gouache.serve.store import tables
 from gouache.serve.store.database import Database
-from gouache.serve.store.files import FileStore, Folder, NoRoom
+from gouache.serve.store.file_store import FileStore, Folder, NoRoom
 from gouache.serve.store.gallery import UNDO_SECONDS, Gallery
 from gouache.serve.store.tables import jobs, pictures
 

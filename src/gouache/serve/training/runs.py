@@ -34,7 +34,7 @@ from gouache.serve.training.plan import (
     toml_of,
     write_text,
 )
-from gouache.serve.training.process import is_alive
+from gouache.serve.training.run_process import is_alive
 from gouache.serve.training.sets import TrainingSets, checked_name
 
 Phase = Literal["preparing", "training", "packing", "stopping", "interrupted", "done", "stopped", "failed"]
@@ -42,7 +42,7 @@ RUNNING: tuple[Phase, ...] = ("preparing", "training", "packing", "stopping")
 _PHASES: dict[str, Phase] = {"": "preparing", "data": "preparing", "train": "training", "pack": "packing"}
 MOST_ATTEMPTS = 3
 RATES: dict[PlanStage, float] = {"denoiser": 1e-4, "decoder": 1e-4, "vae": 8e-4}
-PROCESS = (sys.executable, "-m", "gouache.serve.training.process")
+PROCESS = (sys.executable, "-m", "gouache.serve.training.run_process")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from gouache.serve.models.catalog import ModelCatalog
 from gouache.serve.queue.job import Job
 from gouache.serve.queue.leases import Leases
 from gouache.serve.store.database import Database
-from gouache.serve.store.files import FileStore
+from gouache.serve.store.file_store import FileStore
 from gouache.serve.store.gallery import picture_id, row_of
 from gouache.serve.worker.loaded_models import LoadedModels, weights_sha256
 

@@ -24,12 +24,12 @@ from gouache.serve.queue.heartbeat import heartbeat
 from gouache.serve.queue.job import Job
 from gouache.serve.queue.leases import Leases
 from gouache.serve.queue.tasks import TaskQueue
-from gouache.serve.search.embedding import open_embedder
 from gouache.serve.search.index import Index
+from gouache.serve.search.vectors import open_embedder
 from gouache.serve.settings import Settings
 from gouache.serve.store.accounts import LOCAL
 from gouache.serve.store.database import Database
-from gouache.serve.store.files import FileStore
+from gouache.serve.store.file_store import FileStore
 from gouache.serve.worker.job_run import JobContext, JobRun, LeaseLost, Stopped
 from gouache.serve.worker.loaded_models import LoadedModels, OpenModel, open_pipeline
 from gouache.serve.worker.upscaling import Upscaling

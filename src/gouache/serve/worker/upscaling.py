@@ -10,10 +10,10 @@ from gouache.errors import ModelNotFound
 from gouache.serve.models.catalog import ModelCatalog, ModelEntry
 from gouache.serve.models.facts import place
 from gouache.serve.queue.tasks import KEPT_SECONDS, Task, TaskOutcome, TaskQueue
-from gouache.serve.store.files import FileStore, picture_to_upscale, upscaled_picture
+from gouache.serve.store.file_store import FileStore, picture_to_upscale, upscaled_picture
 
 if TYPE_CHECKING:
-    from gouache.pipeline.generate.upscalers import PictureUpscaler
+    from gouache.pipeline.generate.upscaler_files import PictureUpscaler
 
 
 class Upscaling:
@@ -39,7 +39,7 @@ class Upscaling:
         return self.tasks.run("upscale", self._run) > 0
 
     def _run(self, tasks: Sequence[Task]) -> list[TaskOutcome]:
-        from gouache.pipeline.generate.upscale import enlarge_picture
+        from gouache.pipeline.generate.enlarge import enlarge_picture
         from gouache.pipeline.inputs.images import read_picture
         from gouache.pipeline.output.metadata import encode_picture
 
@@ -52,7 +52,7 @@ class Upscaling:
 
     def _network(self, entry: ModelEntry) -> PictureUpscaler:
         from gouache.checkpoints.identify import identify
-        from gouache.pipeline.generate.upscalers import load_part
+        from gouache.pipeline.generate.upscaler_files import load_part
 
         key = f"{entry.name}\n{entry.path}\n{entry.modified}"
         if self._loaded is None or self._loaded[0] != key:

@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from gouache.data.captions import STYLE_WORDS, canonical_caption, caption
 from gouache.data.stickers import Split, Sticker, Stickers
+from gouache.training.batches.batch_shapes import Shape, shapes_of
 from gouache.training.batches.encoded import Shuffled
-from gouache.training.batches.shapes import Shape, shapes_of
 from gouache.training.batches.store import CaptionedSource, FiniteSource
 from gouache.training.batches.translations import known_translations, translation
 

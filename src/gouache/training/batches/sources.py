@@ -13,7 +13,7 @@ from gouache.data.packed import PackedPictures, PackedStream, Variety
 from gouache.data.stickers import Split, Stickers
 from gouache.data.stream import Example, StickerStream, plain_example
 from gouache.errors import ConfigError, DataError
-from gouache.training.batches.shapes import Bucketed
+from gouache.training.batches.batch_shapes import Bucketed
 from gouache.training.batches.store import Captioned, CaptionedSource, FiniteSource
 from gouache.training.config import DataConfig
 

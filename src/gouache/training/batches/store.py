@@ -25,8 +25,8 @@ from gouache.errors import CorruptCheckpoint, DataError
 from gouache.models.text_stack import TextStack
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.inputs.images import rgba_to_tensor
+from gouache.training.batches.batch_shapes import Batched, Shape, shapes_of
 from gouache.training.batches.encoded import TextStates
-from gouache.training.batches.shapes import Batched, Shape, shapes_of
 
 SIZES = "sizes"
 SHARD = 2048

@@ -29,7 +29,7 @@ from gouache.pipeline.likelihood import diffusion_bits, encode_captions, latents
 from gouache.pipeline.output.sheets import labelled_sheet
 from gouache.training.evaluation.figures import Evaluation, Figure
 from gouache.training.evaluation.judge import Judge
-from gouache.training.evaluation.paint import BATCH, Paint, PaintedPictures, Setting
+from gouache.training.evaluation.painting import BATCH, Paint, PaintedPictures, Setting
 from gouache.training.evaluation.prompts import Judged, Prompt, RetrievalCaptions, choose_prompts, join
 from gouache.training.evaluation.statistics import (
     Interval,

@@ -18,8 +18,8 @@ from gouache.models.text_encoder import TextEncoding
 from gouache.models.text_stack import TextStack
 from gouache.models.tokenizers import CLS, MASK, PAD, SEP, UNKNOWN, WordPieceTokenizer
 from gouache.pipeline.inputs.images import rgba_to_tensor
+from gouache.training.batches.batch_shapes import batches_of_one_shape
 from gouache.training.batches.pairs import FinitePairs, Pairs, PairSource, StickerPairs, open_pairs
-from gouache.training.batches.shapes import batches_of_one_shape
 from gouache.training.batches.translations import align, expected_rows, foreign_characters
 from gouache.training.config import ClipStage
 from gouache.training.evaluation.retrieval import candidates, ranks

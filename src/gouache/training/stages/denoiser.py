@@ -25,8 +25,8 @@ from gouache.models.configs import DenoiserConfig, UNetConfig
 from gouache.models.quantizer import Quantizer
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
+from gouache.training.batches.batch_shapes import batches_of_one_shape, check_square, order_of, shown
 from gouache.training.batches.encoded import Encoded, TextStates, drop_captions
-from gouache.training.batches.shapes import batches_of_one_shape, check_square, order_of, shown
 from gouache.training.batches.sources import Sources
 from gouache.training.batches.store import Encoders
 from gouache.training.config import DenoiserStage, TrainConfig, stage_config

@@ -17,8 +17,8 @@ from gouache.models.prior import Draw, Prior, prior_inputs
 from gouache.models.quantizer import Quantizer
 from gouache.models.recall import Recall
 from gouache.models.vae import AutoencoderKL
+from gouache.training.batches.batch_shapes import check_square
 from gouache.training.batches.encoded import Encoded, Shuffled, drop_captions
-from gouache.training.batches.shapes import check_square
 from gouache.training.config import PriorStage
 from gouache.training.inputs import RunInputs, initial_weights, last_result, load_network, result_of, stage_run
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, batched

@@ -13,9 +13,9 @@ from gouache.diffusion.samplers.names import SAMPLER_INFOS, SCHEDULE_INFOS
 from gouache.errors import GouacheError, InvalidInput
 from gouache.pipeline.output.a1111_text import parse_infotext
 from gouache.pipeline.output.metadata import PARAMETERS, read_texts
-from gouache.serve.api.a1111.control import TITLE
 from gouache.serve.api.a1111.fields import Interrogate, PngInfo
 from gouache.serve.api.a1111.mapping import HIRES_UPSCALERS, decoded
+from gouache.serve.api.a1111.units import TITLE
 from gouache.serve.http.access import owner_of, studio_of
 
 router = APIRouter(tags=["a1111"])

@@ -13,10 +13,10 @@ from gouache.pipeline.inputs.images import read_picture
 from gouache.pipeline.output.a1111_text import parse_infotext, request_of
 from gouache.pipeline.output.metadata import ImageKind
 from gouache.pipeline.request import Control, Request, ResizeMode
-from gouache.serve.api.a1111.control import TITLE, controls_of
 from gouache.serve.api.a1111.fields import GenerationBody, Img2Img, Txt2Img
-from gouache.serve.api.a1111.options import Options, options_of
-from gouache.serve.http.errors import in_words_of
+from gouache.serve.api.a1111.server_options import Options, options_of
+from gouache.serve.api.a1111.units import TITLE, controls_of
+from gouache.serve.http.replies import in_words_of
 from gouache.serve.studio import Studio
 
 TAKES_ETA = {

@@ -19,7 +19,6 @@ from gouache.pipeline.output.a1111_text import format_infotext, infotext_of
 from gouache.pipeline.output.metadata import encode_picture, read_texts
 from gouache.pipeline.output.recipe import Recipe
 from gouache.pipeline.request import MAX_PIXELS
-from gouache.serve.api.a1111.control import in_words_of_units
 from gouache.serve.api.a1111.fields import (
     ExtraBatch,
     Extras,
@@ -30,10 +29,11 @@ from gouache.serve.api.a1111.fields import (
     Txt2Img,
 )
 from gouache.serve.api.a1111.mapping import NAMES, MappedRequest, decoded, order_of
-from gouache.serve.api.a1111.options import options_of, set_options
+from gouache.serve.api.a1111.server_options import options_of, set_options
+from gouache.serve.api.a1111.units import in_words_of_units
 from gouache.serve.api.views import raise_unless_painted
 from gouache.serve.http.access import owner_of, studio_of
-from gouache.serve.http.errors import in_words_of
+from gouache.serve.http.replies import in_words_of
 from gouache.serve.models.facts import facts_of
 from gouache.serve.queue.job import FINISHED, Ending, Job
 from gouache.serve.store.gallery import Picture

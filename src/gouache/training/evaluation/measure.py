@@ -19,7 +19,7 @@ from gouache.pipeline.pipeline import Pipeline, open_pipeline
 from gouache.pipeline.request import Request
 from gouache.training.evaluation.figures import Evaluation, Figure
 from gouache.training.evaluation.judge import load_judge
-from gouache.training.evaluation.paint import painter
+from gouache.training.evaluation.painting import painter
 from gouache.training.evaluation.statistics import Interval
 from gouache.training.evaluation.suite import EvaluationSettings, Painting, evaluate
 

@@ -9,7 +9,7 @@ import torch
 
 from gouache.checkpoints.adapters.kinds import Adapter, find_adapter
 from gouache.checkpoints.detect import LEFT_OUT, Part, part_tensors
-from gouache.checkpoints.diffusers import config as diffusers_config
+from gouache.checkpoints.diffusers import component_config as diffusers_config
 from gouache.checkpoints.diffusers.folder import joined_header, read_json, weight_files
 from gouache.checkpoints.formats.header import Header, open_header
 from gouache.checkpoints.networks import LoadReport, load_network, open_part

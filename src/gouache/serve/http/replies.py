@@ -22,7 +22,7 @@ from gouache.errors import (
     RecipeError,
     StoreError,
 )
-from gouache.serve.store.files import NoRoom
+from gouache.serve.store.file_store import NoRoom
 
 
 class TookTooLong(StoreError):

@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gouache.checkpoints.adapters.controlnet import load_controlnet
+from gouache.checkpoints.adapters.control_weights import load_controlnet
 from gouache.checkpoints.adapters.controlnet_library import find_control
 from gouache.errors import IncompatibleCheckpoint
 from gouache.models.bundle import ModelBundle

@@ -188,7 +188,7 @@ def _detach(arguments: list[str]) -> None:
     """Start this program once more, without parent or terminal, and return as soon as its session has begun."""
     flags = subprocess.DETACHED_PROCESS | subprocess.CREATE_NEW_PROCESS_GROUP if WINDOWS else 0  # type: ignore[attr-defined,unused-ignore]
     child = subprocess.Popen(
-        [sys.executable, "-m", "gouache.serve.training.process", DETACHED, *arguments],
+        [sys.executable, "-m", "gouache.serve.training.run_process", DETACHED, *arguments],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

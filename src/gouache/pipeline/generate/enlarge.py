@@ -9,7 +9,7 @@ from PIL import Image
 
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.generate.upscalers import LANCZOS, OWN, PictureUpscaler, load_upscaler, upscaler_of
+from gouache.pipeline.generate.upscaler_files import LANCZOS, OWN, PictureUpscaler, load_upscaler, upscaler_of
 from gouache.pipeline.request import MAX_PIXELS, Seamless
 
 REACH = 4

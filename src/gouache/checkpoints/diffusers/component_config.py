@@ -21,8 +21,9 @@ from gouache.models.configs import (
     VAEConfig,
 )
 
-if TYPE_CHECKING:  # headers are read without torch
+if TYPE_CHECKING:
     from gouache.diffusion.parameterization import Parameterization
+
 
 Json = Mapping[str, object]
 
