@@ -104,9 +104,11 @@ def test_one_rule_for_where_models_lie(monkeypatch: pytest.MonkeyPatch, tmp_path
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/own.safetensors").write_bytes(b"x")
     assert find_model("own") == hub.find("own") == tmp_path / "mine/own.safetensors"
-    monkeypatch.setattr(sys, "platform", "darwin")
-    monkeypatch.delenv("GOUACHE_DATA")
-    assert hub.data_folder() == tmp_path / "Library/Application Support/gouache"
+    for name in ("GOUACHE_DATA", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name)
+    code = "import sys; sys.platform = 'darwin'; from gouache.checkpoints import hub; print(hub.data_folder())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()) == tmp_path / "Library/Application Support/gouache"
 
 
 @pytest.mark.slow

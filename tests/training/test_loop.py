@@ -174,7 +174,7 @@ def test_a_full_disk_anywhere_in_the_run_is_reported(
     monkeypatch.setattr(stage, "export", no_room)
     with pytest.raises(TrainingError, match=r"full disk.*000000000048"):
         run(stage, tmp_path)
-    monkeypatch.setattr("gouache.checkpoints.formats.safetensors.os.fsync", no_room)
+    monkeypatch.setattr("gouache.files.os.fsync", no_room)
     with pytest.raises(TrainingError, match=r"full disk.*000000000048"):
         run(make_stage("tokens"), tmp_path)
     assert (tmp_path / "log.jsonl").read_bytes().startswith(lines)

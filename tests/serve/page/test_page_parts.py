@@ -170,7 +170,7 @@ def test_the_status_names_place_and_error(studio: Studio) -> None:
     line, stage = status(studio, asking(), "nothing")
     assert 'aria-valuenow="25.0"' in line
     assert "step 3 of 12" in line
-    assert "1 more waiting" in line
+    assert "1 more queued" in line
     assert "data:image/jpeg" in stage
     studio.leases.fail(job, {"message": "width: given <3>, expected more."})
     studio.cancel(studio.jobs.listing(owner="local", limit=1)[0].id, "local")

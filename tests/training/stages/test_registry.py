@@ -121,7 +121,7 @@ def test_every_registered_stage_has_its_name_and_its_table() -> None:
         configs.read_config(Path("unread.toml"), "denoisr")
 
 
-@pytest.mark.parametrize("name", ["build.py", "pack.py", "run.py", "loop.py", "state.py", "runlog.py"])
+@pytest.mark.parametrize("name", ["pack.py", "run.py", "loop.py", "state.py", "runlog.py"])
 def test_what_all_stages_share_names_none_of_them(name: str) -> None:
     tree = ast.parse((SOURCE / name).read_text(encoding="utf-8"))
     literals = {node.value for node in ast.walk(tree) if isinstance(node, ast.Constant)}

@@ -88,14 +88,14 @@ def sections(text: str, rule: Emphasis = "a1111") -> tuple[Section, ...]:
     Raises:
         InvalidInput: brackets nested deeper than `MAX_NESTING`, or a weight over `MAX_WEIGHT`.
 
-    >>> sections("an (important) word")
-    ((Run(text='an ', weight=1.0), Run(text='important', weight=1.1), Run(text=' word', weight=1.0)),)
+    >>> sections("a (big) cat")
+    ((PromptSpan(text='a ', weight=1.0), PromptSpan(text='big', weight=1.1), PromptSpan(text=' cat', weight=1.0)),)
     >>> sections(r"\(literal\]")
-    ((Run(text='(literal]', weight=1.0),),)
+    ((PromptSpan(text='(literal]', weight=1.0),),)
     >>> sections("sky BREAK (sea:1.5)")
-    ((Run(text='sky', weight=1.0),), (Run(text='sea', weight=1.5),))
+    ((PromptSpan(text='sky', weight=1.0),), (PromptSpan(text='sea', weight=1.5),))
     >>> sections("((a) b:2) [c]", "comfy")
-    ((Run(text='a', weight=2.2), Run(text=' b', weight=2.0), Run(text=' [c]', weight=1.0)),)
+    ((PromptSpan(text='a', weight=2.2), PromptSpan(text=' b', weight=2.0), PromptSpan(text=' [c]', weight=1.0)),)
     """
     if rule == "none":
         return ((PromptSpan(text, 1.0),),)
