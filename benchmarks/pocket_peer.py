@@ -31,7 +31,7 @@ from gouache.pipeline.inputs.images import to_image
 from gouache.pipeline.likelihood import encode_captions
 from gouache.training.batches.store import SHARD, EncodedStore
 from gouache.training.evaluation.judge import load_judge
-from gouache.training.evaluation.prompts import Courtroom, Prompt, choose_prompts
+from gouache.training.evaluation.prompts import Prompt, RetrievalCaptions, choose_prompts
 from gouache.training.stage import batched
 
 if TYPE_CHECKING:
@@ -156,7 +156,7 @@ def main() -> None:
     if options.save:
         unet.save_pretrained(options.save)
     stickers = Stickers.open(options.data)
-    court = Courtroom(load_judge(options.judge), stickers, 100, 0)
+    court = RetrievalCaptions(load_judge(options.judge), stickers, 100, 0)
     parameters = sum(weight.numel() for weight in unet.parameters())
     budget = f"{options.minutes:g} minutes of processor time"
     lines = [f"diffusers' classes: {parameters:,} parameters, {seen:,} images in {budget}"]

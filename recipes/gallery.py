@@ -18,9 +18,9 @@ from pathlib import Path
 from PIL import Image, ImageDraw
 
 from gouache.errors import GouacheError
-from gouache.pipeline.events import Painted
+from gouache.pipeline.generate.generation import Painted
 from gouache.pipeline.inputs.images import on_background
-from gouache.pipeline.output.model_identity import model_ref
+from gouache.pipeline.output.recipe import model_ref
 from gouache.pipeline.output.sheets import labelled_sheet
 from gouache.pipeline.pipeline import Pipeline, open_pipeline
 from gouache.pipeline.request import (

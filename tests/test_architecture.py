@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import importlib.util
 import re
 import sys
@@ -257,3 +258,14 @@ def test_the_figures_of_the_tree_find_what_they_look_for(structure: Any, tmp_pat
 def test_every_data_table_exists() -> None:
     for name in DATA_TABLES:
         assert (ROOT / name).is_file(), f"{name} is exempt as a data table but is not there"
+
+
+@pytest.mark.parametrize("path", [*python_files(ROOT / "benchmarks"), *python_files(ROOT / "recipes")], ids=name_of)
+def test_scripts_import_what_is_there(path: Path) -> None:
+    """Nothing else runs these scripts in the suite, so that a moved module would be missed."""
+    for node in ast.walk(tree_of(path)):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.partition(".")[0] == "gouache":
+            module = importlib.import_module(node.module)
+            missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+            for name in missing:
+                importlib.import_module(f"{node.module}.{name}")
