@@ -8,6 +8,7 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -48,6 +49,7 @@ def create_app(studio: Studio) -> ASGIApp:
     """
     api = create_api(studio)
     if studio.settings.page:
+        _prepare_gradio(studio.settings.data)
         from gouache.serve.page.mount import PagePolicy, mount_page
 
         mount_page(api, studio)
@@ -55,6 +57,14 @@ def create_app(studio: Studio) -> ASGIApp:
     else:
         counted = Counted(api, api.state.metrics)
     return Guard(counted, studio.settings, studio.accounts, studio.secret, studio.failures)
+
+
+def _prepare_gradio(data: Path) -> None:
+    """Keep Gradio's copies of images out of other users' sight, and its telemetry off; it reads both when imported."""
+    cache = data / "page-cache"
+    cache.mkdir(exist_ok=True, mode=0o700)
+    os.environ["GRADIO_TEMP_DIR"] = str(cache)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 
 def create_api(studio: Studio) -> FastAPI:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 from string import Formatter
 from types import SimpleNamespace
@@ -205,3 +207,14 @@ def test_an_adapter_goes_into_the_prompt_by_its_kind() -> None:
     word = AdapterFile("zog", (), "textual-inversion", "sd1", "1 vector", Path("zog.pt"), 10)
     assert prompt_words(lora) == "<lora:ink:0.8>"
     assert prompt_words(word) == "zog"
+
+
+def test_gradio_keeps_its_copies_in_the_data_folder_from_its_first_import(tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from gouache.serve.server import create_app;"
+        "from gouache.serve.settings import Settings; from gouache.serve.studio import Studio;"
+        "create_app(Studio(Settings(data=Path(sys.argv[1]), workers=0)));"
+        "from gradio import route_utils; print(route_utils.DEFAULT_TEMP_DIR)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert Path(done.stdout.split()[-1]) == tmp_path / "page-cache"

@@ -1,10 +1,12 @@
-"""Theme, style sheet and keys of the page. Nothing is loaded from other hosts."""
+"""Puts the tabs together and mounts the page, with a policy that lets the browser run only what the server sent.
+
+Whoever imports this imports Gradio: `server.create_app` sets its environment first.
+"""
 
 from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import re
 from pathlib import Path
 from typing import Any
@@ -158,12 +160,6 @@ _INLINE = re.compile(rb"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", re.DOTALL |
 
 def mount_page(api: FastAPI, studio: Studio) -> None:
     """Serve the page at /."""
-    # Gradio keeps copies of pictures it shows here; they must not lie where other users of the machine look.
-    cache = studio.settings.data / "page-cache"
-    cache.mkdir(exist_ok=True, mode=0o700)
-    os.environ["GRADIO_TEMP_DIR"] = str(cache)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    import gradio as gr
 
     @api.get("/page.js", include_in_schema=False)
     def keys() -> Response:
