@@ -60,7 +60,7 @@ MAX_GUIDANCE = 1000.0
 MAX_WATERMARK = 32
 """Bytes of a watermark in UTF-8."""
 
-Emphasis = Literal["a1111", "comfy", "none"]
+Emphasis = Literal["a1111", "original", "no_norm", "ignore", "comfy", "none"]
 Determinism = Literal["exact", "portable", "a1111"]
 MaskFill = Literal["original", "fill", "noise", "nothing"]
 Preprocessor = Literal["none", "canny", "inpaint"]
@@ -321,7 +321,8 @@ class Request(Config):
     style: Name | None = None
     """A style the model was trained on; added to the prompt as the model wants it."""
     emphasis: Emphasis = "a1111"
-    """How (word:1.2) acts: a1111 keeps the mean, comfy leaves it, none reads brackets as text."""
+    """How (word:1.2) acts: a1111 keeps the mean of encoders that have a steady one; original always keeps it, as
+    A1111's Original; no_norm and ignore are A1111's too; comfy is ComfyUI's; none reads brackets as text."""
     clip_skip: Annotated[int, Field(ge=1, le=24)] | None = None
     """CLIP skip: text encoder layer counted from the last, 1 = last. Default: the model family's."""
 

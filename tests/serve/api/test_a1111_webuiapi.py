@@ -298,3 +298,21 @@ def test_the_second_pass_is_larger(api: Any) -> None:
     result = api.txt2img(prompt="a cup", width=32, height=32, seed=1, enable_hr=True, hr_scale=2, hr_upscaler="Latent")
     assert result.image.size == (64, 64)
     assert "Hires upscale: 2" in result.info["infotexts"][0]
+
+
+@pytest.mark.parametrize("rule", ["None", "Ignore", "Original", "No norm"])
+def test_every_emphasis_of_a1111_can_be_chosen(api: Any, rule: str) -> None:
+    """As `override_settings.emphasis`; the picture's text says which, as that tool's does, unless it is the default."""
+    result = api.txt2img(
+        prompt="a (cup:1.5)", seed=3, width=32, height=32, override_settings={"emphasis": rule, "samples_format": "png"}
+    )
+    said = result.info["infotexts"][0]
+    assert (f"Emphasis: {rule}" in said) == (rule != "Original")
+    plain = api.txt2img(prompt="a cup", seed=3, width=32, height=32)
+    assert (result.image.tobytes() == plain.image.tobytes()) == (rule == "Ignore")
+    assert api.get_options()["emphasis"] == "Original"
+
+
+def test_an_unknown_emphasis_is_refused(api: Any) -> None:
+    with pytest.raises(RuntimeError, match="emphasis"):
+        api.txt2img(prompt="a cup", width=32, height=32, override_settings={"emphasis": "Loud"})

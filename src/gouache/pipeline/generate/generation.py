@@ -160,14 +160,15 @@ class Generation:
         self.attachments = dict(attachments)
         self.model = model_ref(bundle)
         self.seeds = seeds_of_batch(request.seed or 0, request.count, request.subseed or 0, request.subseed_strength)
-        self.reader = PromptReader(bundle.text, request.emphasis, request.clip_skip)
+        to_the_letter = request.determinism == "a1111"
+        self.reader = PromptReader(bundle.text, request.emphasis, request.clip_skip, to_the_letter=to_the_letter)
         self.passes = [self._pass(request, start_state.skipped)]
         if request.hires is not None:
             larger = second_pass(request, bundle)
             skipped = steps_to_skip(larger.num_inference_steps or 1, larger.strength or 0.0)
             self.passes.append(self._pass(larger, skipped))
         self.mixed = False
-        self.notes = (*notes, *self.reader.notes)
+        self.prepared_notes = tuple(notes)
 
     def _pass(self, request: Request, skipped: int) -> Pass:
         sigmas = sigmas_of(request, self.bundle)[skipped:]
@@ -345,7 +346,7 @@ class Generation:
             machine=machine_of(self.bundle),
             versions=package_versions(),
             attachments=self.attachments,
-            notes=(*self.notes, *notes, *decoding_notes),
+            notes=(*self.prepared_notes, *self.reader.notes, *notes, *decoding_notes),
             steps=steps,
             pixels=pixels_digest(image),
         )

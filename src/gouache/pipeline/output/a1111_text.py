@@ -14,7 +14,7 @@ from typing import Any
 from gouache.diffusion.samplers.names import SAMPLER_INFOS, SCHEDULE_INFOS
 from gouache.errors import ConfigError, RecipeError
 from gouache.pipeline.output.recipe import Recipe
-from gouache.pipeline.request import Request
+from gouache.pipeline.request import Emphasis, Request
 
 NEGATIVE = "Negative prompt:"
 _PAIR = re.compile(r'\s*(\w[\w \-/]{1,100}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
@@ -121,7 +121,9 @@ def require_values(info: Infotext, where: str) -> Infotext:
     return info
 
 
-_EMPHASIS = {"a1111": None, "comfy": "Comfy", "none": "None"}
+EMPHASIS: dict[str, Emphasis] = {"None": "none", "Ignore": "ignore", "Original": "a1111", "No norm": "no_norm"}
+"""A1111's words for its emphasis rules. Its Original is ours of its name: kept where there is a mean to keep."""
+_EMPHASIS = {"comfy": "Comfy", "none": "None", "ignore": "Ignore", "no_norm": "No norm"}
 _FILLS = {"original": None, "fill": "fill", "noise": "latent noise", "nothing": "latent nothing"}
 _UPSCALERS = {
     "latent": "Latent",
@@ -159,7 +161,7 @@ def infotext_of(recipe: Recipe) -> Infotext:
         "Eta": request.eta,
         "Lora hashes": _hashes(recipe, "lora"),
         "TI hashes": _hashes(recipe, "textual-inversion"),
-        "Emphasis": _EMPHASIS[request.emphasis],
+        "Emphasis": _EMPHASIS.get(request.emphasis),
         "Version": f"gouache {recipe.versions.get('gouache', '')}".strip(),
     }
     return Infotext(request.prompt, request.negative_prompt, _texts(values))
@@ -255,7 +257,7 @@ def request_of(info: Infotext, where: str) -> Request:
         "eta": _number(values, "Eta", float),
         "model": values.get("Model"),
         "seamless": "both" if values.get("Tiling") == "True" else None,
-        "emphasis": {"Comfy": "comfy", "None": "none"}.get(values.get("Emphasis", "")),
+        "emphasis": {**EMPHASIS, "Comfy": "comfy"}.get(values.get("Emphasis", "")),
         "determinism": _determinism(values),
         "hires": _hires(values),
     }

@@ -25,8 +25,8 @@ from gouache.pipeline.request import Request
 if TYPE_CHECKING:
     from gouache.models.bundle import ModelBundle
 
-RECIPE_VERSION = 2
-"""1: the prior drafted every prompt as a whole."""
+RECIPE_VERSION = 3
+"""1: the prior drafted every prompt as a whole. 2: the emphasis rule a1111 kept the mean of every text encoder."""
 _PACKAGES = ("gouache", "torch", "numpy", "pillow", "tokenizers")
 
 Digest = Annotated[str, Field(pattern=r"[0-9a-f]{8,64}")]
@@ -94,14 +94,24 @@ class Recipe(Config):
 
     @model_validator(mode="before")
     @classmethod
-    def _old_drafts_were_whole(cls, data: Any) -> Any:
-        """A picture of version 1 comes out as it did: what the request doesn't say had no layout."""
-        if not isinstance(data, Mapping) or data.get("recipe") != 1:
+    def _older_requests_mean_what_they_meant(cls, data: Any) -> Any:
+        """A picture of an older version comes out as it did, where a field means something else today."""
+        if not isinstance(data, Mapping) or not isinstance(request := data.get("request"), Mapping):
             return data
-        request = data.get("request")
-        if not isinstance(request, Mapping) or not isinstance(prior := request.get("prior"), Mapping):
-            return data
-        return {**data, "request": {**request, "prior": {"layout": False, **prior}}}
+        if data.get("recipe") == 1 and isinstance(prior := request.get("prior"), Mapping):
+            request = {**request, "prior": {"layout": False, **prior}}
+        if data.get("recipe") in (1, 2) and request.get("emphasis", "a1111") == "a1111" and _has_brackets(request):
+            request = {**request, "emphasis": "original"}
+        return {**data, "request": request}
+
+
+def _has_brackets(request: Mapping[str, Any]) -> bool:
+    """Whether a stored request has a text that emphasis can stand in."""
+    texts = [request.get("prompt"), request.get("negative_prompt")]
+    for group, field in (("inversion", "source_prompt"), ("interpolation", "prompt")):
+        if isinstance(values := request.get(group), Mapping):
+            texts.append(values.get(field))
+    return any("(" in text or "[" in text for text in texts if isinstance(text, str))
 
 
 def package_versions() -> dict[str, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F
@@ -10,7 +11,23 @@ from torch import Tensor
 
 from gouache.errors import InvalidInput
 from gouache.models.text_stack import TextStack
-from gouache.pipeline.prompts.syntax import Branch, PromptSpan, Section, branches, schedule, sections, without_tags
+from gouache.pipeline.prompts.emphasis import (
+    STEADY,
+    keep_mean,
+    keep_mean_in_bounds,
+    repeats_a1111,
+    weight_sensitivity,
+)
+from gouache.pipeline.prompts.syntax import (
+    A1111_GRAMMAR,
+    Branch,
+    PromptSpan,
+    Section,
+    branches,
+    schedule,
+    sections,
+    without_tags,
+)
 from gouache.pipeline.prompts.textual_inversion import TokenizerWithWords
 from gouache.pipeline.request import Emphasis
 
@@ -49,10 +66,15 @@ class PromptReader:
         stack: the model's text encoders.
         emphasis: the rule for brackets.
         clip_skip: encoder layer counted from the last, 1 = last; None = the family's own.
+        to_the_letter: whether the rule `a1111` is that tool's formula for every encoder it runs, steady mean or not.
     """
 
-    def __init__(self, stack: TextStack, emphasis: Emphasis, clip_skip: int | None) -> None:
+    def __init__(
+        self, stack: TextStack, emphasis: Emphasis, clip_skip: int | None, *, to_the_letter: bool = False
+    ) -> None:
         self.stack, self.emphasis = stack, emphasis
+        if emphasis == "a1111" and to_the_letter and repeats_a1111(stack):
+            self.emphasis = "original"
         self.skip_layers = None if clip_skip is None else clip_skip - 1
         self.notes: list[str] = []
         self._seen: dict[str, EncodedPrompt] = {}
@@ -68,7 +90,7 @@ class PromptReader:
         found = []
         words = without_tags(prompt)
         for branch in branches(words, self.emphasis) if composed else (Branch(words, 1.0),):
-            pieces = schedule(branch.text, steps) if self.emphasis == "a1111" else ((steps, branch.text),)
+            pieces = schedule(branch.text, steps) if self.emphasis in A1111_GRAMMAR else ((steps, branch.text),)
             found.append((branch.weight, tuple((end, self.encode(text)) for end, text in pieces)))
         return PromptPlan(tuple(found))
 
@@ -106,13 +128,26 @@ class PromptReader:
             return torch.where(weights == 1.0, context, (context - empty) * weights + empty)
         parts = torch.split(context, list(self.stack.context_widths), dim=-1)
         real = torch.ones_like(weights) if mask is None else mask[..., None].to(weights)
-        return torch.cat([_keep_mean(part, part * weights, real) for part in parts], dim=-1)
+        if self.emphasis == "original":
+            return torch.cat([keep_mean(part, part * weights, real) for part in parts], dim=-1)
+        kept = (False,) * len(parts) if self.emphasis == "no_norm" else self._keeps_mean
+        return torch.cat(
+            [
+                keep_mean_in_bounds(part, part * weights, real) if keeps else part * weights
+                for part, keeps in zip(parts, kept, strict=True)
+            ],
+            dim=-1,
+        )
 
-
-def _keep_mean(before: Tensor, after: Tensor, real: Tensor) -> Tensor:
-    """Scale each chunk so that its mean over real tokens is what it was; [N,L,D] with real [N,L,1]."""
-    old, new = (before * real).mean((1, 2), keepdim=True), (after * real).mean((1, 2), keepdim=True)
-    return torch.where(new.abs() > 1e-12, after * (old / new), after)
+    @cached_property
+    def _keeps_mean(self) -> tuple[bool, ...]:
+        """Whether each encoder has a mean that weights can leave as it was; noted where one hasn't."""
+        found = tuple(one <= STEADY for one in weight_sensitivity(self.stack, self.skip_layers))
+        for number, steady in enumerate(found, start=1):
+            if not steady:
+                name = f"text encoder {number}" if len(found) > 1 else "the text encoder"
+                self.notes.append(f"emphasis: {name} has no steady mean; weights act without keeping it, as no_norm")
+        return found
 
 
 def _row_weights(chunks: list[WeightedTokens], context: Tensor) -> Tensor:

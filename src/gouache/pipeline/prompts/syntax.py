@@ -1,7 +1,8 @@
 """The language of prompts: emphasis, BREAK, escapes, prompt editing, alternation and AND. Text only, no tensors.
 
 The rule `a1111` is the grammar of AUTOMATIC1111's web UI; `comfy` is ComfyUI's, which has round brackets only and
-multiplies from the outside in; `none` reads everything as plain text.
+multiplies from the outside in; `none` reads everything as plain text. `original`, `no_norm` and `ignore` are A1111's
+grammar with other arithmetic behind it (`prompts.emphasis`); `ignore` gives every word the weight 1.
 
 One deliberate difference: a trailing ``:weight`` belongs to a branch only if the prompt has an AND, so that
 ``a poster, 16:9`` is not a prompt with weight 9.
@@ -19,6 +20,8 @@ from dataclasses import dataclass
 from gouache.errors import InvalidInput
 from gouache.pipeline.request import Emphasis
 
+A1111_GRAMMAR = ("a1111", "original", "no_norm", "ignore")
+"""The emphasis rules that read prompts as A1111 does; they differ in what weights do."""
 ROUND = 1.1
 SQUARE = 1 / 1.1
 MAX_NESTING = 64
@@ -57,7 +60,7 @@ def branches(prompt: str, rule: Emphasis = "a1111") -> tuple[Branch, ...]:
     >>> branches("a cat :1.2 AND a dog")
     (Branch(text='a cat', weight=1.2), Branch(text=' a dog', weight=1.0))
     """
-    parts = _AND.split(prompt) if rule == "a1111" else [prompt]
+    parts = _AND.split(prompt) if rule in A1111_GRAMMAR else [prompt]
     if len(parts) == 1:
         return (Branch(prompt, 1.0),)
     return tuple(map(_branch, parts))
@@ -106,7 +109,7 @@ def sections(text: str, rule: Emphasis = "a1111") -> tuple[Section, ...]:
         if run is None:
             groups.append([])
         else:
-            groups[-1].append(run)
+            groups[-1].append(PromptSpan(run.text, 1.0) if rule == "ignore" else run)
     return tuple(map(_merged, groups))
 
 
@@ -210,7 +213,7 @@ def unmarked(prompt: str, rule: Emphasis = "a1111") -> str:
     """
     words: list[str] = []
     for branch in branches(without_tags(prompt), rule):
-        final = schedule(branch.text, 2)[-1][1] if rule == "a1111" else branch.text
+        final = schedule(branch.text, 2)[-1][1] if rule in A1111_GRAMMAR else branch.text
         words += [run.text for section in sections(final, rule) for run in (*section, PromptSpan(" ", 1.0))]
     return " ".join("".join(words).split())
 

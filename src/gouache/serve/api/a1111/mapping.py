@@ -10,7 +10,7 @@ from typing import Any
 from gouache.diffusion.samplers.names import SAMPLER_INFOS, resolve, resolve_schedule
 from gouache.errors import InvalidInput, NotFound, PictureError, UnknownName
 from gouache.pipeline.inputs.images import read_picture
-from gouache.pipeline.output.a1111_text import parse_infotext, request_of
+from gouache.pipeline.output.a1111_text import EMPHASIS, parse_infotext, request_of
 from gouache.pipeline.output.metadata import ImageKind
 from gouache.pipeline.request import Control, Request, ResizeMode
 from gouache.serve.api.a1111.fields import GenerationBody, Img2Img, Txt2Img
@@ -170,6 +170,7 @@ def _common(body: GenerationBody, studio: Studio, owner: str, options: Options) 
         "schedule": schedule,
         "seamless": "both" if body.tiling else None,
         "clip_skip": options.clip_skip if options.clip_skip > 1 else None,
+        "emphasis": EMPHASIS[options.emphasis],
         "determinism": "a1111" if options.randn_source != "CPU" else None,
         **_randomness(body, sampler),
     }

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gouache.errors import InvalidInput, ModelNotFound
+from gouache.pipeline.output.a1111_text import EMPHASIS
 from gouache.pipeline.output.metadata import ImageKind
 from gouache.serve.studio import Studio
 
@@ -19,7 +20,6 @@ FIXED: dict[str, object] = {
     "return_grid": False,
     "enable_pnginfo": True,
     "live_previews_enable": True,
-    "emphasis": "Original",
 }
 
 
@@ -32,6 +32,7 @@ class Options:
     jpeg_quality: int = 80
     CLIP_stop_at_last_layers: int = 1
     randn_source: str = "CPU"
+    emphasis: str = "Original"
 
     @property
     def model(self) -> str:
@@ -72,6 +73,7 @@ class Options:
             "jpeg_quality": self.jpeg_quality,
             "CLIP_stop_at_last_layers": self.CLIP_stop_at_last_layers,
             "randn_source": self.randn_source,
+            "emphasis": self.emphasis,
             **FIXED,
         }
 
@@ -103,6 +105,8 @@ def _checked(key: str, value: Any, studio: Studio) -> Any:
     if key == "samples_format" and value in KINDS:
         return value
     if key == "randn_source" and value in ("CPU", "GPU", "NV"):
+        return value
+    if key == "emphasis" and value in EMPHASIS:
         return value
     limits = {"CLIP_stop_at_last_layers": (1, 12), "jpeg_quality": (1, 100)}
     low, high = limits.get(key, (0, -1))
