@@ -3,8 +3,8 @@
 A1111's rule multiplies each token's state by its weight and then scales the whole chunk so that its mean is what it
 was: c' = w c * mean(c) / mean(w c). The quotient has a pole where mean(w c) = 0. An encoder whose token means share a
 sign (CLIP's) never comes near it; one whose token means lie around zero (a sentence encoder's) meets it with ordinary
-prompts, and the chunk is blown up or changes sign. So the mean is kept only for encoders that have one, which is measured
-on the encoder alone and never on the prompt at hand: two weights of one prompt never fall under two rules.
+prompts, and the chunk is blown up or changes sign. So the mean is kept only for encoders that have one, which is
+measured on the encoder alone and never on the prompt at hand: two weights of one prompt never fall under two rules.
 """
 
 from __future__ import annotations
