@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from gouache import StableDiffusionPipeline
 from gouache.errors import DeviceUnavailable, GouacheError, InvalidInput
+from gouache.models.configs import GenerationDefaults
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
 
 if TYPE_CHECKING:
     from tests.pipeline.twins import Twins
+
+
+def psnr(first: Image.Image, second: np.ndarray) -> float:
+    """Peak signal-to-noise ratio in dB; the second picture holds numbers in [0, 1]."""
+    error = float(np.mean((np.asarray(first, np.float64) / 255 - np.round(second.astype(np.float64) * 255) / 255) ** 2))
+    return math.inf if error == 0 else -10 * math.log10(error)
 
 
 @pytest.fixture(scope="module")
@@ -83,3 +94,25 @@ def test_missing_card_and_missing_weights_name_the_cure(folder: Path, monkeypatc
     assert error.value.exit_code == 3
     with pytest.raises(GouacheError, match="absent"):
         StableDiffusionPipeline.from_pretrained("./absent/folder")
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy keyword")
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+@pytest.mark.parametrize("scale", [0.0, 0.5, 1.0, -1.0, 1.5])
+def test_a_guidance_scale_means_what_diffusers_means(twins: Twins, family: str, scale: float) -> None:
+    """The kind: a number that two programs take under one name and read differently. diffusers guides above 1 only;
+    at 1 and below it runs the prompt alone, which recipes for distilled models (Turbo, Lightning, LCM) write as 0.0."""
+    pair = twins.of(family)
+    schedule = "trailing" if family == "sd2" else "leading"
+    defaults = GenerationDefaults(width=32, height=32, sampler="euler", schedule=schedule)
+    alias = StableDiffusionPipeline(Pipeline(replace(pair.ours.bundle, defaults=defaults)))
+    generator = torch.Generator().manual_seed(21)
+    out = alias("a red fire engine", num_inference_steps=4, guidance_scale=scale, generator=generator)
+    request = out.painted[0].recipe.request
+    assert request.guidance_scale == max(scale, 1.0)
+    theirs = pair.text_to_image(request.replace({"guidance_scale": scale}))
+    assert psnr(out.images[0], theirs) >= 55
+    if scale < 1 and family == "sd1":
+        (native,) = alias.pipeline.paint(request.replace({"guidance_scale": 0.0}))
+        assert psnr(native.image, theirs) < 50, "0 of our own is the negative prompt alone"
+        assert any("guidance_scale 0" in note for note in native.recipe.notes)

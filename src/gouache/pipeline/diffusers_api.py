@@ -16,7 +16,7 @@ from PIL import Image
 from gouache.errors import InvalidInput
 from gouache.pipeline.generate.generation import Painted
 from gouache.pipeline.pipeline import Pipeline, find_or_pull
-from gouache.pipeline.request import Request
+from gouache.pipeline.request import Request, guidance_of_diffusers
 
 Value = TypeVar("Value", str, torch.Generator)
 
@@ -100,7 +100,8 @@ class StableDiffusionPipeline:
         Args:
             prompt: one text or several.
             height, width: in pixels; the model's own without them.
-            num_inference_steps, guidance_scale, eta, guidance_rescale: as in `Request`.
+            num_inference_steps, eta, guidance_rescale: as in `Request`.
+            guidance_scale: as diffusers means it: at 1 and below, 0.0 too, guidance is off and the prompt holds.
             negative_prompt: one for all, or one for each prompt.
             num_images_per_prompt: pictures of each prompt, with consecutive seeds.
             clip_skip: layers left out at the end, counted as diffusers does (None and 0: none).
@@ -120,7 +121,7 @@ class StableDiffusionPipeline:
                 "height": height,
                 "width": width,
                 "num_inference_steps": num_inference_steps,
-                "guidance_scale": guidance_scale,
+                "guidance_scale": guidance_of_diffusers(guidance_scale),
                 "guidance_rescale": guidance_rescale,
                 "eta": eta,
                 "clip_skip": clip_skip + 1 if clip_skip else None,

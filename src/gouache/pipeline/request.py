@@ -39,6 +39,7 @@ __all__ = [
     "Seamless",
     "Tiled",
     "Upscale",
+    "guidance_of_diffusers",
 ]
 
 
@@ -351,7 +352,8 @@ class Request(Config):
     num_inference_steps: StepCount | None = None
     """Denoising steps."""
     guidance_scale: Scale | None = None
-    """Classifier-free guidance scale; 1 = off, one network call per step."""
+    """Classifier-free guidance scale; 1 = off, one network call per step; 0 = the negative prompt alone, where diffusers
+    means off."""
     guidance_rescale: Fraction = 0.0
     """Rescale the guided prediction's standard deviation towards the conditional one's."""
     guidance_interval: tuple[Annotated[float, Field(ge=0.0)], Annotated[float, Field(ge=0.0)]] | None = None
@@ -443,6 +445,15 @@ class Request(Config):
         """
         values = {name: getattr(self, name) for name in type(self).model_fields if name in self.model_fields_set}
         return type(self).from_dict({**values, **changes}, where="request")
+
+
+def guidance_of_diffusers(scale: float) -> float:
+    """A `guidance_scale` of diffusers as ours: up to 1 it leaves guidance off there, and the prompt holds.
+
+    >>> [guidance_of_diffusers(scale) for scale in (0.0, 0.5, 1.0, 1.5)]
+    [1.0, 1.0, 1.0, 1.5]
+    """
+    return 1.0 if scale <= 1 else scale
 
 
 def _check_sigmas(sigmas: tuple[float, ...]) -> None:

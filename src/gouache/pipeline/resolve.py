@@ -146,7 +146,7 @@ def resolve_with_pictures(request: Request, bundle: ModelBundle, references: Ref
     """
     start = None if request.init_image is None else references.picture(request.init_image).size
     resolved = resolve_request(request, bundle, start)
-    return Resolved(resolved, tuple(size_notes(request, resolved, start)))
+    return Resolved(resolved, (*size_notes(request, resolved, start), *guidance_notes(resolved)))
 
 
 def _check_tags(request: Request) -> None:
@@ -256,6 +256,14 @@ def _background(request: Request, bundle: ModelBundle) -> str | None:
             cure="Leave it out, or describe the background in the prompt.",
         )
     return None
+
+
+NO_PROMPT = "guidance_scale 0 paints the negative prompt alone; 1 leaves guidance off and keeps the prompt"
+
+
+def guidance_notes(resolved: Request) -> list[str]:
+    """What to tell of a guidance scale that is easily mistaken: diffusers' 0.0 means "off"."""
+    return [NO_PROMPT] if resolved.guidance_scale == 0 else []
 
 
 def size_notes(asked: Request, resolved: Request, start: tuple[int, int] | None) -> list[str]:

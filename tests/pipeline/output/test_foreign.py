@@ -241,3 +241,43 @@ def test_no_json_breaks_the_readers(values: Any, key: str) -> None:
         read_recipe(png(**texts))
     except RecipeError:
         return
+
+
+@pytest.mark.parametrize(
+    ("tool", "given", "expected"),
+    [
+        ("invokeai", 0.0, 1.0),
+        ("invokeai", 0.5, 1.0),
+        ("invokeai", 1, 1.0),
+        ("invokeai", 7.5, 7.5),
+        ("invokeai 2", 0.0, 1.0),
+        ("invokeai 2", 7.5, 7.5),
+        ("sd.next", 0, 1.0),
+        ("sd.next", 1, 1.0),
+        ("sd.next", 6, 6.0),
+        ("sd.next diffusers", 0, 1.0),
+        ("a1111", 0, 0.0),
+        ("a1111", 1, 1.0),
+        ("comfyui", 0.0, 0.0),
+        ("comfyui", 1.0, 1.0),
+        ("novelai", 0.0, 0.0),
+    ],
+)
+def test_each_tools_guidance_scale_is_read_as_it_means_it(tool: str, given: float, expected: float) -> None:
+    """Programs that run diffusers leave guidance off at 1 and below; the others mean the unguided prediction by 0."""
+    text = f"a cat\nSteps: 4, Sampler: Euler, CFG scale: {given}, Seed: 1, Size: 512x512"
+    graph = json.loads(json.dumps(COMFY_PROMPT))
+    for node in graph.values():
+        if "cfg" in node["inputs"]:
+            node["inputs"]["cfg"] = given
+    novelai = {"prompt": "a cat", "uc": "", "steps": 4, "scale": given, "sampler": "k_euler", "seed": 1}
+    texts = {
+        "invokeai": {"invokeai_metadata": json.dumps({"positive_prompt": "a cat", "cfg_scale": given})},
+        "invokeai 2": {"sd-metadata": json.dumps({"image": {"prompt": "a cat", "cfg_scale": given}})},
+        "sd.next": {"parameters": f"{text}, App: SD.Next"},
+        "sd.next diffusers": {"parameters": f"{text}, Backend: Diffusers"},
+        "a1111": {"parameters": text},
+        "comfyui": {"prompt": json.dumps(graph)},
+        "novelai": {"Software": "NovelAI", "Comment": json.dumps(novelai)},
+    }[tool]
+    assert read_recipe(png(**texts)).request.guidance_scale == expected

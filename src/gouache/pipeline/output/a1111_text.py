@@ -14,7 +14,7 @@ from typing import Any
 from gouache.diffusion.samplers.names import SAMPLER_INFOS, SCHEDULE_INFOS
 from gouache.errors import ConfigError, RecipeError
 from gouache.pipeline.output.recipe import Recipe
-from gouache.pipeline.request import Emphasis, Request
+from gouache.pipeline.request import Emphasis, Request, guidance_of_diffusers
 
 NEGATIVE = "Negative prompt:"
 _PAIR = re.compile(r'\s*(\w[\w \-/]{1,100}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
@@ -245,7 +245,7 @@ def request_of(info: Infotext, where: str) -> Request:
         "negative_prompt": info.negative_prompt,
         "seed": _number(values, "Seed", int),
         "num_inference_steps": _number(values, "Steps", int),
-        "guidance_scale": _number(values, "CFG scale", float) or _number(values, "Guidance", float),
+        "guidance_scale": _guidance(values),
         "image_guidance_scale": _number(values, "Image CFG scale", float),
         "width": width,
         "height": height,
@@ -265,6 +265,13 @@ def request_of(info: Infotext, where: str) -> Request:
         return Request.from_dict({key: value for key, value in fields.items() if value is not None}, where=where)
     except ConfigError as error:
         raise RecipeError(where, given=f"{error.where}: {error.given}", expected=error.expected) from error
+
+
+def _guidance(values: Mapping[str, str]) -> float | None:
+    """The guidance scale; 0 is a value. SD.Next, which runs diffusers, means "off" by 1 and below."""
+    given = _number(values, "Guidance" if "CFG scale" not in values else "CFG scale", float)
+    by_diffusers = values.get("Backend") == "Diffusers" or values.get("App") == "SD.Next"
+    return guidance_of_diffusers(given) if given is not None and by_diffusers else given
 
 
 def _determinism(values: Mapping[str, str]) -> str | None:

@@ -12,7 +12,7 @@ from gouache.errors import ConfigError, RecipeError
 from gouache.pipeline.output.a1111_text import parse_infotext, request_of, require_values
 from gouache.pipeline.output.metadata import PARAMETERS, own_json, read_texts
 from gouache.pipeline.output.recipe import Recipe
-from gouache.pipeline.request import MAX_SEED, Request
+from gouache.pipeline.request import MAX_SEED, Request, guidance_of_diffusers
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +85,7 @@ def _invokeai(texts: Mapping[str, str], where: str) -> dict[str, Any]:  # noqa: 
         "height": values.get("height"),
         "seed": values.get("seed"),
         "num_inference_steps": values.get("steps"),
-        "guidance_scale": values.get("cfg_scale"),
+        "guidance_scale": _diffusers_guidance(values.get("cfg_scale")),
         "guidance_rescale": values.get("cfg_rescale_multiplier"),
         **_named_sampler(values.get("scheduler")),
         "clip_skip": skipped + 1 if skipped else None,
@@ -93,6 +93,11 @@ def _invokeai(texts: Mapping[str, str], where: str) -> dict[str, Any]:  # noqa: 
         "seamless": {(True, True): "both", (True, False): "x", (False, True): "y"}.get(seamless),
         "emphasis": "none",
     }
+
+
+def _diffusers_guidance(value: object) -> object:
+    """A guidance scale of a program that runs diffusers."""
+    return guidance_of_diffusers(value) if isinstance(value, int | float) else value
 
 
 def _invokeai_loras(values: Mapping[str, Any]) -> list[tuple[object, object, object]]:
@@ -125,7 +130,7 @@ def _invokeai_2(texts: Mapping[str, str], where: str) -> dict[str, Any]:  # noqa
         "height": image.get("height"),
         "seed": image.get("seed"),
         "num_inference_steps": image.get("steps"),
-        "guidance_scale": image.get("cfg_scale"),
+        "guidance_scale": _diffusers_guidance(image.get("cfg_scale")),
         **_named_sampler(image.get("sampler")),
         "model": values.get("model_weights"),
         "emphasis": "none",
