@@ -189,12 +189,12 @@ def guided_denoiser(
         # Converting there and back would round, so rescaling by nothing leaves the prediction alone.
         if guidance.rescale == 0:
             return guided
-        return _rescaled_denoised(guided, positive, x, sigma, guidance.rescale, parameterization, path)
+        return rescaled_denoised(guided, positive, x, sigma, guidance.rescale, parameterization, path)
 
     return denoise
 
 
-def _rescaled_denoised(
+def rescaled_denoised(
     guided: Tensor,
     conditional: Tensor,
     x: Tensor,
@@ -203,7 +203,15 @@ def _rescaled_denoised(
     parameterization: Parameterization,
     path: Path,
 ) -> Tensor:
-    """`rescaled`, carried out in the space of the network's prediction."""
+    """`rescaled`, carried out in the space of the network's prediction (Lin et al. 2024, arXiv:2305.08891, 3.4).
+
+    Args:
+        guided, conditional: denoised. [B, ...]
+        x: the noisy state that both were predicted from. [B, ...]
+        sigma: its noise level. []
+        phi: share of the contrast that is restored, 0..1.
+        parameterization, path: the network's own.
+    """
     # The contrast of `denoised` is a picture's, that of eps or v mostly noise's: the factor differs.
     alpha, std = alpha_and_std(sigma, path)
     x_t = alpha.to(x) * x

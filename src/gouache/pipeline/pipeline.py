@@ -136,7 +136,7 @@ class Pipeline:
         if resolved.outpaint is not None:
             from gouache.pipeline.generate.outpaint import outpaint
 
-            return outpaint(resolved, adapted.bundle, references, self._events)
+            return outpaint(resolved, adapted.bundle, references, self._events, notes)
         if resolved.interpolation is not None:
             from gouache.pipeline.generate.interpolation import frames
 

@@ -352,8 +352,8 @@ class Request(Config):
     num_inference_steps: StepCount | None = None
     """Denoising steps."""
     guidance_scale: Scale | None = None
-    """Classifier-free guidance scale; 1 = off, one network call per step; 0 = the negative prompt alone, where diffusers
-    means off."""
+    """Classifier-free guidance scale; 1 = off, one network call per step; 0 = the negative prompt alone (diffusers'
+    0 is 1 here)."""
     guidance_rescale: Fraction = 0.0
     """Rescale the guided prediction's standard deviation towards the conditional one's."""
     guidance_interval: tuple[Annotated[float, Field(ge=0.0)], Annotated[float, Field(ge=0.0)]] | None = None

@@ -14,8 +14,10 @@ from gouache.models.bundle import ModelBundle
 from gouache.pipeline.generate.draft import with_defaults
 from gouache.pipeline.generate.upscaler_files import LANCZOS, OWN
 from gouache.pipeline.inputs.images import References, nearest_size
+from gouache.pipeline.inputs.start import INSTRUCT, input_kind
 from gouache.pipeline.prompts.syntax import adapter_tags, refuse_tags
 from gouache.pipeline.request import Hires, Request, Upscale
+from gouache.pipeline.unused import unused_notes
 
 
 def at_own_size(request: Request, bundle: ModelBundle) -> Request:
@@ -114,7 +116,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
             "width": width,
             "height": height,
             "background": _background(request, bundle),
-            "strength": _strength(request),
+            "strength": _strength(request, bundle),
             "num_inference_steps": request.num_inference_steps or defaults.num_inference_steps,
             "guidance_scale": guidance,
             "sampler": sampler,
@@ -146,7 +148,12 @@ def resolve_with_pictures(request: Request, bundle: ModelBundle, references: Ref
     """
     start = None if request.init_image is None else references.picture(request.init_image).size
     resolved = resolve_request(request, bundle, start)
-    return Resolved(resolved, (*size_notes(request, resolved, start), *guidance_notes(resolved)))
+    if request.outpaint is not None and start is not None:
+        kept = nearest_size(*start, factor_of(bundle)) == (resolved.width, resolved.height)
+        sizes = [] if kept else [GROWN]
+    else:
+        sizes = size_notes(request, resolved, start)
+    return Resolved(resolved, (*sizes, *guidance_notes(resolved), *unused_notes(resolved, bundle)))
 
 
 def _check_tags(request: Request) -> None:
@@ -226,8 +233,8 @@ def factor_of(bundle: ModelBundle) -> int:
     return bundle.vae.config.downscale
 
 
-def _strength(request: Request) -> float | None:
-    if request.init_image is None or request.strength is not None:
+def _strength(request: Request, bundle: ModelBundle) -> float | None:
+    if request.init_image is None or request.strength is not None or input_kind(bundle) == INSTRUCT:
         return request.strength
     return 1.0 if request.outpaint is not None or request.inversion is not None else 0.75
 
@@ -258,6 +265,7 @@ def _background(request: Request, bundle: ModelBundle) -> str | None:
     return None
 
 
+GROWN = "width and height were not used: outpainting grows the starting picture by its borders"
 NO_PROMPT = "guidance_scale 0 paints the negative prompt alone; 1 leaves guidance off and keeps the prompt"
 
 

@@ -70,6 +70,10 @@ def states(stack: TextStack, text: str, rule: Emphasis, **others: bool) -> Tenso
     return PromptReader(stack, rule, None, **others).encode(text).context
 
 
+def chunks(context: Tensor) -> tuple[Tensor, ...]:
+    return torch.split(context, 77, dim=1)
+
+
 def plain(text: str) -> str:
     return text.replace("(", "").split(":")[0] + text.partition(")")[2] if "(" in text else text
 
@@ -112,7 +116,7 @@ def test_an_encoder_with_a_steady_mean_keeps_a1111s_rule_bit_for_bit(offset: flo
     context = reader.encode(text).context
     assert torch.equal(context, states(stack, text, "original"))
     assert reader.notes == []
-    for row, before in zip(context.split(77, dim=1), states(stack, text, "ignore").split(77, dim=1), strict=True):
+    for row, before in zip(chunks(context), chunks(states(stack, text, "ignore")), strict=True):
         assert float(row.mean()) == pytest.approx(float(before.mean()), abs=1e-6)
 
 
@@ -136,7 +140,7 @@ def test_each_of_two_encoders_is_judged_by_itself(unsteady: int) -> None:
     reader = PromptReader(stack, "a1111", None)
     text = "a (cat:1.4) on a [mat]"
     parts = [reader.encode(text).context, states(stack, text, "original"), states(stack, text, "no_norm")]
-    found, kept, free = (part.split(32, dim=-1) for part in parts)
+    found, kept, free = (torch.split(part, 32, dim=-1) for part in parts)
     for k in (0, 1):
         assert torch.equal(found[k], free[k] if k == unsteady else kept[k])
     assert [note.partition(":")[2].split(" has")[0] for note in reader.notes] == [f" text encoder {unsteady + 1}"]

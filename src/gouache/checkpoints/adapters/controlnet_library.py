@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gouache.checkpoints import hub
+from gouache.checkpoints.adapters.naming import folded
 from gouache.checkpoints.identify import identify
 from gouache.errors import GouacheError, InvalidInput, ModelNotFound, unknown_name
 
@@ -71,7 +72,7 @@ def find_control(name: str, folder: Path | None = None) -> ControlFile:
     root = folder or hub.models_folder()
     known = _named(root)
     places = [path for one, path in known if one == name]
-    places = places or [path for one, path in known if one.casefold() == name.casefold()]
+    places = places or [path for one, path in known if folded(one) == folded(name)]
     if len(places) > 1:
         raise InvalidInput(
             f"control {name!r}",

@@ -14,6 +14,7 @@ from pathlib import Path
 from gouache.checkpoints import hub
 from gouache.checkpoints.adapters.keys import lora_summary
 from gouache.checkpoints.adapters.kinds import find_adapter
+from gouache.checkpoints.adapters.naming import folded
 from gouache.checkpoints.formats.header import Header, open_header
 from gouache.errors import GouacheError, InvalidInput, ModelNotFound, unknown_name
 
@@ -84,7 +85,7 @@ class AdapterFolder:
         """
         loras = [file for file in self.files() if file.kind == LORA]
         matches = [file for file in loras if file.name == name] or [file for file in loras if name in file.aliases]
-        matches = matches or [file for file in loras if name.casefold() in map(str.casefold, file.names)]
+        matches = matches or [file for file in loras if folded(name) in map(folded, file.names)]
         if len(matches) > 1:
             raise InvalidInput(
                 f"adapter {name!r}",
@@ -104,11 +105,11 @@ class AdapterFolder:
         return matches[0]
 
     def embeddings(self) -> Mapping[str, AdapterFile]:
-        """Textual inversions by every name they have, in lower case; the first file of a name has it."""
+        """Textual inversions by every name they have, as `folded`; the first file of a name has it."""
         found: dict[str, AdapterFile] = {}
         for file in self.files():
             for name in file.names if file.kind == EMBEDDING else ():
-                found.setdefault(name.casefold(), file)
+                found.setdefault(folded(name), file)
         return found
 
     def _root(self) -> Path:

@@ -276,6 +276,9 @@ class Generation:
 
     def _prompted(self, one: Pass, start_state: StartState) -> PromptedDenoiser | InstructDenoiser:
         request = one.request
+        numbers, negative_numbers = size_conditions(self.bundle, request)
+        inputs = NetworkInputs(start_state.draft, numbers, negative_numbers, one.controls)
+        network = denoiser_of(self.bundle, request)
         if input_kind(self.bundle) == INSTRUCT and start_state.draft is not None:
             if len(one.positive.branches) > 1:
                 raise InvalidInput(
@@ -287,15 +290,13 @@ class Generation:
             image_scale = request.image_guidance_scale
             return InstructDenoiser(
                 self.bundle,
+                network,
                 one.positive,
                 one.negative,
-                start_state.draft,
-                text_scale=request.guidance_scale or 0.0,
+                inputs,
+                guidance_of(request),
                 image_scale=IMAGE_GUIDANCE if image_scale is None else image_scale,
             )
-        numbers, negative_numbers = size_conditions(self.bundle, request)
-        inputs = NetworkInputs(start_state.draft, numbers, negative_numbers, one.controls)
-        network = denoiser_of(self.bundle, request)
         return PromptedDenoiser(self.bundle, network, one.positive, one.negative, guidance_of(request), inputs)
 
     def _draft(self, seeds: list[ImageSeed]) -> tuple[Tensor | None, list[list[str]]]:

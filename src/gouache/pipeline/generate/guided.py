@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, zeros_like
 
-from gouache.diffusion.guidance import AdaptiveProjection, Guidance, guided_denoiser
+from gouache.diffusion.guidance import AdaptiveProjection, Guidance, guided_denoiser, rescaled_denoised
 from gouache.diffusion.rng import BrownianNoise, ImageNoise
 from gouache.diffusion.samplers.ancestral import Restart, restart_plan
 from gouache.diffusion.samplers.names import sampler_info
@@ -232,42 +232,55 @@ IMAGE_GUIDANCE = 1.5
 
 class InstructDenoiser:
     """D(x, sigma) = uncond + s_i (picture - uncond) + s_t (text and picture - picture)
-    (Brooks et al. 2023, arXiv:2211.09800, equation 3).
+    (Brooks et al. 2023, arXiv:2211.09800, equation 3); outside the guidance interval the first term alone.
 
     Args:
         bundle: the model.
+        network: its denoiser, or one that works in tiles.
         positive, negative: the encoded prompts.
-        draft: the picture's latents as the network takes them. [1,C,h,w]
-        text_scale, image_scale: the two weights.
+        inputs: the picture's latents as the network takes them, as `draft` [1,C,h,w], and SDXL's size numbers.
+        guidance: the text's scale s_t, rescale and interval.
+        image_scale: s_i.
     """
 
     def __init__(
         self,
         bundle: ModelBundle,
+        network: Network,
         positive: PromptPlan,
         negative: PromptPlan,
-        draft: Tensor,
+        inputs: NetworkInputs,
+        guidance: Guidance,
         *,
-        text_scale: float,
         image_scale: float,
     ) -> None:
-        self.bundle, self.positive, self.negative, self.draft = bundle, positive, negative, draft
-        self.text_scale, self.image_scale = text_scale, image_scale
+        self.bundle, self.network, self.positive, self.negative = bundle, network, positive, negative
+        self.inputs, self.guidance, self.image_scale = inputs, guidance, image_scale
         self.step = 1
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """x [B,C,h,w], sigma [] -> denoised [B,C,h,w]."""
+        guidance, inputs = self.guidance, self.inputs
+        if inputs.draft is None:
+            raise InvalidInput("init_image", given="nothing", expected="the picture that an instruct model changes")
         text = self.positive.at(self.step)[0][1]
+        if not guidance.sigma_low < float(sigma) <= guidance.sigma_high:
+            return self.network(x, sigma, self._condition(text, inputs.draft))
         other = self.negative.at(self.step)[0][1]
-        blank = zeros_like(self.draft)
-        conditions = [self._condition(text, self.draft), self._condition(other, self.draft)]
+        blank = zeros_like(inputs.draft)
+        conditions = [self._condition(text, inputs.draft), self._condition(other, inputs.draft)]
         conditions.append(self._condition(other, blank))
         if text.context.shape == other.context.shape:
             rows = stack([condition.expand(len(x)) for condition in conditions])
-            full, picture, neither = self.bundle.denoiser(x.repeat(3, 1, 1, 1), sigma, rows).chunk(3)
+            full, picture, neither = self.network(x.repeat(3, 1, 1, 1), sigma, rows).chunk(3)
         else:
-            full, picture, neither = (self.bundle.denoiser(x, sigma, condition) for condition in conditions)
-        return neither + self.image_scale * (picture - neither) + self.text_scale * (full - picture)
+            full, picture, neither = (self.network(x, sigma, condition) for condition in conditions)
+        guided = neither + self.image_scale * (picture - neither) + guidance.scale * (full - picture)
+        if guidance.rescale == 0:
+            return guided
+        parameterization, path = self.bundle.denoiser_config.parameterization, self.bundle.schedule.path
+        return rescaled_denoised(guided, full, x, sigma, guidance.rescale, parameterization, path)
 
     def _condition(self, text: EncodedPrompt, draft: Tensor) -> Condition:
-        return Condition(context=text.context, mask=text.mask, pooled=text.pooled, draft=draft)
+        pooled = self.bundle.pooled_vector(text.pooled, self.inputs.numbers)
+        return Condition(context=text.context, mask=text.mask, pooled=pooled, draft=draft)

@@ -12,7 +12,7 @@ from gouache.diffusion.samplers.registry import sample
 from gouache.diffusion.samplers.step import Step
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.generate.guided import NetworkInputs, PromptedDenoiser, denoiser_of, guidance_of
+from gouache.pipeline.generate.guided import NetworkInputs, PromptedDenoiser, denoiser_of, guidance_of, sigmas_of
 from gouache.pipeline.inputs.start import StartState
 from gouache.pipeline.prompts.encode import PromptReader
 from gouache.pipeline.request import Request
@@ -73,4 +73,16 @@ def inverter_of(
     numbers = bundle.size_condition(request.width or 0, request.height or 0)
     inputs = NetworkInputs(start_state.draft, numbers)
     denoise = PromptedDenoiser(bundle, denoiser_of(bundle, request), plan, plan, guidance, inputs)
-    return Inverter(denoise, start_state.latents, sigmas)
+    return Inverter(denoise, start_state.latents, _levels_up(bundle, request, sigmas))
+
+
+def _levels_up(bundle: ModelBundle, request: Request, sigmas: Tensor) -> Tensor:
+    """The levels that inversion walks: those of the way down, unless it has a number of steps of its own; then as many
+    between the same ends. [n + 1]"""
+    count = None if request.inversion is None else request.inversion.num_inference_steps
+    steps = len(sigmas) - 1
+    if count is None or count == steps or steps < 1 or request.sigmas is not None:
+        return sigmas
+    whole = sigmas_of(request.replace({"num_inference_steps": count}), bundle)
+    between = whole[(whole < sigmas[0]) & (whole > 0)].to(sigmas)
+    return torch.cat([sigmas[:1], between, sigmas[-1:]])

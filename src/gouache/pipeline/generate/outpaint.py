@@ -32,7 +32,9 @@ class Growth:
     mask: Image.Image
 
 
-def outpaint(request: Request, bundle: ModelBundle, references: References, run: RunRequest) -> Iterator[Event]:
+def outpaint(
+    request: Request, bundle: ModelBundle, references: References, run: RunRequest, notes: list[str]
+) -> Iterator[Event]:
     """Paint every picture of a resolved request with `outpaint`.
 
     Args:
@@ -40,6 +42,7 @@ def outpaint(request: Request, bundle: ModelBundle, references: References, run:
         bundle: the model.
         references: where its starting picture is.
         run: paints one masked step.
+        notes: what was noted of the whole request.
 
     Raises:
         InvalidInput: the result would be too large, or the model needs the depth of what isn't there yet.
@@ -55,7 +58,17 @@ def outpaint(request: Request, bundle: ModelBundle, references: References, run:
         )
     start = references.picture(request.init_image)
     borders = growth_steps(border_of(request.outpaint, start.size), bundle)
-    return _all(request, start, borders, bundle, run)
+    return _noted(_all(request, start, borders, bundle, run), notes)
+
+
+def _noted(events: Iterator[Event], notes: list[str]) -> Iterator[Event]:
+    """The same events; recipes tell what was noted of the whole request, and of its last step."""
+    for event in events:
+        if isinstance(event, Painted) and notes:
+            told = tuple(dict.fromkeys((*notes, *event.recipe.notes)))
+            yield replace(event, recipe=event.recipe.model_copy(update={"notes": told}))
+        else:
+            yield event
 
 
 def _all(

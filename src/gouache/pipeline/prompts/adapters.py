@@ -24,6 +24,7 @@ from gouache.checkpoints.adapters.deltas import LayerDelta
 from gouache.checkpoints.adapters.embedding import Embedding, read_embedding
 from gouache.checkpoints.adapters.library import EMBEDDING, LORA, AdapterFile, AdapterFolder
 from gouache.checkpoints.adapters.lora import UNET, Lora, LoraLayer, layer_table, read_lora
+from gouache.checkpoints.adapters.naming import WordFinder, folded
 from gouache.checkpoints.formats.header import read_header
 from gouache.errors import CorruptCheckpoint, ModelNotFound
 from gouache.models.bundle import ModelBundle
@@ -31,7 +32,7 @@ from gouache.models.text_encoder import TextEncoder
 from gouache.models.text_stack import TextStack
 from gouache.pipeline.output.recipe import AdapterRef, model_sha256
 from gouache.pipeline.prompts.syntax import AdapterTag, adapter_tags
-from gouache.pipeline.prompts.textual_inversion import with_words, words_pattern
+from gouache.pipeline.prompts.textual_inversion import with_words
 from gouache.pipeline.request import Request
 
 if TYPE_CHECKING:
@@ -124,7 +125,7 @@ class Adapters:
 
     def _find(self, ref: AdapterRef) -> Path | None:
         if ref.kind == EMBEDDING:
-            found = self.folder.embeddings().get(ref.name.casefold())
+            found = self.folder.embeddings().get(folded(ref.name))
             return None if found is None else found.path
         try:
             if ref.kind == CONTROL:
@@ -141,8 +142,8 @@ class Adapters:
         known = self.folder.embeddings()
         if not known:
             return {}
-        pattern = words_pattern(list(known))
-        found = dict.fromkeys(match.casefold() for text in texts for match in pattern.findall(text))
+        finder = WordFinder(list(known))
+        found = dict.fromkeys(one.word for text in texts for one in finder.find(text))
         return {word: known[word] for word in found if self._only is None or known[word].name in self._only}
 
     def _adapted(self, tags: list[tuple[AdapterFile, AdapterTag]], words: dict[str, AdapterFile]) -> Adapted:
@@ -193,7 +194,7 @@ def with_loras(bundle: ModelBundle, loras: Sequence[tuple[Lora, AdapterTag]]) ->
 
 
 def with_embeddings(bundle: ModelBundle, embeddings: Mapping[str, Embedding]) -> ModelBundle:
-    """A copy of a model whose prompts know further words (in lower case)."""
+    """A copy of a model whose prompts know further words."""
     encoders = [sharing_copy(encoder) for encoder in bundle.text.encoders if isinstance(encoder, TextEncoder)]
     words = {word: one.vectors for word, one in embeddings.items()}
     return replace(bundle, text=with_words(bundle.text, encoders, words))

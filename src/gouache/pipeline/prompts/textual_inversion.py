@@ -2,32 +2,16 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gouache.checkpoints.adapters.naming import WordFinder
 from gouache.models.text_encoder import TextEncoder
 from gouache.models.text_stack import TextStack
 from gouache.models.tokenizers import ClipTokenizer
-
-
-def words_pattern(words: Sequence[str]) -> re.Pattern[str]:
-    """Finds any of these words, whole and in any case; a longer one before a shorter.
-
-    >>> words_pattern(["style", "style-x"]).findall("in style-x, Style, stylex")
-    ['style-x', 'Style']
-    """
-    parts = [_whole(word) for word in sorted(words, key=lambda word: (-len(word), word))]
-    return re.compile("|".join(parts) or r"(?!)", re.IGNORECASE)
-
-
-def _whole(word: str) -> str:
-    start = r"(?<!\w)" if re.match(r"\w", word) else ""
-    end = r"(?!\w)" if re.search(r"\w\Z", word) else ""
-    return f"{start}{re.escape(word)}{end}"
 
 
 class TokenizerWithWords:
@@ -35,12 +19,12 @@ class TokenizerWithWords:
 
     Args:
         base: the tokenizer of the model.
-        words: word in lower case -> its tokens.
+        words: word -> its tokens; a text may write it as `folded` allows.
     """
 
     def __init__(self, base: ClipTokenizer, words: Mapping[str, range]) -> None:
         self.base, self.words = base, dict(words)
-        self._pattern = words_pattern(list(words))
+        self._finder = WordFinder(list(words))
         self._word_at = {run[0]: word for word, run in words.items()}
         self._inner = {token for run in words.values() for token in run[1:]}
 
@@ -58,9 +42,9 @@ class TokenizerWithWords:
         """All tokens of the text; what stands between new words is read by the base."""
         ids: list[int] = []
         position = 0
-        for match in self._pattern.finditer(text):
-            ids += [*self.base.ids(text[position : match.start()]), *self.words[match[0].lower()]]
-            position = match.end()
+        for found in self._finder.find(text):
+            ids += [*self.base.ids(text[position : found.start]), *self.words[found.word]]
+            position = found.end
         return ids + self.base.ids(text[position:])
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -110,7 +94,7 @@ def with_words(stack: TextStack, encoders: Sequence[TextEncoder], words: Mapping
     Args:
         stack: of CLIP encoders; it is left as it is.
         encoders: copies of its encoders, whose tables of tokens are replaced.
-        words: word in lower case -> its vectors for each encoder. [n, width]
+        words: word -> its vectors for each encoder. [n, width]
     """
     first = encoders[0].config.vocabulary_size
     runs: dict[str, range] = {}

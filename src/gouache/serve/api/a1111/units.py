@@ -14,6 +14,7 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from gouache.checkpoints.adapters.controlnet_library import ControlFile, usable_controls
+from gouache.checkpoints.adapters.naming import folded
 from gouache.checkpoints.diffusers.folder import weight_files
 from gouache.errors import ConfigError, IncompatibleCheckpoint, InvalidInput, unknown_name
 from gouache.pipeline.request import Control, ResizeMode
@@ -198,9 +199,9 @@ def _model(where: str, given: object, known: list[ControlFile]) -> str:
         raise InvalidInput(where, given=repr(given)[:80], expected="a ControlNet that /controlnet/model_list names")
     hashed = _HASHED.fullmatch(given)
     for file in known:
-        if file.name.casefold() == given.casefold():
+        if folded(file.name) == folded(given):
             return file.name
-        if hashed and file.name.casefold() == hashed[1].casefold() and short_hash(file) == hashed[2]:
+        if hashed and folded(file.name) == folded(hashed[1]) and short_hash(file) == hashed[2]:
             return file.name
     near = unknown_name("control", given[:200], [file.name for file in known])
     raise InvalidInput(where, given=repr(given)[:200], expected=near.expected, cure=near.cure)
