@@ -49,6 +49,11 @@ CASES: list[Case] = [
     ("prompt", {}, {"prompt": "a dog"}),
     ("negative_prompt", {}, {"negative_prompt": "bad"}),
     ("negative_prompt", UNGUIDED, {"negative_prompt": "bad"}),
+    ("negative_prompt", {}, {"negative_prompt": ""}),
+    ("prompt_2", {}, {"prompt_2": "a dog"}),
+    ("negative_prompt_2", {}, {"negative_prompt_2": "bad"}),
+    ("size_condition", {}, {"size_condition": {"original_width": 512}}),
+    ("size_condition", {}, {"size_condition": {"negative_aesthetic_score": 1.0}}),
     ("style", {}, {"style": "flat"}),
     ("emphasis", {"prompt": "a (cat:1.4)"}, {"emphasis": "ignore"}),
     ("clip_skip", {"clip_skip": 1}, {"clip_skip": 2}),
@@ -134,8 +139,8 @@ EXEMPT = {
     "model": "names what is loaded; the picture is by the model at hand",
     "vae_tiling": "saves memory, on pictures larger than a tile; tested with the autoencoder",
 }
-NOTHING_ASKED = {("prior", kind) for kind in KINDS if kind != "prior"}
-"""Switching off what a model doesn't have asks for nothing."""
+NOTHING_ASKED = {("prior", kind) for kind in KINDS if kind != "prior"} | {("negative_prompt", kind) for kind in KINDS}
+"""Switching off what a model doesn't have asks for nothing, nor does an empty negative prompt outside of SDXL."""
 
 
 @cache

@@ -81,12 +81,12 @@ class Pair:
         ddim = request.sampler == "ddim"
         return noise * (sigma / math_hypot(sigma) if ddim else sigma / float(self.theirs.scheduler.init_noise_sigma))
 
-    def text_to_image(self, request: Request) -> np.ndarray:
+    def text_to_image(self, request: Request, **others: Any) -> np.ndarray:
         """Their picture, [H,W,3] in [0, 1]."""
         self.use_scheduler(request)
         picture: np.ndarray = self.theirs(
             prompt=request.prompt,
-            negative_prompt=request.negative_prompt or None,
+            negative_prompt=request.negative_prompt,
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale if request.guidance_scale is not None else 3.0,
             guidance_rescale=request.guidance_rescale,
@@ -94,6 +94,7 @@ class Pair:
             height=SIDE,
             width=SIDE,
             output_type="np",
+            **others,
         ).images[0]
         return picture
 

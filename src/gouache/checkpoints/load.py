@@ -23,15 +23,23 @@ from gouache.checkpoints.identify import identify, read_card, vocabulary_of
 from gouache.checkpoints.networks import LoadReport, load_network, open_part
 from gouache.checkpoints.noise_table import recorded_schedule
 from gouache.diffusion.parameterization import Parameterization
-from gouache.errors import IncompatibleCheckpoint, unknown_name
+from gouache.errors import IncompatibleCheckpoint, InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
-from gouache.models.configs import DenoiserConfig, GenerationDefaults, SentenceEncoderConfig, UNetConfig, VAEConfig
+from gouache.models.configs import (
+    DenoiserConfig,
+    GenerationDefaults,
+    SentenceEncoderConfig,
+    TextEncoderConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from gouache.models.family import family_named
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.models.text_encoder import TextEncoder
 from gouache.models.text_stack import TextStack
+from gouache.models.tokenizers import END_ID
 from gouache.models.unet import UNet
 from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
@@ -152,8 +160,16 @@ def _opened(header: Header, verify: bool) -> WeightSource:
 def _text_stack(path: Path, networks: _Networks) -> TextStack:
     sentences = networks.of(SentenceEncoder)
     if sentences:
-        return TextStack.of_sentences(sentences[0], vocabulary_of(path))
+        return _of_sentences(path, sentences[0])
     return TextStack.of_clip(networks.of(TextEncoder))
+
+
+def _of_sentences(path: Path, encoder: SentenceEncoder) -> TextStack:
+    try:
+        return TextStack.of_sentences(encoder, vocabulary_of(path))
+    except InvalidInput as error:
+        where = f"{path}: {error.where}"
+        raise IncompatibleCheckpoint(where, given=error.given, expected=error.expected, cure=error.cure) from error
 
 
 def denoiser_config(
@@ -241,8 +257,23 @@ def check_loadable(identity: Identity, where: str) -> None:
             given=f"a {identity.family} {identity.variant} model",
             expected="text to image, inpainting, instruct or depth",
         )
+    for name, part in identity.parts.items():
+        if isinstance(part.config, TextEncoderConfig):
+            _check_vocabulary(part.config, f"{where}: {name}")
     if identity.unexplained:
         LoadReport(unexpected=list(identity.unexplained)).check(where, "model")
+
+
+def _check_vocabulary(config: TextEncoderConfig, where: str) -> None:
+    """Refuse a CLIP whose table has no vector for a token that prompts can have."""
+    highest = max(END_ID, config.pad_id)
+    if config.vocabulary_size <= highest:
+        raise IncompatibleCheckpoint(
+            where,
+            given=f"vectors of {config.vocabulary_size} tokens",
+            expected=f"at least {highest + 1}: CLIP's vocabulary and what fills a chunk up",
+            cure="This text encoder reads another vocabulary, which gouache doesn't have; take a model with CLIP's.",
+        )
 
 
 class Sentences:
@@ -279,5 +310,5 @@ def load_sentences(path: Path) -> Sentences | None:
         if isinstance(part.config, SentenceEncoderConfig):
             network, _ = load_network(part, open_part(part.header), identity.family, dtype=torch.float32)
             assert isinstance(network, SentenceEncoder), "the config decides the class"
-            return Sentences(TextStack.of_sentences(network, vocabulary_of(path)), known_sha256(identity))
+            return Sentences(_of_sentences(path, network), known_sha256(identity))
     return None

@@ -97,7 +97,7 @@ class OutputWriter:
 
         for index in range(request.count):
             path = self._free(request, index)
-            if kind_of(path) == "jpeg" and len(request.prompt) + len(request.negative_prompt) > LONGEST_FOR_JPEG:
+            if kind_of(path) == "jpeg" and len(request.prompt) + len(request.negative_prompt or "") > LONGEST_FOR_JPEG:
                 raise InvalidInput(
                     "--output",
                     given="a prompt too long for a JPEG's recipe",

@@ -119,11 +119,23 @@ class ModelBundle:
         rest = width - self.text.pooled_width
         return rest // NUMBER_WIDTH if rest >= 0 and rest % NUMBER_WIDTH == 0 else -1
 
-    def size_condition(self, width: int, height: int, *, score: float = AESTHETIC_SCORE) -> Tensor | None:
-        """The size conditioning of a picture that was not cropped (Podell et al. 2023, arXiv:2307.01952, section 2.2).
+    def size_condition(
+        self,
+        width: int,
+        height: int,
+        *,
+        original: tuple[int, int] | None = None,
+        crop: tuple[int, int] = (0, 0),
+        target: tuple[int, int] | None = None,
+        score: float = AESTHETIC_SCORE,
+    ) -> Tensor | None:
+        """The size conditioning of a picture (Podell et al. 2023, arXiv:2307.01952, section 2.2).
 
         Args:
             width, height: of the picture, in pixels.
+            original: width and height before it was scaled and cropped; None = the picture's.
+            crop: what was cut off on the left and at the top.
+            target: width and height after it; None = the picture's.
             score: how beautiful it is, of 10, for SDXL's refiner, which takes that in place of a target size.
 
         Returns:
@@ -131,10 +143,15 @@ class ModelBundle:
             for the refiner original height and width, top and left, score; None for a U-Net that takes no numbers.
             [1, 6 or 5]
         """
+        (original_width, original_height), (target_width, target_height) = (
+            original or (width, height),
+            target or (width, height),
+        )
+        cut = [original_height, original_width, crop[1], crop[0]]
         if self.size_numbers == 6:
-            return torch.tensor([[height, width, 0, 0, height, width]], dtype=torch.float32)
+            return torch.tensor([[*cut, target_height, target_width]], dtype=torch.float32)
         if self.size_numbers == 5:
-            return torch.tensor([[height, width, 0, 0, score]], dtype=torch.float32)
+            return torch.tensor([[*cut, score]], dtype=torch.float32)
         return None
 
     def pooled_vector(self, pooled: Tensor | None, numbers: Tensor | None = None) -> Tensor | None:

@@ -22,6 +22,9 @@ class TextStack(nn.Module):
     Args:
         encoders: in the order of their channels in the context.
         tokenizers: one for each encoder.
+
+    Raises:
+        InvalidInput: not one tokenizer for each encoder, or one with numbers that its encoder has no vector for.
     """
 
     def __init__(
@@ -37,6 +40,15 @@ class TextStack(nn.Module):
                 given=f"{len(encoders)} encoders, {len(tokenizers)} tokenizers of lengths {sorted(lengths)}",
                 expected="one tokenizer for each encoder, all of one length",
             )
+        for encoder, tokenizer in zip(encoders, tokenizers, strict=True):
+            rows = encoder.config.vocabulary_size
+            if tokenizer.highest_id >= rows:
+                raise InvalidInput(
+                    "text encoder",
+                    given=f"a table of {rows} tokens",
+                    expected=f"one for each of the tokenizer's {tokenizer.highest_id + 1}",
+                    cure="It was trained with another vocabulary: take the one that belongs to it.",
+                )
         self.encoders = nn.ModuleList(encoders)
         self.tokenizers: tuple[TextTokenizer, ...] = tuple(tokenizers)
 

@@ -53,6 +53,11 @@ class TextTokenizer(Protocol):
         """How many of a prompt's tokens fit one chunk, start and end not counted."""
         ...
 
+    @property
+    def highest_id(self) -> int:
+        """The largest number a token can have, padding included: an encoder's table needs a row for it."""
+        ...
+
     def ids(self, text: str) -> list[int]:
         """All tokens of the text, without start, end and padding."""
         ...
@@ -92,6 +97,11 @@ class ClipTokenizer:
     def chunk_length(self) -> int:
         """How many of a prompt's tokens fit one chunk, start and end not counted: 75."""
         return self.max_length - 2
+
+    @property
+    def highest_id(self) -> int:
+        """The largest number a token can have, padding included."""
+        return max(END_ID + len(self.added), self.pad_id)
 
     def ids(self, text: str) -> list[int]:
         """All tokens of the text, without start, end and padding."""
@@ -243,6 +253,11 @@ class WordPieceTokenizer:
     def chunk_length(self) -> int:
         """How many of a prompt's tokens fit one chunk, start and end not counted."""
         return self.max_length - 2
+
+    @property
+    def highest_id(self) -> int:
+        """The largest number a token can have."""
+        return len(self.vocabulary) - 1
 
     def ids(self, text: str) -> list[int]:
         """All tokens of the text, without start, end and padding."""

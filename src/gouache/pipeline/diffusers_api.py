@@ -89,6 +89,11 @@ class StableDiffusionPipeline:
         num_inference_steps: int = 50,
         guidance_scale: float = 7.5,
         negative_prompt: str | Sequence[str] | None = None,
+        prompt_2: str | Sequence[str] | None = None,
+        negative_prompt_2: str | Sequence[str] | None = None,
+        original_size: tuple[int, int] | None = None,
+        crops_coords_top_left: tuple[int, int] = (0, 0),
+        target_size: tuple[int, int] | None = None,
         num_images_per_prompt: int = 1,
         eta: float | None = None,
         guidance_rescale: float = 0.0,
@@ -102,7 +107,9 @@ class StableDiffusionPipeline:
             height, width: in pixels; the model's own without them.
             num_inference_steps, eta, guidance_rescale: as in `Request`.
             guidance_scale: as diffusers means it: at 1 and below, 0.0 too, guidance is off and the prompt holds.
-            negative_prompt: one for all, or one for each prompt.
+            negative_prompt: one for all, or one for each prompt. SDXL takes zeros where it is None, and encodes "".
+            prompt_2, negative_prompt_2: for SDXL's second text encoder; likewise.
+            original_size, crops_coords_top_left, target_size: SDXL's size numbers, as (height, width) and (top, left).
             num_images_per_prompt: pictures of each prompt, with consecutive seeds.
             clip_skip: layers left out at the end, counted as diffusers does (None and 0: none).
             generator: its initial seed is the first picture's seed; one for all prompts or one for each.
@@ -111,13 +118,16 @@ class StableDiffusionPipeline:
             InvalidInput: lists of different lengths, or a value out of range.
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        negatives = _one_each("negative_prompt", negative_prompt, prompts)
+        texts = {"negative_prompt": negative_prompt, "prompt_2": prompt_2, "negative_prompt_2": negative_prompt_2}
+        others = {name: _one_each(name, given, prompts) for name, given in texts.items()}
+        sizes = _size_condition(original_size, crops_coords_top_left, target_size)
         generators = _one_each("generator", generator, prompts)
         painted: list[Painted] = []
-        for text, negative, source in zip(prompts, negatives, generators, strict=True):
+        for k, (text, source) in enumerate(zip(prompts, generators, strict=True)):
             values = {
                 "prompt": text,
-                "negative_prompt": negative or "",
+                **{name: given[k] for name, given in others.items()},
+                "size_condition": sizes,
                 "height": height,
                 "width": width,
                 "num_inference_steps": num_inference_steps,
@@ -131,6 +141,18 @@ class StableDiffusionPipeline:
             }
             painted += self.pipeline.paint(Request.from_dict(values, where="StableDiffusionPipeline"))
         return PipelineOutput([one.image for one in painted], painted)
+
+
+def _size_condition(
+    original: tuple[int, int] | None, crop: tuple[int, int], target: tuple[int, int] | None
+) -> dict[str, int] | None:
+    """diffusers' pairs, height and top first, as a request's `size_condition`; None where they say nothing."""
+    values = dict(zip(("crop_top", "crop_left"), crop, strict=True)) if any(crop) else {}
+    if original is not None:
+        values |= dict(zip(("original_height", "original_width"), original, strict=True))
+    if target is not None:
+        values |= dict(zip(("target_height", "target_width"), target, strict=True))
+    return values or None
 
 
 def _one_each(name: str, given: Value | Sequence[Value] | None, prompts: Sequence[str]) -> list[Value | None]:

@@ -37,6 +37,7 @@ __all__ = [
     "ResizeMode",
     "Safety",
     "Seamless",
+    "SizeCondition",
     "Tiled",
     "Upscale",
     "guidance_of_diffusers",
@@ -312,13 +313,40 @@ class Upscale(Config):
     """model (the model's upscaler), lanczos, or an upscaler's file. Default: the model's if any, else lanczos."""
 
 
+class SizeCondition(Config):
+    """What SDXL is told of the picture's size (Podell et al. 2023, arXiv:2307.01952, section 2.2), and its refiner of
+    its beauty. In training these were the photograph's own size and how it was cropped; what is left open is the
+    picture's."""
+
+    original_width: Side | None = None
+    """Width before scaling and cropping, in pixels. Default: the picture's; small ones give blurred pictures."""
+    original_height: Side | None = None
+    """Height before scaling and cropping, in pixels. Default: the picture's."""
+    crop_left: Annotated[int, Field(ge=0, le=MAX_SIDE)] = 0
+    """Pixels cut off on the left; above 0, things stand off the left edge."""
+    crop_top: Annotated[int, Field(ge=0, le=MAX_SIDE)] = 0
+    """Pixels cut off at the top; above 0, things stand off the top edge."""
+    target_width: Side | None = None
+    """Width after scaling and cropping, in pixels. Default: the picture's."""
+    target_height: Side | None = None
+    """Height after scaling and cropping, in pixels. Default: the picture's."""
+    aesthetic_score: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
+    """Aesthetic score that SDXL's refiner is told for the prompt. Default: 6."""
+    negative_aesthetic_score: Annotated[float, Field(ge=0.0, le=10.0)] | None = None
+    """Aesthetic score that SDXL's refiner is told for the negative prompt. Default: 2.5."""
+
+
 class Request(Config):
     """Everything that decides a generation. Frozen; JSON both ways by `to_json` and `from_json`."""
 
     prompt: Text = ""
     """Prompt."""
-    negative_prompt: Text = ""
-    """Negative prompt."""
+    negative_prompt: Text | None = None
+    """Negative prompt. SDXL models take zeros where none is given; an empty one is encoded."""
+    prompt_2: Text | None = None
+    """Prompt of an SDXL model's second text encoder (OpenCLIP's bigG). Default: the prompt."""
+    negative_prompt_2: Text | None = None
+    """Negative prompt of an SDXL model's second text encoder. Default: the negative prompt."""
     style: Name | None = None
     """A style the model was trained on; added to the prompt as the model wants it."""
     emphasis: Emphasis = "a1111"
@@ -372,6 +400,9 @@ class Request(Config):
     """Noise added per step by ancestral samplers and DDIM. Default: the sampler's."""
     churn: Churn | None = None
     """Noise re-added at every step (stochastic sampling)."""
+
+    size_condition: SizeCondition | None = None
+    """Size and crop numbers that SDXL models are told beside the prompt."""
 
     init_image: ImageReference | None = None
     """Starting image (img2img)."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from gouache.diffusion.samplers.names import resolve, resolve_schedule, sampler_info
 from gouache.errors import InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
+from gouache.models.family import SDXL_REFINER
 from gouache.pipeline.generate.draft import with_defaults
 from gouache.pipeline.generate.upscaler_files import LANCZOS, OWN
 from gouache.pipeline.inputs.images import References, nearest_size
@@ -100,6 +101,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
     _check_tags(request)
     _check_prior(request, bundle)
     _check_control(request, bundle)
+    _check_sdxl(request, bundle)
     if request.style is not None and bundle.styles and request.style not in bundle.styles:
         raise unknown_name("style", request.style, bundle.styles)
     request = at_own_size(request, bundle)
@@ -107,6 +109,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
     sampler, schedule = _sampler_and_schedule(request, bundle)
     width, height = nearest_size(*_size(request, bundle, start), factor_of(bundle))
     vary = request.subseed_strength > 0
+    negative = request.negative_prompt if bundle.traits.zero_negative else request.negative_prompt or ""
     guidance = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
     return request.replace(
         {
@@ -115,6 +118,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
             "subseed": secrets.randbelow(DRAWN_SEEDS) if request.subseed is None and vary else request.subseed,
             "width": width,
             "height": height,
+            "negative_prompt": negative,
             "background": _background(request, bundle),
             "strength": _strength(request, bundle),
             "num_inference_steps": request.num_inference_steps or defaults.num_inference_steps,
@@ -159,7 +163,9 @@ def resolve_with_pictures(request: Request, bundle: ModelBundle, references: Ref
 def _check_tags(request: Request) -> None:
     """Tags stand in the prompt; anywhere else the picture would silently lack what they name."""
     tags = adapter_tags(request.prompt)
-    refuse_tags(request.negative_prompt, "negative_prompt")
+    refuse_tags(request.negative_prompt or "", "negative_prompt")
+    refuse_tags(request.prompt_2 or "", "prompt_2")
+    refuse_tags(request.negative_prompt_2 or "", "negative_prompt_2")
     if request.inversion is not None:
         refuse_tags(request.inversion.source_prompt, "inversion.source_prompt")
     last = None if request.interpolation is None else request.interpolation.prompt
@@ -182,6 +188,27 @@ def _check_prior(request: Request, bundle: ModelBundle) -> None:
             expected="nothing: this model has no prior",
             cure="Leave it out, or choose a model that drafts its pictures.",
         )
+
+
+def _check_sdxl(request: Request, bundle: ModelBundle) -> None:
+    """Refuse what only SDXL models read, by another model."""
+    sizes = request.size_condition
+    scores = sizes is not None and (sizes.aesthetic_score, sizes.negative_aesthetic_score) != (None, None)
+    two, numbers = len(bundle.text.encoders) == 2, bundle.size_numbers
+    wanted = (
+        ("prompt_2", request.prompt_2 is not None, two, "models with two text encoders (SDXL)"),
+        ("negative_prompt_2", request.negative_prompt_2 is not None, two, "models with two text encoders (SDXL)"),
+        ("size_condition", sizes is not None, numbers > 0, "SDXL models"),
+        ("size_condition.aesthetic_score", scores, numbers == SDXL_REFINER.size_numbers, "SDXL's refiner"),
+    )
+    for name, given, can, whose in wanted:
+        if given and not can:
+            raise InvalidInput(
+                name,
+                given=f"a value for {bundle.name or bundle.family}",
+                expected=f"nothing: it belongs to {whose}",
+                cure="Leave it out.",
+            )
 
 
 def _check_control(request: Request, bundle: ModelBundle) -> None:

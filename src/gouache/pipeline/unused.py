@@ -34,6 +34,7 @@ def _without_guidance(request: Request, kind: str | None) -> Unused:
     if request.negative_prompt and " AND " not in request.prompt:
         yield "negative_prompt", "guidance is off (guidance_scale 1)"
     given = {
+        "negative_prompt_2": bool(request.negative_prompt_2) and " AND " not in request.prompt,
         "guidance_rescale": request.guidance_rescale > 0,
         "guidance_interval": request.guidance_interval is not None,
         "apg": request.apg is not None and kind != INSTRUCT,

@@ -26,7 +26,7 @@ from gouache.checkpoints.diffusers import component_config as diffusers_config
 from gouache.checkpoints.formats.header import Header, TensorInfo, open_header
 from gouache.checkpoints.shapes import text_config, unet_config, vae_config
 from gouache.config import Config
-from gouache.errors import CorruptCheckpoint, ModelNotFound, UnknownFamily
+from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, ModelNotFound, UnknownFamily
 from gouache.models.family import UNKNOWN, family_named
 
 if TYPE_CHECKING:  # headers are read without torch
@@ -34,6 +34,7 @@ if TYPE_CHECKING:  # headers are read without torch
 
 PART_NAMES = ("unet", "vae", "text_encoder", "text_encoder_2")
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 MAX_JSON_BYTES = 16 << 20
 
 
@@ -184,7 +185,9 @@ def part_of_folder(folder: Path, name: str, header: Header, family: str) -> Part
             config = diffusers_config.vae_from_json(values, vae_config(shapes, naming, scale, where), str(file))
         else:
             counted = text_config(shapes, naming, where)
-            pad_id = _pad_id(folder.parent / name.replace("text_encoder", "tokenizer"))
+            tokenizer = folder.parent / name.replace("text_encoder", "tokenizer")
+            check_tokenizer(tokenizer)
+            pad_id = _pad_id(tokenizer)
             text = diffusers_config.text_from_json(values, counted, pad_id, str(file))
             config = used_text_config(text, family, naming, first=name == "text_encoder")
         return Part(name, header, "", naming, config)
@@ -232,9 +235,46 @@ def _pad_id(folder: Path) -> int | None:
     return None
 
 
+def check_tokenizer(folder: Path) -> None:
+    """Refuse a tokenizer that numbers words otherwise than CLIP's, which is the one that prompts are read by.
+
+    Raises:
+        IncompatibleCheckpoint: it is of another kind, or has another vocabulary.
+    """
+    told = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    kind = told.get("tokenizer_class", "CLIPTokenizer")
+    if kind not in CLIP_TOKENIZERS:
+        raise _other_vocabulary(folder, f"a {kind}")
+    theirs: object = None
+    if (folder / "vocab.json").is_file():
+        theirs = read_json(folder / "vocab.json")
+    elif (folder / "tokenizer.json").is_file():
+        model = read_json(folder / "tokenizer.json").get("model")
+        theirs = model.get("vocab") if isinstance(model, dict) else None
+    if not isinstance(theirs, dict) or not theirs:
+        return
+    from gouache.models.tokenizers import vocabulary
+
+    ours = vocabulary()
+    # Words that were added to CLIP's have numbers behind it.
+    known = range(len(ours))
+    other = next((word for word, number in theirs.items() if number in known and ours.get(word) != number), None)
+    if other is not None:
+        raise _other_vocabulary(folder, f"a vocabulary with {other[:40]!r} as number {theirs[other]}")
+
+
+def _other_vocabulary(folder: Path, given: str) -> IncompatibleCheckpoint:
+    return IncompatibleCheckpoint(
+        str(folder),
+        given=given,
+        expected="CLIP's tokenizer, with its vocabulary",
+        cure="This model reads its prompts by a vocabulary that gouache doesn't have; take a model with CLIP's.",
+    )
+
+
 def _token_id(folder: Path, token: str) -> int:
-    vocabulary = read_json(folder / "vocab.json") if (folder / "vocab.json").is_file() else {"!": 0}
-    number = vocabulary.get(token)
+    numbers = read_json(folder / "vocab.json") if (folder / "vocab.json").is_file() else {"!": 0}
+    number = numbers.get(token)
     if not isinstance(number, int):
         raise CorruptCheckpoint(str(folder), given=f"pad_token {token[:40]!r}", expected="a token of its vocabulary")
     return number

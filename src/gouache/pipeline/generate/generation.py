@@ -173,9 +173,10 @@ class Generation:
     def _pass(self, request: Request, skipped: int) -> Pass:
         sigmas = sigmas_of(request, self.bundle)[skipped:]
         steps = max(len(sigmas) - 1, 1)
-        positive = self.reader.plan(styled_prompt(request), steps)
-        negative = self.reader.plan(request.negative_prompt, steps, composed=False)
-        if request.negative_prompt == "" and self.bundle.traits.zero_negative:
+        positive = self._both(styled_prompt(request), request.prompt_2, steps)
+        negative = self._both(request.negative_prompt or "", request.negative_prompt_2, steps, composed=False)
+        given = (request.negative_prompt, request.negative_prompt_2)
+        if given == (None, None) and self.bundle.traits.zero_negative:
             negative = negative.zeroed()
         controls: tuple[TimedControl, ...] = ()
         if request.control:
@@ -183,6 +184,14 @@ class Generation:
 
             controls = timed_controls(self.bundle, request, self.start_state.hints, max(steps_of(request, sigmas), 1))
         return Pass(request, sigmas, skipped, positive, negative, controls)
+
+    def _both(self, text: str, second: str | None, steps: int, *, composed: bool = True) -> PromptPlan:
+        """A text as all encoders read it, or a second one as the second encoder does."""
+        plan = self.reader.plan(text, steps, composed=composed)
+        if second is None:
+            return plan
+        other = self.reader.plan(second, steps, composed=composed)
+        return plan.joined(other, self.bundle.text.context_widths[0], self.reader.encode(""))
 
     def mix_prompt(self, prompt: str, share: float) -> None:
         """Paint with what lies between the prompt (share 0) and another (share 1).
@@ -192,7 +201,7 @@ class Generation:
         """
         self.mixed = True  # what lies between two prompts lays nothing out
         for k, one in enumerate(self.passes):
-            other = self.reader.plan(prompt, max(len(one.sigmas) - 1, 1))
+            other = self._both(prompt, one.request.prompt_2, max(len(one.sigmas) - 1, 1))
             self.passes[k] = replace(one, positive=one.positive.mixed(other, share))
 
     def use_seeds(self, seeds: list[ImageSeed]) -> None:

@@ -18,11 +18,11 @@ from gouache.diffusion.samplers.registry import Option, sample, sampler_options
 from gouache.diffusion.samplers.sigmas import discard_penultimate, make_sigmas
 from gouache.diffusion.samplers.step import Denoise, NoiseSource, Steps
 from gouache.errors import InvalidInput
-from gouache.models.bundle import LOW_AESTHETIC_SCORE, ModelBundle
+from gouache.models.bundle import AESTHETIC_SCORE, LOW_AESTHETIC_SCORE, ModelBundle
 from gouache.models.denoiser import Condition, stack
 from gouache.models.family import SDXL_REFINER
 from gouache.pipeline.prompts.encode import EncodedPrompt, PromptPlan
-from gouache.pipeline.request import Request
+from gouache.pipeline.request import Request, SizeCondition
 
 if TYPE_CHECKING:
     from gouache.pipeline.generate.controlnets import TimedControl
@@ -221,10 +221,20 @@ def size_conditions(bundle: ModelBundle, request: Request) -> tuple[Tensor | Non
     """Numbers for the prompt [1, 6 or 5], and those for the negative prompt where they differ; see
     `ModelBundle.size_condition`."""
     width, height = request.width or 0, request.height or 0
-    numbers = bundle.size_condition(width, height)
-    if bundle.size_numbers == SDXL_REFINER.size_numbers:
-        return numbers, bundle.size_condition(width, height, score=LOW_AESTHETIC_SCORE)
-    return numbers, None
+    told = request.size_condition or SizeCondition()
+    original = (told.original_width or width, told.original_height or height)
+    target = (told.target_width or width, told.target_height or height)
+    scores = (
+        AESTHETIC_SCORE if told.aesthetic_score is None else told.aesthetic_score,
+        LOW_AESTHETIC_SCORE if told.negative_aesthetic_score is None else told.negative_aesthetic_score,
+    )
+    numbers, negative_numbers = (
+        bundle.size_condition(
+            width, height, original=original, crop=(told.crop_left, told.crop_top), target=target, score=score
+        )
+        for score in scores
+    )
+    return numbers, negative_numbers if bundle.size_numbers == SDXL_REFINER.size_numbers else None
 
 
 IMAGE_GUIDANCE = 1.5

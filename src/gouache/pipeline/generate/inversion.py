@@ -12,7 +12,14 @@ from gouache.diffusion.samplers.registry import sample
 from gouache.diffusion.samplers.step import Step
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.generate.guided import NetworkInputs, PromptedDenoiser, denoiser_of, guidance_of, sigmas_of
+from gouache.pipeline.generate.guided import (
+    NetworkInputs,
+    PromptedDenoiser,
+    denoiser_of,
+    guidance_of,
+    sigmas_of,
+    size_conditions,
+)
 from gouache.pipeline.inputs.start import StartState
 from gouache.pipeline.prompts.encode import PromptReader
 from gouache.pipeline.request import Request
@@ -70,7 +77,7 @@ def inverter_of(
         )
     plan = reader.plan(request.inversion.source_prompt, 1)
     guidance = replace(guidance_of(request), scale=1.0)
-    numbers = bundle.size_condition(request.width or 0, request.height or 0)
+    numbers, _ = size_conditions(bundle, request)
     inputs = NetworkInputs(start_state.draft, numbers)
     denoise = PromptedDenoiser(bundle, denoiser_of(bundle, request), plan, plan, guidance, inputs)
     return Inverter(denoise, start_state.latents, _levels_up(bundle, request, sigmas))

@@ -164,7 +164,7 @@ def infotext_of(recipe: Recipe) -> Infotext:
         "Emphasis": _EMPHASIS.get(request.emphasis),
         "Version": f"gouache {recipe.versions.get('gouache', '')}".strip(),
     }
-    return Infotext(request.prompt, request.negative_prompt, _texts(values))
+    return Infotext(request.prompt, request.negative_prompt or "", _texts(values))
 
 
 def _hashes(recipe: Recipe, kind: str) -> str | None:
@@ -242,7 +242,7 @@ def request_of(info: Infotext, where: str) -> Request:
     sampler, schedule = _sampler(values)
     fields: dict[str, Any] = {
         "prompt": info.prompt,
-        "negative_prompt": info.negative_prompt,
+        "negative_prompt": info.negative_prompt or None,  # A1111 gives SDXL zeros for an empty one
         "seed": _number(values, "Seed", int),
         "num_inference_steps": _number(values, "Steps", int),
         "guidance_scale": _guidance(values),

@@ -80,7 +80,7 @@ def _invokeai(texts: Mapping[str, str], where: str) -> dict[str, Any]:  # noqa: 
     seamless = (bool(values.get("seamless_x")), bool(values.get("seamless_y")))
     return {
         "prompt": _with_tags(values.get("positive_prompt"), _invokeai_loras(values)),
-        "negative_prompt": values.get("negative_prompt"),
+        "negative_prompt": values.get("negative_prompt") or None,  # it gives SDXL zeros then
         "width": values.get("width"),
         "height": values.get("height"),
         "seed": values.get("seed"),
@@ -125,7 +125,7 @@ def _invokeai_2(texts: Mapping[str, str], where: str) -> dict[str, Any]:  # noqa
     prompt, _, rest = text.partition("[")
     return {
         "prompt": prompt.strip(),
-        "negative_prompt": rest.replace("]", " ").replace("[", " ").strip(),
+        "negative_prompt": rest.replace("]", " ").replace("[", " ").strip() or None,
         "width": image.get("width"),
         "height": image.get("height"),
         "seed": image.get("seed"),
@@ -144,7 +144,7 @@ def _novelai(texts: Mapping[str, str], where: str) -> dict[str, Any]:  # noqa: A
     known = {"karras": "karras", "exponential": "exponential", "polyexponential": "polyexponential"}
     return {
         "prompt": _braces(values.get("prompt") or texts.get("Description", "")),
-        "negative_prompt": _braces(values.get("uc") or ""),
+        "negative_prompt": _braces(values.get("uc") or "") or None,
         "width": values.get("width"),
         "height": values.get("height"),
         "seed": values.get("seed"),

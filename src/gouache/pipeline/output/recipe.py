@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 RECIPE_VERSION = 3
 """1: the prior drafted every prompt as a whole. 2: the emphasis rule a1111 kept the mean of every text encoder, and
-an inversion took as many steps as the way back whatever was asked."""
+an inversion took as many steps as the way back whatever was asked, and an empty negative prompt was none."""
 _PACKAGES = ("gouache", "torch", "numpy", "pillow", "tokenizers")
 
 Digest = Annotated[str, Field(pattern=r"[0-9a-f]{8,64}")]
@@ -103,6 +103,8 @@ class Recipe(Config):
             request = {**request, "prior": {"layout": False, **prior}}
         if data.get("recipe") in (1, 2) and request.get("emphasis", "a1111") == "a1111" and _has_brackets(request):
             request = {**request, "emphasis": "original"}
+        if data.get("recipe") in (1, 2) and request.get("negative_prompt") == "":
+            request = {**request, "negative_prompt": None}
         if data.get("recipe") in (1, 2) and isinstance(inversion := request.get("inversion"), Mapping):
             request = {**request, "inversion": {**inversion, "num_inference_steps": None}}
         return {**data, "request": request}

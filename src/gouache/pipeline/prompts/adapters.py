@@ -136,7 +136,8 @@ class Adapters:
 
     def _words(self, request: Request) -> dict[str, AdapterFile]:
         """Textual inversions that the texts of a request name, by the word."""
-        texts = [request.prompt, request.negative_prompt]
+        texts = [request.prompt, request.negative_prompt or ""]
+        texts += [request.prompt_2 or "", request.negative_prompt_2 or ""]
         texts += [request.inversion.source_prompt] if request.inversion else []
         texts += [request.interpolation.prompt or ""] if request.interpolation else []
         known = self.folder.embeddings()

@@ -225,6 +225,33 @@ class PromptPlan:
             found.append((weight + share * (other_weight - weight), tuple(texts)))
         return PromptPlan(tuple(found))
 
+    def joined(self, other: PromptPlan, width: int, empty: EncodedPrompt) -> PromptPlan:
+        """The plan whose first `width` channels are this one's, and whose other channels and pooled vector another's.
+
+        Args:
+            other: as many parts joined by AND, or one that goes with all.
+            width: channels of the text encoders that read this plan's texts.
+            empty: the empty text, which fills the shorter of two texts up to as many chunks (as ComfyUI does).
+
+        Raises:
+            InvalidInput: they have different numbers of parts joined by AND.
+        """
+        parts = other.branches * len(self.branches) if len(other.branches) == 1 else other.branches
+        if len(parts) != len(self.branches):
+            raise InvalidInput(
+                "prompt_2",
+                given=f"{len(other.branches)} parts joined by AND",
+                expected=f"one, or as many as the prompt has: {len(self.branches)}",
+            )
+        found = []
+        for (weight, pieces), (_, other_pieces) in zip(self.branches, parts, strict=True):
+            ends = sorted({end for end, _ in (*pieces, *other_pieces)})
+            texts = [
+                (end, _joined_text(_text_at(pieces, end), _text_at(other_pieces, end), width, empty)) for end in ends
+            ]
+            found.append((weight, tuple(texts)))
+        return PromptPlan(tuple(found))
+
     def zeroed(self) -> PromptPlan:
         """The same plan with every context and pooled vector replaced by zeros."""
         return PromptPlan(
@@ -246,6 +273,15 @@ def _mixed_text(first: EncodedPrompt, last: EncodedPrompt, share: float) -> Enco
         pooled = torch.lerp(first.pooled, last.pooled, share)
     mask = None if masks[0] is None or masks[1] is None else masks[0] | masks[1]
     return EncodedPrompt(torch.lerp(contexts[0], contexts[1], share), pooled, mask)
+
+
+def _joined_text(first: EncodedPrompt, last: EncodedPrompt, width: int, empty: EncodedPrompt) -> EncodedPrompt:
+    longest = max(first.context.shape[1], last.context.shape[1])
+    contexts = []
+    for text in (first, last):
+        missing = (longest - text.context.shape[1]) // empty.context.shape[1]
+        contexts.append(torch.cat([text.context, *[empty.context] * missing], dim=1))
+    return EncodedPrompt(torch.cat([contexts[0][..., :width], contexts[1][..., width:]], dim=-1), last.pooled, None)
 
 
 def _zeros_like(text: EncodedPrompt) -> EncodedPrompt:

@@ -38,6 +38,11 @@ class TokenizerWithWords:
         """How many of a prompt's tokens fit one chunk."""
         return self.base.chunk_length
 
+    @property
+    def highest_id(self) -> int:
+        """The largest number a token can have."""
+        return max((run[-1] for run in self.words.values() if run), default=self.base.highest_id)
+
     def ids(self, text: str) -> list[int]:
         """All tokens of the text; what stands between new words is read by the base."""
         ids: list[int] = []

@@ -152,7 +152,7 @@ def request_of(body: Images, pictures: Mapping[str, object] | None = None) -> Pa
         "width": width,
         "height": height,
         "seed": body.seed,
-        "negative_prompt": body.negative_prompt or "",
+        "negative_prompt": body.negative_prompt,
         "guidance_scale": body.guidance_scale,
         "sampler": body.sampler,
         "num_inference_steps": body.steps,

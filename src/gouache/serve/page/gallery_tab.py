@@ -235,7 +235,7 @@ class _GalleryActions:
         sampler = " · ".join(str(asked[name]) for name in ("sampler", "schedule") if asked.get(name))
         rows = {
             "prompt": found.prompt,
-            "negative": asked.get("negative_prompt"),
+            "negative": asked.get("negative_prompt") or "",
             "model": found.model,
             "sampler": sampler,
             "steps": asked.get("num_inference_steps"),

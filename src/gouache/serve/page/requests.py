@@ -55,7 +55,7 @@ def request_of(fields: Mapping[str, Any]) -> Request:
     """
     values: Fields = {
         "prompt": fields["prompt"] or "",
-        "negative_prompt": fields["negative"] or "",
+        "negative_prompt": fields["negative"] or None,
         "style": _chosen(fields["style"]),
         "model": _chosen(fields["model"]),
         "sampler": _chosen(fields["sampler"]),
@@ -79,7 +79,7 @@ def settings_of(recipe_json: str) -> Fields:
     request = json.loads(recipe_json)["request"]
     return {
         "prompt": request.get("prompt", ""),
-        "negative": request.get("negative_prompt", ""),
+        "negative": request.get("negative_prompt") or "",
         "style": request.get("style") or AUTOMATIC,
         "sampler": request.get("sampler") or AUTOMATIC,
         "schedule": request.get("schedule") or AUTOMATIC,

@@ -182,7 +182,7 @@ def png_info(body: PngInfo) -> dict[str, Any]:
     texts = read_texts(decoded("image", body.image), where="image")
     info = texts.pop(PARAMETERS, "")
     read = parse_infotext(info)
-    named = {"Prompt": read.prompt, "Negative prompt": read.negative_prompt} if info else {}
+    named = {"Prompt": read.prompt, "Negative prompt": read.negative_prompt or ""} if info else {}
     return {"info": info, "items": texts, "parameters": {**named, **read.values}}
 
 

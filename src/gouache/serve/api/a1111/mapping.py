@@ -156,7 +156,7 @@ def _common(body: GenerationBody, studio: Studio, owner: str, options: Options) 
     strength = body.subseed_strength or 0.0
     return {
         "prompt": prompt,
-        "negative_prompt": negative,
+        "negative_prompt": negative or None,  # as that tool, which gives SDXL zeros then
         "model": options.model,
         "seed": _seed(body.seed),
         "subseed": _seed(body.subseed) if strength else None,

@@ -74,8 +74,8 @@ def _info(
     return {
         "prompt": request.prompt,
         "all_prompts": [request.prompt] * count,
-        "negative_prompt": request.negative_prompt,
-        "all_negative_prompts": [request.negative_prompt] * count,
+        "negative_prompt": request.negative_prompt or "",
+        "all_negative_prompts": [request.negative_prompt or ""] * count,
         "seed": request.seed,
         "all_seeds": [recipe.request.seed for recipe in recipes],
         "subseed": subseed,
