@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -148,3 +149,32 @@ def test_tags_belong_into_the_first_prompt(twins: Twins) -> None:
     for name in ("prompt_2", "negative_prompt_2"):
         with pytest.raises(InvalidInput, match=name):
             twins.of("sdxl").ours.paint(request_of(**{name: "a boat <lora:x>"}))
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7])
+@pytest.mark.parametrize("negative", [None, "", "grey"])
+def test_instruct_models_of_sdxl_are_diffusers(
+    twins: Twins, tmp_path: Path, negative: str | None, rescale: float
+) -> None:
+    pair = twins.of("sdxl", 4)
+    noise = np.random.default_rng(2).integers(0, 255, (4, 4, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise).resize((32, 32), Image.Resampling.BICUBIC)
+    picture.save(tmp_path / "start.png")
+    request = request_of(
+        negative_prompt=negative,
+        init_image=str(tmp_path / "start.png"),
+        image_guidance_scale=1.8,
+        guidance_rescale=rescale,
+    )
+    (painted,) = pair.ours.paint(request)
+    pair.use_scheduler(request)
+    theirs = pair.variant("StableDiffusionXLInstructPix2PixPipeline")(
+        **pair.settings(request),
+        image=picture,
+        image_guidance_scale=1.8,
+        guidance_rescale=rescale,
+        latents=pair.scaled(request, pair.noise(request)),
+        height=32,
+        width=32,
+    )
+    assert psnr(painted.image, theirs.images[0]) >= 55
