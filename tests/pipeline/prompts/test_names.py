@@ -93,6 +93,22 @@ def test_an_embedding_is_found_however_it_is_written(
     assert again.recipe.pixels == painted.recipe.pixels
 
 
+@pytest.mark.parametrize("names", [("kizil", "kızıl"), ("strasse", "straße"), ("ab", "ａｂ")])
+def test_of_two_files_the_one_that_is_written_so_is_taken(
+    tiny: ModelBundle, tmp_path: Path, names: tuple[str, str]
+) -> None:
+    for name in names:
+        embedding(tmp_path, name)
+    pipeline = Pipeline(tiny)
+    pipeline.adapters.folder = AdapterFolder(tmp_path)
+    for name in names:
+        (painted,) = pipeline.paint(Request(prompt=f"a {name} cat", seed=1, num_inference_steps=1))
+        assert [ref.name for ref in painted.recipe.adapters] == [name]
+        pipeline.adapters.expect(painted.recipe.adapters)
+        assert pipeline.paint(painted.recipe.request)[0].recipe.adapters == painted.recipe.adapters
+        pipeline.adapters._only = None
+
+
 @pytest.mark.parametrize(("word", "text"), DIFFERENT)
 def test_another_word_is_no_embedding(word: str, text: str) -> None:
     assert WordFinder([word]).find(f"a {text} b") == []

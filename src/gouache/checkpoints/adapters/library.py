@@ -7,9 +7,10 @@ name that their trainer wrote into them; a name from a prompt is compared with t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from unicodedata import normalize
 
 from gouache.checkpoints import hub
 from gouache.checkpoints.adapters.keys import lora_summary
@@ -111,6 +112,19 @@ class AdapterFolder:
             for name in file.names if file.kind == EMBEDDING else ():
                 found.setdefault(folded(name), file)
         return found
+
+    def embedding(self, name: str, only: Collection[str] | None = None) -> AdapterFile | None:
+        """The textual inversion of a name: the file that is written so, else the first whose name is the same `folded`.
+
+        Args:
+            name: as a prompt or a recipe writes it.
+            only: names of files that may be found; None = all.
+        """
+        files = [file for file in self.files() if file.kind == EMBEDDING and (only is None or file.name in only)]
+        written = normalize("NFC", name)
+        exact = (file for file in files if written in {normalize("NFC", one) for one in file.names})
+        alike = (file for file in files if folded(name) in map(folded, file.names))
+        return next(exact, None) or next(alike, None)
 
     def _root(self) -> Path:
         return self.folder or hub.models_folder()

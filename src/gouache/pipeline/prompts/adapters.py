@@ -24,7 +24,7 @@ from gouache.checkpoints.adapters.deltas import LayerDelta
 from gouache.checkpoints.adapters.embedding import Embedding, read_embedding
 from gouache.checkpoints.adapters.library import EMBEDDING, LORA, AdapterFile, AdapterFolder
 from gouache.checkpoints.adapters.lora import UNET, Lora, LoraLayer, layer_table, read_lora
-from gouache.checkpoints.adapters.naming import WordFinder, folded
+from gouache.checkpoints.adapters.naming import WordFinder
 from gouache.checkpoints.formats.header import read_header
 from gouache.errors import CorruptCheckpoint, ModelNotFound
 from gouache.models.bundle import ModelBundle
@@ -125,7 +125,7 @@ class Adapters:
 
     def _find(self, ref: AdapterRef) -> Path | None:
         if ref.kind == EMBEDDING:
-            found = self.folder.embeddings().get(folded(ref.name))
+            found = self.folder.embedding(ref.name)
             return None if found is None else found.path
         try:
             if ref.kind == CONTROL:
@@ -144,8 +144,13 @@ class Adapters:
         if not known:
             return {}
         finder = WordFinder(list(known))
-        found = dict.fromkeys(one.word for text in texts for one in finder.find(text))
-        return {word: known[word] for word in found if self._only is None or known[word].name in self._only}
+        found: dict[str, AdapterFile] = {}
+        for text in texts:
+            for one in finder.find(text):
+                file = self.folder.embedding(text[one.start : one.end], self._only)
+                if file is not None:
+                    found.setdefault(one.word, file)
+        return found
 
     def _adapted(self, tags: list[tuple[AdapterFile, AdapterTag]], words: dict[str, AdapterFile]) -> Adapted:
         encoders = [encoder for encoder in self.bundle.text.encoders if isinstance(encoder, TextEncoder)]

@@ -47,7 +47,7 @@ def weight_sensitivity(stack: TextStack, skip_layers: int | None) -> tuple[float
     chunks = [stack.tokenize(text)[: stack.chunk_length] for text in SAMPLES]
     encoding = stack.encode(chunks, skip_layers=skip_layers)
     found = []
-    for part in torch.split(encoding.context.double(), list(stack.context_widths), dim=-1):
+    for part in torch.split(encoding.context.float(), list(stack.context_widths), dim=-1):
         means = part.mean(dim=-1)  # [N,L]
         if encoding.mask is not None:
             means = means * encoding.mask.to(means)
