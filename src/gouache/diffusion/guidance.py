@@ -203,7 +203,7 @@ def rescaled_denoised(
     parameterization: Parameterization,
     path: Path,
 ) -> Tensor:
-    """`rescaled`, carried out in the space of the network's prediction (Lin et al. 2024, arXiv:2305.08891, 3.4).
+    """`rescaled`, carried out in the space of the network's prediction (Lin et al. 2024, arXiv:2305.08891, eq. 16).
 
     Args:
         guided, conditional: denoised. [B, ...]

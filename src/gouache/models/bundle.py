@@ -119,6 +119,11 @@ class ModelBundle:
         rest = width - self.text.pooled_width
         return rest // NUMBER_WIDTH if rest >= 0 and rest % NUMBER_WIDTH == 0 else -1
 
+    @property
+    def takes_aesthetic_score(self) -> bool:
+        """Whether the last of its size numbers is a score, as for SDXL's refiner."""
+        return self.size_numbers == 5
+
     def size_condition(
         self,
         width: int,

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from gouache.diffusion.samplers.names import resolve, resolve_schedule, sampler_info
 from gouache.errors import InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
-from gouache.models.family import SDXL_REFINER
 from gouache.pipeline.generate.draft import with_defaults
 from gouache.pipeline.generate.upscaler_files import LANCZOS, OWN
 from gouache.pipeline.inputs.images import References, nearest_size
@@ -199,7 +198,7 @@ def _check_sdxl(request: Request, bundle: ModelBundle) -> None:
         ("prompt_2", request.prompt_2 is not None, two, "models with two text encoders (SDXL)"),
         ("negative_prompt_2", request.negative_prompt_2 is not None, two, "models with two text encoders (SDXL)"),
         ("size_condition", sizes is not None, numbers > 0, "SDXL models"),
-        ("size_condition.aesthetic_score", scores, numbers == SDXL_REFINER.size_numbers, "SDXL's refiner"),
+        ("size_condition.aesthetic_score", scores, bundle.takes_aesthetic_score, "SDXL's refiner"),
     )
     for name, given, can, whose in wanted:
         if given and not can:
