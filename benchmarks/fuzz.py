@@ -73,7 +73,7 @@ def write_pictures(folder: Path) -> list[str]:
     square, modes = colour.resize((64, 64)), {"palette": "P", "grey": "L", "bits": "1", "deep": "I;16"}
     made = {f"{name}.png": gradient.convert(mode) for name, mode in modes.items()}
     made |= {"colour.png": colour, "alpha.png": holes, "greyalpha.png": holes.convert("LA"), "web.webp": holes}
-    made |= {"photo.jpg": colour, "print.jpg": colour.convert("CMYK"), "moving.gif": colour.convert("P")}
+    made |= {"photo.jpg": colour, "print.jpg": colour.convert("CMYK")}
     sizes = {"thin": (300, 1), "tall": (1, 300), "dot": (1, 1), "square": (64, 64)}
     made |= {f"{name}.png": square.resize(size) for name, size in sizes.items()}
     made |= {"empty.png": Image.new("RGBA", (64, 64)), "white.png": Image.new("L", (48, 80), 255)}
@@ -324,9 +324,8 @@ def _size_fault(painted: list[Painted]) -> Fault:
     """Pictures have the size that their recipe names, where nothing else decides it."""
     for one in painted:
         request = one.recipe.request
-        if any(getattr(request, name) is not None for name in ("hires", "upscale", "outpaint")):
-            continue
-        if one.image.size != (request.width, request.height):
+        free = any(getattr(request, name) is not None for name in ("hires", "upscale", "outpaint"))
+        if not free and one.image.size != (request.width, request.height):
             return f"size {one.image.size}, but its recipe says {request.width} x {request.height}: {request.to_json()}"
     return None
 
