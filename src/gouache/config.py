@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gouache.errors import ConfigError, unknown_name
+
+LONGEST = 200
+"""Characters of a wrong value that an error repeats."""
 
 
 class Config(BaseModel):
@@ -65,10 +69,28 @@ def config_error(place: str, error: ValidationError) -> ConfigError:
     """Turn pydantic's first complaint into a `ConfigError` that says where and what was expected."""
     first = error.errors()[0]
     path = ".".join(str(part) for part in first["loc"])
-    message = first["msg"].removeprefix("Value error, ")
     return ConfigError(
         f"{place}: {path}" if path else place,
-        given=repr(first.get("input")),
-        expected=message[:1].lower() + message[1:],
+        given=_shown(first.get("input")),
+        expected=expectation(first["msg"]),
         cure=f"{error.error_count() - 1} more values are wrong." if error.error_count() > 1 else "",
     )
+
+
+def expectation(message: str) -> str:
+    """What a message of pydantic asks for, as the noun phrase that stands behind "expected": "a valid integer"."""
+    message = message.removeprefix("Value error, ")
+    if message == "Field required":
+        return "a value"
+    if message.startswith("Extra inputs"):
+        return "no such key"
+    phrase = re.sub(r"^[A-Z][a-z]+ should (?:be |have )?", "", message).partition(" or instance of ")[0]
+    if phrase.startswith(("greater than", "less than")):
+        return f"a number {phrase}"
+    return phrase[:1].lower() + phrase[1:] if phrase[1:2].islower() else phrase
+
+
+def _shown(value: object) -> str:
+    """A value as an error repeats it."""
+    text = repr(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."

@@ -88,6 +88,36 @@ def test_bad_values_are_refused_by_name(values: dict[str, Any], part: str) -> No
         Request.from_dict(values)
 
 
+SENTENCES: list[tuple[dict[str, Any], str]] = [
+    ({"watermark": ""}, "request: watermark: given '', expected 1 to 32 bytes in UTF-8."),
+    ({"background": "red"}, "request: background: given 'red', expected transparent, white, black or #rrggbb."),
+    ({"seed": -1}, "request: seed: given -1, expected a number greater than or equal to 0."),
+    ({"count": 257}, "request: count: given 257, expected a number less than or equal to 256."),
+    ({"prompt": 3}, "request: prompt: given 3, expected a valid string."),
+    ({"sampler": ""}, "request: sampler: given '', expected at least 1 character."),
+    ({"guidance_scale": float("nan")}, "request: guidance_scale: given nan, expected a finite number."),
+    ({"determinism": "no"}, "request: determinism: given 'no', expected 'exact', 'portable' or 'a1111'."),
+    ({"mask": {}}, "request: given {'mask': {}}, expected mask beside init_image."),
+    ({"control": [{"model": "x"}]}, "request: control.0.image: given {'model': 'x'}, expected a value."),
+    ({"tiled": 5}, "request: tiled: given 5, expected a valid dictionary."),
+    ({"tiled": {"til": 64}}, "request: tiled.til: given 64, expected no such key."),
+]
+
+
+@pytest.mark.parametrize(("values", "sentence"), SENTENCES, ids=lambda value: str(value)[:30])
+def test_an_error_reads_as_a_sentence(values: dict[str, Any], sentence: str) -> None:
+    """The kind: what the validating library says of itself ("Input should be ..."), in the place of a noun phrase."""
+    with pytest.raises(ConfigError) as error:
+        Request.from_dict(values, where="request")
+    assert str(error.value) == sentence
+
+
+def test_a_long_value_is_not_repeated_whole() -> None:
+    with pytest.raises(ConfigError) as error:
+        Request.from_dict({"prompt": "x" * (MAX_PROMPT + 1)}, where="request")
+    assert len(str(error.value)) < 300
+
+
 def test_an_unknown_field_offers_the_nearest() -> None:
     with pytest.raises(ConfigError, match="'guidance_scale'"):
         Request.from_dict({"guidance_scle": 7.5})

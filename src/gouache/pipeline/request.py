@@ -77,23 +77,23 @@ _ASPECT = re.compile(r"([1-9]\d{0,4}):([1-9]\d{0,4})")
 
 def _reference(value: str) -> str:
     if value.startswith("sha256:") and not _HASH.fullmatch(value):
-        raise ValueError("a picture's hash should be sha256: and 64 small hex digits")
+        raise ValueError("a picture's hash: sha256: and 64 small hex digits")
     if not value or "\0" in value:
-        raise ValueError("a picture should be a path or sha256:<64 hex digits>")
+        raise ValueError("a picture's path, or sha256:<64 hex digits>")
     return value
 
 
 def a_colour(value: str) -> str:
     """Check a background colour."""
     if not _COLOUR.fullmatch(value):
-        raise ValueError("a background should be transparent, white, black or #rrggbb")
+        raise ValueError("transparent, white, black or #rrggbb")
     return value
 
 
 def an_aspect(value: str) -> str:
     """Check an aspect ratio such as 16:9."""
     if not _ASPECT.fullmatch(value):
-        raise ValueError("an aspect ratio should look like 16:9")
+        raise ValueError("an aspect ratio such as 16:9")
     return value
 
 
@@ -101,14 +101,14 @@ def _utf8(value: str) -> str:
     try:
         value.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise ValueError("text should be valid Unicode, without lone surrogates") from error
+        raise ValueError("valid Unicode, without lone surrogates") from error
     return value
 
 
 def a_watermark(value: str) -> str:
     """Check a watermark's length."""
     if not 1 <= len(_utf8(value).encode("utf-8")) <= MAX_WATERMARK:
-        raise ValueError(f"a watermark should have 1 to {MAX_WATERMARK} bytes in UTF-8")
+        raise ValueError(f"1 to {MAX_WATERMARK} bytes in UTF-8")
     return value
 
 
@@ -194,9 +194,9 @@ class Control(Config):
     @model_validator(mode="after")
     def _is_in_order(self) -> Self:
         if self.start >= self.end:
-            raise ValueError("start should be below end")
+            raise ValueError("start below end")
         if self.canny_low > self.canny_high:
-            raise ValueError("canny_low should be at most canny_high")
+            raise ValueError("canny_low of at most canny_high")
         return self
 
 
@@ -219,7 +219,7 @@ class Outpaint(Config):
     @model_validator(mode="after")
     def _goes_somewhere(self) -> Self:
         if not (self.left or self.right or self.top or self.bottom or self.aspect):
-            raise ValueError("outpainting should name left, right, top, bottom or an aspect")
+            raise ValueError("left, right, top, bottom or an aspect")
         return self
 
 
@@ -270,7 +270,7 @@ class Prior(Config):
     @model_validator(mode="after")
     def _block_has_an_area(self) -> Self:
         if self.keep is not None and not (self.keep[0] < self.keep[2] and self.keep[1] < self.keep[3]):
-            raise ValueError("keep should be left, top, right, bottom with left < right and top < bottom")
+            raise ValueError("keep as left, top, right, bottom with left < right and top < bottom")
         return self
 
 
@@ -291,7 +291,7 @@ class Interpolation(Config):
     @model_validator(mode="after")
     def _frame_is_one_of_them(self) -> Self:
         if self.frame is not None and self.frame >= self.frames:
-            raise ValueError("frame should be below frames")
+            raise ValueError("frame below frames")
         return self
 
 
@@ -445,15 +445,15 @@ class Request(Config):
     def _parts_fit_together(self) -> Self:
         for name in ("mask", "outpaint", "inversion"):
             if getattr(self, name) is not None and self.init_image is None:
-                raise ValueError(f"{name} should come with init_image")
+                raise ValueError(f"{name} beside init_image")
         if self.prior is not None and self.prior.keep is not None and self.init_image is None:
-            raise ValueError("prior.keep should come with init_image")
+            raise ValueError("prior.keep beside init_image")
         if (self.width or MIN_SIDE) * (self.height or MIN_SIDE) > MAX_PIXELS:
-            raise ValueError(f"width * height should be at most {MAX_PIXELS} pixels")
+            raise ValueError(f"width * height of at most {MAX_PIXELS} pixels")
         if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:
-            raise ValueError("guidance_interval should be low, high with low <= high")
+            raise ValueError("guidance_interval as low, high with low <= high")
         if max(self.seed or 0, self.subseed or 0) + self.count - 1 > MAX_SEED:
-            raise ValueError(f"the last picture's seed should be at most {MAX_SEED}")
+            raise ValueError(f"a last picture's seed of at most {MAX_SEED}")
         if self.sigmas is not None:
             _check_sigmas(self.sigmas)
         return self
@@ -490,4 +490,4 @@ def guidance_of_diffusers(scale: float) -> float:
 def _check_sigmas(sigmas: tuple[float, ...]) -> None:
     descending = all(a > b for a, b in pairwise(sigmas))
     if not (2 <= len(sigmas) <= MAX_STEPS + 1 and descending and all(map(math.isfinite, sigmas))):
-        raise ValueError(f"sigmas should be 2 to {MAX_STEPS + 1} finite, strictly descending noise levels")
+        raise ValueError(f"sigmas as 2 to {MAX_STEPS + 1} finite, strictly descending noise levels")

@@ -368,7 +368,7 @@ def test_what_can_not_be_steered_is_refused(bench: Callable[[str], Bench], tmp_p
         place.paint(BASE.replace({"control": [place.control("edges", model=str(place.folder / "ControlNet/edges"))]}))
     with pytest.raises(InvalidInput, match="outpaint"):
         place.paint(BASE.replace({"control": [control], "init_image": start, "outpaint": Outpaint(left=8)}))
-    with pytest.raises(ConfigError, match="start should be below end"):
+    with pytest.raises(ConfigError, match="start below end"):
         place.control("edges", start=0.5, end=0.5)
     with pytest.raises(ConfigError, match="canny_low"):
         place.control("edges", canny_low=300)

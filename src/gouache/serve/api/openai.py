@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import UploadFile
 from starlette.responses import Response
 
+from gouache.config import expectation
 from gouache.errors import GouacheError, InvalidInput, ModelNotFound, PictureError
 from gouache.pipeline.inputs.images import read_picture
 from gouache.pipeline.output.metadata import ImageKind, encode_picture, read_texts
@@ -261,7 +262,7 @@ def _checked(kind: type[ImagesBody], fields: Mapping[str, str]) -> ImagesBody:
     except ValidationError as error:
         first = error.errors()[0]
         where = str(first["loc"][0]) if first["loc"] else "body"
-        raise InvalidInput(where, given=repr(first.get("input"))[:80], expected=first["msg"]) from error
+        raise InvalidInput(where, given=repr(first.get("input"))[:80], expected=expectation(first["msg"])) from error
 
 
 def _attached(studio: Studio, files: Mapping[str, list[bytes]], name: str) -> str:

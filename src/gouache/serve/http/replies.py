@@ -9,6 +9,7 @@ from typing import Any
 
 from starlette.responses import JSONResponse, Response
 
+from gouache.config import expectation
 from gouache.errors import (
     CheckpointError,
     Conflict,
@@ -126,11 +127,11 @@ def validation_reply(path: str, errors: Sequence[Mapping[str, Any]]) -> Response
     """A body or query that doesn't fit the schema."""
     first = errors[0]
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "header", "path"))
-    message = f"{where or 'body'}: {first['msg']}"
+    message = f"{where or 'body'}: expected {expectation(str(first['msg']))}."
     detail = [{"loc": list(error["loc"]), "msg": error["msg"], "type": error["type"]} for error in errors]
     if path.startswith(("/sdapi/", "/controlnet/")):
         return PlainJson({"detail": detail}, 422)
-    parts = {"message": message, "where": where or "body", "expected": str(first["msg"])}
+    parts = {"message": message, "where": where or "body", "expected": expectation(str(first["msg"]))}
     status = 400 if path.startswith("/v1/images/") else 422
     return PlainJson(openai_error(status, parts) | {"detail": detail}, status)
 
