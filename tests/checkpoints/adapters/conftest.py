@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -37,7 +39,7 @@ class Layers:
                 pooled_width=24 + 6 * 256,
             )
         )
-        shape = {"inner_width": 64, "layers": 2, "heads": 2}
+        shape: dict[str, Any] = {"inner_width": 64, "layers": 2, "heads": 2}
         self.text = TextStack.of_clip(
             [
                 TextEncoder(TextEncoderConfig(width=32, skip_layers=1, final_norm=False, **shape)),

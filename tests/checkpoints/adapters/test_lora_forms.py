@@ -193,7 +193,7 @@ def test_a_bias_for_a_layer_without_one(layers: Layers, tmp_path: Path) -> None:
         ({"a1.weight": torch.ones(56, 3), "b1.weight": torch.ones(16, 3)}, "half of a change"),
         ({"on_input": torch.tensor(0)}, "half of a change"),
         ({"weight": torch.ones(5), "on_input": torch.tensor(0)}, "IA3 of 5 outputs"),
-        ({"weight": torch.ones(16, 56)}, "half of a change"),
+        ({"weight": torch.ones(16, 56)}, "a layer's own, and no change of it"),
         ({"diff": torch.ones(16, 55)}, r"difference \[16, 55\]"),
         ({"dora_scale": torch.ones(16, 1), "diff": torch.ones(16, 56)}, "half of a change"),
         ({"q_layer.weight": torch.ones(3, 56), "lambda_layer": torch.ones(1, 3)}, "match no layer"),

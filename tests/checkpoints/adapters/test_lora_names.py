@@ -193,7 +193,7 @@ def file_of(layers: Layers, spelling: str) -> dict[str, Tensor]:
     """The same numbers in one spelling."""
     generator = torch.Generator().manual_seed(9)
     unet, first, second, (down, up) = SPELLINGS[spelling]
-    tensors = {}
+    tensors: dict[str, Tensor] = {}
     for network, name, paths in (
         (layers.unet, unet, UNET),
         (layers.text.encoders[0], first, TEXT),

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def numbers(count: int, width: int = WIDTH, seed: int = 0) -> Tensor:
 @pytest.fixture
 def two(tiny: ModelBundle) -> ModelBundle:
     """A model with two text encoders of different widths; only its texts are used."""
-    shape = {"inner_width": 64, "layers": 1, "heads": 2, "skip_layers": 0}
+    shape: dict[str, Any] = {"inner_width": 64, "layers": 1, "heads": 2, "skip_layers": 0}
     encoders = [TextEncoder(TextEncoderConfig(width=width, **shape)) for width in (FIRST, SECOND)]
     return replace(tiny, text=TextStack.of_clip(encoders))
 

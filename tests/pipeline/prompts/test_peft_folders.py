@@ -86,7 +86,7 @@ KINDS: dict[str, Any] = {
 }
 
 
-def trained(pair: Pair, kind: str, folder: Path) -> nn.Module:
+def trained(pair: Pair, kind: str, folder: Path) -> Any:
     """Their U-Net with an adapter of random weights, saved by PEFT."""
     with torch.random.fork_rng():
         torch.manual_seed(7)
@@ -129,7 +129,7 @@ def test_a_folder_means_what_peft_means(twins: Twins, kind: str, tmp_path: Path)
     pair = twins.of("sd1")
     theirs = trained(pair, kind, tmp_path / "adapters" / "film")
     if kind == "OFT of convolutions":
-        theirs = theirs.merge_and_unload()  # type: ignore[operator]  # PEFT's forward pads another way than its merge
+        theirs = theirs.merge_and_unload()  # PEFT's forward pads another way than its merge
     found = adapted(pair, tmp_path, "a cat <lora:film>")
     assert_same(pair, theirs, found)
     (note,) = found.notes
@@ -154,14 +154,15 @@ def test_names_by_folder(twins: Twins, tmp_path: Path) -> None:
     theirs = trained(pair, "LoRA", top / "film")
     trained(pair, "LoHa", top / "grain" / "default")
     trained(pair, "IA3", top / "both" / "unet")
+    trained(pair, "LoKr", top / "film2" / "checkpoint-500")
     shutil.copytree(top / "film", top / "renamed")
     (top / "renamed" / "adapter_model.safetensors").rename(top / "renamed" / "paint.safetensors")
     listed = {file.name: file.label for file in list_adapters(tmp_path)}
-    assert list(listed) == ["both-unet", "film", "grain", "paint"]
+    assert list(listed) == ["both-unet", "film", "film2-checkpoint-500", "grain", "paint"]
     assert listed["film"].startswith("LoRA, PEFT names, rank 4 in")
     assert listed["both-unet"].startswith("IA3, PEFT names, ")
     assert_same(pair, theirs, adapted(pair, tmp_path, "<lora:paint>"))
-    with pytest.raises(InvalidInput, match="3 files"):
+    with pytest.raises(InvalidInput, match="4 files"):
         AdapterFolder(tmp_path).lora("adapter_model")
     recipe = adapted(pair, tmp_path, "<lora:film> <lora:both-unet:0.5>").refs
     assert [ref.name for ref in recipe] == ["film", "both-unet"]

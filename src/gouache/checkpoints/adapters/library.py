@@ -8,6 +8,7 @@ their trainer wrote into them; a name from a prompt is compared with that list a
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,8 @@ GENERIC_LORA_STEMS = (
 PART_FOLDERS = ("unet", "text_encoder", "text_encoder_2", "transformer")
 """Folders that are named for a part of the model, inside an adapter's own; the name has both then."""
 NAMELESS_FOLDERS = ("default", "lora", "adapter", "weights")
+NUMBERED_FOLDER = re.compile(r"(checkpoint|step|epoch)[-_]?\d+", re.IGNORECASE)
+"""Folders of an adapter's states while it was trained; its name has the number too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,9 +200,11 @@ def _folder_name(path: Path, top: Path) -> str:
     """What a file is called by its folder, below the folder of all adapters; its stem where there is no such folder."""
     folders = list(path.relative_to(top).parts[:-1])
     part = ""
-    while folders and folders[-1].lower() in (*PART_FOLDERS, *NAMELESS_FOLDERS):
+    while len(folders) > 1 and (
+        folders[-1].lower() in (*PART_FOLDERS, *NAMELESS_FOLDERS) or NUMBERED_FOLDER.fullmatch(folders[-1])
+    ):
         last = folders.pop()
-        part = f"-{last}" if last.lower() in PART_FOLDERS else part
+        part = part if last.lower() in NAMELESS_FOLDERS else f"-{last}{part}"
     return f"{folders[-1]}{part}" if folders else path.stem
 
 

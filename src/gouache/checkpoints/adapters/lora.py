@@ -31,6 +31,8 @@ SHOWN = 5
 NO_LAYER = "match no layer of this model"
 HALF = "are only half of a change"
 SHAPE = "have another shape than their layers"
+OWN = "are a layer's own, and no change of it"
+ORDER = "are numbered in no order that this model's layers have"
 TWICE = "change a layer a second time"
 NUMBER = "have a bad alpha or no elements"
 
@@ -126,9 +128,13 @@ def _match(
     if not layers:
         found.leave(NO_LAYER, tensors)
         return
-    whole = settings.layer(spelling, 0).whole or "on_input" in roles
-    if not is_whole(frozenset(roles)) or (WHOLE & roles.keys() and not whole):
-        found.leave(HALF, tensors)
+    if WHOLE & roles.keys() and not settings.layer(spelling, 0).whole and "on_input" not in roles:
+        found.leave(OWN, [name for role, name in roles.items() if role in WHOLE])
+        roles = {role: name for role, name in roles.items() if role not in WHOLE}
+        tensors = list(roles.values())
+    if not is_whole(frozenset(roles)):
+        if roles:
+            found.leave(HALF, tensors)
         return
     parts = {role: _finite(source, name) for role, name in roles.items()}
     single = [parts[role].numel() == 1 for role in ("alpha", "scale", "on_input") if role in parts]
@@ -183,7 +189,7 @@ def _match_numbered(
                 found.changes |= dict(zip(order, changes, strict=True))
                 break
         else:
-            found.leave(SHAPE, tensors)
+            found.leave(ORDER, tensors)
 
 
 def _orders(network: str, names: LayerNames) -> Iterator[Sequence[LoraLayer]]:

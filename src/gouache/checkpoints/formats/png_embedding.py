@@ -190,4 +190,5 @@ def _unmasked(block: np.ndarray) -> np.ndarray:
     for k in range(block.size):
         state = (state * 1664525 + 1013904223) & 0xFFFFFFFF
         numbers[k] = state % 255
-    return np.bitwise_xor(block, numbers.reshape(block.shape) & 0x0F)
+    plain: np.ndarray = np.bitwise_xor(block, numbers.reshape(block.shape) & 0x0F)
+    return plain
