@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gouache.models.family import UNKNOWN, family_named
+from gouache.models.family import UNKNOWN, family_label
 
 if TYPE_CHECKING:
     from gouache.checkpoints.detect import Identity
@@ -160,7 +160,7 @@ def _print(found: Mapping[str, Any]) -> None:
 
 
 def _what(found: Mapping[str, Any]) -> str:
-    family = family_named(found["family"]).label
+    family = family_label(found["family"])
     variant = "" if found["variant"] == "base" else f", {found['variant']}"
     label = f" ({found['label']})" if found["label"] else ""
     return (

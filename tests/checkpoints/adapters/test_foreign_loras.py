@@ -6,10 +6,17 @@ row. Names are those that kohya's, musubi's, diffusers', ComfyUI's and the model
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import pytest
+import torch
+from safetensors.torch import save_file
+from typer.testing import CliRunner
 
 from gouache.checkpoints.adapters.kinds import find_adapter
 from gouache.checkpoints.formats.header import TensorInfo
+from gouache.cli.main import app
 
 KOHYA, PEFT = ("lora_down.weight", "lora_up.weight"), ("lora_A.weight", "lora_B.weight")
 
@@ -111,6 +118,7 @@ TENSORS = {
 
 @pytest.mark.parametrize("case", TENSORS)
 def test_the_tensors_name_the_model(case: str) -> None:
+    """The family is a word in lists, and the label says that gouache doesn't run it."""
     layers, width, roles, family = TENSORS[case]
     found = find_adapter(file_of(layers, width, roles), {})
     assert found is not None
@@ -163,3 +171,22 @@ def test_gouaches_own_families_stay_what_they_are(layers: str, width: int, roles
     assert found is not None
     assert found.family == family
     assert "doesn't run" not in found.label
+
+
+def test_a_users_view(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """`models` and `inspect` name it; the server's page does, where the file lies among the models."""
+    from gouache.serve.models.facts import _facts
+
+    monkeypatch.setenv("GOUACHE_MODELS", str(tmp_path))
+    (tmp_path / "loras").mkdir()
+    tensors = {
+        "transformer.single_transformer_blocks.1.attn.to_q.lora_A.weight": torch.ones(4, 8),
+        "transformer.single_transformer_blocks.1.attn.to_q.lora_B.weight": torch.ones(8, 4),
+    }
+    path = tmp_path / "loras" / "film.safetensors"
+    save_file(tensors, path)
+    listed = json.loads(CliRunner().invoke(app, ["models", "--json"]).stdout)
+    assert [(one["kind"], one["family"]) for one in listed["adapters"]] == [("lora", "flux")]
+    told = CliRunner().invoke(app, ["inspect", "film"])
+    assert "lora of flux, which gouache doesn't run" in told.stdout
+    assert _facts(path, 0).family == "flux, which gouache doesn't run"

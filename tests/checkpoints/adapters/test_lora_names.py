@@ -137,6 +137,18 @@ SPELLINGS: dict[str, tuple[Name, Name, Name, tuple[str, str]]] = {
         lambda path: f"text_encoder_2.text_model.{path}",
         ("lora_A.default.weight", "lora_B.default.weight"),
     ),
+    "roles without weight": (
+        lambda path: f"unet.{path}",
+        lambda path: f"text_encoder.text_model.{path}",
+        lambda path: f"text_encoder_2.text_model.{path}",
+        ("lora_A", "lora_B"),
+    ),
+    "A1111's names in one word with kohya's prefix": (
+        lambda path: f"lora_unet_model_diffusion_model_{joined(compvis(path))}",
+        lambda path: f"te1_text_model_{joined(path)}",
+        lambda path: f"te2_text_model_{joined(path)}",
+        KOHYA,
+    ),
     "diffusers' attention processors": (
         lambda path: f"unet.{processor(path)}_lora",
         lambda path: f"text_encoder.text_model.{path}.lora_linear_layer",

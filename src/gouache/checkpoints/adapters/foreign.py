@@ -26,7 +26,7 @@ BASES = (
     (r"z[-_ ]?image", "z-image"),
     (r"hidream", "hidream"),
     (r"pixart", "pixart"),
-    (r"sana", "sana"),
+    (r"(?<![a-z])sana(?![a-z])", "sana"),
     (r"aura[-_ ]?flow", "auraflow"),
     (r"cascade|w(ue|u)rstchen", "stable-cascade"),
     (r"ltx", "ltx-video"),
@@ -34,18 +34,12 @@ BASES = (
     (r"kolors", "kolors"),
     (r"mochi", "mochi"),
     (r"omnigen", "omnigen"),
-    (r"anima", "anima"),
+    (r"(?<![a-z])anima(?![a-z])", "anima"),
     (r"cosmos", "cosmos"),
     (r"kandinsky", "kandinsky"),
     (r"stable-video|svd", "stable-video-diffusion"),
 )
-BASE_KEYS = (
-    "ss_base_model_version",
-    "modelspec.architecture",
-    "ss_network_module",
-    "base_model",
-    "base_model_name_or_path",
-)
+BASE_KEYS = ("ss_base_model_version", "modelspec.architecture", "ss_network_module")
 # A pattern that some tensor's name has -> the family.
 NAMES = (
     (r"motion_modules_", "animatediff"),

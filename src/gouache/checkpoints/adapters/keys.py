@@ -9,8 +9,8 @@ from gouache.checkpoints.formats.header import TensorInfo
 
 _ROLES = (
     # kohya; PEFT, with or without the adapter's name; diffusers in its times, oldest last
-    r"\.lora_(?P<kohya>down|up|mid)\.weight",
-    r"\.lora_(?P<peft>A|B)(?:\.\w+)?\.weight",
+    r"\.lora_(?P<kohya>down|up|mid)(?:\.weight)?",
+    r"\.lora_(?P<peft>A|B)(?:\.(?!bias\b)\w+)?(?:\.weight)?",
     r"[._]lora\.(?P<diffusers>down|up)\.weight",
     r"\.lora_linear_layer\.(?P<linear>down|up)\.weight",
     r"\.lora_(?P<up_bias>up|B(?:\.\w+)?)\.bias",

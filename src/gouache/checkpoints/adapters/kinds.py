@@ -129,7 +129,7 @@ def _lora(tensors: Tensors, metadata: Mapping[str, str]) -> Adapter | None:
     family = _lora_family(tensors, metadata)
     label = f"{kinds[0]}, {_naming(tensors)} names" if kinds else "LoRA, a list without names"
     strange = family not in (*FAMILY_OF_WIDTH.values(), "unknown")
-    return Adapter("lora", family, f"{label}, for {family}, which gouache doesn't run" if strange else label)
+    return Adapter("lora", family, f"{label}; for {family}, which gouache doesn't run" if strange else label)
 
 
 def _naming(tensors: Tensors) -> str:
