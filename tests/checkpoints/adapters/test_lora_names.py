@@ -18,9 +18,11 @@ from torch import Tensor
 
 from gouache.checkpoints.adapters.keys import lora_summary
 from gouache.checkpoints.adapters.kinds import find_adapter
+from gouache.checkpoints.adapters.layer_names import LayerNames
 from gouache.checkpoints.adapters.lora import Lora, read_lora
 from gouache.checkpoints.formats.header import open_header
 from gouache.errors import IncompatibleCheckpoint
+from gouache.models.unet import UNet
 
 if TYPE_CHECKING:
     from tests.checkpoints.adapters.conftest import Layers
@@ -313,6 +315,22 @@ def test_another_family_is_the_reason_where_it_is(layers: Layers, tmp_path: Path
     save_file(tensors | {"lora_unet_x.alpha": torch.ones(())}, path)
     with pytest.raises(IncompatibleCheckpoint, match=r"a LoRA of sdxl.* expected a LoRA of sd1.* another family"):
         read_lora(path, layers.names, "sd1")
+
+
+def test_the_first_convolution_of_a_model_with_more_channels(layers: Layers, tmp_path: Path) -> None:
+    """A plain model's LoRA in an inpainting model: the latents' channels change, those of mask and picture stay."""
+    wide = UNet(layers.unet.config.model_copy(update={"draft_channels": 5}))
+    names = LayerNames(wide, layers.text)
+    down, up = halves((16, 4, 3, 3), torch.Generator().manual_seed(1))
+    path = tmp_path / "film.safetensors"
+    save_file({"lora_unet_conv_in.lora_down.weight": down, "lora_unet_conv_in.lora_up.weight": up}, path)
+    lora = read_lora(path, names, "sdxl")
+    (change,) = lora.changes.values()
+    weight = wide.conv_in.weight.detach()
+    wanted = torch.zeros(16, 9, 3, 3)
+    wanted[:, :4] = (up.flatten(1) @ down.flatten(1)).reshape(16, 4, 3, 3)
+    assert torch.allclose(change.difference(weight), wanted, atol=1e-5)
+    assert "applied to the first 4 channels" in lora.notes[0]
 
 
 class TestCloneofsimo:

@@ -244,6 +244,35 @@ class Replaced:
         return f"parameter {list(self.tensor.shape)}"
 
 
+@dataclass(frozen=True, slots=True)
+class FirstInputs:
+    """A change of a layer's first inputs only.
+
+    That of a plain model's first convolution in one that takes more channels (inpainting, depth), as A1111 widens it.
+
+    Attributes:
+        inner: what it does to a weight of so many inputs.
+        inputs: how many.
+    """
+
+    inner: LayerDelta
+    inputs: int
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """See `LayerDelta.fits`."""
+        return len(shape) > 1 and shape[1] > self.inputs and self.inner.fits((shape[0], self.inputs, *shape[2:]))
+
+    def difference(self, weight: Tensor) -> Tensor:
+        """See `LayerDelta.difference`."""
+        changed = torch.zeros_like(weight, dtype=torch.float32)
+        changed[:, : self.inputs] = self.inner.difference(weight[:, : self.inputs])
+        return changed
+
+    def description(self) -> str:
+        """See `LayerDelta.description`."""
+        return f"{self.inner.description()} of the first {self.inputs} inputs"
+
+
 def _whole(factor: Tensor | Factors) -> Tensor:
     return factor.float() if isinstance(factor, Tensor) else factor.product()
 

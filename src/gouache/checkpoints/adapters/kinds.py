@@ -133,10 +133,9 @@ def _lora(tensors: Tensors, metadata: Mapping[str, str]) -> Adapter | None:
 
 
 def _naming(tensors: Tensors) -> str:
-    for prefixes, naming in NAMINGS:
-        if any(name.startswith(prefixes) for name in tensors):
-            return naming
-    return "diffusers"
+    counts = {naming: sum(name.startswith(prefixes) for name in tensors) for prefixes, naming in NAMINGS}
+    most = max(counts, key=lambda naming: counts[naming])
+    return most if counts[most] else "diffusers"
 
 
 def _is_list(tensors: Tensors) -> bool:

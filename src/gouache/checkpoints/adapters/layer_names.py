@@ -104,10 +104,12 @@ class LayerNames:
 
     Attributes:
         shapes: of every parameter that can be changed. A layer without a bias can be given one.
+        latent_channels: how many of the first convolution's inputs a plain model has too.
     """
 
     def __init__(self, unet: UNet, text: TextStack) -> None:
         self.shapes: dict[LoraLayer, tuple[int, ...]] = {}
+        self.latent_channels = unet.config.in_channels
         self._unet = dict(self._unet_paths(unet))
         self._encoders: list[tuple[tuple[str, ...], Mapping[str, LoraLayer]]] = []
         encoders = list(text.encoders)

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gouache.checkpoints.adapters.deltas import LayerDelta
+from gouache.checkpoints.adapters.deltas import FirstInputs, LayerDelta
 from gouache.checkpoints.adapters.embedding import Embedding, bundled_embeddings
 from gouache.checkpoints.adapters.forms import WHOLE, changes_of, is_whole, rank_of
 from gouache.checkpoints.adapters.keys import LIST, is_bundled, split_key
 from gouache.checkpoints.adapters.kinds import LORA_KINDS, find_adapter
-from gouache.checkpoints.adapters.layer_names import TEXT, UNET, LayerNames, LoraLayer
+from gouache.checkpoints.adapters.layer_names import TEXT, UNET, WEIGHT, LayerNames, LoraLayer
 from gouache.checkpoints.adapters.peft_config import LayerSettings, PeftSettings
 from gouache.checkpoints.formats.header import Header, few, open_source
 from gouache.checkpoints.formats.safetensors import WeightSource
@@ -28,6 +28,7 @@ from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint
 from gouache.models.family import FAMILIES, UNKNOWN
 
 SHOWN = 5
+FIRST_CONVOLUTION = LoraLayer(UNET, 0, "conv_in")
 NO_LAYER = "match no layer of this model"
 HALF = "are only half of a change"
 SHAPE = "have another shape than their layers"
@@ -61,10 +62,12 @@ class _Matching:
     Attributes:
         changes: by parameter.
         left_out: for each reason the tensors, with what is wrong about them.
+        notes: what was done beyond that.
     """
 
     changes: dict[LoraLayer, LayerDelta] = field(default_factory=dict)
     left_out: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
     def leave(self, reason: str, names: Sequence[str]) -> None:
         self.left_out.setdefault(reason, []).extend(names)
@@ -162,6 +165,13 @@ def _keep(
             else:
                 found.changes |= placed
             return
+    first = FirstInputs(changes[WEIGHT], names.latent_channels) if WEIGHT in changes else None
+    if first and layers[0] == FIRST_CONVOLUTION and first.fits(names.shapes[FIRST_CONVOLUTION]):
+        found.notes.append(
+            f"{tensors[0]} was applied to the first {first.inputs} channels, the others stay as they are"
+        )
+        _keep({**changes, WEIGHT: first}, layers, tensors, names, found)
+        return
     shape = list(names.shapes[layers[0]])
     described = " and ".join(change.description() for change in changes.values())
     found.leave(SHAPE, [f"{tensors[0]} ({described} for a weight of {shape})", *tensors[1:]])
@@ -242,6 +252,7 @@ def _refuse(header: Header, found: _Matching, family: str, embeddings: Mapping[s
 
 def _notes(header: Header, found: _Matching) -> Iterator[str]:
     total = len(header.tensors)
+    yield from (f"LoRA {header.path.stem!r}: {note}" for note in found.notes)
     for reason, names in found.left_out.items():
         matched = len({(layer.part, layer.index, layer.name) for layer in found.changes})
         yield (

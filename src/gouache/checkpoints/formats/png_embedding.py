@@ -29,6 +29,7 @@ TENSOR = "TORCHTENSOR"
 MAX_BYTES = 64 << 20
 MAX_PIXELS = 1 << 26
 MAX_NUMBERS = 1 << 20
+MAX_HALVES = 1 << 23
 
 
 class PngEmbedding:
@@ -161,11 +162,11 @@ def from_pixels(path: Path) -> bytes | None:
     black = np.flatnonzero(low.sum(axis=(0, 2), dtype=np.int64) == 0)
     if len(black) < 2 or black[0] == 0 or black[-1] == low.shape[1] - 1:
         return None
-    left, right = _unmasked(low[:, : black[0]]), _unmasked(low[:, black[-1] + 1 :])
-    if left.shape != right.shape:
+    left, right = low[:, : black[0]], low[:, black[-1] + 1 :]
+    if left.shape != right.shape or left.size > MAX_HALVES:
         return None
     try:
-        return zlib.decompressobj().decompress((right << 4 | left).tobytes(), MAX_BYTES)
+        return zlib.decompressobj().decompress((_unmasked(right) << 4 | _unmasked(left)).tobytes(), MAX_BYTES)
     except zlib.error:
         return None
 
@@ -185,10 +186,14 @@ def _unmasked(block: np.ndarray) -> np.ndarray:
     """Takes the pseudo-random numbers off: x <- (1664525 x + 1013904223) mod 2^32 from 0, and of each x mod 255."""
     import numpy as np
 
-    numbers = np.empty(block.size, np.uint8)
-    state = 0
-    for k in range(block.size):
-        state = (state * 1664525 + 1013904223) & 0xFFFFFFFF
-        numbers[k] = state % 255
+    multiplier, increment = 1664525, 1013904223
+    states = np.array([increment], np.uint64)
+    while len(states) < block.size:  # twice as many: as far behind each as there are
+        states = np.concatenate(
+            [states, (states * np.uint64(multiplier) + np.uint64(increment)) & np.uint64(0xFFFFFFFF)]
+        )
+        increment = increment * (multiplier + 1) & 0xFFFFFFFF
+        multiplier = multiplier * multiplier & 0xFFFFFFFF
+    numbers = (states[: block.size] % np.uint64(255)).astype(np.uint8)
     plain: np.ndarray = np.bitwise_xor(block, numbers.reshape(block.shape) & 0x0F)
     return plain
