@@ -323,6 +323,8 @@ def test_which_files_are_chosen() -> None:
         "v1-5-pruned.safetensors"
     ]
     assert choose(["only.ckpt", "run.py"]) == ["only.ckpt"]
+    peft = ["adapter_config.json", "adapter_model.safetensors"]
+    assert choose(["README.md", *peft, "x.py"]) == peft
     assert choose(["model.json", "unet.safetensors", "vae.safetensors", "vocab.txt", "x.py"]) == [
         "model.json",
         "vocab.txt",

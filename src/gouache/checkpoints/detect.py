@@ -117,7 +117,7 @@ class Identity:
     Attributes:
         kind: ``"model"`` (can paint), one network alone (``"unet"``, ``"vae"``, ``"text-encoder"``), or an adapter
             (``"lora"``, ``"textual-inversion"``, ``"controlnet"``, ``"t2i-adapter"``).
-        family: name of one of `models.family.FAMILIES`.
+        family: name of one of `models.family.FAMILIES`; of an adapter, also one that gouache doesn't run.
         layout: how it lies on the disk.
         variant: what its U-Net is for; ``"base"`` is text to image.
         label: a few words more, for people.

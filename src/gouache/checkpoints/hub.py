@@ -229,7 +229,8 @@ def choose_files(names: Iterable[str], variant: str | None = None) -> list[str]:
             chosen += _best_weights(inside, variant)
         return chosen
     top = [name for name in names if "/" not in name]
-    texts = [name for name in top if name in ("config.json", "model.json", "vocab.txt", "modelspec.json")]
+    known = ("config.json", "model.json", "vocab.txt", "modelspec.json", "adapter_config.json")
+    texts = [name for name in top if name in known]
     if "model.json" in top:
         return texts + [name for name in top if name.endswith(".safetensors")]
     weights = _best_weights(top, variant) or _one_of(top, ".safetensors") or _one_of(top, ".ckpt")

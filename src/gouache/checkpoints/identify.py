@@ -11,6 +11,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from gouache.checkpoints import detect
+from gouache.checkpoints.adapters import peft_config
 from gouache.checkpoints.detect import CONFIG_KEY, Identity, Part
 from gouache.checkpoints.diffusers import folder as folders
 from gouache.checkpoints.formats.header import Header, dequantised_header, open_header, read_header
@@ -123,6 +124,9 @@ def _identify_folder(path: Path, variant: str | None) -> Identity:
         return _own_folder(path, own)
     if folders.is_diffusers_folder(path):
         return folders.identify_diffusers(path, variant=variant)
+    adapter_weights = peft_config.weights_of(path)
+    if adapter_weights is not None:
+        return identify(adapter_weights)
     adapter = folders.lone_adapter(path, variant=variant)
     if adapter is not None:
         return Identity(adapter.kind, adapter.family, "network", label=adapter.label)

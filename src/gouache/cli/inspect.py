@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gouache.models.family import UNKNOWN, family_named
+from gouache.models.family import UNKNOWN, family_label
 
 if TYPE_CHECKING:
     from gouache.checkpoints.detect import Identity
@@ -98,11 +98,16 @@ def describe(path: Path, identity: Identity) -> dict[str, Any]:
 
 
 def _changes(path: Path, identity: Identity) -> str:
-    """What a LoRA changes; empty for anything else."""
+    """What a LoRA changes, and what PEFT says beside it; empty for anything else."""
     from gouache.checkpoints.adapters.keys import lora_summary
+    from gouache.checkpoints.adapters.peft_config import PeftSettings, weights_of
     from gouache.checkpoints.formats.header import open_header
 
-    return lora_summary(open_header(path).tensors) if identity.kind == "lora" and path.is_file() else ""
+    file = weights_of(path) if path.is_dir() else path
+    if identity.kind != "lora" or file is None:
+        return ""
+    header = open_header(file)
+    return "; ".join((lora_summary(header.tensors), *PeftSettings.of(header).notes))
 
 
 def _metadata(path: Path, identity: Identity) -> dict[str, str]:
@@ -155,7 +160,7 @@ def _print(found: Mapping[str, Any]) -> None:
 
 
 def _what(found: Mapping[str, Any]) -> str:
-    family = family_named(found["family"]).label
+    family = family_label(found["family"])
     variant = "" if found["variant"] == "base" else f", {found['variant']}"
     label = f" ({found['label']})" if found["label"] else ""
     return (

@@ -152,6 +152,11 @@ UNKNOWN = Family(name="unknown", label="family not told by the tensors", preview
 FAMILIES: Mapping[str, Family] = {family.name: family for family in (SD1, SD2, SDXL, SDXL_REFINER, POCKET, UNKNOWN)}
 
 
+def family_label(name: str) -> str:
+    """A family in words; one of another program's by the name that an adapter of it goes by."""
+    return FAMILIES[name].label if name in FAMILIES else f"{name}, which gouache doesn't run"
+
+
 def family_named(name: str, where: str = "family") -> Family:
     """The family of this name.
 

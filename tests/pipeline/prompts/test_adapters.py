@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -335,25 +336,56 @@ def broken(kind: str, pair: Pair) -> dict[str, Tensor]:
 @pytest.mark.parametrize(
     ("kind", "told"),
     [
-        ("unmatched", "1 of .* match no layer: lora_unet_nowhere_to_q.lora_up.weight"),
-        ("half", "only half"),
-        ("shape", "another shape"),
-        ("dora", "5 magnitudes"),
-        ("oft", "an? OFT adapter"),
-        ("glora", "a GLoRA adapter"),
-        ("difference", "a full difference adapter"),
-        ("other words", "hello"),
-        ("twice", "two tensors for one place"),
+        ("oft", r"OFT \[4, 3, 3\] for a weight of"),
+        ("glora", "a GLoRA adapter of which nothing fits.* half of a change"),
+        ("difference", r"difference \[4, 3\] for a weight of"),
+        ("other words", "match no layer of this model: hello"),
         ("nan", "NaN"),
-        ("alpha", "bad alpha"),
     ],
 )
 def test_a_file_that_does_not_fit_is_refused_by_name(clean: Twins, tmp_path: Path, kind: str, told: str) -> None:
     pair = clean.of("sd1")
     folder_with(tmp_path, "bad", broken(kind, pair))
     use_folder(pair.ours, tmp_path)
-    with pytest.raises((IncompatibleCheckpoint, CorruptCheckpoint), match=told):
+    with pytest.raises((IncompatibleCheckpoint, CorruptCheckpoint), match=told) as caught:
         pair.ours.run(Request(prompt="a cat <lora:bad>"))
+    assert "another family" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("kind", "told", "changed"),
+    [
+        ("unmatched", "1 of .* match no layer of this model: lora_unet_nowhere_to_q.lora_up.weight", True),
+        ("half", "2 of .* half of a change", False),
+        ("shape", r"another shape than their layers: .*LoRA \[5, 3\]", False),
+        ("dora", "5 magnitudes", False),
+        ("twice", "1 of .* half of a change: unet.*lora_B|second time", True),
+        ("alpha", "bad alpha", False),
+    ],
+)
+def test_one_stray_tensor_does_not_refuse_the_others(
+    clean: Twins, tmp_path: Path, kind: str, told: str, changed: bool
+) -> None:
+    """What fits is applied as without the stray one, which a note in the recipe names."""
+    pair = clean.of("sd1")
+    good = kohya(pair, unet=("to_q",))
+    folder_with(tmp_path, "good", good)
+    folder_with(tmp_path, "stray", broken(kind, pair))
+    use_folder(pair.ours, tmp_path)
+    plain = pair.ours.bundle.unet.state_dict()
+    wanted, applied = (pair.ours.adapters.apply(Request(prompt=f"<lora:{name}>")) for name in ("good", "stray"))
+    first, second = wanted.bundle.unet.state_dict(), applied.bundle.unet.state_dict()
+    other = [name for name in first if not torch.equal(first[name], second[name])]
+    assert len(other) == (0 if changed else 1)
+    assert all(torch.equal(second[name], plain[name]) for name in other), "the stray one's layer is left as it is"
+    assert sum(not torch.equal(plain[name], second[name]) for name in plain) == len(
+        layers_of(pair.theirs.unet, "to_q")
+    ) - len(other)
+    (note,) = applied.notes
+    assert re.search(told, note)
+    painted = pair.ours.paint(Request(prompt="a <lora:stray>", seed=1, num_inference_steps=1))[0]
+    assert note in painted.recipe.notes
+    assert wanted.notes == ()
 
 
 def test_a_lora_of_another_family_is_refused(clean: Twins, tmp_path: Path) -> None:

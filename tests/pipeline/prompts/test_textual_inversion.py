@@ -118,7 +118,7 @@ def test_bad_inversions_are_refused(tiny: ModelBundle, tmp_path: Path) -> None:
     pipeline = Pipeline(tiny)
     folder = tmp_path / "embeddings"
     for name, tensors in {
-        "many": {"a": torch.ones(2, 32), "b": torch.ones(2, 32)},
+        "widths": {"a": torch.ones(2, 32), "b": torch.ones(2, 24)},
         "cube": {"emb_params": torch.ones(2, 2, 32)},
         "lengths": {"clip_l": torch.ones(2, 32), "clip_g": torch.ones(3, 24)},
         "nan": {"emb_params": torch.full((1, 32), float("inf"))},

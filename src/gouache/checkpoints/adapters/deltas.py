@@ -8,7 +8,6 @@ a core with the kernel between two matrices over channels.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -65,7 +64,7 @@ class LowRank:
             if core[:2] != (self.rank, self.rank) or set(kernel) - {1}:
                 return False
             kernel = core[2:]
-        return _same_layer((out, inside, *kernel), shape)
+        return same_layer((out, inside, *kernel), shape)
 
     def difference(self, weight: Tensor) -> Tensor:
         """See `LayerDelta.difference`."""
@@ -121,7 +120,7 @@ class Hadamard:
 
     def fits(self, shape: tuple[int, ...]) -> bool:
         """See `LayerDelta.fits`."""
-        return self.first.shape == self.second.shape and _same_layer(self.first.shape, shape)
+        return self.first.shape == self.second.shape and same_layer(self.first.shape, shape)
 
     def difference(self, weight: Tensor) -> Tensor:
         """See `LayerDelta.difference`."""
@@ -151,7 +150,7 @@ class Kronecker:
         left, right = tuple(self.first.shape), tuple(self.second.shape)
         if len(left) != 2 or len(right) not in (2, 4):
             return False
-        return _same_layer((left[0] * right[0], left[1] * right[1], *right[2:]), shape)
+        return same_layer((left[0] * right[0], left[1] * right[1], *right[2:]), shape)
 
     def difference(self, weight: Tensor) -> Tensor:
         """See `LayerDelta.difference`."""
@@ -197,11 +196,88 @@ class Decomposed:
         return f"{self.inner.description()} and {self.magnitude.numel()} magnitudes"
 
 
+@dataclass(frozen=True, slots=True)
+class Added:
+    """A difference as it is: LyCORIS's full matrices, norms and biases.
+
+    Attributes:
+        tensor: of the parameter's shape.
+        scale: factor on it.
+    """
+
+    tensor: Tensor
+    scale: float = 1.0
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """See `LayerDelta.fits`."""
+        return tuple(self.tensor.shape) == shape or same_layer(tuple(self.tensor.shape), shape)
+
+    def difference(self, weight: Tensor) -> Tensor:
+        """See `LayerDelta.difference`."""
+        return self.tensor.float().reshape(weight.shape) * self.scale
+
+    def description(self) -> str:
+        """See `LayerDelta.description`."""
+        return f"difference {list(self.tensor.shape)}"
+
+
+@dataclass(frozen=True, slots=True)
+class Replaced:
+    """A parameter that was trained as a whole, as PEFT's ``modules_to_save``.
+
+    Attributes:
+        tensor: of the parameter's shape.
+    """
+
+    tensor: Tensor
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """See `LayerDelta.fits`."""
+        return tuple(self.tensor.shape) == shape
+
+    def difference(self, weight: Tensor) -> Tensor:
+        """See `LayerDelta.difference`."""
+        return self.tensor.float().to(weight.device) - weight.float()
+
+    def description(self) -> str:
+        """See `LayerDelta.description`."""
+        return f"parameter {list(self.tensor.shape)}"
+
+
+@dataclass(frozen=True, slots=True)
+class FirstInputs:
+    """A change of a layer's first inputs only.
+
+    That of a plain model's first convolution in one that takes more channels (inpainting, depth), as A1111 widens it.
+
+    Attributes:
+        inner: what it does to a weight of so many inputs.
+        inputs: how many.
+    """
+
+    inner: LayerDelta
+    inputs: int
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """See `LayerDelta.fits`."""
+        return len(shape) > 1 and shape[1] > self.inputs and self.inner.fits((shape[0], self.inputs, *shape[2:]))
+
+    def difference(self, weight: Tensor) -> Tensor:
+        """See `LayerDelta.difference`."""
+        changed = torch.zeros_like(weight, dtype=torch.float32)
+        changed[:, : self.inputs] = self.inner.difference(weight[:, : self.inputs])
+        return changed
+
+    def description(self) -> str:
+        """See `LayerDelta.description`."""
+        return f"{self.inner.description()} of the first {self.inputs} inputs"
+
+
 def _whole(factor: Tensor | Factors) -> Tensor:
     return factor.float() if isinstance(factor, Tensor) else factor.product()
 
 
-def _same_layer(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
+def same_layer(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     """A matrix over channels and kernel may stand for a convolution; a 1x1 convolution and a linear layer are one."""
     if len(found) < 2 or found[0] != wanted[0]:
         return False
@@ -209,55 +285,3 @@ def _same_layer(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     if found[1] == wanted[1]:
         return kernel == wanted_kernel or not (set(kernel) | set(wanted_kernel)) - {1}
     return not kernel and found[1] == math.prod(wanted[1:])
-
-
-# Every set of roles that make a change; those in the second set may be missing.
-FORMS: tuple[tuple[frozenset[str], frozenset[str]], ...] = (
-    (frozenset({"down", "up"}), frozenset({"mid"})),
-    (frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"}), frozenset()),
-    (frozenset({"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b", "hada_t1", "hada_t2"}), frozenset()),
-    (frozenset({"lokr_w1", "lokr_w2"}), frozenset()),
-    (frozenset({"lokr_w1_a", "lokr_w1_b", "lokr_w2"}), frozenset()),
-    (frozenset({"lokr_w1", "lokr_w2_a", "lokr_w2_b"}), frozenset({"lokr_t2"})),
-    (frozenset({"lokr_w1_a", "lokr_w1_b", "lokr_w2_a", "lokr_w2_b"}), frozenset({"lokr_t2"})),
-)
-BESIDE = frozenset({"alpha", "dora_scale", "magnitude"})
-"""Roles that may stand beside every form; the last two are one thing in two programs."""
-
-
-def is_whole(roles: frozenset[str]) -> bool:
-    """Whether a layer's tensors make one change, no more and no less."""
-    own = roles - BESIDE
-    return not {"dora_scale", "magnitude"} <= roles and any(must <= own and not own - must - may for must, may in FORMS)
-
-
-def rank_of(parts: Mapping[str, Tensor]) -> int:
-    """What a layer's alpha is divided by; 0 for a LoKr whose factors are whole, which has no such scale."""
-    for role in ("down", "lokr_w2_b", "lokr_w1_b", "hada_w1_b"):
-        if role in parts and parts[role].ndim:
-            return int(parts[role].shape[0])
-    return 0
-
-
-def change_of(parts: Mapping[str, Tensor], scale: float) -> LayerDelta:
-    """The change that a layer's tensors make; their roles have to be whole, see `is_whole`."""
-    if "down" in parts:
-        inner: LayerDelta = LowRank(parts["down"], parts["up"], parts.get("mid"), scale)
-    elif "hada_w1_a" in parts:
-        halves = [Factors(parts[f"hada_w{k}_a"], parts[f"hada_w{k}_b"], parts.get(f"hada_t{k}")) for k in (1, 2)]
-        inner = Hadamard(halves[0], halves[1], scale)
-    else:
-        inner = Kronecker(_kronecker_factor(parts, 1), _kronecker_factor(parts, 2), scale)
-    if "magnitude" in parts:
-        return Decomposed(inner, parts["magnitude"], by_output=True)
-    if "dora_scale" in parts:
-        # kohya's and LyCORIS's name; one row of numbers along the inputs, or one column along the outputs.
-        return Decomposed(inner, parts["dora_scale"], by_output=parts["dora_scale"].shape[:1] != (1,))
-    return inner
-
-
-def _kronecker_factor(parts: Mapping[str, Tensor], number: int) -> Tensor | Factors:
-    whole = parts.get(f"lokr_w{number}")
-    if whole is not None:
-        return whole
-    return Factors(parts[f"lokr_w{number}_a"], parts[f"lokr_w{number}_b"], parts.get(f"lokr_t{number}"))

@@ -1,21 +1,23 @@
 """Reads textual inversions (Gal et al. 2022, arXiv:2208.01618): vectors that stand for a new word of a text encoder.
 
-Layouts: A1111's ``string_to_param`` (a torch file, or safetensors), kohya's ``emb_params``, diffusers' one tensor under
-its token, and SDXL's ``clip_l`` and ``clip_g``. Torch files are read without unpickling.
+`embedding_names` knows the layouts. Torch files are read without unpickling, PNG files by `formats.png_embedding`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from gouache.checkpoints.formats.header import open_source
+from gouache.checkpoints.adapters.embedding_names import FIRST, SECOND, bundled_names, embedding_names
+from gouache.checkpoints.adapters.naming import folded
+from gouache.checkpoints.formats.header import few, open_source
+from gouache.checkpoints.formats.safetensors import WeightSource
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint
 
-BOTH = ("clip_l", "clip_g")
 EXPECTED = "one tensor [n, width], or clip_l and clip_g"
 MAX_VECTORS = 75
 
@@ -27,10 +29,12 @@ class Embedding:
     Attributes:
         path: the file.
         vectors: for each text encoder of the model n vectors. [n, width]
+        left_out: tensors of the file that aren't used.
     """
 
     path: Path
     vectors: tuple[Tensor, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def count(self) -> int:
@@ -43,24 +47,51 @@ class Embedding:
         return tuple(one.shape[1] for one in self.vectors)
 
 
-def read_embedding(path: Path) -> Embedding:
+def read_embedding(path: Path, word: str = "") -> Embedding:
     """Read a textual inversion.
 
+    Args:
+        path: .safetensors, a torch file, or a PNG with the vectors inside.
+        word: which of the file's words; one that is none of them, as the file's own name, stands for all in turn.
+
     Raises:
-        IncompatibleCheckpoint: it is none, or one with several words.
+        IncompatibleCheckpoint: it is none.
         CorruptCheckpoint, UnsafeCheckpoint: the file is damaged, holds NaN, or would have to be unpickled.
     """
     source = open_source(path)
-    names = list(source.header.tensors)
-    chosen = list(BOTH) if set(names) == set(BOTH) else names
-    if len(chosen) != 1 and chosen != list(BOTH):
+    names = embedding_names(source.header.tensors)
+    chosen = [slots for one, slots in names.words.items() if folded(one) == folded(word)]
+    if not names.words:
+        given = f"{len(names.left_out)} tensors of another kind: {few(names.left_out, 5)}"
+        raise IncompatibleCheckpoint(str(path), given=given, expected=EXPECTED)
+    parts = [_vectors_of(source, slots) for slots in chosen or names.words.values()]
+    if len({tuple(one.shape[1] for one in part) for part in parts}) != 1:
+        widths = [[one.shape[1] for one in part] for part in parts]
+        raise IncompatibleCheckpoint(str(path), given=f"words of widths {widths[:5]}", expected=EXPECTED)
+    vectors = tuple(torch.cat(slot) if len(slot) > 1 else slot[0] for slot in zip(*parts, strict=True))
+    if len(vectors[0]) > MAX_VECTORS:
         raise IncompatibleCheckpoint(
-            str(path), given=f"{len(names)} tensors: {', '.join(names[:5])}", expected=EXPECTED
+            str(path), given=f"{len(vectors[0])} vectors", expected=f"at most {MAX_VECTORS} vectors for a word"
         )
-    vectors = tuple(_vectors(source.read(name), path) for name in chosen)
+    return Embedding(path, vectors, names.left_out)
+
+
+def bundled_embeddings(source: WeightSource) -> dict[str, Embedding]:
+    """The textual inversions that lie in a LoRA's file, by word; errors as in `read_embedding`."""
+    header = source.header
+    return {
+        word: Embedding(header.path, _vectors_of(source, slots))
+        for word, slots in bundled_names(header.tensors, header.metadata).items()
+    }
+
+
+def _vectors_of(source: WeightSource, slots: Mapping[int, str]) -> tuple[Tensor, ...]:
+    path = source.header.path
+    order = [slot for slot in (FIRST, SECOND) if slot in slots]
+    vectors = tuple(_vectors(source.read(slots[slot]), path) for slot in order)
     if len({len(one) for one in vectors}) != 1:
         raise IncompatibleCheckpoint(str(path), given=f"{[len(one) for one in vectors]} vectors", expected=EXPECTED)
-    return Embedding(path, vectors)
+    return vectors
 
 
 def _vectors(tensor: Tensor, path: Path) -> Tensor:

@@ -9,19 +9,38 @@ from gouache.checkpoints.formats.header import TensorInfo
 
 _ROLES = (
     # kohya; PEFT, with or without the adapter's name; diffusers in its times, oldest last
-    r"\.lora_(?P<kohya>down|up|mid)\.weight",
-    r"\.lora_(?P<peft>A|B)(?:\.\w+)?\.weight",
+    r"\.lora_(?P<kohya>down|up|mid)(?:\.weight)?",
+    r"\.lora_(?P<peft>A|B)(?:\.(?!bias\b)\w+)?(?:\.weight)?",
     r"[._]lora\.(?P<diffusers>down|up)\.weight",
     r"\.lora_linear_layer\.(?P<linear>down|up)\.weight",
-    r"\.(?P<alpha>alpha)",
+    r"\.lora_(?P<up_bias>up|B(?:\.\w+)?)\.bias",
+    r"\.(?P<number>alpha|scale)",
     # LyCORIS and PEFT: LoHa, LoKr; DoRA by LyCORIS and by PEFT
-    r"\.(?P<lycoris>hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|dora_scale)",
+    r"\.(?P<lycoris>hada_(?:w[12]_[ab]|t[12])|lokr_(?:w[12](?:_[ab])?|t2)|dora_scale)(?:\.default)?",
     r"\.lora_(?P<magnitude>magnitude)_vector(?:\.\w+)?(?:\.weight)?",
+    # LyCORIS: GLoRA, differences, norms, IA3, OFT and BOFT
+    r"\.(?P<glora>[ab][12]|bm)\.weight",
+    r"\.(?P<plain>diff|diff_b|w_norm|b_norm|on_input|oft_blocks|oft_diag|rescale)",
+    # PEFT: IA3, OFT, BOFT
+    r"\.(?P<rotation>ia3_l|oft_R|boft_R|boft_s)(?:\.default)?(?:\.weight)?",
+    # cloneofsimo: numbered layers
+    r":(?P<numbered>up|down)",
+    # A tensor of the layer itself: the vector of LyCORIS's IA3, or what PEFT trained as a whole.
+    r"\.(?P<own>weight|bias)",
 )
 _KEY = re.compile(rf"(?P<base>.+?)(?:{'|'.join(_ROLES)})")
-RANKED = ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b")
+_GROUPS = ("diffusers", "linear", "lycoris", "magnitude", "glora", "plain", "rotation", "numbered", "number", "own")
+RANKED = ("down", "hada_w1_b", "lokr_w1_b", "lokr_w2_b", "a2")
 """Roles whose first axis is the rank."""
-TEXT_PREFIXES = ("lora_te", "text_encoder")
+CHANGING = (*RANKED, "lokr_w1", "diff", "w_norm", "oft_blocks", "oft_R", "boft_R", "ia3_l", "on_input")
+"""Roles of which a changed layer has at least one."""
+LIST = "list"
+"""What stands for the network where a file is one bare list: `list:3` is its fourth layer."""
+BUNDLED = "bundle_emb."
+"""Before the name of a textual inversion that lies in a LoRA's file (A1111, kohya, OneTrainer)."""
+CLONEOFSIMO_EMBEDDING = "<embed>"
+"""What cloneofsimo's trainer says in the metadata of such a one, under its name."""
+_TEXT = re.compile(r"text_model|text_encoder|resblocks|encoder[._]layers|(^|[._])(te[12]?|clip_[lgh])[._:]")
 _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 
@@ -31,12 +50,30 @@ def split_key(key: str) -> tuple[str, str] | None:
 
     >>> split_key("unet.mid.attn1.processor.to_out_lora.up.weight")
     ('unet.mid.attn1.to_out.0', 'up')
+    >>> split_key("7")
+    ('list:3', 'down')
     """
+    if key.isdecimal():  # cloneofsimo's list: up, down, up, down
+        return f"{LIST}:{int(key) // 2}", "down" if int(key) % 2 else "up"
     match = _KEY.fullmatch(key)
-    if match is None:
+    if match is None or key.startswith(BUNDLED):
         return None
-    role = match["kohya"] or {"A": "down", "B": "up"}.get(match["peft"]) or match["diffusers"] or match["linear"]
-    return _present(match["base"]), role or match["lycoris"] or match["magnitude"] or "alpha"
+    role = match["kohya"] or {"A": "down", "B": "up"}.get(match["peft"]) or ("up_bias" if match["up_bias"] else None)
+    return _present(match["base"]), role or next(match[group] for group in _GROUPS if match[group])
+
+
+def is_bundled(name: str, metadata: Mapping[str, str]) -> bool:
+    """Whether a tensor belongs to a textual inversion that lies in a LoRA's file."""
+    return name.startswith(BUNDLED) or metadata.get(name) == CLONEOFSIMO_EMBEDDING
+
+
+def is_text(spelling: str) -> bool:
+    """Whether a layer's spelling is a text encoder's.
+
+    >>> is_text("lora_te1_text_model_encoder_layers_0_mlp_fc1"), is_text("lora_unet_conv_in")
+    (True, False)
+    """
+    return _TEXT.search(spelling) is not None
 
 
 def _present(base: str) -> str:
@@ -61,8 +98,8 @@ def lora_summary(tensors: Mapping[str, TensorInfo]) -> str:
         layer, role = split_key(name) or ("", "")
         if role in RANKED and info.shape:
             ranks.add(info.shape[0])
-        if role in (*RANKED, "lokr_w1") and info.shape:
-            (text if layer.startswith(TEXT_PREFIXES) else unet).add(layer)
+        if role in CHANGING:
+            (text if is_text(layer) else unet).add(layer)
     parts = [_layers(len(unet), "the U-Net"), _layers(len(text), "the text encoders")]
     if not ranks:
         return " and ".join(part for part in parts if part)

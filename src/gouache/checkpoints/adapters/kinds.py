@@ -5,9 +5,13 @@ By tensor names and shapes only. Adapters are recognised and named here; who app
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gouache.checkpoints.adapters.embedding_names import inversion_of
+from gouache.checkpoints.adapters.foreign import foreign_family
+from gouache.checkpoints.adapters.keys import split_key
 from gouache.checkpoints.formats.header import TensorInfo
 
 Tensors = Mapping[str, TensorInfo]
@@ -18,8 +22,9 @@ LORA_KINDS = {
     "LoHa": (".hada_w1_a", ".hada_w1_b"),
     "LoKr": (".lokr_w1", ".lokr_w1_a"),
     "GLoRA": (".a1.weight", ".b1.weight"),
-    "OFT": (".oft_blocks", ".oft_diag"),
-    "IA3": (".on_input",),
+    "BOFT": (".boft_R", ".boft_R.weight"),
+    "OFT": (".oft_blocks", ".oft_diag", ".oft_R", ".oft_R.weight"),
+    "IA3": (".on_input", ".ia3_l"),
     "LoCon": (".lora_mid.weight",),
     "LoRA": (
         ".lora_down.weight",
@@ -31,10 +36,36 @@ LORA_KINDS = {
         ".lora.down.weight",
         ".lora.up.weight",
         ".lora_linear_layer.down.weight",
+        ":up",
     ),
     "full difference": (".diff", ".diff_b", ".w_norm"),
 }
-KOHYA_PREFIXES = ("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "oft_unet_", "lycoris_")
+NAMINGS = (
+    (("lora_unet_", "lora_te_", "lora_te1_", "lora_te2_", "oft_unet_"), "kohya"),
+    (("lycoris_",), "LyCORIS"),
+    (("diffusion_model.", "text_encoders."), "ComfyUI"),
+    (("clip_l.", "clip_g.", "unet.input_blocks.", "unet.output_blocks.", "unet.middle_block."), "OneTrainer"),
+    (("base_model.model.",), "PEFT"),
+    (("unet:", "text_encoder:"), "cloneofsimo"),
+)
+"""Whose names a file has, by what they start with; the others are diffusers'."""
+SECOND_ENCODER = ("lora_te2_", "text_encoder_2.", "clip_g.", "text_encoders.clip_g.", "lycoris_te2_", "te2_")
+CONTEXT_WIDE = (
+    "lora_down.weight",
+    "lora_A.weight",
+    "lora_A.default.weight",
+    "lora.down.weight",
+    "layer.down.weight",
+    "hada_w1_b",
+    "lokr_w2_b",
+    ".diff",
+    ".b2.weight",
+)
+"""Tensors whose last axis is as wide as what their layer takes in."""
+NUMBERED_DOWN = (":down", *"13579")
+DEEPER = re.compile(
+    r"(down_blocks|up_blocks|mid_block|input_blocks|output_blocks|middle_block).*transformer_blocks[._][1-9]\d*[._]"
+)
 FAMILY_OF_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
 """A U-Net's family by the width of its context."""
 
@@ -64,7 +95,8 @@ class Adapter:
 
     Attributes:
         kind: ``"lora"``, ``"textual-inversion"``, ``"controlnet"`` or ``"t2i-adapter"``.
-        family: of the model it belongs to: sd1, sd2, sdxl, sdxl-refiner, or "unknown".
+        family: of the model it belongs to: sd1, sd2, sdxl, sdxl-refiner, "unknown", or one that gouache doesn't run, as
+            "flux" (`foreign.foreign_family`).
         label: a few words for people, for example ``"LoHa, kohya names"``.
     """
 
@@ -89,11 +121,33 @@ def name_foreign(tensors: Tensors) -> str | None:
 def _lora(tensors: Tensors, metadata: Mapping[str, str]) -> Adapter | None:
     if "lora_controlnet" in tensors:
         return Adapter("controlnet", _family_of_keys(tensors), "control-LoRA")
-    for kind, suffixes in LORA_KINDS.items():
-        if any(name.endswith(suffixes) for name in tensors):
-            names = "kohya" if any(name.startswith(KOHYA_PREFIXES) for name in tensors) else "diffusers"
-            return Adapter("lora", _lora_family(tensors, metadata), f"{kind}, {names} names")
-    return None
+    kinds = [kind for kind, suffixes in LORA_KINDS.items() if any(name.endswith(suffixes) for name in tensors)]
+    if not kinds and any((split_key(name) or ("", ""))[1] in ("down", "up") for name in tensors if "lora" in name):
+        kinds = ["LoRA"]  # PEFT's names with a name of the adapter inside
+    if not kinds and not _is_list(tensors):
+        return None
+    family = _lora_family(tensors, metadata)
+    label = f"{kinds[0]}, {_naming(tensors)} names" if kinds else "LoRA, a list without names"
+    strange = family not in (*FAMILY_OF_WIDTH.values(), "unknown")
+    return Adapter("lora", family, f"{label}; for {family}, which gouache doesn't run" if strange else label)
+
+
+def _naming(tensors: Tensors) -> str:
+    counts = {naming: sum(name.startswith(prefixes) for name in tensors) for prefixes, naming in NAMINGS}
+    most = max(counts, key=lambda naming: counts[naming])
+    return most if counts[most] else "diffusers"
+
+
+def _is_list(tensors: Tensors) -> bool:
+    """cloneofsimo's torch file: one list of up, down, up, down."""
+    shapes = [info.shape for info in tensors.values()]
+    pairs = zip(shapes[::2], shapes[1::2], strict=False)
+    return (
+        len(shapes) > 1
+        and len(shapes) % 2 == 0
+        and all(name.isdecimal() for name in tensors)
+        and all(len(up) == len(down) >= 2 and up[1] == down[0] for up, down in pairs)
+    )
 
 
 def _lora_family(tensors: Tensors, metadata: Mapping[str, str]) -> str:
@@ -103,16 +157,20 @@ def _lora_family(tensors: Tensors, metadata: Mapping[str, str]) -> str:
         return "sdxl"
     if metadata.get("ss_v2") == "True" or "stable-diffusion-v2" in base:
         return "sd2"
-    if any(name.startswith(("lora_te2_", "text_encoder_2.")) for name in tensors):
+    foreign = foreign_family(tensors, metadata)
+    if foreign is not None:
+        return foreign
+    if any(name.startswith(SECOND_ENCODER) for name in tensors):
         return "sdxl"
     for name, info in tensors.items():
         attends = "attn2" in name and ("to_k" in name or "to_v" in name)
-        if attends and name.endswith(
-            ("lora_down.weight", "lora_A.weight", "lora.down.weight", "hada_w1_b", "lokr_w2_b")
-        ):
-            return FAMILY_OF_WIDTH.get(info.shape[-1] if info.shape else 0, "unknown")
+        if attends and name.endswith(CONTEXT_WIDE) and info.shape and info.shape[-1] in FAMILY_OF_WIDTH:
+            return FAMILY_OF_WIDTH[info.shape[-1]]
+    widths = [info.shape[-1] for name, info in tensors.items() if name.endswith(NUMBERED_DOWN) and info.shape]
+    if widths and 320 in widths:  # cloneofsimo's trainer knew SD 1.x and 2.x
+        return "sd2" if 1024 in widths else "sd1" if 768 in widths else "unknown"
     # Only SDXL puts more than one transformer block behind a residual block.
-    if any("transformer_blocks_1_" in name or "transformer_blocks.1." in name for name in tensors):
+    if any(DEEPER.search(name) for name in tensors):
         return "sdxl"
     return "sd1" if metadata.get("ss_v2") == "False" or base.startswith("sd_v1") else "unknown"
 
@@ -152,16 +210,5 @@ def _t2i(tensors: Tensors) -> Adapter | None:
 
 
 def _textual_inversion(tensors: Tensors) -> Adapter | None:
-    if not 1 <= len(tensors) < 10:
-        return None
-    if {"clip_l", "clip_g"} <= set(tensors):
-        return Adapter("textual-inversion", "sdxl", f"{tensors['clip_l'].shape[0]} vectors for each text encoder")
-    for name, info in tensors.items():
-        named = name == "emb_params" or name.startswith("string_to_param.")
-        alone = len(tensors) == 1 and len(info.shape) in (1, 2) and "." not in name
-        families = {768: "sd1", 1024: "sd2", 1280: "sdxl"}
-        if info.shape and (named or (alone and info.shape[-1] in families)):
-            count = info.shape[0] if len(info.shape) == 2 else 1
-            family = families.get(info.shape[-1], "unknown")
-            return Adapter("textual-inversion", family, f"{count} vector{'s' if count > 1 else ''}")
-    return None
+    found = inversion_of(tensors)
+    return None if found is None else Adapter("textual-inversion", *found)

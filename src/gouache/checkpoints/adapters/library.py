@@ -1,28 +1,49 @@
 """Adapters on the disk: LoRA files and textual inversions under the models folder. Headers only, and no torch.
 
 They are looked for in the folders ``adapters``, ``loras`` and ``embeddings`` (any case, also ``Lora``) of
-`hub.models_folder`, and in folders inside them. A prompt names them by their file's name without the suffix, or by the
-name that their trainer wrote into them; a name from a prompt is compared with that list and never becomes a path.
+`hub.models_folder`, and in folders inside them. A prompt names them by their file's name without the suffix (by their
+folder's, if the file has a name that every file of its program has, as PEFT's ``adapter_model``), or by the name that
+their trainer wrote into them; a name from a prompt is compared with that list and never becomes a path.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from unicodedata import normalize
 
 from gouache.checkpoints import hub
+from gouache.checkpoints.adapters.embedding_names import embedding_names
 from gouache.checkpoints.adapters.keys import lora_summary
 from gouache.checkpoints.adapters.kinds import find_adapter
 from gouache.checkpoints.adapters.naming import folded
 from gouache.checkpoints.formats.header import Header, open_header
+from gouache.checkpoints.formats.png_embedding import PngEmbedding
 from gouache.errors import GouacheError, InvalidInput, ModelNotFound, unknown_name
 
-SUFFIXES = (".safetensors", ".pt", ".bin", ".ckpt")
+PICTURE = ".png"
+SUFFIXES = (".safetensors", ".pt", ".pti", ".bin", ".ckpt", PICTURE)
 LORA, EMBEDDING = "lora", "textual-inversion"
 GENERIC_STEMS = ("learned_embeds", "embeddings")
 """Names that programs give every embedding; the token inside is its name then."""
+GENERIC_LORA_STEMS = (
+    "adapter_model",
+    "pytorch_lora_weights",
+    "pytorch_model",
+    "diffusion_pytorch_model",
+    "model",
+    "lora",
+    "lora_weight",
+    "lora_weights",
+)
+"""Names that programs give every LoRA; the folder it lies in is its name then."""
+PART_FOLDERS = ("unet", "text_encoder", "text_encoder_2", "transformer")
+"""Folders that are named for a part of the model, inside an adapter's own; the name has both then."""
+NAMELESS_FOLDERS = ("default", "lora", "adapter", "weights")
+NUMBERED_FOLDER = re.compile(r"(checkpoint|step|epoch)[-_]?\d+", re.IGNORECASE)
+"""Folders of an adapter's states while it was trained; its name has the number too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +92,7 @@ class AdapterFolder:
     """
 
     folder: Path | None = None
-    _known: dict[tuple[Path, int, int], AdapterFile] = field(default_factory=dict)
+    _known: dict[tuple[Path, int, int], AdapterFile | None] = field(default_factory=dict)
 
     def files(self) -> list[AdapterFile]:
         """Every LoRA and textual inversion, by name."""
@@ -152,34 +173,56 @@ class AdapterFolder:
                     status = path.stat()
                     key = (path, status.st_size, status.st_mtime_ns)
                     if key not in self._known:
-                        self._known[key] = _described(path, top.name.lower(), status.st_size)
-                    yield self._known[key]
+                        self._known[key] = _described(path, top, status.st_size)
+                    file = self._known[key]
+                    if file is not None:
+                        yield file
 
 
-def _described(path: Path, folder: str, size: int) -> AdapterFile:
-    """What a file is, by what it holds; where that doesn't tell, by the folder it lies in."""
-    by_folder = EMBEDDING if folder == "embeddings" else LORA
+def _described(path: Path, top: Path, size: int) -> AdapterFile | None:
+    """What a file is, by what it holds; where that doesn't tell, by the folder it lies in. None for a mere picture."""
+    by_folder = EMBEDDING if top.name.lower() == "embeddings" else LORA
     try:
-        header = open_header(path)
+        if path.suffix.lower() == PICTURE:
+            # Pictures lie beside many adapters to show what they do; pixels are only searched where embeddings belong.
+            header = PngEmbedding(path, pixels=by_folder == EMBEDDING and not path.stem.endswith(".preview")).header
+        else:
+            header = open_header(path)
     except GouacheError as error:
+        if path.suffix.lower() == PICTURE:
+            return None
         return AdapterFile(path.stem, (), by_folder, "unknown", f"unusable: {error.given}", path, size)
     adapter = find_adapter(header.tensors, header.metadata)
     kind = adapter.kind if adapter else by_folder
-    name, aliases = _names(path, header, kind)
+    name, aliases = _names(path, top, header, kind)
     family, label = (adapter.family, adapter.label) if adapter else ("unknown", "")
     label = ", ".join(part for part in (label, lora_summary(header.tensors) if kind == LORA else "") if part)
     return AdapterFile(name, aliases, kind, family, label, path, size)
 
 
-def _names(path: Path, header: Header, kind: str) -> tuple[str, tuple[str, ...]]:
-    recorded = header.metadata.get("ss_output_name", "") if kind == LORA else token_of(header)
-    if kind == EMBEDDING and recorded and path.stem.lower() in GENERIC_STEMS:
-        return recorded, ()
-    return path.stem, (recorded,) if recorded and recorded != path.stem else ()
+def _names(path: Path, top: Path, header: Header, kind: str) -> tuple[str, tuple[str, ...]]:
+    if kind == EMBEDDING:
+        tokens = tokens_of(header)
+        if len(tokens) == 1 and path.stem.lower() in GENERIC_STEMS:
+            return tokens[0], ()
+        return path.stem, tuple(token for token in tokens if token != path.stem)
+    name = _folder_name(path, top) if path.stem.lower() in GENERIC_LORA_STEMS else path.stem
+    recorded = header.metadata.get("ss_output_name", "") if kind == LORA else ""
+    return name, tuple(alias for alias in dict.fromkeys((recorded, path.stem)) if alias and alias != name)
 
 
-def token_of(header: Header) -> str:
-    """The token that a textual inversion in diffusers' layout was trained for; empty where the layout has none."""
-    names = list(header.tensors)
-    plain = len(names) == 1 and names[0] != "emb_params" and not names[0].startswith("string_to_param")
-    return names[0] if plain else ""
+def _folder_name(path: Path, top: Path) -> str:
+    """What a file is called by its folder, below the folder of all adapters; its stem where there is no such folder."""
+    folders = list(path.relative_to(top).parts[:-1])
+    part = ""
+    while len(folders) > 1 and (
+        folders[-1].lower() in (*PART_FOLDERS, *NAMELESS_FOLDERS) or NUMBERED_FOLDER.fullmatch(folders[-1])
+    ):
+        last = folders.pop()
+        part = part if last.lower() in NAMELESS_FOLDERS else f"-{last}{part}"
+    return f"{folders[-1]}{part}" if folders else path.stem
+
+
+def tokens_of(header: Header) -> tuple[str, ...]:
+    """The words of a textual inversion, where its layout has any."""
+    return tuple(word for word in embedding_names(header.tensors).words if word)

@@ -1,96 +1,41 @@
-"""Reads files of LoRA and its relatives: changes of a model's layers, matched strictly; `deltas` has the mathematics.
+"""Reads files of LoRA and its relatives: changes of a model's layers.
 
-What LoRA files call the layers of a model: one table from every spelling in use to our names.
+`layer_names` knows the names, `forms` the sets of tensors that make a change, `deltas` and `multiplied` the
+mathematics.
 
-kohya's trainer joins a module's path by underscores, which can't be undone ("a_b.c" and "a.b_c" look alike), so the
-table is made from the modules that the model has. SDXL's files by kohya have CompVis's paths (sgm), all others
-diffusers' paths; both are known for every family.
+What fits is applied, what doesn't is left out and told in a note. A file of which nothing fits is refused.
 """
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from gouache.checkpoints.adapters.deltas import LayerDelta, change_of, is_whole, rank_of
-from gouache.checkpoints.adapters.keys import split_key
-from gouache.checkpoints.adapters.kinds import LORA_KINDS
+from gouache.checkpoints.adapters.deltas import FirstInputs, LayerDelta
+from gouache.checkpoints.adapters.embedding import Embedding, bundled_embeddings
+from gouache.checkpoints.adapters.forms import WHOLE, changes_of, is_whole, rank_of
+from gouache.checkpoints.adapters.keys import LIST, is_bundled, split_key
+from gouache.checkpoints.adapters.kinds import LORA_KINDS, find_adapter
+from gouache.checkpoints.adapters.layer_names import TEXT, UNET, WEIGHT, LayerNames, LoraLayer
+from gouache.checkpoints.adapters.peft_config import LayerSettings, PeftSettings
 from gouache.checkpoints.formats.header import Header, few, open_source
 from gouache.checkpoints.formats.safetensors import WeightSource
-from gouache.checkpoints.keymaps import speller
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint
-from gouache.models.text_encoder import TextEncoder
-from gouache.models.text_stack import TextStack
-from gouache.models.unet import UNet
+from gouache.models.family import FAMILIES, UNKNOWN
 
-UNET, TEXT = "unet", "text"
-
-
-@dataclass(frozen=True, slots=True)
-class LoraLayer:
-    """One layer of a model that an adapter can change.
-
-    Attributes:
-        part: ``"unet"`` or ``"text"``.
-        index: which text encoder, from 0; 0 for the U-Net.
-        name: the layer inside its network, by our name.
-    """
-
-    part: str
-    index: int
-    name: str
-
-
-def layer_table(unet: UNet, text: TextStack) -> Mapping[str, LoraLayer]:
-    """Every spelling of every linear and convolution layer."""
-    table = dict(_unet_spellings(unet))
-    encoders = list(text.encoders)
-    for index, encoder in enumerate(encoders):
-        if isinstance(encoder, TextEncoder):
-            table |= dict(_text_spellings(encoder, index, alone=len(encoders) == 1))
-    return table
-
-
-def _unet_spellings(unet: UNet) -> Iterator[tuple[str, LoraLayer]]:
-    spell = speller(unet.config, "ldm")
-    for name in _layers(unet):
-        layer = LoraLayer(UNET, 0, name)
-        compvis = spell(f"{name}.weight").name.removesuffix(".weight")
-        for spelling in (name, f"unet.{name}", f"base_model.model.{name}"):
-            yield spelling, layer
-        for path in (name, compvis):
-            yield f"lora_unet_{_joined(path)}", layer
-
-
-def _text_spellings(encoder: TextEncoder, index: int, *, alone: bool) -> Iterator[tuple[str, LoraLayer]]:
-    kohya = ("lora_te", "lora_te1") if alone else (f"lora_te{index + 1}",)
-    diffusers = "text_encoder" if index == 0 else f"text_encoder_{index + 1}"
-    for name in _layers(encoder):
-        layer = LoraLayer(TEXT, index, name)
-        inside = name if name == "text_projection" else f"text_model.{name}"
-        yield f"{diffusers}.{inside}", layer
-        yield f"{diffusers}.{name}", layer
-        for prefix in kohya:
-            yield f"{prefix}_{_joined(inside)}", layer
-
-
-def _layers(network: nn.Module) -> list[str]:
-    return [name for name, module in network.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-
-
-def _joined(path: str) -> str:
-    return path.replace(".", "_")
-
-
-APPLIED = ("LoRA", "LoCon", "LoHa", "LoKr", "DoRA")
-DIFFUSERS_METADATA = "lora_adapter_metadata"
 SHOWN = 5
+FIRST_CONVOLUTION = LoraLayer(UNET, 0, "conv_in")
+NO_LAYER = "match no layer of this model"
+HALF = "are only half of a change"
+SHAPE = "have another shape than their layers"
+OWN = "are a layer's own, and no change of it"
+ORDER = "are numbered in no order that this model's layers have"
+TWICE = "change a layer a second time"
+NUMBER = "have a bad alpha or no elements"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,103 +45,167 @@ class Lora:
     Attributes:
         path: the file.
         changes: what it changes.
+        notes: what was left out of it, and what was taken from beside it.
+        embeddings: textual inversions that lie in it, by the word that each stands for.
     """
 
     path: Path
     changes: Mapping[LoraLayer, LayerDelta]
+    notes: tuple[str, ...] = ()
+    embeddings: Mapping[str, Embedding] = field(default_factory=dict)
 
 
 @dataclass(slots=True)
-class _Pieces:
-    """Tensor names of one layer by their role."""
+class _Matching:
+    """What was found for a file's tensors so far.
 
-    layer: LoraLayer
-    by_role: dict[str, str] = field(default_factory=dict)
+    Attributes:
+        changes: by parameter.
+        left_out: for each reason the tensors, with what is wrong about them.
+        notes: what was done beyond that.
+    """
+
+    changes: dict[LoraLayer, LayerDelta] = field(default_factory=dict)
+    left_out: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def leave(self, reason: str, names: Sequence[str]) -> None:
+        self.left_out.setdefault(reason, []).extend(names)
 
 
-def read_lora(path: Path, table: Mapping[str, LoraLayer], shapes: Mapping[LoraLayer, tuple[int, ...]]) -> Lora:
+def read_lora(path: Path, names: LayerNames, family: str) -> Lora:
     """Read a LoRA file for a model.
 
     Args:
         path: .safetensors, or a torch file that holds tensors only.
-        table: the model's layers by every spelling, see `adapters_names.layer_table`.
-        shapes: the shape of each layer's weight.
+        names: the model's layers.
+        family: the model's, for example ``"sdxl"``.
 
     Raises:
-        IncompatibleCheckpoint: another kind of adapter; a tensor that matches no layer, or doesn't fit it.
+        IncompatibleCheckpoint: no tensor of it fits the model, or not all of one that was trained for another family.
         CorruptCheckpoint, UnsafeCheckpoint: the file is damaged, holds NaN, or would have to be unpickled.
     """
     source = open_source(path)
-    _refuse_other_kinds(source.header)
-    pieces = _matched(source.header, table)
-    scaling = _Scaling.of(source.header)
-    changes = {layer: _change(source, spelling, one, scaling) for layer, (spelling, one) in pieces.items()}
-    wrong = [
-        f"{pieces[layer][0]}: {change.description()} for a weight of {list(shapes[layer])}"
-        for layer, change in changes.items()
-        if not change.fits(shapes[layer])
-    ]
-    if wrong:
-        raise IncompatibleCheckpoint(
-            str(path),
-            given=f"{len(wrong)} changes of another shape: {few(wrong, SHOWN)}",
-            expected="a LoRA of this model",
-            cure="It was trained for a model of another family or size.",
-        )
-    return Lora(path, changes)
+    settings = PeftSettings.of(source.header)
+    groups, strangers = _by_spelling(source.header)
+    found = _Matching()
+    if strangers:
+        found.leave(NO_LAYER, strangers)
+    if any(":" in spelling for spelling in groups):
+        _match_numbered(source, groups, names, found)
+    else:
+        for spelling, roles in groups.items():
+            _match(source, spelling, roles, names, settings, found)
+    embeddings = bundled_embeddings(source)
+    _refuse(source.header, found, family, embeddings)
+    return Lora(path, found.changes, (*settings.notes, *_notes(source.header, found)), embeddings)
 
 
-def _refuse_other_kinds(header: Header) -> None:
-    for kind, suffixes in LORA_KINDS.items():
-        found = next((name for name in header.tensors if name.endswith(suffixes)), None)
-        if kind not in APPLIED and found is not None:
-            raise IncompatibleCheckpoint(
-                str(header.path),
-                given=f"a {kind} adapter ({found})",
-                expected=f"one of {', '.join(APPLIED)}",
-                cure="Merge it into the checkpoint with the program that trained it.",
-            )
-
-
-def _matched(header: Header, table: Mapping[str, LoraLayer]) -> dict[LoraLayer, tuple[str, _Pieces]]:
-    """Every tensor under its layer; nothing is left over, nothing is there twice."""
-    pieces: dict[LoraLayer, tuple[str, _Pieces]] = {}
-    unmatched: list[str] = []
+def _by_spelling(header: Header) -> tuple[dict[str, dict[str, str]], list[str]]:
+    """Tensor names by the spelling of their layer and by their role; names that are no adapter's."""
+    groups: dict[str, dict[str, str]] = {}
+    strangers = []
     for name in header.tensors:
         split = split_key(name)
-        layer = None if split is None else table.get(split[0])
-        if split is None or layer is None:
-            unmatched.append(name)
-            continue
-        spelling, found = pieces.setdefault(layer, (split[0], _Pieces(layer)))
-        if split[1] in found.by_role or spelling != split[0]:
-            raise _bad(header, f"two tensors for one place: {name} and {found.by_role.get(split[1], spelling)}")
-        found.by_role[split[1]] = name
-    if unmatched:
-        raise IncompatibleCheckpoint(
-            str(header.path),
-            given=f"{len(unmatched)} of {len(header.tensors)} tensors that match no layer: {few(unmatched, SHOWN)}",
-            expected="a LoRA of this model, every tensor of which has its place",
-            cure="It was trained for a model of another family.",
+        if split is not None:
+            spelling, role = split
+            # Two programs' names for one role of one layer: the second is a spelling of its own, and comes too late.
+            spelling = name if role in groups.get(spelling, {}) else spelling
+            groups.setdefault(spelling, {})[role] = name
+        elif not is_bundled(name, header.metadata):
+            strangers.append(name)
+    return groups, strangers
+
+
+def _match(
+    source: WeightSource,
+    spelling: str,
+    roles: Mapping[str, str],
+    names: LayerNames,
+    settings: PeftSettings,
+    found: _Matching,
+) -> None:
+    """Find the layer of one group of tensors, and note what they change."""
+    layers = names.find(spelling)
+    tensors = list(roles.values())
+    if not layers:
+        found.leave(NO_LAYER, tensors)
+        return
+    if WHOLE & roles.keys() and not settings.layer(spelling, 0).whole and "on_input" not in roles:
+        found.leave(OWN, [name for role, name in roles.items() if role in WHOLE])
+        roles = {role: name for role, name in roles.items() if role not in WHOLE}
+        tensors = list(roles.values())
+    if not is_whole(frozenset(roles)):
+        if roles:
+            found.leave(HALF, tensors)
+        return
+    parts = {role: _finite(source, name) for role, name in roles.items()}
+    single = [parts[role].numel() == 1 for role in ("alpha", "scale", "on_input") if role in parts]
+    if any(not tensor.numel() for tensor in parts.values()) or not all(single):
+        found.leave(NUMBER, tensors)
+        return
+    _keep(changes_of(parts, settings.layer(spelling, rank_of(parts))), layers, tensors, names, found)
+
+
+def _keep(
+    changes: Mapping[str, LayerDelta],
+    layers: Sequence[LoraLayer],
+    tensors: Sequence[str],
+    names: LayerNames,
+    found: _Matching,
+) -> None:
+    """Note changes under the first of the layers whose shapes they fit."""
+    for layer in layers:
+        placed = {
+            LoraLayer(layer.part, layer.index, layer.name, parameter): change for parameter, change in changes.items()
+        }
+        if all(place in names.shapes and change.fits(names.shapes[place]) for place, change in placed.items()):
+            if placed.keys() & found.changes.keys():
+                found.leave(TWICE, tensors)
+            else:
+                found.changes |= placed
+            return
+    first = FirstInputs(changes[WEIGHT], names.latent_channels) if WEIGHT in changes else None
+    if first and layers[0] == FIRST_CONVOLUTION and first.fits(names.shapes[FIRST_CONVOLUTION]):
+        found.notes.append(
+            f"{tensors[0]} was applied to the first {first.inputs} channels, the others stay as they are"
         )
-    halves = [spelling for spelling, one in pieces.values() if not is_whole(frozenset(one.by_role))]
-    if halves or not pieces:
-        raise _bad(header, f"only half of a change: {few(halves, SHOWN)}" if halves else "no tensors")
-    return pieces
+        _keep({**changes, WEIGHT: first}, layers, tensors, names, found)
+        return
+    shape = list(names.shapes[layers[0]])
+    described = " and ".join(change.description() for change in changes.values())
+    found.leave(SHAPE, [f"{tensors[0]} ({described} for a weight of {shape})", *tensors[1:]])
 
 
-def _bad(header: Header, given: str) -> IncompatibleCheckpoint:
-    return IncompatibleCheckpoint(str(header.path), given=given, expected="one whole change for each layer")
+def _match_numbered(
+    source: WeightSource, groups: Mapping[str, Mapping[str, str]], names: LayerNames, found: _Matching
+) -> None:
+    """Numbered layers of cloneofsimo's trainer: the order of the model's layers in which all of them fit."""
+    for network in dict.fromkeys(spelling.partition(":")[0] for spelling in groups):
+        own = {spelling: roles for spelling, roles in groups.items() if spelling.partition(":")[0] == network}
+        numbers = sorted(own, key=lambda spelling: int(spelling.partition(":")[2]) if ":" in spelling else 0)
+        tensors = [name for roles in own.values() for name in roles.values()]
+        if not all(is_whole(frozenset(roles)) for roles in own.values()):
+            found.leave(HALF, tensors)
+            continue
+        changes = [
+            changes_of({role: _finite(source, name) for role, name in own[number].items()}, LayerSettings())["weight"]
+            for number in numbers
+        ]
+        for order in _orders(network, names):
+            if len(order) == len(changes) and all(
+                change.fits(names.shapes.get(layer, ())) for layer, change in zip(order, changes, strict=True)
+            ):
+                found.changes |= dict(zip(order, changes, strict=True))
+                break
+        else:
+            found.leave(ORDER, tensors)
 
 
-def _change(source: WeightSource, spelling: str, pieces: _Pieces, scaling: _Scaling) -> LayerDelta:
-    parts = {role: _finite(source, name) for role, name in pieces.by_role.items()}
-    rank, alpha = rank_of(parts), parts.pop("alpha", None)
-    if any(not tensor.numel() for tensor in parts.values()) or (alpha is not None and alpha.numel() != 1):
-        raise _bad(source.header, f"rank {rank} or a bad alpha at {spelling}")
-    if not rank:
-        return change_of(parts, 1.0)  # LyCORIS writes the rank, which doesn't show here, as alpha of whole factors
-    return change_of(parts, scaling.factor(spelling, rank) if alpha is None else alpha.item() / rank)
+def _orders(network: str, names: LayerNames) -> Iterator[Sequence[LoraLayer]]:
+    """A bare list doesn't say which network it is of: the longer one is tried first."""
+    for one in (UNET, TEXT) if network == LIST else (network,):
+        yield from names.sequences(one)
 
 
 def _finite(source: WeightSource, name: str) -> Tensor:
@@ -211,36 +220,42 @@ def _finite(source: WeightSource, name: str) -> Tensor:
     return tensor
 
 
-@dataclass(frozen=True, slots=True)
-class _Scaling:
-    """Factors of layers without an alpha of their own: 1, or what diffusers wrote into the metadata.
+def _refuse(header: Header, found: _Matching, family: str, embeddings: Mapping[str, Embedding]) -> None:
+    """Refuse a file that the model can't use, with the true reason.
 
-    Attributes:
-        configs: for each part ("unet", "text_encoder", ...) PEFT's settings.
+    Raises:
+        IncompatibleCheckpoint: see `read_lora`.
     """
+    adapter = find_adapter(header.tensors, header.metadata)
+    theirs = adapter.family if adapter else UNKNOWN.name
+    told = "; ".join(f"{len(names)} tensors that {why}: {few(names, SHOWN)}" for why, names in found.left_out.items())
+    strange = theirs != family and UNKNOWN.name not in (theirs, family)
+    misfits = 2 * len(found.left_out.get(SHAPE, ())) > len(header.tensors)
+    if told and (strange or misfits):
+        cure = "It was trained for a model of another family." if strange else "It was trained for another model."
+        raise IncompatibleCheckpoint(
+            str(header.path),
+            given=f"a LoRA of {theirs}, with {told}" if strange else told,
+            expected=f"a LoRA of {family}" if strange else "a LoRA of this model",
+            cure=cure if theirs in FAMILIES else f"gouache runs no model of the family {theirs}.",
+        )
+    if found.changes or (embeddings and not told):
+        return
+    kinds = [kind for kind, marks in LORA_KINDS.items() if any(name.endswith(marks) for name in header.tensors)]
+    raise IncompatibleCheckpoint(
+        str(header.path),
+        given=f"{f'a {kinds[0]} adapter' if kinds else 'a file'} of which nothing fits, with {told or 'no tensors'}",
+        expected="a LoRA of this model, at least one tensor of which has its place",
+        cure="It may be of another size of this model, or in names or a form that no reader knows yet.",
+    )
 
-    configs: Mapping[str, Mapping[str, object]]
 
-    @classmethod
-    def of(cls, header: Header) -> _Scaling:
-        try:
-            values = json.loads(header.metadata.get(DIFFUSERS_METADATA, "{}"))
-        except json.JSONDecodeError as error:
-            raise _bad(header, f"metadata {DIFFUSERS_METADATA} that is no JSON") from error
-        configs: dict[str, dict[str, object]] = {}
-        for key, value in values.items() if isinstance(values, dict) else ():
-            part, _, setting = str(key).partition(".")
-            configs.setdefault(part, {})[setting] = value
-        return cls(configs)
-
-    def factor(self, spelling: str, rank: int) -> float:
-        part, _, layer = spelling.partition(".")
-        config = self.configs.get(part, {})
-        alpha = config.get("lora_alpha")
-        patterns = config.get("alpha_pattern")
-        for pattern, value in patterns.items() if isinstance(patterns, dict) else ():
-            if re.fullmatch(rf"(?:.*\.)?{re.escape(pattern)}", layer):
-                alpha = value
-        if not isinstance(alpha, int | float):
-            return 1.0
-        return alpha / (rank**0.5 if config.get("use_rslora") else rank)
+def _notes(header: Header, found: _Matching) -> Iterator[str]:
+    total = len(header.tensors)
+    yield from (f"LoRA {header.path.stem!r}: {note}" for note in found.notes)
+    for reason, names in found.left_out.items():
+        matched = len({(layer.part, layer.index, layer.name) for layer in found.changes})
+        yield (
+            f"LoRA {header.path.stem!r}: {len(names)} of {total} tensors were left out, which {reason}: "
+            f"{few(names, SHOWN)}; {matched} layers were changed"
+        )

@@ -270,6 +270,7 @@ def few(names: Sequence[str], most: int = 6) -> str:
     return ", ".join(names[:most]) + (", ..." if len(names) > most else "")
 
 
+PNG = b"\x89PNG\r\n\x1a\n"
 ZIP = b"PK\x03\x04"
 LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """`torch.save` before 1.6 starts with this pickled number."""
@@ -288,6 +289,10 @@ def open_header(path: Path) -> Header:
         from gouache.checkpoints.formats.torch_zip import TensorZip
 
         return TensorZip(path).header
+    if is_png(path):
+        from gouache.checkpoints.formats.png_embedding import PngEmbedding
+
+        return PngEmbedding(path).header
     return read_header(path)
 
 
@@ -297,9 +302,19 @@ def open_source(path: Path) -> WeightSource:
         from gouache.checkpoints.formats.torch_zip import TensorZip
 
         return TensorZip(path)
+    if is_png(path):
+        from gouache.checkpoints.formats.png_embedding import PngEmbedding
+
+        return PngEmbedding(path)
     from gouache.checkpoints.formats.safetensors import SafetensorsFile
 
     return SafetensorsFile(path)
+
+
+def is_png(path: Path) -> bool:
+    """Whether a file is a PNG picture, which may hold a textual inversion."""
+    with path.open("rb") as file:
+        return file.read(len(PNG)) == PNG
 
 
 def _is_zip(path: Path) -> bool:

@@ -185,8 +185,11 @@ def _text(file: BinaryIO, entry: _Entry | None, path: Path) -> str:
 def _flatten(value: PickleValue, path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Every tensor under a dotted name, and the plain values beside them.
 
-    If there is a `state_dict`, only its tensors count: what lies beside it is an optimiser's.
+    If there is a `state_dict`, only its tensors count: what lies beside it is an optimiser's. A bare list of tensors,
+    as the first trainer of LoRA saved it, is read as if each stood under its number.
     """
+    if isinstance(value, list) and value and all(isinstance(item, StoredTensor) for item in value):
+        value = {str(number): item for number, item in enumerate(value)}
     if not isinstance(value, dict):
         raise _bad_zip(path, f"a pickled {type(value).__name__}", "a dictionary of tensors")
     plain = [(key, item) for key, item in value.items() if isinstance(item, str | int | float)]

@@ -7,7 +7,7 @@ restore, and runs with different adapters can take turns.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from hashlib import sha256
@@ -22,10 +22,13 @@ from gouache.checkpoints.adapters.controlnet_library import KIND as CONTROL
 from gouache.checkpoints.adapters.controlnet_library import find_control
 from gouache.checkpoints.adapters.deltas import LayerDelta
 from gouache.checkpoints.adapters.embedding import Embedding, read_embedding
+from gouache.checkpoints.adapters.embedding_names import bundled_names
+from gouache.checkpoints.adapters.layer_names import BIAS, UNET, LayerNames, LoraLayer
 from gouache.checkpoints.adapters.library import EMBEDDING, LORA, AdapterFile, AdapterFolder
-from gouache.checkpoints.adapters.lora import UNET, Lora, LoraLayer, layer_table, read_lora
-from gouache.checkpoints.adapters.naming import WordFinder
-from gouache.checkpoints.formats.header import read_header
+from gouache.checkpoints.adapters.lora import Lora, read_lora
+from gouache.checkpoints.adapters.naming import WordFinder, folded
+from gouache.checkpoints.adapters.peft_config import CONFIG_FILE
+from gouache.checkpoints.formats.header import open_header, read_header
 from gouache.errors import CorruptCheckpoint, ModelNotFound
 from gouache.models.bundle import ModelBundle
 from gouache.models.text_encoder import TextEncoder
@@ -50,7 +53,7 @@ class Adapted:
     Attributes:
         bundle: with its adapters; the plain one if the prompt names none.
         refs: which took part, for the recipe.
-        notes: textual inversions that a prompt names and this model can't use.
+        notes: what of them this model can't use, and what was read beside them.
     """
 
     bundle: ModelBundle
@@ -113,11 +116,11 @@ class Adapters:
 
     def _apply_to_prompt(self, request: Request) -> Adapted:
         tags = [(self.folder.lora(tag.name), tag) for tag in adapter_tags(request.prompt)]
-        words = self._words(request)
+        words = self._words(request, _bundled(file for file, _ in tags))
         if not tags and not words:
             return Adapted(self.bundle)
         files = [*(file for file, _ in tags), *words.values()]
-        key = (tuple(tag for _, tag in tags), tuple((file.path, file.path.stat().st_mtime_ns) for file in files))
+        key = (tuple(tag for _, tag in tags), tuple(words), tuple((file.path, _stamps(file.path)) for file in files))
         if self._last is None or self._last[0] != key:
             self._last = None  # give its memory back before the next one takes as much
             self._last = (key, self._adapted(tags, words))
@@ -134,20 +137,21 @@ class Adapters:
         except ModelNotFound:
             return None
 
-    def _words(self, request: Request) -> dict[str, AdapterFile]:
-        """Textual inversions that the texts of a request name, by the word."""
+    def _words(self, request: Request, bundled: Mapping[str, AdapterFile]) -> dict[str, AdapterFile]:
+        """Textual inversions that the texts of a request name, by the word; those in a LoRA's file come first."""
         texts = [request.prompt, request.negative_prompt or ""]
         texts += [request.prompt_2 or "", request.negative_prompt_2 or ""]
         texts += [request.inversion.source_prompt] if request.inversion else []
         texts += [request.interpolation.prompt or ""] if request.interpolation else []
-        known = self.folder.embeddings()
+        known = {**self.folder.embeddings(), **bundled}
         if not known:
             return {}
         finder = WordFinder(list(known))
         found: dict[str, AdapterFile] = {}
         for text in texts:
             for one in finder.find(text):
-                file = self.folder.embedding(text[one.start : one.end], self._only)
+                written = text[one.start : one.end]
+                file = bundled.get(folded(written)) or self.folder.embedding(written, self._only)
                 if file is not None:
                     found.setdefault(one.word, file)
         return found
@@ -155,24 +159,46 @@ class Adapters:
     def _adapted(self, tags: list[tuple[AdapterFile, AdapterTag]], words: dict[str, AdapterFile]) -> Adapted:
         encoders = [encoder for encoder in self.bundle.text.encoders if isinstance(encoder, TextEncoder)]
         widths = tuple(encoder.config.width for encoder in encoders)
-        embeddings = {word: read_embedding(file.path) for word, file in words.items()}
+        loras = self._loras(tags) if tags else []
+        inside = {folded(word): one for lora, _ in loras for word, one in lora.embeddings.items()}
+        embeddings = {word: inside.get(word) or read_embedding(file.path, word) for word, file in words.items()}
         usable = {word: one for word, one in embeddings.items() if one.widths == widths}
-        notes = tuple(
+        notes = [note for lora, _ in loras for note in lora.notes]
+        notes += [
             f"textual inversion {word!r} was read as words: it belongs to text encoders of width {list(one.widths)}"
             for word, one in embeddings.items()
             if word not in usable
-        )
-        bundle = with_loras(self.bundle, self._loras(tags)) if tags else self.bundle
+        ]
+        notes += [
+            f"textual inversion {word!r}: {', '.join(one.left_out[:5])} belong to no CLIP text encoder's input"
+            for word, one in usable.items()
+            if one.left_out
+        ]
+        bundle = with_loras(self.bundle, loras) if loras else self.bundle
         if usable:
             bundle = with_embeddings(bundle, usable)
         refs = [ref_of(tag.name, LORA, file.path) for file, tag in tags]
-        refs += [ref_of(words[word].name, EMBEDDING, words[word].path) for word in usable]
-        return Adapted(bundle, tuple(dict.fromkeys(refs)), notes)
+        refs += [ref_of(words[word].name, EMBEDDING, words[word].path) for word in usable if word not in inside]
+        return Adapted(bundle, tuple(dict.fromkeys(refs)), tuple(dict.fromkeys(notes)))
 
     def _loras(self, tags: list[tuple[AdapterFile, AdapterTag]]) -> list[tuple[Lora, AdapterTag]]:
-        table = layer_table(self.bundle.unet, self.bundle.text)
-        shapes = {layer: tuple(_weight(self.bundle, layer).shape) for layer in table.values()}
-        return [(read_lora(file.path, table, shapes), tag) for file, tag in tags]
+        names = LayerNames(self.bundle.unet, self.bundle.text)
+        return [(read_lora(file.path, names, self.bundle.family), tag) for file, tag in tags]
+
+
+def _bundled(files: Iterable[AdapterFile]) -> dict[str, AdapterFile]:
+    """Textual inversions in LoRA files, by the word, `folded`."""
+    found = {}
+    for file in files:
+        header = open_header(file.path)
+        found.update({folded(word): file for word in bundled_names(header.tensors, header.metadata)})
+    return found
+
+
+def _stamps(path: Path) -> tuple[int, ...]:
+    """When an adapter, and what may lie beside it, was written."""
+    both = (path, path.parent / CONFIG_FILE)
+    return tuple(one.stat().st_mtime_ns for one in both if one.is_file())
 
 
 def with_loras(bundle: ModelBundle, loras: Sequence[tuple[Lora, AdapterTag]]) -> ModelBundle:
@@ -195,7 +221,8 @@ def with_loras(bundle: ModelBundle, loras: Sequence[tuple[Lora, AdapterTag]]) ->
     for layer, terms in changes.items():
         network: nn.Module = unet if layer.part == UNET else encoders[layer.index]
         module = network.get_submodule(layer.name)
-        module.weight = nn.Parameter(_merged(_weight(bundle, layer), terms, layer.name), requires_grad=False)
+        merged = nn.Parameter(_merged(_parameter(bundle, layer), terms, layer.name), requires_grad=False)
+        module.register_parameter(layer.parameter, merged)
     return replace(bundle, unet=unet, text=_stack_of(bundle.text, encoders))
 
 
@@ -236,9 +263,13 @@ def _short_hash(path: Path, whole: str) -> str:
     return digest.hexdigest()[:SHORT]
 
 
-def _weight(bundle: ModelBundle, layer: LoraLayer) -> Tensor:
+def _parameter(bundle: ModelBundle, layer: LoraLayer) -> Tensor:
+    """A parameter as the model has it; zeros for a bias that it doesn't have."""
     network: nn.Module = bundle.unet if layer.part == UNET else bundle.text.encoders[layer.index]
-    return network.get_submodule(layer.name).get_parameter("weight").detach()
+    module = network.get_submodule(layer.name)
+    if layer.parameter == BIAS and module._parameters.get(BIAS) is None:
+        return torch.zeros_like(module.get_parameter("weight").detach().flatten(1)[:, 0])
+    return module.get_parameter(layer.parameter).detach()
 
 
 @torch.no_grad()

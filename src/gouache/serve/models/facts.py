@@ -12,7 +12,7 @@ from gouache.checkpoints.hub import shipped_model
 from gouache.checkpoints.identify import identify, read_card
 from gouache.cli.inspect import describe
 from gouache.errors import GouacheError, InvalidInput
-from gouache.models.family import POCKET, family_named
+from gouache.models.family import POCKET, family_label
 from gouache.serve.models.catalog import ModelEntry
 
 LICENCE_KEYS = ("modelspec.license", "modelspec.licence", "license", "licence")
@@ -70,7 +70,7 @@ def _facts(path: Path, _modified: int) -> Facts:
     metadata: Mapping[str, str] = next((part.header.metadata for part in identity.parts.values()), {})
     said = next((metadata[key] for key in LICENCE_KEYS if metadata.get(key)), "")
     return Facts(
-        family=family_named(identity.family).label,
+        family=family_label(identity.family),
         kind=identity.kind,
         licence=card.licence if card is not None else said,
         description=card.description if card is not None else metadata.get("modelspec.description", ""),

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
+from gouache.checkpoints.adapters.embedding_names import embedding_names
 from gouache.checkpoints.adapters.library import EMBEDDING, LORA, list_adapters
 from gouache.checkpoints.formats.header import open_header
 from gouache.diffusion.samplers.names import SAMPLER_INFOS, SCHEDULE_INFOS
@@ -113,11 +114,12 @@ def embeddings() -> dict[str, dict[str, Any]]:
 def _shape(path: Path) -> tuple[int, ...] | None:
     """Vectors and width of a textual inversion; None for a file that can't be read or holds something else."""
     try:
-        tensors = open_header(path).tensors.values()
+        tensors = open_header(path).tensors
     except GouacheError:
         return None
-    shapes = [tuple(info.shape) for info in tensors if len(info.shape) in (1, 2)]
-    return (1, *shapes[0])[-2:] if shapes else None
+    firsts = [next(iter(slots.values())) for slots in embedding_names(tensors).words.values()]
+    shapes = [(1, *tensors[name].shape)[-2:] for name in firsts if len(tensors[name].shape) in (1, 2)]
+    return (sum(shape[0] for shape in shapes), shapes[0][-1]) if shapes else None
 
 
 @router.get(f"{PREFIX}/cmd-flags")
