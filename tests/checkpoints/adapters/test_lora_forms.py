@@ -9,6 +9,7 @@ LoKr.)
 from __future__ import annotations
 
 import copy
+import random
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -32,7 +33,7 @@ from gouache.checkpoints.adapters.kinds import find_adapter
 from gouache.checkpoints.adapters.layer_names import LoraLayer
 from gouache.checkpoints.adapters.lora import Lora, read_lora
 from gouache.checkpoints.formats.header import open_header
-from gouache.errors import IncompatibleCheckpoint
+from gouache.errors import CheckpointError, IncompatibleCheckpoint
 
 if TYPE_CHECKING:
     from tests.checkpoints.adapters.conftest import Layers
@@ -206,3 +207,77 @@ def test_what_makes_no_change_is_named(layers: Layers, tmp_path: Path, state: di
     with pytest.raises(IncompatibleCheckpoint, match=told) as caught:
         read_lora(write(tmp_path, LINEAR, state), layers.names, "sdxl")
     assert "another family" not in str(caught.value)
+
+
+ROLES = (
+    *(
+        "lora_down.weight",
+        "lora_up.weight",
+        "lora_mid.weight",
+        "lora_A.weight",
+        "lora_B.weight",
+        "lora_B.bias",
+        "alpha",
+    ),
+    *(
+        "hada_w1_a",
+        "hada_w1_b",
+        "hada_w2_a",
+        "hada_w2_b",
+        "hada_t1",
+        "hada_t2",
+        "dora_scale",
+        "scale",
+        "weight",
+        "bias",
+    ),
+    *("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b", "lokr_t2", "on_input", "rescale"),
+    *(
+        "a1.weight",
+        "a2.weight",
+        "b1.weight",
+        "b2.weight",
+        "diff",
+        "diff_b",
+        "w_norm",
+        "b_norm",
+        "oft_blocks",
+        "oft_diag",
+    ),
+    *("oft_R.weight", "boft_R", "boft_s", "ia3_l", "lora_magnitude_vector.weight"),
+)
+FORMS = (
+    *(("lora_down.weight", "lora_up.weight"), ("lora_down.weight", "lora_up.weight", "lora_mid.weight")),
+    *(("lora_down.weight", "lora_up.weight", "dora_scale"), ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")),
+    *(("lokr_w1", "lokr_w2"), ("lokr_w1", "lokr_w2_a", "lokr_w2_b", "lokr_t2"), ("weight", "on_input"), ("diff",)),
+    *(("a1.weight", "a2.weight", "b1.weight", "b2.weight"), ("oft_blocks", "rescale"), ("oft_R.weight",), ("ia3_l",)),
+    *(("boft_R", "boft_s"), ("w_norm", "b_norm"), ("diff_b",), ("weight", "bias")),
+)
+
+
+@torch.no_grad()
+def test_files_of_any_shapes_end_in_changes_or_typed_errors(layers: Layers, tmp_path: Path) -> None:
+    """600 files: whole forms and loose roles with random shapes, for layers of every kind."""
+    draw = random.Random(1)
+    accepted = 0
+    for _ in range(600):
+        place = draw.choice((LINEAR, SQUARE, BIASED, CONV, POINT, GROUP_NORM, LAYER_NORM, "conv_in"))
+        roles = draw.choice(FORMS) if draw.random() < 0.8 else draw.sample(ROLES, draw.randint(1, 5))
+        sizes = (1, 2, *layers.module(place).get_parameter("weight").shape)
+        counts = (0, 1, 1, 2, 2, 2, 2, 3, 4)
+        state = {role: torch.full([draw.choice(sizes) for _ in range(draw.choice(counts))], 0.1) for role in roles}
+        if draw.random() < 0.5:
+            state["alpha"] = torch.tensor(1.0)
+        prefix = draw.choice(("lora_unet_", "base_model.model."))
+        key = place.replace(".", "_") if prefix == "lora_unet_" else place
+        path = tmp_path / "film.safetensors"
+        save_file({f"{prefix}{key}.{role}": tensor for role, tensor in state.items()}, path)
+        try:
+            lora = read_lora(path, layers.names, "sdxl")
+        except CheckpointError:
+            continue
+        accepted += 1
+        for layer, change in lora.changes.items():
+            shape = layers.names.shapes[layer]
+            assert change.difference(torch.ones(shape)).shape == torch.Size(shape)
+    assert accepted

@@ -279,7 +279,7 @@ def _whole(factor: Tensor | Factors) -> Tensor:
 
 def same_layer(found: tuple[int, ...], wanted: tuple[int, ...]) -> bool:
     """A matrix over channels and kernel may stand for a convolution; a 1x1 convolution and a linear layer are one."""
-    if len(found) < 2 or found[0] != wanted[0]:
+    if min(len(found), len(wanted)) < 2 or found[0] != wanted[0]:
         return False
     kernel, wanted_kernel = found[2:], wanted[2:]
     if found[1] == wanted[1]:

@@ -147,7 +147,8 @@ def _low_rank(parts: Mapping[str, Tensor], scale: float) -> LayerDelta:
 def _generalised(parts: Mapping[str, Tensor], scale: float) -> Generalised:
     """Files of LyCORIS 1 call the halves the other way round: there a1 is [r, in]."""
     a1, a2, b1, b2 = (parts[role] for role in ("a1", "a2", "b1", "b2"))
-    old = a1.ndim > 1 and b1.ndim > 1 and a1.shape[0] < a1.shape[1] and b1.shape[0] < b2.shape[0]
+    matrices = all(half.ndim > 1 for half in (a1, a2, b1, b2))
+    old = matrices and a1.shape[0] < a1.shape[1] and b1.shape[0] < b2.shape[0]
     return Generalised(a2, a1, b2, b1, scale) if old else Generalised(a1, a2, b1, b2, scale)
 
 

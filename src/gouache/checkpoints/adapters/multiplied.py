@@ -112,7 +112,9 @@ class OutputRotation:
     def fits(self, shape: tuple[int, ...]) -> bool:
         """See `LayerDelta.fits`."""
         sizes = tuple(self.blocks.shape)
-        square = len(sizes) in (3, 4) and sizes[-1] == sizes[-2] and sizes[-3] * sizes[-2] == shape[0]
+        if len(sizes) not in (3, 4) or not shape:
+            return False
+        square = sizes[-1] == sizes[-2] and sizes[-3] * sizes[-2] == shape[0]
         stages = len(sizes) == 3 or (sizes[-1] % 2 == 0 and shape[0] % (2 ** sizes[0] * (sizes[-1] // 2)) == 0)
         return square and stages and (self.rescale is None or self.rescale.numel() == shape[0])
 
