@@ -308,7 +308,7 @@ def _open_torch(path: Path, kind: FileFormat) -> WeightSource:
         from gouache.checkpoints.formats.torch_zip import TensorZip
 
         return TensorZip(path)
-    from gouache.checkpoints.formats.torch_legacy import TensorPickles
+    from gouache.checkpoints.formats.legacy import TensorPickles
 
     return TensorPickles(path)
 

@@ -17,12 +17,11 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from gouache.checkpoints.formats.header import DOWNLOAD_AGAIN, DTYPE_BYTES, MAX_TENSORS, Header, TensorInfo
 from gouache.checkpoints.formats.pickle_leftovers import Array, Opaque
+from gouache.checkpoints.formats.pickle_names import Storage, StoredTensor
 from gouache.checkpoints.formats.torch_pickle import (
     MAX_NAME,
     MAX_PICKLE_BYTES,
     PickleValue,
-    Storage,
-    StoredTensor,
     read_pickle,
 )
 from gouache.errors import CorruptCheckpoint

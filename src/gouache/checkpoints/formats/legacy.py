@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from gouache.checkpoints.formats.header import DOWNLOAD_AGAIN, DTYPE_BYTES, Header, TensorInfo
+from gouache.checkpoints.formats.pickle_names import Storage, StoredTensor
 from gouache.checkpoints.formats.torch_pickle import (
     MAX_PICKLE_BYTES,
     PickleValue,
-    Storage,
-    StoredTensor,
     read_next_pickle,
 )
 from gouache.checkpoints.formats.torch_zip import flatten
