@@ -223,7 +223,7 @@ class Generation:
                 yield self._progress(first, done, total, step)
             drafted_start = replace(drafted_start, state=inverter.state)
         for k, one in enumerate(self.passes):
-            start_state = drafted_start if k == 0 else self._enlarged(latents, drafted, one)
+            start_state = drafted_start if k == 0 else self._enlarged(latents, drafted, one, notes)
             latents = start_state.latents if k else latents
             for step in self._walk(one, start_state, noise):
                 latents, done = step.x, done + 1
@@ -275,6 +275,7 @@ class Generation:
 
     def _prompted(self, one: Pass, start_state: StartState) -> PromptedDenoiser | InstructDenoiser:
         request = one.request
+        numbers, negative_numbers = size_conditions(self.bundle, request)
         if input_kind(self.bundle) == INSTRUCT and start_state.draft is not None:
             if len(one.positive.branches) > 1:
                 raise InvalidInput(
@@ -291,8 +292,8 @@ class Generation:
                 start_state.draft,
                 text_scale=request.guidance_scale or 0.0,
                 image_scale=IMAGE_GUIDANCE if image_scale is None else image_scale,
+                numbers=numbers,
             )
-        numbers, negative_numbers = size_conditions(self.bundle, request)
         inputs = NetworkInputs(start_state.draft, numbers, negative_numbers, one.controls)
         network = denoiser_of(self.bundle, request)
         return PromptedDenoiser(self.bundle, network, one.positive, one.negative, guidance_of(request), inputs)
@@ -317,12 +318,15 @@ class Generation:
         ]
         return torch.cat([one.latents for one in drafts]), notes
 
-    def _enlarged(self, latents: Tensor | None, drafted: Tensor | None, one: Pass) -> StartState:
+    def _enlarged(
+        self, latents: Tensor | None, drafted: Tensor | None, one: Pass, notes: list[list[str]]
+    ) -> StartState:
         """The second pass starts from what the first one painted, enlarged."""
         if latents is None or self.request.hires is None:
             raise InvalidInput("hires", given="no first pass", expected="at least one step")
         size = self._latent_size(one.request)
-        larger = enlarge_latents(self.bundle, latents, size, self.request.hires.upscaler, tiled=one.request.vae_tiling)
+        upscaler, tiled = self.request.hires.upscaler, one.request.vae_tiling
+        larger = enlarge_latents(self.bundle, latents, size, upscaler, tiled=tiled, notes=notes)
         if drafted is not None:
             drafted = F.interpolate(drafted, size=size, mode="bilinear", align_corners=False)
         return StartState(latents=larger, skipped=one.skipped, draft=drafted, finish=self.start_state.finish)
@@ -440,7 +444,13 @@ LATENT = {"latent": "bilinear", "latent-bicubic": "bicubic", "latent-nearest": "
 
 
 def enlarge_latents(
-    bundle: ModelBundle, latents: Tensor, size: tuple[int, int], upscaler: str, *, tiled: bool = False
+    bundle: ModelBundle,
+    latents: Tensor,
+    size: tuple[int, int],
+    upscaler: str,
+    *,
+    tiled: bool = False,
+    notes: list[list[str]] | None = None,
 ) -> Tensor:
     """Latents at another size: interpolated, or decoded, enlarged as a picture and encoded again.
 
@@ -450,6 +460,7 @@ def enlarge_latents(
         size: wanted height and width in latent pixels.
         upscaler: latent, latent-bicubic, latent-nearest, or as in `find_upscaler`.
         tiled: decode and encode in tiles.
+        notes: one list for each row, which gets what had to be done beyond the plain way.
     """
     if upscaler in LATENT:
         mode = LATENT[upscaler]
@@ -457,9 +468,10 @@ def enlarge_latents(
         return F.interpolate(latents, size=size, mode=mode, align_corners=corners)
     factor, network = bundle.vae.config.downscale, find_upscaler(upscaler, bundle)
     rows = []
-    for row in latents:
-        picture, _ = decode(bundle, row[None], tiled=tiled)
+    for row, noted in zip(latents, notes or [[] for _ in latents], strict=True):
+        picture, decoding_notes = decode(bundle, row[None], tiled=tiled)
+        noted += [note for note in decoding_notes if note not in noted]
         larger = enlarge_picture(picture, size[1] * factor / picture.width, network)
         exact = larger.resize((size[1] * factor, size[0] * factor), Image.Resampling.LANCZOS)
-        rows.append(encode(bundle, exact, tiled=tiled))
+        rows.append(encode(bundle, exact, tiled=tiled, notes=noted))
     return torch.cat(rows).to(latents)

@@ -239,6 +239,7 @@ class InstructDenoiser:
         positive, negative: the encoded prompts.
         draft: the picture's latents as the network takes them. [1,C,h,w]
         text_scale, image_scale: the two weights.
+        numbers: SDXL's size numbers, for a network that takes a pooled vector. [1, 6]
     """
 
     def __init__(
@@ -250,9 +251,10 @@ class InstructDenoiser:
         *,
         text_scale: float,
         image_scale: float,
+        numbers: Tensor | None = None,
     ) -> None:
         self.bundle, self.positive, self.negative, self.draft = bundle, positive, negative, draft
-        self.text_scale, self.image_scale = text_scale, image_scale
+        self.text_scale, self.image_scale, self.numbers = text_scale, image_scale, numbers
         self.step = 1
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -270,4 +272,5 @@ class InstructDenoiser:
         return neither + self.image_scale * (picture - neither) + self.text_scale * (full - picture)
 
     def _condition(self, text: EncodedPrompt, draft: Tensor) -> Condition:
-        return Condition(context=text.context, mask=text.mask, pooled=text.pooled, draft=draft)
+        pooled = self.bundle.pooled_vector(text.pooled, self.numbers)
+        return Condition(context=text.context, mask=text.mask, pooled=pooled, draft=draft)
