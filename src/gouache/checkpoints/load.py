@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
@@ -20,10 +21,10 @@ from gouache.checkpoints.diffusers import folder as folders
 from gouache.checkpoints.formats.header import Header
 from gouache.checkpoints.formats.safetensors import SHA256, WeightSource, verify_sha256
 from gouache.checkpoints.identify import identify, read_card, vocabulary_of
-from gouache.checkpoints.networks import LoadReport, load_network, open_part
+from gouache.checkpoints.networks import Plan, fill, load_network, open_part, plan_network, read_planned
 from gouache.checkpoints.noise_table import recorded_schedule
 from gouache.diffusion.parameterization import Parameterization
-from gouache.errors import IncompatibleCheckpoint, unknown_name
+from gouache.errors import GouacheError, IncompatibleCheckpoint, unknown_name
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import DenoiserConfig, GenerationDefaults, SentenceEncoderConfig, UNetConfig, VAEConfig
 from gouache.models.family import family_named
@@ -50,6 +51,7 @@ def load_bundle(
     dtype: torch.dtype | None = None,
     prediction: Parameterization | None = None,
     variant: str | None = None,
+    vae: str | Path | None = None,
     verify: bool = True,
 ) -> ModelBundle:
     """Load a model: a diffusers folder, a single file (.safetensors or .ckpt), or gouache's own format.
@@ -60,6 +62,7 @@ def load_bundle(
         dtype: the type of their numbers; None keeps the file's.
         prediction: what the U-Net's output means, where the file doesn't tell or tells wrong.
         variant: which weights of a diffusers folder to prefer, for example ``"fp16"``.
+        vae: an autoencoder in place of the model's own, or where it has none: a file or a folder.
         verify: compare the tensors with the sha256 that files in the own format record.
 
     Raises:
@@ -72,26 +75,105 @@ def load_bundle(
     path = Path(path)
     if prediction is not None and prediction not in PREDICTIONS:
         raise unknown_name("prediction", prediction, PREDICTIONS)
-    identity = identify(path, variant=variant)
+    assembled = assemble(path, identify(path, variant=variant, vae=vae), prediction)
+    for name, planned in assembled.plans.items():
+        source = assembled.source(planned.part.header, verify=verify)
+        fill(assembled.networks[name], planned, source, device=device, dtype=dtype)
+    return assembled.bundle.eval()
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A model whose files are known to fit, before its numbers are read.
+
+    Attributes:
+        bundle: the model; its networks are without memory.
+        networks: each part's network, by the part's name.
+        plans: where each part's tensors come from.
+        opened: the files that were opened, each once.
+    """
+
+    bundle: ModelBundle
+    networks: Mapping[str, nn.Module]
+    plans: Mapping[str, Plan]
+    opened: dict[Path, WeightSource] = field(default_factory=dict)
+
+    def source(self, header: Header, *, verify: bool) -> WeightSource:
+        """The opened file, or shards, of a part; `verify` compares the numbers with the sha256 that it records."""
+        if header.path not in self.opened:
+            if verify and not header.files:
+                verify_sha256(header)
+            self.opened[header.path] = open_part(header)
+        return self.opened[header.path]
+
+
+def assemble(path: Path, identity: Identity, prediction: Parameterization | None = None) -> Assembly:
+    """Put a model together without reading its numbers: whatever stands in the way of loading it is found here.
+
+    The one function that answers both whether a model loads and, for `load_bundle`, how.
+
+    Args:
+        path: the model.
+        identity: of the model at `path`.
+        prediction: as `load_bundle`.
+
+    Raises:
+        IncompatibleCheckpoint, CorruptCheckpoint, ConfigError: as `load_bundle`.
+    """
     check_loadable(identity, str(path))
-    networks = _Networks(identity, device, dtype, verify=verify)
-    unet, vae = networks.of(UNet)[0], networks.of(AutoencoderKL)[0]
-    denoiser = denoiser_config(path, identity, prediction, unet.state_dict().__getitem__)
-    return ModelBundle(
+    planned = {name: plan_network(part, identity.family) for name, part in identity.parts.items()}
+    networks = {name: network for name, (network, _) in planned.items()}
+    plans = {name: plan for name, (_, plan) in planned.items()}
+    unet = plans["unet"]
+    opened: dict[Path, WeightSource] = {}
+
+    def tensor_of(name: str) -> Tensor:
+        source = opened.setdefault(unet.part.header.path, open_part(unet.part.header))
+        return read_planned(source, unet, name, None, mapped=False)
+
+    denoiser = denoiser_config(path, identity, prediction, tensor_of)
+    bundle = ModelBundle(
         family=identity.family,
-        unet=unet,
-        vae=vae,
+        unet=_of(networks, UNet)[0],
+        vae=_of(networks, AutoencoderKL)[0],
         text=_text_stack(path, networks),
         denoiser_config=denoiser,
         defaults=generation_defaults(path, identity, denoiser),
         styles=_styles(path, identity),
-        prior=next(iter(networks.of(Prior)), None),
-        quantizer=next(iter(networks.of(Quantizer)), None),
-        upscaler=next(iter(networks.of(Upscaler)), None),
+        prior=next(iter(_of(networks, Prior)), None),
+        quantizer=next(iter(_of(networks, Quantizer)), None),
+        upscaler=next(iter(_of(networks, Upscaler)), None),
         name=model_name(path, identity),
         path=path,
         sha256=known_sha256(identity),
-    ).eval()
+        loading_notes=identity.notes_on_loading(),
+    )
+    return Assembly(bundle, networks, plans)
+
+
+SMALL = 256 << 20
+"""Bytes of a model that is read whole to say whether it loads."""
+
+
+def why_not(path: Path, identity: Identity, *, whole: bool = False) -> GouacheError | None:
+    """Why `load_bundle` refuses a model; None if it loads.
+
+    Args:
+        path: the model.
+        identity: of the model at `path`.
+        whole: read the numbers of a large model too; those of a small one are read in any case.
+    """
+    try:
+        assembled = assemble(path, identity)
+        headers = {planned.part.header.path: planned.part.header for planned in assembled.plans.values()}
+        if whole or sum(info.bytes for header in headers.values() for info in header.tensors.values()) <= SMALL:
+            for planned in assembled.plans.values():
+                source = assembled.source(planned.part.header, verify=True)
+                for name in planned.shapes:
+                    read_planned(source, planned, name, None, mapped=False)
+    except GouacheError as error:
+        return error
+    return None
 
 
 def known_sha256(identity: Identity) -> str:
@@ -124,36 +206,15 @@ def model_name(path: Path, identity: Identity) -> str:
 LoadedNetwork = TypeVar("LoadedNetwork", bound=nn.Module)
 
 
-class _Networks:
-    """Every part of a model, loaded; a file that holds several parts is opened once."""
-
-    def __init__(
-        self, identity: Identity, device: torch.device | str, dtype: torch.dtype | None, *, verify: bool
-    ) -> None:
-        sources: dict[Path, WeightSource] = {}
-        self._loaded: list[nn.Module] = []
-        for part in identity.parts.values():
-            if part.header.path not in sources:
-                sources[part.header.path] = _opened(part.header, verify)
-            source = sources[part.header.path]
-            network, _ = load_network(part, source, identity.family, device=device, dtype=dtype)
-            self._loaded.append(network)
-
-    def of(self, kind: type[LoadedNetwork]) -> list[LoadedNetwork]:
-        return [network for network in self._loaded if isinstance(network, kind)]
+def _of(networks: Mapping[str, nn.Module], kind: type[LoadedNetwork]) -> list[LoadedNetwork]:
+    return [network for network in networks.values() if isinstance(network, kind)]
 
 
-def _opened(header: Header, verify: bool) -> WeightSource:
-    if verify and not header.files:
-        verify_sha256(header)
-    return open_part(header)
-
-
-def _text_stack(path: Path, networks: _Networks) -> TextStack:
-    sentences = networks.of(SentenceEncoder)
+def _text_stack(path: Path, networks: Mapping[str, nn.Module]) -> TextStack:
+    sentences = _of(networks, SentenceEncoder)
     if sentences:
         return TextStack.of_sentences(sentences[0], vocabulary_of(path))
-    return TextStack.of_clip(networks.of(TextEncoder))
+    return TextStack.of_clip(_of(networks, TextEncoder))
 
 
 def denoiser_config(
@@ -228,6 +289,14 @@ def check_loadable(identity: Identity, where: str) -> None:
         "vae": "Load it beside a model.",
         "textual-inversion": "Put it into the folder embeddings beside the models, and use its name as a word.",
     }
+    painting = {name for name in identity.parts if name == "unet" or name.startswith("text_encoder")}
+    if identity.kind == "parts" and len(painting) > 1 and "vae" not in identity.parts:
+        raise IncompatibleCheckpoint(
+            where,
+            given="a model without an autoencoder",
+            expected="one with it, or an autoencoder named beside it",
+            cure="Name one: --vae FILE on the command line, vae in a request, sd_vae for A1111's clients.",
+        )
     if identity.kind != "model":
         raise IncompatibleCheckpoint(
             where,
@@ -241,8 +310,13 @@ def check_loadable(identity: Identity, where: str) -> None:
             given=f"a {identity.family} {identity.variant} model",
             expected="text to image, inpainting, instruct or depth",
         )
-    if identity.unexplained:
-        LoadReport(unexpected=list(identity.unexplained)).check(where, "model")
+    vae = identity.parts["vae"].config
+    if isinstance(vae, VAEConfig) and vae.image_channels not in (3, 4):
+        raise IncompatibleCheckpoint(
+            where,
+            given=f"an autoencoder for pictures of {vae.image_channels} channels, as LDM3D has",
+            expected="3 (RGB) or 4 (RGBA)",
+        )
 
 
 class Sentences:

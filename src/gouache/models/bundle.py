@@ -47,6 +47,7 @@ class ModelBundle:
         name: a short name for people.
         path: where it was read from; None if it was built in memory.
         sha256: hash of the weights as hexadecimal, or empty.
+        loading_notes: how its files were taken beyond the plain way: tensors and parts that were left out.
 
     Raises:
         ConfigError: the parts do not fit together.
@@ -67,6 +68,7 @@ class ModelBundle:
     name: str = ""
     path: Path | None = None
     sha256: str = ""
+    loading_notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         family_named(self.family, f"family of model {self.name!r}" if self.name else "family")

@@ -132,7 +132,7 @@ class Pipeline:
             request = resolve_with_pictures(request, self.bundle, references)
         resolved = request.request
         adapted = self.adapters.apply(resolved)
-        notes = [*request.notes, *adapted.notes]
+        notes = [*self.bundle.loading_notes, *request.notes, *adapted.notes]
         if resolved.outpaint is not None:
             from gouache.pipeline.generate.outpaint import outpaint
 
