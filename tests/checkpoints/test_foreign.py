@@ -1,7 +1,7 @@
 """What gouache doesn't run is named for what it is, and never painted with.
 
-The kind: a folder or a file that other programs call a model and that is none for pictures from text, even where it holds
-Stable Diffusion's own parts. The judge is diffusers: its list of pipelines, and the tensors of its own networks.
+The kind: a folder or a file that other programs call a model and that is none for pictures from text, even where it
+holds Stable Diffusion's own parts. The judge is diffusers: its list of pipelines, and the tensors of its own networks.
 """
 
 from __future__ import annotations

@@ -186,7 +186,7 @@ BESIDE: dict[str, dict[str, tuple[int, ...]]] = {
 }
 
 
-@pytest.mark.parametrize("family", ["sd1", "sdxl"])
+@pytest.mark.parametrize("family", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", BESIDE)
 def test_tensors_outside_every_part_are_left_out_with_a_note(
     single: Callable[[str], Tensors], tmp_path: Path, name: str, family: str
