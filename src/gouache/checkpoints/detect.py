@@ -288,8 +288,9 @@ def describe(marked: Mapping[str, Place]) -> Identity:
 
 
 def kind_of(parts: Mapping[str, Part]) -> str:
-    """A model if it has all that painting needs, else the network that it is, or the parts that it has."""
-    if "unet" in parts and "vae" in parts and any(name.startswith("text_encoder") for name in parts):
+    """A model if it has U-Net and text encoder (an autoencoder may be named beside it), else the network that it is,
+    or the parts that it has."""
+    if "unet" in parts and any(name.startswith("text_encoder") for name in parts):
         return "model"
     names = ["text-encoder" if name.startswith("text_encoder") else name for name in parts]
     return names[0] if len(set(names)) == 1 else "parts"

@@ -115,7 +115,7 @@ def identify(path: str | Path, *, variant: str | None = None, vae: str | Path | 
     identity = _identify_folder(path, variant) if path.is_dir() else _identify_file(path)
     if vae is not None:
         return joined.with_vae(identity, identify(vae, variant=variant), Path(vae))
-    own = joined.beside(path) if identity.kind == "parts" and "vae" not in identity.parts else None
+    own = joined.beside(path) if identity.kind == "model" and "vae" not in identity.parts else None
     if own is None:
         return identity
     note = f"the autoencoder is {own.name}, which lies beside the model"

@@ -96,7 +96,7 @@ def with_vae(identity: Identity, other: Identity, path: Path) -> Identity:
         raise IncompatibleCheckpoint(
             str(path), given=f"a {other.kind}{label}", expected="an autoencoder", cure="Name one that fits the model."
         )
-    if identity.kind not in ("model", "parts") or "unet" not in identity.parts:
+    if identity.kind != "model":
         return identity
     if not _says_its_scale(part, path):
         scale = family_named(identity.family).latent_scale
@@ -107,7 +107,7 @@ def with_vae(identity: Identity, other: Identity, path: Path) -> Identity:
 
 def _says_its_scale(part: Part, path: Path) -> bool:
     """Whether the scale of its latents is recorded beside the weights; else it is the family's."""
-    return path.is_dir() or (part.naming == "ours" and f"{CONFIG_KEY}{part.name}" in part.header.metadata)
+    return path.is_dir() or f"{CONFIG_KEY}{part.name}" in part.header.metadata
 
 
 def beside(path: Path) -> Path | None:

@@ -21,7 +21,7 @@ from gouache.checkpoints.diffusers import folder as folders
 from gouache.checkpoints.formats.header import Header
 from gouache.checkpoints.formats.safetensors import SHA256, WeightSource, verify_sha256
 from gouache.checkpoints.identify import identify, read_card, vocabulary_of
-from gouache.checkpoints.networks import Plan, fill, load_network, open_part, plan_network, read_planned
+from gouache.checkpoints.networks import Plan, build_on_meta, fill, load_network, open_part, plan_network, read_planned
 from gouache.checkpoints.noise_table import recorded_schedule
 from gouache.diffusion.parameterization import Parameterization
 from gouache.errors import GouacheError, IncompatibleCheckpoint, unknown_name
@@ -53,6 +53,7 @@ def load_bundle(
     variant: str | None = None,
     vae: str | Path | None = None,
     verify: bool = True,
+    without_vae: bool = False,
 ) -> ModelBundle:
     """Load a model: a diffusers folder, a single file (.safetensors or .ckpt), or gouache's own format.
 
@@ -64,6 +65,7 @@ def load_bundle(
         variant: which weights of a diffusers folder to prefer, for example ``"fp16"``.
         vae: an autoencoder in place of the model's own, or where it has none: a file or a folder.
         verify: compare the tensors with the sha256 that files in the own format record.
+        without_vae: take a model that has no autoencoder too, with one that has no numbers in its place.
 
     Raises:
         ModelNotFound: nothing is there, or a part is missing.
@@ -75,7 +77,7 @@ def load_bundle(
     path = Path(path)
     if prediction is not None and prediction not in PREDICTIONS:
         raise unknown_name("prediction", prediction, PREDICTIONS)
-    assembled = assemble(path, identify(path, variant=variant, vae=vae), prediction)
+    assembled = assemble(path, identify(path, variant=variant, vae=vae), prediction, without_vae=without_vae)
     for name, planned in assembled.plans.items():
         source = assembled.source(planned.part.header, verify=verify)
         fill(assembled.networks[name], planned, source, device=device, dtype=dtype)
@@ -107,7 +109,9 @@ class Assembly:
         return self.opened[header.path]
 
 
-def assemble(path: Path, identity: Identity, prediction: Parameterization | None = None) -> Assembly:
+def assemble(
+    path: Path, identity: Identity, prediction: Parameterization | None = None, *, without_vae: bool = False
+) -> Assembly:
     """Put a model together without reading its numbers: whatever stands in the way of loading it is found here.
 
     The one function that answers both whether a model loads and, for `load_bundle`, how.
@@ -115,12 +119,12 @@ def assemble(path: Path, identity: Identity, prediction: Parameterization | None
     Args:
         path: the model.
         identity: of the model at `path`.
-        prediction: as `load_bundle`.
+        prediction, without_vae: as `load_bundle`.
 
     Raises:
         IncompatibleCheckpoint, CorruptCheckpoint, ConfigError: as `load_bundle`.
     """
-    check_loadable(identity, str(path))
+    check_loadable(identity, str(path), without_vae=without_vae)
     planned = {name: plan_network(part, identity.family) for name, part in identity.parts.items()}
     networks = {name: network for name, (network, _) in planned.items()}
     plans = {name: plan for name, (_, plan) in planned.items()}
@@ -132,10 +136,11 @@ def assemble(path: Path, identity: Identity, prediction: Parameterization | None
         return read_planned(source, unet, name, None, mapped=False)
 
     denoiser = denoiser_config(path, identity, prediction, tensor_of)
+    stand_in = build_on_meta(vae_of_family(identity)) if "vae" not in identity.parts else None
     bundle = ModelBundle(
         family=identity.family,
         unet=_of(networks, UNet)[0],
-        vae=_of(networks, AutoencoderKL)[0],
+        vae=_of({**networks, **({"vae": stand_in} if stand_in else {})}, AutoencoderKL)[0],
         text=_text_stack(path, networks),
         denoiser_config=denoiser,
         defaults=generation_defaults(path, identity, denoiser),
@@ -267,10 +272,20 @@ def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig
     size = family.size_for(denoiser.parameterization)
     file = path / "unet" / "config.json"
     sample_size = folders.read_json(file).get("sample_size") if file.is_file() else None
-    vae = identity.parts["vae"].config
-    if isinstance(sample_size, int) and isinstance(vae, VAEConfig):
-        size = sample_size * vae.downscale
-    return GenerationDefaults(width=size, height=size, guidance_scale=family.guidance_scale)
+    vae = identity.parts["vae"].config if "vae" in identity.parts else vae_of_family(identity)
+    sides = [sample_size, sample_size] if isinstance(sample_size, int) else sample_size
+    width = height = size
+    if isinstance(sides, list) and len(sides) == 2 and all(isinstance(side, int) for side in sides):
+        assert isinstance(vae, VAEConfig), "an autoencoder's config"
+        height, width = (side * vae.downscale for side in sides)
+    return GenerationDefaults(width=width, height=height, guidance_scale=family.guidance_scale)
+
+
+def vae_of_family(identity: Identity) -> VAEConfig:
+    """The config of the autoencoder that a model of this family has, where it has none itself."""
+    unet = identity.parts["unet"].config
+    channels = unet.in_channels if isinstance(unet, UNetConfig) else VAEConfig().latent_channels
+    return VAEConfig(latent_channels=channels, scale=family_named(identity.family).latent_scale)
 
 
 def _styles(path: Path, identity: Identity) -> tuple[str, ...]:
@@ -278,25 +293,22 @@ def _styles(path: Path, identity: Identity) -> tuple[str, ...]:
     return () if own is None else own.styles
 
 
-def check_loadable(identity: Identity, where: str) -> None:
+def check_loadable(identity: Identity, where: str, *, without_vae: bool = False) -> None:
     """Refuse what is recognised but can't paint.
+
+    Args:
+        identity: what it is.
+        where: the file or folder, for errors.
+        without_vae: whether a model without an autoencoder will do.
 
     Raises:
         IncompatibleCheckpoint: an adapter, a part, or a variant without a pipeline.
     """
     cures = {
         "lora": "Put it into the folder adapters beside the models, and name it in a prompt: <lora:NAME:0.8>.",
-        "vae": "Load it beside a model.",
+        "vae": "Load it beside a model: --vae FILE on the command line, vae in a request.",
         "textual-inversion": "Put it into the folder embeddings beside the models, and use its name as a word.",
     }
-    painting = {name for name in identity.parts if name == "unet" or name.startswith("text_encoder")}
-    if identity.kind == "parts" and len(painting) > 1 and "vae" not in identity.parts:
-        raise IncompatibleCheckpoint(
-            where,
-            given="a model without an autoencoder",
-            expected="one with it, or an autoencoder named beside it",
-            cure="Name one: --vae FILE on the command line, vae in a request, sd_vae for A1111's clients.",
-        )
     if identity.kind != "model":
         raise IncompatibleCheckpoint(
             where,
@@ -310,6 +322,10 @@ def check_loadable(identity: Identity, where: str) -> None:
             given=f"a {identity.family} {identity.variant} model",
             expected="text to image, inpainting, instruct or depth",
         )
+    if "vae" not in identity.parts:
+        if not without_vae:
+            raise no_vae(where)
+        return
     vae = identity.parts["vae"].config
     if isinstance(vae, VAEConfig) and vae.image_channels not in (3, 4):
         raise IncompatibleCheckpoint(
@@ -317,6 +333,16 @@ def check_loadable(identity: Identity, where: str) -> None:
             given=f"an autoencoder for pictures of {vae.image_channels} channels, as LDM3D has",
             expected="3 (RGB) or 4 (RGBA)",
         )
+
+
+def no_vae(where: str) -> IncompatibleCheckpoint:
+    """The refusal of a model that has no autoencoder and was given none."""
+    return IncompatibleCheckpoint(
+        where,
+        given="a model without an autoencoder",
+        expected="one with it, or an autoencoder (VAE) named beside it",
+        cure="Name one: --vae FILE on the command line, vae in a request, sd_vae for A1111's clients.",
+    )
 
 
 class Sentences:

@@ -107,6 +107,11 @@ class ModelBundle:
         return self.unet.conv_in.weight.dtype
 
     @property
+    def has_vae(self) -> bool:
+        """Whether the autoencoder is there; one without numbers stands in for one that a request has to name."""
+        return not next(self.vae.parameters()).is_meta
+
+    @property
     def traits(self) -> Family:
         """What follows from the model's family."""
         return family_named(self.family)
@@ -180,8 +185,9 @@ class ModelBundle:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
         """Move every network, in place; returns the bundle itself."""
-        for part in self.networks().values():
-            part.to(device=device, dtype=dtype)
+        for name, part in self.networks().items():
+            if name != "vae" or self.has_vae:
+                part.to(device=device, dtype=dtype)
         return self
 
     def eval(self) -> Self:
