@@ -76,7 +76,8 @@ def unet_from_json(values: Json, counted: UNetConfig, where: str) -> UNetConfig:
     Raises:
         IncompatibleCheckpoint: the JSON and the weights disagree, or an option is not one of ours.
     """
-    _check_options(values, UNET_OPTIONS, where)
+    known = {**UNET_OPTIONS, "time_embedding_dim": (None, counted.embedding_width)}
+    _check_options(values, known, where)
     levels = len(counted.channels)
     _check_agreement(
         values,
@@ -212,7 +213,9 @@ def _updated(config: AnyConfig, update: dict[str, object], where: str) -> AnyCon
 
 def _check_options(values: Json, options: Mapping[str, tuple[object, ...]], where: str) -> None:
     for key, known in options.items():
-        if key in values and values[key] not in known:
+        given = values.get(key, known[0])
+        # A list says it for each block.
+        if any(one not in known for one in (given if isinstance(given, list) and given else [given])):
             raise IncompatibleCheckpoint(
                 where,
                 given=f"{key} = {values[key]!r}",
