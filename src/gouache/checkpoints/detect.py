@@ -11,6 +11,7 @@ from gouache.checkpoints.adapters.kinds import find_adapter, name_foreign
 from gouache.checkpoints.foreign import name_relative, name_stranger
 from gouache.checkpoints.formats.header import Header, TensorInfo, few
 from gouache.checkpoints.shapes import (
+    TINY_VAE,
     TOKEN_EMBEDDING,
     Naming,
     Shapes,
@@ -48,6 +49,7 @@ MARKS: tuple[tuple[str, str, Naming, str], ...] = (
     ("vae", "", "ldm", "decoder.up.0.block.0.norm1.weight"),
     ("vae", "", "old_diffusers", "decoder.mid_block.attentions.0.query.weight"),
     ("vae", "", "ours", "decoder.up_blocks.0.resnets.0.norm1.weight"),
+    ("vae", "", "ours", TINY_VAE),
     ("text_encoder", "cond_stage_model.transformer.", "clip_model", TOKEN_EMBEDDING["clip_model"]),
     ("text_encoder", "cond_stage_model.transformer.", "ours", TOKEN_EMBEDDING["ours"]),
     ("text_encoder", "cond_stage_model.model.", "open_clip", TOKEN_EMBEDDING["open_clip"]),
@@ -62,6 +64,7 @@ SCHEDULE_TABLES = re.compile(
     r"^(betas|alphas_cumprod(_prev)?|sqrt_.*alphas_cumprod|log_one_minus_alphas_cumprod|posterior_.*|lvlb_weights"
     r"|logvar|denoiser\.(sigmas|log_sigmas))$"
 )
+MASK_CONDITION = "the mask's way into an autoencoder's decoder, which decodes as without a mask"
 LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(^|\.)model_ema\."), "the EMA copy of the weights"),
     (SCHEDULE_TABLES, "tables of the noise schedule"),
@@ -72,6 +75,7 @@ LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"^(embedder|noise_augmentor)\."), "the image embedder of unCLIP"),
     (re.compile(r"(^|\.)(visual|vision_model)\.|(^|\.)visual_projection\.weight$"), "CLIP's vision tower"),
     (re.compile(r"^safety_checker\."), "the safety checker"),
+    (re.compile(r"^(vae\.|first_stage_model\.)?decoder\.condition_encoder\."), MASK_CONDITION),
     (re.compile(r"^(v_pred|ztsnr|edm_vpred\.sigma_(min|max))$"), "marks of the prediction type"),
 )
 LAST_TEXT_LAYER = "the last text layer and projection, which SD 2.x doesn't use"
@@ -146,11 +150,14 @@ class Identity:
 
     def notes_on_loading(self) -> tuple[str, ...]:
         """What a user should hear of how the files were taken: of tensors that belong to no part, of parts left out."""
+        notes = self.loading_notes
+        if MASK_CONDITION in self.left_out:
+            notes = (*notes, f"left out: {MASK_CONDITION}")
         if not self.unexplained:
-            return self.loading_notes
+            return notes
         count = f"{len(self.unexplained)} tensor{'s' if len(self.unexplained) > 1 else ''}"
         return (
-            *self.loading_notes,
+            *notes,
             f"left out: {count} that belong to no part of the model: {few(self.unexplained, 3)}",
         )
 
@@ -190,7 +197,7 @@ def check_known(header: Header, marked: Mapping[str, Place]) -> None:
     foreign = name_relative(header.tensors)
     # Beside CLIP's text encoder a vision tower is left out; its layers have the names of language models.
     if foreign is None and "unet" not in marked and "text_encoder" not in marked:
-        foreign = name_stranger(header.tensors) or name_foreign(header.tensors)
+        foreign = name_stranger(header.tensors) or (None if marked else name_foreign(header.tensors))
     if foreign is None and marked:
         return
     article = "" if foreign is None or foreign.startswith(("a ", "an ", "the ")) else "tensors with the names of "

@@ -29,7 +29,7 @@ from gouache.models.configs import (
     UpscalerConfig,
     VAEConfig,
 )
-from gouache.models.family import FAMILIES
+from gouache.models.family import FAMILIES, UNKNOWN
 
 CARD_FILE = "model.json"
 CARD_KEY = "gouache.model"
@@ -143,7 +143,9 @@ def _identify_folder(path: Path, variant: str | None) -> Identity:
         return Identity(adapter.kind, adapter.family, "network", label=adapter.label)
     part = folders.lone_network(path, variant=variant)
     if part is not None:
-        return Identity(detect.kind_of({part.name: part}), "unknown", "network", parts={part.name: part})
+        alone = {part.name: part}
+        left_out, _ = detect.rest_of(alone, UNKNOWN.name)
+        return Identity(detect.kind_of(alone), UNKNOWN.name, "network", parts=alone, left_out=left_out)
     files = joined.weight_files(path)
     if len(files) == 1:
         return identify(files[0])

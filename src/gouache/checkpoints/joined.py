@@ -98,11 +98,14 @@ def with_vae(identity: Identity, other: Identity, path: Path) -> Identity:
         )
     if identity.kind != "model":
         return identity
-    if not _says_its_scale(part, path):
+    if not _says_its_scale(part, path) and part.config.tiny_blocks is None:
         scale = family_named(identity.family).latent_scale
         part = replace(part, config=part.config.model_copy(update={"scale": scale}))
     parts = {name: one for name, one in identity.parts.items() if name != "vae"} | {"vae": part}
-    return replace(identity, parts=parts, kind=detect.kind_of(parts))
+    left_out = dict(identity.left_out)
+    if detect.MASK_CONDITION in other.left_out:
+        left_out[detect.MASK_CONDITION] = other.left_out[detect.MASK_CONDITION]
+    return replace(identity, parts=parts, kind=detect.kind_of(parts), left_out=left_out)
 
 
 def _says_its_scale(part: Part, path: Path) -> bool:

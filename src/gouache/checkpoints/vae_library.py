@@ -71,13 +71,18 @@ def find_vae(name: str, *, paths: bool = True) -> Path:
     )
 
 
-def load_vae(path: Path, bundle: ModelBundle, *, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
+def load_vae(
+    path: Path, bundle: ModelBundle, *, device: torch.device, dtype: torch.dtype
+) -> tuple[AutoencoderKL, tuple[str, ...]]:
     """Load an autoencoder for a model.
 
     Args:
         path: its file or folder, or a model whose autoencoder is taken.
         bundle: the model; its family says the scale of latents that the file doesn't tell.
         device, dtype: where it goes, and the type of its numbers.
+
+    Returns:
+        The autoencoder, and notes on what was left out of its file.
 
     Raises:
         CheckpointError: it can't be loaded, or there is none.
@@ -89,9 +94,10 @@ def load_vae(path: Path, bundle: ModelBundle, *, device: torch.device, dtype: to
 
     other = identify(path)
     unet = Identity("model", bundle.family, "single-file", parts={})
-    part = with_vae(unet, other, path).parts["vae"]
+    joined = with_vae(unet, other, path)
+    part = joined.parts["vae"]
     if not part.header.files:
         verify_sha256(part.header)
     network, _ = load_network(part, open_part(part.header), bundle.family, device=device, dtype=dtype)
     assert isinstance(network, AutoencoderKL), "the config decides the class"
-    return network.requires_grad_(False)
+    return network.requires_grad_(False), joined.notes_on_loading()

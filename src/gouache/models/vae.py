@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 import torch
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gouache.errors import InvalidInput, ShapeMismatch
 from gouache.models.configs import VAEConfig
+from gouache.models.tiny_vae import TinyDecoder, TinyEncoder
 from gouache.nn.attention import Attention
 from gouache.nn.layers import GroupNorm, add
 from gouache.nn.resnet import Downsample, ResnetBlock, Upsample
@@ -124,6 +125,7 @@ def _ramp(length: int) -> Tensor:
 
 
 EPS = 1e-6
+LEAST_LOGVAR = -30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +134,7 @@ class CoderShape:
 
     Attributes:
         channels: width of each level, finest first.
-        layers: residual blocks of a level in the encoder (the decoder has one more).
+        layers: residual blocks of a level.
         groups: groups of the group norms.
         attention: whether the middle looks at all pixels.
     """
@@ -236,7 +238,7 @@ class Decoder(nn.Module):
         self.up_blocks = nn.ModuleList()
         for before, width, i in zip((widths[0], *widths), widths, range(len(widths)), strict=False):
             up = Upsample(width) if i < len(widths) - 1 else None
-            self.up_blocks.append(CoderLevel(shape.resnets(before, width, shape.layers + 1), up=up))
+            self.up_blocks.append(CoderLevel(shape.resnets(before, width, shape.layers), up=up))
         self.conv_norm_out = GroupNorm(shape.groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], channels_out, 3, padding=1)
 
@@ -288,8 +290,17 @@ class AutoencoderKL(nn.Module):
             groups=config.norm_groups,
             attention=config.middle_attention,
         )
-        self.encoder = Encoder(pixels, 2 * width, shape)
-        self.decoder = Decoder(width, pixels, shape)
+        self.encoder: Encoder | TinyEncoder
+        self.decoder: Decoder | TinyDecoder
+        if config.tiny_blocks is not None:
+            self.encoder = TinyEncoder(pixels, width, config.channels[0], config.tiny_blocks[0])
+            self.decoder = TinyDecoder(width, pixels, config.channels[0], config.tiny_blocks[1])
+        else:
+            layers = config.decoder_layers or config.layers_per_level + 1
+            self.encoder = Encoder(pixels, 2 * width, shape)
+            self.decoder = Decoder(
+                width, pixels, replace(shape, channels=config.decoder_channels or config.channels, layers=layers)
+            )
         self.quant_conv = nn.Conv2d(2 * width, 2 * width, 1) if config.quant_conv else None
         self.post_quant_conv = nn.Conv2d(width, width, 1) if config.quant_conv else None
 
@@ -306,8 +317,10 @@ class AutoencoderKL(nn.Module):
         hidden: Tensor = self.encoder(F.pixel_unshuffle(image, self.config.patch_size))
         if self.quant_conv is not None:
             hidden = self.quant_conv(hidden)
+        if self.config.tiny_blocks is not None:
+            return Moments(hidden, torch.full_like(hidden, LEAST_LOGVAR))
         mean, logvar = hidden.chunk(2, dim=1)  # each [B, latent_channels, h, w]
-        return Moments(mean, logvar.clamp(-30.0, 20.0))
+        return Moments(mean, logvar.clamp(LEAST_LOGVAR, 20.0))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents to a picture.

@@ -51,7 +51,7 @@ class Pipeline:
         channels_last(bundle.unet)
         channels_last(bundle.vae)
         self.adapters = Adapters(bundle)
-        self._vae: tuple[str, AutoencoderKL] | None = None
+        self._vae: tuple[str, AutoencoderKL, tuple[str, ...]] | None = None
 
     @classmethod
     def load(cls, path: Path | str, *, device: str | None = None, dtype: torch.dtype | None = None) -> Self:
@@ -114,9 +114,9 @@ class Pipeline:
                 raise no_vae(str(bundle.path or bundle.name))
             return bundle
         if self._vae is None or self._vae[0] != request.vae:
-            vae = load_vae(find_vae(request.vae), bundle, device=bundle.device, dtype=bundle.dtype)
+            vae, notes = load_vae(find_vae(request.vae), bundle, device=bundle.device, dtype=bundle.dtype)
             channels_last(vae)
-            self._vae = (request.vae, vae)
+            self._vae = (request.vae, vae, notes)
         return replace(bundle, vae=self._vae[1])
 
     def paint(self, request: Request, attachments: Mapping[str, bytes] | None = None) -> list[Painted]:
@@ -157,10 +157,10 @@ class Pipeline:
         adapted = self.adapters.apply(resolved)
         adapted = replace(adapted, bundle=self._with_vae(resolved, adapted.bundle))
         notes = [*self.bundle.loading_notes, *request.notes, *adapted.notes]
-        if resolved.vae is not None:
+        if resolved.vae is not None and self._vae is not None:
             from gouache.checkpoints.vae_library import find_vae
 
-            notes.append(f"VAE {resolved.vae}, sha256 {model_sha256(find_vae(resolved.vae))[:12]}")
+            notes += [f"VAE {resolved.vae}, sha256 {model_sha256(find_vae(resolved.vae))[:12]}", *self._vae[2]]
         if resolved.outpaint is not None:
             from gouache.pipeline.generate.outpaint import outpaint
 
