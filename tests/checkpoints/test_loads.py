@@ -62,6 +62,20 @@ def loaded(path: Path) -> tuple[bool, str]:
     return True, ""
 
 
+def only(tensors: Tensors, **kept: torch.Tensor) -> None:
+    """Put others in the place of all tensors; `__` in a name stands for a dot."""
+    tensors.clear()
+    tensors.update({name.replace("__", "."): tensor for name, tensor in kept.items()})
+
+
+def emptied(folder: Path) -> None:
+    for one in folder.iterdir():
+        if one.is_dir():
+            shutil.rmtree(one)
+        else:
+            one.unlink()
+
+
 UNET, VAE, TEXT = "model.diffusion_model.", "first_stage_model.", "cond_stage_model."
 FILES: dict[str, tuple[str, Callable[[Tensors], Any], bool]] = {
     "whole": ("sd1", lambda _: None, True),
@@ -91,9 +105,9 @@ FILES: dict[str, tuple[str, Callable[[Tensors], Any], bool]] = {
     ),
     "a U-Net alone": ("sd1", lambda t: [t.pop(name) for name in list(t) if not name.startswith(UNET)], False),
     "an autoencoder alone": ("sd1", lambda t: [t.pop(name) for name in list(t) if not name.startswith(VAE)], False),
-    "a LoRA": ("sd1", lambda t: (t.clear(), t.update({"lora_unet_a.lora_down.weight": torch.ones(4, 768)})), False),
-    "an embedding": ("sd1", lambda t: (t.clear(), t.update({"emb_params": torch.ones(2, 768)})), False),
-    "nothing known": ("sd1", lambda t: (t.clear(), t.update({"a": torch.ones(2)})), False),
+    "a LoRA": ("sd1", lambda t: only(t, lora_unet_a__lora_down__weight=torch.ones(4, 768)), False),
+    "an embedding": ("sd1", lambda t: only(t, emb_params=torch.ones(2, 768)), False),
+    "nothing known": ("sd1", lambda t: only(t, a=torch.ones(2)), False),
     "unCLIP": ("sd1", lambda t: t.update({f"{UNET}label_emb.0.0.weight": torch.ones(128, 64)}), False),
     "an embedding's training": ("sd1", lambda t: t.update({"embedding_manager.x": torch.ones(2)}), True),
     "an integer beside": ("sd1", lambda t: t.update({"global_step": torch.tensor(7)}), True),
@@ -143,7 +157,7 @@ FOLDERS: dict[str, tuple[Callable[[Path], Any], bool]] = {
         lambda f: (f / "unet/diffusion_pytorch_model.safetensors").write_bytes(b"\x00" * 100),
         False,
     ),
-    "empty": (lambda f: [shutil.rmtree(one) if one.is_dir() else one.unlink() for one in f.iterdir()], False),
+    "empty": (emptied, False),
 }
 
 

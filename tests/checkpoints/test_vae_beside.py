@@ -45,7 +45,7 @@ class Family:
         self.rest = {name: one for name, one in self.tensors.items() if not name.startswith(VAE)}
         self.pixels = self.painted(self.whole)
 
-    def painted(self, model: Path, **options: Any) -> str:
+    def painted(self, model: Path, **options: Any) -> str | None:
         return Pipeline.load(model).paint(REQUEST.replace(options))[0].recipe.pixels
 
 

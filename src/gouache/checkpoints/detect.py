@@ -155,10 +155,10 @@ class Identity:
             notes = (*notes, f"left out: {MASK_CONDITION}")
         if not self.unexplained:
             return notes
-        count = f"{len(self.unexplained)} tensor{'s' if len(self.unexplained) > 1 else ''}"
+        count = f"{len(self.unexplained)} tensors that belong" if len(self.unexplained) > 1 else "1 tensor that belongs"
         return (
             *notes,
-            f"left out: {count} that belong to no part of the model: {few(self.unexplained, 3)}",
+            f"left out: {count} to no part of the model: {few(self.unexplained, 3)}",
         )
 
 

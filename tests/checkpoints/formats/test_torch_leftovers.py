@@ -215,7 +215,7 @@ def test_a_view_of_a_storage_begins_where_the_file_says(tmp_path: Path) -> None:
     assert open_source(tmp_path / "a.pt").read("w").tolist() == [3.0, 4.0, 5.0]
 
 
-RUINS = {
+RUINS: dict[str, dict[str, Any]] = {
     "cut off": {"storages": NUMBERS[:-3]},
     "no storage": {"keys": [], "storages": b""},
     "another storage": {"keys": ["8"]},

@@ -46,7 +46,8 @@ def picture(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("tiled", [False, True])
 def test_the_latents_are_those_of_float32(make_tiny: MakeBundle, picture: Path, tiled: bool) -> None:
     bundle = overflowing(make_tiny())
-    image, notes = Image.open(picture), []
+    image = Image.open(picture)
+    notes: list[str] = []
     found = encode(bundle, image, tiled=tiled, notes=notes)
     twin = copy.deepcopy(bundle.vae).float()
     pixels = torch.from_numpy(np.asarray(image, np.float32) / 127.5 - 1).permute(2, 0, 1)[None]
@@ -57,7 +58,8 @@ def test_the_latents_are_those_of_float32(make_tiny: MakeBundle, picture: Path, 
 
 
 def test_an_encoder_that_does_not_overflow_is_not_run_again(make_tiny: MakeBundle, picture: Path) -> None:
-    bundle, notes = make_tiny(), []
+    bundle = make_tiny()
+    notes: list[str] = []
     bundle.vae.half()
     encode(bundle, Image.open(picture), notes=notes)
     assert notes == []

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageChops
 from torch import Tensor
 
+from gouache.checkpoints.load import no_vae
 from gouache.diffusion.rng import generator_for
 from gouache.diffusion.samplers.step import Denoise
 from gouache.errors import InvalidInput
@@ -306,7 +307,13 @@ def encode(bundle: ModelBundle, picture: Image.Image, *, tiled: bool = False, no
 def encode_tensor(
     bundle: ModelBundle, tensor: Tensor, *, tiled: bool = False, notes: list[str] | None = None
 ) -> Tensor:
-    """As `encode`, for tensors [B,C,H,W] in [-1, 1]."""
+    """As `encode`, for tensors [B,C,H,W] in [-1, 1].
+
+    Raises:
+        IncompatibleCheckpoint: the model has no autoencoder.
+    """
+    if not bundle.has_vae:
+        raise no_vae(str(bundle.path or bundle.name))
     latents = _encoded(bundle.vae, tensor, tiled=tiled)
     if bool(torch.isfinite(latents).all()):
         return latents
