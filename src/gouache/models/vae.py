@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -290,11 +291,11 @@ class AutoencoderKL(nn.Module):
             groups=config.norm_groups,
             attention=config.middle_attention,
         )
-        self.encoder: Encoder | TinyEncoder
-        self.decoder: Decoder | TinyDecoder
         if config.tiny_blocks is not None:
-            self.encoder = TinyEncoder(pixels, width, config.channels[0], config.tiny_blocks[0])
-            self.decoder = TinyDecoder(width, pixels, config.channels[0], config.tiny_blocks[1])
+            # Called as the others are; those who look inside an encoder have one with levels before them.
+            tiny, blocks = config.channels[0], config.tiny_blocks
+            self.encoder = cast("Encoder", TinyEncoder(pixels, width, tiny, blocks[0]))
+            self.decoder = cast("Decoder", TinyDecoder(width, pixels, tiny, blocks[1]))
         else:
             layers = config.decoder_layers or config.layers_per_level + 1
             self.encoder = Encoder(pixels, 2 * width, shape)
