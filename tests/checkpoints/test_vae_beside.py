@@ -6,7 +6,6 @@ one model into a folder. The judge is the whole checkpoint, whose picture has to
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from functools import cache
@@ -23,6 +22,7 @@ from gouache.checkpoints.load import identify, load_bundle
 from gouache.checkpoints.vae_library import find_vae, list_vaes
 from gouache.cli.main import app
 from gouache.errors import ConfigError, GouacheError, IncompatibleCheckpoint, ModelNotFound
+from gouache.pipeline.output.foreign import read_recipe
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
 
@@ -182,7 +182,9 @@ def test_the_command_line_takes_it(families: Callable[[str], Family], tmp_path: 
     options += ["--steps", "1", "--seed", "3", "--size", "32", "--output", str(tmp_path / "fox.png"), "--json"]
     result = CliRunner().invoke(app, ["paint", "a fox", *options])
     assert result.exit_code == 0, result.output or result.exception
-    assert one.pixels in json.dumps(json.loads(result.stdout)) or (tmp_path / "fox.png").is_file()
+    recipe = read_recipe(tmp_path / "fox.png")
+    assert recipe.request.vae == str(tmp_path / "kl.safetensors")
+    assert recipe.pixels == one.pixels
 
 
 NEWER = {"unet": "diffusion_models/m.safetensors", "vae": "vae/v.safetensors"}
