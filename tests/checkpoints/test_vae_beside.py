@@ -182,7 +182,8 @@ def test_the_command_line_takes_it(families: Callable[[str], Family], tmp_path: 
     options += ["--steps", "1", "--seed", "3", "--size", "32", "--output", str(tmp_path / "fox.png"), "--json"]
     result = CliRunner().invoke(app, ["paint", "a fox", *options])
     assert result.exit_code == 0, result.output or result.exception
-    recipe = read_recipe(tmp_path / "fox.png")
+    recipe = read_recipe(tmp_path / "fox.png").recipe
+    assert recipe is not None
     assert recipe.request.vae == str(tmp_path / "kl.safetensors")
     assert recipe.pixels == one.pixels
 
