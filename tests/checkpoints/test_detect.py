@@ -283,7 +283,7 @@ def test_a_trainers_metadata_tells_a_loras_family() -> None:
         ("Flux", "model.diffusion_model.double_blocks.0.img_attn.qkv.weight"),
         ("Stable Diffusion 3", "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"),
         ("Wan", "head.modulation"),
-        ("TAESD", "decoder.layers.0.weight"),
+        ("TAESD", "taesd_decoder.1.weight"),
     ],
 )
 def test_models_of_other_kinds_are_named(name: str, tensor: str) -> None:

@@ -185,16 +185,16 @@ def test_words_about_the_model_are_kept(folder: Path, tmp_path: Path) -> None:
     assert {key: found[key] for key in words} == words
 
 
-def test_inspect_tells_every_part_without_torch(written: Path, tmp_path: Path) -> None:
+def test_every_part_is_told_without_torch(written: Path, tmp_path: Path) -> None:
+    """Only whether a whole model loads is asked of the loader, which needs torch."""
     convert(written, tmp_path / "one.safetensors", "gouache")
     code = """
-import sys
-from gouache.cli.main import main
-sys.argv = ["gouache", "inspect", sys.argv[1], "--json"]
-try:
-    main()
-finally:
-    assert "torch" not in sys.modules, "torch was imported"
+import json, sys
+from pathlib import Path
+from gouache.checkpoints.identify import identify
+from gouache.cli.inspect import describe
+print(json.dumps(describe(Path(sys.argv[1]), identify(sys.argv[1]))))
+assert "torch" not in sys.modules, "torch was imported"
 """
     for path in (written, tmp_path / "one.safetensors"):
         done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, timeout=60)

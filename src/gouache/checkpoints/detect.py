@@ -8,8 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from gouache.checkpoints.adapters.kinds import find_adapter, name_foreign
-from gouache.checkpoints.formats.header import Header, TensorInfo
+from gouache.checkpoints.foreign import name_relative, name_stranger
+from gouache.checkpoints.formats.header import Header, TensorInfo, few
 from gouache.checkpoints.shapes import (
+    TINY_VAE,
     TOKEN_EMBEDDING,
     Naming,
     Shapes,
@@ -47,6 +49,7 @@ MARKS: tuple[tuple[str, str, Naming, str], ...] = (
     ("vae", "", "ldm", "decoder.up.0.block.0.norm1.weight"),
     ("vae", "", "old_diffusers", "decoder.mid_block.attentions.0.query.weight"),
     ("vae", "", "ours", "decoder.up_blocks.0.resnets.0.norm1.weight"),
+    ("vae", "", "ours", TINY_VAE),
     ("text_encoder", "cond_stage_model.transformer.", "clip_model", TOKEN_EMBEDDING["clip_model"]),
     ("text_encoder", "cond_stage_model.transformer.", "ours", TOKEN_EMBEDDING["ours"]),
     ("text_encoder", "cond_stage_model.model.", "open_clip", TOKEN_EMBEDDING["open_clip"]),
@@ -61,6 +64,7 @@ SCHEDULE_TABLES = re.compile(
     r"^(betas|alphas_cumprod(_prev)?|sqrt_.*alphas_cumprod|log_one_minus_alphas_cumprod|posterior_.*|lvlb_weights"
     r"|logvar|denoiser\.(sigmas|log_sigmas))$"
 )
+MASK_CONDITION = "the mask's way into an autoencoder's decoder, which decodes as without a mask"
 LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(^|\.)model_ema\."), "the EMA copy of the weights"),
     (SCHEDULE_TABLES, "tables of the noise schedule"),
@@ -69,6 +73,9 @@ LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"^(first_stage_model\.)?loss\."), "the autoencoder's training losses"),
     (re.compile(r"^depth_model\."), "the MiDaS depth network"),
     (re.compile(r"^(embedder|noise_augmentor)\."), "the image embedder of unCLIP"),
+    (re.compile(r"(^|\.)(visual|vision_model)\.|(^|\.)visual_projection\.weight$"), "CLIP's vision tower"),
+    (re.compile(r"^safety_checker\."), "the safety checker"),
+    (re.compile(r"^(vae\.|first_stage_model\.)?decoder\.condition_encoder\."), MASK_CONDITION),
     (re.compile(r"^(v_pred|ztsnr|edm_vpred\.sigma_(min|max))$"), "marks of the prediction type"),
 )
 LAST_TEXT_LAYER = "the last text layer and projection, which SD 2.x doesn't use"
@@ -125,7 +132,8 @@ class Identity:
         prediction: what the U-Net's output means, if that is known from the file.
         prediction_source: how it is known.
         left_out: tensors that are not needed, counted by reason.
-        unexplained: tensors that belong to nothing known; loading refuses them.
+        unexplained: tensors that belong to no part; loading leaves them out, with a note.
+        loading_notes: what else is done with the files beyond the plain way.
     """
 
     kind: str
@@ -138,6 +146,20 @@ class Identity:
     prediction_source: str = ""
     left_out: Mapping[str, int] = field(default_factory=dict)
     unexplained: tuple[str, ...] = ()
+    loading_notes: tuple[str, ...] = ()
+
+    def notes_on_loading(self) -> tuple[str, ...]:
+        """What a user should hear of how the files were taken: of tensors that belong to no part, of parts left out."""
+        notes = self.loading_notes
+        if MASK_CONDITION in self.left_out:
+            notes = (*notes, f"left out: {MASK_CONDITION}")
+        if not self.unexplained:
+            return notes
+        count = f"{len(self.unexplained)} tensors that belong" if len(self.unexplained) > 1 else "1 tensor that belongs"
+        return (
+            *notes,
+            f"left out: {count} to no part of the model: {few(self.unexplained, 3)}",
+        )
 
 
 def part_tensors(tensors: Mapping[str, TensorInfo], prefix: str) -> dict[str, TensorInfo]:
@@ -151,44 +173,97 @@ def identify(header: Header) -> Identity:
     Raises:
         UnknownFamily: they belong to nothing that gouache knows (models of other kinds are named).
     """
-    adapter = find_adapter(header.tensors, header.metadata)
-    if adapter is not None:
-        return Identity(adapter.kind, adapter.family, "network", label=adapter.label)
     marked = _marked(header)
-    foreign = name_foreign(header.tensors)
-    if not marked or (foreign and "unet" not in marked and len(marked) < 2 and "text_encoder" not in marked):
-        raise UnknownFamily(
-            str(header.path),
-            given=f"a {foreign} file" if foreign else f"tensors such as {', '.join(list(header.tensors)[:3])[:200]}",
-            expected="weights of Stable Diffusion 1.x, 2.x or XL, or of a part or an adapter of one",
-            cure="gouache runs no model of that kind." if foreign else "",
-        )
+    adapter = find_adapter(header.tensors, header.metadata)
+    # A whole checkpoint with a stray LoRA tensor in it is a checkpoint.
+    if adapter is not None and not (adapter.kind == "lora" and is_checkpoint(marked)):
+        return Identity(adapter.kind, adapter.family, "network", label=adapter.label)
+    check_known(header, marked)
     if "edm_mean" in header.tensors:
         raise UnknownFamily(
             str(header.path),
             given="Playground 2.5, an EDM network in SDXL's shape",
             expected="a model of SDXL's own kind",
         )
-    return _describe(header, marked)
+    return describe(marked)
 
 
-def _marked(header: Header) -> dict[str, tuple[str, Naming]]:
-    """Part name -> (prefix, naming), the first mark that fits."""
-    found: dict[str, tuple[str, Naming]] = {}
+def check_known(header: Header, marked: Mapping[str, Place]) -> None:
+    """Refuse tensors of other families, and of networks that share Stable Diffusion's names and are something else.
+
+    Raises:
+        UnknownFamily: named for what they are, where that is known.
+    """
+    foreign = name_relative(header.tensors)
+    # Beside CLIP's text encoder a vision tower is left out; its layers have the names of language models.
+    if foreign is None and "unet" not in marked and "text_encoder" not in marked:
+        foreign = name_stranger(header.tensors) or (None if marked else name_foreign(header.tensors))
+    if foreign is None and marked:
+        return
+    article = "" if foreign is None or foreign.startswith(("a ", "an ", "the ")) else "tensors with the names of "
+    raise UnknownFamily(
+        str(header.path),
+        given=f"{article}{foreign}" if foreign else f"tensors such as {', '.join(list(header.tensors)[:3])[:200]}",
+        expected="weights of Stable Diffusion 1.x, 2.x or XL, or of a part or an adapter of one",
+        cure="gouache runs no model of that kind." if foreign else "",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a part lies: its file, what stands before its tensors' names, and whose names they are."""
+
+    header: Header
+    prefix: str
+    naming: Naming
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Its tensors' shapes, without the prefix."""
+        return {name: info.shape for name, info in part_tensors(self.header.tensors, self.prefix).items()}
+
+
+def _marked(header: Header) -> dict[str, Place]:
+    """Part name -> its place, by the first mark that fits."""
+    found: dict[str, Place] = {}
     for name, prefix, naming, mark in MARKS:
         if name not in found and prefix + mark in header.tensors:
-            found[name] = (prefix, naming)
+            found[name] = Place(header, prefix, naming)
     return found
 
 
-def _describe(header: Header, marked: Mapping[str, tuple[str, Naming]]) -> Identity:
-    where = str(header.path)
-    shapes = {name: _shapes(header, prefix) for name, (prefix, _) in marked.items()}
-    unet = unet_config(shapes["unet"], marked["unet"][1], where) if "unet" in marked else None
+def parts_of(header: Header) -> dict[str, Place]:
+    """The parts of models that a file holds, by name; none for an adapter or anything else."""
+    marked = _marked(header)
+    adapter = find_adapter(header.tensors, header.metadata)
+    if adapter is not None and not (adapter.kind == "lora" and is_checkpoint(marked)):
+        return {}
+    if marked:
+        check_known(header, marked)
+    return marked
+
+
+def is_checkpoint(marked: Mapping[str, Place]) -> bool:
+    """Whether a file holds a whole U-Net under its prefix, and another part beside it."""
+    return "unet" in marked and marked["unet"].prefix != "" and len(marked) > 1
+
+
+def describe(marked: Mapping[str, Place]) -> Identity:
+    """What parts make up together; each may lie in a file of its own.
+
+    Args:
+        marked: part name -> its place.
+
+    Raises:
+        UnknownFamily, ConfigError: a part is no network of a kind that gouache knows.
+    """
+    shapes = {name: place.shapes() for name, place in marked.items()}
+    lead = marked["unet"] if "unet" in marked else next(iter(marked.values()))
+    unet = unet_config(shapes["unet"], lead.naming, str(lead.header.path)) if "unet" in marked else None
     family = family_of(unet, marked) if unet else family_without_unet(shapes, marked)
     configs: dict[str, Config] = {}
-    for name, (_, naming) in marked.items():
-        recorded = header.metadata.get(CONFIG_KEY + name)
+    for name, place in marked.items():
+        naming, where = place.naming, str(place.header.path)
+        recorded = place.header.metadata.get(CONFIG_KEY + name)
         if recorded is not None:
             kind = CONFIGS.get(name, TextEncoderConfig)
             configs[name] = kind.from_json(recorded, where=f"{where} metadata {CONFIG_KEY}{name}")
@@ -200,9 +275,12 @@ def _describe(header: Header, marked: Mapping[str, tuple[str, Naming]]) -> Ident
             configs[name] = used_text_config(
                 text_config(shapes[name], naming, where), family, naming, first=name == "text_encoder"
             )
-    parts = {name: Part(name, header, *marked[name], config) for name, config in configs.items()}
-    left_out, unexplained = _rest(header, parts, family)
-    prediction, source = prediction_of(header, family, unet)
+    parts = {
+        name: Part(name, marked[name].header, marked[name].prefix, marked[name].naming, config)
+        for name, config in configs.items()
+    }
+    left_out, unexplained = rest_of(parts, family)
+    prediction, source = prediction_of(lead.header, family, unet)
     return Identity(
         kind=kind_of(parts),
         family=family,
@@ -217,8 +295,9 @@ def _describe(header: Header, marked: Mapping[str, tuple[str, Naming]]) -> Ident
 
 
 def kind_of(parts: Mapping[str, Part]) -> str:
-    """A model if it has all that painting needs, else the network that it is, or the parts that it has."""
-    if "unet" in parts and "vae" in parts and any(name.startswith("text_encoder") for name in parts):
+    """A model if it has U-Net and text encoder (an autoencoder may be named beside it), else the network that it is,
+    or the parts that it has."""
+    if "unet" in parts and any(name.startswith("text_encoder") for name in parts):
         return "model"
     names = ["text-encoder" if name.startswith("text_encoder") else name for name in parts]
     return names[0] if len(set(names)) == 1 else "parts"
@@ -236,13 +315,13 @@ def family_of(unet: UNetConfig, parts: Mapping[str, object]) -> str:
     return (SD2 if unet.linear_projection or unet.context_width == 1024 else SD1).name
 
 
-def family_without_unet(shapes: Mapping[str, Shapes], marked: Mapping[str, tuple[str, Naming]]) -> str:
+def family_without_unet(shapes: Mapping[str, Shapes], marked: Mapping[str, Place]) -> str:
     """By the text encoder's width; an autoencoder alone doesn't show its family."""
     if "text_encoder_2" in marked:
         return SDXL.name
     if "text_encoder" not in marked:
         return UNKNOWN.name
-    naming = marked["text_encoder"][1]
+    naming = marked["text_encoder"].naming
     tokens = TOKEN_EMBEDDING[naming]
     return FAMILY_OF_TEXT_WIDTH.get(shapes["text_encoder"][tokens][-1], UNKNOWN).name
 
@@ -296,21 +375,19 @@ def prediction_of(header: Header, family: str, unet: UNetConfig | None) -> tuple
     return None, "only the weights tell"
 
 
-def _shapes(header: Header, prefix: str) -> dict[str, tuple[int, ...]]:
-    return {name: info.shape for name, info in part_tensors(header.tensors, prefix).items()}
-
-
-def _rest(header: Header, parts: Mapping[str, Part], family: str) -> tuple[dict[str, int], tuple[str, ...]]:
+def rest_of(parts: Mapping[str, Part], family: str) -> tuple[dict[str, int], tuple[str, ...]]:
     """Tensors outside every part: those known to be of no use, counted by reason, and the others."""
     counts: dict[str, int] = {}
     unexplained = []
-    prefixes = tuple(part.prefix for part in parts.values())
-    for name in header.tensors:
-        reason = left_out_reason(name, parts, family)
-        if reason:
-            counts[reason] = counts.get(reason, 0) + 1
-        elif not name.startswith(prefixes):
-            unexplained.append(name)
+    for header in {part.header.path: part.header for part in parts.values()}.values():
+        here = {name: part for name, part in parts.items() if part.header.path == header.path}
+        prefixes = tuple(part.prefix for part in here.values())
+        for name in header.tensors:
+            reason = left_out_reason(name, here, family)
+            if reason:
+                counts[reason] = counts.get(reason, 0) + 1
+            elif not name.startswith(prefixes):
+                unexplained.append(name)
     return counts, tuple(unexplained)
 
 

@@ -36,6 +36,7 @@ TEXT_SUFFIXES = (".json", ".txt")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt")
 ADAPTER_FOLDERS = ("adapters", "embeddings", "lora", "loras")
 CONTROL_FOLDERS = ("controlnet", "controlnets")
+VAE_FOLDERS = ("vae", "vaes")
 """Folders beside the models that hold no models; see `adapters_folder` and `control_folder`."""
 OTHER_FRAMEWORKS = ("flax_", "tf_", "openvino_", "model.onnx", "rust_")
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -106,7 +107,7 @@ def on_disk() -> list[OnDisk]:
         OnDisk(path.name if path.is_dir() else path.stem, path, _bytes(path))
         for path in (sorted(own.iterdir()) if own.is_dir() else [])
         if not path.name.startswith(".")
-        and path.name.lower() not in (*ADAPTER_FOLDERS, *CONTROL_FOLDERS)
+        and path.name.lower() not in (*ADAPTER_FOLDERS, *CONTROL_FOLDERS, *VAE_FOLDERS)
         and (path.is_dir() or path.suffix in WEIGHT_SUFFIXES)
     ]
     cache = hub_cache()

@@ -8,12 +8,14 @@ same JSON under ``gouache.model``. Each part's config travels in the metadata of
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
-from gouache.checkpoints import detect
+from gouache.checkpoints import detect, joined
 from gouache.checkpoints.adapters import peft_config
 from gouache.checkpoints.detect import CONFIG_KEY, Identity, Part
 from gouache.checkpoints.diffusers import folder as folders
+from gouache.checkpoints.foreign import check_class
 from gouache.checkpoints.formats.header import Header, dequantised_header, open_header, read_header
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, ModelNotFound, UnknownFamily, unknown_name
@@ -28,7 +30,7 @@ from gouache.models.configs import (
     UpscalerConfig,
     VAEConfig,
 )
-from gouache.models.family import FAMILIES
+from gouache.models.family import FAMILIES, UNKNOWN
 
 CARD_FILE = "model.json"
 CARD_KEY = "gouache.model"
@@ -95,12 +97,15 @@ def read_card(path: Path) -> ModelCard | None:
     return ModelCard.from_json(text, where=f"{path} metadata {CARD_KEY}") if text is not None else None
 
 
-def identify(path: str | Path, *, variant: str | None = None) -> Identity:
+def identify(path: str | Path, *, variant: str | None = None, vae: str | Path | None = None) -> Identity:
     """Say what a file or folder is.
 
     Args:
-        path: a weight file, a diffusers folder, a network's own folder, or a folder in gouache's format.
+        path: a weight file, a diffusers folder, a network's own folder, a folder with the parts of one model in files
+            of their own, or a folder in gouache's format.
         variant: for diffusers folders, which weights to prefer, for example ``"fp16"``.
+        vae: an autoencoder to take in place of the model's own, or where it has none: a file or a folder. A model
+            without one takes the file ``NAME.vae.safetensors`` beside it, and says so in `loading_notes`.
 
     Raises:
         ModelNotFound: nothing is there, or a part is missing.
@@ -108,8 +113,18 @@ def identify(path: str | Path, *, variant: str | None = None) -> Identity:
         UnknownFamily: it is nothing that gouache knows.
     """
     path = Path(path)
-    if path.is_dir():
-        return _identify_folder(path, variant)
+    identity = _identify_folder(path, variant) if path.is_dir() else _identify_file(path)
+    if vae is not None:
+        return joined.with_vae(identity, identify(vae, variant=variant), Path(vae))
+    own = joined.beside(path) if identity.kind == "model" and "vae" not in identity.parts else None
+    if own is None:
+        return identity
+    note = f"the autoencoder is {own.name}, which lies beside the model"
+    completed = joined.with_vae(identity, identify(own), own)
+    return replace(completed, loading_notes=(*completed.loading_notes, note))
+
+
+def _identify_file(path: Path) -> Identity:
     header = open_header(path)
     if CARD_KEY in header.metadata:
         own = read_card(path)
@@ -132,16 +147,24 @@ def _identify_folder(path: Path, variant: str | None) -> Identity:
         return Identity(adapter.kind, adapter.family, "network", label=adapter.label)
     part = folders.lone_network(path, variant=variant)
     if part is not None:
-        return Identity(detect.kind_of({part.name: part}), "unknown", "network", parts={part.name: part})
-    files = [file for file in sorted(path.iterdir()) if file.suffix in (".safetensors", ".ckpt")]
+        alone = {part.name: part}
+        left_out, _ = detect.rest_of(alone, UNKNOWN.name)
+        return Identity(detect.kind_of(alone), UNKNOWN.name, "network", parts=alone, left_out=left_out)
+    files = joined.weight_files(path)
     if len(files) == 1:
         return identify(files[0])
+    together = joined.join(files, str(path)) if files else None
+    if together is not None:
+        return together
+    for config in sorted(path.glob("*/config.json")):
+        check_class(folders.read_json(config), str(config.parent))
     if not any(path.iterdir()):
         raise ModelNotFound(str(path), given="an empty folder", expected="a model", cure="Check the path.")
     raise UnknownFamily(
         str(path),
         given=f"a folder with {len(files)} weight files" if files else "a folder without weights",
-        expected="one weight file, or the parts of a pipeline (model_index.json)",
+        expected="one weight file, the parts of a pipeline (model_index.json), or one U-Net, its text encoders and an "
+        "autoencoder in files of their own",
         cure="Name the file you mean." if files else "",
     )
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
@@ -20,10 +21,10 @@ from gouache.checkpoints.diffusers import folder as folders
 from gouache.checkpoints.formats.header import Header
 from gouache.checkpoints.formats.safetensors import SHA256, WeightSource, verify_sha256
 from gouache.checkpoints.identify import identify, read_card, vocabulary_of
-from gouache.checkpoints.networks import LoadReport, load_network, open_part
+from gouache.checkpoints.networks import Plan, build_on_meta, fill, load_network, open_part, plan_network, read_planned
 from gouache.checkpoints.noise_table import recorded_schedule
 from gouache.diffusion.parameterization import Parameterization
-from gouache.errors import IncompatibleCheckpoint, InvalidInput, unknown_name
+from gouache.errors import GouacheError, IncompatibleCheckpoint, InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import (
     DenoiserConfig,
@@ -58,7 +59,9 @@ def load_bundle(
     dtype: torch.dtype | None = None,
     prediction: Parameterization | None = None,
     variant: str | None = None,
+    vae: str | Path | None = None,
     verify: bool = True,
+    without_vae: bool = False,
 ) -> ModelBundle:
     """Load a model: a diffusers folder, a single file (.safetensors or .ckpt), or gouache's own format.
 
@@ -68,7 +71,9 @@ def load_bundle(
         dtype: the type of their numbers; None keeps the file's.
         prediction: what the U-Net's output means, where the file doesn't tell or tells wrong.
         variant: which weights of a diffusers folder to prefer, for example ``"fp16"``.
+        vae: an autoencoder in place of the model's own, or where it has none: a file or a folder.
         verify: compare the tensors with the sha256 that files in the own format record.
+        without_vae: take a model that has no autoencoder too, with one that has no numbers in its place.
 
     Raises:
         ModelNotFound: nothing is there, or a part is missing.
@@ -80,26 +85,108 @@ def load_bundle(
     path = Path(path)
     if prediction is not None and prediction not in PREDICTIONS:
         raise unknown_name("prediction", prediction, PREDICTIONS)
-    identity = identify(path, variant=variant)
-    check_loadable(identity, str(path))
-    networks = _Networks(identity, device, dtype, verify=verify)
-    unet, vae = networks.of(UNet)[0], networks.of(AutoencoderKL)[0]
-    denoiser = denoiser_config(path, identity, prediction, unet.state_dict().__getitem__)
-    return ModelBundle(
+    assembled = assemble(path, identify(path, variant=variant, vae=vae), prediction, without_vae=without_vae)
+    for name, planned in assembled.plans.items():
+        source = assembled.source(planned.part.header, verify=verify)
+        fill(assembled.networks[name], planned, source, device=device, dtype=dtype)
+    return assembled.bundle.eval()
+
+
+@dataclass(frozen=True, slots=True)
+class Assembly:
+    """A model whose files are known to fit, before its numbers are read.
+
+    Attributes:
+        bundle: the model; its networks are without memory.
+        networks: each part's network, by the part's name.
+        plans: where each part's tensors come from.
+        opened: the files that were opened, each once.
+    """
+
+    bundle: ModelBundle
+    networks: Mapping[str, nn.Module]
+    plans: Mapping[str, Plan]
+    opened: dict[Path, WeightSource] = field(default_factory=dict)
+
+    def source(self, header: Header, *, verify: bool) -> WeightSource:
+        """The opened file, or shards, of a part; `verify` compares the numbers with the sha256 that it records."""
+        if header.path not in self.opened:
+            if verify and not header.files:
+                verify_sha256(header)
+            self.opened[header.path] = open_part(header)
+        return self.opened[header.path]
+
+
+def assemble(
+    path: Path, identity: Identity, prediction: Parameterization | None = None, *, without_vae: bool = False
+) -> Assembly:
+    """Put a model together without reading its numbers: whatever stands in the way of loading it is found here.
+
+    The one function that answers both whether a model loads and, for `load_bundle`, how.
+
+    Args:
+        path: the model.
+        identity: of the model at `path`.
+        prediction, without_vae: as `load_bundle`.
+
+    Raises:
+        IncompatibleCheckpoint, CorruptCheckpoint, ConfigError: as `load_bundle`.
+    """
+    check_loadable(identity, str(path), without_vae=without_vae)
+    planned = {name: plan_network(part, identity.family) for name, part in identity.parts.items()}
+    networks = {name: network for name, (network, _) in planned.items()}
+    plans = {name: plan for name, (_, plan) in planned.items()}
+    unet = plans["unet"]
+    opened: dict[Path, WeightSource] = {}
+
+    def tensor_of(name: str) -> Tensor:
+        source = opened.setdefault(unet.part.header.path, open_part(unet.part.header))
+        return read_planned(source, unet, name, None, mapped=False)
+
+    denoiser = denoiser_config(path, identity, prediction, tensor_of)
+    stand_in = build_on_meta(vae_of_family(identity)) if "vae" not in identity.parts else None
+    bundle = ModelBundle(
         family=identity.family,
-        unet=unet,
-        vae=vae,
+        unet=_of(networks, UNet)[0],
+        vae=_of({**networks, **({"vae": stand_in} if stand_in else {})}, AutoencoderKL)[0],
         text=_text_stack(path, networks),
         denoiser_config=denoiser,
         defaults=generation_defaults(path, identity, denoiser),
         styles=_styles(path, identity),
-        prior=next(iter(networks.of(Prior)), None),
-        quantizer=next(iter(networks.of(Quantizer)), None),
-        upscaler=next(iter(networks.of(Upscaler)), None),
+        prior=next(iter(_of(networks, Prior)), None),
+        quantizer=next(iter(_of(networks, Quantizer)), None),
+        upscaler=next(iter(_of(networks, Upscaler)), None),
         name=model_name(path, identity),
         path=path,
         sha256=known_sha256(identity),
-    ).eval()
+        loading_notes=identity.notes_on_loading(),
+    )
+    return Assembly(bundle, networks, plans)
+
+
+SMALL = 256 << 20
+"""Bytes of a model that is read whole to say whether it loads."""
+
+
+def why_not(path: Path, identity: Identity, *, whole: bool = False) -> GouacheError | None:
+    """Why `load_bundle` refuses a model; None if it loads.
+
+    Args:
+        path: the model.
+        identity: of the model at `path`.
+        whole: read the numbers of a large model too; those of a small one are read in any case.
+    """
+    try:
+        assembled = assemble(path, identity)
+        headers = {planned.part.header.path: planned.part.header for planned in assembled.plans.values()}
+        if whole or sum(info.bytes for header in headers.values() for info in header.tensors.values()) <= SMALL:
+            for planned in assembled.plans.values():
+                source = assembled.source(planned.part.header, verify=True)
+                for name in planned.shapes:
+                    read_planned(source, planned, name, None, mapped=False)
+    except GouacheError as error:
+        return error
+    return None
 
 
 def known_sha256(identity: Identity) -> str:
@@ -132,36 +219,15 @@ def model_name(path: Path, identity: Identity) -> str:
 LoadedNetwork = TypeVar("LoadedNetwork", bound=nn.Module)
 
 
-class _Networks:
-    """Every part of a model, loaded; a file that holds several parts is opened once."""
-
-    def __init__(
-        self, identity: Identity, device: torch.device | str, dtype: torch.dtype | None, *, verify: bool
-    ) -> None:
-        sources: dict[Path, WeightSource] = {}
-        self._loaded: list[nn.Module] = []
-        for part in identity.parts.values():
-            if part.header.path not in sources:
-                sources[part.header.path] = _opened(part.header, verify)
-            source = sources[part.header.path]
-            network, _ = load_network(part, source, identity.family, device=device, dtype=dtype)
-            self._loaded.append(network)
-
-    def of(self, kind: type[LoadedNetwork]) -> list[LoadedNetwork]:
-        return [network for network in self._loaded if isinstance(network, kind)]
+def _of(networks: Mapping[str, nn.Module], kind: type[LoadedNetwork]) -> list[LoadedNetwork]:
+    return [network for network in networks.values() if isinstance(network, kind)]
 
 
-def _opened(header: Header, verify: bool) -> WeightSource:
-    if verify and not header.files:
-        verify_sha256(header)
-    return open_part(header)
-
-
-def _text_stack(path: Path, networks: _Networks) -> TextStack:
-    sentences = networks.of(SentenceEncoder)
+def _text_stack(path: Path, networks: Mapping[str, nn.Module]) -> TextStack:
+    sentences = _of(networks, SentenceEncoder)
     if sentences:
         return _of_sentences(path, sentences[0])
-    return TextStack.of_clip(networks.of(TextEncoder))
+    return TextStack.of_clip(_of(networks, TextEncoder))
 
 
 def _of_sentences(path: Path, encoder: SentenceEncoder) -> TextStack:
@@ -222,10 +288,20 @@ def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig
     size = family.size_for(denoiser.parameterization)
     file = path / "unet" / "config.json"
     sample_size = folders.read_json(file).get("sample_size") if file.is_file() else None
-    vae = identity.parts["vae"].config
-    if isinstance(sample_size, int) and isinstance(vae, VAEConfig):
-        size = sample_size * vae.downscale
-    return GenerationDefaults(width=size, height=size, guidance_scale=family.guidance_scale)
+    vae = identity.parts["vae"].config if "vae" in identity.parts else vae_of_family(identity)
+    sides = [sample_size, sample_size] if isinstance(sample_size, int) else sample_size
+    width = height = size
+    if isinstance(sides, list) and len(sides) == 2 and all(isinstance(side, int) for side in sides):
+        assert isinstance(vae, VAEConfig), "an autoencoder's config"
+        height, width = (side * vae.downscale for side in sides)
+    return GenerationDefaults(width=width, height=height, guidance_scale=family.guidance_scale)
+
+
+def vae_of_family(identity: Identity) -> VAEConfig:
+    """The config of the autoencoder that a model of this family has, where it has none itself."""
+    unet = identity.parts["unet"].config
+    channels = unet.in_channels if isinstance(unet, UNetConfig) else VAEConfig().latent_channels
+    return VAEConfig(latent_channels=channels, scale=family_named(identity.family).latent_scale)
 
 
 def _styles(path: Path, identity: Identity) -> tuple[str, ...]:
@@ -233,15 +309,20 @@ def _styles(path: Path, identity: Identity) -> tuple[str, ...]:
     return () if own is None else own.styles
 
 
-def check_loadable(identity: Identity, where: str) -> None:
+def check_loadable(identity: Identity, where: str, *, without_vae: bool = False) -> None:
     """Refuse what is recognised but can't paint.
+
+    Args:
+        identity: what it is.
+        where: the file or folder, for errors.
+        without_vae: whether a model without an autoencoder will do.
 
     Raises:
         IncompatibleCheckpoint: an adapter, a part, or a variant without a pipeline.
     """
     cures = {
         "lora": "Put it into the folder adapters beside the models, and name it in a prompt: <lora:NAME:0.8>.",
-        "vae": "Load it beside a model.",
+        "vae": "Load it beside a model: --vae FILE on the command line, vae in a request.",
         "textual-inversion": "Put it into the folder embeddings beside the models, and use its name as a word.",
     }
     if identity.kind != "model":
@@ -260,8 +341,27 @@ def check_loadable(identity: Identity, where: str) -> None:
     for name, part in identity.parts.items():
         if isinstance(part.config, TextEncoderConfig):
             _check_vocabulary(part.config, f"{where}: {name}")
-    if identity.unexplained:
-        LoadReport(unexpected=list(identity.unexplained)).check(where, "model")
+    if "vae" not in identity.parts:
+        if not without_vae:
+            raise no_vae(where)
+        return
+    vae = identity.parts["vae"].config
+    if isinstance(vae, VAEConfig) and vae.image_channels not in (3, 4):
+        raise IncompatibleCheckpoint(
+            where,
+            given=f"an autoencoder for pictures of {vae.image_channels} channels, as LDM3D has",
+            expected="3 (RGB) or 4 (RGBA)",
+        )
+
+
+def no_vae(where: str) -> IncompatibleCheckpoint:
+    """The refusal of a model that has no autoencoder and was given none."""
+    return IncompatibleCheckpoint(
+        where,
+        given="a model without an autoencoder",
+        expected="one with it, or an autoencoder (VAE) named beside it",
+        cure="Name one: --vae FILE on the command line, vae in a request, sd_vae for A1111's clients.",
+    )
 
 
 def _check_vocabulary(config: TextEncoderConfig, where: str) -> None:

@@ -201,6 +201,18 @@ def changed(tensor: Tensor, change: ShapeChange, shape: tuple[int, ...]) -> Tens
     return tensor
 
 
+def plan_network(part: Part, family: str) -> tuple[nn.Module, Plan]:
+    """A part's network without memory, and where its tensors come from; nothing is read.
+
+    Raises:
+        IncompatibleCheckpoint: tensors are missing, unexpected or of another shape; all are listed.
+    """
+    network = build_on_meta(part.config)
+    planned = plan(part, network, family)
+    planned.report.check(str(part.header.path), part.name)
+    return network, planned
+
+
 def load_network(
     part: Part,
     source: WeightSource,
@@ -222,16 +234,26 @@ def load_network(
         IncompatibleCheckpoint: tensors are missing, unexpected or of another shape; all are listed.
         CorruptCheckpoint: a tensor holds NaN or infinity, or the file is damaged.
     """
-    network = build_on_meta(part.config)
-    planned = plan(part, network, family)
-    planned.report.check(str(part.header.path), part.name)
+    network, planned = plan_network(part, family)
+    fill(network, planned, source, device=device, dtype=dtype)
+    return network.eval(), planned.report
+
+
+def fill(
+    network: nn.Module,
+    planned: Plan,
+    source: WeightSource,
+    *,
+    device: torch.device | str = "cpu",
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Give a network without memory its tensors; arguments and errors as in `load_network`."""
     state = {
         name: read_planned(source, planned, name, dtype).to(device=device)
         for name in sorted(planned.shapes, key=_file_order(planned))
     }
     # Assigned, not copied: what needs no conversion stays a view of the file's own pages.
     network.load_state_dict(state, assign=True)
-    return network.eval(), planned.report
 
 
 def _file_order(planned: Plan) -> Callable[[str], int]:

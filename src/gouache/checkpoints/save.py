@@ -158,6 +158,15 @@ def write_model(model: ModelToWrite, path: str | Path, to: Format) -> Path:
         raise InvalidInput(
             "int8", given=", ".join(unknown), expected=f"some of {', '.join(model.networks)}, in gouache's own format"
         )
+    vae = model.networks["vae"].config if "vae" in model.networks else None
+    unusual = isinstance(vae, VAEConfig) and (vae.tiny_blocks or vae.decoder_channels or vae.decoder_layers)
+    if to != "gouache" and unusual:
+        raise IncompatibleCheckpoint(
+            str(path),
+            given="a tiny autoencoder, or one whose halves differ",
+            expected="the published autoencoder, which this layout has names for",
+            cure="Use --to gouache.",
+        )
     path.parent.mkdir(parents=True, exist_ok=True)
     if to == "single-file":
         _write_single_file(model, path)

@@ -169,6 +169,8 @@ def norm_groups(channels: tuple[int, ...]) -> int:
 
 def vae_config(shapes: Shapes, naming: Naming, scale: float, where: str) -> VAEConfig:
     """Rebuild an autoencoder's config; `scale` is its family's. Arguments and errors as in `unet_config`."""
+    if TINY_VAE in shapes:
+        return _tiny_vae_config(shapes, where)
     level, block, attention = (
         ("encoder.down.{}", "block", "encoder.mid.attn_1.norm.weight")
         if naming == "ldm"
@@ -182,15 +184,61 @@ def vae_config(shapes: Shapes, naming: Naming, scale: float, where: str) -> VAEC
         channels.append(shapes[f"{prefix}.{block}.0.conv1.weight"][0])
     if len(layers) != 1:
         raise _no_network(where, f"an autoencoder with {sorted(layers)} residual blocks a level", "the same on each")
+    down_layers = layers.pop()
+    up_channels, up_layers = _decoder_levels(shapes, naming)
+    if len(up_channels) != len(channels):  # tensors are missing, and will be listed
+        up_channels, up_layers = tuple(channels), down_layers + 1
     return VAEConfig(
         image_channels=_at(shapes, "encoder.conv_in.weight", 1, where),
         latent_channels=_at(shapes, "encoder.conv_out.weight", 0, where) // 2,
         channels=tuple(channels),
-        layers_per_level=layers.pop(),
-        norm_groups=norm_groups(tuple(channels)),
+        layers_per_level=down_layers,
+        decoder_channels=() if up_channels == tuple(channels) else up_channels,
+        decoder_layers=0 if up_layers == down_layers + 1 else up_layers,
+        norm_groups=norm_groups((*channels, *up_channels)),
         middle_attention=attention in shapes,
         quant_conv="quant_conv.weight" in shapes,
         scale=scale,
+    )
+
+
+TINY_VAE = "decoder.layers.0.weight"
+
+
+def _decoder_levels(shapes: Shapes, naming: Naming) -> tuple[tuple[int, ...], int]:
+    """Widths of a decoder's levels, finest first, and residual blocks of each; () and 0 where there are none."""
+    name, order = ("decoder.up.{}.block.{}", 1) if naming == "ldm" else ("decoder.up_blocks.{}.resnets.{}", -1)
+    name += ".conv1.weight"
+    levels = 0
+    while name.format(levels, 0) in shapes:
+        levels += 1
+    widths = tuple(shapes[name.format(level, 0)][0] for level in range(levels))
+    return widths[::order], max((_count(shapes, name.format(level, "{}")) for level in range(levels)), default=0)
+
+
+def _tiny_vae_config(shapes: Shapes, where: str) -> VAEConfig:
+    """A tiny autoencoder's config: between its convolutions stand the blocks of each level."""
+    blocks: dict[str, list[int]] = {}
+    for half, first in (("encoder", 1), ("decoder", 2)):
+        levels = [0]
+        last = max((int(name.split(".")[2]) for name in shapes if name.startswith(f"{half}.layers.")), default=0)
+        for place in range(first, last):
+            if f"{half}.layers.{place}.conv.0.weight" in shapes:
+                levels[-1] += 1
+            elif f"{half}.layers.{place}.weight" in shapes:
+                levels.append(0)
+        blocks[half] = levels
+    if len(blocks["encoder"]) != len(blocks["decoder"]):
+        raise _no_network(where, f"a tiny autoencoder with levels {blocks}", "as many in the encoder as in the decoder")
+    return VAEConfig(
+        image_channels=_at(shapes, "encoder.layers.0.weight", 1, where),
+        latent_channels=_at(shapes, TINY_VAE, 1, where),
+        channels=(_at(shapes, TINY_VAE, 0, where),) * len(blocks["encoder"]),
+        norm_groups=1,
+        middle_attention=False,
+        quant_conv=False,
+        scale=1.0,
+        tiny_blocks=(tuple(blocks["encoder"]), tuple(blocks["decoder"])),
     )
 
 

@@ -16,6 +16,7 @@ from gouache.models.family import UNKNOWN, family_label
 
 if TYPE_CHECKING:
     from gouache.checkpoints.detect import Identity
+    from gouache.errors import GouacheError
 
 NAMINGS = {
     "ours": "diffusers",
@@ -34,20 +35,31 @@ def inspect(
 ) -> None:
     """Identify a file or folder: family, parts, types, parameters, prediction type, metadata.
 
-    Reads headers only; --sha256 reads everything. Nothing in the file is ever executed.
+    Says too whether it loads, and if not, why, in the words in which loading would refuse it. Reads headers only, of
+    small models the numbers too; --sha256 reads everything. Nothing in the file is ever executed.
 
     Example: gouache inspect model.safetensors --json
     """
     from gouache.checkpoints.identify import identify
 
     path = _found(model)
-    found = describe(path, identify(path))
+    identity = identify(path)
+    found = describe(path, identity)
+    reason = _why_not(path, identity, whole=sha256)
+    found |= {"loads": reason is None, "reason": "" if reason is None else str(reason)}
     if sha256:
         found["sha256"] = _sums(path)
     if as_json:
         typer.echo(json.dumps(found, ensure_ascii=False))
     else:
         _print(found)
+
+
+def _why_not(path: Path, identity: Identity, *, whole: bool) -> GouacheError | None:
+    """Why a model doesn't load, by the function that loads it; None if it does."""
+    from gouache.checkpoints.load import why_not
+
+    return why_not(path, identity, whole=whole)
 
 
 def _found(name: str) -> Path:
@@ -93,6 +105,7 @@ def describe(path: Path, identity: Identity) -> dict[str, Any]:
         },
         "left_out": dict(identity.left_out),
         "unexplained": list(identity.unexplained),
+        "loading_notes": list(identity.notes_on_loading()),
         "metadata": _metadata(path, identity),
     }
 
@@ -146,9 +159,9 @@ def _print(found: Mapping[str, Any]) -> None:
         typer.echo(f"  {name:<16}{short_count(part['parameters']):>8}  {types:<9} {NAMINGS[part['naming']]} names")
     for reason, count in found["left_out"].items():
         typer.echo(f"{'left out':<12}{count} tensors: {reason}")
-    if found["unexplained"]:
-        names = ", ".join(found["unexplained"][:4])
-        typer.echo(f"{'unexplained':<12}{len(found['unexplained'])} tensors: {names} ...; it will not load")
+    for note in found["loading_notes"]:
+        typer.echo(f"{'note':<12}{note}")
+    typer.echo(f"{'loads':<12}{'yes' if found['loads'] else 'no: ' + found['reason']}")
     for key, value in found["metadata"].items():
         if key.startswith("gouache.config."):
             continue  # the parts' configs: --json shows them

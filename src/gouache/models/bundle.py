@@ -47,6 +47,7 @@ class ModelBundle:
         name: a short name for people.
         path: where it was read from; None if it was built in memory.
         sha256: hash of the weights as hexadecimal, or empty.
+        loading_notes: how its files were taken beyond the plain way: tensors and parts that were left out.
 
     Raises:
         ConfigError: the parts do not fit together.
@@ -67,6 +68,7 @@ class ModelBundle:
     name: str = ""
     path: Path | None = None
     sha256: str = ""
+    loading_notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         family_named(self.family, f"family of model {self.name!r}" if self.name else "family")
@@ -103,6 +105,11 @@ class ModelBundle:
     def dtype(self) -> torch.dtype:
         """The U-Net's floating-point type."""
         return self.unet.conv_in.weight.dtype
+
+    @property
+    def has_vae(self) -> bool:
+        """Whether the autoencoder is there; one without numbers stands in for one that a request has to name."""
+        return not next(self.vae.parameters()).is_meta
 
     @property
     def traits(self) -> Family:
@@ -200,8 +207,9 @@ class ModelBundle:
 
     def to(self, device: torch.device | str, dtype: torch.dtype | None = None) -> Self:
         """Move every network, in place; returns the bundle itself."""
-        for part in self.networks().values():
-            part.to(device=device, dtype=dtype)
+        for name, part in self.networks().items():
+            if name != "vae" or self.has_vae:
+                part.to(device=device, dtype=dtype)
         return self
 
     def eval(self) -> Self:

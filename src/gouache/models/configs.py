@@ -108,6 +108,13 @@ class VAEConfig(Config):
     scale: float | tuple[float, ...] = 0.18215
     """Normalised latents are (moments - shift) * scale; one number, or one for each channel."""
     shift: float | tuple[float, ...] = 0.0
+    decoder_channels: tuple[int, ...] = ()
+    """Width of each level of the decoder, finest first, where they are others than the encoder's."""
+    decoder_layers: int = Field(default=0, ge=0)
+    """Residual blocks of a level in the decoder, where they are others than `layers_per_level` + 1; 0 = they aren't."""
+    tiny_blocks: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+    """Of a tiny autoencoder (`models.tiny_vae`): blocks of each level, the encoder's finest first, the decoder's
+    coarsest first. Its `channels` are all the same, and it has no norms, attention and quant_conv."""
 
     @model_validator(mode="after")
     def _widths_agree(self) -> VAEConfig:
@@ -116,7 +123,15 @@ class VAEConfig(Config):
                 raise ConfigError(
                     f"VAEConfig.{name}", given=f"{len(value)} numbers", expected=f"1 or {self.latent_channels}"
                 )
-        if any(width % self.norm_groups for width in self.channels):
+        if len(self.decoder_channels) not in (0, len(self.channels)) or (
+            self.tiny_blocks is not None and any(len(half) != len(self.channels) for half in self.tiny_blocks)
+        ):
+            raise ConfigError(
+                "VAEConfig.decoder_channels",
+                given=self.decoder_channels or self.tiny_blocks,
+                expected=f"{len(self.channels)} levels, as the encoder has",
+            )
+        if any(width % self.norm_groups for width in (*self.channels, *self.decoder_channels)):
             raise ConfigError(
                 "VAEConfig.channels", given=self.channels, expected=f"multiples of norm_groups {self.norm_groups}"
             )

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from gouache.errors import InvalidInput, ShapeMismatch
 from gouache.models.configs import VAEConfig
+from gouache.models.tiny_vae import TinyDecoder, TinyEncoder
 from gouache.nn.attention import Attention
 from gouache.nn.layers import GroupNorm, add
 from gouache.nn.resnet import Downsample, ResnetBlock, Upsample
@@ -124,6 +126,7 @@ def _ramp(length: int) -> Tensor:
 
 
 EPS = 1e-6
+LEAST_LOGVAR = -30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +135,7 @@ class CoderShape:
 
     Attributes:
         channels: width of each level, finest first.
-        layers: residual blocks of a level in the encoder (the decoder has one more).
+        layers: residual blocks of a level.
         groups: groups of the group norms.
         attention: whether the middle looks at all pixels.
     """
@@ -236,7 +239,7 @@ class Decoder(nn.Module):
         self.up_blocks = nn.ModuleList()
         for before, width, i in zip((widths[0], *widths), widths, range(len(widths)), strict=False):
             up = Upsample(width) if i < len(widths) - 1 else None
-            self.up_blocks.append(CoderLevel(shape.resnets(before, width, shape.layers + 1), up=up))
+            self.up_blocks.append(CoderLevel(shape.resnets(before, width, shape.layers), up=up))
         self.conv_norm_out = GroupNorm(shape.groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], channels_out, 3, padding=1)
 
@@ -288,8 +291,17 @@ class AutoencoderKL(nn.Module):
             groups=config.norm_groups,
             attention=config.middle_attention,
         )
-        self.encoder = Encoder(pixels, 2 * width, shape)
-        self.decoder = Decoder(width, pixels, shape)
+        if config.tiny_blocks is not None:
+            # Called as the others are; those who look inside an encoder have one with levels before them.
+            tiny, blocks = config.channels[0], config.tiny_blocks
+            self.encoder = cast("Encoder", TinyEncoder(pixels, width, tiny, blocks[0]))
+            self.decoder = cast("Decoder", TinyDecoder(width, pixels, tiny, blocks[1]))
+        else:
+            layers = config.decoder_layers or config.layers_per_level + 1
+            self.encoder = Encoder(pixels, 2 * width, shape)
+            self.decoder = Decoder(
+                width, pixels, replace(shape, channels=config.decoder_channels or config.channels, layers=layers)
+            )
         self.quant_conv = nn.Conv2d(2 * width, 2 * width, 1) if config.quant_conv else None
         self.post_quant_conv = nn.Conv2d(width, width, 1) if config.quant_conv else None
 
@@ -306,8 +318,10 @@ class AutoencoderKL(nn.Module):
         hidden: Tensor = self.encoder(F.pixel_unshuffle(image, self.config.patch_size))
         if self.quant_conv is not None:
             hidden = self.quant_conv(hidden)
+        if self.config.tiny_blocks is not None:
+            return Moments(hidden, torch.full_like(hidden, LEAST_LOGVAR))
         mean, logvar = hidden.chunk(2, dim=1)  # each [B, latent_channels, h, w]
-        return Moments(mean, logvar.clamp(-30.0, 20.0))
+        return Moments(mean, logvar.clamp(LEAST_LOGVAR, 20.0))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Normalised latents to a picture.

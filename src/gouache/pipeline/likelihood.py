@@ -20,6 +20,7 @@ from gouache.errors import ConfigError, InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.denoiser import Condition
 from gouache.pipeline.inputs.images import fit, nearest_size, to_tensor
+from gouache.pipeline.inputs.start import encode_tensor
 from gouache.pipeline.prompts.encode import EncodedPrompt, PromptReader
 
 SIGMA_FLOOR, SIGMA_CEILING = 0.02, 100.0
@@ -108,8 +109,7 @@ def latents_of(bundle: ModelBundle, pictures: Sequence[Image.Image]) -> Tensor:
     size = own if bundle.prior is not None else nearest_size(*pictures[0].size, factor)
     fitted = [picture if picture.size == size else fit(picture, *size, "crop") for picture in pictures]
     image = torch.stack([to_tensor(picture, bundle.vae.config.image_channels) for picture in fitted])
-    weight = next(bundle.vae.parameters())
-    return bundle.vae.normalise(bundle.vae.encode(image.to(weight.device, weight.dtype)).mode()).float()
+    return encode_tensor(bundle, image)
 
 
 @torch.no_grad()

@@ -28,6 +28,7 @@ from gouache.nn.layers import channels_last
 from gouache.pipeline.generate.generation import Event, Generation, Painted
 from gouache.pipeline.inputs.images import References
 from gouache.pipeline.inputs.start import prepare
+from gouache.pipeline.output.recipe import model_sha256
 from gouache.pipeline.prompts.adapters import Adapted, Adapters
 from gouache.pipeline.request import Request
 from gouache.pipeline.resolve import Resolved, resolve_with_pictures
@@ -50,6 +51,7 @@ class Pipeline:
         channels_last(bundle.unet)
         channels_last(bundle.vae)
         self.adapters = Adapters(bundle)
+        self._vae: tuple[str, AutoencoderKL, tuple[str, ...]] | None = None
 
     @classmethod
     def load(cls, path: Path | str, *, device: str | None = None, dtype: torch.dtype | None = None) -> Self:
@@ -68,7 +70,7 @@ class Pipeline:
 
         where = check_device(device)
         kind = dtype or (torch.float32 if where.type == "cpu" else torch.float16)
-        return cls(load_bundle(Path(path), device=where, dtype=kind))
+        return cls(load_bundle(Path(path), device=where, dtype=kind, without_vae=True))
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Self:
         """Move the model; gives itself back.
@@ -78,6 +80,7 @@ class Pipeline:
         """
         self.bundle.to(check_device(str(device)), dtype)
         self.adapters = Adapters(self.bundle, self.adapters.folder)
+        self._vae = None
         return self
 
     def resolve(self, request: Request, attachments: Mapping[str, bytes] | None = None) -> Request:
@@ -94,7 +97,27 @@ class Pipeline:
 
     def plan(self, request: Request, attachments: Mapping[str, bytes] | None = None) -> Resolved:
         """As `resolve`, with notes on what could not be kept; `run` takes it without resolving again."""
-        return resolve_with_pictures(request, self.bundle, References(attachments))
+        return resolve_with_pictures(request, self._with_vae(request, self.bundle), References(attachments))
+
+    def _with_vae(self, request: Request, bundle: ModelBundle) -> ModelBundle:
+        """The model with the autoencoder that a request names; the last one is kept loaded.
+
+        Raises:
+            ModelNotFound, CheckpointError, ConfigError: there is no such autoencoder, or it doesn't fit.
+            IncompatibleCheckpoint: none is named, and the model has none.
+        """
+        from gouache.checkpoints.load import no_vae
+        from gouache.checkpoints.vae_library import find_vae, load_vae
+
+        if request.vae is None:
+            if not bundle.has_vae:
+                raise no_vae(str(bundle.path or bundle.name))
+            return bundle
+        if self._vae is None or self._vae[0] != request.vae:
+            vae, notes = load_vae(find_vae(request.vae), bundle, device=bundle.device, dtype=bundle.dtype)
+            channels_last(vae)
+            self._vae = (request.vae, vae, notes)
+        return replace(bundle, vae=self._vae[1])
 
     def paint(self, request: Request, attachments: Mapping[str, bytes] | None = None) -> list[Painted]:
         """Paint all pictures of a request; arguments and errors as `run`."""
@@ -129,10 +152,15 @@ class Pipeline:
         """As `run`, of pictures that were neither checked nor marked yet."""
         references = References(attachments)
         if isinstance(request, Request):
-            request = resolve_with_pictures(request, self.bundle, references)
+            request = resolve_with_pictures(request, self._with_vae(request, self.bundle), references)
         resolved = request.request
         adapted = self.adapters.apply(resolved)
-        notes = [*request.notes, *adapted.notes]
+        adapted = replace(adapted, bundle=self._with_vae(resolved, adapted.bundle))
+        notes = [*self.bundle.loading_notes, *request.notes, *adapted.notes]
+        if resolved.vae is not None and self._vae is not None:
+            from gouache.checkpoints.vae_library import find_vae
+
+            notes += [f"VAE {resolved.vae}, sha256 {model_sha256(find_vae(resolved.vae))[:12]}", *self._vae[2]]
         if resolved.outpaint is not None:
             from gouache.pipeline.generate.outpaint import outpaint
 

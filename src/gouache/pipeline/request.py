@@ -357,6 +357,8 @@ class Request(Config):
 
     model: Name | None = None
     """Path or name of the model. Default: the model shipped with gouache."""
+    vae: Name | None = None
+    """Path or name of a VAE in place of the model's. Default: the model's own."""
     seed: Seed | None = None
     """Seed of the first image; image k uses seed + k. Default: random."""
     subseed: Seed | None = None

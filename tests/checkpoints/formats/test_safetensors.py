@@ -13,7 +13,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from gouache.checkpoints.formats.header import DTYPE_BYTES
+from gouache.checkpoints.formats.header import DTYPE_BYTES, open_header, open_source
 from gouache.checkpoints.formats.safetensors import (
     TORCH_DTYPES,
     SafetensorsFile,
@@ -223,3 +223,47 @@ def test_every_type_of_the_format_has_its_width() -> None:
     assert set(TORCH_DTYPES) == set(DTYPE_BYTES)
     for name, dtype in TORCH_DTYPES.items():
         assert DTYPE_BYTES[name] == dtype.itemsize, name
+
+
+def test_a_header_of_any_length_is_a_header(tmp_path: Path) -> None:
+    """The kind: the first 8 bytes of a safetensors file are a number, and may be what another format starts with.
+
+    The lengths are those of every pickle protocol, of a zip's first bytes, of white space and of text, alone and with
+    other high bytes; the judge is the safetensors package, which reads the same files.
+    """
+    starts = [
+        b"\x80\x02",
+        b"\x80\x03",
+        b"\x80\x04",
+        b"\x80\x05",
+        b"PK",
+        b"<h",
+        b"<!",
+        b"\n\n",
+        b"  ",
+        b'{"',
+        b"GG",
+        b"ve",
+    ]
+    lengths = [int.from_bytes(start, "little") + (high << 16) for start in starts for high in (0, 1, 2)]
+    path = tmp_path / "a.safetensors"
+    for length in (*lengths, 10 + 128, 0x80, 0x8002, 65536 + 0x4B50):
+        entry = b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'
+        if length < len(entry):
+            continue
+        path.write_bytes(length.to_bytes(8, "little") + entry.ljust(length) + struct.pack("<2f", 1, 2))
+        assert open_source(path).read("w").tolist() == [1.0, 2.0], length
+        assert load_file(path)["w"].tolist() == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("step", [61, pytest.param(1, marks=pytest.mark.slow)])
+def test_the_first_two_bytes_of_a_length_never_decide_what_a_file_is(tmp_path: Path, step: int) -> None:
+    """All 65,536 of them (every 61st when it has to be quick): the error is that of a header too long for its file."""
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(bytes(8) + b"{" + bytes(99))
+    with path.open("r+b", buffering=0) as file:
+        for low in range(0, 65_536, step):
+            file.seek(0)
+            file.write((low + 65_536).to_bytes(8, "little"))
+            with pytest.raises(CorruptCheckpoint, match="a header of"):
+                open_header(path)

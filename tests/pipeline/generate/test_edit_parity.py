@@ -142,21 +142,60 @@ def test_inpainting_with_its_own_model(
     assert psnr(painted.image, theirs) >= 60
 
 
-def test_instruct(twins: Twins, given_noise: Any, picture: Path) -> None:
-    pair = twins.of("sd1", 4)
-    request = BASE.replace({"init_image": str(picture), "image_guidance_scale": 1.8})
+@pytest.mark.parametrize("image_scale", [1.0, 1.8])
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_instruct(twins: Twins, given_noise: Any, picture: Path, family: str, image_scale: float) -> None:
+    """The kind: whatever a family's U-Net takes beside latents and text (SDXL's pooled vector with its size numbers)
+    belongs to its edits too."""
+    pair = twins.of(family, 4)
+    request = BASE.replace({"init_image": str(picture), "image_guidance_scale": image_scale, "num_inference_steps": 5})
     (painted,) = pair.ours.paint(request)
     pair.use_scheduler(request)
+    xl = "XL" if family == "sdxl" else ""
     theirs = run_theirs(
         pair,
-        "StableDiffusionInstructPix2PixPipeline",
+        f"StableDiffusion{xl}InstructPix2PixPipeline",
         request,
         given_noise,
         image=Image.open(picture),
-        image_guidance_scale=1.8,
+        image_guidance_scale=image_scale,
         latents=pair.scaled(request, pair.noise(request)),
+        **({"height": SIDE, "width": SIDE} if xl else {}),
     )
     assert psnr(painted.image, theirs) >= 60
+
+
+SDXL_REQUESTS: dict[str, dict[str, Any]] = {
+    "several at once": {"count": 2, "determinism": "portable"},
+    "several in turn": {"count": 2},
+    "no negative prompt": {"negative_prompt": ""},
+    "a long prompt": {"prompt": "a red fire engine, " * 40},
+    "a long negative prompt": {"negative_prompt": "grey, " * 90},
+    "prompt editing": {"prompt": "a [red:blue:0.5] fire engine"},
+    "no guidance": {"guidance_scale": 1.0},
+    "the picture weighs nothing": {"image_guidance_scale": 0.0},
+    "a mask": {"mask": Mask(fill="original")},
+    "other sizes": {"width": 48, "height": 24},
+    "a second pass": {"hires": {"scale": 1.5, "upscaler": "lanczos"}},
+    "seamless": {"seamless": "both"},
+    "an ancestral sampler": {"sampler": "euler_a"},
+    "clip skip": {"clip_skip": 2},
+}
+
+
+@pytest.mark.parametrize("channels", [4, 5])
+@pytest.mark.parametrize("name", SDXL_REQUESTS)
+def test_sdxl_edits_with_whatever_a_request_asks(
+    twins: Twins, picture: Path, mask: Path, name: str, channels: int
+) -> None:
+    """Instruct and inpainting networks of SDXL paint it."""
+    wanted = {**SDXL_REQUESTS[name], "init_image": str(picture), "num_inference_steps": 2}
+    if "mask" in wanted:
+        wanted["mask"] = Mask(image=str(mask), blur=0)
+    request = BASE.replace(wanted)
+    painted = twins.of("sdxl", channels).ours.paint(request)
+    assert len(painted) == request.count
+    assert all(len(set(one.image.tobytes())) > 1 for one in painted)
 
 
 def test_depth(twins: Twins, given_noise: Any, picture: Path, tmp_path: Path) -> None:

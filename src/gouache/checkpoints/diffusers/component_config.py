@@ -66,6 +66,11 @@ CONTROLNET_OPTIONS: dict[str, tuple[object, ...]] = {
     "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"),
 }
 VAE_OPTIONS: dict[str, tuple[object, ...]] = {"act_fn": ("silu", "swish")}
+TINY_VAE_OPTIONS: dict[str, tuple[object, ...]] = {
+    "act_fn": ("relu",),
+    "upsample_fn": ("nearest",),
+    "upsampling_scaling_factor": (2,),
+}
 TEXT_OPTIONS: dict[str, tuple[object, ...]] = {"layer_norm_eps": (1e-5,), "hidden_act": ("quick_gelu", "gelu")}
 END_ID = 49407
 
@@ -76,7 +81,8 @@ def unet_from_json(values: Json, counted: UNetConfig, where: str) -> UNetConfig:
     Raises:
         IncompatibleCheckpoint: the JSON and the weights disagree, or an option is not one of ours.
     """
-    _check_options(values, UNET_OPTIONS, where)
+    known = {**UNET_OPTIONS, "time_embedding_dim": (None, counted.embedding_width)}
+    _check_options(values, known, where)
     levels = len(counted.channels)
     _check_agreement(
         values,
@@ -120,17 +126,22 @@ def controlnet_from_json(values: Json, counted: ControlNetConfig, where: str) ->
 
 def vae_from_json(values: Json, counted: VAEConfig, where: str) -> VAEConfig:
     """An autoencoder's config: counted blocks; groups, scale and shift from the JSON. Errors as in `unet_from_json`."""
-    _check_options(values, VAE_OPTIONS, where)
-    _check_agreement(
-        values,
-        {
-            "in_channels": counted.image_channels,
-            "latent_channels": counted.latent_channels,
-            "block_out_channels": list(counted.channels),
-            "layers_per_block": counted.layers_per_level,
-        },
-        where,
-    )
+    tiny, asymmetric = counted.tiny_blocks, "down_block_out_channels" in values
+    _check_options(values, VAE_OPTIONS if tiny is None else TINY_VAE_OPTIONS, where)
+    shared: Json = {"in_channels": counted.image_channels, "latent_channels": counted.latent_channels}
+    if tiny is not None:
+        halves: Json = {"num_encoder_blocks": list(tiny[0]), "num_decoder_blocks": list(tiny[1])}
+        _check_agreement(values, {**shared, **halves}, where)
+        scale, shift = values.get("scaling_factor", 1.0), values.get("shift_factor") or 0.0
+        return _updated(counted, {"scale": scale, "shift": shift}, where)
+    blocks: Json = {"block_out_channels": list(counted.channels), "layers_per_block": counted.layers_per_level}
+    if asymmetric:
+        blocks = {
+            "down_block_out_channels": list(counted.channels),
+            "up_block_out_channels": list(counted.decoder_channels or counted.channels),
+            "layers_per_down_block": counted.layers_per_level,
+        }
+    _check_agreement(values, {**shared, **blocks}, where)
     scale, shift = values.get("scaling_factor", counted.scale), values.get("shift_factor") or 0.0
     mean, std = values.get("latents_mean"), values.get("latents_std")
     if isinstance(mean, list) and isinstance(std, list) and isinstance(scale, int | float):
@@ -212,7 +223,9 @@ def _updated(config: AnyConfig, update: dict[str, object], where: str) -> AnyCon
 
 def _check_options(values: Json, options: Mapping[str, tuple[object, ...]], where: str) -> None:
     for key, known in options.items():
-        if key in values and values[key] not in known:
+        given = values.get(key, known[0])
+        # A list says it for each block.
+        if any(one not in known for one in (given if isinstance(given, list) and given else [given])):
             raise IncompatibleCheckpoint(
                 where,
                 given=f"{key} = {values[key]!r}",

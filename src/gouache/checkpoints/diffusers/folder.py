@@ -15,6 +15,8 @@ from gouache.checkpoints.detect import (
     MARKS,
     Identity,
     Part,
+    Place,
+    check_known,
     family_of,
     kind_of,
     left_out_reason,
@@ -23,6 +25,7 @@ from gouache.checkpoints.detect import (
     variant_of,
 )
 from gouache.checkpoints.diffusers import component_config as diffusers_config
+from gouache.checkpoints.foreign import check_class, check_pipeline
 from gouache.checkpoints.formats.header import Header, TensorInfo, open_header
 from gouache.checkpoints.shapes import text_config, unet_config, vae_config
 from gouache.config import Config
@@ -133,6 +136,7 @@ def identify_diffusers(folder: Path, *, variant: str | None = None) -> Identity:
             unknown kind, or disagrees with the config beside it.
     """
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    notes = check_pipeline(index, str(folder))
     headers = {name: joined_header(weight_files(folder / name, variant=variant)) for name in _present(folder, index)}
     if not headers:
         raise UnknownFamily(
@@ -143,6 +147,8 @@ def identify_diffusers(folder: Path, *, variant: str | None = None) -> Identity:
     unet = None
     if "unet" in headers:
         file = folder / "unet" / "config.json"
+        check_class(_config(file), str(file))
+        check_known(headers["unet"], {"unet": Place(headers["unet"], "", "ours")})
         counted = unet_config(_shapes(headers["unet"].tensors), "ours", str(headers["unet"].path))
         unet = diffusers_config.unet_from_json(_config(file), counted, str(file))
     family = family_of(unet, headers) if unet else UNKNOWN.name
@@ -165,6 +171,7 @@ def identify_diffusers(folder: Path, *, variant: str | None = None) -> Identity:
         prediction_source=source,
         left_out=left_out,
         unexplained=unexplained,
+        loading_notes=notes,
     )
 
 
@@ -173,6 +180,8 @@ def part_of_folder(folder: Path, name: str, header: Header, family: str) -> Part
     file = folder / "config.json"
     values = _config(file)
     where = str(header.path)
+    if not name.startswith("text_encoder"):
+        check_class(values, str(file))
     kind = "text_encoder" if name.startswith("text_encoder") else name
     for part, prefix, naming, mark in MARKS:
         if part != kind or prefix or mark not in header.tensors:
@@ -295,9 +304,14 @@ def _shapes(tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, ...]]:
 
 
 def lone_adapter(folder: Path, *, variant: str | None = None) -> Adapter | None:
-    """The ControlNet or other adapter that lies in a folder of its own (config.json and weights); None if none does."""
+    """The ControlNet or other adapter that lies in a folder of its own (config.json and weights); None if none does.
+
+    Raises:
+        UnknownFamily: its config.json names a network of another kind.
+    """
     if not (folder / "config.json").is_file():
         return None
+    check_class(read_json(folder / "config.json"), str(folder))
     header = joined_header(weight_files(folder, variant=variant))
     return find_adapter(header.tensors, header.metadata)
 

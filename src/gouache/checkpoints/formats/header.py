@@ -20,9 +20,9 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from gouache.errors import CorruptCheckpoint, GouacheError, ModelNotFound, UnknownFamily, UnsafeCheckpoint
+from gouache.errors import CorruptCheckpoint, GouacheError, ModelNotFound, UnknownFamily
 
 if TYPE_CHECKING:
     from gouache.checkpoints.formats.safetensors import WeightSource
@@ -272,8 +272,8 @@ def few(names: Sequence[str], most: int = 6) -> str:
 
 PNG = b"\x89PNG\r\n\x1a\n"
 ZIP = b"PK\x03\x04"
-LEGACY_TORCH = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
-"""`torch.save` before 1.6 starts with this pickled number."""
+PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+"""How pickles of each protocol start; `torch.save` before 1.6 wrote several into a row."""
 
 
 def open_header(path: Path) -> Header:
@@ -285,48 +285,56 @@ def open_header(path: Path) -> Header:
         UnsafeCheckpoint: it would have to be unpickled.
         UnknownFamily: a format that gouache doesn't read.
     """
-    if _is_zip(path):
-        from gouache.checkpoints.formats.torch_zip import TensorZip
-
-        return TensorZip(path).header
-    if is_png(path):
-        from gouache.checkpoints.formats.png_embedding import PngEmbedding
-
-        return PngEmbedding(path).header
-    return read_header(path)
+    kind = _format_of(path)
+    if kind == "safetensors":
+        return read_header(path)
+    return _open_torch(path, kind).header
 
 
 def open_source(path: Path) -> WeightSource:
     """Open a weight file for reading tensors; errors as in `open_header`."""
-    if _is_zip(path):
+    kind = _format_of(path)
+    if kind == "safetensors":
+        from gouache.checkpoints.formats.safetensors import SafetensorsFile
+
+        return SafetensorsFile(path)
+    return _open_torch(path, kind)
+
+
+FileFormat = Literal["zip", "pickle", "safetensors", "png"]
+
+
+def _open_torch(path: Path, kind: FileFormat) -> WeightSource:
+    if kind == "zip":
         from gouache.checkpoints.formats.torch_zip import TensorZip
 
         return TensorZip(path)
-    if is_png(path):
+    if kind == "png":
         from gouache.checkpoints.formats.png_embedding import PngEmbedding
 
         return PngEmbedding(path)
-    from gouache.checkpoints.formats.safetensors import SafetensorsFile
+    from gouache.checkpoints.formats.legacy import TensorPickles
 
-    return SafetensorsFile(path)
-
-
-def is_png(path: Path) -> bool:
-    """Whether a file is a PNG picture, which may hold a textual inversion."""
-    with path.open("rb") as file:
-        return file.read(len(PNG)) == PNG
+    return TensorPickles(path)
 
 
-def _is_zip(path: Path) -> bool:
-    """True for a torch zip, False for what may be safetensors; other formats are named in the error."""
+def _format_of(path: Path) -> FileFormat:
+    """What a file starts as; formats that aren't read are named in the error."""
     if not path.is_file():
         raise ModelNotFound(str(path), given="no file there", expected="a weight file", cure="Check the path.")
     with path.open("rb") as file:
-        start = file.read(256)
+        start = file.read(512)
+    if start[8:9] == b"{":
+        # The first 8 bytes of safetensors are a number, and a number may look like any other format's first bytes.
+        return "safetensors"
     error = _other_format(start, path)
     if error is not None:
         raise error
-    return start.startswith(ZIP)
+    if start.startswith(ZIP):
+        return "zip"
+    if start.startswith(PNG):
+        return "png"
+    return "pickle" if start.startswith(PICKLES) else "safetensors"
 
 
 def _other_format(start: bytes, path: Path) -> GouacheError | None:
@@ -344,12 +352,12 @@ def _other_format(start: bytes, path: Path) -> GouacheError | None:
         )
     if start.startswith(b"GGUF"):
         return UnknownFamily(where, given="a GGUF file", expected=expected, cure="Get the .safetensors of this model.")
-    if start.startswith(LEGACY_TORCH) or start[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05"):
-        return UnsafeCheckpoint(
+    if start[257:262] == b"ustar":
+        return UnknownFamily(
             where,
-            given="a bare pickle, as torch wrote before 1.6",
-            expected=f"{expected}; nothing was executed",
-            cure="Get the model as .safetensors. If you wrote the file yourself, save it again with a newer torch.",
+            given="a tar archive, as torch wrote before 0.1.10, or a packed folder",
+            expected=expected,
+            cure="Unpack it; if torch wrote it, load it and save it again with a newer torch.",
         )
     if not start:
         return CorruptCheckpoint(where, given="an empty file", expected=expected, cure=DOWNLOAD_AGAIN)

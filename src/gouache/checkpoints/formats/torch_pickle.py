@@ -1,12 +1,13 @@
 """A pickle reader that can build tensors' descriptions and plain containers, and nothing else.
 
-A pickle is a program. This machine knows the few opcodes that `torch.save` writes for a dictionary of tensors, looks
-names up in a closed table instead of importing them, and refuses everything else by name. It never calls what it
-reads, and its work and memory are bounded by the pickle's length.
+A pickle is a program. This machine knows the opcodes that `torch.save` writes for a dictionary of tensors and for what
+trainers put beside it, looks names up in a closed table instead of importing them, and refuses everything else by name.
+It never calls what it reads, and its work and memory are bounded by the pickle's length.
 """
 
 from __future__ import annotations
 
+import io
 import pickletools
 import struct
 from collections.abc import Callable
@@ -14,98 +15,24 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from gouache.checkpoints.formats.header import DTYPE_BYTES, MAX_RANK
+from gouache.checkpoints.formats.pickle_leftovers import Array, ArrayType, Opaque, is_leftover, may_be_called
+from gouache.checkpoints.formats.pickle_names import (
+    PLAIN,
+    STORAGE_DTYPES,
+    TORCH_DTYPES,
+    GlobalName,
+    Storage,
+    StoredTensor,
+)
 from gouache.errors import CorruptCheckpoint, UnsafeCheckpoint
 
 MAX_PICKLE_BYTES = 32 << 20
 MAX_OPCODES = 500_000
 MAX_NAME = 500
 
-STORAGE_DTYPES = {
-    "DoubleStorage": "F64",
-    "FloatStorage": "F32",
-    "HalfStorage": "F16",
-    "BFloat16Storage": "BF16",
-    "LongStorage": "I64",
-    "IntStorage": "I32",
-    "ShortStorage": "I16",
-    "CharStorage": "I8",
-    "ByteStorage": "U8",
-    "BoolStorage": "BOOL",
-}
-TORCH_DTYPES = {
-    "float64": "F64",
-    "float32": "F32",
-    "float16": "F16",
-    "bfloat16": "BF16",
-    "int64": "I64",
-    "int32": "I32",
-    "int16": "I16",
-    "int8": "I8",
-    "uint8": "U8",
-    "uint16": "U16",
-    "uint32": "U32",
-    "uint64": "U64",
-    "bool": "BOOL",
-    "float8_e4m3fn": "F8_E4M3",
-    "float8_e5m2": "F8_E5M2",
-}
-NUMPY_FORMATS = {"f2": "<e", "f4": "<f", "f8": "<d", "i4": "<i", "i8": "<q", "u4": "<I", "u8": "<Q", "b1": "<?"}
-# Classes that training frameworks use as dictionary keys. They stay names; calling them is refused.
-INERT = {
-    ("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint"),
-    ("lightning.pytorch.callbacks.model_checkpoint", "ModelCheckpoint"),
-}
-PLAIN = {
-    ("collections", "OrderedDict"),
-    ("torch", "Size"),
-    ("builtins", "set"),
-    ("__builtin__", "set"),
-    ("_codecs", "encode"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("torch.nn.modules.container", "ParameterDict"),
-    ("torch._utils", "_rebuild_tensor"),
-    ("torch._utils", "_rebuild_tensor_v2"),
-    ("torch._utils", "_rebuild_tensor_v3"),
-    ("torch._utils", "_rebuild_parameter"),
-    ("torch.storage", "UntypedStorage"),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class GlobalName:
-    """A global that the pickle names; it was looked up in a table, not imported."""
-
-    module: str
-    name: str
-
-    def __str__(self) -> str:
-        return f"{self.module}.{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class Storage:
-    """A run of numbers that lies outside the pickle, under `key`. `dtype` is None where the tensor says it."""
-
-    key: str
-    dtype: str | None
-    elements: int
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """A tensor's place in a storage: `offset` and `stride` count elements."""
-
-    storage: Storage
-    dtype: str
-    shape: tuple[int, ...]
-    stride: tuple[int, ...]
-    offset: int
-
-
 PickleValue = object
-"""None, bool, int, float, str, bytes, list, tuple, dict, `GlobalName`, `Storage` or `StoredTensor`."""
+"""None, bool, int, float, str, bytes, list, tuple, dict, `GlobalName`, `Storage`, `StoredTensor`, `Array`, `ArrayType`
+or `Opaque`."""
 
 
 def read_pickle(data: bytes, path: Path) -> PickleValue:
@@ -119,9 +46,20 @@ def read_pickle(data: bytes, path: Path) -> PickleValue:
         raise CorruptCheckpoint(
             str(path), given=f"a pickle of {len(data)} bytes", expected=f"at most {MAX_PICKLE_BYTES}"
         )
-    machine = _Machine(path)
+    return read_next_pickle(io.BytesIO(data), path)
+
+
+def read_next_pickle(stream: io.BytesIO, path: Path, storages: dict[str, Storage] | None = None) -> PickleValue:
+    """As `read_pickle`, from where a stream stands; it stands behind the pickle afterwards.
+
+    Args:
+        stream: the file's beginning.
+        path: the file, for errors.
+        storages: gets every storage that the pickle names, by key.
+    """
+    machine = _Machine(path, storages={} if storages is None else storages)
     try:
-        for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
+        for count, (opcode, argument, _) in enumerate(pickletools.genops(stream)):
             if count > MAX_OPCODES:
                 raise machine.corrupt(f"more than {MAX_OPCODES} opcodes")
             if opcode.name == "STOP":
@@ -138,6 +76,7 @@ class _Machine:
     stack: list[PickleValue] = field(default_factory=list)
     marks: list[int] = field(default_factory=list)
     memo: dict[int, PickleValue] = field(default_factory=dict)
+    storages: dict[str, Storage] = field(default_factory=dict)
     copied: int = 0
 
     def spend(self, items: int) -> None:
@@ -187,17 +126,21 @@ class _Machine:
     # --- containers -------------------------------------------------------------------------------------------------
 
     def set_items(self, target: PickleValue, items: list[PickleValue]) -> None:
+        if isinstance(target, Opaque):
+            return
         if not isinstance(target, dict) or len(items) % 2:
             raise self.corrupt("items set on something that is no dictionary")
         for key, value in zip(items[::2], items[1::2], strict=True):
             # A nested tuple as a key can take exponential time to hash.
-            if not isinstance(key, str | int | float | bytes | GlobalName | None):
+            if not isinstance(key, str | int | float | bytes | GlobalName | Opaque | None):
                 raise self.unsafe(f"a dictionary key of type {type(key).__name__}")
             if isinstance(key, str | bytes) and len(key) > MAX_NAME:
                 raise self.corrupt(f"a dictionary key of {len(key)} characters")
             target[key] = value
 
     def extend(self, target: PickleValue, items: list[PickleValue]) -> None:
+        if isinstance(target, Opaque):
+            return
         if not isinstance(target, list):
             raise self.corrupt("items appended to something that is no list")
         target.extend(items)
@@ -205,7 +148,7 @@ class _Machine:
     # --- names and calls --------------------------------------------------------------------------------------------
 
     def push_name(self, module: PickleValue, name: PickleValue) -> None:
-        known = (module, name) in PLAIN or (module, name) in INERT
+        known = (module, name) in PLAIN or is_leftover(str(module), str(name))
         storage_or_dtype = module == "torch" and (name in STORAGE_DTYPES or name in TORCH_DTYPES)
         if not (isinstance(module, str) and isinstance(name, str) and (known or storage_or_dtype)):
             raise self.unsafe(f"the global {str(module)[:100]}.{str(name)[:100]}")
@@ -217,18 +160,24 @@ class _Machine:
             raise self.unsafe(f"a call of {type(function).__name__}")
         if function.name in _CALLS and (function.module, function.name) in PLAIN:
             self.stack.append(_CALLS[function.name](self, *arguments[:10]))
+        elif may_be_called(function.module, function.name, arguments):
+            self.stack.append(Opaque(str(function)))
         else:
             raise self.unsafe(f"a call of {function}")
 
     def new(self) -> None:
-        """An object made without arguments: old embedding files keep their vectors in torch's ParameterDict."""
+        """An object whose `__init__` isn't run: a trainer's leftovers, and torch's ParameterDict, where old embedding
+        files keep their vectors."""
         arguments, kind = self.pop(), self.pop()
-        if not isinstance(kind, GlobalName) or kind.name != "ParameterDict" or arguments != ():
+        if isinstance(kind, GlobalName) and is_leftover(kind.module, kind.name):
+            self.stack.append(Opaque(str(kind)))
+        elif isinstance(kind, GlobalName) and kind.name == "ParameterDict" and arguments == ():
+            self.stack.append({})
+        else:
             raise self.unsafe(f"an object of {kind}" if isinstance(kind, GlobalName) else "an object of no known class")
-        self.stack.append({})
 
     def build(self) -> None:
-        """State set on an object: a state dict's `_metadata` and a numpy type's byte order are known and left out."""
+        """State set on an object: a state dict's `_metadata` is left out, as is all that an `Opaque` holds."""
         state = self.pop()
         target = self.stack[-1] if self.stack else None
         if isinstance(target, dict):
@@ -236,21 +185,39 @@ class _Machine:
             if isinstance(parameters, dict):
                 self.spend(len(parameters))
                 target.update(parameters)
-        elif not isinstance(target, _NumpyType):
+        elif isinstance(target, ArrayType):
+            target.big = isinstance(state, tuple) and ">" in state[1:2]
+        elif isinstance(target, Array):
+            self.fill(target, state)
+        elif not isinstance(target, Opaque):
             raise self.unsafe(f"state set on a {type(target).__name__}")
+
+    def fill(self, target: Array, state: PickleValue) -> None:
+        """An array's state: version, shape, type, whether the first axis is the fastest, bytes."""
+        if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[2], ArrayType):
+            raise self.corrupt("a numpy array without shape, type and bytes")
+        if not target.fill(self.counts(state[1]), state[2], state[4], fortran=bool(state[3])):
+            raise self.corrupt(f"a numpy array of shape {str(target.shape)[:80]} whose bytes are more or fewer")
 
     def load_storage(self, reference: PickleValue) -> None:
         if not isinstance(reference, tuple) or len(reference) < 5 or reference[0] != "storage":
             raise self.corrupt("a reference outside the pickle that is no storage")
         _, kind, key, _, elements = reference[:5]
+        view = reference[5] if len(reference) > 5 else None
         if not isinstance(kind, GlobalName) or type(elements) is not int or elements < 0 or not isinstance(key, str):
             raise self.corrupt("a storage without type, key or length")
-        self.stack.append(Storage(key, STORAGE_DTYPES.get(kind.name), elements))
+        start = view[1] if isinstance(view, tuple) and len(view) == 3 else 0
+        if type(start) is not int or start < 0:
+            raise self.corrupt("a view of a storage without a start")
+        storage = Storage(key, STORAGE_DTYPES.get(kind.name), elements, start)
+        self.storages[key] = storage
+        self.stack.append(storage)
 
     def tensor(self, arguments: tuple[PickleValue, ...], dtype: str | None) -> StoredTensor:
         storage, offset, shape, stride = arguments[:4]
         if not isinstance(storage, Storage) or type(offset) is not int or offset < 0:
             raise self.corrupt("a tensor without a storage")
+        offset += storage.start
         sizes, steps = self.counts(shape), self.counts(stride)
         dtype = dtype or storage.dtype
         if dtype is None or len(sizes) != len(steps) or len(sizes) > MAX_RANK:
@@ -270,11 +237,6 @@ class _Machine:
         return values
 
 
-@dataclass(frozen=True, slots=True)
-class _NumpyType:
-    format: str
-
-
 def _ordered_dict(machine: _Machine, *arguments: PickleValue) -> PickleValue:
     target: dict[PickleValue, PickleValue] = {}
     pairs = arguments[0] if arguments else []
@@ -285,6 +247,12 @@ def _ordered_dict(machine: _Machine, *arguments: PickleValue) -> PickleValue:
         raise machine.corrupt("a dictionary made of something else than pairs")
     machine.set_items(target, [item for pair in pairs for item in pair])
     return target
+
+
+def _default_dict(machine: _Machine, *arguments: PickleValue) -> PickleValue:
+    if arguments and not isinstance(arguments[0], GlobalName | None):
+        raise machine.unsafe("a defaultdict whose factory is no name")
+    return _ordered_dict(machine, *arguments[1:])
 
 
 def _tuple_of(machine: _Machine, *arguments: PickleValue) -> PickleValue:
@@ -301,18 +269,30 @@ def _encode(machine: _Machine, *arguments: PickleValue) -> PickleValue:
     return arguments[0].encode("latin1")
 
 
-def _numpy_type(machine: _Machine, *arguments: PickleValue) -> PickleValue:
+def _array_type(machine: _Machine, *arguments: PickleValue) -> PickleValue:
     code = arguments[0] if arguments else None
-    if not isinstance(code, str) or code not in NUMPY_FORMATS:
+    if not isinstance(code, str):
         raise machine.unsafe(f"the numpy type {str(code)[:40]!r}")
-    return _NumpyType(NUMPY_FORMATS[code])
+    return ArrayType(code)
 
 
 def _numpy_scalar(machine: _Machine, *arguments: PickleValue) -> PickleValue:
-    if len(arguments) != 2 or not isinstance(arguments[0], _NumpyType) or not isinstance(arguments[1], bytes):
+    if len(arguments) != 2 or not isinstance(arguments[0], ArrayType):
         raise machine.corrupt("a numpy number without type or bytes")
-    value: PickleValue = struct.unpack(arguments[0].format, arguments[1])[0]
-    return value
+    return arguments[0].number(arguments[1]) if isinstance(arguments[1], bytes) else Opaque("numpy.object_")
+
+
+def _array(_machine: _Machine, *_arguments: PickleValue) -> PickleValue:
+    """An array that a state fills later."""
+    return Array()
+
+
+def _array_from_buffer(machine: _Machine, *arguments: PickleValue) -> PickleValue:
+    if len(arguments) != 4 or not isinstance(arguments[1], ArrayType):
+        raise machine.corrupt("a numpy array without bytes, type, shape and order")
+    array = Array()
+    machine.fill(array, (1, arguments[2], arguments[1], arguments[3] == "F", arguments[0]))
+    return array
 
 
 def _tensor(machine: _Machine, *arguments: PickleValue) -> PickleValue:
@@ -334,18 +314,33 @@ def _parameter(machine: _Machine, *arguments: PickleValue) -> PickleValue:
     return arguments[0]
 
 
+def _tensor_of_type(machine: _Machine, *arguments: PickleValue) -> PickleValue:
+    """A tensor with attributes of its own, which are left out: function, class, arguments, state."""
+    if len(arguments) != 4 or not isinstance(arguments[2], tuple) or not isinstance(arguments[0], GlobalName):
+        raise machine.corrupt("a tensor without function and arguments")
+    if not arguments[0].name.startswith("_rebuild_tensor"):
+        raise machine.unsafe(f"a tensor made by {arguments[0]}")
+    return _CALLS[arguments[0].name](machine, *arguments[2][:10])
+
+
 _CALLS: dict[str, Callable[..., PickleValue]] = {
     "OrderedDict": _ordered_dict,
     "ParameterDict": _ordered_dict,
     "Size": _tuple_of,
     "set": _tuple_of,
+    "frozenset": _tuple_of,
+    "defaultdict": _default_dict,
     "encode": _encode,
-    "dtype": _numpy_type,
+    "dtype": _array_type,
     "scalar": _numpy_scalar,
+    "_reconstruct": _array,
+    "_frombuffer": _array_from_buffer,
     "_rebuild_tensor": _tensor,
     "_rebuild_tensor_v2": _tensor,
     "_rebuild_tensor_v3": _typed_tensor,
     "_rebuild_parameter": _parameter,
+    "_rebuild_parameter_with_state": _parameter,
+    "_rebuild_from_type_v2": _tensor_of_type,
 }
 
 
@@ -380,6 +375,13 @@ def _set_items(machine: _Machine, _: PickleValue) -> None:
     machine.set_items(machine.stack[-1], items)
 
 
+def _dict(machine: _Machine, _: PickleValue) -> None:
+    items = machine.pop_mark()
+    target: dict[PickleValue, PickleValue] = {}
+    machine.set_items(target, items)
+    machine.stack.append(target)
+
+
 def _append(machine: _Machine, _: PickleValue) -> None:
     value = machine.pop()
     machine.extend(machine.stack[-1], [value])
@@ -408,12 +410,21 @@ _LITERALS = {
     "BINUNICODE",
     "SHORT_BINUNICODE",
     "BINUNICODE8",
+    "LONG4",
     "BINBYTES",
+    "BINBYTES8",
+    "BYTEARRAY8",
     "SHORT_BINBYTES",
     "BINSTRING",
     "SHORT_BINSTRING",
 }
-_EMPTY: dict[str, Callable[[], PickleValue]] = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
+# A set is kept as a list: what it holds need not be hashable here.
+_EMPTY: dict[str, Callable[[], PickleValue]] = {
+    "EMPTY_DICT": dict,
+    "EMPTY_LIST": list,
+    "EMPTY_SET": list,
+    "EMPTY_TUPLE": tuple,
+}
 _NOTHING = {"PROTO", "FRAME"}
 _ACTIONS: dict[str, Callable[[_Machine, PickleValue], None]] = {
     "MARK": lambda machine, _: machine.marks.append(len(machine.stack)),
@@ -429,11 +440,15 @@ _ACTIONS: dict[str, Callable[[_Machine, PickleValue], None]] = {
     "SETITEMS": _set_items,
     "APPEND": _append,
     "APPENDS": _appends,
+    "ADDITEMS": _appends,
     "TUPLE": lambda machine, _: machine.stack.append(tuple(machine.pop_mark())),
     "TUPLE1": _tuple_of_last(1),
     "TUPLE2": _tuple_of_last(2),
     "TUPLE3": _tuple_of_last(3),
     "LIST": lambda machine, _: machine.stack.append(machine.pop_mark()),
+    "FROZENSET": lambda machine, _: machine.stack.append(tuple(machine.pop_mark())),
+    "DICT": _dict,
+    "POP_MARK": lambda machine, _: (machine.pop_mark(), None)[1],
     "REDUCE": lambda machine, _: machine.call(),
     "NEWOBJ": lambda machine, _: machine.new(),
     "BUILD": lambda machine, _: machine.build(),

@@ -1,11 +1,12 @@
 """Reads `.ckpt`, `.pt` and `.bin` files (a zip with a pickle inside) without unpickling them.
 
 `torch.save` writes a zip archive whose entries are not compressed: ``NAME/data.pkl`` describes the tensors, and
-``NAME/data/KEY`` holds the numbers of each storage. The description goes through `tensor_pickle`.
+``NAME/data/KEY`` holds the numbers of each storage. The description goes through `torch_pickle`.
 """
 
 from __future__ import annotations
 
+import math
 import struct
 import zipfile
 import zlib
@@ -15,7 +16,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from gouache.checkpoints.formats.header import DOWNLOAD_AGAIN, DTYPE_BYTES, MAX_TENSORS, Header, TensorInfo
-from gouache.checkpoints.formats.torch_pickle import MAX_NAME, MAX_PICKLE_BYTES, PickleValue, StoredTensor, read_pickle
+from gouache.checkpoints.formats.pickle_leftovers import Array, Opaque
+from gouache.checkpoints.formats.pickle_names import Storage, StoredTensor
+from gouache.checkpoints.formats.torch_pickle import (
+    MAX_NAME,
+    MAX_PICKLE_BYTES,
+    PickleValue,
+    read_pickle,
+)
 from gouache.errors import CorruptCheckpoint
 
 if TYPE_CHECKING:
@@ -53,7 +61,7 @@ class TensorZip:
             pickled = _bytes(file, entries[f"{root}data.pkl"], self.path)
         value = read_pickle(pickled, self.path)
         self._storages = {name.removeprefix(f"{root}data/"): entry for name, entry in entries.items()}
-        self._tensors, metadata = _flatten(value, self.path)
+        self._tensors, metadata = flatten(value, self.path)
         for name, tensor in self._tensors.items():
             self._check_storage(name, tensor)
         tensors = {name: TensorInfo(tensor.dtype, tensor.shape) for name, tensor in self._tensors.items()}
@@ -71,17 +79,20 @@ class TensorZip:
         from gouache.checkpoints.formats.safetensors import TORCH_DTYPES
 
         tensor = self._tensors[name]
-        numbers = self._storage_bytes(tensor.storage.key).view(TORCH_DTYPES[tensor.dtype])
+        numbers = self._storage_bytes(tensor.storage).view(TORCH_DTYPES[tensor.dtype])
         view = torch.as_strided(numbers, tensor.shape, tensor.stride, tensor.offset)
         alone = view.is_contiguous() and view.numel() == numbers.numel()
         return view if alone else view.clone(memory_format=torch.contiguous_format)
 
-    def _storage_bytes(self, key: str) -> torch.Tensor:
+    def _storage_bytes(self, storage: Storage) -> torch.Tensor:
         """A storage's bytes; the last one is kept, since several tensors may be views of it."""
         import torch
 
         from gouache.checkpoints.formats.safetensors import read_tensor
 
+        key = storage.key
+        if storage.inline is not None:
+            return torch.frombuffer(bytearray(storage.inline), dtype=torch.uint8)
         if self._last is None or self._last[0] != key:
             entry = self._storages[key]
             with self.path.open("rb") as file:
@@ -94,6 +105,8 @@ class TensorZip:
 
     def _check_storage(self, name: str, tensor: StoredTensor) -> None:
         storage = tensor.storage
+        if storage.inline is not None:
+            return
         entry = self._storages.get(storage.key)
         wanted = storage.elements * (DTYPE_BYTES[storage.dtype] if storage.dtype else 1)
         if entry is None or entry.bytes != wanted:
@@ -182,21 +195,34 @@ def _text(file: BinaryIO, entry: _Entry | None, path: Path) -> str:
     return _bytes(file, entry, path).decode("ascii", "replace").strip()
 
 
-def _flatten(value: PickleValue, path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+WRAPPERS = ("state_dict", "model_state_dict", "module", "model")
+"""Under which trainers put a network's tensors: Lightning, plain torch, DeepSpeed and others."""
+
+
+def flatten(value: PickleValue, path: Path) -> tuple[dict[str, StoredTensor], dict[str, str]]:
     """Every tensor under a dotted name, and the plain values beside them.
 
-    If there is a `state_dict`, only its tensors count: what lies beside it is an optimiser's. A bare list of tensors,
-    as the first trainer of LoRA saved it, is read as if each stood under its number.
+    If there is a `state_dict` (or what other trainers call it), only its tensors count: what lies beside it is an
+    optimiser's. A bare list of tensors, as the first trainer of LoRA saved it, is read as if each stood under its
+    number.
+
+    Raises:
+        CorruptCheckpoint: it is no dictionary of tensors.
     """
     if isinstance(value, list) and value and all(isinstance(item, StoredTensor) for item in value):
         value = {str(number): item for number, item in enumerate(value)}
     if not isinstance(value, dict):
-        raise _bad_zip(path, f"a pickled {type(value).__name__}", "a dictionary of tensors")
+        kind = value.name if isinstance(value, Opaque) else type(value).__name__
+        raise _bad_zip(path, f"a pickled {kind}", "a dictionary of tensors")
     plain = [(key, item) for key, item in value.items() if isinstance(item, str | int | float)]
     metadata = {str(key): str(item)[:1000] for key, item in plain[:MAX_METADATA]}
-    inner = value.get("state_dict")
+    for _ in range(MAX_DEPTH):
+        inner = next((value[key] for key in WRAPPERS if isinstance(value.get(key), dict)), None)
+        if not isinstance(inner, dict):
+            break
+        value = inner
     tensors: dict[str, StoredTensor] = {}
-    _collect(inner if isinstance(inner, dict) else value, "", tensors, seen=set(), depth=0)
+    _collect(value, "", tensors, seen=set(), depth=0)
     if not tensors or len(tensors) > MAX_TENSORS or max(map(len, tensors)) > MAX_NAME:
         raise _bad_zip(path, f"a file of {len(tensors)} tensors", "a dictionary of tensors with short names")
     return tensors, metadata
@@ -213,5 +239,8 @@ def _collect(
         name = f"{prefix}{key}"
         if isinstance(item, StoredTensor):
             found[name] = item
+        elif isinstance(item, Array) and item.dtype is not None:
+            storage = Storage(f"array {len(found)}", item.dtype, math.prod(item.shape), inline=item.data)
+            found[name] = StoredTensor(storage, item.dtype, item.shape, item.stride, 0)
         elif isinstance(item, dict):
             _collect(item, f"{name}.", found, seen, depth + 1)

@@ -23,7 +23,8 @@ from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults
 from gouache.models.prior import Draw
 from gouache.models.quantizer import Quantizer
-from gouache.pipeline.inputs.images import to_image, to_tensor
+from gouache.pipeline.inputs.images import to_image
+from gouache.pipeline.inputs.start import encode
 from gouache.pipeline.likelihood import prior_bits
 from gouache.pipeline.prompts.encode import EncodedPrompt
 from gouache.pipeline.prompts.layout import Layout, Place, read_layout
@@ -78,10 +79,8 @@ def compose(
         cut = picture.crop(picture.getchannel("A").point(lambda a: 255 * (a >= SEEN)).getbbox())
         for place in thing.places:
             _lay(canvas, cut, place)
-    weight = next(bundle.vae.parameters())
-    image = to_tensor(canvas, bundle.vae.config.image_channels)[None].to(weight.device, weight.dtype)
     scores = [one.score for one in drawn if one.score is not None]
-    return bundle.vae.normalise(bundle.vae.encode(image).mode()).float(), sum(scores) if scores else None
+    return encode(bundle, canvas), sum(scores) if scores else None
 
 
 def _picture(bundle: ModelBundle, tokens: Tensor) -> Image.Image:

@@ -233,7 +233,7 @@ class Generation:
                 yield self._progress(first, done, total, step)
             drafted_start = replace(drafted_start, state=inverter.state)
         for k, one in enumerate(self.passes):
-            start_state = drafted_start if k == 0 else self._enlarged(latents, drafted, one)
+            start_state = drafted_start if k == 0 else self._enlarged(latents, drafted, one, notes)
             latents = start_state.latents if k else latents
             for step in self._walk(one, start_state, noise):
                 latents, done = step.x, done + 1
@@ -328,12 +328,15 @@ class Generation:
         ]
         return torch.cat([one.latents for one in drafts]), notes
 
-    def _enlarged(self, latents: Tensor | None, drafted: Tensor | None, one: Pass) -> StartState:
+    def _enlarged(
+        self, latents: Tensor | None, drafted: Tensor | None, one: Pass, notes: list[list[str]]
+    ) -> StartState:
         """The second pass starts from what the first one painted, enlarged."""
         if latents is None or self.request.hires is None:
             raise InvalidInput("hires", given="no first pass", expected="at least one step")
         size = self._latent_size(one.request)
-        larger = enlarge_latents(self.bundle, latents, size, self.request.hires.upscaler, tiled=one.request.vae_tiling)
+        upscaler, tiled = self.request.hires.upscaler, one.request.vae_tiling
+        larger = enlarge_latents(self.bundle, latents, size, upscaler, tiled=tiled, notes=notes)
         if drafted is not None:
             drafted = F.interpolate(drafted, size=size, mode="bilinear", align_corners=False)
         return StartState(latents=larger, skipped=one.skipped, draft=drafted, finish=self.start_state.finish)
@@ -451,7 +454,13 @@ LATENT = {"latent": "bilinear", "latent-bicubic": "bicubic", "latent-nearest": "
 
 
 def enlarge_latents(
-    bundle: ModelBundle, latents: Tensor, size: tuple[int, int], upscaler: str, *, tiled: bool = False
+    bundle: ModelBundle,
+    latents: Tensor,
+    size: tuple[int, int],
+    upscaler: str,
+    *,
+    tiled: bool = False,
+    notes: list[list[str]] | None = None,
 ) -> Tensor:
     """Latents at another size: interpolated, or decoded, enlarged as a picture and encoded again.
 
@@ -461,6 +470,7 @@ def enlarge_latents(
         size: wanted height and width in latent pixels.
         upscaler: latent, latent-bicubic, latent-nearest, or as in `find_upscaler`.
         tiled: decode and encode in tiles.
+        notes: one list for each row, which gets what had to be done beyond the plain way.
     """
     if upscaler in LATENT:
         mode = LATENT[upscaler]
@@ -468,9 +478,10 @@ def enlarge_latents(
         return F.interpolate(latents, size=size, mode=mode, align_corners=corners)
     factor, network = bundle.vae.config.downscale, find_upscaler(upscaler, bundle)
     rows = []
-    for row in latents:
-        picture, _ = decode(bundle, row[None], tiled=tiled)
+    for row, noted in zip(latents, notes or [[] for _ in latents], strict=True):
+        picture, decoding_notes = decode(bundle, row[None], tiled=tiled)
+        noted += [note for note in decoding_notes if note not in noted]
         larger = enlarge_picture(picture, size[1] * factor / picture.width, network)
         exact = larger.resize((size[1] * factor, size[0] * factor), Image.Resampling.LANCZOS)
-        rows.append(encode(bundle, exact, tiled=tiled))
+        rows.append(encode(bundle, exact, tiled=tiled, notes=noted))
     return torch.cat(rows).to(latents)

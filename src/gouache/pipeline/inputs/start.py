@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from PIL import Image, ImageChops
 from torch import Tensor
 
+from gouache.checkpoints.load import no_vae
 from gouache.diffusion.rng import generator_for
 from gouache.diffusion.samplers.step import Denoise
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
+from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.inputs.images import References, fit, to_tensor
 from gouache.pipeline.inputs.masks import Masked, cut, filled, full_mask, latent_mask
 from gouache.pipeline.request import Request, ResizeMode
@@ -129,46 +131,49 @@ def prepare(request: Request, bundle: ModelBundle, references: References) -> Pr
     """
     kind = input_kind(bundle)
     width, height = request.width or 0, request.height or 0
+    notes: list[str] = []
     if request.init_image is None:
         blank = StartState(hints=_hints(None, request, references))
-        return Prepared(_with_inputs(blank, None, None, kind, request, bundle, references), ())
+        return Prepared(_with_inputs(blank, None, None, kind, request, bundle, references, notes), tuple(notes))
     picture = references.picture(request.init_image)
     if request.mask is None:
         part = fit(picture, width, height, request.resize_mode)
-        start_state = StartState(latents=encode(bundle, part, tiled=request.vae_tiling))
+        start_state = StartState(latents=encode(bundle, part, tiled=request.vae_tiling, notes=notes))
         masked = None
     else:
         given = None if request.mask.image is None else references.picture(request.mask.image)
         masked = cut(picture, full_mask(request.mask, picture, given), request.mask, width, height)
         part = masked.part
-        start_state = _masked_start(masked, request, bundle)
+        start_state = _masked_start(masked, request, bundle, notes)
     start_state = replace(start_state, hints=_hints(masked, request, references))
-    start_state = _with_inputs(start_state, part, masked, kind, request, bundle, references)
+    start_state = _with_inputs(start_state, part, masked, kind, request, bundle, references, notes)
     if kind == INSTRUCT:
-        return Prepared(replace(start_state, latents=None), ())
-    return _with_strength(start_state, request)
+        return Prepared(replace(start_state, latents=None), tuple(notes))
+    return _with_strength(start_state, request, notes)
 
 
-def _with_strength(start_state: StartState, request: Request) -> Prepared:
+def _with_strength(start_state: StartState, request: Request, noted: list[str]) -> Prepared:
     steps = len(request.sigmas) - 1 if request.sigmas else request.num_inference_steps or 1
     strength = 0.75 if request.strength is None else request.strength
     skipped = steps_to_skip(steps, strength)
     notes = (f"strength {strength:g}: {steps - skipped} of {steps} steps",) if skipped else ()
-    return Prepared(replace(start_state, skipped=skipped), notes)
+    return Prepared(replace(start_state, skipped=skipped), (*noted, *notes))
 
 
-def _masked_start(masked: Masked, request: Request, bundle: ModelBundle) -> StartState:
-    latents = encode(bundle, masked.part, tiled=request.vae_tiling)
+def _masked_start(masked: Masked, request: Request, bundle: ModelBundle, notes: list[str]) -> StartState:
+    latents = encode(bundle, masked.part, tiled=request.vae_tiling, notes=notes)
     mask = latent_mask(masked.hard, bundle.vae.config.downscale).to(latents)
     return StartState(
         latents=latents,
-        under_mask=_under_mask(latents, masked, request, bundle),
+        under_mask=_under_mask(latents, masked, request, bundle, notes),
         mask=mask,
         finish=masked.finish,
     )
 
 
-def _under_mask(latents: Tensor, masked: Masked, request: Request, bundle: ModelBundle) -> Tensor | None:
+def _under_mask(
+    latents: Tensor, masked: Masked, request: Request, bundle: ModelBundle, notes: list[str]
+) -> Tensor | None:
     fill = request.mask.fill if request.mask else "original"
     if fill == "nothing":
         return torch.zeros_like(latents)
@@ -176,7 +181,7 @@ def _under_mask(latents: Tensor, masked: Masked, request: Request, bundle: Model
         generator = generator_for(request.seed or 0, "mask")
         return torch.randn(latents.shape, generator=generator).to(latents)
     if fill == "fill":
-        return encode(bundle, filled(masked.part, masked.hard), tiled=request.vae_tiling)
+        return encode(bundle, filled(masked.part, masked.hard), tiled=request.vae_tiling, notes=notes)
     return None
 
 
@@ -188,11 +193,12 @@ def _with_inputs(
     request: Request,
     bundle: ModelBundle,
     references: References,
+    notes: list[str],
 ) -> StartState:
     """Add the channels that the network wants beside the latents."""
     if kind == INPAINT:
         # Such a network was trained to leave the rest alone by itself: nothing is blended while it paints.
-        return replace(_merged(start_state), draft=_inpaint_channels(part, masked, request, bundle))
+        return replace(_merged(start_state), draft=_inpaint_channels(part, masked, request, bundle, notes))
     if kind == INSTRUCT:
         if part is None or start_state.latents is None:
             raise _needs("init_image", "a picture to change", "--init FILE")
@@ -222,13 +228,15 @@ def _needs(where: str, expected: str, option: str) -> InvalidInput:
     return InvalidInput(where, given="nothing", expected=expected, cure=f"This model can't paint without: {option}.")
 
 
-def _inpaint_channels(part: Image.Image | None, masked: Masked | None, request: Request, bundle: ModelBundle) -> Tensor:
+def _inpaint_channels(
+    part: Image.Image | None, masked: Masked | None, request: Request, bundle: ModelBundle, notes: list[str]
+) -> Tensor:
     """Mask and latents of the picture without its masked part; a blank picture under a full mask without one."""
     width, height = request.width or 0, request.height or 0
     hard = masked.hard if masked else Image.new("L", (width, height), 255)
     ground = to_tensor(part or Image.new("RGB", (width, height)), bundle.vae.config.image_channels)[None]  # [1,C,H,W]
     painted = latent_mask(hard, 1)  # [1,1,H,W]
-    latents = encode_tensor(bundle, ground * (1.0 - painted), tiled=request.vae_tiling)
+    latents = encode_tensor(bundle, ground * (1.0 - painted), tiled=request.vae_tiling, notes=notes)
     return torch.cat([latent_mask(hard, bundle.vae.config.downscale).to(latents), latents], dim=1)
 
 
@@ -273,16 +281,60 @@ def _cut_alike(picture: Image.Image, masked: Masked | None, mode: ResizeMode) ->
     return part if part.size == masked.part.size else part.resize(masked.part.size, Image.Resampling.LANCZOS)
 
 
-@torch.no_grad()
-def encode(bundle: ModelBundle, picture: Image.Image, *, tiled: bool = False) -> Tensor:
-    """The normalised latents of a picture (the posterior's mode, so that nothing is drawn). [1,C,h,w]"""
-    return encode_tensor(bundle, to_tensor(picture, bundle.vae.config.image_channels)[None], tiled=tiled)
+ENCODED_AGAIN = "the encoder overflowed in half precision and was run again in float32"
 
 
 @torch.no_grad()
-def encode_tensor(bundle: ModelBundle, tensor: Tensor, *, tiled: bool = False) -> Tensor:
-    """As `encode`, for a tensor [1,C,H,W] in [-1, 1]."""
-    vae = bundle.vae
+def encode(bundle: ModelBundle, picture: Image.Image, *, tiled: bool = False, notes: list[str] | None = None) -> Tensor:
+    """The normalised latents of a picture (the posterior's mode, so that nothing is drawn).
+
+    Args:
+        bundle: the model.
+        picture: what to encode.
+        tiled: encode in tiles, for less memory.
+        notes: gets what had to be done beyond the plain way.
+
+    Returns:
+        [1,C,h,w]
+
+    Raises:
+        InvalidInput: the encoder gives NaN or infinity even in float32.
+    """
+    return encode_tensor(bundle, to_tensor(picture, bundle.vae.config.image_channels)[None], tiled=tiled, notes=notes)
+
+
+@torch.no_grad()
+def encode_tensor(
+    bundle: ModelBundle, tensor: Tensor, *, tiled: bool = False, notes: list[str] | None = None
+) -> Tensor:
+    """As `encode`, for tensors [B,C,H,W] in [-1, 1].
+
+    Raises:
+        IncompatibleCheckpoint: the model has no autoencoder.
+    """
+    if not bundle.has_vae:
+        raise no_vae(str(bundle.path or bundle.name))
+    latents = _encoded(bundle.vae, tensor, tiled=tiled)
+    if bool(torch.isfinite(latents).all()):
+        return latents
+    dtype = next(bundle.vae.parameters()).dtype
+    try:
+        latents = _encoded(bundle.vae.float(), tensor, tiled=tiled)
+    finally:
+        bundle.vae.to(dtype)
+    if not bool(torch.isfinite(latents).all()):
+        raise InvalidInput(
+            "encoder",
+            given="NaN or infinity even in float32",
+            expected="finite latents",
+            cure="The autoencoder's weights are damaged; compare their sha256.",
+        )
+    if notes is not None and ENCODED_AGAIN not in notes:
+        notes.append(ENCODED_AGAIN)
+    return latents
+
+
+def _encoded(vae: AutoencoderKL, tensor: Tensor, *, tiled: bool) -> Tensor:
     weight = next(vae.parameters())
     given = tensor.to(weight.device, weight.dtype)
     moments = vae.encode_in_tiles(given) if tiled else vae.encode(given)

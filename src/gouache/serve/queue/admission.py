@@ -9,6 +9,7 @@ import secrets
 from PIL import Image
 
 from gouache.checkpoints.adapters.controlnet_library import find_control, usable_controls
+from gouache.checkpoints.vae_library import find_vae
 from gouache.diffusion.samplers.names import resolve, resolve_schedule
 from gouache.errors import InvalidInput, ModelNotFound, PictureError, unknown_name
 from gouache.pipeline.request import MAX_PIXELS, Request, Safety
@@ -102,6 +103,8 @@ def _check_names(request: Request) -> None:
     for where, name in upscalers.items():
         if name is not None and name not in UPSCALERS:
             raise InvalidInput(where, given=repr(name), expected=f"one of {', '.join(UPSCALERS)}")
+    if request.vae is not None:
+        find_vae(request.vae, paths=False)
     if request.sampler is not None:
         resolve(request.sampler)
     if request.schedule is not None:

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Request
 from gouache.checkpoints.adapters.embedding_names import embedding_names
 from gouache.checkpoints.adapters.library import EMBEDDING, LORA, list_adapters
 from gouache.checkpoints.formats.header import open_header
+from gouache.checkpoints.vae_library import list_vaes
 from gouache.diffusion.samplers.names import SAMPLER_INFOS, SCHEDULE_INFOS
 from gouache.errors import GouacheError, InvalidInput
 from gouache.pipeline.output.a1111_text import parse_infotext
@@ -143,8 +144,13 @@ def _empty() -> list[Any]:
     return []
 
 
+@router.get(f"{PREFIX}/sd-vae")
+def sd_vae() -> list[dict[str, str]]:
+    """The autoencoders that `sd_vae` may name."""
+    return [{"model_name": name, "filename": place.name} for name, place in list_vaes().items()]
+
+
 for _name in (
-    "sd-vae",
     "hypernetworks",
     "face-restorers",
     "realesrgan-models",

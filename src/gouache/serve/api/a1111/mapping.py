@@ -158,6 +158,7 @@ def _common(body: GenerationBody, studio: Studio, owner: str, options: Options) 
         "prompt": prompt,
         "negative_prompt": negative or None,  # as that tool, which gives SDXL zeros then
         "model": options.model,
+        "vae": options.vae,
         "seed": _seed(body.seed),
         "subseed": _seed(body.subseed) if strength else None,
         "subseed_strength": strength,

@@ -7,14 +7,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+from gouache.checkpoints.vae_library import find_vae
 from gouache.errors import InvalidInput, ModelNotFound
 from gouache.pipeline.output.a1111_text import EMPHASIS
 from gouache.pipeline.output.metadata import ImageKind
 from gouache.serve.studio import Studio
 
 KINDS: dict[str, ImageKind] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
+OWN_VAE = "Automatic"
 FIXED: dict[str, object] = {
-    "sd_vae": "Automatic",
     "eta_noise_seed_delta": 0,
     "samples_save": True,
     "return_grid": False,
@@ -33,6 +34,7 @@ class Options:
     CLIP_stop_at_last_layers: int = 1
     randn_source: str = "CPU"
     emphasis: str = "Original"
+    sd_vae: str = OWN_VAE
 
     @property
     def model(self) -> str:
@@ -43,6 +45,11 @@ class Options:
     def kind(self) -> ImageKind:
         """Format in which pictures are sent."""
         return KINDS[self.samples_format]
+
+    @property
+    def vae(self) -> str | None:
+        """Name of the autoencoder; None = the model's own."""
+        return None if self.sd_vae == OWN_VAE else self.sd_vae
 
     @property
     def clip_skip(self) -> int:
@@ -74,6 +81,7 @@ class Options:
             "CLIP_stop_at_last_layers": self.CLIP_stop_at_last_layers,
             "randn_source": self.randn_source,
             "emphasis": self.emphasis,
+            "sd_vae": self.sd_vae,
             **FIXED,
         }
 
@@ -102,6 +110,14 @@ def _checked(key: str, value: Any, studio: Studio) -> Any:
             return studio.catalog.find(str(value)).name
         except ModelNotFound as error:
             raise InvalidInput(key, given=error.given, expected=error.expected, cure=error.cure) from error
+    if key == "sd_vae" and isinstance(value, str):
+        if value in (OWN_VAE, "None", ""):
+            return OWN_VAE
+        try:
+            find_vae(value, paths=False)
+        except ModelNotFound as error:
+            raise InvalidInput(key, given=repr(value)[:80], expected=error.expected, cure=error.cure) from error
+        return value
     if key == "samples_format" and value in KINDS:
         return value
     if key == "randn_source" and value in ("CPU", "GPU", "NV"):

@@ -1,0 +1,121 @@
+"""Models whose parts lie apart: a U-Net, text encoders and an autoencoder in files of their own.
+
+Programs with nodes keep them so (folders ``unet``, ``clip`` and ``vae``, or all in one). What each file is, its tensors
+say; which text encoder comes first, their widths. An autoencoder may also be named beside any model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from gouache.checkpoints import detect
+from gouache.checkpoints.detect import CONFIG_KEY, Identity, Part, Place
+from gouache.checkpoints.formats.header import few, open_header
+from gouache.checkpoints.shapes import TOKEN_EMBEDDING
+from gouache.errors import GouacheError, IncompatibleCheckpoint, UnknownFamily
+from gouache.models.configs import VAEConfig
+from gouache.models.family import family_named
+
+SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+PART_FOLDERS = ("unet", "diffusion_models", "checkpoints", "clip", "text_encoders", "text_encoder", "vae")
+"""Where other programs keep the parts of models; any case."""
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The weight files of a folder, and those in its folders of parts."""
+    places = [folder, *(one for one in sorted(folder.iterdir()) if one.is_dir() and one.name.lower() in PART_FOLDERS)]
+    return [
+        file
+        for place in places
+        for file in sorted(place.iterdir())
+        if file.is_file() and file.suffix.lower() in SUFFIXES and not file.name.startswith(".")
+    ]
+
+
+def join(files: Sequence[Path], where: str) -> Identity | None:
+    """The model that files make up together; None if they don't: no U-Net, two of a kind, or something else among them.
+
+    Args:
+        files: each holds one part or several.
+        where: their folder, for errors.
+
+    Raises:
+        UnknownFamily, ConfigError: a part is no network of a kind that gouache knows.
+    """
+    found: dict[str, Place] = {}
+    texts: list[Place] = []
+    for file in files:
+        try:
+            header = open_header(file)
+            parts = detect.parts_of(header)
+        except GouacheError:
+            return None
+        if not parts:
+            return None
+        for name, place in parts.items():
+            if name.startswith("text_encoder"):
+                texts.append(place)
+            elif name in found:
+                return None
+            else:
+                found[name] = place
+    if "unet" not in found or len(texts) > 2:
+        return None
+    texts.sort(key=_width)
+    if len({_width(text) for text in texts}) != len(texts):
+        return None
+    found |= dict(zip(("text_encoder", "text_encoder_2"), texts, strict=False))
+    identity = detect.describe(found)
+    if identity.kind == "unet":
+        raise UnknownFamily(
+            where, given=f"a U-Net and nothing else in {few([file.name for file in files])}", expected="a whole model"
+        )
+    return replace(identity, layout="single-file")
+
+
+def _width(text: Place) -> int:
+    return text.shapes()[TOKEN_EMBEDDING[text.naming]][-1]
+
+
+def with_vae(identity: Identity, other: Identity, path: Path) -> Identity:
+    """A model with another autoencoder.
+
+    Args:
+        identity: of the model; it may have none.
+        other: of what lies at `path`: an autoencoder, or a model whose autoencoder is taken.
+        path: of the autoencoder.
+
+    Raises:
+        IncompatibleCheckpoint: there is no autoencoder, or one for latents of other channels.
+    """
+    part = other.parts.get("vae")
+    if part is None or not isinstance(part.config, VAEConfig):
+        label = f" ({other.label})" if other.label else ""
+        raise IncompatibleCheckpoint(
+            str(path), given=f"a {other.kind}{label}", expected="an autoencoder", cure="Name one that fits the model."
+        )
+    if identity.kind != "model":
+        return identity
+    if not _says_its_scale(part, path) and part.config.tiny_blocks is None:
+        scale = family_named(identity.family).latent_scale
+        part = replace(part, config=part.config.model_copy(update={"scale": scale}))
+    parts = {name: one for name, one in identity.parts.items() if name != "vae"} | {"vae": part}
+    left_out = dict(identity.left_out)
+    if detect.MASK_CONDITION in other.left_out:
+        left_out[detect.MASK_CONDITION] = other.left_out[detect.MASK_CONDITION]
+    return replace(identity, parts=parts, kind=detect.kind_of(parts), left_out=left_out)
+
+
+def _says_its_scale(part: Part, path: Path) -> bool:
+    """Whether the scale of its latents is recorded beside the weights; else it is the family's."""
+    return path.is_dir() or f"{CONFIG_KEY}{part.name}" in part.header.metadata
+
+
+def beside(path: Path) -> Path | None:
+    """The autoencoder that lies beside a checkpoint under its name, as ``NAME.vae.safetensors`` or ``NAME.vae.pt``."""
+    if not path.is_file():
+        return None
+    names = [path.with_name(f"{path.stem}.vae{suffix}") for suffix in SUFFIXES]
+    return next((file for file in names if file.is_file()), None)
