@@ -25,8 +25,9 @@ from gouache.pipeline.request import Request
 if TYPE_CHECKING:
     from gouache.models.bundle import ModelBundle
 
-RECIPE_VERSION = 2
-"""1: the prior drafted every prompt as a whole."""
+RECIPE_VERSION = 3
+"""1: the prior drafted every prompt as a whole. 1 and 2: masks were cut at 128."""
+CUT_AT = 128
 _PACKAGES = ("gouache", "torch", "numpy", "pillow", "tokenizers")
 
 Digest = Annotated[str, Field(pattern=r"[0-9a-f]{8,64}")]
@@ -102,6 +103,17 @@ class Recipe(Config):
         if not isinstance(request, Mapping) or not isinstance(prior := request.get("prior"), Mapping):
             return data
         return {**data, "request": {**request, "prior": {"layout": False, **prior}}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_masks_were_cut(cls, data: Any) -> Any:
+        """A picture of version 1 or 2 comes out as it did: grey in its mask was black or white."""
+        if not isinstance(data, Mapping) or data.get("recipe") not in (1, 2):
+            return data
+        request = data.get("request")
+        if not isinstance(request, Mapping) or not isinstance(mask := request.get("mask"), Mapping):
+            return data
+        return {**data, "request": {**request, "mask": {"threshold": CUT_AT, **mask}}}
 
 
 def package_versions() -> dict[str, str]:
