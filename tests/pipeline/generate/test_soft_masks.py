@@ -206,7 +206,12 @@ def test_a_second_pass_keeps_to_the_grey(pipe: Pipeline) -> None:
     hires = {"scale": 2.0, "num_inference_steps": STEPS}
     soft = paint(pipe, grey(128), {"preserve": False}, hires={**hires, "strength": 0.8})
     plain = paint(pipe, None, strength=128 / 255, hires={**hires, "strength": 0.8 * 128 / 255})
-    assert np.abs(pixels(soft) - np.asarray(plain.image.resize(soft.image.size, Image.Resampling.LANCZOS)).astype(int)).max() <= 3
+    assert (
+        np.abs(
+            pixels(soft) - np.asarray(plain.image.resize(soft.image.size, Image.Resampling.LANCZOS)).astype(int)
+        ).max()
+        <= 3
+    )
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from gouache.errors import InvalidInput, PictureError, ShapeMismatch
 from gouache.pipeline.inputs.plain import plain
-from gouache.pipeline.request import MAX_PIXELS, ResizeMode
+from gouache.pipeline.request import MAX_PIXELS, MIN_SIDE, ResizeMode
 
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 """Formats that are opened. Not among them: those that Pillow reads through another program."""
@@ -236,14 +236,18 @@ def on_background(picture: Image.Image, background: str) -> Image.Image:
 
 
 def nearest_size(width: int, height: int, multiple: int) -> tuple[int, int]:
-    """The stated rule for sizes: each side goes to the nearest multiple of the model's factor, at least one of it.
+    """The stated rule for sizes: each side goes to the nearest multiple of the model's factor, at least one of it, and
+    no less than a request may have.
 
     >>> nearest_size(500, 3, 64)
     (512, 64)
+    >>> nearest_size(500, 3, 4)
+    (500, 8)
     """
+    least = -(-MIN_SIDE // multiple) * multiple
 
     def nearest(side: int) -> int:
-        return max(multiple, (side + multiple // 2) // multiple * multiple)
+        return max(least, (side + multiple // 2) // multiple * multiple)
 
     return nearest(width), nearest(height)
 
@@ -263,9 +267,16 @@ def fit(picture: Image.Image, width: int, height: int, mode: ResizeMode) -> Imag
         return picture.resize((width, height), Resample.LANCZOS)
     if mode == "crop":
         return ImageOps.fit(picture, (width, height), Resample.LANCZOS)
-    small = ImageOps.contain(picture, (width, height), Resample.LANCZOS)
+    small = picture.resize(_contained(picture.size, width, height), Resample.LANCZOS)
     left, top = (width - small.width) // 2, (height - small.height) // 2
     return extend(small, left, top, width - small.width - left, height - small.height - top)
+
+
+def _contained(size: tuple[int, int], width: int, height: int) -> tuple[int, int]:
+    """The largest size of this shape that fits; a picture too thin for that keeps a line of one pixel."""
+    if size[0] / size[1] > width / height:
+        return width, max(1, round(size[1] / size[0] * width))
+    return max(1, round(size[0] / size[1] * height)), height
 
 
 def extend(picture: Image.Image, left: int, top: int, right: int, bottom: int) -> Image.Image:
