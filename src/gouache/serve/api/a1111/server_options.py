@@ -23,6 +23,25 @@ FIXED: dict[str, object] = {
 }
 
 
+# What would change the picture; other values of the rest are only noted.
+CHANGES_PICTURES = ("sd_vae", "eta_noise_seed_delta", "emphasis")
+SAME_VAE = ("Automatic", "automatic", "None", "none", "", "string")
+
+
+def known_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The settings that mean something here, and the names of those that don't; null means nothing."""
+    known: dict[str, Any] = {}
+    ignored: list[str] = []
+    for key, value in values.items():
+        if value is None or (key == "sd_model_checkpoint" and value == "") or (key == "sd_vae" and value in SAME_VAE):
+            continue
+        if key in Options.__dataclass_fields__ or key in CHANGES_PICTURES:
+            known[key] = value
+        elif key not in FIXED or value != FIXED[key]:
+            ignored.append(key)
+    return known, ignored
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """One user's settings."""
@@ -89,7 +108,8 @@ def options_of(studio: Studio, owner: str) -> Options:
 
 
 def set_options(studio: Studio, owner: str, values: Mapping[str, Any]) -> None:
-    """Check and keep settings."""
+    """Check and keep settings; those that mean nothing here are passed over, as A1111 does."""
+    values, _ = known_settings(values)
     options_of(studio, owner).overridden(values, studio)
     studio.set_options(owner, {key: json.dumps(value) for key, value in values.items() if key not in FIXED})
 
@@ -104,6 +124,10 @@ def _checked(key: str, value: Any, studio: Studio) -> Any:
         return value
     if key == "randn_source" and value in ("CPU", "GPU", "NV"):
         return value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if key == "CLIP_stop_at_last_layers" and value == 0 and not isinstance(value, bool):
+        return 1
     limits = {"CLIP_stop_at_last_layers": (1, 12), "jpeg_quality": (1, 100)}
     low, high = limits.get(key, (0, -1))
     if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
