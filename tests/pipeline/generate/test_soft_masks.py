@@ -77,9 +77,11 @@ def told(painted: Painted) -> bool:
     return any("grey" in note for note in painted.recipe.notes)
 
 
-@pytest.mark.parametrize("value", [60, 102, 128, 180, 204, 254])
-@pytest.mark.parametrize("sampler", ["euler", "ddim", "heun", "dpm_2"])
-def test_a_uniform_grey_is_image_to_image_of_that_strength(pipe: Pipeline, value: int, sampler: str) -> None:
+@pytest.mark.parametrize(
+    ("sampler", "value"),
+    [("euler", 60), ("euler", 128), ("euler", 204), ("euler", 254), ("ddim", 102), ("heun", 128), ("dpm_2", 180)],
+)
+def test_a_uniform_grey_is_image_to_image_of_that_strength(pipe: Pipeline, sampler: str, value: int) -> None:
     """For samplers of one step, which remember nothing of the steps in which the picture was held still."""
     share = 1.0 if value == 254 else value / 255  # a white that is off by one is white
     changes: dict[str, object] = {"sampler": sampler, "strength": 1.0}
@@ -92,7 +94,7 @@ def test_a_uniform_grey_is_image_to_image_of_that_strength(pipe: Pipeline, value
     assert told(masked)
 
 
-@pytest.mark.parametrize("strength", [0.4, 0.6, 0.8])
+@pytest.mark.parametrize("strength", [0.4, 0.8])
 def test_the_strength_of_the_request_scales_the_grey(pipe: Pipeline, strength: float) -> None:
     masked = paint(pipe, grey(128), strength=strength, num_inference_steps=10)
     plain = paint(pipe, None, strength=int(10 * strength) / 10 * 128 / 255, num_inference_steps=10)
@@ -124,8 +126,9 @@ def test_lighter_never_changes_less(sampler: str) -> None:
         assert torch.allclose(left, 1 / torch.sqrt(1 + opens**2), atol=0.02)
 
 
-@pytest.mark.parametrize("fill", ["original", "fill", "noise", "nothing"])
-@pytest.mark.parametrize("only_masked", [False, True])
+@pytest.mark.parametrize(
+    ("fill", "only_masked"), [("original", True), ("fill", False), ("noise", True), ("nothing", False)]
+)
 def test_black_stays_bit_for_bit_beside_grey(pipe: Pipeline, fill: str, only_masked: bool) -> None:
     options = {"fill": fill, "only_masked": only_masked, "padding": 4}
     painted = pixels(paint(pipe, bands(0, 100, 255, 0), options))
@@ -147,7 +150,7 @@ CUTS: dict[str, Image.Image] = {
 
 
 @pytest.mark.parametrize("name", list(CUTS))
-@pytest.mark.parametrize("threshold", [1, 100, 128, 255])
+@pytest.mark.parametrize("threshold", [1, 128, 255])
 def test_a_threshold_cuts(pipe: Pipeline, name: str, threshold: int) -> None:
     hard = CUTS[name].point(lambda value: 255 if value >= threshold else 0)
     if hard.getbbox() is None:
@@ -159,13 +162,20 @@ def test_a_threshold_cuts(pipe: Pipeline, name: str, threshold: int) -> None:
     assert cut.recipe.pixels == paint(pipe, hard, {"blur": 2}).recipe.pixels
 
 
-@pytest.mark.parametrize("fill", ["original", "fill", "noise", "nothing"])
-def test_black_and_white_is_what_it_was(pipe: Pipeline, fill: str) -> None:
-    for options in ({}, {"only_masked": True, "padding": 4}, {"invert": True, "blur": 4}):
-        mask = bands(0, 255, 255, 0)
-        found = paint(pipe, mask, {"fill": fill, **options})
-        assert found.recipe.pixels == paint(pipe, mask, {"fill": fill, "threshold": 128, **options}).recipe.pixels
-        assert not told(found)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"fill": "fill", "only_masked": True, "padding": 4},
+        {"fill": "noise", "invert": True},
+        {"fill": "nothing", "blur": 4},
+    ],
+)
+def test_black_and_white_is_what_it_was(pipe: Pipeline, options: dict[str, object]) -> None:
+    mask = bands(0, 255, 255, 0)
+    found = paint(pipe, mask, options)
+    assert found.recipe.pixels == paint(pipe, mask, {"threshold": 128, **options}).recipe.pixels
+    assert not told(found)
 
 
 def test_an_inverted_grey_is_the_rest_of_the_strength(pipe: Pipeline) -> None:

@@ -87,6 +87,8 @@ PLACEHOLDERS = {
     "s_noise": 0,
     "override_settings": {},
     "script_args": [],
+    "sampler_name": "string",
+    "scheduler": "string",
     "sampler_index": "Euler",
     "script_name": "string",
     "firstpass_image": "string",

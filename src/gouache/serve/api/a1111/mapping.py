@@ -150,7 +150,8 @@ def _clip_skip(body: GenerationBody, options: Options, notes: list[str]) -> int 
 
 
 def _sampler(body: GenerationBody) -> tuple[str, str | None]:
-    name = body.sampler_name or body.sampler_index or LEGACY_SAMPLER
+    named = (name for name in (body.sampler_name, body.sampler_index) if name and name not in NOTHING)
+    name = next(named, LEGACY_SAMPLER)
     old = _OLD_NAME.fullmatch(name.strip().lower())
     name = f"{old[1]} {_OLD_SCHEDULES[old[2]]}" if old else name
     try:
