@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -84,7 +84,7 @@ def told(painted: Painted) -> bool:
 def test_a_uniform_grey_is_image_to_image_of_that_strength(pipe: Pipeline, sampler: str, value: int) -> None:
     """For samplers of one step, which remember nothing of the steps in which the picture was held still."""
     share = 1.0 if value == 254 else value / 255  # a white that is off by one is white
-    changes: dict[str, object] = {"sampler": sampler, "strength": 1.0}
+    changes: dict[str, Any] = {"sampler": sampler, "strength": 1.0}
     masked = paint(pipe, grey(value), **changes)
     if share == 1.0:
         assert masked.recipe.pixels == paint(pipe, grey(255), **changes).recipe.pixels
