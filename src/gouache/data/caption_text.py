@@ -90,11 +90,14 @@ def _as_utf8(data: bytes) -> str | None:
 
 def _is_mixed(text: str) -> bool:
     """Whether words mix scripts as no language does: a few Chinese words in GBK are valid UTF-8 by chance."""
-    runs = [run for run in _HIGH.findall(text) if len(run) > 1]
-    if any(one > "\u07ff" for run in runs for one in run):
-        return False
-    scripts = [{unicodedata.name(one, "?").split()[0] for one in run if one.isalpha()} for run in runs]
-    return any(len(found) > 1 for found in scripts)
+    if any(one > "\u07ff" for one in text):
+        return False  # three valid bytes in a row are no chance
+    for match in _HIGH.finditer(text):
+        scripts = {unicodedata.name(one, "?").split()[0] for one in match[0] if one.isalpha()}
+        before = text[: match.start()][-1:]
+        if len(scripts) > 1 or (unicodedata.combining(match[0][0]) and not before.isalpha()):
+            return True
+    return False
 
 
 def known_encoding(name: str) -> str:
