@@ -17,6 +17,11 @@ data = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+Encoding = Annotated[
+    str | None,
+    typer.Option("--encoding", help="Of captions in text files: utf-8, gbk, cp1252 ... Default: told from each text."),
+]
+
 
 @data.command()
 def build(
@@ -30,6 +35,7 @@ def build(
     ] = None,
     size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 128,
     buckets: Annotated[bool, typer.Option(help="pictures: keep shapes, in aspect-ratio buckets.")] = False,
+    encoding: Encoding = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Build a data set from its recipe. The folder appears whole or not at all.
@@ -43,7 +49,7 @@ def build(
     if recipe not in ("stickers", "pictures"):
         raise unknown_name("recipe", recipe, ("stickers", "pictures"))
     if recipe == "pictures":
-        _build_pictures(tarballs, folder, size, buckets=buckets, as_json=json)
+        _build_pictures(tarballs, folder, size, buckets=buckets, encoding=encoding, as_json=json)
         return
     from gouache.data.stickers import Stickers
     from gouache.data.stickers_recipe import build_stickers
@@ -60,6 +66,7 @@ def build(
 @data.command()
 def inspect(
     source: Annotated[str, typer.Argument(help="Folder, .parquet or .tar file, or owner/name on the hub.")],
+    encoding: Encoding = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Read every picture of a data set; count and list what can't be used.
@@ -75,10 +82,11 @@ def inspect(
         _print_stickers(len(stickers), stickers.manifest.counts, Path(source), as_json=json)
         return
     report = ReadReport()
-    found = inspect_pictures(source, report)
+    found = inspect_pictures(source, report, encoding=encoding)
     if json:
         skipped = [{"key": key, "reason": reason} for key, reason in report.listed]
         counts = {"pictures": report.good, "broken": report.broken, "empty": report.empty, "skipped": skipped}
+        counts |= {"notes": dict(report.notes)}
         buckets = {f"{bucket.width}x{bucket.height}": count for bucket, count in found.buckets.items()}
         facts = {"captions": found.captions, "with_alpha": found.with_alpha, "buckets": buckets}
         typer.echo(json_module.dumps({**counts, **facts}, ensure_ascii=False))
@@ -89,7 +97,9 @@ def inspect(
         typer.echo(f"  {bucket.width}x{bucket.height}: {count}")
 
 
-def _build_pictures(source: str | None, folder: Path, size: int, *, buckets: bool, as_json: bool) -> None:
+def _build_pictures(
+    source: str | None, folder: Path, size: int, *, buckets: bool, encoding: str | None, as_json: bool
+) -> None:
     from gouache.data.buckets import Bucket, make_buckets
     from gouache.data.packed import pack_pictures
     from gouache.data.readers import ReadReport
@@ -101,10 +111,10 @@ def _build_pictures(source: str | None, folder: Path, size: int, *, buckets: boo
         raise InvalidInput("--size", given=size, expected="at least 8 pixels")
     report = ReadReport()
     shapes = make_buckets(size, step=max(8, size // 8)) if buckets else (Bucket(size, size),)
-    _draw((done, None) for done in pack_pictures(source, folder, shapes, report))
+    _draw((done, None) for done in pack_pictures(source, folder, shapes, report, encoding=encoding))
     if as_json:
         skipped = [{"key": key, "reason": reason} for key, reason in report.listed]
-        counts = {"pictures": report.good, "broken": report.broken, "empty": report.empty}
+        counts = {"pictures": report.good, "broken": report.broken, "empty": report.empty, "notes": dict(report.notes)}
         typer.echo(json_module.dumps({"folder": str(folder), **counts, "skipped": skipped}, ensure_ascii=False))
         return
     typer.echo(f"{folder}: {report.summary()}")

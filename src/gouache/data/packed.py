@@ -71,7 +71,12 @@ class PackedManifest(Config):
 
 
 def pack_pictures(
-    source: str | Path, folder: str | Path, buckets: Sequence[Bucket], report: ReadReport
+    source: str | Path,
+    folder: str | Path,
+    buckets: Sequence[Bucket],
+    report: ReadReport,
+    *,
+    encoding: str | None = None,
 ) -> Iterator[int]:
     """Pack a source into `folder`: a generator of the number done; the folder appears whole when it ends.
 
@@ -82,6 +87,7 @@ def pack_pictures(
         folder: absent or empty.
         buckets: one for squares only, or those of `make_buckets`.
         report: filled with what was skipped.
+        encoding: of captions in text files, as for `read_pictures`.
 
     Raises:
         DataError: the folder holds something, the disk is full, or as `read_pictures`.
@@ -92,7 +98,7 @@ def pack_pictures(
     counts = Counter[Bucket]()
     with whole_folder(folder) as part:
         with (part / "records.jsonl").open("w", encoding="utf-8") as lines:
-            for item in read_pictures(source, report):
+            for item in read_pictures(source, report, encoding=encoding):
                 bucket = nearest_bucket(item.picture.shape[1], item.picture.shape[0], buckets)
                 pixels = fit_to_bucket(item.picture, bucket).tobytes()
                 with (part / _file(bucket)).open("ab") as stream:

@@ -7,9 +7,10 @@ used is counted and listed in a `ReadReport`, never left out silently.
 
 from __future__ import annotations
 
-import io
+import contextlib
 import json
 import os
+import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,17 +18,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from gouache.data.buckets import Bucket, make_buckets, nearest_bucket
+from gouache.data.caption_text import LEGACY, decode_text, known_encoding
 from gouache.data.drawing import Picture
-from gouache.errors import DataError, MissingDependency
+from gouache.errors import DataError, MissingDependency, PictureError
+from gouache.pipeline.inputs.images import read_with_notes
 
-PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 CAPTION_COLUMNS = ("captions", "caption", "text", "prompt", "txt", "label_text", "description")
 PICTURE_COLUMNS = ("image", "picture", "img", "jpg", "jpeg", "png", "webp")
 FILE_COLUMNS = ("file_name", "file", "path", "image")
 LISTED = 20
+MOST_SIBLINGS = 500
+"""Texts of a folder that are looked at to decide what one of them is in."""
 LARGEST_SIDE = 16_384
 Row = Mapping[str, Any]
 
@@ -56,12 +60,14 @@ class ReadReport:
         broken: number that can't be decoded or found.
         empty: number without a caption.
         listed: the first 20 skipped ones as (key, reason).
+        notes: what was concluded or left aside on the way -> how often: a legacy encoding, an animation's first frame.
     """
 
     good: int = 0
     broken: int = 0
     empty: int = 0
     listed: list[tuple[str, str]] = field(default_factory=list)
+    notes: Counter[str] = field(default_factory=Counter)
 
     def skip(self, key: str, reason: str, *, empty: bool = False) -> None:
         """Count one that can't be used."""
@@ -75,32 +81,38 @@ class ReadReport:
         lines = [f"{self.good} pictures, {self.broken} broken, {self.empty} without a caption"]
         lines += [f"  skipped {key}: {reason}" for key, reason in self.listed]
         left = self.broken + self.empty - len(self.listed)
-        return "\n".join([*lines, f"  and {left} more"] if left > 0 else lines)
+        lines += [f"  and {left} more"] if left > 0 else []
+        return "\n".join([*lines, *(f"  {count}: {note}" for note, count in self.notes.items())])
 
 
-def read_pictures(source: str | Path, report: ReadReport, *, split: str = "train") -> Iterator[CaptionedPicture]:
+def read_pictures(
+    source: str | Path, report: ReadReport, *, split: str = "train", encoding: str | None = None
+) -> Iterator[CaptionedPicture]:
     """Stream the captioned pictures of a source, in its order.
 
     Args:
         source: a folder, a `.parquet` or `.tar` file, or the name of a data set on the hub (``"owner/name"``).
         report: filled while reading.
         split: of a data set on the hub.
+        encoding: of texts in files (``"gbk"``, ``"cp1252"`` ...); None decides for each, see `caption_text`.
 
     Raises:
-        DataError: no such source, it holds no pictures or no captions at all, or none of its pictures is usable
-            (raised at the end, with the report's first reason).
+        DataError: no such source, it holds no pictures or no captions at all, none of its pictures is usable
+            (raised at the end, with the report's first reason), or a caption's encoding can't be decided.
         MissingDependency: the package `datasets` is not installed.
     """
-    for key, content, captions in _rows(source, split):
+    texts = _Texts(report, None if encoding is None else known_encoding(encoding))
+    for key, content, captions in _rows(source, split, texts):
         if not captions:
             report.skip(key, "no caption", empty=True)
             continue
         try:
-            picture = decode(content)
+            picture, notes = decode_with_notes(content)
         except DataError as error:
             report.skip(key, str(error.given))
             continue
         report.good += 1
+        report.notes.update(notes)
         yield CaptionedPicture(key, picture, captions)
     if report.good == 0:
         first = ": ".join(report.listed[0]) if report.listed else "nothing was read"
@@ -109,52 +121,98 @@ def read_pictures(source: str | Path, report: ReadReport, *, split: str = "train
 
 
 def decode(content: bytes | Path) -> Picture:
-    """Decode a picture file, alpha kept. uint8 [H,W,4]
+    """Decode a picture file as painting does: upright, sRGB, alpha kept; of an animation the first frame.
+    uint8 [H,W,4]
 
     Raises:
         DataError: no picture, a truncated one, or one over 16,384 pixels a side.
     """
+    return decode_with_notes(content)[0]
+
+
+def decode_with_notes(content: bytes | Path) -> tuple[Picture, tuple[str, ...]]:
+    """As `decode`, with notes on what was left aside."""
     try:
-        with Image.open(content if isinstance(content, Path) else io.BytesIO(content)) as image:
-            if max(image.size) > LARGEST_SIDE:
-                raise DataError("picture", given=f"{image.size} pixels", expected=f"at most {LARGEST_SIDE} a side")
-            return np.asarray(image.convert("RGBA"))
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = str(error) if isinstance(content, bytes) else str(error).replace(str(content), content.name)
-        raise DataError("picture", given=reason, expected="a picture file", cure="Remove or replace it.") from error
+        picture, notes = read_with_notes(content, max_pixels=LARGEST_SIDE**2, first_frame=True)
+    except PictureError as error:
+        raise DataError("picture", given=error.given, expected=error.expected, cure="Remove or replace it.") from error
+    if max(picture.size) > LARGEST_SIDE:
+        raise DataError("picture", given=f"{picture.size} pixels", expected=f"at most {LARGEST_SIDE} a side")
+    return np.asarray(picture.convert("RGBA")), notes
 
 
-def _rows(source: str | Path, split: str) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
+@dataclass
+class _Texts:
+    """Reads the text files of one source, and notes which encodings were concluded.
+
+    Attributes:
+        report: gets the notes.
+        encoding: of all of them, if the user said so.
+        siblings: text files of the same source; where a text alone doesn't tell, what the others are in decides.
+    """
+
+    report: ReadReport
+    encoding: str | None
+    siblings: tuple[Path, ...] = ()
+
+    def read(self, path: Path) -> str:
+        try:
+            return self.decoded(path.read_bytes(), str(path))
+        except OSError as error:
+            raise DataError(str(path), given=error.strerror or str(error), expected="a readable text") from error
+
+    def decoded(self, data: bytes, where: str) -> str:
+        try:
+            found = decode_text(data, where, self.encoding)
+        except DataError:
+            if self.encoding is not None or not self.siblings:
+                raise
+            found = decode_text(data, where, among=self._told_by_others())
+        if found.is_legacy and self.encoding is None:
+            self.report.notes[f"texts read as {found.encoding}, concluded from their bytes (--encoding names it)"] += 1
+        return found.text
+
+    def _told_by_others(self) -> tuple[str, ...]:
+        """Legacy encodings of the source's other texts, as far as these tell theirs."""
+        told = set()
+        for path in self.siblings[:MOST_SIBLINGS]:
+            with contextlib.suppress(DataError, OSError):
+                told.add(decode_text(path.read_bytes(), str(path)).encoding)
+        return tuple(name for name in LEGACY if name in told) or LEGACY
+
+
+def _rows(source: str | Path, split: str, texts: _Texts) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
     path = Path(source)
     if path.is_dir():
-        return _folder_rows(path)
+        return _folder_rows(path, texts)
     if path.suffix == ".parquet" or path.suffix == ".tar":
         if not path.is_file():
             raise DataError(str(path), given="no such file", expected="a data file", cure="Check the path.")
-        return _table_rows("parquet" if path.suffix == ".parquet" else "webdataset", [path])
+        return _table_rows("parquet" if path.suffix == ".parquet" else "webdataset", [path], texts)
     if path.exists() or str(source).count("/") != 1 or str(source).startswith((".", "/")):
         raise DataError(
             str(source), given="no such folder", expected="a folder, .parquet, .tar, or owner/name on the hub"
         )
-    return _hub_rows(str(source), split)
+    return _hub_rows(str(source), split, texts)
 
 
-def _folder_rows(folder: Path) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
+def _folder_rows(folder: Path, texts: _Texts) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
     files = sorted(path for path in folder.rglob("*") if path.is_file())
     tables = {kind: [path for path in files if path.suffix == kind] for kind in (".parquet", ".tar")}
     metadata = [path for path in files if path.name in ("metadata.jsonl", "metadata.csv")]
     if metadata:
         for path in metadata:
-            yield from _metadata_rows(path)
+            yield from _metadata_rows(path, texts)
     elif tables[".parquet"]:
-        yield from _table_rows("parquet", tables[".parquet"])
+        yield from _table_rows("parquet", tables[".parquet"], texts)
     elif tables[".tar"]:
-        yield from _table_rows("webdataset", tables[".tar"])
+        yield from _table_rows("webdataset", tables[".tar"], texts)
     else:
-        yield from _text_rows(folder, files)
+        texts.siblings = tuple(path for path in files if path.suffix == ".txt")
+        yield from _text_rows(folder, files, texts)
 
 
-def _text_rows(folder: Path, files: list[Path]) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
+def _text_rows(folder: Path, files: list[Path], texts: _Texts) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
     """Pictures with a `.txt` next to them: one caption a line."""
     pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
     if not pictures:
@@ -164,14 +222,31 @@ def _text_rows(folder: Path, files: list[Path]) -> Iterator[tuple[str, bytes | P
         raise DataError(str(folder), given=f"{len(pictures)} pictures, no caption", expected="captions", cure=cure)
     for path in pictures:
         text = path.with_suffix(".txt")
-        captions = _captions(
-            text.read_text(encoding="utf-8", errors="replace").splitlines() if text.is_file() else None
-        )
+        captions = _captions(texts.read(text).splitlines() if text.is_file() else None, texts, str(text))
         yield path.relative_to(folder).as_posix(), path, captions
 
 
-def _metadata_rows(path: Path) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
-    rows = _load("json" if path.suffix == ".jsonl" else "csv", [path])
+def _metadata_rows(path: Path, texts: _Texts) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
+    kind = "json" if path.suffix == ".jsonl" else "csv"
+    with _in_utf8(path, texts) as table:
+        yield from _named_rows(path, _load(kind, [table]), texts)
+
+
+@contextlib.contextmanager
+def _in_utf8(path: Path, texts: _Texts) -> Iterator[Path]:
+    """The table itself if it is plain UTF-8, else a copy that is."""
+    data = path.read_bytes()
+    text = texts.decoded(data, str(path))
+    if data == (plain := text.encode("utf-8")):
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="gouache-") as folder:
+        copy = Path(folder) / path.name
+        copy.write_bytes(plain)
+        yield copy
+
+
+def _named_rows(path: Path, rows: Iterable[Row], texts: _Texts) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
     for number, row in enumerate(_checked(rows, path)):
         name, captions = _first(row, FILE_COLUMNS), _first(row, CAPTION_COLUMNS)
         if number == 0 and (name is None or captions is None):
@@ -180,14 +255,14 @@ def _metadata_rows(path: Path) -> Iterator[tuple[str, bytes | Path, tuple[str, .
         # Resolved, so that a metadata file can't reach out of its folder.
         picture = (path.parent / str(name)).resolve()
         inside = picture.is_relative_to(path.parent.resolve())
-        yield str(name), picture if inside else b"", _captions(captions)
+        yield str(name), picture if inside else b"", _captions(captions, texts, str(path))
 
 
-def _table_rows(kind: str, paths: list[Path]) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
-    yield from _columns(_checked(_load(kind, paths), paths[0]), str(paths[0]))
+def _table_rows(kind: str, paths: list[Path], texts: _Texts) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
+    yield from _columns(_checked(_load(kind, paths), paths[0]), str(paths[0]), texts)
 
 
-def _hub_rows(name: str, split: str) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
+def _hub_rows(name: str, split: str, texts: _Texts) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
     offline = {os.environ.get(key, "") for key in ("GOUACHE_OFFLINE", "HF_HUB_OFFLINE")} - {"", "0"}
     if offline:
         raise DataError(name, given="offline mode", expected="a local folder, or leave to use the hub")
@@ -196,10 +271,10 @@ def _hub_rows(name: str, split: str) -> Iterator[tuple[str, bytes | Path, tuple[
         rows = library.load_dataset(name, split=split, streaming=True)
     except (OSError, ValueError, library.exceptions.DatasetsError) as error:
         raise DataError(name, given=str(error).splitlines()[0], expected="a data set on the hub") from error
-    yield from _columns(_checked(_undecoded(rows), Path(name)), name)
+    yield from _columns(_checked(_undecoded(rows), Path(name)), name, texts)
 
 
-def _columns(rows: Iterable[Row], where: str) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
+def _columns(rows: Iterable[Row], where: str, texts: _Texts) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
     for number, row in enumerate(rows):
         content, captions = _bytes(_first(row, PICTURE_COLUMNS)), _first(row, CAPTION_COLUMNS)
         if captions is None and isinstance(row.get("json"), dict):
@@ -207,7 +282,7 @@ def _columns(rows: Iterable[Row], where: str) -> Iterator[tuple[str, bytes | Pat
         if number == 0 and content is None:
             given = f"columns {', '.join(row)}"
             raise DataError(where, given=given, expected="a picture column: " + ", ".join(PICTURE_COLUMNS))
-        yield str(row.get("__key__", number)), content or b"", _captions(captions)
+        yield str(row.get("__key__", number)), content or b"", _captions(captions, texts, where)
 
 
 def _bytes(value: object) -> bytes | Path | None:
@@ -232,9 +307,11 @@ def _fetched(address: str) -> bytes:
     return content
 
 
-def _captions(value: object) -> tuple[str, ...]:
+def _captions(value: object, texts: _Texts, where: str) -> tuple[str, ...]:
     if isinstance(value, bytes):
-        value = value.decode("utf-8", errors="replace")
+        value = texts.decoded(value, where)
+    if isinstance(value, str):
+        value = value.removeprefix("\ufeff")
     if isinstance(value, str) and value.startswith("["):
         try:
             value = json.loads(value)
@@ -268,6 +345,10 @@ def _checked(rows: Iterable[Row], path: Path) -> Iterator[Row]:
     library = _datasets()
     try:
         yield from rows
+    except UnicodeDecodeError as error:
+        cure = "Unpack it into a folder, whose texts may have other encodings, or write its texts in UTF-8."
+        given = f"a text that isn't {error.encoding}: {error.reason}"
+        raise DataError(str(path), given=given, expected="texts in UTF-8", cure=cure) from error
     except (OSError, ValueError, NotImplementedError, library.exceptions.DatasetsError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise DataError(str(path), given=reason, expected="a readable table of pictures") from error
@@ -297,17 +378,20 @@ class Inspection:
     buckets: dict[Bucket, int]
 
 
-def inspect_pictures(source: str | Path, report: ReadReport, *, size: int = 512) -> Inspection:
+def inspect_pictures(
+    source: str | Path, report: ReadReport, *, size: int = 512, encoding: str | None = None
+) -> Inspection:
     """Read every picture once and count.
 
     Args:
         source: as for `read_pictures`, whose errors it raises.
         report: filled with what was skipped.
         size: side of the square bucket.
+        encoding: of captions in text files, as for `read_pictures`.
     """
     buckets, counts = make_buckets(size), Counter[Bucket]()
     captions = with_alpha = 0
-    for item in read_pictures(source, report):
+    for item in read_pictures(source, report, encoding=encoding):
         captions += len(item.captions)
         with_alpha += bool((item.picture[..., 3] < 255).any())
         counts[nearest_bucket(item.picture.shape[1], item.picture.shape[0], buckets)] += 1

@@ -171,7 +171,11 @@ class Pipeline:
             return _with_refs(frames(resolved, adapted.bundle, references, notes), adapted)
         prepared = prepare(resolved, adapted.bundle, references)
         generation = Generation(
-            adapted.bundle, resolved, prepared.start_state, [*notes, *prepared.notes], references.digests()
+            adapted.bundle,
+            resolved,
+            prepared.start_state,
+            [*notes, *references.notes, *prepared.notes],
+            references.digests(),
         )
         return _with_refs(iter(generation), adapted)
 

@@ -165,6 +165,8 @@ class Mask(Config):
     """Crop to the mask, inpaint at full resolution and paste back."""
     preserve: bool = True
     """Keep the pixels outside the mask unchanged, bit for bit."""
+    threshold: Annotated[int, Field(ge=1, le=255)] | None = None
+    """Cut the mask: grey from here on counts as white, the rest as black. Default: grey is a share of the strength."""
 
 
 class Control(Config):

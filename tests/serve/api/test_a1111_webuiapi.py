@@ -194,15 +194,13 @@ def test_the_async_client_works(api: Any) -> None:
 @pytest.mark.parametrize(
     ("call", "fields", "status", "field"),
     [
-        ("txt2img", {"restore_faces": True}, 422, "restore_faces"),
         ("txt2img", {"alwayson_scripts": {"Net": {"args": [{"model": "x"}]}}}, 422, "alwayson_scripts.Net"),
         ("txt2img", {"script_name": "x/y plot"}, 422, "script_name"),
         ("txt2img", {"override_settings": {"sd_vae": "other.pt"}}, 422, "sd_vae"),
         ("txt2img", {"override_settings": {"sd_model_checkpoint": "../../etc/passwd"}}, 422, "sd_model_checkpoint"),
         ("txt2img", {"refiner_checkpoint": "sdxl-refiner"}, 422, "refiner_checkpoint"),
         ("txt2img", {"enable_hr": True, "hr_upscaler": "LDSR"}, 422, "hr_upscaler"),
-        ("txt2img", {"styles": ["no such style"]}, 422, "styles"),
-        ("txt2img", {"eta": 0.5, "sampler_name": "DPM++ 2M"}, 422, "eta"),
+        ("txt2img", {"seed_resize_from_h": 64, "height": 32}, 422, "seed_resize_from_h"),
         ("txt2img", {"steps": 5000}, 422, "steps"),
         ("txt2img", {"width": 16000, "height": 16000}, 422, "width"),
         ("txt2img", {"sampler_name": "Nope"}, 404, "sampler_name"),
@@ -220,11 +218,10 @@ def test_what_cant_be_served_is_refused_by_its_name(
     assert answer.json()["detail"]
 
 
-def test_an_unknown_field_and_a_wrong_type_are_named(server: Server) -> None:
-    for fields in ({"unheard_of": 1}, {"steps": "many"}):
-        answer = httpx.post(f"{server.url}/sdapi/v1/txt2img", json=fields, timeout=60)
-        assert answer.status_code == 422
-        assert answer.json()["detail"][0]["loc"] == ["body", next(iter(fields))]
+def test_a_wrong_type_is_named(server: Server) -> None:
+    answer = httpx.post(f"{server.url}/sdapi/v1/txt2img", json={"steps": "many"}, timeout=60)
+    assert answer.status_code == 422
+    assert answer.json()["detail"][0]["loc"] == ["body", "steps"]
 
 
 def test_every_field_may_be_null(server: Server) -> None:

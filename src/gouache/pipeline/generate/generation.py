@@ -34,7 +34,7 @@ from gouache.pipeline.generate.guided import (
 )
 from gouache.pipeline.generate.upscaler_files import LANCZOS
 from gouache.pipeline.inputs.images import on_background, to_image
-from gouache.pipeline.inputs.start import DRAFT, INSTRUCT, StartState, encode, input_kind, keep_outside, steps_to_skip
+from gouache.pipeline.inputs.start import DRAFT, INSTRUCT, OutsideKept, StartState, encode, input_kind, steps_to_skip
 from gouache.pipeline.output.a1111_text import format_infotext, infotext_of
 from gouache.pipeline.output.metadata import OWN, PARAMETERS, ImageKind, encode_picture
 from gouache.pipeline.output.recipe import Recipe, machine_of, model_ref, package_versions, pixels_digest
@@ -278,9 +278,10 @@ class Generation:
 
             networks = nn.ModuleList([self.bundle.unet, *self.bundle.controls.values()])
             denoise = wrapped_around(prompted, networks, self.request.seamless)
-        denoise = keep_outside(denoise, start_state)
-        for step in run_sampler(one.request, self.bundle, denoise, x, one.sigmas, noise):
+        kept = OutsideKept(denoise, start_state, one.sigmas)
+        for step in run_sampler(one.request, self.bundle, kept, x, one.sigmas, noise):
             prompted.step = step.i + 2
+            kept.reached(step.sigma_next)
             yield step
 
     def _prompted(self, one: Pass, start_state: StartState) -> PromptedDenoiser | InstructDenoiser:
@@ -339,7 +340,11 @@ class Generation:
         larger = enlarge_latents(self.bundle, latents, size, upscaler, tiled=tiled, notes=notes)
         if drafted is not None:
             drafted = F.interpolate(drafted, size=size, mode="bilinear", align_corners=False)
-        return StartState(latents=larger, skipped=one.skipped, draft=drafted, finish=self.start_state.finish)
+        # A mask of black and white is put back at the end; grey limits this pass as it did the first.
+        grey = self.start_state.grey
+        mask = None if grey is None else F.interpolate(grey, size=size, mode="nearest")
+        finish = self.start_state.finish
+        return StartState(latents=larger, skipped=one.skipped, mask=mask, draft=drafted, finish=finish)
 
     def _latent_size(self, request: Request) -> tuple[int, int]:
         factor = self.bundle.vae.config.downscale

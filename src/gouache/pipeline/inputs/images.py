@@ -5,9 +5,9 @@ Colours are sRGB in 8 bits on the picture's side and [-1, 1] on the tensor's. Pi
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
+import struct
 import warnings
 from collections.abc import Mapping
 from hashlib import sha256
@@ -16,30 +16,55 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image, ImageChops, ImageCms, ImageColor, ImageFilter, ImageOps
+from PIL import Image, ImageChops, ImageColor, ImageFilter, ImageOps
 from torch import Tensor
 
 from gouache.errors import InvalidInput, PictureError, ShapeMismatch
-from gouache.pipeline.request import MAX_PIXELS, ResizeMode
+from gouache.pipeline.inputs.plain import plain
+from gouache.pipeline.request import MAX_PIXELS, MIN_SIDE, ResizeMode
 
-READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
+READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 """Formats that are opened. Not among them: those that Pillow reads through another program."""
 MAX_BYTES = 256 * 2**20
 PIXELS_VARIABLE = "GOUACHE_MAX_PIXELS"
 Resample = Image.Resampling
 Pixels = npt.NDArray[np.uint8]
+_DAMAGES = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    KeyError,
+    IndexError,
+    TypeError,
+    OverflowError,
+    RuntimeError,
+    struct.error,
+)
+"""What Pillow's readers raise for files that are truncated or damaged."""
 
 
 def read_picture(source: Path | bytes, *, where: str = "picture", max_pixels: int | None = None) -> Image.Image:
     """Open, check and decode one picture, upright, as 8-bit sRGB.
 
+    Arguments, picture and errors are those of `read_with_notes`.
+    """
+    return read_with_notes(source, where=where, max_pixels=max_pixels)[0]
+
+
+def read_with_notes(
+    source: Path | bytes, *, where: str = "picture", max_pixels: int | None = None, first_frame: bool = False
+) -> tuple[Image.Image, tuple[str, ...]]:
+    """As `read_picture`, with notes on what was left aside: the one reader, for painting and for training.
+
     Args:
         source: a file's path or its bytes. The format is told by content, never by suffix.
         where: what to call it in an error; a path names itself.
         max_pixels: refused, before anything is decoded, if it has more pixels; None takes `allowed_pixels()`.
+        first_frame: take the first frame of an animation, with a note, instead of refusing it.
 
     Returns:
-        A picture of mode RGB, or RGBA if the file has transparency.
+        A picture of mode RGB, or RGBA if the file has transparency, W x H; and the notes.
 
     Raises:
         PictureError: no picture, truncated, animated, too large, or of a kind that has no fixed range of brightness.
@@ -49,17 +74,27 @@ def read_picture(source: Path | bytes, *, where: str = "picture", max_pixels: in
     if len(data) > MAX_BYTES:
         raise PictureError(where, given=f"{len(data)} bytes", expected=f"at most {MAX_BYTES} bytes")
     with warnings.catch_warnings():
-        # Our own limit on pixels stands instead of Pillow's warning.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        # Our own limit on pixels stands instead of Pillow's warning; what it says of odd metadata changes nothing.
+        warnings.simplefilter("ignore")
         picture = _opened(data, where)
-        _check_extent(picture, where, allowed_pixels() if max_pixels is None else max_pixels)
         try:
+            frames = _frames(picture)
+            _check_extent(picture, where, allowed_pixels() if max_pixels is None else max_pixels)
+            if frames > 1 and not first_frame:
+                raise PictureError(
+                    where,
+                    given="an animation or several pages",
+                    expected="a single picture",
+                    cure="Save one frame as PNG.",
+                )
             picture.load()
-        except (OSError, ValueError, SyntaxError, EOFError) as error:
+        except _DAMAGES as error:
+            reason = str(error) or type(error).__name__
             raise PictureError(
-                where, given=str(error), expected="a whole picture", cure="The file is truncated or damaged."
+                where, given=reason, expected="a whole picture", cure="The file is truncated or damaged."
             ) from error
-    return _plain(picture, where)
+        result, notes = plain(picture, where)
+    return result, (f"first of {frames} frames", *notes) if frames > 1 else notes
 
 
 def allowed_pixels() -> int:
@@ -93,7 +128,7 @@ def _opened(data: bytes, where: str) -> Image.Image:
         return Image.open(io.BytesIO(data), formats=READABLE)
     except Image.DecompressionBombError as error:
         raise PictureError(where, given=str(error), expected=f"at most {MAX_PIXELS} pixels") from error
-    except (OSError, ValueError, SyntaxError, EOFError) as error:
+    except _DAMAGES as error:
         raise PictureError(
             where,
             given=f"{len(data)} bytes that are no known picture",
@@ -110,42 +145,11 @@ def _check_extent(picture: Image.Image, where: str, max_pixels: int) -> None:
             expected=f"at most {max_pixels} pixels",
             cure="Make it smaller first.",
         )
-    # A phone's JPEG (MPO) carries further views behind the first; that is no animation.
-    if getattr(picture, "n_frames", 1) > 1 and picture.format != "MPO":
-        raise PictureError(
-            where, given="an animation or several pages", expected="a single picture", cure="Save one frame as PNG."
-        )
 
 
-def _plain(picture: Image.Image, where: str) -> Image.Image:
-    picture = ImageOps.exif_transpose(picture)
-    if picture.mode == "F":
-        raise PictureError(
-            where, given="floating-point pixels", expected="8 or 16 bits", cure="Save it as a 16-bit PNG."
-        )
-    if picture.mode in ("I", "I;16", "I;16B", "I;16L", "I;16N"):
-        wide = np.asarray(picture).astype(np.int64).clip(0, 65535)
-        picture = Image.fromarray(((wide * 255 + 32767) // 65535).astype(np.uint8), "L")
-    picture = _to_srgb(picture)
-    transparent = picture.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in picture.info
-    plain = picture.convert("RGBA" if transparent else "RGB")
-    plain.info.clear()
-    return plain
-
-
-def _to_srgb(picture: Image.Image) -> Image.Image:
-    """Apply an embedded colour profile; a profile that can't be read is left aside, as browsers do."""
-    profile = picture.info.get("icc_profile")
-    if not profile or picture.mode not in ("RGB", "RGBA", "CMYK", "L"):
-        return picture
-    mode = "RGB" if picture.mode == "CMYK" else picture.mode
-    with contextlib.suppress(ImageCms.PyCMSError, OSError, ValueError):
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if mode == "L" or "sRGB" in ImageCms.getProfileDescription(source):
-            return picture
-        converted = ImageCms.profileToProfile(picture, source, ImageCms.createProfile("sRGB"), outputMode=mode)
-        return picture if converted is None else converted
-    return picture
+def _frames(picture: Image.Image) -> int:
+    """How many frames or pages. A phone's JPEG (MPO) carries further views behind the first; that is no animation."""
+    return 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
 
 
 def to_tensor(picture: Image.Image, channels: int) -> Tensor:
@@ -232,14 +236,18 @@ def on_background(picture: Image.Image, background: str) -> Image.Image:
 
 
 def nearest_size(width: int, height: int, multiple: int) -> tuple[int, int]:
-    """The stated rule for sizes: each side goes to the nearest multiple of the model's factor, at least one of it.
+    """The stated rule for sizes: each side goes to the nearest multiple of the model's factor, at least one of it, and
+    no less than a request may have.
 
     >>> nearest_size(500, 3, 64)
     (512, 64)
+    >>> nearest_size(500, 3, 4)
+    (500, 8)
     """
+    least = -(-MIN_SIDE // multiple) * multiple
 
     def nearest(side: int) -> int:
-        return max(multiple, (side + multiple // 2) // multiple * multiple)
+        return max(least, (side + multiple // 2) // multiple * multiple)
 
     return nearest(width), nearest(height)
 
@@ -259,9 +267,16 @@ def fit(picture: Image.Image, width: int, height: int, mode: ResizeMode) -> Imag
         return picture.resize((width, height), Resample.LANCZOS)
     if mode == "crop":
         return ImageOps.fit(picture, (width, height), Resample.LANCZOS)
-    small = ImageOps.contain(picture, (width, height), Resample.LANCZOS)
+    small = picture.resize(_contained(picture.size, width, height), Resample.LANCZOS)
     left, top = (width - small.width) // 2, (height - small.height) // 2
     return extend(small, left, top, width - small.width - left, height - small.height - top)
+
+
+def _contained(size: tuple[int, int], width: int, height: int) -> tuple[int, int]:
+    """The largest size of this shape that fits; a picture too thin for that keeps a line of one pixel."""
+    if size[0] / size[1] > width / height:
+        return width, max(1, round(size[1] / size[0] * width))
+    return max(1, round(size[0] / size[1] * height)), height
 
 
 def extend(picture: Image.Image, left: int, top: int, right: int, bottom: int) -> Image.Image:
@@ -339,6 +354,7 @@ class References:
     def __init__(self, attachments: Mapping[str, bytes] | None = None) -> None:
         self._given = dict(attachments or {})
         self._bytes: dict[str, bytes] = {}
+        self._notes: dict[str, tuple[str, ...]] = {}
 
     def picture(self, name: str) -> Image.Image:
         """The picture, mode RGB or RGBA.
@@ -346,13 +362,19 @@ class References:
         Raises:
             PictureError: it is not there, or no picture.
         """
-        return read_picture(self.data(name), where=name)
+        picture, self._notes[name] = read_with_notes(self.data(name), where=name)
+        return picture
 
     def data(self, name: str) -> bytes:
         """The file's bytes; errors as `picture`."""
         if name not in self._bytes:
             self._bytes[name] = self._found(name)
         return self._bytes[name]
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left aside of the pictures that were read."""
+        return tuple(f"picture {Path(name).name[:80]}: {note}" for name, notes in self._notes.items() for note in notes)
 
     def digests(self) -> dict[str, str]:
         """sha256 of every picture that was read."""

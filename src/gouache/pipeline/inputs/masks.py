@@ -27,7 +27,8 @@ class Masked:
         whole: the full picture.
         soft: the full mask with its soft edge, mode L, white = paint.
         part: the part of the picture that is worked on, at working size.
-        hard: its mask at working size, 0 or 255 only.
+        hard: its mask at working size, 0 or 255 only: 255 wherever anything is painted.
+        grey: its mask at working size, 0..255: which share of the strength each place gets.
         box: where the part lies in the whole.
         preserve: whether the pixels outside the mask must come back bit for bit.
     """
@@ -36,6 +37,7 @@ class Masked:
     soft: Image.Image
     part: Image.Image
     hard: Image.Image
+    grey: Image.Image
     box: Box
     preserve: bool
 
@@ -58,15 +60,23 @@ class Masked:
         return paste_back(self.whole, full, self.soft)
 
 
+SNAP = 5
+"""Levels by which a black or white that went through JPEG may be off."""
+
+
 def full_mask(options: Mask, picture: Image.Image, given: Image.Image | None) -> Image.Image:
-    """The hard mask of a whole picture: from the mask picture, or from transparency; white = paint.
+    """The mask of a whole picture: from the mask picture, or from transparency; white = paint, grey = paint less.
 
     Raises:
         PictureError: another size, or neither mask nor transparency.
         InvalidInput: nothing is left to paint.
     """
     mask = transparency_mask(picture) if given is None else read_mask(given, picture.size)
-    mask = mask.point(lambda value: 255 if value >= 128 else 0)
+    if options.threshold is not None:
+        cut_at = options.threshold
+        mask = mask.point(lambda value: 255 if value >= cut_at else 0)
+    else:
+        mask = mask.point(lambda value: 0 if value <= SNAP else 255 if value >= 255 - SNAP else value)
     if options.invert:
         mask = ImageChops.invert(mask)
     if mask.getbbox() is None:
@@ -74,17 +84,44 @@ def full_mask(options: Mask, picture: Image.Image, given: Image.Image | None) ->
     return mask
 
 
-def cut(picture: Image.Image, mask: Image.Image, options: Mask, width: int, height: int) -> Masked:
-    """Bring picture and mask to working size: the whole, or with `only_masked` the masked part and its surroundings."""
-    soft = _grown_and_soft(mask, options.blur)
+def grey_share(mask: Image.Image) -> float:
+    """Share of a mask's pixels that are neither black nor white, 0..1."""
+    counts = mask.histogram()
+    return sum(counts[1:255]) / max(1, sum(counts))
+
+
+def cut(
+    picture: Image.Image, mask: Image.Image, options: Mask, width: int, height: int, *, steps: int, blend: bool = False
+) -> Masked:
+    """Bring picture and mask to working size: the whole, or with `only_masked` the masked part and its surroundings.
+
+    Args:
+        picture: the whole picture.
+        mask: of its size, mode L; white gets all steps, grey its share of them.
+        options: the request's.
+        width: working width in pixels.
+        height: working height in pixels.
+        steps: how many are walked, which is how many levels of grey make a difference; grey too dark for one is black.
+        blend: for models that can't paint a place less: lay the result over the picture as thick as the mask is.
+    """
+    hard = mask.point(lambda value: 255 if value == 255 or open_steps(value / 255, steps) else 0)
+    soft = _grown_and_soft(hard, options.blur)
+    if blend and grey_share(mask):
+        soft = ImageChops.lighter(soften(mask, options.blur), mask)
     box = (0, 0, *picture.size)
     if options.only_masked:
         box = crop_box(soft.getbbox() or box, picture.size, options.padding, width / height)
     size = (width, height)
     part = picture.crop(box)
     part = part if part.size == size else part.resize(size, Image.Resampling.LANCZOS)
-    hard = mask.crop(box).resize(size, Image.Resampling.NEAREST)
-    return Masked(picture, soft, part, hard, box, options.preserve)
+    worked = hard.crop(box).resize(size, Image.Resampling.NEAREST)
+    grey = mask.crop(box).resize(size, Image.Resampling.BILINEAR) if grey_share(mask) else worked
+    return Masked(picture, soft, part, worked, grey, box, options.preserve)
+
+
+def open_steps(share: float, steps: int) -> int:
+    """How many of the walked steps may change a place whose mask has this value, 0..1: the last int(steps * share)."""
+    return int(steps * share + 1e-4)
 
 
 def _grown_and_soft(mask: Image.Image, blur: int) -> Image.Image:
@@ -117,9 +154,9 @@ def _grown(start: int, end: int, wanted: int, limit: int) -> tuple[int, int]:
     return start, start + wanted
 
 
-def latent_mask(hard: Image.Image, factor: int) -> Tensor:
-    """1 for every latent pixel that a white pixel falls into. [1,1,h,w]"""
-    pixels = torch.from_numpy(np.asarray(hard).copy()).float()[None, None] / 255.0  # [1,1,H,W]
+def latent_mask(mask: Image.Image, factor: int) -> Tensor:
+    """Of every latent pixel the lightest pixel that falls into it: 1 for white. [1,1,h,w]"""
+    pixels = torch.from_numpy(np.asarray(mask).copy()).float()[None, None] / 255.0  # [1,1,H,W]
     return F.max_pool2d(pixels, factor)
 
 

@@ -20,7 +20,7 @@ from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.inputs.images import References, fit, to_tensor
-from gouache.pipeline.inputs.masks import Masked, cut, filled, full_mask, latent_mask
+from gouache.pipeline.inputs.masks import Masked, cut, filled, full_mask, grey_share, latent_mask
 from gouache.pipeline.request import Request, ResizeMode
 
 
@@ -37,7 +37,8 @@ class StartState:
         latents: the starting picture, normalised; None = start from noise alone. [1 or B,C,h,w]
         under_mask: what stands under the mask at the start, if not the picture itself. [1,C,h,w]
         skipped: noise levels left out at the start: 0 starts from pure noise.
-        mask: 1 where to paint, 0 where the latents stay; None = everywhere. [1,1,h,w]
+        mask: 1 where to paint, 0 where the latents stay, between that where to paint in the last steps only; None =
+            everywhere. [1,1,h,w]
         state: the noisy latents to start from, instead of anything drawn. [1,C,h,w]
         draft: channels for networks that take some beside the latents. [1,Cd,h,w]
         hints: the control pictures, in the request's order, cut as the starting picture is.
@@ -53,6 +54,11 @@ class StartState:
     hints: tuple[Image.Image, ...] = ()
     finish: Callable[[Image.Image], Image.Image] = unchanged
 
+    @property
+    def grey(self) -> Tensor | None:
+        """The mask if it is grey somewhere, which matters while painting; else None. [1,1,h,w]"""
+        return None if self.mask is None or torch.equal(self.mask, self.mask.round()) else self.mask
+
     def start(self, noise: Tensor, sigma: float) -> Tensor:
         """The state at the first level: x = x0 + sigma * noise, with x0 = 0 where everything is new. [B,C,h,w]"""
         if self.state is not None:
@@ -65,23 +71,47 @@ class StartState:
         if self.mask is None:
             return scaled if self.skipped == 0 else begun + scaled
         new = torch.zeros_like(begun) if self.skipped == 0 else begun
-        return torch.lerp(latents, new, self.mask.to(scaled)) + scaled
+        white = self.mask.floor()  # grey begins as the picture
+        return torch.lerp(latents, new, white.to(scaled)) + scaled
 
 
-def keep_outside(denoise: Denoise, start_state: StartState) -> Denoise:
-    """Where the mask is 0 the estimate is the starting picture itself.
+class OutsideKept:
+    """Where the mask is 0 the estimate is the starting picture itself, and where it is grey until its steps come.
 
     Every sampler then carries x = x0 + sigma * noise along there, which is what blending the noised picture in after
-    each step does for first-order samplers, and is right for the others too.
+    each step does for first-order samplers, and is right for the others too. A place of grey g is free in the last
+    int(n * g) of n steps, so that it is painted as image to image with the strength g paints (Levin and Fried 2023,
+    Differential Diffusion, arXiv:2306.00950, algorithm 1).
+
+    Args:
+        denoise: D(x, sigma).
+        start_state: with the mask and the picture's latents; without either, nothing is kept.
+        sigmas: the levels that are walked, descending. [n + 1]
     """
-    if start_state.mask is None or start_state.latents is None:
-        return denoise
-    mask, latents = start_state.mask, start_state.latents
 
-    def kept(x: Tensor, sigma: Tensor) -> Tensor:
-        return torch.lerp(latents.to(x), denoise(x, sigma), mask.to(x))
+    def __init__(self, denoise: Denoise, start_state: StartState, sigmas: Tensor) -> None:
+        self.denoise, self.mask, self.latents = denoise, start_state.mask, start_state.latents
+        self._levels, self._level = sigmas.double().cpu(), float("inf")
+        self._opens: Tensor | None = None
+        if start_state.grey is not None and len(sigmas) > 1:
+            steps = len(sigmas) - 1
+            free = (start_state.grey.double().cpu() * steps + 1e-4).long()  # as `open_steps`
+            self._opens = self._levels[steps - free]  # [1,1,h,w]
+            self.reached(float(sigmas[0]))
 
-    return kept
+    def reached(self, sigma: float) -> None:
+        """A step begins at this level. What is free once stays so, for samplers that go up again."""
+        if self._opens is None or self.mask is None:
+            return
+        self._level = min(self._level, sigma)
+        opened = (self._opens >= self._level * (1 - 1e-6)) & (self._opens > self._levels[-1])
+        self.mask = opened.to(self.mask)
+
+    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """x [B,C,h,w] -> denoised [B,C,h,w]."""
+        if self.mask is None or self.latents is None:
+            return self.denoise(x, sigma)
+        return torch.lerp(self.latents.to(x), self.denoise(x, sigma), self.mask.to(x))
 
 
 def steps_to_skip(steps: int, strength: float) -> int:
@@ -142,27 +172,43 @@ def prepare(request: Request, bundle: ModelBundle, references: References) -> Pr
         masked = None
     else:
         given = None if request.mask.image is None else references.picture(request.mask.image)
-        masked = cut(picture, full_mask(request.mask, picture, given), request.mask, width, height)
+        mask = full_mask(request.mask, picture, given)
+        steps, skipped = _walked(request)
+        masked = cut(picture, mask, request.mask, width, height, steps=max(1, steps - skipped), blend=kind == INSTRUCT)
+        notes += _mask_notes(mask, kind)
         part = masked.part
         start_state = _masked_start(masked, request, bundle, notes)
     start_state = replace(start_state, hints=_hints(masked, request, references))
     start_state = _with_inputs(start_state, part, masked, kind, request, bundle, references, notes)
     if kind == INSTRUCT:
         return Prepared(replace(start_state, latents=None), tuple(notes))
-    return _with_strength(start_state, request, notes)
+    steps, skipped = _walked(request)
+    if skipped:
+        notes.insert(0, f"strength {_strength(request):g}: {steps - skipped} of {steps} steps")
+    return Prepared(replace(start_state, skipped=skipped), tuple(notes))
 
 
-def _with_strength(start_state: StartState, request: Request, noted: list[str]) -> Prepared:
+def _strength(request: Request) -> float:
+    return 0.75 if request.strength is None else request.strength
+
+
+def _walked(request: Request) -> tuple[int, int]:
+    """Steps of a resolved request, and how many of them its strength leaves out."""
     steps = len(request.sigmas) - 1 if request.sigmas else request.num_inference_steps or 1
-    strength = 0.75 if request.strength is None else request.strength
-    skipped = steps_to_skip(steps, strength)
-    notes = (f"strength {strength:g}: {steps - skipped} of {steps} steps",) if skipped else ()
-    return Prepared(replace(start_state, skipped=skipped), (*noted, *notes))
+    return steps, steps_to_skip(steps, _strength(request))
+
+
+def _mask_notes(mask: Image.Image, kind: str | None) -> tuple[str, ...]:
+    share = grey_share(mask)
+    if not share:
+        return ()
+    how = "laid over the picture as thick as the mask is" if kind == INSTRUCT else "painted with that share of strength"
+    return (f"mask: {100 * share:.2g} % of it is grey, which is {how}; mask.threshold cuts it instead",)
 
 
 def _masked_start(masked: Masked, request: Request, bundle: ModelBundle, notes: list[str]) -> StartState:
     latents = encode(bundle, masked.part, tiled=request.vae_tiling, notes=notes)
-    mask = latent_mask(masked.hard, bundle.vae.config.downscale).to(latents)
+    mask = latent_mask(masked.grey, bundle.vae.config.downscale).to(latents)
     return StartState(
         latents=latents,
         under_mask=_under_mask(latents, masked, request, bundle, notes),
@@ -217,7 +263,9 @@ def _with_inputs(
 
 
 def _merged(start_state: StartState) -> StartState:
-    """The same start with the mask worked into the latents."""
+    """The same start with the mask worked into the latents; grey needs it while painting."""
+    if start_state.grey is not None:
+        return start_state
     if start_state.mask is None or start_state.under_mask is None or start_state.latents is None:
         return replace(start_state, mask=None)
     latents = torch.lerp(start_state.latents, start_state.under_mask, start_state.mask)

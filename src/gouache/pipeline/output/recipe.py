@@ -26,8 +26,10 @@ if TYPE_CHECKING:
     from gouache.models.bundle import ModelBundle
 
 RECIPE_VERSION = 3
-"""1: the prior drafted every prompt as a whole. 2: the emphasis rule a1111 kept the mean of every text encoder, and
-an inversion took as many steps as the way back whatever was asked, and an empty negative prompt was none."""
+"""1: the prior drafted every prompt as a whole. 1 and 2: the emphasis rule a1111 kept the mean of every text encoder,
+an inversion took as many steps as the way back whatever was asked, an empty negative prompt was none, and masks were
+cut at 128."""
+CUT_AT = 128
 _PACKAGES = ("gouache", "torch", "numpy", "pillow", "tokenizers")
 
 Digest = Annotated[str, Field(pattern=r"[0-9a-f]{8,64}")]
@@ -107,6 +109,8 @@ class Recipe(Config):
             request = {**request, "negative_prompt": None}
         if data.get("recipe") in (1, 2) and isinstance(inversion := request.get("inversion"), Mapping):
             request = {**request, "inversion": {**inversion, "num_inference_steps": None}}
+        if data.get("recipe") in (1, 2) and isinstance(mask := request.get("mask"), Mapping):
+            request = {**request, "mask": {"threshold": CUT_AT, **mask}}
         return {**data, "request": request}
 
 

@@ -14,7 +14,7 @@ from gouache.errors import DataError, InvalidInput, NotFound
 from gouache.files import write_bytes
 from gouache.pipeline.inputs.images import read_picture
 
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
 TEXTS = (".txt", ".jsonl", ".csv")
 MOST_FILES = 20_000
 MOST_BYTES = 512 * 2**20

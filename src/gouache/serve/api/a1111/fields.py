@@ -1,4 +1,5 @@
-"""The bodies that A1111's clients send. Every field may be left out or null; an unknown one is refused by its name."""
+"""The bodies that A1111's clients send. Every field may be left out or null; an unknown one is kept, so that it
+can be named (`tolerance`)."""
 
 from __future__ import annotations
 
@@ -20,7 +21,7 @@ Base64 = Annotated[str, Field(max_length=512 * 2**20)]
 class A1111Body(BaseModel):
     """Base of the bodies."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="allow", frozen=True)
 
 
 class GenerationBody(A1111Body):
@@ -50,7 +51,7 @@ class GenerationBody(A1111Body):
     eta: Number | None = None
     s_min_uncond: Number | None = None
     s_churn: Number | None = None
-    s_tmax: Number | None = None
+    s_tmax: Annotated[float, Field(ge=-1e6, allow_inf_nan=True)] | None = None
     s_tmin: Number | None = None
     s_noise: Number | None = None
     override_settings: dict[str, Any] | None = None
@@ -68,6 +69,7 @@ class GenerationBody(A1111Body):
     infotext: str | None = None
     firstpass_image: str | None = None
     distilled_cfg_scale: Number | None = None
+    clip_skip: Number | None = None
 
 
 class Txt2Img(GenerationBody):
@@ -121,9 +123,9 @@ class Extras(A1111Body):
     gfpgan_visibility: Number | None = 0
     codeformer_visibility: Number | None = 0
     codeformer_weight: Number | None = 0
-    upscaling_resize: Annotated[float, Field(gt=0, le=16)] | None = 2
-    upscaling_resize_w: Annotated[int, Field(ge=1, le=16_384)] | None = 512
-    upscaling_resize_h: Annotated[int, Field(ge=1, le=16_384)] | None = 512
+    upscaling_resize: Annotated[float, Field(ge=0, le=16)] | None = 2
+    upscaling_resize_w: SideField | None = 512
+    upscaling_resize_h: SideField | None = 512
     upscaling_crop: bool | None = True
     upscaler_1: ShortText | None = "None"
     upscaler_2: ShortText | None = "None"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import binascii
+import math
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +16,9 @@ from gouache.pipeline.output.a1111_text import EMPHASIS, parse_infotext, request
 from gouache.pipeline.output.metadata import ImageKind
 from gouache.pipeline.request import Control, Request, ResizeMode
 from gouache.serve.api.a1111.fields import GenerationBody, Img2Img, Txt2Img
-from gouache.serve.api.a1111.server_options import Options, options_of
-from gouache.serve.api.a1111.units import TITLE, controls_of
+from gouache.serve.api.a1111.server_options import Options, known_settings, options_of
+from gouache.serve.api.a1111.tolerance import NOTHING, PLACEHOLDER, settled
+from gouache.serve.api.a1111.units import controls_of
 from gouache.serve.http.replies import in_words_of
 from gouache.serve.studio import Studio
 
@@ -32,34 +35,17 @@ HIRES_UPSCALERS = {
     "Latent (nearest)": "latent-nearest",
     "Lanczos": "lanczos",
     "model": "model",
+    "Latent (antialiased)": "latent",
+    "Latent (bicubic antialiased)": "latent-bicubic",
+    "Latent (nearest-exact)": "latent-nearest",
+    "None": "lanczos",
+    "Nearest": "lanczos",
 }
-
-# Fields without a counterpart, and the values that ask for nothing. Null always asks for nothing.
-NEUTRAL: dict[str, tuple[object, ...]] = {
-    "restore_faces": (False,),
-    "seed_resize_from_h": (-1, 0),
-    "seed_resize_from_w": (-1, 0),
-    "s_min_uncond": (0,),
-    "refiner_checkpoint": ("", "None"),
-    "refiner_switch_at": (0, 1),
-    "disable_extra_networks": (False,),
-    "comments": ({},),
-    "firstpass_image": ("",),
-    "distilled_cfg_scale": (3.5,),
-    "firstphase_width": (0,),
-    "firstphase_height": (0,),
-    "hr_checkpoint_name": ("", "Use same checkpoint"),
-    "hr_sampler_name": ("", "Use same sampler"),
-    "hr_scheduler": ("", "Use same scheduler"),
-    "hr_prompt": ("",),
-    "hr_negative_prompt": ("",),
-    "hr_cfg": (1,),
-    "hr_distilled_cfg": (3.5,),
-    "hr_additional_modules": ([], ["Use same choices"]),
-    "mask_round": (True,),
-    "initial_noise_multiplier": (1,),
-    "latent_mask": ("",),
-}
+STOOD_IN_FOR = ("latent (antialiased)", "latent (bicubic antialiased)", "latent (nearest-exact)", "nearest")
+LATENT_RESIZE, CUT_AT, MOST_SKIPPED = 3, 128, 12
+_OLD_SCHEDULES = {"_ka": "Karras", "_exp": "Exponential"}
+_OLD_NAME = re.compile(r"(k_\w+?)(_ka|_exp)")
+"""Names before samplers and schedules were two things: k_dpmpp_2m_ka."""
 
 # Our name of a field -> A1111's, for errors.
 NAMES = {
@@ -96,6 +82,8 @@ class MappedRequest:
     request: Request
     kind: ImageKind
     quality: int
+    notes: tuple[str, ...] = ()
+    """What was ignored of the body."""
 
 
 def order_of(body: Txt2Img | Img2Img, studio: Studio, owner: str) -> MappedRequest:
@@ -105,54 +93,25 @@ def order_of(body: Txt2Img | Img2Img, studio: Studio, owner: str) -> MappedReque
         InvalidInput: a field that can't be served; `where` is its name.
         NotFound: no such sampler, or no starting picture.
     """
-    _refuse_unserved(body)
-    options = options_of(studio, owner).overridden(body.override_settings or {}, studio)
-    values = _common(body, studio, owner, options)
-    values |= _txt2img(body) if isinstance(body, Txt2Img) else _img2img(body, studio)
+    body, notes = settled(body)
+    overrides, ignored = known_settings(body.override_settings or {})
+    notes += [f"override_settings.{name[:80]}: ignored" for name in ignored]
+    options = options_of(studio, owner).overridden(overrides, studio)
+    values = _common(body, studio, owner, options, notes)
+    values |= _txt2img(body, notes) if isinstance(body, Txt2Img) else _img2img(body, studio, notes)
     if body.infotext is not None:
         values = _from_infotext(body, values)
     start = (values["init_image"], values["resize_mode"]) if isinstance(body, Img2Img) else None
     values["control"] = _controls(body, studio, start)
     given = {name: value for name, value in values.items() if value is not None}
     with in_words_of(NAMES):
-        return MappedRequest(Request.from_dict(given, where="request"), options.kind, options.jpeg_quality)
+        request = Request.from_dict(given, where="request")
+        return MappedRequest(request, options.kind, options.jpeg_quality, tuple(notes))
 
 
-def _refuse_unserved(body: GenerationBody) -> None:
-    for name, neutral in NEUTRAL.items():
-        value = getattr(body, name, None)
-        if value is not None and value not in neutral:
-            raise _unserved(name, value)
-    if body.script_name not in (None, "", "None"):
-        raise InvalidInput(
-            "script_name",
-            given=repr(body.script_name),
-            expected="nothing",
-            cure=f"Script {body.script_name!r} not found",
-        )
-    for name, script in (body.alwayson_scripts or {}).items():
-        if name.lower() != TITLE and _is_on(script):
-            raise InvalidInput(
-                f"alwayson_scripts.{name}", given="a script", expected="none", cure=f"always on script {name} not found"
-            )
-
-
-def _is_on(script: object) -> bool:
-    """Whether an always-on script asks for anything: `args` that are empty, false or not enabled do not."""
-    args = script.get("args", []) if isinstance(script, dict) else script
-    units = args if isinstance(args, list) else [args]
-    return any(unit.get("enabled", True) if isinstance(unit, dict) else unit for unit in units)
-
-
-def _unserved(name: str, value: object) -> InvalidInput:
-    return InvalidInput(
-        name, given=repr(value)[:80], expected="nothing: this server can't do it", cure="Leave the field out."
-    )
-
-
-def _common(body: GenerationBody, studio: Studio, owner: str, options: Options) -> dict[str, Any]:
+def _common(body: GenerationBody, studio: Studio, owner: str, options: Options, notes: list[str]) -> dict[str, Any]:
     sampler, schedule = _sampler(body)
-    prompt, negative = _styled(body, studio, owner)
+    prompt, negative = _styled(body, studio, owner, notes)
     strength = body.subseed_strength or 0.0
     return {
         "prompt": prompt,
@@ -170,10 +129,10 @@ def _common(body: GenerationBody, studio: Studio, owner: str, options: Options) 
         "sampler": sampler,
         "schedule": schedule,
         "seamless": "both" if body.tiling else None,
-        "clip_skip": options.clip_skip if options.clip_skip > 1 else None,
+        "clip_skip": _clip_skip(body, options, notes),
         "emphasis": EMPHASIS[options.emphasis],
         "determinism": "a1111" if options.randn_source != "CPU" else None,
-        **_randomness(body, sampler),
+        **_randomness(body, sampler, notes),
     }
 
 
@@ -181,13 +140,27 @@ def _seed(value: int | None) -> int | None:
     return None if value in (None, -1) else value
 
 
+def _clip_skip(body: GenerationBody, options: Options, notes: list[str]) -> int | None:
+    """The setting's layer, else that of the field which some of A1111's relatives have."""
+    asked = body.clip_skip or 1
+    if options.clip_skip > 1 or "CLIP_stop_at_last_layers" in (body.override_settings or {}):
+        return options.clip_skip if options.clip_skip > 1 else None
+    if asked != int(asked) or not 1 <= asked <= MOST_SKIPPED:
+        notes.append(f"clip_skip: ignored, {asked:g} is no layer from 1 to {MOST_SKIPPED}")
+        return None
+    return int(asked) if asked > 1 else None
+
+
 def _sampler(body: GenerationBody) -> tuple[str, str | None]:
-    name = body.sampler_name or body.sampler_index or LEGACY_SAMPLER
+    named = (name for name in (body.sampler_name, body.sampler_index) if name and name not in NOTHING)
+    name = next(named, LEGACY_SAMPLER)
+    old = _OLD_NAME.fullmatch(name.strip().lower())
+    name = f"{old[1]} {_OLD_SCHEDULES[old[2]]}" if old else name
     try:
         sampler, schedule = resolve(name)
     except UnknownName as error:
         raise NotFound("sampler_name", given=repr(name), expected=error.expected, cure="Sampler not found") from error
-    if body.scheduler in (None, "", "automatic", "Automatic"):
+    if (body.scheduler or "").strip().casefold() in ("", "automatic", "none", "default", PLACEHOLDER):
         return sampler, schedule
     try:
         return sampler, resolve_schedule(body.scheduler or "")
@@ -195,33 +168,36 @@ def _sampler(body: GenerationBody) -> tuple[str, str | None]:
         raise InvalidInput("scheduler", given=error.given, expected=error.expected, cure=error.cure) from error
 
 
-def _randomness(body: GenerationBody, sampler: str) -> dict[str, Any]:
+def _randomness(body: GenerationBody, sampler: str, notes: list[str]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     if body.eta is not None and sampler in TAKES_ETA:
         values["eta"] = body.eta
     elif body.eta not in (None, 0.0, 1.0):
-        raise InvalidInput("eta", given=body.eta, expected=f"nothing: {sampler} takes no eta")
-    if body.s_churn:
-        if sampler not in TAKES_CHURN:
-            raise InvalidInput("s_churn", given=body.s_churn, expected=f"nothing: {sampler} takes no churn")
+        notes.append(f"eta: ignored, {sampler} takes none")
+    churns = bool(body.s_churn) and sampler in TAKES_CHURN
+    if churns:
         values["churn"] = {
             "amount": body.s_churn,
             "sigma_min": body.s_tmin or 0.0,
-            "sigma_max": body.s_tmax or None,
+            "sigma_max": None if body.s_tmax in (None, 0, math.inf) else body.s_tmax,
             "noise": 1.0 if body.s_noise is None else body.s_noise,
         }
-    elif body.s_noise not in (None, 1.0):
-        raise InvalidInput("s_noise", given=body.s_noise, expected="1, or s_churn above 0")
+    elif body.s_churn:
+        notes.append(f"s_churn: ignored, {sampler} takes no churn")
+    if body.s_noise not in (None, 1.0) and not churns:
+        notes.append("s_noise: ignored without s_churn")
     return values
 
 
-def _styled(body: GenerationBody, studio: Studio, owner: str) -> tuple[str, str]:
-    """A1111's rule: `{prompt}` in a style stands for the prompt, else the style is added after a comma."""
+def _styled(body: GenerationBody, studio: Studio, owner: str, notes: list[str]) -> tuple[str, str]:
+    """A1111's rule: `{prompt}` in a style stands for the prompt, else the style is added after a comma; one that nobody
+    wrote adds nothing."""
     prompt, negative = body.prompt or "", body.negative_prompt or ""
     known = studio.presets(owner) if body.styles else {}
     for style in body.styles or []:
         if style not in known:
-            raise InvalidInput("styles", given=repr(style), expected=f"one of {', '.join(known) or '(no styles yet)'}")
+            notes += [] if style.strip() in NOTHING else [f"styles: ignored, there is no style {style[:80]!r}"]
+            continue
         prompt, negative = _merged(known[style][0], prompt), _merged(known[style][1], negative)
     return prompt, negative
 
@@ -232,16 +208,23 @@ def _merged(style: str, text: str) -> str:
     return ", ".join(part.strip() for part in (text, style) if part.strip())
 
 
-def _txt2img(body: Txt2Img) -> dict[str, Any]:
+def _txt2img(body: Txt2Img, notes: list[str]) -> dict[str, Any]:
     if not body.enable_hr:
         return {}
-    upscaler = HIRES_UPSCALERS.get(body.hr_upscaler or "Latent")
+    size = _second_size(body)
+    if size == (body.width or 512, body.height or 512):
+        notes.append("enable_hr: ignored, the second pass would have the size of the first")
+        return {}
+    asked = (body.hr_upscaler or "Latent").strip()
+    upscaler = {name.casefold(): ours for name, ours in HIRES_UPSCALERS.items()}.get(asked.casefold())
     if upscaler is None:
         raise InvalidInput("hr_upscaler", given=repr(body.hr_upscaler), expected=f"one of {', '.join(HIRES_UPSCALERS)}")
+    if asked.casefold() in STOOD_IN_FOR:
+        notes.append(f"hr_upscaler: {upscaler} stands in for {asked}")
     hires = {
-        "scale": body.hr_scale,
-        "width": body.hr_resize_x or None,
-        "height": body.hr_resize_y or None,
+        "scale": body.hr_scale if size is None else None,
+        "width": size[0] if size else body.hr_resize_x or None,
+        "height": size[1] if size else body.hr_resize_y or None,
         "upscaler": upscaler,
         "strength": 0.75 if body.denoising_strength is None else body.denoising_strength,
         "num_inference_steps": body.hr_second_pass_steps or None,
@@ -249,43 +232,57 @@ def _txt2img(body: Txt2Img) -> dict[str, Any]:
     return {"hires": {name: value for name, value in hires.items() if value is not None}}
 
 
-def _img2img(body: Img2Img, studio: Studio) -> dict[str, Any]:
+def _second_size(body: Txt2Img) -> tuple[int, int] | None:
+    """The second pass's size, where it isn't a scale above 1."""
+    if body.hr_resize_x and body.hr_resize_y:
+        return body.hr_resize_x, body.hr_resize_y
+    scale = 2.0 if body.hr_scale is None else body.hr_scale
+    if body.hr_resize_x or body.hr_resize_y or not 0 < scale <= 1:
+        return None
+    return int((body.width or 512) * scale), int((body.height or 512) * scale)
+
+
+def _img2img(body: Img2Img, studio: Studio, notes: list[str]) -> dict[str, Any]:
     if not body.init_images:
         raise NotFound("init_images", given="none", expected="one picture", cure="Init image not found")
     if len(body.init_images) > 1:
         raise InvalidInput("init_images", given=f"{len(body.init_images)} pictures", expected="one")
-    if body.resize_mode not in (None, *RESIZE_MODES):
-        raise InvalidInput("resize_mode", given=body.resize_mode, expected="0, 1 or 2")
+    if body.resize_mode not in (None, *RESIZE_MODES, LATENT_RESIZE):
+        raise InvalidInput("resize_mode", given=body.resize_mode, expected="0, 1, 2 or 3")
+    if body.resize_mode == LATENT_RESIZE:
+        notes.append("resize_mode: the picture is resized instead of its latents")
     values: dict[str, Any] = {
         "init_image": attach(studio, "init_images", body.init_images[0]),
-        "resize_mode": RESIZE_MODES[body.resize_mode or 0],
+        "resize_mode": RESIZE_MODES.get(body.resize_mode or 0, "stretch"),
         "strength": 0.75 if body.denoising_strength is None else body.denoising_strength,
     }
-    if body.image_cfg_scale not in (None, 1.5):
+    if body.image_cfg_scale not in (None, 0, 1.5):
         # 1.5 is what clients send unasked, and what instruct models take without being told.
         values["image_guidance_scale"] = body.image_cfg_scale
     if body.mask:
-        values["mask"] = _mask(body, studio)
+        values["mask"] = _mask(body, studio, notes)
     return values
 
 
-def _mask(body: Img2Img, studio: Studio) -> dict[str, Any]:
+def _mask(body: Img2Img, studio: Studio, notes: list[str]) -> dict[str, Any]:
     blur_x, blur_y = (
         (body.mask_blur, body.mask_blur)
         if body.mask_blur is not None
         else (4 if body.mask_blur_x is None else body.mask_blur_x, 4 if body.mask_blur_y is None else body.mask_blur_y)
     )
     if blur_x != blur_y:
-        raise InvalidInput("mask_blur_y", given=blur_y, expected=f"mask_blur_x, which is {blur_x}")
+        notes.append(f"mask_blur_x, mask_blur_y: both {round((blur_x + blur_y) / 2)}, their mean")
     if body.inpainting_fill not in (None, *FILLS):
         raise InvalidInput("inpainting_fill", given=body.inpainting_fill, expected="0 to 3")
     return {
         "image": attach(studio, "mask", body.mask or ""),
-        "blur": blur_x,
+        "blur": blur_x if blur_x == blur_y else round((blur_x + blur_y) / 2),
         "fill": FILLS[body.inpainting_fill or 0],
         "invert": bool(body.inpainting_mask_invert),
         "only_masked": body.inpaint_full_res is None or bool(body.inpaint_full_res),
         "padding": body.inpaint_full_res_padding or 0,
+        # Rounding is A1111's default; only who asks for it by name doesn't want the grey that was painted.
+        "threshold": CUT_AT if body.mask_round and "mask_round" in body.model_fields_set else None,
     }
 
 

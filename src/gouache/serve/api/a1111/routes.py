@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import html
 import json
 import time
 from collections.abc import Sequence
@@ -30,6 +31,7 @@ from gouache.serve.api.a1111.fields import (
 )
 from gouache.serve.api.a1111.mapping import NAMES, MappedRequest, decoded, order_of
 from gouache.serve.api.a1111.server_options import options_of, set_options
+from gouache.serve.api.a1111.tolerance import NOTHING, extra_notes
 from gouache.serve.api.a1111.units import in_words_of_units
 from gouache.serve.api.views import raise_unless_painted
 from gouache.serve.http.access import owner_of, studio_of
@@ -45,7 +47,7 @@ def generation_answer(studio: Studio, body: GenerationBody, order: MappedRequest
     found = studio.pictures.of_job(job.id)
     recipes = [picture.parsed() for picture in found]
     send = body.send_images is not False
-    echo = body.model_dump()
+    echo = body.model_dump(exclude=set(body.model_extra or {}))
     if isinstance(body, Img2Img) and not body.include_init_images:
         echo |= {"init_images": None, "mask": None}
     return {
@@ -97,6 +99,7 @@ def _info(
         "seed_resize_from_h": -1,
         "denoising_strength": _strength(request),
         "extra_generation_params": {"Job": job.id},
+        "notes": [*order.notes, *dict.fromkeys(note for recipe in recipes for note in recipe.notes)],
         "index_of_first_image": 0,
         "infotexts": infotexts,
         "styles": list(body.styles or []),
@@ -172,7 +175,7 @@ OWN = "model"
 """The upscaler that the caller's model brings."""
 NONE = "None"
 FILTERS = {"Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
-UNSERVED = ("gfpgan_visibility", "codeformer_visibility", "extras_upscaler_2_visibility")
+NOTED = ("gfpgan_visibility", "codeformer_visibility")
 
 
 @router.get(f"{PREFIX}/upscalers")
@@ -191,14 +194,20 @@ def upscalers(request: Request) -> list[dict[str, Any]]:
 @router.post(f"{PREFIX}/extra-single-image")
 async def extra_single(body: ExtraSingle, request: Request) -> dict[str, str]:
     """Enlarge one picture."""
-    return {"html_info": "", "image": await _enlarged(body, "image", body.image, request)}
+    return {"html_info": _ignored(body), "image": await _enlarged(body, "image", body.image, request)}
 
 
 @router.post(f"{PREFIX}/extra-batch-images")
 async def extra_batch(body: ExtraBatch, request: Request) -> dict[str, Any]:
     """Enlarge several pictures."""
     made = [await _enlarged(body, "imageList", item.data, request) for item in body.imageList]
-    return {"html_info": "", "images": made}
+    return {"html_info": _ignored(body), "images": made}
+
+
+def _ignored(body: Extras) -> str:
+    """What is told of fields that were ignored, as HTML."""
+    notes = [f"{name}: ignored, this server restores no faces" for name in NOTED if getattr(body, name)]
+    return "".join(f"<p>{html.escape(note)}</p>" for note in [*notes, *extra_notes(body)])
 
 
 def _has_upscaler(studio: Studio, model: str) -> bool:
@@ -221,15 +230,13 @@ async def _enlarged(body: Extras, field: str, text: str, request: Request) -> st
 
 
 def _checked(body: Extras, studio: Studio, model: str) -> str:
-    for name in UNSERVED:
-        if getattr(body, name):
-            raise InvalidInput(name, given=getattr(body, name), expected="0: this server can't do it")
-    if body.upscaler_2 not in (None, NONE):
+    if body.upscaler_2 not in (None, *NOTHING) and body.extras_upscaler_2_visibility:
         raise InvalidInput("upscaler_2", given=repr(body.upscaler_2), expected=NONE)
-    upscaler = body.upscaler_1 or NONE
+    asked = body.upscaler_1 or NONE
     names = [NONE, *FILTERS, *([OWN] if _has_upscaler(studio, model) else [])]
-    if upscaler not in names:
-        raise InvalidInput("upscaler_1", given=repr(upscaler), expected=f"one of {', '.join(names)}")
+    upscaler = {name.casefold(): name for name in names}.get(asked.strip().casefold())
+    if upscaler is None:
+        raise InvalidInput("upscaler_1", given=repr(asked), expected=f"one of {', '.join(names)}")
     return upscaler
 
 

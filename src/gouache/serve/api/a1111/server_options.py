@@ -24,6 +24,26 @@ FIXED: dict[str, object] = {
 }
 
 
+# What would change the picture; other values of the rest are only noted.
+CHANGES_PICTURES = ("eta_noise_seed_delta",)
+PLACEHOLDERS = {"sd_model_checkpoint": "", "sd_vae": "string"}
+"""What clients send that leave a setting open."""
+
+
+def known_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """The settings that mean something here, and the names of those that don't; null means nothing."""
+    known: dict[str, Any] = {}
+    ignored: list[str] = []
+    for key, value in values.items():
+        if value is None or (key in PLACEHOLDERS and value == PLACEHOLDERS[key]):
+            continue
+        if key in Options.__dataclass_fields__ or key in CHANGES_PICTURES:
+            known[key] = value
+        elif key not in FIXED or value != FIXED[key]:
+            ignored.append(key)
+    return known, ignored
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
     """One user's settings."""
@@ -99,7 +119,8 @@ def options_of(studio: Studio, owner: str) -> Options:
 
 
 def set_options(studio: Studio, owner: str, values: Mapping[str, Any]) -> None:
-    """Check and keep settings."""
+    """Check and keep settings; those that mean nothing here are passed over, as A1111 does."""
+    values, _ = known_settings(values)
     options_of(studio, owner).overridden(values, studio)
     studio.set_options(owner, {key: json.dumps(value) for key, value in values.items() if key not in FIXED})
 
@@ -111,7 +132,7 @@ def _checked(key: str, value: Any, studio: Studio) -> Any:
         except ModelNotFound as error:
             raise InvalidInput(key, given=error.given, expected=error.expected, cure=error.cure) from error
     if key == "sd_vae" and isinstance(value, str):
-        if value in (OWN_VAE, "None", ""):
+        if value.lower() in (OWN_VAE.lower(), "none", ""):
             return OWN_VAE
         try:
             find_vae(value, paths=False)
@@ -124,6 +145,10 @@ def _checked(key: str, value: Any, studio: Studio) -> Any:
         return value
     if key == "emphasis" and value in EMPHASIS:
         return value
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if key == "CLIP_stop_at_last_layers" and value == 0 and not isinstance(value, bool):
+        return 1
     limits = {"CLIP_stop_at_last_layers": (1, 12), "jpeg_quality": (1, 100)}
     low, high = limits.get(key, (0, -1))
     if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
