@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import struct
 import warnings
 from collections.abc import Mapping
 from hashlib import sha256
@@ -20,6 +21,7 @@ from PIL import Image, ImageChops, ImageCms, ImageColor, ImageFilter, ImageOps
 from torch import Tensor
 
 from gouache.errors import InvalidInput, PictureError, ShapeMismatch
+from gouache.pipeline.inputs.png import for_pillow
 from gouache.pipeline.request import MAX_PIXELS, ResizeMode
 
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -90,7 +92,11 @@ def _bytes_of(path: Path) -> bytes:
 
 def _opened(data: bytes, where: str) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data), formats=READABLE)
+        whole, profile = for_pillow(data)
+        picture = Image.open(io.BytesIO(whole), formats=READABLE)
+        if profile is not None:
+            picture.info["icc_profile"] = profile
+        return picture
     except Image.DecompressionBombError as error:
         raise PictureError(where, given=str(error), expected=f"at most {MAX_PIXELS} pixels") from error
     except (OSError, ValueError, SyntaxError, EOFError) as error:
@@ -118,7 +124,9 @@ def _check_extent(picture: Image.Image, where: str, max_pixels: int) -> None:
 
 
 def _plain(picture: Image.Image, where: str) -> Image.Image:
-    picture = ImageOps.exif_transpose(picture)
+    # A damaged EXIF block says nothing of how the picture stands.
+    with contextlib.suppress(SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, struct.error):
+        picture = ImageOps.exif_transpose(picture)
     if picture.mode == "F":
         raise PictureError(
             where, given="floating-point pixels", expected="8 or 16 bits", cure="Save it as a 16-bit PNG."
