@@ -61,7 +61,7 @@ def read_recipe(source: Path | bytes, *, where: str = "picture") -> ForeignText:
                 return _foreign(tool, read(texts, notes), texts, notes, where)
         if texts.get("prompt", "").startswith("{") or _is_workflow(texts):
             return _comfyui(whole, where)
-        if PARAMETERS in texts:
+        if parse_infotext(texts.get(PARAMETERS, "")).values or (PARAMETERS in texts and not _unread(texts)):
             return _a1111(texts, list(whole.left_out), where)
     except (ConfigError, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
         if isinstance(error, RecipeError):
@@ -71,11 +71,9 @@ def read_recipe(source: Path | bytes, *, where: str = "picture") -> ForeignText:
 
 
 def _nothing(whole: PictureTexts, where: str) -> RecipeError:
-    for program, is_here, why in UNREAD:
-        if is_here(whole.texts):
-            return RecipeError(
-                where, given=f"a picture by {program}, {why}", expected="a recipe that can be painted again"
-            )
+    unread = _unread(whole.texts)
+    if unread:
+        return RecipeError(where, given=f"a picture by {unread}", expected="a recipe that can be painted again")
     found = f"texts {sorted(whole.texts)}" if whole.texts else "no text"
     return RecipeError(
         where,
@@ -83,6 +81,11 @@ def _nothing(whole: PictureTexts, where: str) -> RecipeError:
         expected="a recipe inside the picture",
         cure="Only files saved with their metadata can be repeated; screenshots and re-encoded copies lose it.",
     )
+
+
+def _unread(texts: Mapping[str, str]) -> str:
+    """The program, and why its pictures can't be repeated; empty if it is none of these."""
+    return next((f"{program}, {why}" for program, is_here, why in UNREAD if is_here(texts)), "")
 
 
 def _foreign(
