@@ -5,14 +5,15 @@ Fooocus, SwarmUI, Easy Diffusion, Draw Things. docs/files.md has the table.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gouache.errors import ConfigError, RecipeError
+from gouache.pipeline.inputs.hidden import hidden_text
 from gouache.pipeline.output.a1111_text import Infotext, left_out, parse_infotext, request_of, require_values
 from gouache.pipeline.output.comfyui.recipe import recipe_of_graph
-from gouache.pipeline.output.metadata import PARAMETERS, PictureTexts, own_json, read_whole
+from gouache.pipeline.output.metadata import PARAMETERS, PictureTexts, own_json, read_whole, with_comments
 from gouache.pipeline.output.other_tools import OTHERS, UNREAD
 from gouache.pipeline.output.recipe import Recipe
 from gouache.pipeline.request import MAX_SEED, Request
@@ -49,6 +50,22 @@ def read_recipe(source: Path | bytes, *, where: str = "picture") -> ForeignText:
     """
     where = str(source) if isinstance(source, Path) else where
     whole = read_whole(source, where=where)
+    found = _read(whole, where)
+    if found is None:
+        hidden = hidden_text(source.read_bytes() if isinstance(source, Path) else source)
+        if hidden is not None:
+            texts = with_comments({**whole.texts, PARAMETERS: hidden}, "")
+            found = _read(replace(whole, texts=texts, left_out=(*whole.left_out, HIDDEN_NOTE)), where)
+    if found is None:
+        raise _nothing(whole, where)
+    return found
+
+
+HIDDEN_NOTE = "the file's texts are gone; read from the copy hidden in its pixels"
+
+
+def _read(whole: PictureTexts, where: str) -> ForeignText | None:
+    """What the texts say; None if they are of no known kind."""
     texts = whole.texts
     own = own_json(texts, where)
     try:
@@ -67,7 +84,7 @@ def read_recipe(source: Path | bytes, *, where: str = "picture") -> ForeignText:
         if isinstance(error, RecipeError):
             raise
         raise RecipeError(where, given=str(error)[:500], expected="a recipe that can be read") from error
-    raise _nothing(whole, where)
+    return None
 
 
 def _nothing(whole: PictureTexts, where: str) -> RecipeError:

@@ -200,12 +200,7 @@ def fooocus(texts: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
     if values.get("styles") not in (None, "", "[]"):
         notes.append(f"styles add words to the prompt: {values['styles']}; the prompt is the one that was typed")
     left = ("refiner_model", "sharpness", "adm_guidance", "performance", "freeu", "vae", "adaptive_cfg")
-    plain = {"Default (model)": None, "None": None}
-    _note_left_out(
-        {**values, **{key: plain.get(values.get(key), values.get(key)) for key in ("vae", "refiner_model")}},
-        left,
-        notes,
-    )
+    _note_left_out({key: one for key, one in values.items() if one != "Default (model)"}, left, notes)
     return {
         "prompt": with_tags(values.get("prompt"), tags),
         "negative_prompt": values.get("negative_prompt"),
@@ -292,8 +287,8 @@ def easy_diffusion(texts: Mapping[str, str], notes: list[str]) -> dict[str, Any]
     """Easy Diffusion: a text each by name in PNG, one JSON object in JPEG and WebP; names for people or programs."""
     values: Mapping[str, Any] = _object(texts[PARAMETERS]) if _json_in_parameters(texts, *_EASY_MARKS) else texts
     found: dict[str, Any] = {}
-    for field, names in _EASY_NAMES.items():
-        found[field] = next((values[name] for name in names if values.get(name) not in (None, "", "None")), None)
+    for field, keys in _EASY_NAMES.items():
+        found[field] = next((values[key] for key in keys if values.get(key) not in (None, "", "None")), None)
     for field in ("seed", "num_inference_steps", "width", "height"):
         found[field] = _whole(found[field])
     found["guidance_scale"] = _real(found["guidance_scale"])
