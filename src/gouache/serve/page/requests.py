@@ -20,8 +20,9 @@ from gouache.serve.studio import Studio
 
 AUTOMATIC = "-"
 DRAFT = "page_draft"
-NOT_ON_THE_PAGE = ("emphasis", "clip_skip", "subseed_strength", "determinism", "eta", "guidance_rescale", "hires")
-"""Fields of a request that other programs' recipes fill and this page doesn't show."""
+ON_THE_PAGE = ("prompt", "negative_prompt", "style", "model", "sampler", "schedule", "seed", "width", "height", "count",
+               "num_inference_steps", "guidance_scale")  # fmt: skip
+"""Fields of a request that the page shows."""
 NAMES = (
     "prompt",
     "negative",
@@ -112,7 +113,8 @@ def names_not_offered(request: Request) -> list[str]:
     known = dict(zip(names, _offered(request.sampler, request.schedule), strict=True))
     missing = [f"{field} {name!r} isn't offered" for field, name in names.items() if name and not known[field]]
     plain = Request()
-    others = [name for name in NOT_ON_THE_PAGE if getattr(request, name) != getattr(plain, name)]
+    given = [name for name in Request.model_fields if name not in ON_THE_PAGE]
+    others = [name for name in given if getattr(request, name) != getattr(plain, name)]
     return [*missing, *([f"no field here for {', '.join(others)}"] if others else [])]
 
 

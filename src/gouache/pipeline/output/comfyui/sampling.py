@@ -17,11 +17,10 @@ _REPAIR = re.compile(r"detailer|UltimateSDUpscale|upscaler|inpaint ?crop|enhance
 _LATENTS = ("latent_image", "latent", "samples", "latents", "optional_latent", "image", "upscaled_image")
 _SAMPLER_NODES = {
     "SamplerEulerAncestral": "euler_ancestral", "SamplerEulerAncestralCFGPP": "euler_ancestral_cfg_pp",
-    "SamplerEulerCFGpp": "euler_cfg_pp", "SamplerDPMPP_2M_SDE": "dpmpp_2m_sde", "SamplerDPMPP_SDE": "dpmpp_sde",
-    "SamplerDPMPP_3M_SDE": "dpmpp_3m_sde", "SamplerDPMPP_2S_Ancestral": "dpmpp_2s_ancestral", "SamplerLMS": "lms",
-    "SamplerDPMAdaptative": "dpm_adaptive", "SamplerER_SDE": "er_sde", "SamplerSASolver": "sa_solver",
-    "SamplerLCMUpscale": "lcm", "SamplerLCM": "lcm",
+    "SamplerEulerCFGpp": "euler_cfg_pp", "SamplerDPMAdaptative": "dpm_adaptive", "SamplerSASolver": "sa_solver",
+    "SamplerLCMUpscale": "lcm",
 }  # fmt: skip
+"""Those whose sampler isn't called like the node without `Sampler`, in small letters."""
 _SIGMA_NODES = {
     "KarrasScheduler": "karras", "ExponentialScheduler": "exponential", "PolyexponentialScheduler": "polyexponential",
     "BetaSamplingScheduler": "beta", "AlignYourStepsScheduler": "align_your_steps", "VPScheduler": "vp",
@@ -130,9 +129,9 @@ def _sampler(node: Node, graph: Graph) -> tuple[str | None, float | None]:
     name = graph.plain(graph.get(node, "sampler_name", "sampler"), "sampler_name")
     end = graph.wired(node.inputs.get("sampler"))
     eta = None
-    if end is not None and end[0].kind in _SAMPLER_NODES:
+    if end is not None and "sampler_name" not in end[0].inputs and end[0].kind.startswith("Sampler"):
         inputs = end[0].inputs
-        name = _SAMPLER_NODES[end[0].kind]
+        name = _SAMPLER_NODES.get(end[0].kind, end[0].kind.removeprefix("Sampler").lower())
         if name == "dpmpp_2m_sde" and inputs.get("solver_type") == "heun":
             name = "dpmpp_2m_sde_heun"
         eta = graph.number(inputs.get("eta"), "eta")
