@@ -15,8 +15,10 @@ from typing import Any
 from gouache.errors import RecipeError
 
 Plain = str | int | float
+MAX_NODES = 3000
+"""Of one graph; the largest that are passed around have some hundred."""
 LONGEST_WALK = 10_000
-"""Nodes on one walk; graphs have up to some hundred."""
+"""Nodes looked at while following one thing."""
 
 _PASSES = re.compile(r"reroute|^(Set|Get)Node$|^easy (get|set)Node$|bypasser|^Anything Everywhere", re.IGNORECASE)
 _SWITCH = re.compile(r"switch", re.IGNORECASE)
@@ -58,6 +60,7 @@ class Graph:
 
     nodes: dict[str, Node]
     notes: list[str] = field(default_factory=list)
+    _pictures: dict[str, dict[str, Node]] = field(default_factory=dict)
 
     def note(self, sentence: str) -> None:
         if sentence not in self.notes:
@@ -165,8 +168,10 @@ class Graph:
 
     def pictures_of(self, node: Node) -> dict[str, Node]:
         """The inputs by which a node takes pictures or latents, with the nodes that they come from."""
-        found = ((name, self.wired(value)) for name, value in node.inputs.items() if not _ASIDE.match(name))
-        return {name: end[0] for name, end in found if end is not None}
+        if node.number not in self._pictures:
+            found = ((name, self.wired(value)) for name, value in node.inputs.items() if not _ASIDE.match(name))
+            self._pictures[node.number] = {name: end[0] for name, end in found if end is not None}
+        return self._pictures[node.number]
 
     def path_up(self, node: Node, wanted: Callable[[Node], bool]) -> list[Node]:
         """The shortest way up the wires of pictures to a wanted node, both ends included; empty if there is none."""
@@ -217,4 +222,15 @@ def read_graph(text: str, where: str) -> Graph:
             kind = one.get("class_type")
             plain = kind if isinstance(kind, str) else ""
             nodes[str(number)] = Node(str(number), plain, inputs if isinstance(inputs, dict) else {})
-    return Graph(nodes)
+    return Graph(checked_size(nodes, where))
+
+
+def checked_size(nodes: dict[str, Node], where: str) -> dict[str, Node]:
+    """The same nodes.
+
+    Raises:
+        RecipeError: more than `MAX_NODES`.
+    """
+    if len(nodes) > MAX_NODES:
+        raise RecipeError(where, given=f"a graph of {len(nodes)} nodes", expected=f"at most {MAX_NODES}")
+    return nodes

@@ -366,15 +366,15 @@ class _Reader:
 def _above(graph: Graph, value: object) -> list[Node]:
     """Every node above a wire, the nearest first, but not across samplers and texts."""
     end = graph.wired(value)
-    waiting, found = [end[0]] if end else [], list[Node]()
+    waiting, found = [end[0]] if end else [], dict[str, Node]()
     while waiting:
         node = waiting.pop(0)
-        if node in found or is_sampler(node):
+        if node.number in found or is_sampler(node):
             continue
-        found.append(node)
+        found[node.number] = node
         ends = (graph.wired(one) for name, one in node.inputs.items() if name not in ("positive", "negative"))
         waiting += [one[0] for one in ends if one is not None]
-    return found
+    return list(found.values())
 
 
 def _size_of(graph: Graph, latents: object) -> Size | None:
@@ -399,17 +399,17 @@ def _size_of(graph: Graph, latents: object) -> Size | None:
 def _pictures_above(graph: Graph, value: object) -> list[Node]:
     """Every node above a wire of pictures or latents, the nearest first, up to samplers."""
     end = graph.wired(value)
-    waiting, found = [end[0]] if end else [], list[Node]()
+    waiting, found = [end[0]] if end else [], dict[str, Node]()
     while waiting:
         node = waiting.pop(0)
-        if node not in found and not is_sampler(node):
-            found.append(node)
-            sizes = (graph.wired(node.inputs.get(name)) for name in ("width", "height"))
+        if node.number not in found and not is_sampler(node):
+            found[node.number] = node
+            sizes = [graph.wired(node.inputs.get(name)) for name in ("width", "height")]
             # A node that makes width and height together isn't a picture; its numbers are read from the wires.
             waiting += [
                 one for one in graph.pictures_of(node).values() if not any(end and end[0] is one for end in sizes)
             ]
-    return found
+    return list(found.values())
 
 
 def _loras_of(node: Node, graph: Graph) -> list[tuple[str, object, object]]:

@@ -15,7 +15,12 @@ from itertools import pairwise
 from gouache.errors import InvalidInput
 from gouache.pipeline.output.comfyui.graph import LONGEST_WALK, Graph, Node
 from gouache.pipeline.prompts.syntax import sections
+from gouache.pipeline.request import MAX_PROMPT
 
+DEEPEST = 100
+"""Nodes that a text is handed on by."""
+MOST_PARTS = 1000
+"""Nodes looked at between a sampler and its texts."""
 _JOINS = re.compile(r"concat|join|append|combine|merge|add ?text|StringFunction", re.IGNORECASE)
 _BETWEEN = re.compile(r"^(delimiter|separator|sep|delim)$", re.IGNORECASE)
 _NO_TEXT = re.compile(
@@ -40,7 +45,7 @@ class Texts:
     """Reads the strings of a graph."""
 
     def __init__(self, graph: Graph) -> None:
-        self.graph = graph
+        self.graph, self._walked = graph, 0
 
     def text(self, value: object, names: tuple[str, ...] = (), depth: int = 0) -> str | None:
         """The string that a value is or is wired to; None, with a note, if it can't be followed.
@@ -55,7 +60,8 @@ class Texts:
         if isinstance(value, int | float) and not isinstance(value, bool):
             return str(value)
         end = self.graph.wired(value)
-        if end is None or depth > 100:
+        self._walked += 1
+        if end is None or depth > DEEPEST or self._walked > LONGEST_WALK:
             return None
         node, slot = end
         if node.kind in ("StringReplace", "Text Find and Replace"):
@@ -85,7 +91,10 @@ class Texts:
     def _replaced(self, node: Node, depth: int) -> str | None:
         text = self.text(node.inputs.get("string", node.inputs.get("text")), (), depth + 1)
         find, new = (self.text(node.inputs.get(name), (), depth + 1) for name in ("find", "replace"))
-        return None if text is None else text.replace(find, new or "") if find else text
+        if text is None or not find:
+            return text
+        longer = len(new or "") - len(find)
+        return text.replace(find, new or "") if len(text) + text.count(find) * longer <= MAX_PROMPT else None
 
     def _joined(self, node: Node, depth: int) -> str | None:
         between = next((value for name, value in node.inputs.items() if _BETWEEN.match(name)), "")
@@ -101,7 +110,11 @@ class Texts:
         ]
         if not parts or None in parts:
             return None
-        return sign.join(part for part in parts if part)
+        known = [part for part in parts if part]
+        if sum(len(part) + len(sign) for part in known) > MAX_PROMPT:
+            self.graph.note(f"the text of {node} is longer than {MAX_PROMPT} characters")
+            return None
+        return sign.join(known)
 
 
 def _in_reading_order(item: tuple[str, object]) -> tuple[str, int]:
@@ -136,7 +149,7 @@ class Conditionings:
         self.graph, self.texts = graph, texts
         self.rule, self.clip_skip = "comfy", None
         self.clip: object = None
-        self._walked = 0
+        self._walked = self._length = 0
 
     def parts(self, value: object, role: str) -> list[Part] | None:
         """What a sampler's input holds; None, with a note, if it can't be followed."""
@@ -144,7 +157,7 @@ class Conditionings:
         if isinstance(value, str):
             return [Part((self._cleaned(value),))]
         end = self.graph.wired(value)
-        if end is None or self._walked > LONGEST_WALK:
+        if end is None or self._walked > MOST_PARTS or self._length > MAX_PROMPT:
             return None
         node, slot = end
         kind, inputs = node.kind, node.inputs
@@ -241,6 +254,7 @@ class Conditionings:
             tags = " ".join(_LORA_TAG.findall(text))
             self.graph.note(f"{tags} stood in the text, where ComfyUI's encoder reads words; left out")
             text = _LORA_TAG.sub("", text).strip()
+        self._length += len(text)
         return _EMBEDDING.sub(lambda found: _SUFFIX.sub("", re.split(r"[\\/]", found[1])[-1]), text)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from gouache.errors import RecipeError
-from gouache.pipeline.output.comfyui.graph import Graph, Node
+from gouache.pipeline.output.comfyui.graph import Graph, Node, checked_size
 
 _MUTED, _BYPASSED = 2, 4
 _AFTER = "control_after_generate"
@@ -81,7 +81,8 @@ def graph_of_workflow(text: str, where: str) -> Graph:
         raise RecipeError(where, given="JSON without nodes", expected="ComfyUI's workflow")
     nodes = {str(one["id"]): one for one in listed if isinstance(one, dict) and "id" in one}
     editor = _Editor(nodes, _links(values.get("links")))
-    graph = Graph({number: editor.node(number) for number in nodes if editor.is_queued(number)})
+    queued = {number: editor.node(number) for number in nodes if editor.is_queued(number)}
+    graph = Graph(checked_size(queued, where))
     graph.note("the file holds the editor's graph alone; settings that change while queueing are as they stood there")
     for one in nodes.values():
         kind = one.get("type")
