@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from gouache.errors import ConfigError, RecipeError
-from gouache.pipeline.inputs.hidden import hidden_text
 from gouache.pipeline.output.a1111_text import Infotext, left_out, parse_infotext, request_of, require_values
 from gouache.pipeline.output.comfyui.recipe import recipe_of_graph
-from gouache.pipeline.output.metadata import PARAMETERS, PictureTexts, own_json, read_whole, with_comments
+from gouache.pipeline.output.metadata import PARAMETERS, PictureTexts, hidden_text, own_json, read_whole, with_comments
 from gouache.pipeline.output.other_tools import OTHERS, UNREAD
 from gouache.pipeline.output.recipe import Recipe
 from gouache.pipeline.request import MAX_SEED, Request

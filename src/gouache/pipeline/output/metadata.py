@@ -9,16 +9,19 @@ import json
 import re
 import struct
 import warnings
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from gouache.errors import InvalidInput, PictureError, RecipeError
 from gouache.pipeline.inputs.images import MAX_BYTES, READABLE, on_background
-from gouache.pipeline.inputs.png import for_pillow, is_ambiguous, png_texts
+from gouache.pipeline.inputs.png import MAX_TEXT, for_pillow, is_ambiguous, png_texts
+from gouache.pipeline.request import MAX_PIXELS
 
 PARAMETERS, OWN = "parameters", "gouache"
 _EXIF_FOLDER, _USER_COMMENT, _DESCRIPTION, _SOFTWARE = 0x8769, 0x9286, 0x010E, 0x0131
@@ -250,3 +253,51 @@ def own_json(texts: dict[str, str], where: str) -> dict[str, object] | None:
     if not isinstance(values, dict):
         raise RecipeError(where, given=type(values).__name__, expected="the recipe as a JSON object")
     return values
+
+
+_STEALTH = {b"stealth_pnginfo": False, b"stealth_pngcomp": True, b"stealth_rgbinfo": False, b"stealth_rgbcomp": True}
+_STEALTH_NAME = 15
+_GZIP = 31
+"""zlib's word for data with gzip's head."""
+
+
+def hidden_text(data: bytes) -> str | None:
+    """The text hidden in the lowest bits of a PNG's or a lossless WebP's pixels; None if there is none.
+
+    A1111's stealth extension and NovelAI keep a copy of the texts there. The bits run down each column, column after
+    column: a name of fifteen letters, the length in bits (32 bits, big-endian), then UTF-8, plain or packed by gzip.
+    `stealth_pnginfo` and `stealth_pngcomp` use alpha, `stealth_rgbinfo` and `stealth_rgbcomp` red, green and blue.
+
+    Args:
+        data: the file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(for_pillow(data)[0]), formats=("PNG", "WEBP"))
+        if picture.mode not in ("RGB", "RGBA") or picture.width * picture.height > MAX_PIXELS:
+            return None
+        pixels = np.asarray(picture).transpose(1, 0, 2)  # [W,H,C], so that columns come one after the other
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+        return None
+    for channels in ([pixels[..., 3:]] if picture.mode == "RGBA" else []) + [pixels[..., :3]]:
+        found = _bits_text(channels.reshape(-1))
+        if found is not None:
+            return found
+    return None
+
+
+def _bits_text(values: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> str | None:
+    """The text in the lowest bits of these values."""
+    head = np.packbits(values[: 8 * (_STEALTH_NAME + 4)] & 1).tobytes()
+    packed = _STEALTH.get(head[:_STEALTH_NAME])
+    length = int.from_bytes(head[_STEALTH_NAME:], "big")
+    if packed is None or length % 8 or length > min(8 * MAX_TEXT, values.size - 8 * len(head)):
+        return None
+    body = np.packbits(values[8 * len(head) : 8 * len(head) + length] & 1).tobytes()
+    if packed:
+        try:
+            body = zlib.decompressobj(_GZIP).decompress(body, MAX_TEXT)
+        except zlib.error:
+            return None
+    return body.decode("utf-8", "replace")

@@ -13,8 +13,8 @@ from PIL import Image
 from sd_parsers.extractors._png_stenographic_alpha import LSBExtractor
 
 from gouache.errors import GouacheError
-from gouache.pipeline.inputs.hidden import hidden_text
 from gouache.pipeline.output.foreign import read_recipe
+from gouache.pipeline.output.metadata import hidden_text
 
 INFO = "a 猫\nNegative prompt: bad\nSteps: 3, Sampler: Euler a, CFG scale: 5, Seed: 7, Size: 64x64"
 NOVEL = {
