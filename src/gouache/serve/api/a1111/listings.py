@@ -182,12 +182,13 @@ for _name in ("refresh-vae", "refresh-embeddings", "refresh-loras", "reload-chec
 
 @router.post(f"{PREFIX}/png-info")
 def png_info(body: PngInfo) -> dict[str, Any]:
-    """The texts inside a picture; of other programs than A1111's kind, what can be said in its words."""
+    """The texts inside a picture."""
     data = decoded("image", body.image)
     texts = read_texts(data, where="image")
     info = texts.pop(PARAMETERS, "")
     read = parse_infotext(info)
     if not read.values:
+        # Another program's settings, as far as they can be said in A1111's words.
         with contextlib.suppress(RecipeError):
             found = read_recipe(data, where="image")
             texts |= {PARAMETERS: info} if info else {}
