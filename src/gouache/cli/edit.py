@@ -124,10 +124,13 @@ def vary(
 
 
 def recipe_request(source: Path | bytes) -> Request | None:
-    """The request inside a picture, or None if it has no recipe."""
+    """The request inside a picture, or None if it has no recipe, or one without a prompt that can be followed."""
     from gouache.pipeline.output.foreign import read_recipe
 
     try:
-        return read_recipe(source).request
+        found = read_recipe(source)
     except RecipeError:
         return None
+    for note in found.notes if found.recipe is None else ():
+        typer.echo(f"gouache: {note}", err=True)
+    return found.request if found.prompt_known else None

@@ -7,7 +7,7 @@ import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -60,6 +60,7 @@ class OutputWriter:
         suffix: format of pictures whose name is made here.
         svg: whether each picture is traced to SVG too.
         told: notes that the user has seen.
+        noted: notes that belong to every picture, for its recipe.
     """
 
     output: str | None
@@ -73,6 +74,7 @@ class OutputWriter:
     files: list[str] = field(default_factory=list)
     _planned: dict[tuple[int, int], Path] = field(default_factory=dict)
     told: set[str] = field(default_factory=set)
+    noted: tuple[str, ...] = ()
 
     @property
     def to_stdout(self) -> bool:
@@ -130,6 +132,9 @@ class OutputWriter:
         """Write one picture; gives its path, or None for standard output."""
         from gouache.pipeline.output.metadata import kind_of
 
+        if self.noted:
+            notes = (*self.noted, *painted.recipe.notes)
+            painted = replace(painted, recipe=painted.recipe.model_copy(update={"notes": notes}))
         self._tell(painted.recipe.notes)
         if self.to_stdout:
             write_stdout(painted.encode("png"))

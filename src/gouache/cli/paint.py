@@ -12,7 +12,7 @@ import typer
 
 from gouache.cli.options import EDITING, option_specs, request_values, with_options
 from gouache.cli.output import STANDARD, OutputWriter, shown
-from gouache.errors import Interrupted, InvalidInput
+from gouache.errors import Interrupted, InvalidInput, RecipeError
 from gouache.pipeline.batch import choose, matrix, prompts_in, read_prompts, requests_of
 from gouache.pipeline.request import Request
 
@@ -73,25 +73,42 @@ def _paint(
 ) -> None:
     if prompt == "-" and from_file == STANDARD:
         raise InvalidInput("--from-file", given="- beside a prompt -", expected="one thing from standard input")
-    request = build_request(prompt, size, request_values(SPECS, options), like)
+    noted: list[str] = []
+    request = build_request(prompt, size, request_values(SPECS, options), like, noted, prompts=from_file is not None)
     requests = [request] if from_file is None else from_lines(request, from_file)
     if as_matrix:
         requests = [one.replace({"prompt": text}) for one in requests for text in matrix(one.prompt)]
     if dynamic or wildcards is not None:
         requests = [each for one in requests for each in with_choices(one, wildcards)]
-    outcome = OutputWriter(output, force=force, as_json=as_json, quality=quality, svg=svg)
+    outcome = OutputWriter(output, force=force, as_json=as_json, quality=quality, svg=svg, noted=tuple(noted))
     paint_requests(requests, outcome, device=device, dtype=dtype, grid=grid, show=open_)
 
 
 paint = with_options(_paint, SPECS, "paint", HELP)
 
 
-def build_request(prompt: str | None, size: str | None, values: Mapping[str, Any], like: Path | None = None) -> Request:
+def build_request(
+    prompt: str | None,
+    size: str | None,
+    values: Mapping[str, Any],
+    like: Path | None = None,
+    noted: list[str] | None = None,
+    *,
+    prompts: bool = False,
+) -> Request:
     """The request that a command line describes, on top of the recipe of a picture if one is given.
+
+    Args:
+        prompt: `-` reads standard input.
+        size: as `read_size`.
+        values: of the other options.
+        like: a picture with a recipe, by whatever tool.
+        noted: gets what that recipe holds and a request doesn't.
+        prompts: prompts come from elsewhere, so the picture's may be unknown.
 
     Raises:
         ConfigError, InvalidInput: a value that can't be used.
-        RecipeError: `like` has no recipe.
+        RecipeError: `like` has no recipe, or one whose prompt can't be followed and none is given.
     """
     fields = dict(values)
     if prompt is not None:
@@ -102,7 +119,17 @@ def build_request(prompt: str | None, size: str | None, values: Mapping[str, Any
         return Request.from_dict(fields, where="request")
     from gouache.pipeline.output.foreign import read_recipe
 
-    return read_recipe(like).request.replace(fields)
+    found = read_recipe(like)
+    if noted is not None:
+        noted += [f"{like.name}: {note}" for note in found.notes]
+    if not (found.prompt_known or prompts or fields.get("prompt")):
+        raise RecipeError(
+            str(like),
+            given=f"a recipe by {found.tool} whose prompt can't be followed",
+            expected="a prompt",
+            cure="Give it on the command line; `gouache show` says what was found.",
+        )
+    return found.request.replace(fields)
 
 
 def read_size(text: str) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from gouache.errors import GouacheError
 def show(
     picture: Annotated[
         Path,
-        typer.Argument(help="By gouache, A1111, sd.cpp, InvokeAI, ComfyUI, NovelAI; - is stdin."),
+        typer.Argument(help="By gouache, A1111, Forge, ComfyUI, InvokeAI, Fooocus ... (docs/files.md); - is stdin."),
     ],
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -30,7 +30,14 @@ def show(
     request = found.request.model_dump(mode="json")
     if as_json:
         whole = None if found.recipe is None else found.recipe.model_dump(mode="json")
-        values = {"tool": found.tool, "request": request, "recipe": whole, "texts": dict(found.texts)}
+        values = {
+            "tool": found.tool,
+            "request": request,
+            "recipe": whole,
+            "texts": dict(found.texts),
+            "notes": list(found.notes),
+            "prompt_known": found.prompt_known,
+        }
         typer.echo(json.dumps(values, ensure_ascii=False))
         return
     typer.echo(f"painted by: {found.tool}")
@@ -38,6 +45,10 @@ def show(
     for name, value in request.items():
         if value != plain[name]:
             typer.echo(f"{name}: {value}")
+    if not found.prompt_known:
+        typer.echo("prompt: not known")
+    for note in found.notes:
+        typer.echo(f"note: {note}")
     if found.recipe is not None:
         recipe = found.recipe
         typer.echo(f"model: {recipe.model.name} ({recipe.model.family}), sha256 {recipe.model.sha256 or 'unknown'}")

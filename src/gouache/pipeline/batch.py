@@ -123,14 +123,19 @@ def _lines(name: str, folder: Path | None) -> list[str]:
     return choices
 
 
+_VALUE = re.compile(r'\s*"((?:[^"]|"")*)"\s*(?=,|$)|([^,]+)')
+
+
 def read_axis(text: str) -> tuple[str, list[str]]:
-    """``field=value,value`` as the field and its values; a value with a comma stands in double quotes.
+    """``field=value,value`` as the field and its values; a value with a comma stands in double quotes, as in CSV.
 
     >>> read_axis('sampler=euler,"DPM++ 2M"')
     ('sampler', ['euler', 'DPM++ 2M'])
+    >>> read_axis('prompt=cat, "dog, red"')
+    ('prompt', ['cat', 'dog, red'])
     """
     name, equals, values = text.partition("=")
-    parts = [a or b for a, b in re.findall(r'"([^"]*)"|([^,]+)', values)]
+    parts = [quoted.replace('""', '"') or plain for quoted, plain in _VALUE.findall(values)]
     if not equals or not parts:
         raise InvalidInput("axis", given=repr(text), expected="FIELD=VALUE,VALUE", cure="For example steps=5,10,20.")
     return name.strip().replace("-", "_"), [part.strip() for part in parts]

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from gouache.errors import InvalidInput, PictureError, ShapeMismatch
 from gouache.pipeline.inputs.plain import plain
+from gouache.pipeline.inputs.png import for_pillow
 from gouache.pipeline.request import MAX_PIXELS, MIN_SIDE, ResizeMode
 
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
@@ -125,7 +126,11 @@ def _bytes_of(path: Path) -> bytes:
 
 def _opened(data: bytes, where: str) -> Image.Image:
     try:
-        return Image.open(io.BytesIO(data), formats=READABLE)
+        whole, profile = for_pillow(data)
+        picture = Image.open(io.BytesIO(whole), formats=READABLE)
+        if profile is not None:
+            picture.info["icc_profile"] = profile
+        return picture
     except Image.DecompressionBombError as error:
         raise PictureError(where, given=str(error), expected=f"at most {MAX_PIXELS} pixels") from error
     except _DAMAGES as error:

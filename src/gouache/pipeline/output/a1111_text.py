@@ -14,11 +14,13 @@ from typing import Any
 from gouache.diffusion.samplers.names import SAMPLER_INFOS, SCHEDULE_INFOS
 from gouache.errors import ConfigError, RecipeError
 from gouache.pipeline.output.recipe import Recipe
-from gouache.pipeline.request import Emphasis, Request, guidance_of_diffusers
+from gouache.pipeline.request import MAX_SEED, Emphasis, Request, guidance_of_diffusers
 
 NEGATIVE = "Negative prompt:"
 _PAIR = re.compile(r'\s*(\w[\w \-/]{1,100}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 FEWEST_PAIRS = 3
+_STEPS = re.compile(r"Steps: \d+\s*(,|$)")
+_DECODER = json.JSONDecoder()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,15 +61,29 @@ def _quoted(value: str) -> str:
 def parse_infotext(text: str) -> Infotext:
     """Read the text; the inverse of `format_infotext` wherever `is_lossless`.
 
-    A last line with fewer than three pairs belongs to the prompt.
+    A last line with fewer than three pairs belongs to the prompt, unless a line above it is one of pairs that begins
+    with `Steps: `: extensions write lines of their own below that one.
     """
-    *lines, last = text.strip().split("\n")
+    *lines, last = text.strip().replace("\r\n", "\n").split("\n")
     values = _pairs(last)
     if len(values) < FEWEST_PAIRS:
-        lines, values = [*lines, last], {}
+        lines, values = _pairs_above([*lines, last])
     start = next((k for k, line in enumerate(lines) if line.startswith(NEGATIVE)), len(lines))
     negative = "\n".join(lines[start:]).removeprefix(NEGATIVE)
     return Infotext("\n".join(lines[:start]), negative.removeprefix(" "), values)
+
+
+def _pairs_above(lines: list[str]) -> tuple[list[str], dict[str, str]]:
+    """The lines of prompts and the pairs, where the line of pairs isn't the last; without one all are prompts."""
+    for k in range(len(lines) - 1, -1, -1):
+        if lines[k].startswith(NEGATIVE):
+            break
+        if _STEPS.match(lines[k]):
+            values = _pairs(lines[k])
+            if len(values) >= FEWEST_PAIRS:
+                below = [_pairs(line) for line in lines[k + 1 :]]
+                return lines[:k], values | {key: one for pairs in below for key, one in pairs.items()}
+    return lines, {}
 
 
 def _pairs(line: str) -> dict[str, str]:
@@ -76,13 +92,29 @@ def _pairs(line: str) -> dict[str, str]:
     position = 0
     while position < len(line):
         match = _PAIR.match(line, position)
-        if match:
+        end = _json_end(line, match) if match else None
+        if match and end is not None:
+            values[match[1]] = line[match.start(2) : end]
+            position = line.find(",", end) + 1 or len(line)
+        elif match:
             values[match[1]] = _unquoted(match[2])
             position = match.end()
         else:
             comma = line.find(",", position)
             position = len(line) if comma < 0 else comma + 1
     return values
+
+
+def _json_end(line: str, match: re.Match[str]) -> int | None:
+    """Where a list or an object of JSON ends that stands there without quotes; None for other values."""
+    start = match.start(2)
+    if line[start : start + 1] not in ("[", "{"):
+        return None
+    try:
+        end = _DECODER.raw_decode(line, start)[1]
+    except (ValueError, RecursionError):
+        return None
+    return end if not line[end:].strip() or line[end:].lstrip().startswith(",") else None
 
 
 def _unquoted(value: str) -> str:
@@ -131,6 +163,14 @@ _UPSCALERS = {
     "latent-nearest": "Latent (nearest)",
     "lanczos": "Lanczos",
 }
+_HIRES_UPSCALERS = {
+    **{label: name for name, label in _UPSCALERS.items()},
+    "Latent (antialiased)": "latent",
+    "Latent (bicubic antialiased)": "latent-bicubic",
+    "Latent (nearest-exact)": "latent-nearest",
+    "None": "lanczos",
+}
+"""A1111's label -> our name. Its `None` resizes with Lanczos."""
 
 
 def infotext_of(recipe: Recipe) -> Infotext:
@@ -243,7 +283,7 @@ def request_of(info: Infotext, where: str) -> Request:
     fields: dict[str, Any] = {
         "prompt": info.prompt,
         "negative_prompt": info.negative_prompt or None,  # A1111 gives SDXL zeros for an empty one
-        "seed": _number(values, "Seed", int),
+        "seed": _seed(values, "Seed"),
         "num_inference_steps": _number(values, "Steps", int),
         "guidance_scale": _guidance(values),
         "image_guidance_scale": _number(values, "Image CFG scale", float),
@@ -251,9 +291,10 @@ def request_of(info: Infotext, where: str) -> Request:
         "height": height,
         "sampler": sampler,
         "schedule": schedule,
-        "clip_skip": _number(values, "Clip skip", int),
-        "subseed": _number(values, "Variation seed", int),
-        "subseed_strength": _number(values, "Variation seed strength", float),
+        "clip_skip": _clip_skip(values),
+        "subseed": _seed(values, "Variation seed"),
+        "subseed_strength": _number(values, _first(values, "Variation seed strength", "Variation strength"), float),
+        "guidance_rescale": _number(values, "CFG rescale", float),
         "eta": _number(values, "Eta", float),
         "model": values.get("Model"),
         "seamless": "both" if values.get("Tiling") == "True" else None,
@@ -275,36 +316,69 @@ def _guidance(values: Mapping[str, str]) -> float | None:
 
 
 def _determinism(values: Mapping[str, str]) -> str | None:
-    """A1111 itself draws on the GPU unless it says so; its noise is repeated by our level of that name."""
-    by_a1111 = values.get("Version", "").startswith(("v1.", "v0.")) or "Version" not in values
+    """A1111 and Forge draw on the GPU unless they say so; that noise is repeated by our level of A1111's name."""
+    theirs = ("v1.", "v0.", "1.", "f0.", "f1.", "f2.", "neo", "classic")
+    by_a1111 = "Version" not in values or values["Version"].startswith(theirs)
     return "a1111" if by_a1111 and values.get("RNG", "GPU") in ("GPU", "NV") else None
 
 
+def _first(values: Mapping[str, str], *keys: str) -> str:
+    return next((key for key in keys if key in values), keys[0])
+
+
+def _seed(values: Mapping[str, str], key: str) -> int | None:
+    """A seed; -1 stands for any, and those beyond ours are folded."""
+    seed = _number(values, key, int)
+    return None if seed is None or seed == -1 else int(seed) % (MAX_SEED + 1) if seed > MAX_SEED else int(seed)
+
+
+def _clip_skip(values: Mapping[str, str]) -> float | None:
+    """Counted from 1 by A1111; 0 is its none, and ComfyUI's savers count from -1."""
+    skip = _number(values, "Clip skip", int)
+    return None if skip is None else max(abs(skip), 1)
+
+
 def _hires(values: Mapping[str, str]) -> dict[str, Any] | None:
-    width, height = _size(values.get("Hires resize"))
-    scale = _number(values, "Hires upscale", float)
+    """The second pass; at its scale of 1 it has the first one's size. One side of `Hires resize` may be 0."""
+    width, height = _size(values.get("Hires resize", values.get("Hires size")))
+    scale = _number(values, _first(values, "Hires upscale", "Hires scale"), float)
+    if not width and not height:
+        width = height = None
+    scale = scale or None
     if scale is None and width is None:
         return None
-    names = {label: name for name, label in _UPSCALERS.items()}
+    first = _size(values.get("Size"))
+    if width is not None and first[0] and first[1] and not (width and height):
+        width, height = (
+            width or round((height or 0) * first[0] / first[1]),
+            height or round(width * first[1] / first[0]),
+        )
+    if scale is not None and scale <= 1.0 and width is None and first[0] and first[1]:
+        width, height = (round(side * scale) for side in first if side)
     label = values.get("Hires upscaler", "Latent")
     fields = {
-        "scale": scale,
+        "scale": scale if scale is None or scale > 1.0 else None,
         "width": width,
         "height": height,
         "num_inference_steps": _number(values, "Hires steps", int) or None,
-        "upscaler": names.get(label, label),
+        "upscaler": _HIRES_UPSCALERS.get(label, label),
         "strength": _number(values, "Denoising strength", float),
     }
     return {key: value for key, value in fields.items() if value is not None}
 
 
 def _sampler(values: Mapping[str, str]) -> tuple[str | None, str | None]:
-    schedule = values.get("Schedule type")
-    return values.get("Sampler"), None if schedule in (None, "Automatic") else schedule
+    """Names; `Default` and `Automatic` leave the choice to the program."""
+    schedule = values.get("Schedule type", values.get("Scheduler"))
+    sampler = values.get("Sampler")
+    if values.get("App") == "SD.Next" and schedule is None:
+        schedule = values.get("Sampler sigma")
+    unsaid = (None, "", "Automatic", "automatic", "Default", "default", "Undefined", "None")
+    return None if sampler in unsaid else sampler, None if schedule in unsaid else schedule
 
 
 def _size(text: str | None) -> tuple[int | None, int | None]:
-    width, cross, height = (text or "").partition("x")
+    width, cross, height = (part.strip() for part in (text or "").partition("x"))
     return (int(width), int(height)) if cross and width.isdecimal() and height.isdecimal() else (None, None)
 
 
@@ -312,6 +386,49 @@ def _number(values: Mapping[str, str], key: str, kind: type[int] | type[float]) 
     if key not in values:
         return None
     try:
-        return kind(values[key])
+        text = values[key]
+        # A number with a point is whole to some writers.
+        return kind(float(text)) if kind is int and re.fullmatch(r"\d+\.0+", text) else kind(text)
     except ValueError as error:
         raise RecipeError(key, given=repr(values[key]), expected="a number") from error
+
+
+_READ = frozenset(
+    (
+        "Steps", "Sampler", "Schedule type", "Scheduler", "CFG scale", "Guidance", "Image CFG scale",
+        "CFG rescale", "Seed", "Size", "Model", "Model hash", "Clip skip", "Variation seed",
+        "Variation seed strength", "Variation strength", "Eta", "Tiling", "Emphasis", "RNG", "Hires upscale",
+        "Hires scale", "Hires resize", "Hires size", "Hires steps", "Hires upscaler", "Lora hashes", "TI hashes",
+        "Hashes", "Version", "App", "User", "Created Date", "Civitai resources", "Civitai metadata", "Operations",
+        "Pipeline", "Backend", "Parser", "Second pass", "Batch size", "Batch pos", "Index", "Batch", "Prompt",
+        "Negative prompt", "Raw prompt", "Raw negative prompt", "Metadata scheme", "Performance", "Styles",
+        "Lora weights", "Template", "Negative Template", "Wildcard prompt", "Wildcard negative prompt",
+        "Time taken", "Date", "Cache FP16 weight for LoRA", "FP8 weight", "Diffusion in Low Bits", "Model hash 1",
+        "Module", "Grid", "Comment", "Hires force", "HiRes resize mode", "ADetailer version",
+    )
+)  # fmt: skip
+"""Keys that are read, or change nothing of a picture."""
+
+
+def left_out(info: Infotext) -> list[str]:
+    """What a text says that a request of ours doesn't repeat, a sentence each."""
+    values, notes = info.values, []
+    second_pass = _hires(values) is not None
+    if "Denoising strength" in values and not second_pass:
+        strength = values["Denoising strength"]
+        notes.append(f"it starts from a picture, at denoising strength {strength}, which the file doesn't hold")
+    known = _READ | {"Denoising strength"}
+    rest = {key: value for key, value in values.items() if key not in known and not key.startswith(("Lora", "Module "))}
+    default = {"ENSD": ("0",), "VAE": ("Automatic", "None"), "Face restoration": ("None",), "NGMS": ("0",)}
+    rest = {key: value for key, value in rest.items() if value not in default.get(key, ())}
+    if rest:
+        listed = ", ".join(f"{key}: {value[:60]}" for key, value in rest.items())
+        notes.append(f"settings that aren't repeated: {listed[:600]}")
+    for key in ("Seed", "Variation seed"):
+        seed = _number(values, key, int)
+        if seed is not None and (seed > MAX_SEED or seed == -1):
+            notes.append(f"{key} {values[key]} is none of ours; it became {_seed(values, key) or 'a random one'}")
+    label = values.get("Hires upscaler", "")
+    if second_pass and label in ("Latent (antialiased)", "Latent (bicubic antialiased)", "Latent (nearest-exact)"):
+        notes.append(f"the upscaler {label} was read as {_HIRES_UPSCALERS[label]}")
+    return notes

@@ -1,18 +1,21 @@
-"""Reads the recipe of a picture, whoever painted it: gouache, A1111, sd.cpp, InvokeAI, ComfyUI, NovelAI."""
+"""Reads the recipe of a picture, whoever painted it: gouache, A1111 and its relatives, ComfyUI, InvokeAI, NovelAI,
+Fooocus, SwarmUI, Easy Diffusion, Draw Things. docs/files.md has the table.
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from gouache.errors import ConfigError, RecipeError
-from gouache.pipeline.output.a1111_text import parse_infotext, request_of, require_values
-from gouache.pipeline.output.metadata import PARAMETERS, own_json, read_texts
+from gouache.pipeline.output.a1111_text import Infotext, left_out, parse_infotext, request_of, require_values
+from gouache.pipeline.output.comfyui.recipe import recipe_of_graph
+from gouache.pipeline.output.metadata import PARAMETERS, PictureTexts, hidden_text, own_json, read_whole, with_comments
+from gouache.pipeline.output.other_tools import OTHERS, UNREAD
 from gouache.pipeline.output.recipe import Recipe
-from gouache.pipeline.request import MAX_SEED, Request, guidance_of_diffusers
+from gouache.pipeline.request import MAX_SEED, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,16 +23,21 @@ class ForeignText:
     """What a picture says of its making.
 
     Attributes:
-        tool: gouache, a1111, sd.cpp, invokeai, comfyui or novelai.
+        tool: gouache, a1111, forge, sd.next, sd.cpp, comfyui, invokeai, novelai, fooocus, ruined-fooocus, swarmui,
+            easy-diffusion or draw-things.
         request: what to paint; for other tools as near as our words come.
         recipe: ours, complete; None for other tools' pictures.
         texts: every text in the file, as it stands.
+        notes: what of it could not be followed, or has no place in a request.
+        prompt_known: False if no prompt could be followed; the request's is empty then.
     """
 
     tool: str
     request: Request
     recipe: Recipe | None
     texts: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    prompt_known: bool = True
 
 
 def read_recipe(source: Path | bytes, *, where: str = "picture") -> ForeignText:
@@ -40,214 +48,129 @@ def read_recipe(source: Path | bytes, *, where: str = "picture") -> ForeignText:
         RecipeError: no recipe that is known, or a damaged one.
     """
     where = str(source) if isinstance(source, Path) else where
-    texts = read_texts(source, where=where)
+    whole = read_whole(source, where=where)
+    found = _read(whole, where)
+    if found is None:
+        hidden = hidden_text(source.read_bytes() if isinstance(source, Path) else source)
+        if hidden is not None:
+            texts = with_comments({**whole.texts, PARAMETERS: hidden}, "")
+            found = _read(replace(whole, texts=texts, left_out=(*whole.left_out, HIDDEN_NOTE)), where)
+    if found is None:
+        raise _nothing(whole, where)
+    return found
+
+
+HIDDEN_NOTE = "the file's texts are gone; read from the copy hidden in its pixels"
+
+
+def _read(whole: PictureTexts, where: str) -> ForeignText | None:
+    """What the texts say; None if they are of no known kind."""
+    texts = whole.texts
     own = own_json(texts, where)
     try:
         if own is not None:
             recipe = Recipe.from_dict(own, where=where)
-            return ForeignText("gouache", recipe.request, recipe, texts)
-        for tool, is_here, read in READERS:
+            return ForeignText("gouache", recipe.request, recipe, texts, whole.left_out)
+        for tool, is_here, read in OTHERS:
             if is_here(texts):
-                return ForeignText(tool, _request(read(texts, where), where), None, texts)
-        if PARAMETERS in texts:
-            info = require_values(parse_infotext(texts[PARAMETERS]), where)
-            tool = "sd.cpp" if "stable-diffusion.cpp" in info.values.get("Version", "") else "a1111"
-            return ForeignText(tool, request_of(info, where), None, texts)
-    except (ConfigError, ValueError, TypeError, KeyError, AttributeError, IndexError) as error:
+                notes = list(whole.left_out)
+                return _foreign(tool, read(texts, notes), texts, notes, where)
+        if texts.get("prompt", "").startswith("{") or _is_workflow(texts):
+            return _comfyui(whole, where)
+        if parse_infotext(texts.get(PARAMETERS, "")).values or (PARAMETERS in texts and not _unread(texts)):
+            return _a1111(texts, list(whole.left_out), where)
+    except (ConfigError, ValueError, TypeError, KeyError, AttributeError, IndexError, RecursionError) as error:
         if isinstance(error, RecipeError):
             raise
-        raise RecipeError(where, given=str(error), expected="a recipe that can be read") from error
-    raise RecipeError(
+        raise RecipeError(where, given=str(error)[:500], expected="a recipe that can be read") from error
+    return None
+
+
+def _nothing(whole: PictureTexts, where: str) -> RecipeError:
+    unread = _unread(whole.texts)
+    if unread:
+        return RecipeError(where, given=f"a picture by {unread}", expected="a recipe that can be painted again")
+    found = f"texts {sorted(whole.texts)}" if whole.texts else "no text"
+    return RecipeError(
         where,
-        given=f"texts {sorted(texts)}" if texts else "no text",
+        given="; ".join([found, *whole.left_out]),
         expected="a recipe inside the picture",
         cure="Only files saved with their metadata can be repeated; screenshots and re-encoded copies lose it.",
     )
 
 
-def _request(fields: Mapping[str, Any], where: str) -> Request:
+def _unread(texts: Mapping[str, str]) -> str:
+    """The program, and why its pictures can't be repeated; empty if it is none of these."""
+    return next((f"{program}, {why}" for program, is_here, why in UNREAD if is_here(texts)), "")
+
+
+def _foreign(
+    tool: str, fields: Mapping[str, Any], texts: Mapping[str, str], notes: list[str], where: str
+) -> ForeignText:
     given = {key: value for key, value in fields.items() if value is not None}
-    if isinstance(given.get("seed"), int):
-        given["seed"] %= MAX_SEED + 1
-    return Request.from_dict(given, where=where)
+    seed = given.get("seed")
+    if isinstance(seed, int) and not 0 <= seed <= MAX_SEED:
+        given["seed"] = seed % (MAX_SEED + 1)
+        notes.append(f"the seed {seed} is beyond ours and became {given['seed']}")
+    request = Request.from_dict(given, where=where)
+    return ForeignText(tool, request, None, texts, tuple(dict.fromkeys(notes)), "prompt" in given)
 
 
-def _invokeai(texts: Mapping[str, str], where: str) -> dict[str, Any]:  # noqa: ARG001
-    """InvokeAI 3 and later: a flat JSON object."""
-    values = json.loads(texts["invokeai_metadata"])
-    model = values.get("model") or {}
-    skipped = values.get("clip_skip")
-    seamless = (bool(values.get("seamless_x")), bool(values.get("seamless_y")))
-    return {
-        "prompt": _with_tags(values.get("positive_prompt"), _invokeai_loras(values)),
-        "negative_prompt": values.get("negative_prompt") or None,  # it gives SDXL zeros then
-        "width": values.get("width"),
-        "height": values.get("height"),
-        "seed": values.get("seed"),
-        "num_inference_steps": values.get("steps"),
-        "guidance_scale": _diffusers_guidance(values.get("cfg_scale")),
-        "guidance_rescale": values.get("cfg_rescale_multiplier"),
-        **_named_sampler(values.get("scheduler")),
-        "clip_skip": skipped + 1 if skipped else None,
-        "model": model.get("name") or model.get("model_name"),
-        "seamless": {(True, True): "both", (True, False): "x", (False, True): "y"}.get(seamless),
-        "emphasis": "none",
-    }
+def _is_workflow(texts: Mapping[str, str]) -> bool:
+    return texts.get("workflow", "").startswith("{") and PARAMETERS not in texts
 
 
-def _diffusers_guidance(value: object) -> object:
-    """A guidance scale of a program that runs diffusers."""
-    return guidance_of_diffusers(value) if isinstance(value, int | float) else value
-
-
-def _invokeai_loras(values: Mapping[str, Any]) -> list[tuple[object, object, object]]:
-    """Name and weight (text, U-Net) of every LoRA; older versions of 3 call the model `lora`."""
-    found: list[tuple[object, object, object]] = []
-    for one in values.get("loras") or ():
-        model = one.get("model") or one.get("lora") or {}
-        found.append((model.get("name") or model.get("model_name"), one.get("weight", 1), one.get("weight", 1)))
+def _comfyui(whole: PictureTexts, where: str) -> ForeignText:
+    """By its graph; by the text beside it where the graph has no sampler, or no prompt that can be followed."""
+    texts, notes = whole.texts, list(whole.left_out)
+    beside = parse_infotext(texts.get(PARAMETERS, ""))
+    try:
+        found = _foreign("comfyui", recipe_of_graph(texts, where, notes, whole.size), texts, notes, where)
+    except (ConfigError, RecipeError) as error:
+        if not beside.values:
+            raise
+        notes = [f"the graph can't be followed ({error.given}); read from the text `{PARAMETERS}` beside it"]
+        return _a1111(texts, notes, where)
+    if not found.prompt_known and beside.values and beside.prompt:
+        notes.append(f"the graph can't be followed to its prompt; read from the text `{PARAMETERS}` beside it")
+        return _a1111(texts, notes, where)
     return found
 
 
-def _with_tags(prompt: object, loras: list[tuple[object, object, object]]) -> object:
-    """The prompt with a tag for each LoRA, so that none is lost without a word."""
-    if not isinstance(prompt, str):
-        return prompt
-    return " ".join([prompt, *(f"<lora:{name}:{text}:{unet}>" for name, text, unet in loras if name)])
+def _a1111(texts: Mapping[str, str], notes: list[str], where: str) -> ForeignText:
+    info = require_values(parse_infotext(texts[PARAMETERS]), where)
+    request = request_of(info, where)
+    return ForeignText(_program(info), request, None, texts, tuple(dict.fromkeys([*notes, *left_out(info)])))
 
 
-def _invokeai_2(texts: Mapping[str, str], where: str) -> dict[str, Any]:  # noqa: ARG001
-    """InvokeAI 2: nested JSON, the negative prompt in square brackets inside the prompt."""
-    values = json.loads(texts["sd-metadata"])
-    image = values["image"]
-    prompts = image.get("prompt") or ""
-    text = prompts if isinstance(prompts, str) else ", ".join(part["prompt"] for part in prompts)
-    prompt, _, rest = text.partition("[")
-    return {
-        "prompt": prompt.strip(),
-        "negative_prompt": rest.replace("]", " ").replace("[", " ").strip() or None,
-        "width": image.get("width"),
-        "height": image.get("height"),
-        "seed": image.get("seed"),
-        "num_inference_steps": image.get("steps"),
-        "guidance_scale": _diffusers_guidance(image.get("cfg_scale")),
-        **_named_sampler(image.get("sampler")),
-        "model": values.get("model_weights"),
-        "emphasis": "none",
+def as_infotext(found: ForeignText) -> Infotext:
+    """What was read, in A1111's words, for programs that know no others."""
+    request = found.request
+    size = f"{request.width}x{request.height}" if request.width and request.height else None
+    values = {
+        "Steps": request.num_inference_steps,
+        "Sampler": request.sampler,
+        "Schedule type": request.schedule,
+        "CFG scale": request.guidance_scale,
+        "Seed": request.seed,
+        "Size": size,
+        "Model": request.model,
+        "Clip skip": request.clip_skip,
     }
-
-
-def _novelai(texts: Mapping[str, str], where: str) -> dict[str, Any]:  # noqa: ARG001
-    values = json.loads(texts["Comment"])
-    schedule = values.get("noise_schedule")
-    sampler = _named_sampler(values.get("sampler"))
-    known = {"karras": "karras", "exponential": "exponential", "polyexponential": "polyexponential"}
-    return {
-        "prompt": _braces(values.get("prompt") or texts.get("Description", "")),
-        "negative_prompt": _braces(values.get("uc") or "") or None,
-        "width": values.get("width"),
-        "height": values.get("height"),
-        "seed": values.get("seed"),
-        "num_inference_steps": values.get("steps"),
-        "guidance_scale": values.get("scale"),
-        "guidance_rescale": values.get("cfg_rescale"),
-        **sampler,
-        "schedule": known.get(schedule) or sampler.get("schedule"),
+    plain = {
+        key: f"{value:g}" if isinstance(value, float) else str(value)
+        for key, value in values.items()
+        if value is not None
     }
+    return Infotext(request.prompt, request.negative_prompt or "", plain)
 
 
-def _braces(text: str) -> str:
-    """NovelAI's emphasis in A1111's words: {x} is x1.05, [x] is /1.05, round brackets are text."""
-    marks = {"(": r"\(", ")": r"\)", "{": "(", "}": ":1.05)", "[": "(", "]": f":{1 / 1.05:.4f})"}
-    return "".join(marks.get(char, char) for char in text)
-
-
-def _comfyui(texts: Mapping[str, str], where: str) -> dict[str, Any]:
-    """A graph: take its last sampler and follow the wires to prompts, size and model."""
-    graph = {str(key): node for key, node in json.loads(texts["prompt"]).items() if isinstance(node, dict)}
-    samplers = [node for node in graph.values() if {"sampler_name", "steps", "cfg"} <= set(node.get("inputs", {}))]
-    if not samplers:
-        raise RecipeError(
-            where,
-            given=f"a graph of {len(graph)} nodes without a KSampler",
-            expected="a KSampler node",
-            cure="Type the settings by hand; the graph itself can be seen with --json.",
-        )
-    inputs = samplers[-1]["inputs"]
-    latent = _upstream(graph, inputs.get("latent_image"), "width")
-    model = _upstream(graph, inputs.get("model"), "ckpt_name")
-    seed = _plain(graph, inputs.get("seed", inputs.get("noise_seed")))
-    return {
-        "prompt": _with_tags(_prompt(graph, inputs.get("positive")), _comfyui_loras(graph, inputs.get("model"))),
-        "negative_prompt": _prompt(graph, inputs.get("negative")),
-        "width": latent.get("width"),
-        "height": latent.get("height"),
-        "seed": seed if isinstance(seed, int) else None,
-        "num_inference_steps": _plain(graph, inputs["steps"]),
-        "guidance_scale": _plain(graph, inputs["cfg"]),
-        "sampler": _plain(graph, inputs["sampler_name"]),
-        "schedule": _plain(graph, inputs.get("scheduler")),
-        "model": model.get("ckpt_name"),
-        "emphasis": "comfy",
-    }
-
-
-def _comfyui_loras(graph: Mapping[str, Any], wire: object) -> list[tuple[object, object, object]]:
-    """Name and strengths (text, U-Net) of every LoRA loader between the model and the sampler."""
-    found: list[tuple[object, object, object]] = []
-    seen = set[str]()
-    while isinstance(wire, list) and wire and str(wire[0]) not in seen:
-        seen.add(str(wire[0]))
-        inputs: Mapping[str, Any] = graph.get(str(wire[0]), {}).get("inputs", {})
-        if isinstance(inputs.get("lora_name"), str):
-            name = PurePosixPath(inputs["lora_name"].replace("\\", "/")).stem
-            text, unet = (_plain(graph, inputs.get(f"strength_{part}", 0)) for part in ("clip", "model"))
-            found.append((name, text, unet))
-        wire = inputs.get("model")
-    return found
-
-
-def _plain(graph: Mapping[str, Any], value: object) -> object:
-    """A value, or the single plain value of the node that a wire comes from."""
-    if not isinstance(value, list):
-        return value
-    inputs = graph.get(str(value[0]), {}).get("inputs", {})
-    plain = [item for item in inputs.values() if isinstance(item, str | int | float)]
-    return plain[0] if len(plain) == 1 else None
-
-
-def _upstream(graph: Mapping[str, Any], wire: object, key: str) -> Mapping[str, Any]:
-    """Inputs of the first node up the wires that has `key`; empty if there is none."""
-    waiting, seen = [wire], set[str]()
-    while waiting:
-        wire = waiting.pop(0)
-        if not isinstance(wire, list) or not wire or str(wire[0]) in seen:
-            continue
-        seen.add(str(wire[0]))
-        inputs: Mapping[str, Any] = graph.get(str(wire[0]), {}).get("inputs", {})
-        if isinstance(inputs.get(key), str | int | float):
-            return inputs
-        waiting += [item for name, item in inputs.items() if isinstance(item, list) and name != "clip"]
-    return {}
-
-
-def _prompt(graph: Mapping[str, Any], wire: object) -> str:
-    return next((str(found[key]) for key in ("text", "text_g") if (found := _upstream(graph, wire, key))), "")
-
-
-def _named_sampler(name: object) -> dict[str, str]:
-    """Names with `k_` before or `_k` (Karras) behind."""
-    if not isinstance(name, str):
-        return {}
-    if name.endswith("_k"):
-        return {"sampler": name.removesuffix("_k"), "schedule": "karras"}
-    return {"sampler": name}
-
-
-Reader = Callable[[Mapping[str, str], str], dict[str, Any]]
-READERS: tuple[tuple[str, Callable[[Mapping[str, str]], bool], Reader], ...] = (
-    ("invokeai", lambda texts: "invokeai_metadata" in texts, _invokeai),
-    ("invokeai", lambda texts: "sd-metadata" in texts, _invokeai_2),
-    ("novelai", lambda texts: texts.get("Software") == "NovelAI" and "Comment" in texts, _novelai),
-    ("comfyui", lambda texts: texts.get("prompt", "").startswith("{"), _comfyui),
-)
+def _program(info: Infotext) -> str:
+    """Who wrote a text of A1111's kind."""
+    version, app = info.values.get("Version", ""), info.values.get("App", "")
+    for mark, program in (("stable-diffusion.cpp", "sd.cpp"), ("ComfyUI", "comfyui"), ("Fooocus", "fooocus")):
+        if mark in version:
+            return program
+    if app == "SD.Next":
+        return "sd.next"
+    return "forge" if version.startswith(("f0.", "f1.", "f2.", "neo", "classic")) else "a1111"

@@ -2,20 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
+import html
 import io
 import json
+import re
+import struct
 import warnings
+import zlib
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 from PIL import Image, PngImagePlugin, UnidentifiedImageError
 
 from gouache.errors import InvalidInput, PictureError, RecipeError
 from gouache.pipeline.inputs.images import MAX_BYTES, READABLE, on_background
+from gouache.pipeline.inputs.png import MAX_TEXT, for_pillow, is_ambiguous, png_texts
+from gouache.pipeline.request import MAX_PIXELS
 
 PARAMETERS, OWN = "parameters", "gouache"
-_EXIF_FOLDER, _USER_COMMENT, _DESCRIPTION = 0x8769, 0x9286, 0x010E
+_EXIF_FOLDER, _USER_COMMENT, _DESCRIPTION, _SOFTWARE = 0x8769, 0x9286, 0x010E, 0x0131
+_NAMED_JSON = re.compile(r"\s*(\w[\w -]{0,40}):\s*(?=[{\[])")
+_XMP = "XML:com.adobe.xmp"
+_XMP_COMMENT = re.compile(r"<exif:UserComment>\s*(?:<rdf:Alt>\s*<rdf:li[^>]*>)?([^<]*)<")
 _UNICODE = b"UNICODE\0"
 MAX_JPEG_EXIF = 65_533
 ImageKind = Literal["png", "jpeg", "webp"]
@@ -57,7 +69,10 @@ def encode_picture(
     if kind == "png":
         chunks = PngImagePlugin.PngInfo()
         for key, text in (texts or {}).items():
-            chunks.add_text(key, text)
+            if is_ambiguous(text):
+                chunks.add_itxt(key, text)
+            else:
+                chunks.add_text(key, text)
         picture.save(buffer, "PNG", pnginfo=chunks)
         return buffer.getvalue()
     exif = _exif(texts or {})
@@ -89,24 +104,55 @@ def _exif(texts: Mapping[str, str]) -> bytes:
 def read_texts(source: Path | bytes, *, where: str = "picture") -> dict[str, str]:
     """Every text in a picture's file, by key; EXIF's user comment is `parameters`, our JSON is `gouache`.
 
+    Texts of PNG are read in front of the pixels and behind them; up to `png.MAX_TEXT` bytes each.
+
     Raises:
         PictureError: no picture.
     """
+    return read_whole(source, where=where).texts
+
+
+@dataclass(frozen=True, slots=True)
+class PictureTexts:
+    """What a picture's file says beside its pixels.
+
+    Attributes:
+        texts: as `read_texts` gives them.
+        left_out: a sentence for each text that is too large or damaged.
+        size: width and height in pixels, as they are stored.
+    """
+
+    texts: dict[str, str]
+    left_out: tuple[str, ...]
+    size: tuple[int, int]
+
+
+def read_whole(source: Path | bytes, *, where: str = "picture") -> PictureTexts:
+    """As `read_texts`, with what was left out and the picture's size."""
     where = str(source) if isinstance(source, Path) else where
     try:
         data = source.read_bytes() if isinstance(source, Path) else source
         if len(data) > MAX_BYTES:
             raise PictureError(where, given=f"{len(data)} bytes", expected=f"at most {MAX_BYTES} bytes")
         with warnings.catch_warnings():
+            # Our own limit on pixels stands instead of the first, and what is odd in EXIF is left aside.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            picture = Image.open(io.BytesIO(data), formats=READABLE)
+            warnings.filterwarnings("ignore", category=UserWarning, module="PIL")
+            picture = Image.open(io.BytesIO(for_pillow(data)[0]), formats=READABLE)
             texts = {
                 key: value for key, value in picture.info.items() if isinstance(key, str) and isinstance(value, str)
             }
+            if picture.format == "PNG":
+                inside = png_texts(data)
+                found = texts | inside.texts
+                read = with_comments(found | _exif_texts(inside.exif), found.get(_XMP, ""))
+                return PictureTexts(read, inside.left_out, picture.size)
             comment = picture.info.get("comment")
-            if isinstance(comment, bytes) and picture.format == "GIF":
+            if isinstance(comment, bytes) and (picture.format == "GIF" or b"Steps: " in comment):
                 texts.setdefault(PARAMETERS, comment.decode("utf-8", "replace"))
-            return texts | _exif_texts(picture.getexif())
+            xmp = picture.info.get("xmp", b"")
+            read = with_comments(texts | _exif_texts(picture.info.get("exif", b"")), _text_of(xmp))
+            return PictureTexts(read, (), picture.size)
     except Image.DecompressionBombError as error:
         raise PictureError(where, given=str(error), expected="a picture of ordinary size") from error
     except UnidentifiedImageError as error:
@@ -118,27 +164,78 @@ def read_texts(source: Path | bytes, *, where: str = "picture") -> dict[str, str
         raise PictureError(where, given=given.lower(), expected="a readable picture") from error
 
 
-def _exif_texts(exif: Image.Exif) -> dict[str, str]:
+def _exif_texts(block: object) -> dict[str, str]:
+    """The texts of an EXIF block; a damaged block has none, and the picture is a picture all the same."""
+    exif, comment = Image.Exif(), None
+    with contextlib.suppress(SyntaxError, ValueError, TypeError, KeyError, IndexError, OSError, struct.error):
+        exif.load(block if isinstance(block, bytes) else b"")
+        comment = exif.get_ifd(_EXIF_FOLDER).get(_USER_COMMENT)
     texts: dict[str, str] = {}
-    comment = exif.get_ifd(_EXIF_FOLDER).get(_USER_COMMENT)
+    for tag, value in exif.items():
+        text = _text_of(value) if isinstance(value, str | bytes) else ""
+        named = _NAMED_JSON.match(text)
+        if named:
+            # ComfyUI's way in WebP and JPEG: `prompt:{...}` in Model, `workflow:{...}` in Make and the tags below it.
+            texts.setdefault(named[1].lower(), text[named.end() :])
+        elif tag == _DESCRIPTION and text.startswith("{") and '"request"' in text:
+            texts[OWN] = text
+        elif tag == _SOFTWARE and text:
+            texts["Software"] = text
     if isinstance(comment, bytes) and comment:
         texts[PARAMETERS] = _decoded_comment(comment)
     elif isinstance(comment, str):
-        texts[PARAMETERS] = comment
-    description = exif.get(_DESCRIPTION)
-    if isinstance(description, str) and description.startswith("{"):
-        texts[OWN] = description
+        texts[PARAMETERS] = _text_of(comment)
     return texts
 
 
+def _text_of(value: object) -> str:
+    """EXIF's and XMP's text: UTF-8 if it can be read so, whatever the tag says."""
+    if isinstance(value, str):
+        try:
+            value = value.encode("latin-1")
+        except UnicodeEncodeError:
+            return str(value).strip("\0")
+    if not isinstance(value, bytes):
+        return ""
+    try:
+        return value.decode("utf-8").strip("\0")
+    except UnicodeDecodeError:
+        return value.decode("latin-1").strip("\0")
+
+
 def _decoded_comment(comment: bytes) -> str:
+    """EXIF 2.3, section 4.6.5: eight bytes name the character code; writers disagree on what follows."""
     if comment.startswith(_UNICODE):
         body = comment[len(_UNICODE) :]
+        if body[:2] in (b"\xff\xfe", b"\xfe\xff"):
+            return body.decode("utf-16", "replace").rstrip("\0")
+        if b"\0" not in body.rstrip(b"\0"):
+            # Ordinary text has zeros in UTF-16.
+            with contextlib.suppress(UnicodeDecodeError):
+                return body.rstrip(b"\0").decode("utf-8")
         # Writers disagree on the byte order; in the wrong one ordinary text is full of characters above U+0100.
         big = body.decode("utf-16-be", "replace")
         small = body.decode("utf-16-le", "replace")
-        return min((big, small), key=lambda text: sum(ord(char) & 0xFF == 0 for char in text))
-    return comment.removeprefix(b"ASCII\0\0\0").decode("utf-8", "replace").rstrip("\0")
+        return min((big, small), key=lambda text: sum(ord(char) & 0xFF == 0 for char in text)).rstrip("\0")
+    for code in (b"ASCII\0\0\0", b"\0" * 8):
+        comment = comment.removeprefix(code)
+    return comment.decode("utf-8", "replace").rstrip("\0")
+
+
+def with_comments(texts: dict[str, str], xmp: str) -> dict[str, str]:
+    """The same with what some programs pack into one comment: XMP's (Draw Things), a graph's two halves (ComfyUI)."""
+    comment = _XMP_COMMENT.search(xmp)
+    if comment and PARAMETERS not in texts:
+        texts = {**texts, PARAMETERS: html.unescape(comment[1]).strip()}
+    packed = texts.get(PARAMETERS, "")
+    if not packed.startswith("{"):
+        return texts
+    with contextlib.suppress(ValueError, RecursionError):
+        values = json.loads(packed)
+        if isinstance(values, dict) and ("workflow" in values or values.get("Software") == "NovelAI"):
+            plain = {key: one if isinstance(one, str) else json.dumps(one) for key, one in values.items()}
+            return {**plain, **{key: text for key, text in texts.items() if key != PARAMETERS}}
+    return texts
 
 
 def own_json(texts: dict[str, str], where: str) -> dict[str, object] | None:
@@ -156,3 +253,51 @@ def own_json(texts: dict[str, str], where: str) -> dict[str, object] | None:
     if not isinstance(values, dict):
         raise RecipeError(where, given=type(values).__name__, expected="the recipe as a JSON object")
     return values
+
+
+_STEALTH = {b"stealth_pnginfo": False, b"stealth_pngcomp": True, b"stealth_rgbinfo": False, b"stealth_rgbcomp": True}
+_STEALTH_NAME = 15
+_GZIP = 31
+"""zlib's word for data with gzip's head."""
+
+
+def hidden_text(data: bytes) -> str | None:
+    """The text hidden in the lowest bits of a PNG's or a lossless WebP's pixels; None if there is none.
+
+    A1111's stealth extension and NovelAI keep a copy of the texts there. The bits run down each column, column after
+    column: a name of fifteen letters, the length in bits (32 bits, big-endian), then UTF-8, plain or packed by gzip.
+    `stealth_pnginfo` and `stealth_pngcomp` use alpha, `stealth_rgbinfo` and `stealth_rgbcomp` red, green and blue.
+
+    Args:
+        data: the file.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            picture = Image.open(io.BytesIO(for_pillow(data)[0]), formats=("PNG", "WEBP"))
+        if picture.mode not in ("RGB", "RGBA") or picture.width * picture.height > MAX_PIXELS:
+            return None
+        pixels = np.asarray(picture).transpose(1, 0, 2)  # [W,H,C], so that columns come one after the other
+    except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):
+        return None
+    for channels in ([pixels[..., 3:]] if picture.mode == "RGBA" else []) + [pixels[..., :3]]:
+        found = _bits_text(channels.reshape(-1))
+        if found is not None:
+            return found
+    return None
+
+
+def _bits_text(values: np.ndarray[tuple[int], np.dtype[np.uint8]]) -> str | None:
+    """The text in the lowest bits of these values."""
+    head = np.packbits(values[: 8 * (_STEALTH_NAME + 4)] & 1).tobytes()
+    packed = _STEALTH.get(head[:_STEALTH_NAME])
+    length = int.from_bytes(head[_STEALTH_NAME:], "big")
+    if packed is None or length % 8 or length > min(8 * MAX_TEXT, values.size - 8 * len(head)):
+        return None
+    body = np.packbits(values[8 * len(head) : 8 * len(head) + length] & 1).tobytes()
+    if packed:
+        try:
+            body = zlib.decompressobj(_GZIP).decompress(body, MAX_TEXT)
+        except zlib.error:
+            return None
+    return body.decode("utf-8", "replace")

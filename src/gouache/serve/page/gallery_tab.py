@@ -13,17 +13,18 @@ import gradio as gr
 from PIL import Image
 
 from gouache.errors import GouacheError, NotFound
-from gouache.pipeline.output.a1111_text import parse_infotext, request_of
-from gouache.pipeline.output.metadata import OWN, PARAMETERS, read_texts
+from gouache.pipeline.output.foreign import read_recipe
 from gouache.serve.page import parts
 from gouache.serve.page.edit_tab import frame_of
-from gouache.serve.page.requests import filled, owner_of, settings_of
+from gouache.serve.page.requests import filled, names_not_offered, owner_of, settings_of
 from gouache.serve.page.words import said
 from gouache.serve.store.gallery import Picture, Wanted
 from gouache.serve.studio import Studio
 
 PAGE = 48
 EVERY = "-"
+MOST_NOTES = 4
+"""Notes on another program's recipe that are shown at once."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -284,12 +285,10 @@ class _GalleryActions:
     def dropped(self, data: bytes | None, request: gr.Request) -> Any:
         owner_of(request)
         try:
-            texts = read_texts(data or b"")
-            if OWN in texts:
-                values = settings_of(texts[OWN])
-            else:
-                read = request_of(parse_infotext(texts.get(PARAMETERS, "")), "picture")
-                values = settings_of('{"request": ' + read.to_json() + "}")
+            found = read_recipe(data or b"")
+            values = settings_of(json.dumps({"request": found.request.model_dump(mode="json")}))
         except (GouacheError, KeyError, ValueError) as error:
             raise gr.Error(said("no_settings", request) + f" {error}"[:200]) from error
+        for note in [*names_not_offered(found.request), *found.notes][:MOST_NOTES] if found.recipe is None else ():
+            gr.Info(note)
         return [*filled(values), gr.Tabs(selected="paint"), None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -9,8 +10,8 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
-from gouache.diffusion.samplers.names import SAMPLER_INFOS, SCHEDULE_INFOS
-from gouache.errors import GouacheError
+from gouache.diffusion.samplers.names import SAMPLER_INFOS, SCHEDULE_INFOS, resolve, resolve_schedule
+from gouache.errors import GouacheError, UnknownName
 from gouache.pipeline.output.metadata import encode_picture
 from gouache.pipeline.request import Request
 from gouache.serve.page.words import said
@@ -19,6 +20,9 @@ from gouache.serve.studio import Studio
 
 AUTOMATIC = "-"
 DRAFT = "page_draft"
+ON_THE_PAGE = ("prompt", "negative_prompt", "style", "model", "sampler", "schedule", "seed", "width", "height", "count",
+               "num_inference_steps", "guidance_scale")  # fmt: skip
+"""Fields of a request that the page shows."""
 NAMES = (
     "prompt",
     "negative",
@@ -77,12 +81,13 @@ def _chosen(value: str | None) -> str | None:
 def settings_of(recipe_json: str) -> Fields:
     """The fields on the page that a recipe fills; the model stays as it is chosen."""
     request = json.loads(recipe_json)["request"]
+    sampler, schedule = _offered(request.get("sampler"), request.get("schedule"))
     return {
         "prompt": request.get("prompt", ""),
         "negative": request.get("negative_prompt") or "",
         "style": request.get("style") or AUTOMATIC,
-        "sampler": request.get("sampler") or AUTOMATIC,
-        "schedule": request.get("schedule") or AUTOMATIC,
+        "sampler": sampler or AUTOMATIC,
+        "schedule": schedule or AUTOMATIC,
         "steps": request.get("num_inference_steps") or 0,
         "guidance": request.get("guidance_scale") or 0,
         "width": request.get("width") or 0,
@@ -90,6 +95,27 @@ def settings_of(recipe_json: str) -> Fields:
         "count": 1,
         "seed": request.get("seed", -1),
     }
+
+
+def _offered(sampler: str | None, schedule: str | None) -> tuple[str | None, str | None]:
+    """Our names for another tool's, as the page lists them; None for one that isn't offered."""
+    named = implied = found = None
+    with contextlib.suppress(UnknownName):
+        named, implied = resolve(sampler) if sampler else (None, None)
+    with contextlib.suppress(UnknownName):
+        found = resolve_schedule(schedule) if schedule else None
+    return named, found or implied
+
+
+def names_not_offered(request: Request) -> list[str]:
+    """A sentence for each name of a sampler or schedule that the page has no choice for."""
+    names = {"sampler": request.sampler, "schedule": request.schedule}
+    known = dict(zip(names, _offered(request.sampler, request.schedule), strict=True))
+    missing = [f"{field} {name!r} isn't offered" for field, name in names.items() if name and not known[field]]
+    plain = Request()
+    given = [name for name in Request.model_fields if name not in ON_THE_PAGE]
+    others = [name for name in given if getattr(request, name) != getattr(plain, name)]
+    return [*missing, *([f"no field here for {', '.join(others)}"] if others else [])]
 
 
 def filled(values: Mapping[str, Any]) -> list[Any]:

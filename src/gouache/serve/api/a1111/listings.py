@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ from gouache.checkpoints.adapters.library import EMBEDDING, LORA, list_adapters
 from gouache.checkpoints.formats.header import open_header
 from gouache.checkpoints.vae_library import list_vaes
 from gouache.diffusion.samplers.names import SAMPLER_INFOS, SCHEDULE_INFOS
-from gouache.errors import GouacheError, InvalidInput
-from gouache.pipeline.output.a1111_text import parse_infotext
+from gouache.errors import GouacheError, InvalidInput, RecipeError
+from gouache.pipeline.output.a1111_text import format_infotext, parse_infotext
+from gouache.pipeline.output.foreign import as_infotext, read_recipe
 from gouache.pipeline.output.metadata import PARAMETERS, read_texts
 from gouache.serve.api.a1111.fields import Interrogate, PngInfo
 from gouache.serve.api.a1111.mapping import HIRES_UPSCALERS, decoded
@@ -22,6 +24,8 @@ from gouache.serve.http.access import owner_of, studio_of
 
 router = APIRouter(tags=["a1111"])
 PREFIX = "/sdapi/v1"
+NOTES = "notes"
+"""Among the items of a picture's texts: what of another program's recipe could not be read, a line each."""
 _HIDDEN = ("ddim_inversion",)
 
 
@@ -187,9 +191,18 @@ for _name in ("refresh-vae", "refresh-embeddings", "refresh-loras", "reload-chec
 @router.post(f"{PREFIX}/png-info")
 def png_info(body: PngInfo) -> dict[str, Any]:
     """The texts inside a picture."""
-    texts = read_texts(decoded("image", body.image), where="image")
+    data = decoded("image", body.image)
+    texts = read_texts(data, where="image")
     info = texts.pop(PARAMETERS, "")
     read = parse_infotext(info)
+    if not read.values:
+        # Another program's settings, as far as they can be said in A1111's words.
+        with contextlib.suppress(RecipeError):
+            found = read_recipe(data, where="image")
+            texts |= {PARAMETERS: info} if info else {}
+            texts |= {NOTES: "\n".join(found.notes)} if found.notes else {}
+            read = as_infotext(found)
+            info = format_infotext(read)
     named = {"Prompt": read.prompt, "Negative prompt": read.negative_prompt or ""} if info else {}
     return {"info": info, "items": texts, "parameters": {**named, **read.values}}
 

@@ -1,0 +1,443 @@
+"""Small files of weights as each program writes them, and what gouache makes of them when it uses them.
+
+To add one: an entry in `ENTRIES` with a name, a program, how it is used (`model`, `lora`, `embedding`, `controlnet`,
+`upscaler` or `inspect`) and a function that writes it into a folder and gives its path.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from PIL import Image, PngImagePlugin
+from safetensors.torch import load_file, save_file
+from tiny_checkpoints import write_checkpoints
+from torch import Tensor
+
+from gouache.checkpoints.adapters.control_weights import load_controlnet
+from gouache.checkpoints.adapters.library import AdapterFolder
+from gouache.checkpoints.convert import convert
+from gouache.checkpoints.identify import identify
+from gouache.checkpoints.load import load_bundle
+from gouache.errors import GouacheError
+from gouache.pipeline.generate.upscaler_files import load_upscaler
+from gouache.pipeline.prompts.adapters import Adapters
+from gouache.pipeline.request import Request
+
+Write = Callable[[Path], Path]
+Said = tuple[str, str]
+"""Verdict and words."""
+
+
+class _Stranger:
+    """A class that only the program which wrote the file has."""
+
+
+def _existing(name: str) -> Write:
+    return lambda folder: folder / name
+
+
+def _single(folder: Path, name: str = "single.safetensors") -> Path:
+    """One file with CompVis' names."""
+    path = folder / name
+    if not path.exists():
+        convert(folder / "tiny-sd1", path, "single-file")
+    return path
+
+
+def _changed(folder: Path, name: str, change: Callable[[dict[str, Tensor]], Any], *, save: bool = True) -> Path:
+    """The single file with other tensors, as safetensors or whatever `change` makes of them, pickled by torch."""
+    made = change(load_file(_single(folder)))
+    path = folder / name
+    if save:
+        save_file(made, path)
+    else:
+        torch.save(made, path)
+    return path
+
+
+def _lightning(tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """A training's checkpoint: optimizer, callbacks, numbers of numpy's."""
+    return {
+        "state_dict": tensors, "global_step": 875_000, "epoch": np.float64(3.0),
+        "callbacks": collections.defaultdict(list, {"best": [np.float32(0.5)]}),
+        "hyper_parameters": argparse.Namespace(lr=1e-4), "optimizer_states": [{"exp_avg": torch.zeros(2)}],
+    }  # fmt: skip
+
+
+def _strays(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    more = {"embedding_manager.embedder.position_ids": torch.zeros(3), "scale_factor": torch.tensor(0.18215)}
+    return {
+        **tensors,
+        **more,
+        "safety_checker.concept_embeds": torch.zeros(2, 3),
+        "lora_unet_x.alpha": torch.tensor(1.0),
+    }
+
+
+def _without(prefix: str) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    return lambda tensors: {key: one for key, one in tensors.items() if not key.startswith(prefix)}
+
+
+def _with_average(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    unet = {key: one for key, one in tensors.items() if key.startswith("model.diffusion_model.")}
+    return {**tensors, **{f"model_ema.{key[6:].replace('.', '')}": one.clone() for key, one in unet.items()}}
+
+
+def _folder_copy(folder: Path, name: str, change: Callable[[Path], None]) -> Path:
+    path = folder / name
+    shutil.copytree(folder / "tiny-sd1", path)
+    change(path)
+    return path
+
+
+def _half(path: Path) -> None:
+    for file in list(path.rglob("*.safetensors")):
+        save_file({key: one.half() for key, one in load_file(file).items()}, file.with_suffix(".fp16.safetensors"))
+        file.unlink()
+
+
+def _as_bin(path: Path) -> None:
+    for file in list(path.rglob("*.safetensors")):
+        torch.save(load_file(file), file.with_suffix(".bin"))
+        file.unlink()
+
+
+def _tensors(names: dict[str, tuple[int, ...]], file: str) -> Write:
+    def write(folder: Path) -> Path:
+        save_file({name: torch.zeros(shape) for name, shape in names.items()}, folder / file)
+        return folder / file
+
+    return write
+
+
+def _bytes(data: bytes, file: str) -> Write:
+    def write(folder: Path) -> Path:
+        (folder / file).write_bytes(data)
+        return folder / file
+
+    return write
+
+
+def _foreign_folder(folder: Path) -> Path:
+    path = folder / "flux"
+    path.mkdir()
+    index = {"_class_name": "FluxPipeline", "transformer": ["diffusers", "FluxTransformer2DModel"]}
+    (path / "model_index.json").write_text(json.dumps(index))
+    return path
+
+
+def _vae(kind: str, folder: Path) -> Path:
+    makers: dict[str, Callable[[], Any]] = {
+        "AutoencoderTiny": lambda: diffusers.AutoencoderTiny(
+            encoder_block_out_channels=(8, 8), decoder_block_out_channels=(8, 8), num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1),
+        ),
+        "AsymmetricAutoencoderKL": lambda: diffusers.AsymmetricAutoencoderKL(
+            down_block_out_channels=(8,), up_block_out_channels=(8,), norm_num_groups=4
+        ),
+    }  # fmt: skip
+    makers[kind]().save_pretrained(folder / kind)
+    return folder / kind
+
+
+def _pairs(folder: Path) -> dict[str, tuple[Tensor, Tensor]]:
+    """Down and up of rank 2 for every query and value of the tiny U-Net."""
+    unet = load_file(next((folder / "tiny-sd1" / "unet").glob("*.safetensors")))
+    layers = {
+        key.removesuffix(".weight"): one for key, one in unet.items() if key.endswith(("to_q.weight", "to_v.weight"))
+    }
+    generator = torch.Generator().manual_seed(1)
+    return {
+        name: (
+            torch.randn(2, weight.shape[1], generator=generator) * 0.1,
+            torch.randn(weight.shape[0], 2, generator=generator) * 0.1,
+        )
+        for name, weight in layers.items()
+    }
+
+
+def _lora(name: str, spelled: Callable[[str, Tensor, Tensor], dict[str, Tensor]], folder: Path) -> Path:
+    path = folder / "adapters" / f"{name}.safetensors"
+    tensors: dict[str, Tensor] = {}
+    for layer, (down, up) in _pairs(folder).items():
+        tensors |= spelled(layer, down, up)
+    save_file({key: one.clone().contiguous() for key, one in tensors.items()}, path)
+    return path
+
+
+def _kohya(layer: str) -> str:
+    return f"lora_unet_{layer.replace('.', '_')}"
+
+
+_ALPHA = torch.tensor(1.0)
+_SPELLINGS: dict[str, Callable[[str, Tensor, Tensor], dict[str, Tensor]]] = {
+    "kohya": lambda layer, down, up: {
+        f"{_kohya(layer)}.lora_down.weight": down,
+        f"{_kohya(layer)}.lora_up.weight": up,
+        f"{_kohya(layer)}.alpha": _ALPHA,
+    },
+    "diffusers": lambda layer, down, up: {f"unet.{layer}.lora_A.weight": down, f"unet.{layer}.lora_B.weight": up},
+    "diffusers-old": lambda layer, down, up: {
+        f"unet.{layer.rpartition('.')[0]}.processor.{layer.rpartition('.')[2]}_lora.down.weight": down,
+        f"unet.{layer.rpartition('.')[0]}.processor.{layer.rpartition('.')[2]}_lora.up.weight": up,
+    },
+    "comfyui": lambda layer, down, up: {
+        f"diffusion_model.{layer}.lora_A.weight": down,
+        f"diffusion_model.{layer}.lora_B.weight": up,
+    },
+    "peft": lambda layer, down, up: {
+        f"base_model.model.{layer}.lora_A.weight": down,
+        f"base_model.model.{layer}.lora_B.weight": up,
+    },
+    "lycoris": lambda layer, down, up: {
+        f"lycoris_{layer.replace('.', '_')}.lora_down.weight": down,
+        f"lycoris_{layer.replace('.', '_')}.lora_up.weight": up,
+    },
+    "loha": lambda layer, down, up: {
+        f"{_kohya(layer)}.hada_w1_a": up,
+        f"{_kohya(layer)}.hada_w1_b": down,
+        f"{_kohya(layer)}.hada_w2_a": up,
+        f"{_kohya(layer)}.hada_w2_b": down,
+        f"{_kohya(layer)}.alpha": _ALPHA,
+    },
+    "lokr": lambda layer, down, up: {
+        f"{_kohya(layer)}.lokr_w1": torch.ones(1, 1),
+        f"{_kohya(layer)}.lokr_w2_a": up,
+        f"{_kohya(layer)}.lokr_w2_b": down,
+        f"{_kohya(layer)}.alpha": _ALPHA,
+    },
+    "full": lambda layer, down, up: {f"{_kohya(layer)}.diff": up @ down},
+    "dora": lambda layer, down, up: {
+        f"{_kohya(layer)}.lora_down.weight": down,
+        f"{_kohya(layer)}.lora_up.weight": up,
+        f"{_kohya(layer)}.alpha": _ALPHA,
+        f"{_kohya(layer)}.dora_scale": torch.ones(up.shape[0], 1),
+    },
+    "glora": lambda layer, down, up: {
+        f"{_kohya(layer)}.a1.weight": up,
+        f"{_kohya(layer)}.a2.weight": up.T,
+        f"{_kohya(layer)}.b1.weight": up,
+        f"{_kohya(layer)}.b2.weight": down,
+        f"{_kohya(layer)}.alpha": _ALPHA,
+    },
+    "ia3": lambda layer, _, up: {
+        f"{_kohya(layer)}.weight": torch.ones(up.shape[0], 1),
+        f"{_kohya(layer)}.on_input": torch.tensor(False),
+    },
+    "stray": lambda layer, down, up: {
+        f"{_kohya(layer)}.lora_down.weight": down,
+        f"{_kohya(layer)}.lora_up.weight": up,
+        "bundle_emb.x.string_to_param": up,
+    },
+    "flux": lambda layer, down, up: {
+        f"lora_unet_double_blocks_{len(layer)}_img_attn_qkv.lora_down.weight": down,
+        f"lora_unet_double_blocks_{len(layer)}_img_attn_qkv.lora_up.weight": up,
+    },
+}
+
+
+def _embedding(name: str, suffix: str, values: Any, folder: Path) -> Path:
+    path = folder / "embeddings" / f"{name}{suffix}"
+    if suffix == ".safetensors":
+        save_file(values, path)
+    else:
+        torch.save(values, path)
+    return path
+
+
+def _picture_embedding(folder: Path) -> Path:
+    """A1111's embedding in a PNG's text (the pixels' variant holds the same)."""
+    chunks = PngImagePlugin.PngInfo()
+    chunks.add_text("sd-ti-embedding", json.dumps({"string_to_param": {"*": [[0.0] * 32]}, "name": "pictured"}))
+    Image.new("RGB", (32, 32)).save(folder / "embeddings" / "pictured.png", pnginfo=chunks)
+    return folder / "embeddings" / "pictured.png"
+
+
+_VECTOR = torch.full((1, 32), 0.1)
+_TI = {"string_to_token": {"*": 265}, "string_to_param": {"*": _VECTOR}, "name": "x", "step": 7, "sd_checkpoint": None}
+_COMPVIS_TI = {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": torch.nn.ParameterDict({"*": _VECTOR})}
+
+
+def _spelled(name: str) -> Write:
+    return partial(_lora, name, _SPELLINGS[name])
+
+
+ENTRIES: tuple[tuple[str, str, str, Write], ...] = (
+    ("folder, SD 1.x", "diffusers", "model", _existing("tiny-sd1")),
+    ("folder, SD 2.x (v)", "diffusers", "model", _existing("tiny-sd2")),
+    ("folder, SDXL", "diffusers", "model", _existing("tiny-sdxl")),
+    ("folder, inpainting", "diffusers", "model", _existing("tiny-inpaint")),
+    ("folder, InstructPix2Pix", "diffusers", "model", _existing("tiny-instruct")),
+    ("folder, depth", "diffusers", "model", _existing("tiny-depth")),
+    ("folder, `fp16` weights alone", "diffusers", "model", lambda to: _folder_copy(to, "half", _half)),
+    ("folder, `.bin` weights", "diffusers before 0.19", "model", lambda to: _folder_copy(to, "bins", _as_bin)),
+    ("folder, Flux", "diffusers", "model", _foreign_folder),
+    ("one file, CompVis' names", "A1111, ComfyUI, kohya", "model", _single),
+    (
+        "`.ckpt` with `state_dict`",
+        "CompVis",
+        "model",
+        lambda to: _changed(to, "plain.ckpt", lambda one: {"state_dict": one, "global_step": 1}, save=False),
+    ),
+    (
+        "`.ckpt` of a training",
+        "PyTorch Lightning",
+        "model",
+        lambda to: _changed(to, "training.ckpt", _lightning, save=False),
+    ),
+    (
+        "`.ckpt` with a class of its own",
+        "any",
+        "model",
+        lambda to: _changed(to, "class.ckpt", lambda one: {"state_dict": one, "x": _Stranger()}, save=False),
+    ),
+    (
+        "one file, half precision",
+        "A1111",
+        "model",
+        lambda to: _changed(to, "half.safetensors", lambda one: {key: value.half() for key, value in one.items()}),
+    ),
+    ("one file, with averaged weights", "CompVis", "model", lambda to: _changed(to, "ema.safetensors", _with_average)),
+    (
+        "one file, with stray tensors",
+        "merging programs",
+        "model",
+        lambda to: _changed(to, "strays.safetensors", _strays),
+    ),
+    (
+        "one file without VAE",
+        "merging programs",
+        "model",
+        lambda to: _changed(to, "bare.safetensors", _without("first_stage_model.")),
+    ),
+    (
+        "U-Net alone, one file",
+        "ComfyUI",
+        "model",
+        lambda to: _changed(to, "unet.safetensors", lambda one: _without("cond_stage")(_without("first_stage")(one))),
+    ),
+    ("AutoencoderTiny, folder", "diffusers", "inspect", partial(_vae, "AutoencoderTiny")),
+    ("AsymmetricAutoencoderKL, folder", "diffusers", "inspect", partial(_vae, "AsymmetricAutoencoderKL")),
+    ("VAE, folder", "diffusers", "inspect", _existing("tiny-sd1/vae")),
+    (
+        "Flux transformer",
+        "Black Forest Labs",
+        "inspect",
+        _tensors({"double_blocks.0.img_attn.qkv.weight": (4, 4)}, "flux.safetensors"),
+    ),
+    (
+        "SD 3 transformer",
+        "Stability AI",
+        "inspect",
+        _tensors({"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": (4, 4)}, "sd3.safetensors"),
+    ),
+    ("IP-Adapter", "Tencent", "inspect", _tensors({"image_proj.proj.weight": (4, 4)}, "ip.safetensors")),
+    (
+        "motion module",
+        "AnimateDiff",
+        "inspect",
+        _tensors({"down_blocks.0.motion_modules.0.temporal_transformer.norm.weight": (4,)}, "motion.safetensors"),
+    ),
+    ("GGUF", "stable-diffusion.cpp", "inspect", _bytes(b"GGUF\3\0\0\0" + b"\0" * 64, "model.gguf")),
+    (
+        "Git LFS pointer",
+        "git",
+        "inspect",
+        _bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "pointer.safetensors"),
+    ),
+    (
+        "a page of HTML under a model's name",
+        "a browser",
+        "inspect",
+        _bytes(b"<!DOCTYPE html><html>", "page.safetensors"),
+    ),
+    ("LoRA", "kohya", "lora", _spelled("kohya")),
+    ("LoRA, `unet.` names", "diffusers", "lora", _spelled("diffusers")),
+    ("LoRA, processors' names", "diffusers before 0.22", "lora", _spelled("diffusers-old")),
+    ("LoRA, `diffusion_model.` names", "ComfyUI", "lora", _spelled("comfyui")),
+    ("LoRA, `base_model.model.` names", "PEFT", "lora", _spelled("peft")),
+    ("LoRA, `lycoris_` names", "LyCORIS", "lora", _spelled("lycoris")),
+    ("LoHa", "LyCORIS", "lora", _spelled("loha")),
+    ("LoKr", "LyCORIS", "lora", _spelled("lokr")),
+    ("full difference", "LyCORIS", "lora", _spelled("full")),
+    ("DoRA", "kohya, LyCORIS", "lora", _spelled("dora")),
+    ("GLoRA", "LyCORIS", "lora", _spelled("glora")),
+    ("IA3", "LyCORIS", "lora", _spelled("ia3")),
+    ("LoRA with a bundled embedding", "A1111", "lora", _spelled("stray")),
+    ("LoRA for Flux", "kohya", "lora", _spelled("flux")),
+    ("textual inversion, `.pt`", "A1111", "embedding", partial(_embedding, "tia", ".pt", _TI)),
+    ("textual inversion, `.pt` of a training", "CompVis", "embedding", partial(_embedding, "tib", ".pt", _COMPVIS_TI)),
+    ("textual inversion, `.bin`", "diffusers", "embedding", partial(_embedding, "tic", ".bin", {"<cat>": _VECTOR[0]})),
+    (
+        "textual inversion, two words",
+        "diffusers",
+        "embedding",
+        partial(_embedding, "tid", ".safetensors", {"<cat>": _VECTOR[0], "<dog>": _VECTOR[0] + 1}),
+    ),
+    (
+        "textual inversion, `emb_params`",
+        "A1111, kohya",
+        "embedding",
+        partial(_embedding, "tie", ".safetensors", {"emb_params": _VECTOR}),
+    ),
+    ("textual inversion in a PNG", "A1111", "embedding", _picture_embedding),
+    ("ControlNet, folder", "diffusers", "controlnet", _existing("controlnet/edges")),
+    ("upscaler, `.pth`", "Real-ESRGAN", "upscaler", _existing("upscalers/esrgan.pth")),
+)
+
+
+def measured(folder: Path) -> Iterator[tuple[tuple[str, str], Said | GouacheError]]:
+    """Name and program of each file, and what gouache says when it is used.
+
+    Args:
+        folder: empty; what `GOUACHE_MODELS` names.
+    """
+    write_checkpoints(folder)
+    base = load_bundle(folder / "tiny-sd1")
+    for name, program, how, write in ENTRIES:
+        path = write(folder)
+        try:
+            yield (name, program), _used(path, how, replace(base), folder)
+        except GouacheError as error:
+            yield (name, program), error
+
+
+def _used(path: Path, how: str, base: Any, folder: Path) -> Said:
+    if how in ("lora", "embedding"):
+        prompt = f"a <lora:{path.stem}:1> cat" if how == "lora" else f"a {path.stem} cat"
+        adapted = Adapters(base, AdapterFolder(folder)).apply(Request(prompt=prompt))
+        words = ", ".join(f"applied as {ref.kind}" for ref in adapted.refs)
+        notes = "; ".join(adapted.notes)
+        if not words:
+            return "not known", notes or "no word of the prompt names it"
+        return "read", "; ".join(filter(None, (_identity(path), words, notes)))
+    if how == "controlnet":
+        load_controlnet(path)
+        return "read", "loaded as a ControlNet"
+    if how == "upscaler":
+        return "read", f"loaded, enlarges {load_upscaler(path).scale:g} times"
+    if how == "model":
+        load_bundle(path)
+        return "read", _identity(path)
+    return "identified", _identity(path)
+
+
+def _identity(path: Path) -> str:
+    """What `identify` says, in words."""
+    found = identify(path)
+    parts = f" of {', '.join(found.parts)}" if found.kind == "model" else ""
+    words = [found.kind + parts, found.family if found.family != "unknown" else "", found.label]
+    words += [found.variant] if found.variant != "base" else []
+    words += [f"{count} tensors left out: {reason}" for reason, count in found.left_out.items()]
+    return "; ".join(filter(None, words))
