@@ -69,7 +69,7 @@ LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"^(first_stage_model\.)?loss\."), "the autoencoder's training losses"),
     (re.compile(r"^depth_model\."), "the MiDaS depth network"),
     (re.compile(r"^(embedder|noise_augmentor)\."), "the image embedder of unCLIP"),
-    (re.compile(r"^(v_pred|ztsnr|edm_vpred\.sigma_(min|max))$"), "marks of the prediction type"),
+    (re.compile(r"^(v_pred|ztsnr|edm_vpred\.sigma_(min|max)|edm_mean|edm_std)$"), "marks of the prediction type"),
 )
 LAST_TEXT_LAYER = "the last text layer and projection, which SD 2.x doesn't use"
 
@@ -126,6 +126,8 @@ class Identity:
         prediction_source: how it is known.
         left_out: tensors that are not needed, counted by reason.
         unexplained: tensors that belong to nothing known; loading refuses them.
+        sampling: what a request that leaves sampler and steps open gets, where the file says it.
+        notes: what the file says of sampling and gouache does otherwise.
     """
 
     kind: str
@@ -138,6 +140,8 @@ class Identity:
     prediction_source: str = ""
     left_out: Mapping[str, int] = field(default_factory=dict)
     unexplained: tuple[str, ...] = ()
+    sampling: str = ""
+    notes: tuple[str, ...] = ()
 
 
 def part_tensors(tensors: Mapping[str, TensorInfo], prefix: str) -> dict[str, TensorInfo]:
@@ -162,12 +166,6 @@ def identify(header: Header) -> Identity:
             given=f"a {foreign} file" if foreign else f"tensors such as {', '.join(list(header.tensors)[:3])[:200]}",
             expected="weights of Stable Diffusion 1.x, 2.x or XL, or of a part or an adapter of one",
             cure="gouache runs no model of that kind." if foreign else "",
-        )
-    if "edm_mean" in header.tensors:
-        raise UnknownFamily(
-            str(header.path),
-            given="Playground 2.5, an EDM network in SDXL's shape",
-            expected="a model of SDXL's own kind",
         )
     return _describe(header, marked)
 
@@ -276,6 +274,8 @@ def used_text_config(config: TextEncoderConfig, family: str, naming: Naming, *, 
 
 def prediction_of(header: Header, family: str, unet: UNetConfig | None) -> tuple[Parameterization | None, str]:
     """What the network's output means, and how that is known. None: SD 2.x, where only the weights tell."""
+    if "edm_mean" in header.tensors:
+        return "edm", "a mark among the tensors"
     for key in ("modelspec.prediction_type", "modelspec.predict_key"):
         recorded = {"epsilon": "eps", "v": "v", "v_prediction": "v"}.get(header.metadata.get(key, ""))
         if recorded:

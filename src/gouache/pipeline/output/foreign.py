@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from gouache.errors import ConfigError, RecipeError
+from gouache.diffusion.samplers.names import COMFYUI_SCHEDULES, resolve_invokeai
+from gouache.errors import ConfigError, RecipeError, UnknownName
 from gouache.pipeline.output.a1111_text import parse_infotext, request_of, require_values
 from gouache.pipeline.output.metadata import PARAMETERS, own_json, read_texts
 from gouache.pipeline.output.recipe import Recipe
@@ -87,7 +88,7 @@ def _invokeai(texts: Mapping[str, str], where: str) -> dict[str, Any]:  # noqa: 
         "num_inference_steps": values.get("steps"),
         "guidance_scale": values.get("cfg_scale"),
         "guidance_rescale": values.get("cfg_rescale_multiplier"),
-        **_named_sampler(values.get("scheduler")),
+        **_invokeai_sampler(values.get("scheduler")),
         "clip_skip": skipped + 1 if skipped else None,
         "model": model.get("name") or model.get("model_name"),
         "seamless": {(True, True): "both", (True, False): "x", (False, True): "y"}.get(seamless),
@@ -181,10 +182,14 @@ def _comfyui(texts: Mapping[str, str], where: str) -> dict[str, Any]:
         "num_inference_steps": _plain(graph, inputs["steps"]),
         "guidance_scale": _plain(graph, inputs["cfg"]),
         "sampler": _plain(graph, inputs["sampler_name"]),
-        "schedule": _plain(graph, inputs.get("scheduler")),
+        "schedule": _comfyui_schedule(_plain(graph, inputs.get("scheduler"))),
         "model": model.get("ckpt_name"),
         "emphasis": "comfy",
     }
+
+
+def _comfyui_schedule(name: object) -> object:
+    return COMFYUI_SCHEDULES.get(name, name) if isinstance(name, str) else name
 
 
 def _comfyui_loras(graph: Mapping[str, Any], wire: object) -> list[tuple[object, object, object]]:
@@ -228,6 +233,17 @@ def _upstream(graph: Mapping[str, Any], wire: object, key: str) -> Mapping[str, 
 
 def _prompt(graph: Mapping[str, Any], wire: object) -> str:
     return next((str(found[key]) for key in ("text", "text_g") if (found := _upstream(graph, wire, key))), "")
+
+
+def _invokeai_sampler(name: object) -> dict[str, str]:
+    """InvokeAI's samplers are diffusers' classes, with their lists; a name that is not known stays for the error."""
+    if not isinstance(name, str):
+        return {}
+    try:
+        sampler, schedule = resolve_invokeai(name)
+    except UnknownName:
+        return _named_sampler(name)
+    return {"sampler": sampler} if schedule is None else {"sampler": sampler, "schedule": schedule}
 
 
 def _named_sampler(name: object) -> dict[str, str]:
