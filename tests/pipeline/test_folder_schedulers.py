@@ -418,7 +418,8 @@ def test_latents_with_mean_and_deviation_are_playground_s(folder: Folder, twins:
 def test_cosxl_s_marks_in_a_single_file(folder: Folder, twins: Twins, tmp_path: Path) -> None:
     values = {"prediction_type": "v_prediction", "sigma_data": 1.0, "sigma_max": 120.0}
     convert(folder("sdxl", EDM, values), tmp_path / "cosxl.safetensors", "single-file")
-    assert identify(tmp_path / "cosxl.safetensors").prediction == "v"
+    found = identify(tmp_path / "cosxl.safetensors")
+    assert (found.prediction, found.sampling) == ("v", "EDMEulerScheduler: euler, schedule model")
     (painted,) = Pipeline.load(tmp_path / "cosxl.safetensors").paint(
         request(num_inference_steps=STEPS, guidance_scale=3.0)
     )

@@ -71,6 +71,11 @@ LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"^(embedder|noise_augmentor)\."), "the image embedder of unCLIP"),
     (re.compile(r"^(v_pred|ztsnr|edm_vpred\.sigma_(min|max)|edm_mean|edm_std)$"), "marks of the prediction type"),
 )
+EDM_SAMPLING = {
+    "edm_mean": "EDMDPMSolverMultistepScheduler: dpmpp_2m, schedule model",
+    "edm_vpred.sigma_max": "EDMEulerScheduler: euler, schedule model",
+}
+"""Mark of an EDM network -> the scheduler that its levels are those of, as folders' `Scheduler.taken` says it."""
 LAST_TEXT_LAYER = "the last text layer and projection, which SD 2.x doesn't use"
 
 
@@ -211,6 +216,7 @@ def _describe(header: Header, marked: Mapping[str, tuple[str, Naming]]) -> Ident
         prediction_source=source,
         left_out=left_out,
         unexplained=unexplained,
+        sampling=next((taken for mark, taken in EDM_SAMPLING.items() if mark in header.tensors), ""),
     )
 
 

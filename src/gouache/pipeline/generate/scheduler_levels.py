@@ -210,13 +210,13 @@ def _flow(config: SchedulerConfig, schedule: NoiseSchedule, n: int) -> Levels:
         ends = [_shifted(torch.tensor(f, dtype=torch.float64), shift).item() for f in (1.0, 1 / total)]
         parts = torch.linspace(ends[0], ends[1], n, dtype=torch.float64)
     elif unipc:
-        parts = torch.linspace(1, 1 / total, n + 1, dtype=torch.float64)[:-1]
+        parts = torch.from_numpy(np.linspace(1, 1 / total, n + 1))[:-1]
     else:
-        parts = (1 - torch.linspace(1, 1 / total, n + 1, dtype=torch.float64)).flip(0)[:-1]
+        parts = (1 - torch.from_numpy(np.linspace(1, 1 / total, n + 1))).flip(0)[:-1]
     parts = _shifted(parts, shift)
     terminal = number(config, "shift_terminal")
-    if terminal is not None:
-        parts = 1 - (1 - parts) * ((1 - terminal) / (1 - parts[-1]))
+    if terminal is not None and n > 1:
+        parts = 1 - (1 - parts) / ((1 - parts[-1]) / (1 - terminal))
     curve = _curve(config)
     if curve is not None and not solver and n > 1:
         parts = _curved(curve, float(parts[-1]), float(parts[0]), n)
