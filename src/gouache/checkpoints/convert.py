@@ -12,7 +12,13 @@ from gouache.checkpoints.detect import Identity, Part
 from gouache.checkpoints.formats.header import TensorInfo
 from gouache.checkpoints.formats.safetensors import TORCH_DTYPES, WeightSource, dtype_name, verify_sha256
 from gouache.checkpoints.identify import identify, read_card, vocabulary_of
-from gouache.checkpoints.load import check_loadable, denoiser_config, generation_defaults, model_name
+from gouache.checkpoints.load import (
+    check_loadable,
+    denoiser_config,
+    generation_defaults,
+    model_name,
+    with_recorded_latents,
+)
 from gouache.checkpoints.networks import build_on_meta, open_part, plan, read_planned
 from gouache.checkpoints.save import Format, ModelToWrite, NetworkToWrite, write_model
 from gouache.models.configs import SentenceEncoderConfig
@@ -45,7 +51,7 @@ def convert(
         The errors of `load_bundle`, and those of `write_model`.
     """
     source = Path(source)
-    identity = identify(source)
+    identity = with_recorded_latents(identify(source))
     check_loadable(identity, str(source))
     opened: dict[Path, WeightSource] = {}
     networks = {}

@@ -76,8 +76,13 @@ LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(^|\.)(visual|vision_model)\.|(^|\.)visual_projection\.weight$"), "CLIP's vision tower"),
     (re.compile(r"^safety_checker\."), "the safety checker"),
     (re.compile(r"^(vae\.|first_stage_model\.)?decoder\.condition_encoder\."), MASK_CONDITION),
-    (re.compile(r"^(v_pred|ztsnr|edm_vpred\.sigma_(min|max))$"), "marks of the prediction type"),
+    (re.compile(r"^(v_pred|ztsnr|edm_vpred\.sigma_(min|max)|edm_mean|edm_std)$"), "marks of the prediction type"),
 )
+EDM_SAMPLING = {
+    "edm_mean": "EDMDPMSolverMultistepScheduler: dpmpp_2m, schedule model",
+    "edm_vpred.sigma_max": "EDMEulerScheduler: euler, schedule model",
+}
+"""Mark of an EDM network -> the scheduler that its levels are those of, as folders' `Scheduler.taken` says it."""
 LAST_TEXT_LAYER = "the last text layer and projection, which SD 2.x doesn't use"
 
 
@@ -134,6 +139,8 @@ class Identity:
         left_out: tensors that are not needed, counted by reason.
         unexplained: tensors that belong to no part; loading leaves them out, with a note.
         loading_notes: what else is done with the files beyond the plain way.
+        sampling: what a request that leaves sampler and steps open gets, where the file says it.
+        notes: what the file says of sampling and gouache does otherwise.
     """
 
     kind: str
@@ -147,6 +154,8 @@ class Identity:
     left_out: Mapping[str, int] = field(default_factory=dict)
     unexplained: tuple[str, ...] = ()
     loading_notes: tuple[str, ...] = ()
+    sampling: str = ""
+    notes: tuple[str, ...] = ()
 
     def notes_on_loading(self) -> tuple[str, ...]:
         """What a user should hear of how the files were taken: of tensors that belong to no part, of parts left out."""
@@ -179,12 +188,6 @@ def identify(header: Header) -> Identity:
     if adapter is not None and not (adapter.kind == "lora" and is_checkpoint(marked)):
         return Identity(adapter.kind, adapter.family, "network", label=adapter.label)
     check_known(header, marked)
-    if "edm_mean" in header.tensors:
-        raise UnknownFamily(
-            str(header.path),
-            given="Playground 2.5, an EDM network in SDXL's shape",
-            expected="a model of SDXL's own kind",
-        )
     return describe(marked)
 
 
@@ -291,6 +294,7 @@ def describe(marked: Mapping[str, Place]) -> Identity:
         prediction_source=source,
         left_out=left_out,
         unexplained=unexplained,
+        sampling=next((taken for mark, taken in EDM_SAMPLING.items() if mark in lead.header.tensors), ""),
     )
 
 
@@ -355,6 +359,8 @@ def used_text_config(config: TextEncoderConfig, family: str, naming: Naming, *, 
 
 def prediction_of(header: Header, family: str, unet: UNetConfig | None) -> tuple[Parameterization | None, str]:
     """What the network's output means, and how that is known. None: SD 2.x, where only the weights tell."""
+    if "edm_mean" in header.tensors:
+        return "edm", "a mark among the tensors"
     for key in ("modelspec.prediction_type", "modelspec.predict_key"):
         recorded = {"epsilon": "eps", "v": "v", "v_prediction": "v"}.get(header.metadata.get(key, ""))
         if recorded:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gouache.checkpoints.detect import Identity, Part
-from gouache.checkpoints.diffusers import component_config as diffusers_config
 from gouache.checkpoints.diffusers import folder as folders
+from gouache.checkpoints.diffusers.scheduler import Scheduler
 from gouache.checkpoints.formats.header import Header
 from gouache.checkpoints.formats.safetensors import SHA256, WeightSource, verify_sha256
 from gouache.checkpoints.identify import identify, read_card, vocabulary_of
 from gouache.checkpoints.networks import Plan, build_on_meta, fill, load_network, open_part, plan_network, read_planned
-from gouache.checkpoints.noise_table import recorded_schedule
+from gouache.checkpoints.noise_table import recorded_latents, recorded_schedule, recorded_scheduler
 from gouache.diffusion.parameterization import Parameterization
 from gouache.errors import GouacheError, IncompatibleCheckpoint, InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
@@ -37,6 +37,7 @@ from gouache.models.configs import (
 from gouache.models.family import family_named
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
+from gouache.models.scheduler_config import sampler_of
 from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.models.text_encoder import TextEncoder
 from gouache.models.text_stack import TextStack
@@ -132,6 +133,7 @@ def assemble(
     Raises:
         IncompatibleCheckpoint, CorruptCheckpoint, ConfigError: as `load_bundle`.
     """
+    identity = with_recorded_latents(identity)
     check_loadable(identity, str(path), without_vae=without_vae)
     planned = {name: plan_network(part, identity.family) for name, part in identity.parts.items()}
     networks = {name: network for name, (network, _) in planned.items()}
@@ -160,6 +162,7 @@ def assemble(
         path=path,
         sha256=known_sha256(identity),
         loading_notes=identity.notes_on_loading(),
+        notes=identity.notes,
     )
     return Assembly(bundle, networks, plans)
 
@@ -187,6 +190,15 @@ def why_not(path: Path, identity: Identity, *, whole: bool = False) -> GouacheEr
     except GouacheError as error:
         return error
     return None
+
+
+def with_recorded_latents(identity: Identity) -> Identity:
+    """The same, its autoencoder with the scale and shift that the tensors of a single file record."""
+    vae = identity.parts.get("vae")
+    if vae is None or identity.layout != "single-file" or not isinstance(vae.config, VAEConfig):
+        return identity
+    config = recorded_latents(vae.header, vae.config)
+    return replace(identity, parts={**identity.parts, "vae": replace(vae, config=config)})
 
 
 def known_sha256(identity: Identity) -> str:
@@ -250,11 +262,11 @@ def denoiser_config(
         tensor_of: gives a tensor of the U-Net by our name, where only the weights tell.
     """
     own = read_card(path) if identity.layout == "gouache" else None
-    scheduler = path / "scheduler" / "scheduler_config.json"
+    scheduler = _folder_scheduler(path, identity)
     if own is not None:
         config = own.denoiser
-    elif scheduler.is_file():
-        config = diffusers_config.denoiser_from_json(folders.read_json(scheduler), str(scheduler))
+    elif scheduler is not None:
+        config = scheduler.denoiser
     else:
         config = DenoiserConfig(
             parameterization=identity.prediction or _sd2_prediction(identity.parts["unet"], tensor_of),
@@ -264,6 +276,10 @@ def denoiser_config(
     if isinstance(unet, UNetConfig) and unet.out_channels == 2 * unet.in_channels:
         config = config.model_copy(update={"learned_variance": True})
     return config if prediction is None else config.model_copy(update={"parameterization": prediction})
+
+
+def _folder_scheduler(path: Path, identity: Identity) -> Scheduler | None:
+    return folders.scheduler_of_folder(path, identity.family) if identity.layout == "diffusers" else None
 
 
 def _sd2_prediction(part: Part, tensor_of: Callable[[str], Tensor]) -> Parameterization:
@@ -280,7 +296,7 @@ def _sd2_prediction(part: Part, tensor_of: Callable[[str], Tensor]) -> Parameter
 
 
 def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig) -> GenerationDefaults:
-    """Size and guidance of a request that leaves them open: the card's, else the family's and the folder's."""
+    """What a request that leaves it open gets: the card's, else the family's and the folder's scheduler's."""
     own = read_card(path) if identity.layout == "gouache" else None
     if own is not None:
         return own.defaults
@@ -294,7 +310,17 @@ def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig
     if isinstance(sides, list) and len(sides) == 2 and all(isinstance(side, int) for side in sides):
         assert isinstance(vae, VAEConfig), "an autoencoder's config"
         height, width = (side * vae.downscale for side in sides)
-    return GenerationDefaults(width=width, height=height, guidance_scale=family.guidance_scale)
+    defaults = GenerationDefaults(width=width, height=height, guidance_scale=family.guidance_scale)
+    scheduler = _folder_scheduler(path, identity)
+    if identity.layout == "single-file":
+        recorded = recorded_scheduler(identity.parts["unet"].header)
+        if recorded is not None:
+            scheduler = Scheduler(recorded, denoiser, sampler_of(recorded).name, "model")
+    if scheduler is None or scheduler.config is None:
+        return defaults
+    few = {"num_inference_steps": scheduler.steps, "guidance_scale": scheduler.guidance_scale}
+    taken = {"sampler": scheduler.sampler, "schedule": scheduler.schedule, "scheduler": scheduler.config}
+    return defaults.model_copy(update={**taken, **{key: value for key, value in few.items() if value is not None}})
 
 
 def vae_of_family(identity: Identity) -> VAEConfig:

@@ -1,4 +1,8 @@
-"""The noise schedule that a single file records: the buffers and marks that its training code left in it."""
+"""The noise schedule that a single file records: the buffers and marks that its training code left in it.
+
+EDM networks in SDXL's shape are marked by the tensors that ComfyUI and diffusers look for: CosXL's by the ends of its
+levels, Playground 2.5's by mean and deviation of its latents.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +12,15 @@ from torch import Tensor
 from gouache.checkpoints.formats.header import Header, open_source
 from gouache.diffusion.noise_schedule import make_noise_schedule
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, InvalidInput
-from gouache.models.configs import NoiseScheduleConfig
+from gouache.models.configs import DenoiserConfig, NoiseScheduleConfig, VAEConfig
 from gouache.models.denoiser import schedule_from
+from gouache.models.scheduler_config import SchedulerConfig, number
 
 ALPHAS_CUMPROD = "alphas_cumprod"
 SIGMAS = "denoiser.sigmas"
 ZERO_TERMINAL_SNR = "ztsnr"
-CONTINUOUS_EDM = "edm_vpred.sigma_max"
+EDM_SIGMA_MIN, EDM_SIGMA_MAX = "edm_vpred.sigma_min", "edm_vpred.sigma_max"
+EDM_MEAN, EDM_STD = "edm_mean", "edm_std"
 
 
 def recorded_schedule(header: Header) -> NoiseScheduleConfig:
@@ -25,15 +31,11 @@ def recorded_schedule(header: Header) -> NoiseScheduleConfig:
 
     Raises:
         CorruptCheckpoint: the table is no noise schedule.
-        IncompatibleCheckpoint: the network was trained on continuous noise levels.
     """
-    if CONTINUOUS_EDM in header.tensors:
-        raise IncompatibleCheckpoint(
-            str(header.path),
-            given=f"a network for continuous noise levels (tensor {CONTINUOUS_EDM!r})",
-            expected="one for the steps of a noise schedule",
-            cure="gouache can't paint with EDM networks such as CosXL.",
-        )
+    edm = recorded_scheduler(header)
+    if edm is not None:
+        ends = {key: number(edm, key) for key in ("sigma_min", "sigma_max", "sigma_data")}
+        return NoiseScheduleConfig.from_dict({"name": "edm", **ends}, where=str(header.path))
     marked = ZERO_TERMINAL_SNR in header.tensors
     table = _table(header)
     if table is None:
@@ -45,6 +47,72 @@ def recorded_schedule(header: Header) -> NoiseScheduleConfig:
     if _is(table, standard):
         return rescaled if marked else standard
     return _as_it_stands(table, str(header.path))
+
+
+def recorded_scheduler(header: Header) -> SchedulerConfig | None:
+    """The scheduler of diffusers for an EDM network's file, with the levels that the file records; None for any other.
+
+    Raises:
+        CorruptCheckpoint: a recorded end is no noise level.
+    """
+    if EDM_MEAN in header.tensors:
+        return SchedulerConfig(class_name="EDMDPMSolverMultistepScheduler")
+    if EDM_SIGMA_MAX not in header.tensors:
+        return None
+    high = _row(header, EDM_SIGMA_MAX, 1)[0]
+    low = _row(header, EDM_SIGMA_MIN, 1)[0] if EDM_SIGMA_MIN in header.tensors else 0.002
+    if not 0 < low < high:
+        raise CorruptCheckpoint(
+            str(header.path), given=f"noise levels from {low} to {high}", expected="0 < sigma_min < sigma_max"
+        )
+    return SchedulerConfig(class_name="EDMEulerScheduler", sigma_min=low, sigma_max=high, sigma_data=1.0)
+
+
+def recorded_latents(header: Header, config: VAEConfig) -> VAEConfig:
+    """The autoencoder with the mean and deviation of the latents that the file records, if it does.
+
+    Raises:
+        CorruptCheckpoint: they are none, or not one for each channel.
+    """
+    if EDM_MEAN not in header.tensors or EDM_STD not in header.tensors:
+        return config
+    mean, std = (_row(header, name, config.latent_channels) for name in (EDM_MEAN, EDM_STD))
+    if min(std) <= 0:
+        raise CorruptCheckpoint(str(header.path), given=f"{EDM_STD} = {std}", expected="deviations above 0")
+    return config.model_copy(update={"scale": tuple(1 / one for one in std), "shift": tuple(mean)})
+
+
+def edm_marks(denoiser: DenoiserConfig, vae: VAEConfig, where: str) -> dict[str, Tensor]:
+    """The tensors that mark an EDM network's single file.
+
+    Raises:
+        IncompatibleCheckpoint: it is neither CosXL's kind nor Playground 2.5's.
+    """
+    schedule, scale, shift = denoiser.schedule, vae.scale, vae.shift
+    if denoiser.parameterization == "v" and schedule.sigma_data == 1.0:
+        ends = {EDM_SIGMA_MIN: schedule.sigma_min, EDM_SIGMA_MAX: schedule.sigma_max}
+        return {name: torch.tensor(end) for name, end in ends.items()}
+    usual = NoiseScheduleConfig(name="edm", sigma_min=0.002, sigma_max=80.0, sigma_data=0.5)
+    if denoiser.parameterization == "edm" and schedule == usual:
+        scales = scale if isinstance(scale, tuple) else (scale,) * vae.latent_channels
+        shifts = shift if isinstance(shift, tuple) else (shift,) * vae.latent_channels
+        return {EDM_MEAN: torch.tensor(shifts), EDM_STD: 1 / torch.tensor(scales)}
+    raise IncompatibleCheckpoint(
+        where,
+        given=f"an EDM network with sigma_data {schedule.sigma_data}",
+        expected="CosXL's kind (v, sigma_data 1) or Playground 2.5's, which a single file can record",
+        cure="Use --to gouache or --to diffusers.",
+    )
+
+
+def _row(header: Header, name: str, count: int) -> list[float]:
+    values = open_source(header.path).read(name, mapped=False)
+    if values.numel() != count or not values.is_floating_point() or not bool(values.isfinite().all()):
+        raise CorruptCheckpoint(
+            str(header.path), given=f"{name!r} of shape {tuple(values.shape)}", expected=f"{count} finite numbers"
+        )
+    row: list[float] = values.double().flatten().tolist()
+    return row
 
 
 def records_nothing_else(schedule: NoiseScheduleConfig) -> bool:

@@ -24,7 +24,13 @@ from gouache.checkpoints.formats.header import SCALE, TensorInfo, is_matrix
 from gouache.checkpoints.formats.safetensors import dtype_name, quantise, write_json, write_tensors
 from gouache.checkpoints.identify import CARD_FILE, CARD_KEY, VOCABULARY_FILE, VOCABULARY_KEY, ModelCard, PartCard
 from gouache.checkpoints.keymaps import speller
-from gouache.checkpoints.noise_table import ALPHAS_CUMPROD, ZERO_TERMINAL_SNR, records_nothing_else, table_to_record
+from gouache.checkpoints.noise_table import (
+    ALPHAS_CUMPROD,
+    ZERO_TERMINAL_SNR,
+    edm_marks,
+    records_nothing_else,
+    table_to_record,
+)
 from gouache.checkpoints.shapes import THIRDS, Naming, ShapeChange
 from gouache.config import Config
 from gouache.errors import IncompatibleCheckpoint, InvalidInput, unknown_name
@@ -286,10 +292,13 @@ def _marks(model: ModelToWrite, where: str) -> dict[str, Tensor]:
     """What tells other tools of a v network in SDXL's shape, of zero terminal SNR, and of any other noise schedule."""
     schedule = model.denoiser.schedule
     marks = {}
-    if model.denoiser.parameterization == "v" and model.family == SDXL.name:
+    if model.denoiser.parameterization == "v" and model.family == SDXL.name and schedule.name != "edm":
         marks["v_pred"] = torch.empty(0)
     if schedule.zero_terminal_snr:
         marks[ZERO_TERMINAL_SNR] = torch.empty(0)
+    vae = model.networks["vae"].config
+    if schedule.name == "edm" and isinstance(vae, VAEConfig):
+        return edm_marks(model.denoiser, vae, where)
     if not records_nothing_else(schedule):
         marks[ALPHAS_CUMPROD] = table_to_record(schedule, where)
     return marks
@@ -323,20 +332,22 @@ def _joined(sources: list[tuple[NetworkToWrite, str, ShapeChange]], shape: tuple
 
 
 def _write_diffusers(model: ModelToWrite, folder: Path, where: str) -> None:
-    write_json(folder / "model_index.json", diffusers_write.model_index(model.family, model.variant, where))
-    size = model.defaults.width
+    scheduler = model.defaults.scheduler
+    index = diffusers_write.model_index(model.family, model.variant, where, scheduler)
+    write_json(folder / "model_index.json", index)
+    size, deviation = model.defaults.width, model.denoiser.schedule.sigma_data or 1.0
     for name, network in model.networks.items():
         config = network.config
         if isinstance(config, UNetConfig):
             _write_part(folder / name, network, diffusers_write.unet_json(config, size // _downscale(model), where))
         elif isinstance(config, VAEConfig):
-            _write_part(folder / name, network, diffusers_write.vae_json(config, size, where))
+            _write_part(folder / name, network, diffusers_write.vae_json(config, size, where, deviation))
         elif isinstance(config, TextEncoderConfig):
             encoders = family_named(model.family).text_encoders
             place = encoders[0] if len(encoders) == 1 else name
             _write_text(folder, place, network, config)
     (folder / "scheduler").mkdir()
-    values = diffusers_write.scheduler_json(model.denoiser, model.family, where)
+    values = diffusers_write.scheduler_json(model.denoiser, model.family, where, scheduler)
     write_json(folder / "scheduler" / "scheduler_config.json", values)
 
 

@@ -91,6 +91,8 @@ def describe(path: Path, identity: Identity) -> dict[str, Any]:
         "changes": _changes(path, identity),
         "prediction": identity.prediction,
         "prediction_source": identity.prediction_source,
+        "sampling": identity.sampling,
+        "notes": list(identity.notes),
         "parameters": sum(part.parameters for part in identity.parts.values()),
         "parts": {
             name: {
@@ -149,11 +151,14 @@ def _print(found: Mapping[str, Any]) -> None:
         ("changes", found["changes"]),
         ("prediction", f"{found['prediction']} ({found['prediction_source']})" if found["prediction"] else ""),
         ("unknown", found["prediction_source"] if not found["prediction"] else ""),
+        ("sampling", found["sampling"]),
         ("parameters", short_count(found["parameters"]) if found["parts"] else ""),
     ]
     for label, value in rows:
         if value:
             typer.echo(f"{'prediction' if label == 'unknown' else label:<12}{value}")
+    for note in found["notes"]:
+        typer.echo(f"{'note':<12}{note}")
     for name, part in found["parts"].items():
         types = "/".join(part["dtypes"])
         typer.echo(f"  {name:<16}{short_count(part['parameters']):>8}  {types:<9} {NAMINGS[part['naming']]} names")

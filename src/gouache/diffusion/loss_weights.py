@@ -23,7 +23,7 @@ LOSS_WEIGHTS: tuple[LossWeight, ...] = get_args(LossWeight)
 def x0_error_factor(sigma: Tensor, parameterization: Parameterization, path: Path) -> Tensor:
     """|m_hat - m|^2 / |x0_hat - x0|^2 at the same x_t (Salimans & Ho 2022, arXiv:2202.00512, section 4, equation 9).
 
-    1 for x0, snr for eps, snr + 1 for v on a vp path, (1 + 1 / sigma)^2 for flow on its own path.
+    1 for x0, snr for eps, snr + 1 for v and edm on a vp path, (1 + 1 / sigma)^2 for flow on its own path.
 
     sigma [...] > 0 -> [...].
     """

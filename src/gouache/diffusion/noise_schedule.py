@@ -28,6 +28,7 @@ __all__ = [
     "NAMES",
     "ContinuousVP",
     "DiscreteVP",
+    "EdmSchedule",
     "FlowMatching",
     "NoiseSchedule",
     "Path",
@@ -371,6 +372,29 @@ class ContinuousVP(NoiseSchedule):
         return self._curve.slope(s) / torch.expm1(2 * self._curve.log_alpha(s)) / self.num_timesteps
 
 
+class EdmSchedule(VarianceExploding):
+    """Continuous levels whose timestep is c_noise = log(sigma) / 4 (Karras et al. 2022, arXiv:2206.00364, table 1).
+
+    In units of the data's deviation, x / sigma_data at sigma / sigma_data, EDM's c_in is the vp path's, and c_skip and
+    c_out are those of -v: with latents of deviation 1 that is all such a network needs. T levels, even in log sigma.
+
+    Args:
+        sigma_min, sigma_max: the ends in the network's own units, 0 < sigma_min < sigma_max.
+        sigma_data: deviation of the data in these units, > 0.
+        num_timesteps: T.
+    """
+
+    def __init__(self, sigma_min: float, sigma_max: float, sigma_data: float, num_timesteps: int = 1000) -> None:
+        super().__init__(sigma_min, sigma_max, num_timesteps)
+        if not sigma_data > 0:
+            raise InvalidInput("sigma_data", given=sigma_data, expected="a deviation > 0")
+        self.path, self.t_min, self.t_max = "vp", math.log(sigma_min) / 4, math.log(sigma_max) / 4
+        self._start, self._slope = -math.log(sigma_data), 4.0
+
+    def _index_to_t(self, index: Tensor) -> Tensor:
+        return self.t_min + (self.t_max - self.t_min) * (index / (self.num_timesteps - 1))
+
+
 NAMES = ("linear", "scaled_linear", "cosine", "sigmoid", "sigmoid_betas", "flow", "ve")
 
 
@@ -384,12 +408,15 @@ def make_noise_schedule(
     zero_terminal_snr: bool = False,
     shift: float = 1.0,
     alphas_cumprod: Sequence[float] = (),
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    sigma_data: float | None = None,
 ) -> NoiseSchedule:
     """Build a schedule by name (Ho et al. 2020; Rombach et al. 2022; Nichol & Dhariwal 2021, equation 17; Chen 2023).
 
     Args:
-        name: one of `NAMES`, or ``"table"`` for a given one. ``"scaled_linear"`` with its default betas is that of
-            every released Stable Diffusion.
+        name: one of `NAMES`, ``"table"`` for a given one, or ``"edm"`` for continuous levels. ``"scaled_linear"`` with
+            its default betas is that of every released Stable Diffusion.
         num_timesteps: T.
         beta_start, beta_end: ends of beta_t for ``linear``, ``scaled_linear``, ``sigmoid_betas`` (own defaults each).
         continuous: the closed form in continuous time instead of the table (``linear``, ``scaled_linear``, ``cosine``,
@@ -397,18 +424,21 @@ def make_noise_schedule(
         zero_terminal_snr: rescale the table (Lin et al. 2024); its last value is `ALPHAS_CUMPROD_FLOOR` instead of 0.
         shift: for ``flow``.
         alphas_cumprod: for ``table``: from the least noise to the most. [T]
+        sigma_min, sigma_max, sigma_data: for ``edm``; 0.002, 80 and 0.5 if None.
 
     Raises:
         UnknownName: no such schedule.
         InvalidInput: a value out of range, or an option that the schedule does not have.
     """
-    if name not in (*NAMES, "table"):
+    if name not in (*NAMES, "table", "edm"):
         raise unknown_name("noise schedule", name, NAMES)
+    if name != "edm" and (sigma_min, sigma_max, sigma_data) != (None, None, None):
+        raise InvalidInput("sigma_min, sigma_max, sigma_data", given=name, expected="the schedule 'edm'")
     if len(alphas_cumprod) != (num_timesteps if name == "table" else 0):
         raise InvalidInput(
             "alphas_cumprod", given=f"{len(alphas_cumprod)} values for {name!r}", expected="one a timestep, for 'table'"
         )
-    if name in ("flow", "ve") and (continuous or zero_terminal_snr):
+    if name in ("flow", "ve", "edm") and (continuous or zero_terminal_snr):
         raise InvalidInput("continuous, zero_terminal_snr", given=name, expected="a schedule of the vp path")
     if name not in ("linear", "scaled_linear", "sigmoid_betas") and not (beta_start is None and beta_end is None):
         raise InvalidInput("beta_start, beta_end", given=name, expected="a schedule that is defined by betas")
@@ -418,6 +448,8 @@ def make_noise_schedule(
         return FlowMatching(shift, num_timesteps)
     if name == "ve":
         return VarianceExploding(num_timesteps=num_timesteps)
+    if name == "edm":
+        return EdmSchedule(sigma_min or 0.002, sigma_max or 80.0, sigma_data or 0.5, num_timesteps)
     if continuous:
         if zero_terminal_snr:
             raise InvalidInput("zero_terminal_snr", given=True, expected="False for a continuous schedule")

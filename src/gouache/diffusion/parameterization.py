@@ -6,6 +6,7 @@ With x_t = alpha x0 + std eps, each target is a mix a x0 + b eps:
     x0     (1, 0)          the data
     v      (-std, alpha)   the rotation's velocity               (Salimans & Ho 2022, arXiv:2202.00512, section 4)
     flow   (-1, 1)         the straight line's velocity eps - x0 (Liu et al. 2022, arXiv:2209.03003, equation 1)
+    edm    (std, -alpha)   F of EDM's preconditioning: -v (Karras et al. 2022, arXiv:2206.00364, table 1)
 
 Two linear equations, two unknowns: with det = alpha b - std a,
 
@@ -25,7 +26,7 @@ from torch import Tensor
 from gouache.diffusion.noise_schedule import Path, alpha_and_std
 from gouache.errors import InvalidInput, ShapeMismatch, unknown_name
 
-Parameterization = Literal["eps", "v", "x0", "flow"]
+Parameterization = Literal["eps", "v", "x0", "flow", "edm"]
 PARAMETERIZATIONS: tuple[Parameterization, ...] = get_args(Parameterization)
 
 
@@ -72,6 +73,8 @@ def mix_of(parameterization: Parameterization, alpha: Tensor, std: Tensor) -> tu
         return -std, alpha
     if parameterization == "flow":
         return -one, one
+    if parameterization == "edm":
+        return std, -alpha
     raise unknown_name("parameterization", str(parameterization), PARAMETERIZATIONS)
 
 

@@ -48,6 +48,8 @@ class ModelBundle:
         path: where it was read from; None if it was built in memory.
         sha256: hash of the weights as hexadecimal, or empty.
         loading_notes: how its files were taken beyond the plain way: tensors and parts that were left out.
+        timesteps: noise level -> timestep of the network, where a list of levels brings its own; see `Denoiser`.
+        notes: what its files say of sampling and gouache does otherwise.
 
     Raises:
         ConfigError: the parts do not fit together.
@@ -69,6 +71,8 @@ class ModelBundle:
     path: Path | None = None
     sha256: str = ""
     loading_notes: tuple[str, ...] = ()
+    timesteps: Mapping[float, float] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         family_named(self.family, f"family of model {self.name!r}" if self.name else "family")
@@ -89,7 +93,7 @@ class ModelBundle:
     @cached_property
     def denoiser(self) -> Denoiser:
         """D(x, sigma, condition)."""
-        return Denoiser.from_config(self.unet, self.denoiser_config)
+        return Denoiser.from_config(self.unet, self.denoiser_config, timesteps=self.timesteps)
 
     @property
     def schedule(self) -> NoiseSchedule:

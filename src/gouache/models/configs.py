@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 
 from gouache.config import Config
 from gouache.errors import ConfigError
+from gouache.models.scheduler_config import SchedulerConfig
 
 
 class UNetConfig(Config):
@@ -355,12 +356,18 @@ class NoiseScheduleConfig(Config):
     shift: float = Field(default=1.0, gt=0)
     alphas_cumprod: tuple[float, ...] = ()
     """The table of a schedule named "table", which no formula gives."""
+    sigma_min: float | None = Field(default=None, gt=0)
+    """Least noise level of a schedule named "edm", in units of the data."""
+    sigma_max: float | None = Field(default=None, gt=0)
+    """Greatest noise level of the same."""
+    sigma_data: float | None = Field(default=None, gt=0)
+    """Deviation of the latents that its network's timestep is counted in."""
 
 
 class DenoiserConfig(Config):
     """What turns the raw network into D(x, sigma)."""
 
-    parameterization: Literal["eps", "v", "x0", "flow"] = "eps"
+    parameterization: Literal["eps", "v", "x0", "flow", "edm"] = "eps"
     """What the network's output means."""
     schedule: NoiseScheduleConfig = NoiseScheduleConfig()
     learned_variance: bool = False
@@ -381,6 +388,8 @@ class GenerationDefaults(Config):
     prior_top_p: float = Field(default=1.0, gt=0, le=1)
     prior_guidance_scale: float = 1.0
     """How the prior draws, in models that have one."""
+    scheduler: SchedulerConfig | None = None
+    """The scheduler file of the folder that the model came from: the levels and options of the schedule "model"."""
 
 
 class ControlNetConfig(Config):

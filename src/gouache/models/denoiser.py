@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
@@ -137,6 +137,7 @@ class Denoiser:
         parameterization: what its output means.
         schedule: which timestep belongs to which sigma, and how its input is scaled.
         learned_variance: the second half of its output channels speaks of the variance.
+        timesteps: noise level -> timestep, where a list of levels brings timesteps that aren't the schedule's.
 
     Raises:
         ConfigError: the network's channels do not fit.
@@ -149,6 +150,7 @@ class Denoiser:
         schedule: NoiseSchedule,
         *,
         learned_variance: bool = False,
+        timesteps: Mapping[float, float] | None = None,
     ) -> None:
         channels = network.config.in_channels
         wanted = 2 * channels if learned_variance else channels
@@ -162,12 +164,20 @@ class Denoiser:
         self.parameterization: Parameterization = parameterization
         self.schedule = schedule
         self.learned_variance = learned_variance
+        self.timesteps = dict(timesteps or {})
 
     @classmethod
-    def from_config(cls, network: UNet, config: DenoiserConfig) -> Denoiser:
-        """The denoiser that a model's config describes."""
-        schedule = schedule_from(config.schedule)
-        return cls(network, config.parameterization, schedule, learned_variance=config.learned_variance)
+    def from_config(
+        cls, network: UNet, config: DenoiserConfig, *, timesteps: Mapping[float, float] | None = None
+    ) -> Denoiser:
+        """The denoiser that a model's config describes; `timesteps` as in the class."""
+        return cls(
+            network,
+            config.parameterization,
+            schedule_from(config.schedule),
+            learned_variance=config.learned_variance,
+            timesteps=timesteps,
+        )
 
     def __call__(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """Estimate x0 from x = x0 + sigma * eps.
@@ -187,7 +197,7 @@ class Denoiser:
         weight = self.network.conv_in.weight
         given = condition.expand(x.shape[0]).to(weight.device, weight.dtype)
         noisy = network_input(x, sigma, self.schedule.path).to(weight.dtype)
-        timestep = self.schedule.sigma_to_t(sigma).to(weight.device, torch.float32)
+        timestep = self._timestep(sigma).to(weight.device, torch.float32)
         output: Tensor = self.network(
             noisy,
             timestep,
@@ -205,6 +215,15 @@ class Denoiser:
     def bind(self, condition: Condition) -> Denoise:
         """D(x, sigma) for one condition, as a sampler wants it."""
         return lambda x, sigma: self(x, sigma, condition)
+
+    def _timestep(self, sigma: Tensor) -> Tensor:
+        """The listed timestep of a listed level, else the schedule's. [] or [B]"""
+        given = self.schedule.sigma_to_t(sigma)
+        if not self.timesteps:
+            return given
+        levels, plain = sigma.double().flatten().tolist(), given.flatten().tolist()
+        listed = [self.timesteps.get(level, t) for level, t in zip(levels, plain, strict=True)]
+        return torch.tensor(listed, dtype=given.dtype, device=given.device).reshape(given.shape)
 
     def _split(self, output: Tensor) -> tuple[Tensor, Tensor | None]:
         if not self.learned_variance:
@@ -228,4 +247,7 @@ def schedule_from(config: NoiseScheduleConfig) -> NoiseSchedule:
         zero_terminal_snr=config.zero_terminal_snr,
         shift=config.shift,
         alphas_cumprod=config.alphas_cumprod,
+        sigma_min=config.sigma_min,
+        sigma_max=config.sigma_max,
+        sigma_data=config.sigma_data,
     )

@@ -11,7 +11,10 @@ from dataclasses import dataclass
 from gouache.diffusion.samplers.names import resolve, resolve_schedule, sampler_info
 from gouache.errors import InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
+from gouache.models.configs import GenerationDefaults
+from gouache.models.scheduler_config import SCHEDULER_CLASSES
 from gouache.pipeline.generate.draft import with_defaults
+from gouache.pipeline.generate.scheduler_levels import scheduler_of
 from gouache.pipeline.generate.upscaler_files import LANCZOS, OWN
 from gouache.pipeline.inputs.images import References, nearest_size
 from gouache.pipeline.inputs.start import INSTRUCT, input_kind
@@ -156,7 +159,8 @@ def resolve_with_pictures(request: Request, bundle: ModelBundle, references: Ref
         sizes = [] if kept else [GROWN]
     else:
         sizes = size_notes(request, resolved, start)
-    return Resolved(resolved, (*sizes, *guidance_notes(resolved), *unused_notes(resolved, bundle)))
+    taken = scheduler_notes(request, resolved, bundle)
+    return Resolved(resolved, (*sizes, *taken, *guidance_notes(resolved), *unused_notes(resolved, bundle)))
 
 
 def _check_tags(request: Request) -> None:
@@ -270,12 +274,52 @@ def _sampler_and_schedule(request: Request, bundle: ModelBundle) -> tuple[str, s
     default = bundle.defaults.sampler if request.inversion is None else "ddim"
     name, schedule = resolve(request.sampler or default)
     if request.schedule is not None:
-        return name, resolve_schedule(request.schedule)
-    if schedule is not None:
-        return name, schedule
-    if request.sampler is None:
-        return name, resolve_schedule(bundle.defaults.schedule)
-    return name, sampler_info(name).default_schedule
+        schedule = resolve_schedule(request.schedule)
+    elif schedule is None and request.sampler is None:
+        schedule = resolve_schedule(bundle.defaults.schedule)
+        if schedule == "model" and request.inversion is not None:
+            schedule = "uniform"
+    elif schedule is None:
+        schedule = sampler_info(name).default_schedule
+    return name, _existing(schedule, name, bundle, request.schedule)
+
+
+def _existing(schedule: str, sampler: str, bundle: ModelBundle, asked: str | None) -> str:
+    """The schedule, where the model or the sampler has to bring it; `asked` is None if only the sampler's name says
+    it."""
+    if schedule not in ("model", "diffusers") or scheduler_of(sampler, schedule, bundle) is not None:
+        return schedule
+    listed = any(alias in SCHEDULER_CLASSES for alias in sampler_info(sampler).aliases)
+    if schedule == "diffusers" and asked is None and not listed:
+        return sampler_info(sampler).default_schedule
+    if schedule == "model":
+        own = resolve_schedule(bundle.defaults.schedule)
+        return sampler_info(sampler).default_schedule if own == "model" else own
+    raise InvalidInput(
+        "schedule",
+        given=f"'diffusers' for {sampler}",
+        expected="a sampler that diffusers has a scheduler of, for this model's noise levels",
+        cure="Choose another schedule; `gouache samplers` lists them.",
+    )
+
+
+def scheduler_notes(asked: Request, resolved: Request, bundle: ModelBundle) -> list[str]:
+    """What a request took from the model's scheduler file, and what of that gouache does otherwise."""
+    config, defaults = bundle.defaults.scheduler, bundle.defaults
+    if config is None:
+        return []
+    taken = []
+    if asked.sampler is None and asked.inversion is None:
+        taken.append(f"sampler {resolved.sampler}")
+    if resolved.schedule == "model" or (asked.sampler is None and asked.schedule is None and asked.inversion is None):
+        taken.append(f"schedule {resolved.schedule}")
+    if asked.num_inference_steps is None and defaults.num_inference_steps != GenerationDefaults().num_inference_steps:
+        taken.append(f"{resolved.num_inference_steps} step{'s' * (resolved.num_inference_steps != 1)}")
+    if asked.guidance_scale is None and defaults.guidance_scale != bundle.traits.guidance_scale:
+        taken.append(f"guidance {resolved.guidance_scale:g}")
+    if not taken:
+        return []
+    return [f"from the model's {config.class_name}: {', '.join(taken)}", *bundle.notes]
 
 
 def _background(request: Request, bundle: ModelBundle) -> str | None:

@@ -17,6 +17,7 @@ from gouache.diffusion.samplers.names import (
     SCHEDULE_INFOS,
     _fold,
     resolve,
+    resolve_invokeai,
     resolve_schedule,
     sampler_info,
 )
@@ -105,7 +106,65 @@ def test_names_of_a1111(name: str, expected: str) -> None:
     ],
 )
 def test_unipc_means_the_variant_that_its_tool_means(name: str, expected: str) -> None:
-    assert resolve(name) == (expected, None)
+    assert resolve(name)[0] == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("EulerDiscreteScheduler", "euler"),
+        ("HeunDiscreteScheduler", "heun"),
+        ("KDPM2DiscreteScheduler", "dpm_2"),
+        ("KDPM2AncestralDiscreteScheduler", "dpm_2_ancestral"),
+        ("LMSDiscreteScheduler", "lms"),
+        ("DPMSolverMultistepScheduler", "dpmpp_2m"),
+        ("DPMSolverSinglestepScheduler", "dpmpp_2s"),
+        ("UniPCMultistepScheduler", "unipc_bh2"),
+        ("DEISMultistepScheduler", "deis"),
+        ("DDIMScheduler", "ddim"),
+        ("DDPMScheduler", "ddpm"),
+        ("PNDMScheduler", "plms"),
+        ("LCMScheduler", "lcm"),
+        ("EulerAncestralDiscreteScheduler", "euler_ancestral"),
+        ("DPMSolverSDEScheduler", "dpmpp_sde"),
+    ],
+)
+def test_a_class_of_diffusers_means_its_own_list(name: str, expected: str) -> None:
+    """The kind: a name that one tool alone has means that tool's list, not A1111's; unless a list is named too."""
+    assert resolve(name) == (expected, "diffusers")
+    assert resolve(f"{name} Karras") == (expected, "karras")
+    assert resolve(SAMPLER_INFOS[expected].label) == (expected, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "sampler", "schedule"),
+    [
+        ("dpmpp_2m_k", "dpmpp_2m", "karras"),
+        ("dpmpp_2m", "dpmpp_2m", "diffusers"),
+        ("euler", "euler", "diffusers"),
+        ("euler_k", "euler", "karras"),
+        ("euler_a", "euler_ancestral", "diffusers"),
+        ("kdpm_2", "dpm_2", "diffusers"),
+        ("kdpm_2_k", "dpm_2", "karras"),
+        ("kdpm_2_a_k", "dpm_2_ancestral", "karras"),
+        ("lms_k", "lms", "karras"),
+        ("heun_k", "heun", "karras"),
+        ("deis", "deis", "diffusers"),
+        ("deis_k", "deis", "karras"),
+        ("unipc", "unipc_bh2", "diffusers"),
+        ("unipc_k", "unipc_bh2", "karras"),
+        ("pndm", "plms", "diffusers"),
+        ("dpmpp_2m_sde_k", "dpmpp_2m_sde", "karras"),
+        ("dpmpp_2m_sde", "dpmpp_2m_sde", None),
+        ("dpmpp_3m_k", "dpmpp_3m_sde", "karras"),
+        ("lcm", "lcm", "diffusers"),
+    ],
+)
+def test_names_of_invokeai(name: str, sampler: str, schedule: str | None) -> None:
+    """InvokeAI 5's list of schedulers: classes of diffusers, `_k` with Karras' list."""
+    assert resolve_invokeai(name) == (sampler, schedule)
+    if name.endswith("_k") and name[:-2] not in ("unipc", "dpmpp_3m"):
+        assert resolve(name) == (sampler, schedule)
 
 
 def test_diffusers_unipc_is_bh2_indeed() -> None:

@@ -211,5 +211,19 @@ def test_unknown_names_offer_the_nearest() -> None:
         make_sigmas("beta", SD, 5, options={"over": "sigmas"})
 
 
+@pytest.mark.parametrize("n", [1, 2, 4, 8, 13, 20, 30, 50])
+def test_beta_over_time_is_comfyui_s_list(n: int) -> None:
+    """Quantiles by SciPy, the indices rounded, the end of the ramp left out, as ComfyUI's `beta` has them (2024)."""
+    stats = pytest.importorskip("scipy.stats")
+    shares = stats.beta.ppf([1 - k / n for k in range(n)], 0.6, 0.6)
+    indices = [round(float(share) * (SD.num_timesteps - 1)) for share in shares]
+    wanted = [float(SD.sigmas[index]) for index in indices] + [0.0]
+    assert make_sigmas("beta_time", SD, n).tolist() == pytest.approx(wanted, rel=1e-9)
+
+
 def test_the_table_and_the_functions_hold_the_same_names() -> None:
-    assert set(SCHEDULES) == set(SCHEDULE_INFOS)
+    """But for the two lists of schedulers, which need more than a noise schedule."""
+    assert set(SCHEDULES) | {"model", "diffusers"} == set(SCHEDULE_INFOS)
+    for name in ("model", "diffusers"):
+        with pytest.raises(InvalidInput, match="in the pipeline"):
+            make_sigmas(name, SD, 5)

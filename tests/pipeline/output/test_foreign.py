@@ -281,3 +281,32 @@ def test_each_tools_guidance_scale_is_read_as_it_means_it(tool: str, given: floa
         "novelai": {"Software": "NovelAI", "Comment": json.dumps(novelai)},
     }[tool]
     assert read_recipe(png(**texts)).request.guidance_scale == expected
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "sampler", "schedule"),
+    [
+        ("unipc", "unipc_bh2", "diffusers"),
+        ("euler", "euler", "diffusers"),
+        ("kdpm_2_a_k", "dpm_2_ancestral", "karras"),
+        ("dpmpp_sde_k", "dpmpp_sde", "karras"),
+        ("deis", "deis", "diffusers"),
+        ("dpmpp_2m_sde", "dpmpp_2m_sde", None),
+        ("made_up", "made_up", None),
+    ],
+)
+def test_invokeai_s_schedulers_are_diffusers_classes(scheduler: str, sampler: str, schedule: str | None) -> None:
+    """Its names mean classes of diffusers with their own lists, or Karras' behind `_k`."""
+    request = read_recipe(png(invokeai_metadata=json.dumps({**INVOKE, "scheduler": scheduler}))).request
+    assert (request.sampler, request.schedule) == (sampler, schedule)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "schedule"),
+    [("beta", "beta_time"), ("normal", "normal"), ("ddim_uniform", "ddim_uniform"), ("karras", "karras")],
+)
+def test_comfyui_s_beta_runs_over_time(scheduler: str, schedule: str) -> None:
+    """A1111's schedule of that name runs over sigma."""
+    graph = json.loads(json.dumps(COMFY_PROMPT))
+    graph["3"]["inputs"]["scheduler"] = scheduler
+    assert read_recipe(png(prompt=json.dumps(graph))).request.schedule == schedule

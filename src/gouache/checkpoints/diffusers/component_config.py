@@ -7,28 +7,18 @@ the same things it has to agree. Options that change the mathematics in a way go
 from __future__ import annotations
 
 from collections.abc import Mapping
-from itertools import accumulate
-from operator import mul
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from gouache.errors import IncompatibleCheckpoint
 from gouache.models.configs import (
     ControlNetConfig,
-    DenoiserConfig,
-    NoiseScheduleConfig,
     TextEncoderConfig,
     UNetConfig,
     VAEConfig,
 )
 
-if TYPE_CHECKING:
-    from gouache.diffusion.parameterization import Parameterization
-
-
 Json = Mapping[str, object]
 
-PREDICTIONS: dict[str, Parameterization] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
-SCHEDULES = {"scaled_linear": "scaled_linear", "linear": "linear", "squaredcos_cap_v2": "cosine"}
 # Option -> what gouache's U-Net does. Another value means another network.
 UNET_OPTIONS: dict[str, tuple[object, ...]] = {
     "act_fn": ("silu", "swish"),
@@ -174,44 +164,6 @@ def text_from_json(values: Json, counted: TextEncoderConfig, pad_id: int | None,
         },
         where,
     )
-
-
-def denoiser_from_json(values: Json, where: str) -> DenoiserConfig:
-    """What a folder's `scheduler_config.json` says of the network's output and the noise it was trained on.
-
-    Raises:
-        IncompatibleCheckpoint: a prediction type or a noise schedule that gouache doesn't know.
-    """
-    _check_options(
-        values,
-        {
-            "prediction_type": tuple(PREDICTIONS),
-            "beta_schedule": tuple(SCHEDULES),
-        },
-        where,
-    )
-    name = SCHEDULES[str(values.get("beta_schedule", "linear"))]
-    betas = {} if name == "cosine" else {key: values[key] for key in ("beta_start", "beta_end") if key in values}
-    trained = values.get("trained_betas")
-    if trained is not None:
-        name, betas = "table", {"alphas_cumprod": _cumulated(trained, where)}
-    schedule = {
-        "name": name,
-        "num_timesteps": len(trained) if isinstance(trained, list) else values.get("num_train_timesteps", 1000),
-        "zero_terminal_snr": values.get("rescale_betas_zero_snr", False),
-        **betas,
-    }
-    return DenoiserConfig(
-        parameterization=PREDICTIONS[str(values.get("prediction_type", "epsilon"))],
-        schedule=NoiseScheduleConfig.from_dict(schedule, where=where),
-    )
-
-
-def _cumulated(betas: object, where: str) -> tuple[float, ...]:
-    """Products of 1 - beta, from the first on."""
-    if not isinstance(betas, list) or not all(isinstance(b, int | float) and 0 < b < 1 for b in betas):
-        raise IncompatibleCheckpoint(where, given="trained_betas that are none", expected="numbers between 0 and 1")
-    return tuple(accumulate((1.0 - beta for beta in betas), mul))
 
 
 AnyConfig = TypeVar("AnyConfig", UNetConfig, VAEConfig, TextEncoderConfig)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from gouache.checkpoints.adapters.kinds import Adapter, find_adapter
 from gouache.checkpoints.detect import (
@@ -25,19 +25,19 @@ from gouache.checkpoints.detect import (
     variant_of,
 )
 from gouache.checkpoints.diffusers import component_config as diffusers_config
+from gouache.checkpoints.diffusers.scheduler import Scheduler, read_scheduler
 from gouache.checkpoints.foreign import check_class, check_pipeline
 from gouache.checkpoints.formats.header import Header, TensorInfo, open_header
 from gouache.checkpoints.shapes import text_config, unet_config, vae_config
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, ModelNotFound, UnknownFamily
+from gouache.models.configs import DenoiserConfig, VAEConfig
 from gouache.models.family import UNKNOWN, family_named
-
-if TYPE_CHECKING:  # headers are read without torch
-    from gouache.diffusion.parameterization import Parameterization
 
 PART_NAMES = ("unet", "vae", "text_encoder", "text_encoder_2")
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+SCHEDULER_FILE = "scheduler_config.json"
 MAX_JSON_BYTES = 16 << 20
 
 
@@ -159,7 +159,10 @@ def identify_diffusers(folder: Path, *, variant: str | None = None) -> Identity:
         else:
             parts[name] = part_of_folder(folder / name, name, header, family)
     left_out, unexplained = _rest(parts, family)
-    prediction, source = _prediction(folder)
+    scheduler = scheduler_of_folder(folder, family)
+    prediction = None if scheduler is None else scheduler.denoiser.parameterization
+    if scheduler is not None and "vae" in parts:
+        parts["vae"] = in_units_of_data(parts["vae"], scheduler.denoiser)
     return Identity(
         kind=kind_of(parts),
         family=family,
@@ -168,11 +171,43 @@ def identify_diffusers(folder: Path, *, variant: str | None = None) -> Identity:
         label=str(index.get("_class_name", "")),
         parts=parts,
         prediction=prediction,
-        prediction_source=source,
+        prediction_source="" if scheduler is None else SCHEDULER_FILE,
         left_out=left_out,
         unexplained=unexplained,
         loading_notes=notes,
+        sampling="" if scheduler is None else scheduler.taken,
+        notes=() if scheduler is None else scheduler.notes,
     )
+
+
+def in_units_of_data(vae: Part, denoiser: DenoiserConfig) -> Part:
+    """An autoencoder whose latents have the deviation 1 where an EDM network's have sigma_data."""
+    deviation = denoiser.schedule.sigma_data or 1.0
+    if deviation == 1 or not isinstance(vae.config, VAEConfig):
+        return vae
+    scale = vae.config.scale
+    divided = tuple(one / deviation for one in scale) if isinstance(scale, tuple) else scale / deviation
+    return replace(vae, config=vae.config.model_copy(update={"scale": divided}))
+
+
+def scheduler_of_folder(folder: Path, family: str) -> Scheduler | None:
+    """What the folder's scheduler makes of the model; None if there is none.
+
+    Raises:
+        IncompatibleCheckpoint: it is of a kind that gouache doesn't know.
+    """
+    file = folder / "scheduler" / SCHEDULER_FILE
+    if not file.is_file():
+        return None
+    values = read_json(file)
+    index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
+    named = index.get("scheduler")
+    if "_class_name" not in values and isinstance(named, list) and len(named) == 2 and isinstance(named[1], str):
+        values = {**values, "_class_name": named[1]}
+    unet = folder / "unet" / "config.json"
+    paths = [index.get("_name_or_path"), read_json(unet).get("_name_or_path") if unet.is_file() else None]
+    names = " ".join([folder.name, *(path for path in paths if isinstance(path, str))])
+    return read_scheduler(values, str(file), pipeline=str(index.get("_class_name", "")), family=family, names=names)
 
 
 def part_of_folder(folder: Path, name: str, header: Header, family: str) -> Part:
@@ -222,13 +257,6 @@ def _config(file: Path) -> dict[str, object]:
             str(file), given="no file there", expected="the part's config", cure="Get the folder again, whole."
         )
     return read_json(file)
-
-
-def _prediction(folder: Path) -> tuple[Parameterization | None, str]:
-    file = folder / "scheduler" / "scheduler_config.json"
-    if not file.is_file():
-        return None, ""
-    return diffusers_config.denoiser_from_json(read_json(file), str(file)).parameterization, "scheduler_config.json"
 
 
 def _pad_id(folder: Path) -> int | None:

@@ -7,22 +7,24 @@ from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 
-from gouache.checkpoints.diffusers.component_config import PREDICTIONS, SCHEDULES
+from gouache.checkpoints.diffusers.scheduler import EDM_PREDICTIONS, PREDICTIONS, SCHEDULES
 from gouache.checkpoints.formats.safetensors import write_json
 from gouache.errors import IncompatibleCheckpoint
 from gouache.files import atomic_write
 from gouache.models.configs import DenoiserConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from gouache.models.family import family_named
+from gouache.models.scheduler_config import SCHEDULER_CLASSES, SchedulerConfig
 from gouache.models.tokenizers import END, END_ID, MERGES, MERGES_FILE, START, START_ID
 
 OURS_TO_PREDICTION = {ours: theirs for theirs, ours in PREDICTIONS.items()}
+EDM_TO_PREDICTION = {ours: theirs for theirs, ours in EDM_PREDICTIONS.items()}
 OURS_TO_SCHEDULE = {ours: theirs for theirs, ours in SCHEDULES.items()}
 LAYOUT_VERSION = "0.35.0"
 """The version of diffusers whose files these are; it asks folders for one."""
 BETAS = {"scaled_linear": (0.00085, 0.012), "linear": (0.0001, 0.02)}
 
 
-def model_index(family: str, variant: str, where: str) -> dict[str, object]:
+def model_index(family: str, variant: str, where: str, scheduler: SchedulerConfig | None = None) -> dict[str, object]:
     """``model_index.json``: which class runs each part.
 
     Raises:
@@ -39,7 +41,7 @@ def model_index(family: str, variant: str, where: str) -> dict[str, object]:
     index: dict[str, object] = {
         "_class_name": traits.pipelines[variant],
         "_diffusers_version": LAYOUT_VERSION,
-        "scheduler": ["diffusers", traits.scheduler],
+        "scheduler": ["diffusers", traits.scheduler if scheduler is None else scheduler.class_name],
         "unet": ["diffusers", "UNet2DConditionModel"],
         "vae": ["diffusers", "AutoencoderKL"],
     }
@@ -103,12 +105,13 @@ def unet_json(config: UNetConfig, sample_size: int, where: str) -> dict[str, obj
     }
 
 
-def vae_json(config: VAEConfig, sample_size: int, where: str) -> dict[str, object]:
-    """An autoencoder's ``config.json``. Errors as in `unet_json`."""
-    if config.patch_size != 1 or isinstance(config.scale, tuple) or isinstance(config.shift, tuple):
+def vae_json(config: VAEConfig, sample_size: int, where: str, sigma_data: float = 1.0) -> dict[str, object]:
+    """An autoencoder's ``config.json``; latents have the deviation 1 here and `sigma_data` there. Errors as in
+    `unet_json`."""
+    if config.patch_size != 1:
         raise IncompatibleCheckpoint(
             where,
-            given="an autoencoder with patches or a scale for each channel",
+            given="an autoencoder with patches",
             expected="one that diffusers' config can describe",
             cure="Convert it with --to gouache.",
         )
@@ -127,8 +130,21 @@ def vae_json(config: VAEConfig, sample_size: int, where: str) -> dict[str, objec
         "mid_block_add_attention": config.middle_attention,
         "use_quant_conv": config.quant_conv,
         "use_post_quant_conv": config.quant_conv,
-        "scaling_factor": config.scale,
-        "shift_factor": config.shift or None,
+        **_latents_json(config, sigma_data),
+    }
+
+
+def _latents_json(config: VAEConfig, sigma_data: float) -> dict[str, object]:
+    """How raw latents become those of the network, whose deviation is `sigma_data`."""
+    scale, shift = config.scale, config.shift
+    if not isinstance(scale, tuple) and not isinstance(shift, tuple):
+        return {"scaling_factor": scale * sigma_data, "shift_factor": shift or None}
+    scales = scale if isinstance(scale, tuple) else (scale,) * config.latent_channels
+    shifts = shift if isinstance(shift, tuple) else (shift,) * config.latent_channels
+    return {
+        "scaling_factor": sigma_data,
+        "latents_mean": list(shifts),
+        "latents_std": [1 / one for one in scales],
     }
 
 
@@ -152,12 +168,32 @@ def text_json(config: TextEncoderConfig, *, projection: bool) -> dict[str, objec
     }
 
 
-def scheduler_json(config: DenoiserConfig, family: str, where: str) -> dict[str, object]:
-    """``scheduler_config.json``.
+def scheduler_json(
+    config: DenoiserConfig, family: str, where: str, scheduler: SchedulerConfig | None = None
+) -> dict[str, object]:
+    """``scheduler_config.json``: the model's own scheduler if it came with one, else its family's.
 
     Raises:
         IncompatibleCheckpoint: diffusers' schedulers have no such schedule or prediction.
     """
+    name = family_named(family, where).scheduler if scheduler is None else scheduler.class_name
+    kind = SCHEDULER_CLASSES[name].kind
+    values: dict[str, object] = {"_class_name": name}
+    if config.schedule.name == "edm" and config.parameterization in EDM_TO_PREDICTION and scheduler is not None:
+        values["prediction_type"] = EDM_TO_PREDICTION[config.parameterization]
+    elif config.schedule.name == "flow" and scheduler is not None:
+        values["prediction_type"] = "flow_prediction"
+    else:
+        values |= _noise_json(config, where)
+    values["num_train_timesteps"] = config.schedule.num_timesteps
+    if scheduler is not None:
+        return values | scheduler.model_dump(exclude_none=True, exclude={"class_name"})
+    own = {"clip_sample": False, "set_alpha_to_one": False} if kind == "chain" else {}
+    return values | {"steps_offset": 1, "timestep_spacing": "leading"} | own
+
+
+def _noise_json(config: DenoiserConfig, where: str) -> dict[str, object]:
+    """The part of `scheduler_json` that was trained: the noise schedule and the prediction."""
     schedule = config.schedule
     table = schedule.name == "table"
     if (schedule.name not in OURS_TO_SCHEDULE and not table) or config.parameterization not in OURS_TO_PREDICTION:
@@ -167,22 +203,15 @@ def scheduler_json(config: DenoiserConfig, family: str, where: str) -> dict[str,
             expected=f"{', '.join(OURS_TO_PREDICTION)} on {', '.join(OURS_TO_SCHEDULE)}",
             cure="Convert it with --to gouache.",
         )
-    scheduler = family_named(family, where).scheduler
     start, end = BETAS.get(schedule.name, (0.0001, 0.02))
-    values: dict[str, object] = {
-        "_class_name": scheduler,
+    return {
         "beta_schedule": "linear" if table else OURS_TO_SCHEDULE[schedule.name],
         "trained_betas": _betas(schedule.alphas_cumprod) if table else None,
         "beta_start": start if schedule.beta_start is None else schedule.beta_start,
         "beta_end": end if schedule.beta_end is None else schedule.beta_end,
-        "num_train_timesteps": schedule.num_timesteps,
         "prediction_type": OURS_TO_PREDICTION[config.parameterization],
         "rescale_betas_zero_snr": schedule.zero_terminal_snr,
-        "steps_offset": 1,
-        "timestep_spacing": "leading",
     }
-    own = {"clip_sample": False, "set_alpha_to_one": False} if scheduler == "DDIMScheduler" else {}
-    return values | own
 
 
 def _betas(alphas_cumprod: tuple[float, ...]) -> list[float]:

@@ -89,11 +89,13 @@ _SAMPLERS = (
         _DDIM,
     ),
     SamplerInfo("heun", "Heun", ("k_heun", "HeunDiscreteScheduler"), "uniform", "optional", 2, 2, _EDM),
-    SamplerInfo("dpm_2", "DPM2", ("k_dpm_2", "KDPM2DiscreteScheduler"), "karras", "optional", 2, 2, _DPM, True),
+    SamplerInfo(
+        "dpm_2", "DPM2", ("k_dpm_2", "kdpm_2", "KDPM2DiscreteScheduler"), "karras", "optional", 2, 2, _DPM, True
+    ),
     SamplerInfo(
         "dpm_2_ancestral",
         "DPM2 a",
-        ("k_dpm_2_a", "k_dpm_2_ancestral", "KDPM2AncestralDiscreteScheduler"),
+        ("k_dpm_2_a", "k_dpm_2_ancestral", "kdpm_2_a", "KDPM2AncestralDiscreteScheduler"),
         "karras",
         "yes",
         2,
@@ -194,10 +196,13 @@ _SCHEDULES = (
     ScheduleInfo("trailing", "Trailing", (), _COMMON),
     ScheduleInfo("linspace", "Linspace", (), _COMMON),
     ScheduleInfo("beta", "Beta", ("use_beta_sigmas",), "Lee et al. 2024, arXiv:2407.12173"),
+    ScheduleInfo("beta_time", "Beta (time)", ("beta_over_time",), "ComfyUI 2024; Lee et al. 2024, arXiv:2407.12173"),
     ScheduleInfo("kl_optimal", "KL Optimal", (), "Sabour et al. 2024, arXiv:2404.14507"),
     ScheduleInfo("align_your_steps", "Align Your Steps", ("ays",), "Sabour et al. 2024, arXiv:2404.14507"),
     ScheduleInfo("lcm", "LCM", (), "Luo et al. 2023, arXiv:2310.04378"),
     ScheduleInfo("custom", "Custom list", (), "any list of noise levels"),
+    ScheduleInfo("model", "Model's own", (), "the scheduler file of the model's folder"),
+    ScheduleInfo("diffusers", "diffusers", (), "the sampler's class in diffusers 0.42, 2026"),
 )
 
 SAMPLER_INFOS: dict[str, SamplerInfo] = {info.name: info for info in _SAMPLERS}
@@ -227,6 +232,13 @@ NOT_OFFERED: dict[str, str] = {
 """Samplers that are known and not offered, with the nearest that is."""
 
 
+COMFYUI_SCHEDULES: dict[str, str] = {"beta": "beta_time"}
+"""Schedules that ComfyUI calls by a name that A1111 gives another list."""
+
+INVOKEAI_SAMPLERS: dict[str, str] = {"unipc": "UniPCMultistepScheduler", "dpmpp_3m": "dpmpp_3m_sde"}
+"""Samplers that InvokeAI calls by a name that other tools give another one."""
+
+
 def _fold(name: str) -> str:
     """Case, spaces and punctuation do not count; ``++`` reads ``pp``; k-diffusion's ``sample_`` is dropped."""
     folded = re.sub(r"[^a-z0-9]", "", name.casefold().replace("++", "pp"))
@@ -234,6 +246,7 @@ def _fold(name: str) -> str:
 
 
 _SAMPLER_KEYS = {_fold(key): i.name for i in _SAMPLERS for key in (i.name, i.label, *i.aliases)}
+_CLASS_KEYS = {_fold(alias) for i in _SAMPLERS for alias in i.aliases if alias.endswith("Scheduler")}
 _SCHEDULE_KEYS = {_fold(key): i.name for i in _SCHEDULES for key in (i.name, i.label, *i.aliases)}
 _NOT_OFFERED_KEYS = {_fold(key): nearest for key, nearest in NOT_OFFERED.items()}
 
@@ -242,15 +255,18 @@ def resolve(name: str) -> tuple[str, str | None]:
     """Our sampler for any known name, and the sigma schedule where the name says one.
 
     ``"DPM++ 2M Karras"`` -> ``("dpmpp_2m", "karras")``; ``"Euler a"`` -> ``("euler_ancestral", None)``, where the
-    caller takes its own default or `SamplerInfo.default_schedule`. The table holds the names of A1111 1.10 (2024),
-    k-diffusion 0.1.1 (2023) and diffusers 0.42 (2026).
+    caller takes its own default or `SamplerInfo.default_schedule`. A class of diffusers means its own list too:
+    ``"UniPCMultistepScheduler"`` -> ``("unipc_bh2", "diffusers")``. InvokeAI's ``_k`` means Karras. The
+    table holds the names of A1111 1.10 (2024), k-diffusion 0.1.1 (2023) and diffusers 0.42 (2026).
 
     Raises:
         UnknownName: with the nearest known name; for a sampler that is known and not offered, the nearest offered one.
     """
     folded = _fold(name)
+    if name.strip().casefold().endswith("_k") and _fold(name.strip()[:-2]) in _SAMPLER_KEYS:
+        return _SAMPLER_KEYS[_fold(name.strip()[:-2])], "karras"
     if folded in _SAMPLER_KEYS:
-        return _SAMPLER_KEYS[folded], None
+        return _SAMPLER_KEYS[folded], "diffusers" if folded in _CLASS_KEYS else None
     for suffix in sorted(_SCHEDULE_KEYS, key=len, reverse=True):
         stem = folded.removesuffix(suffix)
         if stem != folded and stem in _SAMPLER_KEYS:
@@ -267,6 +283,18 @@ def resolve(name: str) -> tuple[str, str | None]:
             cure=f"The nearest offered one is {nearest!r}.",
         )
     raise _unknown("sampler", name, _SAMPLER_KEYS, SAMPLER_INFOS)
+
+
+def resolve_invokeai(name: str) -> tuple[str, str | None]:
+    """As `resolve` (same table of 2024), for InvokeAI 5's names: classes of diffusers with those classes' lists, and
+    with Karras' behind ``_k``. No list for samplers that are no class's own default there.
+    """
+    stem = name.strip().casefold().removesuffix("_k")
+    sampler, schedule = resolve(INVOKEAI_SAMPLERS.get(stem, stem))
+    if stem != name.strip().casefold():
+        return sampler, "karras"
+    has_class = any(alias.endswith("Scheduler") for alias in SAMPLER_INFOS[sampler].aliases)
+    return sampler, schedule or ("diffusers" if has_class else None)
 
 
 def resolve_schedule(name: str) -> str:

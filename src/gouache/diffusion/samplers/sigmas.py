@@ -135,6 +135,18 @@ def beta(
     return _with_zero(schedule.sigma_min + quantiles * (schedule.sigma_max - schedule.sigma_min))
 
 
+def beta_time(schedule: NoiseSchedule, n: int) -> Tensor:
+    """Quantiles of the beta distribution over the table's indices, rounded, the least left out: ComfyUI's list of that
+    name (2024) and section 4 of Lee et al. 2024 (arXiv:2407.12173), where `beta` is A1111's.
+
+    Where two of them round to the same entry, which ComfyUI visits once, they are left unrounded.
+    """
+    shares = [_beta_quantile(1 - k / n, 0.6, 0.6) for k in range(n)]
+    places = torch.tensor(shares, dtype=torch.float64) * _last(schedule)
+    whole = places.round(decimals=6).round()  # first what bisection leaves of a half
+    return _with_zero(schedule.index_to_sigma(whole if bool((whole.diff() < 0).all()) else places))
+
+
 def kl_optimal(schedule: NoiseSchedule, n: int) -> Tensor:
     """Equal steps in atan(sigma), optimal for a Gaussian: section 3 of Align Your Steps (Sabour et al. 2024,
     arXiv:2404.14507, theorem 3.1).
@@ -195,12 +207,14 @@ SCHEDULES: dict[str, Callable[..., Tensor]] = {
     "trailing": trailing,
     "linspace": linspace,
     "beta": beta,
+    "beta_time": beta_time,
     "kl_optimal": kl_optimal,
     "align_your_steps": align_your_steps,
     "lcm": lcm,
     "custom": custom,
 }
-"""Name -> function; `sampler_table.SCHEDULE_INFOS` holds the same names with their aliases."""
+"""Name -> function; `sampler_table.SCHEDULE_INFOS` holds the same names with their aliases, and two more: ``"model"``
+and ``"diffusers"`` are lists of schedulers, which `pipeline.generate.scheduler_levels` makes."""
 
 ScheduleOption = int | float | str | Sequence[float]
 
@@ -227,7 +241,15 @@ def make_sigmas(
         UnknownName: no such schedule, or no such option of it.
         InvalidInput: a value out of range, or a table too short for that many steps.
     """
-    make = SCHEDULES[resolve_schedule(name)]
+    resolved = resolve_schedule(name)
+    if resolved not in SCHEDULES:
+        raise InvalidInput(
+            "schedule",
+            given=repr(resolved),
+            expected="a list that follows from the noise schedule alone",
+            cure="The lists of a model's or a sampler's scheduler are made in the pipeline.",
+        )
+    make = SCHEDULES[resolved]
     if isinstance(num_inference_steps, bool) or not isinstance(num_inference_steps, int) or num_inference_steps < 1:
         raise InvalidInput("num_inference_steps", given=num_inference_steps, expected="an integer >= 1")
     known = [key for key, p in inspect.signature(make).parameters.items() if p.kind is p.KEYWORD_ONLY]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -27,8 +27,8 @@ from gouache.pipeline.generate.guided import (
     denoiser_of,
     digest_of,
     guidance_of,
+    levels_of,
     run_sampler,
-    sigmas_of,
     size_conditions,
     steps_of,
 )
@@ -122,6 +122,8 @@ class Pass:
         skipped: levels left out before them.
         positive, negative: the encoded prompts.
         controls: networks that steer, with what they see at this size.
+        timesteps: noise level -> timestep, where the list brings its own.
+        start_ratio: the state at the first level is this times that level times noise.
     """
 
     request: Request
@@ -130,6 +132,8 @@ class Pass:
     positive: PromptPlan
     negative: PromptPlan
     controls: tuple[TimedControl, ...] = ()
+    timesteps: Mapping[float, float] = field(default_factory=dict)
+    start_ratio: float = 1.0
 
     @property
     def steps(self) -> int:
@@ -167,11 +171,15 @@ class Generation:
             larger = second_pass(request, bundle)
             skipped = steps_to_skip(larger.num_inference_steps or 1, larger.strength or 0.0)
             self.passes.append(self._pass(larger, skipped))
+        listed = {level: t for one in self.passes for level, t in one.timesteps.items()}
+        if listed:
+            self.bundle = replace(bundle, timesteps=listed)
         self.mixed = False
         self.prepared_notes = tuple(notes)
 
     def _pass(self, request: Request, skipped: int) -> Pass:
-        sigmas = sigmas_of(request, self.bundle)[skipped:]
+        levels = levels_of(request, self.bundle)
+        sigmas = levels.sigmas[skipped:]
         steps = max(len(sigmas) - 1, 1)
         positive = self._both(styled_prompt(request), request.prompt_2, steps)
         negative = self._both(request.negative_prompt or "", request.negative_prompt_2, steps, composed=False)
@@ -183,7 +191,10 @@ class Generation:
             from gouache.pipeline.generate.controlnets import timed_controls
 
             controls = timed_controls(self.bundle, request, self.start_state.hints, max(steps_of(request, sigmas), 1))
-        return Pass(request, sigmas, skipped, positive, negative, controls)
+        listed = dict(zip(levels.sigmas.tolist(), levels.timesteps, strict=False))
+        # Noise alone starts as the list says; on a picture it lies at the level itself.
+        ratio = 1.0 if skipped or self.start_state.latents is not None else levels.start_ratio
+        return Pass(request, sigmas, skipped, positive, negative, controls, listed, ratio)
 
     def _both(self, text: str, second: str | None, steps: int, *, composed: bool = True) -> PromptPlan:
         """A text as all encoders read it, or a second one as the second encoder does."""
@@ -270,7 +281,7 @@ class Generation:
             return
         height, width = self._latent_size(one.request)
         drawn = noise.initial((self.bundle.vae.config.latent_channels, height, width)).to(self.bundle.device)
-        x = start_state.start(drawn, float(one.sigmas[0]))
+        x = start_state.start(drawn if one.start_ratio == 1 else drawn * one.start_ratio, float(one.sigmas[0]))
         prompted = self._prompted(one, start_state)
         denoise: Denoise = prompted
         if self.request.seamless != "none":

@@ -21,6 +21,8 @@ from gouache.errors import InvalidInput
 from gouache.models.bundle import AESTHETIC_SCORE, LOW_AESTHETIC_SCORE, ModelBundle
 from gouache.models.denoiser import Condition, stack
 from gouache.models.family import SDXL_REFINER
+from gouache.models.scheduler_config import SchedulerConfig, number, sampler_of
+from gouache.pipeline.generate.scheduler_levels import Levels, scheduler_levels, scheduler_of
 from gouache.pipeline.prompts.encode import EncodedPrompt, PromptPlan
 from gouache.pipeline.request import Request, SizeCondition
 
@@ -154,13 +156,21 @@ def guidance_of(request: Request) -> Guidance:
 
 def sigmas_of(request: Request, bundle: ModelBundle) -> Tensor:
     """The noise levels of a resolved request, descending, the last 0. [n + 1] fp64"""
+    return levels_of(request, bundle).sigmas
+
+
+def levels_of(request: Request, bundle: ModelBundle) -> Levels:
+    """As `sigmas_of`, with what a scheduler of diffusers says beside its list."""
     if request.sigmas is not None:
-        return torch.tensor(request.sigmas, dtype=torch.float64)
+        return Levels(torch.tensor(request.sigmas, dtype=torch.float64))
     name, steps = request.schedule or "uniform", request.num_inference_steps or 1
+    scheduler = scheduler_of(request.sampler or "ddim", name, bundle)
+    if scheduler is not None:
+        return scheduler_levels(scheduler, bundle.schedule, steps)
     options = {"family": bundle.traits.align_your_steps} if name == "align_your_steps" else {}
     if request.determinism == "a1111" and sampler_info(request.sampler or "ddim").discard_penultimate:
-        return discard_penultimate(make_sigmas(name, bundle.schedule, steps + 1, options=options))
-    return make_sigmas(name, bundle.schedule, steps, options=options)
+        return Levels(discard_penultimate(make_sigmas(name, bundle.schedule, steps + 1, options=options)))
+    return Levels(make_sigmas(name, bundle.schedule, steps, options=options))
 
 
 def steps_of(request: Request, sigmas: Tensor) -> int:
@@ -185,14 +195,24 @@ def run_sampler(
     """
     name = request.sampler or "ddim"
     source: NoiseSource = BrownianNoise(noise) if "sde" in name else noise
-    options = _options(request, name)
+    scheduler = scheduler_of(name, request.schedule or "", bundle)
+    options = _options(request, name, scheduler)
     if name == "lcm":
-        options["timestep_of"] = lambda sigma: float(bundle.schedule.sigma_to_t(torch.tensor(sigma)))
+        scaling = (number(scheduler, "timestep_scaling") if scheduler is not None else None) or LCM_SCALING
+        times = scaling / LCM_SCALING
+        options["timestep_of"] = lambda sigma: times * float(bundle.schedule.sigma_to_t(torch.tensor(sigma)))
     return sample(name, denoise, x, sigmas, options=options, noise=source)
 
 
-def _options(request: Request, name: str) -> dict[str, Option]:
+LCM_SCALING = 10.0
+"""What `lcm` multiplies a timestep by in its boundary condition."""
+
+
+def _options(request: Request, name: str, scheduler: SchedulerConfig | None) -> dict[str, Option]:
+    """What the request asks for, over what the model's scheduler sets for this sampler."""
     options: dict[str, Option] = {}
+    if scheduler is not None and (choice := sampler_of(scheduler)).name == name:
+        options |= choice.options
     if request.eta is not None:
         options["eta"] = request.eta
     if request.churn is not None and request.churn.amount > 0:

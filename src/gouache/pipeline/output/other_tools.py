@@ -14,6 +14,8 @@ from itertools import pairwise
 from pathlib import PurePosixPath
 from typing import Any
 
+from gouache.diffusion.samplers.names import resolve_invokeai
+from gouache.errors import UnknownName
 from gouache.pipeline.output.metadata import PARAMETERS
 from gouache.pipeline.request import guidance_of_diffusers
 
@@ -50,7 +52,7 @@ def invokeai(texts: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
         "num_inference_steps": values.get("steps"),
         "guidance_scale": _diffusers_guidance(values.get("cfg_scale")),
         "guidance_rescale": values.get("cfg_rescale_multiplier"),
-        **_named_sampler(values.get("scheduler")),
+        **_invokeai_sampler(values.get("scheduler")),
         "clip_skip": skipped + 1 if skipped else None,
         "model": model.get("name") or model.get("model_name"),
         "seamless": {(True, True): "both", (True, False): "x", (False, True): "y"}.get(seamless),
@@ -162,6 +164,17 @@ def _braces(text: str) -> str:
     """NovelAI's emphasis in A1111's words: {x} is x1.05, [x] is /1.05, round brackets are text."""
     marks = {"(": r"\(", ")": r"\)", "{": "(", "}": ":1.05)", "[": "(", "]": f":{1 / 1.05:.4f})"}
     return "".join(marks.get(char, char) for char in text)
+
+
+def _invokeai_sampler(name: object) -> dict[str, str]:
+    """InvokeAI's samplers are diffusers' classes, with their lists; a name that is not known stays for the error."""
+    if not isinstance(name, str):
+        return {}
+    try:
+        sampler, schedule = resolve_invokeai(name)
+    except UnknownName:
+        return _named_sampler(name)
+    return {"sampler": sampler} if schedule is None else {"sampler": sampler, "schedule": schedule}
 
 
 def _named_sampler(name: object) -> dict[str, str]:

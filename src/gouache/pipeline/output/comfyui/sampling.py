@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from gouache.diffusion.samplers.names import COMFYUI_SCHEDULES
 from gouache.pipeline.output.comfyui.graph import Graph, Node
 
 _SAMPLER = re.compile(r"k?sampler", re.IGNORECASE)
@@ -56,7 +57,7 @@ class Sampling:
         steps: of the whole schedule.
         cfg: guidance scale.
         sampler: ComfyUI's name.
-        schedule: ComfyUI's name.
+        schedule: ComfyUI's name, or ours where ours means another list by it.
         sigmas: noise levels given one by one.
         eta: where the sampler's own node sets it.
         denoise: share of the schedule that is run, from its end.
@@ -179,4 +180,5 @@ def _levels(
         # The Impact pack writes AYS, GITS and others as "AYS SDXL" or "simple [...]".
         schedule = schedule.partition("[")[0].strip()
     share = 1.0 if denoise is None else min(max(float(denoise), 0.0), 1.0)
+    schedule = COMFYUI_SCHEDULES.get(schedule, schedule) if schedule else schedule
     return schedule, None if steps is None else int(steps), share, None, first, last
