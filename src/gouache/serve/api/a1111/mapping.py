@@ -7,7 +7,13 @@ import binascii
 from dataclasses import dataclass
 from typing import Any
 
-from gouache.diffusion.samplers.names import SAMPLER_INFOS, resolve, resolve_schedule
+from gouache.diffusion.samplers.names import (
+    SAMPLER_INFOS,
+    a1111_schedule,
+    default_guidance,
+    resolve,
+    resolve_schedule,
+)
 from gouache.errors import InvalidInput, NotFound, PictureError, UnknownName
 from gouache.pipeline.inputs.images import read_picture
 from gouache.pipeline.output.a1111_text import parse_infotext, request_of
@@ -20,9 +26,11 @@ from gouache.serve.http.replies import in_words_of
 from gouache.serve.studio import Studio
 
 TAKES_ETA = {
-    name for name, info in SAMPLER_INFOS.items() if info.stochastic == "yes" and name not in ("ddpm", "restart", "lcm")
-} | {"ddim"}
-TAKES_CHURN = {"euler", "heun", "dpm_2"}
+    name
+    for name, info in SAMPLER_INFOS.items()
+    if info.stochastic == "yes" and name not in ("ddpm", "restart", "lcm", "er_sde")
+} | {"ddim", "ddim_cfg_pp", "dpm_fast", "dpm_adaptive"}
+TAKES_CHURN = {"euler", "heun", "dpm_2", "heunpp2"}
 LEGACY_SAMPLER = "Euler"
 RESIZE_MODES: dict[int, ResizeMode] = {0: "stretch", 1: "crop", 2: "pad"}
 FILLS = {0: "fill", 1: "original", 2: "noise", 3: "nothing"}
@@ -152,6 +160,9 @@ def _unserved(name: str, value: object) -> InvalidInput:
 
 def _common(body: GenerationBody, studio: Studio, owner: str, options: Options) -> dict[str, Any]:
     sampler, schedule = _sampler(body)
+    determinism = "a1111" if options.randn_source != "CPU" else None
+    if determinism == "a1111" and schedule is not None:
+        schedule = a1111_schedule(sampler, schedule)
     prompt, negative = _styled(body, studio, owner)
     strength = body.subseed_strength or 0.0
     return {
@@ -165,12 +176,12 @@ def _common(body: GenerationBody, studio: Studio, owner: str, options: Options) 
         "width": body.width or 512,
         "height": body.height or 512,
         "num_inference_steps": body.steps or 50,
-        "guidance_scale": 7.0 if body.cfg_scale is None else body.cfg_scale,
+        "guidance_scale": default_guidance(sampler, 7.0) if body.cfg_scale is None else body.cfg_scale,
         "sampler": sampler,
         "schedule": schedule,
         "seamless": "both" if body.tiling else None,
         "clip_skip": options.clip_skip if options.clip_skip > 1 else None,
-        "determinism": "a1111" if options.randn_source != "CPU" else None,
+        "determinism": determinism,
         **_randomness(body, sampler),
     }
 
