@@ -17,13 +17,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gouache.diffusion.noise_schedule import make_noise_schedule
 from gouache.diffusion.samplers.infos import FURTHER_SAMPLERS, FURTHER_SCHEDULES
-from gouache.diffusion.samplers.names import SAMPLER_INFOS, resolve, resolve_schedule
+from gouache.diffusion.samplers.names import SAMPLER_INFOS, default_guidance, resolve, resolve_schedule
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.denoiser import Denoiser
 from gouache.pipeline.generate.generation import Progress
 from gouache.pipeline.generate.guided import digest_of, sigmas_of
+from gouache.pipeline.generate.sampler_settings import _lower_level, _middle_level
 from gouache.pipeline.output.a1111_text import infotext_of, parse_infotext, request_of
 from gouache.pipeline.output.recipe import Recipe
 from gouache.pipeline.pipeline import Pipeline
@@ -143,16 +145,22 @@ def test_every_list_paints_and_repeats(pipe: Pipeline, schedule: str) -> None:
 
 
 @pytest.mark.parametrize("name", CFG_PP)
-def test_cfg_pp_takes_a_twelfth_of_the_models_guidance_where_nothing_is_said(pipe: Pipeline, name: str) -> None:
-    """The model's 3 is 0.24; DDIM CFG++ has the usual scale, and takes it as 0.24 itself."""
+def test_cfg_pp_has_a_scale_of_its_own_where_nothing_is_said(pipe: Pipeline, name: str) -> None:
+    """Not the model's 3, which would burn the picture; DDIM CFG++ has the usual scale, of which 7.5 is 0.6."""
     (painted,) = pipe.paint(asked(name))
-    divided = SAMPLER_INFOS[name].guidance_divisor == 1
-    assert painted.recipe.request.guidance_scale == pytest.approx(0.24 if divided else 3.0)
-    assert any("CFG++" in note for note in painted.recipe.notes) == divided
+    assert painted.recipe.request.guidance_scale == pytest.approx(7.5 if name == "ddim_cfg_pp" else 0.6)
+    assert any("CFG++" in note for note in painted.recipe.notes)
     (burnt,) = pipe.paint(asked(name, guidance_scale=60.0))
     assert any("mostly from 0 to 1" in note for note in burnt.recipe.notes)
-    (quiet,) = pipe.paint(asked(name, guidance_scale=0.6))
+    (quiet,) = pipe.paint(asked(name, guidance_scale=7.5 if name == "ddim_cfg_pp" else 0.6))
     assert not any("CFG++" in note for note in quiet.recipe.notes)
+
+
+def test_the_default_of_cfg_pp_by_the_models_own() -> None:
+    for plain, expected in ((0.0, 1.0), (1.0, 1.0), (1.4, 0.6), (7.5, 0.6), (10.0, 0.8), (20.0, 1.6)):
+        assert default_guidance("euler_cfg_pp", plain) == pytest.approx(expected)
+        assert default_guidance("DDIM CFG++", plain) == pytest.approx(12.5 * expected)
+        assert default_guidance("euler", plain) == plain
 
 
 def test_ddim_cfg_pp_is_euler_cfg_pp_with_a_scale_12_5_times_as_large(pipe: Pipeline) -> None:
@@ -317,19 +325,11 @@ def test_a1111s_text_says_and_reads_its_words(pipe: Pipeline) -> None:
 
 def test_levels_of_timesteps() -> None:
     """What the pipeline tells TCD and PNDM of the levels between: (1 - eta) of a timestep and half of a stride."""
-    from gouache.diffusion.noise_schedule import make_noise_schedule
-    from gouache.pipeline.generate.sampler_settings import own_settings
-
     table = make_noise_schedule("scaled_linear")
-    lower = own_settings(asked("tcd"), table)["lower_of"]
-    middle = own_settings(asked("pndm_prk"), table)["middle_of"]
-    assert callable(lower), "a rule"
-    assert callable(middle), "a rule"
-    place = lambda t: float(table.sigmas[t])  # noqa: E731
+    places = table.sigmas.tolist()
     for t, eta, expected in ((999, 0.0, 999), (999, 1.0, 0), (499, 0.3, 349), (250, 0.3, 175), (100, 0.9, 10)):
-        assert lower(place(t), eta) == pytest.approx(place(expected), rel=1e-12)  # type: ignore[call-arg, arg-type]
-    assert lower(0.0, 0.3) == pytest.approx(place(0))  # type: ignore[call-arg, arg-type]
+        assert _lower_level(table, places[t], eta) == pytest.approx(places[expected], rel=1e-12)
+    assert _lower_level(table, 0.0, 0.3) == pytest.approx(places[0])
     for first, last, expected in ((961, 921, 941), (981, 940, 961), (501, 500, 501)):
-        found = middle(place(first), place(last))  # type: ignore[call-arg, arg-type]
-        assert found == pytest.approx(place(expected), rel=1e-12)
-    assert torch.get_default_dtype() == torch.float32
+        found = _middle_level(table, places[first], places[last])
+        assert found == pytest.approx(places[expected], rel=1e-12)

@@ -289,7 +289,7 @@ def _stochastic_adams(
 ) -> Tensor:
     """Equations 15 and 18 of SA-Solver without the noise: from sigma to sigma_next with D through the points."""
     if len(points) == 1:
-        shrunk = (sigma_next / sigma) ** (1 + tau**2)
+        shrunk = math.pow(sigma_next / sigma, 1 + tau**2)
         return points[0].denoised + shrunk * (x - points[0].denoised)
     start, h, a = -math.log(sigma), math.log(sigma / sigma_next), 1 + tau**2
     # Integrals of u^k with the weight a exp(a (u - h)), u = lambda - lambda_start, by parts.
@@ -299,5 +299,5 @@ def _stochastic_adams(
     if simple and len(points) == 2:
         moments[1] = a * h**2 / 2
     weights = interpolation_weights([point.place - start for point in points], moments)
-    mean = (sigma_next / sigma) ** a * x
+    mean = math.pow(sigma_next / sigma, a) * x
     return mean + weighted_sum(weights, [point.denoised for point in points])

@@ -93,8 +93,9 @@ def dpm_adaptive(
         yield _only_step(denoise, x, sigmas)
         return
     settings = _Adaptive(denoise, order, rtol, atol, h_init, accept_safety, eta, s_noise, noise)
-    walks = [settings.walk(one, top, bottom) for one in x.split(1)]
-    state = [Step(0, top, top, one, one) for one in x.split(1)]
+    pictures = [x[k : k + 1] for k in range(len(x))]
+    walks = [settings.walk(one, top, bottom) for one in pictures]
+    state = [Step(0, top, top, one, one) for one in pictures]
     i = 0
     while True:
         taken = [next(walk, None) for walk in walks]
@@ -187,7 +188,7 @@ class _DPMStep:
         return self._straight(self.sigma_next) - (self.sigma_next / r * (math.expm1(h) / h - 1)) * change
 
     def _between(self, r: float) -> float:
-        return self.sigma ** (1 - r) * self.sigma_next**r
+        return math.pow(self.sigma, 1 - r) * math.pow(self.sigma_next, r)
 
     def _straight(self, place: float) -> Tensor:
         return self.x + (place - self.sigma) * self._eps

@@ -235,7 +235,7 @@ def _er_integrals(sigma: float, sigma_next: float, points: int = 200) -> tuple[f
 
 def _solved(x: Tensor, denoised: Tensor, sigma: float, sigma_next: float, eta: float) -> Tensor:
     """The reverse SDE's mean where D stands still: D + exp(-(1 + eta) h) (x - D)."""
-    return denoised + (sigma_next / sigma) ** (1 + eta) * (x - denoised)
+    return denoised + math.pow(sigma_next / sigma, 1 + eta) * (x - denoised)
 
 
 class _NoisePath:

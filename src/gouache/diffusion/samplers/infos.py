@@ -50,8 +50,8 @@ class ScheduleInfo:
     source: str
 
 
-PLAIN_PER_LAMBDA = 12.5
-"""A plain guidance scale of 7.5 does about what CFG++ does at 0.6 (Chung et al. 2024, arXiv:2406.08070)."""
+PLAIN_PER_LAMBDA, LAMBDA = 12.5, 0.6
+"""A plain guidance scale of 7.5 does about what CFG++ does at lambda = 0.6 (Chung et al. 2024, arXiv:2406.08070)."""
 
 _CFG_PP = "Chung et al. 2024, arXiv:2406.08070"
 _DPM, _DPMPP = "Lu et al. 2022, arXiv:2206.00927", "Lu et al. 2022, arXiv:2211.01095"

@@ -8,6 +8,7 @@ import re
 from gouache.diffusion.samplers.infos import (
     FURTHER_SAMPLERS,
     FURTHER_SCHEDULES,
+    LAMBDA,
     PLAIN_PER_LAMBDA,
     SamplerInfo,
     ScheduleInfo,
@@ -262,15 +263,21 @@ def sampler_info(name: str) -> SamplerInfo:
 
 
 def default_guidance(name: str, scale: float) -> float:
-    """A model's usual guidance scale in the sampler's own terms: CFG++ takes lambda, a 12.5th of it (section 3 of Chung
-    et al. 2024, arXiv:2406.08070).
+    """What a model's usual guidance scale becomes where nothing else is asked: itself, but for CFG++ (section 4 of
+    Chung et al. 2024, arXiv:2406.08070) lambda = 0.6, more where the model's scale is above 7.5, and 1 for a model that
+    is used without guidance.
 
     Args:
         name: any name or alias.
         scale: of plain guidance.
+
+    Returns:
+        the scale in the sampler's own terms: lambda times `SamplerInfo.guidance_divisor`.
     """
     info = sampler_info(name)
-    return scale / PLAIN_PER_LAMBDA if info.cfg_pp and info.guidance_divisor == 1 else scale
+    if not info.cfg_pp:
+        return scale
+    return info.guidance_divisor * (1.0 if scale <= 1 else max(scale / PLAIN_PER_LAMBDA, LAMBDA))
 
 
 def _list(infos: dict[str, SamplerInfo] | dict[str, ScheduleInfo]) -> str:

@@ -4,6 +4,7 @@ zero. Each is a function (schedule, n, options) -> levels, as in `sigmas`."""
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -186,7 +187,7 @@ def descending(sigmas: Tensor) -> Tensor:
     return sigmas.double()
 
 
-def _of_table(name: str, tables: dict[str, tuple[float, ...]], schedule: NoiseSchedule, n: int, family: str) -> Tensor:
+def _of_table(name: str, tables: Mapping[str, Sequence[float]], schedule: NoiseSchedule, n: int, family: str) -> Tensor:
     """n levels from a table's first to its last entry, log-linear between them, then 0."""
     if family not in tables:
         raise unknown_name("family", family, tables)

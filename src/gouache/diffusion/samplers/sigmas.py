@@ -16,7 +16,7 @@ from torch import Tensor
 from gouache.diffusion.noise_schedule import NoiseSchedule
 from gouache.diffusion.samplers import published
 from gouache.diffusion.samplers.names import resolve_schedule
-from gouache.diffusion.samplers.published import ALIGN_YOUR_STEPS
+from gouache.diffusion.samplers.published import ALIGN_YOUR_STEPS as ALIGN_YOUR_STEPS
 from gouache.diffusion.samplers.published import with_zero as _with_zero
 from gouache.errors import InvalidInput, unknown_name
 

@@ -97,8 +97,8 @@ def sampler_notes(asked: Request, resolved: Request) -> list[str]:
     """What to tell of a sampler that takes its guidance scale or its number of steps otherwise."""
     name = resolved.sampler or "ddim"
     info, notes = sampler_info(name), []
-    if info.cfg_pp and info.guidance_divisor == 1 and asked.guidance_scale is None:
-        notes.append(f"guidance {resolved.guidance_scale:g}: {name} takes the scale of CFG++, the usual one / 12.5")
+    if info.cfg_pp and asked.guidance_scale is None:
+        notes.append(f"guidance {resolved.guidance_scale:g}: {name} takes the scale of CFG++, 0.6 for the usual 7.5")
     elif info.cfg_pp and (resolved.guidance_scale or 0) / info.guidance_divisor > 2:
         notes.append(f"guidance {resolved.guidance_scale:g}: {name} takes the scale of CFG++, mostly from 0 to 1")
     if info.cfg_pp and resolved.guidance_rescale > 0:
