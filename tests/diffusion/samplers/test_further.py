@@ -185,6 +185,21 @@ def test_dpm_adaptive_gives_every_picture_its_own_steps(mixture: GaussianMixture
     assert [step.i for step in together] == list(range(len(together)))
 
 
+@pytest.mark.parametrize("order", [2, 3])
+def test_dpm_adaptive_comes_to_an_end(order: int) -> None:
+    """With answers that aren't finite, and with ones that jump about however short a step is."""
+    nowhere = list(sample("dpm_adaptive", lambda x, _: x * math.nan, START, LEVELS, options={"order": order}))
+    assert 0 < len(nowhere) < 20
+    signs = count()
+
+    def jumping(x: Tensor, sigma: Tensor) -> Tensor:
+        return x + sigma * (-1.0) ** next(signs)
+
+    steps = list(sample("dpm_adaptive", jumping, START, LEVELS, options={"order": order}))
+    assert steps[-1].sigma_next == pytest.approx(0.15)
+    assert next(signs) < 10_000
+
+
 @pytest.mark.parametrize("name", ["dpm_fast", "dpm_adaptive"])
 def test_one_step_to_zero_lands_on_d(name: str) -> None:
     (step,) = sample(name, positive, START, [5.0, 0.0])

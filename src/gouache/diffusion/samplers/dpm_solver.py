@@ -113,6 +113,10 @@ def dpm_adaptive(
         i += 1
 
 
+LONGEST_WALK = 1000
+"""A step of `dpm_adaptive` of this part of the whole way in log sigma is taken whatever its error."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Adaptive:
     """Settings of `dpm_adaptive`."""
@@ -130,6 +134,7 @@ class _Adaptive:
     def walk(self, x: Tensor, top: float, bottom: float) -> Iterator[Step]:
         """The accepted steps of one picture."""
         sigma, h, before, i = top, self.h_init, x, 0
+        shortest = math.log(top / bottom) / LONGEST_WALK
         while math.log(sigma / bottom) > 1e-5:
             sigma_next = max(bottom, sigma * math.exp(-h))
             down, up = _split_above(sigma, sigma_next, bottom, self.eta)
@@ -142,8 +147,9 @@ class _Adaptive:
             error = float(((low - high) / allowed).square().mean().sqrt())
             # An integral controller: its exponent is one over the order, or over 3/2 with noise; arctan limits it.
             raw = (1 / (error + 1e-8)) ** (1 / (1.5 if self.eta > 0 else self.order))
-            factor = 1 + math.atan(raw - 1)
-            if factor >= self.accept_safety:
+            factor = 1 + math.atan(raw - 1) if math.isfinite(error) else 1 + math.pi / 2
+            # A network that isn't smooth, or whose answer isn't finite, must not hold the walk up for ever.
+            if factor >= self.accept_safety or h <= shortest:
                 before = low
                 x = add_noise(high, up, self.noise, sigma, sigma_next, s_noise=self.s_noise)
                 yield Step(i, sigma, sigma_next, x, solved.denoised)
