@@ -35,19 +35,22 @@ DATA_VARIANCE = 0.25
 class Case:
     """A sampler with its options, and the order that is expected of it.
 
-    `graded` puts short steps in front, so that a multistep method does not owe its start to a lower order.
+    `graded` puts short steps in front, so that a multistep method does not owe its start to a lower order. `counts` are
+    other numbers of steps, each of which makes twice the blocks of the one before.
     """
 
     sampler: str
     order: int
     options: dict[str, Option] = field(default_factory=dict)
     graded: bool = False
+    counts: tuple[int, ...] = COUNTS
 
     @property
     def label(self) -> str:
         """The sampler with its options, as one line."""
         options = ", ".join(f"{key}={value}" for key, value in self.options.items())
-        return f"{self.sampler}({options})" + " after a graded start" * self.graded
+        counts = "" if self.counts == COUNTS else f", {', '.join(map(str, self.counts))} steps"
+        return f"{self.sampler}({options})" + " after a graded start" * self.graded + counts
 
 
 DETERMINISTIC = (
@@ -77,6 +80,34 @@ DETERMINISTIC = (
     Case("dpmpp_3m_sde", 2, {"eta": 0.0}),
     Case("dpmpp_3m_sde", 3, {"eta": 0.0, "curvature": "exact"}, graded=True),
     Case("restart", 2, {"restarts": ()}),
+    Case("tcd", 1, {"eta": 0.0}),
+    Case("euler_cfg_pp", 1),
+    Case("euler_ancestral_cfg_pp", 1, {"eta": 0.0}),
+    Case("ddim_cfg_pp", 1),
+    Case("dpmpp_2m_cfg_pp", 2),
+    Case("dpmpp_2s_ancestral_cfg_pp", 2, {"eta": 0.0}),
+    Case("dpmpp_singlestep", 2),
+    Case("dpmpp_singlestep", 3, {"order": 3}, counts=(30, 60, 120, 240)),
+    Case("dpm_fast", 3, counts=(20, 41, 83, 167)),
+    Case("heunpp2", 1),
+    Case("pndm_prk", 2),
+    Case("ipndm", 2),
+    Case("ipndm_v", 2),
+    Case("ipndm_v", 4, {"weights": "exact"}, graded=True),
+    Case("sa_solver", 4, {"eta": 0.0}),
+    Case("sa_solver", 2, {"eta": 0.0, "predictor_order": 2, "corrector_order": 2}),
+    Case("sa_solver_pece", 4, {"eta": 0.0}),
+    Case("sa_solver_2", 2, {"eta": 0.0}),
+    Case("gradient_estimation", 1),
+    Case("gradient_estimation_cfg_pp", 1),
+    Case("res_multistep", 2),
+    Case("res_multistep_cfg_pp", 2),
+    Case("res_multistep_ancestral", 2, {"eta": 0.0}),
+    Case("res_multistep_ancestral_cfg_pp", 2, {"eta": 0.0}),
+    Case("seeds_2", 2, {"eta": 0.0}),
+    Case("seeds_3", 3, {"eta": 0.0}),
+    Case("exp_heun_2_x0", 2),
+    Case("exp_heun_2_x0_sde", 2, {"eta": 0.0}),
 )
 
 STOCHASTIC = (
@@ -95,6 +126,21 @@ STOCHASTIC = (
     Case("restart", 2),
     Case("euler", 1, {"s_churn": 4.0}),
     Case("heun", 2, {"s_churn": 4.0}),
+    Case("heunpp2", 1, {"s_churn": 4.0}),
+    Case("euler_ancestral_cfg_pp", 1),
+    Case("ddim_cfg_pp", 1, {"eta": 1.0}),
+    Case("dpmpp_2s_ancestral_cfg_pp", 2),
+    Case("dpm_fast", 3, {"eta": 1.0}, counts=(20, 41, 83, 167)),
+    Case("sa_solver", 2),
+    Case("sa_solver_pece", 2),
+    Case("sa_solver_2", 2),
+    Case("res_multistep_ancestral", 2),
+    Case("res_multistep_ancestral_cfg_pp", 2),
+    Case("er_sde", 1),
+    Case("seeds_2", 2),
+    Case("seeds_2", 2, {"solver_type": "phi_2"}),
+    Case("seeds_3", 2),
+    Case("exp_heun_2_x0_sde", 2),
 )
 
 
@@ -147,13 +193,13 @@ def ends() -> tuple[Tensor, Tensor]:
     return start(), reference(start(), levels(600))
 
 
-def path_errors(case: Case, counts: Sequence[int] = COUNTS) -> list[float]:
+def path_errors(case: Case, counts: Sequence[int] | None = None) -> list[float]:
     """Root mean square distance from the ODE's solution for each number of steps."""
     top, bottom = ends()
     upwards = case.sampler == "ddim_inversion"
     begin, end = (bottom, top) if upwards else (top, bottom)
     errors = []
-    for n in counts:
+    for n in counts or case.counts:
         *_, last = sample(case.sampler, mixture_denoise, begin, levels(n, graded=case.graded), options=case.options)
         errors.append(float((last.x - end).square().mean().sqrt()))
     return errors
@@ -166,15 +212,15 @@ def independent_axes(number: int) -> tuple[Tensor, NoiseSource]:
     return axes[:1] * math.sqrt(DATA_VARIANCE + SIGMA_MAX**2), lambda *_: next(unused)[None]
 
 
-def variance_errors(case: Case, counts: Sequence[int] = COUNTS) -> list[float]:
+def variance_errors(case: Case, counts: Sequence[int] | None = None) -> list[float]:
     """Relative error of the result's variance for Gaussian data, without any chance.
 
     Every update is linear there. The state holds the weights of the independent noises drawn so far, each on an axis of
     its own, so that the sum of its squares is the exact variance.
     """
     errors = []
-    for n in counts:
-        x, noise = independent_axes(2 * n + 1)
+    for n in counts or case.counts:
+        x, noise = independent_axes(3 * n + 1)
         *_, last = sample(case.sampler, gaussian_denoise, x, levels(n), options=case.options, noise=noise)
         errors.append(abs(float(last.x.square().sum()) / (DATA_VARIANCE + SIGMA_MIN**2) - 1))
     return errors
@@ -217,6 +263,14 @@ from the exact path's end. Samplers with an eta run with eta = 0 here.
 - `plms` uses the weights of equal steps on unequal ones: 2, not 4 (its paper says so too).
 - `dpmpp_3m_sde` as published (k-diffusion, diffusers and the authors' code agree) takes D's second divided difference
   for its second derivative, which is twice that. For this reason it is of second order; `curvature=exact` is of third.
+- `ipndm_v` as published (its authors' program and others after it) weighs the third and fourth value wrongly where
+  steps are unequal: second order. `weights=exact` is of fourth.
+- `ipndm` and `pndm_prk` take the weights of equal steps, as `plms` does: second order whatever their start.
+- `heunpp2` gives the slopes ahead the weight sigma / (3 sigma_0), which is not a quadrature rule: first order.
+- `gradient_estimation` extrapolates twice as far as the second-order rule (gamma 3/2 on equal steps): first order.
+- `dpm_fast` ends on a step of order 1 or 2 that is as long as the others: third order where n leaves 2 when divided by
+  3, as here, second otherwise. `dpm_adaptive` has a tolerance in place of a number of steps, and a test of its own.
+- The samplers of CFG++ are measured without guidance, where they are the ones that they are named after.
 
 ## On the variance
 
@@ -230,6 +284,10 @@ state holds the weight of each independent noise. Error: relative, of the varian
 - `dpmpp_sde` takes noise twice a step, for overlapping intervals. Made parts of one Brownian path (the default here,
   and k-diffusion's) its variance is of second order; drawn independently, as diffusers' single-step scheduler does, of
   first.
+- `er_sde` integrates its noise scale by a sum of 200 parts, as published; that leaves an error of first order with a
+  very small constant.
+- `tcd` goes far below the next level and takes noise back, at every step: more steps don't make it converge. With eta
+  0 it is Euler's method, with eta 1 `lcm`.
 - Restarts go down the list's own levels again, so they are as exact as the list.
 """
 

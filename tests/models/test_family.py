@@ -20,7 +20,8 @@ SOURCE = Path(__file__).parents[2] / "src" / "gouache"
 PUBLISHED = (SD1, SD2, SDXL, SDXL_REFINER)
 WITH_LITERALS = {
     "models/family.py",
-    "diffusion/samplers/sigmas.py",  # keys of published tables, one layer below the families
+    "diffusion/samplers/published.py",  # keys of published tables, one layer below the families
+    "diffusion/samplers/sigmas.py",
     "checkpoints/adapters/kinds.py",  # families by the widths of adapters' tensors
 }
 

@@ -8,12 +8,19 @@ from __future__ import annotations
 import secrets
 from dataclasses import dataclass
 
-from gouache.diffusion.samplers.names import resolve, resolve_schedule, sampler_info
+from gouache.diffusion.samplers.names import (
+    a1111_schedule,
+    default_guidance,
+    resolve,
+    resolve_schedule,
+    sampler_info,
+)
 from gouache.errors import InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults
 from gouache.models.scheduler_config import SCHEDULER_CLASSES
 from gouache.pipeline.generate.draft import with_defaults
+from gouache.pipeline.generate.sampler_settings import check_sampler, sampler_notes
 from gouache.pipeline.generate.scheduler_levels import scheduler_of
 from gouache.pipeline.generate.upscaler_files import LANCZOS, OWN
 from gouache.pipeline.inputs.images import References, nearest_size
@@ -109,10 +116,13 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
     request = at_own_size(request, bundle)
     defaults = bundle.defaults
     sampler, schedule = _sampler_and_schedule(request, bundle)
+    check_sampler(sampler, bundle)
     width, height = nearest_size(*_size(request, bundle, start), factor_of(bundle))
     vary = request.subseed_strength > 0
     negative = request.negative_prompt if bundle.traits.zero_negative else request.negative_prompt or ""
-    guidance = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
+    guidance = request.guidance_scale
+    if guidance is None:
+        guidance = default_guidance(sampler, defaults.guidance_scale)
     return request.replace(
         {
             "model": request.model or bundle.name or bundle.family,
@@ -159,8 +169,8 @@ def resolve_with_pictures(request: Request, bundle: ModelBundle, references: Ref
         sizes = [] if kept else [GROWN]
     else:
         sizes = size_notes(request, resolved, start)
-    taken = scheduler_notes(request, resolved, bundle)
-    return Resolved(resolved, (*sizes, *taken, *guidance_notes(resolved), *unused_notes(resolved, bundle)))
+    told = (*scheduler_notes(request, resolved, bundle), *sampler_notes(request, resolved), *guidance_notes(resolved))
+    return Resolved(resolved, (*sizes, *told, *unused_notes(resolved, bundle)))
 
 
 def _check_tags(request: Request) -> None:
@@ -270,6 +280,15 @@ def _strength(request: Request, bundle: ModelBundle) -> float | None:
 
 
 def _sampler_and_schedule(request: Request, bundle: ModelBundle) -> tuple[str, str]:
+    name, schedule = _named(request, bundle)
+    # A1111's own list for its name. A recipe has our names, and those keep their meaning.
+    foreign = request.sampler is not None and request.schedule != schedule
+    if request.determinism == "a1111" and foreign and request.inversion is None:
+        schedule = a1111_schedule(name, schedule)
+    return name, schedule
+
+
+def _named(request: Request, bundle: ModelBundle) -> tuple[str, str]:
     # Only samplers of ddim's family walk down the steps that an inversion walked up.
     default = bundle.defaults.sampler if request.inversion is None else "ddim"
     name, schedule = resolve(request.sampler or default)

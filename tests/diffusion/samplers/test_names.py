@@ -95,6 +95,119 @@ def test_names_of_a1111(name: str, expected: str) -> None:
         assert resolve(spelling) == (expected, None)
 
 
+# ComfyUI's list of 2026 (comfy/samplers.py: KSAMPLER_NAMES and SAMPLER_NAMES; the one for video models left out).
+COMFYUI = {
+    "euler": "euler",
+    "euler_cfg_pp": "euler_cfg_pp",
+    "euler_ancestral": "euler_ancestral",
+    "euler_ancestral_cfg_pp": "euler_ancestral_cfg_pp",
+    "heun": "heun",
+    "heunpp2": "heunpp2",
+    "exp_heun_2_x0": "exp_heun_2_x0",
+    "exp_heun_2_x0_sde": "exp_heun_2_x0_sde",
+    "dpm_2": "dpm_2",
+    "dpm_2_ancestral": "dpm_2_ancestral",
+    "lms": "lms",
+    "dpm_fast": "dpm_fast",
+    "dpm_adaptive": "dpm_adaptive",
+    "dpmpp_2s_ancestral": "dpmpp_2s_ancestral",
+    "dpmpp_2s_ancestral_cfg_pp": "dpmpp_2s_ancestral_cfg_pp",
+    "dpmpp_sde": "dpmpp_sde",
+    "dpmpp_sde_gpu": "dpmpp_sde",
+    "dpmpp_2m": "dpmpp_2m",
+    "dpmpp_2m_cfg_pp": "dpmpp_2m_cfg_pp",
+    "dpmpp_2m_sde": "dpmpp_2m_sde",
+    "dpmpp_2m_sde_gpu": "dpmpp_2m_sde",
+    "dpmpp_2m_sde_heun": "dpmpp_2m_sde_heun",
+    "dpmpp_2m_sde_heun_gpu": "dpmpp_2m_sde_heun",
+    "dpmpp_3m_sde": "dpmpp_3m_sde",
+    "dpmpp_3m_sde_gpu": "dpmpp_3m_sde",
+    "ddpm": "ddpm",
+    "lcm": "lcm",
+    "ipndm": "ipndm",
+    "ipndm_v": "ipndm_v",
+    "deis": "deis",
+    "res_multistep": "res_multistep",
+    "res_multistep_cfg_pp": "res_multistep_cfg_pp",
+    "res_multistep_ancestral": "res_multistep_ancestral",
+    "res_multistep_ancestral_cfg_pp": "res_multistep_ancestral_cfg_pp",
+    "gradient_estimation": "gradient_estimation",
+    "gradient_estimation_cfg_pp": "gradient_estimation_cfg_pp",
+    "er_sde": "er_sde",
+    "seeds_2": "seeds_2",
+    "seeds_3": "seeds_3",
+    "sa_solver": "sa_solver",
+    "sa_solver_pece": "sa_solver_pece",
+    "ddim": "ddim",
+    "uni_pc": "unipc_bh1",
+    "uni_pc_bh2": "unipc_bh2",
+}
+COMFYUI_SCHEDULES = {
+    "simple": "simple",
+    "sgm_uniform": "sgm_uniform",
+    "karras": "karras",
+    "exponential": "exponential",
+    "ddim_uniform": "leading",
+    "beta": "beta",
+    "normal": "uniform",
+    "linear_quadratic": "linear_quadratic",
+    "kl_optimal": "kl_optimal",
+}
+# Samplers and lists that Forge has beside A1111's (modules/sd_samplers_kdiffusion.py, sd_schedulers.py), its spellings;
+# names of A1111's older versions; diffusers' classes.
+FURTHER = {
+    "DPM fast": "dpm_fast",
+    "DPM adaptive": "dpm_adaptive",
+    "k_dpm_fast": "dpm_fast",
+    "k_dpm_ad": "dpm_adaptive",
+    "DDIM CFG++": "ddim_cfg_pp",
+    "ddim_cfgpp": "ddim_cfg_pp",
+    "HeunPP2": "heunpp2",
+    "IPNDM": "ipndm",
+    "IPNDM_V": "ipndm_v",
+    "DEIS": "deis",
+    "Euler CFG++": "euler_cfg_pp",
+    "Euler a CFG++": "euler_ancestral_cfg_pp",
+    "DPM++ 2M CFG++": "dpmpp_2m_cfg_pp",
+    "DPM++ 2S a CFG++": "dpmpp_2s_ancestral_cfg_pp",
+    "TCD": "tcd",
+    "TCDScheduler": "tcd",
+    "SASolverScheduler": "sa_solver_2",
+    "SA-Solver": "sa_solver",
+    "IPNDMScheduler": "ipndm",
+    "DPMSolverSinglestepScheduler": "dpmpp_singlestep",
+    "sample_res_multistep": "res_multistep",
+    "ER SDE": "er_sde",
+    "SEEDS 2": "seeds_2",
+    "Gradient estimation": "gradient_estimation",
+}
+FURTHER_LISTS = {
+    "Turbo": "turbo",
+    "turbo": "turbo",
+    "SDTurboScheduler": "sd_turbo",
+    "Align Your Steps GITS": "align_your_steps_gits",
+    "align_your_steps_GITS": "align_your_steps_gits",
+    "Align Your Steps 11": "align_your_steps_11",
+    "align_your_steps_11": "align_your_steps_11",
+    "Align Your Steps 32": "align_your_steps_32",
+    "AYS 32": "align_your_steps_32",
+    "Linear Quadratic": "linear_quadratic",
+    "linear quadratic": "linear_quadratic",
+}
+
+
+@pytest.mark.parametrize(("name", "expected"), [*COMFYUI.items(), *FURTHER.items()])
+def test_names_that_other_programs_have(name: str, expected: str) -> None:
+    assert resolve(name) == (expected, None)
+    assert resolve(f"{name} Karras") == (expected, "karras")
+
+
+@pytest.mark.parametrize(("name", "expected"), [*COMFYUI_SCHEDULES.items(), *FURTHER_LISTS.items()])
+def test_lists_that_other_programs_have(name: str, expected: str) -> None:
+    assert resolve_schedule(name) == expected
+    assert resolve(f"Euler {name}") == ("euler", expected)
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -169,6 +169,71 @@ def test_churn(
     compare(peer, picture_mixture, name, CHURN, list_name, n, lambda *_: next(mine), {})
 
 
+@pytest.fixture
+def _numbers_are_fp64() -> Iterator[None]:
+    """Its DPM solvers make tensors of plain numbers, in the default precision."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+@pytest.mark.usefixtures("_numbers_are_fp64")
+@pytest.mark.parametrize("n", [1, 2, 3, 4, 5, 6, 10, 21])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_dpm_fast(peer: Any, eta: float, n: int, picture_mixture: GaussianMixture) -> None:
+    """Every number of calls modulo 3; it ends at the lowest level, as theirs does."""
+    levels = make_sigmas("uniform", make_noise_schedule("scaled_linear"), max(n, 2))
+    levels = torch.cat([levels[:1], levels[-2:]]) if n < 3 else levels
+    levels = torch.cat([levels[:1], levels[-2:-1]]) if n == 1 else levels
+    x = torch.randn(2, 4, 2, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * levels[0]
+    low = float(levels[levels > 0][-1])
+    draw = drawer()
+    theirs = peer.sample_dpm_fast(
+        lambda x, sigma: picture_mixture.denoise(x, sigma[0]),
+        x,
+        low,
+        float(levels[0]),
+        len(levels) - 1,
+        disable=True,
+        eta=eta,
+        noise_sampler=lambda *_: draw(x),
+    )
+    *_, last = sample("dpm_fast", picture_mixture.denoise, x, levels, options={"eta": eta}, noise=source())
+    assert last.sigma_next == pytest.approx(low)
+    assert float((last.x - theirs).abs().max()) <= BOUND
+
+
+@pytest.mark.usefixtures("_numbers_are_fp64")
+@pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.parametrize(("rtol", "atol"), [(0.05, 0.0078), (0.001, 0.001)])
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+def test_dpm_adaptive(
+    peer: Any, eta: float, rtol: float, atol: float, order: int, picture_mixture: GaussianMixture
+) -> None:
+    """One picture: of several, theirs measures the error over all, so that a picture depends on its batch."""
+    levels = make_sigmas("uniform", make_noise_schedule("scaled_linear"), 3)
+    x = torch.randn(1, 4, 2, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * levels[0]
+    draw = drawer()
+    theirs, info = peer.sample_dpm_adaptive(
+        lambda x, sigma: picture_mixture.denoise(x, sigma[0]),
+        x,
+        float(levels[-2]),
+        float(levels[0]),
+        disable=True,
+        order=order,
+        rtol=rtol,
+        atol=atol,
+        eta=eta,
+        noise_sampler=lambda *_: draw(x),
+        return_info=True,
+    )
+    options: dict[str, Option] = {"order": order, "rtol": rtol, "atol": atol, "eta": eta}
+    steps = list(sample("dpm_adaptive", picture_mixture.denoise, x, levels, options=options, noise=source()))
+    assert len(steps) == info["n_accept"]
+    assert float((steps[-1].x - theirs).abs().max()) <= BOUND
+
+
 @pytest.mark.parametrize("n", [1, 2, 10, 30])
 def test_lists(peer: Any, n: int) -> None:
     """k-diffusion's lists are fp32."""

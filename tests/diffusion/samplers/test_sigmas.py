@@ -7,20 +7,23 @@ from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
 from gouache.diffusion.noise_schedule import NoiseSchedule, VarianceExploding, make_noise_schedule
 from gouache.diffusion.samplers.names import SCHEDULE_INFOS
+from gouache.diffusion.samplers.published import ALIGN_YOUR_STEPS, ALIGN_YOUR_STEPS_32, GITS, STOPPING_ABOVE_ZERO
 from gouache.diffusion.samplers.sigmas import SCHEDULES, ScheduleOption, discard_penultimate, make_sigmas
 from gouache.errors import InvalidInput, UnknownName
 
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SD = make_noise_schedule("scaled_linear")
-NAMES = sorted(set(SCHEDULES) - {"custom"})
-TABLE_NAMES = ("simple", "leading", "trailing", "linspace", "lcm")
+NAMES = sorted(set(SCHEDULES) - {"custom", *STOPPING_ABOVE_ZERO})
+TABLE_NAMES = ("simple", "leading", "trailing", "linspace", "lcm", "turbo", "sd_turbo")
+TABLES_OF_LEVELS = {"align_your_steps", "align_your_steps_11", "align_your_steps_32", "align_your_steps_gits"}
 
 
 @pytest.mark.parametrize("n", [1, 2, 3, 7, 20, 50])
@@ -29,20 +32,22 @@ TABLE_NAMES = ("simple", "leading", "trailing", "linspace", "lcm")
 )
 @pytest.mark.parametrize("name", NAMES)
 def test_shape_order_and_end(name: str, schedule: NoiseSchedule, n: int) -> None:
+    n = min(n, 10) if name == "sd_turbo" else n
     sigmas = make_sigmas(name, schedule, n)
     assert sigmas.dtype == torch.float64
     assert sigmas.shape == (n + 1,)
     assert sigmas[-1] == 0
     assert bool((sigmas.diff() < 0).all())
     assert float(sigmas[0]) <= schedule.sigma_max * 1.01
-    assert float(sigmas[-2]) >= schedule.sigma_min * 0.99
+    lowest = min(schedule.sigma_min, 0.015) if name == "align_your_steps_32" else schedule.sigma_min
+    assert float(sigmas[-2]) >= lowest * 0.99
     if name in TABLE_NAMES:
         assert set(sigmas[:-1].tolist()) <= set(schedule.sigmas.tolist()), "levels that the network was trained on"
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"leading", "align_your_steps"}))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"leading"} - TABLES_OF_LEVELS))
 def test_starts_at_the_most_noise(name: str) -> None:
-    assert float(make_sigmas(name, SD, 13)[0]) == pytest.approx(SD.sigma_max, rel=1e-12)
+    assert float(make_sigmas(name, SD, 7)[0]) == pytest.approx(SD.sigma_max, rel=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -156,6 +161,91 @@ def test_flow_matching_visits_uniform_times() -> None:
     torch.testing.assert_close(sigmas[:-1], 3 * fraction / (1 - fraction))
 
 
+LISTS_OF_TABLES = [
+    ("align_your_steps_11", ALIGN_YOUR_STEPS, "sd1"),
+    ("align_your_steps_11", ALIGN_YOUR_STEPS, "sdxl"),
+    ("align_your_steps_gits", GITS, "sd1"),
+    ("align_your_steps_gits", GITS, "sdxl"),
+    ("align_your_steps_32", ALIGN_YOUR_STEPS_32, "sd1"),
+    ("align_your_steps_32", ALIGN_YOUR_STEPS_32, "sdxl"),
+]
+
+
+@pytest.mark.parametrize("n", [2, 3, 8, 10, 11, 12, 20, 31, 32, 33, 50])
+@pytest.mark.parametrize(("name", "tables", "family"), LISTS_OF_TABLES)
+def test_lists_from_tables(name: str, tables: dict[str, tuple[float, ...]], family: str, n: int) -> None:
+    """n levels from the table's first to its last, log-linear between its entries (numpy's interpolation), then 0."""
+    table = tables[family]
+    places = np.interp(np.linspace(0, 1, n), np.linspace(0, 1, len(table)), np.log(table))
+    sigmas = make_sigmas(name, SD, n, options={"family": family})
+    torch.testing.assert_close(sigmas[:-1], torch.tensor(np.exp(places)), rtol=1e-12, atol=0)
+    assert sigmas[-1] == 0
+    if n == len(table):
+        assert tuple(sigmas[:-1].tolist()) == table
+
+
+def test_a_table_that_a_family_lacks_is_refused() -> None:
+    for name in ("align_your_steps_gits", "align_your_steps_32"):
+        with pytest.raises(UnknownName, match="sdxl"):
+            make_sigmas(name, SD, 10, options={"family": "svd"})
+        with pytest.raises(InvalidInput, match="kl_optimal"):
+            make_sigmas(name, make_noise_schedule("linear", num_timesteps=200), 10)
+
+
+@pytest.mark.parametrize(
+    ("name", "n", "timesteps"),
+    [
+        ("turbo", 1, [999]),
+        ("turbo", 2, [999, 499]),
+        ("turbo", 4, [999, 749, 499, 249]),
+        ("turbo", 16, [999, 936, 874, 812, 749, 686, 624, 562, 499, 436, 374, 312, 249, 186, 124, 62]),
+        ("turbo", 30, [999, 966, 932, 899, 866, 832, 799]),
+        ("sd_turbo", 1, [999]),
+        ("sd_turbo", 4, [999, 899, 799, 699]),
+        ("sd_turbo", 10, [999, 899, 799, 699, 599, 499, 399, 299, 199, 99]),
+        ("leading_to_first", 20, [951, 901, 851]),
+        ("leading_to_first", 28, [981, 946, 911]),
+        ("leading_to_first", 3, [999, 667, 334, 1]),
+    ],
+)
+def test_timesteps_of_other_programs(name: str, n: int, timesteps: list[int]) -> None:
+    """Worked out by hand from their rules: (k T / n) - 1 rounded, T - 100 k, and 1, 1 + T // n and so on up to T."""
+    places = SD.sigma_to_t(make_sigmas(name, SD, n))[: len(timesteps)]
+    torch.testing.assert_close(places, torch.tensor(timesteps, dtype=torch.float64), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("n", [2, 3, 7, 20, 31, 50])
+def test_linear_quadratic(n: int) -> None:
+    """Equal steps up to 2.5 %, a parabola that goes on with their slope, and all noise taken away at the end."""
+    for schedule in (SD, make_noise_schedule("flow", shift=3.0)):
+        sigmas = make_sigmas("linear_quadratic", schedule, n)
+        share = sigmas / (1 + sigmas) if schedule.path == "flow" else sigmas
+        taken = 1 - share / share[0]
+        half = n // 2
+        torch.testing.assert_close(taken[: half + 1], torch.linspace(0, 0.025, half + 1, dtype=torch.float64))
+        assert float(taken[-1]) == 1
+        if n - half > 2:
+            bends = taken[half:].diff().diff()
+            torch.testing.assert_close(bends, bends[:1].expand_as(bends), rtol=1e-9, atol=1e-12)
+            # A parabola through the threshold whose first step is slope + bend / 2.
+            slope = 0.025 / half
+            torch.testing.assert_close(taken[half + 1] - taken[half], slope + bends[0] / 2, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", STOPPING_ABOVE_ZERO)
+@pytest.mark.parametrize("n", [1, 2, 5, 20, 50])
+def test_lists_that_stop_above_zero(name: str, n: int) -> None:
+    sigmas = make_sigmas(name, SD, n)
+    assert bool((sigmas.diff() < 0).all())
+    assert float(sigmas[-1]) == pytest.approx(float(SD.sigmas[1]) if name == "leading_to_first" else SD.sigma_min)
+    if name == "kl_optimal_to_min":
+        steps = torch.atan(sigmas).diff()
+        torch.testing.assert_close(steps, steps[:1].expand_as(steps), rtol=1e-8, atol=1e-8)
+    if name == "uniform_to_min":
+        steps = SD.sigma_to_t(sigmas).diff()
+        torch.testing.assert_close(steps, steps[:1].expand_as(steps), rtol=1e-8, atol=1e-8)
+
+
 def test_custom_list() -> None:
     sigmas = make_sigmas("custom", SD, 3, options={"levels": [10.0, 2.0, 0.5]})
     assert sigmas.tolist() == [10.0, 2.0, 0.5, 0.0]
@@ -193,6 +283,11 @@ def test_bad_step_counts(n: int) -> None:
         ("linspace", 1001, {}),
         ("lcm", 51, {}),
         ("lcm", 4, {"original_steps": 2000}),
+        ("turbo", 1001, {}),
+        ("sd_turbo", 11, {}),
+        ("leading_to_first", 1000, {}),
+        ("linear_quadratic", 5, {"threshold_noise": 0.0}),
+        ("linear_quadratic", 5, {"linear_steps": 5}),
     ],
 )
 def test_values_out_of_range(name: str, n: int, options: dict[str, ScheduleOption]) -> None:

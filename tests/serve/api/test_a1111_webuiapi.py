@@ -262,6 +262,37 @@ def test_the_samplers_that_take_eta_and_churn_are_those_of_the_sampler_room() ->
     assert {name for name in SAMPLER_INFOS if "s_churn" in sampler_options(name)} == TAKES_CHURN
 
 
+def test_samplers_and_lists_that_a1111_and_forge_have(api: Any) -> None:
+    """They are listed by their labels and aliases, paint by name, and stand in the text of the picture."""
+    samplers = {entry["name"]: entry["aliases"] for entry in api.get_samplers()}
+    for label, alias in (
+        ("DPM fast", "k_dpm_fast"),
+        ("DPM adaptive", "k_dpm_ad"),
+        ("DDIM CFG++", "ddim_cfgpp"),
+        ("HeunPP2", "heunpp2"),
+        ("IPNDM", "ipndm"),
+        ("IPNDM_V", "ipndm_v"),
+        ("DEIS", "deis"),
+    ):
+        assert alias in samplers[label]
+    schedulers = {entry["label"]: entry["name"] for entry in api.get_schedulers()}
+    assert schedulers["Turbo"] == "turbo"
+    assert schedulers["Align Your Steps GITS"] == "align_your_steps_gits"
+    assert schedulers["Align Your Steps 32"] == "align_your_steps_32"
+    for sampler, scheduler in (
+        ("DDIM CFG++", None),
+        ("DPM fast", None),
+        ("k_dpm_fast", "Turbo"),
+        ("DDIM", "automatic"),
+    ):
+        fields = {} if scheduler is None else {"scheduler": scheduler}
+        result = api.txt2img(prompt="a cup", seed=3, steps=3, width=32, height=32, sampler_name=sampler, **fields)
+        expected = "DPM fast" if sampler == "k_dpm_fast" else sampler
+        assert result.info["sampler_name"] == expected
+        assert f"Sampler: {expected}," in result.info["infotexts"][0]
+        assert ("Schedule type: Turbo" in result.info["infotexts"][0]) == (scheduler == "Turbo")
+
+
 def test_img2img_starts_from_the_picture(api: Any) -> None:
     red = Image.new("RGB", (32, 32), "red")
     result = api.img2img(images=[red], prompt="a cup", denoising_strength=0.5, width=32, height=32, seed=1)

@@ -1,4 +1,4 @@
-"""Samplers that draw fresh noise at each step: DDPM and the ancestral ones, LCM, restart."""
+"""Samplers that draw fresh noise at each step: DDPM and the ancestral ones, LCM, TCD, restart."""
 
 from __future__ import annotations
 
@@ -172,6 +172,39 @@ def lcm(
             c_skip, c_out = 0.25 / (t**2 + 0.25), t / math.sqrt(t**2 + 0.25)
             denoised = c_out * denoised + (c_skip / math.sqrt(1 + sigma**2)) * x
         x = add_noise(denoised, sigma_next, noise, sigma, sigma_next)
+        yield Step(i, sigma, sigma_next, x, denoised)
+
+
+def tcd(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    eta: float = 0.3,
+    lower_of: Callable[[float, float], float] | None = None,
+    noise: NoiseSource | None = None,
+) -> Steps:
+    """Strategic stochastic sampling of Trajectory Consistency Distillation (Zheng et al. 2024, arXiv:2402.19159,
+    section 4): along the trajectory to a level below the next one, then noise up to it.
+
+    Args:
+        denoise: D(x, sigma) of a model distilled for this.
+        x, sigmas: as `ddpm`.
+        eta: gamma of the paper, in [0, 1]: how far below. 0 is deterministic, 1 goes to the end.
+        lower_of: (sigma_next, eta) -> the level below, by a schedule's timesteps; for sigma_next = 0 the level at which
+            the last state is left, scaled as at timestep 0. None: (1 - eta) sigma_next.
+        noise: needed where eta > 0, but for one step.
+    """
+    if not 0 <= eta <= 1:
+        raise InvalidInput("eta", given=eta, expected="a number in [0, 1] for tcd")
+    for i, sigma, sigma_next in intervals(sigmas):
+        denoised = denoise(x, level(sigma))
+        lower = (1 - eta) * sigma_next if lower_of is None else lower_of(sigma_next, eta)
+        x = euler_step(x, denoised, sigma, lower)
+        if sigma_next == 0:
+            x = x / math.sqrt(1 + lower**2)
+        else:
+            x = add_noise(x, math.sqrt(max(sigma_next**2 - lower**2, 0.0)), noise, sigma, sigma_next)
         yield Step(i, sigma, sigma_next, x, denoised)
 
 

@@ -4,47 +4,16 @@ from __future__ import annotations
 
 import difflib
 import re
-from dataclasses import dataclass
 
+from gouache.diffusion.samplers.infos import (
+    FURTHER_SAMPLERS,
+    FURTHER_SCHEDULES,
+    LAMBDA,
+    PLAIN_PER_LAMBDA,
+    SamplerInfo,
+    ScheduleInfo,
+)
 from gouache.errors import UnknownName
-
-
-@dataclass(frozen=True, slots=True)
-class SamplerInfo:
-    """One sampler and what it is called elsewhere.
-
-    Attributes:
-        name: ours.
-        label: its name in A1111's list, or a readable one.
-        aliases: k-diffusion's, A1111's and diffusers' other names.
-        default_schedule: the sigma schedule that A1111 pairs with it.
-        stochastic: ``"no"``, ``"optional"`` (off by default) or ``"yes"``.
-        order: order of convergence with its defaults and from a cold start, measured (docs/convergence.md).
-        calls: network calls a step.
-        discard_penultimate: A1111 makes one level more and leaves out the last but one.
-        source: the paper.
-    """
-
-    name: str
-    label: str
-    aliases: tuple[str, ...]
-    default_schedule: str
-    stochastic: str
-    order: int
-    calls: int
-    source: str
-    discard_penultimate: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class ScheduleInfo:
-    """One sigma schedule for inference and what it is called elsewhere."""
-
-    name: str
-    label: str
-    aliases: tuple[str, ...]
-    source: str
-
 
 _EDM, _DDIM = "Karras et al. 2022, arXiv:2206.00364", "Song et al. 2021, arXiv:2010.02502"
 _DPM, _DPMPP = "Lu et al. 2022, arXiv:2206.00927", "Lu et al. 2022, arXiv:2211.01095"
@@ -104,7 +73,7 @@ _SAMPLERS = (
         True,
     ),
     SamplerInfo("lms", "LMS", ("k_lms", "LMSDiscreteScheduler"), "uniform", "no", 2, 1, "Hairer et al. 1993, III.5"),
-    SamplerInfo("dpmpp_2s", "DPM++ 2S", ("k_dpmpp_2s", "DPMSolverSinglestepScheduler"), "karras", "no", 2, 2, _DPMPP),
+    SamplerInfo("dpmpp_2s", "DPM++ 2S", ("k_dpmpp_2s",), "karras", "no", 2, 2, _DPMPP),
     SamplerInfo(
         "dpmpp_2s_ancestral", "DPM++ 2S a", ("k_dpmpp_2s_a", "k_dpmpp_2s_ancestral"), "karras", "yes", 2, 2, _DPMPP
     ),
@@ -182,6 +151,7 @@ _SAMPLERS = (
         1,
         "Luo et al. 2023, arXiv:2310.04378",
     ),
+    *FURTHER_SAMPLERS,
 )
 
 _COMMON = "Lin et al. 2023, arXiv:2305.08891, table 2"
@@ -200,6 +170,7 @@ _SCHEDULES = (
     ScheduleInfo("kl_optimal", "KL Optimal", (), "Sabour et al. 2024, arXiv:2404.14507"),
     ScheduleInfo("align_your_steps", "Align Your Steps", ("ays",), "Sabour et al. 2024, arXiv:2404.14507"),
     ScheduleInfo("lcm", "LCM", (), "Luo et al. 2023, arXiv:2310.04378"),
+    *FURTHER_SCHEDULES,
     ScheduleInfo("custom", "Custom list", (), "any list of noise levels"),
     ScheduleInfo("model", "Model's own", (), "the scheduler file of the model's folder"),
     ScheduleInfo("diffusers", "diffusers", (), "the sampler's class in diffusers 0.42, 2026"),
@@ -212,21 +183,7 @@ SCHEDULE_INFOS: dict[str, ScheduleInfo] = {info.name: info for info in _SCHEDULE
 """Our sigma schedules, in the order in which they are listed."""
 
 NOT_OFFERED: dict[str, str] = {
-    "dpm_fast": "dpmpp_2s",
-    "DPM fast": "dpmpp_2s",
-    "dpm_adaptive": "dpmpp_2m",
-    "DPM adaptive": "dpmpp_2m",
-    "k_dpm_ad": "dpmpp_2m",
-    "k_dpm_fast": "dpmpp_2s",
-    "DDIM CFG++": "ddim",
-    "ddim_cfgpp": "ddim",
-    "euler_cfg_pp": "euler",
-    "heunpp2": "heun",
     "FlowMatchHeunDiscreteScheduler": "heun",
-    "ipndm": "plms",
-    "IPNDMScheduler": "plms",
-    "TCDScheduler": "lcm",
-    "SASolverScheduler": "dpmpp_3m_sde",
     "CosineDPMSolverMultistepScheduler": "dpmpp_2m_sde",
 }
 """Samplers that are known and not offered, with the nearest that is."""
@@ -309,9 +266,46 @@ def resolve_schedule(name: str) -> str:
     return _SCHEDULE_KEYS[folded]
 
 
+_A1111_LISTS = {"align_your_steps": "align_your_steps_11", "kl_optimal": "kl_optimal_to_min"}
+
+
+def a1111_schedule(sampler: str, schedule: str) -> str:
+    """Our sigma schedule for what A1111 1.10 (2024) walks where a sampler and a schedule are named as there.
+
+    DDIM and PLMS make one call less than asked and UniPC ends at sigma_min, as does KL Optimal; Align Your Steps
+    spreads its table otherwise.
+
+    Args:
+        sampler, schedule: our names; the schedule may be the sampler's default.
+    """
+    if schedule == "leading" and sampler in ("ddim", "plms", "ddim_cfg_pp"):
+        return "leading_to_first"
+    if schedule == "leading" and sampler == "unipc_bh1":
+        return "uniform_to_min"
+    return _A1111_LISTS.get(schedule, schedule)
+
+
 def sampler_info(name: str) -> SamplerInfo:
     """The row of the table (names of 2023 to 2026) for a sampler by any name or alias; errors as `resolve`."""
     return SAMPLER_INFOS[resolve(name)[0]]
+
+
+def default_guidance(name: str, scale: float) -> float:
+    """What a model's usual guidance scale becomes where nothing else is asked: itself, but for CFG++ (section 4 of
+    Chung et al. 2024, arXiv:2406.08070) lambda = 0.6, more where the model's scale is above 7.5, and 1 for a model that
+    is used without guidance.
+
+    Args:
+        name: any name or alias.
+        scale: of plain guidance.
+
+    Returns:
+        the scale in the sampler's own terms: lambda times `SamplerInfo.guidance_divisor`.
+    """
+    info = sampler_info(name)
+    if not info.cfg_pp:
+        return scale
+    return info.guidance_divisor * (1.0 if scale <= 1 else max(scale / PLAIN_PER_LAMBDA, LAMBDA))
 
 
 def _list(infos: dict[str, SamplerInfo] | dict[str, ScheduleInfo]) -> str:

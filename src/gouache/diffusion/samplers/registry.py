@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from gouache.diffusion.samplers import adams, cfg_pp, dpm_solver, exponential
 from gouache.diffusion.samplers import ancestral as stochastic
 from gouache.diffusion.samplers import multistep as samplers_multistep
 from gouache.diffusion.samplers import ode as samplers_ode
@@ -18,7 +19,17 @@ from gouache.diffusion.samplers.names import resolve
 from gouache.diffusion.samplers.step import Denoise, NoiseSource, Steps
 from gouache.errors import InvalidInput, ShapeMismatch, unknown_name
 
-Option = bool | int | float | str | Callable[[float], float] | Sequence[Restart]
+Option = (
+    bool
+    | int
+    | float
+    | str
+    | Callable[[float], float]
+    | Callable[[float, float], float]
+    | Callable[[float, float], bool]
+    | Denoise
+    | Sequence[Restart]
+)
 """What a sampler's own keyword may be."""
 
 SAMPLERS: dict[str, Callable[..., Steps]] = {
@@ -44,6 +55,33 @@ SAMPLERS: dict[str, Callable[..., Steps]] = {
     "deis": samplers_multistep.deis,
     "restart": stochastic.restart,
     "lcm": stochastic.lcm,
+    "tcd": stochastic.tcd,
+    "euler_cfg_pp": cfg_pp.euler_cfg_pp,
+    "euler_ancestral_cfg_pp": cfg_pp.euler_ancestral_cfg_pp,
+    "ddim_cfg_pp": cfg_pp.ddim_cfg_pp,
+    "dpmpp_2m_cfg_pp": cfg_pp.dpmpp_2m_cfg_pp,
+    "dpmpp_2s_ancestral_cfg_pp": cfg_pp.dpmpp_2s_ancestral_cfg_pp,
+    "dpmpp_singlestep": dpm_solver.dpmpp_singlestep,
+    "dpm_fast": dpm_solver.dpm_fast,
+    "dpm_adaptive": dpm_solver.dpm_adaptive,
+    "heunpp2": samplers_ode.heunpp2,
+    "pndm_prk": adams.pndm_prk,
+    "ipndm": adams.ipndm,
+    "ipndm_v": adams.ipndm_v,
+    "sa_solver": adams.sa_solver,
+    "sa_solver_pece": adams.sa_solver_pece,
+    "sa_solver_2": adams.sa_solver_2,
+    "gradient_estimation": adams.gradient_estimation,
+    "gradient_estimation_cfg_pp": cfg_pp.gradient_estimation_cfg_pp,
+    "res_multistep": exponential.res_multistep,
+    "res_multistep_cfg_pp": cfg_pp.res_multistep_cfg_pp,
+    "res_multistep_ancestral": exponential.res_multistep_ancestral,
+    "res_multistep_ancestral_cfg_pp": cfg_pp.res_multistep_ancestral_cfg_pp,
+    "er_sde": exponential.er_sde,
+    "seeds_2": exponential.seeds_2,
+    "seeds_3": exponential.seeds_3,
+    "exp_heun_2_x0": exponential.exp_heun_2_x0,
+    "exp_heun_2_x0_sde": exponential.exp_heun_2_x0_sde,
 }
 """Name -> generator. `sampler_table` holds the same names with their aliases, and needs no torch."""
 

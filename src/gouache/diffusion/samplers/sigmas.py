@@ -1,6 +1,7 @@
 """Sigma schedules for inference: which noise levels a sampler visits, from a noise schedule and a number of steps.
 
-Each returns n + 1 strictly descending levels that end in 0. [n + 1] fp64
+Each returns n + 1 strictly descending levels that end in 0; those of `published.STOPPING_ABOVE_ZERO` end above it.
+[n + 1] fp64
 """
 
 from __future__ import annotations
@@ -13,15 +14,11 @@ import torch
 from torch import Tensor
 
 from gouache.diffusion.noise_schedule import NoiseSchedule
+from gouache.diffusion.samplers import published
 from gouache.diffusion.samplers.names import resolve_schedule
+from gouache.diffusion.samplers.published import ALIGN_YOUR_STEPS as ALIGN_YOUR_STEPS
+from gouache.diffusion.samplers.published import with_zero as _with_zero
 from gouache.errors import InvalidInput, unknown_name
-
-ALIGN_YOUR_STEPS = {
-    "sd1": (14.615, 6.475, 3.861, 2.697, 1.886, 1.396, 0.963, 0.652, 0.399, 0.152, 0.029),
-    "sdxl": (14.615, 6.315, 3.771, 2.181, 1.342, 0.862, 0.555, 0.380, 0.234, 0.113, 0.029),
-    "svd": (700.00, 54.5, 15.886, 7.977, 4.248, 1.789, 0.981, 0.403, 0.173, 0.034, 0.002),
-}
-"""Eleven levels for ten steps, as their authors publish them; the last stands for 0."""
 
 
 def karras(schedule: NoiseSchedule, n: int, *, rho: float = 7.0) -> Tensor:
@@ -211,6 +208,15 @@ SCHEDULES: dict[str, Callable[..., Tensor]] = {
     "kl_optimal": kl_optimal,
     "align_your_steps": align_your_steps,
     "lcm": lcm,
+    "linear_quadratic": published.linear_quadratic,
+    "turbo": published.turbo,
+    "sd_turbo": published.sd_turbo,
+    "align_your_steps_gits": published.align_your_steps_gits,
+    "align_your_steps_11": published.align_your_steps_11,
+    "align_your_steps_32": published.align_your_steps_32,
+    "leading_to_first": published.leading_to_first,
+    "uniform_to_min": published.uniform_to_min,
+    "kl_optimal_to_min": published.kl_optimal_to_min,
     "custom": custom,
 }
 """Name -> function; `sampler_table.SCHEDULE_INFOS` holds the same names with their aliases, and two more: ``"model"``
@@ -235,7 +241,7 @@ def make_sigmas(
         options: the function's own keywords.
 
     Returns:
-        strictly descending levels ending in 0. [n + 1] fp64
+        strictly descending levels, ending in 0 but for `published.STOPPING_ABOVE_ZERO`. [n + 1] fp64
 
     Raises:
         UnknownName: no such schedule, or no such option of it.
@@ -294,20 +300,6 @@ def _at_indices(schedule: NoiseSchedule, indices: Sequence[int], n: int) -> Tens
             cure="Take fewer steps, or for 'leading' a smaller steps_offset.",
         )
     return _with_zero(schedule.sigmas[torch.tensor(indices)])
-
-
-def _with_zero(levels: Tensor) -> Tensor:
-    """Append 0 and make sure that the levels descend."""
-    # A list that stopped at sigma_min would leave that much noise in the picture; the last step, to 0, lands on D.
-    sigmas = torch.cat([levels.double(), levels.new_zeros(1, dtype=torch.float64)])
-    if not bool(sigmas.isfinite().all()) or not bool((sigmas.diff() < 0).all()):
-        raise InvalidInput(
-            "sigmas",
-            given=", ".join(f"{value:.6g}" for value in sigmas[:12].tolist()),
-            expected="finite, strictly descending levels above 0",
-            cure="Take fewer steps or another sigma schedule.",
-        )
-    return sigmas
 
 
 def _check_positive(where: str, value: float) -> None:

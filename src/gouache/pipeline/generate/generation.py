@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from gouache.diffusion.rng import ImageNoise, ImageSeed, seeds_of_batch
+from gouache.diffusion.samplers.names import sampler_info
 from gouache.diffusion.samplers.step import Denoise, Step
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
@@ -32,6 +33,7 @@ from gouache.pipeline.generate.guided import (
     size_conditions,
     steps_of,
 )
+from gouache.pipeline.generate.sampler_settings import scaled_at_the_start
 from gouache.pipeline.generate.upscaler_files import LANCZOS
 from gouache.pipeline.inputs.images import on_background, to_image
 from gouache.pipeline.inputs.start import DRAFT, INSTRUCT, OutsideKept, StartState, encode, input_kind, steps_to_skip
@@ -190,7 +192,8 @@ class Generation:
         if request.control:
             from gouache.pipeline.generate.controlnets import timed_controls
 
-            controls = timed_controls(self.bundle, request, self.start_state.hints, max(steps_of(request, sigmas), 1))
+            counted = steps if sampler_info(request.sampler or "ddim").own_levels else steps_of(request, sigmas)
+            controls = timed_controls(self.bundle, request, self.start_state.hints, max(counted, 1))
         listed = dict(zip(levels.sigmas.tolist(), levels.timesteps, strict=False))
         # Noise alone starts as the list says; on a picture it lies at the level itself.
         ratio = 1.0 if skipped or self.start_state.latents is not None else levels.start_ratio
@@ -222,7 +225,9 @@ class Generation:
     def __iter__(self) -> Iterator[Event]:
         """Every picture after the other; together only at the level that allows it."""
         request, seeds = self.request, self.seeds
-        together = request.count if request.determinism == "portable" else 1
+        # dpm_adaptive chooses every picture's steps by itself.
+        alone = request.determinism != "portable" or request.sampler == "dpm_adaptive"
+        together = 1 if alone else request.count
         for first in range(0, request.count, together):
             yield from self.group(first, seeds[first : first + together])
 
@@ -274,7 +279,7 @@ class Generation:
             seed, steps, notes, seconds = so_far
             notes = [*notes, f"interrupted after step {done} of {total}"]
             partial = lambda: self._finished(first, denoised, seed, steps, notes, seconds)  # noqa: E731
-        return Progress(first, self.request.count, done, total, step.sigma_next, look, partial)
+        return Progress(first, self.request.count, done, max(done, total), step.sigma_next, look, partial)
 
     def _walk(self, one: Pass, start_state: StartState, noise: ImageNoise) -> Iterator[Step]:
         if one.steps == 0:
@@ -282,17 +287,24 @@ class Generation:
         height, width = self._latent_size(one.request)
         drawn = noise.initial((self.bundle.vae.config.latent_channels, height, width)).to(self.bundle.device)
         x = start_state.start(drawn if one.start_ratio == 1 else drawn * one.start_ratio, float(one.sigmas[0]))
+        if start_state.latents is None and start_state.state is None:
+            x = scaled_at_the_start(one.request, x, float(one.sigmas[0]))
         prompted = self._prompted(one, start_state)
         denoise: Denoise = prompted
+        other: Denoise = prompted.unconditional if isinstance(prompted, PromptedDenoiser) else prompted
         if self.request.seamless != "none":
             from gouache.pipeline.generate.tiling import wrapped_around
 
             networks = nn.ModuleList([self.bundle.unet, *self.bundle.controls.values()])
             denoise = wrapped_around(prompted, networks, self.request.seamless)
-        kept = OutsideKept(denoise, start_state, one.sigmas)
-        for step in run_sampler(one.request, self.bundle, kept, x, one.sigmas, noise):
-            prompted.step = step.i + 2
+            other = wrapped_around(other, networks, self.request.seamless)
+        kept, unconditional = (OutsideKept(each, start_state, one.sigmas) for each in (denoise, other))
+        own_levels = sampler_info(one.request.sampler or "ddim").own_levels
+        for step in run_sampler(one.request, self.bundle, kept, x, one.sigmas, noise, unconditional=unconditional):
+            # With levels of its own it goes on within the list's step that holds at the level reached.
+            prompted.step = int((one.sigmas >= step.sigma_next).sum()) if own_levels else step.i + 2
             kept.reached(step.sigma_next)
+            unconditional.reached(step.sigma_next)
             yield step
 
     def _prompted(self, one: Pass, start_state: StartState) -> PromptedDenoiser | InstructDenoiser:

@@ -13,6 +13,7 @@ from torch import Tensor, zeros_like
 from gouache.diffusion.guidance import AdaptiveProjection, Guidance, guided_denoiser, rescaled_denoised
 from gouache.diffusion.rng import BrownianNoise, ImageNoise
 from gouache.diffusion.samplers.ancestral import Restart, restart_plan
+from gouache.diffusion.samplers.dpm_solver import fast_orders
 from gouache.diffusion.samplers.names import sampler_info
 from gouache.diffusion.samplers.registry import Option, sample, sampler_options
 from gouache.diffusion.samplers.sigmas import discard_penultimate, make_sigmas
@@ -22,6 +23,7 @@ from gouache.models.bundle import AESTHETIC_SCORE, LOW_AESTHETIC_SCORE, ModelBun
 from gouache.models.denoiser import Condition, stack
 from gouache.models.family import SDXL_REFINER
 from gouache.models.scheduler_config import SchedulerConfig, number, sampler_of
+from gouache.pipeline.generate.sampler_settings import own_settings, scaled_at_the_end
 from gouache.pipeline.generate.scheduler_levels import Levels, scheduler_levels, scheduler_of
 from gouache.pipeline.prompts.encode import EncodedPrompt, PromptPlan
 from gouache.pipeline.request import Request, SizeCondition
@@ -73,6 +75,8 @@ class PromptedDenoiser:
         self.network = network
         self.bundle, self.positive, self.negative, self.inputs = bundle, positive, negative, inputs
         self.step = 1
+        self._guidance = guidance
+        self._latest: tuple[Tensor, float, Tensor] | None = None  # state, level, what `unconditional` answers there
         self._guided = guided_denoiser(
             self._conditional,
             self._pair,
@@ -83,7 +87,23 @@ class PromptedDenoiser:
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """x [B,C,h,w], sigma [] -> denoised [B,C,h,w]."""
-        return self._guided(x, sigma)
+        denoised = self._guided(x, sigma)
+        if not self._guides_at(float(sigma)):
+            self._latest = (x, float(sigma), denoised)
+        return denoised
+
+    def _guides_at(self, level: float) -> bool:
+        return self._guidance.sigma_low < level <= self._guidance.sigma_high
+
+    def unconditional(self, x: Tensor, sigma: Tensor) -> Tensor:
+        """D under the negative prompt alone, or as without guidance where guidance doesn't act; for CFG++. Right after
+        a call at the same place it costs no call of the network, but with scale 1. [B,C,h,w]"""
+        level = float(sigma)
+        if self._latest is not None and self._latest[0] is x and self._latest[1] == level:
+            return self._latest[2]
+        if not self._guides_at(level):
+            return self._conditional(x, sigma)
+        return self.network(x, sigma, self._condition(self.negative.at(self.step)[0][1], negative=True))
 
     def _conditional(self, x: Tensor, sigma: Tensor) -> Tensor:
         texts = self.positive.at(self.step)
@@ -98,6 +118,7 @@ class PromptedDenoiser:
         conditions = [self._condition(text, negative=False) for _, text in texts]
         conditions.append(self._condition(self.negative.at(self.step)[0][1], negative=True))
         *positives, unconditional = self._predict(x, sigma, conditions)
+        self._latest = (x, float(sigma), unconditional)
         if len(texts) == 1 and texts[0][0] == 1.0:
             return positives[0], unconditional
         total = unconditional
@@ -146,7 +167,7 @@ def guidance_of(request: Request) -> Guidance:
     low, high = request.guidance_interval or (0.0, float("inf"))
     apg = request.apg
     return Guidance(
-        scale=request.guidance_scale,
+        scale=request.guidance_scale / sampler_info(request.sampler or "ddim").guidance_divisor,
         rescale=request.guidance_rescale,
         sigma_low=low,
         sigma_high=high,
@@ -167,21 +188,31 @@ def levels_of(request: Request, bundle: ModelBundle) -> Levels:
     scheduler = scheduler_of(request.sampler or "ddim", name, bundle)
     if scheduler is not None:
         return scheduler_levels(scheduler, bundle.schedule, steps)
-    options = {"family": bundle.traits.align_your_steps} if name == "align_your_steps" else {}
+    options = {"family": bundle.traits.align_your_steps} if name.startswith("align_your_steps") else {}
     if request.determinism == "a1111" and sampler_info(request.sampler or "ddim").discard_penultimate:
         return Levels(discard_penultimate(make_sigmas(name, bundle.schedule, steps + 1, options=options)))
     return Levels(make_sigmas(name, bundle.schedule, steps, options=options))
 
 
 def steps_of(request: Request, sigmas: Tensor) -> int:
-    """How many steps the sampler takes over these levels; restart walks some of them again."""
+    """How many steps the sampler takes over these levels: restart walks some of them again, dpm_fast takes fewer; how
+    many dpm_adaptive takes shows on the way."""
     if request.sampler == "restart" and len(sigmas) > 1:
         return len(restart_plan(sigmas.tolist(), (Restart(),)))
+    if request.sampler == "dpm_fast" and len(sigmas) > 2:
+        return len(fast_orders(len(sigmas) - 1))
     return max(len(sigmas) - 1, 0)
 
 
 def run_sampler(
-    request: Request, bundle: ModelBundle, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: ImageNoise
+    request: Request,
+    bundle: ModelBundle,
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: ImageNoise,
+    *,
+    unconditional: Denoise | None = None,
 ) -> Steps:
     """Start the request's sampler.
 
@@ -192,16 +223,20 @@ def run_sampler(
         x: the state at sigmas[0]. [B,C,h,w]
         sigmas: descending noise levels.
         noise: the pictures' streams.
+        unconditional: D under the negative prompt, which CFG++ takes.
     """
     name = request.sampler or "ddim"
     source: NoiseSource = BrownianNoise(noise) if "sde" in name else noise
     scheduler = scheduler_of(name, request.schedule or "", bundle)
-    options = _options(request, name, scheduler)
+    options = own_settings(request, bundle.schedule) | _options(request, name, scheduler)
     if name == "lcm":
         scaling = (number(scheduler, "timestep_scaling") if scheduler is not None else None) or LCM_SCALING
         times = scaling / LCM_SCALING
         options["timestep_of"] = lambda sigma: times * float(bundle.schedule.sigma_to_t(torch.tensor(sigma)))
-    return sample(name, denoise, x, sigmas, options=options, noise=source)
+    if unconditional is not None and sampler_info(name).cfg_pp:
+        options["unconditional"] = unconditional
+    steps = sample(name, denoise, x, sigmas, options=options, noise=source)
+    return scaled_at_the_end(request, steps, len(sigmas) - 1)
 
 
 LCM_SCALING = 10.0

@@ -172,17 +172,28 @@ _HIRES_UPSCALERS = {
 }
 """A1111's label -> our name. Its `None` resizes with Lanczos."""
 
+_A1111_LISTS = {
+    "align_your_steps_11": "Align Your Steps",
+    "kl_optimal_to_min": "KL Optimal",
+    "leading_to_first": "DDIM",
+    "uniform_to_min": None,
+}
+"""What A1111 calls lists that are its own; its UniPC names none."""
+
 
 def infotext_of(recipe: Recipe) -> Infotext:
     """The recipe in A1111's words and order; what that tool has no word for stands in the JSON only."""
     request = recipe.request
     info = SAMPLER_INFOS.get(request.sampler or "")
     schedule = SCHEDULE_INFOS.get(request.schedule or "")
+    listed = schedule.label if schedule else request.schedule
+    if request.determinism == "a1111":
+        listed = _A1111_LISTS.get(request.schedule or "", listed)
     denoised = request.strength if request.init_image else request.hires.strength if request.hires else None
     values: dict[str, object | None] = {
         "Steps": request.num_inference_steps,
         "Sampler": info.label if info else request.sampler,
-        "Schedule type": schedule.label if schedule else request.schedule,
+        "Schedule type": listed,
         "CFG scale": request.guidance_scale,
         "Image CFG scale": request.image_guidance_scale,
         "Seed": request.seed,

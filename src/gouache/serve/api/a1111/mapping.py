@@ -9,7 +9,13 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from gouache.diffusion.samplers.names import SAMPLER_INFOS, resolve, resolve_schedule
+from gouache.diffusion.samplers.names import (
+    SAMPLER_INFOS,
+    a1111_schedule,
+    default_guidance,
+    resolve,
+    resolve_schedule,
+)
 from gouache.errors import InvalidInput, NotFound, PictureError, UnknownName
 from gouache.pipeline.inputs.images import read_picture
 from gouache.pipeline.output.a1111_text import EMPHASIS, parse_infotext, request_of
@@ -23,9 +29,11 @@ from gouache.serve.http.replies import in_words_of
 from gouache.serve.studio import Studio
 
 TAKES_ETA = {
-    name for name, info in SAMPLER_INFOS.items() if info.stochastic == "yes" and name not in ("ddpm", "restart", "lcm")
-} | {"ddim"}
-TAKES_CHURN = {"euler", "heun", "dpm_2"}
+    name
+    for name, info in SAMPLER_INFOS.items()
+    if info.stochastic == "yes" and name not in ("ddpm", "restart", "lcm", "er_sde")
+} | {"ddim", "ddim_cfg_pp", "dpm_fast", "dpm_adaptive"}
+TAKES_CHURN = {"euler", "heun", "dpm_2", "heunpp2"}
 LEGACY_SAMPLER = "Euler"
 RESIZE_MODES: dict[int, ResizeMode] = {0: "stretch", 1: "crop", 2: "pad"}
 FILLS = {0: "fill", 1: "original", 2: "noise", 3: "nothing"}
@@ -111,6 +119,9 @@ def order_of(body: Txt2Img | Img2Img, studio: Studio, owner: str) -> MappedReque
 
 def _common(body: GenerationBody, studio: Studio, owner: str, options: Options, notes: list[str]) -> dict[str, Any]:
     sampler, schedule = _sampler(body)
+    determinism = "a1111" if options.randn_source != "CPU" else None
+    if determinism == "a1111" and schedule is not None:
+        schedule = a1111_schedule(sampler, schedule)
     prompt, negative = _styled(body, studio, owner, notes)
     strength = body.subseed_strength or 0.0
     return {
@@ -125,13 +136,13 @@ def _common(body: GenerationBody, studio: Studio, owner: str, options: Options, 
         "width": body.width or 512,
         "height": body.height or 512,
         "num_inference_steps": body.steps or 50,
-        "guidance_scale": 7.0 if body.cfg_scale is None else body.cfg_scale,
+        "guidance_scale": default_guidance(sampler, 7.0) if body.cfg_scale is None else body.cfg_scale,
         "sampler": sampler,
         "schedule": schedule,
         "seamless": "both" if body.tiling else None,
         "clip_skip": _clip_skip(body, options, notes),
         "emphasis": EMPHASIS[options.emphasis],
-        "determinism": "a1111" if options.randn_source != "CPU" else None,
+        "determinism": determinism,
         **_randomness(body, sampler, notes),
     }
 
