@@ -251,11 +251,7 @@ def sampler_of(config: SchedulerConfig) -> SamplerChoice:
     if name in ("DPMSolverMultistepScheduler", "EDMDPMSolverMultistepScheduler"):
         return _dpm_multistep(config)
     if name == "DPMSolverSinglestepScheduler":
-        random = setting(config, "algorithm_type") == "sde-dpmsolver++"
-        return SamplerChoice(
-            "dpmpp_sde" if random else "dpmpp_2s",
-            notes=("DPMSolverSinglestepScheduler's middles are moved to the geometric means of their steps",),
-        )
+        return _dpm_singlestep(config)
     if name == "UniPCMultistepScheduler":
         kind = "unipc_bh1" if setting(config, "solver_type") == "bh1" else "unipc_bh2"
         return SamplerChoice(kind, _order_of(config), _unless(config, "predict_x0", expected=True))
@@ -266,9 +262,10 @@ def sampler_of(config: SchedulerConfig) -> SamplerChoice:
         fixed = kind in ("fixed_small", "fixed_large")
         why = () if fixed else (f"variance_type = {kind!r} is not used; the variance is fixed_small",)
         return SamplerChoice("ddpm", {"variance": kind if fixed else "fixed_small"}, why)
-    notes = _unless(config, "skip_prk_steps", expected=True) if name == "PNDMScheduler" else ()
+    if name == "PNDMScheduler" and setting(config, "skip_prk_steps") is False:
+        return SamplerChoice("pndm_prk")
     try:
-        return SamplerChoice(resolve(name)[0], notes=notes)
+        return SamplerChoice(resolve(name)[0])
     except UnknownName:
         return SamplerChoice(NOT_OFFERED[name], notes=(f"{name} is not offered; the nearest sampler stands in",))
 
@@ -289,6 +286,19 @@ def _dpm_multistep(config: SchedulerConfig) -> SamplerChoice:
     if random or not heun or setting(config, "lower_order_final"):
         notes = (*notes, "solver_order = 3 is taken by DPM++ 3M SDE, whose first and last steps differ")
     return SamplerChoice(resolve("DPM++ 3M SDE")[0], silenced, notes)
+
+
+def in_pairs(config: SchedulerConfig) -> bool:
+    """Whether two of the class's levels are one step of ours: the single-step solver with noise (diffusers 0.42)."""
+    random = setting(config, "algorithm_type") == "sde-dpmsolver++"
+    return config.class_name == "DPMSolverSinglestepScheduler" and random
+
+
+def _dpm_singlestep(config: SchedulerConfig) -> SamplerChoice:
+    if in_pairs(config):
+        why = "DPMSolverSinglestepScheduler's middles are moved to the geometric means of their steps"
+        return SamplerChoice("dpmpp_sde", notes=(why,))
+    return SamplerChoice("dpmpp_singlestep", {"order": int(number(config, "solver_order") or 2)})
 
 
 def _order_of(config: SchedulerConfig) -> dict[str, bool | int | float | str]:

@@ -289,7 +289,7 @@ SCHEDULES: dict[str, tuple[dict[str, Any], str]] = {
         node("PolyexponentialScheduler", steps=9, sigma_max=14.6, sigma_min=0.03, rho=1.0),
         "polyexponential",
     ),
-    "beta": (node("BetaSamplingScheduler", model=["4", 0], steps=9, alpha=0.6, beta=0.6), "beta"),
+    "beta": (node("BetaSamplingScheduler", model=["4", 0], steps=9, alpha=0.6, beta=0.6), "beta_time"),
     "AYS": (node("AlignYourStepsScheduler", model_type="SD1", steps=9, denoise=1.0), "align_your_steps"),
     "turbo": (node("SDTurboScheduler", model=["4", 0], steps=9, denoise=1.0), "trailing"),
 }

@@ -20,7 +20,7 @@ from gouache.diffusion.samplers.names import SAMPLER_INFOS
 from gouache.diffusion.samplers.sigmas import beta, exponential, karras
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
-from gouache.models.scheduler_config import SCHEDULER_CLASSES, SchedulerConfig, number, sampler_of, setting
+from gouache.models.scheduler_config import SCHEDULER_CLASSES, SchedulerConfig, in_pairs, number, sampler_of, setting
 
 CURVES = {
     "use_karras_sigmas": karras,
@@ -160,7 +160,7 @@ def _solver(config: SchedulerConfig, schedule: NoiseSchedule, n: int) -> Levels:
         if least:
             end = float(sigmas[-1])
     made = _unit(sigmas, times, end, schedule)
-    return _in_pairs(made) if config.class_name == "DPMSolverSinglestepScheduler" else made
+    return _in_pairs(made) if in_pairs(config) else made
 
 
 def _in_pairs(fine: Levels) -> Levels:
