@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gouache.config import Config
 from gouache.errors import GouacheError
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.pipeline import Pipeline
@@ -137,6 +138,7 @@ CASES: list[Case] = [
 ]
 EXEMPT = {
     "model": "names what is loaded; the picture is by the model at hand",
+    "vae": "names what is loaded, as model does",
     "vae_tiling": "saves memory, on pictures larger than a tile; tested with the autoencoder",
 }
 NOTHING_ASKED = {("prior", kind) for kind in KINDS if kind != "prior"} | {("negative_prompt", kind) for kind in KINDS}
@@ -188,7 +190,7 @@ def painted(pipeline: Pipeline, request: Request) -> tuple[list[bytes], tuple[st
 
 
 def test_every_field_is_tried() -> None:
-    groups = {"mask": Mask, "outpaint": Outpaint, "inversion": Inversion, "prior": Prior}
+    groups: dict[str, type[Config]] = {"mask": Mask, "outpaint": Outpaint, "inversion": Inversion, "prior": Prior}
     tried = {name.partition(".")[0] for name, _, _ in CASES}
     assert tried | set(EXEMPT) == set(Request.model_fields)
     assert all(
