@@ -23,6 +23,7 @@ WITH_LITERALS = {
     "diffusion/samplers/published.py",  # keys of published tables, one layer below the families
     "diffusion/samplers/sigmas.py",
     "checkpoints/adapters/kinds.py",  # families by the widths of adapters' tensors
+    "checkpoints/adapters/embedding_names.py",  # and of textual inversions
 }
 
 
