@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gouache.errors import InvalidInput
+from gouache.models.text_encoder import TextEncoder
 from gouache.models.text_stack import TextStack
 from gouache.pipeline.prompts.emphasis import (
     STEADY,
@@ -76,6 +77,9 @@ class PromptReader:
         if emphasis == "a1111" and to_the_letter and repeats_a1111(stack):
             self.emphasis = "original"
         self.skip_layers = None if clip_skip is None else clip_skip - 1
+        layers = min((one.config.layers for one in stack.encoders if isinstance(one, TextEncoder)), default=0)
+        if layers and clip_skip is not None and clip_skip > layers:
+            raise InvalidInput("clip_skip", given=clip_skip, expected=f"1 to {layers}, the text encoder's layers")
         self.notes: list[str] = []
         self._seen: dict[str, EncodedPrompt] = {}
 
