@@ -13,8 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gouache import files
-from gouache.errors import PictureError
-from gouache.files import slug, write_bytes
+from gouache.checkpoints import hub
+from gouache.checkpoints.formats.header import read_header
+from gouache.checkpoints.vae_library import find_vae
+from gouache.errors import GouacheError, PictureError
+from gouache.files import existing, slug, write_bytes
+from gouache.pipeline.inputs.images import References
 
 
 def test_a_file_is_written_once_and_replaced_only_by_force(tmp_path: Path) -> None:
@@ -70,3 +74,19 @@ def test_a_slug_ends_at_a_word() -> None:
 
 def test_examples_in_the_docstrings() -> None:
     assert doctest.testmod(files).failed == 0
+
+
+NOWHERE = ["x" * 5000, "a\0b", "~nobody-of-this-name/x", "/" + "y/" * 3000, "no such file", "C:\\x:y", "\n", "*"]
+
+
+@pytest.mark.parametrize("name", NOWHERE, ids=lambda name: repr(name[:12]))
+def test_a_name_that_can_be_no_path_names_nothing(name: str) -> None:
+    """The kind: text of a user that a file system refuses with an error of its own instead of "not there"."""
+    assert existing(name) is None
+
+
+@pytest.mark.parametrize("name", NOWHERE, ids=lambda name: repr(name[:12]))
+def test_every_place_that_takes_a_name_says_not_found(name: str) -> None:
+    for search in (hub.find, find_vae, read_header, References({}).picture):
+        with pytest.raises(GouacheError):
+            search(name)

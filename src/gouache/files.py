@@ -23,6 +23,16 @@ BINARY = getattr(os, "O_BINARY", 0)
 _NO_LINKS = {errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EXDEV}
 
 
+def existing(name: str | Path) -> Path | None:
+    """The file or folder that somebody's text names, ~ being their home; None if there is none, or the text is none
+    of a path (longer than a file system takes, with a NUL, the home of nobody)."""
+    try:
+        path = Path(name).expanduser()
+        return path if path.exists() else None
+    except (OSError, RuntimeError, ValueError):
+        return None
+
+
 def slug(words: str) -> str:
     """Words as a file name of letters, digits and dashes; any script's letters stay.
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from platformdirs import user_data_path
 
 from gouache.errors import CorruptCheckpoint, GouacheError, HubError, ModelNotFound, unknown_name
+from gouache.files import existing
 from gouache.models.family import POCKET
 
 if TYPE_CHECKING:
@@ -125,11 +126,11 @@ def find(name: str) -> Path:
     Raises:
         ModelNotFound: there is none on the disk; the nearest name is offered.
     """
-    if Path(name).expanduser().exists():
-        return Path(name).expanduser()
+    if (path := existing(name)) is not None:
+        return path
     plain = Path(name).name == name
     for path in [models_folder() / f"{name}{suffix}" for suffix in ("", *WEIGHT_SUFFIXES)] if plain else []:
-        if path.exists():
+        if existing(path) is not None:
             return path
     snapshot = _snapshot(hub_cache() / f"models--{name.replace('/', '--')}") if name.count("/") <= 1 else None
     if snapshot is not None:
@@ -365,6 +366,8 @@ def _remember_main(folder: Path) -> None:
 
 def _snapshot(folder: Path) -> Path | None:
     """The newest snapshot of a repository in the hub's cache."""
+    if existing(folder) is None:
+        return None
     reference = folder / "refs" / "main"
     if reference.is_file():
         snapshot = folder / "snapshots" / Path(reference.read_text().strip()).name

@@ -15,6 +15,7 @@ from gouache.checkpoints.detect import Identity
 from gouache.checkpoints.identify import identify
 from gouache.checkpoints.joined import SUFFIXES, with_vae
 from gouache.errors import ModelNotFound, unknown_name
+from gouache.files import existing
 
 if TYPE_CHECKING:
     import torch
@@ -51,8 +52,7 @@ def find_vae(name: str, *, paths: bool = True) -> Path:
     Raises:
         ModelNotFound: there is none; the nearest name is offered.
     """
-    path = Path(name).expanduser()
-    if paths and path.exists():
+    if paths and (path := existing(name)) is not None:
         return path
     known = list_vaes()
     short = name.rsplit(".", 1)[0] if name.lower().endswith(SUFFIXES) else name

@@ -24,6 +24,7 @@ from gouache.cli.paint import (
     paint_request,
 )
 from gouache.errors import InvalidInput, RecipeError
+from gouache.files import existing
 from gouache.pipeline.request import Request
 
 SPECS = option_specs(without=("init_image", "interpolation"))
@@ -70,10 +71,11 @@ def _edit(
 def read_input(picture: str) -> tuple[str, dict[str, bytes]]:
     """A picture's name for the request, and its bytes if they came from standard input."""
     if picture != "-":
-        if not Path(picture).expanduser().is_file():
+        place = existing(picture)
+        if place is None or not place.is_file():
             from gouache.errors import PictureError
 
-            given = "a folder" if Path(picture).expanduser().is_dir() else "no such file"
+            given = "no such file" if place is None else "a folder"
             raise PictureError(picture, given=given, expected="a picture", cure="Check the path.")
         return picture, {}
     from hashlib import sha256

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from gouache.errors import CorruptCheckpoint, GouacheError, ModelNotFound, UnknownFamily
+from gouache.files import existing
 
 if TYPE_CHECKING:
     from gouache.checkpoints.formats.safetensors import WeightSource
@@ -108,7 +109,7 @@ def read_header(path: str | Path) -> Header:
         CorruptCheckpoint: the header is over its limits, is not what the format asks for, or disagrees with the file.
     """
     path = Path(path)
-    if not path.is_file():
+    if existing(path) is None or not path.is_file():
         raise ModelNotFound(str(path), given="no file there", expected="a .safetensors file", cure="Check the path.")
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -320,7 +321,7 @@ def _open_torch(path: Path, kind: FileFormat) -> WeightSource:
 
 def _format_of(path: Path) -> FileFormat:
     """What a file starts as; formats that aren't read are named in the error."""
-    if not path.is_file():
+    if existing(path) is None or not path.is_file():
         raise ModelNotFound(str(path), given="no file there", expected="a weight file", cure="Check the path.")
     with path.open("rb") as file:
         start = file.read(512)

@@ -398,7 +398,6 @@ class References:
             )
         try:
             return Path(name).expanduser().read_bytes()
-        except OSError as error:
-            raise PictureError(
-                name, given=(error.strerror or str(error)).lower(), expected="a readable file", cure="Check the path."
-            ) from error
+        except (OSError, RuntimeError, ValueError) as error:  # "~nobody" has no home, a NUL is in no path
+            given = (getattr(error, "strerror", None) or str(error)).lower()
+            raise PictureError(name, given=given, expected="a readable file", cure="Check the path.") from error

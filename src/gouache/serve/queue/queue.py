@@ -89,14 +89,15 @@ class JobQueue:
             if old is None:
                 raise
         # Answering with the first job would hide that the second request was never accepted.
-        if old[1] != values["fingerprint"]:
+        first = self.get(old[0])
+        if old[1] != values["fingerprint"] and (fingerprint or not _same(first.parsed(), request)):
             raise Conflict(
                 "idempotency key",
                 given=repr(key),
                 expected="a key that was not used for another request",
                 cure="Make a new key for a new request.",
             )
-        return self.get(old[0]), False
+        return first, False
 
     def _by_key(self, connection: Connection | None, owner: str, key: str | None) -> tuple[str, str] | None:
         if key is None:
@@ -274,6 +275,13 @@ class JobQueue:
 def note(connection: Connection, job_id: str, kind: str, detail: str = "") -> None:
     """Write down what happened to a job, inside the transaction in which it happens."""
     connection.execute(insert(events).values(job=job_id, time=time.time(), kind=kind, detail=detail))
+
+
+def _same(stored: Request, request: Request) -> bool:
+    """Whether a request asks for what a stored one does, which an earlier version may have stored: it had fewer fields,
+    and no negative prompt was an empty one."""
+    both = (one.replace({"negative_prompt": one.negative_prompt or None}) for one in (stored, request))
+    return len({one.to_json() for one in both}) == 1
 
 
 def fingerprint_of(text: str) -> str:
