@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from gouache.diffusion.samplers.names import resolve, resolve_schedule, sampler_info
 from gouache.errors import InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
+from gouache.pipeline.generate.a1111_procedure import A1111, follows, second_size
 from gouache.pipeline.generate.draft import with_defaults
 from gouache.pipeline.generate.upscaler_files import LANCZOS, OWN
 from gouache.pipeline.inputs.images import References, nearest_size
 from gouache.pipeline.prompts.syntax import adapter_tags, refuse_tags
-from gouache.pipeline.request import Hires, Request, Upscale
+from gouache.pipeline.request import Hires, Procedure, Request, Upscale
 
 
 def at_own_size(request: Request, bundle: ModelBundle) -> Request:
@@ -103,7 +104,8 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
     request = at_own_size(request, bundle)
     defaults = bundle.defaults
     sampler, schedule = _sampler_and_schedule(request, bundle)
-    width, height = nearest_size(*_size(request, bundle, start), factor_of(bundle))
+    request = request.replace({"procedure": _procedure(request)})
+    width, height = _latent_sized(_size(request, bundle, start), request, bundle)
     vary = request.subseed_strength > 0
     guidance = defaults.guidance_scale if request.guidance_scale is None else request.guidance_scale
     return request.replace(
@@ -119,6 +121,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
             "guidance_scale": guidance,
             "sampler": sampler,
             "schedule": schedule,
+            "hires": _hires(request, width, height),
             "prior": None if bundle.prior is None else with_defaults(request.prior, defaults),
         }
     )
@@ -208,9 +211,11 @@ def _size(request: Request, bundle: ModelBundle, start: tuple[int, int] | None) 
 def second_pass(request: Request, bundle: ModelBundle) -> Request:
     """The request of the larger second pass of a resolved request with `hires`."""
     hires = request.hires or Hires()
-    width = hires.width or round((request.width or 0) * hires.scale)
-    height = hires.height or round((request.height or 0) * hires.scale)
-    width, height = nearest_size(width, height, factor_of(bundle))
+    if follows(request):
+        width, height = second_size(hires, request.width or 0, request.height or 0, factor_of(bundle)).painted
+    else:
+        size = hires.size_for(request.width or 1, request.height or 1)
+        width, height = nearest_size(*size, factor_of(bundle))
     return request.replace(
         {
             "width": width,
@@ -219,6 +224,28 @@ def second_pass(request: Request, bundle: ModelBundle) -> Request:
             "strength": hires.strength,
         }
     )
+
+
+def _procedure(request: Request) -> Procedure | None:
+    """A1111's with its noise, so that a recipe names it; nothing else changes what a request leaves open."""
+    return request.procedure or (A1111 if request.determinism == A1111 else None)
+
+
+def _latent_sized(size: tuple[int, int], request: Request, bundle: ModelBundle) -> tuple[int, int]:
+    """Whole latents: the nearest number of them, or as A1111 does, those that fit."""
+    factor = factor_of(bundle)
+    if not follows(request):
+        return nearest_size(*size, factor)
+    return max(size[0] // factor, 1) * factor, max(size[1] // factor, 1) * factor
+
+
+def _hires(request: Request, width: int, height: int) -> Hires | None:
+    """The second pass with both sides where one was given; A1111's keeps one side, whose other is cut differently."""
+    hires = request.hires
+    if hires is None or follows(request) or (hires.width is None) == (hires.height is None):
+        return hires
+    sides = hires.size_for(width, height)
+    return hires.model_copy(update={"width": sides[0], "height": sides[1]})
 
 
 def factor_of(bundle: ModelBundle) -> int:

@@ -8,15 +8,22 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from gouache.diffusion.rng import ImageNoise, ImageSeed, seeds_of_batch
+from gouache.diffusion.rng import ImageNoise, ImageSeed, NoiseMode, seeds_of_batch
 from gouache.diffusion.samplers.step import Denoise, Step
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.vae import AutoencoderKL
+from gouache.pipeline.generate.a1111_procedure import (
+    TIMESTEP_SAMPLERS,
+    PromptClock,
+    entry_scale,
+    follows,
+    prompt_clock,
+    second_walk,
+)
 from gouache.pipeline.generate.draft import draft, own_draft, parts_of
 from gouache.pipeline.generate.enlarge import enlarge_picture, find_upscaler
 from gouache.pipeline.generate.guided import (
@@ -32,9 +39,10 @@ from gouache.pipeline.generate.guided import (
     size_conditions,
     steps_of,
 )
+from gouache.pipeline.generate.second_pass import enlarged_start
 from gouache.pipeline.generate.upscaler_files import LANCZOS
 from gouache.pipeline.inputs.images import on_background, to_image
-from gouache.pipeline.inputs.start import DRAFT, INSTRUCT, StartState, encode, input_kind, keep_outside, steps_to_skip
+from gouache.pipeline.inputs.start import DRAFT, INSTRUCT, StartState, input_kind, keep_outside, steps_to_skip
 from gouache.pipeline.output.a1111_text import format_infotext, infotext_of
 from gouache.pipeline.output.metadata import OWN, PARAMETERS, ImageKind, encode_picture
 from gouache.pipeline.output.recipe import Recipe, machine_of, model_ref, package_versions, pixels_digest
@@ -122,6 +130,8 @@ class Pass:
         skipped: levels left out before them.
         positive, negative: the encoded prompts.
         controls: networks that steer, with what they see at this size.
+        whole: the list that `sigmas` is the end of. [m + 1]
+        clock: the steps that prompt editing counts, where they are others than the walk's.
     """
 
     request: Request
@@ -130,6 +140,19 @@ class Pass:
     positive: PromptPlan
     negative: PromptPlan
     controls: tuple[TimedControl, ...] = ()
+    whole: Tensor | None = None
+    clock: PromptClock | None = None
+
+    @property
+    def prompt_steps(self) -> tuple[int, int]:
+        """Steps that prompt editing counts, and those of earlier passes."""
+        return (max(len(self.sigmas) - 1, 1), 0) if self.clock is None else (self.clock.steps, self.clock.earlier)
+
+    @property
+    def noised_at(self) -> float | None:
+        """The level whose noise a starting picture gets, where the first step begins at another."""
+        late = self.clock is not None and self.skipped > 0 and self.request.sampler in TIMESTEP_SAMPLERS
+        return float(self.whole[self.skipped - 1]) if late and self.whole is not None else None
 
     @property
     def steps(self) -> int:
@@ -163,17 +186,28 @@ class Generation:
         self.reader = PromptReader(bundle.text, request.emphasis, request.clip_skip)
         self.passes = [self._pass(request, start_state.skipped)]
         if request.hires is not None:
-            larger = second_pass(request, bundle)
-            skipped = steps_to_skip(larger.num_inference_steps or 1, larger.strength or 0.0)
-            self.passes.append(self._pass(larger, skipped))
+            self.passes.append(self._second(second_pass(request, bundle)))
         self.mixed = False
         self.notes = (*notes, *self.reader.notes)
 
-    def _pass(self, request: Request, skipped: int) -> Pass:
-        sigmas = sigmas_of(request, self.bundle)[skipped:]
-        steps = max(len(sigmas) - 1, 1)
-        positive = self.reader.plan(styled_prompt(request), steps)
-        negative = self.reader.plan(request.negative_prompt, steps, composed=False)
+    def _second(self, request: Request) -> Pass:
+        steps, strength = request.num_inference_steps or 1, request.strength or 0.0
+        if not follows(request) or request.sigmas is not None:
+            return self._pass(request, steps_to_skip(steps, strength))
+        total, skipped = second_walk(steps, strength, request.sampler)
+        return self._pass(request, skipped, total, self.passes[0].clock)
+
+    def _pass(
+        self, request: Request, skipped: int, total: int | None = None, before: PromptClock | None = None
+    ) -> Pass:
+        whole = sigmas_of(request, self.bundle, total)
+        sigmas, clock = whole[skipped:], None
+        steps, earlier = max(len(sigmas) - 1, 1), 0
+        if follows(request):
+            clock = prompt_clock(request, request.sampler or "ddim", before.steps if before else 0)
+            steps, earlier = clock.steps, clock.earlier
+        positive = self.reader.plan(styled_prompt(request), steps, earlier=earlier)
+        negative = self.reader.plan(request.negative_prompt, steps, composed=False, earlier=earlier)
         if request.negative_prompt == "" and self.bundle.traits.zero_negative:
             negative = negative.zeroed()
         controls: tuple[TimedControl, ...] = ()
@@ -181,7 +215,7 @@ class Generation:
             from gouache.pipeline.generate.controlnets import timed_controls
 
             controls = timed_controls(self.bundle, request, self.start_state.hints, max(steps_of(request, sigmas), 1))
-        return Pass(request, sigmas, skipped, positive, negative, controls)
+        return Pass(request, sigmas, skipped, positive, negative, controls, whole, clock)
 
     def mix_prompt(self, prompt: str, share: float) -> None:
         """Paint with what lies between the prompt (share 0) and another (share 1).
@@ -191,7 +225,8 @@ class Generation:
         """
         self.mixed = True  # what lies between two prompts lays nothing out
         for k, one in enumerate(self.passes):
-            other = self.reader.plan(prompt, max(len(one.sigmas) - 1, 1))
+            steps, earlier = one.prompt_steps
+            other = self.reader.plan(prompt, steps, earlier=earlier)
             self.passes[k] = replace(one, positive=one.positive.mixed(other, share))
 
     def use_seeds(self, seeds: list[ImageSeed]) -> None:
@@ -209,7 +244,7 @@ class Generation:
     def group(self, first: int, seeds: list[ImageSeed]) -> Iterator[Event]:
         """Paint pictures `first`, first + 1, ... together, one network call for all."""
         start = time.perf_counter()
-        noise = ImageNoise(seeds, mode="a1111" if self.request.determinism == "a1111" else "torch")
+        noise = self._noise(seeds)
         digests: list[list[str]] = [[] for _ in seeds]
         latents = None if self.start_state.latents is None else self.start_state.latents.expand(len(seeds), -1, -1, -1)
         drafted, notes = self._draft(seeds)
@@ -225,6 +260,8 @@ class Generation:
         for k, one in enumerate(self.passes):
             start_state = drafted_start if k == 0 else self._enlarged(latents, drafted, one)
             latents = start_state.latents if k else latents
+            if k and follows(one.request):
+                noise = self._noise(seeds)
             for step in self._walk(one, start_state, noise):
                 latents, done = step.x, done + 1
                 for row, digest in zip(step.x, digests, strict=True):
@@ -236,6 +273,12 @@ class Generation:
         for k, (seed, steps) in enumerate(zip(seeds, digests, strict=True)):
             seconds = (time.perf_counter() - start) / len(seeds)
             yield self._finished(first + k, latents[k : k + 1], seed, tuple(steps), notes[k], seconds)
+
+    def _noise(self, seeds: list[ImageSeed]) -> ImageNoise:
+        """The pictures' streams from their beginning."""
+        modes: dict[str, NoiseMode] = {"a1111": "a1111", "cpu": "cpu"}
+        mode = modes.get(self.request.determinism, "torch")
+        return ImageNoise(seeds, mode=mode, eta_seed_delta=self.request.eta_noise_seed_delta)
 
     def _inverter(self, start_state: StartState) -> Inverter | None:
         """The walk up to the noise that gives the starting picture, if the request asks for one."""
@@ -259,9 +302,16 @@ class Generation:
         if one.steps == 0:
             return
         height, width = self._latent_size(one.request)
-        drawn = noise.initial((self.bundle.vae.config.latent_channels, height, width)).to(self.bundle.device)
-        x = start_state.start(drawn, float(one.sigmas[0]))
+        shape, device = (self.bundle.vae.config.latent_channels, height, width), self.bundle.device
+        drawn = noise.initial(shape).to(device)
+        under = noise.unvaried(shape).to(device) if start_state.noise_under_mask else None
+        sigma = float(one.sigmas[0])
+        noised_at = sigma if one.noised_at is None else one.noised_at
+        x = start_state.start(drawn, noised_at, under)
+        if noised_at != sigma:
+            x = x * entry_scale(noised_at, sigma)
         prompted = self._prompted(one, start_state)
+        prompted.call = None if one.clock is None else 1
         denoise: Denoise = prompted
         if self.request.seamless != "none":
             from gouache.pipeline.generate.tiling import wrapped_around
@@ -269,7 +319,7 @@ class Generation:
             networks = nn.ModuleList([self.bundle.unet, *self.bundle.controls.values()])
             denoise = wrapped_around(prompted, networks, self.request.seamless)
         denoise = keep_outside(denoise, start_state)
-        for step in run_sampler(one.request, self.bundle, denoise, x, one.sigmas, noise):
+        for step in run_sampler(one.request, self.bundle, denoise, x, one.sigmas, noise, one.whole):
             prompted.step = step.i + 2
             yield step
 
@@ -321,11 +371,10 @@ class Generation:
         """The second pass starts from what the first one painted, enlarged."""
         if latents is None or self.request.hires is None:
             raise InvalidInput("hires", given="no first pass", expected="at least one step")
-        size = self._latent_size(one.request)
-        larger = enlarge_latents(self.bundle, latents, size, self.request.hires.upscaler, tiled=one.request.vae_tiling)
-        if drafted is not None:
-            drafted = F.interpolate(drafted, size=size, mode="bilinear", align_corners=False)
-        return StartState(latents=larger, skipped=one.skipped, draft=drafted, finish=self.start_state.finish)
+        request, tiled = one.request, one.request.vae_tiling
+        picture_of = lambda row: decode(self.bundle, row, tiled=tiled, cut=follows(request))[0]  # noqa: E731
+        larger = enlarged_start(self.bundle, self.request.hires, self.request, request, latents, drafted, picture_of)
+        return replace(larger, skipped=one.skipped, finish=self.start_state.finish)
 
     def _latent_size(self, request: Request) -> tuple[int, int]:
         factor = self.bundle.vae.config.downscale
@@ -335,7 +384,11 @@ class Generation:
         self, picture: int, latents: Tensor, seed: ImageSeed, steps: tuple[str, ...], notes: list[str], seconds: float
     ) -> Painted:
         image, decoding_notes = decode(
-            self.bundle, latents, tiled=self.request.vae_tiling, seamless=self.request.seamless
+            self.bundle,
+            latents,
+            tiled=self.request.vae_tiling,
+            seamless=self.request.seamless,
+            cut=follows(self.request),
         )
         image = self._completed(image)
         subseed = seed.subseed if seed.subseed_strength else None
@@ -372,7 +425,7 @@ RETRIED = "the decoder overflowed in half precision and was run again in float32
 
 @torch.no_grad()
 def decode(
-    bundle: ModelBundle, latents: Tensor, *, tiled: bool = False, seamless: Seamless = "none"
+    bundle: ModelBundle, latents: Tensor, *, tiled: bool = False, seamless: Seamless = "none", cut: bool = False
 ) -> tuple[Image.Image, list[str]]:
     """Decode one picture.
 
@@ -381,6 +434,7 @@ def decode(
         latents: normalised. [1,C,h,w]
         tiled: decode in tiles, for less memory.
         seamless: which edges meet.
+        cut: as in `images.to_image`.
 
     Returns:
         The picture, and notes on what had to be done beyond the plain way.
@@ -403,7 +457,7 @@ def decode(
         with circular(bundle.vae.decoder, seamless):
             tensor = _decoded(bundle.vae, latents, tiled=tiled)
     if bool(torch.isfinite(tensor).all()):
-        return to_image(tensor[0]), []
+        return to_image(tensor[0], cut=cut), []
     dtype = next(bundle.vae.parameters()).dtype
     try:
         tensor = _decoded(bundle.vae.float(), latents, tiled=tiled)
@@ -416,7 +470,7 @@ def decode(
             expected="finite pixels",
             cure="The autoencoder's weights are damaged; compare their sha256.",
         )
-    return to_image(tensor[0]), [RETRIED]
+    return to_image(tensor[0], cut=cut), [RETRIED]
 
 
 def _decoded(vae: AutoencoderKL, latents: Tensor, *, tiled: bool) -> Tensor:
@@ -434,32 +488,3 @@ def preview(bundle: ModelBundle, denoised: Tensor) -> Image.Image:
     matrix = torch.tensor(colours_of_channels, dtype=torch.float32)  # [4,3]
     colours = torch.einsum("chw,cr->rhw", denoised[0].float().cpu(), matrix)  # [3,h,w]
     return to_image(colours.nan_to_num())
-
-
-LATENT = {"latent": "bilinear", "latent-bicubic": "bicubic", "latent-nearest": "nearest"}
-
-
-def enlarge_latents(
-    bundle: ModelBundle, latents: Tensor, size: tuple[int, int], upscaler: str, *, tiled: bool = False
-) -> Tensor:
-    """Latents at another size: interpolated, or decoded, enlarged as a picture and encoded again.
-
-    Args:
-        bundle: the model.
-        latents: [B,C,h,w].
-        size: wanted height and width in latent pixels.
-        upscaler: latent, latent-bicubic, latent-nearest, or as in `find_upscaler`.
-        tiled: decode and encode in tiles.
-    """
-    if upscaler in LATENT:
-        mode = LATENT[upscaler]
-        corners = None if mode == "nearest" else False
-        return F.interpolate(latents, size=size, mode=mode, align_corners=corners)
-    factor, network = bundle.vae.config.downscale, find_upscaler(upscaler, bundle)
-    rows = []
-    for row in latents:
-        picture, _ = decode(bundle, row[None], tiled=tiled)
-        larger = enlarge_picture(picture, size[1] * factor / picture.width, network)
-        exact = larger.resize((size[1] * factor, size[0] * factor), Image.Resampling.LANCZOS)
-        rows.append(encode(bundle, exact, tiled=tiled))
-    return torch.cat(rows).to(latents)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, zeros_like
 
+from gouache.diffusion.brownian_tree import TreeNoise
 from gouache.diffusion.guidance import AdaptiveProjection, Guidance, guided_denoiser
 from gouache.diffusion.rng import BrownianNoise, ImageNoise
 from gouache.diffusion.samplers.ancestral import Restart, restart_plan
@@ -21,6 +22,7 @@ from gouache.errors import InvalidInput
 from gouache.models.bundle import LOW_AESTHETIC_SCORE, ModelBundle
 from gouache.models.denoiser import Condition, stack
 from gouache.models.family import SDXL_REFINER
+from gouache.pipeline.generate.a1111_procedure import follows, step_noise, tree_noise
 from gouache.pipeline.prompts.encode import EncodedPrompt, PromptPlan
 from gouache.pipeline.request import Request
 
@@ -71,6 +73,8 @@ class PromptedDenoiser:
         self.network = network
         self.bundle, self.positive, self.negative, self.inputs = bundle, positive, negative, inputs
         self.step = 1
+        self.call: int | None = None
+        """Which text holds: None = as `step` says, else it counts network calls, from 1."""
         self._guided = guided_denoiser(
             self._conditional,
             self._pair,
@@ -81,10 +85,17 @@ class PromptedDenoiser:
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """x [B,C,h,w], sigma [] -> denoised [B,C,h,w]."""
-        return self._guided(x, sigma)
+        denoised = self._guided(x, sigma)
+        if self.call is not None:
+            self.call += 1
+        return denoised
+
+    @property
+    def _moment(self) -> int:
+        return self.step if self.call is None else self.call
 
     def _conditional(self, x: Tensor, sigma: Tensor) -> Tensor:
-        texts = self.positive.at(self.step)
+        texts = self.positive.at(self._moment)
         if len(texts) > 1 or texts[0][0] != 1.0:
             return self._pair(x, sigma)[0]
         return self.network(x, sigma, self._condition(texts[0][1], negative=False))
@@ -92,9 +103,9 @@ class PromptedDenoiser:
     def _pair(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Both predictions; branches joined by AND are summed as unconditional + sum of w (conditional - unconditional)
         (Liu et al. 2022, arXiv:2206.01714, equation 11)."""
-        texts = self.positive.at(self.step)
+        texts = self.positive.at(self._moment)
         conditions = [self._condition(text, negative=False) for _, text in texts]
-        conditions.append(self._condition(self.negative.at(self.step)[0][1], negative=True))
+        conditions.append(self._condition(self.negative.at(self._moment)[0][1], negative=True))
         *positives, unconditional = self._predict(x, sigma, conditions)
         if len(texts) == 1 and texts[0][0] == 1.0:
             return positives[0], unconditional
@@ -152,13 +163,15 @@ def guidance_of(request: Request) -> Guidance:
     )
 
 
-def sigmas_of(request: Request, bundle: ModelBundle) -> Tensor:
-    """The noise levels of a resolved request, descending, the last 0. [n + 1] fp64"""
+def sigmas_of(request: Request, bundle: ModelBundle, steps: int | None = None) -> Tensor:
+    """The noise levels of a resolved request, descending, the last 0; `steps` for another number than it asks for.
+    [n + 1] fp64"""
     if request.sigmas is not None:
         return torch.tensor(request.sigmas, dtype=torch.float64)
-    name, steps = request.schedule or "uniform", request.num_inference_steps or 1
+    name, steps = request.schedule or "uniform", steps or request.num_inference_steps or 1
     options = {"family": bundle.traits.align_your_steps} if name == "align_your_steps" else {}
-    if request.determinism == "a1111" and sampler_info(request.sampler or "ddim").discard_penultimate:
+    like_a1111 = request.determinism == "a1111" or follows(request)
+    if like_a1111 and sampler_info(request.sampler or "ddim").discard_penultimate:
         return discard_penultimate(make_sigmas(name, bundle.schedule, steps + 1, options=options))
     return make_sigmas(name, bundle.schedule, steps, options=options)
 
@@ -171,7 +184,13 @@ def steps_of(request: Request, sigmas: Tensor) -> int:
 
 
 def run_sampler(
-    request: Request, bundle: ModelBundle, denoise: Denoise, x: Tensor, sigmas: Tensor, noise: ImageNoise
+    request: Request,
+    bundle: ModelBundle,
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    noise: ImageNoise,
+    whole: Tensor | None = None,
 ) -> Steps:
     """Start the request's sampler.
 
@@ -182,10 +201,19 @@ def run_sampler(
         x: the state at sigmas[0]. [B,C,h,w]
         sigmas: descending noise levels.
         noise: the pictures' streams.
+        whole: the list that `sigmas` is the end of; without it, it is all of it.
     """
     name = request.sampler or "ddim"
     source: NoiseSource = BrownianNoise(noise) if "sde" in name else noise
     options = _options(request, name)
+    whole = sigmas if whole is None else whole
+    if follows(request):
+        source = step_noise(request, name, noise, sigmas, whole, bundle.schedule)
+    elif name == "dpmpp_sde" and noise.mode == "cpu":
+        # Every tool of this noise takes it from the tree here; for the others of the name they differ.
+        source = tree_noise(request, name, noise, whole, bundle.schedule)
+    if isinstance(source, TreeNoise) and name == "dpmpp_sde":
+        options["one_path"] = False
     if name == "lcm":
         options["timestep_of"] = lambda sigma: float(bundle.schedule.sigma_to_t(torch.tensor(sigma)))
     return sample(name, denoise, x, sigmas, options=options, noise=source)
@@ -254,11 +282,15 @@ class InstructDenoiser:
         self.bundle, self.positive, self.negative, self.draft = bundle, positive, negative, draft
         self.text_scale, self.image_scale = text_scale, image_scale
         self.step = 1
+        self.call: int | None = None
+        """As in `PromptedDenoiser`."""
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """x [B,C,h,w], sigma [] -> denoised [B,C,h,w]."""
-        text = self.positive.at(self.step)[0][1]
-        other = self.negative.at(self.step)[0][1]
+        moment = self.step if self.call is None else self.call
+        self.call = None if self.call is None else self.call + 1
+        text = self.positive.at(moment)[0][1]
+        other = self.negative.at(moment)[0][1]
         blank = zeros_like(self.draft)
         conditions = [self._condition(text, self.draft), self._condition(other, self.draft)]
         conditions.append(self._condition(other, blank))

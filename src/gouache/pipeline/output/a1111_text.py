@@ -19,6 +19,10 @@ from gouache.pipeline.request import Request
 NEGATIVE = "Negative prompt:"
 _PAIR = re.compile(r'\s*(\w[\w \-/]{1,100}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')
 FEWEST_PAIRS = 3
+OWN_NOISE = "gouache"
+"""What RNG says of noise that is none of A1111's."""
+_BY_A1111 = re.compile(r"(f[\d.]+(v\d-)?)?v[01]\.\d")
+"""Versions of A1111 (v1.10.1) and of Forge and its kin (f2.0.1v1.10.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +125,17 @@ def require_values(info: Infotext, where: str) -> Infotext:
     return info
 
 
+_RNG = {"a1111": None, "cpu": "CPU", "exact": OWN_NOISE, "portable": OWN_NOISE}
+"""Level -> source of noise in A1111's words, whose usual one, the GPU's, is not written."""
 _EMPHASIS = {"a1111": None, "comfy": "Comfy", "none": "None"}
 _FILLS = {"original": None, "fill": "fill", "noise": "latent noise", "nothing": "latent nothing"}
 _UPSCALERS = {
     "latent": "Latent",
+    "latent-antialiased": "Latent (antialiased)",
     "latent-bicubic": "Latent (bicubic)",
+    "latent-bicubic-antialiased": "Latent (bicubic antialiased)",
     "latent-nearest": "Latent (nearest)",
+    "latent-nearest-exact": "Latent (nearest-exact)",
     "lanczos": "Lanczos",
 }
 
@@ -151,7 +160,10 @@ def infotext_of(recipe: Recipe) -> Infotext:
         "Variation seed strength": request.subseed_strength or None,
         "Denoising strength": denoised,
         "Clip skip": request.clip_skip if (request.clip_skip or 1) > 1 else None,
-        "RNG": None if request.determinism == "a1111" else "CPU",
+        "ENSD": request.eta_noise_seed_delta or None,
+        "RNG": _RNG[request.determinism],
+        "Determinism": request.determinism if request.determinism == "cpu" else None,
+        "Procedure": request.procedure if request.determinism != request.procedure else None,
         "Tiling": "True" if request.seamless == "both" else None,
         **_hires_values(request),
         **_mask_values(request),
@@ -256,7 +268,7 @@ def request_of(info: Infotext, where: str) -> Request:
         "model": values.get("Model"),
         "seamless": "both" if values.get("Tiling") == "True" else None,
         "emphasis": {"Comfy": "comfy", "None": "none"}.get(values.get("Emphasis", "")),
-        "determinism": _determinism(values),
+        **_noise(values),
         "hires": _hires(values),
     }
     try:
@@ -265,10 +277,21 @@ def request_of(info: Infotext, where: str) -> Request:
         raise RecipeError(where, given=f"{error.where}: {error.given}", expected=error.expected) from error
 
 
-def _determinism(values: Mapping[str, str]) -> str | None:
-    """A1111 itself draws on the GPU unless it says so; its noise is repeated by our level of that name."""
-    by_a1111 = values.get("Version", "").startswith(("v1.", "v0.")) or "Version" not in values
-    return "a1111" if by_a1111 and values.get("RNG", "GPU") in ("GPU", "NV") else None
+def _noise(values: Mapping[str, str]) -> dict[str, Any]:
+    """The noise and the procedure behind it. A1111 and Forge draw on the GPU unless the text says CPU; sd.cpp has both
+    generators and a procedure of its own; gouache names its own noise (before it did, it wrote CPU for it)."""
+    version, source = values.get("Version"), values.get("RNG")
+    if version is not None and "stable-diffusion.cpp" in version:
+        return {"determinism": {"cuda": "a1111", "cpu": "cpu"}.get(source or ""), "procedure": "gouache"}
+    if version is not None and version.startswith("gouache"):
+        level = "a1111" if source is None else "cpu" if values.get("Determinism") == "cpu" else None
+        delta = _number(values, "ENSD", int) if level else None
+        return {"determinism": level, "procedure": values.get("Procedure"), "eta_noise_seed_delta": delta}
+    if version is not None and not _BY_A1111.match(version):
+        return {}
+    level = "cpu" if source == "CPU" else "a1111" if source in (None, "GPU", "NV") else None
+    delta = _number(values, "ENSD", int) if level else None
+    return {"determinism": level, "procedure": "a1111" if level else None, "eta_noise_seed_delta": delta}
 
 
 def _hires(values: Mapping[str, str]) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -25,8 +26,8 @@ from gouache.pipeline.request import Request
 if TYPE_CHECKING:
     from gouache.models.bundle import ModelBundle
 
-RECIPE_VERSION = 2
-"""1: the prior drafted every prompt as a whole."""
+RECIPE_VERSION = 3
+"""1: the prior drafted every prompt as a whole. 2: as `_as_before`."""
 _PACKAGES = ("gouache", "torch", "numpy", "pillow", "tokenizers")
 
 Digest = Annotated[str, Field(pattern=r"[0-9a-f]{8,64}")]
@@ -102,6 +103,37 @@ class Recipe(Config):
         if not isinstance(request, Mapping) or not isinstance(prior := request.get("prior"), Mapping):
             return data
         return {**data, "request": {**request, "prior": {"layout": False, **prior}}}
+
+    @model_validator(mode="before")
+    @classmethod
+    def _old_requests_mean_what_they_meant(cls, data: Any) -> Any:
+        """A picture of version 1 or 2 comes out as it did."""
+        if not isinstance(data, Mapping) or data.get("recipe") not in (1, 2):
+            return data
+        request = data.get("request")
+        return {**data, "request": _as_before(request)} if isinstance(request, Mapping) else data
+
+
+_ENDS_IN_BREAK = re.compile(r"\bBREAK\s*$")
+
+
+def _as_before(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The request of a recipe of version 2 in today's words: the level a1111 was its noise alone, one side of a second
+    pass left the other to the scale, and a BREAK at the end began a chunk."""
+    changes: dict[str, Any] = {}
+    if request.get("determinism") == "a1111":
+        changes["procedure"] = request.get("procedure") or "gouache"
+    hires = request.get("hires")
+    if isinstance(hires, Mapping) and (hires.get("width") is None) != (hires.get("height") is None):
+        scale = hires.get("scale", 2.0)
+        sides = {side: hires.get(side) or round((request.get(side) or 0) * scale) for side in ("width", "height")}
+        changes["hires"] = {**hires, **sides}
+    if request.get("emphasis", "a1111") == "a1111":
+        for name in ("prompt", "negative_prompt"):
+            text = request.get(name)
+            if isinstance(text, str) and _ENDS_IN_BREAK.search(text):
+                changes[name] = f"{text} BREAK"
+    return {**request, **changes}
 
 
 def package_versions() -> dict[str, str]:

@@ -28,8 +28,11 @@ RESIZE_MODES: dict[int, ResizeMode] = {0: "stretch", 1: "crop", 2: "pad"}
 FILLS = {0: "fill", 1: "original", 2: "noise", 3: "nothing"}
 HIRES_UPSCALERS = {
     "Latent": "latent",
+    "Latent (antialiased)": "latent-antialiased",
     "Latent (bicubic)": "latent-bicubic",
+    "Latent (bicubic antialiased)": "latent-bicubic-antialiased",
     "Latent (nearest)": "latent-nearest",
+    "Latent (nearest-exact)": "latent-nearest-exact",
     "Lanczos": "lanczos",
     "model": "model",
 }
@@ -170,7 +173,7 @@ def _common(body: GenerationBody, studio: Studio, owner: str, options: Options) 
         "schedule": schedule,
         "seamless": "both" if body.tiling else None,
         "clip_skip": options.clip_skip if options.clip_skip > 1 else None,
-        "determinism": "a1111" if options.randn_source != "CPU" else None,
+        **options.noise(),
         **_randomness(body, sampler),
     }
 
@@ -339,7 +342,8 @@ def _from_infotext(body: GenerationBody, values: dict[str, Any]) -> dict[str, An
         "hires": "enable_hr",
     }
     kept = {name: value for name, value in values.items() if named.get(name, name) in body.model_fields_set}
-    always: dict[str, Any] = {
-        name: values[name] for name in ("init_image", "strength", "mask", "resize_mode") if name in values
-    }
+    own = ["init_image", "strength", "mask", "resize_mode"]
+    if body.override_settings and {"randn_source", "eta_noise_seed_delta"} & set(body.override_settings):
+        own += ["determinism", "procedure", "eta_noise_seed_delta"]
+    always: dict[str, Any] = {name: values[name] for name in own if name in values}
     return {**values, **found, **kept, **always}

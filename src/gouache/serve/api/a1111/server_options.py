@@ -8,13 +8,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from gouache.errors import InvalidInput, ModelNotFound
+from gouache.pipeline.output.a1111_text import OWN_NOISE
 from gouache.pipeline.output.metadata import ImageKind
+from gouache.pipeline.request import MAX_SEED_DELTA
 from gouache.serve.studio import Studio
 
 KINDS: dict[str, ImageKind] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
 FIXED: dict[str, object] = {
     "sd_vae": "Automatic",
-    "eta_noise_seed_delta": 0,
     "samples_save": True,
     "return_grid": False,
     "enable_pnginfo": True,
@@ -23,15 +24,20 @@ FIXED: dict[str, object] = {
 }
 
 
+NOISE_LEVELS = {"GPU": "a1111", "NV": "a1111", "CPU": "cpu"}
+"""A1111's sources of noise -> our levels."""
+
+
 @dataclass(frozen=True, slots=True)
 class Options:
-    """One user's settings."""
+    """One user's settings. A1111's procedure belongs to its sources of noise; gouache's own is the default."""
 
     sd_model_checkpoint: str
     samples_format: str = "png"
     jpeg_quality: int = 80
     CLIP_stop_at_last_layers: int = 1
-    randn_source: str = "CPU"
+    randn_source: str = OWN_NOISE
+    eta_noise_seed_delta: int = 0
 
     @property
     def model(self) -> str:
@@ -47,6 +53,17 @@ class Options:
     def clip_skip(self) -> int:
         """Text encoder layer from the last."""
         return self.CLIP_stop_at_last_layers
+
+    def noise(self) -> dict[str, Any]:
+        """The noise of a request, where these settings ask for A1111's; a seed delta alone means its usual source."""
+        source = "GPU" if self.randn_source == OWN_NOISE and self.eta_noise_seed_delta else self.randn_source
+        if source == OWN_NOISE:
+            return {}
+        return {
+            "determinism": NOISE_LEVELS[source],
+            "procedure": "a1111",
+            "eta_noise_seed_delta": self.eta_noise_seed_delta,
+        }
 
     def overridden(self, values: Mapping[str, Any], studio: Studio) -> Options:
         """A copy with other values.
@@ -72,6 +89,7 @@ class Options:
             "jpeg_quality": self.jpeg_quality,
             "CLIP_stop_at_last_layers": self.CLIP_stop_at_last_layers,
             "randn_source": self.randn_source,
+            "eta_noise_seed_delta": self.eta_noise_seed_delta,
             **FIXED,
         }
 
@@ -102,9 +120,13 @@ def _checked(key: str, value: Any, studio: Studio) -> Any:
             raise InvalidInput(key, given=error.given, expected=error.expected, cure=error.cure) from error
     if key == "samples_format" and value in KINDS:
         return value
-    if key == "randn_source" and value in ("CPU", "GPU", "NV"):
+    if key == "randn_source" and value in (OWN_NOISE, *NOISE_LEVELS):
         return value
-    limits = {"CLIP_stop_at_last_layers": (1, 12), "jpeg_quality": (1, 100)}
+    limits = {
+        "CLIP_stop_at_last_layers": (1, 12),
+        "jpeg_quality": (1, 100),
+        "eta_noise_seed_delta": (0, MAX_SEED_DELTA),
+    }
     low, high = limits.get(key, (0, -1))
     if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
         return value
