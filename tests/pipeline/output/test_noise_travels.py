@@ -165,3 +165,30 @@ def test_a_second_pass_of_our_own_keeps_proportions_too(
     fields = {"prompt": "a", "seed": 1, "num_inference_steps": 1, "width": first[0], "height": first[1]}
     (found,) = Pipeline(make_tiny()).paint(Request.from_dict({**fields, "hires": {"strength": 0.0, **asked}}))
     assert found.image.size == second
+
+
+@pytest.mark.parametrize(
+    ("told", "sides"),
+    [
+        ("Hires resize: 1152x0", (1152, None)),
+        ("Hires resize: 0x768", (None, 768)),
+        ("Hires resize: 1152x768", (1152, 768)),
+        ("Hires upscale: 1.5", (None, None)),
+        ("Hires resize: 0x0, Hires upscale: 2", (None, None)),
+    ],
+)
+def test_the_side_that_a1111_leaves_open_is_written_as_0(told: str, sides: tuple[int | None, int | None]) -> None:
+    request = request_of(parse_infotext(f"{LINE}, Denoising strength: 0.5, {told}, Version: v1.10.1"), "text")
+    assert request.hires is not None
+    assert (request.hires.width, request.hires.height) == sides
+
+
+def test_one_open_side_comes_back_from_our_own_text(make_tiny: MakeBundle) -> None:
+    hires = {"width": 48, "strength": 0.5}
+    fields = {"prompt": "a", "seed": 1, "num_inference_steps": 1, "width": 32, "height": 32, "determinism": "a1111"}
+    (painted,) = Pipeline(make_tiny()).paint(Request.from_dict({**fields, "hires": hires}))
+    text = format_infotext(infotext_of(painted.recipe))
+    assert "Hires resize: 48x0" in text
+    read = request_of(parse_infotext(text), "text").hires
+    assert read is not None
+    assert (read.width, read.height) == (48, None)

@@ -8,7 +8,7 @@ gouache's and diffusers' own ways in small things, each of which makes another p
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -184,7 +184,8 @@ def _in_fp32(name: str, schedule: NoiseSchedule, n: int) -> Tensor | None:
     low, high = table[0].item(), table[-1].item()
     if name == "karras":
         start, end = high ** (1 / 7), low ** (1 / 7)
-        return (start + torch.linspace(0, 1, n) * (end - start)) ** 7
+        levels: Tensor = (start + torch.linspace(0, 1, n) * (end - start)) ** 7
+        return levels
     if name == "exponential":
         return torch.linspace(math.log(high), math.log(low), n).exp()
     if name == "polyexponential":
@@ -198,7 +199,7 @@ def _in_fp32(name: str, schedule: NoiseSchedule, n: int) -> Tensor | None:
     return None
 
 
-def _drawn_every_step(noise: ImageNoise, levels: list[float]) -> Callable[[Tensor, float, float], Tensor]:
+def _drawn_every_step(noise: ImageNoise, levels: list[float]) -> NoiseSource:
     drawn = 0
 
     def answer(x: Tensor, sigma: float, sigma_next: float) -> Tensor:

@@ -186,10 +186,10 @@ def _hires_values(request: Request) -> dict[str, object | None]:
     hires = request.hires
     if hires is None:
         return {}
-    sized = hires.width is not None and hires.height is not None
+    sized = hires.width is not None or hires.height is not None
     return {
         "Hires upscale": None if sized else hires.scale,
-        "Hires resize": f"{hires.width}x{hires.height}" if sized else None,
+        "Hires resize": f"{hires.width or 0}x{hires.height or 0}" if sized else None,
         "Hires steps": hires.num_inference_steps,
         "Hires upscaler": _UPSCALERS.get(hires.upscaler, hires.upscaler),
     }
@@ -295,9 +295,10 @@ def _noise(values: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _hires(values: Mapping[str, str]) -> dict[str, Any] | None:
-    width, height = _size(values.get("Hires resize"))
+    # 0 is the side that the other decides.
+    width, height = (side or None for side in _size(values.get("Hires resize")))
     scale = _number(values, "Hires upscale", float)
-    if scale is None and width is None:
+    if scale is None and width is None and height is None:
         return None
     names = {label: name for name, label in _UPSCALERS.items()}
     label = values.get("Hires upscaler", "Latent")
