@@ -22,6 +22,7 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
+from gouache.errors import InvalidInput
 from gouache.pipeline.generate.a1111_procedure import (
     SECOND_ORDER,
     entry_scale,
@@ -340,3 +341,53 @@ def test_strength_one_keeps_a_trace_of_the_picture_and_the_other_procedure_does_
         black, white = (paint(pipe, start((value,) * 3), **fields) for value in (0, 255))
         found[procedure] = black.recipe.pixels == white.recipe.pixels
     assert found == {"a1111": False, "gouache": True}
+
+
+def png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_sde", "dpmpp_2m_sde", "dpmpp_3m_sde", "euler_ancestral"])
+def test_noise_of_our_own_stays_our_own(pipe: Pipeline, sampler: str) -> None:
+    steps = {
+        procedure: paint(pipe, sampler=sampler, schedule="exponential", procedure=procedure).recipe.steps
+        for procedure in ("a1111", "gouache")
+    }
+    assert steps["a1111"][0] == steps["gouache"][0] or sampler == "dpmpp_3m_sde", "it leaves out one level more"
+
+
+EVERYWHERE: list[dict[str, Any]] = [
+    {"init_image": "start", "mask": {"image": "mask"}, "hires": {"scale": 1.5, "strength": 0.5}},
+    {"init_image": "start", "mask": {"image": "mask", "only_masked": True}, "hires": {"scale": 2.0, "strength": 0.5}},
+    {"init_image": "start", "outpaint": {"right": 8}},
+    {"init_image": "start", "inversion": {"source_prompt": "a dog"}, "sampler": "ddim"},
+    {"init_image": "start", "strength": 0.0},
+    {"init_image": "start", "strength": 0.0, "sampler": "ddim"},
+    {"init_image": "start", "strength": 0.4, "sampler": "plms"},
+    {"init_image": "start", "mask": {"image": "mask", "fill": "noise"}, "subseed": 4, "subseed_strength": 0.5},
+    {"hires": {"strength": 0.0}},
+    {"hires": {"strength": 0.3}, "sampler": "ddim"},
+    {"hires": {"width": 64, "height": 40, "strength": 0.5}, "sigmas": [8.0, 2.0, 0.5, 0.0]},
+    {"interpolation": {"prompt": "a dog", "seed": 9, "frames": 3, "frame": 1}},
+    {"num_inference_steps": 1, "sampler": "dpmpp_sde"},
+    {"count": 2, "sampler": "dpmpp_2m_sde"},
+    {"tiled": {"tile": 32}, "width": 64},
+]
+
+
+@pytest.mark.parametrize("fields", EVERYWHERE)
+@pytest.mark.parametrize("determinism", ["a1111", pytest.param("cpu", marks=pytest.mark.slow)])
+def test_every_feature_works_with_the_procedure(pipe: Pipeline, determinism: str, fields: dict[str, Any]) -> None:
+    start = Image.new("RGB", (32, 32), (200, 30, 60))
+    pictures = {"start": png(start), "mask": png(drawn((32, 32), (8, 8, 23, 23)))}
+    found = paint(pipe, pictures, determinism=determinism, procedure="a1111", **fields)
+    assert found.image.mode == "RGB"
+    (again,) = pipe.paint(found.recipe.request, pictures)
+    assert again.recipe.pixels == found.recipe.pixels
+
+
+def test_a_second_pass_without_end_is_refused(pipe: Pipeline) -> None:
+    with pytest.raises(InvalidInput, match=r"hires\.strength"):
+        paint(pipe, hires={"strength": 1e-9})

@@ -20,7 +20,8 @@ from gouache.diffusion.noise_schedule import NoiseSchedule
 from gouache.diffusion.rng import ImageNoise, seed_stream
 from gouache.diffusion.samplers.names import sampler_info
 from gouache.diffusion.samplers.step import NoiseSource
-from gouache.pipeline.request import Hires, Request
+from gouache.errors import InvalidInput
+from gouache.pipeline.request import MAX_SIDE, Hires, Request
 
 A1111: Literal["a1111"] = "a1111"
 SECOND_ORDER = frozenset(("heun", "dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "restart"))
@@ -31,6 +32,8 @@ DRAWS_EVERY_STEP = frozenset(("euler", "heun", "dpm_2"))
 """Samplers of k-diffusion that draw a block for churn at every step, whether or not it is used."""
 STRONGEST = 0.999
 """Strengths count as at most this."""
+LONGEST = 100_000
+"""Steps of a list of which a second pass walks the end."""
 
 
 def follows(request: Request) -> bool:
@@ -59,6 +62,13 @@ def second_walk(steps: int, strength: float, sampler: str | None) -> tuple[int, 
     if strength <= 0:
         return steps, steps
     total = max(int(steps / min(strength, STRONGEST)), steps)
+    if total > LONGEST:
+        raise InvalidInput(
+            "hires.strength",
+            given=f"{strength:g} with {steps} steps",
+            expected=f"a list of at most {LONGEST} steps, not {total}",
+            cure="Raise the strength, or take fewer steps.",
+        )
     return total, total - steps + (sampler in TIMESTEP_SAMPLERS)
 
 
@@ -90,6 +100,7 @@ def second_size(options: Hires, width: int, height: int, factor: int) -> SecondS
         enlarged = (wide, wide * height // width)
     else:
         enlarged = (high * width // height, high)
+    enlarged = min(enlarged[0], MAX_SIDE), min(enlarged[1], MAX_SIDE)
     cut = [0, 0]
     if wide and high:
         cut = [max((whole - asked) // factor, 0) for whole, asked in zip(enlarged, (wide, high), strict=True)]
@@ -144,7 +155,7 @@ def step_noise(
         whole: those with the ones left out before.
         schedule: of the model.
     """
-    if "sde" in sampler and noise.mode != "torch":
+    if "sde" in sampler:
         return tree_noise(request, sampler, noise, whole, schedule)
     if sampler in DRAWS_EVERY_STEP and request.churn is not None:
         return _drawn_every_step(noise, sigmas.tolist())

@@ -207,7 +207,7 @@ def run_sampler(
     source: NoiseSource = BrownianNoise(noise) if "sde" in name else noise
     options = _options(request, name)
     whole = sigmas if whole is None else whole
-    if follows(request):
+    if follows(request) and not (noise.mode == "torch" and "sde" in name):
         source = step_noise(request, name, noise, sigmas, whole, bundle.schedule)
     elif name == "dpmpp_sde" and noise.mode == "cpu":
         # Every tool of this noise takes it from the tree here; for the others of the name they differ.

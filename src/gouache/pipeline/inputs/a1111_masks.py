@@ -39,7 +39,10 @@ class A1111Masked(Masked):
     pasted: bool
 
     def _put_back(self, painted: Image.Image) -> Image.Image:
+        # A second pass, which that program never has here, makes it larger.
         base = painted.convert("RGBA")
+        if not self.pasted and base.size != self.overlay.size:
+            base = base.resize(self.overlay.size, Resample.LANCZOS)
         if self.pasted:
             left, top, right, bottom = self.box
             base = Image.new("RGBA", self.overlay.size)
