@@ -33,6 +33,7 @@ __all__ = [
     "Mask",
     "Outpaint",
     "Prior",
+    "Procedure",
     "Request",
     "ResizeMode",
     "Safety",
@@ -59,11 +60,13 @@ MAX_FRAMES = 1000
 MAX_CONTROLS = 8
 """ControlNets at once."""
 MAX_GUIDANCE = 1000.0
+MAX_SEED_DELTA = 2**32
 MAX_WATERMARK = 32
 """Bytes of a watermark in UTF-8."""
 
 Emphasis = Literal["a1111", "original", "no_norm", "ignore", "comfy", "none"]
-Determinism = Literal["exact", "portable", "a1111"]
+Determinism = Literal["exact", "portable", "a1111", "cpu"]
+Procedure = Literal["gouache", "a1111"]
 MaskFill = Literal["original", "fill", "noise", "nothing"]
 Preprocessor = Literal["none", "canny", "inpaint"]
 ResizeMode = Literal["stretch", "crop", "pad"]
@@ -231,15 +234,24 @@ class Hires(Config):
     scale: Annotated[float, Field(gt=1.0, le=8.0)] = 2.0
     """Factor on width and height."""
     width: Side | None = None
-    """Width of the second pass; overrides the scale."""
+    """Width of the second pass; overrides the scale. Alone, the height follows in proportion."""
     height: Side | None = None
-    """Height of the second pass; overrides the scale."""
+    """Height of the second pass; overrides the scale. Alone, the width follows in proportion."""
     upscaler: Name = "latent"
-    """latent, latent-bicubic, latent-nearest, lanczos, model (the model's upscaler), or an upscaler's file."""
+    """latent, latent-antialiased, latent-bicubic, latent-bicubic-antialiased, latent-nearest, latent-nearest-exact,
+    lanczos, model (the model's upscaler), or an upscaler's file."""
     strength: Fraction = 0.7
     """Denoising strength of the second pass."""
     num_inference_steps: StepCount | None = None
     """Steps of the second pass. Default: the first pass's."""
+
+    def size_for(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of the second pass of a first one; where one side is given, the other is in proportion."""
+        if self.width is not None and self.height is None:
+            return self.width, min(max(round(self.width * height / width), MIN_SIDE), MAX_SIDE)
+        if self.height is not None and self.width is None:
+            return min(max(round(self.height * width / height), MIN_SIDE), MAX_SIDE), self.height
+        return self.width or round(width * self.scale), self.height or round(height * self.scale)
 
 
 class Tiled(Config):
@@ -368,7 +380,12 @@ class Request(Config):
     subseed_strength: Fraction = 0.0
     """Variation strength: 0 = the seed's noise, 1 = the subseed's."""
     determinism: Determinism = "exact"
-    """exact: bit-identical on this machine; portable: CPU noise, faster batches; a1111: AUTOMATIC1111's noise."""
+    """exact: bit-identical on this machine; portable: CPU noise, faster batches; a1111: AUTOMATIC1111's noise; cpu:
+    torch.Generator's, as diffusers, ComfyUI and A1111's RNG: CPU draw it."""
+    eta_noise_seed_delta: Annotated[int, Field(ge=0, le=MAX_SEED_DELTA)] = 0
+    """ENSD: the noise of the steps is drawn with the seed plus this; for the levels a1111 and cpu."""
+    procedure: Procedure | None = None
+    """Whose steps, second pass, masks and rounding: gouache's or AUTOMATIC1111's. Default: a1111 with its noise."""
 
     count: Annotated[int, Field(ge=1, le=MAX_COUNT)] = 1
     """Number of images."""
@@ -456,8 +473,10 @@ class Request(Config):
             raise ValueError(f"width * height of at most {MAX_PIXELS} pixels")
         if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:
             raise ValueError("guidance_interval as low, high with low <= high")
-        if max(self.seed or 0, self.subseed or 0) + self.count - 1 > MAX_SEED:
+        if max(self.seed or 0, self.subseed or 0) + self.count - 1 + self.eta_noise_seed_delta > MAX_SEED:
             raise ValueError(f"a last picture's seed of at most {MAX_SEED}")
+        if self.eta_noise_seed_delta and self.determinism not in ("a1111", "cpu"):
+            raise ValueError("eta_noise_seed_delta of 0 unless determinism is a1111 or cpu")
         if self.sigmas is not None:
             _check_sigmas(self.sigmas)
         return self

@@ -176,6 +176,7 @@ class _Reader:
             "clip_skip": self._clip_skip(main, encoded.clip),
             "model": model,
             "emphasis": emphasis,
+            "determinism": "cpu",  # ComfyUI draws its noise with a generator on the CPU
             "hires": hires,
             **self._rescale(main.model),
         }
