@@ -16,7 +16,6 @@ from gouache.diffusion.samplers.names import sampler_info
 from gouache.diffusion.samplers.step import Denoise, Step
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
-from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.generate.a1111_procedure import (
     TIMESTEP_SAMPLERS,
     PromptClock,
@@ -25,6 +24,7 @@ from gouache.pipeline.generate.a1111_procedure import (
     prompt_clock,
     second_walk,
 )
+from gouache.pipeline.generate.decode import decode, preview
 from gouache.pipeline.generate.draft import draft, own_draft, parts_of
 from gouache.pipeline.generate.enlarge import enlarge_picture, find_upscaler
 from gouache.pipeline.generate.guided import (
@@ -43,13 +43,13 @@ from gouache.pipeline.generate.guided import (
 from gouache.pipeline.generate.sampler_settings import scaled_at_the_start
 from gouache.pipeline.generate.second_pass import enlarged_start
 from gouache.pipeline.generate.upscaler_files import LANCZOS
-from gouache.pipeline.inputs.images import on_background, to_image
+from gouache.pipeline.inputs.images import on_background
 from gouache.pipeline.inputs.start import DRAFT, INSTRUCT, OutsideKept, StartState, input_kind, steps_to_skip
 from gouache.pipeline.output.a1111_text import format_infotext, infotext_of
 from gouache.pipeline.output.metadata import OWN, PARAMETERS, ImageKind, encode_picture
 from gouache.pipeline.output.recipe import Recipe, machine_of, model_ref, package_versions, pixels_digest
 from gouache.pipeline.prompts.encode import PromptPlan, PromptReader
-from gouache.pipeline.request import Request, Seamless
+from gouache.pipeline.request import Request
 from gouache.pipeline.resolve import second_pass
 
 if TYPE_CHECKING:
@@ -468,73 +468,3 @@ def styled_prompt(request: Request) -> str:
     if request.style is None:
         return request.prompt
     return f"{request.prompt}, {request.style} style" if request.prompt else f"{request.style} style"
-
-
-RETRIED = "the decoder overflowed in half precision and was run again in float32"
-
-
-@torch.no_grad()
-def decode(
-    bundle: ModelBundle, latents: Tensor, *, tiled: bool = False, seamless: Seamless = "none", cut: bool = False
-) -> tuple[Image.Image, list[str]]:
-    """Decode one picture.
-
-    Args:
-        bundle: the model.
-        latents: normalised. [1,C,h,w]
-        tiled: decode in tiles, for less memory.
-        seamless: which edges meet.
-        cut: as in `images.to_image`.
-
-    Returns:
-        The picture, and notes on what had to be done beyond the plain way.
-
-    Raises:
-        InvalidInput: the latents hold NaN or infinity.
-    """
-    if not bool(torch.isfinite(latents).all()):
-        raise InvalidInput(
-            "latents",
-            given="NaN or infinity",
-            expected="finite numbers",
-            cure="The network overflowed: load the model with dtype float32, or lower the guidance scale.",
-        )
-    if seamless == "none":
-        tensor = _decoded(bundle.vae, latents, tiled=tiled)
-    else:
-        from gouache.pipeline.generate.tiling import circular
-
-        with circular(bundle.vae.decoder, seamless):
-            tensor = _decoded(bundle.vae, latents, tiled=tiled)
-    if bool(torch.isfinite(tensor).all()):
-        return to_image(tensor[0], cut=cut), []
-    dtype = next(bundle.vae.parameters()).dtype
-    try:
-        tensor = _decoded(bundle.vae.float(), latents, tiled=tiled)
-    finally:
-        bundle.vae.to(dtype)
-    if not bool(torch.isfinite(tensor).all()):
-        raise InvalidInput(
-            "decoder",
-            given="NaN or infinity even in float32",
-            expected="finite pixels",
-            cure="The autoencoder's weights are damaged; compare their sha256.",
-        )
-    return to_image(tensor[0], cut=cut), [RETRIED]
-
-
-def _decoded(vae: AutoencoderKL, latents: Tensor, *, tiled: bool) -> Tensor:
-    weight = next(vae.parameters())
-    given = latents.to(weight.device, weight.dtype)
-    return vae.decode_in_tiles(given) if tiled else vae.decode(given)
-
-
-@torch.no_grad()
-def preview(bundle: ModelBundle, denoised: Tensor) -> Image.Image:
-    """A quick look at an estimate of the latents [1,C,h,w]: small, or decoded where the decoder is small."""
-    colours_of_channels = bundle.traits.preview
-    if colours_of_channels is None or denoised.shape[1] != len(colours_of_channels):
-        return to_image(_decoded(bundle.vae, denoised, tiled=False)[0].nan_to_num())
-    matrix = torch.tensor(colours_of_channels, dtype=torch.float32)  # [4,3]
-    colours = torch.einsum("chw,cr->rhw", denoised[0].float().cpu(), matrix)  # [3,h,w]
-    return to_image(colours.nan_to_num())

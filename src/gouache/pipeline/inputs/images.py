@@ -22,7 +22,8 @@ from torch import Tensor
 from gouache.errors import InvalidInput, PictureError, ShapeMismatch
 from gouache.pipeline.inputs.plain import plain
 from gouache.pipeline.inputs.png import for_pillow
-from gouache.pipeline.request import MAX_PIXELS, MIN_SIDE, ResizeMode
+from gouache.pipeline.request import MAX_PIXELS, ResizeMode
+from gouache.pipeline.request_fields import MIN_SIDE
 
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 """Formats that are opened. Not among them: those that Pillow reads through another program."""
