@@ -1,7 +1,6 @@
 """Random requests over Python, the command line and HTTP: each must end in a picture or in an error of gouache's own.
 
     python benchmarks/fuzz.py                       # 20,000 requests: about an hour on two cores
-    python benchmarks/fuzz.py --count 300 --only python
     python benchmarks/fuzz.py --only http --number 1234    # one of them again
 
 Fields, kinds of value and bounds are read from `Request` itself, so that a new field is fuzzed from its first day. The

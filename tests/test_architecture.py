@@ -50,6 +50,7 @@ TEST_ORACLES = {
     "diffusers",
     "transformers",
     "k_diffusion",
+    "torchsde",
     "webuiapi",
     "openai",
     "sd_parsers",

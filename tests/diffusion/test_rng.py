@@ -18,6 +18,7 @@ from gouache.diffusion.rng import (
     TorchStream,
     generator_for,
     philox_4x32,
+    seed_stream,
     seeds_of_batch,
     slerp,
     stream_seed,
@@ -99,7 +100,7 @@ def test_nothing_touches_the_global_random_state() -> None:
     assert torch.get_rng_state().equal(before)
 
 
-@pytest.mark.parametrize("mode", ["torch", "a1111"])
+@pytest.mark.parametrize("mode", ["torch", "a1111", "cpu"])
 def test_picture_k_of_a_batch_has_the_noise_it_has_alone(mode: NoiseMode) -> None:
     seeds = seeds_of_batch(100, 3)
     together = ImageNoise(seeds, mode=mode)
@@ -137,7 +138,7 @@ def test_seed_arithmetic_counts_seeds_or_subseeds_but_not_both() -> None:
     assert [(seed.seed, seed.subseed) for seed in varied] == [(5, 70), (5, 71), (5, 72)]
 
 
-@pytest.mark.parametrize("mode", ["torch", "a1111"])
+@pytest.mark.parametrize("mode", ["torch", "a1111", "cpu"])
 def test_subseeds_lead_from_one_noise_to_the_other(mode: NoiseMode) -> None:
     def noise(strength: float) -> Tensor:
         return ImageNoise([ImageSeed(1, 2, strength)], mode=mode).initial(SHAPE)
@@ -230,3 +231,36 @@ def test_bad_input_is_refused() -> None:
         BrownianNoise(one(1))(torch.zeros(1, *SHAPE), 2.0, 2.0)
     with pytest.raises(InvalidInput, match="seed"):
         Philox(-1)
+
+
+@pytest.mark.parametrize(
+    ("seed", "shape"),
+    [(seed, SHAPE) for seed in (0, 1, 2, 42, 31337, 2**31, 2**32 - 1, 2**32 + 5, 2**63 - 1)]
+    + [(7, shape) for shape in ((4, 64, 64), (4, 8, 12), (16, 3, 5), (1, 1, 3))],
+)
+def test_cpu_is_one_torch_generator_first_for_the_latents_and_then_for_the_steps(
+    seed: int, shape: tuple[int, ...]
+) -> None:
+    """The kind: another tool's seed. diffusers, ComfyUI (initial noise) and A1111 with RNG: CPU seed one generator with
+    the seed itself and take blocks from it; whatever the seed and the shape, its numbers are ours."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    noise = one(seed, mode="cpu")
+    first = torch.randn((1, *shape), generator=generator)
+    assert noise.initial(shape).equal(first)
+    for _ in range(3):
+        assert noise(first, 2.0, 1.0).equal(torch.randn((1, *shape), generator=generator))
+
+
+def test_cpu_has_the_ensd_and_the_variations_of_a1111() -> None:
+    delayed = ImageNoise([ImageSeed(11)], mode="cpu", eta_seed_delta=31337)
+    initial = delayed.initial(SHAPE)
+    assert initial.equal(one(11, mode="cpu").initial(SHAPE))
+    assert delayed(initial, 2.0, 1.0).equal(one(11 + 31337, mode="cpu").initial(SHAPE))
+    ends = [torch.randn(SHAPE, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    varied = ImageNoise([ImageSeed(1, 2, 0.3)], mode="cpu")
+    assert varied.initial(SHAPE)[0].equal(slerp(ends[0], ends[1], 0.3, dim=1))
+    assert varied.unvaried(SHAPE)[0].equal(ends[0])
+    with pytest.raises(InvalidInput, match="a1111 or cpu"):
+        ImageNoise([ImageSeed(1)], eta_seed_delta=1)
+    with pytest.raises(UnknownName, match="stream of its own"):
+        seed_stream(1, "torch")

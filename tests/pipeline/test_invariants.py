@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.generate.generation import decode
+from gouache.pipeline.generate.decode import decode
 from gouache.pipeline.inputs.start import encode
 from gouache.pipeline.pipeline import Pipeline, shipped_model
 from gouache.pipeline.request import Interpolation, Inversion, Mask, Request, Tiled

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from gouache.errors import DeviceUnavailable, InvalidInput, ModelNotFound, UnknownName
 from gouache.models.denoiser import Denoiser
-from gouache.pipeline.generate.generation import RETRIED, Painted, Progress, decode
+from gouache.pipeline.generate.decode import RETRIED, decode
+from gouache.pipeline.generate.generation import Painted, Progress
 from gouache.pipeline.output.recipe import Recipe, pixels_digest
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Apg, Churn, Request

@@ -96,7 +96,7 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     ({"prompt": 3}, "request: prompt: given 3, expected a valid string."),
     ({"sampler": ""}, "request: sampler: given '', expected at least 1 character."),
     ({"guidance_scale": float("nan")}, "request: guidance_scale: given nan, expected a finite number."),
-    ({"determinism": "no"}, "request: determinism: given 'no', expected 'exact', 'portable' or 'a1111'."),
+    ({"determinism": "no"}, "request: determinism: given 'no', expected 'exact', 'portable', 'a1111' or 'cpu'."),
     ({"mask": {}}, "request: given {'mask': {}}, expected mask beside init_image."),
     ({"control": [{"model": "x"}]}, "request: control.0.image: given {'model': 'x'}, expected a value."),
     ({"tiled": 5}, "request: tiled: given 5, expected a valid dictionary."),

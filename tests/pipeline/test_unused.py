@@ -137,6 +137,9 @@ CASES: list[Case] = [
     ("safety", {}, {"safety": "block"}),
 ]
 EXEMPT = {
+    "vae": "names a file; tested with the library of autoencoders",
+    "procedure": "tested in generate/test_a1111_procedure.py",
+    "eta_noise_seed_delta": "refused beside the levels whose noise it doesn't shift",
     "model": "names what is loaded; the picture is by the model at hand",
     "vae": "names what is loaded, as model does",
     "vae_tiling": "saves memory, on pictures larger than a tile; tested with the autoencoder",

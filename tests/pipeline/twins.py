@@ -64,7 +64,8 @@ class Pair:
 
     def noise(self, request: Request) -> Tensor:
         """The noise our pipeline draws for the request's only picture. [1,4,h,w]"""
-        return ImageNoise([ImageSeed(request.seed or 0)]).initial((4, SIDE // 4, SIDE // 4))
+        mode = "cpu" if request.determinism == "cpu" else "torch"
+        return ImageNoise([ImageSeed(request.seed or 0)], mode=mode).initial((4, SIDE // 4, SIDE // 4))
 
     def use_scheduler(self, request: Request) -> None:
         """Give diffusers the scheduler that walks the request's noise levels."""

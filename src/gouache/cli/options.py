@@ -53,7 +53,9 @@ PANELS = {
     **dict.fromkeys(("hires", "tiled", "vae_tiling", "seamless", "upscale"), "Large pictures"),
     **dict.fromkeys(("sampler", "schedule", "sigmas", "eta", "churn", "num_inference_steps"), "Sampling"),
     **dict.fromkeys(("guidance_scale", "guidance_rescale", "guidance_interval", "apg"), "Guidance"),
-    **dict.fromkeys(("seed", "subseed", "subseed_strength", "determinism"), "Randomness"),
+    **dict.fromkeys(
+        ("seed", "subseed", "subseed_strength", "determinism", "eta_noise_seed_delta", "procedure"), "Randomness"
+    ),
     **dict.fromkeys(("prior", "best_of"), "Prior"),
 }
 """Where an option stands in the help."""

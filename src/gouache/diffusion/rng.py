@@ -1,8 +1,9 @@
 """Where randomness comes from: one CPU generator per seed, purpose and index. No global state, ever.
 
-Drawing per image keeps a picture independent of its batch; drawing on the CPU keeps it independent of the GPU. The
-second family repeats the noise of stable-diffusion-webui ("a1111"): Philox as CUDA draws it, its seed arithmetic, its
-sub-seeds and its eta noise seed delta (ENSD).
+Drawing per image keeps a picture independent of its batch; drawing on the CPU keeps it independent of the GPU. Two
+more families repeat other tools' noise. "a1111" is stable-diffusion-webui's: Philox as CUDA draws it, its seed
+arithmetic, its sub-seeds and its eta noise seed delta (ENSD). "cpu" is one `torch.Generator` seeded by the seed itself:
+diffusers with a generator on the CPU, ComfyUI's initial noise and stable-diffusion-webui's option "RNG: CPU".
 
 Philox 4x32-10 is the counter-based generator of CUDA's torch.randn, computed here with numpy: Salmon et al. 2011,
 "Parallel random numbers: as easy as 1, 2, 3", section 4 and table 2; the way from a counter to a normal number is
@@ -100,7 +101,7 @@ class Philox:
         return torch.from_numpy(box_muller(words[0], words[1])).reshape(tuple(shape))
 
 
-NoiseMode = Literal["torch", "a1111"]
+NoiseMode = Literal["torch", "a1111", "cpu"]
 NOISE_MODES: tuple[NoiseMode, ...] = get_args(NoiseMode)
 
 SEED_LIMIT = 2**63
@@ -223,9 +224,9 @@ class ImageNoise:
 
     Args:
         seeds: one per picture.
-        mode: ``"torch"``: CPU generators by seed and purpose. ``"a1111"``: one Philox stream per seed that serves
-            the initial latents first and the steps after it.
-        eta_seed_delta: a1111 only (its ENSD): step noise comes from a new stream with seed + delta; 0 = off.
+        mode: ``"torch"``: CPU generators by seed and purpose. ``"a1111"`` and ``"cpu"``: one stream per seed, which
+            serves the initial latents first and the steps after it, by Philox or PyTorch's generator on the CPU.
+        eta_seed_delta: not for torch (A1111's ENSD): step noise comes from a new stream with seed + delta; 0 = off.
     """
 
     def __init__(self, seeds: Sequence[ImageSeed], *, mode: NoiseMode = "torch", eta_seed_delta: int = 0) -> None:
@@ -233,23 +234,28 @@ class ImageNoise:
             raise InvalidInput("seeds", given="none", expected="one per picture")
         if mode not in NOISE_MODES:
             raise unknown_name("noise mode", str(mode), NOISE_MODES)
-        if eta_seed_delta and mode != "a1111":
-            raise InvalidInput("eta_seed_delta", given=eta_seed_delta, expected="0 unless the mode is a1111")
+        if eta_seed_delta and mode == "torch":
+            raise InvalidInput("eta_seed_delta", given=eta_seed_delta, expected="0 unless the mode is a1111 or cpu")
         self.seeds = tuple(seeds)
         self.mode = mode
-        if mode == "a1111":
-            self._first: list[NormalStream] = [Philox(seed.seed) for seed in seeds]
-            delta = eta_seed_delta
-            self._steps: list[NormalStream] = [Philox(s.seed + delta) for s in seeds] if delta else self._first
+        if mode == "torch":
+            self._first: list[NormalStream] = [TorchStream(generator_for(seed.seed, "latents")) for seed in seeds]
+            self._steps: list[NormalStream] = [TorchStream(generator_for(seed.seed, "steps")) for seed in seeds]
         else:
-            self._first = [TorchStream(generator_for(seed.seed, "latents")) for seed in seeds]
-            self._steps = [TorchStream(generator_for(seed.seed, "steps")) for seed in seeds]
+            delta = eta_seed_delta
+            self._first = [seed_stream(seed.seed, mode) for seed in seeds]
+            self._steps = [seed_stream(seed.seed + delta, mode) for seed in seeds] if delta else self._first
 
     def initial(self, shape: Sequence[int]) -> Tensor:
         """Standard normal latents for every picture: shape [C,h,w] -> [B,C,h,w] fp32 on the CPU."""
         return torch.stack(
             [self._varied(stream.randn(shape), seed) for stream, seed in zip(self._first, self.seeds, strict=True)]
         )
+
+    def unvaried(self, shape: Sequence[int]) -> Tensor:
+        """What `initial` gives first without a variation; nothing is taken from the streams. [B,C,h,w] fp32, CPU"""
+        alone = [ImageSeed(seed.seed) for seed in self.seeds]
+        return ImageNoise(alone, mode=self.mode).initial(shape)
 
     def __call__(self, x: Tensor, sigma: float, sigma_next: float) -> Tensor:  # noqa: ARG002
         """Fresh noise for one step, whatever its two sigmas. [B, ...]"""
@@ -260,8 +266,8 @@ class ImageNoise:
     def _varied(self, noise: Tensor, seed: ImageSeed) -> Tensor:
         if seed.subseed_strength == 0:
             return noise
-        if self.mode == "a1111":
-            variation = Philox(seed.subseed).randn(noise.shape)
+        if self.mode != "torch":
+            variation = seed_stream(seed.subseed, self.mode).randn(noise.shape)
             return slerp(noise, variation, seed.subseed_strength, dim=1)
         variation = TorchStream(generator_for(seed.subseed, "latents")).randn(noise.shape)
         return slerp(noise, variation, seed.subseed_strength)
@@ -278,6 +284,21 @@ class TorchStream:
     def randn(self, shape: Sequence[int]) -> Tensor:
         """The next block, fp32 on the CPU."""
         return torch.randn(tuple(shape), generator=self._generator, dtype=torch.float32)
+
+
+def seed_stream(seed: int, mode: NoiseMode) -> NormalStream:
+    """The stream that a seed itself starts in the tools of a mode: Philox (Salmon et al. 2011, section 4.3) for a1111,
+    PyTorch's Mersenne Twister for cpu.
+
+    Args:
+        seed: 0 <= seed < 2^64.
+        mode: a1111 or cpu; torch has no such stream, its seeds are hashed with a purpose.
+    """
+    if mode == "a1111":
+        return Philox(seed)
+    if mode != "cpu":
+        raise unknown_name("noise mode with a stream of its own", str(mode), ("a1111", "cpu"))
+    return TorchStream(torch.Generator("cpu").manual_seed(seed))
 
 
 class BrownianNoise:

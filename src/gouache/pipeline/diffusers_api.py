@@ -16,7 +16,7 @@ from PIL import Image
 from gouache.errors import InvalidInput
 from gouache.pipeline.generate.generation import Painted
 from gouache.pipeline.pipeline import Pipeline, find_or_pull
-from gouache.pipeline.request import Request, guidance_of_diffusers
+from gouache.pipeline.request import MAX_SEED, Request, guidance_of_diffusers
 
 Value = TypeVar("Value", str, torch.Generator)
 
@@ -112,7 +112,8 @@ class StableDiffusionPipeline:
             original_size, crops_coords_top_left, target_size: SDXL's size numbers, as (height, width) and (top, left).
             num_images_per_prompt: pictures of each prompt, with consecutive seeds.
             clip_skip: layers left out at the end, counted as diffusers does (None and 0: none).
-            generator: its initial seed is the first picture's seed; one for all prompts or one for each.
+            generator: its initial seed is the first picture's seed, and its noise that of a generator on the CPU
+                (`determinism` "cpu"); one for all prompts or one for each.
 
         Raises:
             InvalidInput: lists of different lengths, or a value out of range.
@@ -136,7 +137,8 @@ class StableDiffusionPipeline:
                 "eta": eta,
                 "clip_skip": clip_skip + 1 if clip_skip else None,
                 "count": num_images_per_prompt,
-                "seed": None if source is None else source.initial_seed() % 2**32,
+                "seed": None if source is None else source.initial_seed() % (MAX_SEED + 1),
+                "determinism": "exact" if source is None else "cpu",
                 "emphasis": "none",
             }
             painted += self.pipeline.paint(Request.from_dict(values, where="StableDiffusionPipeline"))

@@ -8,14 +8,46 @@ Nothing here imports torch: the command line builds its options from these class
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from itertools import pairwise
-from typing import Annotated, Literal, Self
+from typing import Annotated, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from gouache.config import Config
+from gouache.pipeline.request_fields import (
+    MAX_BEST_OF,
+    MAX_CONTROLS,
+    MAX_COUNT,
+    MAX_FRAMES,
+    MAX_PIXELS,
+    MAX_PROMPT,
+    MAX_SEED,
+    MAX_SEED_DELTA,
+    MAX_SIDE,
+    MAX_STEPS,
+    MIN_SIDE,
+    Border,
+    Determinism,
+    Emphasis,
+    Fraction,
+    ImageReference,
+    MaskFill,
+    Name,
+    Preprocessor,
+    Procedure,
+    ResizeMode,
+    Safety,
+    Scale,
+    Seamless,
+    Seed,
+    Side,
+    StepCount,
+    Text,
+    a_colour,
+    a_watermark,
+    an_aspect,
+)
 
 __all__ = [
     "MAX_COUNT",
@@ -33,6 +65,7 @@ __all__ = [
     "Mask",
     "Outpaint",
     "Prior",
+    "Procedure",
     "Request",
     "ResizeMode",
     "Safety",
@@ -42,86 +75,6 @@ __all__ = [
     "Upscale",
     "guidance_of_diffusers",
 ]
-
-
-MAX_PROMPT = 100_000
-"""Characters in a prompt."""
-MAX_SEED = 2**63 - 1
-MAX_COUNT = 256
-"""Pictures in one request."""
-MIN_SIDE, MAX_SIDE = 8, 16_384
-"""Pixels along one side."""
-MAX_PIXELS = 64 * 2**20
-"""Pixels of one picture."""
-MAX_STEPS = 1000
-MAX_BEST_OF = 64
-MAX_FRAMES = 1000
-MAX_CONTROLS = 8
-"""ControlNets at once."""
-MAX_GUIDANCE = 1000.0
-MAX_WATERMARK = 32
-"""Bytes of a watermark in UTF-8."""
-
-Emphasis = Literal["a1111", "original", "no_norm", "ignore", "comfy", "none"]
-Determinism = Literal["exact", "portable", "a1111"]
-MaskFill = Literal["original", "fill", "noise", "nothing"]
-Preprocessor = Literal["none", "canny", "inpaint"]
-ResizeMode = Literal["stretch", "crop", "pad"]
-Seamless = Literal["none", "x", "y", "both"]
-Safety = Literal["off", "blur", "block"]
-
-_HASH = re.compile(r"sha256:[0-9a-f]{64}")
-_COLOUR = re.compile(r"transparent|white|black|#[0-9a-fA-F]{6}")
-_ASPECT = re.compile(r"([1-9]\d{0,4}):([1-9]\d{0,4})")
-
-
-def _reference(value: str) -> str:
-    if value.startswith("sha256:") and not _HASH.fullmatch(value):
-        raise ValueError("a picture's hash: sha256: and 64 small hex digits")
-    if not value or "\0" in value:
-        raise ValueError("a picture's path, or sha256:<64 hex digits>")
-    return value
-
-
-def a_colour(value: str) -> str:
-    """Check a background colour."""
-    if not _COLOUR.fullmatch(value):
-        raise ValueError("transparent, white, black or #rrggbb")
-    return value
-
-
-def an_aspect(value: str) -> str:
-    """Check an aspect ratio such as 16:9."""
-    if not _ASPECT.fullmatch(value):
-        raise ValueError("an aspect ratio such as 16:9")
-    return value
-
-
-def _utf8(value: str) -> str:
-    try:
-        value.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError("valid Unicode, without lone surrogates") from error
-    return value
-
-
-def a_watermark(value: str) -> str:
-    """Check a watermark's length."""
-    if not 1 <= len(_utf8(value).encode("utf-8")) <= MAX_WATERMARK:
-        raise ValueError(f"1 to {MAX_WATERMARK} bytes in UTF-8")
-    return value
-
-
-ImageReference = Annotated[str, Field(max_length=4096), AfterValidator(_reference)]
-"""A picture by name: a path, or `sha256:<hex>` of bytes that the caller passes beside the request."""
-Text = Annotated[str, Field(max_length=MAX_PROMPT), AfterValidator(_utf8)]
-Name = Annotated[str, Field(min_length=1, max_length=4096), AfterValidator(_utf8)]
-Seed = Annotated[int, Field(ge=0, le=MAX_SEED)]
-Side = Annotated[int, Field(ge=MIN_SIDE, le=MAX_SIDE)]
-StepCount = Annotated[int, Field(ge=1, le=MAX_STEPS)]
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-Border = Annotated[int, Field(ge=0, le=MAX_SIDE)]
-Scale = Annotated[float, Field(ge=-MAX_GUIDANCE, le=MAX_GUIDANCE)]
 
 
 class Apg(Config):
@@ -231,15 +184,24 @@ class Hires(Config):
     scale: Annotated[float, Field(gt=1.0, le=8.0)] = 2.0
     """Factor on width and height."""
     width: Side | None = None
-    """Width of the second pass; overrides the scale."""
+    """Width of the second pass; overrides the scale. Alone, the height follows in proportion."""
     height: Side | None = None
-    """Height of the second pass; overrides the scale."""
+    """Height of the second pass; overrides the scale. Alone, the width follows in proportion."""
     upscaler: Name = "latent"
-    """latent, latent-bicubic, latent-nearest, lanczos, model (the model's upscaler), or an upscaler's file."""
+    """latent, latent-antialiased, latent-bicubic, latent-bicubic-antialiased, latent-nearest, latent-nearest-exact,
+    lanczos, model (the model's upscaler), or an upscaler's file."""
     strength: Fraction = 0.7
     """Denoising strength of the second pass."""
     num_inference_steps: StepCount | None = None
     """Steps of the second pass. Default: the first pass's."""
+
+    def size_for(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of the second pass of a first one; where one side is given, the other is in proportion."""
+        if self.width is not None and self.height is None:
+            return self.width, min(max(round(self.width * height / width), MIN_SIDE), MAX_SIDE)
+        if self.height is not None and self.width is None:
+            return min(max(round(self.height * width / height), MIN_SIDE), MAX_SIDE), self.height
+        return self.width or round(width * self.scale), self.height or round(height * self.scale)
 
 
 class Tiled(Config):
@@ -368,7 +330,12 @@ class Request(Config):
     subseed_strength: Fraction = 0.0
     """Variation strength: 0 = the seed's noise, 1 = the subseed's."""
     determinism: Determinism = "exact"
-    """exact: bit-identical on this machine; portable: CPU noise, faster batches; a1111: AUTOMATIC1111's noise."""
+    """exact: bit-identical on this machine; portable: CPU noise, faster batches; a1111: AUTOMATIC1111's noise; cpu:
+    torch.Generator's, as diffusers, ComfyUI and A1111's RNG: CPU draw it."""
+    eta_noise_seed_delta: Annotated[int, Field(ge=0, le=MAX_SEED_DELTA)] = 0
+    """ENSD: the noise of the steps is drawn with the seed plus this; for the levels a1111 and cpu."""
+    procedure: Procedure | None = None
+    """Whose steps, second pass, masks and rounding: gouache's or AUTOMATIC1111's. Default: a1111 with its noise."""
 
     count: Annotated[int, Field(ge=1, le=MAX_COUNT)] = 1
     """Number of images."""
@@ -456,8 +423,10 @@ class Request(Config):
             raise ValueError(f"width * height of at most {MAX_PIXELS} pixels")
         if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:
             raise ValueError("guidance_interval as low, high with low <= high")
-        if max(self.seed or 0, self.subseed or 0) + self.count - 1 > MAX_SEED:
+        if max(self.seed or 0, self.subseed or 0) + self.count - 1 + self.eta_noise_seed_delta > MAX_SEED:
             raise ValueError(f"a last picture's seed of at most {MAX_SEED}")
+        if self.eta_noise_seed_delta and self.determinism not in ("a1111", "cpu"):
+            raise ValueError("eta_noise_seed_delta of 0 unless determinism is a1111 or cpu")
         if self.sigmas is not None:
             _check_sigmas(self.sigmas)
         return self

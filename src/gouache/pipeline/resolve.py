@@ -19,6 +19,7 @@ from gouache.errors import InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults
 from gouache.models.scheduler_config import SCHEDULER_CLASSES
+from gouache.pipeline.generate.a1111_procedure import A1111, follows, second_size
 from gouache.pipeline.generate.draft import with_defaults
 from gouache.pipeline.generate.sampler_settings import check_sampler, sampler_notes
 from gouache.pipeline.generate.scheduler_levels import scheduler_of
@@ -26,7 +27,7 @@ from gouache.pipeline.generate.upscaler_files import LANCZOS, OWN
 from gouache.pipeline.inputs.images import References, nearest_size
 from gouache.pipeline.inputs.start import INSTRUCT, input_kind
 from gouache.pipeline.prompts.syntax import adapter_tags, refuse_tags
-from gouache.pipeline.request import Hires, Request, Upscale
+from gouache.pipeline.request import Hires, Procedure, Request, Upscale
 from gouache.pipeline.unused import unused_notes
 
 
@@ -113,11 +114,11 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
     _check_sdxl(request, bundle)
     if request.style is not None and bundle.styles and request.style not in bundle.styles:
         raise unknown_name("style", request.style, bundle.styles)
-    request = at_own_size(request, bundle)
+    request = at_own_size(request, bundle).replace({"procedure": _procedure(request)})
     defaults = bundle.defaults
     sampler, schedule = _sampler_and_schedule(request, bundle)
     check_sampler(sampler, bundle)
-    width, height = nearest_size(*_size(request, bundle, start), factor_of(bundle))
+    width, height = _latent_sized(_size(request, bundle, start), request, bundle)
     vary = request.subseed_strength > 0
     negative = request.negative_prompt if bundle.traits.zero_negative else request.negative_prompt or ""
     guidance = request.guidance_scale
@@ -137,6 +138,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
             "guidance_scale": guidance,
             "sampler": sampler,
             "schedule": schedule,
+            "hires": _hires(request, width, height),
             "prior": None if bundle.prior is None else with_defaults(request.prior, defaults),
         }
     )
@@ -255,9 +257,11 @@ def _size(request: Request, bundle: ModelBundle, start: tuple[int, int] | None) 
 def second_pass(request: Request, bundle: ModelBundle) -> Request:
     """The request of the larger second pass of a resolved request with `hires`."""
     hires = request.hires or Hires()
-    width = hires.width or round((request.width or 0) * hires.scale)
-    height = hires.height or round((request.height or 0) * hires.scale)
-    width, height = nearest_size(width, height, factor_of(bundle))
+    if follows(request):
+        width, height = second_size(hires, request.width or 0, request.height or 0, factor_of(bundle)).painted
+    else:
+        size = hires.size_for(request.width or 1, request.height or 1)
+        width, height = nearest_size(*size, factor_of(bundle))
     return request.replace(
         {
             "width": width,
@@ -266,6 +270,28 @@ def second_pass(request: Request, bundle: ModelBundle) -> Request:
             "strength": hires.strength,
         }
     )
+
+
+def _procedure(request: Request) -> Procedure | None:
+    """A1111's with its noise, so that a recipe names it; nothing else changes what a request leaves open."""
+    return request.procedure or (A1111 if request.determinism == A1111 else None)
+
+
+def _latent_sized(size: tuple[int, int], request: Request, bundle: ModelBundle) -> tuple[int, int]:
+    """Whole latents: the nearest number of them, or as A1111 does, those that fit."""
+    factor = factor_of(bundle)
+    if not follows(request):
+        return nearest_size(*size, factor)
+    return max(size[0] // factor, 1) * factor, max(size[1] // factor, 1) * factor
+
+
+def _hires(request: Request, width: int, height: int) -> Hires | None:
+    """The second pass with both sides where one was given; A1111's keeps one side, whose other is cut differently."""
+    hires = request.hires
+    if hires is None or follows(request) or (hires.width is None) == (hires.height is None):
+        return hires
+    sides = hires.size_for(width, height)
+    return hires.model_copy(update={"width": sides[0], "height": sides[1]})
 
 
 def factor_of(bundle: ModelBundle) -> int:
@@ -281,9 +307,8 @@ def _strength(request: Request, bundle: ModelBundle) -> float | None:
 
 def _sampler_and_schedule(request: Request, bundle: ModelBundle) -> tuple[str, str]:
     name, schedule = _named(request, bundle)
-    # A1111's own list for its name. A recipe has our names, and those keep their meaning.
-    foreign = request.sampler is not None and request.schedule != schedule
-    if request.determinism == "a1111" and foreign and request.inversion is None:
+    # A1111's own list for its name; those lists stand for themselves.
+    if follows(request) and request.inversion is None:
         schedule = a1111_schedule(name, schedule)
     return name, schedule
 

@@ -13,7 +13,8 @@ from PIL import Image
 
 from gouache.diffusion.samplers.registry import sample
 from gouache.errors import InvalidInput, PictureError
-from gouache.pipeline.generate.generation import Painted, Progress, decode
+from gouache.pipeline.generate.decode import decode
+from gouache.pipeline.generate.generation import Painted, Progress
 from gouache.pipeline.generate.outpaint import border_of, growth_steps
 from gouache.pipeline.generate.tiling import circular
 from gouache.pipeline.inputs.start import encode, input_kind

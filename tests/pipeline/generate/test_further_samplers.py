@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gouache.diffusion.noise_schedule import make_noise_schedule
 from gouache.diffusion.samplers.infos import FURTHER_SAMPLERS, FURTHER_SCHEDULES
-from gouache.diffusion.samplers.names import SAMPLER_INFOS, default_guidance, resolve, resolve_schedule
+from gouache.diffusion.samplers.names import SAMPLER_INFOS, a1111_schedule, default_guidance, resolve, resolve_schedule
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.denoiser import Denoiser
@@ -298,15 +298,19 @@ def test_at_the_level_a1111_its_names_mean_its_lists(
     [("ddim", "leading"), ("plms", "leading"), ("unipc_bh1", "leading"), ("euler", "kl_optimal")],
 )
 def test_a_recipes_own_names_keep_their_meaning(tiny: ModelBundle, sampler: str, schedule: str) -> None:
-    """Pictures of before, made at the level a1111, come out as they did: a recipe holds our names."""
-    request = resolve_request(asked(sampler, schedule=schedule, determinism="a1111"), tiny)
+    """Pictures of before, made at the level a1111, come out as they did: their recipes have gouache's procedure."""
+    request = resolve_request(asked(sampler, schedule=schedule, determinism="a1111", procedure="gouache"), tiny)
     assert request.schedule == schedule
     assert float(sigmas_of(request, tiny)[-1]) == 0
 
 
-def test_the_models_own_sampler_is_not_a_name_of_a1111(tiny: ModelBundle) -> None:
+def test_the_models_own_sampler_walks_a1111s_list_by_its_procedure(tiny: ModelBundle) -> None:
     request = Request(prompt="a cat", seed=1, determinism="a1111")
-    assert resolve_request(request, tiny).schedule == tiny.defaults.schedule
+    own = resolve_request(request.replace({"procedure": "gouache"}), tiny)
+    assert own.schedule == tiny.defaults.schedule
+    followed = resolve_request(request, tiny)
+    assert followed.schedule == a1111_schedule(tiny.defaults.sampler, tiny.defaults.schedule)
+    assert resolve_request(followed, tiny) == followed, "a recipe comes out as it was"
 
 
 def test_a1111s_text_says_and_reads_its_words(pipe: Pipeline) -> None:

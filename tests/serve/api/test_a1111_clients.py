@@ -281,7 +281,7 @@ def test_no_schedule_of_all_spellings(studio: Studio, name: str | None) -> None:
         ({"firstpass_image": picture()}, "firstpass_image"),
         ({"script_name": "x/y/z plot"}, "script_name"),
         ({"override_settings": {"sd_vae": "mse.pt"}}, "sd_vae"),
-        ({"override_settings": {"eta_noise_seed_delta": 31337}}, "eta_noise_seed_delta"),
+        ({"override_settings": {"eta_noise_seed_delta": -1}}, "eta_noise_seed_delta"),
         ({"init_images": [picture()], "latent_mask": picture(9)}, "latent_mask"),
         ({"init_images": [picture()], "initial_noise_multiplier": 1.1}, "initial_noise_multiplier"),
     ],

@@ -8,16 +8,23 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
-from gouache.diffusion.rng import ImageNoise, ImageSeed, seeds_of_batch
+from gouache.diffusion.rng import ImageNoise, ImageSeed, NoiseMode, seeds_of_batch
 from gouache.diffusion.samplers.names import sampler_info
 from gouache.diffusion.samplers.step import Denoise, Step
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
-from gouache.models.vae import AutoencoderKL
+from gouache.pipeline.generate.a1111_procedure import (
+    TIMESTEP_SAMPLERS,
+    PromptClock,
+    entry_scale,
+    follows,
+    prompt_clock,
+    second_walk,
+)
+from gouache.pipeline.generate.decode import decode, preview
 from gouache.pipeline.generate.draft import draft, own_draft, parts_of
 from gouache.pipeline.generate.enlarge import enlarge_picture, find_upscaler
 from gouache.pipeline.generate.guided import (
@@ -34,14 +41,15 @@ from gouache.pipeline.generate.guided import (
     steps_of,
 )
 from gouache.pipeline.generate.sampler_settings import scaled_at_the_start
+from gouache.pipeline.generate.second_pass import enlarged_start
 from gouache.pipeline.generate.upscaler_files import LANCZOS
-from gouache.pipeline.inputs.images import on_background, to_image
-from gouache.pipeline.inputs.start import DRAFT, INSTRUCT, OutsideKept, StartState, encode, input_kind, steps_to_skip
+from gouache.pipeline.inputs.images import on_background
+from gouache.pipeline.inputs.start import DRAFT, INSTRUCT, OutsideKept, StartState, input_kind, steps_to_skip
 from gouache.pipeline.output.a1111_text import format_infotext, infotext_of
 from gouache.pipeline.output.metadata import OWN, PARAMETERS, ImageKind, encode_picture
 from gouache.pipeline.output.recipe import Recipe, machine_of, model_ref, package_versions, pixels_digest
 from gouache.pipeline.prompts.encode import PromptPlan, PromptReader
-from gouache.pipeline.request import Request, Seamless
+from gouache.pipeline.request import Request
 from gouache.pipeline.resolve import second_pass
 
 if TYPE_CHECKING:
@@ -126,6 +134,8 @@ class Pass:
         controls: networks that steer, with what they see at this size.
         timesteps: noise level -> timestep, where the list brings its own.
         start_ratio: the state at the first level is this times that level times noise.
+        whole: the list that `sigmas` is the end of. [m + 1]
+        clock: the steps that prompt editing counts, where they are others than the walk's.
     """
 
     request: Request
@@ -136,6 +146,19 @@ class Pass:
     controls: tuple[TimedControl, ...] = ()
     timesteps: Mapping[float, float] = field(default_factory=dict)
     start_ratio: float = 1.0
+    whole: Tensor | None = None
+    clock: PromptClock | None = None
+
+    @property
+    def prompt_steps(self) -> tuple[int, int]:
+        """Steps that prompt editing counts, and those of earlier passes."""
+        return (max(len(self.sigmas) - 1, 1), 0) if self.clock is None else (self.clock.steps, self.clock.earlier)
+
+    @property
+    def noised_at(self) -> float | None:
+        """The level whose noise a starting picture gets, where the first step begins at another."""
+        late = self.clock is not None and self.skipped > 0 and self.request.sampler in TIMESTEP_SAMPLERS
+        return float(self.whole[self.skipped - 1]) if late and self.whole is not None else None
 
     @property
     def steps(self) -> int:
@@ -166,45 +189,59 @@ class Generation:
         self.attachments = dict(attachments)
         self.model = model_ref(bundle)
         self.seeds = seeds_of_batch(request.seed or 0, request.count, request.subseed or 0, request.subseed_strength)
-        to_the_letter = request.determinism == "a1111"
+        to_the_letter = request.determinism == "a1111" or follows(request)
         self.reader = PromptReader(bundle.text, request.emphasis, request.clip_skip, to_the_letter=to_the_letter)
         self.passes = [self._pass(request, start_state.skipped)]
         if request.hires is not None:
-            larger = second_pass(request, bundle)
-            skipped = steps_to_skip(larger.num_inference_steps or 1, larger.strength or 0.0)
-            self.passes.append(self._pass(larger, skipped))
+            self.passes.append(self._second(second_pass(request, bundle)))
         listed = {level: t for one in self.passes for level, t in one.timesteps.items()}
         if listed:
             self.bundle = replace(bundle, timesteps=listed)
         self.mixed = False
         self.prepared_notes = tuple(notes)
 
-    def _pass(self, request: Request, skipped: int) -> Pass:
-        levels = levels_of(request, self.bundle)
-        sigmas = levels.sigmas[skipped:]
-        steps = max(len(sigmas) - 1, 1)
-        positive = self._both(styled_prompt(request), request.prompt_2, steps)
-        negative = self._both(request.negative_prompt or "", request.negative_prompt_2, steps, composed=False)
-        given = (request.negative_prompt, request.negative_prompt_2)
-        if given == (None, None) and self.bundle.traits.zero_negative:
+    def _second(self, request: Request) -> Pass:
+        steps, strength = request.num_inference_steps or 1, request.strength or 0.0
+        if not follows(request) or request.sigmas is not None:
+            return self._pass(request, steps_to_skip(steps, strength))
+        total, skipped = second_walk(steps, strength, request.sampler)
+        return self._pass(request, skipped, total, self.passes[0].clock)
+
+    def _pass(
+        self, request: Request, skipped: int, total: int | None = None, before: PromptClock | None = None
+    ) -> Pass:
+        levels = levels_of(request, self.bundle, total)
+        sigmas, clock = levels.sigmas[skipped:], None
+        steps, earlier = max(len(sigmas) - 1, 1), 0
+        if follows(request):
+            clock = prompt_clock(request, request.sampler or "ddim", before.steps if before else 0)
+            steps, earlier = clock.steps, clock.earlier
+        positive = self._both(styled_prompt(request), request.prompt_2, steps, earlier)
+        second = request.negative_prompt_2
+        negative = self._both(request.negative_prompt or "", second, steps, earlier, composed=False)
+        if (request.negative_prompt, second) == (None, None) and self.bundle.traits.zero_negative:
             negative = negative.zeroed()
         controls: tuple[TimedControl, ...] = ()
         if request.control:
             from gouache.pipeline.generate.controlnets import timed_controls
 
-            counted = steps if sampler_info(request.sampler or "ddim").own_levels else steps_of(request, sigmas)
+            walked = max(len(sigmas) - 1, 1)
+            counted = walked if sampler_info(request.sampler or "ddim").own_levels else steps_of(request, sigmas)
             controls = timed_controls(self.bundle, request, self.start_state.hints, max(counted, 1))
         listed = dict(zip(levels.sigmas.tolist(), levels.timesteps, strict=False))
         # Noise alone starts as the list says; on a picture it lies at the level itself.
-        ratio = 1.0 if skipped or self.start_state.latents is not None else levels.start_ratio
-        return Pass(request, sigmas, skipped, positive, negative, controls, listed, ratio)
+        on_picture = skipped > 0 or self.start_state.latents is not None or before is not None
+        ratio = 1.0 if on_picture else levels.start_ratio
+        return Pass(request, sigmas, skipped, positive, negative, controls, listed, ratio, levels.sigmas, clock)
 
-    def _both(self, text: str, second: str | None, steps: int, *, composed: bool = True) -> PromptPlan:
+    def _both(
+        self, text: str, second: str | None, steps: int, earlier: int = 0, *, composed: bool = True
+    ) -> PromptPlan:
         """A text as all encoders read it, or a second one as the second encoder does."""
-        plan = self.reader.plan(text, steps, composed=composed)
+        plan = self.reader.plan(text, steps, composed=composed, earlier=earlier)
         if second is None:
             return plan
-        other = self.reader.plan(second, steps, composed=composed)
+        other = self.reader.plan(second, steps, composed=composed, earlier=earlier)
         return plan.joined(other, self.bundle.text.context_widths[0], self.reader.encode(""))
 
     def mix_prompt(self, prompt: str, share: float) -> None:
@@ -215,7 +252,7 @@ class Generation:
         """
         self.mixed = True  # what lies between two prompts lays nothing out
         for k, one in enumerate(self.passes):
-            other = self._both(prompt, one.request.prompt_2, max(len(one.sigmas) - 1, 1))
+            other = self._both(prompt, one.request.prompt_2, *one.prompt_steps)
             self.passes[k] = replace(one, positive=one.positive.mixed(other, share))
 
     def use_seeds(self, seeds: list[ImageSeed]) -> None:
@@ -235,7 +272,7 @@ class Generation:
     def group(self, first: int, seeds: list[ImageSeed]) -> Iterator[Event]:
         """Paint pictures `first`, first + 1, ... together, one network call for all."""
         start = time.perf_counter()
-        noise = ImageNoise(seeds, mode="a1111" if self.request.determinism == "a1111" else "torch")
+        noise = self._noise(seeds)
         digests: list[list[str]] = [[] for _ in seeds]
         latents = None if self.start_state.latents is None else self.start_state.latents.expand(len(seeds), -1, -1, -1)
         drafted, notes = self._draft(seeds)
@@ -251,6 +288,8 @@ class Generation:
         for k, one in enumerate(self.passes):
             start_state = drafted_start if k == 0 else self._enlarged(latents, drafted, one, notes)
             latents = start_state.latents if k else latents
+            if k and follows(one.request):
+                noise = self._noise(seeds)
             for step in self._walk(one, start_state, noise):
                 latents, done = step.x, done + 1
                 for row, digest in zip(step.x, digests, strict=True):
@@ -262,6 +301,12 @@ class Generation:
         for k, (seed, steps) in enumerate(zip(seeds, digests, strict=True)):
             seconds = (time.perf_counter() - start) / len(seeds)
             yield self._finished(first + k, latents[k : k + 1], seed, tuple(steps), notes[k], seconds)
+
+    def _noise(self, seeds: list[ImageSeed]) -> ImageNoise:
+        """The pictures' streams from their beginning."""
+        modes: dict[str, NoiseMode] = {"a1111": "a1111", "cpu": "cpu"}
+        mode = modes.get(self.request.determinism, "torch")
+        return ImageNoise(seeds, mode=mode, eta_seed_delta=self.request.eta_noise_seed_delta)
 
     def _inverter(self, start_state: StartState) -> Inverter | None:
         """The walk up to the noise that gives the starting picture, if the request asks for one."""
@@ -285,11 +330,18 @@ class Generation:
         if one.steps == 0:
             return
         height, width = self._latent_size(one.request)
-        drawn = noise.initial((self.bundle.vae.config.latent_channels, height, width)).to(self.bundle.device)
-        x = start_state.start(drawn if one.start_ratio == 1 else drawn * one.start_ratio, float(one.sigmas[0]))
+        shape, device = (self.bundle.vae.config.latent_channels, height, width), self.bundle.device
+        drawn = noise.initial(shape).to(device)
+        under = noise.unvaried(shape).to(device) if start_state.noise_under_mask else None
+        sigma = float(one.sigmas[0])
+        noised_at = sigma if one.noised_at is None else one.noised_at
+        x = start_state.start(drawn if one.start_ratio == 1 else drawn * one.start_ratio, noised_at, under)
+        if noised_at != sigma:
+            x = x * entry_scale(noised_at, sigma)
         if start_state.latents is None and start_state.state is None:
-            x = scaled_at_the_start(one.request, x, float(one.sigmas[0]))
+            x = scaled_at_the_start(one.request, x, sigma)
         prompted = self._prompted(one, start_state)
+        prompted.call = None if one.clock is None else 1
         denoise: Denoise = prompted
         other: Denoise = prompted.unconditional if isinstance(prompted, PromptedDenoiser) else prompted
         if self.request.seamless != "none":
@@ -300,7 +352,9 @@ class Generation:
             other = wrapped_around(other, networks, self.request.seamless)
         kept, unconditional = (OutsideKept(each, start_state, one.sigmas) for each in (denoise, other))
         own_levels = sampler_info(one.request.sampler or "ddim").own_levels
-        for step in run_sampler(one.request, self.bundle, kept, x, one.sigmas, noise, unconditional=unconditional):
+        for step in run_sampler(
+            one.request, self.bundle, kept, x, one.sigmas, noise, whole=one.whole, unconditional=unconditional
+        ):
             # With levels of its own it goes on within the list's step that holds at the level reached.
             prompted.step = int((one.sigmas >= step.sigma_next).sum()) if own_levels else step.i + 2
             kept.reached(step.sigma_next)
@@ -358,16 +412,19 @@ class Generation:
         """The second pass starts from what the first one painted, enlarged."""
         if latents is None or self.request.hires is None:
             raise InvalidInput("hires", given="no first pass", expected="at least one step")
-        size = self._latent_size(one.request)
-        upscaler, tiled = self.request.hires.upscaler, one.request.vae_tiling
-        larger = enlarge_latents(self.bundle, latents, size, upscaler, tiled=tiled, notes=notes)
-        if drafted is not None:
-            drafted = F.interpolate(drafted, size=size, mode="bilinear", align_corners=False)
-        # A mask of black and white is put back at the end; grey limits this pass as it did the first.
-        grey = self.start_state.grey
-        mask = None if grey is None else F.interpolate(grey, size=size, mode="nearest")
-        finish = self.start_state.finish
-        return StartState(latents=larger, skipped=one.skipped, mask=mask, draft=drafted, finish=finish)
+        request, tiled = one.request, one.request.vae_tiling
+        picture_of = lambda row: decode(self.bundle, row, tiled=tiled, cut=follows(request))  # noqa: E731
+        larger = enlarged_start(
+            self.bundle,
+            (self.request, request),
+            latents,
+            drafted,
+            # A mask of black and white is put back at the end; grey limits this pass as it did the first.
+            self.start_state.grey,
+            picture_of,
+            notes=notes,
+        )
+        return replace(larger, skipped=one.skipped, finish=self.start_state.finish)
 
     def _latent_size(self, request: Request) -> tuple[int, int]:
         factor = self.bundle.vae.config.downscale
@@ -377,7 +434,11 @@ class Generation:
         self, picture: int, latents: Tensor, seed: ImageSeed, steps: tuple[str, ...], notes: list[str], seconds: float
     ) -> Painted:
         image, decoding_notes = decode(
-            self.bundle, latents, tiled=self.request.vae_tiling, seamless=self.request.seamless
+            self.bundle,
+            latents,
+            tiled=self.request.vae_tiling,
+            seamless=self.request.seamless,
+            cut=follows(self.request),
         )
         image = self._completed(image)
         subseed = seed.subseed if seed.subseed_strength else None
@@ -407,109 +468,3 @@ def styled_prompt(request: Request) -> str:
     if request.style is None:
         return request.prompt
     return f"{request.prompt}, {request.style} style" if request.prompt else f"{request.style} style"
-
-
-RETRIED = "the decoder overflowed in half precision and was run again in float32"
-
-
-@torch.no_grad()
-def decode(
-    bundle: ModelBundle, latents: Tensor, *, tiled: bool = False, seamless: Seamless = "none"
-) -> tuple[Image.Image, list[str]]:
-    """Decode one picture.
-
-    Args:
-        bundle: the model.
-        latents: normalised. [1,C,h,w]
-        tiled: decode in tiles, for less memory.
-        seamless: which edges meet.
-
-    Returns:
-        The picture, and notes on what had to be done beyond the plain way.
-
-    Raises:
-        InvalidInput: the latents hold NaN or infinity.
-    """
-    if not bool(torch.isfinite(latents).all()):
-        raise InvalidInput(
-            "latents",
-            given="NaN or infinity",
-            expected="finite numbers",
-            cure="The network overflowed: load the model with dtype float32, or lower the guidance scale.",
-        )
-    if seamless == "none":
-        tensor = _decoded(bundle.vae, latents, tiled=tiled)
-    else:
-        from gouache.pipeline.generate.tiling import circular
-
-        with circular(bundle.vae.decoder, seamless):
-            tensor = _decoded(bundle.vae, latents, tiled=tiled)
-    if bool(torch.isfinite(tensor).all()):
-        return to_image(tensor[0]), []
-    dtype = next(bundle.vae.parameters()).dtype
-    try:
-        tensor = _decoded(bundle.vae.float(), latents, tiled=tiled)
-    finally:
-        bundle.vae.to(dtype)
-    if not bool(torch.isfinite(tensor).all()):
-        raise InvalidInput(
-            "decoder",
-            given="NaN or infinity even in float32",
-            expected="finite pixels",
-            cure="The autoencoder's weights are damaged; compare their sha256.",
-        )
-    return to_image(tensor[0]), [RETRIED]
-
-
-def _decoded(vae: AutoencoderKL, latents: Tensor, *, tiled: bool) -> Tensor:
-    weight = next(vae.parameters())
-    given = latents.to(weight.device, weight.dtype)
-    return vae.decode_in_tiles(given) if tiled else vae.decode(given)
-
-
-@torch.no_grad()
-def preview(bundle: ModelBundle, denoised: Tensor) -> Image.Image:
-    """A quick look at an estimate of the latents [1,C,h,w]: small, or decoded where the decoder is small."""
-    colours_of_channels = bundle.traits.preview
-    if colours_of_channels is None or denoised.shape[1] != len(colours_of_channels):
-        return to_image(_decoded(bundle.vae, denoised, tiled=False)[0].nan_to_num())
-    matrix = torch.tensor(colours_of_channels, dtype=torch.float32)  # [4,3]
-    colours = torch.einsum("chw,cr->rhw", denoised[0].float().cpu(), matrix)  # [3,h,w]
-    return to_image(colours.nan_to_num())
-
-
-LATENT = {"latent": "bilinear", "latent-bicubic": "bicubic", "latent-nearest": "nearest"}
-
-
-def enlarge_latents(
-    bundle: ModelBundle,
-    latents: Tensor,
-    size: tuple[int, int],
-    upscaler: str,
-    *,
-    tiled: bool = False,
-    notes: list[list[str]] | None = None,
-) -> Tensor:
-    """Latents at another size: interpolated, or decoded, enlarged as a picture and encoded again.
-
-    Args:
-        bundle: the model.
-        latents: [B,C,h,w].
-        size: wanted height and width in latent pixels.
-        upscaler: latent, latent-bicubic, latent-nearest, or as in `find_upscaler`.
-        tiled: decode and encode in tiles.
-        notes: one list for each row, which gets what had to be done beyond the plain way.
-    """
-    if upscaler in LATENT:
-        mode = LATENT[upscaler]
-        corners = None if mode == "nearest" else False
-        return F.interpolate(latents, size=size, mode=mode, align_corners=corners)
-    factor, network = bundle.vae.config.downscale, find_upscaler(upscaler, bundle)
-    rows = []
-    for row, noted in zip(latents, notes or [[] for _ in latents], strict=True):
-        picture, decoding_notes = decode(bundle, row[None], tiled=tiled)
-        noted += [note for note in decoding_notes if note not in noted]
-        larger = enlarge_picture(picture, size[1] * factor / picture.width, network)
-        exact = larger.resize((size[1] * factor, size[0] * factor), Image.Resampling.LANCZOS)
-        rows.append(encode(bundle, exact, tiled=tiled, notes=noted))
-    return torch.cat(rows).to(latents)

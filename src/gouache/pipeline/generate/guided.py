@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, zeros_like
 
+from gouache.diffusion.brownian_tree import TreeNoise
 from gouache.diffusion.guidance import AdaptiveProjection, Guidance, guided_denoiser, rescaled_denoised
 from gouache.diffusion.rng import BrownianNoise, ImageNoise
 from gouache.diffusion.samplers.ancestral import Restart, restart_plan
@@ -23,6 +24,7 @@ from gouache.models.bundle import AESTHETIC_SCORE, LOW_AESTHETIC_SCORE, ModelBun
 from gouache.models.denoiser import Condition, stack
 from gouache.models.family import SDXL_REFINER
 from gouache.models.scheduler_config import SchedulerConfig, number, sampler_of
+from gouache.pipeline.generate.a1111_procedure import follows, step_noise, tree_noise
 from gouache.pipeline.generate.sampler_settings import own_settings, scaled_at_the_end
 from gouache.pipeline.generate.scheduler_levels import Levels, scheduler_levels, scheduler_of
 from gouache.pipeline.prompts.encode import EncodedPrompt, PromptPlan
@@ -75,6 +77,8 @@ class PromptedDenoiser:
         self.network = network
         self.bundle, self.positive, self.negative, self.inputs = bundle, positive, negative, inputs
         self.step = 1
+        self.call: int | None = None
+        """Which text holds: None = as `step` says, else it counts network calls, from 1."""
         self._guidance = guidance
         self._latest: tuple[Tensor, float, Tensor] | None = None  # state, level, what `unconditional` answers there
         self._guided = guided_denoiser(
@@ -90,7 +94,13 @@ class PromptedDenoiser:
         denoised = self._guided(x, sigma)
         if not self._guides_at(float(sigma)):
             self._latest = (x, float(sigma), denoised)
+        if self.call is not None:
+            self.call += 1
         return denoised
+
+    @property
+    def _moment(self) -> int:
+        return self.step if self.call is None else self.call
 
     def _guides_at(self, level: float) -> bool:
         return self._guidance.sigma_low < level <= self._guidance.sigma_high
@@ -103,10 +113,11 @@ class PromptedDenoiser:
             return self._latest[2]
         if not self._guides_at(level):
             return self._conditional(x, sigma)
-        return self.network(x, sigma, self._condition(self.negative.at(self.step)[0][1], negative=True))
+        moment = self.step if self.call is None else max(self.call - 1, 1)  # of the call before
+        return self.network(x, sigma, self._condition(self.negative.at(moment)[0][1], negative=True))
 
     def _conditional(self, x: Tensor, sigma: Tensor) -> Tensor:
-        texts = self.positive.at(self.step)
+        texts = self.positive.at(self._moment)
         if len(texts) > 1 or texts[0][0] != 1.0:
             return self._pair(x, sigma)[0]
         return self.network(x, sigma, self._condition(texts[0][1], negative=False))
@@ -114,9 +125,9 @@ class PromptedDenoiser:
     def _pair(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Both predictions; branches joined by AND are summed as unconditional + sum of w (conditional - unconditional)
         (Liu et al. 2022, arXiv:2206.01714, equation 11)."""
-        texts = self.positive.at(self.step)
+        texts = self.positive.at(self._moment)
         conditions = [self._condition(text, negative=False) for _, text in texts]
-        conditions.append(self._condition(self.negative.at(self.step)[0][1], negative=True))
+        conditions.append(self._condition(self.negative.at(self._moment)[0][1], negative=True))
         *positives, unconditional = self._predict(x, sigma, conditions)
         self._latest = (x, float(sigma), unconditional)
         if len(texts) == 1 and texts[0][0] == 1.0:
@@ -175,21 +186,23 @@ def guidance_of(request: Request) -> Guidance:
     )
 
 
-def sigmas_of(request: Request, bundle: ModelBundle) -> Tensor:
-    """The noise levels of a resolved request, descending, the last 0. [n + 1] fp64"""
-    return levels_of(request, bundle).sigmas
+def sigmas_of(request: Request, bundle: ModelBundle, steps: int | None = None) -> Tensor:
+    """The noise levels of a resolved request, descending, the last 0; `steps` for another number than it asks for.
+    [n + 1] fp64"""
+    return levels_of(request, bundle, steps).sigmas
 
 
-def levels_of(request: Request, bundle: ModelBundle) -> Levels:
+def levels_of(request: Request, bundle: ModelBundle, steps: int | None = None) -> Levels:
     """As `sigmas_of`, with what a scheduler of diffusers says beside its list."""
     if request.sigmas is not None:
         return Levels(torch.tensor(request.sigmas, dtype=torch.float64))
-    name, steps = request.schedule or "uniform", request.num_inference_steps or 1
+    name, steps = request.schedule or "uniform", steps or request.num_inference_steps or 1
     scheduler = scheduler_of(request.sampler or "ddim", name, bundle)
     if scheduler is not None:
         return scheduler_levels(scheduler, bundle.schedule, steps)
     options = {"family": bundle.traits.align_your_steps} if name.startswith("align_your_steps") else {}
-    if request.determinism == "a1111" and sampler_info(request.sampler or "ddim").discard_penultimate:
+    like_a1111 = request.determinism == "a1111" or follows(request)
+    if like_a1111 and sampler_info(request.sampler or "ddim").discard_penultimate:
         return Levels(discard_penultimate(make_sigmas(name, bundle.schedule, steps + 1, options=options)))
     return Levels(make_sigmas(name, bundle.schedule, steps, options=options))
 
@@ -212,6 +225,7 @@ def run_sampler(
     sigmas: Tensor,
     noise: ImageNoise,
     *,
+    whole: Tensor | None = None,
     unconditional: Denoise | None = None,
 ) -> Steps:
     """Start the request's sampler.
@@ -223,12 +237,21 @@ def run_sampler(
         x: the state at sigmas[0]. [B,C,h,w]
         sigmas: descending noise levels.
         noise: the pictures' streams.
+        whole: the list that `sigmas` is the end of; without it, it is all of it.
         unconditional: D under the negative prompt, which CFG++ takes.
     """
     name = request.sampler or "ddim"
     source: NoiseSource = BrownianNoise(noise) if "sde" in name else noise
     scheduler = scheduler_of(name, request.schedule or "", bundle)
     options = own_settings(request, bundle.schedule) | _options(request, name, scheduler)
+    whole = sigmas if whole is None else whole
+    if follows(request) and not (noise.mode == "torch" and "sde" in name):
+        source = step_noise(request, name, noise, sigmas, whole, bundle.schedule)
+    elif name == "dpmpp_sde" and noise.mode == "cpu":
+        # Every tool of this noise takes it from the tree here; for the others of the name they differ.
+        source = tree_noise(request, name, noise, whole, bundle.schedule)
+    if isinstance(source, TreeNoise) and name == "dpmpp_sde":
+        options["one_path"] = False
     if name == "lcm":
         scaling = (number(scheduler, "timestep_scaling") if scheduler is not None else None) or LCM_SCALING
         times = scaling / LCM_SCALING
@@ -322,16 +345,20 @@ class InstructDenoiser:
         self.bundle, self.network, self.positive, self.negative = bundle, network, positive, negative
         self.inputs, self.guidance, self.image_scale = inputs, guidance, image_scale
         self.step = 1
+        self.call: int | None = None
+        """As in `PromptedDenoiser`."""
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """x [B,C,h,w], sigma [] -> denoised [B,C,h,w]."""
         guidance, inputs = self.guidance, self.inputs
         if inputs.draft is None:
             raise InvalidInput("init_image", given="nothing", expected="the picture that an instruct model changes")
-        text = self.positive.at(self.step)[0][1]
+        moment = self.step if self.call is None else self.call
+        self.call = None if self.call is None else self.call + 1
+        text = self.positive.at(moment)[0][1]
         if not guidance.sigma_low < float(sigma) <= guidance.sigma_high:
             return self.network(x, sigma, self._condition(text, inputs.draft))
-        other = self.negative.at(self.step)[0][1]
+        other = self.negative.at(moment)[0][1]
         blank = zeros_like(inputs.draft)
         conditions = [self._condition(text, inputs.draft), self._condition(other, inputs.draft)]
         conditions.append(self._condition(other, blank))

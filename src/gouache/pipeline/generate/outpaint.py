@@ -120,6 +120,7 @@ def _step(request: Request, growth: Growth, border: Margins, bundle: ModelBundle
     width, height = _working_size(box[2] - box[0], box[3] - box[1], side)
     width, height = nearest_size(width, height, factor_of(bundle))
     changes = {"init_image": first, "mask": mask, "outpaint": None, "width": width, "height": height}
+    changes["procedure"] = "gouache"  # no other program grows pictures in these steps
     return request.replace(changes), attachments
 
 

@@ -14,6 +14,7 @@ from gouache.diffusion.samplers.registry import Option
 from gouache.diffusion.samplers.step import Step, Steps
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
+from gouache.pipeline.generate.a1111_procedure import follows
 from gouache.pipeline.inputs.start import INSTRUCT, input_kind
 from gouache.pipeline.request import Request
 
@@ -38,7 +39,7 @@ def own_settings(request: Request, schedule: NoiseSchedule) -> dict[str, Option]
         return {"noisy_at": lambda sigma, sigma_next: low <= (sigma if by_start else sigma_next) <= high}
     if name.startswith("unipc") and request.schedule == "uniform_to_min":
         return {"order": UNIPC_ORDER}
-    if name in ("dpm_fast", "dpm_adaptive") and request.determinism == "a1111":
+    if name in ("dpm_fast", "dpm_adaptive") and follows(request):
         # A1111 gives every sampler that takes an eta its setting for ancestral ones, which is 1.
         return {"eta": 1.0}
     return {}

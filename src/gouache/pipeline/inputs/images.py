@@ -22,7 +22,8 @@ from torch import Tensor
 from gouache.errors import InvalidInput, PictureError, ShapeMismatch
 from gouache.pipeline.inputs.plain import plain
 from gouache.pipeline.inputs.png import for_pillow
-from gouache.pipeline.request import MAX_PIXELS, MIN_SIDE, ResizeMode
+from gouache.pipeline.request import MAX_PIXELS, ResizeMode
+from gouache.pipeline.request_fields import MIN_SIDE
 
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 """Formats that are opened. Not among them: those that Pillow reads through another program."""
@@ -174,17 +175,19 @@ def to_tensor(picture: Image.Image, channels: int) -> Tensor:
     return _channels_first(np.asarray(on_background(picture, "white"))) * 2.0 - 1.0
 
 
-def to_image(tensor: Tensor) -> Image.Image:
+def to_image(tensor: Tensor, *, cut: bool = False) -> Image.Image:
     """The inverse of `to_tensor`; values outside [-1, 1] are clipped.
 
     Args:
         tensor: [3, H, W] or [4, H, W].
+        cut: colours of RGB are rounded down to whole bytes, as A1111 does, and not to the nearest.
     """
     if tensor.ndim != 3 or tensor.shape[0] not in (3, 4):
         raise ShapeMismatch("picture tensor", given=tuple(tensor.shape), expected="[3,H,W] or [4,H,W]")
     if tensor.shape[0] == 4:
         return Image.fromarray(tensor_to_rgba(tensor), "RGBA")
-    return Image.fromarray(_bytes(_unit(tensor)), "RGB")
+    unit = _unit(tensor)
+    return Image.fromarray(_bytes((unit * 255.0).floor() / 255.0 if cut else unit), "RGB")
 
 
 def rgba_to_tensor(pixels: Pixels) -> Tensor:

@@ -19,9 +19,11 @@ from gouache.diffusion.samplers.step import Denoise
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.vae import AutoencoderKL
-from gouache.pipeline.inputs.images import References, fit, to_tensor
+from gouache.pipeline.generate.a1111_procedure import follows, skipped_steps
+from gouache.pipeline.inputs.a1111_masks import A1111Masked, cut_like_a1111, mask_of, resized
+from gouache.pipeline.inputs.images import References, fit, on_background, to_tensor
 from gouache.pipeline.inputs.masks import Masked, cut, filled, full_mask, grey_share, latent_mask
-from gouache.pipeline.request import Request, ResizeMode
+from gouache.pipeline.request import Mask, Request, ResizeMode
 
 
 def unchanged(picture: Image.Image) -> Image.Image:
@@ -41,6 +43,8 @@ class StartState:
             everywhere. [1,1,h,w]
         state: the noisy latents to start from, instead of anything drawn. [1,C,h,w]
         draft: channels for networks that take some beside the latents. [1,Cd,h,w]
+        noise_under_mask: what stands under the mask is the picture's own first noise.
+        added: the noise is laid on the picture even if no step is left out.
         hints: the control pictures, in the request's order, cut as the starting picture is.
         finish: what is done to the painted picture at the end, such as putting back what must not change.
     """
@@ -51,6 +55,8 @@ class StartState:
     mask: Tensor | None = None
     state: Tensor | None = None
     draft: Tensor | None = None
+    noise_under_mask: bool = False
+    added: bool = False
     hints: tuple[Image.Image, ...] = ()
     finish: Callable[[Image.Image], Image.Image] = unchanged
 
@@ -59,18 +65,21 @@ class StartState:
         """The mask if it is grey somewhere, which matters while painting; else None. [1,1,h,w]"""
         return None if self.mask is None or torch.equal(self.mask, self.mask.round()) else self.mask
 
-    def start(self, noise: Tensor, sigma: float) -> Tensor:
-        """The state at the first level: x = x0 + sigma * noise, with x0 = 0 where everything is new. [B,C,h,w]"""
+    def start(self, noise: Tensor, sigma: float, under: Tensor | None = None) -> Tensor:
+        """The state at the first level: x = x0 + sigma * noise, with x0 = 0 where everything is new; `under` is what
+        stands under the mask where that is noise of the picture's own. [B,C,h,w]"""
         if self.state is not None:
             return self.state.to(noise).expand(len(noise), -1, -1, -1)
         scaled = noise * sigma
         if self.latents is None:
             return scaled
         latents = self.latents.to(scaled)
+        if under is not None and self.mask is not None:
+            return latents + under * self.mask.to(scaled) + scaled
         begun = latents if self.under_mask is None else self.under_mask.to(scaled)
         if self.mask is None:
-            return scaled if self.skipped == 0 else begun + scaled
-        new = torch.zeros_like(begun) if self.skipped == 0 else begun
+            return scaled if self.skipped == 0 and not self.added else begun + scaled
+        new = torch.zeros_like(begun) if self.skipped == 0 and not self.added else begun
         white = self.mask.floor()  # grey begins as the picture
         return torch.lerp(latents, new, white.to(scaled)) + scaled
 
@@ -160,32 +169,57 @@ def prepare(request: Request, bundle: ModelBundle, references: References) -> Pr
         InvalidInput: the model needs a picture that the request doesn't name, or can't use one that it names.
     """
     kind = input_kind(bundle)
-    width, height = request.width or 0, request.height or 0
     notes: list[str] = []
     if request.init_image is None:
         blank = StartState(hints=_hints(None, request, references))
         return Prepared(_with_inputs(blank, None, None, kind, request, bundle, references, notes), tuple(notes))
     picture = references.picture(request.init_image)
+    masked: Masked | None = None
     if request.mask is None:
-        part = fit(picture, width, height, request.resize_mode)
+        part = _fitted(picture, request, bundle)
         start_state = StartState(latents=encode(bundle, part, tiled=request.vae_tiling, notes=notes))
-        masked = None
     else:
-        given = None if request.mask.image is None else references.picture(request.mask.image)
-        mask = full_mask(request.mask, picture, given)
-        steps, skipped = _walked(request)
-        masked = cut(picture, mask, request.mask, width, height, steps=max(1, steps - skipped), blend=kind == INSTRUCT)
-        notes += _mask_notes(mask, kind)
+        masked = _masked(picture, kind, request, bundle, references, notes)
         part = masked.part
         start_state = _masked_start(masked, request, bundle, notes)
     start_state = replace(start_state, hints=_hints(masked, request, references))
     start_state = _with_inputs(start_state, part, masked, kind, request, bundle, references, notes)
-    if kind == INSTRUCT:
+    if kind == INSTRUCT and not follows(request):
         return Prepared(replace(start_state, latents=None), tuple(notes))
     steps, skipped = _walked(request)
     if skipped:
         notes.insert(0, f"strength {_strength(request):g}: {steps - skipped} of {steps} steps")
-    return Prepared(replace(start_state, skipped=skipped), tuple(notes))
+    return Prepared(replace(start_state, skipped=skipped, added=follows(request)), tuple(notes))
+
+
+def _masked(
+    picture: Image.Image,
+    kind: str | None,
+    request: Request,
+    bundle: ModelBundle,
+    references: References,
+    notes: list[str],
+) -> Masked:
+    options, width, height = request.mask or Mask(), request.width or 0, request.height or 0
+    given = None if options.image is None else references.picture(options.image)
+    mask = full_mask(options, picture, given)
+    if _flattened(request, bundle):
+        return cut_like_a1111(picture, mask_of(options, picture, given), options, width, height, request.resize_mode)
+    notes += _mask_notes(mask, kind)
+    steps, skipped = _walked(request)
+    return cut(picture, mask, options, width, height, steps=max(1, steps - skipped), blend=kind == INSTRUCT)
+
+
+def _flattened(request: Request, bundle: ModelBundle) -> bool:
+    """Whether pictures are handled as A1111 does, which knows no transparency."""
+    return follows(request) and bundle.vae.config.image_channels == 3
+
+
+def _fitted(picture: Image.Image, request: Request, bundle: ModelBundle) -> Image.Image:
+    width, height = request.width or 0, request.height or 0
+    if _flattened(request, bundle):
+        return resized(on_background(picture, "white"), width, height, request.resize_mode)
+    return fit(picture, width, height, request.resize_mode)
 
 
 def _strength(request: Request) -> float:
@@ -195,6 +229,8 @@ def _strength(request: Request) -> float:
 def _walked(request: Request) -> tuple[int, int]:
     """Steps of a resolved request, and how many of them its strength leaves out."""
     steps = len(request.sigmas) - 1 if request.sigmas else request.num_inference_steps or 1
+    if follows(request):
+        return steps, skipped_steps(steps, _strength(request), request.sampler)
     return steps, steps_to_skip(steps, _strength(request))
 
 
@@ -207,6 +243,8 @@ def _mask_notes(mask: Image.Image, kind: str | None) -> tuple[str, ...]:
 
 
 def _masked_start(masked: Masked, request: Request, bundle: ModelBundle, notes: list[str]) -> StartState:
+    if isinstance(masked, A1111Masked):
+        return _start_like_a1111(masked, request, bundle, notes)
     latents = encode(bundle, masked.part, tiled=request.vae_tiling, notes=notes)
     mask = latent_mask(masked.grey, bundle.vae.config.downscale).to(latents)
     return StartState(
@@ -215,6 +253,17 @@ def _masked_start(masked: Masked, request: Request, bundle: ModelBundle, notes: 
         mask=mask,
         finish=masked.finish,
     )
+
+
+def _start_like_a1111(masked: A1111Masked, request: Request, bundle: ModelBundle, notes: list[str]) -> StartState:
+    """There the fill is a part of the picture from which the latents come, outside the mask too. Latent noise is the
+    seed's own, which the start adds once more."""
+    fill = request.mask.fill if request.mask else "original"
+    latents = encode(bundle, masked.part, tiled=request.vae_tiling, notes=notes)
+    mask = masked.latent_mask((latents.shape[2], latents.shape[3])).to(latents)
+    if fill in ("noise", "nothing"):
+        latents = latents * (1 - mask)
+    return StartState(latents=latents, mask=mask, finish=masked.finish, noise_under_mask=fill == "noise")
 
 
 def _under_mask(
@@ -242,6 +291,8 @@ def _with_inputs(
     notes: list[str],
 ) -> StartState:
     """Add the channels that the network wants beside the latents."""
+    if kind == INPAINT and isinstance(masked, A1111Masked):
+        return replace(start_state, draft=_inpaint_channels(part, masked, request, bundle, notes))
     if kind == INPAINT:
         # Such a network was trained to leave the rest alone by itself: nothing is blended while it paints.
         return replace(_merged(start_state), draft=_inpaint_channels(part, masked, request, bundle, notes))
@@ -285,7 +336,9 @@ def _inpaint_channels(
     ground = to_tensor(part or Image.new("RGB", (width, height)), bundle.vae.config.image_channels)[None]  # [1,C,H,W]
     painted = latent_mask(hard, 1)  # [1,1,H,W]
     latents = encode_tensor(bundle, ground * (1.0 - painted), tiled=request.vae_tiling, notes=notes)
-    return torch.cat([latent_mask(hard, bundle.vae.config.downscale).to(latents), latents], dim=1)
+    factor = bundle.vae.config.downscale
+    small = painted[..., ::factor, ::factor] if isinstance(masked, A1111Masked) else latent_mask(hard, factor)
+    return torch.cat([small.to(latents), latents], dim=1)
 
 
 def _depth_channel(picture: Image.Image, masked: Masked | None, request: Request, bundle: ModelBundle) -> Tensor:

@@ -21,6 +21,10 @@ _PAIR = re.compile(r'\s*(\w[\w \-/]{1,100}):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)'
 FEWEST_PAIRS = 3
 _STEPS = re.compile(r"Steps: \d+\s*(,|$)")
 _DECODER = json.JSONDecoder()
+OWN_NOISE = "gouache"
+"""What RNG says of noise that is none of A1111's."""
+_BY_A1111 = re.compile(r"(f[\d.]+(v\d-)?)?v[01]\.\d|1\.|f[012]\.|neo|classic")
+"""Versions of A1111 (v1.10.1) and of Forge and its kin (f2.0.1v1.10.1)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,18 +160,20 @@ def require_values(info: Infotext, where: str) -> Infotext:
 EMPHASIS: dict[str, Emphasis] = {"None": "none", "Ignore": "ignore", "Original": "a1111", "No norm": "no_norm"}
 """A1111's words for its emphasis rules. Its Original is ours of its name: kept where there is a mean to keep."""
 _EMPHASIS = {"comfy": "Comfy", "none": "None", "ignore": "Ignore", "no_norm": "No norm"}
+_RNG = {"a1111": None, "cpu": "CPU", "exact": OWN_NOISE, "portable": OWN_NOISE}
+"""Level -> source of noise in A1111's words, whose usual one, the GPU's, is not written."""
 _FILLS = {"original": None, "fill": "fill", "noise": "latent noise", "nothing": "latent nothing"}
 _UPSCALERS = {
     "latent": "Latent",
+    "latent-antialiased": "Latent (antialiased)",
     "latent-bicubic": "Latent (bicubic)",
+    "latent-bicubic-antialiased": "Latent (bicubic antialiased)",
     "latent-nearest": "Latent (nearest)",
+    "latent-nearest-exact": "Latent (nearest-exact)",
     "lanczos": "Lanczos",
 }
 _HIRES_UPSCALERS = {
     **{label: name for name, label in _UPSCALERS.items()},
-    "Latent (antialiased)": "latent",
-    "Latent (bicubic antialiased)": "latent-bicubic",
-    "Latent (nearest-exact)": "latent-nearest",
     "None": "lanczos",
 }
 """A1111's label -> our name. Its `None` resizes with Lanczos."""
@@ -187,7 +193,7 @@ def infotext_of(recipe: Recipe) -> Infotext:
     info = SAMPLER_INFOS.get(request.sampler or "")
     schedule = SCHEDULE_INFOS.get(request.schedule or "")
     listed = schedule.label if schedule else request.schedule
-    if request.determinism == "a1111":
+    if request.procedure == "a1111":
         listed = _A1111_LISTS.get(request.schedule or "", listed)
     denoised = request.strength if request.init_image else request.hires.strength if request.hires else None
     values: dict[str, object | None] = {
@@ -204,7 +210,10 @@ def infotext_of(recipe: Recipe) -> Infotext:
         "Variation seed strength": request.subseed_strength or None,
         "Denoising strength": denoised,
         "Clip skip": request.clip_skip if (request.clip_skip or 1) > 1 else None,
-        "RNG": None if request.determinism == "a1111" else "CPU",
+        "ENSD": request.eta_noise_seed_delta or None,
+        "RNG": _RNG[request.determinism],
+        "Determinism": request.determinism if request.determinism == "cpu" else None,
+        "Procedure": request.procedure if request.determinism != request.procedure else None,
         "Tiling": "True" if request.seamless == "both" else None,
         **_hires_values(request),
         **_mask_values(request),
@@ -227,10 +236,10 @@ def _hires_values(request: Request) -> dict[str, object | None]:
     hires = request.hires
     if hires is None:
         return {}
-    sized = hires.width is not None and hires.height is not None
+    sized = hires.width is not None or hires.height is not None
     return {
         "Hires upscale": None if sized else hires.scale,
-        "Hires resize": f"{hires.width}x{hires.height}" if sized else None,
+        "Hires resize": f"{hires.width or 0}x{hires.height or 0}" if sized else None,
         "Hires steps": hires.num_inference_steps,
         "Hires upscaler": _UPSCALERS.get(hires.upscaler, hires.upscaler),
     }
@@ -310,7 +319,7 @@ def request_of(info: Infotext, where: str) -> Request:
         "model": values.get("Model"),
         "seamless": "both" if values.get("Tiling") == "True" else None,
         "emphasis": {**EMPHASIS, "Comfy": "comfy"}.get(values.get("Emphasis", "")),
-        "determinism": _determinism(values),
+        **_noise(values),
         "hires": _hires(values),
     }
     try:
@@ -326,11 +335,21 @@ def _guidance(values: Mapping[str, str]) -> float | None:
     return guidance_of_diffusers(given) if given is not None and by_diffusers else given
 
 
-def _determinism(values: Mapping[str, str]) -> str | None:
-    """A1111 and Forge draw on the GPU unless they say so; that noise is repeated by our level of A1111's name."""
-    theirs = ("v1.", "v0.", "1.", "f0.", "f1.", "f2.", "neo", "classic")
-    by_a1111 = "Version" not in values or values["Version"].startswith(theirs)
-    return "a1111" if by_a1111 and values.get("RNG", "GPU") in ("GPU", "NV") else None
+def _noise(values: Mapping[str, str]) -> dict[str, Any]:
+    """The noise and the procedure behind it. A1111 and Forge draw on the GPU unless the text says CPU; sd.cpp has both
+    generators and a procedure of its own; gouache names its own noise (before it did, it wrote CPU for it)."""
+    version, source = values.get("Version"), values.get("RNG")
+    if version is not None and "stable-diffusion.cpp" in version:
+        return {"determinism": {"cuda": "a1111", "cpu": "cpu"}.get(source or ""), "procedure": "gouache"}
+    if version is not None and version.startswith("gouache"):
+        level = "a1111" if source is None else "cpu" if values.get("Determinism") == "cpu" else None
+        delta = _number(values, "ENSD", int) if level else None
+        return {"determinism": level, "procedure": values.get("Procedure"), "eta_noise_seed_delta": delta}
+    if version is not None and not _BY_A1111.match(version):
+        return {}
+    level = "cpu" if source == "CPU" else "a1111" if source in (None, "GPU", "NV") else None
+    delta = _number(values, "ENSD", int) if level else None
+    return {"determinism": level, "procedure": "a1111" if level else None, "eta_noise_seed_delta": delta}
 
 
 def _first(values: Mapping[str, str], *keys: str) -> str:
@@ -350,21 +369,14 @@ def _clip_skip(values: Mapping[str, str]) -> float | None:
 
 
 def _hires(values: Mapping[str, str]) -> dict[str, Any] | None:
-    """The second pass; at its scale of 1 it has the first one's size. One side of `Hires resize` may be 0."""
-    width, height = _size(values.get("Hires resize", values.get("Hires size")))
-    scale = _number(values, _first(values, "Hires upscale", "Hires scale"), float)
-    if not width and not height:
-        width = height = None
-    scale = scale or None
-    if scale is None and width is None:
+    """The second pass; at its scale of 1 it has the first one's size. One side of `Hires resize` may be 0: the other
+    decides it."""
+    width, height = (side or None for side in _size(values.get("Hires resize", values.get("Hires size"))))
+    scale = _number(values, _first(values, "Hires upscale", "Hires scale"), float) or None
+    if scale is None and width is None and height is None:
         return None
     first = _size(values.get("Size"))
-    if width is not None and first[0] and first[1] and not (width and height):
-        width, height = (
-            width or round((height or 0) * first[0] / first[1]),
-            height or round(width * first[1] / first[0]),
-        )
-    if scale is not None and scale <= 1.0 and width is None and first[0] and first[1]:
+    if scale is not None and scale <= 1.0 and width is None and height is None and first[0] and first[1]:
         width, height = (round(side * scale) for side in first if side)
     label = values.get("Hires upscaler", "Latent")
     fields = {
@@ -416,6 +428,7 @@ _READ = frozenset(
         "Lora weights", "Template", "Negative Template", "Wildcard prompt", "Wildcard negative prompt",
         "Time taken", "Date", "Cache FP16 weight for LoRA", "FP8 weight", "Diffusion in Low Bits", "Model hash 1",
         "Module", "Grid", "Comment", "Hires force", "HiRes resize mode", "ADetailer version",
+        "ENSD", "Determinism", "Procedure",
     )
 )  # fmt: skip
 """Keys that are read, or change nothing of a picture."""
@@ -430,7 +443,7 @@ def left_out(info: Infotext) -> list[str]:
         notes.append(f"it starts from a picture, at denoising strength {strength}, which the file doesn't hold")
     known = _READ | {"Denoising strength"}
     rest = {key: value for key, value in values.items() if key not in known and not key.startswith(("Lora", "Module "))}
-    default = {"ENSD": ("0",), "VAE": ("Automatic", "None"), "Face restoration": ("None",), "NGMS": ("0",)}
+    default = {"VAE": ("Automatic", "None"), "Face restoration": ("None",), "NGMS": ("0",)}
     rest = {key: value for key, value in rest.items() if value not in default.get(key, ())}
     if rest:
         listed = ", ".join(f"{key}: {value[:60]}" for key, value in rest.items())
@@ -439,7 +452,4 @@ def left_out(info: Infotext) -> list[str]:
         seed = _number(values, key, int)
         if seed is not None and (seed > MAX_SEED or seed == -1):
             notes.append(f"{key} {values[key]} is none of ours; it became {_seed(values, key) or 'a random one'}")
-    label = values.get("Hires upscaler", "")
-    if second_pass and label in ("Latent (antialiased)", "Latent (bicubic antialiased)", "Latent (nearest-exact)"):
-        notes.append(f"the upscaler {label} was read as {_HIRES_UPSCALERS[label]}")
     return notes

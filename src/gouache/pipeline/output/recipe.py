@@ -8,6 +8,7 @@ import contextlib
 import json
 import os
 import platform
+import re
 from collections.abc import Mapping
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -27,8 +28,8 @@ if TYPE_CHECKING:
 
 RECIPE_VERSION = 3
 """1: the prior drafted every prompt as a whole. 1 and 2: the emphasis rule a1111 kept the mean of every text encoder,
-an inversion took as many steps as the way back whatever was asked, an empty negative prompt was none, and masks were
-cut at 128."""
+an inversion took as many steps as the way back whatever was asked, an empty negative prompt was none, masks were cut
+at 128, and what `_as_before` says."""
 CUT_AT = 128
 _PACKAGES = ("gouache", "torch", "numpy", "pillow", "tokenizers")
 
@@ -103,6 +104,8 @@ class Recipe(Config):
             return data
         if data.get("recipe") == 1 and isinstance(prior := request.get("prior"), Mapping):
             request = {**request, "prior": {"layout": False, **prior}}
+        if data.get("recipe") in (1, 2):
+            request = _as_before(request)
         if data.get("recipe") in (1, 2) and request.get("emphasis", "a1111") == "a1111" and _has_brackets(request):
             request = {**request, "emphasis": "original"}
         if data.get("recipe") in (1, 2) and request.get("negative_prompt") == "":
@@ -121,6 +124,28 @@ def _has_brackets(request: Mapping[str, Any]) -> bool:
         if isinstance(values := request.get(group), Mapping):
             texts.append(values.get(field))
     return any("(" in text or "[" in text for text in texts if isinstance(text, str))
+
+
+_ENDS_IN_BREAK = re.compile(r"\bBREAK\s*$")
+
+
+def _as_before(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The request of a recipe of version 2 in today's words: the level a1111 was its noise alone, one side of a second
+    pass left the other to the scale, and a BREAK at the end began a chunk."""
+    changes: dict[str, Any] = {}
+    if request.get("determinism") == "a1111":
+        changes["procedure"] = request.get("procedure") or "gouache"
+    hires = request.get("hires")
+    if isinstance(hires, Mapping) and (hires.get("width") is None) != (hires.get("height") is None):
+        scale = hires.get("scale", 2.0)
+        sides = {side: hires.get(side) or round((request.get(side) or 0) * scale) for side in ("width", "height")}
+        changes["hires"] = {**hires, **sides}
+    if request.get("emphasis", "a1111") == "a1111":
+        for name in ("prompt", "negative_prompt"):
+            text = request.get(name)
+            if isinstance(text, str) and _ENDS_IN_BREAK.search(text):
+                changes[name] = f"{text} BREAK"
+    return {**request, **changes}
 
 
 def package_versions() -> dict[str, str]:

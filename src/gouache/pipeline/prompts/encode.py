@@ -83,18 +83,20 @@ class PromptReader:
         self.notes: list[str] = []
         self._seen: dict[str, EncodedPrompt] = {}
 
-    def plan(self, prompt: str, steps: int, *, composed: bool = True) -> PromptPlan:
+    def plan(self, prompt: str, steps: int, *, composed: bool = True, earlier: int = 0) -> PromptPlan:
         """Read a whole prompt, with prompt editing; tags of adapters are no words.
 
         Args:
             prompt: the prompt.
             steps: of the walk.
             composed: whether AND joins parts; in a negative prompt it is a word, as in A1111.
+            earlier: steps of a walk before this one, whose edits are over; 0 = edits start anew.
         """
         found = []
         words = without_tags(prompt)
         for branch in branches(words, self.emphasis) if composed else (Branch(words, 1.0),):
-            pieces = schedule(branch.text, steps) if self.emphasis in A1111_GRAMMAR else ((steps, branch.text),)
+            edited = self.emphasis in A1111_GRAMMAR
+            pieces = schedule(branch.text, steps, earlier) if edited else ((steps, branch.text),)
             found.append((branch.weight, tuple((end, self.encode(text)) for end, text in pieces)))
         return PromptPlan(tuple(found))
 
@@ -164,12 +166,14 @@ def _row_weights(chunks: list[WeightedTokens], context: Tensor) -> Tensor:
 def fill_chunks(stack: TextStack, parts: tuple[Section, ...]) -> list[WeightedTokens]:
     """Cut weighted text into chunks as A1111 does: BREAK starts a new one, a full one ends at a near comma.
 
+    A BREAK with nothing behind it starts none; one with nothing before it leaves an empty one.
+
     Returns:
         At least one chunk, each of at most `stack.chunk_length` tokens.
     """
     comma = stack.tokenize(",")
     chunks: list[WeightedTokens] = []
-    for part in parts:
+    for number, part in enumerate(parts, 1):
         ids, weights, last_comma = list[int](), list[float](), -1
         for token, weight in _tokens(stack, part):
             if [token] == comma:
@@ -181,7 +185,8 @@ def fill_chunks(stack: TextStack, parts: tuple[Section, ...]) -> list[WeightedTo
                 ids, weights, last_comma = ids[end:], weights[end:], -1
             ids.append(token)
             weights.append(weight)
-        chunks.append(WeightedTokens(tuple(ids), tuple(weights)))
+        if ids or not chunks or number < len(parts):
+            chunks.append(WeightedTokens(tuple(ids), tuple(weights)))
     return chunks
 
 

@@ -218,10 +218,11 @@ def unmarked(prompt: str, rule: Emphasis = "a1111") -> str:
     return " ".join("".join(words).split())
 
 
-def schedule(text: str, steps: int) -> tuple[tuple[int, str], ...]:
+def schedule(text: str, steps: int, earlier: int = 0) -> tuple[tuple[int, str], ...]:
     """Resolve prompt editing ``[from:to:when]`` and alternation ``[a|b]``; emphasis marks stay in the text.
 
     `when` is a step if it is a whole number, a share of the steps if it has a point. What isn't well formed is text.
+    In a second pass after `earlier` steps, steps go on from there and shares from 1: edits below that are over.
 
     Returns:
         Pairs of the last step (1 <= step <= steps) a text holds for, and the text, in order.
@@ -232,8 +233,10 @@ def schedule(text: str, steps: int) -> tuple[tuple[int, str], ...]:
     ((5, 'a b  d'), (10, 'a  c  d'))
     >>> schedule("[a|b]", 3)
     ((1, 'a'), (2, 'b'), (3, 'a'))
+    >>> schedule("[a:b:.5][c:d:1.5]", 10, earlier=20)
+    ((5, 'bc'), (10, 'bd'))
     """
-    nodes = _Schedule(text, steps).nodes()
+    nodes = _Schedule(text, steps, earlier).nodes()
     pieces: list[tuple[int, str]] = []
     for step in sorted(_ends(nodes, steps) | {steps}):
         words = "".join(_at(step, nodes))
@@ -284,8 +287,8 @@ def _at(step: int, nodes: _Nodes) -> list[str]:
 class _Schedule:
     """Recursive descent over one prompt. A bracket that does not parse is remembered and read as a plain character."""
 
-    def __init__(self, text: str, steps: int) -> None:
-        self.text, self.steps = text, steps
+    def __init__(self, text: str, steps: int, earlier: int) -> None:
+        self.text, self.steps, self.earlier = text, steps, earlier
         self.blocks: dict[int, tuple[_Nodes, int] | None] = {}
 
     def nodes(self) -> _Nodes:
@@ -371,7 +374,8 @@ class _Schedule:
 
     def step_of(self, number: str) -> int:
         when = float(number)
-        return min(self.steps, int(when * self.steps if "." in number else when))
+        over = (1.0, self.earlier) if self.earlier else (0.0, 0)
+        return min(self.steps, int((when - over[0]) * self.steps if "." in number else when - over[1]))
 
 
 _TAG = re.compile(r"<(lora|lyco|hypernet):([^<>]*)>")

@@ -128,7 +128,10 @@ def _check_controls(request: Request) -> None:
             ) from error
 
 
-UPSCALERS = ("latent", "latent-bicubic", "latent-nearest", "lanczos", "model")
+UPSCALERS = (
+    *("latent", "latent-antialiased", "latent-bicubic", "latent-bicubic-antialiased"),
+    *("latent-nearest", "latent-nearest-exact", "lanczos", "model"),
+)
 """Upscalers that need no file."""
 
 
@@ -160,8 +163,7 @@ def _pixels(request: Request) -> int:
         width += request.outpaint.left + request.outpaint.right
         height += request.outpaint.top + request.outpaint.bottom
     if request.hires is not None:
-        scale = request.hires.scale
-        width, height = request.hires.width or int(width * scale), request.hires.height or int(height * scale)
+        width, height = request.hires.size_for(width, height)
     return width * height
 
 

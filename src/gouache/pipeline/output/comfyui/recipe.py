@@ -14,7 +14,8 @@ from gouache.pipeline.output.comfyui.graph import Graph, Node, read_graph
 from gouache.pipeline.output.comfyui.sampling import Sampling, is_sampler, paints_over, sampling_of
 from gouache.pipeline.output.comfyui.texts import Conditionings, Texts, in_a1111s_words, prompt_of
 from gouache.pipeline.output.comfyui.workflow import graph_of_workflow
-from gouache.pipeline.request import MAX_SIDE, MAX_STEPS, MIN_SIDE
+from gouache.pipeline.request import MAX_STEPS
+from gouache.pipeline.request_fields import MAX_SIDE, MIN_SIDE
 
 Size = tuple[int, int]
 _SAVES, _SHOWS = re.compile(r"save", re.IGNORECASE), re.compile(r"preview|show|display|view", re.IGNORECASE)
@@ -176,6 +177,7 @@ class _Reader:
             "clip_skip": self._clip_skip(main, encoded.clip),
             "model": model,
             "emphasis": emphasis,
+            "determinism": "cpu",  # ComfyUI draws its noise with a generator on the CPU
             "hires": hires,
             **self._rescale(main.model),
         }

@@ -39,17 +39,17 @@ RESIZE_MODES: dict[int, ResizeMode] = {0: "stretch", 1: "crop", 2: "pad"}
 FILLS = {0: "fill", 1: "original", 2: "noise", 3: "nothing"}
 HIRES_UPSCALERS = {
     "Latent": "latent",
+    "Latent (antialiased)": "latent-antialiased",
     "Latent (bicubic)": "latent-bicubic",
+    "Latent (bicubic antialiased)": "latent-bicubic-antialiased",
     "Latent (nearest)": "latent-nearest",
+    "Latent (nearest-exact)": "latent-nearest-exact",
     "Lanczos": "lanczos",
     "model": "model",
-    "Latent (antialiased)": "latent",
-    "Latent (bicubic antialiased)": "latent-bicubic",
-    "Latent (nearest-exact)": "latent-nearest",
     "None": "lanczos",
     "Nearest": "lanczos",
 }
-STOOD_IN_FOR = ("latent (antialiased)", "latent (bicubic antialiased)", "latent (nearest-exact)", "nearest")
+STOOD_IN_FOR = ("nearest",)
 LATENT_RESIZE, CUT_AT, MOST_SKIPPED = 3, 128, 12
 _OLD_SCHEDULES = {"_ka": "Karras", "_exp": "Exponential"}
 _OLD_NAME = re.compile(r"(k_\w+?)(_ka|_exp)")
@@ -107,6 +107,8 @@ def order_of(body: Txt2Img | Img2Img, studio: Studio, owner: str) -> MappedReque
     options = options_of(studio, owner).overridden(overrides, studio)
     values = _common(body, studio, owner, options, notes)
     values |= _txt2img(body, notes) if isinstance(body, Txt2Img) else _img2img(body, studio, notes)
+    if values.get("mask") and values.get("procedure") == "a1111":
+        values["mask"] |= {"threshold": None}  # which rounds by itself
     if body.infotext is not None:
         values = _from_infotext(body, values)
     start = (values["init_image"], values["resize_mode"]) if isinstance(body, Img2Img) else None
@@ -119,8 +121,8 @@ def order_of(body: Txt2Img | Img2Img, studio: Studio, owner: str) -> MappedReque
 
 def _common(body: GenerationBody, studio: Studio, owner: str, options: Options, notes: list[str]) -> dict[str, Any]:
     sampler, schedule = _sampler(body)
-    determinism = "a1111" if options.randn_source != "CPU" else None
-    if determinism == "a1111" and schedule is not None:
+    noise = options.noise()
+    if noise.get("procedure") == "a1111" and schedule is not None:
         schedule = a1111_schedule(sampler, schedule)
     prompt, negative = _styled(body, studio, owner, notes)
     strength = body.subseed_strength or 0.0
@@ -142,7 +144,7 @@ def _common(body: GenerationBody, studio: Studio, owner: str, options: Options, 
         "seamless": "both" if body.tiling else None,
         "clip_skip": _clip_skip(body, options, notes),
         "emphasis": EMPHASIS[options.emphasis],
-        "determinism": determinism,
+        **noise,
         **_randomness(body, sampler, notes),
     }
 
@@ -349,7 +351,8 @@ def _from_infotext(body: GenerationBody, values: dict[str, Any]) -> dict[str, An
         "hires": "enable_hr",
     }
     kept = {name: value for name, value in values.items() if named.get(name, name) in body.model_fields_set}
-    always: dict[str, Any] = {
-        name: values[name] for name in ("init_image", "strength", "mask", "resize_mode") if name in values
-    }
+    own = ["init_image", "strength", "mask", "resize_mode"]
+    if body.override_settings and {"randn_source", "eta_noise_seed_delta"} & set(body.override_settings):
+        own += ["determinism", "procedure", "eta_noise_seed_delta"]
+    always: dict[str, Any] = {name: values[name] for name in own if name in values}
     return {**values, **found, **kept, **always}

@@ -9,14 +9,14 @@ from typing import Any
 
 from gouache.checkpoints.vae_library import find_vae
 from gouache.errors import InvalidInput, ModelNotFound
-from gouache.pipeline.output.a1111_text import EMPHASIS
+from gouache.pipeline.output.a1111_text import EMPHASIS, OWN_NOISE
 from gouache.pipeline.output.metadata import ImageKind
+from gouache.pipeline.request_fields import MAX_SEED_DELTA
 from gouache.serve.studio import Studio
 
 KINDS: dict[str, ImageKind] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}
 OWN_VAE = "Automatic"
 FIXED: dict[str, object] = {
-    "eta_noise_seed_delta": 0,
     "samples_save": True,
     "return_grid": False,
     "enable_pnginfo": True,
@@ -24,10 +24,10 @@ FIXED: dict[str, object] = {
 }
 
 
-# What would change the picture; other values of the rest are only noted.
-CHANGES_PICTURES = ("eta_noise_seed_delta",)
 PLACEHOLDERS = {"sd_model_checkpoint": "", "sd_vae": "string"}
 """What clients send that leave a setting open."""
+NOISE_LEVELS = {"GPU": "a1111", "NV": "a1111", "CPU": "cpu"}
+"""A1111's sources of noise -> our levels."""
 
 
 def known_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -37,7 +37,7 @@ def known_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
     for key, value in values.items():
         if value is None or (key in PLACEHOLDERS and value == PLACEHOLDERS[key]):
             continue
-        if key in Options.__dataclass_fields__ or key in CHANGES_PICTURES:
+        if key in Options.__dataclass_fields__:
             known[key] = value
         elif key not in FIXED or value != FIXED[key]:
             ignored.append(key)
@@ -46,13 +46,14 @@ def known_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """One user's settings."""
+    """One user's settings. A1111's procedure belongs to its sources of noise; gouache's own is the default."""
 
     sd_model_checkpoint: str
     samples_format: str = "png"
     jpeg_quality: int = 80
     CLIP_stop_at_last_layers: int = 1
-    randn_source: str = "CPU"
+    randn_source: str = OWN_NOISE
+    eta_noise_seed_delta: int = 0
     emphasis: str = "Original"
     sd_vae: str = OWN_VAE
 
@@ -75,6 +76,17 @@ class Options:
     def clip_skip(self) -> int:
         """Text encoder layer from the last."""
         return self.CLIP_stop_at_last_layers
+
+    def noise(self) -> dict[str, Any]:
+        """The noise of a request, where these settings ask for A1111's; a seed delta alone means its usual source."""
+        source = "GPU" if self.randn_source == OWN_NOISE and self.eta_noise_seed_delta else self.randn_source
+        if source == OWN_NOISE:
+            return {}
+        return {
+            "determinism": NOISE_LEVELS[source],
+            "procedure": "a1111",
+            "eta_noise_seed_delta": self.eta_noise_seed_delta,
+        }
 
     def overridden(self, values: Mapping[str, Any], studio: Studio) -> Options:
         """A copy with other values.
@@ -100,6 +112,7 @@ class Options:
             "jpeg_quality": self.jpeg_quality,
             "CLIP_stop_at_last_layers": self.CLIP_stop_at_last_layers,
             "randn_source": self.randn_source,
+            "eta_noise_seed_delta": self.eta_noise_seed_delta,
             "emphasis": self.emphasis,
             "sd_vae": self.sd_vae,
             **FIXED,
@@ -141,7 +154,7 @@ def _checked(key: str, value: Any, studio: Studio) -> Any:
         return value
     if key == "samples_format" and value in KINDS:
         return value
-    if key == "randn_source" and value in ("CPU", "GPU", "NV"):
+    if key == "randn_source" and value in (OWN_NOISE, *NOISE_LEVELS):
         return value
     if key == "emphasis" and value in EMPHASIS:
         return value
@@ -149,7 +162,11 @@ def _checked(key: str, value: Any, studio: Studio) -> Any:
         value = int(value)
     if key == "CLIP_stop_at_last_layers" and value == 0 and not isinstance(value, bool):
         return 1
-    limits = {"CLIP_stop_at_last_layers": (1, 12), "jpeg_quality": (1, 100)}
+    limits = {
+        "CLIP_stop_at_last_layers": (1, 12),
+        "jpeg_quality": (1, 100),
+        "eta_noise_seed_delta": (0, MAX_SEED_DELTA),
+    }
     low, high = limits.get(key, (0, -1))
     if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:
         return value

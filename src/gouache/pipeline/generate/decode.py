@@ -1,0 +1,82 @@
+"""From latents to a picture, with a second try in float32, and quick looks on the way."""
+
+from __future__ import annotations
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gouache.errors import InvalidInput
+from gouache.models.bundle import ModelBundle
+from gouache.models.vae import AutoencoderKL
+from gouache.pipeline.inputs.images import to_image
+from gouache.pipeline.request import Seamless
+
+RETRIED = "the decoder overflowed in half precision and was run again in float32"
+
+
+@torch.no_grad()
+def decode(
+    bundle: ModelBundle, latents: Tensor, *, tiled: bool = False, seamless: Seamless = "none", cut: bool = False
+) -> tuple[Image.Image, list[str]]:
+    """Decode one picture.
+
+    Args:
+        bundle: the model.
+        latents: normalised. [1,C,h,w]
+        tiled: decode in tiles, for less memory.
+        seamless: which edges meet.
+        cut: as in `images.to_image`.
+
+    Returns:
+        The picture, and notes on what had to be done beyond the plain way.
+
+    Raises:
+        InvalidInput: the latents hold NaN or infinity.
+    """
+    if not bool(torch.isfinite(latents).all()):
+        raise InvalidInput(
+            "latents",
+            given="NaN or infinity",
+            expected="finite numbers",
+            cure="The network overflowed: load the model with dtype float32, or lower the guidance scale.",
+        )
+    if seamless == "none":
+        tensor = _decoded(bundle.vae, latents, tiled=tiled)
+    else:
+        from gouache.pipeline.generate.tiling import circular
+
+        with circular(bundle.vae.decoder, seamless):
+            tensor = _decoded(bundle.vae, latents, tiled=tiled)
+    if bool(torch.isfinite(tensor).all()):
+        return to_image(tensor[0], cut=cut), []
+    dtype = next(bundle.vae.parameters()).dtype
+    try:
+        tensor = _decoded(bundle.vae.float(), latents, tiled=tiled)
+    finally:
+        bundle.vae.to(dtype)
+    if not bool(torch.isfinite(tensor).all()):
+        raise InvalidInput(
+            "decoder",
+            given="NaN or infinity even in float32",
+            expected="finite pixels",
+            cure="The autoencoder's weights are damaged; compare their sha256.",
+        )
+    return to_image(tensor[0], cut=cut), [RETRIED]
+
+
+def _decoded(vae: AutoencoderKL, latents: Tensor, *, tiled: bool) -> Tensor:
+    weight = next(vae.parameters())
+    given = latents.to(weight.device, weight.dtype)
+    return vae.decode_in_tiles(given) if tiled else vae.decode(given)
+
+
+@torch.no_grad()
+def preview(bundle: ModelBundle, denoised: Tensor) -> Image.Image:
+    """A quick look at an estimate of the latents [1,C,h,w]: small, or decoded where the decoder is small."""
+    colours_of_channels = bundle.traits.preview
+    if colours_of_channels is None or denoised.shape[1] != len(colours_of_channels):
+        return to_image(_decoded(bundle.vae, denoised, tiled=False)[0].nan_to_num())
+    matrix = torch.tensor(colours_of_channels, dtype=torch.float32)  # [4,3]
+    colours = torch.einsum("chw,cr->rhw", denoised[0].float().cpu(), matrix)  # [3,h,w]
+    return to_image(colours.nan_to_num())
