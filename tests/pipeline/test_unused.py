@@ -141,7 +141,6 @@ EXEMPT = {
     "procedure": "tested in generate/test_a1111_procedure.py",
     "eta_noise_seed_delta": "refused beside the levels whose noise it doesn't shift",
     "model": "names what is loaded; the picture is by the model at hand",
-    "vae": "names what is loaded, as model does",
     "vae_tiling": "saves memory, on pictures larger than a tile; tested with the autoencoder",
 }
 NOTHING_ASKED = {("prior", kind) for kind in KINDS if kind != "prior"} | {("negative_prompt", kind) for kind in KINDS}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from gouache.diffusion.rng import ImageNoise, ImageSeed
+from gouache.diffusion.rng import ImageNoise, ImageSeed, NoiseMode
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import DenoiserConfig, GenerationDefaults, TextEncoderConfig, UNetConfig, VAEConfig
 from gouache.models.text_encoder import TextEncoder
@@ -64,7 +64,7 @@ class Pair:
 
     def noise(self, request: Request) -> Tensor:
         """The noise our pipeline draws for the request's only picture. [1,4,h,w]"""
-        mode = "cpu" if request.determinism == "cpu" else "torch"
+        mode: NoiseMode = "cpu" if request.determinism == "cpu" else "torch"
         return ImageNoise([ImageSeed(request.seed or 0)], mode=mode).initial((4, SIDE // 4, SIDE // 4))
 
     def use_scheduler(self, request: Request) -> None:
