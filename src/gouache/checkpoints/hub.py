@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.resources import files as package_files
 from pathlib import Path
@@ -118,6 +118,26 @@ def on_disk() -> list[OnDisk]:
             repo = folder.name.removeprefix("models--").replace("--", "/")
             found.append(OnDisk(repo, snapshot, _bytes(snapshot)))
     return found
+
+
+def weights_in(root: Path, folders: Collection[str], suffixes: Collection[str]) -> Iterator[Path]:
+    """Weight files below some folders, each once, and folders with a config.json in place of the files in them.
+
+    Args:
+        root: the models folder; it may be missing.
+        folders: names, in lower case, of the folders in it.
+        suffixes: of the files, in lower case.
+    """
+    tops = [path for path in sorted(root.iterdir()) if path.name.lower() in folders] if root.is_dir() else []
+    seen: set[Path] = set()
+    for top in (path for path in tops if path.is_dir()):
+        for path in sorted(top.rglob("*")):
+            if path.suffix.lower() not in suffixes or not path.is_file() or path.name.startswith("."):
+                continue
+            place = path.parent if path.parent != top and (path.parent / "config.json").is_file() else path
+            if place not in seen:
+                seen.add(place)
+                yield place
 
 
 def find(name: str) -> Path:

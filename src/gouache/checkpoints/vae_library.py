@@ -31,14 +31,9 @@ def list_vaes(folder: Path | None = None) -> dict[str, Path]:
         folder: the models folder; None takes `hub.models_folder()`.
     """
     root = folder or hub.models_folder()
-    tops = [one for one in sorted(root.iterdir()) if one.name.lower() in hub.VAE_FOLDERS] if root.is_dir() else []
     found: dict[str, Path] = {}
-    for top in (one for one in tops if one.is_dir()):
-        for file in sorted(top.rglob("*")):
-            if file.suffix.lower() not in SUFFIXES or not file.is_file() or file.name.startswith("."):
-                continue
-            whole = file.parent if file.parent != top and (file.parent / "config.json").is_file() else None
-            found.setdefault(whole.name if whole else file.stem, whole or file)
+    for place in hub.weights_in(root, hub.VAE_FOLDERS, SUFFIXES):
+        found.setdefault(place.name if place.is_dir() else place.stem, place)
     return found
 
 

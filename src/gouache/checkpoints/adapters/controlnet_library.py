@@ -6,7 +6,6 @@ then among the models and in the hub's cache. A name from a request is compared 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -95,7 +94,10 @@ def find_control(name: str, folder: Path | None = None) -> ControlFile:
 
 def _named(root: Path) -> list[tuple[str, Path]]:
     try:
-        return [(path.name if path.is_dir() else path.stem, path) for path in _places(root)]
+        return [
+            (path.name if path.is_dir() else path.stem, path)
+            for path in hub.weights_in(root, hub.CONTROL_FOLDERS, SUFFIXES)
+        ]
     except OSError as error:
         raise InvalidInput(
             str(error.filename or root),
@@ -103,22 +105,6 @@ def _named(root: Path) -> list[tuple[str, Path]]:
             expected="a folder of ControlNets that can be read",
             cure="Change its permissions.",
         ) from error
-
-
-def _places(root: Path) -> Iterator[Path]:
-    """Weight files, and folders with a config.json in place of the files in them."""
-    tops = (
-        [path for path in sorted(root.iterdir()) if path.name.lower() in hub.CONTROL_FOLDERS] if root.is_dir() else []
-    )
-    seen: set[Path] = set()
-    for top in (path for path in tops if path.is_dir()):
-        for path in sorted(top.rglob("*")):
-            if path.suffix.lower() not in SUFFIXES or not path.is_file() or path.name.startswith("."):
-                continue
-            place = path.parent if path.parent != top and (path.parent / "config.json").is_file() else path
-            if place not in seen:
-                seen.add(place)
-                yield place
 
 
 def _described(name: str, path: Path) -> ControlFile:

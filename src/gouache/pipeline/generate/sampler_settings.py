@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from gouache.diffusion.noise_schedule import NoiseSchedule
@@ -27,8 +26,6 @@ UNIPC_ORDER = 3
 def own_settings(request: Request, schedule: NoiseSchedule) -> dict[str, Option]:
     """The options that follow from the sampler, the noise schedule and the sigma schedule of a resolved request."""
     name = request.sampler or "ddim"
-    if name == "lcm":
-        return {"timestep_of": lambda sigma: float(schedule.sigma_to_t(torch.tensor(sigma)))}
     if name == "tcd":
         return {"lower_of": lambda sigma, eta: _lower_level(schedule, sigma, eta)}
     if name == "pndm_prk":

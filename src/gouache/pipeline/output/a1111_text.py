@@ -172,7 +172,7 @@ _UPSCALERS = {
     "latent-nearest-exact": "Latent (nearest-exact)",
     "lanczos": "Lanczos",
 }
-_HIRES_UPSCALERS = {
+HIRES_UPSCALERS = {
     **{label: name for name, label in _UPSCALERS.items()},
     "None": "lanczos",
 }
@@ -384,7 +384,7 @@ def _hires(values: Mapping[str, str]) -> dict[str, Any] | None:
         "width": width,
         "height": height,
         "num_inference_steps": _number(values, "Hires steps", int) or None,
-        "upscaler": _HIRES_UPSCALERS.get(label, label),
+        "upscaler": HIRES_UPSCALERS.get(label, label),
         "strength": _number(values, "Denoising strength", float),
     }
     return {key: value for key, value in fields.items() if value is not None}

@@ -18,7 +18,7 @@ from gouache.pipeline.output.a1111_text import format_infotext, parse_infotext
 from gouache.pipeline.output.foreign import as_infotext, read_recipe
 from gouache.pipeline.output.metadata import PARAMETERS, read_texts
 from gouache.serve.api.a1111.fields import Interrogate, PngInfo
-from gouache.serve.api.a1111.mapping import HIRES_UPSCALERS, decoded
+from gouache.serve.api.a1111.mapping import UPSCALERS, decoded
 from gouache.serve.api.a1111.units import TITLE
 from gouache.serve.http.access import owner_of, studio_of
 
@@ -76,7 +76,7 @@ def sd_models(request: Request) -> list[dict[str, Any]]:
 @router.get(f"{PREFIX}/latent-upscale-modes")
 def latent_upscale_modes() -> list[dict[str, str]]:
     """Latent upscalers of the second pass."""
-    return [{"name": name} for name in HIRES_UPSCALERS if name.startswith("Latent")]
+    return [{"name": name} for name in UPSCALERS if name.startswith("Latent")]
 
 
 @router.get(f"{PREFIX}/prompt-styles")

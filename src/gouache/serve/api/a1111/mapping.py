@@ -11,14 +11,13 @@ from typing import Any
 
 from gouache.diffusion.samplers.names import (
     SAMPLER_INFOS,
-    a1111_schedule,
     default_guidance,
     resolve,
     resolve_schedule,
 )
 from gouache.errors import InvalidInput, NotFound, PictureError, UnknownName
 from gouache.pipeline.inputs.images import read_picture
-from gouache.pipeline.output.a1111_text import EMPHASIS, parse_infotext, request_of
+from gouache.pipeline.output.a1111_text import EMPHASIS, HIRES_UPSCALERS, parse_infotext, request_of
 from gouache.pipeline.output.metadata import ImageKind
 from gouache.pipeline.request import Control, Request, ResizeMode
 from gouache.serve.api.a1111.fields import GenerationBody, Img2Img, Txt2Img
@@ -37,18 +36,7 @@ TAKES_CHURN = {"euler", "heun", "dpm_2", "heunpp2"}
 LEGACY_SAMPLER = "Euler"
 RESIZE_MODES: dict[int, ResizeMode] = {0: "stretch", 1: "crop", 2: "pad"}
 FILLS = {0: "fill", 1: "original", 2: "noise", 3: "nothing"}
-HIRES_UPSCALERS = {
-    "Latent": "latent",
-    "Latent (antialiased)": "latent-antialiased",
-    "Latent (bicubic)": "latent-bicubic",
-    "Latent (bicubic antialiased)": "latent-bicubic-antialiased",
-    "Latent (nearest)": "latent-nearest",
-    "Latent (nearest-exact)": "latent-nearest-exact",
-    "Lanczos": "lanczos",
-    "model": "model",
-    "None": "lanczos",
-    "Nearest": "lanczos",
-}
+UPSCALERS = {**HIRES_UPSCALERS, "model": "model", "Nearest": "lanczos"}
 STOOD_IN_FOR = ("nearest",)
 LATENT_RESIZE, CUT_AT, MOST_SKIPPED = 3, 128, 12
 _OLD_SCHEDULES = {"_ka": "Karras", "_exp": "Exponential"}
@@ -122,8 +110,6 @@ def order_of(body: Txt2Img | Img2Img, studio: Studio, owner: str) -> MappedReque
 def _common(body: GenerationBody, studio: Studio, owner: str, options: Options, notes: list[str]) -> dict[str, Any]:
     sampler, schedule = _sampler(body)
     noise = options.noise()
-    if noise.get("procedure") == "a1111" and schedule is not None:
-        schedule = a1111_schedule(sampler, schedule)
     prompt, negative = _styled(body, studio, owner, notes)
     strength = body.subseed_strength or 0.0
     return {
@@ -229,9 +215,9 @@ def _txt2img(body: Txt2Img, notes: list[str]) -> dict[str, Any]:
         notes.append("enable_hr: ignored, the second pass would have the size of the first")
         return {}
     asked = (body.hr_upscaler or "Latent").strip()
-    upscaler = {name.casefold(): ours for name, ours in HIRES_UPSCALERS.items()}.get(asked.casefold())
+    upscaler = {name.casefold(): ours for name, ours in UPSCALERS.items()}.get(asked.casefold())
     if upscaler is None:
-        raise InvalidInput("hr_upscaler", given=repr(body.hr_upscaler), expected=f"one of {', '.join(HIRES_UPSCALERS)}")
+        raise InvalidInput("hr_upscaler", given=repr(body.hr_upscaler), expected=f"one of {', '.join(UPSCALERS)}")
     if asked.casefold() in STOOD_IN_FOR:
         notes.append(f"hr_upscaler: {upscaler} stands in for {asked}")
     hires = {
