@@ -20,6 +20,7 @@ from typer.testing import CliRunner
 from gouache.cli import paint as paint_module
 from gouache.cli.main import app
 from gouache.cli.options import EDITING, option_specs, request_values
+from gouache.cli.output import interrupts_held
 from gouache.errors import GouacheError, InvalidInput
 from gouache.pipeline.output.foreign import read_recipe
 from gouache.pipeline.request import Request
@@ -226,6 +227,22 @@ def test_an_interrupt_keeps_what_is_finished(tmp_path: Path) -> None:
             picture.load()
             assert picture.size == (128, 128)
     assert sorted(entry.name for entry in tmp_path.iterdir()) == sorted(values["files"])
+
+
+def test_an_interrupt_waits_until_a_file_is_named() -> None:
+    """Between writing a picture and naming it, Ctrl-C would leave a file that nobody is told of."""
+    done: list[str] = []
+
+    def written_and_named() -> None:
+        with interrupts_held():
+            signal.raise_signal(signal.SIGINT)
+            done.append("named")
+
+    with pytest.raises(KeyboardInterrupt):
+        written_and_named()
+    assert done == ["named"]
+    with pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGINT)
 
 
 def test_pictures_are_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import typer
@@ -140,18 +144,20 @@ class OutputWriter:
             write_stdout(painted.encode("png"))
             return None
         path = self._planned.get((id(request), painted.picture)) or self.path_for(request, painted.picture)
-        write_bytes(path, painted.encode(kind_of(path), quality=self.quality), force=self.force)
-        self.note_file(path)
-        self.pictures.append(
-            {
-                "path": str(path),
-                "seed": painted.seed,
-                "width": painted.image.width,
-                "height": painted.image.height,
-                "seconds": round(painted.seconds, 3),
-                "notes": list(painted.recipe.notes),
-            }
-        )
+        data = painted.encode(kind_of(path), quality=self.quality)
+        with interrupts_held():
+            write_bytes(path, data, force=self.force)
+            self.note_file(path)
+            self.pictures.append(
+                {
+                    "path": str(path),
+                    "seed": painted.seed,
+                    "width": painted.image.width,
+                    "height": painted.image.height,
+                    "seconds": round(painted.seconds, 3),
+                    "notes": list(painted.recipe.notes),
+                }
+            )
         if self.svg:
             write_bytes(path.with_suffix(".svg"), traced(painted.image).encode(), force=self.force)
             self.note_file(path.with_suffix(".svg"))
@@ -208,6 +214,23 @@ class OutputWriter:
             seconds = round(time.perf_counter() - self.started, 3)
             result = {"pictures": self.pictures, "files": self.files, "seconds": seconds, "interrupted": interrupted}
             typer.echo(json.dumps(result, ensure_ascii=False))
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Ctrl-C waits until the end, so that no file is written without being named."""
+    before = signal.getsignal(signal.SIGINT)
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield
+        return
+    held: list[tuple[int, FrameType | None]] = []
+    signal.signal(signal.SIGINT, lambda number, frame: held.append((number, frame)))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if held:
+        before(*held[0])
 
 
 def write_stdout(data: bytes) -> None:
