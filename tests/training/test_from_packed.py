@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import string
 from dataclasses import replace
 from pathlib import Path
@@ -40,10 +41,12 @@ from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.pipeline import Pipeline, fill, untrained_bundle
 from gouache.pipeline.request import Request
-from gouache.training.config import TrainConfig
+from gouache.training.batches.encoded import TextStates
+from gouache.training.config import TrainConfig, read_config
 from gouache.training.pack import pack
 from gouache.training.run import assemble_from_packed, train_stage
 from gouache.training.stage import Ready
+from gouache.training.stages.vae import DraftPainter
 from gouache.training.state import checkpoints
 
 WORDS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "square", "number", "a", *string.digits)
@@ -211,6 +214,11 @@ def test_a_run_from_a_packed_model_resumes_exactly_packs_and_paints(model: Path,
     assert painted[0].image.size == (32, 32)
 
 
+def tables(values: dict[str, Any]) -> str:
+    """Keys of a TOML table."""
+    return "\n".join(f"{key} = {json.dumps(value)}" for key, value in values.items())
+
+
 TOML = f"""
 [data]
 size = 32
@@ -221,12 +229,60 @@ max_tokens = 8
 timesteps = "logit_normal"
 timestep_mean = -0.6
 [denoiser.network]
-{chr(10).join(f"{key} = {list(value) if isinstance(value, tuple) else value}" for key, value in UNET.items())}
+{tables(UNET)}
 [denoiser.loop]
-{chr(10).join(f"{key} = {value}" for key, value in LOOP.items())}
+{tables(LOOP)}
 [denoiser.optimizer]
 learning_rate = 1e-3
 warmup_images = 16
+"""
+
+
+def test_a_decoder_refined_on_what_the_model_paints_keeps_the_encoder(model: Path, data: Path, tmp_path: Path) -> None:
+    config_file = tmp_path / "config.toml"
+    config_file.write_text(REFINED)
+    list(train_stage("vae", config_file, data, tmp_path / "run", from_packed=model))
+    packed = pack(read_config(config_file, "vae"), tmp_path / "run", tmp_path / "packed", dtype="fp32", name="small")
+    before, after = weights_of(model), weights_of(packed)
+    assert [name for name in before if not equal(before[name], after[name])] == ["vae"]
+    moved = {name.split(".")[0] for name, value in after["vae"].items() if not torch.equal(value, before["vae"][name])}
+    assert moved == {"decoder", "post_quant_conv"}
+    assert load_bundle(packed).vae.config == load_bundle(model).vae.config
+
+
+@pytest.mark.parametrize("sigma", [0.01, 0.3, 8.0])
+def test_painted_latents_follow_the_denoisers_own_steps(sigma: float, model: Path) -> None:
+    """A U-Net whose output is 0 says of v-prediction that x0 is x_t scaled by alpha: two steps of it by hand."""
+    bundle = load_bundle(model, dtype=torch.float32)
+    for parameter in bundle.unet.conv_out.parameters():
+        torch.nn.init.zeros_(parameter)
+    assert bundle.quantizer is not None
+    text = TextStates(torch.zeros(1, 2, 32), torch.ones(1, 2, dtype=torch.bool), torch.zeros(1, 32))
+    painter = DraftPainter(bundle.unet, bundle.denoiser_config, bundle.quantizer, text)
+    latents, noise = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    x = latents + sigma * noise
+    clean = x / (1 + sigma**2)
+    lower = min(sigma, DraftPainter.LAST)
+    x = clean + lower / sigma * (x - clean)
+    torch.testing.assert_close(painter(latents, noise, torch.full((3,), sigma)), x / (1 + lower**2))
+
+
+REFINED = f"""
+[data]
+size = 32
+examples = 8
+[text]
+max_tokens = 8
+[denoiser.network]
+{tables(UNET)}
+[vae]
+freeze = ["encoder"]
+painted = 0.5
+adversarial = 0.1
+[vae.network]
+{tables(VAE)}
+[vae.loop]
+{tables(LOOP)}
 """
 
 

@@ -119,10 +119,20 @@ class VaeStage(StageConfig):
     """Weight of the patch discriminator; 0 leaves it out."""
     adversarial_start: int = 0
     """Images seen before the discriminator counts."""
+    painted: float = Field(default=0.0, ge=0, le=1)
+    """Share of pictures whose latents the run's denoiser has painted, from their own draft and partly noised: the
+    decoder learns to finish pictures as they come out of the whole model. Needs `freeze = ["encoder"]` and the results
+    of stages `tokens` and `denoiser` in the run's folder."""
+    painted_from: tuple[float, float] = (0.3, 8.0)
+    """Lowest and highest noise level, as sigma, that such latents are painted from; drawn evenly in its logarithm."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> VaeStage:
         _check_origin("vae", self.network, self.start)
+        if self.painted and "encoder" not in self.freeze:
+            raise ConfigError("vae.painted", given=self.painted, expected='0, or freeze = ["encoder"] beside it')
+        if not 0 < self.painted_from[0] <= self.painted_from[1]:
+            raise ConfigError("vae.painted_from", given=list(self.painted_from), expected="two levels above 0, rising")
         return self
 
     @property

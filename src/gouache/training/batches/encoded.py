@@ -31,6 +31,10 @@ class TextStates:
         """The tensors by name, for a batch."""
         return {"context": self.context, "mask": self.mask, "pooled": self.pooled}
 
+    def expanded(self, count: int) -> TextStates:
+        """The states [1, ...] of one caption, for `count` pictures."""
+        return TextStates(*(t.expand(count, *t.shape[1:]) for t in (self.context, self.mask, self.pooled)))
+
 
 class Encoded(Protocol):
     """A fixed number of captioned pictures, encoded."""

@@ -56,15 +56,16 @@ class Previewer:
             draft = noise.new_zeros(len(noise), channels, *noise.shape[2:])
 
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
-            conditional = self._denoised(x, sigma, text, draft)
-            unconditional = self._denoised(x, sigma, self._empty_for(text), draft)
+            conditional = self.denoised(x, sigma, text, draft)
+            unconditional = self.denoised(x, sigma, self.empty.expanded(len(text.pooled)), draft)
             return unconditional + guidance_scale * (conditional - unconditional)
 
         start = noise * float((1 + sigmas[0] ** 2).sqrt())
         *_, last = sample("dpmpp_2m", denoise, start, sigmas)
         return last.x
 
-    def _denoised(self, x: Tensor, sigma: Tensor, text: TextStates, draft: Tensor | None) -> Tensor:
+    def denoised(self, x: Tensor, sigma: Tensor, text: TextStates, draft: Tensor | None) -> Tensor:
+        """D(x, sigma) of x = x0 + sigma eps [B,C,h,w] with sigma [] or [B] (Karras et al. 2022, equation 7)."""
         path, count = self.schedule.path, len(x)
         t = self.schedule.sigma_to_t(sigma).to(x.device, torch.float32).expand(count)
         prediction = self.unet(
@@ -76,12 +77,6 @@ class Previewer:
             draft=draft,
         )
         return denoised_from(prediction, x, sigma, self.config.parameterization, path)
-
-    def _empty_for(self, text: TextStates) -> TextStates:
-        count = len(text.pooled)
-        return TextStates(
-            *(t.expand(count, *t.shape[1:]) for t in (self.empty.context, self.empty.mask, self.empty.pooled))
-        )
 
 
 SHOWN = 16

@@ -2,28 +2,84 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gouache.checkpoints.formats.header import read_header
 from gouache.checkpoints.formats.safetensors import save_tensors
 from gouache.checkpoints.load import load_bundle
+from gouache.diffusion.noise_schedule import make_noise_schedule
+from gouache.diffusion.parameterization import expand_to
 from gouache.errors import CorruptCheckpoint, DataError
+from gouache.models.configs import DenoiserConfig
+from gouache.models.quantizer import Quantizer
+from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL, Moments
 from gouache.pipeline.inputs.images import rgba_to_tensor
 from gouache.training.batches.batch_shapes import batches_of_one_shape, shown
+from gouache.training.batches.encoded import TextStates
 from gouache.training.batches.store import CaptionedSource, FiniteSource
 from gouache.training.config import TrainConfig, VaeStage
 from gouache.training.inputs import RunInputs, initial_weights, load_vae
 from gouache.training.losses import PatchDiscriminator, adversarial_loss, edge_loss, psnr
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, freeze_parameters
+from gouache.training.stages.denoiser import DenoiserTraining, Previewer
 
 SHOWN, VALIDATED = 32, 256
 QUANT_CONV = "quant_conv"
+
+
+class DraftPainter(nn.Module):
+    """Paints latents as the finished model does: from their own tokens' draft, without a caption.
+
+    Args:
+        unet, denoiser: the U-Net and its settings.
+        quantizer: of the draft.
+        empty: states of the empty caption, [1, ...].
+    """
+
+    STEPS = 2
+    LAST = 0.05
+    """The last noise level but 0: what it leaves can't be seen."""
+
+    def __init__(self, unet: UNet, denoiser: DenoiserConfig, quantizer: Quantizer, empty: TextStates) -> None:
+        super().__init__()
+        self.unet, self.quantizer = unet, quantizer
+        self.preview = Previewer(unet, denoiser, make_noise_schedule(**denoiser.schedule.model_dump()), empty)
+
+    @classmethod
+    def from_run(cls, inputs: RunInputs) -> DraftPainter:
+        """From the results of stages `tokens` and `denoiser`.
+
+        Raises:
+            TrainingError: the run lacks one of them.
+        """
+        parts = DenoiserTraining.model_parts(inputs, {})
+        stack, _ = inputs.text()
+        states = stack.encode([stack.tokenize("")])
+        mask = torch.ones(states.context.shape[:2], dtype=torch.bool)
+        pooled = states.pooled if states.pooled is not None else states.context.new_zeros(1, 0)
+        empty = TextStates(states.context, mask, pooled)
+        return cls(parts[DenoiserTraining.part], parts["denoiser_config"], inputs.quantizer(), empty)
+
+    @torch.no_grad()
+    def forward(self, latents: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+        """Latents [B,C,h,w], noised to sigma [B] and denoised in `STEPS` steps of DDIM (Song et al. 2021)."""
+        draft = self.quantizer.decode(self.quantizer.encode(latents))
+        text = self.preview.empty.expanded(len(latents))
+        x = latents + expand_to(sigma, latents) * noise
+        for step in range(self.STEPS):
+            clean = self.preview.denoised(x, sigma, text, draft)
+            if step == self.STEPS - 1:
+                break
+            lower = torch.minimum(sigma, sigma * (self.LAST / sigma) ** (1 / (self.STEPS - 1 - step)))
+            x, sigma = clean + expand_to(lower / sigma, x) * (x - clean), lower
+        return clean
 
 
 class VaeTraining(Stage[AutoencoderKL]):
@@ -43,6 +99,7 @@ class VaeTraining(Stage[AutoencoderKL]):
         seed: int,
         *,
         start: AutoencoderKL | None = None,
+        painter: DraftPainter | None = None,
     ) -> None:
         super().__init__()
         self.config, self.data, self.held_out, self.seed = config, data, held_out, seed
@@ -51,6 +108,9 @@ class VaeTraining(Stage[AutoencoderKL]):
         held = (QUANT_CONV,) if self.encodes_as_before and config.sizes.quant_conv else ()
         freeze_parameters(self.trained, (*config.freeze, *held), "vae.freeze")
         self.discriminator = PatchDiscriminator(config.sizes.image_channels) if config.adversarial else None
+        self.painter = painter
+        if painter is not None:
+            self.freeze("painter")
 
     @classmethod
     def from_run(cls, inputs: RunInputs) -> Iterator[Preparing | Ready]:
@@ -60,7 +120,8 @@ class VaeTraining(Stage[AutoencoderKL]):
             start = None if table.start is None else _start_of(table.start)
             if start is not None:
                 table = table.model_copy(update={"network": start.config, "start": None})
-            stage = cls(table, sources.train, sources.held_out, table.loop.seed, start=start)
+            painter = DraftPainter.from_run(inputs) if table.painted else None
+            stage = cls(table, sources.train, sources.held_out, table.loop.seed, start=start, painter=painter)
         yield Ready(stage, table)
 
     @classmethod
@@ -76,13 +137,19 @@ class VaeTraining(Stage[AutoencoderKL]):
     def batch(self, indices: Sequence[int]) -> Batch:
         image = self._tensor(self.data, indices)
         height, width = (side // self.config.sizes.downscale for side in image.shape[-2:])
-        noise = BatchNoise(self.seed, indices).normal("posterior", (self.config.sizes.latent_channels, height, width))
-        return {"image": image, "noise": noise, "index": torch.tensor(indices)}
+        noise = BatchNoise(self.seed, indices)
+        shape = (self.config.sizes.latent_channels, height, width)
+        batch = {"image": image, "noise": noise.normal("posterior", shape), "index": torch.tensor(indices)}
+        if self.painter is not None:
+            low, high = (math.log(level) for level in self.config.painted_from)
+            batch["painted"] = noise.uniform("painted") < self.config.painted
+            batch["sigma"] = torch.exp(low + (high - low) * noise.uniform("sigma"))
+        return batch
 
     def forward(self, batch: Batch) -> Losses:
         config, image = self.config, batch["image"]
         moments = self._encoded(image)
-        latents = self.trained.normalise(moments.sample(batch["noise"]))
+        latents = self._painted(self.trained.normalise(moments.sample(batch["noise"])), batch)
         picture = self.trained.decode(_with_gradient(latents) if config.freeze else latents)
         losses = {
             "l1": (picture - image).abs().mean(),
@@ -103,6 +170,13 @@ class VaeTraining(Stage[AutoencoderKL]):
             with torch.no_grad():
                 return self.trained.encode(image)
         return self.trained.encode(_with_gradient(image) if self.config.freeze else image)
+
+    def _painted(self, latents: Tensor, batch: Batch) -> Tensor:
+        """The latents, some of them painted by the denoiser."""
+        if self.painter is None or not len(chosen := batch["painted"].nonzero().squeeze(1)):
+            return latents
+        painted = self.painter(latents[chosen].float(), batch["noise"][chosen], batch["sigma"][chosen])
+        return latents.index_copy(0, chosen, painted.to(latents.dtype))
 
     def validate(self, network: AutoencoderKL) -> dict[str, float]:
         """PSNR of held-out pictures through the latents' mode, in dB, and their KL in nats a latent."""
