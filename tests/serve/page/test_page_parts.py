@@ -215,7 +215,7 @@ def test_an_adapter_goes_into_the_prompt_by_its_kind() -> None:
 def test_gradio_is_told_where_to_keep_its_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADIO_TEMP_DIR", "elsewhere")
     seen: list[str] = []
-    monkeypatch.setattr("gouache.serve.page.page.mount_page", lambda *_: seen.append(os.environ["GRADIO_TEMP_DIR"]))
+    monkeypatch.setattr("gouache.serve.page.mount.mount_page", lambda *_: seen.append(os.environ["GRADIO_TEMP_DIR"]))
     studio = Studio(Settings(data=tmp_path, workers=0))
     create_app(studio)
     studio.close()
