@@ -1,16 +1,63 @@
-"""What holds for every test: one thread a process, and no deadline for generated examples.
+"""What holds for every test: one thread a process, compiled modules kept, and no deadline for generated examples.
 
 The suite runs one process a core, and two cores shared by four threads crawl. On a busy machine an example may take any
 time, and that says nothing about the code.
+
+`@pytest.mark.every_time("a", "*-b")` on a parametrised test: the default suite runs the cases of these names, which may
+be patterns of the shell's kind, and `-m slow` the others. It is for cases of one kind that take long, where a few of
+them find what all would find on most days.
 """
 
 from __future__ import annotations
 
+import gc
 import os
+import sys
+from collections import defaultdict
+from fnmatch import fnmatchcase
 
+import pytest
 from hypothesis import settings
 
 # Before torch is imported, here and in the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# Each of those processes would compile the package's two hundred modules again, a quarter of its start. A copy of the
+# package that is changed between runs (faults/run.py) must not keep them, and says so.
+if not os.environ.get("GOUACHE_TEST_CHANGING"):
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
 settings.register_profile("gouache", deadline=None)
 settings.load_profile("gouache")
+
+
+def pytest_configure() -> None:
+    """Collecting makes millions of objects and frees few: looking through them again and again only takes time."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    """What was imported stays: the garbage collector need not look at it with every test's garbage, half a second."""
+    gc.freeze()
+    gc.enable()
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` is applied
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as slow the cases that `every_time` doesn't name."""
+    cases: dict[str, tuple[set[str], set[str]]] = defaultdict(lambda: (set(), set()))
+    for item in items:
+        mark = item.get_closest_marker("every_time")
+        if mark is None:
+            continue
+        case = item.callspec.id if isinstance(item, pytest.Function) and hasattr(item, "callspec") else ""
+        there, unused = cases[item.nodeid.partition("[")[0]]
+        unused |= set(mark.args) - {pattern for one in there for pattern in mark.args if fnmatchcase(one, pattern)}
+        there.add(case)
+        found = {pattern for pattern in mark.args if fnmatchcase(case, pattern)}
+        unused -= found
+        if not found:
+            item.add_marker(pytest.mark.slow)
+    for test, (there, unused) in cases.items():
+        # A single case asked for by its name, as in `pytest FILE::TEST[CASE]`, comes without the others.
+        if len(there) > 1 and unused:
+            raise pytest.UsageError(f"{test}: every_time names {sorted(unused)}, expected some of {sorted(there)}")

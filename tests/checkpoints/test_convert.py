@@ -44,6 +44,7 @@ def assert_same_model(found: ModelBundle, wanted: ModelBundle) -> None:
     assert found.denoiser_config.parameterization == wanted.denoiser_config.parameterization
 
 
+@pytest.mark.every_time("sdxl")
 def test_every_layout_gives_the_same_model_back(published: Published, family: str, tmp_path: Path) -> None:
     """diffusers -> single file -> own file -> own folder -> diffusers -> single file, every tensor bit for bit."""
     first = load_bundle(published(family))
@@ -114,6 +115,7 @@ def assert_same_pipeline(ours: Any, theirs: Any) -> None:
         assert (found[name] - tensor).abs().max() <= 1e-5 * tensor.std(), name
 
 
+@pytest.mark.every_time("sd2-v")
 @torch.no_grad()
 def test_diffusers_loads_what_we_write_and_computes_the_same(published: Published, family: str, tmp_path: Path) -> None:
     from diffusers import DiffusionPipeline
@@ -131,6 +133,7 @@ def test_diffusers_loads_what_we_write_and_computes_the_same(published: Publishe
             assert getattr(ours, name)(prompt, **arguments) == getattr(theirs, name)(prompt, **arguments)
 
 
+@pytest.mark.every_time("sd1")
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["sd1", pytest.param("sd1-inpainting", marks=pytest.mark.slow), "sd2-v", "sdxl"])
 def test_diffusers_reads_our_single_file_and_computes_the_same(published: Published, name: str, tmp_path: Path) -> None:
@@ -144,6 +147,7 @@ def test_diffusers_reads_our_single_file_and_computes_the_same(published: Publis
     assert_same_pipeline(ours, theirs)
 
 
+@pytest.mark.every_time("sd1")
 @pytest.mark.parametrize("name", ["sd1", "sd2-v", "sdxl"])
 def test_the_blocks_are_counted_where_no_config_is_recorded(published: Published, name: str, tmp_path: Path) -> None:
     """A single file of another maker has no config of ours in its metadata."""

@@ -101,6 +101,7 @@ def with_vae(published: Path, folder: Path, network: Any) -> Path:
     return folder
 
 
+@pytest.mark.every_time("tiny", "tiny of two levels", "asymmetric")
 @pytest.mark.parametrize("name", MADE)
 def test_latents_and_pixels_are_those_of_diffusers(published: Published, tmp_path: Path, name: str) -> None:
     network = randomised(MADE[name]())

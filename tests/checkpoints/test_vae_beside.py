@@ -94,6 +94,7 @@ LAYOUTS: dict[str, Callable[[Family, Path], Any]] = {
 }
 
 
+@pytest.mark.every_time("kl.*", "prefixed.*", "lightning.ckpt-*", "torch.bin-*", "a folder-*")
 @pytest.mark.parametrize("family", ["sd1", pytest.param("sdxl", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_model_without_an_autoencoder_paints_with_one_named_beside_it(
@@ -216,6 +217,7 @@ def parts_of(one: Family) -> dict[str, Tensors]:
     return {name: tensors for name, tensors in parts.items() if tensors}
 
 
+@pytest.mark.every_time("*-sd1", "in newer folders of nodes-sdxl")
 @pytest.mark.parametrize("family", ["sd1", "sdxl"])
 @pytest.mark.parametrize("place", PLACES)
 def test_parts_in_files_of_their_own_are_one_model(

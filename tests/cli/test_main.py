@@ -87,6 +87,7 @@ main()
 """
 
 
+@pytest.mark.every_time("uvicorn-serve")
 @pytest.mark.parametrize(("package", "extra"), [("uvicorn", "serve"), ("accelerate", "train")])
 def test_a_missing_extra_is_named(package: str, extra: str, tmp_path: Path) -> None:
     """A finder that knows nothing of the package stands for an installation without it."""

@@ -176,6 +176,7 @@ def test_pictures_on_the_hub_are_read_and_what_is_broken_is_counted(hub: Hub, tm
     assert (answer["pictures"], answer["broken"], answer["empty"], answer["with_alpha"]) == (2, 1, 1, 1)
 
 
+@pytest.mark.slow
 def test_a_set_is_built_from_the_hub_and_never_from_a_name_that_is_not_there(hub: Hub, tmp_path: Path) -> None:
     built = gouache(
         hub,

@@ -47,7 +47,8 @@ def read_faults() -> list[Fault]:
 
 def run_tests(tests: list[str], source: Path) -> tuple[int, str]:
     """pytest's exit status and output for these tests, with the package taken from `source`."""
-    environment = os.environ | {"PYTHONPATH": str(source), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    kept = {"PYTHONDONTWRITEBYTECODE": "1", "GOUACHE_TEST_CHANGING": "1"}
+    environment = os.environ | kept | {"PYTHONPATH": str(source), "OMP_NUM_THREADS": "1"}
     options = ["-x", "-q", "-m", "slow or not slow", "-p", "no:cacheprovider"]
     done = subprocess.run(
         [sys.executable, "-m", "pytest", *options, *tests],

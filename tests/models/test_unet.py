@@ -170,6 +170,7 @@ def test_forward_agrees_with_and_without_gradients(name: str, agree: Agreement) 
     agree(inputs.ours(ours).detach(), expected)
 
 
+@pytest.mark.every_time("False-sd1", "True-sdxl")
 @pytest.mark.parametrize("name", ["sd1", "sdxl"])
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_agree(name: str, checkpointing: bool) -> None:

@@ -85,6 +85,7 @@ def psnr(first: Image.Image, second: Image.Image) -> float:
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
+@pytest.mark.every_time("sd1", "sd2", "sdxl", "pocket")
 def test_strength_has_its_limits(model: Model, tmp_path: Path) -> None:
     with Image.open(model.start) as opened:
         opened.load()
@@ -111,6 +112,7 @@ def test_pixels_outside_a_mask_are_the_same_bits(model: Model, tmp_path: Path) -
         assert (after[~outside] != before[~outside]).any(-1).mean() > 0.05
 
 
+@pytest.mark.every_time("sd1", "sd2", "sdxl", "pocket")
 def test_tiles_leave_no_seam(model: Model) -> None:
     """Across the tiles' edges the picture changes no more than elsewhere."""
     picture = pixels(model.paint(width=3 * model.side, height=model.side, tiled=Tiled(tile=model.side)))
@@ -120,6 +122,7 @@ def test_tiles_leave_no_seam(model: Model) -> None:
     assert steps[edges].max() < steps.mean() + 4 * steps.std()
 
 
+@pytest.mark.every_time("sd1", "sd2", "sdxl", "pocket")
 def test_a_way_begins_and_ends_at_the_originals(model: Model) -> None:
     way = Interpolation(prompt=LAST, seed=9, frames=3)
     painted = model.pipe.paint(model.request.replace({"interpolation": way}))
@@ -128,6 +131,7 @@ def test_a_way_begins_and_ends_at_the_originals(model: Model) -> None:
     assert len({one.image.tobytes() for one in painted}) == 3
 
 
+@pytest.mark.every_time("sd1", "sd2", "sdxl", "pocket")
 def test_inversion_and_the_same_prompt_return_the_picture(model: Model) -> None:
     steps = 20 if model.kind == SHIPPED else 12
     edit = model.request.replace({"init_image": str(model.start), "num_inference_steps": steps, "guidance_scale": 1.0})
@@ -149,6 +153,7 @@ def test_seamless_pictures_wrap(model: Model) -> None:
     assert np.mean(jumps) < 1.15
 
 
+@pytest.mark.every_time("sd1", "sd2", "sdxl", "pocket")
 def test_any_batch_is_the_pictures_made_alone(model: Model) -> None:
     quick = {"num_inference_steps": 2}
     alone = [model.paint(seed=20 + k, **quick).tobytes() for k in range(3)]

@@ -29,6 +29,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.every_time("ddim-sd1", "euler_ancestral-rgba", "dpmpp_2m_sde-sdxl")
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("sampler", ["ddim", "euler_ancestral", "dpmpp_2m_sde"])
 def test_a_picture_of_a_batch_is_the_picture_made_alone(make_tiny: MakeBundle, kind: str, sampler: str) -> None:

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import subprocess
 import sys
+from pathlib import Path
 
+import pytest
+
+PACKAGE = Path(__file__).parents[2] / "src" / "gouache"
+UNIX = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "readline", "syslog"}
 BLOCKED = """
 import os, signal, sys
 # Libraries choose their own way by platform, which is still Linux: they come first.
@@ -27,6 +33,17 @@ print(len(names))
 """
 
 
+def test_no_module_imports_at_its_top_what_only_unix_has() -> None:
+    files = sorted(PACKAGE.rglob("*.py"))
+    assert len(files) > 200
+    for file in files:
+        for node in ast.parse(file.read_text(encoding="utf-8")).body:
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            assert not UNIX & {name.partition(".")[0] for name in names}, f"{file}:{node.lineno}"
+
+
+@pytest.mark.slow
 def test_every_module_imports_without_what_only_unix_has() -> None:
     done = subprocess.run([sys.executable, "-c", BLOCKED], capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr[-2000:]

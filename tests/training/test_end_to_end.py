@@ -76,6 +76,7 @@ pooled_width = 384
 norm_groups = 8
 """
 IMAGES = {"vae": 3200, "clip": 32, "tokens": 1600, "prior": 2400, "denoiser": 4000}
+A_FEW = dict.fromkeys(IMAGES, 16)
 TABLES = """
 [{0}.loop]
 batch_size = 8
@@ -108,18 +109,30 @@ def captioned_folder(folder: Path) -> Path:
     return folder
 
 
-@pytest.mark.timeout(600)
-def test_five_stages_from_a_folder_of_pictures_to_a_painted_one(tmp_path: Path) -> None:
-    data, run, config = tmp_path / "data", tmp_path / "run", tmp_path / "config.toml"
-    config.write_text(CONFIG + "".join(TABLES.format(stage, IMAGES[stage]) for stage in IMAGES))
-    list(pack_pictures(captioned_folder(tmp_path / "pictures"), data, [Bucket(32, 32)], ReadReport()))
-    for stage in IMAGES:
+def trained_and_packed(folder: Path, images: dict[str, int]) -> Pipeline:
+    """Every stage after the other on so many images, packed and loaded."""
+    data, run, config = folder / "data", folder / "run", folder / "config.toml"
+    config.write_text(CONFIG + "".join(TABLES.format(stage, images[stage]) for stage in images))
+    list(pack_pictures(captioned_folder(folder / "pictures"), data, [Bucket(32, 32)], ReadReport()))
+    for stage, number in images.items():
         *_, last = train_stage(stage, config, data, run)
         assert isinstance(last, TrainingProgress)
-        assert last.images_seen == IMAGES[stage]
-    model = pack(read_config(config, "denoiser"), run, tmp_path / "model", dtype="fp32")
+        assert last.images_seen == number
+    return Pipeline.load(pack(read_config(config, "denoiser"), run, folder / "model", dtype="fp32"))
 
-    pipeline = Pipeline.load(model)
+
+def test_five_stages_end_in_a_model_that_paints(tmp_path: Path) -> None:
+    pipeline = trained_and_packed(tmp_path, A_FEW)
+    assert pipeline.bundle.prior is not None
+    assert pipeline.bundle.quantizer is not None
+    (painted,) = pipeline.paint(Request(prompt="a red square", seed=1, num_inference_steps=2))
+    assert painted.image.convert("RGBA").size == (32, 32)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_five_stages_from_a_folder_of_pictures_to_a_painted_one(tmp_path: Path) -> None:
+    pipeline = trained_and_packed(tmp_path, IMAGES)
     for name, colour in COLOURS.items():
         painted = pipeline.paint(Request(prompt=f"a {name} square", seed=1))[0]
         picture = np.asarray(painted.image.convert("RGBA")).astype(float)

@@ -40,9 +40,9 @@ freeze = ["conv_in", "down_blocks", "time_embedding"]
 gradient_checkpointing = true
 [denoiser.loop]
 batch_size = 8
-images = 640
-log_images = 160
-validate_images = 640
+images = 96
+log_images = 24
+validate_images = 96
 [denoiser.optimizer]
 learning_rate = 3e-3
 warmup_images = 0
@@ -66,7 +66,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "set"
 
 
-@pytest.mark.parametrize("layout", ["gouache", "diffusers", "single-file"])
+SLOW_LAYOUTS = [pytest.param(layout, marks=pytest.mark.slow) for layout in ("gouache", "single-file")]
+
+
+@pytest.mark.parametrize("layout", ["diffusers", *SLOW_LAYOUTS])
 def test_a_model_of_any_layout_is_tuned_and_packed(layout: str, data: Path, tmp_path: Path) -> None:
     if layout == "single-file":
         start = write_model(bundle_to_write(untrained_bundle()), tmp_path / "model.safetensors", "single-file")
@@ -76,7 +79,7 @@ def test_a_model_of_any_layout_is_tuned_and_packed(layout: str, data: Path, tmp_
     config.write_text(CONFIG.format(start=start))
     progress = [e for e in train_stage("denoiser", config, data, tmp_path / "run") if isinstance(e, TrainingProgress)]
     losses = [event.losses["mse"] for event in progress if event.losses]
-    assert progress[-1].images_seen == 640
+    assert progress[-1].images_seen == 96
     assert losses[-1] < losses[0]
 
     tuned = load_bundle(pack(read_config(config, "denoiser"), tmp_path / "run", tmp_path / "tuned", dtype="fp32"))
@@ -117,7 +120,7 @@ def test_a_model_of_sdxls_shape_is_tuned_and_packed(data: Path, tmp_path: Path) 
     start = write_model(bundle_to_write(sdxl_like()), tmp_path / "model", "diffusers")
     assert load_bundle(start).size_numbers == 6
     config = tmp_path / "config.toml"
-    config.write_text(CONFIG.format(start=start).replace("640", "80").replace("log_images = 160", "log_images = 16"))
+    config.write_text(CONFIG.format(start=start).replace("96", "80").replace("log_images = 24", "log_images = 16"))
     progress = [e for e in train_stage("denoiser", config, data, tmp_path / "run") if isinstance(e, TrainingProgress)]
     losses = [event.losses["mse"] for event in progress if event.losses]
     assert losses[-1] < losses[0]

@@ -37,6 +37,7 @@ def last_tensors(folder: Path) -> dict[str, torch.Tensor]:
     return load_tensors(checkpoints(folder)[-1])
 
 
+@pytest.mark.every_time("tokens", "prior", "denoiser")
 @pytest.mark.parametrize("name", STAGES)
 def test_a_resumed_run_is_bit_for_bit_the_uninterrupted_one(name: str, make_stage: MakeStage, tmp_path: Path) -> None:
     run(make_stage(name), tmp_path / "whole")

@@ -74,13 +74,10 @@ def test_two_processes_give_the_loss_curve_of_one(tmp_path: Path) -> None:
     assert_same_training(tmp_path / "two", tmp_path / "one", 1e-5)
 
 
-def test_sharded_weights_train_and_resume_as_whole_ones_do(tmp_path: Path) -> None:
-    check_sharded("tokens", tmp_path)
-
-
 @pytest.mark.slow
-def test_a_sharded_denoiser_trains_and_resumes_as_a_whole_one_does(tmp_path: Path) -> None:
-    check_sharded("denoiser", tmp_path)
+@pytest.mark.parametrize("stage", ["tokens", "denoiser"])
+def test_sharded_weights_train_and_resume_as_whole_ones_do(stage: str, tmp_path: Path) -> None:
+    check_sharded(stage, tmp_path)
 
 
 def check_sharded(stage: str, folder: Path) -> None:

@@ -136,6 +136,7 @@ VE_PEERS: list[tuple[str, str, int, dict[str, Option], str]] = [
 ]
 
 
+@pytest.mark.every_time("*-9")
 @counts
 @lists
 @pytest.mark.parametrize(("name", "peer", "calls", "options", "random"), VE_PEERS, ids=[c[0] for c in VE_PEERS])

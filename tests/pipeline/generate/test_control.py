@@ -133,6 +133,7 @@ CASES: dict[str, list[dict[str, Any]]] = {
 }
 
 
+@pytest.mark.every_time("sd1-one", "sd1-two", "sd1-a part of the steps", "sdxl-guess")
 @pytest.mark.parametrize(
     ("family", "case"), [*(("sd1", case) for case in CASES), ("sd2", "two"), ("sdxl", "two"), ("sdxl", "guess")]
 )

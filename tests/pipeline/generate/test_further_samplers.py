@@ -80,6 +80,9 @@ def rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     return counted
 
 
+@pytest.mark.every_time(
+    "tcd", "euler_cfg_pp", "dpm_fast", "pndm_prk", "ipndm", "sa_solver", "res_multistep_ancestral", "seeds_2"
+)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_batch_holds_the_pictures_made_alone_and_each_comes_again_from_its_recipe(pipe: Pipeline, name: str) -> None:
     first, second = pipe.paint(asked(name, count=2))
@@ -91,6 +94,7 @@ def test_a_batch_holds_the_pictures_made_alone_and_each_comes_again_from_its_rec
     assert again.recipe.steps == second.recipe.steps
 
 
+@pytest.mark.every_time("dpm_fast", "sa_solver", "tcd")
 @pytest.mark.parametrize("name", ["dpm_adaptive", "dpm_fast", "sa_solver", "seeds_3", "euler_ancestral_cfg_pp", "tcd"])
 def test_painted_together_they_differ_by_rounding_only(pipe: Pipeline, name: str) -> None:
     one, other = (pipe.paint(asked(name, count=2, determinism=level))[1] for level in ("exact", "portable"))

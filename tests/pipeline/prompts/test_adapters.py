@@ -144,6 +144,7 @@ def adapted(pair: Pair, prompt: str) -> ModelBundle:
     return pair.ours.adapters.apply(Request(prompt=prompt)).bundle
 
 
+@pytest.mark.every_time("sd1-False", "sdxl-True")
 @pytest.mark.parametrize(("family", "alphas"), [("sd1", True), ("sd1", False), ("sd2", True), ("sdxl", True)])
 def test_kohyas_files_are_fused_as_diffusers_does(clean: Twins, family: str, alphas: bool, tmp_path: Path) -> None:
     pair = clean.of(family)

@@ -99,6 +99,7 @@ def test_the_formula_to_the_letter_does_blow_them_up(shipped: TextStack) -> None
     assert torch.equal(letter, states(shipped, text, "no_norm")), "A1111 has no picture by such an encoder to repeat"
 
 
+@pytest.mark.every_time("a ({}:{})")
 @pytest.mark.parametrize("text", ["a ({}:{})", "a ({}:{}) to the left of a tree", "{}, a tree, ({}:{})"])
 def test_states_follow_the_weight_without_a_jump(shipped: TextStack, text: str) -> None:
     reader = PromptReader(shipped, "a1111", None)

@@ -58,6 +58,7 @@ def embedding_files(layout: str, folder: Path, vectors: Tensor, second: Tensor) 
         torch.save(values, folder / "blob.pt")
 
 
+@pytest.mark.every_time("kohya-sd1-1", "diffusers-sd2-3", "a1111-sd1-3", "sdxl-sdxl-3")
 @pytest.mark.parametrize("count", [1, 3])
 @pytest.mark.parametrize(
     ("layout", "family"), [("kohya", "sd1"), ("diffusers", "sd2"), ("a1111", "sd1"), ("sdxl", "sdxl")]

@@ -145,8 +145,8 @@ def test_a_retry_paints_nothing_twice(server: Server) -> None:
 
 
 def test_a_client_that_gives_up_and_retries_gets_the_first_job(server: Server) -> None:
-    # The job takes far longer than three waits, and a wait is long enough for any server to accept it.
-    impatient = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=2, timeout=1.5)
+    # The job takes far longer than two waits, and a wait is long enough for any server to accept it.
+    impatient = openai.OpenAI(base_url=f"{server.url}/v1", api_key="none", max_retries=1, timeout=1.5)
     with impatient, pytest.raises(openai.APITimeoutError):
         impatient.images.generate(prompt="impatience", size="256x256", n=10, extra_body={"steps": 100})
     jobs = [job for job in server.studio.jobs.listing(source="openai") if '"impatience"' in job.request]

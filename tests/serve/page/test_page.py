@@ -89,7 +89,7 @@ def long_job(server: Server) -> str:
     return server.studio.submit(request, owner="local", source="page")[0].id
 
 
-def test_paint_search_restore_reload_cancel_and_a_second_tab(browser: Browser, studio_page: Server) -> None:
+def test_paint_search_delete_and_restore(browser: Browser, studio_page: Server) -> None:
     page, faults = open_page(browser, studio_page)
     page.locator("#paint-stage", has_text="Nothing painted yet").wait_for()
     keep(page, "paint-empty")
@@ -115,7 +115,12 @@ def test_paint_search_restore_reload_cancel_and_a_second_tab(browser: Browser, s
     page.locator("#prompt textarea").wait_for()
     assert page.input_value("#prompt textarea") == PROMPT
     assert int(page.input_value("#seed input")) >= 0
+    assert not faults
 
+
+@pytest.mark.slow
+def test_reload_cancel_and_a_second_tab(browser: Browser, studio_page: Server) -> None:
+    page, faults = open_page(browser, studio_page)
     job = long_job(studio_page)
     wait_for_status(page, "Painting")
     page.fill("#prompt textarea", "half a thought")

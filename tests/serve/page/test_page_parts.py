@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -24,6 +25,8 @@ from gouache.serve.page.job_view import status
 from gouache.serve.page.models_tab import prompt_words
 from gouache.serve.page.requests import NAMES, draft, filled, keep_draft, request_of, settings_of
 from gouache.serve.page.words import SAID, WORDS, said
+from gouache.serve.server import create_app
+from gouache.serve.settings import Settings
 from gouache.serve.studio import Studio
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
@@ -209,6 +212,17 @@ def test_an_adapter_goes_into_the_prompt_by_its_kind() -> None:
     assert prompt_words(word) == "zog"
 
 
+def test_gradio_is_told_where_to_keep_its_copies(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "elsewhere")
+    seen: list[str] = []
+    monkeypatch.setattr("gouache.serve.page.mount.mount_page", lambda *_: seen.append(os.environ["GRADIO_TEMP_DIR"]))
+    studio = Studio(Settings(data=tmp_path, workers=0))
+    create_app(studio)
+    studio.close()
+    assert seen == [str(tmp_path / "page-cache")]
+
+
+@pytest.mark.slow
 def test_gradio_keeps_its_copies_in_the_data_folder_from_its_first_import(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from gouache.serve.server import create_app;"

@@ -23,6 +23,7 @@ pytestmark = [
 ]
 
 
+@pytest.mark.every_time("password")
 @pytest.mark.parametrize("kind", ["password", "token"])
 def test_a_person_signs_in(
     browser: Browser, start_server: StartServer, monkeypatch: pytest.MonkeyPatch, kind: str

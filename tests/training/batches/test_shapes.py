@@ -135,6 +135,7 @@ def trained(stage: str, data: Path, run: Path, images: int) -> TrainingProgress:
     return last
 
 
+@pytest.mark.slow
 def test_autoencoder_and_denoiser_learn_from_buckets_and_resume(data: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     trained("vae", data, whole, 24)

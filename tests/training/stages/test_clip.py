@@ -137,6 +137,7 @@ def test_gradient_of_the_token_set_distance_equals_finite_differences() -> None:
     assert torch.autograd.gradcheck(lambda t: token_set_distance(t, mask, goal, mask), (tokens,), eps=1e-6, atol=1e-8)
 
 
+@pytest.mark.slow
 def test_eight_pictures_are_learnt_by_heart(stickers: Stickers, tmp_path: Path) -> None:
     """Over-fit: contrastive loss below 0.1, every caption found, every Chinese label found."""
     config = config_for(loop=LoopConfig(images=8 * 150, batch_size=8, log_images=64, validate_images=10_000))

@@ -98,7 +98,7 @@ def encoding(vae: AutoencoderKL) -> dict[str, torch.Tensor]:
 def test_the_encoder_stays_and_the_decoder_improves(first: Path, data: Path, tmp_path: Path) -> None:
     text = REFINED.format(start=first)
     before = trained(text, data, tmp_path / "short", 8)
-    after = trained(text, data, tmp_path / "long", 480)
+    after = trained(text, data, tmp_path / "long", 240)
     old, new = load_vae(first), load_vae(tmp_path / "long" / "vae" / "last.safetensors")
     assert any(name.startswith("quant_conv") for name in encoding(old))
     assert all(torch.equal(value, encoding(new)[name]) for name, value in encoding(old).items())

@@ -34,14 +34,28 @@ def over_fit(make_stage: MakeStage, name: str, run: Path, images: int, **changes
     return figures
 
 
+def test_twenty_steps_on_eight_pictures_help(make_stage: MakeStage, tmp_path: Path) -> None:
+    one, twenty = (over_fit(make_stage, "vae", tmp_path / str(steps), 8 * steps)["psnr"] for steps in (1, 20))
+    assert twenty > one + 1
+
+
+@pytest.mark.parametrize(("name", "figure"), [("tokens", "mse"), ("prior", "bits_per_token"), ("denoiser", "mse")])
+def test_twenty_steps_on_eight_examples_help(name: str, figure: str, make_stage: MakeStage, tmp_path: Path) -> None:
+    one, twenty = (over_fit(make_stage, name, tmp_path / str(steps), 8 * steps)[figure] for steps in (1, 20))
+    assert twenty < 0.9 * one
+
+
+@pytest.mark.slow
 def test_the_autoencoder_learns_eight_pictures(make_stage: MakeStage, tmp_path: Path) -> None:
     assert over_fit(make_stage, "vae", tmp_path, 2400, kl=1e-6)["psnr"] > 22
 
 
+@pytest.mark.slow
 def test_the_quantizer_learns_eight_latents(make_stage: MakeStage, tmp_path: Path) -> None:
     assert over_fit(make_stage, "tokens", tmp_path, 2400, scale_dropout=0.0)["mse"] < 0.08
 
 
+@pytest.mark.slow
 def test_the_prior_learns_eight_token_grids(make_stage: MakeStage, tmp_path: Path) -> None:
     figures = over_fit(make_stage, "prior", tmp_path, 1600, token_noise=0.0, caption_dropout=0.0)
     assert figures["bits_per_token"] < 0.25
@@ -49,6 +63,7 @@ def test_the_prior_learns_eight_token_grids(make_stage: MakeStage, tmp_path: Pat
     assert figures["bits_per_token_without_text"] > figures["bits_per_token"]
 
 
+@pytest.mark.slow
 def test_a_prior_that_remembers_draws_what_it_never_trained_on(
     make_remembering: Callable[..., PriorTraining], tmp_path: Path
 ) -> None:
@@ -73,6 +88,7 @@ def test_a_memory_no_larger_than_what_is_recalled_is_refused(make_remembering: C
         make_remembering(neighbours=16)
 
 
+@pytest.mark.slow
 def test_the_denoiser_learns_eight_latents(make_stage: MakeStage, tmp_path: Path) -> None:
     figures = over_fit(make_stage, "denoiser", tmp_path, 2400, caption_dropout=0.0)
     assert figures["mse"] < 0.2

@@ -150,6 +150,18 @@ def test_shares_of_what_is_done_to_crops(large: LargeStickers) -> None:
     assert float(grain.max()) <= 0.03
 
 
+def test_twenty_steps_bring_it_nearer_to_pictures_it_never_saw(large: LargeStickers, tmp_path: Path) -> None:
+    figures = []
+    for steps in (1, 20):
+        loop = {"batch_size": 8, "images": 8 * steps, "log_images": 800, "validate_images": 100_000}
+        stage = stage_of(large, decoded=0.0, degraded=0.0, loop=loop)
+        *_, last = train(stage, stage.config, tmp_path / str(steps))
+        figures.append(last.figures["psnr_clean"])
+    assert figures[1] > figures[0]
+    assert list((tmp_path / "20" / "samples").glob("*.png"))
+
+
+@pytest.mark.slow
 def test_it_learns_to_beat_interpolation_on_pictures_it_never_saw(large: LargeStickers, tmp_path: Path) -> None:
     loop = {"batch_size": 8, "images": 2400, "log_images": 800, "validate_images": 100_000}
     stage = stage_of(large, decoded=0.0, degraded=0.0, loop=loop)

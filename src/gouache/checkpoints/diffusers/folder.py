@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 
 from gouache.checkpoints.adapters.kinds import Adapter, find_adapter
@@ -39,6 +40,8 @@ STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 SCHEDULER_FILE = "scheduler_config.json"
 MAX_JSON_BYTES = 16 << 20
+VOCABULARY_BYTES = 1 << 19
+"""Files of JSON from this size on are vocabularies; CLIP's has 1 MB, a config a few kB."""
 
 
 def read_json(path: Path) -> dict[str, object]:
@@ -49,13 +52,21 @@ def read_json(path: Path) -> dict[str, object]:
     """
     if path.stat().st_size > MAX_JSON_BYTES:
         raise CorruptCheckpoint(str(path), given=f"{path.stat().st_size} bytes of JSON", expected="a few kilobytes")
+    contents = path.read_bytes()
     try:
-        values = json.loads(path.read_bytes())
+        values = (_parsed if len(contents) >= VOCABULARY_BYTES else json.loads)(contents)
     except (ValueError, RecursionError) as error:
         raise CorruptCheckpoint(str(path), given=str(error)[:100], expected="a JSON object") from error
     if not isinstance(values, dict):
         raise CorruptCheckpoint(str(path), given=f"a JSON {type(values).__name__}", expected="a JSON object")
-    return values
+    return dict(values)
+
+
+@lru_cache(maxsize=2)
+def _parsed(contents: bytes) -> object:
+    """A vocabulary is the same in every folder, is asked for twice, and takes longer to parse than a header to read."""
+    parsed: object = json.loads(contents)
+    return parsed
 
 
 def weight_files(folder: Path, *, variant: str | None = None) -> tuple[Path, ...]:
@@ -293,6 +304,8 @@ def check_tokenizer(folder: Path) -> None:
     from gouache.models.tokenizers import vocabulary
 
     ours = vocabulary()
+    if theirs == ours:
+        return
     # Words that were added to CLIP's have numbers behind it.
     known = range(len(ours))
     other = next((word for word, number in theirs.items() if number in known and ours.get(word) != number), None)
