@@ -32,84 +32,6 @@ if TYPE_CHECKING:
 SCRIPT = Path(__file__).parent / "tiny_server.py"
 
 
-class Process:
-    """A server in a process of its own, on a fixed folder and a port that changes with every life."""
-
-    def __init__(self, folder: Path) -> None:
-        self.settings = Settings(data=folder, port=0, page=False, threads=1, lease=5.0, limits=Limits(queue=5000))
-        self.database = Database(self.settings.store_url)
-        self.jobs, self.pictures = JobQueue(self.database, self.settings.limits), Gallery(self.database)
-        self.file_store = FileStore(folder)
-        self.process: subprocess.Popen[str] | None = None
-        self.url = ""
-
-    def start(self) -> None:
-        """Start it, and wait for its address."""
-        self.process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), self.settings.to_json()],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-        assert self.process.stdout is not None
-        self.url = self.process.stdout.readline().strip()
-        self.process.stdout.close()
-        assert self.url.startswith("http://127.0.0.1:")
-
-    def children(self) -> list[int]:
-        """Process ids of the workers."""
-        assert self.process is not None
-        path = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        found: set[int] = set()
-        for task in Path(f"/proc/{self.process.pid}/task").iterdir():
-            path = task / "children"
-            with contextlib.suppress(OSError):
-                found |= {int(pid) for pid in path.read_text().split()}
-        return sorted(found)
-
-    def kill(self) -> None:
-        """kill -9 of the server alone; its workers notice by themselves."""
-        assert self.process is not None
-        self.process.kill()
-        self.process.wait()
-
-    def stop(self) -> None:
-        """Ask for the end."""
-        if self.process is not None and self.process.poll() is None:
-            self.process.terminate()
-            try:
-                self.process.wait(20)
-            except subprocess.TimeoutExpired:
-                self.process.kill()
-                self.process.wait()
-        self.database.close()
-
-
-def check_everything(server: Process, ids: list[str]) -> None:
-    """Every accepted job is done once, its pictures are whole, listed once, and no file lies about unlisted."""
-    for job_id in ids:
-        assert server.jobs.get(job_id).state == "done"
-        assert [event.kind for event in server.jobs.events(job_id)].count("done") == 1
-    listed = server.pictures.search(limit=100_000)
-    expected = sorted((job_id, number) for job_id in ids for number in range(server.jobs.get(job_id).pictures))
-    assert sorted((picture.job, picture.number) for picture in listed) == expected
-    for picture in listed:
-        data = server.file_store.read("pictures", picture.file)
-        assert sha256(data).hexdigest() == picture.sha256
-        Image.open(io.BytesIO(data)).load()
-    kept = {path.name for path in (server.file_store.root / "pictures").iterdir() if not path.name.endswith(".part")}
-    assert kept == {picture.file for picture in listed}
-
-
-def wait_for_all(server: Process, ids: list[str], seconds: float) -> None:
-    until = time.monotonic() + seconds
-    while time.monotonic() < until:
-        if all(server.jobs.get(job_id).state in FINISHED for job_id in ids):
-            return
-        time.sleep(0.1)
-    raise TimeoutError(f"not finished: {server.jobs.counts()}")
-
-
 def run_with_kills(folder: Path, *, count: int, kills: int, pause: tuple[float, float], seconds: float) -> None:
     """Hand in jobs over HTTP, kill server or worker at random moments, start again, and look at what is there."""
     generator = random.Random(5)
@@ -135,26 +57,6 @@ def run_with_kills(folder: Path, *, count: int, kills: int, pause: tuple[float, 
         check_everything(server, ids)
     finally:
         server.stop()
-
-
-def submit(server: Process, key: str) -> str:
-    body = {"request": {"prompt": key, "seed": 3, "count": 2, "num_inference_steps": 3, "width": 32, "height": 32}}
-    for _ in range(100):
-        with contextlib.suppress(httpx.TransportError):
-            answer = httpx.post(f"{server.url}/v1/jobs", json=body, headers={"Idempotency-Key": key}, timeout=30)
-            assert answer.status_code == 202, answer.text
-            return str(answer.json()["id"])
-        time.sleep(0.1)
-    raise TimeoutError("the server takes no job")
-
-
-def retry_poisoned(server: Process, ids: list[str], seconds: float) -> None:
-    """A job that was hit three times by chance counts as poison; a user would press "retry", once the kills stop."""
-    wait_for_all(server, ids, seconds)
-    for job_id in ids:
-        if server.jobs.get(job_id).state == "failed":
-            server.jobs.retry(job_id)
-    wait_for_all(server, ids, seconds)
 
 
 @pytest.mark.timeout(900)
