@@ -5,25 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import pwd
 import shutil
-import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 import uvicorn
 from PIL import Image
-from sqlalchemy import create_engine
+from tests.serve.served import Postgres, programs
 
 from gouache.serve.queue.job import FINISHED, Job
 from gouache.serve.server import create_app, listen, uvicorn_config

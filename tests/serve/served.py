@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,6 @@ from gouache.serve.settings import Limits, Settings
 from gouache.serve.store.database import Database
 from gouache.serve.store.file_store import FileStore
 from gouache.serve.store.gallery import Gallery
-from gouache.serve.store.outages import outlast
 
 SCRIPT = Path(__file__).parent / "tiny_server.py"
 
@@ -188,7 +187,12 @@ class Postgres:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
-        self._plain: dict[str, Any] = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **user}
+        self._plain: dict[str, Any] = {
+            "check": True,
+            "stdout": subprocess.DEVNULL,
+            "stderr": subprocess.DEVNULL,
+            **user,
+        }
         self._programs = programs()
         made = [self._programs / "initdb", "-D", self.folder / "db", "-A", "trust", "-U", "gouache", "-E", "UTF8"]
         subprocess.run(made, **self._plain)
@@ -289,16 +293,29 @@ class SmallDisk:
         subprocess.run(["umount", "--lazy", str(self.folder)], check=True)
 
 
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """SQLite's one lock for writers, held by somebody else."""
-    other = sqlite3.connect(path, isolation_level=None, timeout=30)
-    other.execute("BEGIN IMMEDIATE")
-    try:
-        yield
-    finally:
-        other.execute("ROLLBACK")
-        other.close()
+class Lock:
+    """SQLite's one lock for writers, in the hands of somebody else while this is entered."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._other: sqlite3.Connection | None = None
+
+    def take(self) -> None:
+        """Wait for it, and hold it."""
+        self._other = sqlite3.connect(self.path, isolation_level=None, timeout=30, check_same_thread=False)
+        self._other.execute("BEGIN IMMEDIATE")
+
+    def give(self) -> None:
+        """Let it go."""
+        assert self._other is not None
+        self._other.execute("ROLLBACK")
+        self._other.close()
+
+    def __enter__(self) -> None:
+        self.take()
+
+    def __exit__(self, *_: object) -> None:
+        self.give()
 
 
 @contextlib.contextmanager
@@ -317,7 +334,7 @@ def frozen(processes: Sequence[psutil.Process]) -> Iterator[None]:
 class Flapping:
     """A fault that comes and goes until it is told to stop."""
 
-    def __init__(self, begin: Any, end: Any, seconds: float) -> None:
+    def __init__(self, begin: Callable[[], None], end: Callable[[], None], seconds: float) -> None:
         self.begin, self.end, self.seconds = begin, end, seconds
         self.times = 0
         self._stopping = threading.Event()
@@ -337,8 +354,3 @@ class Flapping:
     def __exit__(self, *_: object) -> None:
         self._stopping.set()
         self._thread.join()
-
-
-def patiently(work: Any) -> Any:
-    """What the test itself asks of a store that may be away."""
-    return outlast(work, who="test", seconds=60)

@@ -1,41 +1,57 @@
-"""`kill -9` of worker and server at random moments: nothing is lost, doubled or torn."""
+"""`kill -9` of worker and server at random moments, and a store that goes away: nothing is lost, doubled or torn."""
 
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
-from hashlib import sha256
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from PIL import Image
+from tests.serve.served import (
+    Lock,
+    Postgres,
+    Process,
+    SmallDisk,
+    can_mount,
+    check_everything,
+    programs,
+    submit,
+    wait_for_all,
+)
 
 from gouache.pipeline.request import Request
-from gouache.serve.queue.job import FINISHED
 from gouache.serve.queue.queue import JobQueue
-from gouache.serve.settings import Limits, Settings
+from gouache.serve.settings import Limits
 from gouache.serve.store.database import Database
-from gouache.serve.store.file_store import FileStore
-from gouache.serve.store.gallery import Gallery
 
 if TYPE_CHECKING:
     from tests.serve.conftest import StartServer
 
-SCRIPT = Path(__file__).parent / "tiny_server.py"
+
+Fault = Callable[[Process], None]
 
 
-def run_with_kills(folder: Path, *, count: int, kills: int, pause: tuple[float, float], seconds: float) -> None:
-    """Hand in jobs over HTTP, kill server or worker at random moments, start again, and look at what is there."""
+def run_with_kills(
+    server: Process,
+    *,
+    count: int,
+    kills: int,
+    pause: tuple[float, float],
+    seconds: float,
+    faults: tuple[Fault, ...] = (),
+) -> None:
+    """Hand in jobs over HTTP, kill server or worker at random moments, start again, and look at what is there.
+
+    Args:
+        faults: of the store, one after the other, each between two kills.
+    """
     generator = random.Random(5)
-    server = Process(folder)
     ids: list[str] = []
     try:
         server.start()
@@ -44,10 +60,12 @@ def run_with_kills(folder: Path, *, count: int, kills: int, pause: tuple[float, 
             share = keys[round_number * count // kills : (round_number + 1) * count // kills]
             ids += [submit(server, key) for key in share]
             time.sleep(generator.uniform(*pause))
-            children = server.children()
+            if faults:
+                faults[round_number % len(faults)](server)
+            children = server.workers()
             if children and generator.random() < 0.5:
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(generator.choice(children), signal.SIGKILL)
+                    os.kill(generator.choice(children).pid, signal.SIGKILL)
             else:
                 server.kill()
                 server.start()
@@ -59,9 +77,19 @@ def run_with_kills(folder: Path, *, count: int, kills: int, pause: tuple[float, 
         server.stop()
 
 
+def retry_poisoned(server: Process, ids: list[str], seconds: float) -> None:
+    """A job that was hit three times by chance counts as poison; a user would press "retry", once the kills stop."""
+    wait_for_all(server, ids, seconds)
+    for job_id in ids:
+        if server.jobs.get(job_id).state == "failed":
+            assert "died" in str(server.jobs.get(job_id).error_parts()), "failed, but not by a kill"
+            server.jobs.retry(job_id)
+    wait_for_all(server, ids, seconds)
+
+
 @pytest.mark.timeout(900)
 def test_every_job_survives_two_kills(tmp_path: Path) -> None:
-    run_with_kills(tmp_path, count=8, kills=2, pause=(1.0, 4.0), seconds=300)
+    run_with_kills(Process(tmp_path), count=8, kills=2, pause=(1.0, 4.0), seconds=300)
 
 
 COUNT, KILLS = (
@@ -71,13 +99,58 @@ COUNT, KILLS = (
         ("GOUACHE_TEST_KILLS", "50"),
     )
 )
+AWAY_SECONDS = 4.0
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_a_thousand_jobs_survive_fifty_kills(tmp_path: Path) -> None:
     """Fewer of both by GOUACHE_TEST_JOBS and GOUACHE_TEST_KILLS."""
-    run_with_kills(tmp_path, count=COUNT, kills=KILLS, pause=(0.5, 8.0), seconds=1500)
+    run_with_kills(Process(tmp_path), count=COUNT, kills=KILLS, pause=(0.5, 8.0), seconds=1500)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(not can_mount(), reason="a small disk needs leave to mount one")
+def test_a_thousand_jobs_survive_fifty_kills_full_disks_and_locks(tmp_path: Path) -> None:
+    """The store is SQLite on a small disk; before each kill the disk is full or the store locked for a while."""
+    disk = SmallDisk(tmp_path / "disk", 24 + COUNT // 20)
+
+    def full_disk(server: Process) -> None:
+        del server
+        disk.fill()
+        time.sleep(AWAY_SECONDS)
+        disk.empty()
+
+    def lock(server: Process) -> None:
+        with Lock(server.settings.data / "studio.sqlite3"):
+            time.sleep(AWAY_SECONDS)
+
+    try:
+        run_with_kills(
+            Process(disk.folder), count=COUNT, kills=KILLS, pause=(0.5, 4.0), seconds=1500, faults=(full_disk, lock)
+        )
+    finally:
+        disk.remove()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@pytest.mark.skipif(programs() is None, reason="PostgreSQL's server programs are not installed")
+def test_a_thousand_jobs_survive_fifty_kills_and_a_stopped_postgresql(tmp_path: Path) -> None:
+    database = Postgres()
+
+    def stopped(server: Process) -> None:
+        del server
+        database.stop()
+        time.sleep(AWAY_SECONDS)
+        database.start()
+
+    try:
+        server = Process(tmp_path, store=database.new_database())
+        run_with_kills(server, count=COUNT, kills=KILLS, pause=(0.5, 4.0), seconds=1500, faults=(stopped,))
+    finally:
+        database.remove()
 
 
 @pytest.mark.slow

@@ -9,23 +9,22 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-
 from tests.serve.served import (
     Flapping,
+    Lock,
     Postgres,
     Process,
     SmallDisk,
     can_mount,
     check_everything,
     frozen,
-    locked,
-    patiently,
     programs,
     submit,
     wait_for_all,
 )
 
 LONG = {"width": 64, "height": 64, "num_inference_steps": 100, "count": 2}
+SHORT = {"width": 64, "height": 64, "num_inference_steps": 20}
 with_postgres = pytest.mark.skipif(programs() is None, reason="PostgreSQL's server programs are not installed")
 with_small_disk = pytest.mark.skipif(not can_mount(), reason="a small disk needs leave to mount one")
 
@@ -138,7 +137,7 @@ def test_sqlite_is_locked_and_the_worker_killed(tmp_path: Path) -> None:
         server.start()
         ids = [submit(server, "first", **LONG), submit(server, "second")]
         server.wait_until_painting(ids[0])
-        with locked(tmp_path / "studio.sqlite3"):
+        with Lock(tmp_path / "studio.sqlite3"):
             killed = server.worker()
             killed.kill()
             refused(server)
@@ -168,15 +167,8 @@ def test_a_store_that_flaps_loses_and_doubles_nothing(
         begin, end = database.stop, database.start
     else:
         server = Process(tmp_path)
-        held = [locked(tmp_path / "studio.sqlite3") for _ in range(200)]
-        taken: list[object] = []
-
-        def begin() -> None:
-            taken.append(held.pop())
-            taken[-1].__enter__()
-
-        def end() -> None:
-            taken.pop().__exit__(None, None, None)
+        lock = Lock(tmp_path / "studio.sqlite3")
+        begin, end = lock.take, lock.give
 
     try:
         server.start()
@@ -185,12 +177,12 @@ def test_a_store_that_flaps_loses_and_doubles_nothing(
         until = time.monotonic() + 120
         with Flapping(begin, end, 5.0) as flapping:
             for number in range(50):
-                ids.append(submit(server, f"key-{number}", num_inference_steps=20, width=64, height=64))
+                ids.append(submit(server, f"key-{number}", **SHORT))
                 time.sleep(max(0.0, min(2.4, until - time.monotonic())))
             time.sleep(max(0.0, until - time.monotonic()))
         assert flapping.times >= 10
         wait_for_all(server, ids, 120)
-        assert [patiently(lambda key=f"key-{k}": submit(server, key, num_inference_steps=20, width=64, height=64)) for k in range(50)] == ids
+        assert [submit(server, f"key-{number}", **SHORT) for number in range(50)] == ids
         check_everything(server, ids)
         assert server.jobs.counts()["done"] == 50
     finally:

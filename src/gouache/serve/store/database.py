@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, CursorResult, Engine, Executable, Row, create_engine, event, select
+from sqlalchemy import URL, Connection, CursorResult, Engine, Executable, Row, create_engine, event, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
@@ -22,6 +22,7 @@ from gouache.errors import StoreAway, StoreError
 from gouache.serve.store import tables
 from gouache.serve.store.migrations import is_current, migrate
 from gouache.serve.store.outages import away, watch_for_outages
+from gouache.serve.store.pulse import Pulse
 
 PATIENCE = 1.5
 """Seconds that one transaction waits for a lock or a connection: a user is answered within two."""
@@ -50,12 +51,14 @@ class Database:
     def __init__(self, url: str) -> None:
         self.url = url
         self.away, self.fault_at = False, float("-inf")
+        self.pulse: Pulse | None = None
         self._turn = threading.Lock()
         try:
             self.engine = _engine(url)
             self.sqlite = self.engine.dialect.name == "sqlite"
             watch_for_outages(self.engine, self._fault)
             self._prepare()
+            self.pulse = _pulse(self.engine)
         except (StoreAway, ArgumentError, OperationalError, IntegrityError, ImportError, OSError) as error:
             cause = error.__cause__ if isinstance(error, StoreAway) and error.__cause__ is not None else error
             kind = StoreAway if isinstance(error, StoreAway) else StoreError
@@ -84,6 +87,8 @@ class Database:
     @contextmanager
     def _connection(self, seconds: float) -> Iterator[Connection]:
         """A connection, which waits at most so long for a lock of SQLite."""
+        if self.pulse is not None:
+            self.pulse.check()
         try:
             connection = self.engine.connect()
         except PoolTimeout as error:
@@ -181,18 +186,16 @@ class Database:
 
     def close(self) -> None:
         """Let go of every connection."""
+        if self.pulse is not None:
+            self.pulse.stop()
         self.engine.dispose()
 
 
 def _engine(url: str) -> Engine:
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite":
-        # What the URL says about these goes first. Without them a server that was cut off is waited for by the minute.
-        own = _LIBPQ if parsed.get_driver_name() in ("psycopg", "psycopg2") else {}
-        given = {name: value for name, value in own.items() if name not in parsed.query}
-        engine = create_engine(
-            parsed, pool_pre_ping=True, pool_size=5, max_overflow=40, pool_timeout=PATIENCE, connect_args=given
-        )
+        most: dict[str, Any] = {"pool_size": 5, "max_overflow": 40, "pool_timeout": PATIENCE}
+        engine = create_engine(parsed, pool_pre_ping=True, connect_args=_connecting(parsed), **most)
         event.listen(engine, "connect", _bound_locks)
         return engine
     if parsed.database:
@@ -210,6 +213,7 @@ def _engine(url: str) -> Engine:
     return engine
 
 
+_BY_LIBPQ = ("psycopg", "psycopg2")
 _LIBPQ = {
     "connect_timeout": 2,
     "keepalives_idle": 5,
@@ -217,6 +221,18 @@ _LIBPQ = {
     "keepalives_count": 3,
     "tcp_user_timeout": 5000,
 }
+
+
+def _connecting(url: URL) -> dict[str, int]:
+    """What the URL says about these goes first; without them a server that was cut off is waited for by the minute."""
+    own = _LIBPQ if url.get_driver_name() in _BY_LIBPQ else {}
+    return {name: value for name, value in own.items() if name not in url.query}
+
+
+def _pulse(engine: Engine) -> Pulse | None:
+    if engine.dialect.driver not in _BY_LIBPQ:
+        return None
+    return Pulse(engine, create_engine(engine.url, poolclass=NullPool, connect_args=_connecting(engine.url)))
 
 
 def _bound_locks(connection: Any, _record: Any) -> None:

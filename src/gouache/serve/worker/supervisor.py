@@ -30,7 +30,9 @@ from gouache.serve.worker.reports import BEAT, BEAT_SECONDS, LOADED, READY, UNUS
 WORKER_COMMAND = (sys.executable, "-m", "gouache.serve.worker.process")
 LONGEST_PAUSE = 5.0
 QUIET_SECONDS = 5 * BEAT_SECONDS
-"""A worker that was not heard for so long is not counted on; after the time of a lease it is ended."""
+"""A worker that was not heard for so long is not counted on."""
+HANG_SECONDS = 10.0
+"""After so long, and after the time of a lease, it is ended: its jobs are no longer its own anyway."""
 START_SECONDS = 180.0
 """A worker has so long to say its first word: it reads the libraries, from a slow disk perhaps."""
 CLOCK_SECONDS = 2.0
@@ -189,11 +191,12 @@ class _Slot:
     def end_if_it_hangs(self, now: float, *, excused: bool) -> None:
         """Kill a worker that lives and was not heard for too long; its place is filled again."""
         process = self.process
-        if process is None or process.poll() is not None:
+        # Who was told to stop says nothing while it leaves its libraries, and has a time limit of its own.
+        if process is None or process.poll() is not None or self._stopping.is_set():
             return
         if excused:
             self._heard_at = now
-        elif now - self._heard_at > (self.supervisor.settings.lease if self._spoke else START_SECONDS):
+        elif now - self._heard_at > (max(HANG_SECONDS, self.supervisor.settings.lease) if self._spoke else START_SECONDS):
             log.error("worker hangs", extra={"worker": self.name, "seconds": round(now - self._heard_at, 1)})
             process.kill()
 
