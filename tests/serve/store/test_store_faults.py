@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from sqlalchemy.exc import DBAPIError, IntegrityError
+from tests.serve.served import Lock, SmallDisk, can_mount
 
 from gouache.errors import StoreAway
 from gouache.pipeline.request import Request
@@ -19,7 +20,6 @@ from gouache.serve.store.database import Database
 from gouache.serve.store.file_store import FileStore, NoRoom
 from gouache.serve.store.outages import outlast
 from gouache.serve.studio import Studio
-from tests.serve.served import Lock, SmallDisk, can_mount
 
 if TYPE_CHECKING:
     from tests.serve.conftest import MakeClient
@@ -109,9 +109,14 @@ def test_after_a_fault_the_store_is_as_before(tmp_path: Path) -> None:
     path = tmp_path / "store.sqlite3"
     database = Database(f"sqlite:///{path}")
     take_the_last_page(database, path)
-    with pytest.raises(StoreAway), database.write() as connection:
-        connection.exec_driver_sql("INSERT INTO meta VALUES ('half', 'x')")
-        connection.exec_driver_sql("INSERT INTO meta VALUES ('big', hex(zeroblob(1000000)))")
+
+    def half() -> None:
+        with database.write() as connection:
+            connection.exec_driver_sql("INSERT INTO meta VALUES ('half', 'x')")
+            connection.exec_driver_sql("INSERT INTO meta VALUES ('big', hex(zeroblob(1000000)))")
+
+    with pytest.raises(StoreAway):
+        half()
     other = sqlite3.connect(path, timeout=0)
     other.execute("BEGIN IMMEDIATE")
     other.rollback()
@@ -124,7 +129,9 @@ def test_after_a_fault_the_store_is_as_before(tmp_path: Path) -> None:
     database.close()
 
 
-def test_who_comes_while_the_store_is_locked_is_told_in_their_own_words(make_client: MakeClient, tmp_path: Path) -> None:
+def test_who_comes_while_the_store_is_locked_is_told_in_their_own_words(
+    make_client: MakeClient, tmp_path: Path
+) -> None:
     client = make_client()
     body = {"prompt": "x", "width": 64, "height": 64}
     with Lock(tmp_path / "data0" / "studio.sqlite3"):
@@ -210,4 +217,4 @@ def test_a_disk_that_is_full_or_read_only_is_away_and_leaves_nothing_half_writte
     small_disk.become_read_only()
     with pytest.raises(StoreAway, match="read-only"):
         store.keep("pictures", f"{'1' * 32}-0000.png", b"other")
-    assert [path for path in kept.parent.iterdir()] == [kept]
+    assert list(kept.parent.iterdir()) == [kept]

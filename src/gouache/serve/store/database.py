@@ -57,8 +57,8 @@ class Database:
             self.engine = _engine(url)
             self.sqlite = self.engine.dialect.name == "sqlite"
             watch_for_outages(self.engine, self._fault)
-            self._prepare()
             self.pulse = _pulse(self.engine)
+            self._prepare()
         except (StoreAway, ArgumentError, OperationalError, IntegrityError, ImportError, OSError) as error:
             cause = error.__cause__ if isinstance(error, StoreAway) and error.__cause__ is not None else error
             kind = StoreAway if isinstance(error, StoreAway) else StoreError
@@ -78,7 +78,7 @@ class Database:
             with self.write() as connection:
                 migrate(connection)
         except BaseException:
-            self.engine.dispose()
+            self.close()
             raise
 
     def _fault(self) -> None:

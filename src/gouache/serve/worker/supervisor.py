@@ -196,7 +196,9 @@ class _Slot:
             return
         if excused:
             self._heard_at = now
-        elif now - self._heard_at > (max(HANG_SECONDS, self.supervisor.settings.lease) if self._spoke else START_SECONDS):
+        elif now - self._heard_at > (
+            max(HANG_SECONDS, self.supervisor.settings.lease) if self._spoke else START_SECONDS
+        ):
             log.error("worker hangs", extra={"worker": self.name, "seconds": round(now - self._heard_at, 1)})
             process.kill()
 
