@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import socket
@@ -42,6 +43,7 @@ from gouache.serve.models.catalog import UNUSABLE
 from gouache.serve.search.vectors import missing_tower
 from gouache.serve.settings import Settings
 from gouache.serve.studio import Studio
+from gouache.serve.worker.supervisor import ARENAS, ARENAS_VARIABLE
 
 
 def create_app(studio: Studio) -> ASGIApp:
@@ -258,6 +260,17 @@ def check_model_and_device(studio: Studio) -> None:
         check_device(studio.settings.device)
 
 
+def share_heaps() -> None:
+    """As many heaps for this process's threads as the workers get; nothing where the C library is not glibc."""
+    if ARENAS_VARIABLE not in os.environ:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").mallopt(_M_ARENA_MAX, ARENAS)
+
+
+_M_ARENA_MAX = -8
+"""From glibc's malloc.h."""
+
+
 def run(studio: Studio, announce: Callable[[str], object]) -> None:
     """Serve until a signal asks for the end.
 
@@ -269,6 +282,7 @@ def run(studio: Studio, announce: Callable[[str], object]) -> None:
         InvalidInput: it may not, or can't, listen there.
         GouacheError: as `check_model_and_device`.
     """
+    share_heaps()
     check_openness(studio)
     check_model_and_device(studio)
     settings = studio.settings

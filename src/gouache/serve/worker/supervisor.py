@@ -35,6 +35,8 @@ HANG_SECONDS = 10.0
 """After so long, and after the time of a lease, it is ended: its jobs are no longer its own anyway."""
 START_SECONDS = 180.0
 """A worker has so long to say its first word: it reads the libraries, from a slow disk perhaps."""
+ARENAS_VARIABLE, ARENAS = "MALLOC_ARENA_MAX", 2
+"""glibc gives each new thread a heap of its own, up to eight a core, and none of them gives back what another needs."""
 CLOCK_SECONDS = 2.0
 """By so much the system's two accounts of the time may differ."""
 SAFETY_VARIABLE = "GOUACHE_SAFETY_CHECKER"
@@ -243,7 +245,7 @@ class _Slot:
 
     def _one_life(self) -> int:
         settings = self.supervisor.settings
-        environment = os.environ | {"PYTHONUNBUFFERED": "1"}
+        environment = {ARENAS_VARIABLE: str(ARENAS)} | os.environ | {"PYTHONUNBUFFERED": "1"}
         if settings.threads:
             environment["OMP_NUM_THREADS"] = str(settings.threads)
         if settings.safety_checker is not None:
