@@ -140,6 +140,13 @@ class StoreError(GouacheError):
     """The studio's store refused or can't be used."""
 
 
+class StoreAway(StoreError):
+    """The store or its disk can't be used at this moment: stopped, locked, full. The same may work a little later."""
+
+    retry_after = 2
+    """Seconds after which to try again."""
+
+
 class NotFound(StoreError):
     """The studio has no job, picture, board or preset of this name."""
 

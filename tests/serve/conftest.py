@@ -5,25 +5,19 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import os
-import pwd
 import shutil
-import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
 import uvicorn
 from PIL import Image
-from sqlalchemy import create_engine
+from tests.serve.served import Postgres, programs
 
 from gouache.serve.queue.job import FINISHED, Job
 from gouache.serve.server import create_app, listen, uvicorn_config
@@ -138,36 +132,13 @@ def client(server: Server) -> Iterator[httpx.Client]:
 
 
 @pytest.fixture(scope="session")
-def postgres() -> Iterator[str]:
-    """URL of a PostgreSQL that was started for these tests, from Debian's package."""
-    programs = [Path("/usr/bin"), *sorted(Path("/usr/lib/postgresql").glob("*/bin"))]
-    found = [folder for folder in programs if (folder / "initdb").is_file()]
-    if not found:
+def postgres() -> Iterator[Postgres]:
+    """A PostgreSQL that was started for these tests, from Debian's package."""
+    if programs() is None:
         pytest.skip("PostgreSQL's server programs are not installed")
-    folder = Path(tempfile.mkdtemp(prefix="gouache-postgres-"))
-    user: dict[str, Any] = {}
-    if os.geteuid() == 0:  # PostgreSQL refuses to run as root.
-        user = {"user": "postgres" if _has_user("postgres") else "nobody"}
-        shutil.chown(folder, user["user"])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    plain: dict[str, Any] = {"check": True, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL, **user}
-    subprocess.run([found[-1] / "initdb", "-D", folder / "db", "-A", "trust", "-U", "gouache", "-E", "UTF8"], **plain)
-    options = f"-p {port} -k {folder} -c fsync=off -c listen_addresses=127.0.0.1"
-    control: list[str | Path] = [found[-1] / "pg_ctl", "-D", folder / "db"]
-    subprocess.run([*control, "-w", "-l", folder / "log", "-o", options, "start"], **plain)
-    yield f"postgresql+psycopg://gouache@127.0.0.1:{port}/postgres"
-    subprocess.run([*control, "-m", "immediate", "stop"], **{**plain, "check": False})
-    shutil.rmtree(folder, ignore_errors=True)
-
-
-def _has_user(name: str) -> bool:
-    try:
-        pwd.getpwnam(name)
-    except KeyError:
-        return False
-    return True
+    started = Postgres()
+    yield started
+    started.remove()
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -175,13 +146,7 @@ def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """URL of an empty store of each kind."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path / 'store.sqlite3'}"
-    url = str(request.getfixturevalue("postgres"))
-    engine = create_engine(url, isolation_level="AUTOCOMMIT")
-    name = f"store{uuid.uuid4().hex[:12]}"
-    with engine.connect() as connection:
-        connection.exec_driver_sql(f"CREATE DATABASE {name}")
-    engine.dispose()
-    return url.removesuffix("postgres") + name
+    return str(request.getfixturevalue("postgres").new_database())
 
 
 MakeClient = Callable[..., "TestClient"]

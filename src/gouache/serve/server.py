@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import logging
 import os
 import socket
@@ -20,7 +21,9 @@ from starlette.types import ASGIApp
 
 from gouache import __version__
 from gouache.checkpoints.hub import data_folder, model_folders
+from gouache.checkpoints.identify import identify
 from gouache.errors import GouacheError, InvalidInput, ModelNotFound
+from gouache.pipeline.pipeline import check_device
 from gouache.pipeline.request import Request as PaintRequest
 from gouache.serve.api import jobs as api_jobs
 from gouache.serve.api import models as api_models
@@ -36,9 +39,11 @@ from gouache.serve.http.ops import Counted, Metrics
 from gouache.serve.http.replies import refusal, reply_to, validation_reply
 from gouache.serve.http.slow_headers import patient
 from gouache.serve.logs import log_to_stderr
+from gouache.serve.models.catalog import UNUSABLE
 from gouache.serve.search.vectors import missing_tower
 from gouache.serve.settings import Settings
 from gouache.serve.studio import Studio
+from gouache.serve.worker.supervisor import ARENAS, ARENAS_VARIABLE
 
 
 def create_app(studio: Studio) -> ASGIApp:
@@ -203,6 +208,10 @@ def make_settings(given: Mapping[str, Any]) -> Settings:
     values = {name: value for name, value in given.items() if value is not None and value != []}
     if "search_tower" in values and not values["search_tower"].expanduser().is_file():
         raise missing_tower(values["search_tower"])
+    for folder in values.get("models", ()):
+        if not folder.expanduser().is_dir():
+            cure = "Make it, or name another with --models."
+            raise ModelNotFound("models", given=str(folder), expected="a folder that exists", cure=cure)
     if "safety_checker" in values and not values["safety_checker"].expanduser().exists():
         raise ModelNotFound(
             "safety checker", given=str(values["safety_checker"]), expected="a folder or file that exists"
@@ -237,6 +246,31 @@ def check_openness(studio: Studio) -> None:
         )
 
 
+def check_model_and_device(studio: Studio) -> None:
+    """Refuse to start what could never paint.
+
+    Raises:
+        ModelNotFound, CheckpointError: there is no default model of this name, or it can't be used.
+        DeviceUnavailable: the workers' device is not on this machine.
+    """
+    entry = studio.catalog.find(None)
+    if entry.kind == UNUSABLE and entry.path is not None:
+        identify(entry.path)  # Says why.
+    if studio.settings.workers:
+        check_device(studio.settings.device)
+
+
+def share_heaps() -> None:
+    """As many heaps for this process's threads as the workers get; nothing where the C library is not glibc."""
+    if ARENAS_VARIABLE not in os.environ:
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL("libc.so.6").mallopt(_M_ARENA_MAX, ARENAS)
+
+
+_M_ARENA_MAX = -8
+"""From glibc's malloc.h."""
+
+
 def run(studio: Studio, announce: Callable[[str], object]) -> None:
     """Serve until a signal asks for the end.
 
@@ -246,9 +280,11 @@ def run(studio: Studio, announce: Callable[[str], object]) -> None:
 
     Raises:
         InvalidInput: it may not, or can't, listen there.
+        GouacheError: as `check_model_and_device`.
     """
-
+    share_heaps()
     check_openness(studio)
+    check_model_and_device(studio)
     settings = studio.settings
     listener = listen(settings)
     log_to_stderr()

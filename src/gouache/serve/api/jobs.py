@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import json
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -13,7 +14,7 @@ from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
 
-from gouache.errors import NotFound, QueueFull
+from gouache.errors import NotFound, QueueFull, StoreAway
 from gouache.serve.api.views import JobIn, Jobs, JobView, Sequence, job_view
 from gouache.serve.http.access import owner_of, studio_of
 from gouache.serve.queue.job import FINISHED, Job, JobState
@@ -64,7 +65,7 @@ async def get(job_id: str, request: Request) -> Response:
     """One job."""
     studio, owner = studio_of(request), owner_of(request)
     # Pollers ask for this more than for anything else: a read that waits for nobody needs no thread.
-    if studio.database.sqlite:
+    if studio.database.sqlite and not studio.database.away:
         view = studio.cached_view.at(job_id, owner)
     else:
         view = await asyncio.to_thread(studio.cached_view.at, job_id, owner)
@@ -175,7 +176,9 @@ def _look(studio: Studio, job_id: str, after: int) -> tuple[list[tuple[int, str,
 def _preview(studio: Studio, job_id: str) -> tuple[int, bytes] | None:
     """The newest one; who asks gets more of them."""
     studio.jobs.watch(job_id, WATCH_SECONDS)
-    return studio.jobs.preview(job_id)
+    with contextlib.suppress(StoreAway):
+        return studio.jobs.preview(job_id)
+    return None
 
 
 def _sse(kind: str, data: dict[str, str], seq: int | None = None) -> str:

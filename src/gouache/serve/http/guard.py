@@ -19,7 +19,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gouache.serve.http.replies import refusal
+from gouache.errors import StoreAway
+from gouache.serve.http.replies import refusal, reply_to
 from gouache.serve.settings import LOOPBACK, Limits, Settings
 from gouache.serve.store.accounts import LOCAL, Accounts
 
@@ -98,7 +99,10 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        answer = self._refused(scope, headers)
+        try:
+            answer = self._refused(scope, headers)
+        except StoreAway as error:  # Nobody can be known just now.
+            answer = reply_to(scope["path"], error)
         if answer is not None:
             await _send_refusal(answer, scope, receive, _with_headers(send, scope))
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from html import escape
 from typing import Annotated
@@ -12,6 +13,7 @@ from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.responses import HTMLResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gouache.errors import StoreAway
 from gouache.serve.http.access import owner_of, studio_of
 from gouache.serve.http.guard import SESSION, SESSION_SECONDS, network_of, session_of
 from gouache.serve.studio import Studio
@@ -86,21 +88,41 @@ def resident_bytes(pid: int | None) -> int:
         return 0
 
 
+STORE_SECONDS = 1.8
+"""A store that has not answered by then is away."""
+
+
+@router.head("/healthz", include_in_schema=False)
 @router.get("/healthz")
-def healthz() -> dict[str, str]:
-    """The process answers."""
+async def healthz(request: Request, response: Response) -> dict[str, str]:
+    """The process answers, and whatever should run in it runs."""
+    if not studio_of(request).supervisor.is_sound():
+        response.status_code = 503
+        return {"status": "nobody watches the workers"}
     return {"status": "ok"}
 
 
+@router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
-def readyz(request: Request, response: Response) -> dict[str, str]:
-    """The store answers and a worker runs (or workers run elsewhere)."""
+async def readyz(request: Request, response: Response) -> dict[str, str]:
+    """The store answers, and a worker lives that has its model on its device (or workers run elsewhere)."""
     studio = studio_of(request)
-    studio.jobs.counts()
-    if studio.settings.workers and not studio.supervisor.alive():
-        response.status_code = 503
-        return {"status": "no worker"}
-    return {"status": "ready"}
+    try:
+        await asyncio.wait_for(asyncio.to_thread(studio.database.check), STORE_SECONDS)
+        status = studio.supervisor.readiness()
+    except StoreAway as error:
+        status = f"the store has {error.given}"
+    except TimeoutError:
+        status = "the store does not answer"
+    response.status_code = 200 if status == "ready" else 503
+    return {"status": status}
+
+
+@router.options("/healthz", include_in_schema=False)
+@router.options("/readyz", include_in_schema=False)
+async def probe_methods() -> Response:
+    """What may be asked of the two."""
+    return Response(status_code=204, headers={"Allow": "GET, HEAD, OPTIONS"})
 
 
 @router.get("/metrics", response_class=Response)

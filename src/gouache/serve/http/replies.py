@@ -21,9 +21,9 @@ from gouache.errors import (
     NotFound,
     QueueFull,
     RecipeError,
+    StoreAway,
     StoreError,
 )
-from gouache.serve.store.file_store import NoRoom
 
 
 class TookTooLong(StoreError):
@@ -51,7 +51,7 @@ _STATUS: tuple[tuple[type[GouacheError], int], ...] = (
     (TookTooLong, 504),
     (NobodyAnswers, 504),
     (NotAllowed, 403),
-    (NoRoom, 507),
+    (StoreAway, 503),
 )
 _TYPES = {
     401: "authentication_error",
@@ -71,7 +71,7 @@ def status_of(error: GouacheError) -> int:
 
 def reply_to(path: str, error: GouacheError) -> Response:
     """An error as the reply to a request for this path."""
-    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFull) else {}
+    headers = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFull | StoreAway) else {}
     return refusal(path, status_of(error), error.to_dict(), headers)
 
 

@@ -14,9 +14,8 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection
-from sqlalchemy.exc import DBAPIError
 
-from gouache.errors import NotFound
+from gouache.errors import NotFound, StoreAway
 from gouache.pipeline.request import Request
 from gouache.serve.queue.job import COLUMNS, Job
 from gouache.serve.store.database import Database, ask
@@ -67,7 +66,7 @@ class CachedJobView:
         with self._lock:
             try:
                 kept = self._looked_up(job_id)
-            except DBAPIError:  # The database was started anew meanwhile, which this connection didn't live to see.
+            except StoreAway:  # The database was started anew meanwhile, which this connection didn't live to see.
                 self._drop()
                 kept = self._looked_up(job_id)
         if kept[0] != owner:

@@ -159,6 +159,18 @@ class Leases:
             if connection.execute(_held(job).values(**_WAITING, attempts=jobs.c.attempts - 1)).rowcount:
                 note(connection, job.id, "queued", "the worker stopped")
 
+    def take_back(self, worker: str) -> int:
+        """Put back what a worker that works on nothing still holds, without counting the attempt; gives how many jobs.
+
+        The store may go away between the moment it notes a claim and the one in which it says so.
+        """
+        with self.database.write() as connection:
+            held = update(jobs).where(jobs.c.state == "running", jobs.c.worker == worker)
+            given = connection.execute(held.values(**_WAITING, attempts=jobs.c.attempts - 1).returning(jobs.c.id)).all()
+            for row in given:
+                note(connection, row.id, "queued", "the store was away")
+        return len(given)
+
     def release(self, worker: str) -> int:
         """A worker is known to be dead: what it held goes back now, without waiting for leases to run out.
 

@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator, Callable
 from typing import TypeVar
 from weakref import WeakValueDictionary
 
+from gouache.errors import StoreAway
+
 _Found = TypeVar("_Found")
 
 
@@ -48,16 +50,24 @@ class Notifier:
 async def changes(notifier: Notifier, name: str, look: Callable[[], _Found], *, every: float) -> AsyncIterator[_Found]:
     """What `look` finds: now, and again whenever `name` was notified or some time has passed; it never ends by itself.
 
+    A store that is away later on is waited for: what is followed goes on behind it.
+
     Args:
         notifier: of this server.
         name: a job's id, or a task's name.
         look: asks the store; runs in a thread.
         every: longest time between two looks, in seconds.
     """
+    ticket = notifier.ticket(name)
+    found = await asyncio.to_thread(look)
     while True:
-        ticket = notifier.ticket(name)
-        yield await asyncio.to_thread(look)
-        await within(ticket, every)
+        yield found
+        seen = False
+        while not seen:
+            await within(ticket, every)
+            ticket = notifier.ticket(name)
+            with contextlib.suppress(StoreAway):
+                found, seen = await asyncio.to_thread(look), True
 
 
 async def wait_until(
@@ -67,13 +77,14 @@ async def wait_until(
 
     Args:
         notifier, name, every: as in `changes`.
-        poll: asks the store; runs in a thread. What it raises ends the wait.
+        poll: asks the store; runs in a thread. What it raises ends the wait, unless the store is only away.
         seconds: longest wait.
     """
     until = time.monotonic() + seconds
     while True:
-        ticket = notifier.ticket(name)
-        found = await asyncio.to_thread(poll)
+        ticket, found = notifier.ticket(name), None
+        with contextlib.suppress(StoreAway):
+            found = await asyncio.to_thread(poll)
         left = until - time.monotonic()
         if found is not None or left <= 0:
             return found

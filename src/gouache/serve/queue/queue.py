@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import uuid
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from hashlib import sha256
 from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
-from gouache.errors import Conflict, NotFound, QueueFull
+from gouache.errors import Conflict, NotFound, QueueFull, StoreAway
 from gouache.pipeline.request import Request
 from gouache.serve.queue.job import COLUMNS, OPEN, Ending, Job, JobEvent, Source
 from gouache.serve.settings import Limits
@@ -258,7 +259,8 @@ class JobQueue:
         until = time.time() + seconds
         # Every viewer asks again and again; half of the time must be over before anything is written.
         stale = update(jobs).where(jobs.c.id == job_id, jobs.c.watched_until < until - seconds / 2)
-        with self.database.write(durable=False) as connection:
+        # Nobody misses a preview while the store is away.
+        with contextlib.suppress(StoreAway), self.database.write(durable=False) as connection:
             connection.execute(stale.values(watched_until=until))
 
     def preview(self, job_id: str) -> tuple[int, bytes] | None:

@@ -7,6 +7,7 @@ what came of it. A claim is a lease, as for jobs: a worker that lost it can writ
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import time
@@ -17,12 +18,13 @@ from typing import Any, Literal
 
 from sqlalchemy import ColumnElement, Connection, Row, and_, delete, func, select, update
 
-from gouache.errors import GouacheError, InvalidInput, QueueFull, WorkerError
+from gouache.errors import GouacheError, InvalidInput, QueueFull, StoreAway, WorkerError
 from gouache.serve.http.replies import NobodyAnswers
 from gouache.serve.queue.heartbeat import heartbeat
 from gouache.serve.queue.notify import Notifier, wait_until
 from gouache.serve.store.database import Database, insert_missing
 from gouache.serve.store.file_store import FileStore, picture_to_upscale, upscaled_picture
+from gouache.serve.store.outages import outlast
 from gouache.serve.store.tables import tasks
 
 TaskKind = Literal["upscale", "embed"]
@@ -32,6 +34,8 @@ MAX_ATTEMPTS: Mapping[str, int] = {"upscale": 1, "embed": 3}
 """A picture that took a worker down by its size would do so again; a short text is hardly what did it."""
 KEPT_SECONDS = 3600.0
 """Tasks of callers that died while they waited go after so long; answers that others may want are kept so long."""
+OUTAGE_SECONDS = 60.0
+"""A worker keeps what came of a task for so long if the store is away; its caller waits hardly longer."""
 _NAMES: Mapping[str, str] = {"upscale": "upscaler", "embed": "meaning"}
 """What an error names as its place."""
 TaskOutcome = Mapping[str, Any] | GouacheError
@@ -118,17 +122,20 @@ class TaskQueue:
         start = time.perf_counter()
         with heartbeat(lambda: self._renew(claimed), self.lease):
             outcomes = _outcomes(work, claimed)
-        with self.database.write(durable=False) as connection:
-            for task, outcome in zip(claimed, outcomes, strict=True):
-                connection.execute(update(tasks).where(self._held(task)).values(_ended(outcome)))
-            old = (tasks.c.kind == kind, tasks.c.created < time.time() - KEPT_SECONDS)
-            connection.execute(delete(tasks).where(*old, tasks.c.state.not_in(OPEN)))
+            outlast(lambda: self._end(kind, claimed, outcomes), who="task", seconds=OUTAGE_SECONDS)
         log.info(
             "tasks done", extra={"kind": kind, "tasks": len(claimed), "seconds": round(time.perf_counter() - start, 4)}
         )
         for task in claimed:
             self.tell(notified_as(task.id))
         return len(claimed)
+
+    def _end(self, kind: TaskKind, claimed: Sequence[Task], outcomes: Sequence[TaskOutcome]) -> None:
+        with self.database.write(durable=False) as connection:
+            for task, outcome in zip(claimed, outcomes, strict=True):
+                connection.execute(update(tasks).where(self._held(task)).values(_ended(outcome)))
+            old = (tasks.c.kind == kind, tasks.c.created < time.time() - KEPT_SECONDS)
+            connection.execute(delete(tasks).where(*old, tasks.c.state.not_in(OPEN)))
 
     def forget(self, kind: TaskKind, *, before: float | None = None) -> None:
         """Remove every task of a kind, or those that were added before a time."""
@@ -197,7 +204,7 @@ def _outcomes(
     work: Callable[[Sequence[Task]], Sequence[TaskOutcome]], claimed: Sequence[Task]
 ) -> Sequence[TaskOutcome]:
     try:
-        return work(claimed)
+        return outlast(lambda: work(claimed), who="task", seconds=OUTAGE_SECONDS)
     except GouacheError as error:
         return [error] * len(claimed)
     except Exception as error:  # A task must never take the worker's thread down.
@@ -298,6 +305,8 @@ class UpscaleTasks:
         return task if task is not None and task.state == "done" else None
 
     def _remove(self, task_id: str) -> None:
-        self.tasks.remove(task_id)
+        # What stays behind because the store is away goes when a worker starts.
+        with contextlib.suppress(StoreAway):
+            self.tasks.remove(task_id)
         for name in (picture_to_upscale(task_id), upscaled_picture(task_id)):
             self.file_store.remove("tasks", name)

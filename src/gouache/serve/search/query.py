@@ -73,7 +73,8 @@ class SemanticSearch:
     async def _vector(self, text: str) -> tuple[str, NDArray[np.float32]]:
         # The id is that of the text, so that equal searches share a task, and its answer for as long as it is kept.
         task_id = sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
-        found = await wait_until(
+        # Nothing is handed in yet that would be worth waiting for: a store that is away now is told at once.
+        found = await asyncio.to_thread(self._look, task_id, text) or await wait_until(
             self.notifier, notified_as(task_id), lambda: self._look(task_id, text), seconds=self.timeout, every=0.1
         )
         if found is None:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import os
 import re
 import shutil
-from collections.abc import Container, Iterable
+import tempfile
+from collections.abc import Container, Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
 
 from PIL import Image
 
-from gouache.errors import NotFound, PictureError, StoreError
-from gouache.files import write_bytes
+from gouache.errors import NotFound, PictureError, StoreAway, StoreError
+from gouache.files import atomic_write
 
 Folder = Literal["pictures", "thumbnails", "attachments", "tasks"]
 FOLDERS: tuple[Folder, ...] = ("pictures", "thumbnails", "attachments", "tasks")
@@ -23,8 +25,24 @@ _NAME = re.compile(r"[0-9a-f]{32,64}(-[0-9]{4}p?)?(\.(png|jpeg|webp))?")
 THUMBNAIL_SIDE = 320
 
 
-class NoRoom(StoreError):
-    """The disk is nearly full."""
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+class NoRoom(StoreAway):
+    """The disk is full, or nearly so."""
+
+
+@contextlib.contextmanager
+def _on_disk() -> Iterator[None]:
+    """What the system refuses is no fault of the request at hand, and may work later; the paths stay in the log."""
+    try:
+        yield
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        kind, cure = (NoRoom, "Make room in the data folder.") if error.errno in _FULL else (StoreAway, "Try again.")
+        given = (error.strerror or type(error).__name__).lower()
+        raise kind("disk", given=given, expected="a data folder that can be read and written", cure=cure) from error
 
 
 def _dropped(path: Path, aside: Path, before: float) -> bool:
@@ -55,15 +73,33 @@ class FileStore:
     Args:
         data: the data folder; made, for the user alone, if it is missing.
         reserve: bytes on the disk that nothing new may take.
+
+    Every use of it raises `StoreAway` while the disk can't be used, `NoRoom` if that is because it is full.
+
+    Raises:
+        StoreError: the data folder can't be made or written.
     """
 
     def __init__(self, data: Path, reserve: int = 0) -> None:
         self.root, self.reserve = data, reserve
-        data.mkdir(parents=True, exist_ok=True, mode=0o700)
-        with contextlib.suppress(OSError):  # There is none, or `tasks` is in use already.
-            (data / "errands").rename(data / "tasks")  # Its name until version 2 of the tables.
-        for name in FOLDERS:
-            (data / name).mkdir(exist_ok=True, mode=0o700)
+        try:
+            data.mkdir(parents=True, exist_ok=True, mode=0o700)
+            with contextlib.suppress(OSError):  # There is none, or `tasks` is in use already.
+                (data / "errands").rename(data / "tasks")  # Its name until version 2 of the tables.
+            for name in FOLDERS:
+                (data / name).mkdir(exist_ok=True, mode=0o700)
+                # A folder that is there may still be one that can't be written.
+                with tempfile.TemporaryFile(dir=data / name):
+                    pass
+        except OSError as error:
+            if error.errno in _FULL:  # It is cleaned up by what serves it, which has to start for that.
+                return
+            raise StoreError(
+                f"data folder {data}",
+                given=(error.strerror or str(error)).lower(),
+                expected="a folder that can be made and written",
+                cure="Choose another with --data, or change its permissions.",
+            ) from error
 
     def check_room(self) -> None:
         """Refuse what is new while what was accepted can still be finished.
@@ -71,7 +107,8 @@ class FileStore:
         Raises:
             NoRoom: less is free than is to stay free.
         """
-        free = shutil.disk_usage(self.root).free
+        with _on_disk():
+            free = shutil.disk_usage(self.root).free
         if free < self.reserve:
             raise NoRoom(
                 "disk",
@@ -95,12 +132,12 @@ class FileStore:
     def keep(self, folder: Folder, name: str, data: bytes) -> Path:
         """Store bytes, whole or not at all: temporary file, fsync, rename, fsync of the folder."""
         path = self.path(folder, name)
-        write_bytes(path, data, force=True)
-        descriptor = os.open(path.parent, os.O_RDONLY)
         try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+            with _on_disk(), atomic_write(path) as file:
+                file.write(data)
+        except FileNotFoundError as error:
+            given = f"no folder {folder!r} in the data folder"
+            raise StoreAway("disk", given=given, expected="the one that was there at the start") from error
         return path
 
     def read(self, folder: Folder, name: str) -> bytes:
@@ -111,13 +148,15 @@ class FileStore:
         """
         path = self.path(folder, name)
         try:
-            return path.read_bytes()
-        except OSError as error:
+            with _on_disk():
+                return path.read_bytes()
+        except FileNotFoundError as error:
             raise NotFound("file", given=repr(name), expected="a stored file") from error
 
     def remove(self, folder: Folder, name: str) -> None:
         """Remove a file if it is there."""
-        self.path(folder, name).unlink(missing_ok=True)
+        with _on_disk():
+            self.path(folder, name).unlink(missing_ok=True)
 
     def attach(self, data: bytes) -> str:
         """Store a picture that a request names; gives the `sha256:<hex>` that names it.
@@ -145,7 +184,8 @@ class FileStore:
 
     def _renewed(self, digest: str) -> bool:
         try:
-            os.utime(self.path("attachments", digest))
+            with _on_disk():
+                os.utime(self.path("attachments", digest))
         except FileNotFoundError:
             return False
         return True
@@ -199,5 +239,5 @@ class FileStore:
             picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
             buffer = io.BytesIO()
             picture.save(buffer, "WEBP", quality=85)
-            write_bytes(path, buffer.getvalue(), force=True)
+            self.keep("thumbnails", name, buffer.getvalue())
         return path

@@ -66,7 +66,7 @@ def back_up(database: Database, file_store: FileStore, target: Path) -> int:
 def _add_rows(database: Database, tar: tarfile.TarFile) -> list[str]:
     """Every table as it stands at one moment; gives the files of the pictures."""
     files: list[str] = []
-    with database.write() as connection:
+    with database.snapshot() as connection:
         for table in KEPT:
             rows = [dict(row._mapping) for row in connection.execute(select(table))]
             if table is tables.pictures:

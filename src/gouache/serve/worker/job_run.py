@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from PIL import Image
 
-from gouache.errors import StoreError
+from gouache.errors import StoreAway, StoreError
 from gouache.pipeline.generate.generation import Event, Painted, Progress
 from gouache.pipeline.request import Request
 from gouache.serve.models.catalog import ModelCatalog
-from gouache.serve.queue.job import Job
+from gouache.serve.queue.job import Job, Orders
 from gouache.serve.queue.leases import Leases
 from gouache.serve.store.database import Database
 from gouache.serve.store.file_store import FileStore
 from gouache.serve.store.gallery import picture_id, row_of
+from gouache.serve.store.outages import outlast
 from gouache.serve.worker.loaded_models import LoadedModels, weights_sha256
 
 PROGRESS_SECONDS = 0.1
 PREVIEW_SECONDS = 0.5
 PREVIEW_SIDE = 512
+_Made = TypeVar("_Made")
 
 
 class Stopped(Exception):
@@ -31,6 +35,10 @@ class Stopped(Exception):
 
 class LeaseLost(Exception):
     """Somebody else has the job now."""
+
+
+class _Cancelled(Exception):
+    """The owner wants none of it, while the store or the disk doesn't take what there is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,9 @@ class JobContext:
 class JobRun:
     """One job on its way through a worker.
 
+    A store that is away, or a full disk, ends nothing: painting goes on without reports, and what is finished is
+    offered again until it is taken, the job is somebody else's, or the worker's time is up.
+
     Args:
         context: of the worker.
         job: that it holds.
@@ -64,7 +75,7 @@ class JobRun:
         self.context, self.job, self.leases = context, job, context.leases
         self.request = job.parsed()
         self._reported = self._previewed = 0.0
-        self._watched = False
+        self._watched = self._ending = False
 
     def paint(self) -> None:
         """Paint every picture; the last one is listed in the transaction that marks the job done.
@@ -74,12 +85,21 @@ class JobRun:
             LeaseLost: the job is somebody else's by now.
             GouacheError: it can't be painted.
         """
+        try:
+            self._paint()
+        except _Cancelled:
+            self._ending = True
+            self._insist(lambda: self.leases.cancelled(self.job))
+
+    def _paint(self) -> None:
         context = self.context
-        entry = context.catalog.find(self.request.model)
-        attachments = {name: context.file_store.attachment(name) for name in self.request.pictures()}
+        entry = self._insist(lambda: context.catalog.find(self.request.model))
+        names = self.request.pictures()
+        attachments = self._insist(lambda: {name: context.file_store.attachment(name) for name in names})
         painter = context.models.get(entry)
         if entry.sha256 is None:
-            context.catalog.remember_hash(entry, weights_sha256(painter))
+            with contextlib.suppress(StoreAway):  # The next job does it.
+                context.catalog.remember_hash(entry, weights_sha256(painter))
         request = self.request.replace({"model": entry.name})
         first: int | None = 0
         while first is not None:
@@ -112,21 +132,37 @@ class JobRun:
         self._keep(last, first, is_last=True)
         return None
 
-    def _is_cancelled(self) -> bool:
-        orders = self.leases.orders(self.job)
-        if not orders.held:
-            raise LeaseLost(f"job {self.job.id}")
+    def _insist(self, work: Callable[[], _Made]) -> _Made:
+        """Do what the job can't do without, as often as the store needs; harmless if it is done twice."""
+        return outlast(work, who=f"job {self.job.id}", check=self._check)
+
+    def _check(self) -> None:
+        """Whether there is still a point in offering what the store doesn't take."""
+        if self._is_cancelled() and not self._ending:
+            raise _Cancelled(f"job {self.job.id}")
+
+    def _check_time(self) -> None:
         if self.context.is_over():
             raise Stopped(f"job {self.job.id}")
+
+    def _is_cancelled(self) -> bool:
+        try:
+            orders = self.leases.orders(self.job)
+        except StoreAway:  # Nobody else can have taken the job, or ordered anything.
+            orders = Orders(held=True, cancel=False, watched=False)
+        if not orders.held:
+            raise LeaseLost(f"job {self.job.id}")
+        self._check_time()
         self._watched = orders.watched
         return orders.cancel
 
     def _end_early(self, event: Event, first: int) -> int | None:
         """Cancel, with or without the picture as it stands, or skip to the next; gives that one's number."""
-        ending = self.leases.ending(self.job)
+        self._ending = True
+        ending = self._insist(lambda: self.leases.ending(self.job))
         following = first + event.picture + 1
         if ending == "drop":
-            self.leases.cancelled(self.job)
+            self._insist(lambda: self.leases.cancelled(self.job))
             return None
         if isinstance(event, Painted) and following == self.job.pictures:
             self._keep(event, first, is_last=True)  # It was finished a moment before.
@@ -134,15 +170,19 @@ class JobRun:
         kept = event if isinstance(event, Painted) else event.partial and event.partial()
         row = None if kept is None else self._stored(kept, first, partial=kept is not event)
         if ending == "keep" or following == self.job.pictures or self.request.interpolation is not None:
-            self.leases.cancelled(self.job, row)
+            self._insist(lambda: self.leases.cancelled(self.job, row))
             return None
+        self._insist(lambda: self._go_on(row))
+        self._ending = False
+        self.context.tell(self.job.id)
+        return following
+
+    def _go_on(self, row: dict[str, object] | None) -> None:
         with self.context.database.write() as connection:
             if not self.leases.go_on(connection, self.job):
                 raise LeaseLost(f"job {self.job.id}")
             if row is not None:
                 self.leases.add_picture(connection, row)
-        self.context.tell(self.job.id)
-        return following
 
     def _progress(self, event: Progress, first: int) -> None:
         now = time.monotonic()
@@ -152,27 +192,36 @@ class JobRun:
         elif now - self._reported < PROGRESS_SECONDS:
             return
         self._reported = now
-        self.leases.progress(self.job, picture=first + event.picture, step=event.step, steps=event.steps, jpeg=jpeg)
+        with contextlib.suppress(StoreAway):  # The next report says more.
+            self.leases.progress(self.job, picture=first + event.picture, step=event.step, steps=event.steps, jpeg=jpeg)
         self.context.tell(self.job.id)
 
     def _keep(self, painted: Painted, first: int, *, is_last: bool) -> None:
         row = self._stored(painted, first)
+        try:
+            self._insist(lambda: self._list(row, is_last=is_last))
+        except _Cancelled:
+            if row is not None:
+                self.context.file_store.discard(str(row["file"]))
+            raise
+        self.context.tell(self.job.id)
+
+    def _list(self, row: dict[str, object] | None, *, is_last: bool) -> None:
         with self.context.database.write() as connection:
             if row is not None:
                 self.leases.add_picture(connection, row)
             if is_last and not self.leases.finish(connection, self.job):
                 raise LeaseLost(f"job {self.job.id}")
-        self.context.tell(self.job.id)
 
     def _stored(self, painted: Painted, first: int, *, partial: bool = False) -> dict[str, object] | None:
         """Write the file, give its row; None if an earlier attempt listed this picture, whose file stays."""
         number = first + painted.picture
-        if self.leases.has_picture(self.job, number):
+        if self._insist(lambda: self.leases.has_picture(self.job, number)):
             return None
         # PNG holds every recipe whole; other formats are made of it when they are asked for.
         data = painted.encode("png")
         file = f"{picture_id(self.job, number, partial=partial)}.png"
-        self.context.file_store.keep("pictures", file, data)
+        self._insist(lambda: self.context.file_store.keep("pictures", file, data))
         return row_of(self.job, number, file, data, painted.image.size, painted.recipe, partial=partial)
 
 

@@ -7,7 +7,7 @@ changed, one job id a line. All truth is in the store; these lines only spare wa
 
 from __future__ import annotations
 
-import contextlib
+import json
 import logging
 import os
 import signal
@@ -17,10 +17,10 @@ import time
 from collections.abc import Callable, Sequence
 
 from gouache.checkpoints.hub import models_folder
-from gouache.errors import GouacheError, WorkerError
+from gouache.errors import GouacheError, StoreAway, WorkerError
 from gouache.serve.logs import log_to_stderr
 from gouache.serve.models.catalog import ModelCatalog
-from gouache.serve.queue.heartbeat import heartbeat
+from gouache.serve.queue.heartbeat import BEATS, heartbeat
 from gouache.serve.queue.job import Job
 from gouache.serve.queue.leases import Leases
 from gouache.serve.queue.tasks import TaskQueue
@@ -30,14 +30,18 @@ from gouache.serve.settings import Settings
 from gouache.serve.store.accounts import LOCAL
 from gouache.serve.store.database import Database
 from gouache.serve.store.file_store import FileStore
+from gouache.serve.store.outages import Patience, outlast
 from gouache.serve.worker.job_run import JobContext, JobRun, LeaseLost, Stopped
 from gouache.serve.worker.loaded_models import LoadedModels, OpenModel, open_pipeline
+from gouache.serve.worker.reports import LOADED, READY, UNUSABLE, Reports, Tell
 from gouache.serve.worker.upscaling import Upscaling
 
 POLL_SECONDS = 0.25
 INDEX_EVERY = 16
 FREE_SECONDS = 1.0
 """Shortest time between two looks for jobs of silent workers."""
+MODEL_SECONDS = 10.0
+"""Time between two tries to load a default model that can't be used."""
 log = logging.getLogger("gouache.worker")
 
 
@@ -47,10 +51,10 @@ class Worker:
     Args:
         settings: of the studio.
         open_model: loads models.
-        tell: called with a job's id whenever something about it changed.
+        tell: called with a job's id whenever something about it changed, and with what `reports.py` lists.
     """
 
-    def __init__(self, settings: Settings, open_model: OpenModel, tell: Callable[[str], None]) -> None:
+    def __init__(self, settings: Settings, open_model: OpenModel, tell: Tell) -> None:
         self.settings, self.tell = settings, tell
         self.name = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns():x}"
         database = Database(settings.store_url)
@@ -66,6 +70,8 @@ class Worker:
         self.stop_at: float | None = None
         self.unload = threading.Event()
         self._freed_at = -FREE_SECONDS
+        self._tried_at: float | None = None
+        self._is_loaded = self._may_hold = False
 
     def stop(self, grace: float) -> None:
         """Take no further job; the running one has so many seconds."""
@@ -81,34 +87,72 @@ class Worker:
         Args:
             wait: sleeps up to so many seconds, or until there may be a job; tells whether it was woken.
         """
-        jobs = 0
+        jobs, patience = 0, Patience("worker")
         while self.stop_at is None:
-            if self.unload.is_set():
-                self.unload.clear()
-                self.models.forget()
-                self.index.forget()
-                self.upscaling.forget()
-            worked = self.work_once()
-            # After the job and not before it: what a silent worker left has waited for long, the next job need not.
-            self._free_expired()
-            if worked:
-                jobs += 1
-            elif wait(POLL_SECONDS):
-                continue
-            else:
-                jobs = INDEX_EVERY
-            if jobs >= INDEX_EVERY:
-                # Nobody waits, or so many jobs came without a pause that the search would miss them for long.
-                jobs = INDEX_EVERY if self._index() else 0
+            try:
+                jobs = self._round(wait, jobs)
+                patience.over()
+            except StoreAway as error:
+                wait(patience.pause(error))
+
+    def _round(self, wait: Callable[[float], bool], jobs: int) -> int:
+        """One look at what is to be done; takes and gives how many jobs came without a pause."""
+        if self.unload.is_set():
+            self.unload.clear()
+            self.models.forget()
+            self.index.forget()
+            self.upscaling.forget()
+        worked = self.work_once()
+        # After the job and not before it: what a silent worker left has waited for long, the next job need not.
+        self._free_expired()
+        if worked:
+            jobs += 1
+        elif wait(POLL_SECONDS):
+            return jobs
+        else:
+            jobs = INDEX_EVERY
+            self._load_default()
+        if jobs >= INDEX_EVERY:
+            # Nobody waits, or so many jobs came without a pause that the search would miss them for long.
+            jobs = INDEX_EVERY if self._index() else 0
+        return jobs
+
+    def _load_default(self) -> None:
+        """Show that the default model and the device can be used, once, before anybody waits for it."""
+        now = time.monotonic()
+        if self._is_loaded or (self._tried_at is not None and now - self._tried_at < MODEL_SECONDS):
+            return
+        self._tried_at = now
+        try:
+            self.models.get(self.catalog.find(None))
+        except StoreAway:
+            raise
+        except Exception as error:  # Jobs of other models may still be painted.
+            log.exception("default model")
+            parts = error.to_dict() if isinstance(error, GouacheError) else {"message": str(error)}
+            self.tell(UNUSABLE, json.dumps(parts))
+        else:
+            self._tell_loaded()
+
+    def _tell_loaded(self) -> None:
+        if not self._is_loaded:
+            self._is_loaded = True
+            self.tell(LOADED)
 
     def _free_expired(self) -> None:
-        if time.monotonic() - self._freed_at >= FREE_SECONDS:
-            self._freed_at = time.monotonic()
+        now = time.monotonic()
+        # While the store was away nobody could renew a lease: whoever lives does so before it is looked at.
+        if now - self.database.fault_at < self.settings.lease / BEATS + FREE_SECONDS:
+            return
+        if now - self._freed_at >= FREE_SECONDS:
+            self._freed_at = now
             self.leases.release_expired()
 
     def _index(self) -> bool:
         try:
             return self.index.catch_up()
+        except StoreAway:
+            raise
         except Exception:  # The search must never keep jobs from being painted.
             log.exception("pictures without vectors")
             return False
@@ -120,17 +164,34 @@ class Worker:
             work: one piece of it; gives something true where there may be more.
             wait: as in `run`.
         """
+        patience = Patience("work beside painting")
         while self.stop_at is None:
+            pause = POLL_SECONDS
             try:
-                if work():
+                worked = work()
+                patience.over()
+                if worked:
                     continue
+            except StoreAway as error:
+                pause = patience.pause(error)
             except Exception:  # As above.
                 log.exception("work beside painting")
-            wait(POLL_SECONDS)
+            wait(pause)
 
     def work_once(self) -> bool:
-        """Take one job and bring it to an end; False if there was none."""
-        job = self.leases.claim(self.name, self.settings.lease)
+        """Take one job and bring it to an end; False if there was none.
+
+        Raises:
+            StoreAway: no job could be looked for, or left.
+        """
+        if self._may_hold:
+            self.leases.take_back(self.name)
+            self._may_hold = False
+        try:
+            job = self.leases.claim(self.name, self.settings.lease)
+        except StoreAway:
+            self._may_hold = True
+            raise
         if job is None:
             return False
         log.info("job started", extra={"job": job.id, "attempt": job.attempts})
@@ -145,24 +206,37 @@ class Worker:
     def _bring_to_an_end(self, job: Job) -> None:
         try:
             JobRun(self.context, job).paint()
+            if self._tried_at is None:  # So many jobs that the default model could not be tried apart.
+                self._tell_loaded()
         except Stopped:
+            # If the store is away even now, the next start of the server, or the end of the lease, frees the job.
             self.leases.give_back(job)
         except LeaseLost:
             log.warning("lease lost", extra={"job": job.id})
+        except StoreAway:
+            self._may_hold = True
+            raise
         except GouacheError as error:
-            self.leases.fail(job, self._shown_to_owner(error, job))
+            self._fail(job, self._shown_to_owner(error, job))
         except MemoryError:
             self.models.forget()
             short = WorkerError(
                 "memory", given="not enough", expected="room for the pictures", cure="Ask for less at once."
             )
-            self.leases.fail(job, short.to_dict())
+            self._fail(job, short.to_dict())
         except Exception as error:  # A job must never take the worker's loop down.
             log.exception("job failed", extra={"job": job.id})
             if "out of memory" in str(error).lower():
                 self.models.forget()
             given = f"{type(error).__name__}: {error}"[:500]
-            self.leases.fail(job, WorkerError("worker", given=given, expected="no such fault").to_dict())
+            self._fail(job, WorkerError("worker", given=given, expected="no such fault").to_dict())
+
+    def _fail(self, job: Job, error: dict[str, str]) -> None:
+        outlast(lambda: self.leases.fail(job, error), who=f"job {job.id}", check=self._check_time)
+
+    def _check_time(self) -> None:
+        if self._is_over():
+            raise StoreAway("store", given="no answer", expected="one before the worker's time is up")
 
     def _shown_to_owner(self, error: GouacheError, job: Job) -> dict[str, str]:
         """An error as the job's owner may read it: where files lie is told to the machine's own user only."""
@@ -179,18 +253,18 @@ class Worker:
 
 def main(open_model: OpenModel = open_pipeline) -> None:
     """Run a worker until standard input ends or a signal asks for the end."""
-    reports = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
-    # Whatever a library prints must not be read as a report.
-    os.dup2(2, 1)
+    reports = Reports()
+    reports.beat()
     settings = Settings.from_json(_first_line(), where="worker settings")
     log_to_stderr()
 
-    def tell(job_id: str) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            reports.write(job_id + "\n")
+    def check_parent() -> None:
+        if not reports.heard:
+            raise SystemExit("nobody waits for this worker any more")
 
-    worker = Worker(settings, open_model, tell)
-    tell(f"ready {worker.name}")
+    # What signals mean is not set yet: one ends a worker that waits here at once.
+    worker = outlast(lambda: Worker(settings, open_model, reports.tell), who="worker", check=check_parent)
+    reports.tell(READY, worker.name)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stop(settings.grace))
     for_jobs, for_texts, for_upscaling = (threading.Event() for _ in range(3))

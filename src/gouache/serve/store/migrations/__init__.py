@@ -29,6 +29,7 @@ def migrate(connection: Connection) -> None:
     """
     if connection.dialect.name == "postgresql":
         # Servers and workers of one store start together: the first migrates, the others wait for it here.
+        connection.exec_driver_sql("SET LOCAL lock_timeout = 0")
         connection.exec_driver_sql(f"SELECT pg_advisory_xact_lock({_LOCK})")
     found = _version(connection)
     if found is None:
@@ -36,6 +37,11 @@ def migrate(connection: Connection) -> None:
         connection.execute(insert(tables.meta).values(key="schema", value=tables.SCHEMA))
     elif found != tables.SCHEMA:
         _upgrade(connection, found)
+
+
+def is_current(connection: Connection) -> bool:
+    """Whether the tables are there and of today's version."""
+    return _version(connection) == tables.SCHEMA
 
 
 def _version(connection: Connection) -> str | None:
