@@ -8,7 +8,9 @@ same JSON under ``gouache.model``. Each part's config travels in the metadata of
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 from gouache.checkpoints import detect, joined
@@ -16,7 +18,7 @@ from gouache.checkpoints.adapters import peft_config
 from gouache.checkpoints.detect import CONFIG_KEY, Identity, Part
 from gouache.checkpoints.diffusers import folder as folders
 from gouache.checkpoints.foreign import check_class
-from gouache.checkpoints.formats.header import Header, dequantised_header, open_header, read_header
+from gouache.checkpoints.formats.header import SHA256, Header, dequantised_header, open_header, read_header
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, ModelNotFound, UnknownFamily, unknown_name
 from gouache.models.configs import (
@@ -249,3 +251,24 @@ def vocabulary_of(path: Path) -> tuple[str, ...]:
             str(path), given="a sentence encoder without a vocabulary", expected=f"{VOCABULARY_FILE} or its metadata"
         )
     return tuple(text.removesuffix("\n").split("\n"))
+
+
+def known_sha256(identity: Identity) -> str:
+    """A hash of the model's weights, if its files tell theirs without being read; else empty.
+
+    Files that gouache wrote record the sha256 of their tensors, and the hub's cache names files by theirs. The hash of
+    a model of several files is that of their hashes, by part.
+    """
+    known = {name: _recorded_sha256(part.header) for name, part in identity.parts.items()}
+    if not all(known.values()):
+        return ""
+    if len(set(known.values())) == 1:
+        return next(iter(known.values()))
+    return sha256("\n".join(f"{name} {known[name]}" for name in sorted(known)).encode()).hexdigest()
+
+
+def _recorded_sha256(header: Header) -> str:
+    if header.files:
+        return ""
+    blob = header.path.resolve().name
+    return header.metadata.get(SHA256, blob if re.fullmatch(r"[0-9a-f]{64}", blob) else "")

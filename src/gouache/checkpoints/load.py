@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,8 +17,8 @@ from gouache.checkpoints.detect import Identity, Part
 from gouache.checkpoints.diffusers import folder as folders
 from gouache.checkpoints.diffusers.scheduler import Scheduler
 from gouache.checkpoints.formats.header import Header
-from gouache.checkpoints.formats.safetensors import SHA256, WeightSource, verify_sha256
-from gouache.checkpoints.identify import identify, read_card, vocabulary_of
+from gouache.checkpoints.formats.safetensors import WeightSource, verify_sha256
+from gouache.checkpoints.identify import identify, known_sha256, read_card, vocabulary_of
 from gouache.checkpoints.networks import Plan, build_on_meta, fill, load_network, open_part, plan_network, read_planned
 from gouache.checkpoints.noise_table import recorded_latents, recorded_schedule, recorded_scheduler
 from gouache.diffusion.parameterization import Parameterization
@@ -199,27 +197,6 @@ def with_recorded_latents(identity: Identity) -> Identity:
         return identity
     config = recorded_latents(vae.header, vae.config)
     return replace(identity, parts={**identity.parts, "vae": replace(vae, config=config)})
-
-
-def known_sha256(identity: Identity) -> str:
-    """A hash of the model's weights, if its files tell theirs without being read; else empty.
-
-    Files that gouache wrote record the sha256 of their tensors, and the hub's cache names files by theirs. The hash of
-    a model of several files is that of their hashes, by part.
-    """
-    known = {name: _recorded_sha256(part.header) for name, part in identity.parts.items()}
-    if not all(known.values()):
-        return ""
-    if len(set(known.values())) == 1:
-        return next(iter(known.values()))
-    return sha256("\n".join(f"{name} {known[name]}" for name in sorted(known)).encode()).hexdigest()
-
-
-def _recorded_sha256(header: Header) -> str:
-    if header.files:
-        return ""
-    blob = header.path.resolve().name
-    return header.metadata.get(SHA256, blob if re.fullmatch(r"[0-9a-f]{64}", blob) else "")
 
 
 def model_name(path: Path, identity: Identity) -> str:

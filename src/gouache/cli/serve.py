@@ -11,7 +11,12 @@ from pydantic.fields import FieldInfo
 
 from gouache.serve.settings import Settings
 
-FLAGS = {"default_model": "--model", "allowed_hosts": "--allow-host", "admins": "--admin"}
+FLAGS = {
+    "default_model": "--model",
+    "model_aliases": "--model-alias",
+    "allowed_hosts": "--allow-host",
+    "admins": "--admin",
+}
 """Fields whose option has another name."""
 VARIABLES = {"store": "GOUACHE_STORE"}
 """Fields that an environment variable sets too."""

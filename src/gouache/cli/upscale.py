@@ -63,8 +63,7 @@ def upscale(
 
 def _upscaler(wanted: str | None, model: str | None, recipe: Recipe | None) -> tuple[str, PictureUpscaler | None]:
     """What to call the upscaler in a recipe, and its network; None is Lanczos."""
-    from gouache.checkpoints.identify import identify
-    from gouache.checkpoints.load import known_sha256
+    from gouache.checkpoints.identify import identify, known_sha256
     from gouache.pipeline.generate.enlarge import find_upscaler
     from gouache.pipeline.generate.upscaler_files import LANCZOS, OWN, load_part
     from gouache.pipeline.output.recipe import model_sha256

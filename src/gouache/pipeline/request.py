@@ -19,6 +19,7 @@ from gouache.pipeline.request_fields import (
     MAX_BEST_OF,
     MAX_CONTROLS,
     MAX_COUNT,
+    MAX_FACTOR,
     MAX_FRAMES,
     MAX_PIXELS,
     MAX_PROMPT,
@@ -271,7 +272,7 @@ class Inversion(Config):
 class Upscale(Config):
     """Enlarge the finished picture."""
 
-    factor: Annotated[float, Field(gt=0.0, le=16.0)] = 2.0
+    factor: Annotated[float, Field(gt=0.0, le=MAX_FACTOR)] = 2.0
     """Factor on width and height."""
     upscaler: Name | None = None
     """model (the model's upscaler), lanczos, or an upscaler's file. Default: the model's if any, else lanczos."""
@@ -344,7 +345,7 @@ class Request(Config):
     height: Side | None = None
     """Height in pixels; the model's own, or the starting picture's. Above its own, its upscaler (if any) enlarges."""
     background: Annotated[str, AfterValidator(a_colour)] | None = None
-    """transparent, white, black or #rrggbb, for models with an alpha channel."""
+    """transparent, white, black or #rrggbb, for models with an alpha channel; opaque, for all, is white with those."""
     best_of: Annotated[int, Field(ge=1, le=MAX_BEST_OF)] = 1
     """Sample this many drafts and use the most likely one."""
 

@@ -36,7 +36,11 @@ Seamless = Literal["none", "x", "y", "both"]
 Safety = Literal["off", "blur", "block"]
 
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
-_COLOUR = re.compile(r"transparent|white|black|#[0-9a-fA-F]{6}")
+OPAQUE = "opaque"
+"""The background of pictures without transparency: white where the model paints any."""
+MAX_FACTOR = 16
+"""Factor on width and height by which a finished picture may be enlarged."""
+_COLOUR = re.compile(rf"transparent|{OPAQUE}|white|black|#[0-9a-fA-F]{{6}}")
 _ASPECT = re.compile(r"([1-9]\d{0,4}):([1-9]\d{0,4})")
 
 
@@ -51,7 +55,7 @@ def _reference(value: str) -> str:
 def a_colour(value: str) -> str:
     """Check a background colour."""
     if not _COLOUR.fullmatch(value):
-        raise ValueError("transparent, white, black or #rrggbb")
+        raise ValueError("transparent, opaque, white, black or #rrggbb")
     return value
 
 

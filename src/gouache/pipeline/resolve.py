@@ -28,6 +28,7 @@ from gouache.pipeline.inputs.images import References, nearest_size
 from gouache.pipeline.inputs.start import INSTRUCT, input_kind
 from gouache.pipeline.prompts.syntax import adapter_tags, refuse_tags
 from gouache.pipeline.request import Hires, Procedure, Request, Upscale
+from gouache.pipeline.request_fields import MAX_FACTOR, MIN_SIDE, OPAQUE
 from gouache.pipeline.unused import unused_notes
 
 
@@ -35,10 +36,11 @@ def at_own_size(request: Request, bundle: ModelBundle) -> Request:
     """The request with the model's own size and an enlargement behind, where it asks for more than that size.
 
     Only for pictures from words by a model that has an upscaler; `tiled` and `hires` paint at full size. The longer
-    side of what is painted is the model's own.
+    side of what is painted is the model's own. Beyond its scale the upscaler runs twice.
 
     Raises:
-        InvalidInput: the asked size is more than the upscaler gives, or the model has no upscaler and one is asked for.
+        InvalidInput: the asked size is over `MAX_FACTOR` times the own, or the model has no upscaler and one is asked
+            for.
     """
     upscale = request.upscale
     if bundle.upscaler is not None and _is_plain(request):
@@ -49,8 +51,8 @@ def at_own_size(request: Request, bundle: ModelBundle) -> Request:
         fit = max(rounded[0] / own[0], rounded[1] / own[1])
         if fit > 1:
             factor = fit * (upscale.factor if upscale else 1.0)
-            _check(asked, upscale, factor, bundle.upscaler.config.scale, own)
-            width, height = (max(1, round(side / fit)) for side in rounded)
+            _check(asked, upscale, factor, own)
+            width, height = (max(MIN_SIDE, round(side / fit)) for side in rounded)
             request = request.replace({"width": width, "height": height})
             upscale = Upscale(factor=factor, upscaler=OWN)
     if upscale is None:
@@ -73,16 +75,17 @@ def _is_plain(request: Request) -> bool:
     return not other and (request.upscale is None or request.upscale.upscaler in (None, OWN))
 
 
-def _check(asked: tuple[int, int], upscale: Upscale | None, factor: float, scale: int, own: tuple[int, int]) -> None:
-    if factor <= scale + 1e-9:
+def _check(asked: tuple[int, int], upscale: Upscale | None, factor: float, own: tuple[int, int]) -> None:
+    if factor <= MAX_FACTOR + 1e-9:
         return
     more = f", enlarged {upscale.factor:g} times" if upscale else ""
     raise InvalidInput(
         "size",
         given=f"{asked[0]}x{asked[1]}{more}",
-        expected=f"at most {max(own) * scale} pixels a side: {scale} times the {max(own)} that the model paints",
-        cure=f"Paint with --size {max(own) * scale} and enlarge the file by `gouache upscale`, or add --tiled, which "
-        "paints at full size.",
+        expected=f"at most {max(own) * MAX_FACTOR} pixels a side: {MAX_FACTOR} times the {max(own)} that the model "
+        "paints",
+        cure=f"Paint with --size {max(own) * MAX_FACTOR} and enlarge the file by `gouache upscale`, or add --tiled, "
+        "which paints at full size.",
     )
 
 
@@ -368,8 +371,8 @@ def scheduler_notes(asked: Request, resolved: Request, bundle: ModelBundle) -> l
 
 def _background(request: Request, bundle: ModelBundle) -> str | None:
     if bundle.vae.config.image_channels == 4:
-        return request.background or "transparent"
-    if request.background is not None:
+        return "white" if request.background == OPAQUE else request.background or "transparent"
+    if request.background not in (None, OPAQUE):
         raise InvalidInput(
             "background",
             given=request.background,

@@ -17,6 +17,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from gouache import __version__
@@ -27,12 +28,12 @@ from gouache.pipeline.pipeline import check_device
 from gouache.pipeline.request import Request as PaintRequest
 from gouache.serve.api import jobs as api_jobs
 from gouache.serve.api import models as api_models
-from gouache.serve.api import openai as openai_images
 from gouache.serve.api import pictures as api_pictures
 from gouache.serve.api import training as api_training
 from gouache.serve.api.a1111 import listings as a1111_listings
 from gouache.serve.api.a1111 import routes as a1111
 from gouache.serve.api.a1111 import units as a1111_control
+from gouache.serve.api.openai import routes as openai_images
 from gouache.serve.http import ops
 from gouache.serve.http.guard import Guard
 from gouache.serve.http.ops import Counted, Metrics
@@ -106,7 +107,27 @@ def create_api(studio: Studio) -> FastAPI:
     ):
         api.include_router(part.router)
     _add_error_replies(api)
+    for prefix in API_PREFIXES:
+        api.add_api_route(prefix + "/{rest:path}", _unknown, methods=METHODS, include_in_schema=False)
     return api
+
+
+API_PREFIXES = ("/v1", "/sdapi", "/controlnet")
+"""Paths that belong to an interface and not to the page, which would answer in its own way what isn't there."""
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+
+
+def _unknown(request: Request) -> None:
+    """What no route serves, told in the shape of the interface that the path belongs to.
+
+    Raises:
+        HTTPException: 404, or 405 where another method would be served.
+    """
+    partial = [route for route in request.app.routes if route.matches(request.scope)[0] is Match.PARTIAL]
+    allowed = sorted({method for route in partial for method in getattr(route, "methods", None) or ()})
+    if allowed:
+        raise HTTPException(405, "Method Not Allowed", {"Allow": ", ".join(allowed)})
+    raise HTTPException(404, f"Unknown path {request.url.path}")
 
 
 def _add_error_replies(api: FastAPI) -> None:
@@ -224,6 +245,8 @@ def make_settings(given: Mapping[str, Any]) -> Settings:
     values["data"] = (values.get("data") or data_folder()).expanduser()
     values["models"] = (*model_folders(), *(path.expanduser() for path in values.get("models", ())))
     values["allowed_hosts"] = tuple(values.get("allowed_hosts", ()))
+    if "model_aliases" in values:
+        values["model_aliases"] = tuple(name for name in values["model_aliases"] if name)
     values["admins"] = ("admin", *values.get("admins", ()))
     return Settings.from_dict(values, where="serve")
 

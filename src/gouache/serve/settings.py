@@ -71,6 +71,10 @@ class Settings(Config):
     """Folder with models."""
     default_model: str | None = None
     """Model of requests that name none; by default the shipped one."""
+    model_aliases: tuple[str, ...] = (
+        *("dall-e-2", "dall-e-3", "gpt-image-1", "gpt-image-1-mini", "gpt-image-1.5", "gpt-image-2"),
+    )
+    """Name by which OpenAI's clients mean the default model, instead of OpenAI's names; an empty one allows none."""
     host: str = "127.0.0.1"
     """Address to listen on; anything but loopback needs an account or a token."""
     port: Annotated[int, Field(ge=0, le=65535)] = 7860

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
@@ -18,6 +18,7 @@ from gouache.models.upscalers import Upscaler
 from gouache.pipeline.generate.enlarge import enlarge_picture
 from gouache.pipeline.generate.generation import Painted
 from gouache.pipeline.generate.upscaler_files import load_upscaler, upscaler_of
+from gouache.pipeline.output.a1111_text import format_infotext, infotext_of, left_out, parse_infotext, request_of
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.replay import replay
 from gouache.pipeline.request import Hires, Request, Tiled, Upscale
@@ -119,15 +120,42 @@ def test_one_side_alone_and_with_an_enlargement_of_its_own(large: Pipeline) -> N
     assert large.resolve(both.recipe.request) == both.recipe.request, "resolving again changes nothing"
 
 
-def test_more_than_the_upscaler_gives_is_refused_with_a_cure(large: Pipeline) -> None:
+def test_beyond_its_scale_the_upscaler_runs_twice(large: Pipeline) -> None:
+    upscaler = large.bundle.upscaler
+    assert upscaler is not None
+    small = only(large, QUICK)
     for request in (
-        QUICK.replace({"width": 256, "height": 32}),
+        QUICK.replace({"width": 256, "height": 256}),
         QUICK.replace({"width": 64, "height": 64, "upscale": Upscale(factor=4.0)}),
     ):
-        with pytest.raises(InvalidInput, match="at most 128 pixels a side") as caught:
+        painted = only(large, request)
+        assert painted.image.tobytes() == enlarge_picture(small.image, 8.0, upscaler_of(upscaler)).tobytes()
+        assert painted.recipe.request.upscale == Upscale(factor=8.0, upscaler="model")
+    thin = only(large, QUICK.replace({"width": 256, "height": 8}))
+    assert thin.image.size == (256, 64)
+    assert "size 256x8 was rounded to 256x64" in thin.recipe.notes
+
+
+def test_more_than_an_enlargement_may_be_is_refused_with_a_cure(large: Pipeline) -> None:
+    for request in (
+        QUICK.replace({"width": 520, "height": 64}),
+        QUICK.replace({"width": 64, "height": 64, "upscale": Upscale(factor=9.0)}),
+    ):
+        with pytest.raises(InvalidInput, match="at most 512 pixels a side") as caught:
             large.run(request)
         assert "gouache upscale" in caught.value.cure
         assert "--tiled" in caught.value.cure
+
+
+def test_an_opaque_background_is_white_with_transparency_and_nothing_without(large: Pipeline, pipe: Pipeline) -> None:
+    opaque = only(large, QUICK.replace({"background": "opaque"}))
+    white = only(large, QUICK.replace({"background": "white"}))
+    assert opaque.image.mode == "RGB"
+    assert opaque.recipe.request.background == "white"
+    assert opaque.image.tobytes() == white.image.tobytes()
+    plain = only(pipe, QUICK.replace({"background": "opaque"}))
+    assert plain.recipe.request.background is None
+    assert plain.image.tobytes() == only(pipe, QUICK).image.tobytes()
 
 
 def test_other_ways_to_large_pictures_are_left_alone(large: Pipeline) -> None:
@@ -155,3 +183,28 @@ def test_seamless_pictures_stay_seamless(large: Pipeline) -> None:
     assert upscaler is not None
     expected = enlarge_picture(small.image, 4.0, upscaler_of(upscaler), seamless="x")
     assert only(large, request).image.tobytes() == expected.tobytes()
+
+
+@pytest.mark.parametrize(
+    ("fields", "size", "named"),
+    [
+        ({}, "32x32", {}),
+        ({"width": 128, "height": 64}, "128x64", {"Hires upscale": "4", "Hires resize": "128x64"}),
+        ({"width": 48, "height": 48}, "48x48", {"Hires upscale": "1.5", "Hires upscaler": "model"}),
+        ({"upscale": Upscale(factor=2.0)}, "64x64", {"Hires upscale": "2", "Denoising strength": "0"}),
+        ({"upscale": Upscale(factor=3.0, upscaler="lanczos")}, "96x96", {"Hires upscaler": "Lanczos"}),
+        ({"hires": Hires(scale=2.0)}, "32x32", {"Hires upscale": "2", "Denoising strength": "0.7"}),
+    ],
+)
+def test_the_size_in_a1111s_words_is_the_files(
+    large: Pipeline, fields: dict[str, Any], size: str, named: dict[str, str]
+) -> None:
+    """A second pass is the exception: A1111 itself writes the first one's size, and reckons the file's from it."""
+    painted = only(large, QUICK.replace(fields))
+    info = infotext_of(painted.recipe)
+    assert info.values["Size"] == size
+    assert "hires" in fields or size == "{}x{}".format(*painted.image.size)
+    assert {key: info.values.get(key) for key in named} == named
+    again = request_of(parse_infotext(format_infotext(info)), "text").replace({"model": None})
+    assert only(large, again).image.tobytes() == painted.image.tobytes()
+    assert not left_out(info)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sd_parsers import ParserManager
 
 from gouache.errors import InvalidInput, PictureError, RecipeError
 from gouache.pipeline.output.metadata import ImageKind, encode_picture, kind_of, own_json, read_texts
@@ -109,3 +111,38 @@ def test_the_recipe_is_plain_json() -> None:
     values = json.loads(recipe_of("a").to_json())
     assert values["request"]["prompt"] == "a"
     assert values["versions"]["gouache"]
+
+
+def entries(exif: bytes, start: int) -> dict[int, tuple[int, bytes]]:
+    """Tag -> type and value of one directory, after TIFF 6.0, section 2; start: from the header."""
+    (count,) = struct.unpack_from(">H", exif, start)
+    found = {}
+    for k in range(count):
+        tag, kind, length, place = struct.unpack_from(">HHII", exif, start + 2 + 12 * k)
+        size = length * {2: 1, 4: 4, 7: 1}[kind]
+        value = exif[start + 10 + 12 * k :][:4] if size <= 4 else exif[place:][:size]
+        found[tag] = (kind, value[:size])
+    return found
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+@pytest.mark.parametrize("prompt", ["a cat", "", "a 猫 🦊", "x" * 999, "a\nb"])
+def test_the_comment_in_exif_has_the_type_that_other_readers_want(kind: ImageKind, prompt: str) -> None:
+    text = f"{prompt}\nSteps: 4, Sampler: Euler, CFG scale: 7, Seed: 5, Size: 16x16, Model: m".strip()
+    data = encode_picture(PICTURE, kind, {"parameters": text, "gouache": recipe_of(prompt).to_json()})
+    exif = Image.open(io.BytesIO(data)).info["exif"].removeprefix(b"Exif\0\0")
+    assert exif[:4] == b"MM\0*"
+    first = entries(exif, 8)
+    second = entries(exif, struct.unpack(">I", first[0x8769][1])[0])
+    assert second[0x9286] == (7, b"UNICODE\0" + text.encode("utf-16-be"))
+    assert first[0x010E][0] == 2
+    assert first[0x010E][1].endswith(b"}\0")
+    read = ParserManager().parse(io.BytesIO(data))
+    assert read is not None
+    assert [one.value for one in read.prompts] == ([prompt] if prompt else [])
+    assert read.metadata["Size"] == "16x16"
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_a_picture_without_texts_has_no_exif(kind: ImageKind) -> None:
+    assert "exif" not in Image.open(io.BytesIO(encode_picture(PICTURE, kind))).info

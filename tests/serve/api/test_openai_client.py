@@ -106,7 +106,7 @@ def test_edits_and_variations_take_files(api: openai.OpenAI) -> None:
         ({"size": "huge"}, "size"),
         ({"size": "16000x16000"}, "size"),
         ({"n": 11}, "n"),
-        ({"style": "vivid"}, "style"),
+        ({"style": "loud"}, "style"),
         ({"quality": "best"}, "quality"),
         ({"model": "../secret"}, "model"),
         ({"output_compression": 50}, "output_compression"),

@@ -207,6 +207,8 @@ def _check_offsets(tensors: Mapping[str, TensorInfo], path: Path, data_bytes: in
         )
 
 
+SHA256 = "gouache.sha256"
+"""Key of the metadata under which files in the own format record the sha256 of their tensors."""
 SCALE = "_scale"
 """Behind a matrix's name, as the `weight_scale` of other tools' int8 files."""
 SCALE_TYPES = ("F16", "BF16", "F32")

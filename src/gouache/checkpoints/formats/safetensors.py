@@ -23,7 +23,7 @@ from typing import BinaryIO, Protocol
 import torch
 from torch import Tensor
 
-from gouache.checkpoints.formats.header import DOWNLOAD_AGAIN, SCALE, Header, TensorInfo, read_header
+from gouache.checkpoints.formats.header import DOWNLOAD_AGAIN, SCALE, SHA256, Header, TensorInfo, read_header
 from gouache.errors import CorruptCheckpoint, InvalidInput
 from gouache.files import atomic_write
 
@@ -45,7 +45,6 @@ __all__ = [
 
 FORMAT_VERSION = "1"
 OWN_PREFIX = "gouache."
-SHA256 = "gouache.sha256"
 CHUNK = 1 << 22
 ALIGNMENT = 64
 """Where in memory a tensor begins is a multiple of this, as torch's own do: matrix libraries add in another order

@@ -195,7 +195,6 @@ def infotext_of(recipe: Recipe) -> Infotext:
     listed = schedule.label if schedule else request.schedule
     if request.procedure == "a1111":
         listed = _A1111_LISTS.get(request.schedule or "", listed)
-    denoised = request.strength if request.init_image else request.hires.strength if request.hires else None
     values: dict[str, object | None] = {
         "Steps": request.num_inference_steps,
         "Sampler": info.label if info else request.sampler,
@@ -203,12 +202,12 @@ def infotext_of(recipe: Recipe) -> Infotext:
         "CFG scale": request.guidance_scale,
         "Image CFG scale": request.image_guidance_scale,
         "Seed": request.seed,
-        "Size": f"{request.width}x{request.height}",
+        "Size": "{}x{}".format(*_first_size(request)),
         "Model hash": recipe.model.sha256[:10] if recipe.model.sha256 else None,
         "Model": recipe.model.name or None,
         "Variation seed": request.subseed if request.subseed_strength else None,
         "Variation seed strength": request.subseed_strength or None,
-        "Denoising strength": denoised,
+        "Denoising strength": _denoised(request),
         "Clip skip": request.clip_skip if (request.clip_skip or 1) > 1 else None,
         "ENSD": request.eta_noise_seed_delta or None,
         "RNG": _RNG[request.determinism],
@@ -232,16 +231,40 @@ def _hashes(recipe: Recipe, kind: str) -> str | None:
     return ", ".join(found) or None
 
 
+def _denoised(request: Request) -> float | None:
+    """A picture that was only enlarged had a second pass that painted nothing."""
+    if request.init_image:
+        return request.strength
+    return request.hires.strength if request.hires else 0.0 if request.upscale else None
+
+
+def _first_size(request: Request) -> tuple[int, int]:
+    """The file's size; with a second pass that of the first one, from which A1111 reckons the file's."""
+    width, height = request.width or 0, request.height or 0
+    if request.upscale is None or request.hires is not None:
+        return width, height
+    return round(width * request.upscale.factor), round(height * request.upscale.factor)
+
+
 def _hires_values(request: Request) -> dict[str, object | None]:
-    hires = request.hires
+    """The second pass, or what enlarged the picture without one; behind another pass A1111's extras are meant."""
+    hires, upscale = request.hires, request.upscale
+    more: dict[str, object | None] = {}
+    if upscale is not None:
+        label = _UPSCALERS.get(upscale.upscaler or "", upscale.upscaler)
+        if hires is None and request.init_image is None:
+            size = "{}x{}".format(*_first_size(request))
+            return {"Hires upscale": upscale.factor, "Hires resize": size, "Hires upscaler": label}
+        more = {"Postprocess upscale by": upscale.factor, "Postprocess upscaler": label}
     if hires is None:
-        return {}
+        return more
     sized = hires.width is not None or hires.height is not None
     return {
         "Hires upscale": None if sized else hires.scale,
         "Hires resize": f"{hires.width or 0}x{hires.height or 0}" if sized else None,
         "Hires steps": hires.num_inference_steps,
         "Hires upscaler": _UPSCALERS.get(hires.upscaler, hires.upscaler),
+        **more,
     }
 
 
@@ -298,7 +321,7 @@ def request_of(info: Infotext, where: str) -> Request:
         RecipeError: a value that can't be read.
     """
     values = info.values
-    width, height = _size(values.get("Size"))
+    width, height, upscale = _before_enlargement(values)
     sampler, schedule = _sampler(values)
     fields: dict[str, Any] = {
         "prompt": info.prompt,
@@ -321,6 +344,7 @@ def request_of(info: Infotext, where: str) -> Request:
         "emphasis": {**EMPHASIS, "Comfy": "comfy"}.get(values.get("Emphasis", "")),
         **_noise(values),
         "hires": _hires(values),
+        "upscale": upscale,
     }
     try:
         return Request.from_dict({key: value for key, value in fields.items() if value is not None}, where=where)
@@ -368,9 +392,28 @@ def _clip_skip(values: Mapping[str, str]) -> float | None:
     return None if skip is None else max(abs(skip), 1)
 
 
+def _only_enlarged(values: Mapping[str, str]) -> bool:
+    """Whether the text names an enlargement as `_hires_values` does: both keys, and a second pass without strength."""
+    named = "Hires upscale" in values and values.get("Hires resize") == values.get("Size")
+    return named and _number(values, "Denoising strength", float) == 0
+
+
+def _before_enlargement(values: Mapping[str, str]) -> tuple[int | None, int | None, dict[str, Any] | None]:
+    """Width and height that were painted, and the enlargement behind them."""
+    width, height = _size(values.get("Size"))
+    factor = _number(values, "Hires upscale", float) if _only_enlarged(values) else None
+    if not factor or not width or not height:
+        return width, height, None
+    label = values.get("Hires upscaler", "Lanczos")
+    upscale = {"factor": factor, "upscaler": HIRES_UPSCALERS.get(label, label)}
+    return round(width / factor), round(height / factor), upscale
+
+
 def _hires(values: Mapping[str, str]) -> dict[str, Any] | None:
     """The second pass; at its scale of 1 it has the first one's size. One side of `Hires resize` may be 0: the other
     decides it."""
+    if _only_enlarged(values):
+        return None
     width, height = (side or None for side in _size(values.get("Hires resize", values.get("Hires size"))))
     scale = _number(values, _first(values, "Hires upscale", "Hires scale"), float) or None
     if scale is None and width is None and height is None:
@@ -437,7 +480,7 @@ _READ = frozenset(
 def left_out(info: Infotext) -> list[str]:
     """What a text says that a request of ours doesn't repeat, a sentence each."""
     values, notes = info.values, []
-    second_pass = _hires(values) is not None
+    second_pass = _hires(values) is not None or _only_enlarged(values)
     if "Denoising strength" in values and not second_pass:
         strength = values["Denoising strength"]
         notes.append(f"it starts from a picture, at denoising strength {strength}, which the file doesn't hold")

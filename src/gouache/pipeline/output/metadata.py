@@ -10,7 +10,7 @@ import re
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -29,6 +29,11 @@ _NAMED_JSON = re.compile(r"\s*(\w[\w -]{0,40}):\s*(?=[{\[])")
 _XMP = "XML:com.adobe.xmp"
 _XMP_COMMENT = re.compile(r"<exif:UserComment>\s*(?:<rdf:Alt>\s*<rdf:li[^>]*>)?([^<]*)<")
 _UNICODE = b"UNICODE\0"
+_EXIF_HEAD = b"Exif\0\0"
+_TIFF_HEAD = b"MM\0\x2a\0\0\0\x08"
+"""Of an EXIF block: big-endian, with the first directory at byte 8."""
+_ASCII, _LONG, _UNDEFINED = 2, 4, 7
+_TYPE_BYTES = {_ASCII: 1, _LONG: 4, _UNDEFINED: 1}
 MAX_JPEG_EXIF = 65_533
 ImageKind = Literal["png", "jpeg", "webp"]
 KINDS: dict[str, ImageKind] = {".png": "png", ".jpg": "jpeg", ".jpeg": "jpeg", ".webp": "webp"}
@@ -91,14 +96,45 @@ def encode_picture(
 
 
 def _exif(texts: Mapping[str, str]) -> bytes:
-    exif = Image.Exif()
-    if PARAMETERS in texts:
-        comment = _UNICODE + texts[PARAMETERS].encode("utf-16-be")
-        exif.get_ifd(_EXIF_FOLDER)[_USER_COMMENT] = comment
+    """An EXIF block: the recipe's JSON as description, A1111's text as user comment.
+
+    Written here and not by Pillow, which gives bytes the type BYTE. EXIF 2.3, section 4.6.5, wants UNDEFINED of a user
+    comment, and the readers of A1111 and of its relatives (the package piexif) take nothing else.
+    """
+    description = b""
     if OWN in texts:
         # This tag holds ASCII, so the JSON escapes what isn't.
-        exif[_DESCRIPTION] = json.dumps(json.loads(texts[OWN]), separators=(",", ":"))
-    return exif.tobytes()
+        description = json.dumps(json.loads(texts[OWN]), separators=(",", ":")).encode("ascii") + b"\0"
+    comment = b""
+    if PARAMETERS in texts:
+        comment = _UNICODE + texts[PARAMETERS].encode("utf-16-be")
+    first = [(_DESCRIPTION, _ASCII, description)] if description else []
+    if not comment:
+        return _EXIF_HEAD + _TIFF_HEAD + _directory(first, len(_TIFF_HEAD)) if first else b""
+    # The pointer to the second directory stands in the first, whose length doesn't depend on it.
+    start = len(_directory([*first, (_EXIF_FOLDER, _LONG, b"1234")], 0)) + len(_TIFF_HEAD)
+    first.append((_EXIF_FOLDER, _LONG, struct.pack(">I", start)))
+    second = _directory([(_USER_COMMENT, _UNDEFINED, comment)], start)
+    return _EXIF_HEAD + _TIFF_HEAD + _directory(first, len(_TIFF_HEAD)) + second
+
+
+def _directory(entries: Sequence[tuple[int, int, bytes]], start: int) -> bytes:
+    """One directory of TIFF 6.0, section 2, big-endian, with its values behind it.
+
+    Args:
+        entries: tag, type and value, by ascending tag; values over four bytes lie behind the directory.
+        start: where the directory stands, in bytes from the header.
+    """
+    table, values = struct.pack(">H", len(entries)), b""
+    behind = start + 2 + 12 * len(entries) + 4
+    for tag, kind, value in entries:
+        table += struct.pack(">HHI", tag, kind, len(value) // _TYPE_BYTES[kind])
+        if len(value) <= 4:
+            table += value.ljust(4, b"\0")
+            continue
+        table += struct.pack(">I", behind + len(values))
+        values += value + b"\0" * (len(value) % 2)  # Offsets are even.
+    return table + struct.pack(">I", 0) + values
 
 
 def read_texts(source: Path | bytes, *, where: str = "picture") -> dict[str, str]:

@@ -13,7 +13,7 @@ from sqlalchemy import Row, select
 
 from gouache.checkpoints import hub
 from gouache.checkpoints.hub import SHIPPED
-from gouache.checkpoints.identify import identify
+from gouache.checkpoints.identify import identify, known_sha256
 from gouache.errors import GouacheError, ModelNotFound, unknown_name
 from gouache.serve.store.database import Database, upsert
 from gouache.serve.store.tables import models
@@ -99,6 +99,8 @@ class ModelCatalog:
     def find(self, name: str | None) -> ModelEntry:
         """A model by name, stem, A1111 title, or hash (ten digits or all).
 
+        Where nothing is called exactly so, case, the hash in a title and the kind of slash are passed over.
+
         Raises:
             ModelNotFound: no such model here.
         """
@@ -108,6 +110,14 @@ class ModelCatalog:
             hashes = (entry.sha256, entry.sha256[:10]) if entry.sha256 else ()
             if wanted in (entry.name, entry.stem, entry.title, *hashes):
                 return entry
+        if _HASH.fullmatch(wanted):
+            for entry in entries:
+                if _recorded_sha256(entry).startswith(wanted.lower()):
+                    return entry
+        loose = _loose(wanted)
+        alike = [entry for entry in entries if loose in (_loose(entry.name), _loose(entry.stem))]
+        if len(alike) == 1:
+            return alike[0]
         near = unknown_name("model", wanted, [entry.name for entry in entries])
         raise ModelNotFound("model", given=repr(wanted), expected=near.expected, cure=near.cure)
 
@@ -118,6 +128,28 @@ class ModelCatalog:
         with self.database.write() as connection:
             values = {"size": entry.size, "modified": entry.modified, "sha256": sha256}
             upsert(connection, models, {"path": str(entry.path)}, values)
+
+
+_HASH = re.compile(r"[0-9a-fA-F]{10}|[0-9a-fA-F]{64}")
+_TITLE_HASH = re.compile(r" \[[0-9a-fA-F]{8,64}\]$")
+
+
+def _loose(name: str) -> str:
+    return _TITLE_HASH.sub("", name.strip()).replace("\\", "/").casefold()
+
+
+def _recorded_sha256(entry: ModelEntry) -> str:
+    """The hash that the model's files record, with which its recipes name it before it was ever loaded; or empty."""
+    path = entry.path or hub.shipped_model()
+    return _sha256_in_headers(path, entry.modified) if path is not None else ""
+
+
+@lru_cache(maxsize=4096)
+def _sha256_in_headers(path: Path, _modified: float) -> str:
+    try:
+        return known_sha256(identify(path))
+    except (GouacheError, OSError):
+        return ""
 
 
 def _models_below(folder: Path, root: Path, depth: int) -> list[Path]:

@@ -12,7 +12,7 @@ from gouache.checkpoints.hub import shipped_model
 from gouache.checkpoints.identify import identify, read_card
 from gouache.cli.inspect import describe
 from gouache.errors import GouacheError, InvalidInput
-from gouache.models.family import POCKET, family_label
+from gouache.models.family import POCKET, family_label, family_named
 from gouache.serve.models.catalog import ModelEntry
 
 LICENCE_KEYS = ("modelspec.license", "modelspec.licence", "license", "licence")
@@ -30,6 +30,7 @@ class Facts:
         parameters: of all networks.
         styles: that a request may name.
         side: of the pictures it likes, in pixels; 0 if it doesn't say.
+        trained_side: the same, where the file doesn't say it its family's.
         upscaler: whether it brings an upscaler of its own.
         error: why it can't be used.
     """
@@ -41,6 +42,7 @@ class Facts:
     parameters: int = 0
     styles: tuple[str, ...] = ()
     side: int = 0
+    trained_side: int = 0
     upscaler: bool = False
     error: str = ""
 
@@ -77,8 +79,18 @@ def _facts(path: Path, _modified: int) -> Facts:
         parameters=sum(part.parameters for part in identity.parts.values()),
         styles=tuple(getattr(card, "styles", ())),
         side=card.defaults.width if card is not None else 0,
+        trained_side=card.defaults.width if card is not None else _family_side(identity.family),
         upscaler="upscaler" in identity.parts,
     )
+
+
+def _family_side(name: str) -> int:
+    """Edge of the pictures that a family was trained on; the larger one where there are two."""
+    try:
+        family = family_named(name)
+    except GouacheError:
+        return 0
+    return max(family.size, family.v_size or 0)
 
 
 def inspect(entry: ModelEntry) -> dict[str, Any]:

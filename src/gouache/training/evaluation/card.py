@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from gouache.checkpoints.detect import Identity
-from gouache.checkpoints.identify import identify
-from gouache.checkpoints.load import known_sha256
+from gouache.checkpoints.identify import identify, known_sha256
 from gouache.data.stickers import Stickers
 from gouache.errors import DataError
 from gouache.training.runlog import read_log

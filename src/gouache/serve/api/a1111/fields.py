@@ -3,15 +3,26 @@ can be named (`tolerance`)."""
 
 from __future__ import annotations
 
+import base64
+import binascii
+import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field
 
+from gouache.errors import InvalidInput
 from gouache.pipeline.request import MAX_SEED
 
-SeedField = Annotated[int, Field(ge=-1, le=MAX_SEED)]
-SideField = Annotated[int, Field(ge=0, le=16_384)]
-Few = Annotated[int, Field(ge=1, le=1000)]
+
+def _whole(value: object) -> object:
+    """A1111 cuts what stands behind the point; half of 25 steps is sent as 12.5."""
+    return math.trunc(value) if isinstance(value, float) and math.isfinite(value) else value
+
+
+Whole = Annotated[int, BeforeValidator(_whole)]
+SeedField = Annotated[Whole, Field(ge=-1, le=MAX_SEED)]
+SideField = Annotated[Whole, Field(ge=0, le=16_384)]
+Few = Annotated[Whole, Field(ge=1, le=1000)]
 Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 ShortText = Annotated[str, Field(max_length=1000)]
 Base64 = Annotated[str, Field(max_length=512 * 2**20)]
@@ -33,14 +44,14 @@ class GenerationBody(A1111Body):
     seed: SeedField | None = -1
     subseed: SeedField | None = -1
     subseed_strength: Number | None = 0.0
-    seed_resize_from_h: int | None = -1
-    seed_resize_from_w: int | None = -1
+    seed_resize_from_h: Whole | None = -1
+    seed_resize_from_w: Whole | None = -1
     sampler_name: ShortText | None = None
     sampler_index: ShortText | None = None
     scheduler: ShortText | None = None
     batch_size: Few | None = 1
     n_iter: Few | None = 1
-    steps: Annotated[int, Field(ge=1, le=10_000)] | None = 50
+    steps: Annotated[Whole, Field(ge=1, le=10_000)] | None = 50
     cfg_scale: Number | None = 7.0
     width: SideField | None = 512
     height: SideField | None = 512
@@ -70,6 +81,8 @@ class GenerationBody(A1111Body):
     firstpass_image: str | None = None
     distilled_cfg_scale: Number | None = None
     clip_skip: Number | None = None
+    background: ShortText | None = None
+    """Not A1111's: a colour, or `transparent`, without which no picture with an alpha channel is sent."""
 
 
 class Txt2Img(GenerationBody):
@@ -77,11 +90,11 @@ class Txt2Img(GenerationBody):
 
     enable_hr: bool | None = False
     denoising_strength: Number | None = None
-    firstphase_width: int | None = 0
-    firstphase_height: int | None = 0
+    firstphase_width: Whole | None = 0
+    firstphase_height: Whole | None = 0
     hr_scale: Number | None = 2.0
     hr_upscaler: ShortText | None = None
-    hr_second_pass_steps: Annotated[int, Field(ge=0, le=10_000)] | None = 0
+    hr_second_pass_steps: Annotated[Whole, Field(ge=0, le=10_000)] | None = 0
     hr_resize_x: SideField | None = 0
     hr_resize_y: SideField | None = 0
     hr_checkpoint_name: ShortText | None = None
@@ -98,18 +111,18 @@ class Img2Img(GenerationBody):
     """POST /img2img."""
 
     init_images: Annotated[list[Base64], Field(max_length=64)] | None = None
-    resize_mode: int | None = 0
+    resize_mode: Whole | None = 0
     denoising_strength: Number | None = 0.75
     image_cfg_scale: Number | None = None
     mask: Base64 | None = None
-    mask_blur_x: Annotated[int, Field(ge=0, le=256)] | None = 4
-    mask_blur_y: Annotated[int, Field(ge=0, le=256)] | None = 4
-    mask_blur: Annotated[int, Field(ge=0, le=256)] | None = None
+    mask_blur_x: Annotated[Whole, Field(ge=0, le=256)] | None = 4
+    mask_blur_y: Annotated[Whole, Field(ge=0, le=256)] | None = 4
+    mask_blur: Annotated[Whole, Field(ge=0, le=256)] | None = None
     mask_round: bool | None = True
-    inpainting_fill: int | None = 0
+    inpainting_fill: Whole | None = 0
     inpaint_full_res: bool | int | None = True
-    inpaint_full_res_padding: Annotated[int, Field(ge=0, le=4096)] | None = 0
-    inpainting_mask_invert: int | None = 0
+    inpaint_full_res_padding: Annotated[Whole, Field(ge=0, le=4096)] | None = 0
+    inpainting_mask_invert: Whole | None = 0
     initial_noise_multiplier: Number | None = None
     latent_mask: Base64 | None = None
     include_init_images: bool | None = False
@@ -126,7 +139,9 @@ class Extras(A1111Body):
     upscaling_resize: Annotated[float, Field(ge=0, le=16)] | None = 2
     upscaling_resize_w: SideField | None = 512
     upscaling_resize_h: SideField | None = 512
-    upscaling_crop: bool | None = True
+    upscaling_crop: Annotated[
+        bool | None, Field(validation_alias=AliasChoices("upscaling_crop", "upscaling_resize_crop"))
+    ] = True
     upscaler_1: ShortText | None = "None"
     upscaler_2: ShortText | None = "None"
     extras_upscaler_2_visibility: Number | None = 0
@@ -142,14 +157,16 @@ class ExtraSingle(Extras):
 class NamedImage(A1111Body):
     """One picture of a batch."""
 
-    data: Base64
-    name: ShortText
+    data: Annotated[Base64, Field(validation_alias=AliasChoices("data", "image"))]
+    name: ShortText = ""
 
 
 class ExtraBatch(Extras):
     """POST /extra-batch-images."""
 
-    imageList: Annotated[list[NamedImage], Field(max_length=64)]  # noqa: N815
+    imageList: Annotated[  # noqa: N815
+        list[NamedImage], Field(max_length=64, validation_alias=AliasChoices("imageList", "image_list"))
+    ]
 
 
 class PngInfo(A1111Body):
@@ -165,9 +182,32 @@ class Interrogate(A1111Body):
     model: ShortText = "clip"
 
 
+class Detect(A1111Body):
+    """POST /controlnet/detect."""
+
+    controlnet_module: ShortText | None = "none"
+    controlnet_input_images: Annotated[list[Base64], Field(max_length=64)] = []
+
+
 class TaskProgress(A1111Body):
     """POST /internal/progress."""
 
     id_task: ShortText | None = None
-    id_live_preview: int | None = -1
+    id_live_preview: Whole | None = -1
     live_preview: bool | None = True
+
+
+def decoded(field: str, text: str) -> bytes:
+    """Bytes from base64, with or without a `data:` head.
+
+    Raises:
+        InvalidInput: no base64; an address is never fetched.
+    """
+    if text[:8].lower().startswith(("http://", "https://", "file:", "ftp:")):
+        raise InvalidInput(field, given="an address", expected="a picture in base64", cure="Requests not allowed")
+    if text.startswith("data:"):
+        text = text.partition(",")[2]
+    try:
+        return base64.b64decode("".join(text.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidInput(field, given=str(error), expected="a picture in base64") from error

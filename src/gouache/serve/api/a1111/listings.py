@@ -17,8 +17,9 @@ from gouache.errors import GouacheError, InvalidInput, RecipeError
 from gouache.pipeline.output.a1111_text import format_infotext, parse_infotext
 from gouache.pipeline.output.foreign import as_infotext, read_recipe
 from gouache.pipeline.output.metadata import PARAMETERS, read_texts
-from gouache.serve.api.a1111.fields import Interrogate, PngInfo
-from gouache.serve.api.a1111.mapping import UPSCALERS, decoded
+from gouache.serve.api.a1111.fields import Interrogate, PngInfo, decoded
+from gouache.serve.api.a1111.mapping import UPSCALERS
+from gouache.serve.api.a1111.tolerance import SD_UPSCALE
 from gouache.serve.api.a1111.units import TITLE
 from gouache.serve.http.access import owner_of, studio_of
 
@@ -88,8 +89,8 @@ def prompt_styles(request: Request) -> list[dict[str, str]]:
 
 @router.get(f"{PREFIX}/scripts")
 def scripts() -> dict[str, list[str]]:
-    """Scripts: the one for ControlNets; nothing is plugged in."""
-    return {"txt2img": [TITLE], "img2img": [TITLE]}
+    """Scripts: the one for ControlNets, and one of A1111's own; nothing is plugged in."""
+    return {"txt2img": [TITLE], "img2img": [SD_UPSCALE, TITLE]}
 
 
 @router.get(f"{PREFIX}/loras")
@@ -148,9 +149,10 @@ def _empty() -> list[Any]:
     return []
 
 
+@router.get(f"{PREFIX}/sd-modules")
 @router.get(f"{PREFIX}/sd-vae")
 def sd_vae() -> list[dict[str, str]]:
-    """The autoencoders that `sd_vae` may name."""
+    """The autoencoders that `sd_vae` may name; Forge calls them modules."""
     return [{"model_name": name, "filename": place.name} for name, place in list_vaes().items()]
 
 
@@ -162,6 +164,7 @@ for _name in (
     "extensions",
     "artist-categories",
     "artists",
+    "lycos",
 ):
     router.get(f"{PREFIX}/{_name}", name=_name)(_empty)
 

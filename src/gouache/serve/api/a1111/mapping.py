@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import math
 import re
 from dataclasses import dataclass
 from typing import Any
+
+from PIL import Image
 
 from gouache.diffusion.samplers.names import (
     SAMPLER_INFOS,
@@ -20,9 +20,10 @@ from gouache.pipeline.inputs.images import read_picture
 from gouache.pipeline.output.a1111_text import EMPHASIS, HIRES_UPSCALERS, parse_infotext, request_of
 from gouache.pipeline.output.metadata import ImageKind
 from gouache.pipeline.request import Control, Request, ResizeMode
-from gouache.serve.api.a1111.fields import GenerationBody, Img2Img, Txt2Img
+from gouache.pipeline.request_fields import OPAQUE
+from gouache.serve.api.a1111.fields import GenerationBody, Img2Img, Txt2Img, decoded
 from gouache.serve.api.a1111.server_options import Options, known_settings, options_of
-from gouache.serve.api.a1111.tolerance import NOTHING, PLACEHOLDER, settled
+from gouache.serve.api.a1111.tolerance import NOTHING, PLACEHOLDER, SD_UPSCALE, settled
 from gouache.serve.api.a1111.units import controls_of
 from gouache.serve.http.replies import in_words_of
 from gouache.serve.studio import Studio
@@ -130,6 +131,7 @@ def _common(body: GenerationBody, studio: Studio, owner: str, options: Options, 
         "seamless": "both" if body.tiling else None,
         "clip_skip": _clip_skip(body, options, notes),
         "emphasis": EMPHASIS[options.emphasis],
+        "background": body.background or OPAQUE,
         **noise,
         **_randomness(body, sampler, notes),
     }
@@ -260,7 +262,34 @@ def _img2img(body: Img2Img, studio: Studio, notes: list[str]) -> dict[str, Any]:
         values["image_guidance_scale"] = body.image_cfg_scale
     if body.mask:
         values["mask"] = _mask(body, studio, notes)
+    if (body.script_name or "").strip().lower() == SD_UPSCALE:
+        values |= _sd_upscale(body, studio, notes)
     return values
+
+
+def _sd_upscale(body: Img2Img, studio: Studio, notes: list[str]) -> dict[str, Any]:
+    """A1111's built-in script: the picture enlarged, then painted over in overlapping tiles of the asked size.
+
+    Its arguments: a text for the page, pixels of overlap, an upscaler's number or name, the factor.
+    """
+    _, overlap, upscaler, factor = (*(body.script_args or []), *_SD_UPSCALE_DEFAULTS[len(body.script_args or []) :])[:4]
+    numbers = (overlap, factor)
+    if any(isinstance(one, bool) or not isinstance(one, int | float) for one in numbers) or not 0 < factor <= 8:
+        raise InvalidInput(
+            "script_args", given=repr(body.script_args)[:80], expected="[text, overlap, upscaler, factor]"
+        )
+    if str(upscaler).casefold() not in ("lanczos", "none", "0", "1"):
+        notes.append(f"script_args: Lanczos stands in for {str(upscaler)[:40]}")
+    width, height = _picture_of(studio, "init_images", (body.init_images or [""])[0]).size
+    tile = max(body.width or 512, body.height or 512)
+    return {
+        "width": round(width * factor),
+        "height": round(height * factor),
+        "tiled": {"tile": tile, "overlap": min(max(overlap / tile, 0.0), 0.9)},
+    }
+
+
+_SD_UPSCALE_DEFAULTS: tuple[object, ...] = ("", 64, "None", 2.0)
 
 
 def _mask(body: Img2Img, studio: Studio, notes: list[str]) -> dict[str, Any]:
@@ -292,28 +321,15 @@ def _controls(body: GenerationBody, studio: Studio, start: tuple[str, ResizeMode
 
 def attach(studio: Studio, field: str, text: str) -> str:
     """Keep a picture that came in base64; gives its name for a request."""
-    data = decoded(field, text)
+    _picture_of(studio, field, text)
+    return studio.file_store.attach(decoded(field, text))
+
+
+def _picture_of(studio: Studio, field: str, text: str) -> Image.Image:
     try:
-        read_picture(data, where=field, max_pixels=4 * studio.settings.limits.pixels)
+        return read_picture(decoded(field, text), where=field, max_pixels=4 * studio.settings.limits.pixels)
     except PictureError as error:
         raise InvalidInput(field, given=error.given, expected=error.expected, cure=error.cure) from error
-    return studio.file_store.attach(data)
-
-
-def decoded(field: str, text: str) -> bytes:
-    """Bytes from base64, with or without a `data:` head.
-
-    Raises:
-        InvalidInput: no base64; an address is never fetched.
-    """
-    if text[:8].lower().startswith(("http://", "https://", "file:", "ftp:")):
-        raise InvalidInput(field, given="an address", expected="a picture in base64", cure="Requests not allowed")
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise InvalidInput(field, given=str(error), expected="a picture in base64") from error
 
 
 def _from_infotext(body: GenerationBody, values: dict[str, Any]) -> dict[str, Any]:

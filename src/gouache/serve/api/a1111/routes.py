@@ -28,9 +28,10 @@ from gouache.serve.api.a1111.fields import (
     Img2Img,
     TaskProgress,
     Txt2Img,
+    decoded,
 )
-from gouache.serve.api.a1111.mapping import NAMES, MappedRequest, decoded, order_of
-from gouache.serve.api.a1111.server_options import options_of, set_options
+from gouache.serve.api.a1111.mapping import NAMES, MappedRequest, order_of
+from gouache.serve.api.a1111.server_options import kept_of, options_of, set_options
 from gouache.serve.api.a1111.tolerance import NOTHING, extra_notes
 from gouache.serve.api.a1111.units import in_words_of_units
 from gouache.serve.api.views import raise_unless_painted
@@ -355,11 +356,20 @@ def pending(request: Request) -> dict[str, Any]:
     return {"size": len(waiting), "tasks": [job.label or job.id for job in waiting]}
 
 
+@router.get("/queue/status")
+def queue_status(request: Request) -> dict[str, Any]:
+    """The caller's queue, as the page of A1111 tells it, by which clients see that it runs."""
+    waiting = studio_of(request).jobs.listing(owner=owner_of(request), states=["queued"])
+    times = {"avg_event_process_time": None, "avg_event_concurrent_process_time": None, "rank_eta": None}
+    return {"msg": "estimation", "rank": None, "queue_size": len(waiting), "queue_eta": 0, **times}
+
+
 @router.get(f"{PREFIX}/options")
 def get_options(request: Request) -> dict[str, Any]:
     """The caller's settings."""
     studio = studio_of(request)
-    return options_of(studio, owner_of(request)).listing(studio)
+    owner = owner_of(request)
+    return {**options_of(studio, owner).listing(studio), **kept_of(studio, owner)}
 
 
 @router.post(f"{PREFIX}/options")

@@ -24,6 +24,15 @@ FIXED: dict[str, object] = {
 }
 
 
+KEPT: dict[str, bool] = {
+    "send_seed": True,
+    "send_size": True,
+    "add_model_name_to_info": True,
+    "add_model_hash_to_info": True,
+    "do_not_show_images": False,
+    "show_progressbar": True,
+}
+"""Settings of A1111's page, with its defaults: kept for the clients that read them, and without effect."""
 PLACEHOLDERS = {"sd_model_checkpoint": "", "sd_vae": "string"}
 """What clients send that leave a setting open."""
 NOISE_LEVELS = {"GPU": "a1111", "NV": "a1111", "CPU": "cpu"}
@@ -131,8 +140,16 @@ def options_of(studio: Studio, owner: str) -> Options:
         return options.overridden(known, studio)
 
 
+def kept_of(studio: Studio, owner: str) -> dict[str, bool]:
+    """What the user's clients keep here."""
+    stored = studio.options(owner)
+    return {key: bool(json.loads(stored[key])) if key in stored else value for key, value in KEPT.items()}
+
+
 def set_options(studio: Studio, owner: str, values: Mapping[str, Any]) -> None:
     """Check and keep settings; those that mean nothing here are passed over, as A1111 does."""
+    kept = {key: value for key, value in values.items() if key in KEPT and isinstance(value, bool)}
+    studio.set_options(owner, {key: json.dumps(value) for key, value in kept.items()})
     values, _ = known_settings(values)
     options_of(studio, owner).overridden(values, studio)
     studio.set_options(owner, {key: json.dumps(value) for key, value in values.items() if key not in FIXED})

@@ -54,6 +54,8 @@ NOTED: dict[str, tuple[object, ...]] = {
 # Always-on scripts that save memory or time, or write texts; the picture is the same.
 HARMLESS = frozenset({"tiled vae", "never oom integrated", "comments", "extra options", "api payload", "api info"})
 SEED, SAMPLER, REFINER, SOFT, CONTROLNET = "seed", "sampler", "refiner", "soft inpainting", "controlnet"
+SD_UPSCALE = "sd upscale"
+"""A1111's built-in script of img2img."""
 _TAG = re.compile(r"<(?:lora|lyco|hypernet):[^<>]*>")
 
 
@@ -112,7 +114,8 @@ def unserved(name: str, value: object) -> InvalidInput:
 
 
 def _check_script(body: GenerationBody) -> None:
-    if body.script_name not in (None, *NOTHING):
+    name = (body.script_name or "").strip()
+    if name not in NOTHING and not (isinstance(body, Img2Img) and name.lower() == SD_UPSCALE):
         cure = f"Script {body.script_name!r} not found"
         raise InvalidInput("script_name", given=repr(body.script_name), expected="nothing", cure=cure)
 

@@ -16,9 +16,11 @@ from fastapi import APIRouter, Request
 from gouache.checkpoints.adapters.controlnet_library import ControlFile, usable_controls
 from gouache.checkpoints.adapters.naming import folded
 from gouache.checkpoints.diffusers.folder import weight_files
-from gouache.errors import ConfigError, IncompatibleCheckpoint, InvalidInput, unknown_name
+from gouache.errors import ConfigError, IncompatibleCheckpoint, InvalidInput, PictureError, unknown_name
+from gouache.pipeline.inputs.images import read_picture
 from gouache.pipeline.request import Control, ResizeMode
-from gouache.serve.http.access import owner_of
+from gouache.serve.api.a1111.fields import Detect, decoded
+from gouache.serve.http.access import owner_of, studio_of
 
 router = APIRouter(tags=["a1111"])
 SCRIPT = "alwayson_scripts.ControlNet"
@@ -240,7 +242,11 @@ def version(request: Request) -> dict[str, int]:
 def model_list(request: Request) -> dict[str, list[str]]:
     """ControlNets that a unit may name."""
     owner_of(request)
-    return {"model_list": [f"{file.name} [{short_hash(file)}]" for file in usable_controls()]}
+    return {"model_list": _titles()}
+
+
+def _titles() -> list[str]:
+    return [f"{file.name} [{short_hash(file)}]" for file in usable_controls()]
 
 
 @router.get("/controlnet/module_list")
@@ -248,6 +254,36 @@ def module_list(request: Request) -> dict[str, Any]:
     """Preprocessors: none but the one that takes the picture as it is."""
     owner_of(request)
     return {"module_list": ["none"], "module_detail": {"none": {"model_free": False, "sliders": []}}}
+
+
+@router.get("/controlnet/control_types")
+def control_types(request: Request) -> dict[str, Any]:
+    """Kinds of control: one, with everything in it."""
+    owner_of(request)
+    models = ["None", *_titles()]
+    everything = {"module_list": ["none"], "model_list": models, "default_option": "none", "default_model": "None"}
+    return {"control_types": {"All": everything}}
+
+
+@router.post("/controlnet/detect")
+def detect(body: Detect, request: Request) -> dict[str, Any]:
+    """What a preprocessor makes of pictures: the only one, `none`, leaves them as they are.
+
+    Raises:
+        InvalidInput: another preprocessor, or something that is no picture.
+    """
+    limit = 4 * studio_of(request).settings.limits.pixels
+    if (body.controlnet_module or "none").lower() != "none":
+        given = repr(body.controlnet_module)[:80]
+        raise InvalidInput("controlnet_module", given=given, expected="'none': there is no other preprocessor")
+    for number, text in enumerate(body.controlnet_input_images):
+        where = f"controlnet_input_images[{number}]"
+        try:
+            read_picture(decoded(where, text), where=where, max_pixels=limit)
+        except PictureError as error:
+            raise InvalidInput(where, given=error.given, expected=error.expected, cure=error.cure) from error
+    plain = [text.partition(",")[2] if text.startswith("data:") else text for text in body.controlnet_input_images]
+    return {"images": plain, "info": "Success"}
 
 
 @router.get("/controlnet/settings")
