@@ -13,7 +13,7 @@ from sqlalchemy import delete, insert, select
 
 from gouache.errors import ModelNotFound, QueueFull
 from gouache.pipeline.request import Request
-from gouache.serve.http.guard import Buckets
+from gouache.serve.http.visitors import Buckets
 from gouache.serve.models.catalog import ModelCatalog
 from gouache.serve.models.downloads import Pulls
 from gouache.serve.queue.admission import admit
