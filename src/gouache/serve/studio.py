@@ -8,6 +8,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 
 from sqlalchemy import delete, insert, select
 
@@ -26,6 +27,7 @@ from gouache.serve.queue.tasks import Tasks, UpscaleTasks
 from gouache.serve.search.query import SemanticSearch
 from gouache.serve.settings import Settings
 from gouache.serve.store.accounts import Accounts
+from gouache.serve.store.attachments import Attachments
 from gouache.serve.store.database import Database, upsert
 from gouache.serve.store.file_store import FileStore
 from gouache.serve.store.gallery import Gallery
@@ -55,6 +57,7 @@ class Studio:
         self.settings = settings
         self.file_store = FileStore(settings.data, settings.limits.free_bytes)
         self.database = Database(settings.store_url)
+        self.attachments = Attachments(self.database, self.file_store)
         self.jobs = JobQueue(self.database, settings.limits, self.file_store.discard)
         self.cached_view = CachedJobView(self.database)
         self.leases = Leases(self.database)
@@ -114,8 +117,8 @@ class Studio:
         if request.model is None and (chosen := self.default_model(owner)) != self.catalog.default:
             request = request.replace({"model": chosen})
         self.file_store.check_room()
-        self.file_store.renew(name for name in request.pictures() if name.startswith("sha256:"))
-        admitted = admit(request, self.settings, self.catalog, self.file_store)
+        admitted = admit(request, self.settings, self.catalog, partial(self.attachments.read, owner))
+        self.file_store.renew(request.pictures())
         job, new = self.jobs.submit(
             admitted, owner=owner, source=source, key=key, label=label, priority=priority, fingerprint=fingerprint
         )

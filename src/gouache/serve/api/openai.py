@@ -218,10 +218,10 @@ async def edits(request: Request) -> Response:
         fields, files = await _read_form(request)
         body = _checked(Edits, fields)
         studio = studio_of(request)
-        image = await asyncio.to_thread(_attached, studio, files, "image")
+        image = await asyncio.to_thread(_attached, studio, owner_of(request), files, "image")
         pictures: dict[str, object] = {"init_image": image, "strength": _or(body.strength, EDIT_STRENGTH)}
         if files.get("mask"):
-            pictures["mask"] = {"image": await asyncio.to_thread(_mask, studio, files), "blur": 0}
+            pictures["mask"] = {"image": await asyncio.to_thread(_mask, studio, owner_of(request), files), "blur": 0}
         elif await asyncio.to_thread(_has_transparency, files["image"][0]):
             pictures["mask"] = {"blur": 0}
         return await _answer(request, body, request_of(body, pictures), "image_edit")
@@ -233,7 +233,7 @@ async def variations(request: Request) -> Response:
     with in_words_of(WORDS):
         fields, files = await _read_form(request)
         body = _checked(Variations, fields)
-        image = await asyncio.to_thread(_attached, studio_of(request), files, "image")
+        image = await asyncio.to_thread(_attached, studio_of(request), owner_of(request), files, "image")
         paint = request_of(body, {"init_image": image, "strength": _or(body.strength, VARIATION_STRENGTH)})
         return await _answer(request, body, paint, "image_edit")
 
@@ -265,12 +265,12 @@ def _checked(kind: type[ImagesBody], fields: Mapping[str, str]) -> ImagesBody:
         raise InvalidInput(where, given=repr(first.get("input"))[:80], expected=expectation(first["msg"])) from error
 
 
-def _attached(studio: Studio, files: Mapping[str, list[bytes]], name: str) -> str:
+def _attached(studio: Studio, owner: str, files: Mapping[str, list[bytes]], name: str) -> str:
     found = files.get(name, [])
     if len(found) != 1:
         raise InvalidInput(name, given=f"{len(found)} pictures", expected="one picture as a file")
     _picture(studio, found[0], name)
-    return studio.file_store.attach(found[0])
+    return studio.attachments.keep(owner, found[0])
 
 
 def _picture(studio: Studio, data: bytes, name: str) -> Any:
@@ -285,7 +285,7 @@ def _has_transparency(data: bytes) -> bool:
     return picture.mode == "RGBA" and picture.getchannel("A").getextrema()[0] == 0
 
 
-def _mask(studio: Studio, files: Mapping[str, list[bytes]]) -> str:
+def _mask(studio: Studio, owner: str, files: Mapping[str, list[bytes]]) -> str:
     """OpenAI's mask is transparent where to paint; ours is white there."""
     mask = _picture(studio, files["mask"][0], "mask")
     image = _picture(studio, files["image"][0], "image")
@@ -294,7 +294,7 @@ def _mask(studio: Studio, files: Mapping[str, list[bytes]]) -> str:
     if mask.mode != "RGBA":
         raise InvalidInput("mask", given="a picture without transparency", expected="transparent pixels where to paint")
     white = mask.getchannel("A").point([255] + [0] * 255)
-    return studio.file_store.attach(encode_picture(white.convert("RGB"), "png"))
+    return studio.attachments.keep(owner, encode_picture(white.convert("RGB"), "png"))
 
 
 async def _answer(request: Request, body: Images, paint: PaintRequest, kind: str) -> Response:

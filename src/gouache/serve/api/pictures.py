@@ -159,7 +159,7 @@ async def attach(request: Request) -> Attachment:
         raise PictureError("body", given="nothing", expected="a picture's bytes")
     studio = studio_of(request)
     picture = read_picture(data, where="attachment", max_pixels=4 * studio.settings.limits.pixels)
-    return Attachment(name=studio.file_store.attach(data), width=picture.width, height=picture.height)
+    return Attachment(name=studio.attachments.keep(owner_of(request), data), width=picture.width, height=picture.height)
 
 
 @router.get("/boards")

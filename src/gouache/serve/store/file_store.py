@@ -39,6 +39,13 @@ def _dropped(path: Path, aside: Path, before: float) -> bool:
     return True
 
 
+def not_uploaded(name: str) -> PictureError:
+    """No such attachment, as far as whoever asks is concerned."""
+    return PictureError(
+        "picture", given=repr(name)[:100], expected="an attachment that you uploaded", cure="Upload it first."
+    )
+
+
 def picture_to_upscale(task_id: str) -> str:
     """The name of the picture that came with a task."""
     return f"{task_id}-0000.png"
@@ -186,9 +193,7 @@ class FileStore:
         try:
             return self.read("attachments", digest)
         except NotFound as error:
-            raise PictureError(
-                "picture", given=repr(name), expected="an attachment that was uploaded", cure="Upload it first."
-            ) from error
+            raise not_uploaded(name) from error
 
     def thumbnail(self, file: str) -> Path:
         """A small WebP of a stored picture, made at the first call."""

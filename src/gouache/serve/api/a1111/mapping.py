@@ -6,7 +6,9 @@ import base64
 import binascii
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from gouache.diffusion.samplers.names import (
@@ -82,6 +84,10 @@ class MappedRequest:
     """What was ignored of the body."""
 
 
+Keep = Callable[[str, str], str]
+"""Keeps a picture of a field, given in base64; gives the name for a request."""
+
+
 def order_of(body: Txt2Img | Img2Img, studio: Studio, owner: str) -> MappedRequest:
     """Translate a body.
 
@@ -94,13 +100,14 @@ def order_of(body: Txt2Img | Img2Img, studio: Studio, owner: str) -> MappedReque
     notes += [f"override_settings.{name[:80]}: ignored" for name in ignored]
     options = options_of(studio, owner).overridden(overrides, studio)
     values = _common(body, studio, owner, options, notes)
-    values |= _txt2img(body, notes) if isinstance(body, Txt2Img) else _img2img(body, studio, notes)
+    keep = partial(attach, studio, owner)
+    values |= _txt2img(body, notes) if isinstance(body, Txt2Img) else _img2img(body, keep, notes)
     if values.get("mask") and values.get("procedure") == "a1111":
         values["mask"] |= {"threshold": None}  # which rounds by itself
     if body.infotext is not None:
         values = _from_infotext(body, values)
     start = (values["init_image"], values["resize_mode"]) if isinstance(body, Img2Img) else None
-    values["control"] = _controls(body, studio, start)
+    values["control"] = _controls(body, keep, start)
     given = {name: value for name, value in values.items() if value is not None}
     with in_words_of(NAMES):
         request = Request.from_dict(given, where="request")
@@ -241,7 +248,7 @@ def _second_size(body: Txt2Img) -> tuple[int, int] | None:
     return int((body.width or 512) * scale), int((body.height or 512) * scale)
 
 
-def _img2img(body: Img2Img, studio: Studio, notes: list[str]) -> dict[str, Any]:
+def _img2img(body: Img2Img, keep: Keep, notes: list[str]) -> dict[str, Any]:
     if not body.init_images:
         raise NotFound("init_images", given="none", expected="one picture", cure="Init image not found")
     if len(body.init_images) > 1:
@@ -251,7 +258,7 @@ def _img2img(body: Img2Img, studio: Studio, notes: list[str]) -> dict[str, Any]:
     if body.resize_mode == LATENT_RESIZE:
         notes.append("resize_mode: the picture is resized instead of its latents")
     values: dict[str, Any] = {
-        "init_image": attach(studio, "init_images", body.init_images[0]),
+        "init_image": keep("init_images", body.init_images[0]),
         "resize_mode": RESIZE_MODES.get(body.resize_mode or 0, "stretch"),
         "strength": 0.75 if body.denoising_strength is None else body.denoising_strength,
     }
@@ -259,11 +266,11 @@ def _img2img(body: Img2Img, studio: Studio, notes: list[str]) -> dict[str, Any]:
         # 1.5 is what clients send unasked, and what instruct models take without being told.
         values["image_guidance_scale"] = body.image_cfg_scale
     if body.mask:
-        values["mask"] = _mask(body, studio, notes)
+        values["mask"] = _mask(body, keep, notes)
     return values
 
 
-def _mask(body: Img2Img, studio: Studio, notes: list[str]) -> dict[str, Any]:
+def _mask(body: Img2Img, keep: Keep, notes: list[str]) -> dict[str, Any]:
     blur_x, blur_y = (
         (body.mask_blur, body.mask_blur)
         if body.mask_blur is not None
@@ -274,7 +281,7 @@ def _mask(body: Img2Img, studio: Studio, notes: list[str]) -> dict[str, Any]:
     if body.inpainting_fill not in (None, *FILLS):
         raise InvalidInput("inpainting_fill", given=body.inpainting_fill, expected="0 to 3")
     return {
-        "image": attach(studio, "mask", body.mask or ""),
+        "image": keep("mask", body.mask or ""),
         "blur": blur_x if blur_x == blur_y else round((blur_x + blur_y) / 2),
         "fill": FILLS[body.inpainting_fill or 0],
         "invert": bool(body.inpainting_mask_invert),
@@ -285,19 +292,19 @@ def _mask(body: Img2Img, studio: Studio, notes: list[str]) -> dict[str, Any]:
     }
 
 
-def _controls(body: GenerationBody, studio: Studio, start: tuple[str, ResizeMode] | None) -> list[Control] | None:
+def _controls(body: GenerationBody, keep: Keep, start: tuple[str, ResizeMode] | None) -> list[Control] | None:
     scripts = body.alwayson_scripts or {}
-    return controls_of(scripts, lambda field, text: attach(studio, field, text), start) or None
+    return controls_of(scripts, keep, start) or None
 
 
-def attach(studio: Studio, field: str, text: str) -> str:
-    """Keep a picture that came in base64; gives its name for a request."""
+def attach(studio: Studio, owner: str, field: str, text: str) -> str:
+    """Keep a picture that a user sent in base64; gives its name for their request."""
     data = decoded(field, text)
     try:
         read_picture(data, where=field, max_pixels=4 * studio.settings.limits.pixels)
     except PictureError as error:
         raise InvalidInput(field, given=error.given, expected=error.expected, cure=error.cure) from error
-    return studio.file_store.attach(data)
+    return studio.attachments.keep(owner, data)
 
 
 def decoded(field: str, text: str) -> bytes:
