@@ -14,6 +14,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.types import ASGIApp
@@ -254,6 +255,9 @@ def run(studio: Studio, announce: Callable[[str], object]) -> None:
     """
 
     check_openness(studio)
+    # Whatever opens a picture in this process, Gradio too, refuses what is over the limit of uploads (Pillow raises at
+    # twice its own); nothing is decoded here that was not sent by the page.
+    Image.MAX_IMAGE_PIXELS = studio.upload_pixels // 2
     settings = studio.settings
     listener = listen(settings)
     log_to_stderr()

@@ -235,7 +235,7 @@ def test_many_guesses_at_the_same_moment_count_each(serve: StartProcess) -> None
     accounts(server, "add", "bob", "--password", given="long enough\nlong enough\n")
     codes: list[int] = []
     hands = [
-        threading.Thread(target=lambda k=k: codes.append(server.code(authorization=basic("bob", f"guess {k}"))))  # type: ignore[misc]
+        threading.Thread(target=lambda k=k: codes.append(server.code(authorization=basic("bob", f"guess {k}"))))
         for k in range(12)
     ]
     for hand in hands:

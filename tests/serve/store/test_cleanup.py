@@ -82,9 +82,10 @@ def test_attachments_stay_while_a_job_waits_may_be_retried_or_has_pictures(studi
     # The done job's stays with its picture: through its deletion, until that can't be undone any longer.
     studio.pictures.delete(f"{done.id}-0000", "ada")
     assert studio.housekeeping.clean(now + UNDO_SECONDS - 60) == (0, 0)
-    assert studio.pictures.restore(f"{done.id}-0000", "ada").job == done.id
+    restored = studio.pictures.restore(f"{done.id}-0000", "ada")
+    assert restored.job == done.id
+    studio.thumbnail(restored)
     studio.pictures.delete(f"{done.id}-0000", "ada")
-    studio.file_store.thumbnail(f"{done.id}-0000.png")
     assert studio.housekeeping.clean(now + UNDO_SECONDS + 60) == (1, 1)
     assert kept(studio) == {digests["open"]}
     for catalog in ("pictures", "thumbnails"):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -17,11 +18,11 @@ from starlette.responses import Response
 
 from gouache.config import expectation
 from gouache.errors import GouacheError, InvalidInput, ModelNotFound, PictureError
-from gouache.pipeline.inputs.images import read_picture
-from gouache.pipeline.output.metadata import ImageKind, encode_picture, read_texts
+from gouache.pipeline.output.metadata import ImageKind
 from gouache.pipeline.request import MAX_SEED
 from gouache.pipeline.request import Request as PaintRequest
 from gouache.serve.api.views import raise_unless_painted
+from gouache.serve.decoding.operations import Facts
 from gouache.serve.http.access import owner_of, studio_of
 from gouache.serve.http.guard import seal
 from gouache.serve.http.replies import PlainJson, in_words_of, openai_error, status_of
@@ -218,11 +219,15 @@ async def edits(request: Request) -> Response:
         fields, files = await _read_form(request)
         body = _checked(Edits, fields)
         studio = studio_of(request)
-        image = await asyncio.to_thread(_attached, studio, owner_of(request), files, "image")
+        owner = owner_of(request)
+        image, facts = await studio.decoding.beside(_attached, studio, owner, files, "image")
         pictures: dict[str, object] = {"init_image": image, "strength": _or(body.strength, EDIT_STRENGTH)}
         if files.get("mask"):
-            pictures["mask"] = {"image": await asyncio.to_thread(_mask, studio, owner_of(request), files), "blur": 0}
-        elif await asyncio.to_thread(_has_transparency, files["image"][0]):
+            pictures["mask"] = {
+                "image": await studio.decoding.beside(_mask, studio, owner, files["mask"][0], facts),
+                "blur": 0,
+            }
+        elif facts["clear"]:
             pictures["mask"] = {"blur": 0}
         return await _answer(request, body, request_of(body, pictures), "image_edit")
 
@@ -233,7 +238,8 @@ async def variations(request: Request) -> Response:
     with in_words_of(WORDS):
         fields, files = await _read_form(request)
         body = _checked(Variations, fields)
-        image = await asyncio.to_thread(_attached, studio_of(request), owner_of(request), files, "image")
+        studio = studio_of(request)
+        image, _ = await studio.decoding.beside(_attached, studio, owner_of(request), files, "image")
         paint = request_of(body, {"init_image": image, "strength": _or(body.strength, VARIATION_STRENGTH)})
         return await _answer(request, body, paint, "image_edit")
 
@@ -265,36 +271,30 @@ def _checked(kind: type[ImagesBody], fields: Mapping[str, str]) -> ImagesBody:
         raise InvalidInput(where, given=repr(first.get("input"))[:80], expected=expectation(first["msg"])) from error
 
 
-def _attached(studio: Studio, owner: str, files: Mapping[str, list[bytes]], name: str) -> str:
+def _attached(studio: Studio, owner: str, files: Mapping[str, list[bytes]], name: str) -> tuple[str, Facts]:
+    """The name of the one picture that came in this field, and what is known of it."""
     found = files.get(name, [])
     if len(found) != 1:
         raise InvalidInput(name, given=f"{len(found)} pictures", expected="one picture as a file")
-    _picture(studio, found[0], name)
-    return studio.attachments.keep(owner, found[0])
+    with _as_input(name):
+        return studio.attach(owner, found[0], name)
 
 
-def _picture(studio: Studio, data: bytes, name: str) -> Any:
+@contextmanager
+def _as_input(name: str) -> Iterator[None]:
+    """What is wrong with a picture is wrong with the field that it came in."""
     try:
-        return read_picture(data, where=name, max_pixels=4 * studio.settings.limits.pixels)
+        yield
     except PictureError as error:
         raise InvalidInput(name, given=error.given, expected=error.expected, cure=error.cure) from error
 
 
-def _has_transparency(data: bytes) -> bool:
-    picture = read_picture(data, where="image")
-    return picture.mode == "RGBA" and picture.getchannel("A").getextrema()[0] == 0
-
-
-def _mask(studio: Studio, owner: str, files: Mapping[str, list[bytes]]) -> str:
+def _mask(studio: Studio, owner: str, data: bytes, picture: Facts) -> str:
     """OpenAI's mask is transparent where to paint; ours is white there."""
-    mask = _picture(studio, files["mask"][0], "mask")
-    image = _picture(studio, files["image"][0], "image")
-    if mask.size != image.size:
-        raise InvalidInput("mask", given=f"{mask.width}x{mask.height}", expected=f"{image.width}x{image.height}")
-    if mask.mode != "RGBA":
-        raise InvalidInput("mask", given="a picture without transparency", expected="transparent pixels where to paint")
-    white = mask.getchannel("A").point([255] + [0] * 255)
-    return studio.attachments.keep(owner, encode_picture(white.convert("RGB"), "png"))
+    wanted = {"width": picture["width"], "height": picture["height"], "max_pixels": studio.upload_pixels}
+    with _as_input("mask"):
+        _, white = studio.decoding.run(owner, "white_mask", data, wanted)
+        return studio.attachments.keep(owner, white)
 
 
 async def _answer(request: Request, body: Images, paint: PaintRequest, kind: str) -> Response:
@@ -324,7 +324,7 @@ async def _answer(request: Request, body: Images, paint: PaintRequest, kind: str
         return StreamingResponse(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
     job = await studio.wait_for(job.id, studio.settings.wait)
     raise_unless_painted(job)
-    data = await asyncio.to_thread(_data, studio, job, output, str(request.base_url))
+    data = await studio.decoding.beside(_data, studio, job, output, str(request.base_url))
     return PlainJson({"created": int(job.created), "data": data, **output.labels(), "usage": _usage(paint, len(data))})
 
 
@@ -347,10 +347,7 @@ def _link(studio: Studio, picture: Picture) -> str:
 
 
 def _encoded(studio: Studio, picture: Picture, output: OutputFormat) -> str:
-    data = studio.file_store.read("pictures", picture.file)
-    if output.kind != "png":
-        data = encode_picture(read_picture(data), output.kind, read_texts(data), quality=output.quality)
-    return base64.b64encode(data).decode("ascii")
+    return base64.b64encode(studio.encoded(picture, output.kind, output.quality)).decode("ascii")
 
 
 def _usage(paint: PaintRequest, count: int) -> dict[str, Any]:
@@ -370,12 +367,12 @@ async def _stream(studio: Studio, job: Job, output: OutputFormat, kind: str, par
             preview = await asyncio.to_thread(studio.jobs.preview, job.id) if shown < partial_images else None
             if preview is not None and preview[0] != last:
                 last = preview[0]
-                text = await asyncio.to_thread(_repainted, preview[1], output)
+                text = await studio.decoding.beside(_repainted, studio, job, preview[1], output)
                 chunk = {"type": f"{kind}.partial_image", "b64_json": text, "partial_image_index": shown}
                 yield _sse(chunk | {"created_at": int(job.created)} | output.labels())
                 shown += 1
         raise_unless_painted(job)
-        for item in await asyncio.to_thread(_data, studio, job, output, ""):
+        for item in await studio.decoding.beside(_data, studio, job, output, ""):
             usage = _usage(job.parsed(), 1)
             yield _sse(
                 {"type": f"{kind}.completed", **item, "created_at": int(job.created), "usage": usage} | output.labels()
@@ -392,9 +389,11 @@ def _look(studio: Studio, job_id: str, watch: bool) -> Job:
     return job
 
 
-def _repainted(jpeg: bytes, output: OutputFormat) -> str:
-    data = jpeg if output.kind == "jpeg" else encode_picture(read_picture(jpeg), output.kind)
-    return base64.b64encode(data).decode("ascii")
+def _repainted(studio: Studio, job: Job, jpeg: bytes, output: OutputFormat) -> str:
+    if output.kind != "jpeg":
+        wanted = {"kind": output.kind, "quality": 95, "max_pixels": None}
+        jpeg = studio.decoding.run(job.owner, "encode", jpeg, wanted)[1]
+    return base64.b64encode(jpeg).decode("ascii")
 
 
 def _sse(chunk: Mapping[str, object]) -> str:

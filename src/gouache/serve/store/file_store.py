@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import re
 import shutil
@@ -11,8 +10,6 @@ from collections.abc import Container, Iterable
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
-
-from PIL import Image
 
 from gouache.errors import NotFound, PictureError, StoreError
 from gouache.files import write_bytes
@@ -37,6 +34,11 @@ def _dropped(path: Path, aside: Path, before: float) -> bool:
         return False
     aside.unlink()
     return True
+
+
+def thumbnail_of(file: str) -> str:
+    """The name of a stored picture's thumbnail."""
+    return Path(file).with_suffix(".webp").name
 
 
 def not_uploaded(name: str) -> PictureError:
@@ -177,7 +179,7 @@ class FileStore:
     def discard(self, file: str) -> None:
         """Remove a picture's file and its thumbnail, if they are there."""
         self.remove("pictures", file)
-        self.remove("thumbnails", Path(file).with_suffix(".webp").name)
+        self.remove("thumbnails", thumbnail_of(file))
 
     def attachment(self, name: str) -> bytes:
         """The bytes behind `sha256:<hex>`.
@@ -194,15 +196,3 @@ class FileStore:
             return self.read("attachments", digest)
         except NotFound as error:
             raise not_uploaded(name) from error
-
-    def thumbnail(self, file: str) -> Path:
-        """A small WebP of a stored picture, made at the first call."""
-        name = Path(file).with_suffix(".webp").name
-        path = self.path("thumbnails", name)
-        if not path.is_file():
-            picture = Image.open(io.BytesIO(self.read("pictures", file)))
-            picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-            buffer = io.BytesIO()
-            picture.save(buffer, "WEBP", quality=85)
-            write_bytes(path, buffer.getvalue(), force=True)
-        return path

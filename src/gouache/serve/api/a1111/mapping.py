@@ -18,7 +18,6 @@ from gouache.diffusion.samplers.names import (
     resolve_schedule,
 )
 from gouache.errors import InvalidInput, NotFound, PictureError, UnknownName
-from gouache.pipeline.inputs.images import read_picture
 from gouache.pipeline.output.a1111_text import EMPHASIS, HIRES_UPSCALERS, parse_infotext, request_of
 from gouache.pipeline.output.metadata import ImageKind
 from gouache.pipeline.request import Control, Request, ResizeMode
@@ -301,10 +300,9 @@ def attach(studio: Studio, owner: str, field: str, text: str) -> str:
     """Keep a picture that a user sent in base64; gives its name for their request."""
     data = decoded(field, text)
     try:
-        read_picture(data, where=field, max_pixels=4 * studio.settings.limits.pixels)
+        return studio.attach(owner, data, field)[0]
     except PictureError as error:
         raise InvalidInput(field, given=error.given, expected=error.expected, cure=error.cure) from error
-    return studio.attachments.keep(owner, data)
 
 
 def decoded(field: str, text: str) -> bytes:
