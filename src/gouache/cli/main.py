@@ -74,6 +74,7 @@ LazyGroup.homes = {
     "inspect": ("gouache.cli.inspect:inspect", "Identify a weight file or a model folder."),
     "convert": ("gouache.cli.inspect:convert", "Convert a model to another layout."),
     "serve": ("gouache.cli.serve:serve", "Serve the web page and three APIs."),
+    "accounts": ("gouache.cli.accounts:app", "Add, list and revoke the studio's users and their tokens."),
     "jobs": ("gouache.cli.jobs:app", "List, cancel, retry and export the studio's jobs; back it up."),
     "doctor": ("gouache.cli.info:doctor", "Show versions, devices, memory and model folders."),
 }

@@ -23,9 +23,9 @@ VARIABLES = {"store": "GOUACHE_STORE"}
 WITHOUT_OPTION = ("model_memory", "lease", "grace", "wait", "limits")
 """Fields that only an embedding program sets."""
 ACCOUNTS = {
-    "new_token": "Create a token for this user, print it once and exit.",
+    "new_token": "Create a token for this user, print it once and exit, as gouache accounts add.",
     "new_user": "Create an account, or change its password, which is asked for; then exit.",
-    "revoke_token": "Revoke every token of this user and exit; a running server refuses them within 5 seconds.",
+    "revoke_token": "Revoke every token of this user and exit; see gouache accounts.",
 }
 """Options that do not serve."""
 

@@ -15,6 +15,7 @@ from typing import Any
 import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
 from starlette.routing import Match
@@ -43,6 +44,7 @@ from gouache.serve.logs import log_to_stderr
 from gouache.serve.models.catalog import UNUSABLE
 from gouache.serve.search.vectors import missing_tower
 from gouache.serve.settings import Settings
+from gouache.serve.store.accounts import ADMIN
 from gouache.serve.studio import Studio
 from gouache.serve.worker.supervisor import ARENAS, ARENAS_VARIABLE
 
@@ -153,7 +155,8 @@ BACKLOG = 2048
 def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
     """How the web server runs.
 
-    Headers come within `header_seconds` and 64 KiB; beyond `connections` the answer is 503; nothing here speaks
+    What proxies say of a request's address and scheme counts from those in the settings only. Headers come within
+    `header_seconds` and 64 KiB; beyond `connections` the answer is 503; nothing here speaks
     WebSocket.
     """
     most = min(settings.limits.connections, max(1, allow_open_files() - SPARE_FILES))
@@ -164,7 +167,7 @@ def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
         server_header=False,
         lifespan="on",
         ws="none",
-        forwarded_allow_ips="",
+        forwarded_allow_ips=list(settings.behind_proxy),
         http=patient(settings.limits.header_seconds),
         limit_concurrency=most,
         timeout_graceful_shutdown=max(1, round(settings.grace)),
@@ -244,28 +247,31 @@ def make_settings(given: Mapping[str, Any]) -> Settings:
             values[name] = values[name].expanduser().resolve()
     values["data"] = (values.get("data") or data_folder()).expanduser()
     values["models"] = (*model_folders(), *(path.expanduser() for path in values.get("models", ())))
-    values["allowed_hosts"] = tuple(values.get("allowed_hosts", ()))
+    for name in ("allowed_hosts", "behind_proxy"):
+        values[name] = tuple(values.get(name, ()))
     if "model_aliases" in values:
         values["model_aliases"] = tuple(name for name in values["model_aliases"] if name)
-    values["admins"] = ("admin", *values.get("admins", ()))
+    values["admins"] = (ADMIN, *values.get("admins", ()))
     return Settings.from_dict(values, where="serve")
 
 
 def check_openness(studio: Studio) -> None:
     """Refuse to listen where others can reach it without a token.
 
+    The environment's token counts while this process lives: it is not stored.
+
     Raises:
-        InvalidInput: no account and not on loopback.
+        InvalidInput: no account and not on loopback, or a token that is no secret.
     """
     token = os.environ.get(TOKEN_VARIABLE)
     if token:
-        studio.accounts.add_token("admin", token)
+        studio.accounts.lend_token(ADMIN, token)
     if not studio.settings.on_loopback and not studio.accounts.any():
         raise InvalidInput(
             "host",
             given=f"{studio.settings.host} without any account",
             expected="127.0.0.1, or a token",
-            cure=f"Make one with `gouache serve --new-token NAME`, or set {TOKEN_VARIABLE}.",
+            cure=f"Make one with `gouache accounts add NAME`, or set {TOKEN_VARIABLE}.",
         )
 
 
@@ -307,6 +313,9 @@ def run(studio: Studio, announce: Callable[[str], object]) -> None:
     """
     share_heaps()
     check_openness(studio)
+    # Whatever opens a picture in this process, Gradio too, refuses what is over the limit of uploads (Pillow raises at
+    # twice its own); nothing is decoded here that was not sent by the page.
+    Image.MAX_IMAGE_PIXELS = studio.upload_pixels // 2
     check_model_and_device(studio)
     settings = studio.settings
     listener = listen(settings)

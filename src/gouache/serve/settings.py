@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import ipaddress
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from gouache.config import Config
 from gouache.pipeline.request import Safety
 
+
+def _network(value: str) -> str:
+    try:
+        return str(ipaddress.ip_network(value, strict=False))
+    except ValueError as error:
+        raise ValueError("Input should be an IP address or a network such as 10.0.0.0/8") from error
+
+
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 Count = Annotated[int, Field(ge=1)]
+ProxyAddress = Annotated[str, AfterValidator(_network)]
 Seconds = Annotated[float, Field(gt=0)]
 
 
@@ -81,6 +91,8 @@ class Settings(Config):
     """Port to listen on; 0 takes a free one."""
     allowed_hosts: tuple[str, ...] = ()
     """Host name, beside loopback and IP addresses, under which the studio is reached, for example behind a proxy."""
+    behind_proxy: tuple[ProxyAddress, ...] = ()
+    """Address or network of a proxy that speaks TLS: its X-Forwarded-For and X-Forwarded-Proto count, nobody else's."""
     workers: Annotated[int, Field(ge=0, le=64)] = 1
     """Worker processes that this server starts and supervises; 0 if they run elsewhere."""
     model_memory: Count = 8 * 2**30

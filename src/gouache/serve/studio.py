@@ -8,12 +8,17 @@ import logging
 import time
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 from sqlalchemy import delete, insert, select
 
 from gouache.errors import ModelNotFound, QueueFull
+from gouache.pipeline.output.metadata import ImageKind
 from gouache.pipeline.request import Request
-from gouache.serve.http.guard import Buckets
+from gouache.serve.decoding.operations import Facts
+from gouache.serve.decoding.processes import Decoding
+from gouache.serve.http.visitors import Buckets
 from gouache.serve.models.catalog import ModelCatalog
 from gouache.serve.models.downloads import Pulls
 from gouache.serve.queue.admission import admit
@@ -26,16 +31,19 @@ from gouache.serve.queue.tasks import Tasks, UpscaleTasks
 from gouache.serve.search.query import SemanticSearch
 from gouache.serve.settings import Settings
 from gouache.serve.store.accounts import Accounts
+from gouache.serve.store.attachments import Attachments
 from gouache.serve.store.database import Database, upsert
-from gouache.serve.store.file_store import FileStore
-from gouache.serve.store.gallery import Gallery
+from gouache.serve.store.file_store import FileStore, thumbnail_of
+from gouache.serve.store.gallery import Gallery, Picture
 from gouache.serve.store.tables import options, presets
 from gouache.serve.store.upkeep import Housekeeping
 from gouache.serve.training.runs import TrainingRuns
-from gouache.serve.training.sets import TrainingSets
+from gouache.serve.training.sets import DataSet, TrainingSets
 from gouache.serve.worker.supervisor import WORKER_COMMAND, Supervisor
 
 DUPLICATE_SECONDS = 3600.0
+SET_SECONDS = 600.0
+"""Longest time to look at a zip of training pictures."""
 SEARCH_SECONDS = 10.0
 """Longest wait for a worker that turns a text into a vector."""
 DEFAULT_MODEL = "sd_model_checkpoint"
@@ -55,6 +63,8 @@ class Studio:
         self.settings = settings
         self.file_store = FileStore(settings.data, settings.limits.free_bytes)
         self.database = Database(settings.store_url)
+        self.attachments = Attachments(self.database, self.file_store)
+        self.decoding = Decoding()
         self.jobs = JobQueue(self.database, settings.limits, self.file_store.discard)
         self.cached_view = CachedJobView(self.database)
         self.leases = Leases(self.database)
@@ -114,8 +124,8 @@ class Studio:
         if request.model is None and (chosen := self.default_model(owner)) != self.catalog.default:
             request = request.replace({"model": chosen})
         self.file_store.check_room()
-        self.file_store.renew(name for name in request.pictures() if name.startswith("sha256:"))
-        admitted = admit(request, self.settings, self.catalog, self.file_store)
+        admitted = admit(request, self.settings, self.catalog, partial(self.attachments.read, owner))
+        self.file_store.renew(request.pictures())
         job, new = self.jobs.submit(
             admitted, owner=owner, source=source, key=key, label=label, priority=priority, fingerprint=fingerprint
         )
@@ -141,6 +151,51 @@ class Studio:
         job = self.jobs.retry(job_id, owner)
         self.supervisor.wake()
         return job
+
+    @property
+    def upload_pixels(self) -> int:
+        """How many pixels a picture from outside may have, by whatever way it comes."""
+        return 4 * self.settings.limits.pixels
+
+    def attach(self, owner: str, data: bytes, where: str = "attachment") -> tuple[str, Facts]:
+        """Check a picture and keep it for its owner's requests; blocks, see `Decoding.beside`.
+
+        Args:
+            owner: who sent it.
+            data: its bytes.
+            where: what to call it in an error.
+
+        Returns:
+            The name for a request, and what `operations.check` tells of it.
+
+        Raises:
+            PictureError: no picture, or too large.
+            NoRoom: the disk is nearly full.
+        """
+        facts, _ = self.decoding.run(owner, "check", data, {"where": where, "max_pixels": self.upload_pixels})
+        return self.attachments.keep(owner, data), facts
+
+    def encoded(self, picture: Picture, kind: ImageKind, quality: int = 95) -> bytes:
+        """A finished picture's file: as it is stored (PNG), or encoded anew; blocks."""
+        data = self.file_store.read("pictures", picture.file)
+        if kind == "png":
+            return data
+        wanted = {"kind": kind, "quality": quality, "max_pixels": None}
+        return self.decoding.run(picture.owner, "encode", data, wanted)[1]
+
+    def thumbnail(self, picture: Picture) -> Path:
+        """A small WebP of a finished picture, made at the first call; blocks."""
+        name = thumbnail_of(picture.file)
+        path = self.file_store.path("thumbnails", name)
+        if not path.is_file():
+            data = self.file_store.read("pictures", picture.file)
+            self.file_store.keep("thumbnails", name, self.decoding.run(picture.owner, "thumbnail", data, {})[1])
+        return path
+
+    def add_to_set(self, owner: str, name: str, file: str, data: bytes) -> DataSet:
+        """Put a file into a set of training pictures; blocks. Arguments and errors as `TrainingSets.add`."""
+        wanted = {"root": str(self.training.sets.root), "name": name, "file": file}
+        return DataSet(**self.decoding.run(owner, "add_to_set", data, wanted, SET_SECONDS)[0])
 
     async def wait_for(self, job_id: str, seconds: float) -> Job:
         """Wait until a job is finished, at most so long; gives it as it stands then."""
@@ -199,4 +254,5 @@ class Studio:
         """Stop the workers and let go of the store."""
         self.supervisor.stop()
         self.cached_view.close()
+        self.decoding.close()
         self.database.close()

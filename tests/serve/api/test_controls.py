@@ -332,7 +332,7 @@ def test_control_pictures_count_in_the_limits(studio: Studio, folders: Path) -> 
     def admitted(limits: Limits, *models: str) -> Request:
         controls = [Control(model=model, image=name) for model in models]
         settings = studio.settings.model_copy(update={"limits": limits})
-        return admit(request.replace({"control": controls}), settings, studio.catalog, studio.file_store)
+        return admit(request.replace({"control": controls}), settings, studio.catalog, studio.file_store.attachment)
 
     # The U-Net alone, and half a U-Net for each network.
     plain = 64 * 64 * 10
@@ -360,7 +360,7 @@ def test_two_files_of_one_name_are_told_without_their_place(
     picture().save(buffer, "PNG")
     control = Control(model="lines", image=studio.file_store.attach(buffer.getvalue()))
     with pytest.raises(InvalidInput, match="several files") as caught:
-        admit(Request(control=(control,)), studio.settings, studio.catalog, studio.file_store)
+        admit(Request(control=(control,)), studio.settings, studio.catalog, studio.file_store.attachment)
     assert str(tmp_path) not in str(caught.value)
 
 

@@ -13,6 +13,7 @@ from PIL import Image, PngImagePlugin
 
 from gouache.pipeline.output.foreign import read_recipe
 from gouache.serve.page.requests import AUTOMATIC, names_not_offered, settings_of
+from gouache.serve.studio import Studio
 
 if TYPE_CHECKING:
     from tests.serve.conftest import MakeClient
@@ -85,13 +86,13 @@ def test_names_that_the_page_does_not_offer_are_told() -> None:
     assert any("emphasis" in one for one in told)
 
 
-def test_an_image_dropped_on_the_page_fills_the_fields(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_dropped_on_the_page_fills_the_fields(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     from gouache.serve.page import gallery_tab
 
     told: list[str] = []
     monkeypatch.setattr(gr, "Info", told.append)
     monkeypatch.setattr(gallery_tab, "owner_of", lambda _: "ada")
-    acts = cast("Any", gallery_tab)._GalleryActions(None, None)
+    acts = cast("Any", gallery_tab)._GalleryActions(studio, None)
     values = acts.dropped(png(TEXTS["comfyui"]), None)
     assert values[0] == "a cat"
     assert any("FreeU_V2 (node 10)" in one for one in told)

@@ -33,9 +33,12 @@ def test_a_request_may_ask_for_a_stricter_gate_only(
 ) -> None:
     settings = studio.settings.model_copy(update={"safety": studio_says, "watermark": "house"})
     asked = Request(prompt="x", safety=request_says)
-    admitted = admit(asked, settings, studio.catalog, studio.file_store)
+    admitted = admit(asked, settings, studio.catalog, studio.file_store.attachment)
     assert (admitted.safety, admitted.watermark) == (result, "house")
-    assert admit(asked.replace({"watermark": "own"}), settings, studio.catalog, studio.file_store).watermark == "own"
+    assert (
+        admit(asked.replace({"watermark": "own"}), settings, studio.catalog, studio.file_store.attachment).watermark
+        == "own"
+    )
 
 
 def test_pictures_of_every_interface_carry_the_studios_watermark(start_server: StartServer) -> None:

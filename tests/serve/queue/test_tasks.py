@@ -59,7 +59,7 @@ def answered(studio: Studio, model: str, factor: float) -> bytes:
 
     async def both() -> bytes:
         studio.notifier.bind()
-        asked = asyncio.create_task(studio.upscale_tasks.enlarge(png(), factor, model))
+        asked = asyncio.create_task(studio.upscale_tasks.enlarge(png(), factor, model, "ada"))
         worker = worker_of(studio)
         until = time.monotonic() + 60
         while not await asyncio.to_thread(worker.run_one) and time.monotonic() < until:
@@ -94,11 +94,11 @@ def test_a_model_without_an_upscaler_and_too_large_a_picture_are_refused(studio:
 def test_without_a_worker_the_answer_comes_after_a_while(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     studio.upscale_tasks.timeout = 0.3
     with pytest.raises(NobodyAnswers, match="a worker that runs"):
-        asyncio.run(studio.upscale_tasks.enlarge(png(), 2.0, "tiny"))
+        asyncio.run(studio.upscale_tasks.enlarge(png(), 2.0, "tiny", "ada"))
     assert left_over(studio) == 0
     monkeypatch.setattr(upscale_tasks, "MOST_WAITING", 0)
     with pytest.raises(QueueFull):
-        asyncio.run(studio.upscale_tasks.enlarge(png(), 2.0, "tiny"))
+        asyncio.run(studio.upscale_tasks.enlarge(png(), 2.0, "tiny", "ada"))
 
 
 def test_a_task_that_takes_its_worker_down_is_not_run_again(studio: Studio) -> None:

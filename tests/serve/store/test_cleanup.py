@@ -61,7 +61,8 @@ def kept(studio: Studio) -> set[str]:
 
 def test_attachments_stay_while_a_job_waits_may_be_retried_or_has_pictures(studio: Studio) -> None:
     names = {
-        word: studio.file_store.attach(png(shade)) for shade, word in enumerate(("failed", "done", "open", "unused"))
+        word: studio.attachments.keep("ada", png(shade))
+        for shade, word in enumerate(("failed", "done", "open", "unused"))
     }
     digests = {word: name.removeprefix("sha256:") for word, name in names.items()}
     now = time.time()
@@ -81,9 +82,10 @@ def test_attachments_stay_while_a_job_waits_may_be_retried_or_has_pictures(studi
     # The done job's stays with its picture: through its deletion, until that can't be undone any longer.
     studio.pictures.delete(f"{done.id}-0000", "ada")
     assert studio.housekeeping.clean(now + UNDO_SECONDS - 60) == (0, 0)
-    assert studio.pictures.restore(f"{done.id}-0000", "ada").job == done.id
+    restored = studio.pictures.restore(f"{done.id}-0000", "ada")
+    assert restored.job == done.id
+    studio.thumbnail(restored)
     studio.pictures.delete(f"{done.id}-0000", "ada")
-    studio.file_store.thumbnail(f"{done.id}-0000.png")
     assert studio.housekeeping.clean(now + UNDO_SECONDS + 60) == (1, 1)
     assert kept(studio) == {digests["open"]}
     for catalog in ("pictures", "thumbnails"):
@@ -92,7 +94,7 @@ def test_attachments_stay_while_a_job_waits_may_be_retried_or_has_pictures(studi
 
 
 def test_uploading_naming_and_retrying_count_from_then_on(studio: Studio) -> None:
-    name = studio.file_store.attach(png(1))
+    name = studio.attachments.keep("ada", png(1))
     path = studio.file_store.path("attachments", name.removeprefix("sha256:"))
 
     def age() -> float:
@@ -102,7 +104,7 @@ def test_uploading_naming_and_retrying_count_from_then_on(studio: Studio) -> Non
         os.utime(path, (time.time() - 6 * DAY,) * 2)
 
     grow_old()
-    assert studio.file_store.attach(png(1)) == name
+    assert studio.attachments.keep("ada", png(1)) == name
     assert age() < 60
     grow_old()
     job = submitted(studio, name)
@@ -115,7 +117,7 @@ def test_uploading_naming_and_retrying_count_from_then_on(studio: Studio) -> Non
 
 def test_one_that_is_renewed_at_the_last_moment_stays(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     """The renewal falls between the look at its age and its removal."""
-    name = studio.file_store.attach(png(1)).removeprefix("sha256:")
+    name = studio.attachments.keep("ada", png(1)).removeprefix("sha256:")
     path = studio.file_store.path("attachments", name)
     os.utime(path, (1.0, 1.0))
     rename = Path.rename
@@ -131,7 +133,7 @@ def test_one_that_is_renewed_at_the_last_moment_stays(studio: Studio, monkeypatc
 
 
 def test_what_a_crash_left_aside_goes_the_next_time(studio: Studio) -> None:
-    name = studio.file_store.attach(png(1)).removeprefix("sha256:")
+    name = studio.attachments.keep("ada", png(1)).removeprefix("sha256:")
     path = studio.file_store.path("attachments", name)
     os.utime(path, (1.0, 1.0))
     path.rename(path.with_name(f".{name}"))
@@ -140,7 +142,7 @@ def test_what_a_crash_left_aside_goes_the_next_time(studio: Studio) -> None:
 
 
 def test_a_full_disk_shortens_the_wait_and_takes_nothing_that_is_needed(studio: Studio) -> None:
-    unused, named = studio.file_store.attach(png(1)), studio.file_store.attach(png(2))
+    unused, named = studio.attachments.keep("ada", png(1)), studio.attachments.keep("ada", png(2))
     submitted(studio, named)
     studio.file_store.reserve = 2**62  # More than any disk has: nothing new is taken.
     now = time.time()

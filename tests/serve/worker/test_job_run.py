@@ -104,7 +104,7 @@ def test_a_retried_job_ends_with_exactly_its_pictures(
     before = {one.number: one.id for one in kept}
     assert len(kept) == picture + (ending == "keep")
     for one in kept:
-        studio.file_store.thumbnail(one.file)
+        studio.thumbnail(one)
     assert studio.retry(job.id, "ada").state == "queued"
     assert [one.number for one in studio.pictures.of_job(job.id)] == list(range(picture))
     attempt(studio, Hand(pipeline, studio, "drop", 0, 0))

@@ -1,6 +1,7 @@
 """Pictures to tensors and back, the careful reading of pictures from outside, and those that a request names.
 
 Colours are sRGB in 8 bits on the picture's side and [-1, 1] on the tensor's. Pictures hold straight alpha, as PNG does.
+torch is imported where tensors are made: reading a picture needs none.
 """
 
 from __future__ import annotations
@@ -12,18 +13,20 @@ import warnings
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from PIL import Image, ImageChops, ImageColor, ImageFilter, ImageOps
-from torch import Tensor
 
 from gouache.errors import InvalidInput, PictureError, ShapeMismatch
 from gouache.pipeline.inputs.plain import plain
 from gouache.pipeline.inputs.png import for_pillow
 from gouache.pipeline.request import MAX_PIXELS, ResizeMode
 from gouache.pipeline.request_fields import MIN_SIDE
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 """Formats that are opened. Not among them: those that Pillow reads through another program."""
@@ -201,6 +204,8 @@ def rgba_to_tensor(pixels: Pixels) -> Tensor:
     Returns:
         float32 [..., 4, H, W].
     """
+    import torch
+
     straight = _channels_first(pixels)
     colour, alpha = straight[..., :3, :, :], straight[..., 3:, :, :]
     return torch.cat([colour * alpha + (1.0 - alpha), alpha], dim=-3) * 2.0 - 1.0
@@ -215,6 +220,8 @@ def tensor_to_rgba(tensor: Tensor) -> Pixels:
     Returns:
         uint8 [..., H, W, 4], straight alpha.
     """
+    import torch
+
     unit = _unit(tensor)
     on_white, alpha = unit[..., :3, :, :], unit[..., 3:, :, :]
     visible = alpha >= 0.5 / 255
@@ -223,6 +230,8 @@ def tensor_to_rgba(tensor: Tensor) -> Pixels:
 
 
 def _channels_first(pixels: Pixels) -> Tensor:
+    import torch
+
     return torch.from_numpy(pixels.copy()).movedim(-1, -3).float() / 255.0  # [...,C,H,W]
 
 
@@ -231,6 +240,8 @@ def _unit(tensor: Tensor) -> Tensor:
 
 
 def _bytes(unit: Tensor) -> Pixels:
+    import torch
+
     pixels: Pixels = (unit * 255.0).round().to(torch.uint8).movedim(-3, -1).contiguous().numpy()
     return pixels
 

@@ -15,7 +15,7 @@ from gouache.pipeline.output.comfyui.recipe import recipe_of_graph
 from gouache.pipeline.output.metadata import PARAMETERS, PictureTexts, hidden_text, own_json, read_whole, with_comments
 from gouache.pipeline.output.other_tools import OTHERS, UNREAD
 from gouache.pipeline.output.recipe import Recipe
-from gouache.pipeline.request import MAX_SEED, Request
+from gouache.pipeline.request import MAX_PIXELS, MAX_SEED, Request
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,8 +40,13 @@ class ForeignText:
     prompt_known: bool = True
 
 
-def read_recipe(source: Path | bytes, *, where: str = "picture") -> ForeignText:
+def read_recipe(source: Path | bytes, *, where: str = "picture", max_pixels: int = MAX_PIXELS) -> ForeignText:
     """Read a picture's recipe.
+
+    Args:
+        source: a file's path or its bytes.
+        where: what to call it in an error; a path names itself.
+        max_pixels: a picture with more is not decoded to look for a text that hides in its pixels.
 
     Raises:
         PictureError: no picture.
@@ -51,7 +56,7 @@ def read_recipe(source: Path | bytes, *, where: str = "picture") -> ForeignText:
     whole = read_whole(source, where=where)
     found = _read(whole, where)
     if found is None:
-        hidden = hidden_text(source.read_bytes() if isinstance(source, Path) else source)
+        hidden = hidden_text(source.read_bytes() if isinstance(source, Path) else source, max_pixels)
         if hidden is not None:
             texts = with_comments({**whole.texts, PARAMETERS: hidden}, "")
             found = _read(replace(whole, texts=texts, left_out=(*whole.left_out, HIDDEN_NOTE)), where)

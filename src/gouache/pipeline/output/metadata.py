@@ -297,7 +297,7 @@ _GZIP = 31
 """zlib's word for data with gzip's head."""
 
 
-def hidden_text(data: bytes) -> str | None:
+def hidden_text(data: bytes, max_pixels: int = MAX_PIXELS) -> str | None:
     """The text hidden in the lowest bits of a PNG's or a lossless WebP's pixels; None if there is none.
 
     A1111's stealth extension and NovelAI keep a copy of the texts there. The bits run down each column, column after
@@ -306,12 +306,13 @@ def hidden_text(data: bytes) -> str | None:
 
     Args:
         data: the file.
+        max_pixels: a picture with more is not decoded.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             picture = Image.open(io.BytesIO(for_pillow(data)[0]), formats=("PNG", "WEBP"))
-        if picture.mode not in ("RGB", "RGBA") or picture.width * picture.height > MAX_PIXELS:
+        if picture.mode not in ("RGB", "RGBA") or picture.width * picture.height > max_pixels:
             return None
         pixels = np.asarray(picture).transpose(1, 0, 2)  # [W,H,C], so that columns come one after the other
     except (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError):

@@ -12,8 +12,7 @@ from gouache import __version__
 from gouache.config import Config
 from gouache.diffusion.samplers.names import SAMPLER_INFOS, SCHEDULE_INFOS
 from gouache.errors import PictureError
-from gouache.pipeline.inputs.images import read_picture
-from gouache.pipeline.output.metadata import ImageKind, encode_picture, read_texts
+from gouache.pipeline.output.metadata import ImageKind
 from gouache.pipeline.output.recipe import Recipe
 from gouache.serve.api.views import (
     Attachment,
@@ -98,24 +97,23 @@ def get(picture_id: str, request: Request) -> PictureView:
 
 
 @router.get("/pictures/{picture_id}/file", response_class=Response)
-def file(picture_id: str, request: Request, format: ImageKind = "png") -> Response:  # noqa: A002
+async def file(picture_id: str, request: Request, format: ImageKind = "png") -> Response:  # noqa: A002
     """The picture with its recipe inside: as it was stored (PNG), or encoded anew."""
     studio = studio_of(request)
     # A signed link has no user; the guard let it through for exactly this address.
-    picture = studio.pictures.get(picture_id, request.state.owner)
-    data = studio.file_store.read("pictures", picture.file)
-    if format != "png":
-        data = encode_picture(read_picture(data), format, read_texts(data))
+    picture = await asyncio.to_thread(studio.pictures.get, picture_id, request.state.owner)
+    data = await studio.decoding.beside(studio.encoded, picture, format)
     headers = FOREVER | {"Content-Disposition": f'inline; filename="{picture.id}.{format}"'}
     return Response(data, media_type=f"image/{format}", headers=headers)
 
 
 @router.get("/pictures/{picture_id}/thumbnail", response_class=FileResponse)
-def thumbnail(picture_id: str, request: Request) -> FileResponse:
+async def thumbnail(picture_id: str, request: Request) -> FileResponse:
     """A small WebP."""
     studio = studio_of(request)
-    picture = studio.pictures.get(picture_id, owner_of(request))
-    return FileResponse(studio.file_store.thumbnail(picture.file), media_type="image/webp", headers=FOREVER)
+    picture = await asyncio.to_thread(studio.pictures.get, picture_id, owner_of(request))
+    path = await studio.decoding.beside(studio.thumbnail, picture)
+    return FileResponse(path, media_type="image/webp", headers=FOREVER)
 
 
 @router.get("/pictures/{picture_id}/recipe")
@@ -158,8 +156,8 @@ async def attach(request: Request) -> Attachment:
     if not data:
         raise PictureError("body", given="nothing", expected="a picture's bytes")
     studio = studio_of(request)
-    picture = read_picture(data, where="attachment", max_pixels=4 * studio.settings.limits.pixels)
-    return Attachment(name=studio.file_store.attach(data), width=picture.width, height=picture.height)
+    name, facts = await studio.decoding.beside(studio.attach, owner_of(request), data)
+    return Attachment(name=name, width=facts["width"], height=facts["height"])
 
 
 @router.get("/boards")

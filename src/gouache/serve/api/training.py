@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 from fastapi import APIRouter, Request, Response
@@ -88,10 +87,10 @@ def sets(request: Request) -> list[SetView]:
 @router.put("/sets/{name}/{file}", openapi_extra={"requestBody": {"required": True, "content": BYTES}})
 async def upload(name: str, file: str, request: Request) -> SetView:
     """Put a picture, a caption, a table of captions, or a zip of them into a set, as the plain body."""
-    admin_of(request)
-    studio_of(request).file_store.check_room()
+    owner, studio = admin_of(request), studio_of(request)
+    studio.file_store.check_room()
     data = await request.body()
-    return _set_view(await asyncio.to_thread(studio_of(request).training.sets.add, name, file, data))
+    return _set_view(await studio.decoding.beside(studio.add_to_set, owner, name, file, data))
 
 
 @router.get("/runs")

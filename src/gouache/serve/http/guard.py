@@ -3,64 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import contextlib
 import hashlib
 import ipaddress
+import logging
 import secrets
 import time
-from collections import Counter, OrderedDict
-from http.cookies import CookieError, SimpleCookie
+from collections import Counter
 from urllib.parse import urlsplit
 
 from itsdangerous import BadData, URLSafeTimedSerializer
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gouache.errors import StoreAway
+from gouache.errors import StoreAway, StoreError
 from gouache.serve.http.replies import refusal, reply_to
+from gouache.serve.http.visitors import Buckets, NoLongerWelcome, Visitors, address_of, while_welcome
 from gouache.serve.settings import LOOPBACK, Limits, Settings
 from gouache.serve.store.accounts import LOCAL, Accounts
 
-
-class Buckets:
-    """So many events a minute for each name, refilled evenly.
-
-    Args:
-        per_minute: events that a name may make in a minute.
-    """
-
-    _MOST = 10_000
-
-    def __init__(self, per_minute: int) -> None:
-        self.per_minute = per_minute
-        self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def left(self, name: str) -> float:
-        """How many it may make now."""
-        left, then = self._left.get(name, (float(self.per_minute), 0.0))
-        return min(float(self.per_minute), left + (time.monotonic() - then) * self.per_minute / 60)
-
-    def take(self, name: str) -> float:
-        """Take one; gives 0, or the seconds until the next may be taken."""
-        left = self.left(name)
-        wait = 0.0 if left >= 1 else (1 - left) * 60 / self.per_minute
-        self._left[name] = (left if wait else left - 1, time.monotonic())
-        self._left.move_to_end(name)
-        if len(self._left) > self._MOST:
-            self._left.popitem(last=False)
-        return wait
-
-
-OPEN_PATHS = ("/healthz", "/readyz", "/login")
-SESSION = "gouache_session"
-SESSION_SECONDS = 14 * 24 * 3600
+OPEN_PATHS = ("/healthz", "/readyz", "/login", "/logout")
 LINK_SECONDS = 3600
 """How long a signed link to an image is good."""
-RECENT_SECONDS = 5.0
-"""How long a checked token or password counts without another look: pollers ask often, a password costs 50 ms."""
 PARTS = (b",", b"[", b"{")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 HEADERS = {
@@ -71,6 +38,7 @@ HEADERS = {
     "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
 }
+log = logging.getLogger("gouache.access")
 API_CSP = "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'"
 
 
@@ -81,17 +49,15 @@ class Guard:
         app: what it guards.
         settings: of the studio.
         accounts: who may come in.
-        secret: signs sessions and links.
+        secret: signs links.
         failures: wrong tokens and passwords, by address.
     """
 
     def __init__(self, app: ASGIApp, settings: Settings, accounts: Accounts, secret: bytes, failures: Buckets) -> None:
-        self.app, self.settings, self.accounts, self.secret = app, settings, accounts, secret
-        self.failures = failures
-        self.closed = accounts.any() or not settings.on_loopback
+        self.app, self.settings, self.secret = app, settings, secret
+        self.visitors = Visitors(accounts, settings, failures)
         self.requests = Buckets(settings.limits.requests_per_minute)
         self.held: Counter[str] = Counter()
-        self._recent: dict[bytes, tuple[str, float]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request through, or answer it."""
@@ -99,16 +65,26 @@ class Guard:
             await self.app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        try:
-            answer = self._refused(scope, headers)
-        except StoreAway as error:  # Nobody can be known just now.
-            answer = reply_to(scope["path"], error)
+        scope.setdefault("state", {})["request_id"] = secrets.token_hex(8)
+        send = _with_headers(send, scope)
+        answer = await self._refused(scope, headers)
         if answer is not None:
-            await _send_refusal(answer, scope, receive, _with_headers(send, scope))
+            await _send_refusal(answer, scope, receive, send)
             return
-        await _Capped(self.app, self.settings.limits, self.held)(scope, receive, _with_headers(send, scope))
+        credential = scope["state"].get("credential")
+        if credential is not None:
 
-    def _refused(self, scope: Scope, headers: Headers) -> Response | None:
+            async def refuse() -> None:
+                await self._ask_who(scope, headers)(scope, receive, plain)
+
+            plain = send
+            send = while_welcome(send, lambda: self.visitors.holds(credential, headers), refuse)
+        try:
+            await _Capped(self.app, self.settings.limits, self.held)(scope, receive, send)
+        except (NoLongerWelcome, ClientDisconnect):  # Starlette takes the first for the second.
+            log.info("answer not sent", extra={"request": scope["state"]["request_id"]})
+
+    async def _refused(self, scope: Scope, headers: Headers) -> Response | None:
         path = scope["path"]
         host = headers.get("host", "")
         if not self._host_is_ours(host):
@@ -120,23 +96,31 @@ class Guard:
         length = headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.settings.limits.body_bytes:
             return _too_large(path, self.settings.limits.body_bytes)
-        return self._stranger(scope, headers)
+        try:
+            return await self._stranger(scope, headers)
+        except StoreAway as error:  # Nobody can be known just now.
+            return reply_to(path, error)
+        except (StoreError, SQLAlchemyError):
+            log.exception("the store does not answer", extra={"request": scope["state"]["request_id"]})
+            parts = {"where": "store", "message": "the store does not answer; try again"}
+            return refusal(path, 503, parts, {"Retry-After": "5"})
 
-    def _stranger(self, scope: Scope, headers: Headers) -> Response | None:
+    async def _stranger(self, scope: Scope, headers: Headers) -> Response | None:
         """Refuse who isn't known; write down who is."""
-        path = scope["path"]
-        state = scope.setdefault("state", {})
+        path, state = scope["path"], scope["state"]
         if path in OPEN_PATHS or signed_path(scope, self.secret):
             state["owner"] = None
             return None
-        address = (scope.get("client") or ("?", 0))[0]
-        owner = LOCAL if not self.closed else self._owner(headers, address)
-        if isinstance(owner, float):
-            return _slow(path, owner)
-        if owner is None:
-            return self._ask_who(scope, headers)
-        state["owner"] = owner
-        wait = self.requests.take(owner)
+        if await self.visitors.is_open():
+            state["owner"] = LOCAL
+        else:
+            found = await self.visitors.of(headers, address_of(scope), state["request_id"])
+            if isinstance(found, float):
+                return _slow(path, found)
+            if found is None:
+                return self._ask_who(scope, headers)
+            state["owner"], state["credential"] = found.owner, found
+        wait = self.requests.take(state["owner"])
         return _slow(path, wait) if wait else None
 
     def _ask_who(self, scope: Scope, headers: Headers) -> Response:
@@ -146,43 +130,6 @@ class Guard:
         answer = _no(scope["path"], 401, "Authorization", said)
         answer.headers["www-authenticate"] = 'Basic realm="gouache"'
         return answer
-
-    def _owner(self, headers: Headers, address: str) -> str | float | None:
-        """Who it is; None if unknown; seconds to wait after too many wrong tries."""
-        given = headers.get("authorization", "") or f"Cookie {_cookie(headers.get('cookie', '')) or ''}"
-        # A password's hash is slow on purpose, and Basic sends it with every request.
-        digest = hashlib.sha256(given.encode("utf-8", "replace")).digest()
-        known = self._recent.get(digest)
-        if known is not None and known[1] > time.monotonic():
-            return known[0]
-        # What can't be guessed is looked at first, so that nobody waits for the wrong tries of others.
-        owner = self._by_session(given) or self._by_token(given)
-        if owner is None and not given.startswith("Cookie "):
-            if self.failures.left(network_of(address)) < 1:
-                return 60.0 / self.settings.limits.failed_logins_per_minute
-            owner = self._by_password(given)
-            if owner is None:
-                self.failures.take(network_of(address))
-        if owner is not None:
-            self._recent = {digest: (owner, time.monotonic() + RECENT_SECONDS), **dict(list(self._recent.items())[:99])}
-        return owner
-
-    def _by_session(self, given: str) -> str | None:
-        kind, _, sealed = given.partition(" ")
-        value = open_seal(sealed, self.secret, "session", SESSION_SECONDS) if kind == "Cookie" and sealed else None
-        since, _, owner = (value or "").partition(" ")
-        return owner if owner and self.accounts.still_in(owner, float(since)) else None
-
-    def _by_token(self, given: str) -> str | None:
-        kind, _, value = given.partition(" ")
-        if kind.lower() == "bearer":
-            return self.accounts.owner_of_token(value.strip())
-        name, password = _basic(given)
-        return name if name and self.accounts.owner_of_token(password) == name else None
-
-    def _by_password(self, given: str) -> str | None:
-        name, password = _basic(given)
-        return self.accounts.owner_of_password(name, password) if name else None
 
     def _host_is_ours(self, host: str) -> bool:
         """Loopback names, names that were allowed, and, off loopback, plain addresses: a page on another site can
@@ -272,8 +219,7 @@ async def _send_refusal(answer: Response, scope: Scope, receive: Receive, send: 
 
 
 def _with_headers(send: Send, scope: Scope) -> Send:
-    request_id = secrets.token_hex(8)
-    scope.setdefault("state", {})["request_id"] = request_id
+    request_id = scope["state"]["request_id"]
     start = time.perf_counter()
 
     async def sent(message: Message) -> None:
@@ -285,9 +231,18 @@ def _with_headers(send: Send, scope: Scope) -> Send:
                 headers["content-security-policy"] = API_CSP
             headers["x-request-id"] = request_id
             headers["x-process-time"] = f"{time.perf_counter() - start:.4f}"
+            if message["status"] >= 400:
+                _log_refusal(scope, message["status"])
         await send(message)
 
     return sent
+
+
+def _log_refusal(scope: Scope, status: int) -> None:
+    """The query is left out: signatures stand there."""
+    facts = {"status": status, "method": scope.get("method"), "path": scope["path"][:200]}
+    who = {"owner": scope["state"].get("owner"), "address": address_of(scope)}
+    log.info("request refused", extra={"request": scope["state"]["request_id"], **facts, **who})
 
 
 def _origin_fits(scope: Scope, headers: Headers, host: str) -> bool:
@@ -304,46 +259,12 @@ def _origin_fits(scope: Scope, headers: Headers, host: str) -> bool:
     return parts.netloc.lower() == host.lower() and parts.scheme in ("http", "https")
 
 
-def network_of(address: str) -> str:
-    """What counts as one place to guess from: an address, or a network of 64 bits, of which many have one to spend."""
-    try:
-        parsed = ipaddress.ip_address(address)
-    except ValueError:
-        return address
-    return address if parsed.version == 4 else str(ipaddress.ip_network((parsed.packed, 64), strict=False))
-
-
-def _basic(given: str) -> tuple[str, str]:
-    """Name and password of HTTP Basic; empty if it is something else."""
-    kind, _, value = given.partition(" ")
-    if kind.lower() != "basic":
-        return "", ""
-    try:
-        name, _, password = base64.b64decode(value, validate=True).decode("utf-8").partition(":")
-    except (binascii.Error, UnicodeDecodeError):
-        return "", ""
-    return name, password
-
-
-def session_of(owner: str, secret: bytes) -> str:
-    """What a browser keeps that has signed in: who, and since when."""
-    return seal(f"{time.time():.3f} {owner}", secret, "session")
-
-
 def _is_address(name: str) -> bool:
     try:
         ipaddress.ip_address(name)
     except ValueError:
         return False
     return True
-
-
-def _cookie(text: str) -> str | None:
-    try:
-        found = SimpleCookie(text).get(SESSION)
-    except CookieError:
-        return None
-    return None if found is None else found.value
 
 
 def seal(value: str, secret: bytes, purpose: str) -> str:

@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gouache.errors import StoreAway
 from gouache.serve.http.access import owner_of, studio_of
-from gouache.serve.http.guard import SESSION, SESSION_SECONDS, network_of, session_of
+from gouache.serve.http.visitors import SESSION, address_of, log_failure, network_of, session_in
+from gouache.serve.store.accounts import SESSION_SECONDS
 from gouache.serve.studio import Studio
 
 router = APIRouter(tags=["ops"])
@@ -164,15 +165,33 @@ def login(
 ) -> Response:
     """Check name and password (or a token alone) and give a session."""
     studio = studio_of(request)
-    address = network_of(request.client.host if request.client else "?")
-    if studio.failures.left(address) < 1:
+    network = network_of(address_of(request.scope))
+    # Taken before the check and given back after a right one, so that tries of the same moment count too.
+    if studio.failures.take(network):
         return _login_page("Too many tries; wait a minute. · 尝试次数过多，请稍候。", 429)
-    owner = studio.accounts.owner_of_token(password) or studio.accounts.owner_of_password(name, password)
-    if owner is None:
-        studio.failures.take(address)
+    found = studio.accounts.by_token(password) or studio.accounts.by_password(name, password)
+    if found is None:
+        log_failure(name, address_of(request.scope), request.state.request_id)
         return _login_page("Wrong name, password or token. · 用户名、密码或令牌不正确。", 401)
+    studio.failures.give_back(network)
     answer = RedirectResponse("/", 303)
-    cookie = session_of(owner, studio.secret)
-    secure = request.url.scheme == "https"
-    answer.set_cookie(SESSION, cookie, max_age=SESSION_SECONDS, httponly=True, samesite="strict", secure=secure)
+    answer.set_cookie(
+        SESSION,
+        studio.accounts.open_session(found),
+        max_age=SESSION_SECONDS,
+        httponly=True,
+        samesite="strict",
+        secure=request.url.scheme == "https",
+    )
+    return answer
+
+
+@router.post("/logout", include_in_schema=False)
+def logout(request: Request) -> Response:
+    """End this browser's session, here and not only in the browser."""
+    session = session_in(request.headers)
+    if session:
+        studio_of(request).accounts.close_session(session)
+    answer = RedirectResponse("/login", 303)
+    answer.delete_cookie(SESSION, httponly=True, samesite="strict", secure=request.url.scheme == "https")
     return answer

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import time
 from collections.abc import Sequence
@@ -10,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
 from gouache.errors import GouacheError, NotFound
-from gouache.pipeline.output.foreign import read_recipe
+from gouache.pipeline.inputs.images import read_picture
+from gouache.pipeline.request import Request
 from gouache.serve.page import parts
 from gouache.serve.page.edit_tab import frame_of
 from gouache.serve.page.requests import filled, names_not_offered, owner_of, settings_of
@@ -253,7 +252,11 @@ class _GalleryActions:
 
     def edit(self, chosen: str, request: gr.Request) -> Any:
         found = self._get(chosen, request)
-        picture = Image.open(io.BytesIO(self.studio.file_store.read("pictures", found.file))).convert("RGBA")
+        try:
+            data = self.studio.file_store.read("pictures", found.file)
+            picture = read_picture(data, max_pixels=self.studio.upload_pixels).convert("RGBA")
+        except GouacheError as error:
+            raise gr.Error(str(error)) from error
         canvas = {"background": picture, "layers": [], "composite": picture}
         return canvas, frame_of(picture, request), gr.Tabs(selected="edit")
 
@@ -283,12 +286,13 @@ class _GalleryActions:
         return gr.update(visible=False), ""
 
     def dropped(self, data: bytes | None, request: gr.Request) -> Any:
-        owner_of(request)
+        owner, decoding = owner_of(request), self.studio.decoding
         try:
-            found = read_recipe(data or b"")
-            values = settings_of(json.dumps({"request": found.request.model_dump(mode="json")}))
+            facts, _ = decoding.run(owner, "recipe", data or b"", {"max_pixels": self.studio.upload_pixels})
+            values = settings_of(json.dumps({"request": facts["request"]}))
+            asked = Request.from_dict(facts["request"], where="recipe")
         except (GouacheError, KeyError, ValueError) as error:
             raise gr.Error(said("no_settings", request) + f" {error}"[:200]) from error
-        for note in [*names_not_offered(found.request), *found.notes][:MOST_NOTES] if found.recipe is None else ():
+        for note in () if facts["own"] else [*names_not_offered(asked), *facts["notes"]][:MOST_NOTES]:
             gr.Info(note)
         return [*filled(values), gr.Tabs(selected="paint"), None]

@@ -175,7 +175,7 @@ def edit_request(studio: Studio, fields: Mapping[str, Any], request: gr.Request)
     if background is None:
         raise gr.Error(said("load_first", request))
     changes: Fields = {
-        "init_image": studio.file_store.attach(encode_picture(background.convert("RGBA"), "png")),
+        "init_image": studio.attachments.keep(owner_of(request), encode_picture(background.convert("RGBA"), "png")),
         "strength": float(fields["strength"]),
         "prompt": fields["prompt"] or "",
     }
@@ -184,7 +184,7 @@ def edit_request(studio: Studio, fields: Mapping[str, Any], request: gr.Request)
     if any(sides.values()):
         changes["outpaint"] = sides
     elif mask is not None:
-        changes["mask"] = {"image": studio.file_store.attach(encode_picture(mask, "png"))}
+        changes["mask"] = {"image": studio.attachments.keep(owner_of(request), encode_picture(mask, "png"))}
     return Request.from_dict(changes, where="request")
 
 

@@ -211,7 +211,7 @@ class _TrainActions:
             raise gr.Error(said("name_set", request))
         try:
             for file in files or []:
-                found = self.training.sets.add(name, Path(file).name, Path(file).read_bytes())
+                found = self.studio.add_to_set(owner_of(request), name, Path(file).name, Path(file).read_bytes())
         except GouacheError as error:
             return None, self._sets(request), parts.trouble(said("failed", request), str(error))
         note = said("added", request, found.name, found.pictures, found.captioned) if files else ""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 import secrets
+from collections.abc import Callable
 
 from PIL import Image
 
@@ -15,7 +16,6 @@ from gouache.errors import InvalidInput, ModelNotFound, PictureError, unknown_na
 from gouache.pipeline.request import MAX_PIXELS, Request, Safety
 from gouache.serve.models.catalog import ModelCatalog
 from gouache.serve.settings import Limits, Settings
-from gouache.serve.store.file_store import FileStore
 
 DRAWN_SEEDS = 2**32
 STRICTNESS: tuple[Safety, ...] = ("off", "blur", "block")
@@ -24,11 +24,17 @@ _SIDE = 512
 _STEPS = 20
 
 
-def admit(request: Request, settings: Settings, catalog: ModelCatalog, file_store: FileStore) -> Request:
+def admit(request: Request, settings: Settings, catalog: ModelCatalog, attachment: Callable[[str], bytes]) -> Request:
     """Check a request against the limits, and draw its seeds, so that a second attempt paints the same pictures.
 
     The studio's watermark and safety gate are added: a request may ask for another text and a stricter gate, not for
     less.
+
+    Args:
+        request: as it came.
+        settings: of the studio.
+        catalog: the models.
+        attachment: gives the bytes of a picture that this user sent; raises PictureError for every other name.
 
     Raises:
         InvalidInput: over a limit, a path where a name should be, or a sampler that isn't there.
@@ -36,7 +42,7 @@ def admit(request: Request, settings: Settings, catalog: ModelCatalog, file_stor
         PictureError: a picture that was not uploaded.
     """
     limits = settings.limits
-    _check_pictures(request, limits, file_store)
+    _check_pictures(request, limits, attachment)
     _check_texts(request, limits)
     _check_names(request)
     _check_controls(request)
@@ -54,14 +60,14 @@ def admit(request: Request, settings: Settings, catalog: ModelCatalog, file_stor
     )
 
 
-def _check_pictures(request: Request, limits: Limits, file_store: FileStore) -> None:
+def _check_pictures(request: Request, limits: Limits, attachment: Callable[[str], bytes]) -> None:
     pixels = 0
     for name in request.pictures():
         if not name.startswith("sha256:"):
             raise PictureError(
                 "picture", given="a path", expected="sha256:<hex> of an uploaded picture", cure="Upload it first."
             )
-        pixels += _pixels_of(file_store.attachment(name))
+        pixels += _pixels_of(attachment(name))
     if pixels > limits.picture_pixels:
         given = f"{pixels} pixels in all pictures"
         raise InvalidInput("pictures", given=given, expected=f"at most {limits.picture_pixels} on this server")

@@ -12,6 +12,7 @@ import json
 import logging
 import time
 import uuid
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -227,6 +228,8 @@ def _died(kind: str) -> WorkerError:
 
 
 MOST_WAITING = 64
+MOST_OF_ONE = 8
+"""Of these, so many may be one user's."""
 
 
 class UpscaleTasks:
@@ -250,21 +253,33 @@ class UpscaleTasks:
             wake,
             timeout,
         )
+        self._waiting: Counter[str] = Counter()
 
-    async def enlarge(self, png: bytes, factor: float, model: str) -> bytes:
+    async def enlarge(self, png: bytes, factor: float, model: str, owner: str) -> bytes:
         """A picture `factor` times as large on each side, as a PNG.
 
         Args:
             png: the picture.
             factor: above 0.
             model: its name in the catalog.
+            owner: who waits for it.
 
         Raises:
             InvalidInput: the model has no upscaler, or the result would be too large.
-            QueueFull: too many wait.
+            QueueFull: too many wait, or too many of this user's.
             NoRoom: the disk is nearly full.
             NobodyAnswers: no worker runs, or it died.
         """
+        if self._waiting[owner] >= MOST_OF_ONE:
+            expected = f"fewer than {MOST_OF_ONE} of your pictures that wait"
+            raise QueueFull("upscaler", given=self._waiting[owner], expected=expected, cure="Try again later.")
+        self._waiting[owner] += 1
+        try:
+            return await self._enlarge(png, factor, model)
+        finally:
+            self._waiting -= Counter({owner: 1})
+
+    async def _enlarge(self, png: bytes, factor: float, model: str) -> bytes:
         task_id = uuid.uuid4().hex
         await asyncio.to_thread(self._add, task_id, png, factor, model)
         try:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
 import re
 import shutil
@@ -13,8 +12,6 @@ from collections.abc import Container, Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from typing import Literal
-
-from PIL import Image
 
 from gouache.errors import NotFound, PictureError, StoreAway, StoreError
 from gouache.files import atomic_write
@@ -55,6 +52,18 @@ def _dropped(path: Path, aside: Path, before: float) -> bool:
         return False
     aside.unlink()
     return True
+
+
+def thumbnail_of(file: str) -> str:
+    """The name of a stored picture's thumbnail."""
+    return Path(file).with_suffix(".webp").name
+
+
+def not_uploaded(name: str) -> PictureError:
+    """No such attachment, as far as whoever asks is concerned."""
+    return PictureError(
+        "picture", given=repr(name)[:100], expected="an attachment that you uploaded", cure="Upload it first."
+    )
 
 
 def picture_to_upscale(task_id: str) -> str:
@@ -210,7 +219,7 @@ class FileStore:
     def discard(self, file: str) -> None:
         """Remove a picture's file and its thumbnail, if they are there."""
         self.remove("pictures", file)
-        self.remove("thumbnails", Path(file).with_suffix(".webp").name)
+        self.remove("thumbnails", thumbnail_of(file))
 
     def attachment(self, name: str) -> bytes:
         """The bytes behind `sha256:<hex>`.
@@ -226,18 +235,4 @@ class FileStore:
         try:
             return self.read("attachments", digest)
         except NotFound as error:
-            raise PictureError(
-                "picture", given=repr(name), expected="an attachment that was uploaded", cure="Upload it first."
-            ) from error
-
-    def thumbnail(self, file: str) -> Path:
-        """A small WebP of a stored picture, made at the first call."""
-        name = Path(file).with_suffix(".webp").name
-        path = self.path("thumbnails", name)
-        if not path.is_file():
-            picture = Image.open(io.BytesIO(self.read("pictures", file)))
-            picture.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE))
-            buffer = io.BytesIO()
-            picture.save(buffer, "WEBP", quality=85)
-            self.keep("thumbnails", name, buffer.getvalue())
-        return path
+            raise not_uploaded(name) from error

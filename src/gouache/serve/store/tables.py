@@ -18,7 +18,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA = "2"
+SCHEMA = "3"
 """Version of the tables. Whoever changes a table counts it up and adds a step to `migrations/versions`."""
 
 metadata = MetaData()
@@ -187,6 +187,25 @@ tokens = Table(
     metadata,
     Column("digest", String(64), primary_key=True),
     Column("owner", String(128), nullable=False),
+    Column("created", Float, nullable=False),
+    Column("expires", Float),
+)
+
+sessions = Table(
+    "sessions",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("owner", String(128), nullable=False, index=True),
+    Column("credential", String(64), nullable=False),
+    Column("created", Float, nullable=False),
+    Column("expires", Float, nullable=False),
+)
+
+attachments = Table(
+    "attachments",
+    metadata,
+    Column("digest", String(64), primary_key=True),
+    Column("owner", String(128), primary_key=True),
     Column("created", Float, nullable=False),
 )
 

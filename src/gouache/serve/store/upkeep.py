@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import logging
-import re
 import tarfile
 import threading
 import time
@@ -18,7 +17,8 @@ from sqlalchemy import Connection, Table, func, insert, or_, select, text
 from gouache.errors import StoreError
 from gouache.serve.queue.job import OPEN
 from gouache.serve.store import tables
-from gouache.serve.store.database import Database
+from gouache.serve.store.attachments import NAMED, Attachments, own_by_jobs
+from gouache.serve.store.database import Database, insert_missing
 from gouache.serve.store.file_store import FileStore, Folder, NoRoom
 from gouache.serve.store.gallery import UNDO_SECONDS, Gallery
 from gouache.serve.store.tables import jobs, pictures
@@ -35,6 +35,7 @@ KEPT: tuple[Table, ...] = (
     tables.pictures,
     tables.tags,
     tables.models,
+    tables.attachments,
 )
 """In an order in which rows refer only to earlier tables."""
 FOLDERS: tuple[Folder, ...] = ("pictures", "attachments")
@@ -118,16 +119,32 @@ def _fill(connection: Connection, tar: tarfile.TarFile) -> None:
         rows = list(_rows(tar, table))
         if rows:
             connection.execute(insert(table), rows)
+    if _ATTACHMENTS not in tar.getnames():
+        _complete(connection)
     running = tables.jobs.update().where(tables.jobs.c.state == "running")
     connection.execute(running.values(state="queued", worker=None, lease_until=None))
 
 
+_ATTACHMENTS = f"store/{tables.attachments.name}.jsonl"
+
+
+def _complete(connection: Connection) -> None:
+    """What backups of version 2 and older leave to be told from the rest, as a migration does."""
+    own_by_jobs(connection)
+    for owner in connection.execute(select(tables.tokens.c.owner).distinct()).scalars().all():
+        row = {"name": owner, "password": None, "created": time.time()}
+        insert_missing(connection, tables.accounts, row)
+
+
 def _rows(tar: tarfile.TarFile, table: Table) -> Iterator[dict[str, Any]]:
+    if table is tables.attachments and _ATTACHMENTS not in tar.getnames():
+        return
     source = tar.extractfile(f"store/{table.name}.jsonl")
     if source is None:
         raise KeyError(f"no rows of {table.name}")
     for line in source:
         row = json.loads(line)
+        row = {column.name: None for column in table.columns if column.nullable} | row  # Older ones lack `expires`.
         if set(row) != {column.name for column in table.columns}:
             raise ValueError(f"a row of {table.name} with other columns")
         yield row
@@ -146,7 +163,6 @@ ATTACHMENT_SECONDS = 7 * 24 * 3600
 SHORT_SECONDS = 3600
 """The same while the disk is nearly full."""
 FIRST_SECONDS, EVERY_SECONDS = 60, 3600
-_NAMED = re.compile(r"sha256:([0-9a-f]{64})")
 _AT_ONCE = 1000
 log = logging.getLogger("gouache.housekeeping")
 
@@ -201,6 +217,7 @@ class Housekeeping:
             self.file_store.discard(file)
         before = now - self._patience()
         attachments = self.file_store.drop_attachments(self.needed(before), before)
+        Attachments(self.database, self.file_store).forget_gone()
         if files or attachments:
             log.info("cleaned up", extra={"pictures": len(files), "attachments": attachments})
         return len(files), attachments
@@ -224,5 +241,5 @@ class Housekeeping:
         found: set[str] = set()
         with self.database.read() as connection:
             for part in connection.execute(query).partitions(_AT_ONCE):
-                found.update(digest for row in part for digest in _NAMED.findall(row.request))
+                found.update(digest for row in part for digest in NAMED.findall(row.request))
         return found

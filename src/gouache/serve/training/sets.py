@@ -125,7 +125,7 @@ class TrainingSets:
             expected = f"a .zip, or a file of the kinds {' '.join((*PICTURES, *TEXTS))}"
             raise InvalidInput("file", given=repr(file)[-80:], expected=expected)
         for part, content in parts.items():
-            if PurePosixPath(part).suffix.lower() in PICTURES and kind != ".zip":
+            if PurePosixPath(part).suffix.lower() in PICTURES:
                 read_picture(content, where=part)
         folder.mkdir(parents=True, exist_ok=True)
         self.folder(name)  # A link that leads elsewhere is refused before anything is written.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +12,7 @@ from gouache.checkpoints.adapters.library import EMBEDDING, LORA, list_adapters
 from gouache.checkpoints.formats.header import open_header
 from gouache.checkpoints.vae_library import list_vaes
 from gouache.diffusion.samplers.names import SAMPLER_INFOS, SCHEDULE_INFOS
-from gouache.errors import GouacheError, InvalidInput, RecipeError
-from gouache.pipeline.output.a1111_text import format_infotext, parse_infotext
-from gouache.pipeline.output.foreign import as_infotext, read_recipe
-from gouache.pipeline.output.metadata import PARAMETERS, read_texts
+from gouache.errors import GouacheError, InvalidInput
 from gouache.serve.api.a1111.fields import Interrogate, PngInfo, decoded
 from gouache.serve.api.a1111.mapping import UPSCALERS
 from gouache.serve.api.a1111.tolerance import SD_UPSCALE
@@ -192,22 +188,12 @@ for _name in ("refresh-vae", "refresh-embeddings", "refresh-loras", "reload-chec
 
 
 @router.post(f"{PREFIX}/png-info")
-def png_info(body: PngInfo) -> dict[str, Any]:
+async def png_info(body: PngInfo, request: Request) -> dict[str, Any]:
     """The texts inside a picture."""
-    data = decoded("image", body.image)
-    texts = read_texts(data, where="image")
-    info = texts.pop(PARAMETERS, "")
-    read = parse_infotext(info)
-    if not read.values:
-        # Another program's settings, as far as they can be said in A1111's words.
-        with contextlib.suppress(RecipeError):
-            found = read_recipe(data, where="image")
-            texts |= {PARAMETERS: info} if info else {}
-            texts |= {NOTES: "\n".join(found.notes)} if found.notes else {}
-            read = as_infotext(found)
-            info = format_infotext(read)
-    named = {"Prompt": read.prompt, "Negative prompt": read.negative_prompt or ""} if info else {}
-    return {"info": info, "items": texts, "parameters": {**named, **read.values}}
+    studio, owner = studio_of(request), owner_of(request)
+    data, wanted = decoded("image", body.image), {"max_pixels": studio.upload_pixels}
+    facts, _ = await studio.decoding.beside(studio.decoding.run, owner, "texts", data, wanted)
+    return facts
 
 
 @router.post(f"{PREFIX}/interrogate")

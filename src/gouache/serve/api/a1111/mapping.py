@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
-
-from PIL import Image
 
 from gouache.diffusion.samplers.names import (
     SAMPLER_INFOS,
@@ -16,7 +14,6 @@ from gouache.diffusion.samplers.names import (
     resolve_schedule,
 )
 from gouache.errors import InvalidInput, NotFound, PictureError, UnknownName
-from gouache.pipeline.inputs.images import read_picture
 from gouache.pipeline.output.a1111_text import EMPHASIS, HIRES_UPSCALERS, parse_infotext, request_of
 from gouache.pipeline.output.metadata import ImageKind
 from gouache.pipeline.request import Control, Request, ResizeMode
@@ -83,6 +80,31 @@ class MappedRequest:
     """What was ignored of the body."""
 
 
+@dataclass(frozen=True, slots=True)
+class Keep:
+    """Keeps the pictures that a user sends with a request.
+
+    Attributes:
+        studio: where they are kept.
+        owner: the user.
+        sizes: width and height of what was kept, by its name.
+    """
+
+    studio: Studio
+    owner: str
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+    def __call__(self, where: str, text: str) -> str:
+        """The name, for a request, of a picture that the field `where` gives in base64."""
+        data = decoded(where, text)
+        try:
+            name, facts = self.studio.attach(self.owner, data, where)
+        except PictureError as error:
+            raise InvalidInput(where, given=error.given, expected=error.expected, cure=error.cure) from error
+        self.sizes[name] = (facts["width"], facts["height"])
+        return name
+
+
 def order_of(body: Txt2Img | Img2Img, studio: Studio, owner: str) -> MappedRequest:
     """Translate a body.
 
@@ -95,13 +117,14 @@ def order_of(body: Txt2Img | Img2Img, studio: Studio, owner: str) -> MappedReque
     notes += [f"override_settings.{name[:80]}: ignored" for name in ignored]
     options = options_of(studio, owner).overridden(overrides, studio)
     values = _common(body, studio, owner, options, notes)
-    values |= _txt2img(body, notes) if isinstance(body, Txt2Img) else _img2img(body, studio, notes)
+    keep = Keep(studio, owner)
+    values |= _txt2img(body, notes) if isinstance(body, Txt2Img) else _img2img(body, keep, notes)
     if values.get("mask") and values.get("procedure") == "a1111":
         values["mask"] |= {"threshold": None}  # which rounds by itself
     if body.infotext is not None:
         values = _from_infotext(body, values)
     start = (values["init_image"], values["resize_mode"]) if isinstance(body, Img2Img) else None
-    values["control"] = _controls(body, studio, start)
+    values["control"] = _controls(body, keep, start)
     given = {name: value for name, value in values.items() if value is not None}
     with in_words_of(NAMES):
         request = Request.from_dict(given, where="request")
@@ -243,7 +266,7 @@ def _second_size(body: Txt2Img) -> tuple[int, int] | None:
     return int((body.width or 512) * scale), int((body.height or 512) * scale)
 
 
-def _img2img(body: Img2Img, studio: Studio, notes: list[str]) -> dict[str, Any]:
+def _img2img(body: Img2Img, keep: Keep, notes: list[str]) -> dict[str, Any]:
     if not body.init_images:
         raise NotFound("init_images", given="none", expected="one picture", cure="Init image not found")
     if len(body.init_images) > 1:
@@ -253,7 +276,7 @@ def _img2img(body: Img2Img, studio: Studio, notes: list[str]) -> dict[str, Any]:
     if body.resize_mode == LATENT_RESIZE:
         notes.append("resize_mode: the picture is resized instead of its latents")
     values: dict[str, Any] = {
-        "init_image": attach(studio, "init_images", body.init_images[0]),
+        "init_image": keep("init_images", body.init_images[0]),
         "resize_mode": RESIZE_MODES.get(body.resize_mode or 0, "stretch"),
         "strength": 0.75 if body.denoising_strength is None else body.denoising_strength,
     }
@@ -261,13 +284,13 @@ def _img2img(body: Img2Img, studio: Studio, notes: list[str]) -> dict[str, Any]:
         # 1.5 is what clients send unasked, and what instruct models take without being told.
         values["image_guidance_scale"] = body.image_cfg_scale
     if body.mask:
-        values["mask"] = _mask(body, studio, notes)
+        values["mask"] = _mask(body, keep, notes)
     if (body.script_name or "").strip().lower() == SD_UPSCALE:
-        values |= _sd_upscale(body, studio, notes)
+        values |= _sd_upscale(body, keep.sizes[values["init_image"]], notes)
     return values
 
 
-def _sd_upscale(body: Img2Img, studio: Studio, notes: list[str]) -> dict[str, Any]:
+def _sd_upscale(body: Img2Img, size: tuple[int, int], notes: list[str]) -> dict[str, Any]:
     """A1111's built-in script: the picture enlarged, then painted over in overlapping tiles of the asked size.
 
     Its arguments: a text for the page, pixels of overlap, an upscaler's number or name, the factor.
@@ -280,7 +303,7 @@ def _sd_upscale(body: Img2Img, studio: Studio, notes: list[str]) -> dict[str, An
         )
     if str(upscaler).casefold() not in ("lanczos", "none", "0", "1"):
         notes.append(f"script_args: Lanczos stands in for {str(upscaler)[:40]}")
-    width, height = _picture_of(studio, "init_images", (body.init_images or [""])[0]).size
+    width, height = size
     tile = max(body.width or 512, body.height or 512)
     return {
         "width": round(width * factor),
@@ -292,7 +315,7 @@ def _sd_upscale(body: Img2Img, studio: Studio, notes: list[str]) -> dict[str, An
 _SD_UPSCALE_DEFAULTS: tuple[object, ...] = ("", 64, "None", 2.0)
 
 
-def _mask(body: Img2Img, studio: Studio, notes: list[str]) -> dict[str, Any]:
+def _mask(body: Img2Img, keep: Keep, notes: list[str]) -> dict[str, Any]:
     blur_x, blur_y = (
         (body.mask_blur, body.mask_blur)
         if body.mask_blur is not None
@@ -303,7 +326,7 @@ def _mask(body: Img2Img, studio: Studio, notes: list[str]) -> dict[str, Any]:
     if body.inpainting_fill not in (None, *FILLS):
         raise InvalidInput("inpainting_fill", given=body.inpainting_fill, expected="0 to 3")
     return {
-        "image": attach(studio, "mask", body.mask or ""),
+        "image": keep("mask", body.mask or ""),
         "blur": blur_x if blur_x == blur_y else round((blur_x + blur_y) / 2),
         "fill": FILLS[body.inpainting_fill or 0],
         "invert": bool(body.inpainting_mask_invert),
@@ -314,22 +337,9 @@ def _mask(body: Img2Img, studio: Studio, notes: list[str]) -> dict[str, Any]:
     }
 
 
-def _controls(body: GenerationBody, studio: Studio, start: tuple[str, ResizeMode] | None) -> list[Control] | None:
+def _controls(body: GenerationBody, keep: Keep, start: tuple[str, ResizeMode] | None) -> list[Control] | None:
     scripts = body.alwayson_scripts or {}
-    return controls_of(scripts, lambda field, text: attach(studio, field, text), start) or None
-
-
-def attach(studio: Studio, field: str, text: str) -> str:
-    """Keep a picture that came in base64; gives its name for a request."""
-    _picture_of(studio, field, text)
-    return studio.file_store.attach(decoded(field, text))
-
-
-def _picture_of(studio: Studio, field: str, text: str) -> Image.Image:
-    try:
-        return read_picture(decoded(field, text), where=field, max_pixels=4 * studio.settings.limits.pixels)
-    except PictureError as error:
-        raise InvalidInput(field, given=error.given, expected=error.expected, cure=error.cure) from error
+    return controls_of(scripts, keep, start) or None
 
 
 def _from_infotext(body: GenerationBody, values: dict[str, Any]) -> dict[str, Any]:

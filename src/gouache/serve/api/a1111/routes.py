@@ -8,6 +8,7 @@ import html
 import json
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Body, Request
@@ -15,9 +16,7 @@ from PIL import Image
 
 from gouache.diffusion.samplers.names import SAMPLER_INFOS
 from gouache.errors import Conflict, InvalidInput, PictureError
-from gouache.pipeline.inputs.images import fit, read_picture
 from gouache.pipeline.output.a1111_text import format_infotext, infotext_of
-from gouache.pipeline.output.metadata import encode_picture, read_texts
 from gouache.pipeline.output.recipe import Recipe
 from gouache.pipeline.request import MAX_PIXELS
 from gouache.serve.api.a1111.fields import (
@@ -35,6 +34,7 @@ from gouache.serve.api.a1111.server_options import kept_of, options_of, set_opti
 from gouache.serve.api.a1111.tolerance import NOTHING, extra_notes
 from gouache.serve.api.a1111.units import in_words_of_units
 from gouache.serve.api.views import raise_unless_painted
+from gouache.serve.decoding.operations import Answer
 from gouache.serve.http.access import owner_of, studio_of
 from gouache.serve.http.replies import in_words_of
 from gouache.serve.models.facts import facts_of
@@ -59,10 +59,7 @@ def generation_answer(studio: Studio, body: GenerationBody, order: MappedRequest
 
 
 def _encoded(studio: Studio, picture: Picture, order: MappedRequest) -> str:
-    data = studio.file_store.read("pictures", picture.file)
-    if order.kind != "png":
-        data = encode_picture(read_picture(data), order.kind, read_texts(data), quality=order.quality)
-    return base64.b64encode(data).decode("ascii")
+    return base64.b64encode(studio.encoded(picture, order.kind, order.quality)).decode("ascii")
 
 
 def _info(
@@ -216,18 +213,45 @@ def _has_upscaler(studio: Studio, model: str) -> bool:
 
 
 async def _enlarged(body: Extras, field: str, text: str, request: Request) -> str:
-    studio = studio_of(request)
-    model = studio.default_model(owner_of(request))
+    studio, owner = studio_of(request), owner_of(request)
+    model = studio.default_model(owner)
     upscaler = await asyncio.to_thread(_checked, body, studio, model)
-    picture, texts = await asyncio.to_thread(_opened, studio, field, text)
-    size = picture.size if upscaler == NONE else _size(body, picture)
-    factor = max(size[0] / picture.width, size[1] / picture.height)
+    return await _resized(body, field, decoded(field, text), upscaler, Caller(studio, owner, model))
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who asks for an enlarged picture, and whose upscaler is theirs."""
+
+    studio: Studio
+    owner: str
+    model: str
+
+
+async def _resized(body: Extras, field: str, data: bytes, upscaler: str, caller: Caller) -> str:
+    """Nothing is decoded here: each step has its turn in a process of its own."""
+    studio, owner, most = caller.studio, caller.owner, caller.studio.upload_pixels
+
+    async def run(operation: str, source: bytes, wanted: dict[str, Any]) -> Answer:
+        try:
+            return await studio.decoding.beside(studio.decoding.run, owner, operation, source, wanted)
+        except PictureError as error:
+            raise InvalidInput(field, given=error.given, expected=error.expected, cure=error.cure) from error
+
+    facts, _ = await run("check", data, {"where": field, "max_pixels": most})
+    width, height = facts["width"], facts["height"]
+    size = (width, height) if upscaler == NONE else _size(body, width, height)
+    factor = max(size[0] / width, size[1] / height)
+    texts: dict[str, str] | None = None
     if upscaler == OWN and factor > 1:
-        png = await asyncio.to_thread(encode_picture, picture, "png")
-        larger = await studio.upscale_tasks.enlarge(png, factor, model)
-        picture = await asyncio.to_thread(read_picture, larger)
-    resample = FILTERS.get(upscaler, FILTERS["Lanczos"])
-    return await asyncio.to_thread(_finished, body, picture, texts, size, resample)
+        facts, png = await run("encode", data, {"kind": "png", "quality": 95, "max_pixels": most})
+        texts, most = facts["texts"], MAX_PIXELS
+        data = await studio.upscale_tasks.enlarge(png, factor, caller.model, owner)
+    wanted = {"width": size[0], "height": size[1], "texts": texts, "max_pixels": most}
+    crops = body.resize_mode == 1 and bool(body.upscaling_crop)
+    resample = int(FILTERS.get(upscaler, FILTERS["Lanczos"]))
+    _, made = await run("resize", data, {**wanted, "crops": crops, "resample": resample})
+    return base64.b64encode(made).decode("ascii")
 
 
 def _checked(body: Extras, studio: Studio, model: str) -> str:
@@ -241,36 +265,18 @@ def _checked(body: Extras, studio: Studio, model: str) -> str:
     return upscaler
 
 
-def _opened(studio: Studio, field: str, text: str) -> tuple[Image.Image, dict[str, str]]:
-    data = decoded(field, text)
-    try:
-        picture = read_picture(data, where=field, max_pixels=4 * studio.settings.limits.pixels)
-    except PictureError as error:
-        raise InvalidInput(field, given=error.given, expected=error.expected, cure=error.cure) from error
-    return picture, read_texts(data, where=field)
-
-
-def _size(body: Extras, picture: Image.Image) -> tuple[int, int]:
+def _size(body: Extras, own_width: int, own_height: int) -> tuple[int, int]:
     """Width and height that are asked for."""
     factor = body.upscaling_resize or 2
-    width, height = round(picture.width * factor), round(picture.height * factor)
+    width, height = round(own_width * factor), round(own_height * factor)
     if body.resize_mode == 1:
         width, height = body.upscaling_resize_w or 512, body.upscaling_resize_h or 512
         if not body.upscaling_crop:
-            scale = min(width / picture.width, height / picture.height)
-            width, height = max(1, round(picture.width * scale)), max(1, round(picture.height * scale))
+            scale = min(width / own_width, height / own_height)
+            width, height = max(1, round(own_width * scale)), max(1, round(own_height * scale))
     if width * height > MAX_PIXELS or min(width, height) < 1:
         raise InvalidInput("upscaling_resize", given=f"{width}x{height} pixels", expected=f"1 to {MAX_PIXELS} pixels")
     return width, height
-
-
-def _finished(
-    body: Extras, picture: Image.Image, texts: dict[str, str], size: tuple[int, int], resample: Image.Resampling
-) -> str:
-    if picture.size != size:
-        crops = body.resize_mode == 1 and body.upscaling_crop
-        picture = fit(picture, *size, "crop") if crops else picture.resize(size, resample)
-    return base64.b64encode(encode_picture(picture, "png", texts)).decode("ascii")
 
 
 @router.post(f"{PREFIX}/txt2img")
@@ -287,11 +293,11 @@ async def img2img(body: Img2Img, request: Request) -> dict[str, Any]:
 
 async def _generate(body: Txt2Img | Img2Img, request: Request) -> dict[str, Any]:
     studio, owner = studio_of(request), owner_of(request)
-    order, job = await asyncio.to_thread(_hand_in, body, studio, owner)
+    order, job = await studio.decoding.beside(_hand_in, body, studio, owner)
     job = await studio.wait_for(job.id, studio.settings.wait)
     with in_words_of(NAMES), in_words_of_units():
         raise_unless_painted(job)
-    return await asyncio.to_thread(generation_answer, studio, body, order, job)
+    return await studio.decoding.beside(generation_answer, studio, body, order, job)
 
 
 def _hand_in(body: Txt2Img | Img2Img, studio: Studio, owner: str) -> tuple[MappedRequest, Job]:

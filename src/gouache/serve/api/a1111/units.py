@@ -17,7 +17,6 @@ from gouache.checkpoints.adapters.controlnet_library import ControlFile, usable_
 from gouache.checkpoints.adapters.naming import folded
 from gouache.checkpoints.diffusers.folder import weight_files
 from gouache.errors import ConfigError, IncompatibleCheckpoint, InvalidInput, PictureError, unknown_name
-from gouache.pipeline.inputs.images import read_picture
 from gouache.pipeline.request import Control, ResizeMode
 from gouache.serve.api.a1111.fields import Detect, decoded
 from gouache.serve.http.access import owner_of, studio_of
@@ -266,20 +265,21 @@ def control_types(request: Request) -> dict[str, Any]:
 
 
 @router.post("/controlnet/detect")
-def detect(body: Detect, request: Request) -> dict[str, Any]:
+async def detect(body: Detect, request: Request) -> dict[str, Any]:
     """What a preprocessor makes of pictures: the only one, `none`, leaves them as they are.
 
     Raises:
         InvalidInput: another preprocessor, or something that is no picture.
     """
-    limit = 4 * studio_of(request).settings.limits.pixels
+    studio, owner = studio_of(request), owner_of(request)
     if (body.controlnet_module or "none").lower() != "none":
         given = repr(body.controlnet_module)[:80]
         raise InvalidInput("controlnet_module", given=given, expected="'none': there is no other preprocessor")
     for number, text in enumerate(body.controlnet_input_images):
         where = f"controlnet_input_images[{number}]"
+        wanted = {"where": where, "max_pixels": studio.upload_pixels}
         try:
-            read_picture(decoded(where, text), where=where, max_pixels=limit)
+            await studio.decoding.beside(studio.decoding.run, owner, "check", decoded(where, text), wanted)
         except PictureError as error:
             raise InvalidInput(where, given=error.given, expected=error.expected, cure=error.cure) from error
     plain = [text.partition(",")[2] if text.startswith("data:") else text for text in body.controlnet_input_images]

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from PIL import Image, ImageOps
-
 from gouache.errors import InvalidInput, ModelNotFound, PictureError
-from gouache.pipeline.inputs.images import on_background, read_picture
-from gouache.pipeline.output.metadata import ImageKind, encode_picture
+from gouache.pipeline.output.metadata import ImageKind
 from gouache.pipeline.request import Request as PaintRequest
 from gouache.pipeline.request_fields import MAX_FACTOR, MIN_SIDE, OPAQUE
 from gouache.serve.api.openai.fields import Drawn, Edits, Generations, Images, Variations
+from gouache.serve.decoding.operations import Facts as PictureFacts
 from gouache.serve.models.facts import Facts, facts_of
 from gouache.serve.studio import Studio
 
@@ -202,65 +201,54 @@ def _fitted(size: tuple[int, int], factor: float) -> dict[str, int]:
     return {"width": width, "height": height}
 
 
-def edited_pictures(body: Edits, studio: Studio, files: Mapping[str, list[bytes]]) -> dict[str, object]:
-    """Starting picture, mask and strength of an edit, for `order_of`.
+def edited_pictures(body: Edits, studio: Studio, owner: str, files: Mapping[str, list[bytes]]) -> dict[str, object]:
+    """Starting picture, mask and strength of an edit, for `order_of`; blocks, see `Decoding.beside`.
 
     Several pictures are laid side by side. OpenAI's mask belongs to the first one, so with a mask the others are left
     aside.
     """
-    found = [_picture(studio, data, "image") for data in files.get("image", [])]
-    if not found:
+    images, masks = files.get("image", []), files.get("mask", [])
+    if not images:
         raise InvalidInput("image", given="no picture", expected="a picture as a file")
     strength = FIDELITY.get(body.input_fidelity or "", EDIT_STRENGTH) if body.strength is None else body.strength
-    values: dict[str, object] = {"strength": strength, "start": found[0].size}
-    if files.get("mask"):
-        values["mask"] = {"image": _mask(studio, files["mask"][0], found[0].size), "blur": 0}
-    elif len(found) > 1:
-        return values | {"init_image": studio.file_store.attach(encode_picture(side_by_side(found), "png"))}
-    elif found[0].mode == "RGBA" and found[0].getchannel("A").getextrema()[0] == 0:
+    values: dict[str, object] = {"strength": strength}
+    if len(images) > 1 and not masks:
+        with _as_input("image"):
+            wanted = {"lengths": [len(data) for data in images], "max_pixels": studio.upload_pixels}
+            facts, sheet = studio.decoding.run(owner, "side_by_side", b"".join(images), wanted)
+            name = studio.attachments.keep(owner, sheet)
+        return values | {"init_image": name, "start": (facts["width"], facts["height"])}
+    with _as_input("image"):
+        name, facts = studio.attach(owner, images[0], "image")
+    if masks:
+        values["mask"] = {"image": _mask(studio, owner, masks[0], facts), "blur": 0}
+    elif facts["clear"]:
         values["mask"] = {"blur": 0}
-    return values | {"init_image": studio.file_store.attach(files["image"][0])}
+    return values | {"init_image": name, "start": (facts["width"], facts["height"])}
 
 
-def varied_picture(body: Variations, studio: Studio, files: Mapping[str, list[bytes]]) -> dict[str, object]:
-    """Starting picture and strength of a variation, for `order_of`."""
+def varied_picture(body: Variations, studio: Studio, owner: str, files: Mapping[str, list[bytes]]) -> dict[str, object]:
+    """Starting picture and strength of a variation, for `order_of`; blocks, see `Decoding.beside`."""
     if len(files.get("image", [])) != 1:
         raise InvalidInput("image", given=f"{len(files.get('image', []))} pictures", expected="one picture as a file")
-    (data,) = files["image"]
     strength = VARIATION_STRENGTH if body.strength is None else body.strength
-    start = _picture(studio, data, "image").size
-    return {"init_image": studio.file_store.attach(data), "strength": strength, "start": start}
+    with _as_input("image"):
+        name, facts = studio.attach(owner, files["image"][0], "image")
+    return {"init_image": name, "strength": strength, "start": (facts["width"], facts["height"])}
 
 
-def side_by_side(pictures: Sequence[Image.Image]) -> Image.Image:
-    """Several pictures as one of the first one's size, in rows and columns on white. Mode RGB."""
-    columns = math.ceil(math.sqrt(len(pictures)))
-    rows = math.ceil(len(pictures) / columns)
-    width, height = pictures[0].size
-    sheet = Image.new("RGB", (width, height), "white")
-    for number, picture in enumerate(pictures):
-        row, column = divmod(number, columns)
-        left, top = column * width // columns, row * height // rows
-        right, bottom = (column + 1) * width // columns, (row + 1) * height // rows
-        cell = max(1, right - left), max(1, bottom - top)
-        small = ImageOps.contain(on_background(picture, "white"), cell, Image.Resampling.LANCZOS)
-        sheet.paste(small, (left + (cell[0] - small.width) // 2, top + (cell[1] - small.height) // 2))
-    return sheet
+def _mask(studio: Studio, owner: str, data: bytes, picture: PictureFacts) -> str:
+    """OpenAI's mask is transparent where to paint; ours is white there."""
+    wanted = {"width": picture["width"], "height": picture["height"], "max_pixels": studio.upload_pixels}
+    with _as_input("mask"):
+        _, white = studio.decoding.run(owner, "white_mask", data, wanted)
+        return studio.attachments.keep(owner, white)
 
 
-def _picture(studio: Studio, data: bytes, name: str) -> Image.Image:
+@contextmanager
+def _as_input(name: str) -> Iterator[None]:
+    """What is wrong with a picture is wrong with the field that it came in."""
     try:
-        return read_picture(data, where=name, max_pixels=4 * studio.settings.limits.pixels)
+        yield
     except PictureError as error:
         raise InvalidInput(name, given=error.given, expected=error.expected, cure=error.cure) from error
-
-
-def _mask(studio: Studio, data: bytes, size: tuple[int, int]) -> str:
-    """OpenAI's mask is transparent where to paint; ours is white there."""
-    mask = _picture(studio, data, "mask")
-    if mask.size != size:
-        raise InvalidInput("mask", given=f"{mask.width}x{mask.height}", expected=f"{size[0]}x{size[1]}")
-    if mask.mode != "RGBA":
-        raise InvalidInput("mask", given="a picture without transparency", expected="transparent pixels where to paint")
-    white = mask.getchannel("A").point([255] + [0] * 255)
-    return studio.file_store.attach(encode_picture(white.convert("RGB"), "png"))

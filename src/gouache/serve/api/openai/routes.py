@@ -16,8 +16,7 @@ from starlette.responses import Response
 
 from gouache.config import expectation
 from gouache.errors import GouacheError, InvalidInput, ModelNotFound, NotFound
-from gouache.pipeline.inputs.images import read_picture
-from gouache.pipeline.output.metadata import ImageKind, encode_picture, read_texts
+from gouache.pipeline.output.metadata import ImageKind
 from gouache.pipeline.request import Request as PaintRequest
 from gouache.serve.api.openai.fields import Drawn, Edits, Generations, Images, Variations
 from gouache.serve.api.openai.mapping import (
@@ -82,8 +81,9 @@ async def edits(request: Request) -> Response:
     with in_words_of(WORDS):
         fields, files = await _read_form(request)
         body, studio = _checked(Edits, fields), studio_of(request)
-        pictures = await asyncio.to_thread(edited_pictures, body, studio, files)
-        order = await asyncio.to_thread(order_of, body, studio, owner_of(request), pictures)
+        owner = owner_of(request)
+        pictures = await studio.decoding.beside(edited_pictures, body, studio, owner, files)
+        order = await asyncio.to_thread(order_of, body, studio, owner, pictures)
         return await _answer(request, body, order, "image_edit")
 
 
@@ -93,8 +93,9 @@ async def variations(request: Request) -> Response:
     with in_words_of(WORDS):
         fields, files = await _read_form(request)
         body, studio = _checked(Variations, fields), studio_of(request)
-        pictures = await asyncio.to_thread(varied_picture, body, studio, files)
-        order = await asyncio.to_thread(order_of, body, studio, owner_of(request), pictures)
+        owner = owner_of(request)
+        pictures = await studio.decoding.beside(varied_picture, body, studio, owner, files)
+        order = await asyncio.to_thread(order_of, body, studio, owner, pictures)
         return await _answer(request, body, order, "image_edit")
 
 
@@ -104,7 +105,7 @@ def linked_file(quality: int, picture_id: str, kind: ImageKind, request: Request
     studio = studio_of(request)
     # A signed link has no user; the guard let it through for exactly this address.
     picture = studio.pictures.get(picture_id, request.state.owner)
-    return Response(_file(studio, picture, kind, min(max(quality, 1), 100)), media_type=f"image/{kind}")
+    return Response(studio.encoded(picture, kind, min(max(quality, 1), 100)), media_type=f"image/{kind}")
 
 
 async def _read_form(request: Request) -> tuple[dict[str, str], dict[str, list[bytes]]]:
@@ -158,7 +159,7 @@ async def _answer(request: Request, body: Images, order: MappedImages, kind: str
     job = await studio.wait_for(job.id, studio.settings.wait)
     raise_unless_painted(job)
     found = await asyncio.to_thread(studio.pictures.of_job, job.id)
-    data = await asyncio.to_thread(_data, studio, found, output, str(request.base_url))
+    data = await studio.decoding.beside(_data, studio, found, output, str(request.base_url))
     reply = {
         "created": int(job.created),
         "data": data,
@@ -183,7 +184,7 @@ def _data(studio: Studio, found: Sequence[Picture], output: OutputFormat, base_u
     if output.as_url:
         return [{"url": base_url.rstrip("/") + _link(studio, picture, output)} for picture in found]
     return [
-        {"b64_json": base64.b64encode(_file(studio, picture, output.kind, output.quality)).decode("ascii")}
+        {"b64_json": base64.b64encode(studio.encoded(picture, output.kind, output.quality)).decode("ascii")}
         for picture in found
     ]
 
@@ -192,11 +193,6 @@ def _link(studio: Studio, picture: Picture, output: OutputFormat) -> str:
     """An address that needs no token, for an hour."""
     path = f"{PREFIX}/files/{output.quality}/{picture.id}.{output.kind}"
     return f"{path}?link={seal(path, studio.secret, 'link')}"
-
-
-def _file(studio: Studio, picture: Picture, kind: ImageKind, quality: int) -> bytes:
-    data = studio.file_store.read("pictures", picture.file)
-    return data if kind == "png" else encode_picture(read_picture(data), kind, read_texts(data), quality=quality)
 
 
 def _usage(paint: PaintRequest, count: int) -> dict[str, Any]:
@@ -216,13 +212,13 @@ async def _stream(studio: Studio, job: Job, output: OutputFormat, kind: str, par
             preview = await asyncio.to_thread(studio.jobs.preview, job.id) if shown < partial_images else None
             if preview is not None and preview[0] != last:
                 last = preview[0]
-                text = await asyncio.to_thread(_repainted, preview[1], output)
+                text = await studio.decoding.beside(_repainted, studio, job, preview[1], output)
                 chunk = {"type": f"{kind}.partial_image", "b64_json": text, "partial_image_index": shown}
                 yield _sse(chunk | {"created_at": int(job.created)} | output.labels(None))
                 shown += 1
         raise_unless_painted(job)
         found = await asyncio.to_thread(studio.pictures.of_job, job.id)
-        for item in await asyncio.to_thread(_data, studio, found, output, ""):
+        for item in await studio.decoding.beside(_data, studio, found, output, ""):
             about = {"created_at": int(job.created), "usage": _usage(job.parsed(), 1)}
             yield _sse({"type": f"{kind}.completed", **item, **about, **output.labels(_size_of(found))})
     except GouacheError as error:
@@ -237,9 +233,11 @@ def _look(studio: Studio, job_id: str, watch: bool) -> Job:
     return job
 
 
-def _repainted(jpeg: bytes, output: OutputFormat) -> str:
-    data = jpeg if output.kind == "jpeg" else encode_picture(read_picture(jpeg), output.kind)
-    return base64.b64encode(data).decode("ascii")
+def _repainted(studio: Studio, job: Job, jpeg: bytes, output: OutputFormat) -> str:
+    if output.kind != "jpeg":
+        wanted = {"kind": output.kind, "quality": 95, "max_pixels": None}
+        jpeg = studio.decoding.run(job.owner, "encode", jpeg, wanted)[1]
+    return base64.b64encode(jpeg).decode("ascii")
 
 
 def _sse(chunk: Mapping[str, object]) -> str:
