@@ -85,7 +85,7 @@ class Process:
             time.sleep(0.02)
         raise TimeoutError("no worker")
 
-    def wait_until_ready(self, seconds: float = 120) -> None:
+    def wait_until_ready(self, seconds: float = 300) -> None:
         """Wait for `/readyz`."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:
@@ -95,7 +95,7 @@ class Process:
             time.sleep(0.05)
         raise TimeoutError(f"not ready: {httpx.get(f'{self.url}/readyz', timeout=10).text}")
 
-    def wait_until_painting(self, job_id: str, seconds: float = 120) -> None:
+    def wait_until_painting(self, job_id: str, seconds: float = 300) -> None:
         """Wait for a job's first step."""
         until = time.monotonic() + seconds
         while time.monotonic() < until:

@@ -45,6 +45,7 @@ from gouache.serve.models.catalog import UNUSABLE
 from gouache.serve.search.vectors import missing_tower
 from gouache.serve.settings import Settings
 from gouache.serve.store.accounts import ADMIN
+from gouache.serve.store.file_store import disk_error, is_of_disk
 from gouache.serve.studio import Studio
 from gouache.serve.worker.supervisor import ARENAS, ARENAS_VARIABLE
 
@@ -136,6 +137,13 @@ def _add_error_replies(api: FastAPI) -> None:
     @api.exception_handler(GouacheError)
     async def _known(request: Request, error: GouacheError) -> Response:
         return reply_to(request.url.path, error)
+
+    @api.exception_handler(OSError)
+    async def _of_disk(request: Request, error: OSError) -> Response:
+        if not is_of_disk(error):
+            raise error
+        log.warning("disk", extra={"error": str(error)})
+        return reply_to(request.url.path, disk_error(error))
 
     @api.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:

@@ -24,7 +24,7 @@ from tests.serve.served import (
 )
 
 LONG = {"width": 64, "height": 64, "num_inference_steps": 100, "count": 2}
-SHORT = {"width": 64, "height": 64, "num_inference_steps": 20}
+SHORT = {"num_inference_steps": 10}
 with_postgres = pytest.mark.skipif(programs() is None, reason="PostgreSQL's server programs are not installed")
 with_small_disk = pytest.mark.skipif(not can_mount(), reason="a small disk needs leave to mount one")
 
@@ -65,7 +65,7 @@ def refused(server: Process) -> None:
 
 @with_postgres
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_postgresql_is_stopped_while_a_job_is_painted(own_postgres: Postgres, tmp_path: Path) -> None:
     server = Process(tmp_path, store=own_postgres.new_database())
     try:
@@ -76,9 +76,9 @@ def test_postgresql_is_stopped_while_a_job_is_painted(own_postgres: Postgres, tm
         refused(server)
         time.sleep(8)
         own_postgres.start()
-        wait_for_all(server, ids, 60)
+        wait_for_all(server, ids, 300)
         ids.append(submit(server, "third"))
-        wait_for_all(server, ids, 60)
+        wait_for_all(server, ids, 300)
         check_everything(server, ids)
         assert [server.jobs.get(one).attempts for one in ids] == [1, 1, 1]
         server.wait_until_ready()
@@ -88,7 +88,7 @@ def test_postgresql_is_stopped_while_a_job_is_painted(own_postgres: Postgres, tm
 
 @with_postgres
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_postgresql_hangs_while_a_job_is_painted(own_postgres: Postgres, tmp_path: Path) -> None:
     server = Process(tmp_path, store=own_postgres.new_database())
     try:
@@ -98,9 +98,9 @@ def test_postgresql_hangs_while_a_job_is_painted(own_postgres: Postgres, tmp_pat
         with frozen(own_postgres.processes()):
             refused(server)
             time.sleep(8)
-        wait_for_all(server, ids, 60)
+        wait_for_all(server, ids, 300)
         ids.append(submit(server, "third"))
-        wait_for_all(server, ids, 60)
+        wait_for_all(server, ids, 300)
         check_everything(server, ids)
         server.wait_until_ready()
     finally:
@@ -109,7 +109,7 @@ def test_postgresql_hangs_while_a_job_is_painted(own_postgres: Postgres, tmp_pat
 
 @with_small_disk
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_the_disk_is_full_and_emptied_again(small_disk: SmallDisk) -> None:
     server = Process(small_disk.folder)
     try:
@@ -120,9 +120,9 @@ def test_the_disk_is_full_and_emptied_again(small_disk: SmallDisk) -> None:
         refused(server)
         time.sleep(10)
         small_disk.empty()
-        wait_for_all(server, ids, 60)
+        wait_for_all(server, ids, 300)
         ids.append(submit(server, "third"))
-        wait_for_all(server, ids, 60)
+        wait_for_all(server, ids, 300)
         check_everything(server, ids)
         server.wait_until_ready()
     finally:
@@ -130,7 +130,7 @@ def test_the_disk_is_full_and_emptied_again(small_disk: SmallDisk) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_sqlite_is_locked_and_the_worker_killed(tmp_path: Path) -> None:
     server = Process(tmp_path)
     try:
@@ -143,9 +143,9 @@ def test_sqlite_is_locked_and_the_worker_killed(tmp_path: Path) -> None:
             refused(server)
             time.sleep(40)
             assert server.worker().pid != killed.pid, "another is started while the lock is held"
-        wait_for_all(server, ids, 60)
+        wait_for_all(server, ids, 300)
         ids.append(submit(server, "third"))
-        wait_for_all(server, ids, 60)
+        wait_for_all(server, ids, 300)
         check_everything(server, ids)
         server.wait_until_ready()
     finally:
@@ -153,7 +153,7 @@ def test_sqlite_is_locked_and_the_worker_killed(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(1500)
 @pytest.mark.parametrize("fault", ["postgresql", "lock"])
 def test_a_store_that_flaps_loses_and_doubles_nothing(
     fault: str, request: pytest.FixtureRequest, tmp_path: Path
@@ -181,7 +181,7 @@ def test_a_store_that_flaps_loses_and_doubles_nothing(
                 time.sleep(max(0.0, min(2.4, until - time.monotonic())))
             time.sleep(max(0.0, until - time.monotonic()))
         assert flapping.times >= 10
-        wait_for_all(server, ids, 120)
+        wait_for_all(server, ids, 600)
         assert [submit(server, f"key-{number}", **SHORT) for number in range(50)] == ids
         check_everything(server, ids)
         assert server.jobs.counts()["done"] == 50
@@ -190,7 +190,7 @@ def test_a_store_that_flaps_loses_and_doubles_nothing(
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(900)
 def test_a_hung_worker_is_noticed_ended_and_replaced(tmp_path: Path) -> None:
     server = Process(tmp_path)  # A lease, and so the longest silence, is 5 s.
     try:
@@ -203,9 +203,9 @@ def test_a_hung_worker_is_noticed_ended_and_replaced(tmp_path: Path) -> None:
         while httpx.get(f"{server.url}/readyz", timeout=10).status_code == 200:
             assert time.monotonic() - begun < 8
             time.sleep(0.1)
-        hung.wait(15)
+        hung.wait(60)
         assert not psutil.pid_exists(hung.pid)
-        wait_for_all(server, [job], 60)
+        wait_for_all(server, [job], 300)
         check_everything(server, [job])
         assert server.jobs.get(job).attempts == 2
         server.wait_until_ready()

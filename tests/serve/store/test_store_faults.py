@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from PIL import Image
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from tests.serve.served import Lock, SmallDisk, can_mount
 
 from gouache.errors import StoreAway
 from gouache.pipeline.request import Request
 from gouache.serve.queue.leases import Leases
+from gouache.serve.settings import Limits
 from gouache.serve.store.database import Database
 from gouache.serve.store.file_store import FileStore, NoRoom
 from gouache.serve.store.outages import outlast
@@ -218,3 +222,38 @@ def test_a_disk_that_is_full_or_read_only_is_away_and_leaves_nothing_half_writte
     with pytest.raises(StoreAway, match="read-only"):
         store.keep("pictures", f"{'1' * 32}-0000.png", b"other")
     assert list(kept.parent.iterdir()) == [kept]
+
+
+@with_small_disk
+def test_every_route_that_writes_files_says_that_the_disk_is_full(make_client: MakeClient, tmp_path: Path) -> None:
+    disk = SmallDisk(tmp_path / "data0", 4)
+    try:
+        client = make_client(limits=Limits(free_bytes=1))
+        buffer = io.BytesIO()
+        Image.effect_noise((512, 512), 90).save(buffer, "PNG")
+        picture = base64.b64encode(buffer.getvalue()).decode()
+        body = {"prompt": "x", "width": 64, "height": 64}
+        requests: list[tuple[str, str, dict[str, Any]]] = [
+            ("POST", "/v1/attachments", {"content": buffer.getvalue()}),
+            ("PUT", "/v1/training/sets/cats/one.png", {"content": buffer.getvalue()}),
+            ("POST", "/v1/jobs", {"json": {"request": {**body, "prompt": "x" * 19_000}}}),
+            ("POST", "/v1/boards", {"json": {"name": "cats"}}),
+            ("POST", "/sdapi/v1/txt2img", {"json": body}),
+            ("POST", "/sdapi/v1/img2img", {"json": {**body, "init_images": [picture]}}),
+            ("POST", "/sdapi/v1/options", {"json": {"CLIP_stop_at_last_layers": 2}}),
+            ("POST", "/v1/images/generations", {"json": {"prompt": "x"}}),
+            ("POST", "/v1/images/edits", {"data": {"prompt": "x"}, "files": {"image": buffer.getvalue()}}),
+            ("POST", "/v1/images/variations", {"files": {"image": buffer.getvalue()}}),
+        ]
+        disk.fill()
+        for method, path, sent in requests:
+            begun = time.monotonic()
+            answer = client.request(method, path, **sent)
+            assert (answer.status_code, answer.headers.get("retry-after")) == (503, "2"), (path, answer.text)
+            assert time.monotonic() - begun < 2, path
+            assert str(tmp_path) not in answer.text
+        disk.empty()
+        assert client.request("PUT", "/v1/training/sets/cats/one.png", content=buffer.getvalue()).status_code < 300
+        assert client.post("/v1/jobs", json={"request": body}).status_code == 202
+    finally:
+        disk.remove()

@@ -24,6 +24,7 @@ from gouache.errors import (
     StoreAway,
     StoreError,
 )
+from gouache.serve.store.file_store import disk_error, is_of_disk
 
 
 class TookTooLong(StoreError):
@@ -71,6 +72,8 @@ def status_of(error: GouacheError) -> int:
 
 def reply_to(path: str, error: GouacheError) -> Response:
     """An error as the reply to a request for this path."""
+    if isinstance(error.__cause__, OSError) and is_of_disk(error.__cause__):  # Not the fault of what it names.
+        error = disk_error(error.__cause__)
     headers = {"Retry-After": str(error.retry_after)} if isinstance(error, QueueFull | StoreAway) else {}
     return refusal(path, status_of(error), error.to_dict(), headers)
 

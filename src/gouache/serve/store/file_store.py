@@ -37,9 +37,19 @@ def _on_disk() -> Iterator[None]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        kind, cure = (NoRoom, "Make room in the data folder.") if error.errno in _FULL else (StoreAway, "Try again.")
-        given = (error.strerror or type(error).__name__).lower()
-        raise kind("disk", given=given, expected="a data folder that can be read and written", cure=cure) from error
+        raise disk_error(error) from error
+
+
+def disk_error(error: OSError) -> StoreAway:
+    """What the system says about the disk, without the path."""
+    kind, cure = (NoRoom, "Make room in the data folder.") if error.errno in _FULL else (StoreAway, "Try again.")
+    given = (error.strerror or type(error).__name__).lower()
+    return kind("disk", given=given, expected="a data folder that can be read and written", cure=cure)
+
+
+def is_of_disk(error: BaseException | None) -> bool:
+    """Whether it says that the disk can't be used, whoever used it."""
+    return isinstance(error, OSError) and error.errno in (*_FULL, errno.EROFS, errno.EIO, errno.ESTALE)
 
 
 def _dropped(path: Path, aside: Path, before: float) -> bool:
