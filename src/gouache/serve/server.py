@@ -18,7 +18,7 @@ from fastapi.exceptions import RequestValidationError
 from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Match
+from starlette.routing import Match, Mount
 from starlette.types import ASGIApp
 
 from gouache import __version__
@@ -126,8 +126,14 @@ def _unknown(request: Request) -> None:
     Raises:
         HTTPException: 404, or 405 where another method would be served.
     """
-    partial = [route for route in request.app.routes if route.matches(request.scope)[0] is Match.PARTIAL]
-    allowed = sorted({method for route in partial for method in getattr(route, "methods", None) or ()})
+    others = [route for route in request.app.routes if not isinstance(route, Mount)]  # The page takes every path.
+    served = [route for route in others if getattr(route, "endpoint", None) is not _unknown]
+    scope = dict(request.scope)
+    allowed = [
+        method
+        for method in METHODS
+        if any(route.matches({**scope, "method": method})[0] is Match.FULL for route in served)
+    ]
     if allowed:
         raise HTTPException(405, "Method Not Allowed", {"Allow": ", ".join(allowed)})
     raise HTTPException(404, f"Unknown path {request.url.path}")

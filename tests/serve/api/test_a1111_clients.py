@@ -17,12 +17,16 @@ import httpx
 import pytest
 from PIL import Image
 
-from gouache.errors import InvalidInput
+from gouache.checkpoints.hub import shipped_model
+from gouache.checkpoints.identify import identify, known_sha256
+from gouache.errors import GouacheError, InvalidInput, ModelNotFound
 from gouache.serve.api.a1111.fields import Img2Img, Txt2Img
 from gouache.serve.api.a1111.mapping import MappedRequest, order_of
 from gouache.serve.studio import Studio
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.serve.conftest import Server
 
 
@@ -150,6 +154,46 @@ BODIES: dict[str, dict[str, Any]] = {
     "styles that nobody wrote": {"styles": ["", "None", "Anime"]},
     "settings of others": {"override_settings": {"upcast_attn": True, "forge_preset": "sd", "return_grid": True}},
     "a number of steps with a point": {"override_settings": {"CLIP_stop_at_last_layers": 2.0, "samples_save": False}},
+    "a bot that halves the steps": {
+        "enable_hr": True,
+        "hr_scale": 1,
+        "hr_second_pass_steps": 12.5,
+        "denoising_strength": None,
+        "styles": ["None"],
+        "sampler_index": "Euler a",
+        "full_quality": True,
+        "override_settings": {"CLIP_stop_at_last_layers": 1, "face_restoration_model": "CodeFormer"},
+    },
+    "a plugin of a drawing program": {
+        "selection_info": {"left": 0, "top": 0},
+        "seed": "-1",
+        "mask_expansion": 0,
+        "hr_second_pass_steps": 0,
+        "batch_size": "1",
+        "use_prompt_shortcut": False,
+        "controlnet_units": [],
+        "alwayson_scripts": {
+            "ADetailer": {"args": [False, {"ad_model": "None", "ad_confidence": 0.3}]},
+            "controlnet": {"args": [{"enabled": False, "input_image": "", "mask": "", "module": "none", "model": ""}]},
+        },
+    },
+    "npm's stable-diffusion-api": {
+        "eta": 1.0,
+        "seed_resize_from_h": 0,
+        "seed_resize_from_w": 0,
+        "script_name": None,
+        "alwayson_scripts": {"ControlNet": {"args": []}},
+        "use_deprecated_controlnet": False,
+    },
+    "pip's sd-backend-client": {
+        "scheduler": "Automatic",
+        "batch_size": 1,
+        "restore_faces": False,
+        "alwayson_scripts": {},
+        "send_images": True,
+        "force_task_id": "task(txt2img-0123)",
+        "comments": None,
+    },
     "an eta and a churn for nobody": {"sampler_name": "DPM++ 2M", "eta": 0.5, "s_churn": 3, "s_noise": 1.01},
 }
 
@@ -346,3 +390,114 @@ def test_the_other_calls_pass_over_what_they_do_not_know(server: Server) -> None
     assert post("options", settings).status_code == 200
     assert httpx.get(f"{server.url}/sdapi/v1/options", timeout=60).json() == before
     assert post("options", {"sd_model_checkpoint": "no such"}).status_code == 422
+
+
+def test_pictures_have_an_alpha_channel_only_when_it_is_asked_for(studio: Studio) -> None:
+    assert order(studio).request.background == "opaque"
+    assert order(studio, init_images=[picture()]).request.background == "opaque"
+    assert order(studio, background="transparent").request.background == "transparent"
+    assert order(studio, background="#ff0000").request.background == "#ff0000"
+    with pytest.raises(GouacheError, match="background"):
+        order(studio, background="plaid")
+
+
+@pytest.mark.parametrize(
+    ("field", "given", "kept"),
+    [
+        ("steps", 12.5, 12),
+        ("steps", 12.0, 12),
+        ("steps", "12", 12),
+        ("width", 33.9, 33),
+        ("seed", 7.0, 7),
+        ("batch_size", 2.9, 2),
+        ("hr_second_pass_steps", 12.5, 12),
+        ("hr_resize_x", 64.5, 64),
+        ("n_iter", 1.5, 1),
+        ("subseed", -1.0, -1),
+    ],
+)
+def test_numbers_behind_the_point_are_cut_where_whole_ones_are_meant(field: str, given: object, kept: int) -> None:
+    assert getattr(Txt2Img.model_validate({field: given}), field) == kept
+
+
+@pytest.mark.parametrize("given", [float("nan"), float("inf"), "x", 1e300, [], {}])
+def test_what_is_no_number_stays_refused(given: object) -> None:
+    with pytest.raises(ValueError, match="steps"):
+        Txt2Img.model_validate({"steps": given})
+
+
+def test_every_listed_upscaler_is_taken(server: Server) -> None:
+    with httpx.Client(base_url=f"{server.url}/sdapi/v1", timeout=120) as api:
+        names = [entry["name"] for entry in api.get("/upscalers").json()]
+        modes = [entry["name"] for entry in api.get("/latent-upscale-modes").json()]
+        studio = server.studio
+        for name in (*names, *modes):
+            assert order(studio, enable_hr=True, hr_scale=2, hr_upscaler=name).request.hires is not None
+        for name in names:
+            body = {"image": picture(), "upscaler_1": name, "upscaling_resize": 1}
+            assert api.post("/extra-single-image", json=body).status_code == 200
+
+
+def test_settings_can_be_sent_back_as_they_were_listed(server: Server) -> None:
+    with httpx.Client(base_url=f"{server.url}/sdapi/v1", timeout=60) as api:
+        listed = api.get("/options").json()
+        assert api.post("/options", json=listed).status_code == 200
+        assert api.get("/options").json() == listed
+        assert api.post("/options", json={"send_seed": not listed["send_seed"]}).status_code == 200
+        assert api.get("/options").json()["send_seed"] is not listed["send_seed"]
+        assert api.post("/options", json=listed).status_code == 200
+        assert order(server.studio, override_settings=listed).notes == ()
+
+
+def test_what_clients_ask_beside(server: Server) -> None:
+    with httpx.Client(base_url=server.url, timeout=60) as api:
+        types = api.get("/controlnet/control_types").json()["control_types"]
+        assert types["All"]["default_option"] == "none"
+        assert api.get("/sdapi/v1/sd-modules").json() == api.get("/sdapi/v1/sd-vae").json()
+        assert api.get("/sdapi/v1/lycos").json() == []
+        assert api.get("/queue/status").json()["queue_size"] == 0
+        found = api.post(
+            "/controlnet/detect", json={"controlnet_module": "none", "controlnet_input_images": [picture()]}
+        )
+        assert found.json() == {"images": [picture()], "info": "Success"}
+        for body in ({"controlnet_module": "canny"}, {"controlnet_input_images": ["aGk="]}):
+            assert api.post("/controlnet/detect", json=body).status_code == 422
+        missing = api.get("/sdapi/v1/nothing")
+        assert (missing.status_code, missing.json()["error"]) == (404, "not_found_error")
+        batch = {"image_list": [{"image": picture(), "name": "a"}, {"image": picture()}], "upscaling_resize_crop": True}
+        assert len(api.post("/sdapi/v1/extra-batch-images", json=batch).json()["images"]) == 2
+
+
+def test_sd_upscale_paints_over_the_enlarged_picture_in_tiles(studio: Studio, server: Server) -> None:
+    fields = {
+        "init_images": [picture(size=(48, 32))],
+        "script_name": "SD upscale",
+        "script_args": ["", 8, "Lanczos", 2.0],
+    }
+    request = order(studio, **fields).request
+    assert (request.width, request.height) == (96, 64)
+    assert request.tiled is not None
+    assert (request.tiled.tile, request.tiled.overlap) == (32, 0.25)
+    answer = httpx.post(f"{server.url}/sdapi/v1/img2img", json={**SMALL, **fields}, timeout=120)
+    made = Image.open(io.BytesIO(base64.b64decode(answer.json()["images"][0])))
+    assert (made.size, made.mode) == ((96, 64), "RGB")
+    for wrong in (["", "8", "Lanczos", 2], ["", 8, "Lanczos", 0], ["", 8, "Lanczos", True]):
+        with pytest.raises(InvalidInput, match="script_args"):
+            order(studio, **{**fields, "script_args": wrong})
+    with pytest.raises(InvalidInput, match="not found"):
+        order(studio, script_name="SD upscale")
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    ["{name}", "{NAME}", " {name} ", "{name} [0123456789]", "{hash}", "{HASH}", "{sha256}", "{name}.safetensors"],
+)
+def test_models_by_the_names_that_clients_have(studio: Studio, tmp_path: Path, spelled: str) -> None:
+    """Titles, stems, hashes as recipes write them, other case, a hash that is out of date."""
+    sha256 = known_sha256(identify(shipped_model() or tmp_path))
+    names = {"name": "pocket", "NAME": "POCKET", "hash": sha256[:10], "HASH": sha256[:10].upper(), "sha256": sha256}
+    if spelled.endswith(".safetensors"):
+        with pytest.raises(ModelNotFound):
+            studio.catalog.find(spelled.format(**names))
+    else:
+        assert studio.catalog.find(spelled.format(**names)).name == "pocket"

@@ -121,7 +121,7 @@ def test_every_listing_has_the_shape_that_the_client_reads(
     assert [entry["name"] for entry in api.get_upscalers()][:3] == ["None", "Lanczos", "Nearest"]
     assert "Latent" in [entry["name"] for entry in api.get_latent_upscale_modes()]
     assert api.get_embeddings() == {"loaded": {}, "skipped": {}}
-    assert api.get_scripts() == {"txt2img": ["controlnet"], "img2img": ["controlnet"]}
+    assert api.get_scripts() == {"txt2img": ["controlnet"], "img2img": ["sd upscale", "controlnet"]}
     for name in (
         "sd_vae",
         "loras",

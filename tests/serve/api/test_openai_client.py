@@ -13,10 +13,12 @@ import openai
 import pytest
 from PIL import Image, ImageDraw
 
+from gouache.serve.models.facts import Facts
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from tests.serve.conftest import Server
+    from tests.serve.conftest import MakeClient, Server
 
 
 @pytest.fixture
@@ -174,3 +176,128 @@ def test_the_async_client_paints_and_streams(server: Server) -> None:
     reply, events = asyncio.run(walk())
     assert opened(reply.data[0].b64_json).size == (32, 32)
     assert events[-1].type == "image_generation.completed"
+
+
+@pytest.mark.parametrize("name", ["dall-e-2", "dall-e-3", "gpt-image-1", "gpt-image-2", "pocket", None])
+def test_openais_names_mean_the_served_model(api: openai.OpenAI, name: str | None) -> None:
+    """Links for DALL-E's names, without transparency; the pictures themselves for others."""
+    named: dict[str, Any] = {} if name is None else {"model": name}
+    reply = api.images.generate(prompt="a fox", size="32x32", extra_body={"steps": 1}, **named)
+    assert reply.data
+    assert (reply.data[0].url is None) == (name is None or "dall" not in name)
+    if reply.data[0].url:
+        # Clients save a link's picture under the last part of its path.
+        assert httpx.URL(reply.data[0].url).path.rsplit("/", 1)[1].endswith(".png")
+        answer = httpx.get(reply.data[0].url, timeout=60)
+        assert Image.open(io.BytesIO(answer.content)).size == (32, 32)
+    if name is not None:
+        assert api.models.retrieve(name).id == name
+
+
+@pytest.mark.parametrize("kind", ["jpeg", "webp"])
+def test_a_link_gives_the_format_that_was_asked_for(api: openai.OpenAI, kind: Any) -> None:
+    reply = api.images.generate(
+        prompt="a fox", size="32x32", response_format="url", output_format=kind, extra_body={"steps": 1}
+    )
+    assert reply.data
+    url = reply.data[0].url or ""
+    answer = httpx.get(url, timeout=60)
+    assert (answer.headers["content-type"], Image.open(io.BytesIO(answer.content)).format) == (
+        f"image/{kind}",
+        kind.upper(),
+    )
+
+
+def test_a_link_opens_one_file_alone(make_client: MakeClient) -> None:
+    """Sealed for exactly its path: neither another format nor another quality opens with it."""
+    from gouache.serve.http.guard import seal
+
+    client = make_client(lambda studio: studio.accounts.add_token("admin", "secret"))
+    studio: Any = client.app.app.app.state.studio  # type: ignore[attr-defined]
+    path = "/v1/images/files/100/0123-0000.png"
+    link = seal(path, studio.secret, "link")
+    assert client.get(f"{path}?link={link}").status_code == 404
+    for other in (path.replace("png", "webp"), path.replace("100", "80"), path.replace("0123", "0124")):
+        assert client.get(f"{other}?link={link}").status_code == 401
+
+
+def test_a_style_is_noted_and_the_size_is_the_one_that_came(api: openai.OpenAI) -> None:
+    reply = api.images.generate(prompt="a fox", style="vivid", quality="low", size="36x32", extra_body={"steps": 1})
+    assert reply.data
+    assert reply.size == "{}x{}".format(*opened(reply.data[0].b64_json).size)
+    assert any(note.startswith("style: ignored") for note in reply.model_extra["notes"])  # type: ignore[index]
+
+
+def test_several_pictures_are_laid_side_by_side(api: openai.OpenAI, server: Server) -> None:
+    colours = ["red", "blue", "lime"]
+    images = [(f"{name}.png", png(Image.new("RGB", (64, 64), name)), "image/png") for name in colours]
+    reply = api.images.edit(
+        image=images, prompt="", input_fidelity="high", extra_body={"steps": "1", "strength": "0", "size": "64x64"}
+    )
+    assert reply.data
+    painted = opened(reply.data[0].b64_json).convert("RGB")
+    recipe = json.loads(opened(reply.data[0].b64_json).info["gouache"])["request"]
+    name = recipe["init_image"]
+    assert painted.size == (64, 64)
+    with Image.open(io.BytesIO(server.studio.file_store.attachment(name))) as sheet:
+        found = [sheet.convert("RGB").getpixel(place) for place in ((16, 16), (48, 16), (16, 48), (48, 48))]
+    assert found == [(255, 0, 0), (0, 0, 255), (0, 255, 0), (255, 255, 255)]
+
+
+@pytest.mark.parametrize(("fidelity", "strength"), [("high", 0.5), ("low", 0.75), (None, 0.75)])
+def test_input_fidelity_is_how_little_an_edit_changes(api: openai.OpenAI, fidelity: Any, strength: float) -> None:
+    image = ("a.png", png(Image.new("RGB", (32, 32), "red")), "image/png")
+    given = {} if fidelity is None else {"input_fidelity": fidelity}
+    reply = api.images.edit(image=image, prompt="a hat", extra_body={"steps": "2"}, **given)
+    assert reply.data
+    assert json.loads(opened(reply.data[0].b64_json).info["gouache"])["request"]["strength"] == strength
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/images/x", "/v1/audio/speech", "/v1/nothing"])
+def test_unknown_paths_are_told_in_openais_shape(server: Server, method: str, path: str) -> None:
+    answer = httpx.request(method, server.url + path, timeout=60)
+    assert answer.status_code == 404
+    assert answer.json()["error"]["type"] == "not_found_error"
+
+
+def test_another_method_would_be_served(server: Server) -> None:
+    for path, allowed in (("/v1/images/generations", "POST"), ("/sdapi/v1/interrogate", "POST"), ("/v1/jobs", "GET")):
+        answer = httpx.delete(server.url + path, timeout=60)
+        assert answer.status_code == 405
+        assert allowed in answer.headers["allow"]
+
+
+def test_an_unknown_model_is_not_found(api: openai.OpenAI) -> None:
+    with pytest.raises(openai.NotFoundError):
+        api.models.retrieve("nope")
+
+
+def test_sizes_above_the_models_own(make_client: MakeClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model with an upscaler enlarges; another paints a second pass from a first one of its own area."""
+    from gouache.serve.api.openai import mapping
+    from gouache.serve.api.openai.fields import Edits, Generations
+
+    studio: Any = make_client().app.app.app.state.studio  # type: ignore[attr-defined]
+    start = studio.file_store.attach(png(Image.new("RGB", (512, 256))))
+
+    def made(size: str | None, facts: Facts, **pictures: object) -> Any:
+        monkeypatch.setattr(mapping, "facts_of", lambda _: facts)
+        body: Any = Edits(prompt="a", size=size) if pictures else Generations(prompt="a", size=size)
+        return mapping.order_of(body, studio, "local", pictures).request
+
+    small, large = Facts(trained_side=128, upscaler=True), Facts(trained_side=512)
+    plain = made("1024x1024", small)
+    assert (plain.width, plain.height, plain.upscale, plain.hires) == (1024, 1024, None, None)
+    twice = made("1024x1024", large)
+    assert (twice.width, twice.height) == (512, 512)
+    assert (twice.hires.width, twice.hires.height) == (1024, 1024)
+    wide = made("1792x1024", large)
+    assert wide.hires.size_for(wide.width, wide.height) == (1792, 1024)
+    assert abs(wide.width * wide.height / 512**2 - 1) < 0.05
+    assert made("512x768", large).hires is None
+    edit = made(None, small, init_image=start, start=(512, 256), strength=0.5)
+    assert (edit.width, edit.height, edit.upscale.factor) == (128, 64, 4.0)
+    masked = made(None, small, init_image=start, start=(512, 256), strength=0.5, mask={"blur": 0})
+    assert (masked.width, masked.upscale) == (None, None)
+    assert made("1024x1024", large, init_image=start, start=(512, 256)).width == 1024

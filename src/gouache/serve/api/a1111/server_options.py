@@ -33,6 +33,8 @@ KEPT: dict[str, bool] = {
     "show_progressbar": True,
 }
 """Settings of A1111's page, with its defaults: kept for the clients that read them, and without effect."""
+WITHOUT_EFFECT = {*KEPT, "sd_checkpoint_hash"}
+"""Settings that come back when what was listed is sent back; nothing is to be said of them."""
 PLACEHOLDERS = {"sd_model_checkpoint": "", "sd_vae": "string"}
 """What clients send that leave a setting open."""
 NOISE_LEVELS = {"GPU": "a1111", "NV": "a1111", "CPU": "cpu"}
@@ -48,7 +50,7 @@ def known_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]
             continue
         if key in Options.__dataclass_fields__:
             known[key] = value
-        elif key not in FIXED or value != FIXED[key]:
+        elif key not in WITHOUT_EFFECT and (key not in FIXED or value != FIXED[key]):
             ignored.append(key)
     return known, ignored
 
