@@ -26,6 +26,11 @@ def owner_of(request: Request) -> str:
     return owner
 
 
+def is_open(studio: Studio) -> bool:
+    """Whether everybody on this machine is the one user: on loopback, as long as there is no account."""
+    return studio.settings.on_loopback and not studio.accounts.any()
+
+
 def is_admin(studio: Studio, owner: str) -> bool:
     """Whether a user may train and fetch models: those named in the settings, or the one user of a closed studio."""
     return owner in studio.settings.admins or (owner == LOCAL and not studio.accounts.any())

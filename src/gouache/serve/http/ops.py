@@ -141,7 +141,7 @@ input,button{{padding:.6rem;font:inherit}}
 p{{color:#a11}}</style><h1>gouache</h1>
 <form method="post" action="/login"><label>Name · 用户名<input name="name" autocomplete="username"></label>
 <label>Password or token · 密码或令牌<input name="password" type="password" autocomplete="current-password"></label>
-<button>Sign in · 登录</button></form><p>{note}</p></html>"""
+<button>Sign in · 登录</button></form><p role="alert">{note}</p></html>"""
 _LOGIN_CSP = (
     "default-src 'none'; style-src 'unsafe-inline'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 )

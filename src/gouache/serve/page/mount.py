@@ -17,6 +17,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gouache.serve.http.access import is_open
 from gouache.serve.page import parts
 from gouache.serve.page.edit_tab import edit_tab
 from gouache.serve.page.gallery_tab import Elsewhere, gallery_tab
@@ -147,12 +148,23 @@ def build_page(studio: Studio) -> tuple[gr.Blocks, gr.I18n]:
             with gr.Tab(say("train"), id="train", elem_id="train-tab") as tab:
                 train_tab(studio, say, page, tab)
         follow(studio, page, timer, (paint_view, edit_view))
-        page.load(_tagline, None, brand, **parts.QUIET)
+
+        def branded(request: gr.Request) -> str:
+            return _brand(studio, request)
+
+        page.load(branded, None, brand, **parts.QUIET)
     return page, say
 
 
-def _tagline(request: gr.Request) -> str:
-    return BRAND.replace("</strong>", f"</strong><span>{parts.plain(said('tagline', request))}</span>")
+def _brand(studio: Studio, request: gr.Request) -> str:
+    """The line above the tabs; in a studio with accounts also who is signed in, and the way out."""
+    named = BRAND.replace("</strong>", f"</strong><span>{parts.plain(said('tagline', request))}</span>")
+    if is_open(studio):
+        return named
+    name, label = parts.plain(request.username), parts.plain(said("signed_in_as", request, request.username))
+    out = f'<button type="submit" id="sign-out">{parts.plain(said("sign_out", request))}</button>'
+    who = f'<form class="g-who" method="post" action="/logout"><b title="{label}" id="user">{name}</b>{out}</form>'
+    return named.removesuffix("</div>") + who + "</div>"
 
 
 _INLINE = re.compile(rb"<script(?![^>]*\bsrc=)[^>]*>(.*?)</script>", re.DOTALL | re.IGNORECASE)
@@ -182,7 +194,8 @@ def mount_page(api: FastAPI, studio: Studio) -> None:
         enable_monitoring=False,
         allowed_paths=_shown(studio),
         blocked_paths=[str(studio.settings.data / "studio.sqlite3")],
-        show_error=True,
+        # Errors that are meant to be shown are `gr.Error`; what else is raised may name files.
+        show_error=False,
     )
 
 

@@ -21,6 +21,14 @@ document.addEventListener("keydown", (event) => {
   }
 });
 
+// Signed out elsewhere, or the token was revoked: what stands on the page is nobody's to use any longer.
+const plainFetch = window.fetch;
+window.fetch = async (...asked) => {
+  const answer = await plainFetch(...asked);
+  if (answer.status === 401 && new URL(answer.url).origin === location.origin) location.assign("/login");
+  return answer;
+};
+
 const isChinese = () => navigator.language.toLowerCase().startsWith("zh");
 
 const show = (link) => {

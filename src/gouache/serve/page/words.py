@@ -98,6 +98,8 @@ WORDS: dict[str, tuple[str, str]] = {
 # What the server writes itself, in the language that the browser asks for.
 SAID: dict[str, tuple[str, str]] = {
     "tagline": ("Stable Diffusion, whole", "完整的 Stable Diffusion"),
+    "signed_in_as": ("Signed in as {}", "已登录：{}"),
+    "sign_out": ("Sign out", "退出登录"),
     "nothing": ("Nothing painted yet", "还没有作品"),
     "nothing_hint": ("Describe what you want to see and press Paint.", "写下想要的画面，然后点“生成”。"),
     "nothing_edited": ("Nothing here yet", "还没有作品"),
