@@ -100,10 +100,10 @@ class PerpNeg(Config):
     """Weight of the negative prompt's part that is perpendicular to the prompt (Perp-Neg)."""
 
 
-class MimickedScale(Config):
+class Mimic(Config):
     """Dynamic thresholding: guide strongly, but keep the range of values that a lower scale has."""
 
-    mimic_scale: Annotated[float, Field(ge=0.0, le=1000.0)] = 7.0
+    scale: Annotated[float, Field(ge=0.0, le=1000.0)] = 7.0
     """Dynamic thresholding (CFG fix): guidance scale whose range of values is kept."""
     percentile: Fraction = 1.0
     """Share of the values that counts as the range; what lies beyond is cut. 1 = all."""

@@ -15,7 +15,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from gouache.config import Config
-from gouache.pipeline.guider_fields import Apg, FreeU, MimickedScale, Pag, PerpNeg, Sag, Slg
+from gouache.pipeline.guider_fields import Apg, FreeU, Mimic, Pag, PerpNeg, Sag, Slg
 from gouache.pipeline.request_fields import (
     MAX_BEST_OF,
     MAX_CONTROLS,
@@ -65,7 +65,7 @@ __all__ = [
     "Interpolation",
     "Inversion",
     "Mask",
-    "MimickedScale",
+    "Mimic",
     "Outpaint",
     "Pag",
     "PerpNeg",
@@ -355,7 +355,7 @@ class Request(Config):
     """Apply guidance only while low <= sigma <= high."""
     apg: Apg | None = None
     """Use adaptive projected guidance (APG)."""
-    dynamic_thresholding: MimickedScale | None = None
+    mimic: Mimic | None = None
     """Keep the range of values that a lower guidance scale has."""
     perp_neg: PerpNeg | None = None
     """Take away only what the negative prompt says beside the prompt."""
@@ -431,8 +431,8 @@ class Request(Config):
             raise ValueError(f"width * height of at most {MAX_PIXELS} pixels")
         if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:
             raise ValueError("guidance_interval as low, high with low <= high")
-        if self.apg is not None and self.dynamic_thresholding is not None:
-            raise ValueError("apg or dynamic_thresholding: each is a rule of its own for the guidance scale")
+        if self.apg is not None and self.mimic is not None:
+            raise ValueError("apg or mimic: each is a rule of its own for the guidance scale")
         if max(self.seed or 0, self.subseed or 0) + self.count - 1 + self.eta_noise_seed_delta > MAX_SEED:
             raise ValueError(f"a last picture's seed of at most {MAX_SEED}")
         if self.eta_noise_seed_delta and self.determinism not in ("a1111", "cpu"):

@@ -35,7 +35,7 @@ def _without_guidance(request: Request, kind: str | None) -> Unused:
     if request.negative_prompt and " AND " not in request.prompt:
         yield "negative_prompt", "guidance is off (guidance_scale 1)"
     given = {
-        "dynamic_thresholding": request.dynamic_thresholding is not None,
+        "mimic": request.mimic is not None,
         "perp_neg": request.perp_neg is not None and " AND " not in request.prompt,
         "negative_prompt_2": bool(request.negative_prompt_2) and " AND " not in request.prompt,
         "guidance_rescale": request.guidance_rescale > 0,

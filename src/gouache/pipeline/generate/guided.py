@@ -223,14 +223,23 @@ def guidance_of(request: Request) -> Guidance:
     if request.guidance_scale is None:
         raise InvalidInput("guidance_scale", given=None, expected="a number", cure="Resolve the request first.")
     low, high = request.guidance_interval or (0.0, float("inf"))
-    apg, mimicked = request.apg, request.dynamic_thresholding
+    apg, mimic = request.apg, request.mimic
     return Guidance(
         scale=request.guidance_scale / sampler_info(request.sampler or "ddim").guidance_divisor,
         rescale=request.guidance_rescale,
         sigma_low=low,
         sigma_high=high,
         projection=None if apg is None else AdaptiveProjection(apg.eta, apg.norm_threshold, apg.momentum),
-        thresholding=None if mimicked is None else DynamicThresholding(**mimicked.model_dump()),
+        thresholding=None
+        if mimic is None
+        else DynamicThresholding(
+            mimic_scale=mimic.scale,
+            percentile=mimic.percentile,
+            by_channel=mimic.by_channel,
+            centre=mimic.centre,
+            spread=mimic.spread,
+            phi=mimic.phi,
+        ),
     )
 
 

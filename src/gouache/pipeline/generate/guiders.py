@@ -27,7 +27,7 @@ WATCHED = "mid_block.attentions.0.transformer_blocks.0"
 """The block whose self-attention says where a picture is salient (Hong et al. 2023, arXiv:2210.00939, section 5)."""
 PASSES = ("pag", "slg", "sag")
 """Options that cost a pass of the network."""
-NEEDS_A_PROMPT_PAIR = (*PASSES, "perp_neg", "dynamic_thresholding")
+NEEDS_A_PROMPT_PAIR = (*PASSES, "perp_neg", "mimic")
 """Guiders of prompt and negative prompt; an instruct model guides by its picture too, and takes none of them."""
 
 
