@@ -90,7 +90,8 @@ def _spread(x: Tensor, settings: DynamicThresholding, percentile: float) -> Tens
         found = rows.abs().amax(dim=2)
     else:
         # Picture by picture: torch.quantile takes no more than 2^24 numbers at once.
-        found = torch.stack([torch.quantile(one.abs().float(), percentile, dim=1) for one in rows]).to(x)
+        exact = rows.abs().to(torch.promote_types(x.dtype, torch.float32))
+        found = torch.stack([torch.quantile(one, percentile, dim=1) for one in exact]).to(x)
     return found[..., None, None]
 
 

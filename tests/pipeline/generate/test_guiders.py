@@ -138,7 +138,11 @@ def predictions(twins: Twins, perturbation: Perturbation) -> tuple[Any, torch.Te
     [
         ("skipped", "mid_block.attentions.0", {}),
         ("skipped", "up_blocks.0.attentions.1", {}),
-        ("identity", "mid_block.attentions.0", {"skip_attention": False, "skip_ff": False, "skip_attention_scores": True}),
+        (
+            "identity",
+            "mid_block.attentions.0",
+            {"skip_attention": False, "skip_ff": False, "skip_attention_scores": True},
+        ),
     ],
 )
 def test_weakened_rows_are_diffusers_hooks(twins: Twins, name: str, place: str, config: dict[str, bool]) -> None:
@@ -173,7 +177,9 @@ def tiny(make_tiny: MakeBundle) -> Pipeline:
     return Pipeline(make_tiny())
 
 
-QUICK = Request(prompt="a cat", negative_prompt="bad", seed=4, num_inference_steps=2, sampler="euler", schedule="karras")
+QUICK = Request(
+    prompt="a cat", negative_prompt="bad", seed=4, num_inference_steps=2, sampler="euler", schedule="karras"
+)
 ALL: dict[str, dict[str, Any]] = {
     "pag": {"layers": ["mid", "up"]},
     "sag": {},
