@@ -72,7 +72,7 @@ def test_a_flat_channel_has_no_range_and_stays_finite() -> None:
 
 
 def test_perp_neg_by_hand() -> None:
-    """In the plane: the prompt points along the first axis, the negative one along (1, 1); only (0, 1) is taken away."""
+    """In the plane: the prompt points along the first axis, the negative one along (1, 1); only (0, 1) goes."""
     empty = torch.tensor([[1.0, 1.0]])
     wanted, unwanted = torch.tensor([[2.0, 0.0]]), torch.tensor([[3.0, 3.0]])
     found = perpendicular_negative(empty + wanted, empty + unwanted, empty, 0.5)
@@ -117,11 +117,11 @@ def test_additions_come_on_top_before_rescaling_and_outside_the_interval_too() -
 
     def denoise(guidance: Guidance, added: bool) -> Tensor:
         guided = guided_denoiser(
-            lambda x, sigma: COND,
-            lambda x, sigma: (COND, UNCOND),
+            lambda _x, _sigma: COND,
+            lambda _x, _sigma: (COND, UNCOND),
             guidance,
             parameterization="x0",
-            added=(lambda x, sigma: more) if added else (lambda x, sigma: None),
+            added=(lambda _x, _sigma: more) if added else (lambda _x, _sigma: None),
         )
         return guided(COND, sigma)
 

@@ -10,6 +10,7 @@ import torch
 from diffusers.guiders import PerturbedAttentionGuidance, SkipLayerGuidance
 from diffusers.hooks import LayerSkipConfig, apply_layer_skip
 from diffusers.hooks.layer_skip import HookRegistry
+from tests.pipeline.test_parity import NEGATIVE, PROMPT, psnr
 
 from gouache.errors import ConfigError, InvalidInput, UnknownName
 from gouache.models.bundle import ModelBundle
@@ -17,7 +18,6 @@ from gouache.models.denoiser import Condition
 from gouache.models.perturbation import Perturbation, blocks_named, changes_of
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
-from tests.pipeline.test_parity import NEGATIVE, PROMPT, psnr
 
 if TYPE_CHECKING:
     from tests.pipeline.conftest import MakeBundle
@@ -28,6 +28,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:.*deprecated.*:FutureWarning"),
 ]
 
+MAPS_ALONE = {"skip_attention": False, "skip_ff": False, "skip_attention_scores": True}
 BASE = Request(
     prompt=PROMPT,
     negative_prompt=NEGATIVE,
