@@ -17,7 +17,8 @@ STAGES = (
 )
 FORGE_DT = (
     "dynthres_enabled: True, dynthres_mimic_scale: 6, dynthres_threshold_percentile: 0.95, "
-    "dynthres_mimic_mode: Constant, dynthres_mimic_scale_min: 0, dynthres_cfg_mode: Constant, dynthres_cfg_scale_min: 0, dynthres_sched_val: 1, "
+    "dynthres_mimic_mode: Constant, dynthres_mimic_scale_min: 0, dynthres_cfg_mode: Constant, "
+    "dynthres_cfg_scale_min: 0, dynthres_sched_val: 1, "
     "dynthres_separate_feature_channels: disable, dynthres_scaling_startpoint: ZERO, "
     "dynthres_variability_measure: STD, dynthres_interpolate_phi: 0.7, "
 )
