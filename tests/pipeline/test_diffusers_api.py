@@ -16,7 +16,7 @@ from gouache import StableDiffusionPipeline
 from gouache.errors import DeviceUnavailable, GouacheError, InvalidInput
 from gouache.models.configs import GenerationDefaults
 from gouache.pipeline.pipeline import Pipeline
-from gouache.pipeline.request import Request
+from gouache.pipeline.request import FreeU, Pag, Request, Sag
 
 if TYPE_CHECKING:
     from tests.pipeline.twins import Twins
@@ -116,3 +116,22 @@ def test_a_guidance_scale_means_what_diffusers_means(twins: Twins, family: str, 
         (native,) = alias.pipeline.paint(request.replace({"guidance_scale": 0.0}))
         assert psnr(native.image, theirs) < 50, "0 of our own is the negative prompt alone"
         assert any("guidance_scale 0" in note for note in native.recipe.notes)
+
+
+def test_guiders_by_diffusers_names(folder: Path) -> None:
+    pipe = StableDiffusionPipeline.from_pretrained(folder)
+    settings = {"num_inference_steps": 2, "height": 32, "width": 32, "generator": torch.Generator().manual_seed(3)}
+
+    def request(**more: float) -> Request:
+        return pipe("a cat", **settings, **more).painted[0].recipe.request  # type: ignore[arg-type]
+
+    plain = request()
+    assert (plain.pag, plain.sag, plain.freeu) == (None, None, None)
+    pipe.set_pag_applied_layers(["mid", "up_blocks.0"])
+    pipe.enable_freeu(s1=0.9, s2=0.2, b1=1.2, b2=1.4)
+    found = request(pag_scale=3.0, pag_adaptive_scale=0.01, sag_scale=0.75)
+    assert found.pag == Pag(scale=3.0, adaptive_scale=0.01, layers=("mid", "up_blocks.0"))
+    assert found.sag == Sag(scale=0.75)
+    assert found.freeu == FreeU(s1=0.9, s2=0.2, b1=1.2, b2=1.4, version=1)
+    pipe.disable_freeu()
+    assert request() == plain

@@ -30,6 +30,11 @@ MAIN_FIELDS = {
     "inversion": "source_prompt",
     "prior": "enabled",
     "interpolation": "prompt",
+    "pag": "scale",
+    "sag": "scale",
+    "slg": "scale",
+    "perp_neg": "scale",
+    "mimic": "scale",
 }
 """Group -> the field that its own option sets. A group that isn't here is a switch."""
 CONTROL_FORM = "MODEL:PICTURE[:WEIGHT][,FIELD=VALUE]"
@@ -53,6 +58,7 @@ PANELS = {
     **dict.fromkeys(("hires", "tiled", "vae_tiling", "seamless", "upscale"), "Large pictures"),
     **dict.fromkeys(("sampler", "schedule", "sigmas", "eta", "churn", "num_inference_steps"), "Sampling"),
     **dict.fromkeys(("guidance_scale", "guidance_rescale", "guidance_interval", "apg"), "Guidance"),
+    **dict.fromkeys(("mimic", "perp_neg", "pag", "sag", "slg", "freeu"), "Guidance"),
     **dict.fromkeys(
         ("seed", "subseed", "subseed_strength", "determinism", "eta_noise_seed_delta", "procedure"), "Randomness"
     ),
@@ -85,6 +91,7 @@ class OptionSpec:
         metavar: what help shows for the value.
         help: the field's own explanation.
         group: of a list of groups, each given by an option of its own, the class of one.
+        words: the list holds words, not numbers.
     """
 
     path: tuple[str, ...]
@@ -94,6 +101,7 @@ class OptionSpec:
     metavar: str | None
     help: str
     group: type[Config] | None = None
+    words: bool = False
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -119,7 +127,8 @@ def option_specs(without: Iterable[str] = ()) -> list[OptionSpec]:
         main = MAIN_FIELDS.get(name)
         if main is None:
             specs.append(OptionSpec((name,), name, bool, 0, None, field.description or ""))
-        for inner, inner_field in group.model_fields.items():
+        # The main one stands first.
+        for inner, inner_field in sorted(group.model_fields.items(), key=lambda one: one[0] != main):
             label = name if inner == main else f"{name}_{inner}"
             specs.append(_spec((name, inner), label, inner_field))
     return specs
@@ -147,6 +156,8 @@ def _spec(path: tuple[str, ...], name: str, field: FieldInfo) -> OptionSpec:
             text = f"{text} {CONTROL_FORM}; may be repeated."
             return OptionSpec(path, name, str, 0, CONTROL_FORM.partition("[")[0], text, parts[0])
         count = -1 if parts[-1] is Ellipsis else len(parts)
+        if _bare(parts[0]) is str:
+            return OptionSpec(path, name, str, count, "NAME[,NAME]", text, words=True)
         return OptionSpec(path, name, str, count, ",".join(["NUMBER"] * max(count, 2)), text)
     if kind not in (str, int, float, bool):
         raise InvalidInput(".".join(path), given=str(kind), expected="a type that the command line can read")
@@ -171,7 +182,9 @@ def request_values(specs: Iterable[OptionSpec], given: Mapping[str, object]) -> 
             continue
         if spec.group is not None and isinstance(value, list):
             value = [read_group(spec.flags[0], str(one), spec.group) for one in value]
-        if spec.count:
+        if spec.words:
+            value = [word.strip() for word in str(value).split(",")]
+        elif spec.count:
             value = _numbers(spec, str(value))
         if len(spec.path) == 1 and _is_switch(spec):
             if value:

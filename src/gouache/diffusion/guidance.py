@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gouache.diffusion.guiders import DynamicThresholding, thresholded
 from gouache.diffusion.noise_schedule import Path, alpha_and_std
 from gouache.diffusion.parameterization import Parameterization, convert
 from gouache.diffusion.samplers.step import Denoise
@@ -20,6 +21,8 @@ from gouache.errors import InvalidInput, ShapeMismatch
 
 DenoisePair = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 """(x, sigma) -> (conditional, unconditional) denoised, in one network call or two."""
+Addition = Callable[[Tensor, Tensor], Tensor | None]
+"""(x, sigma) -> what other guiders add to the guided denoised, or None; asked right after the prediction there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,6 +54,7 @@ class Guidance:
         rescale: phi of Lin et al. 2024, in [0, 1]: how much of the conditional prediction's contrast is restored.
         sigma_low, sigma_high: guide only where sigma_low < sigma <= sigma_high; elsewhere as with scale 1.
         projection: adaptive projected guidance, or None for the plain rule.
+        thresholding: guidance in the range of values of a lower scale, or None for the plain rule.
     """
 
     scale: float = 7.5
@@ -58,6 +62,7 @@ class Guidance:
     sigma_low: float = 0.0
     sigma_high: float = math.inf
     projection: AdaptiveProjection | None = None
+    thresholding: DynamicThresholding | None = None
 
     def __post_init__(self) -> None:
         _finite("guidance_scale", self.scale)
@@ -67,6 +72,8 @@ class Guidance:
             raise InvalidInput(
                 "guidance interval", given=(self.sigma_low, self.sigma_high), expected="sigma_low <= sigma_high"
             )
+        if self.projection is not None and self.thresholding is not None:
+            raise InvalidInput("guidance", given="projection and thresholding", expected="one rule or the other")
 
     def acts_at(self, sigma: float) -> bool:
         """Whether both predictions are needed at this noise level."""
@@ -162,6 +169,7 @@ def guided_denoiser(
     *,
     parameterization: Parameterization = "eps",
     path: Path = "vp",
+    added: Addition | None = None,
 ) -> Denoise:
     """Wrap a denoiser in guidance (Ho & Salimans 2022, arXiv:2207.12598, equation 6; interval: Kynkaanniemi et al.
     2024, arXiv:2404.07724, section 3).
@@ -174,24 +182,33 @@ def guided_denoiser(
         pair: both predictions, (prompt, negative prompt).
         guidance: scale, rescale, interval, projection.
         parameterization, path: the network's own, the space in which `rescale` works.
+        added: what other guiders add, inside the interval and outside; `rescale` sees it too.
     """
     projection = ProjectedGuidance(guidance.projection) if guidance.projection else None
 
     def denoise(x: Tensor, sigma: Tensor) -> Tensor:
         # Where the other prediction has no weight it isn't made: half the time, and bit for bit the prompt alone.
         if not guidance.acts_at(float(sigma)):
-            return conditional(x, sigma)
+            return _sum(conditional(x, sigma), added, x, sigma)
         positive, negative = pair(x, sigma)
         if projection is not None:
             guided = projection(positive, negative, guidance.scale)
+        elif guidance.thresholding is not None:
+            guided = thresholded(positive, negative, guidance.scale, guidance.thresholding)
         else:
             guided = classifier_free(positive, negative, guidance.scale)
+        guided = _sum(guided, added, x, sigma)
         # Converting there and back would round, so rescaling by nothing leaves the prediction alone.
         if guidance.rescale == 0:
             return guided
         return rescaled_denoised(guided, positive, x, sigma, guidance.rescale, parameterization, path)
 
     return denoise
+
+
+def _sum(denoised: Tensor, added: Addition | None, x: Tensor, sigma: Tensor) -> Tensor:
+    more = None if added is None else added(x, sigma)
+    return denoised if more is None else denoised + more
 
 
 def rescaled_denoised(

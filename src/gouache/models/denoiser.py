@@ -16,7 +16,9 @@ from gouache.diffusion.samplers.step import Denoise
 from gouache.errors import ConfigError, ShapeMismatch
 from gouache.models.configs import DenoiserConfig, NoiseScheduleConfig
 from gouache.models.controlnet import ControlNet
+from gouache.models.perturbation import AttentionRecord, Perturbation, changes_of
 from gouache.models.unet import Residuals, UNet
+from gouache.nn.free_u import FreeU
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +65,9 @@ class Condition:
         pooled: the ready vector of a network that takes one. [B, P]
         draft: channels laid beside the latents by a network that takes them. [B, Cd, h, w]
         controls: networks that steer this one.
+        perturbations: what rows do otherwise in the network, one for each row or one for all; empty = nothing.
+        free_u: what the network weighs otherwise, in all rows.
+        record: whose self-attention to note, in all rows.
     """
 
     context: Tensor
@@ -70,14 +75,18 @@ class Condition:
     pooled: Tensor | None = None
     draft: Tensor | None = None
     controls: tuple[Steering, ...] = ()
+    perturbations: tuple[Perturbation | None, ...] = ()
+    free_u: FreeU | None = None
+    record: AttentionRecord | None = None
 
     def rows(self, start: int, end: int) -> Condition:
         """Rows `start` (included) to `end` (excluded) of every tensor."""
-        return self._map(lambda tensor: tensor[start:end])
+        return replace(self._map(lambda tensor: tensor[start:end]), perturbations=self.perturbations[start:end])
 
     def expand(self, batch: int) -> Condition:
         """One row for all as `batch` rows (no copy); `batch` rows as they are."""
-        return self._map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
+        perturbations = self.perturbations * batch if len(self.perturbations) == 1 else self.perturbations
+        return replace(self._map(lambda tensor: tensor.expand(batch, *tensor.shape[1:])), perturbations=perturbations)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Condition:
         """The same on another device; floating-point tensors in another precision."""
@@ -95,14 +104,22 @@ def stack(conditions: Sequence[Condition]) -> Condition:
     """Conditions under one another, for one network call: rows add up.
 
     Raises:
-        ShapeMismatch: one has a mask, pooled vector, draft or control and another has not.
+        ShapeMismatch: one has a mask, pooled vector, draft or control and another has not, or they weigh otherwise.
     """
+    if len({condition.free_u for condition in conditions}) > 1:
+        raise ShapeMismatch("conditions' free_u", given="several", expected="the same in all")
+    perturbed = any(condition.perturbations for condition in conditions)
+    batches = [(len(condition.context), condition.perturbations or (None,)) for condition in conditions]
+    rows = [given * batch if len(given) == 1 else given for batch, given in batches]
     return Condition(
         context=torch.cat([condition.context for condition in conditions]),
         mask=_stack("mask", [condition.mask for condition in conditions]),
         pooled=_stack("pooled", [condition.pooled for condition in conditions]),
         draft=_stack("draft", [condition.draft for condition in conditions]),
         controls=_stack_controls([condition.controls for condition in conditions]),
+        perturbations=tuple(one for part in rows for one in part) if perturbed else (),
+        free_u=conditions[0].free_u,
+        record=conditions[0].record,
     )
 
 
@@ -206,6 +223,8 @@ class Denoiser:
             pooled=given.pooled,
             draft=given.draft,
             residuals=_sum([control.residuals(noisy, timestep, given) for control in given.controls]),
+            changes=changes_of(self.network, given.perturbations, given.record),
+            free_u=given.free_u,
         )
         # Back in the state's own type, fp32 as a rule: in half precision the last steps would drown in rounding.
         raw, variance = self._split(output.to(x.dtype))

@@ -6,7 +6,7 @@ those of the published folders (`down_blocks.0.resnets.1.conv1.weight`), so that
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -15,11 +15,16 @@ from torch.utils.checkpoint import checkpoint
 
 from gouache.errors import ShapeMismatch
 from gouache.models.configs import UNetConfig
-from gouache.nn.attention import SpatialTransformer, key_mask
+from gouache.nn.attention import RowChanges, SpatialTransformer, TransformerBlock, key_mask
+from gouache.nn.free_u import FreeU, free_u
 from gouache.nn.layers import EmbeddingMLP, GroupNorm, silu, sinusoidal_embedding
 from gouache.nn.resnet import Downsample, ResnetBlock, Upsample, zero_
 
 __all__ = ["UNet", "UNetConfig", "block_shape", "down_levels", "time_and_pooled"]
+
+
+Changes = Mapping[TransformerBlock, RowChanges]
+"""Transformer block -> what some rows of a batch do otherwise there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,11 +35,15 @@ class Conditioning:
         embedding: activated embedding of time (and pooled text). [B, 4 * first width]
         context: the text's tokens. [B, L, D]
         mask: which tokens may be looked at, or None for all. [B, 1, 1, L]
+        changes: transformer block -> what some rows do otherwise there.
+        free_u: what the way up weighs otherwise.
     """
 
     embedding: Tensor
     context: Tensor
     mask: Tensor | None
+    changes: Changes | None = None
+    free_u: FreeU | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +124,10 @@ class Level(nn.Module):
         """Residual block `i` and its transformer: x [B, C_in, h, w] -> [B, C_out, h, w]."""
         x = self._run(self.resnets[i], x, given.embedding)
         if hasattr(self, "attentions"):
-            x = self._run(self.attentions[i], x, given.context, given.mask)
+            x = self._run(self.attentions[i], x, given.context, given.mask, given.changes)
         return x
 
-    def _run(self, block: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+    def _run(self, block: Callable[..., Tensor], *inputs: Tensor | Changes | None) -> Tensor:
         if self.gradient_checkpointing and torch.is_grad_enabled():
             out: Tensor = checkpoint(block, *inputs, use_reentrant=False)
             return out
@@ -159,7 +168,7 @@ class MiddleLevel(Level):
         """x [B, C, h, w] -> [B, C, h, w]."""
         x = self._run(self.resnets[0], x, given.embedding)
         if hasattr(self, "attentions"):
-            x = self._run(self.attentions[0], x, given.context, given.mask)
+            x = self._run(self.attentions[0], x, given.context, given.mask, given.changes)
         for block in self.resnets[1:]:
             x = self._run(block, x, given.embedding)
         return x
@@ -177,17 +186,23 @@ class UpLevel(Level):
         depths: list[int],
         shape: BlockShape,
         upsample: bool,
+        place: int,
+        first_width: int,
     ) -> None:
         befores = [channels_in] + [channels_out] * (len(depths) - 1)
         widths = [(before + skip, channels_out) for before, skip in zip(befores, skip_channels, strict=True)]
         super().__init__(widths, depths, shape)
+        self.place, self.first_width = place, first_width  # from the bottom; of the U-Net's first level, for FreeU
         if upsample:
             self.upsamplers = nn.ModuleList([Upsample(channels_out)])
 
     def forward(self, x: Tensor, given: Conditioning, skips: list[Tensor]) -> Tensor:
         """x [B, C_in, h, w] -> [B, C_out, 2h, 2w] (h, w on the last level); takes from the end of `skips`."""
         for i in range(len(self.resnets)):
-            x = self.stage(i, torch.cat([x, skips.pop()], dim=1), given)
+            skip = skips.pop()
+            if given.free_u is not None:
+                x, skip = free_u(x, skip, given.free_u, self.place, self.first_width)
+            x = self.stage(i, torch.cat([x, skip], dim=1), given)
         if hasattr(self, "upsamplers"):
             height, width = skips[-1].shape[-2:]
             x = self.upsamplers[0](x, (height, width))
@@ -230,6 +245,8 @@ class UNet(nn.Module):
         pooled: Tensor | None = None,
         draft: Tensor | None = None,
         residuals: Residuals | None = None,
+        changes: Changes | None = None,
+        free_u: FreeU | None = None,
     ) -> Tensor:
         """One evaluation of the network.
 
@@ -242,6 +259,8 @@ class UNet(nn.Module):
             draft: channels to lay beside `x`; needed if and only if the config has `draft_channels`.
                 [B, draft_channels, h, w]
             residuals: what a ControlNet adds to the feature maps.
+            changes: transformer block -> what some rows do otherwise there.
+            free_u: what the way up weighs otherwise.
 
         Returns:
             [B, out_channels, h, w].
@@ -254,6 +273,8 @@ class UNet(nn.Module):
             embedding=self._embedding(timestep.expand(x.shape[0]), pooled, x.dtype),
             context=context,
             mask=key_mask(context_mask),
+            changes=changes,
+            free_u=free_u,
         )
         hidden: Tensor = self.conv_in(self._stem(x, pooled, draft))
         skips = [hidden]
@@ -355,6 +376,17 @@ def _up_levels(config: UNetConfig, skip_channels: list[int]) -> nn.ModuleList:
         width = config.channels[level]
         skips = [kept.pop() for _ in depths]
         shape = block_shape(config, level)
-        blocks.append(UpLevel(before, width, skips, depths=depths, shape=shape, upsample=level > 0))
+        blocks.append(
+            UpLevel(
+                before,
+                width,
+                skips,
+                depths=depths,
+                shape=shape,
+                upsample=level > 0,
+                place=len(blocks),
+                first_width=config.channels[0],
+            )
+        )
         before = width
     return blocks

@@ -4,6 +4,9 @@ that sits between the convolutions of a latent-diffusion U-Net (arXiv:2112.10752
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -75,6 +78,22 @@ def _attend_plainly(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Ten
     return torch.matmul(scores.softmax(-1), v)
 
 
+def attended(query: Tensor, key: Tensor, *, heads: int) -> Tensor:
+    """What each place receives of softmax(Q K^T / sqrt(d)): the mean over heads of the sum over queries.
+
+    Args:
+        query: [B, N, heads * d].
+        key: [B, M, heads * d].
+        heads: how many heads share the width.
+
+    Returns:
+        [B, M], fp32.
+    """
+    q, k = (_split_heads(tensor, heads).float() for tensor in (query, key))
+    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # [B, heads, N, M]
+    return scores.softmax(-1).mean(1).sum(1)
+
+
 def _split_heads(x: Tensor, heads: int) -> Tensor:
     return x.reshape(*x.shape[:2], heads, -1).transpose(1, 2)
 
@@ -82,6 +101,22 @@ def _split_heads(x: Tensor, heads: int) -> Tensor:
 def key_mask(mask: Tensor | None) -> Tensor | None:
     """A [B, M] boolean mask over keys (True = real token) as one that `attend` broadcasts: [B, 1, 1, M]."""
     return None if mask is None else mask.bool()[:, None, None, :]
+
+
+@dataclass(frozen=True, slots=True)
+class RowChanges:
+    """What some rows of a batch do otherwise in a transformer block; True = otherwise.
+
+    Attributes:
+        identity: rows whose self-attention sees nothing but its own place: its map is the identity. [B, 1, 1]
+        skipped: rows that the block leaves as they are. [B, 1, 1]
+        attended: a list that gets what each place receives of the self-attention, the mean over heads of the sum over
+            all places that look; 1 on average. [B, N]
+    """
+
+    identity: Tensor | None = None
+    skipped: Tensor | None = None
+    attended: list[Tensor] | None = None
 
 
 class Attention(nn.Module):
@@ -103,16 +138,22 @@ class Attention(nn.Module):
         self.to_v = Linear(source, width, bias=bias)
         self.to_out = nn.ModuleList([Linear(width, width)])
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """x [B, N, width], context [B, M, context_width] (None: x itself), mask as in `attend` -> [B, N, width]."""
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        changes: RowChanges | None = None,
+    ) -> Tensor:
+        """x [B, N, width], context [B, M, context_width] (None: x itself), mask as in `attend`, changes for
+        self-attention only -> [B, N, width]."""
         source = x if context is None else context
-        out = attend(
-            self.to_q(x),
-            self.to_k(source),
-            self.to_v(source),
-            heads=self.heads,
-            mask=mask,
-        )
+        query, key, value = self.to_q(x), self.to_k(source), self.to_v(source)
+        out = attend(query, key, value, heads=self.heads, mask=mask)
+        if changes is not None and changes.identity is not None:
+            out = torch.where(changes.identity, value, out)
+        if changes is not None and changes.attended is not None:
+            changes.attended.append(attended(query, key, heads=self.heads))
         projected: Tensor = self.to_out[0](out)
         return projected
 
@@ -157,11 +198,15 @@ class TransformerBlock(nn.Module):
         self.norm3 = nn.LayerNorm(width)
         self.ff = FeedForward(width)
 
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self, x: Tensor, context: Tensor, mask: Tensor | None = None, changes: RowChanges | None = None
+    ) -> Tensor:
         """x [B, N, width], context [B, L, context_width], mask [B, 1, 1, L] -> [B, N, width]."""
-        x = add(self.attn1(self.norm1(x)), x)
+        start = x
+        x = add(self.attn1(self.norm1(x), None, None, changes), x)
         x = add(self.attn2(self.norm2(x), context, mask), x)
-        return add(self.ff(self.norm3(x)), x)
+        x = add(self.ff(self.norm3(x)), x)
+        return x if changes is None or changes.skipped is None else torch.where(changes.skipped, start, x)
 
 
 class SpatialTransformer(nn.Module):
@@ -188,13 +233,19 @@ class SpatialTransformer(nn.Module):
         )
         self.proj_out: nn.Module = Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
 
-    def forward(self, x: Tensor, context: Tensor, mask: Tensor | None = None) -> Tensor:
-        """x [B, C, h, w], context [B, L, context_width], mask [B, 1, 1, L] -> [B, C, h, w]."""
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor,
+        mask: Tensor | None = None,
+        changes: Mapping[TransformerBlock, RowChanges] | None = None,
+    ) -> Tensor:
+        """x [B, C, h, w], context [B, L, context_width], mask [B, 1, 1, L], changes by block -> [B, C, h, w]."""
         size = x.shape[-2:]
         hidden = self.norm(x)
         hidden = self.proj_in(_to_tokens(hidden)) if self.linear else _to_tokens(self.proj_in(hidden))  # [B, h*w, C]
         for block in self.transformer_blocks:
-            hidden = block(hidden, context, mask)
+            hidden = block(hidden, context, mask, changes.get(block) if changes else None)
         hidden = _to_pixels(self.proj_out(hidden), size) if self.linear else self.proj_out(_to_pixels(hidden, size))
         return add(hidden, x)
 

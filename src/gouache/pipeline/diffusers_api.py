@@ -45,6 +45,9 @@ class StableDiffusionPipeline:
 
     def __init__(self, pipeline: Pipeline) -> None:
         self.pipeline = pipeline
+        self.pag_applied_layers = ["mid"]
+        """Where `pag_scale` perturbs self-attention."""
+        self._freeu: dict[str, float | int] | None = None
 
     @classmethod
     def from_pretrained(
@@ -80,6 +83,19 @@ class StableDiffusionPipeline:
         self.pipeline.to(device, dtype)
         return self
 
+    def set_pag_applied_layers(self, pag_applied_layers: str | Sequence[str]) -> None:
+        """Choose where `pag_scale` perturbs self-attention: down, mid, up or a part of them, as `up_blocks.1`."""
+        layers = [pag_applied_layers] if isinstance(pag_applied_layers, str) else list(pag_applied_layers)
+        self.pag_applied_layers = layers
+
+    def enable_freeu(self, s1: float, s2: float, b1: float, b2: float) -> None:
+        """Use FreeU, in its first version as diffusers does, until `disable_freeu`."""
+        self._freeu = {"s1": s1, "s2": s2, "b1": b1, "b2": b2, "version": 1}
+
+    def disable_freeu(self) -> None:
+        """Use FreeU no longer."""
+        self._freeu = None
+
     def __call__(
         self,
         prompt: str | Sequence[str],
@@ -97,6 +113,9 @@ class StableDiffusionPipeline:
         num_images_per_prompt: int = 1,
         eta: float | None = None,
         guidance_rescale: float = 0.0,
+        pag_scale: float = 0.0,
+        pag_adaptive_scale: float = 0.0,
+        sag_scale: float = 0.0,
         clip_skip: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
     ) -> PipelineOutput:
@@ -111,6 +130,8 @@ class StableDiffusionPipeline:
             prompt_2, negative_prompt_2: for SDXL's second text encoder; likewise.
             original_size, crops_coords_top_left, target_size: SDXL's size numbers, as (height, width) and (top, left).
             num_images_per_prompt: pictures of each prompt, with consecutive seeds.
+            pag_scale, pag_adaptive_scale: perturbed-attention guidance, as in diffusers' PAG pipelines; 0 is off.
+            sag_scale: self-attention guidance, as in diffusers' SAG pipeline; 0 is off.
             clip_skip: layers left out at the end, counted as diffusers does (None and 0: none).
             generator: its initial seed is the first picture's seed, and its noise that of a generator on the CPU
                 (`determinism` "cpu"); one for all prompts or one for each.
@@ -134,6 +155,9 @@ class StableDiffusionPipeline:
                 "num_inference_steps": num_inference_steps,
                 "guidance_scale": guidance_of_diffusers(guidance_scale),
                 "guidance_rescale": guidance_rescale,
+                "pag": self._pag(pag_scale, pag_adaptive_scale),
+                "sag": {"scale": sag_scale} if sag_scale else None,
+                "freeu": self._freeu,
                 "eta": eta,
                 "clip_skip": clip_skip + 1 if clip_skip else None,
                 "count": num_images_per_prompt,
@@ -143,6 +167,11 @@ class StableDiffusionPipeline:
             }
             painted += self.pipeline.paint(Request.from_dict(values, where="StableDiffusionPipeline"))
         return PipelineOutput([one.image for one in painted], painted)
+
+    def _pag(self, scale: float, adaptive_scale: float) -> dict[str, object] | None:
+        if scale == 0:
+            return None
+        return {"scale": scale, "adaptive_scale": adaptive_scale, "layers": self.pag_applied_layers}
 
 
 def _size_condition(

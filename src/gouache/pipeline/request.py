@@ -15,6 +15,7 @@ from typing import Annotated, Self
 from pydantic import AfterValidator, Field, model_validator
 
 from gouache.config import Config
+from gouache.pipeline.guider_fields import Apg, FreeU, Mimic, Pag, PerpNeg, Sag, Slg
 from gouache.pipeline.request_fields import (
     MAX_BEST_OF,
     MAX_CONTROLS,
@@ -60,33 +61,28 @@ __all__ = [
     "Churn",
     "Control",
     "Emphasis",
+    "FreeU",
     "Hires",
     "Interpolation",
     "Inversion",
     "Mask",
+    "Mimic",
     "Outpaint",
+    "Pag",
+    "PerpNeg",
     "Prior",
     "Procedure",
     "Request",
     "ResizeMode",
     "Safety",
+    "Sag",
     "Seamless",
     "SizeCondition",
+    "Slg",
     "Tiled",
     "Upscale",
     "guidance_of_diffusers",
 ]
-
-
-class Apg(Config):
-    """Adaptive projected guidance: weaken the part of the guidance that is parallel to the prediction."""
-
-    eta: Annotated[float, Field(ge=0.0, le=10.0)] = 0.0
-    """Weight of the component parallel to the prediction; 1 = standard guidance."""
-    norm_threshold: Annotated[float, Field(ge=0.0, le=1e6)] = 15.0
-    """Maximum norm of the guidance vector; 0 = no limit."""
-    momentum: Annotated[float, Field(gt=-1.0, lt=1.0)] = -0.5
-    """Momentum over earlier steps; negative values push away from their mean."""
 
 
 class Churn(Config):
@@ -360,6 +356,18 @@ class Request(Config):
     """Apply guidance only while low <= sigma <= high."""
     apg: Apg | None = None
     """Use adaptive projected guidance (APG)."""
+    mimic: Mimic | None = None
+    """Keep the range of values that a lower guidance scale has."""
+    perp_neg: PerpNeg | None = None
+    """Take away only what the negative prompt says beside the prompt."""
+    pag: Pag | None = None
+    """Use perturbed-attention guidance (PAG)."""
+    sag: Sag | None = None
+    """Use self-attention guidance (SAG)."""
+    slg: Slg | None = None
+    """Use skip-layer guidance (SLG)."""
+    freeu: FreeU | None = None
+    """Use FreeU: weigh the U-Net's own features more and the coarse part of the kept ones less."""
     image_guidance_scale: Scale | None = None
     """Image guidance scale of instruct (InstructPix2Pix) models."""
     sampler: Name | None = None
@@ -424,6 +432,8 @@ class Request(Config):
             raise ValueError(f"width * height of at most {MAX_PIXELS} pixels")
         if self.guidance_interval is not None and self.guidance_interval[0] > self.guidance_interval[1]:
             raise ValueError("guidance_interval as low, high with low <= high")
+        if self.apg is not None and self.mimic is not None:
+            raise ValueError("apg or mimic: each is a rule of its own for the guidance scale")
         if max(self.seed or 0, self.subseed or 0) + self.count - 1 + self.eta_noise_seed_delta > MAX_SEED:
             raise ValueError(f"a last picture's seed of at most {MAX_SEED}")
         if self.eta_noise_seed_delta and self.determinism not in ("a1111", "cpu"):

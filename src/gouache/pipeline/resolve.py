@@ -21,6 +21,7 @@ from gouache.models.configs import GenerationDefaults
 from gouache.models.scheduler_config import SCHEDULER_CLASSES
 from gouache.pipeline.generate.a1111_procedure import A1111, follows, second_size
 from gouache.pipeline.generate.draft import with_defaults
+from gouache.pipeline.generate.guiders import check_guiders
 from gouache.pipeline.generate.sampler_settings import check_sampler, sampler_notes
 from gouache.pipeline.generate.scheduler_levels import scheduler_of
 from gouache.pipeline.generate.upscaler_files import LANCZOS, OWN
@@ -115,6 +116,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
     _check_prior(request, bundle)
     _check_control(request, bundle)
     _check_sdxl(request, bundle)
+    check_guiders(request, bundle)
     if request.style is not None and bundle.styles and request.style not in bundle.styles:
         raise unknown_name("style", request.style, bundle.styles)
     request = at_own_size(request, bundle).replace({"procedure": _procedure(request)})

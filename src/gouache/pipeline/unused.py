@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.generate.draft import with_defaults
-from gouache.pipeline.inputs.start import DEPTH, DRAFT, INSTRUCT, input_kind
+from gouache.pipeline.inputs.start import DEPTH, DRAFT, INSTRUCT, input_kind, steps_to_skip
 from gouache.pipeline.request import Mask, Prior, Request
 
 
@@ -18,6 +18,7 @@ def unused_notes(request: Request, bundle: ModelBundle) -> list[str]:
     """One note for each option of a resolved request that this model, or another option, leaves without effect."""
     kind = input_kind(bundle)
     found = [*_without_guidance(request, kind), *_without_picture(request), *_of_seeds(request)]
+    found += _of_guiders(request, bundle)
     found += [*_of_masks(request, kind), *_of_the_model(request, kind), *_of_the_prior(request, bundle, kind)]
     return [f"{name} was not used: {reason}" for name, reason in found]
 
@@ -34,6 +35,8 @@ def _without_guidance(request: Request, kind: str | None) -> Unused:
     if request.negative_prompt and " AND " not in request.prompt:
         yield "negative_prompt", "guidance is off (guidance_scale 1)"
     given = {
+        "mimic": request.mimic is not None,
+        "perp_neg": request.perp_neg is not None and " AND " not in request.prompt,
         "negative_prompt_2": bool(request.negative_prompt_2) and " AND " not in request.prompt,
         "guidance_rescale": request.guidance_rescale > 0,
         "guidance_interval": request.guidance_interval is not None,
@@ -41,6 +44,20 @@ def _without_guidance(request: Request, kind: str | None) -> Unused:
     }
     for name in (name for name, there in given.items() if there):
         yield name, "guidance is off (guidance_scale 1)"
+
+
+def _of_guiders(request: Request, bundle: ModelBundle) -> Unused:
+    empty = not request.negative_prompt and not request.negative_prompt_2
+    zeros = request.negative_prompt is None and bundle.traits.zero_negative
+    if request.perp_neg is not None and request.guidance_scale != 1 and empty and not zeros:
+        yield "perp_neg", "there is no negative prompt"
+    steps = len(request.sigmas or ()) - 1 if request.sigmas is not None else request.num_inference_steps or 1
+    if request.init_image is not None and request.strength is not None:
+        steps -= steps_to_skip(steps, request.strength)
+    for name in ("pag", "sag", "slg", "freeu"):
+        group = getattr(request, name)
+        if group is not None and not any(group.is_on(step, steps) for step in range(1, steps + 1)):
+            yield name, f"none of {steps} steps lies between its start {group.start:g} and end {group.end:g}"
 
 
 def _without_picture(request: Request) -> Unused:

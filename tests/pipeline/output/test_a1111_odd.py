@@ -200,7 +200,10 @@ NOTED = {
     "face restoration": ("Face restoration: CodeFormer", "CodeFormer"),
     "img2img": ("Denoising strength: 0.6", "starts from a picture"),
     "FreeU": ("FreeU Stages: x", "FreeU Stages"),
-    "dynamic thresholding": ("Dynamic thresholding enabled: True, Mimic scale: 7", "Mimic scale"),
+    "dynamic thresholding": (
+        "Dynamic thresholding enabled: True, Mimic scale: 7, Mimic mode: Cosine Up",
+        "Mimic scale",
+    ),
     "a seed beyond ours": (f"Seed: {2**64 - 1}", "none of ours"),
 }
 

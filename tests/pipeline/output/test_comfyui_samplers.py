@@ -371,9 +371,7 @@ def test_stacks_of_loras(stack: dict[str, Any], expected: str) -> None:
     assert read(values).request.prompt == f"{TEXT} {expected}"
 
 
-@pytest.mark.parametrize(
-    "kind", ["FreeU_V2", "PerturbedAttentionGuidance", "ModelSamplingDiscrete", "HyperTile", "IPAdapterApply"]
-)
+@pytest.mark.parametrize("kind", ["SkipLayerGuidanceSD3", "ModelSamplingDiscrete", "HyperTile", "IPAdapterApply"])
 def test_what_changes_the_model_is_noted(kind: str) -> None:
     values = graph(n10=node(kind, model=["4", 0], scale=3.0))
     values["3"]["inputs"]["model"] = ["10", 0]

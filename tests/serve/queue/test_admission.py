@@ -11,11 +11,12 @@ import httpx
 import pytest
 from PIL import Image
 
-from gouache.errors import ConfigError, ModelNotFound
+from gouache.errors import ConfigError, InvalidInput, ModelNotFound
 from gouache.pipeline.output.safety import carries
 from gouache.pipeline.request import Request, Safety
 from gouache.serve.queue.admission import admit
 from gouache.serve.server import make_settings
+from gouache.serve.settings import Limits
 from gouache.serve.studio import Studio
 
 if TYPE_CHECKING:
@@ -39,6 +40,22 @@ def test_a_request_may_ask_for_a_stricter_gate_only(
         admit(asked.replace({"watermark": "own"}), settings, studio.catalog, studio.file_store.attachment).watermark
         == "own"
     )
+
+
+def test_a_guiders_pass_counts_as_work(studio: Studio) -> None:
+    request = Request(width=64, height=64, num_inference_steps=10)
+    plain = 64 * 64 * 10
+
+    def admitted(work: int, **guiders: dict[str, object]) -> Request:
+        settings = studio.settings.model_copy(update={"limits": Limits(work=work)})
+        return admit(request.replace(guiders), settings, studio.catalog, studio.file_store)
+
+    admitted(plain, freeu={}, mimic={})
+    assert admitted(2 * plain, pag={"scale": 2.0}, slg={}).pag is not None
+    with pytest.raises(InvalidInput, match="pixel steps"):
+        admitted(2 * plain - 1, pag={}, slg={})
+    with pytest.raises(InvalidInput, match="pixel steps"):
+        admitted(plain, sag={})
 
 
 def test_pictures_of_every_interface_carry_the_studios_watermark(start_server: StartServer) -> None:

@@ -40,6 +40,7 @@ from gouache.pipeline.generate.guided import (
     size_conditions,
     steps_of,
 )
+from gouache.pipeline.generate.guiders import guiders_of
 from gouache.pipeline.generate.sampler_settings import scaled_at_the_start
 from gouache.pipeline.generate.second_pass import enlarged_start
 from gouache.pipeline.generate.upscaler_files import LANCZOS
@@ -165,6 +166,11 @@ class Pass:
         """Steps of this pass."""
         return steps_of(self.request, self.sigmas)
 
+    @property
+    def counted_steps(self) -> int:
+        """Steps of which what acts for a share of them is told."""
+        return counted_steps(self.request, self.sigmas)
+
 
 class Generation:
     """Paints all pictures of a resolved request.
@@ -225,9 +231,7 @@ class Generation:
         if request.control:
             from gouache.pipeline.generate.controlnets import timed_controls
 
-            walked = max(len(sigmas) - 1, 1)
-            counted = walked if sampler_info(request.sampler or "ddim").own_levels else steps_of(request, sigmas)
-            controls = timed_controls(self.bundle, request, self.start_state.hints, max(counted, 1))
+            controls = timed_controls(self.bundle, request, self.start_state.hints, counted_steps(request, sigmas))
         listed = dict(zip(levels.sigmas.tolist(), levels.timesteps, strict=False))
         # Noise alone starts as the list says; on a picture it lies at the level itself.
         on_picture = skipped > 0 or self.start_state.latents is not None or before is not None
@@ -366,6 +370,8 @@ class Generation:
         numbers, negative_numbers = size_conditions(self.bundle, request)
         inputs = NetworkInputs(start_state.draft, numbers, negative_numbers, one.controls)
         network = denoiser_of(self.bundle, request)
+        empty = None if request.perp_neg is None else self.reader.encode("")
+        guiders = guiders_of(request, self.bundle, one.counted_steps, empty)
         if input_kind(self.bundle) == INSTRUCT and start_state.draft is not None:
             if len(one.positive.branches) > 1:
                 raise InvalidInput(
@@ -383,8 +389,9 @@ class Generation:
                 inputs,
                 guidance_of(request),
                 image_scale=IMAGE_GUIDANCE if image_scale is None else image_scale,
+                guiders=guiders,
             )
-        return PromptedDenoiser(self.bundle, network, one.positive, one.negative, guidance_of(request), inputs)
+        return PromptedDenoiser(self.bundle, network, one.positive, one.negative, guidance_of(request), inputs, guiders)
 
     def _draft(self, seeds: list[ImageSeed]) -> tuple[Tensor | None, list[list[str]]]:
         """The drafts [B,Cd,h,w] of a model with a prior, and notes on each; else the start_state's own channels."""
@@ -461,6 +468,12 @@ class Generation:
             return image
         upscaler = find_upscaler(upscale.upscaler or LANCZOS, self.bundle)
         return enlarge_picture(image, upscale.factor, upscaler, seamless=self.request.seamless)
+
+
+def counted_steps(request: Request, sigmas: Tensor) -> int:
+    """The steps that are counted over these levels: a sampler with levels of its own tells the list's."""
+    walked = len(sigmas) - 1
+    return max(walked if sampler_info(request.sampler or "ddim").own_levels else steps_of(request, sigmas), 1)
 
 
 def styled_prompt(request: Request) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
@@ -12,6 +12,7 @@ from torch import Tensor, zeros_like
 
 from gouache.diffusion.brownian_tree import TreeNoise
 from gouache.diffusion.guidance import AdaptiveProjection, Guidance, guided_denoiser, rescaled_denoised
+from gouache.diffusion.guiders import DynamicThresholding, perpendicular_negative
 from gouache.diffusion.rng import BrownianNoise, ImageNoise
 from gouache.diffusion.samplers.ancestral import Restart, restart_plan
 from gouache.diffusion.samplers.dpm_solver import fast_orders
@@ -25,6 +26,7 @@ from gouache.models.denoiser import Condition, stack
 from gouache.models.family import SDXL_REFINER
 from gouache.models.scheduler_config import SchedulerConfig, number, sampler_of
 from gouache.pipeline.generate.a1111_procedure import follows, step_noise, tree_noise
+from gouache.pipeline.generate.guiders import Beside, Guiders
 from gouache.pipeline.generate.sampler_settings import own_settings, scaled_at_the_end
 from gouache.pipeline.generate.scheduler_levels import Levels, scheduler_levels, scheduler_of
 from gouache.pipeline.prompts.encode import EncodedPrompt, PromptPlan
@@ -33,6 +35,7 @@ from gouache.pipeline.request import Request, SizeCondition
 if TYPE_CHECKING:
     from gouache.pipeline.generate.controlnets import TimedControl
 
+NO_GUIDERS = Guiders()
 Network = Callable[[Tensor, Tensor, Condition], Tensor]
 """(x [B,C,h,w], sigma [], condition) -> denoised [B,C,h,w]."""
 
@@ -63,6 +66,7 @@ class PromptedDenoiser:
         positive, negative: the encoded prompts.
         guidance: how strongly to guide.
         inputs: what else the network takes.
+        guiders: what guides beside the scale.
     """
 
     def __init__(
@@ -73,20 +77,23 @@ class PromptedDenoiser:
         negative: PromptPlan,
         guidance: Guidance,
         inputs: NetworkInputs,
+        guiders: Guiders = NO_GUIDERS,
     ) -> None:
-        self.network = network
+        self.network, self.guiders = network, guiders
         self.bundle, self.positive, self.negative, self.inputs = bundle, positive, negative, inputs
         self.step = 1
         self.call: int | None = None
         """Which text holds: None = as `step` says, else it counts network calls, from 1."""
         self._guidance = guidance
         self._latest: tuple[Tensor, float, Tensor] | None = None  # state, level, what `unconditional` answers there
+        self._beside = Beside()
         self._guided = guided_denoiser(
             self._conditional,
             self._pair,
             guidance,
             parameterization=bundle.denoiser_config.parameterization,
             path=bundle.schedule.path,
+            added=self._added if guiders.add else None,
         )
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
@@ -114,32 +121,71 @@ class PromptedDenoiser:
         if not self._guides_at(level):
             return self._conditional(x, sigma)
         moment = self.step if self.call is None else max(self.call - 1, 1)  # of the call before
-        return self.network(x, sigma, self._condition(self.negative.at(moment)[0][1], negative=True))
+        text = self.negative.at(moment)[0][1] if self.guiders.empty is None else self.guiders.empty
+        return self.network(x, sigma, self._condition(text, negative=True))
 
     def _conditional(self, x: Tensor, sigma: Tensor) -> Tensor:
         texts = self.positive.at(self._moment)
         if len(texts) > 1 or texts[0][0] != 1.0:
             return self._pair(x, sigma)[0]
-        return self.network(x, sigma, self._condition(texts[0][1], negative=False))
+        return self._predict(x, sigma, [self._condition(texts[0][1], negative=False)], [])[0]
 
     def _pair(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Both predictions; branches joined by AND are summed as unconditional + sum of w (conditional - unconditional)
-        (Liu et al. 2022, arXiv:2206.01714, equation 11)."""
+        (Liu et al. 2022, arXiv:2206.01714, equation 11). With Perp-Neg the empty prompt's is the unconditional one."""
         texts = self.positive.at(self._moment)
-        conditions = [self._condition(text, negative=False) for _, text in texts]
-        conditions.append(self._condition(self.negative.at(self._moment)[0][1], negative=True))
-        *positives, unconditional = self._predict(x, sigma, conditions)
+        positives = [self._condition(text, negative=False) for _, text in texts]
+        others = [self._condition(self.negative.at(self._moment)[0][1], negative=True)]
+        if self.guiders.empty is not None:
+            others.append(self._condition(self.guiders.empty, negative=True))
+        predicted = self._predict(x, sigma, positives, others)
+        unconditional = predicted[-1]
         self._latest = (x, float(sigma), unconditional)
-        if len(texts) == 1 and texts[0][0] == 1.0:
-            return positives[0], unconditional
-        total = unconditional
-        for (weight, _), positive in zip(texts, positives, strict=True):
-            total = total + weight * (positive - unconditional)
+        total = predicted[0]
+        if len(texts) > 1 or texts[0][0] != 1.0:
+            total = unconditional
+            for (weight, _), positive in zip(texts, predicted, strict=False):
+                total = total + weight * (positive - unconditional)
+        if self.guiders.empty is not None:
+            total = perpendicular_negative(total, predicted[-2], unconditional, self.guiders.perp_neg)
         return total, unconditional
 
-    def _predict(self, x: Tensor, sigma: Tensor, conditions: list[Condition]) -> list[Tensor]:
+    def _predict(self, x: Tensor, sigma: Tensor, positives: list[Condition], others: list[Condition]) -> list[Tensor]:
+        """D under each condition, and beside them what the guiders need: weakened passes under the positive ones, and
+        where the network looked."""
+        weak, sag = self.guiders.weak_at(self.step, sigma), self.guiders.sag_at(self.step)
+        self._beside = beside = Beside()
+        plain = [*positives, *others]
+        rows = [*plain, *(replace(one, perturbations=(weakness,)) for _, weakness in weak for one in positives)]
+        if sag is not None:
+            rows = [replace(one, record=beside.record) for one in rows]
+        found = self._run(x, sigma, rows)
+        weights = [weight for weight, _ in self.positive.at(self._moment)]
+        at = len(plain)
+        for scale, _ in weak:
+            for k, weight in enumerate(weights):
+                more = scale * weight * (found[k] - found[at + k])
+                beside.added = more if beside.added is None else beside.added + more
+            at += len(weights)
+        if sag is not None:
+            # The unconditional prediction where there is one, else the only one.
+            beside.base, beside.condition = found[len(plain) - 1], plain[-1]
+            beside.attended = torch.cat(beside.record.found).chunk(len(rows))[len(plain) - 1]
+        return found[: len(plain)]
+
+    def _added(self, x: Tensor, sigma: Tensor) -> Tensor | None:
+        """What the guiders add to the latest prediction; self-attention guidance calls the network once more."""
+        sag, beside = self.guiders.sag_at(self.step), self._beside
+        if sag is None or beside.base is None or beside.condition is None or beside.attended is None:
+            return beside.added
+        blurred = self.guiders.blurred(beside.base, beside.attended, sag)
+        # The noise that was found in x, on the blurred picture.
+        more = sag.scale * (blurred - self.network(x + (blurred - beside.base), sigma, beside.condition))
+        return more if beside.added is None else beside.added + more
+
+    def _run(self, x: Tensor, sigma: Tensor, conditions: list[Condition]) -> list[Tensor]:
         """One network call for all if the texts are equally long, else one for each."""
-        if len({tuple(condition.context.shape[1:]) for condition in conditions}) > 1:
+        if len({tuple(condition.context.shape[1:]) for condition in conditions}) > 1 or len(conditions) == 1:
             return [self.network(x, sigma, condition) for condition in conditions]
         rows = stack([condition.expand(len(x)) for condition in conditions])
         repeated = x.repeat(len(conditions), *(1 for _ in x.shape[1:]))
@@ -159,6 +205,7 @@ class PromptedDenoiser:
             pooled=self.bundle.pooled_vector(text.pooled, numbers),
             draft=draft,
             controls=tuple(one.on_side(negative=negative) for one in inputs.controls if one.is_on(self.step)),
+            free_u=self.guiders.free_u_at(self.step),
         )
 
 
@@ -176,13 +223,23 @@ def guidance_of(request: Request) -> Guidance:
     if request.guidance_scale is None:
         raise InvalidInput("guidance_scale", given=None, expected="a number", cure="Resolve the request first.")
     low, high = request.guidance_interval or (0.0, float("inf"))
-    apg = request.apg
+    apg, mimic = request.apg, request.mimic
     return Guidance(
         scale=request.guidance_scale / sampler_info(request.sampler or "ddim").guidance_divisor,
         rescale=request.guidance_rescale,
         sigma_low=low,
         sigma_high=high,
         projection=None if apg is None else AdaptiveProjection(apg.eta, apg.norm_threshold, apg.momentum),
+        thresholding=None
+        if mimic is None
+        else DynamicThresholding(
+            mimic_scale=mimic.scale,
+            percentile=mimic.percentile,
+            by_channel=mimic.by_channel,
+            centre=mimic.centre,
+            spread=mimic.spread,
+            phi=mimic.phi,
+        ),
     )
 
 
@@ -329,6 +386,7 @@ class InstructDenoiser:
         inputs: the picture's latents as the network takes them, as `draft` [1,C,h,w], and SDXL's size numbers.
         guidance: the text's scale s_t, rescale and interval.
         image_scale: s_i.
+        guiders: FreeU, the only one of them that it has.
     """
 
     def __init__(
@@ -341,9 +399,11 @@ class InstructDenoiser:
         guidance: Guidance,
         *,
         image_scale: float,
+        guiders: Guiders = NO_GUIDERS,
     ) -> None:
         self.bundle, self.network, self.positive, self.negative = bundle, network, positive, negative
         self.inputs, self.guidance, self.image_scale = inputs, guidance, image_scale
+        self.guiders = guiders
         self.step = 1
         self.call: int | None = None
         """As in `PromptedDenoiser`."""
@@ -375,4 +435,5 @@ class InstructDenoiser:
 
     def _condition(self, text: EncodedPrompt, draft: Tensor) -> Condition:
         pooled = self.bundle.pooled_vector(text.pooled, self.inputs.numbers)
-        return Condition(context=text.context, mask=text.mask, pooled=pooled, draft=draft)
+        free_u = self.guiders.free_u_at(self.step)
+        return Condition(context=text.context, mask=text.mask, pooled=pooled, draft=draft, free_u=free_u)

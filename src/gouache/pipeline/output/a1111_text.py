@@ -13,6 +13,7 @@ from typing import Any
 
 from gouache.diffusion.samplers.names import SAMPLER_INFOS, SCHEDULE_INFOS
 from gouache.errors import ConfigError, RecipeError
+from gouache.pipeline.output.guider_texts import guiders_of_text, texts_of_guiders
 from gouache.pipeline.output.recipe import Recipe
 from gouache.pipeline.request import MAX_SEED, Emphasis, Request, guidance_of_diffusers
 
@@ -221,6 +222,7 @@ def infotext_of(recipe: Recipe) -> Infotext:
         "Lora hashes": _hashes(recipe, "lora"),
         "TI hashes": _hashes(recipe, "textual-inversion"),
         "Emphasis": _EMPHASIS.get(request.emphasis),
+        **texts_of_guiders(request),
         "Version": f"gouache {recipe.versions.get('gouache', '')}".strip(),
     }
     return Infotext(request.prompt, request.negative_prompt or "", _texts(values))
@@ -345,6 +347,7 @@ def request_of(info: Infotext, where: str) -> Request:
         **_noise(values),
         "hires": _hires(values),
         "upscale": upscale,
+        **guiders_of_text(values)[0],
     }
     try:
         return Request.from_dict({key: value for key, value in fields.items() if value is not None}, where=where)
@@ -484,7 +487,10 @@ def left_out(info: Infotext) -> list[str]:
     if "Denoising strength" in values and not second_pass:
         strength = values["Denoising strength"]
         notes.append(f"it starts from a picture, at denoising strength {strength}, which the file doesn't hold")
-    known = _READ | {"Denoising strength"}
+    guiders, said = guiders_of_text(values)
+    if "sag" in guiders and second_pass and not values.get("Version", "").startswith("gouache"):
+        notes.append("self-attention guidance left the second pass alone there; here it acts in both")
+    known = _READ | said | {"Denoising strength"}
     rest = {key: value for key, value in values.items() if key not in known and not key.startswith(("Lora", "Module "))}
     default = {"VAE": ("Automatic", "None"), "Face restoration": ("None",), "NGMS": ("0",)}
     rest = {key: value for key, value in rest.items() if value not in default.get(key, ())}

@@ -149,8 +149,9 @@ def _check_size(request: Request, limits: Limits) -> None:
     frames = request.interpolation.frames if request.interpolation else 1
     pixels = _pixels(request)
     count = request.count * frames
-    # A ControlNet is the way down of a U-Net: half of one.
-    work = count * steps * pixels * (2 + len(request.control)) // 2
+    # Prompt and negative prompt are two rows of a call; a guider's pass is one, and a ControlNet half of two.
+    passes = sum(group is not None for group in (request.pag, request.slg, request.sag, request.perp_neg))
+    work = count * steps * pixels * (2 + passes + len(request.control)) // 2
     for where, given, limit, unit in (
         ("width * height", pixels, limits.pixels, "pixels"),
         ("num_inference_steps", max(steps, second or 0), limits.steps, "steps"),

@@ -11,6 +11,7 @@ from typing import Any
 
 from gouache.errors import RecipeError
 from gouache.pipeline.output.comfyui.graph import Graph, Node, read_graph
+from gouache.pipeline.output.comfyui.guiders import guiders_of
 from gouache.pipeline.output.comfyui.sampling import Sampling, is_sampler, paints_over, sampling_of
 from gouache.pipeline.output.comfyui.texts import Conditionings, Texts, in_a1111s_words, prompt_of
 from gouache.pipeline.output.comfyui.workflow import graph_of_workflow
@@ -142,6 +143,7 @@ class _Reader:
     def __init__(self, graph: Graph, save: Node, size: Size | None) -> None:
         self.graph, self.save, self.size = graph, save, size
         self.texts = Texts(graph)
+        self.understood: frozenset[str] = frozenset()  # numbers of nodes that are said by fields
 
     def fields(self, nodes: list[Node]) -> dict[str, Any]:
         main, *later = [sampling_of(node, self.graph) for node in nodes]
@@ -159,6 +161,7 @@ class _Reader:
         self._note_way(nodes)
         encoded = Conditionings(self.graph, self.texts)
         prompt, negative, emphasis = self._prompts(main, encoded)
+        guiders, self.understood = guiders_of(self.graph, self._guiding(main))
         loras, model = self._model(main.model)
         width, height = _size_of(self.graph, main.latents) or self._own_size(main, later)
         self._note_start(main)
@@ -180,7 +183,13 @@ class _Reader:
             "determinism": "cpu",  # ComfyUI draws its noise with a generator on the CPU
             "hires": hires,
             **self._rescale(main.model),
+            **guiders,
         }
+
+    def _guiding(self, main: Sampling) -> list[Node]:
+        """The nodes that may change how the first sampler's model is guided."""
+        guider = self.graph.wired(main.node.inputs.get("guider"))
+        return [*([guider[0]] if guider else []), *_above(self.graph, main.model)]
 
     def _prompts(self, main: Sampling, encoded: Conditionings) -> tuple[str | None, str | None, str]:
         positive = encoded.parts(main.positive, "positive")
@@ -342,7 +351,11 @@ class _Reader:
             pipes = [self.graph.wired(value) for name, value in node.inputs.items() if "pipe" in name.lower()]
             end = next((found for one in behind if (found := self.graph.wired(one)) is not None), None)
             end = end or next((found for found in pipes if found is not None), None)
-            harmless = held or re.search(r"lora|loader|pipe|context|switch|cache|RescaleCFG", node.kind, re.IGNORECASE)
+            harmless = (
+                held
+                or node.number in self.understood
+                or re.search(r"lora|loader|pipe|context|switch|cache|RescaleCFG", node.kind, re.IGNORECASE)
+            )
             if not quiet and not harmless and end is not None:
                 self.graph.note(f"{node} changes the model and isn't repeated")
             if "model2" in node.inputs and not quiet:

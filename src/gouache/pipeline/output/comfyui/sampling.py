@@ -96,7 +96,7 @@ def sampling_of(node: Node, graph: Graph) -> Sampling:
     cfg = graph.number(get(source, "cfg", "cfg_conds", "cfg_scale"), "cfg")
     if guider and cfg is None and guider[0].kind == "BasicGuider":
         cfg = 1.0
-    if guider and guider[0].kind not in ("BasicGuider", "CFGGuider"):
+    if guider and guider[0].kind not in ("BasicGuider", "CFGGuider", "PerpNegGuider"):
         graph.note(f"{guider[0]} guides by its own rule; read as classifier-free guidance with its first prompt")
     sampler, eta = _sampler(node, graph)
     schedule, steps, denoise, sigmas, first, last = _levels(node, graph)
