@@ -34,6 +34,7 @@ Preprocessor = Literal["none", "canny", "inpaint"]
 ResizeMode = Literal["stretch", "crop", "pad"]
 Seamless = Literal["none", "x", "y", "both"]
 Safety = Literal["off", "blur", "block"]
+SwitchBy = Literal["noise", "steps"]
 
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 _COLOUR = re.compile(r"transparent|white|black|#[0-9a-fA-F]{6}")

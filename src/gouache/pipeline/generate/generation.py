@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -40,6 +41,7 @@ from gouache.pipeline.generate.guided import (
     size_conditions,
     steps_of,
 )
+from gouache.pipeline.generate.refiner import HandOver, Relay, handed_over, leaves_at, zeros_of
 from gouache.pipeline.generate.sampler_settings import scaled_at_the_start
 from gouache.pipeline.generate.second_pass import enlarged_start
 from gouache.pipeline.generate.upscaler_files import LANCZOS
@@ -123,6 +125,26 @@ SoFar = tuple[ImageSeed, tuple[str, ...], list[str], float]
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """One run of the sampler within a walk.
+
+    Attributes:
+        sigmas: its list of levels. [m + 1]
+        steps: how many it takes.
+        first: index of its first level in the walk's list.
+        stop: steps after which it is left, where its list goes on.
+        by_base, by_refiner: which models paint in it.
+    """
+
+    sigmas: Tensor
+    steps: int
+    first: int = 0
+    stop: int | None = None
+    by_base: bool = True
+    by_refiner: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Pass:
     """One walk of the sampler.
 
@@ -136,6 +158,7 @@ class Pass:
         start_ratio: the state at the first level is this times that level times noise.
         whole: the list that `sigmas` is the end of. [m + 1]
         clock: the steps that prompt editing counts, where they are others than the walk's.
+        refined: where the refiner takes over, if there is one.
     """
 
     request: Request
@@ -148,6 +171,7 @@ class Pass:
     start_ratio: float = 1.0
     whole: Tensor | None = None
     clock: PromptClock | None = None
+    refined: HandOver | None = None
 
     @property
     def prompt_steps(self) -> tuple[int, int]:
@@ -163,7 +187,19 @@ class Pass:
     @property
     def steps(self) -> int:
         """Steps of this pass."""
-        return steps_of(self.request, self.sigmas)
+        return sum(part.steps for part in self.parts())
+
+    def parts(self) -> list[Part]:
+        """One run of the sampler, or those of base and refiner. A1111's procedure makes one run of both."""
+        request, sigmas, refined = self.request, self.sigmas, self.refined
+        if refined is None or follows(request):
+            return [Part(sigmas, steps_of(request, sigmas), by_refiner=refined is not None)]
+        first = refined.first
+        base = leaves_at(request, sigmas, first)
+        stop = first if len(base) == len(sigmas) else None
+        walked = Part(base, steps_of(request, base) if stop is None else stop, stop=stop)
+        rest = Part(sigmas[first:], steps_of(request, sigmas[first:]), first, by_base=False, by_refiner=True)
+        return [part for part in (walked, rest) if part.steps]
 
 
 class Generation:
@@ -188,9 +224,9 @@ class Generation:
         self.bundle, self.request, self.start_state = bundle, request, start_state
         self.attachments = dict(attachments)
         self.model = model_ref(bundle)
+        self.refiner = None if bundle.refiner is None else model_ref(bundle.refiner)
         self.seeds = seeds_of_batch(request.seed or 0, request.count, request.subseed or 0, request.subseed_strength)
-        to_the_letter = request.determinism == "a1111" or follows(request)
-        self.reader = PromptReader(bundle.text, request.emphasis, request.clip_skip, to_the_letter=to_the_letter)
+        self.reader = self._reader(bundle)
         self.passes = [self._pass(request, start_state.skipped)]
         if request.hires is not None:
             self.passes.append(self._second(second_pass(request, bundle)))
@@ -216,11 +252,7 @@ class Generation:
         if follows(request):
             clock = prompt_clock(request, request.sampler or "ddim", before.steps if before else 0)
             steps, earlier = clock.steps, clock.earlier
-        positive = self._both(styled_prompt(request), request.prompt_2, steps, earlier)
-        second = request.negative_prompt_2
-        negative = self._both(request.negative_prompt or "", second, steps, earlier, composed=False)
-        if (request.negative_prompt, second) == (None, None) and self.bundle.traits.zero_negative:
-            negative = negative.zeroed()
+        positive, negative = self._texts(request, self.bundle, steps, earlier)
         controls: tuple[TimedControl, ...] = ()
         if request.control:
             from gouache.pipeline.generate.controlnets import timed_controls
@@ -232,17 +264,47 @@ class Generation:
         # Noise alone starts as the list says; on a picture it lies at the level itself.
         on_picture = skipped > 0 or self.start_state.latents is not None or before is not None
         ratio = 1.0 if on_picture else levels.start_ratio
-        return Pass(request, sigmas, skipped, positive, negative, controls, listed, ratio, levels.sigmas, clock)
+        refined = None
+        if self.request.hires is None or request is not self.request:  # the last pass alone, as A1111
+            texts = lambda model: self._texts(request, model, steps, earlier)  # noqa: E731
+            refined = handed_over(request, self.bundle, levels, skipped, texts)
+        return Pass(
+            request, sigmas, skipped, positive, negative, controls, listed, ratio, levels.sigmas, clock, refined
+        )
+
+    def _texts(self, request: Request, model: ModelBundle, steps: int, earlier: int) -> tuple[PromptPlan, PromptPlan]:
+        """Prompt and negative prompt as a model reads them."""
+        positive = self._both(model, styled_prompt(request), request.prompt_2, steps, earlier)
+        second = request.negative_prompt_2
+        negative = self._both(model, request.negative_prompt or "", second, steps, earlier, composed=False)
+        if model is not self.bundle:
+            return positive, negative.zeroed() if zeros_of(request, model) else negative
+        if (request.negative_prompt, second) == (None, None) and model.traits.zero_negative:
+            negative = negative.zeroed()
+        return positive, negative
+
+    def _reader(self, model: ModelBundle) -> PromptReader:
+        request = self.request
+        to_the_letter = request.determinism == "a1111" or follows(request)
+        return PromptReader(model.text, request.emphasis, request.clip_skip, to_the_letter=to_the_letter)
 
     def _both(
-        self, text: str, second: str | None, steps: int, earlier: int = 0, *, composed: bool = True
+        self,
+        model: ModelBundle,
+        text: str,
+        second: str | None,
+        steps: int,
+        earlier: int = 0,
+        *,
+        composed: bool = True,
     ) -> PromptPlan:
-        """A text as all encoders read it, or a second one as the second encoder does."""
-        plan = self.reader.plan(text, steps, composed=composed, earlier=earlier)
-        if second is None:
+        """A text as all of a model's encoders read it, or a second one as its second encoder does."""
+        reader = self.reader if model is self.bundle else self._reader(model)
+        plan = reader.plan(text, steps, composed=composed, earlier=earlier)
+        if second is None or len(model.text.encoders) < 2:
             return plan
-        other = self.reader.plan(second, steps, composed=composed, earlier=earlier)
-        return plan.joined(other, self.bundle.text.context_widths[0], self.reader.encode(""))
+        other = reader.plan(second, steps, composed=composed, earlier=earlier)
+        return plan.joined(other, model.text.context_widths[0], reader.encode(""))
 
     def mix_prompt(self, prompt: str, share: float) -> None:
         """Paint with what lies between the prompt (share 0) and another (share 1).
@@ -252,8 +314,12 @@ class Generation:
         """
         self.mixed = True  # what lies between two prompts lays nothing out
         for k, one in enumerate(self.passes):
-            other = self._both(prompt, one.request.prompt_2, *one.prompt_steps)
-            self.passes[k] = replace(one, positive=one.positive.mixed(other, share))
+            other = self._both(self.bundle, prompt, one.request.prompt_2, *one.prompt_steps)
+            refined = one.refined
+            if refined is not None:
+                theirs = self._both(refined.bundle, prompt, one.request.prompt_2, *one.prompt_steps)
+                refined = replace(refined, positive=refined.positive.mixed(theirs, share))
+            self.passes[k] = replace(one, positive=one.positive.mixed(other, share), refined=refined)
 
     def use_seeds(self, seeds: list[ImageSeed]) -> None:
         """Paint with these seeds instead of the request's."""
@@ -340,26 +406,48 @@ class Generation:
             x = x * entry_scale(noised_at, sigma)
         if start_state.latents is None and start_state.state is None:
             x = scaled_at_the_start(one.request, x, sigma)
-        prompted = self._prompted(one, start_state)
-        prompted.call = None if one.clock is None else 1
-        denoise: Denoise = prompted
-        other: Denoise = prompted.unconditional if isinstance(prompted, PromptedDenoiser) else prompted
-        if self.request.seamless != "none":
-            from gouache.pipeline.generate.tiling import wrapped_around
-
-            networks = nn.ModuleList([self.bundle.unet, *self.bundle.controls.values()])
-            denoise = wrapped_around(prompted, networks, self.request.seamless)
-            other = wrapped_around(other, networks, self.request.seamless)
-        kept, unconditional = (OutsideKept(each, start_state, one.sigmas) for each in (denoise, other))
         own_levels = sampler_info(one.request.sampler or "ddim").own_levels
-        for step in run_sampler(
-            one.request, self.bundle, kept, x, one.sigmas, noise, whole=one.whole, unconditional=unconditional
-        ):
-            # With levels of its own it goes on within the list's step that holds at the level reached.
-            prompted.step = int((one.sigmas >= step.sigma_next).sum()) if own_levels else step.i + 2
-            kept.reached(step.sigma_next)
-            unconditional.reached(step.sigma_next)
-            yield step
+        for part in one.parts():
+            prompted, denoisers = self._denoisers(one, start_state, part)
+            kept, unconditional = (OutsideKept(each, start_state, one.sigmas) for each in denoisers)
+            for outside in (kept, unconditional):
+                outside.reached(float(part.sigmas[0]))
+            steps = run_sampler(
+                one.request, self.bundle, kept, x, part.sigmas, noise, whole=one.whole, unconditional=unconditional
+            )
+            for step in islice(steps, part.stop):
+                # With levels of its own it goes on within the list's step that holds at the level reached.
+                reached = int((one.sigmas >= step.sigma_next).sum()) if own_levels else part.first + step.i + 2
+                for each in prompted:
+                    each.step = reached
+                kept.reached(step.sigma_next)
+                unconditional.reached(step.sigma_next)
+                x = step.x
+                yield step
+
+    def _denoisers(
+        self, one: Pass, start_state: StartState, part: Part
+    ) -> tuple[list[PromptedDenoiser | InstructDenoiser], tuple[Denoise, Denoise]]:
+        """Who reads the prompt in this part, and D under both prompts and under the negative one alone."""
+        base = self._prompted(one, start_state) if part.by_base else None
+        refiner = one.refined.denoiser(one.request) if one.refined is not None and part.by_refiner else None
+        prompted = [each for each in (base, refiner) if each is not None]
+        for each in prompted:
+            each.step = part.first + 1
+            each.call = None if one.clock is None else 1
+        both: PromptedDenoiser | InstructDenoiser | Relay = prompted[0]
+        if len(prompted) == 2 and one.refined is not None:
+            both = Relay(prompted[0], prompted[1], one.refined.level)
+        denoise: Denoise = both
+        other: Denoise = both if isinstance(both, InstructDenoiser) else both.unconditional
+        if self.request.seamless == "none":
+            return prompted, (denoise, other)
+        from gouache.pipeline.generate.tiling import wrapped_around
+
+        refining = [] if one.refined is None else [one.refined.bundle.unet]
+        networks = nn.ModuleList([self.bundle.unet, *self.bundle.controls.values(), *refining])
+        around = [wrapped_around(each, networks, self.request.seamless) for each in (denoise, other)]
+        return prompted, (around[0], around[1])
 
     def _prompted(self, one: Pass, start_state: StartState) -> PromptedDenoiser | InstructDenoiser:
         request = one.request
@@ -451,6 +539,7 @@ class Generation:
             notes=(*self.prepared_notes, *self.reader.notes, *notes, *decoding_notes),
             steps=steps,
             pixels=pixels_digest(image),
+            refiner=self.refiner,
         )
         return Painted(picture, image, recipe, seconds)
 
