@@ -135,7 +135,10 @@ class Twins:
         self._built: dict[tuple[str, int], Pair] = {}
 
     def of(self, family: str, draft_channels: int = 0) -> Pair:
-        """The pair of one family: sd1, sd2 (v-prediction), sdxl or its refiner; more input channels for inpainting and others."""
+        """The pair of one family: sd1, sd2 (v-prediction), sdxl or its refiner.
+
+        draft_channels: more input channels for inpainting and others.
+        """
         key = (family, draft_channels)
         if key not in self._built:
             self._built[key] = self._build(family, draft_channels)

@@ -119,6 +119,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
     defaults = bundle.defaults
     sampler, schedule = _sampler_and_schedule(request, bundle)
     check_sampler(sampler, bundle)
+    _check_tiles(request, bundle)
     check_refiner(request.replace({"sampler": sampler}), bundle)
     width, height = _latent_sized(_size(request, bundle, start), request, bundle)
     vary = request.subseed_strength > 0
@@ -175,6 +176,24 @@ def resolve_with_pictures(request: Request, bundle: ModelBundle, references: Ref
         sizes = size_notes(request, resolved, start)
     told = (*scheduler_notes(request, resolved, bundle), *sampler_notes(request, resolved), *guidance_notes(resolved))
     return Resolved(resolved, (*sizes, *told, *refiner_notes(resolved, bundle), *unused_notes(resolved, bundle)))
+
+
+SMALLEST_SHARE = 8
+"""A tile's side is at least the model's own divided by this."""
+
+
+def _check_tiles(request: Request, bundle: ModelBundle) -> None:
+    """Tiles of a few pixels hold nothing that a network knows, and thousands of them take minutes a step."""
+    tile = None if request.tiled is None else request.tiled.tile
+    own = min(bundle.defaults.width, bundle.defaults.height)
+    least = max(own // SMALLEST_SHARE, bundle.vae.config.downscale)
+    if tile is not None and tile < least:
+        raise InvalidInput(
+            "tiled.tile",
+            given=f"{tile} pixels",
+            expected=f"at least {least}: an {SMALLEST_SHARE}th of the {own} that the model paints",
+            cure="Leave it out: tiles then have the model's own size.",
+        )
 
 
 def _check_tags(request: Request) -> None:

@@ -153,7 +153,7 @@ def test_a_starting_picture_is_refined_too(twins: Twins, base: Pipeline, folders
     request = request_for(folders, init_image=next(iter(data)), strength=0.4, determinism="exact")
     (both,) = base.paint(request, data)
     alone = Pipeline.load(folders["sdxl-refiner"], device="cpu")
-    alone.bundle = replace(alone.bundle, vae=base.bundle.vae)
+    alone = Pipeline(replace(alone.bundle, vae=base.bundle.vae))
     (expected,) = alone.paint(request.replace({"refiner": None}), data)
     assert both.recipe.pixels == expected.recipe.pixels
 

@@ -28,9 +28,6 @@ CURVES = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential"
 REFUSED: dict[str, object] = {"stochastic_sampling": False, "invert_sigmas": False}
 """Keys that turn a flow into another process, with the values that don't."""
 NOTED: dict[str, object] = {
-    "clip_sample": False,
-    "thresholding": False,
-    "use_dynamic_shifting": False,
     "lambda_min_clipped": None,
     "disable_corrector": None,
     "solver_p": None,
@@ -238,6 +235,7 @@ def _schedule(config: SchedulerConfig, denoiser: DenoiserConfig) -> str:
             "sigma_max": None,
             "final_sigmas_type": "zero",
             "interpolation_type": "linear",
+            "clip_sample": False,
         }.items()
     )
     if known.kind != "interpolated" or not plain or denoiser.schedule.name == "edm":

@@ -43,6 +43,7 @@ from gouache.pipeline.generate.guided import (
 )
 from gouache.pipeline.generate.refiner import HandOver, Relay, handed_over, leaves_at, zeros_of
 from gouache.pipeline.generate.sampler_settings import scaled_at_the_start
+from gouache.pipeline.generate.scheduler_levels import limit_of
 from gouache.pipeline.generate.second_pass import enlarged_start
 from gouache.pipeline.generate.upscaler_files import LANCZOS
 from gouache.pipeline.inputs.images import on_background
@@ -406,14 +407,24 @@ class Generation:
             x = x * entry_scale(noised_at, sigma)
         if start_state.latents is None and start_state.state is None:
             x = scaled_at_the_start(one.request, x, sigma)
-        own_levels = sampler_info(one.request.sampler or "ddim").own_levels
+        sampler = one.request.sampler or "ddim"
+        own_levels = sampler_info(sampler).own_levels
+        limit = limit_of(sampler, one.request.schedule or "", self.bundle)
         for part in one.parts():
             prompted, denoisers = self._denoisers(one, start_state, part)
-            kept, unconditional = (OutsideKept(each, start_state, one.sigmas) for each in denoisers)
+            kept, unconditional = (OutsideKept(each, start_state, one.sigmas, limit) for each in denoisers)
             for outside in (kept, unconditional):
                 outside.reached(float(part.sigmas[0]))
             steps = run_sampler(
-                one.request, self.bundle, kept, x, part.sigmas, noise, whole=one.whole, unconditional=unconditional
+                one.request,
+                self.bundle,
+                kept,
+                x,
+                part.sigmas,
+                noise,
+                whole=one.whole,
+                unconditional=unconditional,
+                limit=None if limit is None else kept.limited,
             )
             for step in islice(steps, part.stop):
                 # With levels of its own it goes on within the list's step that holds at the level reached.

@@ -199,7 +199,8 @@ def levels_of(request: Request, bundle: ModelBundle, steps: int | None = None) -
     name, steps = request.schedule or "uniform", steps or request.num_inference_steps or 1
     scheduler = scheduler_of(request.sampler or "ddim", name, bundle)
     if scheduler is not None:
-        return scheduler_levels(scheduler, bundle.schedule, steps)
+        size = (request.width, request.height)
+        return scheduler_levels(scheduler, bundle.schedule, steps, (size[0], size[1]) if size[0] and size[1] else None)
     options = {"family": bundle.traits.align_your_steps} if name.startswith("align_your_steps") else {}
     like_a1111 = request.determinism == "a1111" or follows(request)
     if like_a1111 and sampler_info(request.sampler or "ddim").discard_penultimate:
@@ -227,6 +228,7 @@ def run_sampler(
     *,
     whole: Tensor | None = None,
     unconditional: Denoise | None = None,
+    limit: Callable[[Tensor], Tensor] | None = None,
 ) -> Steps:
     """Start the request's sampler.
 
@@ -239,6 +241,7 @@ def run_sampler(
         noise: the pictures' streams.
         whole: the list that `sigmas` is the end of; without it, it is all of it.
         unconditional: D under the negative prompt, which CFG++ takes.
+        limit: cuts off an estimate, D -> D.
     """
     name = request.sampler or "ddim"
     source: NoiseSource = BrownianNoise(noise) if "sde" in name else noise
@@ -258,6 +261,11 @@ def run_sampler(
         options["timestep_of"] = lambda sigma: times * float(bundle.schedule.sigma_to_t(torch.tensor(sigma)))
     if unconditional is not None and sampler_info(name).cfg_pp:
         options["unconditional"] = unconditional
+    if limit is not None and name == "ddim":
+        options["limit"] = limit
+    elif limit is not None:
+        whole_estimate, cut = denoise, limit
+        denoise = lambda x, sigma: cut(whole_estimate(x, sigma))  # noqa: E731
     steps = sample(name, denoise, x, sigmas, options=options, noise=source)
     return scaled_at_the_end(request, steps, len(sigmas) - 1)
 

@@ -202,4 +202,3 @@ def refiner_notes(request: Request, bundle: ModelBundle) -> list[str]:
     elif "<" in request.prompt or request.control:
         notes.append("LoRA files, textual inversions and ControlNets act on the base model; the refiner paints without")
     return notes
-

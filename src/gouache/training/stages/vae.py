@@ -14,7 +14,7 @@ from gouache.checkpoints.formats.safetensors import save_tensors
 from gouache.checkpoints.load import load_bundle
 from gouache.errors import CorruptCheckpoint, DataError
 from gouache.models.vae import AutoencoderKL, Moments
-from gouache.pipeline.inputs.images import rgba_to_tensor
+from gouache.pipeline.inputs.tensors import rgba_to_tensor
 from gouache.training.batches.batch_shapes import batches_of_one_shape, shown
 from gouache.training.batches.store import CaptionedSource, FiniteSource
 from gouache.training.config import TrainConfig, VaeStage

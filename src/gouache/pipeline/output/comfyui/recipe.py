@@ -146,12 +146,13 @@ class _Reader:
     def fields(self, nodes: list[Node]) -> dict[str, Any]:
         main, *later = [sampling_of(node, self.graph) for node in nodes]
         hires: dict[str, Any] | None = None
+        refiner: dict[str, Any] = {}
         for one in later:
             if one.adds_noise and one.denoise >= 1.0 and one.first == 0:
                 self.graph.note(f"{main.node} paints what {one.node} covers with fresh noise; it is left out")
-                main, hires = one, None
+                main, hires, refiner = one, None, {}
             elif not one.adds_noise or one.first:
-                self._note_hand_over(main, one)
+                refiner = refiner or self._refiner(main, one)
             elif hires is None:
                 hires = self._second_pass(main, one)
             else:
@@ -161,7 +162,7 @@ class _Reader:
         prompt, negative, emphasis = self._prompts(main, encoded)
         loras, model = self._model(main.model)
         width, height = _size_of(self.graph, main.latents) or self._own_size(main, later)
-        self._note_start(main)
+        self._note_start(main, refined=bool(refiner))
         return {
             "prompt": _with_tags(prompt, loras),
             "negative_prompt": negative,
@@ -179,6 +180,7 @@ class _Reader:
             "emphasis": emphasis,
             "determinism": "cpu",  # ComfyUI draws its noise with a generator on the CPU
             "hires": hires,
+            **refiner,
             **self._rescale(main.model),
         }
 
@@ -196,12 +198,46 @@ class _Reader:
         rule = "a1111" if joined else encoded.rule
         return (None if positive is None else prompt), (None if negative is None else second), rule
 
-    def _note_hand_over(self, main: Sampling, one: Sampling) -> None:
+    def _refiner(self, main: Sampling, one: Sampling) -> dict[str, Any]:
+        """The second model of a pair of samplers that walk one list of levels; steps are counted there."""
         model = self._model(one.model, quiet=True)[1]
         same = model == self._model(main.model, quiet=True)[1]
-        if not same or one.cfg != main.cfg or one.sampler != main.sampler:
-            at = f" from step {one.first} on" if one.first else ""
-            self.graph.note(f"{one.node} continues{at} with {model or 'another model'} (a refiner); it is left out")
+        at = f" from step {one.first} on" if one.first else ""
+        settings = [
+            name for name in ("cfg", "sampler", "schedule", "steps") if getattr(one, name) != getattr(main, name)
+        ]
+        if same or model is None or not main.steps or not 0 < one.first < main.steps:
+            if not same or "cfg" in settings or "sampler" in settings:
+                self.graph.note(f"{one.node} continues{at} with {model or 'another model'} (a refiner); it is left out")
+            return {}
+        quiet = Conditionings(Graph(self.graph.nodes), Texts(Graph(self.graph.nodes)))
+        for name in ("positive", "negative"):
+            wires = [getattr(each, name) for each in (main, one)]
+            words = [prompt_of(quiet.parts(wire, name) or [], quiet.graph)[0] for wire in wires if wire is not None]
+            settings += [f"{name} prompt"] if len(set(words)) > 1 else []
+        if settings:
+            self.graph.note(f"the refiner ({one.node}) has its own {', '.join(settings)}, which is left out")
+        if main.last is not None and main.last != one.first:
+            self.graph.note(f"{main.node} stops at step {main.last}, and the refiner goes on{at}")
+        scores = {
+            key: self._score(wire)
+            for key, wire in (("aesthetic_score", one.positive), ("negative_aesthetic_score", one.negative))
+        }
+        scores = {key: value for key, value in scores.items() if value is not None}
+        return {
+            "refiner": model,
+            "refiner_switch_at": one.first / main.steps,
+            "refiner_switch_by": "steps",
+            **({"size_condition": scores} if scores else {}),
+        }
+
+    def _score(self, wire: object) -> float | None:
+        """What the refiner is told of beauty by its own text node."""
+        for node in _above(self.graph, wire):
+            if "ascore" in node.inputs:
+                score = self.graph.number(node.inputs["ascore"], "ascore")
+                return None if score is None else float(score)
+        return None
 
     def _second_pass(self, main: Sampling, one: Sampling) -> dict[str, Any] | None:
         """`hires` for a sampler that paints over the enlarged picture of the one before."""
@@ -304,7 +340,7 @@ class _Reader:
             return None, None
         return self.size
 
-    def _note_start(self, main: Sampling) -> None:
+    def _note_start(self, main: Sampling, *, refined: bool) -> None:
         nodes = _pictures_above(self.graph, main.latents)
         loaded = next((node for node in nodes if re.search(r"Load ?Image|Image ?Load|LoadLatent", node.kind)), None)
         if loaded is not None:
@@ -319,7 +355,7 @@ class _Reader:
             )
         if any("mask" in name.lower() for node in nodes for name in node.inputs if self.graph.wired(node.inputs[name])):
             self.graph.note("a mask limits what is painted; it isn't in the file")
-        if main.last is not None and not any("continues" in note for note in self.graph.notes):
+        if main.last is not None and not refined and not any("continues" in note for note in self.graph.notes):
             self.graph.note(f"{main.node} stops at step {main.last} of {main.steps}; here it runs to the end")
 
     def _model(self, wire: object, *, quiet: bool = False) -> tuple[list[tuple[str, object, object]], str | None]:
