@@ -113,7 +113,7 @@ CASES: list[tuple[str, str, Values]] = [
     ("sdxl", EDM_DPM, {"solver_order": 1, "sigma_min": 0.01}),
     # Estimates that are cut off: every class that has the key, and its numbers.
     ("sdxl", "DDIMScheduler", SD),
-    ("sdxl", "DDIMScheduler", {**SD, "clip_sample_range": 0.5, "set_alpha_to_one": False}),
+    ("sdxl", "DDIMScheduler", {**SD, "clip_sample_range": 0.5, "set_alpha_to_one": False, "steps_offset": 1}),
     ("sdxl", "DDIMScheduler", {**SD, "thresholding": True, "sample_max_value": 2.0}),
     ("sd1", "DDIMParallelScheduler", {**SD, "thresholding": True, "dynamic_thresholding_ratio": 0.7}),
     ("sdxl", "DDIMScheduler", {**ZERO_SNR, "clip_sample_range": 2.0}),

@@ -16,6 +16,7 @@ import pytest
 import torch
 from PIL import Image
 
+from gouache.pipeline.output.foreign import read_recipe
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
 from gouache.serve.studio import Studio
@@ -96,10 +97,12 @@ def test_a_native_job(server: Server, expected: Image.Image) -> None:
         job = client.post("/v1/jobs", json={"request": request}).json()
         client.get(f"/v1/jobs/{job['id']}/events")
         (picture,) = client.get(f"/v1/jobs/{job['id']}").json()["pictures"]
-        data = client.get(picture["url"]).content
-        recipe = client.get(f"/v1/pictures/{picture['id']}/recipe").json()
+        data = client.get(f"/v1/pictures/{picture}").content
+    recipe = read_recipe(data).recipe
     assert Image.open(io.BytesIO(data)).convert("RGB").tobytes() == expected.convert("RGB").tobytes()
-    assert recipe["refiner"]["sha256"] != recipe["model"]["sha256"]
+    assert recipe is not None
+    assert recipe.refiner is not None
+    assert recipe.refiner.sha256 not in (None, recipe.model.sha256)
 
 
 @pytest.mark.parametrize("name", ["nowhere", "../sdxl-refiner", "/etc/passwd", "sdxl-refiner/unet"])
@@ -108,7 +111,7 @@ def test_what_is_no_name_of_a_model_is_refused(server: Server, name: str) -> Non
     answer = httpx.post(f"{server.url}/sdapi/v1/txt2img", json=fields, timeout=60)
     assert (answer.status_code, answer.json()["field"]) == (422, "refiner_checkpoint")
     native = httpx.post(f"{server.url}/v1/jobs", json={"request": {"prompt": "a", "refiner": name}}, timeout=60)
-    assert native.status_code == 404, native.text
+    assert native.status_code == 422, native.text
     assert "refiner" in native.text
 
 

@@ -271,6 +271,9 @@ def _notes(values: Json, config: SchedulerConfig, denoiser: DenoiserConfig) -> t
     notes = []
     if config.class_name == "PNDMScheduler" and denoiser.parameterization != "eps":
         notes.append(f"PNDMScheduler combines {denoiser.parameterization} of several steps; plms combines noise")
+    cut = setting(config, "clip_sample") or setting(config, "thresholding")
+    if cut and known.kind == "chain" and setting(config, "set_alpha_to_one") is False and not config.steps_offset:
+        notes.append("the last step of set_alpha_to_one = False, which stays at its level, is left out")
     for key, harmless in NOTED.items():
         given = setting(config, key) if key in known.takes else values.get(key)
         if given not in (harmless, None, [], "-inf", float("-inf")):

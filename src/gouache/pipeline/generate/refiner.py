@@ -106,8 +106,8 @@ def _switch(request: Request, schedule: NoiseSchedule, levels: Levels) -> tuple[
 
 
 class Relay:
-    """A1111's hand-over: one walk of one sampler, whose calls go to the base until one of them is at the refiner's level,
-    and from then on to the refiner, even where a sampler goes up again.
+    """A1111's hand-over: one walk of one sampler, whose calls go to the base until one is at the refiner's level, and
+    from then on to the refiner, even where a sampler goes up again.
 
     Args:
         base, refiner: D(x, sigma) of each; prompt editing counts the calls of both.

@@ -1,6 +1,6 @@
-"""Pictures to tensors and back, the careful reading of pictures from outside, and those that a request names.
+"""The careful reading of pictures from outside, and of those that a request names. Nothing here imports torch.
 
-Colours are sRGB in 8 bits on the picture's side and [-1, 1] on the tensor's. Pictures hold straight alpha, as PNG does.
+Colours are sRGB in 8 bits. Pictures hold straight alpha, as PNG does.
 """
 
 from __future__ import annotations

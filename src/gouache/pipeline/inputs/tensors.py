@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor
 
 from gouache.errors import ShapeMismatch
+from gouache.pipeline.inputs.images import on_background
 
 Pixels = npt.NDArray[np.uint8]
 
