@@ -63,6 +63,7 @@ class Condition:
         pooled: the ready vector of a network that takes one. [B, P]
         draft: channels laid beside the latents by a network that takes them. [B, Cd, h, w]
         controls: networks that steer this one.
+        guidance: scale that a network with a `guidance_width` is told. [B]
     """
 
     context: Tensor
@@ -70,6 +71,7 @@ class Condition:
     pooled: Tensor | None = None
     draft: Tensor | None = None
     controls: tuple[Steering, ...] = ()
+    guidance: Tensor | None = None
 
     def rows(self, start: int, end: int) -> Condition:
         """Rows `start` (included) to `end` (excluded) of every tensor."""
@@ -84,11 +86,11 @@ class Condition:
         return self._map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Condition:
-        mask, pooled, draft = (
-            None if tensor is None else change(tensor) for tensor in (self.mask, self.pooled, self.draft)
+        mask, pooled, draft, guidance = (
+            None if tensor is None else change(tensor) for tensor in (self.mask, self.pooled, self.draft, self.guidance)
         )
         controls = tuple(control.map(change) for control in self.controls)
-        return replace(self, context=change(self.context), mask=mask, pooled=pooled, draft=draft, controls=controls)
+        return Condition(change(self.context), mask, pooled, draft, controls, guidance)
 
 
 def stack(conditions: Sequence[Condition]) -> Condition:
@@ -103,6 +105,7 @@ def stack(conditions: Sequence[Condition]) -> Condition:
         pooled=_stack("pooled", [condition.pooled for condition in conditions]),
         draft=_stack("draft", [condition.draft for condition in conditions]),
         controls=_stack_controls([condition.controls for condition in conditions]),
+        guidance=_stack("guidance", [condition.guidance for condition in conditions]),
     )
 
 
@@ -206,6 +209,7 @@ class Denoiser:
             pooled=given.pooled,
             draft=given.draft,
             residuals=_sum([control.residuals(noisy, timestep, given) for control in given.controls]),
+            guidance=given.guidance,
         )
         # Back in the state's own type, fp32 as a rule: in half precision the last steps would drown in rounding.
         raw, variance = self._split(output.to(x.dtype))

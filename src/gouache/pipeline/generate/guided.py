@@ -79,6 +79,11 @@ class PromptedDenoiser:
         self.step = 1
         self.call: int | None = None
         """Which text holds: None = as `step` says, else it counts network calls, from 1."""
+        self._told: Tensor | None = None
+        if bundle.unet.config.guidance_width:
+            # It was distilled from a guided network, which one call of it stands for.
+            self._told = torch.tensor([guidance.scale], dtype=torch.float32)
+            guidance = Guidance(scale=1.0)
         self._guidance = guidance
         self._latest: tuple[Tensor, float, Tensor] | None = None  # state, level, what `unconditional` answers there
         self._guided = guided_denoiser(
@@ -159,6 +164,7 @@ class PromptedDenoiser:
             pooled=self.bundle.pooled_vector(text.pooled, numbers),
             draft=draft,
             controls=tuple(one.on_side(negative=negative) for one in inputs.controls if one.is_on(self.step)),
+            guidance=self._told,
         )
 
 
