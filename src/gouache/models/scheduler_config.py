@@ -7,7 +7,7 @@ another class may take the same file over, as `SomeScheduler.from_config(pipe.sc
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Literal
 
 from pydantic import Field
@@ -115,7 +115,12 @@ _DYNAMIC: dict[str, object] = {
     "max_image_seq_len": 4096,
     "time_shift_type": "exponential",
 }
-_FLOW: dict[str, object] = {"use_flow_sigmas": False, "flow_shift": 1.0, **_DYNAMIC}
+_FLOW: dict[str, object] = {
+    "use_flow_sigmas": False,
+    "flow_shift": 1.0,
+    "use_dynamic_shifting": False,
+    "time_shift_type": "exponential",
+}
 _THRESHOLD: dict[str, object] = {
     "thresholding": False,
     "dynamic_thresholding_ratio": 0.995,
@@ -219,9 +224,7 @@ SCHEDULER_CLASSES: Mapping[str, SchedulerClass] = {
     "DEISMultistepScheduler": SchedulerClass("solver", {**_DEIS, **_CURVES, **_FLOW}),
     "SASolverScheduler": SchedulerClass("solver", {**_SA, **_CURVES}),
     "LCMScheduler": _CONSISTENCY,
-    "TCDScheduler": replace(
-        _CONSISTENCY, takes={key: value for key, value in _CONSISTENCY.takes.items() if key not in (*_CLIP,)}
-    ),
+    "TCDScheduler": _CONSISTENCY,
     "EDMEulerScheduler": SchedulerClass("edm", _EDM, spacing=None),
     "EDMDPMSolverMultistepScheduler": SchedulerClass("edm", {**_DPM, **_EDM}, spacing=None),
     "FlowMatchEulerDiscreteScheduler": SchedulerClass(

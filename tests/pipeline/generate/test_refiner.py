@@ -119,7 +119,13 @@ def theirs(twins: Twins, request: Request, **more: Any) -> np.ndarray:
 
 @pytest.mark.parametrize(
     ("sampler", "share"),
-    [("euler", 0.8), ("euler", 0.35), ("euler_ancestral", 0.6), ("dpmpp_2m", 0.6), ("unipc_bh2", 0.5)],
+    [
+        ("euler", 0.8),
+        pytest.param("euler", 0.35, marks=pytest.mark.slow),
+        pytest.param("euler_ancestral", 0.6, marks=pytest.mark.slow),
+        ("dpmpp_2m", 0.6),
+        pytest.param("unipc_bh2", 0.5, marks=pytest.mark.slow),
+    ],
 )
 def test_it_is_the_picture_of_diffusers_ensemble_of_experts(
     twins: Twins, base: Pipeline, folders: dict[str, Path], sampler: str, share: float

@@ -97,7 +97,7 @@ def test_a_native_job(server: Server, expected: Image.Image) -> None:
         job = client.post("/v1/jobs", json={"request": request}).json()
         client.get(f"/v1/jobs/{job['id']}/events")
         (picture,) = client.get(f"/v1/jobs/{job['id']}").json()["pictures"]
-        data = client.get(f"/v1/pictures/{picture}").content
+        data = client.get(f"/v1/pictures/{picture}/file").content
     recipe = read_recipe(data).recipe
     assert Image.open(io.BytesIO(data)).convert("RGB").tobytes() == expected.convert("RGB").tobytes()
     assert recipe is not None

@@ -31,6 +31,8 @@ CURVES = {
 }
 ENDING_ABOVE_ZERO = ("DEISMultistepScheduler", "SASolverScheduler")
 """Solvers whose last step leaves the least noise, and with a curve changes nothing."""
+NEVER_LIMITING = ("TCDScheduler",)
+"""Classes whose step doesn't look at `clip_sample` and `thresholding`, which they take."""
 LAST_FLOW = 1 - 1e-6
 """A flow's level of pure noise, f = 1, is an infinite sigma."""
 
@@ -81,7 +83,7 @@ def limit_of(sampler: str, schedule: str, bundle: ModelBundle) -> Callable[[Tens
     None if it does neither. A class that takes another's file over clips only if the file says so.
     """
     config, own = scheduler_of(sampler, schedule, bundle), bundle.defaults.scheduler
-    if config is None:
+    if config is None or config.class_name in NEVER_LIMITING:
         return None
     data = (number(config, "sigma_data") or 1.0) if SCHEDULER_CLASSES[config.class_name].kind == "edm" else 1.0
     if setting(config, "thresholding"):
@@ -260,14 +262,18 @@ def _flow(config: SchedulerConfig, schedule: NoiseSchedule, n: int, size: tuple[
     return _unit(parts / (1 - parts), timesteps, 0.0, schedule)
 
 
+SHIFTS = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
+"""What diffusers' pipelines take where a scheduler's file is silent."""
 PATCH = 16
 """Side in pixels of what counts as one of a picture's patches."""
 
 
 def _shift_for(config: SchedulerConfig, size: tuple[int, int]) -> float:
     """The shift of a picture's size: on a line through two numbers of patches, as diffusers' SD3 pipeline has it."""
-    shifts = [number(config, key) or 0.0 for key in ("base_shift", "max_shift")]
-    lengths = [number(config, key) or 1.0 for key in ("base_image_seq_len", "max_image_seq_len")]
+    base, most, least_length, most_length = (
+        float(usual if (given := getattr(config, key)) is None else given) for key, usual in SHIFTS.items()
+    )
+    shifts, lengths = (base, most), (least_length, most_length)
     patches = (size[0] // PATCH) * (size[1] // PATCH)
     slope = (shifts[1] - shifts[0]) / (lengths[1] - lengths[0]) if lengths[1] != lengths[0] else 0.0
     mu = shifts[0] + slope * (patches - lengths[0])
