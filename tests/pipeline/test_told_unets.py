@@ -18,7 +18,7 @@ from gouache.checkpoints.convert import convert
 from gouache.checkpoints.diffusers.component_config import unet_from_json
 from gouache.checkpoints.load import load_bundle
 from gouache.checkpoints.shapes import unet_config
-from gouache.errors import GouacheError, IncompatibleCheckpoint, ShapeMismatch
+from gouache.errors import IncompatibleCheckpoint, ShapeMismatch
 from gouache.models.unet import UNet
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
@@ -147,8 +147,14 @@ def test_what_is_left_unused_is_noted_and_the_folder_written_again(
     convert(tmp_path / "own", tmp_path / "again", "diffusers")
     assert load_bundle(tmp_path / "again").unet.config == load_bundle(folder).unet.config
     diffusers.UNet2DConditionModel.from_pretrained(tmp_path / "again" / "unet")
-    with pytest.raises(GouacheError):
-        convert(folder, tmp_path / "one.safetensors", "single-file")
+    convert(folder, tmp_path / "one.safetensors", "single-file")
+    alone = load_bundle(tmp_path / "one.safetensors")
+    assert alone.unet.config.guidance_width == 64
+    assert (alone.defaults.sampler, alone.defaults.num_inference_steps, alone.defaults.guidance_scale) == (
+        "lcm",
+        4,
+        8.5,
+    )
 
 
 def test_a_width_that_is_not_the_weights_is_refused(consistency: tuple[Any, Path], tmp_path: Path) -> None:

@@ -297,6 +297,13 @@ def _sd2_prediction(part: Part, tensor_of: Callable[[str], Tensor]) -> Parameter
 
 TOLD_SCALE = 8.5
 """What latent consistency models that are told a guidance scale are told without a word, as by diffusers' pipeline."""
+_OF_CONSISTENCY: dict[str, object] = {
+    "sampler": "lcm",
+    "schedule": "uniform",
+    "num_inference_steps": 4,
+    "guidance_scale": TOLD_SCALE,
+}
+"""Defaults of such a model whose files name no scheduler."""
 
 
 def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig) -> GenerationDefaults:
@@ -323,7 +330,7 @@ def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig
         if recorded is not None:
             scheduler = Scheduler(recorded, denoiser, sampler_of(recorded).name, "model")
     if scheduler is None or scheduler.config is None:
-        return defaults
+        return defaults.model_copy(update=_OF_CONSISTENCY) if told else defaults
     few = {"num_inference_steps": scheduler.steps, "guidance_scale": TOLD_SCALE if told else scheduler.guidance_scale}
     taken = {"sampler": scheduler.sampler, "schedule": scheduler.schedule, "scheduler": scheduler.config}
     return defaults.model_copy(update={**taken, **{key: value for key, value in few.items() if value is not None}})
