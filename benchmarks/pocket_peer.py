@@ -27,7 +27,7 @@ from gouache.checkpoints.formats.header import read_header
 from gouache.checkpoints.load import load_bundle
 from gouache.data.stickers import Stickers
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.inputs.images import to_image
+from gouache.pipeline.inputs.tensors import to_image
 from gouache.pipeline.likelihood import encode_captions
 from gouache.training.batches.store import SHARD, EncodedStore
 from gouache.training.evaluation.judge import load_judge

@@ -32,7 +32,8 @@ from torch.nn import functional as F
 
 from gouache.data.captions import STYLE_WORDS
 from gouache.data.stickers import Sticker, Stickers
-from gouache.pipeline.inputs.images import on_background, rgba_to_tensor, to_image
+from gouache.pipeline.inputs.images import on_background
+from gouache.pipeline.inputs.tensors import rgba_to_tensor, to_image
 from gouache.pipeline.output.sheets import captioned_sheet
 from gouache.pipeline.pipeline import Pipeline, open_pipeline
 from gouache.pipeline.request import Prior, Request

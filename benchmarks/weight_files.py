@@ -30,6 +30,10 @@ from gouache.checkpoints.convert import convert
 from gouache.checkpoints.identify import identify
 from gouache.checkpoints.load import load_bundle
 from gouache.errors import GouacheError
+from gouache.models.bundle import ModelBundle
+from gouache.models.text_encoder import TextEncoder
+from gouache.models.text_stack import TextStack
+from gouache.models.unet import UNet
 from gouache.pipeline.generate.upscaler_files import load_upscaler
 from gouache.pipeline.prompts.adapters import Adapters
 from gouache.pipeline.request import Request
@@ -259,12 +263,12 @@ def _embedding(name: str, suffix: str, values: Any, folder: Path) -> Path:
 def _picture_embedding(folder: Path) -> Path:
     """A1111's embedding in a PNG's text (the pixels' variant holds the same)."""
     chunks = PngImagePlugin.PngInfo()
-    chunks.add_text("sd-ti-embedding", json.dumps({"string_to_param": {"*": [[0.0] * 32]}, "name": "pictured"}))
+    chunks.add_text("sd-ti-embedding", json.dumps({"string_to_param": {"*": [[0.0] * 768]}, "name": "pictured"}))
     Image.new("RGB", (32, 32)).save(folder / "embeddings" / "pictured.png", pnginfo=chunks)
     return folder / "embeddings" / "pictured.png"
 
 
-_VECTOR = torch.full((1, 32), 0.1)
+_VECTOR = torch.full((1, 768), 0.1)
 _TI = {"string_to_token": {"*": 265}, "string_to_param": {"*": _VECTOR}, "name": "x", "step": 7, "sd_checkpoint": None}
 _COMPVIS_TI = {"string_to_token": {"*": torch.tensor(265)}, "string_to_param": torch.nn.ParameterDict({"*": _VECTOR})}
 
@@ -406,12 +410,22 @@ def measured(folder: Path) -> Iterator[tuple[tuple[str, str], Said | GouacheErro
     """
     write_checkpoints(folder)
     base = load_bundle(folder / "tiny-sd1")
+    wide = _as_wide_as_sd1(base)
     for name, program, how, write in ENTRIES:
         path = write(folder)
         try:
-            yield (name, program), _used(path, how, replace(base), folder)
+            yield (name, program), _used(path, how, wide if how == "embedding" else replace(base), folder)
         except GouacheError as error:
             yield (name, program), error
+
+
+def _as_wide_as_sd1(base: ModelBundle) -> ModelBundle:
+    """The model with a text encoder as wide as SD 1.x's, which embeddings are known by."""
+    encoder = base.text.encoders[0]
+    assert isinstance(encoder, TextEncoder), "tiny-sd1 has CLIP's encoder"
+    text = TextEncoder(encoder.config.model_copy(update={"width": 768}))
+    unet = UNet(base.unet.config.model_copy(update={"context_width": 768}))
+    return replace(base, text=TextStack.of_clip([text]), unet=unet)
 
 
 def _used(path: Path, how: str, base: Any, folder: Path) -> Said:

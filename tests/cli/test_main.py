@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
 from gouache.cli.main import LazyGroup, app, load_command
@@ -24,6 +25,14 @@ def test_help_imports_no_torch(arguments: list[str]) -> None:
         "assert 'torch' not in sys.modules, 'torch was imported'\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_show_imports_no_torch(tmp_path: Path) -> None:
+    """For a picture of A1111's; that of a recipe of our own is read by the same module."""
+    texts = PngImagePlugin.PngInfo()
+    texts.add_text("parameters", "a cup\nSteps: 20, Sampler: Euler, CFG scale: 7, Seed: 1, Size: 64x64")
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png", pnginfo=texts)
+    test_help_imports_no_torch(["show", str(tmp_path / "a.png")])
 
 
 def processor_seconds(*command: str) -> float:

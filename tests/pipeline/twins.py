@@ -30,7 +30,7 @@ Network = TypeVar("Network", bound=nn.Module)
 SIDE = 32
 CROSS = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-PREDICTION = {"sd1": "epsilon", "sd2": "v_prediction", "sdxl": "epsilon"}
+PREDICTION = {"sd1": "epsilon", "sd2": "v_prediction", "sdxl": "epsilon", "sdxl-refiner": "epsilon"}
 
 
 def tokenizer(folder: Path, pad: str) -> CLIPTokenizer:
@@ -135,27 +135,31 @@ class Twins:
         self._built: dict[tuple[str, int], Pair] = {}
 
     def of(self, family: str, draft_channels: int = 0) -> Pair:
-        """The pair of one family: sd1, sd2 (v-prediction) or sdxl; more input channels for inpainting and others."""
+        """The pair of one family: sd1, sd2 (v-prediction), sdxl or its refiner.
+
+        draft_channels: more input channels for inpainting and others.
+        """
         key = (family, draft_channels)
         if key not in self._built:
             self._built[key] = self._build(family, draft_channels)
         return self._built[key]
 
     def _build(self, family: str, draft_channels: int) -> Pair:
-        sdxl = family == "sdxl"
-        text = [self._text(32, 0, family, 1)] + ([self._text(24, 24, family, 2)] if sdxl else [])
+        sdxl, refiner = family.startswith("sdxl"), family == "sdxl-refiner"
+        text = [] if refiner else [self._text(32, 0, family, 1)]
+        text += [self._text(24, 24, family, 2)] if sdxl else []
         unet_config = UNetConfig(
             draft_channels=draft_channels,
             channels=(16, 32),
             layers_per_level=1,
             transformer_layers=(1, 1),
             heads=(2, 2),
-            context_width=56 if sdxl else 32,
+            context_width=24 if refiner else 56 if sdxl else 32,
             linear_projection=family != "sd1",
             norm_groups=8,
-            pooled_width=24 + 6 * 256 if sdxl else 0,
+            pooled_width=24 + (5 if refiner else 6) * 256 if sdxl else 0,
         )
-        unet = scrambled(self._unet(unet_config, sdxl), 3)
+        unet = scrambled(self._unet(unet_config, sdxl), 13 if refiner else 3)
         vae_config = VAEConfig(channels=(16, 16, 32), layers_per_level=1, norm_groups=8)
         vae = scrambled(self._vae(vae_config), 4)
         denoiser = DenoiserConfig(parameterization="v" if family == "sd2" else "eps")
@@ -173,7 +177,21 @@ class Twins:
         scheduler = diffusers.EulerDiscreteScheduler(**BETAS)
         pad = "!" if family == "sd2" else "<|endoftext|>"
         tokens = tokenizer(self.folder / family, pad)
-        if family == "sdxl":
+        if family == "sdxl-refiner":
+            second = tokenizer(self.folder / "sdxl-2", "!")
+            pipeline = diffusers.StableDiffusionXLImg2ImgPipeline(
+                vae,
+                None,
+                text[0],
+                None,
+                second,
+                unet,
+                scheduler,
+                requires_aesthetics_score=True,
+                force_zeros_for_empty_prompt=False,
+                add_watermarker=False,
+            )
+        elif family == "sdxl":
             second = tokenizer(self.folder / "sdxl-2", "!")
             pipeline = diffusers.StableDiffusionXLPipeline(
                 vae, text[0], text[1], tokens, second, unet, scheduler, add_watermarker=False
@@ -198,8 +216,8 @@ class Twins:
                 layers=2,
                 heads=2,
                 projection_width=projection,
-                skip_layers=int(family == "sdxl"),
-                final_norm=family != "sdxl",
+                skip_layers=int(family.startswith("sdxl")),
+                final_norm=not family.startswith("sdxl"),
                 pad_id=0 if seed == 2 or family == "sd2" else 49407,
             )
         )

@@ -206,7 +206,6 @@ RELATIVES = {
     r"|(^|\.)add_embedding\.(image_proj|text_proj|image_norm)\.|(^|\.)(ln_model_n|clip_to_seq)\.",
     "a U-Net with an IP-Adapter inside": r"\.to_k_ip\.|encoder_hid_proj\.image_projection_layers\.",
     "Kolors": r"(^|\.)encoder_hid_proj\.weight$",
-    "a Latent Consistency Model with its guidance inside": r"(^|\.)time_embed(ding)?\.cond_proj\.",
     "latent diffusion with BERT as its text encoder": r"^cond_stage_model\.transformer\.(token_emb|attn_layers)\.",
     "AltDiffusion": r"^cond_stage_model\.(transformer\.|model\.)?(roberta|pre_LN|embeddings\.word_embeddings)",
     "Paint by Example": r"^cond_stage_model\.mapper\.",

@@ -272,6 +272,17 @@ def _sd2_prediction(part: Part, tensor_of: Callable[[str], Tensor]) -> Parameter
     return "v" if float(tensor_of(name).float().std(correction=0)) > SD2_V_DEVIATION else "eps"
 
 
+TOLD_SCALE = 8.5
+"""What latent consistency models that are told a guidance scale are told without a word, as by diffusers' pipeline."""
+_OF_CONSISTENCY: dict[str, object] = {
+    "sampler": "lcm",
+    "schedule": "uniform",
+    "num_inference_steps": 4,
+    "guidance_scale": TOLD_SCALE,
+}
+"""Defaults of such a model whose files name no scheduler."""
+
+
 def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig) -> GenerationDefaults:
     """What a request that leaves it open gets: the card's, else the family's and the folder's scheduler's."""
     own = read_card(path) if identity.layout == "gouache" else None
@@ -288,14 +299,16 @@ def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig
         assert isinstance(vae, VAEConfig), "an autoencoder's config"
         height, width = (side * vae.downscale for side in sides)
     defaults = GenerationDefaults(width=width, height=height, guidance_scale=family.guidance_scale)
+    unet = identity.parts["unet"].config if "unet" in identity.parts else None
+    told = isinstance(unet, UNetConfig) and unet.guidance_width > 0
     scheduler = _folder_scheduler(path, identity)
     if identity.layout == "single-file":
         recorded = recorded_scheduler(identity.parts["unet"].header)
         if recorded is not None:
             scheduler = Scheduler(recorded, denoiser, sampler_of(recorded).name, "model")
     if scheduler is None or scheduler.config is None:
-        return defaults
-    few = {"num_inference_steps": scheduler.steps, "guidance_scale": scheduler.guidance_scale}
+        return defaults.model_copy(update=_OF_CONSISTENCY) if told else defaults
+    few = {"num_inference_steps": scheduler.steps, "guidance_scale": TOLD_SCALE if told else scheduler.guidance_scale}
     taken = {"sampler": scheduler.sampler, "schedule": scheduler.schedule, "scheduler": scheduler.config}
     return defaults.model_copy(update={**taken, **{key: value for key, value in few.items() if value is not None}})
 

@@ -141,6 +141,7 @@ def _way_down(counted: _Counted, shapes: Shapes, naming: Naming, where: str) -> 
         else ("conv_in.weight", "add_embedding.linear_1.weight")
     )
     channels = tuple(level[0][0] for level in counted.down)
+    told = "time_embed.cond_proj.weight" if naming == "ldm" else "time_embedding.cond_proj.weight"
     linear = len(_first(shapes, ".proj_in.weight")) == 2
     return UNetConfig(
         in_channels=_at(shapes, stem, 1, where),
@@ -152,6 +153,7 @@ def _way_down(counted: _Counted, shapes: Shapes, naming: Naming, where: str) -> 
         heads=unet_heads(channels, linear=linear),
         context_width=(_first(shapes, ".attn2.to_k.weight") or (0, UNetConfig().context_width))[1],
         linear_projection=linear,
+        guidance_width=shapes[told][1] if told in shapes else 0,
         pooled_width=shapes[pooled][1] if pooled in shapes else 0,
         norm_groups=norm_groups(channels),
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gouache.checkpoints import hub
+from gouache.checkpoints.adapters.naming import folded
 from gouache.checkpoints.detect import Identity
 from gouache.checkpoints.identify import identify
 from gouache.checkpoints.joined import SUFFIXES, with_vae
@@ -52,7 +53,7 @@ def find_vae(name: str, *, paths: bool = True) -> Path:
     known = list_vaes()
     short = name.rsplit(".", 1)[0] if name.lower().endswith(SUFFIXES) else name
     for one, place in known.items():
-        if one.casefold() in (name.casefold(), short.casefold()):
+        if folded(one) in (folded(name), folded(short)):
             return place
     models = {model.name: model.path for model in hub.on_disk()}
     if name in models:

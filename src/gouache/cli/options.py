@@ -56,6 +56,7 @@ PANELS = {
     **dict.fromkeys(("mask",), "Mask"),
     **dict.fromkeys(("outpaint", "inversion", "interpolation"), "Edits"),
     **dict.fromkeys(("hires", "tiled", "vae_tiling", "seamless", "upscale"), "Large pictures"),
+    **dict.fromkeys(("refiner", "refiner_switch_at", "refiner_switch_by"), "Refiner"),
     **dict.fromkeys(("sampler", "schedule", "sigmas", "eta", "churn", "num_inference_steps"), "Sampling"),
     **dict.fromkeys(("guidance_scale", "guidance_rescale", "guidance_interval", "apg"), "Guidance"),
     **dict.fromkeys(("mimic", "perp_neg", "pag", "sag", "slg", "freeu"), "Guidance"),

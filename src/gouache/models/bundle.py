@@ -44,6 +44,7 @@ class ModelBundle:
         prior, quantizer: the autoregressive prior that draws the draft, and its code book; both or none.
         upscaler: the up-sampling decoder for pictures larger than the model's own, if it has one.
         controls: networks that steer the U-Net, by the names that requests give them; none is the model's own.
+        refiner: the model that goes on from this one's latents, where a request names one.
         name: a short name for people.
         path: where it was read from; None if it was built in memory.
         sha256: hash of the weights as hexadecimal, or empty.
@@ -66,6 +67,7 @@ class ModelBundle:
     quantizer: Quantizer | None = None
     upscaler: Upscaler | None = None
     controls: Mapping[str, ControlNet] = field(default_factory=dict)
+    refiner: ModelBundle | None = None
     styles: tuple[str, ...] = ()
     name: str = ""
     path: Path | None = None

@@ -43,6 +43,12 @@ class UNetConfig(Config):
     """Width of the text's tokens."""
     linear_projection: bool = False
     """Linear layers around each transformer (SD 2.x, SDXL), not 1x1 convolutions (SD 1.x)."""
+    only_cross_attention: tuple[bool, ...] = ()
+    """Levels, finest first, whose transformers look at the text in place of their own pixels too; empty = none. The
+    middle never does."""
+    guidance_width: int = Field(default=0, ge=0)
+    """Width of the guidance scale's embedding in networks that were distilled to be told it (latent consistency
+    models); 0 = it isn't told."""
     pooled_width: int = Field(default=0, ge=0)
     """Width of the `pooled` vector; 0 = the network takes none. 2816 for SDXL (pooled text and six size numbers)."""
     pooled_grid_channels: int = Field(default=0, ge=0)
@@ -55,7 +61,9 @@ class UNetConfig(Config):
     def _levels_agree(self) -> UNetConfig:
         levels = len(self.channels)
         up = self.up_transformer_layers
-        if len(self.transformer_layers) != levels or len(self.heads) != levels or (up and len(up) != levels):
+        crossing = len(self.only_cross_attention) not in (0, levels)
+        wrong = len(self.transformer_layers) != levels or len(self.heads) != levels or (up and len(up) != levels)
+        if wrong or crossing:
             raise ConfigError(
                 "UNetConfig",
                 given=f"{levels} channels, {len(self.transformer_layers)} transformer_layers, {len(self.heads)} heads",

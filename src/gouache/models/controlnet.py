@@ -7,6 +7,7 @@ feature maps that the U-Net keeps for its way up. Parameter names are those of t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import torch
@@ -63,7 +64,7 @@ class ControlNet(nn.Module):
             unet.channels[-1],
             unet.middle_layers,
             depth=unet.middle_transformer_layers,
-            shape=block_shape(unet, len(unet.channels) - 1),
+            shape=replace(block_shape(unet, len(unet.channels) - 1), crossing=False),
         )
         self.controlnet_mid_block = nn.Conv2d(unet.channels[-1], unet.channels[-1], 1)
 

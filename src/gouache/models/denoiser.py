@@ -68,6 +68,7 @@ class Condition:
         perturbations: what rows do otherwise in the network, one for each row or one for all; empty = nothing.
         free_u: what the network weighs otherwise, in all rows.
         record: whose self-attention to note, in all rows.
+        guidance: scale that a network with a `guidance_width` is told. [B]
     """
 
     context: Tensor
@@ -78,6 +79,7 @@ class Condition:
     perturbations: tuple[Perturbation | None, ...] = ()
     free_u: FreeU | None = None
     record: AttentionRecord | None = None
+    guidance: Tensor | None = None
 
     def rows(self, start: int, end: int) -> Condition:
         """Rows `start` (included) to `end` (excluded) of every tensor."""
@@ -93,11 +95,18 @@ class Condition:
         return self._map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Condition:
-        mask, pooled, draft = (
-            None if tensor is None else change(tensor) for tensor in (self.mask, self.pooled, self.draft)
+        mask, pooled, draft, guidance = (
+            None if tensor is None else change(tensor) for tensor in (self.mask, self.pooled, self.draft, self.guidance)
         )
-        controls = tuple(control.map(change) for control in self.controls)
-        return replace(self, context=change(self.context), mask=mask, pooled=pooled, draft=draft, controls=controls)
+        return replace(
+            self,
+            context=change(self.context),
+            mask=mask,
+            pooled=pooled,
+            draft=draft,
+            controls=tuple(control.map(change) for control in self.controls),
+            guidance=guidance,
+        )
 
 
 def stack(conditions: Sequence[Condition]) -> Condition:
@@ -120,6 +129,7 @@ def stack(conditions: Sequence[Condition]) -> Condition:
         perturbations=tuple(one for part in rows for one in part) if perturbed else (),
         free_u=conditions[0].free_u,
         record=conditions[0].record,
+        guidance=_stack("guidance", [condition.guidance for condition in conditions]),
     )
 
 
@@ -225,6 +235,7 @@ class Denoiser:
             residuals=_sum([control.residuals(noisy, timestep, given) for control in given.controls]),
             changes=changes_of(self.network, given.perturbations, given.record),
             free_u=given.free_u,
+            guidance=given.guidance,
         )
         # Back in the state's own type, fp32 as a rule: in half precision the last steps would drown in rounding.
         raw, variance = self._split(output.to(x.dtype))

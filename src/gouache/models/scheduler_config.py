@@ -65,8 +65,23 @@ class SchedulerConfig(Config):
     """Steps of the solver that a consistency model learnt from."""
     timestep_scaling: float | None = Field(default=None, gt=0)
     clip_sample: bool | None = None
+    """Whether the estimate of every step is cut off at +- `clip_sample_range`."""
+    clip_sample_range: float | None = Field(default=None, gt=0)
     thresholding: bool | None = None
+    """Whether it is thresholded dynamically (Saharia et al. 2022, arXiv:2205.11487, section 2.3)."""
+    dynamic_thresholding_ratio: float | None = Field(default=None, ge=0, le=1)
+    """Share of an estimate's numbers below its threshold."""
+    sample_max_value: float | None = Field(default=None, ge=1)
+    """Largest threshold."""
     use_dynamic_shifting: bool | None = None
+    """Whether a flow's shift follows from the picture's size, in patches of 16 x 16 pixels."""
+    base_shift: float | None = None
+    """Logarithm of the shift (or the shift itself, if linear) at `base_image_seq_len` patches."""
+    max_shift: float | None = None
+    """The same at `max_image_seq_len`."""
+    base_image_seq_len: int | None = Field(default=None, ge=1)
+    max_image_seq_len: int | None = Field(default=None, ge=1)
+    time_shift_type: Literal["exponential", "linear"] | None = None
     predict_x0: bool | None = None
 
 
@@ -92,8 +107,26 @@ class SchedulerClass:
 
 
 _CURVES: dict[str, object] = {"use_karras_sigmas": False, "use_exponential_sigmas": False, "use_beta_sigmas": False}
-_FLOW: dict[str, object] = {"use_flow_sigmas": False, "flow_shift": 1.0, "use_dynamic_shifting": False}
-_CLIP: dict[str, object] = {"clip_sample": True, "thresholding": False}
+_DYNAMIC: dict[str, object] = {
+    "use_dynamic_shifting": False,
+    "base_shift": 0.5,
+    "max_shift": 1.15,
+    "base_image_seq_len": 256,
+    "max_image_seq_len": 4096,
+    "time_shift_type": "exponential",
+}
+_FLOW: dict[str, object] = {
+    "use_flow_sigmas": False,
+    "flow_shift": 1.0,
+    "use_dynamic_shifting": False,
+    "time_shift_type": "exponential",
+}
+_THRESHOLD: dict[str, object] = {
+    "thresholding": False,
+    "dynamic_thresholding_ratio": 0.995,
+    "sample_max_value": 1.0,
+}
+_CLIP: dict[str, object] = {"clip_sample": True, "clip_sample_range": 1.0, **_THRESHOLD}
 _DPM: dict[str, object] = {
     "solver_order": 2,
     "algorithm_type": "dpmsolver++",
@@ -101,7 +134,7 @@ _DPM: dict[str, object] = {
     "lower_order_final": True,
     "euler_at_final": False,
     "final_sigmas_type": "zero",
-    "thresholding": False,
+    **_THRESHOLD,
 }
 _EULER: dict[str, object] = {
     **_CURVES,
@@ -117,7 +150,7 @@ _UNIPC: dict[str, object] = {
     "predict_x0": True,
     "lower_order_final": True,
     "final_sigmas_type": "zero",
-    "thresholding": False,
+    **_THRESHOLD,
     "sigma_min": None,
     "sigma_max": None,
     "shift_terminal": None,
@@ -127,12 +160,12 @@ _DEIS: dict[str, object] = {
     "algorithm_type": "deis",
     "solver_type": "logrho",
     "lower_order_final": True,
-    "thresholding": False,
+    **_THRESHOLD,
 }
 _SA: dict[str, object] = {
     "algorithm_type": "data_prediction",
     "lower_order_final": True,
-    "thresholding": False,
+    **_THRESHOLD,
     "use_flow_sigmas": False,
     "flow_shift": 1.0,
 }
@@ -143,7 +176,8 @@ _CONSISTENCY = SchedulerClass(
         "timestep_scaling": 10.0,
         "set_alpha_to_one": True,
         "clip_sample": False,
-        "thresholding": False,
+        "clip_sample_range": 1.0,
+        **_THRESHOLD,
     },
     "leading",
     betas=(0.00085, 0.012),
@@ -171,7 +205,9 @@ SCHEDULER_CLASSES: Mapping[str, SchedulerClass] = {
     "PNDMScheduler": SchedulerClass("chain", {"set_alpha_to_one": False, "skip_prk_steps": False}, "leading"),
     "EulerDiscreteScheduler": SchedulerClass("interpolated", _EULER, zero_snr=True),
     "EulerAncestralDiscreteScheduler": SchedulerClass("interpolated", zero_snr=True),
-    "HeunDiscreteScheduler": SchedulerClass("interpolated", {**_CURVES, "clip_sample": False}, betas=_SD_BETAS),
+    "HeunDiscreteScheduler": SchedulerClass(
+        "interpolated", {**_CURVES, "clip_sample": False, "clip_sample_range": 1.0}, betas=_SD_BETAS
+    ),
     "KDPM2DiscreteScheduler": _TWO_CALLS,
     "KDPM2AncestralDiscreteScheduler": _TWO_CALLS,
     "DPMSolverSDEScheduler": _TWO_CALLS,
@@ -196,7 +232,7 @@ SCHEDULER_CLASSES: Mapping[str, SchedulerClass] = {
         {
             **_CURVES,
             "shift": 1.0,
-            "use_dynamic_shifting": False,
+            **_DYNAMIC,
             "shift_terminal": None,
         },
         spacing=None,

@@ -6,8 +6,9 @@ those of the published folders (`down_blocks.0.resnets.1.conv1.weight`), so that
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -78,6 +79,7 @@ class BlockShape:
         context_width: width of the text's tokens.
         groups: groups of the group norms.
         linear: linear projections around the transformers (else 1x1 convolutions).
+        crossing: both attentions of a transformer look at the text.
     """
 
     heads: int
@@ -85,6 +87,7 @@ class BlockShape:
     context_width: int
     groups: int
     linear: bool
+    crossing: bool = False
 
     def resnet(self, channels_in: int, channels_out: int) -> ResnetBlock:
         """A residual block that listens to the time embedding."""
@@ -99,6 +102,7 @@ class BlockShape:
             context_width=self.context_width,
             groups=self.groups,
             linear=self.linear,
+            crossing=self.crossing,
         )
 
 
@@ -217,7 +221,7 @@ class UNet(nn.Module):
         self.config = config
         grid = config.pooled_grid_channels if config.pooled_width else 0
         self.conv_in = nn.Conv2d(config.in_channels + config.draft_channels + grid, config.channels[0], 3, padding=1)
-        self.time_embedding = EmbeddingMLP(config.channels[0], config.embedding_width)
+        self.time_embedding = EmbeddingMLP(config.channels[0], config.embedding_width, config.guidance_width)
         if grid:
             self.pooled_grid = nn.Linear(config.pooled_width, grid)
         elif config.pooled_width:
@@ -229,7 +233,7 @@ class UNet(nn.Module):
                 config.channels[-1],
                 config.middle_layers,
                 depth=config.middle_transformer_layers,
-                shape=block_shape(config, last),
+                shape=replace(block_shape(config, last), crossing=False),
             )
         self.up_blocks = _up_levels(config, skip_channels)
         self.conv_norm_out = GroupNorm(config.norm_groups, config.channels[0])
@@ -247,6 +251,7 @@ class UNet(nn.Module):
         residuals: Residuals | None = None,
         changes: Changes | None = None,
         free_u: FreeU | None = None,
+        guidance: Tensor | None = None,
     ) -> Tensor:
         """One evaluation of the network.
 
@@ -261,6 +266,7 @@ class UNet(nn.Module):
             residuals: what a ControlNet adds to the feature maps.
             changes: transformer block -> what some rows do otherwise there.
             free_u: what the way up weighs otherwise.
+            guidance: the guidance scale, for a network with a `guidance_width`; None tells it none. [B]
 
         Returns:
             [B, out_channels, h, w].
@@ -269,8 +275,11 @@ class UNet(nn.Module):
             ShapeMismatch: an input is missing, not wanted, or has the wrong width.
         """
         self._check(x, context, pooled, draft)
+        if guidance is not None and not self.config.guidance_width:
+            raise ShapeMismatch("UNet input 'guidance'", given="a scale", expected="nothing: this network takes none")
+        told = None if guidance is None else guidance_embedding(guidance, self.config.guidance_width)
         given = Conditioning(
-            embedding=self._embedding(timestep.expand(x.shape[0]), pooled, x.dtype),
+            embedding=self._embedding(timestep.expand(x.shape[0]), pooled, x.dtype, told),
             context=context,
             mask=key_mask(context_mask),
             changes=changes,
@@ -290,9 +299,11 @@ class UNet(nn.Module):
         out: Tensor = self.conv_out(self.conv_norm_out(hidden, activate=True))
         return out
 
-    def _embedding(self, timestep: Tensor, pooled: Tensor | None, dtype: torch.dtype) -> Tensor:
+    def _embedding(
+        self, timestep: Tensor, pooled: Tensor | None, dtype: torch.dtype, guidance: Tensor | None
+    ) -> Tensor:
         added = self.add_embedding if pooled is not None and not self.config.pooled_grid_channels else None
-        return time_and_pooled(self.time_embedding, added, timestep, pooled, dtype)
+        return time_and_pooled(self.time_embedding, added, timestep, pooled, dtype, guidance)
 
     def _stem(self, x: Tensor, pooled: Tensor | None, draft: Tensor | None) -> Tensor:
         """Everything that enters through the first convolution. [B, in + draft + grid channels, h, w]"""
@@ -337,14 +348,38 @@ class UNet(nn.Module):
 
 
 def time_and_pooled(
-    time: EmbeddingMLP, added: EmbeddingMLP | None, timestep: Tensor, pooled: Tensor | None, dtype: torch.dtype
+    time: EmbeddingMLP,
+    added: EmbeddingMLP | None,
+    timestep: Tensor,
+    pooled: Tensor | None,
+    dtype: torch.dtype,
+    guidance: Tensor | None = None,
 ) -> Tensor:
-    """The activated embedding of time [B] and, where a network `added` takes it, of the pooled vector. [B, D]"""
-    embedding: Tensor = time(sinusoidal_embedding(timestep, time.linear_1.in_features).to(dtype))
+    """The activated embedding of time [B], of the guidance scale's waves [B, guidance_width] in networks that are told
+    it, and, where a network `added` takes it, of the pooled vector. [B, D]"""
+    embedding: Tensor = time(sinusoidal_embedding(timestep, time.linear_1.in_features).to(dtype), guidance)
     if added is not None and pooled is not None:
         embedding = embedding + added(pooled)
     # Every residual block activates it first; doing it once here gives the same numbers.
     return silu(embedding)
+
+
+def guidance_embedding(scale: Tensor, width: int) -> Tensor:
+    """Waves of a guidance scale, of 1000 (scale - 1) (Luo et al. 2023, arXiv:2310.04378, section 4.1; the frequencies
+    are those of Kingma et al. 2021, arXiv:2107.00630, as published consistency models have them).
+
+    Args:
+        scale: [B], 1 = no guidance.
+        width: of the result, an even number.
+
+    Returns:
+        sines, then cosines. [B, width]
+    """
+    half = width // 2
+    places = torch.arange(half, dtype=torch.float32, device=scale.device)
+    frequencies = torch.exp(places * (-math.log(10000.0) / (half - 1)))
+    angles = 1000.0 * (scale.float() - 1.0)[:, None] * frequencies[None]
+    return torch.cat([angles.sin(), angles.cos(), *([angles.new_zeros(len(scale), 1)] if width % 2 else [])], dim=1)
 
 
 def block_shape(config: UNetConfig, level: int) -> BlockShape:
@@ -355,6 +390,7 @@ def block_shape(config: UNetConfig, level: int) -> BlockShape:
         context_width=config.context_width,
         groups=config.norm_groups,
         linear=config.linear_projection,
+        crossing=bool(config.only_cross_attention) and config.only_cross_attention[level],
     )
 
 

@@ -187,12 +187,16 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    """Self-attention, cross-attention to the context, feed-forward; each behind a layer norm, each residual."""
+    """Self-attention, cross-attention to the context, feed-forward; each behind a layer norm, each residual. With
+    `crossing` the first attention is one to the context too."""
 
-    def __init__(self, width: int, *, heads: int, context_width: int) -> None:
+    def __init__(self, width: int, *, heads: int, context_width: int, crossing: bool = False) -> None:
         super().__init__()
+        self.crossing = crossing
         self.norm1 = nn.LayerNorm(width)
-        self.attn1 = Attention(width, heads=heads)
+        self.attn1 = (
+            Attention(width, heads=heads, context_width=context_width) if crossing else Attention(width, heads=heads)
+        )
         self.norm2 = nn.LayerNorm(width)
         self.attn2 = Attention(width, heads=heads, context_width=context_width)
         self.norm3 = nn.LayerNorm(width)
@@ -203,7 +207,8 @@ class TransformerBlock(nn.Module):
     ) -> Tensor:
         """x [B, N, width], context [B, L, context_width], mask [B, 1, 1, L] -> [B, N, width]."""
         start = x
-        x = add(self.attn1(self.norm1(x), None, None, changes), x)
+        crossed = (context, mask) if self.crossing else (None, None, changes)
+        x = add(self.attn1(self.norm1(x), *crossed), x)
         x = add(self.attn2(self.norm2(x), context, mask), x)
         x = add(self.ff(self.norm3(x)), x)
         return x if changes is None or changes.skipped is None else torch.where(changes.skipped, start, x)
@@ -219,17 +224,27 @@ class SpatialTransformer(nn.Module):
         context_width: width of the text's tokens.
         groups: groups of the norm in front.
         linear: whether the projections in and out are linear layers (SD 2.x, SDXL) or 1x1 convolutions (SD 1.x).
+        crossing: both attentions look at the text.
     """
 
     def __init__(
-        self, channels: int, *, heads: int, depth: int, context_width: int, groups: int = 32, linear: bool = False
+        self,
+        channels: int,
+        *,
+        heads: int,
+        depth: int,
+        context_width: int,
+        groups: int = 32,
+        linear: bool = False,
+        crossing: bool = False,
     ) -> None:
         super().__init__()
         self.linear = linear
         self.norm = GroupNorm(groups, channels, eps=1e-6)
         self.proj_in: nn.Module = Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
         self.transformer_blocks = nn.ModuleList(
-            TransformerBlock(channels, heads=heads, context_width=context_width) for _ in range(depth)
+            TransformerBlock(channels, heads=heads, context_width=context_width, crossing=crossing)
+            for _ in range(depth)
         )
         self.proj_out: nn.Module = Linear(channels, channels) if linear else nn.Conv2d(channels, channels, 1)
 

@@ -189,15 +189,20 @@ def sinusoidal_embedding(values: Tensor, width: int, *, max_period: float = 10_0
 
 
 class EmbeddingMLP(nn.Module):
-    """Two linear layers with a SiLU between them: [B, width_in] -> [B, width_out]."""
+    """Two linear layers with a SiLU between them: [B, width_in] -> [B, width_out]. With a `condition_width`, a second
+    input is projected and added to the first."""
 
-    def __init__(self, width_in: int, width_out: int) -> None:
+    def __init__(self, width_in: int, width_out: int, condition_width: int = 0) -> None:
         super().__init__()
+        if condition_width:
+            self.cond_proj = nn.Linear(condition_width, width_in, bias=False)
         self.linear_1 = Linear(width_in, width_out)
         self.linear_2 = Linear(width_out, width_out)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, width_in] -> [B, width_out]."""
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        """x [B, width_in], condition [B, condition_width] -> [B, width_out]."""
+        if condition is not None:
+            x = x + self.cond_proj(condition.to(x.dtype))
         out: Tensor = self.linear_2(silu(self.linear_1(x)))
         return out
 

@@ -19,8 +19,9 @@ from gouache.diffusion.rng import generator_for
 from gouache.errors import ConfigError, InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.denoiser import Condition
-from gouache.pipeline.inputs.images import fit, nearest_size, to_tensor
+from gouache.pipeline.inputs.images import fit, nearest_size
 from gouache.pipeline.inputs.start import encode_tensor
+from gouache.pipeline.inputs.tensors import to_tensor
 from gouache.pipeline.prompts.encode import EncodedPrompt, PromptReader
 
 SIGMA_FLOOR, SIGMA_CEILING = 0.02, 100.0

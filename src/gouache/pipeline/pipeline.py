@@ -52,6 +52,7 @@ class Pipeline:
         channels_last(bundle.vae)
         self.adapters = Adapters(bundle)
         self._vae: tuple[str, AutoencoderKL, tuple[str, ...]] | None = None
+        self._refiner: tuple[str, ModelBundle] | None = None
 
     @classmethod
     def load(cls, path: Path | str, *, device: str | None = None, dtype: torch.dtype | None = None) -> Self:
@@ -80,7 +81,7 @@ class Pipeline:
         """
         self.bundle.to(check_device(str(device)), dtype)
         self.adapters = Adapters(self.bundle, self.adapters.folder)
-        self._vae = None
+        self._vae = self._refiner = None
         return self
 
     def resolve(self, request: Request, attachments: Mapping[str, bytes] | None = None) -> Request:
@@ -97,7 +98,28 @@ class Pipeline:
 
     def plan(self, request: Request, attachments: Mapping[str, bytes] | None = None) -> Resolved:
         """As `resolve`, with notes on what could not be kept; `run` takes it without resolving again."""
-        return resolve_with_pictures(request, self._with_vae(request, self.bundle), References(attachments))
+        return resolve_with_pictures(request, self._with_parts(request, self.bundle), References(attachments))
+
+    def lend_refiner(self, name: str, refiner: ModelBundle | None) -> None:
+        """Use a model that is loaded already for requests that name it as their refiner; None gives it back."""
+        self._refiner = None if refiner is None else (name, refiner)
+
+    def _with_parts(self, request: Request, bundle: ModelBundle) -> ModelBundle:
+        """The model with autoencoder and refiner as a request names them; the last of each is kept loaded.
+
+        Raises:
+            ModelNotFound, CheckpointError, ConfigError: there is no such one, or it doesn't fit.
+            IncompatibleCheckpoint: no autoencoder is named, and the model has none.
+        """
+        bundle = self._with_vae(request, bundle)
+        if request.refiner is None or request.refiner_switch_at >= 1:
+            return bundle
+        if self._refiner is None or self._refiner[0] != request.refiner:
+            self._refiner = None  # give its memory back before the next one takes as much
+            other = type(self).load(_refiner_at(request.refiner), device=str(bundle.device), dtype=bundle.dtype)
+            other.bundle.vae.to("meta")  # decoding is the base model's
+            self._refiner = (request.refiner, other.bundle)
+        return replace(bundle, refiner=self._refiner[1])
 
     def _with_vae(self, request: Request, bundle: ModelBundle) -> ModelBundle:
         """The model with the autoencoder that a request names; the last one is kept loaded.
@@ -152,10 +174,10 @@ class Pipeline:
         """As `run`, of pictures that were neither checked nor marked yet."""
         references = References(attachments)
         if isinstance(request, Request):
-            request = resolve_with_pictures(request, self._with_vae(request, self.bundle), references)
+            request = resolve_with_pictures(request, self._with_parts(request, self.bundle), references)
         resolved = request.request
         adapted = self.adapters.apply(resolved)
-        adapted = replace(adapted, bundle=self._with_vae(resolved, adapted.bundle))
+        adapted = replace(adapted, bundle=self._with_parts(resolved, adapted.bundle))
         notes = [*self.bundle.loading_notes, *request.notes, *adapted.notes]
         if resolved.vae is not None and self._vae is not None:
             from gouache.checkpoints.vae_library import find_vae
@@ -190,6 +212,13 @@ def _with_refs(events: Iterator[Event], adapted: Adapted) -> Iterator[Event]:
 
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def _refiner_at(name: str) -> Path:
+    try:
+        return find_model(name)
+    except ModelNotFound as error:
+        raise ModelNotFound("refiner", given=repr(name), expected=error.expected, cure=error.cure) from error
 
 
 def check_device(device: str | None) -> torch.device:

@@ -14,7 +14,7 @@ from gouache.errors import ModelNotFound, RecipeError
 from gouache.pipeline.generate.generation import Event, Painted
 from gouache.pipeline.inputs.images import References, read_picture
 from gouache.pipeline.output.foreign import ForeignText, read_recipe
-from gouache.pipeline.output.recipe import Recipe, first_difference, model_ref, pixels_digest
+from gouache.pipeline.output.recipe import ModelRef, Recipe, first_difference, model_ref, pixels_digest
 from gouache.pipeline.pipeline import Pipeline, dtype_named, open_pipeline
 
 LOSSLESS = ("png",)
@@ -66,6 +66,8 @@ def replay(
     pipeline = matching_pipeline(recipe, model, device)
     _check_attachments(recipe, References(attachments))
     pipeline.adapters.expect(recipe.adapters)
+    if recipe.refiner is not None and recipe.request.refiner is not None:
+        pipeline.lend_refiner(recipe.request.refiner, matching_refiner(recipe.refiner, recipe, device).bundle)
     events = show(pipeline.run(recipe.request, attachments))
     (painted,) = [event for event in events if isinstance(event, Painted)]
     original = read_picture(path)
@@ -101,34 +103,41 @@ def matching_pipeline(recipe: Recipe, model: str | None, device: str | None) -> 
     Raises:
         ModelNotFound: it is not there, or its sha256 is another.
     """
-    wanted = recipe.model
+    names = [model] if model else [recipe.model.path, recipe.request.model, recipe.model.name]
+    return _matching("model", recipe.model, names, recipe, device, "Name its place with --model.")
+
+
+def matching_refiner(refiner: ModelRef, recipe: Recipe, device: str | None) -> Pipeline:
+    """Load the refiner of a recipe.
+
+    Raises:
+        ModelNotFound: it is not there, or its sha256 is another.
+    """
+    names = [refiner.path, recipe.request.refiner, refiner.name]
+    return _matching("refiner", refiner, names, recipe, device, "Put it into the models folder under this name.")
+
+
+def _matching(
+    where: str, wanted: ModelRef, names: list[str | None], recipe: Recipe, device: str | None, cure: str
+) -> Pipeline:
     expected = f"the model {wanted.name!r} with sha256 {wanted.sha256 or 'unknown'}"
-    candidates = [name for name in (model, wanted.path, recipe.request.model, wanted.name) if name]
     error: ModelNotFound | None = None
-    for name in candidates[:1] if model else candidates:
+    for name in (name for name in names if name):
         try:
             pipeline, _ = open_pipeline(
                 name, device=device or recipe.machine.device, dtype=dtype_named(recipe.machine.dtype)
             )
         except ModelNotFound as missing:
-            error = error or ModelNotFound(
-                "model", given=f"nothing at {name!r}", expected=expected, cure="Name its place with --model."
-            )
+            error = error or ModelNotFound(where, given=f"nothing at {name!r}", expected=expected, cure=cure)
             error.__cause__ = missing
             continue
         digest = model_ref(pipeline.bundle).sha256
         if wanted.sha256 and digest != wanted.sha256:
-            error = ModelNotFound(
-                "model",
-                given=f"{name!r} with sha256 {digest or 'unknown'}",
-                expected=expected,
-                cure="Name the right file with --model.",
-            )
+            given = f"{name!r} with sha256 {digest or 'unknown'}"
+            error = ModelNotFound(where, given=given, expected=expected, cure=cure)
             continue
         return pipeline
-    raise error or ModelNotFound(
-        "model", given="no name in the recipe", expected=expected, cure="Name it with --model."
-    )
+    raise error or ModelNotFound(where, given="no name in the recipe", expected=expected, cure=cure)
 
 
 def _check_attachments(recipe: Recipe, references: References) -> None:

@@ -45,6 +45,7 @@ from gouache.pipeline.request_fields import (
     Seed,
     Side,
     StepCount,
+    SwitchBy,
     Text,
     a_colour,
     a_watermark,
@@ -320,6 +321,12 @@ class Request(Config):
     """Path or name of the model. Default: the model shipped with gouache."""
     vae: Name | None = None
     """Path or name of a VAE in place of the model's. Default: the model's own."""
+    refiner: Name | None = None
+    """Path or name of a second model that paints the last steps, as SDXL's refiner; in the second pass, if any."""
+    refiner_switch_at: Fraction = 0.8
+    """Share after which the refiner takes over (diffusers' denoising_end): 0 = at once, 1 = never."""
+    refiner_switch_by: SwitchBy = "noise"
+    """What that share is of: noise, in training timesteps as diffusers and A1111; or steps, as ComfyUI."""
     seed: Seed | None = None
     """Seed of the first image; image k uses seed + k. Default: random."""
     subseed: Seed | None = None

@@ -34,6 +34,7 @@ Preprocessor = Literal["none", "canny", "inpaint"]
 ResizeMode = Literal["stretch", "crop", "pad"]
 Seamless = Literal["none", "x", "y", "both"]
 Safety = Literal["off", "blur", "block"]
+SwitchBy = Literal["noise", "steps"]
 
 _HASH = re.compile(r"sha256:[0-9a-f]{64}")
 OPAQUE = "opaque"

@@ -22,6 +22,7 @@ from gouache.models.scheduler_config import SCHEDULER_CLASSES
 from gouache.pipeline.generate.a1111_procedure import A1111, follows, second_size
 from gouache.pipeline.generate.draft import with_defaults
 from gouache.pipeline.generate.guiders import check_guiders
+from gouache.pipeline.generate.refiner import check_refiner, refiner_notes
 from gouache.pipeline.generate.sampler_settings import check_sampler, sampler_notes
 from gouache.pipeline.generate.scheduler_levels import scheduler_of
 from gouache.pipeline.generate.upscaler_files import LANCZOS, OWN
@@ -123,6 +124,8 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
     defaults = bundle.defaults
     sampler, schedule = _sampler_and_schedule(request, bundle)
     check_sampler(sampler, bundle)
+    _check_tiles(request, bundle)
+    check_refiner(request.replace({"sampler": sampler}), bundle)
     width, height = _latent_sized(_size(request, bundle, start), request, bundle)
     vary = request.subseed_strength > 0
     negative = request.negative_prompt if bundle.traits.zero_negative else request.negative_prompt or ""
@@ -177,7 +180,25 @@ def resolve_with_pictures(request: Request, bundle: ModelBundle, references: Ref
     else:
         sizes = size_notes(request, resolved, start)
     told = (*scheduler_notes(request, resolved, bundle), *sampler_notes(request, resolved), *guidance_notes(resolved))
-    return Resolved(resolved, (*sizes, *told, *unused_notes(resolved, bundle)))
+    return Resolved(resolved, (*sizes, *told, *refiner_notes(resolved, bundle), *unused_notes(resolved, bundle)))
+
+
+SMALLEST_SHARE = 8
+"""A tile's side is at least the model's own divided by this."""
+
+
+def _check_tiles(request: Request, bundle: ModelBundle) -> None:
+    """Tiles of a few pixels hold nothing that a network knows, and thousands of them take minutes a step."""
+    tile = None if request.tiled is None else request.tiled.tile
+    own = min(bundle.defaults.width, bundle.defaults.height)
+    least = max(own // SMALLEST_SHARE, bundle.vae.config.downscale)
+    if tile is not None and tile < least:
+        raise InvalidInput(
+            "tiled.tile",
+            given=f"{tile} pixels",
+            expected=f"at least {least}: an {SMALLEST_SHARE}th of the {own} that the model paints",
+            cure="Leave it out: tiles then have the model's own size.",
+        )
 
 
 def _check_tags(request: Request) -> None:
@@ -214,12 +235,13 @@ def _check_sdxl(request: Request, bundle: ModelBundle) -> None:
     """Refuse what only SDXL models read, by another model."""
     sizes = request.size_condition
     scores = sizes is not None and (sizes.aesthetic_score, sizes.negative_aesthetic_score) != (None, None)
-    two, numbers = len(bundle.text.encoders) == 2, bundle.size_numbers
+    models = [bundle] if bundle.refiner is None else [bundle, bundle.refiner]
+    two, numbers = len(bundle.text.encoders) == 2, max(one.size_numbers for one in models)
     wanted = (
         ("prompt_2", request.prompt_2 is not None, two, "models with two text encoders (SDXL)"),
         ("negative_prompt_2", request.negative_prompt_2 is not None, two, "models with two text encoders (SDXL)"),
         ("size_condition", sizes is not None, numbers > 0, "SDXL models"),
-        ("size_condition.aesthetic_score", scores, bundle.takes_aesthetic_score, "SDXL's refiner"),
+        ("size_condition.aesthetic_score", scores, any(one.takes_aesthetic_score for one in models), "SDXL's refiner"),
     )
     for name, given, can, whose in wanted:
         if given and not can:

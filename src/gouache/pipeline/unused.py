@@ -17,14 +17,30 @@ from gouache.pipeline.request import Mask, Prior, Request
 def unused_notes(request: Request, bundle: ModelBundle) -> list[str]:
     """One note for each option of a resolved request that this model, or another option, leaves without effect."""
     kind = input_kind(bundle)
-    found = [*_without_guidance(request, kind), *_without_picture(request), *_of_seeds(request)]
-    found += _of_guiders(request, bundle)
+    told = bundle.unet.config.guidance_width > 0
+    found = [
+        *(_of_told_scale(request) if told else _without_guidance(request, kind)),
+        *_without_picture(request),
+        *_of_seeds(request),
+        *_of_guiders(request, bundle),
+    ]
     found += [*_of_masks(request, kind), *_of_the_model(request, kind), *_of_the_prior(request, bundle, kind)]
     return [f"{name} was not used: {reason}" for name, reason in found]
 
 
 Unused = Iterator[tuple[str, str]]
 """Name of an option, and why it has no effect."""
+
+
+def _of_told_scale(request: Request) -> Unused:
+    given = {
+        "negative_prompt": bool(request.negative_prompt) and " AND " not in request.prompt,
+        "guidance_rescale": request.guidance_rescale > 0,
+        "guidance_interval": request.guidance_interval is not None,
+        "apg": request.apg is not None,
+    }
+    for name in (name for name, there in given.items() if there):
+        yield name, "this network is told the guidance scale and not guided"
 
 
 def _without_guidance(request: Request, kind: str | None) -> Unused:

@@ -50,6 +50,44 @@ def test_every_class_s_list(class_name: str, n: int) -> None:
         assert torch.allclose(ours.sigmas, levels, rtol=2e-4, atol=1e-6)
 
 
+DYNAMIC = {"use_dynamic_shifting": True}
+SHIFTED: dict[str, tuple[str, dict[str, object], tuple[int, int]]] = {
+    "as Flux": ("FlowMatchEulerDiscreteScheduler", DYNAMIC, (1024, 1024)),
+    "small": ("FlowMatchEulerDiscreteScheduler", DYNAMIC, (256, 512)),
+    "wide": ("FlowMatchEulerDiscreteScheduler", DYNAMIC, (2048, 768)),
+    "its own numbers": (
+        "FlowMatchEulerDiscreteScheduler",
+        {**DYNAMIC, "base_shift": 0.9, "max_shift": 2.0, "base_image_seq_len": 100, "max_image_seq_len": 8000},
+        (768, 768),
+    ),
+    "linear": ("FlowMatchEulerDiscreteScheduler", {**DYNAMIC, "time_shift_type": "linear"}, (1024, 768)),
+    "with a terminal": ("FlowMatchEulerDiscreteScheduler", {**DYNAMIC, "shift_terminal": 0.1}, (1024, 1024)),
+    "Karras": ("FlowMatchEulerDiscreteScheduler", {**DYNAMIC, "use_karras_sigmas": True}, (512, 512)),
+    "a fixed shift beside": ("FlowMatchEulerDiscreteScheduler", {**DYNAMIC, "shift": 3.0}, (512, 512)),
+    "DPM-Solver": ("DPMSolverMultistepScheduler", {**DYNAMIC, "use_flow_sigmas": True}, (512, 768)),
+    "UniPC": ("UniPCMultistepScheduler", {**DYNAMIC, "use_flow_sigmas": True}, (512, 768)),
+}
+
+
+@pytest.mark.parametrize("name", SHIFTED)
+def test_a_shift_follows_from_the_size(name: str) -> None:
+    from diffusers.pipelines.stable_diffusion_3.pipeline_stable_diffusion_3 import calculate_shift
+
+    class_name, values, (width, height) = SHIFTED[name]
+    flow = {"prediction_type": "flow_prediction"} if "use_flow_sigmas" in values else {}
+    theirs = getattr(diffusers, class_name)(**values, **flow)
+    keys = {"base_seq_len": "base_image_seq_len", "max_seq_len": "max_image_seq_len"}
+    keys |= {key: key for key in ("base_shift", "max_shift")}
+    told = {ours: values[key] for ours, key in keys.items() if key in values}
+    theirs.set_timesteps(7, mu=calculate_shift((width // 16) * (height // 16), **told))
+    config = SchedulerConfig.from_dict({**values, "class_name": class_name}, where="here")
+    ours = scheduler_levels(config, make_noise_schedule("flow"), 7, (width, height))
+    levels = theirs.sigmas.double().clamp(max=1 - 1e-6)
+    assert torch.allclose(ours.sigmas[1:], (levels / (1 - levels))[1:], rtol=2e-4, atol=1e-6)
+    square = scheduler_levels(config, make_noise_schedule("flow"), 7)
+    assert ((width, height) == (1024, 1024)) == torch.equal(ours.sigmas, square.sigmas)
+
+
 def test_classes_take_the_keys_and_defaults_that_diffusers_gives_them() -> None:
     """The table is diffusers' own: defaults of its classes, key by key."""
     for name, known in SCHEDULER_CLASSES.items():

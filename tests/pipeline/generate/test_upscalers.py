@@ -19,7 +19,7 @@ from gouache.models.configs import UpscalerConfig
 from gouache.models.upscalers import RRDBConfig, RRDBNet, Upscaler
 from gouache.pipeline.generate.enlarge import enlarge_picture, find_upscaler
 from gouache.pipeline.generate.upscaler_files import config_of, load_upscaler, upscaler_of
-from gouache.pipeline.inputs.images import to_image, to_tensor
+from gouache.pipeline.inputs.tensors import to_image, to_tensor
 from gouache.pipeline.request import Seamless
 
 SPANDREL = importlib.util.find_spec("spandrel") is not None

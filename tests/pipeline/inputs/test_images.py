@@ -16,15 +16,8 @@ from PIL import Image, ImageCms
 
 from gouache.errors import PictureError, ShapeMismatch
 from gouache.pipeline.inputs import images as pixels
-from gouache.pipeline.inputs.images import (
-    fit,
-    nearest_size,
-    on_background,
-    read_mask,
-    read_picture,
-    to_image,
-    to_tensor,
-)
+from gouache.pipeline.inputs.images import fit, nearest_size, on_background, read_mask, read_picture
+from gouache.pipeline.inputs.tensors import to_image, to_tensor
 
 
 def saved(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:

@@ -194,7 +194,6 @@ NOTED = {
         "face_yolov8n.pt",
     ),
     "ControlNet": ('ControlNet 0: "Module: canny, Weight: 1"', "ControlNet 0"),
-    "refiner": ("Refiner: xl_refiner [ab], Refiner switch at: 0.8", "xl_refiner"),
     "VAE": ("VAE hash: ab, VAE: kl-f8.ckpt", "kl-f8.ckpt"),
     "hires prompt": ('Hires upscale: 2, Hires prompt: "a, b"', "Hires prompt"),
     "face restoration": ("Face restoration: CodeFormer", "CodeFormer"),
@@ -212,6 +211,32 @@ NOTED = {
 def test_what_is_not_repeated_is_noted(name: str) -> None:
     line, word = NOTED[name]
     assert any(word in note for note in read(f"a cat\n{BASE}, {line}").notes)
+
+
+REFINERS: dict[str, tuple[str, tuple[str | None, float, str]]] = {
+    "with a hash": ("Refiner: xl_refiner [ab12cd34ef], Refiner switch at: 0.7", ("xl_refiner", 0.7, "noise")),
+    "without": ("Refiner: xl_refiner, Refiner switch at: 0.8", ("xl_refiner", 0.8, "noise")),
+    "brackets of its own": ("Refiner: a[b] c [ab12cd34ef], Refiner switch at: 0.7", ("a[b] c", 0.7, "noise")),
+    "by steps": (
+        "Refiner: r [ab12cd34ef], Refiner switch at: 0.5, Refiner switch by sampling steps: True",
+        ("r", 0.5, "steps"),
+    ),
+    "no share": ("Refiner: r [ab12cd34ef]", ("r", 0.8, "noise")),
+    "at once": ("Refiner: r, Refiner switch at: 0", ("r", 0.0, "noise")),
+    "never": ("Refiner: r, Refiner switch at: 1", (None, 0.8, "noise")),
+    "none": ("Refiner: None, Refiner switch at: 0.8", (None, 0.8, "noise")),
+    "a share alone": ("Refiner switch at: 0.8", (None, 0.8, "noise")),
+    "in quotes": ('Refiner: "a, b [ab12cd34ef]", Refiner switch at: 0.6', ("a, b", 0.6, "noise")),
+}
+
+
+@pytest.mark.parametrize("name", REFINERS)
+def test_a_refiner_is_read(name: str) -> None:
+    line, wanted = REFINERS[name]
+    found = read(f"a cat\n{BASE}, {line}")
+    request = found.request
+    assert (request.refiner, request.refiner_switch_at, request.refiner_switch_by) == wanted
+    assert not any("Refiner" in note for note in found.notes)
 
 
 def test_plain_texts_need_no_note() -> None:

@@ -31,7 +31,7 @@ def advanced(**more: Any) -> dict[str, Any]:
 
 
 def test_base_and_refiner() -> None:
-    """The base's prompt and model; the refiner is noted by name."""
+    """Prompt and model are the base's; the second sampler's model, first step and score are the refiner's."""
     values = graph(
         n3=advanced(end_at_step=20, return_with_leftover_noise="enable"),
         n10=node("CheckpointLoaderSimple", ckpt_name="refiner.safetensors"),
@@ -42,7 +42,41 @@ def test_base_and_refiner() -> None:
     found = read(values)
     request = found.request
     assert (request.prompt, request.model, request.num_inference_steps) == (TEXT, "v1-5.safetensors", 25)
-    assert any("refiner.safetensors" in note and "step 20" in note for note in found.notes)
+    assert (request.refiner, request.refiner_switch_at, request.refiner_switch_by) == (
+        "refiner.safetensors",
+        0.8,
+        "steps",
+    )
+    assert request.size_condition is not None
+    assert request.size_condition.aesthetic_score == 6
+    assert any("its own positive prompt" in note for note in found.notes)
+    assert not any("left out" in note and "continues" in note for note in found.notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"steps": 30}, "steps"),
+        ({"cfg": 4.0}, "cfg"),
+        ({"sampler_name": "heun"}, "sampler"),
+        ({"scheduler": "karras"}, "schedule"),
+        ({"start_at_step": 0}, "it is left out"),
+        ({"start_at_step": 30}, "it is left out"),
+        ({"start_at_step": 18}, "stops at step 20"),
+        ({"model": ["99", 0]}, "another model"),
+    ],
+)
+def test_a_refiner_that_does_more_is_noted(change: dict[str, Any], word: str) -> None:
+    plain: dict[str, Any] = {"add_noise": "disable", "start_at_step": 20, "model": ["10", 0], "latent_image": ["3", 0]}
+    values = graph(
+        n3=advanced(end_at_step=20, return_with_leftover_noise="enable"),
+        n10=node("CheckpointLoaderSimple", ckpt_name="refiner.safetensors"),
+        n12=advanced(**{**plain, **change}),
+        n8=node("VAEDecode", samples=["12", 0], vae=["10", 2]),
+    )
+    found = read(values)
+    assert any(word in note for note in found.notes), found.notes
+    assert (found.request.refiner is None) == ("left out" in word or "another" in word)
 
 
 def second(**more: Any) -> dict[str, Any]:

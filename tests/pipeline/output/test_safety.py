@@ -14,7 +14,7 @@ from gouache.errors import IncompatibleCheckpoint, ModelNotFound
 from gouache.models.bundle import ModelBundle
 from gouache.models.image_encoder import preprocess
 from gouache.pipeline.generate.generation import Painted, Progress
-from gouache.pipeline.inputs.images import to_tensor
+from gouache.pipeline.inputs.tensors import to_tensor
 from gouache.pipeline.output.recipe import pixels_digest
 from gouache.pipeline.output.safety import (
     VARIABLE,

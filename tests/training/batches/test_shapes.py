@@ -16,7 +16,7 @@ from gouache.data.buckets import make_buckets
 from gouache.data.packed import PackedPictures, pack_pictures
 from gouache.data.readers import ReadReport
 from gouache.errors import DataError
-from gouache.pipeline.inputs.images import rgba_to_tensor
+from gouache.pipeline.inputs.tensors import rgba_to_tensor
 from gouache.training.batches.batch_shapes import Bucketed, batches_of_one_shape, shown
 from gouache.training.batches.sources import open_sources
 from gouache.training.batches.store import EncodedStore

@@ -13,7 +13,7 @@ from gouache.models.configs import SentenceEncoderConfig, VAEConfig
 from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.models.text_stack import TextStack
 from gouache.models.vae import AutoencoderKL
-from gouache.pipeline.inputs.images import rgba_to_tensor
+from gouache.pipeline.inputs.tensors import rgba_to_tensor
 from gouache.training.batches import store as encoded_store
 from gouache.training.batches.store import Captioned, EncodedStore, Encoders, encode, store_folder
 from gouache.training.stages.clip import character_vocabulary

@@ -22,7 +22,8 @@ from gouache.errors import ConfigError, DataError, TrainingError
 from gouache.models.configs import UpscalerConfig, VAEConfig
 from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
-from gouache.pipeline.inputs.images import on_background, rgba_to_tensor, to_tensor
+from gouache.pipeline.inputs.images import on_background
+from gouache.pipeline.inputs.tensors import rgba_to_tensor, to_tensor
 from gouache.training.config import TrainConfig, UpscalerStage
 from gouache.training.loop import train
 from gouache.training.run import assemble

@@ -7,7 +7,7 @@ the same things it has to agree. Options that change the mathematics in a way go
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
+from typing import Never, TypeVar
 
 from gouache.errors import IncompatibleCheckpoint
 from gouache.models.configs import (
@@ -40,11 +40,10 @@ UNET_OPTIONS: dict[str, tuple[object, ...]] = {
     "mid_block_scale_factor": (1,),
     "norm_eps": (1e-5,),
     "num_class_embeds": (None,),
-    "only_cross_attention": (False,),
+    "only_cross_attention": (False, True),
     "resnet_out_scale_factor": (1,),
     "resnet_skip_time_act": (False,),
     "resnet_time_scale_shift": ("default",),
-    "time_cond_proj_dim": (None,),
     "time_embedding_act_fn": (None,),
     "time_embedding_dim": (None,),
     "time_embedding_type": ("positional",),
@@ -85,6 +84,10 @@ def unet_from_json(values: Json, counted: UNetConfig, where: str) -> UNetConfig:
         },
         where,
     )
+    if values.get("time_cond_proj_dim") != (counted.guidance_width or None):
+        _disagree(where, "time_cond_proj_dim", values.get("time_cond_proj_dim"), counted.guidance_width or None)
+    crossing = values.get("only_cross_attention") or False
+    crossings = tuple(map(bool, crossing)) if isinstance(crossing, list) else (bool(crossing),) * levels
     # The published files call the number of heads `attention_head_dim`.
     heads = values.get("num_attention_heads") or values.get("attention_head_dim", 8)
     return _updated(
@@ -92,6 +95,7 @@ def unet_from_json(values: Json, counted: UNetConfig, where: str) -> UNetConfig:
         {
             "heads": tuple(heads) if isinstance(heads, list) else (heads,) * levels,
             "norm_groups": values.get("norm_num_groups", 32),
+            "only_cross_attention": crossings if any(crossings) else (),
         },
         where,
     )
@@ -190,9 +194,13 @@ def _check_agreement(values: Json, counted: Json, where: str) -> None:
     for key, found in counted.items():
         configured = values.get(key)
         if configured is not None and found is not None and configured != found:
-            raise IncompatibleCheckpoint(
-                where,
-                given=f"{key} = {configured!r}",
-                expected=f"{found!r}, as the weights beside it show",
-                cure="The folder mixes files of two models; get it again.",
-            )
+            _disagree(where, key, configured, found)
+
+
+def _disagree(where: str, key: str, configured: object, found: object) -> Never:
+    raise IncompatibleCheckpoint(
+        where,
+        given=f"{key} = {configured!r}",
+        expected=f"{found!r}, as the weights beside it show",
+        cure="The folder mixes files of two models; get it again.",
+    )

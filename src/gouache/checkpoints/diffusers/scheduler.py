@@ -28,9 +28,6 @@ CURVES = {"use_karras_sigmas": "karras", "use_exponential_sigmas": "exponential"
 REFUSED: dict[str, object] = {"stochastic_sampling": False, "invert_sigmas": False}
 """Keys that turn a flow into another process, with the values that don't."""
 NOTED: dict[str, object] = {
-    "clip_sample": False,
-    "thresholding": False,
-    "use_dynamic_shifting": False,
     "lambda_min_clipped": None,
     "disable_corrector": None,
     "solver_p": None,
@@ -238,6 +235,7 @@ def _schedule(config: SchedulerConfig, denoiser: DenoiserConfig) -> str:
             "sigma_max": None,
             "final_sigmas_type": "zero",
             "interpolation_type": "linear",
+            "clip_sample": False,
         }.items()
     )
     if known.kind != "interpolated" or not plain or denoiser.schedule.name == "edm":
@@ -273,6 +271,9 @@ def _notes(values: Json, config: SchedulerConfig, denoiser: DenoiserConfig) -> t
     notes = []
     if config.class_name == "PNDMScheduler" and denoiser.parameterization != "eps":
         notes.append(f"PNDMScheduler combines {denoiser.parameterization} of several steps; plms combines noise")
+    cut = setting(config, "clip_sample") or setting(config, "thresholding")
+    if cut and known.kind == "chain" and setting(config, "set_alpha_to_one") is False and not config.steps_offset:
+        notes.append("the last step of set_alpha_to_one = False, which stays at its level, is left out")
     for key, harmless in NOTED.items():
         given = setting(config, key) if key in known.takes else values.get(key)
         if given not in (harmless, None, [], "-inf", float("-inf")):

@@ -98,6 +98,8 @@ def unet_json(config: UNetConfig, sample_size: int, where: str) -> dict[str, obj
         "attention_head_dim": list(config.heads) if len(set(config.heads)) > 1 else config.heads[0],
         "cross_attention_dim": config.context_width,
         "use_linear_projection": config.linear_projection,
+        "only_cross_attention": list(config.only_cross_attention) or False,
+        "time_cond_proj_dim": config.guidance_width or None,
         "addition_embed_type": "text_time" if config.pooled_width else None,
         "addition_time_embed_dim": 256 if config.pooled_width else None,
         "projection_class_embeddings_input_dim": config.pooled_width or None,

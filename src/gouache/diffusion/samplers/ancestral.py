@@ -46,7 +46,15 @@ def euler_ancestral(
         yield Step(i, sigma, sigma_next, x, denoised)
 
 
-def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 0.0, noise: NoiseSource | None = None) -> Steps:
+def ddim(
+    denoise: Denoise,
+    x: Tensor,
+    sigmas: Tensor,
+    *,
+    eta: float = 0.0,
+    limit: Callable[[Tensor], Tensor] | None = None,
+    noise: NoiseSource | None = None,
+) -> Steps:
     """DDIM, equations 12 and 16 (Song et al. 2021, arXiv:2010.02502).
 
     Divided by alpha, the variance-preserving update is `euler_ancestral`: with eta = 0 Euler's method, with eta = 1 the
@@ -55,9 +63,18 @@ def ddim(denoise: Denoise, x: Tensor, sigmas: Tensor, *, eta: float = 0.0, noise
     Args:
         denoise, x, sigmas: as `euler`.
         eta: 0 deterministic, 1 as random as DDPM.
+        limit: cuts off the estimate, D -> D; the direction that points to x stays that of the whole estimate.
         noise: needed where eta > 0.
     """
-    yield from euler_ancestral(denoise, x, sigmas, eta=eta, noise=noise)
+    if limit is None:
+        yield from euler_ancestral(denoise, x, sigmas, eta=eta, noise=noise)
+        return
+    for i, sigma, sigma_next in intervals(sigmas):
+        denoised = denoise(x, level(sigma))
+        down, up = ancestral_split(sigma, sigma_next, eta)
+        limited = limit(denoised)
+        x = add_noise(limited + down / sigma * (x - denoised), up, noise, sigma, sigma_next)
+        yield Step(i, sigma, sigma_next, x, limited)
 
 
 def dpm_2_ancestral(

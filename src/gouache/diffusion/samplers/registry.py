@@ -27,6 +27,7 @@ Option = (
     | Callable[[float], float]
     | Callable[[float, float], float]
     | Callable[[float, float], bool]
+    | Callable[[Tensor], Tensor]
     | Denoise
     | Sequence[Restart]
 )

@@ -23,7 +23,8 @@ from gouache.models.controlnet import ControlNet
 from gouache.models.denoiser import Steering
 from gouache.nn.layers import channels_last
 from gouache.pipeline.generate.tiling import circular
-from gouache.pipeline.inputs.images import fit, on_background, to_tensor
+from gouache.pipeline.inputs.images import fit, on_background
+from gouache.pipeline.inputs.tensors import to_tensor
 from gouache.pipeline.request import Control, Request
 
 Whole = npt.NDArray[np.int32]

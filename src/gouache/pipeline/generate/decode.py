@@ -9,7 +9,7 @@ from torch import Tensor
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.vae import AutoencoderKL
-from gouache.pipeline.inputs.images import to_image
+from gouache.pipeline.inputs.tensors import to_image
 from gouache.pipeline.request import Seamless
 
 RETRIED = "the decoder overflowed in half precision and was run again in float32"

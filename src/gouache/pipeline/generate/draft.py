@@ -23,8 +23,8 @@ from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults
 from gouache.models.prior import Draw
 from gouache.models.quantizer import Quantizer
-from gouache.pipeline.inputs.images import to_image
 from gouache.pipeline.inputs.start import encode
+from gouache.pipeline.inputs.tensors import to_image
 from gouache.pipeline.likelihood import prior_bits
 from gouache.pipeline.prompts.encode import EncodedPrompt
 from gouache.pipeline.prompts.layout import Layout, Place, read_layout

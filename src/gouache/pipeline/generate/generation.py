@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import TYPE_CHECKING
 
 import torch
@@ -17,7 +18,6 @@ from gouache.diffusion.samplers.step import Denoise, Step
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.generate.a1111_procedure import (
-    TIMESTEP_SAMPLERS,
     PromptClock,
     entry_scale,
     follows,
@@ -32,16 +32,19 @@ from gouache.pipeline.generate.guided import (
     InstructDenoiser,
     NetworkInputs,
     PromptedDenoiser,
+    counted_steps,
     denoiser_of,
     digest_of,
     guidance_of,
     levels_of,
     run_sampler,
     size_conditions,
-    steps_of,
 )
 from gouache.pipeline.generate.guiders import guiders_of
+from gouache.pipeline.generate.passes import Part, Pass
+from gouache.pipeline.generate.refiner import Relay, handed_over, zeros_of
 from gouache.pipeline.generate.sampler_settings import scaled_at_the_start
+from gouache.pipeline.generate.scheduler_levels import limit_of
 from gouache.pipeline.generate.second_pass import enlarged_start
 from gouache.pipeline.generate.upscaler_files import LANCZOS
 from gouache.pipeline.inputs.images import on_background
@@ -123,55 +126,6 @@ SoFar = tuple[ImageSeed, tuple[str, ...], list[str], float]
 """Of a picture under way: seed, digests of its steps, notes, seconds."""
 
 
-@dataclass(frozen=True, slots=True)
-class Pass:
-    """One walk of the sampler.
-
-    Attributes:
-        request: with the size and steps of this pass.
-        sigmas: noise levels to walk, descending. [n + 1]
-        skipped: levels left out before them.
-        positive, negative: the encoded prompts.
-        controls: networks that steer, with what they see at this size.
-        timesteps: noise level -> timestep, where the list brings its own.
-        start_ratio: the state at the first level is this times that level times noise.
-        whole: the list that `sigmas` is the end of. [m + 1]
-        clock: the steps that prompt editing counts, where they are others than the walk's.
-    """
-
-    request: Request
-    sigmas: Tensor
-    skipped: int
-    positive: PromptPlan
-    negative: PromptPlan
-    controls: tuple[TimedControl, ...] = ()
-    timesteps: Mapping[float, float] = field(default_factory=dict)
-    start_ratio: float = 1.0
-    whole: Tensor | None = None
-    clock: PromptClock | None = None
-
-    @property
-    def prompt_steps(self) -> tuple[int, int]:
-        """Steps that prompt editing counts, and those of earlier passes."""
-        return (max(len(self.sigmas) - 1, 1), 0) if self.clock is None else (self.clock.steps, self.clock.earlier)
-
-    @property
-    def noised_at(self) -> float | None:
-        """The level whose noise a starting picture gets, where the first step begins at another."""
-        late = self.clock is not None and self.skipped > 0 and self.request.sampler in TIMESTEP_SAMPLERS
-        return float(self.whole[self.skipped - 1]) if late and self.whole is not None else None
-
-    @property
-    def steps(self) -> int:
-        """Steps of this pass."""
-        return steps_of(self.request, self.sigmas)
-
-    @property
-    def counted_steps(self) -> int:
-        """Steps of which what acts for a share of them is told."""
-        return counted_steps(self.request, self.sigmas)
-
-
 class Generation:
     """Paints all pictures of a resolved request.
 
@@ -194,9 +148,9 @@ class Generation:
         self.bundle, self.request, self.start_state = bundle, request, start_state
         self.attachments = dict(attachments)
         self.model = model_ref(bundle)
+        self.refiner = None if bundle.refiner is None else model_ref(bundle.refiner)
         self.seeds = seeds_of_batch(request.seed or 0, request.count, request.subseed or 0, request.subseed_strength)
-        to_the_letter = request.determinism == "a1111" or follows(request)
-        self.reader = PromptReader(bundle.text, request.emphasis, request.clip_skip, to_the_letter=to_the_letter)
+        self.reader = self._reader(bundle)
         self.passes = [self._pass(request, start_state.skipped)]
         if request.hires is not None:
             self.passes.append(self._second(second_pass(request, bundle)))
@@ -222,11 +176,7 @@ class Generation:
         if follows(request):
             clock = prompt_clock(request, request.sampler or "ddim", before.steps if before else 0)
             steps, earlier = clock.steps, clock.earlier
-        positive = self._both(styled_prompt(request), request.prompt_2, steps, earlier)
-        second = request.negative_prompt_2
-        negative = self._both(request.negative_prompt or "", second, steps, earlier, composed=False)
-        if (request.negative_prompt, second) == (None, None) and self.bundle.traits.zero_negative:
-            negative = negative.zeroed()
+        positive, negative = self._texts(request, self.bundle, steps, earlier)
         controls: tuple[TimedControl, ...] = ()
         if request.control:
             from gouache.pipeline.generate.controlnets import timed_controls
@@ -236,17 +186,47 @@ class Generation:
         # Noise alone starts as the list says; on a picture it lies at the level itself.
         on_picture = skipped > 0 or self.start_state.latents is not None or before is not None
         ratio = 1.0 if on_picture else levels.start_ratio
-        return Pass(request, sigmas, skipped, positive, negative, controls, listed, ratio, levels.sigmas, clock)
+        refined = None
+        if self.request.hires is None or request is not self.request:  # the last pass alone, as A1111
+            texts = lambda model: self._texts(request, model, steps, earlier)  # noqa: E731
+            refined = handed_over(request, self.bundle, levels, skipped, texts)
+        return Pass(
+            request, sigmas, skipped, positive, negative, controls, listed, ratio, levels.sigmas, clock, refined
+        )
+
+    def _texts(self, request: Request, model: ModelBundle, steps: int, earlier: int) -> tuple[PromptPlan, PromptPlan]:
+        """Prompt and negative prompt as a model reads them."""
+        positive = self._both(model, styled_prompt(request), request.prompt_2, steps, earlier)
+        second = request.negative_prompt_2
+        negative = self._both(model, request.negative_prompt or "", second, steps, earlier, composed=False)
+        if model is not self.bundle:
+            return positive, negative.zeroed() if zeros_of(request, model) else negative
+        if (request.negative_prompt, second) == (None, None) and model.traits.zero_negative:
+            negative = negative.zeroed()
+        return positive, negative
+
+    def _reader(self, model: ModelBundle) -> PromptReader:
+        request = self.request
+        to_the_letter = request.determinism == "a1111" or follows(request)
+        return PromptReader(model.text, request.emphasis, request.clip_skip, to_the_letter=to_the_letter)
 
     def _both(
-        self, text: str, second: str | None, steps: int, earlier: int = 0, *, composed: bool = True
+        self,
+        model: ModelBundle,
+        text: str,
+        second: str | None,
+        steps: int,
+        earlier: int = 0,
+        *,
+        composed: bool = True,
     ) -> PromptPlan:
-        """A text as all encoders read it, or a second one as the second encoder does."""
-        plan = self.reader.plan(text, steps, composed=composed, earlier=earlier)
-        if second is None:
+        """A text as all of a model's encoders read it, or a second one as its second encoder does."""
+        reader = self.reader if model is self.bundle else self._reader(model)
+        plan = reader.plan(text, steps, composed=composed, earlier=earlier)
+        if second is None or len(model.text.encoders) < 2:
             return plan
-        other = self.reader.plan(second, steps, composed=composed, earlier=earlier)
-        return plan.joined(other, self.bundle.text.context_widths[0], self.reader.encode(""))
+        other = reader.plan(second, steps, composed=composed, earlier=earlier)
+        return plan.joined(other, model.text.context_widths[0], reader.encode(""))
 
     def mix_prompt(self, prompt: str, share: float) -> None:
         """Paint with what lies between the prompt (share 0) and another (share 1).
@@ -256,8 +236,12 @@ class Generation:
         """
         self.mixed = True  # what lies between two prompts lays nothing out
         for k, one in enumerate(self.passes):
-            other = self._both(prompt, one.request.prompt_2, *one.prompt_steps)
-            self.passes[k] = replace(one, positive=one.positive.mixed(other, share))
+            other = self._both(self.bundle, prompt, one.request.prompt_2, *one.prompt_steps)
+            refined = one.refined
+            if refined is not None:
+                theirs = self._both(refined.bundle, prompt, one.request.prompt_2, *one.prompt_steps)
+                refined = replace(refined, positive=refined.positive.mixed(theirs, share))
+            self.passes[k] = replace(one, positive=one.positive.mixed(other, share), refined=refined)
 
     def use_seeds(self, seeds: list[ImageSeed]) -> None:
         """Paint with these seeds instead of the request's."""
@@ -344,26 +328,58 @@ class Generation:
             x = x * entry_scale(noised_at, sigma)
         if start_state.latents is None and start_state.state is None:
             x = scaled_at_the_start(one.request, x, sigma)
-        prompted = self._prompted(one, start_state)
-        prompted.call = None if one.clock is None else 1
-        denoise: Denoise = prompted
-        other: Denoise = prompted.unconditional if isinstance(prompted, PromptedDenoiser) else prompted
-        if self.request.seamless != "none":
-            from gouache.pipeline.generate.tiling import wrapped_around
+        sampler = one.request.sampler or "ddim"
+        own_levels = sampler_info(sampler).own_levels
+        limit = limit_of(sampler, one.request.schedule or "", self.bundle)
+        for part in one.parts():
+            prompted, denoisers = self._denoisers(one, start_state, part)
+            kept, unconditional = (OutsideKept(each, start_state, one.sigmas, limit) for each in denoisers)
+            for outside in (kept, unconditional):
+                outside.reached(float(part.sigmas[0]))
+            steps = run_sampler(
+                one.request,
+                self.bundle,
+                kept,
+                x,
+                part.sigmas,
+                noise,
+                whole=one.whole,
+                unconditional=unconditional,
+                limit=None if limit is None else kept.limited,
+            )
+            for step in islice(steps, part.stop):
+                # With levels of its own it goes on within the list's step that holds at the level reached.
+                reached = int((one.sigmas >= step.sigma_next).sum()) if own_levels else part.first + step.i + 2
+                for each in prompted:
+                    each.step = reached
+                kept.reached(step.sigma_next)
+                unconditional.reached(step.sigma_next)
+                x = step.x
+                yield step
 
-            networks = nn.ModuleList([self.bundle.unet, *self.bundle.controls.values()])
-            denoise = wrapped_around(prompted, networks, self.request.seamless)
-            other = wrapped_around(other, networks, self.request.seamless)
-        kept, unconditional = (OutsideKept(each, start_state, one.sigmas) for each in (denoise, other))
-        own_levels = sampler_info(one.request.sampler or "ddim").own_levels
-        for step in run_sampler(
-            one.request, self.bundle, kept, x, one.sigmas, noise, whole=one.whole, unconditional=unconditional
-        ):
-            # With levels of its own it goes on within the list's step that holds at the level reached.
-            prompted.step = int((one.sigmas >= step.sigma_next).sum()) if own_levels else step.i + 2
-            kept.reached(step.sigma_next)
-            unconditional.reached(step.sigma_next)
-            yield step
+    def _denoisers(
+        self, one: Pass, start_state: StartState, part: Part
+    ) -> tuple[list[PromptedDenoiser | InstructDenoiser], tuple[Denoise, Denoise]]:
+        """Who reads the prompt in this part, and D under both prompts and under the negative one alone."""
+        base = self._prompted(one, start_state) if part.by_base else None
+        refiner = one.refined.denoiser(one.request) if one.refined is not None and part.by_refiner else None
+        prompted = [each for each in (base, refiner) if each is not None]
+        for each in prompted:
+            each.step = part.first + 1
+            each.call = None if one.clock is None else 1
+        both: PromptedDenoiser | InstructDenoiser | Relay = prompted[0]
+        if len(prompted) == 2 and one.refined is not None:
+            both = Relay(prompted[0], prompted[1], one.refined.level)
+        denoise: Denoise = both
+        other: Denoise = both if isinstance(both, InstructDenoiser) else both.unconditional
+        if self.request.seamless == "none":
+            return prompted, (denoise, other)
+        from gouache.pipeline.generate.tiling import wrapped_around
+
+        refining = [] if one.refined is None else [one.refined.bundle.unet]
+        networks = nn.ModuleList([self.bundle.unet, *self.bundle.controls.values(), *refining])
+        around = [wrapped_around(each, networks, self.request.seamless) for each in (denoise, other)]
+        return prompted, (around[0], around[1])
 
     def _prompted(self, one: Pass, start_state: StartState) -> PromptedDenoiser | InstructDenoiser:
         request = one.request
@@ -458,6 +474,7 @@ class Generation:
             notes=(*self.prepared_notes, *self.reader.notes, *notes, *decoding_notes),
             steps=steps,
             pixels=pixels_digest(image),
+            refiner=self.refiner,
         )
         return Painted(picture, image, recipe, seconds)
 
@@ -468,12 +485,6 @@ class Generation:
             return image
         upscaler = find_upscaler(upscale.upscaler or LANCZOS, self.bundle)
         return enlarge_picture(image, upscale.factor, upscaler, seamless=self.request.seamless)
-
-
-def counted_steps(request: Request, sigmas: Tensor) -> int:
-    """The steps that are counted over these levels: a sampler with levels of its own tells the list's."""
-    walked = len(sigmas) - 1
-    return max(walked if sampler_info(request.sampler or "ddim").own_levels else steps_of(request, sigmas), 1)
 
 
 def styled_prompt(request: Request) -> str:

@@ -84,6 +84,11 @@ class PromptedDenoiser:
         self.step = 1
         self.call: int | None = None
         """Which text holds: None = as `step` says, else it counts network calls, from 1."""
+        self._told: Tensor | None = None
+        if bundle.unet.config.guidance_width:
+            # It was distilled from a guided network, which one call of it stands for.
+            self._told = torch.tensor([guidance.scale], dtype=torch.float32)
+            guidance = Guidance(scale=1.0)
         self._guidance = guidance
         self._latest: tuple[Tensor, float, Tensor] | None = None  # state, level, what `unconditional` answers there
         self._beside = Beside()
@@ -206,6 +211,7 @@ class PromptedDenoiser:
             draft=draft,
             controls=tuple(one.on_side(negative=negative) for one in inputs.controls if one.is_on(self.step)),
             free_u=self.guiders.free_u_at(self.step),
+            guidance=self._told,
         )
 
 
@@ -256,7 +262,8 @@ def levels_of(request: Request, bundle: ModelBundle, steps: int | None = None) -
     name, steps = request.schedule or "uniform", steps or request.num_inference_steps or 1
     scheduler = scheduler_of(request.sampler or "ddim", name, bundle)
     if scheduler is not None:
-        return scheduler_levels(scheduler, bundle.schedule, steps)
+        size = (request.width, request.height)
+        return scheduler_levels(scheduler, bundle.schedule, steps, (size[0], size[1]) if size[0] and size[1] else None)
     options = {"family": bundle.traits.align_your_steps} if name.startswith("align_your_steps") else {}
     like_a1111 = request.determinism == "a1111" or follows(request)
     if like_a1111 and sampler_info(request.sampler or "ddim").discard_penultimate:
@@ -274,6 +281,12 @@ def steps_of(request: Request, sigmas: Tensor) -> int:
     return max(len(sigmas) - 1, 0)
 
 
+def counted_steps(request: Request, sigmas: Tensor) -> int:
+    """The steps that are counted over these levels: a sampler with levels of its own tells the list's."""
+    walked = len(sigmas) - 1
+    return max(walked if sampler_info(request.sampler or "ddim").own_levels else steps_of(request, sigmas), 1)
+
+
 def run_sampler(
     request: Request,
     bundle: ModelBundle,
@@ -284,6 +297,7 @@ def run_sampler(
     *,
     whole: Tensor | None = None,
     unconditional: Denoise | None = None,
+    limit: Callable[[Tensor], Tensor] | None = None,
 ) -> Steps:
     """Start the request's sampler.
 
@@ -296,6 +310,7 @@ def run_sampler(
         noise: the pictures' streams.
         whole: the list that `sigmas` is the end of; without it, it is all of it.
         unconditional: D under the negative prompt, which CFG++ takes.
+        limit: cuts off an estimate, D -> D.
     """
     name = request.sampler or "ddim"
     source: NoiseSource = BrownianNoise(noise) if "sde" in name else noise
@@ -315,6 +330,11 @@ def run_sampler(
         options["timestep_of"] = lambda sigma: times * float(bundle.schedule.sigma_to_t(torch.tensor(sigma)))
     if unconditional is not None and sampler_info(name).cfg_pp:
         options["unconditional"] = unconditional
+    if limit is not None and name == "ddim":
+        options["limit"] = limit
+    elif limit is not None:
+        whole_estimate, cut = denoise, limit
+        denoise = lambda x, sigma: cut(whole_estimate(x, sigma))  # noqa: E731
     steps = sample(name, denoise, x, sigmas, options=options, noise=source)
     return scaled_at_the_end(request, steps, len(sigmas) - 1)
 

@@ -9,6 +9,7 @@ EDM's are in units of sigma_data.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,8 @@ CURVES = {
 }
 ENDING_ABOVE_ZERO = ("DEISMultistepScheduler", "SASolverScheduler")
 """Solvers whose last step leaves the least noise, and with a curve changes nothing."""
+NEVER_LIMITING = ("TCDScheduler",)
+"""Classes whose step doesn't look at `clip_sample` and `thresholding`, which they take."""
 LAST_FLOW = 1 - 1e-6
 """A flow's level of pure noise, f = 1, is an infinite sigma."""
 
@@ -74,6 +77,31 @@ def scheduler_of(sampler: str, schedule: str, bundle: ModelBundle) -> SchedulerC
     return SchedulerConfig.from_dict({**keys, "class_name": fitting[0]})
 
 
+def limit_of(sampler: str, schedule: str, bundle: ModelBundle) -> Callable[[Tensor], Tensor] | None:
+    """What the scheduler of a schedule's name does to the estimate of every step: `clip_sample` cuts it off,
+    `thresholding` makes it smaller by its own largest numbers (Saharia et al. 2022, arXiv:2205.11487, section 2.3).
+    None if it does neither. A class that takes another's file over clips only if the file says so.
+    """
+    config, own = scheduler_of(sampler, schedule, bundle), bundle.defaults.scheduler
+    if config is None or config.class_name in NEVER_LIMITING:
+        return None
+    data = (number(config, "sigma_data") or 1.0) if SCHEDULER_CLASSES[config.class_name].kind == "edm" else 1.0
+    if setting(config, "thresholding"):
+        share, most = number(config, "dynamic_thresholding_ratio"), number(config, "sample_max_value")
+        return lambda denoised: _thresholded(denoised * data, 0.995 if share is None else share, most or 1.0) / data
+    if setting(config, "clip_sample") and (config is own or config.clip_sample):
+        most = (number(config, "clip_sample_range") or 1.0) / data
+        return lambda denoised: denoised.clamp(-most, most)
+    return None
+
+
+def _thresholded(denoised: Tensor, share: float, most: float) -> Tensor:
+    """Each picture cut off at the quantile s of its absolute numbers, 1 <= s <= `most`, and divided by s. [B,C,h,w]"""
+    absolute = denoised.float().abs().flatten(1)
+    s = torch.quantile(absolute, share, dim=1).clamp(min=1.0, max=most).view(-1, *(1,) * (denoised.ndim - 1))
+    return (denoised.float().clamp(-s, s) / s).to(denoised)
+
+
 def _fits(name: str, schedule: NoiseSchedule) -> bool:
     """Whether a class makes levels for networks on such a schedule."""
     kind = SCHEDULER_CLASSES[name].kind
@@ -84,7 +112,9 @@ def _fits(name: str, schedule: NoiseSchedule) -> bool:
     return kind in ("chain", "interpolated", "solver", "lcm")
 
 
-def scheduler_levels(config: SchedulerConfig, schedule: NoiseSchedule, n: int) -> Levels:
+def scheduler_levels(
+    config: SchedulerConfig, schedule: NoiseSchedule, n: int, size: tuple[int, int] | None = None
+) -> Levels:
     """The levels of a scheduler after `set_timesteps(n)` (diffusers 0.42, 2026; spacings: table 2 of Lin et al. 2023,
     arXiv:2305.08891).
 
@@ -92,6 +122,7 @@ def scheduler_levels(config: SchedulerConfig, schedule: NoiseSchedule, n: int) -
         config: the scheduler.
         schedule: the network's.
         n: steps, >= 1.
+        size: width and height of the picture in pixels, for shifts that follow from it; None = 1024 x 1024.
 
     Raises:
         InvalidInput: more steps than the spacing has timesteps.
@@ -100,7 +131,7 @@ def scheduler_levels(config: SchedulerConfig, schedule: NoiseSchedule, n: int) -
     if kind == "edm":
         return _edm(config, n)
     if kind == "flow" or (kind == "solver" and setting(config, "use_flow_sigmas")):
-        return _flow(config, schedule, n)
+        return _flow(config, schedule, n, size or (1024, 1024))
     if kind == "interpolated":
         return _interpolated(config, schedule, n)
     if kind == "lcm":
@@ -201,13 +232,16 @@ def _edm(config: SchedulerConfig, n: int) -> Levels:
     return _closed(sigmas / data, timesteps, end / data, math.hypot(high, 1.0) / data)
 
 
-def _flow(config: SchedulerConfig, schedule: NoiseSchedule, n: int) -> Levels:
+def _flow(config: SchedulerConfig, schedule: NoiseSchedule, n: int, size: tuple[int, int]) -> Levels:
     """Levels f of a flow, x_t = (1 - f) x0 + f eps, shifted (Esser et al. 2024, arXiv:2403.03206, equation 23)."""
     total, solver = schedule.num_timesteps, SCHEDULER_CLASSES[config.class_name].kind == "solver"
-    shift = number(config, "flow_shift" if solver else "shift") or 1.0
+    dynamic = bool(setting(config, "use_dynamic_shifting"))
+    shift = _shift_for(config, size) if dynamic else number(config, "flow_shift" if solver else "shift") or 1.0
     unipc = config.class_name == "UniPCMultistepScheduler"
     if not solver:
-        ends = [_shifted(torch.tensor(f, dtype=torch.float64), shift).item() for f in (1.0, 1 / total)]
+        # A fixed shift is in the list's ends already; diffusers shifts them once more.
+        before = 1.0 if dynamic else shift
+        ends = [_shifted(torch.tensor(f, dtype=torch.float64), before).item() for f in (1.0, 1 / total)]
         parts = torch.linspace(ends[0], ends[1], n, dtype=torch.float64)
     elif unipc:
         parts = torch.from_numpy(np.linspace(1, 1 / total, n + 1))[:-1]
@@ -226,6 +260,32 @@ def _flow(config: SchedulerConfig, schedule: NoiseSchedule, n: int) -> Levels:
         timesteps = timesteps.floor()
     parts = parts.clamp(max=LAST_FLOW)
     return _unit(parts / (1 - parts), timesteps, 0.0, schedule)
+
+
+SHIFTS = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
+"""What diffusers' pipelines take where a scheduler's file is silent."""
+PATCH = 16
+"""Side in pixels of what counts as one of a picture's patches."""
+
+
+def _shift_for(config: SchedulerConfig, size: tuple[int, int]) -> float:
+    """The shift of a picture's size: on a line through two numbers of patches, as diffusers' SD3 pipeline has it."""
+    base, most, least_length, most_length = (
+        float(usual if (given := getattr(config, key)) is None else given) for key, usual in SHIFTS.items()
+    )
+    shifts, lengths = (base, most), (least_length, most_length)
+    patches = (size[0] // PATCH) * (size[1] // PATCH)
+    slope = (shifts[1] - shifts[0]) / (lengths[1] - lengths[0]) if lengths[1] != lengths[0] else 0.0
+    mu = shifts[0] + slope * (patches - lengths[0])
+    shift = mu if setting(config, "time_shift_type") == "linear" else math.exp(mu)
+    if shift <= 0:
+        raise InvalidInput(
+            "width, height",
+            given=f"{size[0]}x{size[1]}, whose shift of noise levels would be {shift:g}",
+            expected="a size for which the model's scheduler has a shift above 0",
+            cure="Take a larger picture, or another schedule.",
+        )
+    return shift
 
 
 def _shifted(parts: Tensor, shift: float) -> Tensor:

@@ -25,7 +25,7 @@ from gouache.errors import IncompatibleCheckpoint, InvalidInput, MissingDependen
 from gouache.models.configs import UpscalerConfig
 from gouache.models.upscalers import RRDBConfig, RRDBNet, Upscaler
 from gouache.nn.layers import channels_last
-from gouache.pipeline.inputs.images import to_image, to_tensor
+from gouache.pipeline.inputs.tensors import to_image, to_tensor
 from gouache.pipeline.request import Seamless
 
 LANCZOS, OWN = "lanczos", "model"

@@ -1,7 +1,6 @@
-"""Pictures to tensors and back, the careful reading of pictures from outside, and those that a request names.
+"""The careful reading of pictures from outside, and of those that a request names. Nothing here imports torch.
 
-Colours are sRGB in 8 bits on the picture's side and [-1, 1] on the tensor's. Pictures hold straight alpha, as PNG does.
-torch is imported where tensors are made: reading a picture needs none.
+Colours are sRGB in 8 bits. Pictures hold straight alpha, as PNG does.
 """
 
 from __future__ import annotations
@@ -13,20 +12,16 @@ import warnings
 from collections.abc import Mapping
 from hashlib import sha256
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageColor, ImageFilter, ImageOps
 
-from gouache.errors import InvalidInput, PictureError, ShapeMismatch
+from gouache.errors import InvalidInput, PictureError
 from gouache.pipeline.inputs.plain import plain
 from gouache.pipeline.inputs.png import for_pillow
 from gouache.pipeline.request import MAX_PIXELS, ResizeMode
 from gouache.pipeline.request_fields import MIN_SIDE
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 """Formats that are opened. Not among them: those that Pillow reads through another program."""
@@ -159,91 +154,6 @@ def _check_extent(picture: Image.Image, where: str, max_pixels: int) -> None:
 def _frames(picture: Image.Image) -> int:
     """How many frames or pages. A phone's JPEG (MPO) carries further views behind the first; that is no animation."""
     return 1 if picture.format == "MPO" else int(getattr(picture, "n_frames", 1))
-
-
-def to_tensor(picture: Image.Image, channels: int) -> Tensor:
-    """A picture as a tensor.
-
-    Args:
-        picture: mode RGB or RGBA, W x H pixels.
-        channels: 3 (transparency is laid on white) or 4 (see `rgba_to_tensor`).
-
-    Returns:
-        [channels, H, W] float32 in [-1, 1].
-    """
-    if channels == 4:
-        return rgba_to_tensor(np.asarray(picture.convert("RGBA")))
-    if channels != 3:
-        raise ShapeMismatch("channels", given=channels, expected="3 (RGB) or 4 (RGBA)")
-    return _channels_first(np.asarray(on_background(picture, "white"))) * 2.0 - 1.0
-
-
-def to_image(tensor: Tensor, *, cut: bool = False) -> Image.Image:
-    """The inverse of `to_tensor`; values outside [-1, 1] are clipped.
-
-    Args:
-        tensor: [3, H, W] or [4, H, W].
-        cut: colours of RGB are rounded down to whole bytes, as A1111 does, and not to the nearest.
-    """
-    if tensor.ndim != 3 or tensor.shape[0] not in (3, 4):
-        raise ShapeMismatch("picture tensor", given=tuple(tensor.shape), expected="[3,H,W] or [4,H,W]")
-    if tensor.shape[0] == 4:
-        return Image.fromarray(tensor_to_rgba(tensor), "RGBA")
-    unit = _unit(tensor)
-    return Image.fromarray(_bytes((unit * 255.0).floor() / 255.0 if cut else unit), "RGB")
-
-
-def rgba_to_tensor(pixels: Pixels) -> Tensor:
-    """Straight-alpha pixels to the tensor of an RGBA model: colours laid on white, and alpha, both in [-1, 1].
-
-    So the first three channels alone are the picture on white, and an invisible colour carries no information.
-
-    Args:
-        pixels: uint8 [..., H, W, 4].
-
-    Returns:
-        float32 [..., 4, H, W].
-    """
-    import torch
-
-    straight = _channels_first(pixels)
-    colour, alpha = straight[..., :3, :, :], straight[..., 3:, :, :]
-    return torch.cat([colour * alpha + (1.0 - alpha), alpha], dim=-3) * 2.0 - 1.0
-
-
-def tensor_to_rgba(tensor: Tensor) -> Pixels:
-    """The inverse of `rgba_to_tensor`, up to rounding; where nothing is visible the colour is white.
-
-    Args:
-        tensor: [..., 4, H, W].
-
-    Returns:
-        uint8 [..., H, W, 4], straight alpha.
-    """
-    import torch
-
-    unit = _unit(tensor)
-    on_white, alpha = unit[..., :3, :, :], unit[..., 3:, :, :]
-    visible = alpha >= 0.5 / 255
-    colour = (on_white - (1.0 - alpha)) / torch.where(visible, alpha, 1.0)
-    return _bytes(torch.cat([torch.where(visible, colour.clamp(0.0, 1.0), 1.0), alpha], dim=-3))
-
-
-def _channels_first(pixels: Pixels) -> Tensor:
-    import torch
-
-    return torch.from_numpy(pixels.copy()).movedim(-1, -3).float() / 255.0  # [...,C,H,W]
-
-
-def _unit(tensor: Tensor) -> Tensor:
-    return (tensor.detach().float().cpu() / 2.0 + 0.5).clamp(0.0, 1.0)
-
-
-def _bytes(unit: Tensor) -> Pixels:
-    import torch
-
-    pixels: Pixels = (unit * 255.0).round().to(torch.uint8).movedim(-3, -1).contiguous().numpy()
-    return pixels
 
 
 def on_background(picture: Image.Image, background: str) -> Image.Image:

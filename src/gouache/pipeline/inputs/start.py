@@ -21,8 +21,9 @@ from gouache.models.bundle import ModelBundle
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.generate.a1111_procedure import follows, skipped_steps
 from gouache.pipeline.inputs.a1111_masks import A1111Masked, cut_like_a1111, mask_of, resized
-from gouache.pipeline.inputs.images import References, fit, on_background, to_tensor
+from gouache.pipeline.inputs.images import References, fit, on_background
 from gouache.pipeline.inputs.masks import Masked, cut, filled, full_mask, grey_share, latent_mask
+from gouache.pipeline.inputs.tensors import to_tensor
 from gouache.pipeline.request import Mask, Request, ResizeMode
 
 
@@ -96,10 +97,18 @@ class OutsideKept:
         denoise: D(x, sigma).
         start_state: with the mask and the picture's latents; without either, nothing is kept.
         sigmas: the levels that are walked, descending. [n + 1]
+        limit: cuts off what is painted, D -> D; the starting picture stays as it is.
     """
 
-    def __init__(self, denoise: Denoise, start_state: StartState, sigmas: Tensor) -> None:
+    def __init__(
+        self,
+        denoise: Denoise,
+        start_state: StartState,
+        sigmas: Tensor,
+        limit: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self.denoise, self.mask, self.latents = denoise, start_state.mask, start_state.latents
+        self.limit = limit
         self._levels, self._level = sigmas.double().cpu(), float("inf")
         self._opens: Tensor | None = None
         if start_state.grey is not None and len(sigmas) > 1:
@@ -115,6 +124,14 @@ class OutsideKept:
         self._level = min(self._level, sigma)
         opened = (self._opens >= self._level * (1 - 1e-6)) & (self._opens > self._levels[-1])
         self.mask = opened.to(self.mask)
+
+    def limited(self, denoised: Tensor) -> Tensor:
+        """An estimate cut off where it is painted. [B,C,h,w]"""
+        if self.limit is None:
+            return denoised
+        if self.mask is None or self.latents is None:
+            return self.limit(denoised)
+        return torch.lerp(denoised, self.limit(denoised), self.mask.to(denoised))
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
         """x [B,C,h,w] -> denoised [B,C,h,w]."""

@@ -206,6 +206,7 @@ def infotext_of(recipe: Recipe) -> Infotext:
         "Size": "{}x{}".format(*_first_size(request)),
         "Model hash": recipe.model.sha256[:10] if recipe.model.sha256 else None,
         "Model": recipe.model.name or None,
+        **_refiner_values(recipe),
         "Variation seed": request.subseed if request.subseed_strength else None,
         "Variation seed strength": request.subseed_strength or None,
         "Denoising strength": _denoised(request),
@@ -231,6 +232,18 @@ def infotext_of(recipe: Recipe) -> Infotext:
 def _hashes(recipe: Recipe, kind: str) -> str | None:
     found = [f"{one.name}: {one.short_hash}" for one in recipe.adapters if one.kind == kind]
     return ", ".join(found) or None
+
+
+def _refiner_values(recipe: Recipe) -> dict[str, object | None]:
+    request = recipe.request
+    if request.refiner is None or recipe.refiner is None:
+        return {}
+    digest = recipe.refiner.sha256
+    return {
+        "Refiner": f"{recipe.refiner.name} [{digest[:10]}]" if digest else recipe.refiner.name,
+        "Refiner switch at": request.refiner_switch_at,
+        "Refiner switch by sampling steps": "True" if request.refiner_switch_by == "steps" else None,
+    }
 
 
 def _denoised(request: Request) -> float | None:
@@ -345,6 +358,7 @@ def request_of(info: Infotext, where: str) -> Request:
         "seamless": "both" if values.get("Tiling") == "True" else None,
         "emphasis": {**EMPHASIS, "Comfy": "comfy"}.get(values.get("Emphasis", "")),
         **_noise(values),
+        **_refiner(values),
         "hires": _hires(values),
         "upscale": upscale,
         **guiders_of_text(values)[0],
@@ -377,6 +391,19 @@ def _noise(values: Mapping[str, str]) -> dict[str, Any]:
     level = "cpu" if source == "CPU" else "a1111" if source in (None, "GPU", "NV") else None
     delta = _number(values, "ENSD", int) if level else None
     return {"determinism": level, "procedure": "a1111" if level else None, "eta_noise_seed_delta": delta}
+
+
+_HASHED = re.compile(r"\s*\[[0-9a-fA-F]{4,64}\]$")
+
+
+def _refiner(values: Mapping[str, str]) -> dict[str, Any]:
+    """The second model of A1111 and Forge; a share of 1, at which it never came, leaves it out."""
+    name = _HASHED.sub("", values.get("Refiner", ""))
+    share = _number(values, "Refiner switch at", float)
+    if name in ("", "None") or share == 1:
+        return {}
+    by_steps = values.get("Refiner switch by sampling steps") == "True"
+    return {"refiner": name, "refiner_switch_at": share, "refiner_switch_by": "steps" if by_steps else None}
 
 
 def _first(values: Mapping[str, str], *keys: str) -> str:
@@ -474,7 +501,7 @@ _READ = frozenset(
         "Lora weights", "Template", "Negative Template", "Wildcard prompt", "Wildcard negative prompt",
         "Time taken", "Date", "Cache FP16 weight for LoRA", "FP8 weight", "Diffusion in Low Bits", "Model hash 1",
         "Module", "Grid", "Comment", "Hires force", "HiRes resize mode", "ADetailer version",
-        "ENSD", "Determinism", "Procedure",
+        "ENSD", "Determinism", "Procedure", "Refiner", "Refiner switch at", "Refiner switch by sampling steps",
     )
 )  # fmt: skip
 """Keys that are read, or change nothing of a picture."""

@@ -40,7 +40,7 @@ def invokeai(texts: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
         model = {"name": model}
     skipped = values.get("clip_skip")
     seamless = (bool(values.get("seamless_x")), bool(values.get("seamless_y")))
-    left = ("controlnets", "ipAdapters", "t2iAdapters", "refiner_model", "init_image", "vae", "hrf_enabled",
+    left = ("controlnets", "ipAdapters", "t2iAdapters", "init_image", "vae", "hrf_enabled",
             "control_layers", "ref_images", "positive_style_prompt", "canvas_v2_metadata", "regions")  # fmt: skip
     _note_left_out(values, left, notes)
     return {
@@ -55,9 +55,25 @@ def invokeai(texts: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
         **_invokeai_sampler(values.get("scheduler")),
         "clip_skip": skipped + 1 if skipped else None,
         "model": model.get("name") or model.get("model_name"),
+        **_invokeai_refiner(values),
         "seamless": {(True, True): "both", (True, False): "x", (False, True): "y"}.get(seamless),
         "emphasis": "none",
     }
+
+
+def _invokeai_refiner(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Its `refiner_start` is diffusers' `denoising_start`, of training timesteps."""
+    model = values.get("refiner_model") or {}
+    name = model if isinstance(model, str) else model.get("name") or model.get("model_name")
+    if not name:
+        return {}
+    scores = {
+        "aesthetic_score": values.get("refiner_positive_aesthetic_score"),
+        "negative_aesthetic_score": values.get("refiner_negative_aesthetic_score"),
+    }
+    scores = {key: value for key, value in scores.items() if value is not None}
+    share = values.get("refiner_start")
+    return {"refiner": name, "refiner_switch_at": share, "size_condition": scores or None}
 
 
 def _diffusers_guidance(value: object) -> object:
@@ -218,7 +234,7 @@ def fooocus(texts: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
     tags = tags or [(_stem(one[0]), one[1], one[1]) for one in listed]
     if values.get("styles") not in (None, "", "[]"):
         notes.append(f"styles add words to the prompt: {values['styles']}; the prompt is the one that was typed")
-    left = ("refiner_model", "sharpness", "adm_guidance", "performance", "freeu", "vae", "adaptive_cfg")
+    left = ("sharpness", "adm_guidance", "performance", "freeu", "vae", "adaptive_cfg")
     _note_left_out({key: one for key, one in values.items() if one != "Default (model)"}, left, notes)
     return {
         "prompt": with_tags(values.get("prompt"), tags),
@@ -232,8 +248,17 @@ def fooocus(texts: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
         "schedule": values.get("scheduler"),
         "clip_skip": _whole(values.get("clip_skip")),
         "model": values.get("base_model"),
+        **_fooocus_refiner(values),
         "emphasis": "comfy",
     }
+
+
+def _fooocus_refiner(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Its `refiner_switch` is a share of the steps."""
+    name = values.get("refiner_model")
+    if name in (None, "", "None"):
+        return {}
+    return {"refiner": name, "refiner_switch_at": _real(values.get("refiner_switch")), "refiner_switch_by": "steps"}
 
 
 def ruined_fooocus(texts: Mapping[str, str], notes: list[str]) -> dict[str, Any]:

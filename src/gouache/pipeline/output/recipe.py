@@ -82,6 +82,8 @@ class Recipe(Config):
     request: Request
     """Resolved, for this one picture: count 1, its own seed, nothing left at None that the model had to fill in."""
     model: ModelRef
+    refiner: ModelRef | None = None
+    """Of the model that painted the last steps, if there was one."""
     machine: Machine
     versions: dict[str, str]
     """Package name to version."""

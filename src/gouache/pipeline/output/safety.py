@@ -22,7 +22,8 @@ from gouache.errors import IncompatibleCheckpoint, InvalidInput, ModelNotFound
 from gouache.models.configs import ImageEncoderConfig
 from gouache.models.image_encoder import SafetyChecker, preprocess
 from gouache.pipeline.generate.generation import Event, Painted, Progress
-from gouache.pipeline.inputs.images import on_background, to_tensor
+from gouache.pipeline.inputs.images import on_background
+from gouache.pipeline.inputs.tensors import to_tensor
 from gouache.pipeline.output.recipe import pixels_digest
 from gouache.pipeline.request import Request
 

@@ -130,11 +130,14 @@ def validation_reply(path: str, errors: Sequence[Mapping[str, Any]]) -> Response
     """A body or query that doesn't fit the schema."""
     first = errors[0]
     where = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "header", "path"))
-    message = f"{where or 'body'}: expected {expectation(str(first['msg']))}."
+    expected = expectation(str(first["msg"]))
+    if not where and str(first["type"]) in ("model_attributes_type", "dict_type"):
+        expected = "a JSON object, sent with Content-Type: application/json"
+    message = f"{where or 'body'}: expected {expected}."
     detail = [{"loc": list(error["loc"]), "msg": error["msg"], "type": error["type"]} for error in errors]
     if path.startswith(("/sdapi/", "/controlnet/")):
         return PlainJson({"detail": detail}, 422)
-    parts = {"message": message, "where": where or "body", "expected": expectation(str(first["msg"]))}
+    parts = {"message": message, "where": where or "body", "expected": expected}
     status = 400 if path.startswith("/v1/images/") else 422
     return PlainJson(openai_error(status, parts) | {"detail": detail}, status)
 

@@ -48,6 +48,8 @@ def admit(request: Request, settings: Settings, catalog: ModelCatalog, attachmen
     _check_controls(request)
     _check_size(request, limits)
     catalog.find(request.model)
+    if request.refiner is not None:
+        _check_refiner(request.refiner, catalog)
     return request.replace(
         {
             "seed": secrets.randbelow(DRAWN_SEEDS) if request.seed is None else request.seed,
@@ -117,6 +119,13 @@ def _check_names(request: Request) -> None:
         resolve_schedule(request.schedule)
 
 
+def _check_refiner(name: str, catalog: ModelCatalog) -> None:
+    try:
+        catalog.find(name)
+    except ModelNotFound as error:
+        raise ModelNotFound("refiner", given=error.given, expected=error.expected, cure=error.cure) from error
+
+
 def _check_controls(request: Request) -> None:
     """That each ControlNet is there; where it lies is not told."""
     for name in dict.fromkeys(control.model for control in request.control):
@@ -151,7 +160,7 @@ def _check_size(request: Request, limits: Limits) -> None:
     count = request.count * frames
     # Prompt and negative prompt are two rows of a call; a guider's pass is one, and a ControlNet half of two.
     passes = sum(group is not None for group in (request.pag, request.slg, request.sag, request.perp_neg))
-    work = count * steps * pixels * (2 + passes + len(request.control)) // 2
+    work = count * steps * max(pixels, _tiled(request)) * (2 + passes + len(request.control)) // 2
     for where, given, limit, unit in (
         ("width * height", pixels, limits.pixels, "pixels"),
         ("num_inference_steps", max(steps, second or 0), limits.steps, "steps"),
@@ -164,14 +173,35 @@ def _check_size(request: Request, limits: Limits) -> None:
             raise InvalidInput(where, given=f"{given} {unit}", expected=f"at most {limit} on this server")
 
 
+TILE = 256
+"""Side in pixels of the smallest tile that takes less time than a smaller one."""
+
+
+def _tiled(request: Request) -> int:
+    """Pixels that the network is run on in each step, where tiles overlap; 0 without tiles of a size that is said."""
+    tiled = request.tiled
+    if tiled is None:
+        return 0
+    width, height = _painted(request)
+    tile = tiled.tile or _SIDE
+    calls = 1
+    for length in (width, height):
+        stride = max(round(tile * (1.0 - tiled.overlap)), 8)
+        calls *= 1 + -(-max(length - tile, 0) // stride)
+    return calls * max(min(tile, width) * min(tile, height), TILE**2 if calls > 1 else 1)
+
+
 def _pixels(request: Request) -> int:
+    width, height = _painted(request)
+    return width * height
+
+
+def _painted(request: Request) -> tuple[int, int]:
     width, height = request.width or _SIDE, request.height or _SIDE
     if request.outpaint is not None:
         width += request.outpaint.left + request.outpaint.right
         height += request.outpaint.top + request.outpaint.bottom
-    if request.hires is not None:
-        width, height = request.hires.size_for(width, height)
-    return width * height
+    return (width, height) if request.hires is None else request.hires.size_for(width, height)
 
 
 def _enlarged(request: Request, pixels: int) -> int:

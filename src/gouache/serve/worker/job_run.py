@@ -21,7 +21,7 @@ from gouache.serve.store.database import Database
 from gouache.serve.store.file_store import FileStore
 from gouache.serve.store.gallery import picture_id, row_of
 from gouache.serve.store.outages import outlast
-from gouache.serve.worker.loaded_models import LoadedModels, weights_sha256
+from gouache.serve.worker.loaded_models import LoadedModels, Painter, lend_refiner, weights_sha256
 
 PROGRESS_SECONDS = 0.1
 PREVIEW_SECONDS = 0.5
@@ -101,6 +101,17 @@ class JobRun:
             with contextlib.suppress(StoreAway):  # The next job does it.
                 context.catalog.remember_hash(entry, weights_sha256(painter))
         request = self.request.replace({"model": entry.name})
+        if request.refiner is not None:
+            second = context.catalog.find(request.refiner)
+            request = request.replace({"refiner": second.name})
+            lend_refiner(painter, second.name, context.models.get(second, beside=entry))
+        try:
+            self._paint_all(painter, request, attachments)
+        finally:
+            if request.refiner is not None:
+                lend_refiner(painter, request.refiner, None)
+
+    def _paint_all(self, painter: Painter, request: Request, attachments: dict[str, bytes]) -> None:
         first: int | None = 0
         while first is not None:
             events = painter.run(_from(request, first), attachments)

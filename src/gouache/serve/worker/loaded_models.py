@@ -60,16 +60,22 @@ class LoadedModels:
         self.open_model, self.budget, self.device = open_model, budget, device
         self._loaded: OrderedDict[str, tuple[Painter, int]] = OrderedDict()
 
-    def get(self, entry: ModelEntry) -> Painter:
-        """The model, loaded if need be. Room is made before it is loaded, from its size on disk."""
-        key = f"{entry.name}\n{entry.path}\n{entry.modified}"
+    def get(self, entry: ModelEntry, beside: ModelEntry | None = None) -> Painter:
+        """The model, loaded if need be. Room is made before it is loaded, from its size on disk.
+
+        Args:
+            entry: which.
+            beside: one that is in use too and makes no room for it.
+        """
+        key = _key(entry)
+        kept = {key} if beside is None else {key, _key(beside)}
         if key in self._loaded:
             self._loaded.move_to_end(key)
             return self._loaded[key][0]
-        self._make_room(entry.size)
+        self._make_room(entry.size, kept)
         painter = self.open_model(entry, self.device)
         self._loaded[key] = (painter, max(entry.size, weight_bytes(painter)))
-        self._make_room(0)
+        self._make_room(0, kept)
         return painter
 
     def names(self) -> list[str]:
@@ -81,15 +87,26 @@ class LoadedModels:
         self._loaded.clear()
         give_memory_back()
 
-    def _make_room(self, wanted: int) -> None:
+    def _make_room(self, wanted: int, kept: set[str]) -> None:
+        idle = [key for key in self._loaded if key not in kept]
         freed = False
-        while self._loaded and sum(size for _, size in self._loaded.values()) + wanted > self.budget:
-            if len(self._loaded) == 1 and wanted == 0:
-                break
-            self._loaded.popitem(last=False)
+        while idle and sum(size for _, size in self._loaded.values()) + wanted > self.budget:
+            del self._loaded[idle.pop(0)]
             freed = True
         if freed:
             give_memory_back()
+
+
+def _key(entry: ModelEntry) -> str:
+    return f"{entry.name}\n{entry.path}\n{entry.modified}"
+
+
+def lend_refiner(painter: Painter, name: str, refiner: Painter | None) -> None:
+    """Give a pipeline the model that it hands over to under this name; None takes it back. A painter that isn't one
+    has no use for it."""
+    lend = getattr(painter, "lend_refiner", None)
+    if lend is not None:
+        lend(name, None if refiner is None else getattr(refiner, "bundle", None))
 
 
 def weight_bytes(painter: Painter) -> int:

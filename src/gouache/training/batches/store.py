@@ -24,7 +24,7 @@ from gouache.checkpoints.formats.safetensors import SafetensorsFile, load_tensor
 from gouache.errors import CorruptCheckpoint, DataError
 from gouache.models.text_stack import TextStack
 from gouache.models.vae import AutoencoderKL
-from gouache.pipeline.inputs.images import rgba_to_tensor
+from gouache.pipeline.inputs.tensors import rgba_to_tensor
 from gouache.training.batches.batch_shapes import Batched, Shape, shapes_of
 from gouache.training.batches.encoded import TextStates
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from gouache.pipeline.inputs.images import rgba_to_tensor
+from gouache.pipeline.inputs.tensors import rgba_to_tensor
 from gouache.training.stage import batched
 from gouache.training.towers import Towers
 

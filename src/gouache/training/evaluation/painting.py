@@ -15,7 +15,7 @@ from gouache.errors import ConfigError
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.generate.draft import draft, draw_of, draw_tokens, parts_of
 from gouache.pipeline.generate.guided import NetworkInputs, PromptedDenoiser, guidance_of, run_sampler, sigmas_of
-from gouache.pipeline.inputs.images import to_image
+from gouache.pipeline.inputs.tensors import to_image
 from gouache.pipeline.likelihood import encode_captions, prior_bits
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.prompts.encode import EncodedPrompt, PromptPlan

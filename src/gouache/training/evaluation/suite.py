@@ -24,7 +24,7 @@ from gouache.data.scenes import Scene, Scenes
 from gouache.data.stickers import Stickers
 from gouache.errors import DataError, ShapeMismatch
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.inputs.images import rgba_to_tensor
+from gouache.pipeline.inputs.tensors import rgba_to_tensor
 from gouache.pipeline.likelihood import diffusion_bits, encode_captions, latents_of, prior_bits, tokens_of
 from gouache.pipeline.output.sheets import labelled_sheet
 from gouache.training.evaluation.figures import Evaluation, Figure

@@ -17,7 +17,7 @@ from gouache.models.sentence_encoder import SentenceEncoder
 from gouache.models.text_encoder import TextEncoding
 from gouache.models.text_stack import TextStack
 from gouache.models.tokenizers import CLS, MASK, PAD, SEP, UNKNOWN, WordPieceTokenizer
-from gouache.pipeline.inputs.images import rgba_to_tensor
+from gouache.pipeline.inputs.tensors import rgba_to_tensor
 from gouache.training.batches.batch_shapes import batches_of_one_shape
 from gouache.training.batches.pairs import FinitePairs, Pairs, PairSource, StickerPairs, open_pairs
 from gouache.training.batches.translations import align, expected_rows, foreign_characters

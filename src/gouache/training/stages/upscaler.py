@@ -23,7 +23,7 @@ from gouache.errors import ConfigError
 from gouache.models.configs import UpscalerConfig
 from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
-from gouache.pipeline.inputs.images import rgba_to_tensor, tensor_to_rgba
+from gouache.pipeline.inputs.tensors import rgba_to_tensor, tensor_to_rgba
 from gouache.training.batches.sources import open_stickers
 from gouache.training.config import UpscalerStage
 from gouache.training.inputs import RunInputs, initial_weights, last_result, load_network

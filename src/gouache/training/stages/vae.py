@@ -20,7 +20,7 @@ from gouache.models.configs import DenoiserConfig
 from gouache.models.quantizer import Quantizer
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL, Moments
-from gouache.pipeline.inputs.images import rgba_to_tensor
+from gouache.pipeline.inputs.tensors import rgba_to_tensor
 from gouache.training.batches.batch_shapes import batches_of_one_shape, shown
 from gouache.training.batches.encoded import TextStates
 from gouache.training.batches.store import CaptionedSource, FiniteSource

@@ -12,6 +12,7 @@ from typing import Any
 from gouache.errors import RecipeError
 from gouache.pipeline.output.comfyui.graph import Graph, Node, read_graph
 from gouache.pipeline.output.comfyui.guiders import guiders_of
+from gouache.pipeline.output.comfyui.loras import loras_of, with_tags
 from gouache.pipeline.output.comfyui.sampling import Sampling, is_sampler, paints_over, sampling_of
 from gouache.pipeline.output.comfyui.texts import Conditionings, Texts, in_a1111s_words, prompt_of
 from gouache.pipeline.output.comfyui.workflow import graph_of_workflow
@@ -148,12 +149,13 @@ class _Reader:
     def fields(self, nodes: list[Node]) -> dict[str, Any]:
         main, *later = [sampling_of(node, self.graph) for node in nodes]
         hires: dict[str, Any] | None = None
+        refiner: dict[str, Any] = {}
         for one in later:
             if one.adds_noise and one.denoise >= 1.0 and one.first == 0:
                 self.graph.note(f"{main.node} paints what {one.node} covers with fresh noise; it is left out")
-                main, hires = one, None
+                main, hires, refiner = one, None, {}
             elif not one.adds_noise or one.first:
-                self._note_hand_over(main, one)
+                refiner = refiner or self._refiner(main, one)
             elif hires is None:
                 hires = self._second_pass(main, one)
             else:
@@ -164,9 +166,9 @@ class _Reader:
         guiders, self.understood = guiders_of(self.graph, self._guiding(main))
         loras, model = self._model(main.model)
         width, height = _size_of(self.graph, main.latents) or self._own_size(main, later)
-        self._note_start(main)
+        self._note_start(main, refined=bool(refiner))
         return {
-            "prompt": _with_tags(prompt, loras),
+            "prompt": with_tags(prompt, loras),
             "negative_prompt": negative,
             "width": width,
             "height": height,
@@ -182,6 +184,7 @@ class _Reader:
             "emphasis": emphasis,
             "determinism": "cpu",  # ComfyUI draws its noise with a generator on the CPU
             "hires": hires,
+            **refiner,
             **self._rescale(main.model),
             **guiders,
         }
@@ -205,12 +208,46 @@ class _Reader:
         rule = "a1111" if joined else encoded.rule
         return (None if positive is None else prompt), (None if negative is None else second), rule
 
-    def _note_hand_over(self, main: Sampling, one: Sampling) -> None:
+    def _refiner(self, main: Sampling, one: Sampling) -> dict[str, Any]:
+        """The second model of a pair of samplers that walk one list of levels; steps are counted there."""
         model = self._model(one.model, quiet=True)[1]
         same = model == self._model(main.model, quiet=True)[1]
-        if not same or one.cfg != main.cfg or one.sampler != main.sampler:
-            at = f" from step {one.first} on" if one.first else ""
-            self.graph.note(f"{one.node} continues{at} with {model or 'another model'} (a refiner); it is left out")
+        at = f" from step {one.first} on" if one.first else ""
+        settings = [
+            name for name in ("cfg", "sampler", "schedule", "steps") if getattr(one, name) != getattr(main, name)
+        ]
+        if same or model is None or not main.steps or not 0 < one.first < main.steps:
+            if not same or "cfg" in settings or "sampler" in settings:
+                self.graph.note(f"{one.node} continues{at} with {model or 'another model'} (a refiner); it is left out")
+            return {}
+        quiet = Conditionings(Graph(self.graph.nodes), Texts(Graph(self.graph.nodes)))
+        for name in ("positive", "negative"):
+            wires = [getattr(each, name) for each in (main, one)]
+            words = [prompt_of(quiet.parts(wire, name) or [], quiet.graph)[0] for wire in wires if wire is not None]
+            settings += [f"{name} prompt"] if len(set(words)) > 1 else []
+        if settings:
+            self.graph.note(f"the refiner ({one.node}) has its own {', '.join(settings)}, which is left out")
+        if main.last is not None and main.last != one.first:
+            self.graph.note(f"{main.node} stops at step {main.last}, and the refiner goes on{at}")
+        scores = {
+            key: self._score(wire)
+            for key, wire in (("aesthetic_score", one.positive), ("negative_aesthetic_score", one.negative))
+        }
+        scores = {key: value for key, value in scores.items() if value is not None}
+        return {
+            "refiner": model,
+            "refiner_switch_at": one.first / main.steps,
+            "refiner_switch_by": "steps",
+            **({"size_condition": scores} if scores else {}),
+        }
+
+    def _score(self, wire: object) -> float | None:
+        """What the refiner is told of beauty by its own text node."""
+        for node in _above(self.graph, wire):
+            if "ascore" in node.inputs:
+                score = self.graph.number(node.inputs["ascore"], "ascore")
+                return None if score is None else float(score)
+        return None
 
     def _second_pass(self, main: Sampling, one: Sampling) -> dict[str, Any] | None:
         """`hires` for a sampler that paints over the enlarged picture of the one before."""
@@ -313,7 +350,7 @@ class _Reader:
             return None, None
         return self.size
 
-    def _note_start(self, main: Sampling) -> None:
+    def _note_start(self, main: Sampling, *, refined: bool) -> None:
         nodes = _pictures_above(self.graph, main.latents)
         loaded = next((node for node in nodes if re.search(r"Load ?Image|Image ?Load|LoadLatent", node.kind)), None)
         if loaded is not None:
@@ -328,7 +365,7 @@ class _Reader:
             )
         if any("mask" in name.lower() for node in nodes for name in node.inputs if self.graph.wired(node.inputs[name])):
             self.graph.note("a mask limits what is painted; it isn't in the file")
-        if main.last is not None and not any("continues" in note for note in self.graph.notes):
+        if main.last is not None and not refined and not any("continues" in note for note in self.graph.notes):
             self.graph.note(f"{main.node} stops at step {main.last} of {main.steps}; here it runs to the end")
 
     def _model(self, wire: object, *, quiet: bool = False) -> tuple[list[tuple[str, object, object]], str | None]:
@@ -338,7 +375,7 @@ class _Reader:
         while end is not None and end[0].number not in seen:
             node = end[0]
             seen.add(node.number)
-            held = _loras_of(node, self.graph)
+            held = loras_of(node, self.graph)
             loras += held
             for name in _MODEL_NAMES:
                 value = self.graph.plain(node.inputs.get(name), name)
@@ -425,62 +462,3 @@ def _pictures_above(graph: Graph, value: object) -> list[Node]:
                 one for one in graph.pictures_of(node).values() if not any(end and end[0] is one for end in sizes)
             ]
     return list(found.values())
-
-
-def _loras_of(node: Node, graph: Graph) -> list[tuple[str, object, object]]:
-    """Name and weights (text encoders, U-Net) of the LoRAs that a node, or the stack wired to it, loads."""
-    inputs, found = node.inputs, list[tuple[str, object, object]]()
-    names = [key for key in inputs if re.fullmatch(r"lora(_name)?(_?\d+)?|lora_\d+_name", key)]
-    for key in sorted(names, key=lambda key: int(re.search(r"\d+|$", key)[0] or 0)):  # type: ignore[index]
-        value, tail = inputs[key], re.search(r"(_?\d+)?$", key)[0]  # type: ignore[index]
-        number = tail.lstrip("_")
-        if isinstance(value, Mapping) and "lora" in value:
-            name, both = value.get("lora"), value.get("strength", 1)
-            weights = (value.get("strengthTwo") or both, both) if value.get("on", True) else (0, 0)
-        else:
-            name = graph.plain(value)
-            weights = _weights(inputs, number, graph)
-        off = str(inputs.get(f"switch_{number}", "On")).lower() == "off"
-        count = graph.plain(inputs.get("lora_count"))
-        beyond = isinstance(count, int) and number.isdecimal() and int(number) > count
-        if isinstance(name, str) and name not in ("", "None") and not off and not beyond and any(weights):
-            found.append((_stem(name), *weights))
-    listed = inputs.get("loras")
-    for one in (listed.get("__value__") if isinstance(listed, Mapping) else listed) or ():
-        if isinstance(one, Mapping) and one.get("active", True) and one.get("name"):
-            strength = one.get("strength", 1)
-            found.append((_stem(str(one["name"])), one.get("clipStrength", strength), strength))
-    for key in ("lora_stack", "optional_lora_stack"):
-        stack = graph.wired(inputs.get(key))
-        if stack is not None and stack[0] is not node:
-            found += _loras_of(stack[0], graph)
-    return found
-
-
-def _weights(inputs: Mapping[str, Any], number: str, graph: Graph) -> tuple[object, object]:
-    """Weights for text encoders and U-Net; a loader for the U-Net alone has none for text."""
-    simple = inputs.get("input_mode") == "simple"
-    unet_names = ["lora_wt", "strength", "lora_strength"] if simple else []
-    unet_names += ["strength_model", "model_weight", "model_str", "lora_model_strength", "strength_unet"]
-    unet_names += ["lora_wt", "strength", "lora_strength", "lora_weight", "strength_1"]
-    text_names = [] if simple else ["strength_clip", "clip_weight", "clip_str", "lora_clip_strength"]
-    ends = [f"_{number}", number, ""] if number else [""]
-
-    def first(names: list[str]) -> object:
-        key = next((name + end for name in names for end in ends if name + end in inputs), None)
-        return None if key is None else graph.plain(inputs[key])
-
-    unet, text = first(unet_names), first(text_names)
-    alone = "strength_model" in inputs and "strength_clip" not in inputs
-    unet = 1 if unet is None else unet
-    return (0 if alone else unet if text is None else text), unet
-
-
-def _stem(name: str) -> str:
-    return re.sub(r"\.(safetensors|pt|ckpt|bin)$", "", PurePosixPath(name.replace("\\", "/")).name)
-
-
-def _with_tags(prompt: str | None, loras: list[tuple[str, object, object]]) -> str | None:
-    if prompt is None:
-        return None
-    return " ".join([prompt, *(f"<lora:{name}:{text}:{unet}>" for name, text, unet in loras)])

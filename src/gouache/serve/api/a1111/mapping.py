@@ -13,7 +13,7 @@ from gouache.diffusion.samplers.names import (
     resolve,
     resolve_schedule,
 )
-from gouache.errors import InvalidInput, NotFound, PictureError, UnknownName
+from gouache.errors import InvalidInput, ModelNotFound, NotFound, PictureError, UnknownName
 from gouache.pipeline.output.a1111_text import EMPHASIS, HIRES_UPSCALERS, parse_infotext, request_of
 from gouache.pipeline.output.metadata import ImageKind
 from gouache.pipeline.request import Control, Request, ResizeMode
@@ -61,6 +61,7 @@ NAMES = {
     "hires.strength": "denoising_strength",
     "mask.blur": "mask_blur",
     "mask.padding": "inpaint_full_res_padding",
+    "refiner": "refiner_checkpoint",
     "churn.amount": "s_churn",
     "churn.noise": "s_noise",
     "churn.sigma_min": "s_tmin",
@@ -122,7 +123,7 @@ def order_of(body: Txt2Img | Img2Img, studio: Studio, owner: str) -> MappedReque
     if values.get("mask") and values.get("procedure") == "a1111":
         values["mask"] |= {"threshold": None}  # which rounds by itself
     if body.infotext is not None:
-        values = _from_infotext(body, values)
+        values = _from_infotext(body, values, studio)
     start = (values["init_image"], values["resize_mode"]) if isinstance(body, Img2Img) else None
     values["control"] = _controls(body, keep, start)
     given = {name: value for name, value in values.items() if value is not None}
@@ -141,6 +142,7 @@ def _common(body: GenerationBody, studio: Studio, owner: str, options: Options, 
         "negative_prompt": negative or None,  # as that tool, which gives SDXL zeros then
         "model": options.model,
         "vae": options.vae,
+        **_refiner(body, studio),
         "seed": _seed(body.seed),
         "subseed": _seed(body.subseed) if strength else None,
         "subseed_strength": strength,
@@ -158,6 +160,19 @@ def _common(body: GenerationBody, studio: Studio, owner: str, options: Options, 
         **noise,
         **_randomness(body, sampler, notes),
     }
+
+
+def _refiner(body: GenerationBody, studio: Studio) -> dict[str, Any]:
+    """The second model; A1111's share of 1 never comes, and where none is said its page's 0.8 holds."""
+    name, share = body.refiner_checkpoint, body.refiner_switch_at
+    if name is None or name in NOTHING or (share is not None and share >= 1):
+        return {}
+    try:
+        studio.catalog.find(name)
+    except ModelNotFound as error:
+        where = "refiner_checkpoint"
+        raise InvalidInput(where, given=error.given, expected=error.expected, cure=error.cure) from error
+    return {"refiner": name, "refiner_switch_at": share}
 
 
 def _seed(value: int | None) -> int | None:
@@ -342,10 +357,12 @@ def _controls(body: GenerationBody, keep: Keep, start: tuple[str, ResizeMode] | 
     return controls_of(scripts, keep, start) or None
 
 
-def _from_infotext(body: GenerationBody, values: dict[str, Any]) -> dict[str, Any]:
+def _from_infotext(body: GenerationBody, values: dict[str, Any], studio: Studio) -> dict[str, Any]:
     """Fields that the body doesn't name come from the text."""
     read = request_of(parse_infotext(body.infotext or ""), "infotext")
     found = {name: getattr(read, name) for name in read.model_fields_set if name != "model"}
+    if read.refiner is not None and not _is_known(read.refiner, studio):
+        found = {name: value for name, value in found.items() if not name.startswith("refiner")}
     named = {
         "prompt": "prompt",
         "negative_prompt": "negative_prompt",
@@ -361,6 +378,7 @@ def _from_infotext(body: GenerationBody, values: dict[str, Any]) -> dict[str, An
         "seamless": "tiling",
         "eta": "eta",
         "hires": "enable_hr",
+        "refiner": "refiner_checkpoint",
     }
     kept = {name: value for name, value in values.items() if named.get(name, name) in body.model_fields_set}
     own = ["init_image", "strength", "mask", "resize_mode"]
@@ -368,3 +386,11 @@ def _from_infotext(body: GenerationBody, values: dict[str, Any]) -> dict[str, An
         own += ["determinism", "procedure", "eta_noise_seed_delta"]
     always: dict[str, Any] = {name: values[name] for name in own if name in values}
     return {**values, **found, **kept, **always}
+
+
+def _is_known(model: str, studio: Studio) -> bool:
+    try:
+        studio.catalog.find(model)
+    except ModelNotFound:
+        return False
+    return True

@@ -96,9 +96,6 @@ def _check_neutral(body: GenerationBody) -> None:
         value = getattr(body, name)
         if value is not None and value > 0 and value != (side or 512):
             raise unserved(name, value)
-    refines = body.refiner_switch_at is None or body.refiner_switch_at < 1
-    if body.refiner_checkpoint not in (None, *NOTHING) and refines:
-        raise unserved("refiner_checkpoint", body.refiner_checkpoint)
     if isinstance(body, Txt2Img) and body.enable_hr:
         for name, neutral in NEUTRAL_HIRES.items():
             value, first = getattr(body, name), getattr(body, SAME_AS.get(name, name))
