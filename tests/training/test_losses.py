@@ -50,22 +50,31 @@ def test_contrastive_loss_gradient_and_closed_form() -> None:
     assert contrastive_loss(same, same, scale).item() == pytest.approx(torch.tensor(4.0).log().item())
 
 
-def test_adversarial_loss_turns_the_gradient_of_the_maker() -> None:
+@pytest.mark.parametrize("loudness", [1e-3, 1.0, 1e3])
+def test_adversarial_loss_turns_the_gradient_of_the_maker(loudness: float) -> None:
+    """However loud the discriminator is, its gradient at the picture has a quarter of the reconstruction's length."""
     discriminator = PatchDiscriminator(2, 8).double()
+    with torch.no_grad():
+        for parameter in discriminator.layers[-1].parameters():
+            parameter.mul_(loudness)
     target, picture = random(2, 2, 16, 16), random(2, 2, 16, 16, seed=1).requires_grad_()
-    torch.autograd.backward(adversarial_loss(discriminator, picture, target, 0.25))
+    reconstruction = (picture - target).square().mean()
+    torch.autograd.backward(adversarial_loss(discriminator, picture, target, 0.25, reconstruction))
     assert picture.grad is not None
     direct = picture.detach().clone().requires_grad_()
     torch.autograd.backward(torch.relu(1 + discriminator(direct)).mean())
     assert direct.grad is not None
-    assert torch.allclose(picture.grad, -0.25 * direct.grad)
+    length = (2 * (picture - target) / picture.numel()).detach().norm()
+    torch.testing.assert_close(picture.grad, -0.25 * length * direct.grad / direct.grad.norm())
+    with torch.no_grad():
+        assert adversarial_loss(discriminator, direct, target, 0.25, reconstruction).isfinite()
 
 
-def test_reversed_gradient_is_negated_and_scaled() -> None:
-    x = torch.ones(3, requires_grad=True)
-    torch.autograd.backward((reverse_gradient(x, 2.0) * torch.tensor([1.0, 2.0, 3.0])).sum())
+def test_reversed_gradient_is_negated_and_brought_to_its_length() -> None:
+    x = torch.ones(2, requires_grad=True)
+    torch.autograd.backward((reverse_gradient(x, torch.tensor(10.0)) * torch.tensor([3.0, 4.0])).sum())
     assert x.grad is not None
-    assert x.grad.tolist() == [-2, -4, -6]
+    assert x.grad.tolist() == pytest.approx([-6, -8])
 
 
 def test_psnr_of_a_known_error() -> None:

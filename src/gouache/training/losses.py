@@ -51,21 +51,23 @@ def contrastive_loss(text: Tensor, image: Tensor, log_scale: Tensor, *, same: Te
 
 
 class _ReverseGradient(torch.autograd.Function):
-    """Identity whose gradient is turned round and scaled (Ganin & Lempitsky 2015, equation 16)."""
+    """Identity whose gradient is turned round and brought to a given length (Ganin & Lempitsky 2015, equation 16)."""
 
     @staticmethod
-    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: float) -> Tensor:
-        ctx.weight = weight  # type: ignore[attr-defined]
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, length: Tensor) -> Tensor:
+        ctx.save_for_backward(length)
         return x.view_as(x)
 
     @staticmethod
     def backward(ctx: torch.autograd.function.FunctionCtx, *gradients: Tensor) -> tuple[Tensor, None]:
-        return -ctx.weight * gradients[0], None  # type: ignore[attr-defined]
+        (length,) = ctx.saved_tensors  # type: ignore[attr-defined]
+        gradient = gradients[0]
+        return -gradient * (length / gradient.norm().clamp_min(1e-12)).to(gradient.dtype), None
 
 
-def reverse_gradient(x: Tensor, weight: float) -> Tensor:
-    """`x`, through which the gradient passes back negated and multiplied by `weight`."""
-    reversed_: Tensor = _ReverseGradient.apply(x, weight)  # type: ignore[no-untyped-call]
+def reverse_gradient(x: Tensor, length: Tensor) -> Tensor:
+    """`x`, through which the gradient passes back negated, as a vector of the given length. `length` []"""
+    reversed_: Tensor = _ReverseGradient.apply(x, length)  # type: ignore[no-untyped-call]
     return reversed_
 
 
@@ -85,12 +87,25 @@ class PatchDiscriminator(nn.Module):
         return scores
 
 
-def adversarial_loss(discriminator: nn.Module, picture: Tensor, target: Tensor, weight: float) -> Tensor:
+def adversarial_loss(
+    discriminator: nn.Module, picture: Tensor, target: Tensor, weight: float, reconstruction: Tensor
+) -> Tensor:
     """Hinge loss of the discriminator (Lim & Ye 2017, equation 8); the picture's maker gets its gradient reversed.
 
     One optimizer serves both players: the discriminator goes down this loss, and through `reverse_gradient` whatever
-    made `picture` goes up it, `weight` times as fast.
+    made `picture` goes up it. A discriminator's gradient grows by orders of magnitude as it learns, so its length at
+    the picture is kept at `weight` times that of the reconstruction's (Esser et al. 2021, equation 7, there in the last
+    layer).
+
+    Args:
+        discriminator: [B,C,H,W] -> scores.
+        picture, target: made and real. [B,C,H,W]
+        weight: 0 lets the discriminator learn and leaves the picture alone.
+        reconstruction: the loss between the two, whose gradient the picture gets as well. []
     """
+    length = torch.zeros((), device=picture.device)
+    if picture.requires_grad:
+        length = weight * torch.autograd.grad(reconstruction, picture, retain_graph=True)[0].norm()
     real = F.relu(1 - discriminator(target)).mean()
-    fake = F.relu(1 + discriminator(reverse_gradient(picture, weight))).mean()
+    fake = F.relu(1 + discriminator(reverse_gradient(picture, length))).mean()
     return real + fake

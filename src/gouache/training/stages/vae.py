@@ -161,7 +161,8 @@ class VaeTraining(Stage[AutoencoderKL]):
         loss = loss + config.kl * losses["kl"]
         if self.discriminator is not None:
             started = float(batch["index"][0] >= config.adversarial_start)
-            losses["adversarial"] = adversarial_loss(self.discriminator, picture, image, config.adversarial * started)
+            weight = config.adversarial * started
+            losses["adversarial"] = adversarial_loss(self.discriminator, picture, image, weight, loss)
             loss = loss + losses["adversarial"]
         return {"loss": loss, **losses}
 
