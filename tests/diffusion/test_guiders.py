@@ -67,7 +67,7 @@ def test_phi_is_the_share_beside_plain_guidance_and_pictures_do_not_mix() -> Non
 def test_a_flat_channel_has_no_range_and_stays_finite() -> None:
     flat = torch.full_like(COND, 2.0)
     for spread in ("max", "std"):
-        found = thresholded(flat, torch.ones_like(COND), 4.0, DynamicThresholding(2.0, spread=spread))  # type: ignore[arg-type]
+        found = thresholded(flat, torch.ones_like(COND), 4.0, DynamicThresholding(2.0, spread=spread))
         assert torch.equal(found, torch.full_like(COND, 5.0))
 
 
@@ -139,6 +139,6 @@ def test_shapes_and_settings_are_checked() -> None:
         perpendicular_negative(COND, UNCOND, UNCOND[:1], 3.0)
     for name, value in (("mimic_scale", -1.0), ("percentile", 1.1), ("phi", math.nan)):
         with pytest.raises(InvalidInput, match=name):
-            DynamicThresholding(**{name: value})
+            DynamicThresholding(**{name: value})  # type: ignore[arg-type]
     with pytest.raises(InvalidInput, match="one rule"):
         Guidance(projection=AdaptiveProjection(), thresholding=DynamicThresholding())

@@ -18,9 +18,8 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
 @pytest.mark.parametrize("place", [0, 1, 2])
 def test_the_first_version_is_diffusers(size: tuple[int, int], place: int) -> None:
     x, skip = drawn(2, 8, *size), drawn(2, 4, *size, seed=1)
-    factors = {"b1": 1.3, "b2": 1.4, "s1": 0.9, "s2": 0.2}
-    theirs = apply_freeu(place, x.clone(), skip.clone(), **factors)
-    ours = free_u(x, skip, FreeU(**factors, version=1), place, 4)
+    theirs = apply_freeu(place, x.clone(), skip.clone(), b1=1.3, b2=1.4, s1=0.9, s2=0.2)
+    ours = free_u(x, skip, FreeU(b1=1.3, b2=1.4, s1=0.9, s2=0.2, version=1), place, 4)
     for mine, other in zip(ours, theirs, strict=True):
         assert torch.allclose(mine, other, atol=1e-6)
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gouache.errors import InvalidInput, unknown_name
 from gouache.models.unet import UNet
@@ -88,7 +88,7 @@ def _choices(names: Sequence[str]) -> list[str]:
 
 def changes_of(
     unet: UNet, rows: Sequence[Perturbation | None], record: AttentionRecord | None
-) -> Mapping[TransformerBlock, RowChanges] | None:
+) -> Mapping[nn.Module, RowChanges] | None:
     """What each block does otherwise, for the rows of one call; blocks that do nothing so aren't named. None = none.
 
     Args:
@@ -105,7 +105,7 @@ def changes_of(
         marks = [one is not None and name in chosen(one) for one in rows]
         return torch.tensor(marks, device=device)[:, None, None] if any(marks) else None
 
-    found: dict[TransformerBlock, RowChanges] = {}
+    found: dict[nn.Module, RowChanges] = {}
     for name, block in blocks.items():
         identity = marked(lambda one: one.identity, name)
         skipped = marked(lambda one: one.skipped, name)

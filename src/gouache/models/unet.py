@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from gouache.errors import ShapeMismatch
 from gouache.models.configs import UNetConfig
-from gouache.nn.attention import RowChanges, SpatialTransformer, TransformerBlock, key_mask
+from gouache.nn.attention import RowChanges, SpatialTransformer, key_mask
 from gouache.nn.free_u import FreeU, free_u
 from gouache.nn.layers import EmbeddingMLP, GroupNorm, silu, sinusoidal_embedding
 from gouache.nn.resnet import Downsample, ResnetBlock, Upsample, zero_
@@ -24,7 +24,7 @@ from gouache.nn.resnet import Downsample, ResnetBlock, Upsample, zero_
 __all__ = ["UNet", "UNetConfig", "block_shape", "down_levels", "time_and_pooled"]
 
 
-Changes = Mapping[TransformerBlock, RowChanges]
+Changes = Mapping[nn.Module, RowChanges]
 """Transformer block -> what some rows of a batch do otherwise there."""
 
 

@@ -91,7 +91,8 @@ def attended(query: Tensor, key: Tensor, *, heads: int) -> Tensor:
     """
     q, k = (_split_heads(tensor, heads).float() for tensor in (query, key))
     scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)  # [B, heads, N, M]
-    return scores.softmax(-1).mean(1).sum(1)
+    received: Tensor = scores.softmax(-1).mean(1).sum(1)
+    return received
 
 
 def _split_heads(x: Tensor, heads: int) -> Tensor:
@@ -253,7 +254,7 @@ class SpatialTransformer(nn.Module):
         x: Tensor,
         context: Tensor,
         mask: Tensor | None = None,
-        changes: Mapping[TransformerBlock, RowChanges] | None = None,
+        changes: Mapping[nn.Module, RowChanges] | None = None,
     ) -> Tensor:
         """x [B, C, h, w], context [B, L, context_width], mask [B, 1, 1, L], changes by block -> [B, C, h, w]."""
         size = x.shape[-2:]

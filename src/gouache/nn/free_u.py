@@ -75,4 +75,5 @@ def _low_frequencies_scaled(x: Tensor, factor: float) -> Tensor:
     # Negative where a side is a single pixel: slices would count from the end.
     spectrum[..., max(rows - 1, 0) : rows + 1, max(columns - 1, 0) : columns + 1] *= factor
     shifted = torch.fft.ifftshift(spectrum, dim=(-2, -1))
-    return torch.fft.ifftn(shifted, dim=(-2, -1)).real.to(x.dtype)
+    found: Tensor = torch.fft.ifftn(shifted, dim=(-2, -1)).real
+    return found.to(x.dtype)

@@ -91,7 +91,7 @@ def test_ours_are_written_in_forges_words_and_read_back() -> None:
         "mimic": Mimic(scale=5.0, percentile=0.9, spread="std"),
     }
     for changes in (written, {"pag": Pag(layers=("up",)), "sag": Sag(end=0.5), "freeu": FreeU()}):
-        request = Request(prompt="a", seed=1, num_inference_steps=4, width=64, height=64, **changes)  # type: ignore[arg-type]
+        request = Request(prompt="a", seed=1, num_inference_steps=4, width=64, height=64, **changes)
         recipe = Recipe(
             request=request,
             model=ModelRef(name="m", family="sd1"),

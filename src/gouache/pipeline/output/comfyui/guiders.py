@@ -66,7 +66,7 @@ KINDS = {
 """Kinds of nodes of ComfyUI, of sd-perturbed-attention and of sd-dynamic-thresholding."""
 _LATER = "interpolate_phi"
 """An input that older versions of its node don't have."""
-_WORDS = {
+_WORDS: dict[str, tuple[str, dict[Any, Any]]] = {
     "separate_feature_channels": ("by_channel", {"enable": True, "disable": False}),
     "scaling_startpoint": ("centre", {"MEAN": "mean", "ZERO": "zero"}),
     "variability_measure": ("spread", {"AD": "max", "STD": "std"}),
