@@ -109,7 +109,7 @@ def create_api(studio: Studio) -> FastAPI:
 def _add_error_replies(api: FastAPI) -> None:
     @api.exception_handler(GouacheError)
     async def _known(request: Request, error: GouacheError) -> Response:
-        return reply_to(request.url.path, error)
+        return reply_to(request.url.path, api.state.studio.hidden(error))
 
     @api.exception_handler(RequestValidationError)
     async def _invalid(request: Request, error: RequestValidationError) -> Response:

@@ -378,7 +378,7 @@ async def _stream(studio: Studio, job: Job, output: OutputFormat, kind: str, par
                 {"type": f"{kind}.completed", **item, "created_at": int(job.created), "usage": usage} | output.labels()
             )
     except GouacheError as error:
-        yield _sse(openai_error(status_of(error), error.to_dict()))
+        yield _sse(openai_error(status_of(error), studio.hidden(error).to_dict()))
     yield "data: [DONE]\n\n"
 
 
