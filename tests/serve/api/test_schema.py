@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 STORED = Path(__file__).parent / "openapi.json"
 pytestmark = pytest.mark.filterwarnings(
-    "ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore:Using `httpx` with `starlette.testclient`"
+    "ignore::DeprecationWarning",
+    "ignore::ResourceWarning",
+    "ignore:Using `httpx` with `starlette.testclient`",
 )
 
 

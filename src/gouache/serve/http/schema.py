@@ -1,4 +1,4 @@
-"""What the schema says of every route beside its own body: who may ask, how it refuses, and replies that aren't JSON."""
+"""What the schema says of every route beside its own body: who may ask, how it refuses, replies without JSON."""
 
 from __future__ import annotations
 
