@@ -174,7 +174,7 @@ class JobQueue:
         """Jobs that ended after a time, the newest first; at most the last ten thousand."""
         query = select(jobs.c.id, jobs.c.state, jobs.c.created, jobs.c.started, jobs.c.finished)
         query = query.where(jobs.c.finished > moment).order_by(jobs.c.finished.desc()).limit(10_000)
-        return [EndedJob(*row) for row in self.database.rows(query)]
+        return [EndedJob(**row._mapping) for row in self.database.rows(query)]
 
     def steps_per_second(self, seconds: float) -> float:
         """Steps of the jobs that ended in the last so many seconds, by the time they took."""
