@@ -39,6 +39,7 @@ from gouache.serve.http import ops
 from gouache.serve.http.guard import Guard
 from gouache.serve.http.ops import Counted, Metrics
 from gouache.serve.http.replies import refusal, reply_to, validation_reply
+from gouache.serve.http.schema import describe
 from gouache.serve.http.slow_headers import patient
 from gouache.serve.logs import log_to_stderr
 from gouache.serve.models.catalog import UNUSABLE
@@ -62,10 +63,12 @@ def create_app(studio: Studio) -> ASGIApp:
         from gouache.serve.page.mount import PagePolicy, mount_page
 
         mount_page(api, studio)
-        counted: ASGIApp = PagePolicy(Counted(api, api.state.metrics))
+        served: ASGIApp = PagePolicy(api)
     else:
-        counted = Counted(api, api.state.metrics)
-    return Guard(counted, studio.settings, studio.accounts, studio.secret, studio.failures)
+        served = api
+    guarded = Guard(served, studio.settings, studio.accounts, studio.secret, studio.failures)
+    # Outermost: what the guard refuses is counted too.
+    return Counted(guarded, api.state.metrics)
 
 
 def _prepare_gradio(data: Path) -> None:
@@ -110,6 +113,7 @@ def create_api(studio: Studio) -> FastAPI:
     ):
         api.include_router(part.router)
     _add_error_replies(api)
+    describe(api)
     for prefix in API_PREFIXES:
         api.add_api_route(prefix + "/{rest:path}", _unknown, methods=METHODS, include_in_schema=False)
     return api
@@ -142,7 +146,7 @@ def _unknown(request: Request) -> None:
 def _add_error_replies(api: FastAPI) -> None:
     @api.exception_handler(GouacheError)
     async def _known(request: Request, error: GouacheError) -> Response:
-        return reply_to(request.url.path, error)
+        return reply_to(request.url.path, api.state.studio.hidden(error))
 
     @api.exception_handler(OSError)
     async def _of_disk(request: Request, error: OSError) -> Response:

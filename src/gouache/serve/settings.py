@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+import re
+import sys
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+import gouache
+from gouache.checkpoints.hub import data_folder, models_folder
 from gouache.config import Config
 from gouache.pipeline.request import Safety
 
@@ -130,6 +135,17 @@ class Settings(Config):
     def store_url(self) -> str:
         """Where the store is."""
         return self.store or f"sqlite:///{self.data / 'studio.sqlite3'}"
+
+    def hide_places(self, text: str) -> str:
+        """A text without the folders of this server: where its files lie is nobody's business outside."""
+        named = (self.search_tower, self.safety_checker, models_folder(), data_folder(), Path.home())
+        program = (Path(gouache.__file__).parent, Path(sys.prefix), Path(tempfile.gettempdir()))
+        known = [place for place in (*self.model_folders, self.data, *program, *named) if place is not None]
+        places = {path for place in known for path in (place, place.absolute(), place.resolve())}
+        for place in sorted(map(str, places), key=len, reverse=True):
+            if len(place) > 1:
+                text = re.sub(rf"(?<![\w./-]){re.escape(place)}(?![\w-])", "...", text)
+        return text
 
     @property
     def on_loopback(self) -> bool:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sqlalchemy import delete, insert, select
 
-from gouache.errors import ModelNotFound, QueueFull
+from gouache.errors import GouacheError, ModelNotFound, QueueFull
 from gouache.pipeline.output.metadata import ImageKind
 from gouache.pipeline.request import Request
 from gouache.serve.decoding.operations import Facts
@@ -226,6 +226,15 @@ class Studio:
         found = self.catalog.find(name).name
         self.set_options(owner, {DEFAULT_MODEL: json.dumps(found)})
         return found
+
+    def hidden(self, error: GouacheError) -> GouacheError:
+        """The same error without the places where files lie."""
+        parts = error.to_dict()
+        return type(error).from_dict({name: self.settings.hide_places(text) for name, text in parts.items()})
+
+    def told(self, error: GouacheError) -> str:
+        """The error as whoever uses the page may read it."""
+        return str(self.hidden(error))
 
     def options(self, owner: str) -> dict[str, str]:
         """A user's stored options, as JSON texts by key."""

@@ -7,8 +7,9 @@ import json
 import os
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+import jsonschema_rs
 import pytest
 import schemathesis
 from schemathesis.checks import not_a_server_error
@@ -18,8 +19,15 @@ from gouache.serve.server import create_api, create_app
 from gouache.serve.settings import Limits, Settings
 from gouache.serve.studio import Studio
 
+if TYPE_CHECKING:
+    from tests.serve.conftest import MakeClient
+
 STORED = Path(__file__).parent / "openapi.json"
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::DeprecationWarning",
+    "ignore::ResourceWarning",
+    "ignore:Using `httpx` with `starlette.testclient`",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +44,42 @@ def test_the_stored_schema_is_what_the_server_says(studio: Studio) -> None:
     stored = STORED.read_text(encoding="utf-8")
     changes = list(difflib.unified_diff(stored.splitlines(), said.splitlines(), "stored", "said", lineterm="", n=2))
     assert not changes, "\n".join(changes[:60])
+
+
+def test_every_route_says_who_may_ask_how_it_refuses_and_what_it_answers(studio: Studio) -> None:
+    schema = create_api(studio).openapi()
+    assert {one["type"] for one in schema["components"]["securitySchemes"].values()} == {"http", "apiKey"}
+    known = schema["components"]["schemas"]
+    operations = [(path, one) for path, methods in schema["paths"].items() for one in methods.values()]
+    assert len(operations) > 60
+    for path, operation in operations:
+        answers = operation["responses"]
+        (good,) = (status for status in answers if status.startswith("2"))
+        assert good == "204" or answers[good]["content"], path
+        for answer in answers.values():
+            for content in answer.get("content", {}).values():
+                assert content["schema"], path
+        if path in ("/healthz", "/readyz"):
+            assert operation["security"] == []
+            continue
+        assert "security" not in operation, path
+        for status in ("401", "403", "413", "429", "503", "400" if path.startswith("/v1/images/") else "422"):
+            named = answers[status]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+            assert named in known
+    assert "HTTPValidationError" not in json.dumps(schema)
+
+
+@pytest.mark.parametrize("path", ["/v1/jobs/0", "/sdapi/v1/img2img", "/v1/images/generations"])
+def test_refusals_have_the_shape_that_the_schema_says(make_client: MakeClient, path: str) -> None:
+    client = make_client()
+    schema = client.app.app.app.openapi()  # type: ignore[attr-defined]
+    for body in ({}, {"prompt": 3}, {"prompt": "x", "size": "1x"}):
+        answer = client.get(path) if path == "/v1/jobs/0" else client.post(path, json=body)
+        operation = next(iter(schema["paths"][path.replace("/0", "/{job_id}")].values()))
+        told = operation["responses"][str(answer.status_code)]["content"]["application/json"]["schema"]
+        jsonschema_rs.validator_for({"components": schema["components"], **told}).validate(answer.json())
+        if path == "/v1/jobs/0":
+            break
 
 
 def fuzz(folder: Path, *, examples: int) -> Counter[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 import struct
 import threading
@@ -14,8 +15,22 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
+import gouache
+from gouache.errors import (
+    ConfigError,
+    GouacheError,
+    InvalidInput,
+    ModelNotFound,
+    PictureError,
+    StoreError,
+    WorkerError,
+)
+from gouache.serve.studio import Studio
+
 if TYPE_CHECKING:
-    from tests.serve.conftest import Server, StartServer
+    from tests.serve.conftest import MakeClient, Server, StartServer
+
+pytestmark = pytest.mark.filterwarnings("ignore:Using `httpx` with `starlette.testclient`")
 
 FORM = {"content-type": "multipart/form-data; boundary=x"}
 JSON = {"content-type": "application/json"}
@@ -262,3 +277,68 @@ def test_a_picture_deleted_while_its_job_goes_on_stays_deleted(client: httpx.Cli
     assert server.wait(job).state == "done"
     assert gone not in client.get(f"/v1/jobs/{job}").json()["pictures"]
     assert client.get(f"/v1/pictures/{gone}/file").status_code == 404
+
+
+@pytest.mark.parametrize("owner", ["local", "ada"])
+@pytest.mark.parametrize(
+    "error",
+    [
+        PictureError("{data}/attachments/x", given="no such file", expected="a picture"),
+        ModelNotFound("model", given="{models}/a.safetensors", expected="a file", cure="See {models}."),
+        WorkerError("worker", given="FileNotFoundError: '{data}/pictures/x.png'", expected="no such fault"),
+        GouacheError("{home}/.cache", given="[Errno 13] {home}/x", expected="room"),
+        InvalidInput("data", given="{data}", expected="a set"),
+        StoreError("store", given="sqlite3 {data}/studio.sqlite3 is locked", expected="a store"),
+        ConfigError("{package}/x.json", given="{package}", expected="a config"),
+    ],
+    ids=lambda error: type(error).__name__ if isinstance(error, GouacheError) else None,
+)
+def test_no_error_names_a_place_of_the_server(
+    make_client: MakeClient, tmp_path: Path, error: GouacheError, owner: str
+) -> None:
+    places = {
+        "data": str(tmp_path / "data0"),
+        "models": str(tmp_path / "weights"),
+        "home": str(Path.home()),
+        "package": str(Path(gouache.__file__).parent),
+    }
+    parts = {name: text.format(**places) if name != "kind" else text for name, text in error.to_dict().items()}
+    raised = type(error).from_dict(parts)
+    token = "a-token-that-is-long-enough"
+
+    def prepare(studio: Studio) -> None:
+        if owner != "local":
+            studio.accounts.add_token(owner, token)
+
+        def fail(*_: object, **__: object) -> None:
+            raise raised
+
+        studio.submit = fail  # type: ignore[assignment, method-assign]
+
+    client = make_client(prepare, models=(tmp_path / "weights",))
+    who = {"Authorization": f"Bearer {token}"}
+    for path, body in (
+        ("/v1/jobs", {"request": {"prompt": "x"}}),
+        ("/sdapi/v1/txt2img", {"prompt": "x"}),
+        ("/v1/images/generations", {"prompt": "x"}),
+    ):
+        said = client.post(path, json=body, headers=who).text
+        assert "..." in said
+        for place in places.values():
+            assert place not in said
+
+
+def test_what_was_said_in_a_request_is_said_back(studio: Studio) -> None:
+    for text in ("/etc/passwd", "a/b", "C:\\x", "tmpfs", f"x{studio.settings.data}"):
+        assert studio.settings.hide_places(text) == text
+    assert studio.settings.hide_places(f"'{studio.settings.data}/x'") == "'.../x'"
+
+
+def test_a_painted_picture_says_nothing_of_where_its_model_lay(client: httpx.Client, server: Server) -> None:
+    asked = {"prompt": "x", "num_inference_steps": 1, "width": 64, "height": 64}
+    job = server.wait(client.post("/v1/jobs", json={"request": asked}).json()["id"])
+    (picture,) = server.studio.pictures.of_job(job.id)
+    data = client.get(f"/v1/pictures/{picture.id}/file").content
+    assert json.loads(picture.recipe)["model"]["path"] is None
+    assert b'"path":null' in data or b'"path": null' in data
+    assert str(Path.home()).encode() not in data

@@ -143,9 +143,13 @@ def test_one_bad_picture_keeps_the_whole_zip_out(small: TestClient) -> None:
 
 def test_who_has_many_pictures_keeps_nobody_elses_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
     going, go = [], threading.Event()
-    monkeypatch.setattr(
-        processes, "_answer", lambda facts, *_: (going.append(facts["who"]), go.wait(20), ({"made": {}}, b""))[2]
-    )
+
+    def answer(facts: dict[str, str], *_: object) -> tuple[dict[str, Any], bytes]:
+        going.append(facts["who"])
+        go.wait(20)
+        return {"made": {}}, b""
+
+    monkeypatch.setattr(processes, "_answer", answer)
     decoding = Decoding()
 
     def ask(owner: str) -> threading.Thread:

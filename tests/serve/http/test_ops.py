@@ -35,6 +35,17 @@ def test_health_readiness_and_metrics(client: httpx.Client, server: Server) -> N
     assert float(figures['gouache_resident_bytes{process="workers"}']) > 10**7
     assert float(figures["gouache_steps_per_second"]) > 0
     assert 'route="/v1/jobs/{job_id}"' in text
+    for name in ("wait", "paint"):
+        assert float(figures[f"gouache_job_{name}_duration_seconds_count"]) >= 1
+        assert 0 <= float(figures[f"gouache_job_{name}_duration_seconds_sum"]) < 600
+    ended = float(figures['gouache_jobs_ended_total{state="done"}'])
+    assert ended >= 1
+    assert 'gouache_http_request_duration_seconds_bucket{le="0.1",route="/v1/jobs"}' in figures
+    # Each job is counted once, however often is asked; what the guard refuses is counted too.
+    client.get("/v1/jobs", headers={"origin": "https://evil.example"})
+    again = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if not line.startswith("#"))
+    assert float(again['gouache_jobs_ended_total{state="done"}']) == ended
+    assert float(again['gouache_http_requests_total{method="GET",route="other",status="403"}']) >= 1
     assert job not in text
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from html import escape
 from typing import Annotated
@@ -16,10 +17,14 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gouache.errors import StoreAway
 from gouache.serve.http.access import owner_of, studio_of
 from gouache.serve.http.visitors import SESSION, address_of, log_failure, network_of, session_in
+from gouache.serve.queue.job import EndedJob
 from gouache.serve.store.accounts import SESSION_SECONDS
 from gouache.serve.studio import Studio
 
 router = APIRouter(tags=["ops"])
+JOB_SECONDS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600)
+"""Edges of the histograms of jobs."""
+LATE_SECONDS = 30.0
 
 
 class Metrics:
@@ -30,7 +35,17 @@ class Metrics:
         self.requests = Counter(
             "gouache_http_requests", "HTTP requests.", ["method", "route", "status"], registry=self.registry
         )
-        self.seconds = Histogram("gouache_http_seconds", "Time to answer.", ["route"], registry=self.registry)
+        self.seconds = Histogram(
+            "gouache_http_request_duration_seconds", "Time until an answer begins.", ["route"], registry=self.registry
+        )
+        self.ended = Counter(
+            "gouache_jobs_ended", "Jobs that ended since the server began.", ["state"], registry=self.registry
+        )
+        self.waited, self.painted = (
+            Histogram(f"gouache_job_{name}_duration_seconds", text, buckets=JOB_SECONDS, registry=self.registry)
+            for name, text in (("wait", "From handing in to the start."), ("paint", "From the start to the end."))
+        )
+        self._since, self._seen, self._lock = 0.0, set[EndedJob](), threading.Lock()
         self.jobs = Gauge("gouache_jobs", "Jobs by state.", ["state"], registry=self.registry)
         self.pictures = Gauge("gouache_pictures", "Pictures in the gallery.", registry=self.registry)
         self.workers = Gauge("gouache_workers", "Workers that run.", registry=self.registry)
@@ -39,10 +54,25 @@ class Metrics:
         self.wait = Gauge("gouache_oldest_wait_seconds", "Age of the oldest waiting job.", registry=self.registry)
         self.uptime = Gauge("gouache_uptime_seconds", "Since the start.", registry=self.registry)
 
+    def _count_ended(self, studio: Studio) -> None:
+        """Workers are other processes: what they ended is read from the store, each job once."""
+        # What was committed late has an earlier time than what was read: looked for a little into the past.
+        with self._lock:
+            ended = studio.jobs.ended_since(max(studio.started, self._since - LATE_SECONDS))
+            for job in ended:
+                if job not in self._seen:
+                    self.ended.labels(job.state).inc()
+                    if job.started is not None:
+                        self.waited.observe(max(0.0, job.started - job.created))
+                        self.painted.observe(max(0.0, job.finished - job.started))
+            self._seen = set(ended)
+            self._since = max((job.finished for job in ended), default=self._since)
+
     def text(self, studio: Studio) -> bytes:
         """Everything in Prometheus' text format."""
         for state, count in studio.jobs.counts().items():
             self.jobs.labels(state).set(count)
+        self._count_ended(studio)
         self.pictures.set(studio.pictures.count())
         self.workers.set(studio.supervisor.alive())
         self.memory.labels("server").set(resident_bytes(None))

@@ -42,7 +42,7 @@ def edit_tab(studio: Studio, say: gr.I18n, page: gr.Blocks, timer: gr.Timer) -> 
         try:
             wanted = edit_request(studio, dict(zip(NAMES, values, strict=True)), request)
         except GouacheError as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(studio.told(error)) from error
         hand_in(studio, owner_of(request), wanted)
         return *status(studio, request, "nothing_edited"), gr.Timer(BUSY_SECONDS)
 

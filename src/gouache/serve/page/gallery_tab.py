@@ -198,7 +198,11 @@ class _GalleryActions:
             try:
                 found = await self.studio.semantic_search.search(words, wanted, limit=limit)
             except GouacheError as error:
-                return [parts.trouble(said("none_found", request), str(error)), "", gr.update(visible=False)]
+                return [
+                    parts.trouble(said("none_found", request), self.studio.told(error)),
+                    "",
+                    gr.update(visible=False),
+                ]
             pictures = [picture for picture, _ in found.pictures]
             line = f'<p class="g-p">{parts.plain(said(f"compared_{found.compared}", request))}</p>'
         else:
@@ -256,7 +260,7 @@ class _GalleryActions:
             data = self.studio.file_store.read("pictures", found.file)
             picture = read_picture(data, max_pixels=self.studio.upload_pixels).convert("RGBA")
         except GouacheError as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(self.studio.told(error)) from error
         canvas = {"background": picture, "layers": [], "composite": picture}
         return canvas, frame_of(picture, request), gr.Tabs(selected="edit")
 

@@ -78,12 +78,16 @@ def _line(studio: Studio, job: Job, request: gr.Request) -> str:
     if job.state == "running":
         return _running(studio, job, request)
     if job.state == "failed":
-        return parts.trouble(said("failed", request), (job.error_parts() or {}).get("message", ""))
+        return parts.trouble(said("failed", request), _reason(studio, job))
     if job.state == "cancelled":
         return parts.notice(said("cancelled", request))
     took = said("took", request, (job.finished or 0) - (job.started or 0))
     seed = said("seed_is", request, job.parsed().seed)
     return parts.notice(said("done", request), took, seed)
+
+
+def _reason(studio: Studio, job: Job) -> str:
+    return studio.settings.hide_places((job.error_parts() or {}).get("message", ""))
 
 
 def _running(studio: Studio, job: Job, request: gr.Request) -> str:

@@ -134,7 +134,7 @@ class _ModelActions:
             check_admin(self.studio, owner_of(request))
             self.studio.pulls.start(repo or "", variant=(variant or "").strip() or None)
         except GouacheError as error:
-            return parts.trouble(said("failed", request), str(error)), gr.Timer(active=False)
+            return parts.trouble(said("failed", request), self.studio.told(error)), gr.Timer(active=False)
         return self._pull_state(request), gr.Timer(active=True)
 
     def cancel(self, request: gr.Request) -> str:
@@ -159,7 +159,7 @@ class _ModelActions:
         try:
             return self.studio.catalog.find(name or self.studio.default_model(owner_of(request)))
         except ModelNotFound as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(self.studio.told(error)) from error
 
     def _models(self, chosen: str, request: gr.Request) -> str:
         default = self.studio.default_model(owner_of(request))
@@ -173,7 +173,7 @@ class _ModelActions:
             found = facts_of(entry)
             said_all = inspect(entry)
         except GouacheError as error:
-            return parts.heading(chosen) + parts.trouble(said("unusable", request), str(error)), ""
+            return parts.heading(chosen) + parts.trouble(said("unusable", request), self.studio.told(error)), ""
         kinds = ", ".join(
             f"{name} {short_count(part['parameters'])} ({'/'.join(part['dtypes'])}, {NAMINGS[part['naming']]})"
             for name, part in said_all["parts"].items()

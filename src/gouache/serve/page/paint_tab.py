@@ -45,7 +45,7 @@ def paint_tab(studio: Studio, say: gr.I18n, page: gr.Blocks, timer: gr.Timer) ->
         try:
             wanted = request_of(given)
         except GouacheError as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(studio.told(error)) from error
         hand_in(studio, owner, wanted)
         return *status(studio, request, "nothing"), gr.Timer(BUSY_SECONDS)
 

@@ -139,7 +139,7 @@ def hand_in(studio: Studio, owner: str, request: Request) -> None:
     try:
         studio.submit(request, owner=owner, source="page")
     except GouacheError as error:
-        raise gr.Error(str(error)) from error
+        raise gr.Error(studio.told(error)) from error
 
 
 def last_seed(studio: Studio, owner: str) -> int:

@@ -213,7 +213,7 @@ class _TrainActions:
             for file in files or []:
                 found = self.studio.add_to_set(owner_of(request), name, Path(file).name, Path(file).read_bytes())
         except GouacheError as error:
-            return None, self._sets(request), parts.trouble(said("failed", request), str(error))
+            return None, self._sets(request), parts.trouble(said("failed", request), self.studio.told(error))
         note = said("added", request, found.name, found.pictures, found.captioned) if files else ""
         return None, self._sets(request, found.name if files else None), parts.notice(note)
 
@@ -250,7 +250,7 @@ class _TrainActions:
                 batch_size=int(batch or 1),
             )
         except GouacheError as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(self.studio.told(error)) from error
         return self._chosen(run.plan.name, request)
 
     def stop(self, chosen: str, request: gr.Request) -> Any:
@@ -286,14 +286,14 @@ class _TrainActions:
         try:
             check_admin(self.studio, owner)
         except GouacheError as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(self.studio.told(error)) from error
         return owner
 
     def _try(self, action: Any, name: str) -> None:
         try:
             action(name)
         except GouacheError as error:
-            raise gr.Error(str(error)) from error
+            raise gr.Error(self.studio.told(error)) from error
 
     def _sets(self, request: gr.Request, value: str | None = None) -> Any:
         found = self.training.sets.listing()

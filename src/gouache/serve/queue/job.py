@@ -73,6 +73,17 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class EndedJob:
+    """When a job that ended came, began and ended, in seconds since 1970."""
+
+    id: str
+    state: str
+    created: float
+    started: float | None
+    finished: float
+
+
+@dataclass(frozen=True, slots=True)
 class JobEvent:
     """Something that happened to a job."""
 

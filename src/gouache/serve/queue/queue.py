@@ -13,7 +13,7 @@ from sqlalchemy.exc import IntegrityError
 
 from gouache.errors import Conflict, NotFound, QueueFull, StoreAway
 from gouache.pipeline.request import Request
-from gouache.serve.queue.job import COLUMNS, OPEN, Ending, Job, JobEvent, Source
+from gouache.serve.queue.job import COLUMNS, OPEN, EndedJob, Ending, Job, JobEvent, Source
 from gouache.serve.settings import Limits
 from gouache.serve.store.database import Database
 from gouache.serve.store.gallery import drop_partial
@@ -170,6 +170,12 @@ class JobQueue:
         rows = self.database.rows(select(jobs.c.state, func.count().label("many")).group_by(jobs.c.state))
         found = {str(row.state): int(row.many) for row in rows}
         return {"queued": 0, "running": 0, "done": 0, "failed": 0, "cancelled": 0} | found
+
+    def ended_since(self, moment: float) -> list[EndedJob]:
+        """Jobs that ended after a time, the newest first; at most the last ten thousand."""
+        query = select(jobs.c.id, jobs.c.state, jobs.c.created, jobs.c.started, jobs.c.finished)
+        query = query.where(jobs.c.finished > moment).order_by(jobs.c.finished.desc()).limit(10_000)
+        return [EndedJob(**row._mapping) for row in self.database.rows(query)]
 
     def steps_per_second(self, seconds: float) -> float:
         """Steps of the jobs that ended in the last so many seconds, by the time they took."""

@@ -6,7 +6,7 @@ import contextlib
 import io
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from PIL import Image
@@ -227,6 +227,9 @@ class JobRun:
     def _stored(self, painted: Painted, first: int, *, partial: bool = False) -> dict[str, object] | None:
         """Write the file, give its row; None if an earlier attempt listed this picture, whose file stays."""
         number = first + painted.picture
+        # Pictures travel: where the model lies on this server is no part of them. It is found again by name and hash.
+        model = painted.recipe.model.model_copy(update={"path": None})
+        painted = replace(painted, recipe=painted.recipe.model_copy(update={"model": model}))
         if self._insist(lambda: self.leases.has_picture(self.job, number)):
             return None
         # PNG holds every recipe whole; other formats are made of it when they are asked for.

@@ -16,7 +16,6 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from gouache.checkpoints.hub import models_folder
 from gouache.errors import GouacheError, StoreAway, WorkerError
 from gouache.serve.logs import log_to_stderr
 from gouache.serve.models.catalog import ModelCatalog
@@ -27,7 +26,6 @@ from gouache.serve.queue.tasks import TaskQueue
 from gouache.serve.search.index import Index
 from gouache.serve.search.vectors import open_embedder
 from gouache.serve.settings import Settings
-from gouache.serve.store.accounts import LOCAL
 from gouache.serve.store.database import Database
 from gouache.serve.store.file_store import FileStore
 from gouache.serve.store.outages import Patience, outlast
@@ -217,7 +215,7 @@ class Worker:
             self._may_hold = True
             raise
         except GouacheError as error:
-            self._fail(job, self._shown_to_owner(error, job))
+            self._fail(job, self._shown(error))
         except MemoryError:
             self.models.forget()
             short = WorkerError(
@@ -229,7 +227,7 @@ class Worker:
             if "out of memory" in str(error).lower():
                 self.models.forget()
             given = f"{type(error).__name__}: {error}"[:500]
-            self._fail(job, WorkerError("worker", given=given, expected="no such fault").to_dict())
+            self._fail(job, self._shown(WorkerError("worker", given=given, expected="no such fault")))
 
     def _fail(self, job: Job, error: dict[str, str]) -> None:
         outlast(lambda: self.leases.fail(job, error), who=f"job {job.id}", check=self._check_time)
@@ -238,17 +236,9 @@ class Worker:
         if self._is_over():
             raise StoreAway("store", given="no answer", expected="one before the worker's time is up")
 
-    def _shown_to_owner(self, error: GouacheError, job: Job) -> dict[str, str]:
-        """An error as the job's owner may read it: where files lie is told to the machine's own user only."""
-        parts = error.to_dict()
-        if job.owner == LOCAL:
-            return parts
-        places = sorted(
-            {str(path) for path in (*self.settings.model_folders, self.settings.data, models_folder())}, key=len
-        )
-        for place in reversed(places):
-            parts = {name: text.replace(place, "...") for name, text in parts.items()}
-        return parts
+    def _shown(self, error: GouacheError) -> dict[str, str]:
+        """An error as the job's owner reads it: not where files lie."""
+        return {name: self.settings.hide_places(text) for name, text in error.to_dict().items()}
 
 
 def main(open_model: OpenModel = open_pipeline) -> None:

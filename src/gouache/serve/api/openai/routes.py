@@ -222,7 +222,7 @@ async def _stream(studio: Studio, job: Job, output: OutputFormat, kind: str, par
             about = {"created_at": int(job.created), "usage": _usage(job.parsed(), 1)}
             yield _sse({"type": f"{kind}.completed", **item, **about, **output.labels(_size_of(found))})
     except GouacheError as error:
-        yield _sse(openai_error(status_of(error), error.to_dict()))
+        yield _sse(openai_error(status_of(error), studio.hidden(error).to_dict()))
     yield "data: [DONE]\n\n"
 
 
