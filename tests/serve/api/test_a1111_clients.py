@@ -488,3 +488,9 @@ def test_progress_has_the_keys_of_a1111s_and_no_more(server: Server) -> None:
     """Clients make an object of the reply, whose constructor takes no others."""
     found = httpx.get(f"{server.url}/sdapi/v1/progress", timeout=60).json()
     assert found.keys() == {"progress", "eta_relative", "state", "current_image", "textinfo"}
+
+
+def test_a_masked_picture_has_the_size_that_was_asked_for(server: Server) -> None:
+    fields = {"init_images": [picture()], "mask": picture(255), "inpaint_full_res": False, "width": 64, "height": 48}
+    answer = httpx.post(f"{server.url}/sdapi/v1/img2img", json={**SMALL, **fields}, timeout=120)
+    assert Image.open(io.BytesIO(base64.b64decode(answer.json()["images"][0]))).size == (64, 48)

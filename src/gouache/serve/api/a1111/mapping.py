@@ -16,9 +16,9 @@ from gouache.diffusion.samplers.names import (
     resolve_schedule,
 )
 from gouache.errors import InvalidInput, NotFound, PictureError, UnknownName
-from gouache.pipeline.inputs.images import read_picture
+from gouache.pipeline.inputs.images import fit, read_picture
 from gouache.pipeline.output.a1111_text import EMPHASIS, HIRES_UPSCALERS, parse_infotext, request_of
-from gouache.pipeline.output.metadata import ImageKind
+from gouache.pipeline.output.metadata import ImageKind, encode_picture
 from gouache.pipeline.request import Control, Request, ResizeMode
 from gouache.pipeline.request_fields import OPAQUE
 from gouache.serve.api.a1111.fields import GenerationBody, Img2Img, Txt2Img, decoded
@@ -262,9 +262,21 @@ def _img2img(body: Img2Img, studio: Studio, notes: list[str]) -> dict[str, Any]:
         values["image_guidance_scale"] = body.image_cfg_scale
     if body.mask:
         values["mask"] = _mask(body, studio, notes)
+        if not values["mask"]["only_masked"]:
+            mode, first = values["resize_mode"], body.init_images[0]
+            values["init_image"] = _at_asked_size(body, studio, "init_images", first, mode)
+            values["mask"] |= {"image": _at_asked_size(body, studio, "mask", body.mask, mode)}
     if (body.script_name or "").strip().lower() == SD_UPSCALE:
         values |= _sd_upscale(body, studio, notes)
     return values
+
+
+def _at_asked_size(body: Img2Img, studio: Studio, field: str, text: str, mode: ResizeMode) -> str:
+    """A starting picture or its mask as large as was asked: pixels outside a mask stay, and so does their number."""
+    picture, size = _picture_of(studio, field, text), (body.width or 512, body.height or 512)
+    if picture.size == size or size[0] * size[1] > studio.settings.limits.pixels:
+        return attach(studio, field, text)  # What is too large, admission refuses.
+    return studio.file_store.attach(encode_picture(fit(picture, *size, mode), "png"))
 
 
 def _sd_upscale(body: Img2Img, studio: Studio, notes: list[str]) -> dict[str, Any]:
