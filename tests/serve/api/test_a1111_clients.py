@@ -17,16 +17,12 @@ import httpx
 import pytest
 from PIL import Image
 
-from gouache.checkpoints.hub import shipped_model
-from gouache.checkpoints.identify import identify, known_sha256
-from gouache.errors import GouacheError, InvalidInput, ModelNotFound
+from gouache.errors import GouacheError, InvalidInput
 from gouache.serve.api.a1111.fields import Img2Img, Txt2Img
 from gouache.serve.api.a1111.mapping import MappedRequest, order_of
 from gouache.serve.studio import Studio
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.serve.conftest import Server
 
 
@@ -488,16 +484,13 @@ def test_sd_upscale_paints_over_the_enlarged_picture_in_tiles(studio: Studio, se
         order(studio, script_name="SD upscale")
 
 
-@pytest.mark.parametrize(
-    "spelled",
-    ["{name}", "{NAME}", " {name} ", "{name} [0123456789]", "{hash}", "{HASH}", "{sha256}", "{name}.safetensors"],
-)
-def test_models_by_the_names_that_clients_have(studio: Studio, tmp_path: Path, spelled: str) -> None:
-    """Titles, stems, hashes as recipes write them, other case, a hash that is out of date."""
-    sha256 = known_sha256(identify(shipped_model() or tmp_path))
-    names = {"name": "pocket", "NAME": "POCKET", "hash": sha256[:10], "HASH": sha256[:10].upper(), "sha256": sha256}
-    if spelled.endswith(".safetensors"):
-        with pytest.raises(ModelNotFound):
-            studio.catalog.find(spelled.format(**names))
-    else:
-        assert studio.catalog.find(spelled.format(**names)).name == "pocket"
+def test_progress_has_the_keys_of_a1111s_and_no_more(server: Server) -> None:
+    """Clients make an object of the reply, whose constructor takes no others."""
+    found = httpx.get(f"{server.url}/sdapi/v1/progress", timeout=60).json()
+    assert found.keys() == {"progress", "eta_relative", "state", "current_image", "textinfo"}
+
+
+def test_a_masked_picture_has_the_size_that_was_asked_for(server: Server) -> None:
+    fields = {"init_images": [picture()], "mask": picture(255), "inpaint_full_res": False, "width": 64, "height": 48}
+    answer = httpx.post(f"{server.url}/sdapi/v1/img2img", json={**SMALL, **fields}, timeout=120)
+    assert Image.open(io.BytesIO(base64.b64decode(answer.json()["images"][0]))).size == (64, 48)

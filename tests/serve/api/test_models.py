@@ -9,6 +9,8 @@ import httpx
 import pytest
 
 from gouache.checkpoints import hub
+from gouache.checkpoints.hub import shipped_model
+from gouache.checkpoints.identify import identify, known_sha256
 from gouache.errors import Conflict, HubError, InvalidInput, ModelNotFound
 from gouache.pipeline.request import Request
 from gouache.serve.models.catalog import ModelCatalog
@@ -137,3 +139,18 @@ def test_a_pull_reports_is_alone_and_can_be_cancelled(monkeypatch: pytest.Monkey
     pulls.cancel()
     assert ended(pulls).state == "cancelled"
     assert arrived == []
+
+
+@pytest.mark.parametrize(
+    "spelled",
+    ["{name}", "{NAME}", " {name} ", "{name} [0123456789]", "{hash}", "{HASH}", "{sha256}", "{name}.safetensors"],
+)
+def test_models_by_the_names_that_clients_have(studio: Studio, tmp_path: Path, spelled: str) -> None:
+    """Titles, stems, hashes as recipes write them, other case, a hash that is out of date."""
+    sha256 = known_sha256(identify(shipped_model() or tmp_path))
+    names = {"name": "pocket", "NAME": "POCKET", "hash": sha256[:10], "HASH": sha256[:10].upper(), "sha256": sha256}
+    if spelled.endswith(".safetensors"):
+        with pytest.raises(ModelNotFound):
+            studio.catalog.find(spelled.format(**names))
+    else:
+        assert studio.catalog.find(spelled.format(**names)).name == "pocket"

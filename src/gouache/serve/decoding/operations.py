@@ -78,6 +78,12 @@ def resize(data: bytes, wanted: Facts) -> Answer:
     return {}, encode_picture(picture, "png", found)
 
 
+def fitted(data: bytes, wanted: Facts) -> Answer:
+    """A picture brought to `width` and `height` by a resize mode, `mode`; `where`, `max_pixels` as for `check`."""
+    picture = read_picture(data, where=wanted["where"], max_pixels=wanted["max_pixels"])
+    return {}, encode_picture(fit(picture, wanted["width"], wanted["height"], wanted["mode"]), "png")
+
+
 def white_mask(data: bytes, wanted: Facts) -> Answer:
     """OpenAI's mask is transparent where to paint; ours is white there.
 
@@ -158,7 +164,7 @@ def add_to_set(data: bytes, wanted: Facts) -> Answer:
 Operation = Callable[[bytes, Facts], Answer]
 OPERATIONS: Mapping[str, Operation] = {
     operation.__name__: operation
-    for operation in (check, encode, thumbnail, resize, white_mask, side_by_side, texts, recipe, add_to_set)
+    for operation in (check, encode, thumbnail, resize, fitted, white_mask, side_by_side, texts, recipe, add_to_set)
 }
 
 

@@ -228,8 +228,13 @@ class JobRun:
         """Write the file, give its row; None if an earlier attempt listed this picture, whose file stays."""
         number = first + painted.picture
         # Pictures travel: where the model lies on this server is no part of them. It is found again by name and hash.
-        model = painted.recipe.model.model_copy(update={"path": None})
-        painted = replace(painted, recipe=painted.recipe.model_copy(update={"model": model}))
+        recipe = painted.recipe
+        placeless = {
+            name: ref.model_copy(update={"path": None})
+            for name, ref in (("model", recipe.model), ("refiner", recipe.refiner))
+            if ref is not None
+        }
+        painted = replace(painted, recipe=recipe.model_copy(update=placeless))
         if self._insist(lambda: self.leases.has_picture(self.job, number)):
             return None
         # PNG holds every recipe whole; other formats are made of it when they are asked for.

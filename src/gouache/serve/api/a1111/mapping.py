@@ -105,6 +105,15 @@ class Keep:
         self.sizes[name] = (facts["width"], facts["height"])
         return name
 
+    def fitted(self, where: str, text: str, size: tuple[int, int], mode: ResizeMode) -> str:
+        """The name of such a picture, brought to a size."""
+        wanted = {"where": where, "width": size[0], "height": size[1], "mode": mode}
+        wanted["max_pixels"] = self.studio.upload_pixels
+        _, png = self.studio.decoding.run(self.owner, "fitted", decoded(where, text), wanted)
+        name = self.studio.attachments.keep(self.owner, png)
+        self.sizes[name] = size
+        return name
+
 
 def order_of(body: Txt2Img | Img2Img, studio: Studio, owner: str) -> MappedRequest:
     """Translate a body.
@@ -300,9 +309,21 @@ def _img2img(body: Img2Img, keep: Keep, notes: list[str]) -> dict[str, Any]:
         values["image_guidance_scale"] = body.image_cfg_scale
     if body.mask:
         values["mask"] = _mask(body, keep, notes)
+        if not values["mask"]["only_masked"]:
+            mode, first = values["resize_mode"], body.init_images[0]
+            values["init_image"] = _at_asked_size(body, keep, "init_images", first, mode)
+            values["mask"] |= {"image": _at_asked_size(body, keep, "mask", body.mask, mode)}
     if (body.script_name or "").strip().lower() == SD_UPSCALE:
         values |= _sd_upscale(body, keep.sizes[values["init_image"]], notes)
     return values
+
+
+def _at_asked_size(body: Img2Img, keep: Keep, field: str, text: str, mode: ResizeMode) -> str:
+    """A starting picture or its mask as large as was asked: pixels outside a mask stay, and so does their number."""
+    name, size = keep(field, text), (body.width or 512, body.height or 512)
+    if keep.sizes[name] == size or size[0] * size[1] > keep.studio.settings.limits.pixels:
+        return name  # What is too large, admission refuses.
+    return keep.fitted(field, text, size, mode)
 
 
 def _sd_upscale(body: Img2Img, size: tuple[int, int], notes: list[str]) -> dict[str, Any]:

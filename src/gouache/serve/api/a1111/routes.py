@@ -141,7 +141,6 @@ def progress_answer(studio: Studio, owner: str, *, with_image: bool) -> dict[str
             "state": state,
             "current_image": None,
             "textinfo": None,
-            "current_task": None,
         }
     state |= {
         "interrupted": job.cancel_requested,
@@ -163,7 +162,6 @@ def progress_answer(studio: Studio, owner: str, *, with_image: bool) -> dict[str
         "state": state,
         "current_image": base64.b64encode(preview[1]).decode("ascii") if preview else None,
         "textinfo": "waiting" if job.state == "queued" else None,
-        "current_task": job.label or job.id,
     }
 
 
