@@ -58,3 +58,14 @@ def test_without_gradient_it_is_torchs_kernel_bit_for_bit(dtype: torch.dtype) ->
         normed = F.group_norm(x, 3, norm.weight, norm.bias, 1e-3)
         assert torch.equal(norm(x), normed)
         assert torch.equal(norm(x, activate=True), F.silu(normed))
+
+
+@pytest.mark.parametrize("channels", [1, 3, 8, 32, 64])
+@pytest.mark.parametrize("activate", [False, True])
+def test_a_group_of_one_number_becomes_its_bias(channels: int, activate: bool) -> None:
+    """Equation 1 with no deviation: (x - x) / sqrt(0 + eps) * weight + bias."""
+    norm = layer(channels, channels)
+    x = torch.randn(1, channels, 1, 1, generator=torch.Generator().manual_seed(1))
+    found = norm(x, activate=activate)[0, :, 0, 0]
+    assert norm.bias is not None
+    assert torch.allclose(found, F.silu(norm.bias) if activate else norm.bias, atol=1e-6)

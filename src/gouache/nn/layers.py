@@ -225,7 +225,11 @@ class GroupNorm(nn.GroupNorm):
         if _own_is_faster(input, self.num_channels // self.num_groups):
             out: Tensor = _GroupNormSilu.apply(input, self.weight, self.bias, self.num_groups, self.eps, activate)  # type: ignore[no-untyped-call]
             return out
-        normed = F.group_norm(input, self.num_groups, self.weight, self.bias, self.eps)
+        # What `F.group_norm` calls. It refuses groups of one number, which a thin picture has at the lowest level of a
+        # network with a channel a group; their deviation is 0, and what is left is the bias.
+        normed = torch.group_norm(
+            input, self.num_groups, self.weight, self.bias, self.eps, torch.backends.cudnn.enabled
+        )
         return silu(normed) if activate else normed
 
 
