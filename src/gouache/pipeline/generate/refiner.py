@@ -194,10 +194,13 @@ def zeros_of(request: Request, refiner: ModelBundle) -> bool:
 
 def refiner_notes(request: Request, bundle: ModelBundle) -> list[str]:
     """What of a resolved request the refiner doesn't read."""
-    if bundle.refiner is None:
-        return []
     notes = []
-    if request.refiner_switch_at >= 1:
+    if request.refiner is None:
+        plain = Request()
+        for name in ("refiner_switch_at", "refiner_switch_by"):
+            if getattr(request, name) != getattr(plain, name):
+                notes.append(f"{name} was not used: there is no refiner")
+    elif request.refiner_switch_at >= 1:
         notes.append("refiner was not used: refiner_switch_at is 1")
     elif "<" in request.prompt or request.control:
         notes.append("LoRA files, textual inversions and ControlNets act on the base model; the refiner paints without")
