@@ -192,14 +192,13 @@ def zeros_of(request: Request, refiner: ModelBundle) -> bool:
     return unsaid and (refiner.traits.zero_negative or (follows(request) and refiner.size_numbers > 0))
 
 
-def refiner_notes(request: Request, bundle: ModelBundle) -> list[str]:
+def refiner_notes(request: Request) -> list[str]:
     """What of a resolved request the refiner doesn't read."""
     notes = []
     if request.refiner is None:
-        plain = Request()
-        for name in ("refiner_switch_at", "refiner_switch_by"):
-            if getattr(request, name) != getattr(plain, name):
-                notes.append(f"{name} was not used: there is no refiner")
+        plain, names = Request(), ("refiner_switch_at", "refiner_switch_by")
+        given = [name for name in names if getattr(request, name) != getattr(plain, name)]
+        notes += [f"{name} was not used: there is no refiner" for name in given]
     elif request.refiner_switch_at >= 1:
         notes.append("refiner was not used: refiner_switch_at is 1")
     elif "<" in request.prompt or request.control:
