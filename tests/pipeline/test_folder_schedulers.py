@@ -130,7 +130,6 @@ ONE_STEP: list[tuple[str, str, Values]] = [
     ("sd1", "KDPM2AncestralDiscreteScheduler", {**SD, "timestep_spacing": "trailing"}),
     ("sdxl", "DDPMScheduler", {**SD, "timestep_spacing": "trailing"}),
     ("sd1", "LCMScheduler", {"clip_sample": True, "clip_sample_range": 0.6}),
-    ("sd1", "TCDScheduler", {"clip_sample": True}),
     ("sd1", DPM, {**SD, "algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),
 ]
 """Schedulers that draw noise; their only step draws none that is used."""
