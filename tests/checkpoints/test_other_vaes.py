@@ -6,15 +6,18 @@ judge is diffusers' classes with random weights: latents and pixels have to be t
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers import AsymmetricAutoencoderKL, AutoencoderTiny
+from PIL import Image
 
 from gouache.checkpoints.convert import convert
 from gouache.checkpoints.load import identify, load_bundle
@@ -114,7 +117,55 @@ def test_latents_and_pixels_are_those_of_diffusers(published: Published, tmp_pat
             found = source.vae.normalise(source.vae.encode(image).mode()), source.vae.decode(latents)
         for ours, theirs in zip(found, wanted, strict=True):
             assert torch.allclose(ours, theirs, atol=1e-4 * float(theirs.abs().max())), name
-        assert any("mask" in note for note in source.loading_notes) == name.startswith("asymmetric")
+        assert not any("mask" in note for note in source.loading_notes)
+        if name.startswith("asymmetric"):
+            mask = (torch.arange(32)[None, None, None] + torch.arange(32)[None, None, :, None] > 25).float()
+            shift = getattr(network.config, "shift_factor", 0.0) or 0.0
+            with torch.no_grad():
+                judged = network.decode(latents / network.config.scaling_factor + shift, image=image, mask=mask).sample
+                ours = source.vae.decode(latents, around=(image, mask))
+            assert torch.allclose(ours, judged, atol=1e-4 * float(judged.abs().max())), name
+            assert not torch.allclose(ours, found[1], atol=1e-2)
+
+
+def test_inpainting_decodes_with_the_picture_around(
+    published: Published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last latents go through diffusers' decoder with picture and mask; with the mask's edge where it is."""
+    network = randomised(asymmetric())
+    pipeline = Pipeline.load(with_vae(published("sd1"), tmp_path / "model", network), device="cpu")
+    start = Image.fromarray(np.random.default_rng(1).integers(0, 255, (32, 32, 3), np.uint8))
+    mask = Image.new("L", (32, 32))
+    mask.paste(255, (0, 0, 16, 32))
+    names = ["sha256:" + "0" * 64, "sha256:" + "1" * 64]
+    data = dict(zip(names, map(png, (start, mask)), strict=True))
+    options = {"image": names[1], "blur": 0, "preserve": False}
+    plain = {"prompt": "a", "seed": 1, "num_inference_steps": 2, "width": 32, "height": 32, "init_image": names[0]}
+    request = Request.from_dict({**plain, "mask": options}, where="request")
+    seen: list[torch.Tensor] = []
+    decode = pipeline.bundle.vae.decode
+
+    def watched(latents: torch.Tensor, **more: Any) -> torch.Tensor:
+        seen.append(latents)
+        return decode(latents, **more)
+
+    monkeypatch.setattr(pipeline.bundle.vae, "decode", watched)
+    (painted,) = pipeline.paint(request, data)
+    image = torch.from_numpy(np.asarray(start).copy()).permute(2, 0, 1)[None].float() / 127.5 - 1
+    hard = torch.zeros(1, 1, 32, 32)
+    hard[..., :16] = 1
+    with torch.no_grad():
+        judged = network.decode(seen[-1] / network.config.scaling_factor, image=image, mask=hard).sample
+    expected = ((judged[0] / 2 + 0.5).clamp(0, 1) * 255).round().permute(1, 2, 0).numpy()
+    assert np.abs(np.asarray(painted.image, np.float64) - expected).max() <= 1
+    (tiles,) = pipeline.paint(request.replace({"vae_tiling": True}), data)
+    assert any("without the picture around" in note for note in tiles.recipe.notes)
+
+
+def png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
 
 
 def test_a_file_without_its_config_paints_the_same(published: Published, tmp_path: Path) -> None:

@@ -46,6 +46,8 @@ BETAS: Values = {"trained_betas": [0.001 * (1 + i / 20) for i in range(200)], "n
 DPM, UNIPC, DEIS = "DPMSolverMultistepScheduler", "UniPCMultistepScheduler", "DEISMultistepScheduler"
 EULER, EDM, EDM_DPM = "EulerDiscreteScheduler", "EDMEulerScheduler", "EDMDPMSolverMultistepScheduler"
 
+CLIPPED: list[Values] = [{}, {"clip_sample_range": 0.5}, {"thresholding": True, "sample_max_value": 2.0}]
+LIMIT: Values = {"thresholding": True, "dynamic_thresholding_ratio": 0.8, "lower_order_final": True}
 CASES: list[tuple[str, str, Values]] = [
     ("sd1", "DDIMScheduler", {**SD, "clip_sample": False, "set_alpha_to_one": False, "steps_offset": 1}),
     ("sd1", "DDIMScheduler", SD),  # a file of 2022, two keys of which the pipeline corrects
@@ -111,19 +113,9 @@ CASES: list[tuple[str, str, Values]] = [
     ("sdxl", EDM_DPM, {}),
     ("sdxl", EDM_DPM, {"rho": 5.0, "sigma_data": 0.7, "final_sigmas_type": "sigma_min"}),
     ("sdxl", EDM_DPM, {"solver_order": 1, "sigma_min": 0.01}),
-    # Estimates that are cut off: every class that has the key, and its numbers.
-    ("sdxl", "DDIMScheduler", SD),
-    ("sdxl", "DDIMScheduler", {**SD, "clip_sample_range": 0.5, "set_alpha_to_one": False, "steps_offset": 1}),
-    ("sdxl", "DDIMScheduler", {**SD, "thresholding": True, "sample_max_value": 2.0}),
-    ("sd1", "DDIMParallelScheduler", {**SD, "thresholding": True, "dynamic_thresholding_ratio": 0.7}),
-    ("sdxl", "DDIMScheduler", {**ZERO_SNR, "clip_sample_range": 2.0}),
+    *(("sdxl", "DDIMScheduler", {**SD, **more}) for more in CLIPPED),
+    *(("sd1", name, {**SD, **LIMIT}) for name in (DPM, UNIPC, DEIS, "DPMSolverSinglestepScheduler")),
     ("sdxl", "HeunDiscreteScheduler", {**SD, "clip_sample": True, "clip_sample_range": 0.7}),
-    ("sdxl", "HeunDiscreteScheduler", {**SD, "clip_sample": True, "use_karras_sigmas": True}),
-    ("sd1", DPM, {**SD, "thresholding": True}),
-    ("sd1", DPM, {**SD, "thresholding": True, "dynamic_thresholding_ratio": 0.8, "sample_max_value": 1.5}),
-    ("sd1", "DPMSolverSinglestepScheduler", {**SD, "lower_order_final": True, "thresholding": True}),
-    ("sd1", UNIPC, {**SD, "thresholding": True, "sample_max_value": 3.0}),
-    ("sd1", DEIS, {**SD, "thresholding": True, "dynamic_thresholding_ratio": 0.9}),
     ("sdxl", EDM_DPM, {"thresholding": True, "dynamic_thresholding_ratio": 0.9, "sample_max_value": 2.0}),
 ]
 """Schedulers without noise of their own."""
@@ -137,10 +129,7 @@ ONE_STEP: list[tuple[str, str, Values]] = [
     ("sd1", "DDPMScheduler", {**SD, "timestep_spacing": "trailing"}),
     ("sd1", "KDPM2AncestralDiscreteScheduler", {**SD, "timestep_spacing": "trailing"}),
     ("sdxl", "DDPMScheduler", {**SD, "timestep_spacing": "trailing"}),
-    ("sdxl", "DDPMScheduler", {**SD, "thresholding": True, "timestep_spacing": "trailing"}),
     ("sd1", "LCMScheduler", {"clip_sample": True, "clip_sample_range": 0.6}),
-    ("sd1", "LCMScheduler", {"thresholding": True}),
-    ("sd1", "TCDScheduler", {"clip_sample": True}),
     ("sd1", DPM, {**SD, "algorithm_type": "sde-dpmsolver++", "use_karras_sigmas": True}),
 ]
 """Schedulers that draw noise; their only step draws none that is used."""

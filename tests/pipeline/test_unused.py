@@ -148,6 +148,9 @@ CASES: list[Case] = [
     ("safety", {}, {"safety": "block"}),
 ]
 EXEMPT = {
+    "refiner": "names a model; tested with refiners",
+    "refiner_switch_at": "tested with refiners",
+    "refiner_switch_by": "tested with refiners",
     "vae": "names a file; tested with the library of autoencoders",
     "procedure": "tested in generate/test_a1111_procedure.py",
     "eta_noise_seed_delta": "refused beside the levels whose noise it doesn't shift",

@@ -64,7 +64,6 @@ SCHEDULE_TABLES = re.compile(
     r"^(betas|alphas_cumprod(_prev)?|sqrt_.*alphas_cumprod|log_one_minus_alphas_cumprod|posterior_.*|lvlb_weights"
     r"|logvar|denoiser\.(sigmas|log_sigmas))$"
 )
-MASK_CONDITION = "the mask's way into an autoencoder's decoder, which decodes as without a mask"
 LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(^|\.)model_ema\."), "the EMA copy of the weights"),
     (SCHEDULE_TABLES, "tables of the noise schedule"),
@@ -75,7 +74,6 @@ LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"^(embedder|noise_augmentor)\."), "the image embedder of unCLIP"),
     (re.compile(r"(^|\.)(visual|vision_model)\.|(^|\.)visual_projection\.weight$"), "CLIP's vision tower"),
     (re.compile(r"^safety_checker\."), "the safety checker"),
-    (re.compile(r"^(vae\.|first_stage_model\.)?decoder\.condition_encoder\."), MASK_CONDITION),
     (re.compile(r"^(v_pred|ztsnr|edm_vpred\.sigma_(min|max)|edm_mean|edm_std)$"), "marks of the prediction type"),
 )
 EDM_SAMPLING = {
@@ -160,8 +158,6 @@ class Identity:
     def notes_on_loading(self) -> tuple[str, ...]:
         """What a user should hear of how the files were taken: of tensors that belong to no part, of parts left out."""
         notes = self.loading_notes
-        if MASK_CONDITION in self.left_out:
-            notes = (*notes, f"left out: {MASK_CONDITION}")
         if not self.unexplained:
             return notes
         count = f"{len(self.unexplained)} tensors that belong" if len(self.unexplained) > 1 else "1 tensor that belongs"

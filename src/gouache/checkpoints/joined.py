@@ -102,10 +102,7 @@ def with_vae(identity: Identity, other: Identity, path: Path) -> Identity:
         scale = family_named(identity.family).latent_scale
         part = replace(part, config=part.config.model_copy(update={"scale": scale}))
     parts = {name: one for name, one in identity.parts.items() if name != "vae"} | {"vae": part}
-    left_out = dict(identity.left_out)
-    if detect.MASK_CONDITION in other.left_out:
-        left_out[detect.MASK_CONDITION] = other.left_out[detect.MASK_CONDITION]
-    return replace(identity, parts=parts, kind=detect.kind_of(parts), left_out=left_out)
+    return replace(identity, parts=parts, kind=detect.kind_of(parts))
 
 
 def _says_its_scale(part: Part, path: Path) -> bool:

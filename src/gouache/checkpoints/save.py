@@ -165,7 +165,9 @@ def write_model(model: ModelToWrite, path: str | Path, to: Format) -> Path:
             "int8", given=", ".join(unknown), expected=f"some of {', '.join(model.networks)}, in gouache's own format"
         )
     vae = model.networks["vae"].config if "vae" in model.networks else None
-    unusual = isinstance(vae, VAEConfig) and (vae.tiny_blocks or vae.decoder_channels or vae.decoder_layers)
+    unusual = isinstance(vae, VAEConfig) and (
+        vae.tiny_blocks or vae.decoder_channels or vae.decoder_layers or vae.mask_condition
+    )
     if to != "gouache" and unusual:
         raise IncompatibleCheckpoint(
             str(path),

@@ -199,6 +199,7 @@ def vae_config(shapes: Shapes, naming: Naming, scale: float, where: str) -> VAEC
         decoder_layers=0 if up_layers == down_layers + 1 else up_layers,
         norm_groups=norm_groups((*channels, *up_channels)),
         middle_attention=attention in shapes,
+        mask_condition="decoder.condition_encoder.layers.0.weight" in shapes,
         quant_conv="quant_conv.weight" in shapes,
         scale=scale,
     )

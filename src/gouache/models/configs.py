@@ -121,6 +121,8 @@ class VAEConfig(Config):
     """Width of each level of the decoder, finest first, where they are others than the encoder's."""
     decoder_layers: int = Field(default=0, ge=0)
     """Residual blocks of a level in the decoder, where they are others than `layers_per_level` + 1; 0 = they aren't."""
+    mask_condition: bool = False
+    """Whether the decoder looks at the picture around a mask (AsymmetricAutoencoderKL)."""
     tiny_blocks: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     """Of a tiny autoencoder (`models.tiny_vae`): blocks of each level, the encoder's finest first, the decoder's
     coarsest first. Its `channels` are all the same, and it has no norms, attention and quant_conv."""

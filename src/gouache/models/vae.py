@@ -228,12 +228,47 @@ class Encoder(nn.Module):
         return out
 
 
+CONDITION_LAYERS = 5
+"""Two at full size, then one for each halving."""
+
+
+class MaskCondition(nn.Module):
+    """Feature maps of the picture around a mask, at full size and at halves of it (Zhu et al. 2023, Designing a Better
+    Asymmetric VQGAN for StableDiffusion, arXiv:2306.04632, section 3.1).
+
+    Args:
+        channels: of the picture.
+        first, last: widths of the decoder's finest and coarsest level.
+    """
+
+    def __init__(self, channels: int, first: int, last: int) -> None:
+        super().__init__()
+        widths = [min(first * 2**i, last) for i in range(CONDITION_LAYERS - 1)]
+        layers, before = [], channels
+        for i, width in enumerate([*widths, last]):
+            kind = {"kernel_size": 3, "stride": 1} if i < 2 else {"kernel_size": 4, "stride": 2}
+            layers.append(nn.Conv2d(before, width, padding=1, **kind))
+            before = width
+        self.layers = nn.Sequential(*layers)
+
+    def forward(self, picture: Tensor) -> dict[tuple[int, ...], Tensor]:
+        """picture [B, C, H, W] -> [B, width, h, w] of each layer, by shape; of two of a shape the later."""
+        found = {}
+        for layer in self.layers:
+            picture = layer(picture)
+            found[tuple(picture.shape[1:])] = picture
+            picture = F.relu(picture)
+        return found
+
+
 class Decoder(nn.Module):
     """Latents to pixels: [B, in, h, w] -> [B, out, h * f, w * f]."""
 
-    def __init__(self, channels_in: int, channels_out: int, shape: CoderShape) -> None:
+    def __init__(self, channels_in: int, channels_out: int, shape: CoderShape, *, conditioned: bool = False) -> None:
         super().__init__()
         widths = shape.channels[::-1]
+        if conditioned:
+            self.condition_encoder = MaskCondition(channels_out, widths[-1], widths[0])
         self.conv_in = nn.Conv2d(channels_in, widths[0], 3, padding=1)
         self.mid_block = CoderMiddle(shape)
         self.up_blocks = nn.ModuleList()
@@ -243,13 +278,27 @@ class Decoder(nn.Module):
         self.conv_norm_out = GroupNorm(shape.groups, widths[-1], eps=EPS)
         self.conv_out = nn.Conv2d(widths[-1], channels_out, 3, padding=1)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """x [B, in, h, w] -> [B, out, h * f, w * f]."""
+    def forward(self, x: Tensor, picture: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """x [B, in, h, w], picture [B, out, h * f, w * f] and mask [B, 1, h * f, w * f] -> [B, out, h * f, w * f]."""
         x = self.mid_block(self.conv_in(x))
-        for block in self.up_blocks:
-            x = block(x)
+        if picture is None or mask is None:
+            for block in self.up_blocks:
+                x = block(x)
+        else:
+            around = self.condition_encoder((1 - mask) * picture)
+            for block in self.up_blocks:
+                x = block(_kept_around(x, around, mask))
+            x = _kept_around(x, around, mask)
         out: Tensor = self.conv_out(self.conv_norm_out(x, activate=True))
         return out
+
+
+def _kept_around(x: Tensor, around: dict[tuple[int, ...], Tensor], mask: Tensor) -> Tensor:
+    """Features x under the mask, those of the picture around it. [B, C, h, w]"""
+    shape = tuple(x.shape[1:])
+    if shape not in around:
+        raise ShapeMismatch("the decoder's view of the picture", given=list(around), expected=f"one of {shape}")
+    return torch.lerp(around[shape], x, F.interpolate(mask, size=x.shape[-2:], mode="nearest"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -300,7 +349,10 @@ class AutoencoderKL(nn.Module):
             layers = config.decoder_layers or config.layers_per_level + 1
             self.encoder = Encoder(pixels, 2 * width, shape)
             self.decoder = Decoder(
-                width, pixels, replace(shape, channels=config.decoder_channels or config.channels, layers=layers)
+                width,
+                pixels,
+                replace(shape, channels=config.decoder_channels or config.channels, layers=layers),
+                conditioned=config.mask_condition,
             )
         self.quant_conv = nn.Conv2d(2 * width, 2 * width, 1) if config.quant_conv else None
         self.post_quant_conv = nn.Conv2d(width, width, 1) if config.quant_conv else None
@@ -323,11 +375,13 @@ class AutoencoderKL(nn.Module):
         mean, logvar = hidden.chunk(2, dim=1)  # each [B, latent_channels, h, w]
         return Moments(mean, logvar.clamp(LEAST_LOGVAR, 20.0))
 
-    def decode(self, latents: Tensor) -> Tensor:
+    def decode(self, latents: Tensor, *, around: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """Normalised latents to a picture.
 
         Args:
             latents: [B, latent_channels, h, w].
+            around: for a decoder with a `mask_condition`, the picture in [-1, 1] and the mask, 1 where it is painted
+                anew. [B, image_channels, H, W] and [B, 1, H, W]
 
         Returns:
             [B, image_channels, h * downscale, w * downscale], about [-1, 1], not clamped.
@@ -342,7 +396,8 @@ class AutoencoderKL(nn.Module):
         hidden = self.denormalise(latents)
         if self.post_quant_conv is not None:
             hidden = self.post_quant_conv(hidden)
-        return F.pixel_shuffle(self.decoder(hidden), self.config.patch_size)
+        decoded = self.decoder(hidden) if around is None else self.decoder(hidden, *around)
+        return F.pixel_shuffle(decoded, self.config.patch_size)
 
     def encode_in_tiles(self, image: Tensor, *, size: int = 512, overlap: int = 128) -> Moments:
         """`encode` tile by tile, for pictures that do not fit in memory; group norms then see one tile at a time.

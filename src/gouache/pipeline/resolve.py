@@ -180,7 +180,7 @@ def resolve_with_pictures(request: Request, bundle: ModelBundle, references: Ref
     else:
         sizes = size_notes(request, resolved, start)
     told = (*scheduler_notes(request, resolved, bundle), *sampler_notes(request, resolved), *guidance_notes(resolved))
-    return Resolved(resolved, (*sizes, *told, *refiner_notes(resolved, bundle), *unused_notes(resolved, bundle)))
+    return Resolved(resolved, (*sizes, *told, *refiner_notes(resolved), *unused_notes(resolved, bundle)))
 
 
 SMALLEST_SHARE = 8

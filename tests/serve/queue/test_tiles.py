@@ -37,7 +37,7 @@ def test_a_tile_has_an_eighth_of_the_model_s_side(tile: int | None, fits: bool) 
         ({"tile": 512, "overlap": 0.5}, True),
         ({"tile": 256, "overlap": 0.25}, True),
         ({"tile": 8}, False),
-        ({"tile": 64}, False),
+        ({"tile": 64, "overlap": 0.75}, False),
         ({"tile": 512, "overlap": 1.0}, False),
         ({"tile": 256, "overlap": 0.98}, False),
         ({"overlap": 1.0}, False),

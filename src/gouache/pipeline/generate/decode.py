@@ -17,7 +17,13 @@ RETRIED = "the decoder overflowed in half precision and was run again in float32
 
 @torch.no_grad()
 def decode(
-    bundle: ModelBundle, latents: Tensor, *, tiled: bool = False, seamless: Seamless = "none", cut: bool = False
+    bundle: ModelBundle,
+    latents: Tensor,
+    *,
+    tiled: bool = False,
+    seamless: Seamless = "none",
+    cut: bool = False,
+    around: tuple[Tensor, Tensor] | None = None,
 ) -> tuple[Image.Image, list[str]]:
     """Decode one picture.
 
@@ -26,7 +32,8 @@ def decode(
         latents: normalised. [1,C,h,w]
         tiled: decode in tiles, for less memory.
         seamless: which edges meet.
-        cut: as in `images.to_image`.
+        cut: as in `tensors.to_image`.
+        around: picture and mask, as `AutoencoderKL.decode` takes them; not in tiles, nor at another size.
 
     Returns:
         The picture, and notes on what had to be done beyond the plain way.
@@ -42,17 +49,17 @@ def decode(
             cure="The network overflowed: load the model with dtype float32, or lower the guidance scale.",
         )
     if seamless == "none":
-        tensor = _decoded(bundle.vae, latents, tiled=tiled)
+        tensor = _decoded(bundle.vae, latents, tiled=tiled, around=around)
     else:
         from gouache.pipeline.generate.tiling import circular
 
         with circular(bundle.vae.decoder, seamless):
-            tensor = _decoded(bundle.vae, latents, tiled=tiled)
+            tensor = _decoded(bundle.vae, latents, tiled=tiled, around=around)
     if bool(torch.isfinite(tensor).all()):
         return to_image(tensor[0], cut=cut), []
     dtype = next(bundle.vae.parameters()).dtype
     try:
-        tensor = _decoded(bundle.vae.float(), latents, tiled=tiled)
+        tensor = _decoded(bundle.vae.float(), latents, tiled=tiled, around=around)
     finally:
         bundle.vae.to(dtype)
     if not bool(torch.isfinite(tensor).all()):
@@ -65,10 +72,18 @@ def decode(
     return to_image(tensor[0], cut=cut), [RETRIED]
 
 
-def _decoded(vae: AutoencoderKL, latents: Tensor, *, tiled: bool) -> Tensor:
+def _decoded(
+    vae: AutoencoderKL, latents: Tensor, *, tiled: bool, around: tuple[Tensor, Tensor] | None = None
+) -> Tensor:
     weight = next(vae.parameters())
     given = latents.to(weight.device, weight.dtype)
-    return vae.decode_in_tiles(given) if tiled else vae.decode(given)
+    if tiled:
+        return vae.decode_in_tiles(given)
+    sizes = [side * vae.config.downscale for side in given.shape[2:]]
+    if around is None or list(around[0].shape[2:]) != sizes:
+        return vae.decode(given)
+    picture, mask = (one.to(weight.device, weight.dtype).expand(len(given), -1, -1, -1) for one in around)
+    return vae.decode(given, around=(picture, mask))
 
 
 @torch.no_grad()

@@ -462,6 +462,7 @@ class Generation:
             tiled=self.request.vae_tiling,
             seamless=self.request.seamless,
             cut=follows(self.request),
+            around=self.start_state.around,
         )
         image = self._completed(image)
         subseed = seed.subseed if seed.subseed_strength else None

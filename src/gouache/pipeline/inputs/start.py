@@ -46,6 +46,7 @@ class StartState:
         draft: channels for networks that take some beside the latents. [1,Cd,h,w]
         noise_under_mask: what stands under the mask is the picture's own first noise.
         added: the noise is laid on the picture even if no step is left out.
+        around: starting picture and hard mask, for an autoencoder whose decoder looks at both. [1,3,H,W], [1,1,H,W]
         hints: the control pictures, in the request's order, cut as the starting picture is.
         finish: what is done to the painted picture at the end, such as putting back what must not change.
     """
@@ -58,6 +59,7 @@ class StartState:
     draft: Tensor | None = None
     noise_under_mask: bool = False
     added: bool = False
+    around: tuple[Tensor, Tensor] | None = None
     hints: tuple[Image.Image, ...] = ()
     finish: Callable[[Image.Image], Image.Image] = unchanged
 
@@ -268,8 +270,19 @@ def _masked_start(masked: Masked, request: Request, bundle: ModelBundle, notes: 
         latents=latents,
         under_mask=_under_mask(latents, masked, request, bundle, notes),
         mask=mask,
+        around=_around(masked, request, bundle, notes),
         finish=masked.finish,
     )
+
+
+def _around(masked: Masked, request: Request, bundle: ModelBundle, notes: list[str]) -> tuple[Tensor, Tensor] | None:
+    if not bundle.vae.config.mask_condition:
+        return None
+    if request.vae_tiling or request.hires is not None:
+        notes.append("tiles and second passes are decoded without the picture around the mask")
+        return None
+    hard = to_tensor(masked.hard.convert("RGB"), 3)[:1] / 2 + 0.5
+    return to_tensor(masked.part, bundle.vae.config.image_channels)[None], hard[None].round()
 
 
 def _start_like_a1111(masked: A1111Masked, request: Request, bundle: ModelBundle, notes: list[str]) -> StartState:

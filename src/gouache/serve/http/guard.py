@@ -166,7 +166,10 @@ class _Capped:
         no: Response | None = None
 
         async def counted() -> Message:
-            nonlocal seen, whole, no, parts
+            nonlocal seen, whole, no, parts, first
+            if first is not None:
+                message, first = first, None
+                return message
             if whole:  # Now it only waits for the client to go away.
                 return await receive()
             try:
@@ -196,20 +199,13 @@ class _Capped:
             started = started or message["type"] == "http.response.start"
             await send(message)
 
-        async def from_the_first() -> Message:
-            nonlocal first
-            message, first = first, None
-            return await counted() if message is None else message
-
         try:
             with contextlib.suppress(_BadBody):
                 if _says_no_kind(scope):
                     first = await counted()
-                    start = first.get("body", b"")
-                    if start.lstrip()[:1] in (b"{", b"["):
-                        scope, is_json = _as_json(scope), True
-                        parts = sum(map(start.count, PARTS))
-                await self.app(scope, from_the_first, sent)
+                    if (start := first.get("body", b"")).lstrip()[:1] in (b"{", b"["):
+                        scope, is_json, parts = _as_json(scope), True, sum(map(start.count, PARTS))
+                await self.app(scope, counted, sent)
         finally:
             self.held[owner] -= seen
             if not self.held[owner]:
