@@ -73,7 +73,8 @@ class Process:
         """The workers that live."""
         assert self.process is not None
         with contextlib.suppress(psutil.NoSuchProcess):
-            return psutil.Process(self.process.pid).children()
+            found: list[psutil.Process] = psutil.Process(self.process.pid).children()
+            return found
         return []
 
     def worker(self) -> psutil.Process:
@@ -193,7 +194,9 @@ class Postgres:
             "stderr": subprocess.DEVNULL,
             **user,
         }
-        self._programs = programs()
+        found = programs()
+        assert found is not None
+        self._programs = found
         made = [self._programs / "initdb", "-D", self.folder / "db", "-A", "trust", "-U", "gouache", "-E", "UTF8"]
         subprocess.run(made, **self._plain)
         self.start()
