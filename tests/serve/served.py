@@ -197,7 +197,17 @@ class Postgres:
         found = programs()
         assert found is not None
         self._programs = found
-        made = [self._programs / "initdb", "-D", self.folder / "db", "-A", "trust", "-U", "gouache", "-E", "UTF8"]
+        made: list[str | Path] = [
+            self._programs / "initdb",
+            "-D",
+            self.folder / "db",
+            "-A",
+            "trust",
+            "-U",
+            "gouache",
+            "-E",
+            "UTF8",
+        ]
         subprocess.run(made, **self._plain)
         self.start()
 
@@ -216,7 +226,7 @@ class Postgres:
         return self.url.removesuffix("postgres") + name
 
     def _control(self, *words: str, check: bool = True) -> None:
-        command = [self._programs / "pg_ctl", "-D", self.folder / "db", *words]
+        command: list[str | Path] = [self._programs / "pg_ctl", "-D", self.folder / "db", *words]
         subprocess.run(command, **{**self._plain, "check": check})
 
     def start(self) -> None:

@@ -67,7 +67,7 @@ def test_adversarial_loss_turns_the_gradient_of_the_maker(loudness: float) -> No
     length = (2 * (picture - target) / picture.numel()).detach().norm()
     torch.testing.assert_close(picture.grad, -0.25 * length * direct.grad / direct.grad.norm())
     with torch.no_grad():
-        assert adversarial_loss(discriminator, direct, target, 0.25, reconstruction).isfinite()
+        assert adversarial_loss(discriminator, direct.detach(), target, 0.25, reconstruction).isfinite()
 
 
 def test_reversed_gradient_is_negated_and_brought_to_its_length() -> None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gouache.errors import InvalidInput, ShapeMismatch
 from gouache.models.configs import VAEConfig
 from gouache.models.tiny_vae import TinyDecoder, TinyEncoder
-from gouache.nn.attention import Attention
+from gouache.nn.attention import Attention, RowChanges
 from gouache.nn.layers import GroupNorm, add
 from gouache.nn.resnet import Downsample, ResnetBlock, Upsample
 
@@ -158,10 +158,16 @@ class PixelAttention(Attention):
         super().__init__(channels, heads=1, bias=True)
         self.group_norm = GroupNorm(groups, channels, eps=EPS)
 
-    def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        context: Tensor | None = None,
+        mask: Tensor | None = None,
+        changes: RowChanges | None = None,
+    ) -> Tensor:
         """x [B, C, h, w] -> [B, C, h, w]."""
         tokens = self.group_norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # [B, h*w, C]
-        seen = super().forward(tokens, context, mask)
+        seen = super().forward(tokens, context, mask, changes)
         return add(seen.reshape(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2), x)
 
 
@@ -246,8 +252,8 @@ class MaskCondition(nn.Module):
         widths = [min(first * 2**i, last) for i in range(CONDITION_LAYERS - 1)]
         layers, before = [], channels
         for i, width in enumerate([*widths, last]):
-            kind = {"kernel_size": 3, "stride": 1} if i < 2 else {"kernel_size": 4, "stride": 2}
-            layers.append(nn.Conv2d(before, width, padding=1, **kind))
+            size, stride = (3, 1) if i < 2 else (4, 2)
+            layers.append(nn.Conv2d(before, width, size, stride, padding=1))
             before = width
         self.layers = nn.Sequential(*layers)
 

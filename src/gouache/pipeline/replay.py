@@ -103,7 +103,7 @@ def matching_pipeline(recipe: Recipe, model: str | None, device: str | None) -> 
     Raises:
         ModelNotFound: it is not there, or its sha256 is another.
     """
-    names = [model] if model else [recipe.model.path, recipe.request.model, recipe.model.name]
+    names: list[str | None] = [model] if model else [recipe.model.path, recipe.request.model, recipe.model.name]
     return _matching("model", recipe.model, names, recipe, device, "Name its place with --model.")
 
 

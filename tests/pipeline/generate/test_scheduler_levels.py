@@ -50,7 +50,7 @@ def test_every_class_s_list(class_name: str, n: int) -> None:
         assert torch.allclose(ours.sigmas, levels, rtol=2e-4, atol=1e-6)
 
 
-DYNAMIC = {"use_dynamic_shifting": True}
+DYNAMIC: dict[str, object] = {"use_dynamic_shifting": True}
 SHIFTED: dict[str, tuple[str, dict[str, object], tuple[int, int]]] = {
     "as Flux": ("FlowMatchEulerDiscreteScheduler", DYNAMIC, (1024, 1024)),
     "small": ("FlowMatchEulerDiscreteScheduler", DYNAMIC, (256, 512)),

@@ -17,7 +17,7 @@ from PIL import Image, ImageCms
 from gouache.errors import PictureError, ShapeMismatch
 from gouache.pipeline.inputs import images as pixels
 from gouache.pipeline.inputs.images import fit, nearest_size, on_background, read_mask, read_picture
-from gouache.pipeline.inputs.tensors import to_image, to_tensor
+from gouache.pipeline.inputs.tensors import rgba_to_tensor, tensor_to_rgba, to_image, to_tensor
 
 
 def saved(picture: Image.Image, kind: str = "PNG", **options: object) -> bytes:
@@ -66,10 +66,10 @@ def test_rgba_is_laid_on_white_and_comes_back() -> None:
 
 def test_rgba_in_batches_is_rgba_one_by_one() -> None:
     values = np.random.default_rng(3).integers(0, 256, (2, 3, 8, 8, 4), np.uint8)
-    batch = pixels.rgba_to_tensor(values)
+    batch = rgba_to_tensor(values)
     assert batch.shape == (2, 3, 4, 8, 8)
     assert torch.equal(batch[1, 2], to_tensor(Image.fromarray(values[1, 2]), 4))
-    assert (pixels.tensor_to_rgba(batch)[1, 2] == np.asarray(to_image(batch[1, 2]))).all()
+    assert (tensor_to_rgba(batch)[1, 2] == np.asarray(to_image(batch[1, 2]))).all()
 
 
 def test_out_of_range_values_are_clipped() -> None:

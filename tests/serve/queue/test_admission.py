@@ -48,7 +48,7 @@ def test_a_guiders_pass_counts_as_work(studio: Studio) -> None:
 
     def admitted(work: int, **guiders: dict[str, object]) -> Request:
         settings = studio.settings.model_copy(update={"limits": Limits(work=work)})
-        return admit(request.replace(guiders), settings, studio.catalog, studio.file_store)
+        return admit(request.replace(guiders), settings, studio.catalog, studio.file_store.attachment)
 
     admitted(plain, freeu={}, mimic={})
     assert admitted(2 * plain, pag={"scale": 2.0}, slg={}).pag is not None

@@ -46,7 +46,7 @@ def test_a_tile_has_an_eighth_of_the_model_s_side(tile: int | None, fits: bool) 
 def test_a_server_counts_every_tile(studio: Studio, tiled: dict[str, Any] | None, fits: bool) -> None:
     sizes = {"width": 1024, "height": 1024, "num_inference_steps": 50}
     request = Request.from_dict({"prompt": "a", "tiled": tiled, **sizes}, where="request")
-    parts = (studio.settings, studio.catalog, studio.file_store)
+    parts = (studio.settings, studio.catalog, studio.file_store.attachment)
     if fits:
         admit(request, *parts)
         return

@@ -20,9 +20,9 @@ def _whole(value: object) -> object:
 
 
 Whole = Annotated[int, BeforeValidator(_whole)]
-SeedField = Annotated[Whole, Field(ge=-1, le=MAX_SEED)]
-SideField = Annotated[Whole, Field(ge=0, le=16_384)]
-Few = Annotated[Whole, Field(ge=1, le=1000)]
+SeedField = Annotated[int, Field(ge=-1, le=MAX_SEED), BeforeValidator(_whole)]
+SideField = Annotated[int, Field(ge=0, le=16_384), BeforeValidator(_whole)]
+Few = Annotated[int, Field(ge=1, le=1000), BeforeValidator(_whole)]
 Number = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
 ShortText = Annotated[str, Field(max_length=1000)]
 Base64 = Annotated[str, Field(max_length=512 * 2**20)]
@@ -51,7 +51,7 @@ class GenerationBody(A1111Body):
     scheduler: ShortText | None = None
     batch_size: Few | None = 1
     n_iter: Few | None = 1
-    steps: Annotated[Whole, Field(ge=1, le=10_000)] | None = 50
+    steps: Annotated[int, Field(ge=1, le=10_000), BeforeValidator(_whole)] | None = 50
     cfg_scale: Number | None = 7.0
     width: SideField | None = 512
     height: SideField | None = 512
@@ -94,7 +94,7 @@ class Txt2Img(GenerationBody):
     firstphase_height: Whole | None = 0
     hr_scale: Number | None = 2.0
     hr_upscaler: ShortText | None = None
-    hr_second_pass_steps: Annotated[Whole, Field(ge=0, le=10_000)] | None = 0
+    hr_second_pass_steps: Annotated[int, Field(ge=0, le=10_000), BeforeValidator(_whole)] | None = 0
     hr_resize_x: SideField | None = 0
     hr_resize_y: SideField | None = 0
     hr_checkpoint_name: ShortText | None = None
@@ -115,13 +115,13 @@ class Img2Img(GenerationBody):
     denoising_strength: Number | None = 0.75
     image_cfg_scale: Number | None = None
     mask: Base64 | None = None
-    mask_blur_x: Annotated[Whole, Field(ge=0, le=256)] | None = 4
-    mask_blur_y: Annotated[Whole, Field(ge=0, le=256)] | None = 4
-    mask_blur: Annotated[Whole, Field(ge=0, le=256)] | None = None
+    mask_blur_x: Annotated[int, Field(ge=0, le=256), BeforeValidator(_whole)] | None = 4
+    mask_blur_y: Annotated[int, Field(ge=0, le=256), BeforeValidator(_whole)] | None = 4
+    mask_blur: Annotated[int, Field(ge=0, le=256), BeforeValidator(_whole)] | None = None
     mask_round: bool | None = True
     inpainting_fill: Whole | None = 0
     inpaint_full_res: bool | int | None = True
-    inpaint_full_res_padding: Annotated[Whole, Field(ge=0, le=4096)] | None = 0
+    inpaint_full_res_padding: Annotated[int, Field(ge=0, le=4096), BeforeValidator(_whole)] | None = 0
     inpainting_mask_invert: Whole | None = 0
     initial_noise_multiplier: Number | None = None
     latent_mask: Base64 | None = None
