@@ -95,7 +95,8 @@ def _recipe(data: bytes) -> Recipe | None:
 
 def _texts(recipe: Recipe | None, larger: Image.Image, factor: float, upscaler: str) -> dict[str, str]:
     """The recipe of the larger picture."""
-    from gouache.pipeline.output.a1111_text import format_infotext, infotext_of
+    from gouache.pipeline.output.a1111_text import infotext_of
+    from gouache.pipeline.output.infotext import format_infotext
     from gouache.pipeline.output.metadata import OWN, PARAMETERS
     from gouache.pipeline.output.recipe import pixels_digest
     from gouache.pipeline.request import Upscale

@@ -26,7 +26,8 @@ from gouache.models.denoiser import Denoiser
 from gouache.pipeline.generate.generation import Progress
 from gouache.pipeline.generate.guided import digest_of, sigmas_of
 from gouache.pipeline.generate.sampler_settings import _lower_level, _middle_level
-from gouache.pipeline.output.a1111_text import infotext_of, parse_infotext, request_of
+from gouache.pipeline.output.a1111_text import infotext_of, request_of
+from gouache.pipeline.output.infotext import parse_infotext
 from gouache.pipeline.output.recipe import Recipe
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request

@@ -18,7 +18,8 @@ from gouache.models.upscalers import Upscaler
 from gouache.pipeline.generate.enlarge import enlarge_picture
 from gouache.pipeline.generate.generation import Painted
 from gouache.pipeline.generate.upscaler_files import load_upscaler, upscaler_of
-from gouache.pipeline.output.a1111_text import format_infotext, infotext_of, left_out, parse_infotext, request_of
+from gouache.pipeline.output.a1111_text import infotext_of, left_out, request_of
+from gouache.pipeline.output.infotext import format_infotext, parse_infotext
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.replay import replay
 from gouache.pipeline.request import Hires, Request, Tiled, Upscale

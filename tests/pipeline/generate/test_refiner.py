@@ -21,7 +21,8 @@ from PIL import Image
 
 from gouache.errors import GouacheError, InvalidInput, ModelNotFound
 from gouache.pipeline.generate.generation import Painted
-from gouache.pipeline.output.a1111_text import infotext_of, left_out, parse_infotext, request_of
+from gouache.pipeline.output.a1111_text import infotext_of, left_out, request_of
+from gouache.pipeline.output.infotext import parse_infotext
 from gouache.pipeline.output.metadata import PARAMETERS
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.replay import replay

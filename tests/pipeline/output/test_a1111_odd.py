@@ -17,8 +17,8 @@ from PIL import Image, PngImagePlugin
 
 from gouache.errors import RecipeError
 from gouache.pipeline.batch import read_axis
-from gouache.pipeline.output.a1111_text import parse_infotext
 from gouache.pipeline.output.foreign import ForeignText, read_recipe
+from gouache.pipeline.output.infotext import parse_infotext
 from gouache.pipeline.request import MAX_SEED
 
 A1111 = re.compile(r'\s*(\w[\w \-/]+):\s*("(?:\\.|[^\\"])+"|[^,]*)(?:,|$)')

@@ -12,7 +12,7 @@ from PIL import Image, PngImagePlugin
 from sd_parsers import ParserManager
 
 from gouache.errors import RecipeError
-from gouache.pipeline.output.a1111_text import Infotext, format_infotext, is_lossless, parse_infotext, require_values
+from gouache.pipeline.output.infotext import Infotext, format_infotext, is_lossless, parse_infotext, require_values
 
 WORDS = st.text(st.characters(codec="utf-8"), max_size=80)
 KEYS = st.text(st.sampled_from("abcXYZ0 -/"), min_size=2, max_size=12)

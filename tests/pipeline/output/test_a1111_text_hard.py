@@ -10,7 +10,8 @@ import pytest
 from PIL import Image
 from sd_parsers import ParserManager
 
-from gouache.pipeline.output.a1111_text import Infotext, format_infotext, infotext_of, parse_infotext, request_of
+from gouache.pipeline.output.a1111_text import infotext_of, request_of
+from gouache.pipeline.output.infotext import Infotext, format_infotext, parse_infotext
 from gouache.pipeline.output.metadata import encode_picture
 from gouache.pipeline.output.recipe import AdapterRef, Recipe
 from gouache.pipeline.request import Hires, Mask, Request

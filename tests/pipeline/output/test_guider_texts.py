@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from gouache.pipeline.output.a1111_text import format_infotext, infotext_of, left_out, parse_infotext, request_of
+from gouache.pipeline.output.a1111_text import infotext_of, left_out, request_of
+from gouache.pipeline.output.infotext import format_infotext, parse_infotext
 from gouache.pipeline.output.recipe import Machine, ModelRef, Recipe
 from gouache.pipeline.request import FreeU, Mimic, Pag, Request, Sag
 

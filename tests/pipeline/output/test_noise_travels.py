@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from gouache.errors import ConfigError
-from gouache.pipeline.output.a1111_text import format_infotext, infotext_of, parse_infotext, request_of
+from gouache.pipeline.output.a1111_text import infotext_of, request_of
+from gouache.pipeline.output.infotext import format_infotext, parse_infotext
 from gouache.pipeline.output.recipe import RECIPE_VERSION, Recipe
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request

@@ -23,7 +23,8 @@ from gouache.models.bundle import ModelBundle
 from gouache.models.configs import TextEncoderConfig
 from gouache.models.text_encoder import TextEncoder
 from gouache.models.text_stack import TextStack
-from gouache.pipeline.output.a1111_text import format_infotext, infotext_of, parse_infotext, request_of
+from gouache.pipeline.output.a1111_text import infotext_of, request_of
+from gouache.pipeline.output.infotext import format_infotext, parse_infotext
 from gouache.pipeline.output.recipe import Recipe
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.prompts.emphasis import MOST, STEADY, weight_sensitivity

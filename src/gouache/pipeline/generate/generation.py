@@ -49,7 +49,8 @@ from gouache.pipeline.generate.second_pass import enlarged_start
 from gouache.pipeline.generate.upscaler_files import LANCZOS
 from gouache.pipeline.inputs.images import on_background
 from gouache.pipeline.inputs.start import DRAFT, INSTRUCT, OutsideKept, StartState, input_kind, steps_to_skip
-from gouache.pipeline.output.a1111_text import format_infotext, infotext_of
+from gouache.pipeline.output.a1111_text import infotext_of
+from gouache.pipeline.output.infotext import format_infotext
 from gouache.pipeline.output.metadata import OWN, PARAMETERS, ImageKind, encode_picture
 from gouache.pipeline.output.recipe import Recipe, machine_of, model_ref, package_versions, pixels_digest
 from gouache.pipeline.prompts.encode import PromptPlan, PromptReader

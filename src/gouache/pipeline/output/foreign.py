@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from gouache.errors import ConfigError, RecipeError
-from gouache.pipeline.output.a1111_text import Infotext, left_out, parse_infotext, request_of, require_values
+from gouache.pipeline.output.a1111_text import left_out, request_of
 from gouache.pipeline.output.comfyui.recipe import recipe_of_graph
+from gouache.pipeline.output.infotext import Infotext, parse_infotext, require_values
 from gouache.pipeline.output.metadata import PARAMETERS, PictureTexts, hidden_text, own_json, read_whole, with_comments
 from gouache.pipeline.output.other_tools import OTHERS, UNREAD
 from gouache.pipeline.output.recipe import Recipe

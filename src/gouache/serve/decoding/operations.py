@@ -21,8 +21,8 @@ from PIL import Image, ImageOps
 
 from gouache.errors import GouacheError, InvalidInput, PictureError, RecipeError, WorkerError
 from gouache.pipeline.inputs.images import fit, on_background, read_picture
-from gouache.pipeline.output.a1111_text import format_infotext, parse_infotext
 from gouache.pipeline.output.foreign import as_infotext, read_recipe
+from gouache.pipeline.output.infotext import format_infotext, parse_infotext
 from gouache.pipeline.output.metadata import PARAMETERS, encode_picture, read_texts
 from gouache.serve.store.file_store import THUMBNAIL_SIDE
 from gouache.serve.training.sets import TrainingSets

@@ -14,7 +14,8 @@ from gouache.diffusion.samplers.names import (
     resolve_schedule,
 )
 from gouache.errors import InvalidInput, ModelNotFound, NotFound, PictureError, UnknownName
-from gouache.pipeline.output.a1111_text import EMPHASIS, HIRES_UPSCALERS, parse_infotext, request_of
+from gouache.pipeline.output.a1111_text import EMPHASIS, HIRES_UPSCALERS, request_of
+from gouache.pipeline.output.infotext import parse_infotext
 from gouache.pipeline.output.metadata import ImageKind
 from gouache.pipeline.request import Control, Request, ResizeMode
 from gouache.pipeline.request_fields import OPAQUE

@@ -16,7 +16,8 @@ from PIL import Image
 
 from gouache.diffusion.samplers.names import SAMPLER_INFOS
 from gouache.errors import Conflict, InvalidInput, PictureError
-from gouache.pipeline.output.a1111_text import format_infotext, infotext_of
+from gouache.pipeline.output.a1111_text import infotext_of
+from gouache.pipeline.output.infotext import format_infotext
 from gouache.pipeline.output.recipe import Recipe
 from gouache.pipeline.request import MAX_PIXELS
 from gouache.serve.api.a1111.fields import (
