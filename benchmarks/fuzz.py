@@ -296,11 +296,7 @@ def fitted(fields: Fields, model: str, draw: Draw) -> Fields:
     if draw.dice.random() < 0.8:
         kept.pop("interpolation", None)
     if model != "tiny-sdxl":
-        kept = {
-            name: value
-            for name, value in kept.items()
-            if name not in ("prompt_2", "negative_prompt_2", "size_condition")
-        }
+        kept = {name: value for name, value in kept.items() if name not in OF_SDXL}
     if model != "tiny-sd1":
         kept.pop("control", None)
     elif draw.dice.random() < 0.3:
