@@ -206,7 +206,7 @@ def test_eight_extras_and_five_bombs_keep_the_server_small_and_quick(tmp_path: P
         other = {"authorization": f"Bearer {accounts(server, 'add', 'bob')}"}
         heavy = {"authorization": f"Bearer {TOKEN}"}
         photo = io.BytesIO()
-        Image.effect_noise((1200, 1200), 80).convert("RGB").save(photo, "JPEG", quality=90)
+        Image.effect_noise((600, 600), 80).convert("RGB").save(photo, "JPEG", quality=90)
         extras = {"image": text(photo.getvalue()), "upscaler_1": "Lanczos", "upscaling_resize": 3}
         hidden = {"image": text(bomb(13_000))}
         web = psutil.Process(server._process.pid)
