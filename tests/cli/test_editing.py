@@ -25,6 +25,7 @@ from gouache.pipeline.output.metadata import encode_picture, read_texts
 from gouache.pipeline.output.recipe import Recipe
 from gouache.pipeline.pipeline import untrained_bundle
 from gouache.pipeline.request import Upscale
+from gouache.pipeline.request_fields import MAX_FACTOR
 
 QUICK = ("--steps", "2", "--model", "untrained")
 
@@ -156,8 +157,9 @@ def test_upscale_by_a_model_s_own_decoder(shell: Shell, model: Path) -> None:
     for name in ("own-4x.png", "large.png"):
         assert read_recipe(Path(name)).request.upscale == Upscale(factor=4.0, upscaler="model")
         assert shell("replay", name)[0] == 0
-    code, message = shell("paint", "a cat", *ours, "--size", str(8 * side), "-o", "huge.png")
-    assert (code, f"at most {4 * side} pixels a side" in message) == (2, True)
+    code, message = shell("paint", "a cat", *ours, "--size", str(MAX_FACTOR * side + 8), "-o", "huge.png")
+    assert (code, f"at most {MAX_FACTOR * side} pixels a side" in message) == (2, True)
+    assert not (shell.folder / "huge.png").exists()
 
 
 def test_upscale_any_picture_by_another_model_s_decoder(shell: Shell, model: Path) -> None:

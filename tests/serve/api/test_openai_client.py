@@ -212,7 +212,7 @@ def test_a_link_opens_one_file_alone(make_client: MakeClient) -> None:
     """Sealed for exactly its path: neither another format nor another quality opens with it."""
     from gouache.serve.http.guard import seal
 
-    client = make_client(lambda studio: studio.accounts.add_token("admin", "secret"))
+    client = make_client(lambda studio: studio.accounts.add_token("admin", "a-token-that-is-long-enough"))
     studio: Any = client.app.app.app.state.studio  # type: ignore[attr-defined]
     path = "/v1/images/files/100/0123-0000.png"
     link = seal(path, studio.secret, "link")

@@ -60,12 +60,21 @@ def test_a_page_of_another_site_can_neither_read_nor_write(make_client: MakeClie
         assert not [name for name in answer.headers if name.startswith("access-control-")]
 
 
-def test_our_own_page_may_write_and_cross_site_form_posts_may_not(make_client: MakeClient) -> None:
+@pytest.mark.parametrize("kind", ["text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x"])
+def test_our_own_page_may_write_and_cross_site_form_posts_may_not(make_client: MakeClient, kind: str) -> None:
+    """A form of any kind that a browser sends without asking first, although its body is JSON that could be read."""
     client = make_client()
     assert paint(client, {"origin": OPEN}).status_code == 202
     assert client.post("/sdapi/v1/interrupt", headers={"sec-fetch-site": "cross-site"}).status_code == 403
-    form = client.post("/v1/jobs", content='{"request": {}}', headers={"content-type": "text/plain"})
-    assert form.status_code == 422
+    for sender in (
+        {"origin": "https://evil.example"},
+        {"origin": "null"},
+        {"sec-fetch-site": "cross-site"},
+        {"sec-fetch-site": "same-site"},
+    ):
+        form = client.post("/v1/jobs", content='{"request": {}}', headers={"content-type": kind, **sender})
+        assert form.status_code == 403
+    assert len(client.get("/v1/jobs").json()["jobs"]) == 1
 
 
 def test_every_reply_forbids_framing_sniffing_and_scripts(make_client: MakeClient) -> None:
