@@ -184,7 +184,6 @@ def test_a_single_file_of_a_relative_is_not_taken_for_stable_diffusion() -> None
         "cond_stage_model.model.audio_branch.bn0.weight": "AudioLDM",
         "structcond_stage_model.input_blocks.0.0.weight": "StableSR",
         "first_stage_model.quantize.embedding.weight": "code book",
-        "model.diffusion_model.time_embed.cond_proj.weight": "Latent Consistency Model",
         "model.diffusion_model.input_blocks.1.1.transformer_blocks.0.attn2.to_k_ip.weight": "IP-Adapter",
     }
     for mark, told in marks.items():

@@ -47,6 +47,7 @@ def with_options(published: Path, folder: Path, **options: Any) -> tuple[Path, U
 SAME: dict[str, dict[str, Any]] = {
     "one value each": {},
     "only_cross_attention for each block": {"only_cross_attention": [False, False, False]},
+    "only_cross_attention in some blocks": {"only_cross_attention": [True, True, False]},
     "heads for each block": {"attention_head_dim": [2, 4, 8]},
     "depth for each block": {"transformer_layers_per_block": [2, 1, 1]},
     "depth for each layer": {
@@ -91,7 +92,6 @@ def test_a_config_that_speaks_block_by_block_is_the_same_network(
 
 
 REFUSED: dict[str, dict[str, Any]] = {
-    "only_cross_attention": {"only_cross_attention": [True, True, False]},
     "mid_block_only_cross_attention": {"mid_block_only_cross_attention": True},
     "time_embedding_dim": {"time_embedding_dim": 64},
     "resnet_time_scale_shift": {"resnet_time_scale_shift": "scale_shift"},
