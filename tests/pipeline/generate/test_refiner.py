@@ -208,8 +208,11 @@ def test_every_sampler_hands_over_once(base: Pipeline, folders: dict[str, Path],
     names = [name for _, name in calls]
     assert {"base", "refiner"} == set(names)
     assert names == sorted(names), names
-    if sampler not in ("restart", "dpm_fast"):  # which go up again
-        assert all(time < 400.5 for time, name in calls if name == "refiner")
+    times = [time for time, name in calls if name == "refiner"]
+    assert times[0] < 400.5
+    # These go up again; A1111's walk is one, so that a step rejected at the hand-over is tried again from above it.
+    if sampler not in ("restart", "dpm_fast") and (sampler, procedure) != ("dpm_adaptive", "a1111"):
+        assert all(time < 400.5 for time in times)
 
 
 @pytest.mark.parametrize("by", ["noise", "steps"])
