@@ -53,7 +53,9 @@ def folders(twins: Twins, tmp_path_factory: pytest.TempPathFactory) -> dict[str,
     """Base and refiner as diffusers writes them."""
     found = {name: tmp_path_factory.mktemp(name) / name for name in ("sdxl", "sdxl-refiner", "sd1")}
     for name, folder in found.items():
-        twins.of(name).theirs.save_pretrained(folder)
+        pipeline = twins.of(name).theirs
+        pipeline.scheduler = diffusers.EulerDiscreteScheduler(**BETAS)  # other tests leave theirs in the shared pipeline
+        pipeline.save_pretrained(folder)
     return found
 
 
