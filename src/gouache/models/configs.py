@@ -398,6 +398,8 @@ class GenerationDefaults(Config):
     prior_top_p: float = Field(default=1.0, gt=0, le=1)
     prior_guidance_scale: float = 1.0
     """How the prior draws, in models that have one."""
+    prior_start_sigma: float = Field(default=0.0, ge=0)
+    """Noise level at which the U-Net begins on its draft; 0 begins on noise alone."""
     scheduler: SchedulerConfig | None = None
     """The scheduler file of the folder that the model came from: the levels and options of the schedule "model"."""
 

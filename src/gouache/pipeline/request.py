@@ -224,6 +224,8 @@ class Prior(Config):
     """Top-p (nucleus) sampling."""
     guidance_scale: Scale | None = None
     """Classifier-free guidance scale of the prior's logits; 1 = off."""
+    start_sigma: Annotated[float, Field(ge=0.0, le=10_000)] | None = None
+    """Noise level at which the U-Net begins, on the draft with so much noise on it; 0 begins on noise alone."""
     keep: tuple[Fraction, Fraction, Fraction, Fraction] | None = None
     """Block of the starting image whose tokens are kept: left, top, right, bottom as fractions."""
     layout: bool = True

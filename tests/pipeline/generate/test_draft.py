@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -133,4 +133,44 @@ def test_what_the_prior_is_left_comes_from_the_model_and_stands_in_the_recipe(po
     own = pocket.defaults.model_copy(update={"prior_temperature": 0.25, "prior_top_p": 0.75})
     given = Request(prompt="a", prior=PriorOptions(guidance_scale=2.0))
     resolved = Pipeline(replace(pocket, defaults=own)).resolve(given)
-    assert resolved.prior == PriorOptions(temperature=0.25, top_k=0, top_p=0.75, guidance_scale=2.0)
+    assert resolved.prior == PriorOptions(temperature=0.25, top_k=0, top_p=0.75, guidance_scale=2.0, start_sigma=0.0)
+
+
+@pytest.mark.parametrize("schedule", ["uniform", "karras", "exponential"])
+def test_it_begins_on_the_noised_draft_with_all_its_steps(schedule: str, pocket: ModelBundle) -> None:
+    """The first call is shown draft + sigma * noise: with the draft known, the noise in it has deviation 1."""
+    pipe = Pipeline(pocket)
+    seen: list[tuple[torch.Tensor, float, torch.Tensor]] = []
+    own = pocket.unet.forward
+
+    def watched(x: torch.Tensor, t: torch.Tensor, *given: Any, draft: torch.Tensor, **named: Any) -> torch.Tensor:
+        seen.append((x.clone(), float(t.flatten()[0]), draft.clone()))
+        return own(x, t, *given, draft=draft, **named)
+
+    asked = Request(
+        prompt="a cat", seed=3, num_inference_steps=4, schedule=schedule, sampler="ddim", guidance_scale=1.0
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pocket.unet, "forward", watched)
+        pipe.paint(asked.replace({"prior": {"start_sigma": 1.0}}))
+    assert len(seen) == 4
+    x, t, given = seen[0]
+    sigma = float(pocket.schedule.t_to_sigma(torch.tensor(t)))
+    assert 0.5 < sigma <= 1.0
+    noise = (x * (1 + sigma**2) ** 0.5 - given) / sigma
+    assert 0.8 < float(noise.std()) < 1.2
+    assert abs(float(noise.mean())) < 0.3
+
+
+def test_a_level_of_0_begins_on_noise_and_a_level_changes_the_picture(pipe: Pipeline) -> None:
+    assert paint(pipe, prior={"start_sigma": 0.0}) == paint(pipe)
+    assert paint(pipe, prior={"start_sigma": 1.0}) != paint(pipe)
+
+
+@pytest.mark.parametrize("changes", [{"sigmas": [5.0, 1.0, 0.0]}, {"procedure": "a1111"}])
+def test_what_begins_elsewhere_says_that_the_level_was_not_used(changes: dict[str, object], pipe: Pipeline) -> None:
+    request = Request(prompt="a cat", seed=3, num_inference_steps=2, prior=PriorOptions(start_sigma=1.0))
+    painted = pipe.paint(request.replace(changes))[0]
+    assert any("prior.start_sigma" in note for note in painted.recipe.notes)
+    plain = pipe.paint(request.replace({**changes, "prior": {"start_sigma": 0.0}}))[0]
+    assert painted.image.tobytes() == plain.image.tobytes()

@@ -8,6 +8,7 @@ transparency, scaled down and laid on one picture; its latents are the draft tha
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -23,7 +24,9 @@ from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults
 from gouache.models.prior import Draw
 from gouache.models.quantizer import Quantizer
-from gouache.pipeline.inputs.start import encode
+from gouache.pipeline.generate.a1111_procedure import follows
+from gouache.pipeline.generate.guided import levels_of
+from gouache.pipeline.inputs.start import DRAFT, StartState, encode, input_kind
 from gouache.pipeline.inputs.tensors import to_image
 from gouache.pipeline.likelihood import prior_bits
 from gouache.pipeline.prompts.encode import EncodedPrompt
@@ -281,9 +284,37 @@ def with_defaults(options: PriorOptions | None, defaults: GenerationDefaults) ->
         top_k=options.top_k or 0,
         top_p=defaults.prior_top_p if options.top_p is None else options.top_p,
         guidance_scale=defaults.prior_guidance_scale if options.guidance_scale is None else options.guidance_scale,
+        start_sigma=defaults.prior_start_sigma if options.start_sigma is None else options.start_sigma,
         keep=options.keep,
         layout=options.layout,
     )
+
+
+LONGEST_LIST = 999
+"""Steps that a list may have of which the end is walked: what a schedule of 1000 timesteps can give."""
+
+
+def list_on_draft(request: Request, bundle: ModelBundle, given: StartState) -> tuple[int, int] | None:
+    """The steps of the whole list, and how many of them are left out because the picture begins on its draft.
+
+    So many steps are walked as the request asks for, all from the start's level down. None begins on noise alone: what
+    has another ground does so (a picture that shows through, a mask, noise of its own, levels of its own), and what
+    says a level of 0.
+    """
+    options, steps = with_defaults(request.prior, bundle.defaults), request.num_inference_steps or 1
+    grounded = given.skipped > 0 or given.added or given.mask is not None or request.inversion is not None
+    level = options.start_sigma or 0.0
+    if input_kind(bundle) != DRAFT or grounded or not options.enabled or level == 0:
+        return None
+    if request.sigmas is not None or follows(request):
+        return None
+
+    def within(total: int) -> int:
+        levels = levels_of(request, bundle, total).sigmas
+        return int(((levels <= level) & (levels > 0)).sum())
+
+    total = steps + bisect_left(range(steps, max(steps, LONGEST_LIST)), steps, key=within)
+    return total, total - steps
 
 
 def draw_of(options: PriorOptions | None, defaults: GenerationDefaults) -> Draw:

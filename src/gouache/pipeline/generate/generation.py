@@ -25,7 +25,7 @@ from gouache.pipeline.generate.a1111_procedure import (
     second_walk,
 )
 from gouache.pipeline.generate.decode import decode, preview
-from gouache.pipeline.generate.draft import draft, own_draft, parts_of
+from gouache.pipeline.generate.draft import draft, list_on_draft, own_draft, parts_of
 from gouache.pipeline.generate.enlarge import enlarge_picture, find_upscaler
 from gouache.pipeline.generate.guided import (
     IMAGE_GUIDANCE,
@@ -152,7 +152,9 @@ class Generation:
         self.refiner = None if bundle.refiner is None else model_ref(bundle.refiner)
         self.seeds = seeds_of_batch(request.seed or 0, request.count, request.subseed or 0, request.subseed_strength)
         self.reader = self._reader(bundle)
-        self.passes = [self._pass(request, start_state.skipped)]
+        self.on_draft = list_on_draft(request, bundle, start_state)
+        total, skipped = self.on_draft or (None, start_state.skipped)
+        self.passes = [self._pass(request, skipped, total)]
         if request.hires is not None:
             self.passes.append(self._second(second_pass(request, bundle)))
         listed = {level: t for one in self.passes for level, t in one.timesteps.items()}
@@ -266,6 +268,8 @@ class Generation:
         latents = None if self.start_state.latents is None else self.start_state.latents.expand(len(seeds), -1, -1, -1)
         drafted, notes = self._draft(seeds)
         drafted_start = replace(self.start_state, draft=drafted)
+        if self.on_draft is not None:
+            drafted_start = replace(drafted_start, latents=drafted, added=True)
         inverter = self._inverter(drafted_start)
         done, total = 0, sum(one.steps for one in self.passes)
         if inverter is not None:
