@@ -32,7 +32,7 @@ def psnr(first: Image.Image, second: np.ndarray) -> float:
 def folder(twins: Twins, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny SD 1.x folder by diffusers' save_pretrained."""
     path = tmp_path_factory.mktemp("published") / "model"
-    twins.of("sd1").theirs.save_pretrained(path)
+    twins.of("sd1").save(path)
     return path
 
 
@@ -135,3 +135,16 @@ def test_guiders_by_diffusers_names(folder: Path) -> None:
     assert found.freeu == FreeU(s1=0.9, s2=0.2, b1=1.2, b2=1.4, version=1)
     pipe.disable_freeu()
     assert request() == plain
+
+
+@pytest.mark.parametrize("family", ["sd1", "sdxl-refiner"])
+@pytest.mark.parametrize(("sampler", "schedule"), [("euler", "trailing"), ("ddim", "leading")])
+def test_a_saved_twin_does_not_tell_which_test_ran_before(
+    own_twins: Twins, tmp_path: Path, family: str, sampler: str, schedule: str
+) -> None:
+    pair, file = own_twins.of(family), "scheduler/scheduler_config.json"
+    pair.save(tmp_path / "first")
+    pair.use_scheduler(Request(prompt="", sampler=sampler, schedule=schedule))
+    pair.save(tmp_path / "later")
+    assert (tmp_path / "first" / file).read_bytes() == (tmp_path / "later" / file).read_bytes()
+    assert pair.theirs.scheduler.config.timestep_spacing == schedule, "the test that set it keeps it"

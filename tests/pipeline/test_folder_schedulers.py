@@ -145,7 +145,7 @@ def written(twins: Twins, tmp_path_factory: pytest.TempPathFactory) -> Callable[
     def write(family: str) -> Path:
         if family not in done:
             done[family] = root / family
-            twins.of(family).theirs.save_pretrained(done[family])
+            twins.of(family).save(done[family])
         return done[family]
 
     return write

@@ -75,6 +75,16 @@ class Pair:
         else:
             self.theirs.scheduler = diffusers.EulerDiscreteScheduler(**common)
 
+    def save(self, folder: Path) -> None:
+        """Write diffusers' folder with the scheduler that the pair was built with: the session shares it, so that an
+        earlier test's `use_scheduler` would otherwise stand in the file, which gouache reads.
+        """
+        left, self.theirs.scheduler = self.theirs.scheduler, diffusers.EulerDiscreteScheduler(**BETAS)
+        try:
+            self.theirs.save_pretrained(folder)
+        finally:
+            self.theirs.scheduler = left
+
     def scaled(self, request: Request, noise: Tensor) -> Tensor:
         """Noise such that diffusers starts from the state x = sigma * noise, in its own units."""
         sigma = float(sigmas_of(self.ours.resolve(request), self.ours.bundle)[0])

@@ -49,13 +49,11 @@ def psnr(first: Image.Image, second: np.ndarray) -> float:
 
 
 @pytest.fixture(scope="module")
-def folders(twins: Twins, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Base and refiner as diffusers writes them."""
+def folders(own_twins: Twins, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Base and refiner as diffusers writes them, of this file's own twins: `theirs` gives one the other's VAE."""
     found = {name: tmp_path_factory.mktemp(name) / name for name in ("sdxl", "sdxl-refiner", "sd1")}
     for name, folder in found.items():
-        pipeline = twins.of(name).theirs
-        pipeline.scheduler = diffusers.EulerDiscreteScheduler(**BETAS)  # other tests leave theirs in the shared pipeline
-        pipeline.save_pretrained(folder)
+        own_twins.of(name).save(folder)
     return found
 
 
@@ -131,29 +129,29 @@ def theirs(twins: Twins, request: Request, **more: Any) -> np.ndarray:
     ],
 )
 def test_it_is_the_picture_of_diffusers_ensemble_of_experts(
-    twins: Twins, base: Pipeline, folders: dict[str, Path], sampler: str, share: float
+    own_twins: Twins, base: Pipeline, folders: dict[str, Path], sampler: str, share: float
 ) -> None:
     request = request_for(folders, sampler=sampler, refiner_switch_at=share)
     painted = paint(base, request)
-    assert psnr(painted.image, theirs(twins, request)) >= 60
+    assert psnr(painted.image, theirs(own_twins, request)) >= 60
     alone = paint(base, request.replace({"refiner": None}))
     assert psnr(painted.image, np.asarray(alone.image, np.float64) / 255) < 50, "the refiner changes nothing"
 
 
 @pytest.mark.parametrize("score", [2.0, 9.0])
 def test_the_refiner_is_told_the_aesthetic_scores(
-    twins: Twins, base: Pipeline, folders: dict[str, Path], score: float
+    own_twins: Twins, base: Pipeline, folders: dict[str, Path], score: float
 ) -> None:
     told = {"aesthetic_score": score, "negative_aesthetic_score": 10 - score}
     request = request_for(folders, size_condition=told)
-    assert psnr(paint(base, request).image, theirs(twins, request, **told)) >= 60
+    assert psnr(paint(base, request).image, theirs(own_twins, request, **told)) >= 60
 
 
 def test_no_negative_prompt_is_zeros_to_the_base_and_words_to_the_refiner(
-    twins: Twins, base: Pipeline, folders: dict[str, Path]
+    own_twins: Twins, base: Pipeline, folders: dict[str, Path]
 ) -> None:
     request = request_for(folders, negative_prompt=None)
-    assert psnr(paint(base, request).image, theirs(twins, request)) >= 60
+    assert psnr(paint(base, request).image, theirs(own_twins, request)) >= 60
 
 
 def test_a_starting_picture_is_refined_too(base: Pipeline, folders: dict[str, Path]) -> None:
@@ -210,8 +208,11 @@ def test_every_sampler_hands_over_once(base: Pipeline, folders: dict[str, Path],
     names = [name for _, name in calls]
     assert {"base", "refiner"} == set(names)
     assert names == sorted(names), names
-    if sampler not in ("restart", "dpm_fast"):  # which go up again
-        assert all(time < 400.5 for time, name in calls if name == "refiner")
+    times = [time for time, name in calls if name == "refiner"]
+    assert times[0] < 400.5
+    # These go up again; A1111's walk is one, so that a step rejected at the hand-over is tried again from above it.
+    if sampler not in ("restart", "dpm_fast") and (sampler, procedure) != ("dpm_adaptive", "a1111"):
+        assert all(time < 400.5 for time in times)
 
 
 @pytest.mark.parametrize("by", ["noise", "steps"])

@@ -34,7 +34,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     models, made = tmp_path_factory.mktemp("models"), Twins(tmp_path_factory.mktemp("tokenizers"))
     for name in ("sdxl", "sdxl-refiner"):
-        made.of(name).theirs.save_pretrained(models / name)
+        made.of(name).save(models / name)
     return models
 
 
