@@ -106,11 +106,12 @@ class Keep:
         self.sizes[name] = (facts["width"], facts["height"])
         return name
 
-    def fitted(self, where: str, text: str, size: tuple[int, int], mode: ResizeMode) -> str:
-        """The name of such a picture, brought to a size."""
+    def fitted(self, where: str, name: str, size: tuple[int, int], mode: ResizeMode) -> str:
+        """The name of what was kept as `name`, brought to a size."""
         wanted = {"where": where, "width": size[0], "height": size[1], "mode": mode}
         wanted["max_pixels"] = self.studio.upload_pixels
-        _, png = self.studio.decoding.run(self.owner, "fitted", decoded(where, text), wanted)
+        data = self.studio.attachments.read(self.owner, name)
+        _, png = self.studio.decoding.run(self.owner, "fitted", data, wanted)
         name = self.studio.attachments.keep(self.owner, png)
         self.sizes[name] = size
         return name
@@ -311,20 +312,19 @@ def _img2img(body: Img2Img, keep: Keep, notes: list[str]) -> dict[str, Any]:
     if body.mask:
         values["mask"] = _mask(body, keep, notes)
         if not values["mask"]["only_masked"]:
-            mode, first = values["resize_mode"], body.init_images[0]
-            values["init_image"] = _at_asked_size(body, keep, "init_images", first, mode)
-            values["mask"] |= {"image": _at_asked_size(body, keep, "mask", body.mask, mode)}
+            values["init_image"] = _at_asked_size(body, keep, "init_images", values["init_image"])
+            values["mask"] |= {"image": _at_asked_size(body, keep, "mask", values["mask"]["image"])}
     if (body.script_name or "").strip().lower() == SD_UPSCALE:
         values |= _sd_upscale(body, keep.sizes[values["init_image"]], notes)
     return values
 
 
-def _at_asked_size(body: Img2Img, keep: Keep, field: str, text: str, mode: ResizeMode) -> str:
+def _at_asked_size(body: Img2Img, keep: Keep, where: str, name: str) -> str:
     """A starting picture or its mask as large as was asked: pixels outside a mask stay, and so does their number."""
-    name, size = keep(field, text), (body.width or 512, body.height or 512)
+    size = (body.width or 512, body.height or 512)
     if keep.sizes[name] == size or size[0] * size[1] > keep.studio.settings.limits.pixels:
         return name  # What is too large, admission refuses.
-    return keep.fitted(field, text, size, mode)
+    return keep.fitted(where, name, size, RESIZE_MODES.get(body.resize_mode or 0, "stretch"))
 
 
 def _sd_upscale(body: Img2Img, size: tuple[int, int], notes: list[str]) -> dict[str, Any]:
