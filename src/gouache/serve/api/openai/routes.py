@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
@@ -78,23 +78,25 @@ def _form(model: type[Images], *files: str) -> dict[str, Any]:
 @router.post(f"{PREFIX}/edits", response_model=None, openapi_extra=_form(Edits, "image", "mask"))
 async def edits(request: Request) -> Response:
     """Paint over a picture: where the mask is fully transparent, or everywhere without one."""
-    with in_words_of(WORDS):
-        fields, files = await _read_form(request)
-        body, studio = _checked(Edits, fields), studio_of(request)
-        owner = owner_of(request)
-        pictures = await studio.decoding.beside(edited_pictures, body, studio, owner, files)
-        order = await asyncio.to_thread(order_of, body, studio, owner, pictures)
-        return await _answer(request, body, order, "image_edit")
+    return await _painted_over(request, Edits, edited_pictures)
 
 
 @router.post(f"{PREFIX}/variations", response_model=None, openapi_extra=_form(Variations, "image"))
 async def variations(request: Request) -> Response:
     """Paint over a whole picture, without a prompt."""
+    return await _painted_over(request, Variations, varied_picture)
+
+
+async def _painted_over(
+    request: Request,
+    kind: type[ImagesBody],
+    pictures_of: Callable[[ImagesBody, Studio, str, dict[str, list[bytes]]], dict[str, object]],
+) -> Response:
+    """Answer a form with pictures; `pictures_of` makes of its files what `order_of` takes."""
     with in_words_of(WORDS):
         fields, files = await _read_form(request)
-        body, studio = _checked(Variations, fields), studio_of(request)
-        owner = owner_of(request)
-        pictures = await studio.decoding.beside(varied_picture, body, studio, owner, files)
+        body, studio, owner = _checked(kind, fields), studio_of(request), owner_of(request)
+        pictures = await studio.decoding.beside(pictures_of, body, studio, owner, files)
         order = await asyncio.to_thread(order_of, body, studio, owner, pictures)
         return await _answer(request, body, order, "image_edit")
 
