@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -63,27 +64,37 @@ def refused(server: Process) -> None:
     assert httpx.get(f"{server.url}/readyz", timeout=30).status_code == 503
 
 
+@contextmanager
+def befallen(server: Process) -> Iterator[list[str]]:
+    """What happens within happens while the first of two jobs is painted; afterwards these and a third are done once.
+
+    Gives the jobs' ids; the third's is added at the end.
+    """
+    try:
+        server.start()
+        ids = [submit(server, "first", **LONG), submit(server, "second")]
+        server.wait_until_painting(ids[0])
+        yield ids
+        wait_for_all(server, ids, 300)
+        ids.append(submit(server, "third"))
+        wait_for_all(server, ids, 300)
+        check_everything(server, ids)
+        server.wait_until_ready()
+    finally:
+        server.stop()
+
+
 @with_postgres
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_postgresql_is_stopped_while_a_job_is_painted(own_postgres: Postgres, tmp_path: Path) -> None:
     server = Process(tmp_path, store=own_postgres.new_database())
-    try:
-        server.start()
-        ids = [submit(server, "first", **LONG), submit(server, "second")]
-        server.wait_until_painting(ids[0])
+    with befallen(server) as ids:
         own_postgres.stop()
         refused(server)
         time.sleep(8)
         own_postgres.start()
-        wait_for_all(server, ids, 300)
-        ids.append(submit(server, "third"))
-        wait_for_all(server, ids, 300)
-        check_everything(server, ids)
-        assert [server.jobs.get(one).attempts for one in ids] == [1, 1, 1]
-        server.wait_until_ready()
-    finally:
-        server.stop()
+    assert [server.jobs.get(one).attempts for one in ids] == [1, 1, 1]
 
 
 @with_postgres
@@ -91,20 +102,9 @@ def test_postgresql_is_stopped_while_a_job_is_painted(own_postgres: Postgres, tm
 @pytest.mark.timeout(900)
 def test_postgresql_hangs_while_a_job_is_painted(own_postgres: Postgres, tmp_path: Path) -> None:
     server = Process(tmp_path, store=own_postgres.new_database())
-    try:
-        server.start()
-        ids = [submit(server, "first", **LONG), submit(server, "second")]
-        server.wait_until_painting(ids[0])
-        with frozen(own_postgres.processes()):
-            refused(server)
-            time.sleep(8)
-        wait_for_all(server, ids, 300)
-        ids.append(submit(server, "third"))
-        wait_for_all(server, ids, 300)
-        check_everything(server, ids)
-        server.wait_until_ready()
-    finally:
-        server.stop()
+    with befallen(server), frozen(own_postgres.processes()):
+        refused(server)
+        time.sleep(8)
 
 
 @with_small_disk
@@ -112,44 +112,23 @@ def test_postgresql_hangs_while_a_job_is_painted(own_postgres: Postgres, tmp_pat
 @pytest.mark.timeout(900)
 def test_the_disk_is_full_and_emptied_again(small_disk: SmallDisk) -> None:
     server = Process(small_disk.folder)
-    try:
-        server.start()
-        ids = [submit(server, "first", **LONG), submit(server, "second")]
-        server.wait_until_painting(ids[0])
+    with befallen(server):
         small_disk.fill()
         refused(server)
         time.sleep(10)
         small_disk.empty()
-        wait_for_all(server, ids, 300)
-        ids.append(submit(server, "third"))
-        wait_for_all(server, ids, 300)
-        check_everything(server, ids)
-        server.wait_until_ready()
-    finally:
-        server.stop()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_sqlite_is_locked_and_the_worker_killed(tmp_path: Path) -> None:
     server = Process(tmp_path)
-    try:
-        server.start()
-        ids = [submit(server, "first", **LONG), submit(server, "second")]
-        server.wait_until_painting(ids[0])
-        with Lock(tmp_path / "studio.sqlite3"):
-            killed = server.worker()
-            killed.kill()
-            refused(server)
-            time.sleep(40)
-            assert server.worker().pid != killed.pid, "another is started while the lock is held"
-        wait_for_all(server, ids, 300)
-        ids.append(submit(server, "third"))
-        wait_for_all(server, ids, 300)
-        check_everything(server, ids)
-        server.wait_until_ready()
-    finally:
-        server.stop()
+    with befallen(server), Lock(tmp_path / "studio.sqlite3"):
+        killed = server.worker()
+        killed.kill()
+        refused(server)
+        time.sleep(40)
+        assert server.worker().pid != killed.pid, "another is started while the lock is held"
 
 
 @pytest.mark.slow
