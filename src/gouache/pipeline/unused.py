@@ -133,17 +133,6 @@ def _of_the_model(request: Request, kind: str | None) -> Unused:
 def _of_the_prior(request: Request, bundle: ModelBundle, kind: str | None) -> Unused:
     if kind != DRAFT or request.prior is None:
         return
-    if request.prior.start_sigma and request.prior.enabled:
-        shows = request.init_image is not None and (request.mask is not None or (request.strength or 0) < 1)
-        elsewhere = {
-            "its own levels": request.sigmas is not None,
-            "A1111's procedure": request.procedure == "a1111",
-            "the starting picture": shows,
-        }
-        for begins, so in elsewhere.items():
-            if so:
-                yield "prior.start_sigma", f"it begins by {begins}"
-                break
     why = "inversion takes the draft of the picture itself" if request.inversion is not None else "the prior is off"
     unused = request.inversion is not None or not request.prior.enabled
     if unused and request.best_of > 1:

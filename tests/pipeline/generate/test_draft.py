@@ -167,8 +167,14 @@ def test_a_level_of_0_begins_on_noise_and_a_level_changes_the_picture(pipe: Pipe
     assert paint(pipe, prior={"start_sigma": 1.0}) != paint(pipe)
 
 
-@pytest.mark.parametrize("changes", [{"sigmas": [5.0, 1.0, 0.0]}, {"procedure": "a1111"}])
-def test_what_begins_elsewhere_says_that_the_level_was_not_used(changes: dict[str, object], pipe: Pipeline) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"sigmas": [5.0, 1.0, 0.0]}, {"procedure": "a1111"}, {"init_image": "start.png", "strength": 0.5}]
+)
+def test_what_begins_elsewhere_says_that_the_level_was_not_used(
+    changes: dict[str, object], pipe: Pipeline, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32), "red").save("start.png")
     request = Request(prompt="a cat", seed=3, num_inference_steps=2, prior=PriorOptions(start_sigma=1.0))
     painted = pipe.paint(request.replace(changes))[0]
     assert any("prior.start_sigma" in note for note in painted.recipe.notes)

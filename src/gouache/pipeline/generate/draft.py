@@ -317,6 +317,12 @@ def list_on_draft(request: Request, bundle: ModelBundle, given: StartState) -> t
     return total, total - steps
 
 
+def level_unused(request: Request, on_draft: tuple[int, int] | None) -> list[str]:
+    """A note if the picture does not begin on its draft, though the request says at which level it should."""
+    asked = request.prior is not None and request.prior.enabled and request.prior.start_sigma
+    return ["prior.start_sigma was not used: the picture begins on something else"] if asked and not on_draft else []
+
+
 def draw_of(options: PriorOptions | None, defaults: GenerationDefaults) -> Draw:
     """How to draw; a temperature of 0 takes the likeliest token."""
     given = with_defaults(options, defaults)

@@ -25,7 +25,7 @@ from gouache.pipeline.generate.a1111_procedure import (
     second_walk,
 )
 from gouache.pipeline.generate.decode import decode, preview
-from gouache.pipeline.generate.draft import draft, list_on_draft, own_draft, parts_of
+from gouache.pipeline.generate.draft import draft, level_unused, list_on_draft, own_draft, parts_of
 from gouache.pipeline.generate.enlarge import enlarge_picture, find_upscaler
 from gouache.pipeline.generate.guided import (
     IMAGE_GUIDANCE,
@@ -161,7 +161,7 @@ class Generation:
         if listed:
             self.bundle = replace(bundle, timesteps=listed)
         self.mixed = False
-        self.prepared_notes = tuple(notes)
+        self.prepared_notes = (*notes, *level_unused(request, self.on_draft))
 
     def _second(self, request: Request) -> Pass:
         steps, strength = request.num_inference_steps or 1, request.strength or 0.0
