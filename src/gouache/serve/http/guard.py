@@ -24,6 +24,7 @@ from gouache.serve.http.replies import refusal, reply_to
 from gouache.serve.http.visitors import Buckets, NoLongerWelcome, Visitors, address_of, while_welcome
 from gouache.serve.settings import LOOPBACK, Limits, Settings
 from gouache.serve.store.accounts import LOCAL, Accounts
+from gouache.serve.store.outages import away
 
 OPEN_PATHS = ("/healthz", "/readyz", "/login", "/logout")
 LINK_SECONDS = 3600
@@ -102,8 +103,7 @@ class Guard:
             return reply_to(path, error)
         except (StoreError, SQLAlchemyError):
             log.exception("the store does not answer", extra={"request": scope["state"]["request_id"]})
-            parts = {"where": "store", "message": "the store does not answer; try again"}
-            return refusal(path, 503, parts, {"Retry-After": "5"})
+            return reply_to(path, away("no answer"))
 
     async def _stranger(self, scope: Scope, headers: Headers) -> Response | None:
         """Refuse who isn't known; write down who is."""
