@@ -216,16 +216,28 @@ def _encode_batch(source: CaptionedSource, encoders: Encoders, numbers: range) -
 
 
 @torch.no_grad()
-def _encode_text(encoders: Encoders, captions: list[str]) -> dict[str, Tensor]:
-    """Ragged text states: context [T,D] of all captions in a row, offsets [B+1], pooled [B,P]."""
-    stack = encoders.text
+def text_states(
+    stack: TextStack, captions: list[str], pooled: Callable[[Tensor | None], Tensor | None] = lambda vector: vector
+) -> TextStates:
+    """What a text encoder says of captions; without a pooled vector that of no width.
+
+    Args:
+        stack: the encoder.
+        captions: B texts; what is longer than one chunk is cut.
+        pooled: from the text's pooled vector to what the U-Net takes.
+    """
     states = stack.encode([stack.tokenize(caption)[: stack.chunk_length] for caption in captions])
     mask = states.mask if states.mask is not None else torch.ones(states.context.shape[:2], dtype=torch.bool)
-    offsets = torch.cat([torch.zeros(1, dtype=torch.long), mask.sum(1).cpu().cumsum(0)])
-    pooled = encoders.pooled(states.pooled)
-    if pooled is None:
-        pooled = states.context.new_zeros(len(captions), 0)
-    return {"context": states.context[mask].half().cpu(), "offsets": offsets, "pooled": pooled.half().cpu()}
+    vector = pooled(states.pooled)
+    return TextStates(states.context, mask, states.context.new_zeros(len(captions), 0) if vector is None else vector)
+
+
+def _encode_text(encoders: Encoders, captions: list[str]) -> dict[str, Tensor]:
+    """Ragged text states: context [T,D] of all captions in a row, offsets [B+1], pooled [B,P]."""
+    states = text_states(encoders.text, captions, encoders.pooled)
+    offsets = torch.cat([torch.zeros(1, dtype=torch.long), states.mask.sum(1).cpu().cumsum(0)])
+    context = states.context[states.mask].half().cpu()
+    return {"context": context, "offsets": offsets, "pooled": states.pooled.half().cpu()}
 
 
 def _joined(parts: list[dict[str, Tensor]]) -> dict[str, Tensor]:

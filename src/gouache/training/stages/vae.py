@@ -23,7 +23,7 @@ from gouache.models.vae import AutoencoderKL, Moments
 from gouache.pipeline.inputs.tensors import rgba_to_tensor
 from gouache.training.batches.batch_shapes import batches_of_one_shape, shown
 from gouache.training.batches.encoded import TextStates
-from gouache.training.batches.store import CaptionedSource, FiniteSource
+from gouache.training.batches.store import CaptionedSource, FiniteSource, text_states
 from gouache.training.config import TrainConfig, VaeStage
 from gouache.training.inputs import RunInputs, initial_weights, load_vae
 from gouache.training.losses import PatchDiscriminator, adversarial_loss, edge_loss, psnr
@@ -60,11 +60,7 @@ class DraftPainter(nn.Module):
             TrainingError: the run lacks one of them.
         """
         parts = DenoiserTraining.model_parts(inputs, {})
-        stack, _ = inputs.text()
-        states = stack.encode([stack.tokenize("")])
-        mask = torch.ones(states.context.shape[:2], dtype=torch.bool)
-        pooled = states.pooled if states.pooled is not None else states.context.new_zeros(1, 0)
-        empty = TextStates(states.context, mask, pooled)
+        empty = text_states(inputs.text()[0], [""])
         return cls(parts[DenoiserTraining.part], parts["denoiser_config"], inputs.quantizer(), empty)
 
     @torch.no_grad()
