@@ -31,8 +31,8 @@ from gouache.checkpoints.identify import identify
 from gouache.checkpoints.load import load_bundle
 from gouache.errors import GouacheError
 from gouache.models.bundle import ModelBundle
-from gouache.models.text_encoder import TextEncoder
-from gouache.models.text_stack import TextStack
+from gouache.models.text.clip import TextEncoder
+from gouache.models.text.stack import TextStack
 from gouache.models.unet import UNet
 from gouache.pipeline.generate.upscaler_files import load_upscaler
 from gouache.pipeline.prompts.adapters import Adapters

@@ -21,10 +21,10 @@ from gouache.checkpoints.diffusers.folder import check_tokenizer
 from gouache.checkpoints.load import load_bundle
 from gouache.errors import IncompatibleCheckpoint, InvalidInput
 from gouache.models.configs import SentenceEncoderConfig, TextEncoderConfig
-from gouache.models.sentence_encoder import SentenceEncoder
-from gouache.models.text_encoder import TextEncoder
-from gouache.models.text_stack import TextStack
-from gouache.models.tokenizers import vocabulary
+from gouache.models.text.clip import TextEncoder
+from gouache.models.text.sentence import SentenceEncoder
+from gouache.models.text.stack import TextStack
+from gouache.models.text.tokenizers import vocabulary
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
 

@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from gouache.checkpoints.hub import file_sha256
 from gouache.cli.main import app
 from gouache.errors import GouacheError
-from gouache.models.controlnet import ControlNet, ControlNetConfig
+from gouache.models.conditioning.controlnet import ControlNet, ControlNetConfig
 from gouache.pipeline.pipeline import UNET, fill
 
 QUICK = ("--steps", "2", "--model", "untrained", "--size", "32", "--seed", "5")

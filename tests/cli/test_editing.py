@@ -19,13 +19,13 @@ from gouache.cli.main import app
 from gouache.errors import GouacheError
 from gouache.models.configs import UpscalerConfig
 from gouache.models.upscalers import Upscaler
+from gouache.pipeline.fields.values import MAX_FACTOR
 from gouache.pipeline.output import sheets as fonts
 from gouache.pipeline.output.foreign import read_recipe
 from gouache.pipeline.output.metadata import encode_picture, read_texts
 from gouache.pipeline.output.recipe import Recipe
 from gouache.pipeline.pipeline import untrained_bundle
 from gouache.pipeline.request import Upscale
-from gouache.pipeline.request_fields import MAX_FACTOR
 
 QUICK = ("--steps", "2", "--model", "untrained")
 

@@ -11,8 +11,8 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import Tensor, nn
 
 from gouache.errors import ShapeMismatch
+from gouache.models.conditioning.controlnet import ControlNet, ControlNetConfig
 from gouache.models.configs import UNetConfig
-from gouache.models.controlnet import ControlNet, ControlNetConfig
 from gouache.models.unet import Residuals, UNet
 from gouache.nn.layers import sinusoidal_embedding
 

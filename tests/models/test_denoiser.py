@@ -12,9 +12,9 @@ from gouache.errors import ConfigError, InvalidInput, ShapeMismatch
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import DenoiserConfig, NoiseScheduleConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from gouache.models.denoiser import Condition, Denoiser, stack
-from gouache.models.text_encoder import TextEncoder
-from gouache.models.text_stack import TextStack
-from gouache.models.tokenizers import END_ID, START_ID
+from gouache.models.text.clip import TextEncoder
+from gouache.models.text.stack import TextStack
+from gouache.models.text.tokenizers import END_ID, START_ID
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
 

@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from gouache.errors import ConfigError, InvalidInput, ShapeMismatch
+from gouache.models.conditioning.image_encoder import ImageEncoder, preprocess
 from gouache.models.configs import ImageEncoderConfig, SentenceEncoderConfig, TextEncoderConfig
-from gouache.models.image_encoder import ImageEncoder, preprocess
-from gouache.models.sentence_encoder import SentenceEncoder, mean_pool
-from gouache.models.text_encoder import TextEncoder
+from gouache.models.text.clip import TextEncoder
+from gouache.models.text.sentence import SentenceEncoder, mean_pool
 
 if TYPE_CHECKING:
     from tests.models.conftest import Agreement

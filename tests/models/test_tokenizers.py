@@ -11,7 +11,7 @@ import pytest
 from transformers import AutoTokenizer, CLIPTokenizer
 
 from gouache.errors import InvalidInput
-from gouache.models.tokenizers import (
+from gouache.models.text.tokenizers import (
     END_ID,
     START_ID,
     ClipTokenizer,

@@ -17,8 +17,8 @@ from gouache.models.bundle import ModelBundle
 from gouache.models.configs import DenoiserConfig, GenerationDefaults, TextEncoderConfig, UNetConfig, VAEConfig
 from gouache.models.prior import Prior, PriorConfig
 from gouache.models.quantizer import Quantizer, QuantizerConfig
-from gouache.models.text_encoder import TextEncoder
-from gouache.models.text_stack import TextStack
+from gouache.models.text.clip import TextEncoder
+from gouache.models.text.stack import TextStack
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.pipeline import Pipeline, fill

@@ -17,9 +17,9 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from gouache.diffusion.rng import ImageNoise, ImageSeed, NoiseMode
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import DenoiserConfig, GenerationDefaults, TextEncoderConfig, UNetConfig, VAEConfig
-from gouache.models.text_encoder import TextEncoder
-from gouache.models.text_stack import TextStack
-from gouache.models.tokenizers import read_merges, vocabulary
+from gouache.models.text.clip import TextEncoder
+from gouache.models.text.stack import TextStack
+from gouache.models.text.tokenizers import read_merges, vocabulary
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.generate.guided import sigmas_of

@@ -7,8 +7,8 @@ from torch import nn
 
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults, TextEncoderConfig, UNetConfig, VAEConfig
-from gouache.models.text_encoder import TextEncoder
-from gouache.models.text_stack import TextStack
+from gouache.models.text.clip import TextEncoder
+from gouache.models.text.stack import TextStack
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.pipeline import Pipeline

@@ -19,8 +19,8 @@ from gouache.data.readers import ReadReport
 from gouache.errors import ConfigError, InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import TextEncoderConfig
-from gouache.models.text_encoder import TextEncoder
-from gouache.models.text_stack import TextStack
+from gouache.models.text.clip import TextEncoder
+from gouache.models.text.stack import TextStack
 from gouache.models.unet import UNet
 from gouache.pipeline.pipeline import Pipeline, fill, untrained_bundle
 from gouache.pipeline.request import Request

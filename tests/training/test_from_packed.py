@@ -34,8 +34,8 @@ from gouache.models.configs import (
 )
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
-from gouache.models.sentence_encoder import SentenceEncoder
-from gouache.models.text_stack import TextStack
+from gouache.models.text.sentence import SentenceEncoder
+from gouache.models.text.stack import TextStack
 from gouache.models.unet import UNet
 from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL

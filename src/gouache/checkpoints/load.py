@@ -36,10 +36,10 @@ from gouache.models.family import family_named
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.scheduler_config import sampler_of
-from gouache.models.sentence_encoder import SentenceEncoder
-from gouache.models.text_encoder import TextEncoder
-from gouache.models.text_stack import TextStack
-from gouache.models.tokenizers import END_ID
+from gouache.models.text.clip import TextEncoder
+from gouache.models.text.sentence import SentenceEncoder
+from gouache.models.text.stack import TextStack
+from gouache.models.text.tokenizers import END_ID
 from gouache.models.unet import UNet
 from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL

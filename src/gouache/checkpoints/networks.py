@@ -19,6 +19,7 @@ from gouache.checkpoints.formats.safetensors import TORCH_DTYPES, Int8Source, We
 from gouache.checkpoints.shapes import POINTWISE, THIRDS, ShapeChange, Speller, Spelling
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, InvalidInput
+from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.configs import (
     ControlNetConfig,
     PriorConfig,
@@ -29,11 +30,10 @@ from gouache.models.configs import (
     UpscalerConfig,
     VAEConfig,
 )
-from gouache.models.controlnet import ControlNet
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
-from gouache.models.sentence_encoder import SentenceEncoder
-from gouache.models.text_encoder import TextEncoder
+from gouache.models.text.clip import TextEncoder
+from gouache.models.text.sentence import SentenceEncoder
 from gouache.models.unet import UNet
 from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL

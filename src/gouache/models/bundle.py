@@ -13,13 +13,13 @@ from torch import Tensor, nn
 
 from gouache.diffusion.noise_schedule import NoiseSchedule
 from gouache.errors import ConfigError, ShapeMismatch
+from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.configs import DenoiserConfig, GenerationDefaults
-from gouache.models.controlnet import ControlNet
 from gouache.models.denoiser import Denoiser
 from gouache.models.family import Family, family_named
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
-from gouache.models.text_stack import TextStack
+from gouache.models.text.stack import TextStack
 from gouache.models.unet import UNet
 from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL

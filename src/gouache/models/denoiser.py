@@ -14,8 +14,8 @@ from gouache.diffusion.noise_schedule import NoiseSchedule, make_noise_schedule
 from gouache.diffusion.parameterization import Parameterization, Prediction, denoised_from, network_input
 from gouache.diffusion.samplers.step import Denoise
 from gouache.errors import ConfigError, ShapeMismatch
+from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.configs import DenoiserConfig, NoiseScheduleConfig
-from gouache.models.controlnet import ControlNet
 from gouache.models.perturbation import AttentionRecord, Perturbation, changes_of
 from gouache.models.unet import Residuals, UNet
 from gouache.nn.free_u import FreeU

@@ -20,8 +20,8 @@ from gouache.errors import DeviceUnavailable, ModelNotFound, unknown_name
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import DenoiserConfig, GenerationDefaults, TextEncoderConfig, UNetConfig, VAEConfig
 from gouache.models.family import SD1
-from gouache.models.text_encoder import TextEncoder
-from gouache.models.text_stack import TextStack
+from gouache.models.text.clip import TextEncoder
+from gouache.models.text.stack import TextStack
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
 from gouache.nn.layers import channels_last

@@ -19,6 +19,7 @@ from gouache.errors import InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults
 from gouache.models.scheduler_config import SCHEDULER_CLASSES
+from gouache.pipeline.fields.values import MAX_FACTOR, MIN_SIDE, OPAQUE
 from gouache.pipeline.generate.a1111_procedure import A1111, follows, second_size
 from gouache.pipeline.generate.draft import with_defaults
 from gouache.pipeline.generate.guiders import check_guiders
@@ -30,7 +31,6 @@ from gouache.pipeline.inputs.images import References, nearest_size
 from gouache.pipeline.inputs.start import INSTRUCT, input_kind
 from gouache.pipeline.prompts.syntax import adapter_tags, refuse_tags
 from gouache.pipeline.request import Hires, Procedure, Request, Upscale
-from gouache.pipeline.request_fields import MAX_FACTOR, MIN_SIDE, OPAQUE
 from gouache.pipeline.unused import unused_notes
 
 

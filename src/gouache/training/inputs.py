@@ -20,8 +20,8 @@ from gouache.config import Config
 from gouache.errors import DataError, MissingDependency, TrainingError
 from gouache.models.configs import QuantizerConfig, SentenceEncoderConfig, VAEConfig
 from gouache.models.quantizer import Quantizer
-from gouache.models.sentence_encoder import SentenceEncoder
-from gouache.models.text_stack import TextStack
+from gouache.models.text.sentence import SentenceEncoder
+from gouache.models.text.stack import TextStack
 from gouache.models.vae import AutoencoderKL
 from gouache.training.batches.sources import Sources, open_sources
 from gouache.training.batches.store import CaptionedSource, EncodedStore, Encoders, encode, store_folder

@@ -18,7 +18,7 @@ from gouache.checkpoints.save import bundle_to_write
 from gouache.config import Config
 from gouache.errors import ConfigError, TrainingError
 from gouache.models.bundle import ModelBundle
-from gouache.models.sentence_encoder import SentenceEncoder
+from gouache.models.text.sentence import SentenceEncoder
 from gouache.training.config import TrainConfig, read_config, stage_config
 from gouache.training.inputs import RunInputs, last_result, run_text_folder, stage_run
 from gouache.training.loop import TrainingProgress, make_accelerator, train

@@ -18,9 +18,9 @@ from gouache.checkpoints.formats.safetensors import load_tensors, save_tensors
 from gouache.config import Config
 from gouache.errors import CheckpointError, ConfigError
 from gouache.models.configs import SentenceEncoderConfig
-from gouache.models.sentence_encoder import SentenceEncoder
-from gouache.models.text_encoder import TextEncoding
-from gouache.models.tokenizers import WordPieceTokenizer
+from gouache.models.text.clip import TextEncoding
+from gouache.models.text.sentence import SentenceEncoder
+from gouache.models.text.tokenizers import WordPieceTokenizer
 from gouache.nn.resnet import ResnetBlock
 
 COMPONENT = "clip"

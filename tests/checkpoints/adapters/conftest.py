@@ -10,8 +10,8 @@ from torch import nn
 
 from gouache.checkpoints.adapters.layer_names import LayerNames
 from gouache.models.configs import TextEncoderConfig, UNetConfig
-from gouache.models.text_encoder import TextEncoder
-from gouache.models.text_stack import TextStack
+from gouache.models.text.clip import TextEncoder
+from gouache.models.text.stack import TextStack
 from gouache.models.unet import UNet
 
 

@@ -22,8 +22,8 @@ from gouache.checkpoints.load import load_bundle
 from gouache.checkpoints.networks import build_on_meta
 from gouache.checkpoints.shapes import controlnet_config
 from gouache.errors import CheckpointError, IncompatibleCheckpoint, InvalidInput, ModelNotFound, UnknownFamily
+from gouache.models.conditioning.controlnet import ControlNet, ControlNetConfig
 from gouache.models.configs import UNetConfig
-from gouache.models.controlnet import ControlNet, ControlNetConfig
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 

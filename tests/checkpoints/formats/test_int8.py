@@ -22,8 +22,8 @@ from gouache.checkpoints.save import Format, ModelToWrite, bundle_to_write, writ
 from gouache.cli.main import app
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, InvalidInput, UnknownName
 from gouache.models.configs import SentenceEncoderConfig
-from gouache.models.sentence_encoder import SentenceEncoder
-from gouache.models.text_stack import TextStack
+from gouache.models.text.sentence import SentenceEncoder
+from gouache.models.text.stack import TextStack
 from gouache.pipeline.pipeline import Pipeline, fill, untrained_bundle
 from gouache.pipeline.request import Request
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from gouache.errors import IncompatibleCheckpoint, ModelNotFound
 from gouache.models.bundle import ModelBundle
-from gouache.models.image_encoder import preprocess
+from gouache.models.conditioning.image_encoder import preprocess
 from gouache.pipeline.generate.generation import Painted, Progress
 from gouache.pipeline.inputs.tensors import to_tensor
 from gouache.pipeline.output.recipe import pixels_digest

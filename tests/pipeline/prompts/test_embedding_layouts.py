@@ -31,8 +31,8 @@ from gouache.cli.main import app
 from gouache.errors import CorruptCheckpoint, GouacheError, IncompatibleCheckpoint
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import TextEncoderConfig
-from gouache.models.text_encoder import TextEncoder
-from gouache.models.text_stack import TextStack
+from gouache.models.text.clip import TextEncoder
+from gouache.models.text.stack import TextStack
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.prompts.adapters import Adapted
 from gouache.pipeline.prompts.textual_inversion import TokensWithWords

@@ -21,8 +21,8 @@ from gouache.checkpoints.hub import shipped_model
 from gouache.checkpoints.load import load_bundle
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import TextEncoderConfig
-from gouache.models.text_encoder import TextEncoder
-from gouache.models.text_stack import TextStack
+from gouache.models.text.clip import TextEncoder
+from gouache.models.text.stack import TextStack
 from gouache.pipeline.output.a1111_text import infotext_of, request_of
 from gouache.pipeline.output.infotext import format_infotext, parse_infotext
 from gouache.pipeline.output.recipe import Recipe

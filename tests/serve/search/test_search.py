@@ -16,8 +16,8 @@ from sqlalchemy import insert
 from gouache.checkpoints.load import Sentences
 from gouache.errors import ModelNotFound
 from gouache.models.configs import SentenceEncoderConfig
-from gouache.models.sentence_encoder import SentenceEncoder
-from gouache.models.text_stack import TextStack
+from gouache.models.text.sentence import SentenceEncoder
+from gouache.models.text.stack import TextStack
 from gouache.pipeline.inputs.images import read_picture
 from gouache.pipeline.request import Request
 from gouache.serve.http.replies import NobodyAnswers

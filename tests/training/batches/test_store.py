@@ -10,8 +10,8 @@ import torch
 
 from gouache.errors import DataError
 from gouache.models.configs import SentenceEncoderConfig, VAEConfig
-from gouache.models.sentence_encoder import SentenceEncoder
-from gouache.models.text_stack import TextStack
+from gouache.models.text.sentence import SentenceEncoder
+from gouache.models.text.stack import TextStack
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.inputs.tensors import rgba_to_tensor
 from gouache.training.batches import store as encoded_store

@@ -19,8 +19,8 @@ from gouache.data.stickers import Sticker, StickerManifest, Stickers
 from gouache.data.wording import NUMBERS, PLACES, RELATIONS, plural_of, with_article
 from gouache.errors import CheckpointError, ConfigError, TrainingError
 from gouache.models.configs import SentenceEncoderConfig
-from gouache.models.sentence_encoder import SentenceEncoder
-from gouache.models.text_stack import TextStack
+from gouache.models.text.sentence import SentenceEncoder
+from gouache.models.text.stack import TextStack
 from gouache.training.batches.pairs import StickerPairs, open_pairs
 from gouache.training.batches.store import Captioned
 from gouache.training.batches.translations import (

@@ -15,7 +15,7 @@ from gouache.checkpoints.formats.header import Header, open_header
 from gouache.checkpoints.networks import LoadReport, load_network, open_part
 from gouache.checkpoints.shapes import Naming, controlnet_config
 from gouache.errors import IncompatibleCheckpoint
-from gouache.models.controlnet import ControlNet
+from gouache.models.conditioning.controlnet import ControlNet
 
 KIND = "controlnet"
 # (prefix in the file, naming, a tensor that is there if the network is)

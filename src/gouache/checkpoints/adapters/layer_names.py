@@ -16,8 +16,8 @@ from torch import nn
 
 from gouache.checkpoints.keymaps import spell_open_clip, speller
 from gouache.checkpoints.shapes import ShapeChange
-from gouache.models.text_encoder import TextEncoder
-from gouache.models.text_stack import TextStack
+from gouache.models.text.clip import TextEncoder
+from gouache.models.text.stack import TextStack
 from gouache.models.unet import UNet
 
 UNET, TEXT = "unet", "text"

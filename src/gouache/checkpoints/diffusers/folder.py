@@ -301,7 +301,7 @@ def check_tokenizer(folder: Path) -> None:
         theirs = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(theirs, dict) or not theirs:
         return
-    from gouache.models.tokenizers import vocabulary
+    from gouache.models.text.tokenizers import vocabulary
 
     ours = vocabulary()
     if theirs == ours:

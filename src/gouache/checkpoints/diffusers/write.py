@@ -14,7 +14,7 @@ from gouache.files import atomic_write
 from gouache.models.configs import DenoiserConfig, TextEncoderConfig, UNetConfig, VAEConfig
 from gouache.models.family import family_named
 from gouache.models.scheduler_config import SCHEDULER_CLASSES, SchedulerConfig
-from gouache.models.tokenizers import END, END_ID, MERGES, MERGES_FILE, START, START_ID
+from gouache.models.text.tokenizers import END, END_ID, MERGES, MERGES_FILE, START, START_ID
 
 OURS_TO_PREDICTION = {ours: theirs for theirs, ours in PREDICTIONS.items()}
 EDM_TO_PREDICTION = {ours: theirs for theirs, ours in EDM_PREDICTIONS.items()}

@@ -21,8 +21,8 @@ from gouache.diffusion.rng import ImageNoise, seed_stream
 from gouache.diffusion.samplers.names import sampler_info
 from gouache.diffusion.samplers.step import NoiseSource
 from gouache.errors import InvalidInput
+from gouache.pipeline.fields.values import MAX_SIDE
 from gouache.pipeline.request import Hires, Request
-from gouache.pipeline.request_fields import MAX_SIDE
 
 A1111: Literal["a1111"] = "a1111"
 SECOND_ORDER = frozenset(("heun", "dpm_2", "dpm_2_ancestral", "dpmpp_2s_ancestral", "dpmpp_sde", "restart"))

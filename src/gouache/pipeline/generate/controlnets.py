@@ -19,7 +19,7 @@ from gouache.checkpoints.adapters.control_weights import load_controlnet
 from gouache.checkpoints.adapters.controlnet_library import find_control
 from gouache.errors import IncompatibleCheckpoint
 from gouache.models.bundle import ModelBundle
-from gouache.models.controlnet import ControlNet
+from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.denoiser import Steering
 from gouache.nn.layers import channels_last
 from gouache.pipeline.generate.tiling import circular

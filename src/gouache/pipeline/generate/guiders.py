@@ -18,7 +18,7 @@ from gouache.models.bundle import ModelBundle
 from gouache.models.denoiser import Condition
 from gouache.models.perturbation import AttentionRecord, Perturbation, blocks_named
 from gouache.nn.free_u import FreeU
-from gouache.pipeline.guider_fields import Timed
+from gouache.pipeline.fields.guiders import Timed
 from gouache.pipeline.inputs.start import INSTRUCT, input_kind
 from gouache.pipeline.prompts.encode import EncodedPrompt
 from gouache.pipeline.request import Request, Sag

@@ -18,10 +18,10 @@ import numpy.typing as npt
 from PIL import Image, ImageChops, ImageColor, ImageFilter, ImageOps
 
 from gouache.errors import InvalidInput, PictureError
+from gouache.pipeline.fields.values import MIN_SIDE
 from gouache.pipeline.inputs.plain import plain
 from gouache.pipeline.inputs.png import for_pillow
 from gouache.pipeline.request import MAX_PIXELS, ResizeMode
-from gouache.pipeline.request_fields import MIN_SIDE
 
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 """Formats that are opened. Not among them: those that Pillow reads through another program."""

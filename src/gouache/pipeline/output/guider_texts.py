@@ -11,7 +11,7 @@ from typing import Any
 
 from gouache.config import Config
 from gouache.errors import ConfigError
-from gouache.pipeline.guider_fields import FreeU, Mimic, Pag, Sag
+from gouache.pipeline.fields.guiders import FreeU, Mimic, Pag, Sag
 from gouache.pipeline.request import Request
 
 Values = Mapping[str, str]

@@ -19,8 +19,8 @@ from torch import Tensor
 
 from gouache.checkpoints.formats.header import TensorInfo, open_source
 from gouache.errors import IncompatibleCheckpoint, InvalidInput, ModelNotFound
+from gouache.models.conditioning.image_encoder import SafetyChecker, preprocess
 from gouache.models.configs import ImageEncoderConfig
-from gouache.models.image_encoder import SafetyChecker, preprocess
 from gouache.pipeline.generate.generation import Event, Painted, Progress
 from gouache.pipeline.inputs.images import on_background
 from gouache.pipeline.inputs.tensors import to_tensor

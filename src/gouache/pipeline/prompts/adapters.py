@@ -31,8 +31,8 @@ from gouache.checkpoints.adapters.peft_config import CONFIG_FILE
 from gouache.checkpoints.formats.header import open_header, read_header
 from gouache.errors import CorruptCheckpoint, ModelNotFound
 from gouache.models.bundle import ModelBundle
-from gouache.models.text_encoder import TextEncoder
-from gouache.models.text_stack import TextStack
+from gouache.models.text.clip import TextEncoder
+from gouache.models.text.stack import TextStack
 from gouache.pipeline.output.recipe import AdapterRef, model_sha256
 from gouache.pipeline.prompts.syntax import AdapterTag, adapter_tags
 from gouache.pipeline.prompts.textual_inversion import with_words

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gouache.errors import InvalidInput
-from gouache.models.text_encoder import TextEncoder
-from gouache.models.text_stack import TextStack
+from gouache.models.text.clip import TextEncoder
+from gouache.models.text.stack import TextStack
 from gouache.pipeline.prompts.emphasis import (
     STEADY,
     keep_mean,

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gouache.checkpoints.adapters.naming import WordFinder
-from gouache.models.text_encoder import TextEncoder
-from gouache.models.text_stack import TextStack
-from gouache.models.tokenizers import ClipTokenizer
+from gouache.models.text.clip import TextEncoder
+from gouache.models.text.stack import TextStack
+from gouache.models.text.tokenizers import ClipTokenizer
 
 
 class TokenizerWithWords:

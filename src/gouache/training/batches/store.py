@@ -22,7 +22,7 @@ from torch import Tensor
 from gouache.checkpoints.formats.header import read_header
 from gouache.checkpoints.formats.safetensors import SafetensorsFile, load_tensors, save_tensors
 from gouache.errors import CorruptCheckpoint, DataError
-from gouache.models.text_stack import TextStack
+from gouache.models.text.stack import TextStack
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.inputs.tensors import rgba_to_tensor
 from gouache.training.batches.batch_shapes import Batched, Shape, shapes_of

@@ -18,7 +18,7 @@ from gouache.data.captions import STYLE_WORDS, ZH_STYLE_WORDS, canonical_caption
 from gouache.data.stickers import Sticker
 from gouache.data.wording import NUMBERS, PLACES, RELATIONS, plural_of, with_article
 from gouache.errors import InvalidInput
-from gouache.models.tokenizers import UNKNOWN, WordPieceTokenizer
+from gouache.models.text.tokenizers import UNKNOWN, WordPieceTokenizer
 
 Alignment = dict[int, dict[int, float]]
 

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from gouache.errors import TrainingError
 from gouache.models.configs import SentenceEncoderConfig
-from gouache.models.sentence_encoder import SentenceEncoder
-from gouache.models.text_encoder import TextEncoding
-from gouache.models.text_stack import TextStack
-from gouache.models.tokenizers import CLS, MASK, PAD, SEP, UNKNOWN, WordPieceTokenizer
+from gouache.models.text.clip import TextEncoding
+from gouache.models.text.sentence import SentenceEncoder
+from gouache.models.text.stack import TextStack
+from gouache.models.text.tokenizers import CLS, MASK, PAD, SEP, UNKNOWN, WordPieceTokenizer
 from gouache.pipeline.inputs.tensors import rgba_to_tensor
 from gouache.training.batches.batch_shapes import batches_of_one_shape
 from gouache.training.batches.pairs import FinitePairs, Pairs, PairSource, StickerPairs, open_pairs

@@ -8,7 +8,7 @@ from typing import Any
 
 from gouache.config import Config
 from gouache.errors import ConfigError
-from gouache.pipeline.guider_fields import FreeU, Mimic, Pag, PerpNeg, Sag
+from gouache.pipeline.fields.guiders import FreeU, Mimic, Pag, PerpNeg, Sag
 from gouache.pipeline.output.comfyui.graph import Graph, Node
 
 

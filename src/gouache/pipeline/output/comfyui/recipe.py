@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from gouache.errors import RecipeError
+from gouache.pipeline.fields.values import MAX_SIDE, MIN_SIDE
 from gouache.pipeline.output.comfyui.graph import Graph, Node, read_graph
 from gouache.pipeline.output.comfyui.guiders import guiders_of
 from gouache.pipeline.output.comfyui.loras import loras_of, with_tags
@@ -17,7 +18,6 @@ from gouache.pipeline.output.comfyui.sampling import Sampling, is_sampler, paint
 from gouache.pipeline.output.comfyui.texts import Conditionings, Texts, in_a1111s_words, prompt_of
 from gouache.pipeline.output.comfyui.workflow import graph_of_workflow
 from gouache.pipeline.request import MAX_STEPS
-from gouache.pipeline.request_fields import MAX_SIDE, MIN_SIDE
 
 Size = tuple[int, int]
 _SAVES, _SHOWS = re.compile(r"save", re.IGNORECASE), re.compile(r"preview|show|display|view", re.IGNORECASE)

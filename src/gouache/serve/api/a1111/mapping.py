@@ -14,11 +14,11 @@ from gouache.diffusion.samplers.names import (
     resolve_schedule,
 )
 from gouache.errors import InvalidInput, ModelNotFound, NotFound, PictureError, UnknownName
+from gouache.pipeline.fields.values import OPAQUE
 from gouache.pipeline.output.a1111_text import EMPHASIS, HIRES_UPSCALERS, request_of
 from gouache.pipeline.output.infotext import parse_infotext
 from gouache.pipeline.output.metadata import ImageKind
 from gouache.pipeline.request import Control, Request, ResizeMode
-from gouache.pipeline.request_fields import OPAQUE
 from gouache.serve.api.a1111.fields import GenerationBody, Img2Img, Txt2Img, decoded
 from gouache.serve.api.a1111.server_options import Options, known_settings, options_of
 from gouache.serve.api.a1111.tolerance import NOTHING, PLACEHOLDER, SD_UPSCALE, settled

@@ -9,9 +9,9 @@ from typing import Any
 
 from gouache.checkpoints.vae_library import find_vae
 from gouache.errors import InvalidInput, ModelNotFound
+from gouache.pipeline.fields.values import MAX_SEED_DELTA
 from gouache.pipeline.output.a1111_text import EMPHASIS, OWN_NOISE
 from gouache.pipeline.output.metadata import ImageKind
-from gouache.pipeline.request_fields import MAX_SEED_DELTA
 from gouache.serve.studio import Studio
 
 KINDS: dict[str, ImageKind] = {"png": "png", "jpg": "jpeg", "jpeg": "jpeg", "webp": "webp"}

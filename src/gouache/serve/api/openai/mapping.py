@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from gouache.errors import InvalidInput, ModelNotFound, PictureError
+from gouache.pipeline.fields.values import MAX_FACTOR, MIN_SIDE, OPAQUE
 from gouache.pipeline.output.metadata import ImageKind
 from gouache.pipeline.request import Request as PaintRequest
-from gouache.pipeline.request_fields import MAX_FACTOR, MIN_SIDE, OPAQUE
 from gouache.serve.api.openai.fields import Drawn, Edits, Generations, Images, Variations
 from gouache.serve.decoding.operations import Facts as PictureFacts
 from gouache.serve.models.facts import Facts, facts_of

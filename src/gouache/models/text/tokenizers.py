@@ -23,7 +23,7 @@ from tokenizers.pre_tokenizers import Sequence as PreTokenizerSequence
 
 from gouache.errors import InvalidInput
 
-MERGES_FILE = Path(__file__).parent / "vocab" / "bpe_simple_vocab_16e6.txt.gz"
+MERGES_FILE = Path(__file__).parents[1] / "vocab" / "bpe_simple_vocab_16e6.txt.gz"
 START, END = "<|startoftext|>", "<|endoftext|>"
 START_ID, END_ID = 49406, 49407
 MERGES = 48894

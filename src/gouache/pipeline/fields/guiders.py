@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, model_validator
 
 from gouache.config import Config
-from gouache.pipeline.request_fields import Fraction, Name
+from gouache.pipeline.fields.values import Fraction, Name
 
 MAX_LAYERS = 64
 Layers = Annotated[tuple[Name, ...], Field(min_length=1, max_length=MAX_LAYERS)]

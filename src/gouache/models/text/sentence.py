@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from gouache.errors import ShapeMismatch
 from gouache.models.configs import SentenceEncoderConfig
-from gouache.models.text_encoder import TextEncoding
+from gouache.models.text.clip import TextEncoding
 from gouache.nn.attention import attend, key_mask
 from gouache.nn.layers import Linear
 

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from gouache.errors import InvalidInput
-from gouache.models.sentence_encoder import SentenceEncoder
-from gouache.models.text_encoder import TextEncoder, TextEncoding
-from gouache.models.tokenizers import ClipTokenizer, TextTokenizer, WordPieceTokenizer
+from gouache.models.text.clip import TextEncoder, TextEncoding
+from gouache.models.text.sentence import SentenceEncoder
+from gouache.models.text.tokenizers import ClipTokenizer, TextTokenizer, WordPieceTokenizer
 
 
 class TextStack(nn.Module):

@@ -1,0 +1,1 @@
+"""Networks beside the denoiser through which pictures steer it."""

@@ -1,0 +1,1 @@
+"""Texts: tokenizers, text encoders, and the stack of them that a model reads with."""

@@ -1,0 +1,1 @@
+"""What a request is made of: limits and types of its values, and its groups. No torch."""
