@@ -10,7 +10,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -72,7 +72,7 @@ class ModelToWrite:
     """A whole model on its way to the disk; `networks` by the part's name.
 
     `styles`, `description`, `licence` and `int8` (parts whose matrices are stored in int8) are kept by the own format
-    only.
+    only. `metadata` stands in the file's, or in that of a folder's U-Net.
     """
 
     family: str
@@ -86,6 +86,7 @@ class ModelToWrite:
     description: str = ""
     licence: str = ""
     int8: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def network_to_write(config: Config, network: nn.Module) -> NetworkToWrite:
@@ -209,7 +210,7 @@ def _stored(model: ModelToWrite) -> dict[str, NetworkToWrite]:
 def _write_own_folder(model: ModelToWrite, folder: Path) -> None:
     parts = []
     for name, network in _stored(model).items():
-        metadata = {"component": name, "config": network.config.to_json()}
+        metadata = {**_told(model, name), "component": name, "config": network.config.to_json()}
         sha256 = write_tensors(folder / f"{name}.safetensors", network.infos, network.tensor_of, metadata)
         parts.append(PartCard(name=name, file=f"{name}.safetensors", sha256=sha256))
     if model.vocabulary:
@@ -226,7 +227,7 @@ def _write_own_file(model: ModelToWrite, path: Path) -> None:
         part, _, inner = name.partition(".")
         return networks[part].tensor_of(inner)
 
-    metadata = {CARD_KEY: _card(model, ()).to_json(), **_config_metadata(model)}
+    metadata = {**model.metadata, CARD_KEY: _card(model, ()).to_json(), **_config_metadata(model)}
     if model.vocabulary:
         metadata[VOCABULARY_KEY] = "\n".join(model.vocabulary)
     write_tensors(path, infos, tensor_of, metadata)
@@ -275,6 +276,7 @@ def _write_single_file(model: ModelToWrite, path: Path) -> None:
     family = family_named(model.family)
     prediction = {"eps": "epsilon", "v": "v"}.get(model.denoiser.parameterization, model.denoiser.parameterization)
     metadata = {
+        **model.metadata,
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": family.architecture + ("" if model.variant == "base" else f"-{model.variant}"),
         "modelspec.implementation": family.implementation,
@@ -341,7 +343,12 @@ def _write_diffusers(model: ModelToWrite, folder: Path, where: str) -> None:
     for name, network in model.networks.items():
         config = network.config
         if isinstance(config, UNetConfig):
-            _write_part(folder / name, network, diffusers_write.unet_json(config, size // _downscale(model), where))
+            _write_part(
+                folder / name,
+                network,
+                diffusers_write.unet_json(config, size // _downscale(model), where),
+                _told(model, name),
+            )
         elif isinstance(config, VAEConfig):
             _write_part(folder / name, network, diffusers_write.vae_json(config, size, where, deviation))
         elif isinstance(config, TextEncoderConfig):
@@ -358,10 +365,17 @@ def _downscale(model: ModelToWrite) -> int:
     return vae.downscale if isinstance(vae, VAEConfig) else 8
 
 
-def _write_part(folder: Path, network: NetworkToWrite, values: Mapping[str, object]) -> None:
+def _told(model: ModelToWrite, part: str) -> Mapping[str, str]:
+    """What a folder's U-Net says of the whole model."""
+    return model.metadata if part == "unet" else {}
+
+
+def _write_part(
+    folder: Path, network: NetworkToWrite, values: Mapping[str, object], metadata: Mapping[str, str] | None = None
+) -> None:
     folder.mkdir()
     write_json(folder / "config.json", values)
-    write_tensors(folder / "diffusion_pytorch_model.safetensors", network.infos, network.tensor_of)
+    write_tensors(folder / "diffusion_pytorch_model.safetensors", network.infos, network.tensor_of, metadata)
 
 
 def _write_text(folder: Path, place: str, network: NetworkToWrite, config: TextEncoderConfig) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,7 +18,9 @@ from gouache.errors import ConfigError, ShapeMismatch
 from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.configs import DenoiserConfig, NoiseScheduleConfig
 from gouache.models.perturbation import AttentionRecord, Perturbation, changes_of
+from gouache.models.regions import RegionTexts, areas_of
 from gouache.models.unet import Residuals, UNet
+from gouache.nn.attention import Areas
 from gouache.nn.free_u import FreeU
 
 
@@ -41,7 +44,7 @@ class Steering:
         """The same with changed tensors."""
         return replace(self, features=change(self.features), weight=change(self.weight))
 
-    def residuals(self, x: Tensor, timestep: Tensor, given: Condition) -> Residuals:
+    def residuals(self, x: Tensor, timestep: Tensor, given: Condition, areas: tuple[Areas, ...] = ()) -> Residuals:
         """What it adds to the U-Net's feature maps for these inputs of the U-Net."""
         found: Residuals = self.network(
             x,
@@ -51,6 +54,7 @@ class Steering:
             context_mask=given.mask,
             pooled=given.pooled,
             guess=self.guess,
+            changes=changes_of(self.network, (), None, areas),
         )
         return found.scaled(self.weight)
 
@@ -69,6 +73,7 @@ class Condition:
         free_u: what the network weighs otherwise, in all rows.
         record: whose self-attention to note, in all rows.
         guidance: scale that a network with a `guidance_width` is told. [B]
+        regions: texts with areas of their own, for each row or one for all; empty = none.
     """
 
     context: Tensor
@@ -80,15 +85,19 @@ class Condition:
     free_u: FreeU | None = None
     record: AttentionRecord | None = None
     guidance: Tensor | None = None
+    regions: tuple[RegionTexts | None, ...] = ()
 
     def rows(self, start: int, end: int) -> Condition:
         """Rows `start` (included) to `end` (excluded) of every tensor."""
-        return replace(self._map(lambda tensor: tensor[start:end]), perturbations=self.perturbations[start:end])
+        perturbations, regions = self.perturbations[start:end], self.regions[start:end]
+        return replace(self._map(lambda tensor: tensor[start:end]), perturbations=perturbations, regions=regions)
 
     def expand(self, batch: int) -> Condition:
         """One row for all as `batch` rows (no copy); `batch` rows as they are."""
         perturbations = self.perturbations * batch if len(self.perturbations) == 1 else self.perturbations
-        return replace(self._map(lambda tensor: tensor.expand(batch, *tensor.shape[1:])), perturbations=perturbations)
+        regions = self.regions * batch if len(self.regions) == 1 else self.regions
+        expanded = self._map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
+        return replace(expanded, perturbations=perturbations, regions=regions)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Condition:
         """The same on another device; floating-point tensors in another precision."""
@@ -117,20 +126,30 @@ def stack(conditions: Sequence[Condition]) -> Condition:
     """
     if len({condition.free_u for condition in conditions}) > 1:
         raise ShapeMismatch("conditions' free_u", given="several", expected="the same in all")
-    perturbed = any(condition.perturbations for condition in conditions)
-    batches = [(len(condition.context), condition.perturbations or (None,)) for condition in conditions]
-    rows = [given * batch if len(given) == 1 else given for batch, given in batches]
+    batches = [len(condition.context) for condition in conditions]
     return Condition(
         context=torch.cat([condition.context for condition in conditions]),
         mask=_stack("mask", [condition.mask for condition in conditions]),
         pooled=_stack("pooled", [condition.pooled for condition in conditions]),
         draft=_stack("draft", [condition.draft for condition in conditions]),
         controls=_stack_controls([condition.controls for condition in conditions]),
-        perturbations=tuple(one for part in rows for one in part) if perturbed else (),
+        perturbations=_stack_rows([condition.perturbations for condition in conditions], batches),
         free_u=conditions[0].free_u,
         record=conditions[0].record,
         guidance=_stack("guidance", [condition.guidance for condition in conditions]),
+        regions=_stack_rows([condition.regions for condition in conditions], batches),
     )
+
+
+Row = TypeVar("Row")
+
+
+def _stack_rows(given: list[tuple[Row | None, ...]], batches: list[int]) -> tuple[Row | None, ...]:
+    """What rows have one by one; empty if none has anything."""
+    if not any(given):
+        return ()
+    rows = [(one or (None,)) * batch if len(one) < 2 else one for one, batch in zip(given, batches, strict=True)]
+    return tuple(one for part in rows for one in part)
 
 
 def _stack_controls(rows: list[tuple[Steering, ...]]) -> tuple[Steering, ...]:
@@ -225,6 +244,7 @@ class Denoiser:
         given = condition.expand(x.shape[0]).to(weight.device, weight.dtype)
         noisy = network_input(x, sigma, self.schedule.path).to(weight.dtype)
         timestep = self._timestep(sigma).to(weight.device, torch.float32)
+        areas = areas_of(given.regions, len(self.network.config.channels), weight.device, weight.dtype)
         output: Tensor = self.network(
             noisy,
             timestep,
@@ -232,8 +252,8 @@ class Denoiser:
             context_mask=given.mask,
             pooled=given.pooled,
             draft=given.draft,
-            residuals=_sum([control.residuals(noisy, timestep, given) for control in given.controls]),
-            changes=changes_of(self.network, given.perturbations, given.record),
+            residuals=_sum([control.residuals(noisy, timestep, given, areas) for control in given.controls]),
+            changes=changes_of(self.network, given.perturbations, given.record, areas),
             free_u=given.free_u,
             guidance=given.guidance,
         )

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from gouache.errors import InvalidInput, unknown_name
+from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.unet import UNet
-from gouache.nn.attention import RowChanges, TransformerBlock
+from gouache.nn.attention import Areas, RowChanges, TransformerBlock
 
 PARTS = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
 """Short names of a U-Net's parts."""
@@ -46,7 +47,7 @@ class AttentionRecord:
     found: list[Tensor] = field(default_factory=list)
 
 
-def transformer_blocks(unet: UNet) -> dict[str, TransformerBlock]:
+def transformer_blocks(unet: nn.Module) -> dict[str, TransformerBlock]:
     """Every transformer block by its name, as `mid_block.attentions.0.transformer_blocks.0`."""
     return {name: part for name, part in unet.named_modules() if isinstance(part, TransformerBlock)}
 
@@ -87,7 +88,10 @@ def _choices(names: Sequence[str]) -> list[str]:
 
 
 def changes_of(
-    unet: UNet, rows: Sequence[Perturbation | None], record: AttentionRecord | None
+    unet: UNet | ControlNet,
+    rows: Sequence[Perturbation | None],
+    record: AttentionRecord | None,
+    areas: tuple[Areas, ...] = (),
 ) -> Mapping[nn.Module, RowChanges] | None:
     """What each block does otherwise, for the rows of one call; blocks that do nothing so aren't named. None = none.
 
@@ -95,8 +99,9 @@ def changes_of(
         unet: the network.
         rows: one for each row; empty = none does otherwise.
         record: whose self-attention to note.
+        areas: texts that rows look at in areas of their own.
     """
-    if record is None and not any(rows):
+    if record is None and not any(rows) and not areas:
         return None
     blocks = transformer_blocks(unet)
     device = unet.conv_in.weight.device
@@ -110,6 +115,6 @@ def changes_of(
         identity = marked(lambda one: one.identity, name)
         skipped = marked(lambda one: one.skipped, name)
         attended = record.found if record is not None and record.block == name else None
-        if (identity, skipped, attended) != (None, None, None):
-            found[block] = RowChanges(identity, skipped, attended)
+        if areas or (identity, skipped, attended) != (None, None, None):
+            found[block] = RowChanges(identity, skipped, attended, areas)
     return found

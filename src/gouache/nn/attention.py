@@ -105,6 +105,33 @@ def key_mask(mask: Tensor | None) -> Tensor | None:
 
 
 @dataclass(frozen=True, slots=True)
+class Areas:
+    """Texts that some rows look at beside their context, each in its own area of the picture.
+
+    Attributes:
+        rows: which rows of the batch. [k]
+        contexts: the tokens of each text. [1, L, D]
+        masks: for each text, which of its tokens may be looked at; None = all. [1, 1, 1, L]
+        shares: places of a feature map -> share of each text at each place; the context has what is left to 1. [R, N]
+    """
+
+    rows: Tensor
+    contexts: tuple[Tensor, ...]
+    masks: tuple[Tensor | None, ...]
+    shares: Mapping[int, Tensor]
+
+    def blended(self, attention: nn.Module, x: Tensor, out: Tensor) -> Tensor:
+        """The attention's result `out` [B, N, width] for `x` [B, N, width], with that to each text in its area:
+        sum over texts of share * Attention(x, text), place by place. One text after the other, for memory."""
+        shares = self.shares[x.shape[1]][..., None]  # [R, N, 1]
+        chosen = x[self.rows]
+        mixed = out[self.rows] * (1 - shares.sum(0))
+        for share, context, mask in zip(shares, self.contexts, self.masks, strict=True):
+            mixed = mixed + share * attention(chosen, context.expand(len(chosen), -1, -1), mask)
+        return out.index_copy(0, self.rows, mixed)
+
+
+@dataclass(frozen=True, slots=True)
 class RowChanges:
     """What some rows of a batch do otherwise in a transformer block; True = otherwise.
 
@@ -113,11 +140,13 @@ class RowChanges:
         skipped: rows that the block leaves as they are. [B, 1, 1]
         attended: a list that gets what each place receives of the self-attention, the mean over heads of the sum over
             all places that look; 1 on average. [B, N]
+        areas: texts that rows look at beside their context, each in its own area.
     """
 
     identity: Tensor | None = None
     skipped: Tensor | None = None
     attended: list[Tensor] | None = None
+    areas: tuple[Areas, ...] = ()
 
 
 class Attention(nn.Module):
@@ -208,11 +237,24 @@ class TransformerBlock(nn.Module):
     ) -> Tensor:
         """x [B, N, width], context [B, L, context_width], mask [B, 1, 1, L] -> [B, N, width]."""
         start = x
-        crossed = (context, mask) if self.crossing else (None, None, changes)
-        x = add(self.attn1(self.norm1(x), *crossed), x)
-        x = add(self.attn2(self.norm2(x), context, mask), x)
+        areas = () if changes is None else changes.areas
+        if self.crossing:
+            x = add(_looked_up(self.attn1, self.norm1(x), context, mask, areas), x)
+        else:
+            x = add(self.attn1(self.norm1(x), None, None, changes), x)
+        x = add(_looked_up(self.attn2, self.norm2(x), context, mask, areas), x)
         x = add(self.ff(self.norm3(x)), x)
         return x if changes is None or changes.skipped is None else torch.where(changes.skipped, start, x)
+
+
+def _looked_up(
+    attention: nn.Module, x: Tensor, context: Tensor, mask: Tensor | None, areas: tuple[Areas, ...]
+) -> Tensor:
+    """Cross-attention to the context, and in each area to its own text. [B, N, width]"""
+    out: Tensor = attention(x, context, mask)
+    for one in areas:
+        out = one.blended(attention, x, out)
+    return out
 
 
 class SpatialTransformer(nn.Module):

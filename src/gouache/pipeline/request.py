@@ -25,6 +25,7 @@ from gouache.pipeline.fields.parts import (
     Mask,
     Outpaint,
     Prior,
+    Region,
     SizeCondition,
     Tiled,
     Upscale,
@@ -35,6 +36,7 @@ from gouache.pipeline.fields.values import (
     MAX_COUNT,
     MAX_PIXELS,
     MAX_PROMPT,
+    MAX_REGIONS,
     MAX_SEED,
     MAX_SEED_DELTA,
     MAX_STEPS,
@@ -79,6 +81,7 @@ __all__ = [
     "PerpNeg",
     "Prior",
     "Procedure",
+    "Region",
     "Request",
     "ResizeMode",
     "Safety",
@@ -193,6 +196,8 @@ class Request(Config):
     """Depth map for depth models; white is near."""
     control: Annotated[tuple[Control, ...], Field(max_length=MAX_CONTROLS)] = ()
     """ControlNets, each with its control image."""
+    regions: Annotated[tuple[Region, ...], Field(max_length=MAX_REGIONS)] = ()
+    """Areas of the picture, each with a prompt of its own."""
     resize_mode: ResizeMode = "crop"
     """How to fit a starting image of another aspect ratio."""
     mask: Mask | None = None
@@ -248,6 +253,7 @@ class Request(Config):
         mask = self.mask.image if self.mask else None
         last = self.interpolation.image if self.interpolation else None
         names = (self.init_image, mask, self.depth_image, *(control.image for control in self.control), last)
+        names += tuple(region.mask for region in self.regions)
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
     def replace(self, changes: Mapping[str, object]) -> Request:

@@ -24,6 +24,7 @@ from gouache.pipeline.generate.a1111_procedure import A1111, follows, second_siz
 from gouache.pipeline.generate.draft import with_defaults
 from gouache.pipeline.generate.guiders import check_guiders
 from gouache.pipeline.generate.refiner import check_refiner, refiner_notes
+from gouache.pipeline.generate.regions import check_regions, region_notes
 from gouache.pipeline.generate.sampler_settings import check_sampler, sampler_notes
 from gouache.pipeline.generate.scheduler_levels import scheduler_of
 from gouache.pipeline.generate.upscaler_files import LANCZOS, OWN
@@ -118,6 +119,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
     _check_control(request, bundle)
     _check_sdxl(request, bundle)
     check_guiders(request, bundle)
+    check_regions(request, bundle)
     if request.style is not None and bundle.styles and request.style not in bundle.styles:
         raise unknown_name("style", request.style, bundle.styles)
     request = at_own_size(request, bundle).replace({"procedure": _procedure(request)})
@@ -180,7 +182,8 @@ def resolve_with_pictures(request: Request, bundle: ModelBundle, references: Ref
     else:
         sizes = size_notes(request, resolved, start)
     told = (*scheduler_notes(request, resolved, bundle), *sampler_notes(request, resolved), *guidance_notes(resolved))
-    return Resolved(resolved, (*sizes, *told, *refiner_notes(resolved), *unused_notes(resolved, bundle)))
+    left = (*refiner_notes(resolved), *region_notes(resolved, bundle), *unused_notes(resolved, bundle))
+    return Resolved(resolved, (*sizes, *told, *left))
 
 
 SMALLEST_SHARE = 8

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gouache.errors import ShapeMismatch
 from gouache.models.configs import ControlNetConfig
-from gouache.models.unet import Conditioning, MiddleLevel, Residuals, block_shape, down_levels, time_and_pooled
+from gouache.models.unet import Changes, Conditioning, MiddleLevel, Residuals, block_shape, down_levels, time_and_pooled
 from gouache.nn.attention import key_mask
 from gouache.nn.layers import EmbeddingMLP, silu
 
@@ -90,6 +90,7 @@ class ControlNet(nn.Module):
         context_mask: Tensor | None = None,
         pooled: Tensor | None = None,
         guess: bool = False,
+        changes: Changes | None = None,
     ) -> Residuals:
         """One evaluation, of the same inputs as the U-Net's.
 
@@ -101,13 +102,14 @@ class ControlNet(nn.Module):
             context_mask: True where a token is real, or None for all. [B, L]
             pooled: as the U-Net's. [B, pooled_width]
             guess: weigh coarse residuals more than fine ones (0.1 to 1), for control without words.
+            changes: transformer block -> what some rows do otherwise there.
 
         Raises:
             ShapeMismatch: the control picture has another size than the latents, or `pooled` doesn't fit.
         """
         self._check(x, features, pooled)
         embedding = time_and_pooled(self.time_embedding, self.add_embedding, timestep.expand(len(x)), pooled, x.dtype)
-        given = Conditioning(embedding=embedding, context=context, mask=key_mask(context_mask))
+        given = Conditioning(embedding=embedding, context=context, mask=key_mask(context_mask), changes=changes)
         hidden: Tensor = self.conv_in(x) + features
         skips = [hidden]
         for down in self.down_blocks:

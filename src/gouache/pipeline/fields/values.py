@@ -21,6 +21,8 @@ MAX_BEST_OF = 64
 MAX_FRAMES = 1000
 MAX_CONTROLS = 8
 """ControlNets at once."""
+MAX_REGIONS = 8
+"""Areas with a prompt of their own."""
 MAX_GUIDANCE = 1000.0
 MAX_SEED_DELTA = 2**32
 MAX_WATERMARK = 32

@@ -97,7 +97,9 @@ class TiledNetwork:
                 place = (..., slice(top, top + rows), slice(left, left + columns))
                 draft = None if condition.draft is None else condition.draft[place]
                 controls = tuple(replace(control, features=control.features[place]) for control in condition.controls)
-                part = replace(condition, draft=draft, controls=controls)
+                cut = {one: one.cut(place[1], place[2]) for one in condition.regions if one is not None}
+                regions = tuple(None if one is None else cut[one] for one in condition.regions)
+                part = replace(condition, draft=draft, controls=controls, regions=regions)
                 total[place] += self.network(x[place], sigma, part) * weight
                 weights[place] += weight
         return total / weights

@@ -23,6 +23,7 @@ from gouache.pipeline.generate.a1111_procedure import follows, skipped_steps
 from gouache.pipeline.inputs.a1111_masks import A1111Masked, cut_like_a1111, mask_of, resized
 from gouache.pipeline.inputs.images import References, fit, on_background
 from gouache.pipeline.inputs.masks import Masked, cut, filled, full_mask, grey_share, latent_mask
+from gouache.pipeline.inputs.regions import region_areas
 from gouache.pipeline.inputs.tensors import to_tensor
 from gouache.pipeline.request import Mask, Request, ResizeMode
 
@@ -48,6 +49,7 @@ class StartState:
         added: the noise is laid on the picture even if no step is left out.
         around: starting picture and hard mask, for an autoencoder whose decoder looks at both. [1,3,H,W], [1,1,H,W]
         hints: the control pictures, in the request's order, cut as the starting picture is.
+        areas: how much of each place lies in each region, in the request's order. [R,H,W] in pixels, or fewer
         finish: what is done to the painted picture at the end, such as putting back what must not change.
     """
 
@@ -61,6 +63,7 @@ class StartState:
     added: bool = False
     around: tuple[Tensor, Tensor] | None = None
     hints: tuple[Image.Image, ...] = ()
+    areas: Tensor | None = None
     finish: Callable[[Image.Image], Image.Image] = unchanged
 
     @property
@@ -190,7 +193,7 @@ def prepare(request: Request, bundle: ModelBundle, references: References) -> Pr
     kind = input_kind(bundle)
     notes: list[str] = []
     if request.init_image is None:
-        blank = StartState(hints=_hints(None, request, references))
+        blank = StartState(hints=_hints(None, request, references), areas=region_areas(request, None, references))
         return Prepared(_with_inputs(blank, None, None, kind, request, bundle, references, notes), tuple(notes))
     picture = references.picture(request.init_image)
     masked: Masked | None = None
@@ -201,7 +204,8 @@ def prepare(request: Request, bundle: ModelBundle, references: References) -> Pr
         masked = _masked(picture, kind, request, bundle, references, notes)
         part = masked.part
         start_state = _masked_start(masked, request, bundle, notes)
-    start_state = replace(start_state, hints=_hints(masked, request, references))
+    areas = region_areas(request, masked, references)
+    start_state = replace(start_state, hints=_hints(masked, request, references), areas=areas)
     start_state = _with_inputs(start_state, part, masked, kind, request, bundle, references, notes)
     if kind == INSTRUCT and not follows(request):
         return Prepared(replace(start_state, latents=None), tuple(notes))

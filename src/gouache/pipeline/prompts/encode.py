@@ -30,11 +30,18 @@ from gouache.pipeline.prompts.syntax import (
     without_tags,
 )
 from gouache.pipeline.prompts.textual_inversion import TokenizerWithWords
-from gouache.pipeline.request import Emphasis
+from gouache.pipeline.request import Emphasis, Request
 
 COMMA_REACH = 20
 """A chunk that is full ends at a comma if one is among its last so many tokens (A1111's default)."""
 MAX_CHUNKS = 32
+
+
+def styled_prompt(request: Request) -> str:
+    """The prompt with its style in the words that models are trained on."""
+    if request.style is None:
+        return request.prompt
+    return f"{request.prompt}, {request.style} style" if request.prompt else f"{request.style} style"
 
 
 @dataclass(frozen=True, slots=True)

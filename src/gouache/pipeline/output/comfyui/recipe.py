@@ -14,8 +14,16 @@ from gouache.pipeline.fields.values import MAX_SIDE, MIN_SIDE
 from gouache.pipeline.output.comfyui.graph import Graph, Node, read_graph
 from gouache.pipeline.output.comfyui.guiders import guiders_of
 from gouache.pipeline.output.comfyui.loras import loras_of, with_tags
+from gouache.pipeline.output.comfyui.regions import regions_of
 from gouache.pipeline.output.comfyui.sampling import Sampling, is_sampler, paints_over, sampling_of
-from gouache.pipeline.output.comfyui.texts import Conditionings, Texts, in_a1111s_words, prompt_of
+from gouache.pipeline.output.comfyui.texts import (
+    Conditionings,
+    Texts,
+    alone_everywhere,
+    in_a1111s_words,
+    in_boxes,
+    prompt_of,
+)
 from gouache.pipeline.output.comfyui.workflow import graph_of_workflow
 from gouache.pipeline.request import MAX_STEPS
 
@@ -162,10 +170,10 @@ class _Reader:
                 self.graph.note(f"{one.node} paints over the picture once more; it is left out")
         self._note_way(nodes)
         encoded = Conditionings(self.graph, self.texts)
-        prompt, negative, emphasis = self._prompts(main, encoded)
+        width, height = _size_of(self.graph, main.latents) or self._own_size(main, later)
+        prompt, negative, emphasis, regions = self._prompts(main, encoded, (width or 0, height or 0))
         guiders, self.understood = guiders_of(self.graph, self._guiding(main))
         loras, model = self._model(main.model)
-        width, height = _size_of(self.graph, main.latents) or self._own_size(main, later)
         self._note_start(main, refined=bool(refiner))
         return {
             "prompt": with_tags(prompt, loras),
@@ -184,6 +192,7 @@ class _Reader:
             "emphasis": emphasis,
             "determinism": "cpu",  # ComfyUI draws its noise with a generator on the CPU
             "hires": hires,
+            **({"regions": regions} if regions else {}),
             **refiner,
             **self._rescale(main.model),
             **guiders,
@@ -194,19 +203,27 @@ class _Reader:
         guider = self.graph.wired(main.node.inputs.get("guider"))
         return [*([guider[0]] if guider else []), *_above(self.graph, main.model)]
 
-    def _prompts(self, main: Sampling, encoded: Conditionings) -> tuple[str | None, str | None, str]:
+    def _prompts(
+        self, main: Sampling, encoded: Conditionings, size: Size
+    ) -> tuple[str | None, str | None, str, list[dict[str, Any]]]:
         positive = encoded.parts(main.positive, "positive")
         negative = encoded.parts(main.negative, "negative") if main.negative is not None else []
         if positive is None:
             self.graph.note("the prompt could not be followed and is not known")
         if negative is None:
             self.graph.note("the negative prompt could not be followed and is left out")
-        prompt, joined = prompt_of(positive or [], self.graph)
+        positive = alone_everywhere(positive, self.graph)
+        everywhere = [part for part in positive or [] if part.area is None]
+        prompt, joined = prompt_of(everywhere, self.graph)
+        boxed, boxes_joined = in_boxes(positive or [], self.graph, joined=joined)
+        if boxes_joined and not joined:
+            prompt, joined = in_a1111s_words(prompt), True
+        regions = regions_of(boxed, bool(everywhere), size if all(size) else None, self.graph)
         second, _ = prompt_of(negative or [], self.graph, negative=True)
         if joined and second:
             second = in_a1111s_words(second)
         rule = "a1111" if joined else encoded.rule
-        return (None if positive is None else prompt), (None if negative is None else second), rule
+        return (None if positive is None else prompt), (None if negative is None else second), rule, regions
 
     def _refiner(self, main: Sampling, one: Sampling) -> dict[str, Any]:
         """The second model of a pair of samplers that walk one list of levels; steps are counted there."""
