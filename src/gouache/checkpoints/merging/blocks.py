@@ -21,7 +21,7 @@ _BLOCK = re.compile(r"(input_blocks|middle_block|output_blocks)\.(\d+)\.")
 def block_names(config: UNetConfig) -> tuple[str, ...]:
     """The names of a U-Net's blocks, in order; without BASE.
 
-    >>> len(block_names(UNetConfig(channels=(320, 640, 1280, 1280))))
+    >>> len(block_names(UNetConfig(channels=(320, 640, 1280, 1280), transformer_layers=(1, 1, 1, 0), heads=(8,) * 4)))
     25
     """
     levels = len(config.channels)
@@ -58,7 +58,7 @@ def read_blocks(text: str, config: UNetConfig) -> Mapping[str, float]:
     names = block_names(config)
     pieces = [piece.strip() for piece in text.split(",") if piece.strip()]
     try:
-        if all("=" in piece for piece in pieces):
+        if pieces and all("=" in piece for piece in pieces):
             pairs = [piece.split("=", 1) for piece in pieces]
             found = {name.strip().upper(): float(number) for name, number in pairs}
         else:

@@ -25,7 +25,8 @@ from gouache.checkpoints.merging.blocks import BASE, block_finder, read_blocks
 from gouache.checkpoints.merging.loras import LoraToMerge, lora_terms
 from gouache.checkpoints.save import SINGLE_FILE, Format, ModelToWrite, NetworkToWrite, write_model
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, InvalidInput
-from gouache.models.configs import UNetConfig
+from gouache.models.configs import NoiseScheduleConfig, UNetConfig
+from gouache.models.denoiser import schedule_from
 
 Method = Literal["weighted-sum", "add-difference"]
 METHODS: tuple[Method, ...] = ("weighted-sum", "add-difference")
@@ -158,9 +159,19 @@ def _open(sources: Sequence[str | Path]) -> _Sources:
                     cure="Only weights that mean the same can be added.",
                 )
     notes = []
-    if any(model.denoiser.schedule != first.denoiser.schedule for _, model in found[1:]):
+    if not all(_same_levels(model.denoiser.schedule, first.denoiser.schedule) for _, model in found[1:]):
         notes.append("noise schedules differ; the first model's was taken")
     return _Sources(paths, tuple(model for _, model in found), identity, notes)
+
+
+def _same_levels(one: NoiseScheduleConfig, other: NoiseScheduleConfig) -> bool:
+    """Whether two schedules are one, said as a formula or as a table."""
+    if one == other:
+        return True
+    first, second = (getattr(schedule_from(config), "sigmas", None) for config in (one, other))
+    if not (isinstance(first, Tensor) and isinstance(second, Tensor)) or first.shape != second.shape:
+        return False
+    return torch.allclose(first, second, rtol=1e-3)
 
 
 Factors = Callable[[str, str, tuple[int, ...]], Mapping[int, float]]
