@@ -21,7 +21,7 @@ from gouache.models.configs import GenerationDefaults
 from gouache.models.scheduler_config import SCHEDULER_CLASSES
 from gouache.pipeline.fields.values import MAX_FACTOR, MIN_SIDE, OPAQUE
 from gouache.pipeline.generate.a1111_procedure import A1111, follows, second_size
-from gouache.pipeline.generate.draft import with_defaults
+from gouache.pipeline.generate.draft import start_level, with_defaults
 from gouache.pipeline.generate.guiders import check_guiders
 from gouache.pipeline.generate.refiner import check_refiner, refiner_notes
 from gouache.pipeline.generate.sampler_settings import check_sampler, sampler_notes
@@ -142,11 +142,11 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
             "negative_prompt": negative,
             "background": _background(request, bundle),
             "strength": _strength(request, bundle),
-            "num_inference_steps": request.num_inference_steps or defaults.num_inference_steps,
+            "num_inference_steps": _steps(request, bundle),
             "guidance_scale": guidance,
             "sampler": sampler,
             "schedule": schedule,
-            "hires": _hires(request, width, height),
+            "hires": _hires(request, bundle, width, height),
             "prior": None if bundle.prior is None else with_defaults(request.prior, defaults),
         }
     )
@@ -312,10 +312,17 @@ def _latent_sized(size: tuple[int, int], request: Request, bundle: ModelBundle) 
     return max(size[0] // factor, 1) * factor, max(size[1] // factor, 1) * factor
 
 
-def _hires(request: Request, width: int, height: int) -> Hires | None:
-    """The second pass with both sides where one was given; A1111's keeps one side, whose other is cut differently."""
-    hires = request.hires
-    if hires is None or follows(request) or (hires.width is None) == (hires.height is None):
+def _hires(request: Request, bundle: ModelBundle, width: int, height: int) -> Hires | None:
+    """The second pass with both sides where one was given; A1111's keeps one side, whose other is cut differently.
+
+    It begins on the first pass and so takes as many steps as edits do, where those differ from the first pass's.
+    """
+    hires, steps = request.hires, bundle.defaults.num_inference_steps
+    if hires is None:
+        return None
+    if hires.num_inference_steps is None and request.num_inference_steps is None and _steps(request, bundle) != steps:
+        hires = hires.model_copy(update={"num_inference_steps": steps})
+    if follows(request) or (hires.width is None) == (hires.height is None):
         return hires
     sides = hires.size_for(width, height)
     return hires.model_copy(update={"width": sides[0], "height": sides[1]})
@@ -324,6 +331,13 @@ def _hires(request: Request, width: int, height: int) -> Hires | None:
 def factor_of(bundle: ModelBundle) -> int:
     """What width and height in pixels are multiples of: the pixels of one latent, 8 for Stable Diffusion."""
     return bundle.vae.config.downscale
+
+
+def _steps(request: Request, bundle: ModelBundle) -> int:
+    """As many as asked for, or the model's: a number of their own for pictures that begin on their drafts."""
+    given, defaults = request.replace({"strength": _strength(request, bundle)}), bundle.defaults
+    on_draft = defaults.prior_num_inference_steps if start_level(given, bundle) else None
+    return request.num_inference_steps or on_draft or defaults.num_inference_steps
 
 
 def _strength(request: Request, bundle: ModelBundle) -> float | None:

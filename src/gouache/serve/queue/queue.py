@@ -19,6 +19,9 @@ from gouache.serve.store.database import Database
 from gouache.serve.store.gallery import drop_partial
 from gouache.serve.store.tables import events, jobs, previews
 
+OPEN_AT_ONCE = 1000
+"""Jobs that are listed together to be cancelled."""
+
 
 class JobQueue:
     """The queue.
@@ -227,6 +230,20 @@ class JobQueue:
                 if not stopping:
                     raise Conflict("job", given="a finished job", expected="one that waits or runs")
         return self.get(job_id, owner)
+
+    def cancel_all(self, owner: str) -> int:
+        """Ask for the end of every job of a user that waits or runs, and say how many there were."""
+        count = 0
+        while found := self.listing(owner=owner, states=("queued", "running"), limit=OPEN_AT_ONCE):
+            asked = [job for job in found if not job.cancel_requested]
+            for job in asked:
+                # It may have ended since it was listed.
+                with contextlib.suppress(Conflict):
+                    self.cancel(job.id)
+                    count += 1
+            if not asked:
+                break
+        return count
 
     def retry(self, job_id: str, owner: str | None = None) -> Job:
         """Put a failed or cancelled job back into the queue; what it left half painted is painted again.
