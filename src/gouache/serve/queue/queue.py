@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 
-from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, case, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from gouache.errors import Conflict, NotFound, QueueFull, StoreAway
@@ -84,7 +84,7 @@ class JobQueue:
                     # In the same transaction as the insert. PostgreSQL may still let two in for the last place: the
                     # caps keep a server usable, and one job more does no harm.
                     self._check_room(connection, owner)
-                    row = connection.execute(insert(jobs).values(values).returning(*COLUMNS)).one()
+                    row = connection.execute(_SUBMIT, values).one()
                     note(connection, row.id, "queued")
                     return Job(**row._mapping), True
         except IntegrityError:
@@ -111,9 +111,7 @@ class JobQueue:
         return None if row is None else (row.id, row.fingerprint)
 
     def _check_room(self, connection: Connection, owner: str) -> None:
-        mine = func.coalesce(func.sum(case((jobs.c.owner == owner, 1), else_=0)), 0)
-        query = select(func.count().label("all"), mine.label("own")).where(jobs.c.state == "queued")
-        waiting = connection.execute(query).one()._mapping
+        waiting = connection.execute(_WAITING, {"for_owner": owner}).one()._mapping
         for what, given, limit in (
             ("queue", waiting["all"], self.limits.queue),
             ("your jobs in the queue", waiting["own"], self.limits.queue_per_user),
@@ -297,9 +295,16 @@ class JobQueue:
         return [JobEvent(**row._mapping) for row in self.database.rows(query)]
 
 
+# Built once: building a statement takes longer than SQLite takes to run it.
+_SUBMIT = insert(jobs).returning(*COLUMNS)
+_OWN = func.coalesce(func.sum(case((jobs.c.owner == bindparam("for_owner"), 1), else_=0)), 0)
+_WAITING = select(func.count().label("all"), _OWN.label("own")).where(jobs.c.state == "queued")
+_NOTE = insert(events)
+
+
 def note(connection: Connection, job_id: str, kind: str, detail: str = "") -> None:
     """Write down what happened to a job, inside the transaction in which it happens."""
-    connection.execute(insert(events).values(job=job_id, time=time.time(), kind=kind, detail=detail))
+    connection.execute(_NOTE, {"job": job_id, "time": time.time(), "kind": kind, "detail": detail})
 
 
 def _same(stored: Request, request: Request) -> bool:
