@@ -3,14 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gouache.errors import InvalidInput
 from gouache.models.text.clip import TextEncoder, TextEncoding
 from gouache.models.text.sentence import SentenceEncoder
 from gouache.models.text.tokenizers import ClipTokenizer, TextTokenizer, WordPieceTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """How Stable Diffusion 3 joins its text encoders (arXiv:2403.03206, section 4): the CLIPs side by side, padded with
+    zeros to the width of T5, whose rows follow; the pooled vectors of both CLIPs side by side.
+
+    Attributes:
+        width: channels of the whole.
+        rows: of T5, which are zeros in a stack without it.
+    """
+
+    width: int
+    rows: int
 
 
 class TextStack(nn.Module):
@@ -22,6 +38,7 @@ class TextStack(nn.Module):
     Args:
         encoders: in the order of their channels in the context.
         tokenizers: one for each encoder.
+        joint: how Stable Diffusion 3 joins them; None = side by side, and the last one gives the pooled vector.
 
     Raises:
         InvalidInput: not one tokenizer for each encoder, or one with numbers that its encoder has no vector for.
@@ -31,6 +48,7 @@ class TextStack(nn.Module):
         self,
         encoders: Sequence[TextEncoder | SentenceEncoder],
         tokenizers: Sequence[ClipTokenizer | WordPieceTokenizer],
+        joint: Joint | None = None,
     ) -> None:
         super().__init__()
         lengths = {tokenizer.max_length for tokenizer in tokenizers}
@@ -51,14 +69,15 @@ class TextStack(nn.Module):
                 )
         self.encoders = nn.ModuleList(encoders)
         self.tokenizers: tuple[TextTokenizer, ...] = tuple(tokenizers)
+        self.joint = joint
 
     @classmethod
-    def of_clip(cls, encoders: Sequence[TextEncoder]) -> TextStack:
-        """A stack of CLIP encoders; each one's config says how its tokenizer pads."""
+    def of_clip(cls, encoders: Sequence[TextEncoder], joint: Joint | None = None) -> TextStack:
+        """A stack of CLIP encoders; each one's config says how its tokenizer pads. `joint` as in the class."""
         tokenizers = [
             ClipTokenizer(pad_id=encoder.config.pad_id, max_length=encoder.config.positions) for encoder in encoders
         ]
-        return cls(encoders, tokenizers)
+        return cls(encoders, tokenizers, joint)
 
     @classmethod
     def of_sentences(cls, encoder: SentenceEncoder, vocabulary: Sequence[str]) -> TextStack:
@@ -81,11 +100,13 @@ class TextStack(nn.Module):
     @property
     def context_width(self) -> int:
         """Channels of the context."""
-        return sum(self.context_widths)
+        return sum(self.context_widths) if self.joint is None else self.joint.width
 
     @property
     def pooled_width(self) -> int:
         """Channels of the pooled vector; 0 if the stack gives none."""
+        if self.joint is not None:
+            return sum(one.config.projection_width for one in self._encoders() if isinstance(one, TextEncoder))
         last = self._encoders()[-1]
         return last.config.width if isinstance(last, SentenceEncoder) else last.config.projection_width
 
@@ -106,8 +127,8 @@ class TextStack(nn.Module):
             skip_layers: for CLIP, layers left out at the end; None = as the model was trained.
 
         Returns:
-            context [N, chunk_length + 2, context_width], pooled [N, pooled_width] of the last encoder or None, and the
-            sentence encoder's mask.
+            context [N, chunk_length + 2, sum of context_widths], which `whole` makes the network's, pooled
+            [N, pooled_width] or None, and the sentence encoder's mask.
 
         Raises:
             InvalidInput: no chunk, a chunk is too long, or `skip_layers` for a sentence encoder.
@@ -119,7 +140,17 @@ class TextStack(nn.Module):
             for encoder, tokenizer in zip(self._encoders(), self.tokenizers, strict=True)
         ]
         context = torch.cat([part.context for part in parts], dim=-1) if len(parts) > 1 else parts[0].context
-        return TextEncoding(context, parts[-1].pooled, parts[-1].mask)
+        pooled = parts[-1].pooled
+        if self.joint is not None:
+            pooled = torch.cat([part.pooled for part in parts if part.pooled is not None], dim=-1)
+        return TextEncoding(context, pooled, parts[-1].mask)
+
+    def whole(self, context: Tensor) -> Tensor:
+        """The context as the network takes it: that of all chunks [N, L, sum of context_widths], in a joint stack
+        padded and with T5's rows behind [N, L + rows, context_width]."""
+        if self.joint is None:
+            return context
+        return F.pad(context, (0, self.joint.width - context.shape[-1], 0, self.joint.rows))
 
     def _encode_with(
         self,

@@ -114,7 +114,7 @@ class PromptReader:
         if any(weight != 1.0 for chunk in chunks for weight in chunk.weights):
             context = self._emphasised(context, _row_weights(chunks, context), encoding.mask)
         return EncodedPrompt(
-            context=context.reshape(1, -1, context.shape[-1]),  # [1,N*L,D]
+            context=self.stack.whole(context.reshape(1, -1, context.shape[-1])),  # [1,N*L,D]
             pooled=None if encoding.pooled is None else encoding.pooled[:1],
             mask=None if encoding.mask is None else encoding.mask.reshape(1, -1),
         )

@@ -227,9 +227,10 @@ def text_states(
         pooled: from the text's pooled vector to what the U-Net takes.
     """
     states = stack.encode([stack.tokenize(caption)[: stack.chunk_length] for caption in captions])
-    mask = states.mask if states.mask is not None else torch.ones(states.context.shape[:2], dtype=torch.bool)
+    context = stack.whole(states.context)
+    mask = states.mask if states.mask is not None else torch.ones(context.shape[:2], dtype=torch.bool)
     vector = pooled(states.pooled)
-    return TextStates(states.context, mask, states.context.new_zeros(len(captions), 0) if vector is None else vector)
+    return TextStates(context, mask, states.context.new_zeros(len(captions), 0) if vector is None else vector)
 
 
 def _encode_text(encoders: Encoders, captions: list[str]) -> dict[str, Tensor]:
