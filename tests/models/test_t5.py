@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 import transformers
-from tests.models.t5_vocabulary import trained_vocabulary
 from torch import Tensor
 
 from gouache.errors import ConfigError, InvalidInput, ShapeMismatch
@@ -138,21 +137,20 @@ TEXTS = [
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(tmp_path_factory: pytest.TempPathFactory, t5_pieces: list[tuple[str, float]]) -> Path:
     """The folder of a tokenizer as transformers writes it."""
-    pieces = trained_vocabulary()
     folder = tmp_path_factory.mktemp("tokenizer_3")
-    transformers.T5Tokenizer(vocab=list(pieces)).save_pretrained(folder)
+    transformers.T5Tokenizer(vocab=t5_pieces).save_pretrained(folder)
     return folder
 
 
 def test_texts_become_the_tokens_that_transformers_makes(folder: Path) -> None:
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     vocabulary = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
-    ours = UnigramTokenizer([tuple(piece) for piece in vocabulary], max_length=77)
+    ours = UnigramTokenizer([tuple(piece) for piece in vocabulary])
     for text in TEXTS:
         expected = theirs(text, padding="max_length", max_length=77, truncation=True)["input_ids"]
-        assert list(ours.frame(ours.ids(text)[: ours.chunk_length])) == expected, text
+        assert list(ours.frame(ours.ids(text)[:76], 77)) == expected, text
         assert ours.ids(text) == theirs(text, add_special_tokens=False)["input_ids"], text
     assert ours.highest_id == len(vocabulary) - 1
 
@@ -166,4 +164,4 @@ def test_a_vocabulary_that_is_no_t5_is_refused() -> None:
     with pytest.raises(InvalidInput, match="normalizer"):
         UnigramTokenizer(pieces, normalizer=b"\x01\x02")
     with pytest.raises(InvalidInput, match="at most 3"):
-        UnigramTokenizer(pieces, max_length=4).frame([3, 3, 3, 3])
+        UnigramTokenizer(pieces).frame([3, 3, 3, 3], 4)

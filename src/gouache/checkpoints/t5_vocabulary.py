@@ -19,12 +19,11 @@ _NORMALIZERS = ("Precompiled", "Sequence", "Replace", "Strip")
 """What T5's published files fold text by; `Replace` and `Strip` fold white space, which is folded here anyway."""
 
 
-def t5_tokenizer(model: Path, *, max_length: int) -> UnigramTokenizer:
+def t5_tokenizer(model: Path) -> UnigramTokenizer:
     """The tokenizer of a model's T5.
 
     Args:
         model: the model's file or folder.
-        max_length: tokens of a text with its end and padding.
 
     Raises:
         ModelNotFound: it has none; the message names the files that are looked for.
@@ -34,7 +33,7 @@ def t5_tokenizer(model: Path, *, max_length: int) -> UnigramTokenizer:
     for place in places:
         for name in (JSON_FILE, PIECES_FILE):
             if (place / name).is_file():
-                return read_tokenizer(place / name, max_length=max_length)
+                return read_tokenizer(place / name)
     raise ModelNotFound(
         str(places[0]),
         given=f"neither {JSON_FILE} nor {PIECES_FILE}",
@@ -43,11 +42,11 @@ def t5_tokenizer(model: Path, *, max_length: int) -> UnigramTokenizer:
     )
 
 
-def read_tokenizer(file: Path, *, max_length: int) -> UnigramTokenizer:
+def read_tokenizer(file: Path) -> UnigramTokenizer:
     """The tokenizer of a ``tokenizer.json`` or a ``spiece.model``; errors as `t5_tokenizer`."""
     found = _of_json(file) if file.suffix == ".json" else read_sentencepiece(file)
     try:
-        return UnigramTokenizer(with_sentinels(found.pieces), normalizer=found.normalizer, max_length=max_length)
+        return UnigramTokenizer(with_sentinels(found.pieces), normalizer=found.normalizer)
     except InvalidInput as error:
         where = f"{file}: {error.where}"
         raise IncompatibleCheckpoint(where, given=error.given, expected=error.expected, cure=error.cure) from error

@@ -75,7 +75,7 @@ class _Stack(nn.Module):
         """x [N, L, width], mask [N, L] -> [N, L, width]."""
         first = self.block[0]
         assert isinstance(first, _Block), "the stack is made of blocks"
-        bias = first.attention.SelfAttention.position_bias(x.shape[1])  # [1, heads, L, L]
+        bias = first.attention.position_bias(x.shape[1])  # [1, heads, L, L]
         if mask is not None:
             bias = bias.masked_fill(~mask.bool()[:, None, None, :], torch.finfo(bias.dtype).min)
         for block in self.block:
@@ -92,17 +92,16 @@ class _Block(nn.Module):
         self.layer = nn.ModuleList([_AttentionLayer(config, first=first), _FeedForwardLayer(config)])
 
     @property
-    def attention(self) -> _AttentionLayer:
-        """The first of its two layers."""
+    def attention(self) -> _SelfAttention:
+        """Of the first of its two layers."""
         layer = self.layer[0]
         assert isinstance(layer, _AttentionLayer), "a block is attention and feed-forward"
-        return layer
+        return layer.SelfAttention
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """x [N, L, width], bias [1 or N, heads, L, L] -> [N, L, width]."""
-        for layer in self.layer:
-            x = _finite(x + layer(x, bias))
-        return x
+        x = _finite(x + self.layer[0](x, bias))
+        return _finite(x + self.layer[1](x))
 
 
 class _AttentionLayer(nn.Module):
@@ -123,8 +122,8 @@ class _FeedForwardLayer(nn.Module):
         self.DenseReluDense = _GatedFeedForward(config)
         self.layer_norm = RmsNorm(config.width, config.norm_eps)
 
-    def forward(self, x: Tensor, bias: Tensor) -> Tensor:
-        """x [N, L, width] -> what is added to x; places don't matter here."""
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, L, width] -> what is added to x."""
         out: Tensor = self.DenseReluDense(self.layer_norm(x))
         return out
 

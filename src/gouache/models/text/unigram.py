@@ -25,20 +25,19 @@ class UnigramTokenizer:
     Args:
         pieces: each piece and the logarithm of its probability; a piece's place is its number.
         normalizer: SentencePiece's table of characters to write otherwise (`precompiled_charsmap`); empty = none.
-        max_length: tokens of a text with its end and padding.
 
     Raises:
         InvalidInput: a special token is missing, a piece is there twice, or the table is none.
     """
 
-    def __init__(self, pieces: Sequence[tuple[str, float]], *, normalizer: bytes = b"", max_length: int = 256) -> None:
+    def __init__(self, pieces: Sequence[tuple[str, float]], *, normalizer: bytes = b"") -> None:
         numbers = {piece: i for i, (piece, _) in enumerate(pieces)}
         if len(numbers) != len(pieces):
             raise InvalidInput("vocabulary", given=f"{len(pieces)} pieces", expected="no piece twice")
         for special in (UNIGRAM_UNKNOWN, UNIGRAM_END, UNIGRAM_PAD):
             if special not in numbers:
                 raise InvalidInput("vocabulary", given=f"no {special}", expected="a vocabulary of T5")
-        self.pieces, self.normalizer, self.max_length = tuple(pieces), normalizer, max_length
+        self.pieces, self.normalizer = tuple(pieces), normalizer
         self.end_id, self.pad_id = numbers[UNIGRAM_END], numbers[UNIGRAM_PAD]
         self._tokenizer = Tokenizer(Unigram(list(pieces), unk_id=numbers[UNIGRAM_UNKNOWN], byte_fallback=False))
         if normalizer:
@@ -56,11 +55,6 @@ class UnigramTokenizer:
         self._tokenizer.add_special_tokens([piece for piece in specials if piece in numbers])
 
     @property
-    def chunk_length(self) -> int:
-        """How many of a text's tokens fit, its end not counted."""
-        return self.max_length - 1
-
-    @property
     def highest_id(self) -> int:
         """The largest number a token can have."""
         return len(self.pieces) - 1
@@ -73,17 +67,15 @@ class UnigramTokenizer:
         """The text of some tokens."""
         return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
-    def frame(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """`ids`, end, padding: always `max_length` tokens.
+    def frame(self, ids: Sequence[int], length: int) -> tuple[int, ...]:
+        """`ids`, end, padding: always `length` tokens.
 
         Raises:
             InvalidInput: the ids do not fit.
         """
-        free = self.max_length - 1 - len(ids)
+        free = length - 1 - len(ids)
         if free < 0:
-            raise InvalidInput(
-                "prompt", given=f"{len(ids)} tokens", expected=f"at most {self.chunk_length}", cure="Cut it."
-            )
+            raise InvalidInput("prompt", given=f"{len(ids)} tokens", expected=f"at most {length - 1}", cure="Cut it.")
         return (*ids, self.end_id, *[self.pad_id] * free)
 
     def to_json(self) -> str:
