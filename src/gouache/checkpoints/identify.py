@@ -28,9 +28,7 @@ from gouache.models.configs import (
     QuantizerConfig,
     SentenceEncoderConfig,
     TextEncoderConfig,
-    UNetConfig,
     UpscalerConfig,
-    VAEConfig,
 )
 from gouache.models.family import FAMILIES, UNKNOWN
 
@@ -86,7 +84,7 @@ def part_config(name: str, text: str, where: str) -> Config:
     elif name == "upscaler":
         kind = UpscalerConfig
     else:
-        kind = UNetConfig if name == "unet" else VAEConfig
+        kind = detect.config_kind(name, text)
     return kind.from_json(text, where=where)
 
 

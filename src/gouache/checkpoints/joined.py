@@ -16,7 +16,6 @@ from gouache.checkpoints.formats.header import few, open_header
 from gouache.checkpoints.shapes import TOKEN_EMBEDDING
 from gouache.errors import GouacheError, IncompatibleCheckpoint, UnknownFamily
 from gouache.models.configs import VAEConfig
-from gouache.models.family import family_named
 
 SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
 PART_FOLDERS = ("unet", "diffusion_models", "checkpoints", "clip", "text_encoders", "text_encoder", "vae")
@@ -98,9 +97,8 @@ def with_vae(identity: Identity, other: Identity, path: Path) -> Identity:
         )
     if identity.kind != "model":
         return identity
-    if not _says_its_scale(part, path) and part.config.tiny_blocks is None:
-        scale = family_named(identity.family).latent_scale
-        part = replace(part, config=part.config.model_copy(update={"scale": scale}))
+    if not _says_its_scale(part, path):
+        part = replace(part, config=detect.of_family(part.config, identity.family))
     parts = {name: one for name, one in identity.parts.items() if name != "vae"} | {"vae": part}
     return replace(identity, parts=parts, kind=detect.kind_of(parts))
 

@@ -22,6 +22,7 @@ from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, InvalidInp
 from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.configs import (
     ControlNetConfig,
+    MMDiTConfig,
     PriorConfig,
     QuantizerConfig,
     SentenceEncoderConfig,
@@ -30,6 +31,7 @@ from gouache.models.configs import (
     UpscalerConfig,
     VAEConfig,
 )
+from gouache.models.mmdit import MMDiT
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.text.clip import TextEncoder
@@ -80,6 +82,8 @@ def build(config: Config) -> nn.Module:
     """
     if isinstance(config, UNetConfig):
         return UNet(config)
+    if isinstance(config, MMDiTConfig):
+        return MMDiT(config)
     if isinstance(config, VAEConfig):
         return AutoencoderKL(config)
     if isinstance(config, TextEncoderConfig):
@@ -196,6 +200,8 @@ def changed(tensor: Tensor, change: ShapeChange, shape: tuple[int, ...]) -> Tens
         return tensor.reshape(shape)
     if change is ShapeChange.TRANSPOSED:
         return tensor.T.contiguous()
+    if change is ShapeChange.HALVES_SWAPPED:
+        return torch.cat(tensor.chunk(2)[::-1])
     if change in THIRDS:
         return tensor[THIRDS.index(change) * shape[0] :][: shape[0]].clone()
     return tensor

@@ -36,8 +36,15 @@ from gouache.config import Config
 from gouache.errors import IncompatibleCheckpoint, InvalidInput, unknown_name
 from gouache.files import atomic_write
 from gouache.models.bundle import ModelBundle
-from gouache.models.configs import DenoiserConfig, GenerationDefaults, TextEncoderConfig, UNetConfig, VAEConfig
-from gouache.models.family import SD1, SD2, SDXL, SDXL_REFINER, family_named
+from gouache.models.configs import (
+    DenoiserConfig,
+    GenerationDefaults,
+    NetworkConfig,
+    NoiseScheduleConfig,
+    TextEncoderConfig,
+    VAEConfig,
+)
+from gouache.models.family import SD1, SD2, SD3, SDXL, SDXL_REFINER, family_named
 
 Format = Literal["diffusers", "single-file", "gouache"]
 FORMATS: tuple[Format, ...] = ("diffusers", "single-file", "gouache")
@@ -51,6 +58,10 @@ SINGLE_FILE: dict[str, dict[str, tuple[str, Naming]]] = {
         "text_encoder_2": ("conditioner.embedders.1.model.", "open_clip"),
     },
     SDXL_REFINER.name: {"text_encoder": ("conditioner.embedders.0.model.", "open_clip")},
+    SD3.name: {
+        "text_encoder": ("text_encoders.clip_l.transformer.", "clip_model"),
+        "text_encoder_2": ("text_encoders.clip_g.transformer.", "clip_model"),
+    },
 }
 COMMON: dict[str, tuple[str, Naming]] = {
     "unet": ("model.diffusion_model.", "ldm"),
@@ -113,7 +124,7 @@ def in_int8(network: NetworkToWrite) -> NetworkToWrite:
 
 def bundle_to_write(bundle: ModelBundle, variant: str = "base") -> ModelToWrite:
     """A model that is in memory."""
-    networks = {"unet": bundle.unet, "vae": bundle.vae}
+    networks: dict[str, nn.Module] = {"unet": bundle.unet, "vae": bundle.vae}
     encoders = list(bundle.text.encoders)
     networks |= dict(zip(("text_encoder", "text_encoder_2"), encoders, strict=False))
     if bundle.prior is not None and bundle.quantizer is not None:
@@ -298,7 +309,9 @@ def _marks(model: ModelToWrite, where: str) -> dict[str, Tensor]:
         marks["v_pred"] = torch.empty(0)
     if schedule.zero_terminal_snr:
         marks[ZERO_TERMINAL_SNR] = torch.empty(0)
-    vae = model.networks["vae"].config
+    vae, shift = model.networks["vae"].config, family_named(model.family).shift
+    if shift is not None and schedule == NoiseScheduleConfig(name="flow", shift=shift):
+        return marks
     if schedule.name == "edm" and isinstance(vae, VAEConfig):
         return edm_marks(model.denoiser, vae, where)
     if not records_nothing_else(schedule):
@@ -330,6 +343,8 @@ def _joined(sources: list[tuple[NetworkToWrite, str, ShapeChange]], shape: tuple
     tensors = [network.tensor_of(name) for network, name, _ in ordered]
     if ordered[0][2] is ShapeChange.TRANSPOSED:
         return tensors[0].T
+    if ordered[0][2] is ShapeChange.HALVES_SWAPPED:
+        return torch.cat(tensors[0].chunk(2)[::-1])
     return torch.cat(tensors) if len(tensors) > 1 else tensors[0].reshape(shape)
 
 
@@ -340,14 +355,17 @@ def _write_diffusers(model: ModelToWrite, folder: Path, where: str) -> None:
     size, deviation = model.defaults.width, model.denoiser.schedule.sigma_data or 1.0
     for name, network in model.networks.items():
         config = network.config
-        if isinstance(config, UNetConfig):
-            _write_part(folder / name, network, diffusers_write.unet_json(config, size // _downscale(model), where))
+        if isinstance(config, NetworkConfig):
+            values = diffusers_write.network_json(config, size // _downscale(model), where)
+            _write_part(folder / diffusers_write.network_folder(config), network, values)
         elif isinstance(config, VAEConfig):
             _write_part(folder / name, network, diffusers_write.vae_json(config, size, where, deviation))
         elif isinstance(config, TextEncoderConfig):
             encoders = family_named(model.family).text_encoders
             place = encoders[0] if len(encoders) == 1 else name
-            _write_text(folder, place, network, config)
+            _write_text(
+                folder, place, network, config, projection=place == "text_encoder_2" or model.family == SD3.name
+            )
     (folder / "scheduler").mkdir()
     values = diffusers_write.scheduler_json(model.denoiser, model.family, where, scheduler)
     write_json(folder / "scheduler" / "scheduler_config.json", values)
@@ -364,12 +382,14 @@ def _write_part(folder: Path, network: NetworkToWrite, values: Mapping[str, obje
     write_tensors(folder / "diffusion_pytorch_model.safetensors", network.infos, network.tensor_of)
 
 
-def _write_text(folder: Path, place: str, network: NetworkToWrite, config: TextEncoderConfig) -> None:
+def _write_text(
+    folder: Path, place: str, network: NetworkToWrite, config: TextEncoderConfig, *, projection: bool
+) -> None:
     """With the names under ``text_model.``, as every version of transformers reads them."""
     spell = speller(config, "clip_model")
     ours = {spell(name).name: name for name in network.infos}
     (folder / place).mkdir()
-    values = diffusers_write.text_json(config, projection=place == "text_encoder_2")
+    values = diffusers_write.text_json(config, projection=projection)
     write_json(folder / place / "config.json", values)
     infos = {theirs: network.infos[name] for theirs, name in ours.items()}
     write_tensors(folder / place / "model.safetensors", infos, lambda theirs: network.tensor_of(ours[theirs]))

@@ -89,11 +89,85 @@ class UNetConfig(Config):
         """Width of the time embedding."""
         return 4 * self.channels[0]
 
+    @property
+    def downscalings(self) -> int:
+        """How often the feature maps are halved between the latents and the middle."""
+        return len(self.channels) - 1
+
+    @property
+    def multiple(self) -> int:
+        """What height and width of the latents are multiples of: any size will do."""
+        return 1
+
     def up_depths(self) -> list[list[int]]:
         """Transformer depth behind each residual block of the way up, coarsest level first."""
         if self.up_transformer_layers is not None:
             return [list(depths) for depths in self.up_transformer_layers]
         return [[depth] * (self.layers_per_level + 1) for depth in reversed(self.transformer_layers)]
+
+
+class MMDiTConfig(Config):
+    """Everything that decides the tensors of a multimodal diffusion transformer. The defaults are Stable Diffusion 3
+    medium."""
+
+    in_channels: int = Field(default=16, gt=0)
+    """Channels of the noisy latents."""
+    out_channels: int = Field(default=16, gt=0)
+    patch_size: int = Field(default=2, gt=0)
+    """Edge of a patch, which is one token, in latent pixels."""
+    layers: int = Field(default=24, gt=0)
+    """Transformer blocks: 24 in medium, 38 in 3.5 large."""
+    heads: int = Field(default=24, gt=0)
+    head_width: int = Field(default=64, gt=0)
+    context_width: int = Field(default=4096, gt=0)
+    """Width of the text's tokens."""
+    pooled_width: int = Field(default=2048, gt=0)
+    """Width of the `pooled` vector."""
+    grid: int = Field(default=192, gt=0)
+    """Patches along an edge of the square that has codes of places, of which a picture takes the middle."""
+    qk_norm: bool = False
+    """Whether queries and keys are normed (RMS), as in 3.5."""
+    dual_layers: tuple[int, ...] = ()
+    """Blocks with a second attention among the picture's tokens: the first 13 of 3.5 medium."""
+
+    @model_validator(mode="after")
+    def _fits(self) -> MMDiTConfig:
+        if self.width % 4 or any(not 0 <= layer < self.layers for layer in self.dual_layers):
+            raise ConfigError(
+                "MMDiTConfig",
+                given=f"a width of {self.width}, {self.layers} layers, dual_layers {self.dual_layers}",
+                expected="a width that is a multiple of 4, and dual layers among the layers",
+            )
+        return self
+
+    @property
+    def width(self) -> int:
+        """Channels of both streams."""
+        return self.heads * self.head_width
+
+    @property
+    def multiple(self) -> int:
+        """What height and width of the latents are multiples of."""
+        return self.patch_size
+
+    @property
+    def downscalings(self) -> int:
+        """How often the feature maps are halved on the way: never."""
+        return 0
+
+    @property
+    def draft_channels(self) -> int:
+        """Channels beside the noisy latents: this network takes none."""
+        return 0
+
+    @property
+    def guidance_width(self) -> int:
+        """Width of the guidance scale's embedding: this network isn't told it."""
+        return 0
+
+
+NetworkConfig = UNetConfig | MMDiTConfig
+"""Of a network that denoises."""
 
 
 class VAEConfig(Config):

@@ -17,7 +17,7 @@ from gouache.diffusion.samplers.names import (
 )
 from gouache.errors import InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
-from gouache.models.configs import GenerationDefaults
+from gouache.models.configs import GenerationDefaults, MMDiTConfig
 from gouache.models.scheduler_config import SCHEDULER_CLASSES
 from gouache.pipeline.fields.values import MAX_FACTOR, MIN_SIDE, OPAQUE
 from gouache.pipeline.generate.a1111_procedure import A1111, follows, second_size
@@ -49,7 +49,7 @@ def at_own_size(request: Request, bundle: ModelBundle) -> Request:
         own = (bundle.defaults.width, bundle.defaults.height)
         asked = (request.width or own[0], request.height or own[1])
         # What rounds to the own size needs no enlargement.
-        rounded = nearest_size(*asked, bundle.vae.config.downscale)
+        rounded = nearest_size(*asked, factor_of(bundle))
         fit = max(rounded[0] / own[0], rounded[1] / own[1])
         if fit > 1:
             factor = fit * (upscale.factor if upscale else 1.0)
@@ -125,8 +125,10 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
     sampler, schedule = _sampler_and_schedule(request, bundle)
     check_sampler(sampler, bundle)
     _check_tiles(request, bundle)
+    _check_transformer(request, bundle)
     check_refiner(request.replace({"sampler": sampler}), bundle)
     width, height = _latent_sized(_size(request, bundle, start), request, bundle)
+    _check_grid(width, height, request, bundle)
     vary = request.subseed_strength > 0
     negative = request.negative_prompt if bundle.traits.zero_negative else request.negative_prompt or ""
     guidance = request.guidance_scale
@@ -260,6 +262,36 @@ def _check_sdxl(request: Request, bundle: ModelBundle) -> None:
             )
 
 
+def _check_transformer(request: Request, bundle: ModelBundle) -> None:
+    """Refuse what a transformer in place of a U-Net has no convolutions for, and a ControlNet."""
+    asked = {"seamless": request.seamless != "none", "control": bool(request.control)}
+    given = next((name for name, there in asked.items() if there), None)
+    if given is not None and isinstance(bundle.unet.config, MMDiTConfig):
+        raise InvalidInput(
+            given,
+            given=f"a value for {bundle.name or bundle.family}",
+            expected="a model with a U-Net",
+            cure="Leave it out, or choose a model of Stable Diffusion 1.x, 2.x or XL.",
+        )
+
+
+def _check_grid(width: int, height: int, request: Request, bundle: ModelBundle) -> None:
+    """Refuse pictures beyond the places that a transformer knows."""
+    config = bundle.unet.config
+    if not isinstance(config, MMDiTConfig) or request.tiled is not None:
+        return
+    most = config.grid * config.patch_size * bundle.vae.config.downscale
+    sizes = [(width, height), *([request.hires.size_for(width, height)] if request.hires else [])]
+    over = next((size for size in sizes if max(size) > most), None)
+    if over is not None:
+        raise InvalidInput(
+            "size",
+            given=f"{over[0]}x{over[1]}",
+            expected=f"at most {most} pixels a side: the places that {bundle.name or bundle.family} knows",
+            cure="Take a smaller picture, add --tiled, or enlarge it by `gouache upscale`.",
+        )
+
+
 def _check_control(request: Request, bundle: ModelBundle) -> None:
     """Where there is no telling what a control picture would mean, it is refused."""
     latent, extra = bundle.vae.config.latent_channels, bundle.unet.config.draft_channels
@@ -329,8 +361,9 @@ def _hires(request: Request, width: int, height: int) -> Hires | None:
 
 
 def factor_of(bundle: ModelBundle) -> int:
-    """What width and height in pixels are multiples of: the pixels of one latent, 8 for Stable Diffusion."""
-    return bundle.vae.config.downscale
+    """What width and height in pixels are multiples of: the pixels of one latent, 8 for Stable Diffusion, or of one
+    patch, 16 for Stable Diffusion 3."""
+    return bundle.vae.config.downscale * bundle.unet.config.multiple
 
 
 def _strength(request: Request, bundle: ModelBundle) -> float | None:

@@ -12,6 +12,8 @@ from typing import Never, TypeVar
 from gouache.errors import IncompatibleCheckpoint
 from gouache.models.configs import (
     ControlNetConfig,
+    MMDiTConfig,
+    NetworkConfig,
     TextEncoderConfig,
     UNetConfig,
     VAEConfig,
@@ -49,6 +51,7 @@ UNET_OPTIONS: dict[str, tuple[object, ...]] = {
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
 }
+MMDIT_OPTIONS: dict[str, tuple[object, ...]] = {"qk_norm": (None, "rms_norm")}
 CONTROLNET_OPTIONS: dict[str, tuple[object, ...]] = {
     "controlnet_conditioning_channel_order": ("rgb", "bgr"),
     "global_pool_conditions": (False, True),
@@ -101,6 +104,39 @@ def unet_from_json(values: Json, counted: UNetConfig, where: str) -> UNetConfig:
     )
 
 
+def network_from_json(values: Json, counted: NetworkConfig, where: str) -> NetworkConfig:
+    """The config of a network that denoises. Errors as in `unet_from_json`."""
+    if isinstance(counted, MMDiTConfig):
+        return mmdit_from_json(values, counted, where)
+    return unet_from_json(values, counted, where)
+
+
+def mmdit_from_json(values: Json, counted: MMDiTConfig, where: str) -> MMDiTConfig:
+    """An MMDiT's config: counted blocks, heads from the JSON. Errors as in `unet_from_json`."""
+    _check_options(values, MMDIT_OPTIONS, where)
+    heads, head_width = values.get("num_attention_heads", 18), values.get("attention_head_dim", 64)
+    if not isinstance(heads, int) or not isinstance(head_width, int) or heads * head_width != counted.width:
+        _disagree(where, "num_attention_heads x attention_head_dim", f"{heads} x {head_width}", counted.width)
+    dual = values.get("dual_attention_layers") or ()
+    _check_agreement(
+        {**values, "dual_attention_layers": list(dual) if isinstance(dual, list | tuple) else dual},
+        {
+            "in_channels": counted.in_channels,
+            "out_channels": counted.out_channels,
+            "patch_size": counted.patch_size,
+            "num_layers": counted.layers,
+            "joint_attention_dim": counted.context_width,
+            "pooled_projection_dim": counted.pooled_width,
+            "pos_embed_max_size": counted.grid,
+            "dual_attention_layers": list(counted.dual_layers),
+        },
+        where,
+    )
+    if bool(values.get("qk_norm")) != counted.qk_norm:
+        _disagree(where, "qk_norm", values.get("qk_norm"), "rms_norm" if counted.qk_norm else None)
+    return _updated(counted, {"heads": heads, "head_width": head_width}, where)
+
+
 def controlnet_from_json(values: Json, counted: ControlNetConfig, where: str) -> ControlNetConfig:
     """A ControlNet's config: counted blocks; heads, groups and the order of colours from the JSON. Errors as above."""
     _check_options(values, CONTROLNET_OPTIONS, where)
@@ -136,7 +172,7 @@ def vae_from_json(values: Json, counted: VAEConfig, where: str) -> VAEConfig:
             "layers_per_down_block": counted.layers_per_level,
         }
     _check_agreement(values, {**shared, **blocks}, where)
-    scale, shift = values.get("scaling_factor", counted.scale), values.get("shift_factor") or 0.0
+    scale, shift = values.get("scaling_factor", counted.scale), values.get("shift_factor", counted.shift) or 0.0
     mean, std = values.get("latents_mean"), values.get("latents_std")
     if isinstance(mean, list) and isinstance(std, list) and isinstance(scale, int | float):
         scale, shift = tuple(scale / width for width in std), tuple(mean)
@@ -170,7 +206,7 @@ def text_from_json(values: Json, counted: TextEncoderConfig, pad_id: int | None,
     )
 
 
-AnyConfig = TypeVar("AnyConfig", UNetConfig, VAEConfig, TextEncoderConfig)
+AnyConfig = TypeVar("AnyConfig", UNetConfig, MMDiTConfig, VAEConfig, TextEncoderConfig)
 
 
 def _updated(config: AnyConfig, update: dict[str, object], where: str) -> AnyConfig:

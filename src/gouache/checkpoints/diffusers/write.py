@@ -11,8 +11,15 @@ from gouache.checkpoints.diffusers.scheduler import EDM_PREDICTIONS, PREDICTIONS
 from gouache.checkpoints.formats.safetensors import write_json
 from gouache.errors import IncompatibleCheckpoint
 from gouache.files import atomic_write
-from gouache.models.configs import DenoiserConfig, TextEncoderConfig, UNetConfig, VAEConfig
-from gouache.models.family import family_named
+from gouache.models.configs import (
+    DenoiserConfig,
+    MMDiTConfig,
+    NetworkConfig,
+    TextEncoderConfig,
+    UNetConfig,
+    VAEConfig,
+)
+from gouache.models.family import SD3, family_named
 from gouache.models.scheduler_config import SCHEDULER_CLASSES, SchedulerConfig
 from gouache.models.text.tokenizers import END, END_ID, MERGES, MERGES_FILE, START, START_ID
 
@@ -47,6 +54,11 @@ def model_index(family: str, variant: str, where: str, scheduler: SchedulerConfi
     }
     text, text_2 = ["transformers", "CLIPTextModel"], ["transformers", "CLIPTextModelWithProjection"]
     tokenizer, absent = ["transformers", "CLIPTokenizer"], [None, None]
+    if family == SD3.name:
+        del index["unet"]
+        index |= {"transformer": ["diffusers", "SD3Transformer2DModel"], "text_encoder": text_2, "tokenizer": tokenizer}
+        index |= {"text_encoder_2": text_2, "tokenizer_2": tokenizer, "text_encoder_3": absent, "tokenizer_3": absent}
+        return index | {"image_encoder": absent, "feature_extractor": absent}
     if traits.text_encoders == ("text_encoder",):
         index |= {"text_encoder": text, "tokenizer": tokenizer}
         index |= {"depth_estimator": absent} if variant == "depth" else {"safety_checker": absent}
@@ -61,6 +73,36 @@ def model_index(family: str, variant: str, where: str, scheduler: SchedulerConfi
         }
         index |= {"requires_aesthetics_score": True} if refiner else {}
     return index
+
+
+def network_folder(config: NetworkConfig) -> str:
+    """The folder of a network that denoises."""
+    return "transformer" if isinstance(config, MMDiTConfig) else "unet"
+
+
+def network_json(config: NetworkConfig, sample_size: int, where: str) -> dict[str, object]:
+    """The ``config.json`` of a network that denoises. Errors as in `unet_json`."""
+    return mmdit_json(config, sample_size) if isinstance(config, MMDiTConfig) else unet_json(config, sample_size, where)
+
+
+def mmdit_json(config: MMDiTConfig, sample_size: int) -> dict[str, object]:
+    """An MMDiT's ``config.json``."""
+    return {
+        "_class_name": "SD3Transformer2DModel",
+        "sample_size": sample_size,
+        "patch_size": config.patch_size,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "num_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.head_width,
+        "joint_attention_dim": config.context_width,
+        "caption_projection_dim": config.width,
+        "pooled_projection_dim": config.pooled_width,
+        "pos_embed_max_size": config.grid,
+        "dual_attention_layers": list(config.dual_layers),
+        "qk_norm": "rms_norm" if config.qk_norm else None,
+    }
 
 
 def unet_json(config: UNetConfig, sample_size: int, where: str) -> dict[str, object]:
@@ -183,6 +225,8 @@ def scheduler_json(
     values: dict[str, object] = {"_class_name": name}
     if config.schedule.name == "edm" and config.parameterization in EDM_TO_PREDICTION and scheduler is not None:
         values["prediction_type"] = EDM_TO_PREDICTION[config.parameterization]
+    elif config.schedule.name == "flow" and kind == "flow":
+        values["shift"] = config.schedule.shift
     elif config.schedule.name == "flow" and scheduler is not None:
         values["prediction_type"] = "flow_prediction"
     else:
@@ -190,6 +234,8 @@ def scheduler_json(
     values["num_train_timesteps"] = config.schedule.num_timesteps
     if scheduler is not None:
         return values | scheduler.model_dump(exclude_none=True, exclude={"class_name"})
+    if kind == "flow":
+        return values
     own = {"clip_sample": False, "set_alpha_to_one": False} if kind == "chain" else {}
     return values | {"steps_offset": 1, "timestep_spacing": "leading"} | own
 

@@ -101,8 +101,6 @@ class PromptReader:
         if layers and clip_skip is not None and clip_skip > layers:
             raise InvalidInput("clip_skip", given=clip_skip, expected=f"1 to {layers}, the text encoder's layers")
         self.notes: list[str] = []
-        if stack.joint is not None and stack.t5 is None:
-            self.notes.append("prompt: the model has no T5; zeros stand where its states would, as in diffusers")
         self._seen: dict[str, EncodedPrompt] = {}
 
     def plan(self, prompt: str, steps: int, *, composed: bool = True, earlier: int = 0) -> PromptPlan:
