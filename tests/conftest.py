@@ -11,6 +11,7 @@ them find what all would find on most days.
 from __future__ import annotations
 
 import gc
+import json
 import os
 import sys
 from collections import defaultdict
@@ -87,3 +88,30 @@ def sd3(tmp_path_factory: pytest.TempPathFactory) -> Sd3Twins:
         tmp_path_factory.mktemp("sd3"), module_beside("pipeline/twins.py")
     )
     return twins
+
+
+T5_SENTENCES = (
+    "a red apple on a wooden table, oil painting",
+    "a photo of a cat, masterpiece, best quality, 8k",
+    "two dogs play with a blue ball in the snow; it's winter",
+    "une tête à l'ombre d'une façade naïve",
+    "the quick brown fox jumps over the lazy dog",
+)
+
+
+@pytest.fixture(scope="session")
+def t5_pieces() -> list[tuple[str, float]]:
+    """A small vocabulary in T5's numbering, trained by the package tokenizers: padding, end and unknown first, then
+    pieces with their scores, T5's hundred sentinels last."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import Unigram
+    from tokenizers.pre_tokenizers import Metaspace, Sequence, WhitespaceSplit
+    from tokenizers.trainers import UnigramTrainer
+
+    tokenizer = Tokenizer(Unigram())
+    tokenizer.pre_tokenizer = Sequence([WhitespaceSplit(), Metaspace()])
+    specials = ["<pad>", "</s>", "<unk>"]
+    trainer = UnigramTrainer(vocab_size=150, special_tokens=specials, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(T5_SENTENCES, trainer)
+    pieces = [(piece, float(score)) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
+    return [*pieces, *((f"<extra_id_{i}>", 0.0) for i in reversed(range(100)))]

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 in diffusers and in ours: a folder of tiny random parts that diffusers writes and gouache loads."""
+"""Stable Diffusion 3 in both programs: a folder of tiny random parts that diffusers writes and gouache loads."""
 
 from __future__ import annotations
 
@@ -130,6 +130,7 @@ class Sd3Twins:
             negative_prompt=request.negative_prompt,
             num_inference_steps=request.num_inference_steps,
             guidance_scale=request.guidance_scale,
+            max_sequence_length=request.max_sequence_length or 256,
             output_type="latent",
             **given,
         ).images

@@ -34,6 +34,7 @@ BASE = Request(
     negative_prompt="blurry, grey",
     seed=11,
     num_inference_steps=10,
+    max_sequence_length=16,
     guidance_scale=7,
 )
 
@@ -150,7 +151,7 @@ def test_a_picture_replays_bit_for_bit(sd3: Sd3Twins, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral", "heun", "unipc", "dpmpp_2m_sde", "ddim"])
 def test_other_samplers_walk_the_models_levels(sd3: Sd3Twins, sampler: str) -> None:
-    """A flow's levels lie elsewhere than the samplers' usual lists, which begin by far too many steps at noise alone."""
+    """A flow begins at noise alone, where the usual lists of these samplers spend far too many steps."""
     request = BASE.replace({"sampler": sampler, "num_inference_steps": 4})
     (painted,) = sd3.ours(KIND).paint(request)
     assert painted.recipe.request.schedule == "model"

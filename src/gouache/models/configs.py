@@ -287,6 +287,34 @@ class SentenceEncoderConfig(Config):
         return self
 
 
+class T5Config(Config):
+    """The encoder of T5 1.1; the defaults are those of T5-XXL, which Stable Diffusion 3 reads with."""
+
+    vocabulary_size: int = Field(default=32128, gt=0)
+    """Rows of the table of tokens; the vocabulary has fewer."""
+    width: int = Field(default=4096, gt=0)
+    inner_width: int = Field(default=10240, gt=0)
+    """Width inside the feed-forward network."""
+    layers: int = Field(default=24, gt=0)
+    heads: int = Field(default=64, gt=0)
+    head_width: int = Field(default=64, gt=0)
+    buckets: int = Field(default=32, ge=4)
+    """Rows of the table of biases for the places' distances."""
+    max_distance: int = Field(default=128, gt=0)
+    """From here on all distances share one row."""
+    norm_eps: float = Field(default=1e-6, gt=0)
+
+    @model_validator(mode="after")
+    def _buckets_agree(self) -> T5Config:
+        if self.buckets % 4 or self.max_distance <= self.buckets // 4:
+            raise ConfigError(
+                "T5Config.buckets",
+                given=f"{self.buckets} for distances up to {self.max_distance}",
+                expected="a multiple of 4, and fewer than 4 times the distance",
+            )
+        return self
+
+
 class ImageEncoderConfig(Config):
     """A CLIP vision tower with its projection; the defaults are those of ViT-L/14."""
 

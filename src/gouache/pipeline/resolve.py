@@ -209,6 +209,8 @@ def _check_tags(request: Request) -> None:
     refuse_tags(request.negative_prompt or "", "negative_prompt")
     refuse_tags(request.prompt_2 or "", "prompt_2")
     refuse_tags(request.negative_prompt_2 or "", "negative_prompt_2")
+    refuse_tags(request.prompt_3 or "", "prompt_3")
+    refuse_tags(request.negative_prompt_3 or "", "negative_prompt_3")
     if request.inversion is not None:
         refuse_tags(request.inversion.source_prompt, "inversion.source_prompt")
     last = None if request.interpolation is None else request.interpolation.prompt
@@ -234,14 +236,19 @@ def _check_prior(request: Request, bundle: ModelBundle) -> None:
 
 
 def _check_sdxl(request: Request, bundle: ModelBundle) -> None:
-    """Refuse what only SDXL models read, by another model."""
+    """Refuse what only SDXL and SD 3 models read, by another model."""
     sizes = request.size_condition
     scores = sizes is not None and (sizes.aesthetic_score, sizes.negative_aesthetic_score) != (None, None)
     models = [bundle] if bundle.refiner is None else [bundle, bundle.refiner]
-    two, numbers = len(bundle.text.encoders) == 2 and bundle.text.joint is None, max(one.size_numbers for one in models)
+    two, numbers = len(bundle.text.encoders) == 2, max(one.size_numbers for one in models)
+    second, third = "models with two CLIP text encoders (SDXL, SD 3)", "SD 3 models that have their T5"
+    t5 = bundle.text.t5 is not None
     wanted = (
-        ("prompt_2", request.prompt_2 is not None, two, "models with two text encoders (SDXL)"),
-        ("negative_prompt_2", request.negative_prompt_2 is not None, two, "models with two text encoders (SDXL)"),
+        ("prompt_2", request.prompt_2 is not None, two, second),
+        ("negative_prompt_2", request.negative_prompt_2 is not None, two, second),
+        ("prompt_3", request.prompt_3 is not None, t5, third),
+        ("negative_prompt_3", request.negative_prompt_3 is not None, t5, third),
+        ("max_sequence_length", request.max_sequence_length is not None, bundle.text.joint is not None, "SD 3 models"),
         ("size_condition", sizes is not None, numbers > 0, "SDXL models"),
         ("size_condition.aesthetic_score", scores, any(one.takes_aesthetic_score for one in models), "SDXL's refiner"),
     )
@@ -384,7 +391,7 @@ def _named(request: Request, bundle: ModelBundle) -> tuple[str, str]:
         if schedule == "model" and request.inversion is not None:
             schedule = "uniform"
     elif schedule is None and bundle.schedule.path == "flow" and bundle.defaults.scheduler is not None:
-        # A flow begins at noise alone, an infinite sigma, where the samplers' own lists would spend most of their steps.
+        # A flow begins at noise alone, at an infinite sigma, where samplers' own lists would spend most of their steps.
         schedule = "model"
     elif schedule is None:
         schedule = sampler_info(name).default_schedule
