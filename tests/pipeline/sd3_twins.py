@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 in diffusers and in ours: a folder of tiny random parts that diffusers writes and gouache loads."""
+"""Stable Diffusion 3 in diffusers and in ours: a folder of tiny random parts that diffusers writes."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
+from tests.pipeline.twins import scrambled, tokenizer
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
 from gouache.diffusion.rng import ImageNoise, ImageSeed
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
-from tests.pipeline.twins import scrambled, tokenizer
 
 SIDE = 32
 KINDS: dict[str, dict[str, Any]] = {
