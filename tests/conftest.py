@@ -16,9 +16,15 @@ import os
 import sys
 from collections import defaultdict
 from fnmatch import fnmatchcase
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.pipeline.sd3_twins import Sd3Twins
 
 # Before torch is imported, here and in the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -62,6 +68,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # A single case asked for by its name, as in `pytest FILE::TEST[CASE]`, comes without the others.
         if len(there) > 1 and unused:
             raise pytest.UsageError(f"{test}: every_time names {sorted(unused)}, expected some of {sorted(there)}")
+
+
+def module_beside(name: str) -> Any:
+    """A module under `tests`, loaded by path: tests are no package."""
+    path = Path(__file__).parent / name
+    spec = spec_from_file_location(f"gouache_test_{path.stem}", path)
+    assert spec is not None, f"{path} is there"
+    assert spec.loader is not None, "a Python file has a loader"
+    module = sys.modules[spec.name] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def sd3(tmp_path_factory: pytest.TempPathFactory) -> Sd3Twins:
+    """Stable Diffusion 3 in small, in folders that diffusers writes and gouache loads."""
+    twins: Sd3Twins = module_beside("pipeline/sd3_twins.py").Sd3Twins(
+        tmp_path_factory.mktemp("sd3"), module_beside("pipeline/twins.py")
+    )
+    return twins
 
 
 T5_SENTENCES = (

@@ -1,4 +1,4 @@
-"""Stable Diffusion 3 in diffusers and in ours: a folder of tiny random parts that diffusers writes."""
+"""Stable Diffusion 3 in both programs: a folder of tiny random parts that diffusers writes and gouache loads."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from tests.pipeline.twins import scrambled, tokenizer
 from torch import Tensor
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
@@ -26,7 +25,7 @@ KINDS: dict[str, dict[str, Any]] = {
 CONTEXT, POOLED = 64, 40
 
 
-def text_encoder(width: int, projection: int, act: str, seed: int) -> Any:
+def text_encoder(width: int, projection: int, act: str) -> Any:
     config = CLIPTextConfig(
         vocab_size=49408,
         hidden_size=width,
@@ -38,7 +37,7 @@ def text_encoder(width: int, projection: int, act: str, seed: int) -> Any:
         bos_token_id=49406,
         eos_token_id=49407,
     )
-    return scrambled(CLIPTextModelWithProjection(config), seed)
+    return CLIPTextModelWithProjection(config)
 
 
 def transformer(kind: str, layers: int = 3) -> Any:
@@ -47,11 +46,11 @@ def transformer(kind: str, layers: int = 3) -> Any:
     theirs = diffusers.SD3Transformer2DModel(sample_size=SIDE // 4, **config, **sizes, **KINDS[kind])
     # Places that no formula gives: a loaded table is to be used as it stands.
     theirs.pos_embed.pos_embed.add_(torch.linspace(-0.1, 0.1, theirs.pos_embed.pos_embed.numel()).view(1, 144, 32))
-    return scrambled(theirs, 3)
+    return theirs
 
 
 def autoencoder() -> Any:
-    theirs = diffusers.AutoencoderKL(
+    return diffusers.AutoencoderKL(
         block_out_channels=(16, 16, 32),
         down_block_types=("DownEncoderBlock2D",) * 3,
         up_block_types=("UpDecoderBlock2D",) * 3,
@@ -65,32 +64,40 @@ def autoencoder() -> Any:
         use_post_quant_conv=False,
         force_upcast=False,
     )
-    return scrambled(theirs, 4)
 
 
 class Sd3Twins:
-    """Builds each kind once, below a folder."""
+    """Builds each kind once, below a folder; `twins` is the module of that name."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, twins: Any) -> None:
+        self.folder, self.twins = folder, twins
         self.theirs, self.ours, self.path = cache(self._theirs), cache(self._ours), cache(self._path)
+        self.shared = cache(self._shared)
 
     def _theirs(self, kind: str) -> Any:
         """diffusers' pipeline."""
-        first, second = (tokenizer(self.folder / name, pad) for name, pad in (("l", "<|endoftext|>"), ("g", "!")))
+        scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
         pipeline = diffusers.StableDiffusion3Pipeline(
-            transformer=transformer(kind),
-            scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
-            vae=autoencoder(),
-            text_encoder=text_encoder(32, 24, "quick_gelu", 1),
-            tokenizer=first,
-            text_encoder_2=text_encoder(24, 16, "gelu", 2),
-            tokenizer_2=second,
-            text_encoder_3=None,
-            tokenizer_3=None,
+            transformer=self.twins.scrambled(transformer(kind), 3), scheduler=scheduler, **self.shared()
         )
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
+
+    def _shared(self) -> dict[str, Any]:
+        """The parts that all kinds have in common."""
+        scrambled = self.twins.scrambled
+        first, second = (
+            self.twins.tokenizer(self.folder / name, pad) for name, pad in (("l", "<|endoftext|>"), ("g", "!"))
+        )
+        return {
+            "vae": scrambled(autoencoder(), 4),
+            "text_encoder": scrambled(text_encoder(32, 24, "quick_gelu"), 1),
+            "tokenizer": first,
+            "text_encoder_2": scrambled(text_encoder(24, 16, "gelu"), 2),
+            "tokenizer_2": second,
+            "text_encoder_3": None,
+            "tokenizer_3": None,
+        }
 
     def _path(self, kind: str) -> Path:
         """The folder that diffusers wrote."""
@@ -100,28 +107,36 @@ class Sd3Twins:
     def _ours(self, kind: str) -> Pipeline:
         return Pipeline.load(self.path(kind))
 
-    def variant(self, kind: str, name: str) -> Any:
+    def variant(self, kind: str, name: str, scheduler: Any = None) -> Any:
         """Another of diffusers' pipelines around the same parts, with a scheduler of its own."""
-        parts = {**self.theirs(kind).components, "scheduler": diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)}
+        parts = dict(self.theirs(kind).components)
+        parts["scheduler"] = scheduler or diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
         pipeline = getattr(diffusers, name)(**parts)
         pipeline.set_progress_bar_config(disable=True)
         return pipeline
 
+    def noise(self, request: Request) -> Tensor:
+        """The noise that ours draws for the request's only picture. [1,16,h,w]"""
+        return ImageNoise([ImageSeed(request.seed or 0)]).initial((16, SIDE // 4, SIDE // 4))
 
-def noise_of(request: Request, side: int = SIDE) -> Tensor:
-    """The noise that ours draws for the request's only picture. [1,16,h,w]"""
-    return ImageNoise([ImageSeed(request.seed or 0)]).initial((16, side // 4, side // 4))
+    def their_picture(self, pipeline: Any, request: Request, **others: Any) -> np.ndarray:
+        """diffusers' picture from the same noise, [H,W,3] in [0, 1].
 
-
-def their_picture(pipeline: Any, request: Request, **others: Any) -> np.ndarray:
-    """diffusers' picture from the same noise, [H,W,3] in [0, 1]."""
-    given = {"latents": noise_of(request), "height": SIDE, "width": SIDE, **others}
-    picture: np.ndarray = pipeline(
-        prompt=request.prompt,
-        negative_prompt=request.negative_prompt,
-        num_inference_steps=request.num_inference_steps,
-        guidance_scale=request.guidance_scale,
-        output_type="np",
-        **given,
-    ).images[0]
-    return picture
+        It is decoded here: their inpainting (0.42) forgets the autoencoder's shift in decoding.
+        """
+        given = {"latents": self.noise(request), "height": SIDE, "width": SIDE, **others}
+        latents = pipeline(
+            prompt=request.prompt,
+            negative_prompt=request.negative_prompt,
+            num_inference_steps=request.num_inference_steps,
+            guidance_scale=request.guidance_scale,
+            max_sequence_length=request.max_sequence_length or 256,
+            output_type="latent",
+            **given,
+        ).images
+        with torch.no_grad():
+            decoded = pipeline.vae.decode(
+                latents / pipeline.vae.config.scaling_factor + pipeline.vae.config.shift_factor
+            )
+        picture: np.ndarray = pipeline.image_processor.postprocess(decoded.sample, output_type="np")[0]
+        return picture

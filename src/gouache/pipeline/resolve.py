@@ -390,6 +390,9 @@ def _named(request: Request, bundle: ModelBundle) -> tuple[str, str]:
         schedule = resolve_schedule(bundle.defaults.schedule)
         if schedule == "model" and request.inversion is not None:
             schedule = "uniform"
+    elif schedule is None and bundle.schedule.path == "flow" and bundle.defaults.scheduler is not None:
+        # A flow begins at noise alone, at an infinite sigma, where samplers' own lists would spend most of their steps.
+        schedule = "model"
     elif schedule is None:
         schedule = sampler_info(name).default_schedule
     return name, _existing(schedule, name, bundle, request.schedule)
