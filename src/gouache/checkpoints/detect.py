@@ -12,17 +12,19 @@ from gouache.checkpoints.foreign import name_relative, name_stranger
 from gouache.checkpoints.formats.header import Header, TensorInfo, few
 from gouache.checkpoints.shapes import (
     MMDIT,
+    T5_BIAS,
     TINY_VAE,
     TOKEN_EMBEDDING,
     Naming,
     Shapes,
     network_config,
+    t5_config,
     text_config,
     vae_config,
 )
 from gouache.config import Config
 from gouache.errors import UnknownFamily
-from gouache.models.configs import MMDiTConfig, NetworkConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from gouache.models.configs import MMDiTConfig, NetworkConfig, T5Config, TextEncoderConfig, UNetConfig, VAEConfig
 from gouache.models.family import SD1, SD2, SD3, SDXL, SDXL_REFINER, UNKNOWN, family_named
 
 if TYPE_CHECKING:  # headers are read without torch
@@ -61,6 +63,8 @@ MARKS: tuple[tuple[str, str, Naming, str], ...] = (
     ("text_encoder_2", "conditioner.embedders.1.model.", "open_clip", TOKEN_EMBEDDING["open_clip"]),
     ("text_encoder", "text_encoders.clip_l.transformer.", "clip_model", TOKEN_EMBEDDING["clip_model"]),
     ("text_encoder_2", "text_encoders.clip_g.transformer.", "clip_model", TOKEN_EMBEDDING["clip_model"]),
+    ("text_encoder_3", "text_encoders.t5xxl.transformer.", "ours", T5_BIAS.format(0)),
+    ("text_encoder_3", "", "ours", T5_BIAS.format(0)),
     ("text_encoder", "", "clip_model", TOKEN_EMBEDDING["clip_model"]),
     ("text_encoder", "", "ours", TOKEN_EMBEDDING["ours"]),
     ("text_encoder", "", "open_clip", TOKEN_EMBEDDING["open_clip"]),
@@ -79,6 +83,8 @@ LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"^(embedder|noise_augmentor)\."), "the image embedder of unCLIP"),
     (re.compile(r"(^|\.)(visual|vision_model)\.|(^|\.)visual_projection\.weight$"), "CLIP's vision tower"),
     (re.compile(r"^safety_checker\."), "the safety checker"),
+    (re.compile(r"(^|\.)encoder\.embed_tokens\.weight$"), "a copy of T5's table of tokens"),
+    (re.compile(r"(^|\.)decoder\.(block|embed_tokens|final_layer_norm)\.|^lm_head\."), "T5's decoder"),
     (re.compile(r"^(v_pred|ztsnr|edm_vpred\.sigma_(min|max)|edm_mean|edm_std)$"), "marks of the prediction type"),
 )
 EDM_SAMPLING = {
@@ -94,7 +100,7 @@ class Part:
     """One network of a model, as it lies in its file.
 
     Attributes:
-        name: ``"unet"``, ``"vae"``, ``"text_encoder"``, ``"text_encoder_2"``, ``"prior"``,
+        name: ``"unet"``, ``"vae"``, ``"text_encoder"``, ``"text_encoder_2"``, ``"text_encoder_3"``, ``"prior"``,
             ``"quantizer"`` or ``"upscaler"``.
         header: names and shapes of the file (or shards) it lies in.
         prefix: what stands before its tensors' names.
@@ -275,6 +281,8 @@ def describe(marked: Mapping[str, Place]) -> Identity:
             configs[name] = unet
         elif name == "vae":
             configs[name] = of_family(vae_config(shapes[name], naming, where), family)
+        elif name == "text_encoder_3":
+            configs[name] = t5_config(shapes[name], where)
         else:
             configs[name] = used_text_config(
                 text_config(shapes[name], naming, where), family, naming, first=name == "text_encoder"
@@ -313,6 +321,8 @@ def config_kind(name: str, text: str) -> type[Config]:
     """The class of a part's recorded config."""
     if name == "unet":
         return MMDiTConfig if '"dual_layers"' in text else UNetConfig
+    if name == "text_encoder_3":
+        return T5Config
     return VAEConfig if name == "vae" else TextEncoderConfig
 
 

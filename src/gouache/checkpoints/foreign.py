@@ -90,8 +90,10 @@ PARTS_OF_PIPELINES = frozenset(
         "scheduler",
         "text_encoder",
         "text_encoder_2",
+        "text_encoder_3",
         "tokenizer",
         "tokenizer_2",
+        "tokenizer_3",
         "transformer",
         "unet",
         "vae",
@@ -116,6 +118,8 @@ CLASSES = frozenset(
         "MultiControlNetModel",
         "SD3Transformer2DModel",
         "T2IAdapter",
+        "T5EncoderModel",
+        "T5ForConditionalGeneration",
         "UNet2DConditionModel",
     }
 )

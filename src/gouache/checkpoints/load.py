@@ -21,6 +21,7 @@ from gouache.checkpoints.formats.safetensors import WeightSource, verify_sha256
 from gouache.checkpoints.identify import identify, known_sha256, read_card, vocabulary_of
 from gouache.checkpoints.networks import Plan, build_on_meta, fill, load_network, open_part, plan_network, read_planned
 from gouache.checkpoints.noise_table import recorded_latents, recorded_schedule, recorded_scheduler
+from gouache.checkpoints.t5_vocabulary import t5_tokenizer
 from gouache.diffusion.parameterization import Parameterization
 from gouache.errors import GouacheError, IncompatibleCheckpoint, InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
@@ -42,6 +43,7 @@ from gouache.models.scheduler_config import SchedulerConfig, sampler_of
 from gouache.models.text.clip import TextEncoder
 from gouache.models.text.sentence import SentenceEncoder
 from gouache.models.text.stack import Joint, TextStack
+from gouache.models.text.t5 import T5Encoder
 from gouache.models.text.tokenizers import END_ID
 from gouache.models.unet import UNet
 from gouache.models.upscalers import Upscaler
@@ -227,7 +229,12 @@ def _text_stack(path: Path, networks: Mapping[str, nn.Module], identity: Identit
         return _of_sentences(path, sentences[0])
     rows, network = family_named(identity.family).text_rows, identity.parts["unet"].config
     joint = Joint(network.context_width, rows) if rows and isinstance(network, NetworkConfig) else None
-    return TextStack.of_clip(_of(networks, TextEncoder), joint)
+    t5 = next(((one, t5_tokenizer(path, one.config)) for one in _of(networks, T5Encoder)), None)
+    try:
+        return TextStack.of_clip(_of(networks, TextEncoder), joint, t5)
+    except InvalidInput as error:
+        where = f"{path}: {error.where}"
+        raise IncompatibleCheckpoint(where, given=error.given, expected=error.expected, cure=error.cure) from error
 
 
 def _without_t5(identity: Identity) -> tuple[str, ...]:

@@ -26,6 +26,7 @@ from gouache.models.configs import (
     PriorConfig,
     QuantizerConfig,
     SentenceEncoderConfig,
+    T5Config,
     TextEncoderConfig,
     UNetConfig,
     UpscalerConfig,
@@ -37,6 +38,7 @@ from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.text.clip import TextEncoder
 from gouache.models.text.sentence import SentenceEncoder
+from gouache.models.text.t5 import T5Encoder
 from gouache.models.unet import UNet
 from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
@@ -89,6 +91,8 @@ def build(config: Config) -> nn.Module:
         return AutoencoderKL(config)
     if isinstance(config, TextEncoderConfig):
         return TextEncoder(config)
+    if isinstance(config, T5Config):
+        return T5Encoder(config)
     if isinstance(config, SentenceEncoderConfig):
         return SentenceEncoder(config)
     if isinstance(config, PriorConfig):

@@ -19,6 +19,7 @@ from gouache.models.configs import (
     ControlNetConfig,
     MMDiTConfig,
     NetworkConfig,
+    T5Config,
     TextEncoderConfig,
     UNetConfig,
     VAEConfig,
@@ -343,6 +344,28 @@ _TEXT_NAMES: dict[Naming, tuple[str, ...]] = {
         "text_projection",
     ),
 }
+
+
+T5_BIAS = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
+"""T5's table of biases, which only its first layer has."""
+
+
+def t5_config(shapes: Shapes, where: str) -> T5Config:
+    """Rebuild the config of T5's encoder. Arguments and errors as in `unet_config`."""
+    attention, inner = "encoder.block.{}.layer.0.SelfAttention", "encoder.block.0.layer.1.DenseReluDense.{}.weight"
+    if inner.format("wi") in shapes or T5_BIAS.format(1) in shapes:
+        other = "T5 1.0" if inner.format("wi") in shapes else "UMT5"
+        raise _no_network(where, other, "T5 1.1, whose feed-forward networks are gated")
+    buckets, heads = (_at(shapes, T5_BIAS.format(0), axis, where) for axis in (0, 1))
+    return T5Config(
+        vocabulary_size=_at(shapes, "shared.weight", 0, where),
+        width=_at(shapes, "shared.weight", 1, where),
+        inner_width=_at(shapes, inner.format("wi_0"), 0, where),
+        layers=_count(shapes, attention + ".q.weight"),
+        heads=heads,
+        head_width=_at(shapes, attention.format(0) + ".q.weight", 0, where) // heads,
+        buckets=buckets,
+    )
 
 
 TOKEN_EMBEDDING: dict[Naming, str] = {naming: names[0] for naming, names in _TEXT_NAMES.items()}

@@ -14,6 +14,7 @@ from gouache.models.configs import (
     ControlNetConfig,
     MMDiTConfig,
     NetworkConfig,
+    T5Config,
     TextEncoderConfig,
     UNetConfig,
     VAEConfig,
@@ -64,6 +65,7 @@ TINY_VAE_OPTIONS: dict[str, tuple[object, ...]] = {
     "upsampling_scaling_factor": (2,),
 }
 TEXT_OPTIONS: dict[str, tuple[object, ...]] = {"layer_norm_eps": (1e-5,), "hidden_act": ("quick_gelu", "gelu")}
+T5_OPTIONS: dict[str, tuple[object, ...]] = {"feed_forward_proj": ("gated-gelu",), "is_decoder": (False,)}
 END_ID = 49407
 
 
@@ -206,7 +208,27 @@ def text_from_json(values: Json, counted: TextEncoderConfig, pad_id: int | None,
     )
 
 
-AnyConfig = TypeVar("AnyConfig", UNetConfig, MMDiTConfig, VAEConfig, TextEncoderConfig)
+def t5_from_json(values: Json, counted: T5Config, where: str) -> T5Config:
+    """The config of T5's encoder: counted layers; the norms' epsilon and the largest distance from the JSON."""
+    _check_options(values, T5_OPTIONS, where)
+    _check_agreement(
+        values,
+        {
+            "vocab_size": counted.vocabulary_size,
+            "d_model": counted.width,
+            "d_ff": counted.inner_width,
+            "d_kv": counted.head_width,
+            "num_layers": counted.layers,
+            "num_heads": counted.heads,
+            "relative_attention_num_buckets": counted.buckets,
+        },
+        where,
+    )
+    eps, distance = values.get("layer_norm_epsilon", 1e-6), values.get("relative_attention_max_distance", 128)
+    return _updated(counted, {"norm_eps": eps, "max_distance": distance}, where)
+
+
+AnyConfig = TypeVar("AnyConfig", UNetConfig, MMDiTConfig, VAEConfig, TextEncoderConfig, T5Config)
 
 
 def _updated(config: AnyConfig, update: dict[str, object], where: str) -> AnyConfig:

@@ -31,13 +31,13 @@ from gouache.checkpoints.diffusers import component_config as diffusers_config
 from gouache.checkpoints.diffusers.scheduler import Scheduler, read_scheduler
 from gouache.checkpoints.foreign import check_class, check_pipeline
 from gouache.checkpoints.formats.header import Header, TensorInfo, open_header
-from gouache.checkpoints.shapes import network_config, text_config, vae_config
+from gouache.checkpoints.shapes import network_config, t5_config, text_config, vae_config
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, ModelNotFound, UnknownFamily
 from gouache.models.configs import DenoiserConfig, VAEConfig
 from gouache.models.family import UNKNOWN
 
-PART_NAMES = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2")
+PART_NAMES = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 """Folders of parts; what is in `transformer` is the part `unet`."""
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
@@ -240,12 +240,14 @@ def part_of_folder(folder: Path, name: str, header: Header, family: str) -> Part
         check_class(values, str(file))
     kind = "text_encoder" if name.startswith("text_encoder") else name
     for part, prefix, naming, mark in MARKS:
-        if part != kind or prefix or mark not in header.tensors:
+        if part not in (kind, name) or prefix or mark not in header.tensors:
             continue
         shapes = _shapes(header.tensors)
         if kind == "unet":
             counted_network = network_config(shapes, naming, where)
             config: Config = diffusers_config.network_from_json(values, counted_network, str(file))
+        elif part == "text_encoder_3":
+            config = diffusers_config.t5_from_json(values, t5_config(shapes, where), str(file))
         elif kind == "vae":
             counted_vae = of_family(vae_config(shapes, naming, where), family)
             config = diffusers_config.vae_from_json(values, counted_vae, str(file))

@@ -15,6 +15,7 @@ from gouache.models.configs import (
     DenoiserConfig,
     MMDiTConfig,
     NetworkConfig,
+    T5Config,
     TextEncoderConfig,
     UNetConfig,
     VAEConfig,
@@ -22,6 +23,7 @@ from gouache.models.configs import (
 from gouache.models.family import SD3, family_named
 from gouache.models.scheduler_config import SCHEDULER_CLASSES, SchedulerConfig
 from gouache.models.text.tokenizers import END, END_ID, MERGES, MERGES_FILE, START, START_ID
+from gouache.models.text.unigram import SENTINELS, UNIGRAM_END, UNIGRAM_PAD, UNIGRAM_UNKNOWN, UnigramTokenizer
 
 OURS_TO_PREDICTION = {ours: theirs for theirs, ours in PREDICTIONS.items()}
 EDM_TO_PREDICTION = {ours: theirs for theirs, ours in EDM_PREDICTIONS.items()}
@@ -31,8 +33,10 @@ LAYOUT_VERSION = "0.35.0"
 BETAS = {"scaled_linear": (0.00085, 0.012), "linear": (0.0001, 0.02)}
 
 
-def model_index(family: str, variant: str, where: str, scheduler: SchedulerConfig | None = None) -> dict[str, object]:
-    """``model_index.json``: which class runs each part.
+def model_index(
+    family: str, variant: str, where: str, scheduler: SchedulerConfig | None = None, *, t5: bool = False
+) -> dict[str, object]:
+    """``model_index.json``: which class runs each part; `t5` says whether there is a third text encoder.
 
     Raises:
         IncompatibleCheckpoint: diffusers has no pipeline for this family and variant.
@@ -57,7 +61,9 @@ def model_index(family: str, variant: str, where: str, scheduler: SchedulerConfi
     if family == SD3.name:
         del index["unet"]
         index |= {"transformer": ["diffusers", "SD3Transformer2DModel"], "text_encoder": text_2, "tokenizer": tokenizer}
-        index |= {"text_encoder_2": text_2, "tokenizer_2": tokenizer, "text_encoder_3": absent, "tokenizer_3": absent}
+        third, tokenizer_3 = ["transformers", "T5EncoderModel"], ["transformers", "T5TokenizerFast"]
+        index |= {"text_encoder_2": text_2, "tokenizer_2": tokenizer}
+        index |= {"text_encoder_3": third if t5 else absent, "tokenizer_3": tokenizer_3 if t5 else absent}
         return index | {"image_encoder": absent, "feature_extractor": absent}
     if traits.text_encoders == ("text_encoder",):
         index |= {"text_encoder": text, "tokenizer": tokenizer}
@@ -212,6 +218,27 @@ def text_json(config: TextEncoderConfig, *, projection: bool) -> dict[str, objec
     }
 
 
+def t5_json(config: T5Config) -> dict[str, object]:
+    """The ``config.json`` of T5's encoder."""
+    return {
+        "architectures": ["T5EncoderModel"],
+        "model_type": "t5",
+        "vocab_size": config.vocabulary_size,
+        "d_model": config.width,
+        "d_ff": config.inner_width,
+        "d_kv": config.head_width,
+        "num_layers": config.layers,
+        "num_heads": config.heads,
+        "relative_attention_num_buckets": config.buckets,
+        "relative_attention_max_distance": config.max_distance,
+        "layer_norm_epsilon": config.norm_eps,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
+
+
 def scheduler_json(
     config: DenoiserConfig, family: str, where: str, scheduler: SchedulerConfig | None = None
 ) -> dict[str, object]:
@@ -286,6 +313,17 @@ def write_tokenizer(folder: Path, config: TextEncoderConfig) -> None:
             **special,
         },
     )
+
+
+def write_t5_tokenizer(folder: Path, tokenizer: UnigramTokenizer) -> None:
+    """T5's vocabulary in the files that transformers' `T5TokenizerFast` reads."""
+    folder.mkdir(exist_ok=True)
+    with atomic_write(folder / "tokenizer.json") as file:
+        file.write(tokenizer.to_json().encode("utf-8"))
+    special = {"eos_token": UNIGRAM_END, "unk_token": UNIGRAM_UNKNOWN, "pad_token": UNIGRAM_PAD}
+    write_json(folder / "special_tokens_map.json", special)
+    values = {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": SENTINELS, **special}
+    write_json(folder / "tokenizer_config.json", values)
 
 
 def _vocabulary(merges: list[str]) -> Mapping[str, int]:

@@ -67,9 +67,11 @@ class TextStack(nn.Module):
         self.encoders = nn.ModuleList(encoders)
         self.tokenizers: tuple[TextTokenizer, ...] = tuple(tokenizers)
         self.joint = joint
-        self.t5, self.t5_tokenizer = t5 or (None, None)
+        self.t5: T5Encoder | None = None
+        self.t5_tokenizer: UnigramTokenizer | None = None
         if t5 is not None:
             _check_t5(joint, *t5)
+            self.t5, self.t5_tokenizer = t5
 
     @classmethod
     def of_clip(

@@ -100,8 +100,9 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """x [N, L, width], bias [1 or N, heads, L, L] -> [N, L, width]."""
-        x = _finite(x + self.layer[0](x, bias))
-        return _finite(x + self.layer[1](x))
+        attention, feed_forward = self.layer
+        x = _finite(x + attention(x, bias))
+        return _finite(x + feed_forward(x))
 
 
 class _AttentionLayer(nn.Module):

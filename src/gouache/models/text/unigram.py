@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import gzip
 from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
 
+import numpy as np
 from tokenizers import Tokenizer
 from tokenizers.decoders import Metaspace as MetaspaceDecoder
 from tokenizers.models import Unigram
@@ -14,7 +19,9 @@ from tokenizers.pre_tokenizers import Sequence as PreTokenizerSequence
 from gouache.errors import InvalidInput
 from gouache.models.text.tokenizers import checked
 
+PIECES_FILE = Path(__file__).parents[1] / "vocab" / "t5_pieces.tsv.gz"
 UNIGRAM_UNKNOWN, UNIGRAM_END, UNIGRAM_PAD = "<unk>", "</s>", "<pad>"
+SPACE = "▁"
 SENTINELS = 100
 """Tokens that stand for gaps in T5's pre-training, numbered backwards behind the vocabulary."""
 
@@ -47,9 +54,9 @@ class UnigramTokenizer:
                 raise InvalidInput(
                     "normalizer", given=f"{len(normalizer)} bytes: {error}"[:100], expected="SentencePiece's table"
                 ) from error
-        space = {"replacement": "▁", "prepend_scheme": "always", "split": True}
-        self._tokenizer.pre_tokenizer = PreTokenizerSequence([WhitespaceSplit(), Metaspace(**space)])
-        self._tokenizer.decoder = MetaspaceDecoder(**space)
+        spaces = Metaspace(replacement=SPACE, prepend_scheme="always", split=True)
+        self._tokenizer.pre_tokenizer = PreTokenizerSequence([WhitespaceSplit(), spaces])
+        self._tokenizer.decoder = MetaspaceDecoder(replacement=SPACE, prepend_scheme="always", split=True)
         sentinels = [f"<extra_id_{i}>" for i in range(SENTINELS)]
         specials = (UNIGRAM_UNKNOWN, UNIGRAM_END, UNIGRAM_PAD, *sentinels)
         self._tokenizer.add_special_tokens([piece for piece in specials if piece in numbers])
@@ -88,3 +95,12 @@ def with_sentinels(pieces: Sequence[tuple[str, float]]) -> list[tuple[str, float
     known = {piece for piece, _ in pieces}
     sentinels = [f"<extra_id_{i}>" for i in reversed(range(SENTINELS))]
     return [*pieces, *((piece, 0.0) for piece in sentinels if piece not in known)]
+
+
+@cache
+def published_vocabulary() -> tuple[tuple[tuple[str, float], ...], bytes]:
+    """Pieces with their scores, and the table of characters, of the published T5 1.1, which Stable Diffusion 3 has."""
+    table, *lines = gzip.decompress(PIECES_FILE.read_bytes()).decode("utf-8").removesuffix("\n").split("\n")
+    rows = [line.split("\t") for line in lines]
+    pieces = [(piece, float(np.float32(score))) for piece, score in rows]  # they were trained in fp32
+    return tuple(with_sentinels(pieces)), base64.b64decode(table)
