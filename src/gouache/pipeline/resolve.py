@@ -17,7 +17,7 @@ from gouache.diffusion.samplers.names import (
 )
 from gouache.errors import InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
-from gouache.models.configs import GenerationDefaults
+from gouache.models.configs import GenerationDefaults, MMDiTConfig
 from gouache.models.scheduler_config import SCHEDULER_CLASSES
 from gouache.pipeline.fields.values import MAX_FACTOR, MIN_SIDE, OPAQUE
 from gouache.pipeline.generate.a1111_procedure import A1111, follows, second_size
@@ -49,7 +49,7 @@ def at_own_size(request: Request, bundle: ModelBundle) -> Request:
         own = (bundle.defaults.width, bundle.defaults.height)
         asked = (request.width or own[0], request.height or own[1])
         # What rounds to the own size needs no enlargement.
-        rounded = nearest_size(*asked, bundle.vae.config.downscale)
+        rounded = nearest_size(*asked, factor_of(bundle))
         fit = max(rounded[0] / own[0], rounded[1] / own[1])
         if fit > 1:
             factor = fit * (upscale.factor if upscale else 1.0)
@@ -125,8 +125,10 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
     sampler, schedule = _sampler_and_schedule(request, bundle)
     check_sampler(sampler, bundle)
     _check_tiles(request, bundle)
+    _check_transformer(request, bundle)
     check_refiner(request.replace({"sampler": sampler}), bundle)
     width, height = _latent_sized(_size(request, bundle, start), request, bundle)
+    _check_grid(width, height, request, bundle)
     vary = request.subseed_strength > 0
     negative = request.negative_prompt if bundle.traits.zero_negative else request.negative_prompt or ""
     guidance = request.guidance_scale
@@ -207,6 +209,8 @@ def _check_tags(request: Request) -> None:
     refuse_tags(request.negative_prompt or "", "negative_prompt")
     refuse_tags(request.prompt_2 or "", "prompt_2")
     refuse_tags(request.negative_prompt_2 or "", "negative_prompt_2")
+    refuse_tags(request.prompt_3 or "", "prompt_3")
+    refuse_tags(request.negative_prompt_3 or "", "negative_prompt_3")
     if request.inversion is not None:
         refuse_tags(request.inversion.source_prompt, "inversion.source_prompt")
     last = None if request.interpolation is None else request.interpolation.prompt
@@ -232,14 +236,19 @@ def _check_prior(request: Request, bundle: ModelBundle) -> None:
 
 
 def _check_sdxl(request: Request, bundle: ModelBundle) -> None:
-    """Refuse what only SDXL models read, by another model."""
+    """Refuse what only SDXL and SD 3 models read, by another model."""
     sizes = request.size_condition
     scores = sizes is not None and (sizes.aesthetic_score, sizes.negative_aesthetic_score) != (None, None)
     models = [bundle] if bundle.refiner is None else [bundle, bundle.refiner]
     two, numbers = len(bundle.text.encoders) == 2, max(one.size_numbers for one in models)
+    second, third = "models with two CLIP text encoders (SDXL, SD 3)", "SD 3 models that have their T5"
+    t5 = bundle.text.t5 is not None
     wanted = (
-        ("prompt_2", request.prompt_2 is not None, two, "models with two text encoders (SDXL)"),
-        ("negative_prompt_2", request.negative_prompt_2 is not None, two, "models with two text encoders (SDXL)"),
+        ("prompt_2", request.prompt_2 is not None, two, second),
+        ("negative_prompt_2", request.negative_prompt_2 is not None, two, second),
+        ("prompt_3", request.prompt_3 is not None, t5, third),
+        ("negative_prompt_3", request.negative_prompt_3 is not None, t5, third),
+        ("max_sequence_length", request.max_sequence_length is not None, bundle.text.joint is not None, "SD 3 models"),
         ("size_condition", sizes is not None, numbers > 0, "SDXL models"),
         ("size_condition.aesthetic_score", scores, any(one.takes_aesthetic_score for one in models), "SDXL's refiner"),
     )
@@ -251,6 +260,36 @@ def _check_sdxl(request: Request, bundle: ModelBundle) -> None:
                 expected=f"nothing: it belongs to {whose}",
                 cure="Leave it out.",
             )
+
+
+def _check_transformer(request: Request, bundle: ModelBundle) -> None:
+    """Refuse what a transformer in place of a U-Net has no convolutions for, and a ControlNet."""
+    asked = {"seamless": request.seamless != "none", "control": bool(request.control)}
+    given = next((name for name, there in asked.items() if there), None)
+    if given is not None and isinstance(bundle.unet.config, MMDiTConfig):
+        raise InvalidInput(
+            given,
+            given=f"a value for {bundle.name or bundle.family}",
+            expected="a model with a U-Net",
+            cure="Leave it out, or choose a model of Stable Diffusion 1.x, 2.x or XL.",
+        )
+
+
+def _check_grid(width: int, height: int, request: Request, bundle: ModelBundle) -> None:
+    """Refuse pictures beyond the places that a transformer knows."""
+    config = bundle.unet.config
+    if not isinstance(config, MMDiTConfig) or request.tiled is not None:
+        return
+    most = config.grid * config.patch_size * bundle.vae.config.downscale
+    sizes = [(width, height), *([request.hires.size_for(width, height)] if request.hires else [])]
+    over = next((size for size in sizes if max(size) > most), None)
+    if over is not None:
+        raise InvalidInput(
+            "size",
+            given=f"{over[0]}x{over[1]}",
+            expected=f"at most {most} pixels a side: the places that {bundle.name or bundle.family} knows",
+            cure="Take a smaller picture, add --tiled, or enlarge it by `gouache upscale`.",
+        )
 
 
 def _check_control(request: Request, bundle: ModelBundle) -> None:
@@ -329,8 +368,9 @@ def _hires(request: Request, bundle: ModelBundle, width: int, height: int) -> Hi
 
 
 def factor_of(bundle: ModelBundle) -> int:
-    """What width and height in pixels are multiples of: the pixels of one latent, 8 for Stable Diffusion."""
-    return bundle.vae.config.downscale
+    """What width and height in pixels are multiples of: the pixels of one latent, 8 for Stable Diffusion, or of one
+    patch, 16 for Stable Diffusion 3."""
+    return bundle.vae.config.downscale * bundle.unet.config.multiple
 
 
 def _steps(request: Request, bundle: ModelBundle) -> int:
@@ -364,6 +404,9 @@ def _named(request: Request, bundle: ModelBundle) -> tuple[str, str]:
         schedule = resolve_schedule(bundle.defaults.schedule)
         if schedule == "model" and request.inversion is not None:
             schedule = "uniform"
+    elif schedule is None and bundle.schedule.path == "flow" and bundle.defaults.scheduler is not None:
+        # A flow begins at noise alone, at an infinite sigma, where samplers' own lists would spend most of their steps.
+        schedule = "model"
     elif schedule is None:
         schedule = sampler_info(name).default_schedule
     return name, _existing(schedule, name, bundle, request.schedule)
@@ -372,6 +415,13 @@ def _named(request: Request, bundle: ModelBundle) -> tuple[str, str]:
 def _existing(schedule: str, sampler: str, bundle: ModelBundle, asked: str | None) -> str:
     """The schedule, where the model or the sampler has to bring it; `asked` is None if only the sampler's name says
     it."""
+    if schedule.startswith("align_your_steps") and not bundle.traits.align_your_steps:
+        raise InvalidInput(
+            "schedule",
+            given=f"{schedule!r} for {bundle.name or bundle.family}",
+            expected="a model of Stable Diffusion 1.x, 2.x or XL, for which such levels were published",
+            cure="Leave it out: the model's own levels are taken.",
+        )
     if schedule not in ("model", "diffusers") or scheduler_of(sampler, schedule, bundle) is not None:
         return schedule
     listed = any(alias in SCHEDULER_CLASSES for alias in sampler_info(sampler).aliases)
