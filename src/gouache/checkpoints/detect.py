@@ -23,6 +23,7 @@ from gouache.config import Config
 from gouache.errors import UnknownFamily
 from gouache.models.configs import TextEncoderConfig, UNetConfig, VAEConfig
 from gouache.models.family import SD1, SD2, SDXL, SDXL_REFINER, UNKNOWN, family_named
+from gouache.models.few_steps import TOLD_CONSISTENCY, FewSteps, few_steps_of
 
 if TYPE_CHECKING:  # headers are read without torch
     from gouache.diffusion.parameterization import Parameterization
@@ -139,6 +140,7 @@ class Identity:
         loading_notes: what else is done with the files beyond the plain way.
         sampling: what a request that leaves sampler and steps open gets, where the file says it.
         notes: what the file says of sampling and gouache does otherwise.
+        few_steps: the distillation that it is known or named as.
     """
 
     kind: str
@@ -154,6 +156,7 @@ class Identity:
     loading_notes: tuple[str, ...] = ()
     sampling: str = ""
     notes: tuple[str, ...] = ()
+    few_steps: FewSteps | None = None
 
     def notes_on_loading(self) -> tuple[str, ...]:
         """What a user should hear of how the files were taken: of tensors that belong to no part, of parts left out."""
@@ -280,6 +283,8 @@ def describe(marked: Mapping[str, Place]) -> Identity:
     }
     left_out, unexplained = rest_of(parts, family)
     prediction, source = prediction_of(lead.header, family, unet)
+    sampling = next((taken for mark, taken in EDM_SAMPLING.items() if mark in lead.header.tensors), "")
+    few_steps = None if unet is None or sampling else few_steps_in(lead.header, family, unet)
     return Identity(
         kind=kind_of(parts),
         family=family,
@@ -290,8 +295,16 @@ def describe(marked: Mapping[str, Place]) -> Identity:
         prediction_source=source,
         left_out=left_out,
         unexplained=unexplained,
-        sampling=next((taken for mark, taken in EDM_SAMPLING.items() if mark in lead.header.tensors), ""),
+        sampling=f"{few_steps.told}: {few_steps.settings}" if few_steps and few_steps.sets_defaults else sampling,
+        few_steps=few_steps,
     )
+
+
+def few_steps_in(header: Header, family: str, unet: UNetConfig) -> FewSteps | None:
+    """The distillation that a U-Net, its file's metadata or its file's name tell of."""
+    if unet.guidance_width:
+        return TOLD_CONSISTENCY
+    return few_steps_of({header.path.stem: "the file's name"}, header.metadata, family=family)
 
 
 def kind_of(parts: Mapping[str, Part]) -> str:
