@@ -82,6 +82,14 @@ EDM_SAMPLING = {
     "edm_vpred.sigma_max": "EDMEulerScheduler: euler, schedule model",
 }
 """Mark of an EDM network -> the scheduler that its levels are those of, as folders' `Scheduler.taken` says it."""
+RECORDED_PREDICTIONS: Mapping[str, Parameterization] = {
+    "epsilon": "eps",
+    "v": "v",
+    "v_prediction": "v",
+    "sample": "x0",
+    "x0": "x0",
+}
+"""What the metadata of single files call a network's output."""
 LAST_TEXT_LAYER = "the last text layer and projection, which SD 2.x doesn't use"
 
 
@@ -371,9 +379,9 @@ def prediction_of(header: Header, family: str, unet: UNetConfig | None) -> tuple
     if "edm_mean" in header.tensors:
         return "edm", "a mark among the tensors"
     for key in ("modelspec.prediction_type", "modelspec.predict_key"):
-        recorded = {"epsilon": "eps", "v": "v", "v_prediction": "v"}.get(header.metadata.get(key, ""))
+        recorded = RECORDED_PREDICTIONS.get(header.metadata.get(key, ""))
         if recorded:
-            return ("v" if recorded == "v" else "eps"), f"metadata {key}"
+            return recorded, f"metadata {key}"
     if "v_pred" in header.tensors or "edm_vpred.sigma_max" in header.tensors:
         return "v", "a mark among the tensors"
     if unet is None:
