@@ -172,6 +172,7 @@ def test_turbo_in_stabilitys_newer_layout_is_still_sd2() -> None:
         ({"modelspec.prediction_type": "v"}, (), "v"),
         ({"modelspec.prediction_type": "epsilon"}, ("v_pred",), "eps"),
         ({"modelspec.predict_key": "v"}, (), "v"),
+        ({"modelspec.prediction_type": "sample"}, (), "x0"),
         ({}, ("v_pred", "ztsnr"), "v"),
         ({}, (), "eps"),
     ],

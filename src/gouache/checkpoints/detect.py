@@ -26,6 +26,7 @@ from gouache.config import Config
 from gouache.errors import UnknownFamily
 from gouache.models.configs import MMDiTConfig, NetworkConfig, T5Config, TextEncoderConfig, UNetConfig, VAEConfig
 from gouache.models.family import SD1, SD2, SD3, SDXL, SDXL_REFINER, UNKNOWN, family_named
+from gouache.models.few_steps import TOLD_CONSISTENCY, FewSteps, few_steps_of
 
 if TYPE_CHECKING:  # headers are read without torch
     from gouache.diffusion.parameterization import Parameterization
@@ -92,6 +93,14 @@ EDM_SAMPLING = {
     "edm_vpred.sigma_max": "EDMEulerScheduler: euler, schedule model",
 }
 """Mark of an EDM network -> the scheduler that its levels are those of, as folders' `Scheduler.taken` says it."""
+RECORDED_PREDICTIONS: Mapping[str, Parameterization] = {
+    "epsilon": "eps",
+    "v": "v",
+    "v_prediction": "v",
+    "sample": "x0",
+    "x0": "x0",
+}
+"""What the metadata of single files call a network's output."""
 LAST_TEXT_LAYER = "the last text layer and projection, which SD 2.x doesn't use"
 
 
@@ -150,6 +159,7 @@ class Identity:
         loading_notes: what else is done with the files beyond the plain way.
         sampling: what a request that leaves sampler and steps open gets, where the file says it.
         notes: what the file says of sampling and gouache does otherwise.
+        few_steps: the distillation that it is known or named as.
     """
 
     kind: str
@@ -165,6 +175,7 @@ class Identity:
     loading_notes: tuple[str, ...] = ()
     sampling: str = ""
     notes: tuple[str, ...] = ()
+    few_steps: FewSteps | None = None
 
     def notes_on_loading(self) -> tuple[str, ...]:
         """What a user should hear of how the files were taken: of tensors that belong to no part, of parts left out."""
@@ -293,6 +304,8 @@ def describe(marked: Mapping[str, Place]) -> Identity:
     }
     left_out, unexplained = rest_of(parts, family)
     prediction, source = prediction_of(lead.header, family, unet)
+    sampling = next((taken for mark, taken in EDM_SAMPLING.items() if mark in lead.header.tensors), "")
+    few_steps = None if unet is None or sampling else few_steps_in(lead.header, family, unet)
     return Identity(
         kind=kind_of(parts),
         family=family,
@@ -304,8 +317,16 @@ def describe(marked: Mapping[str, Place]) -> Identity:
         prediction_source=source,
         left_out=left_out,
         unexplained=unexplained,
-        sampling=next((taken for mark, taken in EDM_SAMPLING.items() if mark in lead.header.tensors), ""),
+        sampling=f"{few_steps.told}: {few_steps.settings}" if few_steps and few_steps.sets_defaults else sampling,
+        few_steps=few_steps,
     )
+
+
+def few_steps_in(header: Header, family: str, unet: NetworkConfig) -> FewSteps | None:
+    """The distillation that a U-Net, its file's metadata or its file's name tell of."""
+    if isinstance(unet, UNetConfig) and unet.guidance_width:
+        return TOLD_CONSISTENCY
+    return few_steps_of({header.path.stem: "the file's name"}, header.metadata, family=family)
 
 
 def kind_of(parts: Mapping[str, Part]) -> str:
@@ -402,9 +423,9 @@ def prediction_of(header: Header, family: str, unet: NetworkConfig | None) -> tu
     if "edm_mean" in header.tensors:
         return "edm", "a mark among the tensors"
     for key in ("modelspec.prediction_type", "modelspec.predict_key"):
-        recorded = {"epsilon": "eps", "v": "v", "v_prediction": "v"}.get(header.metadata.get(key, ""))
+        recorded = RECORDED_PREDICTIONS.get(header.metadata.get(key, ""))
         if recorded:
-            return ("v" if recorded == "v" else "eps"), f"metadata {key}"
+            return recorded, f"metadata {key}"
     if "v_pred" in header.tensors or "edm_vpred.sigma_max" in header.tensors:
         return "v", "a mark among the tensors"
     if unet is None:

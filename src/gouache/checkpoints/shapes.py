@@ -204,13 +204,15 @@ def _way_down(counted: _Counted, shapes: Shapes, naming: Naming, where: str) -> 
         else ("conv_in.weight", "add_embedding.linear_1.weight")
     )
     channels = tuple(level[0][0] for level in counted.down)
+    rows = tuple(tuple(depth for _, depth in level) for level in counted.down)
     told = "time_embed.cond_proj.weight" if naming == "ldm" else "time_embedding.cond_proj.weight"
     linear = len(_first(shapes, ".proj_in.weight")) == 2
     return UNetConfig(
         in_channels=_at(shapes, stem, 1, where),
         channels=channels,
         layers_per_level=len(counted.down[0]),
-        transformer_layers=tuple(level[0][1] for level in counted.down),
+        transformer_layers=tuple(row[0] for row in rows),
+        down_transformer_layers=rows if any(len(set(row)) > 1 for row in rows) else None,
         middle_layers=counted.middle_resnets,
         middle_transformer_layers=counted.middle_depth,
         heads=unet_heads(channels, linear=linear),
@@ -430,8 +432,10 @@ def _check_way_down(counted: _Counted, where: str) -> None:
             where, f"{[len(level) for level in counted.down]} residual blocks on the way down", "as many on each level"
         )
     for level in counted.down:
-        if len(set(level)) != 1:
-            raise _no_network(where, f"a level with blocks (width, depth) {level}", "equal blocks within a level")
+        depths = {depth for _, depth in level}
+        if len({width for width, _ in level}) != 1 or (0 in depths and len(depths) > 1):
+            expected = "one width within a level, and transformers behind all of its blocks or none"
+            raise _no_network(where, f"a level with blocks (width, depth) {level}", expected)
 
 
 def _no_network(where: str, given: str, expected: str) -> UnknownFamily:

@@ -17,6 +17,7 @@ from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.configs import DenoiserConfig, GenerationDefaults
 from gouache.models.denoiser import Denoiser
 from gouache.models.family import Family, family_named
+from gouache.models.few_steps import FewSteps
 from gouache.models.mmdit import MMDiT
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
@@ -53,6 +54,7 @@ class ModelBundle:
         loading_notes: how its files were taken beyond the plain way: tensors and parts that were left out.
         timesteps: noise level -> timestep of the network, where a list of levels brings its own; see `Denoiser`.
         notes: what its files say of sampling and gouache does otherwise.
+        few_steps: the distillation that its files tell of.
 
     Raises:
         ConfigError: the parts do not fit together.
@@ -77,6 +79,7 @@ class ModelBundle:
     loading_notes: tuple[str, ...] = ()
     timesteps: Mapping[float, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    few_steps: FewSteps | None = None
 
     def __post_init__(self) -> None:
         family_named(self.family, f"family of model {self.name!r}" if self.name else "family")

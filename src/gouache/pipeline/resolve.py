@@ -181,7 +181,7 @@ def resolve_with_pictures(request: Request, bundle: ModelBundle, references: Ref
         sizes = [] if kept else [GROWN]
     else:
         sizes = size_notes(request, resolved, start)
-    told = (*scheduler_notes(request, resolved, bundle), *sampler_notes(request, resolved), *guidance_notes(resolved))
+    told = (*defaults_notes(request, resolved, bundle), *sampler_notes(request, resolved), *guidance_notes(resolved))
     return Resolved(resolved, (*sizes, *told, *refiner_notes(resolved), *unused_notes(resolved, bundle)))
 
 
@@ -438,12 +438,28 @@ def _existing(schedule: str, sampler: str, bundle: ModelBundle, asked: str | Non
     )
 
 
-def scheduler_notes(asked: Request, resolved: Request, bundle: ModelBundle) -> list[str]:
-    """What a request took from the model's scheduler file, and what of that gouache does otherwise."""
-    config, defaults = bundle.defaults.scheduler, bundle.defaults
-    if config is None:
-        return []
-    taken = []
+def defaults_notes(asked: Request, resolved: Request, bundle: ModelBundle) -> list[str]:
+    """What a request took from the model's scheduler file or another mark of few steps, and what of that gouache does
+    otherwise; where only a name tells of few steps, that nothing was taken."""
+    config, few_steps = bundle.defaults.scheduler, bundle.few_steps
+    if few_steps is not None and few_steps.source == "name":
+        settings = resolved.sampler or "", resolved.num_inference_steps or 1, resolved.guidance_scale or 0.0
+        advice = few_steps.advice("the model") + "; a name changes nothing, set them in the request"
+        named = [] if few_steps.fits(*settings) else [advice]
+    else:
+        named = []
+    if config is None and (few_steps is None or not few_steps.sets_defaults):
+        return named
+    taken = _taken(asked, resolved, bundle)
+    if not taken:
+        return named
+    source = f"the model's {config.class_name}" if config is not None else few_steps.told if few_steps else ""
+    return [f"from {source}: {', '.join(taken)}", *bundle.notes, *named]
+
+
+def _taken(asked: Request, resolved: Request, bundle: ModelBundle) -> list[str]:
+    """Sampler, schedule, steps and guidance, as far as the request left them to the model."""
+    defaults, taken = bundle.defaults, []
     if asked.sampler is None and asked.inversion is None:
         taken.append(f"sampler {resolved.sampler}")
     if resolved.schedule == "model" or (asked.sampler is None and asked.schedule is None and asked.inversion is None):
@@ -452,9 +468,7 @@ def scheduler_notes(asked: Request, resolved: Request, bundle: ModelBundle) -> l
         taken.append(f"{resolved.num_inference_steps} step{'s' * (resolved.num_inference_steps != 1)}")
     if asked.guidance_scale is None and defaults.guidance_scale != bundle.traits.guidance_scale:
         taken.append(f"guidance {resolved.guidance_scale:g}")
-    if not taken:
-        return []
-    return [f"from the model's {config.class_name}: {', '.join(taken)}", *bundle.notes]
+    return taken
 
 
 def _background(request: Request, bundle: ModelBundle) -> str | None:
