@@ -104,6 +104,7 @@ PARTS_OF_PIPELINES = frozenset(
 CLASSES = frozenset(
     {
         "AsymmetricAutoencoderKL",
+        "CLIPVisionModelWithProjection",
         "AutoencoderKL",
         "AutoencoderTiny",
         "CLIPModel",

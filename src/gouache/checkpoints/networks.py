@@ -20,8 +20,12 @@ from gouache.checkpoints.shapes import POINTWISE, THIRDS, ShapeChange, Speller, 
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, InvalidInput
 from gouache.models.conditioning.controlnet import ControlNet
+from gouache.models.conditioning.image_encoder import ImageEncoder
+from gouache.models.conditioning.ip_adapter import IPAdapter
 from gouache.models.configs import (
     ControlNetConfig,
+    ImageEncoderConfig,
+    IPAdapterConfig,
     MMDiTConfig,
     PriorConfig,
     QuantizerConfig,
@@ -103,6 +107,10 @@ def build(config: Config) -> nn.Module:
         return Upscaler(config)
     if isinstance(config, ControlNetConfig):
         return ControlNet(config)
+    if isinstance(config, ImageEncoderConfig):
+        return ImageEncoder(config)
+    if isinstance(config, IPAdapterConfig):
+        return IPAdapter(config)
     raise InvalidInput("config", given=type(config).__name__, expected="the config of a network")
 
 

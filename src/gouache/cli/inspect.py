@@ -63,8 +63,11 @@ def _why_not(path: Path, identity: Identity, *, whole: bool) -> GouacheError | N
 
 
 def _found(name: str) -> Path:
-    """The path of a model, an adapter or a ControlNet by path or name."""
+    """The path of a model, an adapter, a ControlNet or an IP-Adapter by path or name."""
+    from itertools import chain
+
     from gouache.checkpoints.adapters.controlnet_library import list_controls
+    from gouache.checkpoints.adapters.ip_adapter_library import list_ip_adapters
     from gouache.checkpoints.adapters.library import list_adapters
     from gouache.checkpoints.hub import find
     from gouache.errors import ModelNotFound
@@ -73,7 +76,8 @@ def _found(name: str) -> Path:
         return find(name)
     except ModelNotFound:
         adapter = next((file.path for file in list_adapters() if name in file.names), None)
-        found = adapter or next((file.path for file in list_controls() if file.name == name), None)
+        beside = chain(list_controls(), list_ip_adapters())
+        found = adapter or next((file.path for file in beside if file.name == name), None)
         if found is None:
             raise
         return found

@@ -187,6 +187,30 @@ class ImageEncoderConfig(Config):
         return self
 
 
+class IPAdapterConfig(Config):
+    """An adapter through which pictures are looked at beside the text; the defaults are those of SD 1.5's plain one."""
+
+    kind: Literal["plain", "plus", "full"] = "plain"
+    """What makes tokens of a picture: one linear layer of its embedding (plain), a resampler of the tower's last states
+    but one (plus), or two layers for each of these (full)."""
+    tokens: int = Field(default=4, gt=0)
+    """Tokens of a picture; those of the full kind are as many as the tower's states, whatever stands here."""
+    picture_width: int = Field(default=1024, gt=0)
+    """Width of what the tower gives: its projection for the plain kind, its states for the others."""
+    context_width: int = Field(default=768, gt=0)
+    """Width of the tokens, which is that of the text's."""
+    block_widths: tuple[int, ...] = ()
+    """Width of each cross-attention of the U-Net: way down, way up, middle."""
+    width: int = Field(default=768, gt=0)
+    """Width of the resampler."""
+    inner_width: int = Field(default=3072, gt=0)
+    """Width inside its feed-forward layers."""
+    layers: int = Field(default=4, ge=0)
+    """Layers of the resampler."""
+    heads: int = Field(default=12, gt=0)
+    """Attention heads of the resampler, each 64 wide."""
+
+
 def _check_heads(where: str, width: int, heads: int) -> None:
     if width % heads:
         raise ConfigError(f"{where}.heads", given=heads, expected=f"a divisor of the width {width}")

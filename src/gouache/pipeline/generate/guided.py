@@ -34,6 +34,7 @@ from gouache.pipeline.request import Request, SizeCondition
 
 if TYPE_CHECKING:
     from gouache.pipeline.generate.controlnets import TimedControl
+    from gouache.pipeline.generate.image_prompts import TimedPictures
 
 NO_GUIDERS = Guiders()
 Network = Callable[[Tensor, Tensor, Condition], Tensor]
@@ -49,12 +50,14 @@ class NetworkInputs:
         numbers: SDXL's size numbers. [1, 6 or 5]
         negative_numbers: the same for the negative prompt; None = `numbers`.
         controls: networks that steer, with the steps at which each does.
+        pictures: what IP-Adapters show, with the steps at which each does.
     """
 
     draft: Tensor | None = None
     numbers: Tensor | None = None
     negative_numbers: Tensor | None = None
     controls: tuple[TimedControl, ...] = ()
+    pictures: tuple[TimedPictures, ...] = ()
 
 
 class PromptedDenoiser:
@@ -210,6 +213,7 @@ class PromptedDenoiser:
             pooled=self.bundle.pooled_vector(text.pooled, numbers),
             draft=draft,
             controls=tuple(one.on_side(negative=negative) for one in inputs.controls if one.is_on(self.step)),
+            pictures=tuple(one.on_side(negative=negative) for one in inputs.pictures if one.is_on(self.step)),
             free_u=self.guiders.free_u_at(self.step),
             guidance=self._told,
         )

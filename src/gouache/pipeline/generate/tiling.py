@@ -99,7 +99,9 @@ class TiledNetwork:
                 place = (..., slice(top, top + rows), slice(left, left + columns))
                 draft = None if condition.draft is None else condition.draft[place]
                 controls = tuple(replace(control, features=control.features[place]) for control in condition.controls)
-                part = replace(condition, draft=draft, controls=controls)
+                share = (top / height, (top + rows) / height, left / width, (left + columns) / width)
+                pictures = tuple(one.cropped(share) for one in condition.pictures)
+                part = replace(condition, draft=draft, controls=controls, pictures=pictures)
                 total[place] += self.network(x[place], sigma, part) * weight
                 weights[place] += weight
         return total / weights
