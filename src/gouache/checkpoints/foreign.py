@@ -102,6 +102,7 @@ CLASSES = frozenset(
         "CLIPTextModel",
         "CLIPTextModelWithProjection",
         "ControlNetModel",
+        "ControlNetModel_Union",
         "ControlNetUnionModel",
         "ControlNetXSAdapter",
         "FlaxAutoencoderKL",

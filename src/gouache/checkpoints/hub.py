@@ -36,7 +36,7 @@ SHIPPED = POCKET.name
 TEXT_SUFFIXES = (".json", ".txt")
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt")
 ADAPTER_FOLDERS = ("adapters", "embeddings", "lora", "loras")
-CONTROL_FOLDERS = ("controlnet", "controlnets")
+CONTROL_FOLDERS = ("controlnet", "controlnets", "t2i_adapter", "t2i_adapters")
 VAE_FOLDERS = ("vae", "vaes")
 """Folders beside the models that hold no models; see `adapters_folder` and `control_folder`."""
 OTHER_FRAMEWORKS = ("flax_", "tf_", "openvino_", "model.onnx", "rust_")

@@ -20,11 +20,14 @@ from gouache.checkpoints.shapes import POINTWISE, THIRDS, ShapeChange, Speller, 
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, InvalidInput
 from gouache.models.conditioning.controlnet import ControlNet
+from gouache.models.conditioning.controlnet_union import ControlNetUnion
+from gouache.models.conditioning.t2i_adapter import T2IAdapter
 from gouache.models.configs import (
     ControlNetConfig,
     PriorConfig,
     QuantizerConfig,
     SentenceEncoderConfig,
+    T2IAdapterConfig,
     TextEncoderConfig,
     UNetConfig,
     UpscalerConfig,
@@ -93,7 +96,9 @@ def build(config: Config) -> nn.Module:
     if isinstance(config, UpscalerConfig):
         return Upscaler(config)
     if isinstance(config, ControlNetConfig):
-        return ControlNet(config)
+        return ControlNetUnion(config) if config.union_types else ControlNet(config)
+    if isinstance(config, T2IAdapterConfig):
+        return T2IAdapter(config)
     raise InvalidInput("config", given=type(config).__name__, expected="the config of a network")
 
 

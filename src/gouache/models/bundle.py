@@ -13,9 +13,8 @@ from torch import Tensor, nn
 
 from gouache.diffusion.noise_schedule import NoiseSchedule
 from gouache.errors import ConfigError, ShapeMismatch
-from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.configs import DenoiserConfig, GenerationDefaults
-from gouache.models.denoiser import Denoiser
+from gouache.models.denoiser import Denoiser, SteeringNetwork
 from gouache.models.family import Family, family_named
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
@@ -66,7 +65,7 @@ class ModelBundle:
     prior: Prior | None = None
     quantizer: Quantizer | None = None
     upscaler: Upscaler | None = None
-    controls: Mapping[str, ControlNet] = field(default_factory=dict)
+    controls: Mapping[str, SteeringNetwork] = field(default_factory=dict)
     refiner: ModelBundle | None = None
     styles: tuple[str, ...] = ()
     name: str = ""

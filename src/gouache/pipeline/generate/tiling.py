@@ -96,7 +96,8 @@ class TiledNetwork:
             for left in starts(width, columns, self.overlap):
                 place = (..., slice(top, top + rows), slice(left, left + columns))
                 draft = None if condition.draft is None else condition.draft[place]
-                controls = tuple(replace(control, features=control.features[place]) for control in condition.controls)
+                box = (top, left, rows, columns)
+                controls = tuple(control.cut(*box, (height, width)) for control in condition.controls)
                 part = replace(condition, draft=draft, controls=controls)
                 total[place] += self.network(x[place], sigma, part) * weight
                 weights[place] += weight
