@@ -111,6 +111,7 @@ CLASSES = frozenset(
         "CLIPTextModel",
         "CLIPTextModelWithProjection",
         "ControlNetModel",
+        "ControlNetModel_Union",
         "ControlNetUnionModel",
         "ControlNetXSAdapter",
         "FlaxAutoencoderKL",

@@ -13,11 +13,10 @@ from torch import Tensor, nn
 
 from gouache.diffusion.noise_schedule import NoiseSchedule
 from gouache.errors import ConfigError, ShapeMismatch
-from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.conditioning.image_encoder import PictureEncoder
 from gouache.models.conditioning.ip_adapter import IPAdapter
 from gouache.models.configs import DenoiserConfig, GenerationDefaults
-from gouache.models.denoiser import Denoiser
+from gouache.models.denoiser import Denoiser, SteeringNetwork
 from gouache.models.family import Family, family_named
 from gouache.models.few_steps import FewSteps
 from gouache.models.mmdit import MMDiT
@@ -74,7 +73,7 @@ class ModelBundle:
     prior: Prior | None = None
     quantizer: Quantizer | None = None
     upscaler: Upscaler | None = None
-    controls: Mapping[str, ControlNet] = field(default_factory=dict)
+    controls: Mapping[str, SteeringNetwork] = field(default_factory=dict)
     ip_adapters: Mapping[str, IPAdapter] = field(default_factory=dict)
     picture_encoders: Mapping[str, PictureEncoder] = field(default_factory=dict)
     refiner: ModelBundle | None = None

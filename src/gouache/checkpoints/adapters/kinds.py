@@ -183,11 +183,13 @@ def _lora_family(tensors: Tensors, metadata: Mapping[str, str]) -> str:
 
 
 def _controlnet(tensors: Tensors) -> Adapter | None:
+    if "task_embedding" in tensors and "controlnet_cond_embedding.conv_in.weight" in tensors:
+        promax = "promax, " if tensors["task_embedding"].shape[0] > 6 else ""
+        return Adapter("controlnet", _family_of_keys(tensors), f"ControlNet-Union, {promax}diffusers names")
     marks = {
         "control_model.input_hint_block.0.weight": "in a single file",
         "input_hint_block.0.weight": "extracted from a single file",
         "controlnet_cond_embedding.conv_in.weight": "diffusers names",
-        "control_add_embedding.linear_1.weight": "union",
     }
     for mark, label in marks.items():
         if mark in tensors:

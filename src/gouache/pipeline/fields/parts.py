@@ -15,6 +15,7 @@ from gouache.pipeline.fields.values import (
     MAX_SIDE,
     MIN_SIDE,
     Border,
+    ControlType,
     Fraction,
     ImageReference,
     MaskFill,
@@ -65,10 +66,10 @@ class Mask(Config):
 
 
 class Control(Config):
-    """A picture of edges, depth or a pose that steers the painting, and the ControlNet that reads it."""
+    """A picture of edges, depth or a pose that steers the painting, and the network that reads it."""
 
     model: Name
-    """The ControlNet, by a name that gouache models lists."""
+    """The ControlNet, control-LoRA or T2I-Adapter, by a name that gouache models lists."""
     image: ImageReference
     """The control picture."""
     preprocessor: Preprocessor = "none"
@@ -85,6 +86,8 @@ class Control(Config):
     """Share of the steps after which it ends."""
     guess: bool = False
     """Steer the prompt's side alone, so that the picture counts more than the words."""
+    control_type: ControlType | None = None
+    """What the picture shows, for a ControlNet-Union. Default: what the preprocessor makes."""
     resize_mode: ResizeMode | None = None
     """How a control picture of another shape is brought to size; as the request's without it."""
 
