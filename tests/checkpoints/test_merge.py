@@ -438,6 +438,7 @@ def test_memory_stays_far_below_one_model(bench: Bench, tmp_path: Path) -> None:
     from gouache.models.unet import UNet
 
     small = load_bundle(bench.a, device="cpu")
+    assert isinstance(small.unet, UNet)
     config = small.unet.config.model_copy(update={"channels": (96, 192, 384)})
     (tmp_path / "out").mkdir()
     for seed, name in enumerate("ab"):

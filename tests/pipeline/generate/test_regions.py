@@ -23,6 +23,7 @@ from gouache.models.bundle import ModelBundle
 from gouache.models.conditioning.controlnet import ControlNet, ControlNetConfig
 from gouache.models.denoiser import Condition, Steering
 from gouache.models.regions import RegionTexts, Shares
+from gouache.models.unet import UNet
 from gouache.nn.attention import Areas, Attention
 from gouache.pipeline.fields.values import MAX_REGIONS
 from gouache.pipeline.generate.generation import Painted
@@ -266,13 +267,14 @@ def test_pictures_of_a_batch_are_those_made_alone(pipe: Pipeline) -> None:
 
 def test_a_controlnet_sees_the_regions_too(tiny: ModelBundle) -> None:
     """D under a whole region with another prompt's context is D under that context, ControlNet and all."""
+    assert isinstance(tiny.unet, UNet)
     config = ControlNetConfig(unet=tiny.unet.config, hint_widths=(8, 8, 8))
     network = ControlNet(config).eval()
     fill(network, torch.Generator().manual_seed(5))
     generator = torch.Generator().manual_seed(6)
     x, features = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 16, 8, 8, generator=generator)
     base, own = torch.randn(2, 1, 7, 32, generator=generator)
-    steering = Steering(network, features, torch.ones(1))
+    steering = Steering(network, (features,), torch.ones(1))
     shares = Shares(torch.ones(1, 8, 8))
     regions = (RegionTexts((own[:, :5],), (None,), shares),)
     sigma = torch.tensor(2.0)

@@ -13,6 +13,7 @@ from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.perturbation import transformer_blocks
 from gouache.models.regions import RegionTexts, Shares
+from gouache.models.unet import UNet
 from gouache.pipeline.generate.a1111_procedure import latent_sizes, middle_of
 from gouache.pipeline.prompts.encode import PromptPlan
 from gouache.pipeline.prompts.layout import Layout, Place, Thing, names_a_ground
@@ -117,7 +118,7 @@ def check_regions(request: Request, bundle: ModelBundle) -> None:
             expected="one or the other: the areas would be those of a picture that grows",
             cure="Extend the picture first and paint the new part with --mask and --region.",
         )
-    if request.regions and not transformer_blocks(bundle.unet):
+    if request.regions and not (isinstance(bundle.unet, UNet) and transformer_blocks(bundle.unet)):
         raise InvalidInput(
             "regions",
             given=f"a value for {bundle.name or bundle.family}",

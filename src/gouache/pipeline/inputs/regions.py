@@ -10,8 +10,8 @@ from torch import Tensor
 
 from gouache.errors import InvalidInput
 from gouache.pipeline.inputs.images import References, fit, on_background
-from gouache.pipeline.inputs.masks import Masked
-from gouache.pipeline.request import Region, Request, ResizeMode
+from gouache.pipeline.inputs.masks import Masked, cut_alike
+from gouache.pipeline.request import Region, Request
 
 LARGEST = 1024
 """Longest side of an area's map: a network's attention never sees it finer than this."""
@@ -42,8 +42,9 @@ def region_areas(request: Request, masked: Masked | None, references: References
         if region.box is not None:
             area = _box_area(region, size, part)
         else:
-            picture = _cut_alike(references.picture(region.mask or ""), (width, height), masked, request.resize_mode)
-            area = _picture_area(picture, size)
+            picture = on_background(references.picture(region.mask or ""), "black").convert("L")
+            part_of_it = cut_alike(picture, masked, request.resize_mode)
+            area = _picture_area(fit(part_of_it, width, height, request.resize_mode), size)
         if not bool(area.any()) and masked is None:
             raise InvalidInput(
                 f"regions[{number}]",
@@ -76,14 +77,6 @@ def _covered(length: int, start: float, end: float) -> Tensor:
     """How much of each of so many places lies between two fractions of them all. [length] fp64"""
     edges = torch.arange(length + 1, dtype=torch.float64)
     return (edges[1:].clamp(max=end * length) - edges[:-1].clamp(min=start * length)).clamp(0.0, 1.0)
-
-
-def _cut_alike(picture: Image.Image, size: tuple[int, int], masked: Masked | None, mode: ResizeMode) -> Image.Image:
-    """A mask picture, brought to size as a starting picture is. Mode L"""
-    grey = on_background(picture, "black").convert("L")
-    if masked is not None:
-        grey = fit(grey, *masked.whole.size, mode).crop(masked.box)
-    return fit(grey, *size, mode)
 
 
 def _picture_area(picture: Image.Image, size: tuple[int, int]) -> Tensor:

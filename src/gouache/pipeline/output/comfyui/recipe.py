@@ -14,16 +14,9 @@ from gouache.pipeline.fields.values import MAX_SIDE, MIN_SIDE
 from gouache.pipeline.output.comfyui.graph import Graph, Node, read_graph
 from gouache.pipeline.output.comfyui.guiders import guiders_of
 from gouache.pipeline.output.comfyui.loras import loras_of, with_tags
-from gouache.pipeline.output.comfyui.regions import regions_of
 from gouache.pipeline.output.comfyui.sampling import Sampling, is_sampler, paints_over, sampling_of
-from gouache.pipeline.output.comfyui.texts import (
-    Conditionings,
-    Texts,
-    alone_everywhere,
-    in_a1111s_words,
-    in_boxes,
-    prompt_of,
-)
+from gouache.pipeline.output.comfyui.sdxl import prompts_of, sizes_of
+from gouache.pipeline.output.comfyui.texts import Conditionings, Texts, prompt_of
 from gouache.pipeline.output.comfyui.workflow import graph_of_workflow
 from gouache.pipeline.request import MAX_STEPS
 
@@ -171,13 +164,13 @@ class _Reader:
         self._note_way(nodes)
         encoded = Conditionings(self.graph, self.texts)
         width, height = _size_of(self.graph, main.latents) or self._own_size(main, later)
-        prompt, negative, emphasis, regions = self._prompts(main, encoded, (width or 0, height or 0))
+        texts = prompts_of(self.graph, encoded, main, (width, height))
         guiders, self.understood = guiders_of(self.graph, self._guiding(main))
         loras, model = self._model(main.model)
         self._note_start(main, refined=bool(refiner))
         return {
-            "prompt": with_tags(prompt, loras),
-            "negative_prompt": negative,
+            **texts,
+            "prompt": with_tags(texts["prompt"], loras),
             "width": width,
             "height": height,
             "seed": main.seed,
@@ -189,11 +182,10 @@ class _Reader:
             "eta": main.eta,
             "clip_skip": self._clip_skip(main, encoded.clip),
             "model": model,
-            "emphasis": emphasis,
             "determinism": "cpu",  # ComfyUI draws its noise with a generator on the CPU
             "hires": hires,
-            **({"regions": regions} if regions else {}),
             **refiner,
+            **sizes_of(self.graph, encoded, (width, height), refiner.get("size_condition", {})),
             **self._rescale(main.model),
             **guiders,
         }
@@ -202,28 +194,6 @@ class _Reader:
         """The nodes that may change how the first sampler's model is guided."""
         guider = self.graph.wired(main.node.inputs.get("guider"))
         return [*([guider[0]] if guider else []), *_above(self.graph, main.model)]
-
-    def _prompts(
-        self, main: Sampling, encoded: Conditionings, size: Size
-    ) -> tuple[str | None, str | None, str, list[dict[str, Any]]]:
-        positive = encoded.parts(main.positive, "positive")
-        negative = encoded.parts(main.negative, "negative") if main.negative is not None else []
-        if positive is None:
-            self.graph.note("the prompt could not be followed and is not known")
-        if negative is None:
-            self.graph.note("the negative prompt could not be followed and is left out")
-        positive = alone_everywhere(positive, self.graph)
-        everywhere = [part for part in positive or [] if part.area is None]
-        prompt, joined = prompt_of(everywhere, self.graph)
-        boxed, boxes_joined = in_boxes(positive or [], self.graph, joined=joined)
-        if boxes_joined and not joined:
-            prompt, joined = in_a1111s_words(prompt), True
-        regions = regions_of(boxed, bool(everywhere), size if all(size) else None, self.graph)
-        second, _ = prompt_of(negative or [], self.graph, negative=True)
-        if joined and second:
-            second = in_a1111s_words(second)
-        rule = "a1111" if joined else encoded.rule
-        return (None if positive is None else prompt), (None if negative is None else second), rule, regions
 
     def _refiner(self, main: Sampling, one: Sampling) -> dict[str, Any]:
         """The second model of a pair of samplers that walk one list of levels; steps are counted there."""
