@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from gouache.checkpoints.adapters.kinds import find_adapter, name_foreign
 from gouache.checkpoints.foreign import name_relative, name_stranger
 from gouache.checkpoints.formats.header import Header, TensorInfo, few
+from gouache.checkpoints.packed import check_packing, name_packing
 from gouache.checkpoints.shapes import (
     TINY_VAE,
     TOKEN_EMBEDDING,
@@ -74,6 +75,7 @@ LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"^(embedder|noise_augmentor)\."), "the image embedder of unCLIP"),
     (re.compile(r"(^|\.)(visual|vision_model)\.|(^|\.)visual_projection\.weight$"), "CLIP's vision tower"),
     (re.compile(r"^safety_checker\."), "the safety checker"),
+    (re.compile(r"(^|\.)(scaled_fp8|scale_input|input_scale|comfy_quant)$"), "what only multiplying in fp8 needs"),
     (re.compile(r"^(v_pred|ztsnr|edm_vpred\.sigma_(min|max)|edm_mean|edm_std)$"), "marks of the prediction type"),
 )
 EDM_SAMPLING = {
@@ -115,8 +117,8 @@ class Part:
     @property
     def dtypes(self) -> tuple[str, ...]:
         """The types in which its tensors are stored, most frequent first."""
-        int8 = part_tensors(dict.fromkeys(self.header.int8, TensorInfo("I8", ())), self.prefix)
-        names = [(int8.get(name) or info).dtype for name, info in self.tensors().items()]
+        stored = self.header.stored
+        names = [stored.get(self.prefix + name, info.dtype) for name, info in self.tensors().items()]
         return tuple(sorted(set(names), key=names.count, reverse=True))
 
 
@@ -192,17 +194,23 @@ def check_known(header: Header, marked: Mapping[str, Place]) -> None:
 
     Raises:
         UnknownFamily: named for what they are, where that is known.
+        IncompatibleCheckpoint: the weights are packed in a way that gouache doesn't unpack.
     """
     foreign = name_relative(header.tensors)
     # Beside CLIP's text encoder a vision tower is left out; its layers have the names of language models.
     if foreign is None and "unet" not in marked and "text_encoder" not in marked:
         foreign = name_stranger(header.tensors) or (None if marked else name_foreign(header.tensors))
-    if foreign is None and marked:
-        return
+    if foreign is None:
+        check_packing(header)
+        if marked:
+            return
+    packing = name_packing(header)
     article = "" if foreign is None or foreign.startswith(("a ", "an ", "the ")) else "tensors with the names of "
     raise UnknownFamily(
         str(header.path),
-        given=f"{article}{foreign}" if foreign else f"tensors such as {', '.join(list(header.tensors)[:3])[:200]}",
+        given=f"{article}{foreign}{f', in {packing}' if packing else ''}"
+        if foreign
+        else f"tensors such as {', '.join(list(header.tensors)[:3])[:200]}",
         expected="weights of Stable Diffusion 1.x, 2.x or XL, or of a part or an adapter of one",
         cure="gouache runs no model of that kind." if foreign else "",
     )

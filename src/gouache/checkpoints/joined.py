@@ -18,7 +18,7 @@ from gouache.errors import GouacheError, IncompatibleCheckpoint, UnknownFamily
 from gouache.models.configs import VAEConfig
 from gouache.models.family import family_named
 
-SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+SUFFIXES = (".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
 PART_FOLDERS = ("unet", "diffusion_models", "checkpoints", "clip", "text_encoders", "text_encoder", "vae")
 """Where other programs keep the parts of models; any case."""
 
