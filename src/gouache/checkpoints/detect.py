@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from gouache.checkpoints.adapters.kinds import find_adapter, name_foreign
-from gouache.checkpoints.foreign import name_relative, name_stranger
+from gouache.checkpoints.foreign import RUN_ELSEWHERE, name_relative, name_stranger, with_model
+from gouache.checkpoints.formats.gguf import ARCHITECTURE
 from gouache.checkpoints.formats.header import Header, TensorInfo, few
 from gouache.checkpoints.packed import check_packing, name_packing
 from gouache.checkpoints.shapes import (
@@ -21,7 +22,7 @@ from gouache.checkpoints.shapes import (
     vae_config,
 )
 from gouache.config import Config
-from gouache.errors import UnknownFamily
+from gouache.errors import IncompatibleCheckpoint, UnknownFamily
 from gouache.models.configs import TextEncoderConfig, UNetConfig, VAEConfig
 from gouache.models.family import SD1, SD2, SDXL, SDXL_REFINER, UNKNOWN, family_named
 
@@ -202,18 +203,38 @@ def check_known(header: Header, marked: Mapping[str, Place]) -> None:
         foreign = name_stranger(header.tensors) or (None if marked else name_foreign(header.tensors))
     if foreign is None:
         check_packing(header)
+        _check_second_text_encoder(header)
         if marked:
             return
-    packing = name_packing(header)
-    article = "" if foreign is None or foreign.startswith(("a ", "an ", "the ")) else "tensors with the names of "
+    architecture = header.metadata.get(ARCHITECTURE)
+    if foreign is None and architecture:
+        foreign = f"the architecture {architecture[:40]!r}"
     raise UnknownFamily(
         str(header.path),
-        given=f"{article}{foreign}{f', in {packing}' if packing else ''}"
-        if foreign
-        else f"tensors such as {', '.join(list(header.tensors)[:3])[:200]}",
+        given=_named(foreign, header) if foreign else f"tensors such as {few(list(header.tensors), 3)[:200]}",
         expected="weights of Stable Diffusion 1.x, 2.x or XL, or of a part or an adapter of one",
-        cure="gouache runs no model of that kind." if foreign else "",
+        cure=RUN_ELSEWHERE if foreign else "",
     )
+
+
+def _named(foreign: str, header: Header) -> str:
+    """A foreign model, and how its numbers are stored where that isn't plain."""
+    article = "" if foreign.startswith(("a ", "an ", "the ")) else "tensors with the names of "
+    packing = name_packing(header)
+    kinds = few(sorted(set(header.stored.values())), 3)
+    storing = f", in {packing}" if packing else f", stored as {kinds}" if kinds else ""
+    return f"{article}{with_model(foreign, header.tensors)}{storing}"
+
+
+def _check_second_text_encoder(header: Header) -> None:
+    """Refuse names from which it doesn't follow which way round SDXL's projection lies."""
+    if any(name.startswith("cond_stage_model.1.") for name in header.tensors):
+        raise IncompatibleCheckpoint(
+            str(header.path),
+            given="a second text encoder under stable-diffusion.cpp's name, cond_stage_model.1.",
+            expected="the names of the single file that it was made from",
+            cure="Convert the model again without --convert-name, or get its .safetensors.",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -113,7 +113,8 @@ def _q2_k(blocks: Bytes) -> Numbers:
     """16 smaller blocks; scales and minima have 4 bits, numbers 2."""
     scales, whole = blocks[:, :16], _fields(blocks[:, 16:80], 32, (0, 2, 4, 6), 3)
     minima = _half(blocks, 82) * (scales >> 4)
-    return _scaled(_half(blocks, 80) * (scales & 15), whole) - np.repeat(minima, 16, axis=1)
+    numbers: Numbers = _scaled(_half(blocks, 80) * (scales & 15), whole) - np.repeat(minima, 16, axis=1)
+    return numbers
 
 
 def _q3_k(blocks: Bytes) -> Numbers:
