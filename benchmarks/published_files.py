@@ -93,3 +93,12 @@ def told_of_folder(entry: Entry) -> GouacheError | None:
     except GouacheError as error:
         return error
     return None
+
+
+def identity_words(found: detect.Identity) -> str:
+    """What `identify` says, in words."""
+    parts = f" of {', '.join(found.parts)}" if found.kind == "model" else ""
+    words = [found.kind + parts, found.family if found.family != "unknown" else "", found.label]
+    words += [found.variant] if found.variant != "base" else []
+    words += [f"{count} tensors left out: {reason}" for reason, count in found.left_out.items()]
+    return "; ".join(filter(None, words))

@@ -295,6 +295,7 @@ RELATIVES = {
     "AudioLDM": r"^(clap|cond_stage_model\.model\.(audio|text)_branch)\.",
     "StableSR": r"^structcond_stage_model\.",
     "Versatile Diffusion": r"^model\.(diffusion_model\.)?unet_(image|text)\.",
+    "the autoencoder of FLUX.2": r"(^|\.)bn\.(running_mean|num_batches_tracked)$",
     "a diffusion model whose autoencoder has a code book": r"^(first_stage_model\.)?quantize\.embedding\.",
     "a guided-diffusion network, which takes no text": r"^input_blocks\.\d+\.1\.qkv\.",
     "a U-Net without text (UNet2DModel)": r"^down_blocks\.\d+\.attentions\.\d+\.(to_q|query)\.",
@@ -303,9 +304,16 @@ RELATIVES = {
 FLUX_1 = "FLUX.1 of Black Forest Labs"
 STRANGERS = {
     "Hunyuan Video": r"(^|\.)(txt_in\.individual_token_refiner|context_embedder\.token_refiner)\.",
-    "HiDream": r"double_stream_blocks\.0\.block\.",
+    "HiDream": r"(double|single)_stream_blocks\.\d+\.block\.",
+    "Boogu-Image": r"(^|\.)double_stream_layers\.\d+\.",
+    "SeFi-Image": r"(^|\.)dual_time_embed\.",
+    "MiniT2I": r"(^|\.)img_embedder\.proj1\.",
+    "PiD": r"(^|\.)lq_proj\.latent_proj\.",
+    "LingBot Video": r"(^|\.)patch_embedder\.weight$",
     "Chroma": r"distilled_guidance_layer\.",
-    "Qwen-Image": r"transformer_blocks\.0\.img_mlp\.",
+    "Lens": r"transformer_blocks\.0\.img_mlp\.w1\.",
+    "Qwen-Image": r"transformer_blocks\.\d+\.img_(mlp|mod)\.|(^|\.)txt_in\.text_norm\.",
+    "HiDream-O1": r"^model\.(diffusion_model\.)?(model\.)?x_embedder\.proj1\.",
     "FLUX.2 of Black Forest Labs": r"(^|\.)(double|single)_stream_modulation(_img|_txt)?\.lin"
     r"|(^|\.)single_transformer_blocks\.0\.attn\.to_qkv_mlp_proj\.",
     "FLUX.3 of Black Forest Labs": r"(^|\.)(early_stream_modulations|ref_time_in)\.",
@@ -331,15 +339,17 @@ STRANGERS = {
     "a language model under llama.cpp's names": r"^(model\.)?blk\.0\.(attn_q|attn_qkv|ffn_up|attn_norm)\.",
     "a vision tower under llama.cpp's names": r"^v\.(blk\.0|patch_embd)\.",
     "a hypernetwork": r"^(320|640|768|1024|1280)\.[01]\.linear\.\d+\.(weight|bias)$",
-    "AuraFlow": r"(^|\.)(double_layers|joint_transformer_blocks)\.0\.",
+    "AuraFlow": r"(^|\.)(double_layers|joint_transformer_blocks)\.\d+\.",
     "Lumina": r"(^|\.)(noise_refiner\.0|cap_embedder|time_caption_embed)\.",
     "Sana": r"(^|\.)attention_y_norm\.|(^|\.)blocks\.0\.mlp\.inverted_conv\."
     r"|(^|\.)caption_norm\.weight$|transformer_blocks\.0\.ff\.conv_inverted\.",
     "CogVideoX": r"(^|\.)patch_embed\.text_proj\.",
-    "Cosmos": r"(^|\.)blocks\.block0\.|(^|\.)blocks\.0\.adaln_modulation",
-    "Mochi": r"(^|\.)(t5_yproj|time_embed\.pooler)\.|blocks\.0\.attn\.qkv_y\.",
-    "Wan": r"(^|\.)head\.modulation$|(^|\.)condition_embedder\.text_embedder\.|blocks\.0\.self_attn\.norm_q\.",
-    "LTX Video": r"(^|\.)patchify_proj\.",
+    "Cosmos": r"(^|\.)blocks\.block\d+\.|(^|\.)blocks\.\d+\.adaln_modulation|(^|\.)pos_embedder\.dim_spatial_range",
+    "Mochi": r"(^|\.)(t5_yproj|time_embed\.pooler)\.|blocks\.\d+\.attn\.qkv_[xy]\.",
+    "Wan": r"(^|\.)head\.modulation$|(^|\.)condition_embedder\.text_embedder\.|(^|\.)vace_blocks\."
+    r"|(^|\.)motion_encoder\.dec\.|blocks\.\d+\.(self|cross)_attn\.norm_[qk]\.",
+    "LTX Video": r"(^|\.)patchify_proj\.|(^|\.)av_ca_a2v_gate_adaln_single\."
+    r"|(^|\.)per_channel_statistics\.mean-of-means$|(^|\.)decoder\.last_scale_shift_table$|\.res_blocks\.\d+\.conv\d\.conv\.",
     "PixArt": r"(^|\.)adaln_single\.|(^|\.)y_embedder\.y_embedding",
     "LTX Video's newer networks": r"^caption_projection\.linear_1\.|^audio_scale_shift_table$",
     "an unCLIP prior": r"(^|\.)prd_embedding$",
@@ -347,14 +357,15 @@ STRANGERS = {
     "Kandinsky 5": r"(^|\.)visual_transformer_blocks\.",
     "Stable Diffusion 3": r"(^|\.)joint_blocks\.0\.|(^|\.)pos_embed\.pos_embed$",
     "Wuerstchen or Stable Cascade": r"(^|\.)(blocks\.0\.(depthwise|channelwise)|clip_txt(_pooled)?_mapper)\."
-    r"|(^|\.)down_blocks\.0\.0\.(depthwise|channelwise|kv_mapper)\.",
+    r"|(^|\.)down_blocks\.\d+\.\d+\.(depthwise|channelwise|kv_mapper)\.",
     "aMUSEd": r"(^|\.)mlm_layer\.",
     "Stable Audio": r"^(pretransform|model\.model\.transformer)\.",
     "a language model": r"(^|\.)layers\.0\.self_attn\.q_proj\.|(^|\.)h\.0\.attn\.c_attn\.|query_key_value\.weight$",
     "a BERT text encoder": r"(^|\.)encoder\.layer\.0\.attention\.self\.query\.",
-    "the autoencoder of films": r"\.time_conv\.weight$|(^|\.)encoder\.downsamples\.0\.|\.conv\.conv\.weight$"
+    "the autoencoder of films": r"(^|\.)(de|en)coder\.middle\.\d+\.residual\."
+    r"|\.time_conv\.weight$|(^|\.)encoder\.downsamples\.0\.|\.conv\.conv\.weight$"
     r"|^encoder\.conv_in\.conv\.weight$",
-    "the autoencoder of Sana": r"^encoder\.(stages|down_blocks)\.\d+\.\d+\.",
+    "the autoencoder of Sana": r"^encoder\.(stages|down_blocks)\.\d+\.\d+\.|^decoder\.stages\.|^encoder\.project_in\.",
 }
 _RELATIVES = {name: re.compile(pattern) for name, pattern in RELATIVES.items()}
 _STRANGERS = {name: re.compile(pattern) for name, pattern in STRANGERS.items()}

@@ -5,11 +5,13 @@ The judge is ggml's own Python package: it quantizes and dequantizes, and it wri
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 import struct
 import subprocess
 import sys
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -25,7 +27,7 @@ from typer.testing import CliRunner
 
 from gouache.checkpoints.convert import convert
 from gouache.checkpoints.formats.gguf import BLOCK_TYPES, GgufFile
-from gouache.checkpoints.formats.gguf_blocks import DEQUANTIZERS
+from gouache.checkpoints.formats.gguf_blocks import DEQUANTIZERS, dequantize
 from gouache.checkpoints.formats.header import open_header, open_source
 from gouache.checkpoints.load import identify, load_bundle
 from gouache.cli.main import app
@@ -77,6 +79,22 @@ def test_a_tensor_larger_than_what_is_read_at_once_comes_back_whole(
     write(tmp_path / "a.gguf", {"first": (rows, Type.F32), "x": (stored, Type[kind])})
     found = GgufFile(tmp_path / "a.gguf").read("x")
     assert np.array_equal(found.float().numpy(), gguf.quants.dequantize(stored, Type[kind]).reshape(7, 512))
+
+
+@pytest.mark.parametrize("kind", ["Q8_0", "Q3_K", "Q6_K"])
+def test_what_is_needed_on_the_way_does_not_grow_with_the_tensor(kind: str) -> None:
+    size = gguf.GGML_QUANT_SIZES[Type[kind]]
+    block_type = next(one for one in BLOCK_TYPES.values() if one.name == kind)
+    peaks = []
+    for count in (1 << 20, 1 << 22):
+        blocks = io.BytesIO(blocks_of(kind, 64, seed=4).tobytes() * (count // size[0] // 64))
+        out = np.empty(count, np.float32)
+        tracemalloc.start()
+        dequantize(blocks, block_type, out, Path("model.gguf"))
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+    assert peaks[1] < 1.5 * peaks[0]
+    assert peaks[1] < 64 << 20
 
 
 def write(path: Path, tensors: dict[str, tuple[Any, Any]], architecture: str | None = None, **entries: Any) -> Path:

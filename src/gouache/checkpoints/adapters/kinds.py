@@ -33,6 +33,8 @@ LORA_KINDS = {
         ".lora_B.weight",
         "_lora.down.weight",
         "_lora.up.weight",
+        "_lora1.down.weight",
+        "_lora2.down.weight",
         ".lora.down.weight",
         ".lora.up.weight",
         ".lora_linear_layer.down.weight",
