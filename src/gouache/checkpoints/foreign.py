@@ -24,6 +24,11 @@ PIPELINES = frozenset(
         "LEditsPPPipelineStableDiffusion",
         "LEditsPPPipelineStableDiffusionXL",
         "SemanticStableDiffusionPipeline",
+        "StableDiffusion3Img2ImgPipeline",
+        "StableDiffusion3InpaintPipeline",
+        "StableDiffusion3PAGImg2ImgPipeline",
+        "StableDiffusion3PAGPipeline",
+        "StableDiffusion3Pipeline",
         "StableDiffusionAdapterPipeline",
         "StableDiffusionAttendAndExcitePipeline",
         "StableDiffusionControlNetImg2ImgPipeline",
@@ -86,8 +91,11 @@ PARTS_OF_PIPELINES = frozenset(
         "scheduler",
         "text_encoder",
         "text_encoder_2",
+        "text_encoder_3",
         "tokenizer",
         "tokenizer_2",
+        "tokenizer_3",
+        "transformer",
         "unet",
         "vae",
         "watermark",
@@ -109,7 +117,10 @@ CLASSES = frozenset(
         "FlaxControlNetModel",
         "FlaxUNet2DConditionModel",
         "MultiControlNetModel",
+        "SD3Transformer2DModel",
         "T2IAdapter",
+        "T5EncoderModel",
+        "T5ForConditionalGeneration",
         "UNet2DConditionModel",
     }
 )
@@ -294,6 +305,9 @@ RELATIVES = {
     "AudioLDM 2": r"^down_blocks\.1\.attentions\.3\.",
     "AudioLDM": r"^(clap|cond_stage_model\.model\.(audio|text)_branch)\.",
     "StableSR": r"^structcond_stage_model\.",
+    "AuraFlow": r"(^|\.)(double_layers|joint_transformer_blocks)\.\d+\.",
+    "a ControlNet of FLUX.1": r"^controlnet_x_embedder\.|^pos_embed_input\.(weight|bias)$",
+    "a ControlNet of Stable Diffusion 3": r"^pos_embed_input\.|^controlnet_blocks\.0\.(weight|bias)$",
     "Versatile Diffusion": r"^model\.(diffusion_model\.)?unet_(image|text)\.",
     "the autoencoder of FLUX.2": r"(^|\.)bn\.(running_mean|num_batches_tracked)$",
     "a diffusion model whose autoencoder has a code book": r"^(first_stage_model\.)?quantize\.embedding\.",
@@ -320,7 +334,6 @@ STRANGERS = {
     "Ovis-Image": r"(^|\.)double_blocks\.0\.img_mlp\.gate_proj\.",
     "Hunyuan Image": r"(^|\.)(double_blocks\.0\.img_attn_qkv|byt5_in)\.",
     "an IP-Adapter for FLUX.1": r"(^|\.)double_blocks\.0\.processor\.ip_adapter_",
-    "a ControlNet of FLUX.1": r"^controlnet_x_embedder\.|^pos_embed_input\.",
     "FLUX.1 Redux of Black Forest Labs": r"^redux_(up|down)\.",
     FLUX_1: (
         r"(^|\.)(double_blocks\.\d+\.img_attn\.|single_blocks\.\d+\.linear1\.|single_transformer_blocks\.\d+\.proj_mlp\.)"
@@ -335,11 +348,9 @@ STRANGERS = {
     "OmniGen": r"(^|\.)layers\.0\.self_attn\.qkv_proj\.",
     "HunyuanDiT": r"(^|\.)(mlp_t5|text_states_proj|pooler\.positional_embedding|text_embedding_padding)(\.|$)"
     r"|(^|\.)style_embedder\.|(^|\.)blocks\.0\.attn1\.Wqkv\.",
-    "a T5 text encoder": r"(^|\.)encoder\.block\.0\.layer\.0\.SelfAttention\.|^enc\.blk\.0\.",
     "a language model under llama.cpp's names": r"^(model\.)?blk\.0\.(attn_q|attn_qkv|ffn_up|attn_norm)\.",
     "a vision tower under llama.cpp's names": r"^v\.(blk\.0|patch_embd)\.",
     "a hypernetwork": r"^(320|640|768|1024|1280)\.[01]\.linear\.\d+\.(weight|bias)$",
-    "AuraFlow": r"(^|\.)(double_layers|joint_transformer_blocks)\.\d+\.",
     "Lumina": r"(^|\.)(noise_refiner\.0|cap_embedder|time_caption_embed)\.",
     "Sana": r"(^|\.)attention_y_norm\.|(^|\.)blocks\.0\.mlp\.inverted_conv\."
     r"|(^|\.)caption_norm\.weight$|transformer_blocks\.0\.ff\.conv_inverted\.",
@@ -355,7 +366,6 @@ STRANGERS = {
     "an unCLIP prior": r"(^|\.)prd_embedding$",
     "DiT": r"(^|\.)y_embedder\.embedding_table|transformer_blocks\.0\.norm1\.emb\.class_embedder\.",
     "Kandinsky 5": r"(^|\.)visual_transformer_blocks\.",
-    "Stable Diffusion 3": r"(^|\.)joint_blocks\.0\.|(^|\.)pos_embed\.pos_embed$",
     "Wuerstchen or Stable Cascade": r"(^|\.)(blocks\.0\.(depthwise|channelwise)|clip_txt(_pooled)?_mapper)\."
     r"|(^|\.)down_blocks\.\d+\.\d+\.(depthwise|channelwise|kv_mapper)\.",
     "aMUSEd": r"(^|\.)mlm_layer\.",
@@ -426,7 +436,7 @@ def check_pipeline(index: Json, where: str) -> tuple[str, ...]:
         raise UnknownFamily(
             where,
             given=named_kind(name[:100]),
-            expected="a pipeline of Stable Diffusion 1.x, 2.x or XL that paints from text",
+            expected="a pipeline of Stable Diffusion 1.x, 2.x, XL or 3 that paints from text",
             cure=RUN_ELSEWHERE
             if named_kind(name[:100]) != name[:100]
             else "If its parts are Stable Diffusion's own, give _class_name in model_index.json as "
@@ -455,6 +465,7 @@ def check_class(values: Json, where: str) -> None:
         raise UnknownFamily(
             where,
             given=named_kind(named[:100]),
-            expected="a network of Stable Diffusion: UNet2DConditionModel, AutoencoderKL or CLIPTextModel",
+            expected="a network of Stable Diffusion: UNet2DConditionModel, SD3Transformer2DModel, AutoencoderKL or "
+            "CLIPTextModel",
             cure=RUN_ELSEWHERE,
         )

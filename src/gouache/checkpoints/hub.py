@@ -27,6 +27,7 @@ PART_FOLDERS = (
     "vae",
     "text_encoder",
     "text_encoder_2",
+    "text_encoder_3",
     "tokenizer",
     "tokenizer_2",
     "scheduler",

@@ -58,11 +58,19 @@ def _first(names: Iterable[str]) -> str | None:
 
 
 def check_packing(header: Header) -> None:
-    """See that the weights are numbers that gouache reads.
+    """See that the weights are numbers that gouache reads, and lie as it expects.
 
     Raises:
-        IncompatibleCheckpoint: they are packed in another way, which is named.
+        IncompatibleCheckpoint: they are packed in another way, which is named; or SDXL's second text encoder has
+            stable-diffusion.cpp's own name, from which it doesn't follow which way round its projection lies.
     """
+    if any(name.startswith("cond_stage_model.1.") for name in header.tensors):
+        raise IncompatibleCheckpoint(
+            str(header.path),
+            given="a second text encoder under stable-diffusion.cpp's name, cond_stage_model.1.",
+            expected="the names of the single file that it was made from",
+            cure="Convert the model again without --convert-name, or get its .safetensors.",
+        )
     packing = name_packing(header)
     if packing is not None:
         raise IncompatibleCheckpoint(str(header.path), given=packing, expected=EXPECTED, cure=ELSE)

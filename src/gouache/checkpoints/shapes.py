@@ -15,7 +15,15 @@ from enum import Enum, auto
 from typing import Literal
 
 from gouache.errors import UnknownFamily
-from gouache.models.configs import ControlNetConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from gouache.models.configs import (
+    ControlNetConfig,
+    MMDiTConfig,
+    NetworkConfig,
+    T5Config,
+    TextEncoderConfig,
+    UNetConfig,
+    VAEConfig,
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Tensor name -> shape, for one network, without the prefix that the network has in its file."""
@@ -24,9 +32,9 @@ Naming = Literal["ours", "ldm", "old_diffusers", "clip_model", "open_clip"]
 """Whose names a network's tensors have in a file.
 
 `ours`: diffusers' for the U-Net and the autoencoder, transformers' (5.x) for the text encoder. `ldm`: CompVis's single
-files. `old_diffusers`: an autoencoder's attention before diffusers 0.14. `clip_model`: a text encoder under
-``text_model.``, as published folders and single files have it. `open_clip`: OpenCLIP's, with one matrix for queries,
-keys and values.
+files, and Stability's of Stable Diffusion 3. `old_diffusers`: an autoencoder's attention before diffusers 0.14.
+`clip_model`: a text encoder under ``text_model.``, as published folders and single files have it. `open_clip`:
+OpenCLIP's, with one matrix for queries, keys and values.
 """
 
 
@@ -39,6 +47,10 @@ class ShapeChange(Enum):
     """Theirs may be a 1x1 convolution [C, C, 1, 1] where ours is linear [C, C]."""
     TRANSPOSED = auto()
     """Theirs is ours transposed."""
+    HALVES_SWAPPED = auto()
+    """Their first half of the rows is our second: shift and scale of Stable Diffusion 3's last layers."""
+    IDENTITY = auto()
+    """Ours is the identity, in the type of theirs."""
     FIRST_THIRD = auto()
     SECOND_THIRD = auto()
     LAST_THIRD = auto()
@@ -110,6 +122,57 @@ def unet_config(shapes: Shapes, naming: Naming, where: str) -> UNetConfig:
     )
 
 
+MMDIT: dict[Naming, str] = {"ldm": "joint_blocks.0.x_block.attn.qkv.weight", "ours": "pos_embed.pos_embed"}
+"""A tensor that only a network of Stable Diffusion 3 has."""
+
+
+def network_config(shapes: Shapes, naming: Naming, where: str) -> NetworkConfig:
+    """Rebuild the config of a network that denoises, U-Net or MMDiT. Arguments and errors as in `unet_config`."""
+    return mmdit_config(shapes, naming, where) if MMDIT.get(naming) in shapes else unet_config(shapes, naming, where)
+
+
+def mmdit_config(shapes: Shapes, naming: Naming, where: str) -> MMDiTConfig:
+    """Rebuild an MMDiT's config. Arguments and errors as in `unet_config`."""
+    block, norm, second, places, patch, pooled, last = (
+        (
+            "joint_blocks.{}.x_block.attn.qkv.weight",
+            "joint_blocks.0.x_block.attn.ln_q.weight",
+            "joint_blocks.{}.x_block.attn2.qkv.weight",
+            "pos_embed",
+            "x_embedder.proj.weight",
+            "y_embedder.mlp.0.weight",
+            "final_layer.linear.weight",
+        )
+        if naming == "ldm"
+        else (
+            "transformer_blocks.{}.attn.to_q.weight",
+            "transformer_blocks.0.attn.norm_q.weight",
+            "transformer_blocks.{}.attn2.to_q.weight",
+            "pos_embed.pos_embed",
+            "pos_embed.proj.weight",
+            "time_text_embed.text_embedder.linear_1.weight",
+            "proj_out.weight",
+        )
+    )
+    width, patch_size = _at(shapes, patch, 0, where), _at(shapes, patch, 2, where)
+    layers = _count(shapes, block)
+    head_width = shapes[norm][0] if norm in shapes else math.gcd(HEAD_WIDTH, width)
+    found = {
+        "in_channels": _at(shapes, patch, 1, where),
+        "out_channels": _at(shapes, last, 0, where) // patch_size**2,
+        "patch_size": patch_size,
+        "layers": layers,
+        "heads": width // head_width,
+        "head_width": head_width,
+        "context_width": _at(shapes, "context_embedder.weight", 1, where),
+        "pooled_width": _at(shapes, pooled, 1, where),
+        "grid": math.isqrt(_at(shapes, places, 1, where)),
+        "qk_norm": norm in shapes,
+        "dual_layers": tuple(layer for layer in range(layers) if second.format(layer) in shapes),
+    }
+    return MMDiTConfig.from_dict(found, where=where)
+
+
 def controlnet_config(shapes: Shapes, naming: Naming, where: str) -> ControlNetConfig:
     """Rebuild a ControlNet's config, and with it that of the way down of its U-Net. Arguments as in `unet_config`."""
     counted = _count_ldm(shapes) if naming == "ldm" else _count_diffusers(shapes)
@@ -141,13 +204,15 @@ def _way_down(counted: _Counted, shapes: Shapes, naming: Naming, where: str) -> 
         else ("conv_in.weight", "add_embedding.linear_1.weight")
     )
     channels = tuple(level[0][0] for level in counted.down)
+    rows = tuple(tuple(depth for _, depth in level) for level in counted.down)
     told = "time_embed.cond_proj.weight" if naming == "ldm" else "time_embedding.cond_proj.weight"
     linear = len(_first(shapes, ".proj_in.weight")) == 2
     return UNetConfig(
         in_channels=_at(shapes, stem, 1, where),
         channels=channels,
         layers_per_level=len(counted.down[0]),
-        transformer_layers=tuple(level[0][1] for level in counted.down),
+        transformer_layers=tuple(row[0] for row in rows),
+        down_transformer_layers=rows if any(len(set(row)) > 1 for row in rows) else None,
         middle_layers=counted.middle_resnets,
         middle_transformer_layers=counted.middle_depth,
         heads=unet_heads(channels, linear=linear),
@@ -169,8 +234,8 @@ def norm_groups(channels: tuple[int, ...]) -> int:
     return math.gcd(NORM_GROUPS, *channels)
 
 
-def vae_config(shapes: Shapes, naming: Naming, scale: float, where: str) -> VAEConfig:
-    """Rebuild an autoencoder's config; `scale` is its family's. Arguments and errors as in `unet_config`."""
+def vae_config(shapes: Shapes, naming: Naming, where: str) -> VAEConfig:
+    """Rebuild an autoencoder's config, but for the scale of its latents. Arguments and errors as in `unet_config`."""
     if TINY_VAE in shapes:
         return _tiny_vae_config(shapes, where)
     level, block, attention = (
@@ -201,7 +266,6 @@ def vae_config(shapes: Shapes, naming: Naming, scale: float, where: str) -> VAEC
         middle_attention=attention in shapes,
         mask_condition="decoder.condition_encoder.layers.0.weight" in shapes,
         quant_conv="quant_conv.weight" in shapes,
-        scale=scale,
     )
 
 
@@ -284,6 +348,28 @@ _TEXT_NAMES: dict[Naming, tuple[str, ...]] = {
 }
 
 
+T5_BIAS = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
+"""T5's table of biases, which only its first layer has."""
+
+
+def t5_config(shapes: Shapes, where: str) -> T5Config:
+    """Rebuild the config of T5's encoder. Arguments and errors as in `unet_config`."""
+    attention, inner = "encoder.block.{}.layer.0.SelfAttention", "encoder.block.0.layer.1.DenseReluDense.{}.weight"
+    if inner.format("wi") in shapes or T5_BIAS.format(1) in shapes:
+        other = "T5 1.0" if inner.format("wi") in shapes else "UMT5"
+        raise _no_network(where, other, "T5 1.1, whose feed-forward networks are gated")
+    buckets, heads = (_at(shapes, T5_BIAS.format(0), axis, where) for axis in (0, 1))
+    return T5Config(
+        vocabulary_size=_at(shapes, "shared.weight", 0, where),
+        width=_at(shapes, "shared.weight", 1, where),
+        inner_width=_at(shapes, inner.format("wi_0"), 0, where),
+        layers=_count(shapes, attention + ".q.weight"),
+        heads=heads,
+        head_width=_at(shapes, attention.format(0) + ".q.weight", 0, where) // heads,
+        buckets=buckets,
+    )
+
+
 TOKEN_EMBEDDING: dict[Naming, str] = {naming: names[0] for naming, names in _TEXT_NAMES.items()}
 """What a text encoder's table of tokens is called."""
 
@@ -346,8 +432,10 @@ def _check_way_down(counted: _Counted, where: str) -> None:
             where, f"{[len(level) for level in counted.down]} residual blocks on the way down", "as many on each level"
         )
     for level in counted.down:
-        if len(set(level)) != 1:
-            raise _no_network(where, f"a level with blocks (width, depth) {level}", "equal blocks within a level")
+        depths = {depth for _, depth in level}
+        if len({width for width, _ in level}) != 1 or (0 in depths and len(depths) > 1):
+            expected = "one width within a level, and transformers behind all of its blocks or none"
+            raise _no_network(where, f"a level with blocks (width, depth) {level}", expected)
 
 
 def _no_network(where: str, given: str, expected: str) -> UnknownFamily:

@@ -92,7 +92,7 @@ def describe(path: Path, identity: Identity) -> dict[str, Any]:
         "prediction": identity.prediction,
         "prediction_source": identity.prediction_source,
         "sampling": identity.sampling,
-        "notes": list(identity.notes),
+        "notes": [*identity.notes, *_advice(path, identity)],
         "parameters": sum(part.parameters for part in identity.parts.values()),
         "parts": {
             name: {
@@ -123,6 +123,17 @@ def _changes(path: Path, identity: Identity) -> str:
         return ""
     header = open_header(file)
     return "; ".join((lora_summary(header.tensors), *PeftSettings.of(header).notes))
+
+
+def _advice(path: Path, identity: Identity) -> list[str]:
+    """What a file that only its name, or a LoRA's metadata, calls a few-step one is painted with."""
+    few_steps, what = identity.few_steps, "the model"
+    if identity.kind == "lora":
+        from gouache.checkpoints.adapters.library import few_steps_of_lora
+
+        few_steps, what = few_steps_of_lora(path), "the LoRA"
+    asks = few_steps is not None and (identity.kind == "lora" or few_steps.source == "name")
+    return [f"{few_steps.advice(what)}; say so in the request"] if few_steps is not None and asks else []
 
 
 def _metadata(path: Path, identity: Identity) -> dict[str, str]:

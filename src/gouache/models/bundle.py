@@ -17,6 +17,8 @@ from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.configs import DenoiserConfig, GenerationDefaults
 from gouache.models.denoiser import Denoiser
 from gouache.models.family import Family, family_named
+from gouache.models.few_steps import FewSteps
+from gouache.models.mmdit import MMDiT
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.text.stack import TextStack
@@ -37,7 +39,8 @@ class ModelBundle:
 
     Attributes:
         family: name of one of `models.family.FAMILIES`; `traits` is the entry.
-        unet, vae, text: the networks.
+        unet, vae, text: the networks. What is called the U-Net here and elsewhere is the network that denoises, which
+            in Stable Diffusion 3 is a transformer.
         denoiser_config: what the U-Net's output means, and its noise schedule.
         defaults: size, steps and so on of a request that leaves them open.
         styles: that a request may name; empty = the model knows none by name, and any word passes.
@@ -51,6 +54,7 @@ class ModelBundle:
         loading_notes: how its files were taken beyond the plain way: tensors and parts that were left out.
         timesteps: noise level -> timestep of the network, where a list of levels brings its own; see `Denoiser`.
         notes: what its files say of sampling and gouache does otherwise.
+        few_steps: the distillation that its files tell of.
 
     Raises:
         ConfigError: the parts do not fit together.
@@ -58,7 +62,7 @@ class ModelBundle:
     """
 
     family: str
-    unet: UNet
+    unet: UNet | MMDiT
     vae: AutoencoderKL
     text: TextStack
     denoiser_config: DenoiserConfig = field(default_factory=DenoiserConfig)
@@ -75,6 +79,7 @@ class ModelBundle:
     loading_notes: tuple[str, ...] = ()
     timesteps: Mapping[float, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    few_steps: FewSteps | None = None
 
     def __post_init__(self) -> None:
         family_named(self.family, f"family of model {self.name!r}" if self.name else "family")
@@ -105,12 +110,12 @@ class ModelBundle:
     @property
     def device(self) -> torch.device:
         """Where the U-Net is."""
-        return self.unet.conv_in.weight.device
+        return next(self.unet.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """The U-Net's floating-point type."""
-        return self.unet.conv_in.weight.dtype
+        return next(self.unet.parameters()).dtype
 
     @property
     def has_vae(self) -> bool:

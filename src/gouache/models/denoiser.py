@@ -16,6 +16,7 @@ from gouache.diffusion.samplers.step import Denoise
 from gouache.errors import ConfigError, ShapeMismatch
 from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.configs import DenoiserConfig, NoiseScheduleConfig
+from gouache.models.mmdit import MMDiT
 from gouache.models.perturbation import AttentionRecord, Perturbation, changes_of
 from gouache.models.unet import Residuals, UNet
 from gouache.nn.free_u import FreeU
@@ -172,7 +173,7 @@ class Denoiser:
 
     def __init__(
         self,
-        network: UNet,
+        network: UNet | MMDiT,
         parameterization: Parameterization,
         schedule: NoiseSchedule,
         *,
@@ -195,7 +196,7 @@ class Denoiser:
 
     @classmethod
     def from_config(
-        cls, network: UNet, config: DenoiserConfig, *, timesteps: Mapping[float, float] | None = None
+        cls, network: UNet | MMDiT, config: DenoiserConfig, *, timesteps: Mapping[float, float] | None = None
     ) -> Denoiser:
         """The denoiser that a model's config describes; `timesteps` as in the class."""
         return cls(
@@ -221,22 +222,25 @@ class Denoiser:
 
     def predict(self, x: Tensor, sigma: Tensor, condition: Condition) -> Prediction:
         """As a call, with the learned variance if there is one."""
-        weight = self.network.conv_in.weight
+        weight = next(self.network.parameters())
         given = condition.expand(x.shape[0]).to(weight.device, weight.dtype)
         noisy = network_input(x, sigma, self.schedule.path).to(weight.dtype)
         timestep = self._timestep(sigma).to(weight.device, torch.float32)
-        output: Tensor = self.network(
-            noisy,
-            timestep,
-            given.context,
-            context_mask=given.mask,
-            pooled=given.pooled,
-            draft=given.draft,
-            residuals=_sum([control.residuals(noisy, timestep, given) for control in given.controls]),
-            changes=changes_of(self.network, given.perturbations, given.record),
-            free_u=given.free_u,
-            guidance=given.guidance,
-        )
+        changes = changes_of(self.network, given.perturbations, given.record)
+        shared = {"context_mask": given.mask, "pooled": given.pooled, "changes": changes}
+        if isinstance(self.network, MMDiT):
+            output: Tensor = self.network(noisy, timestep, given.context, **shared)
+        else:
+            output = self.network(
+                noisy,
+                timestep,
+                given.context,
+                **shared,
+                draft=given.draft,
+                residuals=_sum([control.residuals(noisy, timestep, given) for control in given.controls]),
+                free_u=given.free_u,
+                guidance=given.guidance,
+            )
         # Back in the state's own type, fp32 as a rule: in half precision the last steps would drown in rounding.
         raw, variance = self._split(output.to(x.dtype))
         denoised = denoised_from(raw, x, sigma, self.parameterization, self.schedule.path)

@@ -100,9 +100,15 @@ class Request(Config):
     negative_prompt: Text | None = None
     """Negative prompt. SDXL models take zeros where none is given; an empty one is encoded."""
     prompt_2: Text | None = None
-    """Prompt of an SDXL model's second text encoder (OpenCLIP's bigG). Default: the prompt."""
+    """Prompt of an SDXL or SD 3 model's second text encoder (OpenCLIP's bigG). Default: the prompt."""
     negative_prompt_2: Text | None = None
-    """Negative prompt of an SDXL model's second text encoder. Default: the negative prompt."""
+    """Negative prompt of an SDXL or SD 3 model's second text encoder. Default: the negative prompt."""
+    prompt_3: Text | None = None
+    """Prompt of a Stable Diffusion 3 model's T5. Default: the prompt."""
+    negative_prompt_3: Text | None = None
+    """Negative prompt of a Stable Diffusion 3 model's T5. Default: the negative prompt."""
+    max_sequence_length: Annotated[int, Field(ge=1, le=512)] | None = None
+    """Tokens that Stable Diffusion 3's T5 reads, end and padding included: 256; ComfyUI has 77 for short prompts."""
     style: Name | None = None
     """A style the model was trained on; added to the prompt as the model wants it."""
     emphasis: Emphasis = "a1111"

@@ -54,6 +54,7 @@ def _without_guidance(request: Request, kind: str | None) -> Unused:
         "mimic": request.mimic is not None,
         "perp_neg": request.perp_neg is not None and " AND " not in request.prompt,
         "negative_prompt_2": bool(request.negative_prompt_2) and " AND " not in request.prompt,
+        "negative_prompt_3": bool(request.negative_prompt_3) and " AND " not in request.prompt,
         "guidance_rescale": request.guidance_rescale > 0,
         "guidance_interval": request.guidance_interval is not None,
         "apg": request.apg is not None and kind != INSTRUCT,
@@ -63,7 +64,7 @@ def _without_guidance(request: Request, kind: str | None) -> Unused:
 
 
 def _of_guiders(request: Request, bundle: ModelBundle) -> Unused:
-    empty = not request.negative_prompt and not request.negative_prompt_2
+    empty = not (request.negative_prompt or request.negative_prompt_2 or request.negative_prompt_3)
     zeros = request.negative_prompt is None and bundle.traits.zero_negative
     if request.perp_neg is not None and request.guidance_scale != 1 and empty and not zeros:
         yield "perp_neg", "there is no negative prompt"

@@ -7,7 +7,8 @@ numbers have the low byte first. Source: ggml's specification, docs/gguf.md.
 Two programs write models of Stable Diffusion so. ComfyUI-GGUF: one denoiser, under the names of its single file;
 ``general.architecture`` names the family, and matrices whose rows no block divides are stored as [N / 256, 256] with
 their sizes under ``comfy.gguf.orig_shape.NAME``. stable-diffusion.cpp: whole models or parts, without an architecture,
-and with sizes of 1 at the slow end left out.
+and with sizes of 1 at the slow end left out. llama.cpp's T5 encoders, which Stable Diffusion 3 can read prompts with,
+get transformers' names.
 """
 
 from __future__ import annotations
@@ -90,6 +91,24 @@ BLOCK_TYPES = {
 }
 """By ggml's number. Those that can be dequantized are the keys of `gguf_blocks.DEQUANTIZERS`."""
 _BY_NAME = {kind.name: kind for kind in BLOCK_TYPES.values()}
+
+T5_ARCHITECTURES = ("t5", "t5encoder")
+T5_NAMES = {
+    "token_embd.": "shared.",
+    "enc.output_norm.": "encoder.final_layer_norm.",
+    "enc.blk.": "encoder.block.",
+    ".attn_rel_b.": ".layer.0.SelfAttention.relative_attention_bias.",
+    ".attn_norm.": ".layer.0.layer_norm.",
+    ".attn_q.": ".layer.0.SelfAttention.q.",
+    ".attn_k.": ".layer.0.SelfAttention.k.",
+    ".attn_v.": ".layer.0.SelfAttention.v.",
+    ".attn_o.": ".layer.0.SelfAttention.o.",
+    ".ffn_norm.": ".layer.1.layer_norm.",
+    ".ffn_gate.": ".layer.1.DenseReluDense.wi_0.",
+    ".ffn_up.": ".layer.1.DenseReluDense.wi_1.",
+    ".ffn_down.": ".layer.1.DenseReluDense.wo.",
+}
+"""What llama.cpp calls the layers of a T5 encoder -> what transformers does."""
 
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 """Types of values in the header, as `struct` calls them."""
@@ -183,6 +202,8 @@ def read_gguf_header(path: Path) -> Header:
         tensors = _counted(reader, "tensors")
         metadata, shapes = _metadata(reader, _counted(reader, "entries"))
         listed = [_tensor(reader, shapes) for _ in range(tensors)]
+        if metadata.get(ARCHITECTURE) in T5_ARCHITECTURES:
+            listed = [(_name_of_t5(name), info, kind) for name, info, kind in listed]
         start = _aligned(reader.position, _alignment(metadata, path))
     _check_places(listed, path, size - start, _alignment(metadata, path))
     found = {name: info for name, info, _ in listed}
@@ -275,6 +296,12 @@ def _tensor(reader: _HeaderReader, shapes: Mapping[str, tuple[int, ...]]) -> tup
     if not sizes or sizes[0] % kind.numbers:
         raise bad(reader.path, f"{what} in {kind.name} with rows of {sizes[:1]}", f"a multiple of {kind.numbers}")
     return name, TensorInfo("F32", shape, start, start + math.prod(sizes) // kind.numbers * kind.bytes), kind.name
+
+
+def _name_of_t5(name: str) -> str:
+    for theirs, ours in T5_NAMES.items():
+        name = name.replace(theirs, ours)
+    return name
 
 
 def _check_places(listed: list[tuple[str, TensorInfo, str]], path: Path, data_bytes: int, alignment: int) -> None:

@@ -20,6 +20,7 @@ from gouache.checkpoints.adapters.controlnet_library import find_control
 from gouache.errors import IncompatibleCheckpoint
 from gouache.models.bundle import ModelBundle
 from gouache.models.conditioning.controlnet import ControlNet
+from gouache.models.configs import MMDiTConfig
 from gouache.models.denoiser import Steering
 from gouache.nn.layers import channels_last
 from gouache.pipeline.generate.tiling import circular
@@ -153,6 +154,13 @@ def check_fits(network: ControlNet, bundle: ModelBundle, where: str) -> None:
         IncompatibleCheckpoint: it steers another network.
     """
     ours, theirs = bundle.unet.config, network.config.unet
+    if isinstance(ours, MMDiTConfig):
+        raise IncompatibleCheckpoint(
+            where,
+            given="a ControlNet that steers a U-Net",
+            expected=f"one for the transformer of {bundle.name or bundle.family}",
+            cure="It was trained for a model of another family.",
+        )
     attends = any(theirs.transformer_layers) or theirs.middle_transformer_layers > 0
     for what, given, expected in (
         ("channels of the latents", theirs.in_channels, ours.in_channels),

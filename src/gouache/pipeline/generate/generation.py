@@ -199,37 +199,26 @@ class Generation:
 
     def _texts(self, request: Request, model: ModelBundle, steps: int, earlier: int) -> tuple[PromptPlan, PromptPlan]:
         """Prompt and negative prompt as a model reads them."""
-        positive = self._both(model, styled_prompt(request), request.prompt_2, steps, earlier)
-        second = request.negative_prompt_2
-        negative = self._both(model, request.negative_prompt or "", second, steps, earlier, composed=False)
+        reader = self._reader_of(model)
+        texts = (styled_prompt(request), request.prompt_2, request.prompt_3)
+        others = (request.negative_prompt or "", request.negative_prompt_2, request.negative_prompt_3)
+        positive = reader.plan_of(texts, steps, earlier=earlier)
+        negative = reader.plan_of(others, steps, earlier=earlier, composed=False)
         if model is not self.bundle:
             return positive, negative.zeroed() if zeros_of(request, model) else negative
-        if (request.negative_prompt, second) == (None, None) and model.traits.zero_negative:
+        if (request.negative_prompt, others[1]) == (None, None) and model.traits.zero_negative:
             negative = negative.zeroed()
         return positive, negative
 
     def _reader(self, model: ModelBundle) -> PromptReader:
         request = self.request
         to_the_letter = request.determinism == "a1111" or follows(request)
-        return PromptReader(model.text, request.emphasis, request.clip_skip, to_the_letter=to_the_letter)
+        rows = request.max_sequence_length
+        return PromptReader(model.text, request.emphasis, request.clip_skip, to_the_letter=to_the_letter, t5_rows=rows)
 
-    def _both(
-        self,
-        model: ModelBundle,
-        text: str,
-        second: str | None,
-        steps: int,
-        earlier: int = 0,
-        *,
-        composed: bool = True,
-    ) -> PromptPlan:
-        """A text as all of a model's encoders read it, or a second one as its second encoder does."""
-        reader = self.reader if model is self.bundle else self._reader(model)
-        plan = reader.plan(text, steps, composed=composed, earlier=earlier)
-        if second is None or len(model.text.encoders) < 2:
-            return plan
-        other = reader.plan(second, steps, composed=composed, earlier=earlier)
-        return plan.joined(other, model.text.context_widths[0], reader.encode(""))
+    def _reader_of(self, model: ModelBundle) -> PromptReader:
+        """Of this model's texts, or of the refiner's."""
+        return self.reader if model is self.bundle else self._reader(model)
 
     def mix_prompt(self, prompt: str, share: float) -> None:
         """Paint with what lies between the prompt (share 0) and another (share 1).
@@ -239,10 +228,12 @@ class Generation:
         """
         self.mixed = True  # what lies between two prompts lays nothing out
         for k, one in enumerate(self.passes):
-            other = self._both(self.bundle, prompt, one.request.prompt_2, *one.prompt_steps)
+            steps, earlier = one.prompt_steps
+            texts = (prompt, one.request.prompt_2, one.request.prompt_3)
+            other = self.reader.plan_of(texts, steps, earlier=earlier)
             refined = one.refined
             if refined is not None:
-                theirs = self._both(refined.bundle, prompt, one.request.prompt_2, *one.prompt_steps)
+                theirs = self._reader_of(refined.bundle).plan_of(texts, steps, earlier=earlier)
                 refined = replace(refined, positive=refined.positive.mixed(theirs, share))
             self.passes[k] = replace(one, positive=one.positive.mixed(other, share), refined=refined)
 

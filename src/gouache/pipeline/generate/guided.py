@@ -28,7 +28,7 @@ from gouache.models.scheduler_config import SchedulerConfig, number, sampler_of
 from gouache.pipeline.generate.a1111_procedure import follows, step_noise, tree_noise
 from gouache.pipeline.generate.guiders import Beside, Guiders
 from gouache.pipeline.generate.sampler_settings import own_settings, scaled_at_the_end
-from gouache.pipeline.generate.scheduler_levels import Levels, scheduler_levels, scheduler_of
+from gouache.pipeline.generate.scheduler_levels import Levels, patches_of, scheduler_levels, scheduler_of
 from gouache.pipeline.prompts.encode import EncodedPrompt, PromptPlan
 from gouache.pipeline.request import Request, SizeCondition
 
@@ -262,8 +262,9 @@ def levels_of(request: Request, bundle: ModelBundle, steps: int | None = None) -
     name, steps = request.schedule or "uniform", steps or request.num_inference_steps or 1
     scheduler = scheduler_of(request.sampler or "ddim", name, bundle)
     if scheduler is not None:
-        size = (request.width, request.height)
-        return scheduler_levels(scheduler, bundle.schedule, steps, (size[0], size[1]) if size[0] and size[1] else None)
+        known = request.width is not None and request.height is not None
+        size = patches_of(request.width or 0, request.height or 0, bundle) if known else None
+        return scheduler_levels(scheduler, bundle.schedule, steps, size)
     options = {"family": bundle.traits.align_your_steps} if name.startswith("align_your_steps") else {}
     like_a1111 = request.determinism == "a1111" or follows(request)
     if like_a1111 and sampler_info(request.sampler or "ddim").discard_penultimate:

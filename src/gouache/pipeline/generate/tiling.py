@@ -70,7 +70,9 @@ def _convolve(part: nn.Conv2d, seamless: Seamless, x: Tensor, weight: Tensor, bi
 def tiled_network(bundle: ModelBundle, tiled: Tiled) -> TiledNetwork:
     """The model's denoiser in tiles."""
     side = tiled.tile or min(bundle.defaults.width, bundle.defaults.height)
-    return TiledNetwork(bundle.denoiser, max(1, side // bundle.vae.config.downscale), tiled.overlap)
+    multiple = bundle.unet.config.multiple
+    whole = side // (bundle.vae.config.downscale * multiple) * multiple
+    return TiledNetwork(bundle.denoiser, max(multiple, whole), tiled.overlap)
 
 
 class TiledNetwork:

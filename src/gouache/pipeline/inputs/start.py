@@ -329,7 +329,10 @@ def _with_inputs(
     if kind == INSTRUCT:
         if part is None or start_state.latents is None:
             raise _needs("init_image", "a picture to change", "--init FILE")
-        return replace(start_state, draft=bundle.vae.denormalise(start_state.latents))
+        # EDM's kind (CosXL Edit) takes the picture's latents normalised, every other the autoencoder's own.
+        normalised = bundle.denoiser_config.schedule.name == "edm"
+        draft = start_state.latents if normalised else bundle.vae.denormalise(start_state.latents)
+        return replace(start_state, draft=draft)
     if kind == DEPTH:
         if request.depth_image is None:
             raise _needs("depth_image", "a depth map, white = near", "--depth-image FILE")

@@ -124,7 +124,8 @@ class Adapters:
         if self._last is None or self._last[0] != key:
             self._last = None  # give its memory back before the next one takes as much
             self._last = (key, self._adapted(tags, words))
-        return self._last[1]
+        adapted = self._last[1]
+        return replace(adapted, notes=(*adapted.notes, *_few_steps_notes(request, [file for file, _ in tags])))
 
     def _find(self, ref: AdapterRef) -> Path | None:
         if ref.kind == EMBEDDING:
@@ -184,6 +185,16 @@ class Adapters:
     def _loras(self, tags: list[tuple[AdapterFile, AdapterTag]]) -> list[tuple[Lora, AdapterTag]]:
         names = LayerNames(self.bundle.unet, self.bundle.text)
         return [(read_lora(file.path, names, self.bundle.family), tag) for file, tag in tags]
+
+
+def _few_steps_notes(request: Request, files: Sequence[AdapterFile]) -> list[str]:
+    """What to tell of LoRA files that were distilled to few steps, where the resolved request paints otherwise."""
+    asked = request.sampler or "", request.num_inference_steps or 1, request.guidance_scale or 0.0
+    return [
+        f"{file.few_steps.advice(f'LoRA {file.name!r}')}; this was {asked[0]}, {asked[1]} steps, guidance {asked[2]:g}"
+        for file in files
+        if file.few_steps is not None and not file.few_steps.fits(*asked)
+    ]
 
 
 def _bundled(files: Iterable[AdapterFile]) -> dict[str, AdapterFile]:

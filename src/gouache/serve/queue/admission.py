@@ -87,6 +87,7 @@ def _pixels_of(data: bytes) -> int:
 def _check_texts(request: Request, limits: Limits) -> None:
     texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or ""}
     texts |= {"prompt_2": request.prompt_2 or "", "negative_prompt_2": request.negative_prompt_2 or ""}
+    texts |= {"prompt_3": request.prompt_3 or "", "negative_prompt_3": request.negative_prompt_3 or ""}
     if request.interpolation is not None and request.interpolation.prompt is not None:
         texts["interpolation.prompt"] = request.interpolation.prompt
     if request.inversion is not None:
