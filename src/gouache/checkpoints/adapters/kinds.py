@@ -33,6 +33,8 @@ LORA_KINDS = {
         ".lora_B.weight",
         "_lora.down.weight",
         "_lora.up.weight",
+        "_lora1.down.weight",
+        "_lora2.down.weight",
         ".lora.down.weight",
         ".lora.up.weight",
         ".lora_linear_layer.down.weight",
@@ -70,7 +72,6 @@ FAMILY_OF_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
 """A U-Net's family by the width of its context."""
 
 FOREIGN = {
-    "Flux": ("double_blocks.0.img_attn.", "double_stream_blocks.0."),
     "Stable Diffusion 3": ("joint_blocks.0.",),
     "PixArt or Sana": ("blocks.0.cross_attn.q_linear.", "adaln_single."),
     "Stable Cascade": ("down_blocks.0.2.kv_mapper.", "clip_txt_mapper."),
@@ -192,7 +193,7 @@ def _controlnet(tensors: Tensors) -> Adapter | None:
         "controlnet_cond_embedding.conv_in.weight": "diffusers names",
     }
     for mark, label in marks.items():
-        if mark in tensors:
+        if mark in tensors and "pos_embed_input.weight" not in tensors:  # XLabs' for FLUX.1 has a hint of that name
             kind = "difference to the base model, " if "difference" in tensors else ""
             return Adapter("controlnet", _family_of_keys(tensors), f"ControlNet, {kind}{label}")
     return None
