@@ -391,6 +391,8 @@ def used_text_config(config: TextEncoderConfig, family: str, naming: Naming, *, 
     if traits.context == "penultimate_raw":
         # Of two encoders only the second gives a pooled vector; in Stable Diffusion 3 both do.
         alone = {"projection_width": 0} if first and len(traits.text_encoders) == 2 and not traits.text_rows else {}
+        if traits.text_rows and not config.projection_width:
+            alone = {"projection_width": config.width}
         return config.model_copy(update={"skip_layers": 1, "final_norm": False, **alone})
     return config.model_copy(update={"projection_width": 0})
 

@@ -32,6 +32,7 @@ from gouache.models.configs import (
     UpscalerConfig,
     VAEConfig,
 )
+from gouache.models.family import family_named
 from gouache.models.mmdit import MMDiT
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
@@ -152,6 +153,8 @@ def plan(part: Part, network: nn.Module, family: str) -> Plan:
     spellings = {name: spell(name) for name in shapes}
     report = LoadReport()
     found = part.header.tensors
+    if _lacks_identity(part, shapes, spellings, family):
+        spellings[PROJECTION] = Spelling(spellings[BESIDE_PROJECTION].name, ShapeChange.IDENTITY)
     for name, shape in shapes.items():
         spelling = spellings[name]
         if spelling.name not in found:
@@ -167,6 +170,20 @@ def plan(part: Part, network: nn.Module, family: str) -> Plan:
             else:
                 report.unexpected.append(name)
     return Plan(part, spellings, shapes, report)
+
+
+PROJECTION, BESIDE_PROJECTION = "text_projection.weight", "final_layer_norm.weight"
+
+
+def _lacks_identity(
+    part: Part, shapes: Mapping[str, tuple[int, ...]], spellings: Mapping[str, Spelling], family: str
+) -> bool:
+    """Whether a CLIP of Stable Diffusion 3 comes without its projection: the first one's is the identity, which folders
+    hold and single files don't."""
+    if not family_named(family).text_rows or not isinstance(part.config, TextEncoderConfig):
+        return False
+    absent = PROJECTION in shapes and spellings[PROJECTION].name not in part.header.tensors
+    return absent and len(set(shapes[PROJECTION])) == 1
 
 
 def _speller(part: Part) -> Speller:
@@ -189,6 +206,8 @@ def _prefixed(spell: Speller, prefix: str) -> Speller:
 
 
 def _fits(info: TensorInfo, shape: tuple[int, ...], change: ShapeChange) -> bool:
+    if change is ShapeChange.IDENTITY:
+        return True
     if change is ShapeChange.POINTWISE:
         return info.shape in (shape, (*shape, 1, 1))
     if change is ShapeChange.TRANSPOSED:
@@ -204,6 +223,8 @@ def changed(tensor: Tensor, change: ShapeChange, shape: tuple[int, ...]) -> Tens
         return tensor.reshape(shape)
     if change is ShapeChange.TRANSPOSED:
         return tensor.T.contiguous()
+    if change is ShapeChange.IDENTITY:
+        return torch.eye(shape[0], dtype=tensor.dtype)
     if change is ShapeChange.HALVES_SWAPPED:
         return torch.cat(tensor.chunk(2)[::-1])
     if change in THIRDS:

@@ -49,6 +49,8 @@ class ShapeChange(Enum):
     """Theirs is ours transposed."""
     HALVES_SWAPPED = auto()
     """Their first half of the rows is our second: shift and scale of Stable Diffusion 3's last layers."""
+    IDENTITY = auto()
+    """Ours is the identity, in the type of theirs."""
     FIRST_THIRD = auto()
     SECOND_THIRD = auto()
     LAST_THIRD = auto()

@@ -73,7 +73,7 @@ class Family:
         zero_negative: an empty negative prompt is zeros, not the encoding of the empty text.
         shift: of its flow of noise levels; None = its noise schedule is SD 1.x's.
         prediction: what its networks predict; None = they differ, and only the file or the weights tell.
-        align_your_steps: key of its table in `diffusion.samplers.sigmas`.
+        align_your_steps: key of its table in `diffusion.samplers.sigmas`; empty = none was published.
         architecture: its name in the `modelspec` metadata of single files; empty = it has no single files.
         implementation: the code base that those files' layout comes from.
         pipelines: variant -> the class of diffusers that runs it; empty = none does.
@@ -187,9 +187,10 @@ SD3 = Family(
     text_encoders=("text_encoder", "text_encoder_2"),
     context="penultimate_raw",
     text_rows=256,
+    align_your_steps="",
     shift=3.0,
     prediction="flow",
-    architecture="stable-diffusion-v3",
+    architecture="stable-diffusion-3",
     implementation="sgm",
     pipelines={"base": "StableDiffusion3Pipeline"},
     scheduler="FlowMatchEulerDiscreteScheduler",

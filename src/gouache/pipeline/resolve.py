@@ -401,6 +401,13 @@ def _named(request: Request, bundle: ModelBundle) -> tuple[str, str]:
 def _existing(schedule: str, sampler: str, bundle: ModelBundle, asked: str | None) -> str:
     """The schedule, where the model or the sampler has to bring it; `asked` is None if only the sampler's name says
     it."""
+    if schedule.startswith("align_your_steps") and not bundle.traits.align_your_steps:
+        raise InvalidInput(
+            "schedule",
+            given=f"{schedule!r} for {bundle.name or bundle.family}",
+            expected="a model of Stable Diffusion 1.x, 2.x or XL, for which such levels were published",
+            cure="Leave it out: the model's own levels are taken.",
+        )
     if schedule not in ("model", "diffusers") or scheduler_of(sampler, schedule, bundle) is not None:
         return schedule
     listed = any(alias in SCHEDULER_CLASSES for alias in sampler_info(sampler).aliases)
