@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -23,6 +24,7 @@ from gouache.training.config import DenoiserStage, read_config
 from gouache.training.loop import TrainingProgress
 from gouache.training.pack import pack
 from gouache.training.run import train_stage
+from gouache.training.stages.denoiser import DenoiserTraining
 from gouache.training.state import checkpoints
 
 if TYPE_CHECKING:
@@ -74,7 +76,7 @@ def trained(start: Path, data: Path, run: Path, images: int) -> list[float]:
     return [event.losses["loss"] for event in events if event.losses]
 
 
-@pytest.mark.every_time("8")
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [8, 80])
 def test_a_model_is_tuned_resumed_and_packed(sd3: Sd3Twins, data: Path, tmp_path: Path, images: int) -> None:
     start, run = sd3.path("3.5 medium"), tmp_path / "run"
@@ -97,6 +99,39 @@ def test_a_model_is_tuned_resumed_and_packed(sd3: Sd3Twins, data: Path, tmp_path
     assert (tuned.family, tuned.defaults.sampler, tuned.denoiser_config.parameterization) == ("sd3", "euler", "flow")
     (painted,) = Pipeline(tuned).paint(Request(prompt="square number 3", seed=1, num_inference_steps=2))
     assert painted.image.size == (32, 32)
+
+
+def test_the_loss_is_the_flows_and_falls(make_stage: Callable[..., Any]) -> None:
+    """|v - (eps - x0)|^2 at x_f = (1 - f) x0 + f eps, told t = 1000 f (arXiv:2403.03206, equations 2 and 14)."""
+    sizes = {"in_channels": 4, "out_channels": 4, "layers": 2, "heads": 2, "head_width": 8, "grid": 8, "qk_norm": True}
+    table = {
+        "network": {**sizes, "context_width": 12, "pooled_width": 12, "dual_layers": [0]},
+        "denoiser": {"parameterization": "flow", "schedule": {"name": "flow", "shift": 3.0}},
+        "timesteps": "logit_normal",
+        "caption_dropout": 0.0,
+    }
+    data = make_stage("denoiser").data
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        stage = DenoiserTraining(DenoiserStage.from_dict(table), data, data, None, None, 0)
+        torch.nn.init.normal_(stage.trained.proj_out.weight, std=0.1)
+    batch = stage.batch(range(8))
+    x0, eps = batch["x0"], batch["eps"]
+    share = (batch["sigma"] / (1 + batch["sigma"])).float()
+    noisy = torch.lerp(x0, eps, share.view(-1, 1, 1, 1))
+    text = {"context_mask": batch["mask"], "pooled": batch["pooled"]}
+    velocity = stage.trained(noisy, 1000 * share, batch["context"], **text)
+    expected = (velocity - (eps - x0)).square().mean()
+    assert torch.allclose(stage(batch)["loss"], expected, rtol=1e-4)
+    optimizer = torch.optim.AdamW(stage.trained.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(20):
+        loss = stage(batch)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    assert losses[-1] < 0.8 * losses[0]
 
 
 def test_a_stage_says_by_its_keys_which_network_it_trains() -> None:
