@@ -21,6 +21,7 @@ from gouache.models.conditioning.t2i_adapter import T2IAdapter
 from gouache.models.configs import DenoiserConfig, NoiseScheduleConfig
 from gouache.models.mmdit import MMDiT
 from gouache.models.perturbation import AttentionRecord, Perturbation, changes_of
+from gouache.models.turns import awake
 from gouache.models.unet import Residuals, UNet
 from gouache.nn.free_u import FreeU
 
@@ -297,7 +298,7 @@ class Denoiser:
 
     def predict(self, x: Tensor, sigma: Tensor, condition: Condition) -> Prediction:
         """As a call, with the learned variance if there is one."""
-        weight = next(self.network.parameters())
+        weight = next(awake(self.network).parameters())
         given = condition.expand(x.shape[0]).to(weight.device, weight.dtype)
         noisy = network_input(x, sigma, self.schedule.path).to(weight.dtype)
         timestep = self._timestep(sigma).to(weight.device, torch.float32)
