@@ -108,7 +108,9 @@ def test_diffusers_opens_the_folder_we_write(sd3: Sd3Twins, tmp_path: Path) -> N
 
     kind = "3.5 medium"
     convert(sd3.path(kind), tmp_path / "folder", "diffusers")
-    opened = diffusers.StableDiffusion3Pipeline.from_pretrained(tmp_path / "folder", text_encoder_3=None, tokenizer_3=None)
+    opened = diffusers.StableDiffusion3Pipeline.from_pretrained(
+        tmp_path / "folder", text_encoder_3=None, tokenizer_3=None
+    )
     for name in ("transformer", "vae", "text_encoder", "text_encoder_2"):
         assert_same(getattr(opened, name).state_dict(), getattr(sd3.theirs(kind), name).state_dict())
     assert dict(opened.transformer.config)["dual_attention_layers"] == [0, 1]
