@@ -342,5 +342,5 @@ def _merged(weight: Tensor, terms: list[tuple[float, LayerDelta]], name: str) ->
 def _stack_of(stack: TextStack, encoders: Sequence[nn.Module]) -> TextStack:
     """The same stack around other encoders."""
     made = copy.copy(stack)
-    made._modules = {"encoders": nn.ModuleList(encoders)}
+    made._modules = {**stack._modules, "encoders": nn.ModuleList(encoders)}
     return made
