@@ -157,6 +157,13 @@ def test_what_is_left_unused_is_noted_and_the_folder_written_again(
         4,
         8.5,
     )
+
+
+@pytest.mark.slow
+def test_a_single_file_is_painted_as_its_folder(consistency: tuple[Any, Path], tmp_path: Path) -> None:
+    """By the settings that it carries, and without them by its U-Net alone."""
+    _, folder = consistency
+    convert(folder, tmp_path / "one.safetensors", "single-file")
     with safe_open(tmp_path / "one.safetensors", "pt") as file:
         configs = {key: text for key, text in file.metadata().items() if key.startswith("gouache.config.")}
     save_file(load_file(tmp_path / "one.safetensors"), tmp_path / "other.safetensors", configs)
