@@ -26,7 +26,15 @@ from gouache.checkpoints.shapes import (
 )
 from gouache.config import Config
 from gouache.errors import UnknownFamily
-from gouache.models.configs import MMDiTConfig, NetworkConfig, T5Config, TextEncoderConfig, UNetConfig, VAEConfig
+from gouache.models.configs import (
+    GenerationDefaults,
+    MMDiTConfig,
+    NetworkConfig,
+    T5Config,
+    TextEncoderConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from gouache.models.family import SD1, SD2, SD3, SDXL, SDXL_REFINER, UNKNOWN, family_named
 from gouache.models.few_steps import TOLD_CONSISTENCY, FewSteps, few_steps_of
 
@@ -43,6 +51,8 @@ FAMILY_OF_TEXT_WIDTH = {768: SD1, 1024: SD2, 1280: SDXL}
 VIT_H_LAYERS = 24
 CONFIG_KEY = "gouache.config."
 """Files that gouache wrote carry each part's config in their metadata under this and the part's name."""
+DEFAULTS_KEY = "gouache.defaults"
+"""Single files that gouache wrote of few-step models carry the settings that such a model is painted with."""
 
 # (part, prefix in the file, naming, a tensor that is there if the part is)
 MARKS: tuple[tuple[str, str, Naming, str], ...] = (
@@ -344,9 +354,33 @@ def describe(marked: Mapping[str, Place]) -> Identity:
 
 def few_steps_in(header: Header, family: str, unet: NetworkConfig) -> FewSteps | None:
     """The distillation that a U-Net, its file's metadata or its file's name tell of."""
+    if DEFAULTS_KEY in header.metadata:
+        return few_steps_recorded(recorded_defaults(header))
     if isinstance(unet, UNetConfig) and unet.guidance_width:
         return TOLD_CONSISTENCY
     return few_steps_of({header.path.stem: "the file's name"}, header.metadata, family=family)
+
+
+def recorded_defaults(header: Header) -> GenerationDefaults:
+    """The settings that a single file of gouache's carries.
+
+    Raises:
+        ConfigError: they are none.
+    """
+    return GenerationDefaults.from_json(header.metadata[DEFAULTS_KEY], where=f"{header.path} metadata {DEFAULTS_KEY}")
+
+
+def few_steps_recorded(defaults: GenerationDefaults) -> FewSteps:
+    """The same in short."""
+    return FewSteps(
+        method="a few-step model",
+        sampler=defaults.sampler,
+        schedule=defaults.schedule,
+        steps=defaults.num_inference_steps,
+        guidance_scale=defaults.guidance_scale,
+        source="metadata",
+        told=f"its metadata ({DEFAULTS_KEY})",
+    )
 
 
 def kind_of(parts: Mapping[str, Part]) -> str:
