@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gouache import __version__
-from gouache.checkpoints.detect import CONFIG_KEY
+from gouache.checkpoints.detect import CONFIG_KEY, DEFAULTS_KEY
 from gouache.checkpoints.diffusers import write as diffusers_write
 from gouache.checkpoints.formats.header import SCALE, TensorInfo, is_matrix
 from gouache.checkpoints.formats.safetensors import dtype_name, quantise, write_json, write_tensors
@@ -314,6 +314,8 @@ def _write_single_file(model: ModelToWrite, path: Path) -> None:
         "modelspec.title": model.name or model.family,
         "modelspec.prediction_type": prediction,
     }
+    if model.defaults.num_inference_steps != GenerationDefaults().num_inference_steps:
+        metadata[DEFAULTS_KEY] = model.defaults.to_json()
     marks = _marks(model, str(path))
     infos |= {name: TensorInfo("F32", tuple(mark.shape)) for name, mark in marks.items()}
 

@@ -23,6 +23,7 @@ from gouache.models.configs import DenoiserConfig, NoiseScheduleConfig
 from gouache.models.mmdit import MMDiT
 from gouache.models.perturbation import AttentionRecord, Perturbation, changes_of
 from gouache.models.regions import RegionTexts, areas_of
+from gouache.models.turns import awake
 from gouache.models.unet import Residuals, UNet
 from gouache.nn.attention import Areas
 from gouache.nn.free_u import FreeU
@@ -322,7 +323,7 @@ class Denoiser:
 
     def predict(self, x: Tensor, sigma: Tensor, condition: Condition) -> Prediction:
         """As a call, with the learned variance if there is one."""
-        weight = next(self.network.parameters())
+        weight = next(awake(self.network).parameters())
         given = condition.expand(x.shape[0]).to(weight.device, weight.dtype)
         noisy = network_input(x, sigma, self.schedule.path).to(weight.dtype)
         timestep = self._timestep(sigma).to(weight.device, torch.float32)

@@ -18,6 +18,7 @@ from gouache.diffusion.rng import generator_for
 from gouache.diffusion.samplers.step import Denoise
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
+from gouache.models.turns import awake
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.generate.a1111_procedure import follows, skipped_steps
 from gouache.pipeline.inputs.a1111_masks import A1111Masked, cut_like_a1111, mask_of, resized
@@ -494,7 +495,7 @@ def encode_tensor(
 
 
 def _encoded(vae: AutoencoderKL, tensor: Tensor, *, tiled: bool) -> Tensor:
-    weight = next(vae.parameters())
+    weight = next(awake(vae).parameters())
     given = tensor.to(weight.device, weight.dtype)
     moments = vae.encode_in_tiles(given) if tiled else vae.encode(given)
     return vae.normalise(moments.mode()).float()
