@@ -123,7 +123,7 @@ def check_regions(request: Request, bundle: ModelBundle) -> None:
             "regions",
             given=f"a value for {bundle.name or bundle.family}",
             expected="nothing: its network has no cross-attention that could look at a text in one place only",
-            cure="Leave them out.",
+            cure="Leave them out, or choose a model of Stable Diffusion 1.x, 2.x or XL.",
         )
 
 
