@@ -389,7 +389,12 @@ ENTRIES: tuple[tuple[str, str, str, Write], ...] = (
         "inspect",
         _tensors({"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": (4, 4)}, "sd3.safetensors"),
     ),
-    ("IP-Adapter", "Tencent", "inspect", _tensors({"image_proj.proj.weight": (4, 4)}, "ip.safetensors")),
+    (
+        "IP-Adapter",
+        "Tencent",
+        "inspect",
+        _tensors({"image_proj.proj.weight": (3072, 8), "ip_adapter.1.to_k_ip.weight": (4, 768)}, "ip.safetensors"),
+    ),
     (
         "motion module",
         "AnimateDiff",
