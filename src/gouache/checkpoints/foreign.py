@@ -49,6 +49,7 @@ PIPELINES = frozenset(
         "StableDiffusionPipelineSafe",
         "StableDiffusionPix2PixZeroPipeline",
         "StableDiffusionSAGPipeline",
+        "StableDiffusionUpscalePipeline",
         "StableDiffusionXLAdapterPipeline",
         "StableDiffusionXLControlNetImg2ImgPipeline",
         "StableDiffusionXLControlNetInpaintPipeline",
@@ -81,6 +82,7 @@ PARTS_OF_PIPELINES = frozenset(
         "feature_extractor",
         "image_encoder",
         "inverse_scheduler",
+        "low_res_scheduler",
         "safety_checker",
         "scheduler",
         "text_encoder",
@@ -90,6 +92,7 @@ PARTS_OF_PIPELINES = frozenset(
         "unet",
         "vae",
         "watermark",
+        "watermarker",
     }
 )
 """Parts that belong to such pipelines, whether they are used here or not. Any other is named in a note."""
@@ -170,7 +173,6 @@ KINDS_OF_CLASSES = {
     "StableDiffusionLDM3D": "LDM3D, which paints depth beside colour",
     "StableDiffusionLatentUpscale": "the latent upscaler",
     "StableDiffusionOnnx": "an export for ONNX",
-    "StableDiffusionUpscale": "the upscaler of Stable Diffusion",
     "StableUnCLIP": "Stable unCLIP, which takes a picture's embedding",
     "StableVideoDiffusion": "Stable Video Diffusion",
     "TextToVideoSD": "ModelScope's text to video",

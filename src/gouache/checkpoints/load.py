@@ -27,6 +27,7 @@ from gouache.models.bundle import ModelBundle
 from gouache.models.configs import (
     DenoiserConfig,
     GenerationDefaults,
+    NoiseScheduleConfig,
     SentenceEncoderConfig,
     TextEncoderConfig,
     UNetConfig,
@@ -247,12 +248,19 @@ def denoiser_config(
     else:
         config = DenoiserConfig(
             parameterization=identity.prediction or _sd2_prediction(identity.parts["unet"], tensor_of),
-            schedule=recorded_schedule(identity.parts["unet"].header),
+            schedule=_recorded_schedule(identity),
         )
     unet = identity.parts["unet"].config
     if isinstance(unet, UNetConfig) and unet.out_channels == 2 * unet.in_channels:
         config = config.model_copy(update={"learned_variance": True})
     return config if prediction is None else config.model_copy(update={"parameterization": prediction})
+
+
+def _recorded_schedule(identity: Identity) -> NoiseScheduleConfig:
+    """The file's own; the x4 upscaler's where it records none."""
+    found, header = recorded_schedule(identity.parts["unet"].header), identity.parts["unet"].header
+    bare = identity.variant == "upscaler" and "alphas_cumprod" not in header.tensors and "betas" not in header.tensors
+    return found.model_copy(update={"beta_start": 1e-4, "beta_end": 0.02}) if bare else found
 
 
 def _folder_scheduler(path: Path, identity: Identity) -> Scheduler | None:
@@ -348,11 +356,11 @@ def check_loadable(identity: Identity, where: str, *, without_vae: bool = False)
             expected="a whole model: U-Net, autoencoder and text encoder",
             cure=cures.get(identity.kind, "Give the model that it belongs to."),
         )
-    if identity.variant not in ("base", "inpainting", "instruct", "depth"):
+    if identity.variant not in ("base", "inpainting", "instruct", "depth", "upscaler"):
         raise IncompatibleCheckpoint(
             where,
             given=f"a {identity.family} {identity.variant} model",
-            expected="text to image, inpainting, instruct or depth",
+            expected="text to image, inpainting, instruct, depth or the x4 upscaler",
         )
     for name, part in identity.parts.items():
         if isinstance(part.config, TextEncoderConfig):

@@ -189,6 +189,8 @@ def _way_down(counted: _Counted, shapes: Shapes, naming: Naming, where: str) -> 
     channels = tuple(level[0][0] for level in counted.down)
     told = "time_embed.cond_proj.weight" if naming == "ldm" else "time_embedding.cond_proj.weight"
     linear = len(_first(shapes, ".proj_in.weight")) == 2
+    levels = shapes.get("label_emb.weight" if naming == "ldm" else "class_embedding.weight", (0,))[0]
+    context_width = (_first(shapes, ".attn2.to_k.weight") or (0, UNetConfig().context_width))[1]
     return UNetConfig(
         in_channels=_at(shapes, stem, 1, where),
         channels=channels,
@@ -196,13 +198,27 @@ def _way_down(counted: _Counted, shapes: Shapes, naming: Naming, where: str) -> 
         transformer_layers=tuple(level[0][1] for level in counted.down),
         middle_layers=counted.middle_resnets,
         middle_transformer_layers=counted.middle_depth,
-        heads=unet_heads(channels, linear=linear),
-        context_width=(_first(shapes, ".attn2.to_k.weight") or (0, UNetConfig().context_width))[1],
+        heads=unet_heads(channels, linear=linear and not levels),
+        context_width=context_width,
+        only_cross_attention=_crossing(shapes, naming, counted, context_width) if levels else (),
         linear_projection=linear,
         guidance_width=shapes[told][1] if told in shapes else 0,
         pooled_width=shapes[pooled][1] if pooled in shapes else 0,
+        noise_levels=levels,
         norm_groups=norm_groups(channels),
     )
+
+
+def _crossing(shapes: Shapes, naming: Naming, counted: _Counted, context_width: int) -> tuple[bool, ...]:
+    """Levels of the x4 upscaler whose first attention looks at the text, by the width of its keys' input; where that is
+    the level's own width too, it looks at the level, as the published network's does."""
+    found, number = [], 1
+    for level, blocks in enumerate(counted.down):
+        place = f"input_blocks.{number}.1" if naming == "ldm" else f"down_blocks.{level}.attentions.0"
+        keys = shapes.get(f"{place}.transformer_blocks.0.attn1.to_k.weight", (0, 0))
+        found.append(keys[1] == context_width != keys[0])
+        number += len(blocks) + 1
+    return tuple(found) if any(found) else ()
 
 
 def unet_heads(channels: tuple[int, ...], *, linear: bool) -> tuple[int, ...]:

@@ -50,7 +50,8 @@ SHORT = {
 }
 PANELS = {
     **dict.fromkeys(
-        ("init_image", "strength", "resize_mode", "image_guidance_scale", "depth_image"), "Starting picture"
+        ("init_image", "strength", "resize_mode", "image_guidance_scale", "depth_image", "noise_level"),
+        "Starting picture",
     ),
     **dict.fromkeys(("control",), "Control"),
     **dict.fromkeys(("mask",), "Mask"),
@@ -76,6 +77,7 @@ EDITING = (
     "interpolation",
     "image_guidance_scale",
     "depth_image",
+    "noise_level",
 )
 """Fields about a starting picture: `paint` leaves them to the commands that take one."""
 

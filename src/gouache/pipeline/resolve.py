@@ -28,7 +28,7 @@ from gouache.pipeline.generate.sampler_settings import check_sampler, sampler_no
 from gouache.pipeline.generate.scheduler_levels import scheduler_of
 from gouache.pipeline.generate.upscaler_files import LANCZOS, OWN
 from gouache.pipeline.inputs.images import References, nearest_size
-from gouache.pipeline.inputs.start import INSTRUCT, input_kind
+from gouache.pipeline.inputs.start import ENLARGE, INSTRUCT, input_kind
 from gouache.pipeline.prompts.syntax import adapter_tags, refuse_tags
 from gouache.pipeline.request import Hires, Procedure, Request, Upscale
 from gouache.pipeline.unused import unused_notes
@@ -116,6 +116,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
     _check_tags(request)
     _check_prior(request, bundle)
     _check_control(request, bundle)
+    _check_enlarging(request, bundle)
     _check_sdxl(request, bundle)
     check_guiders(request, bundle)
     if request.style is not None and bundle.styles and request.style not in bundle.styles:
@@ -142,6 +143,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
             "negative_prompt": negative,
             "background": _background(request, bundle),
             "strength": _strength(request, bundle),
+            "noise_level": _noise_level(request, bundle),
             "num_inference_steps": request.num_inference_steps or defaults.num_inference_steps,
             "guidance_scale": guidance,
             "sampler": sampler,
@@ -273,9 +275,38 @@ def _check_control(request: Request, bundle: ModelBundle) -> None:
         )
 
 
+NOISE_LEVEL = 20
+"""Noise on a small picture where a request leaves it open."""
+
+
+def _noise_level(request: Request, bundle: ModelBundle) -> int | None:
+    """The default for a model that enlarges a picture; whatever was asked for another, which isn't told it."""
+    return NOISE_LEVEL if request.noise_level is None and input_kind(bundle) == ENLARGE else request.noise_level
+
+
+def _check_enlarging(request: Request, bundle: ModelBundle) -> None:
+    """A model that enlarges a picture does nothing else."""
+    if input_kind(bundle) != ENLARGE:
+        return
+    if request.noise_level is not None and request.noise_level >= bundle.unet.config.noise_levels:
+        levels = bundle.unet.config.noise_levels
+        raise InvalidInput("noise_level", given=request.noise_level, expected=f"below {levels}, as this model knows")
+    groups = ("mask", "outpaint", "inversion", "interpolation", "hires")
+    clash = next((name for name in groups if getattr(request, name) is not None), None)
+    if clash:
+        raise InvalidInput(
+            clash,
+            given="a model that enlarges pictures",
+            expected="no more than init_image, which it enlarges whole",
+            cure="Leave it out, or use a model that paints.",
+        )
+
+
 def _size(request: Request, bundle: ModelBundle, start: tuple[int, int] | None) -> tuple[int, int]:
     """The asked size; else the starting picture's, unless only a masked part of it is worked on; else the model's."""
     own = (bundle.defaults.width, bundle.defaults.height)
+    if start is not None and input_kind(bundle) == ENLARGE:
+        start = (start[0] * bundle.vae.config.downscale, start[1] * bundle.vae.config.downscale)
     only_part = request.mask is not None and request.mask.only_masked
     width, height = own if start is None or only_part else start
     return request.width or width, request.height or height
@@ -327,7 +358,7 @@ def factor_of(bundle: ModelBundle) -> int:
 
 
 def _strength(request: Request, bundle: ModelBundle) -> float | None:
-    if request.init_image is None or request.strength is not None or input_kind(bundle) == INSTRUCT:
+    if request.init_image is None or request.strength is not None or input_kind(bundle) in (INSTRUCT, ENLARGE):
         return request.strength
     return 1.0 if request.outpaint is not None or request.inversion is not None else 0.75
 

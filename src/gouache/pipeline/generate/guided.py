@@ -49,12 +49,14 @@ class NetworkInputs:
         numbers: SDXL's size numbers. [1, 6 or 5]
         negative_numbers: the same for the negative prompt; None = `numbers`.
         controls: networks that steer, with the steps at which each does.
+        noise_level: of a small picture in `draft`.
     """
 
     draft: Tensor | None = None
     numbers: Tensor | None = None
     negative_numbers: Tensor | None = None
     controls: tuple[TimedControl, ...] = ()
+    noise_level: int | None = None
 
 
 class PromptedDenoiser:
@@ -212,7 +214,15 @@ class PromptedDenoiser:
             controls=self._controls(negative=negative),
             free_u=self.guiders.free_u_at(self.step),
             guidance=self._told,
+            noise_level=self._noise_level,
         )
+
+    @property
+    def _noise_level(self) -> Tensor | None:
+        """[1] for a network that is told it."""
+        level = self.inputs.noise_level
+        told = level is not None and self.bundle.unet.config.noise_levels > 0
+        return torch.tensor([level]) if told else None
 
     def _controls(self, *, negative: bool) -> tuple[Steering, ...]:
         if not self.inputs.controls:

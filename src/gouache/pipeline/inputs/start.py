@@ -23,6 +23,7 @@ from gouache.pipeline.generate.a1111_procedure import follows, skipped_steps
 from gouache.pipeline.inputs.a1111_masks import A1111Masked, cut_like_a1111, mask_of, resized
 from gouache.pipeline.inputs.images import References, fit, on_background
 from gouache.pipeline.inputs.masks import Masked, cut, filled, full_mask, grey_share, latent_mask
+from gouache.pipeline.inputs.small_picture import small_picture
 from gouache.pipeline.inputs.tensors import to_tensor
 from gouache.pipeline.request import Mask, Request, ResizeMode
 
@@ -147,11 +148,12 @@ def steps_to_skip(steps: int, strength: float) -> int:
     return steps - min(int(steps * strength), steps)
 
 
-INPAINT, INSTRUCT, DEPTH, DRAFT = "inpaint", "instruct", "depth", "draft"
+INPAINT, INSTRUCT, DEPTH, DRAFT, ENLARGE = "inpaint", "instruct", "depth", "draft", "enlarge"
 
 
 def input_kind(bundle: ModelBundle) -> str | None:
-    """What the network takes beside the latents: a mask and a masked picture, a picture, a depth map, a draft; or None.
+    """What the network takes beside the latents: a mask and a masked picture, a picture, a depth map, a draft, a small
+    picture; or None.
 
     Raises:
         InvalidInput: channels that fit none of them.
@@ -161,6 +163,8 @@ def input_kind(bundle: ModelBundle) -> str | None:
         return None
     if bundle.prior is not None:
         return DRAFT
+    if bundle.unet.config.noise_levels and extra == bundle.vae.config.image_channels:
+        return ENLARGE
     kinds = {1 + latent: INPAINT, latent: INSTRUCT, 1: DEPTH}
     if extra not in kinds:
         raise InvalidInput("model", given=f"{extra} channels beside the latents", expected=f"one of {sorted(kinds)}")
@@ -189,6 +193,11 @@ def prepare(request: Request, bundle: ModelBundle, references: References) -> Pr
     """
     kind = input_kind(bundle)
     notes: list[str] = []
+    if kind == ENLARGE:
+        if request.init_image is None:
+            raise _needs("init_image", "a small picture to enlarge", "--init FILE")
+        small = small_picture(references.picture(request.init_image), request, bundle)
+        return Prepared(StartState(draft=small, hints=_hints(None, request, references)), ())
     if request.init_image is None:
         blank = StartState(hints=_hints(None, request, references))
         return Prepared(_with_inputs(blank, None, None, kind, request, bundle, references, notes), tuple(notes))
