@@ -23,6 +23,11 @@ PIPELINES = frozenset(
         "LEditsPPPipelineStableDiffusion",
         "LEditsPPPipelineStableDiffusionXL",
         "SemanticStableDiffusionPipeline",
+        "StableDiffusion3Img2ImgPipeline",
+        "StableDiffusion3InpaintPipeline",
+        "StableDiffusion3PAGImg2ImgPipeline",
+        "StableDiffusion3PAGPipeline",
+        "StableDiffusion3Pipeline",
         "StableDiffusionAdapterPipeline",
         "StableDiffusionAttendAndExcitePipeline",
         "StableDiffusionControlNetImg2ImgPipeline",
@@ -87,8 +92,11 @@ PARTS_OF_PIPELINES = frozenset(
         "scheduler",
         "text_encoder",
         "text_encoder_2",
+        "text_encoder_3",
         "tokenizer",
         "tokenizer_2",
+        "tokenizer_3",
+        "transformer",
         "unet",
         "vae",
         "watermark",
@@ -99,6 +107,7 @@ PARTS_OF_PIPELINES = frozenset(
 CLASSES = frozenset(
     {
         "AsymmetricAutoencoderKL",
+        "CLIPVisionModelWithProjection",
         "AutoencoderKL",
         "AutoencoderTiny",
         "CLIPModel",
@@ -112,7 +121,10 @@ CLASSES = frozenset(
         "FlaxControlNetModel",
         "FlaxUNet2DConditionModel",
         "MultiControlNetModel",
+        "SD3Transformer2DModel",
         "T2IAdapter",
+        "T5EncoderModel",
+        "T5ForConditionalGeneration",
         "UNet2DConditionModel",
     }
 )
@@ -215,6 +227,8 @@ RELATIVES = {
     "AudioLDM 2": r"^down_blocks\.1\.attentions\.3\.",
     "AudioLDM": r"^(clap|cond_stage_model\.model\.(audio|text)_branch)\.",
     "StableSR": r"^structcond_stage_model\.",
+    "AuraFlow": r"(^|\.)(double_layers|joint_transformer_blocks)\.0\.",
+    "a ControlNet of Stable Diffusion 3": r"^pos_embed_input\.|^controlnet_blocks\.0\.(weight|bias)$",
     "Versatile Diffusion": r"^model\.(diffusion_model\.)?unet_(image|text)\.",
     "a diffusion model whose autoencoder has a code book": r"^(first_stage_model\.)?quantize\.embedding\.",
     "a guided-diffusion network, which takes no text": r"^input_blocks\.\d+\.1\.qkv\.",
@@ -228,7 +242,6 @@ STRANGERS = {
     "Qwen-Image": r"transformer_blocks\.0\.img_mlp\.",
     "Flux": r"(^|\.)(double_blocks\.0\.img_attn\.|single_blocks\.0\.linear1\.|single_transformer_blocks\.0\.proj_mlp\.)"
     r"|(^|\.)single_transformer_blocks\.0\.attn\.to_qkv_mlp_proj\.",
-    "AuraFlow": r"(^|\.)(double_layers|joint_transformer_blocks)\.0\.",
     "Lumina or Z-Image": r"(^|\.)(noise_refiner\.0|cap_embedder|time_caption_embed)\.",
     "Sana": r"(^|\.)caption_norm\.weight$|transformer_blocks\.0\.ff\.conv_inverted\.",
     "CogVideoX": r"(^|\.)patch_embed\.text_proj\.",
@@ -241,7 +254,6 @@ STRANGERS = {
     "an unCLIP prior": r"(^|\.)prd_embedding$",
     "DiT": r"(^|\.)y_embedder\.embedding_table|transformer_blocks\.0\.norm1\.emb\.class_embedder\.",
     "Kandinsky 5": r"(^|\.)visual_transformer_blocks\.",
-    "Stable Diffusion 3": r"(^|\.)joint_blocks\.0\.|(^|\.)pos_embed\.pos_embed$",
     "Wuerstchen or Stable Cascade": r"(^|\.)(blocks\.0\.(depthwise|channelwise)|clip_txt(_pooled)?_mapper)\."
     r"|(^|\.)down_blocks\.0\.0\.(depthwise|channelwise|kv_mapper)\.",
     "aMUSEd": r"(^|\.)mlm_layer\.",
@@ -296,7 +308,7 @@ def check_pipeline(index: Json, where: str) -> tuple[str, ...]:
         raise UnknownFamily(
             where,
             given=named_kind(name[:100]),
-            expected="a pipeline of Stable Diffusion 1.x, 2.x or XL that paints from text",
+            expected="a pipeline of Stable Diffusion 1.x, 2.x, XL or 3 that paints from text",
             cure="gouache runs no model of that kind."
             if named_kind(name[:100]) != name[:100]
             else "If its parts are Stable Diffusion's own, give _class_name in model_index.json as "
@@ -325,6 +337,7 @@ def check_class(values: Json, where: str) -> None:
         raise UnknownFamily(
             where,
             given=named_kind(named[:100]),
-            expected="a network of Stable Diffusion: UNet2DConditionModel, AutoencoderKL or CLIPTextModel",
+            expected="a network of Stable Diffusion: UNet2DConditionModel, SD3Transformer2DModel, AutoencoderKL or "
+            "CLIPTextModel",
             cure="gouache runs no network of that kind.",
         )

@@ -21,22 +21,31 @@ from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, InvalidInput
 from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.conditioning.controlnet_union import ControlNetUnion
+from gouache.models.conditioning.image_encoder import ImageEncoder
+from gouache.models.conditioning.ip_adapter import IPAdapter
 from gouache.models.conditioning.t2i_adapter import T2IAdapter
 from gouache.models.configs import (
     ControlNetConfig,
+    ImageEncoderConfig,
+    IPAdapterConfig,
+    MMDiTConfig,
     PriorConfig,
     QuantizerConfig,
     SentenceEncoderConfig,
     T2IAdapterConfig,
+    T5Config,
     TextEncoderConfig,
     UNetConfig,
     UpscalerConfig,
     VAEConfig,
 )
+from gouache.models.family import family_named
+from gouache.models.mmdit import MMDiT
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.text.clip import TextEncoder
 from gouache.models.text.sentence import SentenceEncoder
+from gouache.models.text.t5 import T5Encoder
 from gouache.models.unet import UNet
 from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
@@ -83,10 +92,14 @@ def build(config: Config) -> nn.Module:
     """
     if isinstance(config, UNetConfig):
         return UNet(config)
+    if isinstance(config, MMDiTConfig):
+        return MMDiT(config)
     if isinstance(config, VAEConfig):
         return AutoencoderKL(config)
     if isinstance(config, TextEncoderConfig):
         return TextEncoder(config)
+    if isinstance(config, T5Config):
+        return T5Encoder(config)
     if isinstance(config, SentenceEncoderConfig):
         return SentenceEncoder(config)
     if isinstance(config, PriorConfig):
@@ -99,6 +112,10 @@ def build(config: Config) -> nn.Module:
         return ControlNetUnion(config) if config.union_types else ControlNet(config)
     if isinstance(config, T2IAdapterConfig):
         return T2IAdapter(config)
+    if isinstance(config, ImageEncoderConfig):
+        return ImageEncoder(config)
+    if isinstance(config, IPAdapterConfig):
+        return IPAdapter(config)
     raise InvalidInput("config", given=type(config).__name__, expected="the config of a network")
 
 
@@ -149,6 +166,8 @@ def plan(part: Part, network: nn.Module, family: str) -> Plan:
     spellings = {name: spell(name) for name in shapes}
     report = LoadReport()
     found = part.header.tensors
+    if _lacks_identity(part, shapes, spellings, family):
+        spellings[PROJECTION] = Spelling(spellings[BESIDE_PROJECTION].name, ShapeChange.IDENTITY)
     for name, shape in shapes.items():
         spelling = spellings[name]
         if spelling.name not in found:
@@ -164,6 +183,20 @@ def plan(part: Part, network: nn.Module, family: str) -> Plan:
             else:
                 report.unexpected.append(name)
     return Plan(part, spellings, shapes, report)
+
+
+PROJECTION, BESIDE_PROJECTION = "text_projection.weight", "final_layer_norm.weight"
+
+
+def _lacks_identity(
+    part: Part, shapes: Mapping[str, tuple[int, ...]], spellings: Mapping[str, Spelling], family: str
+) -> bool:
+    """Whether a CLIP of Stable Diffusion 3 comes without its projection: the first one's is the identity, which folders
+    hold and single files don't."""
+    if not family_named(family).text_rows or not isinstance(part.config, TextEncoderConfig):
+        return False
+    absent = PROJECTION in shapes and spellings[PROJECTION].name not in part.header.tensors
+    return absent and len(set(shapes[PROJECTION])) == 1
 
 
 def _speller(part: Part) -> Speller:
@@ -186,6 +219,8 @@ def _prefixed(spell: Speller, prefix: str) -> Speller:
 
 
 def _fits(info: TensorInfo, shape: tuple[int, ...], change: ShapeChange) -> bool:
+    if change is ShapeChange.IDENTITY:
+        return True
     if change is ShapeChange.POINTWISE:
         return info.shape in (shape, (*shape, 1, 1))
     if change is ShapeChange.TRANSPOSED:
@@ -201,6 +236,10 @@ def changed(tensor: Tensor, change: ShapeChange, shape: tuple[int, ...]) -> Tens
         return tensor.reshape(shape)
     if change is ShapeChange.TRANSPOSED:
         return tensor.T.contiguous()
+    if change is ShapeChange.IDENTITY:
+        return torch.eye(shape[0], dtype=tensor.dtype)
+    if change is ShapeChange.HALVES_SWAPPED:
+        return torch.cat(tensor.chunk(2)[::-1])
     if change in THIRDS:
         return tensor[THIRDS.index(change) * shape[0] :][: shape[0]].clone()
     return tensor

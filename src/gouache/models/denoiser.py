@@ -16,8 +16,10 @@ from gouache.diffusion.samplers.step import Denoise
 from gouache.errors import ConfigError, ShapeMismatch
 from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.conditioning.controlnet_union import ControlNetUnion
+from gouache.models.conditioning.ip_adapter import Seen
 from gouache.models.conditioning.t2i_adapter import T2IAdapter
 from gouache.models.configs import DenoiserConfig, NoiseScheduleConfig
+from gouache.models.mmdit import MMDiT
 from gouache.models.perturbation import AttentionRecord, Perturbation, changes_of
 from gouache.models.unet import Residuals, UNet
 from gouache.nn.free_u import FreeU
@@ -120,6 +122,7 @@ class Condition:
         pooled: the ready vector of a network that takes one. [B, P]
         draft: channels laid beside the latents by a network that takes them. [B, Cd, h, w]
         controls: networks that steer this one.
+        pictures: what IP-Adapters show it beside the text.
         perturbations: what rows do otherwise in the network, one for each row or one for all; empty = nothing.
         free_u: what the network weighs otherwise, in all rows.
         record: whose self-attention to note, in all rows.
@@ -132,6 +135,7 @@ class Condition:
     pooled: Tensor | None = None
     draft: Tensor | None = None
     controls: tuple[Steering, ...] = ()
+    pictures: tuple[Seen, ...] = ()
     perturbations: tuple[Perturbation | None, ...] = ()
     free_u: FreeU | None = None
     record: AttentionRecord | None = None
@@ -163,6 +167,7 @@ class Condition:
             pooled=pooled,
             draft=draft,
             controls=tuple(control.map(change) for control in self.controls),
+            pictures=tuple(one.map(change) for one in self.pictures),
             guidance=guidance,
             noise_level=noise_level,
         )
@@ -185,6 +190,7 @@ def stack(conditions: Sequence[Condition]) -> Condition:
         pooled=_stack("pooled", [condition.pooled for condition in conditions]),
         draft=_stack("draft", [condition.draft for condition in conditions]),
         controls=_stack_controls([condition.controls for condition in conditions]),
+        pictures=_stack_pictures([condition.pictures for condition in conditions]),
         perturbations=tuple(one for part in rows for one in part) if perturbed else (),
         free_u=conditions[0].free_u,
         record=conditions[0].record,
@@ -202,6 +208,21 @@ def _stack_controls(rows: list[tuple[Steering, ...]]) -> tuple[Steering, ...]:
             same[0],
             features=tuple(map(torch.cat, zip(*(control.features for control in same), strict=True))),
             weight=torch.cat([control.weight for control in same]),
+        )
+        for same in zip(*rows, strict=True)
+    )
+
+
+def _stack_pictures(rows: list[tuple[Seen, ...]]) -> tuple[Seen, ...]:
+    if len({tuple(id(one.adapter) for one in seen) for seen in rows}) > 1:
+        counts = ", ".join(str(len(seen)) for seen in rows)
+        raise ShapeMismatch("conditions' pictures", given=f"{counts} of them", expected="the same adapters in all")
+    return tuple(
+        replace(
+            same[0],
+            tokens=torch.cat([one.tokens for one in same]),
+            weight=torch.cat([one.weight for one in same]),
+            mask=_stack("mask of pictures", [one.mask for one in same]),
         )
         for same in zip(*rows, strict=True)
     )
@@ -232,7 +253,7 @@ class Denoiser:
 
     def __init__(
         self,
-        network: UNet,
+        network: UNet | MMDiT,
         parameterization: Parameterization,
         schedule: NoiseSchedule,
         *,
@@ -255,7 +276,7 @@ class Denoiser:
 
     @classmethod
     def from_config(
-        cls, network: UNet, config: DenoiserConfig, *, timesteps: Mapping[float, float] | None = None
+        cls, network: UNet | MMDiT, config: DenoiserConfig, *, timesteps: Mapping[float, float] | None = None
     ) -> Denoiser:
         """The denoiser that a model's config describes; `timesteps` as in the class."""
         return cls(
@@ -281,23 +302,26 @@ class Denoiser:
 
     def predict(self, x: Tensor, sigma: Tensor, condition: Condition) -> Prediction:
         """As a call, with the learned variance if there is one."""
-        weight = self.network.conv_in.weight
+        weight = next(self.network.parameters())
         given = condition.expand(x.shape[0]).to(weight.device, weight.dtype)
         noisy = network_input(x, sigma, self.schedule.path).to(weight.dtype)
         timestep = self._timestep(sigma).to(weight.device, torch.float32)
-        output: Tensor = self.network(
-            noisy,
-            timestep,
-            given.context,
-            context_mask=given.mask,
-            pooled=given.pooled,
-            draft=given.draft,
-            residuals=_sum([control.residuals(noisy, timestep, given) for control in given.controls]),
-            changes=changes_of(self.network, given.perturbations, given.record),
-            free_u=given.free_u,
-            guidance=given.guidance,
-            noise_level=given.noise_level,
-        )
+        changes = changes_of(self.network, given.perturbations, given.record, given.pictures)
+        shared = {"context_mask": given.mask, "pooled": given.pooled, "changes": changes}
+        if isinstance(self.network, MMDiT):
+            output: Tensor = self.network(noisy, timestep, given.context, **shared)
+        else:
+            output = self.network(
+                noisy,
+                timestep,
+                given.context,
+                **shared,
+                draft=given.draft,
+                residuals=_sum([control.residuals(noisy, timestep, given) for control in given.controls]),
+                free_u=given.free_u,
+                guidance=given.guidance,
+                noise_level=given.noise_level,
+            )
         # Back in the state's own type, fp32 as a rule: in half precision the last steps would drown in rounding.
         raw, variance = self._split(output.to(x.dtype))
         denoised = denoised_from(raw, x, sigma, self.parameterization, self.schedule.path)

@@ -445,9 +445,8 @@ def block_shape(config: UNetConfig, level: int) -> BlockShape:
 def down_levels(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
     """The way down, and the channels of every feature map that it keeps."""
     blocks, kept, before = nn.ModuleList(), [config.channels[0]], config.channels[0]
-    for level, width in enumerate(config.channels):
+    for level, (width, depths) in enumerate(zip(config.channels, config.down_depths(), strict=True)):
         last = level == len(config.channels) - 1
-        depths = [config.transformer_layers[level]] * config.layers_per_level
         shape = block_shape(config, level)
         blocks.append(DownLevel(before, width, depths=depths, shape=shape, level=level, downsample=not last))
         kept += [width] * (config.layers_per_level + (0 if last else 1))

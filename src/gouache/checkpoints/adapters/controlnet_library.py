@@ -17,6 +17,8 @@ from gouache.errors import GouacheError, InvalidInput, ModelNotFound, unknown_na
 
 KIND = "controlnet"
 KINDS = (KIND, "t2i-adapter")
+NEIGHBOURS = ("ip-adapter", "image-encoder")
+"""Kinds that lie in the same folders and are listed by themselves; see `ip_adapter_library`."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
 UNUSABLE = "unusable"
 """How the label of a file begins that can't be used."""
@@ -48,6 +50,8 @@ def list_controls(folder: Path | None = None) -> list[ControlFile]:
         folder: the models folder; None takes `hub.models_folder()`.
     """
     found = [_described(name, path) for name, path in _named(folder or hub.models_folder())]
+    neighbours = tuple(f"{UNUSABLE}: a {kind}" for kind in NEIGHBOURS)
+    found = [file for file in found if file.label not in neighbours]
     return sorted(found, key=lambda file: (file.name.casefold(), file.path))
 
 

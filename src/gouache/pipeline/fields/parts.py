@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from gouache.config import Config
+from gouache.pipeline.fields.guiders import Timed
 from gouache.pipeline.fields.values import (
     MAX_FACTOR,
     MAX_FRAMES,
+    MAX_PROMPT_IMAGES,
     MAX_SIDE,
     MIN_SIDE,
     Border,
@@ -96,6 +98,25 @@ class Control(Config):
         if self.canny_low > self.canny_high:
             raise ValueError("canny_low of at most canny_high")
         return self
+
+
+def _one_or_several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+class ImagePrompt(Timed):
+    """Pictures that say what is painted, as words do, and the IP-Adapter that reads them."""
+
+    adapter: Name | None = None
+    """The IP-Adapter, by a name that gouache models lists. None for a model that takes a picture's embedding itself."""
+    images: Annotated[
+        tuple[ImageReference, ...], BeforeValidator(_one_or_several), Field(min_length=1, max_length=MAX_PROMPT_IMAGES)
+    ]
+    """The picture, or several that are looked at together."""
+    weight: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
+    """How much the pictures count beside the words; 0 = not."""
+    mask: ImageReference | None = None
+    """Where in the painting they count: white = there. Default: everywhere."""
 
 
 class Outpaint(Config):

@@ -21,6 +21,10 @@ MAX_BEST_OF = 64
 MAX_FRAMES = 1000
 MAX_CONTROLS = 8
 """ControlNets at once."""
+MAX_IMAGE_PROMPTS = 4
+"""Image prompts at once."""
+MAX_PROMPT_IMAGES = 8
+"""Pictures of one image prompt."""
 MAX_GUIDANCE = 1000.0
 MAX_SEED_DELTA = 2**32
 MAX_WATERMARK = 32

@@ -22,7 +22,9 @@ from gouache.models.bundle import ModelBundle
 from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.conditioning.controlnet_union import ControlNetUnion
 from gouache.models.conditioning.t2i_adapter import T2IAdapter
+from gouache.models.configs import UNetConfig
 from gouache.models.denoiser import Steering, SteeringNetwork, joined
+from gouache.models.unet import UNet
 from gouache.nn.layers import channels_last
 from gouache.pipeline.generate.tiling import circular
 from gouache.pipeline.inputs.images import fit, on_background
@@ -144,18 +146,31 @@ class Controls:
         return {name: Loaded(self._kept[key], key[0]) for name, key in keys.items()}
 
     def _loaded(self, name: str, path: Path) -> SteeringNetwork:
-        network = load_steering(path, self.bundle.unet, device=self.bundle.device, dtype=self.bundle.dtype)
-        check_fits(network, self.bundle, f"control {name!r}")
+        bundle, where = self.bundle, f"control {name!r}"
+        if not isinstance(bundle.unet, UNet):
+            raise IncompatibleCheckpoint(
+                where,
+                given="a network that steers a U-Net",
+                expected=f"one for the transformer of {bundle.name or bundle.family}",
+                cure="It was trained for a model of another family.",
+            )
+        network = load_steering(path, bundle.unet, device=bundle.device, dtype=bundle.dtype)
+        check_fits(network, bundle, bundle.unet.config, where)
         return channels_last(network.eval().requires_grad_(False))
 
 
-def check_fits(network: SteeringNetwork, bundle: ModelBundle, where: str) -> None:
+def check_fits(network: SteeringNetwork, bundle: ModelBundle, ours: UNetConfig, where: str) -> None:
     """See that a network that steers was made for a model's U-Net.
 
     Raises:
         IncompatibleCheckpoint: it steers another network.
     """
-    demands = _of_an_adapter(network, bundle) if isinstance(network, T2IAdapter) else _of_a_controlnet(network, bundle)
+    latent = bundle.vae.config.downscale
+    demands = (
+        _of_an_adapter(network, ours, latent)
+        if isinstance(network, T2IAdapter)
+        else _of_a_controlnet(network, ours, latent)
+    )
     for what, given, expected in demands:
         if given != expected:
             raise IncompatibleCheckpoint(
@@ -170,17 +185,17 @@ Demands = tuple[tuple[str, object, object], ...]
 """What, as the network has it, as the model needs it."""
 
 
-def _of_an_adapter(network: T2IAdapter, bundle: ModelBundle) -> Demands:
+def _of_an_adapter(network: T2IAdapter, ours: UNetConfig, latent: int) -> Demands:
     """A map for each level, SDXL's at half the size and with one for the middle."""
-    ours, theirs, xl = bundle.unet.config, network.config, network.config.kind == "full_xl"
+    theirs, xl = network.config, network.config.kind == "full_xl"
     return (
         ("widths", theirs.channels, (*ours.channels, *([ours.channels[-1]] if xl else []))),
-        ("pixels of one latent", theirs.fold // (2 if xl else 1), bundle.vae.config.downscale),
+        ("pixels of one latent", theirs.fold // (2 if xl else 1), latent),
     )
 
 
-def _of_a_controlnet(network: ControlNet | ControlNetUnion, bundle: ModelBundle) -> Demands:
-    ours, theirs = bundle.unet.config, network.config.unet
+def _of_a_controlnet(network: ControlNet | ControlNetUnion, ours: UNetConfig, latent: int) -> Demands:
+    theirs = network.config.unet
     attends = any(theirs.transformer_layers) or theirs.middle_transformer_layers > 0
     return (
         ("channels of the latents", theirs.in_channels, ours.in_channels),
@@ -188,7 +203,7 @@ def _of_a_controlnet(network: ControlNet | ControlNetUnion, bundle: ModelBundle)
         ("residual blocks a level", theirs.layers_per_level, ours.layers_per_level),
         ("width of the text", theirs.context_width if attends else ours.context_width, ours.context_width),
         ("width of the pooled text", theirs.pooled_width, ours.pooled_width),
-        ("pixels of one latent", network.config.downscale, bundle.vae.config.downscale),
+        ("pixels of one latent", network.config.downscale, latent),
     )
 
 

@@ -28,12 +28,13 @@ from gouache.models.scheduler_config import SchedulerConfig, number, sampler_of
 from gouache.pipeline.generate.a1111_procedure import follows, step_noise, tree_noise
 from gouache.pipeline.generate.guiders import Beside, Guiders
 from gouache.pipeline.generate.sampler_settings import own_settings, scaled_at_the_end
-from gouache.pipeline.generate.scheduler_levels import Levels, scheduler_levels, scheduler_of
+from gouache.pipeline.generate.scheduler_levels import Levels, patches_of, scheduler_levels, scheduler_of
 from gouache.pipeline.prompts.encode import EncodedPrompt, PromptPlan
 from gouache.pipeline.request import Request, SizeCondition
 
 if TYPE_CHECKING:
     from gouache.pipeline.generate.controlnets import TimedControl
+    from gouache.pipeline.generate.image_prompts import TimedPictures
 
 NO_GUIDERS = Guiders()
 Network = Callable[[Tensor, Tensor, Condition], Tensor]
@@ -49,6 +50,7 @@ class NetworkInputs:
         numbers: SDXL's size numbers. [1, 6 or 5]
         negative_numbers: the same for the negative prompt; None = `numbers`.
         controls: networks that steer, with the steps at which each does.
+        pictures: what IP-Adapters show, with the steps at which each does.
         noise_level: of a small picture in `draft`.
     """
 
@@ -56,6 +58,7 @@ class NetworkInputs:
     numbers: Tensor | None = None
     negative_numbers: Tensor | None = None
     controls: tuple[TimedControl, ...] = ()
+    pictures: tuple[TimedPictures, ...] = ()
     noise_level: int | None = None
 
 
@@ -212,6 +215,7 @@ class PromptedDenoiser:
             pooled=self.bundle.pooled_vector(text.pooled, numbers),
             draft=draft,
             controls=self._controls(negative=negative),
+            pictures=tuple(one.on_side(negative=negative) for one in inputs.pictures if one.is_on(self.step)),
             free_u=self.guiders.free_u_at(self.step),
             guidance=self._told,
             noise_level=self._noise_level,
@@ -221,7 +225,7 @@ class PromptedDenoiser:
     def _noise_level(self) -> Tensor | None:
         """[1] for a network that is told it."""
         level = self.inputs.noise_level
-        told = level is not None and self.bundle.unet.config.noise_levels > 0
+        told = level is not None and self.bundle.noise_levels > 0
         return torch.tensor([level]) if told else None
 
     def _controls(self, *, negative: bool) -> tuple[Steering, ...]:
@@ -279,8 +283,9 @@ def levels_of(request: Request, bundle: ModelBundle, steps: int | None = None) -
     name, steps = request.schedule or "uniform", steps or request.num_inference_steps or 1
     scheduler = scheduler_of(request.sampler or "ddim", name, bundle)
     if scheduler is not None:
-        size = (request.width, request.height)
-        return scheduler_levels(scheduler, bundle.schedule, steps, (size[0], size[1]) if size[0] and size[1] else None)
+        known = request.width is not None and request.height is not None
+        size = patches_of(request.width or 0, request.height or 0, bundle) if known else None
+        return scheduler_levels(scheduler, bundle.schedule, steps, size)
     options = {"family": bundle.traits.align_your_steps} if name.startswith("align_your_steps") else {}
     like_a1111 = request.determinism == "a1111" or follows(request)
     if like_a1111 and sampler_info(request.sampler or "ddim").discard_penultimate:

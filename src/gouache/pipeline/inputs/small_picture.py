@@ -36,7 +36,7 @@ def with_noise(
     Returns:
         of a model that enlarges alpha x + std noise, with noise of each picture's own, [B,3,h,w]; else the same.
     """
-    if draft is None or not bundle.unet.config.noise_levels:
+    if draft is None or not bundle.noise_levels:
         return draft
     level = float(request.noise_level or 0)
     alpha, std = float(bundle.schedule.alpha(level)), float(bundle.schedule.std(level))

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from gouache.checkpoints.load import no_vae
 from gouache.diffusion.rng import generator_for
-from gouache.diffusion.samplers.step import Denoise
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.vae import AutoencoderKL
@@ -31,6 +30,19 @@ from gouache.pipeline.request import Mask, Request, ResizeMode
 def unchanged(picture: Image.Image) -> Image.Image:
     """The finish of a run that has nothing to put back."""
     return picture
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPictures:
+    """What an image prompt names.
+
+    Attributes:
+        pictures: mode RGB or RGBA.
+        mask: white where they count; None = everywhere.
+    """
+
+    pictures: tuple[Image.Image, ...]
+    mask: Image.Image | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +61,7 @@ class StartState:
         added: the noise is laid on the picture even if no step is left out.
         around: starting picture and hard mask, for an autoencoder whose decoder looks at both. [1,3,H,W], [1,1,H,W]
         hints: the control pictures, in the request's order, cut as the starting picture is.
+        prompted: the pictures and the mask of each image prompt, in the request's order.
         finish: what is done to the painted picture at the end, such as putting back what must not change.
     """
 
@@ -62,6 +75,7 @@ class StartState:
     added: bool = False
     around: tuple[Tensor, Tensor] | None = None
     hints: tuple[Image.Image, ...] = ()
+    prompted: tuple[PromptPictures, ...] = ()
     finish: Callable[[Image.Image], Image.Image] = unchanged
 
     @property
@@ -88,61 +102,6 @@ class StartState:
         return torch.lerp(latents, new, white.to(scaled)) + scaled
 
 
-class OutsideKept:
-    """Where the mask is 0 the estimate is the starting picture itself, and where it is grey until its steps come.
-
-    Every sampler then carries x = x0 + sigma * noise along there, which is what blending the noised picture in after
-    each step does for first-order samplers, and is right for the others too. A place of grey g is free in the last
-    int(n * g) of n steps, so that it is painted as image to image with the strength g paints (Levin and Fried 2023,
-    Differential Diffusion, arXiv:2306.00950, algorithm 1).
-
-    Args:
-        denoise: D(x, sigma).
-        start_state: with the mask and the picture's latents; without either, nothing is kept.
-        sigmas: the levels that are walked, descending. [n + 1]
-        limit: cuts off what is painted, D -> D; the starting picture stays as it is.
-    """
-
-    def __init__(
-        self,
-        denoise: Denoise,
-        start_state: StartState,
-        sigmas: Tensor,
-        limit: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        self.denoise, self.mask, self.latents = denoise, start_state.mask, start_state.latents
-        self.limit = limit
-        self._levels, self._level = sigmas.double().cpu(), float("inf")
-        self._opens: Tensor | None = None
-        if start_state.grey is not None and len(sigmas) > 1:
-            steps = len(sigmas) - 1
-            free = (start_state.grey.double().cpu() * steps + 1e-4).long()  # as `open_steps`
-            self._opens = self._levels[steps - free]  # [1,1,h,w]
-            self.reached(float(sigmas[0]))
-
-    def reached(self, sigma: float) -> None:
-        """A step begins at this level. What is free once stays so, for samplers that go up again."""
-        if self._opens is None or self.mask is None:
-            return
-        self._level = min(self._level, sigma)
-        opened = (self._opens >= self._level * (1 - 1e-6)) & (self._opens > self._levels[-1])
-        self.mask = opened.to(self.mask)
-
-    def limited(self, denoised: Tensor) -> Tensor:
-        """An estimate cut off where it is painted. [B,C,h,w]"""
-        if self.limit is None:
-            return denoised
-        if self.mask is None or self.latents is None:
-            return self.limit(denoised)
-        return torch.lerp(denoised, self.limit(denoised), self.mask.to(denoised))
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """x [B,C,h,w] -> denoised [B,C,h,w]."""
-        if self.mask is None or self.latents is None:
-            return self.denoise(x, sigma)
-        return torch.lerp(self.latents.to(x), self.denoise(x, sigma), self.mask.to(x))
-
-
 def steps_to_skip(steps: int, strength: float) -> int:
     """How many of the steps a strength leaves out: the last int(steps * strength) are walked."""
     return steps - min(int(steps * strength), steps)
@@ -163,7 +122,7 @@ def input_kind(bundle: ModelBundle) -> str | None:
         return None
     if bundle.prior is not None:
         return DRAFT
-    if bundle.unet.config.noise_levels and extra == bundle.vae.config.image_channels:
+    if bundle.noise_levels and extra == bundle.vae.config.image_channels:
         return ENLARGE
     kinds = {1 + latent: INPAINT, latent: INSTRUCT, 1: DEPTH}
     if extra not in kinds:
@@ -199,7 +158,7 @@ def prepare(request: Request, bundle: ModelBundle, references: References) -> Pr
         small = small_picture(references.picture(request.init_image), request, bundle)
         return Prepared(StartState(draft=small, hints=_hints(None, request, references)), ())
     if request.init_image is None:
-        blank = StartState(hints=_hints(None, request, references))
+        blank = StartState(hints=_hints(None, request, references), prompted=_prompted(None, request, references))
         return Prepared(_with_inputs(blank, None, None, kind, request, bundle, references, notes), tuple(notes))
     picture = references.picture(request.init_image)
     masked: Masked | None = None
@@ -210,7 +169,8 @@ def prepare(request: Request, bundle: ModelBundle, references: References) -> Pr
         masked = _masked(picture, kind, request, bundle, references, notes)
         part = masked.part
         start_state = _masked_start(masked, request, bundle, notes)
-    start_state = replace(start_state, hints=_hints(masked, request, references))
+    hints, prompted = _hints(masked, request, references), _prompted(masked, request, references)
+    start_state = replace(start_state, hints=hints, prompted=prompted)
     start_state = _with_inputs(start_state, part, masked, kind, request, bundle, references, notes)
     if kind == INSTRUCT and not follows(request):
         return Prepared(replace(start_state, latents=None), tuple(notes))
@@ -338,7 +298,10 @@ def _with_inputs(
     if kind == INSTRUCT:
         if part is None or start_state.latents is None:
             raise _needs("init_image", "a picture to change", "--init FILE")
-        return replace(start_state, draft=bundle.vae.denormalise(start_state.latents))
+        # EDM's kind (CosXL Edit) takes the picture's latents normalised, every other the autoencoder's own.
+        normalised = bundle.denoiser_config.schedule.name == "edm"
+        draft = start_state.latents if normalised else bundle.vae.denormalise(start_state.latents)
+        return replace(start_state, draft=draft)
     if kind == DEPTH:
         if request.depth_image is None:
             raise _needs("depth_image", "a depth map, white = near", "--depth-image FILE")
@@ -410,6 +373,16 @@ def _hints(masked: Masked | None, request: Request, references: References) -> t
                 cure="Name a mask (--mask FILE) or make that part of the control picture transparent.",
             )
         found.append(picture)
+    return tuple(found)
+
+
+def _prompted(masked: Masked | None, request: Request, references: References) -> tuple[PromptPictures, ...]:
+    """The pictures of the image prompts, and their masks cut as the starting picture is."""
+    found = []
+    for one in request.image_prompts:
+        mask = None if one.mask is None else on_background(references.picture(one.mask), "black")
+        part = None if mask is None else _cut_alike(mask, masked, request.resize_mode)
+        found.append(PromptPictures(tuple(references.picture(name) for name in one.images), part))
     return tuple(found)
 
 
