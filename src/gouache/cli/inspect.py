@@ -64,7 +64,6 @@ def _why_not(path: Path, identity: Identity, *, whole: bool) -> GouacheError | N
 
 def _found(name: str) -> Path:
     """The path of a model, an adapter, a ControlNet or an IP-Adapter by path or name."""
-    from itertools import chain
 
     from gouache.checkpoints.adapters.controlnet_library import list_controls
     from gouache.checkpoints.adapters.ip_adapter_library import list_ip_adapters
@@ -76,8 +75,8 @@ def _found(name: str) -> Path:
         return find(name)
     except ModelNotFound:
         adapter = next((file.path for file in list_adapters() if name in file.names), None)
-        beside = chain(list_controls(), list_ip_adapters())
-        found = adapter or next((file.path for file in beside if file.name == name), None)
+        places = {one.name: one.path for one in list_ip_adapters()} | {one.name: one.path for one in list_controls()}
+        found = adapter or places.get(name)
         if found is None:
             raise
         return found

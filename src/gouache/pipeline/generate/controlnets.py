@@ -146,31 +146,41 @@ class Controls:
         return {name: Loaded(self._kept[key], key[0]) for name, key in keys.items()}
 
     def _loaded(self, name: str, path: Path) -> SteeringNetwork:
-        bundle, where = self.bundle, f"control {name!r}"
-        if not isinstance(bundle.unet, UNet):
-            raise IncompatibleCheckpoint(
-                where,
-                given="a network that steers a U-Net",
-                expected=f"one for the transformer of {bundle.name or bundle.family}",
-                cure="It was trained for a model of another family.",
-            )
-        network = load_steering(path, bundle.unet, device=bundle.device, dtype=bundle.dtype)
-        check_fits(network, bundle, bundle.unet.config, where)
+        where = f"control {name!r}"
+        unet = unet_of(self.bundle, where)
+        network = load_steering(path, unet, device=self.bundle.device, dtype=self.bundle.dtype)
+        check_fits(network, self.bundle, where)
         return channels_last(network.eval().requires_grad_(False))
 
 
-def check_fits(network: SteeringNetwork, bundle: ModelBundle, ours: UNetConfig, where: str) -> None:
+def unet_of(bundle: ModelBundle, where: str) -> UNet:
+    """The model's U-Net.
+
+    Raises:
+        IncompatibleCheckpoint: what stands at `where` steers U-Nets, and this model has none.
+    """
+    if isinstance(bundle.unet, UNet):
+        return bundle.unet
+    raise IncompatibleCheckpoint(
+        where,
+        given="a network that steers a U-Net",
+        expected=f"one for the transformer of {bundle.name or bundle.family}",
+        cure="It was trained for a model of another family.",
+    )
+
+
+def check_fits(network: SteeringNetwork, bundle: ModelBundle, where: str) -> None:
     """See that a network that steers was made for a model's U-Net.
 
     Raises:
         IncompatibleCheckpoint: it steers another network.
     """
-    latent = bundle.vae.config.downscale
-    demands = (
-        _of_an_adapter(network, ours, latent)
-        if isinstance(network, T2IAdapter)
-        else _of_a_controlnet(network, ours, latent)
-    )
+    ours = unet_of(bundle, where).config
+    pixels = bundle.vae.config.downscale
+    if isinstance(network, T2IAdapter):
+        demands = _of_an_adapter(network, ours, pixels)
+    else:
+        demands = _of_a_controlnet(network, ours, pixels)
     for what, given, expected in demands:
         if given != expected:
             raise IncompatibleCheckpoint(
@@ -185,16 +195,16 @@ Demands = tuple[tuple[str, object, object], ...]
 """What, as the network has it, as the model needs it."""
 
 
-def _of_an_adapter(network: T2IAdapter, ours: UNetConfig, latent: int) -> Demands:
+def _of_an_adapter(network: T2IAdapter, ours: UNetConfig, pixels: int) -> Demands:
     """A map for each level, SDXL's at half the size and with one for the middle."""
     theirs, xl = network.config, network.config.kind == "full_xl"
     return (
         ("widths", theirs.channels, (*ours.channels, *([ours.channels[-1]] if xl else []))),
-        ("pixels of one latent", theirs.fold // (2 if xl else 1), latent),
+        ("pixels of one latent", theirs.fold // (2 if xl else 1), pixels),
     )
 
 
-def _of_a_controlnet(network: ControlNet | ControlNetUnion, ours: UNetConfig, latent: int) -> Demands:
+def _of_a_controlnet(network: ControlNet | ControlNetUnion, ours: UNetConfig, pixels: int) -> Demands:
     theirs = network.config.unet
     attends = any(theirs.transformer_layers) or theirs.middle_transformer_layers > 0
     return (
@@ -203,7 +213,7 @@ def _of_a_controlnet(network: ControlNet | ControlNetUnion, ours: UNetConfig, la
         ("residual blocks a level", theirs.layers_per_level, ours.layers_per_level),
         ("width of the text", theirs.context_width if attends else ours.context_width, ours.context_width),
         ("width of the pooled text", theirs.pooled_width, ours.pooled_width),
-        ("pixels of one latent", network.config.downscale, latent),
+        ("pixels of one latent", network.config.downscale, pixels),
     )
 
 

@@ -21,6 +21,7 @@ from gouache.models.conditioning.image_encoder import PictureEncoder, normalised
 from gouache.models.conditioning.ip_adapter import IPAdapter, Seen, cross_attentions
 from gouache.models.configs import ImageEncoderConfig, IPAdapterConfig
 from gouache.models.family import family_label
+from gouache.pipeline.generate.controlnets import unet_of
 from gouache.pipeline.inputs.images import fit, on_background
 from gouache.pipeline.inputs.start import PromptPictures
 from gouache.pipeline.inputs.tensors import to_tensor
@@ -99,8 +100,9 @@ def check_fits(config: IPAdapterConfig, bundle: ModelBundle, where: str) -> None
     Raises:
         IncompatibleCheckpoint: it belongs to another; both are named.
     """
-    unet = bundle.unet.config
-    widths = tuple(block.norm2.normalized_shape[0] for block in cross_attentions(bundle.unet))
+    network = unet_of(bundle, where)
+    unet = network.config
+    widths = tuple(block.norm2.normalized_shape[0] for block in cross_attentions(network))
     theirs = FAMILY_OF_WIDTH.get(config.context_width)
     label = family_label(theirs) if theirs is not None else f"text {config.context_width} wide"
     for what, given, expected in (
