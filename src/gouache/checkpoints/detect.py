@@ -46,6 +46,8 @@ FileLayout = Literal["single-file", "diffusers", "gouache", "network"]
 VARIANTS = {0: "base", 5: "inpainting", 4: "instruct", 1: "depth", 3: "upscaler"}
 """What a U-Net is for, by the channels that it takes beside the noisy latents."""
 
+UPSCALER_SCALE = 0.08333
+"""Latent scale of the x4 upscaler's autoencoder."""
 FAMILY_OF_TEXT_WIDTH = {768: SD1, 1024: SD2, 1280: SDXL}
 """By the width of a text encoder: ViT-L, ViT-H, bigG."""
 VIT_H_LAYERS = 24
@@ -93,6 +95,7 @@ LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(^|\.)logit_scale$"), "CLIP's logit scale, used in its training only"),
     (re.compile(r"^(first_stage_model\.)?loss\."), "the autoencoder's training losses"),
     (re.compile(r"^depth_model\."), "the MiDaS depth network"),
+    (re.compile(r"^low_scale_model\."), "tables of the noise on small pictures"),
     (re.compile(r"^(embedder|noise_augmentor)\."), "the image embedder of unCLIP"),
     (re.compile(r"(^|\.)(visual|vision_model)\.|(^|\.)visual_projection\.weight$"), "CLIP's vision tower"),
     (re.compile(r"^safety_checker\."), "the safety checker"),
@@ -321,7 +324,9 @@ def describe(marked: Mapping[str, Place]) -> Identity:
         elif name == "unet" and unet:
             configs[name] = unet
         elif name == "vae":
-            configs[name] = of_family(vae_config(shapes[name], naming, where), family)
+            found = of_family(vae_config(shapes[name], naming, where), family)
+            enlarges = isinstance(unet, UNetConfig) and unet.noise_levels > 0
+            configs[name] = found.model_copy(update={"scale": UPSCALER_SCALE}) if enlarges else found
         elif name == "text_encoder_3":
             configs[name] = t5_config(shapes[name], where)
         else:
@@ -487,6 +492,8 @@ def prediction_of(header: Header, family: str, unet: NetworkConfig | None) -> tu
     rule = family_named(family).prediction
     if rule is not None:
         return rule, f"the family's rule for {family}"
+    if isinstance(unet, UNetConfig) and unet.noise_levels:
+        return "v", "the variant's rule"
     if unet.draft_channels or unet.pooled_width:
         return ("v", "the family's rule for SD 2.x unCLIP") if unet.pooled_width else ("eps", "the variant's rule")
     # Training steps of the two published files about which no reader disagrees.

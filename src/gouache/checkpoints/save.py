@@ -395,6 +395,11 @@ def _write_diffusers(model: ModelToWrite, folder: Path, where: str) -> None:
     (folder / "scheduler").mkdir()
     values = diffusers_write.scheduler_json(model.denoiser, model.family, where, scheduler)
     write_json(folder / "scheduler" / "scheduler_config.json", values)
+    if model.variant == "upscaler":
+        (folder / "low_res_scheduler").mkdir()
+        plain = diffusers_write.scheduler_json(model.denoiser, model.family, where)
+        low = {**plain, "_class_name": "DDPMScheduler", "prediction_type": "epsilon"}
+        write_json(folder / "low_res_scheduler" / "scheduler_config.json", low)
 
 
 def _downscale(model: ModelToWrite) -> int:

@@ -56,7 +56,8 @@ SHORT = {
 }
 PANELS = {
     **dict.fromkeys(
-        ("init_image", "strength", "resize_mode", "image_guidance_scale", "depth_image"), "Starting picture"
+        ("init_image", "strength", "resize_mode", "image_guidance_scale", "depth_image", "noise_level"),
+        "Starting picture",
     ),
     **dict.fromkeys(("control", "image_prompts"), "Control"),
     **dict.fromkeys(("mask",), "Mask"),
@@ -82,6 +83,7 @@ EDITING = (
     "interpolation",
     "image_guidance_scale",
     "depth_image",
+    "noise_level",
 )
 """Fields about a starting picture: `paint` leaves them to the commands that take one."""
 

@@ -51,6 +51,7 @@ class NetworkInputs:
         negative_numbers: the same for the negative prompt; None = `numbers`.
         controls: networks that steer, with the steps at which each does.
         pictures: what IP-Adapters show, with the steps at which each does.
+        noise_level: of a small picture in `draft`.
     """
 
     draft: Tensor | None = None
@@ -58,6 +59,7 @@ class NetworkInputs:
     negative_numbers: Tensor | None = None
     controls: tuple[TimedControl, ...] = ()
     pictures: tuple[TimedPictures, ...] = ()
+    noise_level: int | None = None
 
 
 class PromptedDenoiser:
@@ -216,7 +218,15 @@ class PromptedDenoiser:
             pictures=tuple(one.on_side(negative=negative) for one in inputs.pictures if one.is_on(self.step)),
             free_u=self.guiders.free_u_at(self.step),
             guidance=self._told,
+            noise_level=self._noise_level,
         )
+
+    @property
+    def _noise_level(self) -> Tensor | None:
+        """[1] for a network that is told it."""
+        level = self.inputs.noise_level
+        told = level is not None and self.bundle.noise_levels > 0
+        return torch.tensor([level]) if told else None
 
     def _controls(self, *, negative: bool) -> tuple[Steering, ...]:
         if not self.inputs.controls:
