@@ -105,12 +105,14 @@ PARTS_OF_PIPELINES = frozenset(
 CLASSES = frozenset(
     {
         "AsymmetricAutoencoderKL",
+        "CLIPVisionModelWithProjection",
         "AutoencoderKL",
         "AutoencoderTiny",
         "CLIPModel",
         "CLIPTextModel",
         "CLIPTextModelWithProjection",
         "ControlNetModel",
+        "ControlNetModel_Union",
         "ControlNetUnionModel",
         "ControlNetXSAdapter",
         "FlaxAutoencoderKL",

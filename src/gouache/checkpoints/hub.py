@@ -37,8 +37,11 @@ SHIPPED = POCKET.name
 TEXT_SUFFIXES = (".json", ".txt")
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin", ".ckpt")
 ADAPTER_FOLDERS = ("adapters", "embeddings", "lora", "loras")
-CONTROL_FOLDERS = ("controlnet", "controlnets")
+CONTROL_FOLDERS = ("controlnet", "controlnets", "t2i_adapter", "t2i_adapters")
+IP_ADAPTER_FOLDERS = ("ipadapter", "ip-adapter", "ip_adapter")
+TOWER_FOLDERS = ("clip_vision", "image_encoder")
 VAE_FOLDERS = ("vae", "vaes")
+NO_MODELS = (*ADAPTER_FOLDERS, *CONTROL_FOLDERS, *IP_ADAPTER_FOLDERS, *TOWER_FOLDERS, *VAE_FOLDERS)
 """Folders beside the models that hold no models; see `adapters_folder` and `control_folder`."""
 OTHER_FRAMEWORKS = ("flax_", "tf_", "openvino_", "model.onnx", "rust_")
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -109,7 +112,7 @@ def on_disk() -> list[OnDisk]:
         OnDisk(path.name if path.is_dir() else path.stem, path, _bytes(path))
         for path in (sorted(own.iterdir()) if own.is_dir() else [])
         if not path.name.startswith(".")
-        and path.name.lower() not in (*ADAPTER_FOLDERS, *CONTROL_FOLDERS, *VAE_FOLDERS)
+        and path.name.lower() not in NO_MODELS
         and (path.is_dir() or path.suffix in WEIGHT_SUFFIXES)
     ]
     cache = hub_cache()

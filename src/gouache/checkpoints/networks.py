@@ -21,12 +21,19 @@ from gouache.checkpoints.shapes import POINTWISE, THIRDS, ShapeChange, Speller, 
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, InvalidInput
 from gouache.models.conditioning.controlnet import ControlNet
+from gouache.models.conditioning.controlnet_union import ControlNetUnion
+from gouache.models.conditioning.image_encoder import ImageEncoder
+from gouache.models.conditioning.ip_adapter import IPAdapter
+from gouache.models.conditioning.t2i_adapter import T2IAdapter
 from gouache.models.configs import (
     ControlNetConfig,
+    ImageEncoderConfig,
+    IPAdapterConfig,
     MMDiTConfig,
     PriorConfig,
     QuantizerConfig,
     SentenceEncoderConfig,
+    T2IAdapterConfig,
     T5Config,
     TextEncoderConfig,
     UNetConfig,
@@ -103,7 +110,13 @@ def build(config: Config) -> nn.Module:
     if isinstance(config, UpscalerConfig):
         return Upscaler(config)
     if isinstance(config, ControlNetConfig):
-        return ControlNet(config)
+        return ControlNetUnion(config) if config.union_types else ControlNet(config)
+    if isinstance(config, ImageEncoderConfig):
+        return ImageEncoder(config)
+    if isinstance(config, IPAdapterConfig):
+        return IPAdapter(config)
+    if isinstance(config, T2IAdapterConfig):
+        return T2IAdapter(config)
     raise InvalidInput("config", given=type(config).__name__, expected="the config of a network")
 
 

@@ -116,6 +116,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
     _check_tags(request)
     _check_prior(request, bundle)
     _check_control(request, bundle)
+    _check_image_prompts(request, bundle)
     _check_sdxl(request, bundle)
     check_guiders(request, bundle)
     if request.style is not None and bundle.styles and request.style not in bundle.styles:
@@ -310,6 +311,32 @@ def _check_control(request: Request, bundle: ModelBundle) -> None:
             if clash == "outpaint"
             else "Leave one out.",
         )
+
+
+def _check_image_prompts(request: Request, bundle: ModelBundle) -> None:
+    """Refuse image prompts where nothing reads them."""
+    if not request.image_prompts:
+        return
+    clash = "outpaint" if request.outpaint is not None else None
+    if bundle.prior is None and bundle.unet.config.draft_channels == bundle.vae.config.latent_channels:
+        clash = "an instruct model"
+    if clash:
+        raise InvalidInput(
+            "image_prompts",
+            given=f"a picture and {clash}",
+            expected="one or the other",
+            cure="Extend the picture yourself, and paint the new part with --mask."
+            if clash == "outpaint"
+            else "Leave one out.",
+        )
+    for number, one in enumerate(request.image_prompts):
+        if one.adapter is None:
+            raise InvalidInput(
+                f"image_prompts[{number}].adapter",
+                given="none",
+                expected=f"the name of an IP-Adapter: {bundle.name or bundle.family} reads no pictures by itself",
+                cure="gouache models lists those that are there.",
+            )
 
 
 def _size(request: Request, bundle: ModelBundle, start: tuple[int, int] | None) -> tuple[int, int]:

@@ -55,7 +55,7 @@ class AdapterRef(Config):
 
     name: str
     """What the request calls it."""
-    kind: Literal["lora", "textual-inversion", "controlnet"]
+    kind: Literal["lora", "textual-inversion", "controlnet", "ip-adapter", "image-encoder"]
     sha256: Annotated[str, Field(pattern=r"[0-9a-f]{64}")]
     """Of the file."""
     short_hash: Annotated[str, Field(pattern=r"[0-9a-f]{12}")]
@@ -89,7 +89,8 @@ class Recipe(Config):
     versions: dict[str, str]
     """Package name to version."""
     adapters: tuple[AdapterRef, ...] = ()
-    """LoRA files and textual inversions that the prompt named (weights stand there), and ControlNets of the request."""
+    """LoRA files and textual inversions that the prompt named (weights stand there), ControlNets of the request, and
+    its IP-Adapters with the vision towers that they see pictures through."""
     attachments: dict[str, str] = Field(default_factory=dict)
     """Picture named in the request -> sha256 of its bytes."""
     notes: tuple[str, ...] = ()
