@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gouache.checkpoints.detect import DEFAULTS_KEY, Identity, Part, of_family, recorded_defaults
+from gouache.checkpoints.detect import Identity, Part, of_family
 from gouache.checkpoints.diffusers import folder as folders
 from gouache.checkpoints.diffusers.scheduler import Scheduler
 from gouache.checkpoints.formats.header import Header
@@ -22,6 +22,7 @@ from gouache.checkpoints.formats.safetensors import WeightSource, verify_sha256
 from gouache.checkpoints.identify import identify, known_sha256, read_card, vocabulary_of
 from gouache.checkpoints.networks import Plan, build_on_meta, fill, load_network, open_part, plan_network, read_planned
 from gouache.checkpoints.noise_table import recorded_latents, recorded_schedule, recorded_scheduler
+from gouache.checkpoints.recorded import DEFAULTS_KEY, recorded_defaults
 from gouache.checkpoints.t5_vocabulary import t5_tokenizer
 from gouache.diffusion.parameterization import Parameterization
 from gouache.errors import GouacheError, IncompatibleCheckpoint, InvalidInput, unknown_name
@@ -301,11 +302,15 @@ def denoiser_config(
 
 
 def _single_file_schedule(identity: Identity) -> NoiseScheduleConfig:
-    """What a single file says of the noise that its network was trained on; Stable Diffusion 3's say nothing."""
+    """What a single file says of the noise that its network was trained on; Stable Diffusion 3's say nothing, and the
+    x4 upscaler's need not."""
     shift = family_named(identity.family).shift
     if shift is not None:
         return NoiseScheduleConfig(name="flow", shift=shift)
-    return recorded_schedule(identity.parts["unet"].header)
+    header = identity.parts["unet"].header
+    found = recorded_schedule(header)
+    bare = identity.variant == "upscaler" and not {"alphas_cumprod", "betas"} & header.tensors.keys()
+    return found.model_copy(update={"beta_start": 1e-4, "beta_end": 0.02}) if bare else found
 
 
 def _folder_scheduler(path: Path, identity: Identity) -> Scheduler | None:
@@ -402,11 +407,11 @@ def check_loadable(identity: Identity, where: str, *, without_vae: bool = False)
             expected="a whole model: U-Net, autoencoder and text encoder",
             cure=cures.get(identity.kind, "Give the model that it belongs to."),
         )
-    if identity.variant not in ("base", "inpainting", "instruct", "depth"):
+    if identity.variant not in ("base", "inpainting", "instruct", "depth", "upscaler"):
         raise IncompatibleCheckpoint(
             where,
             given=f"a {identity.family} {identity.variant} model",
-            expected="text to image, inpainting, instruct or depth",
+            expected="text to image, inpainting, instruct, depth or the x4 upscaler",
         )
     for name, part in identity.parts.items():
         if isinstance(part.config, TextEncoderConfig):

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gouache import __version__
-from gouache.checkpoints.detect import CONFIG_KEY, DEFAULTS_KEY
+from gouache.checkpoints.detect import CONFIG_KEY
 from gouache.checkpoints.diffusers import write as diffusers_write
 from gouache.checkpoints.formats.header import SCALE, TensorInfo, is_matrix
 from gouache.checkpoints.formats.safetensors import dtype_name, quantise, write_json, write_tensors
@@ -31,6 +31,7 @@ from gouache.checkpoints.noise_table import (
     records_nothing_else,
     table_to_record,
 )
+from gouache.checkpoints.recorded import DEFAULTS_KEY
 from gouache.checkpoints.shapes import THIRDS, Naming, ShapeChange
 from gouache.checkpoints.t5_vocabulary import OWN_FILE, OWN_KEY, json_to_keep
 from gouache.config import Config
@@ -399,6 +400,11 @@ def _write_diffusers(model: ModelToWrite, folder: Path, where: str) -> None:
     (folder / "scheduler").mkdir()
     values = diffusers_write.scheduler_json(model.denoiser, model.family, where, scheduler)
     write_json(folder / "scheduler" / "scheduler_config.json", values)
+    if model.variant == "upscaler":
+        (folder / "low_res_scheduler").mkdir()
+        plain = diffusers_write.scheduler_json(model.denoiser, model.family, where)
+        low = {**plain, "_class_name": "DDPMScheduler", "prediction_type": "epsilon"}
+        write_json(folder / "low_res_scheduler" / "scheduler_config.json", low)
 
 
 def _downscale(model: ModelToWrite) -> int:

@@ -49,7 +49,9 @@ from gouache.pipeline.generate.scheduler_levels import limit_of
 from gouache.pipeline.generate.second_pass import enlarged_start
 from gouache.pipeline.generate.upscaler_files import LANCZOS
 from gouache.pipeline.inputs.images import on_background
-from gouache.pipeline.inputs.start import DRAFT, INSTRUCT, OutsideKept, StartState, input_kind, steps_to_skip
+from gouache.pipeline.inputs.kept import OutsideKept
+from gouache.pipeline.inputs.small_picture import with_noise
+from gouache.pipeline.inputs.start import DRAFT, INSTRUCT, StartState, input_kind, steps_to_skip
 from gouache.pipeline.output.a1111_text import infotext_of
 from gouache.pipeline.output.infotext import format_infotext
 from gouache.pipeline.output.metadata import OWN, PARAMETERS, ImageKind, encode_picture
@@ -377,7 +379,8 @@ class Generation:
     def _prompted(self, one: Pass, start_state: StartState) -> PromptedDenoiser | InstructDenoiser:
         request = one.request
         numbers, negative_numbers = size_conditions(self.bundle, request)
-        inputs = NetworkInputs(start_state.draft, numbers, negative_numbers, *one.beside, one.regions)
+        beside = (request.noise_level, one.regions)
+        inputs = NetworkInputs(start_state.draft, numbers, negative_numbers, *one.beside, *beside)
         network = denoiser_of(self.bundle, request)
         empty = None if request.perp_neg is None else self.reader.encode("")
         guiders = guiders_of(request, self.bundle, one.counted_steps, empty)
@@ -398,7 +401,7 @@ class Generation:
     def _draft(self, seeds: list[ImageSeed]) -> tuple[Tensor | None, list[list[str]]]:
         """The drafts [B,Cd,h,w] of a model with a prior, and notes on each; else the start_state's own channels."""
         if input_kind(self.bundle) != DRAFT:
-            return self.start_state.draft, [[] for _ in seeds]
+            return with_noise(self.start_state.draft, self.request, self.bundle, seeds), [[] for _ in seeds]
         if self.request.inversion is not None and self.start_state.latents is not None:
             own = own_draft(self.bundle, self.start_state.latents, self._latent_size(self.request))
             return own.latents.expand(len(seeds), -1, -1, -1), [[] for _ in seeds]
@@ -462,8 +465,7 @@ class Generation:
 
     def _completed(self, image: Image.Image) -> Image.Image:
         image = self.start_state.finish(on_background(image, self.request.background or "white"))
-        upscale = self.request.upscale
-        if upscale is None:
+        if (upscale := self.request.upscale) is None:
             return image
         upscaler = find_upscaler(upscale.upscaler or LANCZOS, self.bundle)
         return enlarge_picture(image, upscale.factor, upscaler, seamless=self.request.seamless)

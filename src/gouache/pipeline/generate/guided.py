@@ -53,6 +53,7 @@ class NetworkInputs:
         negative_numbers: the same for the negative prompt; None = `numbers`.
         controls: networks that steer, with the steps at which each does.
         pictures: what IP-Adapters show, with the steps at which each does.
+        noise_level: of a small picture in `draft`.
         regions: texts with areas of their own, beside the prompt.
     """
 
@@ -61,6 +62,7 @@ class NetworkInputs:
     negative_numbers: Tensor | None = None
     controls: tuple[TimedControl, ...] = ()
     pictures: tuple[TimedPictures, ...] = ()
+    noise_level: int | None = None
     regions: PlannedRegions | None = None
 
     def region_texts(self, moment: int) -> tuple[RegionTexts, ...]:
@@ -208,9 +210,8 @@ class PromptedDenoiser:
         return list(self.network(repeated, sigma, rows).chunk(len(conditions)))
 
     def _condition(self, text: EncodedPrompt, *, negative: bool) -> Condition:
-        inputs = self.inputs
+        inputs, draft = self.inputs, self.inputs.draft
         numbers = inputs.numbers if not negative or inputs.negative_numbers is None else inputs.negative_numbers
-        draft = inputs.draft
         if negative and draft is not None and self.bundle.prior is not None:
             # The prior's draft is a condition as the text is, and was left out in training as the text was: so guidance
             # strengthens what both say. 11 points of R@1 over guiding by the text alone (docs/log.md).
@@ -224,15 +225,22 @@ class PromptedDenoiser:
             pictures=tuple(one.on_side(negative=negative) for one in inputs.pictures if one.is_on(self.step)),
             free_u=self.guiders.free_u_at(self.step),
             guidance=self._told,
+            noise_level=self._noise_level,
             regions=() if negative else inputs.region_texts(self._moment),
         )
 
-    def _controls(self, *, negative: bool) -> tuple[Steering, ...]:
-        if not self.inputs.controls:
-            return ()
-        from gouache.pipeline.generate.controlnets import steering_at
+    @property
+    def _noise_level(self) -> Tensor | None:
+        """[1] for a network that is told it."""
+        told = self.inputs.noise_level is not None and self.bundle.noise_levels > 0
+        return torch.tensor([self.inputs.noise_level]) if told else None
 
-        return steering_at(self.inputs.controls, self.step, negative=negative)
+    def _controls(self, *, negative: bool) -> tuple[Steering, ...]:
+        if self.inputs.controls:
+            from gouache.pipeline.generate.controlnets import steering_at
+
+            return steering_at(self.inputs.controls, self.step, negative=negative)
+        return ()
 
 
 def denoiser_of(bundle: ModelBundle, request: Request) -> Network:
