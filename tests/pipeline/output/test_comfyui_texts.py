@@ -282,6 +282,45 @@ def test_what_changes_a_conditioning_is_passed_and_noted(between: dict[str, Any]
     assert any(between["class_type"] in note for note in found.notes)
 
 
+def boxed(strengths: tuple[float, ...], *, whole: bool) -> dict[str, Any]:
+    """Two prompts on the halves of the picture, the first in pixels, beside one for all of it or not."""
+    pixels = {"width": 256, "height": 640, "x": 0, "y": 0}
+    fractions = {"width": 0.5, "height": 1.0, "x": 0.5, "y": 0.0}
+    return combined(
+        n21=node("ConditioningSetArea", conditioning=["6", 0], strength=strengths[0], **pixels),
+        n22=node("ConditioningSetAreaPercentage", conditioning=["10", 0], strength=strengths[1], **fractions),
+        n23=node("ConditioningCombine", conditioning_1=["21", 0], conditioning_2=["22", 0]),
+        n24=node("CLIPTextEncode", text="a field", clip=["4", 1]),
+        n11=node("ConditioningCombine", conditioning_1=["23", 0], conditioning_2=["24", 0]) if whole else
+        node("ConditioningCombine", conditioning_1=["21", 0], conditioning_2=["22", 0]),
+    )  # fmt: skip
+
+
+def test_prompts_on_boxes_are_regions() -> None:
+    found = read(boxed((1.0, 3.0), whole=True))
+    left, right = found.request.regions
+    assert (found.request.prompt, left.prompt) == ("a field", TEXT)
+    assert (left.box, right.box) == ((0, 0, 0.5, 1), (0.5, 0, 1, 1))
+    assert (left.base, right.base) == (0.5, 0.25)
+    assert any("boxes are read as regions" in note for note in found.notes)
+    bare = read(boxed((1.0, 3.0), whole=False)).request
+    assert (bare.prompt, [one.base for one in bare.regions]) == ("", [0, 0])
+    assert [one.weight for one in bare.regions] == [1, 3]
+
+
+def test_boxes_that_are_none_are_named_and_left_out() -> None:
+    values = boxed((1.0, 0.0), whole=True)
+    values["21"]["inputs"] |= {"x": 5000}
+    found = read(values)
+    assert (found.request.prompt, found.request.regions) == ("a field", ())
+    assert sum("is left out" in note for note in found.notes) == 2
+    masked = boxed((1.0, 1.0), whole=True)
+    masked["21"] = node("ConditioningSetMask", conditioning=["6", 0], mask=["12", 0], strength=1.0)
+    noted = read(masked)
+    assert [one.box for one in noted.request.regions] == [(0.5, 0, 1, 1)]
+    assert any("ConditioningSetMask" in note for note in noted.notes)
+
+
 def test_a_node_for_both_prompts_hands_on_the_right_one() -> None:
     """ControlNetApplyAdvanced has two outputs: the second is the negative prompt's."""
     both = node(

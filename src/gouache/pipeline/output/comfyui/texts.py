@@ -337,6 +337,9 @@ def in_boxes(parts: list[Part], graph: Graph, *, joined: bool) -> tuple[list[tup
         text = " BREAK ".join(map(_safe_words, part.chunks)) if joined else part.chunks[0]
         if part.area is not None:
             found.append((text, part.area))
+            if part.second is not None:
+                words = " ".join(part.second)
+                graph.note(f"{part.area.node} has {words!r} for the second encoder; left out: a region has one prompt")
     return found, joined
 
 
