@@ -155,6 +155,11 @@ def test_what_is_left_unused_is_noted_and_the_folder_written_again(
         4,
         8.5,
     )
+    plain = Request(prompt="a cup", seed=3, determinism="cpu", width=32, height=32)
+    single, from_folder = (Pipeline.load(path, device="cpu") for path in (tmp_path / "one.safetensors", folder))
+    (painted,), (wanted,) = single.paint(plain), from_folder.paint(plain)
+    assert np.abs(np.asarray(painted.image, int) - np.asarray(wanted.image, int)).max() <= 1
+    assert "from its U-Net, which is told the guidance scale: sampler lcm" in painted.recipe.notes[0]
 
 
 def test_a_width_that_is_not_the_weights_is_refused(consistency: tuple[Any, Path], tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from gouache.checkpoints.shapes import POINTWISE, THIRDS, Naming, ShapeChange, Speller, Spelling
 from gouache.config import Config
-from gouache.models.configs import ControlNetConfig, MMDiTConfig, UNetConfig, VAEConfig
+from gouache.models.configs import ControlNetConfig, MMDiTConfig, T2IAdapterConfig, UNetConfig, VAEConfig
 
 Table = Mapping[str, str]
 """Our module's name -> theirs."""
@@ -148,6 +148,18 @@ def controlnet_table(config: ControlNetConfig) -> Table:
     return {**table, "controlnet_mid_block": "middle_block_out.0"}
 
 
+def t2i_table(config: T2IAdapterConfig) -> Table:
+    """Our T2I-Adapter's modules and its authors', who number all blocks of a full one in one list."""
+    table = {}
+    for level in range(len(config.channels)):
+        if config.kind == "light":
+            table[f"body.{level}.resnets"] = f"body.{level}.body"
+            continue
+        table[f"body.{level}.in_conv"] = f"body.{level * config.blocks}.in_conv"
+        table |= {f"body.{level}.resnets.{i}": f"body.{level * config.blocks + i}" for i in range(config.blocks)}
+    return table
+
+
 def vae_table(config: VAEConfig) -> Table:
     """Our autoencoder's modules and CompVis's, which numbers the decoder's levels from the finest, not the coarsest."""
     table = {}
@@ -184,6 +196,9 @@ def speller(config: Config, naming: Naming) -> Speller:
         return lambda name: spell_joint(name, config.layers)
     if isinstance(config, ControlNetConfig) and naming == "ldm":
         table = controlnet_table(config)
+        return lambda name: Spelling(_translate(name, table))
+    if isinstance(config, T2IAdapterConfig) and naming == "ldm":
+        table = t2i_table(config)
         return lambda name: Spelling(_translate(name, table))
     if isinstance(config, VAEConfig):
         table = {"ldm": vae_table(config), "old_diffusers": _old_vae_table()}.get(naming, {})

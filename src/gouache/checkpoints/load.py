@@ -180,6 +180,7 @@ def assemble(
         sha256=known_sha256(identity),
         loading_notes=(*identity.notes_on_loading(), *_without_t5(identity)),
         notes=identity.notes,
+        few_steps=identity.few_steps,
     )
     return Assembly(bundle, networks, plans)
 

@@ -11,6 +11,7 @@ from gouache.checkpoints.identify import read_card
 from gouache.checkpoints.noise_table import recorded_scheduler
 from gouache.models.configs import DenoiserConfig, GenerationDefaults, NetworkConfig, UNetConfig, VAEConfig
 from gouache.models.family import family_named
+from gouache.models.few_steps import TOLD_SCALE
 from gouache.models.scheduler_config import SchedulerConfig, sampler_of
 
 
@@ -19,19 +20,9 @@ def folder_scheduler(path: Path, identity: Identity) -> Scheduler | None:
     return folders.scheduler_of_folder(path, identity.family) if identity.layout == "diffusers" else None
 
 
-TOLD_SCALE = 8.5
-"""What latent consistency models that are told a guidance scale are told without a word, as by diffusers' pipeline."""
-_OF_CONSISTENCY: dict[str, object] = {
-    "sampler": "lcm",
-    "schedule": "uniform",
-    "num_inference_steps": 4,
-    "guidance_scale": TOLD_SCALE,
-}
-"""Defaults of such a model whose files name no scheduler."""
-
-
 def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig) -> GenerationDefaults:
-    """What a request that leaves it open gets: the card's, else the family's and the folder's scheduler's."""
+    """What a request that leaves it open gets: the card's, else the family's with what the folder's scheduler, the
+    U-Net or the file's metadata say."""
     own = read_card(path) if identity.layout == "gouache" else None
     if own is not None:
         return own.defaults
@@ -59,7 +50,12 @@ def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig
         if recorded is not None:
             scheduler = Scheduler(recorded, denoiser, sampler_of(recorded).name, "model")
     if scheduler is None or scheduler.config is None:
-        return defaults.model_copy(update=_OF_CONSISTENCY) if told else defaults
+        few_steps = identity.few_steps
+        if few_steps is None or not few_steps.sets_defaults:
+            return defaults
+        settings = {"sampler": few_steps.sampler, "schedule": few_steps.schedule}
+        numbers = {"num_inference_steps": few_steps.steps, "guidance_scale": few_steps.guidance_scale}
+        return defaults.model_copy(update=settings | numbers)
     few = {"num_inference_steps": scheduler.steps, "guidance_scale": TOLD_SCALE if told else scheduler.guidance_scale}
     taken = {"sampler": scheduler.sampler, "schedule": scheduler.schedule, "scheduler": scheduler.config}
     return defaults.model_copy(update={**taken, **{key: value for key, value in few.items() if value is not None}})

@@ -301,7 +301,9 @@ def _write_single_file(model: ModelToWrite, path: Path) -> None:
             sources.setdefault(theirs, []).append((network, ours, spelling.change))
             infos[theirs] = TensorInfo(info.dtype, _their_shape(info.shape, spelling.change))
     family = family_named(model.family)
-    prediction = {"eps": "epsilon", "v": "v"}.get(model.denoiser.parameterization, model.denoiser.parameterization)
+    prediction = {"eps": "epsilon", "x0": "sample"}.get(
+        model.denoiser.parameterization, model.denoiser.parameterization
+    )
     metadata = {
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": family.architecture + ("" if model.variant == "base" else f"-{model.variant}"),

@@ -19,6 +19,7 @@ from gouache.models.configs import (
     ControlNetConfig,
     MMDiTConfig,
     NetworkConfig,
+    T2IAdapterConfig,
     T5Config,
     TextEncoderConfig,
     UNetConfig,
@@ -179,6 +180,18 @@ def controlnet_config(shapes: Shapes, naming: Naming, where: str) -> ControlNetC
     _check_way_down(counted, where)
     if not counted.middle_resnets:
         raise _no_network(where, "a ControlNet without a middle", "one with residual blocks there")
+    hint_channels, widths = hint_widths(shapes, naming, where)
+    return ControlNetConfig(
+        unet=_way_down(counted, shapes, naming, where),
+        hint_channels=hint_channels,
+        hint_widths=widths,
+        union_types=shapes.get("task_embedding", (0,))[0],
+        union_layers=max(1, _count(shapes, "transformer_layes.{}.ln_1.weight")),
+    )
+
+
+def hint_widths(shapes: Shapes, naming: Naming, where: str) -> tuple[int, tuple[int, ...]]:
+    """Channels of the control picture, and widths of the convolutions that it goes through."""
     if naming == "ldm":
         hint = [f"input_hint_block.{2 * i}.weight" for i in range(_count(shapes, "input_hint_block.{}.weight", 2))]
     else:
@@ -188,11 +201,45 @@ def controlnet_config(shapes: Shapes, naming: Naming, where: str) -> ControlNetC
             for part in ("conv_in", *(f"blocks.{i}" for i in inner), "conv_out")
         ]
     # One convolution into the first width, then pairs of which the second widens, then one into the U-Net's width.
-    widths = tuple(_at(shapes, name, 0, where) for name in hint[:-1:2])
-    return ControlNetConfig(
-        unet=_way_down(counted, shapes, naming, where),
-        hint_channels=_at(shapes, hint[0], 1, where),
-        hint_widths=widths,
+    return _at(shapes, hint[0], 1, where), tuple(_at(shapes, name, 0, where) for name in hint[:-1:2])
+
+
+SDXL_FOLD = 16
+
+
+def t2i_config(shapes: Shapes, naming: Naming, where: str) -> T2IAdapterConfig:
+    """Rebuild a T2I-Adapter's config. Arguments and errors as in `unet_config`.
+
+    The first convolution's channels are those of the picture, 3 or 1, times the square of `fold`. SDXL's adapters fold
+    by 16, and have the names and shapes of the others.
+    """
+    light = "conv_in.weight" not in shapes
+    stem = _at(shapes, "body.0.in_conv.weight" if light else "conv_in.weight", 1, where)
+    hint_channels = 1 if stem % 3 else 3
+    fold = math.isqrt(stem // hint_channels)
+    if hint_channels * fold**2 != stem:
+        raise _no_network(where, f"a T2I-Adapter with {stem} channels in", "1 or 3 times a square number")
+    if naming == "ours":
+        levels = max(_count(shapes, "body.{}.resnets.0.block1.weight"), 1)
+        blocks = _count(shapes, "body.0.resnets.{}.block1.weight")
+    elif light:
+        levels = max(_count(shapes, "body.{}.in_conv.weight"), 1)
+        blocks = _count(shapes, "body.0.body.{}.block1.weight")
+    else:
+        # One list of blocks; each level after the first begins with the one that widens, or is as long as the first.
+        widens = [n for n in range(1, len(shapes)) if f"body.{n}.in_conv.weight" in shapes]
+        total = _count(shapes, "body.{}.block1.weight")
+        blocks = widens[0] if widens else total
+        levels = -(-total // max(blocks, 1))
+    last = "body.{}.out_conv.weight" if light else "body.{}.resnets.0.block1.weight"
+    last = "body.{}.block1.weight" if naming == "ldm" and not light else last
+    step = blocks if naming == "ldm" and not light else 1
+    return T2IAdapterConfig(
+        kind="light" if light else "full_xl" if fold == SDXL_FOLD else "full",
+        hint_channels=hint_channels,
+        fold=fold,
+        channels=tuple(_at(shapes, last.format(step * level), 0, where) for level in range(levels)),
+        blocks=blocks,
     )
 
 
@@ -204,13 +251,15 @@ def _way_down(counted: _Counted, shapes: Shapes, naming: Naming, where: str) -> 
         else ("conv_in.weight", "add_embedding.linear_1.weight")
     )
     channels = tuple(level[0][0] for level in counted.down)
+    rows = tuple(tuple(depth for _, depth in level) for level in counted.down)
     told = "time_embed.cond_proj.weight" if naming == "ldm" else "time_embedding.cond_proj.weight"
     linear = len(_first(shapes, ".proj_in.weight")) == 2
     return UNetConfig(
         in_channels=_at(shapes, stem, 1, where),
         channels=channels,
         layers_per_level=len(counted.down[0]),
-        transformer_layers=tuple(level[0][1] for level in counted.down),
+        transformer_layers=tuple(row[0] for row in rows),
+        down_transformer_layers=rows if any(len(set(row)) > 1 for row in rows) else None,
         middle_layers=counted.middle_resnets,
         middle_transformer_layers=counted.middle_depth,
         heads=unet_heads(channels, linear=linear),
@@ -430,8 +479,10 @@ def _check_way_down(counted: _Counted, where: str) -> None:
             where, f"{[len(level) for level in counted.down]} residual blocks on the way down", "as many on each level"
         )
     for level in counted.down:
-        if len(set(level)) != 1:
-            raise _no_network(where, f"a level with blocks (width, depth) {level}", "equal blocks within a level")
+        depths = {depth for _, depth in level}
+        if len({width for width, _ in level}) != 1 or (0 in depths and len(depths) > 1):
+            expected = "one width within a level, and transformers behind all of its blocks or none"
+            raise _no_network(where, f"a level with blocks (width, depth) {level}", expected)
 
 
 def _no_network(where: str, given: str, expected: str) -> UnknownFamily:

@@ -63,8 +63,10 @@ def _why_not(path: Path, identity: Identity, *, whole: bool) -> GouacheError | N
 
 
 def _found(name: str) -> Path:
-    """The path of a model, an adapter or a ControlNet by path or name."""
+    """The path of a model, an adapter, a ControlNet or an IP-Adapter by path or name."""
+
     from gouache.checkpoints.adapters.controlnet_library import list_controls
+    from gouache.checkpoints.adapters.ip_adapter_library import list_ip_adapters
     from gouache.checkpoints.adapters.library import list_adapters
     from gouache.checkpoints.hub import find
     from gouache.errors import ModelNotFound
@@ -73,7 +75,8 @@ def _found(name: str) -> Path:
         return find(name)
     except ModelNotFound:
         adapter = next((file.path for file in list_adapters() if name in file.names), None)
-        found = adapter or next((file.path for file in list_controls() if file.name == name), None)
+        places = {one.name: one.path for one in list_ip_adapters()} | {one.name: one.path for one in list_controls()}
+        found = adapter or places.get(name)
         if found is None:
             raise
         return found
@@ -92,7 +95,7 @@ def describe(path: Path, identity: Identity) -> dict[str, Any]:
         "prediction": identity.prediction,
         "prediction_source": identity.prediction_source,
         "sampling": identity.sampling,
-        "notes": list(identity.notes),
+        "notes": [*identity.notes, *_advice(path, identity)],
         "parameters": sum(part.parameters for part in identity.parts.values()),
         "parts": {
             name: {
@@ -123,6 +126,17 @@ def _changes(path: Path, identity: Identity) -> str:
         return ""
     header = open_header(file)
     return "; ".join((lora_summary(header.tensors), *PeftSettings.of(header).notes))
+
+
+def _advice(path: Path, identity: Identity) -> list[str]:
+    """What a file that only its name, or a LoRA's metadata, calls a few-step one is painted with."""
+    few_steps, what = identity.few_steps, "the model"
+    if identity.kind == "lora":
+        from gouache.checkpoints.adapters.library import few_steps_of_lora
+
+        few_steps, what = few_steps_of_lora(path), "the LoRA"
+    asks = few_steps is not None and (identity.kind == "lora" or few_steps.source == "name")
+    return [f"{few_steps.advice(what)}; say so in the request"] if few_steps is not None and asks else []
 
 
 def _metadata(path: Path, identity: Identity) -> dict[str, str]:

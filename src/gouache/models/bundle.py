@@ -13,10 +13,12 @@ from torch import Tensor, nn
 
 from gouache.diffusion.noise_schedule import NoiseSchedule
 from gouache.errors import ConfigError, ShapeMismatch
-from gouache.models.conditioning.controlnet import ControlNet
+from gouache.models.conditioning.image_encoder import PictureEncoder
+from gouache.models.conditioning.ip_adapter import IPAdapter
 from gouache.models.configs import DenoiserConfig, GenerationDefaults
-from gouache.models.denoiser import Denoiser
+from gouache.models.denoiser import Denoiser, SteeringNetwork
 from gouache.models.family import Family, family_named
+from gouache.models.few_steps import FewSteps
 from gouache.models.mmdit import MMDiT
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
@@ -47,6 +49,8 @@ class ModelBundle:
         prior, quantizer: the autoregressive prior that draws the draft, and its code book; both or none.
         upscaler: the up-sampling decoder for pictures larger than the model's own, if it has one.
         controls: networks that steer the U-Net, by the names that requests give them; none is the model's own.
+        ip_adapters: what shows it pictures beside the text, by the names that requests give them.
+        picture_encoders: the vision towers of those, by the same names.
         refiner: the model that goes on from this one's latents, where a request names one.
         name: a short name for people.
         path: where it was read from; None if it was built in memory.
@@ -54,6 +58,7 @@ class ModelBundle:
         loading_notes: how its files were taken beyond the plain way: tensors and parts that were left out.
         timesteps: noise level -> timestep of the network, where a list of levels brings its own; see `Denoiser`.
         notes: what its files say of sampling and gouache does otherwise.
+        few_steps: the distillation that its files tell of.
 
     Raises:
         ConfigError: the parts do not fit together.
@@ -69,7 +74,9 @@ class ModelBundle:
     prior: Prior | None = None
     quantizer: Quantizer | None = None
     upscaler: Upscaler | None = None
-    controls: Mapping[str, ControlNet] = field(default_factory=dict)
+    controls: Mapping[str, SteeringNetwork] = field(default_factory=dict)
+    ip_adapters: Mapping[str, IPAdapter] = field(default_factory=dict)
+    picture_encoders: Mapping[str, PictureEncoder] = field(default_factory=dict)
     refiner: ModelBundle | None = None
     styles: tuple[str, ...] = ()
     name: str = ""
@@ -78,6 +85,7 @@ class ModelBundle:
     loading_notes: tuple[str, ...] = ()
     timesteps: Mapping[float, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    few_steps: FewSteps | None = None
 
     def __post_init__(self) -> None:
         family_named(self.family, f"family of model {self.name!r}" if self.name else "family")

@@ -187,6 +187,30 @@ class ImageEncoderConfig(Config):
         return self
 
 
+class IPAdapterConfig(Config):
+    """An adapter through which pictures are looked at beside the text; the defaults are those of SD 1.5's plain one."""
+
+    kind: Literal["plain", "plus", "full"] = "plain"
+    """What makes tokens of a picture: one linear layer of its embedding (plain), a resampler of the tower's last states
+    but one (plus), or two layers for each of these (full)."""
+    tokens: int = Field(default=4, gt=0)
+    """Tokens of a picture; those of the full kind are as many as the tower's states, whatever stands here."""
+    picture_width: int = Field(default=1024, gt=0)
+    """Width of what the tower gives: its projection for the plain kind, its states for the others."""
+    context_width: int = Field(default=768, gt=0)
+    """Width of the tokens, which is that of the text's."""
+    block_widths: tuple[int, ...] = ()
+    """Width of each cross-attention of the U-Net: way down, way up, middle."""
+    width: int = Field(default=768, gt=0)
+    """Width of the resampler."""
+    inner_width: int = Field(default=3072, gt=0)
+    """Width inside its feed-forward layers."""
+    layers: int = Field(default=4, ge=0)
+    """Layers of the resampler."""
+    heads: int = Field(default=12, gt=0)
+    """Attention heads of the resampler, each 64 wide."""
+
+
 def _check_heads(where: str, width: int, heads: int) -> None:
     if width % heads:
         raise ConfigError(f"{where}.heads", given=heads, expected=f"a divisor of the width {width}")
@@ -351,6 +375,8 @@ class GenerationDefaults(Config):
     """How the prior draws, in models that have one."""
     prior_start_sigma: float = Field(default=0.0, ge=0)
     """Noise level at which the U-Net begins on its draft; 0 begins on noise alone."""
+    prior_num_inference_steps: int | None = Field(default=None, gt=0)
+    """Steps of a picture that begins on its draft, which has less noise to take away; None takes as many as others."""
     scheduler: SchedulerConfig | None = None
     """The scheduler file of the folder that the model came from: the levels and options of the schedule "model"."""
 
@@ -368,8 +394,28 @@ class ControlNetConfig(Config):
     """Order of the control picture's channels."""
     pooled_residuals: bool = False
     """Whether only the means of its residuals over all pixels are added: the picture's content, not its structure."""
+    union_types: int = Field(default=0, ge=0)
+    """Kinds of picture that a ControlNet-Union tells apart; 0 = it knows one kind and is told none."""
+    union_layers: int = Field(default=1, gt=0)
+    """Blocks in which a ControlNet-Union weighs its pictures."""
 
     @property
     def downscale(self) -> int:
         """How many pixels of the control picture one latent pixel covers along an edge."""
         return int(2 ** (len(self.hint_widths) - 1))
+
+
+class T2IAdapterConfig(Config):
+    """Everything that decides a T2I-Adapter's tensors. The defaults belong to Stable Diffusion 1.x."""
+
+    kind: Literal["full", "full_xl", "light"] = "full"
+    """Full adapters have a map for each level of the U-Net; SDXL's begin behind the first level's downsampling and end
+    in the middle; light ones work in a quarter of the width."""
+    hint_channels: int = Field(default=3, gt=0)
+    """Channels of the control picture: 3, or 1 for pictures of lines."""
+    fold: int = Field(default=8, gt=0)
+    """Side of the squares of pixels that are folded into channels."""
+    channels: tuple[int, ...] = Field(default=(320, 640, 1280, 1280), min_length=1)
+    """Widths of the maps that it gives, finest first."""
+    blocks: int = Field(default=2, gt=0)
+    """Residual blocks for each map."""

@@ -26,6 +26,9 @@ class UNetConfig(Config):
     """Residual blocks of a level on the way down; the way up has one more."""
     transformer_layers: tuple[int, ...] = (1, 1, 1, 0)
     """Transformer blocks behind each residual block, by level; 0 = no attention at that level."""
+    down_transformer_layers: tuple[tuple[int, ...], ...] | None = None
+    """The same block by block, finest level first, one number for each residual block; None = equal within a level.
+    `transformer_layers` then has the first of each."""
     up_transformer_layers: tuple[tuple[int, ...], ...] | None = None
     """The same for the way up, coarsest level first, one number for each residual block; None = as on the way down."""
     middle_layers: int = Field(default=2, ge=0, le=2)
@@ -55,7 +58,7 @@ class UNetConfig(Config):
     @model_validator(mode="after")
     def _levels_agree(self) -> UNetConfig:
         levels = len(self.channels)
-        up = self.up_transformer_layers
+        down, up = self.down_transformer_layers, self.up_transformer_layers
         crossing = len(self.only_cross_attention) not in (0, levels)
         wrong = len(self.transformer_layers) != levels or len(self.heads) != levels or (up and len(up) != levels)
         if wrong or crossing:
@@ -71,6 +74,15 @@ class UNetConfig(Config):
                     given=width,
                     expected=f"a multiple of norm_groups {self.norm_groups} and of its level's {heads} heads",
                 )
+        if down is not None and (
+            tuple(row[:1] for row in down) != tuple((first,) for first in self.transformer_layers)
+            or any(len(row) != self.layers_per_level for row in down)
+        ):
+            raise ConfigError(
+                "UNetConfig.down_transformer_layers",
+                given=down,
+                expected=f"{self.layers_per_level} numbers for each level, the first as in transformer_layers",
+            )
         if any(len(depths) != self.layers_per_level + 1 for depths in up or ()):
             raise ConfigError(
                 "UNetConfig.up_transformer_layers",
@@ -93,6 +105,12 @@ class UNetConfig(Config):
     def multiple(self) -> int:
         """What height and width of the latents are multiples of: any size will do."""
         return 1
+
+    def down_depths(self) -> list[list[int]]:
+        """Transformer depth behind each residual block of the way down, finest level first."""
+        if self.down_transformer_layers is not None:
+            return [list(depths) for depths in self.down_transformer_layers]
+        return [[depth] * self.layers_per_level for depth in self.transformer_layers]
 
     def up_depths(self) -> list[list[int]]:
         """Transformer depth behind each residual block of the way up, coarsest level first."""

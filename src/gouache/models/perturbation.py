@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gouache.errors import InvalidInput, unknown_name
+from gouache.models.conditioning.ip_adapter import Seen
 from gouache.models.mmdit import MMDiT
 from gouache.models.unet import UNet
 from gouache.nn.attention import RowChanges, TransformerBlock
@@ -106,7 +107,10 @@ def _choices(names: Sequence[str]) -> list[str]:
 
 
 def changes_of(
-    unet: UNet | MMDiT, rows: Sequence[Perturbation | None], record: AttentionRecord | None
+    unet: UNet | MMDiT,
+    rows: Sequence[Perturbation | None],
+    record: AttentionRecord | None,
+    pictures: Sequence[Seen] = (),
 ) -> Mapping[nn.Module, RowChanges] | None:
     """What each block does otherwise, for the rows of one call; blocks that do nothing so aren't named. None = none.
 
@@ -114,10 +118,13 @@ def changes_of(
         unet: the network.
         rows: one for each row; empty = none does otherwise.
         record: whose self-attention to note.
+        pictures: what IP-Adapters show to the cross-attentions.
     """
-    if record is None and not any(rows):
+    if record is None and not any(rows) and not pictures:
         return None
     blocks = transformer_blocks(unet)
+    # Adapters for other networks than U-Nets are refused where they are read.
+    shown = [(one, one.adapter.blocks(unet)) for one in pictures if isinstance(unet, UNet)]
     device = next(unet.parameters()).device
 
     def marked(chosen: Callable[[Perturbation], frozenset[str]], name: str) -> Tensor | None:
@@ -129,6 +136,7 @@ def changes_of(
         identity = marked(lambda one: one.identity, name)
         skipped = marked(lambda one: one.skipped, name)
         attended = record.found if record is not None and record.block == name else None
-        if (identity, skipped, attended) != (None, None, None):
-            found[block] = RowChanges(identity, skipped, attended)
+        seen = tuple(one.of_block(own[block]) for one, own in shown)
+        if seen or (identity, skipped, attended) != (None, None, None):
+            found[block] = RowChanges(identity, skipped, attended, seen)
     return found

@@ -20,6 +20,7 @@ from gouache.pipeline.fields.parts import (
     Churn,
     Control,
     Hires,
+    ImagePrompt,
     Interpolation,
     Inversion,
     Mask,
@@ -33,6 +34,7 @@ from gouache.pipeline.fields.values import (
     MAX_BEST_OF,
     MAX_CONTROLS,
     MAX_COUNT,
+    MAX_IMAGE_PROMPTS,
     MAX_PIXELS,
     MAX_PROMPT,
     MAX_SEED,
@@ -70,6 +72,7 @@ __all__ = [
     "Emphasis",
     "FreeU",
     "Hires",
+    "ImagePrompt",
     "Interpolation",
     "Inversion",
     "Mask",
@@ -199,6 +202,8 @@ class Request(Config):
     """Depth map for depth models; white is near."""
     control: Annotated[tuple[Control, ...], Field(max_length=MAX_CONTROLS)] = ()
     """ControlNets, each with its control image."""
+    image_prompts: Annotated[tuple[ImagePrompt, ...], Field(max_length=MAX_IMAGE_PROMPTS)] = ()
+    """Image prompts: pictures that say what to paint, each read by an IP-Adapter."""
     resize_mode: ResizeMode = "crop"
     """How to fit a starting image of another aspect ratio."""
     mask: Mask | None = None
@@ -254,6 +259,7 @@ class Request(Config):
         mask = self.mask.image if self.mask else None
         last = self.interpolation.image if self.interpolation else None
         names = (self.init_image, mask, self.depth_image, *(control.image for control in self.control), last)
+        names += tuple(name for one in self.image_prompts for name in (*one.images, one.mask))
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
     def replace(self, changes: Mapping[str, object]) -> Request:

@@ -21,7 +21,7 @@ from gouache.models.configs import GenerationDefaults, MMDiTConfig
 from gouache.models.scheduler_config import SCHEDULER_CLASSES
 from gouache.pipeline.fields.values import MAX_FACTOR, MIN_SIDE, OPAQUE
 from gouache.pipeline.generate.a1111_procedure import A1111, follows, second_size
-from gouache.pipeline.generate.draft import with_defaults
+from gouache.pipeline.generate.draft import start_level, with_defaults
 from gouache.pipeline.generate.guiders import check_guiders
 from gouache.pipeline.generate.refiner import check_refiner, refiner_notes
 from gouache.pipeline.generate.sampler_settings import check_sampler, sampler_notes
@@ -116,6 +116,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
     _check_tags(request)
     _check_prior(request, bundle)
     _check_control(request, bundle)
+    _check_image_prompts(request, bundle)
     _check_sdxl(request, bundle)
     check_guiders(request, bundle)
     if request.style is not None and bundle.styles and request.style not in bundle.styles:
@@ -144,11 +145,11 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
             "negative_prompt": negative,
             "background": _background(request, bundle),
             "strength": _strength(request, bundle),
-            "num_inference_steps": request.num_inference_steps or defaults.num_inference_steps,
+            "num_inference_steps": _steps(request, bundle),
             "guidance_scale": guidance,
             "sampler": sampler,
             "schedule": schedule,
-            "hires": _hires(request, width, height),
+            "hires": _hires(request, bundle, width, height),
             "prior": None if bundle.prior is None else with_defaults(request.prior, defaults),
         }
     )
@@ -181,7 +182,7 @@ def resolve_with_pictures(request: Request, bundle: ModelBundle, references: Ref
         sizes = [] if kept else [GROWN]
     else:
         sizes = size_notes(request, resolved, start)
-    told = (*scheduler_notes(request, resolved, bundle), *sampler_notes(request, resolved), *guidance_notes(resolved))
+    told = (*defaults_notes(request, resolved, bundle), *sampler_notes(request, resolved), *guidance_notes(resolved))
     return Resolved(resolved, (*sizes, *told, *refiner_notes(resolved), *unused_notes(resolved, bundle)))
 
 
@@ -312,6 +313,32 @@ def _check_control(request: Request, bundle: ModelBundle) -> None:
         )
 
 
+def _check_image_prompts(request: Request, bundle: ModelBundle) -> None:
+    """Refuse image prompts where nothing reads them."""
+    if not request.image_prompts:
+        return
+    clash = "outpaint" if request.outpaint is not None else None
+    if bundle.prior is None and bundle.unet.config.draft_channels == bundle.vae.config.latent_channels:
+        clash = "an instruct model"
+    if clash:
+        raise InvalidInput(
+            "image_prompts",
+            given=f"a picture and {clash}",
+            expected="one or the other",
+            cure="Extend the picture yourself, and paint the new part with --mask."
+            if clash == "outpaint"
+            else "Leave one out.",
+        )
+    for number, one in enumerate(request.image_prompts):
+        if one.adapter is None:
+            raise InvalidInput(
+                f"image_prompts[{number}].adapter",
+                given="none",
+                expected=f"the name of an IP-Adapter: {bundle.name or bundle.family} reads no pictures by itself",
+                cure="gouache models lists those that are there.",
+            )
+
+
 def _size(request: Request, bundle: ModelBundle, start: tuple[int, int] | None) -> tuple[int, int]:
     """The asked size; else the starting picture's, unless only a masked part of it is worked on; else the model's."""
     own = (bundle.defaults.width, bundle.defaults.height)
@@ -351,10 +378,17 @@ def _latent_sized(size: tuple[int, int], request: Request, bundle: ModelBundle) 
     return max(size[0] // factor, 1) * factor, max(size[1] // factor, 1) * factor
 
 
-def _hires(request: Request, width: int, height: int) -> Hires | None:
-    """The second pass with both sides where one was given; A1111's keeps one side, whose other is cut differently."""
-    hires = request.hires
-    if hires is None or follows(request) or (hires.width is None) == (hires.height is None):
+def _hires(request: Request, bundle: ModelBundle, width: int, height: int) -> Hires | None:
+    """The second pass with both sides where one was given; A1111's keeps one side, whose other is cut differently.
+
+    It begins on the first pass and so takes as many steps as edits do, where those differ from the first pass's.
+    """
+    hires, steps = request.hires, bundle.defaults.num_inference_steps
+    if hires is None:
+        return None
+    if hires.num_inference_steps is None and request.num_inference_steps is None and _steps(request, bundle) != steps:
+        hires = hires.model_copy(update={"num_inference_steps": steps})
+    if follows(request) or (hires.width is None) == (hires.height is None):
         return hires
     sides = hires.size_for(width, height)
     return hires.model_copy(update={"width": sides[0], "height": sides[1]})
@@ -364,6 +398,13 @@ def factor_of(bundle: ModelBundle) -> int:
     """What width and height in pixels are multiples of: the pixels of one latent, 8 for Stable Diffusion, or of one
     patch, 16 for Stable Diffusion 3."""
     return bundle.vae.config.downscale * bundle.unet.config.multiple
+
+
+def _steps(request: Request, bundle: ModelBundle) -> int:
+    """As many as asked for, or the model's: a number of their own for pictures that begin on their drafts."""
+    given, defaults = request.replace({"strength": _strength(request, bundle)}), bundle.defaults
+    on_draft = defaults.prior_num_inference_steps if start_level(given, bundle) else None
+    return request.num_inference_steps or on_draft or defaults.num_inference_steps
 
 
 def _strength(request: Request, bundle: ModelBundle) -> float | None:
@@ -424,12 +465,28 @@ def _existing(schedule: str, sampler: str, bundle: ModelBundle, asked: str | Non
     )
 
 
-def scheduler_notes(asked: Request, resolved: Request, bundle: ModelBundle) -> list[str]:
-    """What a request took from the model's scheduler file, and what of that gouache does otherwise."""
-    config, defaults = bundle.defaults.scheduler, bundle.defaults
-    if config is None:
-        return []
-    taken = []
+def defaults_notes(asked: Request, resolved: Request, bundle: ModelBundle) -> list[str]:
+    """What a request took from the model's scheduler file or another mark of few steps, and what of that gouache does
+    otherwise; where only a name tells of few steps, that nothing was taken."""
+    config, few_steps = bundle.defaults.scheduler, bundle.few_steps
+    if few_steps is not None and few_steps.source == "name":
+        settings = resolved.sampler or "", resolved.num_inference_steps or 1, resolved.guidance_scale or 0.0
+        advice = few_steps.advice("the model") + "; a name changes nothing, set them in the request"
+        named = [] if few_steps.fits(*settings) else [advice]
+    else:
+        named = []
+    if config is None and (few_steps is None or not few_steps.sets_defaults):
+        return named
+    taken = _taken(asked, resolved, bundle)
+    if not taken:
+        return named
+    source = f"the model's {config.class_name}" if config is not None else few_steps.told if few_steps else ""
+    return [f"from {source}: {', '.join(taken)}", *bundle.notes, *named]
+
+
+def _taken(asked: Request, resolved: Request, bundle: ModelBundle) -> list[str]:
+    """Sampler, schedule, steps and guidance, as far as the request left them to the model."""
+    defaults, taken = bundle.defaults, []
     if asked.sampler is None and asked.inversion is None:
         taken.append(f"sampler {resolved.sampler}")
     if resolved.schedule == "model" or (asked.sampler is None and asked.schedule is None and asked.inversion is None):
@@ -443,9 +500,7 @@ def scheduler_notes(asked: Request, resolved: Request, bundle: ModelBundle) -> l
         taken.append(f"{resolved.num_inference_steps} step{'s' * (resolved.num_inference_steps != 1)}")
     if not own and asked.guidance_scale is None and defaults.guidance_scale != bundle.traits.guidance_scale:
         taken.append(f"guidance {resolved.guidance_scale:g}")
-    if not taken:
-        return []
-    return [f"from the model's {config.class_name}: {', '.join(taken)}", *bundle.notes]
+    return taken
 
 
 def _background(request: Request, bundle: ModelBundle) -> str | None:

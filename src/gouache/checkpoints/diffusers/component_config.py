@@ -14,6 +14,7 @@ from gouache.models.configs import (
     ControlNetConfig,
     MMDiTConfig,
     NetworkConfig,
+    T2IAdapterConfig,
     T5Config,
     TextEncoderConfig,
     UNetConfig,
@@ -145,6 +146,7 @@ def controlnet_from_json(values: Json, counted: ControlNetConfig, where: str) ->
     hint: Json = {
         "conditioning_channels": counted.hint_channels,
         "conditioning_embedding_out_channels": list(counted.hint_widths),
+        "num_control_type": counted.union_types or None,
     }
     _check_agreement(values, hint, where)
     return ControlNetConfig(
@@ -153,7 +155,25 @@ def controlnet_from_json(values: Json, counted: ControlNetConfig, where: str) ->
         hint_widths=counted.hint_widths,
         hint_order="bgr" if values.get("controlnet_conditioning_channel_order") == "bgr" else "rgb",
         pooled_residuals=bool(values.get("global_pool_conditions", False)),
+        union_types=counted.union_types,
+        union_layers=counted.union_layers,
     )
+
+
+T2I_KINDS = {"full_adapter": "full", "full_adapter_xl": "full_xl", "light_adapter": "light"}
+
+
+def t2i_from_json(values: Json, counted: T2IAdapterConfig, where: str) -> T2IAdapterConfig:
+    """A T2I-Adapter's config: counted blocks, its kind from the JSON. Errors as in `unet_from_json`."""
+    _check_options(values, {"adapter_type": (*T2I_KINDS,)}, where)
+    kind = T2I_KINDS[str(values.get("adapter_type", "full_adapter"))]
+    if (kind == "light") != (counted.kind == "light"):
+        _disagree(where, "adapter_type", values.get("adapter_type"), f"{counted.kind}_adapter")
+    # A light one's last level is as wide as the one before it, and isn't listed.
+    channels = list(counted.channels[:-1] if kind == "light" else counted.channels)
+    told: Json = {"channels": channels, "num_res_blocks": counted.blocks, "downscale_factor": counted.fold}
+    _check_agreement(values, {**told, "in_channels": counted.hint_channels}, where)
+    return T2IAdapterConfig.from_dict({**counted.model_dump(), "kind": kind}, where=where)
 
 
 def vae_from_json(values: Json, counted: VAEConfig, where: str) -> VAEConfig:

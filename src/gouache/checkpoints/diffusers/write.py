@@ -49,8 +49,10 @@ def model_index(
             expected="one that diffusers has a pipeline for",
             cure="Convert it with --to gouache.",
         )
+    kind = None if scheduler is None else SCHEDULER_CLASSES[scheduler.class_name].kind
     index: dict[str, object] = {
         "_class_name": traits.pipelines[variant],
+        **({"is_cosxl_edit": True} if variant == "instruct" and kind == "edm" else {}),
         "_diffusers_version": LAYOUT_VERSION,
         "scheduler": ["diffusers", traits.scheduler if scheduler is None else scheduler.class_name],
         "unet": ["diffusers", "UNet2DConditionModel"],
@@ -130,7 +132,9 @@ def unet_json(config: UNetConfig, sample_size: int, where: str) -> dict[str, obj
             expected="one that diffusers' config can describe",
             cure="Convert it with --to gouache.",
         )
-    up = config.up_transformer_layers
+    up, uneven = config.up_transformer_layers, config.down_transformer_layers is not None
+    # The middle is as deep as the first block of the last level.
+    rows = [[depth or 1 for depth in row] for row in config.down_depths()]
     return {
         "_class_name": "UNet2DConditionModel",
         "sample_size": sample_size,
@@ -141,8 +145,12 @@ def unet_json(config: UNetConfig, sample_size: int, where: str) -> dict[str, obj
         "down_block_types": ["CrossAttnDownBlock2D" if n else "DownBlock2D" for n in config.transformer_layers],
         "mid_block_type": "UNetMidBlock2DCrossAttn" if plain else "UNetMidBlock2D" if one_resnet else None,
         "up_block_types": ["CrossAttnUpBlock2D" if any(row) else "UpBlock2D" for row in config.up_depths()],
-        "transformer_layers_per_block": [depth or 1 for depth in depths],
-        "reverse_transformer_layers_per_block": None if up is None else [[depth or 1 for depth in row] for row in up],
+        "transformer_layers_per_block": [*rows[:-1], [depths[-1] or 1, *rows[-1][1:]]]
+        if uneven
+        else [depth or 1 for depth in depths],
+        "reverse_transformer_layers_per_block": [[depth or 1 for depth in row] for row in config.up_depths()]
+        if uneven or up is not None
+        else None,
         "attention_head_dim": list(config.heads) if len(set(config.heads)) > 1 else config.heads[0],
         "cross_attention_dim": config.context_width,
         "use_linear_projection": config.linear_projection,

@@ -148,7 +148,8 @@ class _SelfAttention(nn.Module):
         table = self.relative_attention_bias
         place = torch.arange(length, device=table.weight.device)
         bucket = relative_bucket(place[None, :] - place[:, None], self.config.buckets, self.config.max_distance)
-        return table(bucket).permute(2, 0, 1)[None]
+        bias: Tensor = table(bucket).permute(2, 0, 1)[None]
+        return bias
 
     def forward(self, x: Tensor, bias: Tensor) -> Tensor:
         """x [N, L, width], bias [1 or N, heads, L, L] -> [N, L, width]."""

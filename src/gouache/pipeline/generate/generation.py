@@ -41,7 +41,7 @@ from gouache.pipeline.generate.guided import (
     size_conditions,
 )
 from gouache.pipeline.generate.guiders import guiders_of
-from gouache.pipeline.generate.passes import Part, Pass
+from gouache.pipeline.generate.passes import Part, Pass, steering
 from gouache.pipeline.generate.refiner import Relay, handed_over, zeros_of
 from gouache.pipeline.generate.sampler_settings import scaled_at_the_start
 from gouache.pipeline.generate.scheduler_levels import limit_of
@@ -58,7 +58,6 @@ from gouache.pipeline.request import Request
 from gouache.pipeline.resolve import second_pass
 
 if TYPE_CHECKING:
-    from gouache.pipeline.generate.controlnets import TimedControl
     from gouache.pipeline.generate.inversion import Inverter
 
 
@@ -180,11 +179,7 @@ class Generation:
             clock = prompt_clock(request, request.sampler or "ddim", before.steps if before else 0)
             steps, earlier = clock.steps, clock.earlier
         positive, negative = self._texts(request, self.bundle, steps, earlier)
-        controls: tuple[TimedControl, ...] = ()
-        if request.control:
-            from gouache.pipeline.generate.controlnets import timed_controls
-
-            controls = timed_controls(self.bundle, request, self.start_state.hints, counted_steps(request, sigmas))
+        beside = steering(self.bundle, request, self.start_state, counted_steps(request, sigmas))
         listed = dict(zip(levels.sigmas.tolist(), levels.timesteps, strict=False))
         # Noise alone starts as the list says; on a picture it lies at the level itself.
         on_picture = skipped > 0 or self.start_state.latents is not None or before is not None
@@ -193,9 +188,7 @@ class Generation:
         if self.request.hires is None or request is not self.request:  # the last pass alone, as A1111
             texts = lambda model: self._texts(request, model, steps, earlier)  # noqa: E731
             refined = handed_over(request, self.bundle, levels, skipped, texts)
-        return Pass(
-            request, sigmas, skipped, positive, negative, controls, listed, ratio, levels.sigmas, clock, refined
-        )
+        return Pass(request, sigmas, skipped, positive, negative, beside, listed, ratio, levels.sigmas, clock, refined)
 
     def _texts(self, request: Request, model: ModelBundle, steps: int, earlier: int) -> tuple[PromptPlan, PromptPlan]:
         """Prompt and negative prompt as a model reads them."""
@@ -380,7 +373,7 @@ class Generation:
     def _prompted(self, one: Pass, start_state: StartState) -> PromptedDenoiser | InstructDenoiser:
         request = one.request
         numbers, negative_numbers = size_conditions(self.bundle, request)
-        inputs = NetworkInputs(start_state.draft, numbers, negative_numbers, one.controls)
+        inputs = NetworkInputs(start_state.draft, numbers, negative_numbers, *one.beside)
         network = denoiser_of(self.bundle, request)
         empty = None if request.perp_neg is None else self.reader.encode("")
         guiders = guiders_of(request, self.bundle, one.counted_steps, empty)
