@@ -297,11 +297,15 @@ def denoiser_config(
 
 
 def _single_file_schedule(identity: Identity) -> NoiseScheduleConfig:
-    """What a single file says of the noise that its network was trained on; Stable Diffusion 3's say nothing."""
+    """What a single file says of the noise that its network was trained on; Stable Diffusion 3's say nothing, and the
+    x4 upscaler's need not."""
     shift = family_named(identity.family).shift
     if shift is not None:
         return NoiseScheduleConfig(name="flow", shift=shift)
-    return recorded_schedule(identity.parts["unet"].header)
+    header = identity.parts["unet"].header
+    found = recorded_schedule(header)
+    bare = identity.variant == "upscaler" and not {"alphas_cumprod", "betas"} & header.tensors.keys()
+    return found.model_copy(update={"beta_start": 1e-4, "beta_end": 0.02}) if bare else found
 
 
 def _sd2_prediction(part: Part, tensor_of: Callable[[str], Tensor]) -> Parameterization:
@@ -345,11 +349,11 @@ def check_loadable(identity: Identity, where: str, *, without_vae: bool = False)
             expected="a whole model: U-Net, autoencoder and text encoder",
             cure=cures.get(identity.kind, "Give the model that it belongs to."),
         )
-    if identity.variant not in ("base", "inpainting", "instruct", "depth"):
+    if identity.variant not in ("base", "inpainting", "instruct", "depth", "upscaler"):
         raise IncompatibleCheckpoint(
             where,
             given=f"a {identity.family} {identity.variant} model",
-            expected="text to image, inpainting, instruct or depth",
+            expected="text to image, inpainting, instruct, depth or the x4 upscaler",
         )
     for name, part in identity.parts.items():
         if isinstance(part.config, TextEncoderConfig):

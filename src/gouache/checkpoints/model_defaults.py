@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gouache.checkpoints.detect import Identity, label_of, of_family
+from gouache.checkpoints.detect import DEFAULTS_KEY, Identity, label_of, of_family, recorded_defaults
 from gouache.checkpoints.diffusers import folder as folders
 from gouache.checkpoints.diffusers.scheduler import Scheduler
 from gouache.checkpoints.identify import read_card
@@ -26,6 +26,8 @@ def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig
     own = read_card(path) if identity.layout == "gouache" else None
     if own is not None:
         return own.defaults
+    if identity.layout == "single-file" and DEFAULTS_KEY in identity.parts["unet"].header.metadata:
+        return recorded_defaults(identity.parts["unet"].header)
     family = family_named(identity.family)
     size = family.size_for(denoiser.parameterization)
     file = folders.network_folder(path) / "config.json"

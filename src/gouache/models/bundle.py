@@ -15,7 +15,7 @@ from gouache.diffusion.noise_schedule import NoiseSchedule
 from gouache.errors import ConfigError, ShapeMismatch
 from gouache.models.conditioning.image_encoder import PictureEncoder
 from gouache.models.conditioning.ip_adapter import IPAdapter
-from gouache.models.configs import DenoiserConfig, GenerationDefaults
+from gouache.models.configs import DenoiserConfig, GenerationDefaults, UNetConfig
 from gouache.models.denoiser import Denoiser, SteeringNetwork
 from gouache.models.family import Family, family_named
 from gouache.models.few_steps import FewSteps
@@ -134,6 +134,11 @@ class ModelBundle:
     def traits(self) -> Family:
         """What follows from the model's family."""
         return family_named(self.family)
+
+    @property
+    def noise_levels(self) -> int:
+        """Levels of the noise on a small picture that the network enlarges and is told; 0 = it is told none."""
+        return self.unet.config.noise_levels if isinstance(self.unet.config, UNetConfig) else 0
 
     @property
     def size_numbers(self) -> int:

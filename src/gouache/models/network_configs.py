@@ -17,7 +17,7 @@ class UNetConfig(Config):
     """Channels of the noisy latents."""
     draft_channels: int = Field(default=0, ge=0)
     """Channels concatenated to the latents: 5 for inpainting (mask, masked latents), 4 for instruct-pix2pix,
-    1 for depth, the prior's draft latents for the pocket model."""
+    1 for depth, 3 for the x4 upscaler (the small picture), the prior's draft latents for the pocket model."""
     out_channels: int = Field(default=4, gt=0)
     """Channels of the output; twice `in_channels` for a network that predicts variances too."""
     channels: tuple[int, ...] = Field(default=(320, 640, 1280, 1280), min_length=1)
@@ -52,6 +52,9 @@ class UNetConfig(Config):
     pooled_grid_channels: int = Field(default=0, ge=0)
     """0: `pooled` is added to the time embedding. Else it is projected to this many channels, spread over the grid and
     concatenated to the latents: the simple form of conditioning."""
+    noise_levels: int = Field(default=0, ge=0)
+    """Levels of the noise on a small picture beside the latents that the network tells apart (Stable Diffusion's x4
+    upscaler: 1000); 0 = it is told none."""
     norm_groups: int = Field(default=32, gt=0)
     """Groups of the group norms; divides every width."""
 

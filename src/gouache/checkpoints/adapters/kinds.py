@@ -82,6 +82,7 @@ FOREIGN = {
     "LTX Video": ("patchify_proj.",),
     "AnimateDiff motion module": ("down_blocks.0.motion_modules.",),
     "Stable Video Diffusion": ("input_blocks.1.1.time_stack.", "time_mix_blocks"),
+    "IP-Adapter": ("image_proj.", "ip_adapter."),
     "GLIGEN": ("position_net.",),
     "CLIP vision tower": ("vision_model.encoder.", "visual.transformer."),
     "T5 text encoder": ("encoder.block.0.layer.0.SelfAttention.",),

@@ -104,20 +104,20 @@ class LayerNames:
 
     Args:
         unet: the network that denoises.
-        text: its text encoders.
+        text: its text encoders, or the networks of them.
 
     Attributes:
         shapes: of every parameter that can be changed. A layer without a bias can be given one.
         latent_channels: how many of the first convolution's inputs a plain model has too.
     """
 
-    def __init__(self, unet: UNet | MMDiT, text: TextStack) -> None:
+    def __init__(self, unet: UNet | MMDiT, text: TextStack | Sequence[nn.Module]) -> None:
         self.shapes: dict[LoraLayer, tuple[int, ...]] = {}
         self.latent_channels = unet.config.in_channels
         self._pieces: dict[str, list[tuple[LoraLayer, ShapeChange]]] = {}
         self._unet = dict(self._unet_paths(unet))
         self._encoders: list[tuple[tuple[str, ...], Mapping[str, LoraLayer]]] = []
-        encoders = list(text.encoders)
+        encoders = list(text.encoders if isinstance(text, TextStack) else text)
         for index, encoder in enumerate(encoders):
             if isinstance(encoder, TextEncoder):
                 prefixes = FIRST_TEXT_PREFIXES if index == 0 else SECOND_TEXT_PREFIXES

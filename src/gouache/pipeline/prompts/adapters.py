@@ -184,6 +184,7 @@ class Adapters:
         texts += [request.prompt_2 or "", request.negative_prompt_2 or ""]
         texts += [request.inversion.source_prompt] if request.inversion else []
         texts += [request.interpolation.prompt or ""] if request.interpolation else []
+        texts += [region.prompt for region in request.regions]
         known = {**self.folder.embeddings(), **bundled}
         if not known:
             return {}

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from gouache.errors import RecipeError
+from gouache.models.family import SD3
 from gouache.pipeline.fields.values import MAX_SIDE, MIN_SIDE
 from gouache.pipeline.output.comfyui.graph import Graph, Node, read_graph
 from gouache.pipeline.output.comfyui.guiders import guiders_of
@@ -163,10 +164,10 @@ class _Reader:
                 self.graph.note(f"{one.node} paints over the picture once more; it is left out")
         self._note_way(nodes)
         encoded = Conditionings(self.graph, self.texts)
-        texts = prompts_of(self.graph, encoded, main)
+        width, height = _size_of(self.graph, main.latents) or self._own_size(main, later)
+        texts = prompts_of(self.graph, encoded, main, (width, height))
         guiders, self.understood = guiders_of(self.graph, self._guiding(main))
         loras, model = self._model(main.model)
-        width, height = _size_of(self.graph, main.latents) or self._own_size(main, later)
         self._note_start(main, refined=bool(refiner))
         return {
             **texts,
@@ -378,6 +379,7 @@ class _Reader:
             harmless = (
                 held
                 or node.number in self.understood
+                or (node.kind == "ModelSamplingSD3" and node.inputs.get("shift") == SD3.shift)
                 or re.search(r"lora|loader|pipe|context|switch|cache|RescaleCFG", node.kind, re.IGNORECASE)
             )
             if not quiet and not harmless and end is not None:
