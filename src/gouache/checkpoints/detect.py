@@ -12,6 +12,7 @@ from gouache.checkpoints.foreign import RUN_ELSEWHERE, name_relative, name_stran
 from gouache.checkpoints.formats.gguf import ARCHITECTURE
 from gouache.checkpoints.formats.header import Header, TensorInfo, few
 from gouache.checkpoints.packed import check_packing, name_packing
+from gouache.checkpoints.recorded import EDM_SAMPLING, few_steps_in, prediction_of
 from gouache.checkpoints.shapes import (
     MMDIT,
     T5_BIAS,
@@ -27,7 +28,6 @@ from gouache.checkpoints.shapes import (
 from gouache.config import Config
 from gouache.errors import UnknownFamily
 from gouache.models.configs import (
-    GenerationDefaults,
     MMDiTConfig,
     NetworkConfig,
     T5Config,
@@ -36,7 +36,7 @@ from gouache.models.configs import (
     VAEConfig,
 )
 from gouache.models.family import SD1, SD2, SD3, SDXL, SDXL_REFINER, UNKNOWN, family_named
-from gouache.models.few_steps import TOLD_CONSISTENCY, FewSteps, few_steps_of
+from gouache.models.few_steps import FewSteps
 
 if TYPE_CHECKING:  # headers are read without torch
     from gouache.diffusion.parameterization import Parameterization
@@ -53,8 +53,6 @@ FAMILY_OF_TEXT_WIDTH = {768: SD1, 1024: SD2, 1280: SDXL}
 VIT_H_LAYERS = 24
 CONFIG_KEY = "gouache.config."
 """Files that gouache wrote carry each part's config in their metadata under this and the part's name."""
-DEFAULTS_KEY = "gouache.defaults"
-"""Single files that gouache wrote of few-step models carry the settings that such a model is painted with."""
 
 # (part, prefix in the file, naming, a tensor that is there if the part is)
 MARKS: tuple[tuple[str, str, Naming, str], ...] = (
@@ -104,19 +102,6 @@ LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(^|\.)decoder\.(block|embed_tokens|final_layer_norm)\.|^lm_head\."), "T5's decoder"),
     (re.compile(r"^(v_pred|ztsnr|edm_vpred\.sigma_(min|max)|edm_mean|edm_std)$"), "marks of the prediction type"),
 )
-EDM_SAMPLING = {
-    "edm_mean": "EDMDPMSolverMultistepScheduler: dpmpp_2m, schedule model",
-    "edm_vpred.sigma_max": "EDMEulerScheduler: euler, schedule model",
-}
-"""Mark of an EDM network -> the scheduler that its levels are those of, as folders' `Scheduler.taken` says it."""
-RECORDED_PREDICTIONS: Mapping[str, Parameterization] = {
-    "epsilon": "eps",
-    "v": "v",
-    "v_prediction": "v",
-    "sample": "x0",
-    "x0": "x0",
-}
-"""What the metadata of single files call a network's output."""
 LAST_TEXT_LAYER = "the last text layer and projection, which SD 2.x doesn't use"
 
 
@@ -357,37 +342,6 @@ def describe(marked: Mapping[str, Place]) -> Identity:
     )
 
 
-def few_steps_in(header: Header, family: str, unet: NetworkConfig) -> FewSteps | None:
-    """The distillation that a U-Net, its file's metadata or its file's name tell of."""
-    if DEFAULTS_KEY in header.metadata:
-        return few_steps_recorded(recorded_defaults(header))
-    if isinstance(unet, UNetConfig) and unet.guidance_width:
-        return TOLD_CONSISTENCY
-    return few_steps_of({header.path.stem: "the file's name"}, header.metadata, family=family)
-
-
-def recorded_defaults(header: Header) -> GenerationDefaults:
-    """The settings that a single file of gouache's carries.
-
-    Raises:
-        ConfigError: they are none.
-    """
-    return GenerationDefaults.from_json(header.metadata[DEFAULTS_KEY], where=f"{header.path} metadata {DEFAULTS_KEY}")
-
-
-def few_steps_recorded(defaults: GenerationDefaults) -> FewSteps:
-    """The same in short."""
-    return FewSteps(
-        method="a few-step model",
-        sampler=defaults.sampler,
-        schedule=defaults.schedule,
-        steps=defaults.num_inference_steps,
-        guidance_scale=defaults.guidance_scale,
-        source="metadata",
-        told=f"its metadata ({DEFAULTS_KEY})",
-    )
-
-
 def kind_of(parts: Mapping[str, Part]) -> str:
     """A model if it has U-Net and text encoder (an autoencoder may be named beside it), else the network that it is,
     or the parts that it has."""
@@ -475,32 +429,6 @@ def used_text_config(config: TextEncoderConfig, family: str, naming: Naming, *, 
             alone = {"projection_width": config.width}
         return config.model_copy(update={"skip_layers": 1, "final_norm": False, **alone})
     return config.model_copy(update={"projection_width": 0})
-
-
-def prediction_of(header: Header, family: str, unet: NetworkConfig | None) -> tuple[Parameterization | None, str]:
-    """What the network's output means, and how that is known. None: SD 2.x, where only the weights tell."""
-    if "edm_mean" in header.tensors:
-        return "edm", "a mark among the tensors"
-    for key in ("modelspec.prediction_type", "modelspec.predict_key"):
-        recorded = RECORDED_PREDICTIONS.get(header.metadata.get(key, ""))
-        if recorded:
-            return recorded, f"metadata {key}"
-    if "v_pred" in header.tensors or "edm_vpred.sigma_max" in header.tensors:
-        return "v", "a mark among the tensors"
-    if unet is None:
-        return None, ""
-    rule = family_named(family).prediction
-    if rule is not None:
-        return rule, f"the family's rule for {family}"
-    if isinstance(unet, UNetConfig) and unet.noise_levels:
-        return "v", "the variant's rule"
-    if unet.draft_channels or unet.pooled_width:
-        return ("v", "the family's rule for SD 2.x unCLIP") if unet.pooled_width else ("eps", "the variant's rule")
-    # Training steps of the two published files about which no reader disagrees.
-    steps = {"875000": "eps", "110000": "v"}.get(header.metadata.get("global_step", ""))
-    if steps:
-        return ("v" if steps == "v" else "eps"), "the file's global_step"
-    return None, "only the weights tell"
 
 
 def rest_of(parts: Mapping[str, Part], family: str) -> tuple[dict[str, int], tuple[str, ...]]:

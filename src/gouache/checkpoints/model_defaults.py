@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gouache.checkpoints.detect import DEFAULTS_KEY, Identity, label_of, of_family, recorded_defaults
+from gouache.checkpoints.detect import Identity, label_of, of_family
 from gouache.checkpoints.diffusers import folder as folders
 from gouache.checkpoints.diffusers.scheduler import Scheduler
 from gouache.checkpoints.identify import read_card
 from gouache.checkpoints.noise_table import recorded_scheduler
+from gouache.checkpoints.recorded import DEFAULTS_KEY, recorded_defaults
 from gouache.models.configs import DenoiserConfig, GenerationDefaults, NetworkConfig, UNetConfig, VAEConfig
 from gouache.models.family import family_named
 from gouache.models.few_steps import TOLD_SCALE
