@@ -21,7 +21,8 @@ from gouache.checkpoints.load import (
 )
 from gouache.checkpoints.networks import build_on_meta, open_part, plan, read_planned
 from gouache.checkpoints.save import Format, ModelToWrite, NetworkToWrite, write_model
-from gouache.models.configs import SentenceEncoderConfig
+from gouache.checkpoints.t5_vocabulary import t5_tokenizer
+from gouache.models.configs import SentenceEncoderConfig, T5Config
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Types that weights can be written in, by the names that people use."""
@@ -63,6 +64,7 @@ def convert(
         networks[name] = _network(part, opened[part.header.path], identity.family, dtype, on_tensor)
     denoiser = denoiser_config(source, identity, None, networks["unet"].tensor_of)
     sentences = any(isinstance(part.config, SentenceEncoderConfig) for part in identity.parts.values())
+    t5 = identity.parts.get("text_encoder_3")
     own = read_card(source) if identity.layout == "gouache" else None
     model = ModelToWrite(
         family=identity.family,
@@ -72,6 +74,7 @@ def convert(
         defaults=generation_defaults(source, identity, denoiser),
         networks=networks,
         vocabulary=vocabulary_of(source) if sentences else (),
+        t5_tokenizer=t5_tokenizer(source, t5.config) if t5 and isinstance(t5.config, T5Config) else None,
         styles=own.styles if own else (),
         description=own.description if own else "",
         licence=own.licence if own else "",

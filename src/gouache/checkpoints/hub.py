@@ -27,6 +27,7 @@ PART_FOLDERS = (
     "vae",
     "text_encoder",
     "text_encoder_2",
+    "text_encoder_3",
     "tokenizer",
     "tokenizer_2",
     "scheduler",
@@ -34,10 +35,13 @@ PART_FOLDERS = (
 SHIPPED = POCKET.name
 """Name of the model inside the package, and of its folder there."""
 TEXT_SUFFIXES = (".json", ".txt")
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt")
+WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin", ".ckpt")
 ADAPTER_FOLDERS = ("adapters", "embeddings", "lora", "loras")
-CONTROL_FOLDERS = ("controlnet", "controlnets")
+CONTROL_FOLDERS = ("controlnet", "controlnets", "t2i_adapter", "t2i_adapters")
+IP_ADAPTER_FOLDERS = ("ipadapter", "ip-adapter", "ip_adapter")
+TOWER_FOLDERS = ("clip_vision", "image_encoder")
 VAE_FOLDERS = ("vae", "vaes")
+NO_MODELS = (*ADAPTER_FOLDERS, *CONTROL_FOLDERS, *IP_ADAPTER_FOLDERS, *TOWER_FOLDERS, *VAE_FOLDERS)
 """Folders beside the models that hold no models; see `adapters_folder` and `control_folder`."""
 OTHER_FRAMEWORKS = ("flax_", "tf_", "openvino_", "model.onnx", "rust_")
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -108,7 +112,7 @@ def on_disk() -> list[OnDisk]:
         OnDisk(path.name if path.is_dir() else path.stem, path, _bytes(path))
         for path in (sorted(own.iterdir()) if own.is_dir() else [])
         if not path.name.startswith(".")
-        and path.name.lower() not in (*ADAPTER_FOLDERS, *CONTROL_FOLDERS, *VAE_FOLDERS)
+        and path.name.lower() not in NO_MODELS
         and (path.is_dir() or path.suffix in WEIGHT_SUFFIXES)
     ]
     cache = hub_cache()
@@ -256,6 +260,7 @@ def choose_files(names: Iterable[str], variant: str | None = None) -> list[str]:
     if "model.json" in top:
         return texts + [name for name in top if name.endswith(".safetensors")]
     weights = _best_weights(top, variant) or _one_of(top, ".safetensors") or _one_of(top, ".ckpt")
+    weights = weights or _one_of(top, ".gguf")
     return texts + weights if weights else []
 
 

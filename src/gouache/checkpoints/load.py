@@ -13,20 +13,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gouache.checkpoints.detect import DEFAULTS_KEY, Identity, Part, recorded_defaults
+from gouache.checkpoints.detect import Identity, Part, of_family
 from gouache.checkpoints.diffusers import folder as folders
 from gouache.checkpoints.diffusers.scheduler import Scheduler
+from gouache.checkpoints.distilled import recorded_defaults
 from gouache.checkpoints.formats.header import Header
 from gouache.checkpoints.formats.safetensors import WeightSource, verify_sha256
 from gouache.checkpoints.identify import identify, known_sha256, read_card, vocabulary_of
 from gouache.checkpoints.networks import Plan, build_on_meta, fill, load_network, open_part, plan_network, read_planned
 from gouache.checkpoints.noise_table import recorded_latents, recorded_schedule, recorded_scheduler
+from gouache.checkpoints.t5_vocabulary import t5_tokenizer
 from gouache.diffusion.parameterization import Parameterization
 from gouache.errors import GouacheError, IncompatibleCheckpoint, InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import (
     DenoiserConfig,
     GenerationDefaults,
+    NetworkConfig,
+    NoiseScheduleConfig,
     SentenceEncoderConfig,
     TextEncoderConfig,
     UNetConfig,
@@ -34,12 +38,14 @@ from gouache.models.configs import (
 )
 from gouache.models.family import family_named
 from gouache.models.few_steps import TOLD_SCALE
+from gouache.models.mmdit import MMDiT
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
-from gouache.models.scheduler_config import sampler_of
+from gouache.models.scheduler_config import SchedulerConfig, sampler_of
 from gouache.models.text.clip import TextEncoder
 from gouache.models.text.sentence import SentenceEncoder
-from gouache.models.text.stack import TextStack
+from gouache.models.text.stack import Joint, TextStack
+from gouache.models.text.t5 import T5Encoder
 from gouache.models.text.tokenizers import END_ID
 from gouache.models.unet import UNet
 from gouache.models.upscalers import Upscaler
@@ -148,9 +154,9 @@ def assemble(
     stand_in = build_on_meta(vae_of_family(identity)) if "vae" not in identity.parts else None
     bundle = ModelBundle(
         family=identity.family,
-        unet=_of(networks, UNet)[0],
+        unet=_network_of(networks),
         vae=_of({**networks, **({"vae": stand_in} if stand_in else {})}, AutoencoderKL)[0],
-        text=_text_stack(path, networks),
+        text=_text_stack(path, networks, identity),
         denoiser_config=denoiser,
         defaults=generation_defaults(path, identity, denoiser),
         styles=_styles(path, identity),
@@ -160,7 +166,7 @@ def assemble(
         name=model_name(path, identity),
         path=path,
         sha256=known_sha256(identity),
-        loading_notes=identity.notes_on_loading(),
+        loading_notes=(*identity.notes_on_loading(), *_without_t5(identity)),
         notes=identity.notes,
         few_steps=identity.few_steps,
     )
@@ -214,11 +220,32 @@ def _of(networks: Mapping[str, nn.Module], kind: type[LoadedNetwork]) -> list[Lo
     return [network for network in networks.values() if isinstance(network, kind)]
 
 
-def _text_stack(path: Path, networks: Mapping[str, nn.Module]) -> TextStack:
+def _network_of(networks: Mapping[str, nn.Module]) -> UNet | MMDiT:
+    network = networks["unet"]
+    assert isinstance(network, UNet | MMDiT), "the config decides the class"
+    return network
+
+
+def _text_stack(path: Path, networks: Mapping[str, nn.Module], identity: Identity) -> TextStack:
     sentences = _of(networks, SentenceEncoder)
     if sentences:
         return _of_sentences(path, sentences[0])
-    return TextStack.of_clip(_of(networks, TextEncoder))
+    rows, network = family_named(identity.family).text_rows, identity.parts["unet"].config
+    joint = Joint(network.context_width, rows) if rows and isinstance(network, NetworkConfig) else None
+    t5 = next(((one, t5_tokenizer(path, one.config)) for one in _of(networks, T5Encoder)), None)
+    try:
+        return TextStack.of_clip(_of(networks, TextEncoder), joint, t5)
+    except InvalidInput as error:
+        where = f"{path}: {error.where}"
+        raise IncompatibleCheckpoint(where, given=error.given, expected=error.expected, cure=error.cure) from error
+
+
+def _without_t5(identity: Identity) -> tuple[str, ...]:
+    """What to tell of a model whose third text encoder isn't there, which it was trained to do without at times
+    (arXiv:2403.03206, section 5.3.3)."""
+    if not family_named(identity.family).text_rows or "text_encoder_3" in identity.parts:
+        return ()
+    return ("without its third text encoder (T5): zeros stand for what it says",)
 
 
 def _of_sentences(path: Path, encoder: SentenceEncoder) -> TextStack:
@@ -249,12 +276,20 @@ def denoiser_config(
     else:
         config = DenoiserConfig(
             parameterization=identity.prediction or _sd2_prediction(identity.parts["unet"], tensor_of),
-            schedule=recorded_schedule(identity.parts["unet"].header),
+            schedule=_single_file_schedule(identity),
         )
     unet = identity.parts["unet"].config
     if isinstance(unet, UNetConfig) and unet.out_channels == 2 * unet.in_channels:
         config = config.model_copy(update={"learned_variance": True})
     return config if prediction is None else config.model_copy(update={"parameterization": prediction})
+
+
+def _single_file_schedule(identity: Identity) -> NoiseScheduleConfig:
+    """What a single file says of the noise that its network was trained on; Stable Diffusion 3's say nothing."""
+    shift = family_named(identity.family).shift
+    if shift is not None:
+        return NoiseScheduleConfig(name="flow", shift=shift)
+    return recorded_schedule(identity.parts["unet"].header)
 
 
 def _folder_scheduler(path: Path, identity: Identity) -> Scheduler | None:
@@ -280,11 +315,12 @@ def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig
     own = read_card(path) if identity.layout == "gouache" else None
     if own is not None:
         return own.defaults
-    if identity.layout == "single-file" and DEFAULTS_KEY in identity.parts["unet"].header.metadata:
-        return recorded_defaults(identity.parts["unet"].header)
+    carried = recorded_defaults(identity.parts["unet"].header) if identity.layout == "single-file" else None
+    if carried is not None:
+        return carried
     family = family_named(identity.family)
     size = family.size_for(denoiser.parameterization)
-    file = path / "unet" / "config.json"
+    file = folders.network_folder(path) / "config.json"
     sample_size = folders.read_json(file).get("sample_size") if file.is_file() else None
     vae = identity.parts["vae"].config if "vae" in identity.parts else vae_of_family(identity)
     sides = [sample_size, sample_size] if isinstance(sample_size, int) else sample_size
@@ -293,11 +329,15 @@ def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig
         assert isinstance(vae, VAEConfig), "an autoencoder's config"
         height, width = (side * vae.downscale for side in sides)
     defaults = GenerationDefaults(width=width, height=height, guidance_scale=family.guidance_scale)
+    if family.steps is not None:
+        defaults = defaults.model_copy(update={"num_inference_steps": family.steps})
     unet = identity.parts["unet"].config if "unet" in identity.parts else None
     told = isinstance(unet, UNetConfig) and unet.guidance_width > 0
     scheduler = _folder_scheduler(path, identity)
     if identity.layout == "single-file":
         recorded = recorded_scheduler(identity.parts["unet"].header)
+        if family.shift is not None:
+            recorded = SchedulerConfig(class_name=family.scheduler, shift=family.shift)
         if recorded is not None:
             scheduler = Scheduler(recorded, denoiser, sampler_of(recorded).name, "model")
     if scheduler is None or scheduler.config is None:
@@ -308,6 +348,8 @@ def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig
         numbers = {"num_inference_steps": few_steps.steps, "guidance_scale": few_steps.guidance_scale}
         return defaults.model_copy(update=settings | numbers)
     few = {"num_inference_steps": scheduler.steps, "guidance_scale": TOLD_SCALE if told else scheduler.guidance_scale}
+    if identity.few_steps is not None and identity.few_steps.source == "metadata":
+        few = {"num_inference_steps": identity.few_steps.steps, "guidance_scale": identity.few_steps.guidance_scale}
     taken = {"sampler": scheduler.sampler, "schedule": scheduler.schedule, "scheduler": scheduler.config}
     return defaults.model_copy(update={**taken, **{key: value for key, value in few.items() if value is not None}})
 
@@ -315,8 +357,8 @@ def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig
 def vae_of_family(identity: Identity) -> VAEConfig:
     """The config of the autoencoder that a model of this family has, where it has none itself."""
     unet = identity.parts["unet"].config
-    channels = unet.in_channels if isinstance(unet, UNetConfig) else VAEConfig().latent_channels
-    return VAEConfig(latent_channels=channels, scale=family_named(identity.family).latent_scale)
+    channels = unet.in_channels if isinstance(unet, NetworkConfig) else VAEConfig().latent_channels
+    return of_family(VAEConfig(latent_channels=channels), identity.family)
 
 
 def _styles(path: Path, identity: Identity) -> tuple[str, ...]:

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from gouache import __version__
-from gouache.checkpoints.detect import CONFIG_KEY, DEFAULTS_KEY
+from gouache.checkpoints.detect import CONFIG_KEY
 from gouache.checkpoints.diffusers import write as diffusers_write
+from gouache.checkpoints.distilled import defaults_to_record
 from gouache.checkpoints.formats.header import SCALE, TensorInfo, is_matrix
 from gouache.checkpoints.formats.safetensors import dtype_name, quantise, write_json, write_tensors
 from gouache.checkpoints.identify import CARD_FILE, CARD_KEY, VOCABULARY_FILE, VOCABULARY_KEY, ModelCard, PartCard
@@ -32,12 +33,22 @@ from gouache.checkpoints.noise_table import (
     table_to_record,
 )
 from gouache.checkpoints.shapes import THIRDS, Naming, ShapeChange
+from gouache.checkpoints.t5_vocabulary import OWN_FILE, OWN_KEY, json_to_keep
 from gouache.config import Config
 from gouache.errors import IncompatibleCheckpoint, InvalidInput, unknown_name
 from gouache.files import atomic_write
 from gouache.models.bundle import ModelBundle
-from gouache.models.configs import DenoiserConfig, GenerationDefaults, TextEncoderConfig, UNetConfig, VAEConfig
-from gouache.models.family import SD1, SD2, SDXL, SDXL_REFINER, family_named
+from gouache.models.configs import (
+    DenoiserConfig,
+    GenerationDefaults,
+    NetworkConfig,
+    NoiseScheduleConfig,
+    T5Config,
+    TextEncoderConfig,
+    VAEConfig,
+)
+from gouache.models.family import SD1, SD2, SD3, SDXL, SDXL_REFINER, family_named
+from gouache.models.text.unigram import UnigramTokenizer
 
 Format = Literal["diffusers", "single-file", "gouache"]
 FORMATS: tuple[Format, ...] = ("diffusers", "single-file", "gouache")
@@ -51,6 +62,11 @@ SINGLE_FILE: dict[str, dict[str, tuple[str, Naming]]] = {
         "text_encoder_2": ("conditioner.embedders.1.model.", "open_clip"),
     },
     SDXL_REFINER.name: {"text_encoder": ("conditioner.embedders.0.model.", "open_clip")},
+    SD3.name: {
+        "text_encoder": ("text_encoders.clip_l.transformer.", "clip_model"),
+        "text_encoder_2": ("text_encoders.clip_g.transformer.", "clip_model"),
+        "text_encoder_3": ("text_encoders.t5xxl.transformer.", "ours"),
+    },
 }
 COMMON: dict[str, tuple[str, Naming]] = {
     "unet": ("model.diffusion_model.", "ldm"),
@@ -82,6 +98,7 @@ class ModelToWrite:
     defaults: GenerationDefaults
     networks: Mapping[str, NetworkToWrite]
     vocabulary: tuple[str, ...] = ()
+    t5_tokenizer: UnigramTokenizer | None = None
     styles: tuple[str, ...] = ()
     description: str = ""
     licence: str = ""
@@ -113,9 +130,11 @@ def in_int8(network: NetworkToWrite) -> NetworkToWrite:
 
 def bundle_to_write(bundle: ModelBundle, variant: str = "base") -> ModelToWrite:
     """A model that is in memory."""
-    networks = {"unet": bundle.unet, "vae": bundle.vae}
+    networks: dict[str, nn.Module] = {"unet": bundle.unet, "vae": bundle.vae}
     encoders = list(bundle.text.encoders)
     networks |= dict(zip(("text_encoder", "text_encoder_2"), encoders, strict=False))
+    if bundle.text.t5 is not None:
+        networks["text_encoder_3"] = bundle.text.t5
     if bundle.prior is not None and bundle.quantizer is not None:
         networks |= {"prior": bundle.prior, "quantizer": bundle.quantizer}
     if bundle.upscaler is not None:
@@ -129,6 +148,7 @@ def bundle_to_write(bundle: ModelBundle, variant: str = "base") -> ModelToWrite:
         defaults=bundle.defaults,
         networks={name: network_to_write(_config_of(network), network) for name, network in networks.items()},
         vocabulary=tuple(vocabulary),
+        t5_tokenizer=bundle.text.t5_tokenizer,
         styles=bundle.styles,
     )
 
@@ -215,6 +235,9 @@ def _write_own_folder(model: ModelToWrite, folder: Path) -> None:
     if model.vocabulary:
         with atomic_write(folder / VOCABULARY_FILE) as file:
             file.write("\n".join(model.vocabulary).encode("utf-8") + b"\n")
+    for text in _t5_vocabulary(model).values():
+        with atomic_write(folder / OWN_FILE) as file:
+            file.write(text.encode("utf-8"))
     write_json(folder / CARD_FILE, _card(model, tuple(parts)).model_dump(mode="json"))
 
 
@@ -226,7 +249,7 @@ def _write_own_file(model: ModelToWrite, path: Path) -> None:
         part, _, inner = name.partition(".")
         return networks[part].tensor_of(inner)
 
-    metadata = {CARD_KEY: _card(model, ()).to_json(), **_config_metadata(model)}
+    metadata = {CARD_KEY: _card(model, ()).to_json(), **_config_metadata(model), **_t5_vocabulary(model)}
     if model.vocabulary:
         metadata[VOCABULARY_KEY] = "\n".join(model.vocabulary)
     write_tensors(path, infos, tensor_of, metadata)
@@ -246,6 +269,12 @@ def _card(model: ModelToWrite, parts: tuple[PartCard, ...]) -> ModelCard:
         description=model.description,
         licence=model.licence,
     )
+
+
+def _t5_vocabulary(model: ModelToWrite) -> dict[str, str]:
+    """What a file's metadata says of the vocabulary of its T5; nothing of the published one, which every reader has."""
+    text = "" if model.t5_tokenizer is None else json_to_keep(model.t5_tokenizer)
+    return {OWN_KEY: text} if text else {}
 
 
 def _config_metadata(model: ModelToWrite) -> dict[str, str]:
@@ -283,15 +312,14 @@ def _write_single_file(model: ModelToWrite, path: Path) -> None:
         "modelspec.title": model.name or model.family,
         "modelspec.prediction_type": prediction,
     }
-    if model.defaults.num_inference_steps != GenerationDefaults().num_inference_steps:
-        metadata[DEFAULTS_KEY] = model.defaults.to_json()
+    metadata |= defaults_to_record(model.defaults, model.family)
     marks = _marks(model, str(path))
     infos |= {name: TensorInfo("F32", tuple(mark.shape)) for name, mark in marks.items()}
 
     def tensor_of(name: str) -> Tensor:
         return marks[name] if name in marks else _joined(sources[name], infos[name].shape)
 
-    write_tensors(path, infos, tensor_of, metadata | configs)
+    write_tensors(path, infos, tensor_of, metadata | configs | _t5_vocabulary(model))
 
 
 def _marks(model: ModelToWrite, where: str) -> dict[str, Tensor]:
@@ -302,7 +330,9 @@ def _marks(model: ModelToWrite, where: str) -> dict[str, Tensor]:
         marks["v_pred"] = torch.empty(0)
     if schedule.zero_terminal_snr:
         marks[ZERO_TERMINAL_SNR] = torch.empty(0)
-    vae = model.networks["vae"].config
+    vae, shift = model.networks["vae"].config, family_named(model.family).shift
+    if shift is not None and schedule == NoiseScheduleConfig(name="flow", shift=shift):
+        return marks
     if schedule.name == "edm" and isinstance(vae, VAEConfig):
         return edm_marks(model.denoiser, vae, where)
     if not records_nothing_else(schedule):
@@ -334,24 +364,34 @@ def _joined(sources: list[tuple[NetworkToWrite, str, ShapeChange]], shape: tuple
     tensors = [network.tensor_of(name) for network, name, _ in ordered]
     if ordered[0][2] is ShapeChange.TRANSPOSED:
         return tensors[0].T
+    if ordered[0][2] is ShapeChange.HALVES_SWAPPED:
+        return torch.cat(tensors[0].chunk(2)[::-1])
     return torch.cat(tensors) if len(tensors) > 1 else tensors[0].reshape(shape)
 
 
 def _write_diffusers(model: ModelToWrite, folder: Path, where: str) -> None:
     scheduler = model.defaults.scheduler
-    index = diffusers_write.model_index(model.family, model.variant, where, scheduler)
+    t5 = "text_encoder_3" in model.networks
+    index = diffusers_write.model_index(model.family, model.variant, where, scheduler, t5=t5)
     write_json(folder / "model_index.json", index)
     size, deviation = model.defaults.width, model.denoiser.schedule.sigma_data or 1.0
     for name, network in model.networks.items():
         config = network.config
-        if isinstance(config, UNetConfig):
-            _write_part(folder / name, network, diffusers_write.unet_json(config, size // _downscale(model), where))
+        if isinstance(config, NetworkConfig):
+            values = diffusers_write.network_json(config, size // _downscale(model), where)
+            _write_part(folder / diffusers_write.network_folder(config), network, values)
         elif isinstance(config, VAEConfig):
             _write_part(folder / name, network, diffusers_write.vae_json(config, size, where, deviation))
+        elif isinstance(config, T5Config):
+            _write_part(folder / name, network, diffusers_write.t5_json(config), "model.safetensors")
         elif isinstance(config, TextEncoderConfig):
             encoders = family_named(model.family).text_encoders
             place = encoders[0] if len(encoders) == 1 else name
-            _write_text(folder, place, network, config)
+            _write_text(
+                folder, place, network, config, projection=place == "text_encoder_2" or model.family == SD3.name
+            )
+    if model.t5_tokenizer is not None:
+        diffusers_write.write_t5_tokenizer(folder / "tokenizer_3", model.t5_tokenizer)
     (folder / "scheduler").mkdir()
     values = diffusers_write.scheduler_json(model.denoiser, model.family, where, scheduler)
     write_json(folder / "scheduler" / "scheduler_config.json", values)
@@ -362,18 +402,25 @@ def _downscale(model: ModelToWrite) -> int:
     return vae.downscale if isinstance(vae, VAEConfig) else 8
 
 
-def _write_part(folder: Path, network: NetworkToWrite, values: Mapping[str, object]) -> None:
+def _write_part(
+    folder: Path,
+    network: NetworkToWrite,
+    values: Mapping[str, object],
+    file: str = "diffusion_pytorch_model.safetensors",
+) -> None:
     folder.mkdir()
     write_json(folder / "config.json", values)
-    write_tensors(folder / "diffusion_pytorch_model.safetensors", network.infos, network.tensor_of)
+    write_tensors(folder / file, network.infos, network.tensor_of)
 
 
-def _write_text(folder: Path, place: str, network: NetworkToWrite, config: TextEncoderConfig) -> None:
+def _write_text(
+    folder: Path, place: str, network: NetworkToWrite, config: TextEncoderConfig, *, projection: bool
+) -> None:
     """With the names under ``text_model.``, as every version of transformers reads them."""
     spell = speller(config, "clip_model")
     ours = {spell(name).name: name for name in network.infos}
     (folder / place).mkdir()
-    values = diffusers_write.text_json(config, projection=place == "text_encoder_2")
+    values = diffusers_write.text_json(config, projection=projection)
     write_json(folder / place / "config.json", values)
     infos = {theirs: network.infos[name] for theirs, name in ours.items()}
     write_tensors(folder / place / "model.safetensors", infos, lambda theirs: network.tensor_of(ours[theirs]))

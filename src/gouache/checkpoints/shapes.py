@@ -15,7 +15,16 @@ from enum import Enum, auto
 from typing import Literal
 
 from gouache.errors import UnknownFamily
-from gouache.models.configs import ControlNetConfig, TextEncoderConfig, UNetConfig, VAEConfig
+from gouache.models.configs import (
+    ControlNetConfig,
+    MMDiTConfig,
+    NetworkConfig,
+    T2IAdapterConfig,
+    T5Config,
+    TextEncoderConfig,
+    UNetConfig,
+    VAEConfig,
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Tensor name -> shape, for one network, without the prefix that the network has in its file."""
@@ -24,9 +33,9 @@ Naming = Literal["ours", "ldm", "old_diffusers", "clip_model", "open_clip"]
 """Whose names a network's tensors have in a file.
 
 `ours`: diffusers' for the U-Net and the autoencoder, transformers' (5.x) for the text encoder. `ldm`: CompVis's single
-files. `old_diffusers`: an autoencoder's attention before diffusers 0.14. `clip_model`: a text encoder under
-``text_model.``, as published folders and single files have it. `open_clip`: OpenCLIP's, with one matrix for queries,
-keys and values.
+files, and Stability's of Stable Diffusion 3. `old_diffusers`: an autoencoder's attention before diffusers 0.14.
+`clip_model`: a text encoder under ``text_model.``, as published folders and single files have it. `open_clip`:
+OpenCLIP's, with one matrix for queries, keys and values.
 """
 
 
@@ -39,6 +48,10 @@ class ShapeChange(Enum):
     """Theirs may be a 1x1 convolution [C, C, 1, 1] where ours is linear [C, C]."""
     TRANSPOSED = auto()
     """Theirs is ours transposed."""
+    HALVES_SWAPPED = auto()
+    """Their first half of the rows is our second: shift and scale of Stable Diffusion 3's last layers."""
+    IDENTITY = auto()
+    """Ours is the identity, in the type of theirs."""
     FIRST_THIRD = auto()
     SECOND_THIRD = auto()
     LAST_THIRD = auto()
@@ -110,12 +123,75 @@ def unet_config(shapes: Shapes, naming: Naming, where: str) -> UNetConfig:
     )
 
 
+MMDIT: dict[Naming, str] = {"ldm": "joint_blocks.0.x_block.attn.qkv.weight", "ours": "pos_embed.pos_embed"}
+"""A tensor that only a network of Stable Diffusion 3 has."""
+
+
+def network_config(shapes: Shapes, naming: Naming, where: str) -> NetworkConfig:
+    """Rebuild the config of a network that denoises, U-Net or MMDiT. Arguments and errors as in `unet_config`."""
+    return mmdit_config(shapes, naming, where) if MMDIT.get(naming) in shapes else unet_config(shapes, naming, where)
+
+
+def mmdit_config(shapes: Shapes, naming: Naming, where: str) -> MMDiTConfig:
+    """Rebuild an MMDiT's config. Arguments and errors as in `unet_config`."""
+    block, norm, second, places, patch, pooled, last = (
+        (
+            "joint_blocks.{}.x_block.attn.qkv.weight",
+            "joint_blocks.0.x_block.attn.ln_q.weight",
+            "joint_blocks.{}.x_block.attn2.qkv.weight",
+            "pos_embed",
+            "x_embedder.proj.weight",
+            "y_embedder.mlp.0.weight",
+            "final_layer.linear.weight",
+        )
+        if naming == "ldm"
+        else (
+            "transformer_blocks.{}.attn.to_q.weight",
+            "transformer_blocks.0.attn.norm_q.weight",
+            "transformer_blocks.{}.attn2.to_q.weight",
+            "pos_embed.pos_embed",
+            "pos_embed.proj.weight",
+            "time_text_embed.text_embedder.linear_1.weight",
+            "proj_out.weight",
+        )
+    )
+    width, patch_size = _at(shapes, patch, 0, where), _at(shapes, patch, 2, where)
+    layers = _count(shapes, block)
+    head_width = shapes[norm][0] if norm in shapes else math.gcd(HEAD_WIDTH, width)
+    found = {
+        "in_channels": _at(shapes, patch, 1, where),
+        "out_channels": _at(shapes, last, 0, where) // patch_size**2,
+        "patch_size": patch_size,
+        "layers": layers,
+        "heads": width // head_width,
+        "head_width": head_width,
+        "context_width": _at(shapes, "context_embedder.weight", 1, where),
+        "pooled_width": _at(shapes, pooled, 1, where),
+        "grid": math.isqrt(_at(shapes, places, 1, where)),
+        "qk_norm": norm in shapes,
+        "dual_layers": tuple(layer for layer in range(layers) if second.format(layer) in shapes),
+    }
+    return MMDiTConfig.from_dict(found, where=where)
+
+
 def controlnet_config(shapes: Shapes, naming: Naming, where: str) -> ControlNetConfig:
     """Rebuild a ControlNet's config, and with it that of the way down of its U-Net. Arguments as in `unet_config`."""
     counted = _count_ldm(shapes) if naming == "ldm" else _count_diffusers(shapes)
     _check_way_down(counted, where)
     if not counted.middle_resnets:
         raise _no_network(where, "a ControlNet without a middle", "one with residual blocks there")
+    hint_channels, widths = hint_widths(shapes, naming, where)
+    return ControlNetConfig(
+        unet=_way_down(counted, shapes, naming, where),
+        hint_channels=hint_channels,
+        hint_widths=widths,
+        union_types=shapes.get("task_embedding", (0,))[0],
+        union_layers=max(1, _count(shapes, "transformer_layes.{}.ln_1.weight")),
+    )
+
+
+def hint_widths(shapes: Shapes, naming: Naming, where: str) -> tuple[int, tuple[int, ...]]:
+    """Channels of the control picture, and widths of the convolutions that it goes through."""
     if naming == "ldm":
         hint = [f"input_hint_block.{2 * i}.weight" for i in range(_count(shapes, "input_hint_block.{}.weight", 2))]
     else:
@@ -125,11 +201,45 @@ def controlnet_config(shapes: Shapes, naming: Naming, where: str) -> ControlNetC
             for part in ("conv_in", *(f"blocks.{i}" for i in inner), "conv_out")
         ]
     # One convolution into the first width, then pairs of which the second widens, then one into the U-Net's width.
-    widths = tuple(_at(shapes, name, 0, where) for name in hint[:-1:2])
-    return ControlNetConfig(
-        unet=_way_down(counted, shapes, naming, where),
-        hint_channels=_at(shapes, hint[0], 1, where),
-        hint_widths=widths,
+    return _at(shapes, hint[0], 1, where), tuple(_at(shapes, name, 0, where) for name in hint[:-1:2])
+
+
+SDXL_FOLD = 16
+
+
+def t2i_config(shapes: Shapes, naming: Naming, where: str) -> T2IAdapterConfig:
+    """Rebuild a T2I-Adapter's config. Arguments and errors as in `unet_config`.
+
+    The first convolution's channels are those of the picture, 3 or 1, times the square of `fold`. SDXL's adapters fold
+    by 16, and have the names and shapes of the others.
+    """
+    light = "conv_in.weight" not in shapes
+    stem = _at(shapes, "body.0.in_conv.weight" if light else "conv_in.weight", 1, where)
+    hint_channels = 1 if stem % 3 else 3
+    fold = math.isqrt(stem // hint_channels)
+    if hint_channels * fold**2 != stem:
+        raise _no_network(where, f"a T2I-Adapter with {stem} channels in", "1 or 3 times a square number")
+    if naming == "ours":
+        levels = max(_count(shapes, "body.{}.resnets.0.block1.weight"), 1)
+        blocks = _count(shapes, "body.0.resnets.{}.block1.weight")
+    elif light:
+        levels = max(_count(shapes, "body.{}.in_conv.weight"), 1)
+        blocks = _count(shapes, "body.0.body.{}.block1.weight")
+    else:
+        # One list of blocks; each level after the first begins with the one that widens, or is as long as the first.
+        widens = [n for n in range(1, len(shapes)) if f"body.{n}.in_conv.weight" in shapes]
+        total = _count(shapes, "body.{}.block1.weight")
+        blocks = widens[0] if widens else total
+        levels = -(-total // max(blocks, 1))
+    last = "body.{}.out_conv.weight" if light else "body.{}.resnets.0.block1.weight"
+    last = "body.{}.block1.weight" if naming == "ldm" and not light else last
+    step = blocks if naming == "ldm" and not light else 1
+    return T2IAdapterConfig(
+        kind="light" if light else "full_xl" if fold == SDXL_FOLD else "full",
+        hint_channels=hint_channels,
+        fold=fold,
+        channels=tuple(_at(shapes, last.format(step * level), 0, where) for level in range(levels)),
+        blocks=blocks,
     )
 
 
@@ -171,8 +281,8 @@ def norm_groups(channels: tuple[int, ...]) -> int:
     return math.gcd(NORM_GROUPS, *channels)
 
 
-def vae_config(shapes: Shapes, naming: Naming, scale: float, where: str) -> VAEConfig:
-    """Rebuild an autoencoder's config; `scale` is its family's. Arguments and errors as in `unet_config`."""
+def vae_config(shapes: Shapes, naming: Naming, where: str) -> VAEConfig:
+    """Rebuild an autoencoder's config, but for the scale of its latents. Arguments and errors as in `unet_config`."""
     if TINY_VAE in shapes:
         return _tiny_vae_config(shapes, where)
     level, block, attention = (
@@ -203,7 +313,6 @@ def vae_config(shapes: Shapes, naming: Naming, scale: float, where: str) -> VAEC
         middle_attention=attention in shapes,
         mask_condition="decoder.condition_encoder.layers.0.weight" in shapes,
         quant_conv="quant_conv.weight" in shapes,
-        scale=scale,
     )
 
 
@@ -284,6 +393,28 @@ _TEXT_NAMES: dict[Naming, tuple[str, ...]] = {
         "text_projection",
     ),
 }
+
+
+T5_BIAS = "encoder.block.{}.layer.0.SelfAttention.relative_attention_bias.weight"
+"""T5's table of biases, which only its first layer has."""
+
+
+def t5_config(shapes: Shapes, where: str) -> T5Config:
+    """Rebuild the config of T5's encoder. Arguments and errors as in `unet_config`."""
+    attention, inner = "encoder.block.{}.layer.0.SelfAttention", "encoder.block.0.layer.1.DenseReluDense.{}.weight"
+    if inner.format("wi") in shapes or T5_BIAS.format(1) in shapes:
+        other = "T5 1.0" if inner.format("wi") in shapes else "UMT5"
+        raise _no_network(where, other, "T5 1.1, whose feed-forward networks are gated")
+    buckets, heads = (_at(shapes, T5_BIAS.format(0), axis, where) for axis in (0, 1))
+    return T5Config(
+        vocabulary_size=_at(shapes, "shared.weight", 0, where),
+        width=_at(shapes, "shared.weight", 1, where),
+        inner_width=_at(shapes, inner.format("wi_0"), 0, where),
+        layers=_count(shapes, attention + ".q.weight"),
+        heads=heads,
+        head_width=_at(shapes, attention.format(0) + ".q.weight", 0, where) // heads,
+        buckets=buckets,
+    )
 
 
 TOKEN_EMBEDDING: dict[Naming, str] = {naming: names[0] for naming, names in _TEXT_NAMES.items()}

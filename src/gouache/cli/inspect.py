@@ -63,8 +63,10 @@ def _why_not(path: Path, identity: Identity, *, whole: bool) -> GouacheError | N
 
 
 def _found(name: str) -> Path:
-    """The path of a model, an adapter or a ControlNet by path or name."""
+    """The path of a model, an adapter, a ControlNet or an IP-Adapter by path or name."""
+
     from gouache.checkpoints.adapters.controlnet_library import list_controls
+    from gouache.checkpoints.adapters.ip_adapter_library import list_ip_adapters
     from gouache.checkpoints.adapters.library import list_adapters
     from gouache.checkpoints.hub import find
     from gouache.errors import ModelNotFound
@@ -73,7 +75,8 @@ def _found(name: str) -> Path:
         return find(name)
     except ModelNotFound:
         adapter = next((file.path for file in list_adapters() if name in file.names), None)
-        found = adapter or next((file.path for file in list_controls() if file.name == name), None)
+        places = {one.name: one.path for one in list_ip_adapters()} | {one.name: one.path for one in list_controls()}
+        found = adapter or places.get(name)
         if found is None:
             raise
         return found

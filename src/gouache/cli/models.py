@@ -11,6 +11,7 @@ import typer
 
 if TYPE_CHECKING:
     from gouache.checkpoints.adapters.controlnet_library import ControlFile
+    from gouache.checkpoints.adapters.ip_adapter_library import IPAdapterFile
     from gouache.checkpoints.adapters.library import AdapterFile
     from gouache.checkpoints.hub import OnDisk
 
@@ -20,23 +21,27 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
 
     Adapters (LoRA files, textual inversions) lie in adapters, loras or embeddings inside the models folder; a prompt
     names them: <lora:NAME:0.8>, or an inversion's name as a word. ControlNets lie in controlnet, or come by pull;
-    --control NAME:PICTURE uses one. The models folder is GOUACHE_MODELS, else models in GOUACHE_DATA, else in the
-    platform's folder for data.
+    --control NAME:PICTURE uses one. IP-Adapters lie in ipadapter or controlnet, with their vision tower in
+    image_encoder beside them; --image-prompt NAME:PICTURE uses one. The models folder is GOUACHE_MODELS, else models in
+    GOUACHE_DATA, else in the platform's folder for data.
 
     Example: gouache models --json
     """
     from gouache.checkpoints.adapters.controlnet_library import list_controls
+    from gouache.checkpoints.adapters.ip_adapter_library import list_ip_adapters
     from gouache.checkpoints.adapters.library import list_adapters
     from gouache.checkpoints.hub import model_folders, on_disk
 
     listing = [_describe(model) for model in on_disk()]
     adapters = [_describe_adapter(file) for file in list_adapters()]
     controls = [_describe_control(file) for file in list_controls()]
+    pictures = [_describe_ip_adapter(file) for file in list_ip_adapters()]
     if as_json:
         folders = [str(folder) for folder in model_folders()]
-        typer.echo(json.dumps({"folders": folders, "models": listing, "adapters": adapters, "controls": controls}))
+        lists = {"models": listing, "adapters": adapters, "controls": controls, "ip_adapters": pictures}
+        typer.echo(json.dumps({"folders": folders, **lists}))
         return
-    for each in (*listing, *adapters, *controls):
+    for each in (*listing, *adapters, *controls, *pictures):
         typer.echo(f"{each['name']:<44} {_size(int(str(each['bytes']))):>9}  {each['is']}")
     if not listing:
         places = " and ".join(str(folder) for folder in model_folders())
@@ -79,6 +84,17 @@ def _describe_control(file: ControlFile) -> dict[str, object]:
         "bytes": file.bytes,
         "family": file.family,
         "is": f"{family}controlnet, {file.label}",
+    }
+
+
+def _describe_ip_adapter(file: IPAdapterFile) -> dict[str, object]:
+    family = "" if file.family == "unknown" else f"{file.family} "
+    return {
+        "name": file.name,
+        "path": str(file.path),
+        "bytes": file.bytes,
+        "family": file.family,
+        "is": f"{family}IP-Adapter, {file.label}",
     }
 
 

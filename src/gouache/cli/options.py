@@ -12,6 +12,7 @@ import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
@@ -19,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from gouache.config import Config
 from gouache.errors import InvalidInput
-from gouache.pipeline.request import Request
+from gouache.pipeline.request import ImagePrompt, Request
 
 SWITCHES = {"mask_preserve": "--preserve/--no-preserve", "mask_only_masked": "--only-masked/--whole-picture"}
 """Second names of switches."""
@@ -37,7 +38,11 @@ MAIN_FIELDS = {
     "mimic": "scale",
 }
 """Group -> the field that its own option sets. A group that isn't here is a switch."""
-CONTROL_FORM = "MODEL:PICTURE[:WEIGHT][,FIELD=VALUE]"
+FORMS = {
+    "control": "MODEL:PICTURE[:WEIGHT][,FIELD=VALUE]",
+    "image_prompts": "[ADAPTER:]PICTURE[+PICTURE][:WEIGHT][,FIELD=VALUE]",
+}
+"""How one of a list of groups is written."""
 SHORT = {
     "num_inference_steps": ("--steps", "-s"),
     "count": ("-n",),
@@ -47,12 +52,13 @@ SHORT = {
     "init_image": ("--init",),
     "width": ("-W",),
     "height": ("-H",),
+    "image_prompts": ("--image-prompt",),
 }
 PANELS = {
     **dict.fromkeys(
         ("init_image", "strength", "resize_mode", "image_guidance_scale", "depth_image"), "Starting picture"
     ),
-    **dict.fromkeys(("control",), "Control"),
+    **dict.fromkeys(("control", "image_prompts"), "Control"),
     **dict.fromkeys(("mask",), "Mask"),
     **dict.fromkeys(("outpaint", "inversion", "interpolation"), "Edits"),
     **dict.fromkeys(("hires", "tiled", "vae_tiling", "seamless", "upscale"), "Large pictures"),
@@ -154,8 +160,9 @@ def _spec(path: tuple[str, ...], name: str, field: FieldInfo) -> OptionSpec:
     if get_origin(kind) is tuple:
         parts = get_args(kind)
         if isinstance(parts[0], type) and issubclass(parts[0], Config):
-            text = f"{text} {CONTROL_FORM}; may be repeated."
-            return OptionSpec(path, name, str, 0, CONTROL_FORM.partition("[")[0], text, parts[0])
+            form = FORMS[name]
+            metavar = re.sub(r"\[[^]]*\]", "", form)
+            return OptionSpec(path, name, str, 0, metavar, f"{text} {form}; may be repeated.", parts[0])
         count = -1 if parts[-1] is Ellipsis else len(parts)
         if _bare(parts[0]) is str:
             return OptionSpec(path, name, str, count, "NAME[,NAME]", text, words=True)
@@ -201,8 +208,8 @@ def _is_switch(spec: OptionSpec) -> bool:
     return _group_of(Request.model_fields[spec.path[0]]) is not None
 
 
-def read_group(flag: str, text: str, group: type[Config]) -> dict[str, str]:
-    """``MODEL:PICTURE``, ``MODEL:PICTURE:WEIGHT``, and behind either ``,FIELD=VALUE`` for the group's other fields.
+def read_group(flag: str, text: str, group: type[Config]) -> dict[str, Any]:
+    """One of a list of groups, as `FORMS` has it.
 
     Raises:
         InvalidInput: it can't be read so.
@@ -211,13 +218,26 @@ def read_group(flag: str, text: str, group: type[Config]) -> dict[str, str]:
     values = dict(pair.split("=", 1) for pair in pairs)
     if first.partition("=")[0] in group.model_fields:
         return {**dict([first.split("=", 1)]), **values}
-    model, colon, rest = first.partition(":")
-    picture, again, weight = rest.rpartition(":")
+    rest, again, weight = first.rpartition(":")
     if not (again and _is_number(weight)):
-        picture, weight = rest, ""
+        rest, weight = first, ""
+    model, colon, picture = rest.partition(":")
+    told = {**({"weight": weight} if weight else {}), **values}
+    if group is ImagePrompt:
+        adapter, pictures = (model, picture) if colon else (None, rest)
+        if pictures and adapter != "":
+            return {"adapter": adapter, "images": _pictures(pictures), **told}
+        raise InvalidInput(
+            flag, given=repr(text), expected=FORMS["image_prompts"], cure="For example ip-adapter_sd15:cat.png:0.8"
+        )
     if not (colon and model and picture):
-        raise InvalidInput(flag, given=repr(text), expected=CONTROL_FORM, cure="For example canny:edges.png:0.8")
-    return {"model": model, "image": picture, **({"weight": weight} if weight else {}), **values}
+        raise InvalidInput(flag, given=repr(text), expected=FORMS["control"], cure="For example canny:edges.png:0.8")
+    return {"model": model, "image": picture, **told}
+
+
+def _pictures(text: str) -> list[str]:
+    """Pictures with + between them, unless one file's name is the whole."""
+    return [text] if Path(text).expanduser().is_file() else text.split("+")
 
 
 def _is_number(text: str) -> bool:

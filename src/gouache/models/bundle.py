@@ -13,11 +13,13 @@ from torch import Tensor, nn
 
 from gouache.diffusion.noise_schedule import NoiseSchedule
 from gouache.errors import ConfigError, ShapeMismatch
-from gouache.models.conditioning.controlnet import ControlNet
+from gouache.models.conditioning.image_encoder import PictureEncoder
+from gouache.models.conditioning.ip_adapter import IPAdapter
 from gouache.models.configs import DenoiserConfig, GenerationDefaults
-from gouache.models.denoiser import Denoiser
+from gouache.models.denoiser import Denoiser, SteeringNetwork
 from gouache.models.family import Family, family_named
 from gouache.models.few_steps import FewSteps
+from gouache.models.mmdit import MMDiT
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.text.stack import TextStack
@@ -38,13 +40,16 @@ class ModelBundle:
 
     Attributes:
         family: name of one of `models.family.FAMILIES`; `traits` is the entry.
-        unet, vae, text: the networks.
+        unet, vae, text: the networks. What is called the U-Net here and elsewhere is the network that denoises, which
+            in Stable Diffusion 3 is a transformer.
         denoiser_config: what the U-Net's output means, and its noise schedule.
         defaults: size, steps and so on of a request that leaves them open.
         styles: that a request may name; empty = the model knows none by name, and any word passes.
         prior, quantizer: the autoregressive prior that draws the draft, and its code book; both or none.
         upscaler: the up-sampling decoder for pictures larger than the model's own, if it has one.
         controls: networks that steer the U-Net, by the names that requests give them; none is the model's own.
+        ip_adapters: what shows it pictures beside the text, by the names that requests give them.
+        picture_encoders: the vision towers of those, by the same names.
         refiner: the model that goes on from this one's latents, where a request names one.
         name: a short name for people.
         path: where it was read from; None if it was built in memory.
@@ -60,7 +65,7 @@ class ModelBundle:
     """
 
     family: str
-    unet: UNet
+    unet: UNet | MMDiT
     vae: AutoencoderKL
     text: TextStack
     denoiser_config: DenoiserConfig = field(default_factory=DenoiserConfig)
@@ -68,7 +73,9 @@ class ModelBundle:
     prior: Prior | None = None
     quantizer: Quantizer | None = None
     upscaler: Upscaler | None = None
-    controls: Mapping[str, ControlNet] = field(default_factory=dict)
+    controls: Mapping[str, SteeringNetwork] = field(default_factory=dict)
+    ip_adapters: Mapping[str, IPAdapter] = field(default_factory=dict)
+    picture_encoders: Mapping[str, PictureEncoder] = field(default_factory=dict)
     refiner: ModelBundle | None = None
     styles: tuple[str, ...] = ()
     name: str = ""
@@ -108,12 +115,12 @@ class ModelBundle:
     @property
     def device(self) -> torch.device:
         """Where the U-Net is."""
-        return self.unet.conv_in.weight.device
+        return next(self.unet.parameters()).device
 
     @property
     def dtype(self) -> torch.dtype:
         """The U-Net's floating-point type."""
-        return self.unet.conv_in.weight.dtype
+        return next(self.unet.parameters()).dtype
 
     @property
     def has_vae(self) -> bool:

@@ -15,44 +15,101 @@ from gouache.diffusion.parameterization import Parameterization, Prediction, den
 from gouache.diffusion.samplers.step import Denoise
 from gouache.errors import ConfigError, ShapeMismatch
 from gouache.models.conditioning.controlnet import ControlNet
+from gouache.models.conditioning.controlnet_union import ControlNetUnion
+from gouache.models.conditioning.ip_adapter import Seen
+from gouache.models.conditioning.t2i_adapter import T2IAdapter
 from gouache.models.configs import DenoiserConfig, NoiseScheduleConfig
+from gouache.models.mmdit import MMDiT
 from gouache.models.perturbation import AttentionRecord, Perturbation, changes_of
 from gouache.models.unet import Residuals, UNet
 from gouache.nn.free_u import FreeU
 
+SteeringNetwork = ControlNet | ControlNetUnion | T2IAdapter
+
 
 @dataclass(frozen=True, slots=True)
 class Steering:
-    """A ControlNet with what it sees; every tensor has B rows, or one for all.
+    """A network that steers the U-Net, with what it sees; every tensor has B rows, or one for all.
 
     Attributes:
         network: it.
-        features: of the control picture, see `ControlNet.embed`. [B, C, h, w]
+        features: what its `embed` gave: of a ControlNet's picture, of each of a union's, the maps of a T2I-Adapter.
+            [B, C, h, w]
         weight: factor on what it adds. [B]
         guess: weigh coarse residuals more than fine ones.
+        kinds: of each of a union's pictures.
+        scales: how strongly each of a union's pictures is seen; empty = 1 for all.
     """
 
-    network: ControlNet
-    features: Tensor
+    network: SteeringNetwork
+    features: tuple[Tensor, ...]
     weight: Tensor
     guess: bool = False
+    kinds: tuple[int, ...] = ()
+    scales: tuple[float, ...] = ()
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Steering:
         """The same with changed tensors."""
-        return replace(self, features=change(self.features), weight=change(self.weight))
+        return replace(self, features=tuple(change(one) for one in self.features), weight=change(self.weight))
 
     def residuals(self, x: Tensor, timestep: Tensor, given: Condition) -> Residuals:
         """What it adds to the U-Net's feature maps for these inputs of the U-Net."""
-        found: Residuals = self.network(
-            x,
-            timestep,
-            given.context,
-            self.features,
-            context_mask=given.mask,
-            pooled=given.pooled,
-            guess=self.guess,
-        )
+        if isinstance(self.network, T2IAdapter):
+            return self.network.residuals(self.features).scaled(self.weight)
+        inputs = (x, timestep, given.context)
+        if isinstance(self.network, ControlNetUnion):
+            found: Residuals = self.network(
+                *inputs,
+                self.features,
+                self.kinds,
+                scales=self.scales,
+                context_mask=given.mask,
+                pooled=given.pooled,
+                guess=self.guess,
+            )
+        else:
+            found = self.network(
+                *inputs, self.features[0], context_mask=given.mask, pooled=given.pooled, guess=self.guess
+            )
         return found.scaled(self.weight)
+
+    def cut(self, top: int, left: int, rows: int, columns: int, size: tuple[int, int]) -> Steering:
+        """What it sees of a part of the latents.
+
+        Args:
+            top, left, rows, columns: the part.
+            size: height and width of all latents. Coarser maps are cut at the nearest of their own pixels.
+        """
+
+        def part(one: Tensor) -> Tensor:
+            y, x = (-(-whole // side) for whole, side in zip(size, one.shape[-2:], strict=True))
+            high, wide = -(-rows // y), -(-columns // x)
+            first, second = min(round(top / y), one.shape[-2] - high), min(round(left / x), one.shape[-1] - wide)
+            return one[..., first : first + high, second : second + wide]
+
+        return replace(self, features=tuple(part(one) for one in self.features))
+
+
+def joined(controls: Sequence[Steering]) -> tuple[Steering, ...]:
+    """The same, where a ControlNet-Union sees all of its pictures in one evaluation.
+
+    A picture alone is weighed by what it adds, several by how strongly each is seen.
+    """
+    found: list[Steering] = []
+    for one in controls:
+        place = next((k for k, other in enumerate(found) if other.network is one.network), None)
+        if place is None or not isinstance(one.network, ControlNetUnion) or found[place].guess != one.guess:
+            found.append(one)
+            continue
+        other = found[place]
+        found[place] = replace(
+            other,
+            features=other.features + one.features,
+            weight=torch.ones_like(one.weight),
+            kinds=other.kinds + one.kinds,
+            scales=(other.scales or (float(other.weight),)) + (float(one.weight),),
+        )
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +122,7 @@ class Condition:
         pooled: the ready vector of a network that takes one. [B, P]
         draft: channels laid beside the latents by a network that takes them. [B, Cd, h, w]
         controls: networks that steer this one.
+        pictures: what IP-Adapters show it beside the text.
         perturbations: what rows do otherwise in the network, one for each row or one for all; empty = nothing.
         free_u: what the network weighs otherwise, in all rows.
         record: whose self-attention to note, in all rows.
@@ -76,6 +134,7 @@ class Condition:
     pooled: Tensor | None = None
     draft: Tensor | None = None
     controls: tuple[Steering, ...] = ()
+    pictures: tuple[Seen, ...] = ()
     perturbations: tuple[Perturbation | None, ...] = ()
     free_u: FreeU | None = None
     record: AttentionRecord | None = None
@@ -105,6 +164,7 @@ class Condition:
             pooled=pooled,
             draft=draft,
             controls=tuple(control.map(change) for control in self.controls),
+            pictures=tuple(one.map(change) for one in self.pictures),
             guidance=guidance,
         )
 
@@ -126,6 +186,7 @@ def stack(conditions: Sequence[Condition]) -> Condition:
         pooled=_stack("pooled", [condition.pooled for condition in conditions]),
         draft=_stack("draft", [condition.draft for condition in conditions]),
         controls=_stack_controls([condition.controls for condition in conditions]),
+        pictures=_stack_pictures([condition.pictures for condition in conditions]),
         perturbations=tuple(one for part in rows for one in part) if perturbed else (),
         free_u=conditions[0].free_u,
         record=conditions[0].record,
@@ -140,8 +201,23 @@ def _stack_controls(rows: list[tuple[Steering, ...]]) -> tuple[Steering, ...]:
     return tuple(
         replace(
             same[0],
-            features=torch.cat([control.features for control in same]),
+            features=tuple(map(torch.cat, zip(*(control.features for control in same), strict=True))),
             weight=torch.cat([control.weight for control in same]),
+        )
+        for same in zip(*rows, strict=True)
+    )
+
+
+def _stack_pictures(rows: list[tuple[Seen, ...]]) -> tuple[Seen, ...]:
+    if len({tuple(id(one.adapter) for one in seen) for seen in rows}) > 1:
+        counts = ", ".join(str(len(seen)) for seen in rows)
+        raise ShapeMismatch("conditions' pictures", given=f"{counts} of them", expected="the same adapters in all")
+    return tuple(
+        replace(
+            same[0],
+            tokens=torch.cat([one.tokens for one in same]),
+            weight=torch.cat([one.weight for one in same]),
+            mask=_stack("mask of pictures", [one.mask for one in same]),
         )
         for same in zip(*rows, strict=True)
     )
@@ -172,7 +248,7 @@ class Denoiser:
 
     def __init__(
         self,
-        network: UNet,
+        network: UNet | MMDiT,
         parameterization: Parameterization,
         schedule: NoiseSchedule,
         *,
@@ -195,7 +271,7 @@ class Denoiser:
 
     @classmethod
     def from_config(
-        cls, network: UNet, config: DenoiserConfig, *, timesteps: Mapping[float, float] | None = None
+        cls, network: UNet | MMDiT, config: DenoiserConfig, *, timesteps: Mapping[float, float] | None = None
     ) -> Denoiser:
         """The denoiser that a model's config describes; `timesteps` as in the class."""
         return cls(
@@ -221,22 +297,25 @@ class Denoiser:
 
     def predict(self, x: Tensor, sigma: Tensor, condition: Condition) -> Prediction:
         """As a call, with the learned variance if there is one."""
-        weight = self.network.conv_in.weight
+        weight = next(self.network.parameters())
         given = condition.expand(x.shape[0]).to(weight.device, weight.dtype)
         noisy = network_input(x, sigma, self.schedule.path).to(weight.dtype)
         timestep = self._timestep(sigma).to(weight.device, torch.float32)
-        output: Tensor = self.network(
-            noisy,
-            timestep,
-            given.context,
-            context_mask=given.mask,
-            pooled=given.pooled,
-            draft=given.draft,
-            residuals=_sum([control.residuals(noisy, timestep, given) for control in given.controls]),
-            changes=changes_of(self.network, given.perturbations, given.record),
-            free_u=given.free_u,
-            guidance=given.guidance,
-        )
+        changes = changes_of(self.network, given.perturbations, given.record, given.pictures)
+        shared = {"context_mask": given.mask, "pooled": given.pooled, "changes": changes}
+        if isinstance(self.network, MMDiT):
+            output: Tensor = self.network(noisy, timestep, given.context, **shared)
+        else:
+            output = self.network(
+                noisy,
+                timestep,
+                given.context,
+                **shared,
+                draft=given.draft,
+                residuals=_sum([control.residuals(noisy, timestep, given) for control in given.controls]),
+                free_u=given.free_u,
+                guidance=given.guidance,
+            )
         # Back in the state's own type, fp32 as a rule: in half precision the last steps would drown in rounding.
         raw, variance = self._split(output.to(x.dtype))
         denoised = denoised_from(raw, x, sigma, self.parameterization, self.schedule.path)

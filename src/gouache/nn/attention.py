@@ -4,8 +4,8 @@ that sits between the convolutions of a latent-diffusion U-Net (arXiv:2112.10752
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -105,6 +105,36 @@ def key_mask(mask: Tensor | None) -> Tensor | None:
 
 
 @dataclass(frozen=True, slots=True)
+class PictureTokens:
+    """What a cross-attention looks at beside the text, with keys and values of its own.
+
+    Attributes:
+        to_k, to_v: the projections to keys and values.
+        tokens: of the pictures. [B, M, context_width]
+        weight: factor on what is seen. [B, 1, 1]
+        mask: where it counts, 0..1, or None for everywhere. [1 or B, 1, H, W]
+    """
+
+    to_k: nn.Module
+    to_v: nn.Module
+    tokens: Tensor
+    weight: Tensor
+    mask: Tensor | None = None
+
+    def at(self, size: tuple[int, ...]) -> PictureTokens:
+        """The same with its mask at the size (h, w) of a feature map."""
+        if self.mask is None or self.mask.shape[-2:] == size:
+            return self
+        small = F.interpolate(self.mask.float(), size=size, mode="bicubic", align_corners=False)
+        return replace(self, mask=small.to(self.mask.dtype))
+
+    def seen_by(self, query: Tensor, heads: int) -> Tensor:
+        """query [B, N, width] -> weight * mask * softmax(Q K'^T / sqrt(d)) V' [B, N, width]."""
+        seen = attend(query, self.to_k(self.tokens), self.to_v(self.tokens), heads=heads) * self.weight
+        return seen if self.mask is None else seen * self.mask.flatten(1)[..., None]
+
+
+@dataclass(frozen=True, slots=True)
 class RowChanges:
     """What some rows of a batch do otherwise in a transformer block; True = otherwise.
 
@@ -113,11 +143,19 @@ class RowChanges:
         skipped: rows that the block leaves as they are. [B, 1, 1]
         attended: a list that gets what each place receives of the self-attention, the mean over heads of the sum over
             all places that look; 1 on average. [B, N]
+        pictures: what the cross-attention looks at beside the text.
     """
 
     identity: Tensor | None = None
     skipped: Tensor | None = None
     attended: list[Tensor] | None = None
+    pictures: tuple[PictureTokens, ...] = ()
+
+    def at(self, size: tuple[int, ...]) -> RowChanges:
+        """The same for a feature map of this size (h, w)."""
+        if all(one.mask is None for one in self.pictures):
+            return self
+        return replace(self, pictures=tuple(one.at(size) for one in self.pictures))
 
 
 class Attention(nn.Module):
@@ -145,9 +183,11 @@ class Attention(nn.Module):
         context: Tensor | None = None,
         mask: Tensor | None = None,
         changes: RowChanges | None = None,
+        pictures: Sequence[PictureTokens] = (),
     ) -> Tensor:
         """x [B, N, width], context [B, M, context_width] (None: x itself), mask as in `attend`, changes for
-        self-attention only -> [B, N, width]."""
+        self-attention only, pictures that are looked at beside the context, each by an attention of its own that is
+        added (IP-Adapter; Ye et al. 2023, arXiv:2308.06721, equation 5) -> [B, N, width]."""
         source = x if context is None else context
         query, key, value = self.to_q(x), self.to_k(source), self.to_v(source)
         out = attend(query, key, value, heads=self.heads, mask=mask)
@@ -155,6 +195,8 @@ class Attention(nn.Module):
             out = torch.where(changes.identity, value, out)
         if changes is not None and changes.attended is not None:
             changes.attended.append(attended(query, key, heads=self.heads))
+        for one in pictures:
+            out = out + one.seen_by(query, self.heads)
         projected: Tensor = self.to_out[0](out)
         return projected
 
@@ -210,7 +252,8 @@ class TransformerBlock(nn.Module):
         start = x
         crossed = (context, mask) if self.crossing else (None, None, changes)
         x = add(self.attn1(self.norm1(x), *crossed), x)
-        x = add(self.attn2(self.norm2(x), context, mask), x)
+        pictures = () if changes is None else changes.pictures
+        x = add(self.attn2(self.norm2(x), context, mask, None, pictures), x)
         x = add(self.ff(self.norm3(x)), x)
         return x if changes is None or changes.skipped is None else torch.where(changes.skipped, start, x)
 
@@ -261,7 +304,8 @@ class SpatialTransformer(nn.Module):
         hidden = self.norm(x)
         hidden = self.proj_in(_to_tokens(hidden)) if self.linear else _to_tokens(self.proj_in(hidden))  # [B, h*w, C]
         for block in self.transformer_blocks:
-            hidden = block(hidden, context, mask, changes.get(block) if changes else None)
+            other = changes.get(block) if changes else None
+            hidden = block(hidden, context, mask, None if other is None else other.at(size))
         hidden = _to_pixels(self.proj_out(hidden), size) if self.linear else self.proj_out(_to_pixels(hidden, size))
         return add(hidden, x)
 

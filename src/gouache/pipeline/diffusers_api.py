@@ -5,20 +5,25 @@ A thin alias of `Pipeline`. Pictures carry their recipe, seeds and batches behav
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Self, TypeVar
 
 import torch
 from PIL import Image
 
+from gouache.checkpoints import hub
+from gouache.checkpoints.adapters.ip_adapter_library import find_ip_adapter
 from gouache.errors import InvalidInput
 from gouache.pipeline.generate.generation import Painted
 from gouache.pipeline.pipeline import Pipeline, find_or_pull
 from gouache.pipeline.request import MAX_SEED, Request, guidance_of_diffusers
 
 Value = TypeVar("Value", str, torch.Generator)
+IPAdapterImages = Image.Image | Sequence[Image.Image | Sequence[Image.Image]]
 
 
 @dataclass(frozen=True)
@@ -48,6 +53,7 @@ class StableDiffusionPipeline:
         self.pag_applied_layers = ["mid"]
         """Where `pag_scale` perturbs self-attention."""
         self._freeu: dict[str, float | int] | None = None
+        self._ip_adapters: list[tuple[str, float]] = []  # name, weight
 
     @classmethod
     def from_pretrained(
@@ -96,6 +102,45 @@ class StableDiffusionPipeline:
         """Use FreeU no longer."""
         self._freeu = None
 
+    def load_ip_adapter(
+        self,
+        pretrained_model_name_or_path_or_dict: str | Path,
+        *,
+        subfolder: str = "",
+        weight_name: str | Sequence[str],
+    ) -> None:
+        """Use IP-Adapters for `ip_adapter_image`, until `unload_ip_adapter`; their vision tower lies beside them.
+
+        Args:
+            pretrained_model_name_or_path_or_dict: a folder, or OWNER/NAME in the hub's cache; nothing is fetched.
+            subfolder: below it.
+            weight_name: file, or several.
+
+        Raises:
+            ModelNotFound: no such file there.
+        """
+        top = hub.find(str(pretrained_model_name_or_path_or_dict)) / subfolder
+        names = [weight_name] if isinstance(weight_name, str) else list(weight_name)
+        self._ip_adapters = [(str(find_ip_adapter(str(top / name)).path), 1.0) for name in names]
+
+    def set_ip_adapter_scale(self, scale: float | Sequence[float]) -> None:
+        """How much pictures count beside the words: one weight for all adapters, or one for each.
+
+        Raises:
+            InvalidInput: another number of weights than adapters.
+        """
+        count = len(self._ip_adapters)
+        weights = [float(one) for one in scale] if isinstance(scale, Sequence) else [float(scale)] * count
+        if len(weights) != count:
+            raise InvalidInput(
+                "scale", given=f"{len(weights)} weights", expected=f"one, or {count} for {count} adapters"
+            )
+        self._ip_adapters = [(name, weight) for (name, _), weight in zip(self._ip_adapters, weights, strict=True)]
+
+    def unload_ip_adapter(self) -> None:
+        """Use them no longer."""
+        self._ip_adapters = []
+
     def __call__(
         self,
         prompt: str | Sequence[str],
@@ -118,6 +163,7 @@ class StableDiffusionPipeline:
         sag_scale: float = 0.0,
         clip_skip: int | None = None,
         generator: torch.Generator | Sequence[torch.Generator] | None = None,
+        ip_adapter_image: IPAdapterImages | None = None,
     ) -> PipelineOutput:
         """Paint.
 
@@ -135,6 +181,7 @@ class StableDiffusionPipeline:
             clip_skip: layers left out at the end, counted as diffusers does (None and 0: none).
             generator: its initial seed is the first picture's seed, and its noise that of a generator on the CPU
                 (`determinism` "cpu"); one for all prompts or one for each.
+            ip_adapter_image: a picture for each IP-Adapter that was loaded, or a list of pictures for one.
 
         Raises:
             InvalidInput: lists of different lengths, or a value out of range.
@@ -144,6 +191,7 @@ class StableDiffusionPipeline:
         others = {name: _one_each(name, given, prompts) for name, given in texts.items()}
         sizes = _size_condition(original_size, crops_coords_top_left, target_size)
         generators = _one_each("generator", generator, prompts)
+        image_prompts, attachments = _image_prompts(self._ip_adapters, ip_adapter_image)
         painted: list[Painted] = []
         for k, (text, source) in enumerate(zip(prompts, generators, strict=True)):
             values = {
@@ -164,14 +212,47 @@ class StableDiffusionPipeline:
                 "seed": None if source is None else source.initial_seed() % (MAX_SEED + 1),
                 "determinism": "exact" if source is None else "cpu",
                 "emphasis": "none",
+                "image_prompts": image_prompts,
             }
-            painted += self.pipeline.paint(Request.from_dict(values, where="StableDiffusionPipeline"))
+            painted += self.pipeline.paint(Request.from_dict(values, where="StableDiffusionPipeline"), attachments)
         return PipelineOutput([one.image for one in painted], painted)
 
     def _pag(self, scale: float, adaptive_scale: float) -> dict[str, object] | None:
         if scale == 0:
             return None
         return {"scale": scale, "adaptive_scale": adaptive_scale, "layers": self.pag_applied_layers}
+
+
+def _image_prompts(
+    adapters: list[tuple[str, float]], given: IPAdapterImages | None
+) -> tuple[list[dict[str, object]], dict[str, bytes]]:
+    """The image prompts of a call, and the pictures' bytes by their sha256.
+
+    Raises:
+        InvalidInput: another number of pictures than adapters.
+    """
+    if given is None:
+        return [], {}
+    each = [given] if isinstance(given, Image.Image) else list(given)
+    if len(each) != len(adapters):
+        raise InvalidInput(
+            "ip_adapter_image",
+            given=f"{len(each)} for {len(adapters)} IP-Adapters",
+            expected="a picture, or a list of them, for each",
+            cure="Call load_ip_adapter first." if not adapters else "",
+        )
+    prompts: list[dict[str, object]] = []
+    attachments: dict[str, bytes] = {}
+    for (name, weight), pictures in zip(adapters, each, strict=True):
+        images = []
+        for picture in [pictures] if isinstance(pictures, Image.Image) else pictures:
+            stream = io.BytesIO()
+            picture.save(stream, "PNG")
+            digest = sha256(stream.getvalue()).hexdigest()
+            attachments[digest] = stream.getvalue()
+            images.append(f"sha256:{digest}")
+        prompts.append({"adapter": name, "images": images, "weight": weight})
+    return prompts, attachments
 
 
 def _size_condition(

@@ -20,6 +20,7 @@ from gouache.pipeline.fields.parts import (
     Churn,
     Control,
     Hires,
+    ImagePrompt,
     Interpolation,
     Inversion,
     Mask,
@@ -33,6 +34,7 @@ from gouache.pipeline.fields.values import (
     MAX_BEST_OF,
     MAX_CONTROLS,
     MAX_COUNT,
+    MAX_IMAGE_PROMPTS,
     MAX_PIXELS,
     MAX_PROMPT,
     MAX_SEED,
@@ -70,6 +72,7 @@ __all__ = [
     "Emphasis",
     "FreeU",
     "Hires",
+    "ImagePrompt",
     "Interpolation",
     "Inversion",
     "Mask",
@@ -100,9 +103,15 @@ class Request(Config):
     negative_prompt: Text | None = None
     """Negative prompt. SDXL models take zeros where none is given; an empty one is encoded."""
     prompt_2: Text | None = None
-    """Prompt of an SDXL model's second text encoder (OpenCLIP's bigG). Default: the prompt."""
+    """Prompt of an SDXL or SD 3 model's second text encoder (OpenCLIP's bigG). Default: the prompt."""
     negative_prompt_2: Text | None = None
-    """Negative prompt of an SDXL model's second text encoder. Default: the negative prompt."""
+    """Negative prompt of an SDXL or SD 3 model's second text encoder. Default: the negative prompt."""
+    prompt_3: Text | None = None
+    """Prompt of a Stable Diffusion 3 model's T5. Default: the prompt."""
+    negative_prompt_3: Text | None = None
+    """Negative prompt of a Stable Diffusion 3 model's T5. Default: the negative prompt."""
+    max_sequence_length: Annotated[int, Field(ge=1, le=512)] | None = None
+    """Tokens that Stable Diffusion 3's T5 reads, end and padding included: 256; ComfyUI has 77 for short prompts."""
     style: Name | None = None
     """A style the model was trained on; added to the prompt as the model wants it."""
     emphasis: Emphasis = "a1111"
@@ -193,6 +202,8 @@ class Request(Config):
     """Depth map for depth models; white is near."""
     control: Annotated[tuple[Control, ...], Field(max_length=MAX_CONTROLS)] = ()
     """ControlNets, each with its control image."""
+    image_prompts: Annotated[tuple[ImagePrompt, ...], Field(max_length=MAX_IMAGE_PROMPTS)] = ()
+    """Image prompts: pictures that say what to paint, each read by an IP-Adapter."""
     resize_mode: ResizeMode = "crop"
     """How to fit a starting image of another aspect ratio."""
     mask: Mask | None = None
@@ -248,6 +259,7 @@ class Request(Config):
         mask = self.mask.image if self.mask else None
         last = self.interpolation.image if self.interpolation else None
         names = (self.init_image, mask, self.depth_image, *(control.image for control in self.control), last)
+        names += tuple(name for one in self.image_prompts for name in (*one.images, one.mask))
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
     def replace(self, changes: Mapping[str, object]) -> Request:

@@ -17,11 +17,11 @@ from gouache.diffusion.samplers.names import (
 )
 from gouache.errors import InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
-from gouache.models.configs import GenerationDefaults
+from gouache.models.configs import GenerationDefaults, MMDiTConfig
 from gouache.models.scheduler_config import SCHEDULER_CLASSES
 from gouache.pipeline.fields.values import MAX_FACTOR, MIN_SIDE, OPAQUE
 from gouache.pipeline.generate.a1111_procedure import A1111, follows, second_size
-from gouache.pipeline.generate.draft import with_defaults
+from gouache.pipeline.generate.draft import start_level, with_defaults
 from gouache.pipeline.generate.guiders import check_guiders
 from gouache.pipeline.generate.refiner import check_refiner, refiner_notes
 from gouache.pipeline.generate.sampler_settings import check_sampler, sampler_notes
@@ -49,7 +49,7 @@ def at_own_size(request: Request, bundle: ModelBundle) -> Request:
         own = (bundle.defaults.width, bundle.defaults.height)
         asked = (request.width or own[0], request.height or own[1])
         # What rounds to the own size needs no enlargement.
-        rounded = nearest_size(*asked, bundle.vae.config.downscale)
+        rounded = nearest_size(*asked, factor_of(bundle))
         fit = max(rounded[0] / own[0], rounded[1] / own[1])
         if fit > 1:
             factor = fit * (upscale.factor if upscale else 1.0)
@@ -116,6 +116,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
     _check_tags(request)
     _check_prior(request, bundle)
     _check_control(request, bundle)
+    _check_image_prompts(request, bundle)
     _check_sdxl(request, bundle)
     check_guiders(request, bundle)
     if request.style is not None and bundle.styles and request.style not in bundle.styles:
@@ -125,8 +126,10 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
     sampler, schedule = _sampler_and_schedule(request, bundle)
     check_sampler(sampler, bundle)
     _check_tiles(request, bundle)
+    _check_transformer(request, bundle)
     check_refiner(request.replace({"sampler": sampler}), bundle)
     width, height = _latent_sized(_size(request, bundle, start), request, bundle)
+    _check_grid(width, height, request, bundle)
     vary = request.subseed_strength > 0
     negative = request.negative_prompt if bundle.traits.zero_negative else request.negative_prompt or ""
     guidance = request.guidance_scale
@@ -142,11 +145,11 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
             "negative_prompt": negative,
             "background": _background(request, bundle),
             "strength": _strength(request, bundle),
-            "num_inference_steps": request.num_inference_steps or defaults.num_inference_steps,
+            "num_inference_steps": _steps(request, bundle),
             "guidance_scale": guidance,
             "sampler": sampler,
             "schedule": schedule,
-            "hires": _hires(request, width, height),
+            "hires": _hires(request, bundle, width, height),
             "prior": None if bundle.prior is None else with_defaults(request.prior, defaults),
         }
     )
@@ -207,6 +210,8 @@ def _check_tags(request: Request) -> None:
     refuse_tags(request.negative_prompt or "", "negative_prompt")
     refuse_tags(request.prompt_2 or "", "prompt_2")
     refuse_tags(request.negative_prompt_2 or "", "negative_prompt_2")
+    refuse_tags(request.prompt_3 or "", "prompt_3")
+    refuse_tags(request.negative_prompt_3 or "", "negative_prompt_3")
     if request.inversion is not None:
         refuse_tags(request.inversion.source_prompt, "inversion.source_prompt")
     last = None if request.interpolation is None else request.interpolation.prompt
@@ -232,14 +237,19 @@ def _check_prior(request: Request, bundle: ModelBundle) -> None:
 
 
 def _check_sdxl(request: Request, bundle: ModelBundle) -> None:
-    """Refuse what only SDXL models read, by another model."""
+    """Refuse what only SDXL and SD 3 models read, by another model."""
     sizes = request.size_condition
     scores = sizes is not None and (sizes.aesthetic_score, sizes.negative_aesthetic_score) != (None, None)
     models = [bundle] if bundle.refiner is None else [bundle, bundle.refiner]
     two, numbers = len(bundle.text.encoders) == 2, max(one.size_numbers for one in models)
+    second, third = "models with two CLIP text encoders (SDXL, SD 3)", "SD 3 models that have their T5"
+    t5 = bundle.text.t5 is not None
     wanted = (
-        ("prompt_2", request.prompt_2 is not None, two, "models with two text encoders (SDXL)"),
-        ("negative_prompt_2", request.negative_prompt_2 is not None, two, "models with two text encoders (SDXL)"),
+        ("prompt_2", request.prompt_2 is not None, two, second),
+        ("negative_prompt_2", request.negative_prompt_2 is not None, two, second),
+        ("prompt_3", request.prompt_3 is not None, t5, third),
+        ("negative_prompt_3", request.negative_prompt_3 is not None, t5, third),
+        ("max_sequence_length", request.max_sequence_length is not None, bundle.text.joint is not None, "SD 3 models"),
         ("size_condition", sizes is not None, numbers > 0, "SDXL models"),
         ("size_condition.aesthetic_score", scores, any(one.takes_aesthetic_score for one in models), "SDXL's refiner"),
     )
@@ -251,6 +261,36 @@ def _check_sdxl(request: Request, bundle: ModelBundle) -> None:
                 expected=f"nothing: it belongs to {whose}",
                 cure="Leave it out.",
             )
+
+
+def _check_transformer(request: Request, bundle: ModelBundle) -> None:
+    """Refuse what a transformer in place of a U-Net has no convolutions for, and a ControlNet."""
+    asked = {"seamless": request.seamless != "none", "control": bool(request.control)}
+    given = next((name for name, there in asked.items() if there), None)
+    if given is not None and isinstance(bundle.unet.config, MMDiTConfig):
+        raise InvalidInput(
+            given,
+            given=f"a value for {bundle.name or bundle.family}",
+            expected="a model with a U-Net",
+            cure="Leave it out, or choose a model of Stable Diffusion 1.x, 2.x or XL.",
+        )
+
+
+def _check_grid(width: int, height: int, request: Request, bundle: ModelBundle) -> None:
+    """Refuse pictures beyond the places that a transformer knows."""
+    config = bundle.unet.config
+    if not isinstance(config, MMDiTConfig) or request.tiled is not None:
+        return
+    most = config.grid * config.patch_size * bundle.vae.config.downscale
+    sizes = [(width, height), *([request.hires.size_for(width, height)] if request.hires else [])]
+    over = next((size for size in sizes if max(size) > most), None)
+    if over is not None:
+        raise InvalidInput(
+            "size",
+            given=f"{over[0]}x{over[1]}",
+            expected=f"at most {most} pixels a side: the places that {bundle.name or bundle.family} knows",
+            cure="Take a smaller picture, add --tiled, or enlarge it by `gouache upscale`.",
+        )
 
 
 def _check_control(request: Request, bundle: ModelBundle) -> None:
@@ -271,6 +311,32 @@ def _check_control(request: Request, bundle: ModelBundle) -> None:
             if clash == "outpaint"
             else "Leave one out.",
         )
+
+
+def _check_image_prompts(request: Request, bundle: ModelBundle) -> None:
+    """Refuse image prompts where nothing reads them."""
+    if not request.image_prompts:
+        return
+    clash = "outpaint" if request.outpaint is not None else None
+    if bundle.prior is None and bundle.unet.config.draft_channels == bundle.vae.config.latent_channels:
+        clash = "an instruct model"
+    if clash:
+        raise InvalidInput(
+            "image_prompts",
+            given=f"a picture and {clash}",
+            expected="one or the other",
+            cure="Extend the picture yourself, and paint the new part with --mask."
+            if clash == "outpaint"
+            else "Leave one out.",
+        )
+    for number, one in enumerate(request.image_prompts):
+        if one.adapter is None:
+            raise InvalidInput(
+                f"image_prompts[{number}].adapter",
+                given="none",
+                expected=f"the name of an IP-Adapter: {bundle.name or bundle.family} reads no pictures by itself",
+                cure="gouache models lists those that are there.",
+            )
 
 
 def _size(request: Request, bundle: ModelBundle, start: tuple[int, int] | None) -> tuple[int, int]:
@@ -312,18 +378,33 @@ def _latent_sized(size: tuple[int, int], request: Request, bundle: ModelBundle) 
     return max(size[0] // factor, 1) * factor, max(size[1] // factor, 1) * factor
 
 
-def _hires(request: Request, width: int, height: int) -> Hires | None:
-    """The second pass with both sides where one was given; A1111's keeps one side, whose other is cut differently."""
-    hires = request.hires
-    if hires is None or follows(request) or (hires.width is None) == (hires.height is None):
+def _hires(request: Request, bundle: ModelBundle, width: int, height: int) -> Hires | None:
+    """The second pass with both sides where one was given; A1111's keeps one side, whose other is cut differently.
+
+    It begins on the first pass and so takes as many steps as edits do, where those differ from the first pass's.
+    """
+    hires, steps = request.hires, bundle.defaults.num_inference_steps
+    if hires is None:
+        return None
+    if hires.num_inference_steps is None and request.num_inference_steps is None and _steps(request, bundle) != steps:
+        hires = hires.model_copy(update={"num_inference_steps": steps})
+    if follows(request) or (hires.width is None) == (hires.height is None):
         return hires
     sides = hires.size_for(width, height)
     return hires.model_copy(update={"width": sides[0], "height": sides[1]})
 
 
 def factor_of(bundle: ModelBundle) -> int:
-    """What width and height in pixels are multiples of: the pixels of one latent, 8 for Stable Diffusion."""
-    return bundle.vae.config.downscale
+    """What width and height in pixels are multiples of: the pixels of one latent, 8 for Stable Diffusion, or of one
+    patch, 16 for Stable Diffusion 3."""
+    return bundle.vae.config.downscale * bundle.unet.config.multiple
+
+
+def _steps(request: Request, bundle: ModelBundle) -> int:
+    """As many as asked for, or the model's: a number of their own for pictures that begin on their drafts."""
+    given, defaults = request.replace({"strength": _strength(request, bundle)}), bundle.defaults
+    on_draft = defaults.prior_num_inference_steps if start_level(given, bundle) else None
+    return request.num_inference_steps or on_draft or defaults.num_inference_steps
 
 
 def _strength(request: Request, bundle: ModelBundle) -> float | None:
@@ -350,6 +431,9 @@ def _named(request: Request, bundle: ModelBundle) -> tuple[str, str]:
         schedule = resolve_schedule(bundle.defaults.schedule)
         if schedule == "model" and request.inversion is not None:
             schedule = "uniform"
+    elif schedule is None and bundle.schedule.path == "flow" and bundle.defaults.scheduler is not None:
+        # A flow begins at noise alone, at an infinite sigma, where samplers' own lists would spend most of their steps.
+        schedule = "model"
     elif schedule is None:
         schedule = sampler_info(name).default_schedule
     return name, _existing(schedule, name, bundle, request.schedule)
@@ -358,6 +442,13 @@ def _named(request: Request, bundle: ModelBundle) -> tuple[str, str]:
 def _existing(schedule: str, sampler: str, bundle: ModelBundle, asked: str | None) -> str:
     """The schedule, where the model or the sampler has to bring it; `asked` is None if only the sampler's name says
     it."""
+    if schedule.startswith("align_your_steps") and not bundle.traits.align_your_steps:
+        raise InvalidInput(
+            "schedule",
+            given=f"{schedule!r} for {bundle.name or bundle.family}",
+            expected="a model of Stable Diffusion 1.x, 2.x or XL, for which such levels were published",
+            cure="Leave it out: the model's own levels are taken.",
+        )
     if schedule not in ("model", "diffusers") or scheduler_of(sampler, schedule, bundle) is not None:
         return schedule
     listed = any(alias in SCHEDULER_CLASSES for alias in sampler_info(sampler).aliases)

@@ -23,6 +23,7 @@ def unused_notes(request: Request, bundle: ModelBundle) -> list[str]:
         *_without_picture(request),
         *_of_seeds(request),
         *_of_guiders(request, bundle),
+        *_of_image_prompts(request),
     ]
     found += [*_of_masks(request, kind), *_of_the_model(request, kind), *_of_the_prior(request, bundle, kind)]
     return [f"{name} was not used: {reason}" for name, reason in found]
@@ -54,6 +55,7 @@ def _without_guidance(request: Request, kind: str | None) -> Unused:
         "mimic": request.mimic is not None,
         "perp_neg": request.perp_neg is not None and " AND " not in request.prompt,
         "negative_prompt_2": bool(request.negative_prompt_2) and " AND " not in request.prompt,
+        "negative_prompt_3": bool(request.negative_prompt_3) and " AND " not in request.prompt,
         "guidance_rescale": request.guidance_rescale > 0,
         "guidance_interval": request.guidance_interval is not None,
         "apg": request.apg is not None and kind != INSTRUCT,
@@ -62,14 +64,30 @@ def _without_guidance(request: Request, kind: str | None) -> Unused:
         yield name, "guidance is off (guidance_scale 1)"
 
 
-def _of_guiders(request: Request, bundle: ModelBundle) -> Unused:
-    empty = not request.negative_prompt and not request.negative_prompt_2
-    zeros = request.negative_prompt is None and bundle.traits.zero_negative
-    if request.perp_neg is not None and request.guidance_scale != 1 and empty and not zeros:
-        yield "perp_neg", "there is no negative prompt"
+def _walked_steps(request: Request) -> int:
+    """Steps of the first pass that are walked."""
     steps = len(request.sigmas or ()) - 1 if request.sigmas is not None else request.num_inference_steps or 1
     if request.init_image is not None and request.strength is not None:
         steps -= steps_to_skip(steps, request.strength)
+    return steps
+
+
+def _of_image_prompts(request: Request) -> Unused:
+    steps = _walked_steps(request)
+    for number, one in enumerate(request.image_prompts):
+        if one.weight == 0:
+            yield f"image_prompts[{number}]", "its weight is 0"
+        elif not any(one.is_on(step, steps) for step in range(1, steps + 1)):
+            reason = f"none of {steps} steps lies between its start {one.start:g} and end {one.end:g}"
+            yield f"image_prompts[{number}]", reason
+
+
+def _of_guiders(request: Request, bundle: ModelBundle) -> Unused:
+    empty = not (request.negative_prompt or request.negative_prompt_2 or request.negative_prompt_3)
+    zeros = request.negative_prompt is None and bundle.traits.zero_negative
+    if request.perp_neg is not None and request.guidance_scale != 1 and empty and not zeros:
+        yield "perp_neg", "there is no negative prompt"
+    steps = _walked_steps(request)
     for name in ("pag", "sag", "slg", "freeu"):
         group = getattr(request, name)
         if group is not None and not any(group.is_on(step, steps) for step in range(1, steps + 1)):
@@ -79,9 +97,10 @@ def _of_guiders(request: Request, bundle: ModelBundle) -> Unused:
 def _without_picture(request: Request) -> Unused:
     if request.init_image is not None:
         return
+    masked = any(one.mask is not None for one in request.image_prompts)
     if request.strength is not None:
         yield "strength", "there is no init_image"
-    if request.resize_mode != "crop" and request.depth_image is None and not request.control:
+    if request.resize_mode != "crop" and request.depth_image is None and not (request.control or masked):
         yield "resize_mode", "there is no picture to fit"
     if request.interpolation is not None and request.interpolation.image is not None:
         yield "interpolation.image", "there is no init_image to come from; the last frame alone starts from it"

@@ -178,8 +178,8 @@ class TokensStage(StageConfig):
     scale_dropout: float = Field(default=0.25, ge=0, lt=1)
     """Share of pictures whose finest scales are left out, so that a coarse draft is a picture too."""
     freeze: tuple[str, ...] = ()
-    """Names of parameters (prefixes) that are not trained. With "encoder", "to_code" and "from_code" every picture keeps
-    its tokens: a prior trained on them stays valid while the drafts that it leads to get better."""
+    """Names of parameters (prefixes) that are not trained. With "encoder", "to_code" and "from_code" pictures keep
+    their tokens: a prior trained on them stays valid while the drafts that it leads to get better."""
 
 
 class PriorStage(StageConfig):

@@ -33,6 +33,8 @@ LORA_KINDS = {
         ".lora_B.weight",
         "_lora.down.weight",
         "_lora.up.weight",
+        "_lora1.down.weight",
+        "_lora2.down.weight",
         ".lora.down.weight",
         ".lora.up.weight",
         ".lora_linear_layer.down.weight",
@@ -70,7 +72,6 @@ FAMILY_OF_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
 """A U-Net's family by the width of its context."""
 
 FOREIGN = {
-    "Flux": ("double_blocks.0.img_attn.", "double_stream_blocks.0."),
     "Stable Diffusion 3": ("joint_blocks.0.",),
     "PixArt or Sana": ("blocks.0.cross_attn.q_linear.", "adaln_single."),
     "Stable Cascade": ("down_blocks.0.2.kv_mapper.", "clip_txt_mapper."),
@@ -80,7 +81,6 @@ FOREIGN = {
     "LTX Video": ("patchify_proj.",),
     "AnimateDiff motion module": ("down_blocks.0.motion_modules.",),
     "Stable Video Diffusion": ("input_blocks.1.1.time_stack.", "time_mix_blocks"),
-    "IP-Adapter": ("image_proj.", "ip_adapter."),
     "GLIGEN": ("position_net.",),
     "CLIP vision tower": ("vision_model.encoder.", "visual.transformer."),
     "T5 text encoder": ("encoder.block.0.layer.0.SelfAttention.",),
@@ -94,7 +94,8 @@ class Adapter:
     """An adapter that was recognised.
 
     Attributes:
-        kind: ``"lora"``, ``"textual-inversion"``, ``"controlnet"`` or ``"t2i-adapter"``.
+        kind: ``"lora"``, ``"textual-inversion"``, ``"controlnet"``, ``"ip-adapter"`` or ``"t2i-adapter"``; or
+            ``"image-encoder"``, the vision tower that IP-Adapters see pictures through.
         family: of the model it belongs to: sd1, sd2, sdxl, sdxl-refiner, "unknown", or one that gouache doesn't run, as
             "flux" (`foreign.foreign_family`).
         label: a few words for people, for example ``"LoHa, kohya names"``.
@@ -107,7 +108,14 @@ class Adapter:
 
 def find_adapter(tensors: Tensors, metadata: Mapping[str, str]) -> Adapter | None:
     """Which adapter these tensors are, or None."""
-    return _lora(tensors, metadata) or _controlnet(tensors) or _t2i(tensors) or _textual_inversion(tensors)
+    return (
+        _ip_adapter(tensors)
+        or _image_encoder(tensors)
+        or _lora(tensors, metadata)
+        or _controlnet(tensors)
+        or _t2i(tensors)
+        or _textual_inversion(tensors)
+    )
 
 
 def name_foreign(tensors: Tensors) -> str | None:
@@ -176,14 +184,16 @@ def _lora_family(tensors: Tensors, metadata: Mapping[str, str]) -> str:
 
 
 def _controlnet(tensors: Tensors) -> Adapter | None:
+    if "task_embedding" in tensors and "controlnet_cond_embedding.conv_in.weight" in tensors:
+        promax = "promax, " if tensors["task_embedding"].shape[0] > 6 else ""
+        return Adapter("controlnet", _family_of_keys(tensors), f"ControlNet-Union, {promax}diffusers names")
     marks = {
         "control_model.input_hint_block.0.weight": "in a single file",
         "input_hint_block.0.weight": "extracted from a single file",
         "controlnet_cond_embedding.conv_in.weight": "diffusers names",
-        "control_add_embedding.linear_1.weight": "union",
     }
     for mark, label in marks.items():
-        if mark in tensors:
+        if mark in tensors and "pos_embed_input.weight" not in tensors:  # XLabs' for FLUX.1 has a hint of that name
             kind = "difference to the base model, " if "difference" in tensors else ""
             return Adapter("controlnet", _family_of_keys(tensors), f"ControlNet, {kind}{label}")
     return None
@@ -212,3 +222,52 @@ def _t2i(tensors: Tensors) -> Adapter | None:
 def _textual_inversion(tensors: Tensors) -> Adapter | None:
     found = inversion_of(tensors)
     return None if found is None else Adapter("textual-inversion", *found)
+
+
+FACE_ID = ("perceiver_resampler.proj_in.weight", "norm.weight")
+"""Tensors of the FaceID kinds: they read a face's vector, not CLIP's."""
+
+
+IP_ADAPTERS = {
+    "proj.weight": "plain",
+    "proj.3.weight": "full face",
+    "latents": "plus",
+    **dict.fromkeys(FACE_ID, "FaceID"),
+}
+"""Tensor of the projection -> what the IP-Adapter is; asked in this order."""
+SAVED_IP_ADAPTERS = {"image_embeds.weight": "plain", "ff.net.0.proj.weight": "full face", "latents": "plus"}
+"""The same in diffusers' names."""
+
+
+def _ip_adapter(tensors: Tensors) -> Adapter | None:
+    """IP-Adapters in their authors' names, or as diffusers saves a U-Net's attention processors."""
+    if any(name.startswith("ip_adapter.") for name in tensors):
+        names = {name.removeprefix("image_proj.") for name in tensors if name.startswith("image_proj.")}
+        marks, naming = IP_ADAPTERS, ""
+    elif any(".attn2.processor.to_k_ip." in name for name in tensors) and "conv_in.weight" not in tensors:
+        names = {name.split(".", 3)[-1] for name in tensors if name.startswith("encoder_hid_proj.")}
+        marks, naming = SAVED_IP_ADAPTERS, ", diffusers names"
+    else:
+        return None
+    kind = next((kind for mark, kind in marks.items() if mark in names), "of an unknown kind")
+    return Adapter("ip-adapter", _ip_family(tensors), f"{kind}{naming}")
+
+
+def _ip_family(tensors: Tensors) -> str:
+    widths = (info.shape[1] for name, info in tensors.items() if ".to_k_ip." in name and len(info.shape) == 2)
+    return FAMILY_OF_WIDTH.get(next(widths, 0), "unknown")
+
+
+VISION_TOWERS = {1024: "ViT-L", 1280: "ViT-H", 1664: "ViT-bigG"}
+"""By the width of the states."""
+
+
+def _image_encoder(tensors: Tensors) -> Adapter | None:
+    """CLIP's vision tower alone, with the projection; a safety checker and a whole CLIP are something else."""
+    for prefix in ("vision_model.", ""):
+        patches = tensors.get(f"{prefix}embeddings.patch_embedding.weight")
+        if patches is not None and len(patches.shape) == 4 and "visual_projection.weight" in tensors:
+            whole = any(name.startswith(("text_model.", "concept_embeds")) for name in tensors)
+            kind = VISION_TOWERS.get(patches.shape[0], f"{patches.shape[0]} wide")
+            return None if whole else Adapter("image-encoder", "unknown", f"CLIP's vision tower, {kind}")
+    return None

@@ -16,6 +16,7 @@ from torch import nn
 
 from gouache.checkpoints.keymaps import spell_open_clip, speller
 from gouache.checkpoints.shapes import ShapeChange
+from gouache.models.mmdit import MMDiT
 from gouache.models.text.clip import TextEncoder
 from gouache.models.text.stack import TextStack
 from gouache.models.unet import UNet
@@ -99,7 +100,7 @@ class LayerNames:
     """The layers of a model by every spelling.
 
     Args:
-        unet: its U-Net.
+        unet: the network that denoises.
         text: its text encoders.
 
     Attributes:
@@ -107,7 +108,7 @@ class LayerNames:
         latent_channels: how many of the first convolution's inputs a plain model has too.
     """
 
-    def __init__(self, unet: UNet, text: TextStack) -> None:
+    def __init__(self, unet: UNet | MMDiT, text: TextStack) -> None:
         self.shapes: dict[LoraLayer, tuple[int, ...]] = {}
         self.latent_channels = unet.config.in_channels
         self._unet = dict(self._unet_paths(unet))
@@ -159,11 +160,13 @@ class LayerNames:
         wanted = (UNET, TEXT)[part]
         return [one.name for one in self.shapes if (one.part, one.index, one.parameter) == (wanted, 0, WEIGHT)]
 
-    def _unet_paths(self, unet: UNet) -> Iterator[tuple[str, LoraLayer]]:
+    def _unet_paths(self, unet: UNet | MMDiT) -> Iterator[tuple[str, LoraLayer]]:
         spell = speller(unet.config, "ldm")
         for name in self._layers(unet, UNET, 0):
             layer = LoraLayer(UNET, 0, name)
-            for path in (name, spell(f"{name}.weight").name.removesuffix(".weight")):
+            theirs = spell(f"{name}.weight")
+            alike = [theirs.name.removesuffix(".weight")] if theirs.change is ShapeChange.NONE else []
+            for path in (name, *alike):
                 yield _joined(path), layer
 
     def _text_paths(self, encoder: TextEncoder, index: int) -> Iterator[tuple[str, LoraLayer]]:

@@ -19,7 +19,7 @@ from gouache.models.unet import Conditioning, MiddleLevel, Residuals, block_shap
 from gouache.nn.attention import key_mask
 from gouache.nn.layers import EmbeddingMLP, silu
 
-__all__ = ["ControlNet", "ControlNetConfig"]
+__all__ = ["ControlBody", "ControlNet", "ControlNetConfig"]
 
 FAINTEST = 0.1
 """Weight of the finest residual where a network guesses; the middle's is 1."""
@@ -47,8 +47,8 @@ class HintEmbedding(nn.Module):
         return out
 
 
-class ControlNet(nn.Module):
-    """`(x, timestep, context, features) -> residuals` for the feature maps of the U-Net that it belongs to."""
+class ControlBody(nn.Module):
+    """What every ControlNet has: the hint's convolutions, a U-Net's way down, and a convolution for each map."""
 
     def __init__(self, config: ControlNetConfig) -> None:
         super().__init__()
@@ -80,6 +80,49 @@ class ControlNet(nn.Module):
         out: Tensor = self.controlnet_cond_embedding(hint.flip(1) if self.config.hint_order == "bgr" else hint)
         return out
 
+    def steered(
+        self, hidden: Tensor, embedding: Tensor, context: Tensor, context_mask: Tensor | None, *, guess: bool
+    ) -> Residuals:
+        """The way down and the middle, and what they add to the U-Net's.
+
+        Args:
+            hidden: the latents and what is seen of control pictures. [B, C, h, w]
+            embedding: activated, as the U-Net's. [B, D]
+            context, context_mask, guess: as in `ControlNet.forward`.
+        """
+        given = Conditioning(embedding=embedding, context=context, mask=key_mask(context_mask))
+        skips = [hidden]
+        for down in self.down_blocks:
+            hidden = down(hidden, given, skips)
+        hidden = self.mid_block(hidden, given)
+        residuals = [block(skip) for block, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
+        return self._weighed([*residuals, self.controlnet_mid_block(hidden)], guess=guess)
+
+    def _weighed(self, residuals: Sequence[Tensor], *, guess: bool) -> Residuals:
+        if self.config.pooled_residuals:
+            residuals = [residual.mean((2, 3), keepdim=True) for residual in residuals]
+        elif guess:
+            weights = FAINTEST ** torch.linspace(1, 0, len(residuals))
+            residuals = [residual * weight.item() for residual, weight in zip(residuals, weights, strict=True)]
+        return Residuals(skips=tuple(residuals[:-1]), middle=residuals[-1])
+
+    def check(self, x: Tensor, features: Tensor, pooled: Tensor | None) -> None:
+        """Raise `ShapeMismatch` unless what is seen of a picture fits the latents, and `pooled` the network."""
+        width = self.config.unet.pooled_width
+        if features.shape[-2:] != x.shape[-2:]:
+            raise ShapeMismatch(
+                "ControlNet",
+                given=f"a control picture for {tuple(features.shape[-2:])} latent pixels",
+                expected=f"one for {tuple(x.shape[-2:])}",
+            )
+        if (0 if pooled is None else pooled.shape[-1]) != width:
+            given = "nothing" if pooled is None else f"shape {tuple(pooled.shape)}"
+            raise ShapeMismatch("ControlNet input 'pooled'", given=given, expected=f"{width} channels")
+
+
+class ControlNet(ControlBody):
+    """`(x, timestep, context, features) -> residuals` for the feature maps of the U-Net that it belongs to."""
+
     def forward(
         self,
         x: Tensor,
@@ -105,33 +148,6 @@ class ControlNet(nn.Module):
         Raises:
             ShapeMismatch: the control picture has another size than the latents, or `pooled` doesn't fit.
         """
-        self._check(x, features, pooled)
+        self.check(x, features, pooled)
         embedding = time_and_pooled(self.time_embedding, self.add_embedding, timestep.expand(len(x)), pooled, x.dtype)
-        given = Conditioning(embedding=embedding, context=context, mask=key_mask(context_mask))
-        hidden: Tensor = self.conv_in(x) + features
-        skips = [hidden]
-        for down in self.down_blocks:
-            hidden = down(hidden, given, skips)
-        hidden = self.mid_block(hidden, given)
-        residuals = [block(skip) for block, skip in zip(self.controlnet_down_blocks, skips, strict=True)]
-        return self._weighed([*residuals, self.controlnet_mid_block(hidden)], guess=guess)
-
-    def _weighed(self, residuals: Sequence[Tensor], *, guess: bool) -> Residuals:
-        if self.config.pooled_residuals:
-            residuals = [residual.mean((2, 3), keepdim=True) for residual in residuals]
-        elif guess:
-            weights = FAINTEST ** torch.linspace(1, 0, len(residuals))
-            residuals = [residual * weight.item() for residual, weight in zip(residuals, weights, strict=True)]
-        return Residuals(skips=tuple(residuals[:-1]), middle=residuals[-1])
-
-    def _check(self, x: Tensor, features: Tensor, pooled: Tensor | None) -> None:
-        width = self.config.unet.pooled_width
-        if features.shape[-2:] != x.shape[-2:]:
-            raise ShapeMismatch(
-                "ControlNet",
-                given=f"a control picture for {tuple(features.shape[-2:])} latent pixels",
-                expected=f"one for {tuple(x.shape[-2:])}",
-            )
-        if (0 if pooled is None else pooled.shape[-1]) != width:
-            given = "nothing" if pooled is None else f"shape {tuple(pooled.shape)}"
-            raise ShapeMismatch("ControlNet input 'pooled'", given=given, expected=f"{width} channels")
+        return self.steered(self.conv_in(x) + features, embedding, context, context_mask, guess=guess)

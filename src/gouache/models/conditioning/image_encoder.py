@@ -9,6 +9,7 @@ Diffusion's published checker as Rando et al. 2022 (arXiv:2210.04610), section 3
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +19,7 @@ from gouache.errors import ShapeMismatch
 from gouache.models.configs import ImageEncoderConfig
 from gouache.nn.clip import ClipTransformer
 
-__all__ = ["ImageEncoder", "ImageEncoderConfig", "ImageEncoding", "preprocess"]
+__all__ = ["ImageEncoder", "ImageEncoderConfig", "ImageEncoding", "PictureEncoder", "normalised", "preprocess"]
 
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -92,6 +93,45 @@ class ImageEncoder(nn.Module):
         return ImageEncoding(embedding, hidden, penultimate)
 
 
+class PictureEncoder:
+    """A vision tower that remembers what it made of the last pictures.
+
+    Args:
+        network: the tower.
+    """
+
+    KEPT = 16
+
+    def __init__(self, network: ImageEncoder) -> None:
+        self.network = network
+        self._kept: dict[str, ImageEncoding] = {}
+
+    @torch.no_grad()
+    def encode(self, image: Tensor) -> ImageEncoding:
+        """What the tower makes of preprocessed pictures, one by one: [B, 3, image_size, image_size]."""
+        each = [self._one(row[None]) for row in image]
+        return ImageEncoding(
+            torch.cat([one.embedding for one in each]),
+            torch.cat([one.hidden for one in each]),
+            torch.cat([one.penultimate for one in each]),
+        )
+
+    def blank(self, count: int) -> ImageEncoding:
+        """What guidance leads away from, for so many pictures: no embedding, and the states of a picture of zeros."""
+        size = self.network.config.image_size
+        states = self.encode(torch.zeros(1, 3, size, size).expand(count, -1, -1, -1))
+        return ImageEncoding(torch.zeros_like(states.embedding), states.hidden, states.penultimate)
+
+    def _one(self, row: Tensor) -> ImageEncoding:
+        key = blake2b(row.float().cpu().contiguous().numpy().tobytes(), digest_size=16).hexdigest()
+        if key not in self._kept:
+            if len(self._kept) >= self.KEPT:
+                del self._kept[next(iter(self._kept))]
+            weight = self.network.visual_projection.weight
+            self._kept[key] = self.network(row.to(weight.device, weight.dtype))
+        return self._kept[key]
+
+
 def preprocess(image: Tensor, size: int) -> Tensor:
     """Resize the shorter edge to `size` (bicubic, antialiased), crop the middle, normalise as CLIP was trained.
 
@@ -113,9 +153,13 @@ def preprocess(image: Tensor, size: int) -> Tensor:
         antialias=True,
     ).clamp(0, 1)
     top, left = (resized.shape[2] - size) // 2, (resized.shape[3] - size) // 2
-    cropped = resized[:, :, top : top + size, left : left + size]
+    return normalised(resized[:, :, top : top + size, left : left + size])
+
+
+def normalised(image: Tensor) -> Tensor:
+    """Pictures [B, 3, H, W] in [0, 1] with about zero mean and unit variance, as CLIP was trained."""
     mean, std = (torch.tensor(value, dtype=image.dtype, device=image.device)[:, None, None] for value in _STATISTICS)
-    return (cropped - mean) / std
+    return (image - mean) / std
 
 
 _STATISTICS = (CLIP_MEAN, CLIP_STD)

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Self
+from typing import Annotated, Any, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from gouache.config import Config
+from gouache.pipeline.fields.guiders import Timed
 from gouache.pipeline.fields.values import (
     MAX_FACTOR,
     MAX_FRAMES,
+    MAX_PROMPT_IMAGES,
     MAX_SIDE,
     MIN_SIDE,
     Border,
+    ControlType,
     Fraction,
     ImageReference,
     MaskFill,
@@ -63,10 +66,10 @@ class Mask(Config):
 
 
 class Control(Config):
-    """A picture of edges, depth or a pose that steers the painting, and the ControlNet that reads it."""
+    """A picture of edges, depth or a pose that steers the painting, and the network that reads it."""
 
     model: Name
-    """The ControlNet, by a name that gouache models lists."""
+    """The ControlNet, control-LoRA or T2I-Adapter, by a name that gouache models lists."""
     image: ImageReference
     """The control picture."""
     preprocessor: Preprocessor = "none"
@@ -83,6 +86,8 @@ class Control(Config):
     """Share of the steps after which it ends."""
     guess: bool = False
     """Steer the prompt's side alone, so that the picture counts more than the words."""
+    control_type: ControlType | None = None
+    """What the picture shows, for a ControlNet-Union. Default: what the preprocessor makes."""
     resize_mode: ResizeMode | None = None
     """How a control picture of another shape is brought to size; as the request's without it."""
 
@@ -93,6 +98,25 @@ class Control(Config):
         if self.canny_low > self.canny_high:
             raise ValueError("canny_low of at most canny_high")
         return self
+
+
+def _one_or_several(value: Any) -> Any:
+    return (value,) if isinstance(value, str) else value
+
+
+class ImagePrompt(Timed):
+    """Pictures that say what is painted, as words do, and the IP-Adapter that reads them."""
+
+    adapter: Name | None = None
+    """The IP-Adapter, by a name that gouache models lists. None for a model that takes a picture's embedding itself."""
+    images: Annotated[
+        tuple[ImageReference, ...], BeforeValidator(_one_or_several), Field(min_length=1, max_length=MAX_PROMPT_IMAGES)
+    ]
+    """The picture, or several that are looked at together."""
+    weight: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
+    """How much the pictures count beside the words; 0 = not."""
+    mask: ImageReference | None = None
+    """Where in the painting they count: white = there. Default: everywhere."""
 
 
 class Outpaint(Config):

@@ -294,19 +294,27 @@ LONGEST_LIST = 999
 """Steps that a list may have of which the end is walked: what a schedule of 1000 timesteps can give."""
 
 
+def start_level(request: Request, bundle: ModelBundle) -> float:
+    """The noise level at which a request with its strength lets a picture begin on its draft; 0 = it begins otherwise.
+
+    What has another ground begins on that: a picture that shows through, a mask, an inversion, levels of its own,
+    another tool's procedure.
+    """
+    options = with_defaults(request.prior, bundle.defaults)
+    shows_through = request.init_image is not None and (request.strength or 0.0) < 1
+    grounded = shows_through or any(part is not None for part in (request.mask, request.outpaint, request.inversion))
+    if input_kind(bundle) != DRAFT or grounded or not options.enabled:
+        return 0.0
+    return 0.0 if request.sigmas is not None or follows(request) else options.start_sigma or 0.0
+
+
 def list_on_draft(request: Request, bundle: ModelBundle, given: StartState) -> tuple[int, int] | None:
     """The steps of the whole list, and how many of them are left out because the picture begins on its draft.
 
-    So many steps are walked as the request asks for, all from the start's level down. None begins on noise alone: what
-    has another ground does so (a picture that shows through, a mask, noise of its own, levels of its own), and what
-    says a level of 0.
+    So many steps are walked as the request asks for, all from the start's level down. None begins on something else.
     """
-    options, steps = with_defaults(request.prior, bundle.defaults), request.num_inference_steps or 1
-    grounded = given.skipped > 0 or given.added or given.mask is not None or request.inversion is not None
-    level = options.start_sigma or 0.0
-    if input_kind(bundle) != DRAFT or grounded or not options.enabled or level == 0:
-        return None
-    if request.sigmas is not None or follows(request):
+    level, steps = start_level(request, bundle), request.num_inference_steps or 1
+    if level == 0 or given.skipped > 0 or given.added or given.mask is not None:
         return None
 
     def within(total: int) -> int:

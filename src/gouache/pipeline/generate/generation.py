@@ -41,7 +41,7 @@ from gouache.pipeline.generate.guided import (
     size_conditions,
 )
 from gouache.pipeline.generate.guiders import guiders_of
-from gouache.pipeline.generate.passes import Part, Pass
+from gouache.pipeline.generate.passes import Part, Pass, steering
 from gouache.pipeline.generate.refiner import Relay, handed_over, zeros_of
 from gouache.pipeline.generate.sampler_settings import scaled_at_the_start
 from gouache.pipeline.generate.scheduler_levels import limit_of
@@ -58,7 +58,6 @@ from gouache.pipeline.request import Request
 from gouache.pipeline.resolve import second_pass
 
 if TYPE_CHECKING:
-    from gouache.pipeline.generate.controlnets import TimedControl
     from gouache.pipeline.generate.inversion import Inverter
 
 
@@ -180,11 +179,7 @@ class Generation:
             clock = prompt_clock(request, request.sampler or "ddim", before.steps if before else 0)
             steps, earlier = clock.steps, clock.earlier
         positive, negative = self._texts(request, self.bundle, steps, earlier)
-        controls: tuple[TimedControl, ...] = ()
-        if request.control:
-            from gouache.pipeline.generate.controlnets import timed_controls
-
-            controls = timed_controls(self.bundle, request, self.start_state.hints, counted_steps(request, sigmas))
+        beside = steering(self.bundle, request, self.start_state, counted_steps(request, sigmas))
         listed = dict(zip(levels.sigmas.tolist(), levels.timesteps, strict=False))
         # Noise alone starts as the list says; on a picture it lies at the level itself.
         on_picture = skipped > 0 or self.start_state.latents is not None or before is not None
@@ -193,43 +188,30 @@ class Generation:
         if self.request.hires is None or request is not self.request:  # the last pass alone, as A1111
             texts = lambda model: self._texts(request, model, steps, earlier)  # noqa: E731
             refined = handed_over(request, self.bundle, levels, skipped, texts)
-        return Pass(
-            request, sigmas, skipped, positive, negative, controls, listed, ratio, levels.sigmas, clock, refined
-        )
+        return Pass(request, sigmas, skipped, positive, negative, beside, listed, ratio, levels.sigmas, clock, refined)
 
     def _texts(self, request: Request, model: ModelBundle, steps: int, earlier: int) -> tuple[PromptPlan, PromptPlan]:
         """Prompt and negative prompt as a model reads them."""
-        positive = self._both(model, styled_prompt(request), request.prompt_2, steps, earlier)
-        second = request.negative_prompt_2
-        negative = self._both(model, request.negative_prompt or "", second, steps, earlier, composed=False)
+        reader = self._reader_of(model)
+        texts = (styled_prompt(request), request.prompt_2, request.prompt_3)
+        others = (request.negative_prompt or "", request.negative_prompt_2, request.negative_prompt_3)
+        positive = reader.plan_of(texts, steps, earlier=earlier)
+        negative = reader.plan_of(others, steps, earlier=earlier, composed=False)
         if model is not self.bundle:
             return positive, negative.zeroed() if zeros_of(request, model) else negative
-        if (request.negative_prompt, second) == (None, None) and model.traits.zero_negative:
+        if (request.negative_prompt, others[1]) == (None, None) and model.traits.zero_negative:
             negative = negative.zeroed()
         return positive, negative
 
     def _reader(self, model: ModelBundle) -> PromptReader:
         request = self.request
         to_the_letter = request.determinism == "a1111" or follows(request)
-        return PromptReader(model.text, request.emphasis, request.clip_skip, to_the_letter=to_the_letter)
+        rows = request.max_sequence_length
+        return PromptReader(model.text, request.emphasis, request.clip_skip, to_the_letter=to_the_letter, t5_rows=rows)
 
-    def _both(
-        self,
-        model: ModelBundle,
-        text: str,
-        second: str | None,
-        steps: int,
-        earlier: int = 0,
-        *,
-        composed: bool = True,
-    ) -> PromptPlan:
-        """A text as all of a model's encoders read it, or a second one as its second encoder does."""
-        reader = self.reader if model is self.bundle else self._reader(model)
-        plan = reader.plan(text, steps, composed=composed, earlier=earlier)
-        if second is None or len(model.text.encoders) < 2:
-            return plan
-        other = reader.plan(second, steps, composed=composed, earlier=earlier)
-        return plan.joined(other, model.text.context_widths[0], reader.encode(""))
+    def _reader_of(self, model: ModelBundle) -> PromptReader:
+        """Of this model's texts, or of the refiner's."""
+        return self.reader if model is self.bundle else self._reader(model)
 
     def mix_prompt(self, prompt: str, share: float) -> None:
         """Paint with what lies between the prompt (share 0) and another (share 1).
@@ -239,10 +221,12 @@ class Generation:
         """
         self.mixed = True  # what lies between two prompts lays nothing out
         for k, one in enumerate(self.passes):
-            other = self._both(self.bundle, prompt, one.request.prompt_2, *one.prompt_steps)
+            steps, earlier = one.prompt_steps
+            texts = (prompt, one.request.prompt_2, one.request.prompt_3)
+            other = self.reader.plan_of(texts, steps, earlier=earlier)
             refined = one.refined
             if refined is not None:
-                theirs = self._both(refined.bundle, prompt, one.request.prompt_2, *one.prompt_steps)
+                theirs = self._reader_of(refined.bundle).plan_of(texts, steps, earlier=earlier)
                 refined = replace(refined, positive=refined.positive.mixed(theirs, share))
             self.passes[k] = replace(one, positive=one.positive.mixed(other, share), refined=refined)
 
@@ -389,7 +373,7 @@ class Generation:
     def _prompted(self, one: Pass, start_state: StartState) -> PromptedDenoiser | InstructDenoiser:
         request = one.request
         numbers, negative_numbers = size_conditions(self.bundle, request)
-        inputs = NetworkInputs(start_state.draft, numbers, negative_numbers, one.controls)
+        inputs = NetworkInputs(start_state.draft, numbers, negative_numbers, *one.beside)
         network = denoiser_of(self.bundle, request)
         empty = None if request.perp_neg is None else self.reader.encode("")
         guiders = guiders_of(request, self.bundle, one.counted_steps, empty)

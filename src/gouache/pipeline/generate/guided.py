@@ -22,18 +22,19 @@ from gouache.diffusion.samplers.sigmas import discard_penultimate, make_sigmas
 from gouache.diffusion.samplers.step import Denoise, NoiseSource, Steps
 from gouache.errors import InvalidInput
 from gouache.models.bundle import AESTHETIC_SCORE, LOW_AESTHETIC_SCORE, ModelBundle
-from gouache.models.denoiser import Condition, stack
+from gouache.models.denoiser import Condition, Steering, stack
 from gouache.models.family import SDXL_REFINER
 from gouache.models.scheduler_config import SchedulerConfig, number, sampler_of
 from gouache.pipeline.generate.a1111_procedure import follows, step_noise, tree_noise
 from gouache.pipeline.generate.guiders import Beside, Guiders
 from gouache.pipeline.generate.sampler_settings import own_settings, scaled_at_the_end
-from gouache.pipeline.generate.scheduler_levels import Levels, scheduler_levels, scheduler_of
+from gouache.pipeline.generate.scheduler_levels import Levels, patches_of, scheduler_levels, scheduler_of
 from gouache.pipeline.prompts.encode import EncodedPrompt, PromptPlan
 from gouache.pipeline.request import Request, SizeCondition
 
 if TYPE_CHECKING:
     from gouache.pipeline.generate.controlnets import TimedControl
+    from gouache.pipeline.generate.image_prompts import TimedPictures
 
 NO_GUIDERS = Guiders()
 Network = Callable[[Tensor, Tensor, Condition], Tensor]
@@ -49,12 +50,14 @@ class NetworkInputs:
         numbers: SDXL's size numbers. [1, 6 or 5]
         negative_numbers: the same for the negative prompt; None = `numbers`.
         controls: networks that steer, with the steps at which each does.
+        pictures: what IP-Adapters show, with the steps at which each does.
     """
 
     draft: Tensor | None = None
     numbers: Tensor | None = None
     negative_numbers: Tensor | None = None
     controls: tuple[TimedControl, ...] = ()
+    pictures: tuple[TimedPictures, ...] = ()
 
 
 class PromptedDenoiser:
@@ -209,10 +212,18 @@ class PromptedDenoiser:
             mask=text.mask,
             pooled=self.bundle.pooled_vector(text.pooled, numbers),
             draft=draft,
-            controls=tuple(one.on_side(negative=negative) for one in inputs.controls if one.is_on(self.step)),
+            controls=self._controls(negative=negative),
+            pictures=tuple(one.on_side(negative=negative) for one in inputs.pictures if one.is_on(self.step)),
             free_u=self.guiders.free_u_at(self.step),
             guidance=self._told,
         )
+
+    def _controls(self, *, negative: bool) -> tuple[Steering, ...]:
+        if not self.inputs.controls:
+            return ()
+        from gouache.pipeline.generate.controlnets import steering_at
+
+        return steering_at(self.inputs.controls, self.step, negative=negative)
 
 
 def denoiser_of(bundle: ModelBundle, request: Request) -> Network:
@@ -262,8 +273,9 @@ def levels_of(request: Request, bundle: ModelBundle, steps: int | None = None) -
     name, steps = request.schedule or "uniform", steps or request.num_inference_steps or 1
     scheduler = scheduler_of(request.sampler or "ddim", name, bundle)
     if scheduler is not None:
-        size = (request.width, request.height)
-        return scheduler_levels(scheduler, bundle.schedule, steps, (size[0], size[1]) if size[0] and size[1] else None)
+        known = request.width is not None and request.height is not None
+        size = patches_of(request.width or 0, request.height or 0, bundle) if known else None
+        return scheduler_levels(scheduler, bundle.schedule, steps, size)
     options = {"family": bundle.traits.align_your_steps} if name.startswith("align_your_steps") else {}
     like_a1111 = request.determinism == "a1111" or follows(request)
     if like_a1111 and sampler_info(request.sampler or "ddim").discard_penultimate:

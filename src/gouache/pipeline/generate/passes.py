@@ -15,7 +15,10 @@ from gouache.pipeline.prompts.encode import PromptPlan
 from gouache.pipeline.request import Request
 
 if TYPE_CHECKING:
+    from gouache.models.bundle import ModelBundle
     from gouache.pipeline.generate.controlnets import TimedControl
+    from gouache.pipeline.generate.image_prompts import TimedPictures
+    from gouache.pipeline.inputs.start import StartState
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +50,7 @@ class Pass:
         sigmas: noise levels to walk, descending. [n + 1]
         skipped: levels left out before them.
         positive, negative: the encoded prompts.
-        controls: networks that steer, with what they see at this size.
+        beside: networks that steer, with what they see at this size; and what IP-Adapters show beside the words.
         timesteps: noise level -> timestep, where the list brings its own.
         start_ratio: the state at the first level is this times that level times noise.
         whole: the list that `sigmas` is the end of. [m + 1]
@@ -60,7 +63,7 @@ class Pass:
     skipped: int
     positive: PromptPlan
     negative: PromptPlan
-    controls: tuple[TimedControl, ...] = ()
+    beside: tuple[tuple[TimedControl, ...], tuple[TimedPictures, ...]] = ((), ())
     timesteps: Mapping[float, float] = field(default_factory=dict)
     start_ratio: float = 1.0
     whole: Tensor | None = None
@@ -99,3 +102,20 @@ class Pass:
         walked = Part(base, steps_of(request, base) if stop is None else stop, stop=stop)
         rest = Part(sigmas[first:], steps_of(request, sigmas[first:]), first, by_base=False, by_refiner=True)
         return [part for part in (walked, rest) if part.steps]
+
+
+def steering(
+    bundle: ModelBundle, request: Request, start_state: StartState, steps: int
+) -> tuple[tuple[TimedControl, ...], tuple[TimedPictures, ...]]:
+    """What ControlNets see and IP-Adapters show in a walk of so many steps. Neither is imported before it is used."""
+    controls: tuple[TimedControl, ...] = ()
+    pictures: tuple[TimedPictures, ...] = ()
+    if request.control:
+        from gouache.pipeline.generate.controlnets import timed_controls
+
+        controls = timed_controls(bundle, request, start_state.hints, steps)
+    if request.image_prompts:
+        from gouache.pipeline.generate.image_prompts import timed_pictures
+
+        pictures = timed_pictures(bundle, request, start_state.prompted, steps)
+    return controls, pictures

@@ -32,6 +32,19 @@ def unchanged(picture: Image.Image) -> Image.Image:
     return picture
 
 
+@dataclass(frozen=True, slots=True)
+class PromptPictures:
+    """What an image prompt names.
+
+    Attributes:
+        pictures: mode RGB or RGBA.
+        mask: white where they count; None = everywhere.
+    """
+
+    pictures: tuple[Image.Image, ...]
+    mask: Image.Image | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class StartState:
     """The ground of a picture.
@@ -48,6 +61,7 @@ class StartState:
         added: the noise is laid on the picture even if no step is left out.
         around: starting picture and hard mask, for an autoencoder whose decoder looks at both. [1,3,H,W], [1,1,H,W]
         hints: the control pictures, in the request's order, cut as the starting picture is.
+        prompted: the pictures and the mask of each image prompt, in the request's order.
         finish: what is done to the painted picture at the end, such as putting back what must not change.
     """
 
@@ -61,6 +75,7 @@ class StartState:
     added: bool = False
     around: tuple[Tensor, Tensor] | None = None
     hints: tuple[Image.Image, ...] = ()
+    prompted: tuple[PromptPictures, ...] = ()
     finish: Callable[[Image.Image], Image.Image] = unchanged
 
     @property
@@ -190,7 +205,7 @@ def prepare(request: Request, bundle: ModelBundle, references: References) -> Pr
     kind = input_kind(bundle)
     notes: list[str] = []
     if request.init_image is None:
-        blank = StartState(hints=_hints(None, request, references))
+        blank = StartState(hints=_hints(None, request, references), prompted=_prompted(None, request, references))
         return Prepared(_with_inputs(blank, None, None, kind, request, bundle, references, notes), tuple(notes))
     picture = references.picture(request.init_image)
     masked: Masked | None = None
@@ -201,7 +216,8 @@ def prepare(request: Request, bundle: ModelBundle, references: References) -> Pr
         masked = _masked(picture, kind, request, bundle, references, notes)
         part = masked.part
         start_state = _masked_start(masked, request, bundle, notes)
-    start_state = replace(start_state, hints=_hints(masked, request, references))
+    hints, prompted = _hints(masked, request, references), _prompted(masked, request, references)
+    start_state = replace(start_state, hints=hints, prompted=prompted)
     start_state = _with_inputs(start_state, part, masked, kind, request, bundle, references, notes)
     if kind == INSTRUCT and not follows(request):
         return Prepared(replace(start_state, latents=None), tuple(notes))
@@ -404,6 +420,16 @@ def _hints(masked: Masked | None, request: Request, references: References) -> t
                 cure="Name a mask (--mask FILE) or make that part of the control picture transparent.",
             )
         found.append(picture)
+    return tuple(found)
+
+
+def _prompted(masked: Masked | None, request: Request, references: References) -> tuple[PromptPictures, ...]:
+    """The pictures of the image prompts, and their masks cut as the starting picture is."""
+    found = []
+    for one in request.image_prompts:
+        mask = None if one.mask is None else on_background(references.picture(one.mask), "black")
+        part = None if mask is None else _cut_alike(mask, masked, request.resize_mode)
+        found.append(PromptPictures(tuple(references.picture(name) for name in one.images), part))
     return tuple(found)
 
 

@@ -188,6 +188,22 @@ def _control_values(recipe: Recipe) -> dict[str, object | None]:
             "Control Mode": "ControlNet is more important" if one.guess else "Balanced",
         }
         found[f"ControlNet {number}"] = ", ".join(f"{key}: {_plain(value)}" for key, value in values.items())
+    return {**found, **_image_prompt_values(recipe, len(found))}
+
+
+def _image_prompt_values(recipe: Recipe, first: int) -> dict[str, object | None]:
+    """Image prompts are units of the same extension, behind the ControlNets."""
+    hashes = {one.name: one.short_hash[:8] for one in recipe.adapters if one.kind == "ip-adapter"}
+    found: dict[str, object | None] = {}
+    for number, one in enumerate(recipe.request.image_prompts, first):
+        values = {
+            "Module": "ip-adapter-auto",
+            "Model": f"{one.adapter} [{hashes[one.adapter]}]" if one.adapter in hashes else one.adapter,
+            "Weight": one.weight,
+            "Guidance Start": one.start,
+            "Guidance End": one.end,
+        }
+        found[f"ControlNet {number}"] = ", ".join(f"{key}: {_plain(value)}" for key, value in values.items())
     return found
 
 

@@ -23,6 +23,8 @@ from gouache.checkpoints.adapters.controlnet_library import find_control
 from gouache.checkpoints.adapters.deltas import LayerDelta
 from gouache.checkpoints.adapters.embedding import Embedding, read_embedding
 from gouache.checkpoints.adapters.embedding_names import bundled_names
+from gouache.checkpoints.adapters.ip_adapter_library import KIND as IP_ADAPTER
+from gouache.checkpoints.adapters.ip_adapter_library import TOWER, find_ip_adapter, towers
 from gouache.checkpoints.adapters.layer_names import BIAS, UNET, LayerNames, LoraLayer
 from gouache.checkpoints.adapters.library import EMBEDDING, LORA, AdapterFile, AdapterFolder
 from gouache.checkpoints.adapters.lora import Lora, read_lora
@@ -40,9 +42,10 @@ from gouache.pipeline.request import Request
 
 if TYPE_CHECKING:
     from gouache.pipeline.generate.controlnets import Controls
+    from gouache.pipeline.generate.image_prompts import IPAdapters
 
 SHORT = 12
-FOLDERS = {CONTROL: "controlnet"}
+FOLDERS = {CONTROL: "controlnet", IP_ADAPTER: "ipadapter", TOWER: "clip_vision"}
 AdaptedNetwork = TypeVar("AdaptedNetwork", bound=nn.Module)
 
 
@@ -81,6 +84,13 @@ class Adapters:
 
         return Controls(self.bundle)
 
+    @cached_property
+    def ip_adapters(self) -> IPAdapters:
+        """The IP-Adapters of the model's requests, with their vision towers."""
+        from gouache.pipeline.generate.image_prompts import IPAdapters
+
+        return IPAdapters(self.bundle)
+
     def expect(self, refs: Sequence[AdapterRef]) -> None:
         """Use these and no other from now on, so that a replay doesn't meet words that were none at its time.
 
@@ -106,7 +116,20 @@ class Adapters:
             CheckpointError: its file can't be used with this model.
             InvalidInput: a tag that can't be read.
         """
-        adapted = self._apply_to_prompt(request)
+        adapted = self._with_controls(request, self._apply_to_prompt(request))
+        if all(one.adapter is None for one in request.image_prompts):
+            return adapted
+        found = self.ip_adapters.load(request, self.folder.folder)
+        refs = [ref_of(name, IP_ADAPTER, one.path) for name, one in found.items()]
+        refs += [ref_of(one.tower.stem, TOWER, one.tower) for one in found.values()]
+        bundle = replace(
+            adapted.bundle,
+            ip_adapters={name: one.adapter for name, one in found.items()},
+            picture_encoders={name: one.encoder for name, one in found.items()},
+        )
+        return replace(adapted, bundle=bundle, refs=tuple(dict.fromkeys((*adapted.refs, *refs))))
+
+    def _with_controls(self, request: Request, adapted: Adapted) -> Adapted:
         if not request.control:
             return adapted
         steering = self.controls.load(request, self.folder.folder)
@@ -134,9 +157,18 @@ class Adapters:
         try:
             if ref.kind == CONTROL:
                 return find_control(ref.name, self.folder.folder).path
+            if ref.kind == IP_ADAPTER:
+                return find_ip_adapter(ref.name, self.folder.folder).path
+            if ref.kind == TOWER:
+                return self._find_tower(ref)
             return self.folder.lora(ref.name).path
         except ModelNotFound:
             return None
+
+    def _find_tower(self, ref: AdapterRef) -> Path | None:
+        """The tower of this name and hash, else one of this name."""
+        named = [path for path in towers(None, self.bundle.path, self.folder.folder) if path.stem == ref.name]
+        return next((path for path in named if model_sha256(path) == ref.sha256), named[0] if named else None)
 
     def _words(self, request: Request, bundled: Mapping[str, AdapterFile]) -> dict[str, AdapterFile]:
         """Textual inversions that the texts of a request name, by the word; those in a LoRA's file come first."""

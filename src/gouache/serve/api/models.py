@@ -8,6 +8,7 @@ from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
 from gouache.checkpoints.adapters.controlnet_library import usable_controls
+from gouache.checkpoints.adapters.ip_adapter_library import list_ip_adapters
 from gouache.checkpoints.adapters.library import list_adapters
 from gouache.config import Config
 from gouache.serve.api.views import Plain
@@ -61,10 +62,10 @@ class AdapterView(Config):
 
 
 class ControlView(Config):
-    """A ControlNet on the disk."""
+    """A ControlNet or an IP-Adapter on the disk."""
 
     name: str
-    """What the field `control` of a request calls it."""
+    """What a request calls it: `control` a ControlNet, `image_prompts` an IP-Adapter."""
     family: str
     """Of the models it belongs to."""
     label: str
@@ -123,6 +124,16 @@ def controls(request: Request) -> list[ControlView]:
     return [
         ControlView(name=found.name, family=found.family, label=found.label, bytes=found.bytes)
         for found in usable_controls()
+    ]
+
+
+@router.get("/ip-adapters")
+def ip_adapters(request: Request) -> list[ControlView]:
+    """IP-Adapters that an image prompt may name."""
+    owner_of(request)
+    return [
+        ControlView(name=found.name, family=found.family, label=found.label, bytes=found.bytes)
+        for found in list_ip_adapters()
     ]
 
 

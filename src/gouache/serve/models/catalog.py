@@ -23,7 +23,7 @@ SUFFIXES = {".safetensors", ".ckpt", ".gguf"}
 _FOLDER_MARKS = ("model.json", "model_index.json")
 _NETWORK_MARK = "config.json"
 """In a folder with weights: one network, in diffusers' layout."""
-_ELSEWHERE = (*hub.ADAPTER_FOLDERS, *hub.CONTROL_FOLDERS, *hub.VAE_FOLDERS)
+_ELSEWHERE = hub.NO_MODELS
 """What lies in folders of these names is listed as adapters and ControlNets."""
 MODEL, UNUSABLE = "model", ""
 _DEPTH = 4

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from PIL import Image
 
 from gouache.checkpoints.adapters.controlnet_library import find_control, usable_controls
+from gouache.checkpoints.adapters.ip_adapter_library import find_ip_adapter, list_ip_adapters
 from gouache.checkpoints.vae_library import find_vae
 from gouache.diffusion.samplers.names import resolve, resolve_schedule
 from gouache.errors import InvalidInput, ModelNotFound, PictureError, unknown_name
@@ -46,6 +47,7 @@ def admit(request: Request, settings: Settings, catalog: ModelCatalog, attachmen
     _check_texts(request, limits)
     _check_names(request)
     _check_controls(request)
+    _check_ip_adapters(request)
     _check_size(request, limits)
     catalog.find(request.model)
     if request.refiner is not None:
@@ -87,6 +89,7 @@ def _pixels_of(data: bytes) -> int:
 def _check_texts(request: Request, limits: Limits) -> None:
     texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or ""}
     texts |= {"prompt_2": request.prompt_2 or "", "negative_prompt_2": request.negative_prompt_2 or ""}
+    texts |= {"prompt_3": request.prompt_3 or "", "negative_prompt_3": request.negative_prompt_3 or ""}
     if request.interpolation is not None and request.interpolation.prompt is not None:
         texts["interpolation.prompt"] = request.interpolation.prompt
     if request.inversion is not None:
@@ -137,6 +140,25 @@ def _check_controls(request: Request) -> None:
         except InvalidInput as error:
             raise InvalidInput(
                 "control",
+                given=f"{name!r}, which several files are called",
+                expected="the name of one file",
+                cure="Rename one of them.",
+            ) from error
+
+
+def _check_ip_adapters(request: Request) -> None:
+    """That each IP-Adapter is there; where it lies is not told."""
+    for name in dict.fromkeys(one.adapter for one in request.image_prompts if one.adapter is not None):
+        try:
+            find_ip_adapter(name, paths=False)
+        except ModelNotFound as error:
+            near = unknown_name("adapter", name, [file.name for file in list_ip_adapters()])
+            raise ModelNotFound(
+                "image_prompts.adapter", given=repr(name), expected=near.expected, cure=near.cure
+            ) from error
+        except InvalidInput as error:
+            raise InvalidInput(
+                "image_prompts.adapter",
                 given=f"{name!r}, which several files are called",
                 expected="the name of one file",
                 cure="Rename one of them.",

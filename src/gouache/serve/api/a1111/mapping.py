@@ -23,7 +23,7 @@ from gouache.pipeline.request import Control, Request, ResizeMode
 from gouache.serve.api.a1111.fields import GenerationBody, Img2Img, Txt2Img, decoded
 from gouache.serve.api.a1111.server_options import Options, known_settings, options_of
 from gouache.serve.api.a1111.tolerance import NOTHING, PLACEHOLDER, SD_UPSCALE, settled
-from gouache.serve.api.a1111.units import controls_of
+from gouache.serve.api.a1111.units import controls_of, image_prompts_of
 from gouache.serve.http.replies import in_words_of
 from gouache.serve.models.facts import facts_of
 from gouache.serve.studio import Studio
@@ -139,6 +139,7 @@ def order_of(body: Txt2Img | Img2Img, studio: Studio, owner: str) -> MappedReque
         values = _from_infotext(body, values, studio)
     start = (values["init_image"], values["resize_mode"]) if isinstance(body, Img2Img) else None
     values["control"] = _controls(body, keep, start)
+    values["image_prompts"] = image_prompts_of(body.alwayson_scripts or {}, keep, start) or None
     given = {name: value for name, value in values.items() if value is not None}
     with in_words_of(NAMES):
         request = Request.from_dict(given, where="request")

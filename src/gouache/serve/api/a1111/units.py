@@ -1,4 +1,5 @@
-"""A1111's extension for ControlNets: the units of `alwayson_scripts.ControlNet`, and what its clients ask beside.
+"""A1111's extension for ControlNets: the units of `alwayson_scripts.ControlNet`, and what its clients ask beside. Units
+whose module is `ip-adapter...` are image prompts.
 
 Formats as in sd-webui-controlnet's `external_code.py` and `api.py` (version 2), and as `webuiapi` sends them.
 """
@@ -14,10 +15,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 
 from gouache.checkpoints.adapters.controlnet_library import ControlFile, usable_controls
+from gouache.checkpoints.adapters.ip_adapter_library import list_ip_adapters
 from gouache.checkpoints.adapters.naming import folded
 from gouache.checkpoints.diffusers.folder import weight_files
 from gouache.errors import ConfigError, IncompatibleCheckpoint, InvalidInput, PictureError, unknown_name
-from gouache.pipeline.request import Control, ResizeMode
+from gouache.pipeline.fields.values import ControlType
+from gouache.pipeline.request import Control, ImagePrompt, ResizeMode
 from gouache.serve.api.a1111.fields import Detect, decoded
 from gouache.serve.http.access import owner_of, studio_of
 
@@ -61,7 +64,6 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "advanced_weighting": (),
     "effective_region_mask": ("",),
     "ipadapter_input": (),
-    "union_control_type": ("Unknown",),
     "input_mode": ("simple",),
     "batch_images": ("",),
     "use_preview_as_input": (False,),
@@ -72,7 +74,25 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 # What a preprocessor is told; the module `none`, which is the only one, does not read it there either.
 UNREAD = ("processor_res", "threshold_a", "threshold_b", "pixel_perfect")
-READ = ("enabled", "image", "model", "weight", "resize_mode", "guidance_start", "guidance_end")
+READ = ("enabled", "image", "model", "weight", "resize_mode", "guidance_start", "guidance_end", "union_control_type")
+UNION_TYPES: dict[str, ControlType | None] = {
+    "Unknown": None,
+    "OpenPose": "openpose",
+    "Depth": "depth",
+    "Soft Edge": "softedge",
+    "Hard Edge": "canny",
+    "Normal Map": "normal",
+    "Segmentation": "segmentation",
+    "Tile": "tile",
+    "Inpaint": "inpaint",
+}
+"""What a ControlNet-Union is told of a picture, in the extension's words."""
+IP_MODULE = "ip-adapter"
+IP_MODULES = (
+    *("ip-adapter-auto", "ip-adapter_clip_sd15", "ip-adapter_clip_sdxl", "ip-adapter_clip_sdxl_plus_vith"),
+    *("ip-adapter_clip_h", "ip-adapter_clip_g"),
+)
+"""Modules of units for IP-Adapters. Which vision tower sees the picture follows from the adapter."""
 _HASHED = re.compile(r"(.+) \[([0-9a-f]{8})\]")
 _OLD_HASH = (0x100000, 0x10000)
 """Where A1111's short hash of a file begins, and how many bytes it reads."""
@@ -114,9 +134,60 @@ def controls_of(
     Raises:
         InvalidInput: a field that can't be served; `where` is its name.
     """
-    units = units_of(scripts)
+    units = [(place, unit) for place, unit in units_of(scripts) if not _is_image_prompt(unit)]
     known = usable_controls() if units else []
     return [_control(place, unit, known, attach, start) for place, unit in units]
+
+
+def image_prompts_of(
+    scripts: Mapping[str, object], attach: Callable[[str, str], str], start: tuple[str, ResizeMode] | None
+) -> list[ImagePrompt]:
+    """What the units for IP-Adapters ask for; arguments and errors as `controls_of`."""
+    units = [(place, unit) for place, unit in units_of(scripts) if _is_image_prompt(unit)]
+    known = _ip_adapters() if units else []
+    return [_image_prompt(place, unit, known, attach, start) for place, unit in units]
+
+
+def _is_image_prompt(unit: Mapping[str, Any]) -> bool:
+    module = unit.get("module")
+    return isinstance(module, str) and folded(module).startswith(IP_MODULE)
+
+
+def _image_prompt(
+    place: str,
+    unit: Mapping[str, Any],
+    known: list[ControlFile],
+    attach: Callable[[str, str], str],
+    start: tuple[str, ResizeMode] | None,
+) -> ImagePrompt:
+    if folded(unit["module"]) not in IP_MODULES:
+        raise InvalidInput(
+            f"{place}.module", given=repr(unit["module"])[:80], expected=f"one of {', '.join(IP_MODULES)}"
+        )
+    mask = unit.get("effective_region_mask") or None
+    if mask is not None and not isinstance(mask, str):
+        raise InvalidInput(f"{place}.effective_region_mask", given=type(mask).__name__, expected="a picture in base64")
+    _refuse_unserved(place, {**unit, "module": None, "effective_region_mask": None})
+    image, _ = _picture(place, unit, attach, start)
+    values = {
+        "adapter": _model(f"{place}.model", unit.get("model"), known, "an IP-Adapter"),
+        "images": (image,),
+        "weight": _number(place, unit, "weight", 1.0, 10.0),
+        "start": _number(place, unit, "guidance_start", 0.0, 1.0),
+        "end": _number(place, unit, "guidance_end", 1.0, 1.0),
+        "mask": None if mask is None else attach(f"{place}.effective_region_mask", mask),
+    }
+    try:
+        return ImagePrompt.from_dict(values, where=place)
+    except ConfigError as error:
+        raise _reversed(place, values) from error
+
+
+def _reversed(place: str, values: Mapping[str, object]) -> InvalidInput:
+    """Each number of a unit fits by itself, so that only their order can be wrong."""
+    return InvalidInput(
+        f"{place}.guidance_end", given=values["end"], expected=f"more than guidance_start, {values['start']}"
+    )
 
 
 def _control(
@@ -135,14 +206,12 @@ def _control(
         "weight": _number(place, unit, "weight", 1.0, 10.0),
         "start": _number(place, unit, "guidance_start", 0.0, 1.0),
         "end": _number(place, unit, "guidance_end", 1.0, 1.0),
+        "control_type": _union_type(f"{place}.union_control_type", unit.get("union_control_type")),
     }
     try:
         return Control.from_dict(values, where=place)
     except ConfigError as error:
-        # Each number fits by itself, so that only their order is left.
-        raise InvalidInput(
-            f"{place}.guidance_end", given=values["end"], expected=f"more than guidance_start, {values['start']}"
-        ) from error
+        raise _reversed(place, values) from error
 
 
 def _refuse_unserved(place: str, unit: Mapping[str, Any]) -> None:
@@ -185,6 +254,14 @@ def _picture(
     return start
 
 
+def _union_type(where: str, given: object) -> ControlType | None:
+    if given is None:
+        return None
+    if not isinstance(given, str) or given not in UNION_TYPES:
+        raise InvalidInput(where, given=repr(given)[:80], expected=f"one of {', '.join(UNION_TYPES)}")
+    return UNION_TYPES[given]
+
+
 def _number(place: str, unit: Mapping[str, Any], name: str, default: float, highest: float) -> float:
     value = unit.get(name)
     if value is None:
@@ -194,10 +271,10 @@ def _number(place: str, unit: Mapping[str, Any], name: str, default: float, high
     return float(value)
 
 
-def _model(where: str, given: object, known: list[ControlFile]) -> str:
+def _model(where: str, given: object, known: list[ControlFile], kind: str = "a ControlNet") -> str:
     """The name of a ControlNet, given as that or as the extension lists it, with a hash behind it."""
     if given in (None, "", "None") or not isinstance(given, str):
-        raise InvalidInput(where, given=repr(given)[:80], expected="a ControlNet that /controlnet/model_list names")
+        raise InvalidInput(where, given=repr(given)[:80], expected=f"{kind} that /controlnet/model_list names")
     hashed = _HASHED.fullmatch(given)
     for file in known:
         if folded(file.name) == folded(given):
@@ -222,8 +299,13 @@ def in_words_of_units() -> Iterator[None]:
     """What a worker found out about a ControlNet, such as that it was made for another model, names its unit."""
     try:
         yield
+    except InvalidInput as error:
+        if error.where != "control.control_type":
+            raise
+        where, cure = f"{SCRIPT}.args.union_control_type", f"One of {', '.join(UNION_TYPES)}."
+        raise InvalidInput(where, given=error.given, expected=error.expected, cure=cure) from error
     except IncompatibleCheckpoint as error:
-        if not error.where.startswith("control "):
+        if not error.where.startswith(("control ", "image prompt ")):
             raise
         raise InvalidInput(
             f"{SCRIPT}.args.model", given=f"{error.where}, {error.given}", expected=error.expected, cure=error.cure
@@ -239,20 +321,26 @@ def version(request: Request) -> dict[str, int]:
 
 @router.get("/controlnet/model_list")
 def model_list(request: Request) -> dict[str, list[str]]:
-    """ControlNets that a unit may name."""
+    """ControlNets and IP-Adapters that a unit may name."""
     owner_of(request)
     return {"model_list": _titles()}
 
 
 def _titles() -> list[str]:
-    return [f"{file.name} [{short_hash(file)}]" for file in usable_controls()]
+    return [f"{file.name} [{short_hash(file)}]" for file in (*usable_controls(), *_ip_adapters())]
+
+
+def _ip_adapters() -> list[ControlFile]:
+    """The extension lists them among the ControlNets."""
+    return [ControlFile(one.name, one.family, one.label, one.path, one.bytes) for one in list_ip_adapters()]
 
 
 @router.get("/controlnet/module_list")
 def module_list(request: Request) -> dict[str, Any]:
-    """Preprocessors: none but the one that takes the picture as it is."""
+    """Preprocessors: the one that takes the picture as it is, and those of IP-Adapters."""
     owner_of(request)
-    return {"module_list": ["none"], "module_detail": {"none": {"model_free": False, "sliders": []}}}
+    modules = ["none", *IP_MODULES]
+    return {"module_list": modules, "module_detail": {name: {"model_free": False, "sliders": []} for name in modules}}
 
 
 @router.get("/controlnet/control_types")

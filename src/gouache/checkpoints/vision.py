@@ -1,0 +1,103 @@
+"""Loads CLIP's vision tower with its projection, as transformers saves `CLIPVisionModelWithProjection`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from gouache.checkpoints.adapters.kinds import find_adapter
+from gouache.checkpoints.detect import Part
+from gouache.checkpoints.diffusers.folder import read_json
+from gouache.checkpoints.formats.header import Header
+from gouache.checkpoints.networks import load_network, open_part
+from gouache.checkpoints.renamed import Renamed, header_at, renamed
+from gouache.errors import IncompatibleCheckpoint
+from gouache.models.conditioning.image_encoder import ImageEncoder
+from gouache.models.configs import ImageEncoderConfig
+
+KIND = "image-encoder"
+PREFIX = "vision_model."
+HEADS = {768: 12, 1024: 16, 1280: 16, 1664: 16}
+"""Heads of the published towers by width: ViT-B, ViT-L, ViT-H, bigG."""
+OPENAI = 1024
+"""Towers up to this width are OpenAI's, with the quick form of GELU; wider ones OpenCLIP's."""
+
+
+def load_image_encoder(
+    path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> ImageEncoder:
+    """Load a vision tower.
+
+    Args:
+        path: a file, or a folder with config.json and weights.
+        device: where it goes.
+        dtype: the type of its numbers; None keeps the file's.
+
+    Raises:
+        IncompatibleCheckpoint: something else, or tensors that don't fit.
+        ModelNotFound, CorruptCheckpoint, UnsafeCheckpoint: as for a model.
+    """
+    header = header_at(path)
+    names = _names(header)
+    config = image_encoder_config(path, header)
+    part = Part(KIND, renamed(header, names), "", "ours", config)
+    network, _ = load_network(part, Renamed(open_part(header), names), "unknown", device=device, dtype=dtype)
+    if not isinstance(network, ImageEncoder):
+        raise IncompatibleCheckpoint(str(path), given=f"a {type(network).__name__}", expected="a vision tower")
+    return network
+
+
+def image_encoder_config(path: Path, header: Header) -> ImageEncoderConfig:
+    """The tower's sizes, from shapes and the config.json beside them; nothing else is read.
+
+    Raises:
+        IncompatibleCheckpoint: it is no vision tower.
+    """
+    found = find_adapter(header.tensors, header.metadata)
+    if found is None or found.kind != KIND:
+        given = "another kind of file" if found is None else f"a {found.kind}"
+        raise IncompatibleCheckpoint(str(path), given=given, expected="CLIP's vision tower with its projection")
+    shapes = {ours: header.tensors[theirs].shape for ours, (theirs,) in _names(header).items()}
+    told = read_json(path / "config.json") if path.is_dir() and (path / "config.json").is_file() else {}
+    inner = told.get("vision_config")
+    return tower_config(shapes, {**told, **(inner if isinstance(inner, dict) else {})}, str(path))
+
+
+def tower_config(shapes: Mapping[str, tuple[int, ...]], told: Mapping[str, object], where: str) -> ImageEncoderConfig:
+    """Rebuild a tower's config.
+
+    Args:
+        shapes: of its tensors, under our names.
+        told: what a config.json says of it, under transformers' keys.
+        where: the file, for errors.
+
+    Raises:
+        ConfigError: sizes that don't go together.
+    """
+    patch, places = shapes["embeddings.patch_embedding.weight"], shapes["embeddings.position_embedding.weight"][0]
+    width, activation = patch[0], told.get("hidden_act")
+    usual = "quick_gelu" if width <= OPENAI else "gelu"
+    return ImageEncoderConfig.from_dict(
+        {
+            "image_size": round((places - 1) ** 0.5) * patch[2],
+            "patch_size": patch[2],
+            "width": width,
+            "inner_width": shapes["encoder.layers.0.mlp.fc1.weight"][0],
+            "layers": len({name.split(".")[2] for name in shapes if name.startswith("encoder.layers.")}),
+            "heads": told.get("num_attention_heads") or HEADS.get(width, max(1, width // 64)),
+            "activation": activation if activation in ("gelu", "quick_gelu") else usual,
+            "projection_width": shapes["visual_projection.weight"][0],
+        },
+        where=where,
+    )
+
+
+def _names(header: Header) -> dict[str, tuple[str, ...]]:
+    """Our names -> the file's; constant buffers are left out."""
+    return {
+        name.removeprefix(PREFIX): (name,)
+        for name in header.tensors
+        if not name.endswith(".position_ids") and name != "logit_scale"
+    }
