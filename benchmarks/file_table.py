@@ -33,6 +33,7 @@ from gouache.pipeline.output.foreign import read_recipe
 
 PAGE = Path(__file__).parents[1] / "docs" / "files.md"
 LONGEST = 150
+NOWHERE = Path("/no/folder/of/files")
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +238,7 @@ def published_rows() -> list[Row]:
     for entry in published.entries("file"):
         found = published.told(published.header_of(entry))
         refused = isinstance(found, GouacheError)
-        said = short(found, Path(entry["name"])) if isinstance(found, GouacheError) else published.identity_words(found)
+        said = short(found, NOWHERE) if isinstance(found, GouacheError) else published.identity_words(found)
         rows.append(Row(entry["name"], entry["source"], "refused" if refused else "identified", cut(said)))
     return rows
 
@@ -247,7 +248,7 @@ def folder_rows() -> list[Row]:
     rows = []
     for entry in published.entries("folder"):
         error = published.told_of_folder(entry)
-        said = "a pipeline of Stable Diffusion" if error is None else short(error, Path(entry["name"]))
+        said = "a pipeline of Stable Diffusion" if error is None else short(error, NOWHERE)
         rows.append(Row(entry["name"], entry["class"], "read" if error is None else "refused", said))
     return rows
 

@@ -288,8 +288,8 @@ _SPELLINGS: dict[str, Callable[[str, Tensor, Tensor], dict[str, Tensor]]] = {
         "bundle_emb.x.string_to_param": up,
     },
     "flux": lambda layer, down, up: {
-        f"lora_unet_double_blocks_{len(layer)}_img_attn_qkv.lora_down.weight": down,
-        f"lora_unet_double_blocks_{len(layer)}_img_attn_qkv.lora_up.weight": up,
+        f"lora_unet_double_blocks_{len(layer) % 19}_img_attn_qkv.lora_down.weight": down,
+        f"lora_unet_double_blocks_{len(layer) % 19}_img_attn_qkv.lora_up.weight": up,
     },
 }
 
@@ -384,12 +384,11 @@ ENTRIES: tuple[tuple[str, str, str, Write], ...] = (
         _tensors({"double_blocks.0.img_attn.qkv.weight": (4, 4)}, "flux.safetensors"),
     ),
     (
-        "SD 3 transformer",
-        "Stability AI",
+        "IP-Adapter",
+        "Tencent",
         "inspect",
-        _tensors({"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": (4, 4)}, "sd3.safetensors"),
+        _tensors({"image_proj.proj.weight": (3072, 8), "ip_adapter.1.to_k_ip.weight": (4, 768)}, "ip.safetensors"),
     ),
-    ("IP-Adapter", "Tencent", "inspect", _tensors({"image_proj.proj.weight": (4, 4)}, "ip.safetensors")),
     (
         "motion module",
         "AnimateDiff",

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from gouache.checkpoints.adapters.kinds import find_adapter, name_foreign
-from gouache.checkpoints.distilled import few_steps_of_file
 from gouache.checkpoints.foreign import RUN_ELSEWHERE, name_relative, name_stranger, with_model
 from gouache.checkpoints.formats.gguf import ARCHITECTURE
 from gouache.checkpoints.formats.header import Header, TensorInfo, few
 from gouache.checkpoints.packed import check_packing, name_packing
+from gouache.checkpoints.recorded import EDM_SAMPLING, few_steps_of_file, prediction_of
 from gouache.checkpoints.shapes import (
     MMDIT,
     T5_BIAS,
@@ -46,6 +46,8 @@ FileLayout = Literal["single-file", "diffusers", "gouache", "network"]
 VARIANTS = {0: "base", 5: "inpainting", 4: "instruct", 1: "depth", 3: "upscaler"}
 """What a U-Net is for, by the channels that it takes beside the noisy latents."""
 
+UPSCALER_SCALE = 0.08333
+"""Latent scale of the x4 upscaler's autoencoder."""
 FAMILY_OF_TEXT_WIDTH = {768: SD1, 1024: SD2, 1280: SDXL}
 """By the width of a text encoder: ViT-L, ViT-H, bigG."""
 VIT_H_LAYERS = 24
@@ -91,6 +93,7 @@ LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(^|\.)logit_scale$"), "CLIP's logit scale, used in its training only"),
     (re.compile(r"^(first_stage_model\.)?loss\."), "the autoencoder's training losses"),
     (re.compile(r"^depth_model\."), "the MiDaS depth network"),
+    (re.compile(r"^low_scale_model\."), "tables of the noise on small pictures"),
     (re.compile(r"^(embedder|noise_augmentor)\."), "the image embedder of unCLIP"),
     (re.compile(r"(^|\.)(visual|vision_model)\.|(^|\.)visual_projection\.weight$"), "CLIP's vision tower"),
     (re.compile(r"^safety_checker\."), "the safety checker"),
@@ -99,19 +102,6 @@ LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(^|\.)decoder\.(block|embed_tokens|final_layer_norm)\.|^lm_head\."), "T5's decoder"),
     (re.compile(r"^(v_pred|ztsnr|edm_vpred\.sigma_(min|max)|edm_mean|edm_std)$"), "marks of the prediction type"),
 )
-EDM_SAMPLING = {
-    "edm_mean": "EDMDPMSolverMultistepScheduler: dpmpp_2m, schedule model",
-    "edm_vpred.sigma_max": "EDMEulerScheduler: euler, schedule model",
-}
-"""Mark of an EDM network -> the scheduler that its levels are those of, as folders' `Scheduler.taken` says it."""
-RECORDED_PREDICTIONS: Mapping[str, Parameterization] = {
-    "epsilon": "eps",
-    "v": "v",
-    "v_prediction": "v",
-    "sample": "x0",
-    "x0": "x0",
-}
-"""What the metadata of single files call a network's output."""
 LAST_TEXT_LAYER = "the last text layer and projection, which SD 2.x doesn't use"
 
 
@@ -319,7 +309,9 @@ def describe(marked: Mapping[str, Place]) -> Identity:
         elif name == "unet" and unet:
             configs[name] = unet
         elif name == "vae":
-            configs[name] = of_family(vae_config(shapes[name], naming, where), family)
+            found = of_family(vae_config(shapes[name], naming, where), family)
+            enlarges = isinstance(unet, UNetConfig) and unet.noise_levels > 0
+            configs[name] = found.model_copy(update={"scale": UPSCALER_SCALE}) if enlarges else found
         elif name == "text_encoder_3":
             configs[name] = t5_config(shapes[name], where)
         else:
@@ -437,30 +429,6 @@ def used_text_config(config: TextEncoderConfig, family: str, naming: Naming, *, 
             alone = {"projection_width": config.width}
         return config.model_copy(update={"skip_layers": 1, "final_norm": False, **alone})
     return config.model_copy(update={"projection_width": 0})
-
-
-def prediction_of(header: Header, family: str, unet: NetworkConfig | None) -> tuple[Parameterization | None, str]:
-    """What the network's output means, and how that is known. None: SD 2.x, where only the weights tell."""
-    if "edm_mean" in header.tensors:
-        return "edm", "a mark among the tensors"
-    for key in ("modelspec.prediction_type", "modelspec.predict_key"):
-        recorded = RECORDED_PREDICTIONS.get(header.metadata.get(key, ""))
-        if recorded:
-            return recorded, f"metadata {key}"
-    if "v_pred" in header.tensors or "edm_vpred.sigma_max" in header.tensors:
-        return "v", "a mark among the tensors"
-    if unet is None:
-        return None, ""
-    rule = family_named(family).prediction
-    if rule is not None:
-        return rule, f"the family's rule for {family}"
-    if unet.draft_channels or unet.pooled_width:
-        return ("v", "the family's rule for SD 2.x unCLIP") if unet.pooled_width else ("eps", "the variant's rule")
-    # Training steps of the two published files about which no reader disagrees.
-    steps = {"875000": "eps", "110000": "v"}.get(header.metadata.get("global_step", ""))
-    if steps:
-        return ("v" if steps == "v" else "eps"), "the file's global_step"
-    return None, "only the weights tell"
 
 
 def rest_of(parts: Mapping[str, Part], family: str) -> tuple[dict[str, int], tuple[str, ...]]:

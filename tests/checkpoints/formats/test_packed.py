@@ -94,7 +94,7 @@ def test_fp8_with_scales_is_its_numbers_times_them(
 def test_plain_fp8_is_taken_as_it_is(whole: Tensors, tmp_path: Path, dtype: torch.dtype) -> None:
     plain = {name: one.to(dtype) if one.is_floating_point() else one for name, one in whole.items()}
     save_file(plain, tmp_path / "model.safetensors")
-    found = load_bundle(tmp_path / "model.safetensors", dtype=torch.float32).unet.conv_in.weight
+    found = load_bundle(tmp_path / "model.safetensors", dtype=torch.float32).unet.state_dict()["conv_in.weight"]
     assert torch.equal(found, plain[f"{UNET}input_blocks.0.0.weight"].float())
 
 

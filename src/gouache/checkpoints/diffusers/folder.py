@@ -29,10 +29,10 @@ from gouache.checkpoints.detect import (
 )
 from gouache.checkpoints.diffusers import component_config as diffusers_config
 from gouache.checkpoints.diffusers.scheduler import Scheduler, read_scheduler
-from gouache.checkpoints.distilled import few_steps_of_folder
 from gouache.checkpoints.foreign import check_class, check_pipeline
 from gouache.checkpoints.formats.header import Header, TensorInfo, open_header
 from gouache.checkpoints.packed import check_packing, check_quantization
+from gouache.checkpoints.recorded import few_steps_of_folder
 from gouache.checkpoints.shapes import network_config, t5_config, text_config, vae_config
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, ModelNotFound, UnknownFamily

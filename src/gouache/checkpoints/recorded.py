@@ -1,12 +1,12 @@
-"""What a model's files tell of a distillation to few steps (`models.few_steps`): a scheduler's file, the U-Net,
-metadata, names. Headers only, and no torch.
-"""
+"""What files say of how their network is used: its prediction, its distillation to few steps, the settings that it is
+painted with; in metadata, by tensors that only mark, by a scheduler's file or by names."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gouache.checkpoints.diffusers.scheduler import Scheduler
 from gouache.checkpoints.formats.header import Header
@@ -14,8 +14,24 @@ from gouache.models.configs import GenerationDefaults, NetworkConfig, UNetConfig
 from gouache.models.family import family_named
 from gouache.models.few_steps import TOLD_CONSISTENCY, TOLD_SCALE, FewSteps, few_steps_of
 
+if TYPE_CHECKING:  # headers are read without torch
+    from gouache.diffusion.parameterization import Parameterization
+
 DEFAULTS_KEY = "gouache.defaults"
 """Single files that gouache wrote of few-step models carry the settings that such a model is painted with."""
+EDM_SAMPLING = {
+    "edm_mean": "EDMDPMSolverMultistepScheduler: dpmpp_2m, schedule model",
+    "edm_vpred.sigma_max": "EDMEulerScheduler: euler, schedule model",
+}
+"""Mark of an EDM network -> the scheduler that its levels are those of, as folders' `Scheduler.taken` says it."""
+RECORDED_PREDICTIONS: Mapping[str, Parameterization] = {
+    "epsilon": "eps",
+    "v": "v",
+    "v_prediction": "v",
+    "sample": "x0",
+    "x0": "x0",
+}
+"""What the metadata of single files call a network's output."""
 
 
 def recorded_defaults(header: Header) -> GenerationDefaults | None:
@@ -85,3 +101,29 @@ def few_steps_of_folder(
     hub = [re.search(r"models--[^/\\]+", place) for place in places]
     names = [*(Path(place).name for place in places), *(place[0] for place in hub if place is not None)]
     return few_steps_of(dict.fromkeys(names, "the folder's name"), {}, family=family)
+
+
+def prediction_of(header: Header, family: str, unet: NetworkConfig | None) -> tuple[Parameterization | None, str]:
+    """What the network's output means, and how that is known. None: SD 2.x, where only the weights tell."""
+    if "edm_mean" in header.tensors:
+        return "edm", "a mark among the tensors"
+    for key in ("modelspec.prediction_type", "modelspec.predict_key"):
+        recorded = RECORDED_PREDICTIONS.get(header.metadata.get(key, ""))
+        if recorded:
+            return recorded, f"metadata {key}"
+    if "v_pred" in header.tensors or "edm_vpred.sigma_max" in header.tensors:
+        return "v", "a mark among the tensors"
+    if unet is None:
+        return None, ""
+    rule = family_named(family).prediction
+    if rule is not None:
+        return rule, f"the family's rule for {family}"
+    if isinstance(unet, UNetConfig) and unet.noise_levels:
+        return "v", "the variant's rule"
+    if unet.draft_channels or unet.pooled_width:
+        return ("v", "the family's rule for SD 2.x unCLIP") if unet.pooled_width else ("eps", "the variant's rule")
+    # Training steps of the two published files about which no reader disagrees.
+    steps = {"875000": "eps", "110000": "v"}.get(header.metadata.get("global_step", ""))
+    if steps:
+        return ("v" if steps == "v" else "eps"), "the file's global_step"
+    return None, "only the weights tell"
