@@ -12,7 +12,7 @@ from gouache.checkpoints.foreign import RUN_ELSEWHERE, name_relative, name_stran
 from gouache.checkpoints.formats.gguf import ARCHITECTURE
 from gouache.checkpoints.formats.header import Header, TensorInfo, few
 from gouache.checkpoints.packed import check_packing, name_packing
-from gouache.checkpoints.recorded import EDM_SAMPLING, few_steps_in, prediction_of
+from gouache.checkpoints.recorded import EDM_SAMPLING, few_steps_of_file, prediction_of
 from gouache.checkpoints.shapes import (
     MMDIT,
     T5_BIAS,
@@ -325,7 +325,7 @@ def describe(marked: Mapping[str, Place]) -> Identity:
     left_out, unexplained = rest_of(parts, family)
     prediction, source = prediction_of(lead.header, family, unet)
     sampling = next((taken for mark, taken in EDM_SAMPLING.items() if mark in lead.header.tensors), "")
-    few_steps = None if unet is None or sampling else few_steps_in(lead.header, family, unet)
+    few_steps = None if unet is None or sampling else few_steps_of_file(lead.header, family, unet)
     return Identity(
         kind=kind_of(parts),
         family=family,

@@ -9,7 +9,7 @@ from gouache.checkpoints.diffusers import folder as folders
 from gouache.checkpoints.diffusers.scheduler import Scheduler
 from gouache.checkpoints.identify import read_card
 from gouache.checkpoints.noise_table import recorded_scheduler
-from gouache.checkpoints.recorded import DEFAULTS_KEY, recorded_defaults
+from gouache.checkpoints.recorded import recorded_defaults
 from gouache.models.configs import DenoiserConfig, GenerationDefaults, NetworkConfig, UNetConfig, VAEConfig
 from gouache.models.family import family_named
 from gouache.models.few_steps import TOLD_SCALE
@@ -27,8 +27,9 @@ def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig
     own = read_card(path) if identity.layout == "gouache" else None
     if own is not None:
         return own.defaults
-    if identity.layout == "single-file" and DEFAULTS_KEY in identity.parts["unet"].header.metadata:
-        return recorded_defaults(identity.parts["unet"].header)
+    carried = recorded_defaults(identity.parts["unet"].header) if identity.layout == "single-file" else None
+    if carried is not None:
+        return carried
     family = family_named(identity.family)
     size = family.size_for(denoiser.parameterization)
     file = folders.network_folder(path) / "config.json"
@@ -60,6 +61,8 @@ def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig
         numbers = {"num_inference_steps": few_steps.steps, "guidance_scale": few_steps.guidance_scale}
         return defaults.model_copy(update=settings | numbers)
     few = {"num_inference_steps": scheduler.steps, "guidance_scale": TOLD_SCALE if told else scheduler.guidance_scale}
+    if identity.few_steps is not None and identity.few_steps.source == "metadata":
+        few = {"num_inference_steps": identity.few_steps.steps, "guidance_scale": identity.few_steps.guidance_scale}
     taken = {"sampler": scheduler.sampler, "schedule": scheduler.schedule, "scheduler": scheduler.config}
     return defaults.model_copy(update={**taken, **{key: value for key, value in few.items() if value is not None}})
 
