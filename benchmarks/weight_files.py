@@ -383,7 +383,12 @@ ENTRIES: tuple[tuple[str, str, str, Write], ...] = (
         "inspect",
         _tensors({"double_blocks.0.img_attn.qkv.weight": (4, 4)}, "flux.safetensors"),
     ),
-    ("IP-Adapter", "Tencent", "inspect", _tensors({"image_proj.proj.weight": (4, 4)}, "ip.safetensors")),
+    (
+        "IP-Adapter",
+        "Tencent",
+        "inspect",
+        _tensors({"image_proj.proj.weight": (3072, 8), "ip_adapter.1.to_k_ip.weight": (4, 768)}, "ip.safetensors"),
+    ),
     (
         "motion module",
         "AnimateDiff",

@@ -380,6 +380,10 @@ def test_writing_a_folder_keeps_its_scheduler(folder: Folder, tmp_path: Path, cl
     convert(tmp_path / "own", tmp_path / "again", "diffusers")
     first, again = load_bundle(source), load_bundle(tmp_path / "again")
     assert again.defaults == first.defaults
+    if class_name == "LCMScheduler":  # a few-step model's settings travel in a single file too
+        convert(source, tmp_path / "one.safetensors", "single-file")
+        assert load_bundle(tmp_path / "one.safetensors").defaults == first.defaults
+        assert "gouache.defaults" in identify(tmp_path / "one.safetensors").sampling
     assert again.denoiser_config.parameterization == first.denoiser_config.parameterization
     assert torch.equal(again.schedule.sigmas, first.schedule.sigmas)
     assert again.vae.config.scale == pytest.approx(first.vae.config.scale)

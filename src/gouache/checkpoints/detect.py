@@ -26,7 +26,15 @@ from gouache.checkpoints.shapes import (
 )
 from gouache.config import Config
 from gouache.errors import UnknownFamily
-from gouache.models.configs import MMDiTConfig, NetworkConfig, T5Config, TextEncoderConfig, UNetConfig, VAEConfig
+from gouache.models.configs import (
+    GenerationDefaults,
+    MMDiTConfig,
+    NetworkConfig,
+    T5Config,
+    TextEncoderConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from gouache.models.family import SD1, SD2, SD3, SDXL, SDXL_REFINER, UNKNOWN, family_named
 from gouache.models.few_steps import TOLD_CONSISTENCY, FewSteps, few_steps_of
 
@@ -38,11 +46,15 @@ FileLayout = Literal["single-file", "diffusers", "gouache", "network"]
 VARIANTS = {0: "base", 5: "inpainting", 4: "instruct", 1: "depth", 3: "upscaler"}
 """What a U-Net is for, by the channels that it takes beside the noisy latents."""
 
+UPSCALER_SCALE = 0.08333
+"""Latent scale of the x4 upscaler's autoencoder."""
 FAMILY_OF_TEXT_WIDTH = {768: SD1, 1024: SD2, 1280: SDXL}
 """By the width of a text encoder: ViT-L, ViT-H, bigG."""
 VIT_H_LAYERS = 24
 CONFIG_KEY = "gouache.config."
 """Files that gouache wrote carry each part's config in their metadata under this and the part's name."""
+DEFAULTS_KEY = "gouache.defaults"
+"""Single files that gouache wrote of few-step models carry the settings that such a model is painted with."""
 
 # (part, prefix in the file, naming, a tensor that is there if the part is)
 MARKS: tuple[tuple[str, str, Naming, str], ...] = (
@@ -83,6 +95,7 @@ LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(^|\.)logit_scale$"), "CLIP's logit scale, used in its training only"),
     (re.compile(r"^(first_stage_model\.)?loss\."), "the autoencoder's training losses"),
     (re.compile(r"^depth_model\."), "the MiDaS depth network"),
+    (re.compile(r"^low_scale_model\."), "tables of the noise on small pictures"),
     (re.compile(r"^(embedder|noise_augmentor)\."), "the image embedder of unCLIP"),
     (re.compile(r"(^|\.)(visual|vision_model)\.|(^|\.)visual_projection\.weight$"), "CLIP's vision tower"),
     (re.compile(r"^safety_checker\."), "the safety checker"),
@@ -311,7 +324,9 @@ def describe(marked: Mapping[str, Place]) -> Identity:
         elif name == "unet" and unet:
             configs[name] = unet
         elif name == "vae":
-            configs[name] = of_family(vae_config(shapes[name], naming, where), family)
+            found = of_family(vae_config(shapes[name], naming, where), family)
+            enlarges = isinstance(unet, UNetConfig) and unet.noise_levels > 0
+            configs[name] = found.model_copy(update={"scale": UPSCALER_SCALE}) if enlarges else found
         elif name == "text_encoder_3":
             configs[name] = t5_config(shapes[name], where)
         else:
@@ -344,9 +359,33 @@ def describe(marked: Mapping[str, Place]) -> Identity:
 
 def few_steps_in(header: Header, family: str, unet: NetworkConfig) -> FewSteps | None:
     """The distillation that a U-Net, its file's metadata or its file's name tell of."""
+    if DEFAULTS_KEY in header.metadata:
+        return few_steps_recorded(recorded_defaults(header))
     if isinstance(unet, UNetConfig) and unet.guidance_width:
         return TOLD_CONSISTENCY
     return few_steps_of({header.path.stem: "the file's name"}, header.metadata, family=family)
+
+
+def recorded_defaults(header: Header) -> GenerationDefaults:
+    """The settings that a single file of gouache's carries.
+
+    Raises:
+        ConfigError: they are none.
+    """
+    return GenerationDefaults.from_json(header.metadata[DEFAULTS_KEY], where=f"{header.path} metadata {DEFAULTS_KEY}")
+
+
+def few_steps_recorded(defaults: GenerationDefaults) -> FewSteps:
+    """The same in short."""
+    return FewSteps(
+        method="a few-step model",
+        sampler=defaults.sampler,
+        schedule=defaults.schedule,
+        steps=defaults.num_inference_steps,
+        guidance_scale=defaults.guidance_scale,
+        source="metadata",
+        told=f"its metadata ({DEFAULTS_KEY})",
+    )
 
 
 def kind_of(parts: Mapping[str, Part]) -> str:
@@ -453,6 +492,8 @@ def prediction_of(header: Header, family: str, unet: NetworkConfig | None) -> tu
     rule = family_named(family).prediction
     if rule is not None:
         return rule, f"the family's rule for {family}"
+    if isinstance(unet, UNetConfig) and unet.noise_levels:
+        return "v", "the variant's rule"
     if unet.draft_channels or unet.pooled_width:
         return ("v", "the family's rule for SD 2.x unCLIP") if unet.pooled_width else ("eps", "the variant's rule")
     # Training steps of the two published files about which no reader disagrees.

@@ -55,6 +55,7 @@ PIPELINES = frozenset(
         "StableDiffusionPipelineSafe",
         "StableDiffusionPix2PixZeroPipeline",
         "StableDiffusionSAGPipeline",
+        "StableDiffusionUpscalePipeline",
         "StableDiffusionXLAdapterPipeline",
         "StableDiffusionXLControlNetImg2ImgPipeline",
         "StableDiffusionXLControlNetInpaintPipeline",
@@ -87,6 +88,7 @@ PARTS_OF_PIPELINES = frozenset(
         "feature_extractor",
         "image_encoder",
         "inverse_scheduler",
+        "low_res_scheduler",
         "safety_checker",
         "scheduler",
         "text_encoder",
@@ -99,6 +101,7 @@ PARTS_OF_PIPELINES = frozenset(
         "unet",
         "vae",
         "watermark",
+        "watermarker",
     }
 )
 """Parts that belong to such pipelines, whether they are used here or not. Any other is named in a note."""
@@ -257,7 +260,6 @@ KINDS_OF_CLASSES = {
     "StableDiffusionLDM3D": "LDM3D, which paints depth beside colour",
     "StableDiffusionLatentUpscale": "the latent upscaler",
     "StableDiffusionOnnx": "an export for ONNX",
-    "StableDiffusionUpscale": "the upscaler of Stable Diffusion",
     "StableDiffusionXLModular": "a modular pipeline",
     "StableUnCLIP": "Stable unCLIP, which takes a picture's embedding",
     "StableVideoDiffusion": "Stable Video Diffusion",

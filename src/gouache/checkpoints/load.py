@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gouache.checkpoints.detect import Identity, Part, of_family
+from gouache.checkpoints.detect import DEFAULTS_KEY, Identity, Part, of_family, recorded_defaults
 from gouache.checkpoints.diffusers import folder as folders
 from gouache.checkpoints.diffusers.scheduler import Scheduler
 from gouache.checkpoints.formats.header import Header
@@ -46,9 +47,11 @@ from gouache.models.text.sentence import SentenceEncoder
 from gouache.models.text.stack import Joint, TextStack
 from gouache.models.text.t5 import T5Encoder
 from gouache.models.text.tokenizers import END_ID
+from gouache.models.turns import Turns
 from gouache.models.unet import UNet
 from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
+from gouache.nn.layers import channels_last
 
 __all__ = ["Sentences", "identify", "load_bundle", "load_sentences"]
 
@@ -67,6 +70,7 @@ def load_bundle(
     vae: str | Path | None = None,
     verify: bool = True,
     without_vae: bool = False,
+    sequential: bool = False,
 ) -> ModelBundle:
     """Load a model: a diffusers folder, a single file (.safetensors or .ckpt), or gouache's own format.
 
@@ -79,6 +83,7 @@ def load_bundle(
         vae: an autoencoder in place of the model's own, or where it has none: a file or a folder.
         verify: compare the tensors with the sha256 that files in the own format record.
         without_vae: take a model that has no autoencoder too, with one that has no numbers in its place.
+        sequential: keep one network at a time in memory, and read each when it is used; needs `dtype`.
 
     Raises:
         ModelNotFound: nothing is there, or a part is missing.
@@ -91,9 +96,21 @@ def load_bundle(
     if prediction is not None and prediction not in PREDICTIONS:
         raise unknown_name("prediction", prediction, PREDICTIONS)
     assembled = assemble(path, identify(path, variant=variant, vae=vae), prediction, without_vae=without_vae)
-    for name, planned in assembled.plans.items():
+
+    def read(name: str) -> None:
+        planned, network = assembled.plans[name], assembled.networks[name]
         source = assembled.source(planned.part.header, verify=verify)
-        fill(assembled.networks[name], planned, source, device=device, dtype=dtype)
+        fill(network, planned, source, device=device, dtype=dtype)
+        if sequential:
+            channels_last(network.eval().requires_grad_(False))
+
+    if not sequential:
+        for name in assembled.plans:
+            read(name)
+        return assembled.bundle.eval()
+    if dtype is None:
+        raise InvalidInput("dtype", given=None, expected="a type of numbers, where networks take turns in memory")
+    Turns({network: partial(read, name) for name, network in assembled.networks.items()}, torch.device(device), dtype)
     return assembled.bundle.eval()
 
 
@@ -284,11 +301,15 @@ def denoiser_config(
 
 
 def _single_file_schedule(identity: Identity) -> NoiseScheduleConfig:
-    """What a single file says of the noise that its network was trained on; Stable Diffusion 3's say nothing."""
+    """What a single file says of the noise that its network was trained on; Stable Diffusion 3's say nothing, and the
+    x4 upscaler's need not."""
     shift = family_named(identity.family).shift
     if shift is not None:
         return NoiseScheduleConfig(name="flow", shift=shift)
-    return recorded_schedule(identity.parts["unet"].header)
+    header = identity.parts["unet"].header
+    found = recorded_schedule(header)
+    bare = identity.variant == "upscaler" and not {"alphas_cumprod", "betas"} & header.tensors.keys()
+    return found.model_copy(update={"beta_start": 1e-4, "beta_end": 0.02}) if bare else found
 
 
 def _folder_scheduler(path: Path, identity: Identity) -> Scheduler | None:
@@ -314,6 +335,8 @@ def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig
     own = read_card(path) if identity.layout == "gouache" else None
     if own is not None:
         return own.defaults
+    if identity.layout == "single-file" and DEFAULTS_KEY in identity.parts["unet"].header.metadata:
+        return recorded_defaults(identity.parts["unet"].header)
     family = family_named(identity.family)
     size = family.size_for(denoiser.parameterization)
     file = folders.network_folder(path) / "config.json"
@@ -383,11 +406,11 @@ def check_loadable(identity: Identity, where: str, *, without_vae: bool = False)
             expected="a whole model: U-Net, autoencoder and text encoder",
             cure=cures.get(identity.kind, "Give the model that it belongs to."),
         )
-    if identity.variant not in ("base", "inpainting", "instruct", "depth"):
+    if identity.variant not in ("base", "inpainting", "instruct", "depth", "upscaler"):
         raise IncompatibleCheckpoint(
             where,
             given=f"a {identity.family} {identity.variant} model",
-            expected="text to image, inpainting, instruct or depth",
+            expected="text to image, inpainting, instruct, depth or the x4 upscaler",
         )
     for name, part in identity.parts.items():
         if isinstance(part.config, TextEncoderConfig):

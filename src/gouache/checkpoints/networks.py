@@ -111,12 +111,12 @@ def build(config: Config) -> nn.Module:
         return Upscaler(config)
     if isinstance(config, ControlNetConfig):
         return ControlNetUnion(config) if config.union_types else ControlNet(config)
+    if isinstance(config, T2IAdapterConfig):
+        return T2IAdapter(config)
     if isinstance(config, ImageEncoderConfig):
         return ImageEncoder(config)
     if isinstance(config, IPAdapterConfig):
         return IPAdapter(config)
-    if isinstance(config, T2IAdapterConfig):
-        return T2IAdapter(config)
     raise InvalidInput("config", given=type(config).__name__, expected="the config of a network")
 
 

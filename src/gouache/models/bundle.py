@@ -15,7 +15,7 @@ from gouache.diffusion.noise_schedule import NoiseSchedule
 from gouache.errors import ConfigError, ShapeMismatch
 from gouache.models.conditioning.image_encoder import PictureEncoder
 from gouache.models.conditioning.ip_adapter import IPAdapter
-from gouache.models.configs import DenoiserConfig, GenerationDefaults
+from gouache.models.configs import DenoiserConfig, GenerationDefaults, UNetConfig
 from gouache.models.denoiser import Denoiser, SteeringNetwork
 from gouache.models.family import Family, family_named
 from gouache.models.few_steps import FewSteps
@@ -23,6 +23,7 @@ from gouache.models.mmdit import MMDiT
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.text.stack import TextStack
+from gouache.models.turns import turns_of
 from gouache.models.unet import UNet
 from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
@@ -115,22 +116,29 @@ class ModelBundle:
     @property
     def device(self) -> torch.device:
         """Where the U-Net is."""
-        return next(self.unet.parameters()).device
+        turns = turns_of(self.unet)
+        return next(self.unet.parameters()).device if turns is None else turns.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The U-Net's floating-point type."""
-        return next(self.unet.parameters()).dtype
+        turns = turns_of(self.unet)
+        return next(self.unet.parameters()).dtype if turns is None else turns.dtype
 
     @property
     def has_vae(self) -> bool:
         """Whether the autoencoder is there; one without numbers stands in for one that a request has to name."""
-        return not next(self.vae.parameters()).is_meta
+        return turns_of(self.vae) is not None or not next(self.vae.parameters()).is_meta
 
     @property
     def traits(self) -> Family:
         """What follows from the model's family."""
         return family_named(self.family)
+
+    @property
+    def noise_levels(self) -> int:
+        """Levels of the noise on a small picture that the network enlarges and is told; 0 = it is told none."""
+        return self.unet.config.noise_levels if isinstance(self.unet.config, UNetConfig) else 0
 
     @property
     def size_numbers(self) -> int:

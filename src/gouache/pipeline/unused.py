@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.generate.draft import with_defaults
-from gouache.pipeline.inputs.start import DEPTH, DRAFT, INSTRUCT, input_kind, steps_to_skip
+from gouache.pipeline.inputs.start import DEPTH, DRAFT, ENLARGE, INSTRUCT, input_kind, steps_to_skip
 from gouache.pipeline.request import Mask, Prior, Request
 
 
@@ -143,7 +143,11 @@ def _of_the_model(request: Request, kind: str | None) -> Unused:
             yield "apg", "an instruct model has two guidance scales"
         if request.inversion is not None:
             yield "inversion", "an instruct model starts from noise"
-    elif request.image_guidance_scale is not None:
+    if kind != ENLARGE and request.noise_level is not None:
+        yield "noise_level", "this model enlarges no picture"
+    if kind == ENLARGE and request.strength is not None and request.strength < 1:
+        yield "strength", "a model that enlarges starts from noise; noise_level says how much it may change"
+    if kind != INSTRUCT and request.image_guidance_scale is not None:
         yield "image_guidance_scale", "it belongs to instruct models"
     if request.depth_image is not None and kind != DEPTH:
         yield "depth_image", "this model takes no depth map"

@@ -13,6 +13,7 @@ from gouache.checkpoints.adapters.embedding_names import inversion_of
 from gouache.checkpoints.adapters.foreign import foreign_family
 from gouache.checkpoints.adapters.keys import split_key
 from gouache.checkpoints.formats.header import TensorInfo
+from gouache.models.family import FAMILIES
 
 Tensors = Mapping[str, TensorInfo]
 
@@ -81,6 +82,7 @@ FOREIGN = {
     "LTX Video": ("patchify_proj.",),
     "AnimateDiff motion module": ("down_blocks.0.motion_modules.",),
     "Stable Video Diffusion": ("input_blocks.1.1.time_stack.", "time_mix_blocks"),
+    "IP-Adapter": ("image_proj.", "ip_adapter."),
     "GLIGEN": ("position_net.",),
     "CLIP vision tower": ("vision_model.encoder.", "visual.transformer."),
     "T5 text encoder": ("encoder.block.0.layer.0.SelfAttention.",),
@@ -136,7 +138,7 @@ def _lora(tensors: Tensors, metadata: Mapping[str, str]) -> Adapter | None:
         return None
     family = _lora_family(tensors, metadata)
     label = f"{kinds[0]}, {_naming(tensors)} names" if kinds else "LoRA, a list without names"
-    strange = family not in (*FAMILY_OF_WIDTH.values(), "unknown")
+    strange = family not in FAMILIES
     return Adapter("lora", family, f"{label}; for {family}, which gouache doesn't run" if strange else label)
 
 

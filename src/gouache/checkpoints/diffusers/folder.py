@@ -225,11 +225,11 @@ def _few_steps(
             told=f"its {scheduler.config.class_name}",
         )
     if told_guidance:
-        return TOLD_CONSISTENCY
+        return TOLD_CONSISTENCY if scheduler is None or scheduler.config is None else None
     # In the hub's cache the folder of a revision has the hash as its name, its repository stands two above.
-    places = [str(folder), index.get("_name_or_path")]
-    hub = [re.search(r"models--[^/\\]+", place) for place in places if isinstance(place, str)]
-    names = [folder.name, *(place[0] for place in hub if place is not None)]
+    places = [str(folder), *(one for one in (index.get("_name_or_path"),) if isinstance(one, str))]
+    hub = [re.search(r"models--[^/\\]+", place) for place in places]
+    names = [*(Path(place).name for place in places), *(place[0] for place in hub if place is not None)]
     return few_steps_of(dict.fromkeys(names, "the folder's name"), {}, family=family)
 
 
