@@ -190,6 +190,14 @@ def test_a_single_file_of_a_relative_is_not_taken_for_stable_diffusion() -> None
             detect.identify(Header(Path("model.ckpt"), own | {mark: TensorInfo("F32", (4, 4))}))
 
 
+def test_a_hypernetwork_is_named(tmp_path: Path) -> None:
+    """A1111's: for each width the networks of keys and of values."""
+    layers = [{"linear.0.weight": torch.zeros(64, 32), "linear.0.bias": torch.zeros(64)} for _ in range(2)]
+    torch.save({768: layers, "step": 7, "name": "x", "layer_structure": [1, 2, 1]}, tmp_path / "x.pt")
+    with pytest.raises(UnknownFamily, match="given a hypernetwork"):
+        identify(tmp_path / "x.pt")
+
+
 def test_every_refused_class_has_words() -> None:
     assert named_kind("StableDiffusion3ControlNetPipeline") == "Stable Diffusion 3 (StableDiffusion3ControlNetPipeline)"
     assert named_kind("NothingPipeline") == "NothingPipeline"

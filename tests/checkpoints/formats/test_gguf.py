@@ -18,18 +18,21 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import gguf
 import numpy as np
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from gouache.checkpoints.convert import convert
-from gouache.checkpoints.formats.gguf import BLOCK_TYPES, GgufFile
+from gouache.checkpoints.formats.gguf import BLOCK_TYPES, T5_NAMES, GgufFile
 from gouache.checkpoints.formats.gguf_blocks import DEQUANTIZERS, dequantize
 from gouache.checkpoints.formats.header import open_header, open_source
 from gouache.checkpoints.load import identify, load_bundle
+from gouache.checkpoints.networks import load_network, open_part
 from gouache.cli.main import app
 from gouache.errors import CorruptCheckpoint, GouacheError, IncompatibleCheckpoint, UnknownFamily
 from gouache.pipeline.pipeline import Pipeline
@@ -113,17 +116,18 @@ def write(path: Path, tensors: dict[str, tuple[Any, Any]], architecture: str | N
     return path
 
 
-def as_comfyui(tensors: dict[str, torch.Tensor], path: Path, kind: str) -> dict[str, torch.Tensor]:
+def as_comfyui(tensors: dict[str, torch.Tensor], path: Path, kind: str, architecture: str) -> dict[str, torch.Tensor]:
     """One denoiser as ComfyUI-GGUF's tools write it: matrices reshaped to rows of 256 where their own don't divide.
 
     Returns:
         what the tensors are after quantization, by ggml's package.
     """
     written, shapes, expected = {}, {}, {}
+    reshapes = architecture in ("sd1", "sdxl")
     for name, tensor in tensors.items():
         values = tensor.float().numpy()
         as_is = values.ndim == 1 or values.size <= 1024
-        if values.ndim > 1 and values.size >= 512 and values.size % 256 == 0 and values.shape[-1] % 256:
+        if reshapes and values.ndim > 1 and values.size >= 512 and values.size % 256 == 0 and values.shape[-1] % 256:
             shapes[f"comfy.gguf.orig_shape.{name}"] = list(values.shape)
             values = values.reshape(-1, 256)
         divides = values.shape[-1] % gguf.GGML_QUANT_SIZES[Type[kind]][0] == 0
@@ -131,7 +135,7 @@ def as_comfyui(tensors: dict[str, torch.Tensor], path: Path, kind: str) -> dict[
         stored = gguf.quants.quantize(values, how)
         written[name] = (stored, how)
         expected[name] = torch.from_numpy(gguf.quants.dequantize(stored, how).astype(np.float32)).reshape(tensor.shape)
-    write(path, written, "sdxl" if "label_emb.0.0.weight" in tensors else "sd1", **shapes)
+    write(path, written, architecture, **shapes)
     return expected
 
 
@@ -198,7 +202,7 @@ def test_a_denoiser_of_comfyui_beside_the_other_parts_is_a_model(
     unet = {name.removeprefix(UNET): one for name, one in tensors.items() if name.startswith(UNET)}
     (tmp_path / "model" / "unet").mkdir(parents=True)
     file = tmp_path / "model" / "unet" / "net-Q8_0.gguf"
-    expected = as_comfyui(unet, file, "Q8_0")
+    expected = as_comfyui(unet, file, "Q8_0", "sdxl")
     alone = identify(file)
     assert (alone.kind, alone.family) == ("unet", "sdxl")
     with pytest.raises(IncompatibleCheckpoint, match=r"a unet.*expected a whole model"):
@@ -210,6 +214,48 @@ def test_a_denoiser_of_comfyui_beside_the_other_parts_is_a_model(
     save_file(rest | {UNET + name: one for name, one in expected.items()}, tmp_path / "same.safetensors")
     wanted = load_bundle(tmp_path / "same.safetensors").unet.state_dict()
     assert all(torch.equal(found[name].float(), tensor) for name, tensor in wanted.items())
+
+
+def test_a_transformer_of_stable_diffusion_3_is_one(tmp_path: Path) -> None:
+    sizes = {"joint_attention_dim": 64, "pooled_projection_dim": 40, "pos_embed_max_size": 12, "sample_size": 8}
+    heads = {"num_attention_heads": 2, "attention_head_dim": 16, "caption_projection_dim": 32, "num_layers": 2}
+    theirs = diffusers.SD3Transformer2DModel(**sizes, **heads).state_dict()
+    expected = as_comfyui(theirs, tmp_path / "sd3-Q8_0.gguf", "Q8_0", "sd3")
+    identity = identify(tmp_path / "sd3-Q8_0.gguf")
+    assert (identity.kind, identity.family) == ("unet", "sd3")
+    assert "Q8_0" in identity.parts["unet"].dtypes
+    part = identity.parts["unet"]
+    network, _ = load_network(part, open_part(part.header), identity.family)
+    found = network.state_dict()
+    assert set(found) == set(expected)
+    assert all(torch.equal(tensor.float(), expected[name].view(tensor.shape)) for name, tensor in found.items())
+
+
+def test_a_t5_under_llama_cpps_names_is_the_one_of_transformers(tmp_path: Path) -> None:
+    config = transformers.T5Config(
+        vocab_size=256, d_model=64, d_ff=96, num_layers=2, num_heads=4, d_kv=16, feed_forward_proj="gated-gelu"
+    )
+    theirs = transformers.T5EncoderModel(config).state_dict()
+    spellings = {ours: name for name, ours in T5_NAMES.items()}
+    written, expected = {}, {}
+    for name, tensor in theirs.items():
+        if name == "encoder.embed_tokens.weight":
+            continue
+        llama = name
+        for ours, spelled in spellings.items():
+            llama = llama.replace(ours, spelled)
+        how = Type.Q8_0 if tensor.ndim == 2 and tensor.shape[1] % 32 == 0 else Type.F32
+        written[llama] = (gguf.quants.quantize(tensor.numpy(), how), how)
+        expected[name] = torch.from_numpy(gguf.quants.dequantize(*written[llama]).astype(np.float32))
+    assert "enc.blk.0.attn_rel_b.weight" in written
+    path = write(tmp_path / "t5-Q8_0.gguf", written, "t5encoder")
+    identity = identify(path)
+    assert (identity.kind, list(identity.parts)) == ("text-encoder", ["text_encoder_3"])
+    part = identity.parts["text_encoder_3"]
+    network, _ = load_network(part, open_part(part.header), identity.family)
+    found = network.state_dict()
+    assert set(found) == set(expected)
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
 def test_it_becomes_the_type_that_is_asked_for_and_any_layout(whole: Callable[[str], Written], tmp_path: Path) -> None:
