@@ -21,6 +21,7 @@ from gouache.checkpoints.load import (
 )
 from gouache.checkpoints.networks import build_on_meta, open_part, plan, read_planned
 from gouache.checkpoints.save import Format, ModelToWrite, NetworkToWrite, write_model
+from gouache.errors import IncompatibleCheckpoint
 from gouache.models.configs import SentenceEncoderConfig
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -53,6 +54,13 @@ def convert(
     source = Path(source)
     identity = with_recorded_latents(identify(source))
     check_loadable(identity, str(source))
+    if identity.variant == "unclip":
+        raise IncompatibleCheckpoint(
+            str(source),
+            given="an unCLIP model, which has an image encoder",
+            expected="a model that paints from words",
+            cure="Copy its folder as it is.",
+        )
     opened: dict[Path, WeightSource] = {}
     networks = {}
     for name, part in identity.parts.items():

@@ -65,6 +65,7 @@ POINTWISE = re.compile(r"(?!.*norm).*\.attentions\..*\.weight$")
 HEAD_WIDTH = 64
 """Width of a head in SD 2.x, SDXL and every CLIP text encoder."""
 SD1_HEADS = 8
+SD2_CONTEXT = 1024
 NORM_GROUPS = 32
 
 
@@ -140,9 +141,12 @@ def _way_down(counted: _Counted, shapes: Shapes, naming: Naming, where: str) -> 
         if naming == "ldm"
         else ("conv_in.weight", "add_embedding.linear_1.weight")
     )
+    own = "class_embedding.linear_1.weight"
+    pooled = own if naming == "ours" and own in shapes else pooled
     channels = tuple(level[0][0] for level in counted.down)
     told = "time_embed.cond_proj.weight" if naming == "ldm" else "time_embedding.cond_proj.weight"
     linear = len(_first(shapes, ".proj_in.weight")) == 2
+    context = (_first(shapes, ".attn2.to_k.weight") or (0, UNetConfig().context_width))[1]
     return UNetConfig(
         in_channels=_at(shapes, stem, 1, where),
         channels=channels,
@@ -151,12 +155,18 @@ def _way_down(counted: _Counted, shapes: Shapes, naming: Naming, where: str) -> 
         middle_layers=counted.middle_resnets,
         middle_transformer_layers=counted.middle_depth,
         heads=unet_heads(channels, linear=linear),
-        context_width=(_first(shapes, ".attn2.to_k.weight") or (0, UNetConfig().context_width))[1],
+        context_width=context,
         linear_projection=linear,
         guidance_width=shapes[told][1] if told in shapes else 0,
         pooled_width=shapes[pooled][1] if pooled in shapes else 0,
+        picture_width=shapes[pooled][1] // 2 if _takes_picture(shapes, pooled, context) else 0,
         norm_groups=norm_groups(channels),
     )
+
+
+def _takes_picture(shapes: Shapes, pooled: str, context: int) -> bool:
+    """Whether the pooled vector is a picture's: so in every SD 2.x network that has one."""
+    return pooled in shapes and (pooled.startswith("class_embedding") or context == SD2_CONTEXT)
 
 
 def unet_heads(channels: tuple[int, ...], *, linear: bool) -> tuple[int, ...]:

@@ -64,8 +64,6 @@ def _why_not(path: Path, identity: Identity, *, whole: bool) -> GouacheError | N
 
 def _found(name: str) -> Path:
     """The path of a model, an adapter, a ControlNet or an IP-Adapter by path or name."""
-    from itertools import chain
-
     from gouache.checkpoints.adapters.controlnet_library import list_controls
     from gouache.checkpoints.adapters.ip_adapter_library import list_ip_adapters
     from gouache.checkpoints.adapters.library import list_adapters
@@ -76,8 +74,9 @@ def _found(name: str) -> Path:
         return find(name)
     except ModelNotFound:
         adapter = next((file.path for file in list_adapters() if name in file.names), None)
-        beside = chain(list_controls(), list_ip_adapters())
-        found = adapter or next((file.path for file in beside if file.name == name), None)
+        beside = [(file.name, file.path) for file in list_controls()]
+        beside += [(file.name, file.path) for file in list_ip_adapters()]
+        found = adapter or next((path for one, path in beside if one == name), None)
         if found is None:
             raise
         return found

@@ -51,6 +51,9 @@ class UNetConfig(Config):
     models); 0 = it isn't told."""
     pooled_width: int = Field(default=0, ge=0)
     """Width of the `pooled` vector; 0 = the network takes none. 2816 for SDXL (pooled text and six size numbers)."""
+    picture_width: int = Field(default=0, ge=0)
+    """Width of a picture's embedding in networks that take it as `pooled`, with the waves of its noise level behind it
+    (unCLIP); 0 = `pooled` is of the text."""
     pooled_grid_channels: int = Field(default=0, ge=0)
     """0: `pooled` is added to the time embedding. Else it is projected to this many channels, spread over the grid and
     concatenated to the latents: the simple form of conditioning."""

@@ -330,7 +330,7 @@ class Generation:
         own_levels = sampler_info(sampler).own_levels
         limit = limit_of(sampler, one.request.schedule or "", self.bundle)
         for part in one.parts():
-            prompted, denoisers = self._denoisers(one, start_state, part)
+            prompted, denoisers = self._denoisers(one, start_state, part, noise)
             kept, unconditional = (OutsideKept(each, start_state, one.sigmas, limit) for each in denoisers)
             for outside in (kept, unconditional):
                 outside.reached(float(part.sigmas[0]))
@@ -356,10 +356,10 @@ class Generation:
                 yield step
 
     def _denoisers(
-        self, one: Pass, start_state: StartState, part: Part
+        self, one: Pass, start_state: StartState, part: Part, noise: ImageNoise
     ) -> tuple[list[PromptedDenoiser | InstructDenoiser], tuple[Denoise, Denoise]]:
         """Who reads the prompt in this part, and D under both prompts and under the negative one alone."""
-        base = self._prompted(one, start_state) if part.by_base else None
+        base = self._prompted(one, start_state, noise) if part.by_base else None
         refiner = one.refined.denoiser(one.request) if one.refined is not None and part.by_refiner else None
         prompted = [each for each in (base, refiner) if each is not None]
         for each in prompted:
@@ -379,10 +379,15 @@ class Generation:
         around = [wrapped_around(each, networks, self.request.seamless) for each in (denoise, other)]
         return prompted, (around[0], around[1])
 
-    def _prompted(self, one: Pass, start_state: StartState) -> PromptedDenoiser | InstructDenoiser:
+    def _prompted(self, one: Pass, start_state: StartState, noise: ImageNoise) -> PromptedDenoiser | InstructDenoiser:
         request = one.request
         numbers, negative_numbers = size_conditions(self.bundle, request)
         inputs = NetworkInputs(start_state.draft, numbers, negative_numbers, *one.beside)
+        if self.bundle.own_pictures is not None:
+            from gouache.pipeline.generate.image_prompts import pooled_picture
+
+            pooled = pooled_picture(self.bundle, request, self.start_state.prompted, noise, one.counted_steps)
+            inputs = replace(inputs, pooled=pooled)
         network = denoiser_of(self.bundle, request)
         empty = None if request.perp_neg is None else self.reader.encode("")
         guiders = guiders_of(request, self.bundle, one.counted_steps, empty)
