@@ -391,7 +391,7 @@ def test_diffusers_lines_paint_the_same(bench: Callable[[str], Bench]) -> None:
     pipe.set_ip_adapter_scale([0.6, 0.4])
     pictures = [Image.open(place.picture(name)) for name in ("apple", "pear")]
     generator = torch.Generator().manual_seed(3)
-    both = [pictures[0], [pictures[1]]]
+    both: list[Image.Image | list[Image.Image]] = [pictures[0], [pictures[1]]]
     painted = pipe("a cat", ip_adapter_image=both, num_inference_steps=2, generator=generator).painted[0]
     request = painted.recipe.request.replace(
         {"image_prompts": [place.prompt("plain", weight=0.6), place.prompt("plus", "pear", weight=0.4)]}

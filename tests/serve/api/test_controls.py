@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 from gouache.errors import InvalidInput, ModelNotFound
 from gouache.pipeline.generate.generation import Painted
 from gouache.pipeline.request import Control, Request
+from gouache.serve.api.a1111.units import IP_MODULES
 from gouache.serve.queue.admission import admit
 from gouache.serve.settings import Limits
 from gouache.serve.studio import Studio
@@ -182,7 +183,7 @@ def test_what_the_extensions_clients_ask_beside(api: Any, controlled: Server) ->
     assert api.controlnet_version() == 2
     listed = api.controlnet_model_list()
     assert [name.partition(" [")[0] for name in listed] == ["depth", "lines", "wider"]
-    assert api.controlnet_module_list() == ["none"]
+    assert api.controlnet_module_list() == ["none", *IP_MODULES]
     assert api.get_scripts()["txt2img"] == ["controlnet"]
     assert httpx.get(f"{controlled.url}/controlnet/settings").json() == {"control_net_unit_count": 8}
 

@@ -56,7 +56,8 @@ class EmbeddingNoise:
         share = float(self.alphas_cumprod[level])
         mean, std = self.mean.to(embedding), self.std.to(embedding)
         scaled = (embedding - mean) / std
-        return (share**0.5 * scaled + (1 - share) ** 0.5 * noise.to(embedding)) * std + mean
+        noised: Tensor = (share**0.5 * scaled + (1 - share) ** 0.5 * noise.to(embedding)) * std + mean
+        return noised
 
     def with_level(self, embedding: Tensor, level: int, noise: Tensor) -> Tensor:
         """The noised embedding and the waves of its level: [1 or B, P], noise [B, P] -> [B, 2 P]."""
