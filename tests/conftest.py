@@ -11,13 +11,20 @@ them find what all would find on most days.
 from __future__ import annotations
 
 import gc
+import json
 import os
 import sys
 from collections import defaultdict
 from fnmatch import fnmatchcase
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.pipeline.sd3_twins import Sd3Twins
 
 # Before torch is imported, here and in the processes that tests start.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -61,3 +68,50 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         # A single case asked for by its name, as in `pytest FILE::TEST[CASE]`, comes without the others.
         if len(there) > 1 and unused:
             raise pytest.UsageError(f"{test}: every_time names {sorted(unused)}, expected some of {sorted(there)}")
+
+
+def module_beside(name: str) -> Any:
+    """A module under `tests`, loaded by path: tests are no package."""
+    path = Path(__file__).parent / name
+    spec = spec_from_file_location(f"gouache_test_{path.stem}", path)
+    assert spec is not None, f"{path} is there"
+    assert spec.loader is not None, "a Python file has a loader"
+    module = sys.modules[spec.name] = module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def sd3(tmp_path_factory: pytest.TempPathFactory) -> Sd3Twins:
+    """Stable Diffusion 3 in small, in folders that diffusers writes and gouache loads."""
+    twins: Sd3Twins = module_beside("pipeline/sd3_twins.py").Sd3Twins(
+        tmp_path_factory.mktemp("sd3"), module_beside("pipeline/twins.py")
+    )
+    return twins
+
+
+T5_SENTENCES = (
+    "a red apple on a wooden table, oil painting",
+    "a photo of a cat, masterpiece, best quality, 8k",
+    "two dogs play with a blue ball in the snow; it's winter",
+    "une tête à l'ombre d'une façade naïve",
+    "the quick brown fox jumps over the lazy dog",
+)
+
+
+@pytest.fixture(scope="session")
+def t5_pieces() -> list[tuple[str, float]]:
+    """A small vocabulary in T5's numbering, trained by the package tokenizers: padding, end and unknown first, then
+    pieces with their scores, T5's hundred sentinels last."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import Unigram
+    from tokenizers.pre_tokenizers import Metaspace, Sequence, WhitespaceSplit
+    from tokenizers.trainers import UnigramTrainer
+
+    tokenizer = Tokenizer(Unigram())
+    tokenizer.pre_tokenizer = Sequence([WhitespaceSplit(), Metaspace()])
+    specials = ["<pad>", "</s>", "<unk>"]
+    trainer = UnigramTrainer(vocab_size=150, special_tokens=specials, unk_token="<unk>", show_progress=False)
+    tokenizer.train_from_iterator(T5_SENTENCES, trainer)
+    pieces = [(piece, float(score)) for piece, score in json.loads(tokenizer.to_str())["model"]["vocab"]]
+    return [*pieces, *((f"<extra_id_{i}>", 0.0) for i in reversed(range(100)))]

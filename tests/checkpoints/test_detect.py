@@ -172,6 +172,7 @@ def test_turbo_in_stabilitys_newer_layout_is_still_sd2() -> None:
         ({"modelspec.prediction_type": "v"}, (), "v"),
         ({"modelspec.prediction_type": "epsilon"}, ("v_pred",), "eps"),
         ({"modelspec.predict_key": "v"}, (), "v"),
+        ({"modelspec.prediction_type": "sample"}, (), "x0"),
         ({}, ("v_pred", "ztsnr"), "v"),
         ({}, (), "eps"),
     ],
@@ -280,8 +281,7 @@ def test_a_trainers_metadata_tells_a_loras_family() -> None:
 @pytest.mark.parametrize(
     ("name", "tensor"),
     [
-        ("Flux", "model.diffusion_model.double_blocks.0.img_attn.qkv.weight"),
-        ("Stable Diffusion 3", "model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight"),
+        ("FLUX.1", "model.diffusion_model.double_blocks.0.img_attn.qkv.weight"),
         ("Wan", "head.modulation"),
         ("TAESD", "taesd_decoder.1.weight"),
     ],

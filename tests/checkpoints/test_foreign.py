@@ -70,8 +70,8 @@ def test_every_pipeline_of_diffusers_is_run_or_refused_by_name(folder: Path) -> 
         ("StableDiffusionLatentUpscalePipeline", "latent upscaler"),
         ("AltDiffusionPipeline", "XLM-R"),
         ("KolorsPipeline", "language model"),
-        ("FluxKontextPipeline", "Flux"),
-        ("StableDiffusion3Pipeline", "Stable Diffusion 3"),
+        ("FluxKontextPipeline", r"FLUX\.1 Kontext"),
+        ("StableDiffusion3ControlNetPipeline", "Stable Diffusion 3"),
         ("PixArtSigmaPipeline", "PixArt"),
         ("KandinskyV22Pipeline", "Kandinsky"),
         ("WuerstchenDecoderPipeline", "Wuerstchen"),
@@ -106,8 +106,7 @@ def test_a_pipeline_of_ones_own_is_refused_and_told_how_to_be_taken(folder: Path
 @pytest.mark.parametrize(
     ("folder_of_part", "class_name", "told"),
     [
-        ("transformer", "FluxTransformer2DModel", "Flux"),
-        ("transformer", "SD3Transformer2DModel", "Stable Diffusion 3"),
+        ("transformer", "FluxTransformer2DModel", "FLUX.1"),
         ("transformer", "PixArtTransformer2DModel", "PixArt"),
         ("transformer", "QwenImageTransformer2DModel", "Qwen-Image"),
         ("transformer", "HunyuanDiT2DModel", "HunyuanDiT"),
@@ -139,14 +138,14 @@ NETWORKS = {
     "AutoencoderKLTemporalDecoder": "Stable Video Diffusion",
     "ChromaTransformer2DModel": "Chroma",
     "DiTTransformer2DModel": "DiT",
-    "FluxTransformer2DModel": "Flux",
+    "FluxTransformer2DModel": r"FLUX\.1",
     "Kandinsky3UNet": "Kandinsky",
     "Lumina2Transformer2DModel": "Lumina",
     "MotionAdapter": "AnimateDiff",
     "PixArtTransformer2DModel": "PixArt",
     "PriorTransformer": "unCLIP prior",
     "QwenImageTransformer2DModel": "Qwen-Image",
-    "SD3Transformer2DModel": "Stable Diffusion 3",
+    "SD3ControlNetModel": "ControlNet of Stable Diffusion 3",
     "SanaTransformer2DModel": "Sana",
     "StableCascadeUNet": "Stable Cascade",
     "UNet2DModel": "without text",
@@ -192,5 +191,5 @@ def test_a_single_file_of_a_relative_is_not_taken_for_stable_diffusion() -> None
 
 
 def test_every_refused_class_has_words() -> None:
-    assert named_kind("StableDiffusion3Img2ImgPipeline") == "Stable Diffusion 3 (StableDiffusion3Img2ImgPipeline)"
+    assert named_kind("StableDiffusion3ControlNetPipeline") == "Stable Diffusion 3 (StableDiffusion3ControlNetPipeline)"
     assert named_kind("NothingPipeline") == "NothingPipeline"

@@ -14,14 +14,15 @@ from gouache.checkpoints import save
 from gouache.diffusion.samplers.sigmas import ALIGN_YOUR_STEPS
 from gouache.errors import UnknownName
 from gouache.models.bundle import AESTHETIC_SCORE, LOW_AESTHETIC_SCORE
-from gouache.models.family import FAMILIES, POCKET, SD1, SD2, SDXL, SDXL_REFINER, UNKNOWN, Family, family_named
+from gouache.models.family import FAMILIES, POCKET, SD1, SD2, SD3, SDXL, SDXL_REFINER, UNKNOWN, Family, family_named
 
 SOURCE = Path(__file__).parents[2] / "src" / "gouache"
-PUBLISHED = (SD1, SD2, SDXL, SDXL_REFINER)
+PUBLISHED = (SD1, SD2, SDXL, SDXL_REFINER, SD3)
 WITH_LITERALS = {
     "models/family.py",
     "diffusion/samplers/published.py",  # keys of published tables, one layer below the families
     "diffusion/samplers/sigmas.py",
+    "checkpoints/adapters/foreign.py",  # families by the names and widths of foreign adapters' tensors
     "checkpoints/adapters/kinds.py",  # families by the widths of adapters' tensors
     "checkpoints/adapters/embedding_names.py",  # and of textual inversions
 }
@@ -46,12 +47,15 @@ def test_a_family_agrees_with_the_pipelines_of_diffusers(family: Family) -> None
 def test_what_the_authors_publish_of_each_family() -> None:
     assert default(diffusers.AutoencoderKL.__init__, "scaling_factor") == SD1.latent_scale == SD2.latent_scale
     assert SDXL.latent_scale == SDXL_REFINER.latent_scale == 0.13025  # vae/config.json of both
-    assert [family.size for family in PUBLISHED] == [512, 512, 1024, 1024]
+    assert [family.size for family in PUBLISHED] == [512, 512, 1024, 1024, 1024]
     assert [SD2.size_for("eps"), SD2.size_for("v"), SDXL.size_for("v")] == [512, 768, 1024]
     base, refiner = diffusers.StableDiffusionXLPipeline, diffusers.StableDiffusionXLImg2ImgPipeline
     assert default(base.__init__, "force_zeros_for_empty_prompt") == SDXL.zero_negative
     # original size, crop and target, or original size, crop and score: `_get_add_time_ids` of either pipeline
     assert (SDXL.size_numbers, SDXL_REFINER.size_numbers, SD1.size_numbers, SD2.size_numbers) == (6, 5, 0, 0)
+    steps, channels = (default(diffusers.StableDiffusion3Pipeline.__call__, "num_inference_steps"), SD3.latent_channels)
+    assert (steps, channels) == (SD3.steps, default(diffusers.SD3Transformer2DModel.__init__, "in_channels"))
+    assert (SD3.latent_scale, SD3.latent_shift, SD3.shift) == (1.5305, 0.0609, 3.0)  # the published folder's files
     assert default(refiner.__call__, "aesthetic_score") == AESTHETIC_SCORE
     assert default(refiner.__call__, "negative_aesthetic_score") == LOW_AESTHETIC_SCORE
 
@@ -67,7 +71,7 @@ def test_only_families_with_the_published_autoencoders_have_a_linear_preview() -
     assert POCKET.preview is None
     assert UNKNOWN.preview is None
     assert SD1.preview == SD2.preview != SDXL.preview == SDXL_REFINER.preview
-    assert all(family.preview and len(family.preview) == 4 for family in PUBLISHED)
+    assert all(family.preview and len(family.preview) == family.latent_channels for family in PUBLISHED)
 
 
 def test_every_published_family_can_be_written_as_a_single_file() -> None:

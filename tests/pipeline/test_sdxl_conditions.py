@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from gouache import StableDiffusionPipeline
+from gouache.checkpoints.convert import convert
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults
@@ -178,3 +179,44 @@ def test_instruct_models_of_sdxl_are_diffusers(
         width=32,
     )
     assert psnr(painted.image, theirs.images[0]) >= 55
+
+
+@pytest.mark.parametrize("layout", ["diffusers", pytest.param("single-file", marks=pytest.mark.slow)])
+def test_cosxl_edit_is_diffusers(twins: Twins, tmp_path: Path, layout: str) -> None:
+    """EDM's instruct model, from diffusers' folder and as a single file: its U-Net takes normalised image latents."""
+    diffusers = pytest.importorskip("diffusers")
+    pair = twins.of("sdxl", 4)
+    noise = np.random.default_rng(2).integers(0, 255, (4, 4, 3), dtype=np.uint8)
+    picture = Image.fromarray(noise).resize((32, 32), Image.Resampling.BICUBIC)
+    picture.save(tmp_path / "start.png")
+    judge = pair.variant("StableDiffusionXLInstructPix2PixPipeline", is_cosxl_edit=True)
+    judge.scheduler = diffusers.EDMEulerScheduler(prediction_type="v_prediction", sigma_data=1.0, sigma_max=120.0)
+    judge.save_pretrained(tmp_path / "edit")
+    model = tmp_path / "edit"
+    if layout == "single-file":
+        convert(tmp_path / "edit", tmp_path / "again", "diffusers")
+        assert json.loads((tmp_path / "again/model_index.json").read_text())["is_cosxl_edit"] is True
+        model = tmp_path / "edit.safetensors"
+        convert(tmp_path / "again", model, "single-file")
+    request = Request(
+        prompt=PROMPT,
+        init_image=str(tmp_path / "start.png"),
+        num_inference_steps=3,
+        guidance_scale=6.0,
+        image_guidance_scale=1.5,
+        seed=5,
+    )
+    theirs = judge(
+        PROMPT,
+        image=picture,
+        num_inference_steps=3,
+        guidance_scale=6.0,
+        image_guidance_scale=1.5,
+        latents=pair.noise(request),
+        height=32,
+        width=32,
+        output_type="np",
+    ).images[0]
+    assert theirs.std() > 0.05
+    (painted,) = Pipeline.load(model, device="cpu").paint(request)
+    assert psnr(painted.image, theirs) >= 60

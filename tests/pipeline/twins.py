@@ -142,35 +142,39 @@ class Twins:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._built: dict[tuple[str, int], Pair] = {}
+        self._built: dict[tuple[str, int, bool], Pair] = {}
 
-    def of(self, family: str, draft_channels: int = 0) -> Pair:
+    def of(self, family: str, draft_channels: int = 0, *, deep: bool = False) -> Pair:
         """The pair of one family: sd1, sd2 (v-prediction), sdxl or its refiner.
 
         draft_channels: more input channels for inpainting and others.
+        deep: three levels, of which one has no attention: SDXL's first, the last of the others.
         """
-        key = (family, draft_channels)
+        key = (family, draft_channels, deep)
         if key not in self._built:
-            self._built[key] = self._build(family, draft_channels)
+            self._built[key] = self._build(family, draft_channels, deep=deep)
         return self._built[key]
 
-    def _build(self, family: str, draft_channels: int) -> Pair:
+    def _build(self, family: str, draft_channels: int, *, deep: bool) -> Pair:
         sdxl, refiner = family.startswith("sdxl"), family == "sdxl-refiner"
         text = [] if refiner else [self._text(32, 0, family, 1)]
         text += [self._text(24, 24, family, 2)] if sdxl else []
         unet_config = UNetConfig(
             draft_channels=draft_channels,
-            channels=(16, 32),
+            channels=(16, 32, 32) if deep else (16, 32),
             layers_per_level=1,
-            transformer_layers=(1, 1),
-            heads=(2, 2),
+            transformer_layers=((0, 1, 1) if sdxl else (1, 1, 0)) if deep else (1, 1),
+            heads=(2, 2, 2) if deep else (2, 2),
             context_width=24 if refiner else 56 if sdxl else 32,
             linear_projection=family != "sd1",
             norm_groups=8,
             pooled_width=24 + (5 if refiner else 6) * 256 if sdxl else 0,
+            **({"noise_levels": 1000, "only_cross_attention": (True, False)} if draft_channels == 3 else {}),
         )
         unet = scrambled(self._unet(unet_config, sdxl), 13 if refiner else 3)
-        vae_config = VAEConfig(channels=(16, 16, 32), layers_per_level=1, norm_groups=8)
+        # The pipeline of the x4 upscaler insists on its own scale.
+        scale = 0.08333 if draft_channels == 3 else VAEConfig().scale
+        vae_config = VAEConfig(channels=(16, 16, 32), layers_per_level=1, norm_groups=8, scale=scale)
         vae = scrambled(self._vae(vae_config), 4)
         denoiser = DenoiserConfig(parameterization="v" if family == "sd2" else "eps")
         bundle = ModelBundle(
@@ -243,13 +247,15 @@ class Twins:
             sample_size=SIDE // 4,
             in_channels=config.in_channels + config.draft_channels,
             block_out_channels=config.channels,
-            down_block_types=(CROSS[0],) * 2,
-            up_block_types=(CROSS[1],) * 2,
+            down_block_types=[CROSS[0] if depth else "DownBlock2D" for depth in config.transformer_layers],
+            up_block_types=[CROSS[1] if depth else "UpBlock2D" for depth in reversed(config.transformer_layers)],
             layers_per_block=1,
             cross_attention_dim=config.context_width,
             attention_head_dim=2,
             norm_num_groups=8,
             use_linear_projection=config.linear_projection,
+            num_class_embeds=config.noise_levels or None,
+            only_cross_attention=list(config.only_cross_attention) or False,
             **(more if sdxl else {}),
         )
 
@@ -262,6 +268,7 @@ class Twins:
             layers_per_block=1,
             norm_num_groups=8,
             sample_size=SIDE,
+            scaling_factor=config.scale,
             force_upcast=False,
         )
 

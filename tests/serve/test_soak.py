@@ -49,10 +49,11 @@ def serving(folder: Path) -> Iterator[tuple[str, int, Callable[[], int]]]:
 
 
 def worker_of(server: int) -> int:
-    """The one child of the server."""
+    """The server's child that paints; others decode pictures."""
     tasks = Path(f"/proc/{server}/task").iterdir()
-    (found,) = {int(child) for task in tasks for child in (task / "children").read_text().split()}
-    return found
+    children = {child for task in tasks for child in (task / "children").read_text().split()}
+    (found,) = [child for child in children if b"serve.worker" in Path(f"/proc/{child}/cmdline").read_bytes()]
+    return int(found)
 
 
 def use(client: httpx.Client, dice: random.Random, seed: int) -> None:

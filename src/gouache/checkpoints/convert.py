@@ -21,8 +21,9 @@ from gouache.checkpoints.load import (
 )
 from gouache.checkpoints.networks import build_on_meta, open_part, plan, read_planned
 from gouache.checkpoints.save import Format, ModelToWrite, NetworkToWrite, write_model
+from gouache.checkpoints.t5_vocabulary import t5_tokenizer
 from gouache.errors import IncompatibleCheckpoint
-from gouache.models.configs import SentenceEncoderConfig
+from gouache.models.configs import SentenceEncoderConfig, T5Config
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 """Types that weights can be written in, by the names that people use."""
@@ -51,6 +52,24 @@ def convert(
     Raises:
         The errors of `load_bundle`, and those of `write_model`.
     """
+    identity, model = model_at(source, dtype=dtype, on_tensor=on_tensor)
+    write_model(model, target, to)
+    return identity
+
+
+def model_at(
+    source: str | Path, *, dtype: torch.dtype | None = None, on_tensor: Callable[[str], None] = lambda _: None
+) -> tuple[Identity, ModelToWrite]:
+    """A model on the disk that can be written: its tensors are read when they are asked for, one at a time.
+
+    Args:
+        source: a file or folder of any layout that loads.
+        dtype: what floating-point tensors become; None keeps them.
+        on_tensor: is called with each tensor's name as it is read.
+
+    Raises:
+        The errors of `load_bundle`.
+    """
     source = Path(source)
     identity = with_recorded_latents(identify(source))
     check_loadable(identity, str(source))
@@ -71,6 +90,7 @@ def convert(
         networks[name] = _network(part, opened[part.header.path], identity.family, dtype, on_tensor)
     denoiser = denoiser_config(source, identity, None, networks["unet"].tensor_of)
     sentences = any(isinstance(part.config, SentenceEncoderConfig) for part in identity.parts.values())
+    t5 = identity.parts.get("text_encoder_3")
     own = read_card(source) if identity.layout == "gouache" else None
     model = ModelToWrite(
         family=identity.family,
@@ -80,12 +100,12 @@ def convert(
         defaults=generation_defaults(source, identity, denoiser),
         networks=networks,
         vocabulary=vocabulary_of(source) if sentences else (),
+        t5_tokenizer=t5_tokenizer(source, t5.config) if t5 and isinstance(t5.config, T5Config) else None,
         styles=own.styles if own else (),
         description=own.description if own else "",
         licence=own.licence if own else "",
     )
-    write_model(model, target, to)
-    return identity
+    return identity, model
 
 
 def _network(

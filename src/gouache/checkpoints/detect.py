@@ -8,21 +8,35 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from gouache.checkpoints.adapters.kinds import find_adapter, name_foreign
-from gouache.checkpoints.foreign import name_relative, name_stranger
+from gouache.checkpoints.foreign import RUN_ELSEWHERE, name_relative, name_stranger, with_model
+from gouache.checkpoints.formats.gguf import ARCHITECTURE
 from gouache.checkpoints.formats.header import Header, TensorInfo, few
+from gouache.checkpoints.packed import check_packing, name_packing
+from gouache.checkpoints.recorded import EDM_SAMPLING, few_steps_in, prediction_of
 from gouache.checkpoints.shapes import (
+    MMDIT,
+    T5_BIAS,
     TINY_VAE,
     TOKEN_EMBEDDING,
     Naming,
     Shapes,
+    network_config,
+    t5_config,
     text_config,
-    unet_config,
     vae_config,
 )
 from gouache.config import Config
 from gouache.errors import UnknownFamily
-from gouache.models.configs import TextEncoderConfig, UNetConfig, VAEConfig
-from gouache.models.family import SD1, SD2, SDXL, SDXL_REFINER, UNKNOWN, family_named
+from gouache.models.configs import (
+    MMDiTConfig,
+    NetworkConfig,
+    T5Config,
+    TextEncoderConfig,
+    UNetConfig,
+    VAEConfig,
+)
+from gouache.models.family import SD1, SD2, SD3, SDXL, SDXL_REFINER, UNKNOWN, family_named
+from gouache.models.few_steps import FewSteps
 
 if TYPE_CHECKING:  # headers are read without torch
     from gouache.diffusion.parameterization import Parameterization
@@ -32,18 +46,22 @@ FileLayout = Literal["single-file", "diffusers", "gouache", "network"]
 VARIANTS = {0: "base", 5: "inpainting", 4: "instruct", 1: "depth", 3: "upscaler"}
 """What a U-Net is for, by the channels that it takes beside the noisy latents."""
 
+UPSCALER_SCALE = 0.08333
+"""Latent scale of the x4 upscaler's autoencoder."""
 FAMILY_OF_TEXT_WIDTH = {768: SD1, 1024: SD2, 1280: SDXL}
 """By the width of a text encoder: ViT-L, ViT-H, bigG."""
 VIT_H_LAYERS = 24
 CONFIG_KEY = "gouache.config."
 """Files that gouache wrote carry each part's config in their metadata under this and the part's name."""
-CONFIGS: Mapping[str, type[Config]] = {"unet": UNetConfig, "vae": VAEConfig}
 
 # (part, prefix in the file, naming, a tensor that is there if the part is)
 MARKS: tuple[tuple[str, str, Naming, str], ...] = (
     ("unet", "model.diffusion_model.", "ldm", "input_blocks.0.0.weight"),
     ("unet", "", "ldm", "input_blocks.0.0.weight"),
     ("unet", "", "ours", "down_blocks.0.resnets.0.conv1.weight"),
+    ("unet", "model.diffusion_model.", "ldm", MMDIT["ldm"]),
+    ("unet", "", "ldm", MMDIT["ldm"]),
+    ("unet", "", "ours", MMDIT["ours"]),
     ("vae", "first_stage_model.", "ldm", "decoder.conv_in.weight"),
     ("vae", "vae.", "ldm", "decoder.up.0.block.0.norm1.weight"),
     ("vae", "", "ldm", "decoder.up.0.block.0.norm1.weight"),
@@ -56,13 +74,17 @@ MARKS: tuple[tuple[str, str, Naming, str], ...] = (
     ("text_encoder", "conditioner.embedders.0.transformer.", "clip_model", TOKEN_EMBEDDING["clip_model"]),
     ("text_encoder", "conditioner.embedders.0.model.", "open_clip", TOKEN_EMBEDDING["open_clip"]),
     ("text_encoder_2", "conditioner.embedders.1.model.", "open_clip", TOKEN_EMBEDDING["open_clip"]),
+    ("text_encoder", "text_encoders.clip_l.transformer.", "clip_model", TOKEN_EMBEDDING["clip_model"]),
+    ("text_encoder_2", "text_encoders.clip_g.transformer.", "clip_model", TOKEN_EMBEDDING["clip_model"]),
+    ("text_encoder_3", "text_encoders.t5xxl.transformer.", "ours", T5_BIAS.format(0)),
+    ("text_encoder_3", "", "ours", T5_BIAS.format(0)),
     ("text_encoder", "", "clip_model", TOKEN_EMBEDDING["clip_model"]),
     ("text_encoder", "", "ours", TOKEN_EMBEDDING["ours"]),
     ("text_encoder", "", "open_clip", TOKEN_EMBEDDING["open_clip"]),
 )
 SCHEDULE_TABLES = re.compile(
     r"^(betas|alphas_cumprod(_prev)?|sqrt_.*alphas_cumprod|log_one_minus_alphas_cumprod|posterior_.*|lvlb_weights"
-    r"|logvar|denoiser\.(sigmas|log_sigmas))$"
+    r"|logvar|denoiser\.(sigmas|log_sigmas)|(model\.)?model_sampling\.\w+)$"
 )
 LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(^|\.)model_ema\."), "the EMA copy of the weights"),
@@ -71,16 +93,15 @@ LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"(^|\.)logit_scale$"), "CLIP's logit scale, used in its training only"),
     (re.compile(r"^(first_stage_model\.)?loss\."), "the autoencoder's training losses"),
     (re.compile(r"^depth_model\."), "the MiDaS depth network"),
+    (re.compile(r"^low_scale_model\."), "tables of the noise on small pictures"),
     (re.compile(r"^(embedder|noise_augmentor)\."), "the image embedder of unCLIP"),
     (re.compile(r"(^|\.)(visual|vision_model)\.|(^|\.)visual_projection\.weight$"), "CLIP's vision tower"),
     (re.compile(r"^safety_checker\."), "the safety checker"),
+    (re.compile(r"(^|\.)(scaled_fp8|scale_input|input_scale|comfy_quant)$"), "what only multiplying in fp8 needs"),
+    (re.compile(r"(^|\.)encoder\.embed_tokens\.weight$"), "a copy of T5's table of tokens"),
+    (re.compile(r"(^|\.)decoder\.(block|embed_tokens|final_layer_norm)\.|^lm_head\."), "T5's decoder"),
     (re.compile(r"^(v_pred|ztsnr|edm_vpred\.sigma_(min|max)|edm_mean|edm_std)$"), "marks of the prediction type"),
 )
-EDM_SAMPLING = {
-    "edm_mean": "EDMDPMSolverMultistepScheduler: dpmpp_2m, schedule model",
-    "edm_vpred.sigma_max": "EDMEulerScheduler: euler, schedule model",
-}
-"""Mark of an EDM network -> the scheduler that its levels are those of, as folders' `Scheduler.taken` says it."""
 LAST_TEXT_LAYER = "the last text layer and projection, which SD 2.x doesn't use"
 
 
@@ -89,7 +110,7 @@ class Part:
     """One network of a model, as it lies in its file.
 
     Attributes:
-        name: ``"unet"``, ``"vae"``, ``"text_encoder"``, ``"text_encoder_2"``, ``"prior"``,
+        name: ``"unet"``, ``"vae"``, ``"text_encoder"``, ``"text_encoder_2"``, ``"text_encoder_3"``, ``"prior"``,
             ``"quantizer"`` or ``"upscaler"``.
         header: names and shapes of the file (or shards) it lies in.
         prefix: what stands before its tensors' names.
@@ -115,8 +136,8 @@ class Part:
     @property
     def dtypes(self) -> tuple[str, ...]:
         """The types in which its tensors are stored, most frequent first."""
-        int8 = part_tensors(dict.fromkeys(self.header.int8, TensorInfo("I8", ())), self.prefix)
-        names = [(int8.get(name) or info).dtype for name, info in self.tensors().items()]
+        stored = self.header.stored
+        names = [stored.get(self.prefix + name, info.dtype) for name, info in self.tensors().items()]
         return tuple(sorted(set(names), key=names.count, reverse=True))
 
 
@@ -139,6 +160,7 @@ class Identity:
         loading_notes: what else is done with the files beyond the plain way.
         sampling: what a request that leaves sampler and steps open gets, where the file says it.
         notes: what the file says of sampling and gouache does otherwise.
+        few_steps: the distillation that it is known or named as.
     """
 
     kind: str
@@ -154,6 +176,7 @@ class Identity:
     loading_notes: tuple[str, ...] = ()
     sampling: str = ""
     notes: tuple[str, ...] = ()
+    few_steps: FewSteps | None = None
 
     def notes_on_loading(self) -> tuple[str, ...]:
         """What a user should hear of how the files were taken: of tensors that belong to no part, of parts left out."""
@@ -192,20 +215,37 @@ def check_known(header: Header, marked: Mapping[str, Place]) -> None:
 
     Raises:
         UnknownFamily: named for what they are, where that is known.
+        IncompatibleCheckpoint: the weights are packed in a way that gouache doesn't unpack.
     """
     foreign = name_relative(header.tensors)
-    # Beside CLIP's text encoder a vision tower is left out; its layers have the names of language models.
-    if foreign is None and "unet" not in marked and "text_encoder" not in marked:
-        foreign = name_stranger(header.tensors) or (None if marked else name_foreign(header.tensors))
-    if foreign is None and marked:
-        return
-    article = "" if foreign is None or foreign.startswith(("a ", "an ", "the ")) else "tensors with the names of "
+    # Beside CLIP's text encoder a vision tower is left out; its layers have the names of language models. Whole files
+    # of other families hold CLIP too, under a prefix.
+    texts = tuple(place.prefix for name, place in marked.items() if name.startswith("text_encoder"))
+    if foreign is None and "unet" not in marked and "" not in texts:
+        others = [name for name in header.tensors if not name.startswith(texts)]
+        foreign = name_stranger(others) or (None if marked else name_foreign(header.tensors))
+    if foreign is None:
+        check_packing(header)
+        if marked:
+            return
+    architecture = header.metadata.get(ARCHITECTURE)
+    if foreign is None and architecture:
+        foreign = f"the architecture {architecture[:40]!r}"
     raise UnknownFamily(
         str(header.path),
-        given=f"{article}{foreign}" if foreign else f"tensors such as {', '.join(list(header.tensors)[:3])[:200]}",
-        expected="weights of Stable Diffusion 1.x, 2.x or XL, or of a part or an adapter of one",
-        cure="gouache runs no model of that kind." if foreign else "",
+        given=_named(foreign, header) if foreign else f"tensors such as {few(list(header.tensors), 3)[:200]}",
+        expected="weights of Stable Diffusion 1.x, 2.x, XL or 3, or of a part or an adapter of one",
+        cure=RUN_ELSEWHERE if foreign else "",
     )
+
+
+def _named(foreign: str, header: Header) -> str:
+    """A foreign model, and how its numbers are stored where that isn't plain."""
+    article = "" if foreign.startswith(("a ", "an ", "the ")) else "tensors with the names of "
+    packing = name_packing(header)
+    kinds = few(sorted(set(header.stored.values())), 3)
+    storing = f", in {packing}" if packing else f", stored as {kinds}" if kinds else ""
+    return f"{article}{with_model(foreign, header.tensors)}{storing}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -257,19 +297,23 @@ def describe(marked: Mapping[str, Place]) -> Identity:
     """
     shapes = {name: place.shapes() for name, place in marked.items()}
     lead = marked["unet"] if "unet" in marked else next(iter(marked.values()))
-    unet = unet_config(shapes["unet"], lead.naming, str(lead.header.path)) if "unet" in marked else None
+    unet = network_config(shapes["unet"], lead.naming, str(lead.header.path)) if "unet" in marked else None
     family = family_of(unet, marked) if unet else family_without_unet(shapes, marked)
     configs: dict[str, Config] = {}
     for name, place in marked.items():
         naming, where = place.naming, str(place.header.path)
         recorded = place.header.metadata.get(CONFIG_KEY + name)
         if recorded is not None:
-            kind = CONFIGS.get(name, TextEncoderConfig)
+            kind = config_kind(name, recorded)
             configs[name] = kind.from_json(recorded, where=f"{where} metadata {CONFIG_KEY}{name}")
         elif name == "unet" and unet:
             configs[name] = unet
         elif name == "vae":
-            configs[name] = vae_config(shapes[name], naming, family_named(family).latent_scale, where)
+            found = of_family(vae_config(shapes[name], naming, where), family)
+            enlarges = isinstance(unet, UNetConfig) and unet.noise_levels > 0
+            configs[name] = found.model_copy(update={"scale": UPSCALER_SCALE}) if enlarges else found
+        elif name == "text_encoder_3":
+            configs[name] = t5_config(shapes[name], where)
         else:
             configs[name] = used_text_config(
                 text_config(shapes[name], naming, where), family, naming, first=name == "text_encoder"
@@ -280,17 +324,21 @@ def describe(marked: Mapping[str, Place]) -> Identity:
     }
     left_out, unexplained = rest_of(parts, family)
     prediction, source = prediction_of(lead.header, family, unet)
+    sampling = next((taken for mark, taken in EDM_SAMPLING.items() if mark in lead.header.tensors), "")
+    few_steps = None if unet is None or sampling else few_steps_in(lead.header, family, unet)
     return Identity(
         kind=kind_of(parts),
         family=family,
         layout="single-file" if len(parts) > 1 else "network",
         variant=variant_of(unet),
+        label=label_of(unet),
         parts=parts,
         prediction=prediction,
         prediction_source=source,
         left_out=left_out,
         unexplained=unexplained,
-        sampling=next((taken for mark, taken in EDM_SAMPLING.items() if mark in lead.header.tensors), ""),
+        sampling=f"{few_steps.told}: {few_steps.settings}" if few_steps and few_steps.sets_defaults else sampling,
+        few_steps=few_steps,
     )
 
 
@@ -303,11 +351,39 @@ def kind_of(parts: Mapping[str, Part]) -> str:
     return names[0] if len(set(names)) == 1 else "parts"
 
 
-def family_of(unet: UNetConfig, parts: Mapping[str, object]) -> str:
+def config_kind(name: str, text: str) -> type[Config]:
+    """The class of a part's recorded config."""
+    if name == "unet":
+        return MMDiTConfig if '"dual_layers"' in text else UNetConfig
+    if name == "text_encoder_3":
+        return T5Config
+    return VAEConfig if name == "vae" else TextEncoderConfig
+
+
+def of_family(config: VAEConfig, family: str) -> VAEConfig:
+    """An autoencoder's config with the scale and shift of its family's latents; a tiny one has them built in."""
+    if config.tiny_blocks is not None:
+        return config
+    traits = family_named(family)
+    return config.model_copy(update={"scale": traits.latent_scale, "shift": traits.latent_shift})
+
+
+def label_of(unet: NetworkConfig | None) -> str:
+    """Which of Stable Diffusion 3's networks it is; large and large turbo are alike."""
+    if not isinstance(unet, MMDiTConfig):
+        return ""
+    if unet.dual_layers:
+        return "3.5 medium"
+    return "3.5 large" if unet.qk_norm else "3 medium"
+
+
+def family_of(unet: NetworkConfig, parts: Mapping[str, object]) -> str:
     """A U-Net's family: SDXL adds a pooled vector, SD 2.x has linear projections, SD 1.x convolutions.
 
     The refiner is the one SDXL network without ViT-L: its context is bigG's 1280 channels alone.
     """
+    if isinstance(unet, MMDiTConfig):
+        return SD3.name
     if unet.pooled_width and not unet.picture_width:
         lone_second = "text_encoder_2" not in parts and "text_encoder" in parts
         lone_folder = "text_encoder" not in parts and "text_encoder_2" in parts
@@ -326,11 +402,11 @@ def family_without_unet(shapes: Mapping[str, Shapes], marked: Mapping[str, Place
     return FAMILY_OF_TEXT_WIDTH.get(shapes["text_encoder"][tokens][-1], UNKNOWN).name
 
 
-def variant_of(unet: UNetConfig | None) -> str:
+def variant_of(unet: NetworkConfig | None) -> str:
     """What the U-Net is for, by its input channels; unCLIP takes a picture's vector."""
     if unet is None:
         return "base"
-    if unet.picture_width:
+    if isinstance(unet, UNetConfig) and unet.picture_width:
         return "unclip"
     return VARIANTS.get(unet.draft_channels, f"{unet.draft_channels} more channels")
 
@@ -347,34 +423,12 @@ def used_text_config(config: TextEncoderConfig, family: str, naming: Naming, *, 
         whole = config.layers == VIT_H_LAYERS or config.projection_width > 0
         return config.model_copy(update={"layers": config.layers - whole, "projection_width": 0})
     if traits.context == "penultimate_raw":
-        # Of two encoders only the second gives a pooled vector.
-        alone = {"projection_width": 0} if first and len(traits.text_encoders) == 2 else {}
+        # Of two encoders only the second gives a pooled vector; in Stable Diffusion 3 both do.
+        alone = {"projection_width": 0} if first and len(traits.text_encoders) == 2 and not traits.text_rows else {}
+        if traits.text_rows and not config.projection_width:
+            alone = {"projection_width": config.width}
         return config.model_copy(update={"skip_layers": 1, "final_norm": False, **alone})
     return config.model_copy(update={"projection_width": 0})
-
-
-def prediction_of(header: Header, family: str, unet: UNetConfig | None) -> tuple[Parameterization | None, str]:
-    """What the network's output means, and how that is known. None: SD 2.x, where only the weights tell."""
-    if "edm_mean" in header.tensors:
-        return "edm", "a mark among the tensors"
-    for key in ("modelspec.prediction_type", "modelspec.predict_key"):
-        recorded = {"epsilon": "eps", "v": "v", "v_prediction": "v"}.get(header.metadata.get(key, ""))
-        if recorded:
-            return ("v" if recorded == "v" else "eps"), f"metadata {key}"
-    if "v_pred" in header.tensors or "edm_vpred.sigma_max" in header.tensors:
-        return "v", "a mark among the tensors"
-    if unet is None:
-        return None, ""
-    rule = family_named(family).prediction
-    if rule is not None:
-        return rule, f"the family's rule for {family}"
-    if unet.draft_channels or unet.pooled_width:
-        return ("v", "the family's rule for SD 2.x unCLIP") if unet.pooled_width else ("eps", "the variant's rule")
-    # Training steps of the two published files about which no reader disagrees.
-    steps = {"875000": "eps", "110000": "v"}.get(header.metadata.get("global_step", ""))
-    if steps:
-        return ("v" if steps == "v" else "eps"), "the file's global_step"
-    return None, "only the weights tell"
 
 
 def rest_of(parts: Mapping[str, Part], family: str) -> tuple[dict[str, int], tuple[str, ...]]:

@@ -28,17 +28,15 @@ from gouache.models.configs import (
     QuantizerConfig,
     SentenceEncoderConfig,
     TextEncoderConfig,
-    UNetConfig,
     UpscalerConfig,
-    VAEConfig,
 )
-from gouache.models.family import FAMILIES, UNKNOWN
+from gouache.models.family import FAMILIES, SD3, UNKNOWN
 
 CARD_FILE = "model.json"
 CARD_KEY = "gouache.model"
 VOCABULARY_FILE = "vocab.txt"
 VOCABULARY_KEY = "gouache.vocabulary"
-PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "prior", "quantizer", "upscaler")
+PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "text_encoder_3", "prior", "quantizer", "upscaler")
 
 
 class PartCard(Config):
@@ -79,14 +77,14 @@ def part_config(name: str, text: str, where: str) -> Config:
     Raises:
         ConfigError: it is no config of that part.
     """
-    if name.startswith("text_encoder"):
+    if name in ("text_encoder", "text_encoder_2"):
         kind: type[Config] = SentenceEncoderConfig if '"max_tokens"' in text else TextEncoderConfig
     elif name in ("prior", "quantizer"):
         kind = PriorConfig if name == "prior" else QuantizerConfig
     elif name == "upscaler":
         kind = UpscalerConfig
     else:
-        kind = UNetConfig if name == "unet" else VAEConfig
+        kind = detect.config_kind(name, text)
     return kind.from_json(text, where=where)
 
 
@@ -107,7 +105,8 @@ def identify(path: str | Path, *, variant: str | None = None, vae: str | Path | 
             of their own, or a folder in gouache's format.
         variant: for diffusers folders, which weights to prefer, for example ``"fp16"``.
         vae: an autoencoder to take in place of the model's own, or where it has none: a file or a folder. A model
-            without one takes the file ``NAME.vae.safetensors`` beside it, and says so in `loading_notes`.
+            without one takes the file ``NAME.vae.safetensors`` beside it, and says so in `loading_notes`; so does
+            Stable Diffusion 3 with text encoders.
 
     Raises:
         ModelNotFound: nothing is there, or a part is missing.
@@ -116,6 +115,8 @@ def identify(path: str | Path, *, variant: str | None = None, vae: str | Path | 
     """
     path = Path(path)
     identity = _identify_folder(path, variant) if path.is_dir() else _identify_file(path)
+    if identity.family == SD3.name and "unet" in identity.parts and identity.kind != "model" and path.is_file():
+        identity = joined.with_texts_beside(identity, path)
     if vae is not None:
         return joined.with_vae(identity, identify(vae, variant=variant), Path(vae))
     own = joined.beside(path) if identity.kind == "model" and "vae" not in identity.parts else None

@@ -16,9 +16,14 @@ from gouache.checkpoints.formats.header import few, open_header
 from gouache.checkpoints.shapes import TOKEN_EMBEDDING
 from gouache.errors import GouacheError, IncompatibleCheckpoint, UnknownFamily
 from gouache.models.configs import VAEConfig
-from gouache.models.family import family_named
 
-SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+SUFFIXES = (".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
+T5 = "text_encoder_3"
+CLIPS = ("text_encoder", "text_encoder_2")
+TEXT_FOLDERS = ("clip", "text_encoders", "text_encoder")
+"""Where other programs keep text encoders apart; any case."""
+SD3_WIDTHS = (768, 1280)
+"""Of ViT-L and bigG."""
 PART_FOLDERS = ("unet", "diffusion_models", "checkpoints", "clip", "text_encoders", "text_encoder", "vae")
 """Where other programs keep the parts of models; any case."""
 
@@ -55,7 +60,7 @@ def join(files: Sequence[Path], where: str) -> Identity | None:
         if not parts:
             return None
         for name, place in parts.items():
-            if name.startswith("text_encoder"):
+            if name in CLIPS:
                 texts.append(place)
             elif name in found:
                 return None
@@ -66,13 +71,56 @@ def join(files: Sequence[Path], where: str) -> Identity | None:
     texts.sort(key=_width)
     if len({_width(text) for text in texts}) != len(texts):
         return None
-    found |= dict(zip(("text_encoder", "text_encoder_2"), texts, strict=False))
+    found |= dict(zip(CLIPS, texts, strict=False))
     identity = detect.describe(found)
     if identity.kind == "unet":
         raise UnknownFamily(
             where, given=f"a U-Net and nothing else in {few([file.name for file in files])}", expected="a whole model"
         )
     return replace(identity, layout="single-file")
+
+
+def with_texts_beside(identity: Identity, path: Path) -> Identity:
+    """A Stable Diffusion 3 file without text encoders, as it was published, with those that lie beside it.
+
+    They are looked for beside the file, and in folders for text encoders there and one above. Of two of a kind the
+    larger file is taken, which holds the more exact numbers. What was taken is noted.
+
+    Args:
+        identity: of the file.
+        path: the file.
+
+    Returns:
+        The model; `identity` itself where the two CLIPs aren't found.
+    """
+    found: dict[int | str, tuple[Path, Place]] = {}
+    for file in sorted(_beside_for_texts(path), key=lambda one: one.stat().st_size):
+        try:
+            parts = detect.parts_of(open_header(file))
+        except GouacheError:
+            continue
+        if list(parts) == [T5]:
+            found[T5] = (file, parts[T5])
+        elif len(parts) == 1 and next(iter(parts)) in CLIPS:
+            place = next(iter(parts.values()))
+            found[_width(place)] = (file, place)
+    widths = sorted(width for width in found if isinstance(width, int))
+    chosen = SD3_WIDTHS if set(SD3_WIDTHS) <= set(widths) else tuple(widths)
+    if len(chosen) != len(CLIPS):
+        return identity
+    taken = dict(zip(CLIPS, (found[width] for width in chosen), strict=True))
+    taken |= {T5: found[T5]} if T5 in found else {}
+    whole = detect.describe(detect.parts_of(open_header(path)) | {name: place for name, (_, place) in taken.items()})
+    names = ", ".join(file.name for file, _ in taken.values())
+    return replace(whole, layout="single-file", loading_notes=(f"the text encoders lie beside the model: {names}",))
+
+
+def _beside_for_texts(path: Path) -> list[Path]:
+    places = [path.parent]
+    for folder in (path.parent, path.parent.parent):
+        places += [one for one in sorted(folder.iterdir()) if one.is_dir() and one.name.lower() in TEXT_FOLDERS]
+    files = [file for place in places for file in place.iterdir() if file.is_file() and file != path]
+    return [file for file in files if file.suffix.lower() in SUFFIXES and not file.name.startswith(".")]
 
 
 def _width(text: Place) -> int:
@@ -98,9 +146,8 @@ def with_vae(identity: Identity, other: Identity, path: Path) -> Identity:
         )
     if identity.kind != "model":
         return identity
-    if not _says_its_scale(part, path) and part.config.tiny_blocks is None:
-        scale = family_named(identity.family).latent_scale
-        part = replace(part, config=part.config.model_copy(update={"scale": scale}))
+    if not _says_its_scale(part, path):
+        part = replace(part, config=detect.of_family(part.config, identity.family))
     parts = {name: one for name, one in identity.parts.items() if name != "vae"} | {"vae": part}
     return replace(identity, parts=parts, kind=detect.kind_of(parts))
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from gouache.checkpoints.shapes import POINTWISE, THIRDS, Naming, ShapeChange, Speller, Spelling
 from gouache.config import Config
-from gouache.models.configs import ControlNetConfig, UNetConfig, VAEConfig
+from gouache.models.configs import ControlNetConfig, MMDiTConfig, T2IAdapterConfig, UNetConfig, VAEConfig
 
 Table = Mapping[str, str]
 """Our module's name -> theirs."""
@@ -33,6 +33,7 @@ UNET_ENDS = {
     "add_embedding.linear_2": "label_emb.0.2",
     "class_embedding.linear_1": "label_emb.0.0",
     "class_embedding.linear_2": "label_emb.0.2",
+    "class_embedding": "label_emb",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
     "mid_block.attentions.0": "middle_block.1",
@@ -82,6 +83,62 @@ def unet_table(config: UNetConfig) -> Table:
     return table
 
 
+MMDIT_ENDS = {
+    "pos_embed.proj": "x_embedder.proj",
+    "pos_embed.pos_embed": "pos_embed",
+    "time_text_embed.timestep_embedder.linear_1": "t_embedder.mlp.0",
+    "time_text_embed.timestep_embedder.linear_2": "t_embedder.mlp.2",
+    "time_text_embed.text_embedder.linear_1": "y_embedder.mlp.0",
+    "time_text_embed.text_embedder.linear_2": "y_embedder.mlp.2",
+    "norm_out.linear": "final_layer.adaLN_modulation.1",
+    "proj_out": "final_layer.linear",
+}
+JOINT_BLOCK = {
+    "norm1.linear": "x_block.adaLN_modulation.1",
+    "norm1_context.linear": "context_block.adaLN_modulation.1",
+    "attn.norm_q": "x_block.attn.ln_q",
+    "attn.norm_k": "x_block.attn.ln_k",
+    "attn.norm_added_q": "context_block.attn.ln_q",
+    "attn.norm_added_k": "context_block.attn.ln_k",
+    "attn.to_out.0": "x_block.attn.proj",
+    "attn.to_add_out": "context_block.attn.proj",
+    "attn2.norm_q": "x_block.attn2.ln_q",
+    "attn2.norm_k": "x_block.attn2.ln_k",
+    "attn2.to_out.0": "x_block.attn2.proj",
+    "ff.net.0.proj": "x_block.mlp.fc1",
+    "ff.net.2": "x_block.mlp.fc2",
+    "ff_context.net.0.proj": "context_block.mlp.fc1",
+    "ff_context.net.2": "context_block.mlp.fc2",
+}
+JOINT_THIRDS = {
+    "attn.to_q": ("x_block.attn.qkv", ShapeChange.FIRST_THIRD),
+    "attn.to_k": ("x_block.attn.qkv", ShapeChange.SECOND_THIRD),
+    "attn.to_v": ("x_block.attn.qkv", ShapeChange.LAST_THIRD),
+    "attn.add_q_proj": ("context_block.attn.qkv", ShapeChange.FIRST_THIRD),
+    "attn.add_k_proj": ("context_block.attn.qkv", ShapeChange.SECOND_THIRD),
+    "attn.add_v_proj": ("context_block.attn.qkv", ShapeChange.LAST_THIRD),
+    "attn2.to_q": ("x_block.attn2.qkv", ShapeChange.FIRST_THIRD),
+    "attn2.to_k": ("x_block.attn2.qkv", ShapeChange.SECOND_THIRD),
+    "attn2.to_v": ("x_block.attn2.qkv", ShapeChange.LAST_THIRD),
+}
+
+
+def spell_joint(name: str, layers: int) -> Spelling:
+    """What a single file calls a tensor of an MMDiT of so many blocks.
+
+    Queries, keys and values are one matrix there. The scale and shift behind the last blocks stand the other way round.
+    """
+    module, _, kind = name.rpartition(".")
+    if not name.startswith("transformer_blocks."):
+        ends = ShapeChange.HALVES_SWAPPED if module == "norm_out.linear" else ShapeChange.NONE
+        return Spelling(_translate(name, MMDIT_ENDS), ends)
+    _, layer, inner = module.split(".", 2)
+    swapped = inner == "norm1_context.linear" and int(layer) == layers - 1
+    plain = (JOINT_BLOCK.get(inner, inner), ShapeChange.HALVES_SWAPPED if swapped else ShapeChange.NONE)
+    theirs, change = JOINT_THIRDS.get(inner, plain)
+    return Spelling(f"joint_blocks.{layer}.{theirs}.{kind}", change)
+
+
 def controlnet_table(config: ControlNetConfig) -> Table:
     """Our ControlNet's modules and its authors': a U-Net's way down, the hint's convolutions, and one for each map."""
     table = dict(unet_table(config.unet))
@@ -92,6 +149,18 @@ def controlnet_table(config: ControlNetConfig) -> Table:
     maps = len(config.unet.channels) * (config.unet.layers_per_level + 1)
     table |= {f"controlnet_down_blocks.{i}": f"zero_convs.{i}.0" for i in range(maps)}
     return {**table, "controlnet_mid_block": "middle_block_out.0"}
+
+
+def t2i_table(config: T2IAdapterConfig) -> Table:
+    """Our T2I-Adapter's modules and its authors', who number all blocks of a full one in one list."""
+    table = {}
+    for level in range(len(config.channels)):
+        if config.kind == "light":
+            table[f"body.{level}.resnets"] = f"body.{level}.body"
+            continue
+        table[f"body.{level}.in_conv"] = f"body.{level * config.blocks}.in_conv"
+        table |= {f"body.{level}.resnets.{i}": f"body.{level * config.blocks + i}" for i in range(config.blocks)}
+    return table
 
 
 def vae_table(config: VAEConfig) -> Table:
@@ -126,8 +195,13 @@ def speller(config: Config, naming: Naming) -> Speller:
     if isinstance(config, UNetConfig) and naming == "ldm":
         table = unet_table(config)
         return lambda name: Spelling(_translate(name, table))
+    if isinstance(config, MMDiTConfig) and naming == "ldm":
+        return lambda name: spell_joint(name, config.layers)
     if isinstance(config, ControlNetConfig) and naming == "ldm":
         table = controlnet_table(config)
+        return lambda name: Spelling(_translate(name, table))
+    if isinstance(config, T2IAdapterConfig) and naming == "ldm":
+        table = t2i_table(config)
         return lambda name: Spelling(_translate(name, table))
     if isinstance(config, VAEConfig):
         table = {"ldm": vae_table(config), "old_diffusers": _old_vae_table()}.get(naming, {})

@@ -14,30 +14,39 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gouache.checkpoints.detect import Part, left_out_reason
+from gouache.checkpoints.formats.gguf import check_readable
 from gouache.checkpoints.formats.header import Header, TensorInfo, few, open_source
 from gouache.checkpoints.formats.safetensors import TORCH_DTYPES, Int8Source, WeightSource
 from gouache.checkpoints.shapes import POINTWISE, THIRDS, ShapeChange, Speller, Spelling
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, InvalidInput
 from gouache.models.conditioning.controlnet import ControlNet
+from gouache.models.conditioning.controlnet_union import ControlNetUnion
 from gouache.models.conditioning.image_encoder import ImageEncoder
 from gouache.models.conditioning.ip_adapter import IPAdapter
+from gouache.models.conditioning.t2i_adapter import T2IAdapter
 from gouache.models.configs import (
     ControlNetConfig,
     ImageEncoderConfig,
     IPAdapterConfig,
+    MMDiTConfig,
     PriorConfig,
     QuantizerConfig,
     SentenceEncoderConfig,
+    T2IAdapterConfig,
+    T5Config,
     TextEncoderConfig,
     UNetConfig,
     UpscalerConfig,
     VAEConfig,
 )
+from gouache.models.family import family_named
+from gouache.models.mmdit import MMDiT
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.text.clip import TextEncoder
 from gouache.models.text.sentence import SentenceEncoder
+from gouache.models.text.t5 import T5Encoder
 from gouache.models.unet import UNet
 from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
@@ -84,10 +93,14 @@ def build(config: Config) -> nn.Module:
     """
     if isinstance(config, UNetConfig):
         return UNet(config)
+    if isinstance(config, MMDiTConfig):
+        return MMDiT(config)
     if isinstance(config, VAEConfig):
         return AutoencoderKL(config)
     if isinstance(config, TextEncoderConfig):
         return TextEncoder(config)
+    if isinstance(config, T5Config):
+        return T5Encoder(config)
     if isinstance(config, SentenceEncoderConfig):
         return SentenceEncoder(config)
     if isinstance(config, PriorConfig):
@@ -97,7 +110,9 @@ def build(config: Config) -> nn.Module:
     if isinstance(config, UpscalerConfig):
         return Upscaler(config)
     if isinstance(config, ControlNetConfig):
-        return ControlNet(config)
+        return ControlNetUnion(config) if config.union_types else ControlNet(config)
+    if isinstance(config, T2IAdapterConfig):
+        return T2IAdapter(config)
     if isinstance(config, ImageEncoderConfig):
         return ImageEncoder(config)
     if isinstance(config, IPAdapterConfig):
@@ -152,6 +167,8 @@ def plan(part: Part, network: nn.Module, family: str) -> Plan:
     spellings = {name: spell(name) for name in shapes}
     report = LoadReport()
     found = part.header.tensors
+    if _lacks_identity(part, shapes, spellings, family):
+        spellings[PROJECTION] = Spelling(spellings[BESIDE_PROJECTION].name, ShapeChange.IDENTITY)
     for name, shape in shapes.items():
         spelling = spellings[name]
         if spelling.name not in found:
@@ -167,6 +184,20 @@ def plan(part: Part, network: nn.Module, family: str) -> Plan:
             else:
                 report.unexpected.append(name)
     return Plan(part, spellings, shapes, report)
+
+
+PROJECTION, BESIDE_PROJECTION = "text_projection.weight", "final_layer_norm.weight"
+
+
+def _lacks_identity(
+    part: Part, shapes: Mapping[str, tuple[int, ...]], spellings: Mapping[str, Spelling], family: str
+) -> bool:
+    """Whether a CLIP of Stable Diffusion 3 comes without its projection: the first one's is the identity, which folders
+    hold and single files don't."""
+    if not family_named(family).text_rows or not isinstance(part.config, TextEncoderConfig):
+        return False
+    absent = PROJECTION in shapes and spellings[PROJECTION].name not in part.header.tensors
+    return absent and len(set(shapes[PROJECTION])) == 1
 
 
 def _speller(part: Part) -> Speller:
@@ -189,6 +220,8 @@ def _prefixed(spell: Speller, prefix: str) -> Speller:
 
 
 def _fits(info: TensorInfo, shape: tuple[int, ...], change: ShapeChange) -> bool:
+    if change is ShapeChange.IDENTITY:
+        return True
     if change is ShapeChange.POINTWISE:
         return info.shape in (shape, (*shape, 1, 1))
     if change is ShapeChange.TRANSPOSED:
@@ -204,6 +237,10 @@ def changed(tensor: Tensor, change: ShapeChange, shape: tuple[int, ...]) -> Tens
         return tensor.reshape(shape)
     if change is ShapeChange.TRANSPOSED:
         return tensor.T.contiguous()
+    if change is ShapeChange.IDENTITY:
+        return torch.eye(shape[0], dtype=tensor.dtype)
+    if change is ShapeChange.HALVES_SWAPPED:
+        return torch.cat(tensor.chunk(2)[::-1])
     if change in THIRDS:
         return tensor[THIRDS.index(change) * shape[0] :][: shape[0]].clone()
     return tensor
@@ -213,11 +250,13 @@ def plan_network(part: Part, family: str) -> tuple[nn.Module, Plan]:
     """A part's network without memory, and where its tensors come from; nothing is read.
 
     Raises:
-        IncompatibleCheckpoint: tensors are missing, unexpected or of another shape; all are listed.
+        IncompatibleCheckpoint: tensors are missing, unexpected or of another shape (all are listed), or stored in a
+            type of ggml that can't be dequantized.
     """
     network = build_on_meta(part.config)
     planned = plan(part, network, family)
     planned.report.check(str(part.header.path), part.name)
+    check_readable(part.header, [spelling.name for spelling in planned.spellings.values()])
     return network, planned
 
 
@@ -316,7 +355,7 @@ def open_part(header: Header) -> WeightSource:
     """Open the file, or all shards, that a header describes, as one source."""
     sources = [open_source(file) for file in header.files or (header.path,)]
     source = sources[0] if len(sources) == 1 else _Shards(header, sources)
-    return Int8Source(source, header) if header.int8 else source
+    return Int8Source(source, header) if "I8" in header.stored.values() else source
 
 
 class _Shards:

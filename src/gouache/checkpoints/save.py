@@ -10,7 +10,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -31,13 +31,24 @@ from gouache.checkpoints.noise_table import (
     records_nothing_else,
     table_to_record,
 )
+from gouache.checkpoints.recorded import DEFAULTS_KEY
 from gouache.checkpoints.shapes import THIRDS, Naming, ShapeChange
+from gouache.checkpoints.t5_vocabulary import OWN_FILE, OWN_KEY, json_to_keep
 from gouache.config import Config
 from gouache.errors import IncompatibleCheckpoint, InvalidInput, unknown_name
 from gouache.files import atomic_write
 from gouache.models.bundle import ModelBundle
-from gouache.models.configs import DenoiserConfig, GenerationDefaults, TextEncoderConfig, UNetConfig, VAEConfig
-from gouache.models.family import SD1, SD2, SDXL, SDXL_REFINER, family_named
+from gouache.models.configs import (
+    DenoiserConfig,
+    GenerationDefaults,
+    NetworkConfig,
+    NoiseScheduleConfig,
+    T5Config,
+    TextEncoderConfig,
+    VAEConfig,
+)
+from gouache.models.family import SD1, SD2, SD3, SDXL, SDXL_REFINER, family_named
+from gouache.models.text.unigram import UnigramTokenizer
 
 Format = Literal["diffusers", "single-file", "gouache"]
 FORMATS: tuple[Format, ...] = ("diffusers", "single-file", "gouache")
@@ -51,6 +62,11 @@ SINGLE_FILE: dict[str, dict[str, tuple[str, Naming]]] = {
         "text_encoder_2": ("conditioner.embedders.1.model.", "open_clip"),
     },
     SDXL_REFINER.name: {"text_encoder": ("conditioner.embedders.0.model.", "open_clip")},
+    SD3.name: {
+        "text_encoder": ("text_encoders.clip_l.transformer.", "clip_model"),
+        "text_encoder_2": ("text_encoders.clip_g.transformer.", "clip_model"),
+        "text_encoder_3": ("text_encoders.t5xxl.transformer.", "ours"),
+    },
 }
 COMMON: dict[str, tuple[str, Naming]] = {
     "unet": ("model.diffusion_model.", "ldm"),
@@ -72,7 +88,7 @@ class ModelToWrite:
     """A whole model on its way to the disk; `networks` by the part's name.
 
     `styles`, `description`, `licence` and `int8` (parts whose matrices are stored in int8) are kept by the own format
-    only.
+    only. `metadata` stands in the file's, or in that of a folder's U-Net.
     """
 
     family: str
@@ -82,10 +98,12 @@ class ModelToWrite:
     defaults: GenerationDefaults
     networks: Mapping[str, NetworkToWrite]
     vocabulary: tuple[str, ...] = ()
+    t5_tokenizer: UnigramTokenizer | None = None
     styles: tuple[str, ...] = ()
     description: str = ""
     licence: str = ""
     int8: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def network_to_write(config: Config, network: nn.Module) -> NetworkToWrite:
@@ -113,9 +131,11 @@ def in_int8(network: NetworkToWrite) -> NetworkToWrite:
 
 def bundle_to_write(bundle: ModelBundle, variant: str = "base") -> ModelToWrite:
     """A model that is in memory."""
-    networks = {"unet": bundle.unet, "vae": bundle.vae}
+    networks: dict[str, nn.Module] = {"unet": bundle.unet, "vae": bundle.vae}
     encoders = list(bundle.text.encoders)
     networks |= dict(zip(("text_encoder", "text_encoder_2"), encoders, strict=False))
+    if bundle.text.t5 is not None:
+        networks["text_encoder_3"] = bundle.text.t5
     if bundle.prior is not None and bundle.quantizer is not None:
         networks |= {"prior": bundle.prior, "quantizer": bundle.quantizer}
     if bundle.upscaler is not None:
@@ -129,6 +149,7 @@ def bundle_to_write(bundle: ModelBundle, variant: str = "base") -> ModelToWrite:
         defaults=bundle.defaults,
         networks={name: network_to_write(_config_of(network), network) for name, network in networks.items()},
         vocabulary=tuple(vocabulary),
+        t5_tokenizer=bundle.text.t5_tokenizer,
         styles=bundle.styles,
     )
 
@@ -209,12 +230,15 @@ def _stored(model: ModelToWrite) -> dict[str, NetworkToWrite]:
 def _write_own_folder(model: ModelToWrite, folder: Path) -> None:
     parts = []
     for name, network in _stored(model).items():
-        metadata = {"component": name, "config": network.config.to_json()}
+        metadata = {**_told(model, name), "component": name, "config": network.config.to_json()}
         sha256 = write_tensors(folder / f"{name}.safetensors", network.infos, network.tensor_of, metadata)
         parts.append(PartCard(name=name, file=f"{name}.safetensors", sha256=sha256))
     if model.vocabulary:
         with atomic_write(folder / VOCABULARY_FILE) as file:
             file.write("\n".join(model.vocabulary).encode("utf-8") + b"\n")
+    for text in _t5_vocabulary(model).values():
+        with atomic_write(folder / OWN_FILE) as file:
+            file.write(text.encode("utf-8"))
     write_json(folder / CARD_FILE, _card(model, tuple(parts)).model_dump(mode="json"))
 
 
@@ -226,7 +250,8 @@ def _write_own_file(model: ModelToWrite, path: Path) -> None:
         part, _, inner = name.partition(".")
         return networks[part].tensor_of(inner)
 
-    metadata = {CARD_KEY: _card(model, ()).to_json(), **_config_metadata(model)}
+    own = {CARD_KEY: _card(model, ()).to_json(), **_config_metadata(model), **_t5_vocabulary(model)}
+    metadata = {**model.metadata, **own}
     if model.vocabulary:
         metadata[VOCABULARY_KEY] = "\n".join(model.vocabulary)
     write_tensors(path, infos, tensor_of, metadata)
@@ -246,6 +271,12 @@ def _card(model: ModelToWrite, parts: tuple[PartCard, ...]) -> ModelCard:
         description=model.description,
         licence=model.licence,
     )
+
+
+def _t5_vocabulary(model: ModelToWrite) -> dict[str, str]:
+    """What a file's metadata says of the vocabulary of its T5; nothing of the published one, which every reader has."""
+    text = "" if model.t5_tokenizer is None else json_to_keep(model.t5_tokenizer)
+    return {OWN_KEY: text} if text else {}
 
 
 def _config_metadata(model: ModelToWrite) -> dict[str, str]:
@@ -273,21 +304,26 @@ def _write_single_file(model: ModelToWrite, path: Path) -> None:
             sources.setdefault(theirs, []).append((network, ours, spelling.change))
             infos[theirs] = TensorInfo(info.dtype, _their_shape(info.shape, spelling.change))
     family = family_named(model.family)
-    prediction = {"eps": "epsilon", "v": "v"}.get(model.denoiser.parameterization, model.denoiser.parameterization)
+    prediction = {"eps": "epsilon", "x0": "sample"}.get(
+        model.denoiser.parameterization, model.denoiser.parameterization
+    )
     metadata = {
+        **model.metadata,
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": family.architecture + ("" if model.variant == "base" else f"-{model.variant}"),
         "modelspec.implementation": family.implementation,
         "modelspec.title": model.name or model.family,
         "modelspec.prediction_type": prediction,
     }
+    if model.defaults.num_inference_steps != GenerationDefaults().num_inference_steps:
+        metadata[DEFAULTS_KEY] = model.defaults.to_json()
     marks = _marks(model, str(path))
     infos |= {name: TensorInfo("F32", tuple(mark.shape)) for name, mark in marks.items()}
 
     def tensor_of(name: str) -> Tensor:
         return marks[name] if name in marks else _joined(sources[name], infos[name].shape)
 
-    write_tensors(path, infos, tensor_of, metadata | configs)
+    write_tensors(path, infos, tensor_of, metadata | configs | _t5_vocabulary(model))
 
 
 def _marks(model: ModelToWrite, where: str) -> dict[str, Tensor]:
@@ -298,7 +334,9 @@ def _marks(model: ModelToWrite, where: str) -> dict[str, Tensor]:
         marks["v_pred"] = torch.empty(0)
     if schedule.zero_terminal_snr:
         marks[ZERO_TERMINAL_SNR] = torch.empty(0)
-    vae = model.networks["vae"].config
+    vae, shift = model.networks["vae"].config, family_named(model.family).shift
+    if shift is not None and schedule == NoiseScheduleConfig(name="flow", shift=shift):
+        return marks
     if schedule.name == "edm" and isinstance(vae, VAEConfig):
         return edm_marks(model.denoiser, vae, where)
     if not records_nothing_else(schedule):
@@ -330,27 +368,43 @@ def _joined(sources: list[tuple[NetworkToWrite, str, ShapeChange]], shape: tuple
     tensors = [network.tensor_of(name) for network, name, _ in ordered]
     if ordered[0][2] is ShapeChange.TRANSPOSED:
         return tensors[0].T
+    if ordered[0][2] is ShapeChange.HALVES_SWAPPED:
+        return torch.cat(tensors[0].chunk(2)[::-1])
     return torch.cat(tensors) if len(tensors) > 1 else tensors[0].reshape(shape)
 
 
 def _write_diffusers(model: ModelToWrite, folder: Path, where: str) -> None:
     scheduler = model.defaults.scheduler
-    index = diffusers_write.model_index(model.family, model.variant, where, scheduler)
+    t5 = "text_encoder_3" in model.networks
+    index = diffusers_write.model_index(model.family, model.variant, where, scheduler, t5=t5)
     write_json(folder / "model_index.json", index)
     size, deviation = model.defaults.width, model.denoiser.schedule.sigma_data or 1.0
     for name, network in model.networks.items():
         config = network.config
-        if isinstance(config, UNetConfig):
-            _write_part(folder / name, network, diffusers_write.unet_json(config, size // _downscale(model), where))
+        if isinstance(config, NetworkConfig):
+            values = diffusers_write.network_json(config, size // _downscale(model), where)
+            part = folder / diffusers_write.network_folder(config)
+            _write_part(part, network, values, metadata=_told(model, name))
         elif isinstance(config, VAEConfig):
             _write_part(folder / name, network, diffusers_write.vae_json(config, size, where, deviation))
+        elif isinstance(config, T5Config):
+            _write_part(folder / name, network, diffusers_write.t5_json(config), "model.safetensors")
         elif isinstance(config, TextEncoderConfig):
             encoders = family_named(model.family).text_encoders
             place = encoders[0] if len(encoders) == 1 else name
-            _write_text(folder, place, network, config)
+            _write_text(
+                folder, place, network, config, projection=place == "text_encoder_2" or model.family == SD3.name
+            )
+    if model.t5_tokenizer is not None:
+        diffusers_write.write_t5_tokenizer(folder / "tokenizer_3", model.t5_tokenizer)
     (folder / "scheduler").mkdir()
     values = diffusers_write.scheduler_json(model.denoiser, model.family, where, scheduler)
     write_json(folder / "scheduler" / "scheduler_config.json", values)
+    if model.variant == "upscaler":
+        (folder / "low_res_scheduler").mkdir()
+        plain = diffusers_write.scheduler_json(model.denoiser, model.family, where)
+        low = {**plain, "_class_name": "DDPMScheduler", "prediction_type": "epsilon"}
+        write_json(folder / "low_res_scheduler" / "scheduler_config.json", low)
 
 
 def _downscale(model: ModelToWrite) -> int:
@@ -358,18 +412,31 @@ def _downscale(model: ModelToWrite) -> int:
     return vae.downscale if isinstance(vae, VAEConfig) else 8
 
 
-def _write_part(folder: Path, network: NetworkToWrite, values: Mapping[str, object]) -> None:
+def _told(model: ModelToWrite, part: str) -> Mapping[str, str]:
+    """What the file of a folder's denoising network says of the whole model."""
+    return model.metadata if part == "unet" else {}
+
+
+def _write_part(
+    folder: Path,
+    network: NetworkToWrite,
+    values: Mapping[str, object],
+    file: str = "diffusion_pytorch_model.safetensors",
+    metadata: Mapping[str, str] | None = None,
+) -> None:
     folder.mkdir()
     write_json(folder / "config.json", values)
-    write_tensors(folder / "diffusion_pytorch_model.safetensors", network.infos, network.tensor_of)
+    write_tensors(folder / file, network.infos, network.tensor_of, metadata)
 
 
-def _write_text(folder: Path, place: str, network: NetworkToWrite, config: TextEncoderConfig) -> None:
+def _write_text(
+    folder: Path, place: str, network: NetworkToWrite, config: TextEncoderConfig, *, projection: bool
+) -> None:
     """With the names under ``text_model.``, as every version of transformers reads them."""
     spell = speller(config, "clip_model")
     ours = {spell(name).name: name for name in network.infos}
     (folder / place).mkdir()
-    values = diffusers_write.text_json(config, projection=place == "text_encoder_2")
+    values = diffusers_write.text_json(config, projection=projection)
     write_json(folder / place / "config.json", values)
     infos = {theirs: network.infos[name] for theirs, name in ours.items()}
     write_tensors(folder / place / "model.safetensors", infos, lambda theirs: network.tensor_of(ours[theirs]))

@@ -96,7 +96,12 @@ def password(name: Name, data: Data = None, store: Store = None) -> None:
 
 @app.command()
 def delete(name: Name, data: Data = None, store: Store = None) -> None:
-    """Delete an account with its password, tokens and sessions; jobs and images stay in the store."""
+    """Delete an account with its password, tokens and sessions, and cancel its jobs; images stay in the store."""
+    from gouache.serve.queue.queue import JobQueue
+    from gouache.serve.settings import Limits
+
     accounts = _accounts(data, store)
     accounts.revoke(name)
-    typer.echo("deleted" if accounts.any() else "deleted; no account is left, so a server on loopback is open again")
+    count = JobQueue(accounts.database, Limits()).cancel_all(name)
+    told = f"deleted; {count} of its jobs cancelled" if count else "deleted"
+    typer.echo(told if accounts.any() else f"{told}; no account is left, so a server on loopback is open again")

@@ -74,9 +74,8 @@ def _found(name: str) -> Path:
         return find(name)
     except ModelNotFound:
         adapter = next((file.path for file in list_adapters() if name in file.names), None)
-        beside = [(file.name, file.path) for file in list_controls()]
-        beside += [(file.name, file.path) for file in list_ip_adapters()]
-        found = adapter or next((path for one, path in beside if one == name), None)
+        places = {one.name: one.path for one in list_ip_adapters()} | {one.name: one.path for one in list_controls()}
+        found = adapter or places.get(name)
         if found is None:
             raise
         return found
@@ -95,7 +94,7 @@ def describe(path: Path, identity: Identity) -> dict[str, Any]:
         "prediction": identity.prediction,
         "prediction_source": identity.prediction_source,
         "sampling": identity.sampling,
-        "notes": list(identity.notes),
+        "notes": [*identity.notes, *_advice(path, identity)],
         "parameters": sum(part.parameters for part in identity.parts.values()),
         "parts": {
             name: {
@@ -126,6 +125,17 @@ def _changes(path: Path, identity: Identity) -> str:
         return ""
     header = open_header(file)
     return "; ".join((lora_summary(header.tensors), *PeftSettings.of(header).notes))
+
+
+def _advice(path: Path, identity: Identity) -> list[str]:
+    """What a file that only its name, or a LoRA's metadata, calls a few-step one is painted with."""
+    few_steps, what = identity.few_steps, "the model"
+    if identity.kind == "lora":
+        from gouache.checkpoints.adapters.library import few_steps_of_lora
+
+        few_steps, what = few_steps_of_lora(path), "the LoRA"
+    asks = few_steps is not None and (identity.kind == "lora" or few_steps.source == "name")
+    return [f"{few_steps.advice(what)}; say so in the request"] if few_steps is not None and asks else []
 
 
 def _metadata(path: Path, identity: Identity) -> dict[str, str]:
@@ -234,7 +244,7 @@ def convert(
     from gouache.checkpoints.hub import find
 
     started = time.perf_counter()
-    told = _counter()
+    told = counter()
     identity = convert_model(
         find(source), target, to.value, dtype=PRECISIONS[dtype.value] if dtype else None, on_tensor=told
     )
@@ -255,7 +265,7 @@ def convert(
         typer.echo(f"left out: {count} tensors: {reason}", err=True)
 
 
-def _counter() -> Callable[[str], None]:
+def counter() -> Callable[[str], None]:
     """A line on standard error that counts tensors, on a terminal only."""
     if not sys.stderr.isatty():
         return lambda _: None

@@ -56,6 +56,8 @@ def _describe(model: OnDisk) -> dict[str, object]:
     try:
         identity = identify(model.path)
         what = f"{identity.family} {identity.kind}" + ("" if identity.variant == "base" else f", {identity.variant}")
+        if identity.few_steps is not None:
+            what += f", {identity.few_steps.summary}"
     except GouacheError as error:
         what = f"unusable: {error.given}"
     return {"name": model.name, "path": str(model.path), "bytes": model.bytes, "is": what}

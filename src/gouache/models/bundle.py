@@ -13,16 +13,18 @@ from torch import Tensor, nn
 
 from gouache.diffusion.noise_schedule import NoiseSchedule
 from gouache.errors import ConfigError, ShapeMismatch
-from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.conditioning.image_encoder import PictureEncoder
 from gouache.models.conditioning.ip_adapter import IPAdapter
 from gouache.models.conditioning.unclip import OwnPictures
-from gouache.models.configs import DenoiserConfig, GenerationDefaults
-from gouache.models.denoiser import Denoiser
+from gouache.models.configs import DenoiserConfig, GenerationDefaults, UNetConfig
+from gouache.models.denoiser import Denoiser, SteeringNetwork
 from gouache.models.family import SDXL, Family, family_named
+from gouache.models.few_steps import FewSteps
+from gouache.models.mmdit import MMDiT
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.text.stack import TextStack
+from gouache.models.turns import turns_of
 from gouache.models.unet import UNet
 from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
@@ -40,7 +42,8 @@ class ModelBundle:
 
     Attributes:
         family: name of one of `models.family.FAMILIES`; `traits` is the entry.
-        unet, vae, text: the networks.
+        unet, vae, text: the networks. What is called the U-Net here and elsewhere is the network that denoises, which
+            in Stable Diffusion 3 is a transformer.
         denoiser_config: what the U-Net's output means, and its noise schedule.
         defaults: size, steps and so on of a request that leaves them open.
         styles: that a request may name; empty = the model knows none by name, and any word passes.
@@ -57,6 +60,7 @@ class ModelBundle:
         loading_notes: how its files were taken beyond the plain way: tensors and parts that were left out.
         timesteps: noise level -> timestep of the network, where a list of levels brings its own; see `Denoiser`.
         notes: what its files say of sampling and gouache does otherwise.
+        few_steps: the distillation that its files tell of.
 
     Raises:
         ConfigError: the parts do not fit together.
@@ -64,7 +68,7 @@ class ModelBundle:
     """
 
     family: str
-    unet: UNet
+    unet: UNet | MMDiT
     vae: AutoencoderKL
     text: TextStack
     denoiser_config: DenoiserConfig = field(default_factory=DenoiserConfig)
@@ -72,7 +76,7 @@ class ModelBundle:
     prior: Prior | None = None
     quantizer: Quantizer | None = None
     upscaler: Upscaler | None = None
-    controls: Mapping[str, ControlNet] = field(default_factory=dict)
+    controls: Mapping[str, SteeringNetwork] = field(default_factory=dict)
     ip_adapters: Mapping[str, IPAdapter] = field(default_factory=dict)
     picture_encoders: Mapping[str, PictureEncoder] = field(default_factory=dict)
     own_pictures: OwnPictures | None = None
@@ -84,6 +88,7 @@ class ModelBundle:
     loading_notes: tuple[str, ...] = ()
     timesteps: Mapping[float, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    few_steps: FewSteps | None = None
 
     def __post_init__(self) -> None:
         family_named(self.family, f"family of model {self.name!r}" if self.name else "family")
@@ -114,17 +119,19 @@ class ModelBundle:
     @property
     def device(self) -> torch.device:
         """Where the U-Net is."""
-        return self.unet.conv_in.weight.device
+        turns = turns_of(self.unet)
+        return next(self.unet.parameters()).device if turns is None else turns.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The U-Net's floating-point type."""
-        return self.unet.conv_in.weight.dtype
+        turns = turns_of(self.unet)
+        return next(self.unet.parameters()).dtype if turns is None else turns.dtype
 
     @property
     def has_vae(self) -> bool:
         """Whether the autoencoder is there; one without numbers stands in for one that a request has to name."""
-        return not next(self.vae.parameters()).is_meta
+        return turns_of(self.vae) is not None or not next(self.vae.parameters()).is_meta
 
     @property
     def traits(self) -> Family:
@@ -132,19 +139,29 @@ class ModelBundle:
         return family_named(self.family)
 
     @property
+    def noise_levels(self) -> int:
+        """Levels of the noise on a small picture that the network enlarges and is told; 0 = it is told none."""
+        return self.unet.config.noise_levels if isinstance(self.unet.config, UNetConfig) else 0
+
+    @property
     def size_numbers(self) -> int:
         """How many numbers the U-Net takes beside the pooled text: 6 for SDXL, 5 for its refiner, else 0; -1 if its
         pooled width can't be explained so."""
         width = self.unet.config.pooled_width
-        if width == 0 or self.unet.config.picture_width:
+        if width == 0 or self.picture_width:
             return 0
         rest = width - self.text.pooled_width
         return rest // NUMBER_WIDTH if rest >= 0 and rest % NUMBER_WIDTH == 0 else -1
 
     @property
+    def picture_width(self) -> int:
+        """Width of the picture's embedding that an unCLIP model takes; 0 for every other."""
+        return self.unet.config.picture_width if isinstance(self.unet.config, UNetConfig) else 0
+
+    @property
     def takes_pictures(self) -> bool:
         """Whether it takes a picture's embedding without an adapter: unCLIP by itself, SDXL as its pooled text."""
-        return self.unet.config.picture_width > 0 or self.size_numbers == SDXL.size_numbers
+        return self.picture_width > 0 or self.size_numbers == SDXL.size_numbers
 
     @property
     def takes_aesthetic_score(self) -> bool:

@@ -1,4 +1,5 @@
-"""The configs of every network, apart from the networks: reading a file's header needs no torch.
+"""The configs of every network, apart from the networks: reading a file's header needs no torch. Those of the networks
+that denoise are in `network_configs`.
 
 The defaults of each are Stable Diffusion 1.x.
 """
@@ -12,91 +13,10 @@ from pydantic import Field, model_validator
 
 from gouache.config import Config
 from gouache.errors import ConfigError
+from gouache.models.network_configs import MMDiTConfig as MMDiTConfig
+from gouache.models.network_configs import NetworkConfig as NetworkConfig
+from gouache.models.network_configs import UNetConfig as UNetConfig
 from gouache.models.scheduler_config import SchedulerConfig
-
-
-class UNetConfig(Config):
-    """Everything that decides the U-Net's tensors. The defaults are Stable Diffusion 1.x."""
-
-    in_channels: int = Field(default=4, gt=0)
-    """Channels of the noisy latents."""
-    draft_channels: int = Field(default=0, ge=0)
-    """Channels concatenated to the latents: 5 for inpainting (mask, masked latents), 4 for instruct-pix2pix,
-    1 for depth, the prior's draft latents for the pocket model."""
-    out_channels: int = Field(default=4, gt=0)
-    """Channels of the output; twice `in_channels` for a network that predicts variances too."""
-    channels: tuple[int, ...] = Field(default=(320, 640, 1280, 1280), min_length=1)
-    """Width of each level, finest first."""
-    layers_per_level: int = Field(default=2, gt=0)
-    """Residual blocks of a level on the way down; the way up has one more."""
-    transformer_layers: tuple[int, ...] = (1, 1, 1, 0)
-    """Transformer blocks behind each residual block, by level; 0 = no attention at that level."""
-    up_transformer_layers: tuple[tuple[int, ...], ...] | None = None
-    """The same for the way up, coarsest level first, one number for each residual block; None = as on the way down."""
-    middle_layers: int = Field(default=2, ge=0, le=2)
-    """Residual blocks of the middle; some reduced networks have 1, or 0 and no middle at all."""
-    middle_transformer_layers: int = Field(default=1, ge=0)
-    """Transformer blocks behind the first residual block of the middle; 0 = none."""
-    heads: tuple[int, ...] = (8, 8, 8, 8)
-    """Attention heads by level; the middle has those of the last level."""
-    context_width: int = Field(default=768, gt=0)
-    """Width of the text's tokens."""
-    linear_projection: bool = False
-    """Linear layers around each transformer (SD 2.x, SDXL), not 1x1 convolutions (SD 1.x)."""
-    only_cross_attention: tuple[bool, ...] = ()
-    """Levels, finest first, whose transformers look at the text in place of their own pixels too; empty = none. The
-    middle never does."""
-    guidance_width: int = Field(default=0, ge=0)
-    """Width of the guidance scale's embedding in networks that were distilled to be told it (latent consistency
-    models); 0 = it isn't told."""
-    pooled_width: int = Field(default=0, ge=0)
-    """Width of the `pooled` vector; 0 = the network takes none. 2816 for SDXL (pooled text and six size numbers)."""
-    picture_width: int = Field(default=0, ge=0)
-    """Width of a picture's embedding in networks that take it as `pooled`, with the waves of its noise level behind it
-    (unCLIP); 0 = `pooled` is of the text."""
-    pooled_grid_channels: int = Field(default=0, ge=0)
-    """0: `pooled` is added to the time embedding. Else it is projected to this many channels, spread over the grid and
-    concatenated to the latents: the simple form of conditioning."""
-    norm_groups: int = Field(default=32, gt=0)
-    """Groups of the group norms; divides every width."""
-
-    @model_validator(mode="after")
-    def _levels_agree(self) -> UNetConfig:
-        levels = len(self.channels)
-        up = self.up_transformer_layers
-        crossing = len(self.only_cross_attention) not in (0, levels)
-        wrong = len(self.transformer_layers) != levels or len(self.heads) != levels or (up and len(up) != levels)
-        if wrong or crossing:
-            raise ConfigError(
-                "UNetConfig",
-                given=f"{levels} channels, {len(self.transformer_layers)} transformer_layers, {len(self.heads)} heads",
-                expected="one entry for each level in each of them",
-            )
-        for width, heads in zip(self.channels, self.heads, strict=True):
-            if width % self.norm_groups or heads < 1 or width % heads:
-                raise ConfigError(
-                    "UNetConfig.channels",
-                    given=width,
-                    expected=f"a multiple of norm_groups {self.norm_groups} and of its level's {heads} heads",
-                )
-        if any(len(depths) != self.layers_per_level + 1 for depths in up or ()):
-            raise ConfigError(
-                "UNetConfig.up_transformer_layers",
-                given=up,
-                expected=f"{self.layers_per_level + 1} numbers for each level",
-            )
-        return self
-
-    @property
-    def embedding_width(self) -> int:
-        """Width of the time embedding."""
-        return 4 * self.channels[0]
-
-    def up_depths(self) -> list[list[int]]:
-        """Transformer depth behind each residual block of the way up, coarsest level first."""
-        if self.up_transformer_layers is not None:
-            return [list(depths) for depths in self.up_transformer_layers]
-        return [[depth] * (self.layers_per_level + 1) for depth in reversed(self.transformer_layers)]
 
 
 class VAEConfig(Config):
@@ -213,6 +133,34 @@ class SentenceEncoderConfig(Config):
                 "SentenceEncoderConfig.max_tokens", given=self.max_tokens, expected=f"at most {self.positions}"
             )
         _check_heads("SentenceEncoderConfig", self.width, self.heads)
+        return self
+
+
+class T5Config(Config):
+    """The encoder of T5 1.1; the defaults are those of T5-XXL, which Stable Diffusion 3 reads with."""
+
+    vocabulary_size: int = Field(default=32128, gt=0)
+    """Rows of the table of tokens; the vocabulary has fewer."""
+    width: int = Field(default=4096, gt=0)
+    inner_width: int = Field(default=10240, gt=0)
+    """Width inside the feed-forward network."""
+    layers: int = Field(default=24, gt=0)
+    heads: int = Field(default=64, gt=0)
+    head_width: int = Field(default=64, gt=0)
+    buckets: int = Field(default=32, ge=4)
+    """Rows of the table of biases for the places' distances."""
+    max_distance: int = Field(default=128, gt=0)
+    """From here on all distances share one row."""
+    norm_eps: float = Field(default=1e-6, gt=0)
+
+    @model_validator(mode="after")
+    def _buckets_agree(self) -> T5Config:
+        if self.buckets % 4 or self.max_distance <= self.buckets // 4:
+            raise ConfigError(
+                "T5Config.buckets",
+                given=f"{self.buckets} for distances up to {self.max_distance}",
+                expected="a multiple of 4, and fewer than 4 times the distance",
+            )
         return self
 
 
@@ -427,6 +375,8 @@ class GenerationDefaults(Config):
     """How the prior draws, in models that have one."""
     prior_start_sigma: float = Field(default=0.0, ge=0)
     """Noise level at which the U-Net begins on its draft; 0 begins on noise alone."""
+    prior_num_inference_steps: int | None = Field(default=None, gt=0)
+    """Steps of a picture that begins on its draft, which has less noise to take away; None takes as many as others."""
     scheduler: SchedulerConfig | None = None
     """The scheduler file of the folder that the model came from: the levels and options of the schedule "model"."""
 
@@ -444,8 +394,28 @@ class ControlNetConfig(Config):
     """Order of the control picture's channels."""
     pooled_residuals: bool = False
     """Whether only the means of its residuals over all pixels are added: the picture's content, not its structure."""
+    union_types: int = Field(default=0, ge=0)
+    """Kinds of picture that a ControlNet-Union tells apart; 0 = it knows one kind and is told none."""
+    union_layers: int = Field(default=1, gt=0)
+    """Blocks in which a ControlNet-Union weighs its pictures."""
 
     @property
     def downscale(self) -> int:
         """How many pixels of the control picture one latent pixel covers along an edge."""
         return int(2 ** (len(self.hint_widths) - 1))
+
+
+class T2IAdapterConfig(Config):
+    """Everything that decides a T2I-Adapter's tensors. The defaults belong to Stable Diffusion 1.x."""
+
+    kind: Literal["full", "full_xl", "light"] = "full"
+    """Full adapters have a map for each level of the U-Net; SDXL's begin behind the first level's downsampling and end
+    in the middle; light ones work in a quarter of the width."""
+    hint_channels: int = Field(default=3, gt=0)
+    """Channels of the control picture: 3, or 1 for pictures of lines."""
+    fold: int = Field(default=8, gt=0)
+    """Side of the squares of pixels that are folded into channels."""
+    channels: tuple[int, ...] = Field(default=(320, 640, 1280, 1280), min_length=1)
+    """Widths of the maps that it gives, finest first."""
+    blocks: int = Field(default=2, gt=0)
+    """Residual blocks for each map."""

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,45 +16,111 @@ from gouache.diffusion.parameterization import Parameterization, Prediction, den
 from gouache.diffusion.samplers.step import Denoise
 from gouache.errors import ConfigError, ShapeMismatch
 from gouache.models.conditioning.controlnet import ControlNet
+from gouache.models.conditioning.controlnet_union import ControlNetUnion
 from gouache.models.conditioning.ip_adapter import Seen
+from gouache.models.conditioning.t2i_adapter import T2IAdapter
 from gouache.models.configs import DenoiserConfig, NoiseScheduleConfig
+from gouache.models.mmdit import MMDiT
 from gouache.models.perturbation import AttentionRecord, Perturbation, changes_of
+from gouache.models.regions import RegionTexts, areas_of
+from gouache.models.turns import awake
 from gouache.models.unet import Residuals, UNet
+from gouache.nn.attention import Areas
 from gouache.nn.free_u import FreeU
+
+SteeringNetwork = ControlNet | ControlNetUnion | T2IAdapter
 
 
 @dataclass(frozen=True, slots=True)
 class Steering:
-    """A ControlNet with what it sees; every tensor has B rows, or one for all.
+    """A network that steers the U-Net, with what it sees; every tensor has B rows, or one for all.
 
     Attributes:
         network: it.
-        features: of the control picture, see `ControlNet.embed`. [B, C, h, w]
+        features: what its `embed` gave: of a ControlNet's picture, of each of a union's, the maps of a T2I-Adapter.
+            [B, C, h, w]
         weight: factor on what it adds. [B]
         guess: weigh coarse residuals more than fine ones.
+        kinds: of each of a union's pictures.
+        scales: how strongly each of a union's pictures is seen; empty = 1 for all.
     """
 
-    network: ControlNet
-    features: Tensor
+    network: SteeringNetwork
+    features: tuple[Tensor, ...]
     weight: Tensor
     guess: bool = False
+    kinds: tuple[int, ...] = ()
+    scales: tuple[float, ...] = ()
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Steering:
         """The same with changed tensors."""
-        return replace(self, features=change(self.features), weight=change(self.weight))
+        return replace(self, features=tuple(change(one) for one in self.features), weight=change(self.weight))
 
-    def residuals(self, x: Tensor, timestep: Tensor, given: Condition) -> Residuals:
+    def residuals(self, x: Tensor, timestep: Tensor, given: Condition, areas: tuple[Areas, ...] = ()) -> Residuals:
         """What it adds to the U-Net's feature maps for these inputs of the U-Net."""
-        found: Residuals = self.network(
-            x,
-            timestep,
-            given.context,
-            self.features,
-            context_mask=given.mask,
-            pooled=given.pooled,
-            guess=self.guess,
-        )
+        if isinstance(self.network, T2IAdapter):
+            return self.network.residuals(self.features).scaled(self.weight)
+        inputs = (x, timestep, given.context)
+        changes = changes_of(self.network, (), None, areas=areas)
+        if isinstance(self.network, ControlNetUnion):
+            found: Residuals = self.network(
+                *inputs,
+                self.features,
+                self.kinds,
+                scales=self.scales,
+                context_mask=given.mask,
+                pooled=given.pooled,
+                guess=self.guess,
+                changes=changes,
+            )
+        else:
+            found = self.network(
+                *inputs,
+                self.features[0],
+                context_mask=given.mask,
+                pooled=given.pooled,
+                guess=self.guess,
+                changes=changes,
+            )
         return found.scaled(self.weight)
+
+    def cut(self, top: int, left: int, rows: int, columns: int, size: tuple[int, int]) -> Steering:
+        """What it sees of a part of the latents.
+
+        Args:
+            top, left, rows, columns: the part.
+            size: height and width of all latents. Coarser maps are cut at the nearest of their own pixels.
+        """
+
+        def part(one: Tensor) -> Tensor:
+            y, x = (-(-whole // side) for whole, side in zip(size, one.shape[-2:], strict=True))
+            high, wide = -(-rows // y), -(-columns // x)
+            first, second = min(round(top / y), one.shape[-2] - high), min(round(left / x), one.shape[-1] - wide)
+            return one[..., first : first + high, second : second + wide]
+
+        return replace(self, features=tuple(part(one) for one in self.features))
+
+
+def joined(controls: Sequence[Steering]) -> tuple[Steering, ...]:
+    """The same, where a ControlNet-Union sees all of its pictures in one evaluation.
+
+    A picture alone is weighed by what it adds, several by how strongly each is seen.
+    """
+    found: list[Steering] = []
+    for one in controls:
+        place = next((k for k, other in enumerate(found) if other.network is one.network), None)
+        if place is None or not isinstance(one.network, ControlNetUnion) or found[place].guess != one.guess:
+            found.append(one)
+            continue
+        other = found[place]
+        found[place] = replace(
+            other,
+            features=other.features + one.features,
+            weight=torch.ones_like(one.weight),
+            kinds=other.kinds + one.kinds,
+            scales=(other.scales or (float(other.weight),)) + (float(one.weight),),
+        )
+    return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +138,8 @@ class Condition:
         free_u: what the network weighs otherwise, in all rows.
         record: whose self-attention to note, in all rows.
         guidance: scale that a network with a `guidance_width` is told. [B]
+        noise_level: of a small picture in `draft`, for a network with `noise_levels`. [B]
+        regions: texts with areas of their own, for each row or one for all; empty = none.
     """
 
     context: Tensor
@@ -83,23 +152,29 @@ class Condition:
     free_u: FreeU | None = None
     record: AttentionRecord | None = None
     guidance: Tensor | None = None
+    noise_level: Tensor | None = None
+    regions: tuple[RegionTexts | None, ...] = ()
 
     def rows(self, start: int, end: int) -> Condition:
         """Rows `start` (included) to `end` (excluded) of every tensor."""
-        return replace(self._map(lambda tensor: tensor[start:end]), perturbations=self.perturbations[start:end])
+        perturbations, regions = self.perturbations[start:end], self.regions[start:end]
+        return replace(self._map(lambda tensor: tensor[start:end]), perturbations=perturbations, regions=regions)
 
     def expand(self, batch: int) -> Condition:
         """One row for all as `batch` rows (no copy); `batch` rows as they are."""
         perturbations = self.perturbations * batch if len(self.perturbations) == 1 else self.perturbations
-        return replace(self._map(lambda tensor: tensor.expand(batch, *tensor.shape[1:])), perturbations=perturbations)
+        regions = self.regions * batch if len(self.regions) == 1 else self.regions
+        expanded = self._map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
+        return replace(expanded, perturbations=perturbations, regions=regions)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Condition:
         """The same on another device; floating-point tensors in another precision."""
         return self._map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Condition:
-        mask, pooled, draft, guidance = (
-            None if tensor is None else change(tensor) for tensor in (self.mask, self.pooled, self.draft, self.guidance)
+        mask, pooled, draft, guidance, noise_level = (
+            None if tensor is None else change(tensor)
+            for tensor in (self.mask, self.pooled, self.draft, self.guidance, self.noise_level)
         )
         return replace(
             self,
@@ -110,6 +185,7 @@ class Condition:
             controls=tuple(control.map(change) for control in self.controls),
             pictures=tuple(one.map(change) for one in self.pictures),
             guidance=guidance,
+            noise_level=noise_level,
         )
 
 
@@ -121,9 +197,7 @@ def stack(conditions: Sequence[Condition]) -> Condition:
     """
     if len({condition.free_u for condition in conditions}) > 1:
         raise ShapeMismatch("conditions' free_u", given="several", expected="the same in all")
-    perturbed = any(condition.perturbations for condition in conditions)
-    batches = [(len(condition.context), condition.perturbations or (None,)) for condition in conditions]
-    rows = [given * batch if len(given) == 1 else given for batch, given in batches]
+    batches = [len(condition.context) for condition in conditions]
     return Condition(
         context=torch.cat([condition.context for condition in conditions]),
         mask=_stack("mask", [condition.mask for condition in conditions]),
@@ -131,11 +205,24 @@ def stack(conditions: Sequence[Condition]) -> Condition:
         draft=_stack("draft", [condition.draft for condition in conditions]),
         controls=_stack_controls([condition.controls for condition in conditions]),
         pictures=_stack_pictures([condition.pictures for condition in conditions]),
-        perturbations=tuple(one for part in rows for one in part) if perturbed else (),
+        perturbations=_stack_rows([condition.perturbations for condition in conditions], batches),
         free_u=conditions[0].free_u,
         record=conditions[0].record,
         guidance=_stack("guidance", [condition.guidance for condition in conditions]),
+        noise_level=_stack("noise_level", [condition.noise_level for condition in conditions]),
+        regions=_stack_rows([condition.regions for condition in conditions], batches),
     )
+
+
+Row = TypeVar("Row")
+
+
+def _stack_rows(given: list[tuple[Row | None, ...]], batches: list[int]) -> tuple[Row | None, ...]:
+    """What rows have one by one; empty if none has anything."""
+    if not any(given):
+        return ()
+    rows = [(one or (None,)) * batch if len(one) < 2 else one for one, batch in zip(given, batches, strict=True)]
+    return tuple(one for part in rows for one in part)
 
 
 def _stack_controls(rows: list[tuple[Steering, ...]]) -> tuple[Steering, ...]:
@@ -145,7 +232,7 @@ def _stack_controls(rows: list[tuple[Steering, ...]]) -> tuple[Steering, ...]:
     return tuple(
         replace(
             same[0],
-            features=torch.cat([control.features for control in same]),
+            features=tuple(map(torch.cat, zip(*(control.features for control in same), strict=True))),
             weight=torch.cat([control.weight for control in same]),
         )
         for same in zip(*rows, strict=True)
@@ -192,7 +279,7 @@ class Denoiser:
 
     def __init__(
         self,
-        network: UNet,
+        network: UNet | MMDiT,
         parameterization: Parameterization,
         schedule: NoiseSchedule,
         *,
@@ -215,7 +302,7 @@ class Denoiser:
 
     @classmethod
     def from_config(
-        cls, network: UNet, config: DenoiserConfig, *, timesteps: Mapping[float, float] | None = None
+        cls, network: UNet | MMDiT, config: DenoiserConfig, *, timesteps: Mapping[float, float] | None = None
     ) -> Denoiser:
         """The denoiser that a model's config describes; `timesteps` as in the class."""
         return cls(
@@ -241,22 +328,28 @@ class Denoiser:
 
     def predict(self, x: Tensor, sigma: Tensor, condition: Condition) -> Prediction:
         """As a call, with the learned variance if there is one."""
-        weight = self.network.conv_in.weight
+        weight = next(awake(self.network).parameters())
         given = condition.expand(x.shape[0]).to(weight.device, weight.dtype)
         noisy = network_input(x, sigma, self.schedule.path).to(weight.dtype)
         timestep = self._timestep(sigma).to(weight.device, torch.float32)
-        output: Tensor = self.network(
-            noisy,
-            timestep,
-            given.context,
-            context_mask=given.mask,
-            pooled=given.pooled,
-            draft=given.draft,
-            residuals=_sum([control.residuals(noisy, timestep, given) for control in given.controls]),
-            changes=changes_of(self.network, given.perturbations, given.record, given.pictures),
-            free_u=given.free_u,
-            guidance=given.guidance,
-        )
+        levels = len(self.network.config.channels) if isinstance(self.network, UNet) else 0
+        areas = areas_of(given.regions, levels, weight.device, weight.dtype)
+        changes = changes_of(self.network, given.perturbations, given.record, given.pictures, areas)
+        shared = {"context_mask": given.mask, "pooled": given.pooled, "changes": changes}
+        if isinstance(self.network, MMDiT):
+            output: Tensor = self.network(noisy, timestep, given.context, **shared)
+        else:
+            output = self.network(
+                noisy,
+                timestep,
+                given.context,
+                **shared,
+                draft=given.draft,
+                residuals=_sum([control.residuals(noisy, timestep, given, areas) for control in given.controls]),
+                free_u=given.free_u,
+                guidance=given.guidance,
+                noise_level=given.noise_level,
+            )
         # Back in the state's own type, fp32 as a rule: in half precision the last steps would drown in rounding.
         raw, variance = self._split(output.to(x.dtype))
         denoised = denoised_from(raw, x, sigma, self.parameterization, self.schedule.path)

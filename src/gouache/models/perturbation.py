@@ -1,4 +1,4 @@
-"""Weakened passes of a U-Net, as guiders need them: which transformer blocks do otherwise, and for which rows.
+"""Weakened passes of a network, as guiders need them: which transformer blocks do otherwise, and for which rows.
 
 A pass that sees less than the network can (Ahn et al. 2024, arXiv:2403.17377; skip-layer guidance of Stable Diffusion
 3.5, 2024) is one more row of the batch: its picture costs no call of its own.
@@ -13,12 +13,18 @@ import torch
 from torch import Tensor, nn
 
 from gouache.errors import InvalidInput, unknown_name
+from gouache.models.conditioning.controlnet import ControlBody
 from gouache.models.conditioning.ip_adapter import Seen
+from gouache.models.mmdit import MMDiT
 from gouache.models.unet import UNet
-from gouache.nn.attention import RowChanges, TransformerBlock
+from gouache.nn.attention import Areas, RowChanges, TransformerBlock
+from gouache.nn.joint import JointBlock
 
 PARTS = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
 """Short names of a U-Net's parts."""
+MIDDLE = (7 / 24, 10 / 24)
+"""The share of an MMDiT's blocks that `mid` means: 7 to 9 of the 24 of 3.5 medium, whose published skip-layer guidance
+leaves them out."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,17 +53,18 @@ class AttentionRecord:
     found: list[Tensor] = field(default_factory=list)
 
 
-def transformer_blocks(unet: UNet) -> dict[str, TransformerBlock]:
-    """Every transformer block by its name, as `mid_block.attentions.0.transformer_blocks.0`."""
-    return {name: part for name, part in unet.named_modules() if isinstance(part, TransformerBlock)}
+def transformer_blocks(unet: UNet | MMDiT | ControlBody) -> dict[str, TransformerBlock | JointBlock]:
+    """Every transformer block by its name: `mid_block.attentions.0.transformer_blocks.0`, or `transformer_blocks.7`."""
+    return {name: part for name, part in unet.named_modules() if isinstance(part, TransformerBlock | JointBlock)}
 
 
-def blocks_named(unet: UNet, layers: Sequence[str], where: str) -> frozenset[str]:
+def blocks_named(unet: UNet | MMDiT, layers: Sequence[str], where: str) -> frozenset[str]:
     """The transformer blocks that are meant.
 
     Args:
         unet: the network.
-        layers: `down`, `mid`, `up`, or the beginning of a block's name up to any of its dots: `up_blocks.1`.
+        layers: `down`, `mid`, `up`, or the beginning of a block's name up to any of its dots: `up_blocks.1`. Of an
+            MMDiT `mid` or a block's number.
         where: the option, for the error.
 
     Raises:
@@ -65,6 +72,8 @@ def blocks_named(unet: UNet, layers: Sequence[str], where: str) -> frozenset[str
         InvalidInput: the network has no transformer block.
     """
     names = list(transformer_blocks(unet))
+    if isinstance(unet, MMDiT):
+        return _joint_blocks(len(names), layers, where)
     if not names:
         raise InvalidInput(where, given=", ".join(layers), expected="a model with self-attention in its U-Net")
     found: set[str] = set()
@@ -75,6 +84,17 @@ def blocks_named(unet: UNet, layers: Sequence[str], where: str) -> frozenset[str
             raise unknown_name(where, layer, _choices(names))
         found.update(meant)
     return frozenset(found)
+
+
+def _joint_blocks(count: int, layers: Sequence[str], where: str) -> frozenset[str]:
+    names = {str(number): f"transformer_blocks.{number}" for number in range(count)}
+    first, end = (round(share * count) for share in MIDDLE)
+    named = {"mid": set(range(first, max(end, first + 1))), **{number: {int(number)} for number in names}}
+    named |= {name: {int(number)} for number, name in names.items()}
+    for layer in layers:
+        if layer not in named:
+            raise unknown_name(where, layer, ["mid", *names])
+    return frozenset(names[str(number)] for layer in layers for number in named[layer])
 
 
 def _choices(names: Sequence[str]) -> list[str]:
@@ -88,7 +108,11 @@ def _choices(names: Sequence[str]) -> list[str]:
 
 
 def changes_of(
-    unet: UNet, rows: Sequence[Perturbation | None], record: AttentionRecord | None, pictures: Sequence[Seen] = ()
+    unet: UNet | MMDiT | ControlBody,
+    rows: Sequence[Perturbation | None],
+    record: AttentionRecord | None,
+    pictures: Sequence[Seen] = (),
+    areas: tuple[Areas, ...] = (),
 ) -> Mapping[nn.Module, RowChanges] | None:
     """What each block does otherwise, for the rows of one call; blocks that do nothing so aren't named. None = none.
 
@@ -97,12 +121,14 @@ def changes_of(
         rows: one for each row; empty = none does otherwise.
         record: whose self-attention to note.
         pictures: what IP-Adapters show to the cross-attentions.
+        areas: texts that rows look at in areas of their own.
     """
-    if record is None and not any(rows) and not pictures:
+    if record is None and not any(rows) and not pictures and not areas:
         return None
     blocks = transformer_blocks(unet)
-    shown = [(one, one.adapter.blocks(unet)) for one in pictures]
-    device = unet.conv_in.weight.device
+    # Adapters for other networks than U-Nets are refused where they are read.
+    shown = [(one, one.adapter.blocks(unet)) for one in pictures if isinstance(unet, UNet)]
+    device = next(unet.parameters()).device
 
     def marked(chosen: Callable[[Perturbation], frozenset[str]], name: str) -> Tensor | None:
         marks = [one is not None and name in chosen(one) for one in rows]
@@ -114,6 +140,6 @@ def changes_of(
         skipped = marked(lambda one: one.skipped, name)
         attended = record.found if record is not None and record.block == name else None
         seen = tuple(one.of_block(own[block]) for one, own in shown)
-        if seen or (identity, skipped, attended) != (None, None, None):
-            found[block] = RowChanges(identity, skipped, attended, seen)
+        if seen or areas or (identity, skipped, attended) != (None, None, None):
+            found[block] = RowChanges(identity, skipped, attended, seen, areas)
     return found

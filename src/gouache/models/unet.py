@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import add
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +28,8 @@ __all__ = ["UNet", "UNetConfig", "block_shape", "down_levels", "time_and_pooled"
 
 Changes = Mapping[nn.Module, RowChanges]
 """Transformer block -> what some rows of a batch do otherwise there."""
+Place = tuple[int, bool]
+"""A level of the way down, finest 0, and whether behind its downsampling or behind its last block."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +42,7 @@ class Conditioning:
         mask: which tokens may be looked at, or None for all. [B, 1, 1, L]
         changes: transformer block -> what some rows do otherwise there.
         free_u: what the way up weighs otherwise.
+        inside: what is added on the way down, by its place.
     """
 
     embedding: Tensor
@@ -45,28 +50,48 @@ class Conditioning:
     mask: Tensor | None
     changes: Changes | None = None
     free_u: FreeU | None = None
+    inside: Mapping[Place, Tensor] = field(default_factory=dict)
+
+    def added(self, x: Tensor, place: Place) -> Tensor:
+        """A feature map with what is added at its place. [B, C, h, w]"""
+        more = self.inside.get(place)
+        return x if more is None else x + more
 
 
 @dataclass(frozen=True, slots=True)
 class Residuals:
-    """What a ControlNet adds to the feature maps of a U-Net.
+    """What ControlNets and T2I-Adapters add to the feature maps of a U-Net.
 
     Attributes:
-        skips: for each map that is kept for the way up, in the order of the way down. [B, C, h, w] or [B, C, 1, 1]
+        skips: for each map that is kept for the way up, in the order of the way down; empty = nothing.
+            [B, C, h, w] or [B, C, 1, 1]
         middle: for the middle's result. [B, C, h, w] or [B, C, 1, 1]
+        inside: for maps on the way down, which the blocks behind them see too. [B, C, h, w]
     """
 
-    skips: tuple[Tensor, ...]
-    middle: Tensor
+    skips: tuple[Tensor, ...] = ()
+    middle: Tensor | None = None
+    inside: Mapping[Place, Tensor] = field(default_factory=dict)
 
     def __add__(self, other: Residuals) -> Residuals:
-        skips = tuple(one + more for one, more in zip(self.skips, other.skips, strict=True))
-        return Residuals(skips, self.middle + other.middle)
+        if self.skips and other.skips:
+            skips = tuple(one + more for one, more in zip(self.skips, other.skips, strict=True))
+        else:
+            skips = self.skips or other.skips
+        middles = [one for one in (self.middle, other.middle) if one is not None]
+        inside = dict(self.inside)
+        for place, more in other.inside.items():
+            inside[place] = inside[place] + more if place in inside else more
+        return Residuals(skips, reduce(add, middles) if middles else None, inside)
 
     def scaled(self, weight: Tensor) -> Residuals:
         """Each row times its own weight. [B]"""
         factor = weight[:, None, None, None]
-        return Residuals(tuple(skip * factor for skip in self.skips), self.middle * factor)
+        return Residuals(
+            tuple(skip * factor for skip in self.skips),
+            None if self.middle is None else self.middle * factor,
+            {place: more * factor for place, more in self.inside.items()},
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,10 +167,11 @@ class DownLevel(Level):
     """One level of the way down. Keeps every intermediate feature map for the way up."""
 
     def __init__(
-        self, channels_in: int, channels_out: int, *, depths: list[int], shape: BlockShape, downsample: bool
+        self, channels_in: int, channels_out: int, *, depths: list[int], shape: BlockShape, level: int, downsample: bool
     ) -> None:
         befores = [channels_in] + [channels_out] * (len(depths) - 1)
         super().__init__([(before, channels_out) for before in befores], depths, shape)
+        self.level = level  # from the finest
         if downsample:
             self.downsamplers = nn.ModuleList([Downsample(channels_out)])
 
@@ -153,9 +179,11 @@ class DownLevel(Level):
         """x [B, C_in, h, w] -> [B, C_out, h / 2, w / 2] (h, w on the last level); appends to `skips`."""
         for i in range(len(self.resnets)):
             x = self.stage(i, x, given)
+            if i == len(self.resnets) - 1:
+                x = given.added(x, (self.level, False))
             skips.append(x)
         if hasattr(self, "downsamplers"):
-            x = self.downsamplers[0](x)
+            x = given.added(self.downsamplers[0](x), (self.level, True))
             skips.append(x)
         return x
 
@@ -228,6 +256,8 @@ class UNet(nn.Module):
             self.class_embedding = EmbeddingMLP(config.pooled_width, config.embedding_width)
         elif config.pooled_width:
             self.add_embedding = EmbeddingMLP(config.pooled_width, config.embedding_width)
+        if config.noise_levels:
+            self.class_embedding = nn.Embedding(config.noise_levels, config.embedding_width)
         self.down_blocks, skip_channels = down_levels(config)
         if config.middle_layers:
             last = len(config.channels) - 1
@@ -254,6 +284,7 @@ class UNet(nn.Module):
         changes: Changes | None = None,
         free_u: FreeU | None = None,
         guidance: Tensor | None = None,
+        noise_level: Tensor | None = None,
     ) -> Tensor:
         """One evaluation of the network.
 
@@ -266,10 +297,12 @@ class UNet(nn.Module):
                 [B, pooled_width]
             draft: channels to lay beside `x`; needed if and only if the config has `draft_channels`.
                 [B, draft_channels, h, w]
-            residuals: what a ControlNet adds to the feature maps.
+            residuals: what ControlNets and T2I-Adapters add to the feature maps.
             changes: transformer block -> what some rows do otherwise there.
             free_u: what the way up weighs otherwise.
             guidance: the guidance scale, for a network with a `guidance_width`; None tells it none. [B]
+            noise_level: of the noise on the small picture in `draft`, whole numbers; needed if and only if the config
+                has `noise_levels`. [B]
 
         Returns:
             [B, out_channels, h, w].
@@ -281,12 +314,18 @@ class UNet(nn.Module):
         if guidance is not None and not self.config.guidance_width:
             raise ShapeMismatch("UNet input 'guidance'", given="a scale", expected="nothing: this network takes none")
         told = None if guidance is None else guidance_embedding(guidance, self.config.guidance_width)
+        if (noise_level is None) != (self.config.noise_levels == 0):
+            expected = "one for each row" if self.config.noise_levels else "nothing: this network takes none"
+            given_levels = "nothing" if noise_level is None else "levels"
+            raise ShapeMismatch("UNet input 'noise_level'", given=given_levels, expected=expected)
+        further = None if noise_level is None else self.class_embedding(noise_level)
         given = Conditioning(
-            embedding=self._embedding(timestep.expand(x.shape[0]), pooled, x.dtype, told),
+            embedding=self._embedding(timestep.expand(x.shape[0]), pooled, x.dtype, told, further),
             context=context,
             mask=key_mask(context_mask),
             changes=changes,
             free_u=free_u,
+            inside={} if residuals is None else residuals.inside,
         )
         hidden: Tensor = self.conv_in(self._stem(x, pooled, draft))
         skips = [hidden]
@@ -294,8 +333,9 @@ class UNet(nn.Module):
             hidden = down(hidden, given, skips)
         if self.config.middle_layers:
             hidden = self.mid_block(hidden, given)
-        if residuals is not None:
+        if residuals is not None and residuals.skips:
             skips = [skip + more for skip, more in zip(skips, residuals.skips, strict=True)]
+        if residuals is not None and residuals.middle is not None:
             hidden = hidden + residuals.middle
         for up in self.up_blocks:
             hidden = up(hidden, given, skips)
@@ -303,12 +343,17 @@ class UNet(nn.Module):
         return out
 
     def _embedding(
-        self, timestep: Tensor, pooled: Tensor | None, dtype: torch.dtype, guidance: Tensor | None
+        self,
+        timestep: Tensor,
+        pooled: Tensor | None,
+        dtype: torch.dtype,
+        guidance: Tensor | None,
+        further: Tensor | None,
     ) -> Tensor:
         added = None
         if pooled is not None and not self.config.pooled_grid_channels:
             added = self.class_embedding if self.config.picture_width else self.add_embedding
-        return time_and_pooled(self.time_embedding, added, timestep, pooled, dtype, guidance)
+        return time_and_pooled(self.time_embedding, added, timestep, pooled, dtype, guidance, further)
 
     def _stem(self, x: Tensor, pooled: Tensor | None, draft: Tensor | None) -> Tensor:
         """Everything that enters through the first convolution. [B, in + draft + grid channels, h, w]"""
@@ -359,12 +404,15 @@ def time_and_pooled(
     pooled: Tensor | None,
     dtype: torch.dtype,
     guidance: Tensor | None = None,
+    further: Tensor | None = None,
 ) -> Tensor:
     """The activated embedding of time [B], of the guidance scale's waves [B, guidance_width] in networks that are told
-    it, and, where a network `added` takes it, of the pooled vector. [B, D]"""
+    it, where a network `added` takes it, of the pooled vector, and of anything `further` [B, D]. [B, D]"""
     embedding: Tensor = time(sinusoidal_embedding(timestep, time.linear_1.in_features).to(dtype), guidance)
     if added is not None and pooled is not None:
         embedding = embedding + added(pooled)
+    if further is not None:
+        embedding = embedding + further
     # Every residual block activates it first; doing it once here gives the same numbers.
     return silu(embedding)
 
@@ -402,10 +450,10 @@ def block_shape(config: UNetConfig, level: int) -> BlockShape:
 def down_levels(config: UNetConfig) -> tuple[nn.ModuleList, list[int]]:
     """The way down, and the channels of every feature map that it keeps."""
     blocks, kept, before = nn.ModuleList(), [config.channels[0]], config.channels[0]
-    for level, width in enumerate(config.channels):
+    for level, (width, depths) in enumerate(zip(config.channels, config.down_depths(), strict=True)):
         last = level == len(config.channels) - 1
-        depths = [config.transformer_layers[level]] * config.layers_per_level
-        blocks.append(DownLevel(before, width, depths=depths, shape=block_shape(config, level), downsample=not last))
+        shape = block_shape(config, level)
+        blocks.append(DownLevel(before, width, depths=depths, shape=shape, level=level, downsample=not last))
         kept += [width] * (config.layers_per_level + (0 if last else 1))
         before = width
     return blocks, kept

@@ -105,7 +105,7 @@ def picture_likelihood(
 def latents_of(bundle: ModelBundle, pictures: Sequence[Image.Image]) -> Tensor:
     """Normalised latents of pictures [B,C,h,w]: in the model's own size if it has a prior, which knows no other,
     else in the first picture's size, rounded to what the model can do."""
-    factor = bundle.vae.config.downscale << (len(bundle.unet.config.channels) - 1)
+    factor = bundle.vae.config.downscale * max(bundle.unet.config.multiple, 1 << bundle.unet.config.downscalings)
     own = (bundle.defaults.width, bundle.defaults.height)
     size = own if bundle.prior is not None else nearest_size(*pictures[0].size, factor)
     fitted = [picture if picture.size == size else fit(picture, *size, "crop") for picture in pictures]
@@ -119,7 +119,7 @@ def encode_captions(bundle: ModelBundle, captions: Sequence[str]) -> EncodedProm
     reader = PromptReader(bundle.text, "none", None)
     length = bundle.text.chunk_length
     states = reader.stack.encode([reader.stack.tokenize(caption)[:length] for caption in captions])
-    return EncodedPrompt(states.context, states.pooled, states.mask)
+    return EncodedPrompt(reader.stack.whole(states.context), states.pooled, states.mask)
 
 
 @torch.no_grad()

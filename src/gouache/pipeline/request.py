@@ -26,6 +26,7 @@ from gouache.pipeline.fields.parts import (
     Mask,
     Outpaint,
     Prior,
+    Region,
     SizeCondition,
     Tiled,
     Upscale,
@@ -37,6 +38,7 @@ from gouache.pipeline.fields.values import (
     MAX_IMAGE_PROMPTS,
     MAX_PIXELS,
     MAX_PROMPT,
+    MAX_REGIONS,
     MAX_SEED,
     MAX_SEED_DELTA,
     MAX_STEPS,
@@ -82,6 +84,7 @@ __all__ = [
     "PerpNeg",
     "Prior",
     "Procedure",
+    "Region",
     "Request",
     "ResizeMode",
     "Safety",
@@ -103,9 +106,15 @@ class Request(Config):
     negative_prompt: Text | None = None
     """Negative prompt. SDXL models take zeros where none is given; an empty one is encoded."""
     prompt_2: Text | None = None
-    """Prompt of an SDXL model's second text encoder (OpenCLIP's bigG). Default: the prompt."""
+    """Prompt of an SDXL or SD 3 model's second text encoder (OpenCLIP's bigG). Default: the prompt."""
     negative_prompt_2: Text | None = None
-    """Negative prompt of an SDXL model's second text encoder. Default: the negative prompt."""
+    """Negative prompt of an SDXL or SD 3 model's second text encoder. Default: the negative prompt."""
+    prompt_3: Text | None = None
+    """Prompt of a Stable Diffusion 3 model's T5. Default: the prompt."""
+    negative_prompt_3: Text | None = None
+    """Negative prompt of a Stable Diffusion 3 model's T5. Default: the negative prompt."""
+    max_sequence_length: Annotated[int, Field(ge=1, le=512)] | None = None
+    """Tokens that Stable Diffusion 3's T5 reads, end and padding included: 256; ComfyUI has 77 for short prompts."""
     style: Name | None = None
     """A style the model was trained on; added to the prompt as the model wants it."""
     emphasis: Emphasis = "a1111"
@@ -194,10 +203,15 @@ class Request(Config):
     """Denoising strength: 0 keeps the starting image, 1 ignores it. Default: 0.75; outpainting 1."""
     depth_image: ImageReference | None = None
     """Depth map for depth models; white is near."""
+    noise_level: Annotated[int, Field(ge=0, lt=1000)] | None = None
+    """Noise on the small image that an upscaling model enlarges, as a timestep: more lets it invent more. Default: 20;
+    published models know up to 350."""
     control: Annotated[tuple[Control, ...], Field(max_length=MAX_CONTROLS)] = ()
     """ControlNets, each with its control image."""
     image_prompts: Annotated[tuple[ImagePrompt, ...], Field(max_length=MAX_IMAGE_PROMPTS)] = ()
     """Image prompts: pictures that say what to paint, each read by an IP-Adapter."""
+    regions: Annotated[tuple[Region, ...], Field(max_length=MAX_REGIONS)] = ()
+    """Areas of the picture, each with a prompt of its own."""
     resize_mode: ResizeMode = "crop"
     """How to fit a starting image of another aspect ratio."""
     mask: Mask | None = None
@@ -254,6 +268,7 @@ class Request(Config):
         last = self.interpolation.image if self.interpolation else None
         names = (self.init_image, mask, self.depth_image, *(control.image for control in self.control), last)
         names += tuple(name for one in self.image_prompts for name in (*one.images, one.mask))
+        names += tuple(region.mask for region in self.regions)
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
     def replace(self, changes: Mapping[str, object]) -> Request:

@@ -17,19 +17,19 @@ from gouache.diffusion.samplers.names import (
 )
 from gouache.errors import InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
-from gouache.models.configs import GenerationDefaults
+from gouache.models.configs import GenerationDefaults, MMDiTConfig
 from gouache.models.scheduler_config import SCHEDULER_CLASSES
 from gouache.pipeline.fields.values import MAX_FACTOR, MIN_SIDE, OPAQUE
 from gouache.pipeline.generate.a1111_procedure import A1111, follows, second_size
-from gouache.pipeline.generate.draft import with_defaults
-from gouache.pipeline.generate.guiders import check_guiders
+from gouache.pipeline.generate.draft import start_level, with_defaults
 from gouache.pipeline.generate.refiner import check_refiner, refiner_notes
+from gouache.pipeline.generate.regions import region_notes
 from gouache.pipeline.generate.sampler_settings import check_sampler, sampler_notes
 from gouache.pipeline.generate.scheduler_levels import scheduler_of
 from gouache.pipeline.generate.upscaler_files import LANCZOS, OWN
 from gouache.pipeline.inputs.images import References, nearest_size
-from gouache.pipeline.inputs.start import INSTRUCT, input_kind
-from gouache.pipeline.prompts.syntax import adapter_tags, refuse_tags
+from gouache.pipeline.inputs.start import ENLARGE, INSTRUCT, input_kind
+from gouache.pipeline.possible import check_possible
 from gouache.pipeline.request import Hires, Procedure, Request, Upscale
 from gouache.pipeline.unused import unused_notes
 
@@ -49,7 +49,7 @@ def at_own_size(request: Request, bundle: ModelBundle) -> Request:
         own = (bundle.defaults.width, bundle.defaults.height)
         asked = (request.width or own[0], request.height or own[1])
         # What rounds to the own size needs no enlargement.
-        rounded = nearest_size(*asked, bundle.vae.config.downscale)
+        rounded = nearest_size(*asked, factor_of(bundle))
         fit = max(rounded[0] / own[0], rounded[1] / own[1])
         if fit > 1:
             factor = fit * (upscale.factor if upscale else 1.0)
@@ -113,12 +113,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
         UnknownName: no such sampler, schedule or style.
         InvalidInput: something this model can't do.
     """
-    _check_tags(request)
-    _check_prior(request, bundle)
-    _check_control(request, bundle)
-    _check_image_prompts(request, bundle)
-    _check_sdxl(request, bundle)
-    check_guiders(request, bundle)
+    check_possible(request, bundle)
     if request.style is not None and bundle.styles and request.style not in bundle.styles:
         raise unknown_name("style", request.style, bundle.styles)
     request = at_own_size(request, bundle).replace({"procedure": _procedure(request)})
@@ -126,8 +121,10 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
     sampler, schedule = _sampler_and_schedule(request, bundle)
     check_sampler(sampler, bundle)
     _check_tiles(request, bundle)
+    _check_transformer(request, bundle)
     check_refiner(request.replace({"sampler": sampler}), bundle)
     width, height = _latent_sized(_size(request, bundle, start), request, bundle)
+    _check_grid(width, height, request, bundle)
     vary = request.subseed_strength > 0
     negative = request.negative_prompt if bundle.traits.zero_negative else request.negative_prompt or ""
     guidance = request.guidance_scale
@@ -143,11 +140,12 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
             "negative_prompt": negative,
             "background": _background(request, bundle),
             "strength": _strength(request, bundle),
-            "num_inference_steps": request.num_inference_steps or defaults.num_inference_steps,
+            "noise_level": _noise_level(request, bundle),
+            "num_inference_steps": _steps(request, bundle),
             "guidance_scale": guidance,
             "sampler": sampler,
             "schedule": schedule,
-            "hires": _hires(request, width, height),
+            "hires": _hires(request, bundle, width, height),
             "prior": None if bundle.prior is None else with_defaults(request.prior, defaults),
         }
     )
@@ -180,8 +178,9 @@ def resolve_with_pictures(request: Request, bundle: ModelBundle, references: Ref
         sizes = [] if kept else [GROWN]
     else:
         sizes = size_notes(request, resolved, start)
-    told = (*scheduler_notes(request, resolved, bundle), *sampler_notes(request, resolved), *guidance_notes(resolved))
-    return Resolved(resolved, (*sizes, *told, *refiner_notes(resolved), *unused_notes(resolved, bundle)))
+    told = (*defaults_notes(request, resolved, bundle), *sampler_notes(request, resolved), *guidance_notes(resolved))
+    left = (*refiner_notes(resolved), *region_notes(resolved, bundle), *unused_notes(resolved, bundle))
+    return Resolved(resolved, (*sizes, *told, *left))
 
 
 SMALLEST_SHARE = 8
@@ -202,124 +201,54 @@ def _check_tiles(request: Request, bundle: ModelBundle) -> None:
         )
 
 
-def _check_tags(request: Request) -> None:
-    """Tags stand in the prompt; anywhere else the picture would silently lack what they name."""
-    tags = adapter_tags(request.prompt)
-    refuse_tags(request.negative_prompt or "", "negative_prompt")
-    refuse_tags(request.prompt_2 or "", "prompt_2")
-    refuse_tags(request.negative_prompt_2 or "", "negative_prompt_2")
-    if request.inversion is not None:
-        refuse_tags(request.inversion.source_prompt, "inversion.source_prompt")
-    last = None if request.interpolation is None else request.interpolation.prompt
-    if last is not None and adapter_tags(last, "interpolation.prompt") != tags:
-        raise InvalidInput(
-            "interpolation.prompt",
-            given="other adapters than in the first prompt",
-            expected="the same tags in both",
-            cure="Copy the tags of the first prompt.",
-        )
-
-
-def _check_prior(request: Request, bundle: ModelBundle) -> None:
-    wanted = {"prior": request.prior is not None and request.prior.enabled, "best_of": request.best_of > 1}
-    asked = [name for name, given in wanted.items() if given]
-    if asked and bundle.prior is None:
-        raise InvalidInput(
-            asked[0],
-            given=f"a value for {bundle.name or bundle.family}",
-            expected="nothing: this model has no prior",
-            cure="Leave it out, or choose a model that drafts its pictures.",
-        )
-
-
-def _check_sdxl(request: Request, bundle: ModelBundle) -> None:
-    """Refuse what only SDXL models read, by another model."""
-    sizes = request.size_condition
-    scores = sizes is not None and (sizes.aesthetic_score, sizes.negative_aesthetic_score) != (None, None)
-    models = [bundle] if bundle.refiner is None else [bundle, bundle.refiner]
-    two, numbers = len(bundle.text.encoders) == 2, max(one.size_numbers for one in models)
-    wanted = (
-        ("prompt_2", request.prompt_2 is not None, two, "models with two text encoders (SDXL)"),
-        ("negative_prompt_2", request.negative_prompt_2 is not None, two, "models with two text encoders (SDXL)"),
-        ("size_condition", sizes is not None, numbers > 0, "SDXL models"),
-        ("size_condition.aesthetic_score", scores, any(one.takes_aesthetic_score for one in models), "SDXL's refiner"),
-    )
-    for name, given, can, whose in wanted:
-        if given and not can:
-            raise InvalidInput(
-                name,
-                given=f"a value for {bundle.name or bundle.family}",
-                expected=f"nothing: it belongs to {whose}",
-                cure="Leave it out.",
-            )
-
-
-def _check_control(request: Request, bundle: ModelBundle) -> None:
-    """Where there is no telling what a control picture would mean, it is refused."""
-    latent, extra = bundle.vae.config.latent_channels, bundle.unet.config.draft_channels
-    clashes = {
-        "outpaint": request.outpaint is not None,
-        "inversion": request.inversion is not None,
-        "an instruct model": bundle.prior is None and extra == latent,
+def _check_transformer(request: Request, bundle: ModelBundle) -> None:
+    """Refuse what a transformer in place of a U-Net has no convolutions for, and a ControlNet."""
+    asked = {
+        "seamless": request.seamless != "none",
+        "control": bool(request.control),
+        "image_prompts": bool(request.image_prompts),
     }
-    clash = next((name for name, there in clashes.items() if there), None)
-    if request.control and clash:
+    given = next((name for name, there in asked.items() if there), None)
+    if given is not None and isinstance(bundle.unet.config, MMDiTConfig):
         raise InvalidInput(
-            "control",
-            given=f"a control picture and {clash}",
-            expected="one or the other",
-            cure="Extend picture and control picture yourself, and paint the new part with --mask."
-            if clash == "outpaint"
-            else "Leave one out.",
+            given,
+            given=f"a value for {bundle.name or bundle.family}",
+            expected="a model with a U-Net",
+            cure="Leave it out, or choose a model of Stable Diffusion 1.x, 2.x or XL.",
         )
 
 
-def _check_image_prompts(request: Request, bundle: ModelBundle) -> None:
-    """Refuse image prompts where nothing reads them."""
-    takes_picture = bundle.unet.config.picture_width > 0
-    own = [one for one in request.image_prompts if one.adapter is None]
-    if takes_picture and not own:
-        raise InvalidInput(
-            "image_prompts",
-            given="no picture",
-            expected="one: this unCLIP model paints variations of a picture",
-            cure="Name it: --image-prompt FILE.",
-        )
-    if not request.image_prompts:
+def _check_grid(width: int, height: int, request: Request, bundle: ModelBundle) -> None:
+    """Refuse pictures beyond the places that a transformer knows."""
+    config = bundle.unet.config
+    if not isinstance(config, MMDiTConfig) or request.tiled is not None:
         return
-    clash = "outpaint" if request.outpaint is not None else None
-    clash = "inversion" if takes_picture and request.inversion is not None else clash
-    if bundle.prior is None and bundle.unet.config.draft_channels == bundle.vae.config.latent_channels:
-        clash = "an instruct model"
-    if clash:
+    most = config.grid * config.patch_size * bundle.vae.config.downscale
+    sizes = [(width, height), *([request.hires.size_for(width, height)] if request.hires else [])]
+    over = next((size for size in sizes if max(size) > most), None)
+    if over is not None:
         raise InvalidInput(
-            "image_prompts",
-            given=f"a picture and {clash}",
-            expected="one or the other",
-            cure="Extend the picture yourself, and paint the new part with --mask."
-            if clash == "outpaint"
-            else "Leave one out.",
+            "size",
+            given=f"{over[0]}x{over[1]}",
+            expected=f"at most {most} pixels a side: the places that {bundle.name or bundle.family} knows",
+            cure="Take a smaller picture, add --tiled, or enlarge it by `gouache upscale`.",
         )
-    if own and not bundle.takes_pictures:
-        raise InvalidInput(
-            f"image_prompts[{request.image_prompts.index(own[0])}].adapter",
-            given="none",
-            expected=f"the name of an IP-Adapter: {bundle.name or bundle.family} reads no pictures by itself",
-            cure="gouache models lists those that are there.",
-        )
-    masked = any(one.mask is not None for one in own)
-    if len(own) > 1 or masked or any(len(one.images) > 1 for one in own):
-        raise InvalidInput(
-            "image_prompts",
-            given="a mask" if masked else "several pictures without an adapter",
-            expected="one picture as a whole: a model without an adapter reads one vector",
-            cure="Use an IP-Adapter for more.",
-        )
+
+
+NOISE_LEVEL = 20
+"""Noise on a small picture where a request leaves it open."""
+
+
+def _noise_level(request: Request, bundle: ModelBundle) -> int | None:
+    """The default for a model that enlarges a picture; whatever was asked for another, which isn't told it."""
+    return NOISE_LEVEL if request.noise_level is None and input_kind(bundle) == ENLARGE else request.noise_level
 
 
 def _size(request: Request, bundle: ModelBundle, start: tuple[int, int] | None) -> tuple[int, int]:
     """The asked size; else the starting picture's, unless only a masked part of it is worked on; else the model's."""
     own = (bundle.defaults.width, bundle.defaults.height)
+    if start is not None and input_kind(bundle) == ENLARGE:
+        start = (start[0] * bundle.vae.config.downscale, start[1] * bundle.vae.config.downscale)
     only_part = request.mask is not None and request.mask.only_masked
     width, height = own if start is None or only_part else start
     return request.width or width, request.height or height
@@ -356,22 +285,37 @@ def _latent_sized(size: tuple[int, int], request: Request, bundle: ModelBundle) 
     return max(size[0] // factor, 1) * factor, max(size[1] // factor, 1) * factor
 
 
-def _hires(request: Request, width: int, height: int) -> Hires | None:
-    """The second pass with both sides where one was given; A1111's keeps one side, whose other is cut differently."""
-    hires = request.hires
-    if hires is None or follows(request) or (hires.width is None) == (hires.height is None):
+def _hires(request: Request, bundle: ModelBundle, width: int, height: int) -> Hires | None:
+    """The second pass with both sides where one was given; A1111's keeps one side, whose other is cut differently.
+
+    It begins on the first pass and so takes as many steps as edits do, where those differ from the first pass's.
+    """
+    hires, steps = request.hires, bundle.defaults.num_inference_steps
+    if hires is None:
+        return None
+    if hires.num_inference_steps is None and request.num_inference_steps is None and _steps(request, bundle) != steps:
+        hires = hires.model_copy(update={"num_inference_steps": steps})
+    if follows(request) or (hires.width is None) == (hires.height is None):
         return hires
     sides = hires.size_for(width, height)
     return hires.model_copy(update={"width": sides[0], "height": sides[1]})
 
 
 def factor_of(bundle: ModelBundle) -> int:
-    """What width and height in pixels are multiples of: the pixels of one latent, 8 for Stable Diffusion."""
-    return bundle.vae.config.downscale
+    """What width and height in pixels are multiples of: the pixels of one latent, 8 for Stable Diffusion, or of one
+    patch, 16 for Stable Diffusion 3."""
+    return bundle.vae.config.downscale * bundle.unet.config.multiple
+
+
+def _steps(request: Request, bundle: ModelBundle) -> int:
+    """As many as asked for, or the model's: a number of their own for pictures that begin on their drafts."""
+    given, defaults = request.replace({"strength": _strength(request, bundle)}), bundle.defaults
+    on_draft = defaults.prior_num_inference_steps if start_level(given, bundle) else None
+    return request.num_inference_steps or on_draft or defaults.num_inference_steps
 
 
 def _strength(request: Request, bundle: ModelBundle) -> float | None:
-    if request.init_image is None or request.strength is not None or input_kind(bundle) == INSTRUCT:
+    if request.init_image is None or request.strength is not None or input_kind(bundle) in (INSTRUCT, ENLARGE):
         return request.strength
     return 1.0 if request.outpaint is not None or request.inversion is not None else 0.75
 
@@ -394,6 +338,9 @@ def _named(request: Request, bundle: ModelBundle) -> tuple[str, str]:
         schedule = resolve_schedule(bundle.defaults.schedule)
         if schedule == "model" and request.inversion is not None:
             schedule = "uniform"
+    elif schedule is None and bundle.schedule.path == "flow" and bundle.defaults.scheduler is not None:
+        # A flow begins at noise alone, at an infinite sigma, where samplers' own lists would spend most of their steps.
+        schedule = "model"
     elif schedule is None:
         schedule = sampler_info(name).default_schedule
     return name, _existing(schedule, name, bundle, request.schedule)
@@ -402,6 +349,13 @@ def _named(request: Request, bundle: ModelBundle) -> tuple[str, str]:
 def _existing(schedule: str, sampler: str, bundle: ModelBundle, asked: str | None) -> str:
     """The schedule, where the model or the sampler has to bring it; `asked` is None if only the sampler's name says
     it."""
+    if schedule.startswith("align_your_steps") and not bundle.traits.align_your_steps:
+        raise InvalidInput(
+            "schedule",
+            given=f"{schedule!r} for {bundle.name or bundle.family}",
+            expected="a model of Stable Diffusion 1.x, 2.x or XL, for which such levels were published",
+            cure="Leave it out: the model's own levels are taken.",
+        )
     if schedule not in ("model", "diffusers") or scheduler_of(sampler, schedule, bundle) is not None:
         return schedule
     listed = any(alias in SCHEDULER_CLASSES for alias in sampler_info(sampler).aliases)
@@ -418,12 +372,28 @@ def _existing(schedule: str, sampler: str, bundle: ModelBundle, asked: str | Non
     )
 
 
-def scheduler_notes(asked: Request, resolved: Request, bundle: ModelBundle) -> list[str]:
-    """What a request took from the model's scheduler file, and what of that gouache does otherwise."""
-    config, defaults = bundle.defaults.scheduler, bundle.defaults
-    if config is None:
-        return []
-    taken = []
+def defaults_notes(asked: Request, resolved: Request, bundle: ModelBundle) -> list[str]:
+    """What a request took from the model's scheduler file or another mark of few steps, and what of that gouache does
+    otherwise; where only a name tells of few steps, that nothing was taken."""
+    config, few_steps = bundle.defaults.scheduler, bundle.few_steps
+    if few_steps is not None and few_steps.source == "name":
+        settings = resolved.sampler or "", resolved.num_inference_steps or 1, resolved.guidance_scale or 0.0
+        advice = few_steps.advice("the model") + "; a name changes nothing, set them in the request"
+        named = [] if few_steps.fits(*settings) else [advice]
+    else:
+        named = []
+    if config is None and (few_steps is None or not few_steps.sets_defaults):
+        return named
+    taken = _taken(asked, resolved, bundle)
+    if not taken:
+        return named
+    source = f"the model's {config.class_name}" if config is not None else few_steps.told if few_steps else ""
+    return [f"from {source}: {', '.join(taken)}", *bundle.notes, *named]
+
+
+def _taken(asked: Request, resolved: Request, bundle: ModelBundle) -> list[str]:
+    """Sampler, schedule, steps and guidance, as far as the request left them to the model."""
+    defaults, taken = bundle.defaults, []
     if asked.sampler is None and asked.inversion is None:
         taken.append(f"sampler {resolved.sampler}")
     if resolved.schedule == "model" or (asked.sampler is None and asked.schedule is None and asked.inversion is None):
@@ -432,9 +402,7 @@ def scheduler_notes(asked: Request, resolved: Request, bundle: ModelBundle) -> l
         taken.append(f"{resolved.num_inference_steps} step{'s' * (resolved.num_inference_steps != 1)}")
     if asked.guidance_scale is None and defaults.guidance_scale != bundle.traits.guidance_scale:
         taken.append(f"guidance {resolved.guidance_scale:g}")
-    if not taken:
-        return []
-    return [f"from the model's {config.class_name}: {', '.join(taken)}", *bundle.notes]
+    return taken
 
 
 def _background(request: Request, bundle: ModelBundle) -> str | None:

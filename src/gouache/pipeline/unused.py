@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.generate.draft import with_defaults
-from gouache.pipeline.inputs.start import DEPTH, DRAFT, INSTRUCT, input_kind, steps_to_skip
+from gouache.pipeline.inputs.start import DEPTH, DRAFT, ENLARGE, INSTRUCT, input_kind, steps_to_skip
 from gouache.pipeline.request import Mask, Prior, Request
 
 
@@ -55,6 +55,7 @@ def _without_guidance(request: Request, kind: str | None) -> Unused:
         "mimic": request.mimic is not None,
         "perp_neg": request.perp_neg is not None and " AND " not in request.prompt,
         "negative_prompt_2": bool(request.negative_prompt_2) and " AND " not in request.prompt,
+        "negative_prompt_3": bool(request.negative_prompt_3) and " AND " not in request.prompt,
         "guidance_rescale": request.guidance_rescale > 0,
         "guidance_interval": request.guidance_interval is not None,
         "apg": request.apg is not None and kind != INSTRUCT,
@@ -87,7 +88,7 @@ def _of_image_prompts(request: Request) -> Unused:
 
 
 def _of_guiders(request: Request, bundle: ModelBundle) -> Unused:
-    empty = not request.negative_prompt and not request.negative_prompt_2
+    empty = not (request.negative_prompt or request.negative_prompt_2 or request.negative_prompt_3)
     zeros = request.negative_prompt is None and bundle.traits.zero_negative
     if request.perp_neg is not None and request.guidance_scale != 1 and empty and not zeros:
         yield "perp_neg", "there is no negative prompt"
@@ -147,7 +148,11 @@ def _of_the_model(request: Request, kind: str | None) -> Unused:
             yield "apg", "an instruct model has two guidance scales"
         if request.inversion is not None:
             yield "inversion", "an instruct model starts from noise"
-    elif request.image_guidance_scale is not None:
+    if kind != ENLARGE and request.noise_level is not None:
+        yield "noise_level", "this model enlarges no picture"
+    if kind == ENLARGE and request.strength is not None and request.strength < 1:
+        yield "strength", "a model that enlarges starts from noise; noise_level says how much it may change"
+    if kind != INSTRUCT and request.image_guidance_scale is not None:
         yield "image_guidance_scale", "it belongs to instruct models"
     if request.depth_image is not None and kind != DEPTH:
         yield "depth_image", "this model takes no depth map"

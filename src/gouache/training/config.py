@@ -15,10 +15,10 @@ from gouache.models.configs import (
     GenerationDefaults,
     NoiseScheduleConfig,
     SentenceEncoderConfig,
-    UNetConfig,
     UpscalerConfig,
     VAEConfig,
 )
+from gouache.models.network_configs import NetworkConfig, NetworkTable
 from gouache.models.prior import PriorConfig
 from gouache.models.quantizer import QuantizerConfig
 
@@ -177,6 +177,9 @@ class TokensStage(StageConfig):
     network: QuantizerConfig
     scale_dropout: float = Field(default=0.25, ge=0, lt=1)
     """Share of pictures whose finest scales are left out, so that a coarse draft is a picture too."""
+    freeze: tuple[str, ...] = ()
+    """Names of parameters (prefixes) that are not trained. With "encoder", "to_code" and "from_code" pictures keep
+    their tokens: a prior trained on them stays valid while the drafts that it leads to get better."""
 
 
 class PriorStage(StageConfig):
@@ -204,8 +207,8 @@ class PriorStage(StageConfig):
 class DenoiserStage(StageConfig):
     """Stage 5: the latent diffusion U-Net, from nothing or from a published model."""
 
-    network: UNetConfig | None = None
-    """Sizes of a U-Net with random weights; none if `start` names a model."""
+    network: NetworkTable | None = None
+    """Sizes of a U-Net, or of Stable Diffusion 3's transformer, with random weights; none if `start` names a model."""
     start: Path | None = None
     """A model to fine-tune, of any family and layout that gouache loads. Its autoencoder, text encoders and denoiser
     settings are used as they are; the stages before are not needed."""
@@ -241,7 +244,7 @@ class DenoiserStage(StageConfig):
         return self
 
     @property
-    def sizes(self) -> UNetConfig:
+    def sizes(self) -> NetworkConfig:
         """The network's sizes, once they are known."""
         if self.network is None:
             raise ConfigError("denoiser.network", given="none", expected="sizes, taken from the model to start from")

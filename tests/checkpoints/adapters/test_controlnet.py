@@ -249,7 +249,7 @@ DAMAGES: dict[str, tuple[Callable[[dict[str, Tensor]], object], str]] = {
     "more": (lambda t: t.update(extra=torch.ones(1)), "1 unexpected: extra"),
     "shape": (lambda t: t.update({"conv_in.bias": torch.ones(7)}), r"conv_in.bias \[7\] for \[32\]"),
     "NaN": (lambda t: t["conv_in.bias"].fill_(float("nan")), "NaN in tensor 'conv_in.bias'"),
-    "union": (lambda t: t.update(task_embedding=torch.ones(6, 320)), "union of several"),
+    "union": (lambda t: t.update(task_embedding=torch.ones(6, 320)), "transformer_layes.0.attn.in_proj_weight"),
     "difference": (lambda t: t.update(difference=torch.ones(1)), "a difference to its base model"),
 }
 

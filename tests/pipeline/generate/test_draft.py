@@ -19,8 +19,8 @@ from gouache.pipeline.inputs.start import encode
 from gouache.pipeline.likelihood import prior_bits
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.prompts.encode import PromptReader
+from gouache.pipeline.request import Hires, Request
 from gouache.pipeline.request import Prior as PriorOptions
-from gouache.pipeline.request import Request
 
 if TYPE_CHECKING:
     from tests.pipeline.conftest import MakeBundle
@@ -136,6 +136,11 @@ def test_what_the_prior_is_left_comes_from_the_model_and_stands_in_the_recipe(po
     assert resolved.prior == PriorOptions(temperature=0.25, top_k=0, top_p=0.75, guidance_scale=2.0, start_sigma=0.0)
 
 
+ON_DRAFT = GenerationDefaults(
+    width=32, height=32, num_inference_steps=8, prior_start_sigma=1.0, prior_num_inference_steps=4
+)
+
+
 @pytest.mark.parametrize("schedule", ["uniform", "karras", "exponential"])
 def test_it_begins_on_the_noised_draft_with_all_its_steps(schedule: str, pocket: ModelBundle) -> None:
     """The first call is shown draft + sigma * noise: with the draft known, the noise in it has deviation 1."""
@@ -165,6 +170,49 @@ def test_it_begins_on_the_noised_draft_with_all_its_steps(schedule: str, pocket:
 def test_a_level_of_0_begins_on_noise_and_a_level_changes_the_picture(pipe: Pipeline) -> None:
     assert paint(pipe, prior={"start_sigma": 0.0}) == paint(pipe)
     assert paint(pipe, prior={"start_sigma": 1.0}) != paint(pipe)
+
+
+@pytest.fixture
+def start_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A picture a.png in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (32, 32), "red").save("a.png")
+
+
+ON_NOISE: tuple[dict[str, Any], ...] = (
+    {"prior": {"enabled": False}},
+    {"prior": {"start_sigma": 0.0}},
+    {"sigmas": [5.0, 1.0, 0.0]},
+    {"procedure": "a1111"},
+    {"init_image": "a.png"},
+    {"init_image": "a.png", "strength": 0.99},
+    {"init_image": "a.png", "strength": 1.0, "mask": {}},
+    {"init_image": "a.png", "outpaint": {"left": 8}},
+    {"init_image": "a.png", "inversion": {"source_prompt": "a dog"}},
+)
+
+
+@pytest.mark.usefixtures("start_picture")
+@pytest.mark.parametrize("changes", [{}, {"prior": {"temperature": 0.0}}, {"init_image": "a.png", "strength": 1.0}])
+def test_a_picture_that_begins_on_its_draft_takes_that_many_steps(changes: dict[str, Any], pocket: ModelBundle) -> None:
+    pipe = Pipeline(replace(pocket, defaults=ON_DRAFT))
+    assert pipe.resolve(Request(prompt="a cat", **changes)).num_inference_steps == 4
+    assert pipe.resolve(Request(prompt="a cat", num_inference_steps=7, **changes)).num_inference_steps == 7
+
+
+@pytest.mark.usefixtures("start_picture")
+@pytest.mark.parametrize("changes", ON_NOISE)
+def test_any_other_picture_takes_the_usual_steps(changes: dict[str, Any], pocket: ModelBundle) -> None:
+    pipe = Pipeline(replace(pocket, defaults=ON_DRAFT))
+    assert pipe.resolve(Request(prompt="a cat", **changes)).num_inference_steps == 8
+
+
+def test_the_second_pass_takes_the_usual_steps_unless_the_request_says_how_many(pocket: ModelBundle) -> None:
+    pipe = Pipeline(replace(pocket, defaults=ON_DRAFT))
+    resolved = pipe.resolve(Request(prompt="a cat", hires=Hires()))
+    assert (resolved.num_inference_steps, resolved.hires and resolved.hires.num_inference_steps) == (4, 8)
+    resolved = pipe.resolve(Request(prompt="a cat", num_inference_steps=5, hires=Hires()))
+    assert (resolved.num_inference_steps, resolved.hires and resolved.hires.num_inference_steps) == (5, None)
 
 
 @pytest.mark.parametrize(

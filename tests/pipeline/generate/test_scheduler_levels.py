@@ -81,7 +81,7 @@ def test_a_shift_follows_from_the_size(name: str) -> None:
     told = {ours: values[key] for ours, key in keys.items() if key in values}
     theirs.set_timesteps(7, mu=calculate_shift((width // 16) * (height // 16), **told))
     config = SchedulerConfig.from_dict({**values, "class_name": class_name}, where="here")
-    ours = scheduler_levels(config, make_noise_schedule("flow"), 7, (width, height))
+    ours = scheduler_levels(config, make_noise_schedule("flow"), 7, (width // 16, height // 16))
     levels = theirs.sigmas.double().clamp(max=1 - 1e-6)
     assert torch.allclose(ours.sigmas[1:], (levels / (1 - levels))[1:], rtol=2e-4, atol=1e-6)
     square = scheduler_levels(config, make_noise_schedule("flow"), 7)

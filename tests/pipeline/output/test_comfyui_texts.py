@@ -97,7 +97,6 @@ def test_text_wired_from_another_node_is_the_prompt(name: str) -> None:
 
 ENCODERS: dict[str, dict[str, Any]] = {
     "SDXL": node("CLIPTextEncodeSDXL", text_g=TEXT, text_l=TEXT, width=1024, height=1024, clip=["4", 1]),
-    "SDXL, one text": node("CLIPTextEncodeSDXL", text_g=TEXT, text_l="", clip=["4", 1]),
     "SDXL refiner": node("CLIPTextEncodeSDXLRefiner", ascore=6.0, text=TEXT, clip=["4", 1]),
     "advanced": node(
         "BNK_CLIPTextEncodeAdvanced",
@@ -122,10 +121,52 @@ def test_an_encoder_of_a1111s_rule_sets_the_rule() -> None:
     assert (request.prompt, request.emphasis) == ("[a] (cat)", "a1111")
 
 
-def test_two_texts_of_one_encoder_are_noted() -> None:
-    found = read(graph(n6=node("CLIPTextEncodeSDXL", text_g="a cat", text_l="film", clip=["4", 1])))
-    assert found.request.prompt == "a cat"
-    assert any("film" in note for note in found.notes)
+@pytest.mark.parametrize(
+    ("large", "small", "expected"),
+    [
+        ("a cat", "film", {"prompt": "film", "prompt_2": "a cat"}),
+        ("a cat", "", {"prompt": "", "prompt_2": "a cat"}),
+        ("", "film", {"prompt": "film", "prompt_2": ""}),
+        ("a cat", "a cat", {"prompt": "a cat", "prompt_2": None}),
+        (["20", 0], "film", {"prompt": "film", "prompt_2": "a wired cat"}),
+    ],
+)
+def test_both_texts_of_sdxl_are_read(large: Any, small: str, expected: dict[str, str | None]) -> None:
+    """As ComfyUI's node gives them: text_l to ViT-L, text_g to bigG."""
+    both = node("CLIPTextEncodeSDXL", text_g=large, text_l=small, clip=["4", 1])
+    found = read(graph(n6=both, n20=node("PrimitiveString", value="a wired cat")))
+    assert {name: getattr(found.request, name) for name in expected} == expected
+    assert not any("texts" in note for note in found.notes)
+    other = node("CLIPTextEncodeSDXL", text_g="grey", text_l="dark", clip=["4", 1])
+    found = read(graph(n6=both, n7=other, n20=node("PrimitiveString", value="a wired cat")))
+    assert (found.request.negative_prompt, found.request.negative_prompt_2) == ("dark", "grey")
+
+
+SIZED = {"width": 2048, "height": 1024, "crop_w": 16, "crop_h": 8, "target_width": 1024, "target_height": 768}
+OURS = {
+    "original_width": 2048,
+    "original_height": 1024,
+    "crop_left": 16,
+    "crop_top": 8,
+    "target_width": 1024,
+    "target_height": 768,
+}
+
+
+def test_sizes_of_sdxls_encoder_are_read() -> None:
+    def told(**sizes: int) -> Any:
+        one = node("CLIPTextEncodeSDXL", text_g="a", text_l="a", clip=["4", 1], **{**SIZED, **sizes})
+        return read(graph(n6=one))
+
+    request = told().request
+    assert request.size_condition is not None
+    assert {name: getattr(request.size_condition, name) for name in OURS} == OURS
+    width, height = request.width, request.height
+    own = {"width": width, "height": height, "crop_w": 0, "crop_h": 0, "target_width": width, "target_height": height}
+    assert told(**own).request.size_condition is None
+    beyond = told(width=10**6)
+    assert beyond.request.size_condition is None
+    assert any("sizes outside" in note for note in beyond.notes)
 
 
 UNKNOWN: dict[str, Graph] = {

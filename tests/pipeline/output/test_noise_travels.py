@@ -137,6 +137,18 @@ def test_an_old_second_pass_with_one_side_keeps_its_size(
     assert hires.size_for(32, 32) == size
 
 
+@pytest.mark.parametrize("version", [1, 2, 3])
+@pytest.mark.parametrize(
+    ("prior", "level"),
+    [(None, None), ({"temperature": 0.5}, 0.0), ({"start_sigma": None}, 0.0), ({"start_sigma": 1.5}, 1.5)],
+)
+def test_the_picture_of_an_old_recipe_begins_on_noise_unless_it_named_a_level(
+    painted: Recipe, version: int, prior: dict[str, Any] | None, level: float | None
+) -> None:
+    request = old_recipe(painted, version, prior=prior).request
+    assert (None if request.prior is None else request.prior.start_sigma) == level
+
+
 def test_a_recipe_of_today_is_taken_at_its_word(painted: Recipe) -> None:
     assert painted.recipe == RECIPE_VERSION
     values = json.loads(painted.to_json())

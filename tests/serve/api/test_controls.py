@@ -217,6 +217,7 @@ PLACE = "alwayson_scripts.ControlNet.args[0]"
         ({"image": "http://127.0.0.1:1/x.png"}, "image"),
         ({"image": "bm90IGEgcGljdHVyZQ=="}, "image"),
         ({"enabled": "yes"}, "enabled"),
+        ({"union_control_type": "edges"}, "union_control_type"),
         ({"ipadapter_input": ["x"]}, "ipadapter_input"),
         ({"unheard_of": 1}, "unheard_of"),
     ],

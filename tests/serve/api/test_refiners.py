@@ -1,6 +1,8 @@
-"""Refiners over HTTP: a native request's `refiner` and A1111's `refiner_checkpoint` paint what Python paints.
+"""SDXL over HTTP: refiners (a native request's `refiner`, A1111's `refiner_checkpoint`), the second encoder's prompt
+and the size numbers (A1111's settings for them) paint what Python paints.
 
-The kind: every way in which a client names a second model, or none, or one that isn't there, or a path.
+The kind: every way in which a client names a second model, or none, or one that isn't there, or a path; and what only
+SDXL is told beside the prompt.
 """
 
 from __future__ import annotations
@@ -16,9 +18,12 @@ import pytest
 import torch
 from PIL import Image
 
+from gouache.errors import InvalidInput
 from gouache.pipeline.output.foreign import read_recipe
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
+from gouache.serve.api.a1111.fields import Txt2Img
+from gouache.serve.api.a1111.mapping import order_of
 from gouache.serve.studio import Studio
 
 if TYPE_CHECKING:
@@ -103,6 +108,50 @@ def test_a_native_job(server: Server, expected: Image.Image) -> None:
     assert recipe is not None
     assert recipe.refiner is not None
     assert recipe.refiner.sha256 not in (None, recipe.model.sha256)
+
+
+def test_a_native_job_with_a_second_prompt_and_sizes(server: Server, folder: Path) -> None:
+    """Both with a refiner behind them, in one request."""
+    request = {
+        **PLAIN,
+        "prompt_2": "a blue boat",
+        "negative_prompt_2": "dark",
+        "num_inference_steps": 2,
+        "sampler": "euler",
+        "size_condition": {"original_width": 20, "original_height": 24, "crop_left": 3, "aesthetic_score": 7.0},
+        "refiner_switch_at": 0.5,
+    }
+    python = Request.from_dict({**request, "refiner": str(folder / "sdxl-refiner")}, where="request")
+    (expected,) = Pipeline.load(folder / "sdxl", device="cpu").paint(python)
+    with httpx.Client(base_url=server.url, timeout=120) as client:
+        job = client.post("/v1/jobs", json={"request": {**request, "refiner": "sdxl-refiner"}}).json()
+        client.get(f"/v1/jobs/{job['id']}/events")
+        (picture,) = client.get(f"/v1/jobs/{job['id']}").json()["pictures"]
+        data = client.get(f"/v1/pictures/{picture}/file").content
+    assert Image.open(io.BytesIO(data)).convert("RGB").tobytes() == expected.image.convert("RGB").tobytes()
+
+
+SETTINGS: list[tuple[dict[str, Any], dict[str, Any] | None]] = [
+    ({}, None),
+    ({"sdxl_crop_top": 0, "sdxl_refiner_low_aesthetic_score": 2.5}, None),
+    ({"sdxl_crop_top": 8, "sdxl_crop_left": 16.0}, {"crop_top": 8, "crop_left": 16}),
+    ({"sdxl_refiner_high_aesthetic_score": 9}, {"aesthetic_score": 9.0, "negative_aesthetic_score": 2.5}),
+]
+
+
+@pytest.mark.parametrize(("settings", "expected"), SETTINGS)
+def test_a1111s_settings_for_sdxl(server: Server, settings: dict[str, Any], expected: dict[str, Any] | None) -> None:
+    body = Txt2Img(prompt="a", refiner_checkpoint="sdxl-refiner", override_settings=settings)
+    told = order_of(body, server.studio, "local").request.size_condition
+    assert (None if told is None else {name: getattr(told, name) for name in expected or {}}) == expected
+    assert told is None or told.original_width is None
+
+
+@pytest.mark.parametrize("name", ["sdxl_crop_top", "sdxl_crop_left", "sdxl_refiner_low_aesthetic_score"])
+def test_a1111s_settings_for_sdxl_have_bounds(server: Server, name: str) -> None:
+    body = Txt2Img(prompt="a", override_settings={name: -1})
+    with pytest.raises(InvalidInput, match=name):
+        order_of(body, server.studio, "local")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "../sdxl-refiner", "/etc/passwd", "sdxl-refiner/unet"])

@@ -308,7 +308,12 @@ def test_each_request_sees_what_another_process_changed(make_client: MakeClient,
     session = client.cookies["gouache_session"]
     client.post("/logout", headers={"cookie": f"gouache_session={session}"}, follow_redirects=False)
     assert code(cookie=session) == 401
-    run("delete", "ada")
+    body = {"request": {"prompt": "a red apple"}}
+    ada, bob = f"Bearer {run('add', 'ada')}", basic("bob", "another one")
+    jobs = [client.post("/v1/jobs", json=body, headers={"authorization": who}).json()["id"] for who in (ada, bob, ada)]
+    assert run("delete", "ada") == "deleted; 2 of its jobs cancelled"
+    (left,) = client.get("/v1/jobs", headers={"authorization": bob}).json()["jobs"]
+    assert (left["id"], left["state"]) == (jobs[1], "queued")
     run("delete", "bob")
     assert code() == 200
 

@@ -362,9 +362,12 @@ def the_card_of_a_model_shows_its_own_figures(place: Path, data: Path) -> None:
     assert isinstance(CliRunner().invoke(app, command).exception, DataError)
 
 
-def test_pictures_painted_together_are_those_painted_alone(pocket: ModelBundle) -> None:
-    """Prompts of different lengths, with a draft, the best of three drafts, and without: one grey level at most."""
-    pipeline = Pipeline(pocket)
+@pytest.mark.parametrize("level", [0.0, 1.0])
+def test_pictures_painted_together_are_those_painted_alone(level: float, pocket: ModelBundle) -> None:
+    """Prompts of different lengths, with a draft, begun on it or on noise, the best of three drafts, and without: one
+    grey level at most."""
+    defaults = pocket.defaults.model_copy(update={"prior_start_sigma": level})
+    pipeline = Pipeline(replace(pocket, defaults=defaults))
     prompts, seeds = ["a fox, flat style", "a cup", "", "字3"], [5, 6, 7, 8]
     for setting in (Setting(2, True), Setting(2, True, 3), Setting(1, False)):
         together = painter(pipeline)(prompts, seeds, setting).astype(int)

@@ -45,6 +45,27 @@ def test_twenty_steps_on_eight_examples_help(name: str, figure: str, make_stage:
     assert twenty < 0.9 * one
 
 
+def test_with_its_codes_held_the_quantizer_trains_its_decoder_and_every_picture_keeps_its_tokens(
+    make_stage: MakeStage,
+) -> None:
+    held = ("encoder", "to_code", "from_code")
+    stage = make_stage("tokens", freeze=held)
+    batch = stage.batch(range(8))
+    before = stage.trained.encode(batch["latents"])
+    optimizer = torch.optim.AdamW((p for p in stage.trained.parameters() if p.requires_grad), lr=1e-2)
+    losses = []
+    for _ in range(5):
+        loss = stage(batch)["loss"]
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.9 * losses[0]
+    assert torch.equal(stage.trained.encode(batch["latents"]), before)
+    for name, parameter in stage.trained.named_parameters():
+        assert (parameter.grad is None) == name.startswith(held), name
+
+
 @pytest.mark.slow
 def test_the_autoencoder_learns_eight_pictures(make_stage: MakeStage, tmp_path: Path) -> None:
     assert over_fit(make_stage, "vae", tmp_path, 2400, kl=1e-6)["psnr"] > 22

@@ -1,7 +1,8 @@
-"""ControlNets on the disk, by name. Headers only, and no torch.
+"""ControlNets and T2I-Adapters on the disk, by name. Headers only, and no torch.
 
-They are looked for in the folders ``controlnet`` and ``controlnets`` (any case) of `hub.models_folder`, at any depth,
-then among the models and in the hub's cache. A name from a request is compared with that list and never becomes a path.
+They are looked for in the folders ``controlnet``, ``controlnets`` and ``t2i_adapter`` (any case) of
+`hub.models_folder`, at any depth, then among the models and in the hub's cache. A name from a request is compared with
+that list and never becomes a path.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from gouache.checkpoints.identify import identify
 from gouache.errors import GouacheError, InvalidInput, ModelNotFound, unknown_name
 
 KIND = "controlnet"
+KINDS = (KIND, "t2i-adapter")
 NEIGHBOURS = ("ip-adapter", "image-encoder")
 """Kinds that lie in the same folders and are listed by themselves; see `ip_adapter_library`."""
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin", ".ckpt")
@@ -24,7 +26,7 @@ UNUSABLE = "unusable"
 
 @dataclass(frozen=True, slots=True)
 class ControlFile:
-    """A ControlNet on the disk.
+    """A ControlNet or T2I-Adapter on the disk.
 
     Attributes:
         name: what a request calls it.
@@ -118,5 +120,5 @@ def _described(name: str, path: Path) -> ControlFile:
         identity = identify(path)
     except GouacheError as error:
         return ControlFile(name, "unknown", f"{UNUSABLE}: {error.given}", path, size)
-    label = identity.label if identity.kind == KIND else f"{UNUSABLE}: a {identity.kind}"
+    label = identity.label if identity.kind in KINDS else f"{UNUSABLE}: a {identity.kind}"
     return ControlFile(name, identity.family, label, path, size)

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from unicodedata import normalize
 
 from gouache.checkpoints import hub
+from gouache.checkpoints.adapters import peft_config
 from gouache.checkpoints.adapters.embedding_names import embedding_names
 from gouache.checkpoints.adapters.keys import lora_summary
 from gouache.checkpoints.adapters.kinds import find_adapter
@@ -22,6 +23,7 @@ from gouache.checkpoints.adapters.naming import folded
 from gouache.checkpoints.formats.header import Header, open_header
 from gouache.checkpoints.formats.png_embedding import PngEmbedding
 from gouache.errors import GouacheError, InvalidInput, ModelNotFound, unknown_name
+from gouache.models.few_steps import FewSteps, few_steps_of
 
 PICTURE = ".png"
 SUFFIXES = (".safetensors", ".pt", ".pti", ".bin", ".ckpt", PICTURE)
@@ -58,6 +60,7 @@ class AdapterFile:
         label: a few words for people; why it can't be used, if it can't.
         path: the file.
         bytes: its size.
+        few_steps: the distillation that a LoRA's metadata or name tells of.
     """
 
     name: str
@@ -67,6 +70,7 @@ class AdapterFile:
     label: str
     path: Path
     bytes: int
+    few_steps: FewSteps | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -196,8 +200,28 @@ def _described(path: Path, top: Path, size: int) -> AdapterFile | None:
     kind = adapter.kind if adapter else by_folder
     name, aliases = _names(path, top, header, kind)
     family, label = (adapter.family, adapter.label) if adapter else ("unknown", "")
-    label = ", ".join(part for part in (label, lora_summary(header.tensors) if kind == LORA else "") if part)
-    return AdapterFile(name, aliases, kind, family, label, path, size)
+    few_steps = _few_steps(header, (name, *aliases)) if kind == LORA else None
+    more = (lora_summary(header.tensors) if kind == LORA else "", few_steps.summary if few_steps else "")
+    label = ", ".join(part for part in (label, *more) if part)
+    return AdapterFile(name, aliases, kind, family, label, path, size, few_steps)
+
+
+def _few_steps(header: Header, names: Collection[str]) -> FewSteps | None:
+    """The distillation that a LoRA's metadata, else its names tell of; its weights look like any other's."""
+    found = few_steps_of(dict.fromkeys(names, "its name"), header.metadata)
+    # A LoRA sets no default: what its metadata tell is as much worth as its name.
+    return None if found is None else replace(found, source="name")
+
+
+def few_steps_of_lora(path: Path) -> FewSteps | None:
+    """The distillation that a LoRA's file, or its folder, tells of.
+
+    Raises:
+        CheckpointError: it can't be read.
+    """
+    file = (peft_config.weights_of(path) or path) if path.is_dir() else path
+    generic = file.stem.lower() in GENERIC_LORA_STEMS
+    return _few_steps(open_header(file), (path.name if path.is_dir() else file.parent.name if generic else file.stem,))
 
 
 def _names(path: Path, top: Path, header: Header, kind: str) -> tuple[str, tuple[str, ...]]:

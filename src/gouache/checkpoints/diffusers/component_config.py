@@ -12,6 +12,10 @@ from typing import Never, TypeVar
 from gouache.errors import IncompatibleCheckpoint
 from gouache.models.configs import (
     ControlNetConfig,
+    MMDiTConfig,
+    NetworkConfig,
+    T2IAdapterConfig,
+    T5Config,
     TextEncoderConfig,
     UNetConfig,
     VAEConfig,
@@ -39,7 +43,6 @@ UNET_OPTIONS: dict[str, tuple[object, ...]] = {
     "mid_block_only_cross_attention": (None, False),
     "mid_block_scale_factor": (1,),
     "norm_eps": (1e-5,),
-    "num_class_embeds": (None,),
     "only_cross_attention": (False, True),
     "resnet_out_scale_factor": (1,),
     "resnet_skip_time_act": (False,),
@@ -49,6 +52,7 @@ UNET_OPTIONS: dict[str, tuple[object, ...]] = {
     "time_embedding_type": ("positional",),
     "timestep_post_act": (None,),
 }
+MMDIT_OPTIONS: dict[str, tuple[object, ...]] = {"qk_norm": (None, "rms_norm")}
 CONTROLNET_OPTIONS: dict[str, tuple[object, ...]] = {
     "controlnet_conditioning_channel_order": ("rgb", "bgr"),
     "global_pool_conditions": (False, True),
@@ -61,6 +65,7 @@ TINY_VAE_OPTIONS: dict[str, tuple[object, ...]] = {
     "upsampling_scaling_factor": (2,),
 }
 TEXT_OPTIONS: dict[str, tuple[object, ...]] = {"layer_norm_eps": (1e-5,), "hidden_act": ("quick_gelu", "gelu")}
+T5_OPTIONS: dict[str, tuple[object, ...]] = {"feed_forward_proj": ("gated-gelu",), "is_decoder": (False,)}
 END_ID = 49407
 
 
@@ -85,6 +90,8 @@ def unet_from_json(values: Json, counted: UNetConfig, where: str) -> UNetConfig:
         },
         where,
     )
+    if values.get("num_class_embeds") != (counted.noise_levels or None):
+        _disagree(where, "num_class_embeds", values.get("num_class_embeds"), counted.noise_levels or None)
     if values.get("time_cond_proj_dim") != (counted.guidance_width or None):
         _disagree(where, "time_cond_proj_dim", values.get("time_cond_proj_dim"), counted.guidance_width or None)
     crossing = values.get("only_cross_attention") or False
@@ -102,12 +109,46 @@ def unet_from_json(values: Json, counted: UNetConfig, where: str) -> UNetConfig:
     )
 
 
+def network_from_json(values: Json, counted: NetworkConfig, where: str) -> NetworkConfig:
+    """The config of a network that denoises. Errors as in `unet_from_json`."""
+    if isinstance(counted, MMDiTConfig):
+        return mmdit_from_json(values, counted, where)
+    return unet_from_json(values, counted, where)
+
+
+def mmdit_from_json(values: Json, counted: MMDiTConfig, where: str) -> MMDiTConfig:
+    """An MMDiT's config: counted blocks, heads from the JSON. Errors as in `unet_from_json`."""
+    _check_options(values, MMDIT_OPTIONS, where)
+    heads, head_width = values.get("num_attention_heads", 18), values.get("attention_head_dim", 64)
+    if not isinstance(heads, int) or not isinstance(head_width, int) or heads * head_width != counted.width:
+        _disagree(where, "num_attention_heads x attention_head_dim", f"{heads} x {head_width}", counted.width)
+    dual = values.get("dual_attention_layers") or ()
+    _check_agreement(
+        {**values, "dual_attention_layers": list(dual) if isinstance(dual, list | tuple) else dual},
+        {
+            "in_channels": counted.in_channels,
+            "out_channels": counted.out_channels,
+            "patch_size": counted.patch_size,
+            "num_layers": counted.layers,
+            "joint_attention_dim": counted.context_width,
+            "pooled_projection_dim": counted.pooled_width,
+            "pos_embed_max_size": counted.grid,
+            "dual_attention_layers": list(counted.dual_layers),
+        },
+        where,
+    )
+    if bool(values.get("qk_norm")) != counted.qk_norm:
+        _disagree(where, "qk_norm", values.get("qk_norm"), "rms_norm" if counted.qk_norm else None)
+    return _updated(counted, {"heads": heads, "head_width": head_width}, where)
+
+
 def controlnet_from_json(values: Json, counted: ControlNetConfig, where: str) -> ControlNetConfig:
     """A ControlNet's config: counted blocks; heads, groups and the order of colours from the JSON. Errors as above."""
     _check_options(values, CONTROLNET_OPTIONS, where)
     hint: Json = {
         "conditioning_channels": counted.hint_channels,
         "conditioning_embedding_out_channels": list(counted.hint_widths),
+        "num_control_type": counted.union_types or None,
     }
     _check_agreement(values, hint, where)
     return ControlNetConfig(
@@ -116,7 +157,25 @@ def controlnet_from_json(values: Json, counted: ControlNetConfig, where: str) ->
         hint_widths=counted.hint_widths,
         hint_order="bgr" if values.get("controlnet_conditioning_channel_order") == "bgr" else "rgb",
         pooled_residuals=bool(values.get("global_pool_conditions", False)),
+        union_types=counted.union_types,
+        union_layers=counted.union_layers,
     )
+
+
+T2I_KINDS = {"full_adapter": "full", "full_adapter_xl": "full_xl", "light_adapter": "light"}
+
+
+def t2i_from_json(values: Json, counted: T2IAdapterConfig, where: str) -> T2IAdapterConfig:
+    """A T2I-Adapter's config: counted blocks, its kind from the JSON. Errors as in `unet_from_json`."""
+    _check_options(values, {"adapter_type": (*T2I_KINDS,)}, where)
+    kind = T2I_KINDS[str(values.get("adapter_type", "full_adapter"))]
+    if (kind == "light") != (counted.kind == "light"):
+        _disagree(where, "adapter_type", values.get("adapter_type"), f"{counted.kind}_adapter")
+    # A light one's last level is as wide as the one before it, and isn't listed.
+    channels = list(counted.channels[:-1] if kind == "light" else counted.channels)
+    told: Json = {"channels": channels, "num_res_blocks": counted.blocks, "downscale_factor": counted.fold}
+    _check_agreement(values, {**told, "in_channels": counted.hint_channels}, where)
+    return T2IAdapterConfig.from_dict({**counted.model_dump(), "kind": kind}, where=where)
 
 
 def vae_from_json(values: Json, counted: VAEConfig, where: str) -> VAEConfig:
@@ -137,7 +196,7 @@ def vae_from_json(values: Json, counted: VAEConfig, where: str) -> VAEConfig:
             "layers_per_down_block": counted.layers_per_level,
         }
     _check_agreement(values, {**shared, **blocks}, where)
-    scale, shift = values.get("scaling_factor", counted.scale), values.get("shift_factor") or 0.0
+    scale, shift = values.get("scaling_factor", counted.scale), values.get("shift_factor", counted.shift) or 0.0
     mean, std = values.get("latents_mean"), values.get("latents_std")
     if isinstance(mean, list) and isinstance(std, list) and isinstance(scale, int | float):
         scale, shift = tuple(scale / width for width in std), tuple(mean)
@@ -171,7 +230,27 @@ def text_from_json(values: Json, counted: TextEncoderConfig, pad_id: int | None,
     )
 
 
-AnyConfig = TypeVar("AnyConfig", UNetConfig, VAEConfig, TextEncoderConfig)
+def t5_from_json(values: Json, counted: T5Config, where: str) -> T5Config:
+    """The config of T5's encoder: counted layers; the norms' epsilon and the largest distance from the JSON."""
+    _check_options(values, T5_OPTIONS, where)
+    _check_agreement(
+        values,
+        {
+            "vocab_size": counted.vocabulary_size,
+            "d_model": counted.width,
+            "d_ff": counted.inner_width,
+            "d_kv": counted.head_width,
+            "num_layers": counted.layers,
+            "num_heads": counted.heads,
+            "relative_attention_num_buckets": counted.buckets,
+        },
+        where,
+    )
+    eps, distance = values.get("layer_norm_epsilon", 1e-6), values.get("relative_attention_max_distance", 128)
+    return _updated(counted, {"norm_eps": eps, "max_distance": distance}, where)
+
+
+AnyConfig = TypeVar("AnyConfig", UNetConfig, MMDiTConfig, VAEConfig, TextEncoderConfig, T5Config)
 
 
 def _updated(config: AnyConfig, update: dict[str, object], where: str) -> AnyConfig:

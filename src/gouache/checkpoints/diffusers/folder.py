@@ -6,6 +6,7 @@ Only weights and JSON are looked at. Code in a model folder is never run, and `a
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -20,7 +21,9 @@ from gouache.checkpoints.detect import (
     check_known,
     family_of,
     kind_of,
+    label_of,
     left_out_reason,
+    of_family,
     part_tensors,
     used_text_config,
     variant_of,
@@ -29,13 +32,16 @@ from gouache.checkpoints.diffusers import component_config as diffusers_config
 from gouache.checkpoints.diffusers.scheduler import Scheduler, read_scheduler
 from gouache.checkpoints.foreign import check_class, check_pipeline
 from gouache.checkpoints.formats.header import Header, TensorInfo, open_header
-from gouache.checkpoints.shapes import text_config, unet_config, vae_config
+from gouache.checkpoints.packed import check_packing, check_quantization
+from gouache.checkpoints.shapes import network_config, t5_config, text_config, vae_config
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, ModelNotFound, UnknownFamily
-from gouache.models.configs import DenoiserConfig, VAEConfig
-from gouache.models.family import UNKNOWN, family_named
+from gouache.models.configs import DenoiserConfig, NetworkConfig, UNetConfig, VAEConfig
+from gouache.models.family import UNKNOWN
+from gouache.models.few_steps import TOLD_CONSISTENCY, TOLD_SCALE, FewSteps, few_steps_of
 
-PART_NAMES = ("unet", "vae", "text_encoder", "text_encoder_2")
+PART_NAMES = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
+"""Folders of parts; what is in `transformer` is the part `unet`."""
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
 SCHEDULER_FILE = "scheduler_config.json"
@@ -131,12 +137,19 @@ def joined_header(files: tuple[Path, ...]) -> Header:
                 str(header.path), given=f"{min(twice)!r} in two shards", expected="each tensor once"
             )
         tensors |= header.tensors
-    return Header(files[0].parent, tensors, headers[0].metadata, files=files)
+    stored = {name: kind for header in headers for name, kind in header.stored.items()}
+    return Header(files[0].parent, tensors, headers[0].metadata, files=files, stored=stored)
 
 
 def is_diffusers_folder(folder: Path) -> bool:
     """Whether a folder has the parts of a diffusers pipeline."""
-    return (folder / "model_index.json").is_file() or (folder / "unet" / "config.json").is_file()
+    return (folder / "model_index.json").is_file() or (network_folder(folder) / "config.json").is_file()
+
+
+def network_folder(folder: Path) -> Path:
+    """Where a folder has the network that denoises: a U-Net, or Stable Diffusion 3's transformer."""
+    transformer = folder / "transformer"
+    return transformer if transformer.is_dir() and not (folder / "unet").is_dir() else folder / "unet"
 
 
 def identify_diffusers(folder: Path, *, variant: str | None = None) -> Identity:
@@ -148,7 +161,8 @@ def identify_diffusers(folder: Path, *, variant: str | None = None) -> Identity:
     """
     index = read_json(folder / "model_index.json") if (folder / "model_index.json").is_file() else {}
     notes = check_pipeline(index, str(folder))
-    headers = {name: joined_header(weight_files(folder / name, variant=variant)) for name in _present(folder, index)}
+    places = {"unet" if name == "transformer" else name: folder / name for name in _present(folder, index)}
+    headers = {name: joined_header(weight_files(place, variant=variant)) for name, place in places.items()}
     if not headers:
         raise UnknownFamily(
             str(folder),
@@ -157,18 +171,19 @@ def identify_diffusers(folder: Path, *, variant: str | None = None) -> Identity:
         )
     unet = None
     if "unet" in headers:
-        file = folder / "unet" / "config.json"
+        file = places["unet"] / "config.json"
         check_class(_config(file), str(file))
+        check_quantization(_config(file), str(file))
         check_known(headers["unet"], {"unet": Place(headers["unet"], "", "ours")})
-        counted = unet_config(_shapes(headers["unet"].tensors), "ours", str(headers["unet"].path))
-        unet = diffusers_config.unet_from_json(_config(file), counted, str(file))
+        counted = network_config(_shapes(headers["unet"].tensors), "ours", str(headers["unet"].path))
+        unet = diffusers_config.network_from_json(_config(file), counted, str(file))
     family = family_of(unet, headers) if unet else UNKNOWN.name
     parts = {}
     for name, header in headers.items():
         if unet and name == "unet":
             parts[name] = Part(name, header, "", "ours", unet)
         else:
-            parts[name] = part_of_folder(folder / name, name, header, family)
+            parts[name] = part_of_folder(places[name], name, header, family)
     left_out, unexplained = _rest(parts, family)
     scheduler = scheduler_of_folder(folder, family)
     prediction = None if scheduler is None else scheduler.denoiser.parameterization
@@ -179,7 +194,7 @@ def identify_diffusers(folder: Path, *, variant: str | None = None) -> Identity:
         family=family,
         layout="diffusers",
         variant=variant_of(unet),
-        label=str(index.get("_class_name", "")),
+        label=" ".join(filter(None, (str(index.get("_class_name", "")), label_of(unet)))),
         parts=parts,
         prediction=prediction,
         prediction_source="" if scheduler is None else SCHEDULER_FILE,
@@ -188,7 +203,34 @@ def identify_diffusers(folder: Path, *, variant: str | None = None) -> Identity:
         loading_notes=notes,
         sampling="" if scheduler is None else scheduler.taken,
         notes=() if scheduler is None else scheduler.notes,
+        few_steps=_few_steps(folder, index, scheduler, unet, family),
     )
+
+
+def _few_steps(
+    folder: Path, index: Mapping[str, object], scheduler: Scheduler | None, unet: NetworkConfig | None, family: str
+) -> FewSteps | None:
+    """The distillation that the scheduler's file, the U-Net or the folder's names tell of."""
+    if unet is None:
+        return None
+    told_guidance = isinstance(unet, UNetConfig) and unet.guidance_width > 0
+    if scheduler is not None and scheduler.config is not None and scheduler.steps is not None:
+        return FewSteps(
+            method="a few-step model",
+            sampler=scheduler.sampler,
+            schedule=scheduler.schedule,
+            steps=scheduler.steps,
+            guidance_scale=TOLD_SCALE if told_guidance else 1.0,
+            source="scheduler",
+            told=f"its {scheduler.config.class_name}",
+        )
+    if told_guidance:
+        return TOLD_CONSISTENCY if scheduler is None or scheduler.config is None else None
+    # In the hub's cache the folder of a revision has the hash as its name, its repository stands two above.
+    places = [str(folder), *(one for one in (index.get("_name_or_path"),) if isinstance(one, str))]
+    hub = [re.search(r"models--[^/\\]+", place) for place in places]
+    names = [*(Path(place).name for place in places), *(place[0] for place in hub if place is not None)]
+    return few_steps_of(dict.fromkeys(names, "the folder's name"), {}, family=family)
 
 
 def in_units_of_data(vae: Part, denoiser: DenoiserConfig) -> Part:
@@ -215,7 +257,7 @@ def scheduler_of_folder(folder: Path, family: str) -> Scheduler | None:
     named = index.get("scheduler")
     if "_class_name" not in values and isinstance(named, list) and len(named) == 2 and isinstance(named[1], str):
         values = {**values, "_class_name": named[1]}
-    unet = folder / "unet" / "config.json"
+    unet = network_folder(folder) / "config.json"
     paths = [index.get("_name_or_path"), read_json(unet).get("_name_or_path") if unet.is_file() else None]
     names = " ".join([folder.name, *(path for path in paths if isinstance(path, str))])
     return read_scheduler(values, str(file), pipeline=str(index.get("_class_name", "")), family=family, names=names)
@@ -226,18 +268,23 @@ def part_of_folder(folder: Path, name: str, header: Header, family: str) -> Part
     file = folder / "config.json"
     values = _config(file)
     where = str(header.path)
+    check_quantization(values, str(file))
+    check_packing(header)
     if not name.startswith("text_encoder"):
         check_class(values, str(file))
     kind = "text_encoder" if name.startswith("text_encoder") else name
     for part, prefix, naming, mark in MARKS:
-        if part != kind or prefix or mark not in header.tensors:
+        if part not in (kind, name) or prefix or mark not in header.tensors:
             continue
         shapes = _shapes(header.tensors)
         if kind == "unet":
-            config: Config = diffusers_config.unet_from_json(values, unet_config(shapes, naming, where), str(file))
+            counted_network = network_config(shapes, naming, where)
+            config: Config = diffusers_config.network_from_json(values, counted_network, str(file))
+        elif part == "text_encoder_3":
+            config = diffusers_config.t5_from_json(values, t5_config(shapes, where), str(file))
         elif kind == "vae":
-            scale = family_named(family).latent_scale
-            config = diffusers_config.vae_from_json(values, vae_config(shapes, naming, scale, where), str(file))
+            counted_vae = of_family(vae_config(shapes, naming, where), family)
+            config = diffusers_config.vae_from_json(values, counted_vae, str(file))
         else:
             counted = text_config(shapes, naming, where)
             tokenizer = folder.parent / name.replace("text_encoder", "tokenizer")

@@ -11,10 +11,19 @@ from gouache.checkpoints.diffusers.scheduler import EDM_PREDICTIONS, PREDICTIONS
 from gouache.checkpoints.formats.safetensors import write_json
 from gouache.errors import IncompatibleCheckpoint
 from gouache.files import atomic_write
-from gouache.models.configs import DenoiserConfig, TextEncoderConfig, UNetConfig, VAEConfig
-from gouache.models.family import family_named
+from gouache.models.configs import (
+    DenoiserConfig,
+    MMDiTConfig,
+    NetworkConfig,
+    T5Config,
+    TextEncoderConfig,
+    UNetConfig,
+    VAEConfig,
+)
+from gouache.models.family import SD3, family_named
 from gouache.models.scheduler_config import SCHEDULER_CLASSES, SchedulerConfig
 from gouache.models.text.tokenizers import END, END_ID, MERGES, MERGES_FILE, START, START_ID
+from gouache.models.text.unigram import SENTINELS, UNIGRAM_END, UNIGRAM_PAD, UNIGRAM_UNKNOWN, UnigramTokenizer
 
 OURS_TO_PREDICTION = {ours: theirs for theirs, ours in PREDICTIONS.items()}
 EDM_TO_PREDICTION = {ours: theirs for theirs, ours in EDM_PREDICTIONS.items()}
@@ -24,8 +33,10 @@ LAYOUT_VERSION = "0.35.0"
 BETAS = {"scaled_linear": (0.00085, 0.012), "linear": (0.0001, 0.02)}
 
 
-def model_index(family: str, variant: str, where: str, scheduler: SchedulerConfig | None = None) -> dict[str, object]:
-    """``model_index.json``: which class runs each part.
+def model_index(
+    family: str, variant: str, where: str, scheduler: SchedulerConfig | None = None, *, t5: bool = False
+) -> dict[str, object]:
+    """``model_index.json``: which class runs each part; `t5` says whether there is a third text encoder.
 
     Raises:
         IncompatibleCheckpoint: diffusers has no pipeline for this family and variant.
@@ -38,8 +49,10 @@ def model_index(family: str, variant: str, where: str, scheduler: SchedulerConfi
             expected="one that diffusers has a pipeline for",
             cure="Convert it with --to gouache.",
         )
+    kind = None if scheduler is None else SCHEDULER_CLASSES[scheduler.class_name].kind
     index: dict[str, object] = {
         "_class_name": traits.pipelines[variant],
+        **({"is_cosxl_edit": True} if variant == "instruct" and kind == "edm" else {}),
         "_diffusers_version": LAYOUT_VERSION,
         "scheduler": ["diffusers", traits.scheduler if scheduler is None else scheduler.class_name],
         "unet": ["diffusers", "UNet2DConditionModel"],
@@ -47,10 +60,21 @@ def model_index(family: str, variant: str, where: str, scheduler: SchedulerConfi
     }
     text, text_2 = ["transformers", "CLIPTextModel"], ["transformers", "CLIPTextModelWithProjection"]
     tokenizer, absent = ["transformers", "CLIPTokenizer"], [None, None]
+    if family == SD3.name:
+        del index["unet"]
+        index |= {"transformer": ["diffusers", "SD3Transformer2DModel"], "text_encoder": text_2, "tokenizer": tokenizer}
+        third, tokenizer_3 = ["transformers", "T5EncoderModel"], ["transformers", "T5TokenizerFast"]
+        index |= {"text_encoder_2": text_2, "tokenizer_2": tokenizer}
+        index |= {"text_encoder_3": third if t5 else absent, "tokenizer_3": tokenizer_3 if t5 else absent}
+        return index | {"image_encoder": absent, "feature_extractor": absent}
     if traits.text_encoders == ("text_encoder",):
         index |= {"text_encoder": text, "tokenizer": tokenizer}
         index |= {"depth_estimator": absent} if variant == "depth" else {"safety_checker": absent}
-        index |= {"feature_extractor": absent, "image_encoder": absent, "requires_safety_checker": False}
+        index |= {"feature_extractor": absent}
+        if variant == "upscaler":
+            index |= {"low_res_scheduler": ["diffusers", "DDPMScheduler"], "watermarker": absent}
+        else:
+            index |= {"image_encoder": absent, "requires_safety_checker": False}
     else:
         refiner = "text_encoder" not in traits.text_encoders
         index |= {"text_encoder": absent if refiner else text, "tokenizer": absent if refiner else tokenizer}
@@ -61,6 +85,36 @@ def model_index(family: str, variant: str, where: str, scheduler: SchedulerConfi
         }
         index |= {"requires_aesthetics_score": True} if refiner else {}
     return index
+
+
+def network_folder(config: NetworkConfig) -> str:
+    """The folder of a network that denoises."""
+    return "transformer" if isinstance(config, MMDiTConfig) else "unet"
+
+
+def network_json(config: NetworkConfig, sample_size: int, where: str) -> dict[str, object]:
+    """The ``config.json`` of a network that denoises. Errors as in `unet_json`."""
+    return mmdit_json(config, sample_size) if isinstance(config, MMDiTConfig) else unet_json(config, sample_size, where)
+
+
+def mmdit_json(config: MMDiTConfig, sample_size: int) -> dict[str, object]:
+    """An MMDiT's ``config.json``."""
+    return {
+        "_class_name": "SD3Transformer2DModel",
+        "sample_size": sample_size,
+        "patch_size": config.patch_size,
+        "in_channels": config.in_channels,
+        "out_channels": config.out_channels,
+        "num_layers": config.layers,
+        "num_attention_heads": config.heads,
+        "attention_head_dim": config.head_width,
+        "joint_attention_dim": config.context_width,
+        "caption_projection_dim": config.width,
+        "pooled_projection_dim": config.pooled_width,
+        "pos_embed_max_size": config.grid,
+        "dual_attention_layers": list(config.dual_layers),
+        "qk_norm": "rms_norm" if config.qk_norm else None,
+    }
 
 
 def unet_json(config: UNetConfig, sample_size: int, where: str) -> dict[str, object]:
@@ -82,7 +136,9 @@ def unet_json(config: UNetConfig, sample_size: int, where: str) -> dict[str, obj
             expected="one that diffusers' config can describe",
             cure="Convert it with --to gouache.",
         )
-    up = config.up_transformer_layers
+    up, uneven = config.up_transformer_layers, config.down_transformer_layers is not None
+    # The middle is as deep as the first block of the last level.
+    rows = [[depth or 1 for depth in row] for row in config.down_depths()]
     return {
         "_class_name": "UNet2DConditionModel",
         "sample_size": sample_size,
@@ -93,8 +149,12 @@ def unet_json(config: UNetConfig, sample_size: int, where: str) -> dict[str, obj
         "down_block_types": ["CrossAttnDownBlock2D" if n else "DownBlock2D" for n in config.transformer_layers],
         "mid_block_type": "UNetMidBlock2DCrossAttn" if plain else "UNetMidBlock2D" if one_resnet else None,
         "up_block_types": ["CrossAttnUpBlock2D" if any(row) else "UpBlock2D" for row in config.up_depths()],
-        "transformer_layers_per_block": [depth or 1 for depth in depths],
-        "reverse_transformer_layers_per_block": None if up is None else [[depth or 1 for depth in row] for row in up],
+        "transformer_layers_per_block": [*rows[:-1], [depths[-1] or 1, *rows[-1][1:]]]
+        if uneven
+        else [depth or 1 for depth in depths],
+        "reverse_transformer_layers_per_block": [[depth or 1 for depth in row] for row in config.up_depths()]
+        if uneven or up is not None
+        else None,
         "attention_head_dim": list(config.heads) if len(set(config.heads)) > 1 else config.heads[0],
         "cross_attention_dim": config.context_width,
         "use_linear_projection": config.linear_projection,
@@ -103,6 +163,7 @@ def unet_json(config: UNetConfig, sample_size: int, where: str) -> dict[str, obj
         "addition_embed_type": "text_time" if config.pooled_width else None,
         "addition_time_embed_dim": 256 if config.pooled_width else None,
         "projection_class_embeddings_input_dim": config.pooled_width or None,
+        "num_class_embeds": config.noise_levels or None,
         "norm_num_groups": config.norm_groups,
     }
 
@@ -170,6 +231,27 @@ def text_json(config: TextEncoderConfig, *, projection: bool) -> dict[str, objec
     }
 
 
+def t5_json(config: T5Config) -> dict[str, object]:
+    """The ``config.json`` of T5's encoder."""
+    return {
+        "architectures": ["T5EncoderModel"],
+        "model_type": "t5",
+        "vocab_size": config.vocabulary_size,
+        "d_model": config.width,
+        "d_ff": config.inner_width,
+        "d_kv": config.head_width,
+        "num_layers": config.layers,
+        "num_heads": config.heads,
+        "relative_attention_num_buckets": config.buckets,
+        "relative_attention_max_distance": config.max_distance,
+        "layer_norm_epsilon": config.norm_eps,
+        "feed_forward_proj": "gated-gelu",
+        "tie_word_embeddings": False,
+        "pad_token_id": 0,
+        "eos_token_id": 1,
+    }
+
+
 def scheduler_json(
     config: DenoiserConfig, family: str, where: str, scheduler: SchedulerConfig | None = None
 ) -> dict[str, object]:
@@ -183,6 +265,8 @@ def scheduler_json(
     values: dict[str, object] = {"_class_name": name}
     if config.schedule.name == "edm" and config.parameterization in EDM_TO_PREDICTION and scheduler is not None:
         values["prediction_type"] = EDM_TO_PREDICTION[config.parameterization]
+    elif config.schedule.name == "flow" and kind == "flow":
+        values["shift"] = config.schedule.shift
     elif config.schedule.name == "flow" and scheduler is not None:
         values["prediction_type"] = "flow_prediction"
     else:
@@ -190,6 +274,8 @@ def scheduler_json(
     values["num_train_timesteps"] = config.schedule.num_timesteps
     if scheduler is not None:
         return values | scheduler.model_dump(exclude_none=True, exclude={"class_name"})
+    if kind == "flow":
+        return values
     own = {"clip_sample": False, "set_alpha_to_one": False} if kind == "chain" else {}
     return values | {"steps_offset": 1, "timestep_spacing": "leading"} | own
 
@@ -240,6 +326,17 @@ def write_tokenizer(folder: Path, config: TextEncoderConfig) -> None:
             **special,
         },
     )
+
+
+def write_t5_tokenizer(folder: Path, tokenizer: UnigramTokenizer) -> None:
+    """T5's vocabulary in the files that transformers' `T5TokenizerFast` reads."""
+    folder.mkdir(exist_ok=True)
+    with atomic_write(folder / "tokenizer.json") as file:
+        file.write(tokenizer.to_json().encode("utf-8"))
+    special = {"eos_token": UNIGRAM_END, "unk_token": UNIGRAM_UNKNOWN, "pad_token": UNIGRAM_PAD}
+    write_json(folder / "special_tokens_map.json", special)
+    values = {"tokenizer_class": "T5Tokenizer", "model_max_length": 512, "extra_ids": SENTINELS, **special}
+    write_json(folder / "tokenizer_config.json", values)
 
 
 def _vocabulary(merges: list[str]) -> Mapping[str, int]:

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from gouache.errors import ShapeMismatch
 from gouache.models.configs import ControlNetConfig
-from gouache.models.unet import Conditioning, MiddleLevel, Residuals, block_shape, down_levels, time_and_pooled
+from gouache.models.unet import Changes, Conditioning, MiddleLevel, Residuals, block_shape, down_levels, time_and_pooled
 from gouache.nn.attention import key_mask
 from gouache.nn.layers import EmbeddingMLP, silu
 
-__all__ = ["ControlNet", "ControlNetConfig"]
+__all__ = ["ControlBody", "ControlNet", "ControlNetConfig"]
 
 FAINTEST = 0.1
 """Weight of the finest residual where a network guesses; the middle's is 1."""
@@ -47,8 +47,8 @@ class HintEmbedding(nn.Module):
         return out
 
 
-class ControlNet(nn.Module):
-    """`(x, timestep, context, features) -> residuals` for the feature maps of the U-Net that it belongs to."""
+class ControlBody(nn.Module):
+    """What every ControlNet has: the hint's convolutions, a U-Net's way down, and a convolution for each map."""
 
     def __init__(self, config: ControlNetConfig) -> None:
         super().__init__()
@@ -80,35 +80,24 @@ class ControlNet(nn.Module):
         out: Tensor = self.controlnet_cond_embedding(hint.flip(1) if self.config.hint_order == "bgr" else hint)
         return out
 
-    def forward(
+    def steered(
         self,
-        x: Tensor,
-        timestep: Tensor,
+        hidden: Tensor,
+        embedding: Tensor,
         context: Tensor,
-        features: Tensor,
+        context_mask: Tensor | None,
         *,
-        context_mask: Tensor | None = None,
-        pooled: Tensor | None = None,
-        guess: bool = False,
+        guess: bool,
+        changes: Changes | None = None,
     ) -> Residuals:
-        """One evaluation, of the same inputs as the U-Net's.
+        """The way down and the middle, and what they add to the U-Net's.
 
         Args:
-            x: noisy latents, scaled as the U-Net's. [B, in_channels, h, w]
-            timestep: [B], or [] for all rows.
-            context: the text's tokens. [B, L, context_width]
-            features: of the control picture, see `embed`. [B, C, h, w]
-            context_mask: True where a token is real, or None for all. [B, L]
-            pooled: as the U-Net's. [B, pooled_width]
-            guess: weigh coarse residuals more than fine ones (0.1 to 1), for control without words.
-
-        Raises:
-            ShapeMismatch: the control picture has another size than the latents, or `pooled` doesn't fit.
+            hidden: the latents and what is seen of control pictures. [B, C, h, w]
+            embedding: activated, as the U-Net's. [B, D]
+            context, context_mask, guess, changes: as in `ControlNet.forward`.
         """
-        self._check(x, features, pooled)
-        embedding = time_and_pooled(self.time_embedding, self.add_embedding, timestep.expand(len(x)), pooled, x.dtype)
-        given = Conditioning(embedding=embedding, context=context, mask=key_mask(context_mask))
-        hidden: Tensor = self.conv_in(x) + features
+        given = Conditioning(embedding=embedding, context=context, mask=key_mask(context_mask), changes=changes)
         skips = [hidden]
         for down in self.down_blocks:
             hidden = down(hidden, given, skips)
@@ -124,7 +113,8 @@ class ControlNet(nn.Module):
             residuals = [residual * weight.item() for residual, weight in zip(residuals, weights, strict=True)]
         return Residuals(skips=tuple(residuals[:-1]), middle=residuals[-1])
 
-    def _check(self, x: Tensor, features: Tensor, pooled: Tensor | None) -> None:
+    def check(self, x: Tensor, features: Tensor, pooled: Tensor | None) -> None:
+        """Raise `ShapeMismatch` unless what is seen of a picture fits the latents, and `pooled` the network."""
         width = self.config.unet.pooled_width
         if features.shape[-2:] != x.shape[-2:]:
             raise ShapeMismatch(
@@ -135,3 +125,39 @@ class ControlNet(nn.Module):
         if (0 if pooled is None else pooled.shape[-1]) != width:
             given = "nothing" if pooled is None else f"shape {tuple(pooled.shape)}"
             raise ShapeMismatch("ControlNet input 'pooled'", given=given, expected=f"{width} channels")
+
+
+class ControlNet(ControlBody):
+    """`(x, timestep, context, features) -> residuals` for the feature maps of the U-Net that it belongs to."""
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        features: Tensor,
+        *,
+        context_mask: Tensor | None = None,
+        pooled: Tensor | None = None,
+        guess: bool = False,
+        changes: Changes | None = None,
+    ) -> Residuals:
+        """One evaluation, of the same inputs as the U-Net's.
+
+        Args:
+            x: noisy latents, scaled as the U-Net's. [B, in_channels, h, w]
+            timestep: [B], or [] for all rows.
+            context: the text's tokens. [B, L, context_width]
+            features: of the control picture, see `embed`. [B, C, h, w]
+            context_mask: True where a token is real, or None for all. [B, L]
+            pooled: as the U-Net's. [B, pooled_width]
+            guess: weigh coarse residuals more than fine ones (0.1 to 1), for control without words.
+            changes: transformer block -> what some rows do otherwise there.
+
+        Raises:
+            ShapeMismatch: the control picture has another size than the latents, or `pooled` doesn't fit.
+        """
+        self.check(x, features, pooled)
+        embedding = time_and_pooled(self.time_embedding, self.add_embedding, timestep.expand(len(x)), pooled, x.dtype)
+        hidden = self.conv_in(x) + features
+        return self.steered(hidden, embedding, context, context_mask, guess=guess, changes=changes)

@@ -3,25 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gouache.errors import InvalidInput
 from gouache.models.text.clip import TextEncoder, TextEncoding
 from gouache.models.text.sentence import SentenceEncoder
+from gouache.models.text.t5 import T5Encoder
 from gouache.models.text.tokenizers import ClipTokenizer, TextTokenizer, WordPieceTokenizer
+from gouache.models.text.unigram import UnigramTokenizer
+from gouache.models.turns import awake
+
+
+@dataclass(frozen=True, slots=True)
+class Joint:
+    """How Stable Diffusion 3 joins its text encoders (arXiv:2403.03206, section 4): the CLIPs side by side, padded with
+    zeros to the width of T5, whose rows follow; the pooled vectors of both CLIPs side by side.
+
+    Attributes:
+        width: channels of the whole.
+        rows: of T5, which are zeros in a stack without it.
+    """
+
+    width: int
+    rows: int
 
 
 class TextStack(nn.Module):
-    """One or two CLIP text encoders, or a sentence encoder, with the tokenizer of each.
+    """One or two CLIP text encoders, or a sentence encoder, with the tokenizer of each; and T5 behind two CLIPs.
 
-    SD 1.x and 2.x have one encoder, SDXL two (their contexts stand side by side), its refiner one, the pocket model a
-    sentence encoder. All tokenizers of a stack share their vocabulary and differ in padding only.
+    SD 1.x and 2.x have one encoder, SDXL two (their contexts stand side by side), its refiner one, SD 3 two and T5, the
+    pocket model a sentence encoder. All tokenizers but T5's share their vocabulary and differ in padding only.
 
     Args:
         encoders: in the order of their channels in the context.
         tokenizers: one for each encoder.
+        joint: how Stable Diffusion 3 joins them; None = side by side, and the last one gives the pooled vector.
+        t5: the encoder whose rows follow, with its tokenizer; None = zeros in their place.
 
     Raises:
         InvalidInput: not one tokenizer for each encoder, or one with numbers that its encoder has no vector for.
@@ -31,6 +52,8 @@ class TextStack(nn.Module):
         self,
         encoders: Sequence[TextEncoder | SentenceEncoder],
         tokenizers: Sequence[ClipTokenizer | WordPieceTokenizer],
+        joint: Joint | None = None,
+        t5: tuple[T5Encoder, UnigramTokenizer] | None = None,
     ) -> None:
         super().__init__()
         lengths = {tokenizer.max_length for tokenizer in tokenizers}
@@ -41,24 +64,28 @@ class TextStack(nn.Module):
                 expected="one tokenizer for each encoder, all of one length",
             )
         for encoder, tokenizer in zip(encoders, tokenizers, strict=True):
-            rows = encoder.config.vocabulary_size
-            if tokenizer.highest_id >= rows:
-                raise InvalidInput(
-                    "text encoder",
-                    given=f"a table of {rows} tokens",
-                    expected=f"one for each of the tokenizer's {tokenizer.highest_id + 1}",
-                    cure="It was trained with another vocabulary: take the one that belongs to it.",
-                )
+            _check_table(encoder.config.vocabulary_size, tokenizer)
         self.encoders = nn.ModuleList(encoders)
         self.tokenizers: tuple[TextTokenizer, ...] = tuple(tokenizers)
+        self.joint = joint
+        self.t5: T5Encoder | None = None
+        self.t5_tokenizer: UnigramTokenizer | None = None
+        if t5 is not None:
+            _check_t5(joint, *t5)
+            self.t5, self.t5_tokenizer = t5
 
     @classmethod
-    def of_clip(cls, encoders: Sequence[TextEncoder]) -> TextStack:
-        """A stack of CLIP encoders; each one's config says how its tokenizer pads."""
+    def of_clip(
+        cls,
+        encoders: Sequence[TextEncoder],
+        joint: Joint | None = None,
+        t5: tuple[T5Encoder, UnigramTokenizer] | None = None,
+    ) -> TextStack:
+        """A stack of CLIP encoders; each one's config says how its tokenizer pads. `joint` and `t5` as in the class."""
         tokenizers = [
             ClipTokenizer(pad_id=encoder.config.pad_id, max_length=encoder.config.positions) for encoder in encoders
         ]
-        return cls(encoders, tokenizers)
+        return cls(encoders, tokenizers, joint, t5)
 
     @classmethod
     def of_sentences(cls, encoder: SentenceEncoder, vocabulary: Sequence[str]) -> TextStack:
@@ -81,13 +108,24 @@ class TextStack(nn.Module):
     @property
     def context_width(self) -> int:
         """Channels of the context."""
-        return sum(self.context_widths)
+        return sum(self.context_widths) if self.joint is None else self.joint.width
+
+    @property
+    def pooled_widths(self) -> tuple[int, ...]:
+        """Channels of each encoder's part of the pooled vector; only a joint stack has more than the last one's."""
+        encoders = self._encoders()
+        last = len(encoders) - 1
+        return tuple(
+            (one.config.width if isinstance(one, SentenceEncoder) else one.config.projection_width)
+            if self.joint is not None or i == last
+            else 0
+            for i, one in enumerate(encoders)
+        )
 
     @property
     def pooled_width(self) -> int:
         """Channels of the pooled vector; 0 if the stack gives none."""
-        last = self._encoders()[-1]
-        return last.config.width if isinstance(last, SentenceEncoder) else last.config.projection_width
+        return sum(self.pooled_widths)
 
     def tokenize(self, text: str) -> list[int]:
         """All tokens of the text, without start, end and padding."""
@@ -106,8 +144,8 @@ class TextStack(nn.Module):
             skip_layers: for CLIP, layers left out at the end; None = as the model was trained.
 
         Returns:
-            context [N, chunk_length + 2, context_width], pooled [N, pooled_width] of the last encoder or None, and the
-            sentence encoder's mask.
+            context [N, chunk_length + 2, sum of context_widths], which `whole` makes the network's, pooled
+            [N, pooled_width] or None, and the sentence encoder's mask.
 
         Raises:
             InvalidInput: no chunk, a chunk is too long, or `skip_layers` for a sentence encoder.
@@ -119,7 +157,51 @@ class TextStack(nn.Module):
             for encoder, tokenizer in zip(self._encoders(), self.tokenizers, strict=True)
         ]
         context = torch.cat([part.context for part in parts], dim=-1) if len(parts) > 1 else parts[0].context
-        return TextEncoding(context, parts[-1].pooled, parts[-1].mask)
+        pooled = parts[-1].pooled
+        if self.joint is not None:
+            pooled = torch.cat([part.pooled for part in parts if part.pooled is not None], dim=-1)
+        return TextEncoding(context, pooled, parts[-1].mask)
+
+    def encode_t5(self, ids: Sequence[int], rows: int | None = None) -> Tensor:
+        """T5's states of a text, or zeros in a stack without it.
+
+        Args:
+            ids: at most `rows` - 1 tokens, without end and padding, which are looked at as diffusers does.
+            rows: length with end and padding; None = the stack's own.
+
+        Returns:
+            [1, rows, context_width]
+
+        Raises:
+            InvalidInput: too many tokens, or a stack that has no place for T5.
+        """
+        if self.joint is None:
+            raise InvalidInput("t5", given="a text", expected="nothing: this model has no place for T5's states")
+        rows = self.joint.rows if rows is None else rows
+        if self.t5 is None or self.t5_tokenizer is None:
+            place = next(awake(self._encoders()[0]).parameters())
+            return torch.zeros(1, rows, self.joint.width, dtype=place.dtype, device=place.device)
+        device = awake(self.t5).shared.weight.device
+        framed = torch.tensor([self.t5_tokenizer.frame(ids, rows)], device=device)
+        encoding: TextEncoding = self.t5(framed)
+        return encoding.context
+
+    def whole(self, context: Tensor, t5: Tensor | None = None) -> Tensor:
+        """The context as the network takes it.
+
+        Args:
+            context: of all chunks. [N, L, sum of context_widths]
+            t5: T5's states of the same texts, in a joint stack; None = those of a stack without it. [N, rows, width]
+
+        Returns:
+            [N, L, context_width]; in a joint stack padded with zeros to that width, and T5's rows behind: [N, L + rows,
+            context_width].
+        """
+        if self.joint is None:
+            return context
+        if t5 is None:
+            t5 = context.new_zeros(len(context), self.joint.rows, self.joint.width)
+        return torch.cat([F.pad(context, (0, self.joint.width - context.shape[-1])), t5.to(context)], dim=1)
 
     def _encode_with(
         self,
@@ -128,7 +210,7 @@ class TextStack(nn.Module):
         chunks: Sequence[Sequence[int]],
         skip_layers: int | None,
     ) -> TextEncoding:
-        device = next(encoder.parameters()).device
+        device = next(awake(encoder).parameters()).device
         ids = torch.tensor([tokenizer.frame(chunk) for chunk in chunks], device=device)  # [N, L]
         if isinstance(encoder, TextEncoder):
             clip: TextEncoding = encoder(ids, skip_layers=skip_layers)
@@ -140,6 +222,26 @@ class TextStack(nn.Module):
 
     def _encoders(self) -> list[TextEncoder | SentenceEncoder]:
         return [part for part in self.encoders if isinstance(part, TextEncoder | SentenceEncoder)]
+
+
+def _check_table(rows: int, tokenizer: TextTokenizer | UnigramTokenizer) -> None:
+    if tokenizer.highest_id >= rows:
+        raise InvalidInput(
+            "text encoder",
+            given=f"a table of {rows} tokens",
+            expected=f"one for each of the tokenizer's {tokenizer.highest_id + 1}",
+            cure="It was trained with another vocabulary: take the one that belongs to it.",
+        )
+
+
+def _check_t5(joint: Joint | None, encoder: T5Encoder, tokenizer: UnigramTokenizer) -> None:
+    if joint is None or encoder.config.width != joint.width:
+        raise InvalidInput(
+            "t5",
+            given=f"states of width {encoder.config.width}",
+            expected="none: the model has no place for them" if joint is None else f"the network's {joint.width}",
+        )
+    _check_table(encoder.config.vocabulary_size, tokenizer)
 
 
 def _real_tokens(chunks: Sequence[Sequence[int]], ids: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from gouache.pipeline.fields.values import (
     MAX_SIDE,
     MIN_SIDE,
     Border,
+    ControlType,
     Fraction,
     ImageReference,
     MaskFill,
@@ -66,10 +67,10 @@ class Mask(Config):
 
 
 class Control(Config):
-    """A picture of edges, depth or a pose that steers the painting, and the ControlNet that reads it."""
+    """A picture of edges, depth or a pose that steers the painting, and the network that reads it."""
 
     model: Name
-    """The ControlNet, by a name that gouache models lists."""
+    """The ControlNet, control-LoRA or T2I-Adapter, by a name that gouache models lists."""
     image: ImageReference
     """The control picture."""
     preprocessor: Preprocessor = "none"
@@ -86,6 +87,8 @@ class Control(Config):
     """Share of the steps after which it ends."""
     guess: bool = False
     """Steer the prompt's side alone, so that the picture counts more than the words."""
+    control_type: ControlType | None = None
+    """What the picture shows, for a ControlNet-Union. Default: what the preprocessor makes."""
     resize_mode: ResizeMode | None = None
     """How a control picture of another shape is brought to size; as the request's without it."""
 
@@ -139,6 +142,31 @@ class Outpaint(Config):
     def _goes_somewhere(self) -> Self:
         if not (self.left or self.right or self.top or self.bottom or self.aspect):
             raise ValueError("left, right, top, bottom or an aspect")
+        return self
+
+
+class Region(Config):
+    """An area of the picture with a prompt of its own, which holds there for the network's attention."""
+
+    prompt: Text
+    """What is to be seen there."""
+    mask: ImageReference | None = None
+    """The area as a picture, white = here; grey is here in part."""
+    box: tuple[Fraction, Fraction, Fraction, Fraction] | None = None
+    """The area as a box: left, top, right, bottom as fractions of the picture."""
+    weight: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
+    """How much it counts: against other regions where they overlap; below 1 the prompt keeps the rest."""
+    feather: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    """Width over which its edge fades, as a fraction of the picture's shorter side."""
+    base: Fraction = 0.2
+    """Share that the picture's prompt keeps inside the area."""
+
+    @model_validator(mode="after")
+    def _is_one_area(self) -> Self:
+        if (self.mask is None) == (self.box is None):
+            raise ValueError("an area: either a mask or a box")
+        if self.box is not None and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
+            raise ValueError("box as left, top, right, bottom with left < right and top < bottom")
         return self
 
 

@@ -21,6 +21,8 @@ MAX_BEST_OF = 64
 MAX_FRAMES = 1000
 MAX_CONTROLS = 8
 """ControlNets at once."""
+MAX_REGIONS = 8
+"""Areas with a prompt of their own."""
 MAX_IMAGE_PROMPTS = 4
 """Image prompts at once."""
 MAX_PROMPT_IMAGES = 8
@@ -37,6 +39,7 @@ Determinism = Literal["exact", "portable", "a1111", "cpu"]
 Procedure = Literal["gouache", "a1111"]
 MaskFill = Literal["original", "fill", "noise", "nothing"]
 Preprocessor = Literal["none", "canny", "inpaint"]
+ControlType = Literal["openpose", "depth", "softedge", "canny", "normal", "segmentation", "tile", "inpaint"]
 ResizeMode = Literal["stretch", "crop", "pad"]
 Seamless = Literal["none", "x", "y", "both"]
 Safety = Literal["off", "blur", "block"]

@@ -1,11 +1,11 @@
-"""ControlNets of a request: found, loaded, checked, and what each sees and when.
+"""ControlNets and T2I-Adapters of a request: found, loaded, checked, and what each sees and when.
 
 Canny's edges (Canny 1986, IEEE PAMI 8(6), section VI) are found here too; numpy only.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,12 +15,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gouache.checkpoints.adapters.control_weights import load_controlnet
+from gouache.checkpoints.adapters.control_weights import load_steering
 from gouache.checkpoints.adapters.controlnet_library import find_control
-from gouache.errors import IncompatibleCheckpoint
+from gouache.errors import IncompatibleCheckpoint, InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.conditioning.controlnet import ControlNet
-from gouache.models.denoiser import Steering
+from gouache.models.conditioning.controlnet_union import ControlNetUnion
+from gouache.models.conditioning.t2i_adapter import T2IAdapter
+from gouache.models.configs import UNetConfig
+from gouache.models.denoiser import Steering, SteeringNetwork, joined
+from gouache.models.unet import UNet
 from gouache.nn.layers import channels_last
 from gouache.pipeline.generate.tiling import circular
 from gouache.pipeline.inputs.images import fit, on_background
@@ -96,15 +100,16 @@ def _reached(strong: Truth, ridge: Truth) -> Truth:
     return found[1:-1, 1:-1]
 
 
-OPAQUE, HIDDEN = 128, -1.0
-"""Alpha from which a pixel is seen, and what networks for inpainting were trained to see in place of the others."""
+OPAQUE, HIDDEN, BLACK = 128, -1.0, 0.0
+"""Alpha from which a pixel is seen, and what ControlNets for inpainting were trained to see in place of the others;
+ControlNet-Union sees black there."""
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A ControlNet and the file or folder it came from."""
+    """A network that steers, and the file or folder it came from."""
 
-    network: ControlNet
+    network: SteeringNetwork
     path: Path
 
 
@@ -117,7 +122,7 @@ class Controls:
 
     def __init__(self, bundle: ModelBundle) -> None:
         self.bundle = bundle
-        self._kept: dict[tuple[Path, int], ControlNet] = {}
+        self._kept: dict[tuple[Path, int], SteeringNetwork] = {}
 
     def load(self, request: Request, folder: Path | None = None) -> Mapping[str, Loaded]:
         """Every ControlNet that a request names, by its name.
@@ -140,28 +145,43 @@ class Controls:
                 self._kept[key] = self._loaded(name, key[0])
         return {name: Loaded(self._kept[key], key[0]) for name, key in keys.items()}
 
-    def _loaded(self, name: str, path: Path) -> ControlNet:
-        network = load_controlnet(path, device=self.bundle.device, dtype=self.bundle.dtype)
-        check_fits(network, self.bundle, f"control {name!r}")
+    def _loaded(self, name: str, path: Path) -> SteeringNetwork:
+        where = f"control {name!r}"
+        unet = unet_of(self.bundle, where)
+        network = load_steering(path, unet, device=self.bundle.device, dtype=self.bundle.dtype)
+        check_fits(network, self.bundle, where)
         return channels_last(network.eval().requires_grad_(False))
 
 
-def check_fits(network: ControlNet, bundle: ModelBundle, where: str) -> None:
-    """See that a ControlNet was made for a model's U-Net.
+def unet_of(bundle: ModelBundle, where: str) -> UNet:
+    """The model's U-Net.
+
+    Raises:
+        IncompatibleCheckpoint: what stands at `where` steers U-Nets, and this model has none.
+    """
+    if isinstance(bundle.unet, UNet):
+        return bundle.unet
+    raise IncompatibleCheckpoint(
+        where,
+        given="a network that steers a U-Net",
+        expected=f"one for the transformer of {bundle.name or bundle.family}",
+        cure="It was trained for a model of another family.",
+    )
+
+
+def check_fits(network: SteeringNetwork, bundle: ModelBundle, where: str) -> None:
+    """See that a network that steers was made for a model's U-Net.
 
     Raises:
         IncompatibleCheckpoint: it steers another network.
     """
-    ours, theirs = bundle.unet.config, network.config.unet
-    attends = any(theirs.transformer_layers) or theirs.middle_transformer_layers > 0
-    for what, given, expected in (
-        ("channels of the latents", theirs.in_channels, ours.in_channels),
-        ("widths", theirs.channels, ours.channels),
-        ("residual blocks a level", theirs.layers_per_level, ours.layers_per_level),
-        ("width of the text", theirs.context_width if attends else ours.context_width, ours.context_width),
-        ("width of the pooled text", theirs.pooled_width, ours.pooled_width),
-        ("pixels of one latent", network.config.downscale, bundle.vae.config.downscale),
-    ):
+    ours = unet_of(bundle, where).config
+    pixels = bundle.vae.config.downscale
+    if isinstance(network, T2IAdapter):
+        demands = _of_an_adapter(network, ours, pixels)
+    else:
+        demands = _of_a_controlnet(network, ours, pixels)
+    for what, given, expected in demands:
         if given != expected:
             raise IncompatibleCheckpoint(
                 where,
@@ -169,6 +189,32 @@ def check_fits(network: ControlNet, bundle: ModelBundle, where: str) -> None:
                 expected=f"{expected}, as {bundle.name or bundle.family} has",
                 cure="It was trained for a model of another family.",
             )
+
+
+Demands = tuple[tuple[str, object, object], ...]
+"""What, as the network has it, as the model needs it."""
+
+
+def _of_an_adapter(network: T2IAdapter, ours: UNetConfig, pixels: int) -> Demands:
+    """A map for each level, SDXL's at half the size and with one for the middle."""
+    theirs, xl = network.config, network.config.kind == "full_xl"
+    return (
+        ("widths", theirs.channels, (*ours.channels, *([ours.channels[-1]] if xl else []))),
+        ("pixels of one latent", theirs.fold // (2 if xl else 1), pixels),
+    )
+
+
+def _of_a_controlnet(network: ControlNet | ControlNetUnion, ours: UNetConfig, pixels: int) -> Demands:
+    theirs = network.config.unet
+    attends = any(theirs.transformer_layers) or theirs.middle_transformer_layers > 0
+    return (
+        ("channels of the latents", theirs.in_channels, ours.in_channels),
+        ("widths", theirs.channels, ours.channels),
+        ("residual blocks a level", theirs.layers_per_level, ours.layers_per_level),
+        ("width of the text", theirs.context_width if attends else ours.context_width, ours.context_width),
+        ("width of the pooled text", theirs.pooled_width, ours.pooled_width),
+        ("pixels of one latent", network.config.downscale, pixels),
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +236,12 @@ class TimedControl:
         """Whether it steers at a step, counted from 1, which has to lie within its share as a whole."""
         return (step - 1) / self.steps >= self.start and step / self.steps <= self.end
 
-    def on_side(self, *, negative: bool) -> Steering:
-        """As the prompt's side sees it, or the negative prompt's, which a guessing network leaves alone."""
-        if not (negative and self.steering.guess):
-            return self.steering
-        return replace(self.steering, weight=torch.zeros_like(self.steering.weight))
+
+def steering_at(controls: Sequence[TimedControl], step: int, *, negative: bool) -> tuple[Steering, ...]:
+    """What steers at a step, counted from 1, on the prompt's side or on the negative prompt's, which a guessing
+    network leaves alone."""
+    there = joined([one.steering for one in controls if one.is_on(step)])
+    return tuple(replace(one, weight=torch.zeros_like(one.weight)) if negative and one.guess else one for one in there)
 
 
 @torch.no_grad()
@@ -212,23 +259,71 @@ def timed_controls(
     found = []
     for control, picture in zip(request.control, hints, strict=True):
         network = bundle.controls[control.model]
-        weight = network.conv_in.weight
-        hint = hint_tensor(control, picture, request).to(weight.device, weight.dtype)
+        weight = next(network.parameters())
+        kinds: tuple[int, ...] = ()
+        hidden = HIDDEN
+        if isinstance(network, ControlNetUnion):
+            kinds, hidden = (kind_of(control, network),), BLACK
+        hint = hint_tensor(control, picture, request, hidden=hidden).to(weight.device, weight.dtype)
+        if isinstance(network, T2IAdapter) and network.config.hint_channels == 1:
+            hint = hint.mean(1, keepdim=True)
         with circular(network, request.seamless):
-            features = network.embed(hint)
-        steering = Steering(network, features, torch.full((1,), control.weight), guess=control.guess)
+            seen = network.embed(hint)
+        features = seen if isinstance(seen, tuple) else (seen,)
+        steering = Steering(network, features, torch.full((1,), control.weight), guess=control.guess, kinds=kinds)
         found.append(TimedControl(steering, control.start, control.end, steps))
     return tuple(found)
 
 
-def hint_tensor(control: Control, picture: Image.Image, request: Request) -> Tensor:
-    """A control picture as a ControlNet takes it, at the request's size. [1,3,H,W] in [0, 1]; -1 where it is hidden."""
+KINDS: dict[str, int] = {
+    "openpose": 0,
+    "depth": 1,
+    "softedge": 2,
+    "canny": 3,
+    "normal": 4,
+    "segmentation": 5,
+    "tile": 6,
+    "inpaint": 7,
+}
+"""Kinds of picture in the order of xinsir's ControlNet-Union; the last two are those of the form "promax"."""
+
+
+def kind_of(control: Control, network: ControlNetUnion) -> int:
+    """The number of what a control picture shows: of its `control_type`, else of what its preprocessor makes.
+
+    Raises:
+        InvalidInput: that is open, or this network doesn't know the kind.
+    """
+    kind = control.control_type or (control.preprocessor if control.preprocessor in KINDS else None)
+    known = [name for name, number in KINDS.items() if number < network.config.union_types]
+    if kind in known:
+        return KINDS[kind]
+    raise InvalidInput(
+        "control.control_type",
+        given="none" if kind is None else kind,
+        expected=f"what the picture shows, one of {', '.join(known)}",
+        cure=f"{control.model} knows several kinds of picture: name one, as in {control.model}:FILE,control_type=canny",
+    )
+
+
+def hint_tensor(control: Control, picture: Image.Image, request: Request, *, hidden: float = HIDDEN) -> Tensor:
+    """A control picture as a ControlNet takes it, at the request's size.
+
+    Args:
+        control: how it is prepared.
+        picture: it.
+        request: with the walk's size.
+        hidden: what is seen in place of what `inpaint` hides.
+
+    Returns:
+        [1,3,H,W] in [0, 1], and `hidden`.
+    """
     mode = control.resize_mode or request.resize_mode
     fitted = fit(picture, request.width or 0, request.height or 0, mode)
     if control.preprocessor == "inpaint":
-        hidden = np.asarray(fitted.convert("RGBA").getchannel("A")) < OPAQUE
+        away = np.asarray(fitted.convert("RGBA").getchannel("A")) < OPAQUE
         colours = to_tensor(fitted.convert("RGB"), 3)[None] / 2 + 0.5
-        return colours.masked_fill(torch.from_numpy(hidden)[None, None], HIDDEN)
+        return colours.masked_fill(torch.from_numpy(away)[None, None], hidden)
     if control.preprocessor == "canny":
         fitted = canny(on_background(fitted, "white"), control.canny_low, control.canny_high)
     # Black says nothing in a picture of edges, depth or a pose, so transparency lies on black.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,6 @@ from gouache.pipeline.generate.guided import (
     PromptedDenoiser,
     counted_steps,
     denoiser_of,
-    digest_of,
     guidance_of,
     levels_of,
     run_sampler,
@@ -43,17 +43,20 @@ from gouache.pipeline.generate.guided import (
 from gouache.pipeline.generate.guiders import guiders_of
 from gouache.pipeline.generate.passes import Part, Pass, steering
 from gouache.pipeline.generate.refiner import Relay, handed_over, zeros_of
+from gouache.pipeline.generate.regions import planned_regions
 from gouache.pipeline.generate.sampler_settings import scaled_at_the_start
 from gouache.pipeline.generate.scheduler_levels import limit_of
 from gouache.pipeline.generate.second_pass import enlarged_start
 from gouache.pipeline.generate.upscaler_files import LANCZOS
 from gouache.pipeline.inputs.images import on_background
-from gouache.pipeline.inputs.start import DRAFT, INSTRUCT, OutsideKept, StartState, input_kind, steps_to_skip
+from gouache.pipeline.inputs.kept import OutsideKept
+from gouache.pipeline.inputs.small_picture import with_noise
+from gouache.pipeline.inputs.start import DRAFT, INSTRUCT, StartState, input_kind, steps_to_skip
 from gouache.pipeline.output.a1111_text import infotext_of
 from gouache.pipeline.output.infotext import format_infotext
 from gouache.pipeline.output.metadata import OWN, PARAMETERS, ImageKind, encode_picture
 from gouache.pipeline.output.recipe import Recipe, machine_of, model_ref, package_versions, pixels_digest
-from gouache.pipeline.prompts.encode import PromptPlan, PromptReader
+from gouache.pipeline.prompts.encode import PromptPlan, PromptReader, styled_prompt
 from gouache.pipeline.request import Request
 from gouache.pipeline.resolve import second_pass
 
@@ -188,41 +191,33 @@ class Generation:
         if self.request.hires is None or request is not self.request:  # the last pass alone, as A1111
             texts = lambda model: self._texts(request, model, steps, earlier)  # noqa: E731
             refined = handed_over(request, self.bundle, levels, skipped, texts)
-        return Pass(request, sigmas, skipped, positive, negative, beside, listed, ratio, levels.sigmas, clock, refined)
+        plan = lambda text: self.reader.plan(text, steps, earlier=earlier)  # noqa: E731
+        regions = planned_regions((self.request, request), self.bundle, self.start_state.areas, plan)
+        found = Pass(request, sigmas, skipped, positive, negative, beside, listed, ratio, levels.sigmas, clock, refined)
+        return replace(found, regions=regions)
 
     def _texts(self, request: Request, model: ModelBundle, steps: int, earlier: int) -> tuple[PromptPlan, PromptPlan]:
         """Prompt and negative prompt as a model reads them."""
-        positive = self._both(model, styled_prompt(request), request.prompt_2, steps, earlier)
-        second = request.negative_prompt_2
-        negative = self._both(model, request.negative_prompt or "", second, steps, earlier, composed=False)
+        reader = self._reader_of(model)
+        texts = (styled_prompt(request), request.prompt_2, request.prompt_3)
+        others = (request.negative_prompt or "", request.negative_prompt_2, request.negative_prompt_3)
+        positive = reader.plan_of(texts, steps, earlier=earlier)
+        negative = reader.plan_of(others, steps, earlier=earlier, composed=False)
         if model is not self.bundle:
             return positive, negative.zeroed() if zeros_of(request, model) else negative
-        if (request.negative_prompt, second) == (None, None) and model.traits.zero_negative:
+        if (request.negative_prompt, others[1]) == (None, None) and model.traits.zero_negative:
             negative = negative.zeroed()
         return positive, negative
 
     def _reader(self, model: ModelBundle) -> PromptReader:
         request = self.request
         to_the_letter = request.determinism == "a1111" or follows(request)
-        return PromptReader(model.text, request.emphasis, request.clip_skip, to_the_letter=to_the_letter)
+        rows = request.max_sequence_length
+        return PromptReader(model.text, request.emphasis, request.clip_skip, to_the_letter=to_the_letter, t5_rows=rows)
 
-    def _both(
-        self,
-        model: ModelBundle,
-        text: str,
-        second: str | None,
-        steps: int,
-        earlier: int = 0,
-        *,
-        composed: bool = True,
-    ) -> PromptPlan:
-        """A text as all of a model's encoders read it, or a second one as its second encoder does."""
-        reader = self.reader if model is self.bundle else self._reader(model)
-        plan = reader.plan(text, steps, composed=composed, earlier=earlier)
-        if second is None or len(model.text.encoders) < 2:
-            return plan
-        other = reader.plan(second, steps, composed=composed, earlier=earlier)
-        return plan.joined(other, model.text.context_widths[0], reader.encode(""))
+    def _reader_of(self, model: ModelBundle) -> PromptReader:
+        """Of this model's texts, or of the refiner's."""
+        return self.reader if model is self.bundle else self._reader(model)
 
     def mix_prompt(self, prompt: str, share: float) -> None:
         """Paint with what lies between the prompt (share 0) and another (share 1).
@@ -232,10 +227,12 @@ class Generation:
         """
         self.mixed = True  # what lies between two prompts lays nothing out
         for k, one in enumerate(self.passes):
-            other = self._both(self.bundle, prompt, one.request.prompt_2, *one.prompt_steps)
+            steps, earlier = one.prompt_steps
+            texts = (prompt, one.request.prompt_2, one.request.prompt_3)
+            other = self.reader.plan_of(texts, steps, earlier=earlier)
             refined = one.refined
             if refined is not None:
-                theirs = self._both(refined.bundle, prompt, one.request.prompt_2, *one.prompt_steps)
+                theirs = self._reader_of(refined.bundle).plan_of(texts, steps, earlier=earlier)
                 refined = replace(refined, positive=refined.positive.mixed(theirs, share))
             self.passes[k] = replace(one, positive=one.positive.mixed(other, share), refined=refined)
 
@@ -382,7 +379,8 @@ class Generation:
     def _prompted(self, one: Pass, start_state: StartState, noise: ImageNoise) -> PromptedDenoiser | InstructDenoiser:
         request = one.request
         numbers, negative_numbers = size_conditions(self.bundle, request)
-        inputs = NetworkInputs(start_state.draft, numbers, negative_numbers, *one.beside)
+        beside = (request.noise_level, one.regions)
+        inputs = NetworkInputs(start_state.draft, numbers, negative_numbers, *one.beside, *beside)
         if self.bundle.own_pictures is not None:
             from gouache.pipeline.generate.image_prompts import pooled_picture
 
@@ -392,13 +390,6 @@ class Generation:
         empty = None if request.perp_neg is None else self.reader.encode("")
         guiders = guiders_of(request, self.bundle, one.counted_steps, empty)
         if input_kind(self.bundle) == INSTRUCT and start_state.draft is not None:
-            if len(one.positive.branches) > 1:
-                raise InvalidInput(
-                    "prompt",
-                    given="parts joined by AND",
-                    expected="one instruction for an instruct model",
-                    cure="Write it as one sentence, or edit in two goes.",
-                )
             image_scale = request.image_guidance_scale
             return InstructDenoiser(
                 self.bundle,
@@ -415,22 +406,17 @@ class Generation:
     def _draft(self, seeds: list[ImageSeed]) -> tuple[Tensor | None, list[list[str]]]:
         """The drafts [B,Cd,h,w] of a model with a prior, and notes on each; else the start_state's own channels."""
         if input_kind(self.bundle) != DRAFT:
-            return self.start_state.draft, [[] for _ in seeds]
+            return with_noise(self.start_state.draft, self.request, self.bundle, seeds), [[] for _ in seeds]
         if self.request.inversion is not None and self.start_state.latents is not None:
             own = own_draft(self.bundle, self.start_state.latents, self._latent_size(self.request))
             return own.latents.expand(len(seeds), -1, -1, -1), [[] for _ in seeds]
-        text, empty = self.passes[0].positive.at(1)[0][1], self.reader.encode("")
-        size, start = self._latent_size(self.request), self.start_state.latents
-        prompt = styled_prompt(self.request)
-        parts = None if self.mixed else parts_of(self.request, self.bundle, prompt, self.reader.encode)
-        drafts = [draft(self.request, self.bundle, text, empty, seed.seed, size, start, parts) for seed in seeds]
-        notes = [
-            []
-            if one.score is None
-            else [f"draft: {one.score:.1f} bits under the prompt, best of {self.request.best_of}"]
-            for one in drafts
-        ]
-        return torch.cat([one.latents for one in drafts]), notes
+        first, start = self.passes[0], self.start_state
+        text, empty = first.positive.at(1)[0][1], self.reader.encode("")
+        prompt, size = styled_prompt(self.request), self._latent_size(self.request)
+        encode = None if self.mixed else self.reader.encode
+        parts = parts_of(self.request, self.bundle, prompt, encode, start.areas, first.regions)
+        drafts = [draft(self.request, self.bundle, text, empty, one.seed, size, start.latents, parts) for one in seeds]
+        return torch.cat([one.latents for one in drafts]), [one.notes(self.request) for one in drafts]
 
     def _enlarged(
         self, latents: Tensor | None, drafted: Tensor | None, one: Pass, notes: list[list[str]]
@@ -484,15 +470,13 @@ class Generation:
 
     def _completed(self, image: Image.Image) -> Image.Image:
         image = self.start_state.finish(on_background(image, self.request.background or "white"))
-        upscale = self.request.upscale
-        if upscale is None:
+        if (upscale := self.request.upscale) is None:
             return image
         upscaler = find_upscaler(upscale.upscaler or LANCZOS, self.bundle)
         return enlarge_picture(image, upscale.factor, upscaler, seamless=self.request.seamless)
 
 
-def styled_prompt(request: Request) -> str:
-    """The prompt with its style in the words that models are trained on."""
-    if request.style is None:
-        return request.prompt
-    return f"{request.prompt}, {request.style} style" if request.prompt else f"{request.style} style"
+def digest_of(x: Tensor) -> str:
+    """Eight hex digits of a state, to see where two runs part."""
+    values = x.detach().to("cpu", torch.float32).contiguous()
+    return blake2b(values.numpy().tobytes(), digest_size=4).hexdigest()

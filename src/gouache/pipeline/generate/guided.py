@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,19 +21,21 @@ from gouache.diffusion.samplers.sigmas import discard_penultimate, make_sigmas
 from gouache.diffusion.samplers.step import Denoise, NoiseSource, Steps
 from gouache.errors import InvalidInput
 from gouache.models.bundle import AESTHETIC_SCORE, LOW_AESTHETIC_SCORE, ModelBundle
-from gouache.models.denoiser import Condition, stack
+from gouache.models.denoiser import Condition, Steering, stack
 from gouache.models.family import SDXL_REFINER
+from gouache.models.regions import RegionTexts
 from gouache.models.scheduler_config import SchedulerConfig, number, sampler_of
 from gouache.pipeline.generate.a1111_procedure import follows, step_noise, tree_noise
 from gouache.pipeline.generate.guiders import Beside, Guiders
 from gouache.pipeline.generate.sampler_settings import own_settings, scaled_at_the_end
-from gouache.pipeline.generate.scheduler_levels import Levels, scheduler_levels, scheduler_of
+from gouache.pipeline.generate.scheduler_levels import Levels, patches_of, scheduler_levels, scheduler_of
 from gouache.pipeline.prompts.encode import EncodedPrompt, PromptPlan
 from gouache.pipeline.request import Request, SizeCondition
 
 if TYPE_CHECKING:
     from gouache.pipeline.generate.controlnets import TimedControl
     from gouache.pipeline.generate.image_prompts import PooledPicture, TimedPictures
+    from gouache.pipeline.generate.regions import PlannedRegions
 
 NO_GUIDERS = Guiders()
 Network = Callable[[Tensor, Tensor, Condition], Tensor]
@@ -51,6 +52,8 @@ class NetworkInputs:
         negative_numbers: the same for the negative prompt; None = `numbers`.
         controls: networks that steer, with the steps at which each does.
         pictures: what IP-Adapters show, with the steps at which each does.
+        noise_level: of a small picture in `draft`.
+        regions: texts with areas of their own, beside the prompt.
         pooled: a picture in place of the pooled text.
     """
 
@@ -59,7 +62,13 @@ class NetworkInputs:
     negative_numbers: Tensor | None = None
     controls: tuple[TimedControl, ...] = ()
     pictures: tuple[TimedPictures, ...] = ()
+    noise_level: int | None = None
+    regions: PlannedRegions | None = None
     pooled: PooledPicture | None = None
+
+    def region_texts(self, moment: int) -> tuple[RegionTexts, ...]:
+        """What a condition under the prompt is given of the regions at a step."""
+        return () if self.regions is None else (self.regions.at(moment),)
 
 
 class PromptedDenoiser:
@@ -202,9 +211,8 @@ class PromptedDenoiser:
         return list(self.network(repeated, sigma, rows).chunk(len(conditions)))
 
     def _condition(self, text: EncodedPrompt, *, negative: bool) -> Condition:
-        inputs = self.inputs
+        inputs, draft = self.inputs, self.inputs.draft
         numbers = inputs.numbers if not negative or inputs.negative_numbers is None else inputs.negative_numbers
-        draft = inputs.draft
         if negative and draft is not None and self.bundle.prior is not None:
             # The prior's draft is a condition as the text is, and was left out in training as the text was: so guidance
             # strengthens what both say. 11 points of R@1 over guiding by the text alone (docs/log.md).
@@ -217,11 +225,26 @@ class PromptedDenoiser:
             mask=text.mask,
             pooled=self.bundle.pooled_vector(pooled, numbers),
             draft=draft,
-            controls=tuple(one.on_side(negative=negative) for one in inputs.controls if one.is_on(self.step)),
+            controls=self._controls(negative=negative),
             pictures=tuple(one.on_side(negative=negative) for one in inputs.pictures if one.is_on(self.step)),
             free_u=self.guiders.free_u_at(self.step),
             guidance=self._told,
+            noise_level=self._noise_level,
+            regions=() if negative else inputs.region_texts(self._moment),
         )
+
+    @property
+    def _noise_level(self) -> Tensor | None:
+        """[1] for a network that is told it."""
+        told = self.inputs.noise_level is not None and self.bundle.noise_levels > 0
+        return torch.tensor([self.inputs.noise_level]) if told else None
+
+    def _controls(self, *, negative: bool) -> tuple[Steering, ...]:
+        if self.inputs.controls:
+            from gouache.pipeline.generate.controlnets import steering_at
+
+            return steering_at(self.inputs.controls, self.step, negative=negative)
+        return ()
 
 
 def denoiser_of(bundle: ModelBundle, request: Request) -> Network:
@@ -271,8 +294,9 @@ def levels_of(request: Request, bundle: ModelBundle, steps: int | None = None) -
     name, steps = request.schedule or "uniform", steps or request.num_inference_steps or 1
     scheduler = scheduler_of(request.sampler or "ddim", name, bundle)
     if scheduler is not None:
-        size = (request.width, request.height)
-        return scheduler_levels(scheduler, bundle.schedule, steps, (size[0], size[1]) if size[0] and size[1] else None)
+        known = request.width is not None and request.height is not None
+        size = patches_of(request.width or 0, request.height or 0, bundle) if known else None
+        return scheduler_levels(scheduler, bundle.schedule, steps, size)
     options = {"family": bundle.traits.align_your_steps} if name.startswith("align_your_steps") else {}
     like_a1111 = request.determinism == "a1111" or follows(request)
     if like_a1111 and sampler_info(request.sampler or "ddim").discard_penultimate:
@@ -375,12 +399,6 @@ def _options(request: Request, name: str, scheduler: SchedulerConfig | None) -> 
     return options
 
 
-def digest_of(x: Tensor) -> str:
-    """Eight hex digits of a state, to see where two runs part."""
-    values = x.detach().to("cpu", torch.float32).contiguous()
-    return blake2b(values.numpy().tobytes(), digest_size=4).hexdigest()
-
-
 def size_conditions(bundle: ModelBundle, request: Request) -> tuple[Tensor | None, Tensor | None]:
     """Numbers for the prompt [1, 6 or 5], and those for the negative prompt where they differ; see
     `ModelBundle.size_condition`."""
@@ -430,6 +448,13 @@ class InstructDenoiser:
         image_scale: float,
         guiders: Guiders = NO_GUIDERS,
     ) -> None:
+        if len(positive.branches) > 1:
+            raise InvalidInput(
+                "prompt",
+                given="parts joined by AND",
+                expected="one instruction for an instruct model",
+                cure="Write it as one sentence, or edit in two goes.",
+            )
         self.bundle, self.network, self.positive, self.negative = bundle, network, positive, negative
         self.inputs, self.guidance, self.image_scale = inputs, guidance, image_scale
         self.guiders = guiders
@@ -446,10 +471,13 @@ class InstructDenoiser:
         self.call = None if self.call is None else self.call + 1
         text = self.positive.at(moment)[0][1]
         if not guidance.sigma_low < float(sigma) <= guidance.sigma_high:
-            return self.network(x, sigma, self._condition(text, inputs.draft))
+            return self.network(x, sigma, self._condition(text, inputs.draft, inputs.region_texts(moment)))
         other = self.negative.at(moment)[0][1]
         blank = zeros_like(inputs.draft)
-        conditions = [self._condition(text, inputs.draft), self._condition(other, inputs.draft)]
+        conditions = [
+            self._condition(text, inputs.draft, inputs.region_texts(moment)),
+            self._condition(other, inputs.draft),
+        ]
         conditions.append(self._condition(other, blank))
         if text.context.shape == other.context.shape:
             rows = stack([condition.expand(len(x)) for condition in conditions])
@@ -462,7 +490,9 @@ class InstructDenoiser:
         parameterization, path = self.bundle.denoiser_config.parameterization, self.bundle.schedule.path
         return rescaled_denoised(guided, full, x, sigma, guidance.rescale, parameterization, path)
 
-    def _condition(self, text: EncodedPrompt, draft: Tensor) -> Condition:
+    def _condition(self, text: EncodedPrompt, draft: Tensor, regions: tuple[RegionTexts, ...] = ()) -> Condition:
         pooled = self.bundle.pooled_vector(text.pooled, self.inputs.numbers)
         free_u = self.guiders.free_u_at(self.step)
-        return Condition(context=text.context, mask=text.mask, pooled=pooled, draft=draft, free_u=free_u)
+        return Condition(
+            context=text.context, mask=text.mask, pooled=pooled, draft=draft, free_u=free_u, regions=regions
+        )

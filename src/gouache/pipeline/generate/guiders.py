@@ -15,6 +15,7 @@ from gouache.diffusion.guiders import adapted_scale, blurred_where_attended
 from gouache.diffusion.noise_schedule import NoiseSchedule
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
+from gouache.models.configs import MMDiTConfig
 from gouache.models.denoiser import Condition
 from gouache.models.perturbation import AttentionRecord, Perturbation, blocks_named
 from gouache.nn.free_u import FreeU
@@ -27,6 +28,8 @@ WATCHED = "mid_block.attentions.0.transformer_blocks.0"
 """The block whose self-attention says where a picture is salient (Hong et al. 2023, arXiv:2210.00939, section 5)."""
 PASSES = ("pag", "slg", "sag")
 """Options that cost a pass of the network."""
+OF_UNETS = ("pag", "sag", "freeu")
+"""Guiders that know a U-Net's parts only."""
 NEEDS_A_PROMPT_PAIR = (*PASSES, "perp_neg", "mimic")
 """Guiders of prompt and negative prompt; an instruct model guides by its picture too, and takes none of them."""
 
@@ -160,7 +163,7 @@ def guiders_of(request: Request, bundle: ModelBundle, steps: int, empty: Encoded
         perp_neg=0.0 if request.perp_neg is None else request.perp_neg.scale,
         free_u=free_u,
         schedule=bundle.schedule,
-        downscalings=len(bundle.unet.config.channels) - 1,
+        downscalings=bundle.unet.config.downscalings,
     )
 
 
@@ -179,6 +182,14 @@ def check_guiders(request: Request, bundle: ModelBundle) -> None:
             expected="a model that is guided by its prompt alone",
             cure="Leave it out; guidance_scale and image_guidance_scale guide an instruct model.",
         )
+    unknown = [name for name in OF_UNETS if getattr(request, name) is not None]
+    if unknown and isinstance(bundle.unet.config, MMDiTConfig):
+        raise InvalidInput(
+            unknown[0],
+            given=f"a value for {bundle.name or bundle.family}",
+            expected="a model with a U-Net, whose parts it changes",
+            cure="Leave it out; slg does something alike for this model's transformer.",
+        )
     for name, group in (("pag", request.pag), ("slg", request.slg)):
         if group is not None:
             blocks_named(bundle.unet, group.layers, f"{name}.layers")
@@ -192,6 +203,8 @@ def check_guiders(request: Request, bundle: ModelBundle) -> None:
                 cure="Leave one of them out, or use pag.",
             )
     config = bundle.unet.config
+    if isinstance(config, MMDiTConfig):
+        return
     widths = {factor * config.channels[0] for factor in (2, 4)}
     if request.freeu is not None and request.freeu.stages == "widths" and not widths & set(config.channels):
         raise InvalidInput(

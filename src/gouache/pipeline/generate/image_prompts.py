@@ -23,6 +23,7 @@ from gouache.models.conditioning.ip_adapter import IPAdapter, Seen, cross_attent
 from gouache.models.conditioning.unclip import EmbeddingNoise, OwnPictures
 from gouache.models.configs import ImageEncoderConfig, IPAdapterConfig
 from gouache.models.family import family_label
+from gouache.pipeline.generate.controlnets import unet_of
 from gouache.pipeline.inputs.images import fit, on_background
 from gouache.pipeline.inputs.start import PromptPictures
 from gouache.pipeline.inputs.tensors import to_tensor
@@ -96,10 +97,10 @@ class IPAdapters:
             ModelNotFound: it isn't there.
             CheckpointError: it can't be used.
         """
-        unet, top = self.bundle.unet.config, self.bundle.path
-        width = unet.picture_width or self.bundle.text.pooled_width
+        unclip, top = self.bundle.picture_width, self.bundle.path
+        width = unclip or self.bundle.text.pooled_width
         tower = next((one for one in towers(None, top, folder) if _projection(one) == width), None)
-        own = top / "image_encoder" if top is not None and unet.picture_width else None
+        own = top / "image_encoder" if top is not None and unclip else None
         tower = own if own is not None and own.is_dir() else tower
         if tower is None:
             raise ModelNotFound(
@@ -110,7 +111,7 @@ class IPAdapters:
                 cure="Get CLIP-ViT-bigG-14 (config.json, model.safetensors)." if width == BIG_G else "",
             )
         noise = EmbeddingNoise.plain(width)
-        if top is not None and unet.picture_width:
+        if top is not None and unclip:
             noise = read_embedding_noise(top, width)
         if self._own is None or self._own[0] != _key(tower):
             self._own = None
@@ -141,8 +142,9 @@ def check_fits(config: IPAdapterConfig, bundle: ModelBundle, where: str) -> None
     Raises:
         IncompatibleCheckpoint: it belongs to another; both are named.
     """
-    unet = bundle.unet.config
-    widths = tuple(block.norm2.normalized_shape[0] for block in cross_attentions(bundle.unet))
+    network = unet_of(bundle, where)
+    unet = network.config
+    widths = tuple(block.norm2.normalized_shape[0] for block in cross_attentions(network))
     theirs = FAMILY_OF_WIDTH.get(config.context_width)
     label = family_label(theirs) if theirs is not None else f"text {config.context_width} wide"
     for what, given, expected in (
@@ -261,7 +263,7 @@ def pooled_picture(
     pixels = tower_pixels(given.pictures[0], reader.encoder.network.config.image_size)
     embedding = reader.encoder.encode(pixels).embedding.float()
     drawn, level = noise.apart("picture", embedding.shape[1:]), prompt.noise_level
-    if bundle.unet.config.picture_width:
+    if bundle.picture_width:
         seen = reader.noise.with_level(embedding, level, drawn) * prompt.weight
         return PooledPicture(seen, torch.zeros_like(seen[:1]), prompt, steps)
     if prompt.weight == 0:

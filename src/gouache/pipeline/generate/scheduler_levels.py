@@ -21,6 +21,7 @@ from gouache.diffusion.samplers.names import SAMPLER_INFOS
 from gouache.diffusion.samplers.sigmas import beta, exponential, karras
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
+from gouache.models.configs import MMDiTConfig
 from gouache.models.scheduler_config import SCHEDULER_CLASSES, SchedulerConfig, in_pairs, number, sampler_of, setting
 
 CURVES = {
@@ -122,7 +123,7 @@ def scheduler_levels(
         config: the scheduler.
         schedule: the network's.
         n: steps, >= 1.
-        size: width and height of the picture in pixels, for shifts that follow from it; None = 1024 x 1024.
+        size: width and height of the picture in patches, for shifts that follow from it; None = 64 x 64.
 
     Raises:
         InvalidInput: more steps than the spacing has timesteps.
@@ -131,7 +132,7 @@ def scheduler_levels(
     if kind == "edm":
         return _edm(config, n)
     if kind == "flow" or (kind == "solver" and setting(config, "use_flow_sigmas")):
-        return _flow(config, schedule, n, size or (1024, 1024))
+        return _flow(config, schedule, n, size or (64, 64))
     if kind == "interpolated":
         return _interpolated(config, schedule, n)
     if kind == "lcm":
@@ -265,7 +266,14 @@ def _flow(config: SchedulerConfig, schedule: NoiseSchedule, n: int, size: tuple[
 SHIFTS = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
 """What diffusers' pipelines take where a scheduler's file is silent."""
 PATCH = 16
-"""Side in pixels of what counts as one of a picture's patches."""
+"""Side in pixels of what counts as one of a picture's patches, for a U-Net, which has none."""
+
+
+def patches_of(width: int, height: int, bundle: ModelBundle) -> tuple[int, int]:
+    """How many patches a picture of this size in pixels has along its edges."""
+    config = bundle.unet.config
+    side = bundle.vae.config.downscale * config.patch_size if isinstance(config, MMDiTConfig) else PATCH
+    return width // side, height // side
 
 
 def _shift_for(config: SchedulerConfig, size: tuple[int, int]) -> float:
@@ -274,14 +282,14 @@ def _shift_for(config: SchedulerConfig, size: tuple[int, int]) -> float:
         float(usual if (given := getattr(config, key)) is None else given) for key, usual in SHIFTS.items()
     )
     shifts, lengths = (base, most), (least_length, most_length)
-    patches = (size[0] // PATCH) * (size[1] // PATCH)
+    patches = size[0] * size[1]
     slope = (shifts[1] - shifts[0]) / (lengths[1] - lengths[0]) if lengths[1] != lengths[0] else 0.0
     mu = shifts[0] + slope * (patches - lengths[0])
     shift = mu if setting(config, "time_shift_type") == "linear" else math.exp(mu)
     if shift <= 0:
         raise InvalidInput(
             "width, height",
-            given=f"{size[0]}x{size[1]}, whose shift of noise levels would be {shift:g}",
+            given=f"{size[0]} x {size[1]} patches, whose shift of noise levels would be {shift:g}",
             expected="a size for which the model's scheduler has a shift above 0",
             cure="Take a larger picture, or another schedule.",
         )

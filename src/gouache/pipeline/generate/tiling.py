@@ -70,7 +70,9 @@ def _convolve(part: nn.Conv2d, seamless: Seamless, x: Tensor, weight: Tensor, bi
 def tiled_network(bundle: ModelBundle, tiled: Tiled) -> TiledNetwork:
     """The model's denoiser in tiles."""
     side = tiled.tile or min(bundle.defaults.width, bundle.defaults.height)
-    return TiledNetwork(bundle.denoiser, max(1, side // bundle.vae.config.downscale), tiled.overlap)
+    multiple = bundle.unet.config.multiple
+    whole = side // (bundle.vae.config.downscale * multiple) * multiple
+    return TiledNetwork(bundle.denoiser, max(multiple, whole), tiled.overlap)
 
 
 class TiledNetwork:
@@ -96,10 +98,13 @@ class TiledNetwork:
             for left in starts(width, columns, self.overlap):
                 place = (..., slice(top, top + rows), slice(left, left + columns))
                 draft = None if condition.draft is None else condition.draft[place]
-                controls = tuple(replace(control, features=control.features[place]) for control in condition.controls)
+                box = (top, left, rows, columns)
+                controls = tuple(control.cut(*box, (height, width)) for control in condition.controls)
                 share = (top / height, (top + rows) / height, left / width, (left + columns) / width)
                 pictures = tuple(one.cropped(share) for one in condition.pictures)
-                part = replace(condition, draft=draft, controls=controls, pictures=pictures)
+                cut = {one: one.cut(place[1], place[2]) for one in condition.regions if one is not None}
+                regions = tuple(None if one is None else cut[one] for one in condition.regions)
+                part = replace(condition, draft=draft, controls=controls, pictures=pictures, regions=regions)
                 total[place] += self.network(x[place], sigma, part) * weight
                 weights[place] += weight
         return total / weights

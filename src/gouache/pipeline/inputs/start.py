@@ -15,16 +15,18 @@ from torch import Tensor
 
 from gouache.checkpoints.load import no_vae
 from gouache.diffusion.rng import generator_for
-from gouache.diffusion.samplers.step import Denoise
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
+from gouache.models.turns import awake
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.generate.a1111_procedure import follows, skipped_steps
 from gouache.pipeline.inputs.a1111_masks import A1111Masked, cut_like_a1111, mask_of, resized
 from gouache.pipeline.inputs.images import References, fit, on_background
-from gouache.pipeline.inputs.masks import Masked, cut, filled, full_mask, grey_share, latent_mask
+from gouache.pipeline.inputs.masks import Masked, cut, cut_alike, filled, full_mask, grey_share, latent_mask
+from gouache.pipeline.inputs.regions import region_areas
+from gouache.pipeline.inputs.small_picture import small_picture
 from gouache.pipeline.inputs.tensors import to_tensor
-from gouache.pipeline.request import Mask, Request, ResizeMode
+from gouache.pipeline.request import Mask, Request
 
 
 def unchanged(picture: Image.Image) -> Image.Image:
@@ -62,6 +64,7 @@ class StartState:
         around: starting picture and hard mask, for an autoencoder whose decoder looks at both. [1,3,H,W], [1,1,H,W]
         hints: the control pictures, in the request's order, cut as the starting picture is.
         prompted: the pictures and the mask of each image prompt, in the request's order.
+        areas: how much of each place lies in each region, in the request's order. [R,H,W] in pixels, or fewer
         finish: what is done to the painted picture at the end, such as putting back what must not change.
     """
 
@@ -76,6 +79,7 @@ class StartState:
     around: tuple[Tensor, Tensor] | None = None
     hints: tuple[Image.Image, ...] = ()
     prompted: tuple[PromptPictures, ...] = ()
+    areas: Tensor | None = None
     finish: Callable[[Image.Image], Image.Image] = unchanged
 
     @property
@@ -102,71 +106,17 @@ class StartState:
         return torch.lerp(latents, new, white.to(scaled)) + scaled
 
 
-class OutsideKept:
-    """Where the mask is 0 the estimate is the starting picture itself, and where it is grey until its steps come.
-
-    Every sampler then carries x = x0 + sigma * noise along there, which is what blending the noised picture in after
-    each step does for first-order samplers, and is right for the others too. A place of grey g is free in the last
-    int(n * g) of n steps, so that it is painted as image to image with the strength g paints (Levin and Fried 2023,
-    Differential Diffusion, arXiv:2306.00950, algorithm 1).
-
-    Args:
-        denoise: D(x, sigma).
-        start_state: with the mask and the picture's latents; without either, nothing is kept.
-        sigmas: the levels that are walked, descending. [n + 1]
-        limit: cuts off what is painted, D -> D; the starting picture stays as it is.
-    """
-
-    def __init__(
-        self,
-        denoise: Denoise,
-        start_state: StartState,
-        sigmas: Tensor,
-        limit: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        self.denoise, self.mask, self.latents = denoise, start_state.mask, start_state.latents
-        self.limit = limit
-        self._levels, self._level = sigmas.double().cpu(), float("inf")
-        self._opens: Tensor | None = None
-        if start_state.grey is not None and len(sigmas) > 1:
-            steps = len(sigmas) - 1
-            free = (start_state.grey.double().cpu() * steps + 1e-4).long()  # as `open_steps`
-            self._opens = self._levels[steps - free]  # [1,1,h,w]
-            self.reached(float(sigmas[0]))
-
-    def reached(self, sigma: float) -> None:
-        """A step begins at this level. What is free once stays so, for samplers that go up again."""
-        if self._opens is None or self.mask is None:
-            return
-        self._level = min(self._level, sigma)
-        opened = (self._opens >= self._level * (1 - 1e-6)) & (self._opens > self._levels[-1])
-        self.mask = opened.to(self.mask)
-
-    def limited(self, denoised: Tensor) -> Tensor:
-        """An estimate cut off where it is painted. [B,C,h,w]"""
-        if self.limit is None:
-            return denoised
-        if self.mask is None or self.latents is None:
-            return self.limit(denoised)
-        return torch.lerp(denoised, self.limit(denoised), self.mask.to(denoised))
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """x [B,C,h,w] -> denoised [B,C,h,w]."""
-        if self.mask is None or self.latents is None:
-            return self.denoise(x, sigma)
-        return torch.lerp(self.latents.to(x), self.denoise(x, sigma), self.mask.to(x))
-
-
 def steps_to_skip(steps: int, strength: float) -> int:
     """How many of the steps a strength leaves out: the last int(steps * strength) are walked."""
     return steps - min(int(steps * strength), steps)
 
 
-INPAINT, INSTRUCT, DEPTH, DRAFT = "inpaint", "instruct", "depth", "draft"
+INPAINT, INSTRUCT, DEPTH, DRAFT, ENLARGE = "inpaint", "instruct", "depth", "draft", "enlarge"
 
 
 def input_kind(bundle: ModelBundle) -> str | None:
-    """What the network takes beside the latents: a mask and a masked picture, a picture, a depth map, a draft; or None.
+    """What the network takes beside the latents: a mask and a masked picture, a picture, a depth map, a draft, a small
+    picture; or None.
 
     Raises:
         InvalidInput: channels that fit none of them.
@@ -176,6 +126,8 @@ def input_kind(bundle: ModelBundle) -> str | None:
         return None
     if bundle.prior is not None:
         return DRAFT
+    if bundle.noise_levels and extra == bundle.vae.config.image_channels:
+        return ENLARGE
     kinds = {1 + latent: INPAINT, latent: INSTRUCT, 1: DEPTH}
     if extra not in kinds:
         raise InvalidInput("model", given=f"{extra} channels beside the latents", expected=f"one of {sorted(kinds)}")
@@ -204,8 +156,13 @@ def prepare(request: Request, bundle: ModelBundle, references: References) -> Pr
     """
     kind = input_kind(bundle)
     notes: list[str] = []
+    if kind == ENLARGE:
+        if request.init_image is None:
+            raise _needs("init_image", "a small picture to enlarge", "--init FILE")
+        small = small_picture(references.picture(request.init_image), request, bundle)
+        return Prepared(_beside(StartState(draft=small), None, request, references), ())
     if request.init_image is None:
-        blank = StartState(hints=_hints(None, request, references), prompted=_prompted(None, request, references))
+        blank = _beside(StartState(), None, request, references)
         return Prepared(_with_inputs(blank, None, None, kind, request, bundle, references, notes), tuple(notes))
     picture = references.picture(request.init_image)
     masked: Masked | None = None
@@ -216,8 +173,7 @@ def prepare(request: Request, bundle: ModelBundle, references: References) -> Pr
         masked = _masked(picture, kind, request, bundle, references, notes)
         part = masked.part
         start_state = _masked_start(masked, request, bundle, notes)
-    hints, prompted = _hints(masked, request, references), _prompted(masked, request, references)
-    start_state = replace(start_state, hints=hints, prompted=prompted)
+    start_state = _beside(start_state, masked, request, references)
     start_state = _with_inputs(start_state, part, masked, kind, request, bundle, references, notes)
     if kind == INSTRUCT and not follows(request):
         return Prepared(replace(start_state, latents=None), tuple(notes))
@@ -337,15 +293,17 @@ def _with_inputs(
     notes: list[str],
 ) -> StartState:
     """Add the channels that the network wants beside the latents."""
-    if kind == INPAINT and isinstance(masked, A1111Masked):
-        return replace(start_state, draft=_inpaint_channels(part, masked, request, bundle, notes))
     if kind == INPAINT:
         # Such a network was trained to leave the rest alone by itself: nothing is blended while it paints.
-        return replace(_merged(start_state), draft=_inpaint_channels(part, masked, request, bundle, notes))
+        kept = start_state if isinstance(masked, A1111Masked) else _merged(start_state)
+        return replace(kept, draft=_inpaint_channels(part, masked, request, bundle, notes))
     if kind == INSTRUCT:
         if part is None or start_state.latents is None:
             raise _needs("init_image", "a picture to change", "--init FILE")
-        return replace(start_state, draft=bundle.vae.denormalise(start_state.latents))
+        # EDM's kind (CosXL Edit) takes the picture's latents normalised, every other the autoencoder's own.
+        normalised = bundle.denoiser_config.schedule.name == "edm"
+        draft = start_state.latents if normalised else bundle.vae.denormalise(start_state.latents)
+        return replace(start_state, draft=draft)
     if kind == DEPTH:
         if request.depth_image is None:
             raise _needs("depth_image", "a depth map, white = near", "--depth-image FILE")
@@ -391,7 +349,7 @@ def _depth_channel(picture: Image.Image, masked: Masked | None, request: Request
     """A depth map at the latents' size, stretched to [-1, 1]; of a masked picture the part that is worked on.
     [1,1,h,w]"""
     factor = bundle.vae.config.downscale
-    picture = _cut_alike(picture, masked, request.resize_mode)
+    picture = cut_alike(picture, masked, request.resize_mode)
     grey = fit(picture.convert("RGB"), request.width or 0, request.height or 0, request.resize_mode)
     values = to_tensor(grey, 3).mean(0)[None, None]  # [1,1,H,W]
     small = F.interpolate(
@@ -401,11 +359,17 @@ def _depth_channel(picture: Image.Image, masked: Masked | None, request: Request
     return 2.0 * (small - low) / (high - low).clamp_min(1e-6) - 1.0
 
 
+def _beside(start: StartState, masked: Masked | None, request: Request, references: References) -> StartState:
+    """The start with what else the request shows: control pictures, image prompts, areas of regions."""
+    hints, prompted = _hints(masked, request, references), _prompted(masked, request, references)
+    return replace(start, hints=hints, prompted=prompted, areas=region_areas(request, masked, references))
+
+
 def _hints(masked: Masked | None, request: Request, references: References) -> tuple[Image.Image, ...]:
     """The control pictures; of a masked picture the part that is worked on, where `inpaint` hides what is masked."""
     found = []
     for one in request.control:
-        picture = _cut_alike(references.picture(one.image), masked, one.resize_mode or request.resize_mode)
+        picture = cut_alike(references.picture(one.image), masked, one.resize_mode or request.resize_mode)
         if one.preprocessor == "inpaint" and masked is not None:
             picture = picture.convert("RGB")
             picture.putalpha(ImageChops.invert(masked.hard))
@@ -425,17 +389,9 @@ def _prompted(masked: Masked | None, request: Request, references: References) -
     found = []
     for one in request.image_prompts:
         mask = None if one.mask is None else on_background(references.picture(one.mask), "black")
-        part = None if mask is None else _cut_alike(mask, masked, request.resize_mode)
+        part = None if mask is None else cut_alike(mask, masked, request.resize_mode)
         found.append(PromptPictures(tuple(references.picture(name) for name in one.images), part))
     return tuple(found)
-
-
-def _cut_alike(picture: Image.Image, masked: Masked | None, mode: ResizeMode) -> Image.Image:
-    """A picture beside the starting picture, cut and brought to size as that was."""
-    if masked is None:
-        return picture
-    part = fit(picture, *masked.whole.size, mode).crop(masked.box)
-    return part if part.size == masked.part.size else part.resize(masked.part.size, Image.Resampling.LANCZOS)
 
 
 ENCODED_AGAIN = "the encoder overflowed in half precision and was run again in float32"
@@ -492,7 +448,7 @@ def encode_tensor(
 
 
 def _encoded(vae: AutoencoderKL, tensor: Tensor, *, tiled: bool) -> Tensor:
-    weight = next(vae.parameters())
+    weight = next(awake(vae).parameters())
     given = tensor.to(weight.device, weight.dtype)
     moments = vae.encode_in_tiles(given) if tiled else vae.encode(given)
     return vae.normalise(moments.mode()).float()

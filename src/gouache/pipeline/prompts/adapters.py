@@ -31,10 +31,11 @@ from gouache.checkpoints.adapters.lora import Lora, read_lora
 from gouache.checkpoints.adapters.naming import WordFinder, folded
 from gouache.checkpoints.adapters.peft_config import CONFIG_FILE
 from gouache.checkpoints.formats.header import open_header, read_header
-from gouache.errors import CorruptCheckpoint, ModelNotFound
+from gouache.errors import CorruptCheckpoint, InvalidInput, ModelNotFound
 from gouache.models.bundle import ModelBundle
 from gouache.models.text.clip import TextEncoder
 from gouache.models.text.stack import TextStack
+from gouache.models.turns import turns_of
 from gouache.pipeline.output.recipe import AdapterRef, model_sha256
 from gouache.pipeline.prompts.syntax import AdapterTag, adapter_tags
 from gouache.pipeline.prompts.textual_inversion import with_words
@@ -149,12 +150,20 @@ class Adapters:
         words = self._words(request, _bundled(file for file, _ in tags))
         if not tags and not words:
             return Adapted(self.bundle)
+        if turns_of(self.bundle.unet) is not None:
+            raise InvalidInput(
+                "prompt",
+                given="an adapter for a model whose networks take turns in memory",
+                expected="a model that is loaded whole, into which it is merged",
+                cure="Leave out --sequential, or the adapter's name.",
+            )
         files = [*(file for file, _ in tags), *words.values()]
         key = (tuple(tag for _, tag in tags), tuple(words), tuple((file.path, _stamps(file.path)) for file in files))
         if self._last is None or self._last[0] != key:
             self._last = None  # give its memory back before the next one takes as much
             self._last = (key, self._adapted(tags, words))
-        return self._last[1]
+        adapted = self._last[1]
+        return replace(adapted, notes=(*adapted.notes, *_few_steps_notes(request, [file for file, _ in tags])))
 
     def _find(self, ref: AdapterRef) -> Path | None:
         if ref.kind == EMBEDDING:
@@ -182,6 +191,7 @@ class Adapters:
         texts += [request.prompt_2 or "", request.negative_prompt_2 or ""]
         texts += [request.inversion.source_prompt] if request.inversion else []
         texts += [request.interpolation.prompt or ""] if request.interpolation else []
+        texts += [region.prompt for region in request.regions]
         known = {**self.folder.embeddings(), **bundled}
         if not known:
             return {}
@@ -223,6 +233,16 @@ class Adapters:
     def _loras(self, tags: list[tuple[AdapterFile, AdapterTag]]) -> list[tuple[Lora, AdapterTag]]:
         names = LayerNames(self.bundle.unet, self.bundle.text)
         return [(read_lora(file.path, names, self.bundle.family), tag) for file, tag in tags]
+
+
+def _few_steps_notes(request: Request, files: Sequence[AdapterFile]) -> list[str]:
+    """What to tell of LoRA files that were distilled to few steps, where the resolved request paints otherwise."""
+    asked = request.sampler or "", request.num_inference_steps or 1, request.guidance_scale or 0.0
+    return [
+        f"{file.few_steps.advice(f'LoRA {file.name!r}')}; this was {asked[0]}, {asked[1]} steps, guidance {asked[2]:g}"
+        for file in files
+        if file.few_steps is not None and not file.few_steps.fits(*asked)
+    ]
 
 
 def _bundled(files: Iterable[AdapterFile]) -> dict[str, AdapterFile]:
@@ -330,5 +350,5 @@ def _merged(weight: Tensor, terms: list[tuple[float, LayerDelta]], name: str) ->
 def _stack_of(stack: TextStack, encoders: Sequence[nn.Module]) -> TextStack:
     """The same stack around other encoders."""
     made = copy.copy(stack)
-    made._modules = {"encoders": nn.ModuleList(encoders)}
+    made._modules = {**stack._modules, "encoders": nn.ModuleList(encoders)}
     return made

@@ -58,7 +58,7 @@ def weight_sensitivity(stack: TextStack, skip_layers: int | None) -> tuple[float
 
 def repeats_a1111(stack: TextStack) -> bool:
     """Whether A1111 runs such encoders, so that there are pictures of its own to repeat."""
-    return all(isinstance(encoder, TextEncoder) for encoder in stack.encoders)
+    return stack.joint is None and all(isinstance(encoder, TextEncoder) for encoder in stack.encoders)
 
 
 def keep_mean(before: Tensor, after: Tensor, real: Tensor) -> Tensor:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -30,11 +31,21 @@ from gouache.pipeline.prompts.syntax import (
     without_tags,
 )
 from gouache.pipeline.prompts.textual_inversion import TokenizerWithWords
-from gouache.pipeline.request import Emphasis
+from gouache.pipeline.request import Emphasis, Request
 
 COMMA_REACH = 20
 """A chunk that is full ends at a comma if one is among its last so many tokens (A1111's default)."""
 MAX_CHUNKS = 32
+T5_WITHOUT_MEAN = "emphasis: T5 has no steady mean; weights act without keeping it, as no_norm"
+Texts = tuple[str, str | None, str | None]
+"""A prompt, that of the second text encoder and that of T5; None = the prompt."""
+
+
+def styled_prompt(request: Request) -> str:
+    """The prompt with its style in the words that models are trained on."""
+    if request.style is None:
+        return request.prompt
+    return f"{request.prompt}, {request.style} style" if request.prompt else f"{request.style} style"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +56,19 @@ class EncodedPrompt:
         context: all chunks one after the other. [1, L, D]
         pooled: of the first chunk; None if the family has none. [1, P]
         mask: True where a token is real; None for all. [1, L]
+        t5_rows: of the context's end, which are T5's states of the text.
     """
 
     context: Tensor
     pooled: Tensor | None
     mask: Tensor | None
+    t5_rows: int = 0
+
+    @property
+    def parts(self) -> tuple[Tensor, Tensor]:
+        """The states of the chunks [1, L - t5_rows, D], and T5's [1, t5_rows, D]."""
+        first = self.context.shape[1] - self.t5_rows
+        return self.context[:, :first], self.context[:, first:]
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +87,20 @@ class PromptReader:
         emphasis: the rule for brackets.
         clip_skip: encoder layer counted from the last, 1 = last; None = the family's own.
         to_the_letter: whether the rule `a1111` is that tool's formula for every encoder it runs, steady mean or not.
+        t5_rows: tokens that T5 reads of a text, its end and padding included; None = the family's own.
     """
 
     def __init__(
-        self, stack: TextStack, emphasis: Emphasis, clip_skip: int | None, *, to_the_letter: bool = False
+        self,
+        stack: TextStack,
+        emphasis: Emphasis,
+        clip_skip: int | None,
+        *,
+        to_the_letter: bool = False,
+        t5_rows: int | None = None,
     ) -> None:
         self.stack, self.emphasis = stack, emphasis
+        self.t5_rows = 0 if stack.joint is None else t5_rows or stack.joint.rows
         if emphasis == "a1111" and to_the_letter and repeats_a1111(stack):
             self.emphasis = "original"
         self.skip_layers = None if clip_skip is None else clip_skip - 1
@@ -100,6 +127,17 @@ class PromptReader:
             found.append((branch.weight, tuple((end, self.encode(text)) for end, text in pieces)))
         return PromptPlan(tuple(found))
 
+    def plan_of(self, texts: Texts, steps: int, *, composed: bool = True, earlier: int = 0) -> PromptPlan:
+        """Read a whole prompt, and those that single encoders read in its place; see `plan`."""
+        first, second, third = texts
+        plan = self.plan(first, steps, composed=composed, earlier=earlier)
+        if second is not None and len(self.stack.encoders) > 1:
+            other = self.plan(second, steps, composed=composed, earlier=earlier)
+            plan = plan.joined(other, self.stack, self.encode(""))
+        if third is not None and self.stack.t5 is not None:
+            plan = plan.with_t5(self.plan(third, steps, composed=composed, earlier=earlier))
+        return plan
+
     def encode(self, text: str) -> EncodedPrompt:
         """Encode one text with its emphasis."""
         if text not in self._seen:
@@ -108,19 +146,48 @@ class PromptReader:
 
     @torch.no_grad()
     def _encode(self, text: str) -> EncodedPrompt:
-        chunks = self._chunks(text)
+        parts = sections(text, self.emphasis)
+        chunks = self._chunks(parts)
         encoding = self.stack.encode([chunk.ids for chunk in chunks], skip_layers=self.skip_layers)
         context = encoding.context  # [N,L,D]
         if any(weight != 1.0 for chunk in chunks for weight in chunk.weights):
             context = self._emphasised(context, _row_weights(chunks, context), encoding.mask)
+        whole = context.reshape(1, -1, context.shape[-1])  # [1,N*L,D]
+        if self.stack.joint is not None:
+            whole = self.stack.whole(whole, self._t5_states(parts))
         return EncodedPrompt(
-            context=context.reshape(1, -1, context.shape[-1]),  # [1,N*L,D]
+            context=whole,
             pooled=None if encoding.pooled is None else encoding.pooled[:1],
             mask=None if encoding.mask is None else encoding.mask.reshape(1, -1),
+            t5_rows=self.t5_rows,
         )
 
-    def _chunks(self, text: str) -> list[WeightedTokens]:
-        chunks = fill_chunks(self.stack, sections(text, self.emphasis))
+    def _t5_states(self, parts: tuple[Section, ...]) -> Tensor:
+        """T5's states of a text; it has no chunks, and what is too long for it is cut. [1, t5_rows, D]"""
+        tokenizer = self.stack.t5_tokenizer
+        if tokenizer is None:
+            return self.stack.encode_t5((), self.t5_rows)
+        read = [(token, run.weight) for part in parts for run in part for token in tokenizer.ids(run.text)]
+        if cut := [token for token, _ in read[self.t5_rows - 1 :]]:
+            start = tokenizer.decode(cut[:8])
+            self.notes.append(f"prompt: T5 was not given the last {len(cut)} tokens, from {start!r} on")
+        kept = read[: self.t5_rows - 1]
+        chunk = WeightedTokens(tuple(token for token, _ in kept), tuple(weight for _, weight in kept))
+        states = self.stack.encode_t5(chunk.ids, self.t5_rows)
+        if all(weight == 1.0 for weight in chunk.weights):
+            return states
+        weights = _row_weights([chunk], states, first=0)
+        if self.emphasis == "comfy":
+            empty = self.stack.encode_t5((), self.t5_rows)
+            return torch.where(weights == 1.0, states, (states - empty) * weights + empty)
+        if self.emphasis == "original":
+            return keep_mean(states, states * weights, torch.ones_like(weights))
+        if self.emphasis == "a1111" and T5_WITHOUT_MEAN not in self.notes:
+            self.notes.append(T5_WITHOUT_MEAN)
+        return states * weights
+
+    def _chunks(self, parts: tuple[Section, ...]) -> list[WeightedTokens]:
+        chunks = fill_chunks(self.stack, parts)
         if len(chunks) > MAX_CHUNKS:
             cut = [token for chunk in chunks[MAX_CHUNKS:] for token in chunk.ids]
             start = self.stack.decode_tokens(cut[:8])
@@ -156,10 +223,11 @@ class PromptReader:
         return found
 
 
-def _row_weights(chunks: list[WeightedTokens], context: Tensor) -> Tensor:
+def _row_weights(chunks: list[WeightedTokens], context: Tensor, first: int = 1) -> Tensor:
+    """The weight of each row; the chunk's tokens begin at row `first`. [N,L,1]"""
     rows = torch.ones(context.shape[:2], dtype=torch.float32)  # [N,L]; start, end and padding weigh 1
     for row, chunk in zip(rows, chunks, strict=True):
-        row[1 : 1 + len(chunk.weights)] = torch.tensor(chunk.weights)
+        row[first : first + len(chunk.weights)] = torch.tensor(chunk.weights)
     return rows[..., None].to(context)
 
 
@@ -234,30 +302,42 @@ class PromptPlan:
             found.append((weight + share * (other_weight - weight), tuple(texts)))
         return PromptPlan(tuple(found))
 
-    def joined(self, other: PromptPlan, width: int, empty: EncodedPrompt) -> PromptPlan:
-        """The plan whose first `width` channels are this one's, and whose other channels and pooled vector another's.
+    def joined(self, other: PromptPlan, stack: TextStack, empty: EncodedPrompt) -> PromptPlan:
+        """The plan whose first text encoder read this one's texts, and whose second another's; T5 read this one's.
 
         Args:
             other: as many parts joined by AND, or one that goes with all.
-            width: channels of the text encoders that read this plan's texts.
+            stack: the text encoders.
             empty: the empty text, which fills the shorter of two texts up to as many chunks (as ComfyUI does).
 
         Raises:
             InvalidInput: they have different numbers of parts joined by AND.
         """
+        width, pooled_width = stack.context_widths[0], stack.pooled_widths[0]
+        return self._merged(other, "prompt_2", lambda a, b: _joined_text(a, b, width, pooled_width, empty))
+
+    def with_t5(self, other: PromptPlan) -> PromptPlan:
+        """The plan whose T5 read another's texts; arguments and errors as in `joined`."""
+
+        def merge(text: EncodedPrompt, other_text: EncodedPrompt) -> EncodedPrompt:
+            return replace(text, context=torch.cat([text.parts[0], other_text.parts[1]], dim=1))
+
+        return self._merged(other, "prompt_3", merge)
+
+    def _merged(
+        self, other: PromptPlan, name: str, merge: Callable[[EncodedPrompt, EncodedPrompt], EncodedPrompt]
+    ) -> PromptPlan:
         parts = other.branches * len(self.branches) if len(other.branches) == 1 else other.branches
         if len(parts) != len(self.branches):
             raise InvalidInput(
-                "prompt_2",
+                name,
                 given=f"{len(other.branches)} parts joined by AND",
                 expected=f"one, or as many as the prompt has: {len(self.branches)}",
             )
         found = []
         for (weight, pieces), (_, other_pieces) in zip(self.branches, parts, strict=True):
             ends = sorted({end for end, _ in (*pieces, *other_pieces)})
-            texts = [
-                (end, _joined_text(_text_at(pieces, end), _text_at(other_pieces, end), width, empty)) for end in ends
-            ]
+            texts = [(end, merge(_text_at(pieces, end), _text_at(other_pieces, end))) for end in ends]
             found.append((weight, tuple(texts)))
         return PromptPlan(tuple(found))
 
@@ -274,25 +354,33 @@ def _text_at(pieces: tuple[tuple[int, EncodedPrompt], ...], step: int) -> Encode
 
 def _mixed_text(first: EncodedPrompt, last: EncodedPrompt, share: float) -> EncodedPrompt:
     """Contexts mixed token by token; the shorter one is filled up with zeros."""
-    length = max(first.context.shape[1], last.context.shape[1])
-    contexts = [F.pad(text.context, (0, 0, 0, length - text.context.shape[1])) for text in (first, last)]
+    (head, tail), (other_head, other_tail) = first.parts, last.parts
+    length = max(head.shape[1], other_head.shape[1])
+    contexts = [F.pad(one, (0, 0, 0, length - one.shape[1])) for one in (head, other_head)]
     masks = [None if one.mask is None else F.pad(one.mask, (0, length - one.mask.shape[1])) for one in (first, last)]
     pooled = None
     if first.pooled is not None and last.pooled is not None:
         pooled = torch.lerp(first.pooled, last.pooled, share)
     mask = None if masks[0] is None or masks[1] is None else masks[0] | masks[1]
-    return EncodedPrompt(torch.lerp(contexts[0], contexts[1], share), pooled, mask)
+    context = torch.lerp(contexts[0], contexts[1], share)
+    if first.t5_rows:
+        context = torch.cat([context, torch.lerp(tail, other_tail, share)], dim=1)
+    return EncodedPrompt(context, pooled, mask, first.t5_rows)
 
 
-def _joined_text(first: EncodedPrompt, last: EncodedPrompt, width: int, empty: EncodedPrompt) -> EncodedPrompt:
-    longest = max(first.context.shape[1], last.context.shape[1])
-    contexts = []
-    for text in (first, last):
-        missing = (longest - text.context.shape[1]) // empty.context.shape[1]
-        contexts.append(torch.cat([text.context, *[empty.context] * missing], dim=1))
-    return EncodedPrompt(torch.cat([contexts[0][..., :width], contexts[1][..., width:]], dim=-1), last.pooled, None)
+def _joined_text(
+    first: EncodedPrompt, last: EncodedPrompt, width: int, pooled_width: int, empty: EncodedPrompt
+) -> EncodedPrompt:
+    heads, filling = [first.parts[0], last.parts[0]], empty.parts[0]
+    longest = max(head.shape[1] for head in heads)
+    heads = [torch.cat([head, *[filling] * ((longest - head.shape[1]) // filling.shape[1])], dim=1) for head in heads]
+    context = torch.cat([heads[0][..., :width], heads[1][..., width:]], dim=-1)
+    pooled = last.pooled
+    if first.pooled is not None and last.pooled is not None and pooled_width:
+        pooled = torch.cat([first.pooled[:, :pooled_width], last.pooled[:, pooled_width:]], dim=1)
+    return EncodedPrompt(torch.cat([context, first.parts[1]], dim=1), pooled, None, first.t5_rows)
 
 
 def _zeros_like(text: EncodedPrompt) -> EncodedPrompt:
     pooled = None if text.pooled is None else torch.zeros_like(text.pooled)
-    return EncodedPrompt(torch.zeros_like(text.context), pooled, text.mask)
+    return EncodedPrompt(torch.zeros_like(text.context), pooled, text.mask, text.t5_rows)

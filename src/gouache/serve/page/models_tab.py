@@ -186,6 +186,8 @@ class _ModelActions:
             "parts": kinds,
             "layout": said_all.get("layout"),
             "prediction": said_all.get("prediction"),
+            "own_settings": said_all.get("sampling"),
+            "model_notes": "; ".join(said_all.get("notes", ())),
             "styles": ", ".join(found.styles),
             "on_disk": parts.size_of(entry.size) if entry.size else "",
             "hash": entry.sha256 or said("hash_unknown", request),

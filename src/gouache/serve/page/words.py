@@ -166,6 +166,8 @@ SAID: dict[str, tuple[str, str]] = {
     "on_disk": ("On disk", "占用空间"),
     "styles": ("Styles", "风格"),
     "prediction": ("Prediction type", "预测类型"),
+    "own_settings": ("Settings of its own", "自带设置"),
+    "model_notes": ("Notes", "说明"),
     "layout": ("Format", "文件格式"),
     "parts": ("Parts", "组成"),
     "description": ("About", "说明"),

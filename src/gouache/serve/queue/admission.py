@@ -89,10 +89,12 @@ def _pixels_of(data: bytes) -> int:
 def _check_texts(request: Request, limits: Limits) -> None:
     texts = {"prompt": request.prompt, "negative_prompt": request.negative_prompt or ""}
     texts |= {"prompt_2": request.prompt_2 or "", "negative_prompt_2": request.negative_prompt_2 or ""}
+    texts |= {"prompt_3": request.prompt_3 or "", "negative_prompt_3": request.negative_prompt_3 or ""}
     if request.interpolation is not None and request.interpolation.prompt is not None:
         texts["interpolation.prompt"] = request.interpolation.prompt
     if request.inversion is not None:
         texts["inversion.source_prompt"] = request.inversion.source_prompt
+    texts |= {f"regions[{number}].prompt": region.prompt for number, region in enumerate(request.regions)}
     for where, text in texts.items():
         if len(text) > limits.prompt:
             raise InvalidInput(where, given=f"{len(text)} characters", expected=f"at most {limits.prompt}")
@@ -179,7 +181,8 @@ def _check_size(request: Request, limits: Limits) -> None:
     frames = request.interpolation.frames if request.interpolation else 1
     pixels = _pixels(request)
     count = request.count * frames
-    # Prompt and negative prompt are two rows of a call; a guider's pass is one, and a ControlNet half of two.
+    # Prompt and negative prompt are two rows of a call; a guider's pass is one, and a ControlNet half of two. A region
+    # costs an attention to its text, a small part of one.
     passes = sum(group is not None for group in (request.pag, request.slg, request.sag, request.perp_neg))
     work = count * steps * max(pixels, _tiled(request)) * (2 + passes + len(request.control)) // 2
     for where, given, limit, unit in (

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Mapping
 
-from sqlalchemy import ColumnElement, Connection, Update, and_, delete, func, select, update
+from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, delete, func, select, update
 
 from gouache.errors import WorkerError
 from gouache.serve.queue.job import COLUMNS, MAX_ATTEMPTS, Ending, Job, JobState, Orders
@@ -42,19 +42,8 @@ class Leases:
             seq = self._next(connection)
             if seq is None:
                 return None
-            values = {
-                "state": "running",
-                "worker": worker,
-                "lease_until": now + lease,
-                "started": now,
-                # Counted when it is taken and not when it fails: a worker that is killed can count nothing.
-                "attempts": jobs.c.attempts + 1,
-                "picture": 0,
-                "step": 0,
-                "steps": 0,
-            }
-            taken = update(jobs).where(jobs.c.seq == seq).values(values).returning(*COLUMNS)
-            job = Job(**connection.execute(taken).one()._mapping)
+            values = {"worker": worker, "lease_until": now + lease, "started": now}
+            job = Job(**connection.execute(_CLAIM, {"claimed": seq, **values}).one()._mapping)
             upsert(connection, turns, {"owner": job.owner}, {"served": now})
             note(connection, job.id, "running", worker)
         return job
@@ -66,20 +55,12 @@ class Leases:
             connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7860)")
         # The oldest job of each user first, then the user whose last turn is longest ago: a hundred jobs of one user
         # delay another user's single job by one job at most.
-        highest = select(func.max(jobs.c.priority)).where(jobs.c.state == "queued").scalar_subquery()
-        oldest = (
-            select(func.min(jobs.c.seq).label("seq"), jobs.c.owner)
-            .where(jobs.c.state == "queued", jobs.c.priority == highest)
-            .group_by(jobs.c.owner)
-            .subquery()
-        )
-        order = select(oldest.c.seq).outerjoin(turns, turns.c.owner == oldest.c.owner)
-        return connection.execute(order.order_by(func.coalesce(turns.c.served, 0.0), oldest.c.seq).limit(1)).scalar()
+        return connection.execute(_NEXT).scalar()
 
     def renew(self, job: Job, lease: float) -> bool:
         """Keep the lease; False if it is lost."""
         with self.database.write(durable=False) as connection:
-            return connection.execute(_held(job).values(lease_until=time.time() + lease)).rowcount > 0
+            return connection.execute(_HELD, {**_holding(job), "lease_until": time.time() + lease}).rowcount > 0
 
     def orders(self, job: Job) -> Orders:
         """What the worker should do now."""
@@ -94,7 +75,8 @@ class Leases:
         """Write down how far it is, with a preview if there is one."""
         # Many times a second and worth nothing after a crash, so the disk is not waited for.
         with self.database.write(durable=False) as connection:
-            if not connection.execute(_held(job).values(picture=picture, step=step, steps=steps)).rowcount:
+            values = {"picture": picture, "step": step, "steps": steps}
+            if not connection.execute(_HELD, {**_holding(job), **values}).rowcount:
                 return
             if jpeg is not None:
                 # The number only has to grow within a job, so that a viewer can tell a new preview from the last one.
@@ -102,8 +84,8 @@ class Leases:
 
     def has_picture(self, job: Job, number: int) -> bool:
         """Whether an earlier attempt listed this picture of a job."""
-        listed = select(pictures.c.id).where(pictures.c.job == job.id, pictures.c.number == number)
-        return self.database.row(listed) is not None
+        with self.database.read() as connection:
+            return ask(connection, _LISTED, job.id, number).first() is not None
 
     def add_picture(self, connection: Connection, row: dict[str, object]) -> None:
         """List a picture unless an earlier attempt did."""
@@ -112,17 +94,9 @@ class Leases:
 
     def finish(self, connection: Connection, job: Job) -> bool:
         """Mark it done, inside the transaction that lists its last picture; False if the lease is lost."""
-        values = {
-            "state": "done",
-            "finished": time.time(),
-            "worker": None,
-            "lease_until": None,
-            "picture": jobs.c.pictures,
-            "step": 0,
-        }
-        if not connection.execute(_held(job).values(values)).rowcount:
+        if not connection.execute(_FINISH, {**_holding(job), "finished": time.time()}).rowcount:
             return False
-        connection.execute(delete(previews).where(previews.c.job == job.id))
+        ask(connection, _NO_PREVIEW, job.id)
         note(connection, job.id, "done")
         return True
 
@@ -139,7 +113,7 @@ class Leases:
     def go_on(self, connection: Connection, job: Job) -> bool:
         """Take a cancellation back that only meant one picture; False if the lease is lost."""
         connection.execute(delete(events).where(events.c.job == job.id, events.c.kind == "skip"))
-        return connection.execute(_held(job).values(cancel_requested=False)).rowcount > 0
+        return connection.execute(_HELD, {**_holding(job), "cancel_requested": False}).rowcount > 0
 
     def cancelled(self, job: Job, picture: dict[str, object] | None = None) -> None:
         """The worker stopped it, as asked; a picture that is to be kept is listed in the same transaction."""
@@ -148,7 +122,7 @@ class Leases:
     def _end(self, job: Job, state: JobState, error: str | None, picture: dict[str, object] | None = None) -> None:
         values = {"state": state, "finished": time.time(), "error": error, "worker": None, "lease_until": None}
         with self.database.write() as connection:
-            if connection.execute(_held(job).values(values)).rowcount:
+            if connection.execute(_HELD, {**_holding(job), **values}).rowcount:
                 if picture is not None:
                     self.add_picture(connection, picture)
                 note(connection, job.id, state)
@@ -156,7 +130,8 @@ class Leases:
     def give_back(self, job: Job) -> None:
         """Put a job that was not finished back, without counting the attempt: the worker was told to stop."""
         with self.database.write() as connection:
-            if connection.execute(_held(job).values(**_WAITING, attempts=jobs.c.attempts - 1)).rowcount:
+            waiting = _HELD.values(**_WAITING, attempts=jobs.c.attempts - 1)
+            if connection.execute(waiting, _holding(job)).rowcount:
                 note(connection, job.id, "queued", "the worker stopped")
 
     def take_back(self, worker: str) -> int:
@@ -211,6 +186,40 @@ class Leases:
         return len(found)
 
 
+def _next_in_turn() -> Select[int]:
+    highest = select(func.max(jobs.c.priority)).where(jobs.c.state == "queued").scalar_subquery()
+    oldest = (
+        select(func.min(jobs.c.seq).label("seq"), jobs.c.owner)
+        .where(jobs.c.state == "queued", jobs.c.priority == highest)
+        .group_by(jobs.c.owner)
+        .subquery()
+    )
+    order = select(oldest.c.seq).outerjoin(turns, turns.c.owner == oldest.c.owner)
+    return order.order_by(func.coalesce(turns.c.served, 0.0), oldest.c.seq).limit(1)
+
+
+# Built once: building a statement takes longer than SQLite takes to run it.
+_NEXT = _next_in_turn()
+# Attempts are counted when a job is taken and not when it fails: a worker that is killed can count nothing.
+_CLAIM = (
+    update(jobs)
+    .where(jobs.c.seq == bindparam("claimed"))
+    .values(state="running", attempts=jobs.c.attempts + 1, picture=0, step=0, steps=0)
+    .values({name: bindparam(name) for name in ("worker", "lease_until", "started")})
+    .returning(*COLUMNS)
+)
+_HELD = update(jobs).where(
+    jobs.c.seq == bindparam("held_seq"),
+    jobs.c.state == "running",
+    jobs.c.worker == bindparam("held_by"),
+    jobs.c.attempts == bindparam("held_attempt"),
+)
+"""Acts only while the worker holds the job in this attempt; `_holding` says which."""
+_FINISH = _HELD.values(
+    state="done", finished=bindparam("finished"), worker=None, lease_until=None, picture=jobs.c.pictures, step=0
+)
+_LISTED = "SELECT id FROM pictures WHERE job = ? AND number = ?"
+_NO_PREVIEW = "DELETE FROM previews WHERE job = ?"
 _ANY = "SELECT id FROM jobs WHERE state = 'queued' LIMIT 1"
 _ORDERS = "SELECT state, worker, attempts, cancel_requested, watched_until FROM jobs WHERE seq = ?"
 _WAITING: dict[str, object] = {"state": "queued", "worker": None, "lease_until": None}
@@ -236,8 +245,5 @@ def _recover_one(connection: Connection, job_id: str, attempts: int, *, cancel: 
         note(connection, job_id, "queued", "the worker died")
 
 
-def _held(job: Job) -> Update:
-    """An update that only acts while this worker holds this attempt."""
-    return update(jobs).where(
-        jobs.c.seq == job.seq, jobs.c.state == "running", jobs.c.worker == job.worker, jobs.c.attempts == job.attempts
-    )
+def _holding(job: Job) -> dict[str, object]:
+    return {"held_seq": job.seq, "held_by": job.worker, "held_attempt": job.attempts}

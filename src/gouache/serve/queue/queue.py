@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from hashlib import sha256
 
-from sqlalchemy import Connection, and_, case, delete, func, insert, or_, select, update
+from sqlalchemy import Connection, and_, bindparam, case, delete, func, insert, or_, select, update
 from sqlalchemy.exc import IntegrityError
 
 from gouache.errors import Conflict, NotFound, QueueFull, StoreAway
@@ -18,6 +18,9 @@ from gouache.serve.settings import Limits
 from gouache.serve.store.database import Database
 from gouache.serve.store.gallery import drop_partial
 from gouache.serve.store.tables import events, jobs, previews
+
+OPEN_AT_ONCE = 1000
+"""Jobs that are listed together to be cancelled."""
 
 
 class JobQueue:
@@ -81,7 +84,7 @@ class JobQueue:
                     # In the same transaction as the insert. PostgreSQL may still let two in for the last place: the
                     # caps keep a server usable, and one job more does no harm.
                     self._check_room(connection, owner)
-                    row = connection.execute(insert(jobs).values(values).returning(*COLUMNS)).one()
+                    row = connection.execute(_SUBMIT, values).one()
                     note(connection, row.id, "queued")
                     return Job(**row._mapping), True
         except IntegrityError:
@@ -108,9 +111,7 @@ class JobQueue:
         return None if row is None else (row.id, row.fingerprint)
 
     def _check_room(self, connection: Connection, owner: str) -> None:
-        mine = func.coalesce(func.sum(case((jobs.c.owner == owner, 1), else_=0)), 0)
-        query = select(func.count().label("all"), mine.label("own")).where(jobs.c.state == "queued")
-        waiting = connection.execute(query).one()._mapping
+        waiting = connection.execute(_WAITING, {"for_owner": owner}).one()._mapping
         for what, given, limit in (
             ("queue", waiting["all"], self.limits.queue),
             ("your jobs in the queue", waiting["own"], self.limits.queue_per_user),
@@ -228,6 +229,20 @@ class JobQueue:
                     raise Conflict("job", given="a finished job", expected="one that waits or runs")
         return self.get(job_id, owner)
 
+    def cancel_all(self, owner: str) -> int:
+        """Ask for the end of every job of a user that waits or runs, and say how many there were."""
+        count = 0
+        while found := self.listing(owner=owner, states=("queued", "running"), limit=OPEN_AT_ONCE):
+            asked = [job for job in found if not job.cancel_requested]
+            for job in asked:
+                # It may have ended since it was listed.
+                with contextlib.suppress(Conflict):
+                    self.cancel(job.id)
+                    count += 1
+            if not asked:
+                break
+        return count
+
     def retry(self, job_id: str, owner: str | None = None) -> Job:
         """Put a failed or cancelled job back into the queue; what it left half painted is painted again.
 
@@ -280,9 +295,16 @@ class JobQueue:
         return [JobEvent(**row._mapping) for row in self.database.rows(query)]
 
 
+# Built once: building a statement takes longer than SQLite takes to run it.
+_SUBMIT = insert(jobs).returning(*COLUMNS)
+_OWN = func.coalesce(func.sum(case((jobs.c.owner == bindparam("for_owner"), 1), else_=0)), 0)
+_WAITING = select(func.count().label("all"), _OWN.label("own")).where(jobs.c.state == "queued")
+_NOTE = insert(events)
+
+
 def note(connection: Connection, job_id: str, kind: str, detail: str = "") -> None:
     """Write down what happened to a job, inside the transaction in which it happens."""
-    connection.execute(insert(events).values(job=job_id, time=time.time(), kind=kind, detail=detail))
+    connection.execute(_NOTE, {"job": job_id, "time": time.time(), "kind": kind, "detail": detail})
 
 
 def _same(stored: Request, request: Request) -> bool:

@@ -8,10 +8,11 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, CursorResult, Engine, Executable, Row, create_engine, event, select
+from sqlalchemy import URL, Connection, CursorResult, Engine, Executable, Row, Table, create_engine, event, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError, DBAPIError, IntegrityError, OperationalError
@@ -259,19 +260,30 @@ def ask(connection: Connection, statement: str, *values: object) -> CursorResult
     return connection.exec_driver_sql(plain, values)
 
 
-def insert_missing(connection: Connection, table: Any, values: Mapping[str, object]) -> bool:
+def insert_missing(connection: Connection, table: Table, values: Mapping[str, object]) -> bool:
     """Insert a row unless one with its key is there.
 
     Returns:
         Whether the row is new.
     """
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(table).values(dict(values)).on_conflict_do_nothing()
-    return connection.execute(statement.returning(*table.primary_key.columns)).first() is not None
+    return connection.execute(_inserting(connection.dialect.name, table), dict(values)).first() is not None
 
 
-def upsert(connection: Connection, table: Any, keys: Mapping[str, object], values: Mapping[str, object]) -> None:
+@cache
+def _inserting(dialect: str, table: Table) -> Executable:
+    # Built once: building a statement takes longer than SQLite takes to run it.
+    insert = postgresql.insert if dialect == "postgresql" else sqlite.insert
+    return insert(table).on_conflict_do_nothing().returning(*table.primary_key.columns)
+
+
+def upsert(connection: Connection, table: Table, keys: Mapping[str, object], values: Mapping[str, object]) -> None:
     """Insert a row, or set the values of the one that has these keys."""
-    dialect = postgresql if connection.dialect.name == "postgresql" else sqlite
-    statement = dialect.insert(table).values({**keys, **values})
-    connection.execute(statement.on_conflict_do_update(index_elements=list(keys), set_=dict(values)))
+    statement = _upserting(connection.dialect.name, table, tuple(keys), tuple(values))
+    connection.execute(statement, {**keys, **values})
+
+
+@cache
+def _upserting(dialect: str, table: Table, keys: tuple[str, ...], names: tuple[str, ...]) -> Executable:
+    statement = (postgresql.insert if dialect == "postgresql" else sqlite.insert)(table)
+    changed = {name: statement.excluded[name] for name in names}
+    return statement.on_conflict_do_update(index_elements=list(keys), set_=changed)

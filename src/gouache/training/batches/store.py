@@ -227,9 +227,14 @@ def text_states(
         pooled: from the text's pooled vector to what the U-Net takes.
     """
     states = stack.encode([stack.tokenize(caption)[: stack.chunk_length] for caption in captions])
-    mask = states.mask if states.mask is not None else torch.ones(states.context.shape[:2], dtype=torch.bool)
+    t5 = None
+    if stack.t5_tokenizer is not None and stack.joint is not None:
+        ids, rows = map(stack.t5_tokenizer.ids, captions), stack.joint.rows
+        t5 = torch.cat([stack.encode_t5(one[: rows - 1]) for one in ids])
+    context = stack.whole(states.context, t5)
+    mask = states.mask if states.mask is not None else torch.ones(context.shape[:2], dtype=torch.bool)
     vector = pooled(states.pooled)
-    return TextStates(states.context, mask, states.context.new_zeros(len(captions), 0) if vector is None else vector)
+    return TextStates(context, mask, states.context.new_zeros(len(captions), 0) if vector is None else vector)
 
 
 def _encode_text(encoders: Encoders, captions: list[str]) -> dict[str, Tensor]:

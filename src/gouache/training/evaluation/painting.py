@@ -13,8 +13,9 @@ from torch import Tensor
 from gouache.diffusion.rng import ImageNoise, ImageSeed
 from gouache.errors import ConfigError
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.generate.draft import draft, draw_of, draw_tokens, parts_of
-from gouache.pipeline.generate.guided import NetworkInputs, PromptedDenoiser, guidance_of, run_sampler, sigmas_of
+from gouache.pipeline.generate.draft import draft, draw_of, draw_tokens, list_on_draft, parts_of
+from gouache.pipeline.generate.guided import NetworkInputs, PromptedDenoiser, guidance_of, levels_of, run_sampler
+from gouache.pipeline.inputs.start import StartState
 from gouache.pipeline.inputs.tensors import to_image
 from gouache.pipeline.likelihood import encode_captions, prior_bits
 from gouache.pipeline.pipeline import Pipeline
@@ -73,11 +74,15 @@ def _latents(pipeline: Pipeline, prompts: Sequence[str], seeds: Sequence[int], s
     size = ((request.height or 0) // factor, (request.width or 0) // factor)
     text, empty = encode_captions(bundle, prompts), encode_captions(bundle, [""])
     noise = ImageNoise([ImageSeed(seed) for seed in seeds])
-    sigmas = sigmas_of(request, bundle)
+    on_draft = list_on_draft(request, bundle, StartState()) if setting.draft else None
+    total, skipped = on_draft or (None, 0)
+    sigmas = levels_of(request, bundle, total).sigmas[skipped:]
     x = noise.initial((bundle.vae.config.latent_channels, *size)).to(bundle.device) * float(sigmas[0])
     drafts = _drafts(bundle, text, empty, seeds, setting, size)
     if drafts is not None and setting.draft:
         drafts = _laid_out(bundle, request.replace({"best_of": setting.best_of}), prompts, empty, seeds, size, drafts)
+    if on_draft is not None and drafts is not None:
+        x = x + drafts
     beside = NetworkInputs(drafts)
     positive, negative = (PromptPlan(((1.0, ((setting.steps, one),)),)) for one in (text, empty))
     denoise = PromptedDenoiser(bundle, bundle.denoiser, positive, negative, guidance_of(request), beside)

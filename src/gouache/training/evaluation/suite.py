@@ -27,6 +27,8 @@ from gouache.models.bundle import ModelBundle
 from gouache.pipeline.inputs.tensors import rgba_to_tensor
 from gouache.pipeline.likelihood import diffusion_bits, encode_captions, latents_of, prior_bits, tokens_of
 from gouache.pipeline.output.sheets import labelled_sheet
+from gouache.pipeline.request import Request
+from gouache.pipeline.resolve import resolve_request
 from gouache.training.evaluation.figures import Evaluation, Figure
 from gouache.training.evaluation.judge import Judge
 from gouache.training.evaluation.painting import BATCH, Paint, PaintedPictures, Setting
@@ -116,7 +118,7 @@ class _Evaluation:
         self.chinese = choose_prompts(stickers, "train", settings.limit, settings.seed, chinese=True)
         self.scenes = evaluation_scenes(stickers, settings.scenes, settings.seed) if settings.scenes else []
         self.drafts = (True, False) if bundle.prior is not None else (False,)
-        self.usual = Setting(bundle.defaults.num_inference_steps, self.drafts[0])
+        self.usual = Setting(resolve_request(Request(seed=0), bundle).num_inference_steps or 1, self.drafts[0])
         self.reference = self._reference()
         self.figures: list[Figure] = []
         self.columns: list[tuple[str, list[Image.Image]]] = []

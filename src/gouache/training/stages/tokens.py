@@ -16,7 +16,7 @@ from gouache.training.batches.batch_shapes import check_square
 from gouache.training.batches.encoded import Encoded, Shuffled
 from gouache.training.config import TokensStage
 from gouache.training.inputs import RunInputs, initial_weights
-from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, batched
+from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, batched, freeze_parameters
 
 SHOWN = 16
 
@@ -38,6 +38,7 @@ class TokensTraining(Stage[Quantizer]):
             check_square(part, self.name)
         self.order = Shuffled(len(data), seed)
         self.trained = Quantizer(config.network)
+        freeze_parameters(self.trained, config.freeze, "tokens.freeze")
         self.vae = vae
         self.freeze(*(["vae"] if vae else []))
 

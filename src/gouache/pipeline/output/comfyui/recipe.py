@@ -15,7 +15,8 @@ from gouache.pipeline.output.comfyui.graph import Graph, Node, read_graph
 from gouache.pipeline.output.comfyui.guiders import guiders_of
 from gouache.pipeline.output.comfyui.loras import loras_of, with_tags
 from gouache.pipeline.output.comfyui.sampling import Sampling, is_sampler, paints_over, sampling_of
-from gouache.pipeline.output.comfyui.texts import Conditionings, Texts, in_a1111s_words, prompt_of
+from gouache.pipeline.output.comfyui.sdxl import prompts_of, sizes_of
+from gouache.pipeline.output.comfyui.texts import Conditionings, Texts, prompt_of
 from gouache.pipeline.output.comfyui.workflow import graph_of_workflow
 from gouache.pipeline.request import MAX_STEPS
 
@@ -162,14 +163,14 @@ class _Reader:
                 self.graph.note(f"{one.node} paints over the picture once more; it is left out")
         self._note_way(nodes)
         encoded = Conditionings(self.graph, self.texts)
-        prompt, negative, emphasis = self._prompts(main, encoded)
+        width, height = _size_of(self.graph, main.latents) or self._own_size(main, later)
+        texts = prompts_of(self.graph, encoded, main, (width, height))
         guiders, self.understood = guiders_of(self.graph, self._guiding(main))
         loras, model = self._model(main.model)
-        width, height = _size_of(self.graph, main.latents) or self._own_size(main, later)
         self._note_start(main, refined=bool(refiner))
         return {
-            "prompt": with_tags(prompt, loras),
-            "negative_prompt": negative,
+            **texts,
+            "prompt": with_tags(texts["prompt"], loras),
             "width": width,
             "height": height,
             "seed": main.seed,
@@ -181,10 +182,10 @@ class _Reader:
             "eta": main.eta,
             "clip_skip": self._clip_skip(main, encoded.clip),
             "model": model,
-            "emphasis": emphasis,
             "determinism": "cpu",  # ComfyUI draws its noise with a generator on the CPU
             "hires": hires,
             **refiner,
+            **sizes_of(self.graph, encoded, (width, height), refiner.get("size_condition", {})),
             **self._rescale(main.model),
             **guiders,
         }
@@ -193,20 +194,6 @@ class _Reader:
         """The nodes that may change how the first sampler's model is guided."""
         guider = self.graph.wired(main.node.inputs.get("guider"))
         return [*([guider[0]] if guider else []), *_above(self.graph, main.model)]
-
-    def _prompts(self, main: Sampling, encoded: Conditionings) -> tuple[str | None, str | None, str]:
-        positive = encoded.parts(main.positive, "positive")
-        negative = encoded.parts(main.negative, "negative") if main.negative is not None else []
-        if positive is None:
-            self.graph.note("the prompt could not be followed and is not known")
-        if negative is None:
-            self.graph.note("the negative prompt could not be followed and is left out")
-        prompt, joined = prompt_of(positive or [], self.graph)
-        second, _ = prompt_of(negative or [], self.graph, negative=True)
-        if joined and second:
-            second = in_a1111s_words(second)
-        rule = "a1111" if joined else encoded.rule
-        return (None if positive is None else prompt), (None if negative is None else second), rule
 
     def _refiner(self, main: Sampling, one: Sampling) -> dict[str, Any]:
         """The second model of a pair of samplers that walk one list of levels; steps are counted there."""

@@ -14,6 +14,7 @@ from itertools import pairwise
 
 from gouache.errors import InvalidInput
 from gouache.pipeline.output.comfyui.graph import LONGEST_WALK, Graph, Node
+from gouache.pipeline.output.comfyui.regions import Area, area_of
 from gouache.pipeline.prompts.syntax import sections
 from gouache.pipeline.request import MAX_PROMPT
 
@@ -128,13 +129,28 @@ class Part:
 
     Attributes:
         chunks: texts one behind the other, each in chunks of tokens of its own.
+        second: the same for SDXL's second encoder, where it reads others; None = it reads the same.
         start: share of the steps after which it holds.
         end: share of the steps up to which it holds.
+        area: the box of the picture that it holds in; None = all of it.
     """
 
     chunks: tuple[str, ...]
     start: float = 0.0
     end: float = 1.0
+    second: tuple[str, ...] | None = None
+    area: Area | None = None
+
+    @property
+    def for_second(self) -> Part:
+        """What the second encoder reads, as a part of its own."""
+        return self if self.second is None else replace(self, chunks=self.second, second=None)
+
+    def followed_by(self, other: Part) -> Part:
+        """The same with another's texts behind it."""
+        both = self.second is not None or other.second is not None
+        second = (*self.for_second.chunks, *other.for_second.chunks) if both else None
+        return replace(self, chunks=(*self.chunks, *other.chunks), second=second)
 
 
 class Conditionings:
@@ -143,12 +159,14 @@ class Conditionings:
     Attributes:
         rule: comfy, or a1111 where an encoder says so.
         clip_skip: of the first encoder that was found, counted from 1; None if the graph doesn't set it.
+        sized: by role, the first encoder that says what SDXL is told of the picture's size.
     """
 
     def __init__(self, graph: Graph, texts: Texts) -> None:
         self.graph, self.texts = graph, texts
         self.rule, self.clip_skip = "comfy", None
         self.clip: object = None
+        self.sized: dict[str, Node] = {}
         self._walked = self._length = 0
 
     def parts(self, value: object, role: str) -> list[Part] | None:
@@ -182,20 +200,24 @@ class Conditionings:
             return parts and [
                 replace(part, start=float(start or 0), end=float(1 if stop is None else stop)) for part in parts
             ]
+        area = area_of(node, self.graph) if role == "positive" else None
+        if area is not None:
+            parts = self.parts(inputs.get("conditioning"), role)
+            return parts and [replace(part, area=area) for part in parts]
         return self._from_node(node, slot, role)
 
     def _concatenated(self, first: object, then: object, role: str) -> list[Part] | None:
         to, behind = self.parts(first, role), self.parts(then, role)
         if not to or not behind:
             return to or behind
-        return [replace(part, chunks=(*part.chunks, *behind[0].chunks)) for part in to]
+        return [part.followed_by(behind[0]) for part in to]
 
     def _from_node(self, node: Node, slot: int, role: str) -> list[Part] | None:
         """An encoder's text, or what stands behind a node that changes or hands on encoded prompts."""
         inputs = node.inputs
         held = any(name.startswith("conditioning") for name in inputs)
         if not held and (_ENCODES.search(node.kind) or ("clip" in inputs and "text" in inputs)):
-            return self._encoded(node)
+            return self._encoded(node, role)
         both = role in inputs and (role == "positive" or "positive" in inputs or slot > 0)
         behind = inputs.get(role) if both else None
         for name in ("conditioning", "conditioning_1", "conditioning_to", "cond1", "text_conditioning", "CONDITIONING"):
@@ -221,13 +243,17 @@ class Conditionings:
         end = self.graph.wired(value)
         return end is not None and not _ENCODES.search(end[0].kind) and "conditioning" not in end[0].kind.lower()
 
-    def _encoded(self, node: Node) -> list[Part] | None:
+    def _encoded(self, node: Node, role: str) -> list[Part] | None:
         inputs = node.inputs
         self._say_rule(node)
+        if "target_width" in inputs:
+            self.sized.setdefault(role, node)
         if self.clip is None:
             self.clip = inputs.get("clip")
         large, small = inputs.get("text_g", inputs.get("clip_g")), inputs.get("text_l", inputs.get("clip_l"))
         if large is not None or small is not None:
+            if large is not None and small is not None and "t5xxl" not in inputs:
+                return self._of_two_encoders(large, small)
             texts = [self.texts.text(one) for one in (large, small, inputs.get("t5xxl")) if one is not None]
             known = [text for text in texts if text]
             if len(set(known)) > 1:
@@ -240,6 +266,15 @@ class Conditionings:
             self.graph.note(f"the text of {node} can't be followed")
             return None
         return [Part((text if "populated_text" in inputs else self._cleaned(text),))]
+
+    def _of_two_encoders(self, large: object, small: object) -> list[Part] | None:
+        """SDXL's texts: the first encoder (ViT-L) reads the small one's, the second (bigG) the large one's."""
+        texts = [self.texts.text(one) for one in (small, large)]
+        first, second = (None if text is None else self._cleaned(text) for text in texts)
+        if first is None or second is None or first == second:
+            known = first if first is not None else second
+            return None if known is None else [Part((known,))]
+        return [Part((first,), second=(second,))]
 
     def _say_rule(self, node: Node) -> None:
         rule = node.inputs.get("parser", node.inputs.get("weight_interpretation"))
@@ -279,6 +314,30 @@ def in_a1111s_words(text: str) -> str:
         plain = re.sub(r"\b(AND|BREAK)\b", lambda found: found[0].lower(), plain)
         words.append(plain if span.weight == 1.0 else f"({plain}:{span.weight:g})")
     return "".join(words)
+
+
+def alone_everywhere(parts: list[Part] | None, graph: Graph) -> list[Part] | None:
+    """A prompt that is laid on a box and is the only one, as the whole picture's: nothing else says what is around."""
+    if parts is None or len(parts) != 1 or parts[0].area is None:
+        return parts
+    graph.note(f"{parts[0].area.node} lays the only prompt on a part of the picture; here it holds for all of it")
+    return [replace(parts[0], area=None)]
+
+
+def in_boxes(parts: list[Part], graph: Graph, *, joined: bool) -> tuple[list[tuple[str, Area]], bool]:
+    """The prompts that hold in boxes, and whether they are in A1111's language, which they are if others are."""
+    boxed = [part for part in parts if part.area is not None]
+    joined = joined or any(len(part.chunks) > 1 for part in boxed)
+    found = []
+    for part in boxed:
+        if part.start > 0 or part.end < 1:
+            graph.note(
+                f"a prompt of a box held from {part.start:g} to {part.end:g} of the steps; here it holds for all"
+            )
+        text = " BREAK ".join(map(_safe_words, part.chunks)) if joined else part.chunks[0]
+        if part.area is not None:
+            found.append((text, part.area))
+    return found, joined
 
 
 def prompt_of(parts: list[Part], graph: Graph, *, negative: bool = False) -> tuple[str, bool]:

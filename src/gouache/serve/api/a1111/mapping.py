@@ -14,6 +14,7 @@ from gouache.diffusion.samplers.names import (
     resolve_schedule,
 )
 from gouache.errors import InvalidInput, ModelNotFound, NotFound, PictureError, UnknownName
+from gouache.models.family import SDXL
 from gouache.pipeline.fields.values import OPAQUE
 from gouache.pipeline.output.a1111_text import EMPHASIS, HIRES_UPSCALERS, request_of
 from gouache.pipeline.output.infotext import parse_infotext
@@ -24,6 +25,7 @@ from gouache.serve.api.a1111.server_options import Options, known_settings, opti
 from gouache.serve.api.a1111.tolerance import NOTHING, PLACEHOLDER, SD_UPSCALE, settled
 from gouache.serve.api.a1111.units import controls_of, image_prompts_of
 from gouache.serve.http.replies import in_words_of
+from gouache.serve.models.facts import facts_of
 from gouache.serve.studio import Studio
 
 TAKES_ETA = {
@@ -169,6 +171,7 @@ def _common(body: GenerationBody, studio: Studio, owner: str, options: Options, 
         "clip_skip": _clip_skip(body, options, notes),
         "emphasis": EMPHASIS[options.emphasis],
         "background": body.background or OPAQUE,
+        "size_condition": _sdxl_sizes(body, studio, options),
         **noise,
         **_randomness(body, sampler, notes),
     }
@@ -185,6 +188,13 @@ def _refiner(body: GenerationBody, studio: Studio) -> dict[str, Any]:
         where = "refiner_checkpoint"
         raise InvalidInput(where, given=error.given, expected=error.expected, cure=error.cure) from error
     return {"refiner": name, "refiner_switch_at": share}
+
+
+def _sdxl_sizes(body: GenerationBody, studio: Studio, options: Options) -> dict[str, int | float] | None:
+    """The settings that only SDXL's models read; as in that tool, others are told nothing."""
+    if facts_of(studio.catalog.find(options.model)).family != SDXL.label:
+        return None
+    return options.sdxl_sizes(refined=bool(_refiner(body, studio))) or None
 
 
 def _seed(value: int | None) -> int | None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from gouache.checkpoints.vae_library import find_vae
 from gouache.errors import InvalidInput, ModelNotFound
-from gouache.pipeline.fields.values import MAX_SEED_DELTA
+from gouache.pipeline.fields.values import MAX_SEED_DELTA, MAX_SIDE
 from gouache.pipeline.output.a1111_text import EMPHASIS, OWN_NOISE
 from gouache.pipeline.output.metadata import ImageKind
 from gouache.serve.studio import Studio
@@ -39,6 +39,8 @@ PLACEHOLDERS = {"sd_model_checkpoint": "", "sd_vae": "string"}
 """What clients send that leave a setting open."""
 NOISE_LEVELS = {"GPU": "a1111", "NV": "a1111", "CPU": "cpu"}
 """A1111's sources of noise -> our levels."""
+LOW_SCORE, HIGH_SCORE, HIGHEST_SCORE = 2.5, 6.0, 10
+"""Scores that A1111 tells SDXL's refiner for the negative prompt and for the prompt; the scale ends at the last."""
 
 
 def known_settings(values: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
@@ -67,6 +69,10 @@ class Options:
     eta_noise_seed_delta: int = 0
     emphasis: str = "Original"
     sd_vae: str = OWN_VAE
+    sdxl_crop_top: int = 0
+    sdxl_crop_left: int = 0
+    sdxl_refiner_low_aesthetic_score: float = LOW_SCORE
+    sdxl_refiner_high_aesthetic_score: float = HIGH_SCORE
 
     @property
     def model(self) -> str:
@@ -99,6 +105,17 @@ class Options:
             "eta_noise_seed_delta": self.eta_noise_seed_delta,
         }
 
+    def sdxl_sizes(self, *, refined: bool) -> dict[str, int | float]:
+        """What SDXL is told beside the prompt, where these settings ask for other than the usual; the scores are its
+        refiner's."""
+        found: dict[str, int | float] = {}
+        if self.sdxl_crop_top or self.sdxl_crop_left:
+            found = {"crop_top": self.sdxl_crop_top, "crop_left": self.sdxl_crop_left}
+        low, high = self.sdxl_refiner_low_aesthetic_score, self.sdxl_refiner_high_aesthetic_score
+        if refined and (low, high) != (LOW_SCORE, HIGH_SCORE):
+            found |= {"aesthetic_score": high, "negative_aesthetic_score": low}
+        return found
+
     def overridden(self, values: Mapping[str, Any], studio: Studio) -> Options:
         """A copy with other values.
 
@@ -126,6 +143,10 @@ class Options:
             "eta_noise_seed_delta": self.eta_noise_seed_delta,
             "emphasis": self.emphasis,
             "sd_vae": self.sd_vae,
+            "sdxl_crop_top": self.sdxl_crop_top,
+            "sdxl_crop_left": self.sdxl_crop_left,
+            "sdxl_refiner_low_aesthetic_score": self.sdxl_refiner_low_aesthetic_score,
+            "sdxl_refiner_high_aesthetic_score": self.sdxl_refiner_high_aesthetic_score,
             **FIXED,
         }
 
@@ -177,6 +198,10 @@ def _checked(key: str, value: Any, studio: Studio) -> Any:
         return value
     if key == "emphasis" and value in EMPHASIS:
         return value
+    if key.endswith("_aesthetic_score") and isinstance(value, int | float) and not isinstance(value, bool):
+        if 0 <= value <= HIGHEST_SCORE:
+            return float(value)
+        raise InvalidInput(key, given=repr(value)[:80], expected=f"a number from 0 to {HIGHEST_SCORE}")
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if key == "CLIP_stop_at_last_layers" and value == 0 and not isinstance(value, bool):
@@ -185,6 +210,8 @@ def _checked(key: str, value: Any, studio: Studio) -> Any:
         "CLIP_stop_at_last_layers": (1, 12),
         "jpeg_quality": (1, 100),
         "eta_noise_seed_delta": (0, MAX_SEED_DELTA),
+        "sdxl_crop_top": (0, MAX_SIDE),
+        "sdxl_crop_left": (0, MAX_SIDE),
     }
     low, high = limits.get(key, (0, -1))
     if isinstance(value, int) and not isinstance(value, bool) and low <= value <= high:

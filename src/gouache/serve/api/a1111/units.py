@@ -19,6 +19,7 @@ from gouache.checkpoints.adapters.ip_adapter_library import list_ip_adapters
 from gouache.checkpoints.adapters.naming import folded
 from gouache.checkpoints.diffusers.folder import weight_files
 from gouache.errors import ConfigError, IncompatibleCheckpoint, InvalidInput, PictureError, unknown_name
+from gouache.pipeline.fields.values import ControlType
 from gouache.pipeline.request import Control, ImagePrompt, ResizeMode
 from gouache.serve.api.a1111.fields import Detect, decoded
 from gouache.serve.http.access import owner_of, studio_of
@@ -63,7 +64,6 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "advanced_weighting": (),
     "effective_region_mask": ("",),
     "ipadapter_input": (),
-    "union_control_type": ("Unknown",),
     "input_mode": ("simple",),
     "batch_images": ("",),
     "use_preview_as_input": (False,),
@@ -74,7 +74,19 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
 }
 # What a preprocessor is told; the module `none`, which is the only one, does not read it there either.
 UNREAD = ("processor_res", "threshold_a", "threshold_b", "pixel_perfect")
-READ = ("enabled", "image", "model", "weight", "resize_mode", "guidance_start", "guidance_end")
+READ = ("enabled", "image", "model", "weight", "resize_mode", "guidance_start", "guidance_end", "union_control_type")
+UNION_TYPES: dict[str, ControlType | None] = {
+    "Unknown": None,
+    "OpenPose": "openpose",
+    "Depth": "depth",
+    "Soft Edge": "softedge",
+    "Hard Edge": "canny",
+    "Normal Map": "normal",
+    "Segmentation": "segmentation",
+    "Tile": "tile",
+    "Inpaint": "inpaint",
+}
+"""What a ControlNet-Union is told of a picture, in the extension's words."""
 IP_MODULE = "ip-adapter"
 IP_MODULES = (
     *("ip-adapter-auto", "ip-adapter_clip_sd15", "ip-adapter_clip_sdxl", "ip-adapter_clip_sdxl_plus_vith"),
@@ -194,6 +206,7 @@ def _control(
         "weight": _number(place, unit, "weight", 1.0, 10.0),
         "start": _number(place, unit, "guidance_start", 0.0, 1.0),
         "end": _number(place, unit, "guidance_end", 1.0, 1.0),
+        "control_type": _union_type(f"{place}.union_control_type", unit.get("union_control_type")),
     }
     try:
         return Control.from_dict(values, where=place)
@@ -241,6 +254,14 @@ def _picture(
     return start
 
 
+def _union_type(where: str, given: object) -> ControlType | None:
+    if given is None:
+        return None
+    if not isinstance(given, str) or given not in UNION_TYPES:
+        raise InvalidInput(where, given=repr(given)[:80], expected=f"one of {', '.join(UNION_TYPES)}")
+    return UNION_TYPES[given]
+
+
 def _number(place: str, unit: Mapping[str, Any], name: str, default: float, highest: float) -> float:
     value = unit.get(name)
     if value is None:
@@ -278,6 +299,11 @@ def in_words_of_units() -> Iterator[None]:
     """What a worker found out about a ControlNet, such as that it was made for another model, names its unit."""
     try:
         yield
+    except InvalidInput as error:
+        if error.where != "control.control_type":
+            raise
+        where, cure = f"{SCRIPT}.args.union_control_type", f"One of {', '.join(UNION_TYPES)}."
+        raise InvalidInput(where, given=error.given, expected=error.expected, cure=cure) from error
     except IncompatibleCheckpoint as error:
         if not error.where.startswith(("control ", "image prompt ")):
             raise
