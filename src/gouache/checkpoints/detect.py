@@ -309,7 +309,7 @@ def describe(marked: Mapping[str, Place]) -> Identity:
         kind=kind_of(parts),
         family=family,
         layout="single-file" if len(parts) > 1 else "network",
-        variant=variant_of(unet, family),
+        variant=variant_of(unet),
         label=label_of(unet),
         parts=parts,
         prediction=prediction,
@@ -363,7 +363,7 @@ def family_of(unet: NetworkConfig, parts: Mapping[str, object]) -> str:
     """
     if isinstance(unet, MMDiTConfig):
         return SD3.name
-    if unet.pooled_width and unet.context_width != 1024:
+    if unet.pooled_width and not unet.picture_width:
         lone_second = "text_encoder_2" not in parts and "text_encoder" in parts
         lone_folder = "text_encoder" not in parts and "text_encoder_2" in parts
         return (SDXL_REFINER if unet.context_width == 1280 or lone_second or lone_folder else SDXL).name
@@ -381,11 +381,11 @@ def family_without_unet(shapes: Mapping[str, Shapes], marked: Mapping[str, Place
     return FAMILY_OF_TEXT_WIDTH.get(shapes["text_encoder"][tokens][-1], UNKNOWN).name
 
 
-def variant_of(unet: NetworkConfig | None, family: str) -> str:
-    """What the U-Net is for, by its input channels; unCLIP is the SD 2.x with a pooled vector."""
+def variant_of(unet: NetworkConfig | None) -> str:
+    """What the U-Net is for, by its input channels; unCLIP takes a picture's vector."""
     if unet is None:
         return "base"
-    if family == SD2.name and unet.pooled_width:
+    if isinstance(unet, UNetConfig) and unet.picture_width:
         return "unclip"
     return VARIANTS.get(unet.draft_channels, f"{unet.draft_channels} more channels")
 

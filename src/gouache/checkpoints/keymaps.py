@@ -31,6 +31,8 @@ UNET_ENDS = {
     "time_embedding.cond_proj": "time_embed.cond_proj",
     "add_embedding.linear_1": "label_emb.0.0",
     "add_embedding.linear_2": "label_emb.0.2",
+    "class_embedding.linear_1": "label_emb.0.0",
+    "class_embedding.linear_2": "label_emb.0.2",
     "class_embedding": "label_emb",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",

@@ -349,11 +349,18 @@ def check_loadable(identity: Identity, where: str, *, without_vae: bool = False)
             expected="a whole model: U-Net, autoencoder and text encoder",
             cure=cures.get(identity.kind, "Give the model that it belongs to."),
         )
-    if identity.variant not in ("base", "inpainting", "instruct", "depth", "upscaler"):
+    if identity.variant == "unclip" and identity.layout != "diffusers":
+        raise IncompatibleCheckpoint(
+            where,
+            given="an unCLIP model in one file",
+            expected="the same model as diffusers' folder, which has its image encoder by itself",
+            cure="Get the folder: it has unet, image_encoder, image_normalizer and image_noising_scheduler.",
+        )
+    if identity.variant not in ("base", "inpainting", "instruct", "depth", "upscaler", "unclip"):
         raise IncompatibleCheckpoint(
             where,
             given=f"a {identity.family} {identity.variant} model",
-            expected="text to image, inpainting, instruct, depth or the x4 upscaler",
+            expected="text to image, inpainting, instruct, depth, the x4 upscaler or unCLIP",
         )
     for name, part in identity.parts.items():
         if isinstance(part.config, TextEncoderConfig):

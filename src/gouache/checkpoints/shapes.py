@@ -77,6 +77,7 @@ POINTWISE = re.compile(r"(?!.*norm).*\.attentions\..*\.weight$")
 HEAD_WIDTH = 64
 """Width of a head in SD 2.x, SDXL and every CLIP text encoder."""
 SD1_HEADS = 8
+SD2_CONTEXT = 1024
 NORM_GROUPS = 32
 
 
@@ -210,6 +211,8 @@ def _way_down(counted: _Counted, shapes: Shapes, naming: Naming, where: str) -> 
         if naming == "ldm"
         else ("conv_in.weight", "add_embedding.linear_1.weight")
     )
+    own = "class_embedding.linear_1.weight"
+    pooled = own if naming == "ours" and own in shapes else pooled
     channels = tuple(level[0][0] for level in counted.down)
     rows = tuple(tuple(depth for _, depth in level) for level in counted.down)
     told = "time_embed.cond_proj.weight" if naming == "ldm" else "time_embedding.cond_proj.weight"
@@ -230,6 +233,9 @@ def _way_down(counted: _Counted, shapes: Shapes, naming: Naming, where: str) -> 
         linear_projection=linear,
         guidance_width=shapes[told][1] if told in shapes else 0,
         pooled_width=shapes[pooled][1] if pooled in shapes else 0,
+        picture_width=shapes[pooled][1] // 2
+        if pooled in shapes and (pooled == own or context_width == SD2_CONTEXT)
+        else 0,
         noise_levels=levels,
         norm_groups=norm_groups(channels),
     )

@@ -52,6 +52,9 @@ class UNetConfig(Config):
     pooled_grid_channels: int = Field(default=0, ge=0)
     """0: `pooled` is added to the time embedding. Else it is projected to this many channels, spread over the grid and
     concatenated to the latents: the simple form of conditioning."""
+    picture_width: int = Field(default=0, ge=0)
+    """Width of a picture's embedding in networks that take it as `pooled`, with the waves of its noise level behind it
+    (unCLIP); 0 = `pooled` is of the text."""
     noise_levels: int = Field(default=0, ge=0)
     """Levels of the noise on a small picture beside the latents that the network tells apart (Stable Diffusion's x4
     upscaler: 1000); 0 = it is told none."""

@@ -252,6 +252,8 @@ class UNet(nn.Module):
         self.time_embedding = EmbeddingMLP(config.channels[0], config.embedding_width, config.guidance_width)
         if grid:
             self.pooled_grid = nn.Linear(config.pooled_width, grid)
+        elif config.picture_width:
+            self.class_embedding = EmbeddingMLP(config.pooled_width, config.embedding_width)
         elif config.pooled_width:
             self.add_embedding = EmbeddingMLP(config.pooled_width, config.embedding_width)
         if config.noise_levels:
@@ -291,7 +293,8 @@ class UNet(nn.Module):
             timestep: the network's own time, real numbers. [B], or [] for all rows.
             context: the text's tokens. [B, L, context_width]
             context_mask: True where a token is real, or None for all. [B, L]
-            pooled: the text as one vector; needed if and only if the config has a `pooled_width`. [B, pooled_width]
+            pooled: text or picture as one vector; needed if and only if the config has a `pooled_width`.
+                [B, pooled_width]
             draft: channels to lay beside `x`; needed if and only if the config has `draft_channels`.
                 [B, draft_channels, h, w]
             residuals: what ControlNets and T2I-Adapters add to the feature maps.
@@ -347,7 +350,9 @@ class UNet(nn.Module):
         guidance: Tensor | None,
         further: Tensor | None,
     ) -> Tensor:
-        added = self.add_embedding if pooled is not None and not self.config.pooled_grid_channels else None
+        added = None
+        if pooled is not None and not self.config.pooled_grid_channels:
+            added = self.class_embedding if self.config.picture_width else self.add_embedding
         return time_and_pooled(self.time_embedding, added, timestep, pooled, dtype, guidance, further)
 
     def _stem(self, x: Tensor, pooled: Tensor | None, draft: Tensor | None) -> Tensor:

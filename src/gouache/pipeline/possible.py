@@ -126,12 +126,24 @@ def _check_enlarging(request: Request, bundle: ModelBundle) -> None:
 
 
 def _check_image_prompts(request: Request, bundle: ModelBundle) -> None:
-    """Refuse image prompts where nothing reads them."""
+    """Refuse image prompts where nothing reads them, and a model that paints variations without one."""
+    own = [one for one in request.image_prompts if one.adapter is None]
+    if bundle.picture_width and not own:
+        raise InvalidInput(
+            "image_prompts",
+            given="no picture",
+            expected="one: this unCLIP model paints variations of a picture",
+            cure="Name it: --image-prompt FILE.",
+        )
     if not request.image_prompts:
         return
-    clash = "outpaint" if request.outpaint is not None else None
-    if bundle.prior is None and bundle.unet.config.draft_channels == bundle.vae.config.latent_channels:
-        clash = "an instruct model"
+    clashes = {
+        "outpaint": request.outpaint is not None,
+        "inversion": bundle.picture_width > 0 and request.inversion is not None,
+        "an instruct model": bundle.prior is None
+        and bundle.unet.config.draft_channels == bundle.vae.config.latent_channels,
+    }
+    clash = next((name for name, there in clashes.items() if there), None)
     if clash:
         raise InvalidInput(
             "image_prompts",
@@ -141,11 +153,24 @@ def _check_image_prompts(request: Request, bundle: ModelBundle) -> None:
             if clash == "outpaint"
             else "Leave one out.",
         )
-    for number, one in enumerate(request.image_prompts):
-        if one.adapter is None:
-            raise InvalidInput(
-                f"image_prompts[{number}].adapter",
-                given="none",
-                expected=f"the name of an IP-Adapter: {bundle.name or bundle.family} reads no pictures by itself",
-                cure="gouache models lists those that are there.",
-            )
+    _check_own_pictures(request, bundle)
+
+
+def _check_own_pictures(request: Request, bundle: ModelBundle) -> None:
+    """Refuse pictures without an adapter that the model can't read by itself."""
+    own = [one for one in request.image_prompts if one.adapter is None]
+    if own and not bundle.takes_pictures:
+        raise InvalidInput(
+            f"image_prompts[{request.image_prompts.index(own[0])}].adapter",
+            given="none",
+            expected=f"the name of an IP-Adapter: {bundle.name or bundle.family} reads no pictures by itself",
+            cure="gouache models lists those that are there.",
+        )
+    masked = any(one.mask is not None for one in own)
+    if len(own) > 1 or masked or any(len(one.images) > 1 for one in own):
+        raise InvalidInput(
+            "image_prompts",
+            given="a mask" if masked else "several pictures without an adapter",
+            expected="one picture as a whole: a model without an adapter reads one vector",
+            cure="Use an IP-Adapter for more.",
+        )

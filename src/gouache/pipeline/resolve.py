@@ -203,7 +203,11 @@ def _check_tiles(request: Request, bundle: ModelBundle) -> None:
 
 def _check_transformer(request: Request, bundle: ModelBundle) -> None:
     """Refuse what a transformer in place of a U-Net has no convolutions for, and a ControlNet."""
-    asked = {"seamless": request.seamless != "none", "control": bool(request.control)}
+    asked = {
+        "seamless": request.seamless != "none",
+        "control": bool(request.control),
+        "image_prompts": bool(request.image_prompts),
+    }
     given = next((name for name, there in asked.items() if there), None)
     if given is not None and isinstance(bundle.unet.config, MMDiTConfig):
         raise InvalidInput(

@@ -80,6 +80,11 @@ def _of_image_prompts(request: Request) -> Unused:
         elif not any(one.is_on(step, steps) for step in range(1, steps + 1)):
             reason = f"none of {steps} steps lies between its start {one.start:g} and end {one.end:g}"
             yield f"image_prompts[{number}]", reason
+        if one.adapter is not None and one.noise_level:
+            yield (
+                f"image_prompts[{number}].noise_level",
+                "only a model that reads pictures by itself has it",
+            )
 
 
 def _of_guiders(request: Request, bundle: ModelBundle) -> Unused:

@@ -283,8 +283,8 @@ def test_only_a_share_of_the_steps(bench: Callable[[str], Bench]) -> None:
         pipeline.set_ip_adapter_scale(1.0 if step + 1 in (1, 2) else 0.0)
         return values
 
-    first = {"callback_on_step_end": switch, "first_scale": 0.0}
-    assert psnr(place.paint(request).image, place.judge(request, **first)) >= 60
+    theirs = place.judge(request, first_scale=0.0, callback_on_step_end=switch)
+    assert psnr(place.paint(request).image, theirs) >= 60
 
 
 def test_weight_zero_is_no_image_prompt(bench: Callable[[str], Bench]) -> None:
@@ -423,8 +423,8 @@ def test_diffusers_lines_paint_the_same(bench: Callable[[str], Bench]) -> None:
     pipe.set_ip_adapter_scale([0.6, 0.4])
     pictures = [Image.open(place.picture(name)) for name in ("apple", "pear")]
     generator = torch.Generator().manual_seed(3)
-    settings = {"num_inference_steps": 2, "generator": generator}
-    painted = pipe("a cat", ip_adapter_image=[pictures[0], [pictures[1]]], **settings).painted[0]
+    both: list[Image.Image | list[Image.Image]] = [pictures[0], [pictures[1]]]
+    painted = pipe("a cat", ip_adapter_image=both, num_inference_steps=2, generator=generator).painted[0]
     request = painted.recipe.request.replace(
         {"image_prompts": [place.prompt("plain", weight=0.6), place.prompt("plus", "pear", weight=0.4)]}
     )

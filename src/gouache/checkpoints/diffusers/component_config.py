@@ -75,7 +75,8 @@ def unet_from_json(values: Json, counted: UNetConfig, where: str) -> UNetConfig:
     Raises:
         IncompatibleCheckpoint: the JSON and the weights disagree, or an option is not one of ours.
     """
-    known = {**UNET_OPTIONS, "time_embedding_dim": (None, counted.embedding_width)}
+    own = {"class_embed_type": ("projection",), "addition_embed_type": (None,)} if counted.picture_width else {}
+    known = {**UNET_OPTIONS, "time_embedding_dim": (None, counted.embedding_width), **own}
     _check_options(values, known, where)
     levels = len(counted.channels)
     _check_agreement(

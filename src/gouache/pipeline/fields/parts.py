@@ -11,6 +11,7 @@ from gouache.pipeline.fields.guiders import Timed
 from gouache.pipeline.fields.values import (
     MAX_FACTOR,
     MAX_FRAMES,
+    MAX_NOISE_LEVEL,
     MAX_PROMPT_IMAGES,
     MAX_SIDE,
     MIN_SIDE,
@@ -118,6 +119,8 @@ class ImagePrompt(Timed):
     """How much the pictures count beside the words; 0 = not."""
     mask: ImageReference | None = None
     """Where in the painting they count: white = there. Default: everywhere."""
+    noise_level: Annotated[int, Field(ge=0, le=MAX_NOISE_LEVEL)] = 0
+    """Noise on the embedding of a picture that a model reads without an adapter (unCLIP, SDXL): more = less like it."""
 
 
 class Outpaint(Config):

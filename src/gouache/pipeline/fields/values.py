@@ -27,6 +27,8 @@ MAX_IMAGE_PROMPTS = 4
 """Image prompts at once."""
 MAX_PROMPT_IMAGES = 8
 """Pictures of one image prompt."""
+MAX_NOISE_LEVEL = 999
+"""Of a picture's embedding."""
 MAX_GUIDANCE = 1000.0
 MAX_SEED_DELTA = 2**32
 MAX_WATERMARK = 32

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,6 @@ from gouache.pipeline.generate.guided import (
     PromptedDenoiser,
     counted_steps,
     denoiser_of,
-    digest_of,
     guidance_of,
     levels_of,
     run_sampler,
@@ -327,7 +327,7 @@ class Generation:
         own_levels = sampler_info(sampler).own_levels
         limit = limit_of(sampler, one.request.schedule or "", self.bundle)
         for part in one.parts():
-            prompted, denoisers = self._denoisers(one, start_state, part)
+            prompted, denoisers = self._denoisers(one, start_state, part, noise)
             kept, unconditional = (OutsideKept(each, start_state, one.sigmas, limit) for each in denoisers)
             for outside in (kept, unconditional):
                 outside.reached(float(part.sigmas[0]))
@@ -353,10 +353,10 @@ class Generation:
                 yield step
 
     def _denoisers(
-        self, one: Pass, start_state: StartState, part: Part
+        self, one: Pass, start_state: StartState, part: Part, noise: ImageNoise
     ) -> tuple[list[PromptedDenoiser | InstructDenoiser], tuple[Denoise, Denoise]]:
         """Who reads the prompt in this part, and D under both prompts and under the negative one alone."""
-        base = self._prompted(one, start_state) if part.by_base else None
+        base = self._prompted(one, start_state, noise) if part.by_base else None
         refiner = one.refined.denoiser(one.request) if one.refined is not None and part.by_refiner else None
         prompted = [each for each in (base, refiner) if each is not None]
         for each in prompted:
@@ -376,11 +376,16 @@ class Generation:
         around = [wrapped_around(each, networks, self.request.seamless) for each in (denoise, other)]
         return prompted, (around[0], around[1])
 
-    def _prompted(self, one: Pass, start_state: StartState) -> PromptedDenoiser | InstructDenoiser:
+    def _prompted(self, one: Pass, start_state: StartState, noise: ImageNoise) -> PromptedDenoiser | InstructDenoiser:
         request = one.request
         numbers, negative_numbers = size_conditions(self.bundle, request)
         beside = (request.noise_level, one.regions)
         inputs = NetworkInputs(start_state.draft, numbers, negative_numbers, *one.beside, *beside)
+        if self.bundle.own_pictures is not None:
+            from gouache.pipeline.generate.image_prompts import pooled_picture
+
+            pooled = pooled_picture(self.bundle, request, self.start_state.prompted, noise, one.counted_steps)
+            inputs = replace(inputs, pooled=pooled)
         network = denoiser_of(self.bundle, request)
         empty = None if request.perp_neg is None else self.reader.encode("")
         guiders = guiders_of(request, self.bundle, one.counted_steps, empty)
@@ -469,3 +474,9 @@ class Generation:
             return image
         upscaler = find_upscaler(upscale.upscaler or LANCZOS, self.bundle)
         return enlarge_picture(image, upscale.factor, upscaler, seamless=self.request.seamless)
+
+
+def digest_of(x: Tensor) -> str:
+    """Eight hex digits of a state, to see where two runs part."""
+    values = x.detach().to("cpu", torch.float32).contiguous()
+    return blake2b(values.numpy().tobytes(), digest_size=4).hexdigest()

@@ -120,6 +120,13 @@ class Adapters:
             InvalidInput: a tag that can't be read.
         """
         adapted = self._with_controls(request, self._apply_to_prompt(request))
+        if any(one.adapter is None for one in request.image_prompts):
+            own, tower = self.ip_adapters.own(self.folder.folder)
+            adapted = replace(
+                adapted,
+                bundle=replace(adapted.bundle, own_pictures=own),
+                refs=(*adapted.refs, ref_of(tower.stem, TOWER, tower)),
+            )
         if all(one.adapter is None for one in request.image_prompts):
             return adapted
         found = self.ip_adapters.load(request, self.folder.folder)
