@@ -309,6 +309,7 @@ def test_the_models_folder_is_looked_in_first(server: Hub, tmp_path: Path) -> No
 
 def test_which_files_are_chosen() -> None:
     choose = hub.choose_files
+    assert choose(["README.md", "net-Q4_K_M.gguf", "net-Q8_0.gguf"]) == ["net-Q8_0.gguf"]
     parts = ["model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.bin"]
     plain = "unet/diffusion_pytorch_model.safetensors"
     half = "unet/diffusion_pytorch_model.fp16.safetensors"

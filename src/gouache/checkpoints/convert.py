@@ -51,6 +51,24 @@ def convert(
     Raises:
         The errors of `load_bundle`, and those of `write_model`.
     """
+    identity, model = model_at(source, dtype=dtype, on_tensor=on_tensor)
+    write_model(model, target, to)
+    return identity
+
+
+def model_at(
+    source: str | Path, *, dtype: torch.dtype | None = None, on_tensor: Callable[[str], None] = lambda _: None
+) -> tuple[Identity, ModelToWrite]:
+    """A model on the disk that can be written: its tensors are read when they are asked for, one at a time.
+
+    Args:
+        source: a file or folder of any layout that loads.
+        dtype: what floating-point tensors become; None keeps them.
+        on_tensor: is called with each tensor's name as it is read.
+
+    Raises:
+        The errors of `load_bundle`.
+    """
     source = Path(source)
     identity = with_recorded_latents(identify(source))
     check_loadable(identity, str(source))
@@ -79,8 +97,7 @@ def convert(
         description=own.description if own else "",
         licence=own.licence if own else "",
     )
-    write_model(model, target, to)
-    return identity
+    return identity, model
 
 
 def _network(

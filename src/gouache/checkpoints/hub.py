@@ -35,7 +35,7 @@ PART_FOLDERS = (
 SHIPPED = POCKET.name
 """Name of the model inside the package, and of its folder there."""
 TEXT_SUFFIXES = (".json", ".txt")
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt")
+WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin", ".ckpt")
 ADAPTER_FOLDERS = ("adapters", "embeddings", "lora", "loras")
 CONTROL_FOLDERS = ("controlnet", "controlnets", "t2i_adapter", "t2i_adapters")
 PREPROCESSOR_FOLDERS = ("preprocessors",)
@@ -268,6 +268,7 @@ def choose_files(names: Iterable[str], variant: str | None = None) -> list[str]:
     if "model.json" in top:
         return texts + [name for name in top if name.endswith(".safetensors")]
     weights = _best_weights(top, variant) or _one_of(top, ".safetensors") or _one_of(top, ".ckpt")
+    weights = weights or _one_of(top, ".gguf")
     return texts + weights if weights else []
 
 

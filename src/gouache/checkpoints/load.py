@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -21,6 +22,7 @@ from gouache.checkpoints.formats.safetensors import WeightSource, verify_sha256
 from gouache.checkpoints.identify import identify, known_sha256, read_card, vocabulary_of
 from gouache.checkpoints.networks import Plan, build_on_meta, fill, load_network, open_part, plan_network, read_planned
 from gouache.checkpoints.noise_table import recorded_latents, recorded_schedule, recorded_scheduler
+from gouache.checkpoints.recorded import DEFAULTS_KEY, recorded_defaults
 from gouache.checkpoints.t5_vocabulary import t5_tokenizer
 from gouache.diffusion.parameterization import Parameterization
 from gouache.errors import GouacheError, IncompatibleCheckpoint, InvalidInput, unknown_name
@@ -46,9 +48,11 @@ from gouache.models.text.sentence import SentenceEncoder
 from gouache.models.text.stack import Joint, TextStack
 from gouache.models.text.t5 import T5Encoder
 from gouache.models.text.tokenizers import END_ID
+from gouache.models.turns import Turns
 from gouache.models.unet import UNet
 from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
+from gouache.nn.layers import channels_last
 
 __all__ = ["Sentences", "identify", "load_bundle", "load_sentences"]
 
@@ -67,6 +71,7 @@ def load_bundle(
     vae: str | Path | None = None,
     verify: bool = True,
     without_vae: bool = False,
+    sequential: bool = False,
 ) -> ModelBundle:
     """Load a model: a diffusers folder, a single file (.safetensors or .ckpt), or gouache's own format.
 
@@ -79,6 +84,7 @@ def load_bundle(
         vae: an autoencoder in place of the model's own, or where it has none: a file or a folder.
         verify: compare the tensors with the sha256 that files in the own format record.
         without_vae: take a model that has no autoencoder too, with one that has no numbers in its place.
+        sequential: keep one network at a time in memory, and read each when it is used; needs `dtype`.
 
     Raises:
         ModelNotFound: nothing is there, or a part is missing.
@@ -91,9 +97,21 @@ def load_bundle(
     if prediction is not None and prediction not in PREDICTIONS:
         raise unknown_name("prediction", prediction, PREDICTIONS)
     assembled = assemble(path, identify(path, variant=variant, vae=vae), prediction, without_vae=without_vae)
-    for name, planned in assembled.plans.items():
+
+    def read(name: str) -> None:
+        planned, network = assembled.plans[name], assembled.networks[name]
         source = assembled.source(planned.part.header, verify=verify)
-        fill(assembled.networks[name], planned, source, device=device, dtype=dtype)
+        fill(network, planned, source, device=device, dtype=dtype)
+        if sequential:
+            channels_last(network.eval().requires_grad_(False))
+
+    if not sequential:
+        for name in assembled.plans:
+            read(name)
+        return assembled.bundle.eval()
+    if dtype is None:
+        raise InvalidInput("dtype", given=None, expected="a type of numbers, where networks take turns in memory")
+    Turns({network: partial(read, name) for name, network in assembled.networks.items()}, torch.device(device), dtype)
     return assembled.bundle.eval()
 
 
@@ -318,6 +336,8 @@ def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig
     own = read_card(path) if identity.layout == "gouache" else None
     if own is not None:
         return own.defaults
+    if identity.layout == "single-file" and DEFAULTS_KEY in identity.parts["unet"].header.metadata:
+        return recorded_defaults(identity.parts["unet"].header)
     family = family_named(identity.family)
     size = family.size_for(denoiser.parameterization)
     file = folders.network_folder(path) / "config.json"

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gouache.checkpoints.detect import Part, left_out_reason
+from gouache.checkpoints.formats.gguf import check_readable
 from gouache.checkpoints.formats.header import Header, TensorInfo, few, open_source
 from gouache.checkpoints.formats.safetensors import TORCH_DTYPES, Int8Source, WeightSource
 from gouache.checkpoints.shapes import POINTWISE, THIRDS, ShapeChange, Speller, Spelling
@@ -249,11 +250,13 @@ def plan_network(part: Part, family: str) -> tuple[nn.Module, Plan]:
     """A part's network without memory, and where its tensors come from; nothing is read.
 
     Raises:
-        IncompatibleCheckpoint: tensors are missing, unexpected or of another shape; all are listed.
+        IncompatibleCheckpoint: tensors are missing, unexpected or of another shape (all are listed), or stored in a
+            type of ggml that can't be dequantized.
     """
     network = build_on_meta(part.config)
     planned = plan(part, network, family)
     planned.report.check(str(part.header.path), part.name)
+    check_readable(part.header, [spelling.name for spelling in planned.spellings.values()])
     return network, planned
 
 
@@ -352,7 +355,7 @@ def open_part(header: Header) -> WeightSource:
     """Open the file, or all shards, that a header describes, as one source."""
     sources = [open_source(file) for file in header.files or (header.path,)]
     source = sources[0] if len(sources) == 1 else _Shards(header, sources)
-    return Int8Source(source, header) if header.int8 else source
+    return Int8Source(source, header) if "I8" in header.stored.values() else source
 
 
 class _Shards:

@@ -10,7 +10,7 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -31,6 +31,7 @@ from gouache.checkpoints.noise_table import (
     records_nothing_else,
     table_to_record,
 )
+from gouache.checkpoints.recorded import DEFAULTS_KEY
 from gouache.checkpoints.shapes import THIRDS, Naming, ShapeChange
 from gouache.checkpoints.t5_vocabulary import OWN_FILE, OWN_KEY, json_to_keep
 from gouache.config import Config
@@ -87,7 +88,7 @@ class ModelToWrite:
     """A whole model on its way to the disk; `networks` by the part's name.
 
     `styles`, `description`, `licence` and `int8` (parts whose matrices are stored in int8) are kept by the own format
-    only.
+    only. `metadata` stands in the file's, or in that of a folder's U-Net.
     """
 
     family: str
@@ -102,6 +103,7 @@ class ModelToWrite:
     description: str = ""
     licence: str = ""
     int8: tuple[str, ...] = ()
+    metadata: Mapping[str, str] = field(default_factory=dict)
 
 
 def network_to_write(config: Config, network: nn.Module) -> NetworkToWrite:
@@ -228,7 +230,7 @@ def _stored(model: ModelToWrite) -> dict[str, NetworkToWrite]:
 def _write_own_folder(model: ModelToWrite, folder: Path) -> None:
     parts = []
     for name, network in _stored(model).items():
-        metadata = {"component": name, "config": network.config.to_json()}
+        metadata = {**_told(model, name), "component": name, "config": network.config.to_json()}
         sha256 = write_tensors(folder / f"{name}.safetensors", network.infos, network.tensor_of, metadata)
         parts.append(PartCard(name=name, file=f"{name}.safetensors", sha256=sha256))
     if model.vocabulary:
@@ -248,7 +250,8 @@ def _write_own_file(model: ModelToWrite, path: Path) -> None:
         part, _, inner = name.partition(".")
         return networks[part].tensor_of(inner)
 
-    metadata = {CARD_KEY: _card(model, ()).to_json(), **_config_metadata(model), **_t5_vocabulary(model)}
+    own = {CARD_KEY: _card(model, ()).to_json(), **_config_metadata(model), **_t5_vocabulary(model)}
+    metadata = {**model.metadata, **own}
     if model.vocabulary:
         metadata[VOCABULARY_KEY] = "\n".join(model.vocabulary)
     write_tensors(path, infos, tensor_of, metadata)
@@ -305,12 +308,15 @@ def _write_single_file(model: ModelToWrite, path: Path) -> None:
         model.denoiser.parameterization, model.denoiser.parameterization
     )
     metadata = {
+        **model.metadata,
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.architecture": family.architecture + ("" if model.variant == "base" else f"-{model.variant}"),
         "modelspec.implementation": family.implementation,
         "modelspec.title": model.name or model.family,
         "modelspec.prediction_type": prediction,
     }
+    if model.defaults.num_inference_steps != GenerationDefaults().num_inference_steps:
+        metadata[DEFAULTS_KEY] = model.defaults.to_json()
     marks = _marks(model, str(path))
     infos |= {name: TensorInfo("F32", tuple(mark.shape)) for name, mark in marks.items()}
 
@@ -377,7 +383,8 @@ def _write_diffusers(model: ModelToWrite, folder: Path, where: str) -> None:
         config = network.config
         if isinstance(config, NetworkConfig):
             values = diffusers_write.network_json(config, size // _downscale(model), where)
-            _write_part(folder / diffusers_write.network_folder(config), network, values)
+            part = folder / diffusers_write.network_folder(config)
+            _write_part(part, network, values, metadata=_told(model, name))
         elif isinstance(config, VAEConfig):
             _write_part(folder / name, network, diffusers_write.vae_json(config, size, where, deviation))
         elif isinstance(config, T5Config):
@@ -405,15 +412,21 @@ def _downscale(model: ModelToWrite) -> int:
     return vae.downscale if isinstance(vae, VAEConfig) else 8
 
 
+def _told(model: ModelToWrite, part: str) -> Mapping[str, str]:
+    """What the file of a folder's denoising network says of the whole model."""
+    return model.metadata if part == "unet" else {}
+
+
 def _write_part(
     folder: Path,
     network: NetworkToWrite,
     values: Mapping[str, object],
     file: str = "diffusion_pytorch_model.safetensors",
+    metadata: Mapping[str, str] | None = None,
 ) -> None:
     folder.mkdir()
     write_json(folder / "config.json", values)
-    write_tensors(folder / file, network.infos, network.tensor_of)
+    write_tensors(folder / file, network.infos, network.tensor_of, metadata)
 
 
 def _write_text(

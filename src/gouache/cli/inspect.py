@@ -245,7 +245,7 @@ def convert(
     from gouache.checkpoints.hub import find
 
     started = time.perf_counter()
-    told = _counter()
+    told = counter()
     identity = convert_model(
         find(source), target, to.value, dtype=PRECISIONS[dtype.value] if dtype else None, on_tensor=told
     )
@@ -266,7 +266,7 @@ def convert(
         typer.echo(f"left out: {count} tensors: {reason}", err=True)
 
 
-def _counter() -> Callable[[str], None]:
+def counter() -> Callable[[str], None]:
     """A line on standard error that counts tensors, on a terminal only."""
     if not sys.stderr.isatty():
         return lambda _: None

@@ -43,12 +43,16 @@ def load_command(name: str, home: str) -> Any:
     """Import a command from `module:attribute`."""
     module, _, attribute = home.partition(":")
     found = getattr(import_module(module), attribute)
+    values: dict[str, int] = getattr(found, "values", {})
     if not isinstance(found, typer.Typer):
         single = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
         single.command(name)(found)
         found = single
     command = typer.main.get_command(found)
     command.name = name
+    for option in command.params:
+        if option.name in values:
+            option.nargs = values[option.name]
     return command
 
 
@@ -73,6 +77,7 @@ LazyGroup.homes = {
     "models": ("gouache.cli.models:models", "List the models on this machine."),
     "inspect": ("gouache.cli.inspect:inspect", "Identify a weight file or a model folder."),
     "convert": ("gouache.cli.inspect:convert", "Convert a model to another layout."),
+    "merge": ("gouache.cli.merge:merge", "Merge models, LoRA files, or write a difference as a LoRA."),
     "serve": ("gouache.cli.serve:serve", "Serve the web page and three APIs."),
     "accounts": ("gouache.cli.accounts:app", "Add, list and revoke the studio's users and their tokens."),
     "jobs": ("gouache.cli.jobs:app", "List, cancel, retry and export the studio's jobs; back it up."),

@@ -20,7 +20,7 @@ from pydantic.fields import FieldInfo
 
 from gouache.config import Config
 from gouache.errors import InvalidInput
-from gouache.pipeline.request import ImagePrompt, Request
+from gouache.pipeline.request import ImagePrompt, Region, Request
 
 SWITCHES = {"mask_preserve": "--preserve/--no-preserve", "mask_only_masked": "--only-masked/--whole-picture"}
 """Second names of switches."""
@@ -38,6 +38,9 @@ MAIN_FIELDS = {
     "mimic": "scale",
 }
 """Group -> the field that its own option sets. A group that isn't here is a switch."""
+AREA_FORM = 'AREA[,FIELD=VALUE] "PROMPT"'
+REPEATED = {"regions": "region"}
+"""List of groups -> the name of its option, which is given once for each."""
 FORMS = {
     "control": "MODEL:PICTURE[:WEIGHT][,FIELD=VALUE]",
     "image_prompts": "[ADAPTER:]PICTURE[+PICTURE][:WEIGHT][,FIELD=VALUE]",
@@ -60,6 +63,7 @@ PANELS = {
         "Starting picture",
     ),
     **dict.fromkeys(("control", "image_prompts"), "Control"),
+    **dict.fromkeys(("regions",), "Regions"),
     **dict.fromkeys(("mask",), "Mask"),
     **dict.fromkeys(("outpaint", "inversion", "interpolation"), "Edits"),
     **dict.fromkeys(("hires", "tiled", "vae_tiling", "seamless", "upscale"), "Large pictures"),
@@ -101,6 +105,7 @@ class OptionSpec:
         help: the field's own explanation.
         group: of a list of groups, each given by an option of its own, the class of one.
         words: the list holds words, not numbers.
+        values: how many values the option takes.
     """
 
     path: tuple[str, ...]
@@ -111,6 +116,7 @@ class OptionSpec:
     help: str
     group: type[Config] | None = None
     words: bool = False
+    values: int = 1
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -161,6 +167,10 @@ def _spec(path: tuple[str, ...], name: str, field: FieldInfo) -> OptionSpec:
         return OptionSpec(path, name, str, 0, "|".join(get_args(kind)), text)
     if get_origin(kind) is tuple:
         parts = get_args(kind)
+        if parts[0] is Region:
+            text = f"{text} {AREA_FORM}, the area a mask picture (white = here) or a box LEFT,TOP,RIGHT,BOTTOM in "
+            text += "fractions; may be repeated."
+            return OptionSpec(path, REPEATED[name], str, 0, "AREA PROMPT", text, Region, values=2)
         if isinstance(parts[0], type) and issubclass(parts[0], Config):
             form = FORMS[name]
             metavar = re.sub(r"\[[^]]*\]", "", form)
@@ -190,7 +200,9 @@ def request_values(specs: Iterable[OptionSpec], given: Mapping[str, object]) -> 
         value = given.get(spec.name)
         if value is None or value == []:
             continue
-        if spec.group is not None and isinstance(value, list):
+        if spec.values == 2 and isinstance(value, list):
+            value = [read_region(spec.flags[0], str(area), str(prompt)) for area, prompt in value]
+        elif spec.group is not None and isinstance(value, list):
             value = [read_group(spec.flags[0], str(one), spec.group) for one in value]
         if spec.words:
             value = [word.strip() for word in str(value).split(",")]
@@ -242,6 +254,35 @@ def _pictures(text: str) -> list[str]:
     return [text] if Path(text).expanduser().is_file() else text.split("+")
 
 
+_BOX = re.compile(r"[-+.\d]+(?:,[-+.\d]+){3}")
+
+
+def read_region(flag: str, area: str, prompt: str) -> dict[str, object]:
+    """``MASK`` or ``LEFT,TOP,RIGHT,BOTTOM``, behind either ``,FIELD=VALUE`` for the region's other fields, and its
+    prompt.
+
+    Raises:
+        InvalidInput: it can't be read so.
+    """
+    names = [name for name in Region.model_fields if name not in ("prompt", "mask", "box")]
+    first, *pairs = re.split(rf",(?=(?:{'|'.join(names)})=)", area)
+    values = dict[str, object](pair.split("=", 1) for pair in pairs)
+    if not first or "=" in first:
+        raise InvalidInput(
+            flag,
+            given=f"{area!r} {prompt!r}",
+            expected=f"{AREA_FORM}, FIELD one of {', '.join(names)}",
+            cure='For example --region 0,0,0.5,1,feather=0.1 "a red apple"',
+        )
+    place: dict[str, object] = {"mask": first}
+    if _BOX.fullmatch(first):
+        try:
+            place = {"box": [float(number) for number in first.split(",")]}
+        except ValueError as error:
+            raise InvalidInput(flag, given=repr(first), expected="four numbers, or a mask picture") from error
+    return {"prompt": prompt, **place, **values}
+
+
 def _is_number(text: str) -> bool:
     return bool(re.fullmatch(r"\d+\.?\d*|\.\d+", text))
 
@@ -266,16 +307,19 @@ def with_options(
 
     own = list(inspect.signature(command, eval_str=True).parameters.values())
     own = [parameter for parameter in own if parameter.kind is not inspect.Parameter.VAR_KEYWORD]
+    specs = tuple(specs)
     made = [_parameter(spec) for spec in specs]
     _run.__name__, _run.__doc__ = name, help_text
     _run.__signature__ = inspect.Signature([*own, *made])  # type: ignore[attr-defined]
     _run.__annotations__ = {parameter.name: parameter.annotation for parameter in (*own, *made)}
+    # Typer's lists are of single values; `load_command` makes each of these as many as it says.
+    _run.values = {spec.name: spec.values for spec in specs if spec.values > 1}  # type: ignore[attr-defined]
     return _run
 
 
 def _parameter(spec: OptionSpec) -> inspect.Parameter:
     panel = PANELS.get(spec.path[0], "Painting")
     option = typer.Option(*spec.flags, help=spec.help, metavar=spec.metavar, show_default=False, rich_help_panel=panel)
-    kind: Any = spec.kind if spec.group is None else list[str]
+    kind: Any = spec.kind if spec.group is None else list[str] if spec.values == 1 else list[Any]
     annotation = Annotated[kind | None, option]
     return inspect.Parameter(spec.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)

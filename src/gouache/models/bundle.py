@@ -23,6 +23,7 @@ from gouache.models.mmdit import MMDiT
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.text.stack import TextStack
+from gouache.models.turns import turns_of
 from gouache.models.unet import UNet
 from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
@@ -115,17 +116,19 @@ class ModelBundle:
     @property
     def device(self) -> torch.device:
         """Where the U-Net is."""
-        return next(self.unet.parameters()).device
+        turns = turns_of(self.unet)
+        return next(self.unet.parameters()).device if turns is None else turns.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The U-Net's floating-point type."""
-        return next(self.unet.parameters()).dtype
+        turns = turns_of(self.unet)
+        return next(self.unet.parameters()).dtype if turns is None else turns.dtype
 
     @property
     def has_vae(self) -> bool:
         """Whether the autoencoder is there; one without numbers stands in for one that a request has to name."""
-        return not next(self.vae.parameters()).is_meta
+        return turns_of(self.vae) is not None or not next(self.vae.parameters()).is_meta
 
     @property
     def traits(self) -> Family:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import reduce
 from operator import add
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -21,7 +22,10 @@ from gouache.models.conditioning.t2i_adapter import T2IAdapter
 from gouache.models.configs import DenoiserConfig, NoiseScheduleConfig
 from gouache.models.mmdit import MMDiT
 from gouache.models.perturbation import AttentionRecord, Perturbation, changes_of
+from gouache.models.regions import RegionTexts, areas_of
+from gouache.models.turns import awake
 from gouache.models.unet import Residuals, UNet
+from gouache.nn.attention import Areas
 from gouache.nn.free_u import FreeU
 
 SteeringNetwork = ControlNet | ControlNetUnion | T2IAdapter
@@ -52,11 +56,12 @@ class Steering:
         """The same with changed tensors."""
         return replace(self, features=tuple(change(one) for one in self.features), weight=change(self.weight))
 
-    def residuals(self, x: Tensor, timestep: Tensor, given: Condition) -> Residuals:
+    def residuals(self, x: Tensor, timestep: Tensor, given: Condition, areas: tuple[Areas, ...] = ()) -> Residuals:
         """What it adds to the U-Net's feature maps for these inputs of the U-Net."""
         if isinstance(self.network, T2IAdapter):
             return self.network.residuals(self.features).scaled(self.weight)
         inputs = (x, timestep, given.context)
+        changes = changes_of(self.network, (), None, areas=areas)
         if isinstance(self.network, ControlNetUnion):
             found: Residuals = self.network(
                 *inputs,
@@ -66,10 +71,16 @@ class Steering:
                 context_mask=given.mask,
                 pooled=given.pooled,
                 guess=self.guess,
+                changes=changes,
             )
         else:
             found = self.network(
-                *inputs, self.features[0], context_mask=given.mask, pooled=given.pooled, guess=self.guess
+                *inputs,
+                self.features[0],
+                context_mask=given.mask,
+                pooled=given.pooled,
+                guess=self.guess,
+                changes=changes,
             )
         return found.scaled(self.weight)
 
@@ -128,6 +139,7 @@ class Condition:
         record: whose self-attention to note, in all rows.
         guidance: scale that a network with a `guidance_width` is told. [B]
         noise_level: of a small picture in `draft`, for a network with `noise_levels`. [B]
+        regions: texts with areas of their own, for each row or one for all; empty = none.
     """
 
     context: Tensor
@@ -141,15 +153,19 @@ class Condition:
     record: AttentionRecord | None = None
     guidance: Tensor | None = None
     noise_level: Tensor | None = None
+    regions: tuple[RegionTexts | None, ...] = ()
 
     def rows(self, start: int, end: int) -> Condition:
         """Rows `start` (included) to `end` (excluded) of every tensor."""
-        return replace(self._map(lambda tensor: tensor[start:end]), perturbations=self.perturbations[start:end])
+        perturbations, regions = self.perturbations[start:end], self.regions[start:end]
+        return replace(self._map(lambda tensor: tensor[start:end]), perturbations=perturbations, regions=regions)
 
     def expand(self, batch: int) -> Condition:
         """One row for all as `batch` rows (no copy); `batch` rows as they are."""
         perturbations = self.perturbations * batch if len(self.perturbations) == 1 else self.perturbations
-        return replace(self._map(lambda tensor: tensor.expand(batch, *tensor.shape[1:])), perturbations=perturbations)
+        regions = self.regions * batch if len(self.regions) == 1 else self.regions
+        expanded = self._map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
+        return replace(expanded, perturbations=perturbations, regions=regions)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Condition:
         """The same on another device; floating-point tensors in another precision."""
@@ -181,9 +197,7 @@ def stack(conditions: Sequence[Condition]) -> Condition:
     """
     if len({condition.free_u for condition in conditions}) > 1:
         raise ShapeMismatch("conditions' free_u", given="several", expected="the same in all")
-    perturbed = any(condition.perturbations for condition in conditions)
-    batches = [(len(condition.context), condition.perturbations or (None,)) for condition in conditions]
-    rows = [given * batch if len(given) == 1 else given for batch, given in batches]
+    batches = [len(condition.context) for condition in conditions]
     return Condition(
         context=torch.cat([condition.context for condition in conditions]),
         mask=_stack("mask", [condition.mask for condition in conditions]),
@@ -191,12 +205,24 @@ def stack(conditions: Sequence[Condition]) -> Condition:
         draft=_stack("draft", [condition.draft for condition in conditions]),
         controls=_stack_controls([condition.controls for condition in conditions]),
         pictures=_stack_pictures([condition.pictures for condition in conditions]),
-        perturbations=tuple(one for part in rows for one in part) if perturbed else (),
+        perturbations=_stack_rows([condition.perturbations for condition in conditions], batches),
         free_u=conditions[0].free_u,
         record=conditions[0].record,
         guidance=_stack("guidance", [condition.guidance for condition in conditions]),
         noise_level=_stack("noise_level", [condition.noise_level for condition in conditions]),
+        regions=_stack_rows([condition.regions for condition in conditions], batches),
     )
+
+
+Row = TypeVar("Row")
+
+
+def _stack_rows(given: list[tuple[Row | None, ...]], batches: list[int]) -> tuple[Row | None, ...]:
+    """What rows have one by one; empty if none has anything."""
+    if not any(given):
+        return ()
+    rows = [(one or (None,)) * batch if len(one) < 2 else one for one, batch in zip(given, batches, strict=True)]
+    return tuple(one for part in rows for one in part)
 
 
 def _stack_controls(rows: list[tuple[Steering, ...]]) -> tuple[Steering, ...]:
@@ -302,11 +328,13 @@ class Denoiser:
 
     def predict(self, x: Tensor, sigma: Tensor, condition: Condition) -> Prediction:
         """As a call, with the learned variance if there is one."""
-        weight = next(self.network.parameters())
+        weight = next(awake(self.network).parameters())
         given = condition.expand(x.shape[0]).to(weight.device, weight.dtype)
         noisy = network_input(x, sigma, self.schedule.path).to(weight.dtype)
         timestep = self._timestep(sigma).to(weight.device, torch.float32)
-        changes = changes_of(self.network, given.perturbations, given.record, given.pictures)
+        levels = len(self.network.config.channels) if isinstance(self.network, UNet) else 0
+        areas = areas_of(given.regions, levels, weight.device, weight.dtype)
+        changes = changes_of(self.network, given.perturbations, given.record, given.pictures, areas)
         shared = {"context_mask": given.mask, "pooled": given.pooled, "changes": changes}
         if isinstance(self.network, MMDiT):
             output: Tensor = self.network(noisy, timestep, given.context, **shared)
@@ -317,7 +345,7 @@ class Denoiser:
                 given.context,
                 **shared,
                 draft=given.draft,
-                residuals=_sum([control.residuals(noisy, timestep, given) for control in given.controls]),
+                residuals=_sum([control.residuals(noisy, timestep, given, areas) for control in given.controls]),
                 free_u=given.free_u,
                 guidance=given.guidance,
                 noise_level=given.noise_level,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Annotated
+
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from gouache.config import Config
 from gouache.errors import ConfigError
@@ -182,3 +184,17 @@ class MMDiTConfig(Config):
 
 NetworkConfig = UNetConfig | MMDiTConfig
 """Of a network that denoises."""
+UNET_TAG, MMDIT_TAG = "", " "
+"""Blank, so that errors don't show them."""
+
+
+def _tag_of(value: object) -> str:
+    keys = set(value) if isinstance(value, dict) else set()
+    only_there = set(MMDiTConfig.model_fields) - set(UNetConfig.model_fields)
+    return MMDIT_TAG if isinstance(value, MMDiTConfig) or keys & only_there else UNET_TAG
+
+
+NetworkTable = Annotated[
+    Annotated[UNetConfig, Tag(UNET_TAG)] | Annotated[MMDiTConfig, Tag(MMDIT_TAG)], Discriminator(_tag_of)
+]
+"""The same as a field of another config: its keys say which it is."""

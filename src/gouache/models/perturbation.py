@@ -13,10 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from gouache.errors import InvalidInput, unknown_name
+from gouache.models.conditioning.controlnet import ControlBody
 from gouache.models.conditioning.ip_adapter import Seen
 from gouache.models.mmdit import MMDiT
 from gouache.models.unet import UNet
-from gouache.nn.attention import RowChanges, TransformerBlock
+from gouache.nn.attention import Areas, RowChanges, TransformerBlock
 from gouache.nn.joint import JointBlock
 
 PARTS = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
@@ -52,7 +53,7 @@ class AttentionRecord:
     found: list[Tensor] = field(default_factory=list)
 
 
-def transformer_blocks(unet: UNet | MMDiT) -> dict[str, TransformerBlock | JointBlock]:
+def transformer_blocks(unet: UNet | MMDiT | ControlBody) -> dict[str, TransformerBlock | JointBlock]:
     """Every transformer block by its name: `mid_block.attentions.0.transformer_blocks.0`, or `transformer_blocks.7`."""
     return {name: part for name, part in unet.named_modules() if isinstance(part, TransformerBlock | JointBlock)}
 
@@ -107,10 +108,11 @@ def _choices(names: Sequence[str]) -> list[str]:
 
 
 def changes_of(
-    unet: UNet | MMDiT,
+    unet: UNet | MMDiT | ControlBody,
     rows: Sequence[Perturbation | None],
     record: AttentionRecord | None,
     pictures: Sequence[Seen] = (),
+    areas: tuple[Areas, ...] = (),
 ) -> Mapping[nn.Module, RowChanges] | None:
     """What each block does otherwise, for the rows of one call; blocks that do nothing so aren't named. None = none.
 
@@ -119,8 +121,9 @@ def changes_of(
         rows: one for each row; empty = none does otherwise.
         record: whose self-attention to note.
         pictures: what IP-Adapters show to the cross-attentions.
+        areas: texts that rows look at in areas of their own.
     """
-    if record is None and not any(rows) and not pictures:
+    if record is None and not any(rows) and not pictures and not areas:
         return None
     blocks = transformer_blocks(unet)
     # Adapters for other networks than U-Nets are refused where they are read.
@@ -137,6 +140,6 @@ def changes_of(
         skipped = marked(lambda one: one.skipped, name)
         attended = record.found if record is not None and record.block == name else None
         seen = tuple(one.of_block(own[block]) for one, own in shown)
-        if seen or (identity, skipped, attended) != (None, None, None):
-            found[block] = RowChanges(identity, skipped, attended, seen)
+        if seen or areas or (identity, skipped, attended) != (None, None, None):
+            found[block] = RowChanges(identity, skipped, attended, seen, areas)
     return found

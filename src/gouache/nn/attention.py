@@ -133,6 +133,39 @@ class PictureTokens:
         seen = attend(query, self.to_k(self.tokens), self.to_v(self.tokens), heads=heads) * self.weight
         return seen if self.mask is None else seen * self.mask.flatten(1)[..., None]
 
+    def of(self, rows: Tensor) -> PictureTokens:
+        """What some rows [k] see."""
+        mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[rows]
+        weight = self.weight if len(self.weight) == 1 else self.weight[rows]
+        return replace(self, tokens=self.tokens[rows], weight=weight, mask=mask)
+
+
+@dataclass(frozen=True, slots=True)
+class Areas:
+    """Texts that some rows look at beside their context, each in its own area of the picture.
+
+    Attributes:
+        rows: which rows of the batch. [k]
+        contexts: the tokens of each text. [1, L, D]
+        masks: for each text, which of its tokens may be looked at; None = all. [1, 1, 1, L]
+        shares: places of a feature map -> share of each text at each place; the context has what is left to 1. [R, N]
+    """
+
+    rows: Tensor
+    contexts: tuple[Tensor, ...]
+    masks: tuple[Tensor | None, ...]
+    shares: Mapping[int, Tensor]
+
+    def blended(self, attention: nn.Module, x: Tensor, out: Tensor, pictures: Sequence[PictureTokens] = ()) -> Tensor:
+        """The attention's result `out` [B, N, width] for `x` [B, N, width], with that to each text in its area:
+        sum over texts of share * Attention(x, text), place by place. One text after the other, for memory."""
+        shares = self.shares[x.shape[1]][..., None]  # [R, N, 1]
+        chosen, shown = x[self.rows], [one.of(self.rows) for one in pictures]
+        mixed = out[self.rows] * (1 - shares.sum(0))
+        for share, context, mask in zip(shares, self.contexts, self.masks, strict=True):
+            mixed = mixed + share * attention(chosen, context.expand(len(chosen), -1, -1), mask, None, shown)
+        return out.index_copy(0, self.rows, mixed)
+
 
 @dataclass(frozen=True, slots=True)
 class RowChanges:
@@ -144,12 +177,14 @@ class RowChanges:
         attended: a list that gets what each place receives of the self-attention, the mean over heads of the sum over
             all places that look; 1 on average. [B, N]
         pictures: what the cross-attention looks at beside the text.
+        areas: texts that rows look at beside their context, each in its own area.
     """
 
     identity: Tensor | None = None
     skipped: Tensor | None = None
     attended: list[Tensor] | None = None
     pictures: tuple[PictureTokens, ...] = ()
+    areas: tuple[Areas, ...] = ()
 
     def at(self, size: tuple[int, ...]) -> RowChanges:
         """The same for a feature map of this size (h, w)."""
@@ -250,12 +285,29 @@ class TransformerBlock(nn.Module):
     ) -> Tensor:
         """x [B, N, width], context [B, L, context_width], mask [B, 1, 1, L] -> [B, N, width]."""
         start = x
-        crossed = (context, mask) if self.crossing else (None, None, changes)
-        x = add(self.attn1(self.norm1(x), *crossed), x)
-        pictures = () if changes is None else changes.pictures
-        x = add(self.attn2(self.norm2(x), context, mask, None, pictures), x)
+        areas, pictures = ((), ()) if changes is None else (changes.areas, changes.pictures)
+        if self.crossing:
+            x = add(_looked_up(self.attn1, self.norm1(x), context, mask, areas), x)
+        else:
+            x = add(self.attn1(self.norm1(x), None, None, changes), x)
+        x = add(_looked_up(self.attn2, self.norm2(x), context, mask, areas, pictures), x)
         x = add(self.ff(self.norm3(x)), x)
         return x if changes is None or changes.skipped is None else torch.where(changes.skipped, start, x)
+
+
+def _looked_up(
+    attention: nn.Module,
+    x: Tensor,
+    context: Tensor,
+    mask: Tensor | None,
+    areas: tuple[Areas, ...],
+    pictures: tuple[PictureTokens, ...] = (),
+) -> Tensor:
+    """Cross-attention to the context, and in each area to its own text; to pictures everywhere. [B, N, width]"""
+    out: Tensor = attention(x, context, mask, None, pictures)
+    for one in areas:
+        out = one.blended(attention, x, out, pictures)
+    return out
 
 
 class SpatialTransformer(nn.Module):

@@ -26,6 +26,7 @@ from gouache.pipeline.fields.parts import (
     Mask,
     Outpaint,
     Prior,
+    Region,
     SizeCondition,
     Tiled,
     Upscale,
@@ -37,6 +38,7 @@ from gouache.pipeline.fields.values import (
     MAX_IMAGE_PROMPTS,
     MAX_PIXELS,
     MAX_PROMPT,
+    MAX_REGIONS,
     MAX_SEED,
     MAX_SEED_DELTA,
     MAX_STEPS,
@@ -82,6 +84,7 @@ __all__ = [
     "PerpNeg",
     "Prior",
     "Procedure",
+    "Region",
     "Request",
     "ResizeMode",
     "Safety",
@@ -207,6 +210,8 @@ class Request(Config):
     """ControlNets, each with its control image."""
     image_prompts: Annotated[tuple[ImagePrompt, ...], Field(max_length=MAX_IMAGE_PROMPTS)] = ()
     """Image prompts: pictures that say what to paint, each read by an IP-Adapter."""
+    regions: Annotated[tuple[Region, ...], Field(max_length=MAX_REGIONS)] = ()
+    """Areas of the picture, each with a prompt of its own."""
     resize_mode: ResizeMode = "crop"
     """How to fit a starting image of another aspect ratio."""
     mask: Mask | None = None
@@ -263,6 +268,7 @@ class Request(Config):
         last = self.interpolation.image if self.interpolation else None
         names = (self.init_image, mask, self.depth_image, *(control.image for control in self.control), last)
         names += tuple(name for one in self.image_prompts for name in (*one.images, one.mask))
+        names += tuple(region.mask for region in self.regions)
         return tuple(dict.fromkeys(name for name in names if name is not None))
 
     def replace(self, changes: Mapping[str, object]) -> Request:

@@ -23,6 +23,7 @@ from gouache.pipeline.fields.values import MAX_FACTOR, MIN_SIDE, OPAQUE
 from gouache.pipeline.generate.a1111_procedure import A1111, follows, second_size
 from gouache.pipeline.generate.draft import start_level, with_defaults
 from gouache.pipeline.generate.refiner import check_refiner, refiner_notes
+from gouache.pipeline.generate.regions import region_notes
 from gouache.pipeline.generate.sampler_settings import check_sampler, sampler_notes
 from gouache.pipeline.generate.scheduler_levels import scheduler_of
 from gouache.pipeline.generate.upscaler_files import LANCZOS, OWN
@@ -178,7 +179,8 @@ def resolve_with_pictures(request: Request, bundle: ModelBundle, references: Ref
     else:
         sizes = size_notes(request, resolved, start)
     told = (*defaults_notes(request, resolved, bundle), *sampler_notes(request, resolved), *guidance_notes(resolved))
-    return Resolved(resolved, (*sizes, *told, *refiner_notes(resolved), *unused_notes(resolved, bundle)))
+    left = (*refiner_notes(resolved), *region_notes(resolved, bundle), *unused_notes(resolved, bundle))
+    return Resolved(resolved, (*sizes, *told, *left))
 
 
 SMALLEST_SHARE = 8

@@ -105,7 +105,7 @@ TENSORS = {
     "Lumina 2": ("lora_unet_layers_1_attention_qkv", 2304, KOHYA, "lumina"),
     "Z-Image": ("diffusion_model.layers.1.attention.to_q", 3840, PEFT, "z-image"),
     "Stable Cascade": ("lora_prior_unet_down_blocks_1_2_attention_attn_in_proj", 2048, KOHYA, "stable-cascade"),
-    "Cosmos": ("diffusion_model.blocks.1.self_attn.q_proj", 2048, PEFT, "cosmos"),
+    "Cosmos": ("diffusion_model.blocks.1.self_attn.q_proj", 2048, PEFT, "cosmos or anima"),
     "AnimateDiff": (
         "down_blocks.1.motion_modules.0.temporal_transformer.transformer_blocks.1.attention_blocks.0.processor.to_q",
         640,

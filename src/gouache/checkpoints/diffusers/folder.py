@@ -32,6 +32,7 @@ from gouache.checkpoints.diffusers import component_config as diffusers_config
 from gouache.checkpoints.diffusers.scheduler import Scheduler, read_scheduler
 from gouache.checkpoints.foreign import check_class, check_pipeline
 from gouache.checkpoints.formats.header import Header, TensorInfo, open_header
+from gouache.checkpoints.packed import check_packing, check_quantization
 from gouache.checkpoints.shapes import network_config, t5_config, text_config, vae_config
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, ModelNotFound, UnknownFamily
@@ -136,7 +137,8 @@ def joined_header(files: tuple[Path, ...]) -> Header:
                 str(header.path), given=f"{min(twice)!r} in two shards", expected="each tensor once"
             )
         tensors |= header.tensors
-    return Header(files[0].parent, tensors, headers[0].metadata, files=files)
+    stored = {name: kind for header in headers for name, kind in header.stored.items()}
+    return Header(files[0].parent, tensors, headers[0].metadata, files=files, stored=stored)
 
 
 def is_diffusers_folder(folder: Path) -> bool:
@@ -171,6 +173,7 @@ def identify_diffusers(folder: Path, *, variant: str | None = None) -> Identity:
     if "unet" in headers:
         file = places["unet"] / "config.json"
         check_class(_config(file), str(file))
+        check_quantization(_config(file), str(file))
         check_known(headers["unet"], {"unet": Place(headers["unet"], "", "ours")})
         counted = network_config(_shapes(headers["unet"].tensors), "ours", str(headers["unet"].path))
         unet = diffusers_config.network_from_json(_config(file), counted, str(file))
@@ -222,11 +225,11 @@ def _few_steps(
             told=f"its {scheduler.config.class_name}",
         )
     if told_guidance:
-        return TOLD_CONSISTENCY
+        return TOLD_CONSISTENCY if scheduler is None or scheduler.config is None else None
     # In the hub's cache the folder of a revision has the hash as its name, its repository stands two above.
-    places = [str(folder), index.get("_name_or_path")]
-    hub = [re.search(r"models--[^/\\]+", place) for place in places if isinstance(place, str)]
-    names = [folder.name, *(place[0] for place in hub if place is not None)]
+    places = [str(folder), *(one for one in (index.get("_name_or_path"),) if isinstance(one, str))]
+    hub = [re.search(r"models--[^/\\]+", place) for place in places]
+    names = [*(Path(place).name for place in places), *(place[0] for place in hub if place is not None)]
     return few_steps_of(dict.fromkeys(names, "the folder's name"), {}, family=family)
 
 
@@ -265,6 +268,8 @@ def part_of_folder(folder: Path, name: str, header: Header, family: str) -> Part
     file = folder / "config.json"
     values = _config(file)
     where = str(header.path)
+    check_quantization(values, str(file))
+    check_packing(header)
     if not name.startswith("text_encoder"):
         check_class(values, str(file))
     kind = "text_encoder" if name.startswith("text_encoder") else name

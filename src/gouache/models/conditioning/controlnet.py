@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gouache.errors import ShapeMismatch
 from gouache.models.configs import ControlNetConfig
-from gouache.models.unet import Conditioning, MiddleLevel, Residuals, block_shape, down_levels, time_and_pooled
+from gouache.models.unet import Changes, Conditioning, MiddleLevel, Residuals, block_shape, down_levels, time_and_pooled
 from gouache.nn.attention import key_mask
 from gouache.nn.layers import EmbeddingMLP, silu
 
@@ -81,16 +81,23 @@ class ControlBody(nn.Module):
         return out
 
     def steered(
-        self, hidden: Tensor, embedding: Tensor, context: Tensor, context_mask: Tensor | None, *, guess: bool
+        self,
+        hidden: Tensor,
+        embedding: Tensor,
+        context: Tensor,
+        context_mask: Tensor | None,
+        *,
+        guess: bool,
+        changes: Changes | None = None,
     ) -> Residuals:
         """The way down and the middle, and what they add to the U-Net's.
 
         Args:
             hidden: the latents and what is seen of control pictures. [B, C, h, w]
             embedding: activated, as the U-Net's. [B, D]
-            context, context_mask, guess: as in `ControlNet.forward`.
+            context, context_mask, guess, changes: as in `ControlNet.forward`.
         """
-        given = Conditioning(embedding=embedding, context=context, mask=key_mask(context_mask))
+        given = Conditioning(embedding=embedding, context=context, mask=key_mask(context_mask), changes=changes)
         skips = [hidden]
         for down in self.down_blocks:
             hidden = down(hidden, given, skips)
@@ -133,6 +140,7 @@ class ControlNet(ControlBody):
         context_mask: Tensor | None = None,
         pooled: Tensor | None = None,
         guess: bool = False,
+        changes: Changes | None = None,
     ) -> Residuals:
         """One evaluation, of the same inputs as the U-Net's.
 
@@ -144,10 +152,12 @@ class ControlNet(ControlBody):
             context_mask: True where a token is real, or None for all. [B, L]
             pooled: as the U-Net's. [B, pooled_width]
             guess: weigh coarse residuals more than fine ones (0.1 to 1), for control without words.
+            changes: transformer block -> what some rows do otherwise there.
 
         Raises:
             ShapeMismatch: the control picture has another size than the latents, or `pooled` doesn't fit.
         """
         self.check(x, features, pooled)
         embedding = time_and_pooled(self.time_embedding, self.add_embedding, timestep.expand(len(x)), pooled, x.dtype)
-        return self.steered(self.conv_in(x) + features, embedding, context, context_mask, guess=guess)
+        hidden = self.conv_in(x) + features
+        return self.steered(hidden, embedding, context, context_mask, guess=guess, changes=changes)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gouache.errors import ShapeMismatch
 from gouache.models.conditioning.controlnet import ControlBody
 from gouache.models.configs import ControlNetConfig
-from gouache.models.unet import Residuals, time_and_pooled
+from gouache.models.unet import Changes, Residuals, time_and_pooled
 from gouache.nn.layers import EmbeddingMLP, sinusoidal_embedding
 
 KIND_WIDTH = 256
@@ -94,11 +94,12 @@ class ControlNetUnion(ControlBody):
         context_mask: Tensor | None = None,
         pooled: Tensor | None = None,
         guess: bool = False,
+        changes: Changes | None = None,
     ) -> Residuals:
         """One evaluation for all pictures.
 
         Args:
-            x, timestep, context, context_mask, pooled, guess: as in `ControlNet.forward`.
+            x, timestep, context, context_mask, pooled, guess, changes: as in `ControlNet.forward`.
             features: of each control picture, see `embed`. [B, C, h, w]
             kinds: what each picture shows, a number below the config's `union_types`.
             scales: how strongly each picture is seen; none = 1 for all.
@@ -128,4 +129,4 @@ class ControlNetUnion(ControlBody):
             for layer in self.transformer_layes:
                 token = layer(token)
             seen = seen + (one + self.spatial_ch_projs(token)[:, :, None, None]) * scale
-        return self.steered(seen, embedding, context, context_mask, guess=guess)
+        return self.steered(seen, embedding, context, context_mask, guess=guess, changes=changes)

@@ -143,6 +143,31 @@ class Outpaint(Config):
         return self
 
 
+class Region(Config):
+    """An area of the picture with a prompt of its own, which holds there for the network's attention."""
+
+    prompt: Text
+    """What is to be seen there."""
+    mask: ImageReference | None = None
+    """The area as a picture, white = here; grey is here in part."""
+    box: tuple[Fraction, Fraction, Fraction, Fraction] | None = None
+    """The area as a box: left, top, right, bottom as fractions of the picture."""
+    weight: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
+    """How much it counts: against other regions where they overlap; below 1 the prompt keeps the rest."""
+    feather: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    """Width over which its edge fades, as a fraction of the picture's shorter side."""
+    base: Fraction = 0.2
+    """Share that the picture's prompt keeps inside the area."""
+
+    @model_validator(mode="after")
+    def _is_one_area(self) -> Self:
+        if (self.mask is None) == (self.box is None):
+            raise ValueError("an area: either a mask or a box")
+        if self.box is not None and not (self.box[0] < self.box[2] and self.box[1] < self.box[3]):
+            raise ValueError("box as left, top, right, bottom with left < right and top < bottom")
+        return self
+
+
 class Hires(Config):
     """A second pass at a larger size: paint small, enlarge, paint over."""
 

@@ -21,6 +21,8 @@ MAX_BEST_OF = 64
 MAX_FRAMES = 1000
 MAX_CONTROLS = 8
 """ControlNets at once."""
+MAX_REGIONS = 8
+"""Areas with a prompt of their own."""
 MAX_IMAGE_PROMPTS = 4
 """Image prompts at once."""
 MAX_PROMPT_IMAGES = 8

@@ -109,6 +109,15 @@ def second_size(options: Hires, width: int, height: int, factor: int) -> SecondS
     return SecondSize(enlarged, (painted[0], painted[1]))
 
 
+def latent_sizes(first: Request, second: Request, factor: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width in latents of what the first pass painted, enlarged; and of its middle, which is painted on."""
+    size = whole = ((second.height or 0) // factor, (second.width or 0) // factor)
+    if follows(second):
+        enlarged = second_size(first.hires or Hires(), first.width or 0, first.height or 0, factor).enlarged
+        whole = max(enlarged[1] // factor, size[0]), max(enlarged[0] // factor, size[1])
+    return whole, size
+
+
 def middle_of(latents: Tensor, size: tuple[int, int]) -> Tensor:
     """The middle of some latents [B,C,H,W] at a smaller size (h, w); of an odd rest the larger half goes behind."""
     down, across = latents.shape[2] - size[0], latents.shape[3] - size[1]

@@ -26,6 +26,7 @@ from gouache.models.prior import Draw
 from gouache.models.quantizer import Quantizer
 from gouache.pipeline.generate.a1111_procedure import follows
 from gouache.pipeline.generate.guided import levels_of
+from gouache.pipeline.generate.regions import PlannedRegions, in_order, laid_out
 from gouache.pipeline.inputs.start import DRAFT, StartState, encode, input_kind
 from gouache.pipeline.inputs.tensors import to_image
 from gouache.pipeline.likelihood import prior_bits
@@ -61,7 +62,7 @@ def can_compose(bundle: ModelBundle) -> bool:
 
 @torch.no_grad()
 def compose(
-    bundle: ModelBundle, layout: Layout, draw: Callable[[str | None, str], DrawnThing]
+    bundle: ModelBundle, layout: Layout, draw: Callable[[str | None, str], DrawnThing], bare: Tensor | None = None
 ) -> tuple[Tensor, float | None]:
     """Draft every thing of a layout and lay the drafts together.
 
@@ -70,20 +71,34 @@ def compose(
         layout: what to draft, and where it goes.
         draw: draws the tokens of one text; None stands for the whole prompt. The second argument names the stream of
             random numbers, so that things differ.
+        bare: share of each place that the whole prompt's draft is seen in, under the things. [H,W]
 
     Returns:
         Normalised latents [1,C,h,w] of the quantizer's size, and the bits of all things together.
     """
     drawn = [draw(thing.words, f"prior/{number}") for number, thing in enumerate(layout.things)]
     things = [_picture(bundle, one.tokens) for one in drawn]
-    whole = _picture(bundle, draw(None, "prior").tokens) if layout.ground else None
-    canvas = Image.new("RGBA", things[0].size, (0, 0, 0, 0) if whole is None else _ground(whole))
+    alone = bare is None and not layout.ground and things
+    whole = None if alone else _picture(bundle, draw(None, "prior").tokens)
+    size = (whole or things[0]).size
+    canvas = Image.new("RGBA", size, (0, 0, 0, 0) if whole is None or not layout.ground else _ground(whole))
+    if whole is not None and bare is not None:
+        canvas.alpha_composite(_seen_in(whole, bare))
     for thing, picture in zip(layout.things, things, strict=True):
         cut = picture.crop(picture.getchannel("A").point(lambda a: 255 * (a >= SEEN)).getbbox())
         for place in thing.places:
             _lay(canvas, cut, place)
     scores = [one.score for one in drawn if one.score is not None]
     return encode(bundle, canvas), sum(scores) if scores else None
+
+
+def _seen_in(picture: Image.Image, bare: Tensor) -> Image.Image:
+    """The picture with the rest of it made transparent."""
+    share = F.interpolate(bare[None, None], size=picture.size[::-1], mode="area")[0, 0].cpu().numpy()
+    alpha = np.asarray(picture.getchannel("A")) * share
+    picture = picture.copy()
+    picture.putalpha(Image.fromarray(np.rint(alpha).astype(np.uint8)))
+    return picture
 
 
 def _picture(bundle: ModelBundle, tokens: Tensor) -> Image.Image:
@@ -127,23 +142,54 @@ class Draft:
     tokens: Tensor | None
     score: float | None
 
+    def notes(self, request: Request) -> list[str]:
+        """What the recipe says of it."""
+        if self.score is None:
+            return []
+        return [f"draft: {self.score:.1f} bits under the prompt, best of {request.best_of}"]
+
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """The things that a prompt lays out, and what encodes their words."""
+    """The things that a prompt or its regions lay out, and what encodes their words.
+
+    Attributes:
+        layout: the things.
+        encode: words -> their encoding.
+        bare: share of each place that the prompt's own draft is seen in, around the things; None = nowhere. [H,W]
+    """
 
     layout: Layout
     encode: Callable[[str], EncodedPrompt]
+    bare: Tensor | None = None
 
 
 def parts_of(
-    request: Request, bundle: ModelBundle, prompt: str, encode: Callable[[str], EncodedPrompt]
+    request: Request,
+    bundle: ModelBundle,
+    prompt: str,
+    encode: Callable[[str], EncodedPrompt] | None,
+    areas: Tensor | None = None,
+    regions: PlannedRegions | None = None,
 ) -> Parts | None:
-    """What to draft one by one for a prompt with its style; None where it is drafted as a whole."""
+    """What to draft one by one; None where the prompt is drafted as a whole.
+
+    Args:
+        request: resolved.
+        bundle: the model.
+        prompt: with its style.
+        encode: encodes words of the prompt; None if it lays nothing out.
+        areas: how much of each place lies in each region. [R,H,W]
+        regions: their texts, each of which is drafted in its area, whatever the prompt lays out.
+    """
     if request.prior is None or not request.prior.layout or not can_compose(bundle):
         return None
-    layout = read_layout(prompt)
-    return None if layout is None else Parts(layout, encode)
+    if areas is not None and regions is not None:
+        found, own = laid_out(request, areas, prompt), in_order(request, areas)[0]
+        plans = {region.prompt: plan for region, plan in zip(own, regions.plans, strict=True)}
+        return Parts(found.layout, lambda words: plans[words].at(1)[0][1], found.bare)
+    layout = None if encode is None else read_layout(prompt)
+    return None if layout is None or encode is None else Parts(layout, encode)
 
 
 @torch.no_grad()
@@ -195,7 +241,7 @@ def draft(
         return DrawnThing(attempts[best], float(bits[best]))
 
     if parts is not None and known is None:
-        latents, score = compose(bundle, parts.layout, likeliest)
+        latents, score = compose(bundle, parts.layout, likeliest, parts.bare)
         return Draft(_resized(latents, size), quantizer.encode(latents), score)
     whole = likeliest(None, "prior")
     return Draft(_resized(quantizer.decode(whole.tokens), size), whole.tokens, whole.score)

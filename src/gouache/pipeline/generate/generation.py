@@ -43,6 +43,7 @@ from gouache.pipeline.generate.guided import (
 from gouache.pipeline.generate.guiders import guiders_of
 from gouache.pipeline.generate.passes import Part, Pass, steering
 from gouache.pipeline.generate.refiner import Relay, handed_over, zeros_of
+from gouache.pipeline.generate.regions import planned_regions
 from gouache.pipeline.generate.sampler_settings import scaled_at_the_start
 from gouache.pipeline.generate.scheduler_levels import limit_of
 from gouache.pipeline.generate.second_pass import enlarged_start
@@ -55,7 +56,7 @@ from gouache.pipeline.output.a1111_text import infotext_of
 from gouache.pipeline.output.infotext import format_infotext
 from gouache.pipeline.output.metadata import OWN, PARAMETERS, ImageKind, encode_picture
 from gouache.pipeline.output.recipe import Recipe, machine_of, model_ref, package_versions, pixels_digest
-from gouache.pipeline.prompts.encode import PromptPlan, PromptReader
+from gouache.pipeline.prompts.encode import PromptPlan, PromptReader, styled_prompt
 from gouache.pipeline.request import Request
 from gouache.pipeline.resolve import second_pass
 
@@ -190,7 +191,10 @@ class Generation:
         if self.request.hires is None or request is not self.request:  # the last pass alone, as A1111
             texts = lambda model: self._texts(request, model, steps, earlier)  # noqa: E731
             refined = handed_over(request, self.bundle, levels, skipped, texts)
-        return Pass(request, sigmas, skipped, positive, negative, beside, listed, ratio, levels.sigmas, clock, refined)
+        plan = lambda text: self.reader.plan(text, steps, earlier=earlier)  # noqa: E731
+        regions = planned_regions((self.request, request), self.bundle, self.start_state.areas, plan)
+        found = Pass(request, sigmas, skipped, positive, negative, beside, listed, ratio, levels.sigmas, clock, refined)
+        return replace(found, regions=regions)
 
     def _texts(self, request: Request, model: ModelBundle, steps: int, earlier: int) -> tuple[PromptPlan, PromptPlan]:
         """Prompt and negative prompt as a model reads them."""
@@ -375,18 +379,12 @@ class Generation:
     def _prompted(self, one: Pass, start_state: StartState) -> PromptedDenoiser | InstructDenoiser:
         request = one.request
         numbers, negative_numbers = size_conditions(self.bundle, request)
-        inputs = NetworkInputs(start_state.draft, numbers, negative_numbers, *one.beside, request.noise_level)
+        beside = (request.noise_level, one.regions)
+        inputs = NetworkInputs(start_state.draft, numbers, negative_numbers, *one.beside, *beside)
         network = denoiser_of(self.bundle, request)
         empty = None if request.perp_neg is None else self.reader.encode("")
         guiders = guiders_of(request, self.bundle, one.counted_steps, empty)
         if input_kind(self.bundle) == INSTRUCT and start_state.draft is not None:
-            if len(one.positive.branches) > 1:
-                raise InvalidInput(
-                    "prompt",
-                    given="parts joined by AND",
-                    expected="one instruction for an instruct model",
-                    cure="Write it as one sentence, or edit in two goes.",
-                )
             image_scale = request.image_guidance_scale
             return InstructDenoiser(
                 self.bundle,
@@ -407,18 +405,13 @@ class Generation:
         if self.request.inversion is not None and self.start_state.latents is not None:
             own = own_draft(self.bundle, self.start_state.latents, self._latent_size(self.request))
             return own.latents.expand(len(seeds), -1, -1, -1), [[] for _ in seeds]
-        text, empty = self.passes[0].positive.at(1)[0][1], self.reader.encode("")
-        size, start = self._latent_size(self.request), self.start_state.latents
-        prompt = styled_prompt(self.request)
-        parts = None if self.mixed else parts_of(self.request, self.bundle, prompt, self.reader.encode)
-        drafts = [draft(self.request, self.bundle, text, empty, seed.seed, size, start, parts) for seed in seeds]
-        notes = [
-            []
-            if one.score is None
-            else [f"draft: {one.score:.1f} bits under the prompt, best of {self.request.best_of}"]
-            for one in drafts
-        ]
-        return torch.cat([one.latents for one in drafts]), notes
+        first, start = self.passes[0], self.start_state
+        text, empty = first.positive.at(1)[0][1], self.reader.encode("")
+        prompt, size = styled_prompt(self.request), self._latent_size(self.request)
+        encode = None if self.mixed else self.reader.encode
+        parts = parts_of(self.request, self.bundle, prompt, encode, start.areas, first.regions)
+        drafts = [draft(self.request, self.bundle, text, empty, one.seed, size, start.latents, parts) for one in seeds]
+        return torch.cat([one.latents for one in drafts]), [one.notes(self.request) for one in drafts]
 
     def _enlarged(
         self, latents: Tensor | None, drafted: Tensor | None, one: Pass, notes: list[list[str]]
@@ -476,10 +469,3 @@ class Generation:
             return image
         upscaler = find_upscaler(upscale.upscaler or LANCZOS, self.bundle)
         return enlarge_picture(image, upscale.factor, upscaler, seamless=self.request.seamless)
-
-
-def styled_prompt(request: Request) -> str:
-    """The prompt with its style in the words that models are trained on."""
-    if request.style is None:
-        return request.prompt
-    return f"{request.prompt}, {request.style} style" if request.prompt else f"{request.style} style"

@@ -24,6 +24,7 @@ from gouache.errors import InvalidInput
 from gouache.models.bundle import AESTHETIC_SCORE, LOW_AESTHETIC_SCORE, ModelBundle
 from gouache.models.denoiser import Condition, Steering, stack
 from gouache.models.family import SDXL_REFINER
+from gouache.models.regions import RegionTexts
 from gouache.models.scheduler_config import SchedulerConfig, number, sampler_of
 from gouache.pipeline.generate.a1111_procedure import follows, step_noise, tree_noise
 from gouache.pipeline.generate.guiders import Beside, Guiders
@@ -35,6 +36,7 @@ from gouache.pipeline.request import Request, SizeCondition
 if TYPE_CHECKING:
     from gouache.pipeline.generate.controlnets import TimedControl
     from gouache.pipeline.generate.image_prompts import TimedPictures
+    from gouache.pipeline.generate.regions import PlannedRegions
 
 NO_GUIDERS = Guiders()
 Network = Callable[[Tensor, Tensor, Condition], Tensor]
@@ -52,6 +54,7 @@ class NetworkInputs:
         controls: networks that steer, with the steps at which each does.
         pictures: what IP-Adapters show, with the steps at which each does.
         noise_level: of a small picture in `draft`.
+        regions: texts with areas of their own, beside the prompt.
     """
 
     draft: Tensor | None = None
@@ -60,6 +63,11 @@ class NetworkInputs:
     controls: tuple[TimedControl, ...] = ()
     pictures: tuple[TimedPictures, ...] = ()
     noise_level: int | None = None
+    regions: PlannedRegions | None = None
+
+    def region_texts(self, moment: int) -> tuple[RegionTexts, ...]:
+        """What a condition under the prompt is given of the regions at a step."""
+        return () if self.regions is None else (self.regions.at(moment),)
 
 
 class PromptedDenoiser:
@@ -202,9 +210,8 @@ class PromptedDenoiser:
         return list(self.network(repeated, sigma, rows).chunk(len(conditions)))
 
     def _condition(self, text: EncodedPrompt, *, negative: bool) -> Condition:
-        inputs = self.inputs
+        inputs, draft = self.inputs, self.inputs.draft
         numbers = inputs.numbers if not negative or inputs.negative_numbers is None else inputs.negative_numbers
-        draft = inputs.draft
         if negative and draft is not None and self.bundle.prior is not None:
             # The prior's draft is a condition as the text is, and was left out in training as the text was: so guidance
             # strengthens what both say. 11 points of R@1 over guiding by the text alone (docs/log.md).
@@ -219,21 +226,21 @@ class PromptedDenoiser:
             free_u=self.guiders.free_u_at(self.step),
             guidance=self._told,
             noise_level=self._noise_level,
+            regions=() if negative else inputs.region_texts(self._moment),
         )
 
     @property
     def _noise_level(self) -> Tensor | None:
         """[1] for a network that is told it."""
-        level = self.inputs.noise_level
-        told = level is not None and self.bundle.noise_levels > 0
-        return torch.tensor([level]) if told else None
+        told = self.inputs.noise_level is not None and self.bundle.noise_levels > 0
+        return torch.tensor([self.inputs.noise_level]) if told else None
 
     def _controls(self, *, negative: bool) -> tuple[Steering, ...]:
-        if not self.inputs.controls:
-            return ()
-        from gouache.pipeline.generate.controlnets import steering_at
+        if self.inputs.controls:
+            from gouache.pipeline.generate.controlnets import steering_at
 
-        return steering_at(self.inputs.controls, self.step, negative=negative)
+            return steering_at(self.inputs.controls, self.step, negative=negative)
+        return ()
 
 
 def denoiser_of(bundle: ModelBundle, request: Request) -> Network:
@@ -443,6 +450,13 @@ class InstructDenoiser:
         image_scale: float,
         guiders: Guiders = NO_GUIDERS,
     ) -> None:
+        if len(positive.branches) > 1:
+            raise InvalidInput(
+                "prompt",
+                given="parts joined by AND",
+                expected="one instruction for an instruct model",
+                cure="Write it as one sentence, or edit in two goes.",
+            )
         self.bundle, self.network, self.positive, self.negative = bundle, network, positive, negative
         self.inputs, self.guidance, self.image_scale = inputs, guidance, image_scale
         self.guiders = guiders
@@ -459,10 +473,13 @@ class InstructDenoiser:
         self.call = None if self.call is None else self.call + 1
         text = self.positive.at(moment)[0][1]
         if not guidance.sigma_low < float(sigma) <= guidance.sigma_high:
-            return self.network(x, sigma, self._condition(text, inputs.draft))
+            return self.network(x, sigma, self._condition(text, inputs.draft, inputs.region_texts(moment)))
         other = self.negative.at(moment)[0][1]
         blank = zeros_like(inputs.draft)
-        conditions = [self._condition(text, inputs.draft), self._condition(other, inputs.draft)]
+        conditions = [
+            self._condition(text, inputs.draft, inputs.region_texts(moment)),
+            self._condition(other, inputs.draft),
+        ]
         conditions.append(self._condition(other, blank))
         if text.context.shape == other.context.shape:
             rows = stack([condition.expand(len(x)) for condition in conditions])
@@ -475,7 +492,9 @@ class InstructDenoiser:
         parameterization, path = self.bundle.denoiser_config.parameterization, self.bundle.schedule.path
         return rescaled_denoised(guided, full, x, sigma, guidance.rescale, parameterization, path)
 
-    def _condition(self, text: EncodedPrompt, draft: Tensor) -> Condition:
+    def _condition(self, text: EncodedPrompt, draft: Tensor, regions: tuple[RegionTexts, ...] = ()) -> Condition:
         pooled = self.bundle.pooled_vector(text.pooled, self.inputs.numbers)
         free_u = self.guiders.free_u_at(self.step)
-        return Condition(context=text.context, mask=text.mask, pooled=pooled, draft=draft, free_u=free_u)
+        return Condition(
+            context=text.context, mask=text.mask, pooled=pooled, draft=draft, free_u=free_u, regions=regions
+        )

@@ -10,9 +10,10 @@ import torch
 from gouache.diffusion.rng import ImageSeed, slerp
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.generate.generation import Event, Generation, Painted, Progress, styled_prompt
+from gouache.pipeline.generate.generation import Event, Generation, Painted, Progress
 from gouache.pipeline.inputs.images import References
 from gouache.pipeline.inputs.start import StartState, prepare
+from gouache.pipeline.prompts.encode import styled_prompt
 from gouache.pipeline.prompts.syntax import branches
 from gouache.pipeline.request import Interpolation, Request
 

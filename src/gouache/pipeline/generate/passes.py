@@ -11,6 +11,7 @@ from torch import Tensor
 from gouache.pipeline.generate.a1111_procedure import TIMESTEP_SAMPLERS, PromptClock, follows
 from gouache.pipeline.generate.guided import counted_steps, steps_of
 from gouache.pipeline.generate.refiner import HandOver, leaves_at
+from gouache.pipeline.generate.regions import PlannedRegions
 from gouache.pipeline.prompts.encode import PromptPlan
 from gouache.pipeline.request import Request
 
@@ -56,6 +57,7 @@ class Pass:
         whole: the list that `sigmas` is the end of. [m + 1]
         clock: the steps that prompt editing counts, where they are others than the walk's.
         refined: where the refiner takes over, if there is one.
+        regions: texts with areas of their own, at this size.
     """
 
     request: Request
@@ -69,6 +71,7 @@ class Pass:
     whole: Tensor | None = None
     clock: PromptClock | None = None
     refined: HandOver | None = None
+    regions: PlannedRegions | None = None
 
     @property
     def prompt_steps(self) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.generate.a1111_procedure import follows, middle_of, second_size
+from gouache.pipeline.generate.a1111_procedure import follows, latent_sizes, middle_of
 from gouache.pipeline.generate.enlarge import enlarge_picture, find_upscaler
 from gouache.pipeline.inputs.start import StartState, encode
 from gouache.pipeline.request import Hires, Request
@@ -50,13 +50,9 @@ def enlarged_start(
         picture_of: decodes.
         notes: one list for each row, which gets what had to be done beyond the plain way.
     """
-    first, second = requests
-    options = first.hires or Hires()
-    factor = factor_of(bundle)
-    size = whole = ((second.height or 0) // factor, (second.width or 0) // factor)
-    if follows(second):
-        enlarged = second_size(options, first.width or 0, first.height or 0, factor).enlarged
-        whole = max(enlarged[1] // factor, size[0]), max(enlarged[0] // factor, size[1])
+    second = requests[1]
+    options = requests[0].hires or Hires()
+    whole, size = latent_sizes(*requests, factor_of(bundle))
     tiled = second.vae_tiling
     larger = enlarge_latents(bundle, latents, whole, options.upscaler, picture_of, tiled=tiled, notes=notes)
     if drafted is not None:

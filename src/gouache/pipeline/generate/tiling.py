@@ -102,7 +102,9 @@ class TiledNetwork:
                 controls = tuple(control.cut(*box, (height, width)) for control in condition.controls)
                 share = (top / height, (top + rows) / height, left / width, (left + columns) / width)
                 pictures = tuple(one.cropped(share) for one in condition.pictures)
-                part = replace(condition, draft=draft, controls=controls, pictures=pictures)
+                cut = {one: one.cut(place[1], place[2]) for one in condition.regions if one is not None}
+                regions = tuple(None if one is None else cut[one] for one in condition.regions)
+                part = replace(condition, draft=draft, controls=controls, pictures=pictures, regions=regions)
                 total[place] += self.network(x[place], sigma, part) * weight
                 weights[place] += weight
         return total / weights

@@ -12,8 +12,8 @@ from PIL import Image, ImageChops, ImageFilter
 from torch import Tensor
 
 from gouache.errors import InvalidInput
-from gouache.pipeline.inputs.images import paste_back, read_mask, soften, transparency_mask
-from gouache.pipeline.request import Mask
+from gouache.pipeline.inputs.images import fit, paste_back, read_mask, soften, transparency_mask
+from gouache.pipeline.request import Mask, ResizeMode
 
 Box = tuple[int, int, int, int]
 """Left, top, right, bottom in pixels."""
@@ -58,6 +58,14 @@ class Masked:
         full = Image.new(mode, self.whole.size)
         full.paste(part.convert(mode), (left, top))
         return paste_back(self.whole, full, self.soft)
+
+
+def cut_alike(picture: Image.Image, masked: Masked | None, mode: ResizeMode) -> Image.Image:
+    """A picture beside the starting picture, cut and brought to size as that was."""
+    if masked is None:
+        return picture
+    part = fit(picture, *masked.whole.size, mode).crop(masked.box)
+    return part if part.size == masked.part.size else part.resize(masked.part.size, Image.Resampling.LANCZOS)
 
 
 SNAP = 5

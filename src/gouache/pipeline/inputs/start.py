@@ -17,14 +17,16 @@ from gouache.checkpoints.load import no_vae
 from gouache.diffusion.rng import generator_for
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
+from gouache.models.turns import awake
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.generate.a1111_procedure import follows, skipped_steps
 from gouache.pipeline.inputs.a1111_masks import A1111Masked, cut_like_a1111, mask_of, resized
 from gouache.pipeline.inputs.images import References, fit, on_background
-from gouache.pipeline.inputs.masks import Masked, cut, filled, full_mask, grey_share, latent_mask
+from gouache.pipeline.inputs.masks import Masked, cut, cut_alike, filled, full_mask, grey_share, latent_mask
+from gouache.pipeline.inputs.regions import region_areas
 from gouache.pipeline.inputs.small_picture import small_picture
 from gouache.pipeline.inputs.tensors import to_tensor
-from gouache.pipeline.request import Mask, Request, ResizeMode
+from gouache.pipeline.request import Mask, Request
 
 
 def unchanged(picture: Image.Image) -> Image.Image:
@@ -62,6 +64,7 @@ class StartState:
         around: starting picture and hard mask, for an autoencoder whose decoder looks at both. [1,3,H,W], [1,1,H,W]
         hints: the control pictures, in the request's order, cut as the starting picture is.
         prompted: the pictures and the mask of each image prompt, in the request's order.
+        areas: how much of each place lies in each region, in the request's order. [R,H,W] in pixels, or fewer
         finish: what is done to the painted picture at the end, such as putting back what must not change.
     """
 
@@ -76,6 +79,7 @@ class StartState:
     around: tuple[Tensor, Tensor] | None = None
     hints: tuple[Image.Image, ...] = ()
     prompted: tuple[PromptPictures, ...] = ()
+    areas: Tensor | None = None
     finish: Callable[[Image.Image], Image.Image] = unchanged
 
     @property
@@ -156,9 +160,9 @@ def prepare(request: Request, bundle: ModelBundle, references: References) -> Pr
         if request.init_image is None:
             raise _needs("init_image", "a small picture to enlarge", "--init FILE")
         small = small_picture(references.picture(request.init_image), request, bundle)
-        return Prepared(StartState(draft=small, hints=_hints(None, request, references)), ())
+        return Prepared(_beside(StartState(draft=small), None, request, references), ())
     if request.init_image is None:
-        blank = StartState(hints=_hints(None, request, references), prompted=_prompted(None, request, references))
+        blank = _beside(StartState(), None, request, references)
         return Prepared(_with_inputs(blank, None, None, kind, request, bundle, references, notes), tuple(notes))
     picture = references.picture(request.init_image)
     masked: Masked | None = None
@@ -169,8 +173,7 @@ def prepare(request: Request, bundle: ModelBundle, references: References) -> Pr
         masked = _masked(picture, kind, request, bundle, references, notes)
         part = masked.part
         start_state = _masked_start(masked, request, bundle, notes)
-    hints, prompted = _hints(masked, request, references), _prompted(masked, request, references)
-    start_state = replace(start_state, hints=hints, prompted=prompted)
+    start_state = _beside(start_state, masked, request, references)
     start_state = _with_inputs(start_state, part, masked, kind, request, bundle, references, notes)
     if kind == INSTRUCT and not follows(request):
         return Prepared(replace(start_state, latents=None), tuple(notes))
@@ -290,11 +293,10 @@ def _with_inputs(
     notes: list[str],
 ) -> StartState:
     """Add the channels that the network wants beside the latents."""
-    if kind == INPAINT and isinstance(masked, A1111Masked):
-        return replace(start_state, draft=_inpaint_channels(part, masked, request, bundle, notes))
     if kind == INPAINT:
         # Such a network was trained to leave the rest alone by itself: nothing is blended while it paints.
-        return replace(_merged(start_state), draft=_inpaint_channels(part, masked, request, bundle, notes))
+        kept = start_state if isinstance(masked, A1111Masked) else _merged(start_state)
+        return replace(kept, draft=_inpaint_channels(part, masked, request, bundle, notes))
     if kind == INSTRUCT:
         if part is None or start_state.latents is None:
             raise _needs("init_image", "a picture to change", "--init FILE")
@@ -347,7 +349,7 @@ def _depth_channel(picture: Image.Image, masked: Masked | None, request: Request
     """A depth map at the latents' size, stretched to [-1, 1]; of a masked picture the part that is worked on.
     [1,1,h,w]"""
     factor = bundle.vae.config.downscale
-    picture = _cut_alike(picture, masked, request.resize_mode)
+    picture = cut_alike(picture, masked, request.resize_mode)
     grey = fit(picture.convert("RGB"), request.width or 0, request.height or 0, request.resize_mode)
     values = to_tensor(grey, 3).mean(0)[None, None]  # [1,1,H,W]
     small = F.interpolate(
@@ -357,11 +359,17 @@ def _depth_channel(picture: Image.Image, masked: Masked | None, request: Request
     return 2.0 * (small - low) / (high - low).clamp_min(1e-6) - 1.0
 
 
+def _beside(start: StartState, masked: Masked | None, request: Request, references: References) -> StartState:
+    """The start with what else the request shows: control pictures, image prompts, areas of regions."""
+    hints, prompted = _hints(masked, request, references), _prompted(masked, request, references)
+    return replace(start, hints=hints, prompted=prompted, areas=region_areas(request, masked, references))
+
+
 def _hints(masked: Masked | None, request: Request, references: References) -> tuple[Image.Image, ...]:
     """The control pictures; of a masked picture the part that is worked on, where `inpaint` hides what is masked."""
     found = []
     for one in request.control:
-        picture = _cut_alike(references.picture(one.image), masked, one.resize_mode or request.resize_mode)
+        picture = cut_alike(references.picture(one.image), masked, one.resize_mode or request.resize_mode)
         if one.preprocessor == "inpaint" and masked is not None:
             picture = picture.convert("RGB")
             picture.putalpha(ImageChops.invert(masked.hard))
@@ -381,17 +389,9 @@ def _prompted(masked: Masked | None, request: Request, references: References) -
     found = []
     for one in request.image_prompts:
         mask = None if one.mask is None else on_background(references.picture(one.mask), "black")
-        part = None if mask is None else _cut_alike(mask, masked, request.resize_mode)
+        part = None if mask is None else cut_alike(mask, masked, request.resize_mode)
         found.append(PromptPictures(tuple(references.picture(name) for name in one.images), part))
     return tuple(found)
-
-
-def _cut_alike(picture: Image.Image, masked: Masked | None, mode: ResizeMode) -> Image.Image:
-    """A picture beside the starting picture, cut and brought to size as that was."""
-    if masked is None:
-        return picture
-    part = fit(picture, *masked.whole.size, mode).crop(masked.box)
-    return part if part.size == masked.part.size else part.resize(masked.part.size, Image.Resampling.LANCZOS)
 
 
 ENCODED_AGAIN = "the encoder overflowed in half precision and was run again in float32"
@@ -448,7 +448,7 @@ def encode_tensor(
 
 
 def _encoded(vae: AutoencoderKL, tensor: Tensor, *, tiled: bool) -> Tensor:
-    weight = next(vae.parameters())
+    weight = next(awake(vae).parameters())
     given = tensor.to(weight.device, weight.dtype)
     moments = vae.encode_in_tiles(given) if tiled else vae.encode(given)
     return vae.normalise(moments.mode()).float()

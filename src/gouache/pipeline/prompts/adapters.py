@@ -33,10 +33,11 @@ from gouache.checkpoints.adapters.peft_config import CONFIG_FILE
 from gouache.checkpoints.adapters.preprocessor_library import DRAWN, find_preprocessor
 from gouache.checkpoints.adapters.preprocessor_library import KIND as PREPROCESSOR
 from gouache.checkpoints.formats.header import open_header, read_header
-from gouache.errors import CorruptCheckpoint, ModelNotFound
+from gouache.errors import CorruptCheckpoint, InvalidInput, ModelNotFound
 from gouache.models.bundle import ModelBundle
 from gouache.models.text.clip import TextEncoder
 from gouache.models.text.stack import TextStack
+from gouache.models.turns import turns_of
 from gouache.pipeline.output.recipe import AdapterRef, model_sha256
 from gouache.pipeline.prompts.syntax import AdapterTag, adapter_tags
 from gouache.pipeline.prompts.textual_inversion import with_words
@@ -146,6 +147,13 @@ class Adapters:
         words = self._words(request, _bundled(file for file, _ in tags))
         if not tags and not words:
             return Adapted(self.bundle)
+        if turns_of(self.bundle.unet) is not None:
+            raise InvalidInput(
+                "prompt",
+                given="an adapter for a model whose networks take turns in memory",
+                expected="a model that is loaded whole, into which it is merged",
+                cure="Leave out --sequential, or the adapter's name.",
+            )
         files = [*(file for file, _ in tags), *words.values()]
         key = (tuple(tag for _, tag in tags), tuple(words), tuple((file.path, _stamps(file.path)) for file in files))
         if self._last is None or self._last[0] != key:
@@ -182,6 +190,7 @@ class Adapters:
         texts += [request.prompt_2 or "", request.negative_prompt_2 or ""]
         texts += [request.inversion.source_prompt] if request.inversion else []
         texts += [request.interpolation.prompt or ""] if request.interpolation else []
+        texts += [region.prompt for region in request.regions]
         known = {**self.folder.embeddings(), **bundled}
         if not known:
             return {}
@@ -340,5 +349,5 @@ def _merged(weight: Tensor, terms: list[tuple[float, LayerDelta]], name: str) ->
 def _stack_of(stack: TextStack, encoders: Sequence[nn.Module]) -> TextStack:
     """The same stack around other encoders."""
     made = copy.copy(stack)
-    made._modules = {"encoders": nn.ModuleList(encoders)}
+    made._modules = {**stack._modules, "encoders": nn.ModuleList(encoders)}
     return made

@@ -31,7 +31,7 @@ from gouache.pipeline.prompts.syntax import (
     without_tags,
 )
 from gouache.pipeline.prompts.textual_inversion import TokenizerWithWords
-from gouache.pipeline.request import Emphasis
+from gouache.pipeline.request import Emphasis, Request
 
 COMMA_REACH = 20
 """A chunk that is full ends at a comma if one is among its last so many tokens (A1111's default)."""
@@ -39,6 +39,13 @@ MAX_CHUNKS = 32
 T5_WITHOUT_MEAN = "emphasis: T5 has no steady mean; weights act without keeping it, as no_norm"
 Texts = tuple[str, str | None, str | None]
 """A prompt, that of the second text encoder and that of T5; None = the prompt."""
+
+
+def styled_prompt(request: Request) -> str:
+    """The prompt with its style in the words that models are trained on."""
+    if request.style is None:
+        return request.prompt
+    return f"{request.prompt}, {request.style} style" if request.prompt else f"{request.style} style"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["Layout", "Place", "Thing", "read_layout"]
+__all__ = ["Layout", "Place", "Thing", "names_a_ground", "read_layout"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +127,15 @@ def read_layout(prompt: str) -> Layout | None:
         if things := reader(sentence):
             return Layout(tuple(Thing(beside.format(thing.words), thing.places) for thing in things), ground)
     return None
+
+
+def names_a_ground(prompt: str) -> bool:
+    """Whether a prompt names a background other than a transparent one.
+
+    >>> names_a_ground("a cat on a blue background"), names_a_ground("a cat, transparent background")
+    (True, False)
+    """
+    return bool(prompt.strip()) and _clauses(prompt)[2]
 
 
 def _clauses(prompt: str) -> tuple[str, str, bool]:

@@ -95,6 +95,7 @@ def _check_texts(request: Request, limits: Limits) -> None:
         texts["interpolation.prompt"] = request.interpolation.prompt
     if request.inversion is not None:
         texts["inversion.source_prompt"] = request.inversion.source_prompt
+    texts |= {f"regions[{number}].prompt": region.prompt for number, region in enumerate(request.regions)}
     for where, text in texts.items():
         if len(text) > limits.prompt:
             raise InvalidInput(where, given=f"{len(text)} characters", expected=f"at most {limits.prompt}")
@@ -189,7 +190,8 @@ def _check_size(request: Request, limits: Limits) -> None:
     frames = request.interpolation.frames if request.interpolation else 1
     pixels = _pixels(request)
     count = request.count * frames
-    # Prompt and negative prompt are two rows of a call; a guider's pass is one, and a ControlNet half of two.
+    # Prompt and negative prompt are two rows of a call; a guider's pass is one, and a ControlNet half of two. A region
+    # costs an attention to its text, a small part of one.
     passes = sum(group is not None for group in (request.pag, request.slg, request.sag, request.perp_neg))
     work = count * steps * max(pixels, _tiled(request)) * (2 + passes + len(request.control)) // 2
     for where, given, limit, unit in (

@@ -163,10 +163,10 @@ class _Reader:
                 self.graph.note(f"{one.node} paints over the picture once more; it is left out")
         self._note_way(nodes)
         encoded = Conditionings(self.graph, self.texts)
-        texts = prompts_of(self.graph, encoded, main)
+        width, height = _size_of(self.graph, main.latents) or self._own_size(main, later)
+        texts = prompts_of(self.graph, encoded, main, (width, height))
         guiders, self.understood = guiders_of(self.graph, self._guiding(main))
         loras, model = self._model(main.model)
-        width, height = _size_of(self.graph, main.latents) or self._own_size(main, later)
         self._note_start(main, refined=bool(refiner))
         return {
             **texts,

@@ -11,8 +11,16 @@ from typing import Any
 
 from gouache.pipeline.fields.values import MAX_SIDE, MIN_SIDE
 from gouache.pipeline.output.comfyui.graph import Graph
+from gouache.pipeline.output.comfyui.regions import regions_of
 from gouache.pipeline.output.comfyui.sampling import Sampling
-from gouache.pipeline.output.comfyui.texts import Conditionings, Part, in_a1111s_words, prompt_of
+from gouache.pipeline.output.comfyui.texts import (
+    Conditionings,
+    Part,
+    alone_everywhere,
+    in_a1111s_words,
+    in_boxes,
+    prompt_of,
+)
 
 _NUMBERS = {
     "original_width": "width",
@@ -25,13 +33,16 @@ _NUMBERS = {
 """Our name of a number -> the node's."""
 
 
-def prompts_of(graph: Graph, encoded: Conditionings, main: Sampling) -> dict[str, Any]:
+def prompts_of(
+    graph: Graph, encoded: Conditionings, main: Sampling, size: tuple[int | None, int | None] = (None, None)
+) -> dict[str, Any]:
     """The prompts of a sampler for each of SDXL's encoders (once, where both read the same), and the rule of emphasis.
 
     Args:
         graph: takes the notes.
         encoded: follows the wires.
         main: the sampler.
+        size: width and height of the picture, as far as they are known, for prompts on parts of it.
     """
     positive = encoded.parts(main.positive, "positive")
     negative = encoded.parts(main.negative, "negative") if main.negative is not None else []
@@ -41,8 +52,17 @@ def prompts_of(graph: Graph, encoded: Conditionings, main: Sampling) -> dict[str
         graph.note("the negative prompt could not be followed and is left out")
     found: dict[str, Any] = {"prompt": None, "negative_prompt": None}
     joined = False
-    for suffix, parts in _by_encoder(positive):
+    positive = alone_everywhere(positive, graph)
+    everywhere = None if positive is None else [part for part in positive if part.area is None]
+    for suffix, parts in _by_encoder(everywhere):
         found[f"prompt{suffix}"], joined = prompt_of(parts, graph)
+    boxed, boxes_joined = in_boxes(positive or [], graph, joined=joined)
+    if boxes_joined and not joined:
+        joined = True
+        found |= {name: in_a1111s_words(text) for name, text in found.items() if text}
+    regions = regions_of(boxed, bool(everywhere), (size[0], size[1]) if size[0] and size[1] else None, graph)
+    if regions:
+        found["regions"] = regions
     for suffix, parts in _by_encoder(negative):
         text, _ = prompt_of(parts, graph, negative=True)
         found[f"negative_prompt{suffix}"] = in_a1111s_words(text) if joined and text else text

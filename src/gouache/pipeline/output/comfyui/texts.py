@@ -14,6 +14,7 @@ from itertools import pairwise
 
 from gouache.errors import InvalidInput
 from gouache.pipeline.output.comfyui.graph import LONGEST_WALK, Graph, Node
+from gouache.pipeline.output.comfyui.regions import Area, area_of
 from gouache.pipeline.prompts.syntax import sections
 from gouache.pipeline.request import MAX_PROMPT
 
@@ -131,12 +132,14 @@ class Part:
         second: the same for SDXL's second encoder, where it reads others; None = it reads the same.
         start: share of the steps after which it holds.
         end: share of the steps up to which it holds.
+        area: the box of the picture that it holds in; None = all of it.
     """
 
     chunks: tuple[str, ...]
     start: float = 0.0
     end: float = 1.0
     second: tuple[str, ...] | None = None
+    area: Area | None = None
 
     @property
     def for_second(self) -> Part:
@@ -197,6 +200,10 @@ class Conditionings:
             return parts and [
                 replace(part, start=float(start or 0), end=float(1 if stop is None else stop)) for part in parts
             ]
+        area = area_of(node, self.graph) if role == "positive" else None
+        if area is not None:
+            parts = self.parts(inputs.get("conditioning"), role)
+            return parts and [replace(part, area=area) for part in parts]
         return self._from_node(node, slot, role)
 
     def _concatenated(self, first: object, then: object, role: str) -> list[Part] | None:
@@ -307,6 +314,30 @@ def in_a1111s_words(text: str) -> str:
         plain = re.sub(r"\b(AND|BREAK)\b", lambda found: found[0].lower(), plain)
         words.append(plain if span.weight == 1.0 else f"({plain}:{span.weight:g})")
     return "".join(words)
+
+
+def alone_everywhere(parts: list[Part] | None, graph: Graph) -> list[Part] | None:
+    """A prompt that is laid on a box and is the only one, as the whole picture's: nothing else says what is around."""
+    if parts is None or len(parts) != 1 or parts[0].area is None:
+        return parts
+    graph.note(f"{parts[0].area.node} lays the only prompt on a part of the picture; here it holds for all of it")
+    return [replace(parts[0], area=None)]
+
+
+def in_boxes(parts: list[Part], graph: Graph, *, joined: bool) -> tuple[list[tuple[str, Area]], bool]:
+    """The prompts that hold in boxes, and whether they are in A1111's language, which they are if others are."""
+    boxed = [part for part in parts if part.area is not None]
+    joined = joined or any(len(part.chunks) > 1 for part in boxed)
+    found = []
+    for part in boxed:
+        if part.start > 0 or part.end < 1:
+            graph.note(
+                f"a prompt of a box held from {part.start:g} to {part.end:g} of the steps; here it holds for all"
+            )
+        text = " BREAK ".join(map(_safe_words, part.chunks)) if joined else part.chunks[0]
+        if part.area is not None:
+            found.append((text, part.area))
+    return found, joined
 
 
 def prompt_of(parts: list[Part], graph: Graph, *, negative: bool = False) -> tuple[str, bool]:

@@ -1,0 +1,1 @@
+"""Merges models and LoRA files into new ones, tensor by tensor."""
