@@ -324,6 +324,9 @@ def test_which_files_are_chosen() -> None:
         "v1-5-pruned.safetensors"
     ]
     assert choose(["only.ckpt", "run.py"]) == ["only.ckpt"]
+    third = ["model_index.json", "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"]
+    third += ["text_encoder_3/config.json", "text_encoder_3/model.safetensors", "tokenizer_3/spiece.model"]
+    assert choose([*third, "sd3_medium.safetensors", "tokenizer_3/tokenize.py"]) == third
     peft = ["adapter_config.json", "adapter_model.safetensors"]
     assert choose(["README.md", *peft, "x.py"]) == peft
     assert choose(["model.json", "unet.safetensors", "vae.safetensors", "vocab.txt", "x.py"]) == [

@@ -227,7 +227,6 @@ def test_what_does_not_fit_is_refused_with_its_names(
     assert len(load_file(other / VAE)) > len(tensors)
     with pytest.raises(IncompatibleCheckpoint, match=r"vae.*unexpected.*resnets"):
         merge([bench.a, other], out)
-    merge([bench.a, other], tmp_path / "taken", MergePlan(vae=1))
     for plan, words in (
         (MergePlan(weights=(0.1, 0.2)), "one for each model"),
         (MergePlan("add-difference"), "A [+] m"),
@@ -292,6 +291,7 @@ def test_a_lora_is_merged_into_a_model(bench: Bench, tmp_path: Path) -> None:
         merge([bench.a], tmp_path / "no", MergePlan(loras=(LoraToMerge(stranger),)))
 
 
+@pytest.mark.slow
 def test_a_difference_of_full_rank_is_the_tuned_model_again(bench: Bench, tmp_path: Path) -> None:
     lora = tmp_path / "lora.safetensors"
     notes = extract_lora(bench.b, bench.a, lora, rank=1024, conv_rank=1024, dtype=torch.float32)
@@ -339,6 +339,7 @@ def test_a_difference_of_a_rank_is_the_closest_and_diffusers_loads_it(bench: Ben
             extract_lora(bench.b, bench.a, tmp_path / "none.safetensors", rank=rank)
 
 
+@pytest.mark.slow
 def test_an_sdxl_lora_has_kohyas_names_and_goes_back(published: Callable[[str], Path], tmp_path: Path) -> None:
     plain = published("sdxl")
     tuned = tmp_path / "tuned"

@@ -20,10 +20,12 @@ from typer.testing import CliRunner
 from gouache.checkpoints.convert import convert
 from gouache.checkpoints.formats.safetensors import load_tensors, save_tensors
 from gouache.checkpoints.load import identify, load_bundle
+from gouache.checkpoints.model_defaults import generation_defaults
 from gouache.checkpoints.save import Format
 from gouache.cli.main import app
 from gouache.errors import GouacheError, IncompatibleCheckpoint
 from gouache.models.bundle import ModelBundle
+from gouache.models.configs import DenoiserConfig
 
 if TYPE_CHECKING:
     from tests.pipeline.sd3_twins import Sd3Twins
@@ -153,7 +155,7 @@ def test_the_first_clips_missing_projection_is_the_identity(single: Callable[[st
     bundle = load_bundle(tmp_path / "model.safetensors")
     assert torch.equal(bundle.text.encoders[0].text_projection.weight, torch.eye(width))
     assert bundle.defaults.sampler == "euler"
-    assert (bundle.defaults.schedule, bundle.defaults.num_inference_steps) == ("model", 28)
+    assert (bundle.defaults.schedule, bundle.defaults.num_inference_steps) == ("model", 40)
     assert bundle.denoiser_config.schedule.shift == 3.0
     assert (bundle.vae.config.scale, bundle.vae.config.shift) == (1.5305, 0.0609)
     convert(tmp_path / "model.safetensors", tmp_path / "folder", "diffusers")
@@ -177,6 +179,25 @@ def test_a_file_without_text_encoders_says_so_and_takes_those_beside_it(
         save_tensors(folder / f"{prefix.split('.')[1]}.safetensors", one)
     found = load_bundle(folder)
     assert_same(tensors_of(found), tensors_of(load_bundle(single("3.5 large"))))
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "steps", "scale"),
+    [
+        ("3 medium", "sd3_medium", 28, 7.0),
+        ("3.5 medium", "sd3.5_medium", 40, 4.5),
+        ("3.5 large", "sd3.5_large", 28, 3.5),
+        ("3.5 large", "SD3.5-Large-Turbo", 4, 1.0),
+    ],
+)
+def test_steps_and_guidance_are_those_of_the_published_cards(
+    sd3: Sd3Twins, tmp_path: Path, kind: str, name: str, steps: int, scale: float
+) -> None:
+    (tmp_path / name).symlink_to(sd3.path(kind))
+    identity = identify(tmp_path / name)
+    defaults = generation_defaults(tmp_path / name, identity, DenoiserConfig())
+    assert (defaults.num_inference_steps, defaults.guidance_scale) == (steps, scale)
+    assert (defaults.sampler, defaults.schedule, defaults.width) == ("euler", "model", 32)
 
 
 def test_inspect_says_which_it_is(single: Callable[[str], Path]) -> None:

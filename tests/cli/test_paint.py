@@ -102,11 +102,29 @@ def test_options_become_the_request_they_name() -> None:
     with pytest.raises(InvalidInput, match="ADAPTER:"):
         request_values(specs, {"image_prompts": ["faces:"]})
     assert request_values(specs, {"control": []}) == {}
+    areas = [("0,0,.5,1,weight=2,feather=0.1", "a red apple"), ("a,b.png,base=0", "")]
+    box, mask = Request.from_dict(request_values(specs, {"region": areas})).regions
+    assert (box.box, box.weight, box.feather, box.prompt) == ((0, 0, 0.5, 1), 2, 0.1, "a red apple")
+    assert (mask.mask, mask.base, mask.prompt) == ("a,b.png", 0, "")
+    for area in ("", "weight=2", "0,0,.5,1,colour=red"):
+        with pytest.raises(InvalidInput, match="AREA"):
+            request_values(specs, {"region": [(area, "a cup")]})
     with pytest.raises(InvalidInput, match="MODEL:PICTURE"):
         request_values(specs, {"control": ["edges.png"]})
     assert request_values(specs, {}) == {}
     with pytest.raises(InvalidInput, match="numbers"):
         request_values(specs, {"sigmas": "a,b"})
+
+
+def test_regions_take_two_values_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    areas = ("--region", "0,0,.5,1", "a red apple", "--region", ".5,0,1,1,base=0", "a blue cup")
+    code, out = run_here("paint", "fruit", *QUICK, *areas, "--seed", "7", monkeypatch=monkeypatch, folder=tmp_path)
+    assert (code, out.split()) == (0, ["fruit-7.png"])
+    regions = read_recipe(tmp_path / "fruit-7.png").request.regions
+    assert [(one.prompt, one.box, one.base) for one in regions] == [
+        ("a red apple", (0, 0, 0.5, 1), 0.2),
+        ("a blue cup", (0.5, 0, 1, 1), 0),
+    ]
 
 
 def test_pictures_are_written_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

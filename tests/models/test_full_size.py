@@ -113,6 +113,7 @@ def test_stable_diffusion_3_5_medium_at_full_size(agree: Agreement) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # twenty trillion multiplications take minutes on a core
 def test_stable_diffusion_3_5_medium_takes_a_step_at_1024_pixels_in_memory() -> None:
     """In bfloat16: 4.5 GB of weights, 4,096 tokens of the picture and 333 of the text."""
     with torch.device("meta"):

@@ -171,6 +171,11 @@ def test_other_samplers_walk_the_models_levels(sd3: Sd3Twins, sampler: str) -> N
         ({"freeu": {}}, InvalidInput, "freeu"),
         ({"seamless": "both"}, InvalidInput, "seamless"),
         ({"control": [{"model": "canny", "image": "a.png"}]}, InvalidInput, "control"),
+        (
+            {"regions": [{"prompt": "a cup", "box": (0.0, 0.0, 0.5, 1.0)}]},
+            InvalidInput,
+            "(?s)regions: .*sd3.*cross-attention.*Leave them out",
+        ),
         ({"width": 104}, InvalidInput, "at most 96 pixels"),
         ({"hires": {"scale": 4.0}}, InvalidInput, "at most 96 pixels"),
         ({"size_condition": {"crop_left": 4}}, InvalidInput, "size_condition"),

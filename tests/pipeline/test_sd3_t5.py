@@ -22,6 +22,7 @@ from gouache.checkpoints.t5_vocabulary import t5_tokenizer
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, InvalidInput, ModelNotFound, UnknownFamily
 from gouache.models.configs import T5Config
 from gouache.models.text.unigram import UnigramTokenizer, published_vocabulary
+from gouache.pipeline.diffusers_api import StableDiffusionPipeline
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
 
@@ -81,6 +82,24 @@ def test_a_folder_with_t5_paints_as_in_diffusers(both: WithT5, more: dict[str, A
     request = REQUEST.replace(more)
     theirs = {name: text for name, text in more.items() if name != "max_sequence_length"}
     assert psnr(both.ours(KIND), request, both.their_picture(both.theirs(KIND), request, **theirs)) >= 60
+
+
+def test_the_lines_of_diffusers_work_with_the_import_changed(both: WithT5) -> None:
+    call: dict[str, Any] = {
+        "prompt": "a red apple",
+        "prompt_3": "a fox",
+        "negative_prompt": "dogs",
+        "negative_prompt_3": "grey",
+        "max_sequence_length": 77,
+        "num_inference_steps": 2,
+        "guidance_scale": 4.0,
+        "height": 32,
+        "width": 32,
+    }
+    images = StableDiffusionPipeline(both.ours(KIND))(**call, generator=torch.Generator().manual_seed(3)).images
+    theirs = both.theirs(KIND)(**call, generator=torch.Generator().manual_seed(3), output_type="np").images[0]
+    error = np.asarray(images[0], dtype=np.float64) / 255 - np.round(theirs.astype(np.float64) * 255) / 255
+    assert -10 * np.log10(np.mean(error**2) + 1e-12) >= 60
 
 
 def test_every_layout_keeps_t5_bit_for_bit(both: WithT5, tmp_path: Path) -> None:

@@ -15,10 +15,10 @@ from gouache.checkpoints.identify import identify, read_card, vocabulary_of
 from gouache.checkpoints.load import (
     check_loadable,
     denoiser_config,
-    generation_defaults,
     model_name,
     with_recorded_latents,
 )
+from gouache.checkpoints.model_defaults import generation_defaults
 from gouache.checkpoints.networks import build_on_meta, open_part, plan, read_planned
 from gouache.checkpoints.save import Format, ModelToWrite, NetworkToWrite, write_model
 from gouache.checkpoints.t5_vocabulary import t5_tokenizer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -10,8 +11,8 @@ from gouache.checkpoints.adapters.kinds import find_adapter, name_foreign
 from gouache.checkpoints.foreign import RUN_ELSEWHERE, name_relative, name_stranger, with_model
 from gouache.checkpoints.formats.gguf import ARCHITECTURE
 from gouache.checkpoints.formats.header import Header, TensorInfo, few
-from gouache.checkpoints.left_out import rest_of
 from gouache.checkpoints.packed import check_packing, name_packing
+from gouache.checkpoints.recorded import EDM_SAMPLING, few_steps_of_file, prediction_of
 from gouache.checkpoints.shapes import (
     MMDIT,
     T5_BIAS,
@@ -27,7 +28,6 @@ from gouache.checkpoints.shapes import (
 from gouache.config import Config
 from gouache.errors import UnknownFamily
 from gouache.models.configs import (
-    GenerationDefaults,
     MMDiTConfig,
     NetworkConfig,
     T5Config,
@@ -36,7 +36,7 @@ from gouache.models.configs import (
     VAEConfig,
 )
 from gouache.models.family import SD1, SD2, SD3, SDXL, SDXL_REFINER, UNKNOWN, family_named
-from gouache.models.few_steps import TOLD_CONSISTENCY, FewSteps, few_steps_of
+from gouache.models.few_steps import FewSteps
 
 if TYPE_CHECKING:  # headers are read without torch
     from gouache.diffusion.parameterization import Parameterization
@@ -53,8 +53,6 @@ FAMILY_OF_TEXT_WIDTH = {768: SD1, 1024: SD2, 1280: SDXL}
 VIT_H_LAYERS = 24
 CONFIG_KEY = "gouache.config."
 """Files that gouache wrote carry each part's config in their metadata under this and the part's name."""
-DEFAULTS_KEY = "gouache.defaults"
-"""Single files that gouache wrote of few-step models carry the settings that such a model is painted with."""
 
 # (part, prefix in the file, naming, a tensor that is there if the part is)
 MARKS: tuple[tuple[str, str, Naming, str], ...] = (
@@ -84,19 +82,27 @@ MARKS: tuple[tuple[str, str, Naming, str], ...] = (
     ("text_encoder", "", "ours", TOKEN_EMBEDDING["ours"]),
     ("text_encoder", "", "open_clip", TOKEN_EMBEDDING["open_clip"]),
 )
-EDM_SAMPLING = {
-    "edm_mean": "EDMDPMSolverMultistepScheduler: dpmpp_2m, schedule model",
-    "edm_vpred.sigma_max": "EDMEulerScheduler: euler, schedule model",
-}
-"""Mark of an EDM network -> the scheduler that its levels are those of, as folders' `Scheduler.taken` says it."""
-RECORDED_PREDICTIONS: Mapping[str, Parameterization] = {
-    "epsilon": "eps",
-    "v": "v",
-    "v_prediction": "v",
-    "sample": "x0",
-    "x0": "x0",
-}
-"""What the metadata of single files call a network's output."""
+SCHEDULE_TABLES = re.compile(
+    r"^(betas|alphas_cumprod(_prev)?|sqrt_.*alphas_cumprod|log_one_minus_alphas_cumprod|posterior_.*|lvlb_weights"
+    r"|logvar|denoiser\.(sigmas|log_sigmas)|(model\.)?model_sampling\.\w+)$"
+)
+LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
+    (re.compile(r"(^|\.)model_ema\."), "the EMA copy of the weights"),
+    (SCHEDULE_TABLES, "tables of the noise schedule"),
+    (re.compile(r"\.(position_ids|attn_mask)$|^position_ids$"), "constant buffers"),
+    (re.compile(r"(^|\.)logit_scale$"), "CLIP's logit scale, used in its training only"),
+    (re.compile(r"^(first_stage_model\.)?loss\."), "the autoencoder's training losses"),
+    (re.compile(r"^depth_model\."), "the MiDaS depth network"),
+    (re.compile(r"^low_scale_model\."), "tables of the noise on small pictures"),
+    (re.compile(r"^(embedder|noise_augmentor)\."), "the image embedder of unCLIP"),
+    (re.compile(r"(^|\.)(visual|vision_model)\.|(^|\.)visual_projection\.weight$"), "CLIP's vision tower"),
+    (re.compile(r"^safety_checker\."), "the safety checker"),
+    (re.compile(r"(^|\.)(scaled_fp8|scale_input|input_scale|comfy_quant)$"), "what only multiplying in fp8 needs"),
+    (re.compile(r"(^|\.)encoder\.embed_tokens\.weight$"), "a copy of T5's table of tokens"),
+    (re.compile(r"(^|\.)decoder\.(block|embed_tokens|final_layer_norm)\.|^lm_head\."), "T5's decoder"),
+    (re.compile(r"^(v_pred|ztsnr|edm_vpred\.sigma_(min|max)|edm_mean|edm_std)$"), "marks of the prediction type"),
+)
+LAST_TEXT_LAYER = "the last text layer and projection, which SD 2.x doesn't use"
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,7 +325,7 @@ def describe(marked: Mapping[str, Place]) -> Identity:
     left_out, unexplained = rest_of(parts, family)
     prediction, source = prediction_of(lead.header, family, unet)
     sampling = next((taken for mark, taken in EDM_SAMPLING.items() if mark in lead.header.tensors), "")
-    few_steps = None if unet is None or sampling else few_steps_in(lead.header, family, unet)
+    few_steps = None if unet is None or sampling else few_steps_of_file(lead.header, family, unet)
     return Identity(
         kind=kind_of(parts),
         family=family,
@@ -333,37 +339,6 @@ def describe(marked: Mapping[str, Place]) -> Identity:
         unexplained=unexplained,
         sampling=f"{few_steps.told}: {few_steps.settings}" if few_steps and few_steps.sets_defaults else sampling,
         few_steps=few_steps,
-    )
-
-
-def few_steps_in(header: Header, family: str, unet: NetworkConfig) -> FewSteps | None:
-    """The distillation that a U-Net, its file's metadata or its file's name tell of."""
-    if DEFAULTS_KEY in header.metadata:
-        return few_steps_recorded(recorded_defaults(header))
-    if isinstance(unet, UNetConfig) and unet.guidance_width:
-        return TOLD_CONSISTENCY
-    return few_steps_of({header.path.stem: "the file's name"}, header.metadata, family=family)
-
-
-def recorded_defaults(header: Header) -> GenerationDefaults:
-    """The settings that a single file of gouache's carries.
-
-    Raises:
-        ConfigError: they are none.
-    """
-    return GenerationDefaults.from_json(header.metadata[DEFAULTS_KEY], where=f"{header.path} metadata {DEFAULTS_KEY}")
-
-
-def few_steps_recorded(defaults: GenerationDefaults) -> FewSteps:
-    """The same in short."""
-    return FewSteps(
-        method="a few-step model",
-        sampler=defaults.sampler,
-        schedule=defaults.schedule,
-        steps=defaults.num_inference_steps,
-        guidance_scale=defaults.guidance_scale,
-        source="metadata",
-        told=f"its metadata ({DEFAULTS_KEY})",
     )
 
 
@@ -456,27 +431,32 @@ def used_text_config(config: TextEncoderConfig, family: str, naming: Naming, *, 
     return config.model_copy(update={"projection_width": 0})
 
 
-def prediction_of(header: Header, family: str, unet: NetworkConfig | None) -> tuple[Parameterization | None, str]:
-    """What the network's output means, and how that is known. None: SD 2.x, where only the weights tell."""
-    if "edm_mean" in header.tensors:
-        return "edm", "a mark among the tensors"
-    for key in ("modelspec.prediction_type", "modelspec.predict_key"):
-        recorded = RECORDED_PREDICTIONS.get(header.metadata.get(key, ""))
-        if recorded:
-            return recorded, f"metadata {key}"
-    if "v_pred" in header.tensors or "edm_vpred.sigma_max" in header.tensors:
-        return "v", "a mark among the tensors"
-    if unet is None:
-        return None, ""
-    rule = family_named(family).prediction
-    if rule is not None:
-        return rule, f"the family's rule for {family}"
-    if isinstance(unet, UNetConfig) and unet.noise_levels:
-        return "v", "the variant's rule"
-    if unet.draft_channels or unet.pooled_width:
-        return ("v", "the family's rule for SD 2.x unCLIP") if unet.pooled_width else ("eps", "the variant's rule")
-    # Training steps of the two published files about which no reader disagrees.
-    steps = {"875000": "eps", "110000": "v"}.get(header.metadata.get("global_step", ""))
-    if steps:
-        return ("v" if steps == "v" else "eps"), "the file's global_step"
-    return None, "only the weights tell"
+def rest_of(parts: Mapping[str, Part], family: str) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Tensors outside every part: those known to be of no use, counted by reason, and the others."""
+    counts: dict[str, int] = {}
+    unexplained = []
+    for header in {part.header.path: part.header for part in parts.values()}.values():
+        here = {name: part for name, part in parts.items() if part.header.path == header.path}
+        prefixes = tuple(part.prefix for part in here.values())
+        for name in header.tensors:
+            reason = left_out_reason(name, here, family)
+            if reason:
+                counts[reason] = counts.get(reason, 0) + 1
+            elif not name.startswith(prefixes):
+                unexplained.append(name)
+    return counts, tuple(unexplained)
+
+
+def left_out_reason(name: str, parts: Mapping[str, Part], family: str) -> str:
+    """Why a tensor of a file is knowingly not loaded; empty if it has to be."""
+    for pattern, reason in LEFT_OUT:
+        if pattern.search(name):
+            return reason
+    text = parts.get("text_encoder")
+    if text and family == SD2.name and text.naming == "open_clip" and isinstance(text.config, TextEncoderConfig):
+        last = f"{text.prefix}transformer.resblocks.{text.config.layers}."
+        if name.startswith(last) or name == f"{text.prefix}text_projection":
+            return LAST_TEXT_LAYER
+    if text and family == SDXL.name and name == f"{text.prefix}text_projection.weight":
+        return LAST_TEXT_LAYER.replace("SD 2.x", "SDXL")
+    return ""

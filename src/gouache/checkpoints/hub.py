@@ -24,17 +24,19 @@ if TYPE_CHECKING:
 
 PART_FOLDERS = (
     "unet",
+    "transformer",
     "vae",
     "text_encoder",
     "text_encoder_2",
     "text_encoder_3",
     "tokenizer",
     "tokenizer_2",
+    "tokenizer_3",
     "scheduler",
 )
 SHIPPED = POCKET.name
 """Name of the model inside the package, and of its folder there."""
-TEXT_SUFFIXES = (".json", ".txt")
+TEXT_SUFFIXES = (".json", ".txt", "spiece.model")
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin", ".ckpt")
 ADAPTER_FOLDERS = ("adapters", "embeddings", "lora", "loras")
 CONTROL_FOLDERS = ("controlnet", "controlnets", "t2i_adapter", "t2i_adapters")

@@ -14,21 +14,24 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gouache.checkpoints.detect import DEFAULTS_KEY, Identity, Part, of_family, recorded_defaults
-from gouache.checkpoints.diffusers import folder as folders
-from gouache.checkpoints.diffusers.scheduler import Scheduler
+from gouache.checkpoints.detect import Identity, Part
 from gouache.checkpoints.formats.header import Header
 from gouache.checkpoints.formats.safetensors import WeightSource, verify_sha256
 from gouache.checkpoints.identify import identify, known_sha256, read_card, vocabulary_of
+from gouache.checkpoints.model_defaults import folder_scheduler, generation_defaults, vae_of_family
 from gouache.checkpoints.networks import Plan, build_on_meta, fill, load_network, open_part, plan_network, read_planned
+<<<<<<< HEAD
+from gouache.checkpoints.noise_table import recorded_latents, recorded_schedule
+=======
 from gouache.checkpoints.noise_table import recorded_latents, recorded_schedule, recorded_scheduler
+from gouache.checkpoints.recorded import recorded_defaults
+>>>>>>> h-s3
 from gouache.checkpoints.t5_vocabulary import t5_tokenizer
 from gouache.diffusion.parameterization import Parameterization
 from gouache.errors import GouacheError, IncompatibleCheckpoint, InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import (
     DenoiserConfig,
-    GenerationDefaults,
     NetworkConfig,
     NoiseScheduleConfig,
     SentenceEncoderConfig,
@@ -37,11 +40,9 @@ from gouache.models.configs import (
     VAEConfig,
 )
 from gouache.models.family import family_named
-from gouache.models.few_steps import TOLD_SCALE
 from gouache.models.mmdit import MMDiT
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
-from gouache.models.scheduler_config import SchedulerConfig, sampler_of
 from gouache.models.text.clip import TextEncoder
 from gouache.models.text.sentence import SentenceEncoder
 from gouache.models.text.stack import Joint, TextStack
@@ -284,7 +285,7 @@ def denoiser_config(
         tensor_of: gives a tensor of the U-Net by our name, where only the weights tell.
     """
     own = read_card(path) if identity.layout == "gouache" else None
-    scheduler = _folder_scheduler(path, identity)
+    scheduler = folder_scheduler(path, identity)
     if own is not None:
         config = own.denoiser
     elif scheduler is not None:
@@ -312,10 +313,6 @@ def _single_file_schedule(identity: Identity) -> NoiseScheduleConfig:
     return found.model_copy(update={"beta_start": 1e-4, "beta_end": 0.02}) if bare else found
 
 
-def _folder_scheduler(path: Path, identity: Identity) -> Scheduler | None:
-    return folders.scheduler_of_folder(path, identity.family) if identity.layout == "diffusers" else None
-
-
 def _sd2_prediction(part: Part, tensor_of: Callable[[str], Tensor]) -> Parameterization:
     """Whether an SD 2.x network predicts eps or v, by its weights, since its names and shapes don't show it.
 
@@ -329,14 +326,17 @@ def _sd2_prediction(part: Part, tensor_of: Callable[[str], Tensor]) -> Parameter
     return "v" if float(tensor_of(name).float().std(correction=0)) > SD2_V_DEVIATION else "eps"
 
 
+<<<<<<< HEAD
+=======
 def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig) -> GenerationDefaults:
     """What a request that leaves it open gets: the card's, else the family's with what the folder's scheduler, the
     U-Net or the file's metadata say."""
     own = read_card(path) if identity.layout == "gouache" else None
     if own is not None:
         return own.defaults
-    if identity.layout == "single-file" and DEFAULTS_KEY in identity.parts["unet"].header.metadata:
-        return recorded_defaults(identity.parts["unet"].header)
+    carried = recorded_defaults(identity.parts["unet"].header) if identity.layout == "single-file" else None
+    if carried is not None:
+        return carried
     family = family_named(identity.family)
     size = family.size_for(denoiser.parameterization)
     file = folders.network_folder(path) / "config.json"
@@ -367,6 +367,8 @@ def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig
         numbers = {"num_inference_steps": few_steps.steps, "guidance_scale": few_steps.guidance_scale}
         return defaults.model_copy(update=settings | numbers)
     few = {"num_inference_steps": scheduler.steps, "guidance_scale": TOLD_SCALE if told else scheduler.guidance_scale}
+    if identity.few_steps is not None and identity.few_steps.source == "metadata":
+        few = {"num_inference_steps": identity.few_steps.steps, "guidance_scale": identity.few_steps.guidance_scale}
     taken = {"sampler": scheduler.sampler, "schedule": scheduler.schedule, "scheduler": scheduler.config}
     return defaults.model_copy(update={**taken, **{key: value for key, value in few.items() if value is not None}})
 
@@ -378,6 +380,7 @@ def vae_of_family(identity: Identity) -> VAEConfig:
     return of_family(VAEConfig(latent_channels=channels), identity.family)
 
 
+>>>>>>> h-s3
 def _styles(path: Path, identity: Identity) -> tuple[str, ...]:
     own = read_card(path) if identity.layout == "gouache" else None
     return () if own is None else own.styles

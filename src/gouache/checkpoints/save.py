@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gouache import __version__
-from gouache.checkpoints.detect import CONFIG_KEY, DEFAULTS_KEY
+from gouache.checkpoints.detect import CONFIG_KEY
 from gouache.checkpoints.diffusers import write as diffusers_write
 from gouache.checkpoints.formats.header import SCALE, TensorInfo, is_matrix
 from gouache.checkpoints.formats.safetensors import dtype_name, quantise, write_json, write_tensors
@@ -31,6 +31,7 @@ from gouache.checkpoints.noise_table import (
     records_nothing_else,
     table_to_record,
 )
+from gouache.checkpoints.recorded import defaults_to_record
 from gouache.checkpoints.shapes import THIRDS, Naming, ShapeChange
 from gouache.checkpoints.t5_vocabulary import OWN_FILE, OWN_KEY, json_to_keep
 from gouache.config import Config
@@ -314,8 +315,7 @@ def _write_single_file(model: ModelToWrite, path: Path) -> None:
         "modelspec.title": model.name or model.family,
         "modelspec.prediction_type": prediction,
     }
-    if model.defaults.num_inference_steps != GenerationDefaults().num_inference_steps:
-        metadata[DEFAULTS_KEY] = model.defaults.to_json()
+    metadata |= defaults_to_record(model.defaults, model.family)
     marks = _marks(model, str(path))
     infos |= {name: TensorInfo("F32", tuple(mark.shape)) for name, mark in marks.items()}
 

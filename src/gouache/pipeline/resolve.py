@@ -394,9 +394,14 @@ def _taken(asked: Request, resolved: Request, bundle: ModelBundle) -> list[str]:
         taken.append(f"sampler {resolved.sampler}")
     if resolved.schedule == "model" or (asked.sampler is None and asked.schedule is None and asked.inversion is None):
         taken.append(f"schedule {resolved.schedule}")
-    if asked.num_inference_steps is None and defaults.num_inference_steps != GenerationDefaults().num_inference_steps:
+    own = bundle.traits.steps is not None  # of the family, whatever its scheduler
+    if (
+        not own
+        and asked.num_inference_steps is None
+        and defaults.num_inference_steps != GenerationDefaults().num_inference_steps
+    ):
         taken.append(f"{resolved.num_inference_steps} step{'s' * (resolved.num_inference_steps != 1)}")
-    if asked.guidance_scale is None and defaults.guidance_scale != bundle.traits.guidance_scale:
+    if not own and asked.guidance_scale is None and defaults.guidance_scale != bundle.traits.guidance_scale:
         taken.append(f"guidance {resolved.guidance_scale:g}")
     return taken
 

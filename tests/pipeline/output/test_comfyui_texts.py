@@ -142,6 +142,26 @@ def test_both_texts_of_sdxl_are_read(large: Any, small: str, expected: dict[str,
     assert (found.request.negative_prompt, found.request.negative_prompt_2) == ("dark", "grey")
 
 
+@pytest.mark.parametrize(
+    ("t5", "expected"),
+    [
+        ("a fox", {"prompt": "film", "prompt_2": "a cat", "prompt_3": "a fox"}),
+        ("film", {"prompt": "film", "prompt_2": "a cat", "prompt_3": None}),
+        ("", {"prompt": "film", "prompt_2": "a cat", "prompt_3": ""}),
+    ],
+)
+def test_the_three_texts_of_stable_diffusion_3_are_read(t5: str, expected: dict[str, str | None]) -> None:
+    """As ComfyUI's node gives them, with text encoders from a loader of their own."""
+    loader = node("TripleCLIPLoader", clip_name1="clip_l", clip_name2="clip_g", clip_name3="t5xxl")
+    three = node("CLIPTextEncodeSD3", clip_l="film", clip_g="a cat", t5xxl=t5, empty_padding="none", clip=["20", 0])
+    found = read(graph(n6=three, n20=loader))
+    assert {name: getattr(found.request, name) for name in expected} == expected
+    assert not any("texts" in note or "followed" in note for note in found.notes)
+    other = node("CLIPTextEncodeSD3", clip_l="dark", clip_g="dark", t5xxl="grey", empty_padding="none", clip=["20", 0])
+    request = read(graph(n6=three, n7=other, n20=loader)).request
+    assert (request.negative_prompt, request.negative_prompt_2, request.negative_prompt_3) == ("dark", None, "grey")
+
+
 SIZED = {"width": 2048, "height": 1024, "crop_w": 16, "crop_h": 8, "target_width": 1024, "target_height": 768}
 OURS = {
     "original_width": 2048,
@@ -280,6 +300,45 @@ def test_what_changes_a_conditioning_is_passed_and_noted(between: dict[str, Any]
     found = read(values)
     assert found.request.prompt == TEXT if between["class_type"] != "GLIGENTextBoxApply" else found.prompt_known
     assert any(between["class_type"] in note for note in found.notes)
+
+
+def boxed(strengths: tuple[float, ...], *, whole: bool) -> dict[str, Any]:
+    """Two prompts on the halves of the picture, the first in pixels, beside one for all of it or not."""
+    pixels = {"width": 256, "height": 640, "x": 0, "y": 0}
+    fractions = {"width": 0.5, "height": 1.0, "x": 0.5, "y": 0.0}
+    return combined(
+        n21=node("ConditioningSetArea", conditioning=["6", 0], strength=strengths[0], **pixels),
+        n22=node("ConditioningSetAreaPercentage", conditioning=["10", 0], strength=strengths[1], **fractions),
+        n23=node("ConditioningCombine", conditioning_1=["21", 0], conditioning_2=["22", 0]),
+        n24=node("CLIPTextEncode", text="a field", clip=["4", 1]),
+        n11=node("ConditioningCombine", conditioning_1=["23", 0], conditioning_2=["24", 0]) if whole else
+        node("ConditioningCombine", conditioning_1=["21", 0], conditioning_2=["22", 0]),
+    )  # fmt: skip
+
+
+def test_prompts_on_boxes_are_regions() -> None:
+    found = read(boxed((1.0, 3.0), whole=True))
+    left, right = found.request.regions
+    assert (found.request.prompt, left.prompt) == ("a field", TEXT)
+    assert (left.box, right.box) == ((0, 0, 0.5, 1), (0.5, 0, 1, 1))
+    assert (left.base, right.base) == (0.5, 0.25)
+    assert any("boxes are read as regions" in note for note in found.notes)
+    bare = read(boxed((1.0, 3.0), whole=False)).request
+    assert (bare.prompt, [one.base for one in bare.regions]) == ("", [0, 0])
+    assert [one.weight for one in bare.regions] == [1, 3]
+
+
+def test_boxes_that_are_none_are_named_and_left_out() -> None:
+    values = boxed((1.0, 0.0), whole=True)
+    values["21"]["inputs"] |= {"x": 5000}
+    found = read(values)
+    assert (found.request.prompt, found.request.regions) == ("a field", ())
+    assert sum("is left out" in note for note in found.notes) == 2
+    masked = boxed((1.0, 1.0), whole=True)
+    masked["21"] = node("ConditioningSetMask", conditioning=["6", 0], mask=["12", 0], strength=1.0)
+    noted = read(masked)
+    assert [one.box for one in noted.request.regions] == [(0.5, 0, 1, 1)]
+    assert any("ConditioningSetMask" in note for note in noted.notes)
 
 
 def test_a_node_for_both_prompts_hands_on_the_right_one() -> None:

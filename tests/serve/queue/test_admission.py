@@ -11,7 +11,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from gouache.errors import ConfigError, InvalidInput, ModelNotFound
+from gouache.errors import ConfigError, InvalidInput, ModelNotFound, PictureError
 from gouache.pipeline.output.safety import carries
 from gouache.pipeline.request import Request, Safety
 from gouache.serve.queue.admission import admit
@@ -40,6 +40,20 @@ def test_a_request_may_ask_for_a_stricter_gate_only(
         admit(asked.replace({"watermark": "own"}), settings, studio.catalog, studio.file_store.attachment).watermark
         == "own"
     )
+
+
+def test_a_regions_mask_and_words_are_checked_as_all_others(studio: Studio) -> None:
+    def admitted(**region: object) -> Request:
+        settings = studio.settings.model_copy(update={"limits": Limits(prompt=20)})
+        asked = Request(prompt="x").replace({"regions": ({"prompt": "a cup", **region},)})
+        return admit(asked, settings, studio.catalog, studio.file_store.attachment)
+
+    assert admitted(box=(0.0, 0.0, 0.5, 1.0)).regions[0].prompt == "a cup"
+    for mask, words in (("/etc/passwd", "a path"), (f"sha256:{'0' * 64}", "sha256")):
+        with pytest.raises(PictureError, match=words):
+            admitted(mask=mask)
+    with pytest.raises(InvalidInput, match=r"regions\[0\]\.prompt"):
+        admitted(box=(0.0, 0.0, 0.5, 1.0), prompt="a" * 21)
 
 
 def test_a_guiders_pass_counts_as_work(studio: Studio) -> None:

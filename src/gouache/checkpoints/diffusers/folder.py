@@ -6,7 +6,6 @@ Only weights and JSON are looked at. Code in a model folder is never run, and `a
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -22,6 +21,7 @@ from gouache.checkpoints.detect import (
     family_of,
     kind_of,
     label_of,
+    left_out_reason,
     of_family,
     part_tensors,
     used_text_config,
@@ -31,14 +31,13 @@ from gouache.checkpoints.diffusers import component_config as diffusers_config
 from gouache.checkpoints.diffusers.scheduler import Scheduler, read_scheduler
 from gouache.checkpoints.foreign import check_class, check_pipeline
 from gouache.checkpoints.formats.header import Header, TensorInfo, open_header
-from gouache.checkpoints.left_out import left_out_reason
 from gouache.checkpoints.packed import check_packing, check_quantization
+from gouache.checkpoints.recorded import few_steps_of_folder
 from gouache.checkpoints.shapes import network_config, t5_config, text_config, vae_config
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, ModelNotFound, UnknownFamily
-from gouache.models.configs import DenoiserConfig, NetworkConfig, UNetConfig, VAEConfig
+from gouache.models.configs import DenoiserConfig, VAEConfig
 from gouache.models.family import UNKNOWN
-from gouache.models.few_steps import TOLD_CONSISTENCY, TOLD_SCALE, FewSteps, few_steps_of
 
 PART_NAMES = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 """Folders of parts; what is in `transformer` is the part `unet`."""
@@ -203,34 +202,8 @@ def identify_diffusers(folder: Path, *, variant: str | None = None) -> Identity:
         loading_notes=notes,
         sampling="" if scheduler is None else scheduler.taken,
         notes=() if scheduler is None else scheduler.notes,
-        few_steps=_few_steps(folder, index, scheduler, unet, family),
+        few_steps=few_steps_of_folder(folder, index, scheduler, unet, family),
     )
-
-
-def _few_steps(
-    folder: Path, index: Mapping[str, object], scheduler: Scheduler | None, unet: NetworkConfig | None, family: str
-) -> FewSteps | None:
-    """The distillation that the scheduler's file, the U-Net or the folder's names tell of."""
-    if unet is None:
-        return None
-    told_guidance = isinstance(unet, UNetConfig) and unet.guidance_width > 0
-    if scheduler is not None and scheduler.config is not None and scheduler.steps is not None:
-        return FewSteps(
-            method="a few-step model",
-            sampler=scheduler.sampler,
-            schedule=scheduler.schedule,
-            steps=scheduler.steps,
-            guidance_scale=TOLD_SCALE if told_guidance else 1.0,
-            source="scheduler",
-            told=f"its {scheduler.config.class_name}",
-        )
-    if told_guidance:
-        return TOLD_CONSISTENCY if scheduler is None or scheduler.config is None else None
-    # In the hub's cache the folder of a revision has the hash as its name, its repository stands two above.
-    places = [str(folder), *(one for one in (index.get("_name_or_path"),) if isinstance(one, str))]
-    hub = [re.search(r"models--[^/\\]+", place) for place in places]
-    names = [*(Path(place).name for place in places), *(place[0] for place in hub if place is not None)]
-    return few_steps_of(dict.fromkeys(names, "the folder's name"), {}, family=family)
 
 
 def in_units_of_data(vae: Part, denoiser: DenoiserConfig) -> Part:

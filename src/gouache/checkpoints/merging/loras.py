@@ -23,7 +23,9 @@ from gouache.checkpoints.keymaps import speller
 from gouache.checkpoints.networks import build_on_meta
 from gouache.checkpoints.save import ModelToWrite, NetworkToWrite
 from gouache.errors import IncompatibleCheckpoint, InvalidInput
+from gouache.models.configs import UNetConfig
 from gouache.models.family import SDXL
+from gouache.models.mmdit import MMDiT
 from gouache.models.text.clip import TextEncoder
 from gouache.models.unet import UNet
 
@@ -59,7 +61,7 @@ Terms = dict[str, dict[str, Callable[[Tensor], Tensor]]]
 def names_of(networks: Mapping[str, NetworkToWrite]) -> LayerNames:
     """The layers of a model on the disk, by every spelling; nothing is read."""
     unet = build_on_meta(networks["unet"].config)
-    assert isinstance(unet, UNet), "a U-Net's config builds one"
+    assert isinstance(unet, UNet | MMDiT), "the config of a network that denoises builds one"
     encoders = [build_on_meta(networks[part].config) for part in _text_parts(networks)]
     return LayerNames(unet, encoders)
 
@@ -218,6 +220,10 @@ def spelled_layers(model: ModelToWrite) -> Iterator[tuple[LoraLayer, str]]:
     """The layers that kohya's trainer changes, with its names: linear layers and 1x1 convolutions of transformers, the
     U-Net's other convolutions, and the text encoders' attention and feed-forward layers."""
     networks = model.networks
+    if not isinstance(networks["unet"].config, UNetConfig):
+        raise InvalidInput(
+            "model", given=f"a {model.family} model", expected="one with a U-Net: other layers have no kohya names here"
+        )
     sdxl = model.family == SDXL.name
     spell = speller(networks["unet"].config, "ldm")
     for name, module in build_on_meta(networks["unet"].config).named_modules():

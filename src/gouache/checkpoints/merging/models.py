@@ -183,14 +183,18 @@ def _factors_of(plan: MergePlan, opened: _Sources) -> Factors:
     count = len(opened.models)
     weights = _weights(plan, count)
     unet = opened.models[0].networks["unet"].config
-    assert isinstance(unet, UNetConfig), "every model has a U-Net"
+    if plan.blocks is not None and not isinstance(unet, UNetConfig):
+        raise InvalidInput(
+            "blocks", given=f"weights of blocks for {opened.models[0].family}", expected="a model with a U-Net"
+        )
     if plan.blocks is not None and count != (3 if plan.method == "add-difference" else 2):
         raise InvalidInput("blocks", given=f"weights of blocks for {count} models", expected="one m: two models")
-    blocks = read_blocks(plan.blocks, unet) if plan.blocks is not None else {}
+    weighed = unet if isinstance(unet, UNetConfig) and plan.blocks is not None else None
+    blocks = {} if weighed is None else read_blocks(plan.blocks or "", weighed)
     if plan.base is not None and BASE in blocks:
         raise InvalidInput("base", given="a weight beside BASE in blocks", expected="one of them")
     base = blocks.get(BASE, plan.base)
-    find = block_finder(unet) if blocks else None
+    find = block_finder(weighed) if weighed is not None else None
 
     def m_of(part: str, tensor: str) -> tuple[float, ...]:
         if part != "unet":

@@ -210,9 +210,8 @@ class PromptedDenoiser:
         return list(self.network(repeated, sigma, rows).chunk(len(conditions)))
 
     def _condition(self, text: EncodedPrompt, *, negative: bool) -> Condition:
-        inputs = self.inputs
+        inputs, draft = self.inputs, self.inputs.draft
         numbers = inputs.numbers if not negative or inputs.negative_numbers is None else inputs.negative_numbers
-        draft = inputs.draft
         if negative and draft is not None and self.bundle.prior is not None:
             # The prior's draft is a condition as the text is, and was left out in training as the text was: so guidance
             # strengthens what both say. 11 points of R@1 over guiding by the text alone (docs/log.md).
@@ -233,16 +232,15 @@ class PromptedDenoiser:
     @property
     def _noise_level(self) -> Tensor | None:
         """[1] for a network that is told it."""
-        level = self.inputs.noise_level
-        told = level is not None and self.bundle.noise_levels > 0
-        return torch.tensor([level]) if told else None
+        told = self.inputs.noise_level is not None and self.bundle.noise_levels > 0
+        return torch.tensor([self.inputs.noise_level]) if told else None
 
     def _controls(self, *, negative: bool) -> tuple[Steering, ...]:
-        if not self.inputs.controls:
-            return ()
-        from gouache.pipeline.generate.controlnets import steering_at
+        if self.inputs.controls:
+            from gouache.pipeline.generate.controlnets import steering_at
 
-        return steering_at(self.inputs.controls, self.step, negative=negative)
+            return steering_at(self.inputs.controls, self.step, negative=negative)
+        return ()
 
 
 def denoiser_of(bundle: ModelBundle, request: Request) -> Network:
