@@ -178,7 +178,7 @@ def test_a_controlnet_is_listed_used_recorded_and_asked_for_by_a_replay(control:
         ("lines", "MODEL:PICTURE", 2),
         ("lines:nowhere.png", "no such file", 2),
         ("lines:lines.png:11", "less than or equal to 10", 2),
-        ("lines:lines.png,preprocessor=pose", "'none', 'canny' or 'inpaint'", 2),
+        ("lines:lines.png,preprocessor=pose", "'none', 'canny', 'inpaint', 'depth' or 'segmentation'", 2),
     ],
 )
 def test_a_control_that_can_not_be_used_is_said_so(control: Path, form: str, words: str, code: int) -> None:

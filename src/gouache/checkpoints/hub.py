@@ -40,10 +40,18 @@ TEXT_SUFFIXES = (".json", ".txt", "spiece.model")
 WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin", ".ckpt")
 ADAPTER_FOLDERS = ("adapters", "embeddings", "lora", "loras")
 CONTROL_FOLDERS = ("controlnet", "controlnets", "t2i_adapter", "t2i_adapters")
+PREPROCESSOR_FOLDERS = ("preprocessors",)
 IP_ADAPTER_FOLDERS = ("ipadapter", "ip-adapter", "ip_adapter")
 TOWER_FOLDERS = ("clip_vision", "image_encoder")
 VAE_FOLDERS = ("vae", "vaes")
-NO_MODELS = (*ADAPTER_FOLDERS, *CONTROL_FOLDERS, *IP_ADAPTER_FOLDERS, *TOWER_FOLDERS, *VAE_FOLDERS)
+NO_MODELS = (
+    *ADAPTER_FOLDERS,
+    *CONTROL_FOLDERS,
+    *IP_ADAPTER_FOLDERS,
+    *TOWER_FOLDERS,
+    *VAE_FOLDERS,
+    *PREPROCESSOR_FOLDERS,
+)
 """Folders beside the models that hold no models; see `adapters_folder` and `control_folder`."""
 OTHER_FRAMEWORKS = ("flax_", "tf_", "openvino_", "model.onnx", "rust_")
 DEFAULT_ENDPOINT = "https://huggingface.co"

@@ -20,12 +20,7 @@ from gouache.checkpoints.formats.safetensors import WeightSource, verify_sha256
 from gouache.checkpoints.identify import identify, known_sha256, read_card, vocabulary_of
 from gouache.checkpoints.model_defaults import folder_scheduler, generation_defaults, vae_of_family
 from gouache.checkpoints.networks import Plan, build_on_meta, fill, load_network, open_part, plan_network, read_planned
-<<<<<<< HEAD
 from gouache.checkpoints.noise_table import recorded_latents, recorded_schedule
-=======
-from gouache.checkpoints.noise_table import recorded_latents, recorded_schedule, recorded_scheduler
-from gouache.checkpoints.recorded import recorded_defaults
->>>>>>> h-s3
 from gouache.checkpoints.t5_vocabulary import t5_tokenizer
 from gouache.diffusion.parameterization import Parameterization
 from gouache.errors import GouacheError, IncompatibleCheckpoint, InvalidInput, unknown_name
@@ -326,61 +321,6 @@ def _sd2_prediction(part: Part, tensor_of: Callable[[str], Tensor]) -> Parameter
     return "v" if float(tensor_of(name).float().std(correction=0)) > SD2_V_DEVIATION else "eps"
 
 
-<<<<<<< HEAD
-=======
-def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig) -> GenerationDefaults:
-    """What a request that leaves it open gets: the card's, else the family's with what the folder's scheduler, the
-    U-Net or the file's metadata say."""
-    own = read_card(path) if identity.layout == "gouache" else None
-    if own is not None:
-        return own.defaults
-    carried = recorded_defaults(identity.parts["unet"].header) if identity.layout == "single-file" else None
-    if carried is not None:
-        return carried
-    family = family_named(identity.family)
-    size = family.size_for(denoiser.parameterization)
-    file = folders.network_folder(path) / "config.json"
-    sample_size = folders.read_json(file).get("sample_size") if file.is_file() else None
-    vae = identity.parts["vae"].config if "vae" in identity.parts else vae_of_family(identity)
-    sides = [sample_size, sample_size] if isinstance(sample_size, int) else sample_size
-    width = height = size
-    if isinstance(sides, list) and len(sides) == 2 and all(isinstance(side, int) for side in sides):
-        assert isinstance(vae, VAEConfig), "an autoencoder's config"
-        height, width = (side * vae.downscale for side in sides)
-    defaults = GenerationDefaults(width=width, height=height, guidance_scale=family.guidance_scale)
-    if family.steps is not None:
-        defaults = defaults.model_copy(update={"num_inference_steps": family.steps})
-    unet = identity.parts["unet"].config if "unet" in identity.parts else None
-    told = isinstance(unet, UNetConfig) and unet.guidance_width > 0
-    scheduler = _folder_scheduler(path, identity)
-    if identity.layout == "single-file":
-        recorded = recorded_scheduler(identity.parts["unet"].header)
-        if family.shift is not None:
-            recorded = SchedulerConfig(class_name=family.scheduler, shift=family.shift)
-        if recorded is not None:
-            scheduler = Scheduler(recorded, denoiser, sampler_of(recorded).name, "model")
-    if scheduler is None or scheduler.config is None:
-        few_steps = identity.few_steps
-        if few_steps is None or not few_steps.sets_defaults:
-            return defaults
-        settings = {"sampler": few_steps.sampler, "schedule": few_steps.schedule}
-        numbers = {"num_inference_steps": few_steps.steps, "guidance_scale": few_steps.guidance_scale}
-        return defaults.model_copy(update=settings | numbers)
-    few = {"num_inference_steps": scheduler.steps, "guidance_scale": TOLD_SCALE if told else scheduler.guidance_scale}
-    if identity.few_steps is not None and identity.few_steps.source == "metadata":
-        few = {"num_inference_steps": identity.few_steps.steps, "guidance_scale": identity.few_steps.guidance_scale}
-    taken = {"sampler": scheduler.sampler, "schedule": scheduler.schedule, "scheduler": scheduler.config}
-    return defaults.model_copy(update={**taken, **{key: value for key, value in few.items() if value is not None}})
-
-
-def vae_of_family(identity: Identity) -> VAEConfig:
-    """The config of the autoencoder that a model of this family has, where it has none itself."""
-    unet = identity.parts["unet"].config
-    channels = unet.in_channels if isinstance(unet, NetworkConfig) else VAEConfig().latent_channels
-    return of_family(VAEConfig(latent_channels=channels), identity.family)
-
-
->>>>>>> h-s3
 def _styles(path: Path, identity: Identity) -> tuple[str, ...]:
     own = read_card(path) if identity.layout == "gouache" else None
     return () if own is None else own.styles

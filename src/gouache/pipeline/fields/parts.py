@@ -73,7 +73,8 @@ class Control(Config):
     image: ImageReference
     """The control picture."""
     preprocessor: Preprocessor = "none"
-    """canny draws a photograph's edges; inpaint hides what a mask or transparency covers; none takes it as it is."""
+    """canny draws a photograph's edges; depth and segmentation are drawn by a network in the models folder; inpaint
+    hides what a mask or transparency covers; none takes the picture as it is."""
     canny_low: Annotated[int, Field(ge=0, le=1000)] = 100
     """Edges at least this strong count where they continue a strong one."""
     canny_high: Annotated[int, Field(ge=0, le=1000)] = 200

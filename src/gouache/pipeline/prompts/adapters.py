@@ -30,6 +30,8 @@ from gouache.checkpoints.adapters.library import EMBEDDING, LORA, AdapterFile, A
 from gouache.checkpoints.adapters.lora import Lora, read_lora
 from gouache.checkpoints.adapters.naming import WordFinder, folded
 from gouache.checkpoints.adapters.peft_config import CONFIG_FILE
+from gouache.checkpoints.adapters.preprocessor_library import DRAWN, find_preprocessor
+from gouache.checkpoints.adapters.preprocessor_library import KIND as PREPROCESSOR
 from gouache.checkpoints.formats.header import open_header, read_header
 from gouache.errors import CorruptCheckpoint, InvalidInput, ModelNotFound
 from gouache.models.bundle import ModelBundle
@@ -46,7 +48,7 @@ if TYPE_CHECKING:
     from gouache.pipeline.generate.image_prompts import IPAdapters
 
 SHORT = 12
-FOLDERS = {CONTROL: "controlnet", IP_ADAPTER: "ipadapter", TOWER: "clip_vision"}
+FOLDERS = {CONTROL: "controlnet", PREPROCESSOR: "preprocessors", IP_ADAPTER: "ipadapter", TOWER: "clip_vision"}
 AdaptedNetwork = TypeVar("AdaptedNetwork", bound=nn.Module)
 
 
@@ -135,6 +137,8 @@ class Adapters:
             return adapted
         steering = self.controls.load(request, self.folder.folder)
         refs = [ref_of(name, CONTROL, one.path) for name, one in steering.items()]
+        kinds = dict.fromkeys(one.preprocessor for one in request.control if one.preprocessor in DRAWN)
+        refs += [ref_of(kind, PREPROCESSOR, find_preprocessor(kind)) for kind in kinds]
         networks = {name: one.network for name, one in steering.items()}
         return replace(adapted, bundle=replace(adapted.bundle, controls=networks), refs=(*adapted.refs, *refs))
 
@@ -163,6 +167,8 @@ class Adapters:
             found = self.folder.embedding(ref.name)
             return None if found is None else found.path
         try:
+            if ref.kind == PREPROCESSOR:
+                return find_preprocessor(ref.name)
             if ref.kind == CONTROL:
                 return find_control(ref.name, self.folder.folder).path
             if ref.kind == IP_ADAPTER:
