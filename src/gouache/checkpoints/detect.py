@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
@@ -10,7 +11,6 @@ from gouache.checkpoints.adapters.kinds import find_adapter, name_foreign
 from gouache.checkpoints.foreign import RUN_ELSEWHERE, name_relative, name_stranger, with_model
 from gouache.checkpoints.formats.gguf import ARCHITECTURE
 from gouache.checkpoints.formats.header import Header, TensorInfo, few
-from gouache.checkpoints.left_out import rest_of
 from gouache.checkpoints.packed import check_packing, name_packing
 from gouache.checkpoints.recorded import EDM_SAMPLING, few_steps_of_file, prediction_of
 from gouache.checkpoints.shapes import (

@@ -13,11 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gouache.checkpoints.detect import Part
+from gouache.checkpoints.detect import Part, left_out_reason
 from gouache.checkpoints.formats.gguf import check_readable
 from gouache.checkpoints.formats.header import Header, TensorInfo, few, open_source
 from gouache.checkpoints.formats.safetensors import TORCH_DTYPES, Int8Source, WeightSource
-from gouache.checkpoints.left_out import left_out_reason
 from gouache.checkpoints.shapes import POINTWISE, THIRDS, ShapeChange, Speller, Spelling
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, InvalidInput

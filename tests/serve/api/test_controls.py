@@ -18,7 +18,6 @@ from PIL import Image, ImageDraw
 from gouache.errors import InvalidInput, ModelNotFound
 from gouache.pipeline.generate.generation import Painted
 from gouache.pipeline.request import Control, Request
-from gouache.serve.api.a1111.units import IP_MODULES
 from gouache.serve.queue.admission import admit
 from gouache.serve.settings import Limits
 from gouache.serve.studio import Studio

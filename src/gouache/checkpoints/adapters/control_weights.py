@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from gouache.checkpoints.adapters.kinds import Adapter, find_adapter
-from gouache.checkpoints.detect import Part, part_tensors
+from gouache.checkpoints.detect import LEFT_OUT, Part, part_tensors
 from gouache.checkpoints.diffusers import component_config as diffusers_config
 from gouache.checkpoints.diffusers.folder import joined_header, read_json, weight_files
 from gouache.checkpoints.formats.header import Header, open_header
 from gouache.checkpoints.formats.safetensors import WeightSource
 from gouache.checkpoints.keymaps import speller
-from gouache.checkpoints.left_out import LEFT_OUT
 from gouache.checkpoints.networks import LoadReport, build_on_meta, load_network, open_part
 from gouache.checkpoints.shapes import Naming, Shapes, controlnet_config, count_of, hint_widths, no_network, width_at
 from gouache.errors import IncompatibleCheckpoint

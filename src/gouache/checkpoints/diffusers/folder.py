@@ -21,6 +21,7 @@ from gouache.checkpoints.detect import (
     family_of,
     kind_of,
     label_of,
+    left_out_reason,
     of_family,
     part_tensors,
     used_text_config,
@@ -30,7 +31,6 @@ from gouache.checkpoints.diffusers import component_config as diffusers_config
 from gouache.checkpoints.diffusers.scheduler import Scheduler, read_scheduler
 from gouache.checkpoints.foreign import check_class, check_pipeline
 from gouache.checkpoints.formats.header import Header, TensorInfo, open_header
-from gouache.checkpoints.left_out import left_out_reason
 from gouache.checkpoints.packed import check_packing, check_quantization
 from gouache.checkpoints.recorded import few_steps_of_folder
 from gouache.checkpoints.shapes import network_config, t5_config, text_config, vae_config
