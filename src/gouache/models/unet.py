@@ -253,7 +253,7 @@ class UNet(nn.Module):
         if grid:
             self.pooled_grid = nn.Linear(config.pooled_width, grid)
         elif config.picture_width:
-            self.class_embedding = EmbeddingMLP(config.pooled_width, config.embedding_width)
+            self.class_embedding: nn.Module = EmbeddingMLP(config.pooled_width, config.embedding_width)
         elif config.pooled_width:
             self.add_embedding = EmbeddingMLP(config.pooled_width, config.embedding_width)
         if config.noise_levels:
@@ -399,7 +399,7 @@ class UNet(nn.Module):
 
 def time_and_pooled(
     time: EmbeddingMLP,
-    added: EmbeddingMLP | None,
+    added: nn.Module | None,
     timestep: Tensor,
     pooled: Tensor | None,
     dtype: torch.dtype,
