@@ -25,6 +25,7 @@ WITH_LITERALS = {
     "checkpoints/adapters/foreign.py",  # families by the names and widths of foreign adapters' tensors
     "checkpoints/adapters/kinds.py",  # families by the widths of adapters' tensors
     "checkpoints/adapters/embedding_names.py",  # and of textual inversions
+    "checkpoints/merging/loras.py",  # what trainers call the families
 }
 
 
