@@ -101,7 +101,7 @@ def _opened(kind: str, path: Path, _written: int) -> tuple[Any, Any]:
     safe = {"local_files_only": True, "trust_remote_code": False}
     try:
         network = classes[kind].from_pretrained(str(path), use_safetensors=True, **safe)
-        processor = transformers.AutoImageProcessor.from_pretrained(str(path), **safe)
+        processor = transformers.AutoImageProcessor.from_pretrained(str(path), **safe)  # nosec B615
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise IncompatibleCheckpoint(
             str(path),
