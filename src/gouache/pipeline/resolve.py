@@ -24,12 +24,12 @@ from gouache.pipeline.generate.a1111_procedure import A1111, follows, second_siz
 from gouache.pipeline.generate.draft import start_level, with_defaults
 from gouache.pipeline.generate.guiders import check_guiders
 from gouache.pipeline.generate.refiner import check_refiner, refiner_notes
-from gouache.pipeline.generate.regions import check_regions, region_notes
 from gouache.pipeline.generate.sampler_settings import check_sampler, sampler_notes
 from gouache.pipeline.generate.scheduler_levels import scheduler_of
 from gouache.pipeline.generate.upscaler_files import LANCZOS, OWN
 from gouache.pipeline.inputs.images import References, nearest_size
 from gouache.pipeline.inputs.start import INSTRUCT, input_kind
+from gouache.pipeline.prompts.regions import check_regions, region_notes
 from gouache.pipeline.prompts.syntax import adapter_tags, refuse_tags
 from gouache.pipeline.request import Hires, Procedure, Request, Upscale
 from gouache.pipeline.unused import unused_notes
