@@ -2,6 +2,7 @@
 
     python benchmarks/file_table.py            # measure everything and write docs/files.md
     python benchmarks/file_table.py --pictures # pictures' metadata alone, printed
+    python benchmarks/file_table.py --published # the tables of published files alone, written anew
 
 To add a file: an `Entry` with a name, a program and a function that writes it to a path (`picture_files.py` and
 `weight_files.py` have writers). The last two columns are measured, never typed.
@@ -24,6 +25,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parent))
 
 import picture_files as pictures
+import published_files as published
 
 from gouache.diffusion.samplers.names import resolve, resolve_schedule
 from gouache.errors import GouacheError
@@ -31,6 +33,7 @@ from gouache.pipeline.output.foreign import read_recipe
 
 PAGE = Path(__file__).parents[1] / "docs" / "files.md"
 LONGEST = 150
+NOWHERE = Path("/no/folder/of/files")
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,7 +189,8 @@ Written by `python benchmarks/file_table.py`: each file is written small, in the
 of its program, and gouache is asked what it is. **read**: all that was asked for comes back, or the file is used.
 **in part**: the rest is named. **identified**: what it is is known; a use of its own isn't tried. **refused**: an error
 with a reason, never a wrong image. **not known**: passed over.
-`tests/pipeline/output/test_file_table.py` measures the pictures again at every test run, the weights with `-m slow`.
+`tests/pipeline/output/test_file_table.py` measures the pictures and the published files again at every test run, the
+weights with `-m slow`.
 """
 PICTURES_HEAD = """
 ## Settings inside pictures
@@ -207,6 +211,51 @@ Models are loaded, adapters and embeddings applied to a model of their family, u
 | file | program | | gouache says |
 |---|---|---|---|
 """
+PUBLISHED_HEAD = """
+## Published files
+
+Files that nobody here wrote, by the names and shapes of their tensors as other programs list them
+(`tests/reference/published.toml`, with the sources): what `gouache inspect` calls them. No weights are needed for that;
+`tests/checkpoints/test_published.py` compares each with what its makers say, and that every tensor of the models has
+its place in our networks.
+
+| file | list by | | gouache says |
+|---|---|---|---|
+"""
+FOLDERS_HEAD = """
+## Published folders
+
+By the pipeline that their `model_index.json` names.
+
+| repository | pipeline | | gouache says |
+|---|---|---|---|
+"""
+
+
+def published_rows() -> list[Row]:
+    """Every file of `published.toml`, as `identify` names it."""
+    rows = []
+    for entry in published.entries("file"):
+        found = published.told(published.header_of(entry))
+        refused = isinstance(found, GouacheError)
+        said = short(found, NOWHERE) if isinstance(found, GouacheError) else published.identity_words(found)
+        rows.append(Row(entry["name"], entry["source"], "refused" if refused else "identified", cut(said)))
+    return rows
+
+
+def folder_rows() -> list[Row]:
+    """Every folder of `published.toml`, as its pipeline is taken."""
+    rows = []
+    for entry in published.entries("folder"):
+        error = published.told_of_folder(entry)
+        said = "a pipeline of Stable Diffusion" if error is None else short(error, NOWHERE)
+        rows.append(Row(entry["name"], entry["class"], "read" if error is None else "refused", said))
+    return rows
+
+
+def published_page() -> str:
+    """Both tables of what is published."""
+    return PUBLISHED_HEAD + table(published_rows()) + FOLDERS_HEAD + table(folder_rows())
 
 
 def table(rows: Sequence[Row]) -> str:
@@ -235,13 +284,19 @@ def weight_rows() -> list[Row]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", action="store_true", help="print the pictures' rows and stop")
+    parser.add_argument("--published", action="store_true", help="write the tables of published files alone anew")
     parser.add_argument("--page", type=Path, default=PAGE, help="where to write the page")
     options = parser.parse_args()
     if options.pictures:
         sys.stdout.write(table(picture_rows()))
         return
+    if options.published:
+        kept, _, _ = options.page.read_text(encoding="utf-8").partition(PUBLISHED_HEAD.split("\n\n")[0])
+        options.page.write_text(kept + published_page(), encoding="utf-8")
+        return
     options.page.write_text(
-        HEAD + PICTURES_HEAD + table(picture_rows()) + WEIGHTS_HEAD + table(weight_rows()), encoding="utf-8"
+        HEAD + PICTURES_HEAD + table(picture_rows()) + WEIGHTS_HEAD + table(weight_rows()) + published_page(),
+        encoding="utf-8",
     )
 
 

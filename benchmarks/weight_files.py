@@ -20,6 +20,7 @@ import diffusers
 import numpy as np
 import torch
 from PIL import Image, PngImagePlugin
+from published_files import identity_words
 from safetensors.torch import load_file, save_file
 from tiny_checkpoints import write_checkpoints
 from torch import Tensor
@@ -115,6 +116,48 @@ def _as_bin(path: Path) -> None:
     for file in list(path.rglob("*.safetensors")):
         torch.save(load_file(file), file.with_suffix(".bin"))
         file.unlink()
+
+
+def _gguf(kind: str, folder: Path) -> Path:
+    """Matrices in blocks, everything else in float16, by ggml's own package."""
+    import gguf
+
+    path = folder / f"{kind}.gguf"
+    writer = gguf.GGUFWriter(path, "none")
+    writer.kv_data[0].clear()  # stable-diffusion.cpp names no architecture
+    for name, tensor in load_file(_single(folder)).items():
+        values = tensor.float().numpy()
+        blocks = values.ndim == 2 and values.shape[1] % 32 == 0 and len(values) < 10_000
+        how = gguf.GGMLQuantizationType[kind if blocks else "F16"]
+        writer.add_tensor(name, gguf.quants.quantize(values, how), raw_dtype=how)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def _scaled(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    made = {**tensors, "scaled_fp8": torch.zeros(2, dtype=torch.float8_e4m3fn)}
+    for name, tensor in tensors.items():
+        if name.startswith("model.diffusion_model.") and name.endswith(".weight") and tensor.ndim == 2:
+            scale = tensor.abs().amax() / 448
+            made[name] = (tensor / scale).to(torch.float8_e4m3fn)
+            made[f"{name.removesuffix('weight')}scale_weight"] = scale
+    return made
+
+
+def _in_nf4(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    name = next(name for name in tensors if name.endswith("attn1.to_q.weight"))
+    packed = torch.zeros(tensors[name].numel() // 2, 1, dtype=torch.uint8)
+    state = torch.zeros(70, dtype=torch.uint8)
+    return {**tensors, name: packed, f"{name}.quant_state.bitsandbytes__nf4": state, f"{name}.absmax": torch.ones(16)}
+
+
+def _hypernetwork(folder: Path) -> Path:
+    layers = [{"linear.0.weight": torch.zeros(64, 32), "linear.0.bias": torch.zeros(64)} for _ in range(2)]
+    torch.save({768: layers, "step": 7, "name": "x", "layer_structure": [1, 2, 1]}, folder / "hypernetwork.pt")
+    return folder / "hypernetwork.pt"
 
 
 def _tensors(names: dict[str, tuple[int, ...]], file: str) -> Write:
@@ -245,8 +288,8 @@ _SPELLINGS: dict[str, Callable[[str, Tensor, Tensor], dict[str, Tensor]]] = {
         "bundle_emb.x.string_to_param": up,
     },
     "flux": lambda layer, down, up: {
-        f"lora_unet_double_blocks_{len(layer)}_img_attn_qkv.lora_down.weight": down,
-        f"lora_unet_double_blocks_{len(layer)}_img_attn_qkv.lora_up.weight": up,
+        f"lora_unet_double_blocks_{len(layer) % 19}_img_attn_qkv.lora_down.weight": down,
+        f"lora_unet_double_blocks_{len(layer) % 19}_img_attn_qkv.lora_up.weight": up,
     },
 }
 
@@ -286,7 +329,7 @@ ENTRIES: tuple[tuple[str, str, str, Write], ...] = (
     ("folder, depth", "diffusers", "model", _existing("tiny-depth")),
     ("folder, `fp16` weights alone", "diffusers", "model", lambda to: _folder_copy(to, "half", _half)),
     ("folder, `.bin` weights", "diffusers before 0.19", "model", lambda to: _folder_copy(to, "bins", _as_bin)),
-    ("folder, Flux", "diffusers", "model", _foreign_folder),
+    ("folder, FLUX.1", "diffusers", "model", _foreign_folder),
     ("one file, CompVis' names", "A1111, ComfyUI, kohya", "model", _single),
     (
         "`.ckpt` with `state_dict`",
@@ -335,25 +378,28 @@ ENTRIES: tuple[tuple[str, str, str, Write], ...] = (
     ("AsymmetricAutoencoderKL, folder", "diffusers", "inspect", partial(_vae, "AsymmetricAutoencoderKL")),
     ("VAE, folder", "diffusers", "inspect", _existing("tiny-sd1/vae")),
     (
-        "Flux transformer",
+        "FLUX.1 transformer",
         "Black Forest Labs",
         "inspect",
         _tensors({"double_blocks.0.img_attn.qkv.weight": (4, 4)}, "flux.safetensors"),
     ),
     (
-        "SD 3 transformer",
-        "Stability AI",
+        "IP-Adapter",
+        "Tencent",
         "inspect",
-        _tensors({"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": (4, 4)}, "sd3.safetensors"),
+        _tensors({"image_proj.proj.weight": (3072, 8), "ip_adapter.1.to_k_ip.weight": (4, 768)}, "ip.safetensors"),
     ),
-    ("IP-Adapter", "Tencent", "inspect", _tensors({"image_proj.proj.weight": (4, 4)}, "ip.safetensors")),
     (
         "motion module",
         "AnimateDiff",
         "inspect",
         _tensors({"down_blocks.0.motion_modules.0.temporal_transformer.norm.weight": (4,)}, "motion.safetensors"),
     ),
-    ("GGUF", "stable-diffusion.cpp", "inspect", _bytes(b"GGUF\3\0\0\0" + b"\0" * 64, "model.gguf")),
+    ("GGUF, Q8_0, a whole model", "stable-diffusion.cpp", "model", partial(_gguf, "Q8_0")),
+    ("GGUF, Q4_1, a whole model", "stable-diffusion.cpp", "model", partial(_gguf, "Q4_1")),
+    ("fp8 with scales, one file", "ComfyUI", "model", lambda to: _changed(to, "fp8.safetensors", _scaled)),
+    ("nf4, one file", "bitsandbytes", "model", lambda to: _changed(to, "nf4.safetensors", _in_nf4)),
+    ("hypernetwork", "A1111", "inspect", _hypernetwork),
     (
         "Git LFS pointer",
         "git",
@@ -379,7 +425,7 @@ ENTRIES: tuple[tuple[str, str, str, Write], ...] = (
     ("GLoRA", "LyCORIS", "lora", _spelled("glora")),
     ("IA3", "LyCORIS", "lora", _spelled("ia3")),
     ("LoRA with a bundled embedding", "A1111", "lora", _spelled("stray")),
-    ("LoRA for Flux", "kohya", "lora", _spelled("flux")),
+    ("LoRA for FLUX.1", "kohya", "lora", _spelled("flux")),
     ("textual inversion, `.pt`", "A1111", "embedding", partial(_embedding, "tia", ".pt", _TI)),
     ("textual inversion, `.pt` of a training", "CompVis", "embedding", partial(_embedding, "tib", ".pt", _COMPVIS_TI)),
     ("textual inversion, `.bin`", "diffusers", "embedding", partial(_embedding, "tic", ".bin", {"<cat>": _VECTOR[0]})),
@@ -436,7 +482,7 @@ def _used(path: Path, how: str, base: Any, folder: Path) -> Said:
         notes = "; ".join(adapted.notes)
         if not words:
             return "not known", notes or "no word of the prompt names it"
-        return "read", "; ".join(filter(None, (_identity(path), words, notes)))
+        return "read", "; ".join(filter(None, (identity_words(identify(path)), words, notes)))
     if how == "controlnet":
         load_controlnet(path)
         return "read", "loaded as a ControlNet"
@@ -444,15 +490,5 @@ def _used(path: Path, how: str, base: Any, folder: Path) -> Said:
         return "read", f"loaded, enlarges {load_upscaler(path).scale:g} times"
     if how == "model":
         load_bundle(path)
-        return "read", _identity(path)
-    return "identified", _identity(path)
-
-
-def _identity(path: Path) -> str:
-    """What `identify` says, in words."""
-    found = identify(path)
-    parts = f" of {', '.join(found.parts)}" if found.kind == "model" else ""
-    words = [found.kind + parts, found.family if found.family != "unknown" else "", found.label]
-    words += [found.variant] if found.variant != "base" else []
-    words += [f"{count} tensors left out: {reason}" for reason, count in found.left_out.items()]
-    return "; ".join(filter(None, words))
+        return "read", identity_words(identify(path))
+    return "identified", identity_words(identify(path))

@@ -68,7 +68,7 @@ class Config(BaseModel):
 def config_error(place: str, error: ValidationError) -> ConfigError:
     """Turn pydantic's first complaint into a `ConfigError` that says where and what was expected."""
     first = error.errors()[0]
-    path = ".".join(str(part) for part in first["loc"])
+    path = ".".join(str(part) for part in first["loc"] if str(part).strip())  # blank: a tag of one of several kinds
     return ConfigError(
         f"{place}: {path}" if path else place,
         given=_shown(first.get("input")),

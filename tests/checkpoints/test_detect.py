@@ -281,7 +281,7 @@ def test_a_trainers_metadata_tells_a_loras_family() -> None:
 @pytest.mark.parametrize(
     ("name", "tensor"),
     [
-        ("Flux", "model.diffusion_model.double_blocks.0.img_attn.qkv.weight"),
+        ("FLUX.1", "model.diffusion_model.double_blocks.0.img_attn.qkv.weight"),
         ("Wan", "head.modulation"),
         ("TAESD", "taesd_decoder.1.weight"),
     ],

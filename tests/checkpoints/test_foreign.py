@@ -70,7 +70,7 @@ def test_every_pipeline_of_diffusers_is_run_or_refused_by_name(folder: Path) -> 
         ("StableDiffusionLatentUpscalePipeline", "latent upscaler"),
         ("AltDiffusionPipeline", "XLM-R"),
         ("KolorsPipeline", "language model"),
-        ("FluxKontextPipeline", "Flux"),
+        ("FluxKontextPipeline", r"FLUX\.1 Kontext"),
         ("StableDiffusion3ControlNetPipeline", "Stable Diffusion 3"),
         ("PixArtSigmaPipeline", "PixArt"),
         ("KandinskyV22Pipeline", "Kandinsky"),
@@ -106,7 +106,7 @@ def test_a_pipeline_of_ones_own_is_refused_and_told_how_to_be_taken(folder: Path
 @pytest.mark.parametrize(
     ("folder_of_part", "class_name", "told"),
     [
-        ("transformer", "FluxTransformer2DModel", "Flux"),
+        ("transformer", "FluxTransformer2DModel", "FLUX.1"),
         ("transformer", "PixArtTransformer2DModel", "PixArt"),
         ("transformer", "QwenImageTransformer2DModel", "Qwen-Image"),
         ("transformer", "HunyuanDiT2DModel", "HunyuanDiT"),
@@ -138,7 +138,7 @@ NETWORKS = {
     "AutoencoderKLTemporalDecoder": "Stable Video Diffusion",
     "ChromaTransformer2DModel": "Chroma",
     "DiTTransformer2DModel": "DiT",
-    "FluxTransformer2DModel": "Flux",
+    "FluxTransformer2DModel": r"FLUX\.1",
     "Kandinsky3UNet": "Kandinsky",
     "Lumina2Transformer2DModel": "Lumina",
     "MotionAdapter": "AnimateDiff",
@@ -188,6 +188,14 @@ def test_a_single_file_of_a_relative_is_not_taken_for_stable_diffusion() -> None
     for mark, told in marks.items():
         with pytest.raises(UnknownFamily, match=told):
             detect.identify(Header(Path("model.ckpt"), own | {mark: TensorInfo("F32", (4, 4))}))
+
+
+def test_a_hypernetwork_is_named(tmp_path: Path) -> None:
+    """A1111's: for each width the networks of keys and of values."""
+    layers = [{"linear.0.weight": torch.zeros(64, 32), "linear.0.bias": torch.zeros(64)} for _ in range(2)]
+    torch.save({768: layers, "step": 7, "name": "x", "layer_structure": [1, 2, 1]}, tmp_path / "x.pt")
+    with pytest.raises(UnknownFamily, match="given a hypernetwork"):
+        identify(tmp_path / "x.pt")
 
 
 def test_every_refused_class_has_words() -> None:

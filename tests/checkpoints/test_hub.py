@@ -309,6 +309,7 @@ def test_the_models_folder_is_looked_in_first(server: Hub, tmp_path: Path) -> No
 
 def test_which_files_are_chosen() -> None:
     choose = hub.choose_files
+    assert choose(["README.md", "net-Q4_K_M.gguf", "net-Q8_0.gguf"]) == ["net-Q8_0.gguf"]
     parts = ["model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.bin"]
     plain = "unet/diffusion_pytorch_model.safetensors"
     half = "unet/diffusion_pytorch_model.fp16.safetensors"
@@ -323,6 +324,9 @@ def test_which_files_are_chosen() -> None:
         "v1-5-pruned.safetensors"
     ]
     assert choose(["only.ckpt", "run.py"]) == ["only.ckpt"]
+    third = ["model_index.json", "transformer/config.json", "transformer/diffusion_pytorch_model.safetensors"]
+    third += ["text_encoder_3/config.json", "text_encoder_3/model.safetensors", "tokenizer_3/spiece.model"]
+    assert choose([*third, "sd3_medium.safetensors", "tokenizer_3/tokenize.py"]) == third
     peft = ["adapter_config.json", "adapter_model.safetensors"]
     assert choose(["README.md", *peft, "x.py"]) == peft
     assert choose(["model.json", "unet.safetensors", "vae.safetensors", "vocab.txt", "x.py"]) == [

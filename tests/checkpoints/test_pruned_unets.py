@@ -75,7 +75,12 @@ def theirs(**options: Any) -> Any:
     return network
 
 
-@pytest.mark.parametrize("name", PRUNED)
+QUICK = ("SSD-1B", "KOALA-700M", "tiny-sd", "uneven everywhere, SD 1.x")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in QUICK else (pytest.mark.slow,)) for name in PRUNED]
+)
 def test_a_pruned_network_is_diffusers_in_both_layouts(name: str) -> None:
     judge = theirs(**PRUNED[name])
     state = judge.state_dict()

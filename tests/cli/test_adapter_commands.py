@@ -15,6 +15,8 @@ from gouache.checkpoints.hub import file_sha256
 from gouache.cli.main import app
 from gouache.errors import GouacheError
 from gouache.models.conditioning.controlnet import ControlNet, ControlNetConfig
+from gouache.models.conditioning.image_encoder import ImageEncoder, ImageEncoderConfig
+from gouache.models.conditioning.ip_adapter import IPAdapter, IPAdapterConfig
 from gouache.pipeline.pipeline import UNET, fill
 
 QUICK = ("--steps", "2", "--model", "untrained", "--size", "32", "--seed", "5")
@@ -105,6 +107,42 @@ def control(adapters: Path) -> Path:
     return folder
 
 
+@pytest.fixture
+def ip_adapter(adapters: Path) -> Path:
+    """An IP-Adapter for the untrained model with its vision tower beside it, and a picture."""
+    folder = adapters.parent / "ipadapter"
+    tower = ImageEncoder(
+        ImageEncoderConfig(
+            image_size=28, patch_size=14, width=32, inner_width=64, layers=2, heads=1, projection_width=24
+        )
+    )
+    network = IPAdapter(IPAdapterConfig(picture_width=24, context_width=32, block_widths=(16, 32, 32, 32, 16, 16, 32)))
+    (folder / "image_encoder").mkdir(parents=True)
+    for seed, (made, file) in enumerate(((network, "style"), (tower, "image_encoder/model"))):
+        fill(made, torch.Generator().manual_seed(seed))
+        save_file(made.state_dict(), folder / f"{file}.safetensors")
+    (folder / "image_encoder" / "config.json").write_text(json.dumps({"num_attention_heads": 1}))
+    Image.radial_gradient("L").convert("RGB").save("sun.png")
+    return folder
+
+
+def test_an_ip_adapter_is_listed_used_recorded_and_asked_for_by_a_replay(ip_adapter: Path) -> None:
+    (listed,) = json.loads(run("models", "--json").stdout)["ip_adapters"]
+    assert (listed["name"], listed["is"]) == ("style", "IP-Adapter, plain")
+    assert json.loads(run("models", "--json").stdout)["controls"] == []
+    assert "ip-adapter" in run("inspect", "style").stdout
+    assert run("paint", "a ball", *QUICK, "-o", "plain.png").exit_code == 0
+    painted = run("paint", "a ball", *QUICK, "--image-prompt", "style:sun.png:0.8,end=0.9", "-o", "a.png")
+    assert painted.exit_code == 0, painted.output
+    assert Path("a.png").read_bytes() != Path("plain.png").read_bytes()
+    (told,) = json.loads(run("show", "a.png", "--json").stdout)["request"]["image_prompts"]
+    assert (told["adapter"], told["images"], told["weight"], told["end"]) == ("style", ["sun.png"], 0.8, 0.9)
+    assert "identical" in run("replay", "a.png").stdout
+    (ip_adapter / "image_encoder" / "model.safetensors").unlink()
+    lost = run("replay", "a.png")
+    assert (lost.exit_code, "image-encoder" in lost.stderr) == (2, True)
+
+
 def test_a_controlnet_is_listed_used_recorded_and_asked_for_by_a_replay(control: Path) -> None:
     (listed,) = json.loads(run("models", "--json").stdout)["controls"]
     assert (listed["name"], listed["path"]) == ("lines", str(control))
@@ -140,7 +178,7 @@ def test_a_controlnet_is_listed_used_recorded_and_asked_for_by_a_replay(control:
         ("lines", "MODEL:PICTURE", 2),
         ("lines:nowhere.png", "no such file", 2),
         ("lines:lines.png:11", "less than or equal to 10", 2),
-        ("lines:lines.png,preprocessor=pose", "'none', 'canny' or 'inpaint'", 2),
+        ("lines:lines.png,preprocessor=pose", "'none', 'canny', 'inpaint', 'depth' or 'segmentation'", 2),
     ],
 )
 def test_a_control_that_can_not_be_used_is_said_so(control: Path, form: str, words: str, code: int) -> None:

@@ -76,6 +76,7 @@ def test_options_become_the_request_they_name() -> None:
         "init_image": "a.png",
         "vae_tiling": True,
         "control": ["canny:a:b.png:0.5,end=0.6", "model=depth,image=c,d.png,guess=true"],
+        "image_prompts": ["faces:a.png+b.png:0.5,mask=m.png,start=0.1", "c.png:0.25", "adapter=x,images=d.png"],
     }
     request = Request.from_dict(request_values(specs, given))
     assert request.seed == 3
@@ -93,6 +94,13 @@ def test_options_become_the_request_they_name() -> None:
     first, second = request.control
     assert (first.model, first.image, first.weight, first.end) == ("canny", "a:b.png", 0.5, 0.6)
     assert (second.model, second.image, second.weight, second.guess) == ("depth", "c,d.png", 1.0, True)
+    first, second, third = request.image_prompts
+    assert (first.adapter, first.images, first.weight) == ("faces", ("a.png", "b.png"), 0.5)
+    assert (first.mask, first.start, first.end) == ("m.png", 0.1, 1.0)
+    assert (second.adapter, second.images, second.weight) == (None, ("c.png",), 0.25)
+    assert (third.adapter, third.images, third.weight) == ("x", ("d.png",), 1.0)
+    with pytest.raises(InvalidInput, match="ADAPTER:"):
+        request_values(specs, {"image_prompts": ["faces:"]})
     assert request_values(specs, {"control": []}) == {}
     areas = [("0,0,.5,1,weight=2,feather=0.1", "a red apple"), ("a,b.png,base=0", "")]
     box, mask = Request.from_dict(request_values(specs, {"region": areas})).regions

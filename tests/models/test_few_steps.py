@@ -56,6 +56,14 @@ def test_what_single_methods_bring_beside() -> None:
     assert method_of("sd_turbo", family="sd2").sampler == "euler"  # type: ignore[union-attr]
 
 
+def test_stable_diffusion_3_has_its_own() -> None:
+    found = method_of("sd3.5_large_turbo", family="sd3")
+    assert found is not None
+    assert (found.sampler, found.schedule, found.steps, found.guidance_scale) == ("euler", "model", 4, 1.0)
+    assert method_of("Hyper-SDXL-4steps-lora", family="sd3") is None
+    assert method_of("sd3.5_large", family="sd3") is None
+
+
 def test_metadata_wins_over_names_and_only_it_sets_defaults() -> None:
     named = few_steps_of({"lcm-lora-sdxl": "its name"}, {"modelspec.title": "a fine model"})
     assert named is not None

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import resource
 from typing import TYPE_CHECKING
 
 import pytest
 import torch
 from diffusers import AutoencoderKL as DiffusersVAE
-from diffusers import UNet2DConditionModel
+from diffusers import SD3Transformer2DModel, UNet2DConditionModel
 
-from gouache.models.configs import UNetConfig
+from gouache.models.configs import MMDiTConfig, UNetConfig
+from gouache.models.mmdit import MMDiT
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL, VAEConfig
 from gouache.nn.layers import sinusoidal_embedding
@@ -83,6 +85,51 @@ def test_sdxl_at_full_size(agree: Agreement) -> None:
         del theirs
         pooled = torch.cat([text, sinusoidal_embedding(numbers, 256).flatten(1)], dim=1)
         agree(ours(x, timestep, context, pooled=pooled), expected)
+
+
+SD3_MEDIUM = MMDiTConfig(grid=384, qk_norm=True, dual_layers=tuple(range(13)))
+
+
+@pytest.mark.slow
+def test_stable_diffusion_3_5_medium_at_full_size(agree: Agreement) -> None:
+    theirs = SD3Transformer2DModel(
+        num_layers=24,
+        num_attention_heads=24,
+        caption_projection_dim=1536,
+        pos_embed_max_size=384,
+        dual_attention_layers=SD3_MEDIUM.dual_layers,
+        qk_norm="rms_norm",
+    ).eval()
+    assert sum(parameter.numel() for parameter in theirs.parameters()) == 2_243_171_520
+    with torch.device("meta"):
+        ours = MMDiT(SD3_MEDIUM)
+    ours.load_state_dict(theirs.state_dict(), assign=True)
+    x, timestep = torch.randn(1, 16, 16, 16), torch.tensor([500.0])
+    context, pooled = torch.randn(1, 77, 4096), torch.randn(1, 2048)
+    with torch.no_grad():
+        expected = theirs(x, context, pooled, timestep).sample
+        del theirs
+        agree(ours(x, timestep, context, pooled=pooled), expected)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # twenty trillion multiplications take minutes on a core
+def test_stable_diffusion_3_5_medium_takes_a_step_at_1024_pixels_in_memory() -> None:
+    """In bfloat16: 4.5 GB of weights, 4,096 tokens of the picture and 333 of the text."""
+    with torch.device("meta"):
+        ours = MMDiT(SD3_MEDIUM).to(torch.bfloat16).eval()
+    ours.to_empty(device="cpu")
+    generator = torch.Generator().manual_seed(0)
+    for tensor in ours.state_dict().values():
+        # One row of random numbers for all rows of a matrix: two billion draws would take longer than the step.
+        row = torch.randn(tensor.shape[-1], generator=generator) * 0.02 + (tensor.ndim == 1)
+        tensor.copy_(row.expand(tensor.shape))
+    x, context, pooled = torch.randn(1, 16, 128, 128), torch.randn(1, 333, 4096), torch.randn(1, 2048)
+    with torch.no_grad():
+        out = ours(x.bfloat16(), torch.tensor([500.0]), context.bfloat16(), pooled=pooled.bfloat16())
+    assert out.shape == x.shape
+    assert bool(torch.isfinite(out).all())
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 12 * 2**20, "more than 12 GiB"
 
 
 @pytest.mark.slow

@@ -91,9 +91,9 @@ class Sd3Twins:
         )
         return {
             "vae": scrambled(autoencoder(), 4),
-            "text_encoder": scrambled(text_encoder(32, 24, "quick_gelu"), 1),
+            "text_encoder": scrambled(text_encoder(24, 16, "quick_gelu"), 1),
             "tokenizer": first,
-            "text_encoder_2": scrambled(text_encoder(24, 16, "gelu"), 2),
+            "text_encoder_2": scrambled(text_encoder(32, 24, "gelu"), 2),
             "tokenizer_2": second,
             "text_encoder_3": None,
             "tokenizer_3": None,

@@ -80,7 +80,8 @@ def psnr(first: Any, second: np.ndarray) -> float:
 
 def lora_of(network: Any, folder: Path, kohya: bool) -> None:
     """A LoRA of every attention, as diffusers writes it or as kohya's trainer does."""
-    generator, tensors = torch.Generator().manual_seed(1), {}
+    generator = torch.Generator().manual_seed(1)
+    tensors: dict[str, torch.Tensor] = {}
     for name, module in network.named_modules():
         if name.endswith(("to_q", "to_k", "to_v", "to_out.0")):
             out, inside = module.weight.shape

@@ -136,6 +136,10 @@ def test_pictures_are_listed_once_each() -> None:
     assert request.pictures() == ("a.png",)
     controls = [{"model": "canny", "image": name} for name in ("edges.png", "a.png", "edges.png")]
     assert request.replace({"control": controls}).pictures() == ("a.png", "edges.png")
+    prompts = [{"adapter": "x", "images": "b.png"}, {"adapter": "x", "images": ["c.png", "b.png"], "mask": "m.png"}]
+    assert request.replace({"image_prompts": prompts}).pictures() == ("a.png", "b.png", "c.png", "m.png")
+    with pytest.raises(ConfigError, match="image_prompts"):
+        request.replace({"image_prompts": prompts * 3})
     with pytest.raises(ConfigError, match="at most 8 items"):
         request.replace({"control": controls * 3})
 

@@ -16,8 +16,10 @@ from diffusers.pipelines.stable_diffusion_3 import pipeline_stable_diffusion_3_i
 from diffusers.pipelines.stable_diffusion_3 import pipeline_stable_diffusion_3_inpaint as inpaint_module
 from PIL import Image
 
+from gouache.checkpoints.load import load_bundle
 from gouache.errors import GouacheError, InvalidInput, UnknownName
 from gouache.pipeline.fields.guiders import Slg
+from gouache.pipeline.generate.generation import Painted
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.replay import replay
 from gouache.pipeline.request import Mask, Request
@@ -169,6 +171,11 @@ def test_other_samplers_walk_the_models_levels(sd3: Sd3Twins, sampler: str) -> N
         ({"freeu": {}}, InvalidInput, "freeu"),
         ({"seamless": "both"}, InvalidInput, "seamless"),
         ({"control": [{"model": "canny", "image": "a.png"}]}, InvalidInput, "control"),
+        (
+            {"regions": [{"prompt": "a cup", "box": (0.0, 0.0, 0.5, 1.0)}]},
+            InvalidInput,
+            "(?s)regions: .*sd3.*cross-attention.*Leave them out",
+        ),
         ({"width": 104}, InvalidInput, "at most 96 pixels"),
         ({"hires": {"scale": 4.0}}, InvalidInput, "at most 96 pixels"),
         ({"size_condition": {"crop_left": 4}}, InvalidInput, "size_condition"),
@@ -192,3 +199,26 @@ def test_half_precision_paints(sd3: Sd3Twins) -> None:
     (half,) = pipeline.paint(request)
     (full,) = sd3.ours(KIND).paint(request)
     assert psnr(half.image, np.asarray(full.image) / 255) > 25
+
+
+def test_networks_that_take_turns_paint_the_same_picture(sd3: Sd3Twins, picture: Path) -> None:
+    """At most one of them has numbers at a time, and none that isn't used keeps any."""
+    pipeline = Pipeline.load(sd3.path(KIND), sequential=True)
+    networks = [pipeline.bundle.unet, pipeline.bundle.vae, *pipeline.bundle.text.encoders]
+
+    def in_memory() -> int:
+        return sum(not next(network.parameters()).is_meta for network in networks)
+
+    assert in_memory() == 0
+    request = BASE.replace({"num_inference_steps": 2, "init_image": str(picture), "strength": 1.0})
+    counts, painted = [], None
+    for event in pipeline.run(request):
+        counts.append(in_memory())
+        painted = event
+    assert set(counts) == {1}
+    assert isinstance(painted, Painted)
+    (whole,) = sd3.ours(KIND).paint(request)
+    assert painted.recipe.pixels == whole.recipe.pixels
+    assert pipeline.bundle.dtype == torch.float32
+    with pytest.raises(InvalidInput, match="dtype"):
+        load_bundle(sd3.path(KIND), sequential=True)

@@ -13,6 +13,8 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from gouache.checkpoints.convert import convert
 from gouache.checkpoints.diffusers.component_config import unet_from_json
@@ -155,11 +157,23 @@ def test_what_is_left_unused_is_noted_and_the_folder_written_again(
         4,
         8.5,
     )
+
+
+@pytest.mark.slow
+def test_a_single_file_is_painted_as_its_folder(consistency: tuple[Any, Path], tmp_path: Path) -> None:
+    """By the settings that it carries, and without them by its U-Net alone."""
+    _, folder = consistency
+    convert(folder, tmp_path / "one.safetensors", "single-file")
+    with safe_open(tmp_path / "one.safetensors", "pt") as file:
+        configs = {key: text for key, text in file.metadata().items() if key.startswith("gouache.config.")}
+    save_file(load_file(tmp_path / "one.safetensors"), tmp_path / "other.safetensors", configs)
     plain = Request(prompt="a cup", seed=3, determinism="cpu", width=32, height=32)
-    single, from_folder = (Pipeline.load(path, device="cpu") for path in (tmp_path / "one.safetensors", folder))
-    (painted,), (wanted,) = single.paint(plain), from_folder.paint(plain)
-    assert np.abs(np.asarray(painted.image, int) - np.asarray(wanted.image, int)).max() <= 1
-    assert "from its U-Net, which is told the guidance scale: sampler lcm" in painted.recipe.notes[0]
+    (wanted,) = Pipeline.load(folder, device="cpu").paint(plain)
+    sources = {"one": "the model's LCMScheduler", "other": "its U-Net, which is told the guidance scale"}
+    for name, source in sources.items():
+        (painted,) = Pipeline.load(tmp_path / f"{name}.safetensors", device="cpu").paint(plain)
+        assert np.abs(np.asarray(painted.image, int) - np.asarray(wanted.image, int)).max() <= 1
+        assert f"from {source}: sampler lcm" in painted.recipe.notes[0]
 
 
 def test_a_width_that_is_not_the_weights_is_refused(consistency: tuple[Any, Path], tmp_path: Path) -> None:

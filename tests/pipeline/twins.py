@@ -169,9 +169,12 @@ class Twins:
             linear_projection=family != "sd1",
             norm_groups=8,
             pooled_width=24 + (5 if refiner else 6) * 256 if sdxl else 0,
+            **({"noise_levels": 1000, "only_cross_attention": (True, False)} if draft_channels == 3 else {}),
         )
         unet = scrambled(self._unet(unet_config, sdxl), 13 if refiner else 3)
-        vae_config = VAEConfig(channels=(16, 16, 32), layers_per_level=1, norm_groups=8)
+        # The pipeline of the x4 upscaler insists on its own scale.
+        scale = 0.08333 if draft_channels == 3 else VAEConfig().scale
+        vae_config = VAEConfig(channels=(16, 16, 32), layers_per_level=1, norm_groups=8, scale=scale)
         vae = scrambled(self._vae(vae_config), 4)
         denoiser = DenoiserConfig(parameterization="v" if family == "sd2" else "eps")
         bundle = ModelBundle(
@@ -251,6 +254,8 @@ class Twins:
             attention_head_dim=2,
             norm_num_groups=8,
             use_linear_projection=config.linear_projection,
+            num_class_embeds=config.noise_levels or None,
+            only_cross_attention=list(config.only_cross_attention) or False,
             **(more if sdxl else {}),
         )
 
@@ -263,6 +268,7 @@ class Twins:
             layers_per_block=1,
             norm_num_groups=8,
             sample_size=SIDE,
+            scaling_factor=config.scale,
             force_upcast=False,
         )
 

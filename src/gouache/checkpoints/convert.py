@@ -15,13 +15,14 @@ from gouache.checkpoints.identify import identify, read_card, vocabulary_of
 from gouache.checkpoints.load import (
     check_loadable,
     denoiser_config,
-    generation_defaults,
     model_name,
     with_recorded_latents,
 )
+from gouache.checkpoints.model_defaults import generation_defaults
 from gouache.checkpoints.networks import build_on_meta, open_part, plan, read_planned
 from gouache.checkpoints.save import Format, ModelToWrite, NetworkToWrite, write_model
 from gouache.checkpoints.t5_vocabulary import t5_tokenizer
+from gouache.errors import IncompatibleCheckpoint
 from gouache.models.configs import SentenceEncoderConfig, T5Config
 
 PRECISIONS = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -72,6 +73,13 @@ def model_at(
     source = Path(source)
     identity = with_recorded_latents(identify(source))
     check_loadable(identity, str(source))
+    if identity.variant == "unclip":
+        raise IncompatibleCheckpoint(
+            str(source),
+            given="an unCLIP model, which has an image encoder",
+            expected="a model that paints from words",
+            cure="Copy its folder as it is.",
+        )
     opened: dict[Path, WeightSource] = {}
     networks = {}
     for name, part in identity.parts.items():

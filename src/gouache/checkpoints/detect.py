@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from gouache.checkpoints.adapters.kinds import find_adapter, name_foreign
-from gouache.checkpoints.foreign import name_relative, name_stranger
+from gouache.checkpoints.foreign import RUN_ELSEWHERE, name_relative, name_stranger, with_model
+from gouache.checkpoints.formats.gguf import ARCHITECTURE
 from gouache.checkpoints.formats.header import Header, TensorInfo, few
+from gouache.checkpoints.left_out import rest_of
+from gouache.checkpoints.packed import check_packing, name_packing
+from gouache.checkpoints.recorded import EDM_SAMPLING, few_steps_of_file, prediction_of
 from gouache.checkpoints.shapes import (
     MMDIT,
     T5_BIAS,
@@ -24,9 +27,16 @@ from gouache.checkpoints.shapes import (
 )
 from gouache.config import Config
 from gouache.errors import UnknownFamily
-from gouache.models.configs import MMDiTConfig, NetworkConfig, T5Config, TextEncoderConfig, UNetConfig, VAEConfig
+from gouache.models.configs import (
+    MMDiTConfig,
+    NetworkConfig,
+    T5Config,
+    TextEncoderConfig,
+    UNetConfig,
+    VAEConfig,
+)
 from gouache.models.family import SD1, SD2, SD3, SDXL, SDXL_REFINER, UNKNOWN, family_named
-from gouache.models.few_steps import TOLD_CONSISTENCY, FewSteps, few_steps_of
+from gouache.models.few_steps import FewSteps
 
 if TYPE_CHECKING:  # headers are read without torch
     from gouache.diffusion.parameterization import Parameterization
@@ -36,6 +46,8 @@ FileLayout = Literal["single-file", "diffusers", "gouache", "network"]
 VARIANTS = {0: "base", 5: "inpainting", 4: "instruct", 1: "depth", 3: "upscaler"}
 """What a U-Net is for, by the channels that it takes beside the noisy latents."""
 
+UPSCALER_SCALE = 0.08333
+"""Latent scale of the x4 upscaler's autoencoder."""
 FAMILY_OF_TEXT_WIDTH = {768: SD1, 1024: SD2, 1280: SDXL}
 """By the width of a text encoder: ViT-L, ViT-H, bigG."""
 VIT_H_LAYERS = 24
@@ -70,38 +82,6 @@ MARKS: tuple[tuple[str, str, Naming, str], ...] = (
     ("text_encoder", "", "ours", TOKEN_EMBEDDING["ours"]),
     ("text_encoder", "", "open_clip", TOKEN_EMBEDDING["open_clip"]),
 )
-SCHEDULE_TABLES = re.compile(
-    r"^(betas|alphas_cumprod(_prev)?|sqrt_.*alphas_cumprod|log_one_minus_alphas_cumprod|posterior_.*|lvlb_weights"
-    r"|logvar|denoiser\.(sigmas|log_sigmas))$"
-)
-LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
-    (re.compile(r"(^|\.)model_ema\."), "the EMA copy of the weights"),
-    (SCHEDULE_TABLES, "tables of the noise schedule"),
-    (re.compile(r"\.(position_ids|attn_mask)$|^position_ids$"), "constant buffers"),
-    (re.compile(r"(^|\.)logit_scale$"), "CLIP's logit scale, used in its training only"),
-    (re.compile(r"^(first_stage_model\.)?loss\."), "the autoencoder's training losses"),
-    (re.compile(r"^depth_model\."), "the MiDaS depth network"),
-    (re.compile(r"^(embedder|noise_augmentor)\."), "the image embedder of unCLIP"),
-    (re.compile(r"(^|\.)(visual|vision_model)\.|(^|\.)visual_projection\.weight$"), "CLIP's vision tower"),
-    (re.compile(r"^safety_checker\."), "the safety checker"),
-    (re.compile(r"(^|\.)encoder\.embed_tokens\.weight$"), "a copy of T5's table of tokens"),
-    (re.compile(r"(^|\.)decoder\.(block|embed_tokens|final_layer_norm)\.|^lm_head\."), "T5's decoder"),
-    (re.compile(r"^(v_pred|ztsnr|edm_vpred\.sigma_(min|max)|edm_mean|edm_std)$"), "marks of the prediction type"),
-)
-EDM_SAMPLING = {
-    "edm_mean": "EDMDPMSolverMultistepScheduler: dpmpp_2m, schedule model",
-    "edm_vpred.sigma_max": "EDMEulerScheduler: euler, schedule model",
-}
-"""Mark of an EDM network -> the scheduler that its levels are those of, as folders' `Scheduler.taken` says it."""
-RECORDED_PREDICTIONS: Mapping[str, Parameterization] = {
-    "epsilon": "eps",
-    "v": "v",
-    "v_prediction": "v",
-    "sample": "x0",
-    "x0": "x0",
-}
-"""What the metadata of single files call a network's output."""
-LAST_TEXT_LAYER = "the last text layer and projection, which SD 2.x doesn't use"
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,8 +115,8 @@ class Part:
     @property
     def dtypes(self) -> tuple[str, ...]:
         """The types in which its tensors are stored, most frequent first."""
-        int8 = part_tensors(dict.fromkeys(self.header.int8, TensorInfo("I8", ())), self.prefix)
-        names = [(int8.get(name) or info).dtype for name, info in self.tensors().items()]
+        stored = self.header.stored
+        names = [stored.get(self.prefix + name, info.dtype) for name, info in self.tensors().items()]
         return tuple(sorted(set(names), key=names.count, reverse=True))
 
 
@@ -214,20 +194,37 @@ def check_known(header: Header, marked: Mapping[str, Place]) -> None:
 
     Raises:
         UnknownFamily: named for what they are, where that is known.
+        IncompatibleCheckpoint: the weights are packed in a way that gouache doesn't unpack.
     """
     foreign = name_relative(header.tensors)
-    # Beside CLIP's text encoder a vision tower is left out; its layers have the names of language models.
-    if foreign is None and "unet" not in marked and "text_encoder" not in marked:
-        foreign = name_stranger(header.tensors) or (None if marked else name_foreign(header.tensors))
-    if foreign is None and marked:
-        return
-    article = "" if foreign is None or foreign.startswith(("a ", "an ", "the ")) else "tensors with the names of "
+    # Beside CLIP's text encoder a vision tower is left out; its layers have the names of language models. Whole files
+    # of other families hold CLIP too, under a prefix.
+    texts = tuple(place.prefix for name, place in marked.items() if name.startswith("text_encoder"))
+    if foreign is None and "unet" not in marked and "" not in texts:
+        others = [name for name in header.tensors if not name.startswith(texts)]
+        foreign = name_stranger(others) or (None if marked else name_foreign(header.tensors))
+    if foreign is None:
+        check_packing(header)
+        if marked:
+            return
+    architecture = header.metadata.get(ARCHITECTURE)
+    if foreign is None and architecture:
+        foreign = f"the architecture {architecture[:40]!r}"
     raise UnknownFamily(
         str(header.path),
-        given=f"{article}{foreign}" if foreign else f"tensors such as {', '.join(list(header.tensors)[:3])[:200]}",
+        given=_named(foreign, header) if foreign else f"tensors such as {few(list(header.tensors), 3)[:200]}",
         expected="weights of Stable Diffusion 1.x, 2.x, XL or 3, or of a part or an adapter of one",
-        cure="gouache runs no model of that kind." if foreign else "",
+        cure=RUN_ELSEWHERE if foreign else "",
     )
+
+
+def _named(foreign: str, header: Header) -> str:
+    """A foreign model, and how its numbers are stored where that isn't plain."""
+    article = "" if foreign.startswith(("a ", "an ", "the ")) else "tensors with the names of "
+    packing = name_packing(header)
+    kinds = few(sorted(set(header.stored.values())), 3)
+    storing = f", in {packing}" if packing else f", stored as {kinds}" if kinds else ""
+    return f"{article}{with_model(foreign, header.tensors)}{storing}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,7 +288,9 @@ def describe(marked: Mapping[str, Place]) -> Identity:
         elif name == "unet" and unet:
             configs[name] = unet
         elif name == "vae":
-            configs[name] = of_family(vae_config(shapes[name], naming, where), family)
+            found = of_family(vae_config(shapes[name], naming, where), family)
+            enlarges = isinstance(unet, UNetConfig) and unet.noise_levels > 0
+            configs[name] = found.model_copy(update={"scale": UPSCALER_SCALE}) if enlarges else found
         elif name == "text_encoder_3":
             configs[name] = t5_config(shapes[name], where)
         else:
@@ -305,12 +304,12 @@ def describe(marked: Mapping[str, Place]) -> Identity:
     left_out, unexplained = rest_of(parts, family)
     prediction, source = prediction_of(lead.header, family, unet)
     sampling = next((taken for mark, taken in EDM_SAMPLING.items() if mark in lead.header.tensors), "")
-    few_steps = None if unet is None or sampling else few_steps_in(lead.header, family, unet)
+    few_steps = None if unet is None or sampling else few_steps_of_file(lead.header, family, unet)
     return Identity(
         kind=kind_of(parts),
         family=family,
         layout="single-file" if len(parts) > 1 else "network",
-        variant=variant_of(unet, family),
+        variant=variant_of(unet),
         label=label_of(unet),
         parts=parts,
         prediction=prediction,
@@ -320,13 +319,6 @@ def describe(marked: Mapping[str, Place]) -> Identity:
         sampling=f"{few_steps.told}: {few_steps.settings}" if few_steps and few_steps.sets_defaults else sampling,
         few_steps=few_steps,
     )
-
-
-def few_steps_in(header: Header, family: str, unet: NetworkConfig) -> FewSteps | None:
-    """The distillation that a U-Net, its file's metadata or its file's name tell of."""
-    if isinstance(unet, UNetConfig) and unet.guidance_width:
-        return TOLD_CONSISTENCY
-    return few_steps_of({header.path.stem: "the file's name"}, header.metadata, family=family)
 
 
 def kind_of(parts: Mapping[str, Part]) -> str:
@@ -371,7 +363,7 @@ def family_of(unet: NetworkConfig, parts: Mapping[str, object]) -> str:
     """
     if isinstance(unet, MMDiTConfig):
         return SD3.name
-    if unet.pooled_width and unet.context_width != 1024:
+    if unet.pooled_width and not unet.picture_width:
         lone_second = "text_encoder_2" not in parts and "text_encoder" in parts
         lone_folder = "text_encoder" not in parts and "text_encoder_2" in parts
         return (SDXL_REFINER if unet.context_width == 1280 or lone_second or lone_folder else SDXL).name
@@ -389,11 +381,11 @@ def family_without_unet(shapes: Mapping[str, Shapes], marked: Mapping[str, Place
     return FAMILY_OF_TEXT_WIDTH.get(shapes["text_encoder"][tokens][-1], UNKNOWN).name
 
 
-def variant_of(unet: NetworkConfig | None, family: str) -> str:
-    """What the U-Net is for, by its input channels; unCLIP is the SD 2.x with a pooled vector."""
+def variant_of(unet: NetworkConfig | None) -> str:
+    """What the U-Net is for, by its input channels; unCLIP takes a picture's vector."""
     if unet is None:
         return "base"
-    if family == SD2.name and unet.pooled_width:
+    if isinstance(unet, UNetConfig) and unet.picture_width:
         return "unclip"
     return VARIANTS.get(unet.draft_channels, f"{unet.draft_channels} more channels")
 
@@ -416,58 +408,3 @@ def used_text_config(config: TextEncoderConfig, family: str, naming: Naming, *, 
             alone = {"projection_width": config.width}
         return config.model_copy(update={"skip_layers": 1, "final_norm": False, **alone})
     return config.model_copy(update={"projection_width": 0})
-
-
-def prediction_of(header: Header, family: str, unet: NetworkConfig | None) -> tuple[Parameterization | None, str]:
-    """What the network's output means, and how that is known. None: SD 2.x, where only the weights tell."""
-    if "edm_mean" in header.tensors:
-        return "edm", "a mark among the tensors"
-    for key in ("modelspec.prediction_type", "modelspec.predict_key"):
-        recorded = RECORDED_PREDICTIONS.get(header.metadata.get(key, ""))
-        if recorded:
-            return recorded, f"metadata {key}"
-    if "v_pred" in header.tensors or "edm_vpred.sigma_max" in header.tensors:
-        return "v", "a mark among the tensors"
-    if unet is None:
-        return None, ""
-    rule = family_named(family).prediction
-    if rule is not None:
-        return rule, f"the family's rule for {family}"
-    if unet.draft_channels or unet.pooled_width:
-        return ("v", "the family's rule for SD 2.x unCLIP") if unet.pooled_width else ("eps", "the variant's rule")
-    # Training steps of the two published files about which no reader disagrees.
-    steps = {"875000": "eps", "110000": "v"}.get(header.metadata.get("global_step", ""))
-    if steps:
-        return ("v" if steps == "v" else "eps"), "the file's global_step"
-    return None, "only the weights tell"
-
-
-def rest_of(parts: Mapping[str, Part], family: str) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Tensors outside every part: those known to be of no use, counted by reason, and the others."""
-    counts: dict[str, int] = {}
-    unexplained = []
-    for header in {part.header.path: part.header for part in parts.values()}.values():
-        here = {name: part for name, part in parts.items() if part.header.path == header.path}
-        prefixes = tuple(part.prefix for part in here.values())
-        for name in header.tensors:
-            reason = left_out_reason(name, here, family)
-            if reason:
-                counts[reason] = counts.get(reason, 0) + 1
-            elif not name.startswith(prefixes):
-                unexplained.append(name)
-    return counts, tuple(unexplained)
-
-
-def left_out_reason(name: str, parts: Mapping[str, Part], family: str) -> str:
-    """Why a tensor of a file is knowingly not loaded; empty if it has to be."""
-    for pattern, reason in LEFT_OUT:
-        if pattern.search(name):
-            return reason
-    text = parts.get("text_encoder")
-    if text and family == SD2.name and text.naming == "open_clip" and isinstance(text.config, TextEncoderConfig):
-        last = f"{text.prefix}transformer.resblocks.{text.config.layers}."
-        if name.startswith(last) or name == f"{text.prefix}text_projection":
-            return LAST_TEXT_LAYER
-    if text and family == SDXL.name and name == f"{text.prefix}text_projection.weight":
-        return LAST_TEXT_LAYER.replace("SD 2.x", "SDXL")
-    return ""

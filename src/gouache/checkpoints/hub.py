@@ -24,24 +24,34 @@ if TYPE_CHECKING:
 
 PART_FOLDERS = (
     "unet",
+    "transformer",
     "vae",
     "text_encoder",
     "text_encoder_2",
     "text_encoder_3",
     "tokenizer",
     "tokenizer_2",
+    "tokenizer_3",
     "scheduler",
 )
 SHIPPED = POCKET.name
 """Name of the model inside the package, and of its folder there."""
-TEXT_SUFFIXES = (".json", ".txt")
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt")
+TEXT_SUFFIXES = (".json", ".txt", "spiece.model")
+WEIGHT_SUFFIXES = (".safetensors", ".gguf", ".bin", ".ckpt")
 ADAPTER_FOLDERS = ("adapters", "embeddings", "lora", "loras")
 CONTROL_FOLDERS = ("controlnet", "controlnets", "t2i_adapter", "t2i_adapters")
+PREPROCESSOR_FOLDERS = ("preprocessors",)
 IP_ADAPTER_FOLDERS = ("ipadapter", "ip-adapter", "ip_adapter")
 TOWER_FOLDERS = ("clip_vision", "image_encoder")
 VAE_FOLDERS = ("vae", "vaes")
-NO_MODELS = (*ADAPTER_FOLDERS, *CONTROL_FOLDERS, *IP_ADAPTER_FOLDERS, *TOWER_FOLDERS, *VAE_FOLDERS)
+NO_MODELS = (
+    *ADAPTER_FOLDERS,
+    *CONTROL_FOLDERS,
+    *IP_ADAPTER_FOLDERS,
+    *TOWER_FOLDERS,
+    *VAE_FOLDERS,
+    *PREPROCESSOR_FOLDERS,
+)
 """Folders beside the models that hold no models; see `adapters_folder` and `control_folder`."""
 OTHER_FRAMEWORKS = ("flax_", "tf_", "openvino_", "model.onnx", "rust_")
 DEFAULT_ENDPOINT = "https://huggingface.co"
@@ -260,6 +270,7 @@ def choose_files(names: Iterable[str], variant: str | None = None) -> list[str]:
     if "model.json" in top:
         return texts + [name for name in top if name.endswith(".safetensors")]
     weights = _best_weights(top, variant) or _one_of(top, ".safetensors") or _one_of(top, ".ckpt")
+    weights = weights or _one_of(top, ".gguf")
     return texts + weights if weights else []
 
 

@@ -19,6 +19,7 @@ from gouache.checkpoints.detect import CONFIG_KEY, Identity, Part
 from gouache.checkpoints.diffusers import folder as folders
 from gouache.checkpoints.foreign import check_class
 from gouache.checkpoints.formats.header import SHA256, Header, dequantised_header, open_header, read_header
+from gouache.checkpoints.left_out import rest_of
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, ModelNotFound, UnknownFamily, unknown_name
 from gouache.models.configs import (
@@ -151,7 +152,7 @@ def _identify_folder(path: Path, variant: str | None) -> Identity:
     part = folders.lone_network(path, variant=variant)
     if part is not None:
         alone = {part.name: part}
-        left_out, _ = detect.rest_of(alone, UNKNOWN.name)
+        left_out, _ = rest_of(alone, UNKNOWN.name)
         return Identity(detect.kind_of(alone), UNKNOWN.name, "network", parts=alone, left_out=left_out)
     files = joined.weight_files(path)
     if len(files) == 1:

@@ -17,7 +17,7 @@ from gouache.checkpoints.shapes import TOKEN_EMBEDDING
 from gouache.errors import GouacheError, IncompatibleCheckpoint, UnknownFamily
 from gouache.models.configs import VAEConfig
 
-SUFFIXES = (".safetensors", ".ckpt", ".pt", ".pth", ".bin")
+SUFFIXES = (".safetensors", ".gguf", ".ckpt", ".pt", ".pth", ".bin")
 T5 = "text_encoder_3"
 CLIPS = ("text_encoder", "text_encoder_2")
 TEXT_FOLDERS = ("clip", "text_encoders", "text_encoder")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -13,21 +14,19 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gouache.checkpoints.detect import Identity, Part, of_family
-from gouache.checkpoints.diffusers import folder as folders
-from gouache.checkpoints.diffusers.scheduler import Scheduler
+from gouache.checkpoints.detect import Identity, Part
 from gouache.checkpoints.formats.header import Header
 from gouache.checkpoints.formats.safetensors import WeightSource, verify_sha256
 from gouache.checkpoints.identify import identify, known_sha256, read_card, vocabulary_of
+from gouache.checkpoints.model_defaults import folder_scheduler, generation_defaults, vae_of_family
 from gouache.checkpoints.networks import Plan, build_on_meta, fill, load_network, open_part, plan_network, read_planned
-from gouache.checkpoints.noise_table import recorded_latents, recorded_schedule, recorded_scheduler
+from gouache.checkpoints.noise_table import recorded_latents, recorded_schedule
 from gouache.checkpoints.t5_vocabulary import t5_tokenizer
 from gouache.diffusion.parameterization import Parameterization
 from gouache.errors import GouacheError, IncompatibleCheckpoint, InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import (
     DenoiserConfig,
-    GenerationDefaults,
     NetworkConfig,
     NoiseScheduleConfig,
     SentenceEncoderConfig,
@@ -36,19 +35,19 @@ from gouache.models.configs import (
     VAEConfig,
 )
 from gouache.models.family import family_named
-from gouache.models.few_steps import TOLD_SCALE
 from gouache.models.mmdit import MMDiT
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
-from gouache.models.scheduler_config import SchedulerConfig, sampler_of
 from gouache.models.text.clip import TextEncoder
 from gouache.models.text.sentence import SentenceEncoder
 from gouache.models.text.stack import Joint, TextStack
 from gouache.models.text.t5 import T5Encoder
 from gouache.models.text.tokenizers import END_ID
+from gouache.models.turns import Turns
 from gouache.models.unet import UNet
 from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
+from gouache.nn.layers import channels_last
 
 __all__ = ["Sentences", "identify", "load_bundle", "load_sentences"]
 
@@ -67,6 +66,7 @@ def load_bundle(
     vae: str | Path | None = None,
     verify: bool = True,
     without_vae: bool = False,
+    sequential: bool = False,
 ) -> ModelBundle:
     """Load a model: a diffusers folder, a single file (.safetensors or .ckpt), or gouache's own format.
 
@@ -79,6 +79,7 @@ def load_bundle(
         vae: an autoencoder in place of the model's own, or where it has none: a file or a folder.
         verify: compare the tensors with the sha256 that files in the own format record.
         without_vae: take a model that has no autoencoder too, with one that has no numbers in its place.
+        sequential: keep one network at a time in memory, and read each when it is used; needs `dtype`.
 
     Raises:
         ModelNotFound: nothing is there, or a part is missing.
@@ -91,9 +92,21 @@ def load_bundle(
     if prediction is not None and prediction not in PREDICTIONS:
         raise unknown_name("prediction", prediction, PREDICTIONS)
     assembled = assemble(path, identify(path, variant=variant, vae=vae), prediction, without_vae=without_vae)
-    for name, planned in assembled.plans.items():
+
+    def read(name: str) -> None:
+        planned, network = assembled.plans[name], assembled.networks[name]
         source = assembled.source(planned.part.header, verify=verify)
-        fill(assembled.networks[name], planned, source, device=device, dtype=dtype)
+        fill(network, planned, source, device=device, dtype=dtype)
+        if sequential:
+            channels_last(network.eval().requires_grad_(False))
+
+    if not sequential:
+        for name in assembled.plans:
+            read(name)
+        return assembled.bundle.eval()
+    if dtype is None:
+        raise InvalidInput("dtype", given=None, expected="a type of numbers, where networks take turns in memory")
+    Turns({network: partial(read, name) for name, network in assembled.networks.items()}, torch.device(device), dtype)
     return assembled.bundle.eval()
 
 
@@ -267,7 +280,7 @@ def denoiser_config(
         tensor_of: gives a tensor of the U-Net by our name, where only the weights tell.
     """
     own = read_card(path) if identity.layout == "gouache" else None
-    scheduler = _folder_scheduler(path, identity)
+    scheduler = folder_scheduler(path, identity)
     if own is not None:
         config = own.denoiser
     elif scheduler is not None:
@@ -284,15 +297,15 @@ def denoiser_config(
 
 
 def _single_file_schedule(identity: Identity) -> NoiseScheduleConfig:
-    """What a single file says of the noise that its network was trained on; Stable Diffusion 3's say nothing."""
+    """What a single file says of the noise that its network was trained on; Stable Diffusion 3's say nothing, and the
+    x4 upscaler's need not."""
     shift = family_named(identity.family).shift
     if shift is not None:
         return NoiseScheduleConfig(name="flow", shift=shift)
-    return recorded_schedule(identity.parts["unet"].header)
-
-
-def _folder_scheduler(path: Path, identity: Identity) -> Scheduler | None:
-    return folders.scheduler_of_folder(path, identity.family) if identity.layout == "diffusers" else None
+    header = identity.parts["unet"].header
+    found = recorded_schedule(header)
+    bare = identity.variant == "upscaler" and not {"alphas_cumprod", "betas"} & header.tensors.keys()
+    return found.model_copy(update={"beta_start": 1e-4, "beta_end": 0.02}) if bare else found
 
 
 def _sd2_prediction(part: Part, tensor_of: Callable[[str], Tensor]) -> Parameterization:
@@ -306,53 +319,6 @@ def _sd2_prediction(part: Part, tensor_of: Callable[[str], Tensor]) -> Parameter
     last = len(part.config.channels) - 1
     name = f"up_blocks.{last}.attentions.{part.config.layers_per_level}.transformer_blocks.0.norm1.bias"
     return "v" if float(tensor_of(name).float().std(correction=0)) > SD2_V_DEVIATION else "eps"
-
-
-def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig) -> GenerationDefaults:
-    """What a request that leaves it open gets: the card's, else the family's with what the folder's scheduler, the
-    U-Net or the file's metadata say."""
-    own = read_card(path) if identity.layout == "gouache" else None
-    if own is not None:
-        return own.defaults
-    family = family_named(identity.family)
-    size = family.size_for(denoiser.parameterization)
-    file = folders.network_folder(path) / "config.json"
-    sample_size = folders.read_json(file).get("sample_size") if file.is_file() else None
-    vae = identity.parts["vae"].config if "vae" in identity.parts else vae_of_family(identity)
-    sides = [sample_size, sample_size] if isinstance(sample_size, int) else sample_size
-    width = height = size
-    if isinstance(sides, list) and len(sides) == 2 and all(isinstance(side, int) for side in sides):
-        assert isinstance(vae, VAEConfig), "an autoencoder's config"
-        height, width = (side * vae.downscale for side in sides)
-    defaults = GenerationDefaults(width=width, height=height, guidance_scale=family.guidance_scale)
-    if family.steps is not None:
-        defaults = defaults.model_copy(update={"num_inference_steps": family.steps})
-    unet = identity.parts["unet"].config if "unet" in identity.parts else None
-    told = isinstance(unet, UNetConfig) and unet.guidance_width > 0
-    scheduler = _folder_scheduler(path, identity)
-    if identity.layout == "single-file":
-        recorded = recorded_scheduler(identity.parts["unet"].header)
-        if family.shift is not None:
-            recorded = SchedulerConfig(class_name=family.scheduler, shift=family.shift)
-        if recorded is not None:
-            scheduler = Scheduler(recorded, denoiser, sampler_of(recorded).name, "model")
-    if scheduler is None or scheduler.config is None:
-        few_steps = identity.few_steps
-        if few_steps is None or not few_steps.sets_defaults:
-            return defaults
-        settings = {"sampler": few_steps.sampler, "schedule": few_steps.schedule}
-        numbers = {"num_inference_steps": few_steps.steps, "guidance_scale": few_steps.guidance_scale}
-        return defaults.model_copy(update=settings | numbers)
-    few = {"num_inference_steps": scheduler.steps, "guidance_scale": TOLD_SCALE if told else scheduler.guidance_scale}
-    taken = {"sampler": scheduler.sampler, "schedule": scheduler.schedule, "scheduler": scheduler.config}
-    return defaults.model_copy(update={**taken, **{key: value for key, value in few.items() if value is not None}})
-
-
-def vae_of_family(identity: Identity) -> VAEConfig:
-    """The config of the autoencoder that a model of this family has, where it has none itself."""
-    unet = identity.parts["unet"].config
-    channels = unet.in_channels if isinstance(unet, NetworkConfig) else VAEConfig().latent_channels
-    return of_family(VAEConfig(latent_channels=channels), identity.family)
 
 
 def _styles(path: Path, identity: Identity) -> tuple[str, ...]:
@@ -383,11 +349,18 @@ def check_loadable(identity: Identity, where: str, *, without_vae: bool = False)
             expected="a whole model: U-Net, autoencoder and text encoder",
             cure=cures.get(identity.kind, "Give the model that it belongs to."),
         )
-    if identity.variant not in ("base", "inpainting", "instruct", "depth"):
+    if identity.variant == "unclip" and identity.layout != "diffusers":
+        raise IncompatibleCheckpoint(
+            where,
+            given="an unCLIP model in one file",
+            expected="the same model as diffusers' folder, which has its image encoder by itself",
+            cure="Get the folder: it has unet, image_encoder, image_normalizer and image_noising_scheduler.",
+        )
+    if identity.variant not in ("base", "inpainting", "instruct", "depth", "upscaler", "unclip"):
         raise IncompatibleCheckpoint(
             where,
             given=f"a {identity.family} {identity.variant} model",
-            expected="text to image, inpainting, instruct or depth",
+            expected="text to image, inpainting, instruct, depth, the x4 upscaler or unCLIP",
         )
     for name, part in identity.parts.items():
         if isinstance(part.config, TextEncoderConfig):

@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gouache.checkpoints.detect import Part, left_out_reason
+from gouache.checkpoints.detect import Part
+from gouache.checkpoints.formats.gguf import check_readable
 from gouache.checkpoints.formats.header import Header, TensorInfo, few, open_source
 from gouache.checkpoints.formats.safetensors import TORCH_DTYPES, Int8Source, WeightSource
+from gouache.checkpoints.left_out import left_out_reason
 from gouache.checkpoints.shapes import POINTWISE, THIRDS, ShapeChange, Speller, Spelling
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, InvalidInput
@@ -110,12 +112,12 @@ def build(config: Config) -> nn.Module:
         return Upscaler(config)
     if isinstance(config, ControlNetConfig):
         return ControlNetUnion(config) if config.union_types else ControlNet(config)
+    if isinstance(config, T2IAdapterConfig):
+        return T2IAdapter(config)
     if isinstance(config, ImageEncoderConfig):
         return ImageEncoder(config)
     if isinstance(config, IPAdapterConfig):
         return IPAdapter(config)
-    if isinstance(config, T2IAdapterConfig):
-        return T2IAdapter(config)
     raise InvalidInput("config", given=type(config).__name__, expected="the config of a network")
 
 
@@ -249,11 +251,13 @@ def plan_network(part: Part, family: str) -> tuple[nn.Module, Plan]:
     """A part's network without memory, and where its tensors come from; nothing is read.
 
     Raises:
-        IncompatibleCheckpoint: tensors are missing, unexpected or of another shape; all are listed.
+        IncompatibleCheckpoint: tensors are missing, unexpected or of another shape (all are listed), or stored in a
+            type of ggml that can't be dequantized.
     """
     network = build_on_meta(part.config)
     planned = plan(part, network, family)
     planned.report.check(str(part.header.path), part.name)
+    check_readable(part.header, [spelling.name for spelling in planned.spellings.values()])
     return network, planned
 
 
@@ -352,7 +356,7 @@ def open_part(header: Header) -> WeightSource:
     """Open the file, or all shards, that a header describes, as one source."""
     sources = [open_source(file) for file in header.files or (header.path,)]
     source = sources[0] if len(sources) == 1 else _Shards(header, sources)
-    return Int8Source(source, header) if header.int8 else source
+    return Int8Source(source, header) if "I8" in header.stored.values() else source
 
 
 class _Shards:

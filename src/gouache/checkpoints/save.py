@@ -31,6 +31,7 @@ from gouache.checkpoints.noise_table import (
     records_nothing_else,
     table_to_record,
 )
+from gouache.checkpoints.recorded import defaults_to_record
 from gouache.checkpoints.shapes import THIRDS, Naming, ShapeChange
 from gouache.checkpoints.t5_vocabulary import OWN_FILE, OWN_KEY, json_to_keep
 from gouache.config import Config
@@ -314,6 +315,7 @@ def _write_single_file(model: ModelToWrite, path: Path) -> None:
         "modelspec.title": model.name or model.family,
         "modelspec.prediction_type": prediction,
     }
+    metadata |= defaults_to_record(model.defaults, model.family)
     marks = _marks(model, str(path))
     infos |= {name: TensorInfo("F32", tuple(mark.shape)) for name, mark in marks.items()}
 
@@ -397,6 +399,11 @@ def _write_diffusers(model: ModelToWrite, folder: Path, where: str) -> None:
     (folder / "scheduler").mkdir()
     values = diffusers_write.scheduler_json(model.denoiser, model.family, where, scheduler)
     write_json(folder / "scheduler" / "scheduler_config.json", values)
+    if model.variant == "upscaler":
+        (folder / "low_res_scheduler").mkdir()
+        plain = diffusers_write.scheduler_json(model.denoiser, model.family, where)
+        low = {**plain, "_class_name": "DDPMScheduler", "prediction_type": "epsilon"}
+        write_json(folder / "low_res_scheduler" / "scheduler_config.json", low)
 
 
 def _downscale(model: ModelToWrite) -> int:

@@ -19,7 +19,6 @@ from gouache.models.configs import (
     ControlNetConfig,
     MMDiTConfig,
     NetworkConfig,
-    T2IAdapterConfig,
     T5Config,
     TextEncoderConfig,
     UNetConfig,
@@ -78,6 +77,7 @@ POINTWISE = re.compile(r"(?!.*norm).*\.attentions\..*\.weight$")
 HEAD_WIDTH = 64
 """Width of a head in SD 2.x, SDXL and every CLIP text encoder."""
 SD1_HEADS = 8
+SD2_CONTEXT = 1024
 NORM_GROUPS = 32
 
 
@@ -106,7 +106,7 @@ def unet_config(shapes: Shapes, naming: Naming, where: str) -> UNetConfig:
     _check_counts(counted, where)
     down = _way_down(counted, shapes, naming, where)
     head = "out.2.weight" if naming == "ldm" else "conv_out.weight"
-    stem_width, out_channels = down.in_channels, _at(shapes, head, 0, where)
+    stem_width, out_channels = down.in_channels, width_at(shapes, head, 0, where)
     # A network that predicts variances too has twice as many outputs as latents, never fewer inputs than latents.
     latents = out_channels if stem_width >= out_channels else stem_width
     plain_up = [[depth] * len(row) for depth, row in zip(reversed(down.transformer_layers), counted.up, strict=True)]
@@ -155,19 +155,19 @@ def mmdit_config(shapes: Shapes, naming: Naming, where: str) -> MMDiTConfig:
             "proj_out.weight",
         )
     )
-    width, patch_size = _at(shapes, patch, 0, where), _at(shapes, patch, 2, where)
-    layers = _count(shapes, block)
+    width, patch_size = width_at(shapes, patch, 0, where), width_at(shapes, patch, 2, where)
+    layers = count_of(shapes, block)
     head_width = shapes[norm][0] if norm in shapes else math.gcd(HEAD_WIDTH, width)
     found = {
-        "in_channels": _at(shapes, patch, 1, where),
-        "out_channels": _at(shapes, last, 0, where) // patch_size**2,
+        "in_channels": width_at(shapes, patch, 1, where),
+        "out_channels": width_at(shapes, last, 0, where) // patch_size**2,
         "patch_size": patch_size,
         "layers": layers,
         "heads": width // head_width,
         "head_width": head_width,
-        "context_width": _at(shapes, "context_embedder.weight", 1, where),
-        "pooled_width": _at(shapes, pooled, 1, where),
-        "grid": math.isqrt(_at(shapes, places, 1, where)),
+        "context_width": width_at(shapes, "context_embedder.weight", 1, where),
+        "pooled_width": width_at(shapes, pooled, 1, where),
+        "grid": math.isqrt(width_at(shapes, places, 1, where)),
         "qk_norm": norm in shapes,
         "dual_layers": tuple(layer for layer in range(layers) if second.format(layer) in shapes),
     }
@@ -179,68 +179,29 @@ def controlnet_config(shapes: Shapes, naming: Naming, where: str) -> ControlNetC
     counted = _count_ldm(shapes) if naming == "ldm" else _count_diffusers(shapes)
     _check_way_down(counted, where)
     if not counted.middle_resnets:
-        raise _no_network(where, "a ControlNet without a middle", "one with residual blocks there")
+        raise no_network(where, "a ControlNet without a middle", "one with residual blocks there")
     hint_channels, widths = hint_widths(shapes, naming, where)
     return ControlNetConfig(
         unet=_way_down(counted, shapes, naming, where),
         hint_channels=hint_channels,
         hint_widths=widths,
         union_types=shapes.get("task_embedding", (0,))[0],
-        union_layers=max(1, _count(shapes, "transformer_layes.{}.ln_1.weight")),
+        union_layers=max(1, count_of(shapes, "transformer_layes.{}.ln_1.weight")),
     )
 
 
 def hint_widths(shapes: Shapes, naming: Naming, where: str) -> tuple[int, tuple[int, ...]]:
     """Channels of the control picture, and widths of the convolutions that it goes through."""
     if naming == "ldm":
-        hint = [f"input_hint_block.{2 * i}.weight" for i in range(_count(shapes, "input_hint_block.{}.weight", 2))]
+        hint = [f"input_hint_block.{2 * i}.weight" for i in range(count_of(shapes, "input_hint_block.{}.weight", 2))]
     else:
-        inner = range(_count(shapes, "controlnet_cond_embedding.blocks.{}.weight"))
+        inner = range(count_of(shapes, "controlnet_cond_embedding.blocks.{}.weight"))
         hint = [
             f"controlnet_cond_embedding.{part}.weight"
             for part in ("conv_in", *(f"blocks.{i}" for i in inner), "conv_out")
         ]
     # One convolution into the first width, then pairs of which the second widens, then one into the U-Net's width.
-    return _at(shapes, hint[0], 1, where), tuple(_at(shapes, name, 0, where) for name in hint[:-1:2])
-
-
-SDXL_FOLD = 16
-
-
-def t2i_config(shapes: Shapes, naming: Naming, where: str) -> T2IAdapterConfig:
-    """Rebuild a T2I-Adapter's config. Arguments and errors as in `unet_config`.
-
-    The first convolution's channels are those of the picture, 3 or 1, times the square of `fold`. SDXL's adapters fold
-    by 16, and have the names and shapes of the others.
-    """
-    light = "conv_in.weight" not in shapes
-    stem = _at(shapes, "body.0.in_conv.weight" if light else "conv_in.weight", 1, where)
-    hint_channels = 1 if stem % 3 else 3
-    fold = math.isqrt(stem // hint_channels)
-    if hint_channels * fold**2 != stem:
-        raise _no_network(where, f"a T2I-Adapter with {stem} channels in", "1 or 3 times a square number")
-    if naming == "ours":
-        levels = max(_count(shapes, "body.{}.resnets.0.block1.weight"), 1)
-        blocks = _count(shapes, "body.0.resnets.{}.block1.weight")
-    elif light:
-        levels = max(_count(shapes, "body.{}.in_conv.weight"), 1)
-        blocks = _count(shapes, "body.0.body.{}.block1.weight")
-    else:
-        # One list of blocks; each level after the first begins with the one that widens, or is as long as the first.
-        widens = [n for n in range(1, len(shapes)) if f"body.{n}.in_conv.weight" in shapes]
-        total = _count(shapes, "body.{}.block1.weight")
-        blocks = widens[0] if widens else total
-        levels = -(-total // max(blocks, 1))
-    last = "body.{}.out_conv.weight" if light else "body.{}.resnets.0.block1.weight"
-    last = "body.{}.block1.weight" if naming == "ldm" and not light else last
-    step = blocks if naming == "ldm" and not light else 1
-    return T2IAdapterConfig(
-        kind="light" if light else "full_xl" if fold == SDXL_FOLD else "full",
-        hint_channels=hint_channels,
-        fold=fold,
-        channels=tuple(_at(shapes, last.format(step * level), 0, where) for level in range(levels)),
-        blocks=blocks,
-    )
+    return width_at(shapes, hint[0], 1, where), tuple(width_at(shapes, name, 0, where) for name in hint[:-1:2])
 
 
 def _way_down(counted: _Counted, shapes: Shapes, naming: Naming, where: str) -> UNetConfig:
@@ -250,25 +211,46 @@ def _way_down(counted: _Counted, shapes: Shapes, naming: Naming, where: str) -> 
         if naming == "ldm"
         else ("conv_in.weight", "add_embedding.linear_1.weight")
     )
+    own = "class_embedding.linear_1.weight"
+    pooled = own if naming == "ours" and own in shapes else pooled
     channels = tuple(level[0][0] for level in counted.down)
     rows = tuple(tuple(depth for _, depth in level) for level in counted.down)
     told = "time_embed.cond_proj.weight" if naming == "ldm" else "time_embedding.cond_proj.weight"
     linear = len(_first(shapes, ".proj_in.weight")) == 2
+    levels = shapes.get("label_emb.weight" if naming == "ldm" else "class_embedding.weight", (0,))[0]
+    context_width = (_first(shapes, ".attn2.to_k.weight") or (0, UNetConfig().context_width))[1]
     return UNetConfig(
-        in_channels=_at(shapes, stem, 1, where),
+        in_channels=width_at(shapes, stem, 1, where),
         channels=channels,
         layers_per_level=len(counted.down[0]),
         transformer_layers=tuple(row[0] for row in rows),
         down_transformer_layers=rows if any(len(set(row)) > 1 for row in rows) else None,
         middle_layers=counted.middle_resnets,
         middle_transformer_layers=counted.middle_depth,
-        heads=unet_heads(channels, linear=linear),
-        context_width=(_first(shapes, ".attn2.to_k.weight") or (0, UNetConfig().context_width))[1],
+        heads=unet_heads(channels, linear=linear and not levels),
+        context_width=context_width,
+        only_cross_attention=_crossing(shapes, naming, counted, context_width) if levels else (),
         linear_projection=linear,
         guidance_width=shapes[told][1] if told in shapes else 0,
         pooled_width=shapes[pooled][1] if pooled in shapes else 0,
+        picture_width=shapes[pooled][1] // 2
+        if pooled in shapes and (pooled == own or context_width == SD2_CONTEXT)
+        else 0,
+        noise_levels=levels,
         norm_groups=norm_groups(channels),
     )
+
+
+def _crossing(shapes: Shapes, naming: Naming, counted: _Counted, context_width: int) -> tuple[bool, ...]:
+    """Levels of the x4 upscaler whose first attention looks at the text, by the width of its keys' input; where that is
+    the level's own width too, it looks at the level, as the published network's does."""
+    found, number = [], 1
+    for level, blocks in enumerate(counted.down):
+        place = f"input_blocks.{number}.1" if naming == "ldm" else f"down_blocks.{level}.attentions.0"
+        keys = shapes.get(f"{place}.transformer_blocks.0.attn1.to_k.weight", (0, 0))
+        found.append(keys[1] == context_width != keys[0])
+        number += len(blocks) + 1
+    return tuple(found) if any(found) else ()
 
 
 def unet_heads(channels: tuple[int, ...], *, linear: bool) -> tuple[int, ...]:
@@ -294,17 +276,17 @@ def vae_config(shapes: Shapes, naming: Naming, where: str) -> VAEConfig:
     layers: set[int] = set()
     while f"{level.format(len(channels))}.{block}.0.conv1.weight" in shapes:
         prefix = level.format(len(channels))
-        layers.add(_count(shapes, prefix + f".{block}.{{}}.conv1.weight"))
+        layers.add(count_of(shapes, prefix + f".{block}.{{}}.conv1.weight"))
         channels.append(shapes[f"{prefix}.{block}.0.conv1.weight"][0])
     if len(layers) != 1:
-        raise _no_network(where, f"an autoencoder with {sorted(layers)} residual blocks a level", "the same on each")
+        raise no_network(where, f"an autoencoder with {sorted(layers)} residual blocks a level", "the same on each")
     down_layers = layers.pop()
     up_channels, up_layers = _decoder_levels(shapes, naming)
     if len(up_channels) != len(channels):  # tensors are missing, and will be listed
         up_channels, up_layers = tuple(channels), down_layers + 1
     return VAEConfig(
-        image_channels=_at(shapes, "encoder.conv_in.weight", 1, where),
-        latent_channels=_at(shapes, "encoder.conv_out.weight", 0, where) // 2,
+        image_channels=width_at(shapes, "encoder.conv_in.weight", 1, where),
+        latent_channels=width_at(shapes, "encoder.conv_out.weight", 0, where) // 2,
         channels=tuple(channels),
         layers_per_level=down_layers,
         decoder_channels=() if up_channels == tuple(channels) else up_channels,
@@ -327,7 +309,7 @@ def _decoder_levels(shapes: Shapes, naming: Naming) -> tuple[tuple[int, ...], in
     while name.format(levels, 0) in shapes:
         levels += 1
     widths = tuple(shapes[name.format(level, 0)][0] for level in range(levels))
-    return widths[::order], max((_count(shapes, name.format(level, "{}")) for level in range(levels)), default=0)
+    return widths[::order], max((count_of(shapes, name.format(level, "{}")) for level in range(levels)), default=0)
 
 
 def _tiny_vae_config(shapes: Shapes, where: str) -> VAEConfig:
@@ -343,11 +325,11 @@ def _tiny_vae_config(shapes: Shapes, where: str) -> VAEConfig:
                 levels.append(0)
         blocks[half] = levels
     if len(blocks["encoder"]) != len(blocks["decoder"]):
-        raise _no_network(where, f"a tiny autoencoder with levels {blocks}", "as many in the encoder as in the decoder")
+        raise no_network(where, f"a tiny autoencoder with levels {blocks}", "as many in the encoder as in the decoder")
     return VAEConfig(
-        image_channels=_at(shapes, "encoder.layers.0.weight", 1, where),
-        latent_channels=_at(shapes, TINY_VAE, 1, where),
-        channels=(_at(shapes, TINY_VAE, 0, where),) * len(blocks["encoder"]),
+        image_channels=width_at(shapes, "encoder.layers.0.weight", 1, where),
+        latent_channels=width_at(shapes, TINY_VAE, 1, where),
+        channels=(width_at(shapes, TINY_VAE, 0, where),) * len(blocks["encoder"]),
         norm_groups=1,
         middle_attention=False,
         quant_conv=False,
@@ -362,16 +344,16 @@ def text_config(shapes: Shapes, naming: Naming, where: str) -> TextEncoderConfig
     OpenCLIP's encoders (ViT-H, bigG) have gelu and pad with token 0, OpenAI's have quick_gelu and pad with the end.
     """
     tokens, places, inner, projection = _TEXT_NAMES[naming]
-    width = _at(shapes, tokens, 1, where)
+    width = width_at(shapes, tokens, 1, where)
     open_clip = naming == "open_clip" or width >= 1024
     projected = shapes.get(projection)
     return TextEncoderConfig(
-        vocabulary_size=_at(shapes, tokens, 0, where),
+        vocabulary_size=width_at(shapes, tokens, 0, where),
         width=width,
-        inner_width=_at(shapes, inner.format(0), 0, where),
-        layers=_count(shapes, inner),
+        inner_width=width_at(shapes, inner.format(0), 0, where),
+        layers=count_of(shapes, inner),
         heads=_heads_of_width(width),
-        positions=_at(shapes, places, 0, where),
+        positions=width_at(shapes, places, 0, where),
         activation="gelu" if open_clip else "quick_gelu",
         projection_width=0 if projected is None else projected[1 if naming == "open_clip" else 0],
         pad_id=0 if open_clip else TextEncoderConfig().pad_id,
@@ -404,15 +386,15 @@ def t5_config(shapes: Shapes, where: str) -> T5Config:
     attention, inner = "encoder.block.{}.layer.0.SelfAttention", "encoder.block.0.layer.1.DenseReluDense.{}.weight"
     if inner.format("wi") in shapes or T5_BIAS.format(1) in shapes:
         other = "T5 1.0" if inner.format("wi") in shapes else "UMT5"
-        raise _no_network(where, other, "T5 1.1, whose feed-forward networks are gated")
-    buckets, heads = (_at(shapes, T5_BIAS.format(0), axis, where) for axis in (0, 1))
+        raise no_network(where, other, "T5 1.1, whose feed-forward networks are gated")
+    buckets, heads = (width_at(shapes, T5_BIAS.format(0), axis, where) for axis in (0, 1))
     return T5Config(
-        vocabulary_size=_at(shapes, "shared.weight", 0, where),
-        width=_at(shapes, "shared.weight", 1, where),
-        inner_width=_at(shapes, inner.format("wi_0"), 0, where),
-        layers=_count(shapes, attention + ".q.weight"),
+        vocabulary_size=width_at(shapes, "shared.weight", 0, where),
+        width=width_at(shapes, "shared.weight", 1, where),
+        inner_width=width_at(shapes, inner.format("wi_0"), 0, where),
+        layers=count_of(shapes, attention + ".q.weight"),
         heads=heads,
-        head_width=_at(shapes, attention.format(0) + ".q.weight", 0, where) // heads,
+        head_width=width_at(shapes, attention.format(0) + ".q.weight", 0, where) // heads,
         buckets=buckets,
     )
 
@@ -437,7 +419,7 @@ def _count_ldm(shapes: Shapes) -> _Counted:
         else:
             break
     up: list[list[int]] = [[]]
-    for n in range(_count(shapes, "output_blocks.{}.0.out_layers.3.weight")):
+    for n in range(count_of(shapes, "output_blocks.{}.0.out_layers.3.weight")):
         up[-1].append(_depth(shapes, f"output_blocks.{n}.1"))
         if f"output_blocks.{n}.1.conv.weight" in shapes or f"output_blocks.{n}.2.conv.weight" in shapes:
             up.append([])
@@ -447,19 +429,19 @@ def _count_ldm(shapes: Shapes) -> _Counted:
 
 def _count_diffusers(shapes: Shapes) -> _Counted:
     def level(prefix: str) -> list[tuple[int, int]]:
-        resnets = _count(shapes, prefix + ".resnets.{}.conv1.weight")
+        resnets = count_of(shapes, prefix + ".resnets.{}.conv1.weight")
         return [
             (shapes[f"{prefix}.resnets.{i}.conv1.weight"][0], _depth(shapes, f"{prefix}.attentions.{i}"))
             for i in range(resnets)
         ]
 
     return _Counted(
-        down=[level(f"down_blocks.{b}") for b in range(_count(shapes, "down_blocks.{}.resnets.0.conv1.weight"))],
+        down=[level(f"down_blocks.{b}") for b in range(count_of(shapes, "down_blocks.{}.resnets.0.conv1.weight"))],
         up=[
             [depth for _, depth in level(f"up_blocks.{b}")]
-            for b in range(_count(shapes, "up_blocks.{}.resnets.0.conv1.weight"))
+            for b in range(count_of(shapes, "up_blocks.{}.resnets.0.conv1.weight"))
         ],
-        middle_resnets=_count(shapes, "mid_block.resnets.{}.conv1.weight"),
+        middle_resnets=count_of(shapes, "mid_block.resnets.{}.conv1.weight"),
         middle_depth=_depth(shapes, "mid_block.attentions.0"),
     )
 
@@ -467,7 +449,7 @@ def _count_diffusers(shapes: Shapes) -> _Counted:
 def _check_counts(counted: _Counted, where: str) -> None:
     _check_way_down(counted, where)
     if [len(row) for row in counted.up] != [len(counted.down[0]) + 1] * len(counted.down):
-        raise _no_network(
+        raise no_network(
             where, f"{[len(row) for row in counted.up]} residual blocks on the way up", "one more a level than down"
         )
 
@@ -475,26 +457,27 @@ def _check_counts(counted: _Counted, where: str) -> None:
 def _check_way_down(counted: _Counted, where: str) -> None:
     blocks = {len(level) for level in counted.down}
     if not counted.down[0:1] or len(blocks) != 1 or 0 in blocks:
-        raise _no_network(
+        raise no_network(
             where, f"{[len(level) for level in counted.down]} residual blocks on the way down", "as many on each level"
         )
     for level in counted.down:
         depths = {depth for _, depth in level}
         if len({width for width, _ in level}) != 1 or (0 in depths and len(depths) > 1):
             expected = "one width within a level, and transformers behind all of its blocks or none"
-            raise _no_network(where, f"a level with blocks (width, depth) {level}", expected)
+            raise no_network(where, f"a level with blocks (width, depth) {level}", expected)
 
 
-def _no_network(where: str, given: str, expected: str) -> UnknownFamily:
+def no_network(where: str, given: str, expected: str) -> UnknownFamily:
+    """The error for blocks that make no network of a known kind."""
     return UnknownFamily(where, given=given, expected=expected, cure="This reduced network is of no kind gouache runs.")
 
 
 def _depth(shapes: Shapes, prefix: str) -> int:
     """Transformer blocks under a prefix."""
-    return _count(shapes, prefix + ".transformer_blocks.{}.norm1.weight")
+    return count_of(shapes, prefix + ".transformer_blocks.{}.norm1.weight")
 
 
-def _count(shapes: Shapes, pattern: str, stride: int = 1) -> int:
+def count_of(shapes: Shapes, pattern: str, stride: int = 1) -> int:
     """How many of the names that `pattern` makes with 0, 1, 2 ... (times `stride`) are there without a gap."""
     n = 0
     while pattern.format(n * stride) in shapes:
@@ -507,10 +490,11 @@ def _first(shapes: Shapes, suffix: str) -> tuple[int, ...]:
     return next((shape for name, shape in shapes.items() if name.endswith(suffix)), ())
 
 
-def _at(shapes: Shapes, name: str, axis: int, where: str) -> int:
+def width_at(shapes: Shapes, name: str, axis: int, where: str) -> int:
+    """How long an axis of a tensor is; `UnknownFamily` where the tensor isn't there or has no such axis."""
     shape = shapes.get(name, ())
     if len(shape) <= axis or not shape[axis]:
-        raise _no_network(
+        raise no_network(
             where, f"{name} of shape {list(shape)}" if name in shapes else f"no {name}", "one with channels"
         )
     return shape[axis]

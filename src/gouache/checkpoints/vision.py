@@ -1,4 +1,6 @@
-"""Loads CLIP's vision tower with its projection, as transformers saves `CLIPVisionModelWithProjection`."""
+"""Loads CLIP's vision tower with its projection, as transformers saves `CLIPVisionModelWithProjection`, and what unCLIP
+models have beside it.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +15,10 @@ from gouache.checkpoints.diffusers.folder import read_json
 from gouache.checkpoints.formats.header import Header
 from gouache.checkpoints.networks import load_network, open_part
 from gouache.checkpoints.renamed import Renamed, header_at, renamed
-from gouache.errors import IncompatibleCheckpoint
+from gouache.diffusion.betas import cosine_betas
+from gouache.errors import IncompatibleCheckpoint, ModelNotFound
 from gouache.models.conditioning.image_encoder import ImageEncoder
+from gouache.models.conditioning.unclip import EmbeddingNoise
 from gouache.models.configs import ImageEncoderConfig
 
 KIND = "image-encoder"
@@ -47,6 +51,34 @@ def load_image_encoder(
     if not isinstance(network, ImageEncoder):
         raise IncompatibleCheckpoint(str(path), given=f"a {type(network).__name__}", expected="a vision tower")
     return network
+
+
+def read_embedding_noise(folder: Path, width: int) -> EmbeddingNoise:
+    """What an unCLIP model lays on a picture's embedding, from `image_normalizer` and `image_noising_scheduler`.
+
+    Args:
+        folder: of the model.
+        width: of an embedding.
+
+    Raises:
+        ModelNotFound: one of the two is missing.
+        IncompatibleCheckpoint: embeddings of another width, or levels of a kind that isn't known.
+    """
+    file = folder / "image_noising_scheduler" / "scheduler_config.json"
+    if not file.is_file():
+        raise ModelNotFound(str(file), given="no file there", expected="the levels of noise on a picture's embedding")
+    told = {"beta_schedule": "linear", "num_train_timesteps": 1000, **read_json(file)}
+    if told["beta_schedule"] != "squaredcos_cap_v2" or not isinstance(told["num_train_timesteps"], int):
+        raise IncompatibleCheckpoint(
+            str(file), given=f"beta_schedule {told['beta_schedule']!r}", expected="'squaredcos_cap_v2'"
+        )
+    header = header_at(folder / "image_normalizer")
+    source = open_part(header)
+    shapes = {name: info.shape for name, info in header.tensors.items()}
+    if shapes != {"mean": (1, width), "std": (1, width)}:
+        raise IncompatibleCheckpoint(str(header.path), given=f"{shapes}", expected=f"mean and std of [1, {width}]")
+    mean, std = (source.read(name, mapped=False).float()[0] for name in ("mean", "std"))
+    return EmbeddingNoise(mean, std, (1 - cosine_betas(told["num_train_timesteps"])).cumprod(0))
 
 
 def image_encoder_config(path: Path, header: Header) -> ImageEncoderConfig:

@@ -64,7 +64,6 @@ def _why_not(path: Path, identity: Identity, *, whole: bool) -> GouacheError | N
 
 def _found(name: str) -> Path:
     """The path of a model, an adapter, a ControlNet or an IP-Adapter by path or name."""
-
     from gouache.checkpoints.adapters.controlnet_library import list_controls
     from gouache.checkpoints.adapters.ip_adapter_library import list_ip_adapters
     from gouache.checkpoints.adapters.library import list_adapters

@@ -59,7 +59,8 @@ SHORT = {
 }
 PANELS = {
     **dict.fromkeys(
-        ("init_image", "strength", "resize_mode", "image_guidance_scale", "depth_image"), "Starting picture"
+        ("init_image", "strength", "resize_mode", "image_guidance_scale", "depth_image", "noise_level"),
+        "Starting picture",
     ),
     **dict.fromkeys(("control", "image_prompts"), "Control"),
     **dict.fromkeys(("regions",), "Regions"),
@@ -86,6 +87,7 @@ EDITING = (
     "interpolation",
     "image_guidance_scale",
     "depth_image",
+    "noise_level",
 )
 """Fields about a starting picture: `paint` leaves them to the commands that take one."""
 

@@ -34,6 +34,10 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps.")]
 Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, float16 or bfloat16.")]
+Sequential = Annotated[
+    bool,
+    typer.Option("--sequential", help="One network at a time in memory, read from its file when it is used: slower."),
+]
 Size = Annotated[str | None, typer.Option("--size", metavar="N|WxH", help="Width and height together.")]
 Quality = Annotated[int, typer.Option("--quality", min=1, max=100, help="JPEG and WebP quality; WebP 100 is lossless.")]
 Open = Annotated[bool, typer.Option("--open", help="Open the images when finished.")]
@@ -68,6 +72,7 @@ def _paint(
     quality: Quality = 95,
     device: Device = None,
     dtype: Dtype = None,
+    sequential: Sequential = False,
     open_: Open = False,
     **options: object,
 ) -> None:
@@ -81,7 +86,7 @@ def _paint(
     if dynamic or wildcards is not None:
         requests = [each for one in requests for each in with_choices(one, wildcards)]
     outcome = OutputWriter(output, force=force, as_json=as_json, quality=quality, svg=svg, noted=tuple(noted))
-    paint_requests(requests, outcome, device=device, dtype=dtype, grid=grid, show=open_)
+    paint_requests(requests, outcome, device=device, dtype=dtype, sequential=sequential, grid=grid, show=open_)
 
 
 paint = with_options(_paint, SPECS, "paint", HELP)
@@ -144,11 +149,11 @@ def read_size(text: str) -> tuple[int, int]:
     return int(width), int(height or width)
 
 
-def load(model: str | None, device: str | None, dtype: str | None) -> Pipeline:
+def load(model: str | None, device: str | None, dtype: str | None, *, sequential: bool = False) -> Pipeline:
     """Load the model of a request; anything odd about it is told on standard error."""
     from gouache.pipeline.pipeline import dtype_named, open_pipeline
 
-    pipeline, note = open_pipeline(model, device=device, dtype=dtype_named(dtype))
+    pipeline, note = open_pipeline(model, device=device, dtype=dtype_named(dtype), sequential=sequential)
     if note:
         typer.echo(f"gouache: {note}", err=True)
     return pipeline
@@ -195,6 +200,7 @@ def paint_requests(
     *,
     device: str | None = None,
     dtype: str | None = None,
+    sequential: bool = False,
     grid: bool = False,
     show: bool = False,
     attachments: Mapping[str, bytes] | None = None,
@@ -209,7 +215,7 @@ def paint_requests(
     if len(models) != 1 or (outcome.to_stdout and len(requests) > 1):
         given = f"{len(requests)} requests for {len(models)} models"
         raise InvalidInput("requests", given=given, expected="one model, and one picture for standard output")
-    pipeline = load(requests[0].model, device, dtype)
+    pipeline = load(requests[0].model, device, dtype, sequential=sequential)
     plans = [pipeline.plan(request, attachments) for request in requests]
     for plan in plans:
         outcome.check(plan.request)

@@ -257,6 +257,10 @@ class ImageNoise:
         alone = [ImageSeed(seed.seed) for seed in self.seeds]
         return ImageNoise(alone, mode=self.mode).initial(shape)
 
+    def apart(self, purpose: str, shape: Sequence[int]) -> Tensor:
+        """Standard normal numbers for every picture from a stream of their own (`generator_for`). [B, ...] fp32, CPU"""
+        return torch.stack([torch.randn(*shape, generator=generator_for(seed.seed, purpose)) for seed in self.seeds])
+
     def __call__(self, x: Tensor, sigma: float, sigma_next: float) -> Tensor:  # noqa: ARG002
         """Fresh noise for one step, whatever its two sigmas. [B, ...]"""
         if len(x) != len(self.seeds):

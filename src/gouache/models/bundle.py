@@ -15,14 +15,16 @@ from gouache.diffusion.noise_schedule import NoiseSchedule
 from gouache.errors import ConfigError, ShapeMismatch
 from gouache.models.conditioning.image_encoder import PictureEncoder
 from gouache.models.conditioning.ip_adapter import IPAdapter
-from gouache.models.configs import DenoiserConfig, GenerationDefaults
+from gouache.models.conditioning.unclip import OwnPictures
+from gouache.models.configs import DenoiserConfig, GenerationDefaults, UNetConfig
 from gouache.models.denoiser import Denoiser, SteeringNetwork
-from gouache.models.family import Family, family_named
+from gouache.models.family import SDXL, Family, family_named
 from gouache.models.few_steps import FewSteps
 from gouache.models.mmdit import MMDiT
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.text.stack import TextStack
+from gouache.models.turns import turns_of
 from gouache.models.unet import UNet
 from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
@@ -50,6 +52,7 @@ class ModelBundle:
         controls: networks that steer the U-Net, by the names that requests give them; none is the model's own.
         ip_adapters: what shows it pictures beside the text, by the names that requests give them.
         picture_encoders: the vision towers of those, by the same names.
+        own_pictures: what it reads pictures with by itself, where a request gives it some.
         refiner: the model that goes on from this one's latents, where a request names one.
         name: a short name for people.
         path: where it was read from; None if it was built in memory.
@@ -76,6 +79,7 @@ class ModelBundle:
     controls: Mapping[str, SteeringNetwork] = field(default_factory=dict)
     ip_adapters: Mapping[str, IPAdapter] = field(default_factory=dict)
     picture_encoders: Mapping[str, PictureEncoder] = field(default_factory=dict)
+    own_pictures: OwnPictures | None = None
     refiner: ModelBundle | None = None
     styles: tuple[str, ...] = ()
     name: str = ""
@@ -115,17 +119,19 @@ class ModelBundle:
     @property
     def device(self) -> torch.device:
         """Where the U-Net is."""
-        return next(self.unet.parameters()).device
+        turns = turns_of(self.unet)
+        return next(self.unet.parameters()).device if turns is None else turns.device
 
     @property
     def dtype(self) -> torch.dtype:
         """The U-Net's floating-point type."""
-        return next(self.unet.parameters()).dtype
+        turns = turns_of(self.unet)
+        return next(self.unet.parameters()).dtype if turns is None else turns.dtype
 
     @property
     def has_vae(self) -> bool:
         """Whether the autoencoder is there; one without numbers stands in for one that a request has to name."""
-        return not next(self.vae.parameters()).is_meta
+        return turns_of(self.vae) is not None or not next(self.vae.parameters()).is_meta
 
     @property
     def traits(self) -> Family:
@@ -133,14 +139,29 @@ class ModelBundle:
         return family_named(self.family)
 
     @property
+    def noise_levels(self) -> int:
+        """Levels of the noise on a small picture that the network enlarges and is told; 0 = it is told none."""
+        return self.unet.config.noise_levels if isinstance(self.unet.config, UNetConfig) else 0
+
+    @property
     def size_numbers(self) -> int:
         """How many numbers the U-Net takes beside the pooled text: 6 for SDXL, 5 for its refiner, else 0; -1 if its
         pooled width can't be explained so."""
         width = self.unet.config.pooled_width
-        if width == 0:
+        if width == 0 or self.picture_width:
             return 0
         rest = width - self.text.pooled_width
         return rest // NUMBER_WIDTH if rest >= 0 and rest % NUMBER_WIDTH == 0 else -1
+
+    @property
+    def picture_width(self) -> int:
+        """Width of the picture's embedding that an unCLIP model takes; 0 for every other."""
+        return self.unet.config.picture_width if isinstance(self.unet.config, UNetConfig) else 0
+
+    @property
+    def takes_pictures(self) -> bool:
+        """Whether it takes a picture's embedding without an adapter: unCLIP by itself, SDXL as its pooled text."""
+        return self.picture_width > 0 or self.size_numbers == SDXL.size_numbers
 
     @property
     def takes_aesthetic_score(self) -> bool:
@@ -186,7 +207,7 @@ class ModelBundle:
         """The vector that the U-Net takes as `pooled`.
 
         Args:
-            pooled: the text stack's pooled vector, which is left out for a U-Net that takes none. [B, P]
+            pooled: the text stack's pooled vector or a picture's, which is left out for a U-Net that takes none. [B, P]
             numbers: as `size_condition` gives them. [B, 6 or 5]
 
         Returns:

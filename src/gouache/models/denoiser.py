@@ -23,6 +23,7 @@ from gouache.models.configs import DenoiserConfig, NoiseScheduleConfig
 from gouache.models.mmdit import MMDiT
 from gouache.models.perturbation import AttentionRecord, Perturbation, changes_of
 from gouache.models.regions import RegionTexts, areas_of
+from gouache.models.turns import awake
 from gouache.models.unet import Residuals, UNet
 from gouache.nn.attention import Areas
 from gouache.nn.free_u import FreeU
@@ -137,6 +138,7 @@ class Condition:
         free_u: what the network weighs otherwise, in all rows.
         record: whose self-attention to note, in all rows.
         guidance: scale that a network with a `guidance_width` is told. [B]
+        noise_level: of a small picture in `draft`, for a network with `noise_levels`. [B]
         regions: texts with areas of their own, for each row or one for all; empty = none.
     """
 
@@ -150,6 +152,7 @@ class Condition:
     free_u: FreeU | None = None
     record: AttentionRecord | None = None
     guidance: Tensor | None = None
+    noise_level: Tensor | None = None
     regions: tuple[RegionTexts | None, ...] = ()
 
     def rows(self, start: int, end: int) -> Condition:
@@ -169,8 +172,9 @@ class Condition:
         return self._map(lambda tensor: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype))
 
     def _map(self, change: Callable[[Tensor], Tensor]) -> Condition:
-        mask, pooled, draft, guidance = (
-            None if tensor is None else change(tensor) for tensor in (self.mask, self.pooled, self.draft, self.guidance)
+        mask, pooled, draft, guidance, noise_level = (
+            None if tensor is None else change(tensor)
+            for tensor in (self.mask, self.pooled, self.draft, self.guidance, self.noise_level)
         )
         return replace(
             self,
@@ -181,6 +185,7 @@ class Condition:
             controls=tuple(control.map(change) for control in self.controls),
             pictures=tuple(one.map(change) for one in self.pictures),
             guidance=guidance,
+            noise_level=noise_level,
         )
 
 
@@ -204,6 +209,7 @@ def stack(conditions: Sequence[Condition]) -> Condition:
         free_u=conditions[0].free_u,
         record=conditions[0].record,
         guidance=_stack("guidance", [condition.guidance for condition in conditions]),
+        noise_level=_stack("noise_level", [condition.noise_level for condition in conditions]),
         regions=_stack_rows([condition.regions for condition in conditions], batches),
     )
 
@@ -322,7 +328,7 @@ class Denoiser:
 
     def predict(self, x: Tensor, sigma: Tensor, condition: Condition) -> Prediction:
         """As a call, with the learned variance if there is one."""
-        weight = next(self.network.parameters())
+        weight = next(awake(self.network).parameters())
         given = condition.expand(x.shape[0]).to(weight.device, weight.dtype)
         noisy = network_input(x, sigma, self.schedule.path).to(weight.dtype)
         timestep = self._timestep(sigma).to(weight.device, torch.float32)
@@ -342,6 +348,7 @@ class Denoiser:
                 residuals=_sum([control.residuals(noisy, timestep, given, areas) for control in given.controls]),
                 free_u=given.free_u,
                 guidance=given.guidance,
+                noise_level=given.noise_level,
             )
         # Back in the state's own type, fp32 as a rule: in half precision the last steps would drown in rounding.
         raw, variance = self._split(output.to(x.dtype))

@@ -132,7 +132,7 @@ SD2 = Family(
     context="penultimate",
     prediction=None,
     architecture="stable-diffusion-v2",
-    pipelines=_SD_PIPELINES,
+    pipelines={**_SD_PIPELINES, "upscaler": "StableDiffusionUpscalePipeline"},
 )
 SDXL = Family(
     name="sdxl",

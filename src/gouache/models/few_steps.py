@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from gouache.models.family import SD2
+from gouache.models.family import SD2, SD3
 
 Source = Literal["scheduler", "network", "metadata", "name"]
 
@@ -100,9 +100,9 @@ def few_steps_of(names: Mapping[str, str], metadata: Mapping[str, str], *, famil
     """What a file's metadata, else its names, say of a distillation; None if they say nothing.
 
     The methods: LCM (Luo et al. 2023, arXiv:2310.04378, and its LoRA files, arXiv:2311.05556), TCD (Zheng et al. 2024,
-    arXiv:2402.19159), SDXL-Turbo (Sauer et al. 2023, arXiv:2311.17042), SDXL-Lightning (Lin et al. 2024,
-    arXiv:2402.13929), Hyper-SD (Ren et al. 2024, arXiv:2404.13686), DMD2 (Yin et al. 2024, arXiv:2405.14867); settings
-    as on their model cards.
+    arXiv:2402.19159), SDXL-Turbo (Sauer et al. 2023, arXiv:2311.17042), SD 3.5 Large Turbo, SDXL-Lightning (Lin et al.
+    2024, arXiv:2402.13929), Hyper-SD (Ren et al. 2024, arXiv:2404.13686), DMD2 (Yin et al. 2024, arXiv:2405.14867);
+    settings as on their model cards.
 
     Args:
         names: name -> what it is in words, as ``"the file's name"``.
@@ -127,6 +127,9 @@ def method_of(text: str, *, family: str = "") -> FewSteps | None:
     words = re.sub(r"[^a-z0-9.]+", " ", re.sub(r"(?<=[a-z0-9])(?=[A-Z])", " ", text).lower())
     number = COUNTED.search(words)
     counted = int(number[1]) if number is not None and 0 < int(number[1]) <= MOST_COUNTED else 0
+    if family == SD3.name:  # its networks are those of a flow: of the methods below none is meant
+        turbo = re.search(r"\bturbo\b", words) is not None
+        return FewSteps(method="Turbo", sampler="euler", schedule="model", steps=counted or 4) if turbo else None
     if re.search(r"\bhyper ?(sd|sdxl|sd15|xl)\b", words):
         return _hyper(words, counted)
     if re.search(r"\blightning\b", words) and (counted or re.search(r"xl|sd", words)):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from pydantic import Field, model_validator
+from typing import Annotated
+
+from pydantic import Discriminator, Field, Tag, model_validator
 
 from gouache.config import Config
 from gouache.errors import ConfigError
@@ -15,7 +17,7 @@ class UNetConfig(Config):
     """Channels of the noisy latents."""
     draft_channels: int = Field(default=0, ge=0)
     """Channels concatenated to the latents: 5 for inpainting (mask, masked latents), 4 for instruct-pix2pix,
-    1 for depth, the prior's draft latents for the pocket model."""
+    1 for depth, 3 for the x4 upscaler (the small picture), the prior's draft latents for the pocket model."""
     out_channels: int = Field(default=4, gt=0)
     """Channels of the output; twice `in_channels` for a network that predicts variances too."""
     channels: tuple[int, ...] = Field(default=(320, 640, 1280, 1280), min_length=1)
@@ -50,6 +52,12 @@ class UNetConfig(Config):
     pooled_grid_channels: int = Field(default=0, ge=0)
     """0: `pooled` is added to the time embedding. Else it is projected to this many channels, spread over the grid and
     concatenated to the latents: the simple form of conditioning."""
+    picture_width: int = Field(default=0, ge=0)
+    """Width of a picture's embedding in networks that take it as `pooled`, with the waves of its noise level behind it
+    (unCLIP); 0 = `pooled` is of the text."""
+    noise_levels: int = Field(default=0, ge=0)
+    """Levels of the noise on a small picture beside the latents that the network tells apart (Stable Diffusion's x4
+    upscaler: 1000); 0 = it is told none."""
     norm_groups: int = Field(default=32, gt=0)
     """Groups of the group norms; divides every width."""
 
@@ -179,3 +187,17 @@ class MMDiTConfig(Config):
 
 NetworkConfig = UNetConfig | MMDiTConfig
 """Of a network that denoises."""
+UNET_TAG, MMDIT_TAG = "", " "
+"""Blank, so that errors don't show them."""
+
+
+def _tag_of(value: object) -> str:
+    keys = set(value) if isinstance(value, dict) else set()
+    only_there = set(MMDiTConfig.model_fields) - set(UNetConfig.model_fields)
+    return MMDIT_TAG if isinstance(value, MMDiTConfig) or keys & only_there else UNET_TAG
+
+
+NetworkTable = Annotated[
+    Annotated[UNetConfig, Tag(UNET_TAG)] | Annotated[MMDiTConfig, Tag(MMDIT_TAG)], Discriminator(_tag_of)
+]
+"""The same as a field of another config: its keys say which it is."""

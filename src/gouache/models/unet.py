@@ -252,8 +252,12 @@ class UNet(nn.Module):
         self.time_embedding = EmbeddingMLP(config.channels[0], config.embedding_width, config.guidance_width)
         if grid:
             self.pooled_grid = nn.Linear(config.pooled_width, grid)
+        elif config.picture_width:
+            self.class_embedding = EmbeddingMLP(config.pooled_width, config.embedding_width)
         elif config.pooled_width:
             self.add_embedding = EmbeddingMLP(config.pooled_width, config.embedding_width)
+        if config.noise_levels:
+            self.class_embedding = nn.Embedding(config.noise_levels, config.embedding_width)
         self.down_blocks, skip_channels = down_levels(config)
         if config.middle_layers:
             last = len(config.channels) - 1
@@ -280,6 +284,7 @@ class UNet(nn.Module):
         changes: Changes | None = None,
         free_u: FreeU | None = None,
         guidance: Tensor | None = None,
+        noise_level: Tensor | None = None,
     ) -> Tensor:
         """One evaluation of the network.
 
@@ -288,13 +293,16 @@ class UNet(nn.Module):
             timestep: the network's own time, real numbers. [B], or [] for all rows.
             context: the text's tokens. [B, L, context_width]
             context_mask: True where a token is real, or None for all. [B, L]
-            pooled: the text as one vector; needed if and only if the config has a `pooled_width`. [B, pooled_width]
+            pooled: text or picture as one vector; needed if and only if the config has a `pooled_width`.
+                [B, pooled_width]
             draft: channels to lay beside `x`; needed if and only if the config has `draft_channels`.
                 [B, draft_channels, h, w]
             residuals: what ControlNets and T2I-Adapters add to the feature maps.
             changes: transformer block -> what some rows do otherwise there.
             free_u: what the way up weighs otherwise.
             guidance: the guidance scale, for a network with a `guidance_width`; None tells it none. [B]
+            noise_level: of the noise on the small picture in `draft`, whole numbers; needed if and only if the config
+                has `noise_levels`. [B]
 
         Returns:
             [B, out_channels, h, w].
@@ -306,8 +314,13 @@ class UNet(nn.Module):
         if guidance is not None and not self.config.guidance_width:
             raise ShapeMismatch("UNet input 'guidance'", given="a scale", expected="nothing: this network takes none")
         told = None if guidance is None else guidance_embedding(guidance, self.config.guidance_width)
+        if (noise_level is None) != (self.config.noise_levels == 0):
+            expected = "one for each row" if self.config.noise_levels else "nothing: this network takes none"
+            given_levels = "nothing" if noise_level is None else "levels"
+            raise ShapeMismatch("UNet input 'noise_level'", given=given_levels, expected=expected)
+        further = None if noise_level is None else self.class_embedding(noise_level)
         given = Conditioning(
-            embedding=self._embedding(timestep.expand(x.shape[0]), pooled, x.dtype, told),
+            embedding=self._embedding(timestep.expand(x.shape[0]), pooled, x.dtype, told, further),
             context=context,
             mask=key_mask(context_mask),
             changes=changes,
@@ -330,10 +343,17 @@ class UNet(nn.Module):
         return out
 
     def _embedding(
-        self, timestep: Tensor, pooled: Tensor | None, dtype: torch.dtype, guidance: Tensor | None
+        self,
+        timestep: Tensor,
+        pooled: Tensor | None,
+        dtype: torch.dtype,
+        guidance: Tensor | None,
+        further: Tensor | None,
     ) -> Tensor:
-        added = self.add_embedding if pooled is not None and not self.config.pooled_grid_channels else None
-        return time_and_pooled(self.time_embedding, added, timestep, pooled, dtype, guidance)
+        added = None
+        if pooled is not None and not self.config.pooled_grid_channels:
+            added = self.class_embedding if self.config.picture_width else self.add_embedding
+        return time_and_pooled(self.time_embedding, added, timestep, pooled, dtype, guidance, further)
 
     def _stem(self, x: Tensor, pooled: Tensor | None, draft: Tensor | None) -> Tensor:
         """Everything that enters through the first convolution. [B, in + draft + grid channels, h, w]"""

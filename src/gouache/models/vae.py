@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from gouache.errors import InvalidInput, ShapeMismatch
 from gouache.models.configs import VAEConfig
 from gouache.models.tiny_vae import TinyDecoder, TinyEncoder
-from gouache.nn.attention import Attention, PictureTokens, RowChanges
+from gouache.nn.attention import Areas, Attention, PictureTokens, RowChanges
 from gouache.nn.layers import GroupNorm, add
 from gouache.nn.resnet import Downsample, ResnetBlock, Upsample
 
@@ -164,11 +164,12 @@ class PixelAttention(Attention):
         context: Tensor | None = None,
         mask: Tensor | None = None,
         changes: RowChanges | None = None,
+        areas: Sequence[Areas] = (),
         pictures: Sequence[PictureTokens] = (),
     ) -> Tensor:
         """x [B, C, h, w] -> [B, C, h, w]."""
         tokens = self.group_norm(x).permute(0, 2, 3, 1).flatten(1, 2)  # [B, h*w, C]
-        seen = super().forward(tokens, context, mask, changes, pictures)
+        seen = super().forward(tokens, context, mask, changes, areas, pictures)
         return add(seen.reshape(x.shape[0], *x.shape[2:], -1).permute(0, 3, 1, 2), x)
 
 

@@ -133,12 +133,6 @@ class PictureTokens:
         seen = attend(query, self.to_k(self.tokens), self.to_v(self.tokens), heads=heads) * self.weight
         return seen if self.mask is None else seen * self.mask.flatten(1)[..., None]
 
-    def of(self, rows: Tensor) -> PictureTokens:
-        """What some rows [k] see."""
-        mask = self.mask if self.mask is None or len(self.mask) == 1 else self.mask[rows]
-        weight = self.weight if len(self.weight) == 1 else self.weight[rows]
-        return replace(self, tokens=self.tokens[rows], weight=weight, mask=mask)
-
 
 @dataclass(frozen=True, slots=True)
 class Areas:
@@ -156,15 +150,17 @@ class Areas:
     masks: tuple[Tensor | None, ...]
     shares: Mapping[int, Tensor]
 
-    def blended(self, attention: nn.Module, x: Tensor, out: Tensor, pictures: Sequence[PictureTokens] = ()) -> Tensor:
-        """The attention's result `out` [B, N, width] for `x` [B, N, width], with that to each text in its area:
-        sum over texts of share * Attention(x, text), place by place. One text after the other, for memory."""
-        shares = self.shares[x.shape[1]][..., None]  # [R, N, 1]
-        chosen, shown = x[self.rows], [one.of(self.rows) for one in pictures]
-        mixed = out[self.rows] * (1 - shares.sum(0))
+    def blended(self, attention: Attention, query: Tensor, seen: Tensor) -> Tensor:
+        """What the queries [B, N, width] see of the context, `seen` [B, N, width], with what they see of each text in
+        its area: sum over texts of share * attention to the text, place by place. One text after the other, for
+        memory."""
+        shares = self.shares[query.shape[1]][..., None]  # [R, N, 1]
+        chosen = query[self.rows]
+        mixed = seen[self.rows] * (1 - shares.sum(0))
         for share, context, mask in zip(shares, self.contexts, self.masks, strict=True):
-            mixed = mixed + share * attention(chosen, context.expand(len(chosen), -1, -1), mask, None, shown)
-        return out.index_copy(0, self.rows, mixed)
+            key, value = (to(context).expand(len(chosen), -1, -1) for to in (attention.to_k, attention.to_v))
+            mixed = mixed + share * attend(chosen, key, value, heads=attention.heads, mask=mask)
+        return seen.index_copy(0, self.rows, mixed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,11 +214,13 @@ class Attention(nn.Module):
         context: Tensor | None = None,
         mask: Tensor | None = None,
         changes: RowChanges | None = None,
+        areas: Sequence[Areas] = (),
         pictures: Sequence[PictureTokens] = (),
     ) -> Tensor:
         """x [B, N, width], context [B, M, context_width] (None: x itself), mask as in `attend`, changes for
-        self-attention only, pictures that are looked at beside the context, each by an attention of its own that is
-        added (IP-Adapter; Ye et al. 2023, arXiv:2308.06721, equation 5) -> [B, N, width]."""
+        self-attention only, areas where some rows look at other texts than the context, pictures that are looked at
+        beside the texts, each by an attention of its own that is added (IP-Adapter; Ye et al. 2023, arXiv:2308.06721,
+        equation 5) -> [B, N, width]."""
         source = x if context is None else context
         query, key, value = self.to_q(x), self.to_k(source), self.to_v(source)
         out = attend(query, key, value, heads=self.heads, mask=mask)
@@ -230,6 +228,8 @@ class Attention(nn.Module):
             out = torch.where(changes.identity, value, out)
         if changes is not None and changes.attended is not None:
             changes.attended.append(attended(query, key, heads=self.heads))
+        for area in areas:
+            out = area.blended(self, query, out)
         for one in pictures:
             out = out + one.seen_by(query, self.heads)
         projected: Tensor = self.to_out[0](out)
@@ -287,27 +287,12 @@ class TransformerBlock(nn.Module):
         start = x
         areas, pictures = ((), ()) if changes is None else (changes.areas, changes.pictures)
         if self.crossing:
-            x = add(_looked_up(self.attn1, self.norm1(x), context, mask, areas), x)
+            x = add(self.attn1(self.norm1(x), context, mask, areas=areas), x)
         else:
-            x = add(self.attn1(self.norm1(x), None, None, changes), x)
-        x = add(_looked_up(self.attn2, self.norm2(x), context, mask, areas, pictures), x)
+            x = add(self.attn1(self.norm1(x), changes=changes), x)
+        x = add(self.attn2(self.norm2(x), context, mask, areas=areas, pictures=pictures), x)
         x = add(self.ff(self.norm3(x)), x)
         return x if changes is None or changes.skipped is None else torch.where(changes.skipped, start, x)
-
-
-def _looked_up(
-    attention: nn.Module,
-    x: Tensor,
-    context: Tensor,
-    mask: Tensor | None,
-    areas: tuple[Areas, ...],
-    pictures: tuple[PictureTokens, ...] = (),
-) -> Tensor:
-    """Cross-attention to the context, and in each area to its own text; to pictures everywhere. [B, N, width]"""
-    out: Tensor = attention(x, context, mask, None, pictures)
-    for one in areas:
-        out = one.blended(attention, x, out, pictures)
-    return out
 
 
 class SpatialTransformer(nn.Module):

@@ -152,6 +152,9 @@ class StableDiffusionPipeline:
         negative_prompt: str | Sequence[str] | None = None,
         prompt_2: str | Sequence[str] | None = None,
         negative_prompt_2: str | Sequence[str] | None = None,
+        prompt_3: str | Sequence[str] | None = None,
+        negative_prompt_3: str | Sequence[str] | None = None,
+        max_sequence_length: int | None = None,
         original_size: tuple[int, int] | None = None,
         crops_coords_top_left: tuple[int, int] = (0, 0),
         target_size: tuple[int, int] | None = None,
@@ -173,7 +176,9 @@ class StableDiffusionPipeline:
             num_inference_steps, eta, guidance_rescale: as in `Request`.
             guidance_scale: as diffusers means it: at 1 and below, 0.0 too, guidance is off and the prompt holds.
             negative_prompt: one for all, or one for each prompt. SDXL takes zeros where it is None, and encodes "".
-            prompt_2, negative_prompt_2: for SDXL's second text encoder; likewise.
+            prompt_2, negative_prompt_2: for the second text encoder of SDXL and SD 3; likewise.
+            prompt_3, negative_prompt_3: for SD 3's T5; likewise.
+            max_sequence_length: tokens that T5 reads; 256 without it.
             original_size, crops_coords_top_left, target_size: SDXL's size numbers, as (height, width) and (top, left).
             num_images_per_prompt: pictures of each prompt, with consecutive seeds.
             pag_scale, pag_adaptive_scale: perturbed-attention guidance, as in diffusers' PAG pipelines; 0 is off.
@@ -188,6 +193,7 @@ class StableDiffusionPipeline:
         """
         prompts = [prompt] if isinstance(prompt, str) else list(prompt)
         texts = {"negative_prompt": negative_prompt, "prompt_2": prompt_2, "negative_prompt_2": negative_prompt_2}
+        texts |= {"prompt_3": prompt_3, "negative_prompt_3": negative_prompt_3}
         others = {name: _one_each(name, given, prompts) for name, given in texts.items()}
         sizes = _size_condition(original_size, crops_coords_top_left, target_size)
         generators = _one_each("generator", generator, prompts)
@@ -197,6 +203,7 @@ class StableDiffusionPipeline:
             values = {
                 "prompt": text,
                 **{name: given[k] for name, given in others.items()},
+                "max_sequence_length": max_sequence_length,
                 "size_condition": sizes,
                 "height": height,
                 "width": width,

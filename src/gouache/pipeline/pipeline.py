@@ -55,13 +55,21 @@ class Pipeline:
         self._refiner: tuple[str, ModelBundle] | None = None
 
     @classmethod
-    def load(cls, path: Path | str, *, device: str | None = None, dtype: torch.dtype | None = None) -> Self:
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        device: str | None = None,
+        dtype: torch.dtype | None = None,
+        sequential: bool = False,
+    ) -> Self:
         """Load a model from disk.
 
         Args:
             path: a file or folder in any format that `gouache inspect` knows.
             device: "cpu", "cuda", "mps"; None takes a GPU if available.
             dtype: number format of the networks; None takes float32 on the CPU and float16 elsewhere.
+            sequential: keep one network at a time in memory, and read each from its file when it is used.
 
         Raises:
             ModelNotFound, CheckpointError: nothing there, or nothing that can be loaded.
@@ -71,7 +79,7 @@ class Pipeline:
 
         where = check_device(device)
         kind = dtype or (torch.float32 if where.type == "cpu" else torch.float16)
-        return cls(load_bundle(Path(path), device=where, dtype=kind, without_vae=True))
+        return cls(load_bundle(Path(path), device=where, dtype=kind, without_vae=True, sequential=sequential))
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Self:
         """Move the model; gives itself back.
@@ -305,13 +313,13 @@ UNTRAINED_NOTE = "no trained model is at hand: painting abstract colours with un
 
 
 def open_pipeline(
-    model: str | None, *, device: str | None = None, dtype: torch.dtype | None = None
+    model: str | None, *, device: str | None = None, dtype: torch.dtype | None = None, sequential: bool = False
 ) -> tuple[Pipeline, str | None]:
     """Load the model a request names.
 
     Args:
         model: a path, a name in the model folders, or None for the shipped model.
-        device, dtype: as `Pipeline.load`.
+        device, dtype, sequential: as `Pipeline.load`.
 
     Returns:
         The pipeline, and one line to tell the user if it isn't what one would expect.
@@ -322,7 +330,7 @@ def open_pipeline(
     if model == NAME or (model is None and shipped_model() is None):
         pipeline = Pipeline(untrained_bundle())
         return (pipeline if device is None else pipeline.to(device)), UNTRAINED_NOTE
-    return Pipeline.load(find_model(model), device=device, dtype=dtype), None
+    return Pipeline.load(find_model(model), device=device, dtype=dtype, sequential=sequential), None
 
 
 def find_model(model: str | None) -> Path:

@@ -203,6 +203,9 @@ class Request(Config):
     """Denoising strength: 0 keeps the starting image, 1 ignores it. Default: 0.75; outpainting 1."""
     depth_image: ImageReference | None = None
     """Depth map for depth models; white is near."""
+    noise_level: Annotated[int, Field(ge=0, lt=1000)] | None = None
+    """Noise on the small image that an upscaling model enlarges, as a timestep: more lets it invent more. Default: 20;
+    published models know up to 350."""
     control: Annotated[tuple[Control, ...], Field(max_length=MAX_CONTROLS)] = ()
     """ControlNets, each with its control image."""
     image_prompts: Annotated[tuple[ImagePrompt, ...], Field(max_length=MAX_IMAGE_PROMPTS)] = ()

@@ -22,15 +22,14 @@ from gouache.models.scheduler_config import SCHEDULER_CLASSES
 from gouache.pipeline.fields.values import MAX_FACTOR, MIN_SIDE, OPAQUE
 from gouache.pipeline.generate.a1111_procedure import A1111, follows, second_size
 from gouache.pipeline.generate.draft import start_level, with_defaults
-from gouache.pipeline.generate.guiders import check_guiders
 from gouache.pipeline.generate.refiner import check_refiner, refiner_notes
 from gouache.pipeline.generate.sampler_settings import check_sampler, sampler_notes
 from gouache.pipeline.generate.scheduler_levels import scheduler_of
 from gouache.pipeline.generate.upscaler_files import LANCZOS, OWN
 from gouache.pipeline.inputs.images import References, nearest_size
-from gouache.pipeline.inputs.start import INSTRUCT, input_kind
-from gouache.pipeline.prompts.regions import check_regions, region_notes
-from gouache.pipeline.prompts.syntax import adapter_tags, refuse_tags
+from gouache.pipeline.inputs.start import ENLARGE, INSTRUCT, input_kind
+from gouache.pipeline.possible import check_possible
+from gouache.pipeline.prompts.regions import region_notes
 from gouache.pipeline.request import Hires, Procedure, Request, Upscale
 from gouache.pipeline.unused import unused_notes
 
@@ -114,13 +113,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
         UnknownName: no such sampler, schedule or style.
         InvalidInput: something this model can't do.
     """
-    _check_tags(request)
-    _check_prior(request, bundle)
-    _check_control(request, bundle)
-    _check_image_prompts(request, bundle)
-    _check_sdxl(request, bundle)
-    check_guiders(request, bundle)
-    check_regions(request, bundle)
+    check_possible(request, bundle)
     if request.style is not None and bundle.styles and request.style not in bundle.styles:
         raise unknown_name("style", request.style, bundle.styles)
     request = at_own_size(request, bundle).replace({"procedure": _procedure(request)})
@@ -147,6 +140,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
             "negative_prompt": negative,
             "background": _background(request, bundle),
             "strength": _strength(request, bundle),
+            "noise_level": _noise_level(request, bundle),
             "num_inference_steps": _steps(request, bundle),
             "guidance_scale": guidance,
             "sampler": sampler,
@@ -207,68 +201,13 @@ def _check_tiles(request: Request, bundle: ModelBundle) -> None:
         )
 
 
-def _check_tags(request: Request) -> None:
-    """Tags stand in the prompt; anywhere else the picture would silently lack what they name."""
-    tags = adapter_tags(request.prompt)
-    refuse_tags(request.negative_prompt or "", "negative_prompt")
-    refuse_tags(request.prompt_2 or "", "prompt_2")
-    refuse_tags(request.negative_prompt_2 or "", "negative_prompt_2")
-    refuse_tags(request.prompt_3 or "", "prompt_3")
-    refuse_tags(request.negative_prompt_3 or "", "negative_prompt_3")
-    if request.inversion is not None:
-        refuse_tags(request.inversion.source_prompt, "inversion.source_prompt")
-    last = None if request.interpolation is None else request.interpolation.prompt
-    if last is not None and adapter_tags(last, "interpolation.prompt") != tags:
-        raise InvalidInput(
-            "interpolation.prompt",
-            given="other adapters than in the first prompt",
-            expected="the same tags in both",
-            cure="Copy the tags of the first prompt.",
-        )
-
-
-def _check_prior(request: Request, bundle: ModelBundle) -> None:
-    wanted = {"prior": request.prior is not None and request.prior.enabled, "best_of": request.best_of > 1}
-    asked = [name for name, given in wanted.items() if given]
-    if asked and bundle.prior is None:
-        raise InvalidInput(
-            asked[0],
-            given=f"a value for {bundle.name or bundle.family}",
-            expected="nothing: this model has no prior",
-            cure="Leave it out, or choose a model that drafts its pictures.",
-        )
-
-
-def _check_sdxl(request: Request, bundle: ModelBundle) -> None:
-    """Refuse what only SDXL and SD 3 models read, by another model."""
-    sizes = request.size_condition
-    scores = sizes is not None and (sizes.aesthetic_score, sizes.negative_aesthetic_score) != (None, None)
-    models = [bundle] if bundle.refiner is None else [bundle, bundle.refiner]
-    two, numbers = len(bundle.text.encoders) == 2, max(one.size_numbers for one in models)
-    second, third = "models with two CLIP text encoders (SDXL, SD 3)", "SD 3 models that have their T5"
-    t5 = bundle.text.t5 is not None
-    wanted = (
-        ("prompt_2", request.prompt_2 is not None, two, second),
-        ("negative_prompt_2", request.negative_prompt_2 is not None, two, second),
-        ("prompt_3", request.prompt_3 is not None, t5, third),
-        ("negative_prompt_3", request.negative_prompt_3 is not None, t5, third),
-        ("max_sequence_length", request.max_sequence_length is not None, bundle.text.joint is not None, "SD 3 models"),
-        ("size_condition", sizes is not None, numbers > 0, "SDXL models"),
-        ("size_condition.aesthetic_score", scores, any(one.takes_aesthetic_score for one in models), "SDXL's refiner"),
-    )
-    for name, given, can, whose in wanted:
-        if given and not can:
-            raise InvalidInput(
-                name,
-                given=f"a value for {bundle.name or bundle.family}",
-                expected=f"nothing: it belongs to {whose}",
-                cure="Leave it out.",
-            )
-
-
 def _check_transformer(request: Request, bundle: ModelBundle) -> None:
     """Refuse what a transformer in place of a U-Net has no convolutions for, and a ControlNet."""
-    asked = {"seamless": request.seamless != "none", "control": bool(request.control)}
+    asked = {
+        "seamless": request.seamless != "none",
+        "control": bool(request.control),
+        "image_prompts": bool(request.image_prompts),
+    }
     given = next((name for name, there in asked.items() if there), None)
     if given is not None and isinstance(bundle.unet.config, MMDiTConfig):
         raise InvalidInput(
@@ -296,55 +235,20 @@ def _check_grid(width: int, height: int, request: Request, bundle: ModelBundle) 
         )
 
 
-def _check_control(request: Request, bundle: ModelBundle) -> None:
-    """Where there is no telling what a control picture would mean, it is refused."""
-    latent, extra = bundle.vae.config.latent_channels, bundle.unet.config.draft_channels
-    clashes = {
-        "outpaint": request.outpaint is not None,
-        "inversion": request.inversion is not None,
-        "an instruct model": bundle.prior is None and extra == latent,
-    }
-    clash = next((name for name, there in clashes.items() if there), None)
-    if request.control and clash:
-        raise InvalidInput(
-            "control",
-            given=f"a control picture and {clash}",
-            expected="one or the other",
-            cure="Extend picture and control picture yourself, and paint the new part with --mask."
-            if clash == "outpaint"
-            else "Leave one out.",
-        )
+NOISE_LEVEL = 20
+"""Noise on a small picture where a request leaves it open."""
 
 
-def _check_image_prompts(request: Request, bundle: ModelBundle) -> None:
-    """Refuse image prompts where nothing reads them."""
-    if not request.image_prompts:
-        return
-    clash = "outpaint" if request.outpaint is not None else None
-    if bundle.prior is None and bundle.unet.config.draft_channels == bundle.vae.config.latent_channels:
-        clash = "an instruct model"
-    if clash:
-        raise InvalidInput(
-            "image_prompts",
-            given=f"a picture and {clash}",
-            expected="one or the other",
-            cure="Extend the picture yourself, and paint the new part with --mask."
-            if clash == "outpaint"
-            else "Leave one out.",
-        )
-    for number, one in enumerate(request.image_prompts):
-        if one.adapter is None:
-            raise InvalidInput(
-                f"image_prompts[{number}].adapter",
-                given="none",
-                expected=f"the name of an IP-Adapter: {bundle.name or bundle.family} reads no pictures by itself",
-                cure="gouache models lists those that are there.",
-            )
+def _noise_level(request: Request, bundle: ModelBundle) -> int | None:
+    """The default for a model that enlarges a picture; whatever was asked for another, which isn't told it."""
+    return NOISE_LEVEL if request.noise_level is None and input_kind(bundle) == ENLARGE else request.noise_level
 
 
 def _size(request: Request, bundle: ModelBundle, start: tuple[int, int] | None) -> tuple[int, int]:
     """The asked size; else the starting picture's, unless only a masked part of it is worked on; else the model's."""
     own = (bundle.defaults.width, bundle.defaults.height)
+    if start is not None and input_kind(bundle) == ENLARGE:
+        start = (start[0] * bundle.vae.config.downscale, start[1] * bundle.vae.config.downscale)
     only_part = request.mask is not None and request.mask.only_masked
     width, height = own if start is None or only_part else start
     return request.width or width, request.height or height
@@ -411,7 +315,7 @@ def _steps(request: Request, bundle: ModelBundle) -> int:
 
 
 def _strength(request: Request, bundle: ModelBundle) -> float | None:
-    if request.init_image is None or request.strength is not None or input_kind(bundle) == INSTRUCT:
+    if request.init_image is None or request.strength is not None or input_kind(bundle) in (INSTRUCT, ENLARGE):
         return request.strength
     return 1.0 if request.outpaint is not None or request.inversion is not None else 0.75
 
@@ -494,9 +398,14 @@ def _taken(asked: Request, resolved: Request, bundle: ModelBundle) -> list[str]:
         taken.append(f"sampler {resolved.sampler}")
     if resolved.schedule == "model" or (asked.sampler is None and asked.schedule is None and asked.inversion is None):
         taken.append(f"schedule {resolved.schedule}")
-    if asked.num_inference_steps is None and defaults.num_inference_steps != GenerationDefaults().num_inference_steps:
+    own = bundle.traits.steps is not None  # of the family, whatever its scheduler
+    if (
+        not own
+        and asked.num_inference_steps is None
+        and defaults.num_inference_steps != GenerationDefaults().num_inference_steps
+    ):
         taken.append(f"{resolved.num_inference_steps} step{'s' * (resolved.num_inference_steps != 1)}")
-    if asked.guidance_scale is None and defaults.guidance_scale != bundle.traits.guidance_scale:
+    if not own and asked.guidance_scale is None and defaults.guidance_scale != bundle.traits.guidance_scale:
         taken.append(f"guidance {resolved.guidance_scale:g}")
     return taken
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.generate.draft import with_defaults
-from gouache.pipeline.inputs.start import DEPTH, DRAFT, INSTRUCT, input_kind, steps_to_skip
+from gouache.pipeline.inputs.start import DEPTH, DRAFT, ENLARGE, INSTRUCT, input_kind, steps_to_skip
 from gouache.pipeline.request import Mask, Prior, Request
 
 
@@ -80,6 +80,11 @@ def _of_image_prompts(request: Request) -> Unused:
         elif not any(one.is_on(step, steps) for step in range(1, steps + 1)):
             reason = f"none of {steps} steps lies between its start {one.start:g} and end {one.end:g}"
             yield f"image_prompts[{number}]", reason
+        if one.adapter is not None and one.noise_level:
+            yield (
+                f"image_prompts[{number}].noise_level",
+                "only a model that reads pictures by itself has it",
+            )
 
 
 def _of_guiders(request: Request, bundle: ModelBundle) -> Unused:
@@ -143,7 +148,11 @@ def _of_the_model(request: Request, kind: str | None) -> Unused:
             yield "apg", "an instruct model has two guidance scales"
         if request.inversion is not None:
             yield "inversion", "an instruct model starts from noise"
-    elif request.image_guidance_scale is not None:
+    if kind != ENLARGE and request.noise_level is not None:
+        yield "noise_level", "this model enlarges no picture"
+    if kind == ENLARGE and request.strength is not None and request.strength < 1:
+        yield "strength", "a model that enlarges starts from noise; noise_level says how much it may change"
+    if kind != INSTRUCT and request.image_guidance_scale is not None:
         yield "image_guidance_scale", "it belongs to instruct models"
     if request.depth_image is not None and kind != DEPTH:
         yield "depth_image", "this model takes no depth map"

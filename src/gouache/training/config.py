@@ -15,10 +15,10 @@ from gouache.models.configs import (
     GenerationDefaults,
     NoiseScheduleConfig,
     SentenceEncoderConfig,
-    UNetConfig,
     UpscalerConfig,
     VAEConfig,
 )
+from gouache.models.network_configs import NetworkConfig, NetworkTable
 from gouache.models.prior import PriorConfig
 from gouache.models.quantizer import QuantizerConfig
 
@@ -207,8 +207,8 @@ class PriorStage(StageConfig):
 class DenoiserStage(StageConfig):
     """Stage 5: the latent diffusion U-Net, from nothing or from a published model."""
 
-    network: UNetConfig | None = None
-    """Sizes of a U-Net with random weights; none if `start` names a model."""
+    network: NetworkTable | None = None
+    """Sizes of a U-Net, or of Stable Diffusion 3's transformer, with random weights; none if `start` names a model."""
     start: Path | None = None
     """A model to fine-tune, of any family and layout that gouache loads. Its autoencoder, text encoders and denoiser
     settings are used as they are; the stages before are not needed."""
@@ -244,7 +244,7 @@ class DenoiserStage(StageConfig):
         return self
 
     @property
-    def sizes(self) -> UNetConfig:
+    def sizes(self) -> NetworkConfig:
         """The network's sizes, once they are known."""
         if self.network is None:
             raise ConfigError("denoiser.network", given="none", expected="sizes, taken from the model to start from")

@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 
 from gouache.checkpoints.adapters.library import AdapterFolder
 from gouache.errors import ConfigError, IncompatibleCheckpoint, InvalidInput, ModelNotFound
-from gouache.pipeline.generate.controlnets import canny
 from gouache.pipeline.generate.generation import Painted
+from gouache.pipeline.inputs.edges import canny
 from gouache.pipeline.inputs.images import fit
 from gouache.pipeline.output.a1111_text import infotext_of
 from gouache.pipeline.output.metadata import encode_picture

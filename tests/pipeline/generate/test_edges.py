@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gouache.pipeline.generate.controlnets import canny
+from gouache.pipeline.inputs.edges import canny
 
 cv2 = pytest.importorskip("cv2")
 

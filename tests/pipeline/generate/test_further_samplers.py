@@ -23,8 +23,8 @@ from gouache.diffusion.samplers.names import SAMPLER_INFOS, a1111_schedule, defa
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.denoiser import Denoiser
-from gouache.pipeline.generate.generation import Progress
-from gouache.pipeline.generate.guided import digest_of, sigmas_of
+from gouache.pipeline.generate.generation import Progress, digest_of
+from gouache.pipeline.generate.guided import sigmas_of
 from gouache.pipeline.generate.sampler_settings import _lower_level, _middle_level
 from gouache.pipeline.output.a1111_text import infotext_of, request_of
 from gouache.pipeline.output.infotext import parse_infotext

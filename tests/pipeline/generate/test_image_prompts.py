@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from diffusers import ControlNetModel
 from diffusers.image_processor import IPAdapterMaskProcessor
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -282,8 +283,8 @@ def test_only_a_share_of_the_steps(bench: Callable[[str], Bench]) -> None:
         pipeline.set_ip_adapter_scale(1.0 if step + 1 in (1, 2) else 0.0)
         return values
 
-    first = {"callback_on_step_end": switch, "first_scale": 0.0}
-    assert psnr(place.paint(request).image, place.judge(request, **first)) >= 60
+    theirs = place.judge(request, first_scale=0.0, callback_on_step_end=switch)
+    assert psnr(place.paint(request).image, theirs) >= 60
 
 
 def test_weight_zero_is_no_image_prompt(bench: Callable[[str], Bench]) -> None:
@@ -384,6 +385,37 @@ def test_guiders_tiles_and_a_second_pass_go_with_it(bench: Callable[[str], Bench
         assert place.paint(changed).recipe.steps != place.paint(changed.replace(without)).recipe.steps
 
 
+def test_regions_and_a_controlnet_go_with_it(bench: Callable[[str], Bench]) -> None:
+    """What it shows is seen at every place, whichever text holds there: one whole region is the plain prompt."""
+    place = bench("sd1")
+    network = ControlNetModel.from_unet(
+        place.pair.theirs.unet, conditioning_embedding_out_channels=(4, 8, 12), load_weights_from_unet=False
+    )
+    draw = torch.Generator().manual_seed(8)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            spread = 0.1 if parameter.ndim == 1 else 0.7 * parameter[0].numel() ** -0.5
+            parameter.add_(torch.randn(parameter.shape, generator=draw) * spread)
+    network.save_pretrained(place.folder / "ControlNet" / "edges")
+    plain = BASE.replace(
+        {
+            "image_prompts": [place.prompt("plus", "pear", mask=place.picture("mask", (SIDE, SIDE)))],
+            "control": [{"model": "edges", "image": place.picture("plum", (SIDE, SIDE))}],
+            "num_inference_steps": 2,
+        }
+    )
+    whole = {"prompt": plain.prompt, "box": (0.0, 0.0, 1.0, 1.0), "base": 0.0}
+    expected = place.paint(plain)
+    found = place.paint(plain.replace({"prompt": "a cat", "regions": [whole]}))
+    assert found.recipe.steps == expected.recipe.steps
+    halves = [{**whole, "box": (0.0, 0.0, 0.5, 1.0)}, {**whole, "prompt": "a blue cup", "box": (0.5, 0.0, 1.0, 1.0)}]
+    request = plain.replace({"prompt": "a cat", "regions": halves})
+    together = place.ours.paint(request.replace({"count": 2}))
+    assert together[1].recipe.steps == place.paint(together[1].recipe.request).recipe.steps
+    for left_out in ("image_prompts", "control", "regions"):
+        assert place.paint(request.replace({left_out: ()})).recipe.steps != together[0].recipe.steps, left_out
+
+
 def test_diffusers_lines_paint_the_same(bench: Callable[[str], Bench]) -> None:
     place = bench("sd1")
     pipe = StableDiffusionPipeline(Pipeline(place.pair.ours.bundle))
@@ -391,8 +423,8 @@ def test_diffusers_lines_paint_the_same(bench: Callable[[str], Bench]) -> None:
     pipe.set_ip_adapter_scale([0.6, 0.4])
     pictures = [Image.open(place.picture(name)) for name in ("apple", "pear")]
     generator = torch.Generator().manual_seed(3)
-    settings = {"num_inference_steps": 2, "generator": generator}
-    painted = pipe("a cat", ip_adapter_image=[pictures[0], [pictures[1]]], **settings).painted[0]
+    both: list[Image.Image | list[Image.Image]] = [pictures[0], [pictures[1]]]
+    painted = pipe("a cat", ip_adapter_image=both, num_inference_steps=2, generator=generator).painted[0]
     request = painted.recipe.request.replace(
         {"image_prompts": [place.prompt("plain", weight=0.6), place.prompt("plus", "pear", weight=0.4)]}
     )

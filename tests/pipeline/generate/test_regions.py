@@ -21,6 +21,7 @@ from torch import Tensor
 from gouache.errors import ConfigError, InvalidInput, PictureError
 from gouache.models.bundle import ModelBundle
 from gouache.models.conditioning.controlnet import ControlNet, ControlNetConfig
+from gouache.models.conditioning.controlnet_union import ControlNetUnion
 from gouache.models.denoiser import Condition, Steering
 from gouache.models.regions import RegionTexts, Shares
 from gouache.models.unet import UNet
@@ -248,7 +249,7 @@ def test_other_places_and_other_rows_are_left_alone() -> None:
     areas = Areas(torch.tensor([1]), (own,), (None,), {4: torch.tensor([[0.0, 0.0, 1.0, 0.25]])})
     with torch.no_grad():
         plain, other = attention(x, context), attention(x[1:], own)
-        found = areas.blended(attention, x, plain)
+        found = attention(x, context, areas=(areas,))
     assert torch.equal(found[0], plain[0])
     assert torch.equal(found[1, :2], plain[1, :2])
     assert torch.equal(found[1, 2], other[0, 2])
@@ -265,16 +266,17 @@ def test_pictures_of_a_batch_are_those_made_alone(pipe: Pipeline) -> None:
             assert psnr(one.image, pixels(other.image)) >= least
 
 
-def test_a_controlnet_sees_the_regions_too(tiny: ModelBundle) -> None:
+@pytest.mark.parametrize("kinds", [(), (3,)], ids=["plain", "union"])
+def test_a_controlnet_sees_the_regions_too(tiny: ModelBundle, kinds: tuple[int, ...]) -> None:
     """D under a whole region with another prompt's context is D under that context, ControlNet and all."""
     assert isinstance(tiny.unet, UNet)
-    config = ControlNetConfig(unet=tiny.unet.config, hint_widths=(8, 8, 8))
-    network = ControlNet(config).eval()
+    config = ControlNetConfig(unet=tiny.unet.config, hint_widths=(8, 8, 8), union_types=8 if kinds else 0)
+    network = (ControlNetUnion if kinds else ControlNet)(config).eval()
     fill(network, torch.Generator().manual_seed(5))
     generator = torch.Generator().manual_seed(6)
     x, features = torch.randn(2, 4, 8, 8, generator=generator), torch.randn(2, 16, 8, 8, generator=generator)
     base, own = torch.randn(2, 1, 7, 32, generator=generator)
-    steering = Steering(network, (features,), torch.ones(1))
+    steering = Steering(network, (features,), torch.ones(1), kinds=kinds)
     shares = Shares(torch.ones(1, 8, 8))
     regions = (RegionTexts((own[:, :5],), (None,), shares),)
     sigma = torch.tensor(2.0)

@@ -22,7 +22,8 @@ from gouache.cli.main import app
 from gouache.diffusion.samplers.registry import sample
 from gouache.errors import InvalidInput
 from gouache.pipeline.generate.generation import Painted
-from gouache.pipeline.inputs.start import OutsideKept, StartState
+from gouache.pipeline.inputs.kept import OutsideKept
+from gouache.pipeline.inputs.start import StartState
 from gouache.pipeline.output.metadata import OWN, read_texts
 from gouache.pipeline.output.recipe import Recipe
 from gouache.pipeline.pipeline import Pipeline

@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import re
+from typing import Any
 
 import pytest
 from PIL import Image
 from sd_parsers import ParserManager
 
+from gouache.errors import RecipeError
 from gouache.pipeline.output.a1111_text import infotext_of, request_of
 from gouache.pipeline.output.infotext import Infotext, format_infotext, parse_infotext
 from gouache.pipeline.output.metadata import encode_picture
@@ -133,3 +135,29 @@ def test_every_setting_that_has_a_word_is_written_and_read_back() -> None:
         "Inpaint area": "Only masked",
         "Masked area padding": "12",
     }
+
+
+SDXL_TEXTS: list[dict[str, Any]] = [
+    {"prompt_2": "a blue boat, at sea: calm"},
+    {"prompt_2": ""},
+    {"prompt_2": 'a "quoted" one\nin two lines', "negative_prompt_2": "dark"},
+    {"size_condition": {"original_width": 2048, "original_height": 1024, "crop_left": 8, "target_width": 512}},
+    {"size_condition": {"aesthetic_score": 7.5, "negative_aesthetic_score": 1.0}},
+    {"size_condition": {}},
+]
+
+
+@pytest.mark.parametrize("fields", SDXL_TEXTS)
+def test_what_sdxl_is_told_beside_the_prompt_travels_in_the_text(fields: dict[str, Any]) -> None:
+    request = Request.from_dict({"prompt": "a cat", "num_inference_steps": 4, "seed": 1, **fields}, where="request")
+    text = format_infotext(infotext_of(recipe_of(request)))
+    again = request_of(parse_infotext(text), "here")
+    for name in ("prompt", "prompt_2", "negative_prompt_2", "size_condition"):
+        assert getattr(again, name) == getattr(request, name)
+
+
+@pytest.mark.parametrize("value", ["{", "5", '{"crop": 1}', '{"crop_top": -1}'])
+def test_size_numbers_that_are_none_are_refused(value: str) -> None:
+    info = Infotext("a cat", "", {"Steps": "4", "Seed": "1", "Size": "64x64", "Size condition": value})
+    with pytest.raises(RecipeError, match=r"[Ss]ize[ _]condition"):
+        request_of(info, "here")

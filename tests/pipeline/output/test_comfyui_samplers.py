@@ -414,6 +414,13 @@ def test_what_changes_the_model_is_noted(kind: str) -> None:
     assert any(kind in note for note in found.notes)
 
 
+@pytest.mark.parametrize(("shift", "noted"), [(3.0, False), (5.0, True)])
+def test_a_shift_of_levels_is_noted_unless_it_is_the_models_own(shift: float, noted: bool) -> None:
+    values = graph(n10=node("ModelSamplingSD3", model=["4", 0], shift=shift))
+    values["3"]["inputs"]["model"] = ["10", 0]
+    assert any("ModelSamplingSD3" in note for note in read(values).notes) == noted
+
+
 def test_rescaled_guidance_has_a_word_of_ours() -> None:
     values = graph(n10=node("RescaleCFG", model=["4", 0], multiplier=0.7))
     values["3"]["inputs"]["model"] = ["10", 0]

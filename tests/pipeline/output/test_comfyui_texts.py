@@ -142,6 +142,26 @@ def test_both_texts_of_sdxl_are_read(large: Any, small: str, expected: dict[str,
     assert (found.request.negative_prompt, found.request.negative_prompt_2) == ("dark", "grey")
 
 
+@pytest.mark.parametrize(
+    ("t5", "expected"),
+    [
+        ("a fox", {"prompt": "film", "prompt_2": "a cat", "prompt_3": "a fox"}),
+        ("film", {"prompt": "film", "prompt_2": "a cat", "prompt_3": None}),
+        ("", {"prompt": "film", "prompt_2": "a cat", "prompt_3": ""}),
+    ],
+)
+def test_the_three_texts_of_stable_diffusion_3_are_read(t5: str, expected: dict[str, str | None]) -> None:
+    """As ComfyUI's node gives them, with text encoders from a loader of their own."""
+    loader = node("TripleCLIPLoader", clip_name1="clip_l", clip_name2="clip_g", clip_name3="t5xxl")
+    three = node("CLIPTextEncodeSD3", clip_l="film", clip_g="a cat", t5xxl=t5, empty_padding="none", clip=["20", 0])
+    found = read(graph(n6=three, n20=loader))
+    assert {name: getattr(found.request, name) for name in expected} == expected
+    assert not any("texts" in note or "followed" in note for note in found.notes)
+    other = node("CLIPTextEncodeSD3", clip_l="dark", clip_g="dark", t5xxl="grey", empty_padding="none", clip=["20", 0])
+    request = read(graph(n6=three, n7=other, n20=loader)).request
+    assert (request.negative_prompt, request.negative_prompt_2, request.negative_prompt_3) == ("dark", None, "grey")
+
+
 SIZED = {"width": 2048, "height": 1024, "crop_w": 16, "crop_h": 8, "target_width": 1024, "target_height": 768}
 OURS = {
     "original_width": 2048,

@@ -1,4 +1,4 @@
-"""docs/files.md says what is measured: pictures at every run, weights (which need diffusers) among the slow tests."""
+"""docs/files.md says what is measured: pictures and published files at every run, weights among the slow tests."""
 
 from __future__ import annotations
 
@@ -40,6 +40,12 @@ def test_the_page_says_of_pictures_what_is_measured(script: Any) -> None:
 def test_every_picture_of_a_program_with_settings_is_read(script: Any) -> None:
     refused = {row.program for row in script.picture_rows() if row.verdict == "refused"}
     assert refused <= {"Midjourney", "any"}
+
+
+def test_the_page_says_of_published_files_what_is_measured(script: Any) -> None:
+    assert PAGE.read_text(encoding="utf-8").endswith(script.published_page()), (
+        "run `python benchmarks/file_table.py --published` and commit the new tables"
+    )
 
 
 @pytest.mark.slow

@@ -269,6 +269,26 @@ def test_what_is_not_repeated_is_noted(name: str) -> None:
     assert all(word in notes for word in LEFT_OUT[name])
 
 
+@pytest.mark.parametrize(
+    ("version", "style", "expected"),
+    [
+        ("5.6.0", "watercolour", "watercolour"),
+        ("4.2.9", "watercolour", "watercolour"),
+        ("5.6.0", "a cat", None),
+        ("5.6.0", " ", None),
+        ("3.7.0", "watercolour", None),
+    ],
+)
+def test_invokeais_style_prompt_is_the_second_encoders(version: str, style: str, expected: str | None) -> None:
+    """From version 4 on its files say what bigG read; in version 3 prompt and style may have been joined."""
+    values = {**INVOKE, "app_version": version, "positive_style_prompt": style, "negative_style_prompt": "grey"}
+    found = read_recipe(png({"invokeai_metadata": json.dumps(values)}))
+    assert found.request.prompt_2 == expected
+    old = version.startswith("3.")
+    assert found.request.negative_prompt_2 == (None if old else "grey")
+    assert any("style_prompt" in note for note in found.notes) == old
+
+
 def test_details() -> None:
     assert read_recipe(FILES["InvokeAI 2"][1]).request.seamless == "both"
     assert read_recipe(FILES["Fooocus, PNG"][1]).request.clip_skip == 2

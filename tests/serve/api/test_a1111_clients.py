@@ -456,7 +456,11 @@ def test_what_clients_ask_beside(server: Server) -> None:
             "/controlnet/detect", json={"controlnet_module": "none", "controlnet_input_images": [picture()]}
         )
         assert found.json() == {"images": [picture()], "info": "Success"}
-        for body in ({"controlnet_module": "canny"}, {"controlnet_input_images": ["aGk="]}):
+        canny = {"controlnet_module": "canny", "controlnet_threshold_a": 50, "controlnet_input_images": [picture()]}
+        (drawn,) = api.post("/controlnet/detect", json=canny).json()["images"]
+        edges = Image.open(io.BytesIO(base64.b64decode(drawn)))
+        assert (edges.size, edges.convert("L").point([1, *[0] * 254, 1]).getextrema()) == ((32, 32), (1, 1))
+        for body in ({"controlnet_module": "depth"}, {"controlnet_input_images": ["aGk="]}):
             assert api.post("/controlnet/detect", json=body).status_code == 422
         missing = api.get("/sdapi/v1/nothing")
         assert (missing.status_code, missing.json()["error"]) == (404, "not_found_error")

@@ -103,6 +103,15 @@ def test_control_images_are_asked_for_too(studio: Studio) -> None:
         studio.submit(request, owner="bob", source="v1")
 
 
+@pytest.mark.parametrize("field", ["images", "mask"])
+def test_pictures_of_image_prompts_are_asked_for_too(studio: Studio, field: str) -> None:
+    secret, own = studio.attachments.keep("ada", png(1)), studio.attachments.keep("bob", png(2))
+    prompt = {"adapter": "plain", "images": [own], field: [secret] if field == "images" else secret}
+    request = Request.from_dict({"prompt": "x", "image_prompts": [prompt]})
+    with pytest.raises(PictureError, match="you uploaded"):
+        studio.submit(request, owner="bob", source="v1")
+
+
 def test_a_shared_recipe_does_not_open_the_picture_it_began_with(client: TestClient) -> None:
     secret = uploaded(client, "ada", png(1))
     job = client.post(

@@ -182,7 +182,7 @@ def test_what_the_extensions_clients_ask_beside(api: Any, controlled: Server) ->
     assert api.controlnet_version() == 2
     listed = api.controlnet_model_list()
     assert [name.partition(" [")[0] for name in listed] == ["depth", "lines", "wider"]
-    assert api.controlnet_module_list() == ["none"]
+    assert api.controlnet_module_list()[:2] == ["none", "canny"]
     assert api.get_scripts()["txt2img"] == ["controlnet"]
     assert httpx.get(f"{controlled.url}/controlnet/settings").json() == {"control_net_unit_count": 8}
 
@@ -194,7 +194,8 @@ PLACE = "alwayson_scripts.ControlNet.args[0]"
 @pytest.mark.parametrize(
     ("unit", "field"),
     [
-        ({"module": "canny"}, "module"),
+        ({"module": "depth_midas"}, "module"),
+        ({"module": "canny", "threshold_a": 2000}, "threshold_a"),
         ({"module": "openpose_full"}, "module"),
         ({"control_mode": "ControlNet is more important"}, "control_mode"),
         ({"control_mode": 1}, "control_mode"),

@@ -3,6 +3,7 @@ checkpoints that hold a ControlNet."""
 
 from __future__ import annotations
 
+import math
 import re
 from pathlib import Path
 
@@ -10,19 +11,20 @@ import torch
 from torch import Tensor
 
 from gouache.checkpoints.adapters.kinds import Adapter, find_adapter
-from gouache.checkpoints.detect import LEFT_OUT, Part, part_tensors
+from gouache.checkpoints.detect import Part, part_tensors
 from gouache.checkpoints.diffusers import component_config as diffusers_config
 from gouache.checkpoints.diffusers.folder import joined_header, read_json, weight_files
 from gouache.checkpoints.formats.header import Header, open_header
 from gouache.checkpoints.formats.safetensors import WeightSource
 from gouache.checkpoints.keymaps import speller
+from gouache.checkpoints.left_out import LEFT_OUT
 from gouache.checkpoints.networks import LoadReport, build_on_meta, load_network, open_part
-from gouache.checkpoints.shapes import Naming, controlnet_config, hint_widths, t2i_config
+from gouache.checkpoints.shapes import Naming, Shapes, controlnet_config, count_of, hint_widths, no_network, width_at
 from gouache.errors import IncompatibleCheckpoint
 from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.conditioning.controlnet_union import ControlNetUnion
 from gouache.models.conditioning.t2i_adapter import T2IAdapter
-from gouache.models.configs import ControlNetConfig
+from gouache.models.configs import ControlNetConfig, T2IAdapterConfig
 from gouache.models.denoiser import SteeringNetwork
 from gouache.models.unet import UNet
 
@@ -103,6 +105,45 @@ def load_t2i_adapter(path: Path, *, device: torch.device | str = "cpu", dtype: t
     if not isinstance(network, T2IAdapter):
         raise IncompatibleCheckpoint(where, given=f"a {type(network).__name__}", expected="a T2I-Adapter")
     return network
+
+
+SDXL_FOLD = 16
+
+
+def t2i_config(shapes: Shapes, naming: Naming, where: str) -> T2IAdapterConfig:
+    """Rebuild a T2I-Adapter's config. Arguments and errors as in `unet_config`.
+
+    The first convolution's channels are those of the picture, 3 or 1, times the square of `fold`. SDXL's adapters fold
+    by 16, and have the names and shapes of the others.
+    """
+    light = "conv_in.weight" not in shapes
+    stem = width_at(shapes, "body.0.in_conv.weight" if light else "conv_in.weight", 1, where)
+    hint_channels = 1 if stem % 3 else 3
+    fold = math.isqrt(stem // hint_channels)
+    if hint_channels * fold**2 != stem:
+        raise no_network(where, f"a T2I-Adapter with {stem} channels in", "1 or 3 times a square number")
+    if naming == "ours":
+        levels = max(count_of(shapes, "body.{}.resnets.0.block1.weight"), 1)
+        blocks = count_of(shapes, "body.0.resnets.{}.block1.weight")
+    elif light:
+        levels = max(count_of(shapes, "body.{}.in_conv.weight"), 1)
+        blocks = count_of(shapes, "body.0.body.{}.block1.weight")
+    else:
+        # One list of blocks; each level after the first begins with the one that widens, or is as long as the first.
+        widens = [n for n in range(1, len(shapes)) if f"body.{n}.in_conv.weight" in shapes]
+        total = count_of(shapes, "body.{}.block1.weight")
+        blocks = widens[0] if widens else total
+        levels = -(-total // max(blocks, 1))
+    last = "body.{}.out_conv.weight" if light else "body.{}.resnets.0.block1.weight"
+    last = "body.{}.block1.weight" if naming == "ldm" and not light else last
+    step = blocks if naming == "ldm" and not light else 1
+    return T2IAdapterConfig(
+        kind="light" if light else "full_xl" if fold == SDXL_FOLD else "full",
+        hint_channels=hint_channels,
+        fold=fold,
+        channels=tuple(width_at(shapes, last.format(step * level), 0, where) for level in range(levels)),
+        blocks=blocks,
+    )
 
 
 @torch.no_grad()

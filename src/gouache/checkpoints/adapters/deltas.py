@@ -14,6 +14,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from gouache.checkpoints.shapes import THIRDS, ShapeChange
+
 SMALLEST_NORM = torch.finfo(torch.float32).eps
 
 
@@ -271,6 +273,44 @@ class FirstInputs:
     def description(self) -> str:
         """See `LayerDelta.description`."""
         return f"{self.inner.description()} of the first {self.inputs} inputs"
+
+
+@dataclass(frozen=True, slots=True)
+class OfRows:
+    """A change of a matrix that holds our layer's rows among others, or in another order (`ShapeChange`): of one matrix
+    for queries, keys and values, or of scale and shift the other way round.
+
+    Attributes:
+        inner: what it does to that matrix.
+        change: what our layer is of it.
+    """
+
+    inner: LayerDelta
+    change: ShapeChange
+
+    def fits(self, shape: tuple[int, ...]) -> bool:
+        """See `LayerDelta.fits`."""
+        rows = shape[0] * (3 if self.change in THIRDS else 1)
+        return self.by_rows(self.inner) and self.inner.fits((rows, *shape[1:]))
+
+    def difference(self, weight: Tensor) -> Tensor:
+        """See `LayerDelta.difference`."""
+        if self.change not in THIRDS:
+            return self.inner.difference(weight.roll(len(weight) // 2, 0)).roll(-(len(weight) // 2), 0)
+        # The other thirds are never looked at: ours stands in for them.
+        whole = weight.repeat(3, *(1 for _ in weight.shape[1:]))
+        return self.inner.difference(whole).chunk(3)[THIRDS.index(self.change)]
+
+    def description(self) -> str:
+        """See `LayerDelta.description`."""
+        return f"{self.inner.description()} of {'three matrices in one' if self.change in THIRDS else 'turned rows'}"
+
+    @staticmethod
+    def by_rows(inner: LayerDelta) -> bool:
+        """Whether no row of the result depends on another row of the weight, so that the other rows may be unknown."""
+        if isinstance(inner, Decomposed):
+            return inner.by_output and OfRows.by_rows(inner.inner)
+        return isinstance(inner, LowRank | Hadamard | Kronecker | Added | Replaced)
 
 
 def _whole(factor: Tensor | Factors) -> Tensor:

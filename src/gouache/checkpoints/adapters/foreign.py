@@ -50,12 +50,14 @@ NAMES = (
     (r"individual_token_refiner|token_refiner_refiner_blocks", "hunyuan-video"),
     (r"double_blocks_\d+_(img|txt)_(mlp_fc|mod_linear)|single_blocks_\d+_modulation_linear", "hunyuan-video"),
     (r"double_blocks_\d+_(img|txt)_(mlp_[02]|mod_lin(?!ear))|single_blocks_\d+_modulation_lin(?!ear)", "flux"),
+    (r"double_blocks_\d+_processor_(qkv|proj)_lora|single_blocks_\d+_processor_(qkv|proj)_lora", "flux"),
+    (r"txtfusion_|(^|_)blocks_\d+_attn_w[qkvo]_", "krea-2"),
+    (r"llm_adapter_", "anima"),
     (r"joint_transformer_blocks_|double_layers_\d+_attn", "auraflow"),
     (r"joint_blocks_\d+_(x|context)_block", "sd3"),
     (r"transformer_blocks_\d+_(img|txt)_(mlp|mod)", "qwen-image"),
-    (r"transformer_blocks_\d+_(ff_context|norm1_context)", "sd3?"),
     (r"lora_prior_(unet|te)_|kv_mapper|clip_txt_mapper", "stable-cascade"),
-    (r"(^|_)blocks_\d+_adaln_modulation|(^|_)blocks_\d+_(self|cross)_attn_(q|k|v|output)_proj", "cosmos"),
+    (r"(^|_)blocks_\d+_adaln_modulation|(^|_)blocks_\d+_(self|cross)_attn_(q|k|v|output)_proj", "cosmos or anima"),
     (
         r"(?<!\w)(lora_unet_|lycoris_|diffusion_model_|transformer_|base_model_model_)*blocks_\d+_(self|cross)_attn_(q|k|v|o)(_|$)",
         "wan",
@@ -73,6 +75,8 @@ _BASES = tuple((re.compile(pattern, re.IGNORECASE), family) for pattern, family 
 _BLOCK = re.compile(
     r"(?<!down_blocks)(?P<kind>double_blocks|single_blocks|single_transformer_blocks|transformer_blocks)_(?P<n>\d+)_"
 )
+_CONTEXT = re.compile(r"transformer_blocks_\d+_(ff_context|norm1_context)")
+"""FLUX.1, Stable Diffusion 3 and others have a second stream of that name."""
 _UNET = re.compile(r"(down|up)_blocks_\d|mid_block_|(in|out)put_blocks_\d|middle_block_\d")
 _DOWN = ("lora_down.weight", "lora_A.weight", "lora_A.default.weight", "lora.down.weight")
 WIDTHS = {
@@ -81,6 +85,7 @@ WIDTHS = {
     2432: "sd3",
     2240: "sana",
     2304: "lumina",
+    3072: "qwen-image",
     3840: "z-image",
     2048: "ltx-video",
     4096: "ltx-video",
@@ -122,6 +127,8 @@ def _by_blocks(joined: Mapping[str, TensorInfo]) -> str | None:
         return "hunyuan-video" if more else "flux"
     if "transformer_blocks" not in last:
         return None
+    if any(_CONTEXT.search(name) for name in joined):
+        return _by_width(joined, "sd3")
     both = any("add_q_proj" in name or "add_k_proj" in name for name in joined)
     if both and last["transformer_blocks"] >= 38:
         return "qwen-image"

@@ -13,6 +13,7 @@ from gouache.checkpoints.adapters.embedding_names import inversion_of
 from gouache.checkpoints.adapters.foreign import foreign_family
 from gouache.checkpoints.adapters.keys import split_key
 from gouache.checkpoints.formats.header import TensorInfo
+from gouache.models.family import FAMILIES
 
 Tensors = Mapping[str, TensorInfo]
 
@@ -33,6 +34,8 @@ LORA_KINDS = {
         ".lora_B.weight",
         "_lora.down.weight",
         "_lora.up.weight",
+        "_lora1.down.weight",
+        "_lora2.down.weight",
         ".lora.down.weight",
         ".lora.up.weight",
         ".lora_linear_layer.down.weight",
@@ -70,7 +73,6 @@ FAMILY_OF_WIDTH = {768: "sd1", 1024: "sd2", 2048: "sdxl", 1280: "sdxl-refiner"}
 """A U-Net's family by the width of its context."""
 
 FOREIGN = {
-    "Flux": ("double_blocks.0.img_attn.", "double_stream_blocks.0."),
     "Stable Diffusion 3": ("joint_blocks.0.",),
     "PixArt or Sana": ("blocks.0.cross_attn.q_linear.", "adaln_single."),
     "Stable Cascade": ("down_blocks.0.2.kv_mapper.", "clip_txt_mapper."),
@@ -80,6 +82,7 @@ FOREIGN = {
     "LTX Video": ("patchify_proj.",),
     "AnimateDiff motion module": ("down_blocks.0.motion_modules.",),
     "Stable Video Diffusion": ("input_blocks.1.1.time_stack.", "time_mix_blocks"),
+    "IP-Adapter": ("image_proj.", "ip_adapter."),
     "GLIGEN": ("position_net.",),
     "CLIP vision tower": ("vision_model.encoder.", "visual.transformer."),
     "T5 text encoder": ("encoder.block.0.layer.0.SelfAttention.",),
@@ -135,7 +138,7 @@ def _lora(tensors: Tensors, metadata: Mapping[str, str]) -> Adapter | None:
         return None
     family = _lora_family(tensors, metadata)
     label = f"{kinds[0]}, {_naming(tensors)} names" if kinds else "LoRA, a list without names"
-    strange = family not in (*FAMILY_OF_WIDTH.values(), "unknown")
+    strange = family not in FAMILIES
     return Adapter("lora", family, f"{label}; for {family}, which gouache doesn't run" if strange else label)
 
 
@@ -192,7 +195,7 @@ def _controlnet(tensors: Tensors) -> Adapter | None:
         "controlnet_cond_embedding.conv_in.weight": "diffusers names",
     }
     for mark, label in marks.items():
-        if mark in tensors:
+        if mark in tensors and "pos_embed_input.weight" not in tensors:  # XLabs' for FLUX.1 has a hint of that name
             kind = "difference to the base model, " if "difference" in tensors else ""
             return Adapter("controlnet", _family_of_keys(tensors), f"ControlNet, {kind}{label}")
     return None

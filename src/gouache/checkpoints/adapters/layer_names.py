@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from gouache.checkpoints.keymaps import spell_open_clip, speller
-from gouache.checkpoints.shapes import ShapeChange
+from gouache.checkpoints.shapes import THIRDS, ShapeChange
 from gouache.models.mmdit import MMDiT
 from gouache.models.text.clip import TextEncoder
 from gouache.models.text.stack import TextStack
@@ -37,6 +37,9 @@ UNET_PREFIXES = (
     "lora_diffusion_model_",
     "model_diffusion_model_",  # a checkpoint's own
     "lora_unet_model_diffusion_model_",
+    "transformer_",  # diffusers' name of Stable Diffusion 3's network
+    "lora_transformer_",  # OneTrainer
+    "lycoris_transformer_",
 )
 FIRST_TEXT_PREFIXES = (
     "lora_te_",  # kohya
@@ -111,6 +114,7 @@ class LayerNames:
     def __init__(self, unet: UNet | MMDiT, text: TextStack | Sequence[nn.Module]) -> None:
         self.shapes: dict[LoraLayer, tuple[int, ...]] = {}
         self.latent_channels = unet.config.in_channels
+        self._pieces: dict[str, list[tuple[LoraLayer, ShapeChange]]] = {}
         self._unet = dict(self._unet_paths(unet))
         self._encoders: list[tuple[tuple[str, ...], Mapping[str, LoraLayer]]] = []
         encoders = list(text.encoders if isinstance(text, TextStack) else text)
@@ -122,7 +126,7 @@ class LayerNames:
     def find(self, spelling: str) -> tuple[LoraLayer, ...]:
         """The layers that a spelling can mean; more than one only if it leaves open which text encoder."""
         path = WRAPPERS.sub("", _joined(spelling)).replace("_processor_", "_")
-        path = f"{path}_0" if path.endswith(("attn1_to_out", "attn2_to_out")) else path
+        path = f"{path}_0" if path.endswith(("attn1_to_out", "attn2_to_out", "_attn_to_out")) else path
         path = _OLD_TEXT.sub(lambda match: f"{match[1] or match[2]}_proj", path)
         for prefix in UNET_PREFIXES:
             if path.startswith(prefix) and path[len(prefix) :] in self._unet:
@@ -133,6 +137,13 @@ class LayerNames:
                     return (table[path[len(prefix) :]],)
         tails = [path[len(prefix) :] for prefix in ANY_TEXT_PREFIXES if path.startswith(prefix)]
         return tuple(table[tail] for _, table in self._encoders for tail in tails if tail in table)
+
+    def pieces(self, spelling: str) -> tuple[tuple[LoraLayer, ShapeChange], ...]:
+        """The layers that are pieces of what a spelling means in Stable Diffusion 3's single files, or have their rows
+        in another order there, with what they are of it; empty for any other spelling."""
+        path = WRAPPERS.sub("", _joined(spelling))
+        found = (self._pieces.get(path.removeprefix(prefix)) for prefix in UNET_PREFIXES if path.startswith(prefix))
+        return tuple(next((pieces for pieces in found if pieces), ()))
 
     def sequences(self, network: str) -> Iterator[Sequence[LoraLayer]]:
         """Orders in which cloneofsimo's trainer numbers a network's layers (``"unet"``, ``"text_encoder"``).
@@ -165,8 +176,10 @@ class LayerNames:
         for name in self._layers(unet, UNET, 0):
             layer = LoraLayer(UNET, 0, name)
             theirs = spell(f"{name}.weight")
-            alike = [theirs.name.removesuffix(".weight")] if theirs.change is ShapeChange.NONE else []
-            for path in (name, *alike):
+            their_name = theirs.name.removesuffix(".weight")
+            if theirs.change in (*THIRDS, ShapeChange.HALVES_SWAPPED):
+                self._pieces.setdefault(_joined(their_name), []).append((layer, theirs.change))
+            for path in (name, their_name) if theirs.change is ShapeChange.NONE else (name,):
                 yield _joined(path), layer
 
     def _text_paths(self, encoder: TextEncoder, index: int) -> Iterator[tuple[str, LoraLayer]]:

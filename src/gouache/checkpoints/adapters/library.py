@@ -200,15 +200,15 @@ def _described(path: Path, top: Path, size: int) -> AdapterFile | None:
     kind = adapter.kind if adapter else by_folder
     name, aliases = _names(path, top, header, kind)
     family, label = (adapter.family, adapter.label) if adapter else ("unknown", "")
-    few_steps = _few_steps(header, (name, *aliases)) if kind == LORA else None
+    few_steps = _few_steps(header, (name, *aliases), family) if kind == LORA else None
     more = (lora_summary(header.tensors) if kind == LORA else "", few_steps.summary if few_steps else "")
     label = ", ".join(part for part in (label, *more) if part)
     return AdapterFile(name, aliases, kind, family, label, path, size, few_steps)
 
 
-def _few_steps(header: Header, names: Collection[str]) -> FewSteps | None:
+def _few_steps(header: Header, names: Collection[str], family: str) -> FewSteps | None:
     """The distillation that a LoRA's metadata, else its names tell of; its weights look like any other's."""
-    found = few_steps_of(dict.fromkeys(names, "its name"), header.metadata)
+    found = few_steps_of(dict.fromkeys(names, "its name"), header.metadata, family=family)
     # A LoRA sets no default: what its metadata tell is as much worth as its name.
     return None if found is None else replace(found, source="name")
 
@@ -221,7 +221,10 @@ def few_steps_of_lora(path: Path) -> FewSteps | None:
     """
     file = (peft_config.weights_of(path) or path) if path.is_dir() else path
     generic = file.stem.lower() in GENERIC_LORA_STEMS
-    return _few_steps(open_header(file), (path.name if path.is_dir() else file.parent.name if generic else file.stem,))
+    name = path.name if path.is_dir() else file.parent.name if generic else file.stem
+    header = open_header(file)
+    adapter = find_adapter(header.tensors, header.metadata)
+    return _few_steps(header, (name,), "" if adapter is None else adapter.family)
 
 
 def _names(path: Path, top: Path, header: Header, kind: str) -> tuple[str, tuple[str, ...]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gouache.checkpoints.adapters.deltas import FirstInputs, LayerDelta
+from gouache.checkpoints.adapters.deltas import FirstInputs, LayerDelta, OfRows
 from gouache.checkpoints.adapters.embedding import Embedding, bundled_embeddings
 from gouache.checkpoints.adapters.forms import WHOLE, changes_of, is_whole, rank_of
 from gouache.checkpoints.adapters.keys import LIST, is_bundled, split_key
@@ -33,6 +33,7 @@ NO_LAYER = "match no layer of this model"
 HALF = "are only half of a change"
 SHAPE = "have another shape than their layers"
 OWN = "are a layer's own, and no change of it"
+MIXED = "change queries, keys and values together, which are layers of their own here"
 ORDER = "are numbered in no order that this model's layers have"
 TWICE = "change a layer a second time"
 NUMBER = "have a bad alpha or no elements"
@@ -128,7 +129,8 @@ def _match(
     """Find the layer of one group of tensors, and note what they change."""
     layers = names.find(spelling)
     tensors = list(roles.values())
-    if not layers:
+    pieces = () if layers else names.pieces(spelling)
+    if not layers and not pieces:
         found.leave(NO_LAYER, tensors)
         return
     if WHOLE & roles.keys() and not settings.layer(spelling, 0).whole and "on_input" not in roles:
@@ -144,7 +146,23 @@ def _match(
     if any(not tensor.numel() for tensor in parts.values()) or not all(single):
         found.leave(NUMBER, tensors)
         return
-    _keep(changes_of(parts, settings.layer(spelling, rank_of(parts))), layers, tensors, names, found)
+    changes = changes_of(parts, settings.layer(spelling, rank_of(parts)))
+    if layers:
+        _keep(changes, layers, tensors, names, found)
+    elif not all(OfRows.by_rows(change) for change in changes.values()):
+        found.leave(MIXED, tensors)
+    else:
+        split = {
+            LoraLayer(layer.part, layer.index, layer.name, parameter): OfRows(change, what)
+            for layer, what in pieces
+            for parameter, change in changes.items()
+        }
+        if not all(place in names.shapes and change.fits(names.shapes[place]) for place, change in split.items()):
+            found.leave(SHAPE, tensors)
+        elif split.keys() & found.changes.keys():
+            found.leave(TWICE, tensors)
+        else:
+            found.changes |= split
 
 
 def _keep(

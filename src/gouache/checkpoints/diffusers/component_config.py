@@ -43,7 +43,6 @@ UNET_OPTIONS: dict[str, tuple[object, ...]] = {
     "mid_block_only_cross_attention": (None, False),
     "mid_block_scale_factor": (1,),
     "norm_eps": (1e-5,),
-    "num_class_embeds": (None,),
     "only_cross_attention": (False, True),
     "resnet_out_scale_factor": (1,),
     "resnet_skip_time_act": (False,),
@@ -76,7 +75,8 @@ def unet_from_json(values: Json, counted: UNetConfig, where: str) -> UNetConfig:
     Raises:
         IncompatibleCheckpoint: the JSON and the weights disagree, or an option is not one of ours.
     """
-    known = {**UNET_OPTIONS, "time_embedding_dim": (None, counted.embedding_width)}
+    own = {"class_embed_type": ("projection",), "addition_embed_type": (None,)} if counted.picture_width else {}
+    known = {**UNET_OPTIONS, "time_embedding_dim": (None, counted.embedding_width), **own}
     _check_options(values, known, where)
     levels = len(counted.channels)
     _check_agreement(
@@ -90,6 +90,8 @@ def unet_from_json(values: Json, counted: UNetConfig, where: str) -> UNetConfig:
         },
         where,
     )
+    if values.get("num_class_embeds") != (counted.noise_levels or None):
+        _disagree(where, "num_class_embeds", values.get("num_class_embeds"), counted.noise_levels or None)
     if values.get("time_cond_proj_dim") != (counted.guidance_width or None):
         _disagree(where, "time_cond_proj_dim", values.get("time_cond_proj_dim"), counted.guidance_width or None)
     crossing = values.get("only_cross_attention") or False

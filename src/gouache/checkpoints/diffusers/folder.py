@@ -6,7 +6,6 @@ Only weights and JSON are looked at. Code in a model folder is never run, and `a
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -22,7 +21,6 @@ from gouache.checkpoints.detect import (
     family_of,
     kind_of,
     label_of,
-    left_out_reason,
     of_family,
     part_tensors,
     used_text_config,
@@ -32,12 +30,14 @@ from gouache.checkpoints.diffusers import component_config as diffusers_config
 from gouache.checkpoints.diffusers.scheduler import Scheduler, read_scheduler
 from gouache.checkpoints.foreign import check_class, check_pipeline
 from gouache.checkpoints.formats.header import Header, TensorInfo, open_header
+from gouache.checkpoints.left_out import left_out_reason
+from gouache.checkpoints.packed import check_packing, check_quantization
+from gouache.checkpoints.recorded import few_steps_of_folder
 from gouache.checkpoints.shapes import network_config, t5_config, text_config, vae_config
 from gouache.config import Config
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, ModelNotFound, UnknownFamily
-from gouache.models.configs import DenoiserConfig, NetworkConfig, UNetConfig, VAEConfig
+from gouache.models.configs import DenoiserConfig, VAEConfig
 from gouache.models.family import UNKNOWN
-from gouache.models.few_steps import TOLD_CONSISTENCY, TOLD_SCALE, FewSteps, few_steps_of
 
 PART_NAMES = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 """Folders of parts; what is in `transformer` is the part `unet`."""
@@ -136,7 +136,8 @@ def joined_header(files: tuple[Path, ...]) -> Header:
                 str(header.path), given=f"{min(twice)!r} in two shards", expected="each tensor once"
             )
         tensors |= header.tensors
-    return Header(files[0].parent, tensors, headers[0].metadata, files=files)
+    stored = {name: kind for header in headers for name, kind in header.stored.items()}
+    return Header(files[0].parent, tensors, headers[0].metadata, files=files, stored=stored)
 
 
 def is_diffusers_folder(folder: Path) -> bool:
@@ -171,6 +172,7 @@ def identify_diffusers(folder: Path, *, variant: str | None = None) -> Identity:
     if "unet" in headers:
         file = places["unet"] / "config.json"
         check_class(_config(file), str(file))
+        check_quantization(_config(file), str(file))
         check_known(headers["unet"], {"unet": Place(headers["unet"], "", "ours")})
         counted = network_config(_shapes(headers["unet"].tensors), "ours", str(headers["unet"].path))
         unet = diffusers_config.network_from_json(_config(file), counted, str(file))
@@ -190,7 +192,7 @@ def identify_diffusers(folder: Path, *, variant: str | None = None) -> Identity:
         kind=kind_of(parts),
         family=family,
         layout="diffusers",
-        variant=variant_of(unet, family),
+        variant=variant_of(unet),
         label=" ".join(filter(None, (str(index.get("_class_name", "")), label_of(unet)))),
         parts=parts,
         prediction=prediction,
@@ -200,34 +202,8 @@ def identify_diffusers(folder: Path, *, variant: str | None = None) -> Identity:
         loading_notes=notes,
         sampling="" if scheduler is None else scheduler.taken,
         notes=() if scheduler is None else scheduler.notes,
-        few_steps=_few_steps(folder, index, scheduler, unet, family),
+        few_steps=few_steps_of_folder(folder, index, scheduler, unet, family),
     )
-
-
-def _few_steps(
-    folder: Path, index: Mapping[str, object], scheduler: Scheduler | None, unet: NetworkConfig | None, family: str
-) -> FewSteps | None:
-    """The distillation that the scheduler's file, the U-Net or the folder's names tell of."""
-    if unet is None:
-        return None
-    told_guidance = isinstance(unet, UNetConfig) and unet.guidance_width > 0
-    if scheduler is not None and scheduler.config is not None and scheduler.steps is not None:
-        return FewSteps(
-            method="a few-step model",
-            sampler=scheduler.sampler,
-            schedule=scheduler.schedule,
-            steps=scheduler.steps,
-            guidance_scale=TOLD_SCALE if told_guidance else 1.0,
-            source="scheduler",
-            told=f"its {scheduler.config.class_name}",
-        )
-    if told_guidance:
-        return TOLD_CONSISTENCY
-    # In the hub's cache the folder of a revision has the hash as its name, its repository stands two above.
-    places = [str(folder), index.get("_name_or_path")]
-    hub = [re.search(r"models--[^/\\]+", place) for place in places if isinstance(place, str)]
-    names = [folder.name, *(place[0] for place in hub if place is not None)]
-    return few_steps_of(dict.fromkeys(names, "the folder's name"), {}, family=family)
 
 
 def in_units_of_data(vae: Part, denoiser: DenoiserConfig) -> Part:
@@ -265,6 +241,8 @@ def part_of_folder(folder: Path, name: str, header: Header, family: str) -> Part
     file = folder / "config.json"
     values = _config(file)
     where = str(header.path)
+    check_quantization(values, str(file))
+    check_packing(header)
     if not name.startswith("text_encoder"):
         check_class(values, str(file))
     kind = "text_encoder" if name.startswith("text_encoder") else name

@@ -70,7 +70,11 @@ def model_index(
     if traits.text_encoders == ("text_encoder",):
         index |= {"text_encoder": text, "tokenizer": tokenizer}
         index |= {"depth_estimator": absent} if variant == "depth" else {"safety_checker": absent}
-        index |= {"feature_extractor": absent, "image_encoder": absent, "requires_safety_checker": False}
+        index |= {"feature_extractor": absent}
+        if variant == "upscaler":
+            index |= {"low_res_scheduler": ["diffusers", "DDPMScheduler"], "watermarker": absent}
+        else:
+            index |= {"image_encoder": absent, "requires_safety_checker": False}
     else:
         refiner = "text_encoder" not in traits.text_encoders
         index |= {"text_encoder": absent if refiner else text, "tokenizer": absent if refiner else tokenizer}
@@ -159,6 +163,7 @@ def unet_json(config: UNetConfig, sample_size: int, where: str) -> dict[str, obj
         "addition_embed_type": "text_time" if config.pooled_width else None,
         "addition_time_embed_dim": 256 if config.pooled_width else None,
         "projection_class_embeddings_input_dim": config.pooled_width or None,
+        "num_class_embeds": config.noise_levels or None,
         "norm_num_groups": config.norm_groups,
     }
 

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from gouache.errors import CorruptCheckpoint, GouacheError, ModelNotFound, UnknownFamily
+from gouache.errors import CorruptCheckpoint, GouacheError, IncompatibleCheckpoint, ModelNotFound, UnknownFamily
 from gouache.files import existing
 
 if TYPE_CHECKING:
@@ -47,6 +47,8 @@ DTYPE_BYTES = {
 }
 """Bytes of one element, by the name that safetensors gives the type."""
 
+UNREAD_TYPES = ("F4", "F6_E2M3", "F6_E3M2", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ", "C64")
+"""Types of safetensors that no network is computed in; quantizations with scales a block write them."""
 MAX_HEADER_BYTES = 64 << 20
 MAX_TENSORS = 250_000
 MAX_JSON_VALUES = 3_000_000
@@ -90,7 +92,8 @@ class Header:
         metadata: the file's own strings.
         data_start: offset of the first tensor's bytes in the file.
         files: the shards, where the tensors lie in several files; `path` is their folder then.
-        int8: tensors that are stored in int8 with a scale a row, and read in the type that `tensors` says.
+        stored: tensors that are stored in another type than `tensors` says, which is the one they are read in, and
+            that type: "I8" with a scale a row, "F8_E4M3" and "F8_E5M2" with a scale, and ggml's.
     """
 
     path: Path
@@ -98,7 +101,7 @@ class Header:
     metadata: Mapping[str, str] = field(default_factory=dict)
     data_start: int = 0
     files: tuple[Path, ...] = ()
-    int8: frozenset[str] = frozenset()
+    stored: Mapping[str, str] = field(default_factory=dict)
 
 
 def read_header(path: str | Path) -> Header:
@@ -173,6 +176,13 @@ def _checked_entry(name: str, entry: object, path: Path) -> TensorInfo:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise _bad(path, f"entry {name[:200]!r}", "an object of dtype, shape and data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if dtype in UNREAD_TYPES:
+        raise IncompatibleCheckpoint(
+            str(path),
+            given=f"tensor {name[:200]!r} of type {dtype}",
+            expected=f"one of {', '.join(DTYPE_BYTES)}",
+            cure="Get the model in float16, in fp8 or as GGUF: gouache reads those.",
+        )
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise _bad(path, f"tensor {name[:200]!r} of type {str(dtype)[:40]!r}", f"one of {', '.join(DTYPE_BYTES)}")
     if not _are_counts(shape) or len(shape) > MAX_RANK:
@@ -248,7 +258,7 @@ def dequantised_header(header: Header, parts: Sequence[str]) -> Header:
     }
     tensors |= found
     order = [name for name in header.tensors if name in tensors]
-    return replace(header, tensors={name: tensors[name] for name in order}, int8=frozenset(found))
+    return replace(header, tensors={name: tensors[name] for name in order}, stored=dict.fromkeys(found, "I8"))
 
 
 def _checked(header: Header, name: str) -> TensorInfo:
@@ -274,6 +284,7 @@ def few(names: Sequence[str], most: int = 6) -> str:
 
 
 PNG = b"\x89PNG\r\n\x1a\n"
+GGUF = b"GGUF"
 ZIP = b"PK\x03\x04"
 PICKLES = (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 """How pickles of each protocol start; `torch.save` before 1.6 wrote several into a row."""
@@ -287,27 +298,35 @@ def open_header(path: Path) -> Header:
         CorruptCheckpoint: it is damaged, or no weight file at all.
         UnsafeCheckpoint: it would have to be unpickled.
         UnknownFamily: a format that gouache doesn't read.
+        IncompatibleCheckpoint: tensors of a type, or with scales, that gouache doesn't read.
     """
+    from gouache.checkpoints.formats.scaled import unscaled_header
+
     kind = _format_of(path)
-    if kind == "safetensors":
-        return read_header(path)
-    return _open_torch(path, kind).header
+    return unscaled_header(read_header(path) if kind == "safetensors" else _open_as(path, kind).header)
 
 
 def open_source(path: Path) -> WeightSource:
     """Open a weight file for reading tensors; errors as in `open_header`."""
-    kind = _format_of(path)
+    from gouache.checkpoints.formats.scaled import ScaledSource, unscaled_header
+
+    source = _open_as(path, _format_of(path))
+    header = unscaled_header(source.header)
+    return source if header is source.header else ScaledSource(source, header)
+
+
+FileFormat = Literal["zip", "pickle", "safetensors", "png", "gguf"]
+
+
+def _open_as(path: Path, kind: FileFormat) -> WeightSource:
     if kind == "safetensors":
         from gouache.checkpoints.formats.safetensors import SafetensorsFile
 
         return SafetensorsFile(path)
-    return _open_torch(path, kind)
+    if kind == "gguf":
+        from gouache.checkpoints.formats.gguf import GgufFile
 
-
-FileFormat = Literal["zip", "pickle", "safetensors", "png"]
-
-
-def _open_torch(path: Path, kind: FileFormat) -> WeightSource:
+        return GgufFile(path)
     if kind == "zip":
         from gouache.checkpoints.formats.torch_zip import TensorZip
 
@@ -333,6 +352,8 @@ def _format_of(path: Path) -> FileFormat:
     error = _other_format(start, path)
     if error is not None:
         raise error
+    if start.startswith(GGUF):
+        return "gguf"
     if start.startswith(ZIP):
         return "zip"
     if start.startswith(PNG):
@@ -341,7 +362,7 @@ def _format_of(path: Path) -> FileFormat:
 
 
 def _other_format(start: bytes, path: Path) -> GouacheError | None:
-    where, expected = str(path), "a .safetensors or .ckpt file"
+    where, expected = str(path), "a .safetensors, .gguf or .ckpt file"
     if start.startswith(b"version https://git-lfs"):
         return CorruptCheckpoint(
             where, given="a Git LFS pointer", expected=f"{expected} itself", cure="Run `git lfs pull` in its folder."
@@ -353,8 +374,6 @@ def _other_format(start: bytes, path: Path) -> GouacheError | None:
             expected=expected,
             cure="The download was answered with a page; log in or give a token, and download again.",
         )
-    if start.startswith(b"GGUF"):
-        return UnknownFamily(where, given="a GGUF file", expected=expected, cure="Get the .safetensors of this model.")
     if start[257:262] == b"ustar":
         return UnknownFamily(
             where,

@@ -343,7 +343,7 @@ class Int8Source:
         Raises:
             CorruptCheckpoint: a scale that is not above zero and finite, or a number outside -127 to 127.
         """
-        if name not in self.header.int8:
+        if name not in self.header.stored:
             return self._source.read(name, mapped=mapped)
         whole, scale = self._source.read(name, mapped=False), self._source.read(name + SCALE, mapped=False)
         if not bool((torch.isfinite(scale) & (scale > 0)).all()) or bool((whole == -LARGEST - 1).any()):

@@ -244,3 +244,6 @@ def _collect(
             found[name] = StoredTensor(storage, item.dtype, item.shape, item.stride, 0)
         elif isinstance(item, dict):
             _collect(item, f"{name}.", found, seen, depth + 1)
+        elif isinstance(key, int) and isinstance(item, list):  # a hypernetwork: the networks of each width
+            layers: dict[PickleValue, PickleValue] = dict(enumerate(item))
+            _collect(layers, f"{name}.", found, seen, depth + 1)

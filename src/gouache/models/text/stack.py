@@ -15,6 +15,7 @@ from gouache.models.text.sentence import SentenceEncoder
 from gouache.models.text.t5 import T5Encoder
 from gouache.models.text.tokenizers import ClipTokenizer, TextTokenizer, WordPieceTokenizer
 from gouache.models.text.unigram import UnigramTokenizer
+from gouache.models.turns import awake
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,9 +179,9 @@ class TextStack(nn.Module):
             raise InvalidInput("t5", given="a text", expected="nothing: this model has no place for T5's states")
         rows = self.joint.rows if rows is None else rows
         if self.t5 is None or self.t5_tokenizer is None:
-            place = next(self.parameters())
+            place = next(awake(self._encoders()[0]).parameters())
             return torch.zeros(1, rows, self.joint.width, dtype=place.dtype, device=place.device)
-        device = self.t5.shared.weight.device
+        device = awake(self.t5).shared.weight.device
         framed = torch.tensor([self.t5_tokenizer.frame(ids, rows)], device=device)
         encoding: TextEncoding = self.t5(framed)
         return encoding.context
@@ -209,7 +210,7 @@ class TextStack(nn.Module):
         chunks: Sequence[Sequence[int]],
         skip_layers: int | None,
     ) -> TextEncoding:
-        device = next(encoder.parameters()).device
+        device = next(awake(encoder).parameters()).device
         ids = torch.tensor([tokenizer.frame(chunk) for chunk in chunks], device=device)  # [N, L]
         if isinstance(encoder, TextEncoder):
             clip: TextEncoding = encoder(ids, skip_layers=skip_layers)

@@ -11,6 +11,7 @@ from gouache.pipeline.fields.guiders import Timed
 from gouache.pipeline.fields.values import (
     MAX_FACTOR,
     MAX_FRAMES,
+    MAX_NOISE_LEVEL,
     MAX_PROMPT_IMAGES,
     MAX_SIDE,
     MIN_SIDE,
@@ -73,7 +74,8 @@ class Control(Config):
     image: ImageReference
     """The control picture."""
     preprocessor: Preprocessor = "none"
-    """canny draws a photograph's edges; inpaint hides what a mask or transparency covers; none takes it as it is."""
+    """canny draws a photograph's edges; depth and segmentation are drawn by a network in the models folder; inpaint
+    hides what a mask or transparency covers; none takes the picture as it is."""
     canny_low: Annotated[int, Field(ge=0, le=1000)] = 100
     """Edges at least this strong count where they continue a strong one."""
     canny_high: Annotated[int, Field(ge=0, le=1000)] = 200
@@ -117,6 +119,8 @@ class ImagePrompt(Timed):
     """How much the pictures count beside the words; 0 = not."""
     mask: ImageReference | None = None
     """Where in the painting they count: white = there. Default: everywhere."""
+    noise_level: Annotated[int, Field(ge=0, le=MAX_NOISE_LEVEL)] = 0
+    """Noise on the embedding of a picture that a model reads without an adapter (unCLIP, SDXL): more = less like it."""
 
 
 class Outpaint(Config):

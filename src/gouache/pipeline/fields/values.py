@@ -27,6 +27,8 @@ MAX_IMAGE_PROMPTS = 4
 """Image prompts at once."""
 MAX_PROMPT_IMAGES = 8
 """Pictures of one image prompt."""
+MAX_NOISE_LEVEL = 999
+"""Of a picture's embedding."""
 MAX_GUIDANCE = 1000.0
 MAX_SEED_DELTA = 2**32
 MAX_WATERMARK = 32
@@ -36,7 +38,7 @@ Emphasis = Literal["a1111", "original", "no_norm", "ignore", "comfy", "none"]
 Determinism = Literal["exact", "portable", "a1111", "cpu"]
 Procedure = Literal["gouache", "a1111"]
 MaskFill = Literal["original", "fill", "noise", "nothing"]
-Preprocessor = Literal["none", "canny", "inpaint"]
+Preprocessor = Literal["none", "canny", "inpaint", "depth", "segmentation"]
 ControlType = Literal["openpose", "depth", "softedge", "canny", "normal", "segmentation", "tile", "inpaint"]
 ResizeMode = Literal["stretch", "crop", "pad"]
 Seamless = Literal["none", "x", "y", "both"]

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
+from gouache.models.turns import awake
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.inputs.tensors import to_image
 from gouache.pipeline.request import Seamless
@@ -75,7 +76,7 @@ def decode(
 def _decoded(
     vae: AutoencoderKL, latents: Tensor, *, tiled: bool, around: tuple[Tensor, Tensor] | None = None
 ) -> Tensor:
-    weight = next(vae.parameters())
+    weight = next(awake(vae).parameters())
     given = latents.to(weight.device, weight.dtype)
     if tiled:
         return vae.decode_in_tiles(given)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from hashlib import blake2b
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -34,7 +35,6 @@ from gouache.pipeline.generate.guided import (
     PromptedDenoiser,
     counted_steps,
     denoiser_of,
-    digest_of,
     guidance_of,
     levels_of,
     run_sampler,
@@ -48,7 +48,9 @@ from gouache.pipeline.generate.scheduler_levels import limit_of
 from gouache.pipeline.generate.second_pass import enlarged_start
 from gouache.pipeline.generate.upscaler_files import LANCZOS
 from gouache.pipeline.inputs.images import on_background
-from gouache.pipeline.inputs.start import DRAFT, INSTRUCT, OutsideKept, StartState, input_kind, steps_to_skip
+from gouache.pipeline.inputs.kept import OutsideKept
+from gouache.pipeline.inputs.small_picture import with_noise
+from gouache.pipeline.inputs.start import DRAFT, INSTRUCT, StartState, input_kind, steps_to_skip
 from gouache.pipeline.output.a1111_text import infotext_of
 from gouache.pipeline.output.infotext import format_infotext
 from gouache.pipeline.output.metadata import OWN, PARAMETERS, ImageKind, encode_picture
@@ -325,7 +327,7 @@ class Generation:
         own_levels = sampler_info(sampler).own_levels
         limit = limit_of(sampler, one.request.schedule or "", self.bundle)
         for part in one.parts():
-            prompted, denoisers = self._denoisers(one, start_state, part)
+            prompted, denoisers = self._denoisers(one, start_state, part, noise)
             kept, unconditional = (OutsideKept(each, start_state, one.sigmas, limit) for each in denoisers)
             for outside in (kept, unconditional):
                 outside.reached(float(part.sigmas[0]))
@@ -351,10 +353,10 @@ class Generation:
                 yield step
 
     def _denoisers(
-        self, one: Pass, start_state: StartState, part: Part
+        self, one: Pass, start_state: StartState, part: Part, noise: ImageNoise
     ) -> tuple[list[PromptedDenoiser | InstructDenoiser], tuple[Denoise, Denoise]]:
         """Who reads the prompt in this part, and D under both prompts and under the negative one alone."""
-        base = self._prompted(one, start_state) if part.by_base else None
+        base = self._prompted(one, start_state, noise) if part.by_base else None
         refiner = one.refined.denoiser(one.request) if one.refined is not None and part.by_refiner else None
         prompted = [each for each in (base, refiner) if each is not None]
         for each in prompted:
@@ -374,10 +376,16 @@ class Generation:
         around = [wrapped_around(each, networks, self.request.seamless) for each in (denoise, other)]
         return prompted, (around[0], around[1])
 
-    def _prompted(self, one: Pass, start_state: StartState) -> PromptedDenoiser | InstructDenoiser:
+    def _prompted(self, one: Pass, start_state: StartState, noise: ImageNoise) -> PromptedDenoiser | InstructDenoiser:
         request = one.request
         numbers, negative_numbers = size_conditions(self.bundle, request)
-        inputs = NetworkInputs(start_state.draft, numbers, negative_numbers, *one.beside, one.regions)
+        beside = (request.noise_level, one.regions)
+        inputs = NetworkInputs(start_state.draft, numbers, negative_numbers, *one.beside, *beside)
+        if self.bundle.own_pictures is not None:
+            from gouache.pipeline.generate.image_prompts import pooled_picture
+
+            pooled = pooled_picture(self.bundle, request, self.start_state.prompted, noise, one.counted_steps)
+            inputs = replace(inputs, pooled=pooled)
         network = denoiser_of(self.bundle, request)
         empty = None if request.perp_neg is None else self.reader.encode("")
         guiders = guiders_of(request, self.bundle, one.counted_steps, empty)
@@ -398,7 +406,7 @@ class Generation:
     def _draft(self, seeds: list[ImageSeed]) -> tuple[Tensor | None, list[list[str]]]:
         """The drafts [B,Cd,h,w] of a model with a prior, and notes on each; else the start_state's own channels."""
         if input_kind(self.bundle) != DRAFT:
-            return self.start_state.draft, [[] for _ in seeds]
+            return with_noise(self.start_state.draft, self.request, self.bundle, seeds), [[] for _ in seeds]
         if self.request.inversion is not None and self.start_state.latents is not None:
             own = own_draft(self.bundle, self.start_state.latents, self._latent_size(self.request))
             return own.latents.expand(len(seeds), -1, -1, -1), [[] for _ in seeds]
@@ -462,8 +470,13 @@ class Generation:
 
     def _completed(self, image: Image.Image) -> Image.Image:
         image = self.start_state.finish(on_background(image, self.request.background or "white"))
-        upscale = self.request.upscale
-        if upscale is None:
+        if (upscale := self.request.upscale) is None:
             return image
         upscaler = find_upscaler(upscale.upscaler or LANCZOS, self.bundle)
         return enlarge_picture(image, upscale.factor, upscaler, seamless=self.request.seamless)
+
+
+def digest_of(x: Tensor) -> str:
+    """Eight hex digits of a state, to see where two runs part."""
+    values = x.detach().to("cpu", torch.float32).contiguous()
+    return blake2b(values.numpy().tobytes(), digest_size=4).hexdigest()

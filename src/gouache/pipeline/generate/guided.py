@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 import torch
@@ -35,7 +34,7 @@ from gouache.pipeline.request import Request, SizeCondition
 
 if TYPE_CHECKING:
     from gouache.pipeline.generate.controlnets import TimedControl
-    from gouache.pipeline.generate.image_prompts import TimedPictures
+    from gouache.pipeline.generate.image_prompts import PooledPicture, TimedPictures
     from gouache.pipeline.prompts.regions import PlannedRegions
 
 NO_GUIDERS = Guiders()
@@ -53,7 +52,9 @@ class NetworkInputs:
         negative_numbers: the same for the negative prompt; None = `numbers`.
         controls: networks that steer, with the steps at which each does.
         pictures: what IP-Adapters show, with the steps at which each does.
+        noise_level: of a small picture in `draft`.
         regions: texts with areas of their own, beside the prompt.
+        pooled: a picture in place of the pooled text.
     """
 
     draft: Tensor | None = None
@@ -61,7 +62,9 @@ class NetworkInputs:
     negative_numbers: Tensor | None = None
     controls: tuple[TimedControl, ...] = ()
     pictures: tuple[TimedPictures, ...] = ()
+    noise_level: int | None = None
     regions: PlannedRegions | None = None
+    pooled: PooledPicture | None = None
 
     def region_texts(self, moment: int) -> tuple[RegionTexts, ...]:
         """What a condition under the prompt is given of the regions at a step."""
@@ -208,31 +211,40 @@ class PromptedDenoiser:
         return list(self.network(repeated, sigma, rows).chunk(len(conditions)))
 
     def _condition(self, text: EncodedPrompt, *, negative: bool) -> Condition:
-        inputs = self.inputs
+        inputs, draft = self.inputs, self.inputs.draft
         numbers = inputs.numbers if not negative or inputs.negative_numbers is None else inputs.negative_numbers
-        draft = inputs.draft
         if negative and draft is not None and self.bundle.prior is not None:
             # The prior's draft is a condition as the text is, and was left out in training as the text was: so guidance
             # strengthens what both say. 11 points of R@1 over guiding by the text alone (docs/log.md).
             draft = torch.zeros_like(draft)
+        pooled = text.pooled
+        if inputs.pooled is not None:
+            pooled = inputs.pooled.in_place_of(pooled, self.step, negative=negative)
         return Condition(
             context=text.context,
             mask=text.mask,
-            pooled=self.bundle.pooled_vector(text.pooled, numbers),
+            pooled=self.bundle.pooled_vector(pooled, numbers),
             draft=draft,
             controls=self._controls(negative=negative),
             pictures=tuple(one.on_side(negative=negative) for one in inputs.pictures if one.is_on(self.step)),
             free_u=self.guiders.free_u_at(self.step),
             guidance=self._told,
+            noise_level=self._noise_level,
             regions=() if negative else inputs.region_texts(self._moment),
         )
 
-    def _controls(self, *, negative: bool) -> tuple[Steering, ...]:
-        if not self.inputs.controls:
-            return ()
-        from gouache.pipeline.generate.controlnets import steering_at
+    @property
+    def _noise_level(self) -> Tensor | None:
+        """[1] for a network that is told it."""
+        told = self.inputs.noise_level is not None and self.bundle.noise_levels > 0
+        return torch.tensor([self.inputs.noise_level]) if told else None
 
-        return steering_at(self.inputs.controls, self.step, negative=negative)
+    def _controls(self, *, negative: bool) -> tuple[Steering, ...]:
+        if self.inputs.controls:
+            from gouache.pipeline.generate.controlnets import steering_at
+
+            return steering_at(self.inputs.controls, self.step, negative=negative)
+        return ()
 
 
 def denoiser_of(bundle: ModelBundle, request: Request) -> Network:
@@ -385,12 +397,6 @@ def _options(request: Request, name: str, scheduler: SchedulerConfig | None) -> 
             cure="Leave it out or choose another sampler.",
         )
     return options
-
-
-def digest_of(x: Tensor) -> str:
-    """Eight hex digits of a state, to see where two runs part."""
-    values = x.detach().to("cpu", torch.float32).contiguous()
-    return blake2b(values.numpy().tobytes(), digest_size=4).hexdigest()
 
 
 def size_conditions(bundle: ModelBundle, request: Request) -> tuple[Tensor | None, Tensor | None]:

@@ -14,11 +14,13 @@ from gouache.checkpoints.adapters.ip_adapter import load_ip_adapter
 from gouache.checkpoints.adapters.ip_adapter_library import find_ip_adapter, towers
 from gouache.checkpoints.adapters.kinds import FAMILY_OF_WIDTH
 from gouache.checkpoints.renamed import header_at
-from gouache.checkpoints.vision import image_encoder_config, load_image_encoder
+from gouache.checkpoints.vision import image_encoder_config, load_image_encoder, read_embedding_noise
+from gouache.diffusion.rng import ImageNoise
 from gouache.errors import IncompatibleCheckpoint, ModelNotFound
 from gouache.models.bundle import ModelBundle
 from gouache.models.conditioning.image_encoder import PictureEncoder, normalised
 from gouache.models.conditioning.ip_adapter import IPAdapter, Seen, cross_attentions
+from gouache.models.conditioning.unclip import EmbeddingNoise, OwnPictures
 from gouache.models.configs import ImageEncoderConfig, IPAdapterConfig
 from gouache.models.family import family_label
 from gouache.pipeline.generate.controlnets import unet_of
@@ -29,6 +31,10 @@ from gouache.pipeline.request import ImagePrompt, Request
 
 PUBLISHED_TOWERS = {("plain", 1024): "ViT-H", ("plain", 1280): "ViT-bigG", ("", 1280): "ViT-H", ("", 1664): "ViT-bigG"}
 """Kind (plain or not) and width of what an adapter reads -> the tower that gives it."""
+
+
+BIG_G = 1280
+"""Width of ViT-bigG's embeddings."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +58,7 @@ class IPAdapters:
         self.bundle = bundle
         self._adapters: dict[tuple[Path, int], IPAdapter] = {}
         self._encoders: dict[tuple[Path, int], PictureEncoder] = {}
+        self._own: tuple[tuple[Path, int], PictureEncoder] | None = None
 
     def load(self, request: Request, folder: Path | None = None) -> Mapping[str, Loaded]:
         """Every IP-Adapter that a request names, by its name.
@@ -80,6 +87,37 @@ class IPAdapters:
         self._encoders = encoders
         return found
 
+    def own(self, folder: Path | None = None) -> tuple[OwnPictures, Path]:
+        """What the model reads pictures with by itself, and where its vision tower lies.
+
+        Args:
+            folder: the models folder; None takes the usual one.
+
+        Raises:
+            ModelNotFound: it isn't there.
+            CheckpointError: it can't be used.
+        """
+        unclip, top = self.bundle.picture_width, self.bundle.path
+        width = unclip or self.bundle.text.pooled_width
+        tower = next((one for one in towers(None, top, folder) if _projection(one) == width), None)
+        own = top / "image_encoder" if top is not None and unclip else None
+        tower = own if own is not None and own.is_dir() else tower
+        if tower is None:
+            raise ModelNotFound(
+                "image_prompts",
+                given="no vision tower",
+                expected=f"one whose embeddings are {width} wide, as folder image_encoder in the model's own or in the "
+                "folder clip_vision of the models folder",
+                cure="Get CLIP-ViT-bigG-14 (config.json, model.safetensors)." if width == BIG_G else "",
+            )
+        noise = EmbeddingNoise.plain(width)
+        if top is not None and unclip:
+            noise = read_embedding_noise(top, width)
+        if self._own is None or self._own[0] != _key(tower):
+            self._own = None
+            self._own = (_key(tower), self._tower(tower))
+        return OwnPictures(self._own[1], noise), tower
+
     def _loaded(self, name: str, path: Path) -> IPAdapter:
         adapter = load_ip_adapter(path, device=self.bundle.device, dtype=self.bundle.dtype)
         check_fits(adapter.config, self.bundle, f"image prompt {name!r}")
@@ -88,6 +126,10 @@ class IPAdapters:
     def _tower(self, path: Path) -> PictureEncoder:
         network = load_image_encoder(path, device=self.bundle.device, dtype=self.bundle.dtype)
         return PictureEncoder(network.eval().requires_grad_(False))
+
+
+def _projection(tower: Path) -> int:
+    return image_encoder_config(tower, header_at(tower)).projection_width
 
 
 def _key(path: Path) -> tuple[Path, int]:
@@ -175,6 +217,59 @@ class TimedPictures:
     def on_side(self, *, negative: bool) -> Seen:
         """As the prompt's side sees it, or the negative prompt's."""
         return self.blank if negative else self.seen
+
+
+@dataclass(frozen=True, slots=True)
+class PooledPicture:
+    """A picture in place of the pooled text, and the steps at which it is.
+
+    Attributes:
+        seen: under the prompt. [B, P]
+        blank: under the negative prompt and at the other steps; None = the pooled text. [1, P]
+        prompt: its share of the steps.
+        steps: of the walk.
+    """
+
+    seen: Tensor
+    blank: Tensor | None
+    prompt: ImagePrompt
+    steps: int
+
+    def in_place_of(self, pooled: Tensor | None, step: int, *, negative: bool) -> Tensor | None:
+        """What the network is given for a pooled text [1, P] at a step, counted from 1. [B or 1, P]"""
+        if not negative and self.prompt.is_on(step, self.steps):
+            return self.seen
+        return pooled if self.blank is None else self.blank
+
+
+@torch.no_grad()
+def pooled_picture(
+    bundle: ModelBundle, request: Request, prompted: tuple[PromptPictures, ...], noise: ImageNoise, steps: int
+) -> PooledPicture | None:
+    """The picture that a model reads by itself; None for a weight of 0 beside a text that it would replace.
+
+    Args:
+        bundle: the model with its `own_pictures`.
+        request: with an image prompt that names no adapter.
+        prompted: the pictures, in the request's order.
+        noise: the streams of the paintings.
+        steps: of the walk.
+    """
+    reader = bundle.own_pictures
+    pairs = zip(request.image_prompts, prompted, strict=True)
+    prompt, given = next(((one, pictures) for one, pictures in pairs if one.adapter is None), (None, None))
+    if reader is None or prompt is None or given is None:
+        return None
+    pixels = tower_pixels(given.pictures[0], reader.encoder.network.config.image_size)
+    embedding = reader.encoder.encode(pixels).embedding.float()
+    drawn, level = noise.apart("picture", embedding.shape[1:]), prompt.noise_level
+    if bundle.picture_width:
+        seen = reader.noise.with_level(embedding, level, drawn) * prompt.weight
+        return PooledPicture(seen, torch.zeros_like(seen[:1]), prompt, steps)
+    if prompt.weight == 0:
+        return None
+    seen = reader.noise.noised(embedding, level, drawn) if level else embedding
+    return PooledPicture(seen * prompt.weight, None, prompt, steps)
 
 
 @torch.no_grad()

@@ -15,15 +15,16 @@ from torch import Tensor
 
 from gouache.checkpoints.load import no_vae
 from gouache.diffusion.rng import generator_for
-from gouache.diffusion.samplers.step import Denoise
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
+from gouache.models.turns import awake
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.generate.a1111_procedure import follows, skipped_steps
 from gouache.pipeline.inputs.a1111_masks import A1111Masked, cut_like_a1111, mask_of, resized
 from gouache.pipeline.inputs.images import References, fit, on_background
 from gouache.pipeline.inputs.masks import Masked, cut, cut_alike, filled, full_mask, grey_share, latent_mask
 from gouache.pipeline.inputs.regions import region_areas
+from gouache.pipeline.inputs.small_picture import small_picture
 from gouache.pipeline.inputs.tensors import to_tensor
 from gouache.pipeline.request import Mask, Request
 
@@ -105,71 +106,17 @@ class StartState:
         return torch.lerp(latents, new, white.to(scaled)) + scaled
 
 
-class OutsideKept:
-    """Where the mask is 0 the estimate is the starting picture itself, and where it is grey until its steps come.
-
-    Every sampler then carries x = x0 + sigma * noise along there, which is what blending the noised picture in after
-    each step does for first-order samplers, and is right for the others too. A place of grey g is free in the last
-    int(n * g) of n steps, so that it is painted as image to image with the strength g paints (Levin and Fried 2023,
-    Differential Diffusion, arXiv:2306.00950, algorithm 1).
-
-    Args:
-        denoise: D(x, sigma).
-        start_state: with the mask and the picture's latents; without either, nothing is kept.
-        sigmas: the levels that are walked, descending. [n + 1]
-        limit: cuts off what is painted, D -> D; the starting picture stays as it is.
-    """
-
-    def __init__(
-        self,
-        denoise: Denoise,
-        start_state: StartState,
-        sigmas: Tensor,
-        limit: Callable[[Tensor], Tensor] | None = None,
-    ) -> None:
-        self.denoise, self.mask, self.latents = denoise, start_state.mask, start_state.latents
-        self.limit = limit
-        self._levels, self._level = sigmas.double().cpu(), float("inf")
-        self._opens: Tensor | None = None
-        if start_state.grey is not None and len(sigmas) > 1:
-            steps = len(sigmas) - 1
-            free = (start_state.grey.double().cpu() * steps + 1e-4).long()  # as `open_steps`
-            self._opens = self._levels[steps - free]  # [1,1,h,w]
-            self.reached(float(sigmas[0]))
-
-    def reached(self, sigma: float) -> None:
-        """A step begins at this level. What is free once stays so, for samplers that go up again."""
-        if self._opens is None or self.mask is None:
-            return
-        self._level = min(self._level, sigma)
-        opened = (self._opens >= self._level * (1 - 1e-6)) & (self._opens > self._levels[-1])
-        self.mask = opened.to(self.mask)
-
-    def limited(self, denoised: Tensor) -> Tensor:
-        """An estimate cut off where it is painted. [B,C,h,w]"""
-        if self.limit is None:
-            return denoised
-        if self.mask is None or self.latents is None:
-            return self.limit(denoised)
-        return torch.lerp(denoised, self.limit(denoised), self.mask.to(denoised))
-
-    def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """x [B,C,h,w] -> denoised [B,C,h,w]."""
-        if self.mask is None or self.latents is None:
-            return self.denoise(x, sigma)
-        return torch.lerp(self.latents.to(x), self.denoise(x, sigma), self.mask.to(x))
-
-
 def steps_to_skip(steps: int, strength: float) -> int:
     """How many of the steps a strength leaves out: the last int(steps * strength) are walked."""
     return steps - min(int(steps * strength), steps)
 
 
-INPAINT, INSTRUCT, DEPTH, DRAFT = "inpaint", "instruct", "depth", "draft"
+INPAINT, INSTRUCT, DEPTH, DRAFT, ENLARGE = "inpaint", "instruct", "depth", "draft", "enlarge"
 
 
 def input_kind(bundle: ModelBundle) -> str | None:
-    """What the network takes beside the latents: a mask and a masked picture, a picture, a depth map, a draft; or None.
+    """What the network takes beside the latents: a mask and a masked picture, a picture, a depth map, a draft, a small
+    picture; or None.
 
     Raises:
         InvalidInput: channels that fit none of them.
@@ -179,6 +126,8 @@ def input_kind(bundle: ModelBundle) -> str | None:
         return None
     if bundle.prior is not None:
         return DRAFT
+    if bundle.noise_levels and extra == bundle.vae.config.image_channels:
+        return ENLARGE
     kinds = {1 + latent: INPAINT, latent: INSTRUCT, 1: DEPTH}
     if extra not in kinds:
         raise InvalidInput("model", given=f"{extra} channels beside the latents", expected=f"one of {sorted(kinds)}")
@@ -207,6 +156,11 @@ def prepare(request: Request, bundle: ModelBundle, references: References) -> Pr
     """
     kind = input_kind(bundle)
     notes: list[str] = []
+    if kind == ENLARGE:
+        if request.init_image is None:
+            raise _needs("init_image", "a small picture to enlarge", "--init FILE")
+        small = small_picture(references.picture(request.init_image), request, bundle)
+        return Prepared(_beside(StartState(draft=small), None, request, references), ())
     if request.init_image is None:
         blank = _beside(StartState(), None, request, references)
         return Prepared(_with_inputs(blank, None, None, kind, request, bundle, references, notes), tuple(notes))
@@ -494,7 +448,7 @@ def encode_tensor(
 
 
 def _encoded(vae: AutoencoderKL, tensor: Tensor, *, tiled: bool) -> Tensor:
-    weight = next(vae.parameters())
+    weight = next(awake(vae).parameters())
     given = tensor.to(weight.device, weight.dtype)
     moments = vae.encode_in_tiles(given) if tiled else vae.encode(given)
     return vae.normalise(moments.mode()).float()

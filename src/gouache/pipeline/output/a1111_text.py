@@ -5,6 +5,7 @@ The complete request travels beside it as JSON.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -74,6 +75,9 @@ def infotext_of(recipe: Recipe) -> Infotext:
         "Variation seed strength": request.subseed_strength or None,
         "Denoising strength": _denoised(request),
         "Clip skip": request.clip_skip if (request.clip_skip or 1) > 1 else None,
+        "Prompt 2": request.prompt_2,
+        "Negative prompt 2": request.negative_prompt_2,
+        "Size condition": _sizes(request),
         "ENSD": request.eta_noise_seed_delta or None,
         "RNG": _RNG[request.determinism],
         "Determinism": request.determinism if request.determinism == "cpu" else None,
@@ -90,6 +94,12 @@ def infotext_of(recipe: Recipe) -> Infotext:
         "Version": f"gouache {recipe.versions.get('gouache', '')}".strip(),
     }
     return Infotext(request.prompt, request.negative_prompt or "", _texts(values))
+
+
+def _sizes(request: Request) -> str | None:
+    """What SDXL is told of sizes and beauty, as JSON; A1111 has settings for some of it and writes none."""
+    sizes = request.size_condition
+    return None if sizes is None else json.dumps(sizes.model_dump(mode="json", exclude_defaults=True))
 
 
 def _hashes(recipe: Recipe, kind: str) -> str | None:
@@ -229,6 +239,9 @@ def request_of(info: Infotext, where: str) -> Request:
         "sampler": sampler,
         "schedule": schedule,
         "clip_skip": _clip_skip(values),
+        "prompt_2": values.get("Prompt 2"),
+        "negative_prompt_2": values.get("Negative prompt 2"),
+        "size_condition": _size_condition(values, where),
         "subseed": _seed(values, "Variation seed"),
         "subseed_strength": _number(values, _first(values, "Variation seed strength", "Variation strength"), float),
         "guidance_rescale": _number(values, "CFG rescale", float),
@@ -246,6 +259,14 @@ def request_of(info: Infotext, where: str) -> Request:
         return Request.from_dict({key: value for key, value in fields.items() if value is not None}, where=where)
     except ConfigError as error:
         raise RecipeError(where, given=f"{error.where}: {error.given}", expected=error.expected) from error
+
+
+def _size_condition(values: Mapping[str, str], where: str) -> object:
+    text = values.get("Size condition")
+    try:
+        return None if text is None else json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RecipeError(where, given=f"Size condition: {text!r}"[:200], expected="an object of JSON") from error
 
 
 def _guidance(values: Mapping[str, str]) -> float | None:
@@ -381,6 +402,7 @@ _READ = frozenset(
         "Time taken", "Date", "Cache FP16 weight for LoRA", "FP8 weight", "Diffusion in Low Bits", "Model hash 1",
         "Module", "Grid", "Comment", "Hires force", "HiRes resize mode", "ADetailer version",
         "ENSD", "Determinism", "Procedure", "Refiner", "Refiner switch at", "Refiner switch by sampling steps",
+        "Prompt 2", "Negative prompt 2", "Size condition",
     )
 )  # fmt: skip
 """Keys that are read, or change nothing of a picture."""

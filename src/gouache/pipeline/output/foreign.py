@@ -168,7 +168,9 @@ def as_infotext(found: ForeignText) -> Infotext:
         for key, value in values.items()
         if value is not None
     }
-    return Infotext(request.prompt, request.negative_prompt or "", plain)
+    # They know one prompt: a graph of SDXL's may give it to the second encoder alone.
+    negative = request.negative_prompt or request.negative_prompt_2 or ""
+    return Infotext(request.prompt or request.prompt_2 or "", negative, plain)
 
 
 def _program(info: Infotext) -> str:

@@ -40,8 +40,11 @@ def invokeai(texts: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
         model = {"name": model}
     skipped = values.get("clip_skip")
     seamless = (bool(values.get("seamless_x")), bool(values.get("seamless_y")))
+    # Version 3 may have joined prompt and style prompt behind the scenes; its files don't say so.
+    old = str(values.get("app_version", "")).startswith("3.")
     left = ("controlnets", "ipAdapters", "t2iAdapters", "init_image", "vae", "hrf_enabled",
-            "control_layers", "ref_images", "positive_style_prompt", "canvas_v2_metadata", "regions")  # fmt: skip
+            "control_layers", "ref_images", "canvas_v2_metadata", "regions",
+            *(("positive_style_prompt", "negative_style_prompt") if old else ()))  # fmt: skip
     _note_left_out(values, left, notes)
     return {
         "prompt": with_tags(values.get("positive_prompt"), _invokeai_loras(values)),
@@ -56,9 +59,20 @@ def invokeai(texts: Mapping[str, str], notes: list[str]) -> dict[str, Any]:
         "clip_skip": skipped + 1 if skipped else None,
         "model": model.get("name") or model.get("model_name"),
         **_invokeai_refiner(values),
+        **({} if old else _invokeai_styles(values)),
         "seamless": {(True, True): "both", (True, False): "x", (False, True): "y"}.get(seamless),
         "emphasis": "none",
     }
+
+
+def _invokeai_styles(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What SDXL's second encoder read; an empty style prompt means the prompt."""
+    found = {}
+    for name, ours in (("positive", "prompt_2"), ("negative", "negative_prompt_2")):
+        style = values.get(f"{name}_style_prompt")
+        if isinstance(style, str) and style.strip() and style != values.get(f"{name}_prompt"):
+            found[ours] = style
+    return found
 
 
 def _invokeai_refiner(values: Mapping[str, Any]) -> dict[str, Any]:

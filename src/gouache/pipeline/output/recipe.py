@@ -55,7 +55,7 @@ class AdapterRef(Config):
 
     name: str
     """What the request calls it."""
-    kind: Literal["lora", "textual-inversion", "controlnet", "ip-adapter", "image-encoder"]
+    kind: Literal["lora", "textual-inversion", "controlnet", "ip-adapter", "image-encoder", "preprocessor"]
     sha256: Annotated[str, Field(pattern=r"[0-9a-f]{64}")]
     """Of the file."""
     short_hash: Annotated[str, Field(pattern=r"[0-9a-f]{12}")]

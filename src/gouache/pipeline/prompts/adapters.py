@@ -30,11 +30,14 @@ from gouache.checkpoints.adapters.library import EMBEDDING, LORA, AdapterFile, A
 from gouache.checkpoints.adapters.lora import Lora, read_lora
 from gouache.checkpoints.adapters.naming import WordFinder, folded
 from gouache.checkpoints.adapters.peft_config import CONFIG_FILE
+from gouache.checkpoints.adapters.preprocessor_library import DRAWN, find_preprocessor
+from gouache.checkpoints.adapters.preprocessor_library import KIND as PREPROCESSOR
 from gouache.checkpoints.formats.header import open_header, read_header
-from gouache.errors import CorruptCheckpoint, ModelNotFound
+from gouache.errors import CorruptCheckpoint, InvalidInput, ModelNotFound
 from gouache.models.bundle import ModelBundle
 from gouache.models.text.clip import TextEncoder
 from gouache.models.text.stack import TextStack
+from gouache.models.turns import turns_of
 from gouache.pipeline.output.recipe import AdapterRef, model_sha256
 from gouache.pipeline.prompts.syntax import AdapterTag, adapter_tags
 from gouache.pipeline.prompts.textual_inversion import with_words
@@ -45,7 +48,7 @@ if TYPE_CHECKING:
     from gouache.pipeline.generate.image_prompts import IPAdapters
 
 SHORT = 12
-FOLDERS = {CONTROL: "controlnet", IP_ADAPTER: "ipadapter", TOWER: "clip_vision"}
+FOLDERS = {CONTROL: "controlnet", PREPROCESSOR: "preprocessors", IP_ADAPTER: "ipadapter", TOWER: "clip_vision"}
 AdaptedNetwork = TypeVar("AdaptedNetwork", bound=nn.Module)
 
 
@@ -117,6 +120,13 @@ class Adapters:
             InvalidInput: a tag that can't be read.
         """
         adapted = self._with_controls(request, self._apply_to_prompt(request))
+        if any(one.adapter is None for one in request.image_prompts):
+            own, tower = self.ip_adapters.own(self.folder.folder)
+            adapted = replace(
+                adapted,
+                bundle=replace(adapted.bundle, own_pictures=own),
+                refs=(*adapted.refs, ref_of(tower.stem, TOWER, tower)),
+            )
         if all(one.adapter is None for one in request.image_prompts):
             return adapted
         found = self.ip_adapters.load(request, self.folder.folder)
@@ -134,6 +144,8 @@ class Adapters:
             return adapted
         steering = self.controls.load(request, self.folder.folder)
         refs = [ref_of(name, CONTROL, one.path) for name, one in steering.items()]
+        kinds = dict.fromkeys(one.preprocessor for one in request.control if one.preprocessor in DRAWN)
+        refs += [ref_of(kind, PREPROCESSOR, find_preprocessor(kind)) for kind in kinds]
         networks = {name: one.network for name, one in steering.items()}
         return replace(adapted, bundle=replace(adapted.bundle, controls=networks), refs=(*adapted.refs, *refs))
 
@@ -142,6 +154,13 @@ class Adapters:
         words = self._words(request, _bundled(file for file, _ in tags))
         if not tags and not words:
             return Adapted(self.bundle)
+        if turns_of(self.bundle.unet) is not None:
+            raise InvalidInput(
+                "prompt",
+                given="an adapter for a model whose networks take turns in memory",
+                expected="a model that is loaded whole, into which it is merged",
+                cure="Leave out --sequential, or the adapter's name.",
+            )
         files = [*(file for file, _ in tags), *words.values()]
         key = (tuple(tag for _, tag in tags), tuple(words), tuple((file.path, _stamps(file.path)) for file in files))
         if self._last is None or self._last[0] != key:
@@ -155,6 +174,8 @@ class Adapters:
             found = self.folder.embedding(ref.name)
             return None if found is None else found.path
         try:
+            if ref.kind == PREPROCESSOR:
+                return find_preprocessor(ref.name)
             if ref.kind == CONTROL:
                 return find_control(ref.name, self.folder.folder).path
             if ref.kind == IP_ADAPTER:
@@ -335,5 +356,5 @@ def _merged(weight: Tensor, terms: list[tuple[float, LayerDelta]], name: str) ->
 def _stack_of(stack: TextStack, encoders: Sequence[nn.Module]) -> TextStack:
     """The same stack around other encoders."""
     made = copy.copy(stack)
-    made._modules = {"encoders": nn.ModuleList(encoders)}
+    made._modules = {**stack._modules, "encoders": nn.ModuleList(encoders)}
     return made

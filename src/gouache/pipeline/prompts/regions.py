@@ -121,9 +121,9 @@ def check_regions(request: Request, bundle: ModelBundle) -> None:
     if request.regions and not (isinstance(bundle.unet, UNet) and transformer_blocks(bundle.unet)):
         raise InvalidInput(
             "regions",
-            given=f"a value for {bundle.name or bundle.family}",
+            given=f"a value for {bundle.name or 'a model'} of family {bundle.family}",
             expected="nothing: its network has no cross-attention that could look at a text in one place only",
-            cure="Leave them out.",
+            cure="Leave them out, or choose a model of Stable Diffusion 1.x, 2.x or XL.",
         )
 
 

@@ -94,7 +94,7 @@ class TokensWithWords(nn.Module):
 
 
 def with_words(stack: TextStack, encoders: Sequence[TextEncoder], words: Mapping[str, Sequence[Tensor]]) -> TextStack:
-    """A text stack that knows further words.
+    """A text stack that knows further words; T5, which has no vectors for them, reads them as they are written.
 
     Args:
         stack: of CLIP encoders; it is left as it is.
@@ -111,6 +111,7 @@ def with_words(stack: TextStack, encoders: Sequence[TextEncoder], words: Mapping
         table = encoder.embeddings.token_embedding
         encoder.embeddings.token_embedding = TokensWithWords(table, rows)  # type: ignore[assignment]
     bases = [one for one in stack.tokenizers if isinstance(one, ClipTokenizer)]
-    made = TextStack(encoders, bases)
+    t5 = None if stack.t5 is None or stack.t5_tokenizer is None else (stack.t5, stack.t5_tokenizer)
+    made = TextStack(encoders, bases, stack.joint, t5)
     made.tokenizers = tuple(TokenizerWithWords(one, runs) for one in bases)
     return made

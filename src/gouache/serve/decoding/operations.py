@@ -20,6 +20,7 @@ from typing import IO, Any
 from PIL import Image, ImageOps
 
 from gouache.errors import GouacheError, InvalidInput, PictureError, RecipeError, WorkerError
+from gouache.pipeline.inputs.edges import canny
 from gouache.pipeline.inputs.images import fit, on_background, read_picture
 from gouache.pipeline.output.foreign import as_infotext, read_recipe
 from gouache.pipeline.output.infotext import format_infotext, parse_infotext
@@ -45,6 +46,13 @@ def check(data: bytes, wanted: Facts) -> Answer:
     picture = read_picture(data, where=wanted["where"], max_pixels=wanted["max_pixels"])
     clear = picture.mode == "RGBA" and picture.getchannel("A").getextrema()[0] == 0
     return {"width": picture.width, "height": picture.height, "mode": picture.mode, "clear": clear}, b""
+
+
+def edges(data: bytes, wanted: Facts) -> Answer:
+    """Canny's edges of a picture, as a PNG; `low`, `high`, `where`, `max_pixels`."""
+    picture = read_picture(data, where=wanted["where"], max_pixels=wanted["max_pixels"])
+    found = canny(on_background(picture, "white"), wanted["low"], wanted["high"])
+    return {}, encode_picture(found.convert("RGB"), "png")
 
 
 def encode(data: bytes, wanted: Facts) -> Answer:
@@ -164,7 +172,19 @@ def add_to_set(data: bytes, wanted: Facts) -> Answer:
 Operation = Callable[[bytes, Facts], Answer]
 OPERATIONS: Mapping[str, Operation] = {
     operation.__name__: operation
-    for operation in (check, encode, thumbnail, resize, fitted, white_mask, side_by_side, texts, recipe, add_to_set)
+    for operation in (
+        check,
+        edges,
+        encode,
+        thumbnail,
+        resize,
+        fitted,
+        white_mask,
+        side_by_side,
+        texts,
+        recipe,
+        add_to_set,
+    )
 }
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 
 from gouache.checkpoints.adapters.controlnet_library import find_control, usable_controls
 from gouache.checkpoints.adapters.ip_adapter_library import find_ip_adapter, list_ip_adapters
+from gouache.checkpoints.adapters.preprocessor_library import DRAWN, drawable, find_preprocessor
 from gouache.checkpoints.vae_library import find_vae
 from gouache.diffusion.samplers.names import resolve, resolve_schedule
 from gouache.errors import InvalidInput, ModelNotFound, PictureError, unknown_name
@@ -131,7 +132,15 @@ def _check_refiner(name: str, catalog: ModelCatalog) -> None:
 
 
 def _check_controls(request: Request) -> None:
-    """That each ControlNet is there; where it lies is not told."""
+    """That each ControlNet is there, and what draws its picture; where they lie is not told."""
+    for kind in dict.fromkeys(control.preprocessor for control in request.control if control.preprocessor in DRAWN):
+        try:
+            find_preprocessor(kind)
+        except (ModelNotFound, InvalidInput) as error:
+            known = ", ".join(drawable()) or "canny, which needs no network"
+            raise InvalidInput(
+                "control.preprocessor", given=kind, expected=f"one that this server has the network for: {known}"
+            ) from error
     for name in dict.fromkeys(control.model for control in request.control):
         try:
             find_control(name)

@@ -1,4 +1,4 @@
-"""Stage 5: the latent diffusion U-Net."""
+"""Stage 5: the network of latent diffusion, U-Net or transformer."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gouache.checkpoints.detect import config_kind
 from gouache.checkpoints.formats.header import read_header
 from gouache.checkpoints.formats.safetensors import save_tensors
 from gouache.checkpoints.load import load_bundle
+from gouache.checkpoints.networks import build
 from gouache.diffusion.bound import hybrid_loss
 from gouache.diffusion.chain import ForwardProcess
 from gouache.diffusion.loss_weights import loss_weight
@@ -21,7 +23,8 @@ from gouache.diffusion.samplers.registry import sample
 from gouache.diffusion.samplers.sigmas import make_sigmas
 from gouache.errors import ConfigError
 from gouache.models.bundle import ModelBundle
-from gouache.models.configs import DenoiserConfig, UNetConfig
+from gouache.models.configs import DenoiserConfig
+from gouache.models.mmdit import MMDiT
 from gouache.models.quantizer import Quantizer
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
@@ -34,6 +37,18 @@ from gouache.training.inputs import RunInputs, initial_weights, load_network, re
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, freeze_parameters
 
 
+def new_network(config: DenoiserStage) -> UNet | MMDiT:
+    """A network of a stage's sizes, with random weights."""
+    network = build(config.sizes)
+    assert isinstance(network, UNet | MMDiT), "the config decides the class"
+    return network
+
+
+def beside(draft: Tensor | None) -> dict[str, Tensor]:
+    """What a network is given beside latents, time and text: a draft, if there is one."""
+    return {} if draft is None else {"draft": draft}
+
+
 class Previewer:
     """Samples latents from a U-Net in training.
 
@@ -43,7 +58,7 @@ class Previewer:
         empty: states of the empty caption, for guidance.
     """
 
-    def __init__(self, unet: UNet, config: DenoiserConfig, schedule: NoiseSchedule, empty: TextStates) -> None:
+    def __init__(self, unet: UNet | MMDiT, config: DenoiserConfig, schedule: NoiseSchedule, empty: TextStates) -> None:
         self.unet, self.config, self.schedule, self.empty = unet, config, schedule, empty
 
     @torch.no_grad()
@@ -74,7 +89,7 @@ class Previewer:
             text.context.to(x.device),
             context_mask=text.mask.to(x.device),
             pooled=text.pooled.to(x.device) if self.unet.config.pooled_width else None,
-            draft=draft,
+            **beside(draft),
         )
         return denoised_from(prediction, x, sigma, self.config.parameterization, path)
 
@@ -82,7 +97,7 @@ class Previewer:
 SHOWN = 16
 
 
-class DenoiserTraining(Stage[UNet]):
+class DenoiserTraining(Stage[UNet | MMDiT]):
     """Predict what was added to the latents (Rombach et al. 2022, equation 3), given text and, at times, a draft."""
 
     name = "denoiser"
@@ -101,7 +116,7 @@ class DenoiserTraining(Stage[UNet]):
         vae: AutoencoderKL | None,
         seed: int,
         *,
-        start: UNet | None = None,
+        start: UNet | MMDiT | None = None,
     ) -> None:
         super().__init__()
         self.config, self.data, self.held_out, self.seed = config, data, held_out, seed
@@ -111,7 +126,7 @@ class DenoiserTraining(Stage[UNet]):
         self.order = order_of(data, len(data), config.loop.batch_size, seed)
         self.schedule = make_noise_schedule(**config.denoiser.schedule.model_dump())
         self.chain = _chain_of(config, self.schedule)
-        self.trained = start if start is not None else UNet(config.sizes)
+        self.trained = start if start is not None else new_network(config)
         if start is None:
             self.trained.zero_residual_ends()
         freeze_parameters(self.trained, config.freeze, "denoiser.freeze")
@@ -158,7 +173,8 @@ class DenoiserTraining(Stage[UNet]):
         del others
         path = result_of(inputs.run, cls.name)
         denoiser = DenoiserConfig.from_json(read_header(path).metadata["denoiser"], where=str(path))
-        return {cls.part: load_network(UNet, UNetConfig, path), "denoiser_config": denoiser}
+        kind = config_kind(cls.part, read_header(path).metadata["config"])
+        return {cls.part: load_network(build, kind, path), "denoiser_config": denoiser}
 
     def batch(self, indices: Sequence[int]) -> Batch:
         return self._batch(self.data, self.order.numbers(indices), indices)
@@ -167,7 +183,7 @@ class DenoiserTraining(Stage[UNet]):
         weighted, plain = self._errors(self.trained, batch)
         return {"loss": weighted.mean(), "mse": plain.mean().detach()}
 
-    def validate(self, network: UNet) -> dict[str, float]:
+    def validate(self, network: UNet | MMDiT) -> dict[str, float]:
         """Unweighted error on held-out pictures at fixed noise, without a draft and with the true one."""
         errors: dict[str, list[Tensor]] = {"mse": []}
         if self.quantizer is not None:
@@ -180,7 +196,7 @@ class DenoiserTraining(Stage[UNet]):
         figures = {name: float(torch.cat(values).mean()) for name, values in errors.items()}
         return {"score": sum(figures.values()), **figures}
 
-    def samples(self, network: UNet) -> Tensor | None:
+    def samples(self, network: UNet | MMDiT) -> Tensor | None:
         """For held-out captions: the picture, the U-Net's without a draft, and its with the true draft."""
         if self.vae is None:
             return None
@@ -194,7 +210,7 @@ class DenoiserTraining(Stage[UNet]):
             rows.append(preview.latents(text, noise, self.quantizer.decode(self.quantizer.encode(latents))))
         return torch.stack([self.vae.decode(row) for row in rows], dim=1).flatten(0, 1)
 
-    def export(self, network: UNet, path: Path) -> None:
+    def export(self, network: UNet | MMDiT, path: Path) -> None:
         """Write the U-Net with the denoiser's settings."""
         metadata = {"component": self.part, "config": network.config.to_json()}
         save_tensors(path, network.state_dict(), metadata | {"denoiser": self.config.denoiser.to_json()})
@@ -231,7 +247,7 @@ class DenoiserTraining(Stage[UNet]):
             return noise.uniform("t")
         return torch.sigmoid(config.timestep_mean + config.timestep_std * noise.normal("t", (1,)).squeeze(1))
 
-    def _errors(self, network: UNet, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _errors(self, network: UNet | MMDiT, batch: Batch) -> tuple[Tensor, Tensor]:
         """Weighted and plain squared error of every picture [B], [B]."""
         kind = self.config.denoiser.parameterization
         sigma = batch["sigma"]
@@ -248,7 +264,7 @@ class DenoiserTraining(Stage[UNet]):
             text.context,
             context_mask=text.mask,
             pooled=text.pooled if self.config.sizes.pooled_width else None,
-            draft=self._draft(batch),
+            **beside(self._draft(batch)),
         )
         mean, interpolation = prediction.to(x_t.dtype), None
         if self.chain is not None:

@@ -10,6 +10,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from gouache.errors import RecipeError
+from gouache.models.family import SD3
 from gouache.pipeline.fields.values import MAX_SIDE, MIN_SIDE
 from gouache.pipeline.output.comfyui.graph import Graph, Node, read_graph
 from gouache.pipeline.output.comfyui.guiders import guiders_of
@@ -378,6 +379,7 @@ class _Reader:
             harmless = (
                 held
                 or node.number in self.understood
+                or (node.kind == "ModelSamplingSD3" and node.inputs.get("shift") == SD3.shift)
                 or re.search(r"lora|loader|pipe|context|switch|cache|RescaleCFG", node.kind, re.IGNORECASE)
             )
             if not quiet and not harmless and end is not None:

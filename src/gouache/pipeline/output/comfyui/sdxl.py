@@ -1,7 +1,8 @@
 """The prompts of a graph, and what SDXL is told beside them: another text for its second encoder, and sizes.
 
 ComfyUI's CLIPTextEncodeSDXL holds both texts, `text_l` for ViT-L, which is our `prompt`, and `text_g` for bigG, our
-`prompt_2`; and the six numbers of Podell et al. 2023 (arXiv:2307.01952, section 2.2).
+`prompt_2`; and the six numbers of Podell et al. 2023 (arXiv:2307.01952, section 2.2). CLIPTextEncodeSD3 holds the text
+for T5 beside both, `t5xxl`, which is our `prompt_3`.
 """
 
 from __future__ import annotations
@@ -73,8 +74,12 @@ def _by_encoder(parts: list[Part] | None) -> list[tuple[str, list[Part]]]:
     """Suffix of the field, and what its encoder reads."""
     if parts is None:
         return []
-    second = [part.for_second for part in parts]
-    return [("", parts), *([("_2", second)] if any(part.second is not None for part in parts) else [])]
+    found = [("", parts)]
+    if any(part.second is not None for part in parts):
+        found.append(("_2", [part.for_second for part in parts]))
+    if any(part.third is not None for part in parts):
+        found.append(("_3", [part.for_third for part in parts]))
+    return found
 
 
 def sizes_of(

@@ -130,6 +130,7 @@ class Part:
     Attributes:
         chunks: texts one behind the other, each in chunks of tokens of its own.
         second: the same for SDXL's second encoder, where it reads others; None = it reads the same.
+        third: the same for Stable Diffusion 3's T5.
         start: share of the steps after which it holds.
         end: share of the steps up to which it holds.
         area: the box of the picture that it holds in; None = all of it.
@@ -139,18 +140,26 @@ class Part:
     start: float = 0.0
     end: float = 1.0
     second: tuple[str, ...] | None = None
+    third: tuple[str, ...] | None = None
     area: Area | None = None
 
     @property
     def for_second(self) -> Part:
         """What the second encoder reads, as a part of its own."""
-        return self if self.second is None else replace(self, chunks=self.second, second=None)
+        return replace(self, chunks=self.chunks if self.second is None else self.second, second=None, third=None)
+
+    @property
+    def for_third(self) -> Part:
+        """What T5 reads, as a part of its own."""
+        return replace(self, chunks=self.chunks if self.third is None else self.third, second=None, third=None)
 
     def followed_by(self, other: Part) -> Part:
         """The same with another's texts behind it."""
         both = self.second is not None or other.second is not None
         second = (*self.for_second.chunks, *other.for_second.chunks) if both else None
-        return replace(self, chunks=(*self.chunks, *other.chunks), second=second)
+        both = self.third is not None or other.third is not None
+        third = (*self.for_third.chunks, *other.for_third.chunks) if both else None
+        return replace(self, chunks=(*self.chunks, *other.chunks), second=second, third=third)
 
 
 class Conditionings:
@@ -252,8 +261,8 @@ class Conditionings:
             self.clip = inputs.get("clip")
         large, small = inputs.get("text_g", inputs.get("clip_g")), inputs.get("text_l", inputs.get("clip_l"))
         if large is not None or small is not None:
-            if large is not None and small is not None and "t5xxl" not in inputs:
-                return self._of_two_encoders(large, small)
+            if large is not None and small is not None:
+                return self._of_encoders(large, small, inputs.get("t5xxl"))
             texts = [self.texts.text(one) for one in (large, small, inputs.get("t5xxl")) if one is not None]
             known = [text for text in texts if text]
             if len(set(known)) > 1:
@@ -267,14 +276,16 @@ class Conditionings:
             return None
         return [Part((text if "populated_text" in inputs else self._cleaned(text),))]
 
-    def _of_two_encoders(self, large: object, small: object) -> list[Part] | None:
-        """SDXL's texts: the first encoder (ViT-L) reads the small one's, the second (bigG) the large one's."""
-        texts = [self.texts.text(one) for one in (small, large)]
-        first, second = (None if text is None else self._cleaned(text) for text in texts)
-        if first is None or second is None or first == second:
-            known = first if first is not None else second
-            return None if known is None else [Part((known,))]
-        return [Part((first,), second=(second,))]
+    def _of_encoders(self, large: object, small: object, t5: object) -> list[Part] | None:
+        """SDXL's texts: the first encoder (ViT-L) reads the small one's, the second (bigG) the large one's; and T5's in
+        Stable Diffusion 3."""
+        texts = [None if one is None else self.texts.text(one) for one in (small, large, t5)]
+        known = [None if text is None else self._cleaned(text) for text in texts]
+        first = next((text for text in known if text is not None), None)
+        if first is None:
+            return None
+        second, third = (None if text in (None, first) else (str(text),) for text in known[1:])
+        return [Part((first,), second=second, third=third)]
 
     def _say_rule(self, node: Node) -> None:
         rule = node.inputs.get("parser", node.inputs.get("weight_interpretation"))
@@ -337,6 +348,9 @@ def in_boxes(parts: list[Part], graph: Graph, *, joined: bool) -> tuple[list[tup
         text = " BREAK ".join(map(_safe_words, part.chunks)) if joined else part.chunks[0]
         if part.area is not None:
             found.append((text, part.area))
+            if part.second is not None:
+                words = " ".join(part.second)
+                graph.note(f"{part.area.node} has {words!r} for the second encoder; left out: a region has one prompt")
     return found, joined
 
 

@@ -186,6 +186,8 @@ class Detect(A1111Body):
     """POST /controlnet/detect."""
 
     controlnet_module: ShortText | None = "none"
+    controlnet_threshold_a: Annotated[float, Field(ge=-1, le=1000)] | None = None
+    controlnet_threshold_b: Annotated[float, Field(ge=-1, le=1000)] | None = None
     controlnet_input_images: Annotated[list[Base64], Field(max_length=64)] = []
 
 

@@ -7,6 +7,7 @@ Formats as in sd-webui-controlnet's `external_code.py` and `api.py` (version 2),
 from __future__ import annotations
 
 import re
+from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
@@ -17,6 +18,7 @@ from fastapi import APIRouter, Request
 from gouache.checkpoints.adapters.controlnet_library import ControlFile, usable_controls
 from gouache.checkpoints.adapters.ip_adapter_library import list_ip_adapters
 from gouache.checkpoints.adapters.naming import folded
+from gouache.checkpoints.adapters.preprocessor_library import drawable
 from gouache.checkpoints.diffusers.folder import weight_files
 from gouache.errors import ConfigError, IncompatibleCheckpoint, InvalidInput, PictureError, unknown_name
 from gouache.pipeline.fields.values import ControlType
@@ -53,7 +55,6 @@ ALIASES = {
 }
 # Fields without a counterpart, and the values that ask for nothing. Null always asks for nothing.
 NEUTRAL: dict[str, tuple[object, ...]] = {
-    "module": ("none", "None", ""),
     "mask": ("",),
     "low_vram": (False,),
     "control_mode": ("Balanced", 0),
@@ -72,9 +73,12 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
     "loopback": (False,),
     "output_dir": ("",),
 }
-# What a preprocessor is told; the module `none`, which is the only one, does not read it there either.
+# What preprocessors are told. Of these only `canny` reads its thresholds; a picture is drawn at the result's size.
 UNREAD = ("processor_res", "threshold_a", "threshold_b", "pixel_perfect")
-READ = ("enabled", "image", "model", "weight", "resize_mode", "guidance_start", "guidance_end", "union_control_type")
+READ = (
+    *("enabled", "image", "model", "weight", "resize_mode", "guidance_start", "guidance_end"),
+    *("union_control_type", "module"),
+)
 UNION_TYPES: dict[str, ControlType | None] = {
     "Unknown": None,
     "OpenPose": "openpose",
@@ -207,6 +211,7 @@ def _control(
         "start": _number(place, unit, "guidance_start", 0.0, 1.0),
         "end": _number(place, unit, "guidance_end", 1.0, 1.0),
         "control_type": _union_type(f"{place}.union_control_type", unit.get("union_control_type")),
+        **_preprocessor(place, unit),
     }
     try:
         return Control.from_dict(values, where=place)
@@ -221,10 +226,38 @@ def _refuse_unserved(place: str, unit: Mapping[str, Any]) -> None:
         if name not in NEUTRAL:
             raise InvalidInput(f"{place}.{name}"[:200], given="a field", expected="one of a unit's fields")
         if value not in NEUTRAL[name]:
-            cure = "Send the picture that the preprocessor made." if name == "module" else "Leave the field out."
-            raise InvalidInput(
-                f"{place}.{name}", given=repr(value)[:80], expected=_or_nothing(NEUTRAL[name]), cure=cure
-            )
+            expected, cure = _or_nothing(NEUTRAL[name]), "Leave the field out."
+            raise InvalidInput(f"{place}.{name}", given=repr(value)[:80], expected=expected, cure=cure)
+
+
+def _modules() -> list[str]:
+    """Preprocessors that this server has what they need for."""
+    return ["none", "canny", *drawable()]
+
+
+def _preprocessor(place: str, unit: Mapping[str, Any]) -> dict[str, object]:
+    """The module of a unit and, for canny, its thresholds."""
+    given = unit.get("module")
+    name = "none" if given in (None, "") else str(given).lower()
+    if name not in _modules():
+        raise InvalidInput(
+            f"{place}.module",
+            given=repr(given)[:80],
+            expected=f"one of {', '.join(_modules())}",
+            cure="Send the picture that the preprocessor made.",
+        )
+    if name != "canny":
+        return {"preprocessor": name}
+    low, high = sorted(_threshold(place, unit, key, usual) for key, usual in THRESHOLDS.items())
+    return {"preprocessor": name, "canny_low": low, "canny_high": high}
+
+
+THRESHOLDS = {"threshold_a": 100, "threshold_b": 200}
+
+
+def _threshold(place: str, unit: Mapping[str, Any], name: str, usual: int) -> int:
+    """A threshold of canny's; -1 leaves it to us, as it does there."""
+    return usual if unit.get(name) == -1 else round(_number(place, unit, name, usual, 1000))
 
 
 def _or_nothing(neutral: tuple[object, ...]) -> str:
@@ -339,7 +372,7 @@ def _ip_adapters() -> list[ControlFile]:
 def module_list(request: Request) -> dict[str, Any]:
     """Preprocessors: the one that takes the picture as it is, and those of IP-Adapters."""
     owner_of(request)
-    modules = ["none", *IP_MODULES]
+    modules = [*_modules(), *IP_MODULES]
     return {"module_list": modules, "module_detail": {name: {"model_free": False, "sliders": []} for name in modules}}
 
 
@@ -348,30 +381,40 @@ def control_types(request: Request) -> dict[str, Any]:
     """Kinds of control: one, with everything in it."""
     owner_of(request)
     models = ["None", *_titles()]
-    everything = {"module_list": ["none"], "model_list": models, "default_option": "none", "default_model": "None"}
+    everything = {"module_list": _modules(), "model_list": models, "default_option": "none", "default_model": "None"}
     return {"control_types": {"All": everything}}
 
 
 @router.post("/controlnet/detect")
 async def detect(body: Detect, request: Request) -> dict[str, Any]:
-    """What a preprocessor makes of pictures: the only one, `none`, leaves them as they are.
+    """What a preprocessor makes of pictures: `canny` draws their edges, `none` leaves them as they are.
 
     Raises:
         InvalidInput: another preprocessor, or something that is no picture.
     """
     studio, owner = studio_of(request), owner_of(request)
-    if (body.controlnet_module or "none").lower() != "none":
-        given = repr(body.controlnet_module)[:80]
-        raise InvalidInput("controlnet_module", given=given, expected="'none': there is no other preprocessor")
+    module = (body.controlnet_module or "none").lower()
+    if module not in ("none", "canny"):
+        raise InvalidInput(
+            "controlnet_module",
+            given=repr(body.controlnet_module)[:80],
+            expected="'none' or 'canny'",
+            cure="What a network draws is drawn while a picture is painted: name it as the module of a unit.",
+        )
+    told = {"threshold_a": body.controlnet_threshold_a, "threshold_b": body.controlnet_threshold_b}
+    low, high = sorted(_threshold("controlnet", told, name, usual) for name, usual in THRESHOLDS.items())
+    operation, more = ("check", {}) if module == "none" else ("edges", {"low": low, "high": high})
+    drawn = []
     for number, text in enumerate(body.controlnet_input_images):
         where = f"controlnet_input_images[{number}]"
-        wanted = {"where": where, "max_pixels": studio.upload_pixels}
+        wanted = {"where": where, "max_pixels": studio.upload_pixels, **more}
         try:
-            await studio.decoding.beside(studio.decoding.run, owner, "check", decoded(where, text), wanted)
+            _, data = await studio.decoding.beside(studio.decoding.run, owner, operation, decoded(where, text), wanted)
         except PictureError as error:
             raise InvalidInput(where, given=error.given, expected=error.expected, cure=error.cure) from error
-    plain = [text.partition(",")[2] if text.startswith("data:") else text for text in body.controlnet_input_images]
-    return {"images": plain, "info": "Success"}
+        plain = text.partition(",")[2] if text.startswith("data:") else text
+        drawn.append(b64encode(data).decode() if module == "canny" else plain)
+    return {"images": drawn, "info": "Success"}
 
 
 @router.get("/controlnet/settings")
