@@ -5,8 +5,8 @@ from __future__ import annotations
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.generate.guiders import check_guiders
-from gouache.pipeline.generate.regions import check_regions
 from gouache.pipeline.inputs.start import ENLARGE, input_kind
+from gouache.pipeline.prompts.regions import check_regions
 from gouache.pipeline.prompts.syntax import adapter_tags, refuse_tags
 from gouache.pipeline.request import Request
 

@@ -23,13 +23,13 @@ from gouache.pipeline.fields.values import MAX_FACTOR, MIN_SIDE, OPAQUE
 from gouache.pipeline.generate.a1111_procedure import A1111, follows, second_size
 from gouache.pipeline.generate.draft import start_level, with_defaults
 from gouache.pipeline.generate.refiner import check_refiner, refiner_notes
-from gouache.pipeline.generate.regions import region_notes
 from gouache.pipeline.generate.sampler_settings import check_sampler, sampler_notes
 from gouache.pipeline.generate.scheduler_levels import scheduler_of
 from gouache.pipeline.generate.upscaler_files import LANCZOS, OWN
 from gouache.pipeline.inputs.images import References, nearest_size
 from gouache.pipeline.inputs.start import ENLARGE, INSTRUCT, input_kind
 from gouache.pipeline.possible import check_possible
+from gouache.pipeline.prompts.regions import region_notes
 from gouache.pipeline.request import Hires, Procedure, Request, Upscale
 from gouache.pipeline.unused import unused_notes
 

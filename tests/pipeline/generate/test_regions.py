@@ -28,10 +28,10 @@ from gouache.models.unet import UNet
 from gouache.nn.attention import Areas, Attention
 from gouache.pipeline.fields.values import MAX_REGIONS
 from gouache.pipeline.generate.generation import Painted
-from gouache.pipeline.generate.regions import shares_of
 from gouache.pipeline.inputs.images import References
 from gouache.pipeline.inputs.regions import feathered, region_areas
 from gouache.pipeline.pipeline import Pipeline, fill
+from gouache.pipeline.prompts.regions import shares_of
 from gouache.pipeline.request import Hires, Mask, Outpaint, Prior, Region, Request, Tiled
 
 if TYPE_CHECKING:

@@ -26,12 +26,12 @@ from gouache.models.prior import Draw
 from gouache.models.quantizer import Quantizer
 from gouache.pipeline.generate.a1111_procedure import follows
 from gouache.pipeline.generate.guided import levels_of
-from gouache.pipeline.generate.regions import PlannedRegions, in_order, laid_out
 from gouache.pipeline.inputs.start import DRAFT, StartState, encode, input_kind
 from gouache.pipeline.inputs.tensors import to_image
 from gouache.pipeline.likelihood import prior_bits
 from gouache.pipeline.prompts.encode import EncodedPrompt
 from gouache.pipeline.prompts.layout import Layout, Place, read_layout
+from gouache.pipeline.prompts.regions import PlannedRegions, in_order, laid_out
 from gouache.pipeline.request import Prior as PriorOptions
 from gouache.pipeline.request import Request
 

@@ -43,7 +43,6 @@ from gouache.pipeline.generate.guided import (
 from gouache.pipeline.generate.guiders import guiders_of
 from gouache.pipeline.generate.passes import Part, Pass, steering
 from gouache.pipeline.generate.refiner import Relay, handed_over, zeros_of
-from gouache.pipeline.generate.regions import planned_regions
 from gouache.pipeline.generate.sampler_settings import scaled_at_the_start
 from gouache.pipeline.generate.scheduler_levels import limit_of
 from gouache.pipeline.generate.second_pass import enlarged_start
@@ -57,6 +56,7 @@ from gouache.pipeline.output.infotext import format_infotext
 from gouache.pipeline.output.metadata import OWN, PARAMETERS, ImageKind, encode_picture
 from gouache.pipeline.output.recipe import Recipe, machine_of, model_ref, package_versions, pixels_digest
 from gouache.pipeline.prompts.encode import PromptPlan, PromptReader, styled_prompt
+from gouache.pipeline.prompts.regions import planned_regions
 from gouache.pipeline.request import Request
 from gouache.pipeline.resolve import second_pass
 

@@ -35,7 +35,7 @@ from gouache.pipeline.request import Request, SizeCondition
 if TYPE_CHECKING:
     from gouache.pipeline.generate.controlnets import TimedControl
     from gouache.pipeline.generate.image_prompts import PooledPicture, TimedPictures
-    from gouache.pipeline.generate.regions import PlannedRegions
+    from gouache.pipeline.prompts.regions import PlannedRegions
 
 NO_GUIDERS = Guiders()
 Network = Callable[[Tensor, Tensor, Condition], Tensor]

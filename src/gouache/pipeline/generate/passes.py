@@ -11,8 +11,8 @@ from torch import Tensor
 from gouache.pipeline.generate.a1111_procedure import TIMESTEP_SAMPLERS, PromptClock, follows
 from gouache.pipeline.generate.guided import counted_steps, steps_of
 from gouache.pipeline.generate.refiner import HandOver, leaves_at
-from gouache.pipeline.generate.regions import PlannedRegions
 from gouache.pipeline.prompts.encode import PromptPlan
+from gouache.pipeline.prompts.regions import PlannedRegions
 from gouache.pipeline.request import Request
 
 if TYPE_CHECKING:
