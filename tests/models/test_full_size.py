@@ -91,6 +91,7 @@ SD3_MEDIUM = MMDiTConfig(grid=384, qk_norm=True, dual_layers=tuple(range(13)))
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # two billion random numbers take minutes by themselves
 def test_stable_diffusion_3_5_medium_at_full_size(agree: Agreement) -> None:
     theirs = SD3Transformer2DModel(
         num_layers=24,
@@ -113,11 +114,12 @@ def test_stable_diffusion_3_5_medium_at_full_size(agree: Agreement) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800)  # twenty trillion multiplications take minutes on a core
+@pytest.mark.timeout(3600)  # twenty trillion multiplications take minutes on a core
 def test_stable_diffusion_3_5_medium_takes_a_step_at_1024_pixels_in_memory() -> None:
-    """In bfloat16: 4.5 GB of weights, 4,096 tokens of the picture and 333 of the text."""
+    """In float32, which every processor has: 9 GB of weights, 4,096 tokens of the picture and 333 of the text; half of
+    the weights' memory in bfloat16."""
     with torch.device("meta"):
-        ours = MMDiT(SD3_MEDIUM).to(torch.bfloat16).eval()
+        ours = MMDiT(SD3_MEDIUM).eval()
     ours.to_empty(device="cpu")
     generator = torch.Generator().manual_seed(0)
     for tensor in ours.state_dict().values():
@@ -126,7 +128,7 @@ def test_stable_diffusion_3_5_medium_takes_a_step_at_1024_pixels_in_memory() -> 
         tensor.copy_(row.expand(tensor.shape))
     x, context, pooled = torch.randn(1, 16, 128, 128), torch.randn(1, 333, 4096), torch.randn(1, 2048)
     with torch.no_grad():
-        out = ours(x.bfloat16(), torch.tensor([500.0]), context.bfloat16(), pooled=pooled.bfloat16())
+        out = ours(x, torch.tensor([500.0]), context, pooled=pooled)
     assert out.shape == x.shape
     assert bool(torch.isfinite(out).all())
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 12 * 2**20, "more than 12 GiB"
