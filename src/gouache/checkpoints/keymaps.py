@@ -147,7 +147,7 @@ def spell_joint(name: str, layers: int) -> Spelling:
 
 
 def spell_joint_controlnet(name: str) -> Spelling:
-    """What Stability AI's files call a tensor of a ControlNet for 3.5 large: only its blocks have names of their own."""
+    """What Stability AI's files call a tensor of a ControlNet for 3.5 large: its blocks alone have other names."""
     module, _, kind = name.rpartition(".")
     if not name.startswith("transformer_blocks."):
         return Spelling(name)

@@ -223,7 +223,7 @@ def test_tiles_and_replay(bench: Bench, tmp_path: Path, monkeypatch: pytest.Monk
     assert replay(file, model=str(bench.sd3.path(KIND))).same
 
 
-def test_an_inpainting_network_is_refused(bench: Bench, tmp_path: Path) -> None:
+def test_an_inpainting_network_is_refused(tmp_path: Path) -> None:
     SD3ControlNetModel(**SIZES, **TEXT, num_layers=1, extra_conditioning_channels=1).save_pretrained(tmp_path / "fill")
     with pytest.raises(UnknownFamily, match=r"1 channels beside"):
         load_controlnet(tmp_path / "fill")

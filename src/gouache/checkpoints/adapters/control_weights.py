@@ -235,7 +235,7 @@ def _part(path: Path, header: Header, adapter: Adapter | None) -> Part:
             told = read_json(beside) if path.is_dir() and beside.is_file() else None
             config: ControlNetConfig | JointControlNetConfig
             if JOINT_HINT in shapes:
-                config = joint = joint_controlnet_config(shapes, naming, where)
+                config = joint = joint_controlnet_config(shapes, where)
                 if told is not None:
                     config = diffusers_config.joint_controlnet_from_json(told, joint, str(beside))
             else:
@@ -246,7 +246,7 @@ def _part(path: Path, header: Header, adapter: Adapter | None) -> Part:
     raise IncompatibleCheckpoint(where, given=adapter.label, expected="a ControlNet with its own hint convolutions")
 
 
-def joint_controlnet_config(shapes: Shapes, naming: Naming, where: str) -> JointControlNetConfig:
+def joint_controlnet_config(shapes: Shapes, where: str) -> JointControlNetConfig:
     """Rebuild the config of a ControlNet of Stable Diffusion 3. Arguments and errors as in `unet_config`.
 
     How it was trained leaves no trace in shapes: those that look at the text were published as trained with zeros for

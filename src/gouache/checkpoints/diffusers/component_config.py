@@ -168,7 +168,7 @@ def controlnet_from_json(values: Json, counted: ControlNetConfig, where: str) ->
 
 
 def joint_controlnet_from_json(values: Json, counted: JointControlNetConfig, where: str) -> JointControlNetConfig:
-    """A ControlNet of Stable Diffusion 3: counted blocks; heads and how it was trained from the JSON. Errors as above."""
+    """A ControlNet of Stable Diffusion 3: counted blocks; heads and training from the JSON. Errors as above."""
     _check_options(values, JOINT_CONTROLNET_OPTIONS, where)
     if values.get("use_pos_embed", True) != counted.own_places:
         _disagree(where, "use_pos_embed", values.get("use_pos_embed"), counted.own_places)

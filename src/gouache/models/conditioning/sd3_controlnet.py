@@ -29,8 +29,8 @@ def spread(residuals: Sequence[Tensor], blocks: int) -> tuple[Tensor, ...]:
 
 
 class PictureBlock(nn.Module):
-    """Attention among the picture's tokens and a feed-forward, behind adaptive norms: the block of 3.5's own ControlNets,
-    which look at no text."""
+    """Attention among the picture's tokens and a feed-forward, behind adaptive norms: the block of Stability AI's
+    ControlNets for 3.5 large, which look at no text."""
 
     def __init__(self, width: int, heads: int) -> None:
         super().__init__()
