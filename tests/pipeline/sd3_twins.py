@@ -107,9 +107,9 @@ class Sd3Twins:
     def _ours(self, kind: str) -> Pipeline:
         return Pipeline.load(self.path(kind))
 
-    def variant(self, kind: str, name: str, scheduler: Any = None) -> Any:
-        """Another of diffusers' pipelines around the same parts, with a scheduler of its own."""
-        parts = dict(self.theirs(kind).components)
+    def variant(self, kind: str, name: str, scheduler: Any = None, **others: Any) -> Any:
+        """Another of diffusers' pipelines around the same parts and others, with a scheduler of its own."""
+        parts = {**self.theirs(kind).components, **others}
         parts["scheduler"] = scheduler or diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
         pipeline = getattr(diffusers, name)(**parts)
         pipeline.set_progress_bar_config(disable=True)

@@ -170,7 +170,9 @@ def test_other_samplers_walk_the_models_levels(sd3: Sd3Twins, sampler: str) -> N
         ({"sag": {}}, InvalidInput, "sag"),
         ({"freeu": {}}, InvalidInput, "freeu"),
         ({"seamless": "both"}, InvalidInput, "seamless"),
-        ({"control": [{"model": "canny", "image": "a.png"}]}, InvalidInput, "control"),
+        ({"control": [{"model": "canny", "image": "a.png", "guess": True}]}, InvalidInput, r"control\.guess"),
+        ({"control": [{"model": "a", "image": "a.png", "preprocessor": "inpaint"}]}, InvalidInput, "inpaint"),
+        ({"control": [{"model": "a", "image": "a.png", "control_type": "canny"}]}, InvalidInput, "control_type"),
         (
             {"regions": [{"prompt": "a cup", "box": (0.0, 0.0, 0.5, 1.0)}]},
             InvalidInput,

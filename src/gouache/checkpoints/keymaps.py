@@ -11,7 +11,14 @@ from collections.abc import Mapping
 
 from gouache.checkpoints.shapes import POINTWISE, THIRDS, Naming, ShapeChange, Speller, Spelling
 from gouache.config import Config
-from gouache.models.configs import ControlNetConfig, MMDiTConfig, T2IAdapterConfig, UNetConfig, VAEConfig
+from gouache.models.configs import (
+    ControlNetConfig,
+    JointControlNetConfig,
+    MMDiTConfig,
+    T2IAdapterConfig,
+    UNetConfig,
+    VAEConfig,
+)
 
 Table = Mapping[str, str]
 """Our module's name -> theirs."""
@@ -139,6 +146,16 @@ def spell_joint(name: str, layers: int) -> Spelling:
     return Spelling(f"joint_blocks.{layer}.{theirs}.{kind}", change)
 
 
+def spell_joint_controlnet(name: str) -> Spelling:
+    """What Stability AI's files call a tensor of a ControlNet for 3.5 large: its blocks alone have other names."""
+    module, _, kind = name.rpartition(".")
+    if not name.startswith("transformer_blocks."):
+        return Spelling(name)
+    _, layer, inner = module.split(".", 2)
+    theirs, change = JOINT_THIRDS.get(inner, (JOINT_BLOCK.get(inner, inner), ShapeChange.NONE))
+    return Spelling(f"transformer_blocks.{layer}.{theirs.removeprefix('x_block.')}.{kind}", change)
+
+
 def controlnet_table(config: ControlNetConfig) -> Table:
     """Our ControlNet's modules and its authors': a U-Net's way down, the hint's convolutions, and one for each map."""
     table = dict(unet_table(config.unet))
@@ -200,6 +217,8 @@ def speller(config: Config, naming: Naming) -> Speller:
     if isinstance(config, ControlNetConfig) and naming == "ldm":
         table = controlnet_table(config)
         return lambda name: Spelling(_translate(name, table))
+    if isinstance(config, JointControlNetConfig) and naming == "ldm":
+        return spell_joint_controlnet
     if isinstance(config, T2IAdapterConfig) and naming == "ldm":
         table = t2i_table(config)
         return lambda name: Spelling(_translate(name, table))

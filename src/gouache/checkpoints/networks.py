@@ -24,11 +24,13 @@ from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.conditioning.controlnet_union import ControlNetUnion
 from gouache.models.conditioning.image_encoder import ImageEncoder
 from gouache.models.conditioning.ip_adapter import IPAdapter
+from gouache.models.conditioning.sd3_controlnet import JointControlNet
 from gouache.models.conditioning.t2i_adapter import T2IAdapter
 from gouache.models.configs import (
     ControlNetConfig,
     ImageEncoderConfig,
     IPAdapterConfig,
+    JointControlNetConfig,
     MMDiTConfig,
     PriorConfig,
     QuantizerConfig,
@@ -111,6 +113,8 @@ def build(config: Config) -> nn.Module:
         return Upscaler(config)
     if isinstance(config, ControlNetConfig):
         return ControlNetUnion(config) if config.union_types else ControlNet(config)
+    if isinstance(config, JointControlNetConfig):
+        return JointControlNet(config)
     if isinstance(config, T2IAdapterConfig):
         return T2IAdapter(config)
     if isinstance(config, ImageEncoderConfig):

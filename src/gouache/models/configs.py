@@ -405,6 +405,19 @@ class ControlNetConfig(Config):
         return int(2 ** (len(self.hint_widths) - 1))
 
 
+class JointControlNetConfig(Config):
+    """Everything that decides the tensors of a ControlNet of Stable Diffusion 3, and how it was trained."""
+
+    transformer: MMDiTConfig = MMDiTConfig()
+    """Its own blocks; sizes of latents, patches and texts are those of the transformer that it steers."""
+    reads_text: bool = True
+    """Whether its blocks look at the text's tokens; not those of Stability AI's for 3.5 large."""
+    own_places: bool = True
+    """Whether it has a patch embedding of its own for the noisy latents; else it takes the transformer's."""
+    zero_pooled: bool = True
+    """Whether it was trained with zeros as the pooled text, and on latents without the autoencoder's shift."""
+
+
 class T2IAdapterConfig(Config):
     """Everything that decides a T2I-Adapter's tensors. The defaults belong to Stable Diffusion 1.x."""
 

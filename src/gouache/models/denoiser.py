@@ -18,6 +18,7 @@ from gouache.errors import ConfigError, ShapeMismatch
 from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.conditioning.controlnet_union import ControlNetUnion
 from gouache.models.conditioning.ip_adapter import Seen
+from gouache.models.conditioning.sd3_controlnet import JointControlNet, spread
 from gouache.models.conditioning.t2i_adapter import T2IAdapter
 from gouache.models.configs import DenoiserConfig, NoiseScheduleConfig
 from gouache.models.mmdit import MMDiT
@@ -28,17 +29,17 @@ from gouache.models.unet import Residuals, UNet
 from gouache.nn.attention import Areas
 from gouache.nn.free_u import FreeU
 
-SteeringNetwork = ControlNet | ControlNetUnion | T2IAdapter
+SteeringNetwork = ControlNet | ControlNetUnion | T2IAdapter | JointControlNet
 
 
 @dataclass(frozen=True, slots=True)
 class Steering:
-    """A network that steers the U-Net, with what it sees; every tensor has B rows, or one for all.
+    """A network that steers the one that denoises, with what it sees; every tensor has B rows, or one for all.
 
     Attributes:
         network: it.
-        features: what its `embed` gave: of a ControlNet's picture, of each of a union's, the maps of a T2I-Adapter.
-            [B, C, h, w]
+        features: what its `embed` gave: of a ControlNet's picture, of each of a union's, the maps of a T2I-Adapter;
+            the picture's latents for a transformer's. [B, C, h, w]
         weight: factor on what it adds. [B]
         guess: weigh coarse residuals more than fine ones.
         kinds: of each of a union's pictures.
@@ -56,11 +57,19 @@ class Steering:
         """The same with changed tensors."""
         return replace(self, features=tuple(change(one) for one in self.features), weight=change(self.weight))
 
-    def residuals(self, x: Tensor, timestep: Tensor, given: Condition, areas: tuple[Areas, ...] = ()) -> Residuals:
-        """What it adds to the U-Net's feature maps for these inputs of the U-Net."""
+    def residuals(
+        self, main: UNet | MMDiT, x: Tensor, timestep: Tensor, given: Condition, areas: tuple[Areas, ...] = ()
+    ) -> Residuals:
+        """What it adds to the feature maps or tokens of the network that it steers, for the same inputs."""
         if isinstance(self.network, T2IAdapter):
             return self.network.residuals(self.features).scaled(self.weight)
         inputs = (x, timestep, given.context)
+        if isinstance(self.network, JointControlNet):
+            assert isinstance(main, MMDiT), "others are refused when they are loaded"
+            own = self.network(
+                *inputs, self.features[0], places=main.pos_embed, context_mask=given.mask, pooled=given.pooled
+            )
+            return Residuals(spread(own, len(main.transformer_blocks))).scaled(self.weight)
         changes = changes_of(self.network, (), None, areas=areas)
         if isinstance(self.network, ControlNetUnion):
             found: Residuals = self.network(
@@ -336,8 +345,10 @@ class Denoiser:
         areas = areas_of(given.regions, levels, weight.device, weight.dtype)
         changes = changes_of(self.network, given.perturbations, given.record, given.pictures, areas)
         shared = {"context_mask": given.mask, "pooled": given.pooled, "changes": changes}
+        steered = _sum([control.residuals(self.network, noisy, timestep, given, areas) for control in given.controls])
         if isinstance(self.network, MMDiT):
-            output: Tensor = self.network(noisy, timestep, given.context, **shared)
+            added = steered.skips if steered else ()
+            output: Tensor = self.network(noisy, timestep, given.context, **shared, residuals=added)
         else:
             output = self.network(
                 noisy,
@@ -345,7 +356,7 @@ class Denoiser:
                 given.context,
                 **shared,
                 draft=given.draft,
-                residuals=_sum([control.residuals(noisy, timestep, given, areas) for control in given.controls]),
+                residuals=steered,
                 free_u=given.free_u,
                 guidance=given.guidance,
                 noise_level=given.noise_level,

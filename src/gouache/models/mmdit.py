@@ -6,7 +6,7 @@ parameter names are those of the published folders (`transformer_blocks.0.attn.t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -109,6 +109,7 @@ class MMDiT(nn.Module):
         context_mask: Tensor | None = None,
         pooled: Tensor | None = None,
         changes: Mapping[nn.Module, RowChanges] | None = None,
+        residuals: Sequence[Tensor] = (),
     ) -> Tensor:
         """One evaluation of the network.
 
@@ -120,6 +121,8 @@ class MMDiT(nn.Module):
             context_mask: True where a token is real, or None for all. [B, L]
             pooled: the text as one vector. [B, pooled_width]
             changes: block -> what some rows of the batch do otherwise there.
+            residuals: what ControlNets add to the picture's tokens, behind each block but the last; empty = nothing.
+                [B, h * w / patch_size^2, width] each
 
         Returns:
             [B, out_channels, h, w].
@@ -134,12 +137,14 @@ class MMDiT(nn.Module):
         mask = None
         if context_mask is not None:
             mask = F.pad(context_mask.bool(), (tokens.shape[1], 0), value=True)[:, None, None, :]
-        for block in self.transformer_blocks:
+        for number, block in enumerate(self.transformer_blocks):
             inputs = (tokens, text, embedding, mask, changes.get(block) if changes else None)
             if self.gradient_checkpointing and torch.is_grad_enabled():
                 tokens, text = checkpoint(block, *inputs, use_reentrant=False)
             else:
                 tokens, text = block(*inputs)
+            if residuals and not block.last:
+                tokens = tokens + residuals[number]
         scale, shift = self.norm_out(embedding)
         return self._unpatched(self.proj_out(modulated(normed(tokens), shift, scale)), x.shape[-2:])
 

@@ -64,7 +64,7 @@ class Residuals:
 
     Attributes:
         skips: for each map that is kept for the way up, in the order of the way down; empty = nothing.
-            [B, C, h, w] or [B, C, 1, 1]
+            [B, C, h, w] or [B, C, 1, 1]; of a transformer for the tokens behind each block. [B, N, D]
         middle: for the middle's result. [B, C, h, w] or [B, C, 1, 1]
         inside: for maps on the way down, which the blocks behind them see too. [B, C, h, w]
     """
@@ -86,11 +86,14 @@ class Residuals:
 
     def scaled(self, weight: Tensor) -> Residuals:
         """Each row times its own weight. [B]"""
-        factor = weight[:, None, None, None]
+
+        def times(one: Tensor) -> Tensor:
+            return one * weight.reshape(-1, *(1,) * (one.ndim - 1))
+
         return Residuals(
-            tuple(skip * factor for skip in self.skips),
-            None if self.middle is None else self.middle * factor,
-            {place: more * factor for place, more in self.inside.items()},
+            tuple(times(skip) for skip in self.skips),
+            None if self.middle is None else times(self.middle),
+            {place: times(more) for place, more in self.inside.items()},
         )
 
 

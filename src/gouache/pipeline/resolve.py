@@ -202,10 +202,12 @@ def _check_tiles(request: Request, bundle: ModelBundle) -> None:
 
 
 def _check_transformer(request: Request, bundle: ModelBundle) -> None:
-    """Refuse what a transformer in place of a U-Net has no convolutions for, and a ControlNet."""
+    """Refuse what a transformer in place of a U-Net has no convolutions for, and what its ControlNets can't."""
     asked = {
         "seamless": request.seamless != "none",
-        "control": bool(request.control),
+        "control.guess": any(one.guess for one in request.control),
+        "control.preprocessor inpaint": any(one.preprocessor == "inpaint" for one in request.control),
+        "control.control_type": any(one.control_type for one in request.control),
         "image_prompts": bool(request.image_prompts),
     }
     given = next((name for name, there in asked.items() if there), None)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gouache.checkpoints.adapters.kinds import Adapter, find_adapter
+from gouache.checkpoints.adapters.kinds import JOINT_CONTROL_QKV, Adapter, find_adapter
 from gouache.checkpoints.detect import LEFT_OUT, Part, part_tensors
 from gouache.checkpoints.diffusers import component_config as diffusers_config
 from gouache.checkpoints.diffusers.folder import joined_header, read_json, weight_files
@@ -18,22 +18,37 @@ from gouache.checkpoints.formats.header import Header, open_header
 from gouache.checkpoints.formats.safetensors import WeightSource
 from gouache.checkpoints.keymaps import speller
 from gouache.checkpoints.networks import LoadReport, build_on_meta, load_network, open_part
-from gouache.checkpoints.shapes import Naming, Shapes, controlnet_config, count_of, hint_widths, no_network, width_at
+from gouache.checkpoints.shapes import (
+    HEAD_WIDTH,
+    Naming,
+    Shapes,
+    controlnet_config,
+    count_of,
+    hint_widths,
+    no_network,
+    width_at,
+)
 from gouache.errors import IncompatibleCheckpoint
 from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.conditioning.controlnet_union import ControlNetUnion
+from gouache.models.conditioning.sd3_controlnet import JointControlNet
 from gouache.models.conditioning.t2i_adapter import T2IAdapter
-from gouache.models.configs import ControlNetConfig, T2IAdapterConfig
+from gouache.models.configs import ControlNetConfig, JointControlNetConfig, MMDiTConfig, T2IAdapterConfig
 from gouache.models.denoiser import SteeringNetwork
+from gouache.models.mmdit import MMDiT
 from gouache.models.unet import UNet
 
 KIND = "controlnet"
 T2I = "t2i-adapter"
+JOINT_HINT = "pos_embed_input.proj.weight"
+"""A tensor of every ControlNet of Stable Diffusion 3."""
 # (prefix in the file, naming, a tensor that is there if the network is)
 MARKS: tuple[tuple[str, Naming, str], ...] = (
     ("control_model.", "ldm", "input_hint_block.0.weight"),
     ("", "ldm", "input_hint_block.0.weight"),
     ("", "ours", "controlnet_cond_embedding.conv_in.weight"),
+    ("", "ldm", JOINT_CONTROL_QKV),
+    ("", "ours", JOINT_HINT),
 )
 BASE_MODEL = re.compile(r"^(model|first_stage_model|cond_stage_model|conditioner)\.")
 """The first ControlNets lie in whole checkpoints, beside the model that they were trained with."""
@@ -47,13 +62,13 @@ def control_header(path: Path) -> Header:
 
 
 def load_steering(
-    path: Path, unet: UNet, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+    path: Path, unet: UNet | MMDiT, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
 ) -> SteeringNetwork:
-    """Load whatever steers a U-Net: a ControlNet, a ControlNet-Union, a control-LoRA or a T2I-Adapter.
+    """Load whatever steers a network: a ControlNet, a ControlNet-Union, a control-LoRA or a T2I-Adapter.
 
     Args:
         path: a file, or a folder with config.json and weights.
-        unet: the U-Net, which a control-LoRA is a difference to.
+        unet: the network that denoises; a control-LoRA is a difference to a U-Net.
         device: where it goes.
         dtype: the type of its numbers; None keeps the file's.
 
@@ -63,6 +78,13 @@ def load_steering(
     """
     header = control_header(path)
     if CONTROL_LORA in header.tensors:
+        if not isinstance(unet, UNet):
+            raise IncompatibleCheckpoint(
+                str(path),
+                given="a control-LoRA, a difference to a U-Net",
+                expected="a ControlNet of Stable Diffusion 3",
+                cure="It was trained for a model of another family.",
+            )
         return load_control_lora(header, unet, device=device, dtype=dtype)
     adapter = find_adapter(header.tensors, header.metadata)
     if adapter is not None and adapter.kind == T2I:
@@ -72,8 +94,8 @@ def load_steering(
 
 def load_controlnet(
     path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
-) -> ControlNet | ControlNetUnion:
-    """Load a ControlNet or ControlNet-Union for SD 1.x, 2.x or SDXL; arguments and errors as in `load_steering`."""
+) -> ControlNet | ControlNetUnion | JointControlNet:
+    """Load a ControlNet or ControlNet-Union for SD 1.x, 2.x, SDXL or 3; arguments and errors as in `load_steering`."""
     header = control_header(path)
     adapter = find_adapter(header.tensors, header.metadata)
     part = _part(path, header, adapter)
@@ -81,7 +103,7 @@ def load_controlnet(
     network, _ = load_network(
         part, open_part(header), adapter.family if adapter else "unknown", device=device, dtype=dtype
     )
-    if not isinstance(network, ControlNet | ControlNetUnion):
+    if not isinstance(network, ControlNet | ControlNetUnion | JointControlNet):
         raise IncompatibleCheckpoint(str(path), given=f"a {type(network).__name__}", expected="a ControlNet")
     return network
 
@@ -209,12 +231,59 @@ def _part(path: Path, header: Header, adapter: Adapter | None) -> Part:
     for prefix, naming, mark in MARKS:
         if prefix + mark in header.tensors:
             shapes = {name: info.shape for name, info in part_tensors(header.tensors, prefix).items()}
-            config = controlnet_config(shapes, naming, where)
             beside = path / "config.json"
-            if path.is_dir() and beside.is_file():
-                config = diffusers_config.controlnet_from_json(read_json(beside), config, str(beside))
+            told = read_json(beside) if path.is_dir() and beside.is_file() else None
+            config: ControlNetConfig | JointControlNetConfig
+            if JOINT_HINT in shapes:
+                config = joint = joint_controlnet_config(shapes, where)
+                if told is not None:
+                    config = diffusers_config.joint_controlnet_from_json(told, joint, str(beside))
+            else:
+                config = counted = controlnet_config(shapes, naming, where)
+                if told is not None:
+                    config = diffusers_config.controlnet_from_json(told, counted, str(beside))
             return Part(KIND, header, prefix, naming, config)
     raise IncompatibleCheckpoint(where, given=adapter.label, expected="a ControlNet with its own hint convolutions")
+
+
+def joint_controlnet_config(shapes: Shapes, where: str) -> JointControlNetConfig:
+    """Rebuild the config of a ControlNet of Stable Diffusion 3. Arguments and errors as in `unet_config`.
+
+    How it was trained leaves no trace in shapes: those that look at the text were published as trained with zeros for
+    the pooled text (InstantX), those that don't (Stability AI's for 3.5 large) with the prompt's.
+    """
+    own, reads = "pos_embed.proj.weight" in shapes, "context_embedder.weight" in shapes
+    width, norm = width_at(shapes, JOINT_HINT, 0, where), "transformer_blocks.0.attn.norm_q.weight"
+    latents = width_at(shapes, "pos_embed.proj.weight" if own else JOINT_HINT, 1, where)
+    hint = width_at(shapes, JOINT_HINT, 1, where)
+    if hint != latents:
+        raise no_network(
+            where,
+            f"a ControlNet with {hint - latents} channels beside the picture's latents",
+            "one without, for control",
+        )
+    layers = count_of(shapes, "controlnet_blocks.{}.weight")
+    head_width = shapes[norm][0] if norm in shapes else math.gcd(HEAD_WIDTH, width)
+    places = {"grid": math.isqrt(width_at(shapes, "pos_embed.pos_embed", 1, where))} if own else {}
+    text = {"context_width": width_at(shapes, "context_embedder.weight", 1, where)} if reads else {}
+    second = "transformer_blocks.{}.attn2.to_q.weight"
+    transformer = MMDiTConfig.from_dict(
+        {
+            "in_channels": latents,
+            "out_channels": latents,
+            "patch_size": width_at(shapes, JOINT_HINT, 2, where),
+            "layers": layers,
+            "heads": width // head_width,
+            "head_width": head_width,
+            "pooled_width": width_at(shapes, "time_text_embed.text_embedder.linear_1.weight", 1, where),
+            "qk_norm": norm in shapes,
+            "dual_layers": tuple(layer for layer in range(layers) if second.format(layer) in shapes),
+            **places,
+            **text,
+        },
+        where=where,
+    )
+    return JointControlNetConfig(transformer=transformer, reads_text=reads, own_places=own, zero_pooled=reads)
 
 
 def _refuse_strangers(part: Part) -> None:

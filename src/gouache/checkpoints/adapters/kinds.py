@@ -13,7 +13,7 @@ from gouache.checkpoints.adapters.embedding_names import inversion_of
 from gouache.checkpoints.adapters.foreign import foreign_family
 from gouache.checkpoints.adapters.keys import split_key
 from gouache.checkpoints.formats.header import TensorInfo
-from gouache.models.family import FAMILIES
+from gouache.models.family import FAMILIES, SD3
 
 Tensors = Mapping[str, TensorInfo]
 
@@ -185,7 +185,14 @@ def _lora_family(tensors: Tensors, metadata: Mapping[str, str]) -> str:
     return "sd1" if metadata.get("ss_v2") == "False" or base.startswith("sd_v1") else "unknown"
 
 
+JOINT_CONTROL_QKV = "transformer_blocks.0.attn.qkv.weight"
+"""A tensor of Stability AI's own files of ControlNets for 3.5 large."""
+
+
 def _controlnet(tensors: Tensors) -> Adapter | None:
+    if "pos_embed_input.proj.weight" in tensors and "controlnet_blocks.0.weight" in tensors:
+        naming = "its authors'" if JOINT_CONTROL_QKV in tensors else "diffusers"
+        return Adapter("controlnet", SD3.name, f"ControlNet, {naming} names")
     if "task_embedding" in tensors and "controlnet_cond_embedding.conv_in.weight" in tensors:
         promax = "promax, " if tensors["task_embedding"].shape[0] > 6 else ""
         return Adapter("controlnet", _family_of_keys(tensors), f"ControlNet-Union, {promax}diffusers names")

@@ -12,6 +12,7 @@ from typing import Never, TypeVar
 from gouache.errors import IncompatibleCheckpoint
 from gouache.models.configs import (
     ControlNetConfig,
+    JointControlNetConfig,
     MMDiTConfig,
     NetworkConfig,
     T2IAdapterConfig,
@@ -57,6 +58,10 @@ CONTROLNET_OPTIONS: dict[str, tuple[object, ...]] = {
     "controlnet_conditioning_channel_order": ("rgb", "bgr"),
     "global_pool_conditions": (False, True),
     "mid_block_type": ("UNetMidBlock2DCrossAttn", "UNetMidBlock2D"),
+}
+JOINT_CONTROLNET_OPTIONS: dict[str, tuple[object, ...]] = {
+    "extra_conditioning_channels": (0,),
+    "pos_embed_type": ("sincos", None),
 }
 VAE_OPTIONS: dict[str, tuple[object, ...]] = {"act_fn": ("silu", "swish")}
 TINY_VAE_OPTIONS: dict[str, tuple[object, ...]] = {
@@ -159,6 +164,27 @@ def controlnet_from_json(values: Json, counted: ControlNetConfig, where: str) ->
         pooled_residuals=bool(values.get("global_pool_conditions", False)),
         union_types=counted.union_types,
         union_layers=counted.union_layers,
+    )
+
+
+def joint_controlnet_from_json(values: Json, counted: JointControlNetConfig, where: str) -> JointControlNetConfig:
+    """A ControlNet of Stable Diffusion 3: counted blocks; heads and training from the JSON. Errors as above."""
+    _check_options(values, JOINT_CONTROLNET_OPTIONS, where)
+    if values.get("use_pos_embed", True) != counted.own_places:
+        _disagree(where, "use_pos_embed", values.get("use_pos_embed"), counted.own_places)
+    # Of a network that looks at no text neither its width nor norms of queries and keys mean anything.
+    unread = () if counted.reads_text else ("joint_attention_dim", "qk_norm", "dual_attention_layers")
+    unread += () if counted.own_places else ("pos_embed_max_size",)
+    transformer = {key: value for key, value in values.items() if key not in unread}
+    return counted.model_copy(
+        update={
+            "transformer": mmdit_from_json(
+                {**transformer, "out_channels": None},  # it has no such layer
+                counted.transformer,
+                where,
+            ),
+            "zero_pooled": bool(values.get("force_zeros_for_pooled_projection", True)),
+        }
     )
 
 

@@ -18,8 +18,9 @@ from gouache.errors import IncompatibleCheckpoint, InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.conditioning.controlnet_union import ControlNetUnion
+from gouache.models.conditioning.sd3_controlnet import JointControlNet
 from gouache.models.conditioning.t2i_adapter import T2IAdapter
-from gouache.models.configs import UNetConfig
+from gouache.models.configs import MMDiTConfig, UNetConfig
 from gouache.models.denoiser import Steering, SteeringNetwork, joined
 from gouache.models.unet import UNet
 from gouache.nn.layers import channels_last
@@ -27,6 +28,7 @@ from gouache.pipeline.generate.tiling import circular
 from gouache.pipeline.inputs.edges import canny
 from gouache.pipeline.inputs.images import fit, on_background
 from gouache.pipeline.inputs.preprocessors import drawn
+from gouache.pipeline.inputs.start import encode_tensor
 from gouache.pipeline.inputs.tensors import to_tensor
 from gouache.pipeline.request import Control, Request
 
@@ -77,8 +79,7 @@ class Controls:
 
     def _loaded(self, name: str, path: Path) -> SteeringNetwork:
         where = f"control {name!r}"
-        unet = unet_of(self.bundle, where)
-        network = load_steering(path, unet, device=self.bundle.device, dtype=self.bundle.dtype)
+        network = load_steering(path, self.bundle.unet, device=self.bundle.device, dtype=self.bundle.dtype)
         check_fits(network, self.bundle, where)
         return channels_last(network.eval().requires_grad_(False))
 
@@ -100,17 +101,18 @@ def unet_of(bundle: ModelBundle, where: str) -> UNet:
 
 
 def check_fits(network: SteeringNetwork, bundle: ModelBundle, where: str) -> None:
-    """See that a network that steers was made for a model's U-Net.
+    """See that a network that steers was made for a model's U-Net or transformer.
 
     Raises:
         IncompatibleCheckpoint: it steers another network.
     """
-    ours = unet_of(bundle, where).config
     pixels = bundle.vae.config.downscale
-    if isinstance(network, T2IAdapter):
-        demands = _of_an_adapter(network, ours, pixels)
+    if isinstance(network, JointControlNet):
+        demands = _of_a_joint_controlnet(network, bundle, where)
+    elif isinstance(network, T2IAdapter):
+        demands = _of_an_adapter(network, unet_of(bundle, where).config, pixels)
     else:
-        demands = _of_a_controlnet(network, ours, pixels)
+        demands = _of_a_controlnet(network, unet_of(bundle, where).config, pixels)
     for what, given, expected in demands:
         if given != expected:
             raise IncompatibleCheckpoint(
@@ -131,6 +133,26 @@ def _of_an_adapter(network: T2IAdapter, ours: UNetConfig, pixels: int) -> Demand
     return (
         ("widths", theirs.channels, (*ours.channels, *([ours.channels[-1]] if xl else []))),
         ("pixels of one latent", theirs.fold // (2 if xl else 1), pixels),
+    )
+
+
+def _of_a_joint_controlnet(network: JointControlNet, bundle: ModelBundle, where: str) -> Demands:
+    """Sizes of latents, patches and texts; its blocks are its own, as many and as they are."""
+    theirs, ours = network.config.transformer, bundle.unet.config
+    if not isinstance(ours, MMDiTConfig):
+        raise IncompatibleCheckpoint(
+            where,
+            given="a ControlNet of Stable Diffusion 3",
+            expected=f"one for the U-Net of {bundle.name or bundle.family}",
+            cure="It was trained for a model of another family.",
+        )
+    text = theirs.context_width if network.config.reads_text else ours.context_width
+    return (
+        ("channels of the latents", theirs.in_channels, ours.in_channels),
+        ("edge of a patch", theirs.patch_size, ours.patch_size),
+        ("width of the tokens", theirs.width, ours.width),
+        ("width of the text", text, ours.context_width),
+        ("width of the pooled text", theirs.pooled_width, ours.pooled_width),
     )
 
 
@@ -197,12 +219,36 @@ def timed_controls(
         hint = hint_tensor(control, picture, request, hidden=hidden).to(weight.device, weight.dtype)
         if isinstance(network, T2IAdapter) and network.config.hint_channels == 1:
             hint = hint.mean(1, keepdim=True)
-        with circular(network, request.seamless):
-            seen = network.embed(hint)
-        features = seen if isinstance(seen, tuple) else (seen,)
+        if isinstance(network, JointControlNet):
+            features: tuple[Tensor, ...] = (control_latents(network, bundle, hint, tiled=request.vae_tiling),)
+        else:
+            with circular(network, request.seamless):
+                seen = network.embed(hint)
+            features = seen if isinstance(seen, tuple) else (seen,)
         steering = Steering(network, features, torch.full((1,), control.weight), guess=control.guess, kinds=kinds)
         found.append(TimedControl(steering, control.start, control.end, steps))
     return tuple(found)
+
+
+def control_latents(network: JointControlNet, bundle: ModelBundle, hint: Tensor, *, tiled: bool) -> Tensor:
+    """A control picture as latents, scaled as the network was trained.
+
+    Args:
+        network: it.
+        bundle: the model with its autoencoder.
+        hint: [B, 3, H, W] in [0, 1].
+        tiled: encode it in tiles.
+
+    Returns:
+        [B, C, h, w].
+
+    Raises:
+        InvalidInput: the encoder gives NaN or infinity even in float32.
+    """
+    latents = encode_tensor(bundle, hint.float() * 2 - 1, tiled=tiled)
+    if network.config.zero_pooled:  # such networks see latents with the scale and without the shift
+        latents = latents - bundle.vae.normalise(torch.zeros_like(latents))
+    return latents.to(hint.device, hint.dtype)
 
 
 KINDS: dict[str, int] = {
