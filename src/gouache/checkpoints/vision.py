@@ -114,7 +114,7 @@ def load_embedder(
     table = f"{AUGMENTOR}alphas_cumprod"
     usual = EmbeddingNoise.plain(config.projection_width).alphas_cumprod
     levels = source.read(table, mapped=False).double() if table in header.tensors else usual
-    return network, EmbeddingNoise(*statistics, levels)
+    return network, EmbeddingNoise(statistics[0], statistics[1], levels)
 
 
 def embedder_config(header: Header) -> ImageEncoderConfig:

@@ -123,9 +123,9 @@ class Adapters:
         if any(one.adapter is None for one in request.image_prompts):
             own, tower = self.ip_adapters.own(self.folder.folder)
             # A tower in the model's own file is named with the model.
-            refs = () if tower == self.bundle.path else (ref_of(tower.stem, TOWER, tower),)
+            named = () if tower == self.bundle.path else (ref_of(tower.stem, TOWER, tower),)
             bundle = replace(adapted.bundle, own_pictures=own)
-            adapted = replace(adapted, bundle=bundle, refs=(*adapted.refs, *refs))
+            adapted = replace(adapted, bundle=bundle, refs=(*adapted.refs, *named))
         if all(one.adapter is None for one in request.image_prompts):
             return adapted
         found = self.ip_adapters.load(request, self.folder.folder)
