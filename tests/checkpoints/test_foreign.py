@@ -64,7 +64,6 @@ def test_every_pipeline_of_diffusers_is_run_or_refused_by_name(folder: Path) -> 
         ("MarigoldDepthPipeline", "Marigold"),
         ("MarigoldNormalsPipeline", "Marigold"),
         ("StableDiffusionLDM3DPipeline", "depth beside colour"),
-        ("StableDiffusionImageVariationPipeline", "a picture in place of text"),
         ("StableDiffusionGLIGENPipeline", "GLIGEN"),
         ("StableUnCLIPPipeline", "embedding"),
         ("StableDiffusionLatentUpscalePipeline", "latent upscaler"),

@@ -73,10 +73,11 @@ def model_at(
     source = Path(source)
     identity = with_recorded_latents(identify(source))
     check_loadable(identity, str(source))
-    if identity.variant == "unclip":
+    if identity.variant in ("unclip", "variation"):
         raise IncompatibleCheckpoint(
             str(source),
-            given="an unCLIP model, which has an image encoder",
+            given=f"{'an unCLIP' if identity.variant == 'unclip' else 'an Image Variations'} model, which has an image "
+            "encoder",
             expected="a model that paints from words",
             cure="Copy its folder as it is.",
         )

@@ -82,6 +82,8 @@ MARKS: tuple[tuple[str, str, Naming, str], ...] = (
     ("text_encoder", "", "ours", TOKEN_EMBEDDING["ours"]),
     ("text_encoder", "", "open_clip", TOKEN_EMBEDDING["open_clip"]),
 )
+UNCLIP = "noise_augmentor.data_mean"
+"""A single file with this has a U-Net that is told a picture's embedding."""
 SCHEDULE_TABLES = re.compile(
     r"^(betas|alphas_cumprod(_prev)?|sqrt_.*alphas_cumprod|log_one_minus_alphas_cumprod|posterior_.*|lvlb_weights"
     r"|logvar|denoiser\.(sigmas|log_sigmas)|(model\.)?model_sampling\.\w+)$"
@@ -94,7 +96,10 @@ LEFT_OUT: tuple[tuple[re.Pattern[str], str], ...] = (
     (re.compile(r"^(first_stage_model\.)?loss\."), "the autoencoder's training losses"),
     (re.compile(r"^depth_model\."), "the MiDaS depth network"),
     (re.compile(r"^low_scale_model\."), "tables of the noise on small pictures"),
-    (re.compile(r"^(embedder|noise_augmentor)\."), "the image embedder of unCLIP"),
+    (
+        re.compile(r"^(embedder|noise_augmentor)\."),
+        "the image embedder of unCLIP, which is read when a picture is given",
+    ),
     (re.compile(r"(^|\.)(visual|vision_model)\.|(^|\.)visual_projection\.weight$"), "CLIP's vision tower"),
     (re.compile(r"^safety_checker\."), "the safety checker"),
     (re.compile(r"(^|\.)(scaled_fp8|scale_input|input_scale|comfy_quant)$"), "what only multiplying in fp8 needs"),
@@ -298,6 +303,8 @@ def describe(marked: Mapping[str, Place]) -> Identity:
     shapes = {name: place.shapes() for name, place in marked.items()}
     lead = marked["unet"] if "unet" in marked else next(iter(marked.values()))
     unet = network_config(shapes["unet"], lead.naming, str(lead.header.path)) if "unet" in marked else None
+    if isinstance(unet, UNetConfig) and unet.pooled_width and UNCLIP in lead.header.tensors:
+        unet = unet.model_copy(update={"picture_width": unet.pooled_width // 2})
     family = family_of(unet, marked) if unet else family_without_unet(shapes, marked)
     configs: dict[str, Config] = {}
     for name, place in marked.items():

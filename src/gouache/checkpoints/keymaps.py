@@ -13,6 +13,7 @@ from gouache.checkpoints.shapes import POINTWISE, THIRDS, Naming, ShapeChange, S
 from gouache.config import Config
 from gouache.models.configs import (
     ControlNetConfig,
+    ImageEncoderConfig,
     JointControlNetConfig,
     MMDiTConfig,
     T2IAdapterConfig,
@@ -206,7 +207,7 @@ VAE_RESNET = {"norm1": "norm1", "conv1": "conv1", "norm2": "norm2", "conv2": "co
 def speller(config: Config, naming: Naming) -> Speller:
     """How a file of the given naming calls the tensors of the network with this config."""
     if naming == "open_clip":
-        return spell_open_clip
+        return spell_open_clip_tower if isinstance(config, ImageEncoderConfig) else spell_open_clip
     if naming == "clip_model":
         return lambda name: Spelling(name if name == "text_projection.weight" else f"text_model.{name}")
     if isinstance(config, UNetConfig) and naming == "ldm":
@@ -250,6 +251,24 @@ def spell_open_clip(name: str) -> Spelling:
         if rest.startswith(f"self_attn.{part}."):
             return Spelling(f"{block}.attn.in_proj_{rest.rsplit('.', 1)[1]}", third)
     return Spelling(f"{block}.{_translate(rest, OPEN_CLIP_LAYER)}")
+
+
+OPEN_CLIP_TOWER = {
+    "embeddings.class_embedding": Spelling("class_embedding"),
+    "embeddings.patch_embedding.weight": Spelling("conv1.weight"),
+    "embeddings.position_embedding.weight": Spelling("positional_embedding"),
+    "visual_projection.weight": Spelling("proj", ShapeChange.TRANSPOSED),
+}
+OPEN_CLIP_NORMS = {"pre_layrnorm": "ln_pre", "post_layernorm": "ln_post"}
+
+
+def spell_open_clip_tower(name: str) -> Spelling:
+    """What a file of OpenCLIP, or of OpenAI, calls a tensor of a CLIP vision tower."""
+    if name in OPEN_CLIP_TOWER:
+        return OPEN_CLIP_TOWER[name]
+    if name.partition(".")[0] in OPEN_CLIP_NORMS:
+        return Spelling(_translate(name, OPEN_CLIP_NORMS))
+    return spell_open_clip(name)
 
 
 def _under(ours: str, theirs: str, inner: Table) -> dict[str, str]:

@@ -22,6 +22,7 @@ from gouache.checkpoints.model_defaults import folder_scheduler, generation_defa
 from gouache.checkpoints.networks import Plan, build_on_meta, fill, load_network, open_part, plan_network, read_planned
 from gouache.checkpoints.noise_table import recorded_latents, recorded_schedule
 from gouache.checkpoints.t5_vocabulary import t5_tokenizer
+from gouache.checkpoints.vision import has_embedder
 from gouache.diffusion.parameterization import Parameterization
 from gouache.errors import GouacheError, IncompatibleCheckpoint, InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
@@ -40,7 +41,7 @@ from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.text.clip import TextEncoder
 from gouache.models.text.sentence import SentenceEncoder
-from gouache.models.text.stack import Joint, TextStack
+from gouache.models.text.stack import Joint, NoTexts, TextStack
 from gouache.models.text.t5 import T5Encoder
 from gouache.models.text.tokenizers import END_ID
 from gouache.models.turns import Turns
@@ -243,6 +244,8 @@ def _text_stack(path: Path, networks: Mapping[str, nn.Module], identity: Identit
     if sentences:
         return _of_sentences(path, sentences[0])
     rows, network = family_named(identity.family).text_rows, identity.parts["unet"].config
+    if identity.variant == "variation" and isinstance(network, NetworkConfig):
+        return NoTexts(network.context_width)
     joint = Joint(network.context_width, rows) if rows and isinstance(network, NetworkConfig) else None
     t5 = next(((one, t5_tokenizer(path, one.config)) for one in _of(networks, T5Encoder)), None)
     try:
@@ -349,18 +352,19 @@ def check_loadable(identity: Identity, where: str, *, without_vae: bool = False)
             expected="a whole model: U-Net, autoencoder and text encoder",
             cure=cures.get(identity.kind, "Give the model that it belongs to."),
         )
-    if identity.variant == "unclip" and identity.layout != "diffusers":
+    alone = identity.layout == "single-file" and has_embedder(identity.parts["unet"].header)
+    if identity.variant == "unclip" and identity.layout != "diffusers" and not alone:
         raise IncompatibleCheckpoint(
             where,
-            given="an unCLIP model in one file",
-            expected="the same model as diffusers' folder, which has its image encoder by itself",
+            given="an unCLIP model without its image encoder",
+            expected="one file with it, or the same model as diffusers' folder",
             cure="Get the folder: it has unet, image_encoder, image_normalizer and image_noising_scheduler.",
         )
-    if identity.variant not in ("base", "inpainting", "instruct", "depth", "upscaler", "unclip"):
+    if identity.variant not in ("base", "inpainting", "instruct", "depth", "upscaler", "unclip", "variation"):
         raise IncompatibleCheckpoint(
             where,
             given=f"a {identity.family} {identity.variant} model",
-            expected="text to image, inpainting, instruct, depth, the x4 upscaler or unCLIP",
+            expected="text to image, inpainting, instruct, depth, the x4 upscaler, unCLIP or Image Variations",
         )
     for name, part in identity.parts.items():
         if isinstance(part.config, TextEncoderConfig):

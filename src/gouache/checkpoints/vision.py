@@ -12,7 +12,7 @@ import torch
 from gouache.checkpoints.adapters.kinds import find_adapter
 from gouache.checkpoints.detect import Part
 from gouache.checkpoints.diffusers.folder import read_json
-from gouache.checkpoints.formats.header import Header
+from gouache.checkpoints.formats.header import Header, open_header
 from gouache.checkpoints.networks import load_network, open_part
 from gouache.checkpoints.renamed import Renamed, header_at, renamed
 from gouache.diffusion.betas import cosine_betas
@@ -23,6 +23,8 @@ from gouache.models.configs import ImageEncoderConfig
 
 KIND = "image-encoder"
 PREFIX = "vision_model."
+EMBEDDER, AUGMENTOR = "embedder.model.visual.", "noise_augmentor."
+"""Where single files of unCLIP have the vision tower, and the statistics of its embeddings."""
 HEADS = {768: 12, 1024: 16, 1280: 16, 1664: 16}
 """Heads of the published towers by width: ViT-B, ViT-L, ViT-H, bigG."""
 OPENAI = 1024
@@ -79,6 +81,55 @@ def read_embedding_noise(folder: Path, width: int) -> EmbeddingNoise:
         raise IncompatibleCheckpoint(str(header.path), given=f"{shapes}", expected=f"mean and std of [1, {width}]")
     mean, std = (source.read(name, mapped=False).float()[0] for name in ("mean", "std"))
     return EmbeddingNoise(mean, std, (1 - cosine_betas(told["num_train_timesteps"])).cumprod(0))
+
+
+def has_embedder(header: Header) -> bool:
+    """Whether a single file has unCLIP's vision tower and the statistics of its embeddings."""
+    tower = ("conv1.weight", "positional_embedding", "proj", "transformer.resblocks.0.mlp.c_fc.weight")
+    needed = (*(EMBEDDER + name for name in tower), *(AUGMENTOR + name for name in ("data_mean", "data_std")))
+    return all(name in header.tensors for name in needed)
+
+
+def load_embedder(
+    path: Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None
+) -> tuple[ImageEncoder, EmbeddingNoise]:
+    """What an unCLIP model in a single file reads pictures with; arguments and errors as in `load_image_encoder`."""
+    header = open_header(path)
+    if not has_embedder(header):
+        raise IncompatibleCheckpoint(
+            str(path), given="no image encoder in it", expected=f"tensors under {EMBEDDER} and {AUGMENTOR}"
+        )
+    config = embedder_config(header)
+    source = open_part(header)
+    part = Part(KIND, header, EMBEDDER, "open_clip", config)
+    network, _ = load_network(part, source, "unknown", device=device, dtype=dtype)
+    assert isinstance(network, ImageEncoder), "the config decides the class"
+    wanted = (1, config.projection_width)
+    statistics = []
+    for name in (f"{AUGMENTOR}data_mean", f"{AUGMENTOR}data_std"):
+        if header.tensors[name].shape != wanted:
+            given = f"{name} of {list(header.tensors[name].shape)}"
+            raise IncompatibleCheckpoint(str(path), given=given, expected=f"{list(wanted)}, as the embedding")
+        statistics.append(source.read(name, mapped=False).float()[0])
+    table = f"{AUGMENTOR}alphas_cumprod"
+    usual = EmbeddingNoise.plain(config.projection_width).alphas_cumprod
+    levels = source.read(table, mapped=False).double() if table in header.tensors else usual
+    return network, EmbeddingNoise(statistics[0], statistics[1], levels)
+
+
+def embedder_config(header: Header) -> ImageEncoderConfig:
+    """The sizes of the vision tower in a single file; errors as in `tower_config`."""
+    shapes = {
+        name.removeprefix(EMBEDDER): info.shape for name, info in header.tensors.items() if name.startswith(EMBEDDER)
+    }
+    ours = {
+        "embeddings.patch_embedding.weight": shapes["conv1.weight"],
+        "embeddings.position_embedding.weight": shapes["positional_embedding"],
+        "encoder.layers.0.mlp.fc1.weight": shapes["transformer.resblocks.0.mlp.c_fc.weight"],
+        "visual_projection.weight": shapes["proj"][::-1],
+    }
+    layers = {name.split(".")[2] for name in shapes if name.startswith("transformer.resblocks.")}
+    return tower_config({**ours, **{f"encoder.layers.{one}": () for one in layers}}, {}, str(header.path))
 
 
 def image_encoder_config(path: Path, header: Header) -> ImageEncoderConfig:

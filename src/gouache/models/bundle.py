@@ -23,7 +23,7 @@ from gouache.models.few_steps import FewSteps
 from gouache.models.mmdit import MMDiT
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
-from gouache.models.text.stack import TextStack
+from gouache.models.text.stack import NoTexts, TextStack
 from gouache.models.turns import turns_of
 from gouache.models.unet import UNet
 from gouache.models.upscalers import Upscaler
@@ -159,9 +159,15 @@ class ModelBundle:
         return self.unet.config.picture_width if isinstance(self.unet.config, UNetConfig) else 0
 
     @property
+    def reads_texts(self) -> bool:
+        """Whether it has text encoders; Image Variations is shown a picture alone."""
+        return not isinstance(self.text, NoTexts)
+
+    @property
     def takes_pictures(self) -> bool:
-        """Whether it takes a picture's embedding without an adapter: unCLIP by itself, SDXL as its pooled text."""
-        return self.picture_width > 0 or self.size_numbers == SDXL.size_numbers
+        """Whether it takes a picture's embedding without an adapter: unCLIP and Image Variations by themselves, SDXL as
+        its pooled text."""
+        return self.picture_width > 0 or not self.reads_texts or self.size_numbers == SDXL.size_numbers
 
     @property
     def takes_aesthetic_score(self) -> bool:

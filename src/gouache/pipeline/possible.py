@@ -7,7 +7,7 @@ from gouache.models.bundle import ModelBundle
 from gouache.pipeline.generate.guiders import check_guiders
 from gouache.pipeline.inputs.start import ENLARGE, input_kind
 from gouache.pipeline.prompts.regions import check_regions
-from gouache.pipeline.prompts.syntax import adapter_tags, refuse_tags
+from gouache.pipeline.prompts.syntax import adapter_tags, refuse_tags, without_tags
 from gouache.pipeline.request import Request
 
 
@@ -128,18 +128,21 @@ def _check_enlarging(request: Request, bundle: ModelBundle) -> None:
 def _check_image_prompts(request: Request, bundle: ModelBundle) -> None:
     """Refuse image prompts where nothing reads them, and a model that paints variations without one."""
     own = [one for one in request.image_prompts if one.adapter is None]
-    if bundle.picture_width and not own:
+    alone = not bundle.reads_texts
+    if alone:
+        _check_no_words(request)
+    if (bundle.picture_width or alone) and not own:
         raise InvalidInput(
             "image_prompts",
             given="no picture",
-            expected="one: this unCLIP model paints variations of a picture",
+            expected=f"one: this {'' if alone else 'unCLIP '}model paints variations of a picture",
             cure="Name it: --image-prompt FILE.",
         )
     if not request.image_prompts:
         return
     clashes = {
         "outpaint": request.outpaint is not None,
-        "inversion": bundle.picture_width > 0 and request.inversion is not None,
+        "inversion": (bundle.picture_width > 0 or alone) and request.inversion is not None,
         "an instruct model": bundle.prior is None
         and bundle.unet.config.draft_channels == bundle.vae.config.latent_channels,
     }
@@ -154,6 +157,21 @@ def _check_image_prompts(request: Request, bundle: ModelBundle) -> None:
             else "Leave one out.",
         )
     _check_own_pictures(request, bundle)
+
+
+def _check_no_words(request: Request) -> None:
+    """Refuse words where no text encoder reads them; tags of adapters are no words."""
+    words = {name: getattr(request, name) for name in ("prompt", "negative_prompt", "style", "regions")}
+    if request.interpolation is not None:
+        words["interpolation.prompt"] = request.interpolation.prompt
+    for name, given in words.items():
+        if without_tags(given).strip() if isinstance(given, str) else given:
+            raise InvalidInput(
+                name,
+                given="words",
+                expected="none: this model has no text encoder, and paints variations of a picture",
+                cure="Leave it empty, or use a model that paints from words.",
+            )
 
 
 def _check_own_pictures(request: Request, bundle: ModelBundle) -> None:

@@ -13,11 +13,15 @@ import torch
 from diffusers.pipelines.stable_diffusion import pipeline_stable_unclip_img2img as module
 from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import StableUnCLIPImageNormalizer
 from PIL import Image
+from safetensors.torch import save_file
+from tests.pipeline.twins import BETAS
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from gouache.checkpoints.adapters.library import AdapterFolder
 from gouache.checkpoints.convert import convert
+from gouache.checkpoints.detect import CONFIG_KEY
 from gouache.checkpoints.identify import identify
+from gouache.checkpoints.keymaps import speller
 from gouache.diffusion.rng import ImageNoise, ImageSeed
 from gouache.errors import IncompatibleCheckpoint, InvalidInput, ModelNotFound
 from gouache.pipeline.pipeline import Pipeline
@@ -164,6 +168,66 @@ def test_a_picture_of_a_batch_is_the_picture_made_alone(unclip: Unclip, picture:
     assert psnr(portable[1].image, np.asarray(alone.image) / 255) >= 50
 
 
+OPEN_CLIP = {
+    "vision_model.embeddings.class_embedding": "class_embedding",
+    "vision_model.embeddings.position_embedding.weight": "positional_embedding",
+    "vision_model.embeddings.patch_embedding.": "conv1.",
+    "vision_model.pre_layrnorm.": "ln_pre.",
+    "vision_model.post_layernorm.": "ln_post.",
+    "vision_model.encoder.layers.": "transformer.resblocks.",
+    "layer_norm": "ln_",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+}
+
+
+def as_open_clip(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """transformers' vision tower under OpenCLIP's names."""
+    found = {"proj": state.pop("visual_projection.weight").T.contiguous()}
+    for name in [one for one in state if "q_proj" in one]:
+        thirds = [state.pop(name.replace("q_proj", one)) for one in ("q_proj", "k_proj", "v_proj")]
+        state[name.replace("self_attn.q_proj.", "attn.in_proj_")] = torch.cat(thirds)
+    for name, tensor in state.items():
+        for theirs, ours in OPEN_CLIP.items():
+            name = name.replace(theirs, ours)
+        found[name] = tensor
+    return found
+
+
+def test_one_file_paints_as_the_folder(unclip: Unclip, picture: str, tmp_path: Path) -> None:
+    """With its tower under OpenCLIP's names, as Stable unCLIP was published."""
+    shape = {"hidden_size": 128, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPVisionConfig(image_size=28, patch_size=14, projection_dim=WIDTH, hidden_act="quick_gelu", **shape)
+    other = drawn(CLIPVisionModelWithProjection(config), 8, 0.2)
+    folder, file = tmp_path / "model", tmp_path / "model.safetensors"
+    shutil.copytree(unclip.folder, folder)
+    other.save_pretrained(folder / "image_encoder")
+    bundle = unclip.ours.bundle
+    parts = (
+        ("unet", "model.diffusion_model.", "ldm", bundle.unet),
+        ("vae", "first_stage_model.", "ldm", bundle.vae),
+        ("text_encoder", "cond_stage_model.transformer.", "clip_model", bundle.text.encoders[0]),
+    )
+    tensors, metadata = {}, {}
+    for name, prefix, naming, network in parts:
+        spell = speller(network.config, naming)
+        tensors |= {prefix + spell(key).name: value.contiguous() for key, value in network.state_dict().items()}
+        metadata[CONFIG_KEY + name] = network.config.to_json()
+    statistics = unclip.theirs.image_normalizer
+    tensors |= {f"embedder.model.visual.{key}": value for key, value in as_open_clip(other.state_dict()).items()}
+    tensors |= {"noise_augmentor.data_mean": statistics.mean.data, "noise_augmentor.data_std": statistics.std.data}
+    save_file(tensors, file, metadata)
+    request = BASE.replace({"image_prompts": [{"images": picture, "noise_level": 300}], **SIZE})
+    found, wanted = (Pipeline.load(path).paint(request)[0].recipe for path in (file, folder))
+    assert (identify(file).family, identify(file).variant) == ("sd2", "unclip")
+    assert (found.steps, found.pixels) == (wanted.steps, wanted.pixels)
+    assert found.adapters == ()
+    save_file({key: value for key, value in tensors.items() if "data_std" not in key}, file, metadata)
+    with pytest.raises(IncompatibleCheckpoint, match="an unCLIP model without its image encoder"):
+        Pipeline.load(file)
+
+
 def test_sdxl_takes_a_picture_for_its_pooled_text(twins: Twins, tower: Any, picture: str, tmp_path: Path) -> None:
     """As "ReVision": the embedding stands where the second encoder's pooled text stood."""
     pair = twins.of("sdxl")
@@ -197,3 +261,73 @@ def test_sdxl_takes_a_picture_for_its_pooled_text(twins: Twins, tower: Any, pict
     ours.adapters.folder = AdapterFolder(tmp_path / "nothing")
     with pytest.raises(ModelNotFound, match="one whose embeddings are 24 wide"):
         ours.paint(request)
+
+
+@pytest.fixture(scope="module")
+def variations(twins: Twins, tmp_path_factory: pytest.TempPathFactory) -> Variations:
+    return Variations(twins.of("sd1"), tmp_path_factory.mktemp("variations") / "model")
+
+
+class Variations:
+    """Image Variations in both programs: a U-Net that is shown a picture's embedding in place of a text."""
+
+    def __init__(self, pair: Pair, folder: Path) -> None:
+        self.pair, self.folder = pair, folder
+        shape = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+        width = pair.theirs.unet.config.cross_attention_dim
+        config = CLIPVisionConfig(image_size=28, patch_size=14, projection_dim=width, hidden_act="quick_gelu", **shape)
+        self.theirs = diffusers.StableDiffusionImageVariationPipeline(
+            vae=pair.theirs.vae,
+            image_encoder=drawn(CLIPVisionModelWithProjection(config), 3, 0.3),
+            unet=pair.theirs.unet,
+            scheduler=diffusers.EulerDiscreteScheduler(**BETAS),
+            safety_checker=None,
+            feature_extractor=CLIPImageProcessor(size=28, crop_size=28),
+            requires_safety_checker=False,
+        )
+        self.theirs.set_progress_bar_config(disable=True)
+        self.theirs.save_pretrained(folder)
+        self.ours = Pipeline.load(folder)
+
+
+WORDLESS = BASE.replace({"prompt": "", "negative_prompt": None})
+
+
+def test_image_variations_is_diffusers(variations: Variations, picture: str) -> None:
+    pair = variations.pair
+    request = WORDLESS.replace({"image_prompts": [{"images": picture}], **SIZE})
+    pair.use_scheduler(request)
+    variations.theirs.scheduler = pair.theirs.scheduler
+    theirs = variations.theirs(
+        image=Image.open(picture).convert("RGB"),
+        num_inference_steps=request.num_inference_steps,
+        guidance_scale=request.guidance_scale,
+        latents=pair.scaled(BASE, pair.noise(request)),
+        height=SIDE,
+        width=SIDE,
+        output_type="np",
+    ).images[0]
+    (found,) = variations.ours.paint(request)
+    assert psnr(found.image, theirs) >= 60
+    assert [(one.kind, one.name) for one in found.recipe.adapters] == [("image-encoder", "image_encoder")]
+    again = variations.ours.paint(found.recipe.request)[0]
+    assert (again.recipe.steps, again.recipe.pixels) == (found.recipe.steps, found.recipe.pixels)
+    others = [{"images": picture, "weight": 0.5}, {"images": picture, "noise_level": 600}]
+    seen = {variations.ours.paint(request.replace({"image_prompts": [one]}))[0].recipe.steps for one in others}
+    assert len({found.recipe.steps, *seen}) == 3
+
+
+def test_what_image_variations_is_and_cant_do(variations: Variations, picture: str, tmp_path: Path) -> None:
+    identity = identify(variations.folder)
+    assert (identity.kind, identity.family, identity.variant) == ("model", "sd1", "variation")
+    shown = WORDLESS.replace({"image_prompts": [{"images": picture}]})
+    for request, words in (
+        (WORDLESS, "image_prompts: given no picture"),
+        (shown.replace({"prompt": "a cat"}), "prompt: given words.*no text encoder"),
+        (shown.replace({"negative_prompt": "grey"}), "negative_prompt: given words"),
+        (shown.replace({"image_prompts": [{"images": picture}] * 2}), "several pictures without an adapter"),
+    ):
+        with pytest.raises(InvalidInput, match=words):
+            variations.ours.paint(request)
+    with pytest.raises(IncompatibleCheckpoint, match="an Image Variations model, which has an image encoder"):
+        convert(variations.folder, tmp_path / "a.safetensors", to="single-file")

@@ -43,6 +43,8 @@ PART_NAMES = ("unet", "transformer", "vae", "text_encoder", "text_encoder_2", "t
 """Folders of parts; what is in `transformer` is the part `unet`."""
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 CLIP_TOKENIZERS = ("CLIPTokenizer", "CLIPTokenizerFast")
+VARIATIONS = "StableDiffusionImageVariationPipeline"
+"""The pipeline that is shown a picture in place of a text."""
 SCHEDULER_FILE = "scheduler_config.json"
 MAX_JSON_BYTES = 16 << 20
 VOCABULARY_BYTES = 1 << 19
@@ -184,15 +186,16 @@ def identify_diffusers(folder: Path, *, variant: str | None = None) -> Identity:
         else:
             parts[name] = part_of_folder(places[name], name, header, family)
     left_out, unexplained = _rest(parts, family)
+    shown = index.get("_class_name") == VARIATIONS and "unet" in parts and (folder / "image_encoder").is_dir()
     scheduler = scheduler_of_folder(folder, family)
     prediction = None if scheduler is None else scheduler.denoiser.parameterization
     if scheduler is not None and "vae" in parts:
         parts["vae"] = in_units_of_data(parts["vae"], scheduler.denoiser)
     return Identity(
-        kind=kind_of(parts),
+        kind="model" if shown else kind_of(parts),
         family=family,
         layout="diffusers",
-        variant=variant_of(unet),
+        variant="variation" if shown else variant_of(unet),
         label=" ".join(filter(None, (str(index.get("_class_name", "")), label_of(unet)))),
         parts=parts,
         prediction=prediction,

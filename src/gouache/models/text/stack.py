@@ -13,7 +13,7 @@ from gouache.errors import InvalidInput
 from gouache.models.text.clip import TextEncoder, TextEncoding
 from gouache.models.text.sentence import SentenceEncoder
 from gouache.models.text.t5 import T5Encoder
-from gouache.models.text.tokenizers import ClipTokenizer, TextTokenizer, WordPieceTokenizer
+from gouache.models.text.tokenizers import END_ID, ClipTokenizer, TextTokenizer, WordPieceTokenizer
 from gouache.models.text.unigram import UnigramTokenizer
 from gouache.models.turns import awake
 
@@ -222,6 +222,41 @@ class TextStack(nn.Module):
 
     def _encoders(self) -> list[TextEncoder | SentenceEncoder]:
         return [part for part in self.encoders if isinstance(part, TextEncoder | SentenceEncoder)]
+
+
+class NoTexts(TextStack):
+    """What stands for the text encoders of a model that is shown a picture alone: every text is a row of zeros.
+
+    Args:
+        width: channels of the context.
+    """
+
+    def __init__(self, width: int) -> None:
+        nn.Module.__init__(self)
+        self.encoders = nn.ModuleList()
+        self.tokenizers = (ClipTokenizer(pad_id=END_ID, max_length=77),)
+        self.joint, self.t5, self.t5_tokenizer = None, None, None
+        self.width = width
+
+    @property
+    def context_widths(self) -> tuple[int, ...]:
+        """That of the context, as one encoder would give it."""
+        return (self.width,)
+
+    @property
+    def pooled_widths(self) -> tuple[int, ...]:
+        """None is pooled."""
+        return (0,)
+
+    def encode(self, chunks: Sequence[Sequence[int]], *, skip_layers: int | None = None) -> TextEncoding:
+        """Zeros for N chunks, whatever they say. [N, 1, width]
+
+        Raises:
+            InvalidInput: `skip_layers`.
+        """
+        if skip_layers is not None:
+            raise InvalidInput("skip_layers", given=skip_layers, expected="nothing: this model has no text encoder")
+        return TextEncoding(torch.zeros(len(chunks), 1, self.width), None, None)
 
 
 def _check_table(rows: int, tokenizer: TextTokenizer | UnigramTokenizer) -> None:

@@ -54,7 +54,7 @@ class NetworkInputs:
         pictures: what IP-Adapters show, with the steps at which each does.
         noise_level: of a small picture in `draft`.
         regions: texts with areas of their own, beside the prompt.
-        pooled: a picture in place of the pooled text.
+        pooled: a picture in place of the pooled text, or of the whole.
     """
 
     draft: Tensor | None = None
@@ -217,13 +217,12 @@ class PromptedDenoiser:
             # The prior's draft is a condition as the text is, and was left out in training as the text was: so guidance
             # strengthens what both say. 11 points of R@1 over guiding by the text alone (docs/log.md).
             draft = torch.zeros_like(draft)
-        pooled = text.pooled
         if inputs.pooled is not None:
-            pooled = inputs.pooled.in_place_of(pooled, self.step, negative=negative)
+            text = inputs.pooled.in_place_of(text, self.step, negative=negative)
         return Condition(
             context=text.context,
             mask=text.mask,
-            pooled=self.bundle.pooled_vector(pooled, numbers),
+            pooled=self.bundle.pooled_vector(text.pooled, numbers),
             draft=draft,
             controls=self._controls(negative=negative),
             pictures=tuple(one.on_side(negative=negative) for one in inputs.pictures if one.is_on(self.step)),

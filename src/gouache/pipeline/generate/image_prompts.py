@@ -14,7 +14,7 @@ from gouache.checkpoints.adapters.ip_adapter import load_ip_adapter
 from gouache.checkpoints.adapters.ip_adapter_library import find_ip_adapter, towers
 from gouache.checkpoints.adapters.kinds import FAMILY_OF_WIDTH
 from gouache.checkpoints.renamed import header_at
-from gouache.checkpoints.vision import image_encoder_config, load_image_encoder, read_embedding_noise
+from gouache.checkpoints.vision import image_encoder_config, load_embedder, load_image_encoder, read_embedding_noise
 from gouache.diffusion.rng import ImageNoise
 from gouache.errors import IncompatibleCheckpoint, ModelNotFound
 from gouache.models.bundle import ModelBundle
@@ -27,6 +27,7 @@ from gouache.pipeline.generate.controlnets import unet_of
 from gouache.pipeline.inputs.images import fit, on_background
 from gouache.pipeline.inputs.start import PromptPictures
 from gouache.pipeline.inputs.tensors import to_tensor
+from gouache.pipeline.prompts.encode import EncodedPrompt
 from gouache.pipeline.request import ImagePrompt, Request
 
 PUBLISHED_TOWERS = {("plain", 1024): "ViT-H", ("plain", 1280): "ViT-bigG", ("", 1280): "ViT-H", ("", 1664): "ViT-bigG"}
@@ -59,6 +60,7 @@ class IPAdapters:
         self._adapters: dict[tuple[Path, int], IPAdapter] = {}
         self._encoders: dict[tuple[Path, int], PictureEncoder] = {}
         self._own: tuple[tuple[Path, int], PictureEncoder] | None = None
+        self._embedder: OwnPictures | None = None
 
     def load(self, request: Request, folder: Path | None = None) -> Mapping[str, Loaded]:
         """Every IP-Adapter that a request names, by its name.
@@ -97,10 +99,15 @@ class IPAdapters:
             ModelNotFound: it isn't there.
             CheckpointError: it can't be used.
         """
-        unclip, top = self.bundle.picture_width, self.bundle.path
-        width = unclip or self.bundle.text.pooled_width
+        unclip, top, alone = self.bundle.picture_width, self.bundle.path, not self.bundle.reads_texts
+        if unclip and top is not None and top.is_file():
+            if self._embedder is None:
+                network, noise = load_embedder(top, device=self.bundle.device, dtype=self.bundle.dtype)
+                self._embedder = OwnPictures(PictureEncoder(network.eval().requires_grad_(False)), noise)
+            return self._embedder, top
+        width = unclip or (self.bundle.text.context_width if alone else self.bundle.text.pooled_width)
         tower = next((one for one in towers(None, top, folder) if _projection(one) == width), None)
-        own = top / "image_encoder" if top is not None and unclip else None
+        own = top / "image_encoder" if top is not None and (unclip or alone) else None
         tower = own if own is not None and own.is_dir() else tower
         if tower is None:
             raise ModelNotFound(
@@ -221,25 +228,28 @@ class TimedPictures:
 
 @dataclass(frozen=True, slots=True)
 class PooledPicture:
-    """A picture in place of the pooled text, and the steps at which it is.
+    """A picture in place of the pooled text, or of the whole, and the steps at which it is.
 
     Attributes:
         seen: under the prompt. [B, P]
         blank: under the negative prompt and at the other steps; None = the pooled text. [1, P]
         prompt: its share of the steps.
         steps: of the walk.
+        whole: whether it is the context, of one row, and not the pooled vector.
     """
 
     seen: Tensor
     blank: Tensor | None
     prompt: ImagePrompt
     steps: int
+    whole: bool = False
 
-    def in_place_of(self, pooled: Tensor | None, step: int, *, negative: bool) -> Tensor | None:
-        """What the network is given for a pooled text [1, P] at a step, counted from 1. [B or 1, P]"""
-        if not negative and self.prompt.is_on(step, self.steps):
-            return self.seen
-        return pooled if self.blank is None else self.blank
+    def in_place_of(self, text: EncodedPrompt, step: int, *, negative: bool) -> EncodedPrompt:
+        """What the network is given for a text at a step, counted from 1: pooled [B or 1, P], or context [.., 1, P]."""
+        vector = self.seen if not negative and self.prompt.is_on(step, self.steps) else self.blank
+        if vector is None:
+            return text
+        return replace(text, context=vector[:, None]) if self.whole else replace(text, pooled=vector)
 
 
 @torch.no_grad()
@@ -266,10 +276,10 @@ def pooled_picture(
     if bundle.picture_width:
         seen = reader.noise.with_level(embedding, level, drawn) * prompt.weight
         return PooledPicture(seen, torch.zeros_like(seen[:1]), prompt, steps)
-    if prompt.weight == 0:
-        return None
     seen = reader.noise.noised(embedding, level, drawn) if level else embedding
-    return PooledPicture(seen * prompt.weight, None, prompt, steps)
+    if not bundle.reads_texts:
+        return PooledPicture(seen * prompt.weight, torch.zeros_like(seen[:1]), prompt, steps, whole=True)
+    return PooledPicture(seen * prompt.weight, None, prompt, steps) if prompt.weight else None
 
 
 @torch.no_grad()

@@ -6,9 +6,8 @@ weights of the gate's checker.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,10 +16,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter, ImageFont
 from torch import Tensor
 
-from gouache.checkpoints.formats.header import TensorInfo, open_source
+from gouache.checkpoints.diffusers.folder import read_json
+from gouache.checkpoints.formats.header import open_source
+from gouache.checkpoints.vision import tower_config
 from gouache.errors import IncompatibleCheckpoint, InvalidInput, ModelNotFound
 from gouache.models.conditioning.image_encoder import SafetyChecker, preprocess
-from gouache.models.configs import ImageEncoderConfig
 from gouache.pipeline.generate.generation import Event, Painted, Progress
 from gouache.pipeline.inputs.images import on_background
 from gouache.pipeline.inputs.tensors import to_tensor
@@ -209,7 +209,7 @@ def load_safety_checker(path: Path) -> SafetyChecker:
         ModelNotFound: no weight file in the folder.
         IncompatibleCheckpoint: tensors are missing, unexpected or of another shape.
     """
-    file, heads, activation = _file_of(path)
+    file, told = _file_of(path)
     source = open_source(file)
     names = {_ours(name): name for name in source.header.tensors if not name.endswith("position_ids")}
     shapes = {name: source.header.tensors[names[name]] for name in names}
@@ -220,7 +220,8 @@ def load_safety_checker(path: Path) -> SafetyChecker:
             expected="diffusers' safety checker",
             cure="Name the folder `safety_checker` of a diffusers model.",
         )
-    config = _config(shapes, heads, activation)
+    tower = {name.removeprefix("tower."): info.shape for name, info in shapes.items()}
+    config = tower_config(tower, told, str(file))
     checker = SafetyChecker(config, shapes["concept_embeds"].shape[0], shapes["special_care_embeds"].shape[0])
     wanted = {name: tuple(value.shape) for name, value in checker.state_dict().items()}
     wrong = sorted(set(wanted) ^ set(shapes)) or [name for name in wanted if shapes[name].shape != wanted[name]]
@@ -233,16 +234,16 @@ def load_safety_checker(path: Path) -> SafetyChecker:
     return checker.eval().requires_grad_(False)
 
 
-def _file_of(path: Path) -> tuple[Path, int | None, str | None]:
-    """The weight file, and what `config.json` says about heads and activation."""
+def _file_of(path: Path) -> tuple[Path, dict[str, object]]:
+    """The weight file, and what `config.json` says about the tower."""
     if path.is_file():
-        return path, None, None
+        return path, {}
     file = next((path / name for name in FILES if (path / name).is_file()), None)
     if file is None:
         raise ModelNotFound("safety checker", given=str(path), expected=f"one of {', '.join(FILES)} in it")
     told = path / "config.json"
-    vision = json.loads(told.read_text(encoding="utf-8")).get("vision_config", {}) if told.is_file() else {}
-    return file, vision.get("num_attention_heads"), vision.get("hidden_act")
+    vision = read_json(told).get("vision_config") if told.is_file() else None
+    return file, vision if isinstance(vision, dict) else {}
 
 
 def _ours(name: str) -> str:
@@ -253,23 +254,6 @@ def _ours(name: str) -> str:
     while rest.startswith("vision_model."):
         rest = rest.removeprefix("vision_model.")
     return name if rest == name else f"tower.{rest}"
-
-
-def _config(shapes: Mapping[str, TensorInfo], heads: int | None, activation: str | None) -> ImageEncoderConfig:
-    """The tower's sizes from its tensors' shapes; heads are 64 wide unless told otherwise."""
-    patch = shapes["tower.embeddings.patch_embedding.weight"].shape
-    places = shapes["tower.embeddings.position_embedding.weight"].shape[0]
-    layers = {name.split(".")[3] for name in shapes if name.startswith("tower.encoder.layers.")}
-    return ImageEncoderConfig(
-        image_size=round((places - 1) ** 0.5) * patch[2],
-        patch_size=patch[2],
-        width=patch[0],
-        inner_width=shapes["tower.encoder.layers.0.mlp.fc1.weight"].shape[0],
-        layers=len(layers),
-        heads=heads or max(1, patch[0] // 64),
-        activation="gelu" if activation == "gelu" else "quick_gelu",
-        projection_width=shapes["tower.visual_projection.weight"].shape[0],
-    )
 
 
 def blurred(picture: Image.Image) -> Image.Image:

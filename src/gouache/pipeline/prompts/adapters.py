@@ -122,11 +122,10 @@ class Adapters:
         adapted = self._with_controls(request, self._apply_to_prompt(request))
         if any(one.adapter is None for one in request.image_prompts):
             own, tower = self.ip_adapters.own(self.folder.folder)
-            adapted = replace(
-                adapted,
-                bundle=replace(adapted.bundle, own_pictures=own),
-                refs=(*adapted.refs, ref_of(tower.stem, TOWER, tower)),
-            )
+            # A tower in the model's own file is named with the model.
+            named = () if tower == self.bundle.path else (ref_of(tower.stem, TOWER, tower),)
+            bundle = replace(adapted.bundle, own_pictures=own)
+            adapted = replace(adapted, bundle=bundle, refs=(*adapted.refs, *named))
         if all(one.adapter is None for one in request.image_prompts):
             return adapted
         found = self.ip_adapters.load(request, self.folder.folder)

@@ -153,6 +153,10 @@ class DenoiserTraining(Stage[UNet | MMDiT]):
     ) -> Iterator[Preparing | Ready]:
         """On a published model, whose other parts stay as they are."""
         bundle = load_bundle(start, dtype=torch.float32)
+        if bundle.picture_width or not bundle.reads_texts:
+            raise ConfigError(
+                "denoiser.start", given=f"{start}, which is shown pictures", expected="a model trained on texts"
+            )
         stores = yield from inputs.encoded(sources, encoders_of(bundle, start, inputs.config.data.size))
         update = {"network": bundle.unet.config, "start": None, "denoiser": bundle.denoiser_config}
         ready = table.model_copy(update=update)
