@@ -81,6 +81,7 @@ def raw(path: Path) -> Tensors:
     return {name.removeprefix("text_model."): one for name, one in tensors.items() if one.is_floating_point()}
 
 
+@pytest.mark.every_time("plan0-*", "plan4-*")
 @pytest.mark.parametrize(("plan", "sources", "factors"), [
     (MergePlan(weights=(0.3,)), "ab", (0.7, 0.3)),
     (MergePlan(), "ab", (0.5, 0.5)),

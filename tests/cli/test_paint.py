@@ -94,10 +94,10 @@ def test_options_become_the_request_they_name() -> None:
     first, second = request.control
     assert (first.model, first.image, first.weight, first.end) == ("canny", "a:b.png", 0.5, 0.6)
     assert (second.model, second.image, second.weight, second.guess) == ("depth", "c,d.png", 1.0, True)
-    first, second, third = request.image_prompts
-    assert (first.adapter, first.images, first.weight) == ("faces", ("a.png", "b.png"), 0.5)
-    assert (first.mask, first.start, first.end) == ("m.png", 0.1, 1.0)
-    assert (second.adapter, second.images, second.weight) == (None, ("c.png",), 0.25)
+    one, two, third = request.image_prompts
+    assert (one.adapter, one.images, one.weight) == ("faces", ("a.png", "b.png"), 0.5)
+    assert (one.mask, one.start, one.end) == ("m.png", 0.1, 1.0)
+    assert (two.adapter, two.images, two.weight) == (None, ("c.png",), 0.25)
     assert (third.adapter, third.images, third.weight) == ("x", ("d.png",), 1.0)
     with pytest.raises(InvalidInput, match="ADAPTER:"):
         request_values(specs, {"image_prompts": ["faces:"]})

@@ -148,6 +148,7 @@ def test_every_residual_agrees(name: str, guess: bool, agree: Agreement) -> None
     assert len(found.skips) == len(skips)
     for our_skip, their_skip in zip(found.skips, skips, strict=True):
         agree(our_skip, their_skip, 1e-4)
+    assert found.middle is not None
     agree(found.middle, middle, 1e-4)
 
 

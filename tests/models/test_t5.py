@@ -84,9 +84,9 @@ def test_fp16_that_overflows_stays_finite(agree: Agreement) -> None:
     ours, theirs = pair(torch.float16)
     with torch.no_grad():
         for network in (ours, theirs):
-            network.encoder.block[0].layer[0].SelfAttention.o.weight.mul_(4e4)
-            for block in network.encoder.block:
-                block.layer[1].DenseReluDense.wo.weight.mul_(300.0)
+            network.get_parameter("encoder.block.0.layer.0.SelfAttention.o.weight").mul_(4e4)
+            for number in range(CONFIG.layers):
+                network.get_parameter(f"encoder.block.{number}.layer.1.DenseReluDense.wo.weight").mul_(300.0)
         ids = token_ids(20)[:1]
         found, expected = ours(ids).context, theirs(ids).last_hidden_state
     agree(found.float(), expected.float(), 16 * torch.finfo(torch.float16).eps)

@@ -72,7 +72,7 @@ def model(request: pytest.FixtureRequest, make_tiny: MakeBundle, pocket: ModelBu
     y, x = np.mgrid[0:side, 0:side] / side
     Image.fromarray((np.stack([x, y, 1 - x], -1) * 255).astype(np.uint8)).save(start)
     with torch.no_grad():
-        mild.unet.conv_out.weight.mul_(0.1)
+        mild.unet.get_parameter("conv_out.weight").mul_(0.1)
     return Model(Pipeline(bundle), Pipeline(mild), start, kind)
 
 

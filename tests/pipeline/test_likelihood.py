@@ -83,8 +83,8 @@ def test_bits_of_a_network_that_predicts_no_noise_are_the_closed_form(make_tiny:
     """eps = 0 makes D(x) = x, so |x0 - D|^2 = sigma^2 |noise|^2: every part of the bound is known."""
     bundle = make_tiny()
     with torch.no_grad():
-        bundle.unet.conv_out.weight.zero_()
-        bundle.unet.conv_out.bias.zero_()  # type: ignore[union-attr]
+        bundle.unet.get_parameter("conv_out.weight").zero_()
+        bundle.unet.get_parameter("conv_out.bias").zero_()
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
     low, high = max(bundle.schedule.sigma_min, SIGMA_FLOOR), min(bundle.schedule.sigma_max, SIGMA_CEILING)
     dimensions = 256

@@ -88,4 +88,4 @@ def test_the_measure_sees_a_difference(twins: Twins) -> None:
     (painted,) = pair.ours.paint(request)
     other = pair.text_to_image(request.replace({"prompt": "something else"}))
     assert psnr(painted.image, other) < 50
-    assert torch.is_tensor(pair.ours.bundle.unet.conv_in.weight)
+    assert torch.is_tensor(pair.ours.bundle.unet.get_parameter("conv_in.weight"))

@@ -227,6 +227,6 @@ def test_half_precision_overflow_is_decoded_again_and_noted(make_tiny: MakeBundl
 def test_nan_in_the_network_is_an_error_not_a_black_picture(make_tiny: MakeBundle) -> None:
     bundle = make_tiny()
     with torch.no_grad():
-        bundle.unet.conv_out.weight.fill_(float("nan"))
+        bundle.unet.get_parameter("conv_out.weight").fill_(float("nan"))
     with pytest.raises(InvalidInput, match="float32"):
         Pipeline(bundle).paint(Request(prompt="a", seed=1))

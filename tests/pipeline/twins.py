@@ -169,7 +169,8 @@ class Twins:
             linear_projection=family != "sd1",
             norm_groups=8,
             pooled_width=24 + (5 if refiner else 6) * 256 if sdxl else 0,
-            **({"noise_levels": 1000, "only_cross_attention": (True, False)} if draft_channels == 3 else {}),
+            noise_levels=1000 if draft_channels == 3 else 0,
+            only_cross_attention=(True, False) if draft_channels == 3 else (),
         )
         unet = scrambled(self._unet(unet_config, sdxl), 13 if refiner else 3)
         # The pipeline of the x4 upscaler insists on its own scale.

@@ -18,7 +18,7 @@ from gouache.data.packed import pack_pictures
 from gouache.data.readers import ReadReport
 from gouache.errors import ConfigError, InvalidInput
 from gouache.models.bundle import ModelBundle
-from gouache.models.configs import TextEncoderConfig
+from gouache.models.configs import TextEncoderConfig, UNetConfig
 from gouache.models.text.clip import TextEncoder
 from gouache.models.text.stack import TextStack
 from gouache.models.unet import UNet
@@ -110,6 +110,7 @@ def sdxl_like() -> ModelBundle:
             "middle_transformer_layers": 2,
         }
     )
+    assert isinstance(sizes, UNetConfig)
     bundle = replace(start, family="sdxl", text=text, unet=UNet(sizes))
     for number, network in enumerate(bundle.networks().values()):
         fill(network, torch.Generator().manual_seed(number))

@@ -254,6 +254,7 @@ def test_a_decoder_refined_on_what_the_model_paints_keeps_the_encoder(model: Pat
 def test_painted_latents_follow_the_denoisers_own_steps(sigma: float, model: Path) -> None:
     """A U-Net whose output is 0 says of v-prediction that x0 is x_t scaled by alpha: two steps of it by hand."""
     bundle = load_bundle(model, dtype=torch.float32)
+    assert isinstance(bundle.unet, UNet)
     for parameter in bundle.unet.conv_out.parameters():
         torch.nn.init.zeros_(parameter)
     assert bundle.quantizer is not None

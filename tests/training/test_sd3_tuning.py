@@ -114,7 +114,7 @@ def test_the_loss_is_the_flows_and_falls(make_stage: Callable[..., Any]) -> None
     with torch.random.fork_rng():
         torch.manual_seed(0)
         stage = DenoiserTraining(DenoiserStage.from_dict(table), data, data, None, None, 0)
-        torch.nn.init.normal_(stage.trained.proj_out.weight, std=0.1)
+        torch.nn.init.normal_(stage.trained.get_parameter("proj_out.weight"), std=0.1)
     batch = stage.batch(range(8))
     x0, eps = batch["x0"], batch["eps"]
     share = (batch["sigma"] / (1 + batch["sigma"])).float()

@@ -184,6 +184,7 @@ def pixels(model: Path) -> str | None:
     return Pipeline.load(model).paint(REQUEST)[0].recipe.pixels
 
 
+@pytest.mark.every_time("sd1")
 @pytest.mark.parametrize("family", KINDS)
 def test_a_whole_model_of_stable_diffusion_cpp_paints_what_its_numbers_paint(
     whole: Callable[[str], Written], family: str

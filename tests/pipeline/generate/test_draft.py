@@ -14,6 +14,7 @@ from PIL import Image
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults
+from gouache.models.unet import UNet
 from gouache.pipeline.generate.draft import draft, draw_of, kept_tokens
 from gouache.pipeline.inputs.start import encode
 from gouache.pipeline.likelihood import prior_bits
@@ -146,6 +147,7 @@ def test_it_begins_on_the_noised_draft_with_all_its_steps(schedule: str, pocket:
     """The first call is shown draft + sigma * noise: with the draft known, the noise in it has deviation 1."""
     pipe = Pipeline(pocket)
     seen: list[tuple[torch.Tensor, float, torch.Tensor]] = []
+    assert isinstance(pocket.unet, UNet)
     own = pocket.unet.forward
 
     def watched(x: torch.Tensor, t: torch.Tensor, *given: Any, draft: torch.Tensor, **named: Any) -> torch.Tensor:

@@ -210,7 +210,7 @@ def gentle(make_tiny: MakeBundle) -> Pipeline:
     """A network whose answer changes slowly, as a trained one's does: a random one is too rough to be inverted."""
     bundle = make_tiny()
     with torch.no_grad():
-        bundle.unet.conv_out.weight.mul_(0.1)
+        bundle.unet.get_parameter("conv_out.weight").mul_(0.1)
     return Pipeline(bundle)
 
 

@@ -14,6 +14,7 @@ from tests.pipeline.test_parity import NEGATIVE, PROMPT, psnr
 
 from gouache.errors import ConfigError, InvalidInput, UnknownName
 from gouache.models.bundle import ModelBundle
+from gouache.models.configs import UNetConfig
 from gouache.models.denoiser import Condition
 from gouache.models.perturbation import Perturbation, blocks_named, changes_of
 from gouache.pipeline.pipeline import Pipeline
@@ -284,6 +285,7 @@ def test_what_cannot_be_is_refused_by_name(tiny: Pipeline, make_tiny: MakeBundle
 def test_networks_without_what_a_guider_needs_say_so(make_tiny: MakeBundle) -> None:
     bundle: ModelBundle = make_tiny()
     config = bundle.unet.config
+    assert isinstance(config, UNetConfig)
     wide = {2 * config.channels[0], 4 * config.channels[0]} & set(config.channels)
     request = QUICK.replace({"freeu": {"stages": "widths"}})
     assert wide, "the tiny network has a level twice as wide"

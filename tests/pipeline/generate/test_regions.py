@@ -127,6 +127,7 @@ def judged(pair: Pair, request: Request, shares: np.ndarray) -> np.ndarray:
         pair.theirs.unet.set_attn_processor(before)
 
 
+@pytest.mark.every_time("sd1")
 @pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
 def test_the_picture_is_diffusers_with_processors_of_its_own(twins: Twins, family: str) -> None:
     """A disc and a box that overlap, with weights and shares of the prompt; areas averaged over latents by numpy."""

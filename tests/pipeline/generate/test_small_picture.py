@@ -19,6 +19,7 @@ from gouache.checkpoints.load import load_bundle
 from gouache.checkpoints.save import bundle_to_write, write_model
 from gouache.diffusion.rng import generator_for
 from gouache.errors import InvalidInput
+from gouache.models.unet import UNet
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.replay import replay
 from gouache.pipeline.request import Hires, Mask, Request, Tiled
@@ -115,6 +116,7 @@ def test_a_single_file_in_the_published_naming(pair: Pair, tmp_path: Path) -> No
     loaded = load_bundle(tmp_path / "bare.safetensors")
     assert (loaded.denoiser_config.schedule.beta_start, loaded.denoiser_config.schedule.beta_end) == (1e-4, 0.02)
     assert loaded.vae.config.scale == 0.08333
+    assert isinstance(loaded.unet, UNet)
     assert set(loaded.unet.config.heads) == {8}
     state = loaded.unet.state_dict()
     assert all(torch.equal(tensor, state[name]) for name, tensor in bundle.unet.state_dict().items())

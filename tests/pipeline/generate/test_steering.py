@@ -20,7 +20,7 @@ from gouache.checkpoints.adapters.library import AdapterFolder
 from gouache.checkpoints.identify import identify
 from gouache.checkpoints.keymaps import speller
 from gouache.errors import CheckpointError, IncompatibleCheckpoint, InvalidInput
-from gouache.models.configs import ControlNetConfig
+from gouache.models.configs import ControlNetConfig, UNetConfig
 from gouache.pipeline.generate.generation import Painted
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Control, Hires, Mask, Request, Tiled
@@ -280,6 +280,7 @@ def control_lora(place: Bench, rank: int = 3) -> ControlNetModel:
         ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=HINTS, load_weights_from_unet=False), 8
     )
     ours = place.pair.ours.bundle.unet.config
+    assert isinstance(ours, UNetConfig)
     spell = speller(ControlNetConfig(unet=ours, hint_widths=HINTS), "ldm")
     base, generator = unet.state_dict(), torch.Generator().manual_seed(2)
     tensors, state = {"lora_controlnet": torch.zeros(0)}, whole.state_dict()
@@ -321,11 +322,12 @@ def test_a_control_lora_is_the_controlnet_that_it_stands_for(bench: Callable[[st
     file = place.folder / "controlnet" / "slim.safetensors"
     assert (identify(file).kind, identify(file).label) == ("controlnet", "control-LoRA")
     tensors = load_file(file)
-    for change, words in (
+    damages: tuple[tuple[Callable[[dict[str, Tensor]], object], str], ...] = (
         (lambda t: t.pop("zero_convs.1.0.weight"), r"1 missing: zero_convs\.1\.0\.weight"),
         (lambda t: t.update({"input_blocks.1.0.in_layers.2.up": torch.ones(7, 3)}), "1 of another shape"),
         (lambda t: t.update(more=torch.ones(1)), "1 unexpected: more"),
-    ):
+    )
+    for change, words in damages:
         damaged = dict(tensors)
         change(damaged)
         save_file(damaged, place.folder / "controlnet" / "damaged.safetensors")

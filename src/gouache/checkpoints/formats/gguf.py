@@ -180,7 +180,7 @@ class _HeaderReader:
 
 def bad(path: Path, given: str, expected: str) -> CorruptCheckpoint:
     """The refusal of a damaged file."""
-    return CorruptCheckpoint(str(path), given=given, expected=expected, cure=DOWNLOAD_AGAIN)
+    return CorruptCheckpoint(str(path), given=f"a damaged GGUF file: {given}", expected=expected, cure=DOWNLOAD_AGAIN)
 
 
 def read_gguf_header(path: Path) -> Header:
