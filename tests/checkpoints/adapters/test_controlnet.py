@@ -95,6 +95,7 @@ def test_a_folder_of_diffusers(published: Callable[[str], Path], name: str) -> N
     assert (found.kind, found.family) == ("controlnet", name)
     network = load_controlnet(published(name))
     assert_same(network, weights_of(published(name)))
+    assert isinstance(network.config, ControlNetConfig)
     assert network.config.hint_widths == (4, 8, 12, 16)
     assert network.config.downscale == 8
 

@@ -15,6 +15,7 @@ from diffusers.pipelines.stable_diffusion.stable_unclip_image_normalizer import 
 from PIL import Image
 from safetensors.torch import save_file
 from tests.pipeline.twins import BETAS
+from torch import nn
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModelWithProjection
 
 from gouache.checkpoints.adapters.library import AdapterFolder
@@ -22,8 +23,11 @@ from gouache.checkpoints.convert import convert
 from gouache.checkpoints.detect import CONFIG_KEY
 from gouache.checkpoints.identify import identify
 from gouache.checkpoints.keymaps import speller
+from gouache.checkpoints.shapes import Naming
+from gouache.config import Config
 from gouache.diffusion.rng import ImageNoise, ImageSeed
 from gouache.errors import IncompatibleCheckpoint, InvalidInput, ModelNotFound
+from gouache.models.text.clip import TextEncoder
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
 
@@ -204,16 +208,19 @@ def test_one_file_paints_as_the_folder(unclip: Unclip, picture: str, tmp_path: P
     shutil.copytree(unclip.folder, folder)
     other.save_pretrained(folder / "image_encoder")
     bundle = unclip.ours.bundle
-    parts = (
-        ("unet", "model.diffusion_model.", "ldm", bundle.unet),
-        ("vae", "first_stage_model.", "ldm", bundle.vae),
-        ("text_encoder", "cond_stage_model.transformer.", "clip_model", bundle.text.encoders[0]),
+    unet, vae, text = bundle.unet, bundle.vae, bundle.text.encoders[0]
+    assert isinstance(text, TextEncoder)
+    parts: tuple[tuple[str, str, Naming, nn.Module, Config], ...] = (
+        ("unet", "model.diffusion_model.", "ldm", unet, unet.config),
+        ("vae", "first_stage_model.", "ldm", vae, vae.config),
+        ("text_encoder", "cond_stage_model.transformer.", "clip_model", text, text.config),
     )
-    tensors, metadata = {}, {}
-    for name, prefix, naming, network in parts:
-        spell = speller(network.config, naming)
+    tensors: dict[str, torch.Tensor] = {}
+    metadata = {}
+    for name, prefix, naming, network, config_of_it in parts:
+        spell = speller(config_of_it, naming)
         tensors |= {prefix + spell(key).name: value.contiguous() for key, value in network.state_dict().items()}
-        metadata[CONFIG_KEY + name] = network.config.to_json()
+        metadata[CONFIG_KEY + name] = config_of_it.to_json()
     statistics = unclip.theirs.image_normalizer
     tensors |= {f"embedder.model.visual.{key}": value for key, value in as_open_clip(other.state_dict()).items()}
     tensors |= {"noise_augmentor.data_mean": statistics.mean.data, "noise_augmentor.data_std": statistics.std.data}

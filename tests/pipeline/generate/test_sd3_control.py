@@ -20,6 +20,7 @@ from gouache.checkpoints.adapters.library import AdapterFolder
 from gouache.checkpoints.identify import identify
 from gouache.errors import IncompatibleCheckpoint, UnknownFamily
 from gouache.models.conditioning.sd3_controlnet import JointControlNet
+from gouache.models.mmdit import MMDiT
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.replay import replay
 from gouache.pipeline.request import Control, Request, Tiled
@@ -131,6 +132,7 @@ def test_the_network_is_diffusers(bench: Bench, name: str) -> None:
     theirs, ours = bench.theirs[name], load_controlnet(bench.path(name))
     assert isinstance(ours, JointControlNet)
     main = bench.ours.bundle.unet
+    assert isinstance(main, MMDiT)
     x, hint, t = torch.randn(2, 16, 8, 12), torch.randn(2, 16, 8, 12), torch.tensor([900.0, 30.5])
     context, pooled = torch.randn(2, 7, 64), torch.randn(2, 40)
     found = ours(x, t, context, hint, places=main.pos_embed, pooled=pooled)
@@ -209,6 +211,7 @@ def test_single_files(bench: Bench, tmp_path: Path, naming: str) -> None:
     save_file(state if naming == "diffusers" else in_their_names(state), file)
     assert identify(file).label == f"ControlNet, {naming} names"
     network = load_controlnet(file)
+    assert isinstance(network, JointControlNet)
     assert not network.config.zero_pooled
     assert all(torch.equal(tensor, state[name]) for name, tensor in network.state_dict().items())
     assert len(network.state_dict()) == len(state)
@@ -239,4 +242,4 @@ def test_networks_of_other_families_are_refused(bench: Bench, twins: Twins) -> N
     unet = Pipeline(twins.of("sd1").ours.bundle)
     unet.adapters.folder = AdapterFolder(bench.folder)
     with pytest.raises(IncompatibleCheckpoint, match=r"ControlNet of Stable Diffusion 3.*U-Net"):
-        unet.paint(Request(prompt="x", seed=1, num_inference_steps=1, control=[bench.control("edges")]))
+        unet.paint(Request(prompt="x", seed=1, num_inference_steps=1, control=(bench.control("edges"),)))

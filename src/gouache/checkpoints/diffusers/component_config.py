@@ -173,7 +173,7 @@ def joint_controlnet_from_json(values: Json, counted: JointControlNetConfig, whe
     if values.get("use_pos_embed", True) != counted.own_places:
         _disagree(where, "use_pos_embed", values.get("use_pos_embed"), counted.own_places)
     # Of a network that looks at no text neither its width nor norms of queries and keys mean anything.
-    unread = () if counted.reads_text else ("joint_attention_dim", "qk_norm", "dual_attention_layers")
+    unread: tuple[str, ...] = () if counted.reads_text else ("joint_attention_dim", "qk_norm", "dual_attention_layers")
     unread += () if counted.own_places else ("pos_embed_max_size",)
     transformer = {key: value for key, value in values.items() if key not in unread}
     return counted.model_copy(
