@@ -128,7 +128,7 @@ def _of_masks(request: Request, kind: str | None) -> Unused:
     if request.outpaint is not None:
         if mask is not None:
             plain = Mask()
-            for name in ("image", "invert", "padding", "only_masked"):
+            for name in ("image", "text", "invert", "padding", "only_masked"):
                 if getattr(mask, name) != getattr(plain, name):
                     yield f"mask.{name}", "outpainting masks its own border"
         return

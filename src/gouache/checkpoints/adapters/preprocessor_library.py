@@ -1,4 +1,4 @@
-"""Networks that draw control pictures, on the disk: transformers' folders. Headers only, and no torch.
+"""Networks that draw control pictures and masks, on the disk: transformers' folders. Headers only, and no torch.
 
 They lie in the folder ``preprocessors`` (any case) of `hub.models_folder`, each in a folder of its own with
 ``config.json``, whose class says what it draws. A name from a request never becomes a path.
@@ -15,7 +15,11 @@ from gouache.errors import GouacheError, InvalidInput, ModelNotFound
 KIND = "preprocessor"
 DRAWN = {"depth": "ForDepthEstimation", "segmentation": "ForSemanticSegmentation"}
 """What such networks draw, and how their classes in transformers are called."""
+MASK = "mask"
+"""What a network draws of a picture and words: where in the picture they are seen."""
+CLASSES = {**DRAWN, MASK: "CLIPSegForImageSegmentation"}
 EXAMPLES = {
+    MASK: "CIDAS/clipseg-rd64-refined",
     "depth": "depth-anything/Depth-Anything-V2-Small-hf or Intel/dpt-large",
     "segmentation": "nvidia/segformer-b0-finetuned-ade-512-512",
 }
@@ -34,7 +38,7 @@ def find_preprocessor(kind: str, folder: Path | None = None) -> Path:
     """The folder of the network that draws a kind: the one called as the kind is, else the only one.
 
     Args:
-        kind: a key of `DRAWN`.
+        kind: a key of `CLASSES`.
         folder: the models folder; None takes `hub.models_folder()`.
 
     Raises:
@@ -48,17 +52,22 @@ def find_preprocessor(kind: str, folder: Path | None = None) -> Path:
         return (named or found)[0]
     if not found:
         raise ModelNotFound(
-            f"control.preprocessor {kind!r}",
+            field_of(kind),
             given="no network that draws it",
-            expected=f"a folder of transformers with one ({DRAWN[kind]}) in {root / hub.PREPROCESSOR_FOLDERS[0]}",
+            expected=f"a folder of transformers with one ({CLASSES[kind]}) in {root / hub.PREPROCESSOR_FOLDERS[0]}",
             cure=f"Download one, for example {EXAMPLES[kind]}.",
         )
     raise InvalidInput(
-        f"control.preprocessor {kind!r}",
+        field_of(kind),
         given=f"{len(found)} networks: {', '.join(path.name for path in found)}",
         expected=f"one, or one called {kind}",
         cure="Rename the one that you mean.",
     )
+
+
+def field_of(kind: str) -> str:
+    """The field of a request that asks for a kind, as errors name it."""
+    return "mask.text" if kind == MASK else f"control.preprocessor {kind!r}"
 
 
 def _networks(kind: str, root: Path) -> list[Path]:
@@ -69,7 +78,7 @@ def _networks(kind: str, root: Path) -> list[Path]:
         if top.name.lower() in hub.PREPROCESSOR_FOLDERS
         for config in sorted(top.glob("*/config.json"))
     ]
-    return [config.parent for config in configs if _class_of(config).endswith(DRAWN[kind])]
+    return [config.parent for config in configs if _class_of(config).endswith(CLASSES[kind])]
 
 
 def _class_of(config: Path) -> str:

@@ -50,6 +50,8 @@ class Mask(Config):
 
     image: ImageReference | None = None
     """Mask image, white = inpaint. Default: the transparent part of the starting image."""
+    text: Annotated[Text, Field(min_length=1, max_length=1000)] | None = None
+    """What to paint anew, in words, instead of a mask image: a network in the models folder (CLIPSeg) finds it."""
     blur: Annotated[int, Field(ge=0, le=256)] = 4
     """Mask blur in pixels."""
     padding: Annotated[int, Field(ge=0, le=MAX_SIDE)] = 32
@@ -63,7 +65,14 @@ class Mask(Config):
     preserve: bool = True
     """Keep the pixels outside the mask unchanged, bit for bit."""
     threshold: Annotated[int, Field(ge=1, le=255)] | None = None
-    """Cut the mask: grey from here on counts as white, the rest as black. Default: grey is a share of the strength."""
+    """Cut the mask: grey from here on counts as white, the rest as black. Default: grey is a share of the strength; a
+    mask from words is cut at 128."""
+
+    @model_validator(mode="after")
+    def _from_one_source(self) -> Self:
+        if self.image is not None and self.text is not None:
+            raise ValueError("image or text: a mask is a picture or comes from words")
+        return self
 
 
 class Control(Config):

@@ -1,4 +1,4 @@
-"""Control pictures that a network draws from a photograph: depth, and what is where.
+"""Control pictures that a network draws from a photograph: depth, and what is where; and masks from words.
 
 The networks are transformers' (the extra ``gouache[preprocess]``); users put their weights into the models folder.
 """
@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from gouache.checkpoints.adapters.preprocessor_library import find_preprocessor
-from gouache.errors import IncompatibleCheckpoint, MissingDependency
+from gouache.checkpoints.adapters.preprocessor_library import MASK, field_of, find_preprocessor
+from gouache.errors import IncompatibleCheckpoint, InvalidInput, MissingDependency
 
 FAR_IS_LARGE = ("ZoeDepth", "GLPN")
 """Networks that give distances; the others give their inverse, so that near is large, as control pictures have it."""
@@ -48,8 +48,7 @@ def drawn(kind: str, picture: Image.Image, folder: Path | None = None) -> Image.
         IncompatibleCheckpoint: transformers can't load the folder, or its classes aren't ADE20K's.
     """
     path = find_preprocessor(kind, folder)
-    written = max(file.stat().st_mtime_ns for file in path.iterdir())
-    network, processor = _opened(kind, path, written)
+    network, processor = _opened(kind, path, _written(path))
     inputs = processor(images=picture.convert("RGB"), return_tensors="pt")
     with torch.inference_mode():
         found = network(**inputs)
@@ -57,6 +56,55 @@ def drawn(kind: str, picture: Image.Image, folder: Path | None = None) -> Image.
         far = any(name.startswith(FAR_IS_LARGE) for name in network.config.architectures or ())
         return _grey(-found.predicted_depth if far else found.predicted_depth, picture)
     return _coloured(found.logits, picture, path)
+
+
+LIKELY = 128
+"""Level from which a mask from words is white where the request names none: as likely as not."""
+
+
+def mask_from_words(text: str, picture: Image.Image, threshold: int | None, folder: Path | None = None) -> Image.Image:
+    """Where words are seen in a picture, by CLIPSeg (Luddecke and Ecker, arXiv:2112.10003).
+
+    Args:
+        text: a few words, such as ``"the sofa"``.
+        picture: mode RGB.
+        threshold: level of the likelihood, 1..255, from which a pixel is white; None takes `LIKELY`.
+        folder: the models folder; None takes the usual one.
+
+    Returns:
+        A mask of the picture's size, mode L, 255 where the words are seen, else 0.
+
+    Raises:
+        ModelNotFound, InvalidInput: as `find_preprocessor`.
+        InvalidInput: the text is too long for the network, or nothing in the picture is so likely.
+        MissingDependency, IncompatibleCheckpoint: as `drawn`.
+    """
+    path = find_preprocessor(MASK, folder)
+    network, processor = _opened(MASK, path, _written(path))
+    inputs = processor(text=[text], images=[picture.convert("RGB")], return_tensors="pt")
+    tokens, most = inputs["input_ids"].shape[1], network.config.text_config.max_position_embeddings
+    if tokens > most:
+        raise InvalidInput(
+            field_of(MASK), given=f"{tokens} tokens", expected=f"at most {most}", cure="Name the thing in a few words."
+        )
+    with torch.inference_mode():
+        logits = network(**inputs).logits
+    size = (picture.height, picture.width)
+    full = F.interpolate(logits.float()[None], size=size, mode="bilinear", align_corners=False)  # [1,1,H,W]
+    levels = (full[0, 0].sigmoid() * 255).round()
+    cut_at, highest = LIKELY if threshold is None else threshold, int(levels.max())
+    if highest < cut_at:
+        raise InvalidInput(
+            field_of(MASK),
+            given=f"{text!r}, which is seen nowhere: the likeliest place has {highest} of 255",
+            expected=f"a place with {cut_at} or more",
+            cure="Use other words, or a lower mask.threshold (--mask-threshold).",
+        )
+    return Image.fromarray(((levels >= cut_at) * 255).to(torch.uint8).numpy(), "L")
+
+
+def _written(path: Path) -> int:
+    return max(file.stat().st_mtime_ns for file in path.iterdir())
 
 
 def _grey(depth: Tensor, picture: Image.Image) -> Image.Image:
@@ -89,7 +137,7 @@ def _opened(kind: str, path: Path, _written: int) -> tuple[Any, Any]:
         import transformers
     except ImportError as error:
         raise MissingDependency(
-            f"control.preprocessor {kind!r}",
+            field_of(kind),
             given="no package transformers",
             expected="it",
             cure="Install it with `pip install 'gouache[preprocess]'`.",
@@ -97,15 +145,18 @@ def _opened(kind: str, path: Path, _written: int) -> tuple[Any, Any]:
     classes = {
         "depth": transformers.AutoModelForDepthEstimation,
         "segmentation": transformers.AutoModelForSemanticSegmentation,
+        MASK: transformers.CLIPSegForImageSegmentation,
     }
+    processors = {MASK: transformers.CLIPSegProcessor}
     safe = {"local_files_only": True, "trust_remote_code": False}
     try:
         network = classes[kind].from_pretrained(str(path), use_safetensors=True, **safe)
-        processor = transformers.AutoImageProcessor.from_pretrained(str(path), **safe)  # nosec B615
+        processor = processors.get(kind, transformers.AutoImageProcessor).from_pretrained(str(path), **safe)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise IncompatibleCheckpoint(
             str(path),
             given=" ".join(str(error).split())[:300],
-            expected="config.json, model.safetensors and preprocessor_config.json of transformers",
+            expected="config.json, model.safetensors and preprocessor_config.json of transformers"
+            + (", and the tokenizer's files" if kind == MASK else ""),
         ) from error
     return network.eval().requires_grad_(False), processor

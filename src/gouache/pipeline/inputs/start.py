@@ -23,6 +23,7 @@ from gouache.pipeline.generate.a1111_procedure import follows, skipped_steps
 from gouache.pipeline.inputs.a1111_masks import A1111Masked, cut_like_a1111, mask_of, resized
 from gouache.pipeline.inputs.images import References, fit, on_background
 from gouache.pipeline.inputs.masks import Masked, cut, cut_alike, filled, full_mask, grey_share, latent_mask
+from gouache.pipeline.inputs.preprocessors import mask_from_words
 from gouache.pipeline.inputs.regions import region_areas
 from gouache.pipeline.inputs.small_picture import small_picture
 from gouache.pipeline.inputs.tensors import to_tensor
@@ -193,6 +194,8 @@ def _masked(
 ) -> Masked:
     options, width, height = request.mask or Mask(), request.width or 0, request.height or 0
     given = None if options.image is None else references.picture(options.image)
+    if options.text is not None:
+        given = mask_from_words(options.text, on_background(picture, "white"), options.threshold)
     mask = full_mask(options, picture, given)
     if _flattened(request, bundle):
         return cut_like_a1111(picture, mask_of(options, picture, given), options, width, height, request.resize_mode)

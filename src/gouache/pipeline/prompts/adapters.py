@@ -30,7 +30,7 @@ from gouache.checkpoints.adapters.library import EMBEDDING, LORA, AdapterFile, A
 from gouache.checkpoints.adapters.lora import Lora, read_lora
 from gouache.checkpoints.adapters.naming import WordFinder, folded
 from gouache.checkpoints.adapters.peft_config import CONFIG_FILE
-from gouache.checkpoints.adapters.preprocessor_library import DRAWN, find_preprocessor
+from gouache.checkpoints.adapters.preprocessor_library import DRAWN, MASK, find_preprocessor
 from gouache.checkpoints.adapters.preprocessor_library import KIND as PREPROCESSOR
 from gouache.checkpoints.formats.header import open_header, read_header
 from gouache.errors import CorruptCheckpoint, InvalidInput, ModelNotFound
@@ -120,6 +120,9 @@ class Adapters:
             InvalidInput: a tag that can't be read.
         """
         adapted = self._with_controls(request, self._apply_to_prompt(request))
+        if request.mask is not None and request.mask.text is not None:
+            network = ref_of(MASK, PREPROCESSOR, find_preprocessor(MASK))
+            adapted = replace(adapted, refs=(*adapted.refs, network))
         if any(one.adapter is None for one in request.image_prompts):
             own, tower = self.ip_adapters.own(self.folder.folder)
             # A tower in the model's own file is named with the model.

@@ -11,7 +11,7 @@ from PIL import Image
 
 from gouache.checkpoints.adapters.controlnet_library import find_control, usable_controls
 from gouache.checkpoints.adapters.ip_adapter_library import find_ip_adapter, list_ip_adapters
-from gouache.checkpoints.adapters.preprocessor_library import DRAWN, drawable, find_preprocessor
+from gouache.checkpoints.adapters.preprocessor_library import DRAWN, MASK, drawable, find_preprocessor
 from gouache.checkpoints.vae_library import find_vae
 from gouache.diffusion.samplers.names import resolve, resolve_schedule
 from gouache.errors import InvalidInput, ModelNotFound, PictureError, unknown_name
@@ -132,7 +132,13 @@ def _check_refiner(name: str, catalog: ModelCatalog) -> None:
 
 
 def _check_controls(request: Request) -> None:
-    """That each ControlNet is there, and what draws its picture; where they lie is not told."""
+    """That each ControlNet is there, and what draws its picture or the mask; where they lie is not told."""
+    if request.mask is not None and request.mask.text is not None:
+        try:
+            find_preprocessor(MASK)
+        except (ModelNotFound, InvalidInput) as error:
+            expected, cure = "a server that has the network for it (CLIPSeg)", "Send a mask image instead."
+            raise InvalidInput("mask.text", given=repr(request.mask.text)[:80], expected=expected, cure=cure) from error
     for kind in dict.fromkeys(control.preprocessor for control in request.control if control.preprocessor in DRAWN):
         try:
             find_preprocessor(kind)
