@@ -27,7 +27,7 @@ from gouache.serve.queue.job import FINISHED, Ending, Job, Source
 from gouache.serve.queue.leases import Leases
 from gouache.serve.queue.notify import Notifier, wait_until
 from gouache.serve.queue.queue import JobQueue, fingerprint_of
-from gouache.serve.queue.tasks import Tasks, UpscaleTasks
+from gouache.serve.queue.tasks import PictureTasks, Tasks
 from gouache.serve.search.query import SemanticSearch
 from gouache.serve.settings import Settings
 from gouache.serve.store.accounts import Accounts
@@ -86,7 +86,8 @@ class Studio:
         timeout = min(SEARCH_SECONDS, settings.wait)
         tasks, wake = Tasks(self.database), self.supervisor.wake_beside
         self.semantic_search = SemanticSearch(tasks, self.pictures, self.notifier, wake, timeout)
-        self.upscale_tasks = UpscaleTasks(tasks, self.file_store, self.notifier, wake, settings.wait)
+        shared = (tasks, self.file_store, self.notifier, wake, settings.wait)
+        self.upscale_tasks, self.draw_tasks = PictureTasks("upscale", *shared), PictureTasks("draw", *shared)
 
     def submit(
         self,

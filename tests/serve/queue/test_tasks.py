@@ -1,4 +1,4 @@
-"""Pictures made larger by a worker: once, within bounds, and with a clear answer when it can't be done."""
+"""Pictures made larger, or drawn, by a worker: once, within bounds, and with a clear answer when it can't be done."""
 
 from __future__ import annotations
 
@@ -7,8 +7,11 @@ import dataclasses
 import io
 import os
 import time
+from base64 import b64decode, b64encode
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
@@ -21,17 +24,21 @@ from gouache.serve.queue.leases import Leases
 from gouache.serve.queue.notify import Notifier, changes, wait_until
 from gouache.serve.queue.tasks import Task, TaskOutcome, TaskQueue, Tasks, notified_as
 from gouache.serve.store.database import Database
-from gouache.serve.store.file_store import picture_to_upscale
+from gouache.serve.store.file_store import given_picture
 from gouache.serve.store.tables import tasks as tasks_table
 from gouache.serve.studio import Studio
-from gouache.serve.worker.upscaling import Upscaling
+from gouache.serve.worker.picture_tasks import Drawing, Upscaling
+
+if TYPE_CHECKING:
+    from starlette.testclient import TestClient
+    from tests.serve.conftest import MakeClient
 
 ROW = {"kind": "upscale", "state": "waiting", "payload": '{"model": "tiny", "factor": 2.0}', "attempts": 0}
 
 
 def png(width: int = 12, height: int = 8) -> bytes:
     buffer = io.BytesIO()
-    Image.effect_noise((width, height), 50).convert("RGB").save(buffer, "PNG")
+    Image.radial_gradient("L").resize((width, height)).convert("RGB").save(buffer, "PNG")
     return buffer.getvalue()
 
 
@@ -59,7 +66,7 @@ def answered(studio: Studio, model: str, factor: float) -> bytes:
 
     async def both() -> bytes:
         studio.notifier.bind()
-        asked = asyncio.create_task(studio.upscale_tasks.enlarge(png(), factor, model, "ada"))
+        asked = asyncio.create_task(studio.upscale_tasks.make(png(), {"model": model, "factor": factor}, "ada"))
         worker = worker_of(studio)
         until = time.monotonic() + 60
         while not await asyncio.to_thread(worker.run_one) and time.monotonic() < until:
@@ -94,15 +101,15 @@ def test_a_model_without_an_upscaler_and_too_large_a_picture_are_refused(studio:
 def test_without_a_worker_the_answer_comes_after_a_while(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     studio.upscale_tasks.timeout = 0.3
     with pytest.raises(NobodyAnswers, match="a worker that runs"):
-        asyncio.run(studio.upscale_tasks.enlarge(png(), 2.0, "tiny", "ada"))
+        asyncio.run(studio.upscale_tasks.make(png(), {"model": "tiny", "factor": 2.0}, "ada"))
     assert left_over(studio) == 0
     monkeypatch.setattr(upscale_tasks, "MOST_WAITING", 0)
     with pytest.raises(QueueFull):
-        asyncio.run(studio.upscale_tasks.enlarge(png(), 2.0, "tiny", "ada"))
+        asyncio.run(studio.upscale_tasks.make(png(), {"model": "tiny", "factor": 2.0}, "ada"))
 
 
 def test_a_task_that_takes_its_worker_down_is_not_run_again(studio: Studio) -> None:
-    studio.file_store.keep("tasks", picture_to_upscale("a" * 32), png())
+    studio.file_store.keep("tasks", given_picture("a" * 32), png())
     values = ROW | {"id": "a" * 32, "created": time.time(), "state": "running", "worker": "host:1:1", "attempts": 1}
     with studio.database.write() as connection:
         connection.execute(insert(tasks_table).values(values))
@@ -114,7 +121,7 @@ def test_a_task_that_takes_its_worker_down_is_not_run_again(studio: Studio) -> N
 
 
 def test_what_a_dead_server_left_behind_goes_with_time(studio: Studio) -> None:
-    path: Path = studio.file_store.keep("tasks", picture_to_upscale("b" * 32), png())
+    path: Path = studio.file_store.keep("tasks", given_picture("b" * 32), png())
     with studio.database.write() as connection:
         connection.execute(insert(tasks_table).values(ROW | {"id": "b" * 32, "created": 1.0}))
     worker_of(studio)
@@ -122,6 +129,48 @@ def test_what_a_dead_server_left_behind_goes_with_time(studio: Studio) -> None:
     assert path.is_file()
     os.utime(path, (1.0, 1.0))
     worker_of(studio)
+    assert left_over(studio) == 0
+
+
+def drawn_by_a_worker(studio: Studio, client: TestClient, module: str) -> Any:
+    """The answer of A1111's route, with a worker beside it."""
+    body = {"controlnet_module": module, "controlnet_input_images": [b64encode(png()).decode()]}
+    tasks = TaskQueue(studio.database, "host:1:1", 60, studio.notifier.notify)
+    worker = Drawing(tasks, studio.file_store, studio.settings.hide_places)
+    with ThreadPoolExecutor(1) as threads:
+        asked = threads.submit(client.post, "/controlnet/detect", json=body)
+        while not asked.done() and not worker.run_one():
+            time.sleep(0.01)
+        return asked.result()
+
+
+def test_a_network_draws_depth_in_a_worker(
+    tmp_path: Path, make_client: MakeClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.pipeline.inputs.test_preprocessors import save_depth, save_segments
+
+    from gouache.pipeline.inputs.preprocessors import drawn
+
+    monkeypatch.setenv("GOUACHE_MODELS", str(tmp_path / "models"))
+    save_depth(tmp_path / "models" / "preprocessors" / "any")
+    save_segments(tmp_path / "models" / "preprocessors" / "few", classes=3)
+    studios: list[Studio] = []
+    client = make_client(studios.append)
+    (studio,) = studios
+    answer = drawn_by_a_worker(studio, client, "depth")
+    assert answer.status_code == 200, answer.text
+    (text,) = answer.json()["images"]
+    found = Image.open(io.BytesIO(b64decode(text)))
+    assert (found.size, found.tobytes()) == ((12, 8), drawn("depth", Image.open(io.BytesIO(png()))).tobytes())
+    refused = drawn_by_a_worker(studio, client, "segmentation")
+    assert refused.status_code == 422
+    assert "controlnet_module" in refused.text
+    assert "a network of 3 classes" in refused.text
+    assert str(tmp_path) not in refused.text
+    studio.draw_tasks.timeout = 0.2
+    body = {"controlnet_module": "depth", "controlnet_input_images": [b64encode(png()).decode()]}
+    assert client.post("/controlnet/detect", json=body).status_code == 504
+    assert client.post("/controlnet/detect", json=body | {"controlnet_module": "openpose"}).status_code == 422
     assert left_over(studio) == 0
 
 

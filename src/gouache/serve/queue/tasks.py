@@ -1,4 +1,5 @@
-"""What workers do beside painting, for a caller that waits: upscale a picture, turn a text into a vector.
+"""What workers do beside painting, for a caller that waits: upscale a picture, draw a control picture of one, turn a
+text into a vector.
 
 The web server has no networks, so that none can take it down. It adds a task, a worker claims it, runs it and stores
 what came of it. A claim is a lease, as for jobs: a worker that lost it can write nothing more.
@@ -24,21 +25,23 @@ from gouache.serve.http.replies import NobodyAnswers
 from gouache.serve.queue.heartbeat import heartbeat
 from gouache.serve.queue.notify import Notifier, wait_until
 from gouache.serve.store.database import Database, insert_missing
-from gouache.serve.store.file_store import FileStore, picture_to_upscale, upscaled_picture
+from gouache.serve.store.file_store import FileStore, given_picture, made_picture
 from gouache.serve.store.outages import outlast
 from gouache.serve.store.tables import tasks
 
-TaskKind = Literal["upscale", "embed"]
+TaskKind = Literal["upscale", "draw", "embed"]
 TaskState = Literal["waiting", "running", "done", "failed"]
 OPEN: tuple[TaskState, ...] = ("waiting", "running")
-MAX_ATTEMPTS: Mapping[str, int] = {"upscale": 1, "embed": 3}
+MAX_ATTEMPTS: Mapping[str, int] = {"upscale": 1, "draw": 1, "embed": 3}
 """A picture that took a worker down by its size would do so again; a short text is hardly what did it."""
 KEPT_SECONDS = 3600.0
 """Tasks of callers that died while they waited go after so long; answers that others may want are kept so long."""
 OUTAGE_SECONDS = 60.0
 """A worker keeps what came of a task for so long if the store is away; its caller waits hardly longer."""
-_NAMES: Mapping[str, str] = {"upscale": "upscaler", "embed": "meaning"}
+_NAMES: Mapping[str, str] = {"upscale": "upscaler", "draw": "preprocessor", "embed": "meaning"}
 """What an error names as its place."""
+_INSTEAD: Mapping[str, str] = {"upscale": "Use Lanczos", "draw": "Send a control picture that is ready"}
+"""What a caller can do where no worker draws."""
 TaskOutcome = Mapping[str, Any] | GouacheError
 """What came of a task: its result, which can be JSON, or why there is none."""
 log = logging.getLogger("gouache.worker")
@@ -222,7 +225,11 @@ def _ended(outcome: TaskOutcome) -> dict[str, object]:
 
 
 def _died(kind: str) -> WorkerError:
-    what, cure = ("picture", "Try a smaller one, or Lanczos.") if kind == "upscale" else ("text", "Search by words.")
+    what, cure = {
+        "upscale": ("picture", "Try a smaller one, or Lanczos."),
+        "draw": ("picture", "Try a smaller one, or a smaller network."),
+        "embed": ("text", "Search by words."),
+    }[kind]
     given = f"a {what} that took the worker down"
     return WorkerError(_NAMES[kind], given=given, expected="one that lets it live", cure=cure)
 
@@ -232,10 +239,11 @@ MOST_OF_ONE = 8
 """Of these, so many may be one user's."""
 
 
-class UpscaleTasks:
-    """Has pictures made larger by the upscaler of a model.
+class PictureTasks:
+    """Has something made of pictures by one kind of task; no user may have more than `MOST_OF_ONE` of a kind wait.
 
     Args:
+        kind: which.
         tasks: holds the tasks.
         file_store: holds their pictures.
         notifier: notified when one is done.
@@ -244,8 +252,15 @@ class UpscaleTasks:
     """
 
     def __init__(
-        self, tasks: Tasks, file_store: FileStore, notifier: Notifier, wake: Callable[[], None], timeout: float
+        self,
+        kind: Literal["upscale", "draw"],
+        tasks: Tasks,
+        file_store: FileStore,
+        notifier: Notifier,
+        wake: Callable[[], None],
+        timeout: float,
     ) -> None:
+        self.kind: Literal["upscale", "draw"] = kind
         self.tasks, self.file_store, self.notifier, self.wake, self.timeout = (
             tasks,
             file_store,
@@ -255,67 +270,67 @@ class UpscaleTasks:
         )
         self._waiting: Counter[str] = Counter()
 
-    async def enlarge(self, png: bytes, factor: float, model: str, owner: str) -> bytes:
-        """A picture `factor` times as large on each side, as a PNG.
+    async def make(self, picture: bytes, payload: Mapping[str, Any], owner: str) -> bytes:
+        """What a worker makes of a picture, as a PNG.
 
         Args:
-            png: the picture.
-            factor: above 0.
-            model: its name in the catalog.
+            picture: the file's bytes.
+            payload: what else the worker has to know: of "upscale" `factor`, above 0, and `model`, its name in the
+                catalog; of "draw" `preprocessor`, as a request names it.
             owner: who waits for it.
 
         Raises:
-            InvalidInput: the model has no upscaler, or the result would be too large.
+            InvalidInput: what can't be done with this picture, or what the server lacks for it.
             QueueFull: too many wait, or too many of this user's.
             NoRoom: the disk is nearly full.
             NobodyAnswers: no worker runs, or it died.
         """
         if self._waiting[owner] >= MOST_OF_ONE:
             expected = f"fewer than {MOST_OF_ONE} of your pictures that wait"
-            raise QueueFull("upscaler", given=self._waiting[owner], expected=expected, cure="Try again later.")
+            raise QueueFull(_NAMES[self.kind], given=self._waiting[owner], expected=expected, cure="Try again later.")
         self._waiting[owner] += 1
         try:
-            return await self._enlarge(png, factor, model)
+            return await self._made(picture, payload)
         finally:
             self._waiting -= Counter({owner: 1})
 
-    async def _enlarge(self, png: bytes, factor: float, model: str) -> bytes:
+    async def _made(self, picture: bytes, payload: Mapping[str, Any]) -> bytes:
         task_id = uuid.uuid4().hex
-        await asyncio.to_thread(self._add, task_id, png, factor, model)
+        await asyncio.to_thread(self._add, task_id, picture, payload)
         try:
             self.wake()
             done = await wait_until(
                 self.notifier, notified_as(task_id), lambda: self._ended(task_id), seconds=self.timeout, every=0.25
             )
             if done is not None:
-                return await asyncio.to_thread(self.file_store.read, "tasks", upscaled_picture(task_id))
+                return await asyncio.to_thread(self.file_store.read, "tasks", made_picture(task_id))
         finally:
             await asyncio.to_thread(self._remove, task_id)
         raise NobodyAnswers(
-            "upscaler",
+            _NAMES[self.kind],
             given=f"no answer for {self.timeout:g} s",
             expected="a worker that runs",
-            cure="Use Lanczos, or start a worker.",
+            cure=f"{_INSTEAD[self.kind]}, or start a worker.",
         )
 
-    def _add(self, task_id: str, png: bytes, factor: float, model: str) -> None:
-        waiting = self.tasks.open("upscale")
+    def _add(self, task_id: str, picture: bytes, payload: Mapping[str, Any]) -> None:
+        waiting = self.tasks.open(self.kind)
         if waiting >= MOST_WAITING:
             raise QueueFull(
-                "upscaler",
+                _NAMES[self.kind],
                 given=waiting,
                 expected=f"fewer than {MOST_WAITING} pictures that wait",
                 cure="Try again later.",
             )
         self.file_store.check_room()
         # The file first: a worker may claim the task the moment it is there.
-        self.file_store.keep("tasks", picture_to_upscale(task_id), png)
-        self.tasks.add(task_id, "upscale", {"model": model, "factor": factor})
+        self.file_store.keep("tasks", given_picture(task_id), picture)
+        self.tasks.add(task_id, self.kind, payload)
 
     def _ended(self, task_id: str) -> Task | None:
         task = self.tasks.get(task_id)
         if task is not None and task.error is not None:
-            # Whatever it was, the caller's picture, factor or model can't be used.
+            # Whatever it was, what the caller gave can't be used.
             raise InvalidInput.from_dict(task.error)
         return task if task is not None and task.state == "done" else None
 
@@ -323,5 +338,5 @@ class UpscaleTasks:
         # What stays behind because the store is away goes when a worker starts.
         with contextlib.suppress(StoreAway):
             self.tasks.remove(task_id)
-        for name in (picture_to_upscale(task_id), upscaled_picture(task_id)):
+        for name in (given_picture(task_id), made_picture(task_id)):
             self.file_store.remove("tasks", name)

@@ -76,12 +76,12 @@ def not_uploaded(name: str) -> PictureError:
     )
 
 
-def picture_to_upscale(task_id: str) -> str:
+def given_picture(task_id: str) -> str:
     """The name of the picture that came with a task."""
     return f"{task_id}-0000.png"
 
 
-def upscaled_picture(task_id: str) -> str:
+def made_picture(task_id: str) -> str:
     """The name of the picture that a worker made of it."""
     return f"{task_id}-0001.png"
 

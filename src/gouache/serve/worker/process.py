@@ -31,8 +31,8 @@ from gouache.serve.store.file_store import FileStore
 from gouache.serve.store.outages import Patience, outlast
 from gouache.serve.worker.job_run import JobContext, JobRun, LeaseLost, Stopped
 from gouache.serve.worker.loaded_models import LoadedModels, OpenModel, open_pipeline
+from gouache.serve.worker.picture_tasks import Drawing, Upscaling
 from gouache.serve.worker.reports import LOADED, READY, UNUSABLE, Reports, Tell
-from gouache.serve.worker.upscaling import Upscaling
 
 POLL_SECONDS = 0.25
 INDEX_EVERY = 16
@@ -62,6 +62,7 @@ class Worker:
         tasks = TaskQueue(database, self.name, settings.lease, tell)
         self.index = Index(database, self.file_store, tasks, lambda: open_embedder(settings.search_tower))
         self.upscaling = Upscaling(tasks, self.file_store, self.catalog)
+        self.drawing = Drawing(tasks, self.file_store, settings.hide_places)
         self.context = JobContext(
             database, self.leases, self.file_store, self.catalog, self.models, tell, self._is_over
         )
@@ -257,11 +258,12 @@ def main(open_model: OpenModel = open_pipeline) -> None:
     reports.tell(READY, worker.name)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stop(settings.grace))
-    for_jobs, for_texts, for_upscaling = (threading.Event() for _ in range(3))
-    for_tasks = (for_texts, for_upscaling)
+    for_jobs, for_texts, for_upscaling, for_drawing = (threading.Event() for _ in range(4))
+    for_tasks = (for_texts, for_upscaling, for_drawing)
     threading.Thread(target=_listen, args=(worker, for_jobs, for_tasks), daemon=True, name="parent").start()
     # A thread for each kind of task: a search must not wait until a large picture is upscaled.
-    for work, event in ((worker.index.answer, for_texts), (worker.upscaling.run_one, for_upscaling)):
+    works = (worker.index.answer, worker.upscaling.run_one, worker.drawing.run_one)
+    for work, event in zip(works, for_tasks, strict=True):
         threading.Thread(target=worker.beside, args=(work, _waiting(event)), daemon=True, name=work.__name__).start()
     worker.run(_waiting(for_jobs))
 

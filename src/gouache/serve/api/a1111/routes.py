@@ -245,7 +245,7 @@ async def _resized(body: Extras, field: str, data: bytes, upscaler: str, caller:
     if upscaler == OWN and factor > 1:
         facts, png = await run("encode", data, {"kind": "png", "quality": 95, "max_pixels": most})
         texts, most = facts["texts"], MAX_PIXELS
-        data = await studio.upscale_tasks.enlarge(png, factor, caller.model, owner)
+        data = await studio.upscale_tasks.make(png, {"model": caller.model, "factor": factor}, owner)
     wanted = {"width": size[0], "height": size[1], "texts": texts, "max_pixels": most}
     crops = body.resize_mode == 1 and bool(body.upscaling_crop)
     resample = int(FILTERS.get(upscaler, FILTERS["Lanczos"]))

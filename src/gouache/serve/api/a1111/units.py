@@ -18,13 +18,14 @@ from fastapi import APIRouter, Request
 from gouache.checkpoints.adapters.controlnet_library import ControlFile, usable_controls
 from gouache.checkpoints.adapters.ip_adapter_library import list_ip_adapters
 from gouache.checkpoints.adapters.naming import folded
-from gouache.checkpoints.adapters.preprocessor_library import drawable
+from gouache.checkpoints.adapters.preprocessor_library import DRAWN, drawable
 from gouache.checkpoints.diffusers.folder import weight_files
 from gouache.errors import ConfigError, IncompatibleCheckpoint, InvalidInput, PictureError, unknown_name
 from gouache.pipeline.fields.values import ControlType
 from gouache.pipeline.request import Control, ImagePrompt, ResizeMode
 from gouache.serve.api.a1111.fields import Detect, decoded
 from gouache.serve.http.access import owner_of, studio_of
+from gouache.serve.studio import Studio
 
 router = APIRouter(tags=["a1111"])
 SCRIPT = "alwayson_scripts.ControlNet"
@@ -387,23 +388,26 @@ def control_types(request: Request) -> dict[str, Any]:
 
 @router.post("/controlnet/detect")
 async def detect(body: Detect, request: Request) -> dict[str, Any]:
-    """What a preprocessor makes of pictures: `canny` draws their edges, `none` leaves them as they are.
+    """What a preprocessor makes of pictures: `canny` draws their edges, `none` leaves them as they are; a worker draws
+    what takes a network, `depth` and `segmentation`, where the server has one.
 
     Raises:
-        InvalidInput: another preprocessor, or something that is no picture.
+        InvalidInput: another preprocessor, one whose network can't be used, or something that is no picture.
+        QueueFull: too many pictures wait for a worker.
+        NobodyAnswers: no worker runs.
     """
     studio, owner = studio_of(request), owner_of(request)
     module = (body.controlnet_module or "none").lower()
-    if module not in ("none", "canny"):
+    if module not in _modules():
         raise InvalidInput(
             "controlnet_module",
             given=repr(body.controlnet_module)[:80],
-            expected="'none' or 'canny'",
-            cure="What a network draws is drawn while a picture is painted: name it as the module of a unit.",
+            expected=f"one of {', '.join(_modules())}",
+            cure="Other pictures have to be made beforehand.",
         )
     told = {"threshold_a": body.controlnet_threshold_a, "threshold_b": body.controlnet_threshold_b}
     low, high = sorted(_threshold("controlnet", told, name, usual) for name, usual in THRESHOLDS.items())
-    operation, more = ("check", {}) if module == "none" else ("edges", {"low": low, "high": high})
+    operation, more = ("edges", {"low": low, "high": high}) if module == "canny" else ("check", {})
     drawn = []
     for number, text in enumerate(body.controlnet_input_images):
         where = f"controlnet_input_images[{number}]"
@@ -412,9 +416,19 @@ async def detect(body: Detect, request: Request) -> dict[str, Any]:
             _, data = await studio.decoding.beside(studio.decoding.run, owner, operation, decoded(where, text), wanted)
         except PictureError as error:
             raise InvalidInput(where, given=error.given, expected=error.expected, cure=error.cure) from error
+        if module in DRAWN:
+            data = await _drawn_by_worker(studio, decoded(where, text), module, owner)
         plain = text.partition(",")[2] if text.startswith("data:") else text
-        drawn.append(b64encode(data).decode() if module == "canny" else plain)
+        drawn.append(b64encode(data).decode() if module != "none" else plain)
     return {"images": drawn, "info": "Success"}
+
+
+async def _drawn_by_worker(studio: Studio, data: bytes, module: str, owner: str) -> bytes:
+    try:
+        return await studio.draw_tasks.make(data, {"preprocessor": module}, owner)
+    except InvalidInput as error:
+        given = f"{module!r}: {error.where}, {error.given}"
+        raise InvalidInput("controlnet_module", given=given, expected=error.expected, cure=error.cure) from error
 
 
 @router.get("/controlnet/settings")
