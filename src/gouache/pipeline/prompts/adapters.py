@@ -169,7 +169,8 @@ class Adapters:
             self._last = None  # give its memory back before the next one takes as much
             self._last = (key, self._adapted(tags, words))
         adapted = self._last[1]
-        return replace(adapted, notes=(*adapted.notes, *_few_steps_notes(request, [file for file, _ in tags])))
+        advice = _few_steps_notes(request, [file for file, _ in tags])
+        return replace(adapted, notes=(*adapted.notes, *advice)) if advice else adapted
 
     def _find(self, ref: AdapterRef) -> Path | None:
         if ref.kind == EMBEDDING:
