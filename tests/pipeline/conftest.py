@@ -9,8 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from gouache.models.bundle import ModelBundle
@@ -154,3 +156,23 @@ def own_twins(twins: Twins, tmp_path_factory: pytest.TempPathFactory) -> Twins:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
     """Hashes of models are remembered in a folder of the test run's own."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
+@pytest.fixture
+def picture(tmp_path: Path) -> Path:
+    """Smooth colours with an edge, 32 pixels a side."""
+    y, x = np.mgrid[0:32, 0:32] / 32
+    pixels = np.stack([x, y, (x + y > 1).astype(float)], -1) * 255
+    path = tmp_path / "start.png"
+    Image.fromarray(pixels.astype(np.uint8)).save(path)
+    return path
+
+
+@pytest.fixture
+def mask(tmp_path: Path) -> Path:
+    """White in the lower right, on the grid of the latents."""
+    pixels = np.zeros((32, 32), np.uint8)
+    pixels[12:28, 16:32] = 255
+    path = tmp_path / "mask.png"
+    Image.fromarray(pixels).save(path)
+    return path

@@ -84,26 +84,6 @@ def test_folders_with_other_schedulers(sd3: Sd3Twins, tmp_path: Path, scheduler:
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    """Smooth colours with an edge."""
-    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
-    pixels = np.stack([x, y, (x + y > 1).astype(float)], -1) * 255
-    path = tmp_path / "start.png"
-    Image.fromarray(pixels.astype(np.uint8)).save(path)
-    return path
-
-
-@pytest.fixture
-def mask(tmp_path: Path) -> Path:
-    """White in the lower right, on the grid of the latents."""
-    pixels = np.zeros((SIDE, SIDE), np.uint8)
-    pixels[12:28, 16:32] = 255
-    path = tmp_path / "mask.png"
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-@pytest.fixture
 def given_noise(sd3: Sd3Twins, monkeypatch: pytest.MonkeyPatch) -> None:
     """diffusers' posterior gives its mode, and its noise is ours."""
     for module in (image_module, inpaint_module):

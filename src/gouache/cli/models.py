@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from gouache.checkpoints.adapters.controlnet_library import ControlFile
-    from gouache.checkpoints.adapters.ip_adapter_library import IPAdapterFile
+    from gouache.checkpoints.adapters.conditioning_files import ConditioningFile
     from gouache.checkpoints.adapters.library import AdapterFile
     from gouache.checkpoints.hub import OnDisk
 
@@ -34,8 +33,8 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON 
 
     listing = [_describe(model) for model in on_disk()]
     adapters = [_describe_adapter(file) for file in list_adapters()]
-    controls = [_describe_control(file) for file in list_controls()]
-    pictures = [_describe_ip_adapter(file) for file in list_ip_adapters()]
+    controls = [_describe_conditioning("controlnet", file) for file in list_controls()]
+    pictures = [_describe_conditioning("IP-Adapter", file) for file in list_ip_adapters()]
     if as_json:
         folders = [str(folder) for folder in model_folders()]
         lists = {"models": listing, "adapters": adapters, "controls": controls, "ip_adapters": pictures}
@@ -76,25 +75,14 @@ def _describe_adapter(file: AdapterFile) -> dict[str, object]:
     }
 
 
-def _describe_control(file: ControlFile) -> dict[str, object]:
+def _describe_conditioning(kind: str, file: ConditioningFile) -> dict[str, object]:
     family = "" if file.family == "unknown" else f"{file.family} "
     return {
         "name": file.name,
         "path": str(file.path),
         "bytes": file.bytes,
         "family": file.family,
-        "is": f"{family}controlnet, {file.label}",
-    }
-
-
-def _describe_ip_adapter(file: IPAdapterFile) -> dict[str, object]:
-    family = "" if file.family == "unknown" else f"{file.family} "
-    return {
-        "name": file.name,
-        "path": str(file.path),
-        "bytes": file.bytes,
-        "family": file.family,
-        "is": f"{family}IP-Adapter, {file.label}",
+        "is": f"{family}{kind}, {file.label}",
     }
 
 

@@ -116,7 +116,8 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
     check_possible(request, bundle)
     if request.style is not None and bundle.styles and request.style not in bundle.styles:
         raise unknown_name("style", request.style, bundle.styles)
-    request = at_own_size(request, bundle).replace({"procedure": _procedure(request)})
+    settled = {"procedure": _procedure(request), "strength": _strength(request, bundle)}
+    request = at_own_size(request, bundle).replace(settled)
     defaults = bundle.defaults
     sampler, schedule = _sampler_and_schedule(request, bundle)
     check_sampler(sampler, bundle)
@@ -139,7 +140,6 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
             "height": height,
             "negative_prompt": negative,
             "background": _background(request, bundle),
-            "strength": _strength(request, bundle),
             "noise_level": _noise_level(request, bundle),
             "num_inference_steps": _steps(request, bundle),
             "guidance_scale": guidance,
@@ -310,9 +310,10 @@ def factor_of(bundle: ModelBundle) -> int:
 
 
 def _steps(request: Request, bundle: ModelBundle) -> int:
-    """As many as asked for, or the model's: a number of their own for pictures that begin on their drafts."""
-    given, defaults = request.replace({"strength": _strength(request, bundle)}), bundle.defaults
-    on_draft = defaults.prior_num_inference_steps if start_level(given, bundle) else None
+    """As many as a request with its strength asks for, or the model's: a number of their own for pictures that begin on
+    their drafts."""
+    defaults = bundle.defaults
+    on_draft = defaults.prior_num_inference_steps if start_level(request, bundle) else None
     return request.num_inference_steps or on_draft or defaults.num_inference_steps
 
 

@@ -42,26 +42,6 @@ BASE = Request(
 
 
 @pytest.fixture
-def picture(tmp_path: Path) -> Path:
-    """Smooth colours with an edge."""
-    y, x = np.mgrid[0:SIDE, 0:SIDE] / SIDE
-    pixels = np.stack([x, y, (x + y > 1).astype(float)], -1) * 255
-    path = tmp_path / "start.png"
-    Image.fromarray(pixels.astype(np.uint8)).save(path)
-    return path
-
-
-@pytest.fixture
-def mask(tmp_path: Path) -> Path:
-    """White in the lower right, on the grid of the latents."""
-    pixels = np.zeros((SIDE, SIDE), np.uint8)
-    pixels[12:28, 16:32] = 255
-    path = tmp_path / "mask.png"
-    Image.fromarray(pixels).save(path)
-    return path
-
-
-@pytest.fixture
 def given_noise(monkeypatch: pytest.MonkeyPatch) -> Any:
     """Makes diffusers draw the noise it is told to."""
 

@@ -7,10 +7,10 @@ that list and never becomes a path.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 from gouache.checkpoints import hub
+from gouache.checkpoints.adapters.conditioning_files import ConditioningFile, bytes_at, named_weights
 from gouache.checkpoints.adapters.naming import folded
 from gouache.checkpoints.identify import identify
 from gouache.errors import GouacheError, InvalidInput, ModelNotFound, unknown_name
@@ -24,26 +24,7 @@ UNUSABLE = "unusable"
 """How the label of a file begins that can't be used."""
 
 
-@dataclass(frozen=True, slots=True)
-class ControlFile:
-    """A ControlNet or T2I-Adapter on the disk.
-
-    Attributes:
-        name: what a request calls it.
-        family: of the models it belongs to: sd1, sd2, sdxl, or "unknown".
-        label: a few words for people; why it can't be used, if it can't.
-        path: its file, or its folder with config.json.
-        bytes: its size.
-    """
-
-    name: str
-    family: str
-    label: str
-    path: Path
-    bytes: int
-
-
-def list_controls(folder: Path | None = None) -> list[ControlFile]:
+def list_controls(folder: Path | None = None) -> list[ConditioningFile]:
     """Every ControlNet in the folders of that name, by name.
 
     Args:
@@ -55,7 +36,7 @@ def list_controls(folder: Path | None = None) -> list[ControlFile]:
     return sorted(found, key=lambda file: (file.name.casefold(), file.path))
 
 
-def usable_controls(folder: Path | None = None) -> list[ControlFile]:
+def usable_controls(folder: Path | None = None) -> list[ConditioningFile]:
     """Every ControlNet that a request may name, by name; those among the models and in the hub's cache too.
 
     Args:
@@ -67,7 +48,7 @@ def usable_controls(folder: Path | None = None) -> list[ControlFile]:
     return found + [file for file in elsewhere if not file.label.startswith(UNUSABLE)]
 
 
-def find_control(name: str, folder: Path | None = None) -> ControlFile:
+def find_control(name: str, folder: Path | None = None) -> ConditioningFile:
     """The ControlNet of a name.
 
     Raises:
@@ -99,26 +80,14 @@ def find_control(name: str, folder: Path | None = None) -> ControlFile:
 
 
 def _named(root: Path) -> list[tuple[str, Path]]:
-    try:
-        return [
-            (path.name if path.is_dir() else path.stem, path)
-            for path in hub.weights_in(root, hub.CONTROL_FOLDERS, SUFFIXES)
-        ]
-    except OSError as error:
-        raise InvalidInput(
-            str(error.filename or root),
-            given=(error.strerror or str(error)).lower(),
-            expected="a folder of ControlNets that can be read",
-            cure="Change its permissions.",
-        ) from error
+    return named_weights(root, hub.CONTROL_FOLDERS, SUFFIXES, "ControlNets")
 
 
-def _described(name: str, path: Path) -> ControlFile:
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    size = sum(file.stat().st_size for file in files)
+def _described(name: str, path: Path) -> ConditioningFile:
+    size = bytes_at(path)
     try:
         identity = identify(path)
     except GouacheError as error:
-        return ControlFile(name, "unknown", f"{UNUSABLE}: {error.given}", path, size)
+        return ConditioningFile(name, "unknown", f"{UNUSABLE}: {error.given}", path, size)
     label = identity.label if identity.kind in KINDS else f"{UNUSABLE}: a {identity.kind}"
-    return ControlFile(name, identity.family, label, path, size)
+    return ConditioningFile(name, identity.family, label, path, size)

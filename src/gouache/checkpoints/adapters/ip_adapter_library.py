@@ -8,10 +8,10 @@ folders, or in ``clip_vision``, or is the model's own. Names from a request over
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 from gouache.checkpoints import hub
+from gouache.checkpoints.adapters.conditioning_files import ConditioningFile, bytes_at, named_weights
 from gouache.checkpoints.adapters.naming import folded
 from gouache.checkpoints.identify import identify
 from gouache.errors import GouacheError, InvalidInput, ModelNotFound, unknown_name
@@ -25,26 +25,7 @@ TOWERS_BESIDE = ("image_encoder", "clip_vision")
 """Folders beside an adapter in which its tower may lie."""
 
 
-@dataclass(frozen=True, slots=True)
-class IPAdapterFile:
-    """An IP-Adapter on the disk.
-
-    Attributes:
-        name: what a request calls it.
-        family: of the models it belongs to: sd1, sd2, sdxl, or "unknown".
-        label: its kind: plain, plus, full face.
-        path: its file, or its folder with config.json.
-        bytes: its size.
-    """
-
-    name: str
-    family: str
-    label: str
-    path: Path
-    bytes: int
-
-
-def list_ip_adapters(folder: Path | None = None) -> list[IPAdapterFile]:
+def list_ip_adapters(folder: Path | None = None) -> list[ConditioningFile]:
     """Every IP-Adapter on the disk, by name.
 
     Args:
@@ -55,7 +36,7 @@ def list_ip_adapters(folder: Path | None = None) -> list[IPAdapterFile]:
     return sorted(there, key=lambda file: (file.name.casefold(), file.path))
 
 
-def find_ip_adapter(name: str, folder: Path | None = None, *, paths: bool = True) -> IPAdapterFile:
+def find_ip_adapter(name: str, folder: Path | None = None, *, paths: bool = True) -> ConditioningFile:
     """The IP-Adapter of a name.
 
     Args:
@@ -74,7 +55,7 @@ def find_ip_adapter(name: str, folder: Path | None = None, *, paths: bool = True
         return file
     root = folder or hub.models_folder()
     short = name.rsplit(".", 1)[0] if name.lower().endswith(SUFFIXES) else name
-    known = list(_named(root))
+    known = _named(root)
     alike = [(one, path) for one, path in known if folded(one) in (folded(name), folded(short))]
     files = [file for one, path in alike if (file := _described(one, path)) is not None]
     # A tensor file and its safetensors copy lie side by side in the published repository.
@@ -126,12 +107,11 @@ def _is_tower(path: Path) -> bool:
         return False
 
 
-def _named(root: Path) -> Iterator[tuple[str, Path]]:
-    for path in hub.weights_in(root, FOLDERS, SUFFIXES):
-        yield (path.name if path.is_dir() else path.stem, path)
+def _named(root: Path) -> list[tuple[str, Path]]:
+    return named_weights(root, FOLDERS, SUFFIXES, "IP-Adapters")
 
 
-def _described(name: str, path: Path) -> IPAdapterFile | None:
+def _described(name: str, path: Path) -> ConditioningFile | None:
     """The adapter at a path; None for what is something else, such as a ControlNet."""
     try:
         identity = identify(path)
@@ -139,5 +119,4 @@ def _described(name: str, path: Path) -> IPAdapterFile | None:
         return None
     if identity.kind != KIND:
         return None
-    files = [path] if path.is_file() else [file for file in path.rglob("*") if file.is_file()]
-    return IPAdapterFile(name, identity.family, identity.label, path, sum(file.stat().st_size for file in files))
+    return ConditioningFile(name, identity.family, identity.label, path, bytes_at(path))

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gouache.checkpoints.adapters.conditioning_files import key_of
 from gouache.checkpoints.adapters.control_weights import load_steering
 from gouache.checkpoints.adapters.controlnet_library import find_control
 from gouache.checkpoints.adapters.preprocessor_library import DRAWN
@@ -70,7 +71,7 @@ class Controls:
         if not request.control:
             return {}
         places = {one.model: find_control(one.model, folder).path for one in request.control}
-        keys = {name: (path, path.stat().st_mtime_ns) for name, path in places.items()}
+        keys = {name: key_of(path) for name, path in places.items()}
         self._kept = {key: network for key, network in self._kept.items() if key in keys.values()}
         for name, key in keys.items():
             if key not in self._kept:

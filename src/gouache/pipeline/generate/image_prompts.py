@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from gouache.checkpoints.adapters.conditioning_files import key_of
 from gouache.checkpoints.adapters.ip_adapter import load_ip_adapter
 from gouache.checkpoints.adapters.ip_adapter_library import find_ip_adapter, towers
 from gouache.checkpoints.adapters.kinds import FAMILY_OF_WIDTH
@@ -75,16 +76,16 @@ class IPAdapters:
         """
         names = dict.fromkeys(one.adapter for one in request.image_prompts if one.adapter is not None)
         places = {name: find_ip_adapter(name, folder).path for name in names}
-        adapters = {_key(path) for path in places.values()}
+        adapters = {key_of(path) for path in places.values()}
         self._adapters = {key: one for key, one in self._adapters.items() if key in adapters}
         found: dict[str, Loaded] = {}
         encoders: dict[tuple[Path, int], PictureEncoder] = {}
         for name, path in places.items():
-            adapter = self._adapters.get(_key(path)) or self._loaded(name, path)
-            self._adapters[_key(path)] = adapter
+            adapter = self._adapters.get(key_of(path)) or self._loaded(name, path)
+            self._adapters[key_of(path)] = adapter
             tower = find_tower(name, path, adapter.config, self.bundle, folder)
-            encoder = encoders.get(_key(tower)) or self._encoders.get(_key(tower)) or self._tower(tower)
-            encoders[_key(tower)] = encoder
+            encoder = encoders.get(key_of(tower)) or self._encoders.get(key_of(tower)) or self._tower(tower)
+            encoders[key_of(tower)] = encoder
             found[name] = Loaded(adapter, encoder, path, tower)
         self._encoders = encoders
         return found
@@ -120,9 +121,9 @@ class IPAdapters:
         noise = EmbeddingNoise.plain(width)
         if top is not None and unclip:
             noise = read_embedding_noise(top, width)
-        if self._own is None or self._own[0] != _key(tower):
+        if self._own is None or self._own[0] != key_of(tower):
             self._own = None
-            self._own = (_key(tower), self._tower(tower))
+            self._own = (key_of(tower), self._tower(tower))
         return OwnPictures(self._own[1], noise), tower
 
     def _loaded(self, name: str, path: Path) -> IPAdapter:
@@ -137,10 +138,6 @@ class IPAdapters:
 
 def _projection(tower: Path) -> int:
     return image_encoder_config(tower, header_at(tower)).projection_width
-
-
-def _key(path: Path) -> tuple[Path, int]:
-    return path, path.stat().st_mtime_ns
 
 
 def check_fits(config: IPAdapterConfig, bundle: ModelBundle, where: str) -> None:

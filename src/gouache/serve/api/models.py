@@ -7,6 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from pydantic import Field
 
+from gouache.checkpoints.adapters.conditioning_files import ConditioningFile
 from gouache.checkpoints.adapters.controlnet_library import usable_controls
 from gouache.checkpoints.adapters.ip_adapter_library import list_ip_adapters
 from gouache.checkpoints.adapters.library import list_adapters
@@ -117,24 +118,22 @@ def adapters(request: Request) -> list[AdapterView]:
     ]
 
 
+def _control_view(file: ConditioningFile) -> ControlView:
+    return ControlView(name=file.name, family=file.family, label=file.label, bytes=file.bytes)
+
+
 @router.get("/controls")
 def controls(request: Request) -> list[ControlView]:
     """ControlNets that a request may name."""
     owner_of(request)
-    return [
-        ControlView(name=found.name, family=found.family, label=found.label, bytes=found.bytes)
-        for found in usable_controls()
-    ]
+    return [_control_view(found) for found in usable_controls()]
 
 
 @router.get("/ip-adapters")
 def ip_adapters(request: Request) -> list[ControlView]:
     """IP-Adapters that an image prompt may name."""
     owner_of(request)
-    return [
-        ControlView(name=found.name, family=found.family, label=found.label, bytes=found.bytes)
-        for found in list_ip_adapters()
-    ]
+    return [_control_view(found) for found in list_ip_adapters()]
 
 
 @router.get("/pulls")

@@ -15,7 +15,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request
 
-from gouache.checkpoints.adapters.controlnet_library import ControlFile, usable_controls
+from gouache.checkpoints.adapters.conditioning_files import ConditioningFile
+from gouache.checkpoints.adapters.controlnet_library import usable_controls
 from gouache.checkpoints.adapters.ip_adapter_library import list_ip_adapters
 from gouache.checkpoints.adapters.naming import folded
 from gouache.checkpoints.adapters.preprocessor_library import DRAWN, drawable
@@ -149,7 +150,7 @@ def image_prompts_of(
 ) -> list[ImagePrompt]:
     """What the units for IP-Adapters ask for; arguments and errors as `controls_of`."""
     units = [(place, unit) for place, unit in units_of(scripts) if _is_image_prompt(unit)]
-    known = _ip_adapters() if units else []
+    known = list_ip_adapters() if units else []
     return [_image_prompt(place, unit, known, attach, start) for place, unit in units]
 
 
@@ -161,7 +162,7 @@ def _is_image_prompt(unit: Mapping[str, Any]) -> bool:
 def _image_prompt(
     place: str,
     unit: Mapping[str, Any],
-    known: list[ControlFile],
+    known: list[ConditioningFile],
     attach: Callable[[str, str], str],
     start: tuple[str, ResizeMode] | None,
 ) -> ImagePrompt:
@@ -198,7 +199,7 @@ def _reversed(place: str, values: Mapping[str, object]) -> InvalidInput:
 def _control(
     place: str,
     unit: Mapping[str, Any],
-    known: list[ControlFile],
+    known: list[ConditioningFile],
     attach: Callable[[str, str], str],
     start: tuple[str, ResizeMode] | None,
 ) -> Control:
@@ -305,7 +306,7 @@ def _number(place: str, unit: Mapping[str, Any], name: str, default: float, high
     return float(value)
 
 
-def _model(where: str, given: object, known: list[ControlFile], kind: str = "a ControlNet") -> str:
+def _model(where: str, given: object, known: list[ConditioningFile], kind: str = "a ControlNet") -> str:
     """The name of a ControlNet, given as that or as the extension lists it, with a hash behind it."""
     if given in (None, "", "None") or not isinstance(given, str):
         raise InvalidInput(where, given=repr(given)[:80], expected=f"{kind} that /controlnet/model_list names")
@@ -319,7 +320,7 @@ def _model(where: str, given: object, known: list[ControlFile], kind: str = "a C
     raise InvalidInput(where, given=repr(given)[:200], expected=near.expected, cure=near.cure)
 
 
-def short_hash(file: ControlFile) -> str:
+def short_hash(file: ConditioningFile) -> str:
     """A1111's first hash of a file: eight digits of the sha256 of 64 KiB in its second MiB."""
     path = weight_files(file.path)[0] if file.path.is_dir() else file.path
     offset, length = _OLD_HASH
@@ -361,12 +362,7 @@ def model_list(request: Request) -> dict[str, list[str]]:
 
 
 def _titles() -> list[str]:
-    return [f"{file.name} [{short_hash(file)}]" for file in (*usable_controls(), *_ip_adapters())]
-
-
-def _ip_adapters() -> list[ControlFile]:
-    """The extension lists them among the ControlNets."""
-    return [ControlFile(one.name, one.family, one.label, one.path, one.bytes) for one in list_ip_adapters()]
+    return [f"{file.name} [{short_hash(file)}]" for file in (*usable_controls(), *list_ip_adapters())]
 
 
 @router.get("/controlnet/module_list")
