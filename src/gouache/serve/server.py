@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import logging
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,8 +26,7 @@ from starlette.types import ASGIApp
 from gouache import __version__
 from gouache.checkpoints.hub import data_folder, model_folders
 from gouache.checkpoints.identify import identify
-from gouache.errors import GouacheError, InvalidInput, ModelNotFound
-from gouache.pipeline.pipeline import check_device
+from gouache.errors import DeviceUnavailable, GouacheError, InvalidInput, ModelNotFound
 from gouache.pipeline.request import Request as PaintRequest
 from gouache.serve.api import jobs as api_jobs
 from gouache.serve.api import models as api_models
@@ -291,6 +293,32 @@ def check_model_and_device(studio: Studio) -> None:
         identify(entry.path)  # Says why.
     if studio.settings.workers:
         check_device(studio.settings.device)
+
+
+_CHECK_DEVICE = """
+import json, sys
+from gouache.errors import GouacheError
+from gouache.pipeline.pipeline import check_device
+try:
+    check_device(sys.argv[1])
+except GouacheError as error:
+    print(json.dumps(error.to_dict()))
+"""
+
+
+def check_device(device: str | None) -> None:
+    """Refuse a device that isn't there, asked in a process of its own: this one never loads torch.
+
+    Raises:
+        DeviceUnavailable: it isn't there.
+    """
+    if device in (None, "cpu"):
+        return
+    asked = subprocess.run([sys.executable, "-c", _CHECK_DEVICE, str(device)], capture_output=True, text=True)
+    if asked.returncode:
+        raise DeviceUnavailable("device", given=str(device), expected="a device that torch can be asked about")
+    if asked.stdout.strip():
+        raise GouacheError.from_dict(json.loads(asked.stdout.splitlines()[-1]))
 
 
 def share_heaps() -> None:
