@@ -28,9 +28,11 @@ from gouache.checkpoints.hub import data_folder, model_folders
 from gouache.checkpoints.identify import identify
 from gouache.errors import DeviceUnavailable, GouacheError, InvalidInput, ModelNotFound
 from gouache.pipeline.request import Request as PaintRequest
+from gouache.serve.api import events as api_events
 from gouache.serve.api import jobs as api_jobs
 from gouache.serve.api import models as api_models
 from gouache.serve.api import pictures as api_pictures
+from gouache.serve.api import queue as api_queue
 from gouache.serve.api import training as api_training
 from gouache.serve.api.a1111 import listings as a1111_listings
 from gouache.serve.api.a1111 import routes as a1111
@@ -86,8 +88,11 @@ def create_api(studio: Studio) -> FastAPI:
     )
     api.state.studio = studio
     api.state.metrics = Metrics()
+    studio.feed.beside = api_events.beside(studio)
     for part in (
         api_jobs,
+        api_queue,
+        api_events,
         api_pictures,
         api_models,
         api_training,
@@ -156,6 +161,23 @@ SPARE_FILES = 256
 """Open files that the store, the pictures and the workers need beside the connections."""
 
 BACKLOG = 2048
+
+
+class WebServer(uvicorn.Server):
+    """The web server of one studio, whose stop ends the event streams: they would never end by themselves.
+
+    Args:
+        studio: what it serves.
+    """
+
+    def __init__(self, studio: Studio) -> None:
+        super().__init__(uvicorn_config(create_app(studio), studio.settings))
+        self.studio = studio
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish what is being answered, and stop."""
+        self.studio.feed.close()
+        await super().shutdown(sockets)
 
 
 def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
@@ -354,9 +376,8 @@ def run(studio: Studio, announce: Callable[[str], object]) -> None:
     log_to_stderr()
     address = listener.getsockname()
     announce(f"http://{settings.host}:{address[1]}")
-    config = uvicorn_config(create_app(studio), settings)
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        WebServer(studio).run(sockets=[listener])
     finally:
         studio.close()
         listener.close()

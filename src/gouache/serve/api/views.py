@@ -40,6 +40,13 @@ class JobIn(Config):
     """A note of your own."""
 
 
+class PositionIn(Config):
+    """Where a waiting job is to go."""
+
+    before: Annotated[str, Field(max_length=64), AfterValidator(_plain)] | None
+    """Id of the job that it goes before; null for the end."""
+
+
 class ErrorView(Config):
     """Why a job failed."""
 
