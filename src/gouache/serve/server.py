@@ -28,6 +28,7 @@ from gouache.errors import GouacheError, InvalidInput, ModelNotFound
 from gouache.pipeline.pipeline import check_device
 from gouache.pipeline.request import Request as PaintRequest
 from gouache.serve.api import jobs as api_jobs
+from gouache.serve.api import model_files as api_model_files
 from gouache.serve.api import models as api_models
 from gouache.serve.api import pictures as api_pictures
 from gouache.serve.api import training as api_training
@@ -104,6 +105,7 @@ def create_api(studio: Studio) -> FastAPI:
         api_jobs,
         api_pictures,
         api_models,
+        api_model_files,
         api_training,
         a1111,
         a1111_listings,
