@@ -30,6 +30,7 @@ from gouache.errors import DeviceUnavailable, GouacheError, InvalidInput, ModelN
 from gouache.pipeline.request import Request as PaintRequest
 from gouache.serve.api import events as api_events
 from gouache.serve.api import jobs as api_jobs
+from gouache.serve.api import model_files as api_model_files
 from gouache.serve.api import models as api_models
 from gouache.serve.api import pictures as api_pictures
 from gouache.serve.api import queue as api_queue
@@ -95,6 +96,7 @@ def create_api(studio: Studio) -> FastAPI:
         api_events,
         api_pictures,
         api_models,
+        api_model_files,
         api_training,
         a1111,
         a1111_listings,

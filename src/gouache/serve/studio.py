@@ -22,6 +22,7 @@ from gouache.serve.http.visitors import Buckets
 from gouache.serve.live.feed import GALLERY, QUEUE, Feed
 from gouache.serve.models.catalog import ModelCatalog
 from gouache.serve.models.downloads import Pulls
+from gouache.serve.models.uploads import Placed, Uploads
 from gouache.serve.queue.admission import admit
 from gouache.serve.queue.cached_views import CachedJobView
 from gouache.serve.queue.job import FINISHED, Ending, Job, Source
@@ -87,6 +88,7 @@ class Studio:
         sets, models = TrainingSets(settings.data / "training"), settings.data / "models"
         self.training = TrainingRuns(settings.data / "runs", sets, models, self.catalog)
         self.pulls = Pulls(self.catalog.refresh)
+        self.uploads = Uploads(settings.uploads_folder, settings.limits.free_bytes, self._file_arrived)
         timeout = min(SEARCH_SECONDS, settings.wait)
         tasks, wake = Tasks(self.database), self.supervisor.wake_beside
         self.semantic_search = SemanticSearch(tasks, self.pictures, self.notifier, wake, timeout)
@@ -258,6 +260,14 @@ class Studio:
     def told(self, error: GouacheError) -> str:
         """The error as whoever uses the page may read it."""
         return str(self.hidden(error))
+
+    def _file_arrived(self, placed: Placed) -> None:
+        """A weight file was put among the models: list it, under the hash by which recipes will know it."""
+        self.catalog.refresh()
+        log.info("model added", extra={"model": placed.name, "kind": placed.kind, "sha256": placed.sha256})
+        entry = next((entry for entry in self.catalog.entries() if entry.path == placed.path.resolve()), None)
+        if entry is not None and not placed.recorded:
+            self.catalog.remember_hash(entry, placed.sha256)
 
     def options(self, owner: str) -> dict[str, str]:
         """A user's stored options, as JSON texts by key."""

@@ -191,13 +191,6 @@ class Model(Config):
     sha256: str | None
 
 
-class Models(Config):
-    """All models."""
-
-    object: Literal["list"] = "list"
-    data: tuple[Model, ...]
-
-
 def job_view(job: Job, pictures: list[str], position: int | None) -> JobView:
     """A job for the native interface."""
     error = job.error_parts()

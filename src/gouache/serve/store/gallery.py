@@ -193,6 +193,17 @@ class Gallery:
         query = select(*_COLUMNS).where(*wanted.clauses()).order_by(pictures.c.seq.desc()).limit(limit)
         return [Picture(**row._mapping) for row in self.database.rows(query)]
 
+    def newest_by_model(self, owner: str) -> dict[str, str]:
+        """The id of the newest picture that each model painted for a user, by the model's name in requests."""
+        mine = (pictures.c.owner == owner, pictures.c.deleted.is_(None))
+        newest = select(func.max(pictures.c.seq)).where(*mine).group_by(pictures.c.model)
+        query = select(pictures.c.id, pictures.c.model, pictures.c.recipe).where(pictures.c.seq.in_(newest))
+        found = {}
+        for row in self.database.rows(query.order_by(pictures.c.seq)):
+            asked = json.loads(row.recipe).get("request", {}).get("model")
+            found[str(asked or row.model)] = str(row.id)
+        return found
+
     def nearest(
         self, vector: NDArray[np.float32], space: str, wanted: Wanted, limit: int
     ) -> list[tuple[Picture, float]]:
