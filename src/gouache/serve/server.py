@@ -26,6 +26,7 @@ from gouache.checkpoints.identify import identify
 from gouache.errors import GouacheError, InvalidInput, ModelNotFound
 from gouache.pipeline.pipeline import check_device
 from gouache.pipeline.request import Request as PaintRequest
+from gouache.serve.api import editing as api_editing
 from gouache.serve.api import jobs as api_jobs
 from gouache.serve.api import models as api_models
 from gouache.serve.api import pictures as api_pictures
@@ -87,6 +88,7 @@ def create_api(studio: Studio) -> FastAPI:
     for part in (
         api_jobs,
         api_pictures,
+        api_editing,
         api_models,
         api_training,
         a1111,
