@@ -29,6 +29,7 @@ from gouache.checkpoints.identify import identify
 from gouache.errors import DeviceUnavailable, GouacheError, InvalidInput, ModelNotFound
 from gouache.pipeline.request import Request as PaintRequest
 from gouache.serve.api import events as api_events
+from gouache.serve.api import editing as api_editing
 from gouache.serve.api import jobs as api_jobs
 from gouache.serve.api import model_files as api_model_files
 from gouache.serve.api import models as api_models
@@ -95,6 +96,7 @@ def create_api(studio: Studio) -> FastAPI:
         api_queue,
         api_events,
         api_pictures,
+        api_editing,
         api_models,
         api_model_files,
         api_training,

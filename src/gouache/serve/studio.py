@@ -14,7 +14,9 @@ from pathlib import Path
 from sqlalchemy import delete, insert, select
 
 from gouache.errors import GouacheError, ModelNotFound, QueueFull
-from gouache.pipeline.output.metadata import ImageKind
+from gouache.pipeline.output.a1111_text import infotext_of
+from gouache.pipeline.output.infotext import format_infotext
+from gouache.pipeline.output.metadata import OWN, PARAMETERS, ImageKind
 from gouache.pipeline.request import Request
 from gouache.serve.decoding.operations import Facts
 from gouache.serve.decoding.processes import Decoding
@@ -36,6 +38,7 @@ from gouache.serve.settings import Settings
 from gouache.serve.store.accounts import Accounts
 from gouache.serve.store.attachments import Attachments
 from gouache.serve.store.database import Database, upsert
+from gouache.serve.store.edited import file_of_edited, job_of_edited, list_edited, recipe_of_edited
 from gouache.serve.store.file_store import FileStore, thumbnail_of
 from gouache.serve.store.gallery import Gallery, Picture
 from gouache.serve.store.tables import options, presets
@@ -119,14 +122,7 @@ class Studio:
             duplicate = self.jobs.recent_duplicate(owner, fingerprint, since=time.time() - DUPLICATE_SECONDS)
             if duplicate is not None:
                 return duplicate, False
-        wait = self.submissions.take(owner)
-        if wait:
-            raise QueueFull(
-                "jobs a minute",
-                given="too many",
-                expected=f"at most {self.settings.limits.jobs_per_minute}",
-                cure=f"Try again in {wait:.0f} s.",
-            )
+        self._take_turn(owner)
         fingerprint = fingerprint or fingerprint_of(request.to_json())
         if request.model is None and (chosen := self.default_model(owner)) != self.catalog.default:
             request = request.replace({"model": chosen})
@@ -141,6 +137,16 @@ class Studio:
             self.notifier.notify(job.id)
             log.info("job accepted", extra={"job": job.id, "owner": owner, "source": source})
         return job, new
+
+    def _take_turn(self, owner: str) -> None:
+        wait = self.submissions.take(owner)
+        if wait:
+            raise QueueFull(
+                "jobs a minute",
+                given="too many",
+                expected=f"at most {self.settings.limits.jobs_per_minute}",
+                cure=f"Try again in {wait:.0f} s.",
+            )
 
     def cancel(self, job_id: str, owner: str | None, *, ending: Ending = "drop") -> Job:
         """Cancel one job by its id; arguments and errors as `JobQueue.cancel`."""
@@ -221,6 +227,35 @@ class Studio:
         """Put a file into a set of training pictures; blocks. Arguments and errors as `TrainingSets.add`."""
         wanted = {"root": str(self.training.sets.root), "name": name, "file": file}
         return DataSet(**self.decoding.run(owner, "add_to_set", data, wanted, SET_SECONDS)[0])
+
+    def keep_edited(self, owner: str, data: bytes, parents: Sequence[str]) -> Picture:
+        """Put a picture that was composed of others into the gallery; blocks, see `Decoding.beside`.
+
+        Args:
+            owner: whose it is.
+            data: its bytes; it is stored as a PNG with the recipe of its first parent inside.
+            parents: ids of the owner's pictures that it was made of.
+
+        Raises:
+            PictureError: no picture, or too large.
+            NotFound: a parent that isn't one of the owner's pictures.
+            QueueFull: too many in a minute.
+            NoRoom: the disk is nearly full.
+        """
+        self._take_turn(owner)
+        self.file_store.check_room()
+        recipe = recipe_of_edited([self.pictures.get(parent, owner) for parent in parents])
+        wanted = {"where": "body", "max_pixels": self.upload_pixels}
+        facts, _ = self.decoding.run(owner, "check", data, wanted)
+        size = (facts["width"], facts["height"])
+        texts = {PARAMETERS: format_infotext(infotext_of(recipe)), OWN: recipe.to_json()}
+        anew = {"width": size[0], "height": size[1], "crops": False, "resample": 0, "texts": texts}
+        _, whole = self.decoding.run(owner, "resize", data, {**anew, "max_pixels": self.upload_pixels})
+        job = job_of_edited(owner, recipe, whole)
+        self.file_store.keep("pictures", file_of_edited(job), whole)
+        made = list_edited(self.database, job, recipe, whole, size)
+        self.notifier.notify(str(job["id"]))
+        return self.pictures.get(made, owner)
 
     async def wait_for(self, job_id: str, seconds: float) -> Job:
         """Wait until a job is finished, at most so long; gives it as it stands then."""
