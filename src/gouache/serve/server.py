@@ -9,7 +9,6 @@ import os
 import socket
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -18,7 +17,7 @@ from fastapi.exceptions import RequestValidationError
 from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Match, Mount
+from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from gouache import __version__
@@ -44,6 +43,7 @@ from gouache.serve.http.schema import describe
 from gouache.serve.http.slow_headers import patient
 from gouache.serve.logs import log_to_stderr
 from gouache.serve.models.catalog import UNUSABLE
+from gouache.serve.page import routes as page
 from gouache.serve.search.vectors import missing_tower
 from gouache.serve.settings import Settings
 from gouache.serve.store.accounts import ADMIN
@@ -59,25 +59,9 @@ def create_app(studio: Studio) -> ASGIApp:
         studio: what it serves; started and stopped with the application.
     """
     api = create_api(studio)
-    if studio.settings.page:
-        _prepare_gradio(studio.settings.data)
-        from gouache.serve.page.mount import PagePolicy, mount_page
-
-        mount_page(api, studio)
-        served: ASGIApp = PagePolicy(api)
-    else:
-        served = api
-    guarded = Guard(served, studio.settings, studio.accounts, studio.secret, studio.failures)
+    guarded = Guard(api, studio.settings, studio.accounts, studio.secret, studio.failures)
     # Outermost: what the guard refuses is counted too.
     return Counted(guarded, api.state.metrics)
-
-
-def _prepare_gradio(data: Path) -> None:
-    """Keep Gradio's copies of images out of other users' sight, and its telemetry off; it reads both when imported."""
-    cache = data / "page-cache"
-    cache.mkdir(exist_ok=True, mode=0o700)
-    os.environ["GRADIO_TEMP_DIR"] = str(cache)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 
 def create_api(studio: Studio) -> FastAPI:
@@ -112,17 +96,20 @@ def create_api(studio: Studio) -> FastAPI:
         a1111_control,
         openai_images,
         ops,
+        page,
     ):
         api.include_router(part.router)
     _add_error_replies(api)
     describe(api)
+    if studio.settings.page:
+        api.include_router(page.pages)
     for prefix in API_PREFIXES:
         api.add_api_route(prefix + "/{rest:path}", _unknown, methods=METHODS, include_in_schema=False)
     return api
 
 
 API_PREFIXES = ("/v1", "/sdapi", "/controlnet")
-"""Paths that belong to an interface and not to the page, which would answer in its own way what isn't there."""
+"""Paths that belong to an interface, whose errors have its shape."""
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
 
@@ -132,8 +119,7 @@ def _unknown(request: Request) -> None:
     Raises:
         HTTPException: 404, or 405 where another method would be served.
     """
-    others = [route for route in request.app.routes if not isinstance(route, Mount)]  # The page takes every path.
-    served = [route for route in others if getattr(route, "endpoint", None) is not _unknown]
+    served = [route for route in request.app.routes if getattr(route, "endpoint", None) is not _unknown]
     scope = dict(request.scope)
     allowed = [
         method
@@ -333,8 +319,8 @@ def run(studio: Studio, announce: Callable[[str], object]) -> None:
     """
     share_heaps()
     check_openness(studio)
-    # Whatever opens a picture in this process, Gradio too, refuses what is over the limit of uploads (Pillow raises at
-    # twice its own); nothing is decoded here that was not sent by the page.
+    # Nothing decodes a picture in this process; should anything ever, it refuses what is over the limit of uploads
+    # (Pillow raises at twice its own).
     Image.MAX_IMAGE_PIXELS = studio.upload_pixels // 2
     check_model_and_device(studio)
     settings = studio.settings
