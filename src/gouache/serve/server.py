@@ -26,10 +26,10 @@ from gouache.checkpoints.identify import identify
 from gouache.errors import GouacheError, InvalidInput, ModelNotFound
 from gouache.pipeline.pipeline import check_device
 from gouache.pipeline.request import Request as PaintRequest
+from gouache.serve.api import forms as api_forms
 from gouache.serve.api import jobs as api_jobs
 from gouache.serve.api import models as api_models
 from gouache.serve.api import pictures as api_pictures
-from gouache.serve.api import request_fields as api_fields
 from gouache.serve.api import training as api_training
 from gouache.serve.api.a1111 import listings as a1111_listings
 from gouache.serve.api.a1111 import routes as a1111
@@ -88,7 +88,7 @@ def create_api(studio: Studio) -> FastAPI:
     for part in (
         api_jobs,
         api_pictures,
-        api_fields,
+        api_forms,
         api_models,
         api_training,
         a1111,

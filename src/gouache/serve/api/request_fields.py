@@ -1,4 +1,4 @@
-"""`/v1/request-fields`: every field of a request as a form shows it, made from `Request` itself.
+"""Every field of a request as a form shows it, made from `Request` itself.
 
 Kind, range and default follow from a field's type, the help is its docstring. What no type tells stands in the tables
 below: the group it is shown in, the range that a slider has, and which list a name is chosen from. A field that no
@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import types
 from collections.abc import Iterator, Mapping
-from functools import cache
-from hashlib import sha256
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt, MaxLen, MinLen
-from fastapi import APIRouter, Request, Response
 from pydantic import AfterValidator
 from pydantic.fields import FieldInfo
 
@@ -22,12 +19,9 @@ from gouache.config import Config
 from gouache.diffusion.samplers.names import SAMPLER_INFOS, SCHEDULE_INFOS
 from gouache.errors import InvalidInput
 from gouache.pipeline.fields import values
-from gouache.pipeline.request import Request as PaintRequest
-from gouache.serve.http.access import owner_of, studio_of
+from gouache.pipeline.request import Request
 from gouache.serve.queue.admission import UPSCALERS
 from gouache.serve.settings import Limits
-
-router = APIRouter(prefix="/v1", tags=["pictures"])
 
 Kind = Literal[
     "text",
@@ -231,23 +225,6 @@ class RequestFields(Config):
     fields: tuple[FieldView, ...]
 
 
-@router.get("/request-fields", response_class=Response, response_model=RequestFields)
-def request_fields(request: Request) -> Response:
-    """Every field that a request may have: kind, range, choices, default and help, in the groups of the page."""
-    owner_of(request)
-    body, tag = _body(studio_of(request).settings.limits)
-    headers = {"ETag": tag, "Cache-Control": "private, no-cache"}
-    if tag in request.headers.get("if-none-match", ""):
-        return Response(status_code=304, headers=headers)
-    return Response(body, media_type="application/json", headers=headers)
-
-
-@cache
-def _body(limits: Limits) -> tuple[bytes, str]:
-    body = describe(limits).model_dump_json(exclude_defaults=True).encode()
-    return body, f'"{sha256(body).hexdigest()[:16]}"'
-
-
 def describe(limits: Limits | None = None) -> RequestFields:
     """All fields.
 
@@ -255,14 +232,13 @@ def describe(limits: Limits | None = None) -> RequestFields:
         limits: of the server, which may allow less than a request does.
     """
     group_of = {name: group for group, names in PAGE_GROUPS.items() for name in names}
-    rest = tuple(name for name in PaintRequest.model_fields if name not in group_of)
+    rest = tuple(name for name in Request.model_fields if name not in group_of)
     groups = {**PAGE_GROUPS, MORE: rest}
     caps = {} if limits is None else _caps(limits)
     return RequestFields(
         groups=tuple(FieldGroup(name=name, fields=names) for name, names in groups.items() if names),
         fields=tuple(
-            _view(name, name, group_of.get(name, MORE), field, caps)
-            for name, field in PaintRequest.model_fields.items()
+            _view(name, name, group_of.get(name, MORE), field, caps) for name, field in Request.model_fields.items()
         ),
     )
 
