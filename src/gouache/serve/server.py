@@ -28,8 +28,9 @@ from gouache.checkpoints.hub import data_folder, model_folders
 from gouache.checkpoints.identify import identify
 from gouache.errors import DeviceUnavailable, GouacheError, InvalidInput, ModelNotFound
 from gouache.pipeline.request import Request as PaintRequest
-from gouache.serve.api import events as api_events
 from gouache.serve.api import editing as api_editing
+from gouache.serve.api import events as api_events
+from gouache.serve.api import forms as api_forms
 from gouache.serve.api import jobs as api_jobs
 from gouache.serve.api import model_files as api_model_files
 from gouache.serve.api import models as api_models
@@ -97,6 +98,7 @@ def create_api(studio: Studio) -> FastAPI:
         api_events,
         api_pictures,
         api_editing,
+        api_forms,
         api_models,
         api_model_files,
         api_training,
