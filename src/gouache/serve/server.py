@@ -27,9 +27,12 @@ from gouache.checkpoints.identify import identify
 from gouache.errors import GouacheError, InvalidInput, ModelNotFound
 from gouache.pipeline.pipeline import check_device
 from gouache.pipeline.request import Request as PaintRequest
+from gouache.serve.api import boards as api_boards
+from gouache.serve.api import bulk as api_bulk
 from gouache.serve.api import jobs as api_jobs
 from gouache.serve.api import models as api_models
 from gouache.serve.api import pictures as api_pictures
+from gouache.serve.api import recipes as api_recipes
 from gouache.serve.api import training as api_training
 from gouache.serve.api.a1111 import listings as a1111_listings
 from gouache.serve.api.a1111 import routes as a1111
@@ -102,7 +105,10 @@ def create_api(studio: Studio) -> FastAPI:
     api.state.metrics = Metrics()
     for part in (
         api_jobs,
+        api_bulk,  # Its fixed paths before those with an id in them.
         api_pictures,
+        api_recipes,
+        api_boards,
         api_models,
         api_training,
         a1111,

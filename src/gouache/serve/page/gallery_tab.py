@@ -17,7 +17,8 @@ from gouache.serve.page import parts
 from gouache.serve.page.edit_tab import frame_of
 from gouache.serve.page.requests import filled, names_not_offered, owner_of, settings_of
 from gouache.serve.page.words import said
-from gouache.serve.store.gallery import Picture, Wanted
+from gouache.serve.store.gallery import Picture
+from gouache.serve.store.wanted import Wanted
 from gouache.serve.studio import Studio
 
 PAGE = 48

@@ -15,7 +15,7 @@ from gouache.errors import GouacheError, UnknownName
 from gouache.pipeline.output.metadata import encode_picture
 from gouache.pipeline.request import Request
 from gouache.serve.page.words import said
-from gouache.serve.store.gallery import Wanted
+from gouache.serve.store.wanted import Wanted
 from gouache.serve.studio import Studio
 
 AUTOMATIC = "-"

@@ -18,7 +18,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA = "3"
+SCHEMA = "4"
 """Version of the tables. Whoever changes a table counts it up and adds a step to `migrations/versions`."""
 
 metadata = MetaData()
@@ -116,6 +116,8 @@ pictures = Table(
     Column("prompt", Text, nullable=False),
     Column("seed", BigInteger, nullable=False),
     Column("model", Text, nullable=False),
+    Column("sampler", String(64), nullable=False, server_default=""),
+    Column("kind", String(16), nullable=False, server_default=""),
     Column("recipe", Text, nullable=False),
     Column("starred", Boolean, nullable=False, default=False),
     Column("deleted", Float),
