@@ -74,7 +74,10 @@ def change(body: Bulk, request: Request) -> Changed:
         board=body.board,
         deleted=True if body.delete else False if body.restore else None,
     )
-    return Changed(ids=tuple(change_many(studio_of(request).database, body.ids, owner_of(request), changes)))
+    studio = studio_of(request)
+    changed = change_many(studio.database, body.ids, owner_of(request), changes)
+    studio.pictures.changed()
+    return Changed(ids=tuple(changed))
 
 
 _ZIP_FILE = {"schema": {"type": "string", "format": "binary"}}

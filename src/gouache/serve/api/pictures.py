@@ -1,4 +1,4 @@
-"""`/v1/pictures`, `/v1/attachments`, `/v1/models`, `/v1/capabilities`."""
+"""`/v1/pictures`, `/v1/attachments`, `/v1/capabilities`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,6 @@ from gouache.serve.api.views import (
     Change,
     Compared,
     Instant,
-    Model,
-    Models,
     PictureCounts,
     Pictures,
     PictureView,
@@ -195,17 +193,6 @@ async def attach(request: Request) -> Attachment:
     studio = studio_of(request)
     name, facts = await studio.decoding.beside(studio.attach, owner_of(request), data)
     return Attachment(name=name, width=facts["width"], height=facts["height"])
-
-
-@router.get("/models", tags=["models"])
-def models(request: Request) -> Models:
-    """Every model that a request may name."""
-    return Models(
-        data=tuple(
-            Model(id=entry.name, created=int(entry.modified), title=entry.title, size=entry.size, sha256=entry.sha256)
-            for entry in studio_of(request).catalog.models()
-        )
-    )
 
 
 @router.get("/capabilities", tags=["models"])

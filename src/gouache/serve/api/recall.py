@@ -17,10 +17,11 @@ from gouache.errors import GouacheError, InvalidInput, ModelNotFound, NotFound, 
 from gouache.pipeline.output.recipe import RECIPE_VERSION, Recipe, package_versions
 from gouache.pipeline.request import Request, Upscale
 from gouache.serve.queue.admission import UPSCALERS
+from gouache.serve.store.edited import EDITED_NOTE
 from gouache.serve.store.gallery import Picture
 from gouache.serve.studio import Studio
 
-NoteKind = Literal["older", "no_job", "partial", "versions", "model", "picture", "left_out", "read"]
+NoteKind = Literal["edited", "older", "no_job", "partial", "versions", "model", "picture", "left_out", "read"]
 OWN_UPSCALER = "model"
 LISTED = ("model", "refiner", "vae")
 _Found = TypeVar("_Found")
@@ -85,6 +86,9 @@ def recalled(studio: Studio, picture: Picture) -> Recalled:
 
 def _asked(studio: Studio, picture: Picture, version: object) -> tuple[Request | None, list[Note]]:
     """What the picture's job asked for; None where that is unknown or meant something else when it was asked."""
+    if any(note.startswith(EDITED_NOTE) for note in picture.parsed().notes):
+        text = "it was edited by hand; the settings are those of the picture that it was made of"
+        return None, [Note("edited", "", text)]
     size = f"its size of {picture.width}x{picture.height} is the picture's"
     if version != RECIPE_VERSION:
         text = f"an older gouache painted it (recipe {version}); the settings are those of its recipe, and {size}"

@@ -24,7 +24,7 @@ class NoteView(Config):
     """What the settings don't say, or say otherwise."""
 
     kind: str
-    """older, no_job, partial, versions: why the picture may come out differently; model, picture: what is not here any
+    """edited, older, no_job, partial, versions: why the picture may come out differently; model, picture: what is not here any
     more; left_out: a name that this server hasn't got; read: what of the file could not be followed."""
     about: str
     """The field, or the name."""
@@ -35,8 +35,8 @@ class NoteView(Config):
 class Settings(Config):
     """The settings of a picture."""
 
-    request: PaintRequest
-    """What to hand in to paint it."""
+    request: dict[str, Any]
+    """What to hand in to paint it: the fields that differ from their defaults."""
     seeds: dict[str, str]
     """The seeds in it, by field, as text: they may be larger than JavaScript's numbers."""
     notes: tuple[NoteView, ...]
@@ -45,8 +45,8 @@ class Settings(Config):
 class PictureSettings(Settings):
     """The settings of a picture of the gallery."""
 
-    painted: PaintRequest
-    """The same without gaps: what the model filled in."""
+    painted: dict[str, Any]
+    """The same without gaps: with what the model filled in."""
 
 
 class ReadSettings(Settings):
@@ -68,7 +68,7 @@ def request_of(picture_id: str, request: Request) -> PictureSettings:
     studio = studio_of(request)
     picture = studio.pictures.get(picture_id, owner_of(request))
     found = recalled(studio, picture)
-    return PictureSettings(**_settings(found), painted=picture.parsed().request)
+    return PictureSettings(**_settings(found), painted=_plain(picture.parsed().request))
 
 
 @router.post(
@@ -126,7 +126,11 @@ def _of_another(
 
 def _settings(found: Recalled) -> dict[str, Any]:
     notes = tuple(NoteView(**asdict(note)) for note in found.notes)
-    return {"request": found.request, "seeds": seeds_of(found.request), "notes": notes}
+    return {"request": _plain(found.request), "seeds": seeds_of(found.request), "notes": notes}
+
+
+def _plain(request: PaintRequest) -> dict[str, Any]:
+    return request.model_dump(mode="json", exclude_defaults=True)
 
 
 def seeds_of(request: PaintRequest) -> dict[str, str]:

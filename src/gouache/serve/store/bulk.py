@@ -11,6 +11,7 @@ from sqlalchemy import Connection, and_, delete, select, update
 
 from gouache.errors import NotFound
 from gouache.serve.store.database import Database, insert_missing
+from gouache.serve.store.gallery import note_change
 from gouache.serve.store.tables import boards, pictures, tags
 
 _AT_ONCE = 500
@@ -77,6 +78,14 @@ def _change(connection: Connection, ids: Sequence[str], changes: Changes) -> Non
         values["board"] = changes.board or None
     if changes.deleted is False:
         values["deleted"] = None
+    for is_given, what in (
+        (changes.starred is not None, "star" if changes.starred else "unstar"),
+        (bool(changes.add_tags or changes.remove_tags), "tags"),
+        (changes.board is not None, "board"),
+        (changes.deleted is not None, "delete" if changes.deleted else "restore"),
+    ):
+        if is_given:
+            note_change(connection, ids, what)
     chosen = pictures.c.id.in_(ids)
     if values:
         connection.execute(update(pictures).where(chosen).values(values))
