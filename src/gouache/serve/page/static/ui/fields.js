@@ -131,6 +131,13 @@ export function ownValue(field, facts) {
   return told || field.default === undefined || field.default === null ? told || null : field.default;
 }
 
+/** What stands where nothing is chosen: what that means, with the model's own value where it is known. */
+export function emptyLabel(field, own) {
+  const key = `none.${wordKey(field.path)}`;
+  if (knows(key)) return say(key);
+  return own ? say("form.automatic_is", { value: own }) : say("form.automatic");
+}
+
 const NO_FIELD = { size: "width", "width * height": "width", refiner: "refiner", picture: "init_image" };
 
 /**
@@ -158,12 +165,12 @@ function range(field) {
   return { low: low === undefined ? "" : number(low), high: high === undefined ? "" : number(high) };
 }
 
-/** What a value of the field has to be, as a sentence. */
-export function requirement(field) {
+/** What a value of the field has to be, as a sentence; about the value that is given, if it is known. */
+export function requirement(field, value) {
   const label = fieldLabel(field.path);
   const { low, high } = range(field);
   if (["integer", "number", "seed"].includes(field.kind)) {
-    const whole = field.kind !== "number";
+    const whole = field.kind !== "number" && value !== undefined && typeof value !== "bigint" && !Number.isInteger(value);
     if (low !== "" && high !== "") {
       if (field.above !== undefined) return say(field.below === undefined ? "error.field.above_to" : "error.field.between", { label, low, high });
       if (field.below !== undefined) return say("error.field.from_below", { label, low, high });
@@ -186,16 +193,15 @@ export function requirement(field) {
 
 /** Why a value can't be, as a sentence; empty where it can, as far as the field alone tells. */
 export function complaint(field, value) {
-  if (value === undefined || value === null) return field.required ? say("error.field.missing", { label: fieldLabel(field.path) }) : "";
+  if (value === undefined || value === null || value === "") return "";
   if (["integer", "number", "seed"].includes(field.kind)) {
     const number = typeof value === "bigint" ? value : Number(value);
     const whole = typeof number === "bigint" || Number.isInteger(number);
-    if (typeof value === "string" || Number.isNaN(number) || (field.kind !== "number" && !whole)) return requirement(field);
+    if (typeof value === "string" || Number.isNaN(number) || (field.kind !== "number" && !whole)) return requirement(field, value);
     const max = typeof field.max === "string" ? BigInt(field.max) : field.max;
     const wrong = number < (field.min ?? -Infinity) || number > (max ?? Infinity) || number <= (field.above ?? -Infinity) || number >= (field.below ?? Infinity);
     return wrong ? requirement(field) : "";
   }
-  if (field.required && (value === "" || value.length === 0)) return say("error.field.missing", { label: fieldLabel(field.path) });
   if (field.kind === "numbers") {
     const wrong = !Array.isArray(value) || value.some((one) => typeof one !== "number" || one < (field.min ?? -Infinity)) || value.length < field.min_items || value.length > field.max_items;
     return wrong ? requirement(field) : "";

@@ -43,7 +43,8 @@ export function Form({ groups, only, without = [], value, onChange, facts = null
     ? only.map((name) => known.all.get(name)).filter(Boolean)
     : known.groups.filter((group) => !groups || groups.includes(group.name)).flatMap((group) => group.fields);
   const shown = wanted.filter((field) => !without.includes(field.name));
-  return html`<${Rows} fields=${shown} values=${value} onChange=${onChange} facts=${facts} error=${error} hints=${hints} before="" />`;
+  const sole = shown.length === 1 && shown[0].kind === "groups";
+  return html`<${Rows} fields=${shown} values=${value} onChange=${onChange} facts=${facts} error=${error} hints=${hints} before="" sole=${sole} />`;
 }
 
 /**
@@ -57,16 +58,16 @@ export function Field({ name, value, onChange, facts = null, error = null, hints
   return field && html`<${Row} field=${field} path=${name} values=${value} onChange=${onChange} facts=${facts} error=${error} hints=${hints} />`;
 }
 
-function Rows({ fields, values, onChange, facts, error, hints, before }) {
+function Rows({ fields, values, onChange, facts, error, hints, before, sole = false }) {
   const unusable = (field) => !before && facts?.unusable?.includes(field.path) && !differs(field, values[field.name]);
-  const row = (field) => html`<${Row} key=${field.path} field=${field} path=${before + field.name} values=${values} onChange=${onChange} facts=${facts} error=${error} hints=${hints} />`;
+  const row = (field) => html`<${Row} key=${field.path} field=${field} path=${before + field.name} values=${values} onChange=${onChange} facts=${facts} error=${error} hints=${hints} sole=${sole} />`;
   const hidden = fields.filter(unusable);
   return html`<div class="form-rows">${fields.filter((field) => !unusable(field)).map(row)}</div>
     ${hidden.length > 0 && html`<details class="form-unusable"><summary class="small-text">${say("form.unusable", { n: hidden.length })}</summary>
       <div class="form-rows">${hidden.map(row)}</div></details>`}`;
 }
 
-function Row({ field, path, values, onChange, facts, error, hints }) {
+function Row({ field, path, values, onChange, facts, error, hints, sole = false }) {
   const latest = useRef();
   latest.current = { values, onChange };
   const set = useMemo(() => (value) => latest.current.onChange(withValue(latest.current.values, field, value)), [field]);
@@ -78,10 +79,11 @@ function Row({ field, path, values, onChange, facts, error, hints }) {
   const element = useRef();
   useEffect(() => { if (mine) element.current?.scrollIntoView({ block: "nearest" }); }, [mine, error]);
   return useMemo(() => {
-    const wrong = mine ? explain(error) : complaint(field, value);
+    const missing = field.required && (value === undefined || value.length === 0);
+    const wrong = mine ? (missing ? say("error.field.missing", { label: fieldLabel(path) }) : explain(error)) : complaint(field, value);
     const shared = { field, path, id, value, set, facts, error: inside ? error : null, hints, wrong, own: ownValue(field, facts) };
     const Input = INPUTS[field.kind];
-    const changed = differs(field, value);
+    const changed = differs(field, value) && !field.required;
     const help = fieldHelp(field);
     const needless = facts?.unusable?.includes(path);
     const tip = hints ? undefined : help;
@@ -89,7 +91,7 @@ function Row({ field, path, values, onChange, facts, error, hints }) {
       ? html`<span class="label" id=${`${id}-label`} title=${tip}>${fieldLabel(path)}</span>`
       : html`<label for=${id} id=${`${id}-label`} title=${tip}>${fieldLabel(path)}</label>`;
     return html`<div ref=${element} class=${["field form-row", WIDE.includes(field.kind) && "wide", wrong && "wrong", changed && "changed", `kind-${field.kind}`].filter(Boolean).join(" ")} data-path=${path}>
-      <div class="form-head">
+      <div class="form-head ${sole ? "visually-hidden" : ""}">
         ${field.kind === "flag" && html`<${FlagInput} ...${shared} />`}${heading}
         ${field.unit && html`<span class="hint">${field.unit}</span>`}
         ${field.kind === "group" && html`<${Switch} ...${shared} />`}
@@ -118,7 +120,8 @@ function GroupInput({ field, path, id, value, set, facts, error, hints }) {
 function GroupsInput({ field, path, id, value, set, facts, error, hints }) {
   const list = value ?? [];
   const put = (number, changed) => set(list.map((one, k) => (k === number ? changed : one)));
-  const title = (number) => say("form.number_of", { label: fieldLabel(path), n: number + 1 });
+  const item = say(`item.${field.path}`);
+  const title = (number) => say("form.number_of", { label: item, n: number + 1 });
   return html`<div class="form-list">
     ${list.map((one, number) => html`<fieldset class="form-group" key=${number} aria-label=${title(number)}>
       <div class="form-head"><span class="label">${title(number)}</span>
@@ -126,6 +129,6 @@ function GroupsInput({ field, path, id, value, set, facts, error, hints }) {
       <${Rows} fields=${field.fields} values=${one} onChange=${(changed) => put(number, changed)} facts=${facts} error=${error} hints=${hints} before=${`${path}[${number}].`} />
     </fieldset>`)}
     ${list.length < (field.max_items ?? 1) && html`<${Button} small class="form-add" id=${id}
-      onClick=${() => set([...list, structuredClone(FIRST[`${field.path}[]`] ?? {})])}><${Icon} name="plus" /> ${say("form.add", { label: fieldLabel(path) })}<//>`}
+      onClick=${() => set([...list, structuredClone(FIRST[`${field.path}[]`] ?? {})])}><${Icon} name="plus" /> ${say("form.add", { label: item })}<//>`}
   </div>`;
 }

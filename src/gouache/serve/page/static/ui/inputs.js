@@ -4,7 +4,7 @@ import { html, signal, useEffect, useRef, useState } from "../app/preact.js";
 import { attach } from "../app/api.js";
 import { explain, language, say } from "../app/words.js";
 import { Button, DropZone, Icon } from "./controls.js";
-import { choiceLabel, fieldLabel, useNames } from "./fields.js";
+import { choiceLabel, emptyLabel, fieldLabel, useNames } from "./fields.js";
 
 const described = ({ id, wrong, hints }) => ({
   "aria-invalid": wrong ? "true" : undefined,
@@ -37,7 +37,7 @@ export function NumberInput({ id, field, value, set, own, ...rest }) {
   };
   const at = given ?? (typeof own === "number" ? own : low);
   const typed = html`<input type="text" inputmode=${field.kind === "integer" ? "numeric" : "decimal"} id=${id} class="form-number" autocomplete="off"
-    value=${draft ?? shown(value)} placeholder=${shown(own) || say("form.automatic")} ...${described({ id, ...rest })}
+    value=${draft ?? shown(value)} placeholder=${shown(own) || say("form.auto")} ...${described({ id, ...rest })}
     onInput=${(event) => type(event.target.value)} onBlur=${() => setDraft(null)}
     onKeyDown=${(event) => {
       const step = { ArrowUp: 1, ArrowDown: -1 }[event.key];
@@ -69,7 +69,7 @@ export function SeedInput({ id, value, set, ...rest }) {
 }
 
 export function ChoiceInput({ id, field, value, set, own, ...rest }) {
-  const automatic = own ? say("form.automatic_is", { value: choiceLabel(field, own) }) : say("form.automatic");
+  const automatic = emptyLabel(field, own && choiceLabel(field, own));
   return html`<select id=${id} value=${value ?? field.default ?? ""} ...${described({ id, ...rest })} onChange=${(event) => set(event.target.value || null)}>
     ${field.optional && html`<option value="">${automatic}</option>`}
     ${field.choices.map((one) => html`<option key=${one.value} value=${one.value}>${choiceLabel(field, one.value)}</option>`)}</select>`;
@@ -80,8 +80,8 @@ const FEW = 9;
 export function NameInput({ id, field, value, set, own, facts, ...rest }) {
   const names = useNames(field, facts);
   const label = (name) => names.find((one) => one.value === name)?.label ?? name;
-  const automatic = own ? say("form.automatic_is", { value: label(own) }) : say("form.automatic");
-  if (names.length > FEW || field.open) {
+  const automatic = emptyLabel(field, own && label(own));
+  if (names.length > FEW || (field.open && !names.length)) {
     return html`<${Combobox} id=${id} options=${names} value=${value ?? null} own=${automatic} open=${field.open} optional=${field.optional || field.default !== undefined} onChange=${set} ...${rest} />`;
   }
   const listed = value && !names.some((one) => one.value === value) ? [{ value, label: value, fits: true }, ...names] : names;
@@ -169,7 +169,7 @@ export function ColourInput({ id, field, value, set, facts, ...rest }) {
   const own = value?.startsWith("#");
   const offered = COLOURS.filter((one) => one !== "transparent" || facts?.alpha !== false || value === one);
   return html`<div class="form-slide"><select id=${id} value=${own ? "#" : value ?? ""} ...${described({ id, ...rest })} onChange=${(event) => set(event.target.value === "#" ? "#808080" : event.target.value || null)}>
-      <option value="">${say("form.automatic")}</option>${offered.map((one) => html`<option key=${one} value=${one}>${choiceLabel(field, one)}</option>`)}<option value="#">${say("form.own_colour")}</option></select>
+      <option value="">${emptyLabel(field)}</option>${offered.map((one) => html`<option key=${one} value=${one}>${choiceLabel(field, one)}</option>`)}<option value="#">${say("form.own_colour")}</option></select>
     ${own && html`<input type="color" value=${value} aria-label=${say("form.own_colour")} onInput=${(event) => set(event.target.value)} />`}</div>`;
 }
 
