@@ -86,6 +86,8 @@ function Row({ field, path, values, onChange, facts, error, hints, sole = false 
     const changed = differs(field, value) && !field.required;
     const help = fieldHelp(field);
     const needless = facts?.unusable?.includes(path);
+    const hint = hints && help && html`<p class="hint" id=${`${id}-help`}>${help}</p>`;
+    const above = field.fields !== undefined;
     const tip = hints ? undefined : help;
     const heading = LABELLED_BY.includes(field.kind)
       ? html`<span class="label" id=${`${id}-label`} title=${tip}>${fieldLabel(path)}</span>`
@@ -97,10 +99,11 @@ function Row({ field, path, values, onChange, facts, error, hints, sole = false 
         ${field.kind === "group" && html`<${Switch} ...${shared} />`}
         ${changed && html`<${Button} small quiet class="form-reset" label=${say("form.reset", { label: fieldLabel(path) })} onClick=${() => set(null)}><${Icon} name="again" /><//>`}
       </div>
+      ${above && hint}
       ${field.kind !== "flag" && html`<${Input} ...${shared} />`}
       ${wrong && html`<p class="wrong-text" id=${`${id}-wrong`} role=${mine ? "alert" : undefined}>${wrong}</p>`}
       ${needless && changed && html`<p class="hint bad">${say("form.needless")}</p>`}
-      ${hints && help && html`<p class="hint" id=${`${id}-help`}>${help}</p>`}
+      ${!above && hint}
     </div>`;
   }, [field, path, value, set, facts, mine || inside ? error : null, hints, id]);
 }
