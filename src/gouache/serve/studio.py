@@ -14,6 +14,7 @@ from pathlib import Path
 from sqlalchemy import delete, insert, select
 
 from gouache.errors import GouacheError, ModelNotFound, QueueFull
+from gouache.files import write_bytes
 from gouache.pipeline.output.metadata import ImageKind
 from gouache.pipeline.request import Request
 from gouache.serve.decoding.operations import Facts
@@ -197,6 +198,16 @@ class Studio:
         """Put a file into a set of training pictures; blocks. Arguments and errors as `TrainingSets.add`."""
         wanted = {"root": str(self.training.sets.root), "name": name, "file": file}
         return DataSet(**self.decoding.run(owner, "add_to_set", data, wanted, SET_SECONDS)[0])
+
+    def set_thumbnail(self, owner: str, name: str, file: str) -> Path:
+        """A small WebP of a picture to train on, made at the first call; blocks. Errors as `TrainingSets.picture`."""
+        sets = self.training.sets
+        path = sets.thumbnail(name, file)
+        if not path.is_file():
+            made = self.decoding.run(owner, "thumbnail", sets.picture(name, file).read_bytes(), {})[1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, made, force=True)
+        return path
 
     async def wait_for(self, job_id: str, seconds: float) -> Job:
         """Wait until a job is finished, at most so long; gives it as it stands then."""
