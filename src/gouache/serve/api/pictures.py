@@ -1,4 +1,4 @@
-"""`/v1/pictures`, `/v1/attachments`, `/v1/boards`, `/v1/presets`, `/v1/models`, `/v1/capabilities`."""
+"""`/v1/pictures`, `/v1/attachments`, `/v1/boards`, `/v1/presets`, `/v1/capabilities`."""
 
 from __future__ import annotations
 
@@ -20,8 +20,6 @@ from gouache.serve.api.views import (
     BoardIn,
     Change,
     Compared,
-    Model,
-    Models,
     Pictures,
     PictureView,
     Plain,
@@ -184,17 +182,6 @@ def set_preset(body: PresetIn, request: Request) -> PresetIn:
     """Store a style."""
     studio_of(request).set_preset(owner_of(request), body.name, body.prompt, body.negative_prompt)
     return body
-
-
-@router.get("/models", tags=["models"])
-def models(request: Request) -> Models:
-    """Every model that a request may name."""
-    return Models(
-        data=tuple(
-            Model(id=entry.name, created=int(entry.modified), title=entry.title, size=entry.size, sha256=entry.sha256)
-            for entry in studio_of(request).catalog.models()
-        )
-    )
 
 
 @router.get("/capabilities", tags=["models"])

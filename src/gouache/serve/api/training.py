@@ -195,7 +195,7 @@ def runs(request: Request) -> list[RunView]:
     """Every run, the newest first."""
     admin_of(request)
     studio = studio_of(request)
-    return [_run_view(studio, run) for run in studio.training.listing()]
+    return [run_view(studio, run) for run in studio.training.listing()]
 
 
 @router.post("/plan")
@@ -222,7 +222,7 @@ def plan(body: RunIn, request: Request) -> PlanView:
 def start(body: RunIn, request: Request) -> RunView:
     """Start a run; one at a time."""
     owner, studio = admin_of(request), studio_of(request)
-    return _run_view(studio, studio.training.start(**_wanted(body, owner, studio)))
+    return run_view(studio, studio.training.start(**_wanted(body, owner, studio)))
 
 
 @router.get("/runs/{name}")
@@ -230,7 +230,7 @@ def get(name: str, request: Request) -> RunView:
     """One run."""
     admin_of(request)
     studio = studio_of(request)
-    return _run_view(studio, studio.training.get(name), whole=True)
+    return run_view(studio, studio.training.get(name), whole=True)
 
 
 @router.get("/runs/{name}/log")
@@ -255,7 +255,7 @@ def stop(name: str, request: Request) -> RunView:
     """Leave a checkpoint and end; what it learned so far can be painted with."""
     admin_of(request)
     studio = studio_of(request)
-    return _run_view(studio, studio.training.stop(name), whole=True)
+    return run_view(studio, studio.training.stop(name), whole=True)
 
 
 @router.post("/runs/{name}/resume")
@@ -263,7 +263,7 @@ def resume(name: str, body: More, request: Request) -> RunView:
     """Go on with a run that ended or was stopped."""
     admin_of(request)
     studio = studio_of(request)
-    return _run_view(studio, studio.training.resume(name, minutes=body.minutes), whole=True)
+    return run_view(studio, studio.training.resume(name, minutes=body.minutes), whole=True)
 
 
 @router.delete("/runs/{name}", status_code=204)
@@ -303,7 +303,7 @@ def _wanted(body: RunIn, owner: str, studio: Studio) -> _Wanted:
     }
 
 
-def _run_view(studio: Studio, run: TrainingRun, *, whole: bool = False) -> RunView:
+def run_view(studio: Studio, run: TrainingRun, *, whole: bool = False) -> RunView:
     """A run as others may see it; `whole` with its sample sheets and command, for which folders are read."""
     plan, training, hidden = run.plan, studio.training, studio.settings.hide_places
     sheets = tuple(

@@ -41,6 +41,13 @@ class JobIn(Config):
     """A note of your own."""
 
 
+class PositionIn(Config):
+    """Where a waiting job is to go."""
+
+    before: Annotated[str, Field(max_length=64), AfterValidator(plain_text)] | None
+    """Id of the job that it goes before; null for the end."""
+
+
 class ErrorView(Config):
     """Why a job failed."""
 
@@ -183,13 +190,6 @@ class Model(Config):
     title: str
     size: int
     sha256: str | None
-
-
-class Models(Config):
-    """All models."""
-
-    object: Literal["list"] = "list"
-    data: tuple[Model, ...]
 
 
 def job_view(job: Job, pictures: list[str], position: int | None) -> JobView:

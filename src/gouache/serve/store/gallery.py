@@ -5,20 +5,20 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, select, update
+from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, literal, select, update
 
 from gouache.errors import NotFound
 from gouache.pipeline.output.recipe import Recipe
 from gouache.serve.queue.job import Job
 from gouache.serve.store.database import Database, insert_missing
-from gouache.serve.store.tables import boards, meanings, pictures, tags
+from gouache.serve.store.tables import boards, events, meanings, pictures, tags
 
 MOST_COMPARED = 100_000
 """Pictures that a search by meaning compares: the newest that fit the other conditions."""
@@ -110,6 +110,7 @@ def drop_partial(connection: Connection, job_id: str) -> list[str]:
     """Take a job's half-painted pictures off the list, inside a transaction; gives their files."""
     partial = (pictures.c.job == job_id, pictures.c.id.like("%p"))
     files = [row.file for row in connection.execute(select(pictures.c.file).where(*partial))]
+    note_change(connection, [row.id for row in connection.execute(select(pictures.c.id).where(*partial))], "delete")
     connection.execute(delete(pictures).where(*partial))
     return files
 
@@ -141,10 +142,11 @@ class Gallery:
 
     Args:
         database: where the rows lie; the files are in the `FileStore`.
+        changed: called after pictures were starred, tagged, put on a board, deleted or restored.
     """
 
-    def __init__(self, database: Database) -> None:
-        self.database = database
+    def __init__(self, database: Database, changed: Callable[[], None] = lambda: None) -> None:
+        self.database, self.changed = database, changed
 
     def get(self, picture: str, owner: str | None = None) -> Picture:
         """One picture that isn't deleted.
@@ -191,6 +193,17 @@ class Gallery:
         query = select(*_COLUMNS).where(*wanted.clauses()).order_by(pictures.c.seq.desc()).limit(limit)
         return [Picture(**row._mapping) for row in self.database.rows(query)]
 
+    def newest_by_model(self, owner: str) -> dict[str, str]:
+        """The id of the newest picture that each model painted for a user, by the model's name in requests."""
+        mine = (pictures.c.owner == owner, pictures.c.deleted.is_(None))
+        newest = select(func.max(pictures.c.seq)).where(*mine).group_by(pictures.c.model)
+        query = select(pictures.c.id, pictures.c.model, pictures.c.recipe).where(pictures.c.seq.in_(newest))
+        found = {}
+        for row in self.database.rows(query.order_by(pictures.c.seq)):
+            asked = json.loads(row.recipe).get("request", {}).get("model")
+            found[str(asked or row.model)] = str(row.id)
+        return found
+
     def nearest(
         self, vector: NDArray[np.float32], space: str, wanted: Wanted, limit: int
     ) -> list[tuple[Picture, float]]:
@@ -236,6 +249,11 @@ class Gallery:
         row = self.database.row(select(func.count()).select_from(pictures).where(pictures.c.deleted.is_(None)))
         return 0 if row is None else int(row[0])
 
+    def listed(self, ids: Sequence[str]) -> list[Picture]:
+        """Those of some pictures that aren't deleted, the oldest first."""
+        query = select(*_COLUMNS).where(pictures.c.id.in_(ids), pictures.c.deleted.is_(None)).order_by(pictures.c.seq)
+        return [Picture(**row._mapping) for row in self.database.rows(query)]
+
     def tags_of(self, picture: str) -> list[str]:
         """A picture's tags, sorted."""
         rows = self.database.rows(select(tags.c.tag).where(tags.c.picture == picture).order_by(tags.c.tag))
@@ -276,6 +294,14 @@ class Gallery:
                 if board and connection.execute(wanted).first() is None:
                     raise NotFound("board", given=repr(board), expected="the id of one of your boards")
                 connection.execute(row.values(board=board or None))
+            for is_given, what in (
+                (starred is not None, "star" if starred else "unstar"),
+                (new_tags is not None, "tags"),
+                (board is not None, "board"),
+            ):
+                if is_given:
+                    note_change(connection, [picture], what)
+        self.changed()
         return self.get(picture, owner)
 
     def delete(self, picture: str, owner: str | None = None) -> None:
@@ -287,6 +313,8 @@ class Gallery:
         self.get(picture, owner)
         with self.database.write() as connection:
             connection.execute(update(pictures).where(pictures.c.id == picture).values(deleted=time.time()))
+            note_change(connection, [picture], "delete")
+        self.changed()
 
     def purge(self, before: float) -> list[str]:
         """Forget pictures that were deleted before a time; gives their files, which nothing names any longer."""
@@ -307,6 +335,8 @@ class Gallery:
             mine = mine if owner is None else mine.where(pictures.c.owner == owner)
             if not connection.execute(mine.values(deleted=None)).rowcount:
                 raise _missing(picture)
+            note_change(connection, [picture], "restore")
+        self.changed()
         return self.get(picture, owner)
 
     def boards(self, owner: str) -> dict[str, str]:
@@ -320,6 +350,25 @@ class Gallery:
             insert_missing(connection, boards, {"id": uuid.uuid4().hex, "owner": owner, "name": name})
             query = select(boards.c.id).where(boards.c.owner == owner, boards.c.name == name)
             return str(connection.execute(query).scalar_one())
+
+
+CHANGED = "gallery"
+"""The kind of event that says what became of a finished picture."""
+
+
+def note_change(connection: Connection, ids: Sequence[str], change: str) -> None:
+    """Write down what became of pictures, so that those hear of it who show them elsewhere.
+
+    Args:
+        connection: inside the transaction in which it happens.
+        ids: of the pictures.
+        change: a word: star, unstar, tags, board, delete or restore.
+    """
+    if not ids:
+        return
+    now, said = literal(time.time()), literal(f"{change} ") + pictures.c.id
+    rows = select(pictures.c.job, now, literal(CHANGED), said).where(pictures.c.id.in_(ids))
+    connection.execute(insert(events).from_select(["job", "time", "kind", "detail"], rows))
 
 
 def _missing(picture: str) -> NotFound:

@@ -18,7 +18,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA = "3"
+SCHEMA = "4"
 """Version of the tables. Whoever changes a table counts it up and adds a step to `migrations/versions`."""
 
 metadata = MetaData()
@@ -69,6 +69,13 @@ turns = Table(
     metadata,
     Column("owner", String(128), primary_key=True),
     Column("served", Float, nullable=False),
+)
+
+pauses = Table(
+    "pauses",
+    metadata,
+    Column("owner", String(128), primary_key=True),
+    Column("since", Float, nullable=False),
 )
 
 events = Table(
