@@ -65,7 +65,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def squares(folder: Path, count: int, *, side: int = 32, names: str = "{}") -> Path:
     for i in range(count):
         pixels = np.zeros((side, side, 4), np.uint8)
-        pixels[8:24, 8:24] = (255, 255 * i // count, 0, 255)
+        pixels[8:24, 4:20] = (255, 255 * i // count, 0, 255)
         path = folder / f"{names.format(i)}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(pixels).save(path)
@@ -89,7 +89,7 @@ def test_a_model_with_drafts_is_tuned_on_five_pictures_of_a_plain_folder_and_pai
 ) -> None:
     """Prior and denoiser learn; all else is the start's, and the prior remembers the new pictures beside the old."""
     data, config = squares(tmp_path / "mine", 5), tmp_path / "config.toml"
-    config.write_text(CONFIG.format(start=model, images=96))
+    config.write_text(CONFIG.format(start=model, images=48))
     before = weights_of(model)
     for stage in ("prior", "denoiser"):
         notes, steps = trained(stage, config, data, tmp_path / "run")

@@ -11,10 +11,11 @@ from pydantic import AfterValidator, Field
 
 from gouache.config import Config
 from gouache.errors import NotFound
-from gouache.serve.api.views import Plain, plain_text
+from gouache.serve.api.views import ErrorView, Plain, plain_text
 from gouache.serve.http.access import admin_of, studio_of
 from gouache.serve.studio import Studio
 from gouache.serve.training.plan import SMALL_SET, Minutes, PlanPart, PlanStage
+from gouache.serve.training.run_process import parts_of_error
 from gouache.serve.training.runs import Phase, TrainingRun
 from gouache.serve.training.sets import DataSet
 
@@ -124,6 +125,9 @@ class RunView(Config):
     doing: str
     """The last line that its command printed while it prepares."""
     error: str
+    """The sentence that ended it; empty if none did."""
+    problem: ErrorView | None
+    """The same in its parts."""
     created: float
     has_model: bool
     """Whether there is a model of its name to paint with."""
@@ -328,6 +332,7 @@ def run_view(studio: Studio, run: TrainingRun, *, whole: bool = False) -> RunVie
         images_per_second=run.rate,
         doing=hidden(run.doing),
         error=hidden(run.error),
+        problem=ErrorView(**parts_of_error(hidden(run.error))) if run.error else None,
         created=plan.created,
         has_model=(training.models / plan.name).is_dir(),
         samples=tuple(sheet.images_seen for sheet in sheets if sheet.part == run.part),

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from types import FrameType
 
 import psutil
 
+from gouache.errors import TrainingError
 from gouache.serve.training.plan import (
     LOCK,
     OUTPUT,
@@ -78,6 +80,14 @@ def error_in(output: str, code: int) -> str:
         return said.strip()[:2000]
     lines = output.strip().splitlines()
     return f"{lines[-1][:500] if lines else 'no output'} (exit status {code})"
+
+
+def parts_of_error(said: str) -> dict[str, str]:
+    """The parts of gouache's own sentence, as `GouacheError.to_dict` has them; another text is the message alone."""
+    found = re.fullmatch(r"(.+?): given (.*?), expected (.*?)\.(?: (.*))?", said, re.DOTALL)
+    where, given, expected, cure = (found[1], found[2], found[3], found[4] or "") if found else ("", "", "", "")
+    values = {"where": where, "given": given, "expected": expected, "cure": cure}
+    return {"kind": TrainingError.__name__, "message": said, **values}
 
 
 class _Session:
