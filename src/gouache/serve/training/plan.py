@@ -22,7 +22,7 @@ PlanPart = Literal["prior", "denoiser", "vae"]
 RunResult = Literal["", "done", "stopped", "failed"]
 Minutes = Annotated[float, Field(gt=0, le=60 * 24 * 30)]
 PLAN, STATE, OUTPUT, STOP, LOCK, CONFIG = "plan.json", "state.json", "output.log", "stop", "lock", "config.toml"
-SHEETS, SHORTEST_SHEET = 5, 0.5
+SHEETS, SHORTEST_SHEET = 5, 1.0
 """Sample sheets of a part, and the fewest minutes between two: drawing one takes some seconds."""
 MOST_EXAMPLES = 20_000
 SMALL_SET = 40
@@ -138,7 +138,7 @@ def _loop_of(plan: TrainingPlan, part: PlanPart, rate: float) -> str:
     """The tables of a part that say how long and how fast."""
     return (
         f'[{part}.loop]\nbatch_size = {plan.batch_size}\nimages = 100_000_000\nprecision = "auto"\n'
-        f"log_images = {4 * plan.batch_size}\nvalidate_images = 100_000_000\n"
+        f"log_images = {2 * plan.batch_size}\nvalidate_images = 100_000_000\n"
         f"validate_minutes = {max(SHORTEST_SHEET, plan.part_minutes / SHEETS):g}\n"
         "checkpoint_minutes = 5.0\nkeep = 1\n\n"
         f"[{part}.optimizer]\nlearning_rate = {rate:g}\nwarmup_images = {5 * plan.batch_size}\ncooldown = 0.3\n"

@@ -42,6 +42,7 @@ Phase = Literal["preparing", "training", "packing", "stopping", "interrupted", "
 RUNNING: tuple[Phase, ...] = ("preparing", "training", "packing", "stopping")
 _PHASES: dict[str, Phase] = {"": "preparing", "data": "preparing", "pack": "packing"}
 MOST_ATTEMPTS = 3
+MOST_FIGURES = 1000
 FRESH = {"pid": 0, "child": 0, "step": "", "since": 0.0, "result": "", "ended": 0.0, "error": ""}
 """A state between two sessions: what was trained and tried stays."""
 RATES: dict[PlanStage, float] = {"denoiser": 1e-5, "decoder": 1e-4, "vae": 8e-4}
@@ -272,8 +273,13 @@ class TrainingRuns:
         return self._read(self._folder(name))
 
     def log(self, name: str, part: PlanPart | None = None) -> list[dict[str, float]]:
-        """The figures that a part wrote down, oldest first; whole lines only. Without a part those of the latest."""
-        return read_figures(self._folder(name) / (part or self.get(name).part) / "log.jsonl")
+        """The figures that a part wrote down, oldest first; whole lines only. Without a part those of the latest.
+
+        Of a long run only every second line, or every third ...: so many that a curve shows no more.
+        """
+        lines = read_figures(self._folder(name) / (part or self.get(name).part) / "log.jsonl")
+        every = -(-len(lines) // MOST_FIGURES)
+        return [line for at, line in enumerate(lines) if at % every == 0 or "loss" not in line or at == len(lines) - 1]
 
     def samples(self, name: str, part: PlanPart | None = None) -> list[Path]:
         """A part's sample sheets, oldest first; the file's name is the number of pictures seen."""

@@ -9,11 +9,14 @@ import { Confirm } from "../../ui/dialog.js";
 import { Chart } from "./chart.js";
 import { busy, isRunning, runPath, runs, setRun, sheetPath } from "./store.js";
 
+/** A time as it passes: in seconds for as long as minutes would not seem to move. */
+const passed = (seconds) => (seconds < 120 ? say("unit.seconds", { n: Math.round(seconds) }) : duration(seconds));
+
 function Progress({ run }) {
   const left = 60 * run.minutes - run.seconds;
   const unsure = run.phase !== "training";
   const facts = [
-    say("train.trained", { done: duration(run.seconds || 0.1), all: duration(60 * run.minutes) }),
+    say("train.trained", { done: passed(run.seconds), all: duration(60 * run.minutes) }),
     run.images_seen > 0 && say("train.seen", { n: run.images_seen.toLocaleString() }),
     run.images_per_second > 0 && say("train.speed", { n: run.images_per_second.toFixed(1) }),
     run.phase === "training" && left > 0 && say("train.left", { time: duration(left) }),
