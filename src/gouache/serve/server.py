@@ -28,6 +28,8 @@ from gouache.checkpoints.hub import data_folder, model_folders
 from gouache.checkpoints.identify import identify
 from gouache.errors import DeviceUnavailable, GouacheError, InvalidInput, ModelNotFound
 from gouache.pipeline.request import Request as PaintRequest
+from gouache.serve.api import boards as api_boards
+from gouache.serve.api import bulk as api_bulk
 from gouache.serve.api import editing as api_editing
 from gouache.serve.api import events as api_events
 from gouache.serve.api import forms as api_forms
@@ -36,6 +38,7 @@ from gouache.serve.api import model_files as api_model_files
 from gouache.serve.api import models as api_models
 from gouache.serve.api import pictures as api_pictures
 from gouache.serve.api import queue as api_queue
+from gouache.serve.api import recipes as api_recipes
 from gouache.serve.api import training as api_training
 from gouache.serve.api.a1111 import listings as a1111_listings
 from gouache.serve.api.a1111 import routes as a1111
@@ -96,7 +99,10 @@ def create_api(studio: Studio) -> FastAPI:
         api_jobs,
         api_queue,
         api_events,
+        api_bulk,  # Its fixed paths before those with an id in them.
         api_pictures,
+        api_recipes,
+        api_boards,
         api_editing,
         api_forms,
         api_models,

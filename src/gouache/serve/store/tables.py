@@ -18,7 +18,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA = "4"
+SCHEMA = "5"
 """Version of the tables. Whoever changes a table counts it up and adds a step to `migrations/versions`."""
 
 metadata = MetaData()
@@ -123,6 +123,8 @@ pictures = Table(
     Column("prompt", Text, nullable=False),
     Column("seed", BigInteger, nullable=False),
     Column("model", Text, nullable=False),
+    Column("sampler", String(64), nullable=False, server_default=""),
+    Column("kind", String(16), nullable=False, server_default=""),
     Column("recipe", Text, nullable=False),
     Column("starred", Boolean, nullable=False, default=False),
     Column("deleted", Float),

@@ -11,33 +11,38 @@ import { Mark, Range } from "./parts.js";
 import { Stage } from "./stage.js";
 import * as session from "./session.js";
 
-const { brush, candidates, drawing, growing, shownPreview, split, subtract, tool, zoom } = session;
+const { brush, candidates, drawing, growing, masksShown, shownPreview, split, subtract, tool, zoom } = session;
 const TOOLS = [
   ["brush", "b", "M14.7 5.3 19 9.6 9.5 18H5v-4.5zM13 7l4.5 4.5"],
   ["eraser", "e", "M9 19h10M5.5 14.5l8-8a2 2 0 0 1 2.8 0l2.2 2.2a2 2 0 0 1 0 2.8L11 19H8.5l-3-3a1.1 1.1 0 0 1 0-1.5zM10 10l5 5"],
   ["rectangle", "m", "M5 5h3M10.5 5h3M16 5h3v3M19 10.5v3M19 16v3h-3M13.5 19h-3M8 19H5v-3M5 13.5v-3M5 8V5"],
-  ["lasso", "l", "M12 5c4.4 0 8 2.2 8 5s-3.6 5-8 5c-1 0-2-.1-2.900-.3M12 5C7.600 5 4 7.200 4 10c0 1.600 1.200 3 3 4M7 14a1.800 1.800 0 1 0 1.500 3c.3 1.300-.4 2.500-2 3"],
-  ["paint", "p", "M12 4s6 6.300 6 10a6 6 0 0 1-12 0c0-3.700 6-10 6-10zM9 14a3 3 0 0 0 3 3"],
-  ["pick", "i", "M14 6l4 4M12.500 7.500l4 4M15 4.500a2.100 2.100 0 0 1 3.500 0 2.100 2.100 0 0 1 1 3.500L17 10.500 13.500 7zM14 9l-8 8-1 3 3-1 8-8"],
-  ["move", "v", "M12 3v18M3 12h18M12 3 9.500 5.500M12 3l2.500 2.500M12 21l-2.500-2.500M12 21l2.500-2.500M3 12l2.500-2.500M3 12l2.500 2.500M21 12l-2.500-2.500M21 12l-2.500 2.500"],
-  ["frame", "f", "M8 8h8v8H8zM12 5V2.500M12 21.500V19M5 12H2.500M21.500 12H19M10.500 4 12 2.500 13.500 4M10.500 20l1.500 1.500 1.500-1.500M4 10.500 2.500 12 4 13.500M20 10.500l1.500 1.500-1.500 1.500"],
-  ["hand", "h", "M8 12V6.500a1.500 1.500 0 0 1 3 0V11M11 10V5a1.500 1.500 0 0 1 3 0v6M14 10.500V6.500a1.500 1.500 0 0 1 3 0V14a6 6 0 0 1-6 6c-3 0-4.500-1.500-6-4.500L3.500 12.500a1.400 1.400 0 0 1 2.400-1.400L8 13.500"],
+  ["lasso", "l", "M12 5c4.4 0 8 2.2 8 5s-3.6 5-8 5c-1 0-2-.1-2.9-.3M12 5C7.6 5 4 7.2 4 10c0 1.6 1.2 3 3 4M7 14a1.8 1.8 0 1 0 1.5 3c.3 1.3-.4 2.5-2 3"],
+  ["paint", "p", "M12 4s6 6.3 6 10a6 6 0 0 1-12 0c0-3.7 6-10 6-10zM9 14a3 3 0 0 0 3 3"],
+  ["pick", "i", "M14 6l4 4M12.5 7.500l4 4M15 4.500a2.1 2.1 0 0 1 3.5 0 2.1 2.1 0 0 1 1 3.500L17 10.5 13.5 7zM14 9l-8 8-1 3 3-1 8-8"],
+  ["move", "v", "M12 3v18M3 12h18M12 3 9.5 5.500M12 3l2.5 2.500M12 21l-2.5-2.500M12 21l2.5-2.500M3 12l2.5-2.500M3 12l2.5 2.500M21 12l-2.5-2.500M21 12l-2.5 2.5"],
+  ["frame", "f", "M8 8h8v8H8zM12 5V2.500M12 21.500V19M5 12H2.500M21.5 12H19M10.5 4 12 2.5 13.5 4M10.5 20l1.5 1.5 1.5-1.500M4 10.5 2.5 12 4 13.500M20 10.500l1.5 1.5-1.5 1.5"],
+  ["hand", "h", "M8 12V6.500a1.5 1.5 0 0 1 3 0V11M11 10V5a1.5 1.5 0 0 1 3 0v6M14 10.500V6.500a1.5 1.5 0 0 1 3 0V14a6 6 0 0 1-6 6c-3 0-4.5-1.5-6-4.500L3.5 12.500a1.4 1.4 0 0 1 2.4-1.400L8 13.5"],
 ];
 
 const hex = (colour) => `#${colour.map((value) => value.toString(16).padStart(2, "0")).join("")}`;
 const rgb = (text) => [1, 3, 5].map((at) => parseInt(text.slice(at, at + 2), 16));
 
-function Tools() {
+/** Undo and redo: at the tools' end, on phones above the canvas. */
+function Steps({ id }) {
   void drawing.changed.value;
   const { done, undone } = drawing.history;
+  return html`<${Button} id=${`${id}-undo`} quiet label=${`${say("edit.undo")} (Ctrl+Z)`} disabled=${!done.length} onClick=${() => drawing.undo()}>
+      <${Mark} d="M4 9h10a5.5 5.5 0 0 1 0 11H9M4 9l4-4M4 9l4 4" /><//>
+    <${Button} id=${`${id}-redo`} quiet label=${`${say("edit.redo")} (Ctrl+Shift+Z)`} disabled=${!undone.length} onClick=${() => drawing.redo()}>
+      <${Mark} d="M20 9H10a5.5 5.5 0 0 0 0 11h5M20 9l-4-4M20 9l-4 4" /><//>`;
+}
+
+function Tools() {
   return html`<div class="edit-tools" role="toolbar" aria-label=${say("edit.tools")}>
     ${TOOLS.map(([name, key, d]) => html`<${Button} key=${name} id="edit-tool-${name}" quiet pressed=${tool.value === name}
       label=${`${say(`edit.tool.${name}`)} (${key.toUpperCase()})`} onClick=${() => (tool.value = name)}><${Mark} d=${d} /><//>`)}
     <span class="edit-gap"></span>
-    <${Button} id="edit-undo" quiet label=${`${say("edit.undo")} (Ctrl+Z)`} disabled=${!done.length} onClick=${() => drawing.undo()}>
-      <${Mark} d="M4 9h10a5.500 5.500 0 0 1 0 11H9M4 9l4-4M4 9l4 4" /><//>
-    <${Button} id="edit-redo" quiet label=${`${say("edit.redo")} (Ctrl+Shift+Z)`} disabled=${!undone.length} onClick=${() => drawing.redo()}>
-      <${Mark} d="M20 9H10a5.500 5.500 0 0 0 0 11h5M20 9l-4-4M20 9l-4 4" /><//>
+    <span class="edit-steps"><${Steps} id="edit" /></span>
   </div>`;
 }
 
@@ -58,7 +63,8 @@ function Options() {
     ${["rectangle", "lasso"].includes(held) && html`<${Button} small id="edit-subtract" pressed=${subtract.value} onClick=${() => (subtract.value = !subtract.value)}>${say("edit.subtract")}<//>`}
     ${masks && html`<div class="edit-mask-actions">
       ${["invert", "grow", "shrink", "clear"].map((action) => html`<${Button} key=${action} small id="edit-mask-${action}" disabled=${drawing.empty}
-        onClick=${() => session.maskAction(action)}>${say(`edit.mask.${action}`)}<//>`)}</div>`}
+        onClick=${() => session.maskAction(action)}>${say(`edit.mask.${action}`)}<//>`)}
+      <${Button} small id="edit-mask-shown" pressed=${masksShown.value} label=${`${say("edit.mask.shown")} (Q)`} onClick=${() => (masksShown.value = !masksShown.value)}><${Icon} name="eye" /><//></div>`}
     ${held === "frame" && html`<${Sides} />`}
     ${held === "move" && html`<p class="hint">${say("edit.move_hint")}</p>`}
   </div>`;
@@ -96,7 +102,7 @@ function File() {
     if (file) session.openFile(file, { anew });
   };
   const adds = useRef(false);
-  return html`<div class="edit-file">
+  return html`<div class="edit-file"><span class="edit-steps-above"><${Steps} id="edit-above" /></span>
     <${Button} small id="edit-open" onClick=${() => { adds.current = false; input.current.click(); }}><${Icon} name="image" />${say("edit.open")}<//>
     <${Menu} label=${say("edit.more")} items=${[
       { label: say("edit.add_layer"), icon: "plus", run: () => { adds.current = true; input.current.click(); } },
@@ -113,7 +119,7 @@ function File() {
 function useStage(host, stage) {
   useEffect(() => {
     const tools = {
-      tool, brush, zoom, space: false, names: { mask: say("edit.layer.mask"), paint: say("edit.layer.paint") },
+      tool, brush, zoom, masksShown, space: false, names: { mask: say("edit.layer.mask"), paint: say("edit.layer.paint") },
       get subtract() { return subtract.peek(); },
       picked: (colour) => { brush.value = { ...brush.peek(), colour }; tool.value = "paint"; },
       growing: (frame) => (growing.value = frame),
@@ -129,7 +135,6 @@ function useStage(host, stage) {
     };
     addEventListener("keydown", space);
     addEventListener("keyup", space);
-    globalThis.gouacheEdit = { drawing, stage: made, session };
     return () => {
       removeEventListener("keydown", space);
       removeEventListener("keyup", space);
@@ -156,6 +161,7 @@ function useEditKeys(stage) {
   };
   useHotkeys([
     ...TOOLS.map(([name, key]) => ({ keys: key, label: say(`edit.tool.${name}`), run: () => (tool.value = name) })),
+    { keys: "q", label: say("edit.mask.shown"), run: () => (masksShown.value = !masksShown.value) },
     { keys: "[", label: say("edit.smaller"), run: () => session.resizeBrush(1 / 1.15) },
     { keys: "]", label: say("edit.larger"), run: () => session.resizeBrush(1.15) },
     { keys: "Ctrl+z", label: say("edit.undo"), run: (event) => (event.shiftKey ? drawing.redo() : drawing.undo()) },

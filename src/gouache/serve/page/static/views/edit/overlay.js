@@ -115,6 +115,7 @@ class Overlay {
     drawing.frame = Object.freeze(this.before);
     drawing.setFrame(wanted, null);
     this.stage.sync();
+    this.stage.fitIfOutside();
   }
 
   follow(finished) {

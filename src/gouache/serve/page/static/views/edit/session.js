@@ -16,6 +16,7 @@ export const settings = signal({ ...FIRST_SETTINGS });
 export const tool = signal("brush");
 export const brush = signal({ size: 48, hardness: 0.8, opacity: 1, colour: [225, 29, 72] });
 export const zoom = signal(1);
+export const masksShown = signal(true); // on the canvas; what is repainted is the same
 export const subtract = signal(false);
 export const growing = signal(null); // the frame while its edge is dragged
 /** What is handed in: {sending, id, request, frame, mask}; null if nothing is. */
@@ -162,6 +163,7 @@ export const resizeBrush = (factor) => {
 
 export function maskAction(action, pixels = 8) {
   if (drawing.empty) return;
+  masksShown.value = true;
   const layer = drawing.maskForStrokes(say("edit.layer.mask"));
   if (action === "invert") drawing.remask(layer, (old) => old.map((value) => 255 - value));
   else if (action === "clear") {
@@ -243,6 +245,7 @@ export function accept() {
   batch(() => {
     candidates.value = null;
     split.value = 0;
+    masksShown.value = false; // the mask would hide what was just painted; it stays for another try
     drawing.accept(canvas, { name: say("edit.layer.result"), picture: chosen.picture }, frame, hides);
   });
 }

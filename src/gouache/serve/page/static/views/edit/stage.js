@@ -8,6 +8,8 @@ const SVG = "http://www.w3.org/2000/svg";
 const MOST_ZOOM = 32;
 const QUICK = 350; // a second finger within so many ms means pinching, and the dab of the first was none
 export const STROKES = new Set(["brush", "eraser", "paint"]);
+/** What each of the last moves of strokes took in its handler, in ms: for benchmarks. */
+export const strokeTimes = [];
 const AREAS = new Set(["rectangle", "lasso"]);
 const BY_KONVA = new Set(["frame", "move"]);
 
@@ -21,7 +23,6 @@ export class Stage {
     this.view = { x: 0, y: 0, scale: 1 };
     this.pointers = new Map();
     this.gesture = null; // "stroke" | "area" | "pan" | "pinch" | "spent"
-    this.times = []; // ms in the handler of each move of a stroke, for benchmarks
     this.board = element("div", "edit-board", host);
     this.grown = element("div", "edit-grown", this.board);
     this.stack = element("div", "edit-stack", this.board);
@@ -31,11 +32,13 @@ export class Stage {
     this.outline = this.svg.appendChild(document.createElementNS(SVG, "polygon"));
     this.ring = element("div", "edit-ring", host);
     this.ring.hidden = true;
+    this.line = element("div", "edit-split", null);
     this.overlay = null;
     this.stops = [
       effect(() => this.sync(drawing.changed.value)),
       effect(() => this.useTool(tools.tool.value)),
       effect(() => this.showRing(tools.brush.value)),
+      effect(() => host.classList.toggle("edit-masks-hidden", !tools.masksShown.value)),
     ];
     const signal = (this.listening = new AbortController()).signal;
     const listen = (name, f, options) => host.addEventListener(name, f, { signal, ...options });
@@ -65,6 +68,7 @@ export class Stage {
     const { drawing } = this;
     const wanted = [...drawing.pictures, ...drawing.masks];
     const canvases = wanted.map((layer) => layer.canvas);
+    for (const layer of wanted) layer.canvas.classList.toggle("edit-mask", layer.kind === "mask");
     const there = [...this.stack.children];
     if (there.length !== canvases.length || there.some((one, k) => one !== canvases[k])) this.stack.replaceChildren(...canvases);
     for (const layer of wanted) this.place(layer.canvas, layer);
@@ -92,7 +96,9 @@ export class Stage {
   /** Lay a canvas over the layers: a preview or a candidate. `split` 0..1 shows the old picture left of it. */
   overlayCanvas(canvas, x = 0, y = 0, split = 0) {
     if (!canvas) return this.above.replaceChildren();
-    if (this.above.firstChild !== canvas) this.above.replaceChildren(canvas);
+    if (this.above.firstChild !== canvas) this.above.replaceChildren(canvas, this.line);
+    this.line.hidden = !split;
+    set(this.line, { transform: `translate(${x + split * canvas.width}px, ${y}px)`, height: `${canvas.height}px` });
     set(canvas, { transform: `translate(${x}px, ${y}px)`, clipPath: split ? `inset(0 0 0 ${split * 100}%)` : "" });
   }
 
@@ -110,6 +116,14 @@ export class Stage {
   get box() {
     const { left, top, right, bottom } = this.drawing.frame;
     return { x: -left, y: -top, w: this.drawing.width + left + right, h: this.drawing.height + top + bottom };
+  }
+
+  /** Show everything again if a part of it lies outside. */
+  fitIfOutside() {
+    const { box, view } = this;
+    const [left, top] = [box.x * view.scale + view.x, box.y * view.scale + view.y];
+    const outside = left < 0 || top < 0 || left + box.w * view.scale > this.host.clientWidth || top + box.h * view.scale > this.host.clientHeight;
+    if (outside) this.fit();
   }
 
   fit() {
@@ -213,6 +227,7 @@ export class Stage {
     if (tool === "paint") layer = drawing.layerForPaint(tools.names.paint);
     else if (tool === "eraser" && drawing.current?.kind === "paint") layer = drawing.current;
     else layer = drawing.maskForStrokes(tools.names.mask);
+    if (layer.kind === "mask") tools.masksShown.value = true;
     if (!layer.visible) drawing.change(layer.id, { visible: true });
     layer = drawing.layer(layer.id);
     this.gesture = { kind: "stroke", since: performance.now() };
@@ -234,7 +249,8 @@ export class Stage {
       for (const one of events.length ? events : [event]) {
         this.drawing.strokeTo(...this.inDrawing(this.at(one)), pressure(one));
       }
-      this.times.push(performance.now() - begun);
+      strokeTimes.push(performance.now() - begun);
+      if (strokeTimes.length > 1000) strokeTimes.shift();
     } else if (gesture?.kind === "area") this.select(gesture, this.inDrawing(place));
     else if (gesture?.kind === "pan") {
       this.look({ ...gesture.view, x: gesture.view.x + place[0] - gesture.from[0], y: gesture.view.y + place[1] - gesture.from[1] });
@@ -296,6 +312,7 @@ export class Stage {
   cover({ tool, points, erase }) {
     if (points.length < 3) return;
     const layer = this.drawing.maskForStrokes(this.tools.names.mask);
+    this.tools.masksShown.value = true;
     const round = tool === "rectangle" ? points.map((point) => point.map(Math.round)) : points;
     const mapped = round.map(([x, y]) => this.drawing.onLayer(layer, x, y));
     this.drawing.cover(layer, filled(mapped, layer.canvas.width, layer.canvas.height), erase || this.tools.subtract);
@@ -315,7 +332,8 @@ function pressure(event) {
 function element(tag, name, parent) {
   const made = document.createElement(tag);
   made.className = name;
-  return parent.appendChild(made);
+  parent?.appendChild(made);
+  return made;
 }
 
 function set(target, values) {
