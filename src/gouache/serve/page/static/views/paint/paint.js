@@ -4,9 +4,10 @@ import { useHotkeys } from "../../app/keys.js";
 import { paintRequest, paintOptions } from "../../app/state.js";
 import { knows, say } from "../../app/words.js";
 import { Button, Empty, Icon, Segmented } from "../../ui/controls.js";
+import { fieldLabel, requestFields } from "../../ui/fields.js";
 import { networksIn, PromptEditor, promptElement } from "./prompt.js";
 import {
-  cancel, changedFields, chosen, complain, current, described, endless, facts, failed, field, open, paint, readSeed, recent, setFields, underWay, wrong,
+  cancel, changedFields, chosen, complain, current, endless, facts, failed, field, open, paint, readSeed, recent, setFields, underWay, wrong,
 } from "./session.js";
 
 const NARROW = matchMedia("(max-width: 760px)");
@@ -38,7 +39,7 @@ function Labelled({ name, id, label, children, beside }) {
 /** A number with a slider; an empty one is the model's own. */
 function Range({ name, id, label, own, step, fallback }) {
   const value = field(name).value;
-  const known = described.value?.get(name);
+  const known = requestFields.value?.all.get(name);
   const [low, high] = known?.usual ?? fallback;
   const give = (text) => {
     const number = Number(text);
@@ -54,7 +55,7 @@ function Range({ name, id, label, own, step, fallback }) {
 
 function Choice({ name, id, label }) {
   const value = field(name).value;
-  const choices = described.value?.get(name)?.choices ?? [];
+  const choices = requestFields.value?.all.get(name)?.choices ?? [];
   const own = facts.value?.[name];
   const ownLabel = choices.find((one) => one.value === own)?.label || own;
   const listed = value === undefined || choices.some((one) => one.value === value) ? choices : [...choices, { value, label: value }];
@@ -143,7 +144,7 @@ function Size() {
 
 function Count() {
   const value = field("count").value ?? 1;
-  const most = described.value?.get("count")?.max ?? 16;
+  const most = requestFields.value?.all.get("count")?.max ?? 16;
   const give = (number) => setFields({ count: number > 1 ? Math.min(most, number) : undefined });
   return html`<${Labelled} name="count" id="count" label=${say("paint.count")}><div class="paint-stepper">
     <${Button} class="paint-square" quiet label=${say("paint.fewer")} disabled=${value <= 1} onClick=${() => give(value - 1)}><${Icon} name="minus" /><//>
@@ -179,7 +180,7 @@ function Seed() {
 function Changed() {
   const names = changedFields.value;
   if (!names.length) return null;
-  const label = (name) => (knows(`field.${name}`) ? say(`field.${name}`) : knows(`paint.${name}`) ? say(`paint.${name}`) : name);
+  const label = (name) => (knows(`paint.${name}`) ? say(`paint.${name}`) : fieldLabel(name));
   return html`<div class="paint-changed" aria-label=${say("paint.changed")} role="group"><span class="soft">${say("paint.changed")}</span>
     ${names.map((name) => html`<button type="button" key=${name} class="paint-chip" title=${say("paint.reset_one", { name: label(name) })} aria-label=${say("paint.reset_one", { name: label(name) })}
         onClick=${() => setFields({ [name]: undefined })}>${label(name)}<${Icon} name="close" /></button>`)}
