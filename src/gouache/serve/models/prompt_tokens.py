@@ -80,19 +80,13 @@ def count_tokens(prompt: str, entry: ModelEntry, emphasis: Emphasis) -> TokenCou
     files = [file for file in list_adapters() if file.family in (family, UNKNOWN.name)]
     words = _words([file for file in files if file.kind == EMBEDDING], prompt)
     reader = _Reader((TokenizerWithWords(base, words) if words and isinstance(base, ClipTokenizer) else base,))
-    texts = {
-        text
-        for branch in branches(without_tags(prompt), emphasis)
-        for _, text in schedule(branch.text, STEPS)
-    }
+    texts = {text for branch in branches(without_tags(prompt), emphasis) for _, text in schedule(branch.text, STEPS)}
     longest = max(
         ([len(chunk.ids) for chunk in fill_chunks(reader, sections(text, emphasis))] for text in texts), key=sum
     )
     names = {folded(name) for file in files if file.kind == LORA for name in file.names}
     unknown = dict.fromkeys(tag.name for tag in adapter_tags(prompt) if folded(tag.name) not in names)
-    return TokenCount(
-        reader.chunk_length, tuple(longest[:MAX_CHUNKS]), sum(longest[MAX_CHUNKS:]), tuple(unknown)
-    )
+    return TokenCount(reader.chunk_length, tuple(longest[:MAX_CHUNKS]), sum(longest[MAX_CHUNKS:]), tuple(unknown))
 
 
 @lru_cache(maxsize=16)
