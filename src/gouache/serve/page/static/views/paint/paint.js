@@ -224,7 +224,7 @@ function Controls() {
     <div class="paint-fields">
       ${!small && html`<${Prompt} />`}
       <${PromptEditor} name="negative_prompt" id="negative" label=${say("paint.negative_prompt")} placeholder=${say("paint.negative_hint")} />
-      <${Inputs} /><${Model} /><${Style} /><${Size} />
+      <${Styles} /><${Inputs} /><${Model} /><${Style} /><${Size} />
       <div class="paint-two"><${Count} /><${Seed} /></div>
       <${Range} name="num_inference_steps" id="steps" label=${say("paint.num_inference_steps")} own=${facts.value?.num_inference_steps} step=${1} fallback=${[1, 60]} />
       <${Range} name="guidance_scale" id="guidance" label=${say("paint.guidance_scale")} own=${facts.value?.guidance_scale} step=${0.1} fallback=${[1, 20]} />
@@ -233,6 +233,15 @@ function Controls() {
     </div>
     ${small ? html`<div class="paint-bar"><${Prompt} /><${Foot} /></div>` : html`<${Foot} />`}
   </form>`;
+}
+
+/** The user's styles that are laid around the prompt, if any. */
+function Styles() {
+  const names = paintOptions.value.styles ?? [];
+  if (!names.length) return null;
+  const without = (name) => { paintOptions.value = { ...paintOptions.peek(), styles: names.filter((one) => one !== name) }; };
+  return html`<div class="paint-changed" role="group" aria-label=${say("paint.styles")}><span class="soft">${say("paint.styles")}</span>
+    ${names.map((name) => html`<button type="button" key=${name} class="paint-chip" aria-label=${say("paint.remove_input", { name })} title=${say("paint.remove_input", { name })} onClick=${() => without(name)}>${name}<${Icon} name="close" /></button>`)}</div>`;
 }
 
 /** Pictures that the request starts from, if any. */

@@ -2,7 +2,7 @@
 import { signal, computed, batch, effect } from "../../app/preact.js";
 import { api } from "../../app/api.js";
 import { on } from "../../app/events.js";
-import { jobs, openJobs, paintRequest, queue, toast } from "../../app/state.js";
+import { jobs, openJobs, paintOptions, paintRequest, queue, toast } from "../../app/state.js";
 import { explain, say } from "../../app/words.js";
 import { differs, errorPath, loadFields, requestFields } from "../../ui/fields.js";
 
@@ -126,17 +126,17 @@ const answer = (job) => { if (!jobs.peek().has(job.id)) jobs.value = new Map(job
  * Hand in a request.
  *
  * @param {object} request
- * @param {{label?: string, quiet?: boolean}} [more] quiet: what the server says against it is thrown, not shown.
+ * @param {{label?: string, quiet?: boolean, styles?: string[]}} [more] styles: of the user's, laid around the prompt; quiet: what the server says against it is thrown, not shown.
  * @returns {Promise<object | null>} the job; null if the server refused it.
  */
-export async function submit(request, { label = "", quiet = false } = {}) {
+export async function submit(request, { label = "", quiet = false, styles = [] } = {}) {
   const id = crypto.randomUUID?.() ?? `${Date.now()}-${randomSeed()}`;
   batch(() => {
     sent.value = [...sent.peek(), { id, request, state: "sending", label }];
     if (!quiet) { chosen.value = null; failed.value = null; }
   });
   try {
-    const job = await api.post("/v1/jobs", { request, label }, { headers: { "Idempotency-Key": id } });
+    const job = await api.post("/v1/jobs", { request, label, ...(styles.length ? { styles } : {}) }, { headers: { "Idempotency-Key": id } });
     asked.set(job.id, request);
     batch(() => { answer(job); sent.value = sent.peek().filter((one) => one.id !== id); });
     return job;
@@ -170,7 +170,7 @@ export function paint() {
     return Promise.resolve(null);
   }
   batch(() => { wrong.value = {}; problem.value = null; });
-  return submit(paintRequest.peek());
+  return submit(paintRequest.peek(), { styles: paintOptions.peek().styles ?? [] });
 }
 
 /** Stop what is painted now, and painting without end. */
@@ -219,7 +219,7 @@ async function ended(job) {
   await Promise.all(missing.map((id) => api.get(`/v1/pictures/${id}`).then(arrive, () => { gone.add(id); settle(); })));
   if (endless.peek() && queue.peek().mine_waiting === 0 && !openJobs.peek().length && !sent.peek().length) {
     const { seed: _seed, ...rest } = paintRequest.peek();
-    submit(rest);
+    submit(rest, { styles: paintOptions.peek().styles ?? [] });
   }
 }
 
