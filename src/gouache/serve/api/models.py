@@ -385,14 +385,14 @@ def about(
 def pulls(request: Request) -> list[PullView]:
     """What is and was fetched since the server started, the newest first. For administrators."""
     admin_of(request)
-    return [_view(pull) for pull in studio_of(request).pulls.listing()]
+    return [pull_view(pull) for pull in studio_of(request).pulls.listing()]
 
 
 @router.post("/pulls", status_code=202)
 def pull(body: PullIn, request: Request) -> PullView:
     """Fetch a model from the Hugging Face hub: weights, configs and vocabulary, never code. For administrators."""
     admin_of(request)
-    return _view(studio_of(request).pulls.start(body.repo, revision=body.revision, variant=body.variant))
+    return pull_view(studio_of(request).pulls.start(body.repo, revision=body.revision, variant=body.variant))
 
 
 @router.delete("/pulls", status_code=204)
@@ -402,7 +402,8 @@ def cancel(request: Request) -> None:
     studio_of(request).pulls.cancel()
 
 
-def _view(pull: Pull) -> PullView:
+def pull_view(pull: Pull) -> PullView:
+    """A download for the native interface."""
     return PullView(
         repo=pull.repo,
         state=pull.state,

@@ -125,7 +125,7 @@ def openai_error(status: int, parts: Mapping[str, str]) -> dict[str, Any]:
     """OpenAI's shape; the extra keys are ours."""
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     error: dict[str, Any] = {"message": parts["message"], "type": kind, "param": parts.get("where"), "code": None}
-    return {"error": error | {key: parts[key] for key in ("given", "expected", "cure") if key in parts}}
+    return {"error": error | {key: parts[key] for key in ("kind", "given", "expected", "cure") if key in parts}}
 
 
 def validation_reply(path: str, errors: Sequence[Mapping[str, Any]]) -> Response:
