@@ -75,6 +75,34 @@ class OnDisk:
     bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Offer:
+    """What a pull of a repository would fetch, and on which terms.
+
+    Attributes:
+        repo: owner/name.
+        licence: the hub's short name of it, for example ``openrail++``; empty if the repository says none.
+        licence_link: where its text stands, as the repository says; empty if it doesn't.
+        page: the repository's own, where licences are accepted.
+        gated: whether the hub asks for a token of an account that accepted the licence.
+        files: names and bytes of what would be fetched.
+        here: bytes of those that are on the disk.
+    """
+
+    repo: str
+    licence: str
+    licence_link: str
+    page: str
+    gated: bool
+    files: Mapping[str, int]
+    here: int
+
+    @property
+    def bytes(self) -> int:
+        """Of all files."""
+        return sum(self.files.values())
+
+
 def is_offline() -> bool:
     """Whether ``GOUACHE_OFFLINE`` forbids the network."""
     return os.environ.get("GOUACHE_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
@@ -201,17 +229,12 @@ def pull(
         HubError: offline by ``GOUACHE_OFFLINE``, the hub refused or can't be reached, or the repository has no weights.
         CorruptCheckpoint: a file has another sha256 than the hub records.
     """
-    _check_allowed(repo)
-    from huggingface_hub import HfApi, snapshot_download
+    info, files = _look(repo, token, revision, variant)
+    from huggingface_hub import snapshot_download
 
-    endpoint = os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
-    token = token or os.environ.get("HF_TOKEN")
+    endpoint, token = _endpoint(), token or os.environ.get("HF_TOKEN")
+    patterns = _literal(files)
     try:
-        info = HfApi(endpoint=endpoint, token=token).model_info(repo, revision=revision, files_metadata=True)
-        files = choose_files([sibling.rfilename for sibling in info.siblings or []], variant)
-        if not files:
-            raise HubError(repo, given="a repository without weights", expected="a diffusers folder or a weight file")
-        patterns = _literal(files)
         bars = None if progress is None else _reporting_bars(progress)
         folder = Path(
             snapshot_download(
@@ -227,6 +250,52 @@ def pull(
     if revision is None:
         _remember_main(folder)
     return folder
+
+
+def about(repo: str, *, token: str | None = None, revision: str | None = None, variant: str | None = None) -> Offer:
+    """What `pull` with the same arguments would fetch; nothing is fetched. Errors as there."""
+    info, files = _look(repo, token, revision, variant)
+    card: Mapping[str, Any] = info.card_data.to_dict() if info.card_data else {}
+    page = f"{_endpoint()}/{repo}"
+    tagged = (tag.removeprefix("license:") for tag in info.tags or [] if tag.startswith("license:"))
+    licence = str(card.get("license") or next(tagged, ""))
+    if licence in ("", "other"):
+        licence = str(card.get("license_name") or licence)
+    link = str(card.get("license_link") or "")[:300]
+    sizes = {sibling.rfilename: sibling.size or 0 for sibling in info.siblings or []}
+    snapshot = hub_cache() / f"models--{repo.replace('/', '--')}" / "snapshots" / str(info.sha)
+    here = (path.stat().st_size for name in files if (path := snapshot / name).is_file())
+    return Offer(
+        repo=repo,
+        licence=licence[:100],
+        licence_link=link if link.startswith(("https://", "http://")) or not link else f"{page}/blob/main/{link}",
+        page=page,
+        gated=bool(info.gated),
+        files={name: sizes[name] for name in files},
+        here=sum(here),
+    )
+
+
+def _look(repo: str, token: str | None, revision: str | None, variant: str | None) -> tuple[ModelInfo, list[str]]:
+    """What the hub says of a repository, and which of its files would be fetched; errors as `pull`."""
+    _check_allowed(repo)
+    from huggingface_hub import HfApi
+
+    endpoint = _endpoint()
+    try:
+        info = HfApi(endpoint=endpoint, token=token or os.environ.get("HF_TOKEN")).model_info(
+            repo, revision=revision, files_metadata=True
+        )
+    except Exception as error:
+        raise _hub_error(repo, endpoint, error) from error
+    files = choose_files([sibling.rfilename for sibling in info.siblings or []], variant)
+    if not files:
+        raise HubError(repo, given="a repository without weights", expected="a diffusers folder or a weight file")
+    return info, files
+
+
+def _endpoint() -> str:
+    return os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
 
 
 def _reporting_bars(progress: Report) -> type[Any]:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import logging
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -23,13 +26,19 @@ from starlette.types import ASGIApp
 from gouache import __version__
 from gouache.checkpoints.hub import data_folder, model_folders
 from gouache.checkpoints.identify import identify
-from gouache.errors import GouacheError, InvalidInput, ModelNotFound
-from gouache.pipeline.pipeline import check_device
+from gouache.errors import DeviceUnavailable, GouacheError, InvalidInput, ModelNotFound
 from gouache.pipeline.request import Request as PaintRequest
+from gouache.serve.api import boards as api_boards
+from gouache.serve.api import bulk as api_bulk
 from gouache.serve.api import editing as api_editing
+from gouache.serve.api import events as api_events
+from gouache.serve.api import forms as api_forms
 from gouache.serve.api import jobs as api_jobs
+from gouache.serve.api import model_files as api_model_files
 from gouache.serve.api import models as api_models
 from gouache.serve.api import pictures as api_pictures
+from gouache.serve.api import queue as api_queue
+from gouache.serve.api import recipes as api_recipes
 from gouache.serve.api import training as api_training
 from gouache.serve.api.a1111 import listings as a1111_listings
 from gouache.serve.api.a1111 import routes as a1111
@@ -85,11 +94,19 @@ def create_api(studio: Studio) -> FastAPI:
     )
     api.state.studio = studio
     api.state.metrics = Metrics()
+    studio.feed.beside = api_events.beside(studio)
     for part in (
         api_jobs,
+        api_queue,
+        api_events,
+        api_bulk,  # Its fixed paths before those with an id in them.
         api_pictures,
+        api_recipes,
+        api_boards,
         api_editing,
+        api_forms,
         api_models,
+        api_model_files,
         api_training,
         a1111,
         a1111_listings,
@@ -156,6 +173,23 @@ SPARE_FILES = 256
 """Open files that the store, the pictures and the workers need beside the connections."""
 
 BACKLOG = 2048
+
+
+class WebServer(uvicorn.Server):
+    """The web server of one studio, whose stop ends the event streams: they would never end by themselves.
+
+    Args:
+        studio: what it serves.
+    """
+
+    def __init__(self, studio: Studio) -> None:
+        super().__init__(uvicorn_config(create_app(studio), studio.settings))
+        self.studio = studio
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish what is being answered, and stop."""
+        self.studio.feed.close()
+        await super().shutdown(sockets)
 
 
 def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
@@ -295,6 +329,32 @@ def check_model_and_device(studio: Studio) -> None:
         check_device(studio.settings.device)
 
 
+_CHECK_DEVICE = """
+import json, sys
+from gouache.errors import GouacheError
+from gouache.pipeline.pipeline import check_device
+try:
+    check_device(sys.argv[1])
+except GouacheError as error:
+    print(json.dumps(error.to_dict()))
+"""
+
+
+def check_device(device: str | None) -> None:
+    """Refuse a device that isn't there, asked in a process of its own: this one never loads torch.
+
+    Raises:
+        DeviceUnavailable: it isn't there.
+    """
+    if device in (None, "cpu"):
+        return
+    asked = subprocess.run([sys.executable, "-c", _CHECK_DEVICE, str(device)], capture_output=True, text=True)
+    if asked.returncode:
+        raise DeviceUnavailable("device", given=str(device), expected="a device that torch can be asked about")
+    if asked.stdout.strip():
+        raise GouacheError.from_dict(json.loads(asked.stdout.splitlines()[-1]))
+
+
 def share_heaps() -> None:
     """As many heaps for this process's threads as the workers get; nothing where the C library is not glibc."""
     if ARENAS_VARIABLE not in os.environ:
@@ -328,9 +388,8 @@ def run(studio: Studio, announce: Callable[[str], object]) -> None:
     log_to_stderr()
     address = listener.getsockname()
     announce(f"http://{settings.host}:{address[1]}")
-    config = uvicorn_config(create_app(studio), settings)
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        WebServer(studio).run(sockets=[listener])
     finally:
         studio.close()
         listener.close()

@@ -21,13 +21,16 @@ from gouache.pipeline.request import Request
 from gouache.serve.decoding.operations import Facts
 from gouache.serve.decoding.processes import Decoding
 from gouache.serve.http.visitors import Buckets
+from gouache.serve.live.feed import GALLERY, QUEUE, Feed
 from gouache.serve.models.catalog import ModelCatalog
 from gouache.serve.models.downloads import Pulls
+from gouache.serve.models.uploads import Placed, Uploads
 from gouache.serve.queue.admission import admit
 from gouache.serve.queue.cached_views import CachedJobView
 from gouache.serve.queue.job import FINISHED, Ending, Job, Source
 from gouache.serve.queue.leases import Leases
 from gouache.serve.queue.notify import Notifier, wait_until
+from gouache.serve.queue.order import QueueOrder
 from gouache.serve.queue.queue import JobQueue, fingerprint_of
 from gouache.serve.queue.tasks import PictureTasks, Tasks
 from gouache.serve.search.query import SemanticSearch
@@ -69,16 +72,18 @@ class Studio:
         self.attachments = Attachments(self.database, self.file_store)
         self.decoding = Decoding()
         self.jobs = JobQueue(self.database, settings.limits, self.file_store.discard)
+        self.order = QueueOrder(self.database, settings.workers)
         self.cached_view = CachedJobView(self.database)
         self.leases = Leases(self.database)
-        self.pictures = Gallery(self.database)
+        self.notifier = Notifier()
+        self.pictures = Gallery(self.database, partial(self.notifier.notify, GALLERY))
+        self.feed = Feed(self.database, self.jobs, self.order, self.pictures, self.notifier)
         self.housekeeping = Housekeeping(self.database, self.file_store, self.pictures)
         self.accounts = Accounts(self.database)
         self.catalog = ModelCatalog(settings.model_folders, self.database, settings.default_model)
         self.secret = self.database.secret()
         self.failures = Buckets(settings.limits.failed_logins_per_minute)
         self.submissions = Buckets(settings.limits.jobs_per_minute)
-        self.notifier = Notifier()
         self.streams: Counter[str] = Counter()
         """Event streams that each user follows."""
         self.started = time.time()
@@ -86,6 +91,7 @@ class Studio:
         sets, models = TrainingSets(settings.data / "training"), settings.data / "models"
         self.training = TrainingRuns(settings.data / "runs", sets, models, self.catalog)
         self.pulls = Pulls(self.catalog.refresh)
+        self.uploads = Uploads(settings.uploads_folder, settings.limits.free_bytes, self._file_arrived)
         timeout = min(SEARCH_SECONDS, settings.wait)
         tasks, wake = Tasks(self.database), self.supervisor.wake_beside
         self.semantic_search = SemanticSearch(tasks, self.pictures, self.notifier, wake, timeout)
@@ -128,6 +134,7 @@ class Studio:
         )
         self.supervisor.wake()
         if new:
+            self.notifier.notify(job.id)
             log.info("job accepted", extra={"job": job.id, "owner": owner, "source": source})
         return job, new
 
@@ -157,7 +164,24 @@ class Studio:
         self.file_store.renew(self.jobs.get(job_id, owner).parsed().pictures())
         job = self.jobs.retry(job_id, owner)
         self.supervisor.wake()
+        self.notifier.notify(job_id)
         return job
+
+    def cancel_waiting(self, owner: str) -> int:
+        """Cancel every job of a user that waits; gives how many."""
+        cancelled = self.order.cancel_waiting(owner)
+        for job_id in cancelled:
+            self.notifier.notify(job_id)
+        return len(cancelled)
+
+    def pause(self, owner: str, paused: bool) -> None:
+        """Let a user's waiting jobs wait on, or be taken again."""
+        if paused:
+            self.order.pause(owner)
+        else:
+            self.order.resume(owner)
+            self.supervisor.wake()
+        self.notifier.notify(QUEUE)
 
     @property
     def upload_pixels(self) -> int:
@@ -271,6 +295,14 @@ class Studio:
     def told(self, error: GouacheError) -> str:
         """The error as whoever uses the page may read it."""
         return str(self.hidden(error))
+
+    def _file_arrived(self, placed: Placed) -> None:
+        """A weight file was put among the models: list it, under the hash by which recipes will know it."""
+        self.catalog.refresh()
+        log.info("model added", extra={"model": placed.name, "kind": placed.kind, "sha256": placed.sha256})
+        entry = next((entry for entry in self.catalog.entries() if entry.path == placed.path.resolve()), None)
+        if entry is not None and not placed.recorded:
+            self.catalog.remember_hash(entry, placed.sha256)
 
     def options(self, owner: str) -> dict[str, str]:
         """A user's stored options, as JSON texts by key."""

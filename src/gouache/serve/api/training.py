@@ -98,7 +98,7 @@ def runs(request: Request) -> list[RunView]:
     """Every run, the newest first."""
     admin_of(request)
     training = studio_of(request).training
-    return [_run_view(run, ()) for run in training.listing()]
+    return [run_view(run, ()) for run in training.listing()]
 
 
 @router.post("/runs", status_code=202)
@@ -117,7 +117,7 @@ def start(body: RunIn, request: Request) -> RunView:
         learning_rate=body.learning_rate,
         batch_size=body.batch_size,
     )
-    return _run_view(run, ())
+    return run_view(run, ())
 
 
 @router.get("/runs/{name}")
@@ -125,7 +125,7 @@ def get(name: str, request: Request) -> RunView:
     """One run."""
     admin_of(request)
     training = studio_of(request).training
-    return _run_view(training.get(name), tuple(int(path.stem) for path in training.samples(name)))
+    return run_view(training.get(name), tuple(int(path.stem) for path in training.samples(name)))
 
 
 @router.get("/runs/{name}/log")
@@ -149,14 +149,14 @@ def sample(name: str, images_seen: int, request: Request) -> FileResponse:
 def stop(name: str, request: Request) -> RunView:
     """Leave a checkpoint and end; what it learned so far can be painted with."""
     admin_of(request)
-    return _run_view(studio_of(request).training.stop(name), ())
+    return run_view(studio_of(request).training.stop(name), ())
 
 
 @router.post("/runs/{name}/resume")
 def resume(name: str, body: More, request: Request) -> RunView:
     """Go on with a run that ended or was stopped."""
     admin_of(request)
-    return _run_view(studio_of(request).training.resume(name, minutes=body.minutes), ())
+    return run_view(studio_of(request).training.resume(name, minutes=body.minutes), ())
 
 
 @router.delete("/runs/{name}", status_code=204)
@@ -170,7 +170,8 @@ def _set_view(found: DataSet) -> SetView:
     return SetView(name=found.name, pictures=found.pictures, captioned=found.captioned, bytes=found.bytes)
 
 
-def _run_view(run: TrainingRun, samples: tuple[int, ...]) -> RunView:
+def run_view(run: TrainingRun, samples: tuple[int, ...]) -> RunView:
+    """A run for the native interface; `samples` as `RunView` has them."""
     plan = run.plan
     return RunView(
         name=plan.name,

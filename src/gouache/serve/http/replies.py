@@ -15,6 +15,7 @@ from gouache.errors import (
     Conflict,
     DataError,
     GouacheError,
+    HubError,
     InvalidInput,
     MissingDependency,
     ModelNotFound,
@@ -52,6 +53,7 @@ _STATUS: tuple[tuple[type[GouacheError], int], ...] = (
     (TookTooLong, 504),
     (NobodyAnswers, 504),
     (NotAllowed, 403),
+    (HubError, 502),
     (StoreAway, 503),
 )
 _TYPES = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -14,7 +15,8 @@ from sqlalchemy import Row, select
 from gouache.checkpoints import hub
 from gouache.checkpoints.hub import SHIPPED
 from gouache.checkpoints.identify import identify, known_sha256
-from gouache.errors import GouacheError, ModelNotFound, unknown_name
+from gouache.errors import GouacheError, ModelNotFound, StoreError, unknown_name
+from gouache.serve.models.added_folders import added_folders
 from gouache.serve.store.database import Database, upsert
 from gouache.serve.store.tables import models
 
@@ -66,20 +68,24 @@ class ModelCatalog:
     """The models in some folders.
 
     Args:
-        folders: where to look.
-        database: remembers hashes.
+        folders: where to look, beside those that were added to the store.
+        database: remembers hashes and added folders.
         default: name for requests that give none.
     """
 
     def __init__(self, folders: Sequence[Path], database: Database, default: str | None = None) -> None:
-        self.folders = [folder.resolve() for folder in folders]
+        self._given = [folder.resolve() for folder in folders]
+        self.folders = self._given
         self.database = database
         self.default = default or SHIPPED
         self._entries: list[ModelEntry] = []
         self.refresh()
 
     def refresh(self) -> None:
-        """Look again what is there."""
+        """Look again what is there, also in the folders that were added since."""
+        with contextlib.suppress(StoreError):  # Without them meanwhile.
+            added = [folder.resolve() for folder in added_folders(self.database)]
+            self.folders = list(dict.fromkeys([*self._given, *added]))
         found = [ModelEntry(SHIPPED, None, 0, 0.0)]
         for folder in self.folders:
             found += [entry for path in _models_below(folder, folder, _DEPTH) if (entry := _entry(folder, path))]

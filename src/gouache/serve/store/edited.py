@@ -21,11 +21,13 @@ from gouache.serve.store.gallery import Picture, picture_id, row_of
 from gouache.serve.store.tables import jobs, pictures
 
 EDITED = "edited"
+EDITED_NOTE = "edited by hand"
+"""How the note on such a picture begins."""
 
 
 def recipe_of_edited(parents: Sequence[Picture]) -> Recipe:
     """The recipe of the first parent with a note, or one that says no more than the note."""
-    told = "edited by hand" + (f" from {', '.join(parent.id for parent in parents)}" if parents else "")
+    told = EDITED_NOTE + (f" from {', '.join(parent.id for parent in parents)}" if parents else "")
     if not parents:
         return Recipe(
             request=Request(),
