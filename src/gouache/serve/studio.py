@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import select
 
 from gouache.errors import GouacheError, ModelNotFound, QueueFull
 from gouache.files import write_bytes
@@ -42,7 +42,8 @@ from gouache.serve.store.database import Database, upsert
 from gouache.serve.store.edited import file_of_edited, job_of_edited, list_edited, recipe_of_edited
 from gouache.serve.store.file_store import FileStore, thumbnail_of
 from gouache.serve.store.gallery import Gallery, Picture
-from gouache.serve.store.tables import options, presets
+from gouache.serve.store.presets import Presets
+from gouache.serve.store.tables import options
 from gouache.serve.store.upkeep import Housekeeping
 from gouache.serve.training.runs import TrainingRuns
 from gouache.serve.training.sets import DataSet, TrainingSets
@@ -81,6 +82,7 @@ class Studio:
         self.feed = Feed(self.database, self.jobs, self.order, self.pictures, self.notifier)
         self.housekeeping = Housekeeping(self.database, self.file_store, self.pictures)
         self.accounts = Accounts(self.database)
+        self.presets = Presets(self.database)
         self.catalog = ModelCatalog(settings.model_folders, self.database, settings.default_model)
         self.secret = self.database.secret()
         self.failures = Buckets(settings.limits.failed_logins_per_minute)
@@ -325,18 +327,6 @@ class Studio:
         with self.database.write() as connection:
             for key, value in values.items():
                 upsert(connection, options, {"owner": owner, "key": key}, {"value": value})
-
-    def presets(self, owner: str) -> dict[str, tuple[str, str]]:
-        """Prompt and negative prompt by name of the user's styles."""
-        rows = self.database.rows(select(presets).where(presets.c.owner == owner).order_by(presets.c.name))
-        return {row.name: (row.prompt, row.negative_prompt) for row in rows}
-
-    def set_preset(self, owner: str, name: str, prompt: str, negative_prompt: str) -> None:
-        """Store a style; it replaces one of the same name."""
-        with self.database.write() as connection:
-            connection.execute(delete(presets).where(presets.c.owner == owner, presets.c.name == name))
-            values = {"owner": owner, "name": name, "prompt": prompt, "negative_prompt": negative_prompt}
-            connection.execute(insert(presets).values(**values, request="{}"))
 
     def close(self) -> None:
         """Stop the workers and let go of the store."""

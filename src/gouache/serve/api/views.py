@@ -70,6 +70,8 @@ class JobIn(Config):
     """Higher goes first."""
     label: Plain = ""
     """A note of your own."""
+    styles: Annotated[tuple[Plain, ...], Field(max_length=20)] = ()
+    """Names of your styles, laid around the prompt one after the other."""
 
 
 class PositionIn(Config):
