@@ -422,7 +422,7 @@ def _hub_error(repo: str, endpoint: str, error: Exception) -> HubError:
         repo,
         given=f"{type(error).__name__}: {str(error)[:200]}",
         expected=f"an answer from {endpoint}",
-        cure="Check the network; a download that stopped goes on where it was.",
+        cure="Check the network, and try again; files that are whole are not fetched again.",
     )
 
 
