@@ -139,7 +139,7 @@ def validation_reply(path: str, errors: Sequence[Mapping[str, Any]]) -> Response
     detail = [{"loc": list(error["loc"]), "msg": error["msg"], "type": error["type"]} for error in errors]
     if path.startswith(("/sdapi/", "/controlnet/")):
         return PlainJson({"detail": detail}, 422)
-    parts = {"message": message, "where": where or "body", "expected": expected}
+    parts = {"kind": "ConfigError", "message": message, "where": where or "body", "expected": expected}
     status = 400 if path.startswith("/v1/images/") else 422
     return PlainJson(openai_error(status, parts) | {"detail": detail}, status)
 
