@@ -87,6 +87,19 @@ def test_each_user_chooses_a_default_that_every_interface_uses(studio: Studio, m
     assert studio.default_model("ada") == studio.catalog.default
 
 
+def test_a_worker_finds_what_came_since_it_started(studio: Studio, tmp_path: Path) -> None:
+    catalog = ModelCatalog([tmp_path / "new"], studio.database, patience=0.0)
+    with pytest.raises(ModelNotFound):
+        catalog.find("late")
+    (tmp_path / "new" / "late").mkdir(parents=True)
+    (tmp_path / "new" / "late" / "model_index.json").write_text("{}")
+    assert catalog.find("late").path == tmp_path / "new" / "late"
+    impatient = ModelCatalog([tmp_path / "new"], studio.database, patience=60.0)
+    (tmp_path / "new" / "late").rename(tmp_path / "new" / "later")
+    with pytest.raises(ModelNotFound):
+        impatient.find("later")
+
+
 def test_a_snapshot_in_the_hubs_cache_has_its_repositorys_name(studio: Studio, tmp_path: Path) -> None:
     snapshot = tmp_path / "hub" / "models--painter--tiny-sd" / "snapshots" / "0123456789abcdef"
     snapshot.mkdir(parents=True)
