@@ -96,7 +96,7 @@ def test_a_model_is_pulled_after_its_licence_was_read_and_may_be_cancelled(
     page, faults = open_view(browser, online, "models")
     page.fill(".models-repo-name", REPO)
     page.press(".models-repo-name", "Enter")
-    page.locator(".dialog", has_text="creativeml-openrail-m").wait_for()
+    page.locator(".dialog", has_text="CreativeML OpenRAIL-M").wait_for()
     assert online.studio.pulls.listing() == [], "nothing is fetched before"
     assert violations(page) == []
     page.click("#pull-accept:not([disabled])")

@@ -8,6 +8,7 @@ import { Dialog } from "../../ui/dialog.js";
 import { arrivals, cancelPull, followPulls, forget, pull, pulls, send, sendAgain, SUFFIXES, uploads } from "./adding.js";
 import { explainModel } from "./errors.js";
 
+const LICENCES = { "creativeml-openrail-m": "CreativeML OpenRAIL-M", "openrail++": "CreativeML Open RAIL++-M", openrail: "OpenRAIL", "apache-2.0": "Apache-2.0", mit: "MIT" };
 const here = ["127.0.0.1", "localhost", "[::1]"].includes(location.hostname);
 
 /** A bar with how much of how much, how fast, and how long still. */
@@ -76,9 +77,9 @@ export function LicenceNotice({ repo, variant = "", onClose }) {
     ${!offer && !error && html`<p role="status" class="soft">${say("models.asking_hub")}</p>`}
     ${error && html`<p class="bad" role="alert">${explainModel(error)}</p>`}
     ${offer && html`<dl class="models-facts">
-        <dt>${say("models.licence")}</dt><dd>${offer.licence ? html`<b>${offer.licence}</b>` : say("models.licence_unknown")}
+        <dt>${say("models.licence")}</dt><dd>${offer.licence ? html`<b>${LICENCES[offer.licence] ?? offer.licence}</b>` : say("models.licence_unknown")}
           ${!offer.licence_said && offer.licence && html` <span class="soft">${say("models.licence_recalled")}</span>`}</dd>
-        <dt>${say("models.size")}</dt><dd>${bytes(offer.bytes)}${offer.here > 0 ? ` · ${say("models.partly_here", { size: bytes(offer.here) })}` : ""} <span class="soft">${say("models.disk_free", { size: bytes(offer.free) })}</span></dd>
+        <dt>${say("models.size")}</dt><dd>${bytes(offer.bytes)}${offer.here > 0 ? ` · ${say("models.partly_here", { size: bytes(offer.here) })}` : ""} <span class="soft">· ${say("models.disk_free", { size: bytes(offer.free) })}</span></dd>
       </dl>
       <p class="row">${offer.licence_link && html`<a href=${offer.licence_link} target="_blank" rel="noreferrer noopener">${say("models.read_licence")}</a>`}
         <a href=${offer.page} target="_blank" rel="noreferrer noopener">${say("models.hub_page")}</a></p>
