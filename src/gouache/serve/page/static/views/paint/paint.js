@@ -254,7 +254,8 @@ function Stage({ route }) {
   const known = recent.value;
   if (known === null) return html`<section class="paint-stage" aria-label=${say("paint.result")} aria-busy="true"></section>`;
   if (!known.length && !current.value && !failed.value && route.rest[0] !== "grid") {
-    return html`<section class="paint-stage paint-nothing" aria-label=${say("paint.result")}><${Empty} icon="brush" title=${say("paint.nothing")}>${say("paint.nothing_hint")}<//></section>`;
+    return html`<section class="paint-stage paint-nothing" aria-label=${say("paint.result")}>
+      <${Later} from="./first_steps.js" onPaint=${paint}><${Empty} icon="brush" title=${say("paint.nothing")}>${say("paint.nothing_hint")}<//><//></section>`;
   }
   return html`<${Later} from="./stage.js" route=${route}><section class="paint-stage" aria-label=${say("paint.result")} aria-busy="true"></section><//>`;
 }
