@@ -5,7 +5,7 @@ import { NO_FRAME } from "./drawing.js";
 import { extent } from "./strokes.js";
 
 export const FIRST_SETTINGS = {
-  prompt: "", strength: 0.75, count: 1, seed: "", model: "", blur: 4, padding: 32, fill: "original", only_masked: false,
+  prompt: "", strength: 0.75, count: 1, blur: 4, padding: 32, fill: "original", only_masked: false,
   overlap: 32, controls: [], more: {},
 };
 export const FILLS = ["original", "fill", "noise", "nothing"];
@@ -77,8 +77,6 @@ export async function requestOf(drawing, settings) {
   const upload = async (blob) => (await attach(blob)).name;
   const init = await upload(flat || (await png(drawing.flat(ground))));
   const request = { ...settings.more, prompt: settings.prompt, init_image: init, count: settings.count };
-  if (settings.model) request.model = settings.model;
-  if (String(settings.seed).trim()) request.seed = BigInt(settings.seed);
   const options = { blur: settings.blur, fill: settings.fill };
   const cropped = settings.only_masked ? { only_masked: true, padding: settings.padding } : {};
   let mask = null;

@@ -25,11 +25,16 @@ export const running = signal(null);
 export const candidates = signal(null);
 export const split = signal(0); // before and after: share of the old picture, 0 shows the new one
 export const shownPreview = signal(null); // {canvas, frame}
+export const problem = signal(null); // what the server said of the last request, for the form's fields
 export const restored = signal(false);
 export const job = computed(() => (running.value?.id ? jobs.value.get(running.value.id) ?? null : null));
 
 export const change = (values) => (settings.value = { ...settings.value, ...values });
 const told = (error) => toast(explain(error), { kind: "error" });
+const refused = (error) => {
+  problem.value = error;
+  told(error);
+};
 
 // --- kept by the browser
 
@@ -176,6 +181,7 @@ export function maskAction(action, pixels = 8) {
 export async function generate() {
   if (drawing.empty || running.peek()) return;
   running.value = { sending: true };
+  problem.value = null;
   candidates.value = null;
   try {
     const { request, frame, mask } = await requestOf(drawing, settings.peek());
@@ -186,7 +192,7 @@ export async function generate() {
     });
   } catch (error) {
     running.value = null;
-    told(error);
+    refused(error);
   }
 }
 
@@ -206,7 +212,7 @@ effect(() => {
   if (!now) return;
   for (const id of now.pictures ?? []) if (!loading.has(id)) take(id);
   if (!isOver(now)) return;
-  if (now.state === "failed") told(Object.assign(new Error(now.error?.message ?? ""), now.error));
+  if (now.state === "failed") refused(Object.assign(new Error(now.error?.message ?? ""), now.error));
   setTimeout(() => {
     if (running.peek()?.id === now.id) running.value = null;
     shownPreview.value = null;
@@ -246,7 +252,10 @@ export function accept() {
     candidates.value = null;
     split.value = 0;
     masksShown.value = false; // the mask would hide what was just painted; it stays for another try
-    drawing.accept(canvas, { name: say("edit.layer.result"), picture: chosen.picture }, frame, hides);
+    const width = drawing.width + frame.left + frame.right;
+    const height = drawing.height + frame.top + frame.bottom;
+    const place = { scaleX: width / canvas.width, scaleY: height / canvas.height };
+    drawing.accept(canvas, { name: say("edit.layer.result"), picture: chosen.picture, ...place }, frame, hides);
   });
 }
 
