@@ -11,12 +11,15 @@ import * as session from "./session.js";
 
 const { candidates, change, drawing, job, running, settings, split } = session;
 
+let known = { at: -1, masked: false }; // masks are looked through once for each change of the drawing
+
 /** In a word what the button will do, since it follows from what is on the canvas. */
 function deed() {
   if (drawing.empty) return "nothing";
-  const masked = Boolean(drawing.brushed());
-  if (drawing.framed) return masked ? "both" : "frame";
-  return masked ? "mask" : "whole";
+  const at = drawing.changed.peek();
+  if (known.at !== at) known = { at, masked: Boolean(drawing.brushed()) };
+  if (drawing.framed) return known.masked ? "both" : "frame";
+  return known.masked ? "mask" : "whole";
 }
 
 function Prompt() {
