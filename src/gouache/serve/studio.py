@@ -14,6 +14,7 @@ from pathlib import Path
 from sqlalchemy import select
 
 from gouache.errors import GouacheError, ModelNotFound, QueueFull
+from gouache.files import write_bytes
 from gouache.pipeline.output.a1111_text import infotext_of
 from gouache.pipeline.output.infotext import format_infotext
 from gouache.pipeline.output.metadata import OWN, PARAMETERS, ImageKind
@@ -229,6 +230,16 @@ class Studio:
         """Put a file into a set of training pictures; blocks. Arguments and errors as `TrainingSets.add`."""
         wanted = {"root": str(self.training.sets.root), "name": name, "file": file}
         return DataSet(**self.decoding.run(owner, "add_to_set", data, wanted, SET_SECONDS)[0])
+
+    def set_thumbnail(self, owner: str, name: str, file: str) -> Path:
+        """A small WebP of a picture to train on, made at the first call; blocks. Errors as `TrainingSets.picture`."""
+        sets = self.training.sets
+        path = sets.thumbnail(name, file)
+        if not path.is_file():
+            made = self.decoding.run(owner, "thumbnail", sets.picture(name, file).read_bytes(), {})[1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, made, force=True)
+        return path
 
     def keep_edited(self, owner: str, data: bytes, parents: Sequence[str]) -> Picture:
         """Put a picture that was composed of others into the gallery; blocks, see `Decoding.beside`.

@@ -148,7 +148,7 @@ def test_sizes_come_back_as_they_were_asked(desk: Desk) -> None:
     assert found["painted"]["width"] == 128
 
 
-def test_what_can_t_be_said_is_noted(desk: Desk, tmp_path: Path) -> None:
+def test_what_can_t_be_said_is_noted(desk: Desk) -> None:
     from sqlalchemy import update
 
     from gouache.serve.store.tables import pictures

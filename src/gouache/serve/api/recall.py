@@ -72,7 +72,7 @@ def recalled(studio: Studio, picture: Picture) -> Recalled:
             "prompt": painted.prompt,
             "seed": painted.seed,
             "subseed": painted.subseed,
-            "model": painted.model or recipe.model.name,
+            "model": painted.model or recipe.model.name or None,
             "refiner": painted.refiner,
             "interpolation": painted.interpolation,
         }

@@ -24,8 +24,8 @@ class NoteView(Config):
     """What the settings don't say, or say otherwise."""
 
     kind: str
-    """edited, older, no_job, partial, versions: why the picture may come out differently; model, picture: what is not here any
-    more; left_out: a name that this server hasn't got; read: what of the file could not be followed."""
+    """edited, older, no_job, partial, versions: why the picture may come out differently; model, picture: what is not
+    here any more; left_out: a name that this server hasn't got; read: what of the file could not be followed."""
     about: str
     """The field, or the name."""
     text: str
@@ -86,7 +86,8 @@ def request_of(picture_id: str, request: Request) -> PictureSettings:
 async def read(request: Request) -> ReadSettings:
     """The settings that a picture's file says, sent as the plain body; or those in a text, sent as text/plain."""
     data = await request.body()
-    is_text = request.headers.get("content-type", "").startswith("text/")
+    # The guard calls a text that begins like JSON so, whatever its sender called it.
+    is_text = request.headers.get("content-type", "").startswith(("text/", "application/json"))
     studio, owner = studio_of(request), owner_of(request)
     if not data.strip():
         raise RecipeError("body", given="nothing", expected="a picture's bytes, or a text")

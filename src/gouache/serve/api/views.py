@@ -19,7 +19,7 @@ from gouache.serve.store.gallery import Picture
 
 
 def plain_text(value: str) -> str:
-    """Check that any database can hold a text."""
+    """The same text, if any database and file can hold it."""
     if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
         raise ValueError("text should be valid Unicode, without NUL")
     return value

@@ -148,7 +148,9 @@ class Feed:
                 missed = await asyncio.to_thread(missed_by, self.database, self.gallery, owner, after, seq)
             beside = {}
             if is_admin:
-                beside = {kind: json.loads(data) for kind, data in (await asyncio.to_thread(self.beside)).items()}
+                found = await asyncio.to_thread(self.beside)
+                self._told_beside = {**found, **self._told_beside}
+                beside = {kind: json.loads(data) for kind, data in found.items()}
         except BaseException:
             self.drop(stream)
             raise
@@ -223,9 +225,9 @@ class Feed:
         if now - self._beside_at >= BESIDE_SECONDS and any(stream.is_admin for stream in self._streams.values()):
             self._beside_at = now
             for kind, data in (await asyncio.to_thread(self.beside)).items():
-                if self._told_beside.get(kind) not in (None, data):
+                if self._told_beside.get(kind) != data:
+                    self._told_beside[kind] = data
                     self._tell_all(kind, data, lambda stream: stream.is_admin)
-                self._told_beside[kind] = data
 
     def _read(self, changed: set[str], owners: set[str], viewers: set[str], look: bool) -> list[News]:
         self.looks += 1
