@@ -114,8 +114,10 @@ class Quantizer(nn.Module):
         return torch.cat(tokens, dim=1), total
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Tokens [B,S] of normalised latents [B,C,h,w], of whatever precision: a picture's latents are kept in fp32 where
-        the networks compute in half."""
+        """Tokens [B,S] of normalised latents [B,C,h,w].
+
+        Of whatever precision: a picture's latents are kept in fp32 where the networks compute in half.
+        """
         self._check(latents)
         return self.quantize(self.encoder(latents.to(next(self.parameters()).dtype)))[0]
 
