@@ -37,6 +37,8 @@ from gouache.serve.api import jobs as api_jobs
 from gouache.serve.api import model_files as api_model_files
 from gouache.serve.api import models as api_models
 from gouache.serve.api import pictures as api_pictures
+from gouache.serve.api import presets as api_presets
+from gouache.serve.api import prompts as api_prompts
 from gouache.serve.api import queue as api_queue
 from gouache.serve.api import recipes as api_recipes
 from gouache.serve.api import training as api_training
@@ -105,6 +107,8 @@ def create_api(studio: Studio) -> FastAPI:
         api_boards,
         api_editing,
         api_forms,
+        api_presets,
+        api_prompts,
         api_models,
         api_model_files,
         api_training,

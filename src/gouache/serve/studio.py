@@ -11,9 +11,10 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import select
 
 from gouache.errors import GouacheError, ModelNotFound, QueueFull
+from gouache.files import write_bytes
 from gouache.pipeline.output.a1111_text import infotext_of
 from gouache.pipeline.output.infotext import format_infotext
 from gouache.pipeline.output.metadata import OWN, PARAMETERS, ImageKind
@@ -41,7 +42,8 @@ from gouache.serve.store.database import Database, upsert
 from gouache.serve.store.edited import file_of_edited, job_of_edited, list_edited, recipe_of_edited
 from gouache.serve.store.file_store import FileStore, thumbnail_of
 from gouache.serve.store.gallery import Gallery, Picture
-from gouache.serve.store.tables import options, presets
+from gouache.serve.store.presets import Presets
+from gouache.serve.store.tables import options
 from gouache.serve.store.upkeep import Housekeeping
 from gouache.serve.training.runs import TrainingRuns
 from gouache.serve.training.sets import DataSet, TrainingSets
@@ -80,6 +82,7 @@ class Studio:
         self.feed = Feed(self.database, self.jobs, self.order, self.pictures, self.notifier)
         self.housekeeping = Housekeeping(self.database, self.file_store, self.pictures)
         self.accounts = Accounts(self.database)
+        self.presets = Presets(self.database)
         self.catalog = ModelCatalog(settings.model_folders, self.database, settings.default_model)
         self.secret = self.database.secret()
         self.failures = Buckets(settings.limits.failed_logins_per_minute)
@@ -228,6 +231,16 @@ class Studio:
         wanted = {"root": str(self.training.sets.root), "name": name, "file": file}
         return DataSet(**self.decoding.run(owner, "add_to_set", data, wanted, SET_SECONDS)[0])
 
+    def set_thumbnail(self, owner: str, name: str, file: str) -> Path:
+        """A small WebP of a picture to train on, made at the first call; blocks. Errors as `TrainingSets.picture`."""
+        sets = self.training.sets
+        path = sets.thumbnail(name, file)
+        if not path.is_file():
+            made = self.decoding.run(owner, "thumbnail", sets.picture(name, file).read_bytes(), {})[1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, made, force=True)
+        return path
+
     def keep_edited(self, owner: str, data: bytes, parents: Sequence[str]) -> Picture:
         """Put a picture that was composed of others into the gallery; blocks, see `Decoding.beside`.
 
@@ -314,18 +327,6 @@ class Studio:
         with self.database.write() as connection:
             for key, value in values.items():
                 upsert(connection, options, {"owner": owner, "key": key}, {"value": value})
-
-    def presets(self, owner: str) -> dict[str, tuple[str, str]]:
-        """Prompt and negative prompt by name of the user's styles."""
-        rows = self.database.rows(select(presets).where(presets.c.owner == owner).order_by(presets.c.name))
-        return {row.name: (row.prompt, row.negative_prompt) for row in rows}
-
-    def set_preset(self, owner: str, name: str, prompt: str, negative_prompt: str) -> None:
-        """Store a style; it replaces one of the same name."""
-        with self.database.write() as connection:
-            connection.execute(delete(presets).where(presets.c.owner == owner, presets.c.name == name))
-            values = {"owner": owner, "name": name, "prompt": prompt, "negative_prompt": negative_prompt}
-            connection.execute(insert(presets).values(**values, request="{}"))
 
     def close(self) -> None:
         """Stop the workers and let go of the store."""

@@ -1,10 +1,10 @@
-"""`/v1/boards`, `/v1/tags`, `/v1/presets`."""
+"""`/v1/boards`, `/v1/tags`."""
 
 from __future__ import annotations
 
 from fastapi import APIRouter, Request
 
-from gouache.serve.api.views import Board, BoardIn, PresetIn, TagCount
+from gouache.serve.api.views import Board, BoardIn, TagCount
 from gouache.serve.http.access import owner_of, studio_of
 from gouache.serve.store.wanted import Wanted, board_counts, tag_counts
 
@@ -46,17 +46,3 @@ def tags(request: Request) -> list[TagCount]:
     """The tags of your pictures, the most frequent first."""
     found = tag_counts(studio_of(request).database, Wanted(owner=owner_of(request)))
     return [TagCount(tag=tag, pictures=number) for tag, number in found.items()]
-
-
-@router.get("/presets")
-def presets(request: Request) -> list[PresetIn]:
-    """Your styles."""
-    found = studio_of(request).presets(owner_of(request))
-    return [PresetIn(name=name, prompt=texts[0], negative_prompt=texts[1]) for name, texts in found.items()]
-
-
-@router.put("/presets")
-def set_preset(body: PresetIn, request: Request) -> PresetIn:
-    """Store a style."""
-    studio_of(request).set_preset(owner_of(request), body.name, body.prompt, body.negative_prompt)
-    return body

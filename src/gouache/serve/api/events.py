@@ -51,6 +51,7 @@ async def events(
     - `queue`: `mine_waiting`, `mine_running`, `others_waiting`, `others_running`, `paused`, and `order`, your
       waiting jobs with `id` and `eta_seconds`;
     - `gallery`: `ids` of pictures and `change`, one of star, unstar, tags, board, delete, restore;
+    - `alive` every fifteen seconds in which nothing else is sent;
     - `outage` when the store is away, `back` when it can be used again;
     - for administrators `training` and `pull`: the runs, and the downloads.
 
@@ -120,12 +121,7 @@ def beside(studio: Studio) -> Callable[[], Mapping[str, str]]:
         found = _signs(studio.training.root)
         if found != seen:
             runs = studio.training.listing()
-            views = [
-                run_view(run, tuple(int(path.stem) for path in studio.training.samples(run.plan.name))).model_dump(
-                    mode="json"
-                )
-                for run in runs
-            ]
+            views = [run_view(studio, run, whole=True).model_dump(mode="json") for run in runs]
             busy = any(run.phase in RUNNING for run in runs)
             known["training"] = json.dumps({"runs": views})
             seen = () if busy else found

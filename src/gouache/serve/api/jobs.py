@@ -35,10 +35,9 @@ def seen(studio: Studio, job: Job) -> JobView:
 @router.post("", status_code=202)
 def submit(body: JobIn, request: Request, response: Response, key: Key = None) -> JobView:
     """Hand in a job. It is on disk when this answers; a second call with the same key gives the same job."""
-    studio = studio_of(request)
-    job, new = studio.submit(
-        body.request, owner=owner_of(request), source="v1", key=key, label=body.label, priority=body.priority
-    )
+    studio, owner = studio_of(request), owner_of(request)
+    wanted = studio.presets.laid_around(owner, body.request, body.styles) if body.styles else body.request
+    job, new = studio.submit(wanted, owner=owner, source="v1", key=key, label=body.label, priority=body.priority)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if not new:
         response.headers["Idempotent-Replayed"] = "true"

@@ -289,7 +289,8 @@ def _view(name: str, path: str, group: str, field: FieldInfo, caps: Mapping[str,
 def _fields_of(bare: Any) -> Iterator[tuple[str, FieldInfo]]:
     kind = get_args(bare)[0] if get_origin(bare) is tuple else bare
     if isinstance(kind, type) and issubclass(kind, Config):
-        yield from kind.model_fields.items()
+        # When a guider or a control picture acts comes behind what it does.
+        yield from sorted(kind.model_fields.items(), key=lambda one: one[0] in ("start", "end"))
 
 
 def _unwrapped(annotation: Any) -> tuple[Any, list[Any], bool]:

@@ -18,15 +18,16 @@ from gouache.serve.queue.job import FINISHED, Job, JobState
 from gouache.serve.store.gallery import Picture
 
 
-def _plain(value: str) -> str:
+def plain_text(value: str) -> str:
+    """The same text, if any database and file can hold it."""
     if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
         raise ValueError("text should be valid Unicode, without NUL")
     return value
 
 
-Plain = Annotated[str, Field(max_length=200), AfterValidator(_plain)]
+Plain = Annotated[str, Field(max_length=200), AfterValidator(plain_text)]
 """A short text that any database can hold."""
-Tag = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_plain)]
+Tag = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(plain_text)]
 Sequence = Annotated[int, Field(ge=0, le=2**62)]
 _DAY = 10
 """Characters of a plain date."""
@@ -69,12 +70,14 @@ class JobIn(Config):
     """Higher goes first."""
     label: Plain = ""
     """A note of your own."""
+    styles: Annotated[tuple[Plain, ...], Field(max_length=20)] = ()
+    """Names of your styles, laid around the prompt one after the other."""
 
 
 class PositionIn(Config):
     """Where a waiting job is to go."""
 
-    before: Annotated[str, Field(max_length=64), AfterValidator(_plain)] | None
+    before: Annotated[str, Field(max_length=64), AfterValidator(plain_text)] | None
     """Id of the job that it goes before; null for the end."""
 
 
@@ -139,7 +142,7 @@ class PictureView(Config):
     model: str
     sampler: str
     kind: str
-    """What it was painted from: text, image, inpaint, outpaint, inversion, interpolation, control."""
+    """What it was painted from: text, image, inpaint, outpaint, inversion, interpolation, control, edited."""
     starred: bool
     board: str | None
     tags: tuple[str, ...]
@@ -182,7 +185,7 @@ class PictureCounts(Config):
     models: dict[str, int]
     samplers: dict[str, int]
     kinds: dict[str, int]
-    """What they were painted from: text, image, inpaint, outpaint, inversion, interpolation, control."""
+    """What they were painted from: text, image, inpaint, outpaint, inversion, interpolation, control, edited."""
     boards: dict[str, int]
     """By id; an empty one stands for pictures on none."""
     tags: dict[str, int]
@@ -193,14 +196,14 @@ class Change(Config):
 
     starred: bool | None = None
     tags: Annotated[tuple[Tag, ...], Field(max_length=50)] | None = None
-    board: Annotated[str, Field(max_length=32), AfterValidator(_plain)] | None = None
+    board: Annotated[str, Field(max_length=32), AfterValidator(plain_text)] | None = None
     """Id of a board; an empty text takes the picture off its board."""
 
 
 class BoardIn(Config):
     """A new board."""
 
-    name: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_plain)]
+    name: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(plain_text)]
 
 
 class Board(Config):
@@ -222,9 +225,9 @@ class TagCount(Config):
 class PresetIn(Config):
     """A style: texts that are laid around a prompt; `{prompt}` stands for it."""
 
-    name: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_plain)]
-    prompt: Annotated[str, Field(max_length=10_000), AfterValidator(_plain)] = ""
-    negative_prompt: Annotated[str, Field(max_length=10_000), AfterValidator(_plain)] = ""
+    name: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(plain_text)]
+    prompt: Annotated[str, Field(max_length=10_000), AfterValidator(plain_text)] = ""
+    negative_prompt: Annotated[str, Field(max_length=10_000), AfterValidator(plain_text)] = ""
 
 
 class Attachment(Config):

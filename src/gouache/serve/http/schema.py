@@ -13,12 +13,13 @@ from gouache.serve.http.visitors import SESSION
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong, as OpenAI's clients know it; the last three keys are our own."""
+    """What went wrong, as OpenAI's clients know it; the last four keys are our own."""
 
     message: str
     type: str
     param: str | None = None
     code: str | None = None
+    kind: str | None = None
     given: str | None = None
     expected: str | None = None
     cure: str | None = None

@@ -25,6 +25,8 @@ BESIDE_SECONDS = 2.0
 WATCH_SECONDS = 10.0
 """A job's previews are drawn for so long after the last word that somebody looks."""
 KEEP_ALIVE_SECONDS = 15.0
+ALIVE = "event: alive\ndata: {}\n\n"
+"""An event and no comment, which browsers keep from the page: it is to notice a connection that is none any more."""
 MOST_PENDING = 2000
 """Messages that a reader may be behind; then its stream ends, and it comes back for what it missed."""
 QUEUE, GALLERY = "queue", "gallery"
@@ -70,7 +72,7 @@ class Stream:
         self._ready.set()
 
     async def chunks(self) -> AsyncGenerator[str]:
-        """Server-sent events, many at once if many wait; a comment where nothing happens."""
+        """Server-sent events, many at once if many wait; `alive` where nothing happens."""
         while not self._ended:
             await within(self._ready, KEEP_ALIVE_SECONDS)
             self._ready.clear()
@@ -78,7 +80,7 @@ class Stream:
             if self._ended:
                 return
             if not messages:
-                yield ": still here\n\n"
+                yield ALIVE
                 continue
             # The number stands on the last one: whoever comes back with it has seen all of them.
             messages[-1] = f"id: {self.seq}\n{messages[-1]}"
@@ -148,7 +150,9 @@ class Feed:
                 missed = await asyncio.to_thread(missed_by, self.database, self.gallery, owner, after, seq)
             beside = {}
             if is_admin:
-                beside = {kind: json.loads(data) for kind, data in (await asyncio.to_thread(self.beside)).items()}
+                found = await asyncio.to_thread(self.beside)
+                self._told_beside = {**found, **self._told_beside}
+                beside = {kind: json.loads(data) for kind, data in found.items()}
         except BaseException:
             self.drop(stream)
             raise
@@ -223,9 +227,9 @@ class Feed:
         if now - self._beside_at >= BESIDE_SECONDS and any(stream.is_admin for stream in self._streams.values()):
             self._beside_at = now
             for kind, data in (await asyncio.to_thread(self.beside)).items():
-                if self._told_beside.get(kind) not in (None, data):
+                if self._told_beside.get(kind) != data:
+                    self._told_beside[kind] = data
                     self._tell_all(kind, data, lambda stream: stream.is_admin)
-                self._told_beside[kind] = data
 
     def _read(self, changed: set[str], owners: set[str], viewers: set[str], look: bool) -> list[News]:
         self.looks += 1

@@ -17,7 +17,6 @@ from gouache.errors import Conflict, GouacheError, HubError, InvalidInput
 
 DownloadState = Literal["running", "done", "failed", "cancelled"]
 KEPT = 20
-TELL_SECONDS = 0.5
 MARK_SECONDS = 0.5
 SPEED_MARKS = 20
 _REPO = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII)
@@ -73,20 +72,18 @@ def checked_repo(repo: str, *, revision: str | None = None, variant: str | None 
 
 
 class Pulls:
-    """What is and was fetched since the server started. A download that stopped goes on where it was.
+    """What is and was fetched since the server started. Of a download that stopped, files that are whole stay.
 
     Args:
         arrived: called, from another thread, when a model is there.
-        changed: called, from another thread, when a pull began, went on (at most every `TELL_SECONDS`) or ended.
     """
 
-    def __init__(self, arrived: Callable[[], None], changed: Callable[[Pull], None] = lambda _: None) -> None:
-        self.arrived, self.changed = arrived, changed
+    def __init__(self, arrived: Callable[[], None]) -> None:
+        self.arrived = arrived
         self._lock = threading.Lock()
         self._pulls: list[Pull] = []
         self._cancel = threading.Event()
         self._marks: deque[tuple[float, int]] = deque(maxlen=SPEED_MARKS)
-        self._told = 0.0
 
     def listing(self) -> list[Pull]:
         """The newest first."""
@@ -116,7 +113,6 @@ class Pulls:
             self._marks.clear()
             pull = Pull(repo=repo, started=time.time(), variant=variant)
             self._pulls = [*self._pulls, pull][-KEPT:]
-        self.changed(pull)
         threading.Thread(target=self._fetch, args=(repo, revision, variant), daemon=True, name="pull").start()
         return pull
 
@@ -158,7 +154,7 @@ class Pulls:
             last = self._pulls[-1]
             if here is not None and (not self._marks or now - self._marks[-1][0] >= MARK_SECONDS):
                 self._marks.append((now, here))
-            pull = replace(
+            self._pulls[-1] = replace(
                 last,
                 state=state or last.state,
                 here=last.here if here is None else here,
@@ -167,11 +163,6 @@ class Pulls:
                 error="" if error is None else str(error),
                 problem={} if error is None else error.to_dict(),
             )
-            self._pulls[-1] = pull
-            is_due = state is not None or now - self._told >= TELL_SECONDS
-            self._told = now if is_due else self._told
-        if is_due:
-            self.changed(pull)
 
     def _speed(self) -> float:
         if len(self._marks) < 2:

@@ -41,8 +41,9 @@ function Progress() {
 }
 
 function Offline() {
-  if (connection.value !== "offline") return null;
-  return html`<p class="offline" role="status" id="offline"><${Icon} name="cloud" /> ${say("app.offline")}</p>`;
+  const state = connection.value;
+  if (state !== "offline" && state !== "away") return null;
+  return html`<p class="offline" role="status" id="offline"><${Icon} name="cloud" /> ${say(`app.${state}`)}</p>`;
 }
 
 function Toasts() {

@@ -18,17 +18,30 @@ export function say(key, values = {}) {
 /** Whether there is a text for a key. */
 export const knows = (key) => key in texts;
 
+let byField = () => "";
+
+/** Let errors about fields of a request be explained by what knows the fields: (error) => a sentence, or "". */
+export const explainFields = (explainer) => { byField = explainer; };
+
 /**
  * An error as a sentence for whoever uses the page.
  *
- * @param {Error & {status?: number, kind?: string, where?: string, expected?: string, cure?: string}} error
+ * @param {Error & {status?: number, kind?: string, where?: string, given?: string, expected?: string}} error of a call, or
+ *   a job's.
  */
 export function explain(error) {
   if (error.status === 0) return say("error.offline");
-  if (error.status === 429) return say("error.busy");
-  if (error.status === 503) return say("error.away");
-  return error.message;
+  const sentence = byField(error);
+  if (sentence) return sentence;
+  const values = { where: error.where ?? "", given: quoted(error.given), expected: error.expected ?? "" };
+  for (const key of [`error.kind.${error.kind}`, `error.status.${error.status}`]) if (knows(key)) return say(key, values);
+  return error.message || say("error.unknown");
 }
+
+/** What the server itself said, in English, for whoever wants to know more; empty where the sentence is all there is. */
+export const details = (error) => (error.message && error.message !== explain(error) ? error.message : "");
+
+const quoted = (given) => String(given ?? "").replace(/^['"]|['"]$/g, "").slice(0, 120);
 
 const relative = new Intl.RelativeTimeFormat(language, { numeric: "auto" });
 const dates = new Intl.DateTimeFormat(language, { dateStyle: "medium", timeStyle: "short" });

@@ -4,9 +4,10 @@ import { useHotkeys } from "../../app/keys.js";
 import { paintRequest, paintOptions } from "../../app/state.js";
 import { knows, say } from "../../app/words.js";
 import { Button, Empty, Icon, Segmented } from "../../ui/controls.js";
+import { fieldLabel, requestFields } from "../../ui/fields.js";
 import { networksIn, PromptEditor, promptElement } from "./prompt.js";
 import {
-  cancel, changedFields, chosen, complain, current, described, endless, facts, failed, field, open, paint, readSeed, recent, setFields, underWay, wrong,
+  cancel, changedFields, chosen, complain, current, endless, facts, failed, field, open, paint, readSeed, recent, setFields, underWay, wrong,
 } from "./session.js";
 
 const NARROW = matchMedia("(max-width: 760px)");
@@ -38,7 +39,7 @@ function Labelled({ name, id, label, children, beside }) {
 /** A number with a slider; an empty one is the model's own. */
 function Range({ name, id, label, own, step, fallback }) {
   const value = field(name).value;
-  const known = described.value?.get(name);
+  const known = requestFields.value?.all.get(name);
   const [low, high] = known?.usual ?? fallback;
   const give = (text) => {
     const number = Number(text);
@@ -54,7 +55,7 @@ function Range({ name, id, label, own, step, fallback }) {
 
 function Choice({ name, id, label }) {
   const value = field(name).value;
-  const choices = described.value?.get(name)?.choices ?? [];
+  const choices = requestFields.value?.all.get(name)?.choices ?? [];
   const own = facts.value?.[name];
   const ownLabel = choices.find((one) => one.value === own)?.label || own;
   const listed = value === undefined || choices.some((one) => one.value === value) ? choices : [...choices, { value, label: value }];
@@ -143,7 +144,7 @@ function Size() {
 
 function Count() {
   const value = field("count").value ?? 1;
-  const most = described.value?.get("count")?.max ?? 16;
+  const most = requestFields.value?.all.get("count")?.max ?? 16;
   const give = (number) => setFields({ count: number > 1 ? Math.min(most, number) : undefined });
   return html`<${Labelled} name="count" id="count" label=${say("paint.count")}><div class="paint-stepper">
     <${Button} class="paint-square" quiet label=${say("paint.fewer")} disabled=${value <= 1} onClick=${() => give(value - 1)}><${Icon} name="minus" /><//>
@@ -179,7 +180,7 @@ function Seed() {
 function Changed() {
   const names = changedFields.value;
   if (!names.length) return null;
-  const label = (name) => (knows(`field.${name}`) ? say(`field.${name}`) : knows(`paint.${name}`) ? say(`paint.${name}`) : name);
+  const label = (name) => (knows(`paint.${name}`) ? say(`paint.${name}`) : fieldLabel(name));
   return html`<div class="paint-changed" aria-label=${say("paint.changed")} role="group"><span class="soft">${say("paint.changed")}</span>
     ${names.map((name) => html`<button type="button" key=${name} class="paint-chip" title=${say("paint.reset_one", { name: label(name) })} aria-label=${say("paint.reset_one", { name: label(name) })}
         onClick=${() => setFields({ [name]: undefined })}>${label(name)}<${Icon} name="close" /></button>`)}
@@ -223,7 +224,7 @@ function Controls() {
     <div class="paint-fields">
       ${!small && html`<${Prompt} />`}
       <${PromptEditor} name="negative_prompt" id="negative" label=${say("paint.negative_prompt")} placeholder=${say("paint.negative_hint")} />
-      <${Inputs} /><${Model} /><${Style} /><${Size} />
+      <${Styles} /><${Inputs} /><${Model} /><${Style} /><${Size} />
       <div class="paint-two"><${Count} /><${Seed} /></div>
       <${Range} name="num_inference_steps" id="steps" label=${say("paint.num_inference_steps")} own=${facts.value?.num_inference_steps} step=${1} fallback=${[1, 60]} />
       <${Range} name="guidance_scale" id="guidance" label=${say("paint.guidance_scale")} own=${facts.value?.guidance_scale} step=${0.1} fallback=${[1, 20]} />
@@ -234,6 +235,15 @@ function Controls() {
   </form>`;
 }
 
+/** The user's styles that are laid around the prompt, if any. */
+function Styles() {
+  const names = paintOptions.value.styles ?? [];
+  if (!names.length) return null;
+  const without = (name) => { paintOptions.value = { ...paintOptions.peek(), styles: names.filter((one) => one !== name) }; };
+  return html`<div class="paint-changed" role="group" aria-label=${say("paint.styles")}><span class="soft">${say("paint.styles")}</span>
+    ${names.map((name) => html`<button type="button" key=${name} class="paint-chip" aria-label=${say("paint.remove_input", { name })} title=${say("paint.remove_input", { name })} onClick=${() => without(name)}>${name}<${Icon} name="close" /></button>`)}</div>`;
+}
+
 /** Pictures that the request starts from, if any. */
 function Inputs() {
   const has = field("init_image").value || field("control").value?.length || field("image_prompts").value?.length;
@@ -242,11 +252,13 @@ function Inputs() {
 
 function Stage({ route }) {
   const known = recent.value;
+  if (route.rest[0] === "grid") return html`<${Later} from="./grid_view.js" key="grid" id=${route.rest[1]} />`;
   if (known === null) return html`<section class="paint-stage" aria-label=${say("paint.result")} aria-busy="true"></section>`;
-  if (!known.length && !current.value && !failed.value && route.rest[0] !== "grid") {
-    return html`<section class="paint-stage paint-nothing" aria-label=${say("paint.result")}><${Empty} icon="brush" title=${say("paint.nothing")}>${say("paint.nothing_hint")}<//></section>`;
+  if (!known.length && !current.value && !failed.value) {
+    return html`<section class="paint-stage paint-nothing" aria-label=${say("paint.result")}>
+      <${Later} from="./first_steps.js" onPaint=${paint}><${Empty} icon="brush" title=${say("paint.nothing")}>${say("paint.nothing_hint")}<//><//></section>`;
   }
-  return html`<${Later} from="./stage.js" route=${route}><section class="paint-stage" aria-label=${say("paint.result")} aria-busy="true"></section><//>`;
+  return html`<${Later} from="./stage.js" key="stage"><section class="paint-stage" aria-label=${say("paint.result")} aria-busy="true"></section><//>`;
 }
 
 /** Escape leaves what is open, the nearest first; only then does it stop the painting. */

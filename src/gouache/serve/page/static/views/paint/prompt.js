@@ -12,6 +12,10 @@ const NETWORK = /<(lora|lyco|hypernet):([^:<>]+)(?::(-?\d*\.?\d+))?([^<>]*)>/g;
 const TOKENS_MILLISECONDS = 300;
 const COMPLETE_MILLISECONDS = 120;
 const LISTED = 8;
+/** What a name may begin with: at least two letters, `<` or `__`. */
+const BEGUN = /(?:<[^<>\n]*|__[\p{L}\p{N}_/-]*|(?<![\p{L}\p{N}_-])[\p{L}\p{N}_-]{2,})$/u;
+const LONGEST_BEGUN = 100;
+const MOST_COUNTED = 20_000;
 
 const rounded = (value) => String(Number(value.toFixed(2)));
 
@@ -115,15 +119,19 @@ function Tokens({ name }) {
     if (!text.trim()) { count.value = null; return undefined; }
     const stop = new AbortController();
     const timer = setTimeout(() => {
-      api.post("/v1/prompts/tokens", model ? { text, model } : { text }, { signal: stop.signal })
+      api.post("/v1/prompts/tokens", { prompt: text.slice(0, MOST_COUNTED), ...(model ? { model } : {}) }, { signal: stop.signal })
         .then((found) => { count.value = found; }, () => {});
     }, TOKENS_MILLISECONDS);
     return () => { clearTimeout(timer); stop.abort(); };
   });
   const found = count.value;
   if (!found?.tokens) return null;
-  const room = Math.max(1, found.chunks) * found.chunk;
-  return html`<span class="paint-tokens" title=${say("paint.tokens", { n: found.tokens, chunks: found.chunks })}>${found.tokens} / ${room}</span>`;
+  const room = Math.max(1, found.chunks.length) * found.chunk_length;
+  const told = [say("paint.tokens", { n: found.tokens, chunks: found.chunks.length, length: found.chunk_length })];
+  if (found.cut) told.push(say("paint.tokens_cut", { n: found.cut }));
+  if (found.unknown.length) told.push(say("paint.tokens_unknown", { names: found.unknown.join(", ") }));
+  const bad = found.cut || found.unknown.length;
+  return html`<span class="paint-tokens ${bad ? "bad" : ""}" tabindex=${bad ? 0 : null} title=${told.join("\n")} aria-label=${told.join(" ")} role="img">${found.tokens} / ${room}</span>`;
 }
 
 function grow(element) {
@@ -165,34 +173,39 @@ export function PromptEditor({ name, id, label, placeholder, children }) {
   const complete = () => {
     close();
     const { value, selectionStart: at, selectionEnd } = element.current;
-    if (at !== selectionEnd || !/[\p{L}\p{N}_:<-]$/u.test(value.slice(0, at))) return;
+    const typed = at === selectionEnd ? BEGUN.exec(value.slice(Math.max(0, at - LONGEST_BEGUN), at))?.[0] : null;
+    if (!typed) return;
     asking.current.timer = setTimeout(async () => {
       const stop = new AbortController();
       asking.current.stop = stop;
-      const query = new URLSearchParams({ text: value.slice(Math.max(0, at - 200), at), limit: LISTED });
-      const model = facts.peek()?.model;
-      if (model) query.set("model", model);
-      const found = await api.get(`/v1/prompts/completions?${query}`, { signal: stop.signal }).catch(() => null);
-      const known = found?.completions ?? [];
-      if (known.length && document.activeElement === element.current && element.current.selectionStart === at) {
-        list.value = { items: known, from: at - (found.typed ?? 0), to: at, active: 0 };
-      }
+      const query = new URLSearchParams({ prefix: typed, limit: LISTED, model: facts.peek()?.model ?? "" });
+      const found = await api.get(`/v1/prompts/completions?${query}`, { signal: stop.signal }).catch(() => []);
+      const isHere = document.activeElement === element.current && element.current.selectionStart === at && element.current.value === value;
+      const others = found.filter((one) => one.text !== typed);
+      if (others.length && isHere) list.value = { items: others, from: at - typed.length, to: at, active: /^(<|__)/.test(typed) ? 0 : -1 };
     }, COMPLETE_MILLISECONDS);
   };
   const accept = (item) => {
     const { from, to } = list.value;
     close();
-    typeInto(element.current, from, to, item.insert);
+    if (["lora", "embedding", "wildcard"].includes(item.kind)) typeInto(element.current, from, to, item.text);
+    else {
+      typeInto(element.current, from, to, "");
+      if (item.kind === "style") setFields({ style: item.text });
+      else import("./presets.js").then((module) => module.applyNamed(item.text), () => {});
+    }
     close();
   };
   const keys = (event) => {
     if (event.isComposing) return;
+    // A plain word is completed only once an arrow chose something, so that Enter stays a new line.
     const shownList = list.value;
     if (shownList && !event.ctrlKey && !event.metaKey) {
       const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
       const count = shownList.items.length;
-      if (step) list.value = { ...shownList, active: (shownList.active + step + count) % count };
-      else if (event.key === "Enter" || event.key === "Tab") accept(shownList.items[shownList.active]);
+      const active = shownList.items[shownList.active];
+      if (step) list.value = { ...shownList, active: shownList.active < 0 && step < 0 ? count - 1 : (shownList.active + step + count) % count };
+      else if (active && (event.key === "Enter" || event.key === "Tab")) accept(active);
       else if (event.key === "Escape") close();
       else return;
       event.preventDefault();
@@ -217,12 +230,12 @@ export function PromptEditor({ name, id, label, placeholder, children }) {
     <div class="paint-editor">
       <textarea ref=${element} id=${id} placeholder=${placeholder} spellcheck="false" autocomplete="off" rows="1"
         aria-autocomplete="list" aria-haspopup="listbox" aria-controls=${shownList ? listId : null} aria-invalid=${Boolean(text)}
-        aria-describedby=${text ? `${id}-wrong` : null} aria-activedescendant=${shownList ? `${listId}-${shownList.active}` : null}
+        aria-describedby=${text ? `${id}-wrong` : null} aria-activedescendant=${shownList?.active >= 0 ? `${listId}-${shownList.active}` : null}
         onInput=${(event) => { grow(event.target); setFields({ [name]: event.target.value || (name === "prompt" ? "" : undefined) }); complete(); }}
         onKeyDown=${keys} onBlur=${close} onClick=${close}></textarea>
       ${shownList && html`<ul class="paint-completions" role="listbox" id=${listId} aria-label=${say("paint.completions")}>
-        ${shownList.items.map((item, number) => html`<li key=${item.kind + item.insert} role="option" id=${`${listId}-${number}`} aria-selected=${number === shownList.active}
-            onPointerDown=${(event) => { event.preventDefault(); accept(item); }}><span>${item.label}</span><small>${say(`paint.kind_${item.kind}`)}</small></li>`)}
+        ${shownList.items.map((item, number) => html`<li key=${item.kind + item.text} role="option" id=${`${listId}-${number}`} aria-selected=${number === shownList.active}
+            onPointerDown=${(event) => { event.preventDefault(); accept(item); }}><span>${item.label}${item.about && item.kind === "preset" ? html` <i class="soft">${item.about}</i>` : null}</span><small>${say(`paint.kind_${item.kind}`)}</small></li>`)}
       </ul>`}
     </div>
     ${text && html`<p class="wrong-text" id=${`${id}-wrong`} role="alert">${text}</p>`}

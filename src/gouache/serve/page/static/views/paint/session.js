@@ -2,8 +2,9 @@
 import { signal, computed, batch, effect } from "../../app/preact.js";
 import { api } from "../../app/api.js";
 import { on } from "../../app/events.js";
-import { jobs, openJobs, paintRequest, queue, toast } from "../../app/state.js";
+import { jobs, openJobs, paintOptions, paintRequest, queue, toast } from "../../app/state.js";
 import { explain, say } from "../../app/words.js";
+import { differs, errorPath, loadFields, requestFields } from "../../ui/fields.js";
 
 /** Pictures in the strip. */
 const STRIP = 30;
@@ -24,12 +25,10 @@ export const failed = signal(null);
 export const wrong = signal({});
 /** Whether the next picture is begun as soon as nothing waits. */
 export const endless = signal(false);
-/** `RequestFields` of the server by path, or null until it is known. */
-export const described = signal(null);
 /** What the request's model is set to by itself and can be asked for: `Abilities` of the server; null until known. */
 export const facts = signal(null);
-/** Names of the groups of fields, in order: {name, fields}. */
-export const groups = signal([]);
+/** What the server said against the request, as it said it: for fields inside of groups; null for nothing. */
+export const problem = signal(null);
 
 const fieldSignals = new Map();
 
@@ -48,6 +47,7 @@ export function setFields(changes) {
   }
   batch(() => {
     paintRequest.value = next;
+    problem.value = null;
     const gone = Object.keys(changes).filter((name) => name in wrong.peek());
     if (gone.length || "" in wrong.peek()) {
       wrong.value = Object.fromEntries(Object.entries(wrong.peek()).filter(([name]) => name && !gone.includes(name)));
@@ -61,23 +61,19 @@ export function complain(name, text) {
   if (before !== text) wrong.value = text ? { ...others, [name]: text } : others;
 }
 
-const same = (a, b) => JSON.stringify(a, exact) === JSON.stringify(b, exact);
-const exact = (_key, value) => (typeof value === "bigint" ? String(value) : value);
-
 /** A request without what is as it would be anyway. */
 export function withoutDefaults(request) {
-  const usual = described.peek();
+  const known = requestFields.peek()?.all;
   return Object.fromEntries(Object.entries(request).filter(([name, value]) => {
     if (value === null || value === undefined) return false;
-    const known = usual?.get(name);
-    return name === "prompt" || !known || !same(value, known.default ?? null);
+    return name === "prompt" || !known?.has(name) || differs(known.get(name), value);
   }));
 }
 
 /** Names of the set fields other than the texts, in the order of the form. */
 export const changedFields = computed(() => {
   const set = Object.keys(paintRequest.value).filter((name) => !["prompt", "negative_prompt", "model"].includes(name));
-  const order = groups.value.flatMap((group) => group.fields);
+  const order = requestFields.value?.groups.flatMap((group) => group.fields.map((one) => one.name)) ?? [];
   return set.sort((a, b) => order.indexOf(a) - order.indexOf(b));
 });
 
@@ -130,17 +126,17 @@ const answer = (job) => { if (!jobs.peek().has(job.id)) jobs.value = new Map(job
  * Hand in a request.
  *
  * @param {object} request
- * @param {{label?: string, quiet?: boolean}} [more] quiet: what the server says against it is thrown, not shown.
+ * @param {{label?: string, quiet?: boolean, styles?: string[]}} [more] styles: of the user's, laid around the prompt; quiet: what the server says against it is thrown, not shown.
  * @returns {Promise<object | null>} the job; null if the server refused it.
  */
-export async function submit(request, { label = "", quiet = false } = {}) {
+export async function submit(request, { label = "", quiet = false, styles = [] } = {}) {
   const id = crypto.randomUUID?.() ?? `${Date.now()}-${randomSeed()}`;
   batch(() => {
     sent.value = [...sent.peek(), { id, request, state: "sending", label }];
     if (!quiet) { chosen.value = null; failed.value = null; }
   });
   try {
-    const job = await api.post("/v1/jobs", { request, label }, { headers: { "Idempotency-Key": id } });
+    const job = await api.post("/v1/jobs", { request, label, ...(styles.length ? { styles } : {}) }, { headers: { "Idempotency-Key": id } });
     asked.set(job.id, request);
     batch(() => { answer(job); sent.value = sent.peek().filter((one) => one.id !== id); });
     return job;
@@ -154,23 +150,27 @@ export async function submit(request, { label = "", quiet = false } = {}) {
 
 /** Show what the server said against a request at the field that it names. */
 function refused(error) {
-  const name = /^request(?:[.:]\s*)([a-z_0-9]+)/.exec(error.where)?.[1] ?? "";
   endless.value = false;
-  if (error.status === 422) {
-    complain(name, explain(error));
-    document.querySelector(`[data-field="${name}"] :is(input, textarea, select, button)`)?.focus();
-  } else toast(explain(error), { kind: "error" });
+  if (error.status !== 422) { toast(explain(error), { kind: "error" }); return; }
+  const path = errorPath(error);
+  const name = path.replace(/[.[].*/, "");
+  const isShown = () => document.querySelector(`[data-field="${name}"] :is(input, textarea, select, button)`);
+  batch(() => {
+    problem.value = error;
+    // What stands in the folded part of the form is said there, and beside the button.
+    complain(name && path === name && isShown() ? name : "", explain(error));
+  });
+  isShown()?.focus();
 }
 
 /** Paint what the fields say. */
 export function paint() {
-  const own = Object.keys(wrong.peek()).find((name) => name === "seed");
-  if (own) {
-    document.querySelector(`[data-field="${own}"] input`)?.focus();
+  if (wrong.peek().seed) {
+    document.getElementById("seed")?.focus();
     return Promise.resolve(null);
   }
-  wrong.value = {};
-  return submit(paintRequest.peek());
+  batch(() => { wrong.value = {}; problem.value = null; });
+  return submit(paintRequest.peek(), { styles: paintOptions.peek().styles ?? [] });
 }
 
 /** Stop what is painted now, and painting without end. */
@@ -219,7 +219,7 @@ async function ended(job) {
   await Promise.all(missing.map((id) => api.get(`/v1/pictures/${id}`).then(arrive, () => { gone.add(id); settle(); })));
   if (endless.peek() && queue.peek().mine_waiting === 0 && !openJobs.peek().length && !sent.peek().length) {
     const { seed: _seed, ...rest } = paintRequest.peek();
-    submit(rest);
+    submit(rest, { styles: paintOptions.peek().styles ?? [] });
   }
 }
 
@@ -312,10 +312,7 @@ export function open() {
   opened = true;
   readRecent();
   effect(() => { readFacts(field("model").value); });
-  api.get("/v1/request-fields").then((found) => batch(() => {
-    groups.value = found.groups;
-    described.value = new Map(found.fields.map((one) => [one.name, one]));
-  }), () => {});
+  loadFields().catch(() => {});
   on("hello", (data) => { if (data.afresh) readRecent(); });
   on("preview", (data) => {
     lastPreviews.set(data.job, `data:image/jpeg;base64,${data.jpeg}`);
