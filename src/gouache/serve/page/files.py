@@ -34,10 +34,19 @@ LIBRARIES = {
     "@preact/signals": "vendor/preact-signals.mjs",
 }
 """What a module imports by name, and where it lies."""
+_COMMENT = re.compile(r"^\s*//.*$", re.MULTILINE)
 _IMPORT = re.compile(
     r"""(?:^|[\s;}])(?:import|export)\b[^"'();]*?\bfrom\s*["']([^"']+)["']"""
     r"""|import\s*["']([^"']+)["']"""
 )
+
+
+_COMMENT = re.compile(r"^\s*(?://|/?\*).*$", re.MULTILINE)
+
+
+def imports_of(module: str) -> list[str]:
+    """What the text of a module imports when it is loaded, as it names it; examples in comments are none."""
+    return [match[1] or match[2] for match in _IMPORT.finditer(_COMMENT.sub("", module))]
 
 
 class PageFiles:
@@ -118,7 +127,7 @@ class PageFiles:
             if name in found or not path.is_file():
                 continue
             found.append(name)
-            for match in _IMPORT.finditer(path.read_text(encoding="utf-8")):
+            for match in _IMPORT.finditer(_COMMENT.sub("", path.read_text(encoding="utf-8"))):
                 target = match[1] or match[2]
                 if target in LIBRARIES:
                     wanted.append(LIBRARIES[target])
