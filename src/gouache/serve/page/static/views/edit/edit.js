@@ -175,7 +175,7 @@ function useEditKeys(stage) {
     { keys: "1", label: say("edit.zoom_one"), run: () => stage.current?.zoomTo(1) },
     { keys: "ArrowLeft", run: nudge(-1, 0) }, { keys: "ArrowRight", run: nudge(1, 0) },
     { keys: "ArrowUp", run: nudge(0, -1) }, { keys: "ArrowDown", run: nudge(0, 1) },
-    { keys: "Escape", run: () => stage.current?.cancel() },
+    { keys: "Escape", label: say("edit.stop"), run: () => stage.current?.cancel() || session.cancel() },
     { keys: "Ctrl+Enter", label: say("edit.generate"), inFields: true, run: () => session.generate() },
   ], []);
 }
