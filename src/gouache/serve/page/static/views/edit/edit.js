@@ -86,7 +86,7 @@ function Sides() {
 function Corner({ stage }) {
   return html`<div class="edit-corner" role="group" aria-label=${say("edit.zoom")}>
     <${Button} small quiet label=${`${say("edit.zoom_out")} (-)`} onClick=${() => stage.current?.zoomAt(1 / 1.25)}><${Icon} name="minus" /><//>
-    <${Button} small quiet id="edit-zoom" label=${`${say("edit.zoom_one")} (1)`} onClick=${() => stage.current?.zoomTo(1)}>${Math.round(zoom.value * 100)} %<//>
+    <${Button} small quiet id="edit-zoom" title=${`${say("edit.zoom_one")} (1)`} onClick=${() => stage.current?.zoomTo(1)}>${Math.round(zoom.value * 100)} %<//>
     <${Button} small quiet label=${`${say("edit.zoom_in")} (+)`} onClick=${() => stage.current?.zoomAt(1.25)}><${Icon} name="plus" /><//>
     <${Button} small quiet id="edit-fit" onClick=${() => stage.current?.fit()}>${say("edit.fit")}<//>
   </div>`;
