@@ -46,8 +46,10 @@ def test_what_a_module_says_and_imports_is_there(module: Path) -> None:
     name = module.relative_to(files.STATIC).as_posix()
     for needed in files.current().needed_by(name):
         assert (files.STATIC / needed).is_file(), needed
-    for target in re.findall(r"""\bfrom\s*["'](\.[^"']+)["']""", text):
-        assert (module.parent / target).resolve().is_file(), f"{name} imports {target}"
+    for target in files.imports_of(text):
+        assert target in (*files.LIBRARIES, "gouache/words") or (module.parent / target).resolve().is_file(), (
+            f"{name} imports {target}"
+        )
     assert len(text.splitlines()) <= 500
 
 
@@ -113,6 +115,16 @@ def test_libraries_are_those_that_the_notice_names() -> None:
     named = dict(re.findall(r"^\| (\S+) \| .* \| ([0-9a-f]{64}) \|$", notice, re.MULTILINE))
     there = (files.STATIC / "vendor").iterdir()
     assert named == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in there}
+
+
+def test_the_settings_name_every_library_as_the_notice_does(make_client: MakeClient) -> None:
+    notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\S+) \| (\S+) \(.*?\) \| (\S+) \| (.+?) \| [0-9a-f]{64} \|$", notice, re.MULTILINE)
+    told = make_client(page=True).get("/v1/page/about").json()
+    assert told["free"] > 0
+    assert (told["watermark"], told["safety"]) == (False, "off")
+    named = {(one["file"], one["name"].split("/hooks")[0], one["version"], one["licence"]) for one in told["libraries"]}
+    assert named == set(rows)
 
 
 def test_a_studio_without_a_page_serves_none(make_client: MakeClient) -> None:

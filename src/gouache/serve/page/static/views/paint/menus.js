@@ -58,7 +58,7 @@ function Models({ words, onClose }) {
   const named = field("model").value ?? facts.value?.model;
   const fitting = found?.filter?.((one) => matches(`${one.id} ${one.title} ${one.family_label ?? ""}`, words)) ?? found;
   return html`<${Listed} found=${fitting} words=${words} nothing="paint.no_models">${fitting?.map?.((one) => html`<${Row} key=${one.id} title=${one.name ?? plainName(one.id)} icon="box" picture=${one.thumbnail}
-    note=${[one.family_label, one.side ? `${one.side} px` : "", one.default ? say("paint.default_model") : "", bytes(one.size)].filter(Boolean).join(" · ")}
+    note=${[one.family_label, one.side ? `${one.side} px` : "", one.default ? say("paint.default_model") : "", one.size ? bytes(one.size) : ""].filter(Boolean).join(" · ")}
     pressed=${one.id === named} unfit=${one.usable === false} onClick=${() => { setFields({ model: one.default ? undefined : one.id }); onClose(); }} />`)}<//>`;
 }
 

@@ -182,7 +182,7 @@ export function PromptEditor({ name, id, label, placeholder, children }) {
       const found = await api.get(`/v1/prompts/completions?${query}`, { signal: stop.signal }).catch(() => []);
       const isHere = document.activeElement === element.current && element.current.selectionStart === at && element.current.value === value;
       const others = found.filter((one) => one.text !== typed);
-      if (others.length && isHere) list.value = { items: others, from: at - typed.length, to: at, active: 0 };
+      if (others.length && isHere) list.value = { items: others, from: at - typed.length, to: at, active: /^(<|__)/.test(typed) ? 0 : -1 };
     }, COMPLETE_MILLISECONDS);
   };
   const accept = (item) => {
@@ -198,12 +198,14 @@ export function PromptEditor({ name, id, label, placeholder, children }) {
   };
   const keys = (event) => {
     if (event.isComposing) return;
+    // A plain word is completed only once an arrow chose something, so that Enter stays a new line.
     const shownList = list.value;
     if (shownList && !event.ctrlKey && !event.metaKey) {
       const step = { ArrowDown: 1, ArrowUp: -1 }[event.key];
       const count = shownList.items.length;
-      if (step) list.value = { ...shownList, active: (shownList.active + step + count) % count };
-      else if (event.key === "Enter" || event.key === "Tab") accept(shownList.items[shownList.active]);
+      const active = shownList.items[shownList.active];
+      if (step) list.value = { ...shownList, active: shownList.active < 0 && step < 0 ? count - 1 : (shownList.active + step + count) % count };
+      else if (active && (event.key === "Enter" || event.key === "Tab")) accept(active);
       else if (event.key === "Escape") close();
       else return;
       event.preventDefault();
@@ -228,7 +230,7 @@ export function PromptEditor({ name, id, label, placeholder, children }) {
     <div class="paint-editor">
       <textarea ref=${element} id=${id} placeholder=${placeholder} spellcheck="false" autocomplete="off" rows="1"
         aria-autocomplete="list" aria-haspopup="listbox" aria-controls=${shownList ? listId : null} aria-invalid=${Boolean(text)}
-        aria-describedby=${text ? `${id}-wrong` : null} aria-activedescendant=${shownList ? `${listId}-${shownList.active}` : null}
+        aria-describedby=${text ? `${id}-wrong` : null} aria-activedescendant=${shownList?.active >= 0 ? `${listId}-${shownList.active}` : null}
         onInput=${(event) => { grow(event.target); setFields({ [name]: event.target.value || (name === "prompt" ? "" : undefined) }); complete(); }}
         onKeyDown=${keys} onBlur=${close} onClick=${close}></textarea>
       ${shownList && html`<ul class="paint-completions" role="listbox" id=${listId} aria-label=${say("paint.completions")}>
