@@ -72,19 +72,39 @@ def test_a_pull_tells_how_far_it_is_and_stops_when_it_is_told(monkeypatch: pytes
         hub.pull(REPO, progress=refuse)
 
 
-def test_an_offer_says_what_a_pull_would_fetch_and_under_which_licence(server: Hub) -> None:
-    server.card = {"license": "other", "license_name": "painters-own", "license_link": "LICENCE.md"}
-    offer = hub.about(REPO)
-    assert (offer.licence, offer.gated, offer.here) == ("painters-own", False, 0)
-    assert (offer.page, offer.licence_link) == (f"{server.url}/{REPO}", f"{server.url}/{REPO}/blob/main/LICENCE.md")
-    assert not [path for _, path, _ in server.asked if "resolve" in path]
-    folder = hub.pull(REPO)
-    assert fetched(folder) == set(offer.files)
-    assert offer.bytes == sum((folder / name).stat().st_size for name in offer.files)
-    server.card = {"license": "openrail++"}
-    assert (hub.about(REPO).licence, hub.about(REPO).here) == ("openrail++", offer.bytes)
-    with pytest.raises(HubError, match="no such repository"):
-        hub.about("painter/nothing")
+def test_a_large_file_goes_on_in_its_middle_in_a_later_pull(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)
+    monkeypatch.setattr(hub, "LARGE", 100_000)
+    large = [name for name in server.files if len(server.files[name]) >= 100_000 and name.startswith("unet/")]
+    assert large
+
+    def refuse(here: int, total: int) -> None:
+        assert total > here
+        if here > 60_000:
+            raise RuntimeError("enough")
+
+    with pytest.raises(HubError, match="enough"):
+        hub.pull(REPO, progress=refuse)
+    server.asked.clear()
+    told: list[int] = []
+    folder = hub.pull(REPO, progress=lambda here, _: told.append(here))
+    ranges = [wanted for _, _, wanted in server.asked if wanted]
+    assert ranges[0] == f"bytes={told[0] - 10_000}-", "it began where the first pull stopped"
+    assert told == sorted(told)
+    assert load_bundle(folder).family == "sd1"
+    assert not [*folder.parents[1].rglob("*.part")]
+    server.asked.clear()
+    hub.pull(REPO)
+    assert not [path for method, path, _ in server.asked if method == "GET" and path.endswith("tensors")]
+
+
+def test_a_large_file_with_another_sha256_is_removed_and_named(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "LARGE", 100_000)
+    server.lie = "unet/diffusion_pytorch_model.safetensors"
+    with pytest.raises(CorruptCheckpoint, match=r"unet/diffusion_pytorch_model\.safetensors.*Pull it again"):
+        hub.pull(REPO)
+    server.lie = None
+    assert identify(hub.pull(REPO)).kind == "model"
 
 
 def test_what_is_there_is_not_fetched_again(server: Hub) -> None:

@@ -19,6 +19,7 @@ from gouache.pipeline.request import Request
 from gouache.serve.models.catalog import ModelCatalog
 from gouache.serve.models.downloads import Pull, Pulls
 from gouache.serve.models.facts import facts_of, inspect
+from gouache.serve.models.offers import offer_of
 from gouache.serve.studio import Studio
 
 if TYPE_CHECKING:
@@ -85,6 +86,19 @@ def test_each_user_chooses_a_default_that_every_interface_uses(studio: Studio, m
     (studio.settings.data / "models" / "tiny").rename(studio.settings.data / "gone")
     studio.catalog.refresh()
     assert studio.default_model("ada") == studio.catalog.default
+
+
+def test_a_worker_finds_what_came_since_it_started(studio: Studio, tmp_path: Path) -> None:
+    catalog = ModelCatalog([tmp_path / "new"], studio.database, patience=0.0)
+    with pytest.raises(ModelNotFound):
+        catalog.find("late")
+    (tmp_path / "new" / "late").mkdir(parents=True)
+    (tmp_path / "new" / "late" / "model_index.json").write_text("{}")
+    assert catalog.find("late").path == tmp_path / "new" / "late"
+    impatient = ModelCatalog([tmp_path / "new"], studio.database, patience=60.0)
+    (tmp_path / "new" / "late").rename(tmp_path / "new" / "later")
+    with pytest.raises(ModelNotFound):
+        impatient.find("later")
 
 
 def test_a_snapshot_in_the_hubs_cache_has_its_repositorys_name(studio: Studio, tmp_path: Path) -> None:
@@ -175,6 +189,24 @@ def test_a_pulls_error_comes_in_parts(hub_server: Hub) -> None:
     assert (failed.state, failed.problem["kind"]) == ("failed", "HubError")
     assert "gated" in failed.problem["given"]
     assert failed.problem["message"] == failed.error
+
+
+def test_an_offer_says_what_a_pull_would_fetch_and_under_which_licence(hub_server: Hub) -> None:
+    hub_server.card = {"license": "other", "license_name": "painters-own", "license_link": "LICENCE.md"}
+    offer = offer_of(REPO)
+    assert (offer.licence, offer.gated, offer.here) == ("painters-own", False, 0)
+    assert (offer.page, offer.licence_link) == (
+        f"{hub_server.url}/{REPO}",
+        f"{hub_server.url}/{REPO}/blob/main/LICENCE.md",
+    )
+    assert not [path for _, path, _ in hub_server.asked if "resolve" in path]
+    folder = hub.pull(REPO)
+    assert {name for name in offer.files if (folder / name).is_file()} == set(offer.files)
+    assert offer.bytes == sum((folder / name).stat().st_size for name in offer.files)
+    hub_server.card = {"license": "openrail++"}
+    assert (offer_of(REPO).licence, offer_of(REPO).here) == ("openrail++", offer.bytes)
+    with pytest.raises(HubError, match="no such repository"):
+        offer_of("painter/nothing")
 
 
 @pytest.mark.parametrize("repo", ["", "one", "a/b/c", "../b", "a/../b", "a b/c", "http://x/y", "a/b?c"])

@@ -115,6 +115,16 @@ def test_libraries_are_those_that_the_notice_names() -> None:
     assert named == {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in there}
 
 
+def test_the_settings_name_every_library_as_the_notice_does(make_client: MakeClient) -> None:
+    notice = (ROOT / "NOTICE").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\S+) \| (\S+) \(.*?\) \| (\S+) \| (.+?) \| [0-9a-f]{64} \|$", notice, re.MULTILINE)
+    told = make_client(page=True).get("/v1/page/about").json()
+    assert told["free"] > 0
+    assert (told["watermark"], told["safety"]) == (False, "off")
+    named = {(one["file"], one["name"].split("/hooks")[0], one["version"], one["licence"]) for one in told["libraries"]}
+    assert named == set(rows)
+
+
 def test_a_studio_without_a_page_serves_none(make_client: MakeClient) -> None:
     client = make_client(page=False)
     assert client.get("/").status_code == 404

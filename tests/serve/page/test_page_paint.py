@@ -110,7 +110,9 @@ def test_weights_change_by_keys_and_undo_takes_them_back(paint_view: PaintView) 
 
     def at(text: str, key: str) -> str:
         page.eval_on_selector(
-            "#prompt", "(field, text) => { const k = field.value.indexOf(text) + 1; field.setSelectionRange(k, k); }", text
+            "#prompt",
+            "(field, text) => { const k = field.value.indexOf(text) + 1; field.setSelectionRange(k, k); }",
+            text,
         )
         page.keyboard.press(f"Control+{key}")
         return page.input_value("#prompt")
@@ -210,7 +212,9 @@ def test_escape_leaves_the_list_then_the_enlarged_picture_and_then_stops_the_pai
     page.wait_for_selector(".paint-thumb.sending", state="detached")
     page.keyboard.press("Escape")
     page.wait_for_selector("#cancel", state="detached")
-    states = {job.state for job in paint_view.server.studio.jobs.listing(owner="local", states=(), limit=9, before=None)}
+    states = {
+        job.state for job in paint_view.server.studio.jobs.listing(owner="local", states=(), limit=9, before=None)
+    }
     assert states == {"done", "cancelled"}
 
 

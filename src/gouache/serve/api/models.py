@@ -23,6 +23,7 @@ from gouache.serve.models import facts as model_facts
 from gouache.serve.models.adapter_words import words_of
 from gouache.serve.models.catalog import MODEL, ModelEntry
 from gouache.serve.models.downloads import DownloadState, Pull, checked_repo
+from gouache.serve.models.offers import offer_of
 from gouache.serve.models.recommended import RECOMMENDED, Recommended
 from gouache.serve.models.uploads import free_bytes
 
@@ -364,7 +365,7 @@ def about(
     """What a pull would fetch, under which licence; the hub is asked, and nothing is fetched. For administrators."""
     admin_of(request)
     repo = checked_repo(repo, revision=revision, variant=variant or None)
-    offer = hub.about(repo, revision=revision, variant=variant or None)
+    offer = offer_of(repo, revision=revision, variant=variant or None)
     known = next((one for one in RECOMMENDED if one.repo == repo), None)
     return OfferView(
         repo=offer.repo,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -71,18 +72,23 @@ class ModelCatalog:
         folders: where to look, beside those that were added to the store.
         database: remembers hashes and added folders.
         default: name for requests that give none.
+        patience: seconds after a look at the folders in which a name that isn't there makes for no other one.
     """
 
-    def __init__(self, folders: Sequence[Path], database: Database, default: str | None = None) -> None:
+    def __init__(
+        self, folders: Sequence[Path], database: Database, default: str | None = None, patience: float = 1.0
+    ) -> None:
         self._given = [folder.resolve() for folder in folders]
         self.folders = self._given
         self.database = database
         self.default = default or SHIPPED
+        self.patience = patience
         self._entries: list[ModelEntry] = []
         self.refresh()
 
     def refresh(self) -> None:
         """Look again what is there, also in the folders that were added since."""
+        self._looked = time.monotonic()
         with contextlib.suppress(StoreError):  # Without them meanwhile.
             added = [folder.resolve() for folder in added_folders(self.database)]
             self.folders = list(dict.fromkeys([*self._given, *added]))
@@ -105,11 +111,21 @@ class ModelCatalog:
     def find(self, name: str | None) -> ModelEntry:
         """A model by name, stem, A1111 title, or hash (ten digits or all).
 
-        Where nothing is called exactly so, case, the hash in a title and the kind of slash are passed over.
+        Where nothing is called exactly so, case, the hash in a title and the kind of slash are passed over. What isn't
+        known may have come since the last look: another process pulled it, somebody copied it.
 
         Raises:
             ModelNotFound: no such model here.
         """
+        try:
+            return self._known(name)
+        except ModelNotFound:
+            if time.monotonic() - self._looked < self.patience:
+                raise
+        self.refresh()
+        return self._known(name)
+
+    def _known(self, name: str | None) -> ModelEntry:
         wanted = name or self.default
         entries = self.entries()
         for entry in entries:

@@ -72,7 +72,7 @@ def checked_repo(repo: str, *, revision: str | None = None, variant: str | None 
 
 
 class Pulls:
-    """What is and was fetched since the server started. A download that stopped goes on where it was.
+    """What is and was fetched since the server started. Of a download that stopped, files that are whole stay.
 
     Args:
         arrived: called, from another thread, when a model is there.

@@ -12,7 +12,9 @@ from fastapi.responses import HTMLResponse
 from gouache import __version__
 from gouache.config import Config
 from gouache.errors import InvalidInput, NotFound
+from gouache.pipeline.request import Safety
 from gouache.serve.http.access import is_admin, is_open, owner_of, studio_of
+from gouache.serve.models.uploads import free_bytes
 from gouache.serve.page import files
 from gouache.serve.settings import Limits
 
@@ -58,6 +60,56 @@ def page_state(request: Request) -> PageState:
         limits=studio.settings.limits,
         state=state,
     )
+
+
+class Library(Config):
+    """A library that the page brings along."""
+
+    file: str
+    name: str
+    version: str
+    licence: str
+
+
+class About(Config):
+    """What the page says of itself and of the server."""
+
+    version: str
+    libraries: tuple[Library, ...]
+    watermark: bool
+    """Whether images whose request names none get the server's."""
+    safety: Safety
+    """The least done to images that the safety checker finds."""
+    free: int | None
+    """Bytes that the disk of the images has; null for whom that is no business."""
+
+
+@router.get("/about")
+def about(request: Request) -> About:
+    """What the settings show: libraries and their licences, what is done to images, room on the disk."""
+    studio, owner = studio_of(request), owner_of(request)
+    return About(
+        version=__version__,
+        libraries=tuple(Library(file=file, name=line[0], version=line[1], licence=line[2]) for file, line in VENDORED),
+        watermark=studio.settings.watermark is not None,
+        safety=studio.settings.safety,
+        free=free_bytes(studio.settings.data) if is_admin(studio, owner) else None,
+    )
+
+
+_PREACT, _SIGNALS = "Copyright (c) 2015-present Jason Miller", "Copyright (c) 2022-present Preact Team"
+VENDORED = (
+    ("preact.mjs", ("preact", "11.2.0", f"MIT, {_PREACT}")),
+    ("preact-hooks.mjs", ("preact/hooks", "11.2.0", f"MIT, {_PREACT}")),
+    ("htm.mjs", ("htm", "3.1.1", "Apache-2.0, Copyright 2018 Google Inc.")),
+    ("signals-core.mjs", ("@preact/signals-core", "1.14.5", f"MIT, {_SIGNALS}")),
+    ("preact-signals.mjs", ("@preact/signals", "2.11.4", f"MIT, {_SIGNALS}")),
+    (
+        "konva.min.js",
+        ("konva", "10.9.1", "MIT, Copyright (C) 2011 - 2013 by Eric Rowell, (C) 2014 - present by Anton Lavrenov"),
+    ),
+)
+"""Name, version and licence of each file in `static/vendor`, as the NOTICE has them, which an installation may lack."""
 
 
 @router.put("/state/{name}", status_code=204)

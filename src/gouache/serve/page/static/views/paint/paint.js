@@ -3,7 +3,7 @@ import { html, signal, useEffect, useRef, useSignal, useSignalEffect, useState }
 import { useHotkeys } from "../../app/keys.js";
 import { paintRequest, paintOptions } from "../../app/state.js";
 import { knows, say } from "../../app/words.js";
-import { Button, Empty, Icon, Segmented } from "../../ui/controls.js";
+import { Button, Icon, Segmented } from "../../ui/controls.js";
 import { fieldLabel, requestFields } from "../../ui/fields.js";
 import { networksIn, PromptEditor, promptElement } from "./prompt.js";
 import {
@@ -255,7 +255,7 @@ function Stage({ route }) {
   if (route.rest[0] === "grid") return html`<${Later} from="./grid_view.js" key="grid" id=${route.rest[1]} />`;
   if (known === null) return html`<section class="paint-stage" aria-label=${say("paint.result")} aria-busy="true"></section>`;
   if (!known.length && !current.value && !failed.value) {
-    return html`<section class="paint-stage paint-nothing" aria-label=${say("paint.result")}><${Empty} icon="brush" title=${say("paint.nothing")}>${say("paint.nothing_hint")}<//></section>`;
+    return html`<section class="paint-stage paint-nothing" aria-label=${say("paint.result")}><${Later} from="./first_steps.js" key="first" onPaint=${paint} /></section>`;
   }
   return html`<${Later} from="./stage.js" key="stage"><section class="paint-stage" aria-label=${say("paint.result")} aria-busy="true"></section><//>`;
 }
