@@ -116,6 +116,7 @@ def test_a_composed_picture_has_the_recipe_of_its_parent(server: Server) -> None
         parent = server.studio.pictures.ids_of_jobs([server.wait(job["id"]).id])[job["id"]][0]
         made = client.post(f"/v1/pictures?parent={parent}", content=png(house())).json()
         assert (made["prompt"], made["seed"], made["width"]) == ("a red house", "7", 64)
+        assert made["kind"] == "edited"
         recipe = read_recipe(client.get(made["file"]).content).recipe
         assert recipe is not None
         assert recipe.notes[-1] == f"edited by hand from {parent}"

@@ -147,3 +147,17 @@ def test_an_error_comes_in_its_parts_and_names_no_folder(studio_page: Server) ->
         assert str(folder) not in json.dumps(problem)
         assert (folder / PLAN).is_file()
     assert parts_of_error("KeyError: 'x' (exit status 1)")["message"] == "KeyError: 'x' (exit status 1)"
+
+
+def test_a_model_that_a_training_made_can_be_named_at_once(studio: Studio, tmp_path: Path) -> None:
+    """Also in the workers, whose catalogs nobody refreshes."""
+    from gouache.checkpoints.save import bundle_to_write, write_model
+    from gouache.pipeline.pipeline import untrained_bundle
+
+    catalog, folder = studio.catalog, studio.settings.data / "models"
+    assert [entry.name for entry in catalog.models()] == ["pocket"]
+    made = write_model(bundle_to_write(untrained_bundle()), tmp_path / "made", "gouache")
+    folder.mkdir()
+    made.rename(folder / "mine")  # As a run publishes it.
+    assert catalog.find("mine").path == folder.resolve() / "mine"
+    assert [entry.name for entry in catalog.models()] == ["pocket", "mine"]

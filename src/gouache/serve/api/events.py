@@ -51,6 +51,7 @@ async def events(
     - `queue`: `mine_waiting`, `mine_running`, `others_waiting`, `others_running`, `paused`, and `order`, your
       waiting jobs with `id` and `eta_seconds`;
     - `gallery`: `ids` of pictures and `change`, one of star, unstar, tags, board, delete, restore;
+    - `alive` every fifteen seconds in which nothing else is sent;
     - `outage` when the store is away, `back` when it can be used again;
     - for administrators `training` and `pull`: the runs, and the downloads.
 

@@ -12,12 +12,11 @@ from pydantic import AfterValidator, Field
 from gouache.checkpoints.adapters.library import EMBEDDING, list_adapters
 from gouache.config import Config
 from gouache.errors import InvalidInput
-from gouache.models.family import UNKNOWN
 from gouache.pipeline.batch import wildcard_names
 from gouache.pipeline.request import MAX_PROMPT, Emphasis
 from gouache.serve.api.views import Plain, plain_text
 from gouache.serve.http.access import owner_of, studio_of
-from gouache.serve.models.abilities import abilities_of
+from gouache.serve.models.abilities import abilities_of, families_fitting
 from gouache.serve.models.prompt_tokens import count_tokens
 from gouache.serve.studio import Studio
 
@@ -110,8 +109,9 @@ def _meant(prefix: str) -> tuple[tuple[Kind, ...], str]:
 
 def _offered(studio: Studio, owner: str, model: str) -> Iterator[Completion]:
     known = abilities_of(studio.catalog.find(model))
+    fits = families_fitting(known.family)
     for file in list_adapters():
-        if file.family in (known.family, UNKNOWN.name):
+        if file.family in fits:
             kind: Kind = "embedding" if file.kind == EMBEDDING else "lora"
             text = file.name if kind == "embedding" else f"<lora:{file.name}:1>"
             yield Completion(kind=kind, text=text, label=file.name, about=file.label)

@@ -142,7 +142,7 @@ class PictureView(Config):
     model: str
     sampler: str
     kind: str
-    """What it was painted from: text, image, inpaint, outpaint, inversion, interpolation, control."""
+    """What it was painted from: text, image, inpaint, outpaint, inversion, interpolation, control, edited."""
     starred: bool
     board: str | None
     tags: tuple[str, ...]
@@ -185,7 +185,7 @@ class PictureCounts(Config):
     models: dict[str, int]
     samplers: dict[str, int]
     kinds: dict[str, int]
-    """What they were painted from: text, image, inpaint, outpaint, inversion, interpolation, control."""
+    """What they were painted from: text, image, inpaint, outpaint, inversion, interpolation, control, edited."""
     boards: dict[str, int]
     """By id; an empty one stands for pictures on none."""
     tags: dict[str, int]

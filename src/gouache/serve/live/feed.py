@@ -25,6 +25,8 @@ BESIDE_SECONDS = 2.0
 WATCH_SECONDS = 10.0
 """A job's previews are drawn for so long after the last word that somebody looks."""
 KEEP_ALIVE_SECONDS = 15.0
+ALIVE = "event: alive\ndata: {}\n\n"
+"""An event and no comment, which browsers keep from the page: it is to notice a connection that is none any more."""
 MOST_PENDING = 2000
 """Messages that a reader may be behind; then its stream ends, and it comes back for what it missed."""
 QUEUE, GALLERY = "queue", "gallery"
@@ -70,7 +72,7 @@ class Stream:
         self._ready.set()
 
     async def chunks(self) -> AsyncGenerator[str]:
-        """Server-sent events, many at once if many wait; a comment where nothing happens."""
+        """Server-sent events, many at once if many wait; `alive` where nothing happens."""
         while not self._ended:
             await within(self._ready, KEEP_ALIVE_SECONDS)
             self._ready.clear()
@@ -78,7 +80,7 @@ class Stream:
             if self._ended:
                 return
             if not messages:
-                yield ": still here\n\n"
+                yield ALIVE
                 continue
             # The number stands on the last one: whoever comes back with it has seen all of them.
             messages[-1] = f"id: {self.seq}\n{messages[-1]}"

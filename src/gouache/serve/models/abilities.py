@@ -28,7 +28,7 @@ from gouache.models.configs import (
     UNetConfig,
     VAEConfig,
 )
-from gouache.models.family import POCKET, SDXL, SDXL_REFINER, UNKNOWN, family_label, family_named
+from gouache.models.family import POCKET, SD3, SDXL, SDXL_REFINER, UNKNOWN, family_label, family_named
 from gouache.serve.models.catalog import ModelEntry
 from gouache.serve.models.facts import place
 
@@ -90,7 +90,7 @@ def abilities_of(entry: ModelEntry) -> Abilities:
     known = _of_model(path, _modified(path))
     if known.error:
         return known.model_copy(update={"model": entry.name, "error": known.error.replace(str(path), path.name)})
-    fits = {known.family, UNKNOWN.name}
+    fits = families_fitting(known.family)
     adapters = [file for file in list_adapters() if file.family in fits]
     return known.model_copy(
         update={
@@ -101,6 +101,11 @@ def abilities_of(entry: ModelEntry) -> Abilities:
             "ip_adapters": tuple(file.name for file in list_ip_adapters() if file.family in fits),
         }
     )
+
+
+def families_fitting(family: str) -> set[str]:
+    """Families whose adapters a model of this one can have: its own, and what the tensors don't tell apart."""
+    return {family} if family in (POCKET.name, SD3.name) else {family, UNKNOWN.name}
 
 
 def _modified(path: Path) -> int:

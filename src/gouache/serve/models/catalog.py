@@ -84,6 +84,7 @@ class ModelCatalog:
         self.default = default or SHIPPED
         self.patience = patience
         self._entries: list[ModelEntry] = []
+        self._seen: tuple[int, ...] = ()
         self.refresh()
 
     def refresh(self) -> None:
@@ -92,6 +93,7 @@ class ModelCatalog:
         with contextlib.suppress(StoreError):  # Without them meanwhile.
             added = [folder.resolve() for folder in added_folders(self.database)]
             self.folders = list(dict.fromkeys([*self._given, *added]))
+        self._seen = self._times()
         found = [ModelEntry(SHIPPED, None, 0, 0.0)]
         for folder in self.folders:
             found += [entry for path in _models_below(folder, folder, _DEPTH) if (entry := _entry(folder, path))]
@@ -105,8 +107,20 @@ class ModelCatalog:
 
     def entries(self) -> list[ModelEntry]:
         """Those, and files that can't be used. Adapters, ControlNets and single networks are never among them."""
+        if self._seen != self._times():  # A training has put its model there, or somebody a file.
+            self.refresh()
         known = {row.path: row for row in self.database.rows(select(models))}
         return [_hashed(entry, known) for entry in self._entries]
+
+    def _times(self) -> tuple[int, ...]:
+        """When something was last put into each folder itself, or taken out."""
+        times = []
+        for folder in self.folders:
+            try:
+                times.append(folder.stat().st_mtime_ns)
+            except OSError:
+                times.append(0)
+        return tuple(times)
 
     def find(self, name: str | None) -> ModelEntry:
         """A model by name, stem, A1111 title, or hash (ten digits or all).

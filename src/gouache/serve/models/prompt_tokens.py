@@ -13,11 +13,11 @@ from gouache.checkpoints.formats.header import open_header
 from gouache.checkpoints.identify import identify, vocabulary_of
 from gouache.errors import GouacheError
 from gouache.models.configs import SentenceEncoderConfig, TextEncoderConfig
-from gouache.models.family import UNKNOWN
 from gouache.models.text.tokenizers import ClipTokenizer, TextTokenizer, WordPieceTokenizer
 from gouache.pipeline.prompts.chunks import MAX_CHUNKS, TokenizerWithWords, fill_chunks
 from gouache.pipeline.prompts.syntax import adapter_tags, branches, schedule, sections, without_tags
 from gouache.pipeline.request import Emphasis
+from gouache.serve.models.abilities import families_fitting
 from gouache.serve.models.catalog import ModelEntry
 from gouache.serve.models.facts import place
 
@@ -77,7 +77,8 @@ def count_tokens(prompt: str, entry: ModelEntry, emphasis: Emphasis) -> TokenCou
     if known is None:
         return None
     base, family = known
-    files = [file for file in list_adapters() if file.family in (family, UNKNOWN.name)]
+    fits = families_fitting(family)
+    files = [file for file in list_adapters() if file.family in fits]
     words = _words([file for file in files if file.kind == EMBEDDING], prompt)
     reader = _Reader((TokenizerWithWords(base, words) if words and isinstance(base, ClipTokenizer) else base,))
     texts = {text for branch in branches(without_tags(prompt), emphasis) for _, text in schedule(branch.text, STEPS)}

@@ -34,6 +34,7 @@ LIBRARIES = {
     "@preact/signals": "vendor/preact-signals.mjs",
 }
 """What a module imports by name, and where it lies."""
+_COMMENT = re.compile(r"^\s*//.*$", re.MULTILINE)
 _IMPORT = re.compile(
     r"""(?:^|[\s;}])(?:import|export)\b[^"'();]*?\bfrom\s*["']([^"']+)["']"""
     r"""|import\s*["']([^"']+)["']"""
@@ -118,7 +119,7 @@ class PageFiles:
             if name in found or not path.is_file():
                 continue
             found.append(name)
-            for match in _IMPORT.finditer(path.read_text(encoding="utf-8")):
+            for match in _IMPORT.finditer(_COMMENT.sub("", path.read_text(encoding="utf-8"))):
                 target = match[1] or match[2]
                 if target in LIBRARIES:
                     wanted.append(LIBRARIES[target])

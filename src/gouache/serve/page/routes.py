@@ -15,6 +15,7 @@ from gouache.errors import InvalidInput, NotFound
 from gouache.pipeline.request import Safety
 from gouache.serve.http.access import is_admin, is_open, owner_of, studio_of
 from gouache.serve.models.uploads import free_bytes
+from gouache.serve.models.abilities import Abilities, abilities_of
 from gouache.serve.page import files
 from gouache.serve.settings import Limits
 
@@ -40,6 +41,8 @@ class PageState(Config):
     language: str
     model: str
     """Name of the model of requests that name none."""
+    facts: Abilities
+    """What that model is set to by itself, and can be asked for."""
     limits: Limits
     state: dict[str, Any]
     """What the page stored with `PUT /v1/page/state/NAME`, by name."""
@@ -50,13 +53,15 @@ def page_state(request: Request) -> PageState:
     """What the page shows when it opens: who is signed in, the limits, and what was left in its fields."""
     studio, owner = studio_of(request), owner_of(request)
     state = kept_state(request)
+    model = studio.default_model(owner)
     return PageState(
         version=__version__,
         user=owner,
         admin=is_admin(studio, owner),
         open=is_open(studio),
         language=_language(request, state),
-        model=studio.default_model(owner),
+        model=model,
+        facts=abilities_of(studio.catalog.find(model)),
         limits=studio.settings.limits,
         state=state,
     )

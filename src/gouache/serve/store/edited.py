@@ -76,7 +76,7 @@ def list_edited(
     with database.write() as connection:
         job = Job(**connection.execute(insert(jobs).values(**values).returning(*COLUMNS)).one()._mapping)
         row = row_of(job, 0, file_of_edited(values), data, size, recipe)
-        connection.execute(insert(pictures).values(**row))
+        connection.execute(insert(pictures).values(**row | {"kind": EDITED}))
         note(connection, job.id, "picture", str(row["id"]))
         note(connection, job.id, "done")
     return picture_id(job, 0)

@@ -13,7 +13,7 @@ from gouache.pipeline.request import Request
 from gouache.serve.store.database import Database
 from gouache.serve.store.tables import pictures, tags
 
-Kind = Literal["text", "image", "inpaint", "outpaint", "inversion", "interpolation", "control"]
+Kind = Literal["text", "image", "inpaint", "outpaint", "inversion", "interpolation", "control", "edited"]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 MOST_WORDS = 20
 MOST_CHOICES = 500

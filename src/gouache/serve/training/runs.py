@@ -174,6 +174,10 @@ class TrainingRuns:
             raise DataError(f"data {counted.name!r}", given=given, expected="captioned pictures", cure=cure)
         entry = self.catalog.find(model) if stage != "vae" else None
         start = traits_of(entry) if entry else START_OF_NOTHING
+        if start.drafts and stage == "denoiser" and size not in (None, start.side):
+            raise InvalidInput(
+                "size", given=size, expected=f"{start.side}, as the drafts of {entry.name if entry else ''} have"
+            )
         if (self.root / name).exists() or (self.models / name).exists():
             raise Conflict("name", given=repr(name), expected="a name that is not taken", cure="Choose another.")
         return TrainingPlan.from_dict(
@@ -343,6 +347,7 @@ class TrainingRuns:
         alive = is_alive(folder)
         state = read_state(folder)
         seconds = state.trained + (time.time() - state.since if alive and state.since else 0.0)
+        seconds = min(seconds, 60 * plan.minutes)  # What is over is the last judging.
         part = _part(plan, state, folder)
         figures = read_figures(folder / part / "log.jsonl", last=True)
         seen = int(figures[-1]["images_seen"]) if figures else 0

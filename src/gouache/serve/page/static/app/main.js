@@ -41,8 +41,9 @@ function Progress() {
 }
 
 function Offline() {
-  if (connection.value !== "offline") return null;
-  return html`<p class="offline" role="status" id="offline"><${Icon} name="cloud" /> ${say("app.offline")}</p>`;
+  const state = connection.value;
+  if (state !== "offline" && state !== "away") return null;
+  return html`<p class="offline" role="status" id="offline"><${Icon} name="cloud" /> ${say(`app.${state}`)}</p>`;
 }
 
 function Toasts() {
@@ -106,8 +107,14 @@ effect(() => {
   document.title = `${share}${say(`nav.${route.value.view}`)} · gouache`;
 });
 
-// A file that is dropped beside a drop zone must not replace the page.
-for (const kind of ["dragover", "drop"]) addEventListener(kind, (event) => event.preventDefault());
+// A file that is dropped beside a drop zone must not replace the page; outside the editor a picture's settings are read.
+addEventListener("dragover", (event) => event.preventDefault());
+addEventListener("drop", (event) => {
+  const taken = event.defaultPrevented || route.peek().view === "edit";
+  event.preventDefault();
+  const file = [...(event.dataTransfer?.files ?? [])].find((one) => one.type.startsWith("image/"));
+  if (file && !taken) import("../ui/recall.js").then(({ useSettingsIn }) => useSettingsIn(file));
+});
 
 connect();
 render(html`<${App} />`, document.getElementById("app"));

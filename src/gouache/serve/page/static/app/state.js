@@ -70,12 +70,13 @@ export const openJobs = computed(() => [...jobs.value.values()].filter((job) => 
 /** The newest preview of a running job, by the job's id: an address of a JPEG. */
 export const previews = signal(new Map());
 
-/** Counts of the queue: mine_waiting, mine_running, others_waiting, others_running, paused. */
-export const queue = signal({ mine_waiting: 0, mine_running: 0, others_waiting: 0, others_running: 0, paused: false });
+/** The queue: mine_waiting, mine_running, others_waiting, others_running, paused; order, the waiting jobs as {id,
+ * eta_seconds}; at, when it was told, in milliseconds. */
+export const queue = signal({ mine_waiting: 0, mine_running: 0, others_waiting: 0, others_running: 0, paused: false, order: [], at: 0 });
 
 export const isOver = (job) => ["done", "failed", "cancelled"].includes(job.state);
 
-/** "online", "connecting", or "offline" since the server does not answer. */
+/** "online", "connecting", "offline" while the server does not answer, "away" while its store does not. */
 export const connection = signal("connecting");
 
 /** Short messages at the edge of the page: {id, text, kind, action?: {label, run}}. */

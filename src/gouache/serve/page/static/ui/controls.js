@@ -11,7 +11,7 @@ const PATHS = {
   download: "M12 4v11M7 11l5 5 5-5M5 20h14", upload: "M12 16V5M7 9l5-5 5 5M5 20h14", plus: "M12 5v14M5 12h14", minus: "M5 12h14",
   swap: "M7 4 3 8l4 4M3 8h13M17 12l4 4-4 4M21 16H8", lock: "M6 11h12v9H6zM8.5 11V8a3.5 3.5 0 0 1 7 0v3", dice: "M5 5h14v14H5zM9 9h.01M15 15h.01M12 12h.01M15 9h.01M9 15h.01",
   again: "M4 12a8 8 0 0 1 14-5l2 2M20 4v5h-5M20 12a8 8 0 0 1-14 5l-2-2M4 20v-5h5", up: "M6 15l6-6 6 6", down: "M6 9l6 6 6-6", left: "M15 6l-6 6 6 6", right: "M9 6l6 6-6 6",
-  pause: "M8 5v14M16 5v14", play: "M7 5l11 7-11 7z", search: "M11 4a7 7 0 1 0 0 14 7 7 0 0 0 0-14zM16 16l5 5", more: "M6 12h.01M12 12h.01M18 12h.01",
+  grip: "M9 6h.01M15 6h.01M9 12h.01M15 12h.01M9 18h.01M15 18h.01", pause: "M8 5v14M16 5v14", play: "M7 5l11 7-11 7z", search: "M11 4a7 7 0 1 0 0 14 7 7 0 0 0 0-14zM16 16l5 5", more: "M6 12h.01M12 12h.01M18 12h.01",
   compare: "M12 3v18M4 7h5v10H4zM15 7h5v10h-5z", check: "M5 12l5 5 9-10", eye: "M3 12s3.5-6 9-6 9 6 9 6-3.5 6-9 6-9-6-9-6zM12 10a2 2 0 1 0 0 4 2 2 0 0 0 0-4z",
   image: "M4 5h16v14H4zM4 16l5-5 4 4 3-3 4 4M15 9h.01", copy: "M9 9h11v11H9zM5 15H4V4h11v1", zoom: "M11 4a7 7 0 1 0 0 14 7 7 0 0 0 0-14zM16 16l5 5M11 8v6M8 11h6", info: "M12 3a9 9 0 1 0 0 18 9 9 0 0 0 0-18zM12 11v5M12 8h.01",
 };

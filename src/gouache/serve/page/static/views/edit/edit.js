@@ -102,7 +102,8 @@ function File() {
     if (file) session.openFile(file, { anew });
   };
   const adds = useRef(false);
-  return html`<div class="edit-file"><span class="edit-steps-above"><${Steps} id="edit-above" /></span>
+  return html`<div class="edit-file"><span class="edit-steps-above"><${Steps} id="edit-above" />
+      <${Button} id="edit-above-generate" small kind="primary" disabled=${drawing.empty || Boolean(session.running.value)} onClick=${session.generate}>${say("edit.generate")}<//></span>
     <${Button} small id="edit-open" onClick=${() => { adds.current = false; input.current.click(); }}><${Icon} name="image" />${say("edit.open")}<//>
     <${Menu} label=${say("edit.more")} items=${[
       { label: say("edit.add_layer"), icon: "plus", run: () => { adds.current = true; input.current.click(); } },

@@ -5,7 +5,7 @@ import { NO_FRAME } from "./drawing.js";
 import { extent } from "./strokes.js";
 
 export const FIRST_SETTINGS = {
-  prompt: "", strength: 0.75, count: 1, seed: "", model: "", blur: 4, padding: 32, fill: "original", only_masked: false,
+  prompt: "", strength: 0.75, count: 1, blur: 4, padding: 32, fill: "original", only_masked: false,
   overlap: 32, controls: [], more: {},
 };
 export const FILLS = ["original", "fill", "noise", "nothing"];
@@ -63,8 +63,9 @@ export function bothMask(brushed, width, height, frame, overlap, strength) {
 /**
  * Upload what a drawing shows and say what is to be done with it.
  *
- * @returns {Promise<{request: object, frame: object, mask: {data, width, height} | null}>} the request; the frame that its
- *   pictures take in; where they may differ from the drawing, null = everywhere.
+ * @returns {Promise<{request: object, frame: object, mask: {data, width, height} | null, ground: OffscreenCanvas,
+ *   size: number[]}>} the request; the frame that its pictures take in; where they may differ from the drawing, null =
+ *   everywhere; what was seen in that frame, and the drawing's width and height.
  */
 export async function requestOf(drawing, settings) {
   const { width, height, frame, framed } = drawing;
@@ -74,11 +75,10 @@ export async function requestOf(drawing, settings) {
   const both = framed && (brushed || regions.length || controls.length || settings.more.image_prompts?.length);
   const ground = both ? frame : NO_FRAME;
   const flat = both ? null : drawing.untouchedFile();
+  const shown = drawing.flat(frame); // at once: while it is uploaded, the drawing may go on
   const upload = async (blob) => (await attach(blob)).name;
-  const init = await upload(flat || (await png(drawing.flat(ground))));
+  const init = await upload(flat || (await png(both ? shown : drawing.flat(ground))));
   const request = { ...settings.more, prompt: settings.prompt, init_image: init, count: settings.count };
-  if (settings.model) request.model = settings.model;
-  if (String(settings.seed).trim()) request.seed = BigInt(settings.seed);
   const options = { blur: settings.blur, fill: settings.fill };
   const cropped = settings.only_masked ? { only_masked: true, padding: settings.padding } : {};
   let mask = null;
@@ -112,7 +112,7 @@ export async function requestOf(drawing, settings) {
       ...(preprocessor === "canny" ? { canny_low, canny_high } : {}),
     }));
   }
-  return { request, frame: framed ? { ...frame } : NO_FRAME, mask };
+  return { request, frame: framed ? { ...frame } : NO_FRAME, mask, ground: shown, size: [width, height] };
 }
 
 /** Where a preview of a running job is seen: its rectangle in the larger picture, null if there is no telling. */
@@ -142,6 +142,7 @@ export async function previewCanvas(address, box, mask, frame, drawing) {
   image.src = address;
   await image.decode();
   const canvas = document.createElement("canvas");
+  canvas.className = "edit-preview";
   canvas.width = drawing.width + frame.left + frame.right;
   canvas.height = drawing.height + frame.top + frame.bottom;
   const context = canvas.getContext("2d");
@@ -158,6 +159,11 @@ export async function previewCanvas(address, box, mask, frame, drawing) {
   return canvas;
 }
 
+function isOpaque(context, width, height) {
+  const words = new Uint32Array(context.getImageData(0, 0, width, height).data.buffer);
+  return words.every((word) => word >>> 24 === 255);
+}
+
 /** A finished picture as a canvas, its pixels as they are in the file. */
 export async function pictureCanvas(id) {
   const answer = await fetch(`/v1/pictures/${encodeURIComponent(id)}/file`);
@@ -165,7 +171,11 @@ export async function pictureCanvas(id) {
   return { ...(await canvasOf(await answer.blob())), picture: id };
 }
 
-/** A file as a canvas, upright; scaled down to at most so many pixels. Gives the file too where it was not scaled. */
+/**
+ * A file as a canvas, upright; scaled down to at most so many pixels. Gives the file too if it is to go up as it is: a PNG
+ * with transparency, since a canvas forgets the colours of transparent pixels. Any other goes up as it is seen here: two
+ * decoders of one JPEG don't agree to the bit.
+ */
 export async function canvasOf(blob, mostPixels = Infinity) {
   const bitmap = await createImageBitmap(blob);
   const scale = Math.min(1, Math.sqrt(mostPixels / (bitmap.width * bitmap.height)));
@@ -175,9 +185,10 @@ export async function canvasOf(blob, mostPixels = Infinity) {
   const context = canvas.getContext("2d");
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
-  const same = canvas.width === bitmap.width && canvas.height === bitmap.height;
+  const scaled = canvas.width !== bitmap.width || canvas.height !== bitmap.height;
   bitmap.close();
-  return { canvas, file: same ? blob : null };
+  const whole = !scaled && blob.type === "image/png" && !isOpaque(context, canvas.width, canvas.height);
+  return { canvas, file: whole ? blob : null, scaled };
 }
 
 /**
@@ -190,7 +201,8 @@ export function layerOf(candidate, drawing, frame) {
   const { width, height } = candidate.canvas;
   const source = candidate.canvas.getContext("2d").getImageData(0, 0, width, height);
   const pixels = new Uint32Array(source.data.buffer);
-  const below = drawing.flat(frame);
+  // What it was painted from: what was drawn since is no difference of the candidate's.
+  const below = candidate.ground ?? drawing.flat(frame);
   const sameSize = below.width === width && below.height === height;
   const under = sameSize ? new Uint32Array(below.getContext("2d").getImageData(0, 0, width, height).data.buffer) : null;
   let hides = !sameSize;

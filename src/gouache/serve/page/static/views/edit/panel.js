@@ -5,18 +5,21 @@ import { say } from "../../app/words.js";
 import { Button, Icon } from "../../ui/controls.js";
 import { Controls } from "./controls.js";
 import { FILLS } from "./generate.js";
-import { More } from "./more.js";
+import { More, Often, useUnusable } from "./more.js";
 import { Range, Slide } from "./parts.js";
 import * as session from "./session.js";
 
 const { candidates, change, drawing, job, running, settings, split } = session;
 
+let known = { at: -1, masked: false }; // masks are looked through once for each change of the drawing
+
 /** In a word what the button will do, since it follows from what is on the canvas. */
 function deed() {
   if (drawing.empty) return "nothing";
-  const masked = Boolean(drawing.brushed());
-  if (drawing.framed) return masked ? "both" : "frame";
-  return masked ? "mask" : "whole";
+  const at = drawing.changed.peek();
+  if (known.at !== at) known = { at, masked: Boolean(drawing.brushed()) };
+  if (drawing.framed) return known.masked ? "both" : "frame";
+  return known.masked ? "mask" : "whole";
 }
 
 function Prompt() {
@@ -105,9 +108,10 @@ function Layer({ layer }) {
 }
 
 function MaskPrompt({ layer }) {
+  const unusable = useUnusable("regions");
   return html`<div class="field"><label for=${`prompt-${layer.id}`}>${say("edit.region_prompt")}</label>
       <textarea id=${`prompt-${layer.id}`} class="edit-region" rows="2" value=${layer.prompt} onInput=${(event) => drawing.change(layer.id, { prompt: event.target.value }, "prompt")}></textarea>
-      <p class="hint">${say("edit.region_hint")}</p></div>
+      <p class=${unusable && layer.prompt.trim() ? "bad small-text" : "hint"}>${say(unusable ? "edit.region_unusable" : "edit.region_hint")}</p></div>
     ${layer.prompt.trim() && html`<${Slide} id=${`weight-${layer.id}`} label=${say("edit.region_weight")} min=${0.1} max=${3} step=${0.1} value=${layer.weight}
       onChange=${(weight) => drawing.change(layer.id, { weight }, "weight")} />`}
     <label class="row"><input type="checkbox" checked=${layer.anew} onChange=${(event) => drawing.change(layer.id, { anew: event.target.checked })} />${say("edit.anew")}</label>`;
@@ -134,8 +138,7 @@ function Anew() {
     <label class="row"><input id="edit-only-masked" type="checkbox" checked=${now.only_masked} onChange=${(event) => change({ only_masked: event.target.checked })} />${say("edit.only_masked")}</label>
     ${now.only_masked && html`<${Slide} id="edit-padding" label=${say("edit.padding")} min=${0} max=${256} unit="px" value=${now.padding} onChange=${(padding) => change({ padding })} />`}
     <${Slide} id="edit-overlap" label=${say("edit.overlap")} hint=${say("edit.overlap_hint")} min=${0} max=${128} unit="px" value=${now.overlap} onChange=${(overlap) => change({ overlap })} />
-    <div class="field"><label for="edit-seed">${say("edit.seed")}</label><input id="edit-seed" inputmode="numeric" pattern="[0-9]*" placeholder=${say("edit.seed_hint")} value=${now.seed}
-      onChange=${(event) => { const seed = event.target.value.replaceAll(/\D/g, ""); event.target.value = seed; change({ seed }); }} /></div>
+    <${Often} />
   </div></details>`;
 }
 

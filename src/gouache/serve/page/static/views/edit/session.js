@@ -5,7 +5,7 @@ import { batch, computed, effect, signal } from "../../app/preact.js";
 import { api } from "../../app/api.js";
 import { boot, isOver, jobs, previews, toast } from "../../app/state.js";
 import { explain, say } from "../../app/words.js";
-import { Drawing } from "./drawing.js";
+import { Drawing, NO_FRAME } from "./drawing.js";
 import { FIRST_SETTINGS, canvasOf, keepInGallery, layerOf, pictureCanvas, png, previewBox, previewCanvas, requestOf } from "./generate.js";
 import { load, save } from "./store.js";
 import { extent, grown } from "./strokes.js";
@@ -25,11 +25,16 @@ export const running = signal(null);
 export const candidates = signal(null);
 export const split = signal(0); // before and after: share of the old picture, 0 shows the new one
 export const shownPreview = signal(null); // {canvas, frame}
+export const problem = signal(null); // what the server said of the last request, for the form's fields
 export const restored = signal(false);
 export const job = computed(() => (running.value?.id ? jobs.value.get(running.value.id) ?? null : null));
 
 export const change = (values) => (settings.value = { ...settings.value, ...values });
 const told = (error) => toast(explain(error), { kind: "error" });
+const refused = (error) => {
+  problem.value = error;
+  told(error);
+};
 
 // --- kept by the browser
 
@@ -98,8 +103,8 @@ async function follow(open) {
 /** Put a file on the canvas: as the picture where there is none, else as a layer. */
 export async function openFile(file, { anew = false } = {}) {
   try {
-    const { canvas, file: whole } = await canvasOf(file, boot.limits?.pixels);
-    if (!whole) toast(say("edit.scaled", { width: canvas.width, height: canvas.height }));
+    const { canvas, file: whole, scaled } = await canvasOf(file, boot.limits?.pixels);
+    if (scaled) toast(say("edit.scaled", { width: canvas.width, height: canvas.height }));
     put(canvas, { name: file.name?.replace(/\.\w+$/, "") || say("edit.layer.picture"), file: whole }, anew);
   } catch {
     toast(say("edit.no_picture", { name: file.name ?? "" }), { kind: "error" });
@@ -119,6 +124,8 @@ export async function openPicture(id) {
 function put(canvas, values, anew) {
   candidates.value = null;
   if (drawing.empty || anew) {
+    running.value = null; // what is painted for the old one ends in the gallery
+    shownPreview.value = null;
     const had = !drawing.empty;
     drawing.open(canvas, values);
     if (had) toast(say("edit.replaced"), { action: { label: say("app.undo"), run: () => drawing.undo() } });
@@ -176,17 +183,18 @@ export function maskAction(action, pixels = 8) {
 export async function generate() {
   if (drawing.empty || running.peek()) return;
   running.value = { sending: true };
+  problem.value = null;
   candidates.value = null;
   try {
-    const { request, frame, mask } = await requestOf(drawing, settings.peek());
+    const { request, ...painted } = await requestOf(drawing, settings.peek());
     const made = await api.post("/v1/jobs", { request }, { headers: { "Idempotency-Key": crypto.randomUUID?.() ?? `${Date.now()}${Math.random()}` } });
     batch(() => {
-      running.value = { id: made.id, request, frame, mask };
+      running.value = { id: made.id, request, ...painted };
       if (!jobs.peek().has(made.id)) jobs.value = new Map(jobs.peek()).set(made.id, made);
     });
   } catch (error) {
     running.value = null;
-    told(error);
+    refused(error);
   }
 }
 
@@ -206,7 +214,7 @@ effect(() => {
   if (!now) return;
   for (const id of now.pictures ?? []) if (!loading.has(id)) take(id);
   if (!isOver(now)) return;
-  if (now.state === "failed") told(Object.assign(new Error(now.error?.message ?? ""), now.error));
+  if (now.state === "failed") refused(Object.assign(new Error(now.error?.message ?? ""), now.error));
   setTimeout(() => {
     if (running.peek()?.id === now.id) running.value = null;
     shownPreview.value = null;
@@ -216,9 +224,10 @@ effect(() => {
 /** Load a finished picture beside the others of its job. */
 async function take(id) {
   loading.add(id);
-  const { id: jobId, mask, frame } = running.peek();
+  const { id: jobId, mask, frame, ground, size } = running.peek();
   try {
-    const made = { ...(await pictureCanvas(id)), mask };
+    const made = { ...(await pictureCanvas(id)), mask, ground, size };
+    if (running.peek() && running.peek().id !== jobId) return;
     const now = candidates.peek();
     candidates.value = now ? { ...now, list: [...now.list, made] } : { id: jobId, list: [made], index: 0, frame };
   } catch (error) {
@@ -239,14 +248,20 @@ effect(() => {
 
 /** Put the candidate that is shown onto the drawing. */
 export function accept() {
-  const { list, index, frame } = candidates.peek();
+  const { list, index, frame: painted } = candidates.peek();
   const chosen = list[index];
+  // The canvas may have been grown or cut since by undoing: then there is no frame left to take over.
+  const same = !chosen.size || (chosen.size[0] === drawing.width && chosen.size[1] === drawing.height);
+  const frame = same ? painted : NO_FRAME;
   const { canvas, hides } = layerOf(chosen, drawing, frame);
   batch(() => {
     candidates.value = null;
     split.value = 0;
     masksShown.value = false; // the mask would hide what was just painted; it stays for another try
-    drawing.accept(canvas, { name: say("edit.layer.result"), picture: chosen.picture }, frame, hides);
+    const width = drawing.width + frame.left + frame.right;
+    const height = drawing.height + frame.top + frame.bottom;
+    const place = { scaleX: width / canvas.width, scaleY: height / canvas.height };
+    drawing.accept(canvas, { name: say("edit.layer.result"), picture: chosen.picture, ...place }, frame, hides);
   });
 }
 

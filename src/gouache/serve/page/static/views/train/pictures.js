@@ -94,7 +94,7 @@ export function Pictures({ set, whole = false }) {
       ${whole && html`<${Button} small onClick=${() => { plan.value = { ...plan.value, data: set.name, name: "" }; go("/train"); }}><${Icon} name="spark" />${say("train.use_set")}<//>
         <${Button} small kind="danger" onClick=${() => setAsked(true)}><${Icon} name="trash" />${say("train.delete_set")}<//>`}</div>
     <${Drop} compact name=${() => set.name} onDone=${() => loadSets()} />
-    <ul class="train-grid">${listed.slice(0, count).map((picture) => html`<li key=${picture.file} class="train-card">
+    <ul class="train-grid ${whole ? "whole" : ""}">${listed.slice(0, count).map((picture) => html`<li key=${picture.file} class="train-card">
       <div class="train-thumb checker"><img src=${thumbnail(set.name, picture)} alt=${picture.caption || picture.file} loading="lazy" />
         <${Button} small quiet class="train-remove" label=${say("train.remove_picture", { name: picture.file })} onClick=${() => remove(picture)}><${Icon} name="close" /><//></div>
       <${Caption} set=${set} picture=${picture} onChange=${put} /></li>`)}</ul>
