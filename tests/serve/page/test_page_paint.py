@@ -264,7 +264,8 @@ def test_a_dropped_picture_fills_the_form_or_is_painted_from(paint_view: PaintVi
     page = paint_view.open().paint("a boat", seed="11").page
     own = page.evaluate_handle(
         """async (id) => { const blob = await (await fetch(`/v1/pictures/${id}/file`)).blob();
-        const data = new DataTransfer(); data.items.add(new File([blob], 'own.png', { type: 'image/png' })); return data; }""",
+        const data = new DataTransfer();
+        data.items.add(new File([blob], 'own.png', { type: 'image/png' })); return data; }""",
         paint_view.pictures()[0],
     )
     page.fill("#prompt", "something else")
@@ -317,7 +318,8 @@ def test_on_a_phone_the_picture_is_above_and_the_button_at_the_thumb(studio_page
     page.wait_for_selector("#picture")
     places = page.evaluate(
         """() => Object.fromEntries(['picture', 'prompt', 'paint', 'nav-paint', 'steps'].map((id) => {
-          const box = document.getElementById(id).getBoundingClientRect(); return [id, [box.top, box.bottom, box.height]]; }))"""
+          const box = document.getElementById(id).getBoundingClientRect();
+          return [id, [box.top, box.bottom, box.height]]; }))"""
     )
     assert places["picture"][1] < places["prompt"][0] < places["paint"][0] < places["nav-paint"][0] < 844
     assert places["paint"][2] >= 40

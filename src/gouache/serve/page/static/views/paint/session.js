@@ -315,7 +315,7 @@ export function open() {
   effect(() => {
     const model = field("model").value;
     // The page came with the facts of the usual model.
-    if (!first || model) readFacts(model);
+    if (!first || model || !boot.facts) readFacts(model);
     first = false;
   });
   loadFields().catch(() => {});
