@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
+from playwright.sync_api import expect
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -329,3 +330,64 @@ def test_on_a_phone_the_picture_is_above_and_the_button_at_the_thumb(studio_page
     assert page.evaluate("document.documentElement.scrollWidth") <= 390
     context.close()
     assert not view.problems
+
+
+def test_what_stands_on_an_axis(paint_view: PaintView) -> None:
+    page = paint_view.open().page
+    paint = page.eval_on_selector('link[href$="/views/paint/paint.js"]', "link => link.href")
+    address = paint.replace("paint.js", "grid_values.js")
+
+    def read(source: str) -> Any:
+        return page.evaluate(f"import({address!r}).then((m) => JSON.parse(JSON.stringify({source})))")
+
+    assert read("m.valuesOf({ kind: 'integer' }, '1, 3-9 (+2), 10-1 [4]')") == [1, 3, 5, 7, 9, 10, 7, 4, 1]
+    assert read("m.valuesOf({ kind: 'number' }, '0.5-1.0 (+0.25)')") == [0.5, 0.75, 1]
+    assert read("m.valuesOf({ kind: 'integer' }, '5-3')") == [5, 4, 3]
+    assert read(f"m.valuesOf({{ kind: 'seed' }}, '{LARGEST}').map(String)") == [LARGEST]
+    assert read("m.valuesOf({ kind: 'replace' }, 'a, \"b, c\", d')") == ["a", "b, c", "d"]
+    choices = "[{ value: 'euler', label: 'Euler' }]"
+    assert read(f"m.valuesOf({{ kind: 'choice', choices: {choices} }}, 'EULER')") == ["euler"]
+    refused = "try { m.valuesOf({ kind: 'integer' }, '1, x'); return ''; } catch (e) { return e.message; }"
+    assert "x" in read(f"(() => {{ {refused} }})()")
+    assert [one["prompt"] for one in read("m.matrix('a|b|c')")] == ["a", "a, b", "a, c", "a, b, c"]
+    cells = read(
+        "m.plot({ prompt: 'red fox' }, [{ kind: 'replace', values: ['red', 'blue'] }, { name: 'seed', values: [1, 2] }])"
+    )
+    assert [(one["request"]["prompt"], one["request"]["seed"], one["at"]) for one in cells] == [
+        ("red fox", 1, [0, 0, 0]),
+        ("blue fox", 1, [1, 0, 0]),
+        ("red fox", 2, [0, 1, 0]),
+        ("blue fox", 2, [1, 1, 0]),
+    ]
+    line = '--prompt "a cat" --steps 20 --sampler_name DPM++ 2M --width 64'
+    expected = {"prompt": "a cat", "num_inference_steps": 20, "sampler": "DPM++ 2M", "width": 64}
+    assert read(f"m.lineOf({line!r})") == expected
+
+
+@pytest.mark.slow
+def test_a_plot_fills_in_is_saved_and_found_again(paint_view: PaintView) -> None:
+    page = paint_view.open().page
+    page.fill("#prompt", "a red boat")
+    page.click("#grids")
+    page.select_option("#axis-X", "seed")
+    page.fill("#values-X", "1-2")
+    page.select_option("#axis-Y", "prompt_replace")
+    page.fill("#values-Y", "red, blue")
+    assert page.inner_text("#grid-count") == "4 images"
+    page.click("#grid-start")
+    expect(page.locator(".paint-grid-cell img")).to_have_count(4, timeout=2 * WAIT)
+    assert "/paint/grid/" in page.url
+    with page.expect_download() as download:
+        page.click("#grid-save")
+    with Image.open(download.value.path()) as sheet:
+        assert sheet.width > 2 * 32
+        assert sheet.height > 2 * 32
+    assert [(one["prompt"], one["seed"]) for one in paint_view.requests()] == [
+        ("a red boat", 1),
+        ("a red boat", 2),
+        ("a blue boat", 1),
+        ("a blue boat", 2),
+    ]
+    page.reload()
+    expect(page.locator(".paint-grid-cell img")).to_have_count(4)
+    expect(page.locator(".paint-grid th[scope=row]")).to_have_count(2)

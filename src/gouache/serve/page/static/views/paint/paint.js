@@ -202,7 +202,7 @@ function Foot() {
     <${Button} kind="primary" id="paint" class="grow" title=${say("paint.paint_keys")} onClick=${paint}><${Icon} name="brush" />${say("paint.paint")}
       ${open_ > 0 && html`<b class="paint-count" aria-label=${say("nav.open_jobs", { n: open_ })}>${open_}</b>`}<//>
     ${(open_ > 0 || endless.value) && html`<${Button} id="cancel" title=${say("paint.cancel_keys")} onClick=${cancel}>${say("app.cancel")}<//>`}
-    <${Button} class="paint-square" id="endless" label=${say("paint.endless")} pressed=${endless.value} onClick=${() => { endless.value = !endless.value; if (endless.value && !underWay.value.length) paint(); }}><${Icon} name="again" /><//>
+    <${Button} class="paint-square" id="endless" label=${say("paint.endless")} pressed=${endless.value} onClick=${() => { endless.value = !endless.value; if (endless.value && !underWay.value.length) paint(); }}><${Icon} name="endless" /><//>
     <${Button} class="paint-square" id="grids" label=${say("paint.grids")} aria-haspopup="dialog" onClick=${() => setGrids(true)}><${Icon} name="grid" /><//>
     ${grids && html`<${Later} from="./grid.js" onClose=${() => setGrids(false)} />`}
   </div>`;
@@ -276,13 +276,14 @@ export default function Paint({ route }) {
     open();
     if (!narrow.peek() && document.activeElement === document.body) promptElement()?.focus({ preventScroll: true });
     // What the first press of Paint needs is there before it.
-    const timer = setTimeout(() => import("./stage.js").then((module) => modules.set("./stage.js", module), () => {}), 1500);
+    const ready = () => import("./stage.js").then((module) => modules.set("./stage.js", module), () => {});
+    for (const kind of ["keydown", "pointerdown"]) addEventListener(kind, ready, { once: true });
     const paste = (event) => {
       const pictures = [...(event.clipboardData?.files ?? [])].filter((file) => file.type.startsWith("image/"));
       if (pictures.length && !document.querySelector("dialog[open]") && !event.defaultPrevented) { event.preventDefault(); setFiles(pictures); }
     };
     addEventListener("paste", paste);
-    return () => { removeEventListener("paste", paste); clearTimeout(timer); };
+    return () => { removeEventListener("paste", paste); for (const kind of ["keydown", "pointerdown"]) removeEventListener(kind, ready); };
   }, []);
   useHotkeys([
     { keys: "Ctrl+Enter", label: say("paint.paint"), inFields: true, run: paint },
