@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
-from playwright.sync_api import expect
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, Page, Route
@@ -350,9 +349,8 @@ def test_what_stands_on_an_axis(paint_view: PaintView) -> None:
     refused = "try { m.valuesOf({ kind: 'integer' }, '1, x'); return ''; } catch (e) { return e.message; }"
     assert "x" in read(f"(() => {{ {refused} }})()")
     assert [one["prompt"] for one in read("m.matrix('a|b|c')")] == ["a", "a, b", "a, c", "a, b, c"]
-    cells = read(
-        "m.plot({ prompt: 'red fox' }, [{ kind: 'replace', values: ['red', 'blue'] }, { name: 'seed', values: [1, 2] }])"
-    )
+    axes = "[{ kind: 'replace', values: ['red', 'blue'] }, { name: 'seed', values: [1, 2] }]"
+    cells = read(f"m.plot({{ prompt: 'red fox' }}, {axes})")
     assert [(one["request"]["prompt"], one["request"]["seed"], one["at"]) for one in cells] == [
         ("red fox", 1, [0, 0, 0]),
         ("blue fox", 1, [1, 0, 0]),
@@ -375,7 +373,8 @@ def test_a_plot_fills_in_is_saved_and_found_again(paint_view: PaintView) -> None
     page.fill("#values-Y", "red, blue")
     assert page.inner_text("#grid-count") == "4 images"
     page.click("#grid-start")
-    expect(page.locator(".paint-grid-cell img")).to_have_count(4, timeout=2 * WAIT)
+    page.wait_for_selector("#grid-state >> text=4 of 4", timeout=2 * WAIT)
+    assert len(page.query_selector_all(".paint-grid-cell img")) == 4
     assert "/paint/grid/" in page.url
     with page.expect_download() as download:
         page.click("#grid-save")
@@ -389,5 +388,6 @@ def test_a_plot_fills_in_is_saved_and_found_again(paint_view: PaintView) -> None
         ("a blue boat", 2),
     ]
     page.reload()
-    expect(page.locator(".paint-grid-cell img")).to_have_count(4)
-    expect(page.locator(".paint-grid th[scope=row]")).to_have_count(2)
+    page.wait_for_selector("#grid-state >> text=4 of 4")
+    assert len(page.query_selector_all(".paint-grid-cell img")) == 4
+    assert len(page.query_selector_all(".paint-grid th[scope=row]")) == 2
