@@ -94,6 +94,7 @@ CONTENTS: dict[str, dict[str, Any]] = {
     "/v1/pictures/{picture_id}/file": {**_PNG, **_JPEG, **_WEBP},
     "/v1/pictures/{picture_id}/thumbnail": _WEBP,
     "/v1/training/runs/{name}/samples/{images_seen}": _PNG,
+    "/v1/training/sets/{name}/thumbnails/{file}": _WEBP,
 }
 """Replies that are no JSON."""
 
