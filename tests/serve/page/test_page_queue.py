@@ -203,7 +203,10 @@ def test_a_hidden_tab_has_no_previews_drawn_and_tells_of_a_long_jobs_end(
     page.locator("#queue-notify[aria-pressed=true]").wait_for()
     quick, slow = add(studio, "quick"), add(studio, "slow")
     page.locator(".queue-job.waiting").nth(1).wait_for()
-    wants = lambda: [stream.previews for stream in studio.feed._streams.values()]  # noqa: E731
+
+    def wants() -> list[bool]:
+        return [stream.previews for stream in studio.feed._streams.values()]
+
     assert wants() == [True]
     page.evaluate(HIDE, True)
     until(lambda: wants() == [False])
