@@ -60,7 +60,12 @@ class FormPage:
 
     def click_all(self, selector: str) -> None:
         """Click everything that matches now."""
-        self.page.eval_on_selector_all(selector, "all => all.forEach((one) => one.click())")
+        self.page.eval_on_selector_all(
+            selector,
+            """async (all) => {
+              for (const one of all) { one.click(); await new Promise((done) => { setTimeout(done, 30); }); }
+            }""",
+        )
 
     def row(self, path: str) -> Locator:
         """A field's place."""
