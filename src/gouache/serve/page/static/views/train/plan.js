@@ -3,10 +3,10 @@ import { html, useEffect, useState } from "../../app/preact.js";
 import { api } from "../../app/api.js";
 import { go } from "../../app/router.js";
 import { boot } from "../../app/state.js";
-import { duration, explain, say } from "../../app/words.js";
+import { duration, say } from "../../app/words.js";
 import { Button, Icon, Segmented } from "../../ui/controls.js";
 import { Drop, Pictures } from "./pictures.js";
-import { busy, chosenSet, freeName, loadSets, models, plan, runs, sets, setRun } from "./store.js";
+import { busy, chosenSet, freeName, loadSets, models, plan, reason, runs, sets, setRun } from "./store.js";
 
 const MINUTES = [5, 20, 60, 240];
 const STAGES = ["denoiser", "decoder", "vae"];
@@ -119,7 +119,7 @@ function StepStart() {
       ${found.parts.map((part) => html`<li key=${part}>${say(`train.will.${part}`, { time: duration((60 * found.minutes) / found.parts.length) })}</li>`)}
       <li>${say(found.held_out ? "train.will.held_out" : "train.will.no_held_out")}</li>
       ${found.stage !== "vae" && html`<li>${say("train.will.pack", { name: found.name })}</li>`}</ul>`}
-    ${wrong && html`<p class="train-trouble" role="alert">${explain(wrong)}</p>`}
+    ${wrong && html`<p class="train-trouble" role="alert">${reason(wrong)}</p>`}
     ${other && html`<p class="row">${say("train.one_at_a_time", { name: other.name })} <a href=${`/train/runs/${encodeURIComponent(other.name)}`}>${say("train.see_it")}</a></p>`}
     <${Button} kind="primary" id="train-start" disabled=${!found || starting || Boolean(other)} onClick=${start}><${Icon} name="play" />${say("train.start")}<//>
   </section>`;
