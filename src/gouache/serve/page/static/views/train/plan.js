@@ -72,10 +72,10 @@ function StepPlan() {
   </section>`;
 }
 
-/** What the server says that the plan means, asked anew a moment after a change. */
-function useAnswer(asked) {
+/** What the server says that the plan means, asked anew a moment after a change, also of its set's pictures. */
+function useAnswer(asked, set) {
   const [answer, setAnswer] = useState({});
-  const key = JSON.stringify(asked);
+  const key = JSON.stringify([asked, set?.pictures, set?.captioned]);
   useEffect(() => {
     if (!asked.data || !(asked.minutes > 0)) {
       setAnswer({});
@@ -95,8 +95,8 @@ function StepStart() {
   const [starting, setStarting] = useState(false);
   const [failed, setFailed] = useState(null);
   const asked = body();
-  const { found, error } = useAnswer(asked);
   const set = chosenSet.value;
+  const { found, error } = useAnswer(asked, set);
   const other = busy.value;
   const start = async () => {
     setStarting(true);
