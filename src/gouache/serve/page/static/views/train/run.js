@@ -35,7 +35,8 @@ function Steps({ run }) {
   const over = run.phase === "done" || run.phase === "stopped";
   const at = { preparing: 0, packing: steps.length - 1 }[run.phase] ?? 1 + run.parts.indexOf(run.part);
   return html`<ol class="train-steps" aria-label=${say("train.steps")}>${steps.map((step, number) => {
-    const state = over || number < at ? "done" : number === at && isRunning(run) ? "now" : "later";
+    const made = step !== "pack" || run.has_model;
+    const state = (over || number < at) && made ? "done" : number === at && isRunning(run) ? "now" : "later";
     return html`<li key=${step} class=${state} aria-current=${state === "now" ? "step" : null}>${state === "done" ? html`<${Icon} name="check" />` : html`<i></i>`}${say(`train.part.${step}`)}</li>`;
   })}</ol>`;
 }
