@@ -230,7 +230,7 @@ def test_a_reload_restores_layers_masks_and_the_unsent_prompt(canvas: Canvas) ->
     canvas.stroke((50, 10), (10, 50))
     page.fill("#edit-prompt", "a lighthouse")
     pixels, mask = canvas.pixels(), canvas.mask()
-    canvas.value("m.store()")
+    canvas.value("m.settled()")
     page.reload()
     page.wait_for_selector(".edit-layer")
     assert page.input_value("#edit-prompt") == "a lighthouse"
