@@ -173,6 +173,7 @@ def test_steps_are_undone_and_done_again(canvas: Canvas) -> None:
     assert not np.array_equal(canvas.pixels(), plain)
 
 
+@pytest.mark.slow
 def test_the_frames_edge_is_dragged_and_what_it_adds_is_painted(canvas: Canvas) -> None:
     canvas.load(noise()).quick()
     canvas.set(overlap=8)
@@ -230,7 +231,7 @@ def test_a_reload_restores_layers_masks_and_the_unsent_prompt(canvas: Canvas) ->
     canvas.stroke((50, 10), (10, 50))
     page.fill("#edit-prompt", "a lighthouse")
     pixels, mask = canvas.pixels(), canvas.mask()
-    canvas.value("m.store()")
+    canvas.value("m.settled()")
     page.reload()
     page.wait_for_selector(".edit-layer")
     assert page.input_value("#edit-prompt") == "a lighthouse"
@@ -326,6 +327,7 @@ def test_a_move_of_the_brush_fits_into_a_frame(canvas: Canvas) -> None:
     assert spent["main_thread"] <= FRAME_MILLISECONDS
 
 
+@pytest.mark.slow
 def test_a_mask_with_words_is_a_region(canvas: Canvas) -> None:
     canvas.load(noise()).quick()
     canvas.set(size=16, hardness=1)
@@ -337,6 +339,7 @@ def test_a_mask_with_words_is_a_region(canvas: Canvas) -> None:
     assert request["prompt"] == "a table"
 
 
+@pytest.mark.slow
 def test_a_picture_of_the_gallery_is_opened_edited_and_kept(canvas: Canvas) -> None:
     canvas.load(noise()).quick()
     canvas.generate()
@@ -358,6 +361,7 @@ def test_a_picture_of_the_gallery_is_opened_edited_and_kept(canvas: Canvas) -> N
     assert np.array_equal(np.asarray(stored), shown)
 
 
+@pytest.mark.slow
 def test_a_preprocessors_picture_is_seen_before_anything_is_painted(canvas: Canvas) -> None:
     canvas.load(noise())
     canvas.page.click("#edit-controls summary")
