@@ -41,6 +41,14 @@ _IMPORT = re.compile(
 )
 
 
+_COMMENT = re.compile(r"^\s*(?://|/?\*).*$", re.MULTILINE)
+
+
+def imports_of(module: str) -> list[str]:
+    """What the text of a module imports when it is loaded, as it names it; examples in comments are none."""
+    return [match[1] or match[2] for match in _IMPORT.finditer(_COMMENT.sub("", module))]
+
+
 class PageFiles:
     """All files as they are now; a changed one makes a new object, see `current`.
 

@@ -48,9 +48,18 @@ function Choice({ name, label, options }) {
     </select></div>`;
 }
 
+/** A seed that is being written stays as it is, whatever is drawn anew meanwhile. */
+function SeedFilter() {
+  const { seed = "" } = store.filters.value;
+  const [text, setText] = useState(seed);
+  useEffect(() => setText(seed), [seed]);
+  return html`<div class="field"><label for="filter-seed">${say("gallery.seed")}</label><input id="filter-seed" inputmode="numeric" maxlength="20" value=${text}
+    onInput=${(event) => setText(event.target.value)} onChange=${(event) => store.setFilters({ seed: event.target.value.replaceAll(/\D/g, "") })} /></div>`;
+}
+
 function Filters() {
   const counted = store.counts.value;
-  const { since = "", until = "", seed = "" } = store.filters.value;
+  const { since = "", until = "" } = store.filters.value;
   const listed = (found, label = (value) => value) => Object.entries(found ?? {}).filter(([value]) => value).map(([value, count]) => ({ value, count, label: label(value) }));
   const day = (name, value, label) => html`<div class="field"><label for=${`filter-${name}`}>${label}</label>
     <input id=${`filter-${name}`} type="date" value=${value} onChange=${(event) => store.setFilters({ [name]: event.target.value })} /></div>`;
@@ -60,8 +69,7 @@ function Filters() {
     <${Choice} name="kind" label=${say("gallery.kind")} options=${KINDS.filter((kind) => counted?.kinds[kind]).map((kind) => ({ value: kind, label: say(`gallery.kind_${kind}`), count: counted.kinds[kind] }))} />
     <${Choice} name="tag" label=${say("gallery.tag")} options=${listed(counted?.tags)} />
     ${day("since", since, say("gallery.since"))}${day("until", until, say("gallery.until"))}
-    <div class="field"><label for="filter-seed">${say("gallery.seed")}</label><input id="filter-seed" inputmode="numeric" pattern="[0-9]*" value=${seed}
-      onChange=${(event) => store.setFilters({ seed: event.target.value.replaceAll(/\D/g, "") })} /></div>
+    <${SeedFilter} />
     <div class="gallery-reset"><${Button} id="reset-filters" disabled=${!store.hidden.value.length} onClick=${() => store.setFilters(Object.fromEntries(store.hidden.value.map((name) => [name, ""])))}>${say("gallery.reset")}<//></div>
   </div>`;
 }

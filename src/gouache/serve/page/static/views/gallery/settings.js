@@ -24,7 +24,7 @@ export function rowsOf(picture, { request, painted }) {
 
 /** A setting's name. */
 export function labelOf(name) {
-  const key = [`gallery.field_${name}`, `field.${name}`, `paint.${name}`].find(knows);
+  const key = [`gallery.field_${name}`, `field.${name}`, `gallery.${name}`, `paint.${name}`].find(knows);
   return key ? say(key) : name.replaceAll("_", " ");
 }
 

@@ -3,7 +3,7 @@ import { html, useEffect, useLayoutEffect, useRef, useState } from "../../app/pr
 import { api } from "../../app/api.js";
 import { on } from "../../app/events.js";
 import { useHotkeys } from "../../app/keys.js";
-import { go } from "../../app/router.js";
+import { go, route } from "../../app/router.js";
 import { toast } from "../../app/state.js";
 import { bytes, date, explain, say } from "../../app/words.js";
 import { Button, Icon } from "../../ui/controls.js";
@@ -229,34 +229,48 @@ function usePicture(id) {
   return { picture: listed ?? (own?.id === id ? own : null), failed };
 }
 
+/** Which picture the address names now; a key may come before what it shows is drawn. */
+const current = () => route.peek().rest[0];
+const leave = () => go(`/gallery${store.search.peek()}`);
+const show = (one) => go(`/gallery/${one.id}${store.search.peek()}`, { replace: true });
+
+function step(by) {
+  const list = store.pictures.peek();
+  const at = list.findIndex((one) => one.id === current());
+  const next = at >= 0 && list[at + by];
+  if (next) show(next);
+}
+
+function remove() {
+  const id = current();
+  const list = store.pictures.peek();
+  const at = list.findIndex((one) => one.id === id);
+  const next = at >= 0 && (list[at + 1] ?? list[at - 1]);
+  store.remove([id]);
+  if (next) show(next);
+  else leave();
+}
+
 export default function Viewer({ id }) {
   const { picture, failed } = usePicture(id);
   const settings = useSettingsFor(id);
   const element = useRef();
   const list = store.pictures.value;
   const at = list.findIndex((one) => one.id === id);
-  const leave = () => go(`/gallery${store.search.peek()}`);
-  const show = (one) => go(`/gallery/${one.id}${store.search.peek()}`, { replace: true });
-  const step = (by) => { const next = at >= 0 && list[at + by]; if (next) show(next); };
   useEffect(() => element.current?.focus({ preventScroll: true }), [Boolean(picture)]);
   useEffect(() => {
     if (at >= 0 && at >= list.length - NEAR_END) store.more();
     for (const near of [list[at + 1], list[at - 1]]) if (at >= 0 && near) new Image().src = fileOf(near.id);
   }, [id, list.length]);
-  const remove = () => {
-    const next = list[at + 1] ?? list[at - 1];
-    store.remove([id]);
-    if (at >= 0 && next) show(next);
-    else leave();
-  };
+  const isCurrent = () => current() === id;
   useHotkeys([
     { keys: "ArrowLeft", label: say("gallery.before"), run: () => step(-1) },
     { keys: "ArrowRight", label: say("gallery.after"), run: () => step(1) },
     { keys: "Escape", label: say("gallery.back"), run: leave },
-    { keys: "s", label: say("gallery.star"), run: () => picture && store.star([id], !picture.starred) },
-    { keys: "u", label: say("gallery.use_settings"), run: () => settings && useSettings(settings) },
+    { keys: "s", label: say("gallery.star"), run: () => picture && isCurrent() && store.star([id], !picture.starred) },
+    { keys: "u", label: say("gallery.use_settings"), run: () => settings && isCurrent() && useSettings(settings) },
     { keys: "Delete", label: say("gallery.delete"), run: remove },
-  ], [id, list, picture, settings]);
+  ], [id, picture, settings]);
   if (!picture) {
     return failed ? html`<div class="empty" role="alert" id="picture-gone"><${Icon} name="image" /><h2>${say("gallery.gone")}</h2><p>${failed.status === 404 ? say("gallery.gone_hint") : explain(failed)}</p><${Button} onClick=${leave}>${say("gallery.back")}<//></div>` : html`<p class="loading">${say("app.loading")}</p>`;
   }
