@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
-from tests.serve.conftest import CHROMIUM, until
+from tests.serve.conftest import CHROMIUM
 from tests.serve.page.test_page_whole import open_view
 from tests.serve.served import Process, submit
 
@@ -217,7 +217,7 @@ def test_a_hidden_tab_has_no_previews_drawn_and_tells_of_a_long_jobs_end(
             studio.leases.finish(connection, job)
             connection.exec_driver_sql(f"UPDATE jobs SET started = finished - {seconds} WHERE id = '{job_id}'")
         studio.notifier.notify(job_id)
-    until(page, "told.length > 0")
+    until(lambda: page.evaluate("told.length > 0"))
     page.wait_for_timeout(300)
     assert page.evaluate("told") == [["Your image is ready", "slow"]]
     page.evaluate(HIDE, False)
