@@ -43,7 +43,7 @@ def shown(page: Page) -> list[str]:
     return page.locator(".queue-job.waiting .queue-title").all_inner_texts()
 
 
-def until(said: Any, seconds: float = 30) -> None:
+def until(said: Any, seconds: float = 90) -> None:
     """Wait for something to become true."""
     end = time.monotonic() + seconds
     while not said():

@@ -89,7 +89,6 @@ _JPEG, _PNG, _WEBP = ({f"image/{kind}": {"schema": _BINARY}} for kind in ("jpeg"
 CONTENTS: dict[str, dict[str, Any]] = {
     "/v1/attachments/{digest}": {**_PNG, **_JPEG, **_WEBP},
     "/metrics": {"text/plain": {"schema": {"type": "string"}}},
-    "/v1/attachments/{digest}": {**_PNG, **_JPEG, **_WEBP},
     "/v1/events": {"text/event-stream": {"schema": {"type": "string"}}},
     "/v1/jobs/{job_id}/events": {"text/event-stream": {"schema": {"type": "string"}}},
     "/v1/jobs/{job_id}/preview": _JPEG,
