@@ -9,6 +9,7 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files as package_files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -248,7 +249,7 @@ def _fetch_large(
     """
     from huggingface_hub import hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
 
     blobs, here = hub_cache() / f"models--{repo.replace('/', '--')}" / "blobs", 0
     for sibling in info.siblings or []:
@@ -264,7 +265,7 @@ def _fetch_large(
                         file.truncate(0)
                     if (start := file.tell()) < size:
                         url = hf_hub_url(repo, name, revision=info.sha, endpoint=endpoint_url())
-                        counted: Any = _Counted(file, lambda so_far, before=here: report(before + so_far))
+                        counted: Any = _Counted(file, partial(_told_behind, report, here))
                         headers = build_hf_headers(token=token)
                         http_get(url, counted, resume_size=start, headers=headers, expected_size=size)
                 found = file_sha256(part)
@@ -276,6 +277,10 @@ def _fetch_large(
         here += size
         report(here)
     return here
+
+
+def _told_behind(report: Callable[[int], None], before: int, so_far: int) -> None:
+    report(before + so_far)
 
 
 class _Counted:

@@ -50,11 +50,11 @@ class Listener:
                     self.seen.put((time.time(), kind, json.loads(value)))
         self.ended.set()
 
-    def wait(self, kind: str, seconds: float = 60, **wanted: object) -> Any:
+    def wait(self, kind: str, seconds: float = 180, **wanted: object) -> Any:
         """The next event of a kind whose data have these values; gives its data."""
         return self.when(kind, seconds, **wanted)[1]
 
-    def when(self, kind: str, seconds: float = 60, **wanted: object) -> tuple[float, Any]:
+    def when(self, kind: str, seconds: float = 180, **wanted: object) -> tuple[float, Any]:
         """The same with the time at which it came."""
         until = time.monotonic() + seconds
         while (left := until - time.monotonic()) > 0:
@@ -104,7 +104,7 @@ def test_a_job_is_followed_from_the_click_to_its_pictures(server: Server, listen
     reader = listen(server.url, "/v1/events?previews=true")
     hello = reader.wait("hello")
     assert (hello["user"], hello["admin"], hello["afresh"]) == ("local", True, False)
-    job = submit(server, num_inference_steps=60, count=2)
+    job = submit(server, num_inference_steps=30, count=2)
     first = reader.wait("job", id=job.id)
     assert first["prompt"] == "a fox"
     assert "request" not in first
@@ -169,7 +169,7 @@ def test_previews_come_when_they_are_asked_for_and_only_to_those_who_ask(server:
     with httpx.Client(base_url=server.url) as client:
         assert client.put("/v1/events/nosuch/previews", json={"wanted": True}).status_code == 404
         assert client.put(f"/v1/events/{stream}/previews", json={"wanted": True}).status_code == 204
-    job = submit(server, num_inference_steps=80)
+    job = submit(server, num_inference_steps=40)
     reader.wait("preview", job=job.id)
     reader.wait("job", id=job.id, state="done")
     assert "preview" not in [kind for kind, _ in other.rest(0.2)]

@@ -290,10 +290,12 @@ def stroke_milliseconds(canvas: Canvas, moves: int = 60) -> dict[str, float]:
         moves: how many.
 
     Returns:
-        `handler`, the median in ms; `main_thread`, the mean in ms, with style, layout, paint and the browser's events.
+        `handler`, the median in ms; `main_thread`, the mean of its processor time in ms, with style, layout, paint and
+        the browser's events.
     """
     devtools = canvas.page.context.new_cdp_session(canvas.page)
-    devtools.send("Performance.enable")
+    # Processor time: what other processes of the machine take is not the page's.
+    devtools.send("Performance.enable", {"timeDomain": "threadTicks"})
 
     def task_seconds() -> float:
         found = devtools.send("Performance.getMetrics")["metrics"]
@@ -303,10 +305,13 @@ def stroke_milliseconds(canvas: Canvas, moves: int = 60) -> dict[str, float]:
     canvas.page.mouse.move(*canvas.place(width * 0.2, height * 0.2))
     canvas.page.mouse.down()
     canvas.value("m.strokeTimes.splice(0)", STAGE)
+    left, top = canvas.place(0, 0)
+    right, bottom = canvas.place(width, height)
     begun = task_seconds()
     for k in range(moves):
         share = 0.2 + 0.6 * k / moves
-        canvas.page.mouse.move(*canvas.place(width * share, height * (0.5 + 0.3 * np.sin(12 * share))))
+        height_share = 0.5 + 0.3 * float(np.sin(12 * share))
+        canvas.page.mouse.move(left + (right - left) * share, top + (bottom - top) * height_share)
     spent = task_seconds() - begun
     times = canvas.value("m.strokeTimes.slice()", STAGE)
     canvas.page.mouse.up()
@@ -316,7 +321,9 @@ def stroke_milliseconds(canvas: Canvas, moves: int = 60) -> dict[str, float]:
 def test_a_move_of_the_brush_fits_into_a_frame(canvas: Canvas) -> None:
     canvas.load(noise(768, 768))
     canvas.set(size=80, hardness=0.5)
-    assert stroke_milliseconds(canvas)["handler"] <= FRAME_MILLISECONDS
+    spent = stroke_milliseconds(canvas)
+    assert spent["handler"] <= FRAME_MILLISECONDS
+    assert spent["main_thread"] <= FRAME_MILLISECONDS
 
 
 def test_a_mask_with_words_is_a_region(canvas: Canvas) -> None:

@@ -220,3 +220,37 @@ def test_a_hidden_tab_has_no_previews_drawn_and_tells_of_a_long_jobs_end(
     page.evaluate(HIDE, False)
     until(lambda: wants() == [True])
     assert faults == []
+
+
+@pytest.mark.slow
+def test_of_many_hidden_tabs_one_goes_on_listening_and_none_without_a_job(
+    browser: Browser, start_server: StartServer
+) -> None:
+    server = start_server(page=True, workers=0)
+    add(server.studio, "waits")
+    context, pages = browser.new_context(), []
+    for _ in range(4):
+        pages.append(context.new_page())
+        pages[-1].clock.install()
+        pages[-1].goto(f"{server.url}/queue")
+        pages[-1].locator(".queue-job.waiting").wait_for()
+    streams = server.studio.feed._streams
+    assert len(streams) == 4
+    for page in pages[1:]:
+        page.evaluate(HIDE, True)
+    for page in pages[1:]:
+        page.clock.fast_forward(61_000)
+    until(lambda: sorted(stream.previews for stream in streams.values()) == [False, True])
+    server.studio.cancel_waiting("local")
+    pages[0].locator(".queue-job.ended.cancelled").wait_for()
+
+    def nobody_listens_hidden() -> bool:
+        for page in pages[1:]:
+            page.clock.fast_forward(61_000)
+            page.wait_for_timeout(1000)
+        return len(streams) == 1
+
+    until(nobody_listens_hidden, 60)
+    pages[2].evaluate(HIDE, False)
+    pages[2].locator(".queue-job.ended.cancelled").wait_for()
+    context.close()

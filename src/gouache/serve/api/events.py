@@ -121,7 +121,7 @@ def beside(studio: Studio) -> Callable[[], Mapping[str, str]]:
         found = _signs(studio.training.root)
         if found != seen:
             runs = studio.training.listing()
-            views = [run_view(studio, run, whole=True).model_dump(mode="json") for run in runs]
+            views = [run_view(studio, run).model_dump(mode="json") for run in runs]
             busy = any(run.phase in RUNNING for run in runs)
             known["training"] = json.dumps({"runs": views})
             seen = () if busy else found

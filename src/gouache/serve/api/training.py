@@ -133,9 +133,9 @@ class RunView(Config):
     """Whether there is a model of its name to paint with."""
     samples: tuple[int, ...]
     """Images seen at each sample sheet of this part."""
-    sheets: tuple[Sheet, ...] = ()
+    sheets: tuple[Sheet, ...]
     """Every sample sheet, in the order in which they were drawn."""
-    command: str = ""
+    command: str
     """What one would type to train the same."""
 
 
@@ -234,7 +234,7 @@ def get(name: str, request: Request) -> RunView:
     """One run."""
     admin_of(request)
     studio = studio_of(request)
-    return run_view(studio, studio.training.get(name), whole=True)
+    return run_view(studio, studio.training.get(name))
 
 
 @router.get("/runs/{name}/log")
@@ -259,7 +259,7 @@ def stop(name: str, request: Request) -> RunView:
     """Leave a checkpoint and end; what it learned so far can be painted with."""
     admin_of(request)
     studio = studio_of(request)
-    return run_view(studio, studio.training.stop(name), whole=True)
+    return run_view(studio, studio.training.stop(name))
 
 
 @router.post("/runs/{name}/resume")
@@ -267,7 +267,7 @@ def resume(name: str, body: More, request: Request) -> RunView:
     """Go on with a run that ended or was stopped."""
     admin_of(request)
     studio = studio_of(request)
-    return run_view(studio, studio.training.resume(name, minutes=body.minutes), whole=True)
+    return run_view(studio, studio.training.resume(name, minutes=body.minutes))
 
 
 @router.delete("/runs/{name}", status_code=204)
@@ -307,12 +307,12 @@ def _wanted(body: RunIn, owner: str, studio: Studio) -> _Wanted:
     }
 
 
-def run_view(studio: Studio, run: TrainingRun, *, whole: bool = False) -> RunView:
-    """A run as others may see it; `whole` with its sample sheets and command, for which folders are read."""
+def run_view(studio: Studio, run: TrainingRun) -> RunView:
+    """A run as others may see it."""
     plan, training, hidden = run.plan, studio.training, studio.settings.hide_places
     sheets = tuple(
         Sheet(part=part, images_seen=int(path.stem))
-        for part in (plan.parts if whole else ())
+        for part in plan.parts
         for path in training.samples(plan.name, part)
         if path.stem.isdecimal()
     )
@@ -337,5 +337,5 @@ def run_view(studio: Studio, run: TrainingRun, *, whole: bool = False) -> RunVie
         has_model=(training.models / plan.name).is_dir(),
         samples=tuple(sheet.images_seen for sheet in sheets if sheet.part == run.part),
         sheets=sheets,
-        command=hidden(training.command(run)) if whole else "",
+        command=hidden(training.command(run)),
     )

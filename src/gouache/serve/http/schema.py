@@ -88,11 +88,13 @@ _BINARY = {"type": "string", "format": "binary"}
 _JPEG, _PNG, _WEBP = ({f"image/{kind}": {"schema": _BINARY}} for kind in ("jpeg", "png", "webp"))
 CONTENTS: dict[str, dict[str, Any]] = {
     "/metrics": {"text/plain": {"schema": {"type": "string"}}},
+    "/v1/events": {"text/event-stream": {"schema": {"type": "string"}}},
     "/v1/jobs/{job_id}/events": {"text/event-stream": {"schema": {"type": "string"}}},
     "/v1/jobs/{job_id}/preview": _JPEG,
     "/v1/pictures/{picture_id}/file": {**_PNG, **_JPEG, **_WEBP},
     "/v1/pictures/{picture_id}/thumbnail": _WEBP,
     "/v1/training/runs/{name}/samples/{images_seen}": _PNG,
+    "/v1/training/sets/{name}/thumbnails/{file}": _WEBP,
 }
 """Replies that are no JSON."""
 

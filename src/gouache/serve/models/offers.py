@@ -40,7 +40,7 @@ class Offer:
 def offer_of(repo: str, *, token: str | None = None, revision: str | None = None, variant: str | None = None) -> Offer:
     """What `hub.pull` with the same arguments would fetch; nothing is fetched. Errors as there."""
     info, files = hub.look(repo, token, revision, variant)
-    card: Mapping[str, Any] = info.card_data.to_dict() if info.card_data else {}
+    card: Mapping[str, Any] = info.card_data.to_dict() if info.card_data else {}  # type: ignore[no-untyped-call]
     page = f"{hub.endpoint_url()}/{repo}"
     tagged = (tag.removeprefix("license:") for tag in info.tags or [] if tag.startswith("license:"))
     licence = str(card.get("license") or next(tagged, ""))

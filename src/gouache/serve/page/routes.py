@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from html import escape
 from typing import Annotated, Any
@@ -11,12 +12,14 @@ from fastapi.responses import HTMLResponse
 
 from gouache import __version__
 from gouache.config import Config
-from gouache.errors import InvalidInput, NotFound
+from gouache.errors import GouacheError, InvalidInput, NotFound
 from gouache.pipeline.request import Safety
 from gouache.serve.http.access import is_admin, is_open, owner_of, studio_of
+from gouache.serve.models.abilities import Abilities, abilities_of
 from gouache.serve.models.uploads import free_bytes
 from gouache.serve.page import files
 from gouache.serve.settings import Limits
+from gouache.serve.studio import Studio
 
 router = APIRouter(prefix="/v1/page", tags=["page"])
 pages = APIRouter(include_in_schema=False)
@@ -40,6 +43,8 @@ class PageState(Config):
     language: str
     model: str
     """Name of the model of requests that name none."""
+    facts: Abilities | None
+    """What that model is set to by itself and can be asked for; null if it isn't there any more."""
     limits: Limits
     state: dict[str, Any]
     """What the page stored with `PUT /v1/page/state/NAME`, by name."""
@@ -50,13 +55,15 @@ def page_state(request: Request) -> PageState:
     """What the page shows when it opens: who is signed in, the limits, and what was left in its fields."""
     studio, owner = studio_of(request), owner_of(request)
     state = kept_state(request)
+    model = studio.default_model(owner)
     return PageState(
         version=__version__,
         user=owner,
         admin=is_admin(studio, owner),
         open=is_open(studio),
         language=_language(request, state),
-        model=studio.default_model(owner),
+        model=model,
+        facts=_facts(studio, model),
         limits=studio.settings.limits,
         state=state,
     )
@@ -110,6 +117,12 @@ VENDORED = (
     ),
 )
 """Name, version and licence of each file in `static/vendor`, as the NOTICE has them, which an installation may lack."""
+
+
+def _facts(studio: Studio, model: str) -> Abilities | None:
+    with contextlib.suppress(GouacheError):
+        return abilities_of(studio.catalog.find(model))
+    return None
 
 
 @router.put("/state/{name}", status_code=204)

@@ -138,7 +138,7 @@ def _loop_of(plan: TrainingPlan, part: PlanPart, rate: float) -> str:
     """The tables of a part that say how long and how fast."""
     return (
         f'[{part}.loop]\nbatch_size = {plan.batch_size}\nimages = 100_000_000\nprecision = "auto"\n'
-        f"log_images = {2 * plan.batch_size}\nvalidate_images = 100_000_000\n"
+        f"log_images = {plan.batch_size * max(1, round(plan.minutes / 10))}\nvalidate_images = 100_000_000\n"
         f"validate_minutes = {max(SHORTEST_SHEET, plan.part_minutes / SHEETS):g}\n"
         "checkpoint_minutes = 5.0\nkeep = 1\n\n"
         f"[{part}.optimizer]\nlearning_rate = {rate:g}\nwarmup_images = {5 * plan.batch_size}\ncooldown = 0.3\n"

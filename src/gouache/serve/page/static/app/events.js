@@ -91,6 +91,7 @@ let retry = 0;
 let notice = 0;
 let silence = 0;
 let asleep = 0;
+let turn = null;
 let hidden = 0;
 let sentPreviews = null;
 let visible = !document.hidden;
@@ -163,14 +164,30 @@ function showPreviews() {
   api.put(`/v1/events/${stream}/previews`, { wanted: sentPreviews }).catch(() => { sentPreviews = null; });
 }
 
-/** A hidden tab without a job to wait for gives its connection back: browsers allow few of them to one server. */
+/** Browsers allow few connections to one server: of all hidden tabs one goes on listening, as long as there are open jobs. */
 function sleep() {
-  if (openJobs.peek().length) {
+  if (openJobs.peek().length && (turn || !navigator.locks)) {
     asleep = setTimeout(sleep, SLEEP_MILLISECONDS);
-  } else {
-    close();
-    connection.value = "connecting";
+    return;
   }
+  const waits = openJobs.peek().length > 0;
+  close();
+  turn?.();
+  turn = null;
+  connection.value = "connecting";
+  if (waits) takeTurn();
+}
+
+function takeTurn() {
+  navigator.locks.request("gouache-hidden-tab", () => new Promise((done) => {
+    if (!document.hidden) {
+      done();
+      return;
+    }
+    turn = done;
+    connect();
+    asleep = setTimeout(sleep, SLEEP_MILLISECONDS);
+  }));
 }
 
 document.addEventListener("visibilitychange", () => {
@@ -182,6 +199,8 @@ document.addEventListener("visibilitychange", () => {
     return;
   }
   visible = true;
+  turn?.();
+  turn = null;
   if (source) showPreviews();
   else connect();
 });

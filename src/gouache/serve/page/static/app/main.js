@@ -103,7 +103,7 @@ effect(() => {
 });
 effect(() => {
   const running = openJobs.value.find((job) => job.state === "running");
-  const share = running ? `${Math.round(100 * running.progress)} % · ` : queue.value.paused ? `${say("app.paused")} · ` : "";
+  const share = running && connection.value === "online" ? `${Math.round(100 * running.progress)} % · ` : queue.value.paused ? `${say("app.paused")} · ` : "";
   document.title = `${share}${say(`nav.${route.value.view}`)} · gouache`;
 });
 

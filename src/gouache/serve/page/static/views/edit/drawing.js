@@ -329,7 +329,7 @@ export class Drawing {
     const { left, top, right, bottom } = frame;
     const [w, h] = [this.width, this.height];
     const canvas = new OffscreenCanvas(w, h);
-    const context = canvas.getContext("2d");
+    const context = canvas.getContext("2d", { willReadFrequently: true });
     context.imageSmoothingQuality = "high";
     for (const layer of this.pictures) {
       if (!layer.visible) continue;
@@ -341,7 +341,7 @@ export class Drawing {
     }
     if (!(left + top + right + bottom)) return canvas;
     const larger = new OffscreenCanvas(w + left + right, h + top + bottom);
-    const border = larger.getContext("2d");
+    const border = larger.getContext("2d", { willReadFrequently: true });
     border.imageSmoothingEnabled = false;
     const columns = [[0, 1, 0, left], [0, w, left, w], [w - 1, 1, left + w, right]];
     const rows = [[0, 1, 0, top], [0, h, top, h], [h - 1, 1, top + h, bottom]];

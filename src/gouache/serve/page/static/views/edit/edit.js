@@ -86,7 +86,7 @@ function Sides() {
 function Corner({ stage }) {
   return html`<div class="edit-corner" role="group" aria-label=${say("edit.zoom")}>
     <${Button} small quiet label=${`${say("edit.zoom_out")} (-)`} onClick=${() => stage.current?.zoomAt(1 / 1.25)}><${Icon} name="minus" /><//>
-    <${Button} small quiet id="edit-zoom" label=${`${say("edit.zoom_one")} (1)`} onClick=${() => stage.current?.zoomTo(1)}>${Math.round(zoom.value * 100)} %<//>
+    <${Button} small quiet id="edit-zoom" title=${`${say("edit.zoom_one")} (1)`} onClick=${() => stage.current?.zoomTo(1)}>${Math.round(zoom.value * 100)} %<//>
     <${Button} small quiet label=${`${say("edit.zoom_in")} (+)`} onClick=${() => stage.current?.zoomAt(1.25)}><${Icon} name="plus" /><//>
     <${Button} small quiet id="edit-fit" onClick=${() => stage.current?.fit()}>${say("edit.fit")}<//>
   </div>`;
@@ -175,7 +175,7 @@ function useEditKeys(stage) {
     { keys: "1", label: say("edit.zoom_one"), run: () => stage.current?.zoomTo(1) },
     { keys: "ArrowLeft", run: nudge(-1, 0) }, { keys: "ArrowRight", run: nudge(1, 0) },
     { keys: "ArrowUp", run: nudge(0, -1) }, { keys: "ArrowDown", run: nudge(0, 1) },
-    { keys: "Escape", run: () => stage.current?.cancel() },
+    { keys: "Escape", label: say("edit.stop"), run: () => stage.current?.cancel() || session.cancel() },
     { keys: "Ctrl+Enter", label: say("edit.generate"), inFields: true, run: () => session.generate() },
   ], []);
 }

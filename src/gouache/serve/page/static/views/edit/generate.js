@@ -182,7 +182,7 @@ export async function canvasOf(blob, mostPixels = Infinity) {
   const canvas = document.createElement("canvas");
   canvas.width = Math.max(8, Math.floor(bitmap.width * scale));
   canvas.height = Math.max(8, Math.floor(bitmap.height * scale));
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", { willReadFrequently: true });
   context.imageSmoothingQuality = "high";
   context.drawImage(bitmap, 0, 0, canvas.width, canvas.height);
   const scaled = canvas.width !== bitmap.width || canvas.height !== bitmap.height;

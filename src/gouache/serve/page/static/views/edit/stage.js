@@ -271,11 +271,13 @@ export class Stage {
     if (!this.pointers.size) this.rect = null;
   }
 
-  /** Give up what is under way. */
+  /** Give up the stroke or the area under way; gives whether there was one. */
   cancel() {
+    const found = ["stroke", "area"].includes(this.gesture?.kind);
     this.drawing.cancelStroke();
     if (this.gesture) this.gesture = { kind: "spent" };
     this.outline.setAttribute("points", "");
+    return found;
   }
 
   startPinch() {

@@ -1,8 +1,8 @@
 // Every other field of a request, in folded groups, as the server describes them.
-import { html } from "../../app/preact.js";
+import { computed, html } from "../../app/preact.js";
 import { paintOptions, paintRequest } from "../../app/state.js";
 import { say } from "../../app/words.js";
-import { changedIn, groupLabel, useFields } from "../../ui/fields.js";
+import { changedIn, groupLabel, same, useFields } from "../../ui/fields.js";
 import { Form } from "../../ui/form.js";
 import { facts, problem } from "./session.js";
 
@@ -12,13 +12,22 @@ const ELSEWHERE = [
   ...["num_inference_steps", "guidance_scale", "sampler", "schedule"],
 ];
 
+let before = {};
+/** The request without its texts, the same object as long as nothing in it changes: a key in the prompt draws nothing here. */
+const others = computed(() => {
+  const { prompt: _prompt, negative_prompt: _negative, ...rest } = paintRequest.value;
+  if (!same(rest, before)) before = rest;
+  return before;
+});
+
 function give(request) {
+  const { prompt, negative_prompt: negative } = paintRequest.peek();
   problem.value = null;
-  paintRequest.value = request;
+  paintRequest.value = { prompt, ...(negative === undefined ? {} : { negative_prompt: negative }), ...request };
 }
 
 function Group({ group, isOpen }) {
-  const request = paintRequest.value;
+  const request = others.value;
   const changed = changedIn({ fields: group.fields.filter((one) => !ELSEWHERE.includes(one.name)) }, request);
   const toggle = (event) => {
     const open = (paintOptions.peek().open ?? []).filter((name) => name !== group.name);

@@ -3,7 +3,7 @@ import { html, signal, useEffect, useRef, useSignal, useSignalEffect, useState }
 import { useHotkeys } from "../../app/keys.js";
 import { paintRequest, paintOptions } from "../../app/state.js";
 import { knows, say } from "../../app/words.js";
-import { Button, Empty, Icon, Segmented } from "../../ui/controls.js";
+import { Button, Icon, Segmented } from "../../ui/controls.js";
 import { fieldLabel, requestFields } from "../../ui/fields.js";
 import { networksIn, PromptEditor, promptElement } from "./prompt.js";
 import {
@@ -202,7 +202,7 @@ function Foot() {
     <${Button} kind="primary" id="paint" class="grow" title=${say("paint.paint_keys")} onClick=${paint}><${Icon} name="brush" />${say("paint.paint")}
       ${open_ > 0 && html`<b class="paint-count" aria-label=${say("nav.open_jobs", { n: open_ })}>${open_}</b>`}<//>
     ${(open_ > 0 || endless.value) && html`<${Button} id="cancel" title=${say("paint.cancel_keys")} onClick=${cancel}>${say("app.cancel")}<//>`}
-    <${Button} class="paint-square" id="endless" label=${say("paint.endless")} pressed=${endless.value} onClick=${() => { endless.value = !endless.value; if (endless.value && !underWay.value.length) paint(); }}><${Icon} name="again" /><//>
+    <${Button} class="paint-square" id="endless" label=${say("paint.endless")} pressed=${endless.value} onClick=${() => { endless.value = !endless.value; if (endless.value && !underWay.value.length) paint(); }}><${Icon} name="endless" /><//>
     <${Button} class="paint-square" id="grids" label=${say("paint.grids")} aria-haspopup="dialog" onClick=${() => setGrids(true)}><${Icon} name="grid" /><//>
     ${grids && html`<${Later} from="./grid.js" onClose=${() => setGrids(false)} />`}
   </div>`;
@@ -255,8 +255,7 @@ function Stage({ route }) {
   if (route.rest[0] === "grid") return html`<${Later} from="./grid_view.js" key="grid" id=${route.rest[1]} />`;
   if (known === null) return html`<section class="paint-stage" aria-label=${say("paint.result")} aria-busy="true"></section>`;
   if (!known.length && !current.value && !failed.value) {
-    return html`<section class="paint-stage paint-nothing" aria-label=${say("paint.result")}>
-      <${Later} from="./first_steps.js" onPaint=${paint}><${Empty} icon="brush" title=${say("paint.nothing")}>${say("paint.nothing_hint")}<//><//></section>`;
+    return html`<section class="paint-stage paint-nothing" aria-label=${say("paint.result")}><${Later} from="./first_steps.js" key="first" onPaint=${paint} /></section>`;
   }
   return html`<${Later} from="./stage.js" key="stage"><section class="paint-stage" aria-label=${say("paint.result")} aria-busy="true"></section><//>`;
 }
@@ -277,13 +276,14 @@ export default function Paint({ route }) {
     open();
     if (!narrow.peek() && document.activeElement === document.body) promptElement()?.focus({ preventScroll: true });
     // What the first press of Paint needs is there before it.
-    const timer = setTimeout(() => import("./stage.js").then((module) => modules.set("./stage.js", module), () => {}), 1500);
+    const ready = () => import("./stage.js").then((module) => modules.set("./stage.js", module), () => {});
+    for (const kind of ["keydown", "pointerdown"]) addEventListener(kind, ready, { once: true });
     const paste = (event) => {
       const pictures = [...(event.clipboardData?.files ?? [])].filter((file) => file.type.startsWith("image/"));
       if (pictures.length && !document.querySelector("dialog[open]") && !event.defaultPrevented) { event.preventDefault(); setFiles(pictures); }
     };
     addEventListener("paste", paste);
-    return () => { removeEventListener("paste", paste); clearTimeout(timer); };
+    return () => { removeEventListener("paste", paste); for (const kind of ["keydown", "pointerdown"]) removeEventListener(kind, ready); };
   }, []);
   useHotkeys([
     { keys: "Ctrl+Enter", label: say("paint.paint"), inFields: true, run: paint },

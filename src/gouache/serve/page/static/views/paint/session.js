@@ -2,7 +2,7 @@
 import { signal, computed, batch, effect } from "../../app/preact.js";
 import { api } from "../../app/api.js";
 import { on } from "../../app/events.js";
-import { jobs, openJobs, paintOptions, paintRequest, queue, toast } from "../../app/state.js";
+import { boot, jobs, openJobs, paintOptions, paintRequest, queue, toast } from "../../app/state.js";
 import { explain, say } from "../../app/words.js";
 import { differs, errorPath, loadFields, requestFields } from "../../ui/fields.js";
 
@@ -26,7 +26,7 @@ export const wrong = signal({});
 /** Whether the next picture is begun as soon as nothing waits. */
 export const endless = signal(false);
 /** What the request's model is set to by itself and can be asked for: `Abilities` of the server; null until known. */
-export const facts = signal(null);
+export const facts = signal(boot.facts ?? null);
 /** What the server said against the request, as it said it: for fields inside of groups; null for nothing. */
 export const problem = signal(null);
 
@@ -311,7 +311,13 @@ export function open() {
   if (opened) return;
   opened = true;
   readRecent();
-  effect(() => { readFacts(field("model").value); });
+  let first = true;
+  effect(() => {
+    const model = field("model").value;
+    // The page came with the facts of the usual model.
+    if (!first || model || !boot.facts) readFacts(model);
+    first = false;
+  });
   loadFields().catch(() => {});
   on("hello", (data) => { if (data.afresh) readRecent(); });
   on("preview", (data) => {
