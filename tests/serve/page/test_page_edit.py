@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from tests.serve.conftest import until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, CDPSession, Page
@@ -345,8 +346,8 @@ def test_a_picture_of_the_gallery_is_opened_edited_and_kept(canvas: Canvas) -> N
     canvas.generate()
     parent = canvas.server.studio.pictures.search(limit=1)[0]
     canvas.open(f"/edit/{parent.id}")
-    canvas.page.wait_for_function("location.pathname === '/edit'")
-    canvas.page.wait_for_function("document.querySelectorAll('.edit-layer').length === 1")
+    until(canvas.page, "location.pathname === '/edit'")
+    until(canvas.page, "document.querySelectorAll('.edit-layer').length === 1")
     canvas.set(size=20, hardness=1)
     canvas.page.keyboard.press("p")
     canvas.stroke((10, 10), (50, 10))
@@ -368,4 +369,4 @@ def test_a_preprocessors_picture_is_seen_before_anything_is_painted(canvas: Canv
     canvas.page.click("#edit-add-control")
     preview = canvas.page.wait_for_selector(".edit-control-preview")
     assert preview is not None
-    canvas.page.wait_for_function("document.querySelector('.edit-control-preview').naturalWidth === 64")
+    until(canvas.page, "document.querySelector('.edit-control-preview').naturalWidth === 64")
