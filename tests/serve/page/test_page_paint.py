@@ -89,7 +89,7 @@ def test_the_press_of_paint_is_answered_before_the_server_is(paint_view: PaintVi
     page = paint_view.open().page
     page.fill("#prompt", "a boat")
     held: list[Route] = []
-    page.route("**/v1/jobs", held.append)
+    page.route("**/v1/jobs", lambda route: held.append(route))
     page.click("#paint")
     page.wait_for_selector("#job-state")
     page.wait_for_selector(".paint-count")

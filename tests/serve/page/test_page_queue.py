@@ -203,7 +203,10 @@ def test_a_hidden_tab_has_no_previews_drawn_and_tells_of_a_long_jobs_end(
     page.locator("#queue-notify[aria-pressed=true]").wait_for()
     quick, slow = add(studio, "quick"), add(studio, "slow")
     page.locator(".queue-job.waiting").nth(1).wait_for()
-    wants = lambda: [stream.previews for stream in studio.feed._streams.values()]  # noqa: E731
+
+    def wants() -> list[bool]:
+        return [stream.previews for stream in studio.feed._streams.values()]
+
     assert wants() == [True]
     page.evaluate(HIDE, True)
     until(lambda: wants() == [False])
@@ -214,7 +217,7 @@ def test_a_hidden_tab_has_no_previews_drawn_and_tells_of_a_long_jobs_end(
             studio.leases.finish(connection, job)
             connection.exec_driver_sql(f"UPDATE jobs SET started = finished - {seconds} WHERE id = '{job_id}'")
         studio.notifier.notify(job_id)
-    page.wait_for_function("told.length > 0")
+    until(lambda: page.evaluate("told.length > 0"))
     page.wait_for_timeout(300)
     assert page.evaluate("told") == [["Your image is ready", "slow"]]
     page.evaluate(HIDE, False)

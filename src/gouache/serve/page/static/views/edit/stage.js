@@ -170,7 +170,8 @@ export class Stage {
 
   /** An event's place in the host. */
   at(event) {
-    const box = (this.rect ||= this.host.getBoundingClientRect());
+    // While a pointer is down the page doesn't scroll; else it may have.
+    const box = this.pointers.size ? (this.rect ||= this.host.getBoundingClientRect()) : this.host.getBoundingClientRect();
     return [event.clientX - box.left, event.clientY - box.top];
   }
 
