@@ -59,7 +59,7 @@ def paint(page: Page, prompt: str) -> None:
     page.keyboard.press("Control+Enter")
     page.locator("#job-state").wait_for(state="attached")
     page.locator("#job-state").wait_for(state="detached")
-    page.locator("#picture img, .paint-grid img").first.wait_for()
+    page.locator(".paint-thumb[data-picture]").first.wait_for()
 
 
 def newest(server: Server, count: int = 1) -> list[Image.Image]:
