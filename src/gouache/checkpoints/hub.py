@@ -278,6 +278,28 @@ def _fetch_large(
     return here
 
 
+def look(repo: str, token: str | None, revision: str | None, variant: str | None) -> tuple[ModelInfo, list[str]]:
+    """What the hub says of a repository, and which of its files would be fetched; errors as `pull`."""
+    _check_allowed(repo)
+    from huggingface_hub import HfApi
+
+    endpoint = endpoint_url()
+    try:
+        info = HfApi(endpoint=endpoint, token=token or os.environ.get("HF_TOKEN")).model_info(
+            repo, revision=revision, files_metadata=True
+        )
+    except Exception as error:
+        raise _hub_error(repo, endpoint, error) from error
+    files = choose_files([sibling.rfilename for sibling in info.siblings or []], variant)
+    if not files:
+        raise HubError(repo, given="a repository without weights", expected="a diffusers folder or a weight file")
+    return info, files
+
+
+def endpoint_url() -> str:
+    return os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
+
+
 def _reporting_bars(progress: Report) -> type[Any]:
     """The progress bars of `snapshot_download`, which draw nothing and report the bytes that are on the disk."""
     from huggingface_hub import utils
