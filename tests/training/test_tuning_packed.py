@@ -30,7 +30,7 @@ from gouache.training.config import (
     TrainConfig,
     read_config,
 )
-from gouache.training.loop import TrainingProgress, computes_bf16, make_accelerator
+from gouache.training.loop import TrainingProgress, computes_bf16, precision_of
 from gouache.training.pack import pack
 from gouache.training.run import train_stage
 from gouache.training.stage import Preparing
@@ -161,7 +161,9 @@ def test_two_starts_cannot_be_packed_into_one_model(model: Path, tmp_path: Path)
 @pytest.mark.parametrize("buckets", [False, True])
 def test_pictures_are_encoded_once_however_many_examples_are_asked_for(buckets: bool, tmp_path: Path) -> None:
     folder = squares(tmp_path / "mine", 50)
-    Image.new("RGB", (48, 24), "blue").save(folder / "wide.png")
+    wide = Image.new("RGB", (48, 24), "blue")
+    wide.paste("red", (0, 0, 16, 16))
+    wide.save(folder / "wide.png")
     (folder / "wide.txt").write_text("wide\nvery wide")
     shapes = make_buckets(32, step=8) if buckets else (Bucket(32, 32),)
     list(pack_pictures(folder, tmp_path / "set", shapes, ReadReport()))
@@ -241,7 +243,7 @@ def test_precision_auto_is_bf16_only_where_it_is_native(monkeypatch: pytest.Monk
     for native, expected in ((True, "bf16"), (False, "no")):
         monkeypatch.setattr("gouache.training.loop.computes_bf16", lambda native=native: native)
         config = DenoiserStage.from_dict({"start": "x", "loop": LoopConfig(precision="auto").model_dump()})
-        assert make_accelerator(config).mixed_precision == expected
+        assert precision_of(config) == expected
     assert isinstance(computes_bf16(), bool)
 
 

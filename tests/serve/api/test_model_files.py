@@ -263,8 +263,10 @@ def test_only_administrators_add_and_only_here(make_client: MakeClient, models: 
     ):
         answer = client.request(method, f"/v1/models/{path}", auth=bob, json=body)
         assert answer.status_code == 403, (method, path, answer.text)
-    # The test client comes from nowhere on this machine, whatever its user.
-    assert client.post("/v1/models/folders", json={"path": str(model_file.parent)}, auth=admin).status_code == 403
+    for headers in ({"X-Forwarded-For": "203.0.113.7"}, {"Via": "1.1 proxy"}):
+        body = {"path": str(model_file.parent)}
+        answer = client.post("/v1/models/folders", json=body, auth=admin, headers=headers)
+        assert answer.status_code == 403, headers
 
 
 def test_a_folder_of_this_machine_is_added_and_taken_off(server_here: Any, model_file: Path, tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ def test_a_pull_over_http_tells_its_terms_first(hub_server: Hub, make_client: Ma
     offer = client.get("/v1/models/pulls/about", params={"repo": f" https://huggingface.co/{REPO}/ "}).json()
     assert (offer["repo"], offer["licence"], offer["licence_said"]) == (REPO, "creativeml-openrail-m", True)
     assert offer["bytes"] == sum(offer["files"].values()) > 0 == offer["here"]
-    assert client.get("/v1/models/pulls/about", params={"repo": "painter/none"}).status_code == 502
+    assert client.get("/v1/models/pulls/about", params={"repo": "painter/none"}).status_code == 424
     assert client.get("/v1/models/pulls/about", params={"repo": "none"}).status_code == 422
     assert client.post("/v1/models/pulls", json={"repo": REPO}).status_code == 202
     until = time.monotonic() + 60

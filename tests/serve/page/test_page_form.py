@@ -208,6 +208,7 @@ def test_a_seed_is_never_rounded(open_form: Any) -> None:
     assert form.server.studio.jobs.get(form.paint()["id"]).parsed().subseed is None
 
 
+@pytest.mark.slow
 def test_a_picture_is_sent_and_shown(open_form: Any) -> None:
     form = open_form()
     form.open_groups()

@@ -121,7 +121,7 @@ def test_a_model_is_pulled_after_its_licence_was_read_and_may_be_cancelled(
     page.press(".models-repo-name", "Enter")
     page.locator(".dialog [role=alert]", has_text="no such repository").wait_for()
     assert page.is_disabled("#pull-accept")
-    assert [fault for fault in faults if "502" not in fault] == []
+    assert [fault for fault in faults if "424" not in fault] == []
 
 
 @pytest.mark.usefixtures("adapters")

@@ -291,7 +291,9 @@ def test_a_run_that_fails_says_why_in_its_own_words(start_server: StartServer) -
         run = until(server.studio, "mine", ("failed",))
         assert "expected columns file_name and text" in run.error
         view = client.get("/v1/training/runs/mine").json()
-        assert (view["phase"], view["error"]) == ("failed", run.error)
+        assert view["phase"] == "failed"
+        assert view["error"].startswith(".../training/cats/metadata.csv: given columns")  # And not where that lies.
+        assert view["problem"]["expected"] == "columns file_name and text (or caption, captions)"
         assert client.delete("/v1/training/runs/mine").status_code == 204
         assert client.get("/v1/training/runs/mine").status_code == 404
 

@@ -190,7 +190,7 @@ export class Stage {
       this.loading ||= import("./overlay.js").then(({ makeOverlay }) => makeOverlay(this)).then((made) => {
         this.overlay = made;
         made.sync();
-      });
+      }, () => (this.loading = null));
     }
     this.overlay?.sync();
   }
