@@ -17,9 +17,8 @@ from gouache.checkpoints.identify import identify, known_sha256
 from gouache.errors import Conflict, HubError, InvalidInput, ModelNotFound
 from gouache.pipeline.request import Request
 from gouache.serve.models.catalog import ModelCatalog
-from gouache.serve.models.downloads import Pull, Pulls
+from gouache.serve.models.downloads import Pull, Pulls, offer_of
 from gouache.serve.models.facts import facts_of, inspect
-from gouache.serve.models.offers import offer_of
 from gouache.serve.studio import Studio
 
 if TYPE_CHECKING:
