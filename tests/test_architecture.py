@@ -42,7 +42,6 @@ TERMINAL_AND_HTTP = {
     "fastapi",
     "starlette",
     "uvicorn",
-    "gradio",
     "prometheus_client",
     "sqlalchemy",
     "alembic",

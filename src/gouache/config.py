@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any, Self
+from collections.abc import Mapping
+from typing import Any, ClassVar, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -21,6 +22,8 @@ class Config(BaseModel):
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True)
+    elsewhere: ClassVar[Mapping[str, str]] = {}
+    """Names of other tools, each with a sentence on what says the same here; asked where a key is unknown."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any], *, where: str = "") -> Self:
@@ -36,16 +39,11 @@ class Config(BaseModel):
         place = where or cls.__name__
         for key in values:
             if key not in cls.model_fields:
-                raise ConfigError(
-                    f"{place}: key {key!r}",
-                    given=repr(values[key]),
-                    expected=f"one of the keys of {cls.__name__}: {', '.join(cls.model_fields)}",
-                    cure=unknown_name("key", key, cls.model_fields).cure,
-                )
+                raise _unknown_key(f"{place}: key {key!r}", key, values[key], cls, cls.elsewhere)
         try:
             return cls.model_validate(values)
         except ValidationError as error:
-            raise config_error(place, error) from error
+            raise _unknown_below(place, error, cls) or config_error(place, error) from error
 
     @classmethod
     def from_json(cls, text: str, *, where: str = "") -> Self:
@@ -63,6 +61,47 @@ class Config(BaseModel):
     def to_json(self) -> str:
         """The config as one line of JSON; `from_json` gives an equal config back."""
         return self.model_dump_json()
+
+
+def _unknown_key(
+    where: str, key: str, value: object, config: type[Config], elsewhere: Mapping[str, str]
+) -> ConfigError:
+    """The error for a key that a config doesn't have: what another tool's name means here, else the nearest name."""
+    known = ", ".join(config.model_fields)
+    cure = elsewhere.get(key) or unknown_name("key", key, config.model_fields).cure
+    return ConfigError(where, given=_shown(value), expected=f"one of the keys of {config.__name__}: {known}", cure=cure)
+
+
+def _unknown_below(place: str, error: ValidationError, root: type[Config]) -> ConfigError | None:
+    """The same for the first unknown key of a table inside the config; None if something else is wrong."""
+    for found in error.errors():
+        *way, key = found["loc"]
+        if found["type"] == "extra_forbidden":
+            config, names = _table_at(root, way)
+            where = f"{place}: {'.'.join(names)}: key {str(key)!r}" if names else f"{place}: key {str(key)!r}"
+            return _unknown_key(where, str(key), found["input"], config, root.elsewhere)
+    return None
+
+
+def _table_at(root: type[Config], way: list[Any]) -> tuple[type[Config], list[str]]:
+    """The class of the table at `way` and the keys that lead there; pydantic's way also names the kind of a union."""
+    kinds, names = [root], list[str]()
+    for part in way:
+        if inner := [one for kind in kinds if part in kind.model_fields for one in _inside(kind, part)]:
+            kinds = inner
+            names.append(str(part))
+    return kinds[0], names
+
+
+def _inside(config: type[Config], key: str) -> list[type[Config]]:
+    return _configs(config.model_fields[key].annotation)
+
+
+def _configs(annotation: object) -> list[type[Config]]:
+    """The configs that an annotation allows."""
+    if isinstance(annotation, type) and issubclass(annotation, Config):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in _configs(part)]
 
 
 def config_error(place: str, error: ValidationError) -> ConfigError:

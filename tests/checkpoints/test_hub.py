@@ -2,149 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from tests.loopback_hub import REPO, Hub, served_hub
 
 from gouache.checkpoints import hub
 from gouache.checkpoints.load import identify, load_bundle
 from gouache.errors import CorruptCheckpoint, HubError, ModelNotFound
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-REPO = "painter/tiny"
-
-
-class Hub(ThreadingHTTPServer):
-    """One repository, gated or not; remembers what it was asked."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files = {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
-        self.token: str | None = None
-        self.lie: str | None = None
-        self.break_after: int | None = None
-        self.asked: list[tuple[str, str, str | None]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-    def sum_of(self, name: str) -> str:
-        return hashlib.sha256(b"other" if name == self.lie else self.files[name]).hexdigest()
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Hub
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, format: str, *args: object) -> None:  # noqa: A002
-        """Say nothing."""
-
-    def do_HEAD(self) -> None:
-        self.answer()
-
-    def do_GET(self) -> None:
-        self.answer()
-
-    def answer(self) -> None:
-        path = self.path.partition("?")[0]
-        self.server.asked.append((self.command, path, self.headers.get("Range")))
-        if self.server.token and self.headers.get("Authorization") != f"Bearer {self.server.token}":
-            return self.send(
-                401 if "other" in path else 403, b"{}", {"X-Error-Code": "GatedRepo", "X-Error-Message": "gated"}
-            )
-        if path.startswith(f"/api/models/{REPO}/tree/"):
-            entries = [
-                {"type": "file", "path": name, "size": len(data), "oid": "0" * 40}
-                for name, data in self.server.files.items()
-            ]
-            return self.send(200, json.dumps(entries).encode())
-        if path.startswith(f"/api/models/{REPO}"):
-            return self.send(200, json.dumps(self.info()).encode())
-        name = path.removeprefix(f"/{REPO}/resolve/{COMMIT}/")
-        if name in self.server.files:
-            return self.send_file(name)
-        return self.send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
-
-    def info(self) -> dict[str, object]:
-        siblings = [
-            {"rfilename": name, "size": len(data), "blobId": "0" * 40}
-            | (
-                {"lfs": {"sha256": self.server.sum_of(name), "size": len(data), "pointerSize": 1}}
-                if "tensors" in name
-                else {}
-            )
-            for name, data in self.server.files.items()
-        ]
-        return {"id": REPO, "sha": COMMIT, "private": False, "gated": False, "tags": [], "siblings": siblings}
-
-    def send_file(self, name: str) -> None:
-        data = self.server.files[name]
-        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").split("-")[0])
-        headers = {"ETag": f'"{self.server.sum_of(name)}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-        if start:
-            headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-        self.send(206 if start else 200, data[start:], headers)
-
-    def send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
-        self.send_response(status)
-        for key, value in ({"Content-Type": "application/json"} | (headers or {})).items():
-            self.send_header(key, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if self.command == "HEAD":
-            return
-        limit = self.server.break_after
-        if limit is not None and len(body) > limit:
-            self.server.break_after = None
-            self.wfile.write(body[:limit])
-            self.wfile.flush()
-            self.close_connection = True
-            self.connection.shutdown(socket.SHUT_RDWR)
-            return
-        self.wfile.write(body)
 
 
 @pytest.fixture
 def server(published: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
     """A hub with the tiny SD 1.x, code and other frameworks' files beside it; caches are in `tmp_path`."""
-    import huggingface_hub.constants
-
-    served = Hub(published("sd1"))
-    served.files |= {
-        "pipeline.py": b"raise SystemExit",
-        "unet/modeling.py": b"raise SystemExit",
-        "README.md": b"# tiny",
-        "unet/flax_model.msgpack": b"x",
-        "unet/diffusion_pytorch_model.bin": b"x",
-        "big.ckpt": b"x",
-        "unet/diffusion_pytorch_model.fp16.safetensors": b"x",
-        "safety_checker/model.safetensors": b"x",
-    }
-    monkeypatch.setenv("HF_ENDPOINT", served.url)
-    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
-    monkeypatch.delenv("HF_TOKEN", raising=False)
-    monkeypatch.delenv("GOUACHE_OFFLINE", raising=False)
-    monkeypatch.setenv("GOUACHE_MODELS", str(tmp_path / "models"))
-    thread = threading.Thread(target=served.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield served
-    served.shutdown()
-    served.server_close()
+    with served_hub(published("sd1"), tmp_path, monkeypatch) as served:
+        served.files |= {
+            "pipeline.py": b"raise SystemExit",
+            "unet/modeling.py": b"raise SystemExit",
+            "README.md": b"# tiny",
+            "unet/flax_model.msgpack": b"x",
+            "unet/diffusion_pytorch_model.bin": b"x",
+            "big.ckpt": b"x",
+            "unet/diffusion_pytorch_model.fp16.safetensors": b"x",
+            "safety_checker/model.safetensors": b"x",
+        }
+        yield served
 
 
 def fetched(folder: Path) -> set[str]:
@@ -179,6 +70,41 @@ def test_a_pull_tells_how_far_it_is_and_stops_when_it_is_told(monkeypatch: pytes
     shutil.rmtree(folder.parents[1])
     with pytest.raises(HubError, match="enough after"):
         hub.pull(REPO, progress=refuse)
+
+
+def test_a_large_file_goes_on_in_its_middle_in_a_later_pull(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)
+    monkeypatch.setattr(hub, "LARGE", 100_000)
+    large = [name for name in server.files if len(server.files[name]) >= 100_000 and name.startswith("unet/")]
+    assert large
+
+    def refuse(here: int, total: int) -> None:
+        assert total > here
+        if here > 60_000:
+            raise RuntimeError("enough")
+
+    with pytest.raises(HubError, match="enough"):
+        hub.pull(REPO, progress=refuse)
+    server.asked.clear()
+    told: list[int] = []
+    folder = hub.pull(REPO, progress=lambda here, _: told.append(here))
+    ranges = [wanted for _, _, wanted in server.asked if wanted]
+    assert ranges[0] == f"bytes={told[0] - 10_000}-", "it began where the first pull stopped"
+    assert told == sorted(told)
+    assert load_bundle(folder).family == "sd1"
+    assert not [*folder.parents[1].rglob("*.part")]
+    server.asked.clear()
+    hub.pull(REPO)
+    assert not [path for method, path, _ in server.asked if method == "GET" and path.endswith("tensors")]
+
+
+def test_a_large_file_with_another_sha256_is_removed_and_named(server: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "LARGE", 100_000)
+    server.lie = "unet/diffusion_pytorch_model.safetensors"
+    with pytest.raises(CorruptCheckpoint, match=r"unet/diffusion_pytorch_model\.safetensors.*Pull it again"):
+        hub.pull(REPO)
+    server.lie = None
+    assert identify(hub.pull(REPO)).kind == "model"
 
 
 def test_what_is_there_is_not_fetched_again(server: Hub) -> None:

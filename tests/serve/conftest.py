@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-import uvicorn
 from PIL import Image
 from tests.serve.served import Postgres, programs
 
 from gouache.serve.queue.job import FINISHED, Job
-from gouache.serve.server import create_app, listen, uvicorn_config
+from gouache.serve.server import WebServer, create_app, listen
 from gouache.serve.settings import Limits, Settings
 from gouache.serve.studio import Studio
 
@@ -38,7 +37,7 @@ class Server:
 
     def __init__(self, studio: Studio) -> None:
         self.studio = studio
-        self.web = uvicorn.Server(uvicorn_config(create_app(studio), studio.settings))
+        self.web = WebServer(studio)
         self._socket = listen(studio.settings)
         self.port = int(self._socket.getsockname()[1])
         self.url = f"http://127.0.0.1:{self.port}"

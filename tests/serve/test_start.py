@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import subprocess
 import sys
@@ -11,7 +12,8 @@ from pathlib import Path
 import httpx
 import pytest
 import torch
-from tests.serve.served import SmallDisk, can_mount
+from PIL import Image
+from tests.serve.served import Process, SmallDisk, can_mount
 
 from gouache.errors import DeviceUnavailable, GouacheError, ModelNotFound, StoreAway, StoreError
 from gouache.serve.server import make_settings, run
@@ -139,3 +141,47 @@ def test_the_command_as_it_stands_gets_ready(tmp_path: Path) -> None:
             assert job.status_code == 202
         finally:
             process.terminate()
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="looks into /proc")
+def test_the_web_process_never_loads_torch(tmp_path: Path) -> None:
+    server = Process(tmp_path / "data", page=True, workers=1)
+    server.start()
+    server.wait_until_ready()
+    try:
+        with httpx.Client(base_url=server.url, timeout=120) as client:
+            picture = io.BytesIO()
+            Image.new("RGB", (64, 64), "red").save(picture, "PNG")
+            name = client.post("/v1/attachments", content=picture.getvalue()).raise_for_status().json()["name"]
+            sent = {"prompt": "a red apple", "init_image": name, "strength": 0.5, "seed": 1, "num_inference_steps": 2}
+            job = client.post("/v1/jobs", json={"request": sent}).raise_for_status().json()["id"]
+            for path in (
+                "/",
+                "/v1/page",
+                "/v1/models",
+                "/v1/models/inspect?model=pocket",
+                "/v1/models/adapters",
+                "/v1/models/controls",
+                "/v1/models/ip-adapters",
+                "/v1/training/runs",
+                "/v1/pictures?meaning=fruit",
+                "/v1/capabilities",
+                "/sdapi/v1/sd-models",
+                "/sdapi/v1/samplers",
+                "/sdapi/v1/memory",
+                "/controlnet/model_list",
+                "/metrics",
+            ):
+                client.get(path).raise_for_status()
+            with client.stream("GET", f"/v1/jobs/{job}/events") as events:
+                assert "event: done" in list(events.iter_lines())
+            shown = client.get("/v1/pictures").json()["pictures"][0]
+            for part in ("file?format=webp", "thumbnail", "recipe"):
+                client.get(f"/v1/pictures/{shown['id']}/{part}").raise_for_status()
+            client.post("/sdapi/v1/txt2img", json={"prompt": "an apple", "steps": 2}).raise_for_status()
+        assert server.process is not None
+        loaded = Path(f"/proc/{server.process.pid}/maps").read_text()
+        assert "sqlite" in loaded
+        assert "libtorch" not in loaded
+    finally:
+        server.stop()

@@ -14,7 +14,7 @@ UNIX = {"fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "readline", 
 BLOCKED = """
 import os, signal, sys
 # Libraries choose their own way by platform, which is still Linux: they come first.
-import accelerate, fastapi, gradio, multiprocess, platformdirs, psutil, sqlalchemy, torch, uvicorn
+import accelerate, fastapi, multiprocess, platformdirs, psutil, sqlalchemy, torch, uvicorn
 for name in ("fcntl", "resource", "pwd", "grp", "termios", "tty", "pty", "readline", "syslog"):
     sys.modules[name] = None
 for name in ("fork", "forkpty", "setsid", "nice", "getuid", "geteuid", "getpgid", "killpg", "statvfs"):

@@ -9,9 +9,10 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from platformdirs import user_data_path
 
@@ -56,6 +57,8 @@ NO_MODELS = (
 OTHER_FRAMEWORKS = ("flax_", "tf_", "openvino_", "model.onnx", "rust_")
 DEFAULT_ENDPOINT = "https://huggingface.co"
 CHUNK = 1 << 22
+LARGE = 32 << 20
+"""Bytes from which a download of a file goes on in its middle; smaller ones start anew."""
 Report = Callable[[int, int], None]
 """Takes the bytes that are on the disk and the bytes known to be needed."""
 
@@ -201,18 +204,16 @@ def pull(
         HubError: offline by ``GOUACHE_OFFLINE``, the hub refused or can't be reached, or the repository has no weights.
         CorruptCheckpoint: a file has another sha256 than the hub records.
     """
-    _check_allowed(repo)
-    from huggingface_hub import HfApi, snapshot_download
+    info, files = look(repo, token, revision, variant)
+    from huggingface_hub import snapshot_download
 
-    endpoint = os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
-    token = token or os.environ.get("HF_TOKEN")
+    endpoint, token = endpoint_url(), token or os.environ.get("HF_TOKEN")
+    patterns = _literal(files)
+    total = sum(sibling.size or 0 for sibling in info.siblings or [] if sibling.rfilename in files)
+    report: Report = progress or (lambda _here, _total: None)
     try:
-        info = HfApi(endpoint=endpoint, token=token).model_info(repo, revision=revision, files_metadata=True)
-        files = choose_files([sibling.rfilename for sibling in info.siblings or []], variant)
-        if not files:
-            raise HubError(repo, given="a repository without weights", expected="a diffusers folder or a weight file")
-        patterns = _literal(files)
-        bars = None if progress is None else _reporting_bars(progress)
+        large = _fetch_large(repo, info, files, token, lambda here: report(here, total))
+        bars = _reporting_bars(lambda here, _: report(min(total, large + here), total))
         folder = Path(
             snapshot_download(
                 repo, revision=info.sha, token=token, endpoint=endpoint, allow_patterns=patterns, tqdm_class=bars
@@ -223,10 +224,101 @@ def pull(
     except Exception as error:
         # Which HTTP library's errors come out here depends on the version of huggingface_hub.
         raise _hub_error(repo, endpoint, error) from error
+    report(total, total)
     _verify(folder, files, info)
     if revision is None:
         _remember_main(folder)
     return folder
+
+
+def _fetch_large(
+    repo: str, info: ModelInfo, files: Collection[str], token: str | None, report: Callable[[int], None]
+) -> int:
+    """Fetch the large files into the hub's cache, each going on in its middle where an earlier pull stopped.
+
+    `snapshot_download` throws away what it has of a file when it is interrupted; what lies in the cache it takes.
+
+    Args:
+        report: told the bytes of them that are here.
+
+    Returns:
+        Bytes of the large files.
+
+    Raises:
+        CorruptCheckpoint: a file has another sha256 than the hub records.
+    """
+    from huggingface_hub import hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
+
+    blobs, here = hub_cache() / f"models--{repo.replace('/', '--')}" / "blobs", 0
+    for sibling in info.siblings or []:
+        name, size, lfs = sibling.rfilename, sibling.size or 0, sibling.lfs
+        if name not in files or lfs is None or size < LARGE:
+            continue
+        blob, part = blobs / lfs.sha256, blobs / f"{lfs.sha256}.part"
+        blobs.mkdir(parents=True, exist_ok=True)
+        with WeakFileLock(str(part.with_suffix(".lock"))):
+            if not blob.is_file():
+                with part.open("ab") as file:
+                    if file.tell() > size:
+                        file.truncate(0)
+                    if (start := file.tell()) < size:
+                        url = hf_hub_url(repo, name, revision=info.sha, endpoint=endpoint_url())
+                        counted: Any = _Counted(file, partial(_told_behind, report, here))
+                        headers = build_hf_headers(token=token)
+                        http_get(url, counted, resume_size=start, headers=headers, expected_size=size)
+                found = file_sha256(part)
+                if found != lfs.sha256:
+                    part.unlink()
+                    raise _other_sum(f"{repo}: {name}", found, lfs.sha256)
+                part.replace(blob)
+                _verified_mark(blob).write_text(f"{found} {blob.stat().st_mtime_ns}")
+        here += size
+        report(here)
+    return here
+
+
+def _told_behind(report: Callable[[int], None], before: int, so_far: int) -> None:
+    report(before + so_far)
+
+
+class _Counted:
+    """A file that tells its length after each piece that is written; what the listener raises stops the writing."""
+
+    def __init__(self, file: BinaryIO, listener: Callable[[int], None]) -> None:
+        self._file, self._listener = file, listener
+
+    def write(self, piece: bytes) -> int:
+        """Write, and tell."""
+        written = self._file.write(piece)
+        self._listener(self._file.tell())
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def look(repo: str, token: str | None, revision: str | None, variant: str | None) -> tuple[ModelInfo, list[str]]:
+    """What the hub says of a repository, and which of its files would be fetched; errors as `pull`."""
+    _check_allowed(repo)
+    from huggingface_hub import HfApi
+
+    endpoint = endpoint_url()
+    try:
+        info = HfApi(endpoint=endpoint, token=token or os.environ.get("HF_TOKEN")).model_info(
+            repo, revision=revision, files_metadata=True
+        )
+    except Exception as error:
+        raise _hub_error(repo, endpoint, error) from error
+    files = choose_files([sibling.rfilename for sibling in info.siblings or []], variant)
+    if not files:
+        raise HubError(repo, given="a repository without weights", expected="a diffusers folder or a weight file")
+    return info, files
+
+
+def endpoint_url() -> str:
+    return os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
 
 
 def _reporting_bars(progress: Report) -> type[Any]:
@@ -353,7 +445,7 @@ def _hub_error(repo: str, endpoint: str, error: Exception) -> HubError:
         repo,
         given=f"{type(error).__name__}: {str(error)[:200]}",
         expected=f"an answer from {endpoint}",
-        cure="Check the network; a download that stopped goes on where it was.",
+        cure="Check the network, and try again; what is here is not fetched again.",
     )
 
 
@@ -367,20 +459,28 @@ def _verify(folder: Path, files: list[str], info: ModelInfo) -> None:
         if wanted is None:
             continue
         path = (folder / name).resolve()
-        mark = path.with_name(f".{path.name}.verified")
+        mark = _verified_mark(path)
         if mark.is_file() and mark.read_text() == f"{wanted} {path.stat().st_mtime_ns}":
             continue
         found = file_sha256(path)
         if found != wanted:
             (folder / name).unlink()
             path.unlink(missing_ok=True)
-            raise CorruptCheckpoint(
-                str(folder / name),
-                given=f"sha256 {found[:16]}...",
-                expected=f"{wanted[:16]}..., as the hub records; the file was removed",
-                cure="Pull it again.",
-            )
+            raise _other_sum(str(folder / name), found, wanted)
         mark.write_text(f"{wanted} {path.stat().st_mtime_ns}")
+
+
+def _verified_mark(path: Path) -> Path:
+    return path.with_name(f".{path.name}.verified")
+
+
+def _other_sum(where: str, found: str, wanted: str) -> CorruptCheckpoint:
+    return CorruptCheckpoint(
+        where,
+        given=f"sha256 {found[:16]}...",
+        expected=f"{wanted[:16]}..., as the hub records; the file was removed",
+        cure="Pull it again.",
+    )
 
 
 def file_sha256(path: Path) -> str:

@@ -7,8 +7,8 @@ from pathlib import Path
 from gouache.checkpoints.detect import Identity, label_of, of_family
 from gouache.checkpoints.diffusers import folder as folders
 from gouache.checkpoints.diffusers.scheduler import Scheduler
+from gouache.checkpoints.formats.header import Header
 from gouache.checkpoints.identify import read_card
-from gouache.checkpoints.noise_table import recorded_scheduler
 from gouache.checkpoints.recorded import recorded_defaults
 from gouache.models.configs import DenoiserConfig, GenerationDefaults, NetworkConfig, UNetConfig, VAEConfig
 from gouache.models.family import family_named
@@ -48,7 +48,7 @@ def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig
     told = isinstance(unet, UNetConfig) and unet.guidance_width > 0
     scheduler = folder_scheduler(path, identity)
     if identity.layout == "single-file":
-        recorded = recorded_scheduler(identity.parts["unet"].header)
+        recorded = _recorded_scheduler(identity.parts["unet"].header)
         if family.shift is not None:
             recorded = SchedulerConfig(class_name=family.scheduler, shift=family.shift)
         if recorded is not None:
@@ -65,6 +65,14 @@ def generation_defaults(path: Path, identity: Identity, denoiser: DenoiserConfig
         few = {"num_inference_steps": identity.few_steps.steps, "guidance_scale": identity.few_steps.guidance_scale}
     taken = {"sampler": scheduler.sampler, "schedule": scheduler.schedule, "scheduler": scheduler.config}
     return defaults.model_copy(update={**taken, **{key: value for key, value in few.items() if value is not None}})
+
+
+def _recorded_scheduler(header: Header) -> SchedulerConfig | None:
+    if not any(name.startswith("edm_") for name in header.tensors):
+        return None
+    from gouache.checkpoints.noise_table import recorded_scheduler  # Reads tensors, and so imports torch.
+
+    return recorded_scheduler(header)
 
 
 RECOMMENDED = {"3.5 medium": (40, 4.5), "3.5 large": (28, 3.5), "turbo": (4, 1.0)}

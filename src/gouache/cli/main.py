@@ -88,7 +88,6 @@ EXTRA_OF = {
     "accelerate": "train",
     "datasets": "data",
     "fastapi": "serve",
-    "gradio": "serve",
     "imageio": "media",
     "multipart": "serve",
     "prometheus_client": "serve",

@@ -87,13 +87,14 @@ class _Lines:
         from gouache.training.stage import Preparing
 
         if isinstance(event, Preparing):
-            if self.terminal or event.done == event.total:
+            if event.note:
+                self._print(event.note, keep=True)
+            elif self.terminal or event.done == event.total:
                 self._print(f"encoding {event.done:,}/{event.total:,}", event.done == event.total)
             return
-        left = max(0, event.images - event.images_seen) / max(event.images_per_second, 1e-9)
         text = (
             f"{event.images_seen:,}/{event.images:,} images, {event.images_per_second:.1f}/s"
-            f" ({event.flops_share:.0%} of the matrix peak), {left / 3600:.1f} h left"
+            f" ({event.flops_share:.0%} of the matrix peak), {_time(event.seconds_left)} left"
         )
         figures = {**event.losses, **{f"validation {name}": value for name, value in event.figures.items()}}
         if self.terminal or figures or event.checkpoint:
@@ -105,6 +106,13 @@ class _Lines:
         start = "\r\x1b[2K" if self.terminal else ""
         sys.stderr.write(f"{start}{text}" + ("\n" if keep or not self.terminal else ""))
         sys.stderr.flush()
+
+
+def _time(seconds: float) -> str:
+    """A time as people say it: hours, minutes or seconds."""
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def pack(

@@ -42,6 +42,7 @@ class PackedRecord:
         height: of its bucket.
         row: its place in the bucket's file.
         sha256: of the packed pixels.
+        repeats: how often an epoch shows it, as kohya's folders ``10_name`` say.
     """
 
     key: str
@@ -50,6 +51,7 @@ class PackedRecord:
     height: int
     row: int
     sha256: str
+    repeats: int = 1
 
     @property
     def held_out(self) -> bool:
@@ -104,7 +106,9 @@ def pack_pictures(
                 with (part / _file(bucket)).open("ab") as stream:
                     stream.write(pixels)
                 digest = hashlib.sha256(pixels).hexdigest()
-                record = PackedRecord(item.key, item.captions, bucket.width, bucket.height, counts[bucket], digest)
+                record = PackedRecord(
+                    item.key, item.captions, bucket.width, bucket.height, counts[bucket], digest, item.repeats
+                )
                 lines.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
                 counts[bucket] += 1
                 yield report.good
@@ -187,6 +191,12 @@ class PackedPictures:
         keep = [i for i in range(len(self.records)) if split == "all" or (i in held_out) == (split == "held_out")]
         return np.array(keep, np.int64)
 
+    def weighted(self, split: Split = "train") -> NDArray[np.int64]:
+        """As `indices`, each as often as an epoch shows it: repeats count against one another only."""
+        rows = self.indices(split)
+        repeats = np.array([self.records[row].repeats for row in rows], np.int64)
+        return np.repeat(rows, repeats // np.gcd.reduce(repeats)) if len(rows) else rows
+
     def picture(self, index: int) -> Picture:
         """One picture, uint8 [H,W,4] of its bucket."""
         record = self.records[index]
@@ -251,7 +261,7 @@ class PackedStream:
         self, pictures: PackedPictures, seed: int, *, split: Split = "train", variety: Variety = Variety()
     ) -> None:
         self.pictures, self.seed, self.split, self.variety = pictures, seed, split, variety
-        self.rows = pictures.indices(split)
+        self.rows = pictures.weighted(split)
         self._order: tuple[int, NDArray[np.int64]] | None = None
         if len(self.rows) == 0:
             raise DataError(str(pictures.folder), given=f"no picture in {split}", expected="pictures", cure="Add some.")

@@ -1,8 +1,9 @@
 """Captioned pictures in the forms that people have them, read through the `datasets` library.
 
-A folder with `metadata.jsonl` or `.csv`, or `.txt` captions next to the pictures; parquet; webdataset shards (`.tar`);
-a data set on the hub. Everything is streamed, one picture at a time; nothing is written. Alpha is kept. What can't be
-used is counted and listed in a `ReadReport`, never left out silently.
+A folder with `metadata.jsonl` or `.csv`, or `.txt` (or `.caption`) files next to the pictures; kohya's folders
+`10_name`, whose name is the caption of pictures without one; parquet; webdataset shards (`.tar`); a data set on the
+hub. Everything is streamed, one picture at a time; nothing is written. Alpha is kept. What can't be used is counted and
+listed in a `ReadReport`, never left out silently.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -26,6 +28,8 @@ from gouache.errors import DataError, MissingDependency, PictureError
 from gouache.pipeline.inputs.images import read_with_notes
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")
+CAPTION_SUFFIXES = (".txt", ".caption")
+_KOHYA = re.compile(r"(\d{1,3})_(.+)")
 CAPTION_COLUMNS = ("captions", "caption", "text", "prompt", "txt", "label_text", "description")
 PICTURE_COLUMNS = ("image", "picture", "img", "jpg", "jpeg", "png", "webp")
 FILE_COLUMNS = ("file_name", "file", "path", "image")
@@ -44,11 +48,13 @@ class CaptionedPicture:
         key: its name in the source: a file, or a row number.
         picture: uint8 [H,W,4], straight alpha (255 where the file has none).
         captions: one or more, none empty.
+        repeats: how often an epoch shows it beside others, 1 or more.
     """
 
     key: str
     picture: Picture
     captions: tuple[str, ...]
+    repeats: int = 1
 
 
 @dataclass
@@ -113,7 +119,7 @@ def read_pictures(
             continue
         report.good += 1
         report.notes.update(notes)
-        yield CaptionedPicture(key, picture, captions)
+        yield CaptionedPicture(key, picture, captions, repeats_of(key)[0])
     if report.good == 0:
         first = ": ".join(report.listed[0]) if report.listed else "nothing was read"
         given = f"{report.broken} broken and {report.empty} without a caption ({first})"
@@ -208,22 +214,38 @@ def _folder_rows(folder: Path, texts: _Texts) -> Iterator[tuple[str, bytes | Pat
     elif tables[".tar"]:
         yield from _table_rows("webdataset", tables[".tar"], texts)
     else:
-        texts.siblings = tuple(path for path in files if path.suffix == ".txt")
+        texts.siblings = tuple(path for path in files if path.suffix in CAPTION_SUFFIXES)
         yield from _text_rows(folder, files, texts)
 
 
 def _text_rows(folder: Path, files: list[Path], texts: _Texts) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:
-    """Pictures with a `.txt` next to them: one caption a line."""
+    """Pictures with a text of their name next to them, one caption a line, or in a folder that says what they are."""
     pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
     if not pictures:
         raise DataError(str(folder), given="no picture", expected="pictures, parquet or webdataset shards")
-    if not any(path.with_suffix(".txt").is_file() for path in pictures):
+    if not any(text_beside(path) or repeats_of(path.relative_to(folder).as_posix())[1] for path in pictures):
         cure = "Add metadata.jsonl with file_name and text, or a .txt beside each picture."
         raise DataError(str(folder), given=f"{len(pictures)} pictures, no caption", expected="captions", cure=cure)
     for path in pictures:
-        text = path.with_suffix(".txt")
-        captions = _captions(texts.read(text).splitlines() if text.is_file() else None, texts, str(text))
-        yield path.relative_to(folder).as_posix(), path, captions
+        text, key = text_beside(path), path.relative_to(folder).as_posix()
+        said = texts.read(text).splitlines() if text is not None else repeats_of(key)[1] or None
+        yield key, path, _captions(said, texts, str(text or path))
+
+
+def text_beside(picture: Path) -> Path | None:
+    """The file with a picture's captions."""
+    named = (picture.with_suffix(suffix) for suffix in CAPTION_SUFFIXES)
+    return next((path for path in named if path.is_file()), None)
+
+
+def repeats_of(key: str) -> tuple[int, str]:
+    """What the folder of a picture says, as kohya's sd-scripts name them: "10_blue cat/1.png" gives (10, "blue cat").
+
+    Another folder gives (1, "").
+    """
+    parts = key.split("/")
+    found = _KOHYA.fullmatch(parts[-2]) if len(parts) > 1 else None
+    return (max(int(found[1]), 1), found[2].strip()) if found else (1, "")
 
 
 def _metadata_rows(path: Path, texts: _Texts) -> Iterator[tuple[str, bytes | Path, tuple[str, ...]]]:

@@ -29,7 +29,11 @@ class FSQ(nn.Module):
         self.strides = tuple(math.prod(levels[:i]) for i in range(len(levels)))
 
     def forward(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """Round `z` [..., D] of any size to codes in [-1, 1] (straight-through gradient) and their indices [...]."""
+        """Round `z` [..., D] of any size to codes in [-1, 1] (straight-through gradient) and their indices [...].
+
+        In 32-bit floats: what lies just below a boundary is lost in half of them.
+        """
+        z = z.float()
         levels, half = z.new_tensor(self.levels), self._half(z)
         # Just below the outermost boundary, so that tanh can reach every level but none beyond.
         reach = (levels - 1) * (1 + 1e-3) / 2
@@ -135,7 +139,7 @@ class Quantizer(nn.Module):
         for k, side in enumerate(self.config.scales):
             left = F.adaptive_avg_pool2d(features - total, side)  # [B,F,k,k]
             code, index = self.fsq(self.to_code[k](left.flatten(2).mT))  # [B,k*k,D], [B,k*k]
-            part = self._spread(self.from_code[k](code), side)
+            part = self._spread(self.from_code[k](code.to(features.dtype)), side)
             if scales is not None:
                 part = part * (k < scales).view(-1, 1, 1, 1)
             total = total + part
@@ -143,9 +147,12 @@ class Quantizer(nn.Module):
         return torch.cat(tokens, dim=1), total
 
     def encode(self, latents: Tensor) -> Tensor:
-        """Tokens [B,S] of normalised latents [B,C,h,w]."""
+        """Tokens [B,S] of normalised latents [B,C,h,w].
+
+        Of whatever precision: a picture's latents are kept in fp32 where the networks compute in half.
+        """
         self._check(latents)
-        return self.quantize(self.encoder(latents))[0]
+        return self.quantize(self.encoder(latents.to(next(self.parameters()).dtype)))[0]
 
     def decode(self, tokens: Tensor) -> Tensor:
         """Draft latents [B,C,h,w] of tokens [B,S]; the tokens may stop after any scale."""

@@ -24,6 +24,13 @@ def has_one_dnn() -> bool:
     return there and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+def has_bf16_instructions() -> bool:
+    """Whether this machine's processors compute in bfloat16; no, where torch can't tell."""
+    ask = getattr(torch.cpu, "get_capabilities", None)
+    found = ask() if ask is not None else {}
+    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+
+
 def one_dnn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x weight^T + bias by oneDNN, for fp32 on a CPU; by torch's own choice of library where oneDNN isn't there."""
     if not has_one_dnn():

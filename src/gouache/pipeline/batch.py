@@ -102,6 +102,23 @@ def choose(prompt: str, seed: int, wildcards: Path | None = None) -> str:
     return prompt
 
 
+def has_choices(prompt: str) -> bool:
+    """Whether `choose` would find anything to decide in a prompt.
+
+    >>> has_choices("a {red|blue} cat"), has_choices("a __colour__ cat"), has_choices("a {red} cat")
+    (True, True, False)
+    """
+    return bool(_CHOICE.search(prompt) or _WILDCARD.search(prompt))
+
+
+def wildcard_names(folder: Path | None) -> list[str]:
+    """What a folder has files for: names as `__name__` has them, with slashes for folders inside it."""
+    if folder is None or not folder.is_dir():
+        return []
+    names = (path.relative_to(folder).with_suffix("").as_posix() for path in folder.rglob("*.txt") if path.is_file())
+    return sorted(name for name in names if _WILDCARD.fullmatch(f"__{name}__"))
+
+
 def _lines(name: str, folder: Path | None) -> list[str]:
     path = None if folder is None else (folder / f"{name}.txt").resolve()
     inside = path is not None and folder is not None and path.is_relative_to(folder.resolve())

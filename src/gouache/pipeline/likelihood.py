@@ -137,8 +137,7 @@ def tokens_of(bundle: ModelBundle, latents: Tensor) -> Tensor:
         raise InvalidInput(
             "latents", given=f"{latents.shape[3]}x{latents.shape[2]}", expected=f"{side}x{side}: the prior has one size"
         )
-    weight = next(bundle.quantizer.parameters())
-    return bundle.quantizer.encode(latents.to(weight.device, weight.dtype))
+    return bundle.quantizer.encode(latents.to(next(bundle.quantizer.parameters()).device))
 
 
 @torch.no_grad()

@@ -57,7 +57,7 @@ class Pipeline:
     @classmethod
     def load(
         cls,
-        path: Path | str,
+        path: Path | str | None = None,
         *,
         device: str | None = None,
         dtype: torch.dtype | None = None,
@@ -66,7 +66,7 @@ class Pipeline:
         """Load a model from disk.
 
         Args:
-            path: a file or folder in any format that `gouache inspect` knows.
+            path: a file or folder in any format that `gouache inspect` knows; None takes the shipped model.
             device: "cpu", "cuda", "mps"; None takes a GPU if available.
             dtype: number format of the networks; None takes float32 on the CPU and float16 elsewhere.
             sequential: keep one network at a time in memory, and read each from its file when it is used.
@@ -79,6 +79,9 @@ class Pipeline:
 
         where = check_device(device)
         kind = dtype or (torch.float32 if where.type == "cpu" else torch.float16)
+        if path is None and (path := shipped_model()) is None:
+            cure = "Give a path: this build has no weights."
+            raise ModelNotFound("path", given="none", expected="the shipped model", cure=cure)
         return cls(load_bundle(Path(path), device=where, dtype=kind, without_vae=True, sequential=sequential))
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Self:

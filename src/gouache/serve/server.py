@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import json
 import logging
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -18,18 +20,27 @@ from fastapi.exceptions import RequestValidationError
 from PIL import Image
 from starlette.exceptions import HTTPException
 from starlette.responses import Response
-from starlette.routing import Match, Mount
+from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from gouache import __version__
 from gouache.checkpoints.hub import data_folder, model_folders
 from gouache.checkpoints.identify import identify
-from gouache.errors import GouacheError, InvalidInput, ModelNotFound
-from gouache.pipeline.pipeline import check_device
+from gouache.errors import DeviceUnavailable, GouacheError, InvalidInput, ModelNotFound
 from gouache.pipeline.request import Request as PaintRequest
+from gouache.serve.api import boards as api_boards
+from gouache.serve.api import bulk as api_bulk
+from gouache.serve.api import editing as api_editing
+from gouache.serve.api import events as api_events
+from gouache.serve.api import forms as api_forms
 from gouache.serve.api import jobs as api_jobs
+from gouache.serve.api import model_files as api_model_files
 from gouache.serve.api import models as api_models
 from gouache.serve.api import pictures as api_pictures
+from gouache.serve.api import presets as api_presets
+from gouache.serve.api import prompts as api_prompts
+from gouache.serve.api import queue as api_queue
+from gouache.serve.api import recipes as api_recipes
 from gouache.serve.api import training as api_training
 from gouache.serve.api.a1111 import listings as a1111_listings
 from gouache.serve.api.a1111 import routes as a1111
@@ -43,6 +54,7 @@ from gouache.serve.http.schema import describe
 from gouache.serve.http.slow_headers import patient
 from gouache.serve.logs import log_to_stderr
 from gouache.serve.models.catalog import UNUSABLE
+from gouache.serve.page import routes as page
 from gouache.serve.search.vectors import missing_tower
 from gouache.serve.settings import Settings
 from gouache.serve.store.accounts import ADMIN
@@ -58,25 +70,9 @@ def create_app(studio: Studio) -> ASGIApp:
         studio: what it serves; started and stopped with the application.
     """
     api = create_api(studio)
-    if studio.settings.page:
-        _prepare_gradio(studio.settings.data)
-        from gouache.serve.page.mount import PagePolicy, mount_page
-
-        mount_page(api, studio)
-        served: ASGIApp = PagePolicy(api)
-    else:
-        served = api
-    guarded = Guard(served, studio.settings, studio.accounts, studio.secret, studio.failures)
+    guarded = Guard(api, studio.settings, studio.accounts, studio.secret, studio.failures)
     # Outermost: what the guard refuses is counted too.
     return Counted(guarded, api.state.metrics)
-
-
-def _prepare_gradio(data: Path) -> None:
-    """Keep Gradio's copies of images out of other users' sight, and its telemetry off; it reads both when imported."""
-    cache = data / "page-cache"
-    cache.mkdir(exist_ok=True, mode=0o700)
-    os.environ["GRADIO_TEMP_DIR"] = str(cache)
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 
 
 def create_api(studio: Studio) -> FastAPI:
@@ -100,27 +96,41 @@ def create_api(studio: Studio) -> FastAPI:
     )
     api.state.studio = studio
     api.state.metrics = Metrics()
+    studio.feed.beside = api_events.beside(studio)
     for part in (
         api_jobs,
+        api_queue,
+        api_events,
+        api_bulk,  # Its fixed paths before those with an id in them.
         api_pictures,
+        api_recipes,
+        api_boards,
+        api_editing,
+        api_forms,
+        api_presets,
+        api_prompts,
         api_models,
+        api_model_files,
         api_training,
         a1111,
         a1111_listings,
         a1111_control,
         openai_images,
         ops,
+        page,
     ):
         api.include_router(part.router)
     _add_error_replies(api)
     describe(api)
+    if studio.settings.page:
+        api.include_router(page.pages)
     for prefix in API_PREFIXES:
         api.add_api_route(prefix + "/{rest:path}", _unknown, methods=METHODS, include_in_schema=False)
     return api
 
 
 API_PREFIXES = ("/v1", "/sdapi", "/controlnet")
-"""Paths that belong to an interface and not to the page, which would answer in its own way what isn't there."""
+"""Paths that belong to an interface, whose errors have its shape."""
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 
 
@@ -130,8 +140,7 @@ def _unknown(request: Request) -> None:
     Raises:
         HTTPException: 404, or 405 where another method would be served.
     """
-    others = [route for route in request.app.routes if not isinstance(route, Mount)]  # The page takes every path.
-    served = [route for route in others if getattr(route, "endpoint", None) is not _unknown]
+    served = [route for route in request.app.routes if getattr(route, "endpoint", None) is not _unknown]
     scope = dict(request.scope)
     allowed = [
         method
@@ -168,6 +177,23 @@ SPARE_FILES = 256
 """Open files that the store, the pictures and the workers need beside the connections."""
 
 BACKLOG = 2048
+
+
+class WebServer(uvicorn.Server):
+    """The web server of one studio, whose stop ends the event streams: they would never end by themselves.
+
+    Args:
+        studio: what it serves.
+    """
+
+    def __init__(self, studio: Studio) -> None:
+        super().__init__(uvicorn_config(create_app(studio), studio.settings))
+        self.studio = studio
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Finish what is being answered, and stop."""
+        self.studio.feed.close()
+        await super().shutdown(sockets)
 
 
 def uvicorn_config(app: ASGIApp, settings: Settings) -> uvicorn.Config:
@@ -307,6 +333,32 @@ def check_model_and_device(studio: Studio) -> None:
         check_device(studio.settings.device)
 
 
+_CHECK_DEVICE = """
+import json, sys
+from gouache.errors import GouacheError
+from gouache.pipeline.pipeline import check_device
+try:
+    check_device(sys.argv[1])
+except GouacheError as error:
+    print(json.dumps(error.to_dict()))
+"""
+
+
+def check_device(device: str | None) -> None:
+    """Refuse a device that isn't there, asked in a process of its own: this one never loads torch.
+
+    Raises:
+        DeviceUnavailable: it isn't there.
+    """
+    if device in (None, "cpu"):
+        return
+    asked = subprocess.run([sys.executable, "-c", _CHECK_DEVICE, str(device)], capture_output=True, text=True)
+    if asked.returncode:
+        raise DeviceUnavailable("device", given=str(device), expected="a device that torch can be asked about")
+    if asked.stdout.strip():
+        raise GouacheError.from_dict(json.loads(asked.stdout.splitlines()[-1]))
+
+
 def share_heaps() -> None:
     """As many heaps for this process's threads as the workers get; nothing where the C library is not glibc."""
     if ARENAS_VARIABLE not in os.environ:
@@ -331,8 +383,8 @@ def run(studio: Studio, announce: Callable[[str], object]) -> None:
     """
     share_heaps()
     check_openness(studio)
-    # Whatever opens a picture in this process, Gradio too, refuses what is over the limit of uploads (Pillow raises at
-    # twice its own); nothing is decoded here that was not sent by the page.
+    # Nothing decodes a picture in this process; should anything ever, it refuses what is over the limit of uploads
+    # (Pillow raises at twice its own).
     Image.MAX_IMAGE_PIXELS = studio.upload_pixels // 2
     check_model_and_device(studio)
     settings = studio.settings
@@ -340,9 +392,8 @@ def run(studio: Studio, announce: Callable[[str], object]) -> None:
     log_to_stderr()
     address = listener.getsockname()
     announce(f"http://{settings.host}:{address[1]}")
-    config = uvicorn_config(create_app(studio), settings)
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        WebServer(studio).run(sockets=[listener])
     finally:
         studio.close()
         listener.close()

@@ -132,6 +132,17 @@ class Settings(Config):
         return (*self.models, self.data / "models")
 
     @property
+    def uploads_folder(self) -> Path:
+        """Where models that are sent to it go: the models folder of this machine, where it is one of the studio's."""
+        own = models_folder()
+        return own if own.resolve() in {path.resolve() for path in self.model_folders} else self.data / "models"
+
+    @property
+    def wildcards(self) -> Path:
+        """Folder of `NAME.txt` files, one choice a line, for `__NAME__` in prompts."""
+        return self.data / "wildcards"
+
+    @property
     def store_url(self) -> str:
         """Where the store is."""
         return self.store or f"sqlite:///{self.data / 'studio.sqlite3'}"

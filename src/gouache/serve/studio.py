@@ -11,21 +11,27 @@ from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from sqlalchemy import delete, insert, select
+from sqlalchemy import select
 
 from gouache.errors import GouacheError, ModelNotFound, QueueFull
-from gouache.pipeline.output.metadata import ImageKind
+from gouache.files import write_bytes
+from gouache.pipeline.output.a1111_text import infotext_of
+from gouache.pipeline.output.infotext import format_infotext
+from gouache.pipeline.output.metadata import OWN, PARAMETERS, ImageKind
 from gouache.pipeline.request import Request
 from gouache.serve.decoding.operations import Facts
 from gouache.serve.decoding.processes import Decoding
 from gouache.serve.http.visitors import Buckets
+from gouache.serve.live.feed import GALLERY, QUEUE, Feed
 from gouache.serve.models.catalog import ModelCatalog
 from gouache.serve.models.downloads import Pulls
+from gouache.serve.models.uploads import Placed, Uploads
 from gouache.serve.queue.admission import admit
 from gouache.serve.queue.cached_views import CachedJobView
 from gouache.serve.queue.job import FINISHED, Ending, Job, Source
 from gouache.serve.queue.leases import Leases
 from gouache.serve.queue.notify import Notifier, wait_until
+from gouache.serve.queue.order import QueueOrder
 from gouache.serve.queue.queue import JobQueue, fingerprint_of
 from gouache.serve.queue.tasks import PictureTasks, Tasks
 from gouache.serve.search.query import SemanticSearch
@@ -33,9 +39,11 @@ from gouache.serve.settings import Settings
 from gouache.serve.store.accounts import Accounts
 from gouache.serve.store.attachments import Attachments
 from gouache.serve.store.database import Database, upsert
+from gouache.serve.store.edited import file_of_edited, job_of_edited, list_edited, recipe_of_edited
 from gouache.serve.store.file_store import FileStore, thumbnail_of
 from gouache.serve.store.gallery import Gallery, Picture
-from gouache.serve.store.tables import options, presets
+from gouache.serve.store.presets import Presets
+from gouache.serve.store.tables import options
 from gouache.serve.store.upkeep import Housekeeping
 from gouache.serve.training.runs import TrainingRuns
 from gouache.serve.training.sets import DataSet, TrainingSets
@@ -66,16 +74,19 @@ class Studio:
         self.attachments = Attachments(self.database, self.file_store)
         self.decoding = Decoding()
         self.jobs = JobQueue(self.database, settings.limits, self.file_store.discard)
+        self.order = QueueOrder(self.database, settings.workers)
         self.cached_view = CachedJobView(self.database)
         self.leases = Leases(self.database)
-        self.pictures = Gallery(self.database)
+        self.notifier = Notifier()
+        self.pictures = Gallery(self.database, partial(self.notifier.notify, GALLERY))
+        self.feed = Feed(self.database, self.jobs, self.order, self.pictures, self.notifier)
         self.housekeeping = Housekeeping(self.database, self.file_store, self.pictures)
         self.accounts = Accounts(self.database)
+        self.presets = Presets(self.database)
         self.catalog = ModelCatalog(settings.model_folders, self.database, settings.default_model)
         self.secret = self.database.secret()
         self.failures = Buckets(settings.limits.failed_logins_per_minute)
         self.submissions = Buckets(settings.limits.jobs_per_minute)
-        self.notifier = Notifier()
         self.streams: Counter[str] = Counter()
         """Event streams that each user follows."""
         self.started = time.time()
@@ -83,6 +94,7 @@ class Studio:
         sets, models = TrainingSets(settings.data / "training"), settings.data / "models"
         self.training = TrainingRuns(settings.data / "runs", sets, models, self.catalog)
         self.pulls = Pulls(self.catalog.refresh)
+        self.uploads = Uploads(settings.uploads_folder, settings.limits.free_bytes, self._file_arrived)
         timeout = min(SEARCH_SECONDS, settings.wait)
         tasks, wake = Tasks(self.database), self.supervisor.wake_beside
         self.semantic_search = SemanticSearch(tasks, self.pictures, self.notifier, wake, timeout)
@@ -113,14 +125,7 @@ class Studio:
             duplicate = self.jobs.recent_duplicate(owner, fingerprint, since=time.time() - DUPLICATE_SECONDS)
             if duplicate is not None:
                 return duplicate, False
-        wait = self.submissions.take(owner)
-        if wait:
-            raise QueueFull(
-                "jobs a minute",
-                given="too many",
-                expected=f"at most {self.settings.limits.jobs_per_minute}",
-                cure=f"Try again in {wait:.0f} s.",
-            )
+        self._take_turn(owner)
         fingerprint = fingerprint or fingerprint_of(request.to_json())
         if request.model is None and (chosen := self.default_model(owner)) != self.catalog.default:
             request = request.replace({"model": chosen})
@@ -132,8 +137,19 @@ class Studio:
         )
         self.supervisor.wake()
         if new:
+            self.notifier.notify(job.id)
             log.info("job accepted", extra={"job": job.id, "owner": owner, "source": source})
         return job, new
+
+    def _take_turn(self, owner: str) -> None:
+        wait = self.submissions.take(owner)
+        if wait:
+            raise QueueFull(
+                "jobs a minute",
+                given="too many",
+                expected=f"at most {self.settings.limits.jobs_per_minute}",
+                cure=f"Try again in {wait:.0f} s.",
+            )
 
     def cancel(self, job_id: str, owner: str | None, *, ending: Ending = "drop") -> Job:
         """Cancel one job by its id; arguments and errors as `JobQueue.cancel`."""
@@ -151,7 +167,24 @@ class Studio:
         self.file_store.renew(self.jobs.get(job_id, owner).parsed().pictures())
         job = self.jobs.retry(job_id, owner)
         self.supervisor.wake()
+        self.notifier.notify(job_id)
         return job
+
+    def cancel_waiting(self, owner: str) -> int:
+        """Cancel every job of a user that waits; gives how many."""
+        cancelled = self.order.cancel_waiting(owner)
+        for job_id in cancelled:
+            self.notifier.notify(job_id)
+        return len(cancelled)
+
+    def pause(self, owner: str, paused: bool) -> None:
+        """Let a user's waiting jobs wait on, or be taken again."""
+        if paused:
+            self.order.pause(owner)
+        else:
+            self.order.resume(owner)
+            self.supervisor.wake()
+        self.notifier.notify(QUEUE)
 
     @property
     def upload_pixels(self) -> int:
@@ -198,6 +231,45 @@ class Studio:
         wanted = {"root": str(self.training.sets.root), "name": name, "file": file}
         return DataSet(**self.decoding.run(owner, "add_to_set", data, wanted, SET_SECONDS)[0])
 
+    def set_thumbnail(self, owner: str, name: str, file: str) -> Path:
+        """A small WebP of a picture to train on, made at the first call; blocks. Errors as `TrainingSets.picture`."""
+        sets = self.training.sets
+        path = sets.thumbnail(name, file)
+        if not path.is_file():
+            made = self.decoding.run(owner, "thumbnail", sets.picture(name, file).read_bytes(), {})[1]
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(path, made, force=True)
+        return path
+
+    def keep_edited(self, owner: str, data: bytes, parents: Sequence[str]) -> Picture:
+        """Put a picture that was composed of others into the gallery; blocks, see `Decoding.beside`.
+
+        Args:
+            owner: whose it is.
+            data: its bytes; it is stored as a PNG with the recipe of its first parent inside.
+            parents: ids of the owner's pictures that it was made of.
+
+        Raises:
+            PictureError: no picture, or too large.
+            NotFound: a parent that isn't one of the owner's pictures.
+            QueueFull: too many in a minute.
+            NoRoom: the disk is nearly full.
+        """
+        self._take_turn(owner)
+        self.file_store.check_room()
+        recipe = recipe_of_edited([self.pictures.get(parent, owner) for parent in parents])
+        wanted = {"where": "body", "max_pixels": self.upload_pixels}
+        facts, _ = self.decoding.run(owner, "check", data, wanted)
+        size = (facts["width"], facts["height"])
+        texts = {PARAMETERS: format_infotext(infotext_of(recipe)), OWN: recipe.to_json()}
+        anew = {"width": size[0], "height": size[1], "crops": False, "resample": 0, "texts": texts}
+        _, whole = self.decoding.run(owner, "resize", data, {**anew, "max_pixels": self.upload_pixels})
+        job = job_of_edited(owner, recipe, whole)
+        self.file_store.keep("pictures", file_of_edited(job), whole)
+        made = list_edited(self.database, job, recipe, whole, size)
+        self.notifier.notify(str(job["id"]))
+        return self.pictures.get(made, owner)
+
     async def wait_for(self, job_id: str, seconds: float) -> Job:
         """Wait until a job is finished, at most so long; gives it as it stands then."""
 
@@ -237,6 +309,14 @@ class Studio:
         """The error as whoever uses the page may read it."""
         return str(self.hidden(error))
 
+    def _file_arrived(self, placed: Placed) -> None:
+        """A weight file was put among the models: list it, under the hash by which recipes will know it."""
+        self.catalog.refresh()
+        log.info("model added", extra={"model": placed.name, "kind": placed.kind, "sha256": placed.sha256})
+        entry = next((entry for entry in self.catalog.entries() if entry.path == placed.path.resolve()), None)
+        if entry is not None and not placed.recorded:
+            self.catalog.remember_hash(entry, placed.sha256)
+
     def options(self, owner: str) -> dict[str, str]:
         """A user's stored options, as JSON texts by key."""
         rows = self.database.rows(select(options).where(options.c.owner == owner))
@@ -247,18 +327,6 @@ class Studio:
         with self.database.write() as connection:
             for key, value in values.items():
                 upsert(connection, options, {"owner": owner, "key": key}, {"value": value})
-
-    def presets(self, owner: str) -> dict[str, tuple[str, str]]:
-        """Prompt and negative prompt by name of the user's styles."""
-        rows = self.database.rows(select(presets).where(presets.c.owner == owner).order_by(presets.c.name))
-        return {row.name: (row.prompt, row.negative_prompt) for row in rows}
-
-    def set_preset(self, owner: str, name: str, prompt: str, negative_prompt: str) -> None:
-        """Store a style; it replaces one of the same name."""
-        with self.database.write() as connection:
-            connection.execute(delete(presets).where(presets.c.owner == owner, presets.c.name == name))
-            values = {"owner": owner, "name": name, "prompt": prompt, "negative_prompt": negative_prompt}
-            connection.execute(insert(presets).values(**values, request="{}"))
 
     def close(self) -> None:
         """Stop the workers and let go of the store."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, ClassVar, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -32,8 +33,9 @@ class LoopConfig(Config):
     """Images a step, over all processes together."""
     images: int = Field(default=1_000_000, ge=1)
     """Images to train on."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Arithmetic of the networks; weights and optimizer stay in fp32."""
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    """Arithmetic of the networks; weights and optimizer stay in fp32. "auto" is bf16 where the device computes in it
+    natively, and fp32 elsewhere, where bf16 would be slower."""
     channels_last: bool = True
     """Memory layout of pictures and convolutions; about 1.3 times faster on a CPU."""
     compile: bool = False
@@ -46,6 +48,8 @@ class LoopConfig(Config):
     """Images between two lines of the log."""
     validate_images: int = Field(default=100_000, ge=1)
     """Images between two validations; a sample sheet is drawn with each."""
+    validate_minutes: float = Field(default=0.0, ge=0)
+    """Minutes between two validations, where they come sooner than by images; 0 goes by images only."""
     patience: int = Field(default=0, ge=0)
     """Stop after so many validations without a better held-out score; 0 never stops early."""
 
@@ -78,10 +82,30 @@ class OptimizerConfig(Config):
 class EmaConfig(Config):
     """Power-function averages of the weights (Karras et al. 2024, section 3)."""
 
-    lengths: tuple[float, ...] = (0.05, 0.10)
+    lengths: tuple[float, ...] = Field(default=(0.05, 0.10), min_length=1)
     """Relative widths sigma_rel of the averages that are tracked."""
     use: float = 0.05
-    """The width that validation, samples and export use."""
+    """The width that validation, samples and export use; the first of `lengths` where those alone are given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_is_used(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        lengths, use = values.get("lengths"), values.get("use")
+        if lengths and use is None and isinstance(lengths, list | tuple):
+            return {**values, "use": lengths[0]}
+        if lengths is None and isinstance(use, float) and use not in (0.05, 0.10):
+            return {**values, "lengths": (use,)}
+        return values
+
+    @model_validator(mode="after")
+    def _it_is_tracked(self) -> EmaConfig:
+        if self.use not in self.lengths:
+            raise ConfigError(
+                "ema.use", given=self.use, expected=f"one of lengths: {', '.join(map(str, self.lengths))}"
+            )
+        return self
 
 
 class StageConfig(Config):
@@ -90,6 +114,27 @@ class StageConfig(Config):
     loop: LoopConfig = LoopConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EmaConfig = EmaConfig()
+
+
+TUNING: dict[str, dict[str, Any]] = {
+    "optimizer": {"learning_rate": 1e-4, "warmup_images": 100},
+    "ema": {"lengths": (0.1,), "use": 0.1},
+}
+"""What a stage that starts from a finished network takes where its table says nothing: such a network needs a tenth of
+the rate it was trained with, a warm-up that a run of minutes gets through, and one average."""
+
+
+def _tuned(values: Any) -> Any:
+    """A stage's table, with the values that suit the start it names."""
+    if not isinstance(values, dict) or values.get("start") is None:
+        return values
+    filled = dict(values)
+    for table, usual in TUNING.items():
+        given = values.get(table, {})
+        if isinstance(given, dict):
+            # Widths and the one in use belong together: whoever names either chooses both.
+            filled[table] = given if table == "ema" and given else {**usual, **given}
+    return filled
 
 
 def _check_origin(stage: str, network: Config | None, start: Path | None) -> None:
@@ -125,6 +170,8 @@ class VaeStage(StageConfig):
     of stages `tokens` and `denoiser` in the run's folder."""
     painted_from: tuple[float, float] = (0.3, 8.0)
     """Lowest and highest noise level, as sigma, that such latents are painted from; drawn evenly in its logarithm."""
+
+    _suits_its_start = model_validator(mode="before")(_tuned)
 
     @model_validator(mode="after")
     def _one_origin(self) -> VaeStage:
@@ -185,7 +232,11 @@ class TokensStage(StageConfig):
 class PriorStage(StageConfig):
     """Stage 4: the autoregressive transformer over the tokens, given text."""
 
-    network: PriorConfig
+    network: PriorConfig | None = None
+    """Sizes of a prior with random weights; none if `start` names a model."""
+    start: Path | None = None
+    """A model whose prior is trained further. Its other parts are used as they are, and what its prior remembers
+    stays; the pictures to train on are remembered beside it."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
     token_noise: float = Field(default=0.1, ge=0, lt=1)
     """Largest share of input tokens replaced by random ones."""
@@ -196,8 +247,24 @@ class PriorStage(StageConfig):
     """Share of images from which the nearest remembered picture, often they themselves, is hidden
     (`network.neighbours`)."""
 
+    _suits_its_start = model_validator(mode="before")(_tuned)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> PriorStage:
+        _check_origin("prior", self.network, self.start)
+        return self
+
+    @property
+    def sizes(self) -> PriorConfig:
+        """The network's sizes, once they are known."""
+        if self.network is None:
+            raise ConfigError("prior.network", given="none", expected="sizes, taken from the model to start from")
+        return self.network
+
     @model_validator(mode="after")
     def _a_weight_for_every_group(self) -> PriorStage:
+        if self.network is None:
+            return self
         groups, given = len(self.network.groups), self.group_weights
         if given and (len(given) != groups or min(given) <= 0):
             raise ConfigError("prior.group_weights", given=list(given), expected=f"{groups} numbers above 0, or none")
@@ -237,6 +304,8 @@ class DenoiserStage(StageConfig):
     gradient_checkpointing: bool = False
     freeze: tuple[str, ...] = ()
     """Names of parameters (prefixes) that are not trained."""
+
+    _suits_its_start = model_validator(mode="before")(_tuned)
 
     @model_validator(mode="after")
     def _one_origin(self) -> DenoiserStage:
@@ -281,7 +350,8 @@ class DataConfig(Config):
     size: int = 128
     """Side of the pictures in pixels."""
     examples: int = Field(default=100_000, ge=1)
-    """Examples of the stream that are encoded for the stages after the autoencoder."""
+    """Examples of the stream that are encoded for the stages after the autoencoder; of a packed set at most every
+    picture with each of its captions, flips and templates once."""
     scene_share: float = Field(default=0.5, ge=0, le=1)
     """Share of composed scenes (data set of stickers only)."""
     zh_share: float = Field(default=0.0, ge=0, le=1)
@@ -309,9 +379,55 @@ class TextConfig(Config):
     max_tokens: int = Field(default=40, gt=2)
 
 
+ELSEWHERE = {
+    "snr_gamma": 'Say [denoiser] weight = "min_snr" and weight_gamma = 5.0.',
+    "min_snr_gamma": 'Say [denoiser] weight = "min_snr" and weight_gamma = 5.0.',
+    "train_batch_size": "It is called batch_size, in [STAGE.loop].",
+    "batch_size": "It belongs to [STAGE.loop].",
+    "gradient_accumulation_steps": "It is called accumulation, in [STAGE.optimizer]; batch_size holds all its parts.",
+    "max_train_steps": "Say [STAGE.loop] images = steps x batch_size, or give the time with --minutes.",
+    "max_train_epochs": "Say [STAGE.loop] images = epochs x pictures, or give the time with --minutes.",
+    "num_train_epochs": "Say [STAGE.loop] images = epochs x pictures, or give the time with --minutes.",
+    "mixed_precision": 'It is called precision, in [STAGE.loop]: "fp32", "bf16", "fp16" or "auto".',
+    "learning_rate": "It belongs to [STAGE.optimizer].",
+    "unet_lr": "It is called learning_rate, in [denoiser.optimizer].",
+    "lr_scheduler": "It is called schedule, in [STAGE.optimizer].",
+    "lr_warmup_steps": "Say [STAGE.optimizer] warmup_images = steps x batch_size.",
+    "optimizer_type": "There is one optimizer, AdamW; [STAGE.optimizer] eight_bit = true keeps its moments in 8 bits.",
+    "use_8bit_adam": "It is called eight_bit, in [STAGE.optimizer].",
+    "adam_beta1": "Say [STAGE.optimizer] betas = [beta1, beta2].",
+    "adam_beta2": "Say [STAGE.optimizer] betas = [beta1, beta2].",
+    "adam_weight_decay": "It is called weight_decay, in [STAGE.optimizer].",
+    "adam_epsilon": "It is called epsilon, in [STAGE.optimizer].",
+    "max_grad_norm": "It is called gradient_clip, in [STAGE.optimizer].",
+    "use_ema": "Averages are always kept: [STAGE.ema] lengths and use.",
+    "ema_decay": "Averages have relative widths, not a decay: [STAGE.ema] lengths and use.",
+    "resolution": "It is called size, in [data].",
+    "random_flip": "It is called flip, in [data].",
+    "flip_aug": "It is called flip, in [data].",
+    "center_crop": "Pictures are always cut in the middle, when the set is built.",
+    "enable_bucket": "Build the set with it: gouache data build pictures DIR --from FOLDER --buckets.",
+    "caption_dropout_rate": "It is called caption_dropout, in [denoiser].",
+    "proportion_empty_prompts": "It is called caption_dropout, in [denoiser].",
+    "train_data_dir": "It is no key: give the folder with --data.",
+    "output_dir": "It is no key: give the folder with --out.",
+    "pretrained_model_name_or_path": "It is called start, in [denoiser].",
+    "checkpointing_steps": "Checkpoints are counted in time: [STAGE.loop] checkpoint_minutes.",
+    "checkpoints_total_limit": "It is called keep, in [STAGE.loop].",
+    "validation_prompt": "Samples are drawn for the captions of held-out pictures, at every validation.",
+    "validation_epochs": "It is called validate_images, in [STAGE.loop], and counts pictures.",
+    "lora_rank": "Whole networks are trained; `gouache merge --to lora` makes a LoRA of the result and its start.",
+    "rank": "Whole networks are trained; `gouache merge --to lora` makes a LoRA of the result and its start.",
+    "network_dim": "Whole networks are trained; `gouache merge --to lora` makes a LoRA of the result and its start.",
+    "network_alpha": "Whole networks are trained; `gouache merge --to lora` makes a LoRA of the result and its start.",
+}
+"""Names that diffusers' training scripts and kohya's sd-scripts give what is set here."""
+
+
 class TrainConfig(Config):
     """A whole training: its data, its text encoder, and a table for every stage that it knows."""
 
+    elsewhere: ClassVar[Mapping[str, str]] = ELSEWHERE
     data: DataConfig = DataConfig()
     text: TextConfig = TextConfig()
     defaults: GenerationDefaults = GenerationDefaults(

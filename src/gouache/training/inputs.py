@@ -86,7 +86,13 @@ class RunInputs:
         self, sources: Sources, encoders: Encoders
     ) -> Generator[Preparing, None, tuple[EncodedStore, EncodedStore]]:
         """Encode examples to train on and the held-out ones, unless they are stored already."""
-        train = yield from self.store(sources.train, encoders, self.config.data.examples)
+        if sources.note:
+            yield Preparing(0, 0, sources.note)
+        count, every = self.config.data.examples, sources.every
+        if every is not None and len(every) <= count:
+            train = yield from self.store(every, encoders, len(every))
+        else:
+            train = yield from self.store(sources.train, encoders, count)
         held_out = yield from self.store(sources.held_out, encoders, len(sources.held_out))
         return train, held_out
 

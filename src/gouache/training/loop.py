@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gouache.errors import NonFiniteLoss, TrainingError
+from gouache.nn.torch_private import has_bf16_instructions
 from gouache.training.config import StageConfig
 from gouache.training.ema import PowerEma
 from gouache.training.optimizer import learning_rate, make_optimizer
@@ -63,6 +64,7 @@ class TrainingProgress:
         images_per_second: speed since the run was started or resumed.
         flops_share: matrix products and convolutions a second, as a share of the machine's measured matrix peak.
         checkpoint: the file just written, if any.
+        seconds_left: until the images or the minutes are used up, whichever is sooner, at the speed so far.
     """
 
     images_seen: int
@@ -72,6 +74,7 @@ class TrainingProgress:
     images_per_second: float
     flops_share: float
     checkpoint: Path | None
+    seconds_left: float = math.nan
 
 
 def train(
@@ -117,8 +120,19 @@ def make_accelerator(config: StageConfig) -> Accelerator:
 
     if sharding_asked():
         check_sharding(config)
-    precision = {"fp32": "no", "bf16": "bf16", "fp16": "fp16"}[config.loop.precision]
-    return Accelerator(mixed_precision=precision)
+    chosen = config.loop.precision
+    if chosen == "auto":
+        chosen = "bf16" if computes_bf16() else "fp32"
+    return Accelerator(mixed_precision="no" if chosen == "fp32" else chosen)
+
+
+def computes_bf16() -> bool:
+    """Whether the device that trains has instructions for bfloat16; without them it is slower than fp32."""
+    if torch.cuda.is_available():
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    if torch.backends.mps.is_available():
+        return False
+    return has_bf16_instructions()
 
 
 def _ahead() -> ThreadPoolExecutor:
@@ -172,6 +186,7 @@ class _Trainer:
         self.summed = 0
         self.started, self.first_image = time.monotonic(), self.state.position.images_seen
         self.earlier_seconds, self.last_save = self.state.position.seconds, time.monotonic()
+        self.last_validation = time.monotonic()
         self.flops_per_image = 0.0
         self.peak = 0.0
 
@@ -188,12 +203,14 @@ class _Trainer:
                 losses = self._step(batch, self._done(minutes))
                 position.seconds = self.earlier_seconds + time.monotonic() - self.started
                 over = minutes is not None and position.seconds >= 60 * minutes
-                ending, due = self._any(over or stop() or position.images_seen >= loop.images, self._due())
+                ending, due, judge = self._any(
+                    over or stop() or position.images_seen >= loop.images, self._due(), self._validation_due()
+                )
                 # Validation can end the run (patience), so it comes before the last checkpoint.
-                figures = self._validate(ending)
+                figures = self._validate(ending or judge)
                 if loop.patience:
                     (ending,) = self._any(ending or position.bad_validations >= loop.patience)
-                yield self._progress(losses, figures, self._save() if due or ending else None)
+                yield self._progress(losses, figures, self._save() if due or ending else None, minutes)
                 if ending:
                     following.cancel()
                     return
@@ -285,9 +302,9 @@ class _Trainer:
             self.log.write(seen, means | extra)
         return means
 
-    def _validate(self, ending: bool) -> dict[str, float]:
+    def _validate(self, now: bool) -> dict[str, float]:
         position = self.state.position
-        if position.images_seen < position.next_validation and not ending:
+        if position.images_seen < position.next_validation and not now:
             return {}
         position.next_validation = position.images_seen + self.config.loop.validate_images
         # Save before a long evaluation: a crash in it must not cost the run.
@@ -306,6 +323,7 @@ class _Trainer:
         else:
             position.bad_validations += 1
         self.stage.export(network, self.run / "last.safetensors")
+        self.last_validation = time.monotonic()
         if self.log is not None:
             self.log.write(position.images_seen, {f"validation/{name}": value for name, value in figures.items()})
             if sheet is not None:
@@ -325,6 +343,10 @@ class _Trainer:
 
     def _due(self) -> bool:
         return time.monotonic() - self.last_save >= 60 * self.config.loop.checkpoint_minutes
+
+    def _validation_due(self) -> bool:
+        every = self.config.loop.validate_minutes
+        return every > 0 and time.monotonic() - self.last_validation >= 60 * every
 
     def _save(self) -> Path | None:
         self.last_save = time.monotonic()
@@ -350,9 +372,14 @@ class _Trainer:
     def _speed(self) -> float:
         return (self.state.position.images_seen - self.first_image) / (time.monotonic() - self.started)
 
-    def _progress(self, losses: dict[str, float], figures: dict[str, float], saved: Path | None) -> TrainingProgress:
-        seen, speed = self.state.position.images_seen, self._speed()
-        return TrainingProgress(seen, self.config.loop.images, losses, figures, speed, self._share(speed), saved)
+    def _progress(
+        self, losses: dict[str, float], figures: dict[str, float], saved: Path | None, minutes: float | None
+    ) -> TrainingProgress:
+        seen, images, speed = self.state.position.images_seen, self.config.loop.images, self._speed()
+        left = max(0, images - seen) / max(speed, 1e-9)
+        if minutes is not None:
+            left = min(left, max(0.0, 60 * minutes - self.state.position.seconds))
+        return TrainingProgress(seen, images, losses, figures, speed, self._share(speed), saved, left)
 
     def _check_finite(self, what: str, value: Tensor) -> None:
         if bool(torch.isfinite(value).all()):

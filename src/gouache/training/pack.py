@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from gouache.checkpoints.load import load_bundle
 from gouache.checkpoints.save import bundle_to_write, write_model
-from gouache.errors import InvalidInput
+from gouache.errors import ConfigError, InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults
 from gouache.models.family import POCKET
 from gouache.training.config import TrainConfig, stage_config
-from gouache.training.inputs import RunInputs, stage_run
+from gouache.training.inputs import RunInputs, last_result, stage_run
 from gouache.training.stages.registry import STAGES
 from gouache.training.state import tracked_average
 
@@ -69,11 +70,16 @@ def pack(
 def assemble_bundle(config: TrainConfig, run: Path, name: str, defaults: GenerationDefaults) -> ModelBundle:
     """The model in memory, in fp32; errors as in `pack`."""
     inputs = RunInputs(config, Path(), run)
-    for stage in STAGES.values():
-        if (base := stage.base_model(config)) is not None:
-            parts = stage.model_parts(inputs, {})
-            return replace(load_bundle(base), name=name, sha256="", **parts)
-    parts = {}
+    tuned = {stage: base for stage in STAGES.values() if (base := stage.base_model(config)) is not None}
+    parts: dict[str, Any] = {}
+    if tuned:
+        if len({base.resolve() for base in tuned.values()}) > 1:
+            given = " and ".join(map(str, tuned.values()))
+            raise ConfigError("start", given=given, expected="one model, which all stages train further")
+        done = [stage for stage in tuned if last_result(run, stage.name).exists()]
+        for stage in done or tuned:  # of a stage that has not begun, the start's part stays
+            parts |= stage.model_parts(inputs, parts)
+        return replace(load_bundle(next(iter(tuned.values()))), name=name, sha256="", **parts)
     # From the last stage back: what comes after says which earlier parts are used.
     for stage in reversed(STAGES.values()):
         parts |= stage.model_parts(inputs, parts)

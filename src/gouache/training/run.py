@@ -6,7 +6,7 @@ have left them, where that is still empty. So the run packs into a whole model a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import torch
@@ -16,6 +16,9 @@ from gouache.checkpoints.formats.safetensors import save_tensors
 from gouache.checkpoints.load import load_bundle
 from gouache.checkpoints.save import bundle_to_write
 from gouache.config import Config
+from gouache.data.buckets import Bucket
+from gouache.data.packed import pack_pictures
+from gouache.data.readers import ReadReport
 from gouache.errors import ConfigError, TrainingError
 from gouache.models.bundle import ModelBundle
 from gouache.models.text.sentence import SentenceEncoder
@@ -26,6 +29,9 @@ from gouache.training.stage import Preparing, Ready
 from gouache.training.stages.registry import STAGES
 from gouache.training.state import checkpoints, full_disk_reported
 from gouache.training.towers import write_sentence_encoder
+
+BUILT = ("manifest.json", "pictures.npy")
+"""Files that tell a built set from a folder of pictures."""
 
 
 def assemble(name: str, config: TrainConfig, data: Path, run: Path) -> Iterator[Preparing | Ready]:
@@ -164,6 +170,8 @@ def train_stage(
 ) -> Iterator[Preparing | TrainingProgress]:
     """Train `stage` as the TOML file `config` says on the data set `data` into `run`/`stage`; resume an existing run.
 
+    `data` is a built set, or pictures as people have them, which are packed into the run's folder first.
+
     With `from_packed`, a model that `gouache pack` wrote, results that the run lacks and the stage's first weights come
     from that model; a run that has a checkpoint of the stage resumes from the checkpoint.
 
@@ -180,6 +188,7 @@ def train_stage(
         accelerator.wait_for_everyone()
     ready = None
     with full_disk_reported(stage_run(run, stage)):
+        data = yield from _built(data, run, settings.data.size, main=accelerator.is_main_process)
         for event in _events(stage, settings, data, run, from_packed):
             if isinstance(event, Ready):
                 ready = event
@@ -194,6 +203,19 @@ def train_stage(
     if ready is not None:
         folder = stage_run(run, stage)
         yield from train(ready.stage, ready.config, folder, minutes=minutes, stop=stop, accelerator=accelerator)
+
+
+def _built(data: Path, run: Path, size: int, *, main: bool) -> Generator[Preparing, None, Path]:
+    """The built set that `data` is, or that is made of its pictures in the run's folder, once."""
+    if not data.exists() or any((data / name).is_file() for name in BUILT):
+        return data
+    folder = run / f"pictures-{size}"
+    if main and not (folder / BUILT[0]).is_file():
+        report = ReadReport()
+        for _ in pack_pictures(data, folder, (Bucket(size, size),), report):
+            pass
+        yield Preparing(0, 0, f"{folder}: {report.summary()}")
+    return folder
 
 
 def _events(

@@ -33,10 +33,11 @@ N = TypeVar("N", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True)
 class Preparing:
-    """Encoding goes on: `done` of `total` examples of a store are there."""
+    """Encoding goes on: `done` of `total` examples of a store are there; or something that people should know."""
 
     done: int
     total: int
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from gouache.pipeline.generate.a1111_procedure import (
 )
 from gouache.pipeline.inputs.a1111_masks import blurred, cut_like_a1111, mask_of, resized
 from gouache.pipeline.pipeline import Pipeline
-from gouache.pipeline.prompts.encode import fill_chunks
+from gouache.pipeline.prompts.chunks import fill_chunks
 from gouache.pipeline.prompts.syntax import schedule, sections
 from gouache.pipeline.request import Hires, Mask, Request
 

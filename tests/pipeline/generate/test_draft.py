@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,6 +173,31 @@ def test_it_begins_on_the_noised_draft_with_all_its_steps(schedule: str, pocket:
 def test_a_level_of_0_begins_on_noise_and_a_level_changes_the_picture(pipe: Pipeline) -> None:
     assert paint(pipe, prior={"start_sigma": 0.0}) == paint(pipe)
     assert paint(pipe, prior={"start_sigma": 1.0}) != paint(pipe)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"inversion": {"source_prompt": "a cat"}},
+        {"strength": 0.5},
+        {"prior": {"keep": (0.0, 0.0, 1.0, 1.0)}},
+        {"mask": {"image": "a.png"}},
+        {"outpaint": {"left": 16}},
+    ],
+    ids=lambda edit: next(iter(edit)),
+)
+@pytest.mark.usefixtures("start_picture")
+def test_half_precision_reads_a_picture_into_tokens(
+    pocket: ModelBundle, dtype: torch.dtype, edit: dict[str, object]
+) -> None:
+    request = Request.from_dict(
+        {"prompt": "a dog", "seed": 1, "num_inference_steps": 2, "init_image": "a.png", **edit}, where="test"
+    )
+    (full,) = Pipeline(pocket).paint(request)
+    (half,) = Pipeline(deepcopy(pocket).to(torch.device("cpu"), dtype)).paint(request)
+    left = np.abs(np.asarray(full.image, float) - np.asarray(half.image, float)).mean()
+    assert left < 25  # A few tokens may fall to the other side of a boundary.
 
 
 @pytest.fixture

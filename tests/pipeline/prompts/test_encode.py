@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.prompts.encode import MAX_CHUNKS, PromptReader, fill_chunks
+from gouache.pipeline.prompts.chunks import MAX_CHUNKS, fill_chunks
+from gouache.pipeline.prompts.encode import PromptReader
 from gouache.pipeline.prompts.syntax import sections
 
 

@@ -15,7 +15,8 @@ from gouache.checkpoints.adapters.library import AdapterFolder
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint, UnsafeCheckpoint
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.pipeline import Pipeline
-from gouache.pipeline.prompts.encode import PromptReader, fill_chunks
+from gouache.pipeline.prompts.chunks import fill_chunks
+from gouache.pipeline.prompts.encode import PromptReader
 from gouache.pipeline.prompts.syntax import sections
 from gouache.pipeline.request import Request
 

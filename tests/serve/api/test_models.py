@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+from tests.loopback_hub import REPO, Hub, served_hub
 
 from gouache.checkpoints import hub
 from gouache.checkpoints.hub import shipped_model
@@ -16,7 +19,13 @@ from gouache.pipeline.request import Request
 from gouache.serve.models.catalog import ModelCatalog
 from gouache.serve.models.downloads import Pull, Pulls
 from gouache.serve.models.facts import facts_of, inspect
+from gouache.serve.models.offers import offer_of
 from gouache.serve.studio import Studio
+
+if TYPE_CHECKING:
+    from tests.serve.conftest import MakeClient
+
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
 
 
 def ended(pulls: Pulls, seconds: float = 60) -> Pull:
@@ -79,6 +88,19 @@ def test_each_user_chooses_a_default_that_every_interface_uses(studio: Studio, m
     assert studio.default_model("ada") == studio.catalog.default
 
 
+def test_a_worker_finds_what_came_since_it_started(studio: Studio, tmp_path: Path) -> None:
+    catalog = ModelCatalog([tmp_path / "new"], studio.database, patience=0.0)
+    with pytest.raises(ModelNotFound):
+        catalog.find("late")
+    (tmp_path / "new" / "late").mkdir(parents=True)
+    (tmp_path / "new" / "late" / "model_index.json").write_text("{}")
+    assert catalog.find("late").path == tmp_path / "new" / "late"
+    impatient = ModelCatalog([tmp_path / "new"], studio.database, patience=60.0)
+    (tmp_path / "new" / "late").rename(tmp_path / "new" / "later")
+    with pytest.raises(ModelNotFound):
+        impatient.find("later")
+
+
 def test_a_snapshot_in_the_hubs_cache_has_its_repositorys_name(studio: Studio, tmp_path: Path) -> None:
     snapshot = tmp_path / "hub" / "models--painter--tiny-sd" / "snapshots" / "0123456789abcdef"
     snapshot.mkdir(parents=True)
@@ -106,6 +128,85 @@ def test_over_http(client: httpx.Client, monkeypatch: pytest.MonkeyPatch, tmp_pa
     assert newest["state"] == "failed"
     assert "GOUACHE_OFFLINE" in newest["error"]
     assert client.delete("/v1/models/pulls").status_code == 204
+
+
+@pytest.fixture
+def hub_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
+    """A hub with a tiny model."""
+    from gouache.checkpoints.save import bundle_to_write, write_model
+    from gouache.pipeline.pipeline import untrained_bundle
+
+    write_model(bundle_to_write(untrained_bundle()), tmp_path / "repository", "gouache")
+    with served_hub(tmp_path / "repository", tmp_path, monkeypatch) as served:
+        yield served
+
+
+def test_a_pull_over_http_tells_its_terms_first(hub_server: Hub, make_client: MakeClient, tmp_path: Path) -> None:
+    hub_server.card = {"license": "creativeml-openrail-m"}
+    client = make_client(models=(tmp_path / "models", tmp_path / "cache"))
+    offer = client.get("/v1/models/pulls/about", params={"repo": f" https://huggingface.co/{REPO}/ "}).json()
+    assert (offer["repo"], offer["licence"], offer["licence_said"]) == (REPO, "creativeml-openrail-m", True)
+    assert offer["bytes"] == sum(offer["files"].values()) > 0 == offer["here"]
+    assert client.get("/v1/models/pulls/about", params={"repo": "painter/none"}).status_code == 502
+    assert client.get("/v1/models/pulls/about", params={"repo": "none"}).status_code == 422
+    assert client.post("/v1/models/pulls", json={"repo": REPO}).status_code == 202
+    until = time.monotonic() + 60
+    while client.get("/v1/models/pulls").json()[0]["state"] == "running" and time.monotonic() < until:
+        time.sleep(0.05)
+    newest = client.get("/v1/models/pulls").json()[0]
+    assert (newest["state"], newest["problem"], newest["bytes"]) == ("done", None, offer["bytes"])
+    assert REPO in [model["id"] for model in client.get("/v1/models").json()["data"]]
+
+
+def test_a_pull_that_was_cancelled_keeps_the_files_that_are_whole(
+    hub_server: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 10_000)
+    hub_server.pause = 0.002
+    whole = {name: data for name, data in hub_server.files.items() if name != "text_encoder.safetensors"}
+    pulls = Pulls(lambda: None)
+    pulls.start(REPO)
+    while not all(hub_server.was_sent(name) for name in whole):
+        assert pulls.listing()[0].state == "running"
+        time.sleep(0.01)
+    hub_server.pause = 0.05
+    time.sleep(0.2)
+    pulls.cancel()
+    assert ended(pulls).state == "cancelled"
+    hub_server.pause = 0.0
+    hub_server.asked.clear()
+    pulls.start(REPO)
+    assert ended(pulls).state == "done"
+    fetched = {path.rsplit("/", 1)[-1] for method, path, _ in hub_server.asked if method == "GET" and "resolve" in path}
+    assert fetched == {"text_encoder.safetensors"}
+
+
+def test_a_pulls_error_comes_in_parts(hub_server: Hub) -> None:
+    hub_server.token = "right"
+    pulls = Pulls(lambda: None)
+    pulls.start(REPO)
+    failed = ended(pulls)
+    assert (failed.state, failed.problem["kind"]) == ("failed", "HubError")
+    assert "gated" in failed.problem["given"]
+    assert failed.problem["message"] == failed.error
+
+
+def test_an_offer_says_what_a_pull_would_fetch_and_under_which_licence(hub_server: Hub) -> None:
+    hub_server.card = {"license": "other", "license_name": "painters-own", "license_link": "LICENCE.md"}
+    offer = offer_of(REPO)
+    assert (offer.licence, offer.gated, offer.here) == ("painters-own", False, 0)
+    assert (offer.page, offer.licence_link) == (
+        f"{hub_server.url}/{REPO}",
+        f"{hub_server.url}/{REPO}/blob/main/LICENCE.md",
+    )
+    assert not [path for _, path, _ in hub_server.asked if "resolve" in path]
+    folder = hub.pull(REPO)
+    assert {name for name in offer.files if (folder / name).is_file()} == set(offer.files)
+    assert offer.bytes == sum((folder / name).stat().st_size for name in offer.files)
+    hub_server.card = {"license": "openrail++"}
+    assert (offer_of(REPO).licence, offer_of(REPO).here) == ("openrail++", offer.bytes)
+    with pytest.raises(HubError, match="no such repository"):
+        offer_of("painter/nothing")
 
 
 @pytest.mark.parametrize("repo", ["", "one", "a/b/c", "../b", "a/../b", "a b/c", "http://x/y", "a/b?c"])

@@ -5,15 +5,10 @@ from __future__ import annotations
 import base64
 import io
 import json
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
-import gradio as gr
 import pytest
 from PIL import Image, PngImagePlugin
-
-from gouache.pipeline.output.foreign import read_recipe
-from gouache.serve.page.requests import AUTOMATIC, names_not_offered, settings_of
-from gouache.serve.studio import Studio
 
 if TYPE_CHECKING:
     from tests.serve.conftest import MakeClient
@@ -67,32 +62,3 @@ def test_png_info_of_a_picture_without_settings_is_what_stands_there(
     answer = make_client().post("/sdapi/v1/png-info", json={"image": image})
     assert answer.status_code == 200
     assert answer.json()["info"] == texts.get("parameters", "")
-
-
-@pytest.mark.parametrize("tool", TEXTS)
-def test_the_pages_fields_are_filled_with_names_that_it_offers(tool: str) -> None:
-    request = read_recipe(png(TEXTS[tool])).request
-    fields = settings_of(json.dumps({"request": request.model_dump(mode="json")}))
-    assert (fields["prompt"], fields["negative"], fields["seed"]) == ("a cat", "bad", 42)
-    assert (fields["sampler"], fields["schedule"]) == ("dpmpp_2m", "karras")
-    assert (fields["width"], fields["height"], fields["guidance"]) == (512, 768, 7.5)
-
-
-def test_names_that_the_page_does_not_offer_are_told() -> None:
-    request = read_recipe(png({"prompt": COMFY.replace("dpmpp_2m", "no_such_sampler")})).request
-    assert settings_of(json.dumps({"request": request.model_dump(mode="json")}))["sampler"] == AUTOMATIC
-    told = names_not_offered(request)
-    assert any("no_such_sampler" in one for one in told)
-    assert any("emphasis" in one for one in told)
-
-
-def test_an_image_dropped_on_the_page_fills_the_fields(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
-    from gouache.serve.page import gallery_tab
-
-    told: list[str] = []
-    monkeypatch.setattr(gr, "Info", told.append)
-    monkeypatch.setattr(gallery_tab, "owner_of", lambda _: "ada")
-    acts = cast("Any", gallery_tab)._GalleryActions(studio, None)
-    values = acts.dropped(png(TEXTS["comfyui"]), None)
-    assert values[0] == "a cat"
-    assert any("FreeU_V2 (node 10)" in one for one in told)

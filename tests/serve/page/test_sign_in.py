@@ -50,7 +50,7 @@ def goes_in_and_out(page: Page, address: str, name: str, secret: str, shown: str
     assert "Wrong name, password or token" in page.get_by_role("alert").inner_text()
     assert not [one for one in page.context.cookies() if one["name"] == "gouache_session"]
     sign_in(page, name, secret, 303)
-    page.locator("#prompt textarea").wait_for()
+    page.locator("#nav-paint").wait_for()
     assert page.url.rstrip("/") == address
     page.locator("#user").wait_for()
     assert page.locator("#user").inner_text() == shown
@@ -117,5 +117,5 @@ def test_an_open_studio_shows_nobody_and_no_way_out(
     page = browser.new_context().new_page()
     page.set_default_timeout(60_000)
     page.goto(start_server(page=True, workers=0).url)
-    page.locator(".g-brand span").wait_for()
+    page.locator("#nav-paint").wait_for()
     assert page.locator("#user").count() == page.locator("#sign-out").count() == 0

@@ -24,8 +24,8 @@ from gouache.serve.http.replies import NobodyAnswers
 from gouache.serve.queue.tasks import TaskQueue
 from gouache.serve.search.index import Index, packed
 from gouache.serve.search.vectors import ByPictures, ByPrompts, open_embedder
-from gouache.serve.store.gallery import Wanted
 from gouache.serve.store.tables import jobs, meanings, pictures
+from gouache.serve.store.wanted import Wanted
 from gouache.serve.studio import Studio
 from gouache.training.evaluation.judge import load_judge
 from gouache.training.towers import Towers, TowersConfig

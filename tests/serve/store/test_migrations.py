@@ -27,7 +27,7 @@ from gouache.serve.store.gallery import Gallery
 
 OLD = Path(__file__).parent / "old"
 """Dumps of stores that gouache itself filled, made with its code before there were migrations."""
-NEW = ("sessions", "attachments")
+NEW = ("sessions", "attachments", "pauses")
 """Tables that version 1 did not have."""
 KEPT = [table for table in tables.metadata.sorted_tables if table.name not in ("meta", "tasks", *NEW)]
 

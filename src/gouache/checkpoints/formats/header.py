@@ -302,7 +302,7 @@ def open_header(path: Path) -> Header:
     """
     from gouache.checkpoints.formats.scaled import unscaled_header
 
-    kind = _format_of(path)
+    kind = file_format(path)
     return unscaled_header(read_header(path) if kind == "safetensors" else _open_as(path, kind).header)
 
 
@@ -310,7 +310,7 @@ def open_source(path: Path) -> WeightSource:
     """Open a weight file for reading tensors; errors as in `open_header`."""
     from gouache.checkpoints.formats.scaled import ScaledSource, unscaled_header
 
-    source = _open_as(path, _format_of(path))
+    source = _open_as(path, file_format(path))
     header = unscaled_header(source.header)
     return source if header is source.header else ScaledSource(source, header)
 
@@ -340,8 +340,13 @@ def _open_as(path: Path, kind: FileFormat) -> WeightSource:
     return TensorPickles(path)
 
 
-def _format_of(path: Path) -> FileFormat:
-    """What a file starts as; formats that aren't read are named in the error."""
+def file_format(path: Path) -> FileFormat:
+    """What a file starts as.
+
+    Raises:
+        ModelNotFound: there is no such file.
+        CorruptCheckpoint, UnknownFamily: a format that isn't read, which is named.
+    """
     if existing(path) is None or not path.is_file():
         raise ModelNotFound(str(path), given="no file there", expected="a weight file", cure="Check the path.")
     with path.open("rb") as file:

@@ -4,6 +4,7 @@ Fooocus, SwarmUI, Easy Diffusion, Draw Things. docs/files.md has the table.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +14,15 @@ from gouache.errors import ConfigError, RecipeError
 from gouache.pipeline.output.a1111_text import left_out, request_of
 from gouache.pipeline.output.comfyui.recipe import recipe_of_graph
 from gouache.pipeline.output.infotext import Infotext, parse_infotext, require_values
-from gouache.pipeline.output.metadata import PARAMETERS, PictureTexts, hidden_text, own_json, read_whole, with_comments
+from gouache.pipeline.output.metadata import (
+    OWN,
+    PARAMETERS,
+    PictureTexts,
+    hidden_text,
+    own_json,
+    read_whole,
+    with_comments,
+)
 from gouache.pipeline.output.other_tools import OTHERS, UNREAD
 from gouache.pipeline.output.recipe import Recipe
 from gouache.pipeline.request import MAX_PIXELS, MAX_SEED, Request
@@ -64,6 +73,55 @@ def read_recipe(source: Path | bytes, *, where: str = "picture", max_pixels: int
     if found is None:
         raise _nothing(whole, where)
     return found
+
+
+def read_recipe_text(text: str, *, where: str = "text") -> ForeignText:
+    """Read a recipe that was copied out of a picture, or a request.
+
+    Args:
+        text: A1111's parameters, our JSON of a recipe or a request, ComfyUI's graph, InvokeAI's metadata.
+        where: what to call it in an error.
+
+    Raises:
+        RecipeError: it is none of these, or damaged.
+    """
+    values = _json_object(text)
+    if values is not None and not values.keys() - Request.model_fields.keys() and isinstance(values.get("prompt"), str):
+        try:
+            return ForeignText("gouache", Request.from_dict(values, where=where), None, {"request": text})
+        except ConfigError as error:
+            raise RecipeError(where, given=f"{error.where}: {error.given}", expected=error.expected) from error
+    found = _read(PictureTexts({_key_of(values): text}, (), (0, 0)), where)
+    if found is None:
+        raise RecipeError(
+            where,
+            given=repr(text[:80]),
+            expected="settings that were copied out of a picture, such as a line that begins with Steps:",
+        )
+    return found
+
+
+def _json_object(text: str) -> dict[str, Any] | None:
+    if not text.lstrip().startswith("{"):
+        return None
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _key_of(values: Mapping[str, Any] | None) -> str:
+    """Under which name a picture has such a text."""
+    if values is None:
+        return PARAMETERS
+    if isinstance(values.get("request"), dict):
+        return OWN
+    if isinstance(values.get("nodes"), list):
+        return "workflow"
+    if any(isinstance(node, dict) and "class_type" in node for node in values.values()):
+        return "prompt"
+    return "invokeai_metadata" if "positive_prompt" in values else PARAMETERS
 
 
 HIDDEN_NOTE = "the file's texts are gone; read from the copy hidden in its pixels"

@@ -13,6 +13,7 @@ from torch import Tensor
 from gouache.errors import InvalidInput
 from gouache.models.text.clip import TextEncoder
 from gouache.models.text.stack import TextStack
+from gouache.pipeline.prompts.chunks import MAX_CHUNKS, WeightedTokens, fill_chunks
 from gouache.pipeline.prompts.emphasis import (
     STEADY,
     keep_mean,
@@ -23,19 +24,14 @@ from gouache.pipeline.prompts.emphasis import (
 from gouache.pipeline.prompts.syntax import (
     A1111_GRAMMAR,
     Branch,
-    PromptSpan,
     Section,
     branches,
     schedule,
     sections,
     without_tags,
 )
-from gouache.pipeline.prompts.textual_inversion import TokenizerWithWords
 from gouache.pipeline.request import Emphasis, Request
 
-COMMA_REACH = 20
-"""A chunk that is full ends at a comma if one is among its last so many tokens (A1111's default)."""
-MAX_CHUNKS = 32
 T5_WITHOUT_MEAN = "emphasis: T5 has no steady mean; weights act without keeping it, as no_norm"
 Texts = tuple[str, str | None, str | None]
 """A prompt, that of the second text encoder and that of T5; None = the prompt."""
@@ -69,14 +65,6 @@ class EncodedPrompt:
         """The states of the chunks [1, L - t5_rows, D], and T5's [1, t5_rows, D]."""
         first = self.context.shape[1] - self.t5_rows
         return self.context[:, :first], self.context[:, first:]
-
-
-@dataclass(frozen=True, slots=True)
-class WeightedTokens:
-    """Tokens of one chunk and the weight of each; without start, end and padding."""
-
-    ids: tuple[int, ...]
-    weights: tuple[float, ...]
 
 
 class PromptReader:
@@ -229,45 +217,6 @@ def _row_weights(chunks: list[WeightedTokens], context: Tensor, first: int = 1) 
     for row, chunk in zip(rows, chunks, strict=True):
         row[first : first + len(chunk.weights)] = torch.tensor(chunk.weights)
     return rows[..., None].to(context)
-
-
-def fill_chunks(stack: TextStack, parts: tuple[Section, ...]) -> list[WeightedTokens]:
-    """Cut weighted text into chunks as A1111 does: BREAK starts a new one, a full one ends at a near comma.
-
-    A BREAK with nothing behind it starts none; one with nothing before it leaves an empty one.
-
-    Returns:
-        At least one chunk, each of at most `stack.chunk_length` tokens.
-    """
-    comma = stack.tokenize(",")
-    chunks: list[WeightedTokens] = []
-    for number, part in enumerate(parts, 1):
-        ids, weights, last_comma = list[int](), list[float](), -1
-        for token, weight in _tokens(stack, part):
-            if [token] == comma:
-                last_comma = len(ids)
-            if len(ids) == stack.chunk_length:
-                near = last_comma >= 0 and len(ids) - last_comma <= COMMA_REACH and [token] != comma
-                end = last_comma + 1 if near else _word_start(stack, [*ids, token])
-                chunks.append(WeightedTokens(tuple(ids[:end]), tuple(weights[:end])))
-                ids, weights, last_comma = ids[end:], weights[end:], -1
-            ids.append(token)
-            weights.append(weight)
-        if ids or not chunks or number < len(parts):
-            chunks.append(WeightedTokens(tuple(ids), tuple(weights)))
-    return chunks
-
-
-def _word_start(stack: TextStack, ids: list[int]) -> int:
-    """Where the last of these tokens begins: before it, or before the whole textual inversion that it belongs to."""
-    tokenizer, end = stack.tokenizers[0], len(ids) - 1
-    while end > 0 and isinstance(tokenizer, TokenizerWithWords) and tokenizer.continues(ids[end]):
-        end -= 1
-    return end or len(ids) - 1
-
-
-def _tokens(stack: TextStack, part: tuple[PromptSpan, ...]) -> list[tuple[int, float]]:
-    return [(token, run.weight) for run in part for token in stack.tokenize(run.text)]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,69 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gouache.checkpoints.adapters.naming import WordFinder
 from gouache.models.text.clip import TextEncoder
 from gouache.models.text.stack import TextStack
 from gouache.models.text.tokenizers import ClipTokenizer
-
-
-class TokenizerWithWords:
-    """A CLIP tokenizer that knows further words, each a run of new tokens.
-
-    Args:
-        base: the tokenizer of the model.
-        words: word -> its tokens; a text may write it as `folded` allows.
-    """
-
-    def __init__(self, base: ClipTokenizer, words: Mapping[str, range]) -> None:
-        self.base, self.words = base, dict(words)
-        self._finder = WordFinder(list(words))
-        self._word_at = {run[0]: word for word, run in words.items()}
-        self._inner = {token for run in words.values() for token in run[1:]}
-
-    @property
-    def max_length(self) -> int:
-        """Length of a chunk with start and end."""
-        return self.base.max_length
-
-    @property
-    def chunk_length(self) -> int:
-        """How many of a prompt's tokens fit one chunk."""
-        return self.base.chunk_length
-
-    @property
-    def highest_id(self) -> int:
-        """The largest number a token can have."""
-        return max((run[-1] for run in self.words.values() if run), default=self.base.highest_id)
-
-    def ids(self, text: str) -> list[int]:
-        """All tokens of the text; what stands between new words is read by the base."""
-        ids: list[int] = []
-        position = 0
-        for found in self._finder.find(text):
-            ids += [*self.base.ids(text[position : found.start]), *self.words[found.word]]
-            position = found.end
-        return ids + self.base.ids(text[position:])
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of some tokens; a new word by its name."""
-        pieces: list[str] = []
-        plain: list[int] = []
-        for token in ids:
-            if token in self._inner or token in self._word_at:
-                pieces += [self.base.decode(plain), self._word_at.get(token, "")]
-                plain = []
-            else:
-                plain.append(token)
-        return " ".join(piece for piece in (*pieces, self.base.decode(plain)) if piece)
-
-    def frame(self, ids: Sequence[int]) -> tuple[int, ...]:
-        """Start, `ids`, end, padding."""
-        return self.base.frame(ids)
-
-    def continues(self, token: int) -> bool:
-        """Whether a token stands inside a new word, so that no chunk may end before it."""
-        return token in self._inner
+from gouache.pipeline.prompts.chunks import TokenizerWithWords
 
 
 class TokensWithWords(nn.Module):

@@ -6,16 +6,15 @@ import asyncio
 import base64
 import contextlib
 import json
-from collections import Counter
 from collections.abc import AsyncIterator
 from typing import Annotated
 
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
-from starlette.types import Receive, Scope, Send
 
-from gouache.errors import NotFound, QueueFull, StoreAway
-from gouache.serve.api.views import JobIn, Jobs, JobView, Sequence, job_view
+from gouache.errors import NotFound, StoreAway
+from gouache.serve.api.events import CountedStream, LastEvent, check_streams
+from gouache.serve.api.views import JobIn, Jobs, JobView, PositionIn, Sequence, job_view
 from gouache.serve.http.access import owner_of, studio_of
 from gouache.serve.queue.job import FINISHED, Job, JobState
 from gouache.serve.queue.notify import changes
@@ -36,10 +35,9 @@ def seen(studio: Studio, job: Job) -> JobView:
 @router.post("", status_code=202)
 def submit(body: JobIn, request: Request, response: Response, key: Key = None) -> JobView:
     """Hand in a job. It is on disk when this answers; a second call with the same key gives the same job."""
-    studio = studio_of(request)
-    job, new = studio.submit(
-        body.request, owner=owner_of(request), source="v1", key=key, label=body.label, priority=body.priority
-    )
+    studio, owner = studio_of(request), owner_of(request)
+    wanted = studio.presets.laid_around(owner, body.request, body.styles) if body.styles else body.request
+    job, new = studio.submit(wanted, owner=owner, source="v1", key=key, label=body.label, priority=body.priority)
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if not new:
         response.headers["Idempotent-Replayed"] = "true"
@@ -86,6 +84,18 @@ def retry(job_id: str, request: Request) -> JobView:
     return seen(studio, studio.retry(job_id, owner_of(request)))
 
 
+@router.put("/{job_id}/position")
+def move(job_id: str, body: PositionIn, request: Request) -> JobView:
+    """Let one of your waiting jobs go directly before another of yours, or after all of them.
+
+    Nobody else's jobs go earlier or later for it: your jobs share the places out anew that they have.
+    """
+    studio, owner = studio_of(request), owner_of(request)
+    studio.order.move(job_id, owner, body.before)
+    studio.notifier.notify(job_id)
+    return seen(studio, studio.jobs.get(job_id, owner))
+
+
 @router.get("/{job_id}/preview", response_class=Response)
 def preview(job_id: str, request: Request) -> Response:
     """The newest preview as a JPEG; asking for it makes the worker draw more."""
@@ -104,7 +114,7 @@ async def follow(
     job_id: str,
     request: Request,
     previews: Annotated[bool, Query()] = False,
-    last_event_id: Annotated[str | None, Header(alias="Last-Event-ID", max_length=20, pattern=r"^\d{0,18}$")] = None,
+    last_event_id: LastEvent = None,
 ) -> StreamingResponse:
     """Server-sent events until the job ends: what happened, and `progress` with the state as JSON.
 
@@ -112,36 +122,8 @@ async def follow(
     """
     studio = studio_of(request)
     job = await asyncio.to_thread(studio.jobs.get, job_id, owner_of(request))
-    if studio.streams[job.owner] >= studio.settings.limits.streams:
-        raise QueueFull(
-            "event streams",
-            given=studio.streams[job.owner],
-            expected=f"fewer than {studio.settings.limits.streams}",
-            cure="Close one, or ask for the jobs themselves.",
-        )
-    return _CountedStream(studio.streams, job.owner, _events(studio, job.id, int(last_event_id or 0), previews))
-
-
-class _CountedStream(StreamingResponse):
-    """A stream that counts among its owner's from the moment it is allowed until it is over.
-
-    Args:
-        streams: the counts.
-        owner: whose it is.
-        stream: what is sent.
-    """
-
-    def __init__(self, streams: Counter[str], owner: str, stream: AsyncIterator[str]) -> None:
-        super().__init__(stream, media_type="text/event-stream", headers={"Cache-Control": "no-store"})
-        self._streams, self._owner = streams, owner
-        streams[owner] += 1
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it, and count it no longer."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._streams[self._owner] -= 1
+    check_streams(studio, job.owner)
+    return CountedStream(studio.streams, job.owner, _events(studio, job.id, int(last_event_id or 0), previews))
 
 
 async def _events(studio: Studio, job_id: str, after: int, previews: bool) -> AsyncIterator[str]:

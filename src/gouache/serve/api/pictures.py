@@ -1,11 +1,12 @@
-"""`/v1/pictures`, `/v1/attachments`, `/v1/boards`, `/v1/presets`, `/v1/models`, `/v1/capabilities`."""
+"""`/v1/pictures`, `/v1/attachments`, `/v1/capabilities`."""
 
 from __future__ import annotations
 
 import asyncio
+from dataclasses import asdict, replace
 from typing import Annotated
 
-from fastapi import APIRouter, Query, Request, Response
+from fastapi import APIRouter, Depends, Query, Request, Response
 from fastapi.responses import FileResponse
 
 from gouache import __version__
@@ -14,27 +15,26 @@ from gouache.diffusion.samplers.names import SAMPLER_INFOS, SCHEDULE_INFOS
 from gouache.errors import PictureError
 from gouache.pipeline.output.metadata import ImageKind
 from gouache.pipeline.output.recipe import Recipe
+from gouache.pipeline.request import MAX_SEED
 from gouache.serve.api.views import (
     Attachment,
-    Board,
-    BoardIn,
     Change,
     Compared,
-    Model,
-    Models,
+    Instant,
+    PictureCounts,
     Pictures,
     PictureView,
     Plain,
-    PresetIn,
     Sequence,
     picture_view,
     recipe_of,
+    seconds_of,
 )
 from gouache.serve.http.access import owner_of, studio_of
 from gouache.serve.queue.admission import UPSCALERS
 from gouache.serve.search.query import FoundPicture
 from gouache.serve.settings import Limits
-from gouache.serve.store.gallery import Wanted
+from gouache.serve.store.wanted import Kind, Wanted, counts
 from gouache.serve.studio import Studio
 
 router = APIRouter(prefix="/v1", tags=["pictures"])
@@ -52,27 +52,62 @@ class Capabilities(Config):
     features: tuple[str, ...]
 
 
+def wanted_of(
+    request: Request,
+    q: Annotated[Plain, Query(description="Words that the prompt must have.")] = "",
+    tag: Annotated[Plain | None, Query()] = None,
+    board: Annotated[Plain | None, Query(description="Id of a board; empty for pictures on none.")] = None,
+    starred: bool | None = None,
+    model: Annotated[Plain | None, Query(description="Name of the model that painted it.")] = None,
+    sampler: Annotated[Plain | None, Query()] = None,
+    seed: Annotated[int | None, Query(ge=0, le=MAX_SEED)] = None,
+    kind: Annotated[Kind | None, Query(description="What it was painted from.")] = None,
+    since: Annotated[Instant | None, Query(description="Painted at or after this date or time.")] = None,
+    until: Annotated[Instant | None, Query(description="Painted before this time, or up to this date.")] = None,
+    deleted: bool = False,
+) -> Wanted:
+    """Which of the user's pictures are meant."""
+    return Wanted(
+        owner=owner_of(request),
+        words=q,
+        tag=tag,
+        board=board,
+        starred=starred,
+        model=model,
+        sampler=sampler,
+        seed=seed,
+        kind=kind,
+        since=None if since is None else seconds_of(since),
+        until=None if until is None else seconds_of(until, to_its_end=True),
+        deleted=deleted,
+    )
+
+
+Filtered = Annotated[Wanted, Depends(wanted_of)]
+
+
 @router.get("/pictures")
 async def search(
     request: Request,
-    q: Annotated[Plain, Query(description="Words that the prompt must have.")] = "",
+    wanted: Filtered,
     meaning: Annotated[Plain, Query(description="What the pictures should show; the nearest come first.")] = "",
-    tag: Annotated[Plain | None, Query()] = None,
-    board: Annotated[Plain | None, Query()] = None,
-    starred: bool | None = None,
-    deleted: bool = False,
     limit: Annotated[int, Query(ge=1, le=200)] = 50,
     before: Annotated[Sequence | None, Query()] = None,
+    after: Annotated[Sequence | None, Query(description="Only those that are newer than this `seq`.")] = None,
 ) -> Pictures:
     """Your pictures, newest first; with `meaning`, by what they show."""
     studio = studio_of(request)
-    wanted = Wanted(
-        owner=owner_of(request), words=q, tag=tag, board=board, starred=starred, deleted=deleted, before=before
-    )
+    wanted = replace(wanted, before=before, after=after)
     if not meaning.strip():
         return await asyncio.to_thread(_newest, studio, wanted, limit)
     found = await studio.semantic_search.search(meaning, wanted, limit=limit)
     return await asyncio.to_thread(_nearest, studio, found)
+
+
+@router.get("/pictures/counts")
+def count(request: Request, wanted: Filtered) -> PictureCounts:
+    """How many pictures fit, and how many would by another choice of each filter."""
+    return PictureCounts(**asdict(counts(studio_of(request).database, wanted)))
 
 
 def _newest(studio: Studio, wanted: Wanted, limit: int) -> Pictures:
@@ -158,43 +193,6 @@ async def attach(request: Request) -> Attachment:
     studio = studio_of(request)
     name, facts = await studio.decoding.beside(studio.attach, owner_of(request), data)
     return Attachment(name=name, width=facts["width"], height=facts["height"])
-
-
-@router.get("/boards")
-def boards(request: Request) -> list[Board]:
-    """Your boards."""
-    return [Board(id=key, name=name) for key, name in studio_of(request).pictures.boards(owner_of(request)).items()]
-
-
-@router.post("/boards", status_code=201)
-def add_board(body: BoardIn, request: Request) -> Board:
-    """Make a board."""
-    return Board(id=studio_of(request).pictures.add_board(owner_of(request), body.name), name=body.name)
-
-
-@router.get("/presets")
-def presets(request: Request) -> list[PresetIn]:
-    """Your styles."""
-    found = studio_of(request).presets(owner_of(request))
-    return [PresetIn(name=name, prompt=texts[0], negative_prompt=texts[1]) for name, texts in found.items()]
-
-
-@router.put("/presets")
-def set_preset(body: PresetIn, request: Request) -> PresetIn:
-    """Store a style."""
-    studio_of(request).set_preset(owner_of(request), body.name, body.prompt, body.negative_prompt)
-    return body
-
-
-@router.get("/models", tags=["models"])
-def models(request: Request) -> Models:
-    """Every model that a request may name."""
-    return Models(
-        data=tuple(
-            Model(id=entry.name, created=int(entry.modified), title=entry.title, size=entry.size, sha256=entry.sha256)
-            for entry in studio_of(request).catalog.models()
-        )
-    )
 
 
 @router.get("/capabilities", tags=["models"])

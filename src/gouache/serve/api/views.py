@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import UTC, datetime
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
@@ -17,16 +18,47 @@ from gouache.serve.queue.job import FINISHED, Job, JobState
 from gouache.serve.store.gallery import Picture
 
 
-def _plain(value: str) -> str:
+def plain_text(value: str) -> str:
+    """The same text, if any database and file can hold it."""
     if "\0" in value or any("\ud800" <= char <= "\udfff" for char in value):
         raise ValueError("text should be valid Unicode, without NUL")
     return value
 
 
-Plain = Annotated[str, Field(max_length=200), AfterValidator(_plain)]
+Plain = Annotated[str, Field(max_length=200), AfterValidator(plain_text)]
 """A short text that any database can hold."""
-Tag = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(_plain)]
+Tag = Annotated[str, Field(min_length=1, max_length=64), AfterValidator(plain_text)]
 Sequence = Annotated[int, Field(ge=0, le=2**62)]
+_DAY = 10
+"""Characters of a plain date."""
+
+
+def _instant(value: str) -> str:
+    try:
+        seconds_of(value)
+    except (ValueError, OverflowError) as error:
+        raise ValueError("a date or time as in ISO 8601, such as 2026-03-01 or 2026-03-01T18:30:00Z") from error
+    return value
+
+
+def seconds_of(text: str, *, to_its_end: bool = False) -> float:
+    """Seconds since 1970 of a date or time; in UTC unless it says otherwise.
+
+    Args:
+        text: as in ISO 8601.
+        to_its_end: a plain date means the end of the day.
+
+    >>> seconds_of("1970-01-02", to_its_end=True)
+    172800.0
+    """
+    found = datetime.fromisoformat(text)
+    found = found if found.tzinfo is not None else found.replace(tzinfo=UTC)
+    return found.timestamp() + (_SECONDS_OF_DAY if to_its_end and len(text) == _DAY else 0)
+
+
+_SECONDS_OF_DAY = 24 * 3600
+Instant = Annotated[str, Field(max_length=40), AfterValidator(_instant)]
+"""A date, or a time."""
 
 
 class JobIn(Config):
@@ -38,6 +70,15 @@ class JobIn(Config):
     """Higher goes first."""
     label: Plain = ""
     """A note of your own."""
+    styles: Annotated[tuple[Plain, ...], Field(max_length=20)] = ()
+    """Names of your styles, laid around the prompt one after the other."""
+
+
+class PositionIn(Config):
+    """Where a waiting job is to go."""
+
+    before: Annotated[str, Field(max_length=64), AfterValidator(plain_text)] | None
+    """Id of the job that it goes before; null for the end."""
 
 
 class ErrorView(Config):
@@ -99,6 +140,9 @@ class PictureView(Config):
     seed: str
     """As text: it may be larger than JavaScript's numbers."""
     model: str
+    sampler: str
+    kind: str
+    """What it was painted from: text, image, inpaint, outpaint, inversion, interpolation, control, edited."""
     starred: bool
     board: str | None
     tags: tuple[str, ...]
@@ -133,19 +177,33 @@ class Pictures(Config):
     """Null unless it was a search by meaning."""
 
 
+class PictureCounts(Config):
+    """How many pictures fit, and for each filter how many would by its choices, the most frequent first."""
+
+    total: int
+    starred: int
+    models: dict[str, int]
+    samplers: dict[str, int]
+    kinds: dict[str, int]
+    """What they were painted from: text, image, inpaint, outpaint, inversion, interpolation, control, edited."""
+    boards: dict[str, int]
+    """By id; an empty one stands for pictures on none."""
+    tags: dict[str, int]
+
+
 class Change(Config):
     """What to change about a picture; what is left out stays."""
 
     starred: bool | None = None
     tags: Annotated[tuple[Tag, ...], Field(max_length=50)] | None = None
-    board: Annotated[str, Field(max_length=32), AfterValidator(_plain)] | None = None
+    board: Annotated[str, Field(max_length=32), AfterValidator(plain_text)] | None = None
     """Id of a board; an empty text takes the picture off its board."""
 
 
 class BoardIn(Config):
     """A new board."""
 
-    name: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_plain)]
+    name: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(plain_text)]
 
 
 class Board(Config):
@@ -153,14 +211,23 @@ class Board(Config):
 
     id: str
     name: str
+    pictures: int = 0
+    """How many are on it."""
+
+
+class TagCount(Config):
+    """A tag and how many pictures have it."""
+
+    tag: str
+    pictures: int
 
 
 class PresetIn(Config):
     """A style: texts that are laid around a prompt; `{prompt}` stands for it."""
 
-    name: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(_plain)]
-    prompt: Annotated[str, Field(max_length=10_000), AfterValidator(_plain)] = ""
-    negative_prompt: Annotated[str, Field(max_length=10_000), AfterValidator(_plain)] = ""
+    name: Annotated[str, Field(min_length=1, max_length=100), AfterValidator(plain_text)]
+    prompt: Annotated[str, Field(max_length=10_000), AfterValidator(plain_text)] = ""
+    negative_prompt: Annotated[str, Field(max_length=10_000), AfterValidator(plain_text)] = ""
 
 
 class Attachment(Config):
@@ -182,13 +249,6 @@ class Model(Config):
     title: str
     size: int
     sha256: str | None
-
-
-class Models(Config):
-    """All models."""
-
-    object: Literal["list"] = "list"
-    data: tuple[Model, ...]
 
 
 def job_view(job: Job, pictures: list[str], position: int | None) -> JobView:
@@ -233,6 +293,8 @@ def picture_view(picture: Picture, tags: list[str], score: float | None = None) 
         prompt=picture.prompt,
         seed=str(picture.seed),
         model=picture.model,
+        sampler=picture.sampler,
+        kind=picture.kind,
         starred=picture.starred,
         board=picture.board,
         tags=tuple(tags),

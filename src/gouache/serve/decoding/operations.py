@@ -22,9 +22,9 @@ from PIL import Image, ImageOps
 from gouache.errors import GouacheError, InvalidInput, PictureError, RecipeError, WorkerError
 from gouache.pipeline.inputs.edges import canny
 from gouache.pipeline.inputs.images import fit, on_background, read_picture
-from gouache.pipeline.output.foreign import as_infotext, read_recipe
+from gouache.pipeline.output.foreign import as_infotext, read_recipe, read_recipe_text
 from gouache.pipeline.output.infotext import format_infotext, parse_infotext
-from gouache.pipeline.output.metadata import PARAMETERS, encode_picture, read_texts
+from gouache.pipeline.output.metadata import PARAMETERS, encode_picture, read_texts, read_whole
 from gouache.serve.store.file_store import THUMBNAIL_SIDE
 from gouache.serve.training.sets import TrainingSets
 
@@ -32,6 +32,8 @@ Facts = dict[str, Any]
 Answer = tuple[Facts, bytes]
 HEAD = struct.Struct(">IQ")
 """Before each message: the lengths of its JSON and of its bytes."""
+LONGEST_TEXT = 2**20
+"""Characters of a text in a picture that are told of."""
 OWN_MEMORY = 2 * 2**30
 """Bytes that a process may take beside what it has when it starts."""
 
@@ -157,10 +159,27 @@ def texts(data: bytes, wanted: Facts) -> Answer:
 
 
 def recipe(data: bytes, wanted: Facts) -> Answer:
-    """The request that a picture was painted by, notes on what was left out of it, and whether it is our own recipe."""
-    found = read_recipe(data, max_pixels=wanted["max_pixels"])
-    request = found.request.model_dump(mode="json")
-    return {"request": request, "notes": list(found.notes), "own": found.recipe is not None}, b""
+    """The request that a picture or a text says, notes on what was left out of it, and whether it is our own recipe.
+
+    Args:
+        data: of the picture, or of a text in UTF-8.
+        wanted: `max_pixels` of a picture that is decoded for a text in its pixels; `text`, whether it is a text.
+    """
+    if wanted.get("text"):
+        found, size = read_recipe_text(data.decode("utf-8", "replace")), (0, 0)
+    else:
+        found, size = read_recipe(data, max_pixels=wanted["max_pixels"]), read_whole(data).size
+    values = parse_infotext(found.texts.get(PARAMETERS, "")).values
+    return {
+        "request": found.request.model_dump(mode="json"),
+        "notes": list(found.notes),
+        "own": found.recipe is not None,
+        "tool": found.tool,
+        "prompt_known": found.prompt_known,
+        "size": size,
+        "model_hash": values.get("Model hash", ""),
+        "texts": {key: text[:LONGEST_TEXT] for key, text in found.texts.items()},
+    }, b""
 
 
 def add_to_set(data: bytes, wanted: Facts) -> Answer:

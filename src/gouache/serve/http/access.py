@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from urllib.parse import urlsplit
+
 from fastapi import Request
 
 from gouache.errors import NotFound
 from gouache.serve.http.replies import NotAllowed
+from gouache.serve.settings import LOOPBACK
 from gouache.serve.store.accounts import LOCAL
 from gouache.serve.studio import Studio
 
@@ -52,3 +55,19 @@ def admin_of(request: Request) -> str:
     owner = owner_of(request)
     check_admin(studio_of(request), owner)
     return owner
+
+
+def check_here(request: Request) -> None:
+    """Refuse who doesn't sit at the server's own machine: what a folder there is called is their affair only.
+
+    Raises:
+        NotAllowed: the request comes from another machine, or through a proxy.
+    """
+    settings = studio_of(request).settings
+    client = request.client.host if request.client is not None else ""
+    host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
+    if not settings.on_loopback or settings.behind_proxy or client not in LOOPBACK or host not in LOOPBACK:
+        cure = "Start the server with --models FOLDER, or open the page on that machine."
+        raise NotAllowed(
+            "folder", given="a request from elsewhere", expected="one from the server's machine", cure=cure
+        )

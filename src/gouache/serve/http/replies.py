@@ -15,6 +15,7 @@ from gouache.errors import (
     Conflict,
     DataError,
     GouacheError,
+    HubError,
     InvalidInput,
     MissingDependency,
     ModelNotFound,
@@ -52,6 +53,7 @@ _STATUS: tuple[tuple[type[GouacheError], int], ...] = (
     (TookTooLong, 504),
     (NobodyAnswers, 504),
     (NotAllowed, 403),
+    (HubError, 502),
     (StoreAway, 503),
 )
 _TYPES = {
@@ -123,7 +125,7 @@ def openai_error(status: int, parts: Mapping[str, str]) -> dict[str, Any]:
     """OpenAI's shape; the extra keys are ours."""
     kind = _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error")
     error: dict[str, Any] = {"message": parts["message"], "type": kind, "param": parts.get("where"), "code": None}
-    return {"error": error | {key: parts[key] for key in ("given", "expected", "cure") if key in parts}}
+    return {"error": error | {key: parts[key] for key in ("kind", "given", "expected", "cure") if key in parts}}
 
 
 def validation_reply(path: str, errors: Sequence[Mapping[str, Any]]) -> Response:
@@ -137,7 +139,7 @@ def validation_reply(path: str, errors: Sequence[Mapping[str, Any]]) -> Response
     detail = [{"loc": list(error["loc"]), "msg": error["msg"], "type": error["type"]} for error in errors]
     if path.startswith(("/sdapi/", "/controlnet/")):
         return PlainJson({"detail": detail}, 422)
-    parts = {"message": message, "where": where or "body", "expected": expected}
+    parts = {"kind": "ConfigError", "message": message, "where": where or "body", "expected": expected}
     status = 400 if path.startswith("/v1/images/") else 422
     return PlainJson(openai_error(status, parts) | {"detail": detail}, status)
 

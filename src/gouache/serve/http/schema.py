@@ -13,12 +13,13 @@ from gouache.serve.http.visitors import SESSION
 
 
 class ErrorDetail(BaseModel):
-    """What went wrong, as OpenAI's clients know it; the last three keys are our own."""
+    """What went wrong, as OpenAI's clients know it; the last four keys are our own."""
 
     message: str
     type: str
     param: str | None = None
     code: str | None = None
+    kind: str | None = None
     given: str | None = None
     expected: str | None = None
     cure: str | None = None
@@ -87,11 +88,13 @@ _BINARY = {"type": "string", "format": "binary"}
 _JPEG, _PNG, _WEBP = ({f"image/{kind}": {"schema": _BINARY}} for kind in ("jpeg", "png", "webp"))
 CONTENTS: dict[str, dict[str, Any]] = {
     "/metrics": {"text/plain": {"schema": {"type": "string"}}},
+    "/v1/events": {"text/event-stream": {"schema": {"type": "string"}}},
     "/v1/jobs/{job_id}/events": {"text/event-stream": {"schema": {"type": "string"}}},
     "/v1/jobs/{job_id}/preview": _JPEG,
     "/v1/pictures/{picture_id}/file": {**_PNG, **_JPEG, **_WEBP},
     "/v1/pictures/{picture_id}/thumbnail": _WEBP,
     "/v1/training/runs/{name}/samples/{images_seen}": _PNG,
+    "/v1/training/sets/{name}/thumbnails/{file}": _WEBP,
 }
 """Replies that are no JSON."""
 

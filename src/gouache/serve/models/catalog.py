@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -14,7 +16,8 @@ from sqlalchemy import Row, select
 from gouache.checkpoints import hub
 from gouache.checkpoints.hub import SHIPPED
 from gouache.checkpoints.identify import identify, known_sha256
-from gouache.errors import GouacheError, ModelNotFound, unknown_name
+from gouache.errors import GouacheError, ModelNotFound, StoreError, unknown_name
+from gouache.serve.models.added_folders import added_folders
 from gouache.serve.store.database import Database, upsert
 from gouache.serve.store.tables import models
 
@@ -66,20 +69,31 @@ class ModelCatalog:
     """The models in some folders.
 
     Args:
-        folders: where to look.
-        database: remembers hashes.
+        folders: where to look, beside those that were added to the store.
+        database: remembers hashes and added folders.
         default: name for requests that give none.
+        patience: seconds after a look at the folders in which a name that isn't there makes for no other one.
     """
 
-    def __init__(self, folders: Sequence[Path], database: Database, default: str | None = None) -> None:
-        self.folders = [folder.resolve() for folder in folders]
+    def __init__(
+        self, folders: Sequence[Path], database: Database, default: str | None = None, patience: float = 1.0
+    ) -> None:
+        self._given = [folder.resolve() for folder in folders]
+        self.folders = self._given
         self.database = database
         self.default = default or SHIPPED
+        self.patience = patience
         self._entries: list[ModelEntry] = []
+        self._seen: tuple[int, ...] = ()
         self.refresh()
 
     def refresh(self) -> None:
-        """Look again what is there."""
+        """Look again what is there, also in the folders that were added since."""
+        self._looked = time.monotonic()
+        with contextlib.suppress(StoreError):  # Without them meanwhile.
+            added = [folder.resolve() for folder in added_folders(self.database)]
+            self.folders = list(dict.fromkeys([*self._given, *added]))
+        self._seen = self._times()
         found = [ModelEntry(SHIPPED, None, 0, 0.0)]
         for folder in self.folders:
             found += [entry for path in _models_below(folder, folder, _DEPTH) if (entry := _entry(folder, path))]
@@ -93,17 +107,39 @@ class ModelCatalog:
 
     def entries(self) -> list[ModelEntry]:
         """Those, and files that can't be used. Adapters, ControlNets and single networks are never among them."""
+        if self._seen != self._times():  # A training has put its model there, or somebody a file.
+            self.refresh()
         known = {row.path: row for row in self.database.rows(select(models))}
         return [_hashed(entry, known) for entry in self._entries]
+
+    def _times(self) -> tuple[int, ...]:
+        """When something was last put into each folder itself, or taken out."""
+        times = []
+        for folder in self.folders:
+            try:
+                times.append(folder.stat().st_mtime_ns)
+            except OSError:
+                times.append(0)
+        return tuple(times)
 
     def find(self, name: str | None) -> ModelEntry:
         """A model by name, stem, A1111 title, or hash (ten digits or all).
 
-        Where nothing is called exactly so, case, the hash in a title and the kind of slash are passed over.
+        Where nothing is called exactly so, case, the hash in a title and the kind of slash are passed over. What isn't
+        known may have come since the last look: another process pulled it, somebody copied it.
 
         Raises:
             ModelNotFound: no such model here.
         """
+        try:
+            return self._known(name)
+        except ModelNotFound:
+            if time.monotonic() - self._looked < self.patience:
+                raise
+        self.refresh()
+        return self._known(name)
+
+    def _known(self, name: str | None) -> ModelEntry:
         wanted = name or self.default
         entries = self.entries()
         for entry in entries:

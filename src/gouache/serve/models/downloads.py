@@ -7,15 +7,18 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from gouache.checkpoints import hub
-from gouache.errors import Conflict, GouacheError, InvalidInput
+from gouache.errors import Conflict, GouacheError, HubError, InvalidInput
 
 DownloadState = Literal["running", "done", "failed", "cancelled"]
 KEPT = 20
+MARK_SECONDS = 0.5
+SPEED_MARKS = 20
 _REPO = re.compile(r"[\w-][\w.-]{0,95}/[\w-][\w.-]{0,95}", re.ASCII)
 _PLAIN = re.compile(r"[\w./-]{1,100}", re.ASCII)
 log = logging.getLogger("gouache.pulls")
@@ -31,7 +34,10 @@ class Pull:
         here: bytes that are on the disk.
         total: bytes known to be needed; grows while the files are looked at.
         started: seconds since 1970.
+        speed: bytes a second, of the last seconds; 0 while that is unknown.
         error: the text of the error that ended it.
+        problem: the same in its parts, as `GouacheError.to_dict` gives them; empty if it had none.
+        variant: which weights were asked for.
     """
 
     repo: str
@@ -39,15 +45,34 @@ class Pull:
     here: int = 0
     total: int = 0
     started: float
+    speed: float = 0.0
     error: str = ""
+    problem: Mapping[str, str] = field(default_factory=dict)
+    variant: str | None = None
 
 
 class _Cancelled(Exception):
     """Raised inside the download."""
 
 
+def checked_repo(repo: str, *, revision: str | None = None, variant: str | None = None) -> str:
+    """A repository's name without the spaces and the address around it.
+
+    Raises:
+        InvalidInput: it is none, or the revision or variant can't be one.
+    """
+    repo = repo.strip().removeprefix("https://huggingface.co/").strip("/")
+    if not _REPO.fullmatch(repo):
+        expected = "OWNER/NAME, for example CompVis/stable-diffusion-v1-4"
+        raise InvalidInput("repo", given=repr(repo)[:100], expected=expected)
+    for where, value in (("revision", revision), ("variant", variant)):
+        if value is not None and not _PLAIN.fullmatch(value):
+            raise InvalidInput(where, given=repr(value)[:100], expected="letters, digits, dots, dashes")
+    return repo
+
+
 class Pulls:
-    """What is and was fetched since the server started. A download that stopped goes on where it was.
+    """What is and was fetched since the server started. Of a download that stopped, files that are whole stay.
 
     Args:
         arrived: called, from another thread, when a model is there.
@@ -58,6 +83,7 @@ class Pulls:
         self._lock = threading.Lock()
         self._pulls: list[Pull] = []
         self._cancel = threading.Event()
+        self._marks: deque[tuple[float, int]] = deque(maxlen=SPEED_MARKS)
 
     def listing(self) -> list[Pull]:
         """The newest first."""
@@ -76,13 +102,7 @@ class Pulls:
             InvalidInput: no name of a repository.
             Conflict: another model is on its way.
         """
-        repo = repo.strip()
-        if not _REPO.fullmatch(repo):
-            expected = "OWNER/NAME, for example CompVis/stable-diffusion-v1-4"
-            raise InvalidInput("repo", given=repr(repo)[:100], expected=expected)
-        for where, value in (("revision", revision), ("variant", variant)):
-            if value is not None and not _PLAIN.fullmatch(value):
-                raise InvalidInput(where, given=repr(value)[:100], expected="letters, digits, dots, dashes")
+        repo = checked_repo(repo, revision=revision, variant=variant)
         with self._lock:
             busy = [pull.repo for pull in self._pulls if pull.state == "running"]
             if busy:
@@ -90,7 +110,8 @@ class Pulls:
                     "pull", given=f"{busy[0]} on its way", expected="one at a time", cure="Wait, or cancel it."
                 )
             self._cancel.clear()
-            pull = Pull(repo=repo, started=time.time())
+            self._marks.clear()
+            pull = Pull(repo=repo, started=time.time(), variant=variant)
             self._pulls = [*self._pulls, pull][-KEPT:]
         threading.Thread(target=self._fetch, args=(repo, revision, variant), daemon=True, name="pull").start()
         return pull
@@ -103,11 +124,14 @@ class Pulls:
         try:
             hub.pull(repo, revision=revision, variant=variant, progress=self._report)
         except GouacheError as error:
-            state: DownloadState = "cancelled" if self._cancel.is_set() else "failed"
-            self._change(state=state, error="" if state == "cancelled" else str(error))
+            if self._cancel.is_set():
+                self._change(state="cancelled")
+            else:
+                self._change(state="failed", error=error)
         except Exception as error:  # The page must say so, whatever it was.
             log.exception("pull failed", extra={"repo": repo})
-            self._change(state="failed", error=f"{type(error).__name__}: {error}"[:500])
+            said = f"{type(error).__name__}: {error}"[:300]
+            self._change(state="failed", error=HubError(repo, given=said, expected="a download that comes to its end"))
         else:
             self.arrived()
             self._change(state="done")
@@ -118,14 +142,30 @@ class Pulls:
         self._change(here=here, total=total)
 
     def _change(
-        self, *, state: DownloadState | None = None, here: int | None = None, total: int | None = None, error: str = ""
+        self,
+        *,
+        state: DownloadState | None = None,
+        here: int | None = None,
+        total: int | None = None,
+        error: GouacheError | None = None,
     ) -> None:
+        now = time.monotonic()
         with self._lock:
             last = self._pulls[-1]
+            if here is not None and (not self._marks or now - self._marks[-1][0] >= MARK_SECONDS):
+                self._marks.append((now, here))
             self._pulls[-1] = replace(
                 last,
                 state=state or last.state,
                 here=last.here if here is None else here,
                 total=last.total if total is None else total,
-                error=error,
+                speed=0.0 if state else self._speed(),
+                error="" if error is None else str(error),
+                problem={} if error is None else error.to_dict(),
             )
+
+    def _speed(self) -> float:
+        if len(self._marks) < 2:
+            return 0.0
+        (start, first), (end, last) = self._marks[0], self._marks[-1]
+        return max(0.0, (last - first) / (end - start))

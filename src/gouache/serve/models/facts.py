@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from gouache.checkpoints.hub import shipped_model
 from gouache.checkpoints.identify import identify, read_card
 from gouache.cli.inspect import describe
-from gouache.errors import GouacheError, InvalidInput
+from gouache.errors import CheckpointError, GouacheError, InvalidInput
 from gouache.models.family import POCKET, family_label, family_named
 from gouache.serve.models.catalog import ModelEntry
 
@@ -24,6 +24,7 @@ class Facts:
 
     Attributes:
         family: for people.
+        family_name: the key of `models.family.FAMILIES`, or another program's family.
         kind: model, lora and so on.
         licence: as the file says it, empty if it doesn't.
         description: the same.
@@ -32,10 +33,15 @@ class Facts:
         side: of the pictures it likes, in pixels; 0 if it doesn't say.
         trained_side: the same, where the file doesn't say it its family's.
         upscaler: whether it brings an upscaler of its own.
+        variant: what its U-Net is for; base is text to image.
+        prediction: what its network predicts, if that is known.
+        few_steps: the distillation that it is known or named as, in words; empty for none.
         error: why it can't be used.
+        problem: the same in its parts; empty if it can be used.
     """
 
     family: str = ""
+    family_name: str = ""
     kind: str = ""
     licence: str = ""
     description: str = ""
@@ -44,7 +50,11 @@ class Facts:
     side: int = 0
     trained_side: int = 0
     upscaler: bool = False
+    variant: str = "base"
+    prediction: str = ""
+    few_steps: str = ""
     error: str = ""
+    problem: Mapping[str, str] = field(default_factory=dict)
 
 
 def place(entry: ModelEntry) -> Path | None:
@@ -66,13 +76,17 @@ def _facts(path: Path, _modified: int) -> Facts:
         identity = identify(path)
         card = read_card(path) if identity.layout == "gouache" else None
     except GouacheError as error:
-        return Facts(error=str(error).replace(str(path), path.name))
+        parts = {name: text.replace(str(path), path.name) for name, text in error.to_dict().items()}
+        return Facts(error=parts["message"], problem=parts)
     except OSError as error:
-        return Facts(error=f"{path.name}: {error.strerror}")
+        said = error.strerror or type(error).__name__
+        problem = CheckpointError(path.name, given=said, expected="a file that can be read").to_dict()
+        return Facts(error=f"{path.name}: {said}", problem=problem)
     metadata: Mapping[str, str] = next((part.header.metadata for part in identity.parts.values()), {})
     said = next((metadata[key] for key in LICENCE_KEYS if metadata.get(key)), "")
     return Facts(
         family=family_label(identity.family),
+        family_name=identity.family,
         kind=identity.kind,
         licence=card.licence if card is not None else said,
         description=card.description if card is not None else metadata.get("modelspec.description", ""),
@@ -81,6 +95,9 @@ def _facts(path: Path, _modified: int) -> Facts:
         side=card.defaults.width if card is not None else 0,
         trained_side=card.defaults.width if card is not None else _family_side(identity.family),
         upscaler="upscaler" in identity.parts,
+        variant=identity.variant,
+        prediction=identity.prediction or "",
+        few_steps=identity.few_steps.summary if identity.few_steps else "",
     )
 
 

@@ -1,1 +1,1 @@
-"""The web page: five tabs on Gradio, in English and Chinese. All state is the server's; a reload loses nothing."""
+"""The web page: ES modules that the browser runs as they are, and the routes that serve them."""

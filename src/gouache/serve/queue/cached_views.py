@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -114,17 +115,28 @@ def _read(connection: Connection, job_id: str) -> tuple[str, bytes]:
     position = None
     if job.state == "queued":
         position = ask(connection, _POSITION, job.priority, job.priority, job.seq).scalar_one()
-    values: dict[str, Any] = {name: getattr(job, name) for name in _SHOWN} | {
-        "cancel_requested": job.cancel_requested,
+    values = shown(job, pictures, position)
+    return job.owner, f'{json.dumps(values)[:-1]}, "request": {_whole(job.request)}}}'.encode()
+
+
+def shown(job: Job, pictures: Sequence[str], position: int | None) -> dict[str, Any]:
+    """A job in the shape of `JobView`, but for its request.
+
+    Args:
+        job: the row.
+        pictures: ids of its pictures.
+        position: waiting jobs before it; None unless it waits.
+    """
+    return {name: getattr(job, name) for name in _SHOWN} | {
+        "cancel_requested": bool(job.cancel_requested),
         "position": position,
         "progress": job.fraction,
         "eta_seconds": job.eta(time.time()),
         "picture": len(pictures),
         "picture_count": job.pictures,
-        "pictures": pictures,
+        "pictures": list(pictures),
         "error": job.error_parts(),
     }
-    return job.owner, f'{json.dumps(values)[:-1]}, "request": {_whole(job.request)}}}'.encode()
 
 
 @lru_cache(maxsize=1024)

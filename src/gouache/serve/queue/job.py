@@ -11,7 +11,7 @@ from gouache.pipeline.request import Request
 from gouache.serve.store.tables import jobs
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
-Source = Literal["v1", "a1111", "openai", "page", "cli"]
+Source = Literal["v1", "a1111", "openai", "page", "cli", "edit"]
 Ending = Literal["drop", "keep", "skip"]
 FINISHED: tuple[JobState, ...] = ("done", "failed", "cancelled")
 OPEN: tuple[JobState, ...] = ("queued", "running")

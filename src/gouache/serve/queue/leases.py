@@ -17,7 +17,10 @@ from gouache.serve.queue.job import COLUMNS, MAX_ATTEMPTS, Ending, Job, JobState
 from gouache.serve.queue.queue import note
 from gouache.serve.queue.tasks import recover as recover_tasks
 from gouache.serve.store.database import Database, ask, insert_missing, upsert
-from gouache.serve.store.tables import events, jobs, pictures, previews, tasks, turns
+from gouache.serve.store.tables import events, jobs, pauses, pictures, previews, tasks, turns
+
+LOCK_OF_CLAIMS = "SELECT pg_advisory_xact_lock(7860)"
+"""Held in PostgreSQL by whoever takes a waiting job or gives it another place."""
 
 
 class Leases:
@@ -31,7 +34,10 @@ class Leases:
         self.database = database
 
     def claim(self, worker: str, lease: float) -> Job | None:
-        """Take the next job: highest priority first, then the user who waited longest for a turn, then the oldest."""
+        """Take the next job: highest priority first, then the user who waited longest for a turn, then the oldest.
+
+        Jobs of users who paused their queue are passed over.
+        """
         # Without a lock first: idle workers ask this several times a second, and SQLite has one lock for all writers.
         with self.database.read() as connection:
             if ask(connection, _ANY).first() is None:
@@ -52,7 +58,7 @@ class Leases:
         """The `seq` of the job whose turn it is."""
         if not self.database.sqlite:
             # One claimer at a time: the choice depends on every waiting job. SQLite's transaction does this anyway.
-            connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7860)")
+            ask(connection, LOCK_OF_CLAIMS)
         # The oldest job of each user first, then the user whose last turn is longest ago: a hundred jobs of one user
         # delay another user's single job by one job at most.
         return connection.execute(_NEXT).scalar()
@@ -187,10 +193,11 @@ class Leases:
 
 
 def _next_in_turn() -> Select[int]:
-    highest = select(func.max(jobs.c.priority)).where(jobs.c.state == "queued").scalar_subquery()
+    waits = and_(jobs.c.state == "queued", jobs.c.owner.not_in(select(pauses.c.owner)))
+    highest = select(func.max(jobs.c.priority)).where(waits).scalar_subquery()
     oldest = (
         select(func.min(jobs.c.seq).label("seq"), jobs.c.owner)
-        .where(jobs.c.state == "queued", jobs.c.priority == highest)
+        .where(waits, jobs.c.priority == highest)
         .group_by(jobs.c.owner)
         .subquery()
     )
@@ -220,7 +227,7 @@ _FINISH = _HELD.values(
 )
 _LISTED = "SELECT id FROM pictures WHERE job = ? AND number = ?"
 _NO_PREVIEW = "DELETE FROM previews WHERE job = ?"
-_ANY = "SELECT id FROM jobs WHERE state = 'queued' LIMIT 1"
+_ANY = "SELECT seq FROM jobs WHERE state = 'queued' AND owner NOT IN (SELECT owner FROM pauses) LIMIT 1"
 _ORDERS = "SELECT state, worker, attempts, cancel_requested, watched_until FROM jobs WHERE seq = ?"
 _WAITING: dict[str, object] = {"state": "queued", "worker": None, "lease_until": None}
 

@@ -25,6 +25,7 @@ class Notifier:
         self._loop: asyncio.AbstractEventLoop | None = None
         # An event lives as long as somebody waits for it, so that names nobody waits for take no room.
         self._events: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()
+        self._followers: list[Callable[[str], None]] = []
 
     def bind(self) -> None:
         """Use the running loop."""
@@ -36,7 +37,13 @@ class Notifier:
             with contextlib.suppress(RuntimeError):  # The loop is closed: the server stops, and nobody waits.
                 self._loop.call_soon_threadsafe(self._notify, name)
 
+    def follow(self, hear: Callable[[str], None]) -> None:
+        """Have every name told, in the loop; `hear` returns at once."""
+        self._followers.append(hear)
+
     def _notify(self, name: str) -> None:
+        for hear in self._followers:
+            hear(name)
         for one in [name] if name else list(self._events):
             event = self._events.pop(one, None)
             if event is not None:

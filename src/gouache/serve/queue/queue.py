@@ -16,7 +16,7 @@ from gouache.pipeline.request import Request
 from gouache.serve.queue.job import COLUMNS, OPEN, EndedJob, Ending, Job, JobEvent, Source
 from gouache.serve.settings import Limits
 from gouache.serve.store.database import Database
-from gouache.serve.store.gallery import drop_partial
+from gouache.serve.store.gallery import CHANGED, drop_partial
 from gouache.serve.store.tables import events, jobs, previews
 
 OPEN_AT_ONCE = 1000
@@ -291,7 +291,8 @@ class JobQueue:
 
     def events(self, job_id: str, after: int = 0) -> list[JobEvent]:
         """What happened to a job since the event with number `after`."""
-        query = select(events).where(events.c.job == job_id, events.c.seq > after).order_by(events.c.seq)
+        query = select(events).where(events.c.job == job_id, events.c.seq > after, events.c.kind != CHANGED)
+        query = query.order_by(events.c.seq)
         return [JobEvent(**row._mapping) for row in self.database.rows(query)]
 
 

@@ -16,7 +16,8 @@ from gouache.serve.http.replies import NobodyAnswers
 from gouache.serve.queue.notify import Notifier, wait_until
 from gouache.serve.queue.tasks import Tasks, notified_as
 from gouache.serve.search.vectors import Comparison
-from gouache.serve.store.gallery import Gallery, Picture, Wanted
+from gouache.serve.store.gallery import Gallery, Picture
+from gouache.serve.store.wanted import Wanted
 
 LONGEST_TEXT = 200
 MOST_WAITING = 1000

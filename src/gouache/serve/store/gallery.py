@@ -5,24 +5,27 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from hashlib import sha256
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from sqlalchemy import ColumnElement, Connection, Select, delete, func, insert, select, update
+from sqlalchemy import Connection, Select, delete, func, insert, literal, select, update
 
-from gouache.errors import NotFound
+from gouache.errors import Conflict, NotFound
 from gouache.pipeline.output.recipe import Recipe
 from gouache.serve.queue.job import Job
 from gouache.serve.store.database import Database, insert_missing
-from gouache.serve.store.tables import boards, meanings, pictures, tags
+from gouache.serve.store.tables import boards, events, meanings, pictures, tags
+from gouache.serve.store.wanted import Wanted, kind_of
 
 MOST_COMPARED = 100_000
 """Pictures that a search by meaning compares: the newest that fit the other conditions."""
 _AT_ONCE = 8192
+_IDS_AT_ONCE = 500
+"""Ids in one statement: databases bound the values of one."""
 UNDO_SECONDS = 30 * 24 * 3600
 """A deleted picture's file is kept so long."""
 
@@ -45,6 +48,8 @@ class Picture:
     prompt: str
     seed: int
     model: str
+    sampler: str
+    kind: str
     recipe: str
     starred: bool
     deleted: float | None
@@ -56,45 +61,6 @@ class Picture:
 
 
 _COLUMNS = [pictures.c[field.name] for field in fields(Picture)]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
-    """Which pictures to list; every condition that is given must hold.
-
-    Attributes:
-        owner: whose; None for anybody's.
-        words: each must stand in the prompt, in any case.
-        tag, board, starred: as the user marked them.
-        deleted: those that were deleted instead.
-        before: only pictures with a smaller `seq`, to go on from a page.
-    """
-
-    owner: str | None = None
-    words: str = ""
-    tag: str | None = None
-    board: str | None = None
-    starred: bool | None = None
-    deleted: bool = False
-    before: int | None = None
-
-    def clauses(self) -> list[ColumnElement[bool]]:
-        """The conditions in SQL."""
-        found: list[ColumnElement[bool]] = [
-            pictures.c.deleted.is_not(None) if self.deleted else pictures.c.deleted.is_(None)
-        ]
-        if self.owner is not None:
-            found.append(pictures.c.owner == self.owner)
-        found += [pictures.c.prompt.icontains(word, autoescape=True) for word in self.words.split()[:20]]
-        if self.tag is not None:
-            found.append(pictures.c.id.in_(select(tags.c.picture).where(tags.c.tag == self.tag)))
-        if self.board is not None:
-            found.append(pictures.c.board == self.board)
-        if self.starred is not None:
-            found.append(pictures.c.starred == self.starred)
-        if self.before is not None:
-            found.append(pictures.c.seq < self.before)
-        return found
 
 
 def picture_id(job: Job, number: int, *, partial: bool = False) -> str:
@@ -110,6 +76,7 @@ def drop_partial(connection: Connection, job_id: str) -> list[str]:
     """Take a job's half-painted pictures off the list, inside a transaction; gives their files."""
     partial = (pictures.c.job == job_id, pictures.c.id.like("%p"))
     files = [row.file for row in connection.execute(select(pictures.c.file).where(*partial))]
+    note_change(connection, [row.id for row in connection.execute(select(pictures.c.id).where(*partial))], "delete")
     connection.execute(delete(pictures).where(*partial))
     return files
 
@@ -132,6 +99,8 @@ def row_of(
         "prompt": recipe.request.prompt,
         "seed": recipe.request.seed or 0,
         "model": recipe.model.name,
+        "sampler": recipe.request.sampler or "",
+        "kind": kind_of(recipe.request),
         "recipe": recipe.to_json(),
     }
 
@@ -141,10 +110,11 @@ class Gallery:
 
     Args:
         database: where the rows lie; the files are in the `FileStore`.
+        changed: called after pictures were starred, tagged, put on a board, deleted or restored.
     """
 
-    def __init__(self, database: Database) -> None:
-        self.database = database
+    def __init__(self, database: Database, changed: Callable[[], None] = lambda: None) -> None:
+        self.database, self.changed = database, changed
 
     def get(self, picture: str, owner: str | None = None) -> Picture:
         """One picture that isn't deleted.
@@ -191,6 +161,17 @@ class Gallery:
         query = select(*_COLUMNS).where(*wanted.clauses()).order_by(pictures.c.seq.desc()).limit(limit)
         return [Picture(**row._mapping) for row in self.database.rows(query)]
 
+    def newest_by_model(self, owner: str) -> dict[str, str]:
+        """The id of the newest picture that each model painted for a user, by the model's name in requests."""
+        mine = (pictures.c.owner == owner, pictures.c.deleted.is_(None))
+        newest = select(func.max(pictures.c.seq)).where(*mine).group_by(pictures.c.model)
+        query = select(pictures.c.id, pictures.c.model, pictures.c.recipe).where(pictures.c.seq.in_(newest))
+        found = {}
+        for row in self.database.rows(query.order_by(pictures.c.seq)):
+            asked = json.loads(row.recipe).get("request", {}).get("model")
+            found[str(asked or row.model)] = str(row.id)
+        return found
+
     def nearest(
         self, vector: NDArray[np.float32], space: str, wanted: Wanted, limit: int
     ) -> list[tuple[Picture, float]]:
@@ -231,10 +212,37 @@ class Gallery:
                 scores.append(matrix.reshape(len(part), -1).astype(np.float32) @ vector)
         return names, np.concatenate(scores)
 
+    def chosen(self, ids: Sequence[str], owner: str) -> list[Picture]:
+        """Pictures that aren't deleted, in the order of their ids.
+
+        Raises:
+            NotFound: no such picture, or somebody else's.
+        """
+        found: dict[str, Picture] = {}
+        for start in range(0, len(ids), _IDS_AT_ONCE):
+            part = pictures.c.id.in_(ids[start : start + _IDS_AT_ONCE])
+            mine = select(*_COLUMNS).where(part, pictures.c.owner == owner, pictures.c.deleted.is_(None))
+            found |= {row.id: Picture(**row._mapping) for row in self.database.rows(mine)}
+        missing = next((one for one in ids if one not in found), None)
+        if missing is not None:
+            raise _missing(missing[:100])
+        return [found[one] for one in dict.fromkeys(ids)]
+
+    def by_sha256(self, digest: str, owner: str) -> Picture | None:
+        """The owner's picture whose file has these bytes, if there is one that isn't deleted."""
+        same = (pictures.c.owner == owner, pictures.c.sha256 == digest, pictures.c.deleted.is_(None))
+        row = self.database.row(select(*_COLUMNS).where(*same).order_by(pictures.c.seq.desc()).limit(1))
+        return None if row is None else Picture(**row._mapping)
+
     def count(self) -> int:
         """How many there are, deleted ones left out."""
         row = self.database.row(select(func.count()).select_from(pictures).where(pictures.c.deleted.is_(None)))
         return 0 if row is None else int(row[0])
+
+    def listed(self, ids: Sequence[str]) -> list[Picture]:
+        """Those of some pictures that aren't deleted, the oldest first."""
+        query = select(*_COLUMNS).where(pictures.c.id.in_(ids), pictures.c.deleted.is_(None)).order_by(pictures.c.seq)
+        return [Picture(**row._mapping) for row in self.database.rows(query)]
 
     def tags_of(self, picture: str) -> list[str]:
         """A picture's tags, sorted."""
@@ -274,8 +282,16 @@ class Gallery:
             if board is not None:
                 wanted = select(boards.c.id).where(boards.c.id == board, boards.c.owner == found.owner)
                 if board and connection.execute(wanted).first() is None:
-                    raise NotFound("board", given=repr(board), expected="the id of one of your boards")
+                    raise _no_board(board)
                 connection.execute(row.values(board=board or None))
+            for is_given, what in (
+                (starred is not None, "star" if starred else "unstar"),
+                (new_tags is not None, "tags"),
+                (board is not None, "board"),
+            ):
+                if is_given:
+                    note_change(connection, [picture], what)
+        self.changed()
         return self.get(picture, owner)
 
     def delete(self, picture: str, owner: str | None = None) -> None:
@@ -287,6 +303,8 @@ class Gallery:
         self.get(picture, owner)
         with self.database.write() as connection:
             connection.execute(update(pictures).where(pictures.c.id == picture).values(deleted=time.time()))
+            note_change(connection, [picture], "delete")
+        self.changed()
 
     def purge(self, before: float) -> list[str]:
         """Forget pictures that were deleted before a time; gives their files, which nothing names any longer."""
@@ -307,6 +325,8 @@ class Gallery:
             mine = mine if owner is None else mine.where(pictures.c.owner == owner)
             if not connection.execute(mine.values(deleted=None)).rowcount:
                 raise _missing(picture)
+            note_change(connection, [picture], "restore")
+        self.changed()
         return self.get(picture, owner)
 
     def boards(self, owner: str) -> dict[str, str]:
@@ -320,6 +340,63 @@ class Gallery:
             insert_missing(connection, boards, {"id": uuid.uuid4().hex, "owner": owner, "name": name})
             query = select(boards.c.id).where(boards.c.owner == owner, boards.c.name == name)
             return str(connection.execute(query).scalar_one())
+
+    def rename_board(self, board: str, owner: str, name: str) -> None:
+        """Give a board another name.
+
+        Raises:
+            NotFound: no such board.
+            Conflict: another board has this name.
+        """
+        mine = (boards.c.id == board, boards.c.owner == owner)
+        taken = select(boards.c.id).where(boards.c.owner == owner, boards.c.name == name, boards.c.id != board)
+        with self.database.write() as connection:
+            if connection.execute(select(boards.c.id).where(*mine)).first() is None:
+                raise _no_board(board)
+            if connection.execute(taken).first() is not None:
+                cure = "Choose another name, or put the pictures on that board."
+                raise Conflict("name", given=repr(name), expected="a name that no other board has", cure=cure)
+            connection.execute(update(boards).where(*mine).values(name=name))
+
+    def delete_board(self, board: str, owner: str) -> None:
+        """Forget a board; its pictures stay.
+
+        Raises:
+            NotFound: no such board.
+        """
+        with self.database.write() as connection:
+            mine = (boards.c.id == board, boards.c.owner == owner)
+            if connection.execute(select(boards.c.id).where(*mine)).first() is None:
+                raise _no_board(board)
+            on_it = connection.execute(select(pictures.c.id).where(pictures.c.board == board)).scalars().all()
+            for start in range(0, len(on_it), _IDS_AT_ONCE):
+                note_change(connection, on_it[start : start + _IDS_AT_ONCE], "board")
+            connection.execute(update(pictures).where(pictures.c.board == board).values(board=None))
+            connection.execute(delete(boards).where(*mine))
+        self.changed()
+
+
+def _no_board(board: str) -> NotFound:
+    return NotFound("board", given=repr(board)[:100], expected="the id of one of your boards")
+
+
+CHANGED = "gallery"
+"""The kind of event that says what became of a finished picture."""
+
+
+def note_change(connection: Connection, ids: Sequence[str], change: str) -> None:
+    """Write down what became of pictures, so that those hear of it who show them elsewhere.
+
+    Args:
+        connection: inside the transaction in which it happens.
+        ids: of the pictures.
+        change: a word: star, unstar, tags, board, delete or restore.
+    """
+    if not ids:
+        return
+    now, said = literal(time.time()), literal(f"{change} ") + pictures.c.id
+    rows = select(pictures.c.job, now, literal(CHANGED), said).where(pictures.c.id.in_(ids))
+    connection.execute(insert(events).from_select(["job", "time", "kind", "detail"], rows))
 
 
 def _missing(picture: str) -> NotFound:

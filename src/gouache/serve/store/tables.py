@@ -18,7 +18,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA = "3"
+SCHEMA = "5"
 """Version of the tables. Whoever changes a table counts it up and adds a step to `migrations/versions`."""
 
 metadata = MetaData()
@@ -71,6 +71,13 @@ turns = Table(
     Column("served", Float, nullable=False),
 )
 
+pauses = Table(
+    "pauses",
+    metadata,
+    Column("owner", String(128), primary_key=True),
+    Column("since", Float, nullable=False),
+)
+
 events = Table(
     "events",
     metadata,
@@ -116,6 +123,8 @@ pictures = Table(
     Column("prompt", Text, nullable=False),
     Column("seed", BigInteger, nullable=False),
     Column("model", Text, nullable=False),
+    Column("sampler", String(64), nullable=False, server_default=""),
+    Column("kind", String(16), nullable=False, server_default=""),
     Column("recipe", Text, nullable=False),
     Column("starred", Boolean, nullable=False, default=False),
     Column("deleted", Float),

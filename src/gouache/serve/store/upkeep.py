@@ -30,6 +30,7 @@ KEPT: tuple[Table, ...] = (
     tables.presets,
     tables.boards,
     tables.turns,
+    tables.pauses,
     tables.jobs,
     tables.events,
     tables.pictures,
@@ -73,7 +74,7 @@ def _add_rows(database: Database, tar: tarfile.TarFile) -> list[str]:
             if table is tables.pictures:
                 files = [str(row["file"]) for row in rows]
             data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-            info = tarfile.TarInfo(f"store/{table.name}.jsonl")
+            info = tarfile.TarInfo(_file_of(table))
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
     return files
@@ -119,13 +120,18 @@ def _fill(connection: Connection, tar: tarfile.TarFile) -> None:
         rows = list(_rows(tar, table))
         if rows:
             connection.execute(insert(table), rows)
-    if _ATTACHMENTS not in tar.getnames():
+    if _file_of(tables.attachments) not in tar.getnames():
         _complete(connection)
     running = tables.jobs.update().where(tables.jobs.c.state == "running")
     connection.execute(running.values(state="queued", worker=None, lease_until=None))
 
 
-_ATTACHMENTS = f"store/{tables.attachments.name}.jsonl"
+_NEWER = (tables.attachments, tables.pauses)
+"""Tables that older backups lack."""
+
+
+def _file_of(table: Table) -> str:
+    return f"store/{table.name}.jsonl"
 
 
 def _complete(connection: Connection) -> None:
@@ -137,9 +143,9 @@ def _complete(connection: Connection) -> None:
 
 
 def _rows(tar: tarfile.TarFile, table: Table) -> Iterator[dict[str, Any]]:
-    if table is tables.attachments and _ATTACHMENTS not in tar.getnames():
+    if table in _NEWER and _file_of(table) not in tar.getnames():
         return
-    source = tar.extractfile(f"store/{table.name}.jsonl")
+    source = tar.extractfile(_file_of(table))
     if source is None:
         raise KeyError(f"no rows of {table.name}")
     for line in source:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,6 +20,7 @@ from types import FrameType
 
 import psutil
 
+from gouache.errors import TrainingError
 from gouache.serve.training.plan import (
     LOCK,
     OUTPUT,
@@ -80,6 +82,14 @@ def error_in(output: str, code: int) -> str:
     return f"{lines[-1][:500] if lines else 'no output'} (exit status {code})"
 
 
+def parts_of_error(said: str) -> dict[str, str]:
+    """The parts of gouache's own sentence, as `GouacheError.to_dict` has them; another text is the message alone."""
+    found = re.fullmatch(r"(.+?): given (.*?), expected (.*?)\.(?: (.*))?", said, re.DOTALL)
+    where, given, expected, cure = (found[1], found[2], found[3], found[4] or "") if found else ("", "", "", "")
+    values = {"where": where, "given": given, "expected": expected, "cure": cure}
+    return {"kind": TrainingError.__name__, "message": said, **values}
+
+
 class _Session:
     """One life of the process."""
 
@@ -89,7 +99,10 @@ class _Session:
         self.child: subprocess.Popen[bytes] | None = None
         self.stopping = False
         before = read_state(folder)
-        self.state = RunState(pid=os.getpid(), trained=before.trained, attempts=before.attempts + 1)
+        self.state = RunState(
+            pid=os.getpid(), trained=before.trained, attempts=before.attempts + 1, finished=before.finished
+        )
+        self.is_cut_short = False
         self._write()
 
     def stop(self, _signal: int, _frame: FrameType | None) -> None:
@@ -101,12 +114,17 @@ class _Session:
         for step, arguments in commands(self.plan, self.folder, self.source).items():
             if step == "data" and (self.folder / "pictures" / "manifest.json").is_file():
                 continue
+            is_training, mark = step in self.plan.parts, f"{step} {self.plan.part_minutes:g}"
+            if is_training and (self.is_cut_short or mark in self.state.finished):
+                continue
             if step == "pack":
                 shutil.rmtree(self.folder / "model", ignore_errors=True)
-            code = self._command(step, arguments, lock)
-            if code != 0 and not (step == "train" and self._is_worth_packing(code)):
+            code = self._command(step, arguments, lock, is_training=is_training)
+            if code != 0 and not (is_training and self._is_worth_packing(code)):
                 self._fail(code)
                 return
+            if is_training and code == 0:
+                self._change(finished=(*self.state.finished, mark))
         if self.plan.start is not None:
             self._publish()
         self._end("stopped" if (self.folder / STOP).exists() else "done")
@@ -114,13 +132,15 @@ class _Session:
     def _is_worth_packing(self, code: int) -> bool:
         """A training that its user stopped is used as it stands, if it has come to anything."""
         wanted = code in STOPPED_CODES and (self.folder / STOP).exists()
-        self.stopping = self.stopping and not wanted
-        return wanted and (self.folder / self.plan.table / "last.safetensors").is_file()
+        if not wanted or not any((self.folder / part / "last.safetensors").is_file() for part in self.plan.parts):
+            return False
+        self.stopping, self.is_cut_short = False, True
+        return True
 
-    def _command(self, step: str, arguments: list[str], lock: int) -> int:
+    def _command(self, step: str, arguments: list[str], lock: int, *, is_training: bool) -> int:
         if self.stopping:
             return STOPPED_CODES[0]
-        log = self.folder / self.plan.table / "log.jsonl"
+        log = self.folder / step / "log.jsonl"
         before = log.stat().st_size if log.is_file() else 0
         with (self.folder / OUTPUT).open("wb") as output:
             self.child = subprocess.Popen(
@@ -136,7 +156,7 @@ class _Session:
             self.child.send_signal(signal.SIGTERM)
         while (code := self._wait(self.child)) is None:
             # Loading and encoding are no training: the clock starts with the first line of figures.
-            if step == "train" and not self.state.since and log.is_file() and log.stat().st_size > before:
+            if is_training and not self.state.since and log.is_file() and log.stat().st_size > before:
                 self._change(since=time.time())
         if self.state.since:
             self._change(trained=self.state.trained + time.time() - self.state.since, since=0.0)

@@ -18,7 +18,7 @@ from typing import Literal
 from gouache.checkpoints.hub import shipped_model
 from gouache.checkpoints.identify import read_card
 from gouache.errors import Conflict, DataError, GouacheError, InvalidInput, ModelNotFound, NotFound
-from gouache.models.family import family_named
+from gouache.models.family import POCKET, family_named
 from gouache.serve.models.catalog import ModelCatalog, ModelEntry
 from gouache.serve.training.plan import (
     CONFIG,
@@ -26,6 +26,7 @@ from gouache.serve.training.plan import (
     PLAN,
     STATE,
     STOP,
+    PlanPart,
     PlanStage,
     RunState,
     TrainingPlan,
@@ -39,9 +40,14 @@ from gouache.serve.training.sets import TrainingSets, checked_name
 
 Phase = Literal["preparing", "training", "packing", "stopping", "interrupted", "done", "stopped", "failed"]
 RUNNING: tuple[Phase, ...] = ("preparing", "training", "packing", "stopping")
-_PHASES: dict[str, Phase] = {"": "preparing", "data": "preparing", "train": "training", "pack": "packing"}
+_PHASES: dict[str, Phase] = {"": "preparing", "data": "preparing", "pack": "packing"}
 MOST_ATTEMPTS = 3
-RATES: dict[PlanStage, float] = {"denoiser": 1e-4, "decoder": 1e-4, "vae": 8e-4}
+MOST_FIGURES = 1000
+FRESH = {"pid": 0, "child": 0, "step": "", "since": 0.0, "result": "", "ended": 0.0, "error": ""}
+"""A state between two sessions: what was trained and tried stays."""
+RATES: dict[PlanStage, float] = {"denoiser": 1e-5, "decoder": 1e-4, "vae": 8e-4}
+SMALL_RATE = 2e-4
+"""Learning rate of the denoiser of a small model, whose weights move further: a twentieth of the field's size."""
 PROCESS = (sys.executable, "-m", "gouache.serve.training.run_process")
 
 
@@ -53,7 +59,9 @@ class TrainingRun:
         plan: what it does.
         phase: what it is doing.
         seconds: trained so far.
-        images_seen: pictures trained on, as its log says.
+        part: which part of the plan is trained, or was last.
+        images_seen: pictures that this part was trained on, as its log says.
+        rate: pictures a second, as its log says; 0 before.
         doing: the last line that its command printed while it prepares.
         error: the text of the error that ended it.
     """
@@ -61,7 +69,9 @@ class TrainingRun:
     plan: TrainingPlan
     phase: Phase
     seconds: float
+    part: PlanPart
     images_seen: int
+    rate: float
     doing: str
     error: str
 
@@ -100,7 +110,44 @@ class TrainingRuns:
         learning_rate: float | None = None,
         batch_size: int = 8,
     ) -> TrainingRun:
-        """Start a run.
+        """Start a run; arguments and errors as `plan`.
+
+        Raises:
+            Conflict: another run is under way.
+        """
+        plan = self.plan(
+            owner=owner,
+            name=name,
+            stage=stage,
+            data=data,
+            minutes=minutes,
+            model=model,
+            size=size,
+            learning_rate=learning_rate,
+            batch_size=batch_size,
+        )
+        self._refuse_a_second()
+        folder = self.root / plan.name
+        folder.mkdir(parents=True, mode=0o700)
+        write_text(folder / CONFIG, toml_of(plan))
+        write_text(folder / PLAN, plan.to_json())
+        self._launch(plan)
+        return self.get(plan.name)
+
+    def plan(
+        self,
+        *,
+        owner: str,
+        name: str,
+        stage: PlanStage,
+        data: str,
+        minutes: float,
+        model: str | None = None,
+        size: int | None = None,
+        learning_rate: float | None = None,
+        batch_size: int = 8,
+    ) -> TrainingPlan:
+        """What a run would do; nothing is written.
 
         Args:
             name: of the run and of the model it makes; must be new.
@@ -116,7 +163,7 @@ class TrainingRuns:
             InvalidInput, ConfigError: a value that can't be used.
             NotFound, ModelNotFound: no such set or model.
             DataError: a set without captioned pictures.
-            Conflict: the name is taken, or another run is under way.
+            Conflict: the name is taken.
         """
         name = checked_name("name", name)
         source = self.sets.folder(data)
@@ -126,7 +173,14 @@ class TrainingRuns:
             given = f"{counted.pictures} pictures, no caption"
             raise DataError(f"data {counted.name!r}", given=given, expected="captioned pictures", cure=cure)
         entry = self.catalog.find(model) if stage != "vae" else None
-        plan = TrainingPlan.from_dict(
+        start = traits_of(entry) if entry else START_OF_NOTHING
+        if start.drafts and stage == "denoiser" and size not in (None, start.side):
+            raise InvalidInput(
+                "size", given=size, expected=f"{start.side}, as the drafts of {entry.name if entry else ''} have"
+            )
+        if (self.root / name).exists() or (self.models / name).exists():
+            raise Conflict("name", given=repr(name), expected="a name that is not taken", cure="Choose another.")
+        return TrainingPlan.from_dict(
             {
                 "name": name,
                 "stage": stage,
@@ -134,24 +188,17 @@ class TrainingRuns:
                 "pictures": counted.pictures,
                 "model": entry.name if entry else "",
                 "start": place_of(entry) if entry else None,
-                "size": size or (side_of(entry) if entry else 128),
+                "size": size or start.side,
                 "minutes": minutes,
-                "learning_rate": learning_rate or RATES[stage],
+                "learning_rate": learning_rate
+                or (SMALL_RATE if start.is_small and stage == "denoiser" else RATES[stage]),
+                "drafts": start.drafts and stage == "denoiser",
                 "batch_size": batch_size,
                 "created": time.time(),
                 "owner": owner,
             },
             where="training",
         )
-        self._refuse_a_second()
-        folder = self.root / name
-        if folder.exists() or (self.models / name).exists():
-            raise Conflict("name", given=repr(name), expected="a name that is not taken", cure="Choose another.")
-        folder.mkdir(parents=True, mode=0o700)
-        write_text(folder / CONFIG, toml_of(plan))
-        write_text(folder / PLAN, plan.to_json())
-        self._launch(plan)
-        return self.get(name)
 
     def resume(self, name: str, *, minutes: float = 0.0) -> TrainingRun:
         """Go on with a run that ended or was stopped.
@@ -202,6 +249,19 @@ class TrainingRuns:
             raise Conflict(f"run {name!r}", given="a run under way", expected="one that has ended", cure="Stop it.")
         shutil.rmtree(folder)
 
+    def delete_set(self, name: str) -> None:
+        """Delete a set.
+
+        Raises:
+            InvalidInput, NotFound: as `TrainingSets.folder`.
+            Conflict: a run is under way that reads it.
+        """
+        busy = [run.plan.name for run in self.listing() if run.phase in RUNNING and run.plan.data == name]
+        if busy:
+            given = f"a set that the run {busy[0]!r} learns from"
+            raise Conflict(f"data {name!r}", given=given, expected="one that no run reads", cure="Stop the run.")
+        self.sets.delete(name)
+
     def listing(self) -> list[TrainingRun]:
         """Every run, the newest first."""
         folders = [path.parent for path in self.root.glob(f"*/{PLAN}")] if self.root.is_dir() else []
@@ -216,19 +276,24 @@ class TrainingRuns:
         """
         return self._read(self._folder(name))
 
-    def log(self, name: str) -> list[dict[str, float]]:
-        """The figures that it wrote down, oldest first; whole lines only."""
-        folder = self._folder(name)
-        return read_figures(folder / self.get(name).plan.table / "log.jsonl")
+    def log(self, name: str, part: PlanPart | None = None) -> list[dict[str, float]]:
+        """The figures that a part wrote down, oldest first; whole lines only. Without a part those of the latest.
 
-    def samples(self, name: str) -> list[Path]:
-        """Its sample sheets, oldest first; the file's name is the number of pictures seen."""
-        return sorted((self._folder(name) / self.get(name).plan.table / "samples").glob("*.png"))
+        Of a long run only every second line, or every third ...: so many that a curve shows no more.
+        """
+        lines = read_figures(self._folder(name) / (part or self.get(name).part) / "log.jsonl")
+        every = -(-len(lines) // MOST_FIGURES)
+        return [line for at, line in enumerate(lines) if at % every == 0 or "loss" not in line or at == len(lines) - 1]
+
+    def samples(self, name: str, part: PlanPart | None = None) -> list[Path]:
+        """A part's sample sheets, oldest first; the file's name is the number of pictures seen."""
+        return sorted((self._folder(name) / (part or self.get(name).part) / "samples").glob("*.png"))
 
     def command(self, run: TrainingRun) -> str:
         """What one would type to train the same."""
         steps = commands(run.plan, self._folder(run.plan.name), self.sets.root / run.plan.data)
-        return " ".join(["gouache", *(json.dumps(part) if " " in part else part for part in steps["train"])])
+        lines = [["gouache", *steps[part]] for part in run.plan.parts]
+        return "\n".join(" ".join(json.dumps(word) if " " in word else word for word in line) for line in lines)
 
     def resume_all(self) -> None:
         """Go on with runs whose process ended without a word, as after a crash or the end of the machine."""
@@ -239,7 +304,8 @@ class TrainingRuns:
                 continue
             if state.attempts >= MOST_ATTEMPTS:
                 error = f"its process ended {state.attempts} times without a word"
-                write_text(folder / STATE, RunState(result="failed", error=error, trained=state.trained).to_json())
+                failed = state.model_copy(update={**FRESH, "attempts": 0, "result": "failed", "error": error})
+                write_text(folder / STATE, failed.to_json())
             else:
                 self._launch(run.plan)
 
@@ -259,7 +325,7 @@ class TrainingRuns:
     def _launch(self, plan: TrainingPlan) -> None:
         folder = self._folder(plan.name)
         before = read_state(folder)
-        write_text(folder / STATE, RunState(trained=before.trained, attempts=before.attempts).to_json())
+        write_text(folder / STATE, before.model_copy(update=FRESH).to_json())
         source = self.sets.root / plan.data
         # It detaches itself and returns when it holds its lock: Ctrl+C at the server's terminal is not for it.
         subprocess.run(
@@ -281,16 +347,34 @@ class TrainingRuns:
         alive = is_alive(folder)
         state = read_state(folder)
         seconds = state.trained + (time.time() - state.since if alive and state.since else 0.0)
-        figures = read_figures(folder / plan.table / "log.jsonl", last=True)
+        seconds = min(seconds, 60 * plan.minutes)  # What is over is the last judging.
+        part = _part(plan, state, folder)
+        figures = read_figures(folder / part / "log.jsonl", last=True)
         seen = int(figures[-1]["images_seen"]) if figures else 0
+        rate = next((line["images_per_second"] for line in reversed(figures) if "images_per_second" in line), 0.0)
         phase = _phase(state, alive=alive, stopping=(folder / STOP).exists())
         doing = _last_line(folder / OUTPUT) if alive and not state.since else ""
-        return TrainingRun(plan=plan, phase=phase, seconds=seconds, images_seen=seen, doing=doing, error=state.error)
+        return TrainingRun(
+            plan=plan,
+            phase=phase,
+            seconds=seconds,
+            part=part,
+            images_seen=seen,
+            rate=rate,
+            doing=doing,
+            error=state.error,
+        )
+
+
+def _part(plan: TrainingPlan, state: RunState, folder: Path) -> PlanPart:
+    """The part that is trained, or the last that has begun."""
+    begun = [part for part in plan.parts if (folder / part / "log.jsonl").is_file()]
+    return next((part for part in plan.parts if part == state.step), begun[-1] if begun else plan.parts[0])
 
 
 def _phase(state: RunState, *, alive: bool, stopping: bool) -> Phase:
     if alive:
-        return "stopping" if stopping and state.step != "pack" else _PHASES[state.step]
+        return "stopping" if stopping and state.step != "pack" else _PHASES.get(state.step, "training")
     if state.result == "":
         return "stopped" if stopping else "interrupted"
     return state.result
@@ -349,13 +433,35 @@ def place_of(entry: ModelEntry) -> Path:
     return path
 
 
-def side_of(entry: ModelEntry) -> int:
-    """The side of pictures that a model likes."""
+@dataclass(frozen=True, slots=True)
+class StartTraits:
+    """What a plan asks of the model to start from.
+
+    Attributes:
+        side: of the pictures that it likes, in pixels.
+        drafts: whether it begins with drafts of its own.
+        is_small: whether it is of the small family that gouache ships.
+    """
+
+    side: int
+    drafts: bool
+    is_small: bool
+
+
+START_OF_NOTHING = StartTraits(128, drafts=False, is_small=True)
+
+
+def traits_of(entry: ModelEntry) -> StartTraits:
+    """What its files say, without their weights."""
     from gouache.checkpoints.identify import identify
 
     path = place_of(entry)
     with contextlib.suppress(GouacheError):
         identity = identify(path)
         card = read_card(path) if identity.layout == "gouache" else None
-        return family_named(identity.family).training_size if card is None else card.defaults.width
-    return 512
+        small = identity.family == POCKET.name
+        if card is None:
+            return StartTraits(family_named(identity.family).training_size, drafts=False, is_small=small)
+        drafts = any(part.name == "prior" for part in card.parts)
+        return StartTraits(card.defaults.width, drafts, small)
+    return StartTraits(512, drafts=False, is_small=False)

@@ -57,7 +57,7 @@ class Worker:
         self.name = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns():x}"
         database = Database(settings.store_url)
         self.database, self.leases, self.file_store = database, Leases(database), FileStore(settings.data)
-        self.catalog = ModelCatalog(settings.model_folders, database, settings.default_model)
+        self.catalog = ModelCatalog(settings.model_folders, database, settings.default_model, patience=0.0)
         self.models = LoadedModels(open_model, settings.model_memory, settings.device)
         tasks = TaskQueue(database, self.name, settings.lease, tell)
         self.index = Index(database, self.file_store, tasks, lambda: open_embedder(settings.search_tower))

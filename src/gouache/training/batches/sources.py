@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +12,7 @@ import numpy as np
 
 from gouache.data.buckets import Bucket
 from gouache.data.packed import PackedPictures, PackedStream, Variety
-from gouache.data.stickers import Split, Stickers
+from gouache.data.stickers import HELD_OUT_ONE_IN, Split, Stickers
 from gouache.data.stream import Example, StickerStream, plain_example
 from gouache.errors import ConfigError, DataError
 from gouache.training.batches.batch_shapes import Bucketed
@@ -18,6 +20,9 @@ from gouache.training.batches.store import Captioned, CaptionedSource, FiniteSou
 from gouache.training.config import DataConfig
 
 SAID: dict[Split, str] = {"held_out": "held-out", "train": "training", "all": "whole"}
+SMALL = 2 * HELD_OUT_ONE_IN
+"""Pictures of a packed set below which none is held out: one or two say little, and each one is missed."""
+NOTHING_HELD_OUT = "no picture is held out of so few: validation looks at pictures that are trained on"
 ENCODED_TOGETHER = 8
 """Examples of a store's stream that share a shape: few, so that a small store has all shapes; SHARD is a multiple."""
 
@@ -30,11 +35,16 @@ class Sources:
         train: examples by any number from 0.
         held_out: examples that are never trained on.
         plain: the pictures to train on as they are, each once, with its first caption.
+        every: all examples that `train` can give, where they can be counted: each picture with each of its captions,
+            flips and templates once.
+        note: what is unusual about it, for people.
     """
 
     train: CaptionedSource
     held_out: FiniteSource
     plain: FiniteSource
+    every: FiniteSource | None = None
+    note: str = ""
 
 
 class StreamSource:
@@ -61,18 +71,22 @@ class BucketedSource:
         seed: of order and captions.
         batch: images of a batch.
         variety: flips and templates.
+        split: whose pictures are used.
     """
 
-    def __init__(self, pictures: PackedPictures, seed: int, batch: int, variety: Variety) -> None:
+    def __init__(
+        self, pictures: PackedPictures, seed: int, batch: int, variety: Variety, split: Split = "train"
+    ) -> None:
         self._pictures, self._seed, self.batch, self._variety = pictures, seed, batch, variety
-        self._rows = pictures.indices("train")
+        self._split: Split = split
+        self._rows = pictures.weighted(split)
         members = pictures.members
         self._order = Bucketed([(members[row].height, members[row].width) for row in self._rows], batch, seed)
 
     @property
     def fingerprint(self) -> str:
         """Of the data set, the seed and the batch."""
-        stream = PackedStream(self._pictures, self._seed, variety=self._variety)
+        stream = PackedStream(self._pictures, self._seed, split=self._split, variety=self._variety)
         return f"{stream.fingerprint}/batches of {self.batch}"
 
     def examples(self, numbers: Sequence[int]) -> Captioned:
@@ -82,6 +96,42 @@ class BucketedSource:
     def _example(self, number: int, at: int) -> Example:
         generator = np.random.Generator(np.random.Philox(key=[self._seed, number]))
         return self._variety.example(self._pictures, int(self._rows[at]), generator)
+
+
+class EveryExample:
+    """All examples of a packed set that differ: encoded once, they are all that a stream over it can show.
+
+    Args:
+        pictures: the set.
+        rows: which of its pictures; one that is there twice counts twice.
+        variety: flips and templates.
+    """
+
+    def __init__(self, pictures: PackedPictures, rows: Sequence[int], variety: Variety) -> None:
+        self._pictures, members = pictures, pictures.members
+        sides, frames = (False, True) if variety.flip else (False,), variety.templates or ("{}",)
+        ordered = sorted(rows, key=lambda row: (members[row], row))
+        self._examples = [
+            (int(row), caption, mirrored, frame)
+            for row in ordered
+            for caption in pictures.records[row].captions
+            for mirrored in sides
+            for frame in frames
+        ]
+        self.shapes = [(members[row].height, members[row].width) for row, *_ in self._examples]
+        marks = hashlib.sha256(json.dumps(self._examples).encode()).hexdigest()
+        self.fingerprint = f"{PackedStream(pictures, 0, split='all').fingerprint}/every/{marks}"
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def examples(self, numbers: Sequence[int]) -> Captioned:
+        """Examples by number."""
+        return _stacked([self._example(*self._examples[number]) for number in numbers])
+
+    def _example(self, row: int, caption: str, mirrored: bool, frame: str) -> Example:
+        picture = np.array(self._pictures.picture(row))
+        return Example(np.ascontiguousarray(picture[:, ::-1]) if mirrored else picture, frame.replace("{}", caption))
 
 
 class PlainPictures:
@@ -189,11 +239,17 @@ def _packed_sources(pictures: PackedPictures, config: DataConfig, batch: int) ->
             expected=f"{config.size}x{config.size}, or buckets of about its area",
             cure=f"Build it with --size {config.size}, as [data] size says.",
         )
-    variety = Variety(config.flip, config.templates)
-    held_out, plain = (PlainPictures(pictures, split) for split in ("held_out", "train"))
+    variety, few = Variety(config.flip, config.templates), len(pictures) < SMALL
+    split: Split = "all" if few else "train"
+    plain = PlainPictures(pictures, split)
+    held_out = plain if few else PlainPictures(pictures, "held_out")
+    train: CaptionedSource
     if len(pictures.buckets) > 1:
-        return Sources(BucketedSource(pictures, config.seed, batch, variety), held_out, plain)
-    return Sources(StreamSource(PackedStream(pictures, config.seed, variety=variety)), held_out, plain)
+        train = BucketedSource(pictures, config.seed, batch, variety, split)
+    else:
+        train = StreamSource(PackedStream(pictures, config.seed, split=split, variety=variety))
+    every = EveryExample(pictures, pictures.weighted(split).tolist(), variety)
+    return Sources(train, held_out, plain, every, NOTHING_HELD_OUT if few else "")
 
 
 def _fits(bucket: Bucket, size: int) -> bool:

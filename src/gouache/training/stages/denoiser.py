@@ -24,6 +24,7 @@ from gouache.diffusion.samplers.sigmas import make_sigmas
 from gouache.errors import ConfigError
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import DenoiserConfig
+from gouache.models.family import POCKET
 from gouache.models.mmdit import MMDiT
 from gouache.models.quantizer import Quantizer
 from gouache.models.unet import UNet
@@ -94,7 +95,7 @@ class Previewer:
         return denoised_from(prediction, x, sigma, self.config.parameterization, path)
 
 
-SHOWN = 16
+SHOWN, SHOWN_TUNING = 16, 8
 
 
 class DenoiserTraining(Stage[UNet | MMDiT]):
@@ -126,6 +127,7 @@ class DenoiserTraining(Stage[UNet | MMDiT]):
         self.order = order_of(data, len(data), config.loop.batch_size, seed)
         self.schedule = make_noise_schedule(**config.denoiser.schedule.model_dump())
         self.chain = _chain_of(config, self.schedule)
+        self.is_tuning = start is not None
         self.trained = start if start is not None else new_network(config)
         if start is None:
             self.trained.zero_residual_ends()
@@ -151,16 +153,14 @@ class DenoiserTraining(Stage[UNet | MMDiT]):
     def _fine_tuning(
         cls, inputs: RunInputs, table: DenoiserStage, start: Path, sources: Sources
     ) -> Iterator[Preparing | Ready]:
-        """On a published model, whose other parts stay as they are."""
-        bundle = load_bundle(start, dtype=torch.float32)
-        if bundle.picture_width or not bundle.reads_texts:
-            raise ConfigError(
-                "denoiser.start", given=f"{start}, which is shown pictures", expected="a model trained on texts"
-            )
-        stores = yield from inputs.encoded(sources, encoders_of(bundle, start, inputs.config.data.size))
+        """On a published or packed model, whose other parts stay as they are; drafts are its own quantizer's."""
+        size = inputs.config.data.size
+        bundle = start_model(start, size, cls.name)
+        stores = yield from inputs.encoded(sources, encoders_of(bundle, start, size))
         update = {"network": bundle.unet.config, "start": None, "denoiser": bundle.denoiser_config}
         ready = table.model_copy(update=update)
-        yield Ready(cls(ready, *stores, None, bundle.vae, table.loop.seed, start=bundle.unet), ready)
+        drafts = bundle.quantizer if ready.sizes.draft_channels else None
+        yield Ready(cls(ready, *stores, drafts, bundle.vae, table.loop.seed, start=bundle.unet), ready)
 
     @classmethod
     def base_model(cls, config: TrainConfig) -> Path | None:
@@ -169,7 +169,8 @@ class DenoiserTraining(Stage[UNet | MMDiT]):
         Raises:
             TrainingError: the config has no denoiser, without which there is nothing to pack.
         """
-        stage_config(config, cls.name)
+        if config.prior is None or config.prior.start is None:  # whose model's prior may be all that was trained
+            stage_config(config, cls.name)
         return config.denoiser.start if config.denoiser is not None else None
 
     @classmethod
@@ -201,15 +202,20 @@ class DenoiserTraining(Stage[UNet | MMDiT]):
         return {"score": sum(figures.values()), **figures}
 
     def samples(self, network: UNet | MMDiT) -> Tensor | None:
-        """For held-out captions: the picture, the U-Net's without a draft, and its with the true draft."""
+        """For held-out captions: the picture, the U-Net's without a draft, and its with the true draft.
+
+        Of a model that is trained further few, and only those that it paints as it does later: with its draft, if any.
+        """
         if self.vae is None:
             return None
-        numbers = shown(self.held_out, len(self.held_out), SHOWN)
+        numbers = shown(self.held_out, len(self.held_out), SHOWN_TUNING if self.is_tuning else SHOWN)
         latents = self.held_out.latents(numbers).to(self.device)
         text = self.held_out.text(numbers)
         preview = Previewer(network, self.config.denoiser, self.schedule, self.data.empty)
         noise = BatchNoise(self.seed, numbers).normal("samples", latents.shape[1:]).to(self.device)
-        rows = [latents, preview.latents(text, noise, None)]
+        rows = [latents]
+        if self.quantizer is None or not self.is_tuning:
+            rows.append(preview.latents(text, noise, None))
         if self.quantizer is not None:
             rows.append(preview.latents(text, noise, self.quantizer.decode(self.quantizer.encode(latents))))
         return torch.stack([self.vae.decode(row) for row in rows], dim=1).flatten(0, 1)
@@ -285,15 +291,38 @@ class DenoiserTraining(Stage[UNet | MMDiT]):
 
     @torch.no_grad()
     def _draft(self, batch: Batch) -> Tensor | None:
-        """The draft of the true tokens, some of them replaced; zero where it is dropped."""
-        if self.quantizer is None:
+        """The draft of the true tokens, some of them replaced; zero where it is dropped, and in a model without."""
+        if not self.config.sizes.draft_channels:
             return None
         draft, kept = torch.zeros_like(batch["x0"]), batch["keep_draft"].nonzero().squeeze(1)
-        if len(kept):
+        if len(kept) and self.quantizer is not None:
             tokens = self.quantizer.encode(batch["x0"][kept])
             wrong = torch.where(batch["wrong"][kept], batch["random"][kept], tokens)
             draft[kept] = self.quantizer.decode(wrong).to(draft.dtype)
         return draft
+
+
+def start_model(path: Path, size: int, stage: str) -> ModelBundle:
+    """A model to train further, in fp32.
+
+    Args:
+        path: where it lies.
+        size: side of the pictures in pixels.
+        stage: which trains it.
+
+    Raises:
+        ConfigError: it is shown pictures beside the text, or its drafts have another size.
+    """
+    bundle = load_bundle(path, dtype=torch.float32)
+    shown, quantizer = bundle.unet.config.draft_channels, bundle.quantizer
+    if bundle.picture_width or not bundle.reads_texts or (shown and quantizer is None and bundle.family != POCKET.name):
+        raise ConfigError(
+            f"{stage}.start", given=f"{path}, which is shown pictures", expected="a model trained on texts alone"
+        )
+    if quantizer is not None and (side := quantizer.config.latent_size * bundle.vae.config.downscale) != size:
+        cure = f"Say [data] size = {side}."
+        raise ConfigError("data.size", given=size, expected=f"{side}, as the drafts of {path} have", cure=cure)
+    return bundle
 
 
 def encoders_of(bundle: ModelBundle, path: Path, size: int) -> Encoders:

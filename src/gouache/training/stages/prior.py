@@ -19,9 +19,11 @@ from gouache.models.recall import Recall
 from gouache.models.vae import AutoencoderKL
 from gouache.training.batches.batch_shapes import check_square
 from gouache.training.batches.encoded import Encoded, Shuffled, drop_captions
-from gouache.training.config import PriorStage
+from gouache.training.batches.sources import Sources
+from gouache.training.config import PriorStage, TrainConfig
 from gouache.training.inputs import RunInputs, initial_weights, last_result, load_network, result_of, stage_run
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, batched
+from gouache.training.stages.denoiser import encoders_of, start_model
 
 SHOWN = 16
 
@@ -47,33 +49,75 @@ class PriorTraining(Stage[Prior]):
         seed: int,
         *,
         remembered: Encoded | None = None,
+        start: Prior | None = None,
     ) -> None:
         super().__init__()
         self.config, self.data, self.held_out, self.seed = config, data, held_out, seed
         for part in (data, held_out):
             check_square(part, self.name)
         self.order = Shuffled(len(data), seed)
-        memory = config.network.memory if remembered is None else len(remembered)
-        self.trained = Prior(config.network.model_copy(update={"memory": memory}))
-        if remembered is not None and self.trained.recall is not None:
-            remember(self.trained.recall, remembered, quantizer)
         self.quantizer, self.vae = quantizer, vae
-        weights = token_weights(config.network.groups, config.group_weights)
+        self.trained = self._network(remembered) if start is None else extended(start, remembered, quantizer)
+        weights = token_weights(config.sizes.groups, config.group_weights)
         self.register_buffer("weights", weights, persistent=False)
         self.freeze("quantizer", *(["vae"] if vae else []))
+
+    def _network(self, remembered: Encoded | None) -> Prior:
+        """A prior with random weights, whose memory is filled."""
+        memory = self.config.sizes.memory if remembered is None else len(remembered)
+        prior = Prior(self.config.sizes.model_copy(update={"memory": memory}))
+        if remembered is not None and prior.recall is not None:
+            remember(prior.recall, remembered, self.quantizer)
+        return prior
 
     @classmethod
     def from_run(cls, inputs: RunInputs) -> Iterator[Preparing | Ready]:
         table, sources = inputs.table(cls.name, PriorStage), inputs.sources()
+        if table.start is not None:
+            yield from cls._fine_tuning(inputs, table, table.start, sources)
+            return
         vae = inputs.vae()
         encoders = inputs.encoders(vae)
         stores = yield from inputs.encoded(sources, encoders)
         remembered = None
-        if table.network.neighbours and not table.network.memory:  # a packed prior brings its own memory
+        if table.sizes.neighbours and not table.sizes.memory:  # a packed prior brings its own memory
             remembered = yield from inputs.store(sources.plain, encoders, len(sources.plain))
         with initial_weights(table.loop.seed):
             stage = cls(table, *stores, inputs.quantizer(), vae, table.loop.seed, remembered=remembered)
         yield Ready(stage, table)
+
+    @classmethod
+    def _fine_tuning(
+        cls, inputs: RunInputs, table: PriorStage, start: Path, sources: Sources
+    ) -> Iterator[Preparing | Ready]:
+        """On a packed model, whose other parts stay as they are."""
+        size = inputs.config.data.size
+        bundle = start_model(start, size, cls.name)
+        if bundle.prior is None or bundle.quantizer is None:
+            cure = "Train its denoiser alone: leave out [prior]."
+            raise ConfigError("prior.start", given=f"{start}, without a prior", expected="a model with one", cure=cure)
+        encoders = encoders_of(bundle, start, size)
+        stores = yield from inputs.encoded(sources, encoders)
+        remembered = None
+        if bundle.prior.recall is not None:
+            remembered = yield from inputs.store(sources.plain, encoders, len(sources.plain))
+        # Its memory grows by the pictures; which ones, the data set says and not the config.
+        ready = table.model_copy(update={"network": bundle.prior.config, "start": None})
+        stage = cls(
+            ready,
+            *stores,
+            bundle.quantizer,
+            bundle.vae,
+            table.loop.seed,
+            remembered=remembered,
+            start=bundle.prior.requires_grad_(True),
+        )
+        yield Ready(stage, ready)
+
+    @classmethod
+    def base_model(cls, config: TrainConfig) -> Path | None:
+        """The model whose prior is trained further."""
+        return config.prior.start if config.prior is not None else None
 
     @classmethod
     def model_parts(cls, inputs: RunInputs, others: Mapping[str, Any]) -> dict[str, Any]:
@@ -81,14 +125,15 @@ class PriorTraining(Stage[Prior]):
 
         A U-Net without draft channels has no use for it, and one with them also works without.
         """
-        if not others["unet"].config.draft_channels or not last_result(inputs.run, cls.name).exists():
+        tuned = inputs.config.prior is not None and inputs.config.prior.start is not None
+        if not last_result(inputs.run, cls.name).exists() or not (tuned or others["unet"].config.draft_channels):
             return {}
         best = stage_run(inputs.run, cls.name) / "best.safetensors"
         path = best if best.exists() else result_of(inputs.run, cls.name)
         return {cls.part: load_network(Prior, PriorConfig, path)}
 
     def batch(self, indices: Sequence[int]) -> Batch:
-        numbers, noise, network = self.order.numbers(indices), BatchNoise(self.seed, indices), self.config.network
+        numbers, noise, network = self.order.numbers(indices), BatchNoise(self.seed, indices), self.config.sizes
         dropped = noise.uniform("caption") < self.config.caption_dropout
         text = drop_captions(self.data.text(numbers), self.data.empty, dropped)
         share = noise.uniform("share") * self.config.token_noise
@@ -104,7 +149,7 @@ class PriorTraining(Stage[Prior]):
         with torch.no_grad():
             tokens = self.quantizer.encode(batch["latents"])
             inputs = prior_inputs(
-                self.config.network, self.quantizer, torch.where(batch["wrong"], batch["random"], tokens)
+                self.config.sizes, self.quantizer, torch.where(batch["wrong"], batch["random"], tokens)
             )
         logits = self.trained(inputs, batch["context"], batch["pooled"], batch["mask"], hide=batch["hide"])
         rows = logits.to(batch["latents"].dtype).flatten(0, 1)  # [B*S,V]
@@ -115,8 +160,8 @@ class PriorTraining(Stage[Prior]):
         """Bits a token of held-out pictures, all and by group; "without_text" is given the empty caption."""
         with_text, without = self._bits(network, True), self._bits(network, False)
         figures = {"score": float(with_text.mean()), "bits_per_token": float(with_text.mean())}
-        for i, part in enumerate(torch.split(with_text, list(self.config.network.groups), dim=1)):
-            if len(self.config.network.groups) <= 8:
+        for i, part in enumerate(torch.split(with_text, list(self.config.sizes.groups), dim=1)):
+            if len(self.config.sizes.groups) <= 8:
                 figures[f"bits_per_token_group_{i}"] = float(part.mean())
         return figures | {"bits_per_token_without_text": float(without.mean())}
 
@@ -126,7 +171,7 @@ class PriorTraining(Stage[Prior]):
             return None
         numbers = range(min(SHOWN, len(self.held_out)))
         text = self.held_out.text(numbers)
-        uniform = BatchNoise(self.seed, numbers).uniform("samples", (self.config.network.length,)).to(self.device)
+        uniform = BatchNoise(self.seed, numbers).uniform("samples", (self.config.sizes.length,)).to(self.device)
         *_, tokens = network.sample(
             self.quantizer,
             text.context.to(self.device),
@@ -158,6 +203,27 @@ class PriorTraining(Stage[Prior]):
 
 
 @torch.no_grad()
+def extended(start: Prior, remembered: Encoded | None, quantizer: Quantizer) -> Prior:
+    """A prior with its weights and its memory, which now holds some more pictures with their captions."""
+    if remembered is None or start.recall is None:
+        return start
+    prior = Prior(start.config.model_copy(update={"memory": start.config.memory + len(remembered)}))
+    captions, tokens = remembered_rows(remembered, quantizer)
+    weights = start.state_dict()
+    weights["recall.captions"] = torch.cat([start.recall.captions, nn.functional.normalize(captions, dim=1)])
+    weights["recall.tokens"] = torch.cat([start.recall.tokens, tokens.to(start.recall.tokens.dtype)])
+    prior.load_state_dict(weights)
+    return prior
+
+
+def remembered_rows(pictures: Encoded, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
+    """Vectors of the captions [M,P] and tokens of the pictures [M,S]."""
+    parts = list(batched(len(pictures)))
+    captions = torch.cat([pictures.text(numbers).pooled for numbers in parts])
+    return captions, torch.cat([quantizer.encode(pictures.latents(numbers)) for numbers in parts])
+
+
+@torch.no_grad()
 def remember(recall: Recall, pictures: Encoded, quantizer: Quantizer) -> None:
     """Fill the prior's memory with pictures and their captions.
 
@@ -170,9 +236,7 @@ def remember(recall: Recall, pictures: Encoded, quantizer: Quantizer) -> None:
             given=f"{recall.neighbours} of {len(pictures)} pictures",
             expected="fewer than there are pictures",
         )
-    parts = list(batched(len(pictures)))
-    captions = torch.cat([pictures.text(numbers).pooled for numbers in parts])
-    recall.remember(captions, torch.cat([quantizer.encode(pictures.latents(numbers)) for numbers in parts]))
+    recall.remember(*remembered_rows(pictures, quantizer))
 
 
 def token_weights(groups: Sequence[int], weights: Sequence[float]) -> Tensor:

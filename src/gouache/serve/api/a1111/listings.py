@@ -79,7 +79,7 @@ def latent_upscale_modes() -> list[dict[str, str]]:
 @router.get(f"{PREFIX}/prompt-styles")
 def prompt_styles(request: Request) -> list[dict[str, str]]:
     """The caller's styles."""
-    found = studio_of(request).presets(owner_of(request))
+    found = studio_of(request).presets.styles(owner_of(request))
     return [{"name": name, "prompt": texts[0], "negative_prompt": texts[1]} for name, texts in found.items()]
 
 

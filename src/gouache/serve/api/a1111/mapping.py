@@ -26,6 +26,7 @@ from gouache.serve.api.a1111.tolerance import NOTHING, PLACEHOLDER, SD_UPSCALE, 
 from gouache.serve.api.a1111.units import controls_of, image_prompts_of
 from gouache.serve.http.replies import in_words_of
 from gouache.serve.models.facts import facts_of
+from gouache.serve.store.presets import merged
 from gouache.serve.studio import Studio
 
 TAKES_ETA = {
@@ -254,19 +255,13 @@ def _styled(body: GenerationBody, studio: Studio, owner: str, notes: list[str]) 
     """A1111's rule: `{prompt}` in a style stands for the prompt, else the style is added after a comma; one that nobody
     wrote adds nothing."""
     prompt, negative = body.prompt or "", body.negative_prompt or ""
-    known = studio.presets(owner) if body.styles else {}
+    known = studio.presets.styles(owner) if body.styles else {}
     for style in body.styles or []:
         if style not in known:
             notes += [] if style.strip() in NOTHING else [f"styles: ignored, there is no style {style[:80]!r}"]
             continue
-        prompt, negative = _merged(known[style][0], prompt), _merged(known[style][1], negative)
+        prompt, negative = merged(known[style][0], prompt), merged(known[style][1], negative)
     return prompt, negative
-
-
-def _merged(style: str, text: str) -> str:
-    if "{prompt}" in style:
-        return style.replace("{prompt}", text)
-    return ", ".join(part.strip() for part in (text, style) if part.strip())
 
 
 def _txt2img(body: Txt2Img, notes: list[str]) -> dict[str, Any]:
