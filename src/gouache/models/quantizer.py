@@ -69,10 +69,13 @@ class Block(nn.Module):
 
 def _levels(decoder: nn.Sequential) -> tuple[list[Block], list[Block]]:
     """A decoder's blocks before and behind its pixel shuffle."""
-    layers = list(decoder)
-    middle = next(k for k, layer in enumerate(layers) if isinstance(layer, nn.PixelShuffle))
-    coarse, fine = ([layer for layer in part if isinstance(layer, Block)] for part in (layers[:middle], layers[middle:]))
-    return coarse, fine
+    levels: tuple[list[Block], list[Block]] = [], []
+    behind = 0
+    for layer in decoder:
+        if isinstance(layer, Block):
+            levels[behind].append(layer)
+        behind += isinstance(layer, nn.PixelShuffle)
+    return levels
 
 
 class Quantizer(nn.Module):
