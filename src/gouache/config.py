@@ -75,8 +75,8 @@ def _unknown_key(
 def _unknown_below(place: str, error: ValidationError, root: type[Config]) -> ConfigError | None:
     """The same for the first unknown key of a table inside the config; None if something else is wrong."""
     for found in error.errors():
-        *way, key = found["loc"]
         if found["type"] == "extra_forbidden":
+            *way, key = found["loc"]
             config, names = _table_at(root, way)
             where = f"{place}: {'.'.join(names)}: key {str(key)!r}" if names else f"{place}: key {str(key)!r}"
             return _unknown_key(where, str(key), found["input"], config, root.elsewhere)

@@ -8,10 +8,10 @@ import os
 import re
 import secrets
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from gouache.errors import PictureError
 
@@ -149,3 +149,25 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
+
+
+class CountedFile:
+    """A file that tells its length after each piece that is written; what the listener raises stops the writing.
+
+    Args:
+        file: open for writing.
+        listener: told how many bytes there are.
+        before: added to them.
+    """
+
+    def __init__(self, file: BinaryIO, listener: Callable[[int], object], before: int = 0) -> None:
+        self._file, self._listener, self._before = file, listener, before
+
+    def write(self, piece: bytes) -> int:
+        """Write, and tell."""
+        written = self._file.write(piece)
+        self._listener(self._before + self._file.tell())
+        return written
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)

@@ -24,7 +24,7 @@ from gouache.serve.settings import Limits, Settings
 from gouache.serve.studio import Studio
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser
+    from playwright.sync_api import Browser, Page
     from starlette.testclient import TestClient
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or ""
@@ -72,6 +72,18 @@ class Server:
                 return job
             time.sleep(0.01)
         raise TimeoutError(f"job {job_id} is {job.state} after {seconds} s")
+
+
+def until(page: Page, script: str, arg: object = None, seconds: float = 60.0) -> None:
+    """Wait until an expression, or a function of `arg`, holds on a page.
+
+    Playwright's own `wait_for_function` compiles texts inside the page, which the page's policy forbids.
+    """
+    end = time.monotonic() + seconds
+    while not page.evaluate(script, arg):
+        if time.monotonic() > end:
+            raise TimeoutError(f"still not so after {seconds:g} s: {script}")
+        page.wait_for_timeout(50)
 
 
 def make_settings(folder: Path, **changes: object) -> Settings:
@@ -187,6 +199,8 @@ def studio_page(start_server: StartServer, monkeypatch: pytest.MonkeyPatch, tmp_
 def browser() -> Iterator[Browser]:
     from playwright.sync_api import sync_playwright
 
+    if not CHROMIUM:
+        pytest.skip("no Chromium here; on Debian: apt-get install chromium")
     with sync_playwright() as playwright:
         started = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         yield started

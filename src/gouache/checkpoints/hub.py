@@ -9,15 +9,14 @@ import hashlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from importlib.resources import files as package_files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 from platformdirs import user_data_path
 
 from gouache.errors import CorruptCheckpoint, GouacheError, HubError, ModelNotFound, unknown_name
-from gouache.files import existing
+from gouache.files import CountedFile, existing
 from gouache.models.family import POCKET
 
 if TYPE_CHECKING:
@@ -265,7 +264,7 @@ def _fetch_large(
                         file.truncate(0)
                     if (start := file.tell()) < size:
                         url = hf_hub_url(repo, name, revision=info.sha, endpoint=endpoint_url())
-                        counted: Any = _Counted(file, partial(_told_behind, report, here))
+                        counted: Any = CountedFile(file, report, here)
                         headers = build_hf_headers(token=token)
                         http_get(url, counted, resume_size=start, headers=headers, expected_size=size)
                 found = file_sha256(part)
@@ -277,26 +276,6 @@ def _fetch_large(
         here += size
         report(here)
     return here
-
-
-def _told_behind(report: Callable[[int], None], before: int, so_far: int) -> None:
-    report(before + so_far)
-
-
-class _Counted:
-    """A file that tells its length after each piece that is written; what the listener raises stops the writing."""
-
-    def __init__(self, file: BinaryIO, listener: Callable[[int], None]) -> None:
-        self._file, self._listener = file, listener
-
-    def write(self, piece: bytes) -> int:
-        """Write, and tell."""
-        written = self._file.write(piece)
-        self._listener(self._file.tell())
-        return written
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._file, name)
 
 
 def look(repo: str, token: str | None, revision: str | None, variant: str | None) -> tuple[ModelInfo, list[str]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import secrets
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import typer
 from gouache.cli.options import EDITING, option_specs, request_values, with_options
 from gouache.cli.output import STANDARD, OutputWriter, shown
 from gouache.errors import Interrupted, InvalidInput, RecipeError
-from gouache.pipeline.batch import choose, matrix, prompts_in, read_prompts, requests_of
+from gouache.pipeline.batch import matrix, prompts_in, read_prompts, requests_of, with_choices
 from gouache.pipeline.request import Request
 
 if TYPE_CHECKING:
@@ -170,15 +169,6 @@ def _standard_text() -> str:
         return sys.stdin.buffer.read().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InvalidInput("standard input", given=str(error), expected="prompts in UTF-8") from error
-
-
-def with_choices(request: Request, wildcards: Path | None) -> list[Request]:
-    """One request for each picture, since each seed chooses for itself."""
-    first = secrets.randbelow(2**32) if request.seed is None else request.seed
-    seeds = range(first, first + request.count)
-    return [
-        request.replace({"prompt": choose(request.prompt, seed, wildcards), "seed": seed, "count": 1}) for seed in seeds
-    ]
 
 
 def paint_request(

@@ -6,6 +6,7 @@ import itertools
 import json
 import random
 import re
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,19 @@ def choose(prompt: str, seed: int, wildcards: Path | None = None) -> str:
         if prompt == before:
             break
     return prompt
+
+
+def with_choices(request: Request, wildcards: Path | None) -> list[Request]:
+    """One request for each picture, since each seed chooses for itself.
+
+    Raises:
+        InvalidInput: a wildcard without a file.
+    """
+    first = secrets.randbelow(2**32) if request.seed is None else request.seed
+    seeds = range(first, first + request.count)
+    return [
+        request.replace({"prompt": choose(request.prompt, seed, wildcards), "seed": seed, "count": 1}) for seed in seeds
+    ]
 
 
 def has_choices(prompt: str) -> bool:

@@ -120,10 +120,15 @@ def make_accelerator(config: StageConfig) -> Accelerator:
 
     if sharding_asked():
         check_sharding(config)
+    return Accelerator(mixed_precision=precision_of(config))
+
+
+def precision_of(config: StageConfig) -> str:
+    """What a stage computes in, as accelerate names it: "no" (fp32), "bf16" or "fp16"."""
     chosen = config.loop.precision
     if chosen == "auto":
         chosen = "bf16" if computes_bf16() else "fp32"
-    return Accelerator(mixed_precision="no" if chosen == "fp32" else chosen)
+    return "no" if chosen == "fp32" else chosen
 
 
 def computes_bf16() -> bool:

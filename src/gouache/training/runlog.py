@@ -93,10 +93,11 @@ def sheet_of(pictures: Tensor) -> NDArray[np.uint8]:
 
 
 def save_sheet(pictures: Tensor, path: Path) -> NDArray[np.uint8]:
-    """Write the sheet as PNG and return it."""
+    """Write the sheet as PNG, whole or not at all: it is looked at while the run goes on. Returns it."""
     sheet = sheet_of(pictures)
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(sheet).save(path)
+    with atomic_write(path) as file:
+        Image.fromarray(sheet).save(file, "PNG")
     return sheet
 
 

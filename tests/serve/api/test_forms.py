@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -304,3 +305,33 @@ def test_errors_of_the_native_interface_tell_their_kind(desk: TestClient) -> Non
     wrong = desk.post("/v1/jobs", json={"request": {"num_inference_steps": 0}}).json()["error"]
     assert (wrong["kind"], wrong["param"]) == ("ConfigError", "request.num_inference_steps")
     assert issubclass(GouacheError, Exception)
+
+
+def test_choices_in_a_prompt_are_made_by_each_pictures_seed(desk: TestClient) -> None:
+    def prompts(body: dict[str, Any]) -> list[str]:
+        before = len(desk.get("/v1/jobs").json()["jobs"])
+        reply = desk.post("/v1/jobs", json=body)
+        assert reply.status_code == 202, reply.text
+        jobs = desk.get("/v1/jobs").json()["jobs"]
+        return [job["request"]["prompt"] for job in reversed(jobs[: len(jobs) - before])]
+
+    request = {"prompt": "a __colour__ {fox|hare} and __animals/wild__", "seed": 5, "count": 4}
+    first = prompts({"request": request, "choices": True})
+    assert len(first) == 4
+    assert len(set(first)) > 1
+    assert all(re.fullmatch(r"a (red|blue) (fox|hare) and fox", prompt) for prompt in first)
+    assert prompts({"request": request, "choices": True}) == first
+    assert prompts({"request": {**request, "seed": 7, "count": 1}, "choices": True}) == first[2:3]
+    # Without the wish, brackets are text, as they always were.
+    assert prompts({"request": request}) == [request["prompt"]]
+    seeds = [job["request"]["seed"] for job in desk.get("/v1/jobs").json()["jobs"]]
+    assert seeds[-4:] == [8, 7, 6, 5]
+
+
+def test_a_wildcard_without_a_file_and_too_many_pictures_are_refused(desk: TestClient) -> None:
+    unknown = desk.post("/v1/jobs", json={"request": {"prompt": "__colours__"}, "choices": True})
+    assert (unknown.status_code, unknown.json()["error"]["param"]) == (422, "prompt")
+    outside = desk.post("/v1/jobs", json={"request": {"prompt": "__../secret__"}, "choices": True})
+    assert outside.json().get("error") is None
+    many = desk.post("/v1/jobs", json={"request": {"prompt": "{a|b}", "count": 33}, "choices": True})
+    assert (many.status_code, many.json()["error"]["param"]) == (422, "count")

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image, PngImagePlugin
 from sqlalchemy import update
-from tests.pipeline.output.test_foreign import COMFY_PROMPT, INVOKE, NOVEL, SD_CPP
-from tests.pipeline.output.test_foreign import png as with_texts
+from test_foreign import COMFY_PROMPT, INVOKE, NOVEL, SD_CPP
+from test_foreign import png as with_texts
 from tests.pipeline.output.test_other_tools import FILES
 
 from gouache.pipeline.output.recipe import Machine, ModelRef, Recipe

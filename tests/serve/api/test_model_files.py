@@ -250,24 +250,23 @@ def test_only_administrators_add_and_only_here(make_client: MakeClient, models: 
 
     client = make_client(two_users, models=(models,), base_url="http://localhost")
     bob, admin = ("bob", "a password of bob"), ("admin", "a password of admin")
-    for method, path in (
-        ("POST", "files"),
-        ("GET", "files"),
-        ("PUT", "files/x?offset=0"),
-        ("DELETE", "files/x"),
-        ("GET", "folders"),
-        ("POST", "folders"),
-        ("DELETE", "folders/0"),
-        ("GET", "room"),
-        ("GET", "pulls/about?repo=a/b"),
+    for method, path, body in (
+        ("POST", "files", {"name": "x.ckpt", "size": 99}),
+        ("GET", "files", None),
+        ("PUT", "files/x?offset=0", None),
+        ("DELETE", "files/x", None),
+        ("GET", "folders", None),
+        ("POST", "folders", {"path": "/tmp"}),
+        ("DELETE", "folders/0", None),
+        ("GET", "room", None),
+        ("GET", "pulls/about?repo=a/b", None),
     ):
-        body = {"json": {"name": "x.ckpt", "size": 99, "path": "/tmp"}} if method == "POST" else {}
-        body = {"json": {"path": "/tmp"}} if (method, path) == ("POST", "folders") else body
-        body = {"json": {"name": "x.ckpt", "size": 99}} if (method, path) == ("POST", "files") else body
-        answer = client.request(method, f"/v1/models/{path}", auth=bob, **body)
+        answer = client.request(method, f"/v1/models/{path}", auth=bob, json=body)
         assert answer.status_code == 403, (method, path, answer.text)
-    # The test client comes from nowhere on this machine, whatever its user.
-    assert client.post("/v1/models/folders", json={"path": str(model_file.parent)}, auth=admin).status_code == 403
+    for headers in ({"X-Forwarded-For": "203.0.113.7"}, {"Via": "1.1 proxy"}):
+        body = {"path": str(model_file.parent)}
+        answer = client.post("/v1/models/folders", json=body, auth=admin, headers=headers)
+        assert answer.status_code == 403, headers
 
 
 def test_a_folder_of_this_machine_is_added_and_taken_off(server_here: Any, model_file: Path, tmp_path: Path) -> None:

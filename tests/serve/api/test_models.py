@@ -17,9 +17,8 @@ from gouache.checkpoints.identify import identify, known_sha256
 from gouache.errors import Conflict, HubError, InvalidInput, ModelNotFound
 from gouache.pipeline.request import Request
 from gouache.serve.models.catalog import ModelCatalog
-from gouache.serve.models.downloads import Pull, Pulls
+from gouache.serve.models.downloads import Pull, Pulls, offer_of
 from gouache.serve.models.facts import facts_of, inspect
-from gouache.serve.models.offers import offer_of
 from gouache.serve.studio import Studio
 
 if TYPE_CHECKING:
@@ -147,7 +146,7 @@ def test_a_pull_over_http_tells_its_terms_first(hub_server: Hub, make_client: Ma
     offer = client.get("/v1/models/pulls/about", params={"repo": f" https://huggingface.co/{REPO}/ "}).json()
     assert (offer["repo"], offer["licence"], offer["licence_said"]) == (REPO, "creativeml-openrail-m", True)
     assert offer["bytes"] == sum(offer["files"].values()) > 0 == offer["here"]
-    assert client.get("/v1/models/pulls/about", params={"repo": "painter/none"}).status_code == 502
+    assert client.get("/v1/models/pulls/about", params={"repo": "painter/none"}).status_code == 424
     assert client.get("/v1/models/pulls/about", params={"repo": "none"}).status_code == 422
     assert client.post("/v1/models/pulls", json={"repo": REPO}).status_code == 202
     until = time.monotonic() + 60

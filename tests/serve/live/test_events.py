@@ -16,10 +16,15 @@ import pytest
 from tests.serve.conftest import Server, StartServer
 from tests.serve.served import Lock
 
+from gouache.errors import WorkerError
 from gouache.pipeline.request import Request
 from gouache.serve.models.downloads import Pull
 from gouache.serve.queue.job import Job
+from gouache.serve.queue.leases import Leases
+from gouache.serve.queue.order import QueueOrder
+from gouache.serve.queue.queue import JobQueue
 from gouache.serve.settings import Limits
+from gouache.serve.store.database import Database
 from gouache.serve.studio import Studio
 
 TOKEN = "a-token-of-more-than-sixteen-characters-"
@@ -139,8 +144,10 @@ def test_what_was_missed_is_told_to_whoever_comes_back(server: Server, listen: A
     assert beyond.wait("hello")["afresh"] is True
 
 
-def test_a_reload_sees_what_is_open_in_the_order_that_the_user_gave(start_server: StartServer, listen: Any) -> None:
-    server = start_server(workers=0)
+def test_a_reload_sees_what_is_open_in_the_order_that_the_user_gave(
+    start_server: StartServer, listen: Any, store_url: str
+) -> None:
+    server = start_server(workers=0, store=store_url)
     client = httpx.Client(base_url=server.url)
     ids = [submit(server, str(k)).id for k in range(3)]
     reader = listen(server.url)
@@ -160,6 +167,27 @@ def test_a_reload_sees_what_is_open_in_the_order_that_the_user_gave(start_server
     assert {reader.wait("job", state="cancelled")["id"] for _ in ids} == set(ids)
     assert [job["state"] for job in client.get("/v1/queue").json()["ended"]] == ["cancelled"] * 3
     client.close()
+
+
+def test_what_another_server_does_is_heard_of_soon(start_server: StartServer, listen: Any, store_url: str) -> None:
+    server = start_server(workers=0, store=store_url)
+    reader = listen(server.url, "/v1/events?previews=true")
+    reader.wait("hello")
+    # Nothing of this goes through the server that tells of it.
+    other = Database(store_url)
+    job, _ = JobQueue(other, Limits()).submit(Request(prompt="x", seed=1), owner="local", source="cli")
+    assert reader.wait("job", id=job.id)["position"] == 0
+    leases = Leases(other)
+    claimed = leases.claim("elsewhere:1:1", 60)
+    assert claimed is not None
+    leases.progress(claimed, picture=0, step=3, steps=9, jpeg=b"\xff\xd8")
+    assert reader.wait("job", id=job.id, step=3)["steps"] == 9
+    assert reader.wait("preview", job=job.id)["jpeg"] == "/9g="
+    QueueOrder(other, 1).pause("local")
+    reader.wait("queue", paused=True)
+    leases.fail(claimed, WorkerError("worker", given="x", expected="y").to_dict())
+    assert reader.wait("job", id=job.id, state="failed")["error"]["kind"] == "WorkerError"
+    other.close()
 
 
 def test_previews_come_when_they_are_asked_for_and_only_to_those_who_ask(server: Server, listen: Any) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 from PIL import Image
+from tests.serve.conftest import until
 
 if TYPE_CHECKING:
     from playwright.sync_api import Browser, CDPSession, Page
@@ -173,6 +174,7 @@ def test_steps_are_undone_and_done_again(canvas: Canvas) -> None:
     assert not np.array_equal(canvas.pixels(), plain)
 
 
+@pytest.mark.slow
 def test_the_frames_edge_is_dragged_and_what_it_adds_is_painted(canvas: Canvas) -> None:
     canvas.load(noise()).quick()
     canvas.set(overlap=8)
@@ -230,7 +232,7 @@ def test_a_reload_restores_layers_masks_and_the_unsent_prompt(canvas: Canvas) ->
     canvas.stroke((50, 10), (10, 50))
     page.fill("#edit-prompt", "a lighthouse")
     pixels, mask = canvas.pixels(), canvas.mask()
-    canvas.value("m.store()")
+    canvas.value("m.settled()")
     page.reload()
     page.wait_for_selector(".edit-layer")
     assert page.input_value("#edit-prompt") == "a lighthouse"
@@ -326,6 +328,7 @@ def test_a_move_of_the_brush_fits_into_a_frame(canvas: Canvas) -> None:
     assert spent["main_thread"] <= FRAME_MILLISECONDS
 
 
+@pytest.mark.slow
 def test_a_mask_with_words_is_a_region(canvas: Canvas) -> None:
     canvas.load(noise()).quick()
     canvas.set(size=16, hardness=1)
@@ -337,13 +340,14 @@ def test_a_mask_with_words_is_a_region(canvas: Canvas) -> None:
     assert request["prompt"] == "a table"
 
 
+@pytest.mark.slow
 def test_a_picture_of_the_gallery_is_opened_edited_and_kept(canvas: Canvas) -> None:
     canvas.load(noise()).quick()
     canvas.generate()
     parent = canvas.server.studio.pictures.search(limit=1)[0]
     canvas.open(f"/edit/{parent.id}")
-    canvas.page.wait_for_function("location.pathname === '/edit'")
-    canvas.page.wait_for_function("document.querySelectorAll('.edit-layer').length === 1")
+    until(canvas.page, "location.pathname === '/edit'")
+    until(canvas.page, "document.querySelectorAll('.edit-layer').length === 1")
     canvas.set(size=20, hardness=1)
     canvas.page.keyboard.press("p")
     canvas.stroke((10, 10), (50, 10))
@@ -358,10 +362,11 @@ def test_a_picture_of_the_gallery_is_opened_edited_and_kept(canvas: Canvas) -> N
     assert np.array_equal(np.asarray(stored), shown)
 
 
+@pytest.mark.slow
 def test_a_preprocessors_picture_is_seen_before_anything_is_painted(canvas: Canvas) -> None:
     canvas.load(noise())
     canvas.page.click("#edit-controls summary")
     canvas.page.click("#edit-add-control")
     preview = canvas.page.wait_for_selector(".edit-control-preview")
     assert preview is not None
-    canvas.page.wait_for_function("document.querySelector('.edit-control-preview').naturalWidth === 64")
+    until(canvas.page, "document.querySelector('.edit-control-preview').naturalWidth === 64")

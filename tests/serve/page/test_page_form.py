@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
-from tests.serve.conftest import CHROMIUM
+from tests.serve.conftest import CHROMIUM, until
 
 from gouache.pipeline.request import Request
 from gouache.serve.api.request_fields import describe, flattened
@@ -54,13 +54,18 @@ class FormPage:
     def open_groups(self) -> None:
         """Every group, and what the model has no use for."""
         self.click_all(".paint-group:not([open]) > summary")
-        self.page.wait_for_function("document.querySelectorAll('.paint-group:not([open])').length === 0")
+        until(self.page, "document.querySelectorAll('.paint-group:not([open])').length === 0")
         self.page.wait_for_selector('[data-path="safety"]')
         self.click_all(".form-unusable:not([open]) > summary")
 
     def click_all(self, selector: str) -> None:
         """Click everything that matches now."""
-        self.page.eval_on_selector_all(selector, "all => all.forEach((one) => one.click())")
+        self.page.eval_on_selector_all(
+            selector,
+            """async (all) => {
+              for (const one of all) { one.click(); await new Promise((done) => { setTimeout(done, 30); }); }
+            }""",
+        )
 
     def row(self, path: str) -> Locator:
         """A field's place."""
@@ -203,6 +208,7 @@ def test_a_seed_is_never_rounded(open_form: Any) -> None:
     assert form.server.studio.jobs.get(form.paint()["id"]).parsed().subseed is None
 
 
+@pytest.mark.slow
 def test_a_picture_is_sent_and_shown(open_form: Any) -> None:
     form = open_form()
     form.open_groups()

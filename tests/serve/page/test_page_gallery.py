@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image, ImageDraw, PngImagePlugin
-from tests.serve.conftest import CHROMIUM
+from tests.serve.conftest import CHROMIUM, until
 
 from gouache.pipeline.output.metadata import OWN, encode_picture
 from gouache.pipeline.output.recipe import Machine, ModelRef, Recipe, package_versions
@@ -82,7 +82,8 @@ class Gallery:
     def shows(self, *numbers: int) -> None:
         """Wait until exactly these pictures are in the grid, in this order."""
         wanted = [self.ids[number] for number in numbers]
-        self.page.wait_for_function(
+        until(
+            self.page,
             "ids => JSON.stringify([...document.querySelectorAll('.gallery-cell')].map(one => one.dataset.id)) === ids",
             arg=str(wanted).replace("'", '"').replace(", ", ","),
         )
@@ -132,11 +133,11 @@ def test_many_are_selected_marked_packed_and_deleted_with_a_way_back(gallery: Ga
     gallery.cell(3).locator("a").click(modifiers=["Shift"])
     assert page.locator("#selected").inner_text().strip() == "3 selected"
     page.locator("#bulk-star").click()
-    page.wait_for_function("() => document.querySelectorAll('.gallery-starred').length === 3")
+    until(page, "() => document.querySelectorAll('.gallery-starred').length === 3")
     page.locator("#bulk-tag").click()
     page.locator("#new-tags").fill("winter, cold")
     page.locator("#tags-save").click()
-    page.wait_for_function("() => !document.querySelector('dialog')")
+    until(page, "() => !document.querySelector('dialog')")
     page.wait_for_timeout(200)
     assert gallery.studio.pictures.tags_of(ids[1]) == ["cold", "winter"]
     with page.expect_download() as download:
@@ -152,7 +153,7 @@ def test_many_are_selected_marked_packed_and_deleted_with_a_way_back(gallery: Ga
     page.locator("#all-pictures").click()
     gallery.shows(0, 1, 2, 3, 4, 5)
     page.keyboard.press("ControlOrMeta+a")
-    page.wait_for_function("() => document.querySelector('#selected').innerText.includes('6')")
+    until(page, "() => document.querySelector('#selected').innerText.includes('6')")
     page.keyboard.press("Escape")
     page.locator("#selected").wait_for(state="detached")
     assert gallery.faults == []
@@ -165,7 +166,7 @@ def test_pictures_are_dragged_onto_a_board(gallery: Gallery) -> None:
     page.locator("#board-save").click()
     board = page.locator(".gallery-place", has_text="Foxes")
     board.wait_for()
-    page.wait_for_function("() => !document.querySelector('dialog')")
+    until(page, "() => !document.querySelector('dialog')")
     gallery.cell(2).locator("a").drag_to(board)
     page.locator(".gallery-place", has_text=re.compile(r"Foxes\s*1")).wait_for()
     board.locator("button").click()
@@ -205,13 +206,13 @@ def test_the_viewer_leads_through_the_list_and_gives_settings_back(gallery: Gall
     page.locator("#stage").hover()
     before = page.locator("#zoom").inner_text()
     page.mouse.wheel(0, -500)
-    page.wait_for_function("before => document.querySelector('#zoom').innerText !== before", arg=before)
+    until(page, "before => document.querySelector('#zoom').innerText !== before", arg=before)
     page.keyboard.press("0")
-    page.wait_for_function("before => document.querySelector('#zoom').innerText === before", arg=before)
+    until(page, "before => document.querySelector('#zoom').innerText === before", arg=before)
     page.locator("#use-num_inference_steps").click()
     assert kept(page) == {"prompt": "", "num_inference_steps": 8}
     page.locator("#star").click()
-    page.wait_for_function("() => document.querySelector('#star').ariaPressed === 'true'")
+    until(page, "() => document.querySelector('#star').ariaPressed === 'true'")
     page.locator(".gallery-raw summary").click()
     page.locator(".gallery-raw pre").wait_for()
     assert str(SEED + 5) in page.locator(".gallery-raw pre").inner_text()
@@ -295,7 +296,7 @@ def test_on_a_phone_a_long_press_selects_and_a_swipe_turns_the_page(server: Serv
     page.wait_for_timeout(200)
     assert page.url.endswith("/gallery")
     gallery.cell(2).locator("a").tap()
-    page.wait_for_function("() => document.querySelectorAll('.gallery-cell.chosen').length === 2")
+    until(page, "() => document.querySelectorAll('.gallery-cell.chosen').length === 2")
     page.locator("#clear-selection").tap()
     gallery.cell(1).locator("a").tap()
     page.wait_for_url(f"**/gallery/{gallery.ids[1]}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 from tests.serve.conftest import CHROMIUM
-from tests.serve.page.test_page_whole import open_view
+from tests.serve.page.test_page_whole import open_view, violations
 from tests.serve.served import Process, submit
 
 from gouache.pipeline.request import Request
@@ -43,7 +43,7 @@ def shown(page: Page) -> list[str]:
     return page.locator(".queue-job.waiting .queue-title").all_inner_texts()
 
 
-def until(said: Any, seconds: float = 30) -> None:
+def until(said: Any, seconds: float = 90) -> None:
     """Wait for something to become true."""
     end = time.monotonic() + seconds
     while not said():
@@ -92,6 +92,7 @@ def test_jobs_are_paused_ordered_cancelled_seen_to_run_and_retried(browser: Brow
     page.reload()
     page.locator(".queue-paused").wait_for()
     assert shown(page) == ["one", "four", "three"]
+    assert violations(page) == []
     page.click("#queue-pause")
     page.locator(".queue-job.running", has_text="one").wait_for()
     page.locator(".queue-job.running img[src^='data:image/jpeg']").wait_for()
@@ -125,6 +126,7 @@ def test_a_failed_job_says_why_in_the_pages_language(browser: Browser, start_ser
     failed.wait_for()
     assert "内存不足" in failed.inner_text()
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert violations(page) == []
     failed.get_by_role("button", name="重试").click()
     page.locator(".queue-job.waiting", has_text="太大的图").wait_for()
     assert server.studio.jobs.get(job_id).state == "queued"
@@ -203,7 +205,10 @@ def test_a_hidden_tab_has_no_previews_drawn_and_tells_of_a_long_jobs_end(
     page.locator("#queue-notify[aria-pressed=true]").wait_for()
     quick, slow = add(studio, "quick"), add(studio, "slow")
     page.locator(".queue-job.waiting").nth(1).wait_for()
-    wants = lambda: [stream.previews for stream in studio.feed._streams.values()]  # noqa: E731
+
+    def wants() -> list[bool]:
+        return [stream.previews for stream in studio.feed._streams.values()]
+
     assert wants() == [True]
     page.evaluate(HIDE, True)
     until(lambda: wants() == [False])
@@ -214,7 +219,7 @@ def test_a_hidden_tab_has_no_previews_drawn_and_tells_of_a_long_jobs_end(
             studio.leases.finish(connection, job)
             connection.exec_driver_sql(f"UPDATE jobs SET started = finished - {seconds} WHERE id = '{job_id}'")
         studio.notifier.notify(job_id)
-    page.wait_for_function("told.length > 0")
+    until(lambda: page.evaluate("told.length > 0"))
     page.wait_for_timeout(300)
     assert page.evaluate("told") == [["Your image is ready", "slow"]]
     page.evaluate(HIDE, False)

@@ -128,7 +128,7 @@ def test_captions_are_written_and_pictures_removed_on_the_page(browser: Browser,
     page, faults = open_view(browser, studio_page, "train")
     drop(page, [one for one in drawn(3, 32) if str(one["name"]).endswith(".png")])
     page.get_by_text("3 have no caption and are left out").wait_for()
-    page.locator(".train-trouble").get_by_text("caption").wait_for()  # Why it can't begin.
+    page.get_by_text("None of these pictures has a caption.").wait_for()
     assert page.locator("#train-start").is_disabled()
     first = page.get_by_label("Caption of 00.png")
     first.fill("a square <b>& more</b>")

@@ -21,7 +21,7 @@ from gouache.serve.studio import Studio
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from playwright.sync_api import Browser, Page
+    from playwright.sync_api import Browser, Locator, LocatorAssertions, Page
 
 pytestmark = [
     pytest.mark.slow,
@@ -34,6 +34,13 @@ A1111_TEXT = (
     "Steps: 6, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 6.5, Seed: 1234567, Size: 32x32, "
     "Denoising strength: 0.6, Clip skip: 2, Hires upscale: 2, Hires steps: 3, Hires upscaler: Latent, Version: v1.10.1"
 )
+
+
+def expect(locator: Locator) -> LocatorAssertions:
+    """What the page has soon enough; waiting by an expression would need `eval`, which its policy forbids."""
+    from playwright.sync_api import expect as expected
+
+    return expected(locator)
 
 
 def opened(browser: Browser, server: Server, path: str = "/") -> Page:
@@ -52,7 +59,7 @@ def paint(page: Page, prompt: str) -> None:
     page.keyboard.press("Control+Enter")
     page.locator("#job-state").wait_for(state="attached")
     page.locator("#job-state").wait_for(state="detached")
-    page.locator("#picture img, .paint-grid img").first.wait_for()
+    page.locator(".paint-thumb[data-picture]").first.wait_for()
 
 
 def newest(server: Server, count: int = 1) -> list[Image.Image]:
@@ -114,7 +121,7 @@ def test_variations_of_a_character_by_a_plot_and_the_seed_of_the_best(browser: B
     page.locator("#grid-count", has_text="6").wait_for()
     page.click("#grid-start")
     page.wait_for_url("**/paint/grid/*")
-    page.wait_for_function("document.querySelectorAll('main img').length >= 6")
+    page.locator("main img").nth(5).wait_for()
     jobs = studio_page.studio.jobs.listing(limit=10)
     asked = {(job.parsed().seed, job.parsed().prompt) for job in jobs}
     assert asked == {(seed, f"a knight with a {colour} cape") for seed in (5, 6, 7) for colour in ("red", "blue")}
@@ -124,7 +131,7 @@ def test_variations_of_a_character_by_a_plot_and_the_seed_of_the_best(browser: B
     assert sheet.width >= 3 * 32
     assert sheet.height >= 2 * 32
     page.reload()
-    page.wait_for_function("document.querySelectorAll('main img').length >= 6")
+    page.locator("main img").nth(5).wait_for()
     page.go_back()
     page.click("#reuse-seed")
     assert page.input_value("#seed") in {"5", "6", "7"}
@@ -161,6 +168,7 @@ def test_a_sofa_is_painted_into_the_photo_of_a_room(browser: Browser, studio_pag
     file: Any = {"name": "room.png", "mimeType": "image/png", "buffer": png(Image.fromarray(room))}
     page.set_input_files("#edit-input", file)
     page.locator(".edit-layer").first.wait_for()
+    page.locator("#edit-size").fill("8")
     box = page.locator("#edit-stage").bounding_box()
     assert box is not None
     middle = (box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
@@ -190,7 +198,7 @@ def test_a_sofa_is_painted_into_the_photo_of_a_room(browser: Browser, studio_pag
 def test_a_picture_of_another_tool_is_dropped_and_painted_again(browser: Browser, studio_page: Server) -> None:
     page = opened(browser, studio_page)
     drop(page, ".paint", png(Image.new("RGB", (32, 32), "navy"), A1111_TEXT))
-    page.wait_for_function("document.querySelector('#prompt').value === 'a lighthouse at dusk'")
+    expect(page.locator("#prompt")).to_have_value("a lighthouse at dusk", timeout=120_000)
     assert page.input_value("#seed") == "1234567"
     assert page.input_value("#steps") == "6"
     assert page.input_value("#guidance") == "6.5"

@@ -77,9 +77,11 @@ def test_only_waiting_jobs_of_ones_own_can_be_moved(queue: Queue) -> None:
     for job, before in ((running, waiting), (waiting, running)):
         with pytest.raises(Conflict, match="running"):
             queue.order.move(job, "ada", before)
-    for job, before in ((others, None), (waiting, others), ("0" * 32, None), (waiting, "0" * 32)):
+    unknown = "0" * 32
+    pairs: list[tuple[str, str | None]] = [(others, None), (waiting, others), (unknown, None), (waiting, unknown)]
+    for one, other in pairs:
         with pytest.raises(NotFound):
-            queue.order.move(job, "ada", before)
+            queue.order.move(one, "ada", other)
     queue.order.move(waiting, "ada", waiting)
     assert queue.leases.renew(claimed, 60)
     assert queue.prompts() == ["bob", "waits"]

@@ -21,7 +21,7 @@ from gouache.errors import Conflict, DataError, InvalidInput, ModelNotFound, Not
 from gouache.serve.http.access import check_admin, is_admin
 from gouache.serve.http.replies import NotAllowed
 from gouache.serve.studio import Studio
-from gouache.serve.training.plan import PLAN, STATE, RunState, TrainingPlan, read_state, toml_of, write_text
+from gouache.serve.training.plan import PLAN, STATE, RunState, TrainingPlan, commands, read_state, toml_of, write_text
 from gouache.serve.training.run_process import error_in, is_alive, take_lock
 from gouache.serve.training.runs import TrainingRun
 
@@ -176,7 +176,14 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(studio: St
 def test_the_config_is_the_plans() -> None:
     config = tomllib.loads(toml_of(plan()))
     assert config["denoiser"]["start"] == 'a "b"/c'
-    assert config["data"] == {"size": 32, "examples": 64}
+    # Every picture is encoded once; the number is only the most that a large set's captions and flips may be.
+    assert config["data"] == {"size": 32, "examples": 20_000}
+    assert "prior" not in config
+    assert config["denoiser"]["optimizer"]["learning_rate"] == 1e-4
+    assert config["denoiser"]["loop"]["precision"] == "auto"
+    config = tomllib.loads(toml_of(plan(drafts=True)))
+    assert config["prior"]["start"] == config["denoiser"]["start"] == 'a "b"/c'
+    assert config["prior"]["optimizer"]["learning_rate"] == 2.5e-4
     config = tomllib.loads(toml_of(plan(stage="decoder")))
     assert (config["vae"]["start"], config["vae"]["freeze"]) == ('a "b"/c', ["encoder"])
     config = tomllib.loads(toml_of(plan(stage="vae", start=None, size=128)))
@@ -184,13 +191,19 @@ def test_the_config_is_the_plans() -> None:
     assert config["vae"]["network"]["patch_size"] == 4
 
 
-@pytest.mark.parametrize("stage", ["denoiser", "decoder", "vae"])
-def test_training_takes_the_config(tmp_path: Path, stage: str) -> None:
+@pytest.mark.parametrize(
+    ("stage", "drafts"), [("denoiser", False), ("denoiser", True), ("decoder", False), ("vae", False)]
+)
+def test_training_takes_the_config(tmp_path: Path, stage: str, drafts: bool) -> None:
     from gouache.training.config import read_config
 
-    asked = plan(stage=stage)
+    asked = plan(stage=stage, drafts=drafts)
     (tmp_path / "config.toml").write_text(toml_of(asked), encoding="utf-8")
-    assert read_config(tmp_path / "config.toml", asked.table).data.size == 32
+    steps = commands(asked, tmp_path, tmp_path / "pictures")
+    for part in asked.parts:
+        assert read_config(tmp_path / "config.toml", part).data.size == 32
+        assert steps[part][:2] == ["train", part]
+        assert steps[part][-1] == f"{asked.minutes / len(asked.parts):g}"
 
 
 def test_an_error_is_shown_as_it_is() -> None:
@@ -242,6 +255,12 @@ def test_others_get_403_on_every_route(start_server: StartServer) -> None:
         answers = [
             client.get("/v1/training/sets"),
             client.put("/v1/training/sets/cats/one.png", content=png()),
+            client.get("/v1/training/sets/cats/pictures"),
+            client.put("/v1/training/sets/cats/captions/one.png", json={"caption": "a cat"}),
+            client.get("/v1/training/sets/cats/thumbnails/one.png"),
+            client.delete("/v1/training/sets/cats/pictures/one.png"),
+            client.delete("/v1/training/sets/cats"),
+            client.post("/v1/training/plan", json=body),
             client.get("/v1/training/runs"),
             client.post("/v1/training/runs", json=body),
             client.get("/v1/training/runs/x"),
@@ -272,7 +291,9 @@ def test_a_run_that_fails_says_why_in_its_own_words(start_server: StartServer) -
         run = until(server.studio, "mine", ("failed",))
         assert "expected columns file_name and text" in run.error
         view = client.get("/v1/training/runs/mine").json()
-        assert (view["phase"], view["error"]) == ("failed", run.error)
+        assert view["phase"] == "failed"
+        assert view["error"].startswith(".../training/cats/metadata.csv: given columns")  # And not where that lies.
+        assert view["problem"]["expected"] == "columns file_name and text (or caption, captions)"
         assert client.delete("/v1/training/runs/mine").status_code == 204
         assert client.get("/v1/training/runs/mine").status_code == 404
 

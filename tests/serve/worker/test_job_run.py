@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from gouache.pipeline.generate.generation import Event, Progress
 from gouache.pipeline.inputs.images import read_picture
@@ -14,7 +15,7 @@ from gouache.pipeline.request import Request
 from gouache.serve.queue.job import Ending, Job
 from gouache.serve.store.gallery import Picture
 from gouache.serve.studio import Studio
-from gouache.serve.worker.job_run import JobContext, JobRun
+from gouache.serve.worker.job_run import JobContext, JobRun, _jpeg
 from gouache.serve.worker.loaded_models import LoadedModels
 
 SMALL = {"prompt": "a", "seed": 5, "width": 32, "height": 32, "num_inference_steps": 3}
@@ -146,3 +147,12 @@ def test_a_skipped_picture_stays_as_it_is_when_the_worker_dies_after_it(studio: 
     kept = studio.pictures.of_job(job.id)
     assert [(one.number, one.id.endswith("p")) for one in kept] == [(0, True), (1, False)]
     assert studio.jobs.get(job.id).state == "done"
+
+
+def test_a_preview_shows_what_is_transparent_as_white() -> None:
+    noise = Image.effect_noise((32, 32), 90).convert("RGB")
+    clear = noise.copy()
+    clear.putalpha(0)
+    shown = read_picture(_jpeg(clear), max_pixels=None).convert("RGB")
+    assert min(low for low, _ in shown.getextrema()) >= 250  # type: ignore[misc]
+    assert len(set(read_picture(_jpeg(noise), max_pixels=None).convert("L").tobytes())) > 50

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 import zipfile
 from collections.abc import Iterable, Iterator
@@ -28,7 +29,8 @@ MOST_BYTES = 2**32 - 2**20
 """Of all files in one zip: what every program that unpacks can read."""
 _ZIP_NAME = "pictures.zip"
 
-PictureId = Annotated[str, Field(min_length=1, max_length=40)]
+_ID = r"^[0-9A-Za-z-]{1,40}$"
+PictureId = Annotated[str, Field(pattern=_ID)]
 
 
 class Bulk(Config):
@@ -97,6 +99,9 @@ def zipped_by_address(
 ) -> StreamingResponse:
     """As the other, as an address that a browser can save from."""
     chosen = [part.strip() for part in ids.split(",") if part.strip()]
+    odd = next((one for one in chosen if not re.fullmatch(_ID, one)), None)
+    if odd is not None:
+        raise NotFound("picture", given=repr(odd)[:100], expected="ids of your pictures, with commas between")
     if len(chosen) > MOST_ZIPPED:
         raise InvalidInput("ids", given=f"{len(chosen)} pictures", expected=f"at most {MOST_ZIPPED}")
     return _reply(studio_of(request), chosen, owner_of(request))

@@ -12,7 +12,9 @@ from typing import Annotated
 from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 
-from gouache.errors import NotFound, StoreAway
+from gouache.errors import InvalidInput, NotFound, StoreAway
+from gouache.pipeline.batch import has_choices, with_choices
+from gouache.pipeline.request import Request as PaintRequest
 from gouache.serve.api.events import CountedStream, LastEvent, check_streams
 from gouache.serve.api.views import JobIn, Jobs, JobView, PositionIn, Sequence, job_view
 from gouache.serve.http.access import owner_of, studio_of
@@ -37,11 +39,39 @@ def submit(body: JobIn, request: Request, response: Response, key: Key = None) -
     """Hand in a job. It is on disk when this answers; a second call with the same key gives the same job."""
     studio, owner = studio_of(request), owner_of(request)
     wanted = studio.presets.laid_around(owner, body.request, body.styles) if body.styles else body.request
-    job, new = studio.submit(wanted, owner=owner, source="v1", key=key, label=body.label, priority=body.priority)
+    each = _chosen(wanted, studio) if body.choices and has_choices(wanted.prompt) else [wanted]
+    made = [
+        studio.submit(
+            one,
+            owner=owner,
+            source="v1",
+            key=f"{key[:240]}/{number}" if key and number else key,
+            label=body.label,
+            priority=body.priority,
+        )
+        for number, one in enumerate(each)
+    ]
+    job, new = made[0]
     response.headers["Location"] = f"/v1/jobs/{job.id}"
     if not new:
         response.headers["Idempotent-Replayed"] = "true"
     return seen(studio, job)
+
+
+def _chosen(request: PaintRequest, studio: Studio) -> list[PaintRequest]:
+    """A request for each picture, its prompt chosen by the picture's seed.
+
+    Raises:
+        InvalidInput: a wildcard without a file, or more pictures than this server allows.
+    """
+    most = studio.settings.limits.count
+    if request.count > most:
+        raise InvalidInput("count", given=f"{request.count} pictures", expected=f"at most {most} on this server")
+    try:
+        return with_choices(request, studio.settings.wildcards)
+    except InvalidInput as error:
+        cure = "Put it into the folder wildcards of the server's data, one choice a line."
+        raise InvalidInput("prompt", given=error.where, expected=error.expected, cure=cure) from error
 
 
 @router.get("")

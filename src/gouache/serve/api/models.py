@@ -22,8 +22,7 @@ from gouache.serve.http.access import admin_of, owner_of, studio_of
 from gouache.serve.models import facts as model_facts
 from gouache.serve.models.adapter_words import words_of
 from gouache.serve.models.catalog import MODEL, ModelEntry
-from gouache.serve.models.downloads import DownloadState, Pull, checked_repo
-from gouache.serve.models.offers import offer_of
+from gouache.serve.models.downloads import DownloadState, Pull, checked_repo, offer_of
 from gouache.serve.models.recommended import RECOMMENDED, Recommended
 from gouache.serve.models.uploads import free_bytes
 

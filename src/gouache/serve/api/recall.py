@@ -100,15 +100,17 @@ def _asked(studio: Studio, picture: Picture, version: object) -> tuple[Request |
         return None, [Note("no_job", picture.job, text)]
 
 
-def at_asked_size(resolved: Request, size: tuple[int, int]) -> Request:
+def at_asked_size(resolved: Request, size: tuple[int, int] | None) -> Request:
     """A resolved request with the size of its picture in place of a smaller one that the model's upscaler enlarged.
 
     Args:
         resolved: of a recipe.
-        size: width and height of the picture's file, in pixels.
+        size: width and height of the picture's file, in pixels; None where there is no file.
     """
     upscale = resolved.upscale
-    if upscale is None or upscale.upscaler != OWN_UPSCALER or not resolved.width or not resolved.height:
+    if size is None and upscale is not None:
+        size = (round((resolved.width or 0) * upscale.factor), round((resolved.height or 0) * upscale.factor))
+    if size is None or upscale is None or upscale.upscaler != OWN_UPSCALER or not resolved.width or not resolved.height:
         return resolved
     if (
         resolved.init_image

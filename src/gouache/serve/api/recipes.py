@@ -103,20 +103,21 @@ def _read(studio: Studio, owner: str, data: bytes, is_text: bool) -> ReadSetting
     if own is not None:
         found = recalled(studio, own)
     else:
-        found = _of_another(studio, owner, facts["request"], tuple(facts["size"]), facts["model_hash"])
-    told = () if facts["own"] else tuple(NoteView(kind="read", about="", text=note) for note in facts["notes"])
+        size = None if is_text else (int(facts["size"][0]), int(facts["size"][1]))
+        found = _of_another(studio, owner, facts["request"], size, facts["model_hash"])
+    told = () if facts["own"] else tuple(NoteView(kind="read", about="", text=_valid(note)) for note in facts["notes"])
     settings = _settings(found)
     return ReadSettings(
         **{**settings, "notes": (*settings["notes"], *told)},
         own=facts["own"],
         tool=facts["tool"],
         picture=None if own is None else own.id,
-        raw=facts["texts"],
+        raw={_valid(key): _valid(text) for key, text in facts["texts"].items()},
     )
 
 
 def _of_another(
-    studio: Studio, owner: str, values: dict[str, object], size: tuple[int, int], model_hash: str
+    studio: Studio, owner: str, values: dict[str, object], size: tuple[int, int] | None, model_hash: str
 ) -> Recalled:
     try:
         request = PaintRequest.from_dict(values, where="recipe")
@@ -126,8 +127,13 @@ def _of_another(
 
 
 def _settings(found: Recalled) -> dict[str, Any]:
-    notes = tuple(NoteView(**asdict(note)) for note in found.notes)
+    notes = tuple(NoteView(**{key: _valid(text) for key, text in asdict(note).items()}) for note in found.notes)
     return {"request": _plain(found.request), "seeds": seeds_of(found.request), "notes": notes}
+
+
+def _valid(text: str) -> str:
+    """A text from outside without halves of characters, which no answer can hold."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 def _plain(request: PaintRequest) -> dict[str, Any]:

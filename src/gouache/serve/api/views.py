@@ -72,6 +72,9 @@ class JobIn(Config):
     """A note of your own."""
     styles: Annotated[tuple[Plain, ...], Field(max_length=20)] = ()
     """Names of your styles, laid around the prompt one after the other."""
+    choices: bool = False
+    """Whether `{a|b}` and `__name__` in the prompt are chosen from, by each picture's seed; `name.txt` in the folder
+    `wildcards` of the server's data has one choice a line. Several pictures become a job each, with its own prompt."""
 
 
 class PositionIn(Config):

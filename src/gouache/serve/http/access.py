@@ -57,6 +57,10 @@ def admin_of(request: Request) -> str:
     return owner
 
 
+FORWARDED = ("forwarded", "via", "x-forwarded-for", "x-forwarded-host", "x-real-ip")
+"""What a proxy adds to the requests that it passes on."""
+
+
 def check_here(request: Request) -> None:
     """Refuse who doesn't sit at the server's own machine: what a folder there is called is their affair only.
 
@@ -64,9 +68,9 @@ def check_here(request: Request) -> None:
         NotAllowed: the request comes from another machine, or through a proxy.
     """
     settings = studio_of(request).settings
-    client = request.client.host if request.client is not None else ""
     host = urlsplit(f"//{request.headers.get('host', '')}").hostname or ""
-    if not settings.on_loopback or settings.behind_proxy or client not in LOOPBACK or host not in LOOPBACK:
+    through_proxy = settings.behind_proxy or any(name in request.headers for name in FORWARDED)
+    if not settings.on_loopback or through_proxy or host not in LOOPBACK:
         cure = "Start the server with --models FOLDER, or open the page on that machine."
         raise NotAllowed(
             "folder", given="a request from elsewhere", expected="one from the server's machine", cure=cure

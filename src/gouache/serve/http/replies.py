@@ -53,7 +53,7 @@ _STATUS: tuple[tuple[type[GouacheError], int], ...] = (
     (TookTooLong, 504),
     (NobodyAnswers, 504),
     (NotAllowed, 403),
-    (HubError, 502),
+    (HubError, 424),
     (StoreAway, 503),
 )
 _TYPES = {

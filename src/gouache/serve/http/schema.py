@@ -87,6 +87,7 @@ REFUSED = {
 _BINARY = {"type": "string", "format": "binary"}
 _JPEG, _PNG, _WEBP = ({f"image/{kind}": {"schema": _BINARY}} for kind in ("jpeg", "png", "webp"))
 CONTENTS: dict[str, dict[str, Any]] = {
+    "/v1/attachments/{digest}": {**_PNG, **_JPEG, **_WEBP},
     "/metrics": {"text/plain": {"schema": {"type": "string"}}},
     "/v1/events": {"text/event-stream": {"schema": {"type": "string"}}},
     "/v1/jobs/{job_id}/events": {"text/event-stream": {"schema": {"type": "string"}}},

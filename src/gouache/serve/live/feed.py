@@ -114,7 +114,7 @@ class Feed:
         """Times it looked at the store."""
         self._streams: dict[str, Stream] = {}
         self._changed: set[str] = set()
-        self._wake, self._starting = asyncio.Event(), asyncio.Lock()
+        self._wake, self._turn = asyncio.Event(), asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self.is_away = self._closed = False
         self._told_beside: dict[str, str] = {}
@@ -134,7 +134,7 @@ class Feed:
             StoreAway: nothing can be told now.
         """
         stream = Stream(owner, previews=previews, is_admin=is_admin)
-        async with self._starting:
+        async with self._turn:
             if self._task is None or self._task.done():
                 await asyncio.to_thread(self.reader.catch_up)
                 self._changed.clear()
@@ -142,8 +142,8 @@ class Feed:
                 self._task = asyncio.create_task(self._run(), name="feed")
             else:
                 self._streams[stream.id] = stream
-        try:
             seq = self.reader.seq
+        try:
             state = await asyncio.to_thread(open_jobs, self.database, self.order, owner)
             missed: list[News] | None = []
             if after is not None:
@@ -203,7 +203,9 @@ class Feed:
             self._wake.clear()
             changed, self._changed = self._changed, set()
             try:
-                await self._look(changed)
+                # Who begins to follow meanwhile would be told neither what is being read nor that it was missed.
+                async with self._turn:
+                    await self._look(changed)
                 self._tell_away(away=False)
             except StoreAway:
                 self._changed |= changed

@@ -74,6 +74,7 @@ class NewsReader:
         self._told: OrderedDict[str, tuple[object, ...]] = OrderedDict()
         self._positions: dict[str, int] = {}
         self._previews: dict[str, int] = {}
+        self._again = False
         self._loads: dict[str, tuple[Load, tuple[str, ...]]] = {}
         self._ordered: dict[str, tuple[float, tuple[str, ...]]] = {}
         self._late_orders: set[str] = set()
@@ -94,8 +95,8 @@ class NewsReader:
             known.clear()
 
     def show_again(self) -> None:
-        """Tell the newest previews once more: somebody new looks."""
-        self._previews.clear()
+        """Tell the newest previews once more: somebody new looks. From any thread."""
+        self._again = True
 
     def read(self, changed: Collection[str], owners: set[str], viewers: set[str], *, look: bool) -> list[News]:
         """What is new for some users.
@@ -226,7 +227,8 @@ class NewsReader:
         return picture_news(self.gallery, wanted)
 
     def _newest_previews(self, connection: Connection, viewers: set[str]) -> list[News]:
-        self._previews = {one: number for one, number in self._previews.items() if one in self._running}
+        again, self._again = self._again, False
+        self._previews = {one: seen for one, seen in self._previews.items() if one in self._running and not again}
         found = []
         for job_id in self._running:
             owner = self._owners.get(job_id, "")

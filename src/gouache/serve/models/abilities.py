@@ -28,13 +28,11 @@ from gouache.models.configs import (
     UNetConfig,
     VAEConfig,
 )
-from gouache.models.family import POCKET, SD3, SDXL, SDXL_REFINER, UNKNOWN, family_label, family_named
+from gouache.models.family import POCKET, SD3, SDXL, UNKNOWN, family_label, family_named
 from gouache.serve.models.catalog import ModelEntry
 from gouache.serve.models.facts import place
 
 Input = Literal["", "inpaint", "instruct", "depth", "draft", "enlarge"]
-NUMBERS = {SDXL.name, SDXL_REFINER.name}
-"""Families whose U-Net is told the picture's size."""
 
 
 class Abilities(Config):
@@ -183,7 +181,7 @@ def _unusable(identity: Identity, found: Abilities) -> Iterator[str]:
         (T5Config not in kinds, ("prompt_3", "negative_prompt_3")),
         (not transformer, ("max_sequence_length",)),
         (found.clip_skip == 0, ("clip_skip",)),
-        (found.family not in NUMBERS, ("size_condition",)),
+        (not family_named(found.family).size_numbers, ("size_condition",)),
         (found.input != "instruct", ("image_guidance_scale",)),
         (found.input != "depth", ("depth_image",)),
         (found.input != "enlarge", ("noise_level",)),

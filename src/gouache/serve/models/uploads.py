@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from pydantic import Field
 
@@ -28,6 +28,9 @@ from gouache.files import atomic_write
 from gouache.models.family import SD3
 from gouache.serve.models.catalog import SUFFIXES
 from gouache.serve.store.file_store import NoRoom
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
 
 PIECE = 32 * 2**20
 """Most bytes of one piece."""
@@ -107,7 +110,7 @@ class Uploads:
         self._aside = models / _FOLDER
         self._guard = threading.Lock()
         self._busy: set[str] = set()
-        self._sums: dict[str, tuple[int, sha256]] = {}  # type: ignore[valid-type]
+        self._sums: dict[str, tuple[int, _Hash]] = {}
 
     def listing(self) -> list[Upload]:
         """Those that are not whole, by name. What was given up is removed."""

@@ -22,6 +22,7 @@ from gouache.serve.store.database import Database, insert_missing
 from gouache.serve.store.file_store import FileStore, Folder, NoRoom
 from gouache.serve.store.gallery import UNDO_SECONDS, Gallery
 from gouache.serve.store.tables import jobs, pictures
+from gouache.serve.store.wanted import filtered_by
 
 KEPT: tuple[Table, ...] = (
     tables.accounts,
@@ -118,6 +119,8 @@ def _fill(connection: Connection, tar: tarfile.TarFile) -> None:
         if connection.execute(select(func.count()).select_from(table)).scalar_one():
             raise StoreError("store", given=f"rows in {table.name}", expected="an empty store")
         rows = list(_rows(tar, table))
+        if table is tables.pictures:
+            rows = [row if "kind" in row else row | filtered_by(str(row["recipe"])) for row in rows]
         if rows:
             connection.execute(insert(table), rows)
     if _file_of(tables.attachments) not in tar.getnames():

@@ -9,6 +9,8 @@ from typing import Any, Literal, get_args
 
 from sqlalchemy import ColumnElement, Row, func, select
 
+from gouache.errors import InvalidInput
+from gouache.pipeline.output.recipe import Recipe
 from gouache.pipeline.request import Request
 from gouache.serve.store.database import Database
 from gouache.serve.store.tables import pictures, tags
@@ -37,6 +39,15 @@ def kind_of(request: Request) -> Kind:
     if request.init_image is not None:
         return "image"
     return "control" if request.control or request.image_prompts else "text"
+
+
+def filtered_by(recipe: str) -> dict[str, str]:
+    """The columns of a picture that filters look at, of its recipe's JSON; empty texts where it can't be read."""
+    try:
+        request = Recipe.from_json(recipe).request
+    except InvalidInput:
+        return {"sampler": "", "kind": ""}
+    return {"sampler": request.sampler or "", "kind": kind_of(request)}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

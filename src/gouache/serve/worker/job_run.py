@@ -259,6 +259,9 @@ def _close(events: object) -> None:
 
 
 def _jpeg(picture: Image.Image) -> bytes:
+    """A small JPEG; what is transparent has any colour, and is shown as white."""
+    if picture.mode == "RGBA":
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
     small = picture.convert("RGB")
     small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
     buffer = io.BytesIO()

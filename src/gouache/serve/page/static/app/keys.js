@@ -27,8 +27,10 @@ function named(event) {
 }
 
 addEventListener("keydown", (event) => {
-  // What is open above the page (a menu, a dialog, a list of completions) has its own keys, Escape first of all.
-  if (event.defaultPrevented || event.isComposing || document.querySelector("dialog[open], [role=listbox]:not([hidden])")) return;
+  if (event.defaultPrevented || event.isComposing) return;
+  // A dialog that is open has its own keys; a list of completions has the plain ones, Escape first of all.
+  const isPlain = !event.ctrlKey && !event.metaKey;
+  if (document.querySelector(isPlain ? "dialog[open], [role=listbox]:not([hidden])" : "dialog[open]")) return;
   const name = named(event);
   const found = hotkeys.peek().findLast((one) => one.keys === name && (one.inFields || !isField(event.target)));
   if (found) {

@@ -149,12 +149,16 @@ export function errorPath(error) {
   const all = requestFields.peek()?.all;
   if (!error?.where || !all) return "";
   const where = error.where.replace(/^(body\.)?request\b[:.]?\s*/, "").replaceAll(/\.(\d+)(?=\.|$)/g, "[$1]");
-  const known = (path) => all.has(plainPath(path)) || all.has(plainPath(`${path}[0]`).replace("[]", ""));
-  const path = NO_FIELD[where] ?? where.replace(/ .*/, "");
-  if (path && known(path)) return path;
-  // A rule about several fields begins with the name of one: "mask beside init_image".
+  const found = NO_FIELD[where] ?? where.replace(/ .*/, "");
+  // A rule about several values begins with the name of one: "mask beside init_image", "start below end".
   const first = (error.expected ?? "").match(/^[a-z_.]+/)?.[0] ?? "";
-  return !where && known(first) ? first : "";
+  const group = plainPath(found).replace(/\[\]$/, "");
+  if (!found) return all.has(first) ? first : "";
+  if (["group", "groups"].includes(all.get(group)?.kind)) {
+    const inner = `${found}.${first}`;
+    return first && all.has(plainPath(inner)) ? inner : found.replace(/\[\d+\]$/, "");
+  }
+  return all.has(plainPath(found)) ? found : "";
 }
 
 /** A range as "1 to 150", with what is excluded in words. */
@@ -217,7 +221,7 @@ const RULES = [
   [/^apg or mimic/, "rule.apg_mimic"], [/last picture's seed/, "rule.last_seed"], [/^eta_noise_seed_delta of 0/, "rule.delta"],
   [/start below end/, "rule.start_end"], [/canny_low of at most/, "rule.canny"], [/^image or text/, "rule.mask_source"],
   [/either a mask or a box/, "rule.area"], [/left < right/, "rule.box"], [/^left, right, top, bottom or/, "rule.outpaint"],
-  [/frame below frames/, "rule.frame"], [/belongs to|reads no pictures|has no prior|no cross-attention|with a U-Net|^nothing/, "rule.not_this_model"],
+  [/frame below frames/, "rule.frame"], [/folder of wildcards/, "rule.wildcard"], [/belongs to|reads no pictures|has no prior|no cross-attention|with a U-Net|^nothing/, "rule.not_this_model"],
 ];
 
 explainFields((error) => {
@@ -226,7 +230,7 @@ explainFields((error) => {
   if (!field) return "";
   const label = fieldLabel(path);
   const rule = RULES.find(([pattern]) => pattern.test(error.expected ?? ""));
-  if (rule) return say(`error.${rule[1]}`, { label });
+  if (rule) return say(`error.${rule[1]}`, { label, given: (error.given ?? "").replace(/^wildcard /, "") });
   const server = (error.expected ?? "").match(/^at most ([\d.]+)(?: on this server)?$/);
   if (server) return say("error.field.at_most", { label, high: server[1] });
   if (error.kind === "ModelNotFound" || error.kind === "UnknownName") return say("error.field.unknown", { label, given: (error.given ?? "").replace(/^'|'$/g, "") });

@@ -55,22 +55,32 @@ export function Form({ groups, only, without = [], value, onChange, facts = null
  */
 export function Field({ name, value, onChange, facts = null, error = null, hints = false }) {
   const field = useFields()?.all.get(name);
-  return field && html`<${Row} field=${field} path=${name} values=${value} onChange=${onChange} facts=${facts} error=${error} hints=${hints} />`;
+  const latest = useLatest(value, onChange);
+  return field && html`<${Row} field=${field} path=${name} values=${value} latest=${latest} facts=${facts} error=${error} hints=${hints} />`;
 }
 
 function Rows({ fields, values, onChange, facts, error, hints, before, sole = false }) {
+  const latest = useLatest(values, onChange);
   const unusable = (field) => !before && facts?.unusable?.includes(field.path) && !differs(field, values[field.name]);
-  const row = (field) => html`<${Row} key=${field.path} field=${field} path=${before + field.name} values=${values} onChange=${onChange} facts=${facts} error=${error} hints=${hints} sole=${sole} />`;
+  const row = (field) => html`<${Row} key=${field.path} field=${field} path=${before + field.name} values=${values} latest=${latest} facts=${facts} error=${error} hints=${hints} sole=${sole} />`;
   const hidden = fields.filter(unusable);
   return html`<div class="form-rows">${fields.filter((field) => !unusable(field)).map(row)}</div>
     ${hidden.length > 0 && html`<details class="form-unusable"><summary class="small-text">${say("form.unusable", { n: hidden.length })}</summary>
       <div class="form-rows">${hidden.map(row)}</div></details>`}`;
 }
 
-function Row({ field, path, values, onChange, facts, error, hints, sole = false }) {
+/** The values as the last change left them: a second one may come before the first was rendered. */
+function useLatest(values, onChange) {
   const latest = useRef();
   latest.current = { values, onChange };
-  const set = useMemo(() => (value) => latest.current.onChange(withValue(latest.current.values, field, value)), [field]);
+  return latest;
+}
+
+function Row({ field, path, values, latest, facts, error, hints, sole = false }) {
+  const set = useMemo(() => (value) => {
+    latest.current.values = withValue(latest.current.values, field, value);
+    latest.current.onChange(latest.current.values);
+  }, [field]);
   const id = `field-${path.replaceAll(/[^a-z0-9_]+/gi, "-")}-${useId()}`;
   const named = error ? errorPath(error) : "";
   const mine = named === path;

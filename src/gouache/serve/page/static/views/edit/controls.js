@@ -2,6 +2,7 @@
 
 import { html, useEffect, useRef, useState } from "../../app/preact.js";
 import { api, attach } from "../../app/api.js";
+import { toast } from "../../app/state.js";
 import { explain, say } from "../../app/words.js";
 import { Button, DropZone, Icon } from "../../ui/controls.js";
 import { png } from "./generate.js";
@@ -17,13 +18,14 @@ const offered = () => (asked ??= api.get("/v1/control-images").catch((error) => 
 
 export const address = (name) => `/v1/attachments/${name.replace("sha256:", "")}`;
 
-function Preview({ control }) {
+function Preview({ control, open }) {
   const [shown, setShown] = useState(null);
   const [failed, setFailed] = useState("");
   const { image, preprocessor, canny_low: low, canny_high: high } = control;
-  const version = image ? 0 : drawing.changed.value;
+  const version = image ? 0 : drawing.looks.value;
   const turn = useRef(0);
   useEffect(() => {
+    if (!open) return undefined;
     if (preprocessor === "none" || (!image && drawing.empty)) {
       setShown(image ? address(image) : null);
       return undefined;
@@ -42,15 +44,15 @@ function Preview({ control }) {
       }
     }, AFTER);
     return () => clearTimeout(timer);
-  }, [image, preprocessor, low, high, version]);
+  }, [image, preprocessor, low, high, version, open]);
   if (failed) return html`<p class="bad small-text" role="alert">${failed}</p>`;
   return shown && html`<img class="edit-control-preview" src=${shown} alt=${say("edit.control.preview")} />`;
 }
 
-function Control({ control, number, lists }) {
+function Control({ control, number, lists, open }) {
   const set = (values) => change({ controls: settings.value.controls.map((one, k) => (k === number ? { ...one, ...values } : one)) });
   const id = (name) => `edit-control-${number}-${name}`;
-  const own = async ([file]) => set({ image: (await attach(file)).name });
+  const own = ([file]) => attach(file).then(({ name }) => set({ image: name }), (error) => toast(explain(error), { kind: "error" }));
   return html`<fieldset class="edit-control"><legend class="visually-hidden">${say("edit.control.slot", { n: number + 1 })}</legend>
     <div class="row"><div class="field grow"><label for=${id("model")}>${say("edit.control.model")}</label>
         <select id=${id("model")} value=${control.model} onChange=${(event) => set({ model: event.target.value })}>
@@ -63,7 +65,7 @@ function Control({ control, number, lists }) {
       : html`<${DropZone} class="edit-control-drop" label=${say("edit.control.drop")} onFiles=${own} />`}
     ${control.preprocessor === "canny" && html`<${Slide} id=${id("low")} label=${say("edit.control.low")} min=${0} max=${control.canny_high} value=${control.canny_low} onChange=${(low) => set({ canny_low: low })} />
       <${Slide} id=${id("high")} label=${say("edit.control.high")} min=${control.canny_low} max=${500} value=${control.canny_high} onChange=${(high) => set({ canny_high: high })} />`}
-    <${Preview} control=${control} />
+    <${Preview} control=${control} open=${open} />
     <${Slide} id=${id("weight")} label=${say("edit.control.weight")} min=${0} max=${2} step=${0.05} value=${control.weight} onChange=${(weight) => set({ weight })} />
     <${Slide} id=${id("start")} label=${say("edit.control.start")} min=${0} max=${0.95} step=${0.05} value=${control.start} onChange=${(start) => set({ start: Math.min(start, control.end - 0.05) })} />
     <${Slide} id=${id("end")} label=${say("edit.control.end")} min=${0.05} max=${1} step=${0.05} value=${control.end} onChange=${(end) => set({ end: Math.max(end, control.start + 0.05) })} />
@@ -83,7 +85,7 @@ export function Controls() {
     ${failed && html`<p class="bad small-text">${failed}</p>`}
     ${lists && html`<div class="stack">
       ${!lists.models.length && html`<p class="hint">${say("edit.control.none_there")}</p>`}
-      ${controls.map((control, k) => html`<${Control} key=${k} number=${k} control=${control} lists=${lists} />`)}
+      ${controls.map((control, k) => html`<${Control} key=${k} number=${k} control=${control} lists=${lists} open=${open} />`)}
       ${controls.length < MOST && html`<${Button} id="edit-add-control" onClick=${() => change({ controls: [...controls, { ...FIRST, model: lists.models[0] ?? "" }] })}><${Icon} name="plus" />${say("edit.control.add")}<//>`}
     </div>`}
   </details>`;

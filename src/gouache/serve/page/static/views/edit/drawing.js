@@ -28,8 +28,8 @@ export class Drawing {
     this.active = null;
     this.history = new History();
     this.changed = signal(0); // counts changes of structure: layers, frame, sizes
+    this.looks = signal(0); // counts changes of what is seen of the pictures, masks aside
     this.touched = new Set(); // layers whose pixels are not stored yet
-    this.onPixels = () => {};
     this.under = null; // the stroke under way
   }
 
@@ -68,6 +68,7 @@ export class Drawing {
   restore(state) {
     Object.assign(this, state, { layers: state.layers.map((layer) => ({ ...layer })) });
     for (const layer of this.layers) this.touched.add(layer.id);
+    this.looks.value++;
     this.changed.value++;
   }
 
@@ -81,6 +82,7 @@ export class Drawing {
     const bytes = [...before.layers.filter((one) => !left.has(one.canvas)), ...after.layers.filter((one) => !kept.has(one.canvas))]
       .reduce((sum, layer) => sum + bytesOf(layer), 1024);
     this.history.add({ key, bytes, undo: () => this.restore(before), redo: () => this.restore(after) });
+    this.looks.value++;
     this.changed.value++;
   }
 
@@ -277,7 +279,7 @@ export class Drawing {
 
   pixelsChanged(layer) {
     this.touched.add(layer.id);
-    this.onPixels(layer);
+    if (layer.kind !== "mask") this.looks.value++;
     this.changed.value++;
   }
 

@@ -163,13 +163,14 @@ function useEditKeys(stage) {
   useHotkeys([
     ...TOOLS.map(([name, key]) => ({ keys: key, label: say(`edit.tool.${name}`), run: () => (tool.value = name) })),
     { keys: "q", label: say("edit.mask.shown"), run: () => (masksShown.value = !masksShown.value) },
+    { keys: "Space", label: say("edit.space"), run: () => {} }, // useStage listens for it
     { keys: "[", label: say("edit.smaller"), run: () => session.resizeBrush(1 / 1.15) },
     { keys: "]", label: say("edit.larger"), run: () => session.resizeBrush(1.15) },
     { keys: "Ctrl+z", label: say("edit.undo"), run: (event) => (event.shiftKey ? drawing.redo() : drawing.undo()) },
     { keys: "Ctrl+Shift+z", label: say("edit.redo"), run: () => drawing.redo() },
     { keys: "Ctrl+y", run: () => drawing.redo() },
-    { keys: "+", label: say("edit.zoom_in"), run: () => stage.current?.zoomAt(1.25) },
-    { keys: "=", run: () => stage.current?.zoomAt(1.25) },
+    { keys: "+", run: () => stage.current?.zoomAt(1.25) },
+    { keys: "=", label: say("edit.zoom_in"), run: () => stage.current?.zoomAt(1.25) },
     { keys: "-", label: say("edit.zoom_out"), run: () => stage.current?.zoomAt(1 / 1.25) },
     { keys: "0", label: say("edit.fit"), run: () => stage.current?.fit() },
     { keys: "1", label: say("edit.zoom_one"), run: () => stage.current?.zoomTo(1) },

@@ -228,6 +228,12 @@ export function layerOf(candidate, drawing, frame) {
 /** Store a composed picture in the gallery; `parents` are the gallery's pictures that it was made of. */
 export async function keepInGallery(drawing) {
   const parents = [...new Set(drawing.pictures.filter((one) => one.visible && one.picture).map((one) => one.picture))];
-  const query = parents.map((id) => `parent=${encodeURIComponent(id)}`).join("&");
-  return api.post(`/v1/pictures${query && `?${query}`}`, await png(drawing.flat()));
+  const query = parents.slice(0, 50).map((id) => `parent=${encodeURIComponent(id)}`).join("&");
+  const picture = await png(drawing.flat());
+  try {
+    return await api.post(`/v1/pictures${query && `?${query}`}`, picture);
+  } catch (error) {
+    if (error.status !== 404 || !query) throw error;
+    return api.post("/v1/pictures", picture); // a parent was deleted
+  }
 }

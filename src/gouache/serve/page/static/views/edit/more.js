@@ -8,8 +8,8 @@ import { change, problem, settings } from "./session.js";
 
 /** Groups that the canvas or the panel stands for. */
 const OWN_GROUPS = ["prompt", "picture", "mask", "outpaint", "control", "regions", "edits"];
-/** Fields that stand in the panel, and those that would give a picture of another size than the canvas. */
-const OWN = ["count", "model", "seed", "sampler", "num_inference_steps", "guidance_scale", "width", "height", "hires", "upscale"];
+/** Fields that stand in the panel; the size is that of the canvas. */
+const OWN = ["count", "model", "seed", "sampler", "num_inference_steps", "guidance_scale", "width", "height"];
 const FIRST = ["negative_prompt", "model", "sampler", "num_inference_steps", "guidance_scale", "seed"];
 
 const put = (more) => {

@@ -1,6 +1,7 @@
 // Beside the canvas: what is painted anew and how, the candidates, layers and masks, control pictures.
 
 import { html, useEffect, useRef, useState } from "../../app/preact.js";
+import { boot } from "../../app/state.js";
 import { say } from "../../app/words.js";
 import { Button, Icon } from "../../ui/controls.js";
 import { Controls } from "./controls.js";
@@ -11,6 +12,7 @@ import * as session from "./session.js";
 
 const { candidates, change, drawing, job, running, settings, split } = session;
 
+const MOST = Math.min(16, boot.limits?.count ?? 16);
 let known = { at: -1, masked: false }; // masks are looked through once for each change of the drawing
 
 /** In a word what the button will do, since it follows from what is on the canvas. */
@@ -34,8 +36,8 @@ function Prompt() {
     <div class="row">
       ${busy ? html`<${Button} id="edit-cancel" class="grow" disabled=${!busy.id} onClick=${session.cancel}>${say("app.cancel")}<//>`
         : html`<${Button} id="edit-generate" class="grow" kind="primary" disabled=${drawing.empty} onClick=${session.generate}>${say("edit.generate")}<//>`}
-      <label class="edit-count"><span>${say("edit.count")}</span><input id="edit-count" type="number" min="1" max="16" value=${count}
-        onChange=${(event) => change({ count: Math.min(16, Math.max(1, Math.round(Number(event.target.value)) || 1)) })} /></label>
+      <label class="edit-count"><span>${say("edit.count")}</span><input id="edit-count" type="number" min="1" max=${MOST} value=${count}
+        onChange=${(event) => change({ count: Math.min(MOST, Math.max(1, Math.round(Number(event.target.value)) || 1)) })} /></label>
     </div>
     ${busy && html`<div class="edit-progress" role="status" id="edit-progress"><progress max="1" value=${now?.progress ?? 0} aria-label=${say("edit.progress")}></progress>
       <span>${state(busy, now)}</span></div>`}

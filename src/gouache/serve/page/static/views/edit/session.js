@@ -10,7 +10,7 @@ import { FIRST_SETTINGS, canvasOf, keepInGallery, layerOf, pictureCanvas, png, p
 import { load, save } from "./store.js";
 import { extent, grown } from "./strokes.js";
 
-const SAVE_AFTER = 500; // ms without a change
+const SAVE_AFTER = 300; // ms without a change
 export const drawing = new Drawing();
 export const settings = signal({ ...FIRST_SETTINGS });
 export const tool = signal("brush");
@@ -53,6 +53,12 @@ export function store() {
   const kept = { ...settings.peek(), tool: tool.peek(), brush: brush.peek(), running: undecided() };
   saving = saving.then(() => save(boot.user, drawing, kept)).catch((error) => console.warn("edit: not kept", error));
   return saving;
+}
+
+/** Waits until everything is kept. */
+export async function settled() {
+  while (timer) await new Promise((done) => setTimeout(done, 50));
+  await saving;
 }
 
 function soon() {
@@ -124,6 +130,7 @@ export async function openPicture(id) {
 function put(canvas, values, anew) {
   candidates.value = null;
   if (drawing.empty || anew) {
+    era++;
     running.value = null; // what is painted for the old one ends in the gallery
     shownPreview.value = null;
     const had = !drawing.empty;
@@ -182,6 +189,7 @@ export function maskAction(action, pixels = 8) {
 
 export async function generate() {
   if (drawing.empty || running.peek()) return;
+  era++;
   running.value = { sending: true };
   problem.value = null;
   candidates.value = null;
@@ -208,6 +216,7 @@ export async function cancel() {
 }
 
 const loading = new Set();
+let era = 0; // counts pictures on the canvas and jobs: what was loaded for an earlier one comes too late
 
 effect(() => {
   const now = job.value;
@@ -224,10 +233,11 @@ effect(() => {
 /** Load a finished picture beside the others of its job. */
 async function take(id) {
   loading.add(id);
+  const mine = era;
   const { id: jobId, mask, frame, ground, size } = running.peek();
   try {
     const made = { ...(await pictureCanvas(id)), mask, ground, size };
-    if (running.peek() && running.peek().id !== jobId) return;
+    if (mine !== era) return;
     const now = candidates.peek();
     candidates.value = now ? { ...now, list: [...now.list, made] } : { id: jobId, list: [made], index: 0, frame };
   } catch (error) {

@@ -170,7 +170,8 @@ export class Stage {
 
   /** An event's place in the host. */
   at(event) {
-    const box = (this.rect ||= this.host.getBoundingClientRect());
+    // While a pointer is down the page doesn't scroll; else it may have.
+    const box = this.pointers.size ? (this.rect ||= this.host.getBoundingClientRect()) : this.host.getBoundingClientRect();
     return [event.clientX - box.left, event.clientY - box.top];
   }
 
@@ -189,7 +190,7 @@ export class Stage {
       this.loading ||= import("./overlay.js").then(({ makeOverlay }) => makeOverlay(this)).then((made) => {
         this.overlay = made;
         made.sync();
-      });
+      }, () => (this.loading = null));
     }
     this.overlay?.sync();
   }

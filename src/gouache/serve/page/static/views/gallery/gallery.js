@@ -8,7 +8,7 @@ import { Confirm, Dialog } from "../../ui/dialog.js";
 import { DRAGGED, Grid } from "./grid.js";
 import * as store from "./store.js";
 
-const KINDS = ["text", "image", "inpaint", "outpaint", "control", "inversion", "interpolation"];
+const KINDS = ["text", "image", "inpaint", "outpaint", "control", "inversion", "interpolation", "edited"];
 const SEARCH_MILLISECONDS = 250;
 const filtersOpen = signal(false);
 

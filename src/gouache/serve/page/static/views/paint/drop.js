@@ -61,7 +61,8 @@ function Strength({ value, onInput, label, most = 1 }) {
 /** The pictures that the request is painted from, each with how much it counts. */
 export function Inputs() {
   const [start, strength] = [field("init_image").value, field("strength").value];
-  const lists = ["image_prompts", "control"].flatMap((use) => (field(use).value ?? []).map((one, number) => ({ use, one, number })));
+  const lists = ["image_prompts", "control"].flatMap((use) => (field(use).value ?? []).map((one, number) => ({ use, one, number })))
+    .filter(({ use, one }) => (use === "control" ? one.image : one.images?.[0]));
   const put = (use, number, one) => {
     const list = paintRequest.peek()[use].toSpliced(number, 1, ...(one ? [one] : []));
     setFields({ [use]: list.length ? list : undefined });

@@ -209,7 +209,7 @@ function Foot() {
 }
 
 function Prompt() {
-  return html`<${PromptEditor} name="prompt" id="prompt" label=${say("paint.prompt")} placeholder=${say("paint.prompt_hint")}><${PresetButton} /><//>`;
+  return html`<${PromptEditor} name="prompt" id="prompt" label=${say("paint.prompt")} placeholder=${say("paint.prompt_hint")}>${!narrow.value && html`<${PresetButton} />`}<//>`;
 }
 
 function PresetButton() {
@@ -223,7 +223,7 @@ function Controls() {
   return html`<form class="paint-controls" onSubmit=${(event) => { event.preventDefault(); paint(); }} aria-label=${say("paint.settings")}>
     <div class="paint-fields">
       ${!small && html`<${Prompt} />`}
-      <${PromptEditor} name="negative_prompt" id="negative" label=${say("paint.negative_prompt")} placeholder=${say("paint.negative_hint")} />
+      <${PromptEditor} name="negative_prompt" id="negative" label=${say("paint.negative_prompt")} placeholder=${say("paint.negative_hint")}>${small && html`<${PresetButton} />`}<//>
       <${Styles} /><${Inputs} /><${Model} /><${Style} /><${Size} />
       <div class="paint-two"><${Count} /><${Seed} /></div>
       <${Range} name="num_inference_steps" id="steps" label=${say("paint.num_inference_steps")} own=${facts.value?.num_inference_steps} step=${1} fallback=${[1, 60]} />

@@ -136,7 +136,8 @@ export async function submit(request, { label = "", quiet = false, styles = [] }
     if (!quiet) { chosen.value = null; failed.value = null; }
   });
   try {
-    const job = await api.post("/v1/jobs", { request, label, ...(styles.length ? { styles } : {}) }, { headers: { "Idempotency-Key": id } });
+    const choices = /\{[^{}]*\|[^{}]*\}|__[\w\-/]+__/.test(request.prompt ?? "");
+    const job = await api.post("/v1/jobs", { request, label, ...(styles.length ? { styles } : {}), ...(choices ? { choices } : {}) }, { headers: { "Idempotency-Key": id } });
     asked.set(job.id, request);
     batch(() => { answer(job); sent.value = sent.peek().filter((one) => one.id !== id); });
     return job;

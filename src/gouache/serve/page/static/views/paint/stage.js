@@ -107,7 +107,7 @@ function Actions({ picture, previous, onCompare }) {
     <${Button} small quiet id="do-star" class=${picture.starred ? "paint-starred" : ""} label=${say("paint.star")} pressed=${picture.starred} onClick=${() => star(picture)}><${Icon} name="star" /><//>
     <${Button} small quiet id="do-delete" label=${say("paint.delete")} onClick=${() => remove(picture)}><${Icon} name="trash" /><//>
     <${Menu} label=${say("paint.more_actions")} items=${[
-      { label: say("paint.use_settings"), icon: "copy", run: () => useSettings(picture) },
+      { label: say("paint.use_settings"), icon: "gear", run: () => useSettings(picture) },
       { label: say("paint.use_init_image"), icon: "image", run: () => useAs(picture, "init_image") },
       { label: say("paint.use_image_prompts"), icon: "eye", run: () => useAs(picture, "image_prompts") },
       { label: say("paint.use_control"), icon: "grid", run: () => useAs(picture, "control") },

@@ -57,7 +57,7 @@ function Images({ about }) {
 
 function Keys() {
   const listed = hotkeys.value.filter((one) => one.label);
-  const texts = [["Ctrl+Enter", "settings.key_paint"], ["Ctrl+↑ / Ctrl+↓", "settings.key_weight"], ["Escape", "settings.key_escape"]].filter(([keys]) => !listed.some((one) => one.keys === keys));
+  const texts = [["Ctrl+Enter", "settings.key_paint"], ["Ctrl+↑ ↓", "settings.key_weight"], ["Escape", "settings.key_escape"]].filter(([keys]) => !listed.some((one) => one.keys === keys));
   return html`<section class="panel stack" aria-labelledby="settings-keys"><h2 id="settings-keys">${say("app.keys")}</h2>
     <dl class="keys">${[...listed.map((one) => [one.keys, one.label]), ...texts.map(([keys, key]) => [keys, say(key)])].map(([keys, label]) => html`<div key=${keys}>
       <dt>${keys.split("+").map((key) => html`<kbd>${key}</kbd>`)}</dt><dd>${label}</dd></div>`)}</dl>

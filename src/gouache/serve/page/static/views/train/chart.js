@@ -1,4 +1,4 @@
-// A loss curve as a drawing of its own: the figures as they are, their running mean, and the held-out score.
+// A loss curve as a drawing of its own: the figures as they are, and their running mean.
 import { html } from "../../app/preact.js";
 import { language, say } from "../../app/words.js";
 

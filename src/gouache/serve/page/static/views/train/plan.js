@@ -3,10 +3,10 @@ import { html, useEffect, useState } from "../../app/preact.js";
 import { api } from "../../app/api.js";
 import { go } from "../../app/router.js";
 import { boot } from "../../app/state.js";
-import { duration, explain, say } from "../../app/words.js";
+import { duration, say } from "../../app/words.js";
 import { Button, Icon, Segmented } from "../../ui/controls.js";
 import { Drop, Pictures } from "./pictures.js";
-import { busy, chosenSet, freeName, loadSets, models, plan, runs, sets, setRun } from "./store.js";
+import { busy, chosenSet, freeName, loadSets, models, plan, reason, runs, sets, setRun } from "./store.js";
 
 const MINUTES = [5, 20, 60, 240];
 const STAGES = ["denoiser", "decoder", "vae"];
@@ -72,10 +72,10 @@ function StepPlan() {
   </section>`;
 }
 
-/** What the server says that the plan means, asked anew a moment after a change. */
-function useAnswer(asked) {
+/** What the server says that the plan means, asked anew a moment after a change, also of its set's pictures. */
+function useAnswer(asked, set) {
   const [answer, setAnswer] = useState({});
-  const key = JSON.stringify(asked);
+  const key = JSON.stringify([asked, set?.pictures, set?.captioned]);
   useEffect(() => {
     if (!asked.data || !(asked.minutes > 0)) {
       setAnswer({});
@@ -95,8 +95,8 @@ function StepStart() {
   const [starting, setStarting] = useState(false);
   const [failed, setFailed] = useState(null);
   const asked = body();
-  const { found, error } = useAnswer(asked);
   const set = chosenSet.value;
+  const { found, error } = useAnswer(asked, set);
   const other = busy.value;
   const start = async () => {
     setStarting(true);
@@ -119,7 +119,7 @@ function StepStart() {
       ${found.parts.map((part) => html`<li key=${part}>${say(`train.will.${part}`, { time: duration((60 * found.minutes) / found.parts.length) })}</li>`)}
       <li>${say(found.held_out ? "train.will.held_out" : "train.will.no_held_out")}</li>
       ${found.stage !== "vae" && html`<li>${say("train.will.pack", { name: found.name })}</li>`}</ul>`}
-    ${wrong && html`<p class="train-trouble" role="alert">${explain(wrong)}</p>`}
+    ${wrong && html`<p class="train-trouble" role="alert">${reason(wrong)}</p>`}
     ${other && html`<p class="row">${say("train.one_at_a_time", { name: other.name })} <a href=${`/train/runs/${encodeURIComponent(other.name)}`}>${say("train.see_it")}</a></p>`}
     <${Button} kind="primary" id="train-start" disabled=${!found || starting || Boolean(other)} onClick=${start}><${Icon} name="play" />${say("train.start")}<//>
   </section>`;

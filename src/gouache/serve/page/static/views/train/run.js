@@ -3,11 +3,11 @@ import { html, useEffect, useState } from "../../app/preact.js";
 import { api } from "../../app/api.js";
 import { go } from "../../app/router.js";
 import { toast, usePaintRequest } from "../../app/state.js";
-import { ago, duration, explain, say } from "../../app/words.js";
+import { ago, duration, say } from "../../app/words.js";
 import { Button, Icon, Segmented } from "../../ui/controls.js";
 import { Confirm } from "../../ui/dialog.js";
 import { Chart } from "./chart.js";
-import { busy, isRunning, runPath, runs, setRun, sheetPath } from "./store.js";
+import { busy, isRunning, reason, runPath, runs, setRun, sheetPath } from "./store.js";
 
 /** A time as it passes: in seconds for as long as minutes would not seem to move. */
 const passed = (seconds) => (seconds < 120 ? say("unit.seconds", { n: Math.round(seconds) }) : duration(seconds));
@@ -35,7 +35,8 @@ function Steps({ run }) {
   const over = run.phase === "done" || run.phase === "stopped";
   const at = { preparing: 0, packing: steps.length - 1 }[run.phase] ?? 1 + run.parts.indexOf(run.part);
   return html`<ol class="train-steps" aria-label=${say("train.steps")}>${steps.map((step, number) => {
-    const state = over || number < at ? "done" : number === at && isRunning(run) ? "now" : "later";
+    const made = step !== "pack" || run.has_model;
+    const state = (over || number < at) && made ? "done" : number === at && isRunning(run) ? "now" : "later";
     return html`<li key=${step} class=${state} aria-current=${state === "now" ? "step" : null}>${state === "done" ? html`<${Icon} name="check" />` : html`<i></i>`}${say(`train.part.${step}`)}</li>`;
   })}</ol>`;
 }
@@ -83,7 +84,7 @@ function Actions({ run }) {
     try {
       setRun(await api.post(runPath(run.name, path), body));
     } catch (error) {
-      toast(explain(error), { kind: "error" });
+      toast(reason(error), { kind: "error" });
     }
   };
   const remove = async () => {
@@ -92,7 +93,7 @@ function Actions({ run }) {
       runs.value = runs.value.filter((one) => one.name !== run.name);
       go("/train", { replace: true });
     } catch (error) {
-      toast(explain(error), { kind: "error" });
+      toast(reason(error), { kind: "error" });
     }
   };
   const paint = () => { usePaintRequest({ model: run.name }, ["model"]); go("/paint"); };
@@ -117,7 +118,8 @@ export function Run({ run }) {
     <header class="row"><div class="grow"><h1>${run.name}</h1><p class="soft small-text">${facts.filter(Boolean).join(" · ")} · ${ago(run.created)}</p></div>
       <b class="train-phase ${run.phase}" id="train-phase" data-phase=${run.phase}>${say(`train.phase.${run.phase}`)}</b></header>
     <${Steps} run=${run} />
-    ${run.phase === "failed" && html`<div class="train-trouble" role="alert"><p><b>${say("train.failed")}</b></p><p>${run.problem ? explain(run.problem) : run.error}</p></div>`}
+    ${run.phase === "failed" && html`<div class="train-trouble" role="alert"><p><b>${say("train.failed")}</b></p><p>${run.problem && reason(run.problem)}</p>
+      <details><summary>${say("train.server_said")}</summary><p class="train-said">${run.error}</p></details></div>`}
     ${!ended || run.seconds > 0 ? html`<${Progress} run=${run} />` : null}
     ${ended && run.has_model && html`<p>${say("train.makes", { name: run.name })}</p>`}
     ${run.phase === "interrupted" && html`<p>${say("train.interrupted")}</p>`}

@@ -3,7 +3,7 @@ import { computed, signal } from "../../app/preact.js";
 import { api } from "../../app/api.js";
 import { on } from "../../app/events.js";
 import { boot, keptSignal } from "../../app/state.js";
-import { explain } from "../../app/words.js";
+import { explain, say } from "../../app/words.js";
 
 const RUNNING = ["preparing", "training", "packing", "stopping"];
 
@@ -69,6 +69,18 @@ export const picturesOf = (set) => api.get(path("sets", set, "pictures"));
 export const setCaption = (set, file, caption) => api.put(filePath(set, "captions", file), { caption });
 export const removePicture = (set, file) => api.del(filePath(set, "pictures", file));
 export const removeSet = (set) => api.del(path("sets", set));
+
+/** An error of a plan or a run as a sentence: what it is about here, else what errors of its kind mean anywhere. */
+export function reason(error) {
+  const key = Object.keys(REASONS).find((one) => REASONS[one].test(`${error.where}: ${error.given}`));
+  return key ? say(`train.wrong.${key}`, { given: String(error.given).replaceAll("'", ""), expected: error.expected }) : explain(error);
+}
+
+const REASONS = {
+  captions: /^data\b.*no caption/, taken: /^name: '/, name: /^(name|data|file|body.*name): /, busy: /^training: /, size: /^size: /,
+  drafts: /^data\.size: /, model: /^model/, minutes: /minutes/, disk: /full disk|^disk/, memory: /memory/,
+  loss: /^stage .*(loss|gradient) after/, unreadable: /without a caption/,
+};
 
 /** A name that no set, run or model has: the wanted one, or it with a number behind. */
 export function freeName(wanted, taken) {
