@@ -7,7 +7,7 @@ import torch
 import vector_quantize_pytorch
 
 from gouache.errors import ConfigError, ShapeMismatch
-from gouache.models.quantizer import FSQ, Quantizer, QuantizerConfig
+from gouache.models.quantizer import FSQ, Block, Quantizer, QuantizerConfig
 
 
 @pytest.fixture
@@ -49,6 +49,32 @@ def test_the_first_scales_alone_decode_as_a_picture_whose_finer_scales_were_left
     assert torch.allclose(quantizer.decode(tokens[:, :5]), coarse, atol=1e-5)
 
 
+@pytest.mark.parametrize("blocks", [(2, 2), (3, 2), (2, 4), (5, 3)])
+def test_a_deeper_decoder_begins_with_the_drafts_of_the_weights_it_takes(
+    latents: torch.Tensor, blocks: tuple[int, int]
+) -> None:
+    shallow, deep = Quantizer(QuantizerConfig()).eval(), Quantizer(QuantizerConfig(decoder_blocks=blocks)).eval()
+    deep.take(shallow)
+    tokens = shallow.encode(latents)
+    assert torch.equal(deep.encode(latents), tokens)
+    assert torch.equal(deep.decode(tokens), shallow.decode(tokens))
+    assert sum(isinstance(layer, Block) for layer in deep.decoder) == sum(blocks)
+    # What was added can learn: its last convolution, which is 0, gets a gradient.
+    deep.decode(tokens).square().mean().backward()
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in last_convolutions(deep))
+
+
+def last_convolutions(quantizer: Quantizer) -> list[torch.Tensor]:
+    """The weights that end each residual block of the decoder."""
+    return [layer.conv2.weight for layer in quantizer.decoder if isinstance(layer, Block)]
+
+
+@pytest.mark.parametrize("blocks", [(1, 3), (3, 1)])
+def test_a_shallower_decoder_takes_no_deeper_ones_weights(blocks: tuple[int, int]) -> None:
+    with pytest.raises(ConfigError, match=r"decoder_blocks.*\(2, 2\)"):
+        Quantizer(QuantizerConfig(decoder_blocks=blocks)).take(Quantizer(QuantizerConfig()))
+
+
 def test_what_the_prior_reads_at_a_scale_depends_on_coarser_tokens_only(latents: torch.Tensor) -> None:
     quantizer = Quantizer(QuantizerConfig()).eval()
     tokens = quantizer.encode(latents)
@@ -70,3 +96,5 @@ def test_wrong_shapes_and_scales_are_refused(latents: torch.Tensor) -> None:
         QuantizerConfig.from_dict({"scales": (4, 2)})
     with pytest.raises(ConfigError, match="3 or more"):
         QuantizerConfig.from_dict({"levels": (2, 5)})
+    with pytest.raises(ConfigError, match="decoder_blocks"):
+        QuantizerConfig.from_dict({"decoder_blocks": (-1, 2)})

@@ -250,6 +250,52 @@ def test_a_decoder_refined_on_what_the_model_paints_keeps_the_encoder(model: Pat
     assert load_bundle(packed).vae.config == load_bundle(model).vae.config
 
 
+def test_a_deeper_decoder_of_the_same_tokens_trains_on_and_packs_with_the_rest(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    config_file, before = tmp_path / "config.toml", load_bundle(model, dtype=torch.float32)
+    config_file.write_text(DEEPER)
+    config = read_config(config_file, "tokens")
+    latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(1))
+    assert before.quantizer is not None
+    tokens = before.quantizer.encode(latents)
+
+    *_, ready = assemble_from_packed("tokens", config, data, tmp_path / "start", model)
+    assert isinstance(ready, Ready)
+    assert isinstance(ready.stage.trained, Quantizer)
+    torch.testing.assert_close(ready.stage.trained.decode(tokens), before.quantizer.decode(tokens))
+
+    list(train_stage("tokens", config_file, data, tmp_path / "run", from_packed=model))
+    packed = load_bundle(pack(config, tmp_path / "run", tmp_path / "packed", dtype="fp32", int8=("quantizer",)))
+    assert packed.quantizer is not None
+    assert packed.quantizer.config.decoder_blocks == (3, 2)
+    assert torch.equal(packed.quantizer.encode(latents), tokens)
+    assert not torch.allclose(packed.quantizer.decode(tokens), before.quantizer.decode(tokens))
+    Pipeline(packed).paint(Request(prompt="a square", seed=1, num_inference_steps=2))
+
+
+DEEPER = f"""
+[data]
+size = 32
+examples = 8
+[text]
+max_tokens = 8
+[tokens]
+freeze = ["encoder", "to_code", "from_code"]
+[tokens.network]
+{tables(TOKENS)}
+decoder_blocks = [3, 2]
+[tokens.loop]
+{tables(LOOP)}
+[prior.network]
+{tables(PRIOR)}
+[denoiser.network]
+{tables(UNET)}
+[vae.network]
+{tables(VAE)}
+"""
+
+
 @pytest.mark.parametrize("sigma", [0.01, 0.3, 8.0])
 def test_painted_latents_follow_the_denoisers_own_steps(sigma: float, model: Path) -> None:
     """A U-Net whose output is 0 says of v-prediction that x0 is x_t scaled by alpha: two steps of it by hand."""
@@ -320,6 +366,16 @@ def test_what_does_not_fit_is_refused_by_name(
 ) -> None:
     with pytest.raises(error, match=match):
         list(assemble_from_packed(name, config_of(**changes), data, tmp_path, model))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_shallower_decoder_than_the_packed_one_is_refused_before_anything_is_made(
+    model: Path, data: Path, tmp_path: Path
+) -> None:
+    config = config_of().model_dump()
+    config["tokens"]["network"]["decoder_blocks"] = (2, 0)
+    with pytest.raises(ConfigError, match=r"tokens\.network\.decoder_blocks.*at least \(1, 1\)"):
+        list(assemble_from_packed("tokens", TrainConfig.from_dict(config), data, tmp_path, model))
     assert not list(tmp_path.iterdir())
 
 

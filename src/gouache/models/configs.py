@@ -228,6 +228,9 @@ class QuantizerConfig(Config):
     """Channels of the convolutions around it."""
     blocks: int = 2
     """Residual blocks on each side."""
+    decoder_blocks: tuple[int, int] | None = None
+    """Residual blocks of the decoder, on the finest token grid and at the latents' size; none takes `blocks` for both.
+    A decoder may be deeper than the encoder that made the tokens."""
     levels: tuple[int, ...] = (5, 5, 5, 5)
     """Levels of every FSQ channel; their product is the size of the code book."""
     scales: tuple[int, ...] = (1, 2, 4, 8)
@@ -242,7 +245,14 @@ class QuantizerConfig(Config):
             )
         if any(level < 3 for level in self.levels):
             raise ConfigError("quantizer.levels", given=self.levels, expected="3 or more levels in every channel")
+        if self.decoder_blocks is not None and min(self.decoder_blocks) < 0:
+            raise ConfigError("quantizer.decoder_blocks", given=self.decoder_blocks, expected="0 or more, twice")
         return self
+
+    @property
+    def decoder_depth(self) -> tuple[int, int]:
+        """Residual blocks of the decoder, on the finest token grid and at the latents' size."""
+        return self.decoder_blocks or (self.blocks, self.blocks)
 
     @property
     def vocabulary(self) -> int:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gouache.errors import ShapeMismatch
+from gouache.errors import ConfigError, ShapeMismatch
 from gouache.models.configs import QuantizerConfig
 from gouache.nn.layers import GroupNorm
 
@@ -67,6 +67,17 @@ class Block(nn.Module):
         return out
 
 
+def _levels(decoder: nn.Sequential) -> tuple[list[Block], list[Block]]:
+    """A decoder's blocks before and behind its pixel shuffle."""
+    levels: tuple[list[Block], list[Block]] = [], []
+    behind = 0
+    for layer in decoder:
+        if isinstance(layer, Block):
+            levels[behind].append(layer)
+        behind += isinstance(layer, nn.PixelShuffle)
+    return levels
+
+
 class Quantizer(nn.Module):
     """Latents [B,C,h,w] <-> tokens [B,S], coarse scales first, each scale in raster order."""
 
@@ -75,6 +86,7 @@ class Quantizer(nn.Module):
         self.config = config
         c, f, w, d = config.latent_channels, config.features, config.width, len(config.levels)
         factor = config.latent_size // config.scales[-1]
+        coarse, fine = config.decoder_depth
         self.encoder = nn.Sequential(
             nn.Conv2d(c, w, 3, padding=1),
             *(Block(w) for _ in range(config.blocks)),
@@ -84,15 +96,39 @@ class Quantizer(nn.Module):
         )
         self.decoder = nn.Sequential(
             nn.Conv2d(f, w, 3, padding=1),
-            *(Block(w) for _ in range(config.blocks)),
+            *(Block(w) for _ in range(coarse)),
             nn.Conv2d(w, w * factor * factor, 1),
             nn.PixelShuffle(factor),
-            *(Block(w) for _ in range(config.blocks)),
+            *(Block(w) for _ in range(fine)),
             nn.Conv2d(w, c, 3, padding=1),
         )
         self.fsq = FSQ(config.levels)
         self.to_code = nn.ModuleList(nn.Linear(f, d) for _ in config.scales)
         self.from_code = nn.ModuleList(nn.Linear(d, f) for _ in config.scales)
+
+    @torch.no_grad()
+    def take(self, other: Quantizer) -> None:
+        """Copy another's weights. Blocks that only this decoder has begin as the identity: the drafts are the other's.
+
+        Raises:
+            ConfigError: the other's decoder is the deeper one.
+        """
+        depth, least = self.config.decoder_depth, other.config.decoder_depth
+        if any(own < theirs for own, theirs in zip(depth, least, strict=True)):
+            raise ConfigError(
+                "quantizer.decoder_blocks", given=depth, expected=f"at least {least}, as in the weights to start from"
+            )
+        for own, theirs in zip(_levels(self.decoder), _levels(other.decoder), strict=True):
+            for block, source in zip(own, theirs, strict=False):
+                block.load_state_dict(source.state_dict())
+            for block in own[len(theirs) :]:
+                for parameter in block.conv2.parameters():
+                    nn.init.zeros_(parameter)
+        others = [[layer for layer in one.decoder if not isinstance(layer, Block)] for one in (self, other)]
+        for layer, source in zip(*others, strict=True):
+            layer.load_state_dict(source.state_dict())
+        for name in ("encoder", "to_code", "from_code"):
+            self.get_submodule(name).load_state_dict(other.get_submodule(name).state_dict())
 
     def quantize(self, features: Tensor, *, scales: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Encode features [B,F,s,s] into tokens [B,S] and their sum over scales [B,F,s,s].

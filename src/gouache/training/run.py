@@ -81,7 +81,7 @@ def assemble_from_packed(
     started = bool(checkpoints(stage_run(run, name)))
     for event in assemble(name, fitted, data, run):
         if isinstance(event, Ready) and not started:
-            event.stage.trained.load_state_dict(networks[name].state_dict())
+            event.stage.start_from(networks[name])
         yield event
 
 
@@ -118,7 +118,11 @@ def _fitted(name: str, config: TrainConfig, bundle: ModelBundle, model: Path) ->
     packed = bundle_to_write(bundle).networks[stage.part].config
     network: Config = getattr(table, "network")  # noqa: B009 - not every stage's table declares one
     fitted = network.model_copy(update={key: getattr(packed, key) for key in stage.measured})
-    _check_equal(f"{name}.network", fitted, packed, stage.free, model)
+    _check_equal(f"{name}.network", fitted, packed, (*stage.free, *stage.grown), model)
+    for key, numbers in stage.grown.items():
+        given, least = getattr(fitted, numbers), getattr(packed, numbers)
+        if any(own < theirs for own, theirs in zip(given, least, strict=True)):
+            raise _unequal(f"{name}.network.{key}", given, f"at least {least}", model)
     for key, attribute in stage.settings.items():
         _check_equal(f"{name}.{key}", getattr(table, key), getattr(bundle, attribute), (), model)
     tokens = bundle.text.encoders[0].config.max_tokens

@@ -57,6 +57,8 @@ class Stage(nn.Module, ABC, Generic[N]):
         part: the part of a model that its network becomes, as `ModelBundle.networks` names it; empty if none.
         measured: keys of the network's config that training fills in, so that no config file can know them.
         free: keys of the network's config that decide no tensor, so that they may change with the same weights.
+        grown: keys of the network's config that may be larger than in a packed model to start from, with the property
+            that gives their numbers.
         settings: keys of the stage's table that are written beside the weights, with the model's attribute for each.
         chooses_average: whether `gouache pack --ema` chooses among the averages of this stage.
         config: its table of the config.
@@ -68,6 +70,7 @@ class Stage(nn.Module, ABC, Generic[N]):
     part: ClassVar[str] = ""
     measured: ClassVar[tuple[str, ...]] = ()
     free: ClassVar[tuple[str, ...]] = ()
+    grown: ClassVar[Mapping[str, str]] = {}
     settings: ClassVar[Mapping[str, str]] = {}
     chooses_average: ClassVar[bool] = False
     config: StageConfig
@@ -99,6 +102,10 @@ class Stage(nn.Module, ABC, Generic[N]):
         """
         del inputs, others
         return {}
+
+    def start_from(self, network: N) -> None:
+        """Take the weights of a finished network of this stage."""
+        self.trained.load_state_dict(network.state_dict())
 
     def freeze(self, *names: str) -> None:
         """Mark sub-modules as only used: no gradient, no dropout, not saved."""

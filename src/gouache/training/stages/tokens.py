@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,7 @@ class TokensTraining(Stage[Quantizer]):
     name = "tokens"
     kind = "quantizer"
     part = "quantizer"
+    grown: ClassVar[Mapping[str, str]] = {"decoder_blocks": "decoder_depth"}
     config: TokensStage
 
     def __init__(
@@ -55,6 +56,9 @@ class TokensTraining(Stage[Quantizer]):
     def model_parts(cls, inputs: RunInputs, others: Mapping[str, Any]) -> dict[str, Any]:
         """The quantizer, which only a prior's drafts need."""
         return {cls.part: inputs.quantizer()} if "prior" in others else {}
+
+    def start_from(self, network: Quantizer) -> None:
+        self.trained.take(network)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         noise = BatchNoise(self.seed, indices)
