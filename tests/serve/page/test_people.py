@@ -21,7 +21,7 @@ from gouache.serve.studio import Studio
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from playwright.sync_api import Browser, Locator, LocatorAssertions, Page
+    from playwright.sync_api import Browser, Locator, Page
 
 pytestmark = [
     pytest.mark.slow,
@@ -36,11 +36,11 @@ A1111_TEXT = (
 )
 
 
-def expect(locator: Locator) -> LocatorAssertions:
-    """What the page has soon enough; waiting by an expression would need `eval`, which its policy forbids."""
-    from playwright.sync_api import expect as expected
+def has_value(field: Locator, text: str) -> None:
+    """Wait until a field has a text; by an expression it would need `eval`, which the page's policy forbids."""
+    from playwright.sync_api import expect
 
-    return expected(locator)
+    expect(field).to_have_value(text, timeout=120_000)
 
 
 def opened(browser: Browser, server: Server, path: str = "/") -> Page:
@@ -198,7 +198,7 @@ def test_a_sofa_is_painted_into_the_photo_of_a_room(browser: Browser, studio_pag
 def test_a_picture_of_another_tool_is_dropped_and_painted_again(browser: Browser, studio_page: Server) -> None:
     page = opened(browser, studio_page)
     drop(page, ".paint", png(Image.new("RGB", (32, 32), "navy"), A1111_TEXT))
-    expect(page.locator("#prompt")).to_have_value("a lighthouse at dusk", timeout=120_000)
+    has_value(page.locator("#prompt"), "a lighthouse at dusk")
     assert page.input_value("#seed") == "1234567"
     assert page.input_value("#steps") == "6"
     assert page.input_value("#guidance") == "6.5"
