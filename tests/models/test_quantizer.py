@@ -60,7 +60,7 @@ def test_a_deeper_decoder_begins_with_the_drafts_of_the_weights_it_takes(
     assert torch.equal(deep.decode(tokens), shallow.decode(tokens))
     assert sum(isinstance(layer, Block) for layer in deep.decoder) == sum(blocks)
     # What was added can learn: its last convolution, which is 0, gets a gradient.
-    deep.decode(tokens).square().mean().backward()
+    torch.autograd.backward(deep.decode(tokens).square().mean())
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in last_convolutions(deep))
 
 
