@@ -15,6 +15,7 @@ import pytest
 from tests.loopback_hub import REPO, Hub, served_hub
 
 from gouache.checkpoints import hub
+from gouache.checkpoints.diffusers.repository import PART_FOLDERS, choose_files
 from gouache.checkpoints.load import identify, load_bundle
 from gouache.errors import CorruptCheckpoint, HubError, ModelNotFound
 
@@ -47,7 +48,7 @@ def test_a_pulled_model_is_whole_and_without_code(server: Hub) -> None:
     assert fetched(folder) == {
         name
         for name in server.files
-        if name.split("/")[0] in (*hub.PART_FOLDERS, "model_index.json")
+        if name.split("/")[0] in (*PART_FOLDERS, "model_index.json")
         and name.endswith((".json", ".txt", "model.safetensors"))
     }
     assert load_bundle(folder).family == "sd1"
@@ -234,7 +235,7 @@ def test_the_models_folder_is_looked_in_first(server: Hub, tmp_path: Path) -> No
 
 
 def test_which_files_are_chosen() -> None:
-    choose = hub.choose_files
+    choose = choose_files
     assert choose(["README.md", "net-Q4_K_M.gguf", "net-Q8_0.gguf"]) == ["net-Q8_0.gguf"]
     parts = ["model_index.json", "unet/config.json", "unet/diffusion_pytorch_model.bin"]
     plain = "unet/diffusion_pytorch_model.safetensors"

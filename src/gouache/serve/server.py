@@ -28,7 +28,6 @@ from gouache.checkpoints.hub import data_folder, model_folders
 from gouache.checkpoints.identify import identify
 from gouache.errors import DeviceUnavailable, GouacheError, InvalidInput, ModelNotFound
 from gouache.pipeline.request import Request as PaintRequest
-from gouache.serve.api import boards as api_boards
 from gouache.serve.api import bulk as api_bulk
 from gouache.serve.api import editing as api_editing
 from gouache.serve.api import events as api_events
@@ -38,7 +37,6 @@ from gouache.serve.api import model_files as api_model_files
 from gouache.serve.api import models as api_models
 from gouache.serve.api import pictures as api_pictures
 from gouache.serve.api import presets as api_presets
-from gouache.serve.api import prompts as api_prompts
 from gouache.serve.api import queue as api_queue
 from gouache.serve.api import recipes as api_recipes
 from gouache.serve.api import training as api_training
@@ -104,11 +102,9 @@ def create_api(studio: Studio) -> FastAPI:
         api_bulk,  # Its fixed paths before those with an id in them.
         api_pictures,
         api_recipes,
-        api_boards,
         api_editing,
         api_forms,
         api_presets,
-        api_prompts,
         api_models,
         api_model_files,
         api_training,

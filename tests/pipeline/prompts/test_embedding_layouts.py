@@ -34,8 +34,7 @@ from gouache.models.configs import TextEncoderConfig
 from gouache.models.text.clip import TextEncoder
 from gouache.models.text.stack import TextStack
 from gouache.pipeline.pipeline import Pipeline
-from gouache.pipeline.prompts.adapters import Adapted
-from gouache.pipeline.prompts.textual_inversion import TokensWithWords
+from gouache.pipeline.prompts.adapters import Adapted, TokensWithWords
 from gouache.pipeline.request import Request
 
 WIDTH = 32

@@ -13,7 +13,7 @@ from PIL import Image, PngImagePlugin
 from sqlalchemy import update
 from test_foreign import COMFY_PROMPT, INVOKE, NOVEL, SD_CPP
 from test_foreign import png as with_texts
-from tests.pipeline.output.test_other_tools import FILES
+from test_other_tools import FILES
 
 from gouache.pipeline.output.recipe import Machine, ModelRef, Recipe
 from gouache.pipeline.request import Mask, Request

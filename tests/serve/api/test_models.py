@@ -88,16 +88,18 @@ def test_each_user_chooses_a_default_that_every_interface_uses(studio: Studio, m
 
 
 def test_a_worker_finds_what_came_since_it_started(studio: Studio, tmp_path: Path) -> None:
-    catalog = ModelCatalog([tmp_path / "new"], studio.database, patience=0.0)
+    """Also where the folder itself shows no change: deeper inside, as pulls lie."""
+    inside = tmp_path / "new" / "deeper"
+    inside.mkdir(parents=True)
+    worker = ModelCatalog([tmp_path / "new"], studio.database, patience=0.0)
+    server = ModelCatalog([tmp_path / "new"], studio.database, patience=60.0)
     with pytest.raises(ModelNotFound):
-        catalog.find("late")
-    (tmp_path / "new" / "late").mkdir(parents=True)
-    (tmp_path / "new" / "late" / "model_index.json").write_text("{}")
-    assert catalog.find("late").path == tmp_path / "new" / "late"
-    impatient = ModelCatalog([tmp_path / "new"], studio.database, patience=60.0)
-    (tmp_path / "new" / "late").rename(tmp_path / "new" / "later")
+        worker.find("late")
+    (inside / "late").mkdir()
+    (inside / "late" / "model_index.json").write_text("{}")
+    assert worker.find("late").path == inside / "late"
     with pytest.raises(ModelNotFound):
-        impatient.find("later")
+        server.find("late")
 
 
 def test_a_snapshot_in_the_hubs_cache_has_its_repositorys_name(studio: Studio, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gouache.checkpoints.adapters.controlnet_library import KIND as CONTROL
@@ -37,10 +38,11 @@ from gouache.errors import CorruptCheckpoint, InvalidInput, ModelNotFound
 from gouache.models.bundle import ModelBundle
 from gouache.models.text.clip import TextEncoder
 from gouache.models.text.stack import TextStack
+from gouache.models.text.tokenizers import ClipTokenizer
 from gouache.models.turns import turns_of
 from gouache.pipeline.output.recipe import AdapterRef, model_sha256
+from gouache.pipeline.prompts.chunks import TokenizerWithWords
 from gouache.pipeline.prompts.syntax import AdapterTag, adapter_tags
-from gouache.pipeline.prompts.textual_inversion import with_words
 from gouache.pipeline.request import Request
 
 if TYPE_CHECKING:
@@ -360,4 +362,48 @@ def _stack_of(stack: TextStack, encoders: Sequence[nn.Module]) -> TextStack:
     """The same stack around other encoders."""
     made = copy.copy(stack)
     made._modules = {**stack._modules, "encoders": nn.ModuleList(encoders)}
+    return made
+
+
+class TokensWithWords(nn.Module):
+    """A table of token vectors with further rows; the model's own table stays as it is.
+
+    Args:
+        base: the model's table.
+        rows: vectors of the new tokens. [n, width]
+    """
+
+    def __init__(self, base: nn.Embedding, rows: Tensor) -> None:
+        super().__init__()
+        self.base = base
+        self.rows = nn.Parameter(rows.to(base.weight), requires_grad=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """ids [N, L] -> [N, L, width]."""
+        known = self.base.num_embeddings
+        new = F.embedding((ids - known).clamp_min(0), self.rows)
+        return torch.where((ids >= known)[..., None], new, self.base(ids.clamp_max(known - 1)))
+
+
+def with_words(stack: TextStack, encoders: Sequence[TextEncoder], words: Mapping[str, Sequence[Tensor]]) -> TextStack:
+    """A text stack that knows further words; T5, which has no vectors for them, reads them as they are written.
+
+    Args:
+        stack: of CLIP encoders; it is left as it is.
+        encoders: copies of its encoders, whose tables of tokens are replaced.
+        words: word -> its vectors for each encoder. [n, width]
+    """
+    first = encoders[0].config.vocabulary_size
+    runs: dict[str, range] = {}
+    for word, vectors in words.items():
+        runs[word] = range(first, first + len(vectors[0]))
+        first += len(vectors[0])
+    for index, encoder in enumerate(encoders):
+        rows = torch.cat([vectors[index].float() for vectors in words.values()])
+        table = encoder.embeddings.token_embedding
+        encoder.embeddings.token_embedding = TokensWithWords(table, rows)  # type: ignore[assignment]
+    bases = [one for one in stack.tokenizers if isinstance(one, ClipTokenizer)]
+    t5 = None if stack.t5 is None or stack.t5_tokenizer is None else (stack.t5, stack.t5_tokenizer)
+    made = TextStack(encoders, bases, stack.joint, t5)
+    made.tokenizers = tuple(TokenizerWithWords(one, runs) for one in bases)
     return made
