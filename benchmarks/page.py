@@ -36,13 +36,14 @@ IDLE_SECONDS = 60.0
 WATCH = """
 (button) => {
   const seen = (window.seen = {});
+  const known = new Set([...document.images].map((image) => image.src));
   const now = () => performance.timeOrigin + performance.now();
   const look = new MutationObserver(() => {
     seen.change ??= now();
     for (const image of document.querySelectorAll("img")) {
-      if (/^data:image.jpeg|preview/.test(image.src) || image.dataset.seen === image.src) continue;
-      image.dataset.seen = image.src;
-      image.decode().then(() => { if (image.naturalWidth >= 128) seen.picture ??= now(); }, () => {});
+      if (!image.src.includes("/v1/pictures/") || known.has(image.src)) continue;
+      known.add(image.src);
+      image.decode().then(() => { seen.picture ??= now(); }, () => {});
     }
     for (const image of document.querySelectorAll("img[src^='data:image/jpeg'], img[src*='preview']")) {
       if (seen.previews?.includes(image.src)) continue;

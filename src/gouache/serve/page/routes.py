@@ -45,6 +45,8 @@ class PageState(Config):
     """Name of the model of requests that name none."""
     facts: Abilities | None
     """What that model is set to by itself and can be asked for; null if it isn't there any more."""
+    only_shipped: bool
+    """Whether there is no other model than the one inside the package."""
     limits: Limits
     state: dict[str, Any]
     """What the page stored with `PUT /v1/page/state/NAME`, by name."""
@@ -64,6 +66,7 @@ def page_state(request: Request) -> PageState:
         language=_language(request, state),
         model=model,
         facts=_facts(studio, model),
+        only_shipped=all(entry.path is None for entry in studio.catalog.models()),
         limits=studio.settings.limits,
         state=state,
     )

@@ -2,7 +2,6 @@
 import { batch, effect } from "./preact.js";
 import { api, exactParse } from "./api.js";
 import { connection, isOver, jobs, openJobs, previews, queue, settings } from "./state.js";
-import { noteEnd } from "./notices.js";
 
 const listeners = new Map();
 
@@ -36,7 +35,8 @@ function setJob(job) {
     previews.value = left;
   }
   const wasOpen = vanished.delete(job.id) || (before && !isOver(before));
-  if (wasOpen && isOver(job)) noteEnd(job);
+  // The module is fetched by tabs that nobody looks at and that shall tell of it.
+  if (wasOpen && isOver(job) && document.hidden && settings.peek().notify) import("./notices.js").then((notices) => notices.noteEnd(job));
 }
 
 /** Jobs that ended while no news came; the server tells of them after its first message. */

@@ -1,12 +1,11 @@
 // The frame around the views: navigation, the queue's state, messages, and the view that the address names.
 import { html, render, effect, useEffect, useState } from "./preact.js";
 import { connect } from "./events.js";
-import { hotkeys, useHotkeys } from "./keys.js";
+import { useHotkeys } from "./keys.js";
 import { go, route, VIEWS } from "./router.js";
 import { boot, connection, dismiss, openJobs, queue, settings, toasts } from "./state.js";
 import { say } from "./words.js";
 import { Button, Icon } from "../ui/controls.js";
-import { Dialog } from "../ui/dialog.js";
 
 const ICONS = { paint: "brush", edit: "edit", gallery: "grid", queue: "list", models: "box", train: "spark", settings: "gear" };
 
@@ -56,13 +55,6 @@ function Toasts() {
   </div>`;
 }
 
-function KeyHelp({ onClose }) {
-  const listed = hotkeys.value.filter((one) => one.label);
-  return html`<${Dialog} title=${say("app.keys")} onClose=${onClose}><dl class="keys">
-    ${listed.map((one) => html`<div><dt>${one.keys.split("+").map((key) => html`<kbd>${key}</kbd>`)}</dt><dd>${one.label}</dd></div>`)}
-  </dl><//>`;
-}
-
 const loaded = new Map();
 
 function View() {
@@ -86,16 +78,17 @@ function View() {
 
 function App() {
   const { view } = route.value;
-  const [help, setHelp] = useState(false);
+  const [KeyHelp, setKeyHelp] = useState(null);
+  const help = () => import("./key_help.js").then((module) => setKeyHelp(() => module.default));
   useHotkeys([
-    { keys: "?", label: say("app.keys"), run: () => setHelp(true) },
+    { keys: "?", label: say("app.keys"), run: help },
     ...VIEWS.slice(0, 4).map((name, number) => ({ keys: `Ctrl+${number + 1}`, label: say(`nav.${name}`), inFields: true, run: () => go(`/${name}`) })),
   ]);
   return html`<a class="skip" href="#main" onClick=${(event) => { event.preventDefault(); document.getElementById("main").focus(); }}>${say("app.skip")}</a>
     <header class="top"><${Brand} /><${Navigation} view=${view} /><${User} /></header>
     <${Progress} /><${Offline} />
     <main id="main" tabindex="-1" class="view view-${view}"><${View} /></main>
-    <${Toasts} />${help && html`<${KeyHelp} onClose=${() => setHelp(false)} />`}`;
+    <${Toasts} />${KeyHelp && html`<${KeyHelp} onClose=${() => setKeyHelp(null)} />`}`;
 }
 
 effect(() => {

@@ -1,6 +1,5 @@
 // What an empty studio shows in place of pictures: three prompts that paint at a click, and how to get larger models.
-import { html, useEffect, useState } from "../../app/preact.js";
-import { api } from "../../app/api.js";
+import { html, useState } from "../../app/preact.js";
 import { boot, usePaintRequest } from "../../app/state.js";
 import { say } from "../../app/words.js";
 import { Button, Icon } from "../../ui/controls.js";
@@ -18,14 +17,10 @@ const EXAMPLES = [
  * @param {{onPaint: () => unknown}} props called after an example was put into the fields: it paints.
  */
 export default function FirstSteps({ onPaint }) {
-  const [own, setOwn] = useState(null);
   const [adding, setAdding] = useState(null);
   const [notice, setNotice] = useState(null);
-  useEffect(() => { api.get("/v1/models").then((found) => setOwn(found.data), () => setOwn([])); }, []);
-  const onlyShipped = own !== null && own.every((one) => one.shipped);
-  const current = own?.find((one) => one.default);
   const paint = (example) => {
-    const fits = !current || current.styles.includes(example.style);
+    const fits = boot.facts?.styles.includes(example.style);
     usePaintRequest({ prompt: say(`first.${example.key}`), ...(fits && { style: example.style }) });
     onPaint?.();
   };
@@ -36,7 +31,7 @@ export default function FirstSteps({ onPaint }) {
       <ul class="first-examples">${EXAMPLES.map((one) => html`<li key=${one.key}><button type="button" class="first-example" data-example=${one.key} onClick=${() => paint(one)}>
         <svg class="icon" viewBox="0 0 24 24" fill="none" stroke="currentColor" stroke-width="1.6" stroke-linecap="round" stroke-linejoin="round" aria-hidden="true"><path d=${one.icon} /></svg>
         <span>${say(`first.${one.key}`)}</span></button></li>`)}</ul></section>
-    ${onlyShipped && html`<section class="first-part" aria-labelledby="first-weights"><h2 id="first-weights">${say("first.weights")}</h2><p class="soft">${say("first.weights_text")}</p>
+    ${boot.only_shipped && html`<section class="first-part" aria-labelledby="first-weights"><h2 id="first-weights">${say("first.weights")}</h2><p class="soft">${say("first.weights_text")}</p>
       ${boot.admin ? html`<div class="row first-ways">
           <${Button} onClick=${() => offer("stable-diffusion-v1-5/stable-diffusion-v1-5")}><${Icon} name="download" />Stable Diffusion 1.5 <small class="soft">2.1 GB</small><//>
           <${Button} onClick=${() => offer("stabilityai/stable-diffusion-xl-base-1.0")}><${Icon} name="download" />SDXL <small class="soft">6.9 GB</small><//>
