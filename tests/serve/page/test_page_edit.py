@@ -138,6 +138,7 @@ def test_a_mask_is_painted_anew_and_all_else_stays_bit_for_bit(canvas: Canvas) -
     assert np.array_equal(np.asarray(stored), after)
 
 
+@pytest.mark.slow
 def test_steps_are_undone_and_done_again(canvas: Canvas) -> None:
     canvas.load(noise())
     page = canvas.page
@@ -223,6 +224,7 @@ def test_a_mask_and_a_dragged_frame_are_both_painted_and_nothing_else(canvas: Ca
     assert not np.array_equal(after[:, 64:], np.repeat(before[:, 63:], 16, axis=1))
 
 
+@pytest.mark.slow
 def test_a_reload_restores_layers_masks_and_the_unsent_prompt(canvas: Canvas) -> None:
     canvas.load(noise())
     page = canvas.page
@@ -256,6 +258,7 @@ def touch(devtools: CDPSession, kind: str, *points: tuple[float, float]) -> None
     devtools.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": listed})
 
 
+@pytest.mark.slow
 def test_a_finger_paints_and_two_zoom(phone: Canvas) -> None:
     phone.load(noise())
     devtools = phone.page.context.new_cdp_session(phone.page)
@@ -320,6 +323,7 @@ def stroke_milliseconds(canvas: Canvas, moves: int = 60) -> dict[str, float]:
     return {"handler": statistics.median(times), "main_thread": 1000 * spent / moves}
 
 
+@pytest.mark.slow
 def test_a_move_of_the_brush_fits_into_a_frame(canvas: Canvas) -> None:
     canvas.load(noise(768, 768))
     canvas.set(size=80, hardness=0.5)

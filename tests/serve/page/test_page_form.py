@@ -126,6 +126,7 @@ def test_every_field_of_a_request_is_on_the_paint_page(open_form: Any) -> None:
     )
 
 
+@pytest.mark.slow
 def test_unusual_settings_are_painted_with_and_found_again(open_form: Any) -> None:
     form = open_form()
     page, server = form.page, form.server
@@ -163,6 +164,7 @@ def test_unusual_settings_are_painted_with_and_found_again(open_form: Any) -> No
     assert form.input("eta").input_value() == ""
 
 
+@pytest.mark.slow
 def test_what_the_server_refuses_is_said_at_its_field_in_chinese(open_form: Any) -> None:
     form = open_form("zh-CN")
     page = form.page
@@ -190,6 +192,7 @@ def test_what_the_server_refuses_is_said_at_its_field_in_chinese(open_form: Any)
     assert "左应小于右" in page.locator('[data-path^="regions"] [role=alert]').first.inner_text()
 
 
+@pytest.mark.slow
 def test_a_seed_is_never_rounded(open_form: Any) -> None:
     form = open_form()
     form.open_groups()
@@ -229,6 +232,7 @@ def test_a_picture_is_sent_and_shown(open_form: Any) -> None:
     assert "picture" in form.row("init_image").locator("[role=alert]").inner_text()
 
 
+@pytest.mark.slow
 def test_a_long_list_is_searched_by_keys(open_form: Any) -> None:
     page = open_form().page
     page.evaluate(FORM, ["sampling"])

@@ -126,6 +126,7 @@ def test_searching_filtering_and_what_is_new(gallery: Gallery) -> None:
     assert gallery.faults == []
 
 
+@pytest.mark.slow
 def test_many_are_selected_marked_packed_and_deleted_with_a_way_back(gallery: Gallery) -> None:
     page, ids = gallery.page, gallery.ids
     gallery.shows(0, 1, 2, 3, 4, 5)
@@ -159,6 +160,7 @@ def test_many_are_selected_marked_packed_and_deleted_with_a_way_back(gallery: Ga
     assert gallery.faults == []
 
 
+@pytest.mark.slow
 def test_pictures_are_dragged_onto_a_board(gallery: Gallery) -> None:
     page = gallery.page
     page.locator("#add-board").click()
@@ -188,6 +190,7 @@ def kept(page: Page, name: str = "paint") -> dict[str, Any]:
     return dict(page.request.get(page.url.split("/gallery")[0].split("/paint")[0] + "/v1/page").json()["state"][name])
 
 
+@pytest.mark.slow
 def test_the_viewer_leads_through_the_list_and_gives_settings_back(gallery: Gallery) -> None:
     page, ids = gallery.page, gallery.ids
     gallery.cell(1).locator("a").click()
@@ -228,6 +231,7 @@ def test_the_viewer_leads_through_the_list_and_gives_settings_back(gallery: Gall
     assert gallery.faults == []
 
 
+@pytest.mark.slow
 def test_two_are_compared(gallery: Gallery) -> None:
     page, ids = gallery.page, gallery.ids
     for number in (0, 1):
@@ -252,6 +256,7 @@ DROP = """async ({bytes, name, type}) => {
 }"""
 
 
+@pytest.mark.slow
 def test_a_dropped_file_gives_its_settings_and_never_replaces_the_page(gallery: Gallery) -> None:
     page = gallery.page
     gallery.shows(0, 1, 2, 3, 4, 5)
@@ -278,6 +283,7 @@ def test_a_dropped_file_gives_its_settings_and_never_replaces_the_page(gallery: 
     assert gallery.faults == []
 
 
+@pytest.mark.slow
 def test_on_a_phone_a_long_press_selects_and_a_swipe_turns_the_page(server: Server, browser: Browser) -> None:
     context = browser.new_context(
         viewport={"width": 390, "height": 844}, has_touch=True, is_mobile=True, locale="zh-CN"

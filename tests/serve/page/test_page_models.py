@@ -65,6 +65,7 @@ def card(name: str) -> str:
     return f'.models-card[data-model="{name}"]'
 
 
+@pytest.mark.slow
 def test_a_file_is_sent_used_and_paints(browser: Browser, studio_page: Server, repository: Path) -> None:
     page, faults = open_view(browser, studio_page, "models", width=390)
     page.set_input_files("#weights-drop input", repository.parent / "mine.safetensors")
@@ -86,6 +87,7 @@ def test_a_file_is_sent_used_and_paints(browser: Browser, studio_page: Server, r
     assert faults == []
 
 
+@pytest.mark.slow
 def test_bad_files_are_told_in_the_pages_language(browser: Browser, studio_page: Server, tmp_path: Path) -> None:
     page, _ = open_view(browser, studio_page, "models", locale="zh-CN")
     (tmp_path / "login.safetensors").write_bytes(b"<!doctype html><title>log in</title>" + b" " * 5_000_000)
@@ -99,6 +101,7 @@ def test_bad_files_are_told_in_the_pages_language(browser: Browser, studio_page:
     assert not [*(studio_page.studio.uploads.models / ".uploads").iterdir()]
 
 
+@pytest.mark.slow
 def test_a_model_is_pulled_after_its_licence_was_read_and_may_be_cancelled(
     browser: Browser, online: Server, hub: Hub
 ) -> None:
@@ -124,6 +127,7 @@ def test_a_model_is_pulled_after_its_licence_was_read_and_may_be_cancelled(
     assert [fault for fault in faults if "424" not in fault] == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("adapters")
 def test_a_lora_goes_into_the_prompt_with_its_weight(browser: Browser, studio_page: Server) -> None:
     page, faults = open_view(browser, studio_page, "models")
@@ -143,6 +147,7 @@ def test_a_lora_goes_into_the_prompt_with_its_weight(browser: Browser, studio_pa
     assert faults == []
 
 
+@pytest.mark.slow
 def test_a_folder_of_this_machine_is_added(browser: Browser, studio_page: Server, repository: Path) -> None:
     page, _ = open_view(browser, studio_page, "models")
     page.fill(".models-folder-path", "/nowhere/at/all")

@@ -114,6 +114,7 @@ def test_words_become_a_picture_and_a_reload_finds_both(paint_view: PaintView) -
     assert (request["prompt"], request["seed"]) == ("雪地里的红狐狸", int(LARGEST))
 
 
+@pytest.mark.slow
 def test_the_press_of_paint_is_answered_before_the_server_is(paint_view: PaintView) -> None:
     page = paint_view.open().page
     page.fill("#prompt", "a boat")
@@ -132,6 +133,7 @@ def test_the_press_of_paint_is_answered_before_the_server_is(paint_view: PaintVi
     assert len(paint_view.requests()) == 2
 
 
+@pytest.mark.slow
 def test_weights_change_by_keys_and_undo_takes_them_back(paint_view: PaintView) -> None:
     page = paint_view.open().page
     page.click("#prompt")
@@ -163,6 +165,7 @@ def test_weights_change_by_keys_and_undo_takes_them_back(paint_view: PaintView) 
     assert page.input_value("#prompt") == "红狐狸，雪"
 
 
+@pytest.mark.slow
 def test_names_are_completed_and_escape_closes_the_list_alone(paint_view: PaintView) -> None:
     page = paint_view.open().page
     page.click("#prompt")
@@ -225,6 +228,7 @@ def test_what_the_server_refuses_is_said_at_the_field(paint_view: PaintView) -> 
     assert paint_view.requests()[0]["num_inference_steps"] == 3
 
 
+@pytest.mark.slow
 def test_escape_leaves_the_list_then_the_enlarged_picture_and_then_stops_the_painting(paint_view: PaintView) -> None:
     page = paint_view.open().page
     page.fill("#count", "4")
@@ -253,6 +257,7 @@ def test_escape_leaves_the_list_then_the_enlarged_picture_and_then_stops_the_pai
     assert states == {"done", "cancelled"}
 
 
+@pytest.mark.slow
 def test_what_can_be_done_with_a_picture(paint_view: PaintView) -> None:
     page = paint_view.open().paint("a boat").page
     first = paint_view.newest()
@@ -281,6 +286,7 @@ def test_what_can_be_done_with_a_picture(paint_view: PaintView) -> None:
     assert re.fullmatch(r"/edit/\w+-\d+", page.get_attribute("#do-edit", "href") or "")
 
 
+@pytest.mark.slow
 def test_a_picture_is_starred_deleted_and_brought_back(paint_view: PaintView) -> None:
     page = paint_view.open().paint("a boat").page
     picture = paint_view.newest()
@@ -295,6 +301,7 @@ def test_a_picture_is_starred_deleted_and_brought_back(paint_view: PaintView) ->
     assert paint_view.newest() == picture
 
 
+@pytest.mark.slow
 def test_a_dropped_picture_fills_the_form_or_is_painted_from(paint_view: PaintView) -> None:
     page = paint_view.open().paint("a boat", seed="11").page
     own = page.evaluate_handle(
@@ -328,6 +335,7 @@ def test_a_dropped_picture_fills_the_form_or_is_painted_from(paint_view: PaintVi
     assert paint_view.requests()[-1]["init_image"].startswith("sha256:")
 
 
+@pytest.mark.slow
 def test_presets_keep_settings(paint_view: PaintView) -> None:
     page = paint_view.open().page
     page.fill("#prompt", "a boat")
@@ -344,6 +352,7 @@ def test_presets_keep_settings(paint_view: PaintView) -> None:
     assert page.input_value("#steps") == "3"
 
 
+@pytest.mark.slow
 def test_on_a_phone_the_picture_is_above_and_the_button_at_the_thumb(studio: Server, chromium: Browser) -> None:
     context = chromium.new_context(locale="zh-CN", viewport={"width": 390, "height": 844}, has_touch=True)
     view = PaintView(context.new_page(), studio).open()
@@ -366,6 +375,7 @@ def test_on_a_phone_the_picture_is_above_and_the_button_at_the_thumb(studio: Ser
     assert not view.problems
 
 
+@pytest.mark.slow
 def test_what_stands_on_an_axis(paint_view: PaintView) -> None:
     page = paint_view.open().page
     paint = page.eval_on_selector('link[href$="/views/paint/paint.js"]', "link => link.href")

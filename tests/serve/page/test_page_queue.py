@@ -110,6 +110,7 @@ def test_jobs_are_paused_ordered_cancelled_seen_to_run_and_retried(browser: Brow
     assert faults == []
 
 
+@pytest.mark.slow
 def test_a_failed_job_says_why_in_the_pages_language(browser: Browser, start_server: StartServer) -> None:
     from gouache.errors import WorkerError
 
@@ -144,6 +145,7 @@ def process(tmp_path: Path) -> Iterator[Process]:
     made.stop()
 
 
+@pytest.mark.slow
 def test_a_server_that_dies_and_comes_back_is_noticed_without_a_reload(browser: Browser, process: Process) -> None:
     page = browser.new_page()
     page.goto(f"{process.url}/queue")
@@ -187,6 +189,7 @@ HIDE = """hidden => {
 }"""
 
 
+@pytest.mark.slow
 def test_a_hidden_tab_has_no_previews_drawn_and_tells_of_a_long_jobs_end(
     browser: Browser, start_server: StartServer
 ) -> None:

@@ -154,6 +154,7 @@ def test_captions_are_written_and_pictures_removed_on_the_page(browser: Browser,
     assert not [fault for fault in faults if "422" not in fault]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("stopped_run")
 def test_a_run_shows_its_curve_and_its_samples_over_time_and_is_deleted(browser: Browser, studio_page: Server) -> None:
     page, faults = open_view(browser, studio_page, "train")
@@ -179,6 +180,7 @@ def test_a_run_shows_its_curve_and_its_samples_over_time_and_is_deleted(browser:
     assert not faults
 
 
+@pytest.mark.slow
 def test_who_is_no_administrator_reads_why(browser: Browser, start_server: StartServer) -> None:
     token = "a-token-that-is-long-enough"
     server = start_server(page=True, workers=0, prepare=lambda studio: studio.accounts.add_token("ada", token))
