@@ -86,24 +86,29 @@ def painted(client: httpx.Client, prompt: str, *, seed: int, count: int = 1) -> 
     return list(job["pictures"])
 
 
-def look(page: Page, folder: Path) -> None:
-    """Three pictures: Paint with its newest job, the gallery with a picture chosen, Edit with a mask brushed."""
-    tabs = page.locator("#tabs button[role=tab]")
-    page.locator("#paint-stage img").first.wait_for()
-    page.fill("#prompt textarea", LAST)
-    page.wait_for_timeout(1500)
+def look(page: Page, address: str, shown: str, folder: Path) -> None:
+    """Three pictures: Paint with its newest job, the gallery, Edit with a picture on which a mask is brushed."""
+    page.goto(f"{address}/paint")
+    page.locator(".paint-thumb[data-picture]").nth(5).wait_for()
+    page.fill("#prompt", LAST)
+    page.wait_for_timeout(2500)
     page.screenshot(path=str(folder / "paint.png"))
-    tabs.nth(2).click()
-    page.locator("#pictures [data-pick]").nth(4).click()
-    page.locator("#chosen img").wait_for()
-    page.wait_for_timeout(1500)
+    page.goto(f"{address}/gallery")
+    page.locator(".gallery-cell img").nth(5).wait_for()
+    page.wait_for_timeout(2500)
     page.screenshot(path=str(folder / "gallery.png"))
-    page.click("#edit-this")
-    page.locator("#canvas canvas").first.wait_for()
-    page.wait_for_timeout(3000)
-    page.click("#outpaint button")
-    page.fill("#edit-prompt textarea", "with a party hat")
-    page.fill("#outpaint-right input", "64")
+    page.goto(f"{address}/edit/{shown}")
+    page.locator(".edit-layer").first.wait_for()
+    page.fill("#edit-prompt", "with a party hat")
+    page.wait_for_timeout(1500)
+    box = page.locator("#edit-stage").bounding_box()
+    if box is None:
+        raise RuntimeError("the canvas is not shown")
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 4
+    page.mouse.move(x - 60, y)
+    page.mouse.down()
+    page.mouse.move(x + 60, y - 10, steps=12)
+    page.mouse.up()
     page.wait_for_timeout(1500)
     page.screenshot(path=str(folder / "edit.png"))
 
@@ -121,7 +126,7 @@ def main() -> None:
         with httpx.Client(base_url=address, timeout=60) as client:
             pictures = [painted(client, prompt, seed=7 + i)[0] for i, prompt in enumerate(PROMPTS)]
             client.patch(f"/v1/pictures/{pictures[3]}", json={"starred": True, "tags": ["favourite", "blue"]})
-            painted(client, LAST, seed=42, count=4)
+            shown = painted(client, LAST, seed=42, count=4)[0]
         browser = play.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
         page = browser.new_page(
             viewport={"width": WIDTH, "height": HEIGHT},
@@ -129,8 +134,7 @@ def main() -> None:
             locale="en-US",
         )
         page.set_default_timeout(120_000)
-        page.goto(address)
-        look(page, options.folder)
+        look(page, address, shown, options.folder)
         browser.close()
 
 
