@@ -152,13 +152,15 @@ def painting(browser: Browser, url: str) -> dict[str, float]:
 def stroke(browser: Browser, url: str, file: Path) -> dict[str, float]:
     """Milliseconds of the page's main thread for one move of a brush over a picture of 768 pixels."""
     page, protocol, _ = opened(browser)
-    page.goto(f"{url}/edit")
-    if page.locator("#tabs button[role=tab]").count():
-        page.locator("#tabs button[role=tab]").nth(1).click()
-    page.locator("#edit-tab input[type=file], .view-edit input[type=file]").first.set_input_files(file)
+    page.goto(f"{url}/")
+    page.locator("#nav-edit, #tabs button[role=tab]:nth-of-type(2)").first.click()
+    page.locator("#edit-input, #canvas input[type=file]").first.set_input_files(file)
     canvas = page.locator("#canvas canvas, .view-edit canvas").last
     canvas.wait_for()
     page.wait_for_timeout(3000)
+    brush = page.locator("#canvas button[aria-label*=rush], #canvas button[title*=rush]")
+    if brush.count():
+        brush.first.click()
     box = canvas.bounding_box()
     if box is None:
         raise RuntimeError("the canvas is not shown")
