@@ -253,7 +253,8 @@ def test_other_places_and_other_rows_are_left_alone() -> None:
         found = attention(x, context, areas=(areas,))
     assert torch.equal(found[0], plain[0])
     assert torch.equal(found[1, :2], plain[1, :2])
-    assert torch.equal(found[1, 2], other[0, 2])
+    # Computed in batches of other shapes, whose products may round differently.
+    assert torch.allclose(found[1, 2], other[0, 2])
     assert torch.allclose(found[1, 3], 0.75 * plain[1, 3] + 0.25 * other[0, 3])
 
 

@@ -87,7 +87,7 @@ def trained(run: Path, images: int) -> tuple[list[Preparing | TrainingProgress],
     session = train_stage(
         "toy",
         run.parent / "config.toml",
-        run.parent,
+        run.parent / "nothing",  # it makes its own examples
         run,
         stop=lambda: bool(events) and getattr(events[-1], "images_seen", 0) + 8 >= images,
     )
