@@ -133,7 +133,8 @@ def _told(path: Path, identity: Identity) -> Abilities:
         label=family_label(identity.family),
         width=defaults.width,
         height=defaults.height,
-        num_inference_steps=defaults.num_inference_steps,
+        # On a draft there is less to do, and a model may say how much.
+        num_inference_steps=defaults.prior_num_inference_steps or defaults.num_inference_steps,
         guidance_scale=defaults.guidance_scale,
         sampler=defaults.sampler,
         schedule=defaults.schedule,
