@@ -26,6 +26,7 @@ WITH_LITERALS = {
     "checkpoints/adapters/kinds.py",  # families by the widths of adapters' tensors
     "checkpoints/adapters/embedding_names.py",  # and of textual inversions
     "checkpoints/merging/loras.py",  # what trainers call the families
+    "serve/models/recommended.py",  # published models, each with its family
 }
 
 

@@ -100,7 +100,10 @@ SENTENCES: list[tuple[dict[str, Any], str]] = [
     ({"mask": {}}, "request: given {'mask': {}}, expected mask beside init_image."),
     ({"control": [{"model": "x"}]}, "request: control.0.image: given {'model': 'x'}, expected a value."),
     ({"tiled": 5}, "request: tiled: given 5, expected a valid dictionary."),
-    ({"tiled": {"til": 64}}, "request: tiled.til: given 64, expected no such key."),
+    (
+        {"tiled": {"til": 64}},
+        "request: tiled: key 'til': given 64, expected one of the keys of Tiled: tile, overlap. Did you mean 'tile'?",
+    ),
 ]
 
 

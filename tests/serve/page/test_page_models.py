@@ -192,6 +192,7 @@ def test_an_empty_studio_paints_an_example_at_a_click(browser: Browser, studio_p
     page.set_viewport_size({"width": 1280, "height": 900})
     page.click('[data-example="rainbow"]')
     page.locator("#first-steps").wait_for(state="detached")
+    page.locator(".paint-thumb[data-picture]").wait_for()
     (job,) = studio_page.studio.jobs.listing(owner="local")
     assert job.parsed().prompt == "a rainbow"
     assert studio_page.wait(job.id).state == "done"
