@@ -96,7 +96,8 @@ function StepStart() {
   const [failed, setFailed] = useState(null);
   const asked = body();
   const set = chosenSet.value;
-  const { found, error } = useAnswer(asked, set);
+  // Once it starts its name is taken, and the same question would be refused.
+  const { found, error } = useAnswer(starting ? {} : asked, set);
   const other = busy.value;
   const start = async () => {
     setStarting(true);
