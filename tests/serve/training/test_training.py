@@ -10,7 +10,7 @@ import time
 import tomllib
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import numpy as np
@@ -158,7 +158,10 @@ def test_a_linked_folder_is_no_set(studio: Studio, tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_trained_is_refused_before_anything_is_written(studio: Studio) -> None:
-    start = studio.training.start
+
+    def start(**asked: Any) -> None:
+        studio.training.start(studio.training.plan(**asked))
+
     with pytest.raises(NotFound, match="none is there yet"):
         start(owner="local", name="run", stage="vae", data="cats", minutes=1)
     studio.training.sets.add("cats", "one.png", png())
@@ -169,7 +172,7 @@ def test_what_cannot_be_trained_is_refused_before_anything_is_written(studio: St
         start(owner="local", name="run", stage="denoiser", data="cats", minutes=1, model="nowhere")
     for wrong in ({"minutes": 0.0}, {"minutes": float("nan")}, {"size": 33}, {"size": 100_000}, {"batch_size": 0}):
         with pytest.raises(InvalidInput):
-            start(**{"owner": "local", "name": "run", "stage": "vae", "data": "cats", "minutes": 1.0, **wrong})  # type: ignore[arg-type]
+            start(**{"owner": "local", "name": "run", "stage": "vae", "data": "cats", "minutes": 1.0, **wrong})
     assert not studio.training.root.exists()
 
 
@@ -314,9 +317,10 @@ def test_a_model_learns_is_killed_goes_on_is_stopped_and_paints(start_server: St
     from gouache.checkpoints.load import load_bundle
 
     studio = with_a_model_and_squares(start_server, tmp_path)
-    studio.training.start(
+    plan = studio.training.plan(
         owner="local", name="mine", stage="denoiser", data="squares", minutes=30, model="tiny", size=32
     )
+    studio.training.start(plan)
     until(studio, "mine", ("training",))
     while not studio.training.log("mine"):
         time.sleep(0.2)
@@ -352,9 +356,10 @@ def test_a_refined_decoder_is_the_only_thing_that_differs(start_server: StartSer
     from gouache.checkpoints.load import load_bundle
 
     studio = with_a_model_and_squares(start_server, tmp_path)
-    studio.training.start(
+    plan = studio.training.plan(
         owner="local", name="sharp", stage="decoder", data="squares", minutes=0.05, model="tiny", size=32
     )
+    studio.training.start(plan)
     run = until(studio, "sharp", ("done", "failed"), 600)
     assert (run.phase, run.error) == ("done", "")
     studio.catalog.refresh()

@@ -7,40 +7,21 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from gouache.config import Config
-from gouache.serve.api.views import ErrorView
+from gouache.serve.api.views import JobFacts
 from gouache.serve.http.access import owner_of, studio_of
 from gouache.serve.live.news import open_jobs, recent_jobs
-from gouache.serve.queue.job import JobState
 from gouache.serve.studio import Studio
 
 router = APIRouter(prefix="/v1/queue", tags=["jobs"])
 
 
-class QueuedJob(Config):
+class QueuedJob(JobFacts):
     """A job in the queue: as `JobView`, with the beginning of its prompt in place of the request."""
 
-    id: str
-    state: JobState
-    source: str
-    label: str
-    priority: int
-    created: float
-    started: float | None
-    finished: float | None
-    attempts: int
-    cancel_requested: bool
     position: int | None
     """Jobs that go before it, anybody's; null unless it waits."""
-    progress: float
     eta_seconds: float | None
     """Until it is done, at the pace of the last jobs; null if that isn't known or the queue is paused."""
-    picture: int
-    picture_count: int
-    step: int
-    steps: int
-    pictures: tuple[str, ...]
-    error: ErrorView | None
-    seq: int
     prompt: str
 
 

@@ -226,7 +226,7 @@ def plan(body: RunIn, request: Request) -> PlanView:
 def start(body: RunIn, request: Request) -> RunView:
     """Start a run; one at a time."""
     owner, studio = admin_of(request), studio_of(request)
-    return run_view(studio, studio.training.start(**_wanted(body, owner, studio)))
+    return run_view(studio, studio.training.start(studio.training.plan(**_wanted(body, owner, studio))))
 
 
 @router.get("/runs/{name}")

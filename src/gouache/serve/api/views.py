@@ -95,8 +95,8 @@ class ErrorView(Config):
     cure: str
 
 
-class JobView(Config):
-    """A job as it stands."""
+class JobFacts(Config):
+    """A job as it stands, without what it asks for."""
 
     id: str
     state: JobState
@@ -122,10 +122,15 @@ class JobView(Config):
     steps: int
     pictures: tuple[str, ...]
     """Ids of the finished pictures."""
-    request: Request
     error: ErrorView | None
     seq: int
     """For `before` in the list."""
+
+
+class JobView(JobFacts):
+    """A job as it stands."""
+
+    request: Request
 
 
 class PictureView(Config):

@@ -97,35 +97,12 @@ class TrainingRuns:
     ) -> None:
         self.root, self.sets, self.models, self.catalog, self.process = root, sets, models, catalog, process
 
-    def start(
-        self,
-        *,
-        owner: str,
-        name: str,
-        stage: PlanStage,
-        data: str,
-        minutes: float,
-        model: str | None = None,
-        size: int | None = None,
-        learning_rate: float | None = None,
-        batch_size: int = 8,
-    ) -> TrainingRun:
-        """Start a run; arguments and errors as `plan`.
+    def start(self, plan: TrainingPlan) -> TrainingRun:
+        """Start the run of a plan, as `plan` made it.
 
         Raises:
             Conflict: another run is under way.
         """
-        plan = self.plan(
-            owner=owner,
-            name=name,
-            stage=stage,
-            data=data,
-            minutes=minutes,
-            model=model,
-            size=size,
-            learning_rate=learning_rate,
-            batch_size=batch_size,
-        )
         self._refuse_a_second()
         folder = self.root / plan.name
         folder.mkdir(parents=True, mode=0o700)

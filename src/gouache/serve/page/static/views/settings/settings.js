@@ -2,6 +2,7 @@
 import { html, useEffect, useState } from "../../app/preact.js";
 import { api } from "../../app/api.js";
 import { hotkeys } from "../../app/keys.js";
+import { setNotify } from "../../app/notices.js";
 import { boot, settings, toast } from "../../app/state.js";
 import { bytes, language, say } from "../../app/words.js";
 import { Button, Segmented } from "../../ui/controls.js";
@@ -23,10 +24,7 @@ async function choose(chosen) {
 }
 
 async function notify(wanted) {
-  if (!wanted) { set({ notify: false }); return; }
-  const answer = "Notification" in window ? await Notification.requestPermission() : "denied";
-  set({ notify: answer === "granted" });
-  if (answer !== "granted") toast(say("settings.notify_denied"), { kind: "error" });
+  if (!(await setNotify(wanted)) && wanted) toast(say("settings.notify_denied"), { kind: "error" });
 }
 
 function Row({ id, title, hint, children }) {
