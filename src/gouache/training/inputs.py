@@ -25,7 +25,8 @@ from gouache.models.text.stack import TextStack
 from gouache.models.vae import AutoencoderKL
 from gouache.training.batches.sources import Sources, open_sources
 from gouache.training.batches.store import CaptionedSource, EncodedStore, Encoders, encode, store_folder
-from gouache.training.config import StageConfig, TextConfig, TrainConfig, stage_config
+from gouache.training.config import TextConfig, TrainConfig, stage_config
+from gouache.training.loop_config import StageConfig
 from gouache.training.stage import Preparing
 
 N = TypeVar("N", bound=nn.Module)

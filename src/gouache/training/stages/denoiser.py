@@ -33,9 +33,10 @@ from gouache.training.batches.batch_shapes import batches_of_one_shape, check_sq
 from gouache.training.batches.encoded import Encoded, TextStates, drop_captions
 from gouache.training.batches.sources import Sources
 from gouache.training.batches.store import Encoders
-from gouache.training.config import DenoiserStage, TrainConfig, stage_config
+from gouache.training.config import TrainConfig, stage_config
 from gouache.training.inputs import RunInputs, initial_weights, load_network, result_of
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, freeze_parameters
+from gouache.training.stage_tables import DenoiserStage
 
 
 def new_network(config: DenoiserStage) -> UNet | MMDiT:

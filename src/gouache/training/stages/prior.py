@@ -20,9 +20,10 @@ from gouache.models.vae import AutoencoderKL
 from gouache.training.batches.batch_shapes import check_square
 from gouache.training.batches.encoded import Encoded, Shuffled, drop_captions
 from gouache.training.batches.sources import Sources
-from gouache.training.config import PriorStage, TrainConfig
+from gouache.training.config import TrainConfig
 from gouache.training.inputs import RunInputs, initial_weights, last_result, load_network, result_of, stage_run
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, batched
+from gouache.training.stage_tables import PriorStage
 from gouache.training.stages.denoiser import encoders_of, start_model
 
 SHOWN = 16
