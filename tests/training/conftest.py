@@ -12,8 +12,8 @@ import torch
 from gouache.models.quantizer import Quantizer
 from gouache.training.batches.encoded import TextStates
 from gouache.training.batches.store import Captioned
-from gouache.training.config import DenoiserStage, PriorStage, TokensStage, VaeStage
 from gouache.training.stage import Stage
+from gouache.training.stage_tables import DenoiserStage, PriorStage, TokensStage, VaeStage
 from gouache.training.stages.denoiser import DenoiserTraining
 from gouache.training.stages.prior import PriorTraining
 from gouache.training.stages.tokens import TokensTraining

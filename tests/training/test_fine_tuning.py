@@ -24,10 +24,11 @@ from gouache.models.text.stack import TextStack
 from gouache.models.unet import UNet
 from gouache.pipeline.pipeline import Pipeline, fill, untrained_bundle
 from gouache.pipeline.request import Request
-from gouache.training.config import DenoiserStage, read_config
+from gouache.training.config import read_config
 from gouache.training.loop import TrainingProgress
 from gouache.training.pack import pack
 from gouache.training.run import train_stage
+from gouache.training.stage_tables import DenoiserStage
 from gouache.training.state import checkpoints
 
 CONFIG = """

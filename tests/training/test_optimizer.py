@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from gouache.errors import MissingDependency
-from gouache.training.config import OptimizerConfig
+from gouache.training.loop_config import OptimizerConfig
 from gouache.training.optimizer import decay_groups, learning_rate, make_optimizer
 
 

@@ -20,10 +20,11 @@ from gouache.errors import ConfigError
 from gouache.models.configs import MMDiTConfig, UNetConfig
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
-from gouache.training.config import DenoiserStage, read_config
+from gouache.training.config import read_config
 from gouache.training.loop import TrainingProgress
 from gouache.training.pack import pack
 from gouache.training.run import train_stage
+from gouache.training.stage_tables import DenoiserStage
 from gouache.training.stages.denoiser import DenoiserTraining
 from gouache.training.state import checkpoints
 

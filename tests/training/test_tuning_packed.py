@@ -21,19 +21,13 @@ from gouache.errors import ConfigError, DataError
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
 from gouache.training.batches.sources import NOTHING_HELD_OUT, open_sources
-from gouache.training.config import (
-    DataConfig,
-    DenoiserStage,
-    EmaConfig,
-    LoopConfig,
-    PriorStage,
-    TrainConfig,
-    read_config,
-)
+from gouache.training.config import DataConfig, TrainConfig, read_config
 from gouache.training.loop import TrainingProgress, computes_bf16, precision_of
+from gouache.training.loop_config import EmaConfig, LoopConfig
 from gouache.training.pack import pack
 from gouache.training.run import train_stage
 from gouache.training.stage import Preparing
+from gouache.training.stage_tables import DenoiserStage, PriorStage
 from gouache.training.state import checkpoints
 
 CONFIG = """

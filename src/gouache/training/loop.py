@@ -21,8 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from gouache.errors import NonFiniteLoss, TrainingError
 from gouache.nn.torch_private import has_bf16_instructions
-from gouache.training.config import StageConfig
 from gouache.training.ema import PowerEma
+from gouache.training.loop_config import StageConfig
 from gouache.training.optimizer import learning_rate, make_optimizer
 from gouache.training.runlog import RunLog, save_sheet
 from gouache.training.sharding import check_sharding, gathered, local, shard, sharding_asked, whole

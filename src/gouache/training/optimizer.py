@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gouache.errors import MissingDependency
-from gouache.training.config import OptimizerConfig
+from gouache.training.loop_config import OptimizerConfig
 
 
 def decay_groups(network: nn.Module) -> dict[str, list[nn.Parameter]]:

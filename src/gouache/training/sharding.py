@@ -26,7 +26,7 @@ from gouache.models.prior import PriorLayer
 from gouache.models.quantizer import Block
 from gouache.nn.attention import TransformerBlock
 from gouache.nn.resnet import Downsample, ResnetBlock, Upsample
-from gouache.training.config import StageConfig
+from gouache.training.loop_config import StageConfig
 from gouache.training.stage import Stage
 
 if TYPE_CHECKING:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from gouache.errors import ConfigError
 from gouache.nn.layers import Dropout
-from gouache.training.config import StageConfig, TrainConfig
+from gouache.training.config import TrainConfig
+from gouache.training.loop_config import StageConfig
 
 if TYPE_CHECKING:
     from gouache.training.inputs import RunInputs

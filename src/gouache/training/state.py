@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from gouache.checkpoints.formats.header import read_header
 from gouache.checkpoints.formats.safetensors import load_tensors, save_tensors
 from gouache.errors import CheckpointError, InvalidInput, TrainingError
-from gouache.training.config import StageConfig
 from gouache.training.ema import PowerEma, Weights
+from gouache.training.loop_config import StageConfig
 from gouache.training.sharding import gathered, placed
 from gouache.training.stage import Stage
 

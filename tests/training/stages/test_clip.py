@@ -31,11 +31,12 @@ from gouache.training.batches.translations import (
     foreign_characters,
     translation,
 )
-from gouache.training.config import ClipStage, EmaConfig, LoopConfig, OptimizerConfig
 from gouache.training.evaluation.judge import load_judge
 from gouache.training.inputs import load_text
 from gouache.training.loop import train
+from gouache.training.loop_config import EmaConfig, LoopConfig, OptimizerConfig
 from gouache.training.losses import contrastive_loss
+from gouache.training.stage_tables import ClipStage
 from gouache.training.stages.clip import ClipTraining, _matches, augmented, character_vocabulary, token_set_distance
 from gouache.training.towers import WORDS
 

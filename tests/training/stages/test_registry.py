@@ -14,9 +14,10 @@ from gouache.checkpoints.formats.header import read_header
 from gouache.checkpoints.formats.safetensors import load_tensors, save_tensors
 from gouache.errors import UnknownName
 from gouache.training import config as configs
-from gouache.training.config import StageConfig, TrainConfig, stage_tables
+from gouache.training.config import TrainConfig, stage_tables
 from gouache.training.inputs import RunInputs, initial_weights
 from gouache.training.loop import TrainingProgress
+from gouache.training.loop_config import StageConfig
 from gouache.training.run import train_stage
 from gouache.training.runlog import summarise
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage

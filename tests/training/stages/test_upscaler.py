@@ -24,10 +24,11 @@ from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.inputs.images import on_background
 from gouache.pipeline.inputs.tensors import rgba_to_tensor, to_tensor
-from gouache.training.config import TrainConfig, UpscalerStage
+from gouache.training.config import TrainConfig
 from gouache.training.loop import train
 from gouache.training.run import assemble
 from gouache.training.stage import Ready
+from gouache.training.stage_tables import UpscalerStage
 from gouache.training.stages.upscaler import UpscalerTraining, on_both_grounds
 
 SMALL, SCALE, CROP = 32, 4, 16

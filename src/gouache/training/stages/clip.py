@@ -21,11 +21,11 @@ from gouache.pipeline.inputs.tensors import rgba_to_tensor
 from gouache.training.batches.batch_shapes import batches_of_one_shape
 from gouache.training.batches.pairs import FinitePairs, Pairs, PairSource, StickerPairs, open_pairs
 from gouache.training.batches.translations import align, expected_rows, foreign_characters
-from gouache.training.config import ClipStage
 from gouache.training.evaluation.retrieval import candidates, ranks
 from gouache.training.inputs import RunInputs, initial_weights, load_text, sentence_encoder_folder
 from gouache.training.losses import contrastive_loss
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, batched
+from gouache.training.stage_tables import ClipStage
 from gouache.training.towers import WORDS, Towers, TowersConfig, write_sentence_encoder
 
 LARGEST_LOG_SCALE = 4.6052  # log 100 (Radford et al. 2021, section 2.5)

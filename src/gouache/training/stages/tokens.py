@@ -14,9 +14,9 @@ from gouache.models.quantizer import Quantizer
 from gouache.models.vae import AutoencoderKL
 from gouache.training.batches.batch_shapes import check_square
 from gouache.training.batches.encoded import Encoded, Shuffled
-from gouache.training.config import TokensStage
 from gouache.training.inputs import RunInputs, initial_weights
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, batched, freeze_parameters
+from gouache.training.stage_tables import TokensStage
 
 SHOWN = 16
 

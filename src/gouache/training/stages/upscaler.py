@@ -25,10 +25,10 @@ from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.inputs.tensors import rgba_to_tensor, tensor_to_rgba
 from gouache.training.batches.sources import open_stickers
-from gouache.training.config import UpscalerStage
 from gouache.training.inputs import RunInputs, initial_weights, last_result, load_network
 from gouache.training.losses import edge_loss, psnr
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage
+from gouache.training.stage_tables import UpscalerStage
 
 VALIDATED, SHOWN = 32, 12
 FILTERS = {"lanczos": Image.Resampling.LANCZOS, "bicubic": Image.Resampling.BICUBIC}

@@ -1,0 +1,102 @@
+"""What the tables of all stages share: how long to train, by which optimizer, and with which averages."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from gouache.config import Config
+from gouache.errors import ConfigError
+
+
+class LoopConfig(Config):
+    """How long to train, and what to write while doing so. Training is counted in images."""
+
+    seed: int = 0
+    """Seed of everything random in the run: initial weights, order of the data, noise."""
+    batch_size: int = Field(default=64, ge=1)
+    """Images a step, over all processes together."""
+    images: int = Field(default=1_000_000, ge=1)
+    """Images to train on."""
+    precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
+    """Arithmetic of the networks; weights and optimizer stay in fp32. "auto" is bf16 where the device computes in it
+    natively, and fp32 elsewhere, where bf16 would be slower."""
+    channels_last: bool = True
+    """Memory layout of pictures and convolutions; about 1.3 times faster on a CPU."""
+    compile: bool = False
+    """Compile the network with `torch.compile`."""
+    checkpoint_minutes: float = Field(default=5.0, gt=0)
+    """Minutes between checkpoints."""
+    keep: int = Field(default=3, ge=1)
+    """Checkpoints kept; older ones are deleted."""
+    log_images: int = Field(default=2_048, ge=1)
+    """Images between two lines of the log."""
+    validate_images: int = Field(default=100_000, ge=1)
+    """Images between two validations; a sample sheet is drawn with each."""
+    validate_minutes: float = Field(default=0.0, ge=0)
+    """Minutes between two validations, where they come sooner than by images; 0 goes by images only."""
+    patience: int = Field(default=0, ge=0)
+    """Stop after so many validations without a better held-out score; 0 never stops early."""
+
+
+class OptimizerConfig(Config):
+    """AdamW (Loshchilov & Hutter 2019) with weight decay on matrices and kernels only."""
+
+    learning_rate: float = Field(default=3e-4, gt=0)
+    betas: tuple[float, float] = (0.9, 0.99)
+    epsilon: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.01, ge=0)
+    gradient_clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the whole gradient."""
+    accumulation: int = Field(default=1, ge=1)
+    """Forward and backward passes a step; the batch is cut into as many parts."""
+    warmup_images: int = Field(default=10_000, ge=0)
+    schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "constant"
+    """Course of the learning rate after the warm-up."""
+    decay_images: int = Field(default=200_000, ge=1)
+    """`inverse_sqrt` only: images at which the rate starts to decay (Karras et al. 2024, equation 67)."""
+    final_fraction: float = Field(default=0.01, ge=0, le=1)
+    """`linear` and `cosine`: the rate at the end, as a share of the peak."""
+    cooldown: float = Field(default=0.0, ge=0, le=1)
+    """Last share of the run in which the rate also falls linearly to 0, under any schedule (Hägele et al. 2024,
+    arXiv:2405.18392)."""
+    eight_bit: bool = False
+    """Keep the optimizer's moments in 8 bits (needs the package bitsandbytes and its device)."""
+
+
+class EmaConfig(Config):
+    """Power-function averages of the weights (Karras et al. 2024, section 3)."""
+
+    lengths: tuple[float, ...] = Field(default=(0.05, 0.10), min_length=1)
+    """Relative widths sigma_rel of the averages that are tracked."""
+    use: float = 0.05
+    """The width that validation, samples and export use; the first of `lengths` where those alone are given."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _one_is_used(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        lengths, use = values.get("lengths"), values.get("use")
+        if lengths and use is None and isinstance(lengths, list | tuple):
+            return {**values, "use": lengths[0]}
+        if lengths is None and isinstance(use, float) and use not in (0.05, 0.10):
+            return {**values, "lengths": (use,)}
+        return values
+
+    @model_validator(mode="after")
+    def _it_is_tracked(self) -> EmaConfig:
+        if self.use not in self.lengths:
+            raise ConfigError(
+                "ema.use", given=self.use, expected=f"one of lengths: {', '.join(map(str, self.lengths))}"
+            )
+        return self
+
+
+class StageConfig(Config):
+    """What every stage's table may hold besides its own keys."""
+
+    loop: LoopConfig = LoopConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: EmaConfig = EmaConfig()

@@ -1,0 +1,253 @@
+"""The stages' tables of a training's config: what each stage learns, and how it weighs it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from gouache.config import Config
+from gouache.errors import ConfigError
+from gouache.models.configs import (
+    DenoiserConfig,
+    NoiseScheduleConfig,
+    SentenceEncoderConfig,
+    UpscalerConfig,
+    VAEConfig,
+)
+from gouache.models.network_configs import NetworkConfig, NetworkTable
+from gouache.models.prior import PriorConfig
+from gouache.models.quantizer import QuantizerConfig
+from gouache.training.loop_config import StageConfig
+
+TUNING: dict[str, dict[str, Any]] = {
+    "optimizer": {"learning_rate": 1e-4, "warmup_images": 100},
+    "ema": {"lengths": (0.1,), "use": 0.1},
+}
+"""What a stage that starts from a finished network takes where its table says nothing: such a network needs a tenth of
+the rate it was trained with, a warm-up that a run of minutes gets through, and one average."""
+
+
+def _tuned(values: Any) -> Any:
+    """A stage's table, with the values that suit the start it names."""
+    if not isinstance(values, dict) or values.get("start") is None:
+        return values
+    filled = dict(values)
+    for table, usual in TUNING.items():
+        given = values.get(table, {})
+        if isinstance(given, dict):
+            # Widths and the one in use belong together: whoever names either chooses both.
+            filled[table] = given if table == "ema" and given else {**usual, **given}
+    return filled
+
+
+def _check_origin(stage: str, network: Config | None, start: Path | None) -> None:
+    if (network is None) == (start is None):
+        raise ConfigError(
+            stage, given="both or neither of network and start", expected="sizes of a network, or a model"
+        )
+
+
+class VaeStage(StageConfig):
+    """Stage 1: the KL autoencoder (Rombach et al. 2022, section 3.1)."""
+
+    network: VAEConfig | None = None
+    """Sizes of an autoencoder with random weights; none if `start` names one."""
+    start: Path | None = None
+    """An autoencoder to continue from: the file that this stage left in another run, or a model that gouache loads."""
+    freeze: tuple[str, ...] = ()
+    """Names of parameters (prefixes) that are not trained. With "encoder" all of encoding stays as it is, scale and
+    shift too: latents made before stay valid, and the decoder can be refined under a finished denoiser."""
+    l1: float = 1.0
+    l2: float = 1.0
+    edges: float = 1.0
+    """Weight of the absolute difference of the pictures' gradients, at three scales."""
+    kl: float = Field(default=1e-4, ge=0)
+    """Weight of the Kullback-Leibler term, a mean over the latents."""
+    adversarial: float = Field(default=0.0, ge=0)
+    """Weight of the patch discriminator; 0 leaves it out."""
+    adversarial_start: int = 0
+    """Images seen before the discriminator counts."""
+    painted: float = Field(default=0.0, ge=0, le=1)
+    """Share of pictures whose latents the run's denoiser has painted, from their own draft and partly noised: the
+    decoder learns to finish pictures as they come out of the whole model. Needs `freeze = ["encoder"]` and the results
+    of stages `tokens` and `denoiser` in the run's folder."""
+    painted_from: tuple[float, float] = (0.3, 8.0)
+    """Lowest and highest noise level, as sigma, that such latents are painted from; drawn evenly in its logarithm."""
+
+    _suits_its_start = model_validator(mode="before")(_tuned)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> VaeStage:
+        _check_origin("vae", self.network, self.start)
+        if self.painted and "encoder" not in self.freeze:
+            raise ConfigError("vae.painted", given=self.painted, expected='0, or freeze = ["encoder"] beside it')
+        if not 0 < self.painted_from[0] <= self.painted_from[1]:
+            raise ConfigError("vae.painted_from", given=list(self.painted_from), expected="two levels above 0, rising")
+        return self
+
+    @property
+    def sizes(self) -> VAEConfig:
+        """The network's sizes, once they are known."""
+        if self.network is None:
+            raise ConfigError("vae.network", given="none", expected="sizes, taken from the model to start from")
+        return self.network
+
+
+class ClipStage(StageConfig):
+    """Stage 2: text tower and image tower, aligned by a contrastive loss (Radford et al. 2021)."""
+
+    text: SentenceEncoderConfig | None = None
+    """Sizes of a text tower with random weights that reads characters; none starts from the table [text]."""
+    train_text: Literal["none", "added", "all"] = "added"
+    """What of the text tower is trained: nothing, the rows added to its vocabulary, or all of it."""
+    chinese: bool = True
+    """Add the Chinese characters of the data to the vocabulary, and pull Chinese captions to the English ones."""
+    translation: float = Field(default=1.0, ge=0)
+    """Weight of the loss between a Chinese text's pooled vector and the English one's."""
+    translation_tokens: float = Field(default=1.0, ge=0)
+    """Weight of the loss between the two texts' sets of token vectors, which cross-attention reads."""
+    translation_every: int = Field(default=4, ge=1)
+    """One picture in so many brings a phrase in both languages along; texts cost more than pictures."""
+    keep_english: float = Field(default=1.0, ge=0)
+    """With `train_text = "all"`: weight of the loss that holds English states to where they started."""
+    embedding_dim: int = Field(default=256, gt=0)
+    image_channels: tuple[int, ...] = Field(default=(48, 96, 192, 256), min_length=1)
+    """Width of each level of the image tower; the first works at a quarter of the picture's side."""
+    image_blocks: int = Field(default=1, ge=1)
+    """Residual blocks of a level."""
+    split: Literal["train", "all"] = "train"
+    """Pictures to learn from. "all" is for a judge, which is an instrument and may know the held-out pictures."""
+    augment: bool = True
+    """Shift, scale, blur and stain the pictures a little."""
+
+
+class TokensStage(StageConfig):
+    """Stage 3: the quantizer over a coarse grid of the latent."""
+
+    network: QuantizerConfig
+    scale_dropout: float = Field(default=0.25, ge=0, lt=1)
+    """Share of pictures whose finest scales are left out, so that a coarse draft is a picture too."""
+    freeze: tuple[str, ...] = ()
+    """Names of parameters (prefixes) that are not trained. With "encoder", "to_code" and "from_code" pictures keep
+    their tokens: a prior trained on them stays valid while the drafts that it leads to get better."""
+
+
+class PriorStage(StageConfig):
+    """Stage 4: the autoregressive transformer over the tokens, given text."""
+
+    network: PriorConfig | None = None
+    """Sizes of a prior with random weights; none if `start` names a model."""
+    start: Path | None = None
+    """A model whose prior is trained further. Its other parts are used as they are, and what its prior remembers
+    stays; the pictures to train on are remembered beside it."""
+    caption_dropout: float = Field(default=0.1, ge=0, le=1)
+    token_noise: float = Field(default=0.1, ge=0, lt=1)
+    """Largest share of input tokens replaced by random ones."""
+    group_weights: tuple[float, ...] = ()
+    """Weight of a token of each group in the loss, coarsest first; scaled to a mean of 1. Empty weighs all equally. The
+    text decides the few coarse tokens, which the many fine ones drown out otherwise."""
+    hidden_recall: float = Field(default=0.5, ge=0, le=1)
+    """Share of images from which the nearest remembered picture, often they themselves, is hidden
+    (`network.neighbours`)."""
+
+    _suits_its_start = model_validator(mode="before")(_tuned)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> PriorStage:
+        _check_origin("prior", self.network, self.start)
+        return self
+
+    @property
+    def sizes(self) -> PriorConfig:
+        """The network's sizes, once they are known."""
+        if self.network is None:
+            raise ConfigError("prior.network", given="none", expected="sizes, taken from the model to start from")
+        return self.network
+
+    @model_validator(mode="after")
+    def _a_weight_for_every_group(self) -> PriorStage:
+        if self.network is None:
+            return self
+        groups, given = len(self.network.groups), self.group_weights
+        if given and (len(given) != groups or min(given) <= 0):
+            raise ConfigError("prior.group_weights", given=list(given), expected=f"{groups} numbers above 0, or none")
+        return self
+
+
+class DenoisingTable(StageConfig):
+    """What a stage with the loss of latent diffusion may say of it."""
+
+    weight: Literal["uniform", "min_snr", "edm", "truncated_snr", "p2"] = "uniform"
+    weight_gamma: float | None = None
+    """Of `min_snr` and `p2`; none takes their papers' own."""
+    hybrid_lambda: float = 0.001
+    """Share of L_vlb in L_hybrid (Nichol & Dhariwal 2021, equation 16)."""
+    timesteps: Literal["uniform", "logit_normal"] = "uniform"
+    """How noise levels are drawn in training, as places from 0 (clean) to 1 (noise) in the schedule's index: uniformly,
+    or sigmoid(N(timestep_mean, timestep_std)), which favours the middle (Esser et al. 2024, section 3.1). Validation
+    draws them uniformly, so that its figures stay comparable."""
+    timestep_mean: float = 0.0
+    """Of `logit_normal`: below 0 draws less noise more often, above 0 more of it. -2 to 2 is sensible."""
+    timestep_std: float = Field(default=1.0, gt=0)
+    """Of `logit_normal`: above 0; about 0.5 to 1.5 is sensible."""
+    caption_dropout: float = Field(default=0.1, ge=0, le=1)
+    draft_dropout: float = Field(default=0.5, ge=0, le=1)
+    """Share of pictures trained without the prior's draft."""
+    draft_noise: float = Field(default=0.2, ge=0, lt=1)
+    """Largest share of the draft's tokens replaced by random ones."""
+    noise_offset: float = Field(default=0.0, ge=0)
+    input_perturbation: float = Field(default=0.0, ge=0)
+
+
+class DenoiserStage(DenoisingTable):
+    """Stage 5: the latent diffusion U-Net, from nothing or from a published model."""
+
+    network: NetworkTable | None = None
+    """Sizes of a U-Net, or of Stable Diffusion 3's transformer, with random weights; none if `start` names a model."""
+    start: Path | None = None
+    """A model to fine-tune, of any family and layout that gouache loads. Its autoencoder, text encoders and denoiser
+    settings are used as they are; the stages before are not needed."""
+    denoiser: DenoiserConfig = DenoiserConfig(parameterization="v", schedule=NoiseScheduleConfig(name="cosine"))
+    """Parameterization, noise schedule, and whether the variance is learned (then the loss is L_hybrid)."""
+    gradient_checkpointing: bool = False
+    freeze: tuple[str, ...] = ()
+    """Names of parameters (prefixes) that are not trained."""
+
+    _suits_its_start = model_validator(mode="before")(_tuned)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> DenoiserStage:
+        _check_origin("denoiser", self.network, self.start)
+        return self
+
+    @property
+    def sizes(self) -> NetworkConfig:
+        """The network's sizes, once they are known."""
+        if self.network is None:
+            raise ConfigError("denoiser.network", given="none", expected="sizes, taken from the model to start from")
+        return self.network
+
+
+class UpscalerStage(StageConfig):
+    """Independent of the others: the up-sampling decoder. It learns from vector sources (data set of stickers only)."""
+
+    network: UpscalerConfig = UpscalerConfig()
+    crop: int = Field(default=48, ge=8)
+    """Side of a training crop, in pixels of the small picture."""
+    crops: int = Field(default=4, ge=1)
+    """Crops of each large picture."""
+    l1: float = 1.0
+    edges: float = 1.0
+    """Weight of the absolute difference of the pictures' gradients, at three scales."""
+    decoded: float = Field(default=0.7, ge=0, le=1)
+    """Share of crops that went through the autoencoder; half of the others did in part, half did not."""
+    latent_noise: float = Field(default=0.1, ge=0)
+    """Largest deviation of the noise on the autoencoder's latents."""
+    degraded: float = Field(default=0.3, ge=0, le=1)
+    """Share of crops with a little blur and noise."""
+    blur: float = Field(default=0.5, ge=0, le=1)
+    """Largest weight of the mean of 3 x 3 pixels."""
+    grain: float = Field(default=0.03, ge=0)
+    """Largest deviation of the noise; pixels are in [-1, 1]."""
