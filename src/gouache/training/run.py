@@ -205,6 +205,41 @@ def train_stage(
         yield from train(ready.stage, ready.config, folder, minutes=minutes, stop=stop, accelerator=accelerator)
 
 
+def encode_data(
+    stage: str,
+    config: Path,
+    data: Path,
+    run: Path,
+    *,
+    threads: int = 0,
+    inputs: Callable[[TrainConfig, Path, Path], RunInputs] = RunInputs,
+) -> Iterator[Preparing]:
+    """Encode what `stage` trains on into `run`, as `train_stage` does before its first step; what is there is kept.
+
+    Args:
+        stage, config, data, run, threads: as `train_stage`.
+        inputs: makes what the stage takes from its run; another than `RunInputs` may encode elsewhere.
+
+    Raises:
+        TrainingError: the stage trains on pictures as they are, or an earlier stage has left no result.
+        UnknownName, ConfigError, DataError: as the parts raise them; whole shards stay.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    settings, encoded = read_config(config, stage), False
+    stage_config(settings, stage)
+    with full_disk_reported(stage_run(run, stage)):
+        data = yield from _built(data, run, settings.data.size, main=True)
+        for event in STAGES[stage].from_run(inputs(settings, data, run)):
+            if isinstance(event, Ready):
+                break
+            encoded = encoded or event.total > 0
+            yield event
+    if not encoded:
+        given, cure = "a stage that trains on the pictures as they are", "Start `gouache train` at once."
+        raise TrainingError(stage, given=given, expected="one that trains on encoded examples", cure=cure)
+
+
 def _built(data: Path, run: Path, size: int, *, main: bool) -> Generator[Preparing, None, Path]:
     """The built set that `data` is, or that is made of its pictures in the run's folder, once."""
     if not data.exists() or any((data / name).is_file() for name in BUILT):
