@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -93,6 +95,31 @@ def test_a_stage_trains_is_summed_up_and_goes_on(place: Path) -> None:
     assert summary["images_seen"] == 16
     with Image.open(summary["curves"]) as curves:
         assert curves.width == 900
+
+
+@pytest.mark.slow
+def test_of_several_processes_one_tells_how_it_goes(place: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
+    arguments = (
+        "train",
+        "vae",
+        "--config",
+        place / "config.toml",
+        "--data",
+        place / "pictures",
+        "--out",
+        place / "two",
+    )
+    command = [*launcher, f"--master_port={port}", "-m", "gouache", *map(str, arguments)]
+    own = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if " images" in line or "pictures" in line]
+    assert [line.partition(" ")[0] for line in lines] == [f"{place / 'two' / 'pictures-16'}:", "8/16", "16/16"]
+    assert not done.stdout
 
 
 @pytest.mark.parametrize("moments", [(120,), pytest.param((24, 120), marks=pytest.mark.slow)], ids=["once", "twice"])

@@ -19,14 +19,16 @@ from gouache.models.configs import (
 from gouache.models.network_configs import NetworkConfig, NetworkTable
 from gouache.models.prior import PriorConfig
 from gouache.models.quantizer import QuantizerConfig
-from gouache.training.loop_config import StageConfig
+from gouache.training.loop_config import RATES, StageConfig
 
 TUNING: dict[str, dict[str, Any]] = {
-    "optimizer": {"learning_rate": 1e-4, "warmup_images": 100},
+    "optimizer": {"warmup_images": 100},
     "ema": {"lengths": (0.1,), "use": 0.1},
 }
-"""What a stage that starts from a finished network takes where its table says nothing: such a network needs a tenth of
-the rate it was trained with, a warm-up that a run of minutes gets through, and one average."""
+"""What a stage that starts from a finished network takes where its table says nothing, beside the second rate in `RATES`:
+such a network needs a tenth of the rate it was trained with, a warm-up that a run of minutes gets through, and one
+average.
+"""
 
 
 def _tuned(values: Any) -> Any:
@@ -39,6 +41,9 @@ def _tuned(values: Any) -> Any:
         if isinstance(given, dict):
             # Widths and the one in use belong together: whoever names either chooses both.
             filled[table] = given if table == "ema" and given else {**usual, **given}
+    optimizer = filled["optimizer"]
+    if isinstance(optimizer, dict) and (rates := RATES.get(optimizer.get("name", "adamw"))):
+        filled["optimizer"] = {"learning_rate": rates[1], **optimizer}
     return filled
 
 
