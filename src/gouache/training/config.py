@@ -62,6 +62,12 @@ class TextConfig(Config):
 ELSEWHERE = {
     "snr_gamma": 'Say [denoiser] weight = "min_snr" and weight_gamma = 5.0.',
     "min_snr_gamma": 'Say [denoiser] weight = "min_snr" and weight_gamma = 5.0.',
+    "debiased_estimation_loss": 'Say weight = "debiased", in [denoiser].',
+    "loss_type": 'It is called loss, in [denoiser]: "l2", "huber" or "smooth_l1".',
+    "multires_noise_iterations": "It is called pyramid_levels, in [denoiser].",
+    "multires_noise_discount": "It is called pyramid_discount, in [denoiser].",
+    "rescale_betas_zero_snr": "It is called zero_terminal_snr, in [denoiser].",
+    "ip_noise_gamma": "It is called input_perturbation, in [denoiser].",
     "train_batch_size": "It is called batch_size, in [STAGE.loop].",
     "batch_size": "It belongs to [STAGE.loop].",
     "gradient_accumulation_steps": "It is called accumulation, in [STAGE.optimizer]; batch_size holds all its parts.",

@@ -1,6 +1,4 @@
-"""The log of a run: JSON lines, TensorBoard where it is installed, Weights & Biases where it is asked for; sample sheets;
-a summary with loss curves.
-"""
+"""The log of a run: JSON lines, TensorBoard, Weights & Biases, sheets of samples, a summary with loss curves."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ from gouache.training.batches.batch_shapes import batches_of_one_shape, check_sq
 from gouache.training.batches.encoded import Encoded, drop_captions
 from gouache.training.batches.sources import Sources
 from gouache.training.config import TrainConfig, stage_config
-from gouache.training.denoising import Denoising
+from gouache.training.denoising import Denoising, rescaled
 from gouache.training.inputs import RunInputs, encoders_of, initial_weights, load_network, result_of, start_model
 from gouache.training.previewer import Previewer
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, freeze_parameters
@@ -97,7 +97,8 @@ class DenoiserTraining(Stage[UNet | MMDiT]):
         size = inputs.config.data.size
         bundle = start_model(start, size, cls.name)
         stores = yield from inputs.encoded(sources, encoders_of(bundle, start, size))
-        update = {"network": bundle.unet.config, "start": None, "denoiser": bundle.denoiser_config}
+        denoiser = rescaled(bundle.denoiser_config, table, cls.name)
+        update = {"network": bundle.unet.config, "start": None, "denoiser": denoiser, "zero_terminal_snr": False}
         ready = table.model_copy(update=update)
         drafts = bundle.quantizer if ready.sizes.draft_channels else None
         yield Ready(cls(ready, *stores, drafts, bundle.vae, table.loop.seed, start=bundle.unet), ready)
