@@ -103,6 +103,7 @@ size = 32
 [denoiser]
 start = "{start}"
 zero_terminal_snr = true
+prompts = ["grey", "grey number 4"]
 gradient_checkpointing = true
 [denoiser.loop]
 batch_size = 4
@@ -142,3 +143,10 @@ def test_a_tuning_with_zero_terminal_snr_is_packed_with_its_schedule(tmp_path: P
     assert torch.allclose(betas_of(ours), theirs[:999], atol=1e-4)
     painted = Pipeline(tuned).paint(Request(prompt="grey", seed=1, num_inference_steps=2, width=64, height=64))
     assert painted[0].image.size == (64, 64)
+    sheets = sorted((tmp_path / "run" / "denoiser" / "prompts").iterdir())
+    assert [path.stem for path in sheets] == [f"{4:012d}", f"{16:012d}"]
+    shown = np.asarray(Image.open(sheets[-1]))
+    for number, prompt in enumerate(("grey", "grey number 4")):
+        request = Request(prompt=prompt, seed=number, num_inference_steps=20, width=32, height=32)
+        alone = np.asarray(Pipeline(load_bundle(packed)).paint(request)[0].image)
+        assert abs(alone.astype(int) - shown[:32, 32 * number : 32 * number + 32]).max() <= 1, "as the result paints"

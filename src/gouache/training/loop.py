@@ -327,7 +327,7 @@ class _Trainer:
             return {}
         with torch.no_grad():
             figures = self.stage.validate(network)
-            sheet = self.stage.samples(network)
+            sheets = {"samples": self.stage.samples(network), "prompts": self.stage.prompted(network)}
         score = figures.get("score", math.nan)
         improved = score < position.best
         if improved:
@@ -339,9 +339,10 @@ class _Trainer:
         self.last_validation = time.monotonic()
         if self.log is not None:
             self.log.write(position.images_seen, {f"validation/{name}": value for name, value in figures.items()})
-            if sheet is not None:
-                picture = save_sheet(sheet, self.run / "samples" / f"{position.images_seen:012d}.png")
-                self.log.picture(position.images_seen, picture)
+            for name, sheet in sheets.items():
+                if sheet is not None:
+                    picture = save_sheet(sheet, self.run / name / f"{position.images_seen:012d}.png")
+                    self.log.picture(position.images_seen, picture, name)
         return figures
 
     def averaged(self) -> nn.Module | None:

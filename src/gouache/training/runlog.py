@@ -41,14 +41,14 @@ class RunLog:
         if self._wandb is not None:
             self._wandb.log({"images_seen": images_seen, **figures})
 
-    def picture(self, images_seen: int, sheet: Any) -> None:
+    def picture(self, images_seen: int, sheet: Any, name: str) -> None:
         """Show a sheet of pictures (uint8 [H,W,3]) in TensorBoard and in Weights & Biases."""
         if self._board is not None:
-            self._board.add_image("samples", sheet, images_seen, dataformats="HWC")
+            self._board.add_image(name, sheet, images_seen, dataformats="HWC")
         if self._wandb is not None:
             from wandb import Image as Shown
 
-            self._wandb.log({"images_seen": images_seen, "samples": Shown(sheet)})
+            self._wandb.log({"images_seen": images_seen, name: Shown(sheet)})
 
     def close(self) -> None:
         """Flush what is buffered."""

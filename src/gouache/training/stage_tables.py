@@ -218,6 +218,9 @@ class DenoisingTable(StageConfig):
     purpose; 6 to 10 is usual, 0 adds none. Not in validation."""
     pyramid_discount: float = Field(default=0.3, gt=0, lt=1)
     """Deviation of a grid's noise as a share of the next finer one's."""
+    prompts: tuple[str, ...] = ()
+    """Prompts to paint at every validation, each with a seed of its own that stays: RUN/STAGE/prompts shows what the
+    trained weights make of them, in the model that `start` names."""
     input_perturbation: float = Field(default=0.0, ge=0)
     """Deviation of noise that the network is shown and not asked for (Ning et al. 2023, arXiv:2301.11706); 0.1 is
     usual."""
@@ -242,6 +245,12 @@ class DenoiserStage(DenoisingTable):
     @model_validator(mode="after")
     def _one_origin(self) -> DenoiserStage:
         _check_origin("denoiser", self.network, self.start)
+        if self.prompts and self.start is None:
+            raise ConfigError(
+                "denoiser.prompts",
+                given=f"{len(self.prompts)} without a start",
+                expected="a model to paint them with; a network from nothing shows samples of held-out captions",
+            )
         if self.zero_terminal_snr and self.start is None:
             raise ConfigError(
                 "denoiser.zero_terminal_snr",
