@@ -69,7 +69,7 @@ class Previewer:
 
 
 MOST_STEPS = 20
-"""Denoising steps of a prompt's picture, or fewer where the model is used with fewer: enough to see what it has learnt."""
+"""Denoising steps of a prompt's picture, or fewer where the model is used with fewer: enough to see what it learns."""
 
 
 class PromptPainter:
