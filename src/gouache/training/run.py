@@ -25,6 +25,8 @@ from gouache.models.text.sentence import SentenceEncoder
 from gouache.training.config import TrainConfig, read_config, stage_config
 from gouache.training.inputs import RunInputs, last_result, run_text_folder, stage_run
 from gouache.training.loop import TrainingProgress, make_accelerator, train
+from gouache.training.optimizer import check_optimizer
+from gouache.training.runlog import check_log
 from gouache.training.stage import Preparing, Ready
 from gouache.training.stages.registry import STAGES
 from gouache.training.state import checkpoints, full_disk_reported
@@ -175,15 +177,21 @@ def train_stage(
     With `from_packed`, a model that `gouache pack` wrote, results that the run lacks and the stage's first weights come
     from that model; a run that has a checkpoint of the stage resumes from the checkpoint.
 
-    `stop` is asked while data are encoded, too; what was encoded whole stays.
+    `stop` is asked while data are encoded, too; what was encoded whole stays. Of several processes all train, and only
+    the main one tells of it.
 
     Raises:
         UnknownName, ConfigError, DataError, TrainingError, CheckpointError: as the parts raise them; nothing is lost.
+        MissingDependency: of a package that the config needs, before anything is encoded.
     """
     if threads:
         torch.set_num_threads(threads)
     settings = read_config(config, stage)
-    accelerator = make_accelerator(stage_config(settings, stage))
+    table = stage_config(settings, stage)
+    # Before hours of encoding, not after them.
+    check_optimizer(table.optimizer)
+    check_log(table.loop)
+    accelerator = make_accelerator(table)
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
     ready = None
@@ -202,7 +210,9 @@ def train_stage(
         accelerator.wait_for_everyone()
     if ready is not None:
         folder = stage_run(run, stage)
-        yield from train(ready.stage, ready.config, folder, minutes=minutes, stop=stop, accelerator=accelerator)
+        for progress in train(ready.stage, ready.config, folder, minutes=minutes, stop=stop, accelerator=accelerator):
+            if accelerator.is_main_process:
+                yield progress
 
 
 def _built(data: Path, run: Path, size: int, *, main: bool) -> Generator[Preparing, None, Path]:

@@ -150,6 +150,11 @@ class Stage(nn.Module, ABC, Generic[N]):
         del network
         return None
 
+    def prompted(self, network: N) -> Tensor | None:
+        """Pictures [N,C,H,W] in [-1,1] of the prompts that the config asks to see, with fixed seeds; or none."""
+        del network
+        return None
+
     @abstractmethod
     def export(self, network: N, path: Path) -> None:
         """Write `network` as a model file of its own."""
