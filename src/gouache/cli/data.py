@@ -73,7 +73,7 @@ def inspect(
 
     Example: gouache data inspect my-pictures
     """
-    from gouache.data.readers import ReadReport, inspect_pictures
+    from gouache.data.readers import Reading, ReadReport, inspect_pictures
     from gouache.data.stickers import Stickers
 
     if (Path(source) / "pictures.npy").is_file():
@@ -82,7 +82,7 @@ def inspect(
         _print_stickers(len(stickers), stickers.manifest.counts, Path(source), as_json=json)
         return
     report = ReadReport()
-    found = inspect_pictures(source, report, encoding=encoding)
+    found = inspect_pictures(source, report, Reading(encoding=encoding))
     if json:
         skipped = [{"key": key, "reason": reason} for key, reason in report.listed]
         counts = {"pictures": report.good, "broken": report.broken, "empty": report.empty, "skipped": skipped}
@@ -102,7 +102,7 @@ def _build_pictures(
 ) -> None:
     from gouache.data.buckets import Bucket, make_buckets
     from gouache.data.packed import pack_pictures
-    from gouache.data.readers import ReadReport
+    from gouache.data.readers import Reading, ReadReport
     from gouache.errors import InvalidInput
 
     if source is None:
@@ -111,7 +111,7 @@ def _build_pictures(
         raise InvalidInput("--size", given=size, expected="at least 8 pixels")
     report = ReadReport()
     shapes = make_buckets(size, step=max(8, size // 8)) if buckets else (Bucket(size, size),)
-    _draw((done, None) for done in pack_pictures(source, folder, shapes, report, encoding=encoding))
+    _draw((done, None) for done in pack_pictures(source, folder, shapes, report, Reading(encoding=encoding)))
     if as_json:
         skipped = [{"key": key, "reason": reason} for key, reason in report.listed]
         counts = {"pictures": report.good, "broken": report.broken, "empty": report.empty, "notes": dict(report.notes)}
