@@ -272,7 +272,9 @@ def _folder_rows(folder: Path, opened: _Opened) -> Iterator[Found]:
 def _text_rows(folder: Path, files: list[Path], opened: _Opened) -> Iterator[Found]:
     """Pictures with a text of their name next to them, one caption a line, or in a folder that says what they are."""
     planes, suffixes = Planes(folder, files), opened.reading.caption_suffixes
-    pictures = planes.pictures()
+    pictures, alone = planes.pictures()
+    if alone:
+        opened.report.notes["masks and conditions without a picture, left aside"] += alone
     if not pictures:
         raise DataError(str(folder), given="no picture", expected="pictures, parquet or webdataset shards")
     kohya = any(repeats_of(path.relative_to(folder).as_posix())[1] for path in pictures)
@@ -285,10 +287,12 @@ def _text_rows(folder: Path, files: list[Path], opened: _Opened) -> Iterator[Fou
         raise DataError(str(folder), given=f"{len(pictures)} pictures, no caption", expected="captions", cure=cure)
     for path in pictures:
         text, key = text_beside(path, suffixes), path.relative_to(folder).as_posix()
-        said: list[str] | str | None = opened.texts.read(text).splitlines() if text is not None else None
-        if text is None and (name := _folder_name(path, folder) if named else repeats_of(key)[1]):
-            opened.report.notes["captioned by the name of their folder"] += 1
-            said = name
+        said: list[str] | str | None = None
+        if text is not None:
+            said = opened.texts.read(text).splitlines()
+        elif not opened.reading.missing:
+            said = _folder_name(path, folder) if named else repeats_of(key)[1]
+            opened.report.notes["captioned by the name of their folder"] += bool(said)
         found = Found(key, path, opened.texts.captions(said, str(text or path)))
         yield _with_planes(found, path, planes, opened.reading)
 
@@ -305,7 +309,8 @@ def _with_planes(found: Found, path: Path, planes: Planes, reading: Reading) -> 
 
 def folder_words(name: str) -> str:
     """What a folder's name says about its pictures; nothing if it is a number or a word for pictures in general."""
-    words = " ".join(name.replace("_", " ").split())
+    found = _KOHYA.fullmatch(name)
+    words = " ".join((found[2] if found else name).replace("_", " ").split())
     return "" if name.lower() in SAY_NOTHING or not any(map(str.isalpha, words)) else words
 
 

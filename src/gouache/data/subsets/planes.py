@@ -57,11 +57,13 @@ class Planes:
         """The condition of a picture."""
         return self._in_folder(picture, (*CONDITION_FOLDERS, *PAIRS))
 
-    def pictures(self) -> list[Path]:
-        """The pictures themselves, without those that belong to another."""
+    def pictures(self) -> tuple[list[Path], int]:
+        """The pictures themselves, without those that belong to another; and how many of the latter have no picture."""
         belonging = {found for path in self._at.values() for found in (self.mask(path), self.condition(path)) if found}
         folders = {path.parent for path in belonging if self._says(path.parent)}
-        return [path for path in self._at.values() if path not in belonging and path.parent not in folders]
+        alone = [path for path in self._at.values() if path not in belonging]
+        own = [path for path in alone if path.parent not in folders]
+        return own, len(alone) - len(own)
 
     def _says(self, folder: Path) -> bool:
         return folder.name in (*MASK_FOLDERS, *CONDITION_FOLDERS, *PAIRS)
