@@ -125,6 +125,45 @@ def inspect(
         typer.echo(f"  {bucket.width}x{bucket.height}: {count}")
 
 
+@data.command()
+def caption(
+    folder: Annotated[Path, typer.Argument(help="Folder of pictures, searched at any depth.")],
+    model: Annotated[
+        str,
+        typer.Option(help="BLIP or the like: a folder as transformers writes it, or its name in the models folder."),
+    ],
+    prefix: Annotated[str, typer.Option(help="Words in front of every caption, a trigger word for example.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Write over captions that are there.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Describe the pictures of a folder that have no caption, in a .txt beside each.
+
+    Example: gouache data caption my-pictures --model blip-image-captioning-base --prefix "sks dog,"
+    """
+    from gouache.data.subsets.captioner import Captioner, Described, find_captioner, write_captions
+
+    done = list[Described]()
+
+    def described() -> Iterable[tuple[int, int | None]]:
+        for one, total in write_captions(folder, Captioner(find_captioner(model)), prefix=prefix, force=force):
+            done.append(one)
+            yield len(done), total
+
+    _draw(described(), "Describing")
+    written = {one.key: one.caption for one in done if one.caption}
+    skipped = [{"key": one.key, "reason": one.reason} for one in done if one.reason]
+    kept = len(done) - len(written) - len(skipped)
+    if json:
+        counts = {"folder": str(folder), "written": written, "kept": kept, "skipped": skipped}
+        typer.echo(json_module.dumps(counts, ensure_ascii=False))
+        return
+    typer.echo(f"{folder}: {len(written)} captions written, {kept} kept, {len(skipped)} pictures without one")
+    for key, text in written.items():
+        typer.echo(f"  {key}: {text}")
+    for one in skipped:
+        typer.echo(f"  skipped {one['key']}: {one['reason']}")
+
+
 def _build_pictures(
     source: str | None,
     folder: Path,
@@ -163,8 +202,8 @@ def _print_stickers(count: int, counts: dict[str, int], folder: Path, *, as_json
     typer.echo(f"{folder}: {count} pictures ({styles}); credits in {folder / 'CREDITS.md'}")
 
 
-def _draw(progress: Iterable[tuple[int, int | None]]) -> None:
-    """Run a build that yields (done, total) to its end; on a terminal, with a bar on standard error."""
+def _draw(progress: Iterable[tuple[int, int | None]], verb: str = "Building") -> None:
+    """Run a task that yields (done, total) to its end; on a terminal, with a bar on standard error."""
     if not sys.stderr.isatty():
         for _ in progress:
             pass
@@ -173,6 +212,6 @@ def _draw(progress: Iterable[tuple[int, int | None]]) -> None:
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("Building", total=None)
+        task = bar.add_task(verb, total=None)
         for done, total in progress:
-            bar.update(task, completed=done, total=total, description=f"Building: {done} pictures")
+            bar.update(task, completed=done, total=total, description=f"{verb}: {done} pictures")
