@@ -16,6 +16,7 @@ from gouache.training.loop_config import StageConfig
 from gouache.training.stage_tables import (
     ClipStage,
     DenoiserStage,
+    LoraStage,
     PriorStage,
     TokensStage,
     UpscalerStage,
@@ -119,6 +120,7 @@ class TrainConfig(Config):
     tokens: TokensStage | None = None
     prior: PriorStage | None = None
     denoiser: DenoiserStage | None = None
+    lora: LoraStage | None = None
     upscaler: UpscalerStage | None = None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,12 +31,27 @@ TUNING: dict[str, dict[str, Any]] = {
 the rate it was trained with, a warm-up that a run of minutes gets through, and one average."""
 
 
+LORA_TUNING: dict[str, dict[str, Any]] = {
+    "optimizer": {"learning_rate": 1e-3, "warmup_images": 50, "weight_decay": 0.0},
+    "ema": {"lengths": (0.1,), "use": 0.1},
+    "loop": {"batch_size": 4, "images": 20_000, "precision": "auto"},
+}
+"""What stage `lora` takes where its table says nothing: small changes bear a higher rate than whole networks."""
+
+
 def _tuned(values: Any) -> Any:
     """A stage's table, with the values that suit the start it names."""
     if not isinstance(values, dict) or values.get("start") is None:
         return values
+    return _filled(values, TUNING)
+
+
+def _filled(values: Any, usual_tables: Mapping[str, Mapping[str, Any]]) -> Any:
+    """A stage's table, with usual values where it says nothing."""
+    if not isinstance(values, dict):
+        return values
     filled = dict(values)
-    for table, usual in TUNING.items():
+    for table, usual in usual_tables.items():
         given = values.get(table, {})
         if isinstance(given, dict):
             # Widths and the one in use belong together: whoever names either chooses both.
@@ -228,6 +245,47 @@ class DenoiserStage(DenoisingTable):
         if self.network is None:
             raise ConfigError("denoiser.network", given="none", expected="sizes, taken from the model to start from")
         return self.network
+
+
+class LoraStage(DenoisingTable):
+    """Low-rank changes of a finished model (Hu et al. 2021, arXiv:2106.09685), which stays as it is.
+
+    Of a model with a prior, both networks are changed: the prior learns what a thing looks like in the large, the
+    denoiser how it is painted.
+    """
+
+    start: Path
+    """The model, of any family and layout that gouache loads."""
+    rank: int = Field(default=16, ge=1, le=1024)
+    """Of the changes of linear layers and 1x1 convolutions; at most what a layer has."""
+    alpha: float | None = Field(default=None, gt=0)
+    """Changes are scaled by alpha / rank; none takes the rank, so the factor is 1."""
+    conv_rank: int = Field(default=0, ge=0, le=1024)
+    """Of the changes of larger convolutions (LoCon); 0 leaves them."""
+    dora: bool = False
+    """Train the length of every output's weights beside their direction (Liu et al. 2024, arXiv:2402.09353)."""
+    layers: tuple[str, ...] = ()
+    """Patterns with * of the layers to change, by the names in the file; none takes all that kohya's trainer does."""
+    text: bool = False
+    """Whether the text encoders are changed too."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Share of a layer's inputs that its change doesn't see."""
+    token_noise: float = Field(default=0.1, ge=0, lt=1)
+    """Of models with a prior: largest share of its input tokens replaced by random ones."""
+    hidden_recall: float = Field(default=0.5, ge=0, le=1)
+    """Of models with a prior: share of images from which the nearest remembered picture is hidden."""
+    gradient_checkpointing: bool = False
+    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suits_its_start(cls, values: Any) -> Any:
+        return _filled(values, LORA_TUNING)
+
+    def rank_of(self, shape: tuple[int, ...]) -> int:
+        """The rank of a layer's change, from the shape of its weight; 0 for none."""
+        wanted = self.conv_rank if set(shape[2:]) - {1} else self.rank
+        return min(wanted, shape[0], prod(shape[1:]))
 
 
 class UpscalerStage(StageConfig):

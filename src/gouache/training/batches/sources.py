@@ -60,7 +60,7 @@ class StreamSource:
 
     def examples(self, numbers: Sequence[int]) -> Captioned:
         """Examples of the endless stream."""
-        return _stacked([self.stream.example(number) for number in numbers])
+        return stacked([self.stream.example(number) for number in numbers])
 
 
 class BucketedSource:
@@ -91,7 +91,7 @@ class BucketedSource:
 
     def examples(self, numbers: Sequence[int]) -> Captioned:
         """Examples of the endless stream."""
-        return _stacked([self._example(n, at) for n, at in zip(numbers, self._order.numbers(numbers), strict=True)])
+        return stacked([self._example(n, at) for n, at in zip(numbers, self._order.numbers(numbers), strict=True)])
 
     def _example(self, number: int, at: int) -> Example:
         generator = np.random.Generator(np.random.Philox(key=[self._seed, number]))
@@ -127,7 +127,7 @@ class EveryExample:
 
     def examples(self, numbers: Sequence[int]) -> Captioned:
         """Examples by number."""
-        return _stacked([self._example(*self._examples[number]) for number in numbers])
+        return stacked([self._example(*self._examples[number]) for number in numbers])
 
     def _example(self, row: int, caption: str, mirrored: bool, frame: str) -> Example:
         picture = np.array(self._pictures.picture(row))
@@ -157,7 +157,7 @@ class PlainPictures:
     def examples(self, numbers: Sequence[int]) -> Captioned:
         """Pictures by number."""
         rows = [int(self._rows[number]) for number in numbers]
-        return _stacked([Example(self._pictures.picture(r), self._pictures.records[r].captions[0]) for r in rows])
+        return stacked([Example(self._pictures.picture(r), self._pictures.records[r].captions[0]) for r in rows])
 
 
 class PlainStickers:
@@ -177,7 +177,7 @@ class PlainStickers:
 
     def examples(self, numbers: Sequence[int]) -> Captioned:
         """Pictures by number."""
-        return _stacked([plain_example(self._stickers, int(self._rows[number])) for number in numbers])
+        return stacked([plain_example(self._stickers, int(self._rows[number])) for number in numbers])
 
 
 def open_sources(folder: Path, config: DataConfig, *, batch: int = ENCODED_TOGETHER) -> Sources:
@@ -230,7 +230,12 @@ def open_stickers(folder: Path, config: DataConfig) -> Stickers:
     return stickers
 
 
-def _packed_sources(pictures: PackedPictures, config: DataConfig, batch: int) -> Sources:
+def few_packed(pictures: PackedPictures, config: DataConfig) -> tuple[bool, str]:
+    """Whether a packed set is too small to hold some out, and what to say of it.
+
+    Raises:
+        DataError: its pictures have another size.
+    """
     if not all(_fits(bucket, config.size) for bucket in pictures.buckets):
         given = f"pictures of {', '.join(pictures.manifest.counts)} pixels"
         raise DataError(
@@ -239,7 +244,13 @@ def _packed_sources(pictures: PackedPictures, config: DataConfig, batch: int) ->
             expected=f"{config.size}x{config.size}, or buckets of about its area",
             cure=f"Build it with --size {config.size}, as [data] size says.",
         )
-    variety, few = Variety(config.flip, config.templates), len(pictures) < SMALL
+    few = len(pictures) < SMALL
+    return few, NOTHING_HELD_OUT if few else ""
+
+
+def _packed_sources(pictures: PackedPictures, config: DataConfig, batch: int) -> Sources:
+    few, note = few_packed(pictures, config)
+    variety = Variety(config.flip, config.templates)
     split: Split = "all" if few else "train"
     plain = PlainPictures(pictures, split)
     held_out = plain if few else PlainPictures(pictures, "held_out")
@@ -249,7 +260,7 @@ def _packed_sources(pictures: PackedPictures, config: DataConfig, batch: int) ->
     else:
         train = StreamSource(PackedStream(pictures, config.seed, split=split, variety=variety))
     every = EveryExample(pictures, pictures.weighted(split).tolist(), variety)
-    return Sources(train, held_out, plain, every, NOTHING_HELD_OUT if few else "")
+    return Sources(train, held_out, plain, every, note)
 
 
 def _fits(bucket: Bucket, size: int) -> bool:
@@ -258,7 +269,12 @@ def _fits(bucket: Bucket, size: int) -> bool:
     return bucket.width == size if bucket.width == bucket.height else size * size < 2 * area <= 2 * size * size
 
 
-def _stacked(examples: list[Example]) -> Captioned:
+def stacked(examples: list[Example]) -> Captioned:
+    """Examples as one batch.
+
+    Raises:
+        DataError: their pictures have several shapes.
+    """
     if len(shapes := {example.picture.shape[:2] for example in examples}) > 1:
         raise DataError(
             "pictures",

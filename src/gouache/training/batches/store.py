@@ -219,6 +219,13 @@ def _encode_batch(source: CaptionedSource, encoders: Encoders, numbers: range) -
 def text_states(
     stack: TextStack, captions: list[str], pooled: Callable[[Tensor | None], Tensor | None] = lambda vector: vector
 ) -> TextStates:
+    """As `states_of_texts`, without gradients."""
+    return states_of_texts(stack, captions, pooled)
+
+
+def states_of_texts(
+    stack: TextStack, captions: list[str], pooled: Callable[[Tensor | None], Tensor | None] = lambda vector: vector
+) -> TextStates:
     """What a text encoder says of captions; without a pooled vector that of no width.
 
     Args:
