@@ -14,6 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
@@ -120,7 +121,7 @@ def pack_pictures(
         writer = _Writer(part)
         with (part / "records.jsonl").open("w", encoding="utf-8") as lines:
             for subset in subsets:
-                for item in map(subset.own, _read(subset, report)):
+                for item in map(subset.own, islice(_read(subset, report), subset.most)):
                     bucket = nearest_bucket(item.picture.shape[1], item.picture.shape[0], buckets)
                     try:
                         record = writer.write(item, bucket, subset.name)

@@ -216,6 +216,13 @@ class DenoisingTable(StageConfig):
     """Largest share of the draft's tokens replaced by random ones."""
     noise_offset: float = Field(default=0.0, ge=0)
     input_perturbation: float = Field(default=0.0, ge=0)
+    prior_loss_weight: float = Field(default=1.0, ge=0)
+    """Of regularisation pictures in the loss (Ruiz et al. 2023, equation 2); pictures to learn have 1."""
+    class_prompt: str = ""
+    """What pictures of the class show, for example "a photo of a dog": they are painted with the start model before
+    training, and keep it from forgetting the class (Ruiz et al. 2023, section 3.2)."""
+    class_pictures: int = Field(default=100, ge=1)
+    """How many of them; those that are painted already are kept."""
 
 
 class DenoiserStage(DenoisingTable):

@@ -44,6 +44,10 @@ class CaptionRules(Config):
             return None
         if self.shuffle or self.tag_dropout or (self.keep_separator and self.keep_separator in caption):
             caption = self._retagged(caption, generator)
+        return self.framed(caption)
+
+    def framed(self, caption: str) -> str:
+        """The caption between its trigger words."""
         return " ".join(filter(None, (self.prefix, caption, self.suffix)))
 
     def _retagged(self, caption: str, generator: np.random.Generator) -> str:

@@ -50,6 +50,7 @@ def plan_set(
     keep_shapes: bool = False,
     reading: Reading = AS_USUAL,
     regularisation: Path | None = None,
+    most: int | None = None,
 ) -> BuildPlan:
     """Plan a set.
 
@@ -59,6 +60,7 @@ def plan_set(
         keep_shapes: make buckets of like area, where the dataset config doesn't decide.
         reading: of the source; a dataset config has its own.
         regularisation: a folder of pictures of the class, besides.
+        most: of these, so many; None takes all.
 
     Raises:
         DataError, ConfigError: as `read_dataset_config`; or `size` isn't the dataset config's resolution.
@@ -82,5 +84,6 @@ def plan_set(
         subsets = (Subset(source=source, reading=reading),)
         buckets = Bucketing(enabled=keep_shapes).buckets(size or SIDE)
     if regularisation is not None:
-        subsets += (Subset(source=regularisation, name="regularisation", regularisation=True, reading=reading),)
+        name = "regularisation"
+        subsets += (Subset(source=regularisation, name=name, regularisation=True, reading=reading, most=most),)
     return BuildPlan(subsets, buckets, notes)

@@ -32,6 +32,7 @@ class Subset:
         regularisation: they are pictures of the class, for prior preservation (Ruiz et al. 2023, section 3.2).
         rules: how captions and pictures are varied.
         reading: how the source is read.
+        most: so many of its usable pictures, the first; None takes all.
     """
 
     source: str | Path
@@ -40,6 +41,7 @@ class Subset:
     regularisation: bool = False
     rules: SubsetRules = PLAIN
     reading: Reading = AS_USUAL
+    most: int | None = None
 
     def own(self, item: CaptionedPicture) -> CaptionedPicture:
         """A picture of its source as this subset shows it."""
