@@ -18,7 +18,7 @@ FLAGS = {
     "admins": "--admin",
 }
 """Fields whose option has another name."""
-VARIABLES = {"store": "GOUACHE_STORE"}
+VARIABLES = {"store": "GOUACHE_STORE", "files": "GOUACHE_FILES"}
 """Fields that an environment variable sets too."""
 WITHOUT_OPTION = ("model_memory", "lease", "grace", "wait", "limits")
 """Fields that only an embedding program sets."""

@@ -7,6 +7,7 @@ import ctypes
 import json
 import logging
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -286,6 +287,14 @@ def make_settings(given: Mapping[str, Any]) -> Settings:
         if name in values:
             values[name] = values[name].expanduser().resolve()
     values["data"] = (values.get("data") or data_folder()).expanduser()
+    if re.match(r"\w{2,}:[/\\]", str(values["data"])):
+        # A folder of that name would be made and used, and every machine had pictures of its own.
+        raise InvalidInput(
+            "data",
+            given=repr(str(given["data"])),
+            expected="a folder of this machine",
+            cure="Name an object store with --files s3://BUCKET/PREFIX.",
+        )
     values["models"] = (*model_folders(), *(path.expanduser() for path in values.get("models", ())))
     for name in ("allowed_hosts", "behind_proxy"):
         values[name] = tuple(values.get(name, ()))

@@ -79,9 +79,11 @@ class Settings(Config):
     """One studio."""
 
     data: Path
-    """Folder of images, attachments and, without another URL, the store; by default the user's data folder."""
+    """Folder of images, attachments and, without other URLs, the store; by default the user's data folder."""
     store: str | None = None
     """SQLAlchemy URL of the store, such as postgresql+psycopg://...; by default SQLite in the data folder."""
+    files: str | None = None
+    """s3://BUCKET/PREFIX of an object store for pictures and attachments; by default they lie in the data folder."""
     models: tuple[Path, ...] = ()
     """Folder with models."""
     default_model: str | None = None
@@ -149,6 +151,8 @@ class Settings(Config):
 
     def hide_places(self, text: str) -> str:
         """A text without the folders of this server: where its files lie is nobody's business outside."""
+        if self.files is not None:
+            text = text.replace(self.files, "...").replace(self.files.partition("://")[2], "...")
         named = (self.search_tower, self.safety_checker, models_folder(), data_folder(), Path.home())
         program = (Path(gouache.__file__).parent, Path(sys.prefix), Path(tempfile.gettempdir()))
         known = [place for place in (*self.model_folders, self.data, *program, *named) if place is not None]

@@ -27,7 +27,7 @@ from gouache.serve.search.index import Index
 from gouache.serve.search.vectors import open_embedder
 from gouache.serve.settings import Settings
 from gouache.serve.store.database import Database
-from gouache.serve.store.file_store import FileStore
+from gouache.serve.store.object_store import open_file_store
 from gouache.serve.store.outages import Patience, outlast
 from gouache.serve.worker.job_run import JobContext, JobRun, LeaseLost, Stopped
 from gouache.serve.worker.loaded_models import LoadedModels, OpenModel, open_pipeline
@@ -56,7 +56,8 @@ class Worker:
         self.settings, self.tell = settings, tell
         self.name = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns():x}"
         database = Database(settings.store_url)
-        self.database, self.leases, self.file_store = database, Leases(database), FileStore(settings.data)
+        self.database, self.leases = database, Leases(database)
+        self.file_store = open_file_store(settings.data, settings.files)
         self.catalog = ModelCatalog(settings.model_folders, database, settings.default_model, patience=0.0)
         self.models = LoadedModels(open_model, settings.model_memory, settings.device)
         tasks = TaskQueue(database, self.name, settings.lease, tell)
