@@ -16,6 +16,7 @@ NOT_IMPORTED = {
     "psycopg": "SQLAlchemy imports it for a postgresql URL",
     "python_multipart": "Starlette imports it for forms",
     "imageio_ffmpeg": "imageio imports it for films",
+    "s3fs": "fsspec imports it for an s3:// URL",
     "tensorboard": "torch.utils.tensorboard imports it",
 }
 COMES_ALONG = {

@@ -11,14 +11,17 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gouache.checkpoints.formats.header import read_header
 from gouache.checkpoints.formats.safetensors import load_tensors
 from gouache.checkpoints.hub import file_sha256
+from gouache.checkpoints.load import load_bundle
 from gouache.config import Config
-from gouache.errors import DataError, MissingDependency, TrainingError
+from gouache.errors import ConfigError, DataError, MissingDependency, TrainingError
+from gouache.models.bundle import ModelBundle
 from gouache.models.configs import QuantizerConfig, SentenceEncoderConfig, VAEConfig
+from gouache.models.family import POCKET
 from gouache.models.quantizer import Quantizer
 from gouache.models.text.sentence import SentenceEncoder
 from gouache.models.text.stack import TextStack
@@ -216,3 +219,44 @@ def run_text(config: TextConfig, run: Path) -> tuple[TextStack, str]:
     own = run_text_folder(run)
     folder = own if config.folder is None and own.exists() else config.folder
     return load_text(sentence_encoder_folder(folder), config.max_tokens)
+
+
+def start_model(path: Path, size: int, stage: str) -> ModelBundle:
+    """A model to train further, in fp32.
+
+    Args:
+        path: where it lies.
+        size: side of the pictures in pixels.
+        stage: which trains it.
+
+    Raises:
+        ConfigError: it is shown pictures beside the text, or its drafts have another size.
+    """
+    bundle = load_bundle(path, dtype=torch.float32)
+    shown, quantizer = bundle.unet.config.draft_channels, bundle.quantizer
+    if bundle.picture_width or not bundle.reads_texts or (shown and quantizer is None and bundle.family != POCKET.name):
+        raise ConfigError(
+            f"{stage}.start", given=f"{path}, which is shown pictures", expected="a model trained on texts alone"
+        )
+    if quantizer is not None and (side := quantizer.config.latent_size * bundle.vae.config.downscale) != size:
+        cure = f"Say [data] size = {side}."
+        raise ConfigError("data.size", given=size, expected=f"{side}, as the drafts of {path} have", cure=cure)
+    return bundle
+
+
+def encoders_of(bundle: ModelBundle, path: Path, size: int) -> Encoders:
+    """The encoders of a published model, for square pictures of `size` pixels."""
+    numbers = bundle.size_condition(size, size)
+
+    def pooled(text: Tensor | None) -> Tensor | None:
+        rows = None if numbers is None or text is None else numbers.expand(len(text), -1)
+        return bundle.pooled_vector(text, rows)
+
+    sha = bundle.sha256 or f"{path.resolve()}/{_file_marks(path)}"
+    return Encoders(bundle.vae, bundle.text, sha, pooled)
+
+
+def _file_marks(path: Path) -> str:
+    """Sizes and times of a model's files: enough to notice that it was replaced."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    return "/".join(f"{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files if f.is_file())

@@ -176,16 +176,9 @@ class PriorStage(StageConfig):
         return self
 
 
-class DenoiserStage(StageConfig):
-    """Stage 5: the latent diffusion U-Net, from nothing or from a published model."""
+class DenoisingTable(StageConfig):
+    """What a stage with the loss of latent diffusion may say of it."""
 
-    network: NetworkTable | None = None
-    """Sizes of a U-Net, or of Stable Diffusion 3's transformer, with random weights; none if `start` names a model."""
-    start: Path | None = None
-    """A model to fine-tune, of any family and layout that gouache loads. Its autoencoder, text encoders and denoiser
-    settings are used as they are; the stages before are not needed."""
-    denoiser: DenoiserConfig = DenoiserConfig(parameterization="v", schedule=NoiseScheduleConfig(name="cosine"))
-    """Parameterization, noise schedule, and whether the variance is learned (then the loss is L_hybrid)."""
     weight: Literal["uniform", "min_snr", "edm", "truncated_snr", "p2"] = "uniform"
     weight_gamma: float | None = None
     """Of `min_snr` and `p2`; none takes their papers' own."""
@@ -206,6 +199,18 @@ class DenoiserStage(StageConfig):
     """Largest share of the draft's tokens replaced by random ones."""
     noise_offset: float = Field(default=0.0, ge=0)
     input_perturbation: float = Field(default=0.0, ge=0)
+
+
+class DenoiserStage(DenoisingTable):
+    """Stage 5: the latent diffusion U-Net, from nothing or from a published model."""
+
+    network: NetworkTable | None = None
+    """Sizes of a U-Net, or of Stable Diffusion 3's transformer, with random weights; none if `start` names a model."""
+    start: Path | None = None
+    """A model to fine-tune, of any family and layout that gouache loads. Its autoencoder, text encoders and denoiser
+    settings are used as they are; the stages before are not needed."""
+    denoiser: DenoiserConfig = DenoiserConfig(parameterization="v", schedule=NoiseScheduleConfig(name="cosine"))
+    """Parameterization, noise schedule, and whether the variance is learned (then the loss is L_hybrid)."""
     gradient_checkpointing: bool = False
     freeze: tuple[str, ...] = ()
     """Names of parameters (prefixes) that are not trained."""

@@ -192,12 +192,14 @@ def test_noise_levels_are_uniform_or_logit_normal_in_the_schedules_index(make_st
     numbers = range(2000)
     plain = make_stage("denoiser")
     assert isinstance(plain, DenoiserTraining)
-    uniform = BatchNoise(plain.seed, numbers).uniform("t").double() * (plain.schedule.num_timesteps - 1)
-    assert torch.equal(plain.batch(numbers)["sigma"], plain.schedule.index_to_sigma(uniform))
+    uniform = BatchNoise(plain.seed, numbers).uniform("t").double() * (plain.denoising.schedule.num_timesteps - 1)
+    assert torch.equal(plain.batch(numbers)["sigma"], plain.denoising.schedule.index_to_sigma(uniform))
 
     middle = make_stage("denoiser", timesteps="logit_normal", timestep_mean=-0.6, timestep_std=0.8)
     assert isinstance(middle, DenoiserTraining)
-    place = middle.schedule.sigma_to_t(middle.batch(numbers)["sigma"]) / (middle.schedule.num_timesteps - 1)
+    place = middle.denoising.schedule.sigma_to_t(middle.batch(numbers)["sigma"]) / (
+        middle.denoising.schedule.num_timesteps - 1
+    )
     # The logits are N(-0.6, 0.8): four deviations of the mean and of the deviation of 2,000 draws.
     assert float(place.logit().mean()) == pytest.approx(-0.6, abs=4 * 0.8 / 2000**0.5)
     assert float(place.logit().std()) == pytest.approx(0.8, abs=4 * 0.8 / 4000**0.5)

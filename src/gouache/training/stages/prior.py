@@ -21,10 +21,18 @@ from gouache.training.batches.batch_shapes import check_square
 from gouache.training.batches.encoded import Encoded, Shuffled, drop_captions
 from gouache.training.batches.sources import Sources
 from gouache.training.config import TrainConfig
-from gouache.training.inputs import RunInputs, initial_weights, last_result, load_network, result_of, stage_run
+from gouache.training.inputs import (
+    RunInputs,
+    encoders_of,
+    initial_weights,
+    last_result,
+    load_network,
+    result_of,
+    stage_run,
+    start_model,
+)
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, batched
 from gouache.training.stage_tables import PriorStage
-from gouache.training.stages.denoiser import encoders_of, start_model
 
 SHOWN = 16
 
@@ -137,24 +145,11 @@ class PriorTraining(Stage[Prior]):
         numbers, noise, network = self.order.numbers(indices), BatchNoise(self.seed, indices), self.config.sizes
         dropped = noise.uniform("caption") < self.config.caption_dropout
         text = drop_captions(self.data.text(numbers), self.data.empty, dropped)
-        share = noise.uniform("share") * self.config.token_noise
-        return {
-            "latents": self.data.latents(numbers),
-            "wrong": noise.uniform("wrong", (network.length,)) < share[:, None],
-            "random": noise.integers("random", network.vocabulary, (network.length,)),
-            "hide": noise.uniform("recall") < self.config.hidden_recall,
-            **text.batch(),
-        }
+        draws = token_draws(network, noise, self.config.token_noise, self.config.hidden_recall)
+        return {"latents": self.data.latents(numbers), **draws, **text.batch()}
 
     def forward(self, batch: Batch) -> Losses:
-        with torch.no_grad():
-            tokens = self.quantizer.encode(batch["latents"])
-            inputs = prior_inputs(
-                self.config.sizes, self.quantizer, torch.where(batch["wrong"], batch["random"], tokens)
-            )
-        logits = self.trained(inputs, batch["context"], batch["pooled"], batch["mask"], hide=batch["hide"])
-        rows = logits.to(batch["latents"].dtype).flatten(0, 1)  # [B*S,V]
-        nats = nn.functional.cross_entropy(rows, tokens.flatten(), reduction="none").view_as(tokens)
+        nats = token_nats(self.trained, self.quantizer, batch)
         return {"loss": (nats * self.weights).mean(), "bits_per_token": nats.detach().mean() / math.log(2)}
 
     def validate(self, network: Prior) -> dict[str, float]:
@@ -201,6 +196,26 @@ class PriorTraining(Stage[Prior]):
             context, pooled, mask = (t.to(self.device) for t in (text.context, text.pooled, text.mask))
             parts.append(-prior.log_likelihood(self.quantizer, tokens, context, pooled, mask) / math.log(2))
         return torch.cat(parts)
+
+
+def token_draws(sizes: PriorConfig, noise: BatchNoise, token_noise: float, hidden_recall: float) -> Batch:
+    """What is drawn for a prior's loss: which tokens it is shown wrong, and whether the nearest memory is hidden."""
+    share = noise.uniform("share") * token_noise
+    return {
+        "wrong": noise.uniform("wrong", (sizes.length,)) < share[:, None],
+        "random": noise.integers("random", sizes.vocabulary, (sizes.length,)),
+        "hide": noise.uniform("recall") < hidden_recall,
+    }
+
+
+def token_nats(prior: Prior, quantizer: Quantizer, batch: Batch) -> Tensor:
+    """Negative log-likelihood of every true token of `latents`, given the text and the tokens before it. [B,S]"""
+    with torch.no_grad():
+        tokens = quantizer.encode(batch["latents"])
+        inputs = prior_inputs(prior.config, quantizer, torch.where(batch["wrong"], batch["random"], tokens))
+    logits = prior(inputs, batch["context"], batch["pooled"], batch["mask"], hide=batch["hide"])
+    rows = logits.to(batch["latents"].dtype).flatten(0, 1)  # [B*S,V]
+    return nn.functional.cross_entropy(rows, tokens.flatten(), reduction="none").view_as(tokens)
 
 
 @torch.no_grad()

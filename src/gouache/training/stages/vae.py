@@ -27,9 +27,10 @@ from gouache.training.batches.store import CaptionedSource, FiniteSource, text_s
 from gouache.training.config import TrainConfig
 from gouache.training.inputs import RunInputs, initial_weights, load_vae
 from gouache.training.losses import PatchDiscriminator, adversarial_loss, edge_loss, psnr
+from gouache.training.previewer import Previewer
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, freeze_parameters
 from gouache.training.stage_tables import VaeStage
-from gouache.training.stages.denoiser import DenoiserTraining, Previewer
+from gouache.training.stages.denoiser import DenoiserTraining
 
 SHOWN, VALIDATED = 32, 256
 QUANT_CONV = "quant_conv"
