@@ -100,12 +100,12 @@ class Settings(Config):
     """Host name, beside loopback and IP addresses, under which the studio is reached, for example behind a proxy."""
     behind_proxy: tuple[ProxyAddress, ...] = ()
     """Address or network of a proxy that speaks TLS: its X-Forwarded-For and X-Forwarded-Proto count, nobody else's."""
-    workers: Annotated[int, Field(ge=0, le=64)] = 1
-    """Worker processes that this server starts and supervises; 0 if they run elsewhere."""
+    workers: Annotated[int, Field(ge=0, le=1024)] = 1
+    """Worker processes to start and supervise; a server has 0 if they run elsewhere."""
     model_memory: Count = 8 * 2**30
     """Bytes of loaded models a worker keeps."""
     device: str | None = None
-    """cpu, cuda, cuda:0 or mps; by default a GPU if available."""
+    """cpu, cuda, cuda:0 or mps; several with commas are dealt out to the workers. By default a GPU if available."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads of a worker; 0 leaves the choice to torch."""
     lease: Seconds = 30.0
@@ -138,6 +138,11 @@ class Settings(Config):
         """Where models that are sent to it go: the models folder of this machine, where it is one of the studio's."""
         own = models_folder()
         return own if own.resolve() in {path.resolve() for path in self.model_folders} else self.data / "models"
+
+    @property
+    def devices(self) -> tuple[str | None, ...]:
+        """The devices that are dealt out to the workers."""
+        return tuple(part.strip() for part in self.device.split(",")) if self.device else (None,)
 
     @property
     def wildcards(self) -> Path:

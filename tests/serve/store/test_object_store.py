@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
 
@@ -140,7 +139,7 @@ def test_errors_do_not_tell_where_the_files_lie(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def objects(object_service: ObjectService, monkeypatch: pytest.MonkeyPatch) -> Iterator[ObjectService]:
+def objects(object_service: ObjectService, monkeypatch: pytest.MonkeyPatch) -> ObjectService:
     for name, value in object_service.environment.items():
         monkeypatch.setenv(name, value)
-    yield object_service
+    return object_service
