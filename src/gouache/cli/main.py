@@ -14,6 +14,23 @@ from typer.core import TyperCommand, TyperGroup
 
 from gouache.errors import GouacheError, MissingDependency
 
+VALUE_LEFT_OUT = {"--ray": "auto"}
+"""Options whose value may be left out -> what it is then. Typer has no such options."""
+
+
+def with_values(args: list[str]) -> list[str]:
+    """Arguments in which each of these options has a value.
+
+    >>> with_values(["paint", "--ray", "-o", "out"])
+    ['paint', '--ray', 'auto', '-o', 'out']
+    """
+    found: list[str] = []
+    for one, after in zip(args, [*args[1:], "-"], strict=True):
+        found.append(one)
+        if one in VALUE_LEFT_OUT and after.startswith("-"):
+            found.append(VALUE_LEFT_OUT[one])
+    return found
+
 
 class LazyGroup(TyperGroup):
     """A group whose help comes from a table, and whose commands are imported only to be run or completed.
@@ -35,7 +52,7 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that is really run."""
-        name, command, rest = super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, with_values(args))
         return (name, command if name is None else load_command(name, self.homes[name][0]), rest)
 
 
