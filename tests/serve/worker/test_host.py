@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import random
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,7 +14,6 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from tests.serve.objects import ObjectService
 from tests.serve.served import Process, check_everything, submit, wait_for_all
 
 from gouache.serve.settings import Limits, Settings
