@@ -18,6 +18,7 @@ T = TypeVar("T")
 HERE, ANY = "local", "auto"
 """Addresses: a new cluster of this machine; the one that `RAY_ADDRESS` names or that runs here, else a new one."""
 LOOPBACK = "127.0.0.1"
+LOOPBACKS = (LOOPBACK, "localhost")
 PATIENCE = 10.0
 """Seconds for which the head node may not answer before it is lost."""
 
@@ -33,8 +34,8 @@ class Cluster:
     head: tuple[str, int] | None
     _lost: threading.Event = field(default_factory=threading.Event)
 
-    def check_room(self, cpus: int, gpus: int) -> None:
-        """Refuse an actor that no machine has room for.
+    def check_room(self, cpus: int, gpus: int) -> int:
+        """How many actors there is room for now; an actor that no machine has room for is refused.
 
         Raises:
             ClusterError: there is none, and the cluster doesn't grow by itself.
@@ -52,6 +53,7 @@ class Cluster:
                 expected=f"one with {wanted[1]} {wanted[0]}",
                 cure=cure,
             )
+        return sum(int(float(offer.get(wanted[0], 0)) // wanted[1]) for offer in offers)
 
     def has_gpus(self) -> bool:
         """Whether any machine of it offers a GPU."""
@@ -73,9 +75,16 @@ def connected(address: str) -> Iterator[Cluster]:
     """
     # Read when Ray is imported and started. Whoever wants to tell Ray's makers sets the variable to 1.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # Its messages for its own makers go to standard error otherwise; a cluster's logs keep what its nodes say.
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    named = os.environ.get("RAY_ADDRESS", "") if address == ANY else address
+    place = _place(named)
+    if address == HERE or (place is not None and place[0] in LOOPBACKS):
+        # Read at import. Without it Ray takes an address of the network card in place of a loopback one.
+        os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
     import ray
 
-    _check_answers(os.environ.get("RAY_ADDRESS", "") if address == ANY else address)
+    _check_answers(named)
     try:
         _start_or_join(address)
     except (ConnectionError, TimeoutError, ValueError, RuntimeError) as error:

@@ -122,7 +122,7 @@ class ObjectFolder:
 
         kind = place.partition("://")[0]
         try:
-            self._files, self._prefix = fsspec.core.url_to_fs(place.rstrip("/"))
+            self._files, self._prefix = fsspec.core.url_to_fs(place.rstrip("/"), skip_instance_cache=True)
         except ImportError as error:
             raise MissingDependency(
                 place,

@@ -10,6 +10,7 @@ import json
 import logging
 import os
 import platform
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -143,12 +144,12 @@ def spread(
     Raises:
         ClusterError: the cluster has no room for an actor, lost its head, or its machines disagree.
     """
-    cluster.check_room(room.threads, room.gpus)
+    now = cluster.check_room(room.threads, room.gpus)
     books = _Bookkeeping(dict(tasks), check)
     for attempt in range(PASSES):
         blocks = min(len(books.open), LARGEST_BLOCKS) if attempt == 0 else len(books.open)
         books.damaged.clear()
-        for row in told(cluster, _rows(dict(books.open), blocks, _Actor, (work, arguments, room.threads), room)):
+        for row in told(cluster, _rows(dict(books.open), blocks, _Actor, (work, arguments, room.threads), room, now)):
             result = books.take(row)
             if result is not None:
                 yield result
@@ -166,7 +167,7 @@ def spread(
 
 
 def _rows(
-    tasks: Mapping[int, str], blocks: int, actor: type, arguments: tuple[object, ...], room: Room
+    tasks: Mapping[int, str], blocks: int, actor: type, arguments: tuple[object, ...], room: Room, now: int
 ) -> Iterator[dict[str, Any]]:
     import ray.data
     from ray.data import ActorPoolStrategy, DataContext
@@ -182,18 +183,25 @@ def _rows(
         [{"key": key, "task": task} for key, task in tasks.items()], override_num_blocks=max(blocks, 1)
     )
     # One task at a time in an actor: those that wait there would be lost with one that kills it.
-    pool = ActorPoolStrategy(min_size=1, max_size=room.actors, max_tasks_in_flight_per_actor=1)
-    needs = {"num_gpus": room.gpus} if room.gpus else {"num_cpus": room.threads}
-    spread_out = data.map_batches(
-        actor,
-        batch_size=1,
-        compute=pool,
-        fn_constructor_args=arguments,
-        max_restarts=-1,
-        max_task_retries=RETRIES,
-        **needs,
+    pool = ActorPoolStrategy(
+        min_size=1,
+        max_size=room.actors,
+        initial_size=max(1, min(now, len(tasks), room.actors or now)),
+        max_tasks_in_flight_per_actor=1,
     )
-    yield from spread_out.iter_rows()
+    needs = {"num_gpus": room.gpus} if room.gpus else {"num_cpus": room.threads}
+    with warnings.catch_warnings():
+        # Ray 2.64 will have no argument for the number of retries any more, and pyproject.toml holds it below that.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        results = data.map_batches(
+            actor,
+            batch_size=1,
+            compute=pool,
+            fn_constructor_args=arguments,
+            max_task_retries=RETRIES,
+            **needs,
+        )
+    yield from results.iter_rows()
 
 
 class _Actor:

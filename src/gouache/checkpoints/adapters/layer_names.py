@@ -17,11 +17,12 @@ from torch import nn
 from gouache.checkpoints.keymaps import spell_open_clip, speller
 from gouache.checkpoints.shapes import THIRDS, ShapeChange
 from gouache.models.mmdit import MMDiT
+from gouache.models.prior import Prior
 from gouache.models.text.clip import TextEncoder
 from gouache.models.text.stack import TextStack
 from gouache.models.unet import UNet
 
-UNET, TEXT = "unet", "text"
+UNET, TEXT, PRIOR = "unet", "text", "prior"
 WEIGHT, BIAS = "weight", "bias"
 WRAPPERS = re.compile(r"^(?:base_model_model_|_orig_mod_|module_)+")
 """What PEFT, compiled and distributed models put before every name."""
@@ -76,6 +77,8 @@ SECOND_TEXT_PREFIXES = (
     "conditioner_embedders_1_model_",
     "1_model_",
 )
+PRIOR_PREFIXES = ("lora_prior_", "prior_")
+"""Of the network that draws drafts, which only models of this project have."""
 ANY_TEXT_PREFIXES = ("", "lycoris_", "transformer_", "model_")
 """Where nothing says which encoder is meant, the shapes do."""
 _OLD_TEXT = re.compile(r"(?<=self_attn_)to_(?:(q|k|v)|(out))(?:_0)?$")
@@ -87,8 +90,8 @@ class LoraLayer:
     """One parameter of a model that an adapter can change.
 
     Attributes:
-        part: ``"unet"`` or ``"text"``.
-        index: which text encoder, from 0; 0 for the U-Net.
+        part: ``"unet"``, ``"text"`` or ``"prior"``.
+        index: which text encoder, from 0; 0 for the other parts.
         name: the layer inside its network, by our name.
         parameter: ``"weight"`` or ``"bias"``.
     """
@@ -105,17 +108,20 @@ class LayerNames:
     Args:
         unet: the network that denoises.
         text: its text encoders, or the networks of them.
+        prior: the network that draws its drafts, if it has one.
 
     Attributes:
         shapes: of every parameter that can be changed. A layer without a bias can be given one.
         latent_channels: how many of the first convolution's inputs a plain model has too.
     """
 
-    def __init__(self, unet: UNet | MMDiT, text: TextStack | Sequence[nn.Module]) -> None:
+    def __init__(self, unet: UNet | MMDiT, text: TextStack | Sequence[nn.Module], prior: Prior | None = None) -> None:
         self.shapes: dict[LoraLayer, tuple[int, ...]] = {}
         self.latent_channels = unet.config.in_channels
         self._pieces: dict[str, list[tuple[LoraLayer, ShapeChange]]] = {}
         self._unet = dict(self._unet_paths(unet))
+        own = () if prior is None else self._layers(prior, PRIOR, 0)
+        self._prior = {_joined(name): LoraLayer(PRIOR, 0, name) for name in own}
         self._encoders: list[tuple[tuple[str, ...], Mapping[str, LoraLayer]]] = []
         encoders = list(text.encoders if isinstance(text, TextStack) else text)
         for index, encoder in enumerate(encoders):
@@ -131,7 +137,7 @@ class LayerNames:
         for prefix in UNET_PREFIXES:
             if path.startswith(prefix) and path[len(prefix) :] in self._unet:
                 return (self._unet[path[len(prefix) :]],)
-        for prefixes, table in self._encoders:
+        for prefixes, table in ((PRIOR_PREFIXES, self._prior), *self._encoders):
             for prefix in prefixes:
                 if path.startswith(prefix) and path[len(prefix) :] in table:
                     return (table[path[len(prefix) :]],)

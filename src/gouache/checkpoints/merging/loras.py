@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from gouache import __version__
 from gouache.checkpoints.adapters.deltas import Decomposed, LayerDelta, LowRank
-from gouache.checkpoints.adapters.layer_names import TEXT, UNET, WEIGHT, LayerNames, LoraLayer
+from gouache.checkpoints.adapters.layer_names import PRIOR, TEXT, UNET, WEIGHT, LayerNames, LoraLayer
 from gouache.checkpoints.adapters.lora import Lora, read_lora
 from gouache.checkpoints.convert import model_at
 from gouache.checkpoints.formats.safetensors import save_tensors
@@ -26,6 +26,7 @@ from gouache.errors import IncompatibleCheckpoint, InvalidInput
 from gouache.models.configs import UNetConfig
 from gouache.models.family import SDXL
 from gouache.models.mmdit import MMDiT
+from gouache.models.prior import Prior
 from gouache.models.text.clip import TextEncoder
 from gouache.models.unet import UNet
 
@@ -51,7 +52,7 @@ class LoraToMerge:
 
     def weight(self, layer: LoraLayer) -> float:
         """That on a layer."""
-        return self.unet if layer.part == UNET else self.text
+        return self.text if layer.part == TEXT else self.unet
 
 
 Terms = dict[str, dict[str, Callable[[Tensor], Tensor]]]
@@ -63,7 +64,9 @@ def names_of(networks: Mapping[str, NetworkToWrite]) -> LayerNames:
     unet = build_on_meta(networks["unet"].config)
     assert isinstance(unet, UNet | MMDiT), "the config of a network that denoises builds one"
     encoders = [build_on_meta(networks[part].config) for part in _text_parts(networks)]
-    return LayerNames(unet, encoders)
+    prior = build_on_meta(networks["prior"].config) if "prior" in networks else None
+    assert prior is None or isinstance(prior, Prior), "the config of a prior builds one"
+    return LayerNames(unet, encoders, prior)
 
 
 def _text_parts(networks: Mapping[str, NetworkToWrite]) -> list[str]:
@@ -111,7 +114,7 @@ def _sum_of(weight: Tensor, added: Sequence[tuple[float, LayerDelta]]) -> Tensor
 
 
 def _part_of(layer: LoraLayer, networks: Mapping[str, NetworkToWrite]) -> str:
-    return "unet" if layer.part == UNET else _text_parts(networks)[layer.index]
+    return _text_parts(networks)[layer.index] if layer.part == TEXT else layer.part
 
 
 def extract_lora(
@@ -234,6 +237,10 @@ def spelled_layers(model: ModelToWrite) -> Iterator[tuple[LoraLayer, str]]:
         # kohya's SDXL files have CompVis's names, those of SD 1.x and 2.x diffusers'.
         path = spell(f"{name}.weight").name.removesuffix(".weight") if sdxl else name
         yield LoraLayer(UNET, 0, name), f"lora_unet_{path.replace('.', '_')}"
+    if "prior" in networks:
+        for name, module in build_on_meta(networks["prior"].config).named_modules():
+            if isinstance(module, nn.Linear) and name.startswith("layers."):
+                yield LoraLayer(PRIOR, 0, name), f"lora_prior_{name.replace('.', '_')}"
     parts = _text_parts(networks)
     for index, part in enumerate(parts):
         encoder = build_on_meta(networks[part].config)

@@ -26,7 +26,7 @@ from gouache.checkpoints.adapters.embedding import Embedding, read_embedding
 from gouache.checkpoints.adapters.embedding_names import bundled_names
 from gouache.checkpoints.adapters.ip_adapter_library import KIND as IP_ADAPTER
 from gouache.checkpoints.adapters.ip_adapter_library import TOWER, find_ip_adapter, towers
-from gouache.checkpoints.adapters.layer_names import BIAS, UNET, LayerNames, LoraLayer
+from gouache.checkpoints.adapters.layer_names import BIAS, PRIOR, TEXT, UNET, LayerNames, LoraLayer
 from gouache.checkpoints.adapters.library import EMBEDDING, LORA, AdapterFile, AdapterFolder
 from gouache.checkpoints.adapters.lora import Lora, read_lora
 from gouache.checkpoints.adapters.naming import WordFinder, folded
@@ -242,7 +242,7 @@ class Adapters:
         return Adapted(bundle, tuple(dict.fromkeys(refs)), tuple(dict.fromkeys(notes)))
 
     def _loras(self, tags: list[tuple[AdapterFile, AdapterTag]]) -> list[tuple[Lora, AdapterTag]]:
-        names = LayerNames(self.bundle.unet, self.bundle.text)
+        names = LayerNames(self.bundle.unet, self.bundle.text, self.bundle.prior)
         return [(read_lora(file.path, names, self.bundle.family), tag) for file, tag in tags]
 
 
@@ -283,17 +283,26 @@ def with_loras(bundle: ModelBundle, loras: Sequence[tuple[Lora, AdapterTag]]) ->
     changes: dict[LoraLayer, list[tuple[float, LayerDelta]]] = {}
     for lora, tag in loras:
         for layer, change in lora.changes.items():
-            weight = tag.unet_weight if layer.part == UNET else tag.text_weight
+            weight = tag.text_weight if layer.part == TEXT else tag.unet_weight
             if weight:
                 changes.setdefault(layer, []).append((weight, change))
     unet = sharing_copy(bundle.unet)
     encoders = [sharing_copy(encoder) for encoder in bundle.text.encoders]
+    prior = None if bundle.prior is None else sharing_copy(bundle.prior)
     for layer, terms in changes.items():
-        network: nn.Module = unet if layer.part == UNET else encoders[layer.index]
+        network = _network_of(layer, unet, encoders, prior)
         module = network.get_submodule(layer.name)
         merged = nn.Parameter(_merged(_parameter(bundle, layer), terms, layer.name), requires_grad=False)
         module.register_parameter(layer.parameter, merged)
-    return replace(bundle, unet=unet, text=_stack_of(bundle.text, encoders))
+    return replace(bundle, unet=unet, text=_stack_of(bundle.text, encoders), prior=prior)
+
+
+def _network_of(layer: LoraLayer, unet: nn.Module, encoders: Sequence[nn.Module], prior: nn.Module | None) -> nn.Module:
+    """The network that a layer is in."""
+    if layer.part == PRIOR:
+        assert prior is not None, "no layer of a network that isn't there has a name"
+        return prior
+    return unet if layer.part == UNET else encoders[layer.index]
 
 
 def with_embeddings(bundle: ModelBundle, embeddings: Mapping[str, Embedding]) -> ModelBundle:
@@ -335,7 +344,7 @@ def _short_hash(path: Path, whole: str) -> str:
 
 def _parameter(bundle: ModelBundle, layer: LoraLayer) -> Tensor:
     """A parameter as the model has it; zeros for a bias that it doesn't have."""
-    network: nn.Module = bundle.unet if layer.part == UNET else bundle.text.encoders[layer.index]
+    network = _network_of(layer, bundle.unet, list(bundle.text.encoders), bundle.prior)
     module = network.get_submodule(layer.name)
     if layer.parameter == BIAS and module._parameters.get(BIAS) is None:
         return torch.zeros_like(module.get_parameter("weight").detach().flatten(1)[:, 0])

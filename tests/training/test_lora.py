@@ -1,0 +1,80 @@
+"""Stage `lora`: low-rank changes of a frozen model, trained, saved, and used by the name of their file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from tests.training.test_from_packed import equal, small_model
+from tests.training.test_tuning_packed import squares, trained
+from torch import nn
+
+from gouache.checkpoints.formats.safetensors import load_tensors
+from gouache.checkpoints.save import write_model
+from gouache.training.low_rank import Attached, LowRank, LowRankChanges
+from gouache.training.state import checkpoints
+
+CONFIG = """
+[data]
+size = 32
+flip = true
+[lora]
+start = "{start}"
+rank = 4
+[lora.loop]
+images = {images}
+log_images = 8
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A packed model whose pictures begin on a draft, as the shipped one's do."""
+    return write_model(small_model(), tmp_path_factory.mktemp("model") / "small", "gouache")
+
+
+def test_a_lora_of_a_model_with_drafts_changes_prior_and_denoiser_and_resumes_exactly(
+    model: Path, tmp_path: Path
+) -> None:
+    data, config = squares(tmp_path / "mine", 5), tmp_path / "config.toml"
+    for run, ends in (("whole", [32]), ("parts", [16, 32])):
+        for images in ends:
+            config.write_text(CONFIG.format(start=model, images=images))
+            _, steps = trained("lora", config, data, tmp_path / run)
+            assert steps[-1].figures["bits_per_token"] > 0
+    whole, parts = (load_tensors(checkpoints(tmp_path / run / "lora")[-1]) for run in ("whole", "parts"))
+    assert equal(whole, parts)
+    saved = load_tensors(tmp_path / "whole" / "lora" / "last.safetensors")
+    assert {name.split("_")[1] for name in saved} == {"unet", "prior"}
+    assert all(float(saved[name].abs().max()) > 0 for name in saved if name.endswith("lora_up.weight"))
+
+
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("kind", ["linear", "convolution"])
+def test_a_hook_gives_what_the_merged_layer_gives(kind: str, dora: bool) -> None:
+    """W + s up down, and with DoRA m (W + s up down) / |W + s up down| row by row, as one layer's weight."""
+    torch.manual_seed(0)
+    layer: nn.Linear | nn.Conv2d = nn.Linear(6, 5) if kind == "linear" else nn.Conv2d(6, 5, 3, padding=1, stride=2)
+    assert layer.bias is not None
+    x = torch.randn(2, 6) if kind == "linear" else torch.randn(2, 6, 7, 7)
+    change = LowRank(layer, 3, 1.5, dora=dora)
+    assert torch.allclose(change(layer, x, layer(x)), layer(x), atol=1e-6)
+    nn.init.normal_(change.up)
+    if change.magnitude is not None:
+        nn.init.uniform_(change.magnitude, 0.5, 2.0)
+    weight = layer.weight + 0.5 * (change.up.flatten(1) @ change.down.flatten(1)).view_as(layer.weight)
+    if change.magnitude is not None:
+        lengths = weight.flatten(1).norm(dim=1)
+        weight = weight * (change.magnitude / lengths).view(-1, *[1] * (weight.ndim - 1))
+    plain = layer(x)
+    changes = LowRankChanges({"one": change})
+    attached = Attached({"one": layer}, changes)
+    merged = torch.func.functional_call(
+        nn.Linear(6, 5) if kind == "linear" else nn.Conv2d(6, 5, 3, padding=1, stride=2),
+        {"weight": weight, "bias": layer.bias},
+        (x,),
+    )
+    assert torch.allclose(layer(x), merged, atol=1e-5)
+    with attached.using(None):
+        assert torch.equal(layer(x), plain)
