@@ -63,6 +63,7 @@ LazyGroup.homes = {
     "interpolate": ("gouache.cli.interpolate:interpolate", "Interpolate between two prompts, seeds or images."),
     "upscale": ("gouache.cli.upscale:upscale", "Upscale an image."),
     "grid": ("gouache.cli.grid:grid", "Generate an X/Y/Z plot of two or three parameters."),
+    "explain": ("gouache.cli.explain:explain", "Write a page about how an image was painted."),
     "show": ("gouache.cli.recipes:show", "Print the generation parameters stored in an image."),
     "replay": ("gouache.cli.recipes:replay", "Regenerate an image from its recipe and compare."),
     "samplers": ("gouache.cli.info:samplers", "List samplers and noise schedules with their aliases."),

@@ -143,7 +143,7 @@ class _Lines:
             if event.note:
                 self._print(event.note, keep=True)
             elif self.terminal or event.done == event.total:
-                self._print(f"encoding {event.done:,}/{event.total:,}", event.done == event.total)
+                self._print(f"{event.what} {event.done:,}/{event.total:,}", event.done == event.total)
             return
         text = (
             f"{event.images_seen:,}/{event.images:,} images, {event.images_per_second:.1f}/s"

@@ -10,6 +10,8 @@ from typing import ClassVar, get_args
 from pydantic import Field, model_validator
 
 from gouache.config import Config
+from gouache.data.subsets.caption_rules import AS_IT_IS, CaptionRules
+from gouache.data.subsets.planes import MaskSource
 from gouache.errors import ConfigError, DataError, TrainingError, unknown_name
 from gouache.models.configs import GenerationDefaults
 from gouache.training.loop_config import StageConfig
@@ -43,6 +45,18 @@ class DataConfig(Config):
     templates: tuple[str, ...] = ()
     """Sentences with {} where the caption goes, for example "a photo of {}" (packed pictures only); one is drawn for
     each picture that is trained on. None shows the captions as they are."""
+
+    captions: CaptionRules = AS_IT_IS
+    """Trigger words, and tags that are shuffled and dropped (packed pictures only); subsets may have rules of their
+    own."""
+    missing_caption: str = ""
+    """Caption of pictures that have none; {folder} in it is the name of the folder they are in."""
+    masks: MaskSource = "files"
+    """Where masks of the loss come from: files of their own, alpha, conditions (their red channel), or none."""
+    regularisation: Path | None = None
+    """A folder of pictures of the class, beside those to learn."""
+    keep_shapes: bool = False
+    """Keep the shapes of pictures, in buckets of like area, where a set is built from them."""
 
     @model_validator(mode="after")
     def _a_place_for_the_caption(self) -> DataConfig:
@@ -95,7 +109,23 @@ ELSEWHERE = {
     "random_flip": "It is called flip, in [data].",
     "flip_aug": "It is called flip, in [data].",
     "center_crop": "Pictures are always cut in the middle, when the set is built.",
-    "enable_bucket": "Build the set with it: gouache data build pictures DIR --from FOLDER --buckets.",
+    "enable_bucket": "Say [data] keep_shapes = true.",
+    "shuffle_caption": "Say [data.captions] shuffle = true.",
+    "keep_tokens": "It is called keep, in [data.captions].",
+    "keep_tokens_separator": "It is called keep_separator, in [data.captions].",
+    "caption_separator": "It is called separator, in [data.captions].",
+    "caption_prefix": "It is called prefix, in [data.captions].",
+    "caption_suffix": "It is called suffix, in [data.captions].",
+    "caption_tag_dropout_rate": "It is called tag_dropout, in [data.captions].",
+    "class_tokens": "It is called missing_caption, in [data].",
+    "instance_prompt": "It is called missing_caption, in [data].",
+    "alpha_mask": 'Say [data] masks = "alpha".',
+    "masked_loss": 'Masks count where there are some. Say [data] masks = "conditions" for those that are conditions.',
+    "reg_data_dir": "It is called regularisation, in [data].",
+    "class_data_dir": "It is called regularisation, in [data].",
+    "with_prior_preservation": "Say [data] regularisation = FOLDER, or class_prompt in [denoiser] or [lora].",
+    "num_class_images": "It is called class_pictures, in [denoiser] or [lora].",
+    "dataset_config": "It is no key: give the file with --data.",
     "caption_dropout_rate": "It is called caption_dropout, in [denoiser].",
     "proportion_empty_prompts": "It is called caption_dropout, in [denoiser].",
     "train_data_dir": "It is no key: give the folder with --data.",

@@ -80,7 +80,9 @@ class Denoising:
 
         Args:
             network: called with noised latents, timesteps and context.
-            batch: what `draws` gave, with `context` [B,L,D], `mask` [B,L] and `pooled` [B,P].
+            batch: what `draws` gave, with `context` [B,L,D], `mask` [B,L] and `pooled` [B,P]. With `loss_mask`
+                [B,1,h,w] in 0..1, squared errors are multiplied by it, and their mean is still that over the whole
+                picture, as in kohya's sd-scripts; with `loss_weight` [B], the weighted error is multiplied by that.
         """
         kind, sigma = self.denoiser.parameterization, batch["sigma"]
         alpha, std = (value.to(batch["x0"].dtype) for value in alpha_and_std(sigma, self.schedule.path))
@@ -102,14 +104,19 @@ class Denoising:
         if self.chain is not None:
             mean, interpolation = mean.chunk(2, dim=1)
         target = target_of(kind, batch["x0"], batch["eps"], alpha, std)
-        plain = (mean - target).square().flatten(1).mean(1)
-        shape = shaped(self.config.loss, mean - target, c=self.config.huber_c).flatten(1).mean(1)
+        squares = (mean - target).square()
+        shapes = shaped(self.config.loss, mean - target, c=self.config.huber_c)
+        if "loss_mask" in batch:
+            squares, shapes = squares * batch["loss_mask"], shapes * batch["loss_mask"]
+        plain, shape = squares.flatten(1).mean(1), shapes.flatten(1).mean(1)
         weight = loss_weight(self.config.weight, sigma, kind, self.schedule.path, gamma=self.config.weight_gamma)
         loss = weight.to(shape.dtype) * shape
         if self.chain is not None:
             guess = Prediction(to_x0(mean.detach(), x_t, alpha, std, kind), interpolation)
             lambda_ = self.config.hybrid_lambda
             loss = hybrid_loss(self.chain, batch["x0"], x_t, batch["step"], guess, loss, weight=lambda_)
+        if "loss_weight" in batch:
+            loss = loss * batch["loss_weight"]
         return loss, plain
 
     @torch.no_grad()

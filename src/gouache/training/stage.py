@@ -34,11 +34,12 @@ N = TypeVar("N", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True)
 class Preparing:
-    """Encoding goes on: `done` of `total` examples of a store are there; or something that people should know."""
+    """Encoding, or `what` else, goes on: `done` of `total` are there; or something that people should know."""
 
     done: int
     total: int
     note: str = ""
+    what: str = "encoding"
 
 
 @dataclass(frozen=True, slots=True)

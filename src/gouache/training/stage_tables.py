@@ -241,6 +241,13 @@ class DenoisingTable(StageConfig):
     input_perturbation: float = Field(default=0.0, ge=0)
     """Deviation of noise that the network is shown and not asked for (Ning et al. 2023, arXiv:2301.11706); 0.1 is
     usual."""
+    prior_loss_weight: float = Field(default=1.0, ge=0)
+    """Of regularisation pictures in the loss (Ruiz et al. 2023, equation 2); pictures to learn have 1."""
+    class_prompt: str = ""
+    """What pictures of the class show, for example "a photo of a dog": they are painted with the start model before
+    training, and keep it from forgetting the class (Ruiz et al. 2023, section 3.2)."""
+    class_pictures: int = Field(default=100, ge=1)
+    """How many of them; those that are painted already are kept."""
 
 
 class DenoiserStage(DenoisingTable):

@@ -21,6 +21,7 @@ from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
 from gouache.training.batches.batch_shapes import batches_of_one_shape, check_square, order_of, shown
 from gouache.training.batches.encoded import Encoded, drop_captions
+from gouache.training.batches.loss_marks import marks_of
 from gouache.training.batches.sources import Sources
 from gouache.training.config import TrainConfig, stage_config
 from gouache.training.denoising import Denoising, rescaled
@@ -181,4 +182,5 @@ class DenoiserTraining(Stage[UNet | MMDiT]):
         noise, latents, text = BatchNoise(self.seed, indices), data.latents(numbers), data.text(numbers)
         if not exact:
             text = drop_captions(text, data.empty, noise.uniform("caption") < self.config.caption_dropout)
-        return self.denoising.draws(latents, noise, exact=exact) | text.batch()
+        marks = marks_of(data, numbers, latents.shape[2:], self.config.prior_loss_weight)
+        return self.denoising.draws(latents, noise, exact=exact) | text.batch() | marks
