@@ -85,7 +85,7 @@ class PromptPainter:
         self.bundle, self.prompts, self.size = bundle, prompts, size
 
     def sheet(self, network: UNet | MMDiT, device: torch.device) -> Tensor:
-        """A picture for every prompt, [N,C,H,W] in [-1,1]."""
+        """A picture for every prompt, [N,C,H,W] in [-1,1]; `network` takes the place of the model's own."""
         pipeline = Pipeline(replace(self.bundle, unet=network)).to(device)
         pictures = []
         for seed, prompt in enumerate(self.prompts):

@@ -33,22 +33,22 @@ gets through, and one average. Its rate is the second one of `RATES`: a tenth or
 
 
 LORA_TUNING: dict[str, dict[str, Any]] = {
-    "optimizer": {"learning_rate": 1e-3, "warmup_images": 50, "weight_decay": 0.0},
+    "optimizer": {"warmup_images": 50, "weight_decay": 0.0},
     "ema": {"lengths": (0.1,), "use": 0.1},
     "loop": {"batch_size": 4, "images": 20_000, "precision": "auto"},
 }
-"""What stage `lora` takes where its table says nothing: small changes bear a higher rate than whole networks."""
+"""What stage `lora` takes where its table says nothing; its rate is the third one of `RATES`."""
 
 
 def _tuned(values: Any) -> Any:
     """A stage's table, with the values that suit the start it names."""
     if not isinstance(values, dict) or values.get("start") is None:
         return values
-    return _filled(values, TUNING)
+    return _filled(values, TUNING, 1)
 
 
-def _filled(values: Any, usual_tables: Mapping[str, Mapping[str, Any]]) -> Any:
-    """A stage's table, with usual values where it says nothing."""
+def _filled(values: Any, usual_tables: Mapping[str, Mapping[str, Any]], rate: int) -> Any:
+    """A stage's table, with usual values where it says nothing, and the `rate`-th of its optimizer's."""
     if not isinstance(values, dict):
         return values
     filled = dict(values)
@@ -59,7 +59,7 @@ def _filled(values: Any, usual_tables: Mapping[str, Mapping[str, Any]]) -> Any:
             filled[table] = given if table == "ema" and given else {**usual, **given}
     optimizer = filled["optimizer"]
     if isinstance(optimizer, dict) and (rates := RATES.get(optimizer.get("name", "adamw"))):
-        filled["optimizer"] = {"learning_rate": rates[1], **optimizer}
+        filled["optimizer"] = {"learning_rate": rates[rate], **optimizer}
     return filled
 
 
@@ -324,7 +324,7 @@ class LoraStage(DenoisingTable):
     @model_validator(mode="before")
     @classmethod
     def _suits_its_start(cls, values: Any) -> Any:
-        return _filled(values, LORA_TUNING)
+        return _filled(values, LORA_TUNING, 2)
 
     def rank_of(self, shape: tuple[int, ...]) -> int:
         """The rank of a layer's change, from the shape of its weight; 0 for none."""

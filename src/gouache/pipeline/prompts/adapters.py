@@ -235,6 +235,12 @@ class Adapters:
             if one.left_out
         ]
         bundle = with_loras(self.bundle, loras) if loras else self.bundle
+        rescaled = [tag.name for lora, tag in loras if lora.zero_terminal_snr]
+        if rescaled and not bundle.denoiser_config.schedule.zero_terminal_snr:
+            config = bundle.denoiser_config.with_zero_terminal_snr()
+            bundle = bundle if config is None else replace(bundle, denoiser_config=config)
+            done = "which this model can't have" if config is None else "which it paints with"
+            notes.append(f"LoRA {rescaled[0]!r} was trained on a noise schedule with zero terminal SNR, {done}")
         if usable:
             bundle = with_embeddings(bundle, usable)
         refs = [ref_of(tag.name, LORA, file.path) for file, tag in tags]

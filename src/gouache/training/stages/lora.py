@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gouache.checkpoints.adapters.layer_names import PRIOR, TEXT, LoraLayer
+from gouache.checkpoints.adapters.lora import ZERO_TERMINAL_SNR
 from gouache.checkpoints.formats.safetensors import save_tensors
 from gouache.checkpoints.merging.loras import kohya_tensors, spelled_layers
 from gouache.checkpoints.save import bundle_to_write
@@ -24,9 +26,10 @@ from gouache.pipeline.request import Request
 from gouache.training.batches.batch_shapes import batches_of_one_shape, shown
 from gouache.training.batches.encoded import drop_captions
 from gouache.training.batches.tuning_set import Shown, Texts, TuningSet, tuning_sets
-from gouache.training.denoising import Denoising
+from gouache.training.denoising import Denoising, rescaled
 from gouache.training.inputs import RunInputs, encoders_of, initial_weights, start_model
 from gouache.training.low_rank import Attached, Layer, LowRank, LowRankChanges
+from gouache.training.previewer import PromptPainter
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage
 from gouache.training.stage_tables import LoraStage
 from gouache.training.stages.prior import token_draws, token_nats
@@ -68,6 +71,7 @@ class LoraTraining(Stage[LowRankChanges]):
     def from_run(cls, inputs: RunInputs) -> Iterator[Preparing | Ready]:
         table, size = inputs.table(cls.name, LoraStage), inputs.config.data.size
         bundle = start_model(table.start, size, cls.name)
+        bundle = replace(bundle, denoiser_config=rescaled(bundle.denoiser_config, table, cls.name))
         encoders = encoders_of(bundle, table.start, size)
         sets = yield from tuning_sets(inputs.data, inputs.run, encoders, inputs.config.data, table.loop.batch_size)
         with initial_weights(table.loop.seed):
@@ -173,6 +177,14 @@ class LoraTraining(Stage[LowRankChanges]):
             ]
         return torch.cat([to_tensor(image, 3)[None] for image in images])
 
+    def prompted(self, network: LowRankChanges) -> Tensor | None:
+        if not self.config.prompts:
+            return None
+        height, width = self.held_out.shapes[0]
+        painter = PromptPainter(self.bundle, self.config.prompts, min(height, width))
+        with self.attached.using(network):
+            return painter.sheet(self.unet, self.device)
+
     def export(self, network: LowRankChanges, path: Path) -> None:
         """Write the changes in kohya's layout."""
         tensors: dict[str, Tensor] = {}
@@ -190,6 +202,8 @@ class LoraTraining(Stage[LowRankChanges]):
                 self.bundle.family, self.bundle.family
             ),
         }
+        if self.config.zero_terminal_snr:
+            metadata[ZERO_TERMINAL_SNR] = "True"
         save_tensors(path, tensors, metadata)
 
     def _batch(self, data: TuningSet, pictures: Sequence[Shown], noise: BatchNoise, *, exact: bool = False) -> Batch:
