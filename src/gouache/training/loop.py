@@ -52,6 +52,10 @@ def matrix_peak(device: torch.device, dtype: torch.dtype = torch.float32, *, siz
     return 2 * size**3 / best
 
 
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What networks compute in, by accelerate's name of the precision."""
+
+
 @dataclass(frozen=True, slots=True)
 class TrainingProgress:
     """One step of training, already taken.
@@ -167,6 +171,7 @@ class _Trainer:
             )
         if loop.channels_last:
             stage.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        stage.round_frozen(DTYPES[str(accelerator.mixed_precision)])
         self.main = accelerator.is_main_process
         self.sharded = sharding_asked() and torch.distributed.is_initialized()  # not of a single, plain process
         # Of a sharded network there is no copy to validate, so one stays as it was.
@@ -317,6 +322,7 @@ class _Trainer:
         network = self.averaged()
         if network is None:
             return {}
+        self.stage.images_seen = position.images_seen
         with torch.no_grad():
             figures = self.stage.validate(network)
             sheet = self.stage.samples(network)
