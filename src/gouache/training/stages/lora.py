@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -34,6 +34,7 @@ from gouache.training.batches.tuning_set import Shown, Texts, TuningSet, tuning_
 from gouache.training.denoising import Denoising
 from gouache.training.inputs import RunInputs, encoders_of, initial_weights, start_model
 from gouache.training.low_rank import Attached, Layer, LowRank, LowRankChanges, used_layers
+from gouache.training.previewer import PromptPainter
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage
 from gouache.training.stage_tables import LoraStage
 from gouache.training.stages.prior import token_draws, token_nats
@@ -67,9 +68,12 @@ class LoraTraining(Stage[LowRankChanges]):
         self.unet.set_gradient_checkpointing(config.gradient_checkpointing)
         drafts = bundle.quantizer if bundle.unet.config.draft_channels else None
         self.denoising = Denoising(config, bundle.denoiser_config, bundle.unet.config, drafts)
+        self._of_text: set[str] = set()
         layers = self._layers()
         self.trained = LowRankChanges({name: self._change(name, layer) for name, layer in layers.items()})
         self.attached = Attached(layers, self.trained)
+        size = max(max(shape) for shape in data.shapes)
+        self.painter = PromptPainter(bundle, config.prompts, size) if config.prompts else None
 
     @classmethod
     def from_run(cls, inputs: RunInputs) -> Iterator[Preparing | Ready]:
@@ -79,7 +83,8 @@ class LoraTraining(Stage[LowRankChanges]):
         sets = yield from tuning_sets(inputs.data, inputs.run, encoders, inputs.config.data, table.loop.batch_size)
         with initial_weights(table.loop.seed):
             stage = cls(table, bundle, *sets, Texts(bundle.text, encoders.pooled))
-        yield Ready(stage, table)
+        # Prompts may change between two sessions of a run.
+        yield Ready(stage, table.model_copy(update={"prompts": ()}))
 
     def _layers(self) -> dict[str, Layer]:
         """The layers that are changed, by the names in the file.
@@ -114,8 +119,8 @@ class LoraTraining(Stage[LowRankChanges]):
             else:
                 yield name, layer
         # Of most CLIP encoders a state before the last is read: the layers behind it do nothing.
-        used = used_layers(of_text, self._text_states) if of_text else set()
-        yield from ((name, layer) for name, layer in of_text.items() if name in used)
+        self._of_text = used_layers(of_text, self._text_states) if of_text else set()
+        yield from ((name, layer) for name, layer in of_text.items() if name in self._of_text)
 
     def _text_states(self) -> Tensor:
         states = self.texts.live([""])
@@ -149,10 +154,23 @@ class LoraTraining(Stage[LowRankChanges]):
         weighted, plain = self.denoising.errors(self._predicted, self._with_text(batch))
         losses = {"loss": weighted.mean(), "mse": plain.mean().detach()}
         if self.prior is not None and self.quantizer is not None:
-            nats = self._nats(self.prior, self.quantizer, batch).mean()
-            losses["loss"] = losses["loss"] + PRIOR_WEIGHT * nats
-            losses["bits_per_token"] = nats.detach() / math.log(2)
+            nats = self._nats(self.prior, self.quantizer, batch).mean(1)
+            weighted = nats * batch["loss_weight"] if "loss_weight" in batch else nats
+            losses["loss"] = losses["loss"] + PRIOR_WEIGHT * weighted.mean()
+            losses["bits_per_token"] = nats.mean().detach() / math.log(2)
         return losses
+
+    def rate_factors(self) -> Mapping[nn.Parameter, float]:
+        own = self.config.text_learning_rate
+        if own is None:
+            return {}
+        factor, changes = own / self.config.optimizer.learning_rate, self.trained
+        return {
+            parameter: factor
+            for name in changes.names
+            if name in self._of_text
+            for parameter in changes.of(name).parameters()
+        }
 
     def round_frozen(self, dtype: torch.dtype) -> None:
         for network in (self.unet, self.text):
@@ -214,6 +232,12 @@ class LoraTraining(Stage[LowRankChanges]):
             rows += [self._painted(pictures, used) for used in (None, network)]
         return torch.stack([row[:, :3] for row in rows], dim=1).flatten(0, 1)
 
+    def prompted(self, network: LowRankChanges) -> Tensor | None:
+        if self.painter is None:
+            return None
+        with self.attached.using(network), self._vae_at_hand():
+            return self.painter.sheet(self.unet, self.device)
+
     @contextmanager
     def _vae_at_hand(self) -> Iterator[None]:
         """The autoencoder on the device, for a while."""
@@ -270,7 +294,7 @@ class LoraTraining(Stage[LowRankChanges]):
             "ss_learning_rate": rate,
             "ss_unet_lr": rate,
             "ss_text_encoder_lr": (config.text_learning_rate or rate) if config.text else None,
-            "ss_optimizer": "adamw",
+            "ss_optimizer": optimizer.name,
             "ss_lr_scheduler": optimizer.schedule,
             "ss_lr_warmup_steps": optimizer.warmup_images // a_step,
             "ss_max_grad_norm": optimizer.gradient_clip,
@@ -287,12 +311,19 @@ class LoraTraining(Stage[LowRankChanges]):
             "ss_network_dropout": config.dropout or None,
             "ss_caption_dropout_rate": config.caption_dropout,
             "ss_noise_offset": config.noise_offset or None,
+            "ss_multires_noise_iterations": config.pyramid_levels or None,
+            "ss_min_snr_gamma": (config.weight_gamma or 5.0) if config.weight == "min_snr" else None,
+            "ss_debiased_estimation": config.weight == "debiased",
+            "ss_loss_type": config.loss,
+            "ss_prior_loss_weight": config.prior_loss_weight,
             "ss_cache_latents": True,
         }
 
     def _batch(self, data: TuningSet, pictures: Sequence[Shown], noise: BatchNoise, *, exact: bool = False) -> Batch:
         """Latents, text and noise; `exact` leaves captions, drafts and tokens as they are."""
-        batch = self.denoising.draws(data.latents(pictures), noise, exact=exact)
+        latents = data.latents(pictures)
+        batch = self.denoising.draws(latents, noise, exact=exact)
+        batch |= data.marks(pictures, latents.shape[2:], self.config.prior_loss_weight)
         if exact:
             batch["keep_draft"] = torch.ones_like(batch["keep_draft"])
         dropped = noise.uniform("caption") < (0 if exact else self.config.caption_dropout)
