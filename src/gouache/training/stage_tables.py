@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -310,8 +311,13 @@ class LoraStage(DenoisingTable):
     """Train the length of every output's weights beside their direction (Liu et al. 2024, arXiv:2402.09353)."""
     layers: tuple[str, ...] = ()
     """Patterns with * of the layers to change, by the names in the file; none takes all that kohya's trainer does."""
+    ranks: dict[str, int] = Field(default_factory=dict)
+    """Ranks of some layers, by patterns with * as in `layers`; the first that fits counts, 0 leaves a layer as it is.
+    alpha / rank stays the same."""
     text: bool = False
-    """Whether the text encoders are changed too."""
+    """Whether the CLIP text encoders are changed too."""
+    text_learning_rate: float | None = Field(default=None, gt=0)
+    """Of the text encoders' changes; none takes that of the others."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of a layer's inputs that its change doesn't see."""
     token_noise: float = Field(default=0.1, ge=0, lt=1)
@@ -320,15 +326,30 @@ class LoraStage(DenoisingTable):
     """Of models with a prior: share of images from which the nearest remembered picture is hidden."""
     gradient_checkpointing: bool = False
     """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
+    dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """Of the numbers in the file."""
+    name: str = ""
+    """What the file calls itself in other programs; none takes the model's name with "-lora" behind it."""
 
     @model_validator(mode="before")
     @classmethod
     def _suits_its_start(cls, values: Any) -> Any:
         return _filled(values, LORA_TUNING, 2)
 
-    def rank_of(self, shape: tuple[int, ...]) -> int:
-        """The rank of a layer's change, from the shape of its weight; 0 for none."""
-        wanted = self.conv_rank if set(shape[2:]) - {1} else self.rank
+    @model_validator(mode="after")
+    def _ranks_are_ranks(self) -> LoraStage:
+        if wrong := {pattern: rank for pattern, rank in self.ranks.items() if not 0 <= rank <= 1024}:
+            raise ConfigError("lora.ranks", given=wrong, expected="whole numbers from 0 to 1024")
+        if self.text_learning_rate is not None and not self.text:
+            raise ConfigError(
+                "lora.text_learning_rate", given=self.text_learning_rate, expected="text = true beside it"
+            )
+        return self
+
+    def rank_of(self, name: str, shape: tuple[int, ...]) -> int:
+        """The rank of a layer's change, from its name in the file and the shape of its weight; 0 for none."""
+        usual = self.conv_rank if set(shape[2:]) - {1} else self.rank
+        wanted = next((rank for pattern, rank in self.ranks.items() if fnmatchcase(name, pattern)), usual)
         return min(wanted, shape[0], prod(shape[1:]))
 
 
