@@ -1,19 +1,53 @@
-"""Samples latents from a network in training, for its sample sheets and for stages that train on what it paints."""
+"""What a network in training paints, for its sample sheets and for stages that train on it."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from gouache.checkpoints.adapters.library import AdapterFolder
 from gouache.diffusion.noise_schedule import NoiseSchedule
 from gouache.diffusion.parameterization import denoised_from, network_input
 from gouache.diffusion.samplers.registry import sample
 from gouache.diffusion.samplers.sigmas import make_sigmas
+from gouache.models.bundle import ModelBundle
 from gouache.models.configs import DenoiserConfig
 from gouache.models.mmdit import MMDiT
 from gouache.models.unet import UNet
+from gouache.pipeline.inputs.tensors import to_tensor
+from gouache.pipeline.pipeline import Pipeline
+from gouache.pipeline.prompts.adapters import Adapters
+from gouache.pipeline.request import Request
 from gouache.training.batches.encoded import TextStates
 from gouache.training.denoising import beside
+
+NOWHERE = Path("/nonexistent")
+MOST_STEPS = 12
+"""Of a picture that only shows how training gets on; a model that needs fewer takes those."""
+
+
+def painted(bundle: ModelBundle, prompts: Sequence[str], seed: int, size: tuple[int, int]) -> Tensor:
+    """One picture of each prompt, as anybody's request to the model gives it. [B,3,H,W] in [-1, 1]
+
+    Adapters in the models folder are left out: one may have the name that is being trained.
+
+    Args:
+        bundle: the model.
+        prompts: B of them.
+        seed: of each.
+        size: height and width.
+    """
+    pipeline = Pipeline(bundle)
+    pipeline.adapters = Adapters(bundle, AdapterFolder(NOWHERE))
+    height, width = size
+    shared = Request(prompt="", seed=seed, width=width, height=height)
+    steps = min(pipeline.resolve(shared).num_inference_steps or MOST_STEPS, MOST_STEPS)
+    shared = shared.model_copy(update={"num_inference_steps": steps})
+    requests = [shared.model_copy(update={"prompt": prompt}) for prompt in prompts]
+    return torch.stack([to_tensor(pipeline.paint(request)[0].image, 3) for request in requests])
 
 
 class Previewer:

@@ -239,7 +239,9 @@ def states_of_texts(
         ids, rows = map(stack.t5_tokenizer.ids, captions), stack.joint.rows
         t5 = torch.cat([stack.encode_t5(one[: rows - 1]) for one in ids])
     context = stack.whole(states.context, t5)
-    mask = states.mask if states.mask is not None else torch.ones(context.shape[:2], dtype=torch.bool)
+    mask = states.mask
+    if mask is None:
+        mask = torch.ones(context.shape[:2], dtype=torch.bool, device=context.device)
     vector = pooled(states.pooled)
     return TextStates(context, mask, states.context.new_zeros(len(captions), 0) if vector is None else vector)
 

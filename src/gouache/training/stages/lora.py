@@ -18,15 +18,13 @@ from gouache.errors import ConfigError
 from gouache.models.bundle import ModelBundle
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
-from gouache.pipeline.inputs.tensors import to_tensor
-from gouache.pipeline.pipeline import Pipeline
-from gouache.pipeline.request import Request
 from gouache.training.batches.batch_shapes import batches_of_one_shape, shown
 from gouache.training.batches.encoded import drop_captions
 from gouache.training.batches.tuning_set import Shown, Texts, TuningSet, tuning_sets
 from gouache.training.denoising import Denoising
 from gouache.training.inputs import RunInputs, encoders_of, initial_weights, start_model
 from gouache.training.low_rank import Attached, Layer, LowRank, LowRankChanges
+from gouache.training.previewer import painted
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage
 from gouache.training.stage_tables import LoraStage
 from gouache.training.stages.prior import token_draws, token_nats
@@ -163,14 +161,8 @@ class LoraTraining(Stage[LowRankChanges]):
         return torch.stack([row[:, :3] for row in rows], dim=1).flatten(0, 1)
 
     def _painted(self, pictures: Sequence[Shown], changes: LowRankChanges | None) -> Tensor:
-        height, width = self.held_out.shapes[0]
-        pipeline = Pipeline(self.bundle)
         with self.attached.using(changes):
-            images = [
-                pipeline.paint(Request(prompt=one.caption, seed=self.seed, width=width, height=height))[0].image
-                for one in pictures
-            ]
-        return torch.cat([to_tensor(image, 3)[None] for image in images])
+            return painted(self.bundle, [one.caption for one in pictures], self.seed, self.held_out.shapes[0])
 
     def export(self, network: LowRankChanges, path: Path) -> None:
         """Write the changes in kohya's layout."""
