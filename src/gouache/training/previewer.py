@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -23,31 +24,6 @@ from gouache.pipeline.prompts.adapters import Adapters
 from gouache.pipeline.request import Request
 from gouache.training.batches.encoded import TextStates
 from gouache.training.denoising import beside
-
-NOWHERE = Path("/nonexistent")
-MOST_STEPS = 12
-"""Of a picture that only shows how training gets on; a model that needs fewer takes those."""
-
-
-def painted(bundle: ModelBundle, prompts: Sequence[str], seed: int, size: tuple[int, int]) -> Tensor:
-    """One picture of each prompt, as anybody's request to the model gives it. [B,3,H,W] in [-1, 1]
-
-    Adapters in the models folder are left out: one may have the name that is being trained.
-
-    Args:
-        bundle: the model.
-        prompts: B of them.
-        seed: of each.
-        size: height and width.
-    """
-    pipeline = Pipeline(bundle)
-    pipeline.adapters = Adapters(bundle, AdapterFolder(NOWHERE))
-    height, width = size
-    shared = Request(prompt="", seed=seed, width=width, height=height)
-    steps = min(pipeline.resolve(shared).num_inference_steps or MOST_STEPS, MOST_STEPS)
-    shared = shared.model_copy(update={"num_inference_steps": steps})
-    requests = [shared.model_copy(update={"prompt": prompt}) for prompt in prompts]
-    return torch.stack([to_tensor(pipeline.paint(request)[0].image, 3) for request in requests])
 
 
 class Previewer:
@@ -93,3 +69,47 @@ class Previewer:
             **beside(draft),
         )
         return denoised_from(prediction, x, sigma, self.config.parameterization, path)
+
+
+MOST_STEPS = 20
+"""Denoising steps of a prompt's picture, or fewer where the model is used with fewer: enough to see what it learns."""
+NOWHERE = Path("/nonexistent")
+
+
+def painted(pipeline: Pipeline, prompts: Sequence[str], seeds: Sequence[int], size: tuple[int, int]) -> Tensor:
+    """One picture of each prompt, as anybody's request to the model gives it. [B,C,H,W] in [-1, 1]
+
+    Adapters in the models folder are left out: one may have the name that is being trained.
+
+    Args:
+        pipeline: with the model.
+        prompts: B of them.
+        seeds: of each.
+        size: height and width.
+    """
+    pipeline.adapters = Adapters(pipeline.bundle, AdapterFolder(NOWHERE))
+    pictures = []
+    for prompt, seed in zip(prompts, seeds, strict=True):
+        request = pipeline.resolve(Request(prompt=prompt, seed=seed, width=size[1], height=size[0]))
+        steps = min(request.num_inference_steps or MOST_STEPS, MOST_STEPS)
+        picture = pipeline.paint(request.model_copy(update={"num_inference_steps": steps}))[0].image
+        pictures.append(to_tensor(picture, pipeline.bundle.vae.config.image_channels))
+    return torch.stack(pictures)
+
+
+class PromptPainter:
+    """Paints fixed prompts with fixed seeds through a network in training, as `gouache paint` will with the result.
+
+    Args:
+        bundle: the model that is trained further; its other parts are used as they are.
+        prompts: what to paint; the n-th with seed n.
+        size: side of the pictures in pixels.
+    """
+
+    def __init__(self, bundle: ModelBundle, prompts: Sequence[str], size: int) -> None:
+        self.bundle, self.prompts, self.size = bundle, prompts, size
+
+    def sheet(self, network: UNet | MMDiT, device: torch.device) -> Tensor:
+        """A picture for every prompt, [N,C,H,W] in [-1,1]."""
+        pipeline = Pipeline(replace(self.bundle, unet=network)).to(device)
+        return painted(pipeline, self.prompts, range(len(self.prompts)), (self.size, self.size))

@@ -15,7 +15,7 @@ from gouache.cli.jobs import app
 from gouache.errors import InvalidInput
 from gouache.pipeline.request import Request
 from gouache.serve.logs import JsonLines
-from gouache.serve.server import make_settings
+from gouache.serve.start import make_settings
 from gouache.serve.studio import Studio
 
 if TYPE_CHECKING:

@@ -18,6 +18,7 @@ from gouache.files import write_bytes
 from gouache.models.bundle import ModelBundle
 from gouache.models.text.clip import TextEncoder
 from gouache.models.text.tokenizers import TextTokenizer
+from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.prompts.adapters import vectors_of, with_words
 from gouache.training.batches.batch_shapes import batches_of_one_shape, shown
 from gouache.training.batches.tuning_set import Shown, Texts, TuningSet, tuning_sets
@@ -135,8 +136,10 @@ class InversionTraining(Stage[NewWord]):
         data: TuningSet,
         held_out: TuningSet,
         pooled: Callable[[Tensor | None], Tensor | None],
+        size: int,
     ) -> None:
         super().__init__()
+        self.size = size
         self.config, self.data, self.held_out, self.seed = config, data, held_out, config.loop.seed
         encoders = clip_encoders(bundle, config)
         tables = [encoder.embeddings.token_embedding for encoder in encoders]
@@ -164,12 +167,14 @@ class InversionTraining(Stage[NewWord]):
         encoders = encoders_of(bundle, table.start, size)
         sets = yield from tuning_sets(inputs.data, inputs.run, encoders, inputs.config.data, table.loop.batch_size)
         with initial_weights(table.loop.seed):
-            stage = cls(table, bundle, *sets, encoders.pooled)
+            stage = cls(table, bundle, *sets, encoders.pooled, size)
         yield Ready(stage, table)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         pictures, noise = self.data.shown(indices), BatchNoise(self.seed, indices)
-        batch = self.denoising.draws(self.data.latents(pictures), noise)
+        latents = self.data.latents(pictures)
+        batch = self.denoising.draws(latents, noise)
+        batch |= self.data.marks(pictures, latents.shape[2:], self.config.prior_loss_weight)
         batch["dropped"] = noise.uniform("caption") < self.config.caption_dropout
         batch["place"] = torch.tensor(list(indices))
         return batch | {"template": noise.integers("template", len(self._templates))}
@@ -203,8 +208,17 @@ class InversionTraining(Stage[NewWord]):
         with self.spoken.using(network):
             for word in (self.config.init, self.config.word):
                 texts = [self._said(picture, n % len(self._templates), word) for n, picture in enumerate(pictures)]
-                rows.append(painted(self.bundle, texts, self.seed, self.held_out.shapes[numbers[0]]))
+                seeds, size = [self.seed] * len(texts), self.held_out.shapes[numbers[0]]
+                rows.append(painted(Pipeline(self.bundle), texts, seeds, size)[:, :3])
         return torch.stack(rows, dim=1).flatten(0, 1)
+
+    def prompted(self, network: NewWord) -> Tensor | None:
+        """The prompts of the config, which may have the new word in them."""
+        prompts, side = self.config.prompts, self.size
+        if not prompts:
+            return None
+        with self.spoken.using(network):
+            return painted(Pipeline(self.bundle), prompts, range(len(prompts)), (side, side))
 
     def export(self, network: NewWord, path: Path) -> None:
         """Write the vectors: for one text encoder by the word's name as diffusers does, and beside it as AUTOMATIC1111
@@ -226,7 +240,7 @@ class InversionTraining(Stage[NewWord]):
     def _said(self, picture: Shown, template: int, word: str | None = None) -> str:
         """What is said of a picture; another word may stand for the new one."""
         own = self.config.word
-        if self.config.texts == "captions":
+        if self.config.texts == "captions" or self.data.pictures.records[picture.row].regularisation:
             return picture.caption if word is None else picture.caption.replace(own, word)
         return self._templates[template].replace("{}", own if word is None else word)
 
@@ -239,8 +253,8 @@ class InversionTraining(Stage[NewWord]):
         if self.config.texts != "captions":
             return
         for part in (self.data, self.held_out):
-            for row in part.rows:
-                lacking = [one for one in part.pictures.records[row].captions if self.config.word not in one]
+            for record in (part.pictures.records[row] for row in part.rows):
+                lacking = [one for one in record.captions if self.config.word not in one and not record.regularisation]
                 if lacking:
                     raise DataError(
                         "inversion.texts",
