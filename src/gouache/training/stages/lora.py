@@ -26,9 +26,7 @@ from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.text.clip import TextEncoder
 from gouache.models.vae import AutoencoderKL
-from gouache.pipeline.inputs.tensors import to_tensor
 from gouache.pipeline.pipeline import Pipeline
-from gouache.pipeline.request import Request
 from gouache.training.batches.batch_shapes import batches_of_one_shape, shown
 from gouache.training.batches.encoded import drop_captions
 from gouache.training.batches.set_facts import facts_of
@@ -36,7 +34,7 @@ from gouache.training.batches.tuning_set import Shown, Texts, TuningSet, tuning_
 from gouache.training.denoising import Denoising, rescaled
 from gouache.training.inputs import RunInputs, encoders_of, initial_weights, start_model
 from gouache.training.low_rank import Attached, Layer, LowRank, LowRankChanges, used_layers
-from gouache.training.previewer import PromptPainter
+from gouache.training.previewer import PromptPainter, painted
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage
 from gouache.training.stage_tables import LoraStage
 from gouache.training.stages.prior import token_draws, token_nats
@@ -252,14 +250,9 @@ class LoraTraining(Stage[LowRankChanges]):
             self.vae.to(before)
 
     def _painted(self, pictures: Sequence[Shown], changes: LowRankChanges | None) -> Tensor:
-        height, width = self.held_out.shapes[0]
-        pipeline = Pipeline(self.bundle)
         with self.attached.using(changes):
-            images = [
-                pipeline.paint(Request(prompt=one.caption, seed=self.seed, width=width, height=height))[0].image
-                for one in pictures
-            ]
-        return torch.cat([to_tensor(image, 3)[None] for image in images])
+            captions, seeds = [one.caption for one in pictures], [self.seed] * len(pictures)
+            return painted(Pipeline(self.bundle), captions, seeds, self.held_out.shapes[0])[:, :3]
 
     def export(self, network: LowRankChanges, path: Path) -> None:
         """Write the changes as a file that other programs read too, with what they show of it."""
