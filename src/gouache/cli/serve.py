@@ -54,7 +54,7 @@ def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
     """One field as an option; a tuple becomes an option that may be repeated."""
     kind, many = _plain(field.annotation)
     flag = FLAGS.get(name, "--" + name.replace("_", "-"))
-    given = None if field.is_required() or many else field.default
+    given = None if field.is_required() or many or field.default_factory else field.default
     option = typer.Option(
         f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
         help=(field.description or "") + (" May be repeated." if many else ""),

@@ -320,13 +320,14 @@ def check_model_and_device(studio: Studio) -> None:
 
     Raises:
         ModelNotFound, CheckpointError: there is no default model of this name, or it can't be used.
-        DeviceUnavailable: the workers' device is not on this machine.
+        DeviceUnavailable: a device of the workers is not on this machine.
     """
     entry = studio.catalog.find(None)
     if entry.kind == UNUSABLE and entry.path is not None:
         identify(entry.path)  # Says why.
     if studio.settings.workers:
-        check_device(studio.settings.device)
+        for device in studio.settings.devices or (studio.settings.device,):
+            check_device(device)
 
 
 _CHECK_DEVICE = """

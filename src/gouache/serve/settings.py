@@ -9,11 +9,12 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 import gouache
 from gouache.checkpoints.hub import data_folder, models_folder
 from gouache.config import Config
+from gouache.errors import ConfigError
 from gouache.pipeline.request import Safety
 
 
@@ -22,6 +23,14 @@ def _network(value: str) -> str:
         return str(ipaddress.ip_network(value, strict=False))
     except ValueError as error:
         raise ValueError("Input should be an IP address or a network such as 10.0.0.0/8") from error
+
+
+def _separated(value: object) -> object:
+    """Names one by one, from a text or from texts with commas."""
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
+        return value
+    return tuple(name.strip() for text in texts for name in text.split(",") if name.strip())
 
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -98,12 +107,15 @@ class Settings(Config):
     """Host name, beside loopback and IP addresses, under which the studio is reached, for example behind a proxy."""
     behind_proxy: tuple[ProxyAddress, ...] = ()
     """Address or network of a proxy that speaks TLS: its X-Forwarded-For and X-Forwarded-Proto count, nobody else's."""
-    workers: Annotated[int, Field(ge=0, le=64)] = 1
-    """Worker processes that this server starts and supervises; 0 if they run elsewhere."""
+    device: str | None = None
+    """cpu, cuda, cuda:0 or mps, for all workers; by default a GPU if available."""
+    devices: Annotated[tuple[str, ...], BeforeValidator(_separated)] = ()
+    """Devices that the workers are spread over, one worker each, such as cuda:0,cuda:1."""
+    workers: Annotated[int, Field(ge=0, le=64)] = Field(default_factory=lambda given: max(1, len(given["devices"])))
+    """Worker processes that this server starts and supervises, by default one, or one a device; 0 if they run
+    elsewhere."""
     model_memory: Count = 8 * 2**30
     """Bytes of loaded models a worker keeps."""
-    device: str | None = None
-    """cpu, cuda, cuda:0 or mps; by default a GPU if available."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads of a worker; 0 leaves the choice to torch."""
     lease: Seconds = 30.0
@@ -125,6 +137,19 @@ class Settings(Config):
     admins: tuple[str, ...] = ("admin",)
     """User who may train and download models, beside admin; without accounts the one user may."""
     limits: Limits = Field(default_factory=Limits)
+
+    @model_validator(mode="after")
+    def _one_way_to_name_devices(self) -> Settings:
+        if self.device is not None and self.devices:
+            given = f"device {self.device} and devices {','.join(self.devices)}"
+            raise ConfigError("devices", given=given, expected="either", cure="Leave out --device.")
+        return self
+
+    def of_worker(self, number: int) -> Settings:
+        """What one worker is told, by its number from 0: the same, with the device that is its own."""
+        if not self.devices:
+            return self
+        return self.model_copy(update={"device": self.devices[number % len(self.devices)], "devices": ()})
 
     @property
     def model_folders(self) -> tuple[Path, ...]:
