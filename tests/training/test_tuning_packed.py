@@ -135,7 +135,7 @@ def test_drafts_in_tuning_are_those_of_the_starts_own_quantizer(model: Path, tmp
     assert quantizer is not None
     batch = stage._batch(stage.held_out, [0, 1], [0, 1], exact=True)
     batch["keep_draft"] = torch.tensor([True, False])
-    draft = stage._draft(batch)
+    draft = stage.denoising.draft(batch)
     assert draft is not None
     assert torch.equal(draft[:1], quantizer.decode(quantizer.encode(batch["x0"][:1])))
     assert not draft[1].any()

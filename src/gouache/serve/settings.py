@@ -9,12 +9,11 @@ import tempfile
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, BeforeValidator, Field, model_validator
+from pydantic import AfterValidator, Field
 
 import gouache
 from gouache.checkpoints.hub import data_folder, models_folder
 from gouache.config import Config
-from gouache.errors import ConfigError
 from gouache.pipeline.request import Safety
 
 
@@ -25,12 +24,8 @@ def _network(value: str) -> str:
         raise ValueError("Input should be an IP address or a network such as 10.0.0.0/8") from error
 
 
-def _separated(value: object) -> object:
-    """Names one by one, from a text or from texts with commas."""
-    texts = [value] if isinstance(value, str) else value
-    if not isinstance(texts, list | tuple) or not all(isinstance(text, str) for text in texts):
-        return value
-    return tuple(name.strip() for text in texts for name in text.split(",") if name.strip())
+def _devices(named: str | None) -> tuple[str | None, ...]:
+    return tuple(part.strip() for part in named.split(",")) if named else (None,)
 
 
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
@@ -88,9 +83,11 @@ class Settings(Config):
     """One studio."""
 
     data: Path
-    """Folder of images, attachments and, without another URL, the store; by default the user's data folder."""
+    """Folder of images, attachments and, without other URLs, the store; by default the user's data folder."""
     store: str | None = None
     """SQLAlchemy URL of the store, such as postgresql+psycopg://...; by default SQLite in the data folder."""
+    files: str | None = None
+    """s3://BUCKET/PREFIX of an object store for pictures and attachments; by default they lie in the data folder."""
     models: tuple[Path, ...] = ()
     """Folder with models."""
     default_model: str | None = None
@@ -108,12 +105,9 @@ class Settings(Config):
     behind_proxy: tuple[ProxyAddress, ...] = ()
     """Address or network of a proxy that speaks TLS: its X-Forwarded-For and X-Forwarded-Proto count, nobody else's."""
     device: str | None = None
-    """cpu, cuda, cuda:0 or mps, for all workers; by default a GPU if available."""
-    devices: Annotated[tuple[str, ...], BeforeValidator(_separated)] = ()
-    """Devices that the workers are spread over, one worker each, such as cuda:0,cuda:1."""
-    workers: Annotated[int, Field(ge=0, le=64)] = Field(default_factory=lambda given: max(1, len(given["devices"])))
-    """Worker processes that this server starts and supervises, by default one, or one a device; 0 if they run
-    elsewhere."""
+    """cpu, cuda, cuda:0 or mps; several with commas are dealt out to the workers. By default a GPU if available."""
+    workers: Annotated[int, Field(ge=0, le=1024)] = Field(default_factory=lambda given: len(_devices(given["device"])))
+    """Worker processes to start and supervise, by default one for each device; a server has 0 if they run elsewhere."""
     model_memory: Count = 8 * 2**30
     """Bytes of loaded models a worker keeps."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
@@ -138,19 +132,6 @@ class Settings(Config):
     """User who may train and download models, beside admin; without accounts the one user may."""
     limits: Limits = Field(default_factory=Limits)
 
-    @model_validator(mode="after")
-    def _one_way_to_name_devices(self) -> Settings:
-        if self.device is not None and self.devices:
-            given = f"device {self.device} and devices {','.join(self.devices)}"
-            raise ConfigError("devices", given=given, expected="either", cure="Leave out --device.")
-        return self
-
-    def of_worker(self, number: int) -> Settings:
-        """What one worker is told, by its number from 0: the same, with the device that is its own."""
-        if not self.devices:
-            return self
-        return self.model_copy(update={"device": self.devices[number % len(self.devices)], "devices": ()})
-
     @property
     def model_folders(self) -> tuple[Path, ...]:
         """Folders in which models lie; those that were trained here are in the data folder."""
@@ -161,6 +142,11 @@ class Settings(Config):
         """Where models that are sent to it go: the models folder of this machine, where it is one of the studio's."""
         own = models_folder()
         return own if own.resolve() in {path.resolve() for path in self.model_folders} else self.data / "models"
+
+    @property
+    def devices(self) -> tuple[str | None, ...]:
+        """The devices that are dealt out to the workers."""
+        return _devices(self.device)
 
     @property
     def wildcards(self) -> Path:
@@ -174,6 +160,8 @@ class Settings(Config):
 
     def hide_places(self, text: str) -> str:
         """A text without the folders of this server: where its files lie is nobody's business outside."""
+        if self.files is not None:
+            text = text.replace(self.files, "...").replace(self.files.partition("://")[2], "...")
         named = (self.search_tower, self.safety_checker, models_folder(), data_folder(), Path.home())
         program = (Path(gouache.__file__).parent, Path(sys.prefix), Path(tempfile.gettempdir()))
         known = [place for place in (*self.model_folders, self.data, *program, *named) if place is not None]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -9,9 +12,13 @@ from gouache.diffusion.noise_schedule import NoiseSchedule
 from gouache.diffusion.parameterization import denoised_from, network_input
 from gouache.diffusion.samplers.registry import sample
 from gouache.diffusion.samplers.sigmas import make_sigmas
+from gouache.models.bundle import ModelBundle
 from gouache.models.configs import DenoiserConfig
 from gouache.models.mmdit import MMDiT
 from gouache.models.unet import UNet
+from gouache.pipeline.inputs.tensors import to_tensor
+from gouache.pipeline.pipeline import Pipeline
+from gouache.pipeline.request import Request
 from gouache.training.batches.encoded import TextStates
 from gouache.training.denoising import beside
 
@@ -59,3 +66,31 @@ class Previewer:
             **beside(draft),
         )
         return denoised_from(prediction, x, sigma, self.config.parameterization, path)
+
+
+MOST_STEPS = 20
+"""Denoising steps of a prompt's picture, or fewer where the model is used with fewer: enough to see what it learns."""
+
+
+class PromptPainter:
+    """Paints fixed prompts with fixed seeds through a network in training, as `gouache paint` will with the result.
+
+    Args:
+        bundle: the model that is trained further; its other parts are used as they are.
+        prompts: what to paint; the n-th with seed n.
+        size: side of the pictures in pixels.
+    """
+
+    def __init__(self, bundle: ModelBundle, prompts: Sequence[str], size: int) -> None:
+        self.bundle, self.prompts, self.size = bundle, prompts, size
+
+    def sheet(self, network: UNet | MMDiT, device: torch.device) -> Tensor:
+        """A picture for every prompt, [N,C,H,W] in [-1,1]."""
+        pipeline = Pipeline(replace(self.bundle, unet=network)).to(device)
+        pictures = []
+        for seed, prompt in enumerate(self.prompts):
+            request = pipeline.resolve(Request(prompt=prompt, seed=seed, width=self.size, height=self.size))
+            steps = min(request.num_inference_steps or MOST_STEPS, MOST_STEPS)
+            painted = pipeline.paint(request.model_copy(update={"num_inference_steps": steps}))
+            pictures.append(to_tensor(painted[0].image, self.bundle.vae.config.image_channels))
+        return torch.stack(pictures)

@@ -34,11 +34,12 @@ N = TypeVar("N", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True)
 class Preparing:
-    """Encoding goes on: `done` of `total` examples of a store are there; or something that people should know."""
+    """Encoding, or `what` else, goes on: `done` of `total` are there; or something that people should know."""
 
     done: int
     total: int
     note: str = ""
+    what: str = "encoding"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,11 @@ class Stage(nn.Module, ABC, Generic[N]):
 
     def samples(self, network: N) -> Tensor | None:
         """A sheet of pictures [N,C,H,W] in [-1,1] made with fixed seeds, or nothing to show."""
+        del network
+        return None
+
+    def prompted(self, network: N) -> Tensor | None:
+        """Pictures [N,C,H,W] in [-1,1] of the prompts that the config asks to see, with fixed seeds; or none."""
         del network
         return None
 

@@ -21,14 +21,15 @@ from gouache.models.configs import (
 from gouache.models.network_configs import NetworkConfig, NetworkTable
 from gouache.models.prior import PriorConfig
 from gouache.models.quantizer import QuantizerConfig
-from gouache.training.loop_config import StageConfig
+from gouache.training.loop_config import RATES, StageConfig
 
 TUNING: dict[str, dict[str, Any]] = {
-    "optimizer": {"learning_rate": 1e-4, "warmup_images": 100},
+    "optimizer": {"warmup_images": 100},
     "ema": {"lengths": (0.1,), "use": 0.1},
 }
-"""What a stage that starts from a finished network takes where its table says nothing: such a network needs a tenth of
-the rate it was trained with, a warm-up that a run of minutes gets through, and one average."""
+"""What a stage that starts from a finished network takes where its table says nothing: a warm-up that a run of minutes
+gets through, and one average. Its rate is the second one of `RATES`: a tenth or so of what it was trained with.
+"""
 
 
 LORA_TUNING: dict[str, dict[str, Any]] = {
@@ -56,6 +57,9 @@ def _filled(values: Any, usual_tables: Mapping[str, Mapping[str, Any]]) -> Any:
         if isinstance(given, dict):
             # Widths and the one in use belong together: whoever names either chooses both.
             filled[table] = given if table == "ema" and given else {**usual, **given}
+    optimizer = filled["optimizer"]
+    if isinstance(optimizer, dict) and (rates := RATES.get(optimizer.get("name", "adamw"))):
+        filled["optimizer"] = {"learning_rate": rates[1], **optimizer}
     return filled
 
 
@@ -196,9 +200,18 @@ class PriorStage(StageConfig):
 class DenoisingTable(StageConfig):
     """What a stage with the loss of latent diffusion may say of it."""
 
-    weight: Literal["uniform", "min_snr", "edm", "truncated_snr", "p2"] = "uniform"
-    weight_gamma: float | None = None
+    weight: Literal["uniform", "min_snr", "edm", "truncated_snr", "p2", "debiased"] = "uniform"
+    """Of a noise level; `diffusion/loss_weights.py` has the formulas."""
+    weight_gamma: float | None = Field(default=None, gt=0)
     """Of `min_snr` and `p2`; none takes their papers' own."""
+    loss: Literal["l2", "huber", "smooth_l1"] = "l2"
+    """How an error counts: its square, or only its length where it is large, so that odd pictures pull less. Validation
+    is by squares, so that its figures stay comparable."""
+    huber_c: float = Field(default=0.1, gt=0)
+    """Of `huber` and `smooth_l1`: errors above it are large. Latents and noise have a deviation of about 1."""
+    zero_terminal_snr: bool = False
+    """Rescale the start's noise schedule so that its last level holds no picture (Lin et al. 2024), as whole black or
+    white pictures need; the model is used with that schedule from then on. Not for one that predicts the noise."""
     hybrid_lambda: float = 0.001
     """Share of L_vlb in L_hybrid (Nichol & Dhariwal 2021, equation 16)."""
     timesteps: Literal["uniform", "logit_normal"] = "uniform"
@@ -215,7 +228,26 @@ class DenoisingTable(StageConfig):
     draft_noise: float = Field(default=0.2, ge=0, lt=1)
     """Largest share of the draft's tokens replaced by random ones."""
     noise_offset: float = Field(default=0.0, ge=0)
+    """Deviation of a constant added to each channel's noise, so that the mean of a picture is learned too (Guttenberg
+    2023); 0.03 to 0.1 is usual."""
+    pyramid_levels: int = Field(default=0, ge=0)
+    """Coarser grids of noise that are added to the fine one, each two to four times coarser than the last, for the same
+    purpose; 6 to 10 is usual, 0 adds none. Not in validation."""
+    pyramid_discount: float = Field(default=0.3, gt=0, lt=1)
+    """Deviation of a grid's noise as a share of the next finer one's."""
+    prompts: tuple[str, ...] = ()
+    """Prompts to paint at every validation, each with a seed of its own that stays: RUN/STAGE/prompts shows what the
+    trained weights make of them, in the model that `start` names."""
     input_perturbation: float = Field(default=0.0, ge=0)
+    """Deviation of noise that the network is shown and not asked for (Ning et al. 2023, arXiv:2301.11706); 0.1 is
+    usual."""
+    prior_loss_weight: float = Field(default=1.0, ge=0)
+    """Of regularisation pictures in the loss (Ruiz et al. 2023, equation 2); pictures to learn have 1."""
+    class_prompt: str = ""
+    """What pictures of the class show, for example "a photo of a dog": they are painted with the start model before
+    training, and keep it from forgetting the class (Ruiz et al. 2023, section 3.2)."""
+    class_pictures: int = Field(default=100, ge=1)
+    """How many of them; those that are painted already are kept."""
 
 
 class DenoiserStage(DenoisingTable):
@@ -237,6 +269,18 @@ class DenoiserStage(DenoisingTable):
     @model_validator(mode="after")
     def _one_origin(self) -> DenoiserStage:
         _check_origin("denoiser", self.network, self.start)
+        if self.prompts and self.start is None:
+            raise ConfigError(
+                "denoiser.prompts",
+                given=f"{len(self.prompts)} without a start",
+                expected="a model to paint them with; a network from nothing shows samples of held-out captions",
+            )
+        if self.zero_terminal_snr and self.start is None:
+            raise ConfigError(
+                "denoiser.zero_terminal_snr",
+                given="true without a start",
+                expected="the same key in [denoiser.denoiser.schedule], which is the network's own",
+            )
         return self
 
     @property

@@ -12,19 +12,14 @@ from pathlib import Path
 import pytest
 from tests.serve.served import Lock
 
-from gouache.errors import ConfigError
 from gouache.pipeline.request import Request
-from gouache.serve.server import make_settings
-from gouache.serve.settings import Settings
 from gouache.serve.studio import Studio
 from gouache.serve.worker import supervisor as watching
 from gouache.serve.worker.supervisor import Supervisor, free_dead
 
 SPEAKER = """
 import os, select, socket, sys
-told = sys.stdin.readline()
-if len(sys.argv) > 2:
-    open(os.path.join(sys.argv[2], str(os.getpid())), "w").write(told)
+sys.stdin.readline()
 print(f"ready {socket.gethostname()}:{os.getpid()}:%x" % __import__("time").time_ns(), flush=True)
 print(sys.argv[1], flush=True)
 while not select.select([0], [], [], 0.1)[0] or os.read(0, 99):
@@ -118,39 +113,3 @@ def test_a_dead_workers_number_may_be_another_processs_by_now(studio: Studio) ->
         studio.leases.claim(name, 1000)
     assert free_dead(studio.leases) == 1
     assert [names[name] for name in studio.leases.workers()] == [0]
-
-
-def test_every_worker_is_told_a_device_of_its_own(studio: Studio, tmp_path: Path) -> None:
-    told = tmp_path / "told"
-    told.mkdir()
-    settings = Settings.from_dict({"data": str(tmp_path), "devices": ["cpu,cuda:1", "cuda:3"]}, where="serve")
-    supervisor = Supervisor(settings, studio.leases, lambda _: None, (*COMMAND, "loaded", str(told)))
-    supervisor.start()
-    try:
-        wait_for(lambda: sum(path.read_text().endswith("\n") for path in told.iterdir()) == 3)
-    finally:
-        supervisor.stop()
-    given = [Settings.from_json(path.read_text()) for path in told.iterdir()]
-    assert sorted(str(one.device) for one in given) == ["cpu", "cuda:1", "cuda:3"]
-
-
-@pytest.mark.parametrize(
-    ("given", "workers", "devices"),
-    [
-        ({}, 1, [None]),
-        ({"devices": ("cpu,cpu",)}, 2, ["cpu", "cpu"]),
-        ({"devices": "cuda:0, cuda:1", "workers": 3}, 3, ["cuda:0", "cuda:1", "cuda:0"]),
-        ({"device": "cpu", "workers": 2}, 2, ["cpu", "cpu"]),
-    ],
-)
-def test_workers_are_spread_over_the_devices(
-    tmp_path: Path, given: dict[str, object], workers: int, devices: list[str | None]
-) -> None:
-    settings = make_settings({"data": tmp_path, **given})
-    assert settings.workers == workers
-    assert [settings.of_worker(number).device for number in range(workers)] == devices
-
-
-def test_one_device_and_several_are_refused_together(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"devices: given device cpu and devices cpu,cpu, expected either"):
-        make_settings({"data": tmp_path, "device": "cpu", "devices": ("cpu,cpu",)})

@@ -62,7 +62,7 @@ class Supervisor:
         command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
         self.settings, self.leases, self.changed, self.command = settings, leases, changed, command
-        self._slots = [_Slot(self, settings.of_worker(number)) for number in range(settings.workers)]
+        self._slots = [_Slot(self, settings.devices[k % len(settings.devices)]) for k in range(settings.workers)]
         self._dead: set[str] = set()
         self._free_all, self._is_free_at = True, 0.0
         self._patience = Patience("supervisor")
@@ -162,10 +162,10 @@ class Supervisor:
 
 
 class _Slot:
-    """The place of one worker, kept filled; `settings` are what the worker is told."""
+    """The place of one worker on one device, kept filled."""
 
-    def __init__(self, supervisor: Supervisor, settings: Settings) -> None:
-        self.supervisor, self.settings = supervisor, settings
+    def __init__(self, supervisor: Supervisor, device: str | None) -> None:
+        self.supervisor, self.device = supervisor, device
         self.process: subprocess.Popen[bytes] | None = None
         self.name: str | None = None
         self._model = ""
@@ -198,7 +198,9 @@ class _Slot:
             return
         if excused:
             self._heard_at = now
-        elif now - self._heard_at > (max(HANG_SECONDS, self.settings.lease) if self._spoke else START_SECONDS):
+        elif now - self._heard_at > (
+            max(HANG_SECONDS, self.supervisor.settings.lease) if self._spoke else START_SECONDS
+        ):
             log.error("worker hangs", extra={"worker": self.name, "seconds": round(now - self._heard_at, 1)})
             process.kill()
 
@@ -220,7 +222,7 @@ class _Slot:
         if self.thread.ident is None:
             return
         # The grace time is for the job; what is added, for leaving libraries and closing files.
-        self.thread.join(self.settings.grace + 10)
+        self.thread.join(self.supervisor.settings.grace + 10)
         if self.process is not None and self.alive:
             self.process.kill()
             self.thread.join(5)
@@ -242,7 +244,7 @@ class _Slot:
             self._stopping.wait(pause)
 
     def _one_life(self) -> int:
-        settings = self.settings
+        settings = self.supervisor.settings
         environment = {ARENAS_VARIABLE: str(ARENAS)} | os.environ | {"PYTHONUNBUFFERED": "1"}
         if settings.threads:
             environment["OMP_NUM_THREADS"] = str(settings.threads)
@@ -255,7 +257,7 @@ class _Slot:
         if process.stdin is None or process.stdout is None:
             return process.wait()
         with contextlib.suppress(OSError):
-            process.stdin.write(settings.to_json().encode() + b"\n")
+            process.stdin.write(settings.model_copy(update={"device": self.device}).to_json().encode() + b"\n")
             process.stdin.flush()
         self._hear(process.stdout)
         code = process.wait()

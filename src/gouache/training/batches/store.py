@@ -27,6 +27,7 @@ from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.inputs.tensors import rgba_to_tensor
 from gouache.training.batches.batch_shapes import Batched, Shape, shapes_of
 from gouache.training.batches.encoded import TextStates
+from gouache.training.batches.loss_marks import Viewed
 
 SIZES = "sizes"
 SHARD = 2048
@@ -104,13 +105,15 @@ class EncodedStore:
     Args:
         folder: of the store.
         count: examples to use, at most what is stored.
+        source: what was encoded, which knows masks and weights.
 
     Raises:
         DataError: the store holds fewer.
     """
 
-    def __init__(self, folder: Path, count: int) -> None:
+    def __init__(self, folder: Path, count: int, source: CaptionedSource | None = None) -> None:
         self.folder, self.count = folder, count
+        self.source = source if isinstance(source, Viewed) else None
         shards = [folder / f"{start:09d}.safetensors" for start in range(0, count, SHARD)]
         if missing := [shard for shard in shards if not shard.exists()]:
             raise DataError(

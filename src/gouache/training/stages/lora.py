@@ -117,9 +117,10 @@ class LoraTraining(Stage[LowRankChanges]):
         weighted, plain = self.denoising.errors(self.unet, self._with_text(batch))
         losses = {"loss": weighted.mean(), "mse": plain.mean().detach()}
         if self.prior is not None and self.quantizer is not None:
-            nats = self._nats(self.prior, self.quantizer, batch).mean()
-            losses["loss"] = losses["loss"] + PRIOR_WEIGHT * nats
-            losses["bits_per_token"] = nats.detach() / math.log(2)
+            nats = self._nats(self.prior, self.quantizer, batch).mean(1)
+            weighted = nats * batch["loss_weight"] if "loss_weight" in batch else nats
+            losses["loss"] = losses["loss"] + PRIOR_WEIGHT * weighted.mean()
+            losses["bits_per_token"] = nats.mean().detach() / math.log(2)
         return losses
 
     def _nats(self, prior: Prior, quantizer: Quantizer, batch: Batch) -> Tensor:
@@ -193,7 +194,9 @@ class LoraTraining(Stage[LowRankChanges]):
 
     def _batch(self, data: TuningSet, pictures: Sequence[Shown], noise: BatchNoise, *, exact: bool = False) -> Batch:
         """Latents, text and noise; `exact` leaves captions, drafts and tokens as they are."""
-        batch = self.denoising.draws(data.latents(pictures), noise, exact=exact)
+        latents = data.latents(pictures)
+        batch = self.denoising.draws(latents, noise, exact=exact)
+        batch |= data.marks(pictures, latents.shape[2:], self.config.prior_loss_weight)
         if exact:
             batch["keep_draft"] = torch.ones_like(batch["keep_draft"])
         dropped = noise.uniform("caption") < (0 if exact else self.config.caption_dropout)
