@@ -395,7 +395,7 @@ class InversionStage(DenoisingTable):
     @model_validator(mode="before")
     @classmethod
     def _suits_its_start(cls, values: Any) -> Any:
-        return _filled(values, INVERSION_TUNING)
+        return _filled(values, INVERSION_TUNING, 2)
 
     @model_validator(mode="after")
     def _a_word_and_its_place(self) -> InversionStage:

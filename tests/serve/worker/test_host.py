@@ -132,7 +132,7 @@ def test_a_worker_paints_what_a_server_without_workers_takes(tmp_path: Path) -> 
         (("--files", "gopher://bucket"), "s3://BUCKET"),
         (("--data", "s3://bucket/studio"), "--files s3://BUCKET"),
         (("--model", "nope"), "'nope'"),
-        (("--device", "cpu,cpu"), "--workers 2"),
+        (("--devices", "cpu,cpu", "--workers", "1"), "--workers 2"),
     ],
 )
 def test_what_cant_work_says_so_and_ends(words: tuple[str, ...], says: str, tmp_path: Path) -> None:
@@ -157,6 +157,12 @@ def test_each_worker_has_a_device_of_its_own(tmp_path: Path) -> None:
     supervisor.stop()
     database.close()
     assert sorted(word for word in heard if word)[:3] == ["cuda:0", "cuda:0", "cuda:1"]
+
+
+@pytest.mark.parametrize(("device", "workers"), [(None, 1), ("cpu", 1), ("cpu,cpu", 2), ("cuda:0, cuda:1, cuda:2", 3)])
+def test_there_is_a_worker_for_each_device(tmp_path: Path, device: str | None, workers: int) -> None:
+    assert make_settings({"data": tmp_path, "device": device}).workers == workers
+    assert make_settings({"data": tmp_path, "device": device, "workers": 4}).workers == 4
 
 
 class Reader(threading.Thread):
