@@ -18,7 +18,7 @@ from gouache.training.batches import store
 from gouache.training.config import read_config
 
 if TYPE_CHECKING:
-    from tests.scale.conftest import LocalCluster, Run
+    from tests.scale.conftest import Command, LocalCluster, Run
 
 CONFIG = """
 [data]
@@ -96,8 +96,10 @@ def test_a_batch_travels_whole() -> None:
 
 
 @pytest.mark.slow
-def test_a_cluster_encodes_the_same_store(training: Path, run: Run, cluster: LocalCluster) -> None:
+def test_a_cluster_encodes_the_same_store(training: Path, run: Run, command: Command, cluster: LocalCluster) -> None:
     assert encode(run, "here")[0] == 0
-    code, _, told = encode(run, "there", "--ray", cluster.address)
-    assert code == 0, told
+    on_cluster = ("--config", "config.toml", "--out", "there", "--ray", cluster.address)
+    process = command("data", "encode", "pictures", *on_cluster)
+    told = process.communicate(timeout=280)[0]
+    assert process.returncode == 0, told
     assert files(training / "there") == files(training / "here")
