@@ -85,6 +85,7 @@ LazyGroup.homes = {
     "replay": ("gouache.cli.recipes:replay", "Regenerate an image from its recipe and compare."),
     "samplers": ("gouache.cli.info:samplers", "List samplers and noise schedules with their aliases."),
     "data": ("gouache.cli.data:data", "Build and inspect data sets."),
+    "finetune": ("gouache.cli.finetune:finetune", "Teach a model a style or a thing from your own pictures."),
     "train": ("gouache.cli.train:train", "Train one stage on captioned images."),
     "runs": ("gouache.cli.train:runs", "Show a training run."),
     "pack": ("gouache.cli.train:pack", "Package the results of a training run as one model."),

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gouache.diffusion.bound import hybrid_loss
 from gouache.diffusion.chain import ForwardProcess
@@ -88,9 +88,9 @@ class Denoising:
         alpha, std = (value.to(batch["x0"].dtype) for value in alpha_and_std(sigma, self.schedule.path))
         shown = batch["eps"] + batch["perturbation"] if "perturbation" in batch else batch["eps"]
         x_t = alpha.view(-1, 1, 1, 1) * batch["x0"] + std.view(-1, 1, 1, 1) * shown
-        if torch.is_grad_enabled():
-            # torch 2.13 crashes in the backward pass of a channels-last group norm whose input needs no gradient, as
-            # the first of a network does whose first layers are frozen.
+        if torch.is_grad_enabled() and _has_trained_weights(network):
+            # torch 2.13 crashes in the backward pass of a channels-last group norm with trained gains whose input needs
+            # no gradient, as the first of a network does whose first layers are frozen.
             x_t.requires_grad_()
         prediction = network(
             x_t,
@@ -137,6 +137,10 @@ class Denoising:
         if exact or config.timesteps == "uniform":
             return noise.uniform("t")
         return torch.sigmoid(config.timestep_mean + config.timestep_std * noise.normal("t", (1,)).squeeze(1))
+
+
+def _has_trained_weights(network: Network) -> bool:
+    return isinstance(network, nn.Module) and any(weight.requires_grad for weight in network.parameters())
 
 
 def pyramid(eps: Tensor, noise: BatchNoise, levels: int, discount: float) -> Tensor:

@@ -23,7 +23,7 @@ from gouache.errors import NonFiniteLoss, TrainingError
 from gouache.nn.torch_private import has_bf16_instructions
 from gouache.training.ema import PowerEma
 from gouache.training.loop_config import StageConfig
-from gouache.training.optimizer import learning_rate, make_optimizer, own_average, rate_found
+from gouache.training.optimizer import RATE_FACTOR, learning_rate, make_optimizer, own_average, rate_found
 from gouache.training.runlog import RunLog, save_sheet
 from gouache.training.sharding import check_sharding, gathered, local, shard, sharding_asked, whole
 from gouache.training.stage import Batch, Stage, seed_dropout
@@ -182,6 +182,7 @@ class _Trainer:
             )
         if loop.channels_last:
             stage.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        stage.round_frozen(DTYPES[str(accelerator.mixed_precision)])
         self.main = accelerator.is_main_process
         self.sharded = sharding_asked() and torch.distributed.is_initialized()  # not of a single, plain process
         # Of a sharded network there is no copy to validate, so one stays as it was.
@@ -191,7 +192,7 @@ class _Trainer:
             shard(stage, accelerator)
         self.state = TrainState(
             stage,
-            make_optimizer(stage, config.optimizer),
+            make_optimizer(stage, config.optimizer, stage.rate_factors()),
             # Schedule-free training keeps an average of its own.
             PowerEma(stage.trained, () if config.optimizer.name == "schedule_free" else config.ema.lengths),
             Position(next_validation=loop.validate_images),
@@ -265,7 +266,7 @@ class _Trainer:
         state, position, optimizer = self.state, self.state.position, self.config.optimizer
         rate = learning_rate(optimizer, position.images_seen, done)
         for group in state.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group[RATE_FACTOR]
         # From the images seen and not from a running generator: a resumed run draws the same masks.
         seed_dropout(self.stage, self.config.loop.seed, self.accelerator.process_index, position.images_seen)
         self.model.train()
@@ -339,6 +340,7 @@ class _Trainer:
         network = self.averaged()
         if network is None:
             return {}
+        self.stage.images_seen = position.images_seen
         with torch.no_grad():
             figures = self.stage.validate(network)
             sheets = {"samples": self.stage.samples(network), "prompts": self.stage.prompted(network)}

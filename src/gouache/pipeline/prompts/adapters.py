@@ -395,9 +395,14 @@ class TokensWithWords(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids [N, L] -> [N, L, width]."""
-        known = self.base.num_embeddings
-        new = F.embedding((ids - known).clamp_min(0), self.rows)
-        return torch.where((ids >= known)[..., None], new, self.base(ids.clamp_max(known - 1)))
+        return vectors_of(ids, self.base, self.rows)
+
+
+def vectors_of(ids: Tensor, base: nn.Embedding, rows: Tensor) -> Tensor:
+    """The vectors of tokens, of which those behind the table's have the further rows. [N, L] -> [N, L, width]"""
+    known = base.num_embeddings
+    new = F.embedding((ids - known).clamp_min(0), rows)
+    return torch.where((ids >= known)[..., None], new, base(ids.clamp_max(known - 1)))
 
 
 def with_words(stack: TextStack, encoders: Sequence[TextEncoder], words: Mapping[str, Sequence[Tensor]]) -> TextStack:
