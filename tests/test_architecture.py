@@ -31,6 +31,7 @@ LAYERS = {
     "pocket": 4,
     "data": 5,
     "training": 5,
+    "scale": 5,
     "serve": 6,
     "cli": 6,
 }

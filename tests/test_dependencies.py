@@ -16,12 +16,14 @@ NOT_IMPORTED = {
     "psycopg": "SQLAlchemy imports it for a postgresql URL",
     "python_multipart": "Starlette imports it for forms",
     "imageio_ffmpeg": "imageio imports it for films",
+    "s3fs": "fsspec imports it for an s3:// URL",
     "tensorboard": "torch.utils.tensorboard imports it",
 }
 COMES_ALONG = {
     "starlette": "fastapi",
     "click": "typer",
     "fsspec": "huggingface_hub",
+    "botocore": "s3fs",
 }
 """Modules of a declared distribution's own dependencies, used through its public interface."""
 

@@ -136,6 +136,12 @@ class MissingDependency(GouacheError):
     """An optional package is needed and not installed."""
 
 
+class ClusterError(GouacheError):
+    """A cluster can't be reached, lost what it can't do without, or gave back something that is not what was asked."""
+
+    exit_code = 3
+
+
 class StoreError(GouacheError):
     """The studio's store refused or can't be used."""
 

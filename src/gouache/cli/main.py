@@ -14,6 +14,23 @@ from typer.core import TyperCommand, TyperGroup
 
 from gouache.errors import GouacheError, MissingDependency
 
+VALUE_LEFT_OUT = {"--ray": "auto"}
+"""Options whose value may be left out -> what it is then. Typer has no such options."""
+
+
+def with_values(args: list[str]) -> list[str]:
+    """Arguments in which each of these options has a value.
+
+    >>> with_values(["paint", "--ray", "-o", "out"])
+    ['paint', '--ray', 'auto', '-o', 'out']
+    """
+    found: list[str] = []
+    for one, after in zip(args, [*args[1:], "-"], strict=True):
+        found.append(one)
+        if one in VALUE_LEFT_OUT and after.startswith("-"):
+            found.append(VALUE_LEFT_OUT[one])
+    return found
+
 
 class LazyGroup(TyperGroup):
     """A group whose help comes from a table, and whose commands are imported only to be run or completed.
@@ -35,7 +52,7 @@ class LazyGroup(TyperGroup):
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that is really run."""
-        name, command, rest = super().resolve_command(ctx, args)
+        name, command, rest = super().resolve_command(ctx, with_values(args))
         return (name, command if name is None else load_command(name, self.homes[name][0]), rest)
 
 
@@ -63,10 +80,12 @@ LazyGroup.homes = {
     "interpolate": ("gouache.cli.interpolate:interpolate", "Interpolate between two prompts, seeds or images."),
     "upscale": ("gouache.cli.upscale:upscale", "Upscale an image."),
     "grid": ("gouache.cli.grid:grid", "Generate an X/Y/Z plot of two or three parameters."),
+    "explain": ("gouache.cli.explain:explain", "Write a page about how an image was painted."),
     "show": ("gouache.cli.recipes:show", "Print the generation parameters stored in an image."),
     "replay": ("gouache.cli.recipes:replay", "Regenerate an image from its recipe and compare."),
     "samplers": ("gouache.cli.info:samplers", "List samplers and noise schedules with their aliases."),
     "data": ("gouache.cli.data:data", "Build and inspect data sets."),
+    "finetune": ("gouache.cli.finetune:finetune", "Teach a model a style or a thing from your own pictures."),
     "train": ("gouache.cli.train:train", "Train one stage on captioned images."),
     "runs": ("gouache.cli.train:runs", "Show a training run."),
     "pack": ("gouache.cli.train:pack", "Package the results of a training run as one model."),
@@ -78,9 +97,10 @@ LazyGroup.homes = {
     "inspect": ("gouache.cli.inspect:inspect", "Identify a weight file or a model folder."),
     "convert": ("gouache.cli.inspect:convert", "Convert a model to another layout."),
     "merge": ("gouache.cli.merge:merge", "Merge models, LoRA files, or write a difference as a LoRA."),
-    "serve": ("gouache.cli.serve:serve", "Serve the web page and three APIs."),
-    "accounts": ("gouache.cli.accounts:app", "Add, list and revoke the studio's users and their tokens."),
-    "jobs": ("gouache.cli.jobs:app", "List, cancel, retry and export the studio's jobs; back it up."),
+    "serve": ("gouache.cli.serving.serve:serve", "Serve the web page and three APIs."),
+    "worker": ("gouache.cli.serving.worker:worker", "Paint a studio's jobs on this machine, or on a cluster of Ray."),
+    "accounts": ("gouache.cli.serving.accounts:app", "Add, list and revoke the studio's users and their tokens."),
+    "jobs": ("gouache.cli.serving.jobs:app", "List, cancel, retry and export the studio's jobs; back it up."),
     "doctor": ("gouache.cli.info:doctor", "Show versions, devices, memory and model folders."),
 }
 
@@ -92,7 +112,9 @@ EXTRA_OF = {
     "multipart": "serve",
     "prometheus_client": "serve",
     "psycopg": "postgres",
+    "ray": "scale",
     "resvg_py": "data",
+    "s3fs": "scale",
     "sqlalchemy": "serve",
     "uvicorn": "serve",
     "vtracer": "media",

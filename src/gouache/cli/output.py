@@ -25,6 +25,7 @@ from gouache.pipeline.prompts.syntax import unmarked
 
 if TYPE_CHECKING:
     from gouache.pipeline.generate.generation import Event, Painted
+    from gouache.pipeline.output.recipe import Recipe
     from gouache.pipeline.request import Request
 
 
@@ -102,7 +103,7 @@ class OutputWriter:
         from gouache.pipeline.output.metadata import kind_of
 
         for index in range(request.count):
-            path = self._free(request, index)
+            path = self.free_path(request, index)
             if kind_of(path) == "jpeg" and len(request.prompt) + len(request.negative_prompt or "") > LONGEST_FOR_JPEG:
                 raise InvalidInput(
                     "--output",
@@ -112,7 +113,7 @@ class OutputWriter:
                 )
             check_target(path, force=self.force)
 
-    def _free(self, request: Request, index: int) -> Path:
+    def free_path(self, request: Request, index: int) -> Path:
         """The picture's file; where another picture of this run has that name already, the next one: `name-2.png`."""
         path = first = self.path_for(request, index)
         number = 1
@@ -208,11 +209,30 @@ class OutputWriter:
         if not self.as_json:
             typer.echo(str(path))
 
-    def close(self, *, interrupted: bool = False) -> None:
-        """Print the JSON object, if it was asked for."""
+    def note_picture(self, path: str, recipe: Recipe, size: tuple[int, int], painted: bool) -> None:
+        """Name one picture of a batch; one that was there before is named in the JSON alone.
+
+        Args:
+            path: or address.
+            recipe: as it stands in the file.
+            size: width and height.
+            painted: in this run.
+        """
+        self._tell(recipe.notes)
+        if painted:
+            self.files.append(path)
+            if not self.as_json:
+                typer.echo(path)
+        facts = {"path": path, "seed": recipe.request.seed, "width": size[0], "height": size[1]}
+        self.pictures.append({**facts, "notes": list(recipe.notes), "painted": painted})
+
+    def close(self, *, interrupted: bool = False, not_painted: list[dict[str, str]] | None = None) -> None:
+        """Print the JSON object, if it was asked for; a batch's says which lines have no picture."""
         if self.as_json:
             seconds = round(time.perf_counter() - self.started, 3)
             result = {"pictures": self.pictures, "files": self.files, "seconds": seconds, "interrupted": interrupted}
+            if not_painted is not None:
+                result["not_painted"] = not_painted
             typer.echo(json.dumps(result, ensure_ascii=False))
 
 

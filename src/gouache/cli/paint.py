@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from gouache.cli.options import EDITING, option_specs, request_values, with_options
-from gouache.cli.output import STANDARD, OutputWriter, shown
-from gouache.errors import Interrupted, InvalidInput, RecipeError
-from gouache.pipeline.batch import matrix, prompts_in, read_prompts, requests_of, with_choices
+from gouache.cli.output import STANDARD, OutputWriter, interrupted, shown
+from gouache.errors import GouacheError, Interrupted, InvalidInput, RecipeError
+from gouache.pipeline.batch import (
+    PromptLine,
+    matrix,
+    prompt_lines,
+    prompts_in,
+    read_prompts,
+    read_text,
+    requests_of,
+    with_choices,
+    with_steady_seeds,
+)
 from gouache.pipeline.request import Request
+from gouache.scale.folders import is_address
 
 if TYPE_CHECKING:
     from gouache.pipeline.generate.generation import Painted
     from gouache.pipeline.pipeline import Pipeline
     from gouache.pipeline.resolve import Resolved
+    from gouache.scale.painting import Line, NotPainted, Painters
 
 SPECS = option_specs(without=EDITING)
 HELP = """Generate images from a prompt.
@@ -28,7 +40,12 @@ Each is written as SLUG-SEED.png with its recipe inside. Example:
 gouache paint "a red fire engine, 3d style" --count 4 --seed 7
 """
 
-OutputOption = Annotated[str | None, typer.Option("--output", "-o", help="File or folder; - is standard output.")]
+OutputOption = Annotated[
+    str | None,
+    typer.Option(
+        "--output", "-o", help="File or folder; - is standard output; for --from-file also s3://BUCKET/PREFIX."
+    ),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps.")]
@@ -49,6 +66,21 @@ MatrixOption = Annotated[
 ]
 Dynamic = Annotated[bool, typer.Option("--dynamic", help="Resolve {a|b} at random, by the seed.")]
 Wildcards = Annotated[Path | None, typer.Option("--wildcards", help="Folder of NAME.txt files for __NAME__.")]
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="[ADDRESS]",
+        help="Paint --from-file on a Ray cluster: HOST:PORT of its head; local, on this machine; without ADDRESS the "
+        "one that RAY_ADDRESS names or that runs here, else as local. Pictures that are there already are kept.",
+    ),
+]
+RayActors = Annotated[
+    int | None, typer.Option("--ray-actors", min=1, help="Models on the cluster at most. Default: as many as fit.")
+]
+Resume = Annotated[
+    bool, typer.Option("--resume", help="Keep --from-file's pictures that are there already; paint the others.")
+]
 Like = Annotated[Path | None, typer.Option("--like", help="Start from the recipe stored in this image.")]
 
 
@@ -59,6 +91,9 @@ def _paint(
     like: Like = None,
     size: Size = None,
     from_file: FromFile = None,
+    ray: Ray = None,
+    ray_actors: RayActors = None,
+    resume: Resume = False,
     as_matrix: MatrixOption = False,
     dynamic: Dynamic = False,
     wildcards: Wildcards = None,
@@ -77,14 +112,26 @@ def _paint(
 ) -> None:
     if prompt == "-" and from_file == STANDARD:
         raise InvalidInput("--from-file", given="- beside a prompt -", expected="one thing from standard input")
+    batch = ray is not None or resume or is_address(output)
+    if batch:
+        refuse_beside_batch(from_file, output, {"--grid": grid, "--svg": svg, "--open": open_})
     noted: list[str] = []
     request = build_request(prompt, size, request_values(SPECS, options), like, noted, prompts=from_file is not None)
-    requests = [request] if from_file is None else from_lines(request, from_file)
-    if as_matrix:
-        requests = [one.replace({"prompt": text}) for one in requests for text in matrix(one.prompt)]
-    if dynamic or wildcards is not None:
-        requests = [each for one in requests for each in with_choices(one, wildcards)]
+
+    def several(one: Request) -> list[Request]:
+        parts = [one.replace({"prompt": text}) for text in matrix(one.prompt)] if as_matrix else [one]
+        chosen = dynamic or wildcards is not None
+        return [each for part in parts for each in with_choices(part, wildcards)] if chosen else parts
+
     outcome = OutputWriter(output, force=force, as_json=as_json, quality=quality, svg=svg, noted=tuple(noted))
+    if batch and from_file is not None:
+        from gouache.scale.painting import Painters
+
+        painters = None if ray is None else Painters(ray, ray_actors, device, dtype)
+        paint_lines(request, from_file, several, outcome, painters, device=device, dtype=dtype, sequential=sequential)
+        return
+    asked = [request] if from_file is None else from_lines(request, from_file)
+    requests = [each for one in asked for each in several(one)]
     paint_requests(requests, outcome, device=device, dtype=dtype, sequential=sequential, grid=grid, show=open_)
 
 
@@ -162,6 +209,140 @@ def from_lines(base: Request, path: Path) -> list[Request]:
     """One request for each line of a file, on top of what the command line says."""
     shared = {name: getattr(base, name) for name in base.model_fields_set}
     return requests_of(shared, read_prompts(path) if path != STANDARD else prompts_in(_standard_text(), where="stdin"))
+
+
+def refuse_beside_batch(from_file: Path | None, output: str | None, switches: Mapping[str, bool]) -> None:
+    """What a batch can't be asked for, before anything is loaded.
+
+    Raises:
+        InvalidInput: there is no file of prompts, or something that is made of all pictures at the end.
+    """
+    if from_file is None:
+        raise InvalidInput(
+            "--ray, --resume or an s3:// address",
+            given="no --from-file",
+            expected="a file of prompts",
+            cure="Write the prompts into a file, one a line.",
+        )
+    asked = [name for name, value in switches.items() if value] + (["-o -"] if output == "-" else [])
+    if asked:
+        raise InvalidInput(asked[0], given="--ray, --resume or an s3:// address", expected="pictures alone")
+
+
+def paint_lines(
+    base: Request,
+    path: Path,
+    several: Callable[[Request], list[Request]],
+    outcome: OutputWriter,
+    painters: Painters | None,
+    *,
+    device: str | None = None,
+    dtype: str | None = None,
+    sequential: bool = False,
+) -> None:
+    """Paint a file of prompts as a batch that can be begun again: here, or on a cluster.
+
+    Args:
+        base: what the command line says.
+        path: of the file.
+        several: the requests that one line's becomes.
+        outcome: tells what was written.
+        painters: the cluster, if it isn't to be painted here.
+        device, dtype, sequential: of the model here.
+
+    Raises:
+        InvalidInput, ClusterError: at the end, if lines could not be painted; everything else was.
+        StoreError, PictureError: the folder can't be used.
+        Interrupted: Ctrl-C; what was finished is kept.
+    """
+    from gouache.scale.folders import open_folder
+    from gouache.scale.painting import Kept, paint_batch
+
+    folder = open_folder(outcome.output)
+    folder.check()
+    text = read_text(path) if path != STANDARD else _standard_text()
+    written = prompt_lines(text, where=str(path) if path != STANDARD else "stdin")
+    failed: list[NotPainted] = []
+    asked = list(_read_lines(base, written, failed))
+    if len(models := {request.model for _, request in asked} or {base.model}) != 1:
+        raise InvalidInput("requests", given=f"{len(models)} models", expected="one model for all lines")
+    # A cluster's machines hold the networks; here they are only asked what they can do.
+    where, turns = (device, sequential) if painters is None else ("cpu", True)
+    pipeline = load(models.pop(), where, dtype, sequential=turns)
+    lines = list(_planned_lines(pipeline, asked, several, failed))
+    for one in failed:
+        tell_failed(one)
+    there = 0
+    try:
+        for event in paint_batch(pipeline, lines, folder, painters=painters, noted=outcome.noted, force=outcome.force):
+            if isinstance(event, Kept):
+                there += not event.painted
+                outcome.note_picture(
+                    folder.address(event.name), event.recipe, (event.width, event.height), event.painted
+                )
+            else:
+                failed.append(event)
+                tell_failed(event)
+    except KeyboardInterrupt as stop:
+        outcome.close(interrupted=True)
+        raise interrupted("paint", len(outcome.pictures), f"all pictures of {path}", outcome) from stop
+    if there and not outcome.as_json:
+        typer.echo(f"gouache: {there} pictures were there already", err=True)
+    outcome.close(not_painted=[{"line": one.where, **one.error.to_dict()} for one in failed])
+    if failed:
+        raise _not_all(path, failed, len(written))
+
+
+def tell_failed(one: NotPainted) -> None:
+    """Name a line that could not be painted, at once."""
+    line = "" if one.error.where.startswith(one.where) else f"{one.where}: "
+    typer.echo(f"gouache: {line}{one.error}", err=True)
+
+
+def _not_all(path: Path, failed: Sequence[NotPainted], lines: int) -> GouacheError:
+    numbers = list(dict.fromkeys(one.where.rpartition(":")[2] for one in failed))
+    kinds = [type(one.error) for one in failed if not isinstance(one.error, InvalidInput)]
+    return (kinds[0] if kinds else InvalidInput)(
+        str(path),
+        given=f"{len(numbers)} of {lines} lines not painted: {', '.join(numbers[:20])}{', ...' * (len(numbers) > 20)}",
+        expected="a picture for every line",
+        cure="The others are painted. Correct these lines and run the same command again.",
+    )
+
+
+def _read_lines(base: Request, lines: Sequence[PromptLine], failed: list[NotPainted]) -> Iterator[tuple[str, Request]]:
+    """Where each line stands, and its request; each has a seed."""
+    from gouache.scale.painting import NotPainted
+
+    shared = {name: getattr(base, name) for name in base.model_fields_set}
+    found: list[tuple[str, Request]] = []
+    for line in lines:
+        try:
+            found.append((line.where, Request.from_dict({**shared, **line.read()}, where=line.where)))
+        except GouacheError as error:
+            failed.append(NotPainted(line.where, error))
+    requests = with_steady_seeds([request for _, request in found])
+    yield from zip((where for where, _ in found), requests, strict=True)
+
+
+def _planned_lines(
+    pipeline: Pipeline,
+    asked: Sequence[tuple[str, Request]],
+    several: Callable[[Request], list[Request]],
+    failed: list[NotPainted],
+) -> Iterator[Line]:
+    from gouache.scale.painting import Line, NotPainted
+
+    naming = OutputWriter(None)
+    for where, request in asked:
+        try:
+            plans = [pipeline.plan(each) for each in several(request)]
+        except GouacheError as error:
+            failed.append(NotPainted(where, error))
+            continue
+        for plan in plans:
+            names = (naming.free_path(plan.request, k).name for k in range(plan.request.count))
+            yield Line(where, plan, tuple(names))
 
 
 def _standard_text() -> str:

@@ -7,7 +7,10 @@ import json
 import random
 import re
 import secrets
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +31,20 @@ def read_prompts(path: Path) -> list[dict[str, Any]]:
         PictureError: no such file.
         InvalidInput: a line that is no JSON object, or nothing in it.
     """
+    return prompts_in(read_text(path), where=str(path))
+
+
+def read_text(path: Path) -> str:
+    """A file of prompts.
+
+    Raises:
+        PictureError: no such file, or not one of text.
+    """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         given = getattr(error, "strerror", None) or str(error)
         raise PictureError(str(path), given=given.lower(), expected="a text file of prompts in UTF-8") from error
-    return prompts_in(text, where=str(path))
 
 
 def prompts_in(text: str, *, where: str) -> list[dict[str, Any]]:
@@ -42,25 +53,60 @@ def prompts_in(text: str, *, where: str) -> list[dict[str, Any]]:
     Raises:
         InvalidInput: a line that is no JSON object, or nothing in it.
     """
-    found: list[dict[str, Any]] = []
-    for number, line in enumerate(text.splitlines(), 1):
-        words = line.strip()
-        if not words or words.startswith("#"):
-            continue
-        found.append(
-            _object(words, f"{where}:{number}") if words.startswith("{") and '"' in words else {"prompt": words}
-        )
+    found = [line.read() for line in prompt_lines(text, where=where)]
     if not found:
         raise InvalidInput(where, given="no prompts", expected="one prompt a line, or one JSON object a line")
     return found
 
 
-def _object(text: str, where: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise InvalidInput(where, given=str(error), expected="a JSON object") from error
-    return dict(values)
+@dataclass(frozen=True, slots=True)
+class PromptLine:
+    """One line of a file of prompts.
+
+    Attributes:
+        where: file and number, `prompts.jsonl:3`.
+        text: without the space around it.
+    """
+
+    where: str
+    text: str
+
+    def read(self) -> dict[str, Any]:
+        """The request's values in it.
+
+        Raises:
+            InvalidInput: it begins as a JSON object and is none.
+        """
+        if not (self.text.startswith("{") and '"' in self.text):
+            return {"prompt": self.text}
+        try:
+            values = json.loads(self.text)
+        except json.JSONDecodeError as error:
+            raise InvalidInput(self.where, given=str(error), expected="a JSON object") from error
+        return dict(values)
+
+
+def prompt_lines(text: str, *, where: str) -> list[PromptLine]:
+    """The lines of a file of prompts, unread; empty lines and those that begin with # are left out."""
+    numbered = ((number, line.strip()) for number, line in enumerate(text.splitlines(), 1))
+    return [PromptLine(f"{where}:{number}", words) for number, words in numbered if words and words[0] != "#"]
+
+
+def with_steady_seeds(requests: Sequence[Request]) -> list[Request]:
+    """Requests without a seed get one that follows from their prompt, so that a second run asks for the same pictures.
+
+    Of those with equal prompts each has another seed, by how many of them stand before it.
+    """
+    seen: Counter[str] = Counter()
+    found = []
+    for request in requests:
+        text = request.prompt
+        digest = sha256(f"{seen[text]}/{text}".encode()).digest()
+        seen[text] += 1
+        found.append(
+            request if request.seed is not None else request.replace({"seed": int.from_bytes(digest[:4], "big")})
+        )
+    return found
 
 
 def matrix(prompt: str) -> list[str]:

@@ -18,6 +18,7 @@ from gouache.training.loop_config import StageConfig
 from gouache.training.stage_tables import (
     ClipStage,
     DenoiserStage,
+    InversionStage,
     LoraStage,
     PriorStage,
     TokensStage,
@@ -77,6 +78,12 @@ class TextConfig(Config):
 ELSEWHERE = {
     "snr_gamma": 'Say [denoiser] weight = "min_snr" and weight_gamma = 5.0.',
     "min_snr_gamma": 'Say [denoiser] weight = "min_snr" and weight_gamma = 5.0.',
+    "debiased_estimation_loss": 'Say weight = "debiased", in [denoiser].',
+    "loss_type": 'It is called loss, in [denoiser]: "l2", "huber" or "smooth_l1".',
+    "multires_noise_iterations": "It is called pyramid_levels, in [denoiser].",
+    "multires_noise_discount": "It is called pyramid_discount, in [denoiser].",
+    "rescale_betas_zero_snr": "It is called zero_terminal_snr, in [denoiser].",
+    "ip_noise_gamma": "It is called input_perturbation, in [denoiser].",
     "train_batch_size": "It is called batch_size, in [STAGE.loop].",
     "batch_size": "It belongs to [STAGE.loop].",
     "gradient_accumulation_steps": "It is called accumulation, in [STAGE.optimizer]; batch_size holds all its parts.",
@@ -88,8 +95,10 @@ ELSEWHERE = {
     "unet_lr": "It is called learning_rate, in [denoiser.optimizer].",
     "lr_scheduler": "It is called schedule, in [STAGE.optimizer].",
     "lr_warmup_steps": "Say [STAGE.optimizer] warmup_images = steps x batch_size.",
-    "optimizer_type": "There is one optimizer, AdamW; [STAGE.optimizer] eight_bit = true keeps its moments in 8 bits.",
-    "use_8bit_adam": "It is called eight_bit, in [STAGE.optimizer].",
+    "optimizer_type": "It is called name, in [STAGE.optimizer]: adamw, adamw8bit, adafactor, prodigy or schedule_free.",
+    "optimizer": "Say [STAGE.optimizer] name: adamw, adamw8bit, adafactor, prodigy or schedule_free.",
+    "use_8bit_adam": 'Say [STAGE.optimizer] name = "adamw8bit".',
+    "eight_bit": 'Say [STAGE.optimizer] name = "adamw8bit".',
     "adam_beta1": "Say [STAGE.optimizer] betas = [beta1, beta2].",
     "adam_beta2": "Say [STAGE.optimizer] betas = [beta1, beta2].",
     "adam_weight_decay": "It is called weight_decay, in [STAGE.optimizer].",
@@ -125,7 +134,16 @@ ELSEWHERE = {
     "pretrained_model_name_or_path": "It is called start, in [denoiser].",
     "checkpointing_steps": "Checkpoints are counted in time: [STAGE.loop] checkpoint_minutes.",
     "checkpoints_total_limit": "It is called keep, in [STAGE.loop].",
-    "validation_prompt": "Samples are drawn for the captions of held-out pictures, at every validation.",
+    "validation_prompt": 'Say [denoiser] prompts = ["..."]; held-out captions are painted at every validation anyway.',
+    "validation_prompts": "It is called prompts, in [denoiser].",
+    "sample_prompts": 'Say [denoiser] prompts = ["...", "..."]: a list, not a file.',
+    "sample_every_n_steps": "Samples are drawn at every validation: [STAGE.loop] validate_images or validate_minutes.",
+    "sample_every_n_epochs": "Samples are drawn at every validation: [STAGE.loop] validate_images or validate_minutes.",
+    "report_to": 'TensorBoard is written where it is installed; [STAGE.loop] wandb = "PROJECT" adds Weights & Biases.',
+    "log_with": 'TensorBoard is written where it is installed; [STAGE.loop] wandb = "PROJECT" adds Weights & Biases.',
+    "log_tracker_name": "It is called wandb, in [STAGE.loop].",
+    "tracker_project_name": "It is called wandb, in [STAGE.loop].",
+    "logging_dir": "The log lies in the run's folder: RUN/STAGE/log.jsonl and RUN/STAGE/tensorboard.",
     "validation_epochs": "It is called validate_images, in [STAGE.loop], and counts pictures.",
     "lora_rank": "Whole networks are trained; `gouache merge --to lora` makes a LoRA of the result and its start.",
     "rank": "Whole networks are trained; `gouache merge --to lora` makes a LoRA of the result and its start.",
@@ -151,6 +169,7 @@ class TrainConfig(Config):
     prior: PriorStage | None = None
     denoiser: DenoiserStage | None = None
     lora: LoraStage | None = None
+    inversion: InversionStage | None = None
     upscaler: UpscalerStage | None = None
 
 

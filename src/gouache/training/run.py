@@ -23,6 +23,8 @@ from gouache.training.batches.built import built_set, painted_class
 from gouache.training.config import TrainConfig, read_config, stage_config
 from gouache.training.inputs import RunInputs, last_result, run_text_folder, stage_run
 from gouache.training.loop import TrainingProgress, make_accelerator, train
+from gouache.training.optimizer import check_optimizer
+from gouache.training.runlog import check_log
 from gouache.training.stage import Preparing, Ready
 from gouache.training.stages.registry import STAGES
 from gouache.training.state import checkpoints, full_disk_reported
@@ -171,15 +173,21 @@ def train_stage(
     With `from_packed`, a model that `gouache pack` wrote, results that the run lacks and the stage's first weights come
     from that model; a run that has a checkpoint of the stage resumes from the checkpoint.
 
-    `stop` is asked while data are encoded, too; what was encoded whole stays.
+    `stop` is asked while data are encoded, too; what was encoded whole stays. Of several processes all train, and only
+    the main one tells of it.
 
     Raises:
         UnknownName, ConfigError, DataError, TrainingError, CheckpointError: as the parts raise them; nothing is lost.
+        MissingDependency: of a package that the config needs, before anything is encoded.
     """
     if threads:
         torch.set_num_threads(threads)
     settings = read_config(config, stage)
-    accelerator = make_accelerator(stage_config(settings, stage))
+    table = stage_config(settings, stage)
+    # Before hours of encoding, not after them.
+    check_optimizer(table.optimizer)
+    check_log(table.loop)
+    accelerator = make_accelerator(table)
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
     ready = None
@@ -202,7 +210,45 @@ def train_stage(
         accelerator.wait_for_everyone()
     if ready is not None:
         folder = stage_run(run, stage)
-        yield from train(ready.stage, ready.config, folder, minutes=minutes, stop=stop, accelerator=accelerator)
+        for progress in train(ready.stage, ready.config, folder, minutes=minutes, stop=stop, accelerator=accelerator):
+            if accelerator.is_main_process:
+                yield progress
+
+
+def encode_data(
+    stage: str,
+    config: Path,
+    data: Path,
+    run: Path,
+    *,
+    threads: int = 0,
+    inputs: Callable[[TrainConfig, Path, Path], RunInputs] = RunInputs,
+) -> Iterator[Preparing]:
+    """Encode what `stage` trains on into `run`, as `train_stage` does before its first step; what is there is kept.
+
+    Args:
+        stage, config, data, run, threads: as `train_stage`.
+        inputs: makes what the stage takes from its run; another than `RunInputs` may encode elsewhere.
+
+    Raises:
+        TrainingError: the stage trains on pictures as they are, or an earlier stage has left no result.
+        UnknownName, ConfigError, DataError: as the parts raise them; whole shards stay.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    settings, encoded = read_config(config, stage), False
+    with full_disk_reported(stage_run(run, stage)):
+        table = stage_config(settings, stage)
+        painted = yield from painted_class(table, None, run, settings.data.size, main=True, stop=lambda: False)
+        data = yield from built_set(data, run, settings.data, painted=painted, main=True)
+        for event in STAGES[stage].from_run(inputs(settings, data, run)):
+            if isinstance(event, Ready):
+                break
+            encoded = encoded or event.total > 0
+            yield event
+    if not encoded:
+        given, cure = "a stage that trains on the pictures as they are", "Start `gouache train` at once."
+        raise TrainingError(stage, given=given, expected="one that trains on encoded examples", cure=cure)
 
 
 def _events(

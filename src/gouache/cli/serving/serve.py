@@ -16,9 +16,10 @@ FLAGS = {
     "model_aliases": "--model-alias",
     "allowed_hosts": "--allow-host",
     "admins": "--admin",
+    "device": "--device --devices",
 }
-"""Fields whose option has another name."""
-VARIABLES = {"store": "GOUACHE_STORE"}
+"""Fields whose option has another name, or two."""
+VARIABLES = {"store": "GOUACHE_STORE", "files": "GOUACHE_FILES"}
 """Fields that an environment variable sets too."""
 WITHOUT_OPTION = ("model_memory", "lease", "grace", "wait", "limits")
 """Fields that only an embedding program sets."""
@@ -35,7 +36,8 @@ def _serve(**given: Any) -> None:
 
     Example: gouache serve --models ~/models
     """
-    from gouache.serve.server import make_settings, run
+    from gouache.serve.server import run
+    from gouache.serve.start import make_settings
     from gouache.serve.studio import Studio
 
     new_token, new_user, revoke_token = (given.pop(name) for name in ACCOUNTS)
@@ -50,13 +52,13 @@ def _serve(**given: Any) -> None:
         run(studio, announce=typer.echo)
 
 
-def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+def option_of(name: str, field: FieldInfo) -> inspect.Parameter:
     """One field as an option; a tuple becomes an option that may be repeated."""
     kind, many = _plain(field.annotation)
     flag = FLAGS.get(name, "--" + name.replace("_", "-"))
-    given = None if field.is_required() or many else field.default
+    given = None if field.is_required() or many or field.default_factory else field.default
     option = typer.Option(
-        f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+        *([f"{flag}/--no-{flag[2:]}"] if kind is bool else flag.split()),
         help=(field.description or "") + (" May be repeated." if many else ""),
         envvar=VARIABLES.get(name),
         show_default=given is not None,
@@ -86,7 +88,7 @@ def _account_parameter(name: str) -> inspect.Parameter:
 
 
 _PARAMETERS = [
-    *(_parameter(name, field) for name, field in Settings.model_fields.items() if name not in WITHOUT_OPTION),
+    *(option_of(name, field) for name, field in Settings.model_fields.items() if name not in WITHOUT_OPTION),
     *(_account_parameter(name) for name in ACCOUNTS),
 ]
 serve = _serve

@@ -1,0 +1,1 @@
+"""Work on many machines: clusters of Ray, and folders that may lie in an object store."""
