@@ -23,6 +23,7 @@ COMES_ALONG = {
     "starlette": "fastapi",
     "click": "typer",
     "fsspec": "huggingface_hub",
+    "botocore": "s3fs",
 }
 """Modules of a declared distribution's own dependencies, used through its public interface."""
 

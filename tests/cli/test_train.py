@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -93,6 +95,62 @@ def test_a_stage_trains_is_summed_up_and_goes_on(place: Path) -> None:
     assert summary["images_seen"] == 16
     with Image.open(summary["curves"]) as curves:
         assert curves.width == 900
+
+
+def test_presets_are_listed_and_one_takes_the_place_of_a_config(place: Path) -> None:
+    code, listed, _ = run_here("train", "--presets")
+    assert code == 0
+    assert "pocket-whole: gouache train prior|denoiser" in listed
+    data = ("--data", place / "set", "--out", place / "preset")
+    for arguments, expected in (
+        ((), r"given neither, expected a TOML file, or the name of a recipe"),
+        (("--preset", "sd15-whole", "--config", place / "config.toml"), "given both"),
+        (("--preset", "sd15-whole"), "--start: given none"),
+        (("--config", place / "config.toml", "--start", place), "--preset beside it"),
+        (("--preset", "pocket-whole", "--start", place / "nothing"), "nothing"),
+    ):
+        code, _, said = run_here("train", "denoiser", *data, *arguments)
+        assert code in (2, 3)
+        assert expected in said
+    assert run_here("train", "vae", *data, "--preset", "sd15-whole")[2].endswith("expected stage denoiser.")
+    assert not (place / "preset").exists()
+
+
+@pytest.mark.slow
+def test_the_shipped_model_is_trained_by_a_preset_alone(place: Path) -> None:
+    arguments = ("--preset", "pocket-whole", "--data", place / "pictures", "--out", place / "pocket")
+    done = gouache("train", "denoiser", *arguments, "--minutes", "0.001")
+    assert done.returncode == 0, done.stderr
+    assert "16/100,000,000 images" in done.stderr
+    packed = gouache("pack", place / "pocket", place / "tuned", "--config", place / "pocket" / "config.toml")
+    assert packed.returncode == 0, packed.stderr
+    painted = gouache("paint", "a bar", "--model", place / "tuned", "-o", place / "bar.png", "--steps", "1")
+    assert painted.returncode == 0, painted.stderr
+
+
+@pytest.mark.slow
+def test_of_several_processes_one_tells_how_it_goes(place: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_addr=127.0.0.1"]
+    arguments = (
+        "train",
+        "vae",
+        "--config",
+        place / "config.toml",
+        "--data",
+        place / "pictures",
+        "--out",
+        place / "two",
+    )
+    command = [*launcher, f"--master_port={port}", "-m", "gouache", *map(str, arguments)]
+    own = {"ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(command, env={**os.environ, **own}, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in done.stderr.splitlines() if " images" in line or "pictures" in line]
+    assert [line.partition(" ")[0] for line in lines] == [f"{place / 'two' / 'pictures-16'}:", "8/16", "16/16"]
+    assert not done.stdout
 
 
 @pytest.mark.parametrize("moments", [(120,), pytest.param((24, 120), marks=pytest.mark.slow)], ids=["once", "twice"])

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gouache.diffusion.loss_weights import LOSS_WEIGHTS, LossWeight, loss_weight, x0_error_factor
+from gouache.diffusion.loss_weights import (
+    LOSS_SHAPES,
+    LOSS_WEIGHTS,
+    LossWeight,
+    loss_weight,
+    shaped,
+    x0_error_factor,
+)
 from gouache.diffusion.noise_schedule import Path, alpha_and_std
 from gouache.diffusion.parameterization import PARAMETERIZATIONS, Parameterization, convert
 from gouache.errors import InvalidInput, UnknownName
+from gouache.training.stage_tables import DenoisingTable
 
 SIGMA = torch.tensor([0.05, 0.4, 1.0, 3.0, 20.0], dtype=torch.float64)
 SNR = SIGMA**-2.0
@@ -28,6 +37,8 @@ ONE = torch.ones_like(SIGMA)
         ("truncated_snr", "x0", SNR.clamp(min=1)),
         ("truncated_snr", "eps", (1 / SNR).clamp(min=1)),
         ("p2", "eps", 1 / (1 + SNR)),
+        ("debiased", "eps", 1 / SNR.sqrt()),
+        ("debiased", "v", SNR.sqrt() / (SNR + 1)),
         ("edm", "x0", (SIGMA**2 + 0.25) / (SIGMA * 0.5) ** 2),
         ("uniform", "eps", ONE),
         ("uniform", "v", ONE),
@@ -69,6 +80,25 @@ def test_the_weighted_loss_is_the_same_whatever_the_network_predicts(
     torch.testing.assert_close(loss, expected, rtol=1e-7, atol=0)
 
 
+def test_losses_are_squares_of_small_errors_and_lengths_of_large_ones() -> None:
+    small, large = torch.tensor([1e-5, -2e-5], dtype=torch.float64), torch.tensor([1e5, -3e5], dtype=torch.float64)
+    torch.testing.assert_close(shaped("l2", large), large**2)
+    torch.testing.assert_close(shaped("huber", small, c=0.1), small**2, rtol=1e-5, atol=0)
+    torch.testing.assert_close(shaped("huber", large, c=0.1), 0.2 * large.abs(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(shaped("smooth_l1", small, c=0.1), 10 * small**2, rtol=1e-5, atol=0)
+    torch.testing.assert_close(shaped("smooth_l1", large, c=0.1), 2 * large.abs(), rtol=1e-5, atol=0)
+    slope = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    shaped("huber", slope, c=0.4).backward()  # type: ignore[no-untyped-call]
+    assert slope.grad is not None
+    assert float(slope.grad) == pytest.approx(2 * 0.4 * 0.3 / 0.5)
+
+
+def test_what_a_config_may_name_is_what_there_is() -> None:
+    fields = DenoisingTable.model_fields
+    assert get_args(fields["weight"].annotation) == LOSS_WEIGHTS
+    assert get_args(fields["loss"].annotation) == LOSS_SHAPES
+
+
 def test_factors_have_their_closed_forms() -> None:
     torch.testing.assert_close(x0_error_factor(SIGMA, "eps", "vp"), SNR)
     torch.testing.assert_close(x0_error_factor(SIGMA, "v", "vp"), SNR + 1)
@@ -83,3 +113,7 @@ def test_bad_input_is_refused() -> None:
             loss_weight("min_snr", torch.tensor([bad]), "eps", "vp")
     with pytest.raises(InvalidInput, match="gamma"):
         loss_weight("min_snr", SIGMA, "eps", "vp", gamma=0.0)
+    with pytest.raises(UnknownName, match="huber"):
+        shaped("hubert", SIGMA)  # type: ignore[arg-type]
+    with pytest.raises(InvalidInput, match="> 0"):
+        shaped("huber", SIGMA, c=0.0)

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 from PIL import Image
+from tests.serve.objects import ObjectService
 from tests.serve.served import Postgres, programs
 
 from gouache.serve.queue.job import FINISHED, Job
@@ -251,3 +252,11 @@ def stopped_run(studio_page: Server) -> None:
     (folder / "denoiser" / "log.jsonl").write_text("\n".join(json.dumps(line) for line in lines))
     for seen in (3200, 6400):
         Image.effect_noise((512, 256), 60).convert("RGB").save(folder / "denoiser" / "samples" / f"{seen}.png")
+
+
+@pytest.fixture(scope="session")
+def object_service() -> Iterator[ObjectService]:
+    """moto's server, in a process of its own."""
+    started = ObjectService()
+    yield started
+    started.stop()

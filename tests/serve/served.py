@@ -31,8 +31,8 @@ from gouache.serve.queue.job import FINISHED
 from gouache.serve.queue.queue import JobQueue
 from gouache.serve.settings import Limits, Settings
 from gouache.serve.store.database import Database
-from gouache.serve.store.file_store import FileStore
 from gouache.serve.store.gallery import Gallery
+from gouache.serve.store.object_store import open_file_store
 
 SCRIPT = Path(__file__).parent / "tiny_server.py"
 
@@ -50,7 +50,7 @@ class Process:
         self.settings = Settings.from_dict({**plain, "limits": Limits(queue=5000, free_bytes=1), **changes})
         self.database = Database(self.settings.store_url)
         self.jobs, self.pictures = JobQueue(self.database, self.settings.limits), Gallery(self.database)
-        self.file_store = FileStore(folder)
+        self.file_store = open_file_store(folder, self.settings.files)
         self.log = Path(tempfile.mkstemp(prefix="gouache-log-")[1])
         self.process: subprocess.Popen[str] | None = None
         self.url = ""
@@ -172,7 +172,7 @@ def check_everything(server: Process, ids: list[str]) -> None:
         data = server.file_store.read("pictures", picture.file)
         assert sha256(data).hexdigest() == picture.sha256
         Image.open(io.BytesIO(data)).load()
-    kept = {path.name for path in (server.file_store.root / "pictures").iterdir() if not path.name.endswith(".part")}
+    kept = {name for name in server.file_store.names("pictures") if not name.endswith(".part")}
     assert kept == {picture.file for picture in listed}
 
 

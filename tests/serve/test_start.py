@@ -16,7 +16,8 @@ from PIL import Image
 from tests.serve.served import Process, SmallDisk, can_mount
 
 from gouache.errors import DeviceUnavailable, GouacheError, ModelNotFound, StoreAway, StoreError
-from gouache.serve.server import make_settings, run
+from gouache.serve.server import run
+from gouache.serve.start import make_settings
 from gouache.serve.studio import Studio
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import math
+import sys
+from typing import get_args
 
 import pytest
 import torch
 from torch import nn
 
-from gouache.errors import MissingDependency
-from gouache.training.loop_config import OptimizerConfig
-from gouache.training.optimizer import decay_groups, learning_rate, make_optimizer
+from gouache.errors import ConfigError, MissingDependency
+from gouache.training.loop_config import OptimizerConfig, OptimizerName
+from gouache.training.optimizer import PACKAGES, decay_groups, learning_rate, make_optimizer, own_average
+from gouache.training.stage_tables import DenoiserStage, LoraStage
 
 
 class Small(nn.Module):
@@ -69,9 +72,85 @@ def test_the_warm_up_is_linear() -> None:
     )
 
 
-def test_eight_bit_moments_need_their_package() -> None:
-    with pytest.raises(MissingDependency, match="bitsandbytes"):
-        make_optimizer(Small(), OptimizerConfig(eight_bit=True))
+@pytest.mark.parametrize("name", ["adamw8bit", "prodigy", "schedule_free"])
+def test_an_optimizer_of_a_package_that_is_missing_names_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = OptimizerConfig.from_dict({"name": name})
+    monkeypatch.setitem(sys.modules, PACKAGES[config.name], None)
+    with pytest.raises(MissingDependency, match=rf"given {name}.*pip install {PACKAGES[config.name]}"):
+        make_optimizer(Small(), config)
+
+
+@pytest.mark.parametrize(
+    ("values", "match"),
+    [
+        ({"name": "prodigy", "learning_rate": 1e-4}, r"factor from 0\.1 to 10"),
+        ({"name": "schedule_free", "schedule": "cosine"}, "constant"),
+        ({"name": "schedule_free", "cooldown": 0.3}, "cooldown = 0"),
+        ({"name": "schedule_free", "betas": [0.0, 0.99]}, "above 0"),
+        ({"name": "adafactor", "betas": [0.9, 0.999]}, "adafactor"),
+        ({"betas": [0.9, 1.0]}, "below 1"),
+        ({"name": "adam"}, "schedule_free"),
+    ],
+)
+def test_what_an_optimizer_would_ignore_or_misunderstand_is_refused(values: dict[str, object], match: str) -> None:
+    with pytest.raises(ConfigError, match=match):
+        OptimizerConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("name", "fresh", "tuning", "low_rank"),
+    [
+        ("adamw", 3e-4, 1e-4, 1e-3),
+        ("adafactor", 1e-2, 3e-3, 1e-1),
+        ("prodigy", 1.0, 1.0, 1.0),
+        ("schedule_free", 1e-3, 3e-4, 3e-3),
+    ],
+)
+def test_every_optimizer_has_a_rate_of_its_own(name: str, fresh: float, tuning: float, low_rank: float) -> None:
+    assert OptimizerConfig.from_dict({"name": name}).learning_rate == fresh
+    table = DenoiserStage.from_dict({"start": "somewhere", "optimizer": {"name": name}})
+    assert table.optimizer.learning_rate == tuning
+    assert DenoiserStage.from_json(table.to_json()) == table
+    lora = LoraStage.from_dict({"start": "somewhere", "optimizer": {"name": name}})
+    assert lora.optimizer.learning_rate == low_rank
+
+
+def quadratic(config: OptimizerConfig, steps: int) -> tuple[Small, torch.optim.Optimizer]:
+    """A small network pulled towards zero by its squared length."""
+    with torch.random.fork_rng():
+        torch.default_generator.manual_seed(0)
+        network = Small()
+    optimizer = make_optimizer(network, config)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        torch.stack([p.square().sum() for p in network.parameters()]).sum().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    return network, optimizer
+
+
+@pytest.mark.parametrize("name", get_args(OptimizerName))
+def test_every_optimizer_goes_downhill(name: OptimizerName) -> None:
+    rate = {"prodigy": 1.0, "adafactor": 0.05}.get(name, 0.03)
+    config = OptimizerConfig.from_dict({"name": name, "learning_rate": rate, "weight_decay": 0.0})
+    networks = [quadratic(config, steps)[0] for steps in (0, 60)]
+    before, after = (sum(float(p.detach().square().sum()) for p in network.parameters()) for network in networks)
+    assert after < 0.5 * before
+
+
+def test_schedule_frees_average_is_the_mean_of_its_iterates_and_leaves_the_weights_alone() -> None:
+    """At a constant rate x is the plain mean of z_1..z_t (Defazio et al. 2024, equation 5 with c = 1 / t)."""
+    config = OptimizerConfig(name="schedule_free", learning_rate=0.03, weight_decay=0.0)
+    iterates = []
+    for steps in range(1, 6):
+        network, optimizer = quadratic(config, steps)
+        iterates.append(optimizer.state[network.linear.weight]["z"].clone())
+    before = network.linear.weight.detach().clone()
+    average = own_average(network, optimizer)
+    assert torch.allclose(average["linear.weight"], torch.stack(iterates).mean(0), atol=1e-6)
+    assert torch.equal(network.linear.weight, before)
+    assert average.keys() == network.state_dict().keys()
+    optimizer.eval()  # type: ignore[attr-defined]  # the package's own way to x
+    assert torch.allclose(average["linear.weight"], network.linear.weight, atol=1e-6)
 
 
 @pytest.mark.parametrize(("done", "wanted"), [(0.5, 2.0), (0.8, 2.0), (0.9, 1.0), (1.0, 0.0)])

@@ -6,9 +6,12 @@ import json as json_module
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
+
+if TYPE_CHECKING:
+    from gouache.data.readers import Reading
 
 data = typer.Typer(
     add_completion=False,
@@ -30,11 +33,28 @@ def build(
     tarballs: Annotated[
         str | None,
         typer.Option(
-            "--from", help="stickers: folder with the tarballs (else npm fetches them). pictures: the source."
+            "--from",
+            help="stickers: folder with the tarballs (else npm fetches them). pictures: the source, or a dataset "
+            "config of kohya's sd-scripts (.toml, .json).",
         ),
     ] = None,
-    size: Annotated[int, typer.Option(help="Side of the pictures in pixels.")] = 128,
+    size: Annotated[
+        int | None,
+        typer.Option(help="Side of the pictures in pixels. Default: a dataset config's resolution, else 128."),
+    ] = None,
     buckets: Annotated[bool, typer.Option(help="pictures: keep shapes, in aspect-ratio buckets.")] = False,
+    masks: Annotated[
+        str,
+        typer.Option(
+            help="pictures: where the loss counts: files (NAME-mask.png, masks/NAME.png), alpha, conditions, or none."
+        ),
+    ] = "files",
+    missing_caption: Annotated[
+        str, typer.Option(help="pictures: caption of those without one; {folder} in it is their folder's name.")
+    ] = "",
+    regularisation: Annotated[
+        Path | None, typer.Option(help="pictures: a folder of pictures of the class, for prior preservation.")
+    ] = None,
     encoding: Encoding = None,
     json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -43,20 +63,28 @@ def build(
     Examples:
       gouache data build stickers stickers --size 128
       gouache data build pictures mine --from my-pictures --size 128
+      gouache data build pictures mine --from dataset.toml
     """
     from gouache.errors import unknown_name
 
     if recipe not in ("stickers", "pictures"):
         raise unknown_name("recipe", recipe, ("stickers", "pictures"))
     if recipe == "pictures":
-        _build_pictures(tarballs, folder, size, buckets=buckets, encoding=encoding, as_json=json)
+        from gouache.data.readers import Reading
+        from gouache.data.subsets.planes import MaskSource
+
+        known: dict[str, MaskSource] = {name: name for name in get_args(MaskSource)}
+        if masks not in known:
+            raise unknown_name("--masks", masks, known)
+        reading = Reading(encoding=encoding, missing=missing_caption, masks=known[masks])
+        _build_pictures(tarballs, folder, size, reading, regularisation, buckets=buckets, as_json=json)
         return
     from gouache.data.stickers import Stickers
     from gouache.data.stickers_recipe import build_stickers
 
     _draw(
         (event.done, event.total)
-        for event in build_stickers(folder, size=size, tarball_folder=Path(tarballs) if tarballs else None)
+        for event in build_stickers(folder, size=size or 128, tarball_folder=Path(tarballs) if tarballs else None)
     )
     stickers = Stickers.open(folder)
     stickers.verify()
@@ -73,7 +101,7 @@ def inspect(
 
     Example: gouache data inspect my-pictures
     """
-    from gouache.data.readers import ReadReport, inspect_pictures
+    from gouache.data.readers import Reading, ReadReport, inspect_pictures
     from gouache.data.stickers import Stickers
 
     if (Path(source) / "pictures.npy").is_file():
@@ -82,7 +110,7 @@ def inspect(
         _print_stickers(len(stickers), stickers.manifest.counts, Path(source), as_json=json)
         return
     report = ReadReport()
-    found = inspect_pictures(source, report, encoding=encoding)
+    found = inspect_pictures(source, report, Reading(encoding=encoding))
     if json:
         skipped = [{"key": key, "reason": reason} for key, reason in report.listed]
         counts = {"pictures": report.good, "broken": report.broken, "empty": report.empty, "skipped": skipped}
@@ -95,6 +123,45 @@ def inspect(
     typer.echo(f"{found.captions} captions, {found.with_alpha} pictures with alpha")
     for bucket, count in found.buckets.items():
         typer.echo(f"  {bucket.width}x{bucket.height}: {count}")
+
+
+@data.command()
+def caption(
+    folder: Annotated[Path, typer.Argument(help="Folder of pictures, searched at any depth.")],
+    model: Annotated[
+        str,
+        typer.Option(help="BLIP or the like: a folder as transformers writes it, or its name in the models folder."),
+    ],
+    prefix: Annotated[str, typer.Option(help="Words in front of every caption, a trigger word for example.")] = "",
+    force: Annotated[bool, typer.Option("--force", help="Write over captions that are there.")] = False,
+    json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+) -> None:
+    """Describe the pictures of a folder that have no caption, in a .txt beside each.
+
+    Example: gouache data caption my-pictures --model blip-image-captioning-base --prefix "sks dog,"
+    """
+    from gouache.data.subsets.captioner import Captioner, Described, find_captioner, write_captions
+
+    done = list[Described]()
+
+    def described() -> Iterable[tuple[int, int | None]]:
+        for one, total in write_captions(folder, Captioner(find_captioner(model)), prefix=prefix, force=force):
+            done.append(one)
+            yield len(done), total
+
+    _draw(described(), "Describing")
+    written = {one.key: one.caption for one in done if one.caption}
+    skipped = [{"key": one.key, "reason": one.reason} for one in done if one.reason]
+    kept = len(done) - len(written) - len(skipped)
+    if json:
+        counts = {"folder": str(folder), "written": written, "kept": kept, "skipped": skipped}
+        typer.echo(json_module.dumps(counts, ensure_ascii=False))
+        return
+    typer.echo(f"{folder}: {len(written)} captions written, {kept} kept, {len(skipped)} pictures without one")
+    for key, text in written.items():
+        typer.echo(f"  {key}: {text}")
+    for one in skipped:
+        typer.echo(f"  skipped {one['key']}: {one['reason']}")
 
 
 @data.command()
@@ -145,20 +212,27 @@ def encode(
 
 
 def _build_pictures(
-    source: str | None, folder: Path, size: int, *, buckets: bool, encoding: str | None, as_json: bool
+    source: str | None,
+    folder: Path,
+    size: int | None,
+    reading: Reading,
+    regularisation: Path | None,
+    *,
+    buckets: bool,
+    as_json: bool,
 ) -> None:
-    from gouache.data.buckets import Bucket, make_buckets
-    from gouache.data.packed import pack_pictures
     from gouache.data.readers import ReadReport
+    from gouache.data.subsets.plan import plan_set
     from gouache.errors import InvalidInput
 
     if source is None:
-        raise InvalidInput("--from", given="nothing", expected="a folder, .parquet, .tar or owner/name of pictures")
-    if size < 8:
+        expected = "a folder, .parquet, .tar or owner/name of pictures, or a dataset config"
+        raise InvalidInput("--from", given="nothing", expected=expected)
+    if size is not None and size < 8:
         raise InvalidInput("--size", given=size, expected="at least 8 pixels")
     report = ReadReport()
-    shapes = make_buckets(size, step=max(8, size // 8)) if buckets else (Bucket(size, size),)
-    _draw((done, None) for done in pack_pictures(source, folder, shapes, report, encoding=encoding))
+    plan = plan_set(source, size=size, keep_shapes=buckets, reading=reading, regularisation=regularisation)
+    _draw((done, None) for done in plan.built(folder, report))
     if as_json:
         skipped = [{"key": key, "reason": reason} for key, reason in report.listed]
         counts = {"pictures": report.good, "broken": report.broken, "empty": report.empty, "notes": dict(report.notes)}
@@ -175,8 +249,8 @@ def _print_stickers(count: int, counts: dict[str, int], folder: Path, *, as_json
     typer.echo(f"{folder}: {count} pictures ({styles}); credits in {folder / 'CREDITS.md'}")
 
 
-def _draw(progress: Iterable[tuple[int, int | None]], what: str = "Building") -> None:
-    """Run a build that yields (done, total) to its end; on a terminal, with a bar on standard error."""
+def _draw(progress: Iterable[tuple[int, int | None]], verb: str = "Building") -> None:
+    """Run a task that yields (done, total) to its end; on a terminal, with a bar on standard error."""
     if not sys.stderr.isatty():
         for _ in progress:
             pass
@@ -185,6 +259,6 @@ def _draw(progress: Iterable[tuple[int, int | None]], what: str = "Building") ->
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(what, total=None)
+        task = bar.add_task(verb, total=None)
         for done, total in progress:
-            bar.update(task, completed=done, total=total, description=f"{what}: {done} pictures")
+            bar.update(task, completed=done, total=total, description=f"{verb}: {done} pictures")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gouache.errors import InvalidInput
 from gouache.models.family import POCKET
 
 if TYPE_CHECKING:
@@ -16,17 +17,36 @@ if TYPE_CHECKING:
     from gouache.training.stage import Preparing
 
 
+def _list(asked: bool) -> None:
+    """Print the presets and leave."""
+    if not asked:
+        return
+    from gouache.training.presets import ANY, presets
+
+    for preset in presets():
+        typer.echo(f"{preset.name}: gouache train {'|'.join(preset.stages)}")
+        typer.echo(f"    {preset.about}{' Needs --start MODEL.' if preset.start == ANY else ''}")
+    raise typer.Exit
+
+
 def train(
     stage: Annotated[str, typer.Argument(help="vae, clip, tokens, prior, denoiser or upscaler.")],
-    config: Annotated[Path, typer.Option(help="TOML file with a table for every stage.")],
     data: Annotated[Path, typer.Option(help="Folder of captioned pictures, or of a built recipe.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; an existing run is resumed.")],
+    config: Annotated[Path | None, typer.Option(help="TOML file with a table for every stage.")] = None,
+    preset: Annotated[
+        str | None, typer.Option(help="A recipe by name in place of --config; it is written to OUT/config.toml.")
+    ] = None,
+    start: Annotated[str | None, typer.Option(help="With --preset: the model to start from, by path or name.")] = None,
     minutes: Annotated[float | None, typer.Option(help="Training time after which to stop, over all sessions.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 lets torch choose.")] = 0,
     from_packed: Annotated[
         str | None,
         typer.Option(help="Packed model, by path or name: first weights, and results that the run lacks."),
     ] = None,
+    list_presets: Annotated[
+        bool, typer.Option("--presets", help="List the recipes for --preset, and exit.", is_eager=True, callback=_list)
+    ] = False,
 ) -> None:
     """Train one stage on captioned pictures; stop at any time and resume with the same command.
 
@@ -35,8 +55,10 @@ def train(
     from gouache.pipeline.pipeline import find_model
     from gouache.training.run import train_stage
 
+    del list_presets
+    config = _config(stage, config, preset, start, out)
     packed = None if from_packed is None else find_model(from_packed)
-    stopped = _stop_on_signals()
+    stopped = stop_on_signals()
     lines = _Lines()
     for event in train_stage(
         stage, config, data, out, minutes=minutes, threads=threads, from_packed=packed, stop=lambda: bool(stopped)
@@ -44,6 +66,37 @@ def train(
         lines.show(event)
     if stopped:
         raise typer.Exit(130)
+
+
+def _config(stage: str, config: Path | None, preset: str | None, start: str | None, out: Path) -> Path:
+    """The config's file: the one that is given, or what a preset is written to.
+
+    Raises:
+        InvalidInput: neither is given, or both, or a preset without the model that it needs.
+    """
+    if (config is None) == (preset is None):
+        raise InvalidInput(
+            "--config, --preset",
+            given="neither" if config is None else "both",
+            expected="a TOML file, or the name of a recipe",
+            cure="See `gouache train --presets`.",
+        )
+    if preset is None or config is not None:
+        if start is not None:
+            raise InvalidInput("--start", given=start, expected="--preset beside it", cure="Say it in the config.")
+        assert config is not None, "one of both is given"
+        return config
+    from gouache.pipeline.pipeline import find_model
+    from gouache.training.presets import ANY, preset_named, write_preset
+
+    recipe = preset_named(preset)
+    if stage not in recipe.stages:
+        raise InvalidInput(
+            "--preset", given=f"{preset} for stage {stage}", expected=f"stage {', '.join(recipe.stages)}"
+        )
+    if recipe.start == ANY and start is None:
+        raise InvalidInput("--start", given="none", expected=f"the model that preset {preset} starts from")
+    return write_preset(recipe, find_model(start or recipe.start), out)
 
 
 def runs(
@@ -69,7 +122,7 @@ def runs(
         typer.echo(f"  curves: {summary['curves']}")
 
 
-def _stop_on_signals() -> list[int]:
+def stop_on_signals() -> list[int]:
     """A list that receives the signal once SIGINT or SIGTERM asks to stop."""
     received: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -90,11 +143,11 @@ class _Lines:
             if event.note:
                 self._print(event.note, keep=True)
             elif self.terminal or event.done == event.total:
-                self._print(f"encoding {event.done:,}/{event.total:,}", event.done == event.total)
+                self._print(f"{event.what} {event.done:,}/{event.total:,}", event.done == event.total)
             return
         text = (
             f"{event.images_seen:,}/{event.images:,} images, {event.images_per_second:.1f}/s"
-            f" ({event.flops_share:.0%} of the matrix peak), {_time(event.seconds_left)} left"
+            f" ({event.flops_share:.0%} of the matrix peak), {spoken_time(event.seconds_left)} left"
         )
         figures = {**event.losses, **{f"validation {name}": value for name, value in event.figures.items()}}
         if self.terminal or figures or event.checkpoint:
@@ -108,7 +161,7 @@ class _Lines:
         sys.stderr.flush()
 
 
-def _time(seconds: float) -> str:
+def spoken_time(seconds: float) -> str:
     """A time as people say it: hours, minutes or seconds."""
     if seconds >= 3600:
         return f"{seconds / 3600:.1f} h"

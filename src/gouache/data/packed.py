@@ -2,6 +2,8 @@
 
 manifest.json        recipe, version, size, crop, buckets with their counts, what was skipped, sha256 of the files
 pictures-WxH.bin     uint8 [n,H,W,4] of one bucket, straight alpha
+masks-WxH.bin        uint8 [n,H,W], if any picture has a mask: where the loss counts
+conditions-WxH.bin   uint8 [n,H,W,4], if the pictures are painted from others
 records.jsonl        one `PackedRecord` a line, in the source's order
 """
 
@@ -12,23 +14,30 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import Field
 
 from gouache.checkpoints.hub import file_sha256
 from gouache.config import Config
 from gouache.data.buckets import Bucket, fit_to_bucket, nearest_bucket
 from gouache.data.drawing import Picture
-from gouache.data.readers import ReadReport, read_pictures
+from gouache.data.readers import AS_USUAL, CaptionedPicture, Reading, ReadReport, read_pictures
 from gouache.data.stickers import HELD_OUT_ONE_IN, Split
 from gouache.data.stream import Example
+from gouache.data.subsets.caption_rules import AS_IT_IS, CaptionRules
+from gouache.data.subsets.planes import Mask, fitted_mask, fitted_plane
+from gouache.data.subsets.subset import PLAIN, Subset, SubsetRules
 from gouache.data.whole_folder import whole_folder
 from gouache.errors import DataError
 
-PACKED_RECIPE, PACKED_VERSION = "pictures", 1
+PACKED_RECIPE, PACKED_VERSION = "pictures", 2
+"""Version 2 knows subsets with rules of their own, regularisation pictures, masks and conditions."""
+READABLE = (1, 2)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +52,8 @@ class PackedRecord:
         row: its place in the bucket's file.
         sha256: of the packed pixels.
         repeats: how often an epoch shows it, as kohya's folders ``10_name`` say.
+        subset: which of the set's subsets it is of, a key of the manifest's `subsets`; "" where there are none.
+        regularisation: it is a picture of the class, not of what is to be learnt; never held out.
     """
 
     key: str
@@ -52,11 +63,13 @@ class PackedRecord:
     row: int
     sha256: str
     repeats: int = 1
+    subset: str = ""
+    regularisation: bool = False
 
     @property
     def held_out(self) -> bool:
         """Whether it is kept from training: one in 20, by content, so that a copy falls on the same side."""
-        return int(self.sha256[:8], 16) % HELD_OUT_ONE_IN == 0
+        return not self.regularisation and int(self.sha256[:8], 16) % HELD_OUT_ONE_IN == 0
 
 
 class PackedManifest(Config):
@@ -70,66 +83,168 @@ class PackedManifest(Config):
     broken: int
     empty: int
     sha256: dict[str, str]
+    subsets: dict[str, SubsetRules] = Field(default_factory=dict)
+    """Subsets whose pictures or captions are shown by rules of their own."""
+    masks: bool = False
+    """Whether there are masks; pictures without one count as a whole."""
+    conditions: bool = False
+    """Whether every picture has a condition."""
 
 
 def pack_pictures(
-    source: str | Path,
+    source: str | Path | Sequence[Subset],
     folder: str | Path,
     buckets: Sequence[Bucket],
     report: ReadReport,
-    *,
-    encoding: str | None = None,
+    reading: Reading = AS_USUAL,
 ) -> Iterator[int]:
     """Pack a source into `folder`: a generator of the number done; the folder appears whole when it ends.
 
-    Each picture is scaled to cover the bucket nearest to its shape and cut in the middle.
+    Each picture is scaled to cover the bucket nearest to its shape and cut in the middle, and what belongs to it alike.
 
     Args:
-        source: as for `read_pictures`.
+        source: as for `read_pictures`, a packed set, or several subsets.
         folder: absent or empty.
         buckets: one for squares only, or those of `make_buckets`.
         report: filled with what was skipped.
-        encoding: of captions in text files, as for `read_pictures`.
+        reading: of one source, as for `read_pictures`.
 
     Raises:
-        DataError: the folder holds something, the disk is full, or as `read_pictures`.
+        DataError: the folder holds something, the disk is full, some pictures have a condition and others don't, or as
+            `read_pictures`.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DataError(str(folder), given="files", expected="no folder, or an empty one", cure="Choose another.")
-    counts = Counter[Bucket]()
+    subsets = [Subset(source=source, reading=reading)] if isinstance(source, str | Path) else list(source)
     with whole_folder(folder) as part:
+        writer = _Writer(part)
         with (part / "records.jsonl").open("w", encoding="utf-8") as lines:
-            for item in read_pictures(source, report, encoding=encoding):
-                bucket = nearest_bucket(item.picture.shape[1], item.picture.shape[0], buckets)
-                pixels = fit_to_bucket(item.picture, bucket).tobytes()
-                with (part / _file(bucket)).open("ab") as stream:
-                    stream.write(pixels)
-                digest = hashlib.sha256(pixels).hexdigest()
-                record = PackedRecord(
-                    item.key, item.captions, bucket.width, bucket.height, counts[bucket], digest, item.repeats
-                )
-                lines.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
-                counts[bucket] += 1
-                yield report.good
-        _finish(part, str(source), counts, report)
+            for subset in subsets:
+                for item in map(subset.own, islice(_read(subset, report), subset.most)):
+                    bucket = nearest_bucket(item.picture.shape[1], item.picture.shape[0], buckets)
+                    try:
+                        record = writer.write(item, bucket, subset.name)
+                    except DataError as error:
+                        report.good -= 1
+                        report.skip(item.key, str(error.given))
+                        continue
+                    if max(bucket.width / item.picture.shape[1], bucket.height / item.picture.shape[0]) > 1:
+                        report.notes[f"smaller than {bucket.width}x{bucket.height}, scaled up"] += 1
+                    lines.write(json.dumps(asdict(record), ensure_ascii=False) + "\n")
+                    yield report.good
+        writer.finish(subsets, report)
 
 
-def _finish(part: Path, source: str, counts: Counter[Bucket], report: ReadReport) -> None:
-    manifest = PackedManifest(
-        recipe=PACKED_RECIPE,
-        recipe_version=PACKED_VERSION,
-        source=source,
-        counts={f"{bucket.width}x{bucket.height}": counts[bucket] for bucket in sorted(counts)},
-        broken=report.broken,
-        empty=report.empty,
-        sha256={path.name: file_sha256(path) for path in sorted(part.iterdir())},
-    )
-    (part / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+def _read(subset: Subset, report: ReadReport) -> Iterator[CaptionedPicture]:
+    """The pictures of a subset, whose source may be a packed set."""
+    folder = Path(subset.source)
+    if not (folder / "manifest.json").is_file():
+        yield from read_pictures(subset.source, report, subset.reading)
+        return
+    packed = PackedPictures.open(folder)
+    for row, record in enumerate(packed.records):
+        report.good += 1
+        mask, condition = packed.mask(row), packed.condition(row)
+        yield CaptionedPicture(
+            record.key,
+            np.array(packed.picture(row)),
+            record.captions,
+            record.repeats,
+            None if mask is None else np.array(mask),
+            None if condition is None else np.array(condition),
+            record.regularisation,
+        )
 
 
-def _file(bucket: Bucket) -> str:
-    return f"pictures-{bucket.width}x{bucket.height}.bin"
+class _Writer:
+    """Writes the files of a set, bucket by bucket."""
+
+    def __init__(self, part: Path) -> None:
+        self.part, self.counts = part, Counter[Bucket]()
+        self.masked: set[Bucket] = set()
+        self.conditioned = 0
+
+    def write(self, item: CaptionedPicture, bucket: Bucket, subset: str) -> PackedRecord:
+        """Add a picture and what belongs to it.
+
+        Raises:
+            DataError: a mask or a condition has another shape than its picture; nothing is written.
+        """
+        row, pixels = self.counts[bucket], fit_to_bucket(item.picture, bucket).tobytes()
+        mask = None if item.mask is None else fitted_mask(item.mask, item.picture, bucket)
+        condition = None
+        if item.condition is not None:
+            condition = fitted_plane(item.condition, item.picture, bucket, "condition")
+        self._append("pictures", bucket, pixels)
+        if mask is not None and bucket not in self.masked:
+            self.masked.add(bucket)
+            for _ in range(row):  # those before count as a whole
+                self._append("masks", bucket, _whole_mask(bucket))
+        if bucket in self.masked:
+            self._append("masks", bucket, _whole_mask(bucket) if mask is None else mask.tobytes())
+        if condition is not None:
+            self.conditioned += 1
+            self._append("conditions", bucket, condition.tobytes())
+        self.counts[bucket] += 1
+        digest = hashlib.sha256(pixels).hexdigest()
+        return PackedRecord(
+            item.key,
+            item.captions,
+            bucket.width,
+            bucket.height,
+            row,
+            digest,
+            item.repeats,
+            subset,
+            item.regularisation,
+        )
+
+    def finish(self, subsets: Sequence[Subset], report: ReadReport) -> None:
+        """Write the manifest.
+
+        Raises:
+            DataError: some pictures have a condition and others don't, or no picture is left.
+        """
+        total = self.counts.total()
+        if total == 0 or 0 < self.conditioned < total:
+            given = f"{self.conditioned} of {total} pictures with a condition"
+            first = ": ".join(report.listed[0]) if report.listed else ""
+            raise DataError(
+                "conditions" if total else str(subsets[0].source),
+                given=given if total else f"no usable picture ({first})",
+                expected="one for every picture, or none" if total else "at least one captioned picture",
+                cure="Add those that lack, or take their pictures out of the set." if total else "Check the source.",
+            )
+        if self.masked:
+            for bucket in set(self.counts) - self.masked:
+                for _ in range(self.counts[bucket]):
+                    self._append("masks", bucket, _whole_mask(bucket))
+        manifest = PackedManifest(
+            recipe=PACKED_RECIPE,
+            recipe_version=PACKED_VERSION,
+            source=", ".join(str(subset.source) for subset in subsets),
+            counts={f"{bucket.width}x{bucket.height}": self.counts[bucket] for bucket in sorted(self.counts)},
+            broken=report.broken,
+            empty=report.empty,
+            sha256={path.name: file_sha256(path) for path in sorted(self.part.iterdir())},
+            subsets={subset.name: subset.rules for subset in subsets if subset.rules != PLAIN},
+            masks=bool(self.masked),
+            conditions=self.conditioned > 0,
+        )
+        (self.part / "manifest.json").write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+
+    def _append(self, kind: str, bucket: Bucket, data: bytes) -> None:
+        with (self.part / _file(bucket, kind)).open("ab") as stream:
+            stream.write(data)
+
+
+def _whole_mask(bucket: Bucket) -> bytes:
+    return b"\xff" * (bucket.width * bucket.height)
+
+
+def _file(bucket: Bucket, kind: str = "pictures") -> str:
+    return f"{kind}-{bucket.width}x{bucket.height}.bin"
 
 
 class PackedPictures:
@@ -142,7 +257,10 @@ class PackedPictures:
 
     def __init__(self, folder: Path, manifest: PackedManifest, records: tuple[PackedRecord, ...]) -> None:
         self.folder, self.manifest, self.records = folder, manifest, records
-        self._pixels = {bucket: self._map(bucket) for bucket in self.buckets}
+        self._pixels = {bucket: self._map(bucket, "pictures", (4,)) for bucket in self.buckets}
+        self._masks = {bucket: self._map(bucket, "masks", ()) for bucket in self.buckets if manifest.masks}
+        conditions = self.buckets if manifest.conditions else ()
+        self._conditions = {bucket: self._map(bucket, "conditions", (4,)) for bucket in conditions}
 
     @classmethod
     def open(cls, folder: str | Path) -> Self:
@@ -157,9 +275,9 @@ class PackedPictures:
         if not path.is_file():
             raise DataError(str(folder), given="no manifest.json", expected="a packed set of pictures")
         manifest = PackedManifest.from_json(path.read_text(encoding="utf-8"), where=str(path))
-        if (manifest.recipe, manifest.recipe_version) != (PACKED_RECIPE, PACKED_VERSION):
+        if manifest.recipe != PACKED_RECIPE or manifest.recipe_version not in READABLE:
             given = f"{manifest.recipe} version {manifest.recipe_version}"
-            raise DataError(str(path), given=given, expected=f"{PACKED_RECIPE} version {PACKED_VERSION}")
+            raise DataError(str(path), given=given, expected=f"{PACKED_RECIPE} version 1 to {PACKED_VERSION}")
         try:
             rows = [json.loads(line) for line in (folder / "records.jsonl").read_text(encoding="utf-8").splitlines()]
             records = tuple(PackedRecord(**{**row, "captions": tuple(row["captions"])}) for row in rows)
@@ -182,26 +300,59 @@ class PackedPictures:
         """The bucket of every picture, for `bucket_batches`."""
         return tuple(Bucket(record.width, record.height) for record in self.records)
 
+    @property
+    def to_learn(self) -> int:
+        """Pictures of what is to be learnt: all but those for regularisation."""
+        return sum(not record.regularisation for record in self.records)
+
     def indices(self, split: Split = "train") -> NDArray[np.int64]:
-        """Numbers of one split, ascending. In a set of two or more pictures at least one is held out."""
+        """Numbers of one split, ascending. Of two or more to learn at least one is held out."""
         held_out = {i for i, record in enumerate(self.records) if record.held_out}
-        if not held_out and len(self.records) > 1:
-            least = min(record.sha256 for record in self.records)  # by content, so copies stay together
-            held_out = {i for i, record in enumerate(self.records) if record.sha256 == least}
+        if not held_out and self.to_learn > 1:
+            # By content, so copies stay together.
+            least = min(record.sha256 for record in self.records if not record.regularisation)
+            held_out = {i for i, one in enumerate(self.records) if one.sha256 == least and not one.regularisation}
         keep = [i for i in range(len(self.records)) if split == "all" or (i in held_out) == (split == "held_out")]
         return np.array(keep, np.int64)
 
     def weighted(self, split: Split = "train") -> NDArray[np.int64]:
-        """As `indices`, each as often as an epoch shows it: repeats count against one another only."""
+        """As `indices`, each as often as an epoch shows it.
+
+        Repeats count against one another only. Regularisation pictures come as often as the others together, as nearly
+        as whole repeats allow, and each at least once.
+        """
         rows = self.indices(split)
+        is_class = np.array([self.records[row].regularisation for row in rows], bool)
+        parts = [self._repeated(rows[~is_class]), self._repeated(rows[is_class])]
+        if all(len(part) for part in parts):
+            longest = max(map(len, parts))
+            parts = [np.repeat(part, max(round(longest / len(part)), 1)) for part in parts]
+        return np.sort(np.concatenate(parts), kind="stable")
+
+    def _repeated(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         repeats = np.array([self.records[row].repeats for row in rows], np.int64)
         return np.repeat(rows, repeats // np.gcd.reduce(repeats)) if len(rows) else rows
 
     def picture(self, index: int) -> Picture:
         """One picture, uint8 [H,W,4] of its bucket."""
+        return self._row(self._pixels, index)
+
+    def mask(self, index: int) -> Mask | None:
+        """Where the loss of a picture counts, uint8 [H,W] of its bucket; None in a set without masks."""
+        return self._row(self._masks, index) if self.manifest.masks else None
+
+    def condition(self, index: int) -> Picture | None:
+        """What a picture is painted from, uint8 [H,W,4] of its bucket; None in a set without conditions."""
+        return self._row(self._conditions, index) if self.manifest.conditions else None
+
+    def _row(self, planes: dict[Bucket, NDArray[np.uint8]], index: int) -> NDArray[np.uint8]:
         record = self.records[index]
-        pixels: Picture = self._pixels[Bucket(record.width, record.height)][record.row]
+        pixels: NDArray[np.uint8] = planes[Bucket(record.width, record.height)][record.row]
         return pixels
+
+    def rules(self, index: int) -> SubsetRules:
+        """How a picture and its captions are varied, as its subset says."""
+        return self.manifest.subsets.get(self.records[index].subset, PLAIN)
 
     def verify(self) -> None:
         """Compare every file with the manifest's sha256.
@@ -215,9 +366,9 @@ class PackedPictures:
             if actual != digest:
                 raise DataError(str(path), given=actual, expected=f"sha256 {digest}", cure="Build the set again.")
 
-    def _map(self, bucket: Bucket) -> Picture:
-        path = self.folder / _file(bucket)
-        shape = (self.manifest.counts[f"{bucket.width}x{bucket.height}"], bucket.height, bucket.width, 4)
+    def _map(self, bucket: Bucket, kind: str, channels: tuple[int, ...]) -> NDArray[np.uint8]:
+        path = self.folder / _file(bucket, kind)
+        shape = (self.manifest.counts[f"{bucket.width}x{bucket.height}"], bucket.height, bucket.width, *channels)
         size = path.stat().st_size if path.is_file() else -1
         if size != int(np.prod(shape)):
             raise DataError(str(path), given=f"{size} bytes", expected=f"uint8 {shape}", cure="Build the set again.")
@@ -226,25 +377,46 @@ class PackedPictures:
 
 @dataclass(frozen=True, slots=True)
 class Variety:
-    """In how many ways a picture and its caption are shown.
+    """In how many ways a picture and its caption are shown, besides what its subset says.
 
     Attributes:
         flip: mirror half of the pictures. Off unless asked for: a caption may speak of left and right.
         templates: sentences with ``{}`` where the caption goes, one drawn for each picture; none shows it as it is.
+        captions: rules for the captions of every subset that has none of its own.
     """
 
     flip: bool = False
     templates: tuple[str, ...] = ()
+    captions: CaptionRules = AS_IT_IS
+
+    def flips(self, pictures: PackedPictures, row: int) -> bool:
+        """Whether a picture is mirrored half of the time."""
+        return self.flip or pictures.rules(row).flip
+
+    def rules(self, pictures: PackedPictures, row: int) -> CaptionRules:
+        """The rules for a picture's captions: its subset's, else these."""
+        own = pictures.rules(row).captions
+        return own if own != AS_IT_IS else self.captions
+
+    def draws_captions(self, pictures: PackedPictures) -> bool:
+        """Whether the same caption may read differently another time."""
+        subsets = {record.subset: row for row, record in enumerate(pictures.records)}
+        return any(self.rules(pictures, row).draws for row in subsets.values())
+
+    def caption(self, pictures: PackedPictures, row: int, generator: np.random.Generator) -> str:
+        """One of a picture's captions as it is shown this time; "" if it is dropped."""
+        captions = pictures.records[row].captions
+        caption = captions[int(generator.integers(len(captions)))]
+        frame = self.templates[int(generator.integers(len(self.templates)))] if self.templates else "{}"
+        shown = self.rules(pictures, row).applied(caption, generator)
+        return "" if shown is None else frame.replace("{}", shown)
 
     def example(self, pictures: PackedPictures, row: int, generator: np.random.Generator) -> Example:
         """Picture `row` with one of its captions, as `generator` draws them."""
-        picture, captions = np.array(pictures.picture(row)), pictures.records[row].captions
-        if self.flip and generator.random() < 0.5:
+        picture = np.array(pictures.picture(row))
+        if self.flips(pictures, row) and generator.random() < 0.5:
             picture = np.ascontiguousarray(picture[:, ::-1])
-        caption = captions[int(generator.integers(len(captions)))]
-        if self.templates:
-            caption = self.templates[int(generator.integers(len(self.templates)))].replace("{}", caption)
-        return Example(picture, caption)
+        return Example(picture, self.caption(pictures, row, generator))
 
 
 class PackedStream:
@@ -269,10 +441,13 @@ class PackedStream:
     @property
     def fingerprint(self) -> str:
         """Changes whenever the stream does."""
-        digests = json.dumps(self.pictures.manifest.sha256, sort_keys=True)
-        settings: tuple[object, ...] = (PACKED_VERSION, self.seed, self.split, self.variety.flip)
-        if self.variety.templates:
-            settings += (self.variety.templates,)
+        manifest, variety = self.pictures.manifest, self.variety
+        digests = json.dumps(manifest.sha256, sort_keys=True)
+        settings: tuple[object, ...] = (manifest.recipe_version, self.seed, self.split, variety.flip)
+        if variety.templates:
+            settings += (variety.templates,)
+        if variety.captions != AS_IT_IS or manifest.subsets:
+            settings += (variety.captions.to_json(), *(f"{n}={r.to_json()}" for n, r in manifest.subsets.items()))
         return hashlib.sha256(f"{digests}/{settings}".encode()).hexdigest()
 
     def example(self, index: int) -> Example:

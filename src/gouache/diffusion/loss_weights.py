@@ -1,4 +1,4 @@
-"""Weights of the training loss over noise levels.
+"""The training loss: how errors count by their size, and weights over noise levels.
 
 A weight is published for one kind of prediction; the loss it means is the same for all. The published weights are first
 written as W, the weight of |x0_hat - x0|^2, in terms of snr = alpha^2 / std^2 = 1 / sigma^2. A network that predicts
@@ -16,8 +16,36 @@ from gouache.diffusion.noise_schedule import Path, alpha_and_std
 from gouache.diffusion.parameterization import Parameterization, mix_of
 from gouache.errors import InvalidInput, unknown_name
 
-LossWeight = Literal["uniform", "min_snr", "edm", "truncated_snr", "p2"]
+LossWeight = Literal["uniform", "min_snr", "edm", "truncated_snr", "p2", "debiased"]
 LOSS_WEIGHTS: tuple[LossWeight, ...] = get_args(LossWeight)
+LossShape = Literal["l2", "huber", "smooth_l1"]
+LOSS_SHAPES: tuple[LossShape, ...] = get_args(LossShape)
+
+
+def shaped(name: LossShape, difference: Tensor, *, c: float = 0.1) -> Tensor:
+    """How much every error counts. difference [...] -> [...].
+
+    ==============  ==================================================================================
+    ``l2``          d^2
+    ``huber``       2 c (sqrt(d^2 + c^2) - c): d^2 for small errors, 2 c |d| for large ones (Charbonnier et al. 1997;
+                    for diffusion Khrapov et al. 2024, arXiv:2403.16728, equation 5, times 2)
+    ``smooth_l1``   the same over c: 2 |d| for large errors
+    ==============  ==================================================================================
+
+    Args:
+        name: one of `LOSS_SHAPES`.
+        difference: of prediction and target.
+        c: size of an error from which it counts as a large one.
+    """
+    if name == "l2":
+        return difference.square()
+    if name not in LOSS_SHAPES:
+        raise unknown_name("loss", str(name), LOSS_SHAPES)
+    if not c > 0:
+        raise InvalidInput("c", given=c, expected="a number > 0")
+    square = difference.square()
+    root = square / ((square + c * c).sqrt() + c)  # sqrt(d^2 + c^2) - c without taking near numbers from each other
+    return 2 * c * root if name == "huber" else 2 * root
 
 
 def x0_error_factor(sigma: Tensor, parameterization: Parameterization, path: Path) -> Tensor:
@@ -50,6 +78,7 @@ def loss_weight(
     ``edm``                 W = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 (Karras et al. 2022, table 1)
     ``truncated_snr``       W = max(snr, 1) (Salimans & Ho 2022, arXiv:2202.00512, section 4)
     ``p2``                  W = snr / (k + snr)^gamma, gamma 1 (Choi et al. 2022, arXiv:2204.00227, eq. 8)
+    ``debiased``            W = sqrt(snr): 1 / sqrt(snr) for eps (Yu et al. 2023, arXiv:2310.08442, equation 11)
     ======================  ==========================================================================
 
     Args:
@@ -78,6 +107,8 @@ def loss_weight(
         weight = snr.clamp(min=1)
     elif name == "p2":
         weight = snr / (k + snr) ** (1.0 if gamma is None else gamma)
+    elif name == "debiased":
+        weight = snr.sqrt()
     else:
         raise unknown_name("loss weight", str(name), LOSS_WEIGHTS)
     return weight / x0_error_factor(sigma, parameterization, path)

@@ -152,8 +152,9 @@ class Pipeline:
             self._vae = (request.vae, vae, notes)
         return replace(bundle, vae=self._vae[1])
 
-    def paint(self, request: Request, attachments: Mapping[str, bytes] | None = None) -> list[Painted]:
-        """Paint all pictures of a request; arguments and errors as `run`."""
+    def paint(self, request: Request | str, attachments: Mapping[str, bytes] | None = None) -> list[Painted]:
+        """Paint all pictures of a request, or one of a prompt; other arguments and errors as `run`."""
+        request = Request(prompt=request) if isinstance(request, str) else request
         return [event for event in self.run(request, attachments) if isinstance(event, Painted)]
 
     def run(self, request: Request | Resolved, attachments: Mapping[str, bytes] | None = None) -> Iterator[Event]:

@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import json
 import logging
 import os
 import socket
-import subprocess
-import sys
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI, Request
@@ -24,10 +20,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from gouache import __version__
-from gouache.checkpoints.hub import data_folder, model_folders
-from gouache.checkpoints.identify import identify
-from gouache.errors import DeviceUnavailable, GouacheError, InvalidInput, ModelNotFound
-from gouache.pipeline.request import Request as PaintRequest
+from gouache.errors import GouacheError, InvalidInput
 from gouache.serve.api import bulk as api_bulk
 from gouache.serve.api import editing as api_editing
 from gouache.serve.api import events as api_events
@@ -51,10 +44,9 @@ from gouache.serve.http.replies import refusal, reply_to, validation_reply
 from gouache.serve.http.schema import describe
 from gouache.serve.http.slow_headers import patient
 from gouache.serve.logs import log_to_stderr
-from gouache.serve.models.catalog import UNUSABLE
 from gouache.serve.page import routes as page
-from gouache.serve.search.vectors import missing_tower
 from gouache.serve.settings import Settings
+from gouache.serve.start import check_can_paint
 from gouache.serve.store.accounts import ADMIN
 from gouache.serve.store.file_store import disk_error, is_of_disk
 from gouache.serve.studio import Studio
@@ -262,39 +254,6 @@ TOKEN_VARIABLE = "GOUACHE_TOKEN"
 log = logging.getLogger("gouache.server")
 
 
-def make_settings(given: Mapping[str, Any]) -> Settings:
-    """Settings from the command line: what it gave by name of the field; None and empty lists leave the default.
-
-    Raises:
-        ModelNotFound: a file that isn't there.
-        ConfigError, InvalidInput: a value that a setting can't have.
-    """
-    values = {name: value for name, value in given.items() if value is not None and value != []}
-    if "search_tower" in values and not values["search_tower"].expanduser().is_file():
-        raise missing_tower(values["search_tower"])
-    for folder in values.get("models", ()):
-        if not folder.expanduser().is_dir():
-            cure = "Make it, or name another with --models."
-            raise ModelNotFound("models", given=str(folder), expected="a folder that exists", cure=cure)
-    if "safety_checker" in values and not values["safety_checker"].expanduser().exists():
-        raise ModelNotFound(
-            "safety checker", given=str(values["safety_checker"]), expected="a folder or file that exists"
-        )
-    if "watermark" in values:
-        PaintRequest.from_dict({"watermark": values["watermark"]}, where="serve")
-    for name in ("search_tower", "safety_checker"):
-        if name in values:
-            values[name] = values[name].expanduser().resolve()
-    values["data"] = (values.get("data") or data_folder()).expanduser()
-    values["models"] = (*model_folders(), *(path.expanduser() for path in values.get("models", ())))
-    for name in ("allowed_hosts", "behind_proxy"):
-        values[name] = tuple(values.get(name, ()))
-    if "model_aliases" in values:
-        values["model_aliases"] = tuple(name for name in values["model_aliases"] if name)
-    values["admins"] = (ADMIN, *values.get("admins", ()))
-    return Settings.from_dict(values, where="serve")
-
-
 def check_openness(studio: Studio) -> None:
     """Refuse to listen where others can reach it without a token.
 
@@ -313,46 +272,6 @@ def check_openness(studio: Studio) -> None:
             expected="127.0.0.1, or a token",
             cure=f"Make one with `gouache accounts add NAME`, or set {TOKEN_VARIABLE}.",
         )
-
-
-def check_model_and_device(studio: Studio) -> None:
-    """Refuse to start what could never paint.
-
-    Raises:
-        ModelNotFound, CheckpointError: there is no default model of this name, or it can't be used.
-        DeviceUnavailable: the workers' device is not on this machine.
-    """
-    entry = studio.catalog.find(None)
-    if entry.kind == UNUSABLE and entry.path is not None:
-        identify(entry.path)  # Says why.
-    if studio.settings.workers:
-        check_device(studio.settings.device)
-
-
-_CHECK_DEVICE = """
-import json, sys
-from gouache.errors import GouacheError
-from gouache.pipeline.pipeline import check_device
-try:
-    check_device(sys.argv[1])
-except GouacheError as error:
-    print(json.dumps(error.to_dict()))
-"""
-
-
-def check_device(device: str | None) -> None:
-    """Refuse a device that isn't there, asked in a process of its own: this one never loads torch.
-
-    Raises:
-        DeviceUnavailable: it isn't there.
-    """
-    if device in (None, "cpu"):
-        return
-    asked = subprocess.run([sys.executable, "-c", _CHECK_DEVICE, str(device)], capture_output=True, text=True)
-    if asked.returncode:
-        raise DeviceUnavailable("device", given=str(device), expected="a device that torch can be asked about")
-    if asked.stdout.strip():
-        raise GouacheError.from_dict(json.loads(asked.stdout.splitlines()[-1]))
 
 
 def share_heaps() -> None:
@@ -375,15 +294,15 @@ def run(studio: Studio, announce: Callable[[str], object]) -> None:
 
     Raises:
         InvalidInput: it may not, or can't, listen there.
-        GouacheError: as `check_model_and_device`.
+        GouacheError: as `check_can_paint`.
     """
     share_heaps()
     check_openness(studio)
     # Nothing decodes a picture in this process; should anything ever, it refuses what is over the limit of uploads
     # (Pillow raises at twice its own).
     Image.MAX_IMAGE_PIXELS = studio.upload_pixels // 2
-    check_model_and_device(studio)
     settings = studio.settings
+    check_can_paint(studio.catalog, settings, workers=settings.workers)
     listener = listen(settings)
     log_to_stderr()
     address = listener.getsockname()

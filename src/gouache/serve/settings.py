@@ -24,6 +24,10 @@ def _network(value: str) -> str:
         raise ValueError("Input should be an IP address or a network such as 10.0.0.0/8") from error
 
 
+def _devices(named: str | None) -> tuple[str | None, ...]:
+    return tuple(part.strip() for part in named.split(",")) if named else (None,)
+
+
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 Count = Annotated[int, Field(ge=1)]
 ProxyAddress = Annotated[str, AfterValidator(_network)]
@@ -79,9 +83,11 @@ class Settings(Config):
     """One studio."""
 
     data: Path
-    """Folder of images, attachments and, without another URL, the store; by default the user's data folder."""
+    """Folder of images, attachments and, without other URLs, the store; by default the user's data folder."""
     store: str | None = None
     """SQLAlchemy URL of the store, such as postgresql+psycopg://...; by default SQLite in the data folder."""
+    files: str | None = None
+    """s3://BUCKET/PREFIX of an object store for pictures and attachments; by default they lie in the data folder."""
     models: tuple[Path, ...] = ()
     """Folder with models."""
     default_model: str | None = None
@@ -98,12 +104,12 @@ class Settings(Config):
     """Host name, beside loopback and IP addresses, under which the studio is reached, for example behind a proxy."""
     behind_proxy: tuple[ProxyAddress, ...] = ()
     """Address or network of a proxy that speaks TLS: its X-Forwarded-For and X-Forwarded-Proto count, nobody else's."""
-    workers: Annotated[int, Field(ge=0, le=64)] = 1
-    """Worker processes that this server starts and supervises; 0 if they run elsewhere."""
+    device: str | None = None
+    """cpu, cuda, cuda:0 or mps; several with commas are dealt out to the workers. By default a GPU if available."""
+    workers: Annotated[int, Field(ge=0, le=1024)] = Field(default_factory=lambda given: len(_devices(given["device"])))
+    """Worker processes to start and supervise, by default one for each device; a server has 0 if they run elsewhere."""
     model_memory: Count = 8 * 2**30
     """Bytes of loaded models a worker keeps."""
-    device: str | None = None
-    """cpu, cuda, cuda:0 or mps; by default a GPU if available."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads of a worker; 0 leaves the choice to torch."""
     lease: Seconds = 30.0
@@ -138,6 +144,11 @@ class Settings(Config):
         return own if own.resolve() in {path.resolve() for path in self.model_folders} else self.data / "models"
 
     @property
+    def devices(self) -> tuple[str | None, ...]:
+        """The devices that are dealt out to the workers."""
+        return _devices(self.device)
+
+    @property
     def wildcards(self) -> Path:
         """Folder of `NAME.txt` files, one choice a line, for `__NAME__` in prompts."""
         return self.data / "wildcards"
@@ -149,6 +160,8 @@ class Settings(Config):
 
     def hide_places(self, text: str) -> str:
         """A text without the folders of this server: where its files lie is nobody's business outside."""
+        if self.files is not None:
+            text = text.replace(self.files, "...").replace(self.files.partition("://")[2], "...")
         named = (self.search_tower, self.safety_checker, models_folder(), data_folder(), Path.home())
         program = (Path(gouache.__file__).parent, Path(sys.prefix), Path(tempfile.gettempdir()))
         known = [place for place in (*self.model_folders, self.data, *program, *named) if place is not None]

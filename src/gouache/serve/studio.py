@@ -13,7 +13,7 @@ from pathlib import Path
 
 from sqlalchemy import select
 
-from gouache.errors import GouacheError, ModelNotFound, QueueFull
+from gouache.errors import GouacheError, ModelNotFound, NotFound, QueueFull
 from gouache.files import write_bytes
 from gouache.pipeline.output.a1111_text import infotext_of
 from gouache.pipeline.output.infotext import format_infotext
@@ -40,8 +40,9 @@ from gouache.serve.store.accounts import Accounts
 from gouache.serve.store.attachments import Attachments
 from gouache.serve.store.database import Database, upsert
 from gouache.serve.store.edited import file_of_edited, job_of_edited, list_edited, recipe_of_edited
-from gouache.serve.store.file_store import FileStore, thumbnail_of
+from gouache.serve.store.file_store import thumbnail_of
 from gouache.serve.store.gallery import Gallery, Picture
+from gouache.serve.store.object_store import open_file_store
 from gouache.serve.store.presets import Presets
 from gouache.serve.store.tables import options
 from gouache.serve.store.upkeep import Housekeeping
@@ -69,7 +70,7 @@ class Studio:
 
     def __init__(self, settings: Settings, worker_command: Sequence[str] = WORKER_COMMAND) -> None:
         self.settings = settings
-        self.file_store = FileStore(settings.data, settings.limits.free_bytes)
+        self.file_store = open_file_store(settings.data, settings.files, settings.limits.free_bytes)
         self.database = Database(settings.store_url)
         self.attachments = Attachments(self.database, self.file_store)
         self.decoding = Decoding()
@@ -217,14 +218,16 @@ class Studio:
         wanted = {"kind": kind, "quality": quality, "max_pixels": None}
         return self.decoding.run(picture.owner, "encode", data, wanted)[1]
 
-    def thumbnail(self, picture: Picture) -> Path:
+    def thumbnail(self, picture: Picture) -> bytes:
         """A small WebP of a finished picture, made at the first call; blocks."""
         name = thumbnail_of(picture.file)
-        path = self.file_store.path("thumbnails", name)
-        if not path.is_file():
+        try:
+            return self.file_store.read("thumbnails", name)
+        except NotFound:
             data = self.file_store.read("pictures", picture.file)
-            self.file_store.keep("thumbnails", name, self.decoding.run(picture.owner, "thumbnail", data, {})[1])
-        return path
+            made = self.decoding.run(picture.owner, "thumbnail", data, {})[1]
+            self.file_store.keep("thumbnails", name, made)
+            return made
 
     def add_to_set(self, owner: str, name: str, file: str, data: bytes) -> DataSet:
         """Put a file into a set of training pictures; blocks. Arguments and errors as `TrainingSets.add`."""

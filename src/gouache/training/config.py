@@ -10,12 +10,15 @@ from typing import ClassVar, get_args
 from pydantic import Field, model_validator
 
 from gouache.config import Config
+from gouache.data.subsets.caption_rules import AS_IT_IS, CaptionRules
+from gouache.data.subsets.planes import MaskSource
 from gouache.errors import ConfigError, DataError, TrainingError, unknown_name
 from gouache.models.configs import GenerationDefaults
 from gouache.training.loop_config import StageConfig
 from gouache.training.stage_tables import (
     ClipStage,
     DenoiserStage,
+    InversionStage,
     LoraStage,
     PriorStage,
     TokensStage,
@@ -44,6 +47,18 @@ class DataConfig(Config):
     """Sentences with {} where the caption goes, for example "a photo of {}" (packed pictures only); one is drawn for
     each picture that is trained on. None shows the captions as they are."""
 
+    captions: CaptionRules = AS_IT_IS
+    """Trigger words, and tags that are shuffled and dropped (packed pictures only); subsets may have rules of their
+    own."""
+    missing_caption: str = ""
+    """Caption of pictures that have none; {folder} in it is the name of the folder they are in."""
+    masks: MaskSource = "files"
+    """Where masks of the loss come from: files of their own, alpha, conditions (their red channel), or none."""
+    regularisation: Path | None = None
+    """A folder of pictures of the class, beside those to learn."""
+    keep_shapes: bool = False
+    """Keep the shapes of pictures, in buckets of like area, where a set is built from them."""
+
     @model_validator(mode="after")
     def _a_place_for_the_caption(self) -> DataConfig:
         if lacking := [template for template in self.templates if "{}" not in template]:
@@ -63,6 +78,12 @@ class TextConfig(Config):
 ELSEWHERE = {
     "snr_gamma": 'Say [denoiser] weight = "min_snr" and weight_gamma = 5.0.',
     "min_snr_gamma": 'Say [denoiser] weight = "min_snr" and weight_gamma = 5.0.',
+    "debiased_estimation_loss": 'Say weight = "debiased", in [denoiser].',
+    "loss_type": 'It is called loss, in [denoiser]: "l2", "huber" or "smooth_l1".',
+    "multires_noise_iterations": "It is called pyramid_levels, in [denoiser].",
+    "multires_noise_discount": "It is called pyramid_discount, in [denoiser].",
+    "rescale_betas_zero_snr": "It is called zero_terminal_snr, in [denoiser].",
+    "ip_noise_gamma": "It is called input_perturbation, in [denoiser].",
     "train_batch_size": "It is called batch_size, in [STAGE.loop].",
     "batch_size": "It belongs to [STAGE.loop].",
     "gradient_accumulation_steps": "It is called accumulation, in [STAGE.optimizer]; batch_size holds all its parts.",
@@ -74,8 +95,10 @@ ELSEWHERE = {
     "unet_lr": "It is called learning_rate, in [denoiser.optimizer].",
     "lr_scheduler": "It is called schedule, in [STAGE.optimizer].",
     "lr_warmup_steps": "Say [STAGE.optimizer] warmup_images = steps x batch_size.",
-    "optimizer_type": "There is one optimizer, AdamW; [STAGE.optimizer] eight_bit = true keeps its moments in 8 bits.",
-    "use_8bit_adam": "It is called eight_bit, in [STAGE.optimizer].",
+    "optimizer_type": "It is called name, in [STAGE.optimizer]: adamw, adamw8bit, adafactor, prodigy or schedule_free.",
+    "optimizer": "Say [STAGE.optimizer] name: adamw, adamw8bit, adafactor, prodigy or schedule_free.",
+    "use_8bit_adam": 'Say [STAGE.optimizer] name = "adamw8bit".',
+    "eight_bit": 'Say [STAGE.optimizer] name = "adamw8bit".',
     "adam_beta1": "Say [STAGE.optimizer] betas = [beta1, beta2].",
     "adam_beta2": "Say [STAGE.optimizer] betas = [beta1, beta2].",
     "adam_weight_decay": "It is called weight_decay, in [STAGE.optimizer].",
@@ -87,7 +110,23 @@ ELSEWHERE = {
     "random_flip": "It is called flip, in [data].",
     "flip_aug": "It is called flip, in [data].",
     "center_crop": "Pictures are always cut in the middle, when the set is built.",
-    "enable_bucket": "Build the set with it: gouache data build pictures DIR --from FOLDER --buckets.",
+    "enable_bucket": "Say [data] keep_shapes = true.",
+    "shuffle_caption": "Say [data.captions] shuffle = true.",
+    "keep_tokens": "It is called keep, in [data.captions].",
+    "keep_tokens_separator": "It is called keep_separator, in [data.captions].",
+    "caption_separator": "It is called separator, in [data.captions].",
+    "caption_prefix": "It is called prefix, in [data.captions].",
+    "caption_suffix": "It is called suffix, in [data.captions].",
+    "caption_tag_dropout_rate": "It is called tag_dropout, in [data.captions].",
+    "class_tokens": "It is called missing_caption, in [data].",
+    "instance_prompt": "It is called missing_caption, in [data].",
+    "alpha_mask": 'Say [data] masks = "alpha".',
+    "masked_loss": 'Masks count where there are some. Say [data] masks = "conditions" for those that are conditions.',
+    "reg_data_dir": "It is called regularisation, in [data].",
+    "class_data_dir": "It is called regularisation, in [data].",
+    "with_prior_preservation": "Say [data] regularisation = FOLDER, or class_prompt in [denoiser] or [lora].",
+    "num_class_images": "It is called class_pictures, in [denoiser] or [lora].",
+    "dataset_config": "It is no key: give the file with --data.",
     "caption_dropout_rate": "It is called caption_dropout, in [denoiser].",
     "proportion_empty_prompts": "It is called caption_dropout, in [denoiser].",
     "train_data_dir": "It is no key: give the folder with --data.",
@@ -95,7 +134,16 @@ ELSEWHERE = {
     "pretrained_model_name_or_path": "It is called start, in [denoiser].",
     "checkpointing_steps": "Checkpoints are counted in time: [STAGE.loop] checkpoint_minutes.",
     "checkpoints_total_limit": "It is called keep, in [STAGE.loop].",
-    "validation_prompt": "Samples are drawn for the captions of held-out pictures, at every validation.",
+    "validation_prompt": 'Say [denoiser] prompts = ["..."]; held-out captions are painted at every validation anyway.',
+    "validation_prompts": "It is called prompts, in [denoiser].",
+    "sample_prompts": 'Say [denoiser] prompts = ["...", "..."]: a list, not a file.',
+    "sample_every_n_steps": "Samples are drawn at every validation: [STAGE.loop] validate_images or validate_minutes.",
+    "sample_every_n_epochs": "Samples are drawn at every validation: [STAGE.loop] validate_images or validate_minutes.",
+    "report_to": 'TensorBoard is written where it is installed; [STAGE.loop] wandb = "PROJECT" adds Weights & Biases.',
+    "log_with": 'TensorBoard is written where it is installed; [STAGE.loop] wandb = "PROJECT" adds Weights & Biases.',
+    "log_tracker_name": "It is called wandb, in [STAGE.loop].",
+    "tracker_project_name": "It is called wandb, in [STAGE.loop].",
+    "logging_dir": "The log lies in the run's folder: RUN/STAGE/log.jsonl and RUN/STAGE/tensorboard.",
     "validation_epochs": "It is called validate_images, in [STAGE.loop], and counts pictures.",
     "lora_rank": "Whole networks are trained; `gouache merge --to lora` makes a LoRA of the result and its start.",
     "rank": "Whole networks are trained; `gouache merge --to lora` makes a LoRA of the result and its start.",
@@ -121,6 +169,7 @@ class TrainConfig(Config):
     prior: PriorStage | None = None
     denoiser: DenoiserStage | None = None
     lora: LoraStage | None = None
+    inversion: InversionStage | None = None
     upscaler: UpscalerStage | None = None
 
 

@@ -8,11 +8,12 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from gouache.diffusion.bound import hybrid_loss
 from gouache.diffusion.chain import ForwardProcess
-from gouache.diffusion.loss_weights import loss_weight
+from gouache.diffusion.loss_weights import loss_weight, shaped
 from gouache.diffusion.noise_schedule import NoiseSchedule, alpha_and_std, make_noise_schedule
 from gouache.diffusion.parameterization import Prediction, target_of, to_x0
 from gouache.errors import ConfigError
@@ -57,6 +58,8 @@ class Denoising:
         config, eps = self.config, noise.normal("eps", latents.shape[1:])
         if config.noise_offset:
             eps = eps + config.noise_offset * noise.normal("offset", (latents.shape[1], 1, 1))
+        if config.pyramid_levels and not exact:
+            eps = pyramid(eps, noise, config.pyramid_levels, config.pyramid_discount)
         place = self._places(noise, exact=exact).double() * (self.schedule.num_timesteps - 1)
         if self.chain is not None:
             place = place.round()  # the chain of L_vlb has whole steps only
@@ -77,15 +80,17 @@ class Denoising:
 
         Args:
             network: called with noised latents, timesteps and context.
-            batch: what `draws` gave, with `context` [B,L,D], `mask` [B,L] and `pooled` [B,P].
+            batch: what `draws` gave, with `context` [B,L,D], `mask` [B,L] and `pooled` [B,P]. With `loss_mask`
+                [B,1,h,w] in 0..1, squared errors are multiplied by it, and their mean is still that over the whole
+                picture, as in kohya's sd-scripts; with `loss_weight` [B], the weighted error is multiplied by that.
         """
         kind, sigma = self.denoiser.parameterization, batch["sigma"]
         alpha, std = (value.to(batch["x0"].dtype) for value in alpha_and_std(sigma, self.schedule.path))
         shown = batch["eps"] + batch["perturbation"] if "perturbation" in batch else batch["eps"]
         x_t = alpha.view(-1, 1, 1, 1) * batch["x0"] + std.view(-1, 1, 1, 1) * shown
-        if torch.is_grad_enabled():
-            # torch 2.13 crashes in the backward pass of a channels-last group norm whose input needs no gradient, as
-            # the first of a network does whose first layers are frozen.
+        if torch.is_grad_enabled() and _has_trained_weights(network):
+            # torch 2.13 crashes in the backward pass of a channels-last group norm with trained gains whose input needs
+            # no gradient, as the first of a network does whose first layers are frozen.
             x_t.requires_grad_()
         prediction = network(
             x_t,
@@ -99,13 +104,19 @@ class Denoising:
         if self.chain is not None:
             mean, interpolation = mean.chunk(2, dim=1)
         target = target_of(kind, batch["x0"], batch["eps"], alpha, std)
-        plain = (mean - target).square().flatten(1).mean(1)
+        squares = (mean - target).square()
+        shapes = shaped(self.config.loss, mean - target, c=self.config.huber_c)
+        if "loss_mask" in batch:
+            squares, shapes = squares * batch["loss_mask"], shapes * batch["loss_mask"]
+        plain, shape = squares.flatten(1).mean(1), shapes.flatten(1).mean(1)
         weight = loss_weight(self.config.weight, sigma, kind, self.schedule.path, gamma=self.config.weight_gamma)
-        loss = weight.to(plain.dtype) * plain
+        loss = weight.to(shape.dtype) * shape
         if self.chain is not None:
             guess = Prediction(to_x0(mean.detach(), x_t, alpha, std, kind), interpolation)
             lambda_ = self.config.hybrid_lambda
             loss = hybrid_loss(self.chain, batch["x0"], x_t, batch["step"], guess, loss, weight=lambda_)
+        if "loss_weight" in batch:
+            loss = loss * batch["loss_weight"]
         return loss, plain
 
     @torch.no_grad()
@@ -126,6 +137,56 @@ class Denoising:
         if exact or config.timesteps == "uniform":
             return noise.uniform("t")
         return torch.sigmoid(config.timestep_mean + config.timestep_std * noise.normal("t", (1,)).squeeze(1))
+
+
+def _has_trained_weights(network: Network) -> bool:
+    return isinstance(network, nn.Module) and any(weight.requires_grad for weight in network.parameters())
+
+
+def pyramid(eps: Tensor, noise: BatchNoise, levels: int, discount: float) -> Tensor:
+    """Noise [B,C,h,w] with coarser and coarser grids of noise added, scaled back to a deviation of 1 for each picture.
+
+    What is known as multi-resolution noise (Whitaker 2023, "Multi-Resolution Noise for Diffusion Model Training").
+
+    Args:
+        eps: the finest grid. [B,C,h,w]
+        noise: of the batch; each picture draws its own grids, and how much coarser they get.
+        levels: grids to add, fewer if a side has come down to 1 before.
+        discount: deviation of a grid as a share of the next finer one's.
+    """
+    height, width = eps.shape[2:]
+    ratios = 2 + 2 * noise.uniform("pyramid ratio")
+    grids = [noise.normal(f"pyramid {level}", eps.shape[1:]) for level in range(1, levels + 1)]
+    result = []
+    for number, (fine, ratio) in enumerate(zip(eps, ratios.tolist(), strict=True)):
+        total, sides = fine[None], (height, width)
+        for level, grid in enumerate(grids, start=1):
+            if min(sides) == 1:
+                break
+            sides = (max(1, int(height / ratio**level)), max(1, int(width / ratio**level)))
+            coarse = grid[number : number + 1, :, : sides[0], : sides[1]]
+            total = total + discount**level * F.interpolate(coarse, (height, width), mode="bilinear")
+        result.append(total[0] / total.std())
+    return torch.stack(result)
+
+
+def rescaled(denoiser: DenoiserConfig, table: DenoisingTable, stage: str) -> DenoiserConfig:
+    """The settings of a model to start from, its schedule with zero terminal SNR if the table asks for it.
+
+    Raises:
+        ConfigError: what the network predicts, or its schedule, rules that out.
+    """
+    if not table.zero_terminal_snr:
+        return denoiser
+    whole = denoiser.with_zero_terminal_snr()
+    if whole is None:
+        raise ConfigError(
+            f"{stage}.zero_terminal_snr",
+            given=f"true, for one that predicts {denoiser.parameterization} on a {denoiser.schedule.name} schedule",
+            expected="a network that predicts v or x0 on a table of noise levels",
+            cure="Noise alone says nothing of the noise that was added: choose noise_offset or pyramid_levels instead.",
+        )
+    return whole
 
 
 def beside(draft: Tensor | None) -> dict[str, Tensor]:

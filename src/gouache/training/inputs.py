@@ -93,6 +93,7 @@ class RunInputs:
         if sources.note:
             yield Preparing(0, 0, sources.note)
         count, every = self.config.data.examples, sources.every
+        _check_encodable(sources, count)
         if every is not None and len(every) <= count:
             train = yield from self.store(every, encoders, len(every))
         else:
@@ -107,7 +108,30 @@ class RunInputs:
         folder = store_folder(self.run, source, encoders)
         for done in encode(folder, source, encoders, count):
             yield Preparing(done, count)
-        return EncodedStore(folder, count)
+        return EncodedStore(folder, count, source)
+
+
+def _check_encodable(sources: Sources, count: int) -> None:
+    """Refuse what can't be encoded in advance.
+
+    Raises:
+        ConfigError: captions are drawn anew for every picture, or there are more examples with masks or of the class
+            than may be encoded.
+    """
+    if sources.draws_captions:
+        raise ConfigError(
+            "data.captions",
+            given="captions that read differently each time (shuffle, tag_dropout or dropout)",
+            expected="captions that can be encoded in advance, as this stage does",
+            cure="Train stage lora, which encodes them as they come, or leave those rules out; caption_dropout of the "
+            "stage's own table drops whole captions.",
+        )
+    if sources.every is not None and sources.marked and len(sources.every) > count:
+        raise ConfigError(
+            "data.examples",
+            given=count,
+            expected=f"{len(sources.every)} or more, so that each picture with its mask or weight is encoded",
+        )
 
 
 @contextmanager
@@ -252,11 +276,11 @@ def encoders_of(bundle: ModelBundle, path: Path, size: int) -> Encoders:
         rows = None if numbers is None or text is None else numbers.expand(len(text), -1)
         return bundle.pooled_vector(text, rows)
 
-    sha = bundle.sha256 or f"{path.resolve()}/{_file_marks(path)}"
+    sha = bundle.sha256 or f"{path.resolve()}/{file_marks(path)}"
     return Encoders(bundle.vae, bundle.text, sha, pooled)
 
 
-def _file_marks(path: Path) -> str:
+def file_marks(path: Path) -> str:
     """Sizes and times of a model's files: enough to notice that it was replaced."""
     files = sorted(path.rglob("*")) if path.is_dir() else [path]
     return "/".join(f"{f.name}:{f.stat().st_size}:{f.stat().st_mtime_ns}" for f in files if f.is_file())

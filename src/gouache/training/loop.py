@@ -23,7 +23,7 @@ from gouache.errors import NonFiniteLoss, TrainingError
 from gouache.nn.torch_private import has_bf16_instructions
 from gouache.training.ema import PowerEma
 from gouache.training.loop_config import StageConfig
-from gouache.training.optimizer import learning_rate, make_optimizer
+from gouache.training.optimizer import RATE_FACTOR, learning_rate, make_optimizer, own_average, rate_found
 from gouache.training.runlog import RunLog, save_sheet
 from gouache.training.sharding import check_sharding, gathered, local, shard, sharding_asked, whole
 from gouache.training.stage import Batch, Stage, seed_dropout
@@ -41,8 +41,9 @@ def count_flops(call: Callable[[], object]) -> int:
 
 
 @lru_cache
-def matrix_peak(device: torch.device, dtype: torch.dtype = torch.float32, *, size: int = 1024, tries: int = 4) -> float:
+def matrix_peak(device: torch.device, dtype: torch.dtype = torch.float32, *, tries: int = 4) -> float:
     """The machine's peak speed in a square matrix product, in FLOP a second: the best of a few tries."""
+    size = 1024 if device.type == "cpu" else 8192  # a small product would measure how long a GPU takes to begin
     a, b = (torch.ones(size, size, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(tries):
@@ -50,6 +51,10 @@ def matrix_peak(device: torch.device, dtype: torch.dtype = torch.float32, *, siz
         (a @ b).sum().item()
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+DTYPES = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+"""What networks compute in, by accelerate's name of the precision."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +67,8 @@ class TrainingProgress:
         losses: means since the last line of the log; empty between two lines.
         figures: of the validation just made; empty otherwise.
         images_per_second: speed since the run was started or resumed.
-        flops_share: matrix products and convolutions a second, as a share of the machine's measured matrix peak.
+        flops_share: matrix products and convolutions a second, as a share of the machine's measured matrix peak in the
+            run's precision.
         checkpoint: the file just written, if any.
         seconds_left: until the images or the minutes are used up, whichever is sooner, at the speed so far.
     """
@@ -114,13 +120,22 @@ def make_accelerator(config: StageConfig) -> Accelerator:
     """Devices and processes as the environment says, in the configured precision.
 
     Raises:
-        TrainingError: the environment asks for weights sharded in a way that this stage's config can't be.
+        TrainingError: the environment asks for weights sharded in a way that this stage's config can't be, or the
+            device doesn't compute in its precision.
     """
     from accelerate import Accelerator
 
     if sharding_asked():
         check_sharding(config)
-    return Accelerator(mixed_precision=precision_of(config))
+    accelerator = Accelerator(mixed_precision=precision_of(config))
+    if config.loop.precision == "fp16" and accelerator.device.type == "cpu":
+        raise TrainingError(
+            "loop.precision",
+            given="fp16 on a CPU",
+            expected='"fp32", "bf16", or "auto", which chooses',
+            cure="Half precision is for GPUs: networks would be computed in fp32 here.",
+        )
+    return accelerator
 
 
 def precision_of(config: StageConfig) -> str:
@@ -167,6 +182,7 @@ class _Trainer:
             )
         if loop.channels_last:
             stage.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        stage.round_frozen(DTYPES[str(accelerator.mixed_precision)])
         self.main = accelerator.is_main_process
         self.sharded = sharding_asked() and torch.distributed.is_initialized()  # not of a single, plain process
         # Of a sharded network there is no copy to validate, so one stays as it was.
@@ -176,9 +192,11 @@ class _Trainer:
             shard(stage, accelerator)
         self.state = TrainState(
             stage,
-            make_optimizer(stage, config.optimizer),
-            PowerEma(stage.trained, config.ema.lengths),
+            make_optimizer(stage, config.optimizer, stage.rate_factors()),
+            # Schedule-free training keeps an average of its own.
+            PowerEma(stage.trained, () if config.optimizer.name == "schedule_free" else config.ema.lengths),
             Position(next_validation=loop.validate_images),
+            accelerator.scaler,
         )
         # After sharding, so that each process loads its own slices.
         if saved := checkpoints(run):
@@ -186,7 +204,7 @@ class _Trainer:
         compiled = torch.compile(stage) if loop.compile else stage
         self.model: nn.Module = stage if self.sharded else accelerator.prepare_model(compiled)
         self.state.optimizer = accelerator.prepare_optimizer(self.state.optimizer)
-        self.log = RunLog(run, self.state.position.images_seen) if self.main else None
+        self.log = RunLog(run, self.state.position.images_seen, stage.name, config) if self.main else None
         self.sums: dict[str, float] = {}
         self.summed = 0
         self.started, self.first_image = time.monotonic(), self.state.position.images_seen
@@ -248,7 +266,7 @@ class _Trainer:
         state, position, optimizer = self.state, self.state.position, self.config.optimizer
         rate = learning_rate(optimizer, position.images_seen, done)
         for group in state.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group[RATE_FACTOR]
         # From the images seen and not from a running generator: a resumed run draws the same masks.
         seed_dropout(self.stage, self.config.loop.seed, self.accelerator.process_index, position.images_seen)
         self.model.train()
@@ -262,14 +280,18 @@ class _Trainer:
             for name, value in losses.items():
                 means[name] = means.get(name, 0.0) + float(value.detach()) / len(parts)
         norm = whole(self.accelerator.clip_grad_norm_(self.stage.parameters(), optimizer.gradient_clip))
-        # Before the step: no NaN ever reaches the weights, the averages or a checkpoint.
-        self._check_finite("gradient", norm)
+        # Gradients that are too large for fp16 are left out, and the scaler lowers its scale, as at every start.
+        too_large = state.scaler is not None and state.scaler.get_scale() > 1 and not bool(torch.isfinite(norm))
+        if not too_large:
+            # Before the step: no NaN ever reaches the weights, the averages or a checkpoint.
+            self._check_finite("gradient", norm)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         position.steps += 1
         position.images_seen += self.config.loop.batch_size
         state.ema.update(self.stage.trained, position.steps)
-        return self._logged(self._over_processes(means) | {"gradient_norm": float(norm)}, rate)
+        length = {} if too_large else {"gradient_norm": float(norm)}
+        return self._logged(self._over_processes(means) | length, rate)
 
     def _over_processes(self, means: dict[str, float]) -> dict[str, float]:
         """Means over all processes, each of which saw its own share of the batch."""
@@ -304,6 +326,7 @@ class _Trainer:
         if self.log is not None:
             speed = self._speed()
             extra = {"learning_rate": rate, "images_per_second": speed, "flops_share": self._share(speed)}
+            extra |= rate_found(self.config.optimizer, self.state.optimizer)
             self.log.write(seen, means | extra)
         return means
 
@@ -317,9 +340,10 @@ class _Trainer:
         network = self.averaged()
         if network is None:
             return {}
+        self.stage.images_seen = position.images_seen
         with torch.no_grad():
             figures = self.stage.validate(network)
-            sheet = self.stage.samples(network)
+            sheets = {"samples": self.stage.samples(network), "prompts": self.stage.prompted(network)}
         score = figures.get("score", math.nan)
         improved = score < position.best
         if improved:
@@ -331,16 +355,20 @@ class _Trainer:
         self.last_validation = time.monotonic()
         if self.log is not None:
             self.log.write(position.images_seen, {f"validation/{name}": value for name, value in figures.items()})
-            if sheet is not None:
-                picture = save_sheet(sheet, self.run / "samples" / f"{position.images_seen:012d}.png")
-                self.log.picture(position.images_seen, picture)
+            for name, sheet in sheets.items():
+                if sheet is not None:
+                    picture = save_sheet(sheet, self.run / name / f"{position.images_seen:012d}.png")
+                    self.log.picture(position.images_seen, picture, name)
         return figures
 
     def averaged(self) -> nn.Module | None:
         """A copy of the network with its averaged weights, in the main process; every process must call this."""
-        weights = gathered(self.state.ema.averages[self.config.ema.use], keep=self.main)
+        averages = self.state.ema.averages
+        weights = gathered(averages[self.config.ema.use], keep=self.main) if averages else None
         if not self.main:
             return None
+        if weights is None:
+            weights = own_average(self.stage.trained, self.state.optimizer)
         source = self.stage.trained if self.blank is None else self.blank
         network: nn.Module = copy.deepcopy(source).to(self.accelerator.device)
         network.load_state_dict(weights)
@@ -368,7 +396,9 @@ class _Trainer:
         batch = {name: self._to_device(value[:1]) for name, value in parts[0].items()}
         with torch.no_grad():
             self.flops_per_image = 3.0 * count_flops(lambda: self.stage(batch))
-        self.peak = matrix_peak(self.accelerator.device)
+        device, dtype = self.accelerator.device, DTYPES[str(self.accelerator.mixed_precision)]
+        # Autocast leaves some operations in fp32, which is the quicker of the two on processors that emulate bfloat16.
+        self.peak = max(matrix_peak(device, dtype), matrix_peak(device))
         self.started = time.monotonic()
 
     def _share(self, speed: float) -> float:

@@ -38,14 +38,39 @@ class LoopConfig(Config):
     """Minutes between two validations, where they come sooner than by images; 0 goes by images only."""
     patience: int = Field(default=0, ge=0)
     """Stop after so many validations without a better held-out score; 0 never stops early."""
+    wandb: str = ""
+    """Project of Weights & Biases that figures and sample sheets go to as well (needs the package wandb); none if
+    empty. Its own variables count, such as WANDB_MODE=offline."""
+
+
+OptimizerName = Literal["adamw", "adamw8bit", "adafactor", "prodigy", "schedule_free"]
+
+RATES: dict[OptimizerName, tuple[float, float, float]] = {
+    "adamw": (3e-4, 1e-4, 1e-3),
+    "adamw8bit": (3e-4, 1e-4, 1e-3),
+    "adafactor": (1e-2, 3e-3, 1e-1),
+    "prodigy": (1.0, 1.0, 1.0),
+    "schedule_free": (1e-3, 3e-4, 3e-3),
+}
+"""Of every optimizer the usual learning rate from random weights, that of a training that starts from a model, and that
+of low-rank changes, which bear more."""
 
 
 class OptimizerConfig(Config):
-    """AdamW (Loshchilov & Hutter 2019) with weight decay on matrices and kernels only."""
+    """What turns gradients into steps. Weight decay acts on matrices and kernels only."""
 
-    learning_rate: float = Field(default=3e-4, gt=0)
+    name: OptimizerName = "adamw"
+    """`adamw` (Loshchilov & Hutter 2019); `adamw8bit`, the same with moments in 8 bits (Dettmers et al. 2022);
+    `adafactor`, whose second moments are sums over rows and columns and whose rate is a share of each tensor's own size
+    (Shazeer & Stern 2018); `prodigy`, which finds the rate itself (Mishchenko & Defazio 2024); `schedule_free`, AdamW
+    that keeps an average of its own instead of lowering the rate (Defazio et al. 2024)."""
+    learning_rate: float = Field(default=RATES["adamw"][0], gt=0)
+    """The peak of the rate; where it is left out, what is usual for the optimizer. Of `prodigy` a factor on the rate
+    that it finds."""
     betas: tuple[float, float] = (0.9, 0.99)
+    """Decay of the two moments, in [0, 1); not of `adafactor`."""
     epsilon: float = Field(default=1e-8, gt=0)
+    """Added to the root of the second moment; not of `adafactor`."""
     weight_decay: float = Field(default=0.01, ge=0)
     gradient_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
@@ -53,7 +78,7 @@ class OptimizerConfig(Config):
     """Forward and backward passes a step; the batch is cut into as many parts."""
     warmup_images: int = Field(default=10_000, ge=0)
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "constant"
-    """Course of the learning rate after the warm-up."""
+    """Course of the learning rate after the warm-up; `schedule_free` takes none."""
     decay_images: int = Field(default=200_000, ge=1)
     """`inverse_sqrt` only: images at which the rate starts to decay (Karras et al. 2024, equation 67)."""
     final_fraction: float = Field(default=0.01, ge=0, le=1)
@@ -61,8 +86,55 @@ class OptimizerConfig(Config):
     cooldown: float = Field(default=0.0, ge=0, le=1)
     """Last share of the run in which the rate also falls linearly to 0, under any schedule (Hägele et al. 2024,
     arXiv:2405.18392)."""
-    eight_bit: bool = False
-    """Keep the optimizer's moments in 8 bits (needs the package bitsandbytes and its device)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _its_usual_rate(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("learning_rate") is not None or values.get("name") not in RATES:
+            return values
+        return {**values, "learning_rate": RATES[values["name"]][0]}
+
+    @model_validator(mode="after")
+    def _its_own_ways(self) -> OptimizerConfig:
+        """Refuse what the optimizer would ignore or misunderstand."""
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise ConfigError("optimizer.betas", given=list(self.betas), expected="two numbers from 0 to below 1")
+        usual = OptimizerConfig.model_fields
+        moments = (self.betas, self.epsilon) != (usual["betas"].default, usual["epsilon"].default)
+        scheduled = self.schedule != "constant" or self.cooldown > 0
+        for wrong, key, given, expected, cure in (
+            (
+                self.name == "adafactor" and moments,
+                "betas",
+                f"{list(self.betas)} and epsilon {self.epsilon} with adafactor",
+                "no moments' settings, which adafactor has its own of",
+                "Leave out betas and epsilon.",
+            ),
+            (
+                self.name == "prodigy" and not 0.1 <= self.learning_rate <= 10,
+                "learning_rate",
+                f"{self.learning_rate} with prodigy",
+                "a factor from 0.1 to 10 on the rate that prodigy finds",
+                "Leave it out: 1 is usual.",
+            ),
+            (
+                self.name == "schedule_free" and scheduled,
+                "schedule",
+                f"{self.schedule} and cooldown {self.cooldown} with schedule_free",
+                'schedule = "constant" and cooldown = 0',
+                "Leave out both; a warm-up is welcome.",
+            ),
+            (
+                self.name == "schedule_free" and self.betas[0] == 0,
+                "betas",
+                f"{list(self.betas)} with schedule_free",
+                "a first number above 0, by which its average is found",
+                "Leave it out.",
+            ),
+        ):
+            if wrong:
+                raise ConfigError(f"optimizer.{key}", given=given, expected=expected, cure=cure)
+        return self
 
 
 class EmaConfig(Config):

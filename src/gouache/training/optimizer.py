@@ -1,14 +1,26 @@
-"""AdamW with decay groups by tag, and the course of the learning rate in images seen."""
+"""The optimizers by name, decay groups by tag, and the course of the learning rate in images seen."""
 
 from __future__ import annotations
 
+import importlib.util
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gouache.errors import MissingDependency
-from gouache.training.loop_config import OptimizerConfig
+from gouache.training.loop_config import OptimizerConfig, OptimizerName
+
+Groups = list[dict[str, Any]]
+
+PACKAGES: Mapping[OptimizerName, str] = {
+    "adamw8bit": "bitsandbytes",
+    "prodigy": "prodigyopt",
+    "schedule_free": "schedulefree",
+}
+"""What an optimizer needs beside torch."""
 
 
 def decay_groups(network: nn.Module) -> dict[str, list[nn.Parameter]]:
@@ -25,34 +37,128 @@ def decay_groups(network: nn.Module) -> dict[str, list[nn.Parameter]]:
     return groups
 
 
-def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, algorithm 2) over the network's trainable parameters.
+def check_optimizer(config: OptimizerConfig) -> None:
+    """Refuse an optimizer whose package is not installed.
 
     Raises:
-        MissingDependency: 8-bit moments are asked for and bitsandbytes is not installed.
+        MissingDependency: names it.
     """
+    package = PACKAGES.get(config.name)
+    if package is not None and importlib.util.find_spec(package) is None:
+        raise MissingDependency(
+            "optimizer.name",
+            given=config.name,
+            expected=f"the package {package}",
+            cure=f"pip install {package}, or gouache[optimizers], which brings all of them.",
+        )
+
+
+RATE_FACTOR = "rate_factor"
+"""Of a group of parameters, beside its `lr`: what the run's learning rate is multiplied by there."""
+
+
+def make_optimizer(
+    network: nn.Module, config: OptimizerConfig, factors: Mapping[nn.Parameter, float] | None = None
+) -> torch.optim.Optimizer:
+    """The optimizer that the config names, over the network's trainable parameters.
+
+    Args:
+        network: what is trained.
+        config: name and settings.
+        factors: on the learning rate, of parameters that have a rate of their own; none = 1 for all.
+
+    Raises:
+        MissingDependency: its package is not installed.
+    """
+    check_optimizer(config)
     groups = decay_groups(network)
-    parameters = [
-        {"params": groups["decay"], "weight_decay": config.weight_decay},
-        {"params": groups["no_decay"], "weight_decay": 0.0},
-    ]
-    if config.eight_bit:
-        return _eight_bit(parameters, config)
-    fused = all(p.is_floating_point() for group in groups.values() for p in group)
+    parameters: Groups = []
+    for tag, decay in (("decay", config.weight_decay), ("no_decay", 0.0)):
+        by_factor: dict[float, list[nn.Parameter]] = {}
+        for parameter in groups[tag]:
+            by_factor.setdefault((factors or {}).get(parameter, 1.0), []).append(parameter)
+        parameters += [
+            {"params": own, "weight_decay": decay, RATE_FACTOR: factor} for factor, own in sorted(by_factor.items())
+        ]
+    # No group is empty: Prodigy and Schedule-Free look at their first.
+    return OPTIMIZERS[config.name](parameters, config)
+
+
+def _adamw(parameters: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Loshchilov & Hutter 2019, algorithm 2."""
+    fused = all(p.is_floating_point() for group in parameters for p in group["params"])
     return torch.optim.AdamW(parameters, lr=config.learning_rate, betas=config.betas, eps=config.epsilon, fused=fused)
 
 
-def _eight_bit(parameters: list[dict[str, object]], config: OptimizerConfig) -> torch.optim.Optimizer:
-    try:
-        from bitsandbytes.optim import AdamW8bit  # type: ignore[import-not-found, unused-ignore]
-    except ImportError as error:
-        raise MissingDependency(
-            "optimizer.eight_bit", given="true", expected="the package bitsandbytes", cure="pip install bitsandbytes"
-        ) from error
+def _adamw8bit(parameters: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """The same with block-wise quantized moments (Dettmers et al. 2022, arXiv:2110.02861)."""
+    from bitsandbytes.optim import AdamW8bit
+
     optimizer: torch.optim.Optimizer = AdamW8bit(
         parameters, lr=config.learning_rate, betas=config.betas, eps=config.epsilon
     )
     return optimizer
+
+
+def _adafactor(parameters: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Shazeer & Stern 2018 (arXiv:1804.04235), algorithm 4 without momentum, decay apart from the gradient."""
+    return torch.optim.Adafactor(parameters, lr=config.learning_rate)
+
+
+def _prodigy(parameters: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Mishchenko & Defazio 2024 (arXiv:2306.06101), with the bias correction that its authors advise for diffusion."""
+    from prodigyopt import Prodigy
+
+    optimizer: torch.optim.Optimizer = Prodigy(
+        parameters,
+        lr=config.learning_rate,
+        betas=config.betas,
+        eps=config.epsilon,
+        use_bias_correction=True,
+        # Steps of a warm-up are short for another reason than a rate that was guessed too low.
+        safeguard_warmup=config.warmup_images > 0,
+    )
+    return optimizer
+
+
+def _schedule_free(parameters: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:
+    """Defazio et al. 2024 (arXiv:2405.15682), algorithm 1; the warm-up is `learning_rate`'s, as of all others."""
+    from schedulefree import AdamWScheduleFree
+
+    optimizer: torch.optim.Optimizer = AdamWScheduleFree(
+        parameters, lr=config.learning_rate, betas=config.betas, eps=config.epsilon
+    )
+    optimizer.train()  # type: ignore[attr-defined]
+    return optimizer
+
+
+OPTIMIZERS: Mapping[OptimizerName, Callable[[Groups, OptimizerConfig], torch.optim.Optimizer]] = {
+    "adamw": _adamw,
+    "adamw8bit": _adamw8bit,
+    "adafactor": _adafactor,
+    "prodigy": _prodigy,
+    "schedule_free": _schedule_free,
+}
+
+
+@torch.no_grad()
+def own_average(network: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The average x that Schedule-Free keeps of the weights; new tensors, by name.
+
+    Gradients are taken at y = (1 - beta) z + beta x (Defazio et al. 2024, equation 3), and the network holds y. The
+    package can turn the network's own weights into x and back, which rounds: a run would depend on when it was judged.
+    """
+    weights = dict(network.state_dict())
+    for name, y in network.named_parameters(remove_duplicate=False):
+        beta = optimizer.param_groups[0]["betas"][0]
+        if "z" in optimizer.state.get(y, {}):
+            weights[name] = y.lerp(optimizer.state[y]["z"], 1 - 1 / beta)
+    return weights
+
+
+def rate_found(config: OptimizerConfig, optimizer: torch.optim.Optimizer) -> dict[str, float]:
+    """For the log: the rate that Prodigy has come to; nothing of the others."""
+    return {"rate_found": float(optimizer.param_groups[0]["d"])} if config.name == "prodigy" else {}
 
 
 def learning_rate(config: OptimizerConfig, images_seen: int, done: float) -> float:

@@ -6,7 +6,7 @@ have left them, where that is still empty. So the run packs into a whole model a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -16,22 +16,19 @@ from gouache.checkpoints.formats.safetensors import save_tensors
 from gouache.checkpoints.load import load_bundle
 from gouache.checkpoints.save import bundle_to_write
 from gouache.config import Config
-from gouache.data.buckets import Bucket
-from gouache.data.packed import pack_pictures
-from gouache.data.readers import ReadReport
 from gouache.errors import ConfigError, TrainingError
 from gouache.models.bundle import ModelBundle
 from gouache.models.text.sentence import SentenceEncoder
+from gouache.training.batches.built import built_set, painted_class
 from gouache.training.config import TrainConfig, read_config, stage_config
 from gouache.training.inputs import RunInputs, last_result, run_text_folder, stage_run
 from gouache.training.loop import TrainingProgress, make_accelerator, train
+from gouache.training.optimizer import check_optimizer
+from gouache.training.runlog import check_log
 from gouache.training.stage import Preparing, Ready
 from gouache.training.stages.registry import STAGES
 from gouache.training.state import checkpoints, full_disk_reported
 from gouache.training.towers import write_sentence_encoder
-
-BUILT = ("manifest.json", "pictures.npy")
-"""Files that tell a built set from a folder of pictures."""
 
 
 def assemble(name: str, config: TrainConfig, data: Path, run: Path) -> Iterator[Preparing | Ready]:
@@ -170,39 +167,52 @@ def train_stage(
 ) -> Iterator[Preparing | TrainingProgress]:
     """Train `stage` as the TOML file `config` says on the data set `data` into `run`/`stage`; resume an existing run.
 
-    `data` is a built set, or pictures as people have them, which are packed into the run's folder first.
+    `data` is a built set; or pictures as people have them, or a dataset config of sd-scripts, which are packed into the
+    run's folder first, with pictures of the class that are painted before, where the stage's table has a class_prompt.
 
     With `from_packed`, a model that `gouache pack` wrote, results that the run lacks and the stage's first weights come
     from that model; a run that has a checkpoint of the stage resumes from the checkpoint.
 
-    `stop` is asked while data are encoded, too; what was encoded whole stays.
+    `stop` is asked while data are encoded, too; what was encoded whole stays. Of several processes all train, and only
+    the main one tells of it.
 
     Raises:
         UnknownName, ConfigError, DataError, TrainingError, CheckpointError: as the parts raise them; nothing is lost.
+        MissingDependency: of a package that the config needs, before anything is encoded.
     """
     if threads:
         torch.set_num_threads(threads)
     settings = read_config(config, stage)
-    accelerator = make_accelerator(stage_config(settings, stage))
+    table = stage_config(settings, stage)
+    # Before hours of encoding, not after them.
+    check_optimizer(table.optimizer)
+    check_log(table.loop)
+    accelerator = make_accelerator(table)
     if not accelerator.is_main_process:
         accelerator.wait_for_everyone()
     ready = None
     with full_disk_reported(stage_run(run, stage)):
-        data = yield from _built(data, run, settings.data.size, main=accelerator.is_main_process)
-        for event in _events(stage, settings, data, run, from_packed):
+        main, size = accelerator.is_main_process, settings.data.size
+        table = stage_config(settings, stage)
+        painted = yield from painted_class(table, from_packed, run, size, main=main, stop=stop)
+        if not stop():
+            data = yield from built_set(data, run, settings.data, painted=painted, main=main)
+        for event in () if stop() else _events(stage, settings, data, run, from_packed):
             if isinstance(event, Ready):
                 ready = event
                 continue
-            if accelerator.is_main_process:
+            if main:
                 yield event
             if stop():
-                break  # whole shards stay
+                break  # whole shards stay, as whole pictures do
     if accelerator.is_main_process:
         # What the main process encoded, the others only read.
         accelerator.wait_for_everyone()
     if ready is not None:
         folder = stage_run(run, stage)
-        yield from train(ready.stage, ready.config, folder, minutes=minutes, stop=stop, accelerator=accelerator)
+        for progress in train(ready.stage, ready.config, folder, minutes=minutes, stop=stop, accelerator=accelerator):
+            if accelerator.is_main_process:
+                yield progress
 
 
 def encode_data(
@@ -227,9 +237,10 @@ def encode_data(
     if threads:
         torch.set_num_threads(threads)
     settings, encoded = read_config(config, stage), False
-    stage_config(settings, stage)
     with full_disk_reported(stage_run(run, stage)):
-        data = yield from _built(data, run, settings.data.size, main=True)
+        table = stage_config(settings, stage)
+        painted = yield from painted_class(table, None, run, settings.data.size, main=True, stop=lambda: False)
+        data = yield from built_set(data, run, settings.data, painted=painted, main=True)
         for event in STAGES[stage].from_run(inputs(settings, data, run)):
             if isinstance(event, Ready):
                 break
@@ -238,19 +249,6 @@ def encode_data(
     if not encoded:
         given, cure = "a stage that trains on the pictures as they are", "Start `gouache train` at once."
         raise TrainingError(stage, given=given, expected="one that trains on encoded examples", cure=cure)
-
-
-def _built(data: Path, run: Path, size: int, *, main: bool) -> Generator[Preparing, None, Path]:
-    """The built set that `data` is, or that is made of its pictures in the run's folder, once."""
-    if not data.exists() or any((data / name).is_file() for name in BUILT):
-        return data
-    folder = run / f"pictures-{size}"
-    if main and not (folder / BUILT[0]).is_file():
-        report = ReadReport()
-        for _ in pack_pictures(data, folder, (Bucket(size, size),), report):
-            pass
-        yield Preparing(0, 0, f"{folder}: {report.summary()}")
-    return folder
 
 
 def _events(

@@ -1,9 +1,11 @@
-"""The log of a run: JSON lines, TensorBoard where it is installed, sample sheets, a summary with loss curves."""
+"""The log of a run: JSON lines, TensorBoard, Weights & Biases, sheets of samples, a summary with loss curves."""
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -12,20 +14,22 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from gouache.errors import DataError
-from gouache.files import atomic_write
+from gouache.errors import DataError, MissingDependency, TrainingError
+from gouache.files import atomic_write, write_bytes
+from gouache.training.loop_config import LoopConfig, StageConfig
 from gouache.training.stages.registry import STAGES
 
 
 class RunLog:
     """Appends lines to `RUN/log.jsonl`; on resume, lines past the checkpoint are dropped: those steps run again."""
 
-    def __init__(self, run: Path, images_seen: int) -> None:
+    def __init__(self, run: Path, images_seen: int, stage: str, config: StageConfig) -> None:
         self.path = run / "log.jsonl"
         kept = [line for line in read_log(run) if line["images_seen"] <= images_seen]
         with atomic_write(self.path) as file:
             file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
         self._board = _tensorboard(run)
+        self._wandb = _wandb(run, stage, config) if config.loop.wandb else None
 
     def write(self, images_seen: int, figures: dict[str, float]) -> None:
         """Add one line of figures."""
@@ -34,16 +38,24 @@ class RunLog:
         if self._board is not None:
             for name, value in figures.items():
                 self._board.add_scalar(name, value, images_seen)
+        if self._wandb is not None:
+            self._wandb.log({"images_seen": images_seen, **figures})
 
-    def picture(self, images_seen: int, sheet: Any) -> None:
-        """Show a sheet of pictures (uint8 [H,W,3]) in TensorBoard."""
+    def picture(self, images_seen: int, sheet: Any, name: str) -> None:
+        """Show a sheet of pictures (uint8 [H,W,3]) in TensorBoard and in Weights & Biases."""
         if self._board is not None:
-            self._board.add_image("samples", sheet, images_seen, dataformats="HWC")
+            self._board.add_image(name, sheet, images_seen, dataformats="HWC")
+        if self._wandb is not None:
+            from wandb import Image as Shown
+
+            self._wandb.log({"images_seen": images_seen, name: Shown(sheet)})
 
     def close(self) -> None:
         """Flush what is buffered."""
         if self._board is not None:
             self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
 
 
 def read_log(run: Path) -> list[dict[str, float]]:
@@ -58,6 +70,59 @@ def read_log(run: Path) -> list[dict[str, float]]:
         except json.JSONDecodeError:
             break
     return lines
+
+
+def check_log(config: LoopConfig) -> None:
+    """Refuse a log whose package is not installed.
+
+    Raises:
+        MissingDependency: names it.
+    """
+    if config.wandb and importlib.util.find_spec("wandb") is None:
+        raise MissingDependency(
+            "loop.wandb",
+            given=config.wandb,
+            expected="the package wandb",
+            cure="pip install wandb, or leave the key out.",
+        )
+
+
+WANDB_ID = "wandb-id"
+"""File with the id of a run at Weights & Biases, which a resumed run goes on with."""
+
+
+def _wandb(run: Path, stage: str, config: StageConfig) -> Any:
+    """A run at Weights & Biases, counted in images; the same one again after a resume.
+
+    Raises:
+        MissingDependency: the package is not installed.
+        TrainingError: it refuses, for want of a login or of the network.
+    """
+    check_log(config.loop)
+    import wandb
+
+    path = run / WANDB_ID
+    if not path.exists():
+        write_bytes(path, secrets.token_hex(8).encode(), force=True)
+    try:
+        session = wandb.init(
+            project=config.loop.wandb,
+            name=f"{run.parent.name}/{stage}",
+            id=path.read_text(encoding="utf-8"),
+            dir=run,
+            config=config.model_dump(mode="json"),
+            resume="allow",
+            settings=wandb.Settings(console="off", silent=True),
+        )
+    except wandb.Error as error:
+        raise TrainingError(
+            "loop.wandb",
+            given=" ".join(str(error).split()),
+            expected="a run at Weights & Biases",
+            cure="Log in with `wandb login`, set WANDB_MODE=offline, or leave the key out.",
+        ) from error
+    session.define_metric("*", step_metric="images_seen")
+    return session
 
 
 def _tensorboard(run: Path) -> Any:

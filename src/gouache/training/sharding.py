@@ -59,7 +59,12 @@ def check_sharding(config: StageConfig) -> None:
         ),
         (config.loop.precision == "fp16", "precision fp16", "bf16 or fp32", "Set loop.precision."),
         (config.loop.compile, "compile", "a network that is not compiled", "Set loop.compile = false."),
-        (config.optimizer.eight_bit, "eight_bit moments", "whole ones, which are sharded too", "Drop eight_bit."),
+        (
+            config.optimizer.name != "adamw",
+            f"optimizer {config.optimizer.name}",
+            "adamw, whose moments are sharded too",
+            "Leave out optimizer.name.",
+        ),
     ):
         if wrong:
             raise TrainingError("FSDP", given=given, expected=expected, cure=cure)

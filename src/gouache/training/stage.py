@@ -34,11 +34,12 @@ N = TypeVar("N", bound=nn.Module)
 
 @dataclass(frozen=True, slots=True)
 class Preparing:
-    """Encoding goes on: `done` of `total` examples of a store are there; or something that people should know."""
+    """Encoding, or `what` else, goes on: `done` of `total` are there; or something that people should know."""
 
     done: int
     total: int
     note: str = ""
+    what: str = "encoding"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,8 @@ class Stage(nn.Module, ABC, Generic[N]):
     trained: N
     frozen: tuple[str, ...] = ()
     """Sub-modules that are only used, and so are no part of the run's state."""
+    images_seen: int = 0
+    """Images that the averaged network was trained on; the loop sets it before it asks for figures and files."""
 
     @classmethod
     @abstractmethod
@@ -114,6 +117,17 @@ class Stage(nn.Module, ABC, Generic[N]):
         for name in names:
             self.get_submodule(name).requires_grad_(False)
 
+    def rate_factors(self) -> Mapping[nn.Parameter, float]:
+        """What the learning rate is multiplied by for some parameters; 1 for all others."""
+        return {}
+
+    def round_frozen(self, dtype: torch.dtype) -> None:
+        """Keep large networks that are only used in the type that the run computes in; the loop says it once, first.
+
+        Autocast would round frozen weights again at every step.
+        """
+        del dtype
+
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         for name in self.frozen:
@@ -147,6 +161,11 @@ class Stage(nn.Module, ABC, Generic[N]):
 
     def samples(self, network: N) -> Tensor | None:
         """A sheet of pictures [N,C,H,W] in [-1,1] made with fixed seeds, or nothing to show."""
+        del network
+        return None
+
+    def prompted(self, network: N) -> Tensor | None:
+        """Pictures [N,C,H,W] in [-1,1] of the prompts that the config asks to see, with fixed seeds; or none."""
         del network
         return None
 

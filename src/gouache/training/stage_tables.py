@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -21,33 +22,42 @@ from gouache.models.configs import (
 from gouache.models.network_configs import NetworkConfig, NetworkTable
 from gouache.models.prior import PriorConfig
 from gouache.models.quantizer import QuantizerConfig
-from gouache.training.loop_config import StageConfig
+from gouache.training.loop_config import RATES, StageConfig
 
 TUNING: dict[str, dict[str, Any]] = {
-    "optimizer": {"learning_rate": 1e-4, "warmup_images": 100},
+    "optimizer": {"warmup_images": 100},
     "ema": {"lengths": (0.1,), "use": 0.1},
 }
-"""What a stage that starts from a finished network takes where its table says nothing: such a network needs a tenth of
-the rate it was trained with, a warm-up that a run of minutes gets through, and one average."""
+"""What a stage that starts from a finished network takes where its table says nothing: a warm-up that a run of minutes
+gets through, and one average. Its rate is the second one of `RATES`: a tenth or so of what it was trained with.
+"""
 
 
 LORA_TUNING: dict[str, dict[str, Any]] = {
-    "optimizer": {"learning_rate": 1e-3, "warmup_images": 50, "weight_decay": 0.0},
+    "optimizer": {"warmup_images": 50, "weight_decay": 0.0},
     "ema": {"lengths": (0.1,), "use": 0.1},
     "loop": {"batch_size": 4, "images": 20_000, "precision": "auto"},
 }
-"""What stage `lora` takes where its table says nothing: small changes bear a higher rate than whole networks."""
+"""What stage `lora` takes where its table says nothing; its rate is the third one of `RATES`."""
+
+
+INVERSION_TUNING: dict[str, dict[str, Any]] = {
+    "optimizer": {"learning_rate": 5e-3, "warmup_images": 0, "weight_decay": 0.0},
+    "ema": {"lengths": (0.1,), "use": 0.1},
+    "loop": {"batch_size": 4, "images": 12_000, "precision": "auto"},
+}
+"""What stage `inversion` takes where its table says nothing: a few rows of numbers bear the highest rate."""
 
 
 def _tuned(values: Any) -> Any:
     """A stage's table, with the values that suit the start it names."""
     if not isinstance(values, dict) or values.get("start") is None:
         return values
-    return _filled(values, TUNING)
+    return _filled(values, TUNING, 1)
 
 
-def _filled(values: Any, usual_tables: Mapping[str, Mapping[str, Any]]) -> Any:
-    """A stage's table, with usual values where it says nothing."""
+def _filled(values: Any, usual_tables: Mapping[str, Mapping[str, Any]], rate: int) -> Any:
+    """A stage's table, with usual values where it says nothing, and the `rate`-th of its optimizer's."""
     if not isinstance(values, dict):
         return values
     filled = dict(values)
@@ -56,6 +66,9 @@ def _filled(values: Any, usual_tables: Mapping[str, Mapping[str, Any]]) -> Any:
         if isinstance(given, dict):
             # Widths and the one in use belong together: whoever names either chooses both.
             filled[table] = given if table == "ema" and given else {**usual, **given}
+    optimizer = filled["optimizer"]
+    if isinstance(optimizer, dict) and (rates := RATES.get(optimizer.get("name", "adamw"))):
+        filled["optimizer"] = {"learning_rate": rates[rate], **optimizer}
     return filled
 
 
@@ -196,9 +209,18 @@ class PriorStage(StageConfig):
 class DenoisingTable(StageConfig):
     """What a stage with the loss of latent diffusion may say of it."""
 
-    weight: Literal["uniform", "min_snr", "edm", "truncated_snr", "p2"] = "uniform"
-    weight_gamma: float | None = None
+    weight: Literal["uniform", "min_snr", "edm", "truncated_snr", "p2", "debiased"] = "uniform"
+    """Of a noise level; `diffusion/loss_weights.py` has the formulas."""
+    weight_gamma: float | None = Field(default=None, gt=0)
     """Of `min_snr` and `p2`; none takes their papers' own."""
+    loss: Literal["l2", "huber", "smooth_l1"] = "l2"
+    """How an error counts: its square, or only its length where it is large, so that odd pictures pull less. Validation
+    is by squares, so that its figures stay comparable."""
+    huber_c: float = Field(default=0.1, gt=0)
+    """Of `huber` and `smooth_l1`: errors above it are large. Latents and noise have a deviation of about 1."""
+    zero_terminal_snr: bool = False
+    """Rescale the start's noise schedule so that its last level holds no picture (Lin et al. 2024), as whole black or
+    white pictures need; the model is used with that schedule from then on. Not for one that predicts the noise."""
     hybrid_lambda: float = 0.001
     """Share of L_vlb in L_hybrid (Nichol & Dhariwal 2021, equation 16)."""
     timesteps: Literal["uniform", "logit_normal"] = "uniform"
@@ -215,7 +237,26 @@ class DenoisingTable(StageConfig):
     draft_noise: float = Field(default=0.2, ge=0, lt=1)
     """Largest share of the draft's tokens replaced by random ones."""
     noise_offset: float = Field(default=0.0, ge=0)
+    """Deviation of a constant added to each channel's noise, so that the mean of a picture is learned too (Guttenberg
+    2023); 0.03 to 0.1 is usual."""
+    pyramid_levels: int = Field(default=0, ge=0)
+    """Coarser grids of noise that are added to the fine one, each two to four times coarser than the last, for the same
+    purpose; 6 to 10 is usual, 0 adds none. Not in validation."""
+    pyramid_discount: float = Field(default=0.3, gt=0, lt=1)
+    """Deviation of a grid's noise as a share of the next finer one's."""
+    prompts: tuple[str, ...] = ()
+    """Prompts to paint at every validation, each with a seed of its own that stays: RUN/STAGE/prompts shows what the
+    trained weights make of them, in the model that `start` names."""
     input_perturbation: float = Field(default=0.0, ge=0)
+    """Deviation of noise that the network is shown and not asked for (Ning et al. 2023, arXiv:2301.11706); 0.1 is
+    usual."""
+    prior_loss_weight: float = Field(default=1.0, ge=0)
+    """Of regularisation pictures in the loss (Ruiz et al. 2023, equation 2); pictures to learn have 1."""
+    class_prompt: str = ""
+    """What pictures of the class show, for example "a photo of a dog": they are painted with the start model before
+    training, and keep it from forgetting the class (Ruiz et al. 2023, section 3.2)."""
+    class_pictures: int = Field(default=100, ge=1)
+    """How many of them; those that are painted already are kept."""
 
 
 class DenoiserStage(DenoisingTable):
@@ -237,6 +278,18 @@ class DenoiserStage(DenoisingTable):
     @model_validator(mode="after")
     def _one_origin(self) -> DenoiserStage:
         _check_origin("denoiser", self.network, self.start)
+        if self.prompts and self.start is None:
+            raise ConfigError(
+                "denoiser.prompts",
+                given=f"{len(self.prompts)} without a start",
+                expected="a model to paint them with; a network from nothing shows samples of held-out captions",
+            )
+        if self.zero_terminal_snr and self.start is None:
+            raise ConfigError(
+                "denoiser.zero_terminal_snr",
+                given="true without a start",
+                expected="the same key in [denoiser.denoiser.schedule], which is the network's own",
+            )
         return self
 
     @property
@@ -266,8 +319,13 @@ class LoraStage(DenoisingTable):
     """Train the length of every output's weights beside their direction (Liu et al. 2024, arXiv:2402.09353)."""
     layers: tuple[str, ...] = ()
     """Patterns with * of the layers to change, by the names in the file; none takes all that kohya's trainer does."""
+    ranks: dict[str, int] = Field(default_factory=dict)
+    """Ranks of some layers, by patterns with * as in `layers`; the first that fits counts, 0 leaves a layer as it is.
+    alpha / rank stays the same."""
     text: bool = False
-    """Whether the text encoders are changed too."""
+    """Whether the CLIP text encoders are changed too."""
+    text_learning_rate: float | None = Field(default=None, gt=0)
+    """Of the text encoders' changes; none takes that of the others."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of a layer's inputs that its change doesn't see."""
     token_noise: float = Field(default=0.1, ge=0, lt=1)
@@ -276,16 +334,79 @@ class LoraStage(DenoisingTable):
     """Of models with a prior: share of images from which the nearest remembered picture is hidden."""
     gradient_checkpointing: bool = False
     """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
+    dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """Of the numbers in the file."""
+    name: str = ""
+    """What the file calls itself in other programs; none takes the model's name with "-lora" behind it."""
 
     @model_validator(mode="before")
     @classmethod
     def _suits_its_start(cls, values: Any) -> Any:
-        return _filled(values, LORA_TUNING)
+        return _filled(values, LORA_TUNING, 2)
 
-    def rank_of(self, shape: tuple[int, ...]) -> int:
-        """The rank of a layer's change, from the shape of its weight; 0 for none."""
-        wanted = self.conv_rank if set(shape[2:]) - {1} else self.rank
+    @model_validator(mode="after")
+    def _ranks_are_ranks(self) -> LoraStage:
+        if wrong := {pattern: rank for pattern, rank in self.ranks.items() if not 0 <= rank <= 1024}:
+            raise ConfigError("lora.ranks", given=wrong, expected="whole numbers from 0 to 1024")
+        if self.text_learning_rate is not None and not self.text:
+            raise ConfigError(
+                "lora.text_learning_rate", given=self.text_learning_rate, expected="text = true beside it"
+            )
+        return self
+
+    def rank_of(self, name: str, shape: tuple[int, ...]) -> int:
+        """The rank of a layer's change, from its name in the file and the shape of its weight; 0 for none."""
+        usual = self.conv_rank if set(shape[2:]) - {1} else self.rank
+        wanted = next((rank for pattern, rank in self.ranks.items() if fnmatchcase(name, pattern)), usual)
         return min(wanted, shape[0], prod(shape[1:]))
+
+
+def _check_schedule_stays(stage: str, table: DenoisingTable) -> None:
+    """Refuse another noise schedule for what is added to a model and used with the schedule that this has."""
+    if table.zero_terminal_snr:
+        cure = "Train the denoiser with it first, and name the result as start."
+        raise ConfigError(f"{stage}.zero_terminal_snr", given="true", expected="the model's own schedule", cure=cure)
+
+
+class InversionStage(DenoisingTable):
+    """A new word for a finished model, which stays as it is (textual inversion, Gal et al. 2022, arXiv:2208.01618)."""
+
+    start: Path
+    """The model, of any family with CLIP text encoders and of any layout that gouache loads."""
+    word: str
+    """The new word, such as "<my-cat>": one that the model has no vector for."""
+    vectors: int = Field(default=4, ge=1, le=75)
+    """How many tokens of a prompt the word takes; more of them can say more, and leave less room for others."""
+    init: str = ""
+    """What the word means at first, in words that the model knows, such as "cat"; empty: the mean of all tokens."""
+    texts: Literal["object", "style", "captions"] = "object"
+    """What is said of a picture: that it shows the word, that it is painted in its style, or its own caption, which
+    then has the word in it."""
+    templates: tuple[str, ...] = ()
+    """Sentences with {} where the word goes, in place of those of `texts`."""
+    keep_length: bool = False
+    """Hold the lengths of the vectors within those of the model's own tokens, so that the word can't outshout the
+    others of a prompt."""
+    caption_dropout: float = Field(default=0.0, ge=0, le=1)
+    """Share of pictures that are shown without words, of which the new word learns nothing."""
+    gradient_checkpointing: bool = False
+    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suits_its_start(cls, values: Any) -> Any:
+        return _filled(values, INVERSION_TUNING, 2)
+
+    @model_validator(mode="after")
+    def _a_word_and_its_place(self) -> InversionStage:
+        _check_schedule_stays("inversion", self)
+        if not self.word or self.word.split() != [self.word]:
+            raise ConfigError("inversion.word", given=repr(self.word), expected="one word without spaces")
+        if lacking := [template for template in self.templates if "{}" not in template]:
+            raise ConfigError("inversion.templates", given=repr(lacking[0]), expected="{} where the word goes")
+        if self.templates and self.texts == "captions":
+            raise ConfigError("inversion.templates", given='sentences and texts = "captions"', expected="one of both")
+        return self
 
 
 class UpscalerStage(StageConfig):

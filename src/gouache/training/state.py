@@ -24,6 +24,13 @@ from gouache.training.loop_config import StageConfig
 from gouache.training.sharding import gathered, placed
 from gouache.training.stage import Stage
 
+NUMBERS = "optimizer_group."
+"""What the names of an optimizer's own numbers begin with; a group's number and the number's name follow."""
+SCALER, FOUND = "scaler.", ("scale", "_growth_tracker")
+"""What the names of a gradient scaler's numbers begin with, and what it finds during a run, by torch's names."""
+SET_BY_CONFIG = ("lr", "weight_decay", "eps")
+"""Numbers of a group that the config decides, which may change between two sessions."""
+
 
 @dataclass
 class Position:
@@ -56,6 +63,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     ema: PowerEma
     position: Position
+    scaler: torch.amp.GradScaler | None = None
+    """What keeps gradients in fp16 from vanishing; its scale is found during the run."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state, by a name that says what it is."""
@@ -65,6 +74,11 @@ class TrainState:
         for name, slots in self._optimizer_slots().items():
             # bitsandbytes counts its steps in plain integers.
             named |= {f"optimizer.{name}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
+        for name, number in self._optimizer_numbers().items():
+            named[name] = torch.tensor(number, dtype=torch.float64)
+        if self.scaler is not None:
+            found = self.scaler.state_dict()
+            named |= {f"{SCALER}{key}": torch.tensor(float(found[key]), dtype=torch.float64) for key in FOUND}
         return named
 
     def load(self, tensors: dict[str, Tensor], where: str) -> None:
@@ -75,10 +89,12 @@ class TrainState:
         """
         # The optimizer makes its slots at its first step, so a new one has none to compare the checkpoint's with.
         own = self.tensors()
+        numbers = {name for name in tensors if name.startswith(NUMBERS)}
+        scaler = {name for name in tensors if name.startswith(SCALER)}
         optimizer = {name for name in tensors if name.startswith("optimizer.")}
-        wanted = {name for name in own if not name.startswith("optimizer.")}
-        if wanted != tensors.keys() - optimizer:
-            odd = sorted(wanted ^ (tensors.keys() - optimizer))
+        wanted = {name for name in own if not name.startswith(("optimizer.", NUMBERS, SCALER))}
+        if wanted != (whole := tensors.keys() - optimizer - numbers - scaler):
+            odd = sorted(wanted ^ whole)
             raise CheckpointError(
                 where,
                 given=f"{len(odd)} tensors that differ, the first {odd[0]}",
@@ -89,6 +105,10 @@ class TrainState:
             for name in wanted:
                 own[name].copy_(placed(tensors[name], own[name]))
         self._load_optimizer({name: tensors[name] for name in optimizer})
+        self._load_numbers({name: float(tensors[name]) for name in numbers})
+        if self.scaler is not None and scaler:
+            found = {key: float(tensors[f"{SCALER}{key}"]) for key in FOUND}
+            self.scaler.load_state_dict({**self.scaler.state_dict(), **found, FOUND[1]: int(found[FOUND[1]])})
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.stage.named_parameters() if p.requires_grad}
@@ -96,6 +116,21 @@ class TrainState:
     def _optimizer_slots(self) -> dict[str, dict[str, Tensor | int]]:
         state = self.optimizer.state
         return {name: dict(state[p]) for name, p in self._parameters().items() if p in state}
+
+    def _optimizer_numbers(self) -> dict[str, float]:
+        """What an optimizer keeps of a whole group and changes itself: Prodigy's d, the weights of Schedule-Free."""
+        return {
+            f"{NUMBERS}{index}.{key}": value
+            for index, group in enumerate(self.optimizer.param_groups)
+            for key, value in group.items()
+            if type(value) in (int, float) and key not in SET_BY_CONFIG
+        }
+
+    def _load_numbers(self, numbers: dict[str, float]) -> None:
+        for name, value in numbers.items():
+            index, _, key = name.removeprefix(NUMBERS).partition(".")
+            group = self.optimizer.param_groups[int(index)]
+            group[key] = int(value) if type(group.get(key)) is int else value
 
     def _load_optimizer(self, tensors: dict[str, Tensor]) -> None:
         parameters = self._parameters()
@@ -163,8 +198,11 @@ def tracked_average(run: Path, length: float) -> Weights:
     prefix = f"ema.{float(length)}."
     if average := {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}:
         return average
-    widths = json.loads(read_header(saved[-1]).metadata["config"])["ema"]["lengths"]
-    raise InvalidInput("ema", given=length, expected=f"a width that was tracked: {', '.join(map(str, widths))}")
+    table = json.loads(read_header(saved[-1]).metadata["config"])
+    if table["optimizer"].get("name") == "schedule_free":
+        raise InvalidInput("ema", given=length, expected="no width: schedule_free keeps one average, its own")
+    widths = ", ".join(map(str, table["ema"]["lengths"]))
+    raise InvalidInput("ema", given=length, expected=f"a width that was tracked: {widths}")
 
 
 def save_state(run: Path, config: StageConfig, state: TrainState, *, write: bool = True) -> Path:
@@ -210,11 +248,13 @@ def load_state(path: Path, config: StageConfig, state: TrainState) -> None:
             expected=f"stage {stage!r}",
             cure="Choose another --out folder, or the stage that this run trains.",
         )
-    old = type(config).from_json(header.metadata["config"], where=str(path))
-    # How long and how fast to train may change; what is trained, and on which draws, may not.
-    fixed = [key for key in type(config).model_fields if key not in ("loop", "optimizer")]
+    old = type(config).from_json(_renamed(header.metadata["config"]), where=str(path))
+    # How long and how fast to train may change, and what is shown of it; what is trained, and on which draws, may not.
+    fixed = [key for key in type(config).model_fields if key not in ("loop", "optimizer", "prompts")]
     changed = [key for key in fixed if getattr(old, key) != getattr(config, key)]
     changed += ["seed"] if old.loop.seed != config.loop.seed else []
+    # Its moments are no other optimizer's.
+    changed += ["optimizer.name"] if old.optimizer.name != config.optimizer.name else []
     if changed:
         raise CheckpointError(
             str(path),
@@ -224,3 +264,12 @@ def load_state(path: Path, config: StageConfig, state: TrainState) -> None:
         )
     state.load(load_tensors(path), str(path))
     state.position = Position(**json.loads(header.metadata["position"]))
+
+
+def _renamed(config: str) -> str:
+    """The config of a checkpoint that was written before the optimizer had a name, as it reads now."""
+    values = json.loads(config)
+    optimizer = values.get("optimizer", {})
+    if "eight_bit" in optimizer:
+        optimizer["name"] = "adamw8bit" if optimizer.pop("eight_bit") else "adamw"
+    return json.dumps(values)

@@ -15,7 +15,7 @@ from PIL import Image
 from gouache.errors import PictureError
 from gouache.pipeline.request import Request
 from gouache.serve.store.database import Database
-from gouache.serve.store.file_store import FileStore
+from gouache.serve.store.file_store import DiskStore
 from gouache.serve.store.upkeep import back_up, restore
 from gouache.serve.studio import Studio
 
@@ -151,7 +151,7 @@ def test_rows_go_with_their_files_and_travel_in_backups(studio: Studio, tmp_path
         studio.attachments.read("ada", gone)
     for name, whole in (("new", True), ("old", False)):
         source = archive if whole else _without_owners(archive, tmp_path / "old.tar")
-        file_store, database = FileStore(tmp_path / name), Database(f"sqlite:///{tmp_path / name}.sqlite3")
+        file_store, database = DiskStore(tmp_path / name), Database(f"sqlite:///{tmp_path / name}.sqlite3")
         restore(database, file_store, source)
         from gouache.serve.store.attachments import Attachments
 

@@ -11,11 +11,11 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from gouache.cli.jobs import app
+from gouache.cli.serving.jobs import app
 from gouache.errors import InvalidInput
 from gouache.pipeline.request import Request
 from gouache.serve.logs import JsonLines
-from gouache.serve.server import make_settings
+from gouache.serve.start import make_settings
 from gouache.serve.studio import Studio
 
 if TYPE_CHECKING:

@@ -134,7 +134,7 @@ def test_a_mask_is_painted_anew_and_all_else_stays_bit_for_bit(canvas: Canvas) -
     assert not same(before, after, mask > 0)
     # What is on the canvas is what the server painted, also under the soft edge.
     newest = canvas.server.studio.pictures.search(limit=1)[0]
-    stored = Image.open(canvas.server.studio.file_store.path("pictures", newest.file)).convert("RGBA")
+    stored = Image.open(canvas.server.studio.settings.data / "pictures" / newest.file).convert("RGBA")
     assert np.array_equal(np.asarray(stored), after)
 
 
@@ -362,7 +362,7 @@ def test_a_picture_of_the_gallery_is_opened_edited_and_kept(canvas: Canvas) -> N
     kept = canvas.server.studio.pictures.search(limit=1)[0]
     assert kept.id != parent.id
     assert kept.parsed().notes[-1] == f"edited by hand from {parent.id}"
-    stored = Image.open(canvas.server.studio.file_store.path("pictures", kept.file)).convert("RGBA")
+    stored = Image.open(canvas.server.studio.settings.data / "pictures" / kept.file).convert("RGBA")
     assert np.array_equal(np.asarray(stored), shown)
 
 

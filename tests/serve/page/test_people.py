@@ -64,7 +64,7 @@ def paint(page: Page, prompt: str) -> None:
 
 def newest(server: Server, count: int = 1) -> list[Image.Image]:
     found = server.studio.pictures.search(limit=count)
-    return [Image.open(server.studio.file_store.path("pictures", one.file)) for one in found]
+    return [Image.open(server.studio.settings.data / "pictures" / one.file) for one in found]
 
 
 def newest_request(server: Server) -> dict[str, Any]:

@@ -15,8 +15,8 @@ from gouache.errors import ConfigError, InvalidInput, ModelNotFound, PictureErro
 from gouache.pipeline.output.safety import carries
 from gouache.pipeline.request import Request, Safety
 from gouache.serve.queue.admission import admit
-from gouache.serve.server import make_settings
 from gouache.serve.settings import Limits
+from gouache.serve.start import make_settings
 from gouache.serve.studio import Studio
 
 if TYPE_CHECKING:

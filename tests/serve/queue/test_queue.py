@@ -18,7 +18,7 @@ from gouache.serve.queue.leases import Leases
 from gouache.serve.queue.queue import JobQueue
 from gouache.serve.settings import Limits
 from gouache.serve.store.database import Database
-from gouache.serve.store.file_store import FileStore
+from gouache.serve.store.file_store import DiskStore
 from gouache.serve.store.gallery import Gallery, row_of
 from gouache.serve.store.tables import jobs as jobs_table
 from gouache.serve.store.upkeep import back_up, restore
@@ -217,7 +217,7 @@ def test_pictures_are_searched_tagged_deleted_and_restored(queue: Queue) -> None
 
 
 def test_a_backup_fills_an_empty_studio_and_no_other(queue: Queue, tmp_path: Path) -> None:
-    file_store = FileStore(tmp_path / "data")
+    file_store = DiskStore(tmp_path / "data")
     name = file_store.attach(b"attached")
     queue.add("painted")
     done = queue.claim()
@@ -227,7 +227,7 @@ def test_a_backup_fills_an_empty_studio_and_no_other(queue: Queue, tmp_path: Pat
     queue.add("running")
     queue.claim()
     assert back_up(queue.database, file_store, tmp_path / "all.tar") == 1
-    other, other_file_store = Queue(f"sqlite:///{tmp_path / 'other.sqlite3'}"), FileStore(tmp_path / "other")
+    other, other_file_store = Queue(f"sqlite:///{tmp_path / 'other.sqlite3'}"), DiskStore(tmp_path / "other")
     try:
         assert restore(other.database, other_file_store, tmp_path / "all.tar") == 1
         assert other.jobs.counts() == {"queued": 2, "running": 0, "done": 1, "failed": 0, "cancelled": 0}

@@ -121,7 +121,8 @@ def test_a_task_that_takes_its_worker_down_is_not_run_again(studio: Studio) -> N
 
 
 def test_what_a_dead_server_left_behind_goes_with_time(studio: Studio) -> None:
-    path: Path = studio.file_store.keep("tasks", given_picture("b" * 32), png())
+    studio.file_store.keep("tasks", given_picture("b" * 32), png())
+    path = studio.settings.data / "tasks" / given_picture("b" * 32)
     with studio.database.write() as connection:
         connection.execute(insert(tasks_table).values(ROW | {"id": "b" * 32, "created": 1.0}))
     worker_of(studio)

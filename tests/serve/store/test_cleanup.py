@@ -13,7 +13,7 @@ from gouache.pipeline.inputs.images import read_picture
 from gouache.pipeline.output.recipe import Machine, ModelRef, Recipe
 from gouache.pipeline.request import Request
 from gouache.serve.queue.job import Job
-from gouache.serve.store.file_store import FileStore
+from gouache.serve.store.file_store import DiskStore, FileStore
 from gouache.serve.store.gallery import UNDO_SECONDS, row_of
 from gouache.serve.store.upkeep import ATTACHMENT_SECONDS, EVERY_SECONDS, FIRST_SECONDS, SHORT_SECONDS
 from gouache.serve.studio import Studio
@@ -56,7 +56,7 @@ def end(studio: Studio, job: Job, picture: bytes | None = None) -> None:
 
 
 def kept(studio: Studio) -> set[str]:
-    return {path.name for path in (studio.file_store.root / "attachments").iterdir()}
+    return {path.name for path in (studio.settings.data / "attachments").iterdir()}
 
 
 def test_attachments_stay_while_a_job_waits_may_be_retried_or_has_pictures(studio: Studio) -> None:
@@ -89,13 +89,13 @@ def test_attachments_stay_while_a_job_waits_may_be_retried_or_has_pictures(studi
     assert studio.housekeeping.clean(now + UNDO_SECONDS + 60) == (1, 1)
     assert kept(studio) == {digests["open"]}
     for catalog in ("pictures", "thumbnails"):
-        assert list((studio.file_store.root / catalog).iterdir()) == []
+        assert list((studio.settings.data / catalog).iterdir()) == []
     assert studio.pictures.search(deleted=True) == []
 
 
 def test_uploading_naming_and_retrying_count_from_then_on(studio: Studio) -> None:
     name = studio.attachments.keep("ada", png(1))
-    path = studio.file_store.path("attachments", name.removeprefix("sha256:"))
+    path = studio.settings.data / "attachments" / name.removeprefix("sha256:")
 
     def age() -> float:
         return time.time() - path.stat().st_mtime
@@ -118,7 +118,7 @@ def test_uploading_naming_and_retrying_count_from_then_on(studio: Studio) -> Non
 def test_one_that_is_renewed_at_the_last_moment_stays(studio: Studio, monkeypatch: pytest.MonkeyPatch) -> None:
     """The renewal falls between the look at its age and its removal."""
     name = studio.attachments.keep("ada", png(1)).removeprefix("sha256:")
-    path = studio.file_store.path("attachments", name)
+    path = studio.settings.data / "attachments" / name
     os.utime(path, (1.0, 1.0))
     rename = Path.rename
 
@@ -134,7 +134,7 @@ def test_one_that_is_renewed_at_the_last_moment_stays(studio: Studio, monkeypatc
 
 def test_what_a_crash_left_aside_goes_the_next_time(studio: Studio) -> None:
     name = studio.attachments.keep("ada", png(1)).removeprefix("sha256:")
-    path = studio.file_store.path("attachments", name)
+    path = studio.settings.data / "attachments" / name
     os.utime(path, (1.0, 1.0))
     path.rename(path.with_name(f".{name}"))
     assert studio.file_store.drop_attachments((), time.time() - DAY) == 1
@@ -144,6 +144,7 @@ def test_what_a_crash_left_aside_goes_the_next_time(studio: Studio) -> None:
 def test_a_full_disk_shortens_the_wait_and_takes_nothing_that_is_needed(studio: Studio) -> None:
     unused, named = studio.attachments.keep("ada", png(1)), studio.attachments.keep("ada", png(2))
     submitted(studio, named)
+    assert isinstance(studio.file_store, DiskStore)
     studio.file_store.reserve = 2**62  # More than any disk has: nothing new is taken.
     now = time.time()
     assert studio.housekeeping.clean(now + SHORT_SECONDS - 60) == (0, 0)
@@ -160,7 +161,7 @@ def test_the_thread_begins_and_ends_with_the_server(studio: Studio) -> None:
 
 def test_other_files_are_left_alone(studio: Studio) -> None:
     file_store: FileStore = studio.file_store
-    other = file_store.root / "attachments" / "notes.txt"
+    other = studio.settings.data / "attachments" / "notes.txt"
     other.write_text("mine")
     os.utime(other, (1.0, 1.0))
     assert file_store.drop_attachments((), time.time()) == 0

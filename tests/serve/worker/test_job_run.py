@@ -113,8 +113,8 @@ def test_a_retried_job_ends_with_exactly_its_pictures(
     assert studio.jobs.get(job.id).state == "done"
     whole = pipeline.paint(Request.from_dict({**SMALL, "count": 3}))
     assert [pixels(studio, one) for one in done] == [one.image.tobytes() for one in whole]
-    assert {path.name for path in (studio.file_store.root / "pictures").iterdir()} == {one.file for one in done}
-    assert len(list((studio.file_store.root / "thumbnails").iterdir())) == picture
+    assert {path.name for path in (studio.settings.data / "pictures").iterdir()} == {one.file for one in done}
+    assert len(list((studio.settings.data / "thumbnails").iterdir())) == picture
     # Browsers keep what they saw under an id: the half-painted picture had another.
     assert all((before.get(one.number) == one.id) == (one.number < picture) for one in done)
 

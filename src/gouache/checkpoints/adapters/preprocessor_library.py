@@ -78,10 +78,11 @@ def _networks(kind: str, root: Path) -> list[Path]:
         if top.name.lower() in hub.PREPROCESSOR_FOLDERS
         for config in sorted(top.glob("*/config.json"))
     ]
-    return [config.parent for config in configs if _class_of(config).endswith(CLASSES[kind])]
+    return [config.parent for config in configs if class_of(config).endswith(CLASSES[kind])]
 
 
-def _class_of(config: Path) -> str:
+def class_of(config: Path) -> str:
+    """The class of transformers that a `config.json` names; "" if it names none."""
     try:
         named = read_json(config).get("architectures")
     except GouacheError:

@@ -121,6 +121,10 @@ class Painted:
         """The picture as a file's bytes with its recipe inside."""
         return encode_picture(self.image, kind, self.texts(), quality=quality)
 
+    def _repr_png_(self) -> bytes:
+        """What a notebook shows."""
+        return self.encode("png")
+
 
 Event = Progress | Painted
 

@@ -7,7 +7,6 @@ from dataclasses import asdict, replace
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Query, Request, Response
-from fastapi.responses import FileResponse
 
 from gouache import __version__
 from gouache.config import Config
@@ -145,13 +144,13 @@ async def file(picture_id: str, request: Request, format: ImageKind = "png") -> 
     return Response(data, media_type=f"image/{format}", headers=headers)
 
 
-@router.get("/pictures/{picture_id}/thumbnail", response_class=FileResponse)
-async def thumbnail(picture_id: str, request: Request) -> FileResponse:
+@router.get("/pictures/{picture_id}/thumbnail", response_class=Response)
+async def thumbnail(picture_id: str, request: Request) -> Response:
     """A small WebP."""
     studio = studio_of(request)
     picture = await asyncio.to_thread(studio.pictures.get, picture_id, owner_of(request))
-    path = await studio.decoding.beside(studio.thumbnail, picture)
-    return FileResponse(path, media_type="image/webp", headers=FOREVER)
+    data = await studio.decoding.beside(studio.thumbnail, picture)
+    return Response(data, media_type="image/webp", headers=FOREVER)
 
 
 @router.get("/pictures/{picture_id}/recipe")

@@ -54,7 +54,7 @@ class Attachments:
 
     def forget_gone(self) -> None:
         """Forget whose those were that are no longer kept."""
-        kept = {path.name.removeprefix(".") for path in (self.file_store.root / "attachments").iterdir()}
+        kept = set(self.file_store.names("attachments"))
         known = {row.digest for row in self.database.rows(select(attachments.c.digest).distinct())}
         # Younger rows may belong to a file that came after the look.
         for digest in known - kept:

@@ -1,4 +1,7 @@
-"""The studio's files: finished pictures, thumbnails, and pictures that came with requests. Every name is generated."""
+"""The studio's files: finished pictures, thumbnails, and pictures that came with requests. Every name is generated.
+
+They lie in the data folder, or in an object store (`object_store.py`).
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,7 @@ import os
 import re
 import shutil
 import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Container, Iterable, Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -86,14 +90,129 @@ def made_picture(task_id: str) -> str:
     return f"{task_id}-0001.png"
 
 
-class FileStore:
+def checked(name: str) -> str:
+    """The name, if gouache made it.
+
+    Raises:
+        NotFound: it didn't.
+    """
+    if not _NAME.fullmatch(name):
+        raise NotFound("file", given=repr(name), expected="the name of a stored file")
+    return name
+
+
+def is_stored_name(name: str) -> bool:
+    """Whether gouache made this name."""
+    return _NAME.fullmatch(name) is not None
+
+
+class FileStore(ABC):
+    """Four folders of files, wherever they lie.
+
+    Every use of it raises `StoreAway` while that place can't be used, `NoRoom` if that is because it is full.
+    """
+
+    @abstractmethod
+    def check_room(self) -> None:
+        """Refuse what is new while what was accepted can still be finished.
+
+        Raises:
+            NoRoom: less is free than is to stay free.
+        """
+
+    @abstractmethod
+    def keep(self, folder: Folder, name: str, data: bytes) -> None:
+        """Store bytes, whole or not at all.
+
+        Raises:
+            NotFound: no name that gouache made.
+        """
+
+    @abstractmethod
+    def read(self, folder: Folder, name: str) -> bytes:
+        """A file's bytes.
+
+        Raises:
+            NotFound: not there.
+        """
+
+    @abstractmethod
+    def remove(self, folder: Folder, name: str) -> None:
+        """Remove a file if it is there."""
+
+    @abstractmethod
+    def names(self, folder: Folder) -> list[str]:
+        """Every file of a folder, those included that are set aside to be removed."""
+
+    @abstractmethod
+    def drop_tasks(self, before: float) -> None:
+        """Remove the files of tasks that were written before this time, in seconds since 1970."""
+
+    @abstractmethod
+    def drop_attachments(self, needed: Container[str], before: float) -> int:
+        """Remove attachments that nobody needs; gives how many went.
+
+        Args:
+            needed: digests that stay.
+            before: only those that were last attached, or named by a new job, before this time.
+        """
+
+    @abstractmethod
+    def _renewed(self, digest: str) -> bool:
+        """Count an attachment's time from now on; False if it is gone."""
+
+    def attach(self, data: bytes) -> str:
+        """Store a picture that a request names; gives the `sha256:<hex>` that names it.
+
+        Raises:
+            NoRoom: there is no room for it.
+        """
+        self.check_room()
+        digest = sha256(data).hexdigest()
+        if not self._renewed(digest):
+            self.keep("attachments", digest, data)
+        return f"sha256:{digest}"
+
+    def renew(self, names: Iterable[str]) -> None:
+        """Count the time that attachments are kept without need from now on.
+
+        Raises:
+            PictureError: one is gone.
+        """
+        for name in names:
+            if not self._renewed(name.removeprefix("sha256:")):
+                raise PictureError(
+                    "picture", given=repr(name), expected="an attachment that is still kept", cure="Upload it again."
+                )
+
+    def discard(self, file: str) -> None:
+        """Remove a picture's file and its thumbnail, if they are there."""
+        self.remove("pictures", file)
+        self.remove("thumbnails", thumbnail_of(file))
+
+    def attachment(self, name: str) -> bytes:
+        """The bytes behind `sha256:<hex>`.
+
+        Raises:
+            PictureError: no such attachment. A path is never read.
+        """
+        prefix, _, digest = name.partition(":")
+        if prefix != "sha256":
+            raise PictureError(
+                "picture", given="a path", expected="sha256:<hex> of an attachment", cure="Upload the picture first."
+            )
+        try:
+            return self.read("attachments", digest)
+        except NotFound as error:
+            raise not_uploaded(name) from error
+
+
+class DiskStore(FileStore):
     """Four folders in the data folder.
 
     Args:
         data: the data folder; made, for the user alone, if it is missing.
         reserve: bytes on the disk that nothing new may take.
-
-    Every use of it raises `StoreAway` while the disk can't be used, `NoRoom` if that is because it is full.
 
     Raises:
         StoreError: the data folder can't be made or written.
@@ -121,11 +240,7 @@ class FileStore:
             ) from error
 
     def check_room(self) -> None:
-        """Refuse what is new while what was accepted can still be finished.
-
-        Raises:
-            NoRoom: less is free than is to stay free.
-        """
+        """As much must be free as `reserve` says."""
         with _on_disk():
             free = shutil.disk_usage(self.root).free
         if free < self.reserve:
@@ -143,12 +258,12 @@ class FileStore:
             NotFound: no name that gouache made, or one that leads out of its folder (a link).
         """
         root = (self.root / folder).resolve()
-        path = root / name
-        if not _NAME.fullmatch(name) or path.resolve().parent != root:
+        path = root / checked(name)
+        if path.resolve().parent != root:
             raise NotFound("file", given=repr(name), expected="the name of a stored file")
         return path
 
-    def keep(self, folder: Folder, name: str, data: bytes) -> Path:
+    def keep(self, folder: Folder, name: str, data: bytes) -> None:
         """Store bytes, whole or not at all: temporary file, fsync, rename, fsync of the folder."""
         path = self.path(folder, name)
         try:
@@ -157,14 +272,9 @@ class FileStore:
         except FileNotFoundError as error:
             given = f"no folder {folder!r} in the data folder"
             raise StoreAway("disk", given=given, expected="the one that was there at the start") from error
-        return path
 
     def read(self, folder: Folder, name: str) -> bytes:
-        """A file's bytes.
-
-        Raises:
-            NotFound: not there.
-        """
+        """A file's bytes; as `FileStore.read`."""
         path = self.path(folder, name)
         try:
             with _on_disk():
@@ -177,29 +287,17 @@ class FileStore:
         with _on_disk():
             self.path(folder, name).unlink(missing_ok=True)
 
-    def attach(self, data: bytes) -> str:
-        """Store a picture that a request names; gives the `sha256:<hex>` that names it.
+    def names(self, folder: Folder) -> list[str]:
+        """Every file of a folder; one that a crash left aside has a dot before its name, which is taken off."""
+        with _on_disk():
+            return [path.name.removeprefix(".") for path in (self.root / folder).iterdir()]
 
-        Raises:
-            NoRoom: the disk is nearly full.
-        """
-        self.check_room()
-        digest = sha256(data).hexdigest()
-        if not self._renewed(digest):
-            self.keep("attachments", digest, data)
-        return f"sha256:{digest}"
-
-    def renew(self, names: Iterable[str]) -> None:
-        """Count the time that attachments are kept without need from now on.
-
-        Raises:
-            PictureError: one is gone.
-        """
-        for name in names:
-            if not self._renewed(name.removeprefix("sha256:")):
-                raise PictureError(
-                    "picture", given=repr(name), expected="an attachment that is still kept", cure="Upload it again."
-                )
+    def drop_tasks(self, before: float) -> None:
+        """Remove old files of tasks; as `FileStore.drop_tasks`."""
+        with _on_disk():
+            for path in (self.root / "tasks").iterdir():
+                if path.stat().st_mtime < before:
+                    path.unlink(missing_ok=True)
 
     def _renewed(self, digest: str) -> bool:
         try:
@@ -210,39 +308,13 @@ class FileStore:
         return True
 
     def drop_attachments(self, needed: Container[str], before: float) -> int:
-        """Remove attachments that nobody needs; gives how many went.
-
-        Args:
-            needed: digests that stay.
-            before: only those that were last attached, or named by a new job, before this time.
-        """
+        """Remove attachments that nobody needs; as `FileStore.drop_attachments`."""
         removed = 0
         for path in (self.root / "attachments").iterdir():
             name = path.name.removeprefix(".")  # One that a crash left aside has its dot.
-            if name in needed or not _NAME.fullmatch(name):
+            if name in needed or not is_stored_name(name):
                 continue
             # Another server of the same store may be faster.
             with contextlib.suppress(FileNotFoundError):
                 removed += _dropped(path, path.with_name(f".{name}"), before)
         return removed
-
-    def discard(self, file: str) -> None:
-        """Remove a picture's file and its thumbnail, if they are there."""
-        self.remove("pictures", file)
-        self.remove("thumbnails", thumbnail_of(file))
-
-    def attachment(self, name: str) -> bytes:
-        """The bytes behind `sha256:<hex>`.
-
-        Raises:
-            PictureError: no such attachment. A path is never read.
-        """
-        prefix, _, digest = name.partition(":")
-        if prefix != "sha256":
-            raise PictureError(
-                "picture", given="a path", expected="sha256:<hex> of an attachment", cure="Upload the picture first."
-            )
-        try:
-            return self.read("attachments", digest)
-        except NotFound as error:
-            raise not_uploaded(name) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import logging
@@ -14,7 +15,7 @@ from typing import Any
 
 from sqlalchemy import Connection, Table, func, insert, or_, select, text
 
-from gouache.errors import StoreError
+from gouache.errors import NotFound, StoreError
 from gouache.serve.queue.job import OPEN
 from gouache.serve.store import tables
 from gouache.serve.store.attachments import NAMED, Attachments, own_by_jobs
@@ -57,10 +58,10 @@ def back_up(database: Database, file_store: FileStore, target: Path) -> int:
         with tarfile.open(target, "x") as tar:
             listed = _add_rows(database, tar)
             for name in listed:
-                tar.add(file_store.path("pictures", name), f"pictures/{name}")
-            for path in sorted((file_store.root / "attachments").iterdir()):
-                if not path.name.startswith("."):
-                    tar.add(file_store.path("attachments", path.name), f"attachments/{path.name}")
+                _add_file(tar, f"pictures/{name}", file_store.read("pictures", name))
+            for name in file_store.names("attachments"):
+                with contextlib.suppress(NotFound):  # It was about to be removed.
+                    _add_file(tar, f"attachments/{name}", file_store.read("attachments", name))
     except FileExistsError as error:
         raise StoreError(str(target), given="a file that exists", expected="a free name") from error
     return len(listed)
@@ -74,11 +75,14 @@ def _add_rows(database: Database, tar: tarfile.TarFile) -> list[str]:
             rows = [dict(row._mapping) for row in connection.execute(select(table))]
             if table is tables.pictures:
                 files = [str(row["file"]) for row in rows]
-            data = "".join(json.dumps(row) + "\n" for row in rows).encode()
-            info = tarfile.TarInfo(_file_of(table))
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
+            _add_file(tar, _file_of(table), "".join(json.dumps(row) + "\n" for row in rows).encode())
     return files
+
+
+def _add_file(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mtime = len(data), int(time.time())
+    tar.addfile(info, io.BytesIO(data))
 
 
 def restore(database: Database, file_store: FileStore, source: Path) -> int:

@@ -100,6 +100,4 @@ def forget_old(tasks: TaskQueue, kind: TaskKind, file_store: FileStore) -> None:
     """Remove what servers left behind that died while they waited."""
     old = time.time() - KEPT_SECONDS
     tasks.forget(kind, before=old)
-    for path in (file_store.root / "tasks").iterdir():
-        if path.stat().st_mtime < old:
-            path.unlink(missing_ok=True)
+    file_store.drop_tasks(old)

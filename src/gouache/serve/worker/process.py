@@ -27,7 +27,7 @@ from gouache.serve.search.index import Index
 from gouache.serve.search.vectors import open_embedder
 from gouache.serve.settings import Settings
 from gouache.serve.store.database import Database
-from gouache.serve.store.file_store import FileStore
+from gouache.serve.store.object_store import open_file_store
 from gouache.serve.store.outages import Patience, outlast
 from gouache.serve.worker.job_run import JobContext, JobRun, LeaseLost, Stopped
 from gouache.serve.worker.loaded_models import LoadedModels, OpenModel, open_pipeline
@@ -56,7 +56,8 @@ class Worker:
         self.settings, self.tell = settings, tell
         self.name = f"{socket.gethostname()}:{os.getpid()}:{time.time_ns():x}"
         database = Database(settings.store_url)
-        self.database, self.leases, self.file_store = database, Leases(database), FileStore(settings.data)
+        self.database, self.leases = database, Leases(database)
+        self.file_store = open_file_store(settings.data, settings.files)
         self.catalog = ModelCatalog(settings.model_folders, database, settings.default_model, patience=0.0)
         self.models = LoadedModels(open_model, settings.model_memory, settings.device)
         tasks = TaskQueue(database, self.name, settings.lease, tell)
@@ -258,14 +259,35 @@ def main(open_model: OpenModel = open_pipeline) -> None:
     reports.tell(READY, worker.name)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stop(settings.grace))
-    for_jobs, for_texts, for_upscaling, for_drawing = (threading.Event() for _ in range(4))
-    for_tasks = (for_texts, for_upscaling, for_drawing)
-    threading.Thread(target=_listen, args=(worker, for_jobs, for_tasks), daemon=True, name="parent").start()
+    wakes = Wakes()
+    threading.Thread(target=_listen, args=(worker, wakes), daemon=True, name="parent").start()
+    work_on(worker, wakes)
+
+
+class Wakes:
+    """What wakes the threads of a worker.
+
+    Attributes:
+        for_jobs: set where there may be a job.
+        for_tasks: set where there may be something to do beside painting; one for each kind of it.
+    """
+
+    def __init__(self) -> None:
+        self.for_jobs = threading.Event()
+        self.for_tasks = tuple(threading.Event() for _ in range(3))
+
+    def all(self) -> None:
+        """Wake everybody."""
+        _set_all((self.for_jobs, *self.for_tasks))
+
+
+def work_on(worker: Worker, wakes: Wakes) -> None:
+    """Paint, and do what there is beside painting, until the worker is told to stop."""
     # A thread for each kind of task: a search must not wait until a large picture is upscaled.
     works = (worker.index.answer, worker.upscaling.run_one, worker.drawing.run_one)
-    for work, event in zip(works, for_tasks, strict=True):
+    for work, event in zip(works, wakes.for_tasks, strict=True):
         threading.Thread(target=worker.beside, args=(work, _waiting(event)), daemon=True, name=work.__name__).start()
-    worker.run(_waiting(for_jobs))
+    worker.run(_waiting(wakes.for_jobs))
 
 
 def _waiting(event: threading.Event) -> Callable[[float], bool]:
@@ -287,7 +309,7 @@ def _first_line() -> str:
     return line.decode("utf-8")
 
 
-def _listen(worker: Worker, for_jobs: threading.Event, for_tasks: Sequence[threading.Event]) -> None:
+def _listen(worker: Worker, wakes: Wakes) -> None:
     """Wake the threads that a byte is meant for: the others would only take processor time from the painting.
 
     The end of standard input is the end of the parent.
@@ -299,11 +321,11 @@ def _listen(worker: Worker, for_jobs: threading.Event, for_tasks: Sequence[threa
         if b"u" in said:
             worker.unload.set()
         if b"." in said or b"u" in said:
-            for_jobs.set()
+            wakes.for_jobs.set()
         if b"b" in said:
-            _set_all(for_tasks)
+            _set_all(wakes.for_tasks)
     worker.stop(worker.settings.grace)
-    _set_all((for_jobs, *for_tasks))
+    wakes.all()
 
 
 def _set_all(events: Sequence[threading.Event]) -> None:

@@ -62,7 +62,7 @@ class Supervisor:
         command: Sequence[str] = WORKER_COMMAND,
     ) -> None:
         self.settings, self.leases, self.changed, self.command = settings, leases, changed, command
-        self._slots = [_Slot(self) for _ in range(settings.workers)]
+        self._slots = [_Slot(self, settings.devices[k % len(settings.devices)]) for k in range(settings.workers)]
         self._dead: set[str] = set()
         self._free_all, self._is_free_at = True, 0.0
         self._patience = Patience("supervisor")
@@ -162,10 +162,10 @@ class Supervisor:
 
 
 class _Slot:
-    """The place of one worker, kept filled."""
+    """The place of one worker on one device, kept filled."""
 
-    def __init__(self, supervisor: Supervisor) -> None:
-        self.supervisor = supervisor
+    def __init__(self, supervisor: Supervisor, device: str | None) -> None:
+        self.supervisor, self.device = supervisor, device
         self.process: subprocess.Popen[bytes] | None = None
         self.name: str | None = None
         self._model = ""
@@ -257,7 +257,7 @@ class _Slot:
         if process.stdin is None or process.stdout is None:
             return process.wait()
         with contextlib.suppress(OSError):
-            process.stdin.write(settings.to_json().encode() + b"\n")
+            process.stdin.write(settings.model_copy(update={"device": self.device}).to_json().encode() + b"\n")
             process.stdin.flush()
         self._hear(process.stdout)
         code = process.wait()

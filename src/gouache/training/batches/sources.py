@@ -14,8 +14,10 @@ from gouache.data.buckets import Bucket
 from gouache.data.packed import PackedPictures, PackedStream, Variety
 from gouache.data.stickers import HELD_OUT_ONE_IN, Split, Stickers
 from gouache.data.stream import Example, StickerStream, plain_example
+from gouache.data.subsets.caption_rules import AS_IT_IS
 from gouache.errors import ConfigError, DataError
 from gouache.training.batches.batch_shapes import Bucketed
+from gouache.training.batches.loss_marks import View
 from gouache.training.batches.store import Captioned, CaptionedSource, FiniteSource
 from gouache.training.config import DataConfig
 
@@ -38,6 +40,8 @@ class Sources:
         every: all examples that `train` can give, where they can be counted: each picture with each of its captions,
             flips and templates once.
         note: what is unusual about it, for people.
+        draws_captions: the same caption may read differently another time, so that `train` can't be encoded in advance.
+        marked: it has masks, or pictures of the class.
     """
 
     train: CaptionedSource
@@ -45,6 +49,8 @@ class Sources:
     plain: FiniteSource
     every: FiniteSource | None = None
     note: str = ""
+    draws_captions: bool = False
+    marked: bool = False
 
 
 class StreamSource:
@@ -104,18 +110,18 @@ class EveryExample:
     Args:
         pictures: the set.
         rows: which of its pictures; one that is there twice counts twice.
-        variety: flips and templates.
+        variety: flips, templates, and trigger words of captions.
     """
 
     def __init__(self, pictures: PackedPictures, rows: Sequence[int], variety: Variety) -> None:
-        self._pictures, members = pictures, pictures.members
-        sides, frames = (False, True) if variety.flip else (False,), variety.templates or ("{}",)
+        self.pictures, members = pictures, pictures.members
+        frames = variety.templates or ("{}",)
         ordered = sorted(rows, key=lambda row: (members[row], row))
         self._examples = [
-            (int(row), caption, mirrored, frame)
+            (int(row), variety.rules(pictures, row).framed(caption), mirrored, frame)
             for row in ordered
             for caption in pictures.records[row].captions
-            for mirrored in sides
+            for mirrored in ((False, True) if variety.flips(pictures, row) else (False,))
             for frame in frames
         ]
         self.shapes = [(members[row].height, members[row].width) for row, *_ in self._examples]
@@ -129,18 +135,24 @@ class EveryExample:
         """Examples by number."""
         return stacked([self._example(*self._examples[number]) for number in numbers])
 
+    def view(self, number: int) -> View:
+        """Which picture an example shows, and whether left and right are changed."""
+        row, _, mirrored, _ = self._examples[number]
+        return row, mirrored
+
     def _example(self, row: int, caption: str, mirrored: bool, frame: str) -> Example:
-        picture = np.array(self._pictures.picture(row))
+        picture = np.array(self.pictures.picture(row))
         return Example(np.ascontiguousarray(picture[:, ::-1]) if mirrored else picture, frame.replace("{}", caption))
 
 
 class PlainPictures:
-    """The pictures of one split of a packed set, each with its first caption."""
+    """The pictures of one split of a packed set, each with its first caption, without those for regularisation."""
 
     def __init__(self, pictures: PackedPictures, split: Split) -> None:
         members = pictures.members
-        self._pictures, self._split = pictures, split
-        self._rows = sorted(pictures.indices(split), key=lambda row: (members[row], row))
+        self.pictures, self._split = pictures, split
+        rows = [int(row) for row in pictures.indices(split) if not pictures.records[row].regularisation]
+        self._rows = sorted(rows, key=lambda row: (members[row], row))
         self.shapes = [(members[row].height, members[row].width) for row in self._rows]
         if len(self._rows) == 0:
             cure = "Add more pictures; one in twenty is held out, by content."
@@ -149,15 +161,19 @@ class PlainPictures:
     @property
     def fingerprint(self) -> str:
         """Of the data set."""
-        return f"{PackedStream(self._pictures, 0, split=self._split).fingerprint}/{SAID[self._split]}"
+        return f"{PackedStream(self.pictures, 0, split=self._split).fingerprint}/{SAID[self._split]}"
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def examples(self, numbers: Sequence[int]) -> Captioned:
         """Pictures by number."""
-        rows = [int(self._rows[number]) for number in numbers]
-        return stacked([Example(self._pictures.picture(r), self._pictures.records[r].captions[0]) for r in rows])
+        rows = [self._rows[number] for number in numbers]
+        return stacked([Example(self.pictures.picture(r), self.pictures.records[r].captions[0]) for r in rows])
+
+    def view(self, number: int) -> View:
+        """Which picture an example shows, and that it is as it is."""
+        return self._rows[number], False
 
 
 class PlainStickers:
@@ -201,9 +217,9 @@ def open_sources(folder: Path, config: DataConfig, *, batch: int = ENCODED_TOGET
     if (folder / "records.jsonl").is_file() and not (folder / "pictures.npy").is_file():
         return _packed_sources(PackedPictures.open(folder), config, batch)
     stickers = open_stickers(folder, config)
-    if config.flip or config.templates:
+    if config.flip or config.templates or config.captions != AS_IT_IS:
         raise ConfigError(
-            "data.flip and data.templates",
+            "data.flip, data.templates and data.captions",
             given="one of them for the recipe stickers",
             expected="your own pictures",
             cure="Leave them out: the recipe has captions and flips of its own.",
@@ -244,13 +260,13 @@ def few_packed(pictures: PackedPictures, config: DataConfig) -> tuple[bool, str]
             expected=f"{config.size}x{config.size}, or buckets of about its area",
             cure=f"Build it with --size {config.size}, as [data] size says.",
         )
-    few = len(pictures) < SMALL
+    few = pictures.to_learn < SMALL
     return few, NOTHING_HELD_OUT if few else ""
 
 
 def _packed_sources(pictures: PackedPictures, config: DataConfig, batch: int) -> Sources:
     few, note = few_packed(pictures, config)
-    variety = Variety(config.flip, config.templates)
+    variety = Variety(config.flip, config.templates, config.captions)
     split: Split = "all" if few else "train"
     plain = PlainPictures(pictures, split)
     held_out = plain if few else PlainPictures(pictures, "held_out")
@@ -260,7 +276,8 @@ def _packed_sources(pictures: PackedPictures, config: DataConfig, batch: int) ->
     else:
         train = StreamSource(PackedStream(pictures, config.seed, split=split, variety=variety))
     every = EveryExample(pictures, pictures.weighted(split).tolist(), variety)
-    return Sources(train, held_out, plain, every, note)
+    marked = pictures.manifest.masks or pictures.to_learn < len(pictures)
+    return Sources(train, held_out, plain, every, note, variety.draws_captions(pictures), marked)
 
 
 def _fits(bucket: Bucket, size: int) -> bool:

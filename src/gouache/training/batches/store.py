@@ -27,6 +27,7 @@ from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.inputs.tensors import rgba_to_tensor
 from gouache.training.batches.batch_shapes import Batched, Shape, shapes_of
 from gouache.training.batches.encoded import TextStates
+from gouache.training.batches.loss_marks import Viewed
 
 SIZES = "sizes"
 SHARD = 2048
@@ -128,13 +129,15 @@ class EncodedStore:
     Args:
         folder: of the store.
         count: examples to use, at most what is stored.
+        source: what was encoded, which knows masks and weights.
 
     Raises:
         DataError: the store holds fewer.
     """
 
-    def __init__(self, folder: Path, count: int) -> None:
+    def __init__(self, folder: Path, count: int, source: CaptionedSource | None = None) -> None:
         self.folder, self.count = folder, count
+        self.source = source if isinstance(source, Viewed) else None
         shards = [folder / f"{start:09d}.safetensors" for start in range(0, count, SHARD)]
         if missing := [shard for shard in shards if not shard.exists()]:
             raise DataError(
@@ -264,7 +267,7 @@ def states_of_texts(
         ids, rows = map(stack.t5_tokenizer.ids, captions), stack.joint.rows
         t5 = torch.cat([stack.encode_t5(one[: rows - 1]) for one in ids])
     context = stack.whole(states.context, t5)
-    mask = states.mask if states.mask is not None else torch.ones(context.shape[:2], dtype=torch.bool)
+    mask = states.mask if states.mask is not None else context.new_ones(context.shape[:2], dtype=torch.bool)
     vector = pooled(states.pooled)
     return TextStates(context, mask, states.context.new_zeros(len(captions), 0) if vector is None else vector)
 

@@ -16,17 +16,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gouache.data.packed import PackedPictures, PackedStream
+from gouache.data.packed import PackedPictures, PackedStream, Variety
 from gouache.data.stickers import Split
 from gouache.data.stream import Example
 from gouache.errors import DataError
 from gouache.models.text.stack import TextStack
 from gouache.training.batches.batch_shapes import order_of
 from gouache.training.batches.encoded import TextStates
+from gouache.training.batches.loss_marks import loss_marks
 from gouache.training.batches.sources import few_packed, stacked
 from gouache.training.batches.store import Captioned, EncodedStore, Encoders, encode, states_of_texts, store_folder
 from gouache.training.config import DataConfig
-from gouache.training.stage import Preparing
+from gouache.training.stage import Batch, Preparing
 
 KEPT = 256
 """Captions whose states are kept; those of SDXL take 0.6 MB each."""
@@ -48,13 +49,17 @@ class Shown:
 
 
 class EachView:
-    """Every picture of some rows, and its mirror image if asked for, once: what a store of latents is made of."""
+    """Every picture of some rows, and its mirror image if it is shown, once: what a store of latents is made of."""
 
-    def __init__(self, pictures: PackedPictures, rows: Sequence[int], *, flip: bool) -> None:
+    def __init__(self, pictures: PackedPictures, rows: Sequence[int], variety: Variety | None) -> None:
         members = pictures.members
         self._pictures = pictures
         ordered = sorted(set(rows), key=lambda row: (members[row], row))
-        self.views = [(row, mirrored) for row in ordered for mirrored in ((False, True) if flip else (False,))]
+        self.views = [
+            (row, mirrored)
+            for row in ordered
+            for mirrored in ((False, True) if variety is not None and variety.flips(pictures, row) else (False,))
+        ]
         self.shapes = [(members[row].height, members[row].width) for row, _ in self.views]
         marks = hashlib.sha256(repr(self.views).encode()).hexdigest()
         self.fingerprint = f"{PackedStream(pictures, 0, split='all').fingerprint}/views/{marks}"
@@ -80,7 +85,8 @@ class TuningSet:
         rows: those that are shown, each as often as an epoch shows it.
         store: latents of every view.
         views: what lies where in the store.
-        config: flips, templates and the seed of what is drawn.
+        variety: flips, templates and what becomes of captions.
+        seed: of order and of what is drawn.
         batch: images of a step, which share a shape.
 
     Attributes:
@@ -93,14 +99,16 @@ class TuningSet:
         rows: Sequence[int],
         store: EncodedStore,
         views: EachView,
-        config: DataConfig,
+        variety: Variety,
+        seed: int,
         batch: int,
     ) -> None:
-        self.pictures, self.rows, self._store, self._config = pictures, list(rows), store, config
+        self.pictures, self.rows, self._store = pictures, list(rows), store
+        self._variety, self._seed = variety, seed
         self._places = {view: place for place, view in enumerate(views.views)}
         members = pictures.members
         self.shapes = [(members[row].height, members[row].width) for row in self.rows]
-        self._order = order_of(self, len(self.rows), batch, config.seed)
+        self._order = order_of(self, len(self.rows), batch, seed)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -119,14 +127,15 @@ class TuningSet:
         """Normalised latents [B,C,h,w] in fp32."""
         return self._store.latents([self._places[one.row, one.mirrored] for one in shown])
 
+    def marks(self, shown: Sequence[Shown], latent_size: Sequence[int], prior_loss_weight: float) -> Batch:
+        """Where and how much their losses count, as `loss_marks`."""
+        views = [(one.row, one.mirrored) for one in shown]
+        return loss_marks(self.pictures, views, latent_size, prior_loss_weight)
+
     def _drawn(self, row: int, index: int) -> Shown:
-        generator = np.random.Generator(np.random.Philox(key=[self._config.seed, index], counter=[0, 0, 0, 11]))
-        mirrored = self._config.flip and bool(generator.random() < 0.5)
-        captions, templates = self.pictures.records[row].captions, self._config.templates
-        caption = captions[int(generator.integers(len(captions)))]
-        if templates:
-            caption = templates[int(generator.integers(len(templates)))].replace("{}", caption)
-        return Shown(row, mirrored, caption)
+        generator = np.random.Generator(np.random.Philox(key=[self._seed, index], counter=[0, 0, 0, 11]))
+        mirrored = self._variety.flips(self.pictures, row) and bool(generator.random() < 0.5)
+        return Shown(row, mirrored, self._variety.caption(self.pictures, row, generator))
 
 
 class Texts:
@@ -201,12 +210,15 @@ def tuning_sets(
         yield Preparing(0, 0, note)
     split: Split = "all" if few else "train"
     shown = pictures.weighted(split).tolist()
-    held_out = shown if few else pictures.indices("held_out").tolist()
+    held_out = pictures.indices("all" if few else "held_out").tolist()
+    held_out = [row for row in held_out if not pictures.records[row].regularisation]
+    variety = Variety(config.flip, config.templates, config.captions)
     sets = []
-    for rows, flip in ((shown, config.flip), (held_out, False)):
-        views = EachView(pictures, rows, flip=flip)
+    for rows, shown_in in ((shown, variety), (held_out, None)):
+        views = EachView(pictures, rows, shown_in)
         where = store_folder(run, views, encoders)
         for done in encode(where, views, encoders, len(views)):
             yield Preparing(done, len(views))
-        sets.append(TuningSet(pictures, rows, EncodedStore(where, len(views)), views, config, batch))
+        store = EncodedStore(where, len(views))
+        sets.append(TuningSet(pictures, rows, store, views, variety, config.seed, batch))
     return sets[0], sets[1]

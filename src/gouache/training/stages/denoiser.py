@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,12 @@ from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
 from gouache.training.batches.batch_shapes import batches_of_one_shape, check_square, order_of, shown
 from gouache.training.batches.encoded import Encoded, drop_captions
+from gouache.training.batches.loss_marks import marks_of
 from gouache.training.batches.sources import Sources
 from gouache.training.config import TrainConfig, stage_config
-from gouache.training.denoising import Denoising
+from gouache.training.denoising import Denoising, rescaled
 from gouache.training.inputs import RunInputs, encoders_of, initial_weights, load_network, result_of, start_model
-from gouache.training.previewer import Previewer
+from gouache.training.previewer import Previewer, PromptPainter
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, freeze_parameters
 from gouache.training.stage_tables import DenoiserStage
 
@@ -48,6 +50,8 @@ class DenoiserTraining(Stage[UNet | MMDiT]):
     settings = {"denoiser": "denoiser_config"}  # noqa: RUF012 - declared as a ClassVar in Stage
     chooses_average = True
     config: DenoiserStage
+    painter: PromptPainter | None = None
+    """What the config's prompts are painted with."""
 
     def __init__(
         self,
@@ -97,10 +101,15 @@ class DenoiserTraining(Stage[UNet | MMDiT]):
         size = inputs.config.data.size
         bundle = start_model(start, size, cls.name)
         stores = yield from inputs.encoded(sources, encoders_of(bundle, start, size))
-        update = {"network": bundle.unet.config, "start": None, "denoiser": bundle.denoiser_config}
-        ready = table.model_copy(update=update)
+        denoiser = rescaled(bundle.denoiser_config, table, cls.name)
+        update = {"network": bundle.unet.config, "start": None, "denoiser": denoiser}
+        # Both belong to a start, which the run's checkpoints don't name; prompts may change between two sessions.
+        ready = table.model_copy(update={**update, "zero_terminal_snr": False, "prompts": ()})
         drafts = bundle.quantizer if ready.sizes.draft_channels else None
-        yield Ready(cls(ready, *stores, drafts, bundle.vae, table.loop.seed, start=bundle.unet), ready)
+        stage = cls(ready, *stores, drafts, bundle.vae, table.loop.seed, start=bundle.unet)
+        if table.prompts:
+            stage.painter = PromptPainter(replace(bundle, denoiser_config=denoiser), table.prompts, size)
+        yield Ready(stage, ready)
 
     @classmethod
     def base_model(cls, config: TrainConfig) -> Path | None:
@@ -160,6 +169,9 @@ class DenoiserTraining(Stage[UNet | MMDiT]):
             rows.append(preview.latents(text, noise, self.quantizer.decode(self.quantizer.encode(latents))))
         return torch.stack([self.vae.decode(row) for row in rows], dim=1).flatten(0, 1)
 
+    def prompted(self, network: UNet | MMDiT) -> Tensor | None:
+        return None if self.painter is None else self.painter.sheet(network, self.device)
+
     def export(self, network: UNet | MMDiT, path: Path) -> None:
         """Write the U-Net with the denoiser's settings."""
         metadata = {"component": self.part, "config": network.config.to_json()}
@@ -170,4 +182,5 @@ class DenoiserTraining(Stage[UNet | MMDiT]):
         noise, latents, text = BatchNoise(self.seed, indices), data.latents(numbers), data.text(numbers)
         if not exact:
             text = drop_captions(text, data.empty, noise.uniform("caption") < self.config.caption_dropout)
-        return self.denoising.draws(latents, noise, exact=exact) | text.batch()
+        marks = marks_of(data, numbers, latents.shape[2:], self.config.prior_loss_weight)
+        return self.denoising.draws(latents, noise, exact=exact) | text.batch() | marks

@@ -1,4 +1,7 @@
-"""`gouache serve`: the studio. Its options are the fields of `Settings`, as those of `paint` are those of `Request`."""
+"""`gouache serve`, the studio, and `gouache worker`, its workers alone.
+
+Their options are the fields of `Settings`, as those of `paint` are those of `Request`.
+"""
 
 from __future__ import annotations
 
@@ -16,9 +19,10 @@ FLAGS = {
     "model_aliases": "--model-alias",
     "allowed_hosts": "--allow-host",
     "admins": "--admin",
+    "device": "--device --devices",
 }
-"""Fields whose option has another name."""
-VARIABLES = {"store": "GOUACHE_STORE"}
+"""Fields whose option has another name, or two."""
+VARIABLES = {"store": "GOUACHE_STORE", "files": "GOUACHE_FILES"}
 """Fields that an environment variable sets too."""
 WITHOUT_OPTION = ("model_memory", "lease", "grace", "wait", "limits")
 """Fields that only an embedding program sets."""
@@ -30,12 +34,22 @@ ACCOUNTS = {
 """Options that do not serve."""
 
 
+PAINTING = (
+    *("store", "files", "data", "models", "default_model", "workers", "device", "threads"),
+    *("safety_checker", "search_tower"),
+)
+"""What concerns whoever paints; the rest concerns whoever answers requests."""
+RAY = "Address of a cluster of Ray, HOST:PORT or auto: its machines run the workers, as actors."
+GPUS = "With --ray: GPUs of the cluster that each worker takes; a part of one if several share it."
+
+
 def _serve(**given: Any) -> None:
     """Serve the web page and three APIs: /v1, A1111's /sdapi/v1 and OpenAI's /v1/images.
 
     Example: gouache serve --models ~/models
     """
-    from gouache.serve.server import make_settings, run
+    from gouache.serve.server import run
+    from gouache.serve.start import make_settings
     from gouache.serve.studio import Studio
 
     new_token, new_user, revoke_token = (given.pop(name) for name in ACCOUNTS)
@@ -50,13 +64,13 @@ def _serve(**given: Any) -> None:
         run(studio, announce=typer.echo)
 
 
-def _parameter(name: str, field: FieldInfo) -> inspect.Parameter:
+def option_of(name: str, field: FieldInfo) -> inspect.Parameter:
     """One field as an option; a tuple becomes an option that may be repeated."""
     kind, many = _plain(field.annotation)
     flag = FLAGS.get(name, "--" + name.replace("_", "-"))
-    given = None if field.is_required() or many else field.default
+    given = None if field.is_required() or many or field.default_factory else field.default
     option = typer.Option(
-        f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+        *([f"{flag}/--no-{flag[2:]}"] if kind is bool else flag.split()),
         help=(field.description or "") + (" May be repeated." if many else ""),
         envvar=VARIABLES.get(name),
         show_default=given is not None,
@@ -86,10 +100,46 @@ def _account_parameter(name: str) -> inspect.Parameter:
 
 
 _PARAMETERS = [
-    *(_parameter(name, field) for name, field in Settings.model_fields.items() if name not in WITHOUT_OPTION),
+    *(option_of(name, field) for name, field in Settings.model_fields.items() if name not in WITHOUT_OPTION),
     *(_account_parameter(name) for name in ACCOUNTS),
 ]
 serve = _serve
 serve.__name__ = "serve"
 serve.__signature__ = inspect.Signature(_PARAMETERS)  # type: ignore[attr-defined]
 serve.__annotations__ = {parameter.name: parameter.annotation for parameter in _PARAMETERS}
+
+
+def _worker(**given: Any) -> None:
+    """Paint the jobs of a studio on this machine, without a web server; or on a cluster of Ray.
+
+    Example: gouache worker --store postgresql+psycopg://user@host/gouache --files s3://bucket/studio
+    """
+    from gouache.serve.start import make_settings
+
+    ray, gpus = given.pop("ray"), given.pop("gpus")
+    if ray is None:
+        from gouache.serve.worker.host import run_workers
+
+        run_workers(make_settings(given), announce=typer.echo)
+    else:
+        from gouache.serve.worker.ray_workers import run_on_ray
+
+        run_on_ray(make_settings(given), ray, gpus, announce=typer.echo)
+
+
+_WORKER_PARAMETERS = [
+    *(option_of(name, Settings.model_fields[name]) for name in PAINTING),
+    inspect.Parameter(
+        "ray",
+        inspect.Parameter.KEYWORD_ONLY,
+        default=None,
+        annotation=Annotated[str | None, typer.Option("--ray", metavar="ADDRESS", help=RAY)],
+    ),
+    inspect.Parameter(
+        "gpus", inspect.Parameter.KEYWORD_ONLY, default=0.0, annotation=Annotated[float, typer.Option(min=0, help=GPUS)]
+    ),
+]
+worker = _worker
+worker.__name__ = "worker"
+worker.__signature__ = inspect.Signature(_WORKER_PARAMETERS)  # type: ignore[attr-defined]
+worker.__annotations__ = {parameter.name: parameter.annotation for parameter in _WORKER_PARAMETERS}

@@ -1,0 +1,1 @@
+"""Sets of several folders, each with its own rules, and the pictures that belong to pictures."""
