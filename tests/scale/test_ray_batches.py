@@ -96,3 +96,9 @@ def test_a_task_that_kills_damages_or_fails_is_its_own_fault_alone(cluster: Loca
         "4": "ok",
         "5": "ClusterError five: given always damaged",
     }
+
+
+def test_an_evaluation_paints_the_same_pictures(cluster: LocalCluster) -> None:
+    script = Path(__file__).parent / "paint_evaluation.py"
+    done = subprocess.run([sys.executable, str(script), cluster.address], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
