@@ -146,7 +146,7 @@ def test_lengths_are_held_between_those_of_known_words() -> None:
     held = word.rows(0)
     assert torch.allclose(held.norm(dim=1), torch.tensor([2.0, 0.9, 1.0]))
     assert torch.allclose(torch.nn.functional.normalize(held), torch.nn.functional.normalize(rows))
-    held.sum().backward()
+    torch.autograd.backward(held.sum())
     gradient = word.vectors[0].grad
     assert gradient is not None
     # Where the length is held, nothing pulls along the vector.

@@ -25,6 +25,7 @@ from tests.serve.test_durability import retry_poisoned
 from gouache.pipeline.request import Request
 from gouache.serve.queue.leases import Leases
 from gouache.serve.settings import Limits, Settings
+from gouache.serve.start import make_settings
 from gouache.serve.store.database import Database
 from gouache.serve.worker.supervisor import Supervisor
 
@@ -242,7 +243,8 @@ def test_two_servers_and_two_hosts_on_one_postgresql_and_one_object_store_lose_n
             if turn == KILLS // 2:
                 with frozen(object_service.processes()):
                     time.sleep(4.0)
-            lost: Process | Host = generator.choice((*servers, *hosts))
+            everyone: list[Process | Host] = [*servers, *hosts]
+            lost = generator.choice(everyone)
             lost.kill()
             lost.start()
         assert [submit(servers[0], key) for key in keys] == ids, "the keys make them the same jobs"

@@ -10,7 +10,8 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from gouache.data.caption_text import decode_text
-from gouache.data.readers import CAPTION_SUFFIXES, PICTURE_SUFFIXES, repeats_of, text_beside
+from gouache.data.readers import repeats_of, text_beside
+from gouache.data.subsets.planes import CAPTION_SUFFIXES, PICTURE_SUFFIXES
 from gouache.errors import DataError, InvalidInput
 
 CaptionsFrom = Literal["names", "folder"]
