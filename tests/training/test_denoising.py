@@ -145,7 +145,8 @@ def test_a_tuning_with_zero_terminal_snr_is_packed_with_its_schedule(tmp_path: P
     assert painted[0].image.size == (64, 64)
     sheets = sorted((tmp_path / "run" / "denoiser" / "prompts").iterdir())
     assert [path.stem for path in sheets] == [f"{4:012d}", f"{16:012d}"]
-    shown = np.asarray(Image.open(sheets[-1]))
+    with Image.open(sheets[-1]) as sheet:
+        shown = np.asarray(sheet)
     for number, prompt in enumerate(("grey", "grey number 4")):
         request = Request(prompt=prompt, seed=number, num_inference_steps=20, width=32, height=32)
         alone = np.asarray(Pipeline(load_bundle(packed)).paint(request)[0].image)

@@ -178,15 +178,15 @@ def rescaled(denoiser: DenoiserConfig, table: DenoisingTable, stage: str) -> Den
     """
     if not table.zero_terminal_snr:
         return denoiser
-    schedule = denoiser.schedule
-    if denoiser.parameterization == "eps" or schedule.continuous or schedule.name in ("flow", "ve", "edm"):
+    whole = denoiser.with_zero_terminal_snr()
+    if whole is None:
         raise ConfigError(
             f"{stage}.zero_terminal_snr",
-            given=f"true, for a network that predicts {denoiser.parameterization} on a {schedule.name} schedule",
+            given=f"true, for one that predicts {denoiser.parameterization} on a {denoiser.schedule.name} schedule",
             expected="a network that predicts v or x0 on a table of noise levels",
             cure="Noise alone says nothing of the noise that was added: choose noise_offset or pyramid_levels instead.",
         )
-    return denoiser.model_copy(update={"schedule": schedule.model_copy(update={"zero_terminal_snr": True})})
+    return whole
 
 
 def beside(draft: Tensor | None) -> dict[str, Tensor]:

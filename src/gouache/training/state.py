@@ -238,8 +238,8 @@ def load_state(path: Path, config: StageConfig, state: TrainState) -> None:
             cure="Choose another --out folder, or the stage that this run trains.",
         )
     old = type(config).from_json(_renamed(header.metadata["config"]), where=str(path))
-    # How long and how fast to train may change; what is trained, and on which draws, may not.
-    fixed = [key for key in type(config).model_fields if key not in ("loop", "optimizer")]
+    # How long and how fast to train may change, and what is shown of it; what is trained, and on which draws, may not.
+    fixed = [key for key in type(config).model_fields if key not in ("loop", "optimizer", "prompts")]
     changed = [key for key in fixed if getattr(old, key) != getattr(config, key)]
     changed += ["seed"] if old.loop.seed != config.loop.seed else []
     # Its moments are no other optimizer's.

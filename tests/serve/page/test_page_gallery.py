@@ -353,7 +353,7 @@ def test_thousands_of_pictures_keep_few_in_the_document(server: Server, browser:
             pictures.insert(),
             [plain | {"id": f"{k:032x}-0000", "job": f"{k:032x}", "file": f"{k:032x}-0000.png"} for k in many],
         )
-    thumbnail = server.studio.thumbnail(server.studio.pictures.get(first)).read_bytes()
+    thumbnail = server.studio.thumbnail(server.studio.pictures.get(first))
     page = browser.new_context(viewport={"width": 1280, "height": 900}).new_page()
     page.set_default_timeout(120_000)
     page.route("**/thumbnail", lambda route: route.fulfill(body=thumbnail, content_type="image/webp"))

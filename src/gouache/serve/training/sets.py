@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from gouache.data.caption_text import decode_text
-from gouache.data.readers import CAPTION_COLUMNS, CAPTION_SUFFIXES, FILE_COLUMNS, repeats_of, text_beside
+from gouache.data.readers import CAPTION_COLUMNS, FILE_COLUMNS, repeats_of, text_beside
+from gouache.data.subsets.planes import CAPTION_SUFFIXES
 from gouache.errors import DataError, InvalidInput, NotFound
 from gouache.files import write_bytes
 from gouache.pipeline.inputs.images import read_picture

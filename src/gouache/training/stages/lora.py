@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from gouache import __version__
 from gouache.checkpoints.adapters.layer_names import PRIOR, TEXT, LoraLayer
+from gouache.checkpoints.adapters.lora import ZERO_TERMINAL_SNR
 from gouache.checkpoints.formats.safetensors import save_tensors
 from gouache.checkpoints.merging.lora_files import LoraFacts, lora_metadata, lora_tensors, spelled_layers
 from gouache.checkpoints.save import bundle_to_write
@@ -24,17 +26,15 @@ from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.text.clip import TextEncoder
 from gouache.models.vae import AutoencoderKL
-from gouache.pipeline.inputs.tensors import to_tensor
 from gouache.pipeline.pipeline import Pipeline
-from gouache.pipeline.request import Request
 from gouache.training.batches.batch_shapes import batches_of_one_shape, shown
 from gouache.training.batches.encoded import drop_captions
 from gouache.training.batches.set_facts import facts_of
 from gouache.training.batches.tuning_set import Shown, Texts, TuningSet, tuning_sets
-from gouache.training.denoising import Denoising
+from gouache.training.denoising import Denoising, rescaled
 from gouache.training.inputs import RunInputs, encoders_of, initial_weights, start_model
 from gouache.training.low_rank import Attached, Layer, LowRank, LowRankChanges, used_layers
-from gouache.training.previewer import PromptPainter
+from gouache.training.previewer import PromptPainter, painted
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage
 from gouache.training.stage_tables import LoraStage
 from gouache.training.stages.prior import token_draws, token_nats
@@ -79,6 +79,7 @@ class LoraTraining(Stage[LowRankChanges]):
     def from_run(cls, inputs: RunInputs) -> Iterator[Preparing | Ready]:
         table, size = inputs.table(cls.name, LoraStage), inputs.config.data.size
         bundle = start_model(table.start, size, cls.name)
+        bundle = replace(bundle, denoiser_config=rescaled(bundle.denoiser_config, table, cls.name))
         encoders = encoders_of(bundle, table.start, size)
         sets = yield from tuning_sets(inputs.data, inputs.run, encoders, inputs.config.data, table.loop.batch_size)
         with initial_weights(table.loop.seed):
@@ -249,14 +250,9 @@ class LoraTraining(Stage[LowRankChanges]):
             self.vae.to(before)
 
     def _painted(self, pictures: Sequence[Shown], changes: LowRankChanges | None) -> Tensor:
-        height, width = self.held_out.shapes[0]
-        pipeline = Pipeline(self.bundle)
         with self.attached.using(changes):
-            images = [
-                pipeline.paint(Request(prompt=one.caption, seed=self.seed, width=width, height=height))[0].image
-                for one in pictures
-            ]
-        return torch.cat([to_tensor(image, 3)[None] for image in images])
+            captions, seeds = [one.caption for one in pictures], [self.seed] * len(pictures)
+            return painted(Pipeline(self.bundle), captions, seeds, self.held_out.shapes[0])[:, :3]
 
     def export(self, network: LowRankChanges, path: Path) -> None:
         """Write the changes as a file that other programs read too, with what they show of it."""
@@ -265,7 +261,10 @@ class LoraTraining(Stage[LowRankChanges]):
             change = network.of(name)
             dtype = FILE_DTYPES[self.config.dtype]
             tensors |= lora_tensors(name, change.down, change.up, change.alpha, dtype, change.magnitude)
-        save_tensors(path, tensors, lora_metadata(self._facts(), tensors))
+        metadata = lora_metadata(self._facts(), tensors)
+        if self.config.zero_terminal_snr:
+            metadata[ZERO_TERMINAL_SNR] = "True"
+        save_tensors(path, tensors, metadata)
 
     def _facts(self) -> LoraFacts:
         config, size = self.config, max(max(shape) for shape in self.data.shapes)

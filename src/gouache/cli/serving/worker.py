@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gouache.cli.serve import option_of
+from gouache.cli.serving.serve import option_of
 from gouache.serve.settings import Settings
 
 FIELDS = (
