@@ -17,6 +17,7 @@ import pytest
 from tests.serve.served import Process, check_everything, submit, wait_for_all
 
 from gouache.serve.settings import Limits, Settings
+from gouache.serve.start import make_settings
 
 SCRIPT = Path(__file__).parents[1] / "tiny_host.py"
 ROOT = Path(__file__).parents[3]
