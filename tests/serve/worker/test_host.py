@@ -3,21 +3,34 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import httpx
 import psutil
 import pytest
-from tests.serve.served import Process, check_everything, submit, wait_for_all
+from tests.serve.objects import ObjectService
+from tests.serve.served import Postgres, Process, check_everything, frozen, submit, wait_for_all
+from tests.serve.test_durability import retry_poisoned
 
+from gouache.pipeline.request import Request
+from gouache.serve.queue.leases import Leases
 from gouache.serve.settings import Limits, Settings
 from gouache.serve.start import make_settings
+from gouache.serve.store.database import Database
+from gouache.serve.worker.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from tests.serve.conftest import StartServer
 
 SCRIPT = Path(__file__).parents[1] / "tiny_host.py"
 ROOT = Path(__file__).parents[3]
@@ -133,10 +146,6 @@ def test_what_cant_work_says_so_and_ends(words: tuple[str, ...], says: str, tmp_
 
 
 def test_each_worker_has_a_device_of_its_own(tmp_path: Path) -> None:
-    from gouache.serve.queue.leases import Leases
-    from gouache.serve.store.database import Database
-    from gouache.serve.worker.supervisor import Supervisor
-
     told = (sys.executable, "-c", "import json,sys; print(json.loads(sys.stdin.readline())['device'], flush=True)")
     heard: list[str] = []
     settings = Settings(data=tmp_path, workers=3, device="cuda:0, cuda:1")
@@ -157,21 +166,95 @@ def test_there_is_a_worker_for_each_device(tmp_path: Path, device: str | None, w
     assert make_settings({"data": tmp_path, "device": device, "workers": 4}).workers == 4
 
 
-def streamed(url: str, wanted: set[str], seconds: float) -> set[str]:
-    """Jobs of which a server's stream of news says that they are done."""
-    import json
+class Reader(threading.Thread):
+    """Follows a server's stream of news from now on.
 
-    seen: set[str] = set()
-    until = time.monotonic() + seconds
-    with httpx.stream("GET", f"{url}/v1/events", timeout=seconds) as stream:
+    Attributes:
+        done: ids of the jobs of which it was told that they are done.
+        pictures: ids of the pictures that it was told of, in their order.
+    """
+
+    def __init__(self, url: str) -> None:
+        super().__init__(daemon=True)
+        self.url, self.done, self.pictures = url, set[str](), list[str]()
+        self.follows = threading.Event()
+
+    def run(self) -> None:
+        """Read until the server ends it."""
         kind = ""
-        for line in stream.iter_lines():
-            if line.startswith("event: "):
-                kind = line.removeprefix("event: ")
-            elif line.startswith("data: ") and kind == "job":
-                job = json.loads(line.removeprefix("data: "))
-                if job.get("state") == "done":
-                    seen.add(job["id"])
-            if wanted <= seen or time.monotonic() > until:
-                return seen
-    return seen
+        with contextlib.suppress(httpx.HTTPError), httpx.stream("GET", f"{self.url}/v1/events", timeout=60) as stream:
+            for line in stream.iter_lines():
+                name, _, text = line.partition(": ")
+                if name == "event":
+                    kind = text
+                    self.follows.set()
+                elif name == "data" and kind == "job" and (job := json.loads(text))["state"] == "done":
+                    self.done.add(job["id"])
+                elif name == "data" and kind == "picture":
+                    self.pictures.append(json.loads(text)["id"])
+
+    def wait_for(self, ids: list[str], seconds: float) -> None:
+        """Wait until all of them are done."""
+        until = time.monotonic() + seconds
+        while not set(ids) <= self.done:
+            assert time.monotonic() < until, f"told of {len(self.done)} of {len(ids)} jobs"
+            time.sleep(0.05)
+
+
+def test_a_job_that_one_server_takes_is_seen_at_another(start_server: StartServer) -> None:
+    first, second = start_server(workers=0), start_server(workers=0)
+    reader = Reader(second.url)
+    reader.start()
+    assert reader.follows.wait(30)
+    request = Request(prompt="a fox", seed=1, num_inference_steps=2, width=32, height=32)
+    job, _ = first.studio.submit(request, owner="local", source="v1")
+    third = start_server(workers=1)
+    reader.wait_for([job.id], 60)
+    picture = f"{second.url}/v1/pictures/{reader.pictures[0]}/file"
+    assert (
+        httpx.get(picture, timeout=30).content == httpx.get(picture.replace(second.url, third.url), timeout=30).content
+    )
+    assert httpx.get(f"{first.url}/v1/jobs/{job.id}", timeout=30).json()["state"] == "done"
+
+
+JOBS, KILLS = (
+    int(os.environ.get(name, default)) for name, default in (("GOUACHE_TEST_JOBS", "60"), ("GOUACHE_TEST_KILLS", "12"))
+)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_two_servers_and_two_hosts_on_one_postgresql_and_one_object_store_lose_nothing(
+    tmp_path: Path, postgres: Postgres, object_service: ObjectService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """kill -9 of any of them, in turns of chance; the object store hangs for a while in between."""
+    for name, value in object_service.environment.items():
+        monkeypatch.setenv(name, value)
+    shared = {"store": postgres.new_database(), "files": object_service.new_bucket()}
+    servers = [Process(tmp_path / f"server{k}", workers=0, **shared) for k in range(2)]
+    hosts = [Host(tmp_path / f"host{k}", **shared) for k in range(2)]
+    generator, ids = random.Random(3), list[str]()
+    keys = [f"key-{k}" for k in range(JOBS)]
+    with running((*servers, *hosts)):
+        for turn in range(KILLS):
+            for key in keys[turn * JOBS // KILLS : (turn + 1) * JOBS // KILLS]:
+                ids.append(submit(generator.choice(servers), key))
+            time.sleep(generator.uniform(0.5, 4.0))
+            if turn == KILLS // 2:
+                with frozen(object_service.processes()):
+                    time.sleep(4.0)
+            everyone: list[Process | Host] = [*servers, *hosts]
+            lost = generator.choice(everyone)
+            lost.kill()
+            lost.start()
+        assert [submit(servers[0], key) for key in keys] == ids, "the keys make them the same jobs"
+        reader = Reader(servers[1].url)
+        reader.start()
+        assert reader.follows.wait(30)
+        late = [submit(servers[0], "late")]
+        reader.wait_for(late, 600)
+        assert len(reader.pictures) == len(set(reader.pictures))
+        retry_poisoned(servers[0], ids + late, 900)
+        check_everything(servers[1], ids + late)
+        views = [httpx.get(f"{server.url}/v1/pictures?limit=200", timeout=60).json() for server in servers]
+        assert views[0] == views[1]
