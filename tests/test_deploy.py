@@ -1,4 +1,4 @@
-"""The files under `deploy/` are what Kubernetes takes, and say what the command line understands; none is applied."""
+"""The files under `deploy/` are what Kubernetes takes, and say what the command line knows. Nothing is applied."""
 
 from __future__ import annotations
 

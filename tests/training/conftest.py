@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -18,6 +19,9 @@ from gouache.training.stages.denoiser import DenoiserTraining
 from gouache.training.stages.prior import PriorTraining
 from gouache.training.stages.tokens import TokensTraining
 from gouache.training.stages.vae import VaeTraining
+
+if TYPE_CHECKING:
+    from tests.pipeline.twins import Twins
 
 COLOURS = {"red": (220, 40, 40), "green": (40, 180, 60), "blue": (50, 80, 220), "yellow": (240, 210, 60)}
 LOOP = {"batch_size": 8, "images": 64, "log_images": 16, "validate_images": 32, "channels_last": False}
@@ -199,3 +203,11 @@ def make_remembering() -> Callable[..., PriorTraining]:
 def make_stage() -> Callable[..., Stage[Any]]:
     """Builds a small stage by name: "vae", "tokens", "prior" or "denoiser"."""
     return stage_of
+
+
+@pytest.fixture
+def own_twins(tmp_path: Path) -> Twins:
+    """The same random weights in diffusers' pipelines and in ours, for a test that changes them."""
+    from tests.pipeline.twins import Twins
+
+    return Twins(tmp_path / "twins")

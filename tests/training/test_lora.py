@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from tests.training.test_from_packed import equal, small_model
 from tests.training.test_tuning_packed import squares, trained
 from torch import nn
 
+from gouache.checkpoints.adapters.library import AdapterFolder
 from gouache.checkpoints.formats.safetensors import load_tensors
+from gouache.checkpoints.load import load_bundle
 from gouache.checkpoints.save import write_model
+from gouache.models.configs import GenerationDefaults
+from gouache.pipeline.pipeline import Pipeline
+from gouache.pipeline.prompts.adapters import Adapters
+from gouache.pipeline.request import Request
 from gouache.training.low_rank import Attached, LowRank, LowRankChanges
 from gouache.training.state import checkpoints
 
@@ -48,6 +58,35 @@ def test_a_lora_of_a_model_with_drafts_changes_prior_and_denoiser_and_resumes_ex
     saved = load_tensors(tmp_path / "whole" / "lora" / "last.safetensors")
     assert {name.split("_")[1] for name in saved} == {"unet", "prior"}
     assert all(float(saved[name].abs().max()) > 0 for name in saved if name.endswith("lora_up.weight"))
+
+
+def test_a_lora_with_zero_terminal_snr_brings_its_schedule_and_shows_prompts(tmp_path: Path) -> None:
+    few_steps = replace(small_model(), defaults=GenerationDefaults(width=32, height=32, num_inference_steps=2))
+    start, config = write_model(few_steps, tmp_path / "small", "gouache"), tmp_path / "config.toml"
+    text = CONFIG.format(start=start, images=8).replace("rank = 4", "rank = 4\nzero_terminal_snr = true\nPROMPTS")
+    config.write_text(text.replace("PROMPTS", 'prompts = ["a square"]'))
+    trained("lora", config, squares(tmp_path / "mine", 5), tmp_path / "run")
+    config.write_text(text.replace("PROMPTS", 'prompts = ["a square", "a disc"]').replace("= 8", "= 16", 1))
+    trained("lora", config, tmp_path / "mine", tmp_path / "run")
+    sheets = sorted((tmp_path / "run" / "lora" / "prompts").iterdir())
+    sizes = []
+    for path in sheets:
+        with Image.open(path) as sheet:
+            sizes.append(sheet.size)
+            shown = np.asarray(sheet.crop((0, 0, 32, 32)).convert("RGB")).astype(int)
+    assert sizes == [(32, 32), (64, 32)], "prompts may change between sessions"
+    folder = tmp_path / "adapters"
+    folder.mkdir()
+    shutil.copy(tmp_path / "run" / "lora" / "last.safetensors", folder / "mine.safetensors")
+    adapters = Adapters(load_bundle(start), AdapterFolder(tmp_path))
+    adapted = adapters.apply(Request(prompt="a square <lora:mine:1>", seed=0))
+    assert adapted.bundle.denoiser_config.schedule.zero_terminal_snr
+    assert "zero terminal SNR, which it paints with" in adapted.notes[-1]
+    assert not adapters.bundle.denoiser_config.schedule.zero_terminal_snr
+    painted = Pipeline(adapted.bundle).paint(Request(prompt="a square", seed=0))[0].image.convert("RGBA")
+    on_white = Image.alpha_composite(Image.new("RGBA", painted.size, "white"), painted).convert("RGB")
+    opaque = np.asarray(painted)[..., 3] == 255
+    assert abs(np.asarray(on_white).astype(int) - shown)[opaque].max(initial=0) <= 3, "up to the file's 16 bits"
 
 
 @pytest.mark.parametrize("dora", [False, True])

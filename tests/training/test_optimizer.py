@@ -13,7 +13,7 @@ from torch import nn
 from gouache.errors import ConfigError, MissingDependency
 from gouache.training.loop_config import OptimizerConfig, OptimizerName
 from gouache.training.optimizer import PACKAGES, decay_groups, learning_rate, make_optimizer, own_average
-from gouache.training.stage_tables import DenoiserStage
+from gouache.training.stage_tables import DenoiserStage, LoraStage
 
 
 class Small(nn.Module):
@@ -98,14 +98,21 @@ def test_what_an_optimizer_would_ignore_or_misunderstand_is_refused(values: dict
 
 
 @pytest.mark.parametrize(
-    ("name", "fresh", "tuning"),
-    [("adamw", 3e-4, 1e-4), ("adafactor", 1e-2, 3e-3), ("prodigy", 1.0, 1.0), ("schedule_free", 1e-3, 3e-4)],
+    ("name", "fresh", "tuning", "low_rank"),
+    [
+        ("adamw", 3e-4, 1e-4, 1e-3),
+        ("adafactor", 1e-2, 3e-3, 1e-1),
+        ("prodigy", 1.0, 1.0, 1.0),
+        ("schedule_free", 1e-3, 3e-4, 3e-3),
+    ],
 )
-def test_every_optimizer_has_a_rate_of_its_own(name: str, fresh: float, tuning: float) -> None:
+def test_every_optimizer_has_a_rate_of_its_own(name: str, fresh: float, tuning: float, low_rank: float) -> None:
     assert OptimizerConfig.from_dict({"name": name}).learning_rate == fresh
     table = DenoiserStage.from_dict({"start": "somewhere", "optimizer": {"name": name}})
     assert table.optimizer.learning_rate == tuning
     assert DenoiserStage.from_json(table.to_json()) == table
+    lora = LoraStage.from_dict({"start": "somewhere", "optimizer": {"name": name}})
+    assert lora.optimizer.learning_rate == low_rank
 
 
 def quadratic(config: OptimizerConfig, steps: int) -> tuple[Small, torch.optim.Optimizer]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_module
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
 
@@ -162,6 +162,53 @@ def caption(
         typer.echo(f"  {key}: {text}")
     for one in skipped:
         typer.echo(f"  skipped {one['key']}: {one['reason']}")
+
+
+@data.command()
+def encode(
+    folder: Annotated[Path, typer.Argument(help="Folder of captioned pictures, or of a built recipe.")],
+    config: Annotated[Path, typer.Option(help="TOML file of the training.")],
+    out: Annotated[Path, typer.Option(help="Folder of the run, with what earlier stages left there.")],
+    stage: Annotated[str, typer.Option(help="The stage that will train on it.")] = "denoiser",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0 lets torch choose.")] = 0,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="[ADDRESS]",
+            help="Encode on a Ray cluster whose nodes see both folders: HOST:PORT of its head; local, on this machine; "
+            "without ADDRESS the one that RAY_ADDRESS names or that runs here, else as local.",
+        ),
+    ] = None,
+    ray_actors: Annotated[
+        int | None,
+        typer.Option("--ray-actors", min=1, help="Encoders on the cluster at most. Default: as many as fit."),
+    ] = None,
+) -> None:
+    """Encode a data set's latents and texts into a run's folder, as gouache train does before its first step.
+
+    Whole shards of 2,048 examples are kept, so the same command goes on where it ended.
+
+    Example: gouache data encode stickers --config recipes/pocket.toml --out runs/pocket --ray
+    """
+    if ray is None:
+        from gouache.training.run import encode_data
+
+        events = encode_data(stage, config, folder, out, threads=threads)
+    else:
+        from gouache.scale.encoding import encode_on_cluster
+
+        events = encode_on_cluster(stage, config, folder, out, address=ray, actors=ray_actors, threads=threads)
+
+    def counted() -> Iterator[tuple[int, int | None]]:
+        for event in events:
+            if event.note:
+                typer.echo(f"gouache: {event.note}", err=True)
+            yield event.done, event.total or None
+
+    _draw(counted(), "Encoding")
+    for store in sorted(out.glob("encoded-*")):
+        typer.echo(str(store))
 
 
 def _build_pictures(

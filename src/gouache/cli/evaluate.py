@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,12 +19,21 @@ if TYPE_CHECKING:
 
 def evaluate(
     model: Annotated[str, typer.Argument(help="Path or name of the model.")],
-    data: Annotated[Path, typer.Option(help="Folder of a built sticker set.")],
-    judge: Annotated[Path, typer.Option(help="Towers of `gouache train clip`, trained apart from the model's.")],
+    data: Annotated[Path, typer.Option(help="Folder of captioned pictures, of a packed set, or of a sticker set.")],
+    judge: Annotated[
+        Path | None,
+        typer.Option(
+            help="Towers of `gouache train clip`, trained apart from the model's; for your own pictures also"
+            " the folder of a published CLIP, or none."
+        ),
+    ] = None,
     json: Annotated[Path | None, typer.Option("--json", help="Write all figures to this file; - prints them.")] = None,
     sheet: Annotated[Path, typer.Option(help="Contact sheet to write.")] = Path("eval.png"),
     limit: Annotated[int, typer.Option(min=2, help="Prompts of each group.")] = 100,
-    steps: Annotated[str, typer.Option(help="Numbers of denoising steps, with commas.")] = "8,12",
+    steps: Annotated[
+        str | None,
+        typer.Option(help="Numbers of denoising steps, with commas. [default: 8,12; on your own pictures the model's]"),
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     scenes: Annotated[int, typer.Option(min=0, help="Composed scenes to check by rule; 0 leaves them out.")] = 250,
     chinese: Annotated[bool, typer.Option(help="Ask in Chinese too.")] = True,
@@ -34,15 +44,30 @@ def evaluate(
 ) -> None:
     """Measure reconstruction, retrieval, style, scenes, KID and bits, each with a bootstrap interval.
 
-    Example: gouache eval pocket --data stickers --judge judge.safetensors --json eval.json --limit 50
+    On pictures of your own, what only the sticker set knows is left out, and what needs a judge where none is given.
+    Example: gouache eval models/tuned --data my-pictures --json eval.json --limit 20
     """
-    from gouache.training.evaluation.measure import evaluate_files
+    from gouache.training.evaluation.measure import evaluate_files, evaluate_own_files
+    from gouache.training.evaluation.own import OwnSettings, is_sticker_set
     from gouache.training.evaluation.suite import EvaluationSettings, Painting
 
-    settings = EvaluationSettings.from_dict(
-        {"limit": limit, "steps": read_steps(steps), "seed": seed, "scenes": scenes, "chinese": chinese}
-    )
-    for event in evaluate_files(model, data, judge, settings, device=device, threads=threads, runs=runs, bf16=bf16):
+    events: Iterator[str | Painting | Evaluation]
+    if not is_sticker_set(data):
+        if bf16:
+            raise InvalidInput("--bf16", given="for your own pictures", expected="a sticker set", cure="Leave it out.")
+        chosen = {} if steps is None else {"steps": read_steps(steps)}
+        own = OwnSettings.from_dict({"limit": limit, "seed": seed, **chosen})
+        events = evaluate_own_files(model, data, judge, own, device=device, threads=threads, runs=runs)
+    elif judge is None:
+        raise InvalidInput(
+            "--judge", given="none", expected="the file that `gouache train clip` left, for a sticker set"
+        )
+    else:
+        settings = EvaluationSettings.from_dict(
+            {"limit": limit, "steps": read_steps(steps or "8,12"), "seed": seed, "scenes": scenes, "chinese": chinese}
+        )
+        events = evaluate_files(model, data, judge, settings, device=device, threads=threads, runs=runs, bf16=bf16)
+    for event in events:
         if isinstance(event, str):
             typer.echo(f"gouache: {event}", err=True)
         elif isinstance(event, Painting):
@@ -98,7 +123,7 @@ def _print(found: Evaluation) -> None:
 
 def card(
     model: Annotated[Path, typer.Argument(help="Folder that gouache pack wrote.")],
-    data: Annotated[Path, typer.Option(help="Folder of the sticker set it learnt from.")],
+    data: Annotated[Path, typer.Option(help="Folder of the pictures it learnt from, or of the sticker set.")],
     run: Annotated[list[Path] | None, typer.Option(help="Folder of its training; may be given several times.")] = None,
     config: Annotated[Path | None, typer.Option(help="The TOML file of the training, shown whole.")] = None,
     evaluation: Annotated[Path | None, typer.Option("--eval", help="JSON that gouache eval wrote.")] = None,

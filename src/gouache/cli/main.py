@@ -85,6 +85,7 @@ LazyGroup.homes = {
     "replay": ("gouache.cli.recipes:replay", "Regenerate an image from its recipe and compare."),
     "samplers": ("gouache.cli.info:samplers", "List samplers and noise schedules with their aliases."),
     "data": ("gouache.cli.data:data", "Build and inspect data sets."),
+    "finetune": ("gouache.cli.finetune:finetune", "Teach a model a style or a thing from your own pictures."),
     "train": ("gouache.cli.train:train", "Train one stage on captioned images."),
     "runs": ("gouache.cli.train:runs", "Show a training run."),
     "pack": ("gouache.cli.train:pack", "Package the results of a training run as one model."),
@@ -96,10 +97,10 @@ LazyGroup.homes = {
     "inspect": ("gouache.cli.inspect:inspect", "Identify a weight file or a model folder."),
     "convert": ("gouache.cli.inspect:convert", "Convert a model to another layout."),
     "merge": ("gouache.cli.merge:merge", "Merge models, LoRA files, or write a difference as a LoRA."),
-    "serve": ("gouache.cli.serve:serve", "Serve the web page and three APIs."),
-    "worker": ("gouache.cli.serve:worker", "Paint a studio's jobs on this machine, or on a cluster of Ray."),
-    "accounts": ("gouache.cli.accounts:app", "Add, list and revoke the studio's users and their tokens."),
-    "jobs": ("gouache.cli.jobs:app", "List, cancel, retry and export the studio's jobs; back it up."),
+    "serve": ("gouache.cli.serving.serve:serve", "Serve the web page and three APIs."),
+    "worker": ("gouache.cli.serving.serve:worker", "Paint a studio's jobs on this machine, or on a cluster of Ray."),
+    "accounts": ("gouache.cli.serving.accounts:app", "Add, list and revoke the studio's users and their tokens."),
+    "jobs": ("gouache.cli.serving.jobs:app", "List, cancel, retry and export the studio's jobs; back it up."),
     "doctor": ("gouache.cli.info:doctor", "Show versions, devices, memory and model folders."),
 }
 

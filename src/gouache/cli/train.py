@@ -58,7 +58,7 @@ def train(
     del list_presets
     config = _config(stage, config, preset, start, out)
     packed = None if from_packed is None else find_model(from_packed)
-    stopped = _stop_on_signals()
+    stopped = stop_on_signals()
     lines = _Lines()
     for event in train_stage(
         stage, config, data, out, minutes=minutes, threads=threads, from_packed=packed, stop=lambda: bool(stopped)
@@ -122,7 +122,7 @@ def runs(
         typer.echo(f"  curves: {summary['curves']}")
 
 
-def _stop_on_signals() -> list[int]:
+def stop_on_signals() -> list[int]:
     """A list that receives the signal once SIGINT or SIGTERM asks to stop."""
     received: list[int] = []
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -147,7 +147,7 @@ class _Lines:
             return
         text = (
             f"{event.images_seen:,}/{event.images:,} images, {event.images_per_second:.1f}/s"
-            f" ({event.flops_share:.0%} of the matrix peak), {_time(event.seconds_left)} left"
+            f" ({event.flops_share:.0%} of the matrix peak), {spoken_time(event.seconds_left)} left"
         )
         figures = {**event.losses, **{f"validation {name}": value for name, value in event.figures.items()}}
         if self.terminal or figures or event.checkpoint:
@@ -161,7 +161,7 @@ class _Lines:
         sys.stderr.flush()
 
 
-def _time(seconds: float) -> str:
+def spoken_time(seconds: float) -> str:
     """A time as people say it: hours, minutes or seconds."""
     if seconds >= 3600:
         return f"{seconds / 3600:.1f} h"

@@ -368,6 +368,17 @@ class DenoiserConfig(Config):
     learned_variance: bool = False
     """Whether the second half of the network's output channels interpolates the variance."""
 
+    def with_zero_terminal_snr(self) -> DenoiserConfig | None:
+        """The same with a schedule whose last level is noise alone (Lin et al. 2024, algorithm 1).
+
+        None where that can't be: noise alone says nothing of the noise in it, and only tables of variance-preserving
+        schedules are rescaled.
+        """
+        schedule = self.schedule
+        if self.parameterization not in ("v", "x0") or schedule.continuous or schedule.name in ("flow", "ve", "edm"):
+            return None
+        return self.model_copy(update={"schedule": schedule.model_copy(update={"zero_terminal_snr": True})})
+
 
 class GenerationDefaults(Config):
     """What a request that leaves these open gets from the model."""

@@ -24,6 +24,10 @@ def _network(value: str) -> str:
         raise ValueError("Input should be an IP address or a network such as 10.0.0.0/8") from error
 
 
+def _devices(named: str | None) -> tuple[str | None, ...]:
+    return tuple(part.strip() for part in named.split(",")) if named else (None,)
+
+
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 Count = Annotated[int, Field(ge=1)]
 ProxyAddress = Annotated[str, AfterValidator(_network)]
@@ -100,12 +104,12 @@ class Settings(Config):
     """Host name, beside loopback and IP addresses, under which the studio is reached, for example behind a proxy."""
     behind_proxy: tuple[ProxyAddress, ...] = ()
     """Address or network of a proxy that speaks TLS: its X-Forwarded-For and X-Forwarded-Proto count, nobody else's."""
-    workers: Annotated[int, Field(ge=0, le=1024)] = 1
-    """Worker processes to start and supervise; a server has 0 if they run elsewhere."""
-    model_memory: Count = 8 * 2**30
-    """Bytes of loaded models a worker keeps."""
     device: str | None = None
     """cpu, cuda, cuda:0 or mps; several with commas are dealt out to the workers. By default a GPU if available."""
+    workers: Annotated[int, Field(ge=0, le=1024)] = Field(default_factory=lambda given: len(_devices(given["device"])))
+    """Worker processes to start and supervise, by default one for each device; a server has 0 if they run elsewhere."""
+    model_memory: Count = 8 * 2**30
+    """Bytes of loaded models a worker keeps."""
     threads: Annotated[int, Field(ge=0, le=1024)] = 0
     """CPU threads of a worker; 0 leaves the choice to torch."""
     lease: Seconds = 30.0
@@ -142,7 +146,7 @@ class Settings(Config):
     @property
     def devices(self) -> tuple[str | None, ...]:
         """The devices that are dealt out to the workers."""
-        return tuple(part.strip() for part in self.device.split(",")) if self.device else (None,)
+        return _devices(self.device)
 
     @property
     def wildcards(self) -> Path:

@@ -18,6 +18,7 @@ from gouache.training.loop_config import StageConfig
 from gouache.training.stage_tables import (
     ClipStage,
     DenoiserStage,
+    InversionStage,
     LoraStage,
     PriorStage,
     TokensStage,
@@ -168,6 +169,7 @@ class TrainConfig(Config):
     prior: PriorStage | None = None
     denoiser: DenoiserStage | None = None
     lora: LoraStage | None = None
+    inversion: InversionStage | None = None
     upscaler: UpscalerStage | None = None
 
 

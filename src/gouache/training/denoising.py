@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gouache.diffusion.bound import hybrid_loss
 from gouache.diffusion.chain import ForwardProcess
@@ -88,9 +88,9 @@ class Denoising:
         alpha, std = (value.to(batch["x0"].dtype) for value in alpha_and_std(sigma, self.schedule.path))
         shown = batch["eps"] + batch["perturbation"] if "perturbation" in batch else batch["eps"]
         x_t = alpha.view(-1, 1, 1, 1) * batch["x0"] + std.view(-1, 1, 1, 1) * shown
-        if torch.is_grad_enabled():
-            # torch 2.13 crashes in the backward pass of a channels-last group norm whose input needs no gradient, as
-            # the first of a network does whose first layers are frozen.
+        if torch.is_grad_enabled() and _has_trained_weights(network):
+            # torch 2.13 crashes in the backward pass of a channels-last group norm with trained gains whose input needs
+            # no gradient, as the first of a network does whose first layers are frozen.
             x_t.requires_grad_()
         prediction = network(
             x_t,
@@ -139,6 +139,10 @@ class Denoising:
         return torch.sigmoid(config.timestep_mean + config.timestep_std * noise.normal("t", (1,)).squeeze(1))
 
 
+def _has_trained_weights(network: Network) -> bool:
+    return isinstance(network, nn.Module) and any(weight.requires_grad for weight in network.parameters())
+
+
 def pyramid(eps: Tensor, noise: BatchNoise, levels: int, discount: float) -> Tensor:
     """Noise [B,C,h,w] with coarser and coarser grids of noise added, scaled back to a deviation of 1 for each picture.
 
@@ -174,15 +178,15 @@ def rescaled(denoiser: DenoiserConfig, table: DenoisingTable, stage: str) -> Den
     """
     if not table.zero_terminal_snr:
         return denoiser
-    schedule = denoiser.schedule
-    if denoiser.parameterization == "eps" or schedule.continuous or schedule.name in ("flow", "ve", "edm"):
+    whole = denoiser.with_zero_terminal_snr()
+    if whole is None:
         raise ConfigError(
             f"{stage}.zero_terminal_snr",
-            given=f"true, for a network that predicts {denoiser.parameterization} on a {schedule.name} schedule",
+            given=f"true, for one that predicts {denoiser.parameterization} on a {denoiser.schedule.name} schedule",
             expected="a network that predicts v or x0 on a table of noise levels",
             cure="Noise alone says nothing of the noise that was added: choose noise_offset or pyramid_levels instead.",
         )
-    return denoiser.model_copy(update={"schedule": schedule.model_copy(update={"zero_terminal_snr": True})})
+    return whole
 
 
 def beside(draft: Tensor | None) -> dict[str, Tensor]:

@@ -23,7 +23,7 @@ from gouache.errors import NonFiniteLoss, TrainingError
 from gouache.nn.torch_private import has_bf16_instructions
 from gouache.training.ema import PowerEma
 from gouache.training.loop_config import StageConfig
-from gouache.training.optimizer import learning_rate, make_optimizer, own_average, rate_found
+from gouache.training.optimizer import RATE_FACTOR, learning_rate, make_optimizer, own_average, rate_found
 from gouache.training.runlog import RunLog, save_sheet
 from gouache.training.sharding import check_sharding, gathered, local, shard, sharding_asked, whole
 from gouache.training.stage import Batch, Stage, seed_dropout
@@ -120,13 +120,22 @@ def make_accelerator(config: StageConfig) -> Accelerator:
     """Devices and processes as the environment says, in the configured precision.
 
     Raises:
-        TrainingError: the environment asks for weights sharded in a way that this stage's config can't be.
+        TrainingError: the environment asks for weights sharded in a way that this stage's config can't be, or the
+            device doesn't compute in its precision.
     """
     from accelerate import Accelerator
 
     if sharding_asked():
         check_sharding(config)
-    return Accelerator(mixed_precision=precision_of(config))
+    accelerator = Accelerator(mixed_precision=precision_of(config))
+    if config.loop.precision == "fp16" and accelerator.device.type == "cpu":
+        raise TrainingError(
+            "loop.precision",
+            given="fp16 on a CPU",
+            expected='"fp32", "bf16", or "auto", which chooses',
+            cure="Half precision is for GPUs: networks would be computed in fp32 here.",
+        )
+    return accelerator
 
 
 def precision_of(config: StageConfig) -> str:
@@ -173,6 +182,7 @@ class _Trainer:
             )
         if loop.channels_last:
             stage.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        stage.round_frozen(DTYPES[str(accelerator.mixed_precision)])
         self.main = accelerator.is_main_process
         self.sharded = sharding_asked() and torch.distributed.is_initialized()  # not of a single, plain process
         # Of a sharded network there is no copy to validate, so one stays as it was.
@@ -182,10 +192,11 @@ class _Trainer:
             shard(stage, accelerator)
         self.state = TrainState(
             stage,
-            make_optimizer(stage, config.optimizer),
+            make_optimizer(stage, config.optimizer, stage.rate_factors()),
             # Schedule-free training keeps an average of its own.
             PowerEma(stage.trained, () if config.optimizer.name == "schedule_free" else config.ema.lengths),
             Position(next_validation=loop.validate_images),
+            accelerator.scaler,
         )
         # After sharding, so that each process loads its own slices.
         if saved := checkpoints(run):
@@ -255,7 +266,7 @@ class _Trainer:
         state, position, optimizer = self.state, self.state.position, self.config.optimizer
         rate = learning_rate(optimizer, position.images_seen, done)
         for group in state.optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group[RATE_FACTOR]
         # From the images seen and not from a running generator: a resumed run draws the same masks.
         seed_dropout(self.stage, self.config.loop.seed, self.accelerator.process_index, position.images_seen)
         self.model.train()
@@ -269,14 +280,18 @@ class _Trainer:
             for name, value in losses.items():
                 means[name] = means.get(name, 0.0) + float(value.detach()) / len(parts)
         norm = whole(self.accelerator.clip_grad_norm_(self.stage.parameters(), optimizer.gradient_clip))
-        # Before the step: no NaN ever reaches the weights, the averages or a checkpoint.
-        self._check_finite("gradient", norm)
+        # Gradients that are too large for fp16 are left out, and the scaler lowers its scale, as at every start.
+        too_large = state.scaler is not None and state.scaler.get_scale() > 1 and not bool(torch.isfinite(norm))
+        if not too_large:
+            # Before the step: no NaN ever reaches the weights, the averages or a checkpoint.
+            self._check_finite("gradient", norm)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         position.steps += 1
         position.images_seen += self.config.loop.batch_size
         state.ema.update(self.stage.trained, position.steps)
-        return self._logged(self._over_processes(means) | {"gradient_norm": float(norm)}, rate)
+        length = {} if too_large else {"gradient_norm": float(norm)}
+        return self._logged(self._over_processes(means) | length, rate)
 
     def _over_processes(self, means: dict[str, float]) -> dict[str, float]:
         """Means over all processes, each of which saw its own share of the batch."""
@@ -325,6 +340,7 @@ class _Trainer:
         network = self.averaged()
         if network is None:
             return {}
+        self.stage.images_seen = position.images_seen
         with torch.no_grad():
             figures = self.stage.validate(network)
             sheets = {"samples": self.stage.samples(network), "prompts": self.stage.prompted(network)}

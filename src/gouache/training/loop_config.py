@@ -45,14 +45,15 @@ class LoopConfig(Config):
 
 OptimizerName = Literal["adamw", "adamw8bit", "adafactor", "prodigy", "schedule_free"]
 
-RATES: dict[OptimizerName, tuple[float, float]] = {
-    "adamw": (3e-4, 1e-4),
-    "adamw8bit": (3e-4, 1e-4),
-    "adafactor": (1e-2, 3e-3),
-    "prodigy": (1.0, 1.0),
-    "schedule_free": (1e-3, 3e-4),
+RATES: dict[OptimizerName, tuple[float, float, float]] = {
+    "adamw": (3e-4, 1e-4, 1e-3),
+    "adamw8bit": (3e-4, 1e-4, 1e-3),
+    "adafactor": (1e-2, 3e-3, 1e-1),
+    "prodigy": (1.0, 1.0, 1.0),
+    "schedule_free": (1e-3, 3e-4, 3e-3),
 }
-"""Of every optimizer the usual learning rate from random weights, and that of a training that starts from a model."""
+"""Of every optimizer the usual learning rate from random weights, that of a training that starts from a model, and that
+of low-rank changes, which bear more."""
 
 
 class OptimizerConfig(Config):

@@ -53,20 +53,35 @@ def check_optimizer(config: OptimizerConfig) -> None:
         )
 
 
-def make_optimizer(network: nn.Module, config: OptimizerConfig) -> torch.optim.Optimizer:
+RATE_FACTOR = "rate_factor"
+"""Of a group of parameters, beside its `lr`: what the run's learning rate is multiplied by there."""
+
+
+def make_optimizer(
+    network: nn.Module, config: OptimizerConfig, factors: Mapping[nn.Parameter, float] | None = None
+) -> torch.optim.Optimizer:
     """The optimizer that the config names, over the network's trainable parameters.
+
+    Args:
+        network: what is trained.
+        config: name and settings.
+        factors: on the learning rate, of parameters that have a rate of their own; none = 1 for all.
 
     Raises:
         MissingDependency: its package is not installed.
     """
     check_optimizer(config)
     groups = decay_groups(network)
-    parameters: Groups = [
-        {"params": groups["decay"], "weight_decay": config.weight_decay},
-        {"params": groups["no_decay"], "weight_decay": 0.0},
-    ]
-    # Prodigy and Schedule-Free look at their first group, which must not be an empty one.
-    return OPTIMIZERS[config.name]([group for group in parameters if group["params"]], config)
+    parameters: Groups = []
+    for tag, decay in (("decay", config.weight_decay), ("no_decay", 0.0)):
+        by_factor: dict[float, list[nn.Parameter]] = {}
+        for parameter in groups[tag]:
+            by_factor.setdefault((factors or {}).get(parameter, 1.0), []).append(parameter)
+        parameters += [
+            {"params": own, "weight_decay": decay, RATE_FACTOR: factor} for factor, own in sorted(by_factor.items())
+        ]
+    # No group is empty: Prodigy and Schedule-Free look at their first.
+    return OPTIMIZERS[config.name](parameters, config)
 
 
 def _adamw(parameters: Groups, config: OptimizerConfig) -> torch.optim.Optimizer:

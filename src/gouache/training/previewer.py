@@ -1,13 +1,15 @@
-"""Samples latents from a network in training, for its sample sheets and for stages that train on what it paints."""
+"""What a network in training paints, for its sample sheets and for stages that train on it."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from gouache.checkpoints.adapters.library import AdapterFolder
 from gouache.diffusion.noise_schedule import NoiseSchedule
 from gouache.diffusion.parameterization import denoised_from, network_input
 from gouache.diffusion.samplers.registry import sample
@@ -18,6 +20,7 @@ from gouache.models.mmdit import MMDiT
 from gouache.models.unet import UNet
 from gouache.pipeline.inputs.tensors import to_tensor
 from gouache.pipeline.pipeline import Pipeline
+from gouache.pipeline.prompts.adapters import Adapters
 from gouache.pipeline.request import Request
 from gouache.training.batches.encoded import TextStates
 from gouache.training.denoising import beside
@@ -70,6 +73,28 @@ class Previewer:
 
 MOST_STEPS = 20
 """Denoising steps of a prompt's picture, or fewer where the model is used with fewer: enough to see what it learns."""
+NOWHERE = Path("/nonexistent")
+
+
+def painted(pipeline: Pipeline, prompts: Sequence[str], seeds: Sequence[int], size: tuple[int, int]) -> Tensor:
+    """One picture of each prompt, as anybody's request to the model gives it. [B,C,H,W] in [-1, 1]
+
+    Adapters in the models folder are left out: one may have the name that is being trained.
+
+    Args:
+        pipeline: with the model.
+        prompts: B of them.
+        seeds: of each.
+        size: height and width.
+    """
+    pipeline.adapters = Adapters(pipeline.bundle, AdapterFolder(NOWHERE))
+    pictures = []
+    for prompt, seed in zip(prompts, seeds, strict=True):
+        request = pipeline.resolve(Request(prompt=prompt, seed=seed, width=size[1], height=size[0]))
+        steps = min(request.num_inference_steps or MOST_STEPS, MOST_STEPS)
+        picture = pipeline.paint(request.model_copy(update={"num_inference_steps": steps}))[0].image
+        pictures.append(to_tensor(picture, pipeline.bundle.vae.config.image_channels))
+    return torch.stack(pictures)
 
 
 class PromptPainter:
@@ -85,12 +110,6 @@ class PromptPainter:
         self.bundle, self.prompts, self.size = bundle, prompts, size
 
     def sheet(self, network: UNet | MMDiT, device: torch.device) -> Tensor:
-        """A picture for every prompt, [N,C,H,W] in [-1,1]."""
+        """A picture for every prompt, [N,C,H,W] in [-1,1]; `network` takes the place of the model's own."""
         pipeline = Pipeline(replace(self.bundle, unet=network)).to(device)
-        pictures = []
-        for seed, prompt in enumerate(self.prompts):
-            request = pipeline.resolve(Request(prompt=prompt, seed=seed, width=self.size, height=self.size))
-            steps = min(request.num_inference_steps or MOST_STEPS, MOST_STEPS)
-            painted = pipeline.paint(request.model_copy(update={"num_inference_steps": steps}))
-            pictures.append(to_tensor(painted[0].image, self.bundle.vae.config.image_channels))
-        return torch.stack(pictures)
+        return painted(pipeline, self.prompts, range(len(self.prompts)), (self.size, self.size))

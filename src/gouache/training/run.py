@@ -215,6 +215,42 @@ def train_stage(
                 yield progress
 
 
+def encode_data(
+    stage: str,
+    config: Path,
+    data: Path,
+    run: Path,
+    *,
+    threads: int = 0,
+    inputs: Callable[[TrainConfig, Path, Path], RunInputs] = RunInputs,
+) -> Iterator[Preparing]:
+    """Encode what `stage` trains on into `run`, as `train_stage` does before its first step; what is there is kept.
+
+    Args:
+        stage, config, data, run, threads: as `train_stage`.
+        inputs: makes what the stage takes from its run; another than `RunInputs` may encode elsewhere.
+
+    Raises:
+        TrainingError: the stage trains on pictures as they are, or an earlier stage has left no result.
+        UnknownName, ConfigError, DataError: as the parts raise them; whole shards stay.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    settings, encoded = read_config(config, stage), False
+    with full_disk_reported(stage_run(run, stage)):
+        table = stage_config(settings, stage)
+        painted = yield from painted_class(table, None, run, settings.data.size, main=True, stop=lambda: False)
+        data = yield from built_set(data, run, settings.data, painted=painted, main=True)
+        for event in STAGES[stage].from_run(inputs(settings, data, run)):
+            if isinstance(event, Ready):
+                break
+            encoded = encoded or event.total > 0
+            yield event
+    if not encoded:
+        given, cure = "a stage that trains on the pictures as they are", "Start `gouache train` at once."
+        raise TrainingError(stage, given=given, expected="one that trains on encoded examples", cure=cure)
+
+
 def _events(
     name: str, settings: TrainConfig, data: Path, run: Path, from_packed: Path | None
 ) -> Iterator[Preparing | Ready]:

@@ -79,6 +79,8 @@ class Stage(nn.Module, ABC, Generic[N]):
     trained: N
     frozen: tuple[str, ...] = ()
     """Sub-modules that are only used, and so are no part of the run's state."""
+    images_seen: int = 0
+    """Images that the averaged network was trained on; the loop sets it before it asks for figures and files."""
 
     @classmethod
     @abstractmethod
@@ -114,6 +116,17 @@ class Stage(nn.Module, ABC, Generic[N]):
         self.frozen = names
         for name in names:
             self.get_submodule(name).requires_grad_(False)
+
+    def rate_factors(self) -> Mapping[nn.Parameter, float]:
+        """What the learning rate is multiplied by for some parameters; 1 for all others."""
+        return {}
+
+    def round_frozen(self, dtype: torch.dtype) -> None:
+        """Keep large networks that are only used in the type that the run computes in; the loop says it once, first.
+
+        Autocast would round frozen weights again at every step.
+        """
+        del dtype
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

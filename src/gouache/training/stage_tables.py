@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
 from typing import Any, Literal
@@ -33,22 +34,30 @@ gets through, and one average. Its rate is the second one of `RATES`: a tenth or
 
 
 LORA_TUNING: dict[str, dict[str, Any]] = {
-    "optimizer": {"learning_rate": 1e-3, "warmup_images": 50, "weight_decay": 0.0},
+    "optimizer": {"warmup_images": 50, "weight_decay": 0.0},
     "ema": {"lengths": (0.1,), "use": 0.1},
     "loop": {"batch_size": 4, "images": 20_000, "precision": "auto"},
 }
-"""What stage `lora` takes where its table says nothing: small changes bear a higher rate than whole networks."""
+"""What stage `lora` takes where its table says nothing; its rate is the third one of `RATES`."""
+
+
+INVERSION_TUNING: dict[str, dict[str, Any]] = {
+    "optimizer": {"learning_rate": 5e-3, "warmup_images": 0, "weight_decay": 0.0},
+    "ema": {"lengths": (0.1,), "use": 0.1},
+    "loop": {"batch_size": 4, "images": 12_000, "precision": "auto"},
+}
+"""What stage `inversion` takes where its table says nothing: a few rows of numbers bear the highest rate."""
 
 
 def _tuned(values: Any) -> Any:
     """A stage's table, with the values that suit the start it names."""
     if not isinstance(values, dict) or values.get("start") is None:
         return values
-    return _filled(values, TUNING)
+    return _filled(values, TUNING, 1)
 
 
-def _filled(values: Any, usual_tables: Mapping[str, Mapping[str, Any]]) -> Any:
-    """A stage's table, with usual values where it says nothing."""
+def _filled(values: Any, usual_tables: Mapping[str, Mapping[str, Any]], rate: int) -> Any:
+    """A stage's table, with usual values where it says nothing, and the `rate`-th of its optimizer's."""
     if not isinstance(values, dict):
         return values
     filled = dict(values)
@@ -59,7 +68,7 @@ def _filled(values: Any, usual_tables: Mapping[str, Mapping[str, Any]]) -> Any:
             filled[table] = given if table == "ema" and given else {**usual, **given}
     optimizer = filled["optimizer"]
     if isinstance(optimizer, dict) and (rates := RATES.get(optimizer.get("name", "adamw"))):
-        filled["optimizer"] = {"learning_rate": rates[1], **optimizer}
+        filled["optimizer"] = {"learning_rate": rates[rate], **optimizer}
     return filled
 
 
@@ -310,8 +319,13 @@ class LoraStage(DenoisingTable):
     """Train the length of every output's weights beside their direction (Liu et al. 2024, arXiv:2402.09353)."""
     layers: tuple[str, ...] = ()
     """Patterns with * of the layers to change, by the names in the file; none takes all that kohya's trainer does."""
+    ranks: dict[str, int] = Field(default_factory=dict)
+    """Ranks of some layers, by patterns with * as in `layers`; the first that fits counts, 0 leaves a layer as it is.
+    alpha / rank stays the same."""
     text: bool = False
-    """Whether the text encoders are changed too."""
+    """Whether the CLIP text encoders are changed too."""
+    text_learning_rate: float | None = Field(default=None, gt=0)
+    """Of the text encoders' changes; none takes that of the others."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of a layer's inputs that its change doesn't see."""
     token_noise: float = Field(default=0.1, ge=0, lt=1)
@@ -320,16 +334,79 @@ class LoraStage(DenoisingTable):
     """Of models with a prior: share of images from which the nearest remembered picture is hidden."""
     gradient_checkpointing: bool = False
     """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
+    dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
+    """Of the numbers in the file."""
+    name: str = ""
+    """What the file calls itself in other programs; none takes the model's name with "-lora" behind it."""
 
     @model_validator(mode="before")
     @classmethod
     def _suits_its_start(cls, values: Any) -> Any:
-        return _filled(values, LORA_TUNING)
+        return _filled(values, LORA_TUNING, 2)
 
-    def rank_of(self, shape: tuple[int, ...]) -> int:
-        """The rank of a layer's change, from the shape of its weight; 0 for none."""
-        wanted = self.conv_rank if set(shape[2:]) - {1} else self.rank
+    @model_validator(mode="after")
+    def _ranks_are_ranks(self) -> LoraStage:
+        if wrong := {pattern: rank for pattern, rank in self.ranks.items() if not 0 <= rank <= 1024}:
+            raise ConfigError("lora.ranks", given=wrong, expected="whole numbers from 0 to 1024")
+        if self.text_learning_rate is not None and not self.text:
+            raise ConfigError(
+                "lora.text_learning_rate", given=self.text_learning_rate, expected="text = true beside it"
+            )
+        return self
+
+    def rank_of(self, name: str, shape: tuple[int, ...]) -> int:
+        """The rank of a layer's change, from its name in the file and the shape of its weight; 0 for none."""
+        usual = self.conv_rank if set(shape[2:]) - {1} else self.rank
+        wanted = next((rank for pattern, rank in self.ranks.items() if fnmatchcase(name, pattern)), usual)
         return min(wanted, shape[0], prod(shape[1:]))
+
+
+def _check_schedule_stays(stage: str, table: DenoisingTable) -> None:
+    """Refuse another noise schedule for what is added to a model and used with the schedule that this has."""
+    if table.zero_terminal_snr:
+        cure = "Train the denoiser with it first, and name the result as start."
+        raise ConfigError(f"{stage}.zero_terminal_snr", given="true", expected="the model's own schedule", cure=cure)
+
+
+class InversionStage(DenoisingTable):
+    """A new word for a finished model, which stays as it is (textual inversion, Gal et al. 2022, arXiv:2208.01618)."""
+
+    start: Path
+    """The model, of any family with CLIP text encoders and of any layout that gouache loads."""
+    word: str
+    """The new word, such as "<my-cat>": one that the model has no vector for."""
+    vectors: int = Field(default=4, ge=1, le=75)
+    """How many tokens of a prompt the word takes; more of them can say more, and leave less room for others."""
+    init: str = ""
+    """What the word means at first, in words that the model knows, such as "cat"; empty: the mean of all tokens."""
+    texts: Literal["object", "style", "captions"] = "object"
+    """What is said of a picture: that it shows the word, that it is painted in its style, or its own caption, which
+    then has the word in it."""
+    templates: tuple[str, ...] = ()
+    """Sentences with {} where the word goes, in place of those of `texts`."""
+    keep_length: bool = False
+    """Hold the lengths of the vectors within those of the model's own tokens, so that the word can't outshout the
+    others of a prompt."""
+    caption_dropout: float = Field(default=0.0, ge=0, le=1)
+    """Share of pictures that are shown without words, of which the new word learns nothing."""
+    gradient_checkpointing: bool = False
+    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suits_its_start(cls, values: Any) -> Any:
+        return _filled(values, INVERSION_TUNING, 2)
+
+    @model_validator(mode="after")
+    def _a_word_and_its_place(self) -> InversionStage:
+        _check_schedule_stays("inversion", self)
+        if not self.word or self.word.split() != [self.word]:
+            raise ConfigError("inversion.word", given=repr(self.word), expected="one word without spaces")
+        if lacking := [template for template in self.templates if "{}" not in template]:
+            raise ConfigError("inversion.templates", given=repr(lacking[0]), expected="{} where the word goes")
+        if self.templates and self.texts == "captions":
+            raise ConfigError("inversion.templates", given='sentences and texts = "captions"', expected="one of both")
+        return self
 
 
 class UpscalerStage(StageConfig):

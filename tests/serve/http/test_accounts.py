@@ -18,7 +18,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from gouache.cli.accounts import app
+from gouache.cli.serving.accounts import app
 from gouache.errors import InvalidInput, NotFound
 from gouache.serve.store.accounts import Accounts
 from gouache.serve.studio import Studio

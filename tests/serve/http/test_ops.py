@@ -11,7 +11,7 @@ import httpx
 import pytest
 from typer.testing import CliRunner
 
-from gouache.cli.jobs import app
+from gouache.cli.serving.jobs import app
 from gouache.errors import InvalidInput
 from gouache.pipeline.request import Request
 from gouache.serve.logs import JsonLines

@@ -25,6 +25,7 @@ from tests.serve.test_durability import retry_poisoned
 from gouache.pipeline.request import Request
 from gouache.serve.queue.leases import Leases
 from gouache.serve.settings import Limits, Settings
+from gouache.serve.start import make_settings
 from gouache.serve.store.database import Database
 from gouache.serve.worker.supervisor import Supervisor
 
@@ -131,7 +132,7 @@ def test_a_worker_paints_what_a_server_without_workers_takes(tmp_path: Path) -> 
         (("--files", "gopher://bucket"), "s3://BUCKET"),
         (("--data", "s3://bucket/studio"), "--files s3://BUCKET"),
         (("--model", "nope"), "'nope'"),
-        (("--device", "cpu,cpu"), "--workers 2"),
+        (("--devices", "cpu,cpu", "--workers", "1"), "--workers 2"),
     ],
 )
 def test_what_cant_work_says_so_and_ends(words: tuple[str, ...], says: str, tmp_path: Path) -> None:
@@ -156,6 +157,12 @@ def test_each_worker_has_a_device_of_its_own(tmp_path: Path) -> None:
     supervisor.stop()
     database.close()
     assert sorted(word for word in heard if word)[:3] == ["cuda:0", "cuda:0", "cuda:1"]
+
+
+@pytest.mark.parametrize(("device", "workers"), [(None, 1), ("cpu", 1), ("cpu,cpu", 2), ("cuda:0, cuda:1, cuda:2", 3)])
+def test_there_is_a_worker_for_each_device(tmp_path: Path, device: str | None, workers: int) -> None:
+    assert make_settings({"data": tmp_path, "device": device}).workers == workers
+    assert make_settings({"data": tmp_path, "device": device, "workers": 4}).workers == 4
 
 
 class Reader(threading.Thread):
@@ -235,7 +242,8 @@ def test_two_servers_and_two_hosts_on_one_postgresql_and_one_object_store_lose_n
             if turn == KILLS // 2:
                 with frozen(object_service.processes()):
                     time.sleep(4.0)
-            lost: Process | Host = generator.choice((*servers, *hosts))
+            everyone: list[Process | Host] = [*servers, *hosts]
+            lost = generator.choice(everyone)
             lost.kill()
             lost.start()
         assert [submit(servers[0], key) for key in keys] == ids, "the keys make them the same jobs"

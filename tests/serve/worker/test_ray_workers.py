@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 import pytest
-from tests.scale.local_cluster import LocalCluster, local_cluster
+from tests.scale.conftest import LocalCluster
 from tests.serve.served import Process, check_everything, submit, wait_for_all
 from tests.serve.test_durability import retry_poisoned
 from tests.serve.worker.test_host import ROOT, Host, running
@@ -24,8 +24,9 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalCluster]:
     """A head node that takes no work, and three nodes with a CPU each."""
     path = os.pathsep.join((str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")))
     monkeypatch.setenv("PYTHONPATH", path)
-    with local_cluster(3) as made:
-        yield made
+    made = LocalCluster(3)
+    yield made
+    made.shutdown()
 
 
 def node_of(cluster: LocalCluster, server: Process, seconds: float = 120) -> Any:

@@ -53,7 +53,8 @@ BIASES = frozenset({"diff_b", "b_norm", "bias"})
 NUMBERS = frozenset({"alpha", "scale"})
 """Single numbers: the change is alpha / rank, or `scale`, times what the tensors give."""
 MAGNITUDES = frozenset({"dora_scale", "magnitude"})
-"""Magnitudes of DoRA, one thing in two programs; beside low ranks only."""
+"""Magnitudes of DoRA, by LyCORIS's and by PEFT's name, beside low ranks only. A file may have both, for readers of
+either."""
 WHOLE = frozenset({"weight", "bias"})
 """A layer's own parameters, which PEFT stores where it trained them as a whole. Others' mean nothing here."""
 
@@ -62,7 +63,7 @@ def is_whole(roles: frozenset[str]) -> bool:
     """Whether a layer's tensors make one change, no more and no less."""
     own = roles - NUMBERS - MAGNITUDES - BIASES
     if MAGNITUDES & roles:
-        return not roles >= MAGNITUDES and _is_one(own, LOW_RANK)
+        return _is_one(own, LOW_RANK)
     return bool(own or roles & BIASES) and _is_one(own, (*LOW_RANK, *OTHERS))
 
 

@@ -40,6 +40,8 @@ BUNDLED = "bundle_emb."
 """Before the name of a textual inversion that lies in a LoRA's file (A1111, kohya, OneTrainer)."""
 CLONEOFSIMO_EMBEDDING = "<embed>"
 """What cloneofsimo's trainer says in the metadata of such a one, under its name."""
+PRIOR = "lora_prior_layers_"
+"""What layers of the prior begin with, which only the pocket model has."""
 _TEXT = re.compile(r"text_model|text_encoder|resblocks|encoder[._]layers|(^|[._])(te[12]?|clip_[lgh])[._:]")
 _OLD_TEXT = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
@@ -93,14 +95,20 @@ def lora_summary(tensors: Mapping[str, TensorInfo]) -> str:
     """
     ranks: set[int] = set()
     unet: set[str] = set()
+    prior: set[str] = set()
     text: set[str] = set()
     for name, info in tensors.items():
         layer, role = split_key(name) or ("", "")
         if role in RANKED and info.shape:
             ranks.add(info.shape[0])
         if role in CHANGING:
-            (text if is_text(layer) else unet).add(layer)
-    parts = [_layers(len(unet), "the U-Net"), _layers(len(text), "the text encoders")]
+            (prior if layer.startswith(PRIOR) else text if is_text(layer) else unet).add(layer)
+    denoiser = "the transformer" if any("transformer." in layer[:12] for layer in unet) else "the U-Net"
+    parts = [
+        _layers(len(unet), denoiser),
+        _layers(len(prior), "the prior"),
+        _layers(len(text), "the text encoders"),
+    ]
     if not ranks:
         return " and ".join(part for part in parts if part)
     rank = str(min(ranks)) if len(ranks) == 1 else f"{min(ranks)} to {max(ranks)}"

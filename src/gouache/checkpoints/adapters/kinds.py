@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 from gouache.checkpoints.adapters.embedding_names import inversion_of
 from gouache.checkpoints.adapters.foreign import foreign_family
-from gouache.checkpoints.adapters.keys import split_key
+from gouache.checkpoints.adapters.keys import PRIOR, split_key
 from gouache.checkpoints.formats.header import TensorInfo
-from gouache.models.family import FAMILIES, SD3
+from gouache.models.family import FAMILIES, POCKET, SD3, SDXL_REFINER
 
 Tensors = Mapping[str, TensorInfo]
 
@@ -163,6 +163,10 @@ def _is_list(tensors: Tensors) -> bool:
 def _lora_family(tensors: Tensors, metadata: Mapping[str, str]) -> str:
     """What the trainer wrote, else what the tensors show: the second text encoder, or the context's width."""
     base = metadata.get("ss_base_model_version", "") + metadata.get("modelspec.architecture", "")
+    if base.startswith(POCKET.name) or any(name.startswith(PRIOR) for name in tensors):
+        return POCKET.name
+    if base.startswith(SDXL_REFINER.name) or SDXL_REFINER.architecture in base:
+        return SDXL_REFINER.name
     if base.startswith("sdxl_") or "stable-diffusion-xl" in base:
         return "sdxl"
     if metadata.get("ss_v2") == "True" or "stable-diffusion-v2" in base:

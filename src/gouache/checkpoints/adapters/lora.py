@@ -27,6 +27,8 @@ from gouache.checkpoints.formats.safetensors import WeightSource
 from gouache.errors import CorruptCheckpoint, IncompatibleCheckpoint
 from gouache.models.family import FAMILIES, UNKNOWN
 
+ZERO_TERMINAL_SNR = "ss_zero_terminal_snr"
+"""What kohya's trainer says in a file's metadata of the noise schedule; "True" or "False"."""
 SHOWN = 5
 FIRST_CONVOLUTION = LoraLayer(UNET, 0, "conv_in")
 NO_LAYER = "match no layer of this model"
@@ -48,12 +50,14 @@ class Lora:
         changes: what it changes.
         notes: what was left out of it, and what was taken from beside it.
         embeddings: textual inversions that lie in it, by the word that each stands for.
+        zero_terminal_snr: whether it was trained on a noise schedule whose last level is noise alone.
     """
 
     path: Path
     changes: Mapping[LoraLayer, LayerDelta]
     notes: tuple[str, ...] = ()
     embeddings: Mapping[str, Embedding] = field(default_factory=dict)
+    zero_terminal_snr: bool = False
 
 
 @dataclass(slots=True)
@@ -99,7 +103,8 @@ def read_lora(path: Path, names: LayerNames, family: str) -> Lora:
             _match(source, spelling, roles, names, settings, found)
     embeddings = bundled_embeddings(source)
     _refuse(source.header, found, family, embeddings)
-    return Lora(path, found.changes, (*settings.notes, *_notes(source.header, found)), embeddings)
+    rescaled = source.header.metadata.get(ZERO_TERMINAL_SNR) == "True"
+    return Lora(path, found.changes, (*settings.notes, *_notes(source.header, found)), embeddings, rescaled)
 
 
 def _by_spelling(header: Header) -> tuple[dict[str, dict[str, str]], list[str]]:

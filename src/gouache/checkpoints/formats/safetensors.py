@@ -34,6 +34,7 @@ __all__ = [
     "SafetensorsFile",
     "WeightSource",
     "dtype_name",
+    "laid_out",
     "load_tensors",
     "read_header",
     "save_tensors",
@@ -216,9 +217,7 @@ def write_tensors(
     metadata: Mapping[str, str] | None = None,
 ) -> str:
     """As `save_tensors`, asking for one tensor at a time, so that a file larger than memory can be written."""
-    # Widest types first, as the safetensors library does: then every tensor lies at a multiple of its element size.
-    order = sorted(infos, key=lambda name: (-TORCH_DTYPES[infos[name].dtype].itemsize, name))
-    header = _encoded_header(infos, order, _signed_metadata(metadata or {}))
+    header, order = laid_out(infos, _signed_metadata(metadata or {}))
     digest = hashlib.sha256()
     with atomic_write(Path(path)) as file:
         file.write(header)
@@ -268,7 +267,21 @@ def _signed_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
     return {SHA256: own.pop(SHA256), **own, **metadata}
 
 
-def _encoded_header(infos: Mapping[str, TensorInfo], order: list[str], metadata: Mapping[str, str]) -> bytes:
+def laid_out(
+    infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], *, alignment: int = ALIGNMENT
+) -> tuple[bytes, list[str]]:
+    """How a file begins, up to its first tensor, and the order of its tensors.
+
+    Args:
+        infos: type and shape of each tensor.
+        metadata: as it is written.
+        alignment: of the place where the first tensor begins; 8 in files of the safetensors library.
+
+    Raises:
+        InvalidInput: a tensor has the metadata's name.
+    """
+    # Widest types first, as the safetensors library does: then every tensor lies at a multiple of its element size.
+    order = sorted(infos, key=lambda name: (-TORCH_DTYPES[infos[name].dtype].itemsize, name))
     entries: dict[str, object] = {"__metadata__": dict(metadata)}
     position = 0
     for name in order:
@@ -282,8 +295,8 @@ def _encoded_header(infos: Mapping[str, TensorInfo], order: list[str], metadata:
         }
         position += info.bytes
     text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode("utf-8")
-    text += b" " * (-(8 + len(text)) % ALIGNMENT)
-    return len(text).to_bytes(8, "little") + text
+    text += b" " * (-(8 + len(text)) % alignment)
+    return len(text).to_bytes(8, "little") + text, order
 
 
 def write_json(path: Path, values: Mapping[str, object]) -> None:

@@ -6,31 +6,27 @@ of the layer's weight as a matrix [out, in * kernel] (Eckart and Young 1936). Fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gouache import __version__
 from gouache.checkpoints.adapters.deltas import Decomposed, LayerDelta, LowRank
-from gouache.checkpoints.adapters.layer_names import PRIOR, TEXT, UNET, WEIGHT, LayerNames, LoraLayer
+from gouache.checkpoints.adapters.layer_names import TEXT, WEIGHT, LayerNames, LoraLayer
 from gouache.checkpoints.adapters.lora import Lora, read_lora
 from gouache.checkpoints.convert import model_at
 from gouache.checkpoints.formats.safetensors import save_tensors
-from gouache.checkpoints.keymaps import speller
+from gouache.checkpoints.merging.lora_files import TEXT_PARTS, LoraFacts, lora_metadata, lora_tensors, spelled_layers
 from gouache.checkpoints.networks import build_on_meta
-from gouache.checkpoints.save import ModelToWrite, NetworkToWrite
+from gouache.checkpoints.save import NetworkToWrite
 from gouache.errors import IncompatibleCheckpoint, InvalidInput
-from gouache.models.configs import UNetConfig
-from gouache.models.family import SDXL
 from gouache.models.mmdit import MMDiT
 from gouache.models.prior import Prior
-from gouache.models.text.clip import TextEncoder
 from gouache.models.unet import UNet
 
-TEXT_PARTS = ("text_encoder", "text_encoder_2")
 SAME = 1e-8
 """Largest difference of weights that counts as none."""
 MAX_RANK = 1024
@@ -174,7 +170,7 @@ def extract_lora(
         layers += 1
         whole += float(difference.double().square().sum())
         held += float((up.flatten(1) @ down.flatten(1)).double().square().sum())
-        tensors |= kohya_tensors(spelled, down, up, down.shape[0], dtype)
+        tensors |= lora_tensors(spelled, down, up, down.shape[0], dtype)
     if not tensors:
         raise IncompatibleCheckpoint(
             str(tuned), given=f"the same weights as {base} in every layer that a LoRA changes", expected="a difference"
@@ -208,48 +204,6 @@ def factors_of(difference: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     if difference.ndim == 2:
         return down, up
     return down.reshape(rank, *difference.shape[1:]), up.reshape(*up.shape, 1, 1)
-
-
-def kohya_tensors(spelled: str, down: Tensor, up: Tensor, alpha: float, dtype: torch.dtype) -> dict[str, Tensor]:
-    """One layer's tensors by kohya's names."""
-    return {
-        f"{spelled}.lora_down.weight": down.to(dtype).contiguous(),
-        f"{spelled}.lora_up.weight": up.to(dtype).contiguous(),
-        f"{spelled}.alpha": torch.tensor(float(alpha), dtype=dtype),
-    }
-
-
-def spelled_layers(model: ModelToWrite) -> Iterator[tuple[LoraLayer, str]]:
-    """The layers that kohya's trainer changes, with its names: linear layers and 1x1 convolutions of transformers, the
-    U-Net's other convolutions, and the text encoders' attention and feed-forward layers."""
-    networks = model.networks
-    if not isinstance(networks["unet"].config, UNetConfig):
-        raise InvalidInput(
-            "model", given=f"a {model.family} model", expected="one with a U-Net: other layers have no kohya names here"
-        )
-    sdxl = model.family == SDXL.name
-    spell = speller(networks["unet"].config, "ldm")
-    for name, module in build_on_meta(networks["unet"].config).named_modules():
-        if not isinstance(module, nn.Linear | nn.Conv2d) or not name.startswith(("down_", "mid_", "up_")):
-            continue
-        if "attentions" not in name and isinstance(module, nn.Linear):
-            continue  # time embeddings of the residual blocks
-        # kohya's SDXL files have CompVis's names, those of SD 1.x and 2.x diffusers'.
-        path = spell(f"{name}.weight").name.removesuffix(".weight") if sdxl else name
-        yield LoraLayer(UNET, 0, name), f"lora_unet_{path.replace('.', '_')}"
-    if "prior" in networks:
-        for name, module in build_on_meta(networks["prior"].config).named_modules():
-            if isinstance(module, nn.Linear) and name.startswith("layers."):
-                yield LoraLayer(PRIOR, 0, name), f"lora_prior_{name.replace('.', '_')}"
-    parts = _text_parts(networks)
-    for index, part in enumerate(parts):
-        encoder = build_on_meta(networks[part].config)
-        if not isinstance(encoder, TextEncoder):
-            continue
-        prefix = f"lora_te{index + 1}" if sdxl else "lora_te"
-        for name, module in encoder.named_modules():
-            if isinstance(module, nn.Linear) and (".self_attn." in name or ".mlp." in name):
-                yield LoraLayer(TEXT, index, name), f"{prefix}_text_model_{name.replace('.', '_')}"
 
 
 def merge_loras(
@@ -295,8 +249,10 @@ def merge_loras(
     tensors: dict[str, Tensor] = {}
     for layer, added in found.items():
         down, up = _joined(added, names.shapes[layer], rank)
-        tensors |= kohya_tensors(spelled[layer], down, up, down.shape[0], dtype)
-    largest = max(tensor.shape[0] for name, tensor in tensors.items() if name.endswith("lora_down.weight"))
+        tensors |= lora_tensors(spelled[layer], down, up, down.shape[0], dtype)
+    largest = max(
+        tensor.shape[0] for name, tensor in tensors.items() if name.endswith((".lora_down.weight", ".lora_A.weight"))
+    )
     _save(target, tensors, opened.family, largest, 0, " + ".join(one.path.name for one in loras))
     return tuple(notes)
 
@@ -332,13 +288,12 @@ def _joined(
 
 
 def _save(target: Path, tensors: Mapping[str, Tensor], family: str, rank: int, conv_rank: int, what: str) -> None:
-    metadata = {
-        "ss_network_module": "networks.lora",
-        "ss_network_dim": str(rank),
-        "ss_network_alpha": str(float(rank)),
-        "ss_base_model_version": {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}.get(family, family),
-        "ss_training_comment": f"gouache {__version__}: {what}",
-    }
-    if conv_rank:
-        metadata["ss_network_args"] = f'{{"conv_dim": "{conv_rank}", "conv_alpha": "{conv_rank}"}}'
-    save_tensors(target, tensors, metadata)
+    facts = LoraFacts(
+        family=family,
+        name=target.stem,
+        rank=rank,
+        alpha=rank,
+        conv_rank=conv_rank,
+        comment=f"gouache {__version__}: {what}",
+    )
+    save_tensors(target, tensors, lora_metadata(facts, tensors))

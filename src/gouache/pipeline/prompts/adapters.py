@@ -235,6 +235,12 @@ class Adapters:
             if one.left_out
         ]
         bundle = with_loras(self.bundle, loras) if loras else self.bundle
+        rescaled = [tag.name for lora, tag in loras if lora.zero_terminal_snr]
+        if rescaled and not bundle.denoiser_config.schedule.zero_terminal_snr:
+            config = bundle.denoiser_config.with_zero_terminal_snr()
+            bundle = bundle if config is None else replace(bundle, denoiser_config=config)
+            done = "which this model can't have" if config is None else "which it paints with"
+            notes.append(f"LoRA {rescaled[0]!r} was trained on a noise schedule with zero terminal SNR, {done}")
         if usable:
             bundle = with_embeddings(bundle, usable)
         refs = [ref_of(tag.name, LORA, file.path) for file, tag in tags]
@@ -389,9 +395,14 @@ class TokensWithWords(nn.Module):
 
     def forward(self, ids: Tensor) -> Tensor:
         """ids [N, L] -> [N, L, width]."""
-        known = self.base.num_embeddings
-        new = F.embedding((ids - known).clamp_min(0), self.rows)
-        return torch.where((ids >= known)[..., None], new, self.base(ids.clamp_max(known - 1)))
+        return vectors_of(ids, self.base, self.rows)
+
+
+def vectors_of(ids: Tensor, base: nn.Embedding, rows: Tensor) -> Tensor:
+    """The vectors of tokens, of which those behind the table's have the further rows. [N, L] -> [N, L, width]"""
+    known = base.num_embeddings
+    new = F.embedding((ids - known).clamp_min(0), rows)
+    return torch.where((ids >= known)[..., None], new, base(ids.clamp_max(known - 1)))
 
 
 def with_words(stack: TextStack, encoders: Sequence[TextEncoder], words: Mapping[str, Sequence[Tensor]]) -> TextStack:

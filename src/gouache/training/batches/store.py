@@ -85,18 +85,42 @@ def encode(folder: Path, source: CaptionedSource, encoders: Encoders, count: int
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / "empty.safetensors", _encode_text(encoders, [""]))
-    for start in range(0, count, SHARD):
-        path = folder / f"{start:09d}.safetensors"
-        numbers = range(start, min(start + SHARD, count))
-        if _is_whole(path, len(numbers)):
+    for numbers in _shards(count):
+        if _is_whole(_shard(folder, numbers), len(numbers)):
             yield numbers.stop
             continue
         parts = []
-        for at in range(numbers.start, numbers.stop, BATCH):
-            for same in _runs(source, range(at, min(at + BATCH, numbers.stop))):
-                parts.append(_encode_batch(source, encoders, same))
-                yield same.stop
-        save_tensors(path, _joined([p for p, _ in parts]), {"captions": json.dumps([c for _, cs in parts for c in cs])})
+        for batch in batches_of(source, numbers):
+            parts.append(encode_batch(source, encoders, batch))
+            yield batch.stop
+        save_shard(folder, numbers, parts)
+
+
+def _shards(count: int) -> list[range]:
+    """The examples of each shard of a store."""
+    return [range(start, min(start + SHARD, count)) for start in range(0, count, SHARD)]
+
+
+def _shard(folder: Path, numbers: range) -> Path:
+    return folder / f"{numbers.start:09d}.safetensors"
+
+
+def missing_shards(folder: Path, count: int) -> list[range]:
+    """The examples of each shard that a store of `count` examples lacks, or has damaged."""
+    return [numbers for numbers in _shards(count) if not _is_whole(_shard(folder, numbers), len(numbers))]
+
+
+def batches_of(source: CaptionedSource, numbers: range) -> list[range]:
+    """The examples that are encoded together, of those of one shard: all of one shape."""
+    starts = range(numbers.start, numbers.stop, BATCH)
+    return [same for at in starts for same in _runs(source, range(at, min(at + BATCH, numbers.stop)))]
+
+
+def save_shard(folder: Path, numbers: range, parts: Sequence[tuple[dict[str, Tensor], list[str]]]) -> None:
+    """Write the shard of these examples from its batches, in their order."""
+    folder.mkdir(parents=True, exist_ok=True)
+    captions = json.dumps([caption for _, captions in parts for caption in captions])
+    save_tensors(_shard(folder, numbers), _joined([part for part, _ in parts]), {"captions": captions})
 
 
 class EncodedStore:
@@ -209,7 +233,8 @@ def _is_whole(path: Path, count: int) -> bool:
 
 
 @torch.no_grad()
-def _encode_batch(source: CaptionedSource, encoders: Encoders, numbers: range) -> tuple[dict[str, Tensor], list[str]]:
+def encode_batch(source: CaptionedSource, encoders: Encoders, numbers: range) -> tuple[dict[str, Tensor], list[str]]:
+    """Latents, text states and captions of some examples of one shape."""
     examples = source.examples(numbers)
     device = next(encoders.vae.parameters()).device
     image = rgba_to_tensor(examples.pictures)[:, : encoders.vae.config.image_channels].to(device)
@@ -242,7 +267,7 @@ def states_of_texts(
         ids, rows = map(stack.t5_tokenizer.ids, captions), stack.joint.rows
         t5 = torch.cat([stack.encode_t5(one[: rows - 1]) for one in ids])
     context = stack.whole(states.context, t5)
-    mask = states.mask if states.mask is not None else torch.ones(context.shape[:2], dtype=torch.bool)
+    mask = states.mask if states.mask is not None else context.new_ones(context.shape[:2], dtype=torch.bool)
     vector = pooled(states.pooled)
     return TextStates(context, mask, states.context.new_zeros(len(captions), 0) if vector is None else vector)
 

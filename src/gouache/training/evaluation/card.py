@@ -15,8 +15,11 @@ from typing import Literal
 
 from gouache.checkpoints.detect import Identity
 from gouache.checkpoints.identify import identify, known_sha256
+from gouache.data.packed import PackedPictures
+from gouache.data.readers import ReadReport, read_pictures
 from gouache.data.stickers import Stickers
 from gouache.errors import DataError
+from gouache.training.evaluation.own import OWN_PICTURES, is_sticker_set
 from gouache.training.runlog import read_log
 from gouache.training.stages.registry import STAGES
 
@@ -121,7 +124,7 @@ def write_model_card(
 
     Args:
         model: folder in the own format.
-        data: folder of the sticker set it learnt from.
+        data: folder of what it learnt from: the sticker set, or anyone's pictures, packed or not.
         runs: folders of its training, as given to ``gouache train --out``.
         config: the TOML file of the training, shown whole.
         evaluation: JSON of ``gouache eval``.
@@ -131,17 +134,18 @@ def write_model_card(
         DataError: a file is missing, holds something else, or the evaluation is of other weights.
     """
     identity = identify(model)
-    stickers = Stickers.open(data)
+    learnt_from = _data(Stickers.open(data)) if is_sticker_set(data) else _own_data(data)
     parts = [f"# {identity.label or model.name}\n" if words is None else _text(words)]
     if evaluation is not None:
         parts.append(_figures(_evaluation(evaluation, known_sha256(identity)), evaluation.name))
-    parts += [_parts(model, identity), _data(stickers)]
+    parts += [_parts(model, identity), learnt_from]
     if stages := [line for run in runs for line in _stages(run)]:
         parts.append(_table("Training", ("stage", "images seen", "hours", "best validation", "at images"), stages))
     if config is not None:
         parts.append(f"The config of the training:\n\n```toml\n{_text(config)}```\n")
     (model / CARD).write_text("\n".join(parts), encoding="utf-8")
-    shutil.copyfile(_there(data / CREDITS), model / CREDITS)
+    if is_sticker_set(data) or (data / CREDITS).is_file():
+        shutil.copyfile(_there(data / CREDITS), model / CREDITS)
     return model / CARD
 
 
@@ -181,6 +185,24 @@ def _data(stickers: Stickers) -> str:
         f" made them and under which licence: [{CREDITS}]({CREDITS}).\n"
     )
     return _table("Data", ("package", "licence"), rows) + text
+
+
+def _own_data(data: Path) -> str:
+    """Of pictures that aren't the recipe's: how many there are, and whether their makers are named.
+
+    Raises:
+        DataError: there are none.
+    """
+    if (data / "manifest.json").is_file():
+        count = len(PackedPictures.open(data))
+    else:
+        count = sum(1 for _ in read_pictures(data, ReadReport()))
+    if not count:
+        raise DataError(str(data), given="no captioned picture", expected="what the model learnt from")
+    credits_ = (
+        f"Who made them: [{CREDITS}]({CREDITS})." if (data / CREDITS).is_file() else "No file names their makers."
+    )
+    return f"## Data\n\n{count:,} pictures of one's own, with captions. {credits_}\n"
 
 
 def _stages(run: Path) -> list[tuple[str, ...]]:
@@ -240,6 +262,8 @@ def _figures(values: FigureMapping, source: str) -> str:
     steps = values.get("default_steps")
     goals = [row for goal in GOALS if (row := _goal_row(goal, figures, steps)) is not None]
     text = _table("Figures", ("what", "reached", "95 % interval", "n", "goal", "met"), goals)
+    if OWN_PICTURES in values:
+        text = "## Figures\n"  # the goals are of the sticker set
     rest = [
         (
             str(f["name"]),

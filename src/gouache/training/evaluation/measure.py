@@ -14,11 +14,12 @@ from pathlib import Path
 import torch
 
 from gouache.data.stickers import Stickers
-from gouache.errors import InvalidInput
+from gouache.errors import DataError, InvalidInput
 from gouache.pipeline.pipeline import Pipeline, open_pipeline
 from gouache.pipeline.request import Request
 from gouache.training.evaluation.figures import Evaluation, Figure
-from gouache.training.evaluation.judge import load_judge
+from gouache.training.evaluation.judge import load_judge, open_instrument
+from gouache.training.evaluation.own import OwnSettings, evaluate_own
 from gouache.training.evaluation.painting import painter
 from gouache.training.evaluation.statistics import Interval
 from gouache.training.evaluation.suite import EvaluationSettings, Painting, evaluate
@@ -85,6 +86,44 @@ def middle(values: Sequence[float]) -> Interval:
     """The median with the smallest and the largest: too few for a bootstrap."""
     ordered = sorted(values)
     return Interval(ordered[len(ordered) // 2], ordered[0], ordered[-1], len(ordered))
+
+
+def evaluate_own_files(
+    model: str,
+    data: Path,
+    judge: Path | None,
+    settings: OwnSettings,
+    *,
+    device: str | None = None,
+    threads: int = 0,
+    runs: int = 3,
+) -> Iterator[str | Painting | Evaluation]:
+    """As `evaluate_files`, on anyone's captioned pictures.
+
+    Args:
+        model: path or name.
+        data: a packed set, or anything that `gouache data build pictures` reads.
+        judge: file of the stage `clip`, or folder of a published CLIP; None measures what needs none.
+        settings: how much to measure.
+        device, threads, runs: as `evaluate_files`.
+
+    Raises:
+        ModelNotFound, CheckpointError, DataError: one of the three is absent or is something else.
+    """
+    if threads:
+        torch.set_num_threads(threads)
+    if not data.exists():
+        raise DataError(str(data), given="no such folder", expected="captioned pictures, or a built set")
+    instrument = None if judge is None else open_instrument(judge)
+    pipeline, note = open_pipeline(model, device=device)
+    if note:
+        yield note
+    path = pipeline.bundle.path
+    costs = [] if path is None else command_costs(path, runs, threads=threads)
+    for event in evaluate_own(pipeline, data, instrument, settings):
+        if isinstance(event, Evaluation):
+            event = replace(event, figures=(*event.figures, *costs))
+        yield event
 
 
 def evaluate_files(

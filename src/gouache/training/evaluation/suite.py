@@ -356,7 +356,9 @@ FigureValues = NDArray[np.float64]
 
 
 @torch.no_grad()
-def reconstruction(bundle: ModelBundle, pictures: ReferencePictures, *, seed: int) -> list[Figure]:
+def reconstruction(
+    bundle: ModelBundle, pictures: ReferencePictures, *, seed: int, group: str = "held_out"
+) -> list[Figure]:
     """PSNR over all channels and SSIM of the colours on white, of pictures uint8 [N,S,S,4] through the autoencoder.
 
     Raises:
@@ -377,13 +379,19 @@ def reconstruction(bundle: ModelBundle, pictures: ReferencePictures, *, seed: in
         ratios.append(psnr(decoded, image))
         similarities.append(ssim(decoded[:, :3].clamp(-1, 1), image[:, :3]))
     return [
-        Figure("vae_psnr_db", "held_out", bootstrap_mean(torch.cat(ratios).double().numpy(), seed=seed)),
-        Figure("vae_ssim", "held_out", bootstrap_mean(torch.cat(similarities).double().numpy(), seed=seed)),
+        Figure("vae_psnr_db", group, bootstrap_mean(torch.cat(ratios).double().numpy(), seed=seed)),
+        Figure("vae_ssim", group, bootstrap_mean(torch.cat(similarities).double().numpy(), seed=seed)),
     ]
 
 
 def bits(
-    bundle: ModelBundle, pictures: ReferencePictures, captions: Sequence[str], *, levels: int, seed: int
+    bundle: ModelBundle,
+    pictures: ReferencePictures,
+    captions: Sequence[str],
+    *,
+    levels: int,
+    seed: int,
+    group: str = "held_out",
 ) -> list[Figure]:
     """Bits a token of the prior and bits a dimension of the diffusion model on real pictures, with their captions, and
     what the captions save."""
@@ -396,8 +404,8 @@ def bits(
         if parts[name]:
             own, without = np.concatenate(parts[name]), np.concatenate(parts[f"{name}_without"])
             saved = bootstrap_difference(without, own, seed=seed)
-            figures.append(Figure(f"{name}_{unit}", "held_out", bootstrap_mean(own, seed=seed)))
-            figures.append(Figure(f"{name}_{unit}_saved_by_caption", "held_out", saved))
+            figures.append(Figure(f"{name}_{unit}", group, bootstrap_mean(own, seed=seed)))
+            figures.append(Figure(f"{name}_{unit}_saved_by_caption", group, saved))
     return figures
 
 

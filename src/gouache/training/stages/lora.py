@@ -3,36 +3,45 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from gouache import __version__
 from gouache.checkpoints.adapters.layer_names import PRIOR, TEXT, LoraLayer
+from gouache.checkpoints.adapters.lora import ZERO_TERMINAL_SNR
 from gouache.checkpoints.formats.safetensors import save_tensors
-from gouache.checkpoints.merging.loras import kohya_tensors, spelled_layers
+from gouache.checkpoints.merging.lora_files import LoraFacts, lora_metadata, lora_tensors, spelled_layers
 from gouache.checkpoints.save import bundle_to_write
 from gouache.errors import ConfigError
 from gouache.models.bundle import ModelBundle
+from gouache.models.family import SDXL_REFINER
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
-from gouache.pipeline.inputs.tensors import to_tensor
+from gouache.models.text.clip import TextEncoder
+from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.pipeline import Pipeline
-from gouache.pipeline.request import Request
 from gouache.training.batches.batch_shapes import batches_of_one_shape, shown
 from gouache.training.batches.encoded import drop_captions
+from gouache.training.batches.set_facts import facts_of
 from gouache.training.batches.tuning_set import Shown, Texts, TuningSet, tuning_sets
-from gouache.training.denoising import Denoising
+from gouache.training.denoising import Denoising, rescaled
 from gouache.training.inputs import RunInputs, encoders_of, initial_weights, start_model
-from gouache.training.low_rank import Attached, Layer, LowRank, LowRankChanges
+from gouache.training.low_rank import Attached, Layer, LowRank, LowRankChanges, used_layers
+from gouache.training.previewer import PromptPainter, painted
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage
 from gouache.training.stage_tables import LoraStage
 from gouache.training.stages.prior import token_draws, token_nats
 
 SHOWN = 8
-PARTS = ("unet", "text", "vae", "prior", "quantizer")
+PARTS = ("unet", "text", "prior", "quantizer")
+FILE_DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 OF_PRIOR = "prior."
 """What the names of the prior's draws in a batch begin with."""
 PRIOR_WEIGHT = 0.1
@@ -52,50 +61,71 @@ class LoraTraining(Stage[LowRankChanges]):
         super().__init__()
         self.config, self.data, self.held_out, self.texts, self.seed = config, data, held_out, texts, config.loop.seed
         self.bundle = bundle
-        self.unet, self.text, self.vae = bundle.unet, bundle.text, bundle.vae
+        self.unet, self.text = bundle.unet, bundle.text
         self.prior, self.quantizer = bundle.prior, bundle.quantizer
-        self.freeze(
-            *(part for part in ("unet", "text", "vae", "prior", "quantizer") if getattr(self, part) is not None)
-        )
+        self.freeze(*(part for part in PARTS if getattr(self, part) is not None))
+        _check_text(config, bundle)
         self.unet.set_gradient_checkpointing(config.gradient_checkpointing)
         drafts = bundle.quantizer if bundle.unet.config.draft_channels else None
         self.denoising = Denoising(config, bundle.denoiser_config, bundle.unet.config, drafts)
+        self._of_text: set[str] = set()
         layers = self._layers()
-        self.trained = LowRankChanges({name: self._change(layer) for name, layer in layers.items()})
+        self.trained = LowRankChanges({name: self._change(name, layer) for name, layer in layers.items()})
         self.attached = Attached(layers, self.trained)
+        size = max(max(shape) for shape in data.shapes)
+        self.painter = PromptPainter(bundle, config.prompts, size) if config.prompts else None
 
     @classmethod
     def from_run(cls, inputs: RunInputs) -> Iterator[Preparing | Ready]:
         table, size = inputs.table(cls.name, LoraStage), inputs.config.data.size
         bundle = start_model(table.start, size, cls.name)
+        bundle = replace(bundle, denoiser_config=rescaled(bundle.denoiser_config, table, cls.name))
         encoders = encoders_of(bundle, table.start, size)
         sets = yield from tuning_sets(inputs.data, inputs.run, encoders, inputs.config.data, table.loop.batch_size)
         with initial_weights(table.loop.seed):
             stage = cls(table, bundle, *sets, Texts(bundle.text, encoders.pooled))
-        yield Ready(stage, table)
+        # Prompts may change between two sessions of a run.
+        yield Ready(stage, table.model_copy(update={"prompts": ()}))
 
     def _layers(self) -> dict[str, Layer]:
         """The layers that are changed, by the names in the file.
 
         Raises:
-            ConfigError: a pattern fits no layer.
+            ConfigError: a pattern fits no layer, or no layer is left.
         """
         wanted, named = self.config.layers, dict(self._nameable())
-        for pattern in wanted:
-            if not any(fnmatchcase(name, pattern) for name in named):
-                given, first = pattern, ", ".join(list(named)[:3])
-                raise ConfigError("lora.layers", given=given, expected=f"names with *, as {first}, of {len(named)}")
+        for key, patterns in (("layers", wanted), ("ranks", tuple(self.config.ranks))):
+            for pattern in patterns:
+                if not any(fnmatchcase(name, pattern) for name in named):
+                    first = ", ".join(list(named)[:3])
+                    raise ConfigError(
+                        f"lora.{key}", given=pattern, expected=f"names with *, as {first}, of {len(named)}"
+                    )
         if wanted:
             named = {name: one for name, one in named.items() if any(fnmatchcase(name, each) for each in wanted)}
-        return {name: layer for name, layer in named.items() if self.config.rank_of(tuple(layer.weight.shape))}
+        named = {name: layer for name, layer in named.items() if self._rank_of(name, layer)}
+        if not named:
+            raise ConfigError("lora.ranks", given="0 for every layer", expected="some layers to change")
+        return named
 
     def _nameable(self) -> Iterator[tuple[str, Layer]]:
+        of_text: dict[str, Layer] = {}
         for place, name in spelled_layers(bundle_to_write(self.bundle)):
             if place.part == TEXT and not self.config.text:
                 continue
             layer = self._network(place).get_submodule(place.name)
             assert isinstance(layer, nn.Linear | nn.Conv2d), "no other layers have names"
-            yield name, layer
+            if place.part == TEXT:
+                of_text[name] = layer
+            else:
+                yield name, layer
+        # Of most CLIP encoders a state before the last is read: the layers behind it do nothing.
+        self._of_text = used_layers(of_text, self._text_states) if of_text else set()
+        yield from ((name, layer) for name, layer in of_text.items() if name in self._of_text)
+
+    def _text_states(self) -> Tensor:
+        states = self.texts.live([""])
+        return states.context.sum() + states.pooled.sum()
 
     def _network(self, place: LoraLayer) -> nn.Module:
         if place.part == TEXT:
@@ -104,17 +134,25 @@ class LoraTraining(Stage[LowRankChanges]):
         assert network is not None, "no layer of a network that isn't there has a name"
         return network
 
-    def _change(self, layer: Layer) -> LowRank:
-        config, rank = self.config, self.config.rank_of(tuple(layer.weight.shape))
-        # A layer that is too small for the whole rank keeps the factor alpha / rank of the others.
+    def _rank_of(self, name: str, layer: Layer) -> int:
+        return self.config.rank_of(name, tuple(layer.weight.shape))
+
+    def _change(self, name: str, layer: Layer) -> LowRank:
+        config, rank = self.config, self._rank_of(name, layer)
+        # A layer of another rank keeps the factor alpha / rank of the others.
         alpha = rank * (config.alpha or config.rank) / config.rank
         return LowRank(layer, rank, alpha, dora=config.dora, dropout=config.dropout)
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        """The autoencoder, which no step needs: it is no part of the stage, and so stays off the device."""
+        return self.bundle.vae
 
     def batch(self, indices: Sequence[int]) -> Batch:
         return self._batch(self.data, self.data.shown(indices), BatchNoise(self.seed, indices))
 
     def forward(self, batch: Batch) -> Losses:
-        weighted, plain = self.denoising.errors(self.unet, self._with_text(batch))
+        weighted, plain = self.denoising.errors(self._predicted, self._with_text(batch))
         losses = {"loss": weighted.mean(), "mse": plain.mean().detach()}
         if self.prior is not None and self.quantizer is not None:
             nats = self._nats(self.prior, self.quantizer, batch).mean(1)
@@ -122,6 +160,37 @@ class LoraTraining(Stage[LowRankChanges]):
             losses["loss"] = losses["loss"] + PRIOR_WEIGHT * weighted.mean()
             losses["bits_per_token"] = nats.mean().detach() / math.log(2)
         return losses
+
+    def rate_factors(self) -> Mapping[nn.Parameter, float]:
+        own = self.config.text_learning_rate
+        if own is None:
+            return {}
+        factor, changes = own / self.config.optimizer.learning_rate, self.trained
+        return {
+            parameter: factor
+            for name in changes.names
+            if name in self._of_text
+            for parameter in changes.of(name).parameters()
+        }
+
+    def round_frozen(self, dtype: torch.dtype) -> None:
+        for network in (self.unet, self.text):
+            network.to(dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """That of the U-Net's weights."""
+        return next(self.unet.parameters()).dtype
+
+    def _predicted(self, x: Tensor, timestep: Tensor, context: Tensor, /, **given: Any) -> Tensor:
+        """The U-Net's prediction, from inputs in the type of its weights."""
+        kind = self._dtype
+        given = {
+            name: value.to(kind) if isinstance(value, Tensor) and value.is_floating_point() else value
+            for name, value in given.items()
+        }
+        prediction: Tensor = self.unet(x.to(kind), timestep, context.to(kind), **given)
+        return prediction
 
     def _nats(self, prior: Prior, quantizer: Quantizer, batch: Batch) -> Tensor:
         draws = {name.removeprefix(OF_PRIOR): value for name, value in batch.items() if name.startswith(OF_PRIOR)}
@@ -144,7 +213,7 @@ class LoraTraining(Stage[LowRankChanges]):
                 noise = BatchNoise(self.seed, numbers)
                 batch = self._batch(self.held_out, self.held_out.plain(numbers), noise, exact=True)
                 batch = {name: value.to(self.device) for name, value in batch.items()}
-                errors.append(self.denoising.errors(self.unet, batch)[1])
+                errors.append(self.denoising.errors(self._predicted, batch)[1])
                 if self.prior is not None and self.quantizer is not None:
                     bits.append(self._nats(self.prior, self.quantizer, batch).mean(1))
         figures = {"mse": float(torch.cat(errors).mean())}
@@ -159,38 +228,95 @@ class LoraTraining(Stage[LowRankChanges]):
         """For held-out captions: the picture, what the model painted before, and what it paints now."""
         numbers = shown(self.held_out, len(self.held_out), SHOWN)
         pictures = self.held_out.plain(numbers)
-        rows = [self.vae.decode(self.held_out.latents(pictures).to(self.device)).cpu()]
-        rows += [self._painted(pictures, used) for used in (None, network)]
+        with self._vae_at_hand():
+            rows = [self.vae.decode(self.held_out.latents(pictures).to(self.device)).cpu()]
+            rows += [self._painted(pictures, used) for used in (None, network)]
         return torch.stack([row[:, :3] for row in rows], dim=1).flatten(0, 1)
 
+    def prompted(self, network: LowRankChanges) -> Tensor | None:
+        if self.painter is None:
+            return None
+        with self.attached.using(network), self._vae_at_hand():
+            return self.painter.sheet(self.unet, self.device)
+
+    @contextmanager
+    def _vae_at_hand(self) -> Iterator[None]:
+        """The autoencoder on the device, for a while."""
+        before = next(self.vae.parameters()).device
+        self.vae.to(self.device)
+        try:
+            yield
+        finally:
+            self.vae.to(before)
+
     def _painted(self, pictures: Sequence[Shown], changes: LowRankChanges | None) -> Tensor:
-        height, width = self.held_out.shapes[0]
-        pipeline = Pipeline(self.bundle)
         with self.attached.using(changes):
-            images = [
-                pipeline.paint(Request(prompt=one.caption, seed=self.seed, width=width, height=height))[0].image
-                for one in pictures
-            ]
-        return torch.cat([to_tensor(image, 3)[None] for image in images])
+            captions, seeds = [one.caption for one in pictures], [self.seed] * len(pictures)
+            return painted(Pipeline(self.bundle), captions, seeds, self.held_out.shapes[0])[:, :3]
 
     def export(self, network: LowRankChanges, path: Path) -> None:
-        """Write the changes in kohya's layout."""
+        """Write the changes as a file that other programs read too, with what they show of it."""
         tensors: dict[str, Tensor] = {}
-        for name in network.changes:
+        for name in network.names:
             change = network.of(name)
-            tensors |= kohya_tensors(name, change.down, change.up, change.alpha, torch.float16)
-            if change.magnitude is not None:
-                tensors[f"{name}.dora_scale"] = change.magnitude.view(-1, *[1] * (change.down.ndim - 1)).half()
-        rank, alpha = self.config.rank, self.config.alpha or self.config.rank
-        metadata = {
-            "ss_network_module": "networks.lora",
-            "ss_network_dim": str(rank),
-            "ss_network_alpha": str(float(alpha)),
-            "ss_base_model_version": {"sd1": "sd_v1", "sd2": "sd_v2", "sdxl": "sdxl_base_v1-0"}.get(
-                self.bundle.family, self.bundle.family
-            ),
-        }
+            dtype = FILE_DTYPES[self.config.dtype]
+            tensors |= lora_tensors(name, change.down, change.up, change.alpha, dtype, change.magnitude)
+        metadata = lora_metadata(self._facts(), tensors)
+        if self.config.zero_terminal_snr:
+            metadata[ZERO_TERMINAL_SNR] = "True"
         save_tensors(path, tensors, metadata)
+
+    def _facts(self) -> LoraFacts:
+        config, size = self.config, max(max(shape) for shape in self.data.shapes)
+        return LoraFacts(
+            family=self.bundle.family,
+            name=config.name or f"{config.start.stem}-lora",
+            rank=config.rank,
+            alpha=config.alpha or config.rank,
+            conv_rank=config.conv_rank,
+            dora=config.dora,
+            prediction=self.bundle.denoiser_config.parameterization,
+            comment=f"gouache {__version__}",
+            size=size,
+            training=self._told() | facts_of(self.data),
+        )
+
+    def _told(self) -> dict[str, object]:
+        """The training's settings by kohya's names."""
+        config, rate = self.config, self.config.optimizer.learning_rate
+        loop, optimizer, a_step = config.loop, config.optimizer, config.loop.batch_size
+        size = max(max(shape) for shape in self.data.shapes)
+        return {
+            "ss_sd_model_name": config.start.name,
+            "ss_new_sd_model_hash": self.bundle.sha256 or None,
+            "ss_resolution": f"({size}, {size})",
+            "ss_learning_rate": rate,
+            "ss_unet_lr": rate,
+            "ss_text_encoder_lr": (config.text_learning_rate or rate) if config.text else None,
+            "ss_optimizer": optimizer.name,
+            "ss_lr_scheduler": optimizer.schedule,
+            "ss_lr_warmup_steps": optimizer.warmup_images // a_step,
+            "ss_max_grad_norm": optimizer.gradient_clip,
+            "ss_total_batch_size": a_step,
+            "ss_batch_size_per_device": a_step // optimizer.accumulation,
+            "ss_gradient_accumulation_steps": optimizer.accumulation,
+            "ss_gradient_checkpointing": config.gradient_checkpointing,
+            "ss_max_train_steps": -(-loop.images // a_step),
+            "ss_num_epochs": -(-loop.images // len(self.data)),
+            "ss_steps": self.images_seen // a_step,
+            "ss_epoch": self.images_seen // len(self.data),
+            "ss_mixed_precision": {torch.bfloat16: "bf16", torch.float16: "fp16"}.get(self._dtype, "no"),
+            "ss_seed": loop.seed,
+            "ss_network_dropout": config.dropout or None,
+            "ss_caption_dropout_rate": config.caption_dropout,
+            "ss_noise_offset": config.noise_offset or None,
+            "ss_multires_noise_iterations": config.pyramid_levels or None,
+            "ss_min_snr_gamma": (config.weight_gamma or 5.0) if config.weight == "min_snr" else None,
+            "ss_debiased_estimation": config.weight == "debiased",
+            "ss_loss_type": config.loss,
+            "ss_prior_loss_weight": config.prior_loss_weight,
+            "ss_cache_latents": True,
+        }
 
     def _batch(self, data: TuningSet, pictures: Sequence[Shown], noise: BatchNoise, *, exact: bool = False) -> Batch:
         """Latents, text and noise; `exact` leaves captions, drafts and tokens as they are."""
@@ -206,5 +332,25 @@ class LoraTraining(Stage[LowRankChanges]):
             batch |= {f"{OF_PRIOR}{name}": value for name, value in draws.items()}
         if self.config.text and not exact:
             return batch | {"place": torch.tensor(list(noise.indices)), "dropped": dropped}
-        text = self.texts.states([one.caption for one in pictures])
+        captions = [one.caption for one in pictures]
+        if self.config.text:
+            return batch | self.texts.live(captions).batch()  # what is kept of captions was said by other weights
+        text = self.texts.states(captions)
         return batch | drop_captions(text, self.texts.states([""]), dropped).batch()
+
+
+def _check_text(config: LoraStage, bundle: ModelBundle) -> None:
+    """Refuse to train text encoders whose layers have no names in LoRA files.
+
+    Raises:
+        ConfigError: see above.
+    """
+    clip = [encoder for encoder in bundle.text.encoders if isinstance(encoder, TextEncoder)]
+    if config.text and (not clip or bundle.family == SDXL_REFINER.name):
+        what = "one" if clip else "a sentence encoder"
+        raise ConfigError(
+            "lora.text",
+            given=f"true for {config.start}, a {bundle.family} model with {what}",
+            expected="false: programs agree on names for the CLIP encoders of SD 1, 2, XL and 3 only",
+            cure="Leave it out; the other networks are changed all the same.",
+        )

@@ -7,6 +7,7 @@ from typing import Any
 from gouache.training.stage import Stage
 from gouache.training.stages.clip import ClipTraining
 from gouache.training.stages.denoiser import DenoiserTraining
+from gouache.training.stages.inversion import InversionTraining
 from gouache.training.stages.lora import LoraTraining
 from gouache.training.stages.prior import PriorTraining
 from gouache.training.stages.tokens import TokensTraining
@@ -20,5 +21,6 @@ STAGES: dict[str, type[Stage[Any]]] = {
     "prior": PriorTraining,
     "denoiser": DenoiserTraining,
     "lora": LoraTraining,
+    "inversion": InversionTraining,
     "upscaler": UpscalerTraining,
 }

@@ -19,8 +19,9 @@ FLAGS = {
     "model_aliases": "--model-alias",
     "allowed_hosts": "--allow-host",
     "admins": "--admin",
+    "device": "--device --devices",
 }
-"""Fields whose option has another name."""
+"""Fields whose option has another name, or two."""
 VARIABLES = {"store": "GOUACHE_STORE", "files": "GOUACHE_FILES"}
 """Fields that an environment variable sets too."""
 WITHOUT_OPTION = ("model_memory", "lease", "grace", "wait", "limits")
@@ -67,9 +68,9 @@ def option_of(name: str, field: FieldInfo) -> inspect.Parameter:
     """One field as an option; a tuple becomes an option that may be repeated."""
     kind, many = _plain(field.annotation)
     flag = FLAGS.get(name, "--" + name.replace("_", "-"))
-    given = None if field.is_required() or many else field.default
+    given = None if field.is_required() or many or field.default_factory else field.default
     option = typer.Option(
-        f"{flag}/--no-{flag[2:]}" if kind is bool else flag,
+        *([f"{flag}/--no-{flag[2:]}"] if kind is bool else flag.split()),
         help=(field.description or "") + (" May be repeated." if many else ""),
         envvar=VARIABLES.get(name),
         show_default=given is not None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gouache.cli.jobs import AsJson, Data, Store
+from gouache.cli.serving.jobs import AsJson, Data, Store
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -1,0 +1,1 @@
+"""Commands around the studio: server, workers, accounts, jobs."""
