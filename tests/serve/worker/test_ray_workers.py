@@ -19,6 +19,7 @@ from tests.serve.worker.test_host import ROOT, Host, running
 
 from gouache.serve.queue.leases import Leases
 
+
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalCluster]:
     """A head node that takes no work, and three nodes with a CPU each."""
@@ -65,7 +66,9 @@ def test_a_node_that_is_killed_loses_no_job(cluster: LocalCluster, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_lost_head_node_ends_the_command_with_one_sentence_and_loses_no_job(cluster: LocalCluster, tmp_path: Path) -> None:
+def test_a_lost_head_node_ends_the_command_and_loses_no_job(
+    cluster: LocalCluster, tmp_path: Path
+) -> None:
     server, host = Process(tmp_path, workers=0), Host(tmp_path, cluster.address, workers=1)
     with running((server, host)):
         job = submit(server, "before")
