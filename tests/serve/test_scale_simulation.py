@@ -34,13 +34,13 @@ def erlang_c(servers: int, load: float) -> float:
 
 
 def test_without_a_lock_it_is_the_queue_of_erlang(simulation: Any) -> None:
-    servers, rate, mean, count = 4, 3.0, 1.0, 30_000
+    servers, rate, mean, count = 4, 3.0, 1.0, 12_000
     draw = random.Random(2)
     lengths = [draw.expovariate(1 / mean) for _ in range(count)]
     nothing = simulation.Constants(claim=0.0, beside=0.0, poll=0.0)
     made = simulation.simulate(simulation.poisson(rate, count, 1), lengths, servers, nothing)
     expected = erlang_c(servers, rate * mean) * mean / (servers - rate * mean)
-    assert made.wait == pytest.approx(expected, rel=0.1)
+    assert made.wait == pytest.approx(expected, rel=0.15)
 
 
 def test_jobs_of_one_length_come_in_rounds_and_the_lock_bounds_the_rate(simulation: Any) -> None:
