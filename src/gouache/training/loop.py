@@ -398,7 +398,7 @@ class _Trainer:
             self.flops_per_image = 3.0 * count_flops(lambda: self.stage(batch))
         device, dtype = self.accelerator.device, DTYPES[str(self.accelerator.mixed_precision)]
         # Autocast leaves some operations in fp32, which is the quicker of the two on processors that emulate bfloat16.
-        self.peak = max(matrix_peak(device, dtype), matrix_peak(device))
+        self.peak = max(matrix_peak(device, dtype), matrix_peak(device, torch.float32))
         self.started = time.monotonic()
 
     def _share(self, speed: float) -> float:
