@@ -85,7 +85,7 @@ def ours(sizes: dict[str, Any], precision: str, steps: int, *, checkpointing: bo
             try:
                 next(events)
             except StopIteration as end:
-                sets = end.value
+                shown, held_out = end.value
                 break
 
         class Stage(LoraTraining):
@@ -100,7 +100,7 @@ def ours(sizes: dict[str, Any], precision: str, steps: int, *, checkpointing: bo
                 """No pictures."""
                 del network
 
-        stage = Stage(config, bundle, *sets, Texts(text, encoders.pooled))
+        stage = Stage(config, bundle, shown, held_out, Texts(text, encoders.pooled))
         watch, marks = Watch(), []
         for _ in train(stage, config, folder / "run" / "lora", accelerator=make_accelerator(config)):
             marks.append(watch.now())

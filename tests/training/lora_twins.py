@@ -36,6 +36,12 @@ def packed(folder: Path) -> Path:
     return folder / "set"
 
 
+def _none(network: LowRankChanges) -> torch.Tensor | None:
+    """No sample sheet: pictures are judged elsewhere."""
+    del network
+    return None
+
+
 class Trained:
     """A LoRA after a few steps.
 
@@ -64,7 +70,7 @@ class Trained:
         assert isinstance(ready, Ready), "the stage comes last"
         assert isinstance(ready.stage, LoraTraining), "it was asked for"
         self.stage = ready.stage
-        self.stage.samples = lambda _: None  # type: ignore[method-assign]  # pictures are judged elsewhere
+        self.stage.samples = _none  # type: ignore[method-assign]
         list(train(self.stage, ready.config, run / "lora"))
         self.file = run / "lora" / "last.safetensors"
         saved = load_tensors(checkpoints(run / "lora")[-1])
