@@ -1,4 +1,4 @@
-"""torchrun starts its processes again when one is lost, and the run goes on from its checkpoint as if nothing had been."""
+"""torchrun starts its processes again when one is lost, and the run goes on from its checkpoint."""
 
 from __future__ import annotations
 

@@ -66,9 +66,7 @@ def test_a_node_that_is_killed_loses_no_job(cluster: LocalCluster, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_lost_head_node_ends_the_command_and_loses_no_job(
-    cluster: LocalCluster, tmp_path: Path
-) -> None:
+def test_a_lost_head_node_ends_the_command_and_loses_no_job(cluster: LocalCluster, tmp_path: Path) -> None:
     server, host = Process(tmp_path, workers=0), Host(tmp_path, cluster.address, workers=1)
     with running((server, host)):
         job = submit(server, "before")
