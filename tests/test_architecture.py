@@ -60,7 +60,11 @@ TEST_ORACLES = {
 }
 # What judges tests and is an optional extra too, and the files that use it.
 EXTRAS = {
-    "transformers": ("src/gouache/pipeline/inputs/preprocessors.py", "src/gouache/data/subsets/captioner.py"),
+    "transformers": (
+        "src/gouache/pipeline/inputs/preprocessors.py",
+        "src/gouache/data/subsets/captioner.py",
+        "src/gouache/training/evaluation/judge.py",
+    ),
 }
 LONGEST_FILE, LONGEST_FUNCTION = 500, 60
 LARGEST_FOLDER = 20

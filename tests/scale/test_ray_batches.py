@@ -48,8 +48,8 @@ def test_a_node_that_dies_in_the_middle_loses_nothing(
         lines.append(line)
         if line.startswith(place):
             printed.append(line.strip())
-        if len(printed) == 2 and cluster.nodes:
-            cluster.kill(cluster.nodes.pop())
+            if len(printed) == 2:
+                cluster.kill(cluster.nodes[0])
     assert process.wait() == 0, "".join(lines)
     assert len(set(printed)) == len(printed) == LINES, "each picture once"
     folder = open_folder(place)
@@ -96,3 +96,9 @@ def test_a_task_that_kills_damages_or_fails_is_its_own_fault_alone(cluster: Loca
         "4": "ok",
         "5": "ClusterError five: given always damaged",
     }
+
+
+def test_an_evaluation_paints_the_same_pictures(cluster: LocalCluster) -> None:
+    script = Path(__file__).parent / "paint_evaluation.py"
+    done = subprocess.run([sys.executable, str(script), cluster.address], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

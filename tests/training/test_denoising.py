@@ -103,11 +103,11 @@ size = 32
 [denoiser]
 start = "{start}"
 zero_terminal_snr = true
-prompts = ["grey", "grey number 4"]
+prompts = ["grey number 4"]
 gradient_checkpointing = true
 [denoiser.loop]
 batch_size = 4
-images = 16
+images = 8
 log_images = 4
 [denoiser.optimizer]
 accumulation = 2
@@ -132,7 +132,7 @@ def test_a_tuning_with_zero_terminal_snr_is_packed_with_its_schedule(tmp_path: P
     assert isinstance(first[-1], TrainingProgress)
     assert first[-1].images_seen == 4, "the minutes end a run after the whole step, parts and all"
     list(train_stage("denoiser", config, data, tmp_path / "run"))
-    assert checkpoints(tmp_path / "run" / "denoiser")[-1].stem == f"{16:012d}"
+    assert checkpoints(tmp_path / "run" / "denoiser")[-1].stem == f"{8:012d}"
     packed = pack(read_config(config, "denoiser"), tmp_path / "run", tmp_path / "tuned", dtype="fp32")
     tuned = load_bundle(packed)
     assert tuned.denoiser_config.schedule.zero_terminal_snr
@@ -144,10 +144,9 @@ def test_a_tuning_with_zero_terminal_snr_is_packed_with_its_schedule(tmp_path: P
     painted = Pipeline(tuned).paint(Request(prompt="grey", seed=1, num_inference_steps=2, width=64, height=64))
     assert painted[0].image.size == (64, 64)
     sheets = sorted((tmp_path / "run" / "denoiser" / "prompts").iterdir())
-    assert [path.stem for path in sheets] == [f"{4:012d}", f"{16:012d}"]
+    assert [path.stem for path in sheets] == [f"{4:012d}", f"{8:012d}"]
     with Image.open(sheets[-1]) as sheet:
         shown = np.asarray(sheet)
-    for number, prompt in enumerate(("grey", "grey number 4")):
-        request = Request(prompt=prompt, seed=number, num_inference_steps=20, width=32, height=32)
-        alone = np.asarray(Pipeline(load_bundle(packed)).paint(request)[0].image)
-        assert abs(alone.astype(int) - shown[:32, 32 * number : 32 * number + 32]).max() <= 1, "as the result paints"
+    request = Request(prompt="grey number 4", seed=0, num_inference_steps=20, width=32, height=32)
+    alone = np.asarray(Pipeline(tuned).paint(request)[0].image)
+    assert abs(alone.astype(int) - shown).max() <= 1, "as the result paints"

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 
 from gouache.checkpoints.formats.safetensors import load_tensors
@@ -172,6 +173,40 @@ def test_the_share_of_the_peak_is_of_the_peak_in_the_runs_precision(make_stage: 
         flops[precision] = last.flops_share * peak / last.images_per_second
     AcceleratorState._reset_state()
     assert flops["bf16"] == pytest.approx(flops["fp32"], rel=1e-6), "an image's operations are as many in any precision"
+
+
+@pytest.mark.slow
+def test_gradients_too_large_for_fp16_are_left_out_and_the_scale_is_part_of_the_state(
+    make_stage: MakeStage, tmp_path: Path
+) -> None:
+    """In fp16 with torch's own scaler, which accelerate makes for GPUs only, from a scale that is too much at first."""
+
+    def scaled(folder: str, images: int) -> None:
+        AcceleratorState._reset_state()
+        stage, accelerator = make_stage("tokens"), Accelerator(mixed_precision="fp16")
+        accelerator.native_amp = True
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**40, backoff_factor=2.0**-8, growth_interval=5)
+        loop = stage.config.loop.model_copy(update={"images": images, "log_images": 8})
+        config = stage.config.model_copy(update={"loop": loop})
+        list(train(stage, config, tmp_path / folder, accelerator=accelerator))
+        AcceleratorState._reset_state()
+
+    scaled("whole", 96)
+    scaled("parts", 40)
+    scaled("parts", 96)
+    whole, parts = last_tensors(tmp_path / "whole"), last_tensors(tmp_path / "parts")
+    assert 1 < float(whole["scaler.scale"]) < 2.0**40
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    lengths = ["gradient_norm" in line for line in read_log(tmp_path / "whole") if "loss" in line]
+    assert not lengths[0]
+    assert lengths[-1]
+
+
+def test_half_precision_on_a_cpu_is_refused(make_stage: MakeStage, tmp_path: Path) -> None:
+    AcceleratorState._reset_state()
+    with pytest.raises(TrainingError, match="fp16 on a CPU"):
+        run(make_stage("tokens"), tmp_path, precision="fp16")
+    AcceleratorState._reset_state()
 
 
 def test_a_full_disk_anywhere_in_the_run_is_reported(

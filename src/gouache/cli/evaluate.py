@@ -41,6 +41,18 @@ def evaluate(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves the choice to torch.")] = 0,
     runs: Annotated[int, typer.Option(min=0, help="Whole runs of gouache paint to time; 0 leaves times out.")] = 3,
     bf16: Annotated[bool, typer.Option("--bf16", help="Paint in bfloat16: quicker on some CPUs, less exact.")] = False,
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            "--ray",
+            metavar="[ADDRESS]",
+            help="Paint a sticker set's prompts on a Ray cluster: HOST:PORT of its head; local, on this machine; "
+            "without ADDRESS the one that RAY_ADDRESS names or that runs here, else as local.",
+        ),
+    ] = None,
+    ray_actors: Annotated[
+        int | None, typer.Option("--ray-actors", min=1, help="Models on the cluster at most. Default: as many as fit.")
+    ] = None,
 ) -> None:
     """Measure reconstruction, retrieval, style, scenes, KID and bits, each with a bootstrap interval.
 
@@ -53,8 +65,9 @@ def evaluate(
 
     events: Iterator[str | Painting | Evaluation]
     if not is_sticker_set(data):
-        if bf16:
-            raise InvalidInput("--bf16", given="for your own pictures", expected="a sticker set", cure="Leave it out.")
+        if bf16 or ray is not None:
+            flag = "--bf16" if bf16 else "--ray"
+            raise InvalidInput(flag, given="for your own pictures", expected="a sticker set", cure="Leave it out.")
         chosen = {} if steps is None else {"steps": read_steps(steps)}
         own = OwnSettings.from_dict({"limit": limit, "seed": seed, **chosen})
         events = evaluate_own_files(model, data, judge, own, device=device, threads=threads, runs=runs)
@@ -66,7 +79,13 @@ def evaluate(
         settings = EvaluationSettings.from_dict(
             {"limit": limit, "steps": read_steps(steps or "8,12"), "seed": seed, "scenes": scenes, "chinese": chinese}
         )
-        events = evaluate_files(model, data, judge, settings, device=device, threads=threads, runs=runs, bf16=bf16)
+        if ray is None:
+            events = evaluate_files(model, data, judge, settings, device=device, threads=threads, runs=runs, bf16=bf16)
+        else:
+            from gouache.scale.evaluating import Spreading, evaluate_on_cluster
+
+            spreading = Spreading(ray, ray_actors, device, bf16)
+            events = evaluate_on_cluster(model, data, judge, settings, spreading, threads=threads, runs=runs)
     for event in events:
         if isinstance(event, str):
             typer.echo(f"gouache: {event}", err=True)

@@ -98,7 +98,7 @@ LazyGroup.homes = {
     "convert": ("gouache.cli.inspect:convert", "Convert a model to another layout."),
     "merge": ("gouache.cli.merge:merge", "Merge models, LoRA files, or write a difference as a LoRA."),
     "serve": ("gouache.cli.serving.serve:serve", "Serve the web page and three APIs."),
-    "worker": ("gouache.cli.serving.worker:worker", "Paint a studio's jobs on this machine, or on a cluster of Ray."),
+    "worker": ("gouache.cli.serving.serve:worker", "Paint a studio's jobs on this machine, or on a cluster of Ray."),
     "accounts": ("gouache.cli.serving.accounts:app", "Add, list and revoke the studio's users and their tokens."),
     "jobs": ("gouache.cli.serving.jobs:app", "List, cancel, retry and export the studio's jobs; back it up."),
     "doctor": ("gouache.cli.info:doctor", "Show versions, devices, memory and model folders."),

@@ -265,20 +265,41 @@ def _attached(requests: Iterable[Request]) -> dict[str, bytes]:
     return {name: references.data(name) for request in requests for name in request.pictures()}
 
 
-class PaintWork:
-    """Paints lines in an actor of a cluster.
+def checked_pipeline(
+    model: str | None, device: str | None, dtype: str | None, digest: str | None, versions: Mapping[str, str]
+) -> Pipeline:
+    """The model, loaded on a node of a cluster.
 
     Args:
         model: path or name, on every machine.
         device, dtype: as `open_pipeline`.
         digest: sha256 that the model must have.
         versions: packages that the machine must have.
-        attachments: pictures by the names that requests have for them.
-        noted: notes for every recipe.
 
     Raises:
         ClusterError: the machine has another build or another model.
         ModelNotFound: it has no such model.
+    """
+    check_build(versions)
+    pipeline, _ = open_pipeline(model, device=device, dtype=dtype_named(dtype))
+    own = model_ref(pipeline.bundle)
+    if own.sha256 != digest:
+        raise ClusterError(
+            f"model {own.path or own.name}",
+            given=f"sha256 {str(own.sha256)[:12]} on a node",
+            expected=f"{str(digest)[:12]}, as on the machine that asks",
+            cure="Copy the same files to every node, to the same place.",
+        )
+    return pipeline
+
+
+class PaintWork:
+    """Paints lines in an actor of a cluster.
+
+    Args:
+        model, device, dtype, digest, versions: as `checked_pipeline`, with its errors.
+        attachments: pictures by the names that requests have for them.
+        noted: notes for every recipe.
     """
 
     def __init__(
@@ -291,16 +312,7 @@ class PaintWork:
         attachments: Mapping[str, bytes],
         noted: tuple[str, ...],
     ) -> None:
-        check_build(versions)
-        self._pipeline, _ = open_pipeline(model, device=device, dtype=dtype_named(dtype))
-        own = model_ref(self._pipeline.bundle)
-        if own.sha256 != digest:
-            raise ClusterError(
-                f"model {own.path or own.name}",
-                given=f"sha256 {str(own.sha256)[:12]} on a node",
-                expected=f"{str(digest)[:12]}, as on the machine that asks",
-                cure="Copy the same files to every node, to the same place.",
-            )
+        self._pipeline = checked_pipeline(model, device, dtype, digest, versions)
         self._attachments, self._noted = attachments, noted
 
     def __call__(self, task: str) -> Iterator[tuple[int, bytes]]:

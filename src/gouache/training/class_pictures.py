@@ -5,14 +5,17 @@ section 3.2, "class-specific prior preservation loss").
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
-from gouache.errors import InvalidInput
+from gouache.errors import ConfigError, InvalidInput
 from gouache.files import write_bytes
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
 from gouache.training.inputs import file_marks
+from gouache.training.loop_config import StageConfig
+from gouache.training.stage import Preparing
+from gouache.training.stage_tables import DenoisingTable
 
 
 def class_folder(run: Path, model: Path, prompt: str, *, size: int, seed: int) -> Path:
@@ -55,3 +58,41 @@ def paint_class_pictures(
             write_bytes(path.with_suffix(".txt"), f"{prompt}\n".encode(), force=True)
             write_bytes(path, painted.encode(), force=True)
         yield number + 1
+
+
+def painted_class(
+    table: StageConfig,
+    model: Path | None,
+    run: Path,
+    size: int,
+    *,
+    main: bool = True,
+    stop: Callable[[], bool] = lambda: False,
+) -> Generator[Preparing, None, tuple[Path, int] | None]:
+    """Paint the pictures of the class that a stage's table asks for; gives their folder and number, None for none.
+
+    Args:
+        table: the stage's.
+        model: what the run starts from, if its table doesn't say.
+        run: folder of the whole training.
+        size: side of the pictures.
+        main: whether this process paints.
+        stop: asked after each; those that are painted stay, and the run is to end.
+
+    Raises:
+        ConfigError: there is no model to paint them with.
+        GouacheError: as `paint_class_pictures`.
+    """
+    if not isinstance(table, DenoisingTable) or not table.class_prompt:
+        return None
+    model = getattr(table, "start", None) or model
+    if model is None:
+        raise ConfigError("class_prompt", given=table.class_prompt, expected="a model to start from, which paints them")
+    count, seed = table.class_pictures, table.loop.seed
+    folder = class_folder(run, model, table.class_prompt, size=size, seed=seed)
+    if main:
+        for done in paint_class_pictures(folder, model, table.class_prompt, count, size=size, seed=seed):
+            yield Preparing(done, count, what=f"painting {table.class_prompt!r}")
+            if stop():
+                break
+    return folder, count

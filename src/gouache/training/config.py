@@ -147,10 +147,10 @@ ELSEWHERE = {
     "tracker_project_name": "It is called wandb, in [STAGE.loop].",
     "logging_dir": "The log lies in the run's folder: RUN/STAGE/log.jsonl and RUN/STAGE/tensorboard.",
     "validation_epochs": "It is called validate_images, in [STAGE.loop], and counts pictures.",
-    "lora_rank": "Whole networks are trained; `gouache merge --to lora` makes a LoRA of the result and its start.",
-    "rank": "Whole networks are trained; `gouache merge --to lora` makes a LoRA of the result and its start.",
-    "network_dim": "Whole networks are trained; `gouache merge --to lora` makes a LoRA of the result and its start.",
-    "network_alpha": "Whole networks are trained; `gouache merge --to lora` makes a LoRA of the result and its start.",
+    "lora_rank": "It is called rank, in [lora].",
+    "rank": "It belongs to [lora].",
+    "network_dim": "It is called rank, in [lora].",
+    "network_alpha": "It is called alpha, in [lora].",
 }
 """Names that diffusers' training scripts and kohya's sd-scripts give what is set here."""
 

@@ -120,13 +120,22 @@ def make_accelerator(config: StageConfig) -> Accelerator:
     """Devices and processes as the environment says, in the configured precision.
 
     Raises:
-        TrainingError: the environment asks for weights sharded in a way that this stage's config can't be.
+        TrainingError: the environment asks for weights sharded in a way that this stage's config can't be, or the
+            device doesn't compute in its precision.
     """
     from accelerate import Accelerator
 
     if sharding_asked():
         check_sharding(config)
-    return Accelerator(mixed_precision=precision_of(config))
+    accelerator = Accelerator(mixed_precision=precision_of(config))
+    if config.loop.precision == "fp16" and accelerator.device.type == "cpu":
+        raise TrainingError(
+            "loop.precision",
+            given="fp16 on a CPU",
+            expected='"fp32", "bf16", or "auto", which chooses',
+            cure="Half precision is for GPUs: networks would be computed in fp32 here.",
+        )
+    return accelerator
 
 
 def precision_of(config: StageConfig) -> str:
@@ -187,6 +196,7 @@ class _Trainer:
             # Schedule-free training keeps an average of its own.
             PowerEma(stage.trained, () if config.optimizer.name == "schedule_free" else config.ema.lengths),
             Position(next_validation=loop.validate_images),
+            accelerator.scaler,
         )
         # After sharding, so that each process loads its own slices.
         if saved := checkpoints(run):
@@ -270,14 +280,18 @@ class _Trainer:
             for name, value in losses.items():
                 means[name] = means.get(name, 0.0) + float(value.detach()) / len(parts)
         norm = whole(self.accelerator.clip_grad_norm_(self.stage.parameters(), optimizer.gradient_clip))
-        # Before the step: no NaN ever reaches the weights, the averages or a checkpoint.
-        self._check_finite("gradient", norm)
+        # Gradients that are too large for fp16 are left out, and the scaler lowers its scale, as at every start.
+        too_large = state.scaler is not None and state.scaler.get_scale() > 1 and not bool(torch.isfinite(norm))
+        if not too_large:
+            # Before the step: no NaN ever reaches the weights, the averages or a checkpoint.
+            self._check_finite("gradient", norm)
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
         position.steps += 1
         position.images_seen += self.config.loop.batch_size
         state.ema.update(self.stage.trained, position.steps)
-        return self._logged(self._over_processes(means) | {"gradient_norm": float(norm)}, rate)
+        length = {} if too_large else {"gradient_norm": float(norm)}
+        return self._logged(self._over_processes(means) | length, rate)
 
     def _over_processes(self, means: dict[str, float]) -> dict[str, float]:
         """Means over all processes, each of which saw its own share of the batch."""
@@ -384,7 +398,7 @@ class _Trainer:
             self.flops_per_image = 3.0 * count_flops(lambda: self.stage(batch))
         device, dtype = self.accelerator.device, DTYPES[str(self.accelerator.mixed_precision)]
         # Autocast leaves some operations in fp32, which is the quicker of the two on processors that emulate bfloat16.
-        self.peak = max(matrix_peak(device, dtype), matrix_peak(device))
+        self.peak = max(matrix_peak(device, dtype), matrix_peak(device, torch.float32))
         self.started = time.monotonic()
 
     def _share(self, speed: float) -> float:

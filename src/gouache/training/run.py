@@ -19,7 +19,8 @@ from gouache.config import Config
 from gouache.errors import ConfigError, TrainingError
 from gouache.models.bundle import ModelBundle
 from gouache.models.text.sentence import SentenceEncoder
-from gouache.training.batches.built import built_set, painted_class
+from gouache.training.batches.built import built_set
+from gouache.training.class_pictures import painted_class
 from gouache.training.config import TrainConfig, read_config, stage_config
 from gouache.training.inputs import RunInputs, last_result, run_text_folder, stage_run
 from gouache.training.loop import TrainingProgress, make_accelerator, train

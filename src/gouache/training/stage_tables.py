@@ -328,6 +328,9 @@ class LoraStage(DenoisingTable):
     """Whether the CLIP text encoders are changed too."""
     text_learning_rate: float | None = Field(default=None, gt=0)
     """Of the text encoders' changes; none takes that of the others."""
+    prior_learning_rate: float | None = Field(default=None, gt=0)
+    """Of the changes of the prior, where the model has one; none takes that of the others. The prior learns few
+    pictures by heart much sooner than the denoiser does."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Share of a layer's inputs that its change doesn't see."""
     token_noise: float = Field(default=0.1, ge=0, lt=1)

@@ -26,6 +26,8 @@ from gouache.training.stage import Stage
 
 NUMBERS = "optimizer_group."
 """What the names of an optimizer's own numbers begin with; a group's number and the number's name follow."""
+SCALER, FOUND = "scaler.", ("scale", "_growth_tracker")
+"""What the names of a gradient scaler's numbers begin with, and what it finds during a run, by torch's names."""
 SET_BY_CONFIG = ("lr", "weight_decay", "eps")
 """Numbers of a group that the config decides, which may change between two sessions."""
 
@@ -61,6 +63,8 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     ema: PowerEma
     position: Position
+    scaler: torch.amp.GradScaler | None = None
+    """What keeps gradients in fp16 from vanishing; its scale is found during the run."""
 
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor of the state, by a name that says what it is."""
@@ -72,6 +76,9 @@ class TrainState:
             named |= {f"optimizer.{name}.{slot}": torch.as_tensor(value) for slot, value in slots.items()}
         for name, number in self._optimizer_numbers().items():
             named[name] = torch.tensor(number, dtype=torch.float64)
+        if self.scaler is not None:
+            found = self.scaler.state_dict()
+            named |= {f"{SCALER}{key}": torch.tensor(float(found[key]), dtype=torch.float64) for key in FOUND}
         return named
 
     def load(self, tensors: dict[str, Tensor], where: str) -> None:
@@ -83,10 +90,11 @@ class TrainState:
         # The optimizer makes its slots at its first step, so a new one has none to compare the checkpoint's with.
         own = self.tensors()
         numbers = {name for name in tensors if name.startswith(NUMBERS)}
+        scaler = {name for name in tensors if name.startswith(SCALER)}
         optimizer = {name for name in tensors if name.startswith("optimizer.")}
-        wanted = {name for name in own if not name.startswith(("optimizer.", NUMBERS))}
-        if wanted != tensors.keys() - optimizer - numbers:
-            odd = sorted(wanted ^ (tensors.keys() - optimizer - numbers))
+        wanted = {name for name in own if not name.startswith(("optimizer.", NUMBERS, SCALER))}
+        if wanted != (whole := tensors.keys() - optimizer - numbers - scaler):
+            odd = sorted(wanted ^ whole)
             raise CheckpointError(
                 where,
                 given=f"{len(odd)} tensors that differ, the first {odd[0]}",
@@ -98,6 +106,9 @@ class TrainState:
                 own[name].copy_(placed(tensors[name], own[name]))
         self._load_optimizer({name: tensors[name] for name in optimizer})
         self._load_numbers({name: float(tensors[name]) for name in numbers})
+        if self.scaler is not None and scaler:
+            found = {key: float(tensors[f"{SCALER}{key}"]) for key in FOUND}
+            self.scaler.load_state_dict({**self.scaler.state_dict(), **found, FOUND[1]: int(found[FOUND[1]])})
 
     def _parameters(self) -> dict[str, nn.Parameter]:
         return {name: p for name, p in self.stage.named_parameters() if p.requires_grad}

@@ -62,10 +62,12 @@ def drop(page: Page, files: list[dict[str, str | bytes]]) -> None:
     page.locator("#train-drop input[type=file]").set_input_files(files)  # type: ignore[arg-type]
 
 
-def train_with_presets(page: Page, count: int, side: int, minutes: str) -> None:
-    """Drop pictures, set the time alone, start, and wait for the end."""
+def train_with_presets(page: Page, count: int, side: int, minutes: str, *, whole: bool = False) -> None:
+    """Drop pictures, set the time alone (and that a whole model is trained), start, and wait for the end."""
     drop(page, drawn(count, side))
     page.get_by_text(f"{count} pictures · all captioned").wait_for()
+    if whole:
+        page.locator("[name=train-stage][value=denoiser]").check()
     assert page.locator(".train-card").count() == count
     page.locator("#train-minutes").fill(minutes)
     page.locator("#train-will").wait_for()
@@ -107,7 +109,7 @@ def test_a_training_from_the_page_ends_with_a_model_that_paints(browser: Browser
     page, faults = open_view(browser, server, "train")
     page.locator("#train-model").wait_for()
     page.locator("#train-model").select_option("small")
-    train_with_presets(page, 6, 32, "0.1")
+    train_with_presets(page, 6, 32, "0.1", whole=True)
     check_result(page, server, "my pictures", 32)
     assert not faults
 
@@ -119,8 +121,27 @@ def test_the_shipped_model_learns_24_pictures_with_everything_preset(
     monkeypatch.setenv("GOUACHE_OFFLINE", "1")
     server = start_server(page=True, workers=0)
     page, faults = open_view(browser, server, "train")
-    train_with_presets(page, 24, 128, "0.5")
+    train_with_presets(page, 24, 128, "0.5", whole=True)
     check_result(page, server, "my pictures", 128)
+    assert not faults
+
+
+@pytest.mark.slow
+def test_a_lora_is_preset_and_one_click_puts_it_into_the_prompt(
+    browser: Browser, start_server: StartServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("GOUACHE_OFFLINE", "1")
+    monkeypatch.setenv("GOUACHE_MODELS", str(tmp_path / "models"))
+    server = start_server(page=True, workers=0)
+    page, faults = open_view(browser, server, "train")
+    train_with_presets(page, 5, 128, "0.05")
+    page.get_by_text("it is used where a prompt says <lora:my pictures:1>").wait_for()
+    assert (tmp_path / "models" / "lora" / "my pictures.safetensors").is_file()
+    names = page.evaluate("fetch('/v1/models/adapters').then((found) => found.json())")
+    assert "my pictures" in str(names)
+    page.locator("#train-paint").click()
+    page.locator("#nav-paint[aria-current=page]").wait_for()
+    page.wait_for_function("[...document.querySelectorAll('textarea')].some((one) => one.value.includes('<lora:my'))")
     assert not faults
 
 

@@ -180,13 +180,16 @@ def test_the_config_is_the_plans() -> None:
     config = tomllib.loads(toml_of(plan()))
     assert config["denoiser"]["start"] == 'a "b"/c'
     # Every picture is encoded once; the number is only the most that a large set's captions and flips may be.
-    assert config["data"] == {"size": 32, "examples": 20_000}
+    assert config["data"] == {"size": 32, "flip": False, "examples": 20_000}
     assert "prior" not in config
     assert config["denoiser"]["optimizer"]["learning_rate"] == 1e-4
     assert config["denoiser"]["loop"]["precision"] == "auto"
     config = tomllib.loads(toml_of(plan(drafts=True)))
     assert config["prior"]["start"] == config["denoiser"]["start"] == 'a "b"/c'
     assert config["prior"]["optimizer"]["learning_rate"] == 2.5e-4
+    config = tomllib.loads(toml_of(plan(stage="lora", drafts=True, family="pocket", flip=True)))
+    assert (config["lora"]["start"], config["data"]["flip"]) == ('a "b"/c', True)
+    assert config["lora"]["prior_learning_rate"] == 3e-4
     config = tomllib.loads(toml_of(plan(stage="decoder")))
     assert (config["vae"]["start"], config["vae"]["freeze"]) == ('a "b"/c', ["encoder"])
     config = tomllib.loads(toml_of(plan(stage="vae", start=None, size=128)))
@@ -195,7 +198,7 @@ def test_the_config_is_the_plans() -> None:
 
 
 @pytest.mark.parametrize(
-    ("stage", "drafts"), [("denoiser", False), ("denoiser", True), ("decoder", False), ("vae", False)]
+    ("stage", "drafts"), [("lora", True), ("denoiser", False), ("denoiser", True), ("decoder", False), ("vae", False)]
 )
 def test_training_takes_the_config(tmp_path: Path, stage: str, drafts: bool) -> None:
     from gouache.training.config import read_config

@@ -64,6 +64,7 @@ class Host:
             )
         assert self.process.stdout is not None
         said = self.process.stdout.readline().strip()
+        self.process.stdout.close()
         assert said, self.log.read_text()[-2000:]
         return said
 
@@ -95,8 +96,6 @@ class Host:
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
-        if self.process.stdout is not None:
-            self.process.stdout.close()
         self.log.unlink(missing_ok=True)
         return code
 

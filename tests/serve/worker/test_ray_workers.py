@@ -3,43 +3,40 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from tests.scale.conftest import LocalCluster
 from tests.serve.served import Process, check_everything, submit, wait_for_all
 from tests.serve.test_durability import retry_poisoned
 from tests.serve.worker.test_host import ROOT, Host, running
 
-SMALL = {"object_store_memory": 80 * 2**20, "include_dashboard": False}
+from gouache.serve.queue.leases import Leases
 
 
 @pytest.fixture
-def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalCluster]:
     """A head node that takes no work, and three nodes with a CPU each."""
-    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
     path = os.pathsep.join((str(ROOT / "src"), str(ROOT), os.environ.get("PYTHONPATH", "")))
     monkeypatch.setenv("PYTHONPATH", path)
-    from ray.cluster_utils import Cluster
-
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, **SMALL})
-    for _ in range(3):
-        made.add_node(num_cpus=1, object_store_memory=SMALL["object_store_memory"])
+    made = LocalCluster(3)
     yield made
     made.shutdown()
 
 
-def node_of(cluster: Any, server: Process, seconds: float = 120) -> Any:
+def node_of(cluster: LocalCluster, server: Process, seconds: float = 120) -> Any:
     """The node on which a job is being painted."""
-    import psutil
-
     until = time.monotonic() + seconds
     while time.monotonic() < until:
         for worker in workers_of(server):
             parents = {parent.pid for parent in psutil.Process(int(worker.split(":")[1])).parents()}
-            for node in cluster.worker_nodes:
+            for node in cluster.nodes:
                 raylets = node.all_processes["raylet"]
                 if any(raylet.process.pid in parents for raylet in raylets):
                     return node
@@ -49,19 +46,17 @@ def node_of(cluster: Any, server: Process, seconds: float = 120) -> Any:
 
 def workers_of(server: Process) -> list[str]:
     """Who holds a job."""
-    from gouache.serve.queue.leases import Leases
-
     return Leases(server.database).workers()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_node_that_is_killed_loses_no_job(cluster: Any, tmp_path: Path) -> None:
+def test_a_node_that_is_killed_loses_no_job(cluster: LocalCluster, tmp_path: Path) -> None:
     server, host = Process(tmp_path, workers=0), Host(tmp_path, cluster.address, workers=2)
     with running((server, host)):
         ids = [submit(server, f"key-{k}", num_inference_steps=20) for k in range(12)]
         lost = node_of(cluster, server)
-        cluster.remove_node(lost, allow_graceful=False)
+        cluster.kill(lost)
         wait_for_all(server, ids, 300)
         retry_poisoned(server, ids, 120)
         check_everything(server, ids)
@@ -71,12 +66,12 @@ def test_a_node_that_is_killed_loses_no_job(cluster: Any, tmp_path: Path) -> Non
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_a_lost_head_node_ends_the_command_with_one_sentence_and_loses_no_job(cluster: Any, tmp_path: Path) -> None:
+def test_a_lost_head_node_ends_the_command_and_loses_no_job(cluster: LocalCluster, tmp_path: Path) -> None:
     server, host = Process(tmp_path, workers=0), Host(tmp_path, cluster.address, workers=1)
     with running((server, host)):
         job = submit(server, "before")
         wait_for_all(server, [job], 120)
-        cluster.head_node.kill_gcs_server()
+        cluster.kill(cluster.head)
         assert host.process is not None
         assert host.process.wait(120) == 1
         said = host.log.read_text().splitlines()[-1]
@@ -88,9 +83,6 @@ def test_a_lost_head_node_ends_the_command_with_one_sentence_and_loses_no_job(cl
 
 
 def test_a_cluster_that_is_not_there_is_told_in_one_sentence(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     command = [sys.executable, "-m", "gouache", "worker", "--data", str(tmp_path), "--ray", "127.0.0.1:1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
     assert done.returncode == 3

@@ -14,10 +14,11 @@ from gouache.errors import NotFound
 from gouache.serve.api.views import ErrorView, Plain, plain_text
 from gouache.serve.http.access import admin_of, studio_of
 from gouache.serve.studio import Studio
-from gouache.serve.training.plan import SMALL_SET, Minutes, PlanPart, PlanStage
+from gouache.serve.training.plan import Minutes, PlanPart, PlanStage
 from gouache.serve.training.run_process import parts_of_error
 from gouache.serve.training.runs import Phase, TrainingRun
 from gouache.serve.training.sets import DataSet
+from gouache.training.tuning.planner import SMALL_SET
 
 router = APIRouter(prefix="/v1/training", tags=["training"])
 BYTES = {"application/octet-stream": {"schema": {"type": "string", "format": "binary"}}}
@@ -57,17 +58,18 @@ class RunIn(Config):
     name: RunName
     """Of the run and of the model it makes."""
     stage: PlanStage = "denoiser"
-    """denoiser: teach a model these pictures. decoder: how it draws their details. vae: an autoencoder from nothing."""
+    """lora: teach a model these pictures by a small file beside it. denoiser: by a model of its own. decoder: how it
+    draws their details. vae: an autoencoder from nothing."""
     data: RunName
     """A set of pictures."""
     minutes: Minutes
     """Training time; preparing comes on top."""
     model: Plain | None = None
-    """What denoiser or decoder starts from; your default model without it."""
+    """What all but vae start from; your default model without it."""
     size: Annotated[int, Field(ge=32, le=2048, multiple_of=8)] | None = None
     """Side of the pictures in pixels; the model's own without it."""
     learning_rate: Annotated[float, Field(gt=0, le=1)] | None = None
-    batch_size: Annotated[int, Field(ge=1, le=256)] = 8
+    batch_size: Annotated[int, Field(ge=1, le=256)] | None = None
 
 
 class PlanView(Config):
@@ -130,7 +132,7 @@ class RunView(Config):
     """The same in its parts."""
     created: float
     has_model: bool
-    """Whether there is a model of its name to paint with."""
+    """Whether there is a model, or a LoRA, of its name to paint with."""
     samples: tuple[int, ...]
     """Images seen at each sample sheet of this part."""
     sheets: tuple[Sheet, ...]
@@ -290,7 +292,7 @@ class _Wanted(TypedDict):
     model: str
     size: int | None
     learning_rate: float | None
-    batch_size: int
+    batch_size: int | None
 
 
 def _wanted(body: RunIn, owner: str, studio: Studio) -> _Wanted:
@@ -334,7 +336,7 @@ def run_view(studio: Studio, run: TrainingRun) -> RunView:
         error=hidden(run.error),
         problem=ErrorView(**parts_of_error(hidden(run.error))) if run.error else None,
         created=plan.created,
-        has_model=(training.models / plan.name).is_dir(),
+        has_model=training.result(plan).exists(),
         samples=tuple(sheet.images_seen for sheet in sheets if sheet.part == run.part),
         sheets=sheets,
         command=hidden(training.command(run)),

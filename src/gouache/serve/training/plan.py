@@ -6,29 +6,30 @@ which the run's own process writes, `pictures/` (the packed data set) and what `
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from gouache.config import Config
+from gouache.training.tuning.planner import MOST_EXAMPLES, Chosen, Method, Tuning, loop_tables, parts_of, to_toml
 
-PlanStage = Literal["denoiser", "decoder", "vae"]
-STAGES: tuple[PlanStage, ...] = ("denoiser", "decoder", "vae")
-PlanPart = Literal["prior", "denoiser", "vae"]
+PlanStage = Literal["lora", "denoiser", "decoder", "vae"]
+STAGES: tuple[PlanStage, ...] = ("lora", "denoiser", "decoder", "vae")
+PlanPart = Literal["lora", "prior", "denoiser", "vae"]
 """A stage of `gouache train` that a plan takes; each is a step of the same name."""
 RunResult = Literal["", "done", "stopped", "failed"]
 Minutes = Annotated[float, Field(gt=0, le=60 * 24 * 30)]
 PLAN, STATE, OUTPUT, STOP, LOCK, CONFIG = "plan.json", "state.json", "output.log", "stop", "lock", "config.toml"
-SHEETS, SHORTEST_SHEET = 5, 1.0
-"""Sample sheets of a part, and the fewest minutes between two: drawing one takes some seconds."""
-MOST_EXAMPLES = 20_000
-SMALL_SET = 40
-"""Pictures below which none is held out; as `training/batches/sources.py` has it, without loading torch."""
-PRIOR_RATE = 2.5
-"""The learning rate of the network that draws drafts, as a multiple of the denoiser's; it was trained with twice it."""
+NEW_AUTOENCODER: dict[str, Any] = {
+    "image_channels": 4,
+    "latent_channels": 8,
+    "channels": [64, 160],
+    "layers_per_level": 1,
+    "norm_groups": 16,
+    "patch_size": 4,
+}
 SMALLEST_SIDE, LARGEST_SIDE = 32, 2048
 
 
@@ -38,7 +39,8 @@ class TrainingPlan(Config):
     name: str
     """Of the run, and of the model that it makes."""
     stage: PlanStage
-    """denoiser: teach a model these pictures. decoder: how it draws their details. vae: an autoencoder from nothing."""
+    """lora: teach a model these pictures by a small file beside it. denoiser: by a model of its own. decoder: how it
+    draws their details. vae: an autoencoder from nothing."""
     data: str
     """Name of a set of pictures."""
     pictures: int
@@ -47,12 +49,16 @@ class TrainingPlan(Config):
     """Name of the model that is trained further; empty for an autoencoder from nothing."""
     start: Path | None = None
     """Where that model lies."""
+    family: str = ""
+    """Of that model, by name."""
     size: Annotated[int, Field(ge=SMALLEST_SIDE, le=LARGEST_SIDE, multiple_of=8)]
     """Side of the pictures in pixels."""
     minutes: Minutes
     """Training time, over all sessions."""
     learning_rate: Annotated[float, Field(gt=0, le=1)]
     batch_size: Annotated[int, Field(ge=1, le=1024)]
+    flip: bool = False
+    """Whether half of the pictures are mirrored."""
     drafts: bool = False
     """Whether the model begins with drafts of its own: then the network that draws them learns the pictures first."""
     created: float
@@ -61,7 +67,8 @@ class TrainingPlan(Config):
     @property
     def parts(self) -> tuple[PlanPart, ...]:
         """What is trained, in order."""
-        return ("prior", "denoiser") if self.drafts else (self.table,)
+        method = self.method
+        return ("vae",) if method is None else parts_of(method, drafts=self.drafts)
 
     @property
     def part_minutes(self) -> float:
@@ -69,9 +76,15 @@ class TrainingPlan(Config):
         return self.minutes / len(self.parts)
 
     @property
-    def table(self) -> Literal["denoiser", "vae"]:
-        """The stage of `gouache train`, whose table and folder it uses."""
-        return "denoiser" if self.stage == "denoiser" else "vae"
+    def method(self) -> Method | None:
+        """What `gouache finetune` calls the same; None for what it doesn't do."""
+        methods: dict[PlanStage, Method] = {"lora": "lora", "denoiser": "whole"}
+        return methods.get(self.stage)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether the result is a part of a model, which is made whole in the end."""
+        return self.start is not None and self.stage != "lora"
 
 
 class RunState(Config):
@@ -110,39 +123,32 @@ def commands(plan: TrainingPlan, folder: Path, source: Path) -> dict[str, list[s
     for part in plan.parts:
         where = ["--config", config, "--data", pictures, "--out", str(folder)]
         steps[part] = ["train", part, *where, "--minutes", f"{plan.part_minutes:g}"]
-    if plan.start is not None:
+    if plan.is_packed:
         steps["pack"] = ["pack", str(folder), str(folder / "model"), "--config", config, "--name", plan.name]
     return steps
 
 
 def toml_of(plan: TrainingPlan) -> str:
     """The training's config. Time ends it, not a number of images."""
-    data = f"[data]\nsize = {plan.size}\nexamples = {MOST_EXAMPLES}\n\n"
-    loop = _loop_of(plan, plan.table, plan.learning_rate)
+    if plan.method is not None and plan.start is not None:
+        return Tuning(
+            method=plan.method,
+            start=plan.start,
+            family=plan.family,
+            drafts=plan.drafts,
+            size=plan.size,
+            minutes=plan.minutes,
+            chosen=Chosen(plan.learning_rate, plan.batch_size),
+            flip=plan.flip,
+        ).toml()
+    tables: dict[str, dict[str, Any]] = {"data": {"size": plan.size, "examples": MOST_EXAMPLES}}
     if plan.stage == "vae":
-        network = (
-            "image_channels = 4\nlatent_channels = 8\nchannels = [64, 160]\nlayers_per_level = 1\nnorm_groups = 16\n"
-        )
-        return f"{data}[vae]\nl2 = 2.0\nkl = 2e-4\n\n[vae.network]\n{network}patch_size = 4\n\n{loop}"
-    # What makes latents stays as it is, so that the model's other parts still fit to them.
-    held = 'freeze = ["encoder"]\n' if plan.stage == "decoder" else ""
-    start = f"start = {json.dumps(str(plan.start))}\n"  # A JSON string is a TOML string.
-    if plan.drafts:
-        # Its pictures begin on the draft; what it does without one, no picture shows.
-        data += f"[prior]\n{start}\n{_loop_of(plan, 'prior', PRIOR_RATE * plan.learning_rate)}\n"
-        held = "draft_dropout = 0.1\n"
-    return f"{data}[{plan.table}]\n{start}{held}\n{loop}"
-
-
-def _loop_of(plan: TrainingPlan, part: PlanPart, rate: float) -> str:
-    """The tables of a part that say how long and how fast."""
-    return (
-        f'[{part}.loop]\nbatch_size = {plan.batch_size}\nimages = 100_000_000\nprecision = "auto"\n'
-        f"log_images = {plan.batch_size * max(1, round(plan.minutes / 10))}\nvalidate_images = 100_000_000\n"
-        f"validate_minutes = {max(SHORTEST_SHEET, plan.part_minutes / SHEETS):g}\n"
-        "checkpoint_minutes = 5.0\nkeep = 1\n\n"
-        f"[{part}.optimizer]\nlearning_rate = {rate:g}\nwarmup_images = {5 * plan.batch_size}\ncooldown = 0.3\n"
-    )
+        tables["vae"] = {"l2": 2.0, "kl": 2e-4}
+        tables["vae.network"] = NEW_AUTOENCODER
+    else:
+        # What makes latents stays as it is, so that the model's other parts still fit to them.
+        tables["vae"] = {"start": plan.start, "freeze": ["encoder"]}
+    return to_toml(tables | loop_tables("vae", plan.minutes, plan.minutes, plan.learning_rate, plan.batch_size))
 
 
 def read_state(folder: Path) -> RunState:

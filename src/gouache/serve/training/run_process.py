@@ -20,7 +20,9 @@ from types import FrameType
 
 import psutil
 
+from gouache.checkpoints.hub import models_folder
 from gouache.errors import TrainingError
+from gouache.files import write_bytes
 from gouache.serve.training.plan import (
     LOCK,
     OUTPUT,
@@ -90,6 +92,11 @@ def parts_of_error(said: str) -> dict[str, str]:
     return {"kind": TrainingError.__name__, "message": said, **values}
 
 
+def lora_place(name: str) -> Path:
+    """Where the LoRA of a run goes, so that prompts find it."""
+    return models_folder() / "lora" / f"{name}.safetensors"
+
+
 class _Session:
     """One life of the process."""
 
@@ -125,7 +132,11 @@ class _Session:
                 return
             if is_training and code == 0:
                 self._change(finished=(*self.state.finished, mark))
-        if self.plan.start is not None:
+        if self.plan.stage == "lora":
+            place = lora_place(self.plan.name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            write_bytes(place, (self.folder / "lora" / "last.safetensors").read_bytes(), force=True)
+        elif self.plan.is_packed:
             self._publish()
         self._end("stopped" if (self.folder / STOP).exists() else "done")
 

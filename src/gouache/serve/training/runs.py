@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from gouache.checkpoints.hub import shipped_model
-from gouache.checkpoints.identify import read_card
-from gouache.errors import Conflict, DataError, GouacheError, InvalidInput, ModelNotFound, NotFound
-from gouache.models.family import POCKET, family_named
+from gouache.errors import Conflict, DataError, InvalidInput, ModelNotFound, NotFound
 from gouache.serve.models.catalog import ModelCatalog, ModelEntry
 from gouache.serve.training.plan import (
     CONFIG,
@@ -35,8 +33,10 @@ from gouache.serve.training.plan import (
     toml_of,
     write_text,
 )
-from gouache.serve.training.run_process import is_alive
+from gouache.serve.training.run_process import is_alive, lora_place
 from gouache.serve.training.sets import TrainingSets, checked_name
+from gouache.training.tuning.own_pictures import look_at
+from gouache.training.tuning.planner import START_OF_NOTHING, Chosen, choose, traits_of
 
 Phase = Literal["preparing", "training", "packing", "stopping", "interrupted", "done", "stopped", "failed"]
 RUNNING: tuple[Phase, ...] = ("preparing", "training", "packing", "stopping")
@@ -45,9 +45,8 @@ MOST_ATTEMPTS = 3
 MOST_FIGURES = 1000
 FRESH = {"pid": 0, "child": 0, "step": "", "since": 0.0, "result": "", "ended": 0.0, "error": ""}
 """A state between two sessions: what was trained and tried stays."""
-RATES: dict[PlanStage, float] = {"denoiser": 1e-5, "decoder": 1e-4, "vae": 8e-4}
-SMALL_RATE = 2e-4
-"""Learning rate of the denoiser of a small model, whose weights move further: a twentieth of the field's size."""
+AUTOENCODERS: dict[PlanStage, Chosen] = {"decoder": Chosen(1e-4, 8), "vae": Chosen(8e-4, 8)}
+"""Rates and sizes of what `gouache finetune` doesn't do."""
 PROCESS = (sys.executable, "-m", "gouache.serve.training.run_process")
 
 
@@ -122,7 +121,7 @@ class TrainingRuns:
         model: str | None = None,
         size: int | None = None,
         learning_rate: float | None = None,
-        batch_size: int = 8,
+        batch_size: int | None = None,
     ) -> TrainingPlan:
         """What a run would do; nothing is written.
 
@@ -133,8 +132,8 @@ class TrainingRuns:
             minutes: training time; preparing comes on top.
             model: what denoiser or decoder starts from; None is the default one.
             size: side of the pictures; the model's own without it.
-            learning_rate: the stage's usual one without it.
-            batch_size: pictures a step.
+            learning_rate: as the planner chooses without it.
+            batch_size: pictures a step; as the planner chooses without it.
 
         Raises:
             InvalidInput, ConfigError: a value that can't be used.
@@ -150,13 +149,16 @@ class TrainingRuns:
             given = f"{counted.pictures} pictures, no caption"
             raise DataError(f"data {counted.name!r}", given=given, expected="captioned pictures", cure=cure)
         entry = self.catalog.find(model) if stage != "vae" else None
-        start = traits_of(entry) if entry else START_OF_NOTHING
-        if start.drafts and stage == "denoiser" and size not in (None, start.side):
+        start = traits_of(place_of(entry)) if entry else START_OF_NOTHING
+        drafts = start.drafts and stage in ("lora", "denoiser")
+        if drafts and size not in (None, start.side):
             raise InvalidInput(
                 "size", given=size, expected=f"{start.side}, as the drafts of {entry.name if entry else ''} have"
             )
-        if (self.root / name).exists() or (self.models / name).exists():
+        taken = (self.root / name, self.models / name, lora_place(name))
+        if any(place.exists() for place in taken):
             raise Conflict("name", given=repr(name), expected="a name that is not taken", cure="Choose another.")
+        chosen = AUTOENCODERS.get(stage) or choose("lora" if stage == "lora" else "whole", start)
         return TrainingPlan.from_dict(
             {
                 "name": name,
@@ -165,12 +167,13 @@ class TrainingRuns:
                 "pictures": counted.pictures,
                 "model": entry.name if entry else "",
                 "start": place_of(entry) if entry else None,
+                "family": start.family,
+                "flip": stage == "lora" and not look_at(source).speaks_of_sides,
                 "size": size or start.side,
                 "minutes": minutes,
-                "learning_rate": learning_rate
-                or (SMALL_RATE if start.is_small and stage == "denoiser" else RATES[stage]),
-                "drafts": start.drafts and stage == "denoiser",
-                "batch_size": batch_size,
+                "learning_rate": learning_rate or chosen.learning_rate,
+                "drafts": drafts,
+                "batch_size": chosen.batch_size if batch_size is None else batch_size,
                 "created": time.time(),
                 "owner": owner,
             },
@@ -225,6 +228,10 @@ class TrainingRuns:
         if is_alive(folder):
             raise Conflict(f"run {name!r}", given="a run under way", expected="one that has ended", cure="Stop it.")
         shutil.rmtree(folder)
+
+    def result(self, plan: TrainingPlan) -> Path:
+        """Where what a run makes lies, once it is there."""
+        return lora_place(plan.name) if plan.stage == "lora" else self.models / plan.name
 
     def delete_set(self, name: str) -> None:
         """Delete a set.
@@ -408,37 +415,3 @@ def place_of(entry: ModelEntry) -> Path:
         cure = "Pull a model, or put one into the models folder."
         raise ModelNotFound(f"model {entry.name!r}", given="nothing", expected="weights to start from", cure=cure)
     return path
-
-
-@dataclass(frozen=True, slots=True)
-class StartTraits:
-    """What a plan asks of the model to start from.
-
-    Attributes:
-        side: of the pictures that it likes, in pixels.
-        drafts: whether it begins with drafts of its own.
-        is_small: whether it is of the small family that gouache ships.
-    """
-
-    side: int
-    drafts: bool
-    is_small: bool
-
-
-START_OF_NOTHING = StartTraits(128, drafts=False, is_small=True)
-
-
-def traits_of(entry: ModelEntry) -> StartTraits:
-    """What its files say, without their weights."""
-    from gouache.checkpoints.identify import identify
-
-    path = place_of(entry)
-    with contextlib.suppress(GouacheError):
-        identity = identify(path)
-        card = read_card(path) if identity.layout == "gouache" else None
-        small = identity.family == POCKET.name
-        if card is None:
-            return StartTraits(family_named(identity.family).training_size, drafts=False, is_small=small)
-        drafts = any(part.name == "prior" for part in card.parts)
-        return StartTraits(card.defaults.width, drafts, small)
-    return StartTraits(512, drafts=False, is_small=False)

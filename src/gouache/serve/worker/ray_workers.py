@@ -93,10 +93,10 @@ def run_on_ray(
     # What every worker would only write to the log of its machine, again and again.
     Database(settings.store_url).close()
     open_file_store(settings.data, settings.files)
-    stop = stop_at_signals()
     with connected(address) as cluster:
         import ray
 
+        stop = stop_at_signals()  # After Ray has set handlers of its own, which would end this process at once.
         actors = _actors(settings, gpus, open_model)
         runs = [actor.run.remote() for actor in actors]
         announce(f"{started(settings)} on Ray")

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from pathlib import Path
 
 from gouache.data.readers import AS_USUAL, Reading, ReadReport
 from gouache.data.subsets.dataset_config import SUFFIXES
 from gouache.data.subsets.plan import plan_set
 from gouache.errors import ConfigError
-from gouache.training.class_pictures import class_folder, paint_class_pictures
 from gouache.training.config import DataConfig
-from gouache.training.loop_config import StageConfig
 from gouache.training.stage import Preparing
-from gouache.training.stage_tables import DenoisingTable
 
 BUILT = ("manifest.json", "pictures.npy")
 """Files that tell a built set from a folder of pictures."""
@@ -57,41 +54,3 @@ def built_set(
             pass
         yield Preparing(0, 0, f"{folder}: {report.summary()}")
     return folder
-
-
-def painted_class(
-    table: StageConfig,
-    model: Path | None,
-    run: Path,
-    size: int,
-    *,
-    main: bool = True,
-    stop: Callable[[], bool] = lambda: False,
-) -> Generator[Preparing, None, tuple[Path, int] | None]:
-    """Paint the pictures of the class that a stage's table asks for; gives their folder and number, None for none.
-
-    Args:
-        table: the stage's.
-        model: what the run starts from, if its table doesn't say.
-        run: folder of the whole training.
-        size: side of the pictures.
-        main: whether this process paints.
-        stop: asked after each; those that are painted stay, and the run is to end.
-
-    Raises:
-        ConfigError: there is no model to paint them with.
-        GouacheError: as `paint_class_pictures`.
-    """
-    if not isinstance(table, DenoisingTable) or not table.class_prompt:
-        return None
-    model = getattr(table, "start", None) or model
-    if model is None:
-        raise ConfigError("class_prompt", given=table.class_prompt, expected="a model to start from, which paints them")
-    count, seed = table.class_pictures, table.loop.seed
-    folder = class_folder(run, model, table.class_prompt, size=size, seed=seed)
-    if main:
-        for done in paint_class_pictures(folder, model, table.class_prompt, count, size=size, seed=seed):
-            yield Preparing(done, count, what=f"painting {table.class_prompt!r}")
-            if stop():
-                break
-    return folder, count

@@ -7,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from gouache.pipeline.request import Request
 from gouache.training.evaluation.figures import Evaluation, Figure
 from gouache.training.evaluation.judge import load_judge, open_instrument
 from gouache.training.evaluation.own import OwnSettings, evaluate_own
-from gouache.training.evaluation.painting import painter
+from gouache.training.evaluation.painting import Paint, painter
 from gouache.training.evaluation.statistics import Interval
 from gouache.training.evaluation.suite import EvaluationSettings, Painting, evaluate
 
@@ -136,6 +136,7 @@ def evaluate_files(
     threads: int = 0,
     runs: int = 3,
     bf16: bool = False,
+    paint_by: Callable[[Pipeline], Paint] | None = None,
 ) -> Iterator[str | Painting | Evaluation]:
     """Load model, data and judge, and measure; yields what to tell the user, progress, and last what was found.
 
@@ -148,6 +149,7 @@ def evaluate_files(
         threads: CPU threads; 0 leaves the choice to torch.
         runs: how often `gouache paint` is run as a whole to measure its time and memory; 0 leaves all times out.
         bf16: paint in bfloat16; see `painter`.
+        paint_by: paints the prompts in place of `painter`, for example on a cluster; times are measured here.
 
     Raises:
         ModelNotFound, CheckpointError, DataError: one of the three is absent or is something else.
@@ -161,7 +163,8 @@ def evaluate_files(
     path = pipeline.bundle.path
     costs = [] if path is None else command_costs(path, runs, threads=threads)
     costs += [warm_seconds(pipeline)] if runs else []
-    for event in evaluate(pipeline.bundle, painter(pipeline, bf16=bf16), stickers, instrument, settings):
+    paint = painter(pipeline, bf16=bf16) if paint_by is None else paint_by(pipeline)
+    for event in evaluate(pipeline.bundle, paint, stickers, instrument, settings):
         if isinstance(event, Evaluation):
             described = event.described | {"paint_precision": "bf16" if bf16 else "as loaded"}
             event = replace(event, figures=(*event.figures, *costs), described=described)

@@ -69,6 +69,7 @@ class LoraTraining(Stage[LowRankChanges]):
         drafts = bundle.quantizer if bundle.unet.config.draft_channels else None
         self.denoising = Denoising(config, bundle.denoiser_config, bundle.unet.config, drafts)
         self._of_text: set[str] = set()
+        self._of_prior: set[str] = set()
         layers = self._layers()
         self.trained = LowRankChanges({name: self._change(name, layer) for name, layer in layers.items()})
         self.attached = Attached(layers, self.trained)
@@ -118,6 +119,8 @@ class LoraTraining(Stage[LowRankChanges]):
             if place.part == TEXT:
                 of_text[name] = layer
             else:
+                if place.part == PRIOR:
+                    self._of_prior.add(name)
                 yield name, layer
         # Of most CLIP encoders a state before the last is read: the layers behind it do nothing.
         self._of_text = used_layers(of_text, self._text_states) if of_text else set()
@@ -162,15 +165,16 @@ class LoraTraining(Stage[LowRankChanges]):
         return losses
 
     def rate_factors(self) -> Mapping[nn.Parameter, float]:
-        own = self.config.text_learning_rate
-        if own is None:
-            return {}
-        factor, changes = own / self.config.optimizer.learning_rate, self.trained
+        config, rates = self.config, dict[str, float]()
+        if config.text_learning_rate is not None:
+            rates |= dict.fromkeys(self._of_text, config.text_learning_rate)
+        if config.prior_learning_rate is not None:
+            rates |= dict.fromkeys(self._of_prior, config.prior_learning_rate)
         return {
-            parameter: factor
-            for name in changes.names
-            if name in self._of_text
-            for parameter in changes.of(name).parameters()
+            parameter: rate / config.optimizer.learning_rate
+            for name, rate in rates.items()
+            if name in self.trained.names
+            for parameter in self.trained.of(name).parameters()
         }
 
     def round_frozen(self, dtype: torch.dtype) -> None:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from gouache.data.caption_text import decode_text
 from gouache.data.readers import repeats_of, text_beside
-from gouache.data.subsets.planes import CAPTION_SUFFIXES, PICTURE_SUFFIXES
+from gouache.data.subsets.planes import CAPTION_SUFFIXES, PICTURE_SUFFIXES, Planes
 from gouache.errors import DataError, InvalidInput
 
 CaptionsFrom = Literal["names", "folder"]
@@ -73,7 +73,7 @@ def look_at(folder: Path) -> OwnPictures:
     mark = hashlib.sha256(repr(about).encode()).hexdigest()
     if table := next((path.name for path in files if path.name in TABLES or path.suffix in SHARDS), ""):
         return OwnPictures(folder, {}, table, mark)
-    pictures = [path for path in files if path.suffix.lower() in PICTURE_SUFFIXES]
+    pictures, _ = Planes(folder, files).pictures()
     if not pictures:
         given = f"{len(files)} files, no picture" if files else "nothing in it"
         raise DataError(str(folder), given=given, expected=f"pictures ({' '.join(PICTURE_SUFFIXES)})")

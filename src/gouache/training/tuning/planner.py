@@ -33,12 +33,15 @@ PRIOR_RATE = 2.5
 LORA_RATE = 1e-4
 """Learning rate of a LoRA, as the field's trainers have it."""
 POCKET_LORA: dict[str, Any] = {
+    "conv_rank": 16,
+    "prior_learning_rate": 3e-4,
     "draft_dropout": 0.1,
     "timesteps": "logit_normal",
     "timestep_mean": -1.2,
 }
-"""The shipped model paints from a draft and a low noise level, so what it does elsewhere no picture shows."""
-POCKET_LORA_RATE = 1e-3
+"""The shipped model paints from a draft and a low noise level, so what it does elsewhere no picture shows. Most of its
+layers are convolutions."""
+POCKET_LORA_RATE = 2e-3
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ import { Drop, Pictures } from "./pictures.js";
 import { busy, chosenSet, freeName, loadSets, models, plan, reason, runs, sets, setRun } from "./store.js";
 
 const MINUTES = [5, 20, 60, 240];
-const STAGES = ["denoiser", "decoder", "vae"];
+const STAGES = ["lora", "denoiser", "decoder", "vae"];
 
 const change = (values) => { plan.value = { ...plan.value, ...values }; };
 
@@ -25,7 +25,7 @@ function body() {
     data, stage, minutes: Number(minutes),
     name: name.trim() || freeName(data, taken()),
     ...(stage !== "vae" && { model: model || boot.model }),
-    ...(size > 0 && { size: Number(size) }), ...(rate > 0 && { learning_rate: Number(rate) }), batch_size: Number(batch) || 8,
+    ...(size > 0 && { size: Number(size) }), ...(rate > 0 && { learning_rate: Number(rate) }), ...(batch > 0 && { batch_size: Number(batch) }),
   };
 }
 
@@ -67,7 +67,7 @@ function StepPlan() {
     <details><summary>${say("train.more")}</summary><div class="train-three">
       <label class="field">${say("train.size")}<input id="train-size" type="number" min="0" max="2048" step="8" value=${size || ""} placeholder=${say("train.own")} onInput=${(event) => change({ size: Number(event.target.value) })} /></label>
       <label class="field">${say("train.rate")}<input id="train-rate" type="number" min="0" max="1" step="any" value=${rate || ""} placeholder=${say("train.own")} onInput=${(event) => change({ rate: Number(event.target.value) })} /></label>
-      <label class="field">${say("train.batch")}<input id="train-batch" type="number" min="1" max="256" value=${batch} onInput=${(event) => change({ batch: Number(event.target.value) })} /></label>
+      <label class="field">${say("train.batch")}<input id="train-batch" type="number" min="0" max="256" value=${batch || ""} placeholder=${say("train.own")} onInput=${(event) => change({ batch: Number(event.target.value) })} /></label>
     </div></details>
   </section>`;
 }
@@ -119,7 +119,7 @@ function StepStart() {
       <li>${say("train.will.read", { n: found.pictures, size: found.size })}</li>
       ${found.parts.map((part) => html`<li key=${part}>${say(`train.will.${part}`, { time: duration((60 * found.minutes) / found.parts.length) })}</li>`)}
       <li>${say(found.held_out ? "train.will.held_out" : "train.will.no_held_out")}</li>
-      ${found.stage !== "vae" && html`<li>${say("train.will.pack", { name: found.name })}</li>`}</ul>`}
+      ${found.stage !== "vae" && html`<li>${say(found.stage === "lora" ? "train.will.lora_file" : "train.will.pack", { name: found.name })}</li>`}</ul>`}
     ${wrong && html`<p class="train-trouble" role="alert">${reason(wrong)}</p>`}
     ${other && html`<p class="row">${say("train.one_at_a_time", { name: other.name })} <a href=${`/train/runs/${encodeURIComponent(other.name)}`}>${say("train.see_it")}</a></p>`}
     <${Button} kind="primary" id="train-start" disabled=${!found || starting || Boolean(other)} onClick=${start}><${Icon} name="play" />${say("train.start")}<//>

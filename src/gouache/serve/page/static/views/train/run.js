@@ -2,7 +2,7 @@
 import { html, useEffect, useState } from "../../app/preact.js";
 import { api } from "../../app/api.js";
 import { go } from "../../app/router.js";
-import { toast, usePaintRequest } from "../../app/state.js";
+import { paintRequest, toast, usePaintRequest } from "../../app/state.js";
 import { ago, duration, say } from "../../app/words.js";
 import { Button, Icon, Segmented } from "../../ui/controls.js";
 import { Confirm } from "../../ui/dialog.js";
@@ -31,7 +31,7 @@ function Progress({ run }) {
 
 /** The steps of the run as a row: done, under way, to come. */
 function Steps({ run }) {
-  const steps = ["data", ...run.parts, ...(run.stage === "vae" ? [] : ["pack"])];
+  const steps = ["data", ...run.parts, ...(run.stage === "vae" || run.stage === "lora" ? [] : ["pack"])];
   const over = run.phase === "done" || run.phase === "stopped";
   const at = { preparing: 0, packing: steps.length - 1 }[run.phase] ?? 1 + run.parts.indexOf(run.part);
   return html`<ol class="train-steps" aria-label=${say("train.steps")}>${steps.map((step, number) => {
@@ -96,7 +96,13 @@ function Actions({ run }) {
       toast(reason(error), { kind: "error" });
     }
   };
-  const paint = () => { usePaintRequest({ model: run.name }, ["model"]); go("/paint"); };
+  const paint = () => {
+    const prompt = paintRequest.value.prompt ?? "";
+    const tag = `<lora:${run.name}:1>`;
+    if (run.stage === "lora") usePaintRequest({ model: run.model, prompt: prompt.includes(tag) ? prompt : `${prompt} ${tag}`.trim() }, ["model", "prompt"]);
+    else usePaintRequest({ model: run.name }, ["model"]);
+    go("/paint");
+  };
   const over = !isRunning(run);
   const extra = run.phase === "done" ? Number(minutes) : Math.max(0, Number(minutes) || 0);
   return html`<div class="row train-actions">
@@ -121,7 +127,7 @@ export function Run({ run }) {
     ${run.phase === "failed" && html`<div class="train-trouble" role="alert"><p><b>${say("train.failed")}</b></p><p>${run.problem && reason(run.problem)}</p>
       <details><summary>${say("train.server_said")}</summary><p class="train-said">${run.error}</p></details></div>`}
     ${!ended || run.seconds > 0 ? html`<${Progress} run=${run} />` : null}
-    ${ended && run.has_model && html`<p>${say("train.makes", { name: run.name })}</p>`}
+    ${ended && run.has_model && html`<p>${say(run.stage === "lora" ? "train.makes_lora" : "train.makes", { name: run.name })}</p>`}
     ${run.phase === "interrupted" && html`<p>${say("train.interrupted")}</p>`}
     <${Actions} run=${run} /></div>
     <div class="train-columns"><div class="panel"><${Sheets} run=${run} /></div><div class="panel stack"><${Losses} run=${run} />

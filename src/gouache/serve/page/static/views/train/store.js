@@ -17,7 +17,7 @@ export const sets = signal(null);
 export const models = signal([]);
 
 /** What the form says; the server keeps it. */
-export const plan = keptSignal("train", { data: "", model: "", stage: "denoiser", minutes: 20, name: "", size: 0, rate: 0, batch: 8 });
+export const plan = keptSignal("train", { data: "", model: "", stage: "lora", minutes: 5, name: "", size: 0, rate: 0, batch: 0 });
 
 /** Why something could not be loaded. */
 export const trouble = signal("");
