@@ -198,9 +198,10 @@ def train_stage(
         main, size = accelerator.is_main_process, settings.data.size
         table = stage_config(settings, stage)
         painted = yield from painted_class(table, from_packed, run, size, main=main, stop=stop)
-        if not stop():
+        interrupted = painted is not None and stop()  # while pictures of the class were painted
+        if not interrupted:
             data = yield from built_set(data, run, settings.data, painted=painted, main=main)
-        for event in () if stop() else _events(stage, settings, data, run, from_packed):
+        for event in () if interrupted else _events(stage, settings, data, run, from_packed):
             if isinstance(event, Ready):
                 ready = event
                 continue
