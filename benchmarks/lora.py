@@ -30,14 +30,8 @@ MOST_MEMORY, MOST_TIME = 8.0, 0.8
 """What is asked of gouache: GB, and its share of the peer's seconds a step."""
 
 
-def ours(sizes: dict[str, Any], precision: str, steps: int, *, checkpointing: bool) -> dict[str, float]:
-    """Steps of `gouache train lora`'s own loop, on random latents and text states."""
-    import torch
-    from PIL import Image
-
-    from gouache.data.buckets import Bucket
-    from gouache.data.packed import pack_pictures
-    from gouache.data.readers import ReadReport
+def model(sizes: dict[str, Any]) -> Any:
+    """Random weights of Stable Diffusion 1.5's shapes."""
     from gouache.models.bundle import ModelBundle
     from gouache.models.configs import DenoiserConfig, TextEncoderConfig, UNetConfig, VAEConfig
     from gouache.models.text.clip import TextEncoder
@@ -45,14 +39,7 @@ def ours(sizes: dict[str, Any], precision: str, steps: int, *, checkpointing: bo
     from gouache.models.unet import UNet
     from gouache.models.vae import AutoencoderKL
     from gouache.nn.layers import channels_last
-    from gouache.training.batches.store import Encoders
-    from gouache.training.batches.tuning_set import Texts, tuning_sets
-    from gouache.training.config import DataConfig
-    from gouache.training.loop import make_accelerator, train
-    from gouache.training.stage_tables import LoraStage
-    from gouache.training.stages.lora import LoraTraining
 
-    pixels = 8 * sizes["side"]
     unet = UNet(
         UNetConfig(
             channels=sizes["channels"],
@@ -62,24 +49,47 @@ def ours(sizes: dict[str, Any], precision: str, steps: int, *, checkpointing: bo
             context_width=WIDTH,
         )
     )
-    # A tiny autoencoder: pictures are encoded before the first step, and the real one's 0.3 GB are given back.
+    # A tiny autoencoder, which no step uses: the real one would add 0.3 GB to the peak.
     vae = AutoencoderKL(VAEConfig(channels=(16, 16, 16, 16), layers_per_level=1, norm_groups=8))
     text = TextStack.of_clip([TextEncoder(TextEncoderConfig(width=WIDTH, inner_width=3072, layers=12, heads=12))])
-    bundle = ModelBundle(
+    return ModelBundle(
         family="sd1", unet=channels_last(unet), vae=vae, text=text, denoiser_config=DenoiserConfig()
     ).eval()
+
+
+def pictures(folder: Path, pixels: int) -> None:
+    """Two pictures, packed into `set`."""
+    from PIL import Image
+
+    from gouache.data.buckets import Bucket
+    from gouache.data.packed import pack_pictures
+    from gouache.data.readers import ReadReport
+
+    (folder / "mine").mkdir()
+    for i in range(2):
+        Image.new("RGB", (pixels, pixels), (200, 100 * i, 0)).save(folder / "mine" / f"{i}.png")
+        (folder / "mine" / f"{i}.txt").write_text(f"picture {i}")
+    list(pack_pictures(folder / "mine", folder / "set", [Bucket(pixels, pixels)], ReadReport()))
+
+
+def ours(sizes: dict[str, Any], precision: str, steps: int, *, checkpointing: bool) -> dict[str, float]:
+    """Steps of `gouache train lora`'s own loop, on random latents and text states."""
+    from gouache.training.batches.store import Encoders
+    from gouache.training.batches.tuning_set import Texts, tuning_sets
+    from gouache.training.config import DataConfig
+    from gouache.training.loop import make_accelerator, train
+    from gouache.training.stage_tables import LoraStage
+    from gouache.training.stages.lora import LoraTraining
+
+    pixels, bundle = 8 * sizes["side"], model(sizes)
     loop = {"batch_size": 1, "images": WARM_UP + steps, "precision": precision, "validate_images": 10**9}
     config = LoraStage.from_dict(
         {"start": "sd15", "rank": RANK, "layers": LAYERS, "loop": loop, "gradient_checkpointing": checkpointing}
     )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        (folder / "mine").mkdir()
-        for i in range(2):
-            Image.new("RGB", (pixels, pixels), (200, 100 * i, 0)).save(folder / "mine" / f"{i}.png")
-            (folder / "mine" / f"{i}.txt").write_text(f"picture {i}")
-        list(pack_pictures(folder / "mine", folder / "set", [Bucket(pixels, pixels)], ReadReport()))
-        encoders = Encoders(vae, text, "random")
+        pictures(folder, pixels)
+        encoders = Encoders(bundle.vae, bundle.text, "random")
         events = tuning_sets(folder / "set", folder / "run", encoders, DataConfig(size=pixels), 1)
         while True:
             try:
@@ -100,13 +110,12 @@ def ours(sizes: dict[str, Any], precision: str, steps: int, *, checkpointing: bo
                 """No pictures."""
                 del network
 
-        stage = Stage(config, bundle, shown, held_out, Texts(text, encoders.pooled))
+        stage = Stage(config, bundle, shown, held_out, Texts(bundle.text, encoders.pooled))
         watch, marks = Watch(), []
         for _ in train(stage, config, folder / "run" / "lora", accelerator=make_accelerator(config)):
             marks.append(watch.now())
             if len(marks) == WARM_UP + steps - 1:
                 break  # the last step is followed by a checkpoint
-    del torch
     return figures(marks)
 
 

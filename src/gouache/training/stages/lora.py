@@ -21,7 +21,6 @@ from gouache.checkpoints.merging.lora_files import LoraFacts, lora_metadata, lor
 from gouache.checkpoints.save import bundle_to_write
 from gouache.errors import ConfigError
 from gouache.models.bundle import ModelBundle
-from gouache.models.family import SDXL_REFINER
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.text.clip import TextEncoder
@@ -352,8 +351,9 @@ def _check_text(config: LoraStage, bundle: ModelBundle) -> None:
     Raises:
         ConfigError: see above.
     """
+    # SDXL's refiner has the second encoder alone, which programs call differently.
     clip = [encoder for encoder in bundle.text.encoders if isinstance(encoder, TextEncoder)]
-    if config.text and (not clip or bundle.family == SDXL_REFINER.name):
+    if config.text and (not clip or bundle.takes_aesthetic_score):
         what = "one" if clip else "a sentence encoder"
         raise ConfigError(
             "lora.text",
