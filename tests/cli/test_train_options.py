@@ -48,7 +48,7 @@ def test_the_command_trains_without_a_config(tmp_path: Path) -> None:
     write_model(small_model(), tmp_path / "small", "gouache")
     squares(tmp_path / "mine", 5)
     command = [sys.executable, "-m", "gouache", "train", "lora", "--model", "small", "--data", "mine", "--out", "run"]
-    options = ["--rank", "3", "--images", "8", "--no-flip", "--batch-size", "4"]
+    options = ["--rank", "3", "--size", "32", "--images", "8", "--no-flip", "--batch-size", "4"]
     done = subprocess.run([*command, *options], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     saved = load_tensors(tmp_path / "run" / "lora" / "last.safetensors")

@@ -385,13 +385,11 @@ class InversionStage(DenoisingTable):
     init: str = ""
     """What the word means at first, in words that the model knows, such as "cat"; empty: the mean of all tokens."""
     texts: Literal["object", "style", "captions"] = "object"
-    """What is said of a picture: that it shows the word, that it is painted in its style, or its own caption, which
-    then has the word in it."""
+    """What is said of a picture: it shows the word, is painted in its style, or its caption, with the word in it."""
     templates: tuple[str, ...] = ()
     """Sentences with {} where the word goes, in place of those of `texts`."""
     keep_length: bool = False
-    """Hold the lengths of the vectors within those of the model's own tokens, so that the word can't outshout the
-    others of a prompt."""
+    """Hold the vectors' lengths within those of the model's tokens, so that the word can't outshout the others."""
     caption_dropout: float = Field(default=0.0, ge=0, le=1)
     """Share of pictures that are shown without words, of which the new word learns nothing."""
     gradient_checkpointing: bool = False
@@ -428,8 +426,7 @@ class ControlNetStage(DenoisingTable):
     start: Path
     """The model, of any family and layout that gouache loads."""
     condition: Literal["set", "canny", "depth", "segmentation"] = "set"
-    """What it is shown: the conditions of the set (conditioning/NAME.png for NAME.png), or what a preprocessor makes of
-    each picture; depth and segmentation are drawn by networks in the models folder."""
+    """What it is shown: the set's conditions (conditioning/NAME.png), or what a preprocessor makes of each picture."""
     canny_low: int = Field(default=100, ge=0, le=2040)
     """Of `canny`: strength from which a pixel goes on with an edge."""
     canny_high: int = Field(default=200, ge=0, le=2040)
