@@ -29,8 +29,8 @@ def ours(precision: str, count: int) -> dict[str, float]:
     import torch
 
     from gouache.training.batches.encoded import TextStates
-    from gouache.training.stage_tables import DenoiserStage
     from gouache.training.loop import count_flops, matrix_peak, train
+    from gouache.training.stage_tables import DenoiserStage
     from gouache.training.stages.denoiser import DenoiserTraining
 
     class Random:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import heapq
 import importlib.util
 import json
-import math
 import random
 import subprocess
 import sys
@@ -27,20 +27,20 @@ def simulation() -> Any:
     return module
 
 
-def erlang_c(servers: int, load: float) -> float:
-    """Probability that a job waits in M/M/c (Erlang 1917; Kleinrock, Queueing Systems 1, 1975, eq. 3.40)."""
-    busy = load**servers / math.factorial(servers) * servers / (servers - load)
-    return busy / (sum(load**k / math.factorial(k) for k in range(servers)) + busy)
-
-
-def test_without_a_lock_it_is_the_queue_of_erlang(simulation: Any) -> None:
-    servers, rate, mean, count = 4, 3.0, 1.0, 30_000
+def test_without_a_lock_each_job_waits_as_in_a_queue_of_many_servers(simulation: Any) -> None:
+    """Kiefer and Wolfowitz (1955): a job starts when it is there and the first of the servers is free."""
+    servers, count = 4, 2000
     draw = random.Random(2)
-    lengths = [draw.expovariate(1 / mean) for _ in range(count)]
-    nothing = simulation.Constants(claim=0.0, beside=0.0, poll=0.0)
-    made = simulation.simulate(simulation.poisson(rate, count, 1), lengths, servers, nothing)
-    expected = erlang_c(servers, rate * mean) * mean / (servers - rate * mean)
-    assert made.wait == pytest.approx(expected, rel=0.1)
+    lengths = [draw.expovariate(1.0) for _ in range(count)]
+    arrivals = simulation.poisson(3.0, count, 1)
+    free, expected = [0.0] * servers, []
+    for arrival, length in zip(arrivals, lengths, strict=True):
+        start = max(arrival, heapq.heappop(free))
+        expected.append(start - arrival)
+        heapq.heappush(free, start + length)
+    made = simulation.simulate(arrivals, lengths, servers, simulation.Constants(claim=0.0, beside=0.0, poll=0.0))
+    assert made.waits == pytest.approx(expected, abs=1e-9)
+    assert max(expected) > 1.0, "some of them wait"
 
 
 def test_jobs_of_one_length_come_in_rounds_and_the_lock_bounds_the_rate(simulation: Any) -> None:

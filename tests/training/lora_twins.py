@@ -36,6 +36,12 @@ def packed(folder: Path) -> Path:
     return folder / "set"
 
 
+def _none(network: LowRankChanges) -> torch.Tensor | None:
+    """No sample sheet: pictures are judged elsewhere."""
+    del network
+    return None
+
+
 class Trained:
     """A LoRA after a few steps.
 
@@ -64,9 +70,8 @@ class Trained:
         assert isinstance(ready, Ready), "the stage comes last"
         assert isinstance(ready.stage, LoraTraining), "it was asked for"
         self.stage = ready.stage
-        self.stage.samples = lambda network: None  # type: ignore[method-assign]  # pictures are judged elsewhere
-        for self.last in train(self.stage, ready.config, run / "lora"):
-            pass
+        self.stage.samples = _none  # type: ignore[method-assign]
+        list(train(self.stage, ready.config, run / "lora"))
         self.file = run / "lora" / "last.safetensors"
         saved = load_tensors(checkpoints(run / "lora")[-1])
         self.network: LowRankChanges = copy.deepcopy(self.stage.trained).eval()

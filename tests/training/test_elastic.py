@@ -1,4 +1,4 @@
-"""torchrun starts its processes again when one is lost, and the run goes on from its checkpoint."""
+"""torchrun starts its processes again when one is lost, and the run goes on from its checkpoint bit for bit."""
 
 from __future__ import annotations
 

@@ -24,13 +24,12 @@ from gouache.errors import ConfigError
 from gouache.models.network_configs import NetworkConfig
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
-from gouache.training.batches.built import built_set
 from gouache.training.batches.loss_marks import loss_marks
 from gouache.training.batches.sources import NOTHING_HELD_OUT, open_sources
 from gouache.training.class_pictures import class_folder, paint_class_pictures
 from gouache.training.config import DataConfig, TrainConfig, read_config
 from gouache.training.denoising import Denoising
-from gouache.training.run import assemble, train_stage
+from gouache.training.run import assemble, built_set, train_stage
 from gouache.training.stage import BatchNoise, Preparing, Ready
 from gouache.training.stage_tables import DenoiserStage
 from gouache.training.stages.lora import LoraTraining

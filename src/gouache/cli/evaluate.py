@@ -17,6 +17,20 @@ if TYPE_CHECKING:
     from gouache.training.evaluation.suite import Painting
 
 
+Ray = Annotated[
+    str | None,
+    typer.Option(
+        "--ray",
+        metavar="[ADDRESS]",
+        help="Paint a sticker set's prompts on a Ray cluster: HOST:PORT of its head; local, on this machine; "
+        "without ADDRESS the one that RAY_ADDRESS names or that runs here, else as local.",
+    ),
+]
+RayActors = Annotated[
+    int | None, typer.Option("--ray-actors", min=1, help="Models on the cluster at most. Default: as many as fit.")
+]
+
+
 def evaluate(
     model: Annotated[str, typer.Argument(help="Path or name of the model.")],
     data: Annotated[Path, typer.Option(help="Folder of captioned pictures, of a packed set, or of a sticker set.")],
@@ -41,18 +55,8 @@ def evaluate(
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves the choice to torch.")] = 0,
     runs: Annotated[int, typer.Option(min=0, help="Whole runs of gouache paint to time; 0 leaves times out.")] = 3,
     bf16: Annotated[bool, typer.Option("--bf16", help="Paint in bfloat16: quicker on some CPUs, less exact.")] = False,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            "--ray",
-            metavar="[ADDRESS]",
-            help="Paint a sticker set's prompts on a Ray cluster: HOST:PORT of its head; local, on this machine; "
-            "without ADDRESS the one that RAY_ADDRESS names or that runs here, else as local.",
-        ),
-    ] = None,
-    ray_actors: Annotated[
-        int | None, typer.Option("--ray-actors", min=1, help="Models on the cluster at most. Default: as many as fit.")
-    ] = None,
+    ray: Ray = None,
+    ray_actors: RayActors = None,
 ) -> None:
     """Measure reconstruction, retrieval, style, scenes, KID and bits, each with a bootstrap interval.
 
@@ -61,7 +65,7 @@ def evaluate(
     """
     from gouache.training.evaluation.measure import evaluate_files, evaluate_own_files
     from gouache.training.evaluation.own import OwnSettings, is_sticker_set
-    from gouache.training.evaluation.suite import EvaluationSettings, Painting
+    from gouache.training.evaluation.suite import EvaluationSettings
 
     events: Iterator[str | Painting | Evaluation]
     if not is_sticker_set(data):
@@ -86,6 +90,12 @@ def evaluate(
 
             spreading = Spreading(ray, ray_actors, device, bf16)
             events = evaluate_on_cluster(model, data, judge, settings, spreading, threads=threads, runs=runs)
+    _follow(events, json, sheet)
+
+
+def _follow(events: Iterator[str | Painting | Evaluation], json: Path | None, sheet: Path) -> None:
+    from gouache.training.evaluation.suite import Painting
+
     for event in events:
         if isinstance(event, str):
             typer.echo(f"gouache: {event}", err=True)

@@ -63,7 +63,7 @@ def load_command(name: str, home: str) -> Any:
     values: dict[str, int] = getattr(found, "values", {})
     if not isinstance(found, typer.Typer):
         single = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})
-        single.command(name)(found)
+        single.command(name, cls=getattr(found, "command_class", None))(found)
         found = single
     command = typer.main.get_command(found)
     command.name = name

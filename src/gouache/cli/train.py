@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gouache.cli.train_options import META, StageCommand, StageOption, config_with
 from gouache.errors import InvalidInput
 from gouache.models.family import POCKET
 
@@ -30,14 +32,20 @@ def _list(asked: bool) -> None:
 
 
 def train(
-    stage: Annotated[str, typer.Argument(help="vae, clip, tokens, prior, denoiser or upscaler.")],
+    ctx: typer.Context,
+    stage: Annotated[
+        str,
+        typer.Argument(help="vae, clip, tokens, prior, denoiser, lora, inversion, controlnet, instruct or upscaler."),
+    ],
     data: Annotated[Path, typer.Option(help="Folder of captioned pictures, or of a built recipe.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; an existing run is resumed.")],
     config: Annotated[Path | None, typer.Option(help="TOML file with a table for every stage.")] = None,
     preset: Annotated[
         str | None, typer.Option(help="A recipe by name in place of --config; it is written to OUT/config.toml.")
     ] = None,
-    start: Annotated[str | None, typer.Option(help="With --preset: the model to start from, by path or name.")] = None,
+    start: Annotated[
+        str | None, typer.Option("--start", "--model", "-m", help="The model to start from, by path or name.")
+    ] = None,
     minutes: Annotated[float | None, typer.Option(help="Training time after which to stop, over all sessions.")] = None,
     threads: Annotated[int, typer.Option(help="CPU threads; 0 lets torch choose.")] = 0,
     from_packed: Annotated[
@@ -50,13 +58,15 @@ def train(
 ) -> None:
     """Train one stage on captioned pictures; stop at any time and resume with the same command.
 
+    A stage's help lists the options that stand for the keys of its table: gouache train lora --help
+
     Example: gouache train vae --config recipes/pocket.toml --data stickers --out runs/pocket --minutes 60
     """
     from gouache.pipeline.pipeline import find_model
     from gouache.training.run import train_stage
 
     del list_presets
-    config = _config(stage, config, preset, start, out)
+    config = _config(ctx.meta[META], stage, config, preset, start, out)
     packed = None if from_packed is None else find_model(from_packed)
     stopped = stop_on_signals()
     lines = _Lines()
@@ -68,25 +78,34 @@ def train(
         raise typer.Exit(130)
 
 
-def _config(stage: str, config: Path | None, preset: str | None, start: str | None, out: Path) -> Path:
-    """The config's file: the one that is given, or what a preset is written to.
+train.command_class = StageCommand  # type: ignore[attr-defined]
+
+
+def _config(
+    options: Mapping[StageOption, Any],
+    stage: str,
+    config: Path | None,
+    preset: str | None,
+    start: str | None,
+    out: Path,
+) -> Path:
+    """The config's file: the one that is given, what a preset is written to, or what options and a model say.
 
     Raises:
-        InvalidInput: neither is given, or both, or a preset without the model that it needs.
+        InvalidInput: nothing is given, or a config and a preset, or a preset without the model that it needs.
     """
+    from gouache.pipeline.pipeline import find_model
+
+    if preset is None and (config is not None or start is not None):
+        return config_with(options, stage, config, None if start is None else find_model(start), out)
     if (config is None) == (preset is None):
         raise InvalidInput(
             "--config, --preset",
             given="neither" if config is None else "both",
-            expected="a TOML file, or the name of a recipe",
+            expected="a TOML file, or the name of a recipe, or the model to start from (--start)",
             cure="See `gouache train --presets`.",
         )
-    if preset is None or config is not None:
-        if start is not None:
-            raise InvalidInput("--start", given=start, expected="--preset beside it", cure="Say it in the config.")
-        assert config is not None, "one of both is given"
-        return config
-    from gouache.pipeline.pipeline import find_model
+    assert preset is not None, "one of both is given"
     from gouache.training.presets import ANY, preset_named, write_preset
 
     recipe = preset_named(preset)
@@ -96,7 +115,8 @@ def _config(stage: str, config: Path | None, preset: str | None, start: str | No
         )
     if recipe.start == ANY and start is None:
         raise InvalidInput("--start", given="none", expected=f"the model that preset {preset} starts from")
-    return write_preset(recipe, find_model(start or recipe.start), out)
+    written = write_preset(recipe, find_model(start or recipe.start), out)
+    return config_with(options, stage, written, None, out)
 
 
 def runs(

@@ -17,7 +17,9 @@ from gouache.models.configs import GenerationDefaults
 from gouache.training.loop_config import StageConfig
 from gouache.training.stage_tables import (
     ClipStage,
+    ControlNetStage,
     DenoiserStage,
+    InstructStage,
     InversionStage,
     LoraStage,
     PriorStage,
@@ -170,6 +172,8 @@ class TrainConfig(Config):
     denoiser: DenoiserStage | None = None
     lora: LoraStage | None = None
     inversion: InversionStage | None = None
+    controlnet: ControlNetStage | None = None
+    instruct: InstructStage | None = None
     upscaler: UpscalerStage | None = None
 
 

@@ -30,6 +30,15 @@ class Network(Protocol):
     def __call__(self, x: Tensor, timestep: Tensor, context: Tensor, /, **given: Any) -> Tensor: ...
 
 
+class SizedNetwork(Network, Protocol):
+    """A network that says its sizes."""
+
+    @property
+    def config(self) -> NetworkConfig:
+        """Its sizes."""
+        ...
+
+
 class Denoising:
     """The loss, for networks of one shape.
 

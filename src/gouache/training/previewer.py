@@ -23,7 +23,7 @@ from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.prompts.adapters import Adapters
 from gouache.pipeline.request import Request
 from gouache.training.batches.encoded import TextStates
-from gouache.training.denoising import beside
+from gouache.training.denoising import SizedNetwork, beside
 
 
 class Previewer:
@@ -35,7 +35,7 @@ class Previewer:
         empty: states of the empty caption, for guidance.
     """
 
-    def __init__(self, unet: UNet | MMDiT, config: DenoiserConfig, schedule: NoiseSchedule, empty: TextStates) -> None:
+    def __init__(self, unet: SizedNetwork, config: DenoiserConfig, schedule: NoiseSchedule, empty: TextStates) -> None:
         self.unet, self.config, self.schedule, self.empty = unet, config, schedule, empty
 
     @torch.no_grad()
@@ -60,7 +60,7 @@ class Previewer:
         """D(x, sigma) of x = x0 + sigma eps [B,C,h,w] with sigma [] or [B] (Karras et al. 2022, equation 7)."""
         path, count = self.schedule.path, len(x)
         t = self.schedule.sigma_to_t(sigma).to(x.device, torch.float32).expand(count)
-        prediction = self.unet(
+        prediction: Tensor = self.unet(
             network_input(x, sigma, path).float(),
             t,
             text.context.to(x.device),

@@ -64,6 +64,8 @@ def _filled(values: Any, usual_tables: Mapping[str, Mapping[str, Any]], rate: in
     for table, usual in usual_tables.items():
         given = values.get(table, {})
         if isinstance(given, dict):
+            if given.get("name", "adamw") != "adamw":
+                usual = {key: value for key, value in usual.items() if key != "learning_rate"}
             # Widths and the one in use belong together: whoever names either chooses both.
             filled[table] = given if table == "ema" and given else {**usual, **given}
     optimizer = filled["optimizer"]
@@ -409,6 +411,70 @@ class InversionStage(DenoisingTable):
             raise ConfigError("inversion.templates", given=repr(lacking[0]), expected="{} where the word goes")
         if self.templates and self.texts == "captions":
             raise ConfigError("inversion.templates", given='sentences and texts = "captions"', expected="one of both")
+        return self
+
+
+CONTROLNET_TUNING: dict[str, dict[str, Any]] = {
+    "optimizer": {"learning_rate": 1e-5, "warmup_images": 500},
+    "ema": {"lengths": (0.1,), "use": 0.1},
+    "loop": {"batch_size": 4, "images": 100_000, "precision": "auto"},
+}
+"""What stage `controlnet` takes where its table says nothing: it is a whole network, which begins as a copy."""
+
+
+class ControlNetStage(DenoisingTable):
+    """A ControlNet for a finished model, which stays as it is (Zhang et al. 2023, arXiv:2302.05543)."""
+
+    start: Path
+    """The model, of any family and layout that gouache loads."""
+    condition: Literal["set", "canny", "depth", "segmentation"] = "set"
+    """What it is shown: the conditions of the set (conditioning/NAME.png for NAME.png), or what a preprocessor makes of
+    each picture; depth and segmentation are drawn by networks in the models folder."""
+    canny_low: int = Field(default=100, ge=0, le=2040)
+    """Of `canny`: strength from which a pixel goes on with an edge."""
+    canny_high: int = Field(default=200, ge=0, le=2040)
+    """Of `canny`: strength from which a pixel begins an edge."""
+    layers: int = Field(default=12, ge=1)
+    """Of Stable Diffusion 3: blocks that the ControlNet copies, the first ones; at most all but one."""
+    gradient_checkpointing: bool = False
+    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suits_its_start(cls, values: Any) -> Any:
+        return _filled(values, CONTROLNET_TUNING, 1)
+
+    @model_validator(mode="after")
+    def _keeps_the_schedule(self) -> ControlNetStage:
+        _check_schedule_stays("controlnet", self)
+        return self
+
+
+class InstructStage(DenoisingTable):
+    """A model that changes pictures as it is told (Brooks et al. 2022, arXiv:2211.09800), from one that paints."""
+
+    start: Path
+    """The model, of Stable Diffusion 1, 2 or XL, in any layout that gouache loads."""
+    caption_dropout: float = Field(default=0.05, ge=0, le=1)
+    """Share of pairs without the instruction."""
+    picture_dropout: float = Field(default=0.05, ge=0, le=1)
+    """Share of pairs without the picture before."""
+    both_dropout: float = Field(default=0.05, ge=0, le=1)
+    """Share of pairs without either."""
+    gradient_checkpointing: bool = False
+    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suits_its_start(cls, values: Any) -> Any:
+        rate = {"learning_rate": 5e-5, "warmup_images": 500}
+        return _filled(values, {**CONTROLNET_TUNING, "optimizer": rate}, 1)
+
+    @model_validator(mode="after")
+    def _some_pairs_are_whole(self) -> InstructStage:
+        _check_schedule_stays("instruct", self)
+        if (total := self.caption_dropout + self.picture_dropout + self.both_dropout) >= 1:
+            raise ConfigError("instruct: the three dropouts", given=f"{total:g} together", expected="less than 1")
         return self
 
 

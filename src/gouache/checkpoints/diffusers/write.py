@@ -12,7 +12,9 @@ from gouache.checkpoints.formats.safetensors import write_json
 from gouache.errors import IncompatibleCheckpoint
 from gouache.files import atomic_write
 from gouache.models.configs import (
+    ControlNetConfig,
     DenoiserConfig,
+    JointControlNetConfig,
     MMDiTConfig,
     NetworkConfig,
     T5Config,
@@ -165,6 +167,44 @@ def unet_json(config: UNetConfig, sample_size: int, where: str) -> dict[str, obj
         "projection_class_embeddings_input_dim": config.pooled_width or None,
         "num_class_embeds": config.noise_levels or None,
         "norm_num_groups": config.norm_groups,
+    }
+
+
+CONTROLNET_KEYS = (
+    "in_channels",
+    "block_out_channels",
+    "layers_per_block",
+    "down_block_types",
+    "mid_block_type",
+    "transformer_layers_per_block",
+    "attention_head_dim",
+    "cross_attention_dim",
+    "use_linear_projection",
+    "only_cross_attention",
+    "addition_embed_type",
+    "addition_time_embed_dim",
+    "projection_class_embeddings_input_dim",
+    "norm_num_groups",
+)
+"""What a ControlNet's ``config.json`` says as its U-Net's does."""
+
+
+def controlnet_json(config: ControlNetConfig | JointControlNetConfig, where: str) -> dict[str, object]:
+    """A ControlNet's ``config.json``. Errors as in `unet_json`."""
+    if isinstance(config, JointControlNetConfig):
+        return mmdit_json(config.transformer, config.transformer.grid) | {
+            "_class_name": "SD3ControlNetModel",
+            "extra_conditioning_channels": 0,
+            "use_pos_embed": config.own_places,
+            "force_zeros_for_pooled_projection": config.zero_pooled,
+        }
+    shared = unet_json(config.unet, 0, where)
+    return {key: shared[key] for key in CONTROLNET_KEYS} | {
+        "_class_name": "ControlNetModel",
+        "conditioning_channels": config.hint_channels,
+        "conditioning_embedding_out_channels": list(config.hint_widths),
+        "controlnet_conditioning_channel_order": config.hint_order,
+        "global_pool_conditions": config.pooled_residuals,
     }
 
 

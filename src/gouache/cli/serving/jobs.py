@@ -15,15 +15,16 @@ if TYPE_CHECKING:
 app = typer.Typer(help="List, cancel, retry and export the studio's jobs; back the studio up.", no_args_is_help=True)
 Data = Annotated[Path | None, typer.Option(help="The studio's data folder.")]
 Store = Annotated[str | None, typer.Option(envvar="GOUACHE_STORE", help="The store's URL.")]
+Files = Annotated[str | None, typer.Option(envvar="GOUACHE_FILES", help="URL of the object store with its pictures.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 
-def _studio(data: Path | None, store: str | None) -> Studio:
+def _studio(data: Path | None, store: str | None, files: str | None = None) -> Studio:
     from gouache.checkpoints.hub import data_folder
     from gouache.serve.settings import Settings
     from gouache.serve.studio import Studio
 
-    return Studio(Settings(data=(data or data_folder()).expanduser(), store=store, workers=0))
+    return Studio(Settings(data=(data or data_folder()).expanduser(), store=store, files=files, workers=0))
 
 
 def _plain(job: Job) -> dict[str, object]:
@@ -64,9 +65,11 @@ def cancel(job: Annotated[str, typer.Argument(help="A job's id.")], data: Data =
 
 
 @app.command()
-def retry(job: Annotated[str, typer.Argument(help="A job's id.")], data: Data = None, store: Store = None) -> None:
+def retry(
+    job: Annotated[str, typer.Argument(help="A job's id.")], data: Data = None, store: Store = None, files: Files = None
+) -> None:
     """Put a failed or cancelled job back into the queue."""
-    typer.echo(_studio(data, store).retry(job, None).state)
+    typer.echo(_studio(data, store, files).retry(job, None).state)
 
 
 @app.command()
@@ -74,12 +77,13 @@ def export(
     folder: Annotated[Path, typer.Argument(help="Where to put the pictures; made if it is missing.")],
     data: Data = None,
     store: Store = None,
+    files: Files = None,
 ) -> None:
     """Copy every picture, with an index.jsonl of prompts, seeds and recipes."""
     from gouache.files import write_bytes
     from gouache.serve.store.gallery import describe
 
-    studio = _studio(data, store)
+    studio = _studio(data, store, files)
     folder.mkdir(parents=True, exist_ok=True)
     lines: list[str] = []
     before: int | None = None
@@ -94,21 +98,27 @@ def export(
 
 @app.command()
 def backup(
-    file: Annotated[Path, typer.Argument(help="A new tar file.")], data: Data = None, store: Store = None
+    file: Annotated[Path, typer.Argument(help="A new tar file.")],
+    data: Data = None,
+    store: Store = None,
+    files: Files = None,
 ) -> None:
     """Write jobs, pictures, accounts and settings into one file; the server may run meanwhile."""
     from gouache.serve.store.upkeep import back_up
 
-    studio = _studio(data, store)
+    studio = _studio(data, store, files)
     typer.echo(f"{back_up(studio.database, studio.file_store, file)} pictures")
 
 
 @app.command()
 def restore(
-    file: Annotated[Path, typer.Argument(help="A file that `backup` wrote.")], data: Data = None, store: Store = None
+    file: Annotated[Path, typer.Argument(help="A file that `backup` wrote.")],
+    data: Data = None,
+    store: Store = None,
+    files: Files = None,
 ) -> None:
     """Fill an empty studio from a backup."""
     from gouache.serve.store.upkeep import restore as fill
 
-    studio = _studio(data, store)
+    studio = _studio(data, store, files)
     typer.echo(f"{fill(studio.database, studio.file_store, file)} pictures")

@@ -118,7 +118,8 @@ class DenoiserTraining(Stage[UNet | MMDiT]):
         Raises:
             TrainingError: the config has no denoiser, without which there is nothing to pack.
         """
-        if config.prior is None or config.prior.start is None:  # whose model's prior may be all that was trained
+        # A model's prior, or the network beside it that follows instructions, may be all that was trained.
+        if config.instruct is None and (config.prior is None or config.prior.start is None):
             stage_config(config, cls.name)
         return config.denoiser.start if config.denoiser is not None else None
 

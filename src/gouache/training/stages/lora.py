@@ -102,6 +102,9 @@ class LoraTraining(Stage[LowRankChanges]):
                     raise ConfigError(
                         f"lora.{key}", given=pattern, expected=f"names with *, as {first}, of {len(named)}"
                     )
+        if self.config.conv_rank and not any(set(layer.weight.shape[2:]) - {1} for layer in named.values()):
+            given, cure = self.config.conv_rank, "Leave it out: this model has no larger convolutions to change."
+            raise ConfigError("lora.conv_rank", given=given, expected="0", cure=cure)
         if wanted:
             named = {name: one for name, one in named.items() if any(fnmatchcase(name, each) for each in wanted)}
         named = {name: layer for name, layer in named.items() if self._rank_of(name, layer)}

@@ -6,7 +6,9 @@ from typing import Any
 
 from gouache.training.stage import Stage
 from gouache.training.stages.clip import ClipTraining
+from gouache.training.stages.controlnet import ControlNetTraining
 from gouache.training.stages.denoiser import DenoiserTraining
+from gouache.training.stages.instruct import InstructTraining
 from gouache.training.stages.inversion import InversionTraining
 from gouache.training.stages.lora import LoraTraining
 from gouache.training.stages.prior import PriorTraining
@@ -22,5 +24,7 @@ STAGES: dict[str, type[Stage[Any]]] = {
     "denoiser": DenoiserTraining,
     "lora": LoraTraining,
     "inversion": InversionTraining,
+    "controlnet": ControlNetTraining,
+    "instruct": InstructTraining,
     "upscaler": UpscalerTraining,
 }

@@ -1,0 +1,197 @@
+"""Stage `instruct`: a model that changes pictures as it is told (Brooks et al. 2022, arXiv:2211.09800).
+
+The network gets channels for the latents of the picture before, whose weights begin as zero (section 3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gouache.checkpoints.detect import config_kind
+from gouache.checkpoints.formats.header import read_header
+from gouache.checkpoints.formats.safetensors import save_tensors
+from gouache.checkpoints.networks import build
+from gouache.errors import ConfigError, DataError
+from gouache.models.bundle import ModelBundle
+from gouache.models.network_configs import NetworkConfig
+from gouache.models.unet import UNet
+from gouache.pipeline.inputs.tensors import rgba_to_tensor
+from gouache.training.batches.batch_shapes import batches_of_one_shape, shown
+from gouache.training.batches.encoded import drop_captions
+from gouache.training.batches.tuning_set import Shown, Texts, TuningSet, tuning_sets
+from gouache.training.config import TrainConfig
+from gouache.training.denoising import Denoising
+from gouache.training.inputs import RunInputs, encoders_of, initial_weights, load_network, result_of, start_model
+from gouache.training.previewer import Previewer
+from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage
+from gouache.training.stage_tables import InstructStage
+
+SHOWN = 4
+
+
+class Told:
+    """A network that changes pictures, with the pictures that it changes.
+
+    Args:
+        network: it.
+        before: their latents, as the autoencoder gives them. [B,C,h,w]
+    """
+
+    def __init__(self, network: UNet, before: Tensor) -> None:
+        self.network, self.before = network, before
+
+    @property
+    def config(self) -> NetworkConfig:
+        """Its sizes, as whoever calls this sees them: without channels beside the latents."""
+        return self.network.config.model_copy(update={"draft_channels": 0})
+
+    def __call__(self, x: Tensor, timestep: Tensor, context: Tensor, /, **given: Any) -> Tensor:
+        """The prediction [B,C,h,w]; see `Network`."""
+        out: Tensor = self.network(x, timestep, context, **given, draft=self.before.to(x))
+        return out
+
+
+class InstructTraining(Stage[UNet]):
+    """Minimise the denoiser's loss given the picture before and the instruction."""
+
+    name = "instruct"
+    kind = "U-Net"
+    config: InstructStage
+
+    def __init__(
+        self, config: InstructStage, bundle: ModelBundle, data: TuningSet, held_out: TuningSet, texts: Texts
+    ) -> None:
+        super().__init__()
+        self.config, self.data, self.held_out, self.texts, self.seed = config, data, held_out, texts, config.loop.seed
+        if not data.pictures.manifest.conditions:
+            raise DataError(
+                "stage instruct",
+                given="pictures without what they were before",
+                expected="before/NAME.png for every after/NAME.png, with the instruction in after/NAME.txt",
+            )
+        self.bundle, self.vae = bundle, bundle.vae
+        self.trained = widened(unet_to_teach(bundle, config))
+        self.trained.set_gradient_checkpointing(config.gradient_checkpointing)
+        self.freeze("vae")
+        plain = self.trained.config.model_copy(update={"draft_channels": 0})
+        self.denoising = Denoising(config, bundle.denoiser_config, plain, None)
+
+    @classmethod
+    def from_run(cls, inputs: RunInputs) -> Iterator[Preparing | Ready]:
+        table, size = inputs.table(cls.name, InstructStage), inputs.config.data.size
+        bundle = start_model(table.start, size, cls.name)
+        unet_to_teach(bundle, table)  # before pictures are encoded for nothing
+        encoders = encoders_of(bundle, table.start, size)
+        sets = yield from tuning_sets(inputs.data, inputs.run, encoders, inputs.config.data, table.loop.batch_size)
+        with initial_weights(table.loop.seed):
+            stage = cls(table, bundle, *sets, Texts(bundle.text, encoders.pooled))
+        yield Ready(stage, table)
+
+    @classmethod
+    def base_model(cls, config: TrainConfig) -> Path | None:
+        return config.instruct.start if config.instruct is not None else None
+
+    @classmethod
+    def model_parts(cls, inputs: RunInputs, others: Mapping[str, Any]) -> dict[str, Any]:
+        del others
+        if inputs.config.instruct is None:
+            return {}
+        path = result_of(inputs.run, cls.name)
+        return {"unet": load_network(build, config_kind("unet", read_header(path).metadata["config"]), path)}
+
+    def batch(self, indices: Sequence[int]) -> Batch:
+        return self._batch(self.data, self.data.shown(indices), BatchNoise(self.seed, indices))
+
+    def forward(self, batch: Batch) -> Losses:
+        weighted, plain = self.denoising.errors(self._told(self.trained, batch), batch)
+        return {"loss": weighted.mean(), "mse": plain.mean().detach()}
+
+    def validate(self, network: UNet) -> dict[str, float]:
+        """Errors on the held-out pairs at fixed noise."""
+        errors = []
+        for numbers in batches_of_one_shape(self.held_out, len(self.held_out), self.config.loop.batch_size):
+            noise = BatchNoise(self.seed, numbers)
+            batch = self._batch(self.held_out, self.held_out.plain(numbers), noise, exact=True)
+            batch = {name: value.to(self.device) for name, value in batch.items()}
+            errors.append(self.denoising.errors(self._told(network, batch), batch)[1])
+        mse = float(torch.cat(errors).mean())
+        return {"score": mse, "mse": mse}
+
+    def samples(self, network: UNet) -> Tensor | None:
+        """For held-out pairs: the picture before, the one after, and what the network makes of the first."""
+        numbers = shown(self.held_out, len(self.held_out), SHOWN)
+        pictures = self.held_out.plain(numbers)
+        batch = self._batch(self.held_out, pictures, BatchNoise(self.seed, numbers), exact=True)
+        batch = {name: value.to(self.device) for name, value in batch.items()}
+        told, empty = self._told(network, batch), self.texts.states([""])
+        preview = Previewer(told, self.bundle.denoiser_config, self.denoising.schedule, empty)
+        found = preview.latents(self.texts.states([one.caption for one in pictures]), batch["eps"], None)
+        decoded = (self.vae.decode(latents)[:, :3] for latents in (batch["x0"], found))
+        return torch.stack([batch["before"][:, :3], *decoded], dim=1).flatten(0, 1)
+
+    def export(self, network: UNet, path: Path) -> None:
+        """Write the U-Net; `gouache pack` puts it into its model."""
+        save_tensors(path, network.state_dict(), {"component": "unet", "config": network.config.to_json()})
+
+    @torch.no_grad()
+    def _told(self, network: UNet, batch: Batch) -> Told:
+        latents = self.vae.encode(batch["before"]).mode()
+        return Told(network, latents * batch["keep_before"].view(-1, 1, 1, 1))
+
+    def _batch(self, data: TuningSet, pictures: Sequence[Shown], noise: BatchNoise, *, exact: bool = False) -> Batch:
+        """Latents, instructions, pictures before and noise; `exact` drops nothing."""
+        latents, config = data.latents(pictures), self.config
+        batch = self.denoising.draws(latents, noise, exact=exact)
+        batch |= data.marks(pictures, latents.shape[2:], config.prior_loss_weight)
+        # One number decides both: the text alone is dropped, then the picture alone, then both (section 3.2.1).
+        drawn = noise.uniform("conditions") + float(exact)
+        text, picture = config.caption_dropout, config.picture_dropout
+        both = text + picture + config.both_dropout
+        batch["keep_before"] = ((drawn < text) | (drawn >= both)).float()
+        batch["before"] = self._before(data, pictures)
+        states = self.texts.states([one.caption for one in pictures])
+        dropped = (drawn < text) | ((drawn >= text + picture) & (drawn < both))
+        return batch | drop_captions(states, self.texts.states([""]), dropped).batch()
+
+    def _before(self, data: TuningSet, pictures: Sequence[Shown]) -> Tensor:
+        """The pictures before. [B,C,H,W] in [-1, 1]"""
+        found = []
+        for one in pictures:
+            own = data.pictures.condition(one.row)
+            assert own is not None, "a set without conditions is refused before"
+            found.append(np.array(own[:, ::-1] if one.mirrored else own))
+        return rgba_to_tensor(np.stack(found))[:, : self.vae.config.image_channels]
+
+
+def unet_to_teach(bundle: ModelBundle, config: InstructStage) -> UNet:
+    """The model's U-Net.
+
+    Raises:
+        ConfigError: it has another network, or one that takes something beside the latents.
+    """
+    if not isinstance(bundle.unet, UNet) or bundle.unet.config.draft_channels:
+        given = "whose network is a transformer" if not isinstance(bundle.unet, UNet) else "which begins with drafts"
+        raise ConfigError(
+            "instruct.start", given=f"{config.start}, {given}", expected="a model of Stable Diffusion 1, 2 or XL"
+        )
+    return bundle.unet
+
+
+@torch.no_grad()
+def widened(unet: UNet) -> UNet:
+    """The same network with channels for a second picture's latents, to which it is blind at first."""
+    channels = unet.config.in_channels
+    network = UNet(unet.config.model_copy(update={"draft_channels": channels}))
+    weights = unet.state_dict()
+    own = weights["conv_in.weight"]
+    blind = own.new_zeros(own.shape[0], channels, *own.shape[2:])
+    # Behind the latents, and before the grid of a pooled vector, if there is one.
+    weights["conv_in.weight"] = torch.cat([own[:, :channels], blind, own[:, channels:]], dim=1)
+    network.load_state_dict(weights)
+    return network
