@@ -141,7 +141,11 @@ def test_a_lora_is_preset_and_one_click_puts_it_into_the_prompt(
     assert "my pictures" in str(names)
     page.locator("#train-paint").click()
     page.locator("#nav-paint[aria-current=page]").wait_for()
-    page.wait_for_function("[...document.querySelectorAll('textarea')].some((one) => one.value.includes('<lora:my'))")
+    until, kept = time.monotonic() + 30, ""
+    while "<lora:my pictures:1>" not in kept:
+        assert time.monotonic() < until, kept
+        page.wait_for_timeout(200)
+        kept = str(page.evaluate("fetch('/v1/page').then((found) => found.json()).then((page) => page.state.paint)"))
     assert not faults
 
 

@@ -223,7 +223,7 @@ def _part(
         if isinstance(event, Preparing):
             yield event
             continue
-        assert isinstance(event, TrainingProgress)
+        assert isinstance(event, TrainingProgress), "there are no other events"
         left = min(event.seconds_left, 60 * minutes)
         done = (number + 1 - left / (60 * minutes)) / parts
         sheets = sorted((run / part / "samples").glob("*.png")) if event.figures else []
