@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from fnmatch import fnmatchcase
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import torch
@@ -19,6 +21,7 @@ from gouache.checkpoints.adapters.lora import ZERO_TERMINAL_SNR
 from gouache.checkpoints.formats.safetensors import save_tensors
 from gouache.checkpoints.merging.lora_files import LoraFacts, lora_metadata, lora_tensors, spelled_layers
 from gouache.checkpoints.save import bundle_to_write
+from gouache.data.packed import PackedRecord
 from gouache.errors import ConfigError
 from gouache.models.bundle import ModelBundle
 from gouache.models.prior import Prior
@@ -28,7 +31,6 @@ from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.pipeline import Pipeline
 from gouache.training.batches.batch_shapes import batches_of_one_shape, shown
 from gouache.training.batches.encoded import drop_captions
-from gouache.training.batches.set_facts import facts_of
 from gouache.training.batches.tuning_set import Shown, Texts, TuningSet, tuning_sets
 from gouache.training.denoising import Denoising, rescaled
 from gouache.training.inputs import RunInputs, encoders_of, initial_weights, start_model
@@ -284,7 +286,7 @@ class LoraTraining(Stage[LowRankChanges]):
             prediction=self.bundle.denoiser_config.parameterization,
             comment=f"gouache {__version__}",
             size=size,
-            training=self._told() | facts_of(self.data),
+            training=self._told() | _facts_of(self.data),
         )
 
     def _told(self) -> dict[str, object]:
@@ -361,3 +363,25 @@ def _check_text(config: LoraStage, bundle: ModelBundle) -> None:
             expected="false: programs agree on names for the CLIP encoders of SD 1, 2, XL and 3 only",
             cure="Leave it out; the other networks are changed all the same.",
         )
+
+
+def _facts_of(data: TuningSet) -> dict[str, object]:
+    """What the file says of the pictures it was trained on, by kohya's names: folders with their repeats, pictures an epoch, and how often captions have each tag."""
+    source = Path(data.pictures.manifest.source).name
+    folders: dict[str, list[PackedRecord]] = {}
+    records_shown = [data.pictures.records[row] for row in data.rows]
+    for record in dict.fromkeys(one for one in records_shown if not one.regularisation):
+        folders.setdefault(PurePosixPath(record.key).parent.name or source, []).append(record)
+    dirs = {name: {"n_repeats": records[0].repeats, "img_count": len(records)} for name, records in folders.items()}
+    tags = {name: _tags(caption for one in records for caption in one.captions) for name, records in folders.items()}
+    return {
+        "ss_num_train_images": sum(not one.regularisation for one in records_shown),
+        "ss_num_reg_images": sum(one.regularisation for one in records_shown),
+        "ss_dataset_dirs": json.dumps(dirs, ensure_ascii=False),
+        "ss_tag_frequency": json.dumps(tags, ensure_ascii=False),
+    }
+
+
+def _tags(captions: Iterable[str]) -> dict[str, int]:
+    """How many captions have each part between commas, in small letters."""
+    return dict(Counter(tag for caption in captions for part in caption.split(",") if (tag := part.strip().lower())))
