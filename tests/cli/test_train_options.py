@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 import tomllib
@@ -10,10 +11,14 @@ from pathlib import Path
 import pytest
 from tests.training.test_from_packed import small_model
 from tests.training.test_tuning_packed import squares
+from typer.testing import CliRunner
 
+from gouache.checkpoints.formats.header import read_header
 from gouache.checkpoints.formats.safetensors import load_tensors
 from gouache.checkpoints.save import write_model
+from gouache.cli.main import app
 from gouache.cli.train_options import SHARED, config_with, stage_options
+from gouache.errors import InvalidInput
 from gouache.training.config import read_config, stage_tables
 
 
@@ -55,3 +60,37 @@ def test_the_command_trains_without_a_config(tmp_path: Path) -> None:
     assert max(value.shape[0] for name, value in saved.items() if name.endswith("lora_down.weight")) == 3
     wrong = subprocess.run([*command, "--rank", "0"], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert (wrong.returncode == 0, "rank" in wrong.stderr) == (False, True)
+
+
+def test_dreambooth_wants_the_class(tmp_path: Path) -> None:
+    command = ["train", "dreambooth", "--model", "small", "--data", "mine", "--out", str(tmp_path / "run")]
+    result = CliRunner().invoke(app, command)
+    assert isinstance(result.exception, InvalidInput)
+    assert result.exception.where == "--class-prompt"
+
+
+@pytest.mark.slow
+def test_dreambooth_paints_the_class_first_and_learns_both(tmp_path: Path) -> None:
+    write_model(small_model(), tmp_path / "small", "gouache")
+    for path in squares(tmp_path / "mine", 5).glob("*.txt"):
+        path.unlink()
+    command = [
+        sys.executable,
+        "-m",
+        "gouache",
+        "train",
+        "dreambooth",
+        "--model",
+        "small",
+        "--data",
+        "mine",
+        "--out",
+        "run",
+    ]
+    options = ["--missing-caption", "a sks square", "--class-prompt", "a square", "--class-pictures", "2"]
+    few = ["--rank", "3", "--size", "32", "--images", "8", "--no-flip", "--batch-size", "4"]
+    done = subprocess.run([*command, *options, *few], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "run").glob("class-pictures-*/**/*.png"))) == 2
+    tags = json.loads(read_header(tmp_path / "run" / "lora" / "last.safetensors").metadata["ss_tag_frequency"])
+    assert tags == {"mine": {"a sks square": 5}}

@@ -35,7 +35,9 @@ def train(
     ctx: typer.Context,
     stage: Annotated[
         str,
-        typer.Argument(help="vae, clip, tokens, prior, denoiser, lora, inversion, controlnet, instruct or upscaler."),
+        typer.Argument(
+            help="vae, clip, tokens, prior, denoiser, lora, dreambooth, inversion, controlnet, instruct or upscaler."
+        ),
     ],
     data: Annotated[Path, typer.Option(help="Folder of captioned pictures, or of a built recipe.")],
     out: Annotated[Path, typer.Option(help="Folder of the run; an existing run is resumed.")],

@@ -24,13 +24,15 @@ from gouache.errors import InvalidInput
 CONFIG = "options.toml"
 """Where a run's folder keeps the config that the options became."""
 SHARED: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("data",): ("size", "flip", "seed"),
+    ("data",): ("size", "flip", "seed", "missing_caption"),
     ("STAGE", "loop"): ("batch_size", "images", "precision", "seed", "patience"),
     ("STAGE", "optimizer"): ("learning_rate", "schedule", "accumulation"),
 }
 """Keys outside a stage's own table that have an option; a name that was there before is left out."""
 META = "gouache.train.options"
 """Where the context of the command holds what was given of a stage's options."""
+DREAMBOOTH, ITS_STAGE, ITS_OPTION = "dreambooth", "lora", "class_prompt"
+"""DreamBooth (Ruiz et al. 2023) is a stage with pictures of the class beside those to learn."""
 WITHOUT = ("start",)
 """Fields whose option the command itself has."""
 
@@ -131,13 +133,23 @@ class StageCommand(TyperCommand):
         """Read the options; those of the stage's table go into the context, for `config_with`."""
         from gouache.training.config import stage_tables
 
+        is_dreambooth = DREAMBOOTH in args
+        args = [ITS_STAGE if arg == DREAMBOOTH else arg for arg in args]
         stage = next((arg for arg in args if arg in stage_tables()), None)
         taken = {name for param in self.params for name in param.opts}
         options = [one for one in stage_options(stage) if one.flag not in taken] if stage is not None else []
         self.params = [*self.params, *_params(options)]
         rest = super().parse_args(ctx, args)
         values = {one: ctx.params.pop(one.name, None) for one in options}
-        ctx.meta[META] = {one: value for one, value in values.items() if value is not None}
+        given = {one: value for one, value in values.items() if value is not None}
+        if is_dreambooth and ITS_OPTION not in {one.path[-1] for one in given}:
+            raise InvalidInput(
+                "--class-prompt",
+                given="none",
+                expected='what such things are called, for example "a photo of a dog"',
+                cure="Pictures of it are painted first, so that the model keeps its other dogs. Without: train lora.",
+            )
+        ctx.meta[META] = given
         return rest
 
 

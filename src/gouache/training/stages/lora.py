@@ -368,7 +368,7 @@ def _check_text(config: LoraStage, bundle: ModelBundle) -> None:
 def _facts_of(data: TuningSet) -> dict[str, object]:
     """What the file says of the pictures it was trained on, by kohya's names: folders with their repeats, pictures an
     epoch, and how often captions have each tag."""
-    source = Path(data.pictures.manifest.source).name
+    source = Path(data.pictures.manifest.source.partition(", ")[0]).name  # pictures of a class come behind
     folders: dict[str, list[PackedRecord]] = {}
     records_shown = [data.pictures.records[row] for row in data.rows]
     for record in dict.fromkeys(one for one in records_shown if not one.regularisation):
