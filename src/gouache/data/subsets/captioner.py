@@ -91,7 +91,8 @@ class Captioner:
         safe = {"local_files_only": True, "trust_remote_code": False}
         try:
             network = getattr(transformers, kind).from_pretrained(str(path), use_safetensors=True, **safe)
-            self._processor: Any = transformers.AutoProcessor.from_pretrained(str(path), **safe)
+            processor = transformers.AutoProcessor.from_pretrained(str(path), **safe)  # nosec B615
+            self._processor: Any = processor
         except (OSError, ValueError, KeyError, ImportError) as error:
             raise IncompatibleCheckpoint(
                 str(path),
