@@ -153,6 +153,10 @@ class StoreAway(StoreError):
     """Seconds after which to try again."""
 
 
+class StoreRefused(StoreAway):
+    """The object store answers, and does not let this server in: no such bucket, or no permission."""
+
+
 class NotFound(StoreError):
     """The studio has no job, picture, board or preset of this name."""
 

@@ -106,7 +106,6 @@ def test_presets_are_listed_and_one_takes_the_place_of_a_config(place: Path) -> 
         ((), r"given neither, expected a TOML file, or the name of a recipe"),
         (("--preset", "sd15-whole", "--config", place / "config.toml"), "given both"),
         (("--preset", "sd15-whole"), "--start: given none"),
-        (("--config", place / "config.toml", "--start", place), "--preset beside it"),
         (("--preset", "pocket-whole", "--start", place / "nothing"), "nothing"),
     ):
         code, _, said = run_here("train", "denoiser", *data, *arguments)

@@ -25,7 +25,6 @@ WITH_LITERALS = {
     "checkpoints/adapters/foreign.py",  # families by the names and widths of foreign adapters' tensors
     "checkpoints/adapters/kinds.py",  # families by the widths of adapters' tensors
     "checkpoints/adapters/embedding_names.py",  # and of textual inversions
-    "checkpoints/merging/loras.py",  # what trainers call the families
     "serve/models/recommended.py",  # published models, each with its family
 }
 

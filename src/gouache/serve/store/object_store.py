@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from gouache.errors import NotFound, StoreAway, StoreError
+from gouache.errors import NotFound, StoreAway, StoreError, StoreRefused
 from gouache.serve.store.file_store import DiskStore, FileStore, Folder, NoRoom, checked, is_stored_name
 
 SCHEME = "s3"
@@ -79,7 +79,7 @@ class ObjectStore(FileStore):
                 self._do(self._system._rm_file, key)
         except NoRoom:  # It is cleaned up by what serves it, which has to start for that.
             return
-        except _Refused as error:
+        except StoreRefused as error:
             raise StoreError(
                 "files", given=error.given, expected="a bucket that can be read and written", cure=error.cure
             ) from error
@@ -195,10 +195,6 @@ class ObjectStore(FileStore):
         return sync(self._system.loop, within)
 
 
-class _Refused(StoreAway):
-    """The store answers, and does not let this server in."""
-
-
 @contextlib.contextmanager
 def _at_store() -> Iterator[None]:
     """What the store refuses may work later; bucket, key and address stay in the log."""
@@ -222,12 +218,12 @@ def _fault(error: BaseException) -> StoreAway | None:
     if code in _FULL or status == 507:
         return NoRoom("object store", given="no room left", expected=expected, cure="Make room in the object store.")
     if code == _NO_BUCKET:
-        return _Refused("object store", given="no such bucket", expected=expected, cure="Make the bucket first.")
+        return StoreRefused("object store", given="no such bucket", expected=expected, cure="Make the bucket first.")
     if isinstance(error, FileNotFoundError):
         return None
     if code in _REFUSED or isinstance(error, PermissionError) or type(error).__name__ in _WITHOUT_CREDENTIALS:
         cure = "Check the credentials of this machine: AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY or its role."
-        return _Refused("object store", given="no permission", expected=expected, cure=cure)
+        return StoreRefused("object store", given="no permission", expected=expected, cure=cure)
     given = f"the answer {code or status}" if code or status else "no connection"
     return StoreAway("object store", given=given, expected=expected, cure="Try again in a few seconds.")
 
