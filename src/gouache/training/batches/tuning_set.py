@@ -27,7 +27,8 @@ from gouache.training.batches.loss_marks import loss_marks
 from gouache.training.batches.sources import few_packed, stacked
 from gouache.training.batches.store import Captioned, EncodedStore, Encoders, encode, states_of_texts, store_folder
 from gouache.training.config import DataConfig
-from gouache.training.stage import Batch, Preparing
+from gouache.training.denoising import Denoising
+from gouache.training.stage import Batch, BatchNoise, Preparing
 
 KEPT = 256
 """Captions whose states are kept; those of SDXL take 0.6 MB each."""
@@ -131,6 +132,15 @@ class TuningSet:
         """Where and how much their losses count, as `loss_marks`."""
         views = [(one.row, one.mirrored) for one in shown]
         return loss_marks(self.pictures, views, latent_size, prior_loss_weight)
+
+    def draws(self, denoising: Denoising, shown: Sequence[Shown], noise: BatchNoise, *, exact: bool = False) -> Batch:
+        """Their latents with what is drawn for the loss and how much it counts; `exact` keeps drafts as they are."""
+        latents = self.latents(shown)
+        batch = denoising.draws(latents, noise, exact=exact)
+        batch |= self.marks(shown, latents.shape[2:], denoising.config.prior_loss_weight)
+        if exact:
+            batch["keep_draft"] = torch.ones_like(batch["keep_draft"])
+        return batch
 
     def _drawn(self, row: int, index: int) -> Shown:
         generator = np.random.Generator(np.random.Philox(key=[self._seed, index], counter=[0, 0, 0, 11]))

@@ -207,11 +207,7 @@ class ControlNetTraining(Stage[Steers]):
 
     def _batch(self, data: TuningSet, pictures: Sequence[Shown], noise: BatchNoise, *, exact: bool = False) -> Batch:
         """Latents, text, control pictures and noise; `exact` leaves captions and drafts as they are."""
-        latents = data.latents(pictures)
-        batch = self.denoising.draws(latents, noise, exact=exact)
-        batch |= data.marks(pictures, latents.shape[2:], self.config.prior_loss_weight)
-        if exact:
-            batch["keep_draft"] = torch.ones_like(batch["keep_draft"])
+        batch = data.draws(self.denoising, pictures, noise, exact=exact)
         batch["hint"] = self.conditions.tensors(pictures)
         dropped = noise.uniform("caption") < (0 if exact else self.config.caption_dropout)
         text = self.texts.states([one.caption for one in pictures])

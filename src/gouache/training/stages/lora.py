@@ -328,11 +328,7 @@ class LoraTraining(Stage[LowRankChanges]):
 
     def _batch(self, data: TuningSet, pictures: Sequence[Shown], noise: BatchNoise, *, exact: bool = False) -> Batch:
         """Latents, text and noise; `exact` leaves captions, drafts and tokens as they are."""
-        latents = data.latents(pictures)
-        batch = self.denoising.draws(latents, noise, exact=exact)
-        batch |= data.marks(pictures, latents.shape[2:], self.config.prior_loss_weight)
-        if exact:
-            batch["keep_draft"] = torch.ones_like(batch["keep_draft"])
+        batch = data.draws(self.denoising, pictures, noise, exact=exact)
         dropped = noise.uniform("caption") < (0 if exact else self.config.caption_dropout)
         if self.prior is not None:
             share, hidden = (0.0, 0.0) if exact else (self.config.token_noise, self.config.hidden_recall)
