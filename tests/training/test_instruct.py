@@ -20,8 +20,9 @@ from gouache.errors import ConfigError, DataError
 from gouache.models.unet import UNet
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
-from gouache.training.config import read_config
+from gouache.training.config import TrainConfig, read_config
 from gouache.training.pack import pack
+from gouache.training.run import assemble
 from gouache.training.stages.instruct import widened
 from gouache.training.state import checkpoints
 
@@ -88,6 +89,14 @@ def test_the_widened_network_is_blind_to_the_picture_before(own_twins: Twins) ->
     t = torch.tensor([3.0, 700.0])
     with torch.no_grad():
         assert torch.allclose(widened(unet)(x, t, context, draft=before), unet(x, t, context), atol=1e-5)
+
+
+@pytest.mark.parametrize("stage", ["instruct", "controlnet"])
+def test_prompts_that_would_draw_nothing_are_refused(stage: str, tmp_path: Path) -> None:
+    table = {"start": str(tmp_path), "prompts": ["a cat"]}
+    config = TrainConfig.from_dict({"data": {"size": 32}, stage: table}, where="config")
+    with pytest.raises(ConfigError, match=f"{stage}.prompts"):
+        list(assemble(stage, config, tmp_path, tmp_path / "run"))
 
 
 def test_what_can_t_learn_it_is_refused(own_twins: Twins, tmp_path: Path) -> None:

@@ -198,6 +198,20 @@ def rescaled(denoiser: DenoiserConfig, table: DenoisingTable, stage: str) -> Den
     return whole
 
 
+def refuse_prompts(table: DenoisingTable, stage: str) -> None:
+    """Refuse prompts in a stage whose pictures begin on another picture, which a prompt alone doesn't bring.
+
+    Raises:
+        ConfigError: there are some.
+    """
+    if table.prompts:
+        raise ConfigError(
+            f"{stage}.prompts",
+            given=f"{len(table.prompts)} prompts",
+            expected="none: this stage's sheets show pictures of the set, each with the picture that it begins on",
+        )
+
+
 def beside(draft: Tensor | None) -> dict[str, Tensor]:
     """What a network is given beside latents, time and text: a draft, if there is one."""
     return {} if draft is None else {"draft": draft}

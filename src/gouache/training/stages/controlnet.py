@@ -32,7 +32,7 @@ from gouache.pipeline.inputs.tensors import to_tensor
 from gouache.training.batches.batch_shapes import batches_of_one_shape, shown
 from gouache.training.batches.encoded import drop_captions
 from gouache.training.batches.tuning_set import Shown, Texts, TuningSet, tuning_sets
-from gouache.training.denoising import Denoising
+from gouache.training.denoising import Denoising, refuse_prompts
 from gouache.training.inputs import RunInputs, encoders_of, initial_weights, start_model
 from gouache.training.previewer import Previewer
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage
@@ -148,6 +148,7 @@ class ControlNetTraining(Stage[Steers]):
     @classmethod
     def from_run(cls, inputs: RunInputs) -> Iterator[Preparing | Ready]:
         table, size = inputs.table(cls.name, ControlNetStage), inputs.config.data.size
+        refuse_prompts(table, cls.name)
         bundle = start_model(table.start, size, cls.name)
         config_of(bundle, table)  # before pictures are encoded for nothing
         encoders = encoders_of(bundle, table.start, size)
