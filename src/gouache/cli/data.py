@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, get_args
 
 import typer
 
+from gouache.cli.options import ray_option
+
 if TYPE_CHECKING:
     from gouache.data.readers import Reading
 
@@ -171,15 +173,7 @@ def encode(
     out: Annotated[Path, typer.Option(help="Folder of the run, with what earlier stages left there.")],
     stage: Annotated[str, typer.Option(help="The stage that will train on it.")] = "denoiser",
     threads: Annotated[int, typer.Option(help="CPU threads; 0 lets torch choose.")] = 0,
-    ray: Annotated[
-        str | None,
-        typer.Option(
-            "--ray",
-            metavar="[ADDRESS]",
-            help="Encode on a Ray cluster whose nodes see both folders: HOST:PORT of its head; local, on this machine; "
-            "without ADDRESS the one that RAY_ADDRESS names or that runs here, else as local.",
-        ),
-    ] = None,
+    ray: Annotated[str | None, ray_option("Encode on a Ray cluster whose nodes see both folders")] = None,
     ray_actors: Annotated[
         int | None,
         typer.Option("--ray-actors", min=1, help="Encoders on the cluster at most. Default: as many as fit."),

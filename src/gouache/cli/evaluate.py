@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gouache.cli.options import RayActors, ray_option
 from gouache.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -17,18 +18,7 @@ if TYPE_CHECKING:
     from gouache.training.evaluation.suite import Painting
 
 
-Ray = Annotated[
-    str | None,
-    typer.Option(
-        "--ray",
-        metavar="[ADDRESS]",
-        help="Paint a sticker set's prompts on a Ray cluster: HOST:PORT of its head; local, on this machine; "
-        "without ADDRESS the one that RAY_ADDRESS names or that runs here, else as local.",
-    ),
-]
-RayActors = Annotated[
-    int | None, typer.Option("--ray-actors", min=1, help="Models on the cluster at most. Default: as many as fit.")
-]
+Ray = Annotated[str | None, ray_option("Paint a sticker set's prompts on a Ray cluster")]
 
 
 def evaluate(

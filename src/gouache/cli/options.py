@@ -323,3 +323,22 @@ def _parameter(spec: OptionSpec) -> inspect.Parameter:
     kind: Any = spec.kind if spec.group is None else list[str] if spec.values == 1 else list[Any]
     annotation = Annotated[kind | None, option]
     return inspect.Parameter(spec.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
+
+
+def ray_option(what: str, behind: str = "") -> Any:
+    """The option ``--ray [ADDRESS]``.
+
+    Args:
+        what: what is done on the cluster, the beginning of the help.
+        behind: its end.
+    """
+    address = (
+        "HOST:PORT of its head; local, on this machine; without ADDRESS the one that RAY_ADDRESS names or that runs "
+        "here, else as local."
+    )
+    return typer.Option("--ray", metavar="[ADDRESS]", help=f"{what}: {address}{behind}")
+
+
+RayActors = Annotated[
+    int | None, typer.Option("--ray-actors", min=1, help="Models on the cluster at most. Default: as many as fit.")
+]

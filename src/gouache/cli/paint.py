@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from gouache.cli.options import EDITING, option_specs, request_values, with_options
+from gouache.cli.options import EDITING, RayActors, option_specs, ray_option, request_values, with_options
 from gouache.cli.output import STANDARD, OutputWriter, interrupted, shown
 from gouache.errors import GouacheError, Interrupted, InvalidInput, RecipeError
 from gouache.pipeline.batch import (
@@ -67,16 +67,7 @@ MatrixOption = Annotated[
 Dynamic = Annotated[bool, typer.Option("--dynamic", help="Resolve {a|b} at random, by the seed.")]
 Wildcards = Annotated[Path | None, typer.Option("--wildcards", help="Folder of NAME.txt files for __NAME__.")]
 Ray = Annotated[
-    str | None,
-    typer.Option(
-        "--ray",
-        metavar="[ADDRESS]",
-        help="Paint --from-file on a Ray cluster: HOST:PORT of its head; local, on this machine; without ADDRESS the "
-        "one that RAY_ADDRESS names or that runs here, else as local. Pictures that are there already are kept.",
-    ),
-]
-RayActors = Annotated[
-    int | None, typer.Option("--ray-actors", min=1, help="Models on the cluster at most. Default: as many as fit.")
+    str | None, ray_option("Paint --from-file on a Ray cluster", " Pictures that are there already are kept.")
 ]
 Resume = Annotated[
     bool, typer.Option("--resume", help="Keep --from-file's pictures that are there already; paint the others.")

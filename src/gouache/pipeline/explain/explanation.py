@@ -134,7 +134,6 @@ def explain(pipeline: Pipeline, request: Request) -> Explanation:
                 painted = event
     assert painted is not None, "a request that resolves paints a picture, or raises"
     seconds["denoiser"] = sum(seen.seconds)
-    start = time.perf_counter()
     steps = _steps(bundle, seen, looks, calls)
     seconds["decoder"] = _decoding(bundle, seen)
     seconds["rest"] = max(0.0, painted.seconds - sum(seconds.values()))
