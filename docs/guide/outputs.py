@@ -1,0 +1,106 @@
+"""Compare what the guide's cells printed and drew in the last `make docs` with what is kept beside the guide.
+
+    python docs/guide/outputs.py          compare; exit code 1 if something differs
+    python docs/guide/outputs.py --write  keep what there is now
+
+Kept are the texts, and of every picture its size and a print of 8 x 8 grey levels. Numbers may differ by 5 % and grey
+levels by 24 of 255, because processors round differently. What differs in every run (times, sizes in memory) is in
+cells with the tag `varies`, which aren't compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import re
+import sys
+from itertools import zip_longest
+from pathlib import Path
+
+import nbformat
+from jupyter_cache import get_cache
+from PIL import Image
+
+HERE = Path(__file__).parent
+CACHE = HERE.parents[1] / "build" / "docs" / "cache"
+KEPT = HERE / "outputs"
+NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+RELATIVE, GREY = 0.05, 24
+
+
+def printed(picture: bytes) -> str:
+    """Size of a picture and its print."""
+    image = Image.open(io.BytesIO(picture)).convert("RGBA")
+    grey = (
+        Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+        .convert("L")
+        .resize((8, 8), Image.Resampling.BOX)
+    )
+    return f"picture {image.width}x{image.height} {grey.tobytes().hex()}"
+
+
+def lines_of(notebook: nbformat.NotebookNode) -> list[str]:
+    """What one page's cells gave, in order."""
+    lines: list[str] = []
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    for number, cell in enumerate(cells, start=1):
+        if "varies" in cell.metadata.get("tags", []):
+            continue
+        for output in cell.outputs:
+            data = output.get("data", {})
+            if output.output_type == "stream":
+                lines += [f"{number}: {line.rstrip()}" for line in output.text.splitlines() if output.name == "stdout"]
+            elif "image/png" in data:
+                lines.append(f"{number}: {printed(base64.b64decode(data['image/png']))}")
+            elif rich := [kind for kind in ("image/svg+xml", "image/gif", "text/html") if kind in data]:
+                lines.append(f"{number}: {rich[0]}")
+            elif "text/plain" in data:
+                lines += [f"{number}: {line}" for line in data["text/plain"].splitlines()]
+    return lines
+
+
+def alike(now: str, kept: str) -> bool:
+    """Whether two lines say the same within what processors differ by."""
+    prints = [line.split(" picture ")[-1].split() if " picture " in line else None for line in (now, kept)]
+    if prints[0] and prints[1]:
+        grey = [bytes.fromhex(one[1]) for one in prints if one]
+        return prints[0][0] == prints[1][0] and max(abs(a - b) for a, b in zip(*grey, strict=True)) <= GREY
+    if NUMBER.sub("#", now).split() != NUMBER.sub("#", kept).split():
+        return False
+    pairs = zip(NUMBER.findall(now), NUMBER.findall(kept), strict=True)
+    return all(abs(float(a) - float(b)) <= RELATIVE * max(abs(float(a)), abs(float(b))) for a, b in pairs)
+
+
+def executed() -> dict[str, nbformat.NotebookNode]:
+    """The English pages' last executions, by the page's name. The Chinese ones share them."""
+    cache = get_cache(str(CACHE))
+    newest = sorted(cache.list_cache_records(), key=lambda record: record.accessed)
+    return {
+        Path(one.uri).stem: cache.get_cache_bundle(one.pk).nb for one in newest if Path(one.uri).parent.name == "en"
+    }
+
+
+def main() -> int:
+    """Compare or write; 0 if all is as it was."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--write", action="store_true", help="keep what the cells gave now")
+    write = parser.parse_args().write
+    pages = {page.stem for page in (HERE / "en").glob("[0-9]*.md")}
+    found = {name: lines_of(notebook) for name, notebook in executed().items() if name in pages}
+    faults = [f"{name}: not executed: run `make docs`" for name in sorted(pages - set(found))]
+    for name, lines in sorted(found.items()):
+        file = KEPT / f"{name}.txt"
+        if write:
+            file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+            continue
+        kept = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
+        for now, before in zip_longest(lines, kept, fillvalue="(nothing)"):
+            if not alike(now, before):
+                faults.append(f"{name}, cell {now}\n    kept: {before}")
+    print(*faults, f"{len(found)} pages compared, {len(faults)} differences", sep="\n")  # noqa: T201
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
