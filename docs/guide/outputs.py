@@ -92,6 +92,7 @@ def main() -> int:
     for name, lines in sorted(found.items()):
         file = KEPT / f"{name}.txt"
         if write:
+            KEPT.mkdir(exist_ok=True)
             file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
             continue
         kept = file.read_text(encoding="utf-8").splitlines() if file.exists() else []
