@@ -16,6 +16,7 @@ CHINESE = tags.has("zh")  # noqa: F821 - Sphinx puts `tags` into this file
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE / "guide"), os.environ.get("PYTHONPATH")]))
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+os.environ["TTY_COMPATIBLE"] = "0"  # commands in cells draw no progress bars
 
 project = "gouache"
 language = "zh_CN" if CHINESE else "en"
