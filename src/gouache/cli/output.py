@@ -29,8 +29,13 @@ if TYPE_CHECKING:
     from gouache.pipeline.request import Request
 
 
+TRACED_COLOURS = 16
+"""Colours of a traced picture. vtracer merges neighbours that differ little, so that soft shading swallows whole parts;
+between few flat colours there is nothing to merge."""
+
+
 def traced(picture: Image.Image) -> str:
-    """The picture as SVG text; transparency stays transparent.
+    """The picture as SVG text, in a few flat colours; what is more than half transparent stays free.
 
     Raises:
         MissingDependency: vtracer is not installed.
@@ -42,8 +47,14 @@ def traced(picture: Image.Image) -> str:
     import vtracer
 
     buffer = io.BytesIO()
-    picture.convert("RGBA").save(buffer, "PNG")
-    svg: str = vtracer.convert_raw_image_to_svg(buffer.getvalue(), img_format="png", colormode="color")
+    clear = picture.convert("RGBA")
+    flat = clear.convert("RGB").quantize(TRACED_COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    stencil = flat.convert("RGBA")
+    stencil.putalpha(clear.getchannel("A").point(lambda value: 255 if value >= 128 else 0))
+    stencil.save(buffer, "PNG")
+    svg: str = vtracer.convert_raw_image_to_svg(
+        buffer.getvalue(), img_format="png", colormode="color", layer_difference=0, path_precision=2
+    )
     return svg
 
 
