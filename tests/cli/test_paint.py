@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from gouache.cli import paint as paint_module
 from gouache.cli.main import app
 from gouache.cli.options import EDITING, option_specs, request_values
-from gouache.cli.output import interrupts_held, traced
+from gouache.cli.output import interrupts_held, shown, traced
 from gouache.errors import GouacheError, InvalidInput
 from gouache.pipeline.output.foreign import read_recipe
 from gouache.pipeline.request import Request
@@ -293,6 +293,13 @@ def test_a_traced_picture_looks_like_the_picture() -> None:
     assert found[0, 0, 3] == 0
     core = (rows - 64) ** 2 + (columns - 64) ** 2 < 46**2
     assert np.abs(wanted - found)[core].mean() < 6
+
+
+def test_a_notebook_gets_no_progress_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("JPY_PARENT_PID", "1")  # ipykernel sets it for all that a cell starts
+    assert list(shown(iter(()), label="frames")) == []
+    assert capsys.readouterr().err == ""
 
 
 def test_many_prompts_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

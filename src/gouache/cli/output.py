@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import sys
 import threading
@@ -288,7 +289,8 @@ def interrupted(where: str, done: int, expected: str, outcome: OutputWriter) -> 
 
 def shown(events: Iterator[Event], *, label: str) -> Iterator[Event]:
     """Pass events on; on a terminal, show a progress bar on standard error meanwhile."""
-    if not sys.stderr.isatty():
+    # A notebook's `!gouache` has a terminal too, but it keeps every state of the bar as a line of its own.
+    if not sys.stderr.isatty() or "JPY_PARENT_PID" in os.environ:
         yield from events
         return
     from rich.console import Console
