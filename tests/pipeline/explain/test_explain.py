@@ -14,6 +14,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from gouache.checkpoints.save import write_model
 from gouache.errors import InvalidInput
 from gouache.nn.attention import Attention
+from gouache.pipeline.explain.data import ExplanationData, to_data
 from gouache.pipeline.explain.explanation import explain
 from gouache.pipeline.explain.page import to_html, words
 from gouache.pipeline.explain.watching import Watched, main_colours
@@ -69,10 +70,12 @@ def test_three_components_of_features_that_have_three_are_all_of_them() -> None:
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_page_needs_nothing_else(language: str) -> None:
     request = Request(prompt='<b>"a" & b</b>', seed=1, width=32, height=32, num_inference_steps=2)
-    page = to_html(explain(Pipeline(make_bundle()), request), "zh" if language == "zh" else "en")
+    data = to_data(explain(Pipeline(make_bundle()), request))
+    assert ExplanationData.from_json(data.to_json()) == data
+    page = to_html(data, "zh" if language == "zh" else "en")
     assert "&lt;b&gt;" in page
     assert "<b>&quot;a" not in page
-    assert not re.findall(r"https?://|<script|<link|url\(", page)
+    assert not re.findall(r"https?://|<link|url\(|<script[^>]* src", page)
     assert set(re.findall(r'src="([^"]{10})', page)) == {"data:image"}
     assert words("zh" if language == "zh" else "en")["title"] in page
     assert words("en").keys() == words("zh").keys()
