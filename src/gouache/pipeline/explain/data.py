@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import io
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from PIL import Image
 
 from gouache.config import Config
-from gouache.pipeline.explain.explanation import Explanation
+
+if TYPE_CHECKING:
+    from gouache.pipeline.explain.explanation import Explanation
 
 DataUri = str
 """A PNG as `data:image/png;base64,...`."""

@@ -14,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.text.clip import TextEncoder
 from gouache.models.text.sentence import SentenceEncoder
+from gouache.pipeline.explain.possible import check_explained
 from gouache.pipeline.explain.watching import Watched, main_colours, watching
 from gouache.pipeline.generate.decode import decode, preview
 from gouache.pipeline.generate.draft import draw_of, draw_tokens, parts_of
@@ -30,8 +30,6 @@ from gouache.pipeline.request import Request
 
 NEAREST = 5
 """Vocabulary entries that are shown beside a token."""
-CUT = ("outpaint", "interpolation", "inversion", "hires", "refiner")
-"""What a request may ask for that paints in several passes, of which this shows none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,22 +92,6 @@ class Explanation:
     steps: tuple[StepSeen, ...]
     features: tuple[tuple[str, Image.Image], ...]
     seconds: dict[str, float]
-
-
-def check_explained(request: Request) -> None:
-    """Refuse what can't be explained, before anything is painted.
-
-    Args:
-        request: of one picture, in one pass.
-
-    Raises:
-        InvalidInput: it paints in several passes, or several pictures.
-    """
-    for name in CUT:
-        if getattr(request, name) is not None:
-            raise InvalidInput(name, given="one", expected="nothing: one pass is explained, and this adds another")
-    if request.count != 1:
-        raise InvalidInput("count", given=request.count, expected="1: one picture is explained")
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""An explanation as one HTML file: it needs no network and no other file, and shows everything without its script too."""
+"""An explanation as one HTML file: it needs no network and no other file, and shows everything without a script too."""
 
 from __future__ import annotations
 
@@ -40,10 +40,12 @@ button:hover, button[aria-pressed=true] { border-color: var(--accent); color: va
 td { min-width: 2rem; height: 2rem; text-align: center } td i { color: var(--ink); font-style: normal }
 th { font-weight: normal; padding: 0 .4rem; text-align: right; white-space: nowrap }
 th.top { writing-mode: vertical-rl; vertical-align: bottom; padding: .4rem 0 }
-.steps input { width: 100%; accent-color: var(--accent); min-height: 2rem } .steps label { display: block; flex: 1 0 100% }
+.steps input { width: 100%; accent-color: var(--accent); min-height: 2rem }
+.steps label { display: block; flex: 1 0 100% }
 .bar { display: flex; align-items: center; gap: .6rem; font-size: .9rem; max-width: 44rem }
 .bar span { flex: 0 0 7rem; white-space: nowrap } .bar span:first-child { flex-basis: 8rem; text-align: right }
-.bar div { flex: 1; min-width: 2rem } .bar i { display: block; background: var(--accent); height: .8rem; min-width: 1px }
+.bar div { flex: 1; min-width: 2rem }
+.bar i { display: block; background: var(--accent); height: .8rem; min-width: 1px }
 summary { cursor: pointer }
 pre { white-space: pre-wrap; word-break: break-word; font-size: .75rem; color: var(--soft) }
 @media print { main { padding: 0 } .look, .steps { display: none } * { print-color-adjust: exact } }
