@@ -29,7 +29,7 @@ class ExplanationIn(Config):
     """What is to be explained."""
 
     request: PaintRequest
-    """One picture, in one pass: `count` 1, without `hires`, `refiner`, `outpaint`, `inversion`, `interpolation`."""
+    """One picture, in one pass; what adds a pass or a picture is refused by name."""
 
 
 @router.post("", status_code=202)
