@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -20,6 +21,9 @@ from gouache.pipeline.explain.page import to_html, words
 from gouache.pipeline.explain.watching import Watched, main_colours
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
+
+if TYPE_CHECKING:
+    from tests.pipeline.sd3_twins import Sd3Twins
 
 
 @pytest.mark.parametrize("kind", ["clip", "drafts"])
@@ -85,3 +89,16 @@ def test_the_page_needs_nothing_else(language: str) -> None:
 def test_several_passes_or_pictures_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(InvalidInput, match="explained"):
         explain(Pipeline(make_bundle()), Request.from_dict({"prompt": "a", **changes}, where="request"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_other_families_are_explained(family: str, sd3: Sd3Twins) -> None:
+    sdxl = Pipeline(make_bundle(family="sdxl", sdxl=True))
+    pipeline = Pipeline.load(sd3.path("3.5 medium"), device="cpu") if family == "sd3" else sdxl
+    request = Request(prompt="a red fox", seed=3, width=64, height=64, num_inference_steps=2)
+    seen = explain(pipeline, request)
+    assert seen.painted.recipe.pixels == pipeline.paint(request)[0].recipe.pixels
+    # SD 3's transformer reads pictures and words in one row: there are no maps, and the page says so.
+    assert all((token.attention is None) == (family == "sd3") for token in seen.tokens)
+    assert (words("en")["attention.none"] in to_html(to_data(seen))) == (family == "sd3")
