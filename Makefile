@@ -18,6 +18,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python tests/check_links.py
+	$(BIN)/codespell
 	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive src
 
 # Both sites, every cell of the guide executed, and what the cells gave compared with what is kept: build/docs/index.html.

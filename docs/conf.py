@@ -17,7 +17,9 @@ CHINESE = tags.has("zh")  # noqa: F821 - Sphinx puts `tags` into this file
 # The cells' own processes: the guide's drawing functions, and nothing of the reader's machine.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE / "guide"), os.environ.get("PYTHONPATH")]))
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["GOUACHE_PROGRESS"] = "off"
 os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
+os.environ["TTY_COMPATIBLE"] = "0"  # commands in cells draw no progress bars
 
 sys.path.insert(0, str(HERE / "_ext"))
 

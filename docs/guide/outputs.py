@@ -25,6 +25,7 @@ from PIL import Image
 HERE = Path(__file__).parent
 CACHE = HERE.parents[1] / "build" / "docs" / "cache"
 KEPT = HERE / "outputs"
+PRINT = re.compile(r" picture (\d+x\d+) ([0-9a-f]{128})$")
 NUMBER = re.compile(r"(?<![\w.])[-+]?\d+(?:\.\d+)?(?:e[-+]?\d+)?")
 RELATIVE, GREY = 0.05, 24
 
@@ -62,10 +63,10 @@ def lines_of(notebook: nbformat.NotebookNode) -> list[str]:
 
 def alike(now: str, kept: str) -> bool:
     """Whether two lines say the same within what processors differ by."""
-    prints = [line.split(" picture ")[-1].split() if " picture " in line else None for line in (now, kept)]
+    prints = [PRINT.search(line) for line in (now, kept)]
     if prints[0] and prints[1]:
-        grey = [bytes.fromhex(one[1]) for one in prints if one]
-        return prints[0][0] == prints[1][0] and max(abs(a - b) for a, b in zip(*grey, strict=True)) <= GREY
+        grey = [bytes.fromhex(one[2]) for one in prints if one]
+        return prints[0][1] == prints[1][1] and max(abs(a - b) for a, b in zip(*grey, strict=True)) <= GREY
     if NUMBER.sub("#", now).split() != NUMBER.sub("#", kept).split():
         return False
     pairs = zip(NUMBER.findall(now), NUMBER.findall(kept), strict=True)
@@ -92,6 +93,7 @@ def main() -> int:
     for name, lines in sorted(found.items()):
         file = KEPT / f"{name}.txt"
         if write:
+            KEPT.mkdir(exist_ok=True)
             file.write_text("".join(line + "\n" for line in lines), encoding="utf-8")
             continue
         kept = file.read_text(encoding="utf-8").splitlines() if file.exists() else []

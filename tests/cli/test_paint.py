@@ -20,7 +20,7 @@ from typer.testing import CliRunner
 from gouache.cli import paint as paint_module
 from gouache.cli.main import app
 from gouache.cli.options import EDITING, option_specs, request_values
-from gouache.cli.output import interrupts_held
+from gouache.cli.output import interrupts_held, shown, traced
 from gouache.errors import GouacheError, InvalidInput
 from gouache.pipeline.output.foreign import read_recipe
 from gouache.pipeline.request import Request
@@ -278,6 +278,28 @@ def test_pictures_are_traced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     text = (tmp_path / "x-7.svg").read_text()
     assert "<svg" in text
     assert "<path" in text
+
+
+def test_a_traced_picture_looks_like_the_picture() -> None:
+    pytest.importorskip("vtracer")
+    resvg = pytest.importorskip("resvg_py")
+    # Soft shading from dark to light inside a disc: a tracer that merges neighbours paints it in one colour.
+    rows, columns = np.mgrid[:128, :128]
+    shade = np.clip(20 + 1.7 * columns, 0, 255).astype(np.uint8)
+    inside = ((rows - 64) ** 2 + (columns - 64) ** 2 < 50**2).astype(np.uint8) * 255
+    picture = Image.fromarray(np.dstack([shade, shade // 2, 255 - shade, inside]), "RGBA")
+    drawn = Image.open(io.BytesIO(bytes(resvg.svg_to_bytes(svg_string=traced(picture))))).convert("RGBA")
+    wanted, found = (np.asarray(one, dtype=float) for one in (picture, drawn))
+    assert found[0, 0, 3] == 0
+    core = (rows - 64) ** 2 + (columns - 64) ** 2 < 46**2
+    assert np.abs(wanted - found)[core].mean() < 6
+
+
+def test_a_notebook_gets_no_progress_bar(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("JPY_PARENT_PID", "1")  # ipykernel sets it for all that a cell starts
+    assert list(shown(iter(()), label="frames")) == []
+    assert capsys.readouterr().err == ""
 
 
 def test_many_prompts_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

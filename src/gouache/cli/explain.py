@@ -32,6 +32,7 @@ def _explain(
     **options: object,
 ) -> None:
     from gouache.files import write_bytes
+    from gouache.pipeline.explain.data import to_data
     from gouache.pipeline.explain.explanation import explain as explained
     from gouache.pipeline.explain.page import to_html
 
@@ -39,7 +40,7 @@ def _explain(
         raise InvalidInput("--language", given=repr(language), expected="en or zh")
     request = build_request(prompt, size, request_values(SPECS, options))
     pipeline = load(request.model, device, None)
-    page = to_html(explained(pipeline, request), "zh" if language == "zh" else "en")
+    page = to_html(to_data(explained(pipeline, request)), "zh" if language == "zh" else "en")
     write_bytes(output, page.encode("utf-8"), force=force)
     typer.echo(str(output))
 

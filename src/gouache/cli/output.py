@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import signal
 import sys
 import threading
@@ -29,8 +30,13 @@ if TYPE_CHECKING:
     from gouache.pipeline.request import Request
 
 
+TRACED_COLOURS = 16
+"""Colours of a traced picture. vtracer merges neighbours that differ little, so that soft shading swallows whole parts;
+between few flat colours there is nothing to merge."""
+
+
 def traced(picture: Image.Image) -> str:
-    """The picture as SVG text; transparency stays transparent.
+    """The picture as SVG text, in a few flat colours; what is more than half transparent stays free.
 
     Raises:
         MissingDependency: vtracer is not installed.
@@ -42,8 +48,14 @@ def traced(picture: Image.Image) -> str:
     import vtracer
 
     buffer = io.BytesIO()
-    picture.convert("RGBA").save(buffer, "PNG")
-    svg: str = vtracer.convert_raw_image_to_svg(buffer.getvalue(), img_format="png", colormode="color")
+    clear = picture.convert("RGBA")
+    flat = clear.convert("RGB").quantize(TRACED_COLOURS, Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE)
+    stencil = flat.convert("RGBA")
+    stencil.putalpha(clear.getchannel("A").point(lambda value: 255 if value >= 128 else 0))
+    stencil.save(buffer, "PNG")
+    svg: str = vtracer.convert_raw_image_to_svg(
+        buffer.getvalue(), img_format="png", colormode="color", layer_difference=0, path_precision=2
+    )
     return svg
 
 
@@ -277,7 +289,8 @@ def interrupted(where: str, done: int, expected: str, outcome: OutputWriter) -> 
 
 def shown(events: Iterator[Event], *, label: str) -> Iterator[Event]:
     """Pass events on; on a terminal, show a progress bar on standard error meanwhile."""
-    if not sys.stderr.isatty():
+    # A notebook's `!gouache` has a terminal too, but it keeps every state of the bar as a line of its own.
+    if not sys.stderr.isatty() or "JPY_PARENT_PID" in os.environ:
         yield from events
         return
     from rich.console import Console

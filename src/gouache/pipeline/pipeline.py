@@ -28,6 +28,7 @@ from gouache.nn.layers import channels_last
 from gouache.pipeline.generate.generation import Event, Generation, Painted
 from gouache.pipeline.inputs.images import References
 from gouache.pipeline.inputs.start import prepare
+from gouache.pipeline.notebook import Pictures, with_bar
 from gouache.pipeline.output.recipe import model_sha256
 from gouache.pipeline.prompts.adapters import Adapted, Adapters
 from gouache.pipeline.request import Request
@@ -152,10 +153,34 @@ class Pipeline:
             self._vae = (request.vae, vae, notes)
         return replace(bundle, vae=self._vae[1])
 
-    def paint(self, request: Request | str, attachments: Mapping[str, bytes] | None = None) -> list[Painted]:
-        """Paint all pictures of a request, or one of a prompt; other arguments and errors as `run`."""
+    def paint(
+        self,
+        request: Request | str,
+        attachments: Mapping[str, bytes] | None = None,
+        *,
+        progress: bool | None = None,
+    ) -> Pictures:
+        """Paint all pictures of a request, or one of a prompt.
+
+        Args:
+            request: what to paint; a text is a prompt, and everything else as the model is set.
+            attachments: bytes of the pictures that the request names; one that is missing here is read from its path.
+            progress: whether a notebook shows a bar meanwhile; None for yes, unless `GOUACHE_PROGRESS=off` is in the
+                environment. Elsewhere nothing is shown.
+
+        Returns:
+            A list of the pictures; a notebook shows them side by side.
+
+        Raises:
+            GouacheError: the request can't be painted by this model.
+        """
         request = Request(prompt=request) if isinstance(request, str) else request
-        return [event for event in self.run(request, attachments) if isinstance(event, Painted)]
+        events = with_bar(self.run(request, attachments), progress=progress)
+        return Pictures(event for event in events if isinstance(event, Painted))
+
+    def __repr__(self) -> str:
+        bundle = self.bundle
+        return f"Pipeline({bundle.name!r}, family {bundle.family!r}, on {bundle.device}, {bundle.dtype})"
 
     def run(self, request: Request | Resolved, attachments: Mapping[str, bytes] | None = None) -> Iterator[Event]:
         """Paint, step by step. The request is checked before anything is returned; close the iterator to stop.

@@ -8,7 +8,7 @@ Nothing here imports torch: the command line builds its options from these class
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from typing import Annotated, Self
 
@@ -270,6 +270,16 @@ class Request(Config):
         names += tuple(name for one in self.image_prompts for name in (*one.images, one.mask))
         names += tuple(region.mask for region in self.regions)
         return tuple(dict.fromkeys(name for name in names if name is not None))
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, object]]:
+        """Only what differs from the defaults: a hundred fields that say nothing hide the few that do."""
+        for name, value in super().__repr_args__():
+            if (
+                name is None
+                or name == "prompt"
+                or value != type(self).model_fields[name].get_default(call_default_factory=True)
+            ):
+                yield name, value
 
     def replace(self, changes: Mapping[str, object]) -> Request:
         """A copy with other values, validated again.

@@ -24,6 +24,7 @@ from gouache.errors import GouacheError, InvalidInput
 from gouache.serve.api import bulk as api_bulk
 from gouache.serve.api import editing as api_editing
 from gouache.serve.api import events as api_events
+from gouache.serve.api import explanations as api_explanations
 from gouache.serve.api import forms as api_forms
 from gouache.serve.api import jobs as api_jobs
 from gouache.serve.api import model_files as api_model_files
@@ -94,6 +95,7 @@ def create_api(studio: Studio) -> FastAPI:
         api_bulk,  # Its fixed paths before those with an id in them.
         api_pictures,
         api_recipes,
+        api_explanations,
         api_editing,
         api_forms,
         api_presets,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 import torch
@@ -14,11 +15,15 @@ from torch.nn.functional import scaled_dot_product_attention
 from gouache.checkpoints.save import write_model
 from gouache.errors import InvalidInput
 from gouache.nn.attention import Attention
+from gouache.pipeline.explain.data import ExplanationData, to_data
 from gouache.pipeline.explain.explanation import explain
 from gouache.pipeline.explain.page import to_html, words
 from gouache.pipeline.explain.watching import Watched, main_colours
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
+
+if TYPE_CHECKING:
+    from tests.pipeline.sd3_twins import Sd3Twins
 
 
 @pytest.mark.parametrize("kind", ["clip", "drafts"])
@@ -69,10 +74,12 @@ def test_three_components_of_features_that_have_three_are_all_of_them() -> None:
 @pytest.mark.parametrize("language", ["en", "zh"])
 def test_the_page_needs_nothing_else(language: str) -> None:
     request = Request(prompt='<b>"a" & b</b>', seed=1, width=32, height=32, num_inference_steps=2)
-    page = to_html(explain(Pipeline(make_bundle()), request), "zh" if language == "zh" else "en")
+    data = to_data(explain(Pipeline(make_bundle()), request))
+    assert ExplanationData.from_json(data.to_json()) == data
+    page = to_html(data, "zh" if language == "zh" else "en")
     assert "&lt;b&gt;" in page
     assert "<b>&quot;a" not in page
-    assert not re.findall(r"https?://|<script|<link|url\(", page)
+    assert not re.findall(r"https?://|<link|url\(|<script[^>]* src", page)
     assert set(re.findall(r'src="([^"]{10})', page)) == {"data:image"}
     assert words("zh" if language == "zh" else "en")["title"] in page
     assert words("en").keys() == words("zh").keys()
@@ -82,3 +89,16 @@ def test_the_page_needs_nothing_else(language: str) -> None:
 def test_several_passes_or_pictures_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(InvalidInput, match="explained"):
         explain(Pipeline(make_bundle()), Request.from_dict({"prompt": "a", **changes}, where="request"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("family", ["sdxl", "sd3"])
+def test_other_families_are_explained(family: str, sd3: Sd3Twins) -> None:
+    sdxl = Pipeline(make_bundle(family="sdxl", sdxl=True))
+    pipeline = Pipeline.load(sd3.path("3.5 medium"), device="cpu") if family == "sd3" else sdxl
+    request = Request(prompt="a red fox", seed=3, width=64, height=64, num_inference_steps=2)
+    seen = explain(pipeline, request)
+    assert seen.painted.recipe.pixels == pipeline.paint(request)[0].recipe.pixels
+    # SD 3's transformer reads pictures and words in one row: there are no maps, and the page says so.
+    assert all((token.attention is None) == (family == "sd3") for token in seen.tokens)
+    assert (words("en")["attention.none"] in to_html(to_data(seen))) == (family == "sd3")

@@ -82,9 +82,9 @@ def test_an_attachment_that_was_set_aside_is_put_back_for_whoever_names_it(
 
 def test_files_of_old_tasks_are_dropped(store: FileStore) -> None:
     store.keep("tasks", PICTURE, b"given")
-    store.drop_tasks(time.time() - 60)
+    store.drop_old("tasks", time.time() - 60)
     assert store.names("tasks") == [PICTURE]
-    store.drop_tasks(time.time() + 60)
+    store.drop_old("tasks", time.time() + 60)
     assert store.names("tasks") == []
 
 

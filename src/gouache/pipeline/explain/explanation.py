@@ -6,6 +6,7 @@ The picture is painted as always and has the same bytes; its parts are watched, 
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -13,10 +14,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.text.clip import TextEncoder
 from gouache.models.text.sentence import SentenceEncoder
+from gouache.pipeline.explain.possible import check_explained
 from gouache.pipeline.explain.watching import Watched, main_colours, watching
 from gouache.pipeline.generate.decode import decode, preview
 from gouache.pipeline.generate.draft import draw_of, draw_tokens, parts_of
@@ -29,8 +30,6 @@ from gouache.pipeline.request import Request
 
 NEAREST = 5
 """Vocabulary entries that are shown beside a token."""
-CUT = ("outpaint", "interpolation", "inversion", "hires", "refiner")
-"""What a request may ask for that paints in several passes, of which this shows none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,43 +95,49 @@ class Explanation:
 
 
 @torch.no_grad()
-def explain(pipeline: Pipeline, request: Request) -> Explanation:
+def explain(
+    pipeline: Pipeline,
+    request: Request,
+    attachments: Mapping[str, bytes] | None = None,
+    on_step: Callable[[Progress], None] = lambda _progress: None,
+) -> Explanation:
     """Paint one picture and say what each part did.
 
     Args:
         pipeline: with the model.
         request: of one picture, in one pass.
+        attachments: as `Pipeline.run`.
+        on_step: called after each step; what it raises ends the painting.
 
     Raises:
         InvalidInput: it paints in several passes, or several pictures.
         GouacheError: as `Pipeline.run`.
     """
-    for name in CUT:
-        if getattr(request, name) is not None:
-            raise InvalidInput(name, given="one", expected="nothing: one pass is explained, and this adds another")
-    if request.count != 1:
-        raise InvalidInput("count", given=request.count, expected="1: one picture is explained")
-    resolved = pipeline.plan(request)
+    check_explained(request)
+    resolved = pipeline.plan(request, attachments)
     bundle, asked = pipeline.adapters.apply(resolved.request).bundle, resolved.request
     reader = PromptReader(bundle.text, asked.emphasis, asked.clip_skip, t5_rows=asked.max_sequence_length)
     seconds: dict[str, float] = {}
     start = time.perf_counter()
     text = reader.encode(styled_prompt(asked))
     seconds["text"] = time.perf_counter() - start
-    start = time.perf_counter()
     scales = _scales(bundle, asked, text, reader)
-    seconds["draft"] = time.perf_counter() - start
     looks: list[tuple[float, Image.Image]] = []
     calls = [0]
     with watching(bundle.unet, text.context) as seen:
         painted: Painted | None = None
-        for event in pipeline.run(resolved):
+        start = time.perf_counter()
+        for event in pipeline.run(resolved, attachments):
             if isinstance(event, Progress):
+                on_step(event)
                 looks.append((event.sigma, event.preview()))
                 calls.append(len(seen.seconds))
             else:
                 painted = event
     assert painted is not None, "a request that resolves paints a picture, or raises"
+    # What lies between the text and the first call of the network is the draft, also where each thing has its own.
+    drafting = 0.0 if seen.draft is None or seen.first is None else seen.first - start - seconds["text"]
+    seconds["draft"] = max(0.0, drafting)
     seconds["denoiser"] = sum(seen.seconds)
     steps = _steps(bundle, seen, looks, calls)
     seconds["decoder"] = _decoding(bundle, seen)
@@ -180,6 +185,8 @@ def _steps(
 
 def _decoding(bundle: ModelBundle, seen: Watched) -> float:
     """Seconds that decoding takes, measured on the last latents once more."""
+    if not seen.shown:
+        return 0.0  # A starting picture that is kept as it is: no step was made.
     latents = seen.shown[-1][:, : bundle.vae.config.latent_channels].to(bundle.device, bundle.dtype)
     start = time.perf_counter()
     decode(bundle, latents)

@@ -28,6 +28,7 @@ class Watched:
     Attributes:
         shown: the latents that each call was given, scaled as the network takes them. [1,C,h,w] each
         seconds: of each call.
+        first: `time.perf_counter()` when the first call began; None before it.
         maps: what share of each place's attention each token has, a mean over layers, heads and calls. [L,h,w]
         draft: what was given beside them, in models that take a draft. [1,C,h,w]
         features: output of each block at the last call, by the block's name. [C,h,w] each
@@ -36,6 +37,7 @@ class Watched:
     def __init__(self, context: Tensor) -> None:
         self.shown: list[Tensor] = []
         self.seconds: list[float] = []
+        self.first: float | None = None
         self.draft: Tensor | None = None
         self.features: dict[str, Tensor] = {}
         self._context = context
@@ -58,6 +60,7 @@ class Watched:
         self._size = (x.shape[2], x.shape[3])
         self.shown.append(x[own].detach().float().cpu())
         self._begun = time.perf_counter()
+        self.first = self._begun if self.first is None else self.first
 
     def keep(self, name: str, out: Tensor) -> None:
         """A block gives feature maps [B,C,h,w]; those of the prompt's row are kept."""

@@ -121,6 +121,10 @@ class Painted:
         """The picture as a file's bytes with its recipe inside."""
         return encode_picture(self.image, kind, self.texts(), quality=quality)
 
+    def __repr__(self) -> str:
+        request, size = self.recipe.request, f"{self.image.width}x{self.image.height}"
+        return f"Painted({request.prompt!r}, seed {self.seed}, {size}, {self.recipe.model.name}, {self.seconds:.2f} s)"
+
     def _repr_png_(self) -> bytes:
         """What a notebook shows."""
         return self.encode("png")

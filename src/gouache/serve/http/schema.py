@@ -90,6 +90,7 @@ CONTENTS: dict[str, dict[str, Any]] = {
     "/v1/attachments/{digest}": {**_PNG, **_JPEG, **_WEBP},
     "/metrics": {"text/plain": {"schema": {"type": "string"}}},
     "/v1/events": {"text/event-stream": {"schema": {"type": "string"}}},
+    "/v1/explanations/{job_id}/page": {"text/html": {"schema": {"type": "string"}}},
     "/v1/jobs/{job_id}/events": {"text/event-stream": {"schema": {"type": "string"}}},
     "/v1/jobs/{job_id}/preview": _JPEG,
     "/v1/pictures/{picture_id}/file": {**_PNG, **_JPEG, **_WEBP},

@@ -24,7 +24,7 @@ from gouache.serve.studio import Studio
 router = APIRouter(prefix="/v1/page", tags=["page"])
 pages = APIRouter(include_in_schema=False)
 """What a browser opens; absent where the studio has no page."""
-VIEWS = ("paint", "edit", "gallery", "queue", "models", "train", "settings")
+VIEWS = ("paint", "edit", "gallery", "queue", "explain", "models", "train", "settings")
 STATE_BYTES = 256 * 2**10
 """Most that one part of a page's state may have."""
 StateName = Annotated[str, Path(pattern=r"^[a-z_]{1,32}$")]

@@ -11,7 +11,8 @@ from gouache.pipeline.request import Request
 from gouache.serve.store.tables import jobs
 
 JobState = Literal["queued", "running", "done", "failed", "cancelled"]
-Source = Literal["v1", "a1111", "openai", "page", "cli", "edit"]
+Source = Literal["v1", "a1111", "openai", "page", "cli", "edit", "explain"]
+"""The interface that a job came through; "explain" is a job that keeps an explanation in place of a picture."""
 Ending = Literal["drop", "keep", "skip"]
 FINISHED: tuple[JobState, ...] = ("done", "failed", "cancelled")
 OPEN: tuple[JobState, ...] = ("queued", "running")

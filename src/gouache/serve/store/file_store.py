@@ -1,4 +1,5 @@
-"""The studio's files: finished pictures, thumbnails, and pictures that came with requests. Every name is generated.
+"""The studio's files: finished pictures, thumbnails, pictures that came with requests, explanations. Every name is
+generated.
 
 They lie in the data folder, or in an object store (`object_store.py`).
 """
@@ -20,8 +21,10 @@ from typing import Literal
 from gouache.errors import NotFound, PictureError, StoreAway, StoreError
 from gouache.files import atomic_write
 
-Folder = Literal["pictures", "thumbnails", "attachments", "tasks"]
-FOLDERS: tuple[Folder, ...] = ("pictures", "thumbnails", "attachments", "tasks")
+Folder = Literal["pictures", "thumbnails", "attachments", "tasks", "explanations"]
+Passing = Literal["tasks", "explanations"]
+"""Folders whose files go by their age alone."""
+FOLDERS: tuple[Folder, ...] = ("pictures", "thumbnails", "attachments", "tasks", "explanations")
 _NAME = re.compile(r"[0-9a-f]{32,64}(-[0-9]{4}p?)?(\.(png|jpeg|webp))?")
 THUMBNAIL_SIDE = 320
 
@@ -107,7 +110,7 @@ def is_stored_name(name: str) -> bool:
 
 
 class FileStore(ABC):
-    """Four folders of files, wherever they lie.
+    """Five folders of files, wherever they lie.
 
     Every use of it raises `StoreAway` while that place can't be used, `NoRoom` if that is because it is full.
     """
@@ -145,8 +148,8 @@ class FileStore(ABC):
         """Every file of a folder, those included that are set aside to be removed."""
 
     @abstractmethod
-    def drop_tasks(self, before: float) -> None:
-        """Remove the files of tasks that were written before this time, in seconds since 1970."""
+    def drop_old(self, folder: Passing, before: float) -> None:
+        """Remove the files that were written before this time, in seconds since 1970."""
 
     @abstractmethod
     def drop_attachments(self, needed: Container[str], before: float) -> int:
@@ -208,7 +211,7 @@ class FileStore(ABC):
 
 
 class DiskStore(FileStore):
-    """Four folders in the data folder.
+    """Five folders in the data folder.
 
     Args:
         data: the data folder; made, for the user alone, if it is missing.
@@ -292,10 +295,10 @@ class DiskStore(FileStore):
         with _on_disk():
             return [path.name.removeprefix(".") for path in (self.root / folder).iterdir()]
 
-    def drop_tasks(self, before: float) -> None:
-        """Remove old files of tasks; as `FileStore.drop_tasks`."""
+    def drop_old(self, folder: Passing, before: float) -> None:
+        """Remove old files; as `FileStore.drop_old`."""
         with _on_disk():
-            for path in (self.root / "tasks").iterdir():
+            for path in (self.root / folder).iterdir():
                 if path.stat().st_mtime < before:
                     path.unlink(missing_ok=True)
 

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from gouache.errors import NotFound, StoreAway, StoreError, StoreRefused
-from gouache.serve.store.file_store import DiskStore, FileStore, Folder, NoRoom, checked, is_stored_name
+from gouache.serve.store.file_store import DiskStore, FileStore, Folder, NoRoom, Passing, checked, is_stored_name
 
 SCHEME = "s3"
 ASIDE_SECONDS = 3600.0
@@ -47,7 +47,7 @@ def open_file_store(data: Path, files: str | None, reserve: int = 0) -> FileStor
 
 
 class ObjectStore(FileStore):
-    """Four folders below one prefix of a bucket.
+    """Five folders below one prefix of a bucket.
 
     Credentials and the address of a service other than Amazon's are read where every client of S3 reads them:
     `AWS_ACCESS_KEY_ID`, `AWS_SECRET_ACCESS_KEY`, `AWS_ENDPOINT_URL`, `~/.aws`, the role of the machine.
@@ -130,11 +130,11 @@ class ObjectStore(FileStore):
         rows = [(str(row["name"]).rpartition("/")[2], row) for row in found if row["type"] == "file"]
         return [(name, row["LastModified"].timestamp()) for name, row in rows if is_stored_name(name.removeprefix("."))]
 
-    def drop_tasks(self, before: float) -> None:
-        """Remove old objects of tasks; as `FileStore.drop_tasks`."""
-        for name, written in self._listed("tasks"):
+    def drop_old(self, folder: Passing, before: float) -> None:
+        """Remove old objects; as `FileStore.drop_old`."""
+        for name, written in self._listed(folder):
             if written < before:
-                self.remove("tasks", name)
+                self.remove(folder, name)
 
     def drop_attachments(self, needed: Container[str], before: float) -> int:
         """Set attachments aside that nobody needs, and remove those that have been aside for long enough."""

@@ -172,7 +172,8 @@ def _advance_sequences(connection: Connection) -> None:
 
 
 ATTACHMENT_SECONDS = 7 * 24 * 3600
-"""An attachment stays so long after it came and after the last job that names it ended."""
+"""An attachment stays so long after it came and after the last job that names it ended, an explanation after it was
+made."""
 SHORT_SECONDS = 3600
 """The same while the disk is nearly full."""
 FIRST_SECONDS, EVERY_SECONDS = 60, 3600
@@ -230,6 +231,7 @@ class Housekeeping:
             self.file_store.discard(file)
         before = now - self._patience()
         attachments = self.file_store.drop_attachments(self.needed(before), before)
+        self.file_store.drop_old("explanations", before)
         Attachments(self.database, self.file_store).forget_gone()
         if files or attachments:
             log.info("cleaned up", extra={"pictures": len(files), "attachments": attachments})

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from PIL import Image
 
-from gouache.errors import StoreAway, StoreError
+from gouache.errors import InvalidInput, StoreAway, StoreError
 from gouache.pipeline.generate.generation import Event, Painted, Progress
 from gouache.pipeline.request import Request
 from gouache.serve.models.catalog import ModelCatalog
@@ -106,10 +106,33 @@ class JobRun:
             request = request.replace({"refiner": second.name})
             lend_refiner(painter, second.name, context.models.get(second, beside=entry))
         try:
-            self._paint_all(painter, request, attachments)
+            if self.job.source == "explain":
+                self._explain(painter, request, attachments)
+            else:
+                self._paint_all(painter, request, attachments)
         finally:
             if request.refiner is not None:
                 lend_refiner(painter, request.refiner, None)
+
+    def _explain(self, painter: Painter, request: Request, attachments: dict[str, bytes]) -> None:
+        """Keep what each part of the model did for the picture, which is in there and not in the gallery."""
+        from gouache.pipeline.explain.data import to_data
+        from gouache.pipeline.explain.explanation import explain
+        from gouache.pipeline.pipeline import Pipeline
+
+        if not isinstance(painter, Pipeline):
+            raise InvalidInput("model", given=request.model, expected="one whose parts can be watched")
+
+        def look(progress: Progress) -> None:
+            if self._is_cancelled():
+                raise _Cancelled(f"job {self.job.id}")
+            self._progress(progress, 0)
+
+        seen = explain(painter, request, attachments, look)
+        data = to_data(replace(seen, painted=_placeless(seen.painted))).to_json().encode()
+        self._insist(lambda: self.context.file_store.keep("explanations", self.job.id, data))
+        self._insist(lambda: self._list(None, is_last=True))
+        self.context.tell(self.job.id)
 
     def _paint_all(self, painter: Painter, request: Request, attachments: dict[str, bytes]) -> None:
         first: int | None = 0
@@ -227,14 +250,7 @@ class JobRun:
     def _stored(self, painted: Painted, first: int, *, partial: bool = False) -> dict[str, object] | None:
         """Write the file, give its row; None if an earlier attempt listed this picture, whose file stays."""
         number = first + painted.picture
-        # Pictures travel: where the model lies on this server is no part of them. It is found again by name and hash.
-        recipe = painted.recipe
-        placeless = {
-            name: ref.model_copy(update={"path": None})
-            for name, ref in (("model", recipe.model), ("refiner", recipe.refiner))
-            if ref is not None
-        }
-        painted = replace(painted, recipe=recipe.model_copy(update=placeless))
+        painted = _placeless(painted)
         if self._insist(lambda: self.leases.has_picture(self.job, number)):
             return None
         # PNG holds every recipe whole; other formats are made of it when they are asked for.
@@ -242,6 +258,17 @@ class JobRun:
         file = f"{picture_id(self.job, number, partial=partial)}.png"
         self._insist(lambda: self.context.file_store.keep("pictures", file, data))
         return row_of(self.job, number, file, data, painted.image.size, painted.recipe, partial=partial)
+
+
+def _placeless(painted: Painted) -> Painted:
+    """Pictures travel: where the model lies on this server is no part of them. It is found again by name and hash."""
+    recipe = painted.recipe
+    placeless = {
+        name: ref.model_copy(update={"path": None})
+        for name, ref in (("model", recipe.model), ("refiner", recipe.refiner))
+        if ref is not None
+    }
+    return replace(painted, recipe=recipe.model_copy(update=placeless))
 
 
 def _from(request: Request, first: int) -> Request:

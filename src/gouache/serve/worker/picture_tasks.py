@@ -100,4 +100,4 @@ def forget_old(tasks: TaskQueue, kind: TaskKind, file_store: FileStore) -> None:
     """Remove what servers left behind that died while they waited."""
     old = time.time() - KEPT_SECONDS
     tasks.forget(kind, before=old)
-    file_store.drop_tasks(old)
+    file_store.drop_old("tasks", old)

@@ -1,4 +1,4 @@
-"""A stream of captioned pictures, encoded once and kept: sharded safetensors, resumable, verified, re-used.
+"""A stream of captioned pictures, encoded once and kept: sharded safetensors, resumable, verified, reused.
 
 Encoding costs as much as a training step of a small network; a run sees every picture many times.
 """

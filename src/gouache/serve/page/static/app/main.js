@@ -7,7 +7,7 @@ import { boot, connection, dismiss, openJobs, queue, settings, toasts } from "./
 import { say } from "./words.js";
 import { Button, Icon } from "../ui/controls.js";
 
-const ICONS = { paint: "brush", edit: "edit", gallery: "grid", queue: "list", models: "box", train: "spark", settings: "gear" };
+const ICONS = { paint: "brush", edit: "edit", gallery: "grid", queue: "list", explain: "eye", models: "box", train: "spark", settings: "gear" };
 
 function Brand() {
   return html`<a class="brand" href="/paint" aria-label="gouache"><svg viewBox="0 0 28 28" fill="none" aria-hidden="true">

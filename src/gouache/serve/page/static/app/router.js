@@ -1,7 +1,7 @@
 // Which view the address names, and the ways to another.
 import { signal } from "./preact.js";
 
-export const VIEWS = ["paint", "edit", "gallery", "queue", "models", "train", "settings"];
+export const VIEWS = ["paint", "edit", "gallery", "queue", "explain", "models", "train", "settings"];
 
 function read() {
   const [view, ...rest] = location.pathname.split("/").filter(Boolean).map(decodeURIComponent);

@@ -217,7 +217,7 @@ export function complaint(field, value) {
 
 // Rules about several fields, by the words in which the server says them.
 const RULES = [
-  [/^(\w+(?:\.\w+)?) beside init_image/, "rule.needs_picture"], [/pixels$/, "rule.pixels"], [/low <= high/, "rule.low_high"],
+  [/is explained/, "rule.explained"], [/^(\w+(?:\.\w+)?) beside init_image/, "rule.needs_picture"], [/pixels$/, "rule.pixels"], [/low <= high/, "rule.low_high"],
   [/^apg or mimic/, "rule.apg_mimic"], [/last picture's seed/, "rule.last_seed"], [/^eta_noise_seed_delta of 0/, "rule.delta"],
   [/start below end/, "rule.start_end"], [/canny_low of at most/, "rule.canny"], [/^image or text/, "rule.mask_source"],
   [/either a mask or a box/, "rule.area"], [/left < right/, "rule.box"], [/^left, right, top, bottom or/, "rule.outpaint"],

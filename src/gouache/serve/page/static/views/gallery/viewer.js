@@ -185,6 +185,17 @@ async function paint(request) {
   }
 }
 
+/** Have this picture painted once more, and see what each part of the model does for it. */
+async function explained(request) {
+  try {
+    const job = await api.post("/v1/explanations", { request: { ...request, count: 1 } });
+    go(`/explain/${job.id}`);
+  } catch (error) {
+    await import("../../ui/fields.js").then(({ loadFields }) => loadFields().catch(() => {}));
+    toast(explain(error), { kind: "error" });
+  }
+}
+
 const randomSeed = () => BigInt(crypto.getRandomValues(new Uint32Array(1))[0]);
 
 function Actions({ picture, settings, onDelete }) {
@@ -196,7 +207,7 @@ function Actions({ picture, settings, onDelete }) {
   return html`<div class="gallery-actions" role="toolbar" aria-label=${say("gallery.actions")}>
     <${Button} small kind="primary" id="use-settings" disabled=${!settings} onClick=${() => useSettings(settings)}><${Icon} name="brush" />${say("gallery.use_settings")}<//>
     <a class="button small" id="edit-picture" href=${`/edit/${picture.id}`}><${Icon} name="edit" />${say("gallery.edit")}</a>
-    ${part("upscale", "zoom", "upscale", upscale)}${part("vary", "grid", "vary", vary)}${part("again", "again", "again", again)}
+    ${part("upscale", "zoom", "upscale", upscale)}${part("vary", "grid", "vary", vary)}${part("again", "again", "again", again)}${part("explain", "eye", "explain", () => explained(request))}
     <span class="gallery-quiet"><a class="button small quiet" id="download" href=${fileOf(picture.id)} download=${`${picture.id}.png`} aria-label=${say("gallery.download")} title=${say("gallery.download")}><${Icon} name="download" /></a>
     <${Button} small quiet id="star" class=${picture.starred ? "gallery-on" : ""} pressed=${picture.starred} label=${say(picture.starred ? "gallery.unstar" : "gallery.star")} onClick=${() => store.star([picture.id], !picture.starred)}><${Icon} name="star" /><//>
     <${Button} small quiet id="delete" kind="danger" label=${say("gallery.delete")} onClick=${onDelete}><${Icon} name="trash" /><//></span></div>`;

@@ -90,7 +90,7 @@ export function readSeed(text) {
 export const randomSeed = () => crypto.getRandomValues(new Uint32Array(1))[0];
 
 /** What waits or runs, oldest first, with what is on its way to the server. */
-export const underWay = computed(() => [...openJobs.value, ...sent.value]);
+export const underWay = computed(() => [...openJobs.value.filter((job) => job.source !== "explain"), ...sent.value]);
 
 const asked = new Map();
 const lastPreviews = new Map();

@@ -137,10 +137,11 @@ function Ended({ job }) {
   const state = { done: "queue.done", failed: "queue.failed", cancelled: "queue.cancelled" }[job.state];
   const time = job.state === "done" && job.started ? say("queue.took", { time: duration(job.finished - job.started) }) : "";
   const face = html`<${Face} job=${job} size="small" />`;
+  const explained = job.source === "explain" && job.state === "done";
   return html`<li class="queue-job ended ${job.state}" data-job=${job.id}>
-    ${job.pictures.length ? html`<a href="/gallery/${job.pictures.at(-1)}" class="queue-open" aria-label=${say("queue.open_last")}>${face}</a>` : face}
+    ${job.pictures.length ? html`<a href="/gallery/${job.pictures.at(-1)}" class="queue-open" aria-label=${say("queue.open_last")}>${face}</a>` : explained ? html`<a href="/explain/${job.id}" class="queue-open" aria-label=${say("queue.open_explanation")}>${face}</a>` : face}
     <div class="queue-words"><${Title} job=${job} />
-      <p class="soft small-text">${[say(state, { n: job.pictures.length }), time, ago(job.finished)].filter(Boolean).join(" · ")}</p>
+      <p class="soft small-text">${[explained ? say("queue.explained") : say(state, { n: job.pictures.length }), time, ago(job.finished)].filter(Boolean).join(" · ")}</p>
       ${job.state === "failed" && job.error && html`<${Reason} error=${job.error} />`}
       ${job.pictures.length > 1 && html`<${Pictures} job=${job} />`}</div>
     ${job.state !== "done" && html`<${Button} small onClick=${() => retry(job)}><${Icon} name="again" />${say("queue.retry")}<//>`}

@@ -1,0 +1,25 @@
+"""What can be explained: told without torch, before anything is painted."""
+
+from __future__ import annotations
+
+from gouache.errors import InvalidInput
+from gouache.pipeline.request import Request
+
+CUT = ("outpaint", "interpolation", "inversion", "hires", "refiner")
+"""What a request may ask for that paints in several passes, of which this shows none."""
+
+
+def check_explained(request: Request) -> None:
+    """Refuse what can't be explained, before anything is painted.
+
+    Args:
+        request: of one picture, in one pass.
+
+    Raises:
+        InvalidInput: it paints in several passes, or several pictures.
+    """
+    for name in CUT:
+        if getattr(request, name) is not None:
+            raise InvalidInput(name, given="one", expected="nothing: one pass is explained, and this adds another")
+    if request.count != 1:
+        raise InvalidInput("count", given=request.count, expected="1: one picture is explained")
