@@ -13,7 +13,10 @@ LAYERS = (
     ("Pipeline", ("pipeline",)),
     ("Data, training, scale", ("data", "training", "scale")),
 )
-"""The layers of docs/architecture.md and their folders; commands and HTTP interfaces, layer 6, are used by other means."""
+"""The layers of docs/architecture.md and their folders.
+
+Layer 6 has commands, which have pages of their own, and HTTP interfaces, which the server describes itself.
+"""
 
 
 def heading(text: str, mark: str) -> str:

@@ -40,7 +40,9 @@ def values_of(param: Any) -> str:
     if getattr(param, "is_flag", False):
         return "switch"
     annotation = param.type_descriptor.annotation
-    choices = get_args(annotation) if get_origin(annotation) is Literal else getattr(annotation, "__members__", {}).values()
+    choices = (
+        get_args(annotation) if get_origin(annotation) is Literal else getattr(annotation, "__members__", {}).values()
+    )
     if choices:
         return ", ".join(code(getattr(one, "value", one)) for one in choices)
     kind = code(param.metavar or KINDS.get(annotation, "VALUE"))
@@ -90,7 +92,9 @@ def section(command: Any, words: list[str], mark: str) -> str:
     if not inner:
         arguments = [param for param in command.params if param.param_type_name == "argument"]
         forms = [one.metavar or (one.name.upper() if one.required else f"[{one.name.upper()}]") for one in arguments]
-        given = "".join(f" {form}" + ("..." if one.nargs == -1 else "") for form, one in zip(forms, arguments, strict=True))
+        given = "".join(
+            f" {form}" + ("..." if one.nargs == -1 else "") for form, one in zip(forms, arguments, strict=True)
+        )
         text += f".. code-block:: text\n\n   {name} [OPTIONS]{given}\n\n"
     panels: dict[str, list[tuple[str, ...]]] = {}
     for param in command.params:

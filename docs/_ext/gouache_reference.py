@@ -1,7 +1,8 @@
 """Writes the reference into docs/reference/ before Sphinx reads the pages: API, command line, configuration.
 
-One page for every folder of `src/gouache`, one for every command, one for every group of settings. All of it is made
-from the code; nothing is listed by hand but the layers of `docs/architecture.md`. The pages aren't committed.
+One page for every folder of `src/gouache` below the interfaces, one for every command, one for every group of settings.
+All of it is made from the code; nothing is listed by hand but the layers of `docs/architecture.md`. The pages aren't
+committed.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ OUTSIDE = re.compile(r"\]\(\.\./(CONTRIBUTING|CHANGELOG)\.md")
 
 
 def written(folder: Path, pages: dict[str, str]) -> None:
-    """Make `folder` hold exactly these pages; an unchanged file keeps its time, so that Sphinx doesn't read it again."""
+    """Make `folder` hold exactly these pages; Sphinx doesn't read an unchanged one again."""
     folder.mkdir(parents=True, exist_ok=True)
     for old in set(folder.glob("*.rst")) - {folder / f"{name}.rst" for name in pages}:
         old.unlink()
@@ -139,7 +140,7 @@ def resolve(app: Sphinx, env: Any, node: Any, content: nodes.Element) -> nodes.E
             node["reftarget"] = home
             if (outer := missing_reference(app, env, node, content)) is not None:
                 return outer
-    whole = Path(app.srcdir) == DOCS or app.config.intersphinx_mapping
+    whole = Path(app.srcdir) == DOCS or getattr(app.config, "intersphinx_mapping", None)
     if whole and not (home and target.startswith(("gouache.cli", "gouache.serve"))):
         logger.warning("no such object in the reference: %s", target, location=node, type="ref", subtype="gouache")
     return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import re
-from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -57,7 +56,9 @@ def kind_of(annotation: Any) -> str:
 def limits_of(field: FieldInfo) -> str:
     """The range of a number."""
     signs = ((Ge, "ge", "≥"), (Gt, "gt", ">"), (Le, "le", "≤"), (Lt, "lt", "<"))
-    inner = [one for part in (field.annotation, *get_args(field.annotation)) for one in getattr(part, "__metadata__", ())]
+    inner = [
+        one for part in (field.annotation, *get_args(field.annotation)) for one in getattr(part, "__metadata__", ())
+    ]
     found = []
     for one in (*field.metadata, *inner):
         for single in (one, *getattr(one, "metadata", ())):
@@ -82,7 +83,7 @@ def default_of(field: FieldInfo) -> str:
 
 
 def tables(model: Model, path: str, mark: str, seen: set[tuple[Model, str]] | None = None) -> str:
-    """A table of keys for `model`, then one for every table inside it; a table of several places stands at the first."""
+    """A table of keys for `model`, then one for every table inside it, each once."""
     seen = set() if seen is None else seen
     rows, inner = [], []
     for name, field in model.model_fields.items():
