@@ -123,7 +123,7 @@ def environment() -> str:
     """The page of the environment variables."""
     rows = []
     for name, modules in variables().items():
-        rows.append((code(name), ", ".join(f":py:mod:`{module}`" for module in modules)))
+        rows.append((code(name), ", ".join(map(code, modules))))
     text = heading("Environment variables", "=")
     return text + table(("Variable", "Read by"), rows, "34 66")
 
