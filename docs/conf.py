@@ -49,6 +49,7 @@ templates_path = ["_templates"]
 exclude_patterns = ["_*", "guide/zh/**", "guide/outputs/**", "**/README.md"]
 suppress_warnings = ["myst.header"]
 default_role = "code"
+smartquotes_action = "q"  # an option's two hyphens stay two hyphens
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 4
