@@ -63,7 +63,7 @@ def mend_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, li
     """Docstrings are plain text with Google's sections, not reStructuredText."""
     paragraphs = "\n".join(lines).split("\n\n")
     mended = [one if one.lstrip().startswith(">>>") else plain(one) for one in paragraphs]
-    # Napoleon takes what stands before a colon in the first line of an attribute's docstring for its type: an empty comment.
+    # Napoleon takes what stands before a colon in an attribute's first line for its type: an empty comment goes first.
     first = ["..", ""] if what in ("attribute", "data") else []
     lines[:] = first + "\n\n".join(mended).split("\n")
 
