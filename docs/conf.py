@@ -16,6 +16,7 @@ CHINESE = tags.has("zh")  # noqa: F821 - Sphinx puts `tags` into this file
 
 # The cells' own processes: the guide's drawing functions, and nothing of the reader's machine.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(HERE / "guide"), os.environ.get("PYTHONPATH")]))
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # for `!gouache`
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GOUACHE_PROGRESS"] = "off"
 os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"

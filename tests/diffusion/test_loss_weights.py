@@ -82,13 +82,13 @@ def test_the_weighted_loss_is_the_same_whatever_the_network_predicts(
 
 def test_losses_are_squares_of_small_errors_and_lengths_of_large_ones() -> None:
     small, large = torch.tensor([1e-5, -2e-5], dtype=torch.float64), torch.tensor([1e5, -3e5], dtype=torch.float64)
-    torch.testing.assert_close(shaped("l2", large), large**2)
-    torch.testing.assert_close(shaped("huber", small, c=0.1), small**2, rtol=1e-5, atol=0)
-    torch.testing.assert_close(shaped("huber", large, c=0.1), 0.2 * large.abs(), rtol=1e-5, atol=0)
-    torch.testing.assert_close(shaped("smooth_l1", small, c=0.1), 10 * small**2, rtol=1e-5, atol=0)
-    torch.testing.assert_close(shaped("smooth_l1", large, c=0.1), 2 * large.abs(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(shaped("l2", large**2), large**2)
+    torch.testing.assert_close(shaped("huber", small**2, c=0.1), small**2, rtol=1e-5, atol=0)
+    torch.testing.assert_close(shaped("huber", large**2, c=0.1), 0.2 * large.abs(), rtol=1e-5, atol=0)
+    torch.testing.assert_close(shaped("smooth_l1", small**2, c=0.1), 10 * small**2, rtol=1e-5, atol=0)
+    torch.testing.assert_close(shaped("smooth_l1", large**2, c=0.1), 2 * large.abs(), rtol=1e-5, atol=0)
     slope = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
-    shaped("huber", slope, c=0.4).backward()  # type: ignore[no-untyped-call]
+    shaped("huber", slope.square(), c=0.4).backward()  # type: ignore[no-untyped-call]
     assert slope.grad is not None
     assert float(slope.grad) == pytest.approx(2 * 0.4 * 0.3 / 0.5)
 

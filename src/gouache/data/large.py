@@ -1,4 +1,4 @@
-"""Large pictures from the sources of a built `stickers` set: what an upscaler learns from.
+"""Large pictures, what an upscaler learns from: the sources of a built `stickers` set, or anyone's own pictures.
 
 Vector sources are drawn at any size. Raster sources are never enlarged: they would teach blur.
 """
@@ -9,18 +9,50 @@ import hashlib
 import io
 import json
 import zipfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 from gouache.data.drawing import Picture, fitted, lay, on_ground, render_source
-from gouache.data.stickers import Split, Stickers
+from gouache.data.packed import read_subset
+from gouache.data.readers import ReadReport
+from gouache.data.stickers import HELD_OUT_ONE_IN, Split, Stickers
+from gouache.data.subsets.subset import Subset
+from gouache.data.whole_folder import whole_folder
 from gouache.errors import DataError, InvalidInput
 from gouache.files import atomic_write
 
 LARGE_VERSION = 1
 GROUP_SHARE, GROUND_SHARE, SWAP_SHARE, MOVE_SHARE = 0.3, 0.3, 0.5, 0.4
+MOST_SIDES = 2
+"""Own pictures are shrunk until their shorter side has so many sides of a target: a photograph's single pixels are
+blurred by its sensor, and crops are then a good part of what it shows."""
+NAMED = 5
+
+
+class EndlessLarge(Protocol):
+    """Large pictures without end."""
+
+    def picture(self, number: int) -> Picture:
+        """The picture with this number, from 0: a pure function. [size,size,4]"""
+        ...
+
+
+class LargeSet(Protocol):
+    """Pictures that can be shown at a large size."""
+
+    size: int
+
+    def endless(self, seed: int) -> EndlessLarge:
+        """Pictures to train on; all that is drawn for one is a function of (seed, number)."""
+        ...
+
+    def held_out(self, count: int) -> list[Picture]:
+        """At most `count` pictures [size,size,4] to judge by."""
+        ...
 
 
 class LargeStickers:
@@ -58,6 +90,14 @@ class LargeStickers:
         with atomic_write(path) as file:
             Image.fromarray(drawn).save(file, "PNG", compress_level=1)
         return drawn
+
+    def endless(self, seed: int) -> LargePictures:
+        """Pictures of the training split, without end."""
+        return LargePictures(self, seed)
+
+    def held_out(self, count: int) -> list[Picture]:
+        """As `held_out_large`."""
+        return held_out_large(self, count)
 
     def is_vector(self, row: int) -> bool:
         """Whether the source of picture `row` can be drawn at any size."""
@@ -155,3 +195,112 @@ def _size_of(content: bytes, name: str) -> tuple[int, int]:
             return picture.size
     except (OSError, ValueError) as error:
         raise DataError(name, given=str(error), expected="a WebP, PNG or JPEG file") from error
+
+
+class OwnLarge:
+    """Anyone's pictures, of which crops are shown.
+
+    One in twenty is held out, by content; of fewer than forty one is, and a picture alone is also judged by.
+
+    Args:
+        folder: as `keep_large` wrote it.
+        size: side of a crop in pixels.
+    """
+
+    def __init__(self, folder: Path, size: int) -> None:
+        self.folder, self.size = folder, size
+        # Named by content: the order, and what is held out, don't depend on the files' names.
+        names = sorted(path.name for path in folder.glob("*.npy"))
+        kept = [name for name in names if int(name[:8], 16) % HELD_OUT_ONE_IN == 0] or names[:1]
+        self.judged = kept
+        self.shown = [name for name in names if name not in kept] or names
+
+    def endless(self, seed: int) -> OwnCrops:
+        """Crops of the pictures that aren't held out, without end."""
+        return OwnCrops(self, seed)
+
+    def held_out(self, count: int) -> list[Picture]:
+        """The middles of held-out pictures, at most `count`. [size,size,4]"""
+        middles = []
+        for name in self.judged[:: max(1, len(self.judged) // count)][:count]:
+            whole = self.whole(name)
+            top, left = ((side - self.size) // 2 for side in whole.shape[:2])
+            middles.append(self.cut(whole, top, left))
+        return middles
+
+    def whole(self, name: str) -> Picture:
+        """One picture [H,W,4], both sides at least `size`; memory-mapped."""
+        picture: Picture = np.load(self.folder / name, mmap_mode="r")
+        return picture
+
+    def cut(self, whole: Picture, top: int, left: int) -> Picture:
+        """The square that begins there. [size,size,4]"""
+        return np.array(whole[top : top + self.size, left : left + self.size])
+
+
+class OwnCrops:
+    """Crops of own pictures, turned by quarters and mirrored; endless.
+
+    Args:
+        own: the pictures.
+        seed: of everything drawn, 0 to 2**64 - 1.
+    """
+
+    def __init__(self, own: OwnLarge, seed: int) -> None:
+        self.own, self.seed = own, seed
+
+    def picture(self, number: int) -> Picture:
+        """The crop with this number, from 0 without end: a pure function. [size,size,4]"""
+        generator = np.random.Generator(np.random.Philox(key=[self.seed, number]))
+        epoch, place = divmod(number, len(self.own.shown))
+        order = np.random.Generator(np.random.Philox(key=[self.seed, epoch], counter=[0, 0, 0, 1]))
+        whole = self.own.whole(self.own.shown[int(order.permutation(len(self.own.shown))[place])])
+        top, left = (int(generator.integers(0, side - self.own.size + 1)) for side in whole.shape[:2])
+        turned = np.rot90(self.own.cut(whole, top, left), int(generator.integers(4)))
+        return np.ascontiguousarray(turned[:, ::-1] if generator.random() < 0.5 else turned)
+
+
+def keep_large(subsets: Sequence[Subset], folder: Path, size: int, report: ReadReport) -> Iterator[int]:
+    """Keep the large ones of anyone's pictures in `folder`; yields the number kept so far.
+
+    Args:
+        subsets: where they are.
+        folder: absent; it appears whole when this ends.
+        size: side of a crop: pictures with a shorter side are left out, and the report says so.
+        report: filled with what was left out.
+
+    Raises:
+        DataError: no picture is large enough; or as `read_pictures`.
+    """
+    small: list[str] = []
+    with whole_folder(folder) as part:
+        for subset in subsets:
+            for item in read_subset(subset, report):
+                if min(item.picture.shape[:2]) < size:
+                    small.append(f"{item.key} ({item.picture.shape[1]}x{item.picture.shape[0]})")
+                    continue
+                pixels = _shrunk(item.picture, MOST_SIDES * size)
+                # A copy under another name is the same file.
+                np.save(part / f"{hashlib.sha256(pixels.tobytes()).hexdigest()}.npy", pixels)
+                yield report.good - len(small)
+        report.good -= len(small)
+        names = ", ".join(small[:NAMED]) + (f" and {len(small) - NAMED} more" if len(small) > NAMED else "")
+        if not any(part.iterdir()):
+            raise DataError(
+                str(subsets[0].source),
+                given=f"only pictures that are too small: {names}",
+                expected=f"pictures of {size} pixels or more on their shorter side, which the upscaler is to paint",
+                cure="Give the originals; small ones that were enlarged would teach blur.",
+            )
+    if small:
+        report.notes[f"smaller than {size}x{size}, left out: {names}"] += len(small)
+
+
+def _shrunk(picture: Picture, least: int) -> Picture:
+    """The picture with a shorter side of at most `least`. [h,w,4]"""
+    height, width = picture.shape[:2]
+    if (short := min(height, width)) <= least:
+        return picture
+    sides = (max(least, round(width * least / short)), max(least, round(height * least / short)))
+    # With colours weighted by their alpha: what is transparent has none.
+    return np.asarray(Image.fromarray(picture).convert("RGBa").resize(sides, Image.Resampling.BOX).convert("RGBA"))

@@ -22,8 +22,8 @@ LossShape = Literal["l2", "huber", "smooth_l1"]
 LOSS_SHAPES: tuple[LossShape, ...] = get_args(LossShape)
 
 
-def shaped(name: LossShape, difference: Tensor, *, c: float = 0.1) -> Tensor:
-    """How much every error counts. difference [...] -> [...].
+def shaped(name: LossShape, square: Tensor, *, c: float = 0.1) -> Tensor:
+    """How much every error d counts, from its square. square [...] -> [...].
 
     ==============  ==================================================================================
     ``l2``          d^2
@@ -34,16 +34,15 @@ def shaped(name: LossShape, difference: Tensor, *, c: float = 0.1) -> Tensor:
 
     Args:
         name: one of `LOSS_SHAPES`.
-        difference: of prediction and target.
+        square: of the difference of prediction and target.
         c: size of an error from which it counts as a large one.
     """
     if name == "l2":
-        return difference.square()
+        return square
     if name not in LOSS_SHAPES:
         raise unknown_name("loss", str(name), LOSS_SHAPES)
     if not c > 0:
         raise InvalidInput("c", given=c, expected="a number > 0")
-    square = difference.square()
     root = square / ((square + c * c).sqrt() + c)  # sqrt(d^2 + c^2) - c without taking near numbers from each other
     return 2 * c * root if name == "huber" else 2 * root
 

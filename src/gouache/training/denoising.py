@@ -114,7 +114,7 @@ class Denoising:
             mean, interpolation = mean.chunk(2, dim=1)
         target = target_of(kind, batch["x0"], batch["eps"], alpha, std)
         squares = (mean - target).square()
-        shapes = shaped(self.config.loss, mean - target, c=self.config.huber_c)
+        shapes = shaped(self.config.loss, squares, c=self.config.huber_c)
         if "loss_mask" in batch:
             squares, shapes = squares * batch["loss_mask"], shapes * batch["loss_mask"]
         plain, shape = squares.flatten(1).mean(1), shapes.flatten(1).mean(1)

@@ -171,7 +171,8 @@ def train_stage(
     """Train `stage` as the TOML file `config` says on the data set `data` into `run`/`stage`; resume an existing run.
 
     `data` is a built set; or pictures as people have them, or a dataset config of sd-scripts, which are packed into the
-    run's folder first, with pictures of the class that are painted before, where the stage's table has a class_prompt.
+    run's folder first (stage `upscaler` takes them in their own size), with pictures of the class that are painted
+    before, where the stage's table has a class_prompt.
 
     With `from_packed`, a model that `gouache pack` wrote, results that the run lacks and the stage's first weights come
     from that model; a run that has a checkpoint of the stage resumes from the checkpoint.
@@ -199,7 +200,7 @@ def train_stage(
         table = stage_config(settings, stage)
         painted = yield from painted_class(table, from_packed, run, size, main=main, stop=stop)
         interrupted = painted is not None and stop()  # while pictures of the class were painted
-        if not interrupted:
+        if not interrupted and STAGES[stage].packs_pictures:
             data = yield from built_set(data, run, settings.data, painted=painted, main=main)
         for event in () if interrupted else _events(stage, settings, data, run, from_packed):
             if isinstance(event, Ready):
@@ -244,7 +245,8 @@ def encode_data(
     with full_disk_reported(stage_run(run, stage)):
         table = stage_config(settings, stage)
         painted = yield from painted_class(table, None, run, settings.data.size, main=True, stop=lambda: False)
-        data = yield from built_set(data, run, settings.data, painted=painted, main=True)
+        if STAGES[stage].packs_pictures:
+            data = yield from built_set(data, run, settings.data, painted=painted, main=True)
         for event in STAGES[stage].from_run(inputs(settings, data, run)):
             if isinstance(event, Ready):
                 break

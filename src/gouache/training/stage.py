@@ -62,6 +62,8 @@ class Stage(nn.Module, ABC, Generic[N]):
         grown: keys of the network's config that may be larger than in a packed model to start from, with the property
             that gives their numbers.
         settings: keys of the stage's table that are written beside the weights, with the model's attribute for each.
+        packs_pictures: whether own pictures are packed at the run's size before the stage is built; one that does not
+            finds them as people have them.
         chooses_average: whether `gouache pack --ema` chooses among the averages of this stage.
         config: its table of the config.
         trained: the network that is trained, averaged and exported; a sub-module of the stage.
@@ -74,6 +76,7 @@ class Stage(nn.Module, ABC, Generic[N]):
     free: ClassVar[tuple[str, ...]] = ()
     grown: ClassVar[Mapping[str, str]] = {}
     settings: ClassVar[Mapping[str, str]] = {}
+    packs_pictures: ClassVar[bool] = True
     chooses_average: ClassVar[bool] = False
     config: StageConfig
     trained: N

@@ -476,7 +476,7 @@ class InstructStage(DenoisingTable):
 
 
 class UpscalerStage(StageConfig):
-    """Independent of the others: the up-sampling decoder. It learns from vector sources (data set of stickers only)."""
+    """Independent of the others: the up-sampling decoder. It learns from vector sources, or from large pictures."""
 
     network: UpscalerConfig = UpscalerConfig()
     crop: int = Field(default=48, ge=8)

@@ -13,11 +13,13 @@ import torch.nn.functional as F
 from PIL import Image
 
 from gouache.checkpoints.formats.header import read_header
-from gouache.checkpoints.formats.safetensors import load_tensors
+from gouache.checkpoints.formats.safetensors import load_tensors, save_tensors
 from gouache.checkpoints.hub import file_sha256
 from gouache.data.drawing import render_svg
-from gouache.data.large import LargeStickers
+from gouache.data.large import LargeSet, LargeStickers, OwnLarge, keep_large
+from gouache.data.readers import Reading, ReadReport
 from gouache.data.stickers import RECIPE, RECIPE_VERSION, StickerManifest, Stickers, is_held_out
+from gouache.data.subsets.plan import plan_set
 from gouache.errors import ConfigError, DataError, TrainingError
 from gouache.models.configs import UpscalerConfig, VAEConfig
 from gouache.models.upscalers import Upscaler
@@ -26,8 +28,8 @@ from gouache.pipeline.inputs.images import on_background
 from gouache.pipeline.inputs.tensors import rgba_to_tensor, to_tensor
 from gouache.training.config import TrainConfig
 from gouache.training.loop import train
-from gouache.training.run import assemble
-from gouache.training.stage import Ready
+from gouache.training.run import assemble, train_stage
+from gouache.training.stage import Preparing, Ready
 from gouache.training.stage_tables import UpscalerStage
 from gouache.training.stages.upscaler import UpscalerTraining, on_both_grounds
 
@@ -115,7 +117,7 @@ def large(shapes: Path, tmp_path_factory: pytest.TempPathFactory) -> LargeSticke
     return LargeStickers(Stickers.open(shapes), SMALL * SCALE, tmp_path_factory.mktemp("large"))
 
 
-def stage_of(large: LargeStickers, **changes: object) -> UpscalerTraining:
+def stage_of(large: LargeSet, **changes: object) -> UpscalerTraining:
     with torch.random.fork_rng():
         torch.default_generator.manual_seed(1)
         vae = AutoencoderKL(VAEConfig.from_dict(VAE)).eval()
@@ -229,7 +231,6 @@ def test_wrong_configs_and_data_are_refused(shapes: Path, large: LargeStickers, 
 
 def test_the_stage_is_put_together_from_files(shapes: Path, tmp_path: Path) -> None:
     (tmp_path / "vae").mkdir()
-    from gouache.checkpoints.formats.safetensors import save_tensors
 
     vae = AutoencoderKL(VAEConfig.from_dict(VAE))
     save_tensors(tmp_path / "vae" / "last.safetensors", vae.state_dict(), {"config": vae.config.to_json()})
@@ -237,5 +238,94 @@ def test_the_stage_is_put_together_from_files(shapes: Path, tmp_path: Path) -> N
     (ready,) = assemble("upscaler", config, shapes, tmp_path)
     assert isinstance(ready, Ready)
     assert isinstance(ready.stage, UpscalerTraining)
+    assert isinstance(ready.stage.large, LargeStickers)
     assert ready.stage.large.size == SMALL * SCALE
     assert ready.stage.large.folder.parent == tmp_path
+
+
+def photographs(folder: Path, sides: dict[str, tuple[int, int]]) -> Path:
+    """Pictures of smooth colours and edges, no two alike, as `name: (width, height)`; no captions."""
+    folder.mkdir()
+    for number, (name, (width, height)) in enumerate(sides.items()):
+        y, x = np.mgrid[:height, :width] / 24
+        waves = [np.sin(x * (1 + c) + number) + np.cos(y * (2 - c / 2)) + (x * 3 % 5 < 2) for c in range(3)]
+        Image.fromarray((np.stack(waves, 2) * 50 + 110).clip(0, 255).astype(np.uint8)).save(folder / name)
+    return folder
+
+
+def own(folder: Path, cache: Path) -> OwnLarge:
+    for _ in keep_large(plan_set(folder, reading=Reading(missing="x")).subsets, cache, LARGE, ReadReport()):
+        pass
+    return OwnLarge(cache, LARGE)
+
+
+LARGE = SMALL * SCALE
+OWN = {"wide.png": (300, 140), "tall.png": (128, 200), "huge.png": (700, 900), "even.png": (128, 128)}
+
+
+def test_crops_of_own_pictures_are_pure_functions_and_parts_of_the_pictures(tmp_path: Path) -> None:
+    folder = photographs(tmp_path / "own", OWN)
+    kept = own(folder, tmp_path / "kept")
+    assert len(kept.judged) == 1
+    assert len(kept.shown) == 3
+    first, again = kept.endless(3), kept.endless(3)
+    crops = [first.picture(number) for number in range(30)]
+    assert all(np.array_equal(crops[n], again.picture(n)) for n in (29, 4, 0))
+    assert len({crop.tobytes() for crop in crops}) > 20
+    assert not np.array_equal(kept.endless(4).picture(0), crops[0])
+    shown = [kept.whole(name) for name in kept.shown]
+    for crop in crops[:6]:
+        turned = [np.rot90(side, turns) for side in (crop, crop[:, ::-1]) for turns in range(4)]
+        assert any(is_part(one, whole) for one in turned for whole in shown)
+    # No crop of what is held out, and of the largest twice the crop's side is kept.
+    assert {whole.shape[:2] for whole in map(kept.whole, (*kept.shown, *kept.judged))} == {
+        (140, 300),
+        (200, 128),
+        (329, 256),
+        (128, 128),
+    }
+
+
+def is_part(crop: np.ndarray, whole: np.ndarray) -> bool:
+    height, width = (big - small + 1 for big, small in zip(whole.shape[:2], crop.shape[:2], strict=True))
+    if height < 1 or width < 1:
+        return False
+    corner = (whole[:height, :width] == crop[0, 0]).all(axis=2)
+    return any(
+        np.array_equal(whole[top : top + len(crop), left : left + len(crop)], crop) for top, left in np.argwhere(corner)
+    )
+
+
+def test_a_run_on_own_pictures_that_stopped_ends_as_the_one_that_did_not(tmp_path: Path) -> None:
+    folder = photographs(tmp_path / "own", OWN | {"small.jpg": (127, 400)})
+    config = tmp_path / "config.toml"
+
+    def run(images: int, name: str) -> tuple[dict[str, torch.Tensor], list[str]]:
+        out = tmp_path / name
+        if not out.exists():
+            (out / "vae").mkdir(parents=True)
+            with torch.random.fork_rng():
+                torch.default_generator.manual_seed(1)
+                vae = AutoencoderKL(VAEConfig.from_dict(VAE))
+            save_tensors(out / "vae" / "last.safetensors", vae.state_dict(), {"config": vae.config.to_json()})
+        config.write_text(
+            f"[data]\nsize = {SMALL}\n[upscaler]\ncrop = {CROP}\ncrops = 2\n[upscaler.network]\nchannels = 16\n"
+            f"blocks = 2\n[upscaler.loop]\nbatch_size = 8\nimages = {images}\nvalidate_images = 100000\n"
+        )
+        events = list(train_stage("upscaler", config, folder, out))
+        notes = [event.note for event in events if isinstance(event, Preparing)]
+        return load_tensors(out / "upscaler" / "last.safetensors"), notes
+
+    first, notes = run(24, "twice")
+    assert any("smaller than 128x128, left out: small.jpg (127x400)" in note for note in notes)
+    whole, resumed = run(48, "once")[0], run(48, "twice")[0]
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    assert not all(torch.equal(first[name], whole[name]) for name in whole)
+
+
+def test_pictures_that_are_all_too_small_are_named(tmp_path: Path) -> None:
+    folder = photographs(tmp_path / "own", {"one.png": (127, 300), "two.png": (64, 64)})
+    with pytest.raises(DataError, match=r"too small: one\.png \(127x300\), two\.png \(64x64\)") as caught:
+        own(folder, tmp_path / "kept")
+    assert "128 pixels or more" in str(caught.value)
+    assert not (tmp_path / "kept").exists()

@@ -1,12 +1,12 @@
 """Independent of the others: an up-sampling decoder, which enlarges what the autoencoder decodes.
 
 Its input is a picture downscaled by area and passed through the autoencoder, so it learns to undo that blur; its
-target is the same crop rendered large from its source.
+target is the same crop large: rendered from its source, or cut out of a picture of one's own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,9 @@ from PIL import Image
 from torch import Tensor
 
 from gouache.checkpoints.formats.safetensors import save_tensors
-from gouache.data.large import LargePictures, LargeStickers, held_out_large
+from gouache.data.large import LargeSet, LargeStickers, OwnLarge, keep_large
+from gouache.data.readers import Reading, ReadReport
+from gouache.data.subsets.plan import plan_set
 from gouache.errors import ConfigError
 from gouache.models.configs import UpscalerConfig
 from gouache.models.upscalers import Upscaler
@@ -39,7 +41,7 @@ class UpscalerTraining(Stage[Upscaler]):
 
     Args:
         config: the stage's table.
-        large: the stickers at the target size; their split is kept.
+        large: pictures at the target size; what they hold out is never trained on.
         vae: the autoencoder whose blur is to be undone.
         seed: of the run.
     """
@@ -47,12 +49,13 @@ class UpscalerTraining(Stage[Upscaler]):
     name = "upscaler"
     kind = "up-sampling decoder"
     part = "upscaler"
+    packs_pictures = False
     config: UpscalerStage
 
-    def __init__(self, config: UpscalerStage, large: LargeStickers, vae: AutoencoderKL, seed: int) -> None:
+    def __init__(self, config: UpscalerStage, large: LargeSet, vae: AutoencoderKL, seed: int) -> None:
         super().__init__()
         self.config, self.large, self.seed = config, large, seed
-        self.data = LargePictures(large, seed)
+        self.data = large.endless(seed)
         self._check(large.size // config.network.scale)
         self.trained = Upscaler(config.network)
         self.vae = vae
@@ -67,10 +70,15 @@ class UpscalerTraining(Stage[Upscaler]):
     @classmethod
     def from_run(cls, inputs: RunInputs) -> Iterator[Preparing | Ready]:
         table, data = inputs.table(cls.name, UpscalerStage), inputs.config.data
-        inputs.sources()  # refuses first what no stage can learn from
+        size = data.size * table.network.scale
+        large: LargeSet
+        if (inputs.data / "pictures.npy").is_file():
+            inputs.sources()  # refuses first what no stage can learn from
+            large = LargeStickers(open_stickers(inputs.data, data), size, inputs.run)
+        else:
+            large = yield from own_pictures(inputs, size)
         with initial_weights(table.loop.seed):
             vae = inputs.vae()
-            large = LargeStickers(open_stickers(inputs.data, data), data.size * table.network.scale, inputs.run)
             stage = cls(table, large, vae, table.loop.seed)
         yield Ready(stage, table)
 
@@ -202,7 +210,7 @@ class UpscalerTraining(Stage[Upscaler]):
     @cached_property
     def _held_out(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """Held-out pictures: large; small after the autoencoder; small and clean. The small ones in 8 bits."""
-        large = [self._tensor([picture])[0] for picture in held_out_large(self.large, VALIDATED)]
+        large = [self._tensor([picture])[0] for picture in self.large.held_out(VALIDATED)]
         clean = [_in_bytes(F.avg_pool2d(one, self.config.network.scale)) for one in large]
         decoded = [_in_bytes(self._decoded(one[None].to(self.device))[0].cpu()) for one in clean]
         return large, decoded, clean
@@ -224,6 +232,25 @@ class UpscalerTraining(Stage[Upscaler]):
         """By Pillow, from 8 bits to 8 bits. [C,side,side]"""
         picture = Image.fromarray(tensor_to_rgba(_with_alpha(small))).resize((side, side), kind)
         return rgba_to_tensor(np.asarray(picture))[: small.shape[0]]
+
+
+def own_pictures(inputs: RunInputs, size: int) -> Generator[Preparing, None, OwnLarge]:
+    """The large ones of anyone's pictures, kept in the run's folder.
+
+    Raises:
+        DataError: none is large enough; or as `read_pictures`.
+    """
+    # What they show doesn't matter here: one without a caption is as good as any.
+    data = inputs.config.data
+    reading = Reading(missing=data.missing_caption or "a picture", masks=data.masks)
+    plan = plan_set(inputs.data, reading=reading)
+    folder = inputs.run / f"large-{size}-{plan.mark}"
+    if not folder.is_dir():
+        report = ReadReport()
+        for _ in keep_large(plan.subsets, folder, size, report):
+            pass
+        yield Preparing(0, 0, f"{folder}: {report.summary()}")
+    return OwnLarge(folder, size)
 
 
 def on_both_grounds(picture: Tensor) -> Tensor:
