@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -22,13 +23,35 @@ os.environ["GOUACHE_PROGRESS"] = "off"
 os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
 os.environ["TTY_COMPATIBLE"] = "0"  # commands in cells draw no progress bars
 
+sys.path.insert(0, str(HERE / "_ext"))
+
 project = "gouache"
 language = "zh_CN" if CHINESE else "en"
 extensions = ["myst_nb", "sphinx-mathjax-offline"]
+if CHINESE:
+    # The English site, built just before, holds the reference. Addresses between the two are relative.
+    INVENTORY = ROOT / "build" / "docs" / "en" / "objects.inv"
+    extensions.append("sphinx.ext.intersphinx")
+    intersphinx_mapping = {"gouache": ("../en", str(INVENTORY))} if INVENTORY.exists() else {}
+    import jieba
+
+    jieba.setLogLevel(logging.WARNING)  # the search index's word splitter prints how it loads its dictionary
+else:
+    extensions += ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
+extensions.append("gouache_reference")
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+napoleon_use_ivar = True
+napoleon_numpy_docstring = False
+viewcode_line_numbers = True
+add_module_names = False
+python_maximum_signature_line_length = 100
+toc_object_entries_show_parents = "hide"
 templates_path = ["_templates"]
 exclude_patterns = ["_*", "guide/zh/**", "guide/outputs/**", "**/README.md"]
 suppress_warnings = ["myst.header"]
 default_role = "code"
+smartquotes_action = "q"  # an option's two hyphens stay two hyphens
 
 myst_enable_extensions = ["dollarmath", "amsmath", "colon_fence", "deflist", "attrs_inline"]
 myst_heading_anchors = 4

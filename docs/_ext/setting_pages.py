@@ -1,0 +1,144 @@
+"""Pages of the settings: every table of a training's TOML, of a data set's file, of the server; and the environment."""
+
+from __future__ import annotations
+
+import ast
+import re
+from typing import Any, Literal, Union, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le, Lt
+from api_pages import SOURCE, heading
+from command_pages import code, escaped, table
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from gouache.data.subsets.dataset_config import DatasetFile
+from gouache.pipeline.request import Request
+from gouache.serve.settings import Settings
+from gouache.training.config import TrainConfig
+
+Model = type[BaseModel]
+COLUMNS = ("Key", "Type", "Default", "Meaning")
+VARIABLE = re.compile(r"GOUACHE_[A-Z]+(?:_[A-Z]+)*|HF_[A-Z_]*[A-Z]")
+
+
+def models_in(annotation: object) -> list[Model]:
+    """The tables that a type allows."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [found for part in get_args(annotation) for found in models_in(part)]
+
+
+def kind_of(annotation: Any) -> str:
+    """A type in a reader's words."""
+    annotation = getattr(annotation, "__value__", annotation)
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        return ", ".join(code(repr(part)) for part in parts)
+    if origin in (tuple, list):
+        if parts[-1:] == (Ellipsis,) or origin is list:
+            return f"list of {kind_of(parts[0])}"
+        return "[" + ", ".join(kind_of(part) for part in parts) + "]"
+    if origin is dict:
+        return f"table of {kind_of(parts[1])}"
+    if hasattr(annotation, "__metadata__"):
+        return kind_of(parts[0])
+    if origin is Union or str(origin) == "<class 'types.UnionType'>":
+        return " or ".join(dict.fromkeys(kind_of(part) for part in parts if part is not type(None)))
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "table"
+    words = {"str": "text", "int": "integer", "float": "number", "bool": "true or false", "Path": "path"}
+    name = getattr(annotation, "__name__", str(annotation))
+    return words.get(name, escaped(name))
+
+
+def limits_of(field: FieldInfo) -> str:
+    """The range of a number."""
+    signs = ((Ge, "ge", "≥"), (Gt, "gt", ">"), (Le, "le", "≤"), (Lt, "lt", "<"))
+    inner = [
+        one for part in (field.annotation, *get_args(field.annotation)) for one in getattr(part, "__metadata__", ())
+    ]
+    found = []
+    for one in (*field.metadata, *inner):
+        for single in (one, *getattr(one, "metadata", ())):
+            found += [f"{sign} {getattr(single, name)}" for kind, name, sign in signs if isinstance(single, kind)]
+    return ", ".join(dict.fromkeys(found))
+
+
+def default_of(field: FieldInfo) -> str:
+    """What holds without the key."""
+    if field.is_required():
+        return "required"
+    if field.default is PydanticUndefined:
+        return "" if models_in(field.annotation) else "computed"
+    value = field.default
+    if value is None:
+        return "none"
+    if isinstance(value, BaseModel):
+        return "its defaults"
+    if isinstance(value, tuple):
+        return "its defaults" if any(isinstance(one, BaseModel) for one in value) else code(list(map(str, value)))
+    return code({True: "true", False: "false"}[value] if isinstance(value, bool) else repr(value))
+
+
+def tables(model: Model, path: str, mark: str, seen: set[tuple[Model, str]] | None = None) -> str:
+    """A table of keys for `model`, then one for every table inside it, each once."""
+    seen = set() if seen is None else seen
+    rows, inner = [], []
+    for name, field in model.model_fields.items():
+        limits = limits_of(field)
+        kind = kind_of(field.annotation) + (f", {limits}" if limits else "")
+        rows.append((code(name), kind, default_of(field), escaped(field.description or "")))
+        inner += [(one, f"{path}.{name}" if path else name) for one in models_in(field.annotation)]
+    about = escaped((model.__doc__ or "").partition("\n\nAttributes:")[0])
+    text = heading(f"``[{path}]``", mark) if path else ""
+    text += about + "\n\n" + table(COLUMNS, rows, "22 22 18 38")
+    for one, where in inner:
+        place = (one, where.rpartition(".")[2])
+        if place in seen:
+            continue
+        seen.add(place)
+        text += tables(one, where, "~" if "." in where else "-", seen)
+    return text
+
+
+def variables() -> dict[str, list[str]]:
+    """Environment variables that the code names as whole strings -> the modules that do."""
+    found: dict[str, list[str]] = {}
+    for file in sorted(SOURCE.rglob("*.py")):
+        text = file.read_text(encoding="utf-8")
+        if "GOUACHE_" not in text and "HF_" not in text:
+            continue
+        module = ".".join(("gouache", *file.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str) and VARIABLE.fullmatch(node.value):
+                modules = found.setdefault(node.value, [])
+                if module not in modules:
+                    modules.append(module)
+    return dict(sorted(found.items()))
+
+
+def environment() -> str:
+    """The page of the environment variables."""
+    rows = []
+    for name, modules in variables().items():
+        rows.append((code(name), ", ".join(map(code, modules))))
+    text = heading("Environment variables", "=")
+    return text + table(("Variable", "Read by"), rows, "34 66")
+
+
+def pages() -> dict[str, str]:
+    """Name of a page -> its text."""
+    top: dict[str, tuple[str, Model, str]] = {
+        "training": ("Training", TrainConfig, "The TOML file of ``gouache train --config FILE``, and its tables."),
+        "datasets": ("Data sets of several folders", DatasetFile, "The file of ``--data FILE``, TOML or JSON."),
+        "request": ("Request", Request, "What a picture is painted from, in Python, HTTP and recipes alike."),
+        "server": ("Server", Settings, "What ``gouache serve`` is told, as options or from a program."),
+    }
+    found = {}
+    for name, (title, model, about) in top.items():
+        found[name] = heading(title, "=") + about + "\n\n" + tables(model, "", "-")
+    found["environment"] = environment()
+    index = heading("Settings", "=") + ".. toctree::\n   :maxdepth: 1\n\n"
+    return found | {"index": index + "".join(f"   {name}\n" for name in found)}

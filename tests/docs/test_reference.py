@@ -1,0 +1,73 @@
+"""The reference made for the site names every module, command, option and key; none of it is listed by hand."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXTENSION = ROOT / "docs" / "_ext"
+
+
+@pytest.fixture
+def generator(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """A function that imports one of the generator's modules."""
+    monkeypatch.syspath_prepend(str(EXTENSION))
+    yield import_module
+    for file in EXTENSION.glob("*.py"):
+        sys.modules.pop(file.stem, None)
+
+
+def test_every_module_below_the_interfaces_has_its_section(generator: Any) -> None:
+    text = "\n".join(generator("api_pages").pages().values()) + "\n"
+    source = ROOT / "src" / "gouache"
+    for file in source.rglob("*.py"):
+        parts = file.relative_to(source).with_suffix("").parts
+        if parts[0] in ("cli", "serve") or parts == ("__init__",) or any(part.startswith("_") for part in parts):
+            continue
+        assert f"automodule:: gouache.{'.'.join(parts)}\n" in text, file
+
+
+def test_every_command_and_option_appears(generator: Any) -> None:
+    from gouache.cli.main import LazyGroup, load_command
+
+    pages = generator("command_pages").pages()
+    assert set(pages) == {"index", *LazyGroup.homes}
+    for name, (home, _) in LazyGroup.homes.items():
+        command: Any = load_command(name, home)
+        for one in (command, *getattr(command, "commands", {}).values()):
+            for param in one.params:
+                if param.param_type_name == "option" and not param.hidden and "completion" not in param.name:
+                    assert all(f"``{flag}``" in pages[name] for flag in param.opts), (name, param.name)
+
+
+def test_examples_of_a_command_are_blocks(generator: Any) -> None:
+    assert ".. code-block:: text\n\n   gouache paint" in generator("command_pages").pages()["paint"]
+
+
+def test_every_key_of_a_training_and_of_the_server_appears(generator: Any) -> None:
+    from gouache.serve.settings import Limits, Settings
+    from gouache.training.config import TrainConfig, stage_tables
+    from gouache.training.loop_config import StageConfig
+
+    pages = generator("setting_pages").pages()
+    for table in stage_tables():
+        assert f"``[{table}]``" in pages["training"]
+    for key in (*TrainConfig.model_fields, *StageConfig.model_fields):
+        assert f"``{key}``" in pages["training"], key
+    for key in (*Settings.model_fields, *Limits.model_fields):
+        assert f"``{key}``" in pages["server"], key
+
+
+def test_environment_variables_are_found_in_the_code(generator: Any) -> None:
+    found = generator("setting_pages").variables()
+    assert {"GOUACHE_MODELS", "GOUACHE_OFFLINE", "GOUACHE_TOKEN", "GOUACHE_FONT"} <= set(found)
+
+
+def test_only_code_between_backticks_is_markup_in_docstrings(generator: Any) -> None:
+    plain = generator("gouache_reference").plain
+    assert plain("x * y | `a*b`, x_") == r"x \* y \| `a*b`, x\_"
