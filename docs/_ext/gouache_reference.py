@@ -132,6 +132,9 @@ def resolve(app: Sphinx, env: Any, node: Any, content: nodes.Element) -> nodes.E
     # tests/docs imports every name that the guide gives; the interfaces have no section here to link to.
     if docname.startswith("reference/api/") or target.startswith(("gouache.cli", "gouache.serve")):
         return None
+    inventory = getattr(env, "intersphinx_inventory", {})
+    if any(target in names for kind, names in inventory.items() if kind.startswith("py:")):
+        return None  # intersphinx links it
     home = canonical(target)
     if home and home != target:
         found = env.domains["py"].resolve_any_xref(env, docname, app.builder, home, node, content)
