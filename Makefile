@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 PROMPT ?= a red apple
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: paint test lint docs audit
+.PHONY: paint test test-long lint docs audit
 
 paint: $(VENV)/.paint
 	$(BIN)/gouache paint "$(PROMPT)"
 
 test: $(VENV)/.test
 	$(BIN)/python -m pytest -n 2
+
+# What `make test` leaves out to be done in minutes: whole runs of commands, servers and browsers.
+test-long: $(VENV)/.test
+	$(BIN)/python -m pytest -n 2 -m "long and not slow"
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

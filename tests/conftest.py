@@ -6,6 +6,8 @@ time, and that says nothing about the code.
 `@pytest.mark.every_time("a", "*-b")` on a parametrised test: the default suite runs the cases of these names, which may
 be patterns of the shell's kind, and `-m slow` the others. It is for cases of one kind that take long, where a few of
 them find what all would find on most days.
+
+What `long_tests.txt` names is marked `long`: `make test` leaves it to `make test-long`, and the build runs both.
 """
 
 from __future__ import annotations
@@ -33,6 +35,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if not os.environ.get("GOUACHE_TEST_CHANGING"):
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
+LONG = frozenset(Path(__file__).with_name("long_tests.txt").read_text(encoding="utf-8").splitlines())
 settings.register_profile("gouache", deadline=None)
 settings.load_profile("gouache")
 
@@ -50,9 +53,11 @@ def pytest_collection_finish() -> None:
 
 @pytest.hookimpl(tryfirst=True)  # before `-m` is applied
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark as slow the cases that `every_time` doesn't name."""
+    """Mark what is long, and as slow the cases that `every_time` doesn't name."""
     cases: dict[str, tuple[set[str], set[str]]] = defaultdict(lambda: (set(), set()))
     for item in items:
+        if item.nodeid in LONG:
+            item.add_marker(pytest.mark.long)
         mark = item.get_closest_marker("every_time")
         if mark is None:
             continue
