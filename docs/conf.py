@@ -23,6 +23,13 @@ os.environ["GOUACHE_PROGRESS"] = "off"
 os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
 os.environ["TTY_COMPATIBLE"] = "0"  # commands in cells draw no progress bars
 
+# A profile of its own: no start-up files and no history of the reader's, and no line from each kernel that it listens.
+profile = ROOT / "build" / "docs" / "ipython" / "profile_default"
+profile.mkdir(parents=True, exist_ok=True)
+(profile / "ipython_kernel_config.py").write_text("c.IPKernelApp.log_level = 'ERROR'\n", encoding="utf-8")
+os.environ["IPYTHONDIR"] = str(profile.parent)
+logging.getLogger("traitlets").setLevel(logging.WARNING)
+
 sys.path.insert(0, str(HERE / "_ext"))
 
 project = "gouache"
