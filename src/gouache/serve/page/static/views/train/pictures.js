@@ -100,6 +100,6 @@ export function Pictures({ set, whole = false }) {
       <${Caption} set=${set} picture=${picture} onChange=${put} /></li>`)}</ul>
     ${listed.length > count && html`<${Button} onClick=${() => setCount(count + 4 * SHOWN)}>${say("train.more_pictures", { n: listed.length - count })}<//>`}
     ${asked && html`<${Confirm} danger title=${say("train.delete_set")} text=${say("train.delete_set_ask", { name: set.name, n: set.pictures })} yes=${say("train.delete")}
-      onYes=${() => removeSet(set.name).then(() => { loadSets(); go("/train"); }, (error) => toast(explain(error), { kind: "error" }))} onClose=${() => setAsked(false)} />`}
+      onYes=${() => removeSet(set.name).then(() => { go("/train"); loadSets(); }, (error) => toast(explain(error), { kind: "error" }))} onClose=${() => setAsked(false)} />`}
   </section>`;
 }
