@@ -21,7 +21,6 @@ os.environ["OMP_NUM_THREADS"] = "1"  # the same sums everywhere, and no threads 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["GOUACHE_PROGRESS"] = "off"
 os.environ["PYDEVD_DISABLE_FILE_VALIDATION"] = "1"
-os.environ["TTY_COMPATIBLE"] = "0"  # commands in cells draw no progress bars
 
 # A profile of its own: no start-up files and no history of the reader's, and no line from each kernel that it listens.
 profile = ROOT / "build" / "docs" / "ipython" / "profile_default"

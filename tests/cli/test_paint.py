@@ -302,6 +302,12 @@ def test_a_notebook_gets_no_progress_bar(monkeypatch: pytest.MonkeyPatch, capsys
     assert capsys.readouterr().err == ""
 
 
+def test_every_command_asks_in_one_place_whether_a_line_can_be_written_over() -> None:
+    folder = Path(paint_module.__file__).parent
+    asking = [path.name for path in folder.rglob("*.py") if "stderr.isatty" in path.read_text(encoding="utf-8")]
+    assert asking == ["output.py"]
+
+
 def test_many_prompts_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "prompts.txt").write_text('a cat\n{"prompt": "a dog", "seed": 9}\n')
     arguments = ("paint", *QUICK, "--seed", "7")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json as json_module
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, get_args
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, get_args
 import typer
 
 from gouache.cli.options import ray_option
+from gouache.cli.output import rewrites
 
 if TYPE_CHECKING:
     from gouache.data.readers import Reading
@@ -245,7 +245,7 @@ def _print_stickers(count: int, counts: dict[str, int], folder: Path, *, as_json
 
 def _draw(progress: Iterable[tuple[int, int | None]], verb: str = "Building") -> None:
     """Run a task that yields (done, total) to its end; on a terminal, with a bar on standard error."""
-    if not sys.stderr.isatty():
+    if not rewrites():
         for _ in progress:
             pass
         return

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gouache.cli.options import RayActors, ray_option
+from gouache.cli.output import rewrites
 from gouache.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def read_steps(text: str) -> tuple[int, ...]:
 
 
 def _show(event: Painting) -> None:
-    if sys.stderr.isatty():
+    if rewrites():
         end = "\n" if event.done >= event.total else ""
         sys.stderr.write(f"\r\x1b[2Kpainted {event.done:,}/{event.total:,}{end}")
         sys.stderr.flush()

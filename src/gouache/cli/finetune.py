@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
+from gouache.cli.output import rewrites
 from gouache.cli.train import spoken_time, stop_on_signals
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ class _Lines:
     """Progress on stderr: rewritten in place on a terminal, a line every tenth elsewhere."""
 
     def __init__(self) -> None:
-        self.terminal, self.last, self.tenth = sys.stderr.isatty(), "", -1
+        self.terminal, self.last, self.tenth = rewrites(), "", -1
 
     def show(self, event: Preparing | Learning) -> None:
         from gouache.training.stage import Preparing

@@ -267,7 +267,9 @@ def convert(
 
 def counter() -> Callable[[str], None]:
     """A line on standard error that counts tensors, on a terminal only."""
-    if not sys.stderr.isatty():
+    from gouache.cli.output import rewrites
+
+    if not rewrites():
         return lambda _: None
     count = 0
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -101,7 +100,9 @@ def pull(
 
     Example: gouache pull CompVis/stable-diffusion-v1-4 --variant fp16
     """
-    if not sys.stderr.isatty():
+    from gouache.cli.output import rewrites
+
+    if not rewrites():
         os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     from gouache.checkpoints.hub import pull as pull_model
     from gouache.checkpoints.identify import identify

@@ -287,10 +287,17 @@ def interrupted(where: str, done: int, expected: str, outcome: OutputWriter) -> 
     return Interrupted(where, given=f"an interrupt after {done}", expected=expected, cure=f"Kept: {kept}.")
 
 
+def rewrites() -> bool:
+    """Whether a line on standard error can be written over: on a terminal that isn't a notebook's.
+
+    The terminal of a notebook's `!gouache` keeps every state of the line as a line of its own.
+    """
+    return sys.stderr.isatty() and "JPY_PARENT_PID" not in os.environ
+
+
 def shown(events: Iterator[Event], *, label: str) -> Iterator[Event]:
     """Pass events on; on a terminal, show a progress bar on standard error meanwhile."""
-    # A notebook's `!gouache` has a terminal too, but it keeps every state of the bar as a line of its own.
-    if not sys.stderr.isatty() or "JPY_PARENT_PID" in os.environ:
+    if not rewrites():
         yield from events
         return
     from rich.console import Console

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gouache.cli.output import rewrites
 from gouache.cli.train_options import META, StageCommand, StageOption, config_with
 from gouache.errors import InvalidInput
 from gouache.models.family import POCKET
@@ -156,7 +157,7 @@ class _Lines:
     """Progress on stderr: rewritten in place on a terminal, one line per log entry elsewhere."""
 
     def __init__(self) -> None:
-        self.terminal = sys.stderr.isatty()
+        self.terminal = rewrites()
 
     def show(self, event: Preparing | TrainingProgress) -> None:
         from gouache.training.stage import Preparing

@@ -134,8 +134,7 @@ class LargePictures:
         if generator.random() < GROUND_SHARE:
             red, green, blue = (int(v) for v in generator.integers(0, 256, 3))
             picture = on_ground(picture, (red, green, blue))
-        turned = np.rot90(picture, int(generator.integers(4)))
-        return np.ascontiguousarray(turned[:, ::-1] if generator.random() < 0.5 else turned)
+        return _turned(picture, generator)
 
     def _alone(self, picture: Picture, generator: np.random.Generator) -> Picture:
         if generator.random() >= MOVE_SHARE:
@@ -157,6 +156,12 @@ class LargePictures:
 
     def _canvas(self) -> Picture:
         return np.zeros((self.large.size, self.large.size, 4), np.uint8)
+
+
+def _turned(picture: Picture, generator: np.random.Generator) -> Picture:
+    """The picture turned by quarters, half of the time mirrored."""
+    turned = np.rot90(picture, int(generator.integers(4)))
+    return np.ascontiguousarray(turned[:, ::-1] if generator.random() < 0.5 else turned)
 
 
 def held_out_large(large: LargeStickers, count: int) -> list[Picture]:
@@ -256,8 +261,7 @@ class OwnCrops:
         order = np.random.Generator(np.random.Philox(key=[self.seed, epoch], counter=[0, 0, 0, 1]))
         whole = self.own.whole(self.own.shown[int(order.permutation(len(self.own.shown))[place])])
         top, left = (int(generator.integers(0, side - self.own.size + 1)) for side in whole.shape[:2])
-        turned = np.rot90(self.own.cut(whole, top, left), int(generator.integers(4)))
-        return np.ascontiguousarray(turned[:, ::-1] if generator.random() < 0.5 else turned)
+        return _turned(self.own.cut(whole, top, left), generator)
 
 
 def keep_large(subsets: Sequence[Subset], folder: Path, size: int, report: ReadReport) -> Iterator[int]:

@@ -121,7 +121,7 @@ def pack_pictures(
         writer = _Writer(part)
         with (part / "records.jsonl").open("w", encoding="utf-8") as lines:
             for subset in subsets:
-                for item in map(subset.own, islice(read_subset(subset, report), subset.most)):
+                for item in read_subset(subset, report):
                     bucket = nearest_bucket(item.picture.shape[1], item.picture.shape[0], buckets)
                     try:
                         record = writer.write(item, bucket, subset.name)
@@ -137,7 +137,12 @@ def pack_pictures(
 
 
 def read_subset(subset: Subset, report: ReadReport) -> Iterator[CaptionedPicture]:
-    """The pictures of a subset, whose source may be a packed set."""
+    """The pictures of a subset as it shows them, no more than it takes."""
+    return map(subset.own, islice(_read(subset, report), subset.most))
+
+
+def _read(subset: Subset, report: ReadReport) -> Iterator[CaptionedPicture]:
+    """The pictures of a subset's source, which may be a packed set."""
     folder = Path(subset.source)
     if not (folder / "manifest.json").is_file():
         yield from read_pictures(subset.source, report, subset.reading)

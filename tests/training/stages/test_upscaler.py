@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -284,6 +285,12 @@ def test_crops_of_own_pictures_are_pure_functions_and_parts_of_the_pictures(tmp_
         (329, 256),
         (128, 128),
     }
+
+
+def test_no_more_is_kept_than_a_subset_takes(tmp_path: Path) -> None:
+    (subset,) = plan_set(photographs(tmp_path / "own", OWN), reading=Reading(missing="x")).subsets
+    assert list(keep_large([replace(subset, most=2)], tmp_path / "kept", LARGE, ReadReport())) == [1, 2]
+    assert len(list((tmp_path / "kept").iterdir())) == 2
 
 
 def is_part(crop: np.ndarray, whole: np.ndarray) -> bool:

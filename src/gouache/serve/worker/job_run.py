@@ -124,8 +124,7 @@ class JobRun:
             raise InvalidInput("model", given=request.model, expected="one whose parts can be watched")
 
         def look(progress: Progress) -> None:
-            if self._is_cancelled():
-                raise _Cancelled(f"job {self.job.id}")
+            self._check()
             self._progress(progress, 0)
 
         seen = explain(painter, request, attachments, look)
@@ -171,7 +170,7 @@ class JobRun:
         return outlast(work, who=f"job {self.job.id}", check=self._check)
 
     def _check(self) -> None:
-        """Whether there is still a point in offering what the store doesn't take."""
+        """Whether there is still a point in going on: painting, or offering what the store doesn't take."""
         if self._is_cancelled() and not self._ending:
             raise _Cancelled(f"job {self.job.id}")
 
