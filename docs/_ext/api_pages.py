@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 SOURCE = Path(__file__).parents[2] / "src" / "gouache"
@@ -18,10 +19,24 @@ LAYERS = (
 Layer 6 has commands, which have pages of their own, and HTTP interfaces, which the server describes itself.
 """
 
+MARKED = re.compile(r"(``[^`]+``|`[^`\s](?:[^`]*[^`\s])?`(?!\w))")
+
 
 def heading(text: str, mark: str) -> str:
     """A title with its line."""
     return f"{text}\n{mark * len(text)}\n\n"
+
+
+def plain(line: str) -> str:
+    """A docstring's line in which only code between backticks is markup: formulas are full of stars and bars.
+
+    >>> plain("x * y | `a*b` x_")
+    'x \\\\* y \\\\| `a*b` x\\\\_'
+    """
+    parts = MARKED.split(line)
+    parts[::2] = [re.sub(r"(?<!\\)([*|]|_(?=\W|$))", r"\\\1", part).replace("`", r"\`") for part in parts[::2]]
+    # Inside of backticks a backslash is a backslash.
+    return "".join(parts)
 
 
 def modules_of(folder: Path) -> list[Path]:

@@ -23,7 +23,6 @@ from sphinx.util import logging
 
 logger = logging.getLogger(__name__)
 DOCS = Path(__file__).parents[1]
-MARKED = re.compile(r"(``[^`]+``|`[^`\s](?:[^`]*[^`\s])?`(?!\w))")
 OUTSIDE = re.compile(r"\]\(\.\./(CONTRIBUTING|CHANGELOG)\.md")
 
 
@@ -47,22 +46,10 @@ def write_pages(app: Sphinx) -> None:
     written(DOCS / "reference" / "settings", setting_pages.pages())
 
 
-def plain(line: str) -> str:
-    """A docstring's line in which only code between backticks is markup: formulas are full of stars and bars.
-
-    >>> plain("x * y | `a*b` x_")
-    'x \\\\* y \\\\| `a*b` x\\\\_'
-    """
-    parts = MARKED.split(line)
-    parts[::2] = [re.sub(r"(?<!\\)([*|]|_(?=\W|$))", r"\\\1", part).replace("`", r"\`") for part in parts[::2]]
-    # Inside of backticks a backslash is a backslash.
-    return "".join(parts)
-
-
 def mend_docstring(app: Sphinx, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:  # noqa: ARG001
     """Docstrings are plain text with Google's sections, not reStructuredText."""
     paragraphs = "\n".join(lines).split("\n\n")
-    mended = [one if one.lstrip().startswith(">>>") else plain(one) for one in paragraphs]
+    mended = [one if one.lstrip().startswith(">>>") else api_pages.plain(one) for one in paragraphs]
     # Napoleon takes what stands before a colon in an attribute's first line for its type: an empty comment goes first.
     first = ["..", ""] if what in ("attribute", "data") else []
     lines[:] = first + "\n\n".join(mended).split("\n")

@@ -69,5 +69,5 @@ def test_environment_variables_are_found_in_the_code(generator: Any) -> None:
 
 
 def test_only_code_between_backticks_is_markup_in_docstrings(generator: Any) -> None:
-    plain = generator("gouache_reference").plain
+    plain = generator("api_pages").plain
     assert plain("x * y | `a*b`, x_") == r"x \* y \| `a*b`, x\_"
