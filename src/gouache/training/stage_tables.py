@@ -87,7 +87,8 @@ class VaeStage(StageConfig):
     network: VAEConfig | None = None
     """Sizes of an autoencoder with random weights; none if `start` names one."""
     start: Path | None = None
-    """An autoencoder to continue from: the file that this stage left in another run, or a model that gouache loads."""
+    """An autoencoder to continue from: the file that this stage left in another run, or a model by path or name. Later
+    stages take it as it is where this one has not been trained."""
     freeze: tuple[str, ...] = ()
     """Names of parameters (prefixes) that are not trained. With "encoder" all of encoding stays as it is, scale and
     shift too: latents made before stay valid, and the decoder can be refined under a finished denoiser."""
