@@ -325,7 +325,7 @@ class LoraStage(DenoisingTable):
     """Ranks of some layers, by patterns with * as in `layers`; the first that fits counts, 0 leaves a layer as it is.
     alpha / rank stays the same."""
     text: bool = False
-    """Whether the CLIP text encoders are changed too."""
+    """Whether the text encoders are changed too: all but T5, for whose layers no program has names."""
     text_learning_rate: float | None = Field(default=None, gt=0)
     """Of the text encoders' changes; none takes that of the others."""
     prior_learning_rate: float | None = Field(default=None, gt=0)
