@@ -18,7 +18,7 @@ from gouache.checkpoints.formats.safetensors import load_tensors
 from gouache.checkpoints.hub import file_sha256
 from gouache.checkpoints.load import load_bundle
 from gouache.config import Config
-from gouache.errors import ConfigError, DataError, MissingDependency, TrainingError
+from gouache.errors import ConfigError, CorruptCheckpoint, DataError, MissingDependency, TrainingError
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import QuantizerConfig, SentenceEncoderConfig, VAEConfig
 from gouache.models.family import POCKET
@@ -75,6 +75,12 @@ class RunInputs:
     def quantizer(self) -> Quantizer:
         """The quantizer of this run."""
         return load_quantizer(result_of(self.run, "tokens"))
+
+    def drafting(self, bundle: ModelBundle) -> Quantizer | None:
+        """The quantizer of a model's drafts: that of this run, once the stage `tokens` has trained it further."""
+        tokens = self.config.tokens
+        trained = tokens is not None and tokens.start is not None and last_result(self.run, "tokens").exists()
+        return self.quantizer() if trained and bundle.quantizer is not None else bundle.quantizer
 
     def text(self) -> tuple[TextStack, str]:
         """The text encoder and the sha256 of its weights."""
@@ -171,6 +177,14 @@ def result_of(run: Path, stage: str) -> Path:
             cure=f"Run `gouache train {stage}` into the same --out folder first.",
         )
     return path
+
+
+def is_result(path: Path, part: str) -> bool:
+    """Whether a file is what the stage of this part of the model left, and no whole model."""
+    try:
+        return path.is_file() and read_header(path).metadata.get("component") == part
+    except CorruptCheckpoint:
+        return False
 
 
 def load_network(network: Callable[[C], N], config: type[C], path: Path) -> N:

@@ -102,7 +102,8 @@ class PriorTraining(Stage[Prior]):
         """On a packed model, whose other parts stay as they are."""
         size = inputs.config.data.size
         bundle = start_model(start, size, cls.name)
-        if bundle.prior is None or bundle.quantizer is None:
+        quantizer = inputs.drafting(bundle)
+        if bundle.prior is None or quantizer is None:
             cure = "Train its denoiser alone: leave out [prior]."
             raise ConfigError("prior.start", given=f"{start}, without a prior", expected="a model with one", cure=cure)
         encoders = encoders_of(bundle, start, size)
@@ -115,7 +116,7 @@ class PriorTraining(Stage[Prior]):
         stage = cls(
             ready,
             *stores,
-            bundle.quantizer,
+            quantizer,
             bundle.vae,
             table.loop.seed,
             remembered=remembered,

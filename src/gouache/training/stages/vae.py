@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gouache.checkpoints.formats.header import read_header
 from gouache.checkpoints.formats.safetensors import save_tensors
 from gouache.checkpoints.load import load_bundle
 from gouache.diffusion.noise_schedule import make_noise_schedule
 from gouache.diffusion.parameterization import expand_to
-from gouache.errors import CorruptCheckpoint, DataError
+from gouache.errors import DataError
 from gouache.models.configs import DenoiserConfig
 from gouache.models.quantizer import Quantizer
 from gouache.models.unet import UNet
@@ -25,7 +24,7 @@ from gouache.training.batches.batch_shapes import batches_of_one_shape, shown
 from gouache.training.batches.encoded import TextStates
 from gouache.training.batches.store import CaptionedSource, FiniteSource, text_states
 from gouache.training.config import TrainConfig
-from gouache.training.inputs import RunInputs, initial_weights, load_vae
+from gouache.training.inputs import RunInputs, initial_weights, is_result, load_vae
 from gouache.training.losses import PatchDiscriminator, adversarial_loss, edge_loss, psnr
 from gouache.training.previewer import Previewer
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, freeze_parameters
@@ -215,16 +214,9 @@ def _start_of(path: Path) -> AutoencoderKL:
     """The autoencoder that this stage left in a file, or that of a whole model."""
     if not path.exists():
         raise DataError(str(path), given="nothing there", expected="an autoencoder, as vae.start says")
-    if path.is_file() and _is_result(path):
+    if is_result(path, VaeTraining.part):
         return load_vae(path).train().requires_grad_(True)
     return load_bundle(path, dtype=torch.float32).vae
-
-
-def _is_result(path: Path) -> bool:
-    try:
-        return read_header(path).metadata.get("component") == VaeTraining.part
-    except CorruptCheckpoint:
-        return False
 
 
 def _with_gradient(x: Tensor) -> Tensor:
