@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
-from typing import Any, ClassVar, get_args
+from typing import ClassVar, get_args
 
 from pydantic import Field, model_validator
 
@@ -15,7 +14,6 @@ from gouache.data.subsets.caption_rules import AS_IT_IS, CaptionRules
 from gouache.data.subsets.planes import MaskSource
 from gouache.errors import ConfigError, DataError, ModelNotFound, TrainingError, unknown_name
 from gouache.models.configs import GenerationDefaults
-from gouache.pipeline.pipeline import find_model
 from gouache.training.loop_config import StageConfig
 from gouache.training.stage_tables import (
     ClipStage,
@@ -227,21 +225,30 @@ def read_config(path: Path, stage: str | None) -> TrainConfig:
         ) from error
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(str(path), given=str(error), expected="TOML") from error
-    config = TrainConfig.from_dict(_with_named_models(values), where=str(path))
+    config = TrainConfig.from_dict(values, where=str(path))
     if stage is not None and getattr(config, stage) is None:
         raise ConfigError(str(path), given="no table for it", expected=f"a table [{stage}]", cure="Add the table.")
-    return config
+    return _with_paths(config, stage)
 
 
-def _with_named_models(values: dict[str, Any]) -> dict[str, Any]:
-    """The tables with the paths of models that `start` calls by name, as `--model` does; a path stays as it is."""
-    filled = dict(values)
-    for stage in ("text", *stage_tables()):
-        table = values.get(stage)
-        if not isinstance(table, dict) or not isinstance(start := table.get("start"), str):
+def _with_paths(config: TrainConfig, stage: str | None) -> TrainConfig:
+    """The config with the paths of models that `start` names, where it has their names.
+
+    Raises:
+        ModelNotFound: no model has the name that the wanted stage starts from.
+    """
+    from gouache.pipeline.pipeline import find_model  # torch, which reading a config needs here alone
+
+    found = {}
+    for name in ("text", *stage_tables()):
+        table = getattr(config, name)
+        start: Path | None = getattr(table, "start", None)
+        if start is None or start.exists():
             continue
-        if not Path(start).exists():
-            # What is found nowhere is refused by the stage that opens it: other stages have no need of it.
-            with suppress(ModelNotFound):
-                filled[stage] = {**table, "start": str(find_model(start))}
-    return filled
+        try:
+            found[name] = table.model_copy(update={"start": find_model(str(start))})
+        except ModelNotFound:
+            # What looks like a path is the stage's to refuse; what other stages start from needn't be there yet.
+            if name == stage and start.name == str(start) and not start.suffix:
+                raise
+    return config.model_copy(update=found)

@@ -93,6 +93,12 @@ class RunInputs:
         """The quantizer of this run."""
         return load_quantizer(result_of(self.run, "tokens"))
 
+    def drafting(self, bundle: ModelBundle) -> Quantizer | None:
+        """The quantizer of a model's drafts: that of this run, once the stage `tokens` has trained it further."""
+        tokens = self.config.tokens
+        trained = tokens is not None and tokens.start is not None and last_result(self.run, "tokens").exists()
+        return self.quantizer() if trained and bundle.quantizer is not None else bundle.quantizer
+
     def text(self) -> tuple[TextStack, str]:
         """The text encoder and the sha256 of its weights."""
         return run_text(self.config.text, self.run)
@@ -192,6 +198,14 @@ def result_of(run: Path, stage: str) -> Path:
     return path
 
 
+def is_result(path: Path, part: str) -> bool:
+    """Whether a file is what the stage of this part of the model left, and no whole model."""
+    try:
+        return path.is_file() and read_header(path).metadata.get("component") == part
+    except CorruptCheckpoint:
+        return False
+
+
 def load_network(network: Callable[[C], N], config: type[C], path: Path) -> N:
     """The network of a file that `Stage.export` wrote, ready to use and not to train."""
     return fill(network(config.from_json(read_header(path).metadata["config"], where=str(path))), path)
@@ -208,16 +222,9 @@ def autoencoder_of(path: Path) -> AutoencoderKL:
     Raises:
         ModelNotFound: there is neither.
     """
-    if path.is_file() and _is_autoencoder(path):
+    if is_result(path, "vae"):
         return load_vae(path)
     return load_bundle(find_model(str(path)), dtype=torch.float32).vae.eval().requires_grad_(False)
-
-
-def _is_autoencoder(path: Path) -> bool:
-    try:
-        return read_header(path).metadata.get("component") == "vae"
-    except CorruptCheckpoint:
-        return False
 
 
 def load_quantizer(path: Path) -> Quantizer:
