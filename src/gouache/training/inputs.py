@@ -26,7 +26,6 @@ from gouache.models.quantizer import Quantizer
 from gouache.models.text.sentence import SentenceEncoder
 from gouache.models.text.stack import TextStack
 from gouache.models.vae import AutoencoderKL
-from gouache.pipeline.pipeline import find_model
 from gouache.training.batches.sources import Sources, open_sources
 from gouache.training.batches.store import CaptionedSource, EncodedStore, Encoders, encode, store_folder
 from gouache.training.config import TextConfig, TrainConfig, stage_config
@@ -220,11 +219,17 @@ def autoencoder_of(path: Path) -> AutoencoderKL:
     """The autoencoder that stage `vae` left in a file, or that of a whole model, ready to use and not to train.
 
     Raises:
-        ModelNotFound: there is neither.
+        DataError: there is neither.
     """
+    _check_there(path, "an autoencoder, as vae.start says")
     if is_result(path, "vae"):
         return load_vae(path)
-    return load_bundle(find_model(str(path)), dtype=torch.float32).vae.eval().requires_grad_(False)
+    return load_bundle(path, dtype=torch.float32).vae.eval().requires_grad_(False)
+
+
+def _check_there(path: Path, expected: str) -> None:
+    if not path.exists():
+        raise DataError(str(path), given="nothing there", expected=expected)
 
 
 def load_quantizer(path: Path) -> Quantizer:
@@ -279,6 +284,7 @@ def load_text(folder: Path, max_tokens: int) -> tuple[TextStack, str]:
 
 def _text_of(path: Path, max_tokens: int) -> tuple[TextStack, str]:
     """The sentence encoder of a whole model, in fp32, and what tells it from others."""
+    _check_there(path, "a model with a text encoder, as text.start says")
     bundle = load_bundle(path, dtype=torch.float32)
     encoder = bundle.text.encoders[0] if bundle.text.encoders else None
     if not isinstance(encoder, SentenceEncoder):
@@ -299,7 +305,7 @@ def run_text(config: TextConfig, run: Path) -> tuple[TextStack, str]:
     """The text encoder of a run and the sha256 of its weights: the config's, else the run's own, else the published.
 
     Raises:
-        ModelNotFound: [text] start names no model.
+        DataError: [text] start names no model.
         ConfigError: the encoder of that model is of another kind, or reads another number of tokens.
     """
     if config.start is not None:
@@ -318,10 +324,9 @@ def start_model(path: Path, size: int, stage: str) -> ModelBundle:
         stage: which trains it.
 
     Raises:
-        ModelNotFound: there is none.
         ConfigError: it is shown pictures beside the text, or its drafts have another size.
     """
-    bundle = load_bundle(find_model(str(path)), dtype=torch.float32)
+    bundle = load_bundle(path, dtype=torch.float32)
     shown, quantizer = bundle.unet.config.draft_channels, bundle.quantizer
     if bundle.picture_width or not bundle.reads_texts or (shown and quantizer is None and bundle.family != POCKET.name):
         raise ConfigError(
