@@ -13,6 +13,7 @@ LAYERS = (
     ("Checkpoints", ("checkpoints",)),
     ("Pipeline", ("pipeline",)),
     ("Data, training, scale", ("data", "training", "scale")),
+    ("Interfaces", ("cli", "serve")),
 )
 """The layers of docs/architecture.md and their folders.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import re
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -63,11 +65,59 @@ def test_every_key_of_a_training_and_of_the_server_appears(generator: Any) -> No
         assert f"``{key}``" in pages["server"], key
 
 
-def test_environment_variables_are_found_in_the_code(generator: Any) -> None:
-    found = generator("setting_pages").variables()
-    assert {"GOUACHE_MODELS", "GOUACHE_OFFLINE", "GOUACHE_TOKEN", "GOUACHE_FONT"} <= set(found)
+OTHERS = {"LOCALAPPDATA", "WINDIR", "JPY_PARENT_PID", "FSDP_VERSION"}
+"""Variables of Windows, Jupyter and accelerate: their programs set them, nobody does so for gouache."""
+
+
+def is_environment(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and node.attr == "environ"
+
+
+def test_every_environment_variable_that_is_read_has_its_row(generator: Any) -> None:
+    from gouache.environment import Variable
+
+    page = generator("setting_pages").environment()
+    for one in Variable:
+        assert f"``{one}``" in page
+        assert one.does
+        assert one.values
+        assert one.otherwise
+    for file in (ROOT / "src" / "gouache").rglob("*.py"):
+        if file.name == "environment.py":
+            continue
+        for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+            key: ast.AST | None = None
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.args:
+                key = node.args[0] if node.func.attr == "get" and is_environment(node.func.value) else None
+                assert node.func.attr != "getenv", file
+            elif isinstance(node, ast.Subscript) and is_environment(node.value):
+                key = node.slice
+            elif isinstance(node, ast.Compare) and is_environment(node.comparators[0]):
+                key = node.left
+            elif isinstance(node, ast.Constant) and re.fullmatch(r"(GOUACHE|HF|RAY|XDG)_[A-Z_]+", str(node.value)):
+                key = node if str(node.value) in set(Variable) else None
+            if isinstance(key, ast.Constant):
+                assert key.value in OTHERS, f"{file}: say Variable.{key.value}, and what it means in environment.py"
+
+
+def test_every_environment_variable_is_read_somewhere(generator: Any) -> None:
+    from gouache.environment import Variable
+
+    assert set(generator("setting_pages").readers()) == {one.name for one in Variable}
 
 
 def test_only_code_between_backticks_is_markup_in_docstrings(generator: Any) -> None:
     plain = generator("api_pages").plain
     assert plain("x * y | `a*b`, x_") == r"x \* y \| `a*b`, x\_"
+
+
+@pytest.mark.parametrize(
+    ("value", "on", "off"), [("", False, False), (" ", False, False), ("False", False, True), ("0", False, True)]
+)
+def test_words_that_say_no(monkeypatch: pytest.MonkeyPatch, value: str, on: bool, off: bool) -> None:
+    from gouache.environment import Variable
+
+    monkeypatch.setenv("GOUACHE_OFFLINE", value)
+    assert (Variable.OFFLINE.is_on, Variable.OFFLINE.is_off) == (on, off)
+    monkeypatch.setenv("GOUACHE_OFFLINE", "1")
+    assert Variable.OFFLINE.is_on

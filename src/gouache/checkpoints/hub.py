@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from platformdirs import user_data_path
 
 from gouache.checkpoints.diffusers.repository import choose_files
+from gouache.environment import Variable
 from gouache.errors import CorruptCheckpoint, GouacheError, HubError, ModelNotFound, unknown_name
 from gouache.files import CountedFile, existing
 from gouache.models.family import POCKET
@@ -64,32 +65,27 @@ class OnDisk:
     bytes: int
 
 
-def is_offline() -> bool:
-    """Whether ``GOUACHE_OFFLINE`` forbids the network."""
-    return os.environ.get("GOUACHE_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
-
-
 def data_folder() -> Path:
     """Where gouache keeps models and data: `GOUACHE_DATA`, or the user's data folder of this system.
 
     That is ``XDG_DATA_HOME`` or ``~/.local/share`` on Linux, and what macOS and Windows have in its place.
     """
-    chosen = os.environ.get("GOUACHE_DATA")
+    chosen = os.environ.get(Variable.DATA)
     return Path(chosen).expanduser() if chosen else user_data_path("gouache", appauthor=False)
 
 
 def models_folder() -> Path:
     """Where models that were put there by hand lie: ``GOUACHE_MODELS``, else ``models`` in `data_folder`."""
-    chosen = os.environ.get("GOUACHE_MODELS")
+    chosen = os.environ.get(Variable.MODELS)
     return Path(chosen).expanduser() if chosen else data_folder() / "models"
 
 
 def hub_cache() -> Path:
     """The hub's own cache, shared with every other program that uses it."""
-    chosen = os.environ.get("HF_HUB_CACHE")
+    chosen = os.environ.get(Variable.HF_HUB_CACHE)
     if chosen:
         return Path(chosen).expanduser()
-    home = os.environ.get("HF_HOME")
+    home = os.environ.get(Variable.HF_HOME)
     return (Path(home).expanduser() if home else Path.home() / ".cache" / "huggingface") / "hub"
 
 
@@ -193,7 +189,7 @@ def pull(
     info, files = look(repo, token, revision, variant)
     from huggingface_hub import snapshot_download
 
-    endpoint, token = endpoint_url(), token or os.environ.get("HF_TOKEN")
+    endpoint, token = endpoint_url(), token or os.environ.get(Variable.HF_TOKEN)
     patterns = _literal(files)
     total = sum(sibling.size or 0 for sibling in info.siblings or [] if sibling.rfilename in files)
     report: Report = progress or (lambda _here, _total: None)
@@ -272,7 +268,7 @@ def look(repo: str, token: str | None, revision: str | None, variant: str | None
 
     endpoint = endpoint_url()
     try:
-        info = HfApi(endpoint=endpoint, token=token or os.environ.get("HF_TOKEN")).model_info(
+        info = HfApi(endpoint=endpoint, token=token or os.environ.get(Variable.HF_TOKEN)).model_info(
             repo, revision=revision, files_metadata=True
         )
     except Exception as error:
@@ -284,7 +280,7 @@ def look(repo: str, token: str | None, revision: str | None, variant: str | None
 
 
 def endpoint_url() -> str:
-    return os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
+    return os.environ.get(Variable.HF_ENDPOINT) or DEFAULT_ENDPOINT
 
 
 def _reporting_bars(progress: Report) -> type[Any]:
@@ -313,10 +309,10 @@ def _literal(names: list[str]) -> list[str]:
 
 
 def _check_allowed(repo: str) -> None:
-    if is_offline():
+    if Variable.OFFLINE.is_on:
         raise HubError(
             repo,
-            given="GOUACHE_OFFLINE is set",
+            given=f"{Variable.OFFLINE} is set",
             expected="leave to use the network",
             cure="Unset it, or copy the model's folder here and give its path.",
         )

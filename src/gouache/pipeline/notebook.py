@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import base64
-import os
 import sys
 from collections.abc import Iterator
 from html import escape
 from importlib import import_module
 
+from gouache.environment import Variable
 from gouache.pipeline.generate.generation import Event, Painted, Progress
-
-SWITCH = "GOUACHE_PROGRESS"
-"""`off` in the environment: notebooks show no bar, as wanted where what a cell shows is compared."""
 
 
 class Pictures(list[Painted]):
@@ -42,9 +39,9 @@ def with_bar(events: Iterator[Event], *, progress: bool | None) -> Iterator[Even
 
     Args:
         events: of a painting.
-        progress: whether; None for yes, unless `SWITCH` says off. Outside of notebooks nothing is shown.
+        progress: whether; None for yes, unless `GOUACHE_PROGRESS` says off. Outside of notebooks nothing is shown.
     """
-    wanted = os.environ.get(SWITCH) != "off" if progress is None else progress
+    wanted = not Variable.PROGRESS.is_off if progress is None else progress
     if not wanted or not in_notebook():
         yield from events
         return
