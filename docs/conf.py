@@ -27,7 +27,8 @@ profile = ROOT / "build" / "docs" / "ipython" / "profile_default"
 profile.mkdir(parents=True, exist_ok=True)
 (profile / "ipython_kernel_config.py").write_text("c.IPKernelApp.log_level = 'ERROR'\n", encoding="utf-8")
 os.environ["IPYTHONDIR"] = str(profile.parent)
-logging.getLogger("traitlets").setLevel(logging.WARNING)
+for talkative in ("traitlets", "alembic"):
+    logging.getLogger(talkative).setLevel(logging.WARNING)
 
 sys.path.insert(0, str(HERE / "_ext"))
 

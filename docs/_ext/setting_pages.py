@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import inspect
 from typing import Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
@@ -70,7 +71,7 @@ def default_of(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     if field.default is PydanticUndefined:
-        return "" if models_in(field.annotation) else "computed"
+        return "its defaults" if models_in(field.annotation) else "computed"
     value = field.default
     if value is None:
         return "none"
@@ -88,8 +89,11 @@ def tables(model: Model, path: str, mark: str, seen: set[tuple[Model, str]] | No
     for name, field in model.model_fields.items():
         limits = limits_of(field)
         kind = kind_of(field.annotation) + (f", {limits}" if limits else "")
-        rows.append((code(name), kind, default_of(field), escaped(field.description or "")))
-        inner += [(one, f"{path}.{name}" if path else name) for one in models_in(field.annotation)]
+        below = models_in(field.annotation)
+        # A table that its key says nothing about speaks for itself.
+        meaning = field.description or (inspect.cleandoc(below[0].__doc__ or "").partition("\n\n")[0] if below else "")
+        rows.append((code(name), kind, default_of(field), escaped(meaning)))
+        inner += [(one, f"{path}.{name}" if path else name) for one in below]
     about = escaped((model.__doc__ or "").partition("\n\nAttributes:")[0])
     text = heading(f"``[{path}]``", mark) if path else ""
     text += about + "\n\n" + table(COLUMNS, rows, "22 22 18 38")

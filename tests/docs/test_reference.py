@@ -24,12 +24,12 @@ def generator(monkeypatch: pytest.MonkeyPatch) -> Any:
         sys.modules.pop(file.stem, None)
 
 
-def test_every_module_below_the_interfaces_has_its_section(generator: Any) -> None:
+def test_every_module_has_its_section(generator: Any) -> None:
     text = "\n".join(generator("api_pages").pages().values()) + "\n"
     source = ROOT / "src" / "gouache"
     for file in source.rglob("*.py"):
         parts = file.relative_to(source).with_suffix("").parts
-        if parts[0] in ("cli", "serve") or parts == ("__init__",) or any(part.startswith("_") for part in parts):
+        if "versions" in parts or any(part.startswith("_") for part in parts):
             continue
         assert f"automodule:: gouache.{'.'.join(parts)}\n" in text, file
 
@@ -63,6 +63,28 @@ def test_every_key_of_a_training_and_of_the_server_appears(generator: Any) -> No
         assert f"``{key}``" in pages["training"], key
     for key in (*Settings.model_fields, *Limits.model_fields):
         assert f"``{key}``" in pages["server"], key
+
+
+def cells(page: str) -> list[tuple[str, ...]]:
+    """The rows of a page's tables."""
+    rows = re.findall(r"^   \* - .*(?:\n     -.*)*", page, flags=re.MULTILINE)
+    return [tuple(re.split(r"\n     -", row.removeprefix("   * -"))) for row in rows]
+
+
+@pytest.mark.parametrize("kind", ["setting_pages", "command_pages"])
+def test_no_cell_of_a_table_is_empty(generator: Any, kind: str) -> None:
+    for name, page in generator(kind).pages().items():
+        for row in cells(page):
+            assert all(cell.strip() for cell in row), (name, row)
+
+
+def test_defaults_of_a_request_stand_in_their_column(generator: Any) -> None:
+    rows = {row[0].strip(): row[2].strip() for row in cells(generator("command_pages").pages()["edit"])}
+    assert rows["``--count``, ``-n``"] == "1"
+    assert rows["``--num-inference-steps``, ``--steps``, ``-s``"] == "the model's"
+    assert [value for name, value in rows.items() if "``--preserve``" in name] == ["on"]
+    assert rows["``--strength``"] == "0.75; outpainting 1"
+    assert rows["``--model``, ``-m``"] == "the model shipped with gouache"
 
 
 OTHERS = {"LOCALAPPDATA", "WINDIR", "JPY_PARENT_PID", "FSDP_VERSION"}

