@@ -75,6 +75,8 @@ nb_merge_streams = True
 
 html_theme = "furo"
 html_title = "gouache"
+html_favicon = str(HERE / "_static" / "favicon.svg")
+html_use_index = not CHINESE  # the Chinese site has no reference
 html_static_path = [str(HERE / "_static")]
 html_css_files = ["gouache.css"]
 html_copy_source = False

@@ -119,7 +119,7 @@ def test_every_environment_variable_that_is_read_has_its_row(generator: Any) -> 
             elif isinstance(node, ast.Constant) and re.fullmatch(r"(GOUACHE|HF|RAY|XDG)_[A-Z_]+", str(node.value)):
                 key = node if str(node.value) in set(Variable) else None
             if isinstance(key, ast.Constant):
-                assert key.value in OTHERS, f"{file}: say Variable.{key.value}, and what it means in environment.py"
+                assert key.value in OTHERS, f"{file}: say Variable.{key.value!r}, and what it means in environment.py"
 
 
 def test_every_environment_variable_is_read_somewhere(generator: Any) -> None:

@@ -20,6 +20,7 @@ from gouache.environment import Variable
 from gouache.errors import CorruptCheckpoint, GouacheError, HubError, ModelNotFound, unknown_name
 from gouache.files import CountedFile, existing
 from gouache.models.family import POCKET
+from gouache.notebook import bar
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -181,18 +182,29 @@ def pull(
         revision: branch, tag or commit; None is the main branch.
         variant: which weights to fetch where there are several, for example ``"fp16"``.
         progress: called with the bytes that are here and the bytes known to be needed; what it raises stops the pull.
+            None shows a bar in a notebook.
 
     Raises:
         HubError: offline by ``GOUACHE_OFFLINE``, the hub refused or can't be reached, or the repository has no weights.
         CorruptCheckpoint: a file has another sha256 than the hub records.
     """
+    if progress is not None:
+        return _pull(repo, token, revision, variant, progress)
+    with bar() as show:
+        return _pull(repo, token, revision, variant, lambda here, needed: show(*_told(repo, here, needed)))
+
+
+def _told(repo: str, here: int, needed: int) -> tuple[float | None, str]:
+    return here / needed if needed else None, f"{repo}: {here / 1e6:,.0f} of {needed / 1e6:,.0f} MB"
+
+
+def _pull(repo: str, token: str | None, revision: str | None, variant: str | None, report: Report) -> Path:
     info, files = look(repo, token, revision, variant)
     from huggingface_hub import snapshot_download
 
     endpoint, token = endpoint_url(), token or os.environ.get(Variable.HF_TOKEN)
     patterns = _literal(files)
     total = sum(sibling.size or 0 for sibling in info.siblings or [] if sibling.rfilename in files)
-    report: Report = progress or (lambda _here, _total: None)
     try:
         large = _fetch_large(repo, info, files, token, lambda here: report(here, total))
         bars = _reporting_bars(lambda here, _: report(min(total, large + here), total))
