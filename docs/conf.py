@@ -40,9 +40,6 @@ if CHINESE:
     INVENTORY = ROOT / "build" / "docs" / "en" / "objects.inv"
     extensions.append("sphinx.ext.intersphinx")
     intersphinx_mapping = {"gouache": ("../en", str(INVENTORY))} if INVENTORY.exists() else {}
-    import jieba
-
-    jieba.setLogLevel(logging.WARNING)  # the search index's word splitter prints how it loads its dictionary
 else:
     extensions += ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 extensions.append("gouache_reference")

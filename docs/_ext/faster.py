@@ -46,3 +46,11 @@ def navigate_by_titles(app: Sphinx, pagename: str, templatename: str, context: d
             env.tocs = entries
 
     context["toctree"] = made
+
+
+def leave_out_what_has_no_source(app: Sphinx) -> list[Any]:
+    """Names whose module has no Python source get no page from viewcode, and yet a place in its index: a dead link."""
+    modules = getattr(app.env, "_viewcode_modules", {})
+    for name in [name for name, found in modules.items() if not found]:
+        del modules[name]
+    return []

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import api_pages
+import chinese_search
 import command_pages
 import faster
 import setting_pages
@@ -151,6 +152,8 @@ def setup(app: Sphinx) -> dict[str, bool]:
         app.connect("autodoc-process-docstring", mend_docstring, priority=100)
         app.connect("autodoc-skip-member", skip_member)
         app.connect("doctree-read", name_types)
+        app.connect("html-collect-pages", faster.leave_out_what_has_no_source, priority=400)  # before viewcode
+    app.add_search_language(chinese_search.ChineseSearch)
     app.connect("source-read", bring_inside)
     app.connect("html-page-context", faster.navigate_by_titles, priority=400)  # The theme uses it at 500.
     app.connect("missing-reference", resolve, priority=900)

@@ -143,3 +143,29 @@ def test_words_that_say_no(monkeypatch: pytest.MonkeyPatch, value: str, on: bool
     assert (Variable.OFFLINE.is_on, Variable.OFFLINE.is_off) == (on, off)
     monkeypatch.setenv("GOUACHE_OFFLINE", "1")
     assert Variable.OFFLINE.is_on
+
+
+def test_chinese_is_found_by_pairs_of_characters(generator: Any) -> None:
+    pytest.importorskip("sphinx")
+    pieces = generator("chinese_search").pieces
+    assert pieces("采样器v2") == ["采", "样", "器", "采样", "样器", "v2"]
+    assert pieces("U") == ["U"]
+
+
+def test_what_the_theme_navigates_by_has_titles_and_lists_of_pages_alone(generator: Any) -> None:
+    pytest.importorskip("sphinx")
+    from docutils import nodes
+    from sphinx.addnodes import toctree
+
+    def entry(title: str, *inner: nodes.Node) -> nodes.list_item:
+        item = nodes.list_item("", nodes.paragraph("", title))
+        return item + nodes.bullet_list("", *inner) if inner else item
+
+    whole = nodes.bullet_list("", entry("page", entry("section", entry("class")), toctree(entries=[("", "other")])))
+    titles = generator("faster").titles_of(whole)
+    assert [text.astext() for text in titles.findall(nodes.Text)] == ["page"]
+    assert [one["entries"] for one in titles.findall(toctree)] == [[("", "other")]]
+    assert "section" in whole.astext()
+    assert (
+        "section" not in generator("faster").titles_of(nodes.bullet_list("", entry("page", entry("section")))).astext()
+    )
