@@ -36,11 +36,14 @@ class ChineseSearch(SearchEnglish):
     # The queries' side of `pieces`: of three characters or more the pairs are enough.
     js_splitter_code = r"""
 var splitQuery = (query) =>
-  (query.match(/[\u3400-\u9fff]+|(?:(?![\u3400-\u9fff])[\p{Letter}\p{Number}_\p{Emoji_Presentation}])+/gu) || []).flatMap(
-    (run) =>
-      /[\u3400-\u9fff]/.test(run) && run.length > 2
-        ? Array.from({ length: run.length - 1 }, (_, at) => run.slice(at, at + 2))
-        : [run],
+  (
+    query.match(
+      /[\u3400-\u9fff]+|(?:(?![\u3400-\u9fff])[\p{Letter}\p{Number}_\p{Emoji_Presentation}])+/gu,
+    ) || []
+  ).flatMap((run) =>
+    /[\u3400-\u9fff]/.test(run) && run.length > 2
+      ? Array.from({ length: run.length - 1 }, (_, at) => run.slice(at, at + 2))
+      : [run],
   );
 """
 

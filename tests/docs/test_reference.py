@@ -158,8 +158,8 @@ def test_what_the_theme_navigates_by_has_titles_and_lists_of_pages_alone(generat
     from sphinx.addnodes import toctree
 
     def entry(title: str, *inner: nodes.Node) -> nodes.list_item:
-        item = nodes.list_item("", nodes.paragraph("", title))
-        return item + nodes.bullet_list("", *inner) if inner else item
+        lists = [nodes.bullet_list("", *inner)] if inner else []
+        return nodes.list_item("", nodes.paragraph("", title), *lists)
 
     whole = nodes.bullet_list("", entry("page", entry("section", entry("class")), toctree(entries=[("", "other")])))
     titles = generator("faster").titles_of(whole)
