@@ -43,13 +43,17 @@ gouache paint "a red fire engine, 3d style" --count 4 --seed 7
 OutputOption = Annotated[
     str | None,
     typer.Option(
-        "--output", "-o", help="File or folder; - is standard output; for --from-file also s3://BUCKET/PREFIX."
+        "--output",
+        "-o",
+        help="File or folder; - is standard output; s3://BUCKET/PREFIX with --from-file. Default: this folder.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps.")]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, float16 or bfloat16.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps. Default: a GPU of CUDA, else cpu.")]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", help="float32, float16 or bfloat16. Default: float32 on cpu, else float16.")
+]
 Sequential = Annotated[
     bool,
     typer.Option("--sequential", help="One network at a time in memory, read from its file when it is used: slower."),

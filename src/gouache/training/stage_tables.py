@@ -58,7 +58,9 @@ class VaeStage(StageConfig):
     """Names of parameters (prefixes) that are not trained. With "encoder" all of encoding stays as it is, scale and
     shift too: latents made before stay valid, and the decoder can be refined under a finished denoiser."""
     l1: float = 1.0
+    """Weight of the absolute difference of the pixels."""
     l2: float = 1.0
+    """Weight of the squared difference of the pixels."""
     edges: float = 1.0
     """Weight of the absolute difference of the pictures' gradients, at three scales."""
     kl: float = Field(default=1e-4, ge=0)
@@ -111,6 +113,7 @@ class ClipStage(StageConfig):
     keep_english: float = Field(default=1.0, ge=0)
     """With `train_text = "all"`: weight of the loss that holds English states to where they started."""
     embedding_dim: int = Field(default=256, gt=0)
+    """Width of the vectors that texts and pictures are compared by."""
     image_channels: tuple[int, ...] = Field(default=(48, 96, 192, 256), min_length=1)
     """Width of each level of the image tower; the first works at a quarter of the picture's side."""
     image_blocks: int = Field(default=1, ge=1)
@@ -168,6 +171,7 @@ class PriorStage(StageConfig):
     """A model whose prior is trained further. Its other parts are used as they are, and what its prior remembers
     stays; the pictures to train on are remembered beside it."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Share of pictures that are shown without their caption, so that there can be guidance."""
     token_noise: float = Field(default=0.1, ge=0, lt=1)
     """Largest share of input tokens replaced by random ones."""
     group_weights: tuple[float, ...] = ()
@@ -226,7 +230,10 @@ class DenoisingTable(StageConfig):
     """Of `logit_normal`: below 0 draws less noise more often, above 0 more of it. -2 to 2 is sensible."""
     timestep_std: float = Field(default=1.0, gt=0)
     """Of `logit_normal`: above 0; about 0.5 to 1.5 is sensible."""
+    gradient_checkpointing: bool = False
+    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Share of pictures that are shown without their caption, so that there can be guidance."""
     draft_dropout: float = Field(default=0.5, ge=0, le=1)
     """Share of pictures trained without the prior's draft."""
     draft_noise: float = Field(default=0.2, ge=0, lt=1)
@@ -264,7 +271,6 @@ class DenoiserStage(DenoisingTable):
     settings are used as they are; the stages before are not needed."""
     denoiser: DenoiserConfig = DenoiserConfig(parameterization="v", schedule=NoiseScheduleConfig(name="cosine"))
     """Parameterization, noise schedule, and whether the variance is learned (then the loss is L_hybrid)."""
-    gradient_checkpointing: bool = False
     freeze: tuple[str, ...] = ()
     """Names of parameters (prefixes) that are not trained."""
 
@@ -330,8 +336,6 @@ class LoraStage(DenoisingTable):
     """Of models with a prior: largest share of its input tokens replaced by random ones."""
     hidden_recall: float = Field(default=0.5, ge=0, le=1)
     """Of models with a prior: share of images from which the nearest remembered picture is hidden."""
-    gradient_checkpointing: bool = False
-    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """Of the numbers in the file."""
     name: str = ""
@@ -385,8 +389,6 @@ class InversionStage(DenoisingTable):
     """Hold the vectors' lengths within those of the model's tokens, so that the word can't outshout the others."""
     caption_dropout: float = Field(default=0.0, ge=0, le=1)
     """Share of pictures that are shown without words, of which the new word learns nothing."""
-    gradient_checkpointing: bool = False
-    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
 
     @model_validator(mode="before")
     @classmethod
@@ -426,8 +428,6 @@ class ControlNetStage(DenoisingTable):
     """Of `canny`: strength from which a pixel begins an edge."""
     layers: int = Field(default=12, ge=1)
     """Of Stable Diffusion 3: blocks that the ControlNet copies, the first ones; at most all but one."""
-    gradient_checkpointing: bool = False
-    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
 
     @model_validator(mode="before")
     @classmethod
@@ -451,8 +451,6 @@ class InstructStage(DenoisingTable):
     """Share of pairs without the picture before."""
     both_dropout: float = Field(default=0.05, ge=0, le=1)
     """Share of pairs without either."""
-    gradient_checkpointing: bool = False
-    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
 
     @model_validator(mode="before")
     @classmethod
@@ -477,6 +475,7 @@ class UpscalerStage(StageConfig):
     crops: int = Field(default=4, ge=1)
     """Crops of each large picture."""
     l1: float = 1.0
+    """Weight of the absolute difference of the pixels."""
     edges: float = 1.0
     """Weight of the absolute difference of the pictures' gradients, at three scales."""
     decoded: float = Field(default=0.7, ge=0, le=1)
