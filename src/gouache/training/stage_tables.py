@@ -253,6 +253,15 @@ class DenoisingTable(StageConfig):
     """How many of them; those that are painted already are kept."""
 
 
+class TuningTable(DenoisingTable):
+    """What a stage may say that teaches a finished model something beside its weights, or from them on."""
+
+    start: Path
+    """The model, of any family and layout that gouache loads."""
+    gradient_checkpointing: bool = False
+    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
+
+
 class DenoiserStage(DenoisingTable):
     """Stage 5: the latent diffusion U-Net, from nothing or from a published model."""
 
@@ -294,15 +303,13 @@ class DenoiserStage(DenoisingTable):
         return self.network
 
 
-class LoraStage(DenoisingTable):
+class LoraStage(TuningTable):
     """Low-rank changes of a finished model (Hu et al. 2021, arXiv:2106.09685), which stays as it is.
 
     Of a model with a prior, both networks are changed: the prior learns what a thing looks like in the large, the
     denoiser how it is painted.
     """
 
-    start: Path
-    """The model, of any family and layout that gouache loads."""
     rank: int = Field(default=16, ge=1, le=1024)
     """Of the changes of linear layers and 1x1 convolutions; at most what a layer has."""
     alpha: float | None = Field(default=None, gt=0)
@@ -329,8 +336,6 @@ class LoraStage(DenoisingTable):
     """Of models with a prior: largest share of its input tokens replaced by random ones."""
     hidden_recall: float = Field(default=0.5, ge=0, le=1)
     """Of models with a prior: share of images from which the nearest remembered picture is hidden."""
-    gradient_checkpointing: bool = False
-    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """Of the numbers in the file."""
     name: str = ""
@@ -365,7 +370,7 @@ def _check_schedule_stays(stage: str, table: DenoisingTable) -> None:
         raise ConfigError(f"{stage}.zero_terminal_snr", given="true", expected="the model's own schedule", cure=cure)
 
 
-class InversionStage(DenoisingTable):
+class InversionStage(TuningTable):
     """A new word for a finished model, which stays as it is (textual inversion, Gal et al. 2022, arXiv:2208.01618)."""
 
     start: Path
@@ -384,8 +389,6 @@ class InversionStage(DenoisingTable):
     """Hold the vectors' lengths within those of the model's tokens, so that the word can't outshout the others."""
     caption_dropout: float = Field(default=0.0, ge=0, le=1)
     """Share of pictures that are shown without words, of which the new word learns nothing."""
-    gradient_checkpointing: bool = False
-    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
 
     @model_validator(mode="before")
     @classmethod
@@ -412,11 +415,9 @@ CONTROLNET_TUNING: dict[str, dict[str, Any]] = {
 """What stage `controlnet` takes where its table says nothing: it is a whole network, which begins as a copy."""
 
 
-class ControlNetStage(DenoisingTable):
+class ControlNetStage(TuningTable):
     """A ControlNet for a finished model, which stays as it is (Zhang et al. 2023, arXiv:2302.05543)."""
 
-    start: Path
-    """The model, of any family and layout that gouache loads."""
     condition: Literal["set", "canny", "depth", "segmentation"] = "set"
     """What it is shown: the set's conditions (conditioning/NAME.png), or what a preprocessor makes of each picture."""
     canny_low: int = Field(default=100, ge=0, le=2040)
@@ -425,8 +426,6 @@ class ControlNetStage(DenoisingTable):
     """Of `canny`: strength from which a pixel begins an edge."""
     layers: int = Field(default=12, ge=1)
     """Of Stable Diffusion 3: blocks that the ControlNet copies, the first ones; at most all but one."""
-    gradient_checkpointing: bool = False
-    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
 
     @model_validator(mode="before")
     @classmethod
@@ -439,7 +438,7 @@ class ControlNetStage(DenoisingTable):
         return self
 
 
-class InstructStage(DenoisingTable):
+class InstructStage(TuningTable):
     """A model that changes pictures as it is told (Brooks et al. 2022, arXiv:2211.09800), from one that paints."""
 
     start: Path
@@ -450,8 +449,6 @@ class InstructStage(DenoisingTable):
     """Share of pairs without the picture before."""
     both_dropout: float = Field(default=0.05, ge=0, le=1)
     """Share of pairs without either."""
-    gradient_checkpointing: bool = False
-    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
 
     @model_validator(mode="before")
     @classmethod
