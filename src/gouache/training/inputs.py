@@ -18,7 +18,7 @@ from gouache.checkpoints.formats.safetensors import load_tensors
 from gouache.checkpoints.hub import file_sha256
 from gouache.checkpoints.load import load_bundle
 from gouache.config import Config
-from gouache.errors import ConfigError, DataError, MissingDependency, TrainingError
+from gouache.errors import ConfigError, CorruptCheckpoint, DataError, MissingDependency, TrainingError
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import QuantizerConfig, SentenceEncoderConfig, VAEConfig
 from gouache.models.family import POCKET
@@ -26,6 +26,7 @@ from gouache.models.quantizer import Quantizer
 from gouache.models.text.sentence import SentenceEncoder
 from gouache.models.text.stack import TextStack
 from gouache.models.vae import AutoencoderKL
+from gouache.pipeline.pipeline import find_model
 from gouache.training.batches.sources import Sources, open_sources
 from gouache.training.batches.store import CaptionedSource, EncodedStore, Encoders, encode, store_folder
 from gouache.training.config import TextConfig, TrainConfig, stage_config
@@ -69,12 +70,34 @@ class RunInputs:
         return open_sources(self.data, self.config.data, batch=batch)
 
     def vae(self) -> AutoencoderKL:
-        """The autoencoder of this run."""
-        return load_vae(result_of(self.run, "vae"))
+        """The autoencoder of this run: what stage `vae` left, else the finished one that [vae] start names."""
+        path = self._vae_path()
+        return load_vae(path) if self._vae_start is None else autoencoder_of(path)
+
+    @property
+    def vae_note(self) -> str:
+        """Tells that the autoencoder is another model's, untrained here; empty if it is the run's own."""
+        start = self._vae_start
+        return "" if start is None else f"The autoencoder is that of {start}, as vae.start says."
+
+    @property
+    def _vae_start(self) -> Path | None:
+        """The model whose autoencoder is used as it is."""
+        table = self.config.vae
+        return None if table is None or last_result(self.run, "vae").exists() else table.start
+
+    def _vae_path(self) -> Path:
+        return self._vae_start or result_of(self.run, "vae")
 
     def quantizer(self) -> Quantizer:
         """The quantizer of this run."""
         return load_quantizer(result_of(self.run, "tokens"))
+
+    def drafting(self, bundle: ModelBundle) -> Quantizer | None:
+        """The quantizer of a model's drafts: that of this run, once the stage `tokens` has trained it further."""
+        tokens = self.config.tokens
+        trained = tokens is not None and tokens.start is not None and last_result(self.run, "tokens").exists()
+        return self.quantizer() if trained and bundle.quantizer is not None else bundle.quantizer
 
     def text(self) -> tuple[TextStack, str]:
         """The text encoder and the sha256 of its weights."""
@@ -83,15 +106,17 @@ class RunInputs:
     def encoders(self, vae: AutoencoderKL) -> Encoders:
         """The run's own autoencoder and text encoder."""
         text, text_sha = self.text()
-        sha = f"{file_sha256(result_of(self.run, 'vae'))}/{text_sha}/{self.config.text.max_tokens}"
+        path = self._vae_path()
+        vae_sha = file_sha256(path) if path.is_file() else f"{path.resolve()}/{file_marks(path)}"
+        sha = f"{vae_sha}/{text_sha}/{self.config.text.max_tokens}"
         return Encoders(vae, text, sha)
 
     def encoded(
         self, sources: Sources, encoders: Encoders
     ) -> Generator[Preparing, None, tuple[EncodedStore, EncodedStore]]:
         """Encode examples to train on and the held-out ones, unless they are stored already."""
-        if sources.note:
-            yield Preparing(0, 0, sources.note)
+        for note in filter(None, (sources.note, self.vae_note)):
+            yield Preparing(0, 0, note)
         count, every = self.config.data.examples, sources.every
         _check_encodable(sources, count)
         if every is not None and len(every) <= count:
@@ -173,6 +198,14 @@ def result_of(run: Path, stage: str) -> Path:
     return path
 
 
+def is_result(path: Path, part: str) -> bool:
+    """Whether a file is what the stage of this part of the model left, and no whole model."""
+    try:
+        return path.is_file() and read_header(path).metadata.get("component") == part
+    except CorruptCheckpoint:
+        return False
+
+
 def load_network(network: Callable[[C], N], config: type[C], path: Path) -> N:
     """The network of a file that `Stage.export` wrote, ready to use and not to train."""
     return fill(network(config.from_json(read_header(path).metadata["config"], where=str(path))), path)
@@ -181,6 +214,17 @@ def load_network(network: Callable[[C], N], config: type[C], path: Path) -> N:
 def load_vae(path: Path) -> AutoencoderKL:
     """The autoencoder that stage `vae` left."""
     return load_network(AutoencoderKL, VAEConfig, path)
+
+
+def autoencoder_of(path: Path) -> AutoencoderKL:
+    """The autoencoder that stage `vae` left in a file, or that of a whole model, ready to use and not to train.
+
+    Raises:
+        ModelNotFound: there is neither.
+    """
+    if is_result(path, "vae"):
+        return load_vae(path)
+    return load_bundle(find_model(str(path)), dtype=torch.float32).vae.eval().requires_grad_(False)
 
 
 def load_quantizer(path: Path) -> Quantizer:
@@ -233,13 +277,33 @@ def load_text(folder: Path, max_tokens: int) -> tuple[TextStack, str]:
     return stack, file_sha256(path)
 
 
+def _text_of(path: Path, max_tokens: int) -> tuple[TextStack, str]:
+    """The sentence encoder of a whole model, in fp32, and what tells it from others."""
+    bundle = load_bundle(path, dtype=torch.float32)
+    encoder = bundle.text.encoders[0] if bundle.text.encoders else None
+    if not isinstance(encoder, SentenceEncoder):
+        given = f"{path}, a model of family {bundle.family}"
+        raise ConfigError("text.start", given=given, expected="a model whose text encoder is a sentence encoder")
+    if encoder.config.max_tokens != max_tokens:
+        expected = f"{encoder.config.max_tokens}, as {path} reads"
+        raise ConfigError("text.max_tokens", given=max_tokens, expected=expected)
+    return bundle.text, bundle.sha256 or f"{path.resolve()}/{file_marks(path)}"
+
+
 def run_text_folder(run: Path) -> Path:
     """Where a run that starts from a packed model keeps that model's text encoder."""
     return run / "text"
 
 
 def run_text(config: TextConfig, run: Path) -> tuple[TextStack, str]:
-    """The text encoder of a run and the sha256 of its weights: the config's, else the run's own, else the published."""
+    """The text encoder of a run and the sha256 of its weights: the config's, else the run's own, else the published.
+
+    Raises:
+        ModelNotFound: [text] start names no model.
+        ConfigError: the encoder of that model is of another kind, or reads another number of tokens.
+    """
+    if config.start is not None:
+        return _text_of(config.start, config.max_tokens)
     own = run_text_folder(run)
     folder = own if config.folder is None and own.exists() else config.folder
     return load_text(sentence_encoder_folder(folder), config.max_tokens)
@@ -254,9 +318,10 @@ def start_model(path: Path, size: int, stage: str) -> ModelBundle:
         stage: which trains it.
 
     Raises:
+        ModelNotFound: there is none.
         ConfigError: it is shown pictures beside the text, or its drafts have another size.
     """
-    bundle = load_bundle(path, dtype=torch.float32)
+    bundle = load_bundle(find_model(str(path)), dtype=torch.float32)
     shown, quantizer = bundle.unet.config.draft_channels, bundle.quantizer
     if bundle.picture_width or not bundle.reads_texts or (shown and quantizer is None and bundle.family != POCKET.name):
         raise ConfigError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
@@ -22,16 +21,7 @@ from gouache.models.configs import (
 from gouache.models.network_configs import NetworkConfig, NetworkTable
 from gouache.models.prior import PriorConfig
 from gouache.models.quantizer import QuantizerConfig
-from gouache.training.loop_config import RATES, StageConfig
-
-TUNING: dict[str, dict[str, Any]] = {
-    "optimizer": {"warmup_images": 100},
-    "ema": {"lengths": (0.1,), "use": 0.1},
-}
-"""What a stage that starts from a finished network takes where its table says nothing: a warm-up that a run of minutes
-gets through, and one average. Its rate is the second one of `RATES`: a tenth or so of what it was trained with.
-"""
-
+from gouache.training.loop_config import StageConfig, filled, tuned
 
 LORA_TUNING: dict[str, dict[str, Any]] = {
     "optimizer": {"warmup_images": 50, "weight_decay": 0.0},
@@ -49,31 +39,6 @@ INVERSION_TUNING: dict[str, dict[str, Any]] = {
 """What stage `inversion` takes where its table says nothing: a few rows of numbers bear the highest rate."""
 
 
-def _tuned(values: Any) -> Any:
-    """A stage's table, with the values that suit the start it names."""
-    if not isinstance(values, dict) or values.get("start") is None:
-        return values
-    return _filled(values, TUNING, 1)
-
-
-def _filled(values: Any, usual_tables: Mapping[str, Mapping[str, Any]], rate: int) -> Any:
-    """A stage's table, with usual values where it says nothing, and the `rate`-th of its optimizer's."""
-    if not isinstance(values, dict):
-        return values
-    filled = dict(values)
-    for table, usual in usual_tables.items():
-        given = values.get(table, {})
-        if isinstance(given, dict):
-            if given.get("name", "adamw") != "adamw":
-                usual = {key: value for key, value in usual.items() if key != "learning_rate"}
-            # Widths and the one in use belong together: whoever names either chooses both.
-            filled[table] = given if table == "ema" and given else {**usual, **given}
-    optimizer = filled["optimizer"]
-    if isinstance(optimizer, dict) and (rates := RATES.get(optimizer.get("name", "adamw"))):
-        filled["optimizer"] = {"learning_rate": rates[rate], **optimizer}
-    return filled
-
-
 def _check_origin(stage: str, network: Config | None, start: Path | None) -> None:
     if (network is None) == (start is None):
         raise ConfigError(
@@ -87,7 +52,8 @@ class VaeStage(StageConfig):
     network: VAEConfig | None = None
     """Sizes of an autoencoder with random weights; none if `start` names one."""
     start: Path | None = None
-    """An autoencoder to continue from: the file that this stage left in another run, or a model that gouache loads."""
+    """An autoencoder to continue from: the file that this stage left in another run, or a model by path or name. Later
+    stages take it as it is where this one has not been trained."""
     freeze: tuple[str, ...] = ()
     """Names of parameters (prefixes) that are not trained. With "encoder" all of encoding stays as it is, scale and
     shift too: latents made before stay valid, and the decoder can be refined under a finished denoiser."""
@@ -108,7 +74,7 @@ class VaeStage(StageConfig):
     painted_from: tuple[float, float] = (0.3, 8.0)
     """Lowest and highest noise level, as sigma, that such latents are painted from; drawn evenly in its logarithm."""
 
-    _suits_its_start = model_validator(mode="before")(_tuned)
+    _suits_its_start = model_validator(mode="before")(tuned)
 
     @model_validator(mode="after")
     def _one_origin(self) -> VaeStage:
@@ -155,15 +121,42 @@ class ClipStage(StageConfig):
     """Shift, scale, blur and stain the pictures a little."""
 
 
+TOKENS_STAY = ("encoder", "to_code", "from_code")
+"""Parameters of a quantizer that decide which tokens pictures have."""
+
+
 class TokensStage(StageConfig):
     """Stage 3: the quantizer over a coarse grid of the latent."""
 
-    network: QuantizerConfig
+    network: QuantizerConfig | None = None
+    """Sizes of a quantizer with random weights; none if `start` names one."""
+    start: Path | None = None
+    """A model whose quantizer is trained further, by the latents of its own autoencoder; or the file that this stage
+    left in another run. With a start `freeze` is what keeps the tokens, unless it says otherwise."""
     scale_dropout: float = Field(default=0.25, ge=0, lt=1)
     """Share of pictures whose finest scales are left out, so that a coarse draft is a picture too."""
     freeze: tuple[str, ...] = ()
     """Names of parameters (prefixes) that are not trained. With "encoder", "to_code" and "from_code" pictures keep
     their tokens: a prior trained on them stays valid while the drafts that it leads to get better."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suits_its_start(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("start") is None:
+            return values
+        return {"freeze": TOKENS_STAY, **tuned(values)}
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TokensStage:
+        _check_origin("tokens", self.network, self.start)
+        return self
+
+    @property
+    def sizes(self) -> QuantizerConfig:
+        """The network's sizes, once they are known."""
+        if self.network is None:
+            raise ConfigError("tokens.network", given="none", expected="sizes, taken from the quantizer to start from")
+        return self.network
 
 
 class PriorStage(StageConfig):
@@ -184,7 +177,7 @@ class PriorStage(StageConfig):
     """Share of images from which the nearest remembered picture, often they themselves, is hidden
     (`network.neighbours`)."""
 
-    _suits_its_start = model_validator(mode="before")(_tuned)
+    _suits_its_start = model_validator(mode="before")(tuned)
 
     @model_validator(mode="after")
     def _one_origin(self) -> PriorStage:
@@ -275,7 +268,7 @@ class DenoiserStage(DenoisingTable):
     freeze: tuple[str, ...] = ()
     """Names of parameters (prefixes) that are not trained."""
 
-    _suits_its_start = model_validator(mode="before")(_tuned)
+    _suits_its_start = model_validator(mode="before")(tuned)
 
     @model_validator(mode="after")
     def _one_origin(self) -> DenoiserStage:
@@ -325,7 +318,7 @@ class LoraStage(DenoisingTable):
     """Ranks of some layers, by patterns with * as in `layers`; the first that fits counts, 0 leaves a layer as it is.
     alpha / rank stays the same."""
     text: bool = False
-    """Whether the CLIP text encoders are changed too."""
+    """Whether the text encoders are changed too: all but T5, for whose layers no program has names."""
     text_learning_rate: float | None = Field(default=None, gt=0)
     """Of the text encoders' changes; none takes that of the others."""
     prior_learning_rate: float | None = Field(default=None, gt=0)
@@ -347,7 +340,7 @@ class LoraStage(DenoisingTable):
     @model_validator(mode="before")
     @classmethod
     def _suits_its_start(cls, values: Any) -> Any:
-        return _filled(values, LORA_TUNING, 2)
+        return filled(values, LORA_TUNING, 2)
 
     @model_validator(mode="after")
     def _ranks_are_ranks(self) -> LoraStage:
@@ -398,7 +391,7 @@ class InversionStage(DenoisingTable):
     @model_validator(mode="before")
     @classmethod
     def _suits_its_start(cls, values: Any) -> Any:
-        return _filled(values, INVERSION_TUNING, 2)
+        return filled(values, INVERSION_TUNING, 2)
 
     @model_validator(mode="after")
     def _a_word_and_its_place(self) -> InversionStage:
@@ -439,7 +432,7 @@ class ControlNetStage(DenoisingTable):
     @model_validator(mode="before")
     @classmethod
     def _suits_its_start(cls, values: Any) -> Any:
-        return _filled(values, CONTROLNET_TUNING, 1)
+        return filled(values, CONTROLNET_TUNING, 1)
 
     @model_validator(mode="after")
     def _keeps_the_schedule(self) -> ControlNetStage:
@@ -465,7 +458,7 @@ class InstructStage(DenoisingTable):
     @classmethod
     def _suits_its_start(cls, values: Any) -> Any:
         rate = {"learning_rate": 5e-5, "warmup_images": 500}
-        return _filled(values, {**CONTROLNET_TUNING, "optimizer": rate}, 1)
+        return filled(values, {**CONTROLNET_TUNING, "optimizer": rate}, 1)
 
     @model_validator(mode="after")
     def _some_pairs_are_whole(self) -> InstructStage:

@@ -26,7 +26,6 @@ from gouache.errors import ConfigError
 from gouache.models.bundle import ModelBundle
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
-from gouache.models.text.clip import TextEncoder
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.pipeline import Pipeline
 from gouache.training.batches.batch_shapes import batches_of_one_shape, shown
@@ -65,7 +64,6 @@ class LoraTraining(Stage[LowRankChanges]):
         self.unet, self.text = bundle.unet, bundle.text
         self.prior, self.quantizer = bundle.prior, bundle.quantizer
         self.freeze(*(part for part in PARTS if getattr(self, part) is not None))
-        _check_text(config, bundle)
         self.unet.set_gradient_checkpointing(config.gradient_checkpointing)
         drafts = bundle.quantizer if bundle.unet.config.draft_channels else None
         self.denoising = Denoising(config, bundle.denoiser_config, bundle.unet.config, drafts)
@@ -159,7 +157,8 @@ class LoraTraining(Stage[LowRankChanges]):
         return self._batch(self.data, self.data.shown(indices), BatchNoise(self.seed, indices))
 
     def forward(self, batch: Batch) -> Losses:
-        weighted, plain = self.denoising.errors(self._predicted, self._with_text(batch))
+        batch = self._with_text(batch)
+        weighted, plain = self.denoising.errors(self._predicted, batch)
         losses = {"loss": weighted.mean(), "mse": plain.mean().detach()}
         if self.prior is not None and self.quantizer is not None:
             nats = self._nats(self.prior, self.quantizer, batch).mean(1)
@@ -341,24 +340,6 @@ class LoraTraining(Stage[LowRankChanges]):
             return batch | self.texts.live(captions).batch()  # what is kept of captions was said by other weights
         text = self.texts.states(captions)
         return batch | drop_captions(text, self.texts.states([""]), dropped).batch()
-
-
-def _check_text(config: LoraStage, bundle: ModelBundle) -> None:
-    """Refuse to train text encoders whose layers have no names in LoRA files.
-
-    Raises:
-        ConfigError: see above.
-    """
-    # SDXL's refiner has the second encoder alone, which programs call differently.
-    clip = [encoder for encoder in bundle.text.encoders if isinstance(encoder, TextEncoder)]
-    if config.text and (not clip or bundle.takes_aesthetic_score):
-        what = "one" if clip else "a sentence encoder"
-        raise ConfigError(
-            "lora.text",
-            given=f"true for {config.start}, a {bundle.family} model with {what}",
-            expected="false: programs agree on names for the CLIP encoders of SD 1, 2, XL and 3 only",
-            cure="Leave it out; the other networks are changed all the same.",
-        )
 
 
 def _facts_of(data: TuningSet) -> dict[str, object]:
