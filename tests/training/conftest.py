@@ -158,7 +158,7 @@ def with_weights(seed: int, build: Callable[[], Any]) -> Any:
 
 def fixed_quantizer() -> Quantizer:
     """A quantizer with random weights."""
-    config = TokensStage.from_dict({"network": QUANTIZER}).network
+    config = TokensStage.from_dict({"network": QUANTIZER}).sizes
     quantizer: Quantizer = with_weights(7, lambda: Quantizer(config)).eval()
     return quantizer
 

@@ -15,6 +15,7 @@ from tests.training.test_tuning_packed import squares, trained
 from torch import nn
 
 from gouache.checkpoints.adapters.library import AdapterFolder
+from gouache.checkpoints.formats.header import read_header
 from gouache.checkpoints.formats.safetensors import load_tensors
 from gouache.checkpoints.load import load_bundle
 from gouache.checkpoints.save import write_model
@@ -87,6 +88,42 @@ def test_a_lora_with_zero_terminal_snr_brings_its_schedule_and_shows_prompts(tmp
     on_white = Image.alpha_composite(Image.new("RGBA", painted.size, "white"), painted).convert("RGB")
     opaque = np.asarray(painted)[..., 3] == 255
     assert abs(np.asarray(on_white).astype(int) - shown)[opaque].max(initial=0) <= 3, "up to the file's 16 bits"
+
+
+def test_a_lora_of_a_sentence_encoder_resumes_exactly_and_has_a_weight_of_its_own(tmp_path: Path) -> None:
+    """The text encoder's part changes the picture; with weight 0 every picture is the base model's bit for bit."""
+    few_steps = replace(small_model(), defaults=GenerationDefaults(width=32, height=32, num_inference_steps=2))
+    start = write_model(few_steps, tmp_path / "small", "gouache")
+    data, config = squares(tmp_path / "mine", 2), tmp_path / "config.toml"
+    for run, ends in (("whole", [16]), ("parts", [8, 16])):
+        for images in ends:
+            text = CONFIG.format(start=start, images=images).replace("rank = 4", "rank = 4\ntext = true")
+            config.write_text(text + "[lora.optimizer]\nlearning_rate = 2e-2\nwarmup_images = 0\n")
+            trained("lora", config, data, tmp_path / run)
+    whole, parts = (load_tensors(checkpoints(tmp_path / run / "lora")[-1]) for run in ("whole", "parts"))
+    assert equal(whole, parts)
+    file = tmp_path / "whole" / "lora" / "last.safetensors"
+    header = read_header(file)
+    assert {name.split("_")[1] for name in header.tensors} == {"unet", "prior", "te"}
+    assert header.metadata["ss_text_encoder_lr"] == header.metadata["ss_unet_lr"] == "0.02"
+    base = load_bundle(start)
+    linear = [name for name, one in base.text.encoders[0].named_modules() if isinstance(one, nn.Linear)]
+    of_text = {name.partition(".")[0] for name in header.tensors if name.startswith("lora_te_")}
+    assert of_text == {f"lora_te_{name.replace('.', '_')}" for name in linear}
+    folder = tmp_path / "adapters"
+    folder.mkdir()
+    shutil.copy(file, folder / "mine.safetensors")
+    adapters, plain = Adapters(base, AdapterFolder(tmp_path)), Request(prompt="a square", seed=0)
+
+    def picture(tag: str) -> bytes:
+        adapted = adapters.apply(plain.model_copy(update={"prompt": f"a square {tag}"}))
+        assert not adapted.notes, "every tensor has its place"
+        return Pipeline(adapted.bundle).paint(plain)[0].image.tobytes()
+
+    unchanged = Pipeline(base).paint(plain)[0].image.tobytes()
+    changed = [picture(f"<lora:mine:{weights}>") for weights in ("1", "1:0", "0:1")]
+    assert len({unchanged, *changed}) == 4
+    assert picture("<lora:mine:0>") == unchanged
 
 
 @pytest.mark.parametrize("dora", [False, True])

@@ -16,6 +16,7 @@ from tests.training.test_from_packed import COSINE, TOKENS, UNET, VAE, equal, sm
 from tests.training.test_tuning_packed import squares, trained
 
 from gouache.checkpoints.formats.safetensors import load_tensors
+from gouache.checkpoints.load import load_bundle
 from gouache.checkpoints.save import write_model
 from gouache.data.buckets import Bucket
 from gouache.data.packed import PackedPictures, pack_pictures
@@ -30,9 +31,10 @@ from gouache.training.class_pictures import class_folder, paint_class_pictures
 from gouache.training.config import DataConfig, TrainConfig, read_config
 from gouache.training.denoising import Denoising
 from gouache.training.run import assemble, built_set, train_stage
-from gouache.training.stage import BatchNoise, Preparing, Ready
+from gouache.training.stage import Batch, BatchNoise, Preparing, Ready
 from gouache.training.stage_tables import DenoiserStage
 from gouache.training.stages.lora import LoraTraining
+from gouache.training.stages.prior import token_draws, token_nats
 from gouache.training.state import checkpoints
 
 STAGES = ("vae", "tokens", "prior", "denoiser")
@@ -110,6 +112,32 @@ def test_a_mask_multiplies_squared_errors_and_one_of_ones_changes_no_bit() -> No
     weighted, unweighted = loss.errors(half, batch | {"loss_weight": weights})
     assert torch.equal(weighted, plain[0] * weights)
     assert torch.equal(unweighted, plain[1])
+
+
+def test_the_priors_nats_are_multiplied_by_the_mask_over_each_tokens_cell(model: Path) -> None:
+    """One of ones changes no bit; where it is 0, nothing is learned of a token; half of a cell counts half."""
+    bundle = load_bundle(model, dtype=torch.float32)
+    prior, quantizer = bundle.prior, bundle.quantizer
+    assert prior is not None
+    assert quantizer is not None
+    config, noise = prior.config, BatchNoise(0, [0, 1])
+    batch: Batch = {"latents": noise.normal("latents", (4, 8, 8)), **token_draws(config, noise, 0.1, 0.5)}
+    batch |= {"context": noise.normal("context", (6, 32)), "pooled": noise.normal("pooled", (32,))}
+    batch["mask"] = torch.ones(2, 6, dtype=torch.bool)
+    plain = token_nats(prior, quantizer, batch)
+    assert torch.equal(token_nats(prior, quantizer, batch | {"loss_mask": torch.ones(2, 1, 8, 8)}), plain)
+    left = torch.zeros(2, 1, 8, 8)
+    left[0, ..., :4] = 1  # of the first picture; of the second nothing counts
+    logits: list[torch.Tensor] = []
+    hook = prior.register_forward_hook(lambda _prior, _inputs, out: logits.append(out.requires_grad_()))
+    found = token_nats(prior, quantizer, batch | {"loss_mask": left})
+    hook.remove()
+    # Scales of 1, 2 and 4 a side, row by row: the only cell counts half, then every other column, then every other two.
+    cells = torch.tensor([0.5, *[1.0, 0.0] * 2, *[1.0, 1.0, 0.0, 0.0] * 4])
+    assert torch.equal(found, plain * torch.stack([cells, torch.zeros(21)]))
+    (gradient,) = torch.autograd.grad(found.sum(), logits)
+    silent = gradient.abs().sum(2) == 0  # [B,S]
+    assert torch.equal(silent, torch.stack([cells == 0, torch.ones(21, dtype=torch.bool)]))
 
 
 def masked(folder: Path, count: int = 4) -> Path:

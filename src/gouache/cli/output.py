@@ -186,11 +186,11 @@ class OutputWriter:
     def tell_left_out(self, characters: str) -> None:
         """Say which characters a sheet lacks, if there are any."""
         if characters:
-            from gouache.pipeline.output.sheets import FONT_VARIABLE
+            from gouache.environment import Variable
 
             typer.echo(
                 f"gouache: no font on this machine has {characters[:20]}, so the sheet leaves them out; "
-                f"{FONT_VARIABLE} may name a font's file",
+                f"{Variable.FONT} may name a font's file",
                 err=True,
             )
 

@@ -26,13 +26,13 @@ def upscale(
         typer.Option(
             "--upscaler",
             "-u",
-            help="model (its own), lanczos, or an upscaler's file. The model's own if it has one, else lanczos.",
+            help="model (its own), lanczos, or an upscaler's file. Default: the model's if any, else lanczos.",
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The model whose upscaler is used; the shipped one without it.")
+        str | None, typer.Option("--model", "-m", help="The model whose upscaler is used. Default: the shipped one.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File; NAME-2x.png without it.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File. Default: NAME-2x.png.")] = None,
     as_json: JsonOption = False,
     force: Force = False,
 ) -> None:

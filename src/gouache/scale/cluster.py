@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from queue import Empty, Queue
 from typing import Any, TypeVar
 
+from gouache.environment import Variable
 from gouache.errors import ClusterError
 
 T = TypeVar("T")
@@ -85,7 +86,7 @@ def connected(address: str) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Its messages for its own makers go to standard error otherwise; a cluster's logs keep what its nodes say.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    named = os.environ.get("RAY_ADDRESS", "") if address == ANY else address
+    named = os.environ.get(Variable.RAY_ADDRESS, "") if address == ANY else address
     place = _place(named)
     if address == HERE or (place is not None and place[0] in LOOPBACKS):
         # Read at import. Without it Ray takes an address of the network card in place of a loopback one.
@@ -112,7 +113,7 @@ def _start_or_join(address: str) -> None:
             ray.init(address, **quiet)
             return
         except ConnectionError:
-            if address != ANY or os.environ.get("RAY_ADDRESS"):
+            if address != ANY or os.environ.get(Variable.RAY_ADDRESS):
                 raise
     # What is started here listens to this machine alone: a cluster of Ray asks nobody for a password.
     ray.init(HERE, include_dashboard=False, _node_ip_address=LOOPBACK, **quiet)

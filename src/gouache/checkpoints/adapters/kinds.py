@@ -174,12 +174,12 @@ def _lora_family(tensors: Tensors, metadata: Mapping[str, str]) -> str:
     foreign = foreign_family(tensors, metadata)
     if foreign is not None:
         return foreign
-    if any(name.startswith(SECOND_ENCODER) for name in tensors):
-        return "sdxl"
     for name, info in tensors.items():
         attends = "attn2" in name and ("to_k" in name or "to_v" in name)
         if attends and name.endswith(CONTEXT_WIDE) and info.shape and info.shape[-1] in FAMILY_OF_WIDTH:
             return FAMILY_OF_WIDTH[info.shape[-1]]
+    if any(name.startswith(SECOND_ENCODER) for name in tensors):
+        return "sdxl"
     widths = [info.shape[-1] for name, info in tensors.items() if name.endswith(NUMBERED_DOWN) and info.shape]
     if widths and 320 in widths:  # cloneofsimo's trainer knew SD 1.x and 2.x
         return "sd2" if 1024 in widths else "sd1" if 768 in widths else "unknown"

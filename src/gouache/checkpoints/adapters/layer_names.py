@@ -19,6 +19,7 @@ from gouache.checkpoints.shapes import THIRDS, ShapeChange
 from gouache.models.mmdit import MMDiT
 from gouache.models.prior import Prior
 from gouache.models.text.clip import TextEncoder
+from gouache.models.text.sentence import SentenceEncoder
 from gouache.models.text.stack import TextStack
 from gouache.models.unet import UNet
 
@@ -125,8 +126,14 @@ class LayerNames:
         self._encoders: list[tuple[tuple[str, ...], Mapping[str, LoraLayer]]] = []
         encoders = list(text.encoders if isinstance(text, TextStack) else text)
         for index, encoder in enumerate(encoders):
-            if isinstance(encoder, TextEncoder):
-                prefixes = FIRST_TEXT_PREFIXES if index == 0 else SECOND_TEXT_PREFIXES
+            prefixes: tuple[str, ...] = FIRST_TEXT_PREFIXES if index == 0 else SECOND_TEXT_PREFIXES
+            if isinstance(encoder, SentenceEncoder):
+                paths = {_joined(name): LoraLayer(TEXT, 0, name) for name in self._layers(encoder, TEXT, 0)}
+                self._encoders.append((prefixes, paths))
+            elif isinstance(encoder, TextEncoder):
+                if len(encoders) == 1 and encoder.config.projection_width:
+                    # SDXL's refiner: its only encoder is the base model's second one. Programs call it either way.
+                    prefixes = (*FIRST_TEXT_PREFIXES, *SECOND_TEXT_PREFIXES)
                 self._encoders.append((prefixes, dict(self._text_paths(encoder, index))))
 
     def find(self, spelling: str) -> tuple[LoraLayer, ...]:

@@ -23,8 +23,9 @@ from gouache.checkpoints.keymaps import speller
 from gouache.checkpoints.networks import build_on_meta
 from gouache.checkpoints.save import ModelToWrite
 from gouache.models.configs import UNetConfig
-from gouache.models.family import FAMILIES, POCKET, SD1, SD2, SD3, SDXL
+from gouache.models.family import FAMILIES, POCKET, SD1, SD2, SD3, SDXL, SDXL_REFINER
 from gouache.models.text.clip import TextEncoder
+from gouache.models.text.sentence import SentenceEncoder
 
 TEXT_PARTS = ("text_encoder", "text_encoder_2")
 BASE_VERSIONS = {SD1.name: "sd_v1", SD2.name: "sd_v2", SDXL.name: "sdxl_base_v1-0", SD3.name: "sd3_m"}
@@ -74,17 +75,23 @@ def _text_layers(model: ModelToWrite) -> Iterator[tuple[LoraLayer, str]]:
     parts = [part for part in TEXT_PARTS if part in model.networks]
     for index, part in enumerate(parts):
         encoder = build_on_meta(model.networks[part].config)
-        if not isinstance(encoder, TextEncoder):
+        if not isinstance(encoder, TextEncoder | SentenceEncoder):
             continue
         for name, module in encoder.named_modules():
-            if isinstance(module, nn.Linear) and (".self_attn." in name or ".mlp." in name):
+            if not isinstance(module, nn.Linear):
+                continue
+            if isinstance(encoder, SentenceEncoder):  # which has no other linear layers
+                yield LoraLayer(TEXT, index, name), f"lora_te_{name.replace('.', '_')}"
+            elif ".self_attn." in name or ".mlp." in name:
                 yield LoraLayer(TEXT, index, name), _text_name(model.family, index, name)
 
 
 def _text_name(family: str, index: int, name: str) -> str:
     if family == SD3.name:
         return f"{TEXT_PARTS[index]}.text_model.{name}"
-    prefix = f"lora_te{index + 1}" if family == SDXL.name else "lora_te"
+    # SDXL's refiner has the second encoder alone. diffusers calls it so there too, and fails over `lora_te`.
+    numbers = {SDXL.name: f"{index + 1}", SDXL_REFINER.name: "2"}
+    prefix = f"lora_te{numbers.get(family, '')}"
     return f"{prefix}_text_model_{name.replace('.', '_')}"
 
 

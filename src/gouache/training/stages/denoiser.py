@@ -97,7 +97,7 @@ class DenoiserTraining(Stage[UNet | MMDiT]):
     def _fine_tuning(
         cls, inputs: RunInputs, table: DenoiserStage, start: Path, sources: Sources
     ) -> Iterator[Preparing | Ready]:
-        """On a published or packed model, whose other parts stay as they are; drafts are its own quantizer's."""
+        """On a published or packed model, whose other parts stay as they are."""
         size = inputs.config.data.size
         bundle = start_model(start, size, cls.name)
         stores = yield from inputs.encoded(sources, encoders_of(bundle, start, size))
@@ -105,7 +105,7 @@ class DenoiserTraining(Stage[UNet | MMDiT]):
         update = {"network": bundle.unet.config, "start": None, "denoiser": denoiser}
         # Both belong to a start, which the run's checkpoints don't name; prompts may change between two sessions.
         ready = table.model_copy(update={**update, "zero_terminal_snr": False, "prompts": ()})
-        drafts = bundle.quantizer if ready.sizes.draft_channels else None
+        drafts = inputs.drafting(bundle) if ready.sizes.draft_channels else None
         stage = cls(ready, *stores, drafts, bundle.vae, table.loop.seed, start=bundle.unet)
         if table.prompts:
             stage.painter = PromptPainter(replace(bundle, denoiser_config=denoiser), table.prompts, size)
@@ -118,8 +118,9 @@ class DenoiserTraining(Stage[UNet | MMDiT]):
         Raises:
             TrainingError: the config has no denoiser, without which there is nothing to pack.
         """
-        # A model's prior, or the network beside it that follows instructions, may be all that was trained.
-        if config.instruct is None and (config.prior is None or config.prior.start is None):
+        # A model's quantizer or prior, or the network beside it that follows instructions, may be all that was trained.
+        tuned = any(table is not None and table.start is not None for table in (config.tokens, config.prior))
+        if config.instruct is None and not tuned:
             stage_config(config, cls.name)
         return config.denoiser.start if config.denoiser is not None else None
 

@@ -24,16 +24,16 @@ from gouache.checkpoints.save import bundle_to_write
 from gouache.data.packed import PackedRecord
 from gouache.errors import ConfigError
 from gouache.models.bundle import ModelBundle
+from gouache.models.configs import DenoiserConfig
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
-from gouache.models.text.clip import TextEncoder
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.pipeline import Pipeline
 from gouache.training.batches.batch_shapes import batches_of_one_shape, shown
 from gouache.training.batches.encoded import drop_captions
-from gouache.training.batches.tuning_set import Shown, Texts, TuningSet, tuning_sets
+from gouache.training.batches.tuning_set import Shown, Texts, TuningSet
 from gouache.training.denoising import Denoising, rescaled
-from gouache.training.inputs import RunInputs, encoders_of, initial_weights, start_model
+from gouache.training.inputs import RunInputs, initial_weights
 from gouache.training.low_rank import Attached, Layer, LowRank, LowRankChanges, used_layers
 from gouache.training.previewer import PromptPainter, painted
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage
@@ -65,7 +65,6 @@ class LoraTraining(Stage[LowRankChanges]):
         self.unet, self.text = bundle.unet, bundle.text
         self.prior, self.quantizer = bundle.prior, bundle.quantizer
         self.freeze(*(part for part in PARTS if getattr(self, part) is not None))
-        _check_text(config, bundle)
         self.unet.set_gradient_checkpointing(config.gradient_checkpointing)
         drafts = bundle.quantizer if bundle.unet.config.draft_channels else None
         self.denoising = Denoising(config, bundle.denoiser_config, bundle.unet.config, drafts)
@@ -79,13 +78,11 @@ class LoraTraining(Stage[LowRankChanges]):
 
     @classmethod
     def from_run(cls, inputs: RunInputs) -> Iterator[Preparing | Ready]:
-        table, size = inputs.table(cls.name, LoraStage), inputs.config.data.size
-        bundle = start_model(table.start, size, cls.name)
-        bundle = replace(bundle, denoiser_config=rescaled(bundle.denoiser_config, table, cls.name))
-        encoders = encoders_of(bundle, table.start, size)
-        sets = yield from tuning_sets(inputs.data, inputs.run, encoders, inputs.config.data, table.loop.batch_size)
+        tuning = yield from inputs.tuning(cls.name, LoraStage, _own_schedule)
+        table = tuning.table
+        bundle = replace(tuning.bundle, denoiser_config=_own_schedule(tuning.bundle, table))
         with initial_weights(table.loop.seed):
-            stage = cls(table, bundle, *sets, Texts(bundle.text, encoders.pooled))
+            stage = cls(table, bundle, tuning.data, tuning.held_out, tuning.texts())
         # Prompts may change between two sessions of a run.
         yield Ready(stage, table.model_copy(update={"prompts": ()}))
 
@@ -159,7 +156,8 @@ class LoraTraining(Stage[LowRankChanges]):
         return self._batch(self.data, self.data.shown(indices), BatchNoise(self.seed, indices))
 
     def forward(self, batch: Batch) -> Losses:
-        weighted, plain = self.denoising.errors(self._predicted, self._with_text(batch))
+        batch = self._with_text(batch)
+        weighted, plain = self.denoising.errors(self._predicted, batch)
         losses = {"loss": weighted.mean(), "mse": plain.mean().detach()}
         if self.prior is not None and self.quantizer is not None:
             nats = self._nats(self.prior, self.quantizer, batch).mean(1)
@@ -343,22 +341,9 @@ class LoraTraining(Stage[LowRankChanges]):
         return batch | drop_captions(text, self.texts.states([""]), dropped).batch()
 
 
-def _check_text(config: LoraStage, bundle: ModelBundle) -> None:
-    """Refuse to train text encoders whose layers have no names in LoRA files.
-
-    Raises:
-        ConfigError: see above.
-    """
-    # SDXL's refiner has the second encoder alone, which programs call differently.
-    clip = [encoder for encoder in bundle.text.encoders if isinstance(encoder, TextEncoder)]
-    if config.text and (not clip or bundle.takes_aesthetic_score):
-        what = "one" if clip else "a sentence encoder"
-        raise ConfigError(
-            "lora.text",
-            given=f"true for {config.start}, a {bundle.family} model with {what}",
-            expected="false: programs agree on names for the CLIP encoders of SD 1, 2, XL and 3 only",
-            cure="Leave it out; the other networks are changed all the same.",
-        )
+def _own_schedule(bundle: ModelBundle, table: LoraStage) -> DenoiserConfig:
+    """The model's settings, as the LoRA has them."""
+    return rescaled(bundle.denoiser_config, table, LoraTraining.name)
 
 
 def _facts_of(data: TuningSet) -> dict[str, object]:

@@ -19,6 +19,7 @@ from gouache.models.recall import Recall
 from gouache.models.vae import AutoencoderKL
 from gouache.training.batches.batch_shapes import check_square
 from gouache.training.batches.encoded import Encoded, Shuffled, drop_captions
+from gouache.training.batches.loss_marks import marks_of
 from gouache.training.batches.sources import Sources
 from gouache.training.config import TrainConfig
 from gouache.training.inputs import (
@@ -102,7 +103,8 @@ class PriorTraining(Stage[Prior]):
         """On a packed model, whose other parts stay as they are."""
         size = inputs.config.data.size
         bundle = start_model(start, size, cls.name)
-        if bundle.prior is None or bundle.quantizer is None:
+        quantizer = inputs.drafting(bundle)
+        if bundle.prior is None or quantizer is None:
             cure = "Train its denoiser alone: leave out [prior]."
             raise ConfigError("prior.start", given=f"{start}, without a prior", expected="a model with one", cure=cure)
         encoders = encoders_of(bundle, start, size)
@@ -115,7 +117,7 @@ class PriorTraining(Stage[Prior]):
         stage = cls(
             ready,
             *stores,
-            bundle.quantizer,
+            quantizer,
             bundle.vae,
             table.loop.seed,
             remembered=remembered,
@@ -146,7 +148,10 @@ class PriorTraining(Stage[Prior]):
         dropped = noise.uniform("caption") < self.config.caption_dropout
         text = drop_captions(self.data.text(numbers), self.data.empty, dropped)
         draws = token_draws(network, noise, self.config.token_noise, self.config.hidden_recall)
-        return {"latents": self.data.latents(numbers), **draws, **text.batch()}
+        latents = self.data.latents(numbers)
+        marks = marks_of(self.data, numbers, latents.shape[2:], 1.0)
+        masked = {name: mask for name, mask in marks.items() if name == "loss_mask"}
+        return {"latents": latents, **draws, **masked, **text.batch()}
 
     def forward(self, batch: Batch) -> Losses:
         nats = token_nats(self.trained, self.quantizer, batch)
@@ -209,13 +214,20 @@ def token_draws(sizes: PriorConfig, noise: BatchNoise, token_noise: float, hidde
 
 
 def token_nats(prior: Prior, quantizer: Quantizer, batch: Batch) -> Tensor:
-    """Negative log-likelihood of every true token of `latents`, given the text and the tokens before it. [B,S]"""
+    """Negative log-likelihood of every true token of `latents`, given the text and the tokens before it. [B,S]
+
+    With `loss_mask` [B,1,h,w] in 0..1, each is multiplied by the mask's mean over the token's cell.
+    """
     with torch.no_grad():
         tokens = quantizer.encode(batch["latents"])
         inputs = prior_inputs(prior.config, quantizer, torch.where(batch["wrong"], batch["random"], tokens))
     logits = prior(inputs, batch["context"], batch["pooled"], batch["mask"], hide=batch["hide"])
     rows = logits.to(batch["latents"].dtype).flatten(0, 1)  # [B*S,V]
-    return nn.functional.cross_entropy(rows, tokens.flatten(), reduction="none").view_as(tokens)
+    nats = nn.functional.cross_entropy(rows, tokens.flatten(), reduction="none").view_as(tokens)
+    if "loss_mask" not in batch:
+        return nats
+    cells = [nn.functional.adaptive_avg_pool2d(batch["loss_mask"], side) for side in quantizer.config.scales]
+    return nats * torch.cat([one.flatten(1) for one in cells], dim=1)
 
 
 @torch.no_grad()

@@ -10,13 +10,24 @@ import torch
 from torch import Tensor
 
 from gouache.checkpoints.formats.safetensors import save_tensors
+from gouache.errors import ConfigError
 from gouache.models.quantizer import Quantizer
 from gouache.models.vae import AutoencoderKL
 from gouache.training.batches.batch_shapes import check_square
 from gouache.training.batches.encoded import Encoded, Shuffled
-from gouache.training.inputs import RunInputs, initial_weights
+from gouache.training.batches.sources import Sources
+from gouache.training.config import TrainConfig
+from gouache.training.inputs import (
+    RunInputs,
+    encoders_of,
+    initial_weights,
+    is_result,
+    last_result,
+    load_quantizer,
+    start_model,
+)
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, batched, freeze_parameters
-from gouache.training.stage_tables import TokensStage
+from gouache.training.stage_tables import TOKENS_STAY, TokensStage
 
 SHOWN = 16
 
@@ -31,14 +42,21 @@ class TokensTraining(Stage[Quantizer]):
     config: TokensStage
 
     def __init__(
-        self, config: TokensStage, data: Encoded, held_out: Encoded, vae: AutoencoderKL | None, seed: int
+        self,
+        config: TokensStage,
+        data: Encoded,
+        held_out: Encoded,
+        vae: AutoencoderKL | None,
+        seed: int,
+        *,
+        start: Quantizer | None = None,
     ) -> None:
         super().__init__()
         self.config, self.data, self.held_out, self.seed = config, data, held_out, seed
         for part in (data, held_out):
             check_square(part, self.name)
         self.order = Shuffled(len(data), seed)
-        self.trained = Quantizer(config.network)
+        self.trained = Quantizer(config.sizes) if start is None else start
         freeze_parameters(self.trained, config.freeze, "tokens.freeze")
         self.vae = vae
         self.freeze(*(["vae"] if vae else []))
@@ -46,23 +64,60 @@ class TokensTraining(Stage[Quantizer]):
     @classmethod
     def from_run(cls, inputs: RunInputs) -> Iterator[Preparing | Ready]:
         table, sources = inputs.table(cls.name, TokensStage), inputs.sources()
+        if table.start is not None and not is_result(table.start, cls.part):
+            yield from cls._fine_tuning(inputs, table, table.start, sources)
+            return
+        start = None if table.start is None else load_quantizer(table.start).train().requires_grad_(True)
+        if start is not None:
+            table = table.model_copy(update={"network": start.config, "start": None})
         vae = inputs.vae()
         stores = yield from inputs.encoded(sources, inputs.encoders(vae))
         with initial_weights(table.loop.seed):
-            stage = cls(table, *stores, vae, table.loop.seed)
+            stage = cls(table, *stores, vae, table.loop.seed, start=start)
         yield Ready(stage, table)
 
     @classmethod
+    def _fine_tuning(
+        cls, inputs: RunInputs, table: TokensStage, start: Path, sources: Sources
+    ) -> Iterator[Preparing | Ready]:
+        """On a packed model, whose other parts stay as they are."""
+        size = inputs.config.data.size
+        bundle = start_model(start, size, cls.name)
+        if bundle.quantizer is None:
+            cure = "Leave out [tokens]: this model paints without drafts."
+            raise ConfigError(
+                "tokens.start", given=f"{start}, without a quantizer", expected="a model with one", cure=cure
+            )
+        if bundle.prior is not None and not set(TOKENS_STAY) <= set(table.freeze):
+            raise ConfigError(
+                "tokens.freeze",
+                given=list(table.freeze),
+                expected=f"{list(TOKENS_STAY)} among them: the prior of {start} draws the tokens as they are",
+                cure="Leave freeze out; or train quantizer and prior of a run from nothing, with [tokens.network].",
+            )
+        stores = yield from inputs.encoded(sources, encoders_of(bundle, start, size))
+        ready = table.model_copy(update={"network": bundle.quantizer.config, "start": None})
+        quantizer = bundle.quantizer.train().requires_grad_(True)
+        yield Ready(cls(ready, *stores, bundle.vae, table.loop.seed, start=quantizer), ready)
+
+    @classmethod
+    def base_model(cls, config: TrainConfig) -> Path | None:
+        """The model whose quantizer is trained further."""
+        start = config.tokens.start if config.tokens is not None else None
+        return None if start is None or is_result(start, cls.part) else start
+
+    @classmethod
     def model_parts(cls, inputs: RunInputs, others: Mapping[str, Any]) -> dict[str, Any]:
-        """The quantizer, which only a prior's drafts need."""
-        return {cls.part: inputs.quantizer()} if "prior" in others else {}
+        """The quantizer, trained further; of a run from nothing only beside a prior, which alone draws tokens."""
+        tuned = cls.base_model(inputs.config) is not None and last_result(inputs.run, cls.name).exists()
+        return {cls.part: inputs.quantizer()} if tuned or "prior" in others else {}
 
     def start_from(self, network: Quantizer) -> None:
         self.trained.take(network)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         noise = BatchNoise(self.seed, indices)
-        total = len(self.config.network.scales)
+        total = len(self.config.sizes.scales)
         cut = noise.integers("scales", total) + 1
         kept = torch.where(noise.uniform("cut") < self.config.scale_dropout, cut, total)
         return {"latents": self.data.latents(self.order.numbers(indices)), "scales": kept}

@@ -10,12 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gouache.checkpoints.formats.header import read_header
 from gouache.checkpoints.formats.safetensors import save_tensors
-from gouache.checkpoints.load import load_bundle
 from gouache.diffusion.noise_schedule import make_noise_schedule
 from gouache.diffusion.parameterization import expand_to
-from gouache.errors import CorruptCheckpoint, DataError
 from gouache.models.configs import DenoiserConfig
 from gouache.models.quantizer import Quantizer
 from gouache.models.unet import UNet
@@ -25,7 +22,7 @@ from gouache.training.batches.batch_shapes import batches_of_one_shape, shown
 from gouache.training.batches.encoded import TextStates
 from gouache.training.batches.store import CaptionedSource, FiniteSource, text_states
 from gouache.training.config import TrainConfig
-from gouache.training.inputs import RunInputs, initial_weights, load_vae
+from gouache.training.inputs import RunInputs, autoencoder_of, initial_weights
 from gouache.training.losses import PatchDiscriminator, adversarial_loss, edge_loss, psnr
 from gouache.training.previewer import Previewer
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, freeze_parameters
@@ -115,7 +112,7 @@ class VaeTraining(Stage[AutoencoderKL]):
         table = inputs.table(cls.name, VaeStage)
         sources = inputs.sources(table.loop.batch_size)
         with initial_weights(table.loop.seed):
-            start = None if table.start is None else _start_of(table.start)
+            start = None if table.start is None else autoencoder_of(table.start).train().requires_grad_(True)
             if start is not None:
                 table = table.model_copy(update={"network": start.config, "start": None})
             painter = DraftPainter.from_run(inputs) if table.painted else None
@@ -209,22 +206,6 @@ class VaeTraining(Stage[AutoencoderKL]):
 
     def _tensor(self, source: CaptionedSource, numbers: Sequence[int]) -> Tensor:
         return rgba_to_tensor(source.examples(numbers).pictures)[:, : self.config.sizes.image_channels]
-
-
-def _start_of(path: Path) -> AutoencoderKL:
-    """The autoencoder that this stage left in a file, or that of a whole model."""
-    if not path.exists():
-        raise DataError(str(path), given="nothing there", expected="an autoencoder, as vae.start says")
-    if path.is_file() and _is_result(path):
-        return load_vae(path).train().requires_grad_(True)
-    return load_bundle(path, dtype=torch.float32).vae
-
-
-def _is_result(path: Path) -> bool:
-    try:
-        return read_header(path).metadata.get("component") == VaeTraining.part
-    except CorruptCheckpoint:
-        return False
 
 
 def _with_gradient(x: Tensor) -> Tensor:
