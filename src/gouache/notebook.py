@@ -77,14 +77,14 @@ def telling(
 ) -> Callable[[Callable[Parameters, Iterator[Event]]], Callable[Parameters, Iterator[Event]]]:
     """Makes a function whose events come with a bar of one that only gives events; `tell` as in `told`."""
 
-    def _changed(function: Callable[Parameters, Iterator[Event]]) -> Callable[Parameters, Iterator[Event]]:
+    def changed(function: Callable[Parameters, Iterator[Event]]) -> Callable[Parameters, Iterator[Event]]:
         @functools.wraps(function)
-        def _run(*args: Parameters.args, **options: Parameters.kwargs) -> Iterator[Event]:
+        def _told(*args: Parameters.args, **options: Parameters.kwargs) -> Iterator[Event]:
             yield from told(function(*args, **options), tell)
 
-        return _run
+        return _told
 
-    return _changed
+    return changed
 
 
 def _drawn(done: float | None, text: str) -> str:

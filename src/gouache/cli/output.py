@@ -105,7 +105,7 @@ class OutputWriter:
             request: resolved.
 
         Raises:
-            PictureError: a file is there already and `force` is off, or the folder is missing.
+            PictureError: a file is there already and `force` is off, or the folder can't be made or written.
             InvalidInput: several pictures for standard output, or a recipe too long for JPEG.
         """
         if self.to_stdout and (request.count > 1 or self.as_json):
@@ -141,7 +141,7 @@ class OutputWriter:
         seed = (request.seed or 0) + (0 if vary else index)
         tag = f"{seed}-{(request.subseed or 0) + index}" if vary else str(seed)
         target = Path(self.output) if self.output else Path()
-        if target.suffix and not target.is_dir():
+        if target.suffix and not target.is_dir() and not (self.output or "").endswith(("/", os.sep)):
             return target if request.count == 1 else target.with_stem(f"{target.stem}-{tag}")
         return target / f"{slug(unmarked(request.prompt, request.emphasis))}-{tag}{self.suffix}"
 
@@ -198,7 +198,7 @@ class OutputWriter:
         """Refuse before the painting a target for the one file of a command that writes one.
 
         Raises:
-            PictureError: it is there already and `force` is off, or the folder is missing.
+            PictureError: it is there already and `force` is off, or the folder can't be made or written.
             InvalidInput: JSON and a file, both for standard output.
         """
         if not self.to_stdout:

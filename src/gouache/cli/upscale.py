@@ -44,18 +44,19 @@ def upscale(
     """
     import json
 
-    from gouache.files import write_bytes
+    from gouache.files import check_target, write_bytes
     from gouache.pipeline.generate.enlarge import enlarge_picture
     from gouache.pipeline.inputs.images import References, read_picture
     from gouache.pipeline.output.metadata import encode_picture, kind_of
 
     name, attachments = read_input(picture)
     data = References(attachments).data(name)
+    stem = "picture" if picture == "-" else Path(picture).stem
+    path = output or Path(f"{stem}-{factor:g}x.png")
+    check_target(path, force=force)
     recipe = _recipe(data)
     called, network = _upscaler(upscaler, model, recipe)
     larger = enlarge_picture(read_picture(data, where=picture), factor, network)
-    stem = "picture" if picture == "-" else Path(picture).stem
-    path = output or Path(f"{stem}-{factor:g}x.png")
     write_bytes(path, encode_picture(larger, kind_of(path), _texts(recipe, larger, factor, called)), force=force)
     values = {"path": str(path), "width": larger.width, "height": larger.height, "upscaler": called}
     typer.echo(json.dumps(values) if as_json else str(path))

@@ -261,6 +261,15 @@ class DenoisingTable(StageConfig):
     """How many of them; those that are painted already are kept."""
 
 
+class TuningTable(DenoisingTable):
+    """What a stage may say that teaches a finished model something beside its weights, or from them on."""
+
+    start: Path
+    """The model, of any family and layout that gouache loads."""
+    gradient_checkpointing: bool = False
+    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
+
+
 class DenoiserStage(DenoisingTable):
     """Stage 5: the latent diffusion U-Net, from nothing or from a published model."""
 
@@ -301,15 +310,13 @@ class DenoiserStage(DenoisingTable):
         return self.network
 
 
-class LoraStage(DenoisingTable):
+class LoraStage(TuningTable):
     """Low-rank changes of a finished model (Hu et al. 2021, arXiv:2106.09685), which stays as it is.
 
     Of a model with a prior, both networks are changed: the prior learns what a thing looks like in the large, the
     denoiser how it is painted.
     """
 
-    start: Path
-    """The model, of any family and layout that gouache loads."""
     rank: int = Field(default=16, ge=1, le=1024)
     """Of the changes of linear layers and 1x1 convolutions; at most what a layer has."""
     alpha: float | None = Field(default=None, gt=0)
@@ -370,7 +377,7 @@ def _check_schedule_stays(stage: str, table: DenoisingTable) -> None:
         raise ConfigError(f"{stage}.zero_terminal_snr", given="true", expected="the model's own schedule", cure=cure)
 
 
-class InversionStage(DenoisingTable):
+class InversionStage(TuningTable):
     """A new word for a finished model, which stays as it is (textual inversion, Gal et al. 2022, arXiv:2208.01618)."""
 
     start: Path
@@ -415,11 +422,9 @@ CONTROLNET_TUNING: dict[str, dict[str, Any]] = {
 """What stage `controlnet` takes where its table says nothing: it is a whole network, which begins as a copy."""
 
 
-class ControlNetStage(DenoisingTable):
+class ControlNetStage(TuningTable):
     """A ControlNet for a finished model, which stays as it is (Zhang et al. 2023, arXiv:2302.05543)."""
 
-    start: Path
-    """The model, of any family and layout that gouache loads."""
     condition: Literal["set", "canny", "depth", "segmentation"] = "set"
     """What it is shown: the set's conditions (conditioning/NAME.png), or what a preprocessor makes of each picture."""
     canny_low: int = Field(default=100, ge=0, le=2040)
@@ -440,7 +445,7 @@ class ControlNetStage(DenoisingTable):
         return self
 
 
-class InstructStage(DenoisingTable):
+class InstructStage(TuningTable):
     """A model that changes pictures as it is told (Brooks et al. 2022, arXiv:2211.09800), from one that paints."""
 
     start: Path
