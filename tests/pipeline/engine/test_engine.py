@@ -9,7 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from gouache.errors import EngineError, InvalidInput, MissingDependency, UnknownName
 from gouache.models.bundle import ModelBundle
@@ -252,4 +251,3 @@ def test_a_replay_keeps_the_engine_and_says_so_on_another(tmp_path: Path) -> Non
     assert replay(file).same
     other = replay(file, engine="torch")
     assert "engine: openvino then, torch now" in other.reasons
-    assert Image.open(file).size == painted.image.size

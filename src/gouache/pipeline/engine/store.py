@@ -28,7 +28,13 @@ if TYPE_CHECKING:
 LIMIT = 16 * 2**30
 """Bytes that all graphs may take; those that weren't used for longest leave first."""
 ENTRY, GRAPH, NUMBERS = "entry.json", "graph.xml", "graph.bin"
-SOURCES = ("nn/*.py", "models/**/*.py", "pipeline/engine/graph.py", "pipeline/engine/networks.py")
+SOURCES = (
+    "nn/*.py",
+    "models/**/*.py",
+    "pipeline/engine/graph.py",
+    "pipeline/engine/networks.py",
+    "pipeline/engine/int8.py",
+)
 """Files of the package whose code makes a graph what it is."""
 
 
