@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +46,13 @@ def test_an_engine_that_is_not_installed_names_what_to_install(
     with pytest.raises(MissingDependency, match=r"pip install 'gouache\[cpu\]'"):
         Engine("openvino", tiny)
     assert Engine("auto", tiny).name == "torch"
+
+
+def test_what_reports_every_use_is_not_found_by_openvino_s_tools() -> None:
+    pytest.importorskip("openvino_telemetry")
+    with names.unreported(), pytest.raises(ImportError):
+        import_module("openvino_telemetry")
+    assert import_module("openvino_telemetry")
 
 
 def test_auto_leaves_a_small_model_to_torch(tiny: ModelBundle, pipe: Pipeline) -> None:
