@@ -30,7 +30,8 @@ docs: $(VENV)/.docs
 	$(BIN)/sphinx-build -q -W --keep-going docs build/docs/en
 	$(BIN)/sphinx-build -q -W --keep-going -t zh -c docs docs/guide/zh build/docs/zh
 	$(BIN)/python docs/guide/outputs.py
-	cp docs/_static/index.html build/docs/index.html
+	cp docs/_site/index.html build/docs/index.html
+	$(BIN)/python docs/check_site.py
 
 # By hand only: it asks PyPI's advisory service about every pinned version, one by one. --strict, because a mirror
 # without advisories knows no package, and plain pip-audit then reports that nothing was found.

@@ -27,7 +27,8 @@ profile = ROOT / "build" / "docs" / "ipython" / "profile_default"
 profile.mkdir(parents=True, exist_ok=True)
 (profile / "ipython_kernel_config.py").write_text("c.IPKernelApp.log_level = 'ERROR'\n", encoding="utf-8")
 os.environ["IPYTHONDIR"] = str(profile.parent)
-logging.getLogger("traitlets").setLevel(logging.WARNING)
+for talkative in ("traitlets", "alembic"):
+    logging.getLogger(talkative).setLevel(logging.WARNING)
 
 sys.path.insert(0, str(HERE / "_ext"))
 
@@ -39,9 +40,6 @@ if CHINESE:
     INVENTORY = ROOT / "build" / "docs" / "en" / "objects.inv"
     extensions.append("sphinx.ext.intersphinx")
     intersphinx_mapping = {"gouache": ("../en", str(INVENTORY))} if INVENTORY.exists() else {}
-    import jieba
-
-    jieba.setLogLevel(logging.WARNING)  # the search index's word splitter prints how it loads its dictionary
 else:
     extensions += ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.viewcode"]
 extensions.append("gouache_reference")
@@ -74,6 +72,8 @@ nb_merge_streams = True
 
 html_theme = "furo"
 html_title = "gouache"
+html_favicon = str(HERE / "_static" / "favicon.svg")
+html_use_index = not CHINESE  # the Chinese site has no reference
 html_static_path = [str(HERE / "_static")]
 html_css_files = ["gouache.css"]
 html_copy_source = False

@@ -21,6 +21,8 @@ LAYERS = {
     "errors": 0,
     "files": 0,
     "config": 0,
+    "environment": 0,
+    "notebook": 0,
     "__init__": 6,
     "__main__": 6,
     "diffusion": 1,

@@ -17,7 +17,7 @@ from gouache.checkpoints import hub
 from gouache.checkpoints.formats.header import read_header
 from gouache.checkpoints.vae_library import find_vae
 from gouache.errors import GouacheError, PictureError
-from gouache.files import existing, slug, write_bytes
+from gouache.files import check_target, existing, slug, write_bytes
 from gouache.pipeline.inputs.images import References
 
 
@@ -38,9 +38,16 @@ def test_the_file_has_the_ordinary_permissions(tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "a.png").stat().st_mode) == stat.S_IMODE((tmp_path / "b.png").stat().st_mode)
 
 
-def test_a_missing_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(PictureError, match="no such file"):
-        write_bytes(tmp_path / "absent" / "a.png", b"one")
+def test_a_missing_folder_is_made_and_a_file_in_its_place_named(tmp_path: Path) -> None:
+    path = tmp_path / "absent" / "deep" / "a.png"
+    check_target(path)
+    assert not path.parent.exists()
+    write_bytes(path, b"one")
+    assert path.read_bytes() == b"one"
+    with pytest.raises(PictureError, match=r"a\.png"):
+        check_target(path / "x" / "b.png")
+    with pytest.raises(PictureError, match=r"a\.png"):
+        write_bytes(path / "x" / "b.png", b"two")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="/dev/full is Linux's full disk")

@@ -13,11 +13,12 @@ LAYERS = (
     ("Checkpoints", ("checkpoints",)),
     ("Pipeline", ("pipeline",)),
     ("Data, training, scale", ("data", "training", "scale")),
+    ("Interfaces", ("cli", "serve")),
 )
-"""The layers of docs/architecture.md and their folders.
+"""The layers of docs/architecture.md and their folders."""
 
-Layer 6 has commands, which have pages of their own, and HTTP interfaces, which the server describes itself.
-"""
+LEFT_OUT = ("serve/store/migrations/versions",)
+"""Folders without a page. Steps from the tables of one version to the next: only Alembic calls them."""
 
 MARKED = re.compile(r"(``[^`]+``|`[^`\s](?:[^`]*[^`\s])?`(?!\w))")
 
@@ -72,7 +73,13 @@ def folders_below(top: str) -> list[Path]:
     if not top:
         return [SOURCE]
     files = (SOURCE / top).rglob("*.py")
-    return sorted({file.parent for file in files})
+    return sorted({file.parent for file in files} - {SOURCE / left_out for left_out in LEFT_OUT})
+
+
+def modules() -> list[str]:
+    """Every module that has a section."""
+    folders = [folder for _, tops in LAYERS for top in tops for folder in folders_below(top)]
+    return [dotted(file) for folder in folders for file in modules_of(folder)]
 
 
 def pages() -> dict[str, str]:

@@ -8,10 +8,20 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 from api_pages import heading
+from pydantic.fields import FieldInfo
 
 from gouache.cli.main import LazyGroup, load_command
+from gouache.cli.options import option_specs
+from gouache.models.configs import GenerationDefaults
+from gouache.pipeline.request import Request
 
 KINDS = {str: "TEXT", int: "INTEGER", float: "NUMBER", Path: "PATH"}
+TOLD = re.compile(r" ?(?:\[default: ([^]]+)\]|Default: (.+?)\.(?=\s|$))")
+"""A default at the end of a help text: it moves into the column."""
+AMONG = re.compile(r"\b[Bb]y default (?:they lie )?([^.;]+)")
+"""One in the middle of a sentence: it stands in both places."""
+REQUEST = {spec.name: spec for spec in option_specs()}
+"""Options that stand for fields of a request."""
 
 
 def escaped(text: str) -> str:
@@ -46,21 +56,43 @@ def values_of(param: Any) -> str:
     if choices:
         return ", ".join(code(getattr(one, "value", one)) for one in choices)
     kind = code(param.metavar or KINDS.get(annotation, "VALUE"))
-    limits = [param.min, param.max]
-    if any(limit is not None for limit in limits):
-        kind += " " + " to ".join("" if limit is None else str(limit) for limit in limits).strip()
+    least, most = param.min, param.max
+    if least is not None or most is not None:
+        kind += f" {least} to {most}" if None not in (least, most) else f" ≤ {most}" if least is None else f" ≥ {least}"
     return kind + (", repeatable" if getattr(param, "multiple", False) else "")
 
 
-def default_of(param: Any) -> str:
-    """What holds if an option isn't given."""
+def default_of(param: Any, told: str) -> str:
+    """What holds if an option isn't given.
+
+    Args:
+        param: the option.
+        told: the default that its help tells, if any.
+    """
     if param.required:
         return "required"
     shown, value = getattr(param, "show_default", None), param.default
-    if isinstance(shown, str):
-        return escaped(shown)
-    plain = isinstance(value, (str, int, float)) and not isinstance(value, bool)
-    return code(value) if plain else {True: "on", False: "off"}.get(value if isinstance(value, bool) else None, "")
+    if isinstance(shown, str) or told:
+        return escaped(shown if isinstance(shown, str) else told)
+    if value is None and (field := of_request(param)) is not None:
+        value = field.default
+        if value is None and param.name in GenerationDefaults.model_fields:
+            return "the model's"
+    if isinstance(value, bool) or (value is None and getattr(param, "is_flag", False)):
+        return "on" if value else "off"
+    return (code(value) if isinstance(value, str | int | float | Path) else "") or "none"
+
+
+def of_request(param: Any) -> FieldInfo | None:
+    """The field of a request that an option stands for."""
+    spec = REQUEST.get(param.name)
+    if spec is None or (param.help or "") != spec.help:
+        return None
+    found = Request.model_fields[spec.path[0]]
+    for name in spec.path[1:]:
+        [group] = [kind for kind in get_args(found.annotation) if kind is not type(None)]
+        found = group.model_fields[name]
+    return found
 
 
 def option_row(param: Any) -> tuple[str, ...]:
@@ -69,7 +101,14 @@ def option_row(param: Any) -> tuple[str, ...]:
         names = code(param.metavar or param.name.upper())
     else:
         names = ", ".join(code(one) for one in (*param.opts, *param.secondary_opts))
-    return names, values_of(param), default_of(param), escaped(getattr(param, "help", None) or "")
+    text, told = getattr(param, "help", None) or "", ""
+    if found := TOLD.search(text):
+        text, told = f"{text[: found.start()]}{text[found.end() :]}", found[1] or found[2]
+    elif found := AMONG.search(text):
+        told = found[1]
+    if variable := getattr(param, "envvar", None):
+        text += f" Environment variable: `{variable}`."
+    return names, values_of(param), default_of(param, told), escaped(text)
 
 
 def help_text(text: str) -> str:

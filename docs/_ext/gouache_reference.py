@@ -1,6 +1,6 @@
 """Writes the reference into docs/reference/ before Sphinx reads the pages: API, command line, configuration.
 
-One page for every folder of `src/gouache` below the interfaces, one for every command, one for every group of settings.
+One page for every folder of `src/gouache`, one for every command, one for every group of settings.
 All of it is made from the code; nothing is listed by hand but the layers of `docs/architecture.md`. The pages aren't
 committed.
 """
@@ -9,11 +9,14 @@ from __future__ import annotations
 
 import ast
 import re
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import api_pages
+import chinese_search
 import command_pages
+import faster
 import setting_pages
 from docutils import nodes
 from sphinx.addnodes import pending_xref
@@ -41,6 +44,9 @@ def write_pages(app: Sphinx) -> None:
     """Write all pages, in a build of the whole site."""
     if Path(app.srcdir) != DOCS:
         return
+    # Before autodoc imports any: what it does to types on its way makes pydantic refuse classes of FastAPI's.
+    for module in api_pages.modules():
+        import_module(module)
     written(DOCS / "reference" / "api", api_pages.pages())
     written(DOCS / "reference" / "commands", command_pages.pages())
     written(DOCS / "reference" / "settings", setting_pages.pages())
@@ -75,12 +81,15 @@ def name_types(app: Sphinx, doctree: nodes.document) -> None:
     names: dict[str, dict[str, str]] = {}
     for node in doctree.findall(pending_xref):
         module, target = node.get("py:module"), node.get("reftarget", "")
-        if node.get("refdomain") != "py" or not module or "." in target:
+        if node.get("refdomain") != "py" or not module:
+            continue
+        # Otherwise Sphinx looks through all names for one that ends in this one, for every type anew.
+        node.attributes.pop("refspecific", None)
+        if "." in target:
             continue
         if module not in names:
             names[module] = imported_names(module)
         node["reftarget"] = names[module].get(target, f"{module}.{target}")
-        node.attributes.pop("refspecific", None)
 
 
 def bring_inside(app: Sphinx, docname: str, source: list[str]) -> None:  # noqa: ARG001
@@ -95,8 +104,6 @@ def skip_member(app: Sphinx, what: str, name: str, obj: Any, skip: bool, options
 
 def canonical(target: str) -> str | None:
     """Where the object of a dotted name is defined, if it is imported into another module too."""
-    from importlib import import_module
-
     parts = target.split(".")
     for cut in range(len(parts), 0, -1):
         try:
@@ -116,9 +123,8 @@ def resolve(app: Sphinx, env: Any, node: Any, content: nodes.Element) -> nodes.E
     if node.get("refdomain") != "py" or not target.startswith("gouache"):
         return None
     docname = node.get("refdoc", "")
-    # tests/docs imports every name that the guide gives; the interfaces have no section here to link to.
-    if docname.startswith("reference/api/") or target.startswith(("gouache.cli", "gouache.serve")):
-        return None
+    if docname.startswith("reference/api/"):
+        return None  # Types that only their own module knows stay plain text.
     inventory = getattr(env, "intersphinx_inventory", {})
     if any(target in names for kind, names in inventory.items() if kind.startswith("py:")):
         return None  # intersphinx links it
@@ -146,6 +152,9 @@ def setup(app: Sphinx) -> dict[str, bool]:
         app.connect("autodoc-process-docstring", mend_docstring, priority=100)
         app.connect("autodoc-skip-member", skip_member)
         app.connect("doctree-read", name_types)
+        app.connect("html-collect-pages", faster.leave_out_what_has_no_source, priority=400)  # before viewcode
+    app.add_search_language(chinese_search.ChineseSearch)
     app.connect("source-read", bring_inside)
+    app.connect("html-page-context", faster.navigate_by_titles, priority=400)  # The theme uses it at 500.
     app.connect("missing-reference", resolve, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 import ast
-import re
+import inspect
 from typing import Any, Literal, Union, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
-from api_pages import SOURCE, heading
+from api_pages import SOURCE, dotted, heading
 from command_pages import code, escaped, table
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from gouache.data.subsets.dataset_config import DatasetFile
+from gouache.environment import Variable
 from gouache.pipeline.request import Request
 from gouache.serve.settings import Settings
 from gouache.training.config import TrainConfig
 
 Model = type[BaseModel]
 COLUMNS = ("Key", "Type", "Default", "Meaning")
-VARIABLE = re.compile(r"GOUACHE_[A-Z]+(?:_[A-Z]+)*|HF_[A-Z_]*[A-Z]")
 
 
 def models_in(annotation: object) -> list[Model]:
@@ -71,7 +71,7 @@ def default_of(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
     if field.default is PydanticUndefined:
-        return "" if models_in(field.annotation) else "computed"
+        return "its defaults" if models_in(field.annotation) else "computed"
     value = field.default
     if value is None:
         return "none"
@@ -89,8 +89,11 @@ def tables(model: Model, path: str, mark: str, seen: set[tuple[Model, str]] | No
     for name, field in model.model_fields.items():
         limits = limits_of(field)
         kind = kind_of(field.annotation) + (f", {limits}" if limits else "")
-        rows.append((code(name), kind, default_of(field), escaped(field.description or "")))
-        inner += [(one, f"{path}.{name}" if path else name) for one in models_in(field.annotation)]
+        below = models_in(field.annotation)
+        # A table that its key says nothing about speaks for itself.
+        meaning = field.description or (inspect.cleandoc(below[0].__doc__ or "").partition("\n\n")[0] if below else "")
+        rows.append((code(name), kind, default_of(field), escaped(meaning)))
+        inner += [(one, f"{path}.{name}" if path else name) for one in below]
     about = escaped((model.__doc__ or "").partition("\n\nAttributes:")[0])
     text = heading(f"``[{path}]``", mark) if path else ""
     text += about + "\n\n" + table(COLUMNS, rows, "22 22 18 38")
@@ -103,29 +106,43 @@ def tables(model: Model, path: str, mark: str, seen: set[tuple[Model, str]] | No
     return text
 
 
-def variables() -> dict[str, list[str]]:
-    """Environment variables that the code names as whole strings -> the modules that do."""
+def readers() -> dict[str, list[str]]:
+    """Members of `Variable` -> the modules that read them."""
     found: dict[str, list[str]] = {}
     for file in sorted(SOURCE.rglob("*.py")):
         text = file.read_text(encoding="utf-8")
-        if "GOUACHE_" not in text and "HF_" not in text:
+        if "Variable." not in text:
             continue
-        module = ".".join(("gouache", *file.relative_to(SOURCE).with_suffix("").parts)).removesuffix(".__init__")
-        for node in ast.walk(ast.parse(text)):
-            if isinstance(node, ast.Constant) and isinstance(node.value, str) and VARIABLE.fullmatch(node.value):
-                modules = found.setdefault(node.value, [])
-                if module not in modules:
-                    modules.append(module)
-    return dict(sorted(found.items()))
+        tree = ast.parse(text)
+        # Messages name variables, and a parent process sets some: neither reads them.
+        names = [part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in ast.walk(node)]
+        names += [
+            node.slice for node in ast.walk(tree) if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store)
+        ]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "Variable" and node not in names:
+                modules = found.setdefault(node.attr, [])
+                if dotted(file) not in modules:
+                    modules.append(dotted(file))
+    return found
 
 
 def environment() -> str:
     """The page of the environment variables."""
-    rows = []
-    for name, modules in variables().items():
-        rows.append((code(name), ", ".join(map(code, modules))))
+    read = readers()
+    rows = [
+        (
+            code(str(one)),
+            escaped(one.does),
+            escaped(one.values),
+            escaped(one.otherwise),
+            ", ".join(f":py:mod:`{module.removeprefix('gouache.')} <{module}>`" for module in read[one.name]),
+        )
+        for one in Variable
+    ]
     text = heading("Environment variables", "=")
-    return text + table(("Variable", "Read by"), rows, "34 66")
+    text += "What is empty counts as not set. On the command line an option stands above its variable.\n\n"
+    return text + table(("Variable", "What it does", "Values", "Not set", "Read by"), rows, "22 30 18 18 12")
 
 
 def pages() -> dict[str, str]:

@@ -25,6 +25,21 @@ class Config(BaseModel):
     elsewhere: ClassVar[Mapping[str, str]] = {}
     """Names of other tools, each with a sentence on what says the same here; asked where a key is unknown."""
 
+    def __init__(self, **values: Any) -> None:
+        """Validate keyword arguments.
+
+        Raises:
+            ConfigError: as in `from_dict`.
+        """
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            place = type(self).__name__
+            raise _unknown_below(place, error, type(self)) or config_error(place, error) from error
+
+    # pydantic would call a constructor of ours for every config inside another one, and lose the way to it.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
     @classmethod
     def from_dict(cls, values: dict[str, Any], *, where: str = "") -> Self:
         """Validate plain values.
@@ -67,9 +82,12 @@ def _unknown_key(
     where: str, key: str, value: object, config: type[Config], elsewhere: Mapping[str, str]
 ) -> ConfigError:
     """The error for a key that a config doesn't have: what another tool's name means here, else the nearest name."""
-    known = ", ".join(config.model_fields)
-    cure = elsewhere.get(key) or unknown_name("key", key, config.model_fields).cure
-    return ConfigError(where, given=_shown(value), expected=f"one of the keys of {config.__name__}: {known}", cure=cure)
+    if key in elsewhere:  # What to do is known, and would be hard to find behind all the keys.
+        expected, cure = f"a key of {config.__name__}", elsewhere[key]
+    else:
+        expected = f"one of the keys of {config.__name__}: {', '.join(config.model_fields)}"
+        cure = unknown_name("key", key, config.model_fields).cure
+    return ConfigError(where, given=_shown(value), expected=expected, cure=cure)
 
 
 def _unknown_below(place: str, error: ValidationError, root: type[Config]) -> ConfigError | None:

@@ -51,14 +51,14 @@ def slug(words: str) -> str:
 
 
 def check_target(path: Path, *, force: bool = False) -> None:
-    """Refuse before the work what writing would refuse after it.
+    """Refuse before the work what writing would refuse after it; a folder that is missing will be made.
 
     Raises:
-        PictureError: the folder is missing or can't be written, or the file is there already and `force` is off.
+        PictureError: the folder can't be made or written, or the file is there already and `force` is off.
     """
-    folder = path.parent
+    folder = next(above for above in path.absolute().parents if above.exists())
     if not folder.is_dir():
-        raise PictureError(str(folder), given="no such folder", expected="a folder", cure="Make the folder first.")
+        raise PictureError(str(folder), given="a file", expected="a folder", cure="Choose another folder.")
     if not os.access(folder, os.W_OK | os.X_OK):
         raise PictureError(
             str(folder), given="a folder that can't be written", expected="one that can", cure="Choose another folder."
@@ -73,12 +73,15 @@ def check_target(path: Path, *, force: bool = False) -> None:
 
 
 def write_bytes(path: Path, data: bytes, *, force: bool = False) -> None:
-    """Write a file whole or not at all, and never over another one unless forced.
+    """Write a file whole or not at all, and never over another one unless forced. Missing folders are made.
 
     Raises:
-        PictureError: the file exists, the folder is missing or can't be written, or the disk is full.
+        PictureError: the file exists, the folder can't be made or written, or the disk is full.
     """
     try:
+        # Where a file of the folder's name stands, opening says so.
+        with contextlib.suppress(FileExistsError):
+            path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_write(path, force=force) as file:
             file.write(data)
     except FileExistsError as error:

@@ -46,8 +46,10 @@ def _folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ("arguments", "words"),
     [
         (("interpolate", "a", "--to", "b", "-o", "way.avi", *SMALL), "suffix '.avi'"),
-        (("interpolate", "a", "--to", "b", "-o", "nowhere/way.gif", *SMALL), "no such folder"),
-        (("grid", "a", "--x", "steps=1,2", "-o", "nowhere/g.png", *QUICK), "no such folder"),
+        (("interpolate", "a", "--to", "b", "-o", "notes.txt/way.gif", *SMALL), "notes.txt: given a file"),
+        (("grid", "a", "--x", "steps=1,2", "-o", "notes.txt/g.png", *QUICK), "notes.txt: given a file"),
+        (("paint", "a", "-o", "notes.txt/deep/", *SMALL), "notes.txt: given a file"),
+        (("explain", "a", "-o", "notes.txt", *SMALL), "a file that exists"),
         (("grid", "a cat", "--x", "prompt=dog>cow", *QUICK), "words of the prompt 'a cat'"),
         (("grid", "a cat", "--x", "prompt.blur=1", *QUICK), "no group of settings"),
         (("paint", "__latin__", "--wildcards", ".", *SMALL), "in UTF-8"),
@@ -69,6 +71,26 @@ def test_it_is_said_before_anything_is_painted(
     code, message = run(*arguments)
     assert (code, words in message, " at 0x" in message) == (2, True, False), message
     assert sorted(Path.cwd().iterdir()) == before
+
+
+def test_every_command_makes_the_folder_that_it_writes_to() -> None:
+    Path("prompts.txt").write_text("a cat\na dog\n")
+    for words, files in (
+        (("paint", "a cat", *SMALL, "-o", "one"), ["one/a-cat-5.png"]),
+        (("paint", "a cat", *SMALL, "-o", "two.of/"), ["two.of/a-cat-5.png"]),
+        (("paint", "a cat", *SMALL, "-o", "three/deep/x.png"), ["three/deep/x.png"]),
+        (("paint", "--from-file", "prompts.txt", *SMALL, "-o", "four"), ["four/a-cat-5.png", "four/a-dog-5.png"]),
+        (("paint", "--from-file", "prompts.txt", "--resume", *SMALL, "-o", "five"), ["five/a-cat-5.png"]),
+        (("interpolate", "a", "--to", "b", "--frames", "2", *SMALL, "-o", "six/way.gif"), ["six/way.gif"]),
+        (("grid", "a", "--x", "seed=1,2", *SMALL[:-2], "-o", "seven/g.png"), ["seven/g.png"]),
+        (("edit", "one/a-cat-5.png", "x", *SMALL, "-o", "eight"), ["eight/x-5.png"]),
+        (("vary", "one/a-cat-5.png", "-n", "1", "--seed", "3", "-o", "nine"), ["nine/a-cat-5-3.png"]),
+        (("upscale", "one/a-cat-5.png", "-u", "lanczos", "-o", "ten/x.png"), ["ten/x.png"]),
+        (("replay", "one/a-cat-5.png", "-o", "eleven/x.png"), ["eleven/x.png"]),
+    ):
+        code, message = run(*words)
+        assert code == 0, message
+        assert all(Path(file).is_file() for file in files), (words, sorted(Path().rglob("*")))
 
 
 def test_pictures_of_one_run_never_fight_for_a_name() -> None:
@@ -155,7 +177,7 @@ def test_targets_are_checked_first(tmp_path: Path) -> None:
     check_target(tmp_path / "b.png")
     with pytest.raises(PictureError, match="--force"):
         check_target(tmp_path / "a.png")
-    with pytest.raises(PictureError, match="no such folder"):
+    with pytest.raises(PictureError, match=r"a\.png: given a file, expected a folder"):
         check_target(tmp_path / "a.png" / "b.png")
-    with pytest.raises(PictureError, match="not a directory"):
+    with pytest.raises(PictureError, match=r"a\.png/b\.png"):
         write_bytes(tmp_path / "a.png" / "b.png", b"x")

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
+from tests.loopback_hub import REPO, served_hub
 
+from gouache.checkpoints.save import bundle_to_write, write_model
+from gouache.notebook import in_notebook, told
 from gouache.pipeline.generate.generation import Event
-from gouache.pipeline.notebook import Pictures, in_notebook, with_bar
+from gouache.pipeline.notebook import Pictures, with_bar
 from gouache.pipeline.pipeline import Pipeline, untrained_bundle
 from gouache.pipeline.request import Request
 
@@ -44,6 +49,7 @@ def test_outside_of_notebooks_the_events_pass_as_they_are(capsys: pytest.Capture
     assert not in_notebook()
     events: Iterator[Event] = iter(())
     assert list(with_bar(events, progress=True)) == []
+    assert list(told(iter((1, 2)), lambda _one: (0.5, "half"), progress=True)) == [1, 2]
     assert capsys.readouterr() == ("", "")
 
 
@@ -107,3 +113,46 @@ def test_an_interrupted_cell_leaves_a_pipeline_that_paints_the_same(monkeypatch:
     assert texts(stopped, "update_display_data", "text/html")[-1] == ""
     same = [texts(one, "execute_result", "text/plain") for one in (before, after)]
     assert same[0] == same[1] != []
+
+
+TRAINING = """
+[data]
+size = 16
+missing_caption = "a thing"
+[vae.network]
+channels = [32]
+[vae.loop]
+batch_size = 4
+images = 40
+"""
+
+
+@pytest.mark.slow
+def test_training_from_python_shows_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOUACHE_PROGRESS", raising=False)
+    (tmp_path / "own").mkdir()
+    for number in range(40):
+        Image.new("RGB", (16, 16), (number * 6, 99, 0)).save(tmp_path / "own" / f"{number}.png")
+    (tmp_path / "config.toml").write_text(TRAINING)
+    start = f"from pathlib import Path\nfrom gouache.training.run import train_stage\nhere = Path({str(tmp_path)!r})"
+    cell = 'for event in train_stage("vae", here / "config.toml", here / "own", here / "run"): pass'
+    (shown,) = run(f"{start}\n{cell}")
+    assert not [one["content"] for one in shown if one["msg_type"] == "error"]
+    bars = texts(shown, "update_display_data", "text/html")
+    assert any("of 40 images" in one for one in bars)
+    assert bars[-1] == ""
+    assert (tmp_path / "run" / "vae" / "last.safetensors").exists()
+
+
+@pytest.mark.slow
+def test_downloading_and_loading_show_a_bar(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOUACHE_PROGRESS", raising=False)
+    write_model(bundle_to_write(untrained_bundle()), tmp_path / "model", "diffusers")
+    with served_hub(tmp_path / "model", tmp_path, monkeypatch):
+        pull = f"from gouache.checkpoints.hub import pull\npath = pull({REPO!r})"
+        pulled, loaded = run(pull, "from gouache import Pipeline\nPipeline.load(path)")
+    for shown, said in ((pulled, f"{REPO}: "), (loaded, "loading ")):
+        assert not [one["content"] for one in shown if one["msg_type"] == "error"]
+        bars = texts(shown, "update_display_data", "text/html")
+        assert said in bars[0]
+        assert bars[-1] == ""

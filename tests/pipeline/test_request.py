@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
+from collections.abc import Callable
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -13,9 +15,47 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from gouache.errors import ConfigError
+from gouache.pipeline.fields.elsewhere import ELSEWHERE
 from gouache.pipeline.request import MAX_COUNT, MAX_PROMPT, MAX_STEPS, Hires, Mask, Outpaint, Prior, Request
 
 TEXT = st.text(st.characters(codec="utf-8"), max_size=200)
+
+
+@pytest.mark.parametrize(
+    ("name", "ours"),
+    [
+        *(("image", "init_image"), ("mask_image", "mask.image"), ("generator", "seed")),
+        *(("num_images_per_prompt", "count"), ("steps", "num_inference_steps"), ("cfg_scale", "guidance_scale")),
+        *(("scheduler", "sampler"), ("sampler_name", "sampler"), ("denoising_strength", "strength")),
+        *(("size", "width"), ("batch_size", "count"), ("latents", "seed"), ("checkpoint", "model")),
+    ],
+)
+def test_names_of_other_tools_are_answered_with_ours(name: str, ours: str) -> None:
+    values: dict[str, Any] = {name: 1}
+    makers: tuple[Callable[[], Request], ...] = (lambda: Request(**values), lambda: Request.from_dict(values))
+    for make in makers:
+        with pytest.raises(ConfigError) as caught:
+            make()
+        assert f"`{ours}`" in caught.value.cure
+        assert len(str(caught.value)) < 250
+
+
+def test_names_of_other_tools_are_none_of_ours_and_lead_to_ours() -> None:
+    assert set(ELSEWHERE) & set(Request.model_fields) == set()
+    for name, sentence in ELSEWHERE.items():
+        field = re.match(r"(?:It is|Give) `(\w+)", sentence)
+        assert field is None or field[1] in Request.model_fields, name
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [({"heigth": 64}, "Did you mean 'height'?"), ({"count": 0}, "count"), ({"hires": {"steps": 3}}, "hires: key")],
+)
+def test_keyword_arguments_are_checked_as_json_is(values: dict[str, Any], says: str) -> None:
+    makers: tuple[Callable[[], Request], ...] = (lambda: Request(**values), lambda: Request.from_dict(values))
+    for make in makers:
+        with pytest.raises(ConfigError, match=re.escape(says)):
+            make()
 
 
 @settings(max_examples=200, deadline=None)

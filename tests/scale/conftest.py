@@ -112,6 +112,10 @@ class LocalCluster:
         """HOST:PORT of the head node."""
         return str(self._cluster.address)
 
+    def grow(self) -> None:
+        """One more node that works joins."""
+        self.nodes.append(self._add(1))
+
     def kill(self, node: Any) -> None:
         """kill -9 of everything on a node, as if its plug were pulled."""
         for kind in node.all_processes.values():

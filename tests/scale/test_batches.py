@@ -96,7 +96,7 @@ def test_a_file_that_is_another_picture_is_kept(run: Run, tmp_path: Path) -> Non
         (("--resume",), "no --from-file"),
         (("-o", "s3://bucket/x"), "no --from-file"),
         (("--from-file", "p.txt", "--resume", "--grid"), "--grid"),
-        (("--from-file", "p.txt", "--resume", "-o", "absent"), "no such folder"),
+        (("--from-file", "p.txt", "--resume", "-o", "p.txt/deep"), "p.txt: given a file"),
         (("--from-file", "p.txt", "-o", "nowhere://x"), "an address such as s3://bucket/prefix"),
         (("--from-file", "p.txt", "--ray", "127.0.0.1:9"), "the address of a cluster that runs"),
     ],

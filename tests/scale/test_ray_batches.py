@@ -5,12 +5,14 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+import time
 from hashlib import sha256
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from gouache.scale.cluster import ROOM_PATIENCE
 from gouache.scale.folders import open_folder
 
 if TYPE_CHECKING:
@@ -75,6 +77,39 @@ def test_a_lost_head_is_told_and_the_rest_painted_elsewhere(
     assert 0 < kept < LINES
     code, out, told = run("paint", "--from-file", "p.jsonl", "--resume", "-o", "out", *STEPS)
     assert (code, len(out.splitlines())) == (0, LINES - kept)
+    assert f"{kept} pictures were there already" in told
+    whole = {path.name: sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "out").iterdir()}
+    assert whole == of_one_machine(run, tmp_path)
+
+
+def test_all_nodes_that_work_are_lost_and_the_same_command_goes_on(
+    run: Run, command: Command, cluster: LocalCluster, tmp_path: Path
+) -> None:
+    write_lines(tmp_path)
+    (tmp_path / "out").mkdir()
+    words = ("paint", "--from-file", "p.jsonl", "--ray", cluster.address, "-o", "out", *STEPS)
+    process = command(*words)
+    assert process.stdout is not None, "it is piped"
+    lines, killed = [], 0.0
+    for line in process.stdout:
+        lines.append(line)
+        if line.startswith("out/") and not killed:
+            killed = time.monotonic()
+            for node in cluster.nodes:
+                cluster.kill(node)
+    assert process.wait() == 3, "".join(lines)
+    assert ROOM_PATIENCE <= time.monotonic() - killed < ROOM_PATIENCE + 90
+    kept = len(list((tmp_path / "out").iterdir()))
+    assert 0 < kept < LINES
+    assert f"no machine that works any more, for 60 s, with {kept} of {LINES} pictures in the folder" in lines[-1]
+    assert "run the same command again" in lines[-1]
+    missing = lines[-1].partition("pictures of lines ")[2].partition(",")[0]
+    assert missing.isdecimal()
+    cluster.grow()
+    again = command(*words)
+    assert again.stdout is not None, "it is piped"
+    told = again.stdout.read()
+    assert again.wait() == 0, told
     assert f"{kept} pictures were there already" in told
     whole = {path.name: sha256(path.read_bytes()).hexdigest() for path in (tmp_path / "out").iterdir()}
     assert whole == of_one_machine(run, tmp_path)

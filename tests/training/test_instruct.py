@@ -22,8 +22,9 @@ from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
 from gouache.training.config import TrainConfig, read_config
 from gouache.training.pack import pack
-from gouache.training.run import assemble
-from gouache.training.stages.instruct import widened
+from gouache.training.run import assemble, built_set
+from gouache.training.stage import Preparing, Ready
+from gouache.training.stages.instruct import InstructTraining, widened
 from gouache.training.state import checkpoints
 
 if TYPE_CHECKING:
@@ -89,6 +90,36 @@ def test_the_widened_network_is_blind_to_the_picture_before(own_twins: Twins) ->
     t = torch.tensor([3.0, 700.0])
     with torch.no_grad():
         assert torch.allclose(widened(unet)(x, t, context, draft=before), unet(x, t, context), atol=1e-5)
+
+
+def test_pictures_before_are_encoded_once_and_a_step_has_what_the_autoencoder_gives_for_each(
+    own_twins: Twins, tmp_path: Path
+) -> None:
+    own_twins.of("sd1").save(tmp_path / "model")
+    config = TrainConfig.from_dict({"data": {"size": 32, "flip": True}, "instruct": {"start": str(tmp_path / "model")}})
+    run, before = tmp_path / "run", tmp_path / "pairs" / "before"
+    uneven = np.arange(32 * 32 * 3, dtype=np.uint8).reshape(32, 32, 3)
+    pairs(before.parent)
+    Image.fromarray(uneven).save(before / "0.png")
+    list(built_set(before.parent, run, config.data))
+    data = next(run.glob("pictures-*"))
+    *events, ready = assemble("instruct", config, data, run)
+    # Two pictures, their mirror images, and the two that are judged by; then the same of what they were before.
+    assert [(event.done, event.total) for event in events if isinstance(event, Preparing) and event.total][-1] == (2, 2)
+    assert isinstance(ready, Ready)
+    stage = ready.stage
+    assert isinstance(stage, InstructTraining)
+    shown = stage.data.shown(range(12))
+    assert {(one.row, one.mirrored) for one in shown} == {(row, side) for row in (0, 1) for side in (False, True)}
+    for one, found in zip(shown, stage.batch(range(12))["before"], strict=True):
+        own = stage.data.pictures.condition(one.row)
+        assert own is not None
+        pixels = torch.tensor(np.array(own[:, ::-1] if one.mirrored else own)[..., :3]).permute(2, 0, 1)[None]
+        expected = stage.vae.encode(pixels.float() / 127.5 - 1).mode()[0]
+        assert found.dtype == torch.float32
+        assert torch.allclose(found, expected, atol=1e-5)
+    again = [event for event in assemble("instruct", config, data, run) if isinstance(event, Preparing)]
+    assert not any(event.total and event.done < event.total for event in again), "all is there"
 
 
 @pytest.mark.parametrize("stage", ["instruct", "controlnet"])

@@ -16,9 +16,11 @@ from typing import TYPE_CHECKING, Any
 from platformdirs import user_data_path
 
 from gouache.checkpoints.diffusers.repository import choose_files
+from gouache.environment import Variable
 from gouache.errors import CorruptCheckpoint, GouacheError, HubError, ModelNotFound, unknown_name
 from gouache.files import CountedFile, existing
 from gouache.models.family import POCKET
+from gouache.notebook import bar
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import ModelInfo
@@ -64,32 +66,27 @@ class OnDisk:
     bytes: int
 
 
-def is_offline() -> bool:
-    """Whether ``GOUACHE_OFFLINE`` forbids the network."""
-    return os.environ.get("GOUACHE_OFFLINE", "").strip().lower() not in ("", "0", "false", "no")
-
-
 def data_folder() -> Path:
     """Where gouache keeps models and data: `GOUACHE_DATA`, or the user's data folder of this system.
 
     That is ``XDG_DATA_HOME`` or ``~/.local/share`` on Linux, and what macOS and Windows have in its place.
     """
-    chosen = os.environ.get("GOUACHE_DATA")
+    chosen = os.environ.get(Variable.DATA)
     return Path(chosen).expanduser() if chosen else user_data_path("gouache", appauthor=False)
 
 
 def models_folder() -> Path:
     """Where models that were put there by hand lie: ``GOUACHE_MODELS``, else ``models`` in `data_folder`."""
-    chosen = os.environ.get("GOUACHE_MODELS")
+    chosen = os.environ.get(Variable.MODELS)
     return Path(chosen).expanduser() if chosen else data_folder() / "models"
 
 
 def hub_cache() -> Path:
     """The hub's own cache, shared with every other program that uses it."""
-    chosen = os.environ.get("HF_HUB_CACHE")
+    chosen = os.environ.get(Variable.HF_HUB_CACHE)
     if chosen:
         return Path(chosen).expanduser()
-    home = os.environ.get("HF_HOME")
+    home = os.environ.get(Variable.HF_HOME)
     return (Path(home).expanduser() if home else Path.home() / ".cache" / "huggingface") / "hub"
 
 
@@ -185,18 +182,29 @@ def pull(
         revision: branch, tag or commit; None is the main branch.
         variant: which weights to fetch where there are several, for example ``"fp16"``.
         progress: called with the bytes that are here and the bytes known to be needed; what it raises stops the pull.
+            None shows a bar in a notebook.
 
     Raises:
         HubError: offline by ``GOUACHE_OFFLINE``, the hub refused or can't be reached, or the repository has no weights.
         CorruptCheckpoint: a file has another sha256 than the hub records.
     """
+    if progress is not None:
+        return _pull(repo, token, revision, variant, progress)
+    with bar() as show:
+        return _pull(repo, token, revision, variant, lambda here, needed: show(*_told(repo, here, needed)))
+
+
+def _told(repo: str, here: int, needed: int) -> tuple[float | None, str]:
+    return here / needed if needed else None, f"{repo}: {here / 1e6:,.0f} of {needed / 1e6:,.0f} MB"
+
+
+def _pull(repo: str, token: str | None, revision: str | None, variant: str | None, report: Report) -> Path:
     info, files = look(repo, token, revision, variant)
     from huggingface_hub import snapshot_download
 
-    endpoint, token = endpoint_url(), token or os.environ.get("HF_TOKEN")
+    endpoint, token = endpoint_url(), token or os.environ.get(Variable.HF_TOKEN)
     patterns = _literal(files)
     total = sum(sibling.size or 0 for sibling in info.siblings or [] if sibling.rfilename in files)
-    report: Report = progress or (lambda _here, _total: None)
     try:
         large = _fetch_large(repo, info, files, token, lambda here: report(here, total))
         bars = _reporting_bars(lambda here, _: report(min(total, large + here), total))
@@ -272,7 +280,7 @@ def look(repo: str, token: str | None, revision: str | None, variant: str | None
 
     endpoint = endpoint_url()
     try:
-        info = HfApi(endpoint=endpoint, token=token or os.environ.get("HF_TOKEN")).model_info(
+        info = HfApi(endpoint=endpoint, token=token or os.environ.get(Variable.HF_TOKEN)).model_info(
             repo, revision=revision, files_metadata=True
         )
     except Exception as error:
@@ -284,7 +292,7 @@ def look(repo: str, token: str | None, revision: str | None, variant: str | None
 
 
 def endpoint_url() -> str:
-    return os.environ.get("HF_ENDPOINT") or DEFAULT_ENDPOINT
+    return os.environ.get(Variable.HF_ENDPOINT) or DEFAULT_ENDPOINT
 
 
 def _reporting_bars(progress: Report) -> type[Any]:
@@ -313,10 +321,10 @@ def _literal(names: list[str]) -> list[str]:
 
 
 def _check_allowed(repo: str) -> None:
-    if is_offline():
+    if Variable.OFFLINE.is_on:
         raise HubError(
             repo,
-            given="GOUACHE_OFFLINE is set",
+            given=f"{Variable.OFFLINE} is set",
             expected="leave to use the network",
             cure="Unset it, or copy the model's folder here and give its path.",
         )

@@ -102,8 +102,10 @@ def vary(
     prompt: Annotated[str | None, typer.Option("--prompt", "-p", help="Prompt. Default: the recipe's.")] = None,
     strength: Annotated[float, typer.Option("--strength", min=0.0, max=1.0, help="How far to go.")] = DISTANCE,
     count: Annotated[int, typer.Option("--count", "-n", min=1, help="Number of variations.")] = 4,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="Seed of the first variation.")] = None,
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Model; the recipe's without it.")] = None,
+    seed: Annotated[
+        int | None, typer.Option("--seed", min=0, help="Seed of the first variation. Default: random.")
+    ] = None,
+    model: Annotated[str | None, typer.Option("--model", "-m", help="Model. Default: the recipe's.")] = None,
     pixels: Annotated[bool, typer.Option("--pixels", help="Vary the pixels even if the image has a recipe.")] = False,
     output: OutputOption = None,
     as_json: JsonOption = False,

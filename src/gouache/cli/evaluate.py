@@ -39,10 +39,10 @@ def evaluate(
         str | None,
         typer.Option(help="Numbers of denoising steps, with commas. [default: 8,12; on your own pictures the model's]"),
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the first picture.")] = 0,
     scenes: Annotated[int, typer.Option(min=0, help="Composed scenes to check by rule; 0 leaves them out.")] = 250,
     chinese: Annotated[bool, typer.Option(help="Ask in Chinese too.")] = True,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps. Default: a GPU of CUDA, else cpu.")] = None,
     threads: Annotated[int, typer.Option(min=0, help="CPU threads; 0 leaves the choice to torch.")] = 0,
     runs: Annotated[int, typer.Option(min=0, help="Whole runs of gouache paint to time; 0 leaves times out.")] = 3,
     bf16: Annotated[bool, typer.Option("--bf16", help="Paint in bfloat16: quicker on some CPUs, less exact.")] = False,
@@ -165,9 +165,9 @@ def likelihood(
         str | None, typer.Option(help="Path or name of the model. Default: the model shipped with gouache.")
     ] = None,
     levels: Annotated[int, typer.Option(min=1, help="Noise levels of the estimate.")] = 64,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the noise.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
-    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda, mps. Default: a GPU of CUDA, else cpu.")] = None,
 ) -> None:
     """Estimate the bits of an image under the prior and under the diffusion model, with and without its caption.
 

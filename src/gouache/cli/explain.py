@@ -31,13 +31,14 @@ def _explain(
     device: Device = None,
     **options: object,
 ) -> None:
-    from gouache.files import write_bytes
+    from gouache.files import check_target, write_bytes
     from gouache.pipeline.explain.data import to_data
     from gouache.pipeline.explain.explanation import explain as explained
     from gouache.pipeline.explain.page import to_html
 
     if language not in LANGUAGES:
         raise InvalidInput("--language", given=repr(language), expected="en or zh")
+    check_target(output, force=force)
     request = build_request(prompt, size, request_values(SPECS, options))
     pipeline = load(request.model, Loading(device))
     page = to_html(to_data(explained(pipeline, request)), "zh" if language == "zh" else "en")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 
 from gouache.cli.output import rewrites
-from gouache.cli.train import spoken_time, stop_on_signals
+from gouache.cli.train import stop_on_signals
 
 if TYPE_CHECKING:
     from gouache.training.stage import Preparing
@@ -101,6 +101,7 @@ class _Lines:
         self.terminal, self.last, self.tenth = rewrites(), "", -1
 
     def show(self, event: Preparing | Learning) -> None:
+        from gouache.training.loop import spoken_time
         from gouache.training.stage import Preparing
 
         if isinstance(event, Preparing):

@@ -34,7 +34,11 @@ class MergeLayout(StrEnum):
 
 Weight = Annotated[
     list[float] | None,
-    typer.Option("--weight", "-w", help="Share of each model behind the first, in order; the first has the rest."),
+    typer.Option(
+        "--weight",
+        "-w",
+        help="Share of each model behind the first, in order; the first has the rest. Default: 0.5, of a difference 1.",
+    ),
 ]
 Blocks = Annotated[
     str | None,

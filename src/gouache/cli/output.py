@@ -105,7 +105,7 @@ class OutputWriter:
             request: resolved.
 
         Raises:
-            PictureError: a file is there already and `force` is off, or the folder is missing.
+            PictureError: a file is there already and `force` is off, or the folder can't be made or written.
             InvalidInput: several pictures for standard output, or a recipe too long for JPEG.
         """
         if self.to_stdout and (request.count > 1 or self.as_json):
@@ -141,7 +141,7 @@ class OutputWriter:
         seed = (request.seed or 0) + (0 if vary else index)
         tag = f"{seed}-{(request.subseed or 0) + index}" if vary else str(seed)
         target = Path(self.output) if self.output else Path()
-        if target.suffix and not target.is_dir():
+        if target.suffix and not target.is_dir() and not (self.output or "").endswith(("/", os.sep)):
             return target if request.count == 1 else target.with_stem(f"{target.stem}-{tag}")
         return target / f"{slug(unmarked(request.prompt, request.emphasis))}-{tag}{self.suffix}"
 
@@ -186,11 +186,11 @@ class OutputWriter:
     def tell_left_out(self, characters: str) -> None:
         """Say which characters a sheet lacks, if there are any."""
         if characters:
-            from gouache.pipeline.output.sheets import FONT_VARIABLE
+            from gouache.environment import Variable
 
             typer.echo(
                 f"gouache: no font on this machine has {characters[:20]}, so the sheet leaves them out; "
-                f"{FONT_VARIABLE} may name a font's file",
+                f"{Variable.FONT} may name a font's file",
                 err=True,
             )
 
@@ -198,7 +198,7 @@ class OutputWriter:
         """Refuse before the painting a target for the one file of a command that writes one.
 
         Raises:
-            PictureError: it is there already and `force` is off, or the folder is missing.
+            PictureError: it is there already and `force` is off, or the folder can't be made or written.
             InvalidInput: JSON and a file, both for standard output.
         """
         if not self.to_stdout:

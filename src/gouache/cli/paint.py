@@ -12,7 +12,7 @@ import typer
 
 from gouache.cli.options import EDITING, RayActors, option_specs, ray_option, request_values, with_options
 from gouache.cli.output import STANDARD, OutputWriter, interrupted, shown
-from gouache.errors import GouacheError, Interrupted, InvalidInput, RecipeError
+from gouache.errors import ClusterError, GouacheError, Interrupted, InvalidInput, RecipeError, StoreError
 from gouache.pipeline.batch import (
     PromptLine,
     matrix,
@@ -45,13 +45,17 @@ gouache paint "a red fire engine, 3d style" --count 4 --seed 7
 OutputOption = Annotated[
     str | None,
     typer.Option(
-        "--output", "-o", help="File or folder; - is standard output; for --from-file also s3://BUCKET/PREFIX."
+        "--output",
+        "-o",
+        help="File or folder; - is standard output; s3://BUCKET/PREFIX with --from-file. Default: this folder.",
     ),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps.")]
-Dtype = Annotated[str | None, typer.Option("--dtype", help="float32, float16 or bfloat16.")]
+Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps. Default: a GPU of CUDA, else cpu.")]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", help="float32, float16 or bfloat16. Default: float32 on cpu, else float16.")
+]
 EngineOption = Annotated[str, typer.Option("--engine", help=f"What runs the networks: {', '.join(ENGINES)}.")]
 Sequential = Annotated[
     bool,
@@ -295,6 +299,9 @@ def paint_lines(
     except KeyboardInterrupt as stop:
         outcome.close(interrupted=True)
         raise interrupted("paint", len(outcome.pictures), f"all pictures of {path}", outcome) from stop
+    except (ClusterError, StoreError) as error:
+        asked_for = {folder.address(name): line.where for line in lines for name in line.names}
+        raise _ended_early(error, outcome, asked_for) from error
     if there and not outcome.as_json:
         typer.echo(f"gouache: {there} pictures were there already", err=True)
     outcome.close(not_painted=[{"line": one.where, **one.error.to_dict()} for one in failed])
@@ -317,6 +324,24 @@ def _not_all(path: Path, failed: Sequence[NotPainted], lines: int) -> GouacheErr
         expected="a picture for every line",
         cure="The others are painted. Correct these lines and run the same command again.",
     )
+
+
+def _ended_early(error: ClusterError | StoreError, outcome: OutputWriter, asked_for: Mapping[str, str]) -> GouacheError:
+    """The same error, with what there is and what is missing; the JSON too, if it was asked for.
+
+    Args:
+        error: what ended the batch.
+        outcome: knows what was written.
+        asked_for: every picture's address, and the line that it is of.
+    """
+    written = {picture["path"] for picture in outcome.pictures}
+    missing = [address for address in asked_for if address not in written]
+    outcome.close(not_painted=[{"line": asked_for[address], **error.to_dict()} for address in missing])
+    numbers = ", ".join(dict.fromkeys(asked_for[address].rpartition(":")[2] for address in missing[:20]))
+    given = f"{error.given}, with {len(written)} of {len(asked_for)} pictures in the folder"
+    if missing:
+        given += f"; missing are pictures of lines {numbers}{', ...' * (len(missing) > 20)}"
+    return type(error)(error.where, given=given, expected=error.expected, cure=error.cure)
 
 
 def _read_lines(base: Request, lines: Sequence[PromptLine], failed: list[NotPainted]) -> Iterator[tuple[str, Request]]:

@@ -160,6 +160,7 @@ class _Lines:
         self.terminal = rewrites()
 
     def show(self, event: Preparing | TrainingProgress) -> None:
+        from gouache.training.loop import spoken_time
         from gouache.training.stage import Preparing
 
         if isinstance(event, Preparing):
@@ -182,13 +183,6 @@ class _Lines:
         start = "\r\x1b[2K" if self.terminal else ""
         sys.stderr.write(f"{start}{text}" + ("\n" if keep or not self.terminal else ""))
         sys.stderr.flush()
-
-
-def spoken_time(seconds: float) -> str:
-    """A time as people say it: hours, minutes or seconds."""
-    if seconds >= 3600:
-        return f"{seconds / 3600:.1f} h"
-    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
 
 
 def pack(

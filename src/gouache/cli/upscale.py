@@ -26,13 +26,13 @@ def upscale(
         typer.Option(
             "--upscaler",
             "-u",
-            help="model (its own), lanczos, or an upscaler's file. The model's own if it has one, else lanczos.",
+            help="model (its own), lanczos, or an upscaler's file. Default: the model's if any, else lanczos.",
         ),
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="The model whose upscaler is used; the shipped one without it.")
+        str | None, typer.Option("--model", "-m", help="The model whose upscaler is used. Default: the shipped one.")
     ] = None,
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="File; NAME-2x.png without it.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="File. Default: NAME-2x.png.")] = None,
     as_json: JsonOption = False,
     force: Force = False,
 ) -> None:
@@ -44,18 +44,19 @@ def upscale(
     """
     import json
 
-    from gouache.files import write_bytes
+    from gouache.files import check_target, write_bytes
     from gouache.pipeline.generate.enlarge import enlarge_picture
     from gouache.pipeline.inputs.images import References, read_picture
     from gouache.pipeline.output.metadata import encode_picture, kind_of
 
     name, attachments = read_input(picture)
     data = References(attachments).data(name)
+    stem = "picture" if picture == "-" else Path(picture).stem
+    path = output or Path(f"{stem}-{factor:g}x.png")
+    check_target(path, force=force)
     recipe = _recipe(data)
     called, network = _upscaler(upscaler, model, recipe)
     larger = enlarge_picture(read_picture(data, where=picture), factor, network)
-    stem = "picture" if picture == "-" else Path(picture).stem
-    path = output or Path(f"{stem}-{factor:g}x.png")
     write_bytes(path, encode_picture(larger, kind_of(path), _texts(recipe, larger, factor, called)), force=force)
     values = {"path": str(path), "width": larger.width, "height": larger.height, "upscaler": called}
     typer.echo(json.dumps(values) if as_json else str(path))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 import shutil
 import subprocess
 import tarfile
@@ -18,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from gouache.environment import Variable
 from gouache.errors import DataError, MissingDependency
 
 FETCH_SECONDS = 300
@@ -61,8 +61,10 @@ def fetch(package: Package, folder: Path) -> Path:
         DataError: the registry refused or can't be reached, or `GOUACHE_OFFLINE=1` forbids to ask it.
     """
     cure = f"Give a folder that holds {package.tarball_name} with --from DIR."
-    if os.environ.get("GOUACHE_OFFLINE", "") not in ("", "0"):
-        raise DataError(package.spec, given="GOUACHE_OFFLINE=1", expected="permission to download it", cure=cure)
+    if Variable.OFFLINE.is_on:
+        raise DataError(
+            package.spec, given=f"{Variable.OFFLINE} is set", expected="permission to download it", cure=cure
+        )
     npm = shutil.which("npm")
     if npm is None:
         raise MissingDependency("npm", given="no such command", expected="the npm client on the PATH", cure=cure)

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from gouache.environment import Variable
 from gouache.errors import DataError, MissingDependency
 
 Row = Mapping[str, Any]
@@ -58,8 +58,7 @@ def hub(name: str, split: str) -> Iterator[Row]:
     Raises:
         DataError: offline, or no such data set.
     """
-    offline = {os.environ.get(key, "") for key in ("GOUACHE_OFFLINE", "HF_HUB_OFFLINE")} - {"", "0"}
-    if offline:
+    if Variable.OFFLINE.is_on or Variable.HF_HUB_OFFLINE.is_on:
         raise DataError(name, given="offline mode", expected="a local folder, or leave to use the hub")
     library = datasets_library()
     try:

@@ -25,11 +25,13 @@ class VAEConfig(Config):
     image_channels: int = Field(default=3, gt=0)
     """3 for RGB, 4 for RGBA."""
     latent_channels: int = Field(default=4, gt=0)
+    """Channels of the latents."""
     channels: tuple[int, ...] = Field(default=(128, 256, 512, 512), min_length=1)
     """Width of each level, finest first; each level after the first halves the resolution."""
     layers_per_level: int = Field(default=2, gt=0)
     """Residual blocks of a level in the encoder; the decoder has one more."""
     norm_groups: int = Field(default=32, gt=0)
+    """Groups of every group norm; divides all `channels`."""
     middle_attention: bool = True
     """Whether the middle of encoder and decoder looks at all pixels."""
     quant_conv: bool = True
@@ -40,6 +42,7 @@ class VAEConfig(Config):
     scale: float | tuple[float, ...] = 0.18215
     """Normalised latents are (moments - shift) * scale; one number, or one for each channel."""
     shift: float | tuple[float, ...] = 0.0
+    """Subtracted from the moments before they are scaled; one number, or one for each channel."""
     decoder_channels: tuple[int, ...] = ()
     """Width of each level of the decoder, finest first, where they are others than the encoder's."""
     decoder_layers: int = Field(default=0, ge=0)
@@ -115,14 +118,21 @@ class SentenceEncoderConfig(Config):
     """A BERT-style encoder; the defaults are those of all-MiniLM-L6-v2."""
 
     vocabulary_size: int = Field(default=30522, gt=0)
+    """Tokens it knows."""
     width: int = Field(default=384, gt=0)
+    """Width of a token's vector."""
     inner_width: int = Field(default=1536, gt=0)
+    """Width inside the feed-forward network."""
     layers: int = Field(default=6, gt=0)
+    """Transformer blocks."""
     heads: int = Field(default=12, gt=0)
+    """Attention heads; divides `width`."""
     positions: int = Field(default=512, gt=2)
+    """Places that have a vector of their own."""
     max_tokens: int = Field(default=128, gt=2)
     """Tokens of one chunk, start and end included; not more than `positions`."""
     norm_eps: float = Field(default=1e-12, gt=0)
+    """Added to the variance in every layer norm."""
     lowercase: bool = True
     """Whether the tokenizer folds case and strips accents."""
 
@@ -220,6 +230,7 @@ class QuantizerConfig(Config):
     """Sizes of the quantizer."""
 
     latent_channels: int = 8
+    """Channels of the latents that it quantizes."""
     latent_size: int = 16
     """Height and width of the latents."""
     features: int = 32
@@ -276,6 +287,7 @@ class PriorConfig(Config):
     """Sizes of the prior."""
 
     vocabulary: int = 625
+    """Tokens that it chooses from."""
     groups: tuple[int, ...] = (1, 4, 16, 64)
     """Tokens of every scale, in order; all ones is raster order."""
     turns: tuple[int, ...] = ()
@@ -283,13 +295,21 @@ class PriorConfig(Config):
     features: int = 32
     """Channels of the quantized vectors it reads."""
     context_dim: int = 384
+    """Width of the text encoder's states."""
     pooled_dim: int = 384
+    """Width of the text's pooled vector."""
     text: Literal["prefix", "cross"] = "prefix"
+    """How the text is read: its states stand before the tokens, or cross-attention looks at them."""
     width: int = 320
+    """Width of a token's vector."""
     depth: int = 8
+    """Transformer blocks."""
     heads: int = 5
+    """Attention heads; divides `width`."""
     mlp_ratio: float = 4.0
+    """Width inside the feed-forward network, as a multiple of `width`."""
     dropout: float = 0.0
+    """Share of activations set to 0 in training."""
     neighbours: int = Field(default=0, ge=0)
     """Remembered pictures that are recalled for a prompt; 0: none are remembered."""
     memory: int = Field(default=0, ge=0)
@@ -328,6 +348,7 @@ class UpscalerConfig(Config):
     channels: int = Field(default=48, gt=0)
     """Width of the residual blocks."""
     blocks: int = Field(default=8, gt=0)
+    """Residual blocks."""
     scale: int = Field(default=4, ge=2)
     """How much larger the result is, on each side."""
 
@@ -341,14 +362,19 @@ class NoiseScheduleConfig(Config):
     """Arguments of `diffusion.noise_schedule.make_noise_schedule`."""
 
     name: str = "scaled_linear"
+    """The schedule: one of `diffusion.noise_schedule.NAMES`, "table" or "edm"."""
     num_timesteps: int = Field(default=1000, gt=1)
+    """Timesteps T of the table."""
     beta_start: float | None = None
     """None: the schedule's own; for scaled_linear 0.00085."""
     beta_end: float | None = None
     """None: the schedule's own; for scaled_linear 0.012."""
     continuous: bool = False
+    """Whether the closed form in continuous time is used instead of the table."""
     zero_terminal_snr: bool = False
+    """Whether the table is rescaled so that its end is noise alone (Lin et al. 2024, arXiv:2305.08891)."""
     shift: float = Field(default=1.0, gt=0)
+    """Shift of the levels of "flow"; 1 leaves them."""
     alphas_cumprod: tuple[float, ...] = ()
     """The table of a schedule named "table", which no formula gives."""
     sigma_min: float | None = Field(default=None, gt=0)
@@ -384,14 +410,21 @@ class GenerationDefaults(Config):
     """What a request that leaves these open gets from the model."""
 
     width: int = Field(default=512, gt=0)
+    """Width of a picture in pixels."""
     height: int = Field(default=512, gt=0)
+    """Height of a picture in pixels."""
     num_inference_steps: int = Field(default=50, gt=0)
+    """Denoising steps."""
     guidance_scale: float = 7.5
+    """Classifier-free guidance scale; 1 = off."""
     sampler: str = "ddim"
+    """Name of the sampler."""
     schedule: str = "uniform"
     """Name of the list of noise levels."""
     prior_temperature: float = Field(default=1.0, ge=0)
+    """Sampling temperature of the prior, in models that have one; 0 = greedy."""
     prior_top_p: float = Field(default=1.0, gt=0, le=1)
+    """Top-p (nucleus) sampling of the prior."""
     prior_guidance_scale: float = 1.0
     """How the prior draws, in models that have one."""
     prior_start_sigma: float = Field(default=0.0, ge=0)

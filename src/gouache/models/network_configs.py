@@ -132,12 +132,15 @@ class MMDiTConfig(Config):
     in_channels: int = Field(default=16, gt=0)
     """Channels of the noisy latents."""
     out_channels: int = Field(default=16, gt=0)
+    """Channels of the prediction."""
     patch_size: int = Field(default=2, gt=0)
     """Edge of a patch, which is one token, in latent pixels."""
     layers: int = Field(default=24, gt=0)
     """Transformer blocks: 24 in medium, 38 in 3.5 large."""
     heads: int = Field(default=24, gt=0)
+    """Attention heads."""
     head_width: int = Field(default=64, gt=0)
+    """Channels of a head; `heads` times as many are the width of both streams."""
     context_width: int = Field(default=4096, gt=0)
     """Width of the text's tokens."""
     pooled_width: int = Field(default=2048, gt=0)

@@ -34,10 +34,15 @@ class SchedulerConfig(Config):
     skip_prk_steps: bool | None = None
     """Whether PNDM starts without Runge-Kutta steps."""
     use_karras_sigmas: bool | None = None
+    """Whether the levels follow Karras et al. 2022 (equation 5)."""
     use_exponential_sigmas: bool | None = None
+    """Whether the levels are spaced evenly in their logarithm."""
     use_beta_sigmas: bool | None = None
+    """Whether the levels follow a beta distribution (Lee et al. 2024, arXiv:2407.12173)."""
     use_lu_lambdas: bool | None = None
+    """Whether the levels are spaced evenly in log SNR (Lu et al. 2022)."""
     use_flow_sigmas: bool | None = None
+    """Whether a solver runs on the levels of flow matching."""
     flow_shift: float | None = Field(default=None, gt=0)
     """Shift of a solver's flow levels."""
     shift: float | None = Field(default=None, gt=0)
@@ -45,7 +50,9 @@ class SchedulerConfig(Config):
     shift_terminal: float | None = Field(default=None, gt=0, lt=1)
     """Where flow levels are stretched to end."""
     sigma_min: float | None = Field(default=None, gt=0)
+    """The least noise level."""
     sigma_max: float | None = Field(default=None, gt=0)
+    """The greatest noise level."""
     sigma_data: float | None = Field(default=None, gt=0)
     """Deviation of the data that EDM's preconditioning takes for granted."""
     sigma_schedule: Literal["karras", "exponential"] | None = None
@@ -53,20 +60,31 @@ class SchedulerConfig(Config):
     rho: float | None = Field(default=None, gt=0)
     """Exponent of the EDM classes' Karras curve."""
     final_sigmas_type: Literal["zero", "sigma_min"] | None = None
+    """Whether the last step ends without noise or at the least level."""
     interpolation_type: Literal["linear", "log_linear"] | None = None
+    """How levels between two timesteps are found: from the sigmas, or from their logarithms."""
     timestep_type: Literal["discrete", "continuous"] | None = None
+    """What the network is told: the timestep, or the logarithm of the level."""
     algorithm_type: str | None = None
+    """Variant of a DPM-Solver, for example dpmsolver++ or sde-dpmsolver++."""
     solver_type: str | None = None
+    """How a solver takes its second-order step, for example midpoint, heun, bh1 or bh2."""
     solver_order: int | None = Field(default=None, ge=1)
+    """Order of the solver."""
     lower_order_final: bool | None = None
+    """Whether the last steps have a lower order, where steps are few."""
     euler_at_final: bool | None = None
+    """Whether the last step is an Euler step."""
     variance_type: str | None = None
+    """Which variance the noise of a DDPM step has."""
     original_inference_steps: int | None = Field(default=None, ge=1)
     """Steps of the solver that a consistency model learnt from."""
     timestep_scaling: float | None = Field(default=None, gt=0)
+    """Factor on the timestep in the weights of a consistency model."""
     clip_sample: bool | None = None
     """Whether the estimate of every step is cut off at +- `clip_sample_range`."""
     clip_sample_range: float | None = Field(default=None, gt=0)
+    """Where `clip_sample` cuts off."""
     thresholding: bool | None = None
     """Whether it is thresholded dynamically (Saharia et al. 2022, arXiv:2205.11487, section 2.3)."""
     dynamic_thresholding_ratio: float | None = Field(default=None, ge=0, le=1)
@@ -80,9 +98,13 @@ class SchedulerConfig(Config):
     max_shift: float | None = None
     """The same at `max_image_seq_len`."""
     base_image_seq_len: int | None = Field(default=None, ge=1)
+    """Patches of a picture that gets `base_shift`."""
     max_image_seq_len: int | None = Field(default=None, ge=1)
+    """Patches of a picture that gets `max_shift`."""
     time_shift_type: Literal["exponential", "linear"] | None = None
+    """Whether the shift is the exponential of what follows from the size, or that itself."""
     predict_x0: bool | None = None
+    """Whether UniPC works with the estimate of the clean latents; else with that of the noise."""
 
 
 @dataclass(frozen=True, slots=True)

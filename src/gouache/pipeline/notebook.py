@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import base64
-import os
-import sys
 from collections.abc import Iterator
 from html import escape
-from importlib import import_module
 
+from gouache.notebook import told
 from gouache.pipeline.generate.generation import Event, Painted, Progress
-
-SWITCH = "GOUACHE_PROGRESS"
-"""`off` in the environment: notebooks show no bar, as wanted where what a cell shows is compared."""
 
 
 class Pictures(list[Painted]):
@@ -30,37 +25,20 @@ class Pictures(list[Painted]):
         return f'<div style="display: flex; flex-wrap: wrap; gap: 12px">{"".join(figures)}</div>'
 
 
-def in_notebook() -> bool:
-    """Whether a kernel runs this code for a notebook."""
-    ipython = sys.modules.get("IPython")
-    shell = None if ipython is None else ipython.get_ipython()
-    return getattr(shell, "kernel", None) is not None
-
-
 def with_bar(events: Iterator[Event], *, progress: bool | None) -> Iterator[Event]:
-    """The same events; a notebook shows a bar while they come, and takes it away after the last.
+    """The same events of a painting; a notebook shows a bar while they come.
 
     Args:
         events: of a painting.
-        progress: whether; None for yes, unless `SWITCH` says off. Outside of notebooks nothing is shown.
+        progress: whether; None for yes, unless `GOUACHE_PROGRESS` says off. Outside of notebooks nothing is shown.
     """
-    wanted = os.environ.get(SWITCH) != "off" if progress is None else progress
-    if not wanted or not in_notebook():
-        yield from events
-        return
-    shown = import_module("IPython.display")  # There is a kernel, so its package is there; nothing else needs it.
-    handle = shown.display(shown.HTML(_bar(0.0, "")), display_id=True)
-    try:
-        for event in events:
-            if isinstance(event, Progress):
-                text = f"step {event.step} of {event.steps}"
-                if event.pictures > 1:
-                    text = f"picture {event.picture + 1} of {event.pictures}, {text}"
-                handle.update(shown.HTML(_bar(event.fraction, text)))
-            yield event
-    finally:
-        handle.update(shown.HTML(""))
+    return told(events, _told, progress=progress)
 
 
-def _bar(done: float, text: str) -> str:
-    return f'<progress max="1" value="{min(done, 1.0):.3f}" style="width: 20em"></progress> {text}'
+def _told(event: Event) -> tuple[float, str] | None:
+    if not isinstance(event, Progress):
+        return None
+    text = f"step {event.step} of {event.steps}"
+    if event.pictures > 1:
+        text = f"picture {event.picture + 1} of {event.pictures}, {text}"
+    return event.fraction, text

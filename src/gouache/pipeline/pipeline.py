@@ -25,6 +25,7 @@ from gouache.models.text.stack import TextStack
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
 from gouache.nn.layers import channels_last
+from gouache.notebook import bar
 from gouache.pipeline.engine.engine import Engine
 from gouache.pipeline.engine.names import TORCH, check_engine
 from gouache.pipeline.generate.generation import Event, Generation, Painted
@@ -95,7 +96,9 @@ class Pipeline:
         if path is None and (path := shipped_model()) is None:
             cure = "Give a path: this build has no weights."
             raise ModelNotFound("path", given="none", expected="the shipped model", cure=cure)
-        bundle = load_bundle(Path(path), device=where, dtype=kind, without_vae=True, sequential=sequential)
+        with bar() as show:
+            show(None, f"loading {Path(path).name}")
+            bundle = load_bundle(Path(path), device=where, dtype=kind, without_vae=True, sequential=sequential)
         return cls(bundle, engine)
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Self:

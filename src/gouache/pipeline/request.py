@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from gouache.config import Config
+from gouache.pipeline.fields.elsewhere import ELSEWHERE
 from gouache.pipeline.fields.guiders import Apg, FreeU, Mimic, Pag, PerpNeg, Sag, Slg
 from gouache.pipeline.fields.parts import (
     Churn,
@@ -100,6 +101,8 @@ __all__ = [
 
 class Request(Config):
     """Everything that decides a generation. Frozen; JSON both ways by `to_json` and `from_json`."""
+
+    elsewhere: ClassVar[Mapping[str, str]] = ELSEWHERE
 
     prompt: Text = ""
     """Prompt."""

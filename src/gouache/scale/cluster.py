@@ -6,12 +6,14 @@ import logging
 import os
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from queue import Empty, Queue
-from typing import TypeVar
+from typing import Any, TypeVar
 
+from gouache.environment import Variable
 from gouache.errors import ClusterError
 
 T = TypeVar("T")
@@ -21,6 +23,8 @@ LOOPBACK = "127.0.0.1"
 LOOPBACKS = (LOOPBACK, "localhost")
 PATIENCE = 10.0
 """Seconds for which the head node may not answer before it is lost."""
+ROOM_PATIENCE = 60.0
+"""Seconds for which no machine may be there that has room for an actor, after those that had it were lost."""
 
 
 @dataclass
@@ -40,9 +44,7 @@ class Cluster:
         Raises:
             ClusterError: there is none, and the cluster doesn't grow by itself.
         """
-        import ray
-
-        offers = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        offers = _offers()
         wanted = ("GPU", gpus) if gpus else ("CPU", cpus)
         largest = max((float(offer.get(wanted[0], 0)) for offer in offers), default=0.0)
         if largest < wanted[1]:
@@ -62,6 +64,13 @@ class Cluster:
         return float(ray.cluster_resources().get("GPU", 0)) >= 1
 
 
+def _offers() -> list[dict[str, Any]]:
+    """What each machine of the cluster has, in use or not."""
+    import ray
+
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 @contextmanager
 def connected(address: str) -> Iterator[Cluster]:
     """Be connected to a cluster; afterwards the connection is given up, and a cluster that was started here ends.
@@ -77,7 +86,7 @@ def connected(address: str) -> Iterator[Cluster]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # Its messages for its own makers go to standard error otherwise; a cluster's logs keep what its nodes say.
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    named = os.environ.get("RAY_ADDRESS", "") if address == ANY else address
+    named = os.environ.get(Variable.RAY_ADDRESS, "") if address == ANY else address
     place = _place(named)
     if address == HERE or (place is not None and place[0] in LOOPBACKS):
         # Read at import. Without it Ray takes an address of the network card in place of a loopback one.
@@ -104,7 +113,7 @@ def _start_or_join(address: str) -> None:
             ray.init(address, **quiet)
             return
         except ConnectionError:
-            if address != ANY or os.environ.get("RAY_ADDRESS"):
+            if address != ANY or os.environ.get(Variable.RAY_ADDRESS):
                 raise
     # What is started here listens to this machine alone: a cluster of Ray asks nobody for a password.
     ray.init(HERE, include_dashboard=False, _node_ip_address=LOOPBACK, **quiet)
@@ -135,14 +144,21 @@ def _place(address: str | None) -> tuple[str, int] | None:
     return (host, int(port)) if colon and port.isdecimal() else None
 
 
-def told(cluster: Cluster, rows: Iterator[T]) -> Iterator[T]:
-    """The same rows, and an error as soon as the head node is lost: Ray would wait for it, and then end this process.
+def told(cluster: Cluster, rows: Iterator[T], needs: tuple[int, int] | None = None) -> Iterator[T]:
+    """The same rows, and an error where Ray would wait.
 
-    Rows are drawn in a thread of their own. A row is drawn when the one before was taken, so that results that nobody
-    takes hold the cluster back.
+    It would wait for a lost head node, and then end this process; for a machine with room it would wait for good. Rows
+    are drawn in a thread of their own. A row is drawn when the one before was taken, so that results that nobody takes
+    hold the cluster back.
+
+    Args:
+        cluster: connected.
+        rows: what comes from it.
+        needs: CPUs and GPUs of an actor that rows come from; None: rows come without any.
 
     Raises:
-        ClusterError: the head node doesn't answer any more, or Ray gives up.
+        ClusterError: the head node doesn't answer any more, no machine with room came for `ROOM_PATIENCE`, or Ray
+            gives up.
     """
     import ray
 
@@ -161,6 +177,7 @@ def told(cluster: Cluster, rows: Iterator[T]) -> Iterator[T]:
 
     threading.Thread(target=draw, daemon=True).start()
     silent = 0.0
+    room_at = time.monotonic()
     try:
         while True:
             try:
@@ -169,7 +186,12 @@ def told(cluster: Cluster, rows: Iterator[T]) -> Iterator[T]:
                 silent = 0.0 if _answers(cluster.head) else silent + 1.0
                 if silent >= PATIENCE:
                     raise _lost(cluster) from None
+                if needs is None or silent or _offers_room(*needs):
+                    room_at = time.monotonic()
+                elif time.monotonic() - room_at >= ROOM_PATIENCE:
+                    raise _lost(cluster, f"no machine that works any more, for {ROOM_PATIENCE:g} s") from None
                 continue
+            room_at = time.monotonic()
             if kind == "end":
                 return
             if kind == "error":
@@ -192,8 +214,12 @@ def _answers(head: tuple[str, int] | None) -> bool:
     return True
 
 
-def _lost(cluster: Cluster, error: BaseException | None = None) -> ClusterError:
-    given = "no answer from its head node" if error is None else str(error).strip().splitlines()[-1][:300]
+def _offers_room(cpus: int, gpus: int) -> bool:
+    return any(offer.get("GPU", 0) >= gpus and offer.get("CPU", 0) >= (0 if gpus else cpus) for offer in _offers())
+
+
+def _lost(cluster: Cluster, error: object = "no answer from its head node") -> ClusterError:
+    given = str(error).strip().splitlines()[-1][:300]
     host, port = cluster.head or ("?", 0)
     return ClusterError(
         f"cluster {host}:{port}",

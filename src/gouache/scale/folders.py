@@ -73,12 +73,14 @@ class LocalFolder:
         """Refuse before the work what writing would refuse after it.
 
         Raises:
-            PictureError: the folder is missing or can't be written.
+            PictureError: the folder can't be made or written.
         """
         check_target(self.path / "name", force=True)
 
     def names(self) -> set[str]:
-        """The names of the files in it."""
+        """The names of the files in it; none while it isn't there."""
+        if not self.path.is_dir():
+            return set()
         return {path.name for path in self.path.iterdir() if path.is_file()}
 
     def read(self, name: str) -> bytes:

@@ -142,14 +142,15 @@ def spread(
         Each result once, and each task that failed once.
 
     Raises:
-        ClusterError: the cluster has no room for an actor, lost its head, or its machines disagree.
+        ClusterError: the cluster has no room for an actor, lost its head or all machines with room, or they disagree.
     """
     now = cluster.check_room(room.threads, room.gpus)
     books = _Bookkeeping(dict(tasks), check)
     for attempt in range(PASSES):
         blocks = min(len(books.open), LARGEST_BLOCKS) if attempt == 0 else len(books.open)
         books.damaged.clear()
-        for row in told(cluster, _rows(dict(books.open), blocks, _Actor, (work, arguments, room.threads), room, now)):
+        rows = _rows(dict(books.open), blocks, _Actor, (work, arguments, room.threads), room, now)
+        for row in told(cluster, rows, (room.threads, room.gpus)):
             result = books.take(row)
             if result is not None:
                 yield result

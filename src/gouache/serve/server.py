@@ -20,6 +20,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp
 
 from gouache import __version__
+from gouache.environment import Variable
 from gouache.errors import GouacheError, InvalidInput
 from gouache.serve.api import bulk as api_bulk
 from gouache.serve.api import editing as api_editing
@@ -51,7 +52,7 @@ from gouache.serve.start import check_can_paint
 from gouache.serve.store.accounts import ADMIN
 from gouache.serve.store.file_store import disk_error, is_of_disk
 from gouache.serve.studio import Studio
-from gouache.serve.worker.supervisor import ARENAS, ARENAS_VARIABLE
+from gouache.serve.worker.supervisor import ARENAS
 
 
 def create_app(studio: Studio) -> ASGIApp:
@@ -252,7 +253,6 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
-TOKEN_VARIABLE = "GOUACHE_TOKEN"
 log = logging.getLogger("gouache.server")
 
 
@@ -264,7 +264,7 @@ def check_openness(studio: Studio) -> None:
     Raises:
         InvalidInput: no account and not on loopback, or a token that is no secret.
     """
-    token = os.environ.get(TOKEN_VARIABLE)
+    token = os.environ.get(Variable.TOKEN)
     if token:
         studio.accounts.lend_token(ADMIN, token)
     if not studio.settings.on_loopback and not studio.accounts.any():
@@ -272,13 +272,13 @@ def check_openness(studio: Studio) -> None:
             "host",
             given=f"{studio.settings.host} without any account",
             expected="127.0.0.1, or a token",
-            cure=f"Make one with `gouache accounts add NAME`, or set {TOKEN_VARIABLE}.",
+            cure=f"Make one with `gouache accounts add NAME`, or set {Variable.TOKEN}.",
         )
 
 
 def share_heaps() -> None:
     """As many heaps for this process's threads as the workers get; nothing where the C library is not glibc."""
-    if ARENAS_VARIABLE not in os.environ:
+    if Variable.MALLOC_ARENA_MAX not in os.environ:
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL("libc.so.6").mallopt(_M_ARENA_MAX, ARENAS)
 

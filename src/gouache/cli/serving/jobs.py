@@ -8,14 +8,24 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gouache.environment import Variable
+
 if TYPE_CHECKING:
     from gouache.serve.queue.job import Job
     from gouache.serve.studio import Studio
 
 app = typer.Typer(help="List, cancel, retry and export the studio's jobs; back the studio up.", no_args_is_help=True)
-Data = Annotated[Path | None, typer.Option(help="The studio's data folder.")]
-Store = Annotated[str | None, typer.Option(envvar="GOUACHE_STORE", help="The store's URL.")]
-Files = Annotated[str | None, typer.Option(envvar="GOUACHE_FILES", help="URL of the object store with its pictures.")]
+Data = Annotated[Path | None, typer.Option(help="The studio's data folder. Default: the user's.")]
+Store = Annotated[
+    str | None, typer.Option(envvar=Variable.STORE, help="The store's URL. Default: SQLite in the data folder.")
+]
+Files = Annotated[
+    str | None,
+    typer.Option(
+        envvar=Variable.FILES,
+        help="URL of the object store with its pictures. Default: none; they lie in the data folder.",
+    ),
+]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from gouache.environment import Variable
 from gouache.serve.settings import Settings
 
 FLAGS = {
@@ -22,7 +23,7 @@ FLAGS = {
     "device": "--device --devices",
 }
 """Fields whose option has another name, or two."""
-VARIABLES = {"store": "GOUACHE_STORE", "files": "GOUACHE_FILES"}
+VARIABLES = {"store": Variable.STORE, "files": Variable.FILES}
 """Fields that an environment variable sets too."""
 WITHOUT_OPTION = ("model_memory", "lease", "grace", "wait", "limits")
 """Fields that only an embedding program sets."""

@@ -55,37 +55,59 @@ class SubsetKeys(Config):
 
     elsewhere: ClassVar[Mapping[str, str]] = REFUSED
     num_repeats: int | None = Field(default=None, ge=1)
+    """How often a picture is shown in one pass through the set."""
     caption_extension: str | None = None
+    """Ending of the files with captions, such as .txt or .caption; without it, several are looked for."""
     shuffle_caption: bool | None = None
+    """Put a caption's tags into another order each time."""
     keep_tokens: int | None = Field(default=None, ge=0)
+    """The first tags, so many of them, stay in front and are never dropped."""
     keep_tokens_separator: str | None = None
+    """Where a caption holds it, for example "|||", the tags before it stay instead, and those behind a second one."""
     caption_separator: str | None = None
+    """What stands between two tags."""
     caption_prefix: str | None = None
+    """Words in front of every caption, a trigger word for example; never moved or dropped."""
     caption_suffix: str | None = None
+    """Words behind every caption; never moved or dropped."""
     caption_dropout_rate: float | None = Field(default=None, ge=0, le=1)
+    """Share of captions that are left out whole."""
     caption_tag_dropout_rate: float | None = Field(default=None, ge=0, le=1)
+    """Share of the tags, but those that are kept, that are left out."""
     flip_aug: bool | None = None
+    """Mirror half of the pictures."""
     alpha_mask: bool | None = None
+    """Take a picture's alpha channel as the mask of the loss."""
 
 
 class GeneralTable(SubsetKeys):
     """What may stand in [general] and [[datasets]]."""
 
     resolution: int | tuple[int, int] | str | None = None
+    """Side of the square pictures are brought to, in pixels; two sides must be alike."""
     enable_bucket: bool | None = None
+    """Keep shapes of pictures, in buckets of like area; else all become squares."""
     min_bucket_reso: int | None = Field(default=None, ge=1)
+    """Shortest side of a bucket in pixels."""
     max_bucket_reso: int | None = Field(default=None, ge=1)
+    """Longest side of a bucket in pixels."""
     bucket_reso_steps: int | None = Field(default=None, ge=8)
+    """What the sides of buckets are multiples of; a divisor of the resolution."""
 
 
 class SubsetTable(SubsetKeys):
     """A table [[datasets.subsets]]."""
 
     image_dir: str
+    """Folder of the pictures, from the file's own folder or from the current one."""
     class_tokens: str | None = None
+    """Caption of pictures that have none."""
     is_reg: bool = False
+    """Whether these are pictures of the class, for prior preservation."""
     conditioning_data_dir: str | None = None
+    """Folder of the conditions of a ControlNet, by the pictures' names."""
     metadata_file: str | None = None
+    """A table of captions (JSON or JSON lines) beside the files."""
 
 
 class DatasetTable(GeneralTable):

@@ -371,9 +371,13 @@ def list_on_draft(request: Request, bundle: ModelBundle, given: StartState) -> t
     return total, total - steps
 
 
-def level_unused(request: Request, on_draft: tuple[int, int] | None) -> list[str]:
-    """A note if the picture does not begin on its draft, though the request says at which level it should."""
-    asked = request.prior is not None and request.prior.enabled and request.prior.start_sigma
+def level_unused(request: Request, bundle: ModelBundle, on_draft: tuple[int, int] | None) -> list[str]:
+    """A note if the picture does not begin on its draft, though the request says at which level it should.
+
+    A resolved request also holds the model's own level, which nobody asked for.
+    """
+    prior = request.prior
+    asked = prior is not None and prior.enabled and prior.start_sigma not in (0, bundle.defaults.prior_start_sigma)
     return ["prior.start_sigma was not used: the picture begins on something else"] if asked and not on_draft else []
 
 

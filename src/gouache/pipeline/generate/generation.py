@@ -171,7 +171,7 @@ class Generation:
         if listed:
             self.bundle = replace(bundle, timesteps=listed)
         self.mixed = False
-        self.prepared_notes = (*notes, *level_unused(request, self.on_draft))
+        self.prepared_notes = (*notes, *level_unused(request, bundle, self.on_draft))
 
     def _second(self, request: Request) -> Pass:
         steps, strength = request.num_inference_steps or 1, request.strength or 0.0

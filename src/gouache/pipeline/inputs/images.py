@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageChops, ImageColor, ImageFilter, ImageOps
 
+from gouache.environment import Variable
 from gouache.errors import InvalidInput, PictureError
 from gouache.pipeline.fields.values import MIN_SIDE
 from gouache.pipeline.inputs.plain import plain
@@ -26,7 +27,6 @@ from gouache.pipeline.request import MAX_PIXELS, ResizeMode
 READABLE = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF")
 """Formats that are opened. Not among them: those that Pillow reads through another program."""
 MAX_BYTES = 256 * 2**20
-PIXELS_VARIABLE = "GOUACHE_MAX_PIXELS"
 Resample = Image.Resampling
 Pixels = npt.NDArray[np.uint8]
 _DAMAGES = (
@@ -103,12 +103,12 @@ def allowed_pixels() -> int:
     Raises:
         InvalidInput: the variable holds no whole number above 0.
     """
-    text = os.environ.get(PIXELS_VARIABLE, "").strip()
+    text = os.environ.get(Variable.MAX_PIXELS, "").strip()
     if not text:
         return MAX_PIXELS
     if not text.isdecimal() or not int(text):
         raise InvalidInput(
-            PIXELS_VARIABLE, given=repr(text), expected="a whole number of pixels", cure="For example 1000000."
+            Variable.MAX_PIXELS, given=repr(text), expected="a whole number of pixels", cure="For example 1000000."
         )
     return int(text)
 

@@ -20,6 +20,7 @@ from pydantic import Field, model_validator
 
 from gouache.checkpoints.hub import file_sha256
 from gouache.config import Config
+from gouache.environment import Variable
 from gouache.files import write_bytes
 from gouache.pipeline.request import Request
 
@@ -236,7 +237,7 @@ def model_sha256(path: Path, cache: Path | None = None) -> str:
 
 def cache_file() -> Path:
     """`sha256.json` in the user's cache folder."""
-    folder = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    folder = os.environ.get(Variable.XDG_CACHE_HOME) or Path.home() / ".cache"
     return Path(folder) / "gouache" / "sha256.json"
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from gouache.checkpoints.diffusers.folder import read_json
 from gouache.checkpoints.formats.header import open_source
 from gouache.checkpoints.vision import tower_config
+from gouache.environment import Variable
 from gouache.errors import IncompatibleCheckpoint, InvalidInput, ModelNotFound
 from gouache.models.conditioning.image_encoder import SafetyChecker, preprocess
 from gouache.pipeline.generate.generation import Event, Painted, Progress
@@ -149,7 +150,6 @@ def _recoloured(colours: Coefficients, change: Coefficients) -> NDArray[np.uint8
     return np.rint(np.stack([*shifted, new_blue], axis=-1)).astype(np.uint8)
 
 
-VARIABLE = "GOUACHE_SAFETY_CHECKER"
 FOLDER = "safety_checker"
 FILES = ("model.safetensors", "pytorch_model.bin", "model.fp16.safetensors")
 BLUR = 12
@@ -186,7 +186,7 @@ def open_gate(model: Path | None) -> SafetyGate:
         ModelNotFound: there is none.
         CheckpointError: it can't be read, or is something else.
     """
-    named = os.environ.get(VARIABLE)
+    named = os.environ.get(Variable.SAFETY_CHECKER)
     beside = None if model is None else model / FOLDER
     path = Path(named).expanduser() if named else beside
     if path is None or not path.exists():
@@ -194,7 +194,7 @@ def open_gate(model: Path | None) -> SafetyGate:
             "safety checker",
             given=f"nothing at {named!r}" if named else "no weights",
             expected="the folder or file of a checker in diffusers' layout (StableDiffusionSafetyChecker)",
-            cure=f"Name it in {VARIABLE}, or paint with --safety off.",
+            cure=f"Name it in {Variable.SAFETY_CHECKER}, or paint with --safety off.",
         )
     return SafetyGate(load_safety_checker(path), path.name)
 

@@ -17,11 +17,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from gouache.environment import Variable
 from gouache.errors import InvalidInput, MissingDependency
 from gouache.pipeline.inputs.images import on_background
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-FONT_VARIABLE = "GOUACHE_FONT"
 SUFFIXES = (".ttf", ".ttc", ".otf", ".otc")
 WIDE_NAMES = (
     "cjk",
@@ -119,12 +119,12 @@ def font_folders() -> list[Path]:
     if sys.platform == "win32":
         local = Path(os.environ.get("LOCALAPPDATA", home / "AppData" / "Local"))
         return [Path(os.environ.get("WINDIR", "C:/Windows")) / "Fonts", local / "Microsoft" / "Windows" / "Fonts"]
-    data = Path(os.environ.get("XDG_DATA_HOME") or home / ".local" / "share")
+    data = Path(os.environ.get(Variable.XDG_DATA_HOME) or home / ".local" / "share")
     return [Path("/usr/share/fonts"), Path("/usr/local/share/fonts"), data / "fonts", home / ".fonts"]
 
 
 def _fonts(size: int, folders: Sequence[Path]) -> Iterator[Font]:
-    chosen = os.environ.get(FONT_VARIABLE)
+    chosen = os.environ.get(Variable.FONT)
     if chosen:
         yield from _opened(Path(chosen).expanduser(), size)
     yield ImageFont.load_default(size)

@@ -64,6 +64,10 @@ class ModelEntry:
         last = self.name.rsplit("/", 1)[-1]
         return last.rsplit(".", 1)[0] if Path(last).suffix.lower() in SUFFIXES else last
 
+    def is_called(self, name: str) -> bool:
+        """Whether this is its name, stem or title; case, a title's hash and the kind of slash don't count."""
+        return _loose(name) in (_loose(self.name), _loose(self.stem))
+
 
 class ModelCatalog:
     """The models in some folders.
@@ -150,8 +154,7 @@ class ModelCatalog:
             for entry in entries:
                 if _recorded_sha256(entry).startswith(wanted.lower()):
                     return entry
-        loose = _loose(wanted)
-        alike = [entry for entry in entries if loose in (_loose(entry.name), _loose(entry.stem))]
+        alike = [entry for entry in entries if entry.is_called(wanted)]
         if len(alike) == 1:
             return alike[0]
         near = unknown_name("model", wanted, [entry.name for entry in entries])

@@ -22,8 +22,8 @@ MAX_KEY = 255
 
 
 @lru_cache(maxsize=256)
-def _parsed(text: str) -> Request:
-    """Requests are frozen, so that one object serves everybody who looks at the same job."""
+def parsed(text: str) -> Request:
+    """A stored request. Requests are frozen, so that one object serves everybody who looks at the same job."""
     return Request.from_json(text, where="job")
 
 
@@ -53,7 +53,7 @@ class Job:
 
     def parsed(self) -> Request:
         """What to paint."""
-        return _parsed(self.request)
+        return parsed(self.request)
 
     @property
     def fraction(self) -> float:

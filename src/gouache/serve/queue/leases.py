@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from sqlalchemy import ColumnElement, Connection, Select, and_, bindparam, delete, func, select, update
 
-from gouache.errors import WorkerError
-from gouache.serve.queue.job import COLUMNS, MAX_ATTEMPTS, Ending, Job, JobState, Orders
+from gouache.errors import GouacheError, WorkerError
+from gouache.pipeline.request import Request
+from gouache.serve.queue.job import COLUMNS, MAX_ATTEMPTS, Ending, Job, JobState, Orders, parsed
 from gouache.serve.queue.queue import note
 from gouache.serve.queue.tasks import recover as recover_tasks
 from gouache.serve.store.database import Database, ask, insert_missing, upsert
@@ -21,6 +22,12 @@ from gouache.serve.store.tables import events, jobs, pauses, pictures, previews,
 
 LOCK_OF_CLAIMS = "SELECT pg_advisory_xact_lock(7860)"
 """Held in PostgreSQL by whoever takes a waiting job or gives it another place."""
+PASSED_SECONDS = 30.0
+"""A job is passed over for another of the same user, whose model is loaded, for so long at most."""
+LOOKED_AHEAD = 64
+"""So many of a user's waiting jobs are looked at for one whose model is loaded."""
+IsLoaded = Callable[[Request], bool]
+"""Whether a worker can paint a request without loading a model."""
 
 
 class Leases:
@@ -33,10 +40,16 @@ class Leases:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def claim(self, worker: str, lease: float) -> Job | None:
+    def claim(self, worker: str, lease: float, is_loaded: IsLoaded | None = None) -> Job | None:
         """Take the next job: highest priority first, then the user who waited longest for a turn, then the oldest.
 
-        Jobs of users who paused their queue are passed over.
+        Jobs of users who paused their queue are left waiting.
+
+        Args:
+            worker: its name.
+            lease: seconds after which the job of a silent worker is given up.
+            is_loaded: of the jobs of that user and priority, one for which this says yes goes before older ones for
+                which it says no; none of them is passed over for more than `PASSED_SECONDS`. None: strictly by age.
         """
         # Without a lock first: idle workers ask this several times a second, and SQLite has one lock for all writers.
         with self.database.read() as connection:
@@ -45,7 +58,7 @@ class Leases:
         now = time.time()
         # Need not be durable: a claim that a power cut takes back leaves a queued job, and no worker to be surprised.
         with self.database.write(durable=False) as connection:
-            seq = self._next(connection)
+            seq = self._next(connection, is_loaded, now)
             if seq is None:
                 return None
             values = {"worker": worker, "lease_until": now + lease, "started": now}
@@ -54,14 +67,15 @@ class Leases:
             note(connection, job.id, "running", worker)
         return job
 
-    def _next(self, connection: Connection) -> int | None:
+    def _next(self, connection: Connection, is_loaded: IsLoaded | None, now: float) -> int | None:
         """The `seq` of the job whose turn it is."""
         if not self.database.sqlite:
             # One claimer at a time: the choice depends on every waiting job. SQLite's transaction does this anyway.
             ask(connection, LOCK_OF_CLAIMS)
         # The oldest job of each user first, then the user whose last turn is longest ago: a hundred jobs of one user
         # delay another user's single job by one job at most.
-        return connection.execute(_NEXT).scalar()
+        first = connection.execute(_NEXT).scalar()
+        return first if first is None or is_loaded is None else _loaded_first(connection, first, is_loaded, now)
 
     def renew(self, job: Job, lease: float) -> bool:
         """Keep the lease; False if it is lost."""
@@ -205,8 +219,43 @@ def _next_in_turn() -> Select[int]:
     return order.order_by(func.coalesce(turns.c.served, 0.0), oldest.c.seq).limit(1)
 
 
+def _loaded_first(connection: Connection, first: int, is_loaded: IsLoaded, now: float) -> int:
+    """Of the jobs of one user and priority, the oldest one whose model is loaded, unless an older one waited enough.
+
+    Args:
+        connection: inside a transaction that no other claim enters.
+        first: `seq` of the oldest.
+        is_loaded: see `Leases.claim`.
+        now: the time.
+    """
+    for row in ask(connection, _WITH_IT, first, LOOKED_AHEAD).all():
+        if _is_loaded(row.request, is_loaded):
+            if row.seq != first:
+                ask(connection, _PASS_OVER, now, row.owner, row.priority, first, row.seq)
+            return int(row.seq)
+        if row.passed_over is not None and now - row.passed_over > PASSED_SECONDS:
+            break
+    return first
+
+
+def _is_loaded(request: str, is_loaded: IsLoaded) -> bool:
+    try:
+        return is_loaded(parsed(request))
+    except GouacheError:  # Of an older gouache; whoever claims it says what is wrong with it.
+        return False
+
+
 # Built once: building a statement takes longer than SQLite takes to run it.
 _NEXT = _next_in_turn()
+_WITH_IT = (
+    "SELECT waits.seq, waits.owner, waits.priority, waits.request, waits.passed_over FROM jobs AS waits"
+    " JOIN jobs AS oldest ON oldest.seq = ? AND waits.owner = oldest.owner AND waits.priority = oldest.priority"
+    " WHERE waits.state = 'queued' AND waits.seq >= oldest.seq ORDER BY waits.seq LIMIT ?"
+)
+_PASS_OVER = (
+    "UPDATE jobs SET passed_over = ? WHERE state = 'queued' AND owner = ? AND priority = ?"
+    " AND seq >= ? AND seq < ? AND passed_over IS NULL"
+)
 # Attempts are counted when a job is taken and not when it fails: a worker that is killed can count nothing.
 _CLAIM = (
     update(jobs)

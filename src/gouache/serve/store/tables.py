@@ -18,7 +18,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-SCHEMA = "5"
+SCHEMA = "6"
 """Version of the tables. Whoever changes a table counts it up and adds a step to `migrations/versions`."""
 
 metadata = MetaData()
@@ -57,6 +57,7 @@ jobs = Table(
     Column("step", Integer, nullable=False, default=0),
     Column("steps", Integer, nullable=False, default=0),
     Column("error", Text),
+    Column("passed_over", Float),
     UniqueConstraint("owner", "idempotency_key", name="one_job_per_key"),
     Index("jobs_by_turn", "state", "priority", "owner", "seq"),
     Index("jobs_by_owner", "owner", "seq"),

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import gc
 import logging
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
@@ -58,7 +59,7 @@ class LoadedModels:
 
     def __init__(self, open_model: OpenModel, budget: int, device: str | None = None) -> None:
         self.open_model, self.budget, self.device = open_model, budget, device
-        self._loaded: OrderedDict[str, tuple[Painter, int]] = OrderedDict()
+        self._loaded: OrderedDict[str, tuple[Painter, int, ModelEntry]] = OrderedDict()
 
     def get(self, entry: ModelEntry, beside: ModelEntry | None = None) -> Painter:
         """The model, loaded if need be. Room is made before it is loaded, from its size on disk.
@@ -73,14 +74,20 @@ class LoadedModels:
             self._loaded.move_to_end(key)
             return self._loaded[key][0]
         self._make_room(entry.size, kept)
+        start = time.perf_counter()
         painter = self.open_model(entry, self.device)
-        self._loaded[key] = (painter, max(entry.size, weight_bytes(painter)))
+        log.info("model loaded", extra={"model": entry.name, "seconds": round(time.perf_counter() - start, 4)})
+        self._loaded[key] = (painter, max(entry.size, weight_bytes(painter)), entry)
         self._make_room(0, kept)
         return painter
 
     def names(self) -> list[str]:
         """The loaded models, least recently used first."""
-        return [key.split("\n", 1)[0] for key in self._loaded]
+        return [entry.name for _, _, entry in self._loaded.values()]
+
+    def has(self, name: str) -> bool:
+        """Whether a model that answers to a name is loaded; a hash is no name here."""
+        return any(entry.is_called(name) for _, _, entry in self._loaded.values())
 
     def forget(self) -> None:
         """Let go of every model, for example after running out of memory."""
@@ -90,7 +97,7 @@ class LoadedModels:
     def _make_room(self, wanted: int, kept: set[str]) -> None:
         idle = [key for key in self._loaded if key not in kept]
         freed = False
-        while idle and sum(size for _, size in self._loaded.values()) + wanted > self.budget:
+        while idle and sum(size for _, size, _ in self._loaded.values()) + wanted > self.budget:
             del self._loaded[idle.pop(0)]
             freed = True
         if freed:

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from gouache.errors import GouacheError, StoreAway, WorkerError
+from gouache.pipeline.request import Request
 from gouache.serve.logs import log_to_stderr
 from gouache.serve.models.catalog import ModelCatalog
 from gouache.serve.queue.heartbeat import BEATS, heartbeat
@@ -188,7 +189,7 @@ class Worker:
             self.leases.take_back(self.name)
             self._may_hold = False
         try:
-            job = self.leases.claim(self.name, self.settings.lease)
+            job = self.leases.claim(self.name, self.settings.lease, self._has_model_of if self.models.names() else None)
         except StoreAway:
             self._may_hold = True
             raise
@@ -202,6 +203,10 @@ class Worker:
         log.info("job left", extra={"job": job.id, "seconds": round(time.perf_counter() - start, 4)})
         self.tell(job.id)
         return True
+
+    def _has_model_of(self, request: Request) -> bool:
+        wanted = (request.model or self.catalog.default, request.refiner)
+        return all(name is None or self.models.has(name) for name in wanted)
 
     def _bring_to_an_end(self, job: Job) -> None:
         try:

@@ -10,6 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from gouache.environment import Variable
 from gouache.errors import ClusterError, GouacheError
 from gouache.scale.cluster import connected, told
 from gouache.serve.logs import log_to_stderr
@@ -20,7 +21,6 @@ from gouache.serve.store.outages import outlast
 from gouache.serve.worker.host import started, stop_at_signals
 from gouache.serve.worker.loaded_models import OpenModel, open_pipeline
 from gouache.serve.worker.process import Wakes, Worker, work_on
-from gouache.serve.worker.supervisor import SAFETY_VARIABLE
 
 LOOK_SECONDS = 1.0
 """Time between two looks at the actors."""
@@ -46,7 +46,7 @@ class RayWorker:
         """Work until `stop` is called; gives the error, in parts, if it can't. Ray calls it again on a new machine."""
         log_to_stderr()
         if self.settings.safety_checker is not None:
-            os.environ[SAFETY_VARIABLE] = str(self.settings.safety_checker)
+            os.environ[Variable.SAFETY_CHECKER] = str(self.settings.safety_checker)
         try:
             # Nobody listens: servers look by themselves for what changed.
             self._worker = outlast(lambda: Worker(self.settings, self.open_model, _nobody), who="worker")

@@ -21,6 +21,7 @@ from typing import IO
 
 import psutil
 
+from gouache.environment import Variable
 from gouache.errors import StoreAway
 from gouache.serve.queue.leases import Leases
 from gouache.serve.settings import Settings
@@ -35,12 +36,10 @@ HANG_SECONDS = 10.0
 """After so long, and after the time of a lease, it is ended: its jobs are no longer its own anyway."""
 START_SECONDS = 180.0
 """A worker has so long to say its first word: it reads the libraries, from a slow disk perhaps."""
-ARENAS_VARIABLE, ARENAS = "MALLOC_ARENA_MAX", 2
+ARENAS = 2
 """glibc gives each new thread a heap of its own, up to eight a core, and none of them gives back what another needs."""
 CLOCK_SECONDS = 2.0
 """By so much the system's two accounts of the time may differ."""
-SAFETY_VARIABLE = "GOUACHE_SAFETY_CHECKER"
-"""How the pipeline is told where the safety checker lies."""
 log = logging.getLogger("gouache.supervisor")
 
 
@@ -245,11 +244,11 @@ class _Slot:
 
     def _one_life(self) -> int:
         settings = self.supervisor.settings
-        environment = {ARENAS_VARIABLE: str(ARENAS)} | os.environ | {"PYTHONUNBUFFERED": "1"}
+        environment = {Variable.MALLOC_ARENA_MAX: str(ARENAS)} | os.environ | {"PYTHONUNBUFFERED": "1"}
         if settings.threads:
             environment["OMP_NUM_THREADS"] = str(settings.threads)
         if settings.safety_checker is not None:
-            environment[SAFETY_VARIABLE] = str(settings.safety_checker)
+            environment[Variable.SAFETY_CHECKER] = str(settings.safety_checker)
         self.name, self._model, self._spoke, self._heard_at = None, "", False, time.monotonic()
         self.process = process = subprocess.Popen(
             list(self.supervisor.command), stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment

@@ -85,8 +85,8 @@ def encode(folder: Path, source: CaptionedSource, encoders: Encoders, count: int
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_tensors(folder / "empty.safetensors", _encode_text(encoders, [""]))
-    for numbers in _shards(count):
-        if _is_whole(_shard(folder, numbers), len(numbers)):
+    for numbers in shards_of(count):
+        if _is_whole(shard_file(folder, numbers), len(numbers)):
             yield numbers.stop
             continue
         parts = []
@@ -96,18 +96,19 @@ def encode(folder: Path, source: CaptionedSource, encoders: Encoders, count: int
         save_shard(folder, numbers, parts)
 
 
-def _shards(count: int) -> list[range]:
+def shards_of(count: int) -> list[range]:
     """The examples of each shard of a store."""
     return [range(start, min(start + SHARD, count)) for start in range(0, count, SHARD)]
 
 
-def _shard(folder: Path, numbers: range) -> Path:
+def shard_file(folder: Path, numbers: range) -> Path:
+    """Where the shard of these examples lies."""
     return folder / f"{numbers.start:09d}.safetensors"
 
 
 def missing_shards(folder: Path, count: int) -> list[range]:
     """The examples of each shard that a store of `count` examples lacks, or has damaged."""
-    return [numbers for numbers in _shards(count) if not _is_whole(_shard(folder, numbers), len(numbers))]
+    return [numbers for numbers in shards_of(count) if not _is_whole(shard_file(folder, numbers), len(numbers))]
 
 
 def batches_of(source: CaptionedSource, numbers: range) -> list[range]:
@@ -120,7 +121,7 @@ def save_shard(folder: Path, numbers: range, parts: Sequence[tuple[dict[str, Ten
     """Write the shard of these examples from its batches, in their order."""
     folder.mkdir(parents=True, exist_ok=True)
     captions = json.dumps([caption for _, captions in parts for caption in captions])
-    save_tensors(_shard(folder, numbers), _joined([part for part, _ in parts]), {"captions": captions})
+    save_tensors(shard_file(folder, numbers), _joined([part for part, _ in parts]), {"captions": captions})
 
 
 class EncodedStore:

@@ -91,6 +91,7 @@ class TuningSet:
         batch: images of a step, which share a shape.
 
     Attributes:
+        views: every picture, and its mirror image where that is shown.
         shapes: (height, width) of every row.
     """
 
@@ -104,7 +105,7 @@ class TuningSet:
         seed: int,
         batch: int,
     ) -> None:
-        self.pictures, self.rows, self._store = pictures, list(rows), store
+        self.pictures, self.rows, self._store, self.views = pictures, list(rows), store, views
         self._variety, self._seed = variety, seed
         self._places = {view: place for place, view in enumerate(views.views)}
         members = pictures.members

@@ -31,9 +31,9 @@ from gouache.pipeline.inputs.preprocessors import drawn
 from gouache.pipeline.inputs.tensors import to_tensor
 from gouache.training.batches.batch_shapes import batches_of_one_shape, shown
 from gouache.training.batches.encoded import drop_captions
-from gouache.training.batches.tuning_set import Shown, Texts, TuningSet, tuning_sets
+from gouache.training.batches.tuning_set import Shown, Texts, TuningSet
 from gouache.training.denoising import Denoising, refuse_prompts
-from gouache.training.inputs import RunInputs, encoders_of, initial_weights, start_model
+from gouache.training.inputs import RunInputs, initial_weights
 from gouache.training.previewer import Previewer
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage
 from gouache.training.stage_tables import ControlNetStage
@@ -147,15 +147,11 @@ class ControlNetTraining(Stage[Steers]):
 
     @classmethod
     def from_run(cls, inputs: RunInputs) -> Iterator[Preparing | Ready]:
-        table, size = inputs.table(cls.name, ControlNetStage), inputs.config.data.size
-        refuse_prompts(table, cls.name)
-        bundle = start_model(table.start, size, cls.name)
-        config_of(bundle, table)  # before pictures are encoded for nothing
-        encoders = encoders_of(bundle, table.start, size)
-        sets = yield from tuning_sets(inputs.data, inputs.run, encoders, inputs.config.data, table.loop.batch_size)
-        with initial_weights(table.loop.seed):
-            stage = cls(table, bundle, *sets, Texts(bundle.text, encoders.pooled))
-        yield Ready(stage, table)
+        refuse_prompts(inputs.table(cls.name, ControlNetStage), cls.name)
+        tuning = yield from inputs.tuning(cls.name, ControlNetStage, config_of)
+        with initial_weights(tuning.table.loop.seed):
+            stage = cls(tuning.table, tuning.bundle, tuning.data, tuning.held_out, tuning.texts())
+        yield Ready(stage, tuning.table)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         return self._batch(self.data, self.data.shown(indices), BatchNoise(self.seed, indices))

@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -21,13 +20,13 @@ from gouache.errors import ConfigError, DataError
 from gouache.models.bundle import ModelBundle
 from gouache.models.network_configs import NetworkConfig
 from gouache.models.unet import UNet
-from gouache.pipeline.inputs.tensors import rgba_to_tensor
 from gouache.training.batches.batch_shapes import batches_of_one_shape, shown
+from gouache.training.batches.conditions import ConditionStore, condition_image, encoded_conditions
 from gouache.training.batches.encoded import drop_captions
-from gouache.training.batches.tuning_set import Shown, Texts, TuningSet, tuning_sets
+from gouache.training.batches.tuning_set import Shown, Texts, TuningSet
 from gouache.training.config import TrainConfig
 from gouache.training.denoising import Denoising, refuse_prompts
-from gouache.training.inputs import RunInputs, encoders_of, initial_weights, load_network, result_of, start_model
+from gouache.training.inputs import RunInputs, initial_weights, load_network, result_of
 from gouache.training.previewer import Previewer
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage
 from gouache.training.stage_tables import InstructStage
@@ -65,16 +64,17 @@ class InstructTraining(Stage[UNet]):
     config: InstructStage
 
     def __init__(
-        self, config: InstructStage, bundle: ModelBundle, data: TuningSet, held_out: TuningSet, texts: Texts
+        self,
+        config: InstructStage,
+        bundle: ModelBundle,
+        data: TuningSet,
+        held_out: TuningSet,
+        texts: Texts,
+        before: tuple[ConditionStore, ConditionStore],
     ) -> None:
         super().__init__()
         self.config, self.data, self.held_out, self.texts, self.seed = config, data, held_out, texts, config.loop.seed
-        if not data.pictures.manifest.conditions:
-            raise DataError(
-                "stage instruct",
-                given="pictures without what they were before",
-                expected="before/NAME.png for every after/NAME.png, with the instruction in after/NAME.txt",
-            )
+        self.before, self.before_held_out = before
         self.bundle, self.vae = bundle, bundle.vae
         self.trained = widened(unet_to_teach(bundle, config))
         self.trained.set_gradient_checkpointing(config.gradient_checkpointing)
@@ -84,15 +84,20 @@ class InstructTraining(Stage[UNet]):
 
     @classmethod
     def from_run(cls, inputs: RunInputs) -> Iterator[Preparing | Ready]:
-        table, size = inputs.table(cls.name, InstructStage), inputs.config.data.size
-        refuse_prompts(table, cls.name)
-        bundle = start_model(table.start, size, cls.name)
-        unet_to_teach(bundle, table)  # before pictures are encoded for nothing
-        encoders = encoders_of(bundle, table.start, size)
-        sets = yield from tuning_sets(inputs.data, inputs.run, encoders, inputs.config.data, table.loop.batch_size)
-        with initial_weights(table.loop.seed):
-            stage = cls(table, bundle, *sets, Texts(bundle.text, encoders.pooled))
-        yield Ready(stage, table)
+        refuse_prompts(inputs.table(cls.name, InstructStage), cls.name)
+        tuning = yield from inputs.tuning(cls.name, InstructStage, unet_to_teach)
+        if not tuning.data.pictures.manifest.conditions:
+            raise DataError(
+                "stage instruct",
+                given="pictures without what they were before",
+                expected="before/NAME.png for every after/NAME.png, with the instruction in after/NAME.txt",
+            )
+        own = yield from encoded_conditions(inputs.run, tuning.data, tuning.encoders)
+        held_out = yield from encoded_conditions(inputs.run, tuning.held_out, tuning.encoders)
+        with initial_weights(tuning.table.loop.seed):
+            parts = (tuning.bundle, tuning.data, tuning.held_out, tuning.texts())
+            stage = cls(tuning.table, *parts, (own, held_out))
+        yield Ready(stage, tuning.table)
 
     @classmethod
     def base_model(cls, config: TrainConfig) -> Path | None:
@@ -133,17 +138,16 @@ class InstructTraining(Stage[UNet]):
         told, empty = self._told(network, batch), self.texts.states([""])
         preview = Previewer(told, self.bundle.denoiser_config, self.denoising.schedule, empty)
         found = preview.latents(self.texts.states([one.caption for one in pictures]), batch["eps"], None)
-        decoded = (self.vae.decode(latents)[:, :3] for latents in (batch["x0"], found))
-        return torch.stack([batch["before"][:, :3], *decoded], dim=1).flatten(0, 1)
+        before = [condition_image(self.held_out.pictures, one.row, one.mirrored, self.vae) for one in pictures]
+        rows = [torch.stack(before).to(self.device), *(self.vae.decode(one) for one in (batch["x0"], found))]
+        return torch.stack([row[:, :3] for row in rows], dim=1).flatten(0, 1)
 
     def export(self, network: UNet, path: Path) -> None:
         """Write the U-Net; `gouache pack` puts it into its model."""
         save_tensors(path, network.state_dict(), {"component": "unet", "config": network.config.to_json()})
 
-    @torch.no_grad()
     def _told(self, network: UNet, batch: Batch) -> Told:
-        latents = self.vae.encode(batch["before"]).mode()
-        return Told(network, latents * batch["keep_before"].view(-1, 1, 1, 1))
+        return Told(network, batch["before"] * batch["keep_before"].view(-1, 1, 1, 1))
 
     def _batch(self, data: TuningSet, pictures: Sequence[Shown], noise: BatchNoise, *, exact: bool = False) -> Batch:
         """Latents, instructions, pictures before and noise; `exact` drops nothing."""
@@ -155,19 +159,10 @@ class InstructTraining(Stage[UNet]):
         text, picture = config.caption_dropout, config.picture_dropout
         both = text + picture + config.both_dropout
         batch["keep_before"] = ((drawn < text) | (drawn >= both)).float()
-        batch["before"] = self._before(data, pictures)
+        batch["before"] = (self.before if data is self.data else self.before_held_out).latents(pictures)
         states = self.texts.states([one.caption for one in pictures])
         dropped = (drawn < text) | ((drawn >= text + picture) & (drawn < both))
         return batch | drop_captions(states, self.texts.states([""]), dropped).batch()
-
-    def _before(self, data: TuningSet, pictures: Sequence[Shown]) -> Tensor:
-        """The pictures before. [B,C,H,W] in [-1, 1]"""
-        found = []
-        for one in pictures:
-            own = data.pictures.condition(one.row)
-            assert own is not None, "a set without conditions is refused before"
-            found.append(np.array(own[:, ::-1] if one.mirrored else own))
-        return rgba_to_tensor(np.stack(found))[:, : self.vae.config.image_channels]
 
 
 def unet_to_teach(bundle: ModelBundle, config: InstructStage) -> UNet:

@@ -21,9 +21,9 @@ from gouache.models.text.tokenizers import TextTokenizer
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.prompts.adapters import vectors_of, with_words
 from gouache.training.batches.batch_shapes import batches_of_one_shape, shown
-from gouache.training.batches.tuning_set import Shown, Texts, TuningSet, tuning_sets
+from gouache.training.batches.tuning_set import Shown, Texts, TuningSet
 from gouache.training.denoising import Denoising
-from gouache.training.inputs import RunInputs, encoders_of, initial_weights, start_model
+from gouache.training.inputs import RunInputs, initial_weights
 from gouache.training.previewer import painted
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage
 from gouache.training.stage_tables import InversionStage
@@ -161,14 +161,11 @@ class InversionTraining(Stage[NewWord]):
 
     @classmethod
     def from_run(cls, inputs: RunInputs) -> Iterator[Preparing | Ready]:
-        table, size = inputs.table(cls.name, InversionStage), inputs.config.data.size
-        bundle = start_model(table.start, size, cls.name)
-        clip_encoders(bundle, table)  # before pictures are encoded for nothing
-        encoders = encoders_of(bundle, table.start, size)
-        sets = yield from tuning_sets(inputs.data, inputs.run, encoders, inputs.config.data, table.loop.batch_size)
-        with initial_weights(table.loop.seed):
-            stage = cls(table, bundle, *sets, encoders.pooled, size)
-        yield Ready(stage, table)
+        tuning = yield from inputs.tuning(cls.name, InversionStage, clip_encoders)
+        pooled, size = tuning.encoders.pooled, inputs.config.data.size
+        with initial_weights(tuning.table.loop.seed):
+            stage = cls(tuning.table, tuning.bundle, tuning.data, tuning.held_out, pooled, size)
+        yield Ready(stage, tuning.table)
 
     def batch(self, indices: Sequence[int]) -> Batch:
         pictures, noise = self.data.shown(indices), BatchNoise(self.seed, indices)

@@ -24,15 +24,16 @@ from gouache.checkpoints.save import bundle_to_write
 from gouache.data.packed import PackedRecord
 from gouache.errors import ConfigError
 from gouache.models.bundle import ModelBundle
+from gouache.models.configs import DenoiserConfig
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.pipeline import Pipeline
 from gouache.training.batches.batch_shapes import batches_of_one_shape, shown
 from gouache.training.batches.encoded import drop_captions
-from gouache.training.batches.tuning_set import Shown, Texts, TuningSet, tuning_sets
+from gouache.training.batches.tuning_set import Shown, Texts, TuningSet
 from gouache.training.denoising import Denoising, rescaled
-from gouache.training.inputs import RunInputs, encoders_of, initial_weights, start_model
+from gouache.training.inputs import RunInputs, initial_weights
 from gouache.training.low_rank import Attached, Layer, LowRank, LowRankChanges, used_layers
 from gouache.training.previewer import PromptPainter, painted
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage
@@ -77,13 +78,11 @@ class LoraTraining(Stage[LowRankChanges]):
 
     @classmethod
     def from_run(cls, inputs: RunInputs) -> Iterator[Preparing | Ready]:
-        table, size = inputs.table(cls.name, LoraStage), inputs.config.data.size
-        bundle = start_model(table.start, size, cls.name)
-        bundle = replace(bundle, denoiser_config=rescaled(bundle.denoiser_config, table, cls.name))
-        encoders = encoders_of(bundle, table.start, size)
-        sets = yield from tuning_sets(inputs.data, inputs.run, encoders, inputs.config.data, table.loop.batch_size)
+        tuning = yield from inputs.tuning(cls.name, LoraStage, _own_schedule)
+        table = tuning.table
+        bundle = replace(tuning.bundle, denoiser_config=_own_schedule(tuning.bundle, table))
         with initial_weights(table.loop.seed):
-            stage = cls(table, bundle, *sets, Texts(bundle.text, encoders.pooled))
+            stage = cls(table, bundle, tuning.data, tuning.held_out, tuning.texts())
         # Prompts may change between two sessions of a run.
         yield Ready(stage, table.model_copy(update={"prompts": ()}))
 
@@ -340,6 +339,11 @@ class LoraTraining(Stage[LowRankChanges]):
             return batch | self.texts.live(captions).batch()  # what is kept of captions was said by other weights
         text = self.texts.states(captions)
         return batch | drop_captions(text, self.texts.states([""]), dropped).batch()
+
+
+def _own_schedule(bundle: ModelBundle, table: LoraStage) -> DenoiserConfig:
+    """The model's settings, as the LoRA has them."""
+    return rescaled(bundle.denoiser_config, table, LoraTraining.name)
 
 
 def _facts_of(data: TuningSet) -> dict[str, object]:
