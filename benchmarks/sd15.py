@@ -1,8 +1,9 @@
 """Seconds per guided step and per decode at 512x512 with full Stable Diffusion 1.5 shapes, and peak memory.
 
-Ours beside diffusers (eager) and, if asked for, OpenVINO: random weights, fp32, on the CPU. Every measurement runs in a
-process of its own, the programs take turns, and the median over all rounds is printed with the whole process's peak
-memory. A guided step is one network call on a batch of two (with and without the prompt) and their combination.
+Ours by torch beside diffusers (eager) and, if asked for, ours by OpenVINO (`ours-openvino`) and diffusers' translated
+by OpenVINO (`openvino`): random weights, fp32, on the CPU. Every measurement runs in a process of its own, the programs
+take turns, and the median over all rounds is printed with the whole process's peak memory. A guided step is one network
+call on a batch of two (with and without the prompt) and their combination.
 
     python benchmarks/sd15.py --rounds 3
     python benchmarks/sd15.py --peers ours diffusers openvino --steps 2 --json
@@ -23,7 +24,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-PEERS = ("ours", "diffusers", "openvino")
+PEERS = ("ours", "ours-openvino", "diffusers", "openvino")
 TASKS = ("step", "decode")
 GUIDANCE_SCALE = 7.5
 
@@ -58,6 +59,23 @@ def ours(task: str) -> Run:
         return lambda: guided(unet)
     vae = channels_last(AutoencoderKL(VAEConfig())).eval()
     return lambda: vae.decode(inputs()[0])
+
+
+def ours_openvino(task: str) -> Run:
+    """gouache's networks by its engine openvino; a process's peak includes translating where no graph is kept yet."""
+    from gouache.models.unet import UNet, UNetConfig
+    from gouache.models.vae import AutoencoderKL, VAEConfig
+    from gouache.nn.layers import channels_last
+    from gouache.pipeline.engine.networks import OpenVinoDecoder, OpenVinoUNet, Runner, float_graph, with_decoder
+
+    if task == "step":
+        network = channels_last(UNet(UNetConfig())).eval().requires_grad_(False)
+        unet = OpenVinoUNet(network, Runner(network, lenient=False, notes=[], make=float_graph))
+        return lambda: guided(unet)
+    vae = channels_last(AutoencoderKL(VAEConfig())).eval().requires_grad_(False)
+    runner = Runner(vae.decoder, lenient=False, notes=[], make=float_graph)
+    compiled = with_decoder(vae, OpenVinoDecoder(vae.decoder, runner))
+    return lambda: compiled.decode(inputs()[0])
 
 
 def diffusers_unet() -> torch.nn.Module:
@@ -116,7 +134,7 @@ def openvino(task: str) -> Run:
 
 def measure(peer: str, task: str, steps: int) -> dict[str, list[float] | float]:
     """In the child: build, warm up once, time `steps` runs; seconds, processor seconds, and peak memory in MB."""
-    build = {"ours": ours, "diffusers": diffusers, "openvino": openvino}[peer]
+    build = {"ours": ours, "ours-openvino": ours_openvino, "diffusers": diffusers, "openvino": openvino}[peer]
     with torch.inference_mode():
         run = build(task)
         run()

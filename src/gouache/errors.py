@@ -120,6 +120,10 @@ class DeviceUnavailable(GouacheError):
     """The wanted device is not on this machine, or ran out of memory."""
 
 
+class EngineError(GouacheError):
+    """The chosen engine can't run a network, or can't do what a request asks for."""
+
+
 class DataError(GouacheError):
     """A data set can't be read, or holds nothing to train on."""
 

@@ -79,10 +79,10 @@ def telling(
 
     def changed(function: Callable[Parameters, Iterator[Event]]) -> Callable[Parameters, Iterator[Event]]:
         @functools.wraps(function)
-        def run(*args: Parameters.args, **options: Parameters.kwargs) -> Iterator[Event]:
+        def _told(*args: Parameters.args, **options: Parameters.kwargs) -> Iterator[Event]:
             yield from told(function(*args, **options), tell)
 
-        return run
+        return _told
 
     return changed
 

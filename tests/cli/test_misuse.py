@@ -179,5 +179,5 @@ def test_targets_are_checked_first(tmp_path: Path) -> None:
         check_target(tmp_path / "a.png")
     with pytest.raises(PictureError, match=r"a\.png: given a file, expected a folder"):
         check_target(tmp_path / "a.png" / "b.png")
-    with pytest.raises(PictureError, match="a.png/b.png"):
+    with pytest.raises(PictureError, match=r"a\.png/b\.png"):
         write_bytes(tmp_path / "a.png" / "b.png", b"x")

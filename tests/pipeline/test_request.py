@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from types import UnionType
 from typing import Any, Union, get_args, get_origin
 
@@ -30,7 +31,9 @@ TEXT = st.text(st.characters(codec="utf-8"), max_size=200)
     ],
 )
 def test_names_of_other_tools_are_answered_with_ours(name: str, ours: str) -> None:
-    for make in (lambda: Request(**{name: 1}), lambda: Request.from_dict({name: 1})):
+    values: dict[str, Any] = {name: 1}
+    makers: tuple[Callable[[], Request], ...] = (lambda: Request(**values), lambda: Request.from_dict(values))
+    for make in makers:
         with pytest.raises(ConfigError) as caught:
             make()
         assert f"`{ours}`" in caught.value.cure
@@ -49,7 +52,8 @@ def test_names_of_other_tools_are_none_of_ours_and_lead_to_ours() -> None:
     [({"heigth": 64}, "Did you mean 'height'?"), ({"count": 0}, "count"), ({"hires": {"steps": 3}}, "hires: key")],
 )
 def test_keyword_arguments_are_checked_as_json_is(values: dict[str, Any], says: str) -> None:
-    for make in (lambda: Request(**values), lambda: Request.from_dict(values)):
+    makers: tuple[Callable[[], Request], ...] = (lambda: Request(**values), lambda: Request.from_dict(values))
+    for make in makers:
         with pytest.raises(ConfigError, match=re.escape(says)):
             make()
 

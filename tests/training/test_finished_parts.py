@@ -15,6 +15,7 @@ from gouache.training.batches.store import text_states
 from gouache.training.config import read_config
 from gouache.training.pack import pack
 from gouache.training.run import train_stage
+from gouache.training.stage import Preparing
 
 CONFIG = """
 [data]
@@ -59,7 +60,7 @@ def _trained(folder: Path, pictures: Path, *, vae: str = "pocket", text: str = "
     config = folder / "own.toml"
     config.write_text(CONFIG.format(vae=vae, text=text), encoding="utf-8")
     events = train_stage("denoiser", config, pictures, folder / "run", threads=1)
-    return config, [event.note for event in events if getattr(event, "note", "")]
+    return config, [event.note for event in events if isinstance(event, Preparing) and event.note]
 
 
 def test_the_packed_model_has_the_finished_parts_and_the_run_says_whose_they_are(

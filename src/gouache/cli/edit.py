@@ -13,9 +13,11 @@ from gouache.cli.output import OutputWriter
 from gouache.cli.paint import (
     Device,
     Dtype,
+    EngineOption,
     Force,
     JsonOption,
     Like,
+    Loading,
     Open,
     OutputOption,
     Quality,
@@ -25,6 +27,7 @@ from gouache.cli.paint import (
 )
 from gouache.errors import InvalidInput, RecipeError
 from gouache.files import existing
+from gouache.pipeline.engine.names import TORCH
 from gouache.pipeline.request import Request
 
 SPECS = option_specs(without=("init_image", "interpolation"))
@@ -54,6 +57,7 @@ def _edit(
     quality: Quality = 95,
     device: Device = None,
     dtype: Dtype = None,
+    engine: EngineOption = TORCH,
     open_: Open = False,
     **options: object,
 ) -> None:
@@ -65,7 +69,7 @@ def _edit(
     name, attachments = read_input(picture)
     request = build_request(prompt, size, {**values, "init_image": name}, like)
     outcome = OutputWriter(output, force=force, as_json=as_json, quality=quality)
-    paint_request(request, outcome, device=device, dtype=dtype, show=open_, attachments=attachments)
+    paint_request(request, outcome, Loading(device, dtype, engine=engine), show=open_, attachments=attachments)
 
 
 def read_input(picture: str) -> tuple[str, dict[str, bytes]]:
@@ -108,6 +112,7 @@ def vary(
     force: Force = False,
     device: Device = None,
     dtype: Dtype = None,
+    engine: EngineOption = TORCH,
 ) -> None:
     """Generate variations of an image: from its recipe with slightly different noise, or from its pixels.
 
@@ -124,7 +129,7 @@ def vary(
     if model is not None:
         request = request.replace({"model": model})
     outcome = OutputWriter(output, force=force, as_json=as_json)
-    paint_request(request, outcome, device=device, dtype=dtype, attachments=attachments)
+    paint_request(request, outcome, Loading(device, dtype, engine=engine), attachments=attachments)
 
 
 def recipe_request(source: Path | bytes) -> Request | None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from gouache.cli.options import EDITING, option_specs, request_values, with_options
-from gouache.cli.paint import Device, Force, Size, build_request, load
+from gouache.cli.paint import Device, Force, Loading, Size, build_request, load
 from gouache.errors import InvalidInput
 
 SPECS = option_specs(without=(*EDITING, "count"))
@@ -40,7 +40,7 @@ def _explain(
         raise InvalidInput("--language", given=repr(language), expected="en or zh")
     check_target(output, force=force)
     request = build_request(prompt, size, request_values(SPECS, options))
-    pipeline = load(request.model, device, None)
+    pipeline = load(request.model, Loading(device))
     page = to_html(to_data(explained(pipeline, request)), "zh" if language == "zh" else "en")
     write_bytes(output, page.encode("utf-8"), force=force)
     typer.echo(str(output))

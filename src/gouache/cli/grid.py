@@ -9,7 +9,8 @@ import typer
 
 from gouache.cli.options import option_specs, request_values, with_options
 from gouache.cli.output import OutputWriter, interrupted, shown
-from gouache.cli.paint import Device, Dtype, Force, JsonOption, Size, build_request, load
+from gouache.cli.paint import Device, Dtype, EngineOption, Force, JsonOption, Loading, Size, build_request, load
+from gouache.pipeline.engine.names import TORCH
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,6 +39,7 @@ def _grid(
     force: Force = False,
     device: Device = None,
     dtype: Dtype = None,
+    engine: EngineOption = TORCH,
     **options: object,
 ) -> None:
     from gouache.pipeline.batch import read_axis, table
@@ -52,7 +54,7 @@ def _grid(
     outcome = OutputWriter(str(output), force=force, as_json=as_json)
     outcome.check_single()
     kind = "png" if outcome.to_stdout else kind_of(output)
-    pipeline = load(request.model, device, dtype)
+    pipeline = load(request.model, Loading(device, dtype, engine=engine))
     pictures: list[Image.Image] = []
     stopped = False
     try:

@@ -9,7 +9,8 @@ import typer
 
 from gouache.cli.options import option_specs, request_values, with_options
 from gouache.cli.output import OutputWriter, interrupted, shown
-from gouache.cli.paint import Device, Dtype, Force, JsonOption, Size, build_request, load
+from gouache.cli.paint import Device, Dtype, EngineOption, Force, JsonOption, Loading, Size, build_request, load
+from gouache.pipeline.engine.names import TORCH
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -42,6 +43,7 @@ def _interpolate(
     force: Force = False,
     device: Device = None,
     dtype: Dtype = None,
+    engine: EngineOption = TORCH,
     **options: object,
 ) -> None:
     from gouache.pipeline.generate.generation import Painted
@@ -55,7 +57,7 @@ def _interpolate(
     suffix = ".gif" if outcome.to_stdout else output.suffix
     check_film(suffix)
     outcome.check_single()
-    pipeline = load(request.model, device, dtype)
+    pipeline = load(request.model, Loading(device, dtype, engine=engine))
     done: list[Image.Image] = []
     stopped = False
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,6 +24,7 @@ from gouache.pipeline.batch import (
     with_choices,
     with_steady_seeds,
 )
+from gouache.pipeline.engine.names import ENGINES, TORCH
 from gouache.pipeline.request import Request
 from gouache.scale.folders import is_address
 
@@ -54,6 +56,7 @@ Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps. De
 Dtype = Annotated[
     str | None, typer.Option("--dtype", help="float32, float16 or bfloat16. Default: float32 on cpu, else float16.")
 ]
+EngineOption = Annotated[str, typer.Option("--engine", help=f"What runs the networks: {', '.join(ENGINES)}.")]
 Sequential = Annotated[
     bool,
     typer.Option("--sequential", help="One network at a time in memory, read from its file when it is used: slower."),
@@ -102,6 +105,7 @@ def _paint(
     device: Device = None,
     dtype: Dtype = None,
     sequential: Sequential = False,
+    engine: EngineOption = TORCH,
     open_: Open = False,
     **options: object,
 ) -> None:
@@ -122,12 +126,17 @@ def _paint(
     if batch and from_file is not None:
         from gouache.scale.painting import Painters
 
+        if ray is not None and engine != TORCH:
+            raise InvalidInput(
+                "--engine", given=f"{engine} beside --ray", expected="torch, which runs on every machine"
+            )
         painters = None if ray is None else Painters(ray, ray_actors, device, dtype)
-        paint_lines(request, from_file, several, outcome, painters, device=device, dtype=dtype, sequential=sequential)
+        loading = Loading(device, dtype, sequential, engine)
+        paint_lines(request, from_file, several, outcome, painters, loading)
         return
     asked = [request] if from_file is None else from_lines(request, from_file)
     requests = [each for one in asked for each in several(one)]
-    paint_requests(requests, outcome, device=device, dtype=dtype, sequential=sequential, grid=grid, show=open_)
+    paint_requests(requests, outcome, Loading(device, dtype, sequential, engine), grid=grid, show=open_)
 
 
 paint = with_options(_paint, SPECS, "paint", HELP)
@@ -190,11 +199,23 @@ def read_size(text: str) -> tuple[int, int]:
     return int(width), int(height or width)
 
 
-def load(model: str | None, device: str | None, dtype: str | None, *, sequential: bool = False) -> Pipeline:
+@dataclass(frozen=True, slots=True)
+class Loading:
+    """How a command line wants its model: as `open_pipeline`, with the dtype by its name."""
+
+    device: str | None = None
+    dtype: str | None = None
+    sequential: bool = False
+    engine: str = TORCH
+
+
+def load(model: str | None, how: Loading) -> Pipeline:
     """Load the model of a request; anything odd about it is told on standard error."""
     from gouache.pipeline.pipeline import dtype_named, open_pipeline
 
-    pipeline, note = open_pipeline(model, device=device, dtype=dtype_named(dtype), sequential=sequential)
+    pipeline, note = open_pipeline(
+        model, device=how.device, dtype=dtype_named(how.dtype), sequential=how.sequential, engine=how.engine
+    )
     if note:
         typer.echo(f"gouache: {note}", err=True)
     return pipeline
@@ -230,10 +251,7 @@ def paint_lines(
     several: Callable[[Request], list[Request]],
     outcome: OutputWriter,
     painters: Painters | None,
-    *,
-    device: str | None = None,
-    dtype: str | None = None,
-    sequential: bool = False,
+    how: Loading,
 ) -> None:
     """Paint a file of prompts as a batch that can be begun again: here, or on a cluster.
 
@@ -243,7 +261,7 @@ def paint_lines(
         several: the requests that one line's becomes.
         outcome: tells what was written.
         painters: the cluster, if it isn't to be painted here.
-        device, dtype, sequential: of the model here.
+        how: the model is loaded here.
 
     Raises:
         InvalidInput, ClusterError: at the end, if lines could not be painted; everything else was.
@@ -262,8 +280,8 @@ def paint_lines(
     if len(models := {request.model for _, request in asked} or {base.model}) != 1:
         raise InvalidInput("requests", given=f"{len(models)} models", expected="one model for all lines")
     # A cluster's machines hold the networks; here they are only asked what they can do.
-    where, turns = (device, sequential) if painters is None else ("cpu", True)
-    pipeline = load(models.pop(), where, dtype, sequential=turns)
+    here = how if painters is None else replace(how, device="cpu", sequential=True)
+    pipeline = load(models.pop(), here)
     lines = list(_planned_lines(pipeline, asked, several, failed))
     for one in failed:
         tell_failed(one)
@@ -371,23 +389,20 @@ def _standard_text() -> str:
 def paint_request(
     request: Request,
     outcome: OutputWriter,
+    how: Loading,
     *,
-    device: str | None = None,
-    dtype: str | None = None,
     show: bool = False,
     attachments: Mapping[str, bytes] | None = None,
 ) -> None:
     """Paint one request; see `paint_requests`."""
-    paint_requests([request], outcome, device=device, dtype=dtype, show=show, attachments=attachments)
+    paint_requests([request], outcome, how, show=show, attachments=attachments)
 
 
 def paint_requests(
     requests: Sequence[Request],
     outcome: OutputWriter,
+    how: Loading,
     *,
-    device: str | None = None,
-    dtype: str | None = None,
-    sequential: bool = False,
     grid: bool = False,
     show: bool = False,
     attachments: Mapping[str, bytes] | None = None,
@@ -402,7 +417,7 @@ def paint_requests(
     if len(models) != 1 or (outcome.to_stdout and len(requests) > 1):
         given = f"{len(requests)} requests for {len(models)} models"
         raise InvalidInput("requests", given=given, expected="one model, and one picture for standard output")
-    pipeline = load(requests[0].model, device, dtype, sequential=sequential)
+    pipeline = load(requests[0].model, how)
     plans = [pipeline.plan(request, attachments) for request in requests]
     for plan in plans:
         outcome.check(plan.request)

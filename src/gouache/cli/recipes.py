@@ -56,6 +56,7 @@ def show(
             typer.echo(f"adapter: {adapter.name} ({adapter.kind}), sha256 {adapter.sha256}")
         machine = recipe.machine
         typer.echo(f"machine: {machine.device}, {machine.dtype}, {machine.threads} threads, {machine.processor}")
+        typer.echo(f"engine: {machine.engine}")
         for note in recipe.notes:
             typer.echo(f"note: {note}")
 
@@ -66,6 +67,7 @@ def replay(
         str | None, typer.Option("--model", "-m", help="Path of its model. Default: the recipe's.")
     ] = None,
     device: Annotated[str | None, typer.Option("--device", help="Device to run on. Default: the recipe's.")] = None,
+    engine: Annotated[str | None, typer.Option("--engine", help="Engine to run it. Default: the recipe's.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write the regenerated image here.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
@@ -79,7 +81,9 @@ def replay(
     try:
         if output is not None:
             check_target(output)
-        result = run(picture, model=model, device=device, show=lambda events: shown(events, label=picture.name))
+        result = run(
+            picture, model=model, device=device, engine=engine, show=lambda events: shown(events, label=picture.name)
+        )
     except GouacheError as error:
         # A missing model, too, means here that nothing could be compared.
         typer.echo(f"gouache: {error}", err=True)

@@ -118,9 +118,10 @@ class Upsample(nn.Module):
     def forward(self, x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """x [B, C, h, w] -> [B, C, 2h, 2w], or [B, C, *size] where the skip connection has an odd size."""
         height, width = size or (2 * x.shape[-2], 2 * x.shape[-1])
-        doubled = (height, width) == (2 * x.shape[-2], 2 * x.shape[-1])
-        # A convolution with hooks, by which low-rank changes are trained, has to be called itself.
-        if doubled and not self.conv._forward_hooks and saves_time(x, self.conv.weight):
+        # An exported graph takes every size, and its engine has a short cut of its own. A convolution with hooks, by
+        # which low-rank changes are trained, has to be called itself.
+        plain = torch.compiler.is_exporting() or bool(self.conv._forward_hooks)
+        if not plain and (height, width) == (2 * x.shape[-2], 2 * x.shape[-1]) and saves_time(x, self.conv.weight):
             return upsample_and_convolve(x, self.conv.weight, self.conv.bias)
         out: Tensor = self.conv(F.interpolate(x, size=(height, width), mode="nearest"))
         return out

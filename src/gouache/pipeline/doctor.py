@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 from gouache.checkpoints.hub import model_folders
+from gouache.pipeline.engine.names import ENGINES, EXTRA, OPENVINO, is_installed
+from gouache.pipeline.engine.store import graphs_folder, summary
 from gouache.pipeline.output.recipe import processor_name
 from gouache.pipeline.pipeline import shipped_model
 
@@ -29,17 +31,20 @@ PACKAGES = (
     "imageio",
     "vtracer",
     "spandrel",
+    "openvino",
+    "nncf",
 )
 FactTable = dict[str, str]
 
 
 def checkup() -> dict[str, FactTable]:
-    """Versions, processor, devices, memory and model folders; every value as text."""
+    """Versions, processor, devices, memory, engines and model folders; every value as text."""
     return {
         "versions": _versions(),
         "processor": _processor(),
         "devices": _devices(),
         "memory": _memory(),
+        "engines": _engines(),
         "models": _models(),
     }
 
@@ -83,6 +88,16 @@ def _devices() -> FactTable:
         built = torch.version.cuda
         found["cuda"] = "no GPU found" if built else "this torch is built without it"
     found["mps"] = "yes" if torch.backends.mps.is_available() else "no"
+    return found
+
+
+def _engines() -> FactTable:
+    """Which engines `--engine` takes here, and what is kept for them."""
+    missing = f"not installed: pip install '{EXTRA}'"
+    found = {name: what if is_installed(name) else missing for name, what in ENGINES.items()}
+    if is_installed(OPENVINO):
+        count, size = summary()
+        found["kept graphs"] = f"{count} in {graphs_folder()}, {size / 2**20:.1f} MiB; the folder may be deleted"
     return found
 
 

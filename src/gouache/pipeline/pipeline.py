@@ -26,6 +26,8 @@ from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
 from gouache.nn.layers import channels_last
 from gouache.notebook import bar
+from gouache.pipeline.engine.engine import Engine
+from gouache.pipeline.engine.names import TORCH, check_engine
 from gouache.pipeline.generate.generation import Event, Generation, Painted
 from gouache.pipeline.inputs.images import References
 from gouache.pipeline.inputs.start import prepare
@@ -46,10 +48,15 @@ class Pipeline:
 
     Args:
         bundle: the model; it is put into inference mode, and its convolutions into the order that is faster.
+        engine: as `load`.
+
+    Raises:
+        UnknownName, MissingDependency, InvalidInput: as `load`.
     """
 
-    def __init__(self, bundle: ModelBundle) -> None:
+    def __init__(self, bundle: ModelBundle, engine: str = TORCH) -> None:
         self.bundle = bundle.eval()
+        self.engine = Engine(engine, bundle)
         channels_last(bundle.unet)
         channels_last(bundle.vae)
         self.adapters = Adapters(bundle)
@@ -64,6 +71,7 @@ class Pipeline:
         device: str | None = None,
         dtype: torch.dtype | None = None,
         sequential: bool = False,
+        engine: str = TORCH,
     ) -> Self:
         """Load a model from disk.
 
@@ -72,13 +80,17 @@ class Pipeline:
             device: "cpu", "cuda", "mps"; None takes a GPU if available.
             dtype: number format of the networks; None takes float32 on the CPU and float16 elsewhere.
             sequential: keep one network at a time in memory, and read each from its file when it is used.
+            engine: what runs the networks: "torch", "openvino", "openvino-int8" or "auto"; see `engine.names.ENGINES`.
 
         Raises:
             ModelNotFound, CheckpointError: nothing there, or nothing that can be loaded.
             DeviceUnavailable: no such device on this machine.
+            UnknownName, MissingDependency: there is no such engine, or it isn't installed.
+            InvalidInput: the engine can't run a model that is loaded so.
         """
         from gouache.checkpoints.load import load_bundle
 
+        check_engine(engine)
         where = check_device(device)
         kind = dtype or (torch.float32 if where.type == "cpu" else torch.float16)
         if path is None and (path := shipped_model()) is None:
@@ -87,15 +99,17 @@ class Pipeline:
         with bar() as show:
             show(None, f"loading {Path(path).name}")
             bundle = load_bundle(Path(path), device=where, dtype=kind, without_vae=True, sequential=sequential)
-        return cls(bundle)
+        return cls(bundle, engine)
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Self:
         """Move the model; gives itself back.
 
         Raises:
             DeviceUnavailable: no such device on this machine.
+            InvalidInput: the engine that was named can't run it there.
         """
         self.bundle.to(check_device(str(device)), dtype)
+        self.engine = Engine(self.engine.asked, self.bundle)
         self.adapters = Adapters(self.bundle, self.adapters.folder)
         self._vae = self._refiner = None
         return self
@@ -218,7 +232,8 @@ class Pipeline:
             request = resolve_with_pictures(request, self._with_parts(request, self.bundle), references)
         resolved = request.request
         adapted = self.adapters.apply(resolved)
-        adapted = replace(adapted, bundle=self._with_parts(resolved, adapted.bundle))
+        fitted = self.engine.fitted(self._with_parts(resolved, adapted.bundle), resolved)
+        adapted = replace(adapted, bundle=fitted.bundle)
         notes = [*self.bundle.loading_notes, *request.notes, *adapted.notes]
         if resolved.vae is not None and self._vae is not None:
             from gouache.checkpoints.vae_library import find_vae
@@ -231,7 +246,7 @@ class Pipeline:
         if resolved.interpolation is not None:
             from gouache.pipeline.generate.interpolation import frames
 
-            return _with_refs(frames(resolved, adapted.bundle, references, notes), adapted)
+            return _with_refs(fitted.recorded(frames(resolved, adapted.bundle, references, notes)), adapted)
         prepared = prepare(resolved, adapted.bundle, references)
         generation = Generation(
             adapted.bundle,
@@ -240,7 +255,7 @@ class Pipeline:
             [*notes, *references.notes, *prepared.notes],
             references.digests(),
         )
-        return _with_refs(iter(generation), adapted)
+        return _with_refs(fitted.recorded(iter(generation)), adapted)
 
 
 def _with_refs(events: Iterator[Event], adapted: Adapted) -> Iterator[Event]:
@@ -346,24 +361,30 @@ UNTRAINED_NOTE = "no trained model is at hand: painting abstract colours with un
 
 
 def open_pipeline(
-    model: str | None, *, device: str | None = None, dtype: torch.dtype | None = None, sequential: bool = False
+    model: str | None,
+    *,
+    device: str | None = None,
+    dtype: torch.dtype | None = None,
+    sequential: bool = False,
+    engine: str = TORCH,
 ) -> tuple[Pipeline, str | None]:
     """Load the model a request names.
 
     Args:
         model: a path, a name in the model folders, or None for the shipped model.
-        device, dtype, sequential: as `Pipeline.load`.
+        device, dtype, sequential, engine: as `Pipeline.load`.
 
     Returns:
         The pipeline, and one line to tell the user if it isn't what one would expect.
 
     Raises:
         ModelNotFound: nothing at that path or under that name.
+        UnknownName, MissingDependency, InvalidInput: no such engine, not installed, or not for a model loaded so.
     """
     if model == NAME or (model is None and shipped_model() is None):
-        pipeline = Pipeline(untrained_bundle())
+        pipeline = Pipeline(untrained_bundle(), engine)
         return (pipeline if device is None else pipeline.to(device)), UNTRAINED_NOTE
-    return Pipeline.load(find_model(model), device=device, dtype=dtype, sequential=sequential), None
+    return Pipeline.load(find_model(model), device=device, dtype=dtype, sequential=sequential, engine=engine), None
 
 
 def find_model(model: str | None) -> Path:

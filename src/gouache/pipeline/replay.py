@@ -45,6 +45,7 @@ def replay(
     *,
     model: str | None = None,
     device: str | None = None,
+    engine: str | None = None,
     attachments: Mapping[str, bytes] | None = None,
     show: Show = iter,
 ) -> Replay:
@@ -54,20 +55,22 @@ def replay(
         path: a picture painted by gouache.
         model: where its model is now; without it, where it was.
         device: where to paint; without it, the device of the recipe.
+        engine: what runs the networks; without it, the engine of the recipe.
         attachments: pictures its request names, if they are no longer where they were.
         show: is handed the events as they come.
 
     Raises:
         RecipeError: the picture has no complete recipe, or one of its own pictures is missing or changed.
         ModelNotFound: the model or an adapter is not there, or not the one of the recipe.
+        UnknownName, MissingDependency, InvalidInput: no such engine, not installed, or not for this model.
     """
     found = read_recipe(path)
     recipe = complete(found, str(path))
-    pipeline = matching_pipeline(recipe, model, device)
+    pipeline = matching_pipeline(recipe, model, device, engine)
     _check_attachments(recipe, References(attachments))
     pipeline.adapters.expect(recipe.adapters)
     if recipe.refiner is not None and recipe.request.refiner is not None:
-        pipeline.lend_refiner(recipe.request.refiner, matching_refiner(recipe.refiner, recipe, device).bundle)
+        pipeline.lend_refiner(recipe.request.refiner, matching_refiner(recipe.refiner, recipe, device, engine).bundle)
     events = show(pipeline.run(recipe.request, attachments))
     (painted,) = [event for event in events if isinstance(event, Painted)]
     original = read_picture(path)
@@ -97,35 +100,46 @@ def complete(found: ForeignText, where: str) -> Recipe:
     return found.recipe
 
 
-def matching_pipeline(recipe: Recipe, model: str | None, device: str | None) -> Pipeline:
+def matching_pipeline(recipe: Recipe, model: str | None, device: str | None, engine: str | None = None) -> Pipeline:
     """Load the model of a recipe.
 
     Raises:
         ModelNotFound: it is not there, or its sha256 is another.
     """
     names: list[str | None] = [model] if model else [recipe.model.path, recipe.request.model, recipe.model.name]
-    return _matching("model", recipe.model, names, recipe, device, "Name its place with --model.")
+    return _matching("model", recipe.model, names, recipe, (device, engine), "Name its place with --model.")
 
 
-def matching_refiner(refiner: ModelRef, recipe: Recipe, device: str | None) -> Pipeline:
+def matching_refiner(refiner: ModelRef, recipe: Recipe, device: str | None, engine: str | None = None) -> Pipeline:
     """Load the refiner of a recipe.
 
     Raises:
         ModelNotFound: it is not there, or its sha256 is another.
     """
     names = [refiner.path, recipe.request.refiner, refiner.name]
-    return _matching("refiner", refiner, names, recipe, device, "Put it into the models folder under this name.")
+    cure = "Put it into the models folder under this name."
+    return _matching("refiner", refiner, names, recipe, (device, engine), cure)
 
 
 def _matching(
-    where: str, wanted: ModelRef, names: list[str | None], recipe: Recipe, device: str | None, cure: str
+    where: str,
+    wanted: ModelRef,
+    names: list[str | None],
+    recipe: Recipe,
+    where_run: tuple[str | None, str | None],
+    cure: str,
 ) -> Pipeline:
+    """As above; `where_run` is device and engine, each the recipe's where it is None."""
+    device, engine = where_run
     expected = f"the model {wanted.name!r} with sha256 {wanted.sha256 or 'unknown'}"
     error: ModelNotFound | None = None
     for name in (name for name in names if name):
         try:
             pipeline, _ = open_pipeline(
-                name, device=device or recipe.machine.device, dtype=dtype_named(recipe.machine.dtype)
+                name,
+                device=device or recipe.machine.device,
+                dtype=dtype_named(recipe.machine.dtype),
+                engine=engine or recipe.machine.engine,
             )
         except ModelNotFound as missing:
             error = error or ModelNotFound(where, given=f"nothing at {name!r}", expected=expected, cure=cure)

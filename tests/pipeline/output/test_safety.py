@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
+from gouache.environment import Variable
 from gouache.errors import IncompatibleCheckpoint, ModelNotFound
 from gouache.models.bundle import ModelBundle
 from gouache.models.conditioning.image_encoder import preprocess
@@ -17,7 +18,6 @@ from gouache.pipeline.generate.generation import Painted, Progress
 from gouache.pipeline.inputs.tensors import to_tensor
 from gouache.pipeline.output.recipe import pixels_digest
 from gouache.pipeline.output.safety import (
-    VARIABLE,
     SafetyGate,
     blurred,
     carries,
@@ -97,10 +97,10 @@ def test_another_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_without_weights_nothing_is_painted(pipe: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
-    with pytest.raises(ModelNotFound, match=VARIABLE):
+    monkeypatch.delenv(Variable.SAFETY_CHECKER, raising=False)
+    with pytest.raises(ModelNotFound, match=Variable.SAFETY_CHECKER):
         pipe.run(Request(prompt="a", seed=1, safety="blur"))
-    monkeypatch.setenv(VARIABLE, "/nowhere/at/all")
+    monkeypatch.setenv(Variable.SAFETY_CHECKER, "/nowhere/at/all")
     with pytest.raises(ModelNotFound, match="nothing at"):
         open_gate(None)
 

@@ -74,6 +74,8 @@ class Machine(Config):
     """Processor or GPU, by name."""
     threads: int
     """Threads of the tensor library; the order of additions depends on them."""
+    engine: str = "torch"
+    """What ran the U-Net: torch, openvino, openvino-int8. Each gives its own picture, bit for bit."""
 
 
 class Recipe(Config):

@@ -1,0 +1,70 @@
+"""The engines by name, and which of them is here. Needs no torch."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+
+from gouache.errors import MissingDependency, unknown_name
+
+TORCH, OPENVINO, OPENVINO_INT8, AUTO = "torch", "openvino", "openvino-int8", "auto"
+ENGINES = {
+    TORCH: "every network by torch",
+    OPENVINO: "the U-Net and the decoder by OpenVINO, in float32",
+    OPENVINO_INT8: "as openvino, the U-Net in 8-bit integers: other pictures, in less time and memory",
+    AUTO: "openvino where it is installed and the model large enough to repay compiling, else torch",
+}
+"""What `--engine` and `Pipeline.load` take."""
+PACKAGES = {OPENVINO: ("openvino",), OPENVINO_INT8: ("openvino", "nncf")}
+"""What an engine needs installed."""
+EXTRA = "gouache[cpu]"
+
+
+def check_engine(name: str) -> None:
+    """Refuse an engine that there is none of, or that isn't installed.
+
+    Raises:
+        UnknownName: no engine is called so.
+        MissingDependency: its packages aren't here.
+    """
+    if name not in ENGINES:
+        raise unknown_name("engine", name, ENGINES)
+    for package in PACKAGES.get(name, ()):
+        if find_spec(package) is None:
+            raise MissingDependency(
+                f"engine {name}",
+                given=f"no package {package}",
+                expected="it installed",
+                cure=f"Run: pip install '{EXTRA}', or leave out the engine.",
+            )
+
+
+@contextmanager
+def unreported() -> Iterator[None]:
+    """What is imported meanwhile finds no `openvino_telemetry`, by which OpenVINO's and NNCF's tools tell their makers
+    of every use, unasked; they do without it."""
+    name = "openvino_telemetry"
+    there = sys.modules.get(name)
+    sys.modules[name] = None  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+        if there is not None:
+            sys.modules[name] = there
+
+
+def is_installed(name: str) -> bool:
+    """Whether everything that an engine needs is here."""
+    return all(find_spec(package) is not None for package in PACKAGES.get(name, ()))
+
+
+def version_of(package: str) -> str:
+    """The version of an installed package; empty for one that isn't."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
