@@ -19,7 +19,7 @@ from gouache.errors import InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults, MMDiTConfig
 from gouache.models.scheduler_config import SCHEDULER_CLASSES
-from gouache.pipeline.fields.values import MAX_FACTOR, MIN_SIDE, OPAQUE
+from gouache.pipeline.fields.values import MAX_FACTOR, MIN_SIDE, OPAQUE, SURROUNDINGS
 from gouache.pipeline.generate.a1111_procedure import A1111, follows, second_size
 from gouache.pipeline.generate.draft import start_level, with_defaults
 from gouache.pipeline.generate.refiner import check_refiner, refiner_notes
@@ -415,8 +415,9 @@ def _taken(asked: Request, resolved: Request, bundle: ModelBundle) -> list[str]:
 
 def _background(request: Request, bundle: ModelBundle) -> str | None:
     if bundle.vae.config.image_channels == 4:
-        return "white" if request.background == OPAQUE else request.background or "transparent"
-    if request.background not in (None, OPAQUE):
+        default = "transparent" if request.mask is None and request.outpaint is None else SURROUNDINGS
+        return "white" if request.background == OPAQUE else request.background or default
+    if request.background not in (None, OPAQUE, SURROUNDINGS):
         raise InvalidInput(
             "background",
             given=request.background,

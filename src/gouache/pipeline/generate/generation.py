@@ -423,7 +423,7 @@ class Generation:
         prompt, size = styled_prompt(self.request), self._latent_size(self.request)
         encode = None if self.mixed else self.reader.encode
         parts = parts_of(self.request, self.bundle, prompt, encode, start.areas, first.regions)
-        drafts = [draft(self.request, self.bundle, text, empty, one.seed, size, start.latents, parts) for one in seeds]
+        drafts = [draft(self.request, self.bundle, text, empty, one, size, start.latents, parts) for one in seeds]
         return torch.cat([one.latents for one in drafts]), [one.notes(self.request) for one in drafts]
 
     def _enlarged(
