@@ -130,6 +130,15 @@ class Pipeline:
         """As `resolve`, with notes on what could not be kept; `run` takes it without resolving again."""
         return resolve_with_pictures(request, self._with_parts(request, self.bundle), References(attachments))
 
+    def adapted(self, request: Request) -> Adapted:
+        """What paints a request: the model with its adapters, and with the autoencoder and the refiner that it names.
+
+        Raises:
+            GouacheError: one of them is not there, or doesn't fit.
+        """
+        adapted = self.adapters.apply(request)
+        return replace(adapted, bundle=self._with_parts(request, adapted.bundle))
+
     def lend_refiner(self, name: str, refiner: ModelBundle | None) -> None:
         """Use a model that is loaded already for requests that name it as their refiner; None gives it back."""
         self._refiner = None if refiner is None else (name, refiner)
@@ -231,8 +240,8 @@ class Pipeline:
         if isinstance(request, Request):
             request = resolve_with_pictures(request, self._with_parts(request, self.bundle), references)
         resolved = request.request
-        adapted = self.adapters.apply(resolved)
-        fitted = self.engine.fitted(self._with_parts(resolved, adapted.bundle), resolved)
+        adapted = self.adapted(resolved)
+        fitted = self.engine.fitted(adapted.bundle, resolved)
         adapted = replace(adapted, bundle=fitted.bundle)
         notes = [*self.bundle.loading_notes, *request.notes, *adapted.notes]
         if resolved.vae is not None and self._vae is not None:

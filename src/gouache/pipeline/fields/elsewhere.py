@@ -57,4 +57,4 @@ def _here(field: str) -> str:
 
 
 ELSEWHERE: Mapping[str, str] = _SENTENCES | {name: _here(field) for field, names in _RENAMED.items() for name in names}
-"""Names of fields in diffusers, A1111, ComfyUI and OpenAI's interface, each with a sentence on what it is here."""
+"""Names of fields in diffusers, A1111, ComfyUI and OpenAI's interface, each with what says the same here."""
