@@ -121,7 +121,8 @@ def vary(
     name, attachments = read_input(picture)
     base = None if pixels else recipe_request(attachments.get(name.removeprefix("sha256:")) or Path(name))
     if base is not None and base.init_image is None:
-        request = base.replace({"subseed": seed, "subseed_strength": strength, "count": count})
+        drafted = None if base.prior is None else {**base.prior.model_dump(), "variation": None}
+        request = base.replace({"subseed": seed, "subseed_strength": strength, "count": count, "prior": drafted})
     else:
         request = (base or Request()).replace({"init_image": name, "strength": strength, "seed": seed, "count": count})
     if prompt is not None:

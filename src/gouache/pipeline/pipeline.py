@@ -80,7 +80,7 @@ class Pipeline:
             device: "cpu", "cuda", "mps"; None takes a GPU if available.
             dtype: number format of the networks; None takes float32 on the CPU and float16 elsewhere.
             sequential: keep one network at a time in memory, and read each from its file when it is used.
-            engine: what runs the networks: "torch", "openvino", "openvino-int8" or "auto"; see `engine.names.ENGINES`.
+            engine: what runs the networks: "torch", "openvino" or "auto"; see `engine.names.ENGINES`.
 
         Raises:
             ModelNotFound, CheckpointError: nothing there, or nothing that can be loaded.
@@ -129,6 +129,15 @@ class Pipeline:
     def plan(self, request: Request, attachments: Mapping[str, bytes] | None = None) -> Resolved:
         """As `resolve`, with notes on what could not be kept; `run` takes it without resolving again."""
         return resolve_with_pictures(request, self._with_parts(request, self.bundle), References(attachments))
+
+    def adapted(self, request: Request) -> Adapted:
+        """What paints a request: the model with its adapters, and with the autoencoder and the refiner that it names.
+
+        Raises:
+            GouacheError: one of them is not there, or doesn't fit.
+        """
+        adapted = self.adapters.apply(request)
+        return replace(adapted, bundle=self._with_parts(request, adapted.bundle))
 
     def lend_refiner(self, name: str, refiner: ModelBundle | None) -> None:
         """Use a model that is loaded already for requests that name it as their refiner; None gives it back."""
@@ -231,8 +240,8 @@ class Pipeline:
         if isinstance(request, Request):
             request = resolve_with_pictures(request, self._with_parts(request, self.bundle), references)
         resolved = request.request
-        adapted = self.adapters.apply(resolved)
-        fitted = self.engine.fitted(self._with_parts(resolved, adapted.bundle), resolved)
+        adapted = self.adapted(resolved)
+        fitted = self.engine.fitted(adapted.bundle, resolved)
         adapted = replace(adapted, bundle=fitted.bundle)
         notes = [*self.bundle.loading_notes, *request.notes, *adapted.notes]
         if resolved.vae is not None and self._vae is not None:

@@ -157,7 +157,9 @@ class Request(Config):
     height: Side | None = None
     """Height in pixels; the model's own, or the starting picture's. Above its own, its upscaler (if any) enlarges."""
     background: Annotated[str, AfterValidator(a_colour)] | None = None
-    """transparent, white, black or #rrggbb, for models with an alpha channel; opaque, for all, is white with those."""
+    """transparent, white, black or #rrggbb, for models with an alpha channel; opaque, for all, is white with those.
+    surroundings: under what is painted into a picture that has no transparency lie the colours around the mask, and
+    it stays opaque; any other picture may be transparent. Default: surroundings with a mask, else transparent."""
     best_of: Annotated[int, Field(ge=1, le=MAX_BEST_OF)] = 1
     """Sample this many drafts and use the most likely one."""
 

@@ -19,11 +19,12 @@ from gouache.errors import InvalidInput, unknown_name
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults, MMDiTConfig
 from gouache.models.scheduler_config import SCHEDULER_CLASSES
-from gouache.pipeline.fields.values import MAX_FACTOR, MIN_SIDE, OPAQUE
+from gouache.pipeline.fields.values import MAX_FACTOR, MIN_SIDE, OPAQUE, SURROUNDINGS
 from gouache.pipeline.generate.a1111_procedure import A1111, follows, second_size
 from gouache.pipeline.generate.draft import start_level, with_defaults
+from gouache.pipeline.generate.guided import levels_of
 from gouache.pipeline.generate.refiner import check_refiner, refiner_notes
-from gouache.pipeline.generate.sampler_settings import check_sampler, sampler_notes
+from gouache.pipeline.generate.sampler_settings import check_sampler, check_steepness, sampler_notes
 from gouache.pipeline.generate.scheduler_levels import scheduler_of
 from gouache.pipeline.generate.upscaler_files import LANCZOS, OWN
 from gouache.pipeline.inputs.images import References, nearest_size
@@ -178,6 +179,9 @@ def resolve_with_pictures(request: Request, bundle: ModelBundle, references: Ref
         sizes = [] if kept else [GROWN]
     else:
         sizes = size_notes(request, resolved, start)
+    if request.schedule is None and request.sigmas is None and start is None and start_level(resolved, bundle) == 0:
+        # Who names a schedule, as every recipe does, is told and not refused.
+        check_steepness(resolved, levels_of(resolved, bundle).sigmas)
     told = (*defaults_notes(request, resolved, bundle), *sampler_notes(request, resolved), *guidance_notes(resolved))
     left = (*refiner_notes(resolved), *region_notes(resolved, bundle), *unused_notes(resolved, bundle))
     return Resolved(resolved, (*sizes, *told, *left))
@@ -415,8 +419,9 @@ def _taken(asked: Request, resolved: Request, bundle: ModelBundle) -> list[str]:
 
 def _background(request: Request, bundle: ModelBundle) -> str | None:
     if bundle.vae.config.image_channels == 4:
-        return "white" if request.background == OPAQUE else request.background or "transparent"
-    if request.background not in (None, OPAQUE):
+        default = "transparent" if request.mask is None and request.outpaint is None else SURROUNDINGS
+        return "white" if request.background == OPAQUE else request.background or default
+    if request.background not in (None, OPAQUE, SURROUNDINGS):
         raise InvalidInput(
             "background",
             given=request.background,

@@ -165,5 +165,7 @@ def _of_the_prior(request: Request, bundle: ModelBundle, kind: str | None) -> Un
     unused = request.inversion is not None or not request.prior.enabled
     if unused and request.best_of > 1:
         yield "best_of", why
-    if request.inversion is not None and request.prior != with_defaults(Prior(), bundle.defaults):
+    if request.inversion is not None and request.prior != with_defaults(
+        Prior(variation=request.prior.variation), bundle.defaults
+    ):
         yield "prior", why

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 
 from gouache.errors import EngineError, InvalidInput, MissingDependency, UnknownName
 from gouache.models.bundle import ModelBundle
@@ -46,6 +46,13 @@ def test_an_engine_that_is_not_installed_names_what_to_install(
     with pytest.raises(MissingDependency, match=r"pip install 'gouache\[cpu\]'"):
         Engine("openvino", tiny)
     assert Engine("auto", tiny).name == "torch"
+
+
+def test_what_reports_every_use_is_not_found_by_openvino_s_tools() -> None:
+    pytest.importorskip("openvino_telemetry")
+    with names.unreported(), pytest.raises(ImportError):
+        import_module("openvino_telemetry")
+    assert import_module("openvino_telemetry")
 
 
 def test_auto_leaves_a_small_model_to_torch(tiny: ModelBundle, pipe: Pipeline) -> None:
@@ -252,4 +259,3 @@ def test_a_replay_keeps_the_engine_and_says_so_on_another(tmp_path: Path) -> Non
     assert replay(file).same
     other = replay(file, engine="torch")
     assert "engine: openvino then, torch now" in other.reasons
-    assert Image.open(file).size == painted.image.size

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,8 +14,8 @@ from tests.pipeline.conftest import make_bundle
 from tests.training.test_from_packed import small_model
 from torch.nn.functional import scaled_dot_product_attention
 
-from gouache.checkpoints.save import write_model
-from gouache.errors import InvalidInput
+from gouache.checkpoints.save import bundle_to_write, write_model
+from gouache.errors import IncompatibleCheckpoint, InvalidInput
 from gouache.nn.attention import Attention
 from gouache.pipeline.explain.data import ExplanationData, to_data
 from gouache.pipeline.explain.explanation import explain
@@ -102,3 +104,21 @@ def test_other_families_are_explained(family: str, sd3: Sd3Twins) -> None:
     # SD 3's transformer reads pictures and words in one row: there are no maps, and the page says so.
     assert all((token.attention is None) == (family == "sd3") for token in seen.tokens)
     assert (words("en")["attention.none"] in to_html(to_data(seen))) == (family == "sd3")
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["beside its own", "without an own"])
+def test_an_autoencoder_that_is_named_is_the_one_that_decodes(own: bool, tmp_path: Path) -> None:
+    model = write_model(bundle_to_write(make_bundle()), tmp_path / "model", "diffusers")
+    beside = tmp_path / "beside"
+    shutil.copytree(model / "vae", beside)
+    if not own:
+        shutil.rmtree(model / "vae")
+        index = model / "model_index.json"
+        index.write_text(json.dumps({k: v for k, v in json.loads(index.read_text()).items() if k != "vae"}))
+    pipeline = Pipeline.load(model, device="cpu")
+    request = Request(prompt="a red fox", vae=str(beside), seed=3, width=32, height=32, num_inference_steps=2)
+    seen = explain(pipeline, request)
+    assert seen.painted.recipe.pixels == pipeline.paint(request)[0].recipe.pixels
+    if not own:
+        with pytest.raises(IncompatibleCheckpoint, match="--vae FILE"):
+            explain(pipeline, request.replace({"vae": None}))

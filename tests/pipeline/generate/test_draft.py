@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,14 +13,17 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
+from gouache.diffusion.rng import ImageSeed
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults
 from gouache.models.unet import UNet
-from gouache.pipeline.generate.draft import draft, draw_of, kept_tokens
+from gouache.pipeline.generate.draft import draft, draw_of, kept_tokens, tokens_to_keep
 from gouache.pipeline.inputs.start import encode
 from gouache.pipeline.likelihood import prior_bits
+from gouache.pipeline.output.recipe import Recipe
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.prompts.encode import PromptReader
 from gouache.pipeline.request import Hires, Request
@@ -65,7 +70,7 @@ def test_the_best_of_several_is_the_likeliest_under_the_prompt(pocket: ModelBund
     text, empty = reader.encode("a cat"), reader.encode("")
 
     def score(count: int) -> float:
-        made = draft(Request(best_of=count), pocket, text, empty, 3, (8, 8))
+        made = draft(Request(best_of=count), pocket, text, empty, ImageSeed(3), (8, 8))
         assert made.tokens is not None
         assert made.score == pytest.approx(float(prior_bits(pocket, made.tokens, text).sum()), abs=1e-3)
         return made.score or 0.0
@@ -73,7 +78,48 @@ def test_the_best_of_several_is_the_likeliest_under_the_prompt(pocket: ModelBund
     two, four, eight = score(2), score(4), score(8)
     assert two >= four >= eight
     assert two > eight
-    assert draft(Request(), pocket, text, empty, 3, (8, 8)).score is None
+    assert draft(Request(), pocket, text, empty, ImageSeed(3), (8, 8)).score is None
+
+
+def test_a_variation_draws_more_of_the_draft_anew_the_further_it_goes(pocket: ModelBundle) -> None:
+    reader = PromptReader(pocket.text, "a1111", None)
+    text, empty = reader.encode("a cat"), reader.encode("")
+
+    def tokens(strength: float, subseed: int = 8, seed: int = 3, **options: Any) -> Tensor:
+        request = Request(subseed_strength=strength, prior=PriorOptions(**options))
+        made = draft(request, pocket, text, empty, ImageSeed(seed, subseed, strength), (8, 8)).tokens
+        assert made is not None
+        return made
+
+    own = tokens(0.0)
+    kept = [tokens_to_keep(own, strength, 8, "prior")[0] >= 0 for strength in (0.0, 0.1, 0.25, 0.5, 1.0)]
+    assert [bool(one[0]) for one in kept] == [True, True, True, True, False], "the whole picture's colour"
+    for less, more in pairwise(kept):
+        assert not (more & ~less).any(), "what a smaller variation draws anew, a larger one does too"
+        assert less.sum() > more.sum()
+    assert kept[0].all()
+    for strength, mask in zip((0.1, 0.25, 0.5), kept[1:4], strict=True):
+        made = tokens(strength)
+        assert (made[0][mask] == own[0][mask]).all()
+        assert (made != own).any()
+        assert torch.equal(made, tokens(strength))
+        assert not torch.equal(made, tokens(strength, subseed=9))
+    assert torch.equal(tokens(1.0), tokens(0.0, seed=8)), "at 1 it is the subseed's own draft"
+    assert torch.equal(tokens(0.5, variation=0.0), own)
+    assert torch.equal(tokens(0.0, variation=0.25), tokens(0.25))
+
+
+def test_the_variations_of_old_recipes_keep_the_draft(pipe: Pipeline) -> None:
+    varied = pipe.paint(Request(prompt="a", seed=3, subseed=4, subseed_strength=0.5, num_inference_steps=2))[0]
+    stored = json.loads(varied.recipe.to_json())
+    assert Recipe.from_dict(stored, where="recipe").request == varied.recipe.request
+    old = Recipe.from_dict(stored | {"recipe": 4}, where="recipe").request
+    assert old.prior is not None
+    assert old.prior.variation == 0.0
+    plain = stored | {"recipe": 4, "request": stored["request"] | {"subseed": None, "subseed_strength": 0.0}}
+    found = Recipe.from_dict(plain, where="recipe").request.prior
+    assert found is not None
+    assert found.variation is None, "so that a variation of it is one"
 
 
 def test_tokens_inside_a_block_are_kept(pocket: ModelBundle, tmp_path: Path) -> None:
@@ -91,7 +137,7 @@ def test_tokens_inside_a_block_are_kept(pocket: ModelBundle, tmp_path: Path) -> 
     reader = PromptReader(pocket.text, "a1111", None)
     options = PriorOptions(keep=(0.0, 0.0, 1.0, 0.5))
     request = Request(prior=options, init_image="given")
-    made = draft(request, pocket, reader.encode("a"), reader.encode(""), 1, (8, 8), latents)
+    made = draft(request, pocket, reader.encode("a"), reader.encode(""), ImageSeed(1), (8, 8), latents)
     assert made.tokens is not None
     assert (made.tokens[0][known >= 0] == known[known >= 0]).all()
     path = tmp_path / "a.png"
@@ -114,7 +160,7 @@ def test_models_without_a_prior_say_so(make_tiny: MakeBundle) -> None:
     bundle = make_tiny()
     reader = PromptReader(bundle.text, "a1111", None)
     with pytest.raises(InvalidInput, match="prior"):
-        draft(Request(), bundle, reader.encode("a"), reader.encode(""), 1, (8, 8))
+        draft(Request(), bundle, reader.encode("a"), reader.encode(""), ImageSeed(1), (8, 8))
     plain = Pipeline(bundle)
     for changes in ({"best_of": 4}, {"prior": {"temperature": 0.5}}):
         with pytest.raises(InvalidInput, match="this model has no prior"):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from PIL import Image, ImageDraw
 
+from gouache.pipeline.output.recipe import RECIPE_VERSION
 from gouache.pipeline.pipeline import Pipeline, open_pipeline
 from gouache.pipeline.request import Request
 from gouache.serve.queue.leases import Leases
@@ -164,7 +165,7 @@ def test_what_can_t_be_said_is_noted(desk: Desk) -> None:
             connection.execute(row.values(recipe=picture.recipe.replace(old, new, 1)))
         return desk.settings(desk.studio.pictures.get(picture.id))
 
-    older = with_recipe('"recipe":4', '"recipe":3')
+    older = with_recipe(f'"recipe":{RECIPE_VERSION}', '"recipe":3')
     assert [note["kind"] for note in older["notes"]] == ["older"]
     assert (older["request"]["width"], older["request"].get("upscale")) == (256, None)
     gone = with_recipe('"model":"pocket"', '"model":"gone"')

@@ -75,7 +75,7 @@ def test_a_refusal_without_a_kind_has_a_sentence_by_its_status(status: int) -> N
 def test_no_words_are_left_over_for_fields_that_are_gone() -> None:
     known = {key_of(field.path) for field in FIELDS}
     choices = {f"{key_of(field.path)}.{one.value}" for field in FIELDS for one in field.choices}
-    choices |= {f"background.{name}" for name in ("transparent", "opaque", "white", "black")}
+    choices |= {f"background.{name}" for name in ("transparent", "opaque", "surroundings", "white", "black")}
     kinds = {kind.__name__ for kind in kinds_below(GouacheError)}
     for key in current().words:
         start, _, rest = key.partition(".")

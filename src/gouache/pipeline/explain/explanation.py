@@ -115,7 +115,7 @@ def explain(
     """
     check_explained(request)
     resolved = pipeline.plan(request, attachments)
-    bundle, asked = pipeline.adapters.apply(resolved.request).bundle, resolved.request
+    bundle, asked = pipeline.adapted(resolved.request).bundle, resolved.request
     reader = PromptReader(bundle.text, asked.emphasis, asked.clip_skip, t5_rows=asked.max_sequence_length)
     seconds: dict[str, float] = {}
     start = time.perf_counter()
@@ -164,6 +164,8 @@ def _scales(
         return ()
     if parts_of(request, bundle, styled_prompt(request), reader.encode) is not None:
         return ()  # each thing has a draft of its own; what they make together is the draft
+    if request.subseed_strength > 0:
+        return ()  # parts of a variation's tokens are another draw's
     tokens = draw_tokens(bundle, text, reader.encode(""), draw_of(options, bundle.defaults), [request.seed or 0])
     sums = quantizer.features(tokens)[1:]
     return tuple(

@@ -230,6 +230,9 @@ class Prior(Config):
     """Classifier-free guidance scale of the prior's logits; 1 = off."""
     start_sigma: Annotated[float, Field(ge=0.0, le=10_000)] | None = None
     """Noise level at which the U-Net begins, on the draft with so much noise on it; 0 begins on noise alone."""
+    variation: Fraction | None = None
+    """How far the draft leaves that of the seed: the root of this share of its tokens is drawn anew from the subseed,
+    the first one, its overall colour, only at 1. Default: `subseed_strength`."""
     keep: tuple[Fraction, Fraction, Fraction, Fraction] | None = None
     """Block of the starting image whose tokens are kept: left, top, right, bottom as fractions."""
     layout: bool = True

@@ -50,7 +50,9 @@ OPAQUE = "opaque"
 """The background of pictures without transparency: white where the model paints any."""
 MAX_FACTOR = 16
 """Factor on width and height by which a finished picture may be enlarged."""
-_COLOUR = re.compile(rf"transparent|{OPAQUE}|white|black|#[0-9a-fA-F]{{6}}")
+SURROUNDINGS = "surroundings"
+"""The background of what is painted into a picture without transparency: the colours around it."""
+_COLOUR = re.compile(rf"transparent|{OPAQUE}|{SURROUNDINGS}|white|black|#[0-9a-fA-F]{{6}}")
 _ASPECT = re.compile(r"([1-9]\d{0,4}):([1-9]\d{0,4})")
 
 
@@ -65,7 +67,7 @@ def _reference(value: str) -> str:
 def a_colour(value: str) -> str:
     """Check a background colour."""
     if not _COLOUR.fullmatch(value):
-        raise ValueError("transparent, opaque, white, black or #rrggbb")
+        raise ValueError("transparent, opaque, surroundings, white, black or #rrggbb")
     return value
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from gouache.diffusion.rng import generator_for
+from gouache.diffusion.rng import ImageSeed, generator_for
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults
@@ -198,7 +198,7 @@ def draft(
     bundle: ModelBundle,
     text: EncodedPrompt,
     empty: EncodedPrompt,
-    seed: int,
+    seed: ImageSeed,
     size: tuple[int, int],
     start: Tensor | None = None,
     parts: Parts | None = None,
@@ -212,7 +212,7 @@ def draft(
         request: resolved.
         bundle: a model with a prior.
         text, empty: the prompt and the empty text, encoded.
-        seed: the picture's own.
+        seed: the picture's own, with its subseed.
         size: height and width of the latents; another size than the quantizer's is interpolated to.
         start: latents of the starting picture, for a block of tokens to keep. [1,C,h,w]
         parts: the things that the prompt lays out, to be drafted one by one; None drafts it as a whole.
@@ -229,16 +229,26 @@ def draft(
     known = None if options.keep is None or start is None else kept_tokens(quantizer, start, options.keep)
     draw = draw_of(options, bundle.defaults)
 
+    variation = request.subseed_strength if options.variation is None else options.variation
+
+    def varied(tokens: Tensor, own: EncodedPrompt, stream: str) -> Tensor:
+        kept = tokens_to_keep(tokens, variation, seed.subseed, stream)
+        if known is not None:
+            kept = torch.where(known >= 0, known, kept)
+        if bool((kept >= 0).all()):
+            return tokens
+        return draw_tokens(bundle, own, empty, draw, [seed.subseed], 0, kept, stream=stream)
+
     def likeliest(words: str | None, stream: str) -> DrawnThing:
         own = text if words is None or parts is None else parts.encode(words)
         attempts = [
-            draw_tokens(bundle, own, empty, draw, [seed], k, known, stream=stream) for k in range(request.best_of)
+            draw_tokens(bundle, own, empty, draw, [seed.seed], k, known, stream=stream) for k in range(request.best_of)
         ]
         if len(attempts) == 1:
-            return DrawnThing(attempts[0], None)
+            return DrawnThing(varied(attempts[0], own, stream), None)
         bits = prior_bits(bundle, torch.cat(attempts), own).sum(1)  # [best_of]
-        best = int(bits.argmin())
-        return DrawnThing(attempts[best], float(bits[best]))
+        best = varied(attempts[int(bits.argmin())], own, stream)
+        return DrawnThing(best, float(prior_bits(bundle, best, own).sum() if variation else bits.min()))
 
     if parts is not None and known is None:
         latents, score = compose(bundle, parts.layout, likeliest, parts.bare)
@@ -321,6 +331,23 @@ def draw_tokens(
     return tokens
 
 
+def tokens_to_keep(tokens: Tensor, variation: float, subseed: int, stream: str) -> Tensor:
+    """The tokens that a variation of a draft keeps, -1 where one is to be drawn anew. [1,S]
+
+    The share that is drawn anew is the root of the variation: the tokens around hold each of them nearly where it was.
+
+    Args:
+        tokens: of the draft. [1,S]
+        variation: 0 keeps all, 1 none. What a smaller one draws anew, a larger one does too.
+        subseed: of the variation.
+        stream: name of the draft's random numbers.
+    """
+    share = torch.rand(tokens.shape, generator=generator_for(subseed, f"{stream}/variation")).to(tokens.device)
+    if variation < 1:
+        share[:, 0] = 1.0  # the whole picture's: its colour
+    return torch.where(share < variation**0.5, -1, tokens)
+
+
 def with_defaults(options: PriorOptions | None, defaults: GenerationDefaults) -> PriorOptions:
     """Options of the prior with what they leave open taken from the model's defaults."""
     options = options or PriorOptions()
@@ -331,6 +358,7 @@ def with_defaults(options: PriorOptions | None, defaults: GenerationDefaults) ->
         top_p=defaults.prior_top_p if options.top_p is None else options.top_p,
         guidance_scale=defaults.prior_guidance_scale if options.guidance_scale is None else options.guidance_scale,
         start_sigma=defaults.prior_start_sigma if options.start_sigma is None else options.start_sigma,
+        variation=options.variation,
         keep=options.keep,
         layout=options.layout,
     )

@@ -43,7 +43,7 @@ from gouache.pipeline.generate.guided import (
 from gouache.pipeline.generate.guiders import guiders_of
 from gouache.pipeline.generate.passes import Part, Pass, steering
 from gouache.pipeline.generate.refiner import Relay, handed_over, zeros_of
-from gouache.pipeline.generate.sampler_settings import scaled_at_the_start
+from gouache.pipeline.generate.sampler_settings import scaled_at_the_start, steep_notes
 from gouache.pipeline.generate.scheduler_levels import limit_of
 from gouache.pipeline.generate.second_pass import enlarged_start
 from gouache.pipeline.generate.upscaler_files import LANCZOS
@@ -171,7 +171,11 @@ class Generation:
         if listed:
             self.bundle = replace(bundle, timesteps=listed)
         self.mixed = False
-        self.prepared_notes = (*notes, *level_unused(request, bundle, self.on_draft))
+        self.prepared_notes = (
+            *notes,
+            *steep_notes(request, self.passes[0].sigmas),
+            *level_unused(request, bundle, self.on_draft),
+        )
 
     def _second(self, request: Request) -> Pass:
         steps, strength = request.num_inference_steps or 1, request.strength or 0.0
@@ -423,7 +427,7 @@ class Generation:
         prompt, size = styled_prompt(self.request), self._latent_size(self.request)
         encode = None if self.mixed else self.reader.encode
         parts = parts_of(self.request, self.bundle, prompt, encode, start.areas, first.regions)
-        drafts = [draft(self.request, self.bundle, text, empty, one.seed, size, start.latents, parts) for one in seeds]
+        drafts = [draft(self.request, self.bundle, text, empty, one, size, start.latents, parts) for one in seeds]
         return torch.cat([one.latents for one in drafts]), [one.notes(self.request) for one in drafts]
 
     def _enlarged(

@@ -42,6 +42,49 @@ def own_settings(request: Request, schedule: NoiseSchedule) -> dict[str, Option]
     return {}
 
 
+TWO_SLOPES = ("heun", "dpm_2")
+"""Samplers that put a slope (x - D) / sigma of a lower level in the place of the whole step's."""
+STEEP, TOO_STEEP = 50.0, 1000.0
+
+
+def steepest(sigmas: Tensor) -> float:
+    """By which factor the noise level falls at most in one step, that to zero aside."""
+    levels = sigmas[sigmas > 0]
+    return float((levels[:-1] / levels[1:]).max()) if len(levels) > 1 else 1.0
+
+
+def check_steepness(request: Request, sigmas: Tensor) -> None:
+    """Refuse a sampler of two slopes over levels that fall so far that it can only paint a broken picture.
+
+    Heun's step is (sigma' - sigma) / 2 times the sum of the slopes at both ends, so that what the estimates D differ by
+    is multiplied with about sigma / (2 sigma'): with 2000 where sigma falls from 20000 to 4, as on noise alone of a
+    cosine schedule. Karras et al. 2022 (arXiv:2206.00364) begin at 80, and fall by less than 5 a step.
+
+    Args:
+        request: resolved.
+        sigmas: the whole list of its levels.
+
+    Raises:
+        InvalidInput: they fall by more than `TOO_STEEP` in one step.
+    """
+    factor = steepest(sigmas)
+    if request.sampler in TWO_SLOPES and factor > TOO_STEEP:
+        raise InvalidInput(
+            "sampler",
+            given=f"{request.sampler}, for noise levels that fall by a factor of {factor:.0f} in one step",
+            expected="one that can take such a step, for example dpmpp_2m, euler or heunpp2",
+            cure="Choose one of them, or a lower first level: sigmas, or a prior's start_sigma above 0.",
+        )
+
+
+def steep_notes(request: Request, sigmas: Tensor) -> list[str]:
+    """A note where such a sampler's picture may be rough."""
+    factor = steepest(sigmas)
+    if request.sampler not in TWO_SLOPES or factor <= STEEP:
+        return []
+    return [f"{request.sampler}: the noise level falls by a factor of {factor:.0f} in one step, which makes it rough"]
+
+
 _TIMESTEP_LISTS = ("leading_to_first", "uniform_to_min")
 """A1111's samplers on timesteps: their states are scaled as the network sees them, x / sqrt(1 + sigma^2)."""
 

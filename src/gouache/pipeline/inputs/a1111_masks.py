@@ -145,6 +145,7 @@ def cut_like_a1111(
         grey=hard,
         box=box,
         preserve=options.preserve,
+        opaque=False,  # what a model paints that this is for shows nothing through
         latent=soft,
         overlay=overlay.convert("RGBA"),
         pasted=pasted,

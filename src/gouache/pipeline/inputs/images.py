@@ -19,7 +19,7 @@ from PIL import Image, ImageChops, ImageColor, ImageFilter, ImageOps
 
 from gouache.environment import Variable
 from gouache.errors import InvalidInput, PictureError
-from gouache.pipeline.fields.values import MIN_SIDE
+from gouache.pipeline.fields.values import MIN_SIDE, SURROUNDINGS
 from gouache.pipeline.inputs.plain import plain
 from gouache.pipeline.inputs.png import for_pillow
 from gouache.pipeline.request import MAX_PIXELS, ResizeMode
@@ -157,9 +157,12 @@ def _frames(picture: Image.Image) -> int:
 
 
 def on_background(picture: Image.Image, background: str) -> Image.Image:
-    """Lay transparency on a colour (`white`, `#rrggbb` ...); `transparent` keeps it."""
-    if picture.mode != "RGBA" or background == "transparent":
-        return picture if background == "transparent" else picture.convert("RGB")
+    """Lay transparency on a colour (`white`, `#rrggbb` ...); `transparent` keeps it, as `surroundings` does, which are
+    another's to find."""
+    if background in ("transparent", SURROUNDINGS):
+        return picture
+    if picture.mode != "RGBA":
+        return picture.convert("RGB")
     ground = Image.new("RGBA", picture.size, (*ImageColor.getrgb(background)[:3], 255))
     return Image.alpha_composite(ground, picture).convert("RGB")
 
@@ -229,6 +232,11 @@ def read_mask(mask: Image.Image, size: tuple[int, int], *, where: str = "mask") 
             cure="Resize the mask to the picture's size.",
         )
     return on_background(mask, "black").convert("L") if mask.mode != "L" else mask
+
+
+def is_opaque(picture: Image.Image) -> bool:
+    """Whether nothing shows through it."""
+    return picture.mode != "RGBA" or picture.getchannel("A").getextrema()[0] == 255
 
 
 def transparency_mask(picture: Image.Image, *, where: str = "mask") -> Image.Image:

@@ -31,6 +31,7 @@ class Masked:
         grey: its mask at working size, 0..255: which share of the strength each place gets.
         box: where the part lies in the whole.
         preserve: whether the pixels outside the mask must come back bit for bit.
+        opaque: whether what shows through in a painted part is filled with the colours around the mask.
     """
 
     whole: Image.Image
@@ -40,6 +41,7 @@ class Masked:
     grey: Image.Image
     box: Box
     preserve: bool
+    opaque: bool
 
     @property
     def finish(self) -> Callable[[Image.Image], Image.Image]:
@@ -49,6 +51,9 @@ class Masked:
     def _put_back(self, painted: Image.Image) -> Image.Image:
         left, top, right, bottom = self.box
         size = (right - left, bottom - top)
+        if self.opaque and painted.mode == "RGBA":
+            ground = surroundings(self.part, self.hard).resize(painted.size, Image.Resampling.BILINEAR).convert("RGBA")
+            painted = Image.alpha_composite(ground, painted).convert("RGB")
         part = painted if painted.size == size else painted.resize(size, Image.Resampling.LANCZOS)
         if not self.preserve:
             whole = self.whole.copy().convert(part.mode)
@@ -99,7 +104,15 @@ def grey_share(mask: Image.Image) -> float:
 
 
 def cut(
-    picture: Image.Image, mask: Image.Image, options: Mask, width: int, height: int, *, steps: int, blend: bool = False
+    picture: Image.Image,
+    mask: Image.Image,
+    options: Mask,
+    width: int,
+    height: int,
+    *,
+    steps: int,
+    blend: bool = False,
+    opaque: bool = False,
 ) -> Masked:
     """Bring picture and mask to working size: the whole, or with `only_masked` the masked part and its surroundings.
 
@@ -111,6 +124,7 @@ def cut(
         height: working height in pixels.
         steps: how many are walked, which is how many levels of grey make a difference; grey too dark for one is black.
         blend: for models that can't paint a place less: lay the result over the picture as thick as the mask is.
+        opaque: as `Masked` has it.
     """
     hard = mask.point(lambda value: 255 if value == 255 or open_steps(value / 255, steps) else 0)
     soft = _grown_and_soft(hard, options.blur)
@@ -124,7 +138,7 @@ def cut(
     part = part if part.size == size else part.resize(size, Image.Resampling.LANCZOS)
     worked = hard.crop(box).resize(size, Image.Resampling.NEAREST)
     grey = mask.crop(box).resize(size, Image.Resampling.BILINEAR) if grey_share(mask) else worked
-    return Masked(picture, soft, part, worked, grey, box, options.preserve)
+    return Masked(picture, soft, part, worked, grey, box, options.preserve, opaque)
 
 
 def open_steps(share: float, steps: int) -> int:
@@ -180,6 +194,32 @@ def filled(picture: Image.Image, hard: Image.Image) -> Image.Image:
         strong = blurred.getchannel("A").point(lambda value: 255 if value > 2 else 0)
         ground.paste(_undimmed(blurred), (0, 0), strong)
     return Image.composite(result, ground.convert("RGB"), known)
+
+
+def surroundings(picture: Image.Image, hard: Image.Image) -> Image.Image:
+    """The picture with the colours around its masked part drawn smoothly over it: a ground and no likeness.
+
+    Gortler et al. 1996, "The lumigraph", section 3.5 (pull-push). What `filled` gives shows the steps of its bytes.
+    """
+    pixels = torch.from_numpy(np.asarray(picture.convert("RGB"), np.float32).copy())
+    colours = pixels.permute(2, 0, 1)[None]  # [1,3,H,W]
+    known = torch.from_numpy(np.asarray(hard).copy() == 0).float()[None, None]  # [1,1,H,W]
+    ground = _pulled_and_pushed(colours * known, known)
+    return Image.fromarray(ground[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy())
+
+
+def _pulled_and_pushed(colours: Tensor, known: Tensor) -> Tensor:
+    """Colours everywhere, from those that are known. [1,3,H,W], times how much is known of each place [1,1,H,W]"""
+    own = colours / known.clamp_min(1e-6)
+    height, width = known.shape[2:]
+    if max(height, width) == 1:
+        return own
+    odd = (0, width % 2, 0, height % 2)
+    pulled = [F.avg_pool2d(F.pad(one, odd), 2) * 4.0 for one in (colours, known)]
+    over = pulled[1].clamp_min(1.0)  # a place is known once, however many know it
+    coarse = _pulled_and_pushed(pulled[0] / over, pulled[1] / over)
+    pushed = F.interpolate(coarse, scale_factor=2.0, mode="bilinear", align_corners=False)[..., :height, :width]
+    return torch.lerp(pushed, own, known)
 
 
 def _undimmed(picture: Image.Image) -> Image.Image:

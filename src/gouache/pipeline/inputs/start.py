@@ -19,9 +19,10 @@ from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.turns import awake
 from gouache.models.vae import AutoencoderKL
+from gouache.pipeline.fields.values import SURROUNDINGS
 from gouache.pipeline.generate.a1111_procedure import follows, skipped_steps
 from gouache.pipeline.inputs.a1111_masks import A1111Masked, cut_like_a1111, mask_of, resized
-from gouache.pipeline.inputs.images import References, fit, on_background
+from gouache.pipeline.inputs.images import References, fit, is_opaque, on_background
 from gouache.pipeline.inputs.masks import Masked, cut, cut_alike, filled, full_mask, grey_share, latent_mask
 from gouache.pipeline.inputs.preprocessors import mask_from_words
 from gouache.pipeline.inputs.regions import region_areas
@@ -201,7 +202,10 @@ def _masked(
         return cut_like_a1111(picture, mask_of(options, picture, given), options, width, height, request.resize_mode)
     notes += _mask_notes(mask, kind)
     steps, skipped = _walked(request)
-    return cut(picture, mask, options, width, height, steps=max(1, steps - skipped), blend=kind == INSTRUCT)
+    opaque = request.background == SURROUNDINGS and is_opaque(picture)
+    return cut(
+        picture, mask, options, width, height, steps=max(1, steps - skipped), blend=kind == INSTRUCT, opaque=opaque
+    )
 
 
 def _flattened(request: Request, bundle: ModelBundle) -> bool:

@@ -27,11 +27,11 @@ from gouache.pipeline.request import Request
 if TYPE_CHECKING:
     from gouache.models.bundle import ModelBundle
 
-RECIPE_VERSION = 4
-"""1 to 3: every picture began on noise alone, unless its request named a level. 1: the prior drafted every prompt as a
-whole. 1 and 2: the emphasis rule a1111 kept the mean of every text encoder,
-an inversion took as many steps as the way back whatever was asked, an empty negative prompt was none, masks were cut
-at 128, and what `_as_before` says."""
+RECIPE_VERSION = 5
+"""1 to 4: a variation kept the draft of the seed. 1 to 3: every picture began on noise alone, unless its request named
+a level. 1: the prior drafted every prompt as a whole. 1 and 2: the emphasis rule a1111 kept the mean of every text
+encoder, an inversion took as many steps as the way back whatever was asked, an empty negative prompt was none, masks
+were cut at 128, and what `_as_before` says."""
 CUT_AT = 128
 _PACKAGES = ("gouache", "torch", "numpy", "pillow", "tokenizers")
 
@@ -75,7 +75,7 @@ class Machine(Config):
     threads: int
     """Threads of the tensor library; the order of additions depends on them."""
     engine: str = "torch"
-    """What ran the U-Net: torch, openvino, openvino-int8. Each gives its own picture, bit for bit."""
+    """What ran the U-Net: torch or openvino. Each gives its own picture, bit for bit."""
 
 
 class Recipe(Config):
@@ -109,6 +109,9 @@ class Recipe(Config):
         """A picture of an older version comes out as it did, where a field means something else today."""
         if not isinstance(data, Mapping) or not isinstance(request := data.get("request"), Mapping):
             return data
+        varied = data.get("recipe") in (1, 2, 3, 4) and request.get("subseed_strength")
+        if varied and isinstance(prior := request.get("prior"), Mapping):
+            request = {**request, "prior": {**prior, "variation": 0.0}}
         if data.get("recipe") in (1, 2, 3) and isinstance(prior := request.get("prior"), Mapping):
             level = {"start_sigma": prior.get("start_sigma") or 0.0}
             request = {**request, "prior": {**prior, **level}}

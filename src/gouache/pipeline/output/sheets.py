@@ -19,7 +19,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from gouache.environment import Variable
 from gouache.errors import InvalidInput, MissingDependency
-from gouache.pipeline.inputs.images import on_background
+from gouache.pipeline.inputs.images import is_opaque, on_background
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 SUFFIXES = (".ttf", ".ttc", ".otf", ".otc")
@@ -301,10 +301,24 @@ def encode_film(pictures: Sequence[Image.Image], suffix: str, *, fps: float = 8.
     milliseconds = round(1000 / fps)
     options = {"save_all": True, "append_images": others, "duration": milliseconds, "loop": 0}
     if kind == ".gif":
+        first, *options["append_images"] = [_stencilled(picture) for picture in pictures]
         first.save(buffer, "GIF", disposal=2, **options)
     else:
         first.save(buffer, "WEBP", lossless=True, **options)
     return buffer.getvalue()
+
+
+def _stencilled(picture: Image.Image) -> Image.Image:
+    """A picture as GIF shows it: a pixel is there or not, and what is half there is laid on white.
+
+    Pillow alone makes every pixel visible that is not wholly transparent, the faintest haze too.
+    """
+    if is_opaque(picture):
+        return picture.convert("RGB")
+    stencil = picture.getchannel("A").point(lambda value: 255 if value >= 128 else 0)
+    clear = Image.new("RGBA", picture.size, (0, 0, 0, 0))
+    clear.paste(on_background(picture, GROUND), (0, 0), stencil)
+    return clear
 
 
 def check_film(suffix: str) -> None:

@@ -108,7 +108,9 @@ def _laid_out(
     rows = []
     for row, prompt, seed in zip(drafts, prompts, seeds, strict=True):
         parts = parts_of(request, bundle, prompt, encode)
-        one = None if parts is None else draft(request, bundle, encode(prompt), empty, seed, size, None, parts)
+        one = (
+            None if parts is None else draft(request, bundle, encode(prompt), empty, ImageSeed(seed), size, None, parts)
+        )
         rows.append(row if one is None else one.latents[0])
     return torch.stack(rows)
 

@@ -163,7 +163,7 @@ export function AspectInput({ id, value, set, ...rest }) {
     <datalist id=${`${id}-list`}>${ASPECTS.map((one) => html`<option value=${one} />`)}</datalist>`;
 }
 
-const COLOURS = ["transparent", "opaque", "white", "black"];
+const COLOURS = ["transparent", "opaque", "surroundings", "white", "black"];
 
 export function ColourInput({ id, field, value, set, facts, ...rest }) {
   const own = value?.startsWith("#");
