@@ -65,10 +65,12 @@ myst_update_mathjax = False
 nb_execution_mode = "cache"
 nb_execution_cache_path = str(ROOT / "build" / "docs" / "cache")
 nb_execution_in_temp = True
-nb_execution_timeout = 300
+nb_execution_timeout = 900  # seconds a cell, on a machine that has other things to do as well
 nb_execution_raise_on_error = True
 nb_execution_show_tb = True
 nb_merge_streams = True
+if CHINESE:
+    nb_code_prompt_show, nb_code_prompt_hide = "显示代码", "隐藏代码"
 
 html_theme = "furo"
 html_title = "gouache"

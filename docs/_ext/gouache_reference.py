@@ -21,6 +21,7 @@ import setting_pages
 from docutils import nodes
 from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
+from sphinx.locale import _
 from sphinx.pycode import ModuleAnalyzer
 from sphinx.util import logging
 
@@ -145,6 +146,31 @@ def resolve(app: Sphinx, env: Any, node: Any, content: nodes.Element) -> nodes.E
     return None
 
 
+CHINESE = {
+    "Next": "下一页",
+    "Previous": "上一页",
+    "Home": "首页",
+    "On this page": "本页目录",
+    "Back to top": "回到页首",
+    "Skip to content": "跳到正文",
+    "Made with": "主题 ",
+}
+"""The theme's words that neither it nor Sphinx has in Chinese."""
+
+
+def speak_chinese(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:  # noqa: ARG001
+    """Give the templates of the Chinese site the words that they lack."""
+    if context.get("chinese"):
+        context["_"] = context["gettext"] = lambda text: CHINESE.get(text.strip()) or str(_(text))
+
+
+def say_levels(app: Sphinx, pagename: str, templatename: str, context: dict[str, Any], doctree: Any) -> None:  # noqa: ARG001
+    """Sphinx calls the captions of lists of pages headings, and screen readers want to know of what level."""
+    for part in ("furo_navigation_tree", "body"):
+        if part in context:
+            context[part] = str(context[part]).replace('role="heading">', 'role="heading" aria-level="2">')
+
+
 def setup(app: Sphinx) -> dict[str, bool]:
     """Sphinx's entry."""
     app.connect("builder-inited", write_pages, priority=100)
@@ -152,7 +178,10 @@ def setup(app: Sphinx) -> dict[str, bool]:
         app.connect("autodoc-process-docstring", mend_docstring, priority=100)
         app.connect("autodoc-skip-member", skip_member)
         app.connect("doctree-read", name_types)
+        app.connect("env-before-read-docs", faster.read_changed_sources_again)
         app.connect("html-collect-pages", faster.leave_out_what_has_no_source, priority=400)  # before viewcode
+    app.connect("html-page-context", speak_chinese)
+    app.connect("html-page-context", say_levels, priority=600)  # after the theme
     app.add_search_language(chinese_search.ChineseSearch)
     app.connect("source-read", bring_inside)
     app.connect("html-page-context", faster.navigate_by_titles, priority=400)  # The theme uses it at 500.

@@ -221,6 +221,8 @@ def test_names_that_are_nowhere_get_a_cure(server: Hub) -> None:
     hub.pull(REPO)
     with pytest.raises(ModelNotFound, match="Did you mean 'painter/tiny'"):
         hub.find("painter/tinny")
+    with pytest.raises(ModelNotFound, match="Did you mean 'pocket'"):
+        hub.find("pockt")
     with pytest.raises(ModelNotFound):
         hub.find("../../etc/passwd-of-nobody")
     assert server.asked

@@ -76,7 +76,7 @@ def test_doctor_tells_versions_devices_and_folders() -> None:
     values = json.loads(result.stdout)
     assert values["versions"]["torch"]
     assert values["devices"]["cpu"] == "yes"
-    assert set(values) == {"versions", "processor", "devices", "memory", "models"}
+    assert set(values) == {"versions", "processor", "devices", "memory", "engines", "models"}
     assert "python:" in CliRunner().invoke(app, ["doctor"]).stdout
 
 

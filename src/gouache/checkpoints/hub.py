@@ -156,6 +156,7 @@ def find(name: str) -> Path:
     if snapshot is not None:
         return snapshot
     known = [model.name for model in on_disk()]
+    known += [SHIPPED] if shipped_model() is not None and SHIPPED not in known else []
     near = unknown_name("model", name, known).cure if known else "None is on the disk yet."
     fetch = f" Or fetch it: gouache pull {name}" if name.count("/") == 1 else ""
     raise ModelNotFound(

@@ -292,7 +292,8 @@ def _text_rows(folder: Path, files: list[Path], opened: _Opened) -> Iterator[Fou
             said = opened.texts.read(text).splitlines()
         elif not opened.reading.missing:
             said = _folder_name(path, folder) if named else repeats_of(key)[1]
-            opened.report.notes["captioned by the name of their folder"] += bool(said)
+            if said:
+                opened.report.notes["captioned by the name of their folder"] += 1
         found = Found(key, path, opened.texts.captions(said, str(text or path)))
         yield _with_planes(found, path, planes, opened.reading)
 

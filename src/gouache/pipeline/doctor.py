@@ -32,7 +32,6 @@ PACKAGES = (
     "vtracer",
     "spandrel",
     "openvino",
-    "nncf",
 )
 FactTable = dict[str, str]
 

@@ -80,7 +80,7 @@ class Pipeline:
             device: "cpu", "cuda", "mps"; None takes a GPU if available.
             dtype: number format of the networks; None takes float32 on the CPU and float16 elsewhere.
             sequential: keep one network at a time in memory, and read each from its file when it is used.
-            engine: what runs the networks: "torch", "openvino", "openvino-int8" or "auto"; see `engine.names.ENGINES`.
+            engine: what runs the networks: "torch", "openvino" or "auto"; see `engine.names.ENGINES`.
 
         Raises:
             ModelNotFound, CheckpointError: nothing there, or nothing that can be loaded.

@@ -223,6 +223,8 @@ class _Trainer:
     def steps(self, minutes: float | None, stop: Callable[[], bool]) -> Iterator[TrainingProgress]:
         """Step until the images, the minutes or the patience are used up, or `stop` returns true."""
         loop, position = self.config.loop, self.state.position
+        if minutes is not None and position.images_seen and position.seconds >= 60 * minutes:
+            return  # an earlier session used them up, and saved
         with _ahead() as ahead:
             # One batch ahead is enough, and safe: a batch depends on the images seen only, not on the network.
             following = ahead.submit(self._batch, position.images_seen)

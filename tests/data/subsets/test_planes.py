@@ -191,3 +191,14 @@ def test_metadata_names_planes_inside_its_folder(tmp_path: Path) -> None:
     assert found.mask is not None
     assert found.condition is not None
     assert [key for key, _ in report.listed] == ["b.png"]
+
+
+def test_the_report_tells_of_nothing_that_did_not_happen(tmp_path: Path) -> None:
+    """One picture has a caption, one an empty file, one none; no folder said anything."""
+    report = ReadReport()
+    for name in ("one", "two", "three"):
+        Image.new("RGB", (32, 32), "red").save(tmp_path / f"{name}.png")
+    (tmp_path / "one.txt").write_text("a red square")
+    (tmp_path / "two.txt").write_text("")
+    assert [found.key for found in read_pictures(tmp_path, report) if found.captions] == ["one.png"]
+    assert not report.notes

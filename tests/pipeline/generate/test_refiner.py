@@ -21,6 +21,7 @@ from PIL import Image
 
 from gouache.errors import GouacheError, InvalidInput, ModelNotFound
 from gouache.pipeline.generate.generation import Painted
+from gouache.pipeline.generate.refiner import refiner_notes
 from gouache.pipeline.output.a1111_text import infotext_of, left_out, request_of
 from gouache.pipeline.output.infotext import parse_infotext
 from gouache.pipeline.output.metadata import PARAMETERS
@@ -323,3 +324,13 @@ def test_scores_need_a_model_that_takes_them(base: Pipeline, folders: dict[str, 
     request = request_for(folders, refiner=None, size_condition={"aesthetic_score": 5.0})
     with pytest.raises(InvalidInput, match="aesthetic_score"):
         base.paint(request)
+
+
+def test_a_request_without_a_refiner_hears_nothing_of_one() -> None:
+    of_prompt = Request(prompt="a square <lora:mine:1>")
+    assert refiner_notes(of_prompt) == []
+    assert refiner_notes(of_prompt.replace({"refiner": "other", "refiner_switch_at": 1})) == [
+        "refiner was not used: refiner_switch_at is 1"
+    ]
+    (note,) = refiner_notes(of_prompt.replace({"refiner": "other", "refiner_switch_at": 0.8}))
+    assert note.startswith("LoRA files")

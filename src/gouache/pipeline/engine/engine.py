@@ -15,9 +15,8 @@ from gouache.models.turns import turns_of
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL, Decoder
 from gouache.nn.layers import channels_last
-from gouache.pipeline.engine.names import AUTO, OPENVINO, OPENVINO_INT8, TORCH, check_engine, is_installed, version_of
+from gouache.pipeline.engine.names import AUTO, OPENVINO, TORCH, check_engine, is_installed, version_of
 from gouache.pipeline.generate.generation import Event, Painted
-from gouache.pipeline.inputs.start import DEPTH, ENLARGE, INPAINT, INSTRUCT, input_kind
 from gouache.pipeline.request import Request
 
 LEAST_WEIGHTS = 100_000_000
@@ -90,7 +89,7 @@ class Engine:
         """
         if self.name == TORCH:
             return Fitted(bundle, TORCH)
-        refused = _beyond(request, bundle, eight_bit=self.name == OPENVINO_INT8)
+        refused = _beyond(request)
         if refused and not self.lenient:
             raise EngineError(
                 f"engine {self.name}",
@@ -116,15 +115,10 @@ class Engine:
         from gouache.pipeline.engine import networks
 
         def runner(network: nn.Module) -> networks.Runner:
-            return networks.Runner(network, self.lenient, notes, networks.float_graph)
+            return networks.Runner(network, self.lenient, notes)
 
         def unet(network: UNet) -> UNet:
-            made = runner(network)
-            if self.name == OPENVINO_INT8:
-                from gouache.pipeline.engine.int8 import int8_graph
-
-                made.make = int8_graph(bundle)
-            return networks.OpenVinoUNet(network, made)
+            return networks.OpenVinoUNet(network, runner(network))
 
         def vae(network: AutoencoderKL) -> AutoencoderKL:
             if not isinstance(network.decoder, Decoder):
@@ -171,9 +165,8 @@ def _why_not(bundle: ModelBundle) -> str:
     return "" if bundle.dtype == torch.float32 else f"a model in {str(bundle.dtype).removeprefix('torch.')}"
 
 
-def _beyond(request: Request, bundle: ModelBundle, *, eight_bit: bool) -> str:
-    """What of a request changes blocks inside the networks, which a graph has no way to, or in 8 bits what the network
-    isn't calibrated on: it is by prompts alone. Empty if nothing does."""
+def _beyond(request: Request) -> str:
+    """What of a request changes blocks inside the networks, which a graph has no way to; empty if nothing does."""
     asked = {
         "seamless": request.seamless != "none",
         "regions": bool(request.regions),
@@ -182,8 +175,5 @@ def _beyond(request: Request, bundle: ModelBundle, *, eight_bit: bool) -> str:
         "sag": request.sag is not None,
         "slg": request.slg is not None,
         "freeu": request.freeu is not None,
-        "control": eight_bit and bool(request.control),
-        "a refiner": eight_bit and bundle.refiner is not None,
-        "a model that needs a picture": eight_bit and input_kind(bundle) in (INPAINT, INSTRUCT, DEPTH, ENLARGE),
     }
     return ", ".join(name for name, there in asked.items() if there)

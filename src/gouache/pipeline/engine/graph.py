@@ -131,12 +131,12 @@ def with_weights(graph: openvino.Model, network: nn.Module) -> openvino.Model:
     return graph
 
 
-def compiled(graph: openvino.Model, precision: str = "f32") -> openvino.CompiledModel:
+def compiled(graph: openvino.Model) -> openvino.CompiledModel:
     """A graph made ready for this processor, for as many threads as torch uses."""
     import openvino
 
     settings = {
-        "INFERENCE_PRECISION_HINT": precision,
+        "INFERENCE_PRECISION_HINT": "f32",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "NUM_STREAMS": 1,
         "ENABLE_CPU_PINNING": False,

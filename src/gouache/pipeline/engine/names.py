@@ -10,15 +10,14 @@ from importlib.util import find_spec
 
 from gouache.errors import MissingDependency, unknown_name
 
-TORCH, OPENVINO, OPENVINO_INT8, AUTO = "torch", "openvino", "openvino-int8", "auto"
+TORCH, OPENVINO, AUTO = "torch", "openvino", "auto"
 ENGINES = {
     TORCH: "every network by torch",
     OPENVINO: "the U-Net and the decoder by OpenVINO, in float32",
-    OPENVINO_INT8: "as openvino, the U-Net in 8-bit integers: other pictures, in less time and memory",
     AUTO: "openvino where it is installed and the model large enough to repay compiling, else torch",
 }
 """What `--engine` and `Pipeline.load` take."""
-PACKAGES = {OPENVINO: ("openvino",), OPENVINO_INT8: ("openvino", "nncf")}
+PACKAGES = {OPENVINO: ("openvino",)}
 """What an engine needs installed."""
 EXTRA = "gouache[cpu]"
 
@@ -44,7 +43,7 @@ def check_engine(name: str) -> None:
 
 @contextmanager
 def unreported() -> Iterator[None]:
-    """What is imported meanwhile finds no `openvino_telemetry`, by which OpenVINO's and NNCF's tools tell their makers
+    """What is imported meanwhile finds no `openvino_telemetry`, by which OpenVINO's tools tell their makers
     of every use, unasked; they do without it."""
     name = "openvino_telemetry"
     there = sys.modules.get(name)

@@ -23,9 +23,6 @@ from gouache.pipeline.engine.graph import Signature, cannot_run, check, compiled
 if TYPE_CHECKING:
     import openvino
 
-MakeGraph = Callable[[nn.Module, Signature, Mapping[str, Tensor], list[str]], "openvino.Model"]
-"""The whole graph, weights inside, of a network, the way it is called and an example; it tells a list what users should
-know."""
 ROWS, TOKENS, HEIGHT, WIDTH = 2, 11, 3, 5
 """Sizes of the examples that graphs are made from, height and width at the lowest resolution: different, and none 1."""
 
@@ -37,7 +34,6 @@ class Runner:
     Attributes:
         network: torch's.
         lenient: where a graph can't be made, say so in `notes` and let torch run it from then on.
-        make: gives the graph.
         notes: what users are told.
         failed: torch runs it.
     """
@@ -45,7 +41,6 @@ class Runner:
     network: nn.Module
     lenient: bool
     notes: list[str]
-    make: MakeGraph
     failed: bool = False
     _ready: tuple[str, openvino.InferRequest] | None = field(default=None, repr=False)
 
@@ -78,7 +73,7 @@ class Runner:
     def _request(self, signature: Signature, example: Callable[[], Mapping[str, Tensor]]) -> openvino.InferRequest:
         if self._ready is None or self._ready[0] != signature.text:
             self._ready = None  # give its memory back before the next one takes as much
-            graph = self.make(self.network, signature, example(), self.notes)
+            graph = graph_of(self.network, signature, example(), self.notes)
             try:
                 request = compiled(graph).create_infer_request()
             except RuntimeError as error:
@@ -87,10 +82,20 @@ class Runner:
         return self._ready[1]
 
 
-def float_graph(
+def graph_of(
     network: nn.Module, signature: Signature, example: Mapping[str, Tensor], notes: list[str]
 ) -> openvino.Model:
-    """A graph in float32: from the disk, or made anew and kept there."""
+    """The whole graph of a network, its weights inside: from the disk, or made anew and kept there.
+
+    Args:
+        network: torch's.
+        signature: how it is called.
+        example: what it is made from.
+        notes: get what users should know.
+
+    Raises:
+        EngineError: OpenVINO can't translate it.
+    """
     key = store.key_of(network, signature)
     graph = store.find(key, notes)
     if graph is None:

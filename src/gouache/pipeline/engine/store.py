@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import openvino
     from torch import nn
 
-LIMIT = 16 * 2**30
+LIMIT = 2**28
 """Bytes that all graphs may take; those that weren't used for longest leave first."""
 ENTRY, GRAPH, NUMBERS = "entry.json", "graph.xml", "graph.bin"
 SOURCES = ("nn/*.py", "models/**/*.py", "pipeline/engine/graph.py", "pipeline/engine/networks.py")
@@ -37,24 +37,22 @@ def graphs_folder() -> Path:
     return cache_file().parent / "openvino"
 
 
-def key_of(network: nn.Module, signature: Signature, numbers: str = "") -> str:
+def key_of(network: nn.Module, signature: Signature) -> str:
     """Name of a graph: changes with the network's shapes and config, the way it is called, our code, and the versions
     of torch and OpenVINO.
 
     Args:
         network: any of those shapes.
         signature: how it is called.
-        numbers: what else it depends on, for a graph that holds weights.
     """
     shapes = [f"{name} {tuple(weight.shape)} {weight.dtype}" for name, weight in weights_of(network).items()]
     config = getattr(network, "config", None)
     parts = [
         _code(),
-        *(f"{name} {version_of(name)}" for name in ("torch", "openvino", "nncf")),
+        *(f"{name} {version_of(name)}" for name in ("torch", "openvino")),
         repr(config),
         *shapes,
         signature.text,
-        numbers,
     ]
     return sha256("\n".join(parts).encode()).hexdigest()[:40]
 
@@ -95,7 +93,7 @@ def keep(key: str, graph: openvino.Model, what: str) -> None:
 
     Args:
         key: as `key_of` gives it.
-        graph: with or without its weights.
+        graph: without its weights.
         what: it is, for people who look into the folder.
     """
     import openvino

@@ -194,16 +194,16 @@ def zeros_of(request: Request, refiner: ModelBundle) -> bool:
 
 def refiner_notes(request: Request) -> list[str]:
     """What of a resolved request the refiner doesn't read."""
-    notes = []
-    guiders = [name for name in ("pag", "slg", "sag", "perp_neg", "freeu") if getattr(request, name) is not None]
     if request.refiner is None:
         plain, names = Request(), ("refiner_switch_at", "refiner_switch_by")
         given = [name for name in names if getattr(request, name) != getattr(plain, name)]
-        notes += [f"{name} was not used: there is no refiner" for name in given]
-    elif guiders and request.refiner_switch_at < 1:
+        return [f"{name} was not used: there is no refiner" for name in given]
+    if request.refiner_switch_at >= 1:
+        return ["refiner was not used: refiner_switch_at is 1"]
+    notes = []
+    guiders = [name for name in ("pag", "slg", "sag", "perp_neg", "freeu") if getattr(request, name) is not None]
+    if guiders:
         notes.append(f"{', '.join(guiders)}: on the base model only; the refiner paints without")
-    if request.refiner is not None and request.refiner_switch_at >= 1:
-        notes.append("refiner was not used: refiner_switch_at is 1")
-    elif "<" in request.prompt or request.control:
+    if "<" in request.prompt or request.control:
         notes.append("LoRA files, textual inversions and ControlNets act on the base model; the refiner paints without")
     return notes
