@@ -191,7 +191,7 @@ def test_other_formats_keep_the_recipe(tmp_path: Path, monkeypatch: pytest.Monke
         (("--model", "no-such-model"), 3, "gouache models"),
         (("--device", "cuda:77"), 2, "doctor"),
         (("--dtype", "int4"), 2, "float16"),
-        (("-o", "notes.txt/x.png"), 2, "folder"),
+        (("-o", "/dev/null/x.png"), 2, "folder"),
         (("-o", "x.tga"), 2, ".png"),
         (("-o", "-", "-n", "2"), 2, "standard output"),
         (("--like", "absent.png"), 2, "absent.png"),

@@ -130,7 +130,10 @@ def test_bad_values_are_refused_by_name(values: dict[str, Any], part: str) -> No
 
 SENTENCES: list[tuple[dict[str, Any], str]] = [
     ({"watermark": ""}, "request: watermark: given '', expected 1 to 32 bytes in UTF-8."),
-    ({"background": "red"}, "request: background: given 'red', expected transparent, opaque, surroundings, white, black or #rrggbb."),
+    (
+        {"background": "red"},
+        "request: background: given 'red', expected transparent, opaque, surroundings, white, black or #rrggbb.",
+    ),
     ({"seed": -1}, "request: seed: given -1, expected a number greater than or equal to 0."),
     ({"count": 257}, "request: count: given 257, expected a number less than or equal to 256."),
     ({"prompt": 3}, "request: prompt: given 3, expected a valid string."),
