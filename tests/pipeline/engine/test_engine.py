@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from gouache.errors import EngineError, InvalidInput, MissingDependency, UnknownName
 from gouache.models.bundle import ModelBundle
@@ -18,6 +19,8 @@ from gouache.models.mmdit import MMDiT
 from gouache.models.unet import Residuals, UNet
 from gouache.pipeline.engine import names, store
 from gouache.pipeline.engine.engine import Engine
+from gouache.pipeline.engine.graph import Signature
+from gouache.pipeline.engine.networks import Runner
 from gouache.pipeline.generate.generation import Painted
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.replay import replay
@@ -91,6 +94,36 @@ def test_auto_paints_by_torch_what_the_engine_can_not_and_notes_it(
     assert painted.recipe.machine.engine == "torch"
     assert painted.recipe.pixels == pipe.paint(request)[0].recipe.pixels
     assert any("seamless" in note for note in painted.recipe.notes)
+
+
+class Undecided(nn.Module):
+    """What it does depends on the numbers, which no graph can express."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if x.sum() > 0 else -x
+
+
+@pytest.mark.parametrize("lenient", [True, False], ids=["auto", "openvino"])
+def test_a_network_that_can_not_be_translated_goes_to_torch_by_auto_alone(lenient: bool) -> None:
+    pytest.importorskip("openvino")
+    notes: list[str] = []
+    runner = Runner(Undecided(), lenient, notes)
+    given = {"x": torch.randn(2, 3, generator=torch.Generator().manual_seed(0))}
+
+    def called(network: Callable[..., object], inputs: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        out = network(inputs["x"])
+        assert isinstance(out, torch.Tensor)
+        return (out,)
+
+    signature = Signature("Undecided", ("x",), called)
+    if not lenient:
+        with pytest.raises(EngineError, match="Undecided"):
+            runner(signature, given, lambda: given)
+        return
+    assert runner(signature, given, lambda: given) is None
+    assert runner(signature, given, lambda: given) is None
+    assert len(notes) == 1
+    assert "Undecided was run by torch" in notes[0]
 
 
 @pytest.fixture
