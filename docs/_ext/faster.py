@@ -7,8 +7,6 @@ from typing import Any
 from docutils import nodes
 from sphinx.addnodes import toctree
 from sphinx.application import Sphinx
-from sphinx.environment import BuildEnvironment
-from sphinx.pycode import ModuleAnalyzer
 
 
 def titles_of(toc: nodes.Element) -> nodes.Element:
@@ -56,16 +54,3 @@ def leave_out_what_has_no_source(app: Sphinx) -> list[Any]:
     for name in [name for name, found in modules.items() if not found]:
         del modules[name]
     return []
-
-
-def read_changed_sources_again(app: Sphinx, env: BuildEnvironment, docnames: list[str]) -> None:  # noqa: ARG001
-    """viewcode keeps the source that it saw first: in a later build, links to what was added since would be dead.
-
-    What it has of a changed module is dropped, and the pages that show the module are read again.
-    """
-    kept = getattr(env, "_viewcode_modules", {})
-    for name, found in list(kept.items()):
-        if not found or ModuleAnalyzer.for_module(name).code == found[0]:
-            continue
-        del kept[name]
-        docnames += sorted((set(found[2].values()) & env.found_docs) - set(docnames))

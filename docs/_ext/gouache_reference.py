@@ -178,7 +178,6 @@ def setup(app: Sphinx) -> dict[str, bool]:
         app.connect("autodoc-process-docstring", mend_docstring, priority=100)
         app.connect("autodoc-skip-member", skip_member)
         app.connect("doctree-read", name_types)
-        app.connect("env-before-read-docs", faster.read_changed_sources_again)
         app.connect("html-collect-pages", faster.leave_out_what_has_no_source, priority=400)  # before viewcode
     app.connect("html-page-context", speak_chinese)
     app.connect("html-page-context", say_levels, priority=600)  # after the theme
