@@ -22,7 +22,7 @@ from PIL import Image
 from gouache.checkpoints.convert import convert
 from gouache.checkpoints.load import identify, load_bundle
 from gouache.errors import IncompatibleCheckpoint
-from gouache.pipeline.pipeline import Pipeline
+from gouache.pipeline.pipeline import Pipeline, shipped_model
 from gouache.pipeline.request import Request
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
@@ -209,3 +209,12 @@ def test_another_tiny_autoencoder_is_refused_by_what_differs(
     file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
     with pytest.raises(IncompatibleCheckpoint, match=rf"given {key} = "):
         load_bundle(folder)
+
+
+def test_a_part_that_gouache_wrote_says_its_sizes_itself() -> None:
+    """No shape of a weight tells the size of patches, or the scale and shift of each channel."""
+    shipped = shipped_model()
+    assert shipped is not None
+    whole, path = identify(shipped), shipped / "vae.safetensors"
+    assert identify(path).parts["vae"].config == whole.parts["vae"].config
+    assert identify(shipped, vae=path).parts["vae"].config == whole.parts["vae"].config

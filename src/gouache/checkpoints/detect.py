@@ -291,6 +291,12 @@ def is_checkpoint(marked: Mapping[str, Place]) -> bool:
     return "unet" in marked and marked["unet"].prefix != "" and len(marked) > 1
 
 
+def recorded_config(header: Header, name: str) -> str | None:
+    """The config of a part as JSON, where gouache wrote it beside the weights: of a whole file, or of a part alone."""
+    own = header.metadata.get("config") if header.metadata.get("component") == name else None
+    return header.metadata.get(CONFIG_KEY + name, own)
+
+
 def describe(marked: Mapping[str, Place]) -> Identity:
     """What parts make up together; each may lie in a file of its own.
 
@@ -309,10 +315,10 @@ def describe(marked: Mapping[str, Place]) -> Identity:
     configs: dict[str, Config] = {}
     for name, place in marked.items():
         naming, where = place.naming, str(place.header.path)
-        recorded = place.header.metadata.get(CONFIG_KEY + name)
+        recorded = recorded_config(place.header, name)
         if recorded is not None:
             kind = config_kind(name, recorded)
-            configs[name] = kind.from_json(recorded, where=f"{where} metadata {CONFIG_KEY}{name}")
+            configs[name] = kind.from_json(recorded, where=f"{where} metadata of {name}")
         elif name == "unet" and unet:
             configs[name] = unet
         elif name == "vae":

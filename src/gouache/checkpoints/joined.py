@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gouache.checkpoints import detect
-from gouache.checkpoints.detect import CONFIG_KEY, Identity, Part, Place
+from gouache.checkpoints.detect import Identity, Part, Place
 from gouache.checkpoints.formats.header import few, open_header
 from gouache.checkpoints.shapes import TOKEN_EMBEDDING
 from gouache.errors import GouacheError, IncompatibleCheckpoint, UnknownFamily
@@ -154,7 +154,7 @@ def with_vae(identity: Identity, other: Identity, path: Path) -> Identity:
 
 def _says_its_scale(part: Part, path: Path) -> bool:
     """Whether the scale of its latents is recorded beside the weights; else it is the family's."""
-    return path.is_dir() or f"{CONFIG_KEY}{part.name}" in part.header.metadata
+    return path.is_dir() or detect.recorded_config(part.header, part.name) is not None
 
 
 def beside(path: Path) -> Path | None:
