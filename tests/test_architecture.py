@@ -23,6 +23,7 @@ LAYERS = {
     "config": 0,
     "environment": 0,
     "notebook": 0,
+    "colours": 1,
     "__init__": 6,
     "__main__": 6,
     "diffusion": 1,

@@ -7,7 +7,7 @@ import colorsys
 import numpy as np
 import pytest
 
-from gouache.data.colours import SHADES, colour_name, main_colour, oklab_to_rgb, recoloured, rgb_to_oklab, visible
+from gouache.colours import SHADES, colour_name, main_colour, oklab_to_rgb, recoloured, rgb_to_oklab, visible
 from gouache.data.drawing import Picture, lay, on_ground
 from gouache.data.scene_rules import (
     check_background,

@@ -11,8 +11,8 @@ from typing import TypeVar
 
 import numpy as np
 
+from gouache.colours import SHADES, MainColour, Shade, colour_name, main_colour, recoloured, visible
 from gouache.data.captions import STYLE_WORDS
-from gouache.data.colours import SHADES, MainColour, Shade, colour_name, main_colour, recoloured, visible
 from gouache.data.drawing import Picture, cut_out, fitted, lay, on_ground
 from gouache.data.scene_rules import KINDS, SceneKind, SceneObject, SceneTruth, count_parts
 from gouache.data.stickers import Split, Sticker, Stickers

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gouache.colours import main_colour, visible
 from gouache.data.captions import canonical_caption, caption
-from gouache.data.colours import main_colour, visible
 from gouache.data.drawing import Picture, fitted, lay, on_ground
 from gouache.data.scenes import GROUNDS, SCENE_VERSION, Scenes
 from gouache.data.stickers import Split, Sticker, Stickers

@@ -7,10 +7,11 @@ import json
 import numpy as np
 import pytest
 
+from gouache.colours import colour_name, main_colour, named_indices, visible
 from gouache.data.scene_rules import check_relation, count_parts, foreground
 from gouache.pipeline.output.recipe import Recipe
 from gouache.pipeline.pipeline import Pipeline, open_pipeline
-from gouache.pipeline.prompts.layout import ROWS, read_layout
+from gouache.pipeline.prompts.layout import ROWS, Thing, read_layout
 from gouache.pipeline.request import Prior, Request
 from gouache.training.evaluation.painting import Setting, painter
 
@@ -32,7 +33,7 @@ def things(prompt: str) -> list[tuple[str, float, float]]:
         ("a cup next to an apple, cute", [("a cup, cute", 0.26, 0.5), ("an apple, cute", 0.74, 0.5)]),
         ("a small owl in the top left corner", [("an owl", 0.22, 0.22)]),
         ("a fox at the bottom", [("a fox", 0.5, 0.78)]),
-        ("three blue cups", [("a blue cup", 0.26, 0.26)]),
+        ("three blue cups", [("a cup", 0.26, 0.26)]),
         ("two mice", [("a mouse", 0.26, 0.5)]),
         ("4 apples", [("an apple", 0.26, 0.26)]),
         ("a cat, a dog and a bird", [("a cat", 0.26, 0.26), ("a dog", 0.74, 0.26), ("a bird", 0.5, 0.74)]),
@@ -50,7 +51,10 @@ def test_a_sentence_is_taken_apart(prompt: str, expected: list[tuple[str, float,
     "prompt",
     [
         "",
-        "a red fire engine, 3d style",
+        "a fire engine, 3d style",
+        "a red and white flag",
+        "a red panda",
+        "a blue orange",
         "a bow and arrow",
         "two men holding hands",
         "a man in a suit",
@@ -66,6 +70,40 @@ def test_a_sentence_is_taken_apart(prompt: str, expected: list[tuple[str, float,
 )
 def test_anything_else_is_left_whole(prompt: str) -> None:
     assert read_layout(prompt) is None
+
+
+@pytest.mark.parametrize(
+    ("prompt", "expected"),
+    [
+        ("a red fox", [("a fox", "red")]),
+        ("An Orange cat, flat style", [("a cat, flat style", "orange")]),
+        ("a blue owl in 3d style", [("an owl, 3d style", "blue")]),
+        ("red fire engine", [("fire engine", "red")]),
+        ("a violet hat in the snow", [("a hat in the snow", "purple")]),
+        ("two brown dogs", [("a dog", "brown")]),
+        ("a red cup next to a blue car", [("a cup", "red"), ("a car", "blue")]),
+        ("a cat and a green apple", [("a cat", None), ("an apple", "green")]),
+        ("一只蓝色的猫", [("一只猫", "blue")]),
+        ("一朵粉红色的花，立体风格", [("一朵花，立体风格", "pink")]),
+        ("三个红色的苹果", [("一个苹果", "red")]),
+        ("红色的狐狸", [("狐狸", "red")]),
+    ],
+)
+def test_a_thing_is_told_apart_from_its_colour(prompt: str, expected: list[tuple[str, str | None]]) -> None:
+    layout = read_layout(prompt)
+    assert layout is not None
+    assert [(thing.words, thing.colour) for thing in layout.things] == expected
+    before = read_layout(prompt, plain=False)
+    assert before is None or all(thing.colour is None for thing in before.things)
+
+
+def test_a_thing_alone_on_a_ground_fills_the_picture() -> None:
+    layout = read_layout("a cat on a yellow background")
+    assert layout is not None
+    assert (layout.things, layout.ground) == ((Thing("a cat", ()),), True)
+    assert read_layout("a cat on a transparent background") is None
+    assert read_layout("a cat on a yellow background", plain=False) is None
+    assert read_layout("on a yellow background") is None
 
 
 def test_a_ground_belongs_to_the_picture_and_not_to_its_things() -> None:
@@ -139,6 +177,14 @@ def test_a_picture_of_the_first_recipes_comes_out_as_it_did(shipped: Pipeline) -
     assert shipped.paint(recipe.request)[0].recipe.pixels == made.recipe.pixels
 
 
+def test_a_thing_of_a_colour_comes_out_as_it_did_before_it_was_drafted_plain(shipped: Pipeline) -> None:
+    made = shipped.paint(Request(prompt="a blue cat", seed=5, num_inference_steps=2, prior=Prior(plain=False)))[0]
+    old = made.recipe.model_dump(mode="json") | {"recipe": 4}
+    del old["request"]["prior"]["plain"]
+    recipe = Recipe.from_json(json.dumps(old), where="old recipe")
+    assert shipped.paint(recipe.request)[0].recipe.pixels == made.recipe.pixels
+
+
 def test_the_evaluation_paints_what_users_get(shipped: Pipeline) -> None:
     prompts = ["a cat to the left of a tree", "a red fire engine, 3d style"]
     together = painter(shipped)(prompts, [5, 5], Setting(2, draft=True))
@@ -146,3 +192,28 @@ def test_the_evaluation_paints_what_users_get(shipped: Pipeline) -> None:
         alone = painted(shipped, prompt, determinism="portable", num_inference_steps=2)
         seen = alone[..., 3] > 8
         assert np.abs(picture.astype(int) - alone.astype(int))[seen].max() <= 2, prompt
+
+
+@pytest.mark.parametrize(("prompt", "noun", "colour"), [("a blue cat", "a cat", "blue"), ("a red fox", "a fox", "red")])
+def test_a_thing_of_a_colour_has_the_shape_of_the_thing(shipped: Pipeline, prompt: str, noun: str, colour: str) -> None:
+    def opaque(asked: str, *, plain: bool = True) -> tuple[np.ndarray, str]:
+        request = Request(prompt=asked, seed=1, prior=Prior(plain=plain))
+        picture = np.asarray(shipped.paint(request)[0].image)
+        return picture[..., 3] > 127, main_colour(visible(picture)).name
+
+    thing, _ = opaque(noun)
+    shape, found = opaque(prompt)
+    assert found == colour
+    at_once, _ = opaque(prompt, plain=False)
+    alike = (thing & shape).sum() / (thing | shape).sum()
+    assert alike > 0.7
+    assert alike > (thing & at_once).sum() / (thing | at_once).sum() + 0.15
+
+
+def test_a_thing_alone_keeps_its_shape_on_a_ground(shipped: Pipeline) -> None:
+    picture = np.asarray(shipped.paint(Request(prompt="a cat on a yellow background", seed=1))[0].image)
+    assert picture[..., 3].min() > 220
+    assert colour_name(tuple(picture[2, 2, :3])) == "yellow"
+    cat = np.asarray(shipped.paint(Request(prompt="a cat", seed=1))[0].image)[..., 3] > 127
+    seen = named_indices(picture[..., :3]) != named_indices(picture[2:3, 2:3, :3])[0, 0]
+    assert (cat & seen).sum() / (cat | seen).sum() > 0.6

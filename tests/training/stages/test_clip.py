@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gouache.colours import SHADES
 from gouache.data.captions import canonical_caption
-from gouache.data.colours import SHADES
 from gouache.data.scenes import GROUNDS
 from gouache.data.stickers import Sticker, StickerManifest, Stickers
 from gouache.data.wording import NUMBERS, PLACES, RELATIONS, plural_of, with_article

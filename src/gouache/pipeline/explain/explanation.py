@@ -162,11 +162,15 @@ def _scales(
     options = request.prior or PriorOptions()
     if prior is None or quantizer is None or not options.enabled or text.pooled is None:
         return ()
-    if parts_of(request, bundle, styled_prompt(request), reader.encode) is not None:
-        return ()  # each thing has a draft of its own; what they make together is the draft
+    parts, stream = parts_of(request, bundle, styled_prompt(request), reader.encode), "prior"
+    if parts is not None:
+        if len(parts.layout.things) > 1 or parts.layout.things[0].places or parts.layout.ground:
+            return ()  # each thing has a draft of its own; what they make together is the draft
+        text, stream = parts.encode(parts.layout.things[0].words), "prior/0"
     if request.subseed_strength > 0:
         return ()  # parts of a variation's tokens are another draw's
-    tokens = draw_tokens(bundle, text, reader.encode(""), draw_of(options, bundle.defaults), [request.seed or 0])
+    draw, seeds = draw_of(options, bundle.defaults), [request.seed or 0]
+    tokens = draw_tokens(bundle, text, reader.encode(""), draw, seeds, stream=stream)
     sums = quantizer.features(tokens)[1:]
     return tuple(
         (side * side, decode(bundle, quantizer.draft(total))[0])

@@ -237,6 +237,9 @@ class Prior(Config):
     """Block of the starting image whose tokens are kept: left, top, right, bottom as fractions."""
     layout: bool = True
     """Draft the things of "a cat to the left of a tree" or "three cups" each by itself, and lay them out."""
+    plain: bool = True
+    """Draft the things of "a blue cat" and "a cat on a yellow background" plain, and give the drafts colour and ground;
+    only with `layout`."""
 
     @model_validator(mode="after")
     def _block_has_an_area(self) -> Self:

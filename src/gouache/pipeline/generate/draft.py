@@ -1,6 +1,8 @@
 """The draft: the autoregressive prior decides a picture's structure before diffusion paints it.
 
-A sentence of several things is drafted thing by thing, each laid where the sentence says (`prompts/layout.py`).
+A sentence of several things is drafted thing by thing, each laid where the sentence says (`prompts/layout.py`). A thing
+that is said to have a colour is drafted without it and then turned to it: a small prior that is asked for a blue cat
+attends to the blue and forgets the cat.
 
 Every thing fills a draft of its own, which the prior does best. The drafts are decoded, cut out along their
 transparency, scaled down and laid on one picture; its latents are the draft that diffusion paints from.
@@ -18,6 +20,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from gouache.colours import tinted
 from gouache.diffusion.rng import ImageSeed, generator_for
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
@@ -77,7 +80,9 @@ def compose(
         Normalised latents [1,C,h,w] of the quantizer's size, and the bits of all things together.
     """
     drawn = [draw(thing.words, f"prior/{number}") for number, thing in enumerate(layout.things)]
-    things = [_picture(bundle, one.tokens) for one in drawn]
+    things = [
+        _of_colour(_picture(bundle, one.tokens), thing.colour) for one, thing in zip(drawn, layout.things, strict=True)
+    ]
     alone = bare is None and not layout.ground and things
     whole = None if alone else _picture(bundle, draw(None, "prior").tokens)
     size = (whole or things[0]).size
@@ -85,11 +90,18 @@ def compose(
     if whole is not None and bare is not None:
         canvas.alpha_composite(_seen_in(whole, bare))
     for thing, picture in zip(layout.things, things, strict=True):
+        if not thing.places:
+            canvas.alpha_composite(picture)
+            continue
         cut = picture.crop(picture.getchannel("A").point(lambda a: 255 * (a >= SEEN)).getbbox())
         for place in thing.places:
             _lay(canvas, cut, place)
     scores = [one.score for one in drawn if one.score is not None]
     return encode(bundle, canvas), sum(scores) if scores else None
+
+
+def _of_colour(picture: Image.Image, colour: str | None) -> Image.Image:
+    return picture if colour is None else Image.fromarray(tinted(np.asarray(picture), colour))
 
 
 def _seen_in(picture: Image.Image, bare: Tensor) -> Image.Image:
@@ -188,7 +200,7 @@ def parts_of(
         found, own = laid_out(request, areas, prompt), in_order(request, areas)[0]
         plans = {region.prompt: plan for region, plan in zip(own, regions.plans, strict=True)}
         return Parts(found.layout, lambda words: plans[words].at(1)[0][1], found.bare)
-    layout = None if encode is None else read_layout(prompt)
+    layout = None if encode is None else read_layout(prompt, plain=request.prior.plain)
     return None if layout is None or encode is None else Parts(layout, encode)
 
 
@@ -361,6 +373,7 @@ def with_defaults(options: PriorOptions | None, defaults: GenerationDefaults) ->
         variation=options.variation,
         keep=options.keep,
         layout=options.layout,
+        plain=options.plain,
     )
 
 

@@ -28,10 +28,10 @@ if TYPE_CHECKING:
     from gouache.models.bundle import ModelBundle
 
 RECIPE_VERSION = 5
-"""1 to 4: a variation kept the draft of the seed. 1 to 3: every picture began on noise alone, unless its request named
-a level. 1: the prior drafted every prompt as a whole. 1 and 2: the emphasis rule a1111 kept the mean of every text
-encoder, an inversion took as many steps as the way back whatever was asked, an empty negative prompt was none, masks
-were cut at 128, and what `_as_before` says."""
+"""1 to 4: a variation kept the draft of the seed, and things were drafted in their colours. 1 to 3: every picture began
+on noise alone, unless its request named a level. 1: the prior drafted every prompt as a whole. 1 and 2: the emphasis
+rule a1111 kept the mean of every text encoder, an inversion took as many steps as the way back whatever was asked, an
+empty negative prompt was none, masks were cut at 128, and what `_as_before` says."""
 CUT_AT = 128
 _PACKAGES = ("gouache", "torch", "numpy", "pillow", "tokenizers")
 
@@ -109,9 +109,9 @@ class Recipe(Config):
         """A picture of an older version comes out as it did, where a field means something else today."""
         if not isinstance(data, Mapping) or not isinstance(request := data.get("request"), Mapping):
             return data
-        varied = data.get("recipe") in (1, 2, 3, 4) and request.get("subseed_strength")
-        if varied and isinstance(prior := request.get("prior"), Mapping):
-            request = {**request, "prior": {**prior, "variation": 0.0}}
+        if data.get("recipe") in (1, 2, 3, 4) and isinstance(prior := request.get("prior"), Mapping):
+            varied = {"variation": 0.0} if request.get("subseed_strength") else {}
+            request = {**request, "prior": {**prior, **varied, "plain": False}}
         if data.get("recipe") in (1, 2, 3) and isinstance(prior := request.get("prior"), Mapping):
             level = {"start_sigma": prior.get("start_sigma") or 0.0}
             request = {**request, "prior": {**prior, **level}}

@@ -12,6 +12,8 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from gouache.colours import SHADES
+
 __all__ = ["Layout", "Place", "Thing", "names_a_ground", "read_layout"]
 
 
@@ -26,10 +28,17 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Thing:
-    """One thing of the sentence: its own words, and every place where it stands."""
+    """One thing of the sentence.
+
+    Attributes:
+        words: its own, without the name of its colour.
+        places: every one where it stands; none where it is alone and fills the picture.
+        colour: one of `gouache.colours.SHADES`; None leaves it the colour that it is drafted in.
+    """
 
     words: str
     places: tuple[Place, ...]
+    colour: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,21 +112,49 @@ _IRREGULAR = {
     "mosquitoes": "mosquito",
 }
 
+_ZH_COLOURS = {
+    "粉红": "pink",
+    "红": "red",
+    "橙": "orange",
+    "黄": "yellow",
+    "绿": "green",
+    "蓝": "blue",
+    "紫": "purple",
+    "粉": "pink",
+    "棕": "brown",
+    "褐": "brown",
+}
+_COLOURS = {name: name for name in SHADES} | {"violet": "purple"} | _ZH_COLOURS
+_ENGLISH = "|".join([*SHADES, "violet"])
+_NO_COLOUR = r"(?:and|or|panda|background)\b"
+"""What a colour's name doesn't describe where it stands before these words."""
+_COLOURED = re.compile(
+    rf"({_ARTICLE})?({_ENGLISH})\s+(?!{_NO_COLOUR})(?!.*\b(?:and|{_ENGLISH})\b)(.+)",
+    re.IGNORECASE,
+)
+_ZH_COLOURED = re.compile(rf"({_ZH_ONE})?({'|'.join(_ZH_COLOURS)})(?:色的?|的)([^和、]+)")
 _NOT_BEFORE = {"and", "with", "of", "in", "on", "to", "at", "by", "for", *_IRREGULAR}
 
 
-def read_layout(prompt: str) -> Layout | None:
+def read_layout(prompt: str, *, plain: bool = True) -> Layout | None:
     """The layout that a prompt describes; None for anything but the patterns known.
 
     Known are relations ("a cat to the left of a tree", "一只猫在树的左边"), places ("a frog in the top left corner",
     "左上角有一只青蛙"), numbers up to five ("three cups", "三个杯子") and lists up to four ("a cat, a dog and a bird",
-    "一只猫和一只狗"). Styles and other words behind a comma go with every thing. Prompts with emphasis, alternatives or
+    "一只猫和一只狗"); and one thing of one colour or on a ground ("a red fox", "一只蓝色的猫", "a cat on a yellow
+    background"). Styles and other words behind a comma go with every thing. Prompts with emphasis, alternatives or
     tags are never taken apart.
 
     >>> [(thing.words, thing.places[0].x) for thing in read_layout("a cat to the left of a tree, 3d style").things]
     [('a cat, 3d style', 0.26), ('a tree, 3d style', 0.74)]
-    >>> read_layout("a red fire engine, 3d style") is None
+    >>> read_layout("a red fox, 3d style").things
+    (Thing(words='a fox, 3d style', places=(), colour='red'),)
+    >>> read_layout("a fire engine, 3d style") is None
     True
+
+    Args:
+        prompt: with its style.
+        plain: whether a thing is told apart from its colour, and from its ground where it is alone.
     """
     if SYNTAX.search(prompt):
         return None
@@ -125,8 +162,33 @@ def read_layout(prompt: str) -> Layout | None:
     readers: tuple[Callable[[str], list[Thing] | None], ...] = (_related, _placed, _counted, _listed)
     for reader in readers:
         if things := reader(sentence):
-            return Layout(tuple(Thing(beside.format(thing.words), thing.places) for thing in things), ground)
-    return None
+            return Layout(tuple(_told(thing, beside, plain) for thing in things), ground)
+    alone = _told(Thing(sentence, ()), beside, plain)
+    return Layout((alone,), ground) if sentence and plain and (ground or alone.colour) else None
+
+
+def _told(thing: Thing, beside: str, plain: bool) -> Thing:
+    """A thing with the clauses that go with every one, its colour apart from its words."""
+    words, colour = _without_colour(thing.words) if plain else (thing.words, None)
+    return Thing(beside.format(words), thing.places, colour)
+
+
+def _without_colour(words: str) -> tuple[str, str | None]:
+    """What is said to have one colour, and the colour's name.
+
+    >>> _without_colour("a red apple"), _without_colour("a red and white flag")
+    (('an apple', 'red'), ('a red and white flag', None))
+    """
+    if found := _COLOURED.fullmatch(words):
+        return _with_article(f"{found[1] or ''}{found[3]}"), _COLOURS[found[2].lower()]
+    if found := _ZH_COLOURED.fullmatch(words):
+        return f"{found[1] or ''}{found[3]}", _COLOURS[found[2]]
+    return words, None
+
+
+def _with_article(words: str) -> str:
+    """Words whose indefinite article suits what comes after it now."""
+    return re.sub(r"^an? (?=(.))", lambda m: "an " if m[1].lower() in "aeiou" else "a ", words, flags=re.IGNORECASE)
 
 
 def names_a_ground(prompt: str) -> bool:
@@ -173,7 +235,7 @@ def _placed(sentence: str) -> list[Thing] | None:
     if found := _PLACE.fullmatch(sentence):
         words, row, column = found[1], found[2], found[3] or found[4]
         words = re.sub(rf"^({_ARTICLE})(?:small|little|tiny) ", r"\1", words, flags=re.IGNORECASE)
-        words = re.sub(r"^an? (?=(.))", lambda m: "an " if m[1].lower() in "aeiou" else "a ", words)
+        words = _with_article(words)
         place = Place(_COLUMN_WORDS.get((column or "").lower(), 0.5), _ROW_WORDS.get((row or "").lower(), 0.5), SMALL)
         return [Thing(words, (place,))]
     if found := _ZH_PLACE.fullmatch(sentence):

@@ -12,8 +12,8 @@ from functools import cache
 import numpy as np
 from numpy.typing import NDArray
 
-from gouache.data.drawing import Picture
-
+Picture = NDArray[np.uint8]
+"""Rows of red, green, blue and alpha. [H,W,4]"""
 FloatArray = NDArray[np.float32]
 
 NAMES = (
@@ -205,4 +205,34 @@ def recoloured(picture: Picture, shade: Shade) -> Picture:
     )
     result = picture.copy()
     result[seen, :3] = oklab_to_rgb(turned.astype(np.float32))
+    return result
+
+
+def tinted(picture: Picture, name: str) -> Picture:
+    """Turn a picture to a colour by its name: the main colour's hue, or, of a grey thing, all greys.
+
+    Args:
+        picture: [H,W,4].
+        name: one of `SHADES`.
+    """
+    shade, pixels = SHADES[name], visible(picture)
+    if not len(pixels):
+        return picture
+    if main_colour(pixels).name not in ("black", "gray", "white"):
+        return recoloured(picture, shade)
+    seen = picture[..., 3] > 0
+    lab = rgb_to_oklab(picture[seen][:, :3])
+    grey = np.clip((0.08 - np.hypot(lab[:, 1], lab[:, 2])) / 0.04, 0, 1)[:, None]  # soft, so that no edge shows
+    middle = float(rgb_to_oklab(pixels[:, :3])[:, 0].mean())
+    hue = np.radians(shade.hue)
+    coloured = np.stack(
+        [
+            np.clip(lab[:, 0] + 0.7 * (shade.lightness - middle), 0, 1),
+            np.full(len(lab), shade.chroma * np.cos(hue)),
+            np.full(len(lab), shade.chroma * np.sin(hue)),
+        ],
+        axis=1,
+    )
+    result = picture.copy()
+    result[seen, :3] = oklab_to_rgb((lab + grey * (coloured - lab)).astype(np.float32))
     return result
