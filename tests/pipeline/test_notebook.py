@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,9 +11,7 @@ from tests.loopback_hub import REPO, served_hub
 
 from gouache.checkpoints.save import bundle_to_write, write_model
 from gouache.notebook import in_notebook, told
-from gouache.pipeline.generate.generation import Event
-from gouache.pipeline.notebook import Pictures, with_bar
-from gouache.pipeline.pipeline import Pipeline, untrained_bundle
+from gouache.pipeline.pipeline import Pictures, Pipeline, untrained_bundle
 from gouache.pipeline.request import Request
 
 START = "from gouache import Request\nfrom gouache.pipeline.pipeline import Pipeline, untrained_bundle\n"
@@ -47,8 +44,6 @@ def test_a_request_shows_what_differs_from_the_defaults() -> None:
 
 def test_outside_of_notebooks_the_events_pass_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
     assert not in_notebook()
-    events: Iterator[Event] = iter(())
-    assert list(with_bar(events, progress=True)) == []
     assert list(told(iter((1, 2)), lambda _one: (0.5, "half"), progress=True)) == [1, 2]
     assert capsys.readouterr() == ("", "")
 

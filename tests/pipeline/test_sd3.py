@@ -131,7 +131,7 @@ def test_a_picture_replays_bit_for_bit(sd3: Sd3Twins, tmp_path: Path) -> None:
     assert replay(file, model=str(sd3.path(KIND))).same
 
 
-@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral", "heun", "unipc", "dpmpp_2m_sde", "ddim"])
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "euler_ancestral", "heunpp2", "unipc", "dpmpp_2m_sde", "ddim"])
 def test_other_samplers_walk_the_models_levels(sd3: Sd3Twins, sampler: str) -> None:
     """A flow begins at noise alone, where the usual lists of these samplers spend far too many steps."""
     request = BASE.replace({"sampler": sampler, "num_inference_steps": 4})
@@ -162,6 +162,7 @@ def test_other_samplers_walk_the_models_levels(sd3: Sd3Twins, sampler: str) -> N
         ({"hires": {"scale": 4.0}}, InvalidInput, "at most 96 pixels"),
         ({"size_condition": {"crop_left": 4}}, InvalidInput, "size_condition"),
         ({"prior": {"enabled": True}}, InvalidInput, "prior"),
+        ({"sampler": "heun", "num_inference_steps": 4}, InvalidInput, "sampler: given heun, .* in one step"),
     ],
 )
 def test_what_it_has_not_is_refused(sd3: Sd3Twins, changes: Any, error: type[GouacheError], words: str) -> None:

@@ -90,11 +90,11 @@ def test_without_a_login_the_run_says_so_at_its_start(
 
 def test_without_the_package_nothing_is_encoded_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tmp_path / "config.toml"
-    config.write_text('[denoiser]\nstart = "nowhere"\n[denoiser.loop]\nwandb = "my-project"\n')
+    config.write_text('[denoiser]\nstart = "pocket"\n[denoiser.loop]\nwandb = "my-project"\n')
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(MissingDependency, match=r"loop\.wandb: given my-project.*pip install wandb"):
         list(train_stage("denoiser", config, tmp_path / "no data", tmp_path / "run"))
-    config.write_text('[denoiser]\nstart = "nowhere"\n[denoiser.optimizer]\nname = "prodigy"\n')
+    config.write_text('[denoiser]\nstart = "pocket"\n[denoiser.optimizer]\nname = "prodigy"\n')
     monkeypatch.setitem(sys.modules, "prodigyopt", None)
     with pytest.raises(MissingDependency, match=r"optimizer\.name: given prodigy.*pip install prodigyopt"):
         list(train_stage("denoiser", config, tmp_path / "no data", tmp_path / "run"))

@@ -5,9 +5,11 @@ Which model a request means (a path, a name, the shipped one) is decided here to
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import cached_property
+from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -25,13 +27,12 @@ from gouache.models.text.stack import TextStack
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
 from gouache.nn.layers import channels_last
-from gouache.notebook import bar
+from gouache.notebook import bar, told
 from gouache.pipeline.engine.engine import Engine
 from gouache.pipeline.engine.names import TORCH, check_engine
-from gouache.pipeline.generate.generation import Event, Generation, Painted
+from gouache.pipeline.generate.generation import Event, Generation, Painted, Progress
 from gouache.pipeline.inputs.images import References
 from gouache.pipeline.inputs.start import prepare
-from gouache.pipeline.notebook import Pictures, with_bar
 from gouache.pipeline.output.recipe import model_sha256
 from gouache.pipeline.prompts.adapters import Adapted, Adapters
 from gouache.pipeline.request import Request
@@ -41,6 +42,21 @@ if TYPE_CHECKING:
     from gouache.pipeline.output.safety import Release
 
 __all__ = ["UNTRAINED_NOTE", "find_model", "find_or_pull", "open_pipeline", "shipped_model"]
+
+
+class Pictures(list[Painted]):
+    """Pictures in the order in which they were painted: a list that a notebook shows as pictures."""
+
+    def _repr_html_(self) -> str:
+        figures = []
+        for one in self:
+            data = base64.b64encode(one.encode("png")).decode("ascii")
+            prompt = escape(one.recipe.request.prompt, quote=True)
+            figures.append(
+                f'<figure style="margin: 0"><img src="data:image/png;base64,{data}" alt="{prompt}" '
+                f'style="max-width: 100%"><figcaption>seed {one.seed}</figcaption></figure>'
+            )
+        return f'<div style="display: flex; flex-wrap: wrap; gap: 12px">{"".join(figures)}</div>'
 
 
 class Pipeline:
@@ -202,7 +218,7 @@ class Pipeline:
             GouacheError: the request can't be painted by this model.
         """
         request = Request(prompt=request) if isinstance(request, str) else request
-        events = with_bar(self.run(request, attachments), progress=progress)
+        events = told(self.run(request, attachments), _step_of, progress=progress)
         return Pictures(event for event in events if isinstance(event, Painted))
 
     def __repr__(self) -> str:
@@ -421,3 +437,13 @@ def find_or_pull(name: str, *, token: str | None = None) -> Path:
         if name.count("/") != 1 or name.startswith((".", "/", "~")):
             raise
         return hub.pull(name, token=token)
+
+
+def _step_of(event: Event) -> tuple[float, str] | None:
+    """What a notebook's bar says of an event."""
+    if not isinstance(event, Progress):
+        return None
+    text = f"step {event.step} of {event.steps}"
+    if event.pictures > 1:
+        text = f"picture {event.picture + 1} of {event.pictures}, {text}"
+    return event.fraction, text
