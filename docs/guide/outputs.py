@@ -53,11 +53,16 @@ def lines_of(notebook: nbformat.NotebookNode) -> list[str]:
     for number, cell in enumerate(cells, start=1):
         if "varies" in cell.metadata.get("tags", []):
             continue
-        for output in cell.outputs:
-            data = output.get("data", {})
-            if output.output_type == "stream":
-                lines += [f"{number}: {line.rstrip()}" for line in output.text.splitlines() if output.name == "stdout"]
-            elif "image/png" in data:
+        printed_text = ""
+        for output in [*cell.outputs, None]:  # None: after the last one
+            if output is not None and output.output_type == "stream":
+                # How a line is cut into messages depends on the time.
+                printed_text += output.text if output.name == "stdout" else ""
+                continue
+            lines += [f"{number}: {line.rstrip()}" for line in printed_text.splitlines()]
+            printed_text = ""
+            data = {} if output is None else output.get("data", {})
+            if "image/png" in data:
                 lines.append(f"{number}: {printed(base64.b64decode(data['image/png']))}")
             elif rich := [kind for kind in ("image/svg+xml", "image/gif", "text/html") if kind in data]:
                 lines.append(f"{number}: {rich[0]}")
