@@ -93,10 +93,12 @@ def executed() -> dict[str, nbformat.NotebookNode]:
 
 
 def processor() -> str:
-    """What decides how sums are rounded here: the maker, the kind, and the vectors that torch computes with."""
+    """What decides how sums are rounded here: maker and model, and the vectors that torch computes with."""
     facts = Path("/proc/cpuinfo")
-    maker = re.search(r"^vendor_id\s*:\s*(\S+)", facts.read_text(encoding="utf-8") if facts.exists() else "", re.M)
-    return f"{maker[1] if maker else platform.system()} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
+    told = facts.read_text(encoding="utf-8") if facts.exists() else ""
+    found = [re.search(rf"^{key}\s*:\s*(\S+)$", told, re.M) for key in ("vendor_id", "cpu family", "model", "stepping")]
+    named = " ".join(one[1] for one in found if one) or platform.system()
+    return f"{named} {platform.machine()} {torch.backends.cpu.get_cpu_capability()}"
 
 
 def main() -> int:
