@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Picture = NDArray[np.uint8]
-"""Rows of red, green, blue and alpha. [H,W,4]"""
+"""A picture as uint8 [H,W,4]: red, green, blue, alpha; colours are not multiplied by alpha."""
 FloatArray = NDArray[np.float32]
 
 NAMES = (
@@ -203,9 +203,7 @@ def recoloured(picture: Picture, shade: Shade) -> Picture:
     turned = np.stack(
         [np.clip(lab[:, 0] + lift, 0, 1), cos * lab[:, 1] - sin * lab[:, 2], sin * lab[:, 1] + cos * lab[:, 2]], 1
     )
-    result = picture.copy()
-    result[seen, :3] = oklab_to_rgb(turned.astype(np.float32))
-    return result
+    return _repainted(picture, seen, turned)
 
 
 def tinted(picture: Picture, name: str) -> Picture:
@@ -233,6 +231,11 @@ def tinted(picture: Picture, name: str) -> Picture:
         ],
         axis=1,
     )
+    return _repainted(picture, seen, lab + grey * (coloured - lab))
+
+
+def _repainted(picture: Picture, seen: NDArray[np.bool_], lab: NDArray[np.floating]) -> Picture:
+    """A copy with other colours [n,3], in OKLab, where something is seen [H,W]."""
     result = picture.copy()
-    result[seen, :3] = oklab_to_rgb((lab + grey * (coloured - lab)).astype(np.float32))
+    result[seen, :3] = oklab_to_rgb(lab.astype(np.float32))
     return result

@@ -7,8 +7,8 @@ import colorsys
 import numpy as np
 import pytest
 
-from gouache.colours import SHADES, colour_name, main_colour, oklab_to_rgb, recoloured, rgb_to_oklab, visible
-from gouache.data.drawing import Picture, lay, on_ground
+from gouache.colours import SHADES, Picture, colour_name, main_colour, oklab_to_rgb, recoloured, rgb_to_oklab, visible
+from gouache.data.drawing import lay, on_ground
 from gouache.data.scene_rules import (
     check_background,
     check_colour,

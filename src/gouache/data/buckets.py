@@ -9,7 +9,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image
 
-from gouache.data.drawing import Picture
+from gouache.colours import Picture
 from gouache.errors import InvalidInput
 
 Crop = Literal["center", "random"]

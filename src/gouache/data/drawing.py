@@ -5,13 +5,10 @@ from __future__ import annotations
 import io
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
+from gouache.colours import Picture
 from gouache.errors import DataError, MissingDependency
-
-Picture = NDArray[np.uint8]
-"""A picture as uint8 [H,W,4]: red, green, blue, alpha; colours are not multiplied by alpha."""
 
 
 def svg_document(body: str, width: float, height: float) -> str:

@@ -16,7 +16,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
-from gouache.data.drawing import Picture, fitted, lay, on_ground, render_source
+from gouache.colours import Picture
+from gouache.data.drawing import fitted, lay, on_ground, render_source
 from gouache.data.packed import read_subset
 from gouache.data.readers import ReadReport
 from gouache.data.stickers import HELD_OUT_ONE_IN, Split, Stickers

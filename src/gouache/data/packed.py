@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from gouache.checkpoints.hub import file_sha256
+from gouache.colours import Picture
 from gouache.config import Config
 from gouache.data.buckets import Bucket, fit_to_bucket, nearest_bucket
-from gouache.data.drawing import Picture
 from gouache.data.readers import AS_USUAL, CaptionedPicture, Reading, ReadReport, read_pictures
 from gouache.data.stickers import HELD_OUT_ONE_IN, Split
 from gouache.data.stream import Example

@@ -18,9 +18,9 @@ from typing import Any, Literal
 
 import numpy as np
 
+from gouache.colours import Picture
 from gouache.data.buckets import Bucket, make_buckets, nearest_bucket
 from gouache.data.caption_text import known_encoding
-from gouache.data.drawing import Picture
 from gouache.data.subsets.planes import CAPTION_SUFFIXES, Mask, MaskSource, Planes, in_folder
 from gouache.data.tables import Row, checked, fetched, hub, load
 from gouache.data.texts import Texts

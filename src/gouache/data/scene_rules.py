@@ -11,8 +11,7 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from gouache.colours import NAMES, main_colour, named_indices, rgb_to_oklab
-from gouache.data.drawing import Picture
+from gouache.colours import NAMES, Picture, main_colour, named_indices, rgb_to_oklab
 from gouache.errors import ShapeMismatch
 
 SceneKind = Literal["coloured", "placed", "counted", "related", "grounded"]

@@ -11,9 +11,9 @@ from typing import TypeVar
 
 import numpy as np
 
-from gouache.colours import SHADES, MainColour, Shade, colour_name, main_colour, recoloured, visible
+from gouache.colours import SHADES, MainColour, Picture, Shade, colour_name, main_colour, recoloured, visible
 from gouache.data.captions import STYLE_WORDS
-from gouache.data.drawing import Picture, cut_out, fitted, lay, on_ground
+from gouache.data.drawing import cut_out, fitted, lay, on_ground
 from gouache.data.scene_rules import KINDS, SceneKind, SceneObject, SceneTruth, count_parts
 from gouache.data.stickers import Split, Sticker, Stickers
 from gouache.data.wording import NUMBERS, PLACES, RELATIONS, noun_of, plural_of, with_article

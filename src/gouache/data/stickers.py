@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gouache.checkpoints.hub import file_sha256
+from gouache.colours import Picture
 from gouache.config import Config
-from gouache.data.drawing import Picture, render_source
+from gouache.data.drawing import render_source
 from gouache.errors import DataError, unknown_name
 
 RECIPE = "stickers"

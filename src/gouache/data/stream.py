@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gouache.colours import main_colour, visible
+from gouache.colours import Picture, main_colour, visible
 from gouache.data.captions import canonical_caption, caption
-from gouache.data.drawing import Picture, fitted, lay, on_ground
+from gouache.data.drawing import fitted, lay, on_ground
 from gouache.data.scenes import GROUNDS, SCENE_VERSION, Scenes
 from gouache.data.stickers import Split, Sticker, Stickers
 from gouache.data.wording import with_article

@@ -181,7 +181,7 @@ def resolve_with_pictures(request: Request, bundle: ModelBundle, references: Ref
         sizes = size_notes(request, resolved, start)
     if request.schedule is None and request.sigmas is None and start is None and start_level(resolved, bundle) == 0:
         # Who names a schedule, as every recipe does, is told and not refused.
-        check_steepness(resolved, levels_of(resolved, bundle).sigmas)
+        check_steepness(resolved, lambda: levels_of(resolved, bundle).sigmas)
     told = (*defaults_notes(request, resolved, bundle), *sampler_notes(request, resolved), *guidance_notes(resolved))
     left = (*refiner_notes(resolved), *region_notes(resolved, bundle), *unused_notes(resolved, bundle))
     return Resolved(resolved, (*sizes, *told, *left))

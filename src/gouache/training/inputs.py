@@ -123,6 +123,12 @@ class RunInputs:
         trained = tokens is not None and tokens.start is not None and last_result(self.run, "tokens").exists()
         return self.quantizer() if trained and bundle.quantizer is not None else bundle.quantizer
 
+    def started(self, stage: str, start: Path) -> tuple[ModelBundle, Encoders]:
+        """The finished model that a stage starts from, in fp32, and its encoders; errors as in `start_model`."""
+        size = self.config.data.size
+        bundle = start_model(start, size, stage)
+        return bundle, encoders_of(bundle, start, size)
+
     def tuning(
         self, stage: str, kind: type[U], check: Callable[[ModelBundle, U], object]
     ) -> Generator[Preparing, None, Tuning[U]]:
@@ -133,10 +139,9 @@ class RunInputs:
             kind: of its table.
             check: refuses a model, before pictures are encoded for nothing.
         """
-        table, size = self.table(stage, kind), self.config.data.size
-        bundle = start_model(table.start, size, stage)
+        table = self.table(stage, kind)
+        bundle, encoders = self.started(stage, table.start)
         check(bundle, table)
-        encoders = encoders_of(bundle, table.start, size)
         sets = yield from tuning_sets(self.data, self.run, encoders, self.config.data, table.loop.batch_size)
         return Tuning(table, bundle, encoders, *sets)
 

@@ -266,8 +266,6 @@ class TuningTable(DenoisingTable):
 
     start: Path
     """The model, of any family and layout that gouache loads."""
-    gradient_checkpointing: bool = False
-    """Compute what the backward pass needs again instead of keeping it: less memory, a third more time."""
 
 
 class DenoiserStage(DenoisingTable):

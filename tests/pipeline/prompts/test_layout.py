@@ -169,18 +169,14 @@ def test_the_same_alone_and_in_a_batch_and_to_be_switched_off(shipped: Pipeline)
     assert any("best of 2" in note for note in best.recipe.notes)
 
 
-def test_a_picture_of_the_first_recipes_comes_out_as_it_did(shipped: Pipeline) -> None:
-    made = shipped.paint(Request(prompt="two red apples", seed=5, num_inference_steps=2, prior=Prior(layout=False)))[0]
-    old = made.recipe.model_dump(mode="json") | {"recipe": 1}
-    del old["request"]["prior"]["layout"]
-    recipe = Recipe.from_json(json.dumps(old), where="old recipe")
-    assert shipped.paint(recipe.request)[0].recipe.pixels == made.recipe.pixels
-
-
-def test_a_thing_of_a_colour_comes_out_as_it_did_before_it_was_drafted_plain(shipped: Pipeline) -> None:
-    made = shipped.paint(Request(prompt="a blue cat", seed=5, num_inference_steps=2, prior=Prior(plain=False)))[0]
-    old = made.recipe.model_dump(mode="json") | {"recipe": 4}
-    del old["request"]["prior"]["plain"]
+@pytest.mark.parametrize(("prompt", "field", "version"), [("two red apples", "layout", 1), ("a blue cat", "plain", 4)])
+def test_a_picture_of_an_older_recipe_comes_out_as_it_did(
+    shipped: Pipeline, prompt: str, field: str, version: int
+) -> None:
+    before = Prior.from_dict({field: False})
+    made = shipped.paint(Request(prompt=prompt, seed=5, num_inference_steps=2, prior=before))[0]
+    old = made.recipe.model_dump(mode="json") | {"recipe": version}
+    del old["request"]["prior"][field]
     recipe = Recipe.from_json(json.dumps(old), where="old recipe")
     assert shipped.paint(recipe.request)[0].recipe.pixels == made.recipe.pixels
 

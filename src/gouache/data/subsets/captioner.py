@@ -15,7 +15,7 @@ from PIL import Image
 
 from gouache.checkpoints import hub
 from gouache.checkpoints.adapters.preprocessor_library import class_of
-from gouache.data.drawing import Picture
+from gouache.colours import Picture
 from gouache.data.readers import decode, text_beside
 from gouache.data.subsets.planes import CAPTION_SUFFIXES, Planes
 from gouache.errors import DataError, IncompatibleCheckpoint, MissingDependency, ModelNotFound

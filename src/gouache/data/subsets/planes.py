@@ -13,8 +13,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from gouache.colours import Picture
 from gouache.data.buckets import Bucket, fit_to_bucket
-from gouache.data.drawing import Picture
 from gouache.errors import DataError
 
 PICTURE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif")

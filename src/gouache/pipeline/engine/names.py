@@ -31,14 +31,13 @@ def check_engine(name: str) -> None:
     """
     if name not in ENGINES:
         raise unknown_name("engine", name, ENGINES)
-    for package in PACKAGES.get(name, ()):
-        if find_spec(package) is None:
-            raise MissingDependency(
-                f"engine {name}",
-                given=f"no package {package}",
-                expected="it installed",
-                cure=f"Run: pip install '{EXTRA}', or leave out the engine.",
-            )
+    for package in _missing(name):
+        raise MissingDependency(
+            f"engine {name}",
+            given=f"no package {package}",
+            expected="it installed",
+            cure=f"Run: pip install '{EXTRA}', or leave out the engine.",
+        )
 
 
 @contextmanager
@@ -58,7 +57,11 @@ def unreported() -> Iterator[None]:
 
 def is_installed(name: str) -> bool:
     """Whether everything that an engine needs is here."""
-    return all(find_spec(package) is not None for package in PACKAGES.get(name, ()))
+    return not _missing(name)
+
+
+def _missing(name: str) -> list[str]:
+    return [package for package in PACKAGES.get(name, ()) if find_spec(package) is None]
 
 
 def version_of(package: str) -> str:

@@ -164,9 +164,9 @@ def _scales(
         return ()
     parts, stream = parts_of(request, bundle, styled_prompt(request), reader.encode), "prior"
     if parts is not None:
-        if len(parts.layout.things) > 1 or parts.layout.things[0].places or parts.layout.ground:
+        if parts.layout.alone is None:
             return ()  # each thing has a draft of its own; what they make together is the draft
-        text, stream = parts.encode(parts.layout.things[0].words), "prior/0"
+        text, stream = parts.encode(parts.layout.alone.words), "prior/0"
     if request.subseed_strength > 0:
         return ()  # parts of a variation's tokens are another draw's
     draw, seeds = draw_of(options, bundle.defaults), [request.seed or 0]

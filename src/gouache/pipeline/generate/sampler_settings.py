@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor
@@ -53,7 +54,7 @@ def steepest(sigmas: Tensor) -> float:
     return float((levels[:-1] / levels[1:]).max()) if len(levels) > 1 else 1.0
 
 
-def check_steepness(request: Request, sigmas: Tensor) -> None:
+def check_steepness(request: Request, sigmas: Callable[[], Tensor]) -> None:
     """Refuse a sampler of two slopes over levels that fall so far that it can only paint a broken picture.
 
     Heun's step is (sigma' - sigma) / 2 times the sum of the slopes at both ends, so that what the estimates D differ by
@@ -62,13 +63,12 @@ def check_steepness(request: Request, sigmas: Tensor) -> None:
 
     Args:
         request: resolved.
-        sigmas: the whole list of its levels.
+        sigmas: gives the whole list of its levels, for the samplers that care.
 
     Raises:
         InvalidInput: they fall by more than `TOO_STEEP` in one step.
     """
-    factor = steepest(sigmas)
-    if request.sampler in TWO_SLOPES and factor > TOO_STEEP:
+    if request.sampler in TWO_SLOPES and (factor := steepest(sigmas())) > TOO_STEEP:
         raise InvalidInput(
             "sampler",
             given=f"{request.sampler}, for noise levels that fall by a factor of {factor:.0f} in one step",
@@ -79,8 +79,7 @@ def check_steepness(request: Request, sigmas: Tensor) -> None:
 
 def steep_notes(request: Request, sigmas: Tensor) -> list[str]:
     """A note where such a sampler's picture may be rough."""
-    factor = steepest(sigmas)
-    if request.sampler not in TWO_SLOPES or factor <= STEEP:
+    if request.sampler not in TWO_SLOPES or (factor := steepest(sigmas)) <= STEEP:
         return []
     return [f"{request.sampler}: the noise level falls by a factor of {factor:.0f} in one step, which makes it rough"]
 

@@ -53,6 +53,12 @@ class Layout:
     things: tuple[Thing, ...]
     ground: bool
 
+    @property
+    def alone(self) -> Thing | None:
+        """The thing that is the whole picture; None for several, for one that has a place, and on a ground."""
+        first = self.things[0]
+        return None if len(self.things) > 1 or first.places or self.ground else first
+
 
 HALF, SMALL = 0.46, 0.36
 FIRST, SECOND = 0.26, 0.74

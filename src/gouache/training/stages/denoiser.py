@@ -25,7 +25,7 @@ from gouache.training.batches.loss_marks import marks_of
 from gouache.training.batches.sources import Sources
 from gouache.training.config import TrainConfig, stage_config
 from gouache.training.denoising import Denoising, rescaled
-from gouache.training.inputs import RunInputs, encoders_of, initial_weights, load_network, result_of, start_model
+from gouache.training.inputs import RunInputs, initial_weights, load_network, result_of
 from gouache.training.previewer import Previewer, PromptPainter
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, freeze_parameters
 from gouache.training.stage_tables import DenoiserStage
@@ -98,9 +98,8 @@ class DenoiserTraining(Stage[UNet | MMDiT]):
         cls, inputs: RunInputs, table: DenoiserStage, start: Path, sources: Sources
     ) -> Iterator[Preparing | Ready]:
         """On a published or packed model, whose other parts stay as they are."""
-        size = inputs.config.data.size
-        bundle = start_model(start, size, cls.name)
-        stores = yield from inputs.encoded(sources, encoders_of(bundle, start, size))
+        bundle, encoders = inputs.started(cls.name, start)
+        stores = yield from inputs.encoded(sources, encoders)
         denoiser = rescaled(bundle.denoiser_config, table, cls.name)
         update = {"network": bundle.unet.config, "start": None, "denoiser": denoiser}
         # Both belong to a start, which the run's checkpoints don't name; prompts may change between two sessions.
@@ -108,7 +107,9 @@ class DenoiserTraining(Stage[UNet | MMDiT]):
         drafts = inputs.drafting(bundle) if ready.sizes.draft_channels else None
         stage = cls(ready, *stores, drafts, bundle.vae, table.loop.seed, start=bundle.unet)
         if table.prompts:
-            stage.painter = PromptPainter(replace(bundle, denoiser_config=denoiser), table.prompts, size)
+            stage.painter = PromptPainter(
+                replace(bundle, denoiser_config=denoiser), table.prompts, inputs.config.data.size
+            )
         yield Ready(stage, ready)
 
     @classmethod

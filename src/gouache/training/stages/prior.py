@@ -24,13 +24,11 @@ from gouache.training.batches.sources import Sources
 from gouache.training.config import TrainConfig
 from gouache.training.inputs import (
     RunInputs,
-    encoders_of,
     initial_weights,
     last_result,
     load_network,
     result_of,
     stage_run,
-    start_model,
 )
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, batched
 from gouache.training.stage_tables import PriorStage
@@ -101,13 +99,11 @@ class PriorTraining(Stage[Prior]):
         cls, inputs: RunInputs, table: PriorStage, start: Path, sources: Sources
     ) -> Iterator[Preparing | Ready]:
         """On a packed model, whose other parts stay as they are."""
-        size = inputs.config.data.size
-        bundle = start_model(start, size, cls.name)
+        bundle, encoders = inputs.started(cls.name, start)
         quantizer = inputs.drafting(bundle)
         if bundle.prior is None or quantizer is None:
             cure = "Train its denoiser alone: leave out [prior]."
             raise ConfigError("prior.start", given=f"{start}, without a prior", expected="a model with one", cure=cure)
-        encoders = encoders_of(bundle, start, size)
         stores = yield from inputs.encoded(sources, encoders)
         remembered = None
         if bundle.prior.recall is not None:

@@ -19,12 +19,10 @@ from gouache.training.batches.sources import Sources
 from gouache.training.config import TrainConfig
 from gouache.training.inputs import (
     RunInputs,
-    encoders_of,
     initial_weights,
     is_result,
     last_result,
     load_quantizer,
-    start_model,
 )
 from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, Stage, batched, freeze_parameters
 from gouache.training.stage_tables import TOKENS_STAY, TokensStage
@@ -81,8 +79,7 @@ class TokensTraining(Stage[Quantizer]):
         cls, inputs: RunInputs, table: TokensStage, start: Path, sources: Sources
     ) -> Iterator[Preparing | Ready]:
         """On a packed model, whose other parts stay as they are."""
-        size = inputs.config.data.size
-        bundle = start_model(start, size, cls.name)
+        bundle, encoders = inputs.started(cls.name, start)
         if bundle.quantizer is None:
             cure = "Leave out [tokens]: this model paints without drafts."
             raise ConfigError(
@@ -95,7 +92,7 @@ class TokensTraining(Stage[Quantizer]):
                 expected=f"{list(TOKENS_STAY)} among them: the prior of {start} draws the tokens as they are",
                 cure="Leave freeze out; or train quantizer and prior of a run from nothing, with [tokens.network].",
             )
-        stores = yield from inputs.encoded(sources, encoders_of(bundle, start, size))
+        stores = yield from inputs.encoded(sources, encoders)
         ready = table.model_copy(update={"network": bundle.quantizer.config, "start": None})
         quantizer = bundle.quantizer.train().requires_grad_(True)
         yield Ready(cls(ready, *stores, bundle.vae, table.loop.seed, start=quantizer), ready)
