@@ -96,12 +96,15 @@ class Draw:
         top_k: keep only the k most likely codes; 0 keeps all.
         top_p: keep the smallest set of codes with this much probability, 0 < top_p <= 1.
         guidance_scale: classifier-free guidance on the logits (Ho & Salimans 2022, equation 6); 1 is off.
+        recall: added to the logits of the tokens of one remembered picture, of those whose captions are nearest to the
+            prompt; 0 is off. The network alone decides place by place what to copy from which, and so mixes them.
     """
 
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
     guidance_scale: float = 1.0
+    recall: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.temperature > 0:
@@ -110,6 +113,8 @@ class Draw:
             raise InvalidInput("top_k", given=self.top_k, expected="0 (all) or more")
         if not 0 < self.top_p <= 1:
             raise InvalidInput("top_p", given=self.top_p, expected="a share between 0 (excluded) and 1")
+        if self.recall < 0:
+            raise InvalidInput("recall", given=self.recall, expected="0 (off) or more")
 
 
 Cache = list[tuple[Tensor, Tensor]]
@@ -233,6 +238,7 @@ class Prior(nn.Module):
         *,
         context_mask: Tensor | None = None,
         draw: Draw = Draw(),
+        chosen: Tensor | None = None,
         unconditional: tuple[Tensor, Tensor, Tensor | None] | None = None,
         known: Tensor | None = None,
     ) -> Iterator[Tensor]:
@@ -242,7 +248,8 @@ class Prior(nn.Module):
             quantizer: turns the tokens drawn into what the next group reads.
             context, pooled, context_mask: as in `forward`.
             uniform: the randomness, one number in [0, 1) for every token. [B,S]
-            draw: temperature, truncation, guidance.
+            draw: temperature, truncation, guidance, and how much a remembered picture counts.
+            chosen: the randomness of which one, in [0, 1); none takes the nearest. [B]
             unconditional: (context, pooled, mask) of the empty text, for guidance other than 1.
             known: tokens to keep (completion), -1 where a token is to be drawn. [B,S]
         """
@@ -252,6 +259,9 @@ class Prior(nn.Module):
         streams = [self._stream(context, pooled, context_mask)]
         if guided and unconditional is not None:
             streams.append(self._stream(*unconditional))
+        followed = None
+        if draw.recall and self.recall is not None:
+            followed = self.recall.followed(pooled, torch.zeros_like(pooled[:, 0]) if chosen is None else chosen)
         tokens = torch.empty(len(context), 0, dtype=torch.long, device=context.device)
         for scale, turns in enumerate(self.order.rounds):
             inputs = self._next_inputs(quantizer, tokens, self.config.groups[scale])
@@ -262,6 +272,9 @@ class Prior(nn.Module):
                     given = torch.cat([given, self._before(quantizer, tokens, scale, places)], dim=2)
                 logits = [stream.step(given, places) for stream in streams]
                 mixed = logits[-1] + draw.guidance_scale * (logits[0] - logits[-1]) if guided else logits[0]
+                if followed is not None:
+                    likelier = F.one_hot(followed[:, places], self.config.vocabulary)
+                    mixed = mixed + draw.recall * likelier.to(mixed.dtype)
                 drawn = inverse_transform(truncate(mixed.float(), draw), uniform[:, places])
                 if known is not None:
                     drawn = torch.where(known[:, places] >= 0, known[:, places], drawn)

@@ -22,6 +22,8 @@ __all__ = ["Recall", "Recalled"]
 
 COPY_BIAS = -2.0
 """Of the gate before training: a tenth of the probability is copied."""
+FOLLOWED = 0.03
+"""Difference in likeness at which one remembered picture is followed e times as often as another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +88,20 @@ class Recall(nn.Module):
         nearest = likeness.topk(self.neighbours + 1, dim=1).indices
         rows = nearest[:, :-1] if hide is None else torch.where(hide[:, None], nearest[:, 1:], nearest[:, :-1])
         return Recalled(self.tokens[rows].long(), self.captions[rows])
+
+    @torch.no_grad()
+    def followed(self, pooled: Tensor, chosen: Tensor) -> Tensor:
+        """The tokens of one of the nearest pictures, the likelier the nearer its caption is. [B,S]
+
+        Args:
+            pooled: one vector a prompt. [B,P]
+            chosen: the randomness, one number in [0, 1) for every prompt; 0 takes the nearest. [B]
+        """
+        recalled = self.find(pooled)
+        likeness = torch.einsum("bkp,bp->bk", recalled.captions.float(), F.normalize(pooled.float(), dim=1))
+        below = (likeness / FOLLOWED).softmax(1).cumsum(1)
+        rank = (chosen.float()[:, None] >= below).sum(1).clamp(max=self.neighbours - 1)
+        return recalled.tokens[torch.arange(len(rank), device=rank.device), rank]
 
     def read(self, x: Tensor, recalled: Recalled, places: Tensor) -> Tensor:
         """What the neighbours have at `places` [N], for states x there: [B,N,W] -> [B,N,W]."""

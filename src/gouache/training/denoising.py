@@ -23,6 +23,12 @@ from gouache.models.quantizer import Quantizer
 from gouache.training.stage import Batch, BatchNoise
 from gouache.training.stage_tables import DenoisingTable
 
+FROM_DRAFT = 0.8
+"""Share of the pictures with a draft whose way begins there, where `draft_start` is set; the others keep what is needed
+to begin on noise, or on a picture to edit."""
+AT_START = 1.2
+"""Levels on that way are drawn uniformly up to this many times its first, and cut there: a sixth lie at the first."""
+
 
 class Network(Protocol):
     """A network that denoises: latents [B,C,h,w], timesteps [B] and context [B,L,D] to its prediction [B,C,h,w]."""
@@ -82,6 +88,10 @@ class Denoising:
             batch["wrong"] = noise.uniform("wrong", shape) < share[:, None]
             batch["random"] = noise.integers("random", tokens.vocabulary, shape)
         batch["keep_draft"] = noise.uniform("draft") >= config.draft_dropout
+        if config.draft_start and not exact:
+            batch["from_draft"] = batch["keep_draft"] & (noise.uniform("from draft") < FROM_DRAFT)
+            level = config.draft_start * (noise.uniform("level") * AT_START).clamp(1e-3, 1)
+            batch["sigma"] = torch.where(batch["from_draft"], level.to(batch["sigma"].dtype), batch["sigma"])
         return batch
 
     def errors(self, network: Network, batch: Batch) -> tuple[Tensor, Tensor]:
@@ -93,7 +103,12 @@ class Denoising:
                 [B,1,h,w] in 0..1, squared errors are multiplied by it, and their mean is still that over the whole
                 picture, as in kohya's sd-scripts; with `loss_weight` [B], the weighted error is multiplied by that.
         """
-        kind, sigma = self.denoiser.parameterization, batch["sigma"]
+        kind, sigma, draft = self.denoiser.parameterization, batch["sigma"], self.draft(batch)
+        if draft is not None and "from_draft" in batch:
+            # Painting begins at the draft plus noise of this level. Where the draft's own error fades with the noise, a
+            # sampler's straight way from there ends at the true latents (flow matching, Lipman et al. 2023).
+            error = batch["from_draft"].view(-1, 1, 1, 1) * (draft - batch["x0"])
+            batch = batch | {"eps": batch["eps"] + error / self.config.draft_start}
         alpha, std = (value.to(batch["x0"].dtype) for value in alpha_and_std(sigma, self.schedule.path))
         shown = batch["eps"] + batch["perturbation"] if "perturbation" in batch else batch["eps"]
         x_t = alpha.view(-1, 1, 1, 1) * batch["x0"] + std.view(-1, 1, 1, 1) * shown
@@ -107,7 +122,7 @@ class Denoising:
             batch["context"],
             context_mask=batch["mask"],
             pooled=batch["pooled"] if self.sizes.pooled_width else None,
-            **beside(self.draft(batch)),
+            **beside(draft),
         )
         mean, interpolation = prediction.to(x_t.dtype), None
         if self.chain is not None:
