@@ -63,6 +63,8 @@ SHADES = {
     "brown": Shade(0.46, 0.08, 52),
 }
 """The colours that objects are turned to."""
+NEUTRALS = {"white": (0.80, 0.98), "gray": (0.50, 0.76), "black": (0.14, 0.36)}
+"""Lightness that the darker and the lighter parts of an object get which is turned to a colour without hue."""
 
 _TO_LMS = np.array(
     [
@@ -211,11 +213,14 @@ def tinted(picture: Picture, name: str) -> Picture:
 
     Args:
         picture: [H,W,4].
-        name: one of `SHADES`.
+        name: one of `SHADES`, or of `NEUTRALS`, which take the colour out of the whole picture.
     """
-    shade, pixels = SHADES[name], visible(picture)
+    pixels = visible(picture)
     if not len(pixels):
         return picture
+    if name in NEUTRALS:
+        return _neutral(picture, pixels, NEUTRALS[name])
+    shade = SHADES[name]
     if main_colour(pixels).name not in ("black", "gray", "white"):
         return recoloured(picture, shade)
     seen = picture[..., 3] > 0
@@ -232,6 +237,16 @@ def tinted(picture: Picture, name: str) -> Picture:
         axis=1,
     )
     return _repainted(picture, seen, lab + grey * (coloured - lab))
+
+
+def _neutral(picture: Picture, pixels: NDArray[np.uint8], bounds: tuple[float, float]) -> Picture:
+    """A copy without hue; most lightness lies within the bounds, and what is darkest, as eyes, stays the darkest."""
+    dark, light = np.quantile(rgb_to_oklab(pixels[:, :3])[:, 0], (0.1, 0.9))
+    dark, light = max(float(dark), 0.02), min(max(float(light), float(dark) + 0.1), 0.99)
+    seen = picture[..., 3] > 0
+    lab = rgb_to_oklab(picture[seen][:, :3])
+    lightness = np.interp(lab[:, 0], (0, dark, light, 1), (0, *bounds, 1))
+    return _repainted(picture, seen, np.concatenate([lightness[:, None], 0.1 * lab[:, 1:]], axis=1))
 
 
 def _repainted(picture: Picture, seen: NDArray[np.bool_], lab: NDArray[np.floating]) -> Picture:

@@ -429,6 +429,8 @@ class GenerationDefaults(Config):
     """How the prior draws, in models that have one."""
     prior_start_sigma: float = Field(default=0.0, ge=0)
     """Noise level at which the U-Net begins on its draft; 0 begins on noise alone."""
+    prior_recall: float = Field(default=0.0, ge=0)
+    """How closely a draft follows one remembered picture, in models whose prior has a memory."""
     prior_num_inference_steps: int | None = Field(default=None, gt=0)
     """Steps of a picture that begins on its draft, which has less noise to take away; None takes as many as others."""
     scheduler: SchedulerConfig | None = None

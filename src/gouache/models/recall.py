@@ -22,7 +22,7 @@ __all__ = ["Recall", "Recalled"]
 
 COPY_BIAS = -2.0
 """Of the gate before training: a tenth of the probability is copied."""
-FOLLOWED = 0.03
+FOLLOWED = 0.01
 """Difference in likeness at which one remembered picture is followed e times as often as another."""
 
 
@@ -84,10 +84,19 @@ class Recall(nn.Module):
             pooled: one vector a prompt. [B,P]
             hide: true where the nearest one is passed over, as if that picture had not been kept. [B]
         """
-        likeness = F.normalize(pooled, dim=1).to(self.captions.dtype) @ self.captions.mT  # [B,M]
+        likeness = self._to_captions(pooled)
         nearest = likeness.topk(self.neighbours + 1, dim=1).indices
         rows = nearest[:, :-1] if hide is None else torch.where(hide[:, None], nearest[:, 1:], nearest[:, :-1])
         return Recalled(self.tokens[rows].long(), self.captions[rows])
+
+    @torch.no_grad()
+    def nearness(self, pooled: Tensor) -> Tensor:
+        """Cosine of prompts' vectors [B,P] with that of the nearest caption. [B]"""
+        return self._to_captions(pooled).amax(1).float()
+
+    def _to_captions(self, pooled: Tensor) -> Tensor:
+        """Cosines of prompts' vectors [B,P] with those of all captions. [B,M]"""
+        return F.normalize(pooled, dim=1).to(self.captions.dtype) @ self.captions.mT
 
     @torch.no_grad()
     def followed(self, pooled: Tensor, chosen: Tensor) -> Tensor:

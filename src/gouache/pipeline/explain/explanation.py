@@ -20,7 +20,7 @@ from gouache.models.text.sentence import SentenceEncoder
 from gouache.pipeline.explain.possible import check_explained
 from gouache.pipeline.explain.watching import Watched, main_colours, watching
 from gouache.pipeline.generate.decode import decode, preview
-from gouache.pipeline.generate.draft import draw_of, draw_tokens, parts_of
+from gouache.pipeline.generate.draft import as_drafted, draw_of, draw_tokens, parts_of
 from gouache.pipeline.generate.generation import Painted, Progress
 from gouache.pipeline.inputs.tensors import to_image
 from gouache.pipeline.pipeline import Pipeline
@@ -162,7 +162,8 @@ def _scales(
     options = request.prior or PriorOptions()
     if prior is None or quantizer is None or not options.enabled or text.pooled is None:
         return ()
-    parts, stream = parts_of(request, bundle, styled_prompt(request), reader.encode), "prior"
+    prompt, text, encode = as_drafted(request, bundle, request.seed or 0, text, reader.encode)
+    parts, stream = parts_of(request, bundle, prompt, encode), "prior"
     if parts is not None:
         if parts.layout.alone is None:
             return ()  # each thing has a draft of its own; what they make together is the draft

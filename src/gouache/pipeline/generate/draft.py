@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,15 +25,15 @@ from gouache.diffusion.rng import ImageSeed, generator_for
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults
-from gouache.models.prior import Draw
+from gouache.models.prior import Draw, inverse_transform
 from gouache.models.quantizer import Quantizer
 from gouache.pipeline.generate.a1111_procedure import follows
 from gouache.pipeline.generate.guided import levels_of
 from gouache.pipeline.inputs.start import DRAFT, StartState, encode, input_kind
 from gouache.pipeline.inputs.tensors import to_image
 from gouache.pipeline.likelihood import prior_bits
-from gouache.pipeline.prompts.encode import EncodedPrompt
-from gouache.pipeline.prompts.layout import Layout, Place, read_layout
+from gouache.pipeline.prompts.encode import EncodedPrompt, styled_prompt
+from gouache.pipeline.prompts.layout import NAMES_A_STYLE, SYNTAX, Layout, Place, read_layout, without_measure
 from gouache.pipeline.prompts.regions import PlannedRegions, in_order, laid_out
 from gouache.pipeline.request import Prior as PriorOptions
 from gouache.pipeline.request import Request
@@ -41,6 +41,8 @@ from gouache.pipeline.request import Request
 __all__ = ["DrawnThing", "can_compose", "compose"]
 
 
+ALIKE = 0.02
+"""Difference in nearness to what is remembered at which one style is chosen e times as often as another."""
 SEEN = 128
 """Alpha from which on a pixel belongs to the thing: what is fainter is the decoder's haze."""
 
@@ -176,6 +178,46 @@ class Parts:
     bare: Tensor | None = None
 
 
+def as_drafted(
+    request: Request,
+    bundle: ModelBundle,
+    seed: int,
+    text: EncodedPrompt,
+    encode: Callable[[str], EncodedPrompt] | None,
+) -> tuple[str, EncodedPrompt, Callable[[str], EncodedPrompt] | None]:
+    """The prompt as the prior reads it, its encoding, and what encodes words of it.
+
+    What is remembered is found by its caption, and captions name a style and no measure words. So where a draft follows
+    what is remembered, "一匹马" is drafted as "马", and a prompt that names no style in one of the model's: the seed
+    chooses, mostly among those in which something is remembered that is near to the prompt.
+
+    Args:
+        request: resolved.
+        bundle: the model.
+        seed: of the picture.
+        text: the prompt with its style, encoded.
+        encode: encodes words; None if the prompt is no plain text, and nothing is changed.
+    """
+    prompt, given = styled_prompt(request), with_defaults(request.prior, bundle.defaults)
+    recall = None if bundle.prior is None else bundle.prior.recall
+    if encode is None or recall is None or not given.recall or not prompt.strip() or SYNTAX.search(prompt):
+        return prompt, text, encode
+
+    def read(words: str) -> EncodedPrompt:
+        return encode(without_measure(words))
+
+    if not bundle.styles or NAMES_A_STYLE.search(prompt):
+        return prompt, text if without_measure(prompt) == prompt else read(prompt), read
+    forms = [f"{prompt}, {style} style" for style in bundle.styles]
+    texts = [read(form) for form in forms]
+    pooled = [one.pooled for one in texts if one.pooled is not None]
+    if len(pooled) < len(texts):
+        return prompt, text, encode
+    share = (recall.nearness(torch.cat(pooled)) / ALIKE).softmax(0).cpu()
+    number = int(inverse_transform(share, torch.rand((), generator=generator_for(seed, "prior/style"))))
+    return forms[number], texts[number], read
+
+
 def parts_of(
     request: Request,
     bundle: ModelBundle,
@@ -253,8 +295,10 @@ def draft(
 
     def likeliest(words: str | None, stream: str) -> DrawnThing:
         own = text if words is None or parts is None else parts.encode(words)
+        # Of the whole prompt beside its things only the ground is looked at, and most that is remembered has none.
+        how = draw if words is not None or parts is None else replace(draw, recall=0.0)
         attempts = [
-            draw_tokens(bundle, own, empty, draw, [seed.seed], k, known, stream=stream) for k in range(request.best_of)
+            draw_tokens(bundle, own, empty, how, [seed.seed], k, known, stream=stream) for k in range(request.best_of)
         ]
         if len(attempts) == 1:
             return DrawnThing(varied(attempts[0], own, stream), None)
@@ -325,6 +369,7 @@ def draw_tokens(
         raise InvalidInput("prior", given="a text encoder without a pooled vector", expected="one with it")
     generators = [generator_for(seed, stream, attempt) for seed in seeds]
     uniform = torch.cat([torch.rand((1, prior.config.length), generator=one) for one in generators])
+    chosen = [torch.rand(1, generator=generator_for(seed, f"{stream}/recall", attempt)) for seed in seeds]
     mask = None if empty.mask is None else empty.mask.expand(len(seeds), -1)
     without = (empty.context.expand(len(seeds), -1, -1), empty.pooled.expand(len(seeds), -1), mask)
     tokens = torch.empty(len(seeds), 0, dtype=torch.long)
@@ -335,6 +380,7 @@ def draw_tokens(
         uniform.to(bundle.device),
         context_mask=text.mask,
         draw=draw,
+        chosen=torch.cat(chosen).to(bundle.device),
         unconditional=without,
         known=known,
     )
@@ -370,6 +416,7 @@ def with_defaults(options: PriorOptions | None, defaults: GenerationDefaults) ->
         top_p=defaults.prior_top_p if options.top_p is None else options.top_p,
         guidance_scale=defaults.prior_guidance_scale if options.guidance_scale is None else options.guidance_scale,
         start_sigma=defaults.prior_start_sigma if options.start_sigma is None else options.start_sigma,
+        recall=defaults.prior_recall if options.recall is None else options.recall,
         variation=options.variation,
         keep=options.keep,
         layout=options.layout,
@@ -430,6 +477,7 @@ def draw_of(options: PriorOptions | None, defaults: GenerationDefaults) -> Draw:
         top_k=1 if given.temperature == 0 else given.top_k or 0,
         top_p=given.top_p or 1.0,
         guidance_scale=1.0 if given.guidance_scale is None else given.guidance_scale,
+        recall=given.recall or 0.0,
     )
 
 

@@ -26,7 +26,7 @@ from gouache.pipeline.generate.a1111_procedure import (
     second_walk,
 )
 from gouache.pipeline.generate.decode import decode, preview
-from gouache.pipeline.generate.draft import draft, level_unused, list_on_draft, own_draft, parts_of
+from gouache.pipeline.generate.draft import as_drafted, draft, level_unused, list_on_draft, own_draft, parts_of
 from gouache.pipeline.generate.enlarge import enlarge_picture, find_upscaler
 from gouache.pipeline.generate.guided import (
     IMAGE_GUIDANCE,
@@ -424,10 +424,12 @@ class Generation:
             return own.latents.expand(len(seeds), -1, -1, -1), [[] for _ in seeds]
         first, start = self.passes[0], self.start_state
         text, empty = first.positive.at(1)[0][1], self.reader.encode("")
-        prompt, size = styled_prompt(self.request), self._latent_size(self.request)
-        encode = None if self.mixed else self.reader.encode
-        parts = parts_of(self.request, self.bundle, prompt, encode, start.areas, first.regions)
-        drafts = [draft(self.request, self.bundle, text, empty, one, size, start.latents, parts) for one in seeds]
+        size, drafts = self._latent_size(self.request), []
+        for one in seeds:
+            plain = None if self.mixed else self.reader.encode
+            prompt, own, encode = as_drafted(self.request, self.bundle, one.seed, text, plain)
+            parts = parts_of(self.request, self.bundle, prompt, encode, start.areas, first.regions)
+            drafts.append(draft(self.request, self.bundle, own, empty, one, size, start.latents, parts))
         return torch.cat([one.latents for one in drafts]), [one.notes(self.request) for one in drafts]
 
     def _enlarged(

@@ -12,7 +12,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from gouache.colours import SHADES
+from gouache.colours import NEUTRALS, SHADES
 
 __all__ = ["Layout", "Place", "Thing", "names_a_ground", "read_layout"]
 
@@ -33,7 +33,7 @@ class Thing:
     Attributes:
         words: its own, without the name of its colour.
         places: every one where it stands; none where it is alone and fills the picture.
-        colour: one of `gouache.colours.SHADES`; None leaves it the colour that it is drafted in.
+        colour: one of `gouache.colours.SHADES` or `NEUTRALS`; None leaves it the colour that it is drafted in.
     """
 
     words: str
@@ -84,6 +84,8 @@ _ARTICLE = r"(?:an?|the|one)\s"
 _BE = r"(?:is|are|stands?|standing|sits?|sitting)?\s*"
 _MEASURES = "只个条朵辆颗本把杯头匹座架艘棵块片张件支枚"
 _ZH_ONE = f"一[{_MEASURES}]"
+NAMES_A_STYLE = re.compile(r"\bstyle\b|风格", re.IGNORECASE)
+"""Whether a prompt says in what style it is to be painted."""
 _STYLE_BEHIND = re.compile(r"\s+in (?:an? )?(\S+) style$", re.IGNORECASE)
 _GROUND_BEHIND = re.compile(r"\s+(?:on|with|against) an? (\S+(?: \S+)? background)$", re.IGNORECASE)
 _PLACE = re.compile(
@@ -129,9 +131,12 @@ _ZH_COLOURS = {
     "粉": "pink",
     "棕": "brown",
     "褐": "brown",
+    "白": "white",
+    "黑": "black",
+    "灰": "gray",
 }
-_COLOURS = {name: name for name in SHADES} | {"violet": "purple"} | _ZH_COLOURS
-_ENGLISH = "|".join([*SHADES, "violet"])
+_COLOURS = {name: name for name in (*SHADES, *NEUTRALS)} | {"violet": "purple", "grey": "gray"} | _ZH_COLOURS
+_ENGLISH = "|".join([*SHADES, *NEUTRALS, "violet", "grey"])
 _NO_COLOUR = r"(?:and|or|panda|background)\b"
 """What a colour's name doesn't describe where it stands before these words."""
 _COLOURED = re.compile(
@@ -197,6 +202,15 @@ def _with_article(words: str) -> str:
     return re.sub(r"^an? (?=(.))", lambda m: "an " if m[1].lower() in "aeiou" else "a ", words, flags=re.IGNORECASE)
 
 
+def without_measure(words: str) -> str:
+    """Words without a Chinese "one" and its measure word in front.
+
+    >>> without_measure("一匹马, 3d style"), without_measure("a horse")
+    ('马, 3d style', 'a horse')
+    """
+    return re.sub(r"^一[只个条朵辆颗头匹座架艘棵枚位](?=\w)", "", words)
+
+
 def names_a_ground(prompt: str) -> bool:
     """Whether a prompt names a background other than a transparent one.
 
@@ -213,10 +227,12 @@ def _clauses(prompt: str) -> tuple[str, str, bool]:
     clauses = [clause.strip() for clause in re.split(r"[,，]", prompt.strip().rstrip(".。")) if clause.strip()]
     own: list[str] = []
     tail: list[str] = []
-    if clauses and (found := _GROUND_BEHIND.search(clauses[-1])):
-        clauses[-1:] = [clauses[-1][: found.start()], f"on a {found[1]}"]
     if clauses and (found := _STYLE_BEHIND.search(clauses[-1])):
         clauses[-1:] = [clauses[-1][: found.start()], f"{found[1]} style"]
+    for number, clause in enumerate(clauses):
+        if found := _GROUND_BEHIND.search(clause):
+            clauses[number : number + 1] = [clause[: found.start()], f"on a {found[1]}"]
+            break
     for clause in clauses:
         named = re.match(rf"{_ARTICLE}|(?:two|three|four|five|[2-5])\s|and\s", clause, re.IGNORECASE)
         (own if named or not own else tail).append(clause)

@@ -148,6 +148,7 @@ USUAL: Mapping[str, tuple[float, float]] = {
     "prior.top_k": (0, 1000),
     "prior.guidance_scale": (0, 10),
     "prior.start_sigma": (0, 20),
+    "prior.recall": (0, 10),
     "interpolation.frames": (2, 64),
     "interpolation.frame": (0, 63),
 }
