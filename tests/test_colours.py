@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from gouache.colours import SHADES, colour_name, main_colour, tinted, visible
+from gouache.colours import NEUTRALS, SHADES, colour_name, main_colour, rgb_to_oklab, tinted, visible
 
 
 def _of(*colours: tuple[int, int, int]) -> np.ndarray:
@@ -23,6 +23,19 @@ def test_the_main_colour_has_the_name(name: str, start: tuple[int, int, int]) ->
     assert found == name
     assert (turned[..., 3] == picture[..., 3]).all()
     assert (picture == _of(start)).all()
+
+
+@pytest.mark.parametrize("name", NEUTRALS)
+def test_a_thing_without_hue_keeps_its_shading(name: str) -> None:
+    eye, dark, light = (15, 10, 10), (150, 70, 30), (230, 150, 90)
+    turned = tinted(_of(eye, *[dark] * 8, *[light] * 8), name)
+    assert main_colour(visible(turned)).name == name
+    lab = [rgb_to_oklab(turned[:1, column, :3])[0] for column in (0, 8, 72)]
+    assert max(float(np.hypot(one[1], one[2])) for one in lab) < 0.03
+    assert lab[0][0] < lab[1][0] < lab[2][0]
+    low, high = NEUTRALS[name]
+    assert lab[1][0] == pytest.approx(low, abs=0.02)
+    assert lab[2][0] == pytest.approx(high, abs=0.02)
 
 
 def test_what_has_another_hue_stays() -> None:

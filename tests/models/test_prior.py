@@ -12,7 +12,7 @@ from torch import nn
 from gouache.errors import ConfigError, InvalidInput, ShapeMismatch
 from gouache.models.prior import Draw, Prior, PriorConfig, draw_order, inverse_transform, prior_inputs, truncate
 from gouache.models.quantizer import Quantizer, QuantizerConfig
-from gouache.models.recall import Recall
+from gouache.models.recall import FOLLOWED, Recall
 
 Order = Literal["raster", "scales", "turns", "recall"]
 Text = Literal["prefix", "cross"]
@@ -213,6 +213,47 @@ def test_copying_is_a_mixture_of_the_networks_own_and_the_neighbours_tokens() ->
     nn.init.constant_(recall.copy_gate.bias, 1e4)
     sure = recall.copy(states, logits, found, torch.arange(5))
     assert bool(sure.isfinite().all())
+
+
+def test_one_neighbour_is_followed_the_nearest_most_often() -> None:
+    recall, asked = remembering(), torch.tensor([[1.0, 0.99, 0.2, 0.0]])
+    one, other = (asked[0, k] / asked.norm() for k in (0, 1))
+    share = float(1 / (1 + ((other - one) / FOLLOWED).exp()))
+    assert 0.5 < share < 0.9
+    chosen = torch.tensor([0.0, share - 1e-3, share + 1e-3, 1 - 1e-6])
+    tokens = recall.followed(asked.expand(4, -1), chosen)
+    first, second = torch.arange(20).view(4, 5)[:2] % 9
+    assert torch.equal(tokens, torch.stack([first, first, second, second]))
+    torch.testing.assert_close(recall.nearness(asked), one[None])
+
+
+def test_tokens_of_what_is_followed_get_likelier_by_so_many_nats() -> None:
+    quantizer, prior = networks("recall")
+    context, pooled, mask = text_states(3)
+    assert prior.recall is not None
+    followed = prior.recall.followed(pooled, torch.zeros(3))
+    uniform = torch.rand(3, prior.config.length, generator=torch.Generator().manual_seed(1))
+
+    def drawn(recall: float) -> torch.Tensor:
+        draw = Draw(recall=recall)
+        *_, tokens = prior.sample(quantizer, context, pooled, uniform, context_mask=mask, draw=draw)
+        return tokens
+
+    *_, plain = prior.sample(quantizer, context, pooled, uniform, context_mask=mask)
+    assert torch.equal(drawn(0.0), plain)
+    assert torch.equal(drawn(60.0), followed)
+    shares = [float((drawn(nats) == followed).float().mean()) for nats in (0.0, 1.5, 3.0, 60.0)]
+    assert shares == sorted(shares)
+    assert shares[0] < shares[1] < 1
+    # The first token alone: p e^r / (p e^r + 1 - p), as its uniform number shows.
+    logits = prior(prior_inputs(prior.config, quantizer, plain), context, pooled, mask)[:, 0]
+    raised = logits + 1.5 * torch.nn.functional.one_hot(followed[:, 0], prior.config.vocabulary)
+    assert torch.equal(drawn(1.5)[:, 0], inverse_transform(raised.softmax(-1), uniform[:, 0]))
+
+
+def test_recall_is_no_penalty() -> None:
+    with pytest.raises(InvalidInput, match="recall"):
+        Draw(recall=-1.0)
 
 
 def test_a_memory_takes_tables_of_its_own_size_only() -> None:

@@ -67,6 +67,38 @@ def test_pyramid_noise_is_drawn_in_training_only(make_stage: MakeStage) -> None:
         assert plain.validate(plain.trained) == coarse.validate(plain.trained)
 
 
+def test_a_picture_from_its_draft_is_on_the_straight_way_from_it(make_stage: MakeStage) -> None:
+    """At the start's level the network sees the draft and the noise and nothing of the picture; below, the share that
+    the level has of the start's."""
+    stage = make_stage("denoiser", draft_start=0.4, draft_dropout=0.0, draft_noise=0.0)
+    batch, seen = stage.batch(range(64)), []
+
+    class Watched:
+        def __call__(self, x: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+            seen.append(x)
+            return torch.zeros_like(x)
+
+    stage.denoising.errors(Watched(), batch)
+    draft, sigma, chosen = stage.denoising.draft(batch), batch["sigma"].float(), batch["from_draft"]
+    assert draft is not None
+    assert 0.6 < float(chosen.float().mean()) < 0.95
+    assert float(sigma[chosen].max()) == pytest.approx(0.4)
+    assert 0.05 < float((sigma[chosen] > 0.3999).float().mean()) < 0.35
+    noised = seen[0] * (1 + sigma**2).sqrt().view(-1, 1, 1, 1)
+    share = torch.where(chosen, sigma / 0.4, torch.zeros_like(sigma)).view(-1, 1, 1, 1)
+    expected = batch["x0"] + share * (draft - batch["x0"]) + sigma.view(-1, 1, 1, 1) * batch["eps"]
+    torch.testing.assert_close(noised, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_what_was_drawn_without_a_start_on_the_draft_is_drawn_as_before(make_stage: MakeStage) -> None:
+    plain, started = make_stage("denoiser").batch(range(8)), make_stage("denoiser", draft_start=0.4).batch(range(8))
+    others = ~started["from_draft"]
+    assert "from_draft" not in plain
+    assert torch.equal(plain["sigma"][others], started["sigma"][others])
+    assert torch.equal(plain["keep_draft"], started["keep_draft"])
+    assert not bool((started["from_draft"] & ~started["keep_draft"]).any())
+
+
 def test_the_loss_takes_the_shape_that_is_asked_for(make_stage: MakeStage) -> None:
     """At equal weights: a vast c makes squares of all errors, a tiny one lengths."""
     batch = make_stage("denoiser").batch(range(4))

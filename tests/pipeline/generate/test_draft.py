@@ -175,13 +175,17 @@ def test_options_reach_the_draw() -> None:
     made = draw_of(None, own)
     assert (made.temperature, made.top_k, made.top_p, made.guidance_scale) == (0.3, 0, 0.8, 1.5)
     assert draw_of(PriorOptions(temperature=0.0), own).top_k == 1
+    assert (draw_of(None, own).recall, draw_of(PriorOptions(recall=3.0), own).recall) == (0.0, 3.0)
+    assert draw_of(None, own.model_copy(update={"prior_recall": 8.0})).recall == 8.0
 
 
 def test_what_the_prior_is_left_comes_from_the_model_and_stands_in_the_recipe(pocket: ModelBundle) -> None:
     own = pocket.defaults.model_copy(update={"prior_temperature": 0.25, "prior_top_p": 0.75})
     given = Request(prompt="a", prior=PriorOptions(guidance_scale=2.0))
     resolved = Pipeline(replace(pocket, defaults=own)).resolve(given)
-    assert resolved.prior == PriorOptions(temperature=0.25, top_k=0, top_p=0.75, guidance_scale=2.0, start_sigma=0.0)
+    assert resolved.prior == PriorOptions(
+        temperature=0.25, top_k=0, top_p=0.75, guidance_scale=2.0, start_sigma=0.0, recall=0.0
+    )
 
 
 ON_DRAFT = GenerationDefaults(

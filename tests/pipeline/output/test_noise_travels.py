@@ -149,6 +149,15 @@ def test_the_picture_of_an_old_recipe_begins_on_noise_unless_it_named_a_level(
     assert (None if request.prior is None else request.prior.start_sigma) == level
 
 
+@pytest.mark.parametrize("version", [1, 3, 5])
+@pytest.mark.parametrize(("prior", "recall"), [(None, None), ({"temperature": 0.5}, 0.0), ({"recall": 2.0}, 2.0)])
+def test_the_prior_of_an_old_recipe_mixes_what_it_remembers(
+    painted: Recipe, version: int, prior: dict[str, Any] | None, recall: float | None
+) -> None:
+    request = old_recipe(painted, version, prior=prior).request
+    assert (None if request.prior is None else request.prior.recall) == recall
+
+
 def test_a_recipe_of_today_is_taken_at_its_word(painted: Recipe) -> None:
     assert painted.recipe == RECIPE_VERSION
     values = json.loads(painted.to_json())

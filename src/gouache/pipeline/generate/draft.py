@@ -208,14 +208,16 @@ def as_drafted(
 
     if not bundle.styles or NAMES_A_STYLE.search(prompt):
         return prompt, text if without_measure(prompt) == prompt else read(prompt), read
-    forms = [f"{prompt}, {style} style" for style in bundle.styles]
-    texts = [read(form) for form in forms]
-    pooled = [one.pooled for one in texts if one.pooled is not None]
-    if len(pooled) < len(texts):
-        return prompt, text, encode
-    share = (recall.nearness(torch.cat(pooled)) / ALIKE).softmax(0).cpu()
-    number = int(inverse_transform(share, torch.rand((), generator=generator_for(seed, "prior/style"))))
-    return forms[number], texts[number], read
+    layout = read_layout(prompt, plain=given.plain)
+    thing = prompt if layout is None else layout.things[0].words
+    pooled = [read(f"{thing}, {style} style").pooled for style in bundle.styles]
+    near = torch.cat([recall.nearness(one) for one in pooled if one is not None])
+    if len(near) < len(pooled):
+        return prompt, text, encode  # nothing can be recalled by this text encoder
+    chosen = torch.rand((), generator=generator_for(seed, "prior/style"))
+    style = bundle.styles[int(inverse_transform((near / ALIKE).softmax(0).cpu(), chosen))]
+    drafted = f"{prompt}, {style} style"
+    return drafted, read(drafted), read
 
 
 def parts_of(

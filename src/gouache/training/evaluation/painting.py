@@ -13,7 +13,7 @@ from torch import Tensor
 from gouache.diffusion.rng import ImageNoise, ImageSeed
 from gouache.errors import ConfigError
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.generate.draft import draft, draw_of, draw_tokens, list_on_draft, parts_of
+from gouache.pipeline.generate.draft import as_drafted, draft, draw_of, draw_tokens, list_on_draft, parts_of
 from gouache.pipeline.generate.guided import NetworkInputs, PromptedDenoiser, guidance_of, levels_of, run_sampler
 from gouache.pipeline.inputs.start import StartState
 from gouache.pipeline.inputs.tensors import to_image
@@ -100,18 +100,19 @@ def _laid_out(
     size: tuple[int, int],
     drafts: Tensor,
 ) -> Tensor:
-    """The drafts, those of prompts that lay several things out drawn thing by thing, as `paint` does."""
+    """The drafts, those of prompts that are read otherwise, or lay several things out, drawn as `paint` does."""
 
     def encode(words: str) -> EncodedPrompt:
         return encode_captions(bundle, [words])
 
     rows = []
     for row, prompt, seed in zip(drafts, prompts, seeds, strict=True):
-        parts = parts_of(request, bundle, prompt, encode)
-        one = (
-            None if parts is None else draft(request, bundle, encode(prompt), empty, ImageSeed(seed), size, None, parts)
-        )
-        rows.append(row if one is None else one.latents[0])
+        given = encode(prompt)
+        drafted, text, read = as_drafted(request.replace({"prompt": prompt}), bundle, seed, given, encode)
+        parts = parts_of(request, bundle, drafted, read)
+        if text is not given or parts is not None:
+            row = draft(request, bundle, text, empty, ImageSeed(seed), size, None, parts).latents[0]  # noqa: PLW2901
+        rows.append(row)
     return torch.stack(rows)
 
 
