@@ -63,7 +63,7 @@ SHADES = {
     "brown": Shade(0.46, 0.08, 52),
 }
 """The colours that objects are turned to."""
-NEUTRALS = {"white": (0.87, 0.99), "gray": (0.50, 0.76), "black": (0.14, 0.36)}
+NEUTRALS = {"white": (0.85, 0.99), "gray": (0.50, 0.76), "black": (0.14, 0.36)}
 """Lightness that the darker and the lighter parts of an object get which is turned to a colour without hue."""
 
 _TO_LMS = np.array(

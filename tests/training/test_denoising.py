@@ -28,6 +28,7 @@ from gouache.training.pack import pack
 from gouache.training.run import train_stage
 from gouache.training.stage import BatchNoise, Stage
 from gouache.training.stage_tables import DenoiserStage
+from gouache.training.stages.denoiser import DenoiserTraining
 from gouache.training.state import checkpoints
 
 MakeStage = Callable[..., Stage[Any]]
@@ -71,14 +72,12 @@ def test_a_picture_from_its_draft_is_on_the_straight_way_from_it(make_stage: Mak
     """At the start's level the network sees the draft and the noise and nothing of the picture; below, the share that
     the level has of the start's."""
     stage = make_stage("denoiser", draft_start=0.4, draft_dropout=0.0, draft_noise=0.0)
-    batch, seen = stage.batch(range(64)), []
-
-    class Watched:
-        def __call__(self, x: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
-            seen.append(x)
-            return torch.zeros_like(x)
-
-    stage.denoising.errors(Watched(), batch)
+    assert isinstance(stage, DenoiserTraining)
+    batch: dict[str, torch.Tensor] = stage.batch(range(64))
+    seen: list[torch.Tensor] = []
+    stage.trained.register_forward_pre_hook(lambda _, given: seen.append(given[0].detach()))
+    with torch.no_grad():
+        stage.denoising.errors(stage.trained, batch)
     draft, sigma, chosen = stage.denoising.draft(batch), batch["sigma"].float(), batch["from_draft"]
     assert draft is not None
     assert 0.6 < float(chosen.float().mean()) < 0.95

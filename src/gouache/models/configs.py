@@ -436,6 +436,10 @@ class GenerationDefaults(Config):
     scheduler: SchedulerConfig | None = None
     """The scheduler file of the folder that the model came from: the levels and options of the schedule "model"."""
 
+    def of_a_tuned_prior(self) -> GenerationDefaults:
+        """The same for a prior that was trained further: it drafts as it has learned since, not as it remembers."""
+        return self.model_copy(update={"prior_recall": 0.0})
+
 
 class ControlNetConfig(Config):
     """Everything that decides a ControlNet's tensors. The defaults belong to Stable Diffusion 1.x."""

@@ -31,7 +31,8 @@ from gouache.pipeline.inputs.images import References, nearest_size
 from gouache.pipeline.inputs.start import ENLARGE, INSTRUCT, input_kind
 from gouache.pipeline.possible import check_possible
 from gouache.pipeline.prompts.regions import region_notes
-from gouache.pipeline.request import Hires, Procedure, Request, Upscale
+from gouache.pipeline.prompts.syntax import adapter_tags
+from gouache.pipeline.request import Hires, Prior, Procedure, Request, Upscale
 from gouache.pipeline.unused import unused_notes
 
 
@@ -147,9 +148,15 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
             "sampler": sampler,
             "schedule": schedule,
             "hires": _hires(request, bundle, width, height),
-            "prior": None if bundle.prior is None else with_defaults(request.prior, defaults),
+            "prior": None if bundle.prior is None else _prior(request, defaults),
         }
     )
+
+
+def _prior(request: Request, defaults: GenerationDefaults) -> Prior:
+    """The prior's options; beside a LoRA, which may have taught it how to draft, it follows no memory unless asked."""
+    own = defaults.of_a_tuned_prior() if adapter_tags(request.prompt) else defaults
+    return with_defaults(request.prior, own)
 
 
 @dataclass(frozen=True, slots=True)

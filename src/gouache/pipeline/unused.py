@@ -166,6 +166,6 @@ def _of_the_prior(request: Request, bundle: ModelBundle, kind: str | None) -> Un
     if unused and request.best_of > 1:
         yield "best_of", why
     if request.inversion is not None and request.prior != with_defaults(
-        Prior(variation=request.prior.variation), bundle.defaults
+        Prior(variation=request.prior.variation, recall=request.prior.recall), bundle.defaults
     ):
         yield "prior", why

@@ -183,9 +183,15 @@ def test_what_the_prior_is_left_comes_from_the_model_and_stands_in_the_recipe(po
     own = pocket.defaults.model_copy(update={"prior_temperature": 0.25, "prior_top_p": 0.75})
     given = Request(prompt="a", prior=PriorOptions(guidance_scale=2.0))
     resolved = Pipeline(replace(pocket, defaults=own)).resolve(given)
-    assert resolved.prior == PriorOptions(
-        temperature=0.25, top_k=0, top_p=0.75, guidance_scale=2.0, start_sigma=0.0, recall=0.0
-    )
+    expected = {
+        "temperature": 0.25,
+        "top_p": 0.75,
+        "guidance_scale": 2.0,
+        "top_k": 0,
+        "start_sigma": 0.0,
+        "recall": 0.0,
+    }
+    assert resolved.prior == PriorOptions.from_dict(expected)
 
 
 ON_DRAFT = GenerationDefaults(

@@ -231,8 +231,8 @@ class Prior(Config):
     start_sigma: Annotated[float, Field(ge=0.0, le=10_000)] | None = None
     """Noise level at which the U-Net begins, on the draft with so much noise on it; 0 begins on noise alone."""
     recall: Annotated[float, Field(ge=0.0, le=1_000)] | None = None
-    """How closely the draft follows one remembered picture, chosen by the seed among those whose captions are nearest to
-    the prompt: added to the logits of its tokens; 0 = the network mixes the nearest ones."""
+    """How closely the draft follows one remembered picture, which the seed chooses among those whose captions are
+    nearest to the prompt: added to the logits of its tokens; 0 = the network mixes the nearest ones."""
     variation: Fraction | None = None
     """How far the draft leaves that of the seed: the root of this share of its tokens is drawn anew from the subseed,
     the first one, its overall colour, only at 1. Default: `subseed_strength`."""

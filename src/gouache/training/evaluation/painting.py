@@ -110,9 +110,10 @@ def _laid_out(
         given = encode(prompt)
         drafted, text, read = as_drafted(request.replace({"prompt": prompt}), bundle, seed, given, encode)
         parts = parts_of(request, bundle, drafted, read)
-        if text is not given or parts is not None:
-            row = draft(request, bundle, text, empty, ImageSeed(seed), size, None, parts).latents[0]  # noqa: PLW2901
-        rows.append(row)
+        if text is given and parts is None:
+            rows.append(row)
+        else:
+            rows.append(draft(request, bundle, text, empty, ImageSeed(seed), size, None, parts).latents[0])
     return torch.stack(rows)
 
 

@@ -74,7 +74,8 @@ class LoraTraining(Stage[LowRankChanges]):
         self.trained = LowRankChanges({name: self._change(name, layer) for name, layer in layers.items()})
         self.attached = Attached(layers, self.trained)
         size = max(max(shape) for shape in data.shapes)
-        self.painter = PromptPainter(bundle, config.prompts, size) if config.prompts else None
+        painted = replace(bundle, defaults=bundle.defaults.of_a_tuned_prior())
+        self.painter = PromptPainter(painted, config.prompts, size) if config.prompts else None
 
     @classmethod
     def from_run(cls, inputs: RunInputs) -> Iterator[Preparing | Ready]:
