@@ -18,6 +18,7 @@ from gouache.models.tiny_vae import TinyDecoder, TinyEncoder
 from gouache.nn.attention import Areas, Attention, PictureTokens, RowChanges
 from gouache.nn.layers import GroupNorm, add
 from gouache.nn.resnet import Downsample, ResnetBlock, Upsample
+from gouache.nn.sharpen import narrow_edges
 
 __all__ = ["AutoencoderKL", "Moments", "VAEConfig"]
 
@@ -405,7 +406,7 @@ class AutoencoderKL(nn.Module):
         if self.post_quant_conv is not None:
             hidden = self.post_quant_conv(hidden)
         decoded = self.decoder(hidden) if around is None else self.decoder(hidden, *around)
-        return F.pixel_shuffle(decoded, self.config.patch_size)
+        return narrow_edges(F.pixel_shuffle(decoded, self.config.patch_size), self.config.narrow_edges)
 
     def encode_in_tiles(self, image: Tensor, *, size: int = 512, overlap: int = 128) -> Moments:
         """`encode` tile by tile, for pictures that do not fit in memory; group norms then see one tile at a time.

@@ -211,10 +211,10 @@ def controlnet_json(config: ControlNetConfig | JointControlNetConfig, where: str
 def vae_json(config: VAEConfig, sample_size: int, where: str, sigma_data: float = 1.0) -> dict[str, object]:
     """An autoencoder's ``config.json``; latents have the deviation 1 here and `sigma_data` there. Errors as in
     `unet_json`."""
-    if config.patch_size != 1:
+    if config.patch_size != 1 or config.narrow_edges:
         raise IncompatibleCheckpoint(
             where,
-            given="an autoencoder with patches",
+            given="an autoencoder with patches, or whose decoder narrows edges",
             expected="one that diffusers' config can describe",
             cure="Convert it with --to gouache.",
         )

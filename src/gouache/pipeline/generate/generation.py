@@ -427,9 +427,9 @@ class Generation:
         size, drafts = self._latent_size(self.request), []
         for one in seeds:
             plain = None if self.mixed else self.reader.encode
-            prompt, own, encode = as_drafted(self.request, self.bundle, one.seed, text, plain)
+            prompt, read, encode = as_drafted(self.request, self.bundle, one.seed, text, plain)
             parts = parts_of(self.request, self.bundle, prompt, encode, start.areas, first.regions)
-            drafts.append(draft(self.request, self.bundle, own, empty, one, size, start.latents, parts))
+            drafts.append(draft(self.request, self.bundle, read, empty, one, size, start.latents, parts))
         return torch.cat([one.latents for one in drafts]), [one.notes(self.request) for one in drafts]
 
     def _enlarged(
