@@ -50,7 +50,7 @@ class VAEConfig(Config):
     mask_condition: bool = False
     """Whether the decoder looks at the picture around a mask (AsymmetricAutoencoderKL)."""
     narrow_edges: float = Field(default=0.0, ge=0, le=4)
-    """How far the decoder's last step pulls colours away from edges, for drawings (`nn/sharpen.py`); 0 leaves it out."""
+    """How far the decoder's last step moves colours away from edges, for drawings (`nn/sharpen.py`); 0 = not at all."""
     tiny_blocks: tuple[tuple[int, ...], tuple[int, ...]] | None = None
     """Of a tiny autoencoder (`models.tiny_vae`): blocks of each level, the encoder's finest first, the decoder's
     coarsest first. Its `channels` are all the same, and it has no norms, attention and quant_conv."""

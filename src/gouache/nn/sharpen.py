@@ -16,7 +16,7 @@ PASSES = 2
 SEEN_AT, RIDGE = 1.0, 0.7
 """Deviation in pixels of the blur through which edges are looked for, and of that of their strength."""
 FAINT = 4e-3
-"""Strength, the square of a gradient of values in [-1, 1] a pixel, below which an edge moves less: it may be shading."""
+"""Strength, the square of a gradient of values in [-1, 1] a pixel, below which colours move less: it may be shading."""
 FARTHEST = 1.0
 """Pixels that one pass moves a colour at most."""
 
