@@ -2,7 +2,8 @@
 
 A sentence of several things is drafted thing by thing, each laid where the sentence says (`prompts/layout.py`). A thing
 that is said to have a colour is drafted without it and then turned to it: a small prior that is asked for a blue cat
-attends to the blue and forgets the cat.
+attends to the blue and forgets the cat. A thing in a scenery ("in the snow") is drafted without it and
+laid on one that is drawn by code (`gouache.scenery`).
 
 Every thing fills a draft of its own, which the prior does best. The drafts are decoded, cut out along their
 transparency, scaled down and laid on one picture; its latents are the draft that diffusion paints from.
@@ -37,6 +38,8 @@ from gouache.pipeline.prompts.layout import Layout, Place, read_layout
 from gouache.pipeline.prompts.regions import PlannedRegions, in_order, laid_out
 from gouache.pipeline.request import Prior as PriorOptions
 from gouache.pipeline.request import Request
+from gouache.scenery.kinds import Scenery
+from gouache.scenery.stage import drawn, settled, shaded
 
 __all__ = ["DrawnThing", "can_compose", "compose"]
 
@@ -65,7 +68,11 @@ def can_compose(bundle: ModelBundle) -> bool:
 
 @torch.no_grad()
 def compose(
-    bundle: ModelBundle, layout: Layout, draw: Callable[[str | None, str], DrawnThing], bare: Tensor | None = None
+    bundle: ModelBundle,
+    layout: Layout,
+    draw: Callable[[str | None, str], DrawnThing],
+    bare: Tensor | None = None,
+    seed: int = 0,
 ) -> tuple[Tensor, float | None]:
     """Draft every thing of a layout and lay the drafts together.
 
@@ -75,18 +82,21 @@ def compose(
         draw: draws the tokens of one text; None stands for the whole prompt. The second argument names the stream of
             random numbers, so that things differ.
         bare: share of each place that the whole prompt's draft is seen in, under the things. [H,W]
+        seed: the picture's own, for the scenery.
 
     Returns:
         Normalised latents [1,C,h,w] of the quantizer's size, and the bits of all things together.
     """
-    drawn = [draw(thing.words, f"prior/{number}") for number, thing in enumerate(layout.things)]
+    drafts = [draw(thing.words, f"prior/{number}") for number, thing in enumerate(layout.things)]
     things = [
-        _of_colour(_picture(bundle, one.tokens), thing.colour) for one, thing in zip(drawn, layout.things, strict=True)
+        _of_colour(_picture(bundle, one.tokens), thing.colour) for one, thing in zip(drafts, layout.things, strict=True)
     ]
-    alone = bare is None and not layout.ground and things
+    alone = bare is None and not layout.ground and (things or layout.scenery is not None)
     whole = None if alone else _picture(bundle, draw(None, "prior").tokens)
-    size = (whole or things[0]).size
-    canvas = Image.new("RGBA", size, (0, 0, 0, 0) if whole is None or not layout.ground else _ground(whole))
+    assert bundle.quantizer is not None, "a model with a prior has a quantizer"
+    side = bundle.quantizer.config.latent_size * bundle.vae.config.downscale
+    ground = (0, 0, 0, 0) if whole is None or not layout.ground else _ground(whole)
+    canvas = Image.new("RGBA", (side, side), ground) if layout.scenery is None else drawn(layout.scenery, side, seed)
     if whole is not None and bare is not None:
         canvas.alpha_composite(_seen_in(whole, bare))
     for thing, picture in zip(layout.things, things, strict=True):
@@ -95,8 +105,8 @@ def compose(
             continue
         cut = picture.crop(picture.getchannel("A").point(lambda a: 255 * (a >= SEEN)).getbbox())
         for place in thing.places:
-            _lay(canvas, cut, place)
-    scores = [one.score for one in drawn if one.score is not None]
+            _lay(canvas, cut, place, layout.scenery)
+    scores = [one.score for one in drafts if one.score is not None]
     return encode(bundle, canvas), sum(scores) if scores else None
 
 
@@ -128,16 +138,22 @@ def _ground(picture: Image.Image) -> tuple[int, int, int, int]:
     return red, green, blue, 255 if alpha >= SEEN else 0
 
 
-def _lay(canvas: Image.Image, picture: Image.Image, place: Place) -> None:
-    """Lay a cut-out over the canvas; where it would stand out, it is moved in."""
+def _lay(canvas: Image.Image, picture: Image.Image, place: Place, scenery: Scenery | None = None) -> None:
+    """Lay a cut-out over the canvas, in a scenery with its shadow; where it would stand out, it is moved in."""
     width, height = canvas.size
     scale = place.side * max(width, height) / max(picture.size)
     size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
     # "RGBa" is multiplied by alpha, so that no fringe of the transparent colour bleeds in.
     small = picture.convert("RGBa").resize(size, Image.Resampling.BICUBIC).convert("RGBA")
     left = min(max(round(place.x * width - size[0] / 2), 0), width - size[0])
-    top = min(max(round(place.y * height - size[1] / 2), 0), height - size[1])
+    above = size[1] if place.stands else size[1] / 2
+    top = min(max(round(place.y * height - above), 0), height - size[1])
+    box = (left / width, top / height, (left + size[0]) / width, (top + size[1]) / height)
+    if scenery is not None and place.stands:
+        shaded(canvas, scenery, box)
     canvas.alpha_composite(small, (left, top))
+    if scenery is not None and place.stands:
+        settled(canvas, scenery, box)
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,7 +216,11 @@ def parts_of(
         found, own = laid_out(request, areas, prompt), in_order(request, areas)[0]
         plans = {region.prompt: plan for region, plan in zip(own, regions.plans, strict=True)}
         return Parts(found.layout, lambda words: plans[words].at(1)[0][1], found.bare)
-    layout = None if encode is None else read_layout(prompt, plain=request.prior.plain)
+    layout = (
+        None
+        if encode is None
+        else read_layout(prompt, plain=request.prior.plain, scenery=request.prior.scenery or "draw")
+    )
     return None if layout is None or encode is None else Parts(layout, encode)
 
 
@@ -263,7 +283,7 @@ def draft(
         return DrawnThing(best, float(prior_bits(bundle, best, own).sum() if variation else bits.min()))
 
     if parts is not None and known is None:
-        latents, score = compose(bundle, parts.layout, likeliest, parts.bare)
+        latents, score = compose(bundle, parts.layout, likeliest, parts.bare, seed.seed)
         return Draft(_resized(latents, size), quantizer.encode(latents), score)
     whole = likeliest(None, "prior")
     return Draft(_resized(quantizer.decode(whole.tokens), size), whole.tokens, whole.score)
@@ -374,6 +394,7 @@ def with_defaults(options: PriorOptions | None, defaults: GenerationDefaults) ->
         keep=options.keep,
         layout=options.layout,
         plain=options.plain,
+        scenery=options.scenery or "draw",
     )
 
 

@@ -27,11 +27,12 @@ from gouache.pipeline.request import Request
 if TYPE_CHECKING:
     from gouache.models.bundle import ModelBundle
 
-RECIPE_VERSION = 5
-"""1 to 4: a variation kept the draft of the seed, and things were drafted in their colours. 1 to 3: every picture began
-on noise alone, unless its request named a level. 1: the prior drafted every prompt as a whole. 1 and 2: the emphasis
-rule a1111 kept the mean of every text encoder, an inversion took as many steps as the way back whatever was asked, an
-empty negative prompt was none, masks were cut at 128, and what `_as_before` says."""
+RECIPE_VERSION = 6
+"""1 to 5: the words of a scenery were left to the prior. 1 to 4: a variation kept the draft of the seed, and things
+were drafted in their colours. 1 to 3: every picture began on noise alone, unless its request named a level. 1: the
+prior drafted every prompt as a whole. 1 and 2: the emphasis rule a1111 kept the mean of every text encoder, an
+inversion took as many steps as the way back whatever was asked, an empty negative prompt was none, masks were cut at
+128, and what `_as_before` says."""
 CUT_AT = 128
 _PACKAGES = ("gouache", "torch", "numpy", "pillow", "tokenizers")
 
@@ -109,6 +110,8 @@ class Recipe(Config):
         """A picture of an older version comes out as it did, where a field means something else today."""
         if not isinstance(data, Mapping) or not isinstance(request := data.get("request"), Mapping):
             return data
+        if data.get("recipe") in (1, 2, 3, 4, 5) and isinstance(prior := request.get("prior"), Mapping):
+            request = {**request, "prior": {"scenery": "ignore", **prior}}
         if data.get("recipe") in (1, 2, 3, 4) and isinstance(prior := request.get("prior"), Mapping):
             varied = {"variation": 0.0} if request.get("subseed_strength") else {}
             request = {**request, "prior": {**prior, **varied, "plain": False}}
