@@ -31,8 +31,8 @@ SEA = {
 }
 
 
-def heaven(paper: Paper, scenery: Scenery, dice: Dice, horizon: float = 0.6) -> None:
-    """The sky with its lights and clouds, down to a horizon."""
+def heaven(paper: Paper, scenery: Scenery, dice: Dice, horizon: float = 0.6, clouds: int = 2) -> None:
+    """The sky with its lights and, at fair weather, so many clouds, down to a horizon."""
     paper.fade((GREY_SKY if scenery.rain else SKY)[scenery.light])
     if scenery.rain:
         dark = {"day": "#66788f", "sunset": "#55495f", "night": "#0f1530"}[scenery.light]
@@ -57,7 +57,7 @@ def heaven(paper: Paper, scenery: Scenery, dice: Dice, horizon: float = 0.6) -> 
             x, y = (0.16 if side else 0.84), 0.15
             paper.glow(x, y, 0.26, "#fff6cf", 0.9)
             paper.disc(x, y, 0.08, "#ffe27a")
-        for k, x in enumerate((0.8, 0.45) if side else (0.2, 0.55)):
+        for k, x in enumerate(((0.8, 0.45) if side else (0.2, 0.55))[:clouds]):
             x, y = x + dice.between(-0.08, 0.08), dice.between(0.1, 0.2) + 0.07 * k
             cloud(paper, x, y, dice.between(0.1, 0.15), "#ffffff")
 
@@ -104,8 +104,9 @@ def flakes(paper: Paper, dice: Dice) -> None:
         paper.disc(x, y, dice.between(0.015, 0.024), "#ffffff", 0.95)
 
 
-def rain(paper: Paper, dice: Dice) -> None:
-    for x, y in dice.apart(22, (0.02, 0.1, 1.0, 0.92), 0.14):
+def rain(paper: Paper, dice: Dice, count: int = 22) -> None:
+    """Rain that falls."""
+    for x, y in dice.apart(count, (0.02, 0.1, 1.0, 0.92), 0.14):
         length = dice.between(0.08, 0.11)
         paper.stroke((x, y), (x - 0.3 * length, y + length), 0.021, "#eef7fd", 0.95)
 

@@ -89,7 +89,7 @@ def _hill(paper: Paper, scenery: Scenery, dice: Dice) -> None:
 
 
 def _mountains(paper: Paper, scenery: Scenery, dice: Dice) -> None:
-    heaven(paper, scenery, dice, 0.55)
+    heaven(paper, scenery, dice, 0.55, clouds=0)
     sunset = scenery.light == "sunset"
     cap = "#ffdccb" if sunset else under("#f6fafe", scenery)
     rocks = (
@@ -130,6 +130,11 @@ def _glints(paper: Paper, scenery: Scenery, dice: Dice, box: tuple[float, float,
         paper.ellipse(x, y, dice.between(0.05, 0.09), 0.008, SEA[scenery.light][3], alpha=0.75)
 
 
+def _sand(scenery: Scenery, day: tuple[str, ...], night: tuple[str, ...]) -> list[str]:
+    """Colours of sand; a yellow that is only darkened and made bluer would be grey at night."""
+    return list(night) if scenery.light == "night" else [under(colour, scenery) for colour in day]
+
+
 def _beach(paper: Paper, scenery: Scenery, dice: Dice) -> None:
     heaven(paper, scenery, dice, 0.48)
     _water(paper, scenery, 0.48)
@@ -138,7 +143,7 @@ def _beach(paper: Paper, scenery: Scenery, dice: Dice) -> None:
     paper.below(wave(0.645, 0.018, 1.5, shift), SEA[scenery.light][3])
     paper.below(wave(0.665, 0.018, 1.5, shift + 0.03), "#ffffff" if scenery.light == "day" else SEA[scenery.light][3])
     snowy = scenery.season == "winter"
-    sand = [under(colour, scenery) for colour in ("#e3c48d", "#f7e0ae", "#e9c98c")]
+    sand = _sand(scenery, ("#e3c48d", "#f7e0ae", "#e9c98c"), ("#67669c", "#7876ab", "#5d5c94"))
     near, far, bottom = SNOW[scenery.light] if snowy else (sand[1], sand[0], sand[2])
     paper.below(wave(0.685, 0.018, 1.5, shift + 0.05), far)
     paper.below(wave(0.71, 0.018, 1.5, shift + 0.07), near, bottom)
@@ -172,15 +177,15 @@ def _underwater(paper: Paper, scenery: Scenery, dice: Dice) -> None:
     night = scenery.light == "night"
     paper.fade(
         (
-            (0.0, "#2f6fae" if night else "#8fe3ee"),
-            (0.4, "#1f4f92" if night else "#3fb2dc"),
-            (1.0, "#16305f" if night else "#1b6fae"),
+            (0.0, "#2f6fae" if night else "#b9f3e3"),
+            (0.4, "#1f4f92" if night else "#54cfc2"),
+            (1.0, "#16305f" if night else "#178593"),
         )
     )
     for x in (0.18, 0.42, 0.7):
         x, wide = x + dice.between(-0.05, 0.05), dice.between(0.05, 0.09)
         paper.polygon([(x, -0.02), (x + wide, -0.02), (x + 2.6 * wide - 0.05, 0.95), (x - 0.2, 0.95)], "#ffffff", 0.12)
-    paper.glow(0.5, 0.48, 0.55, "#5f9fd6" if night else "#d9fbfb", 0.75)
+    paper.glow(0.5, 0.48, 0.6, "#5f9fd6" if night else "#e6fff6", 0.85)
     paper.below(
         wave(0.9, 0.02, 1.3, dice.between(0, 1)), "#3d5f88" if night else "#e4cf9b", "#2c4770" if night else "#c9ab74"
     )
@@ -194,7 +199,7 @@ def _underwater(paper: Paper, scenery: Scenery, dice: Dice) -> None:
     for x, y in dice.apart(9, (0.05, 0.1, 0.95, 0.85), 0.16):
         r = dice.between(0.016, 0.028)
         paper.disc(x, y, r, "#e6fbff", 0.75)
-        paper.disc(x, y, r - 0.01, "#58bfe0" if not night else "#2b5f9e", 0.8)
+        paper.disc(x, y, r - 0.01, "#57c4bd" if not night else "#2b5f9e", 0.8)
 
 
 def _desert(paper: Paper, scenery: Scenery, dice: Dice) -> None:
@@ -202,7 +207,8 @@ def _desert(paper: Paper, scenery: Scenery, dice: Dice) -> None:
     if scenery.light == "day" and not scenery.rain:
         paper.glow(0.5, 0.62, 0.75, "#ffe9b8", 0.75)
     shift = dice.between(0, 1)
-    colours = [under(colour, scenery) for colour in ("#e8b878", "#f0c583", "#f6d596", "#e2ae68")]
+    sand = ("#e8b878", "#f0c583", "#f6d596", "#e2ae68")
+    colours = _sand(scenery, sand, ("#51508a", "#605f98", "#706fa6", "#57568e"))
     if scenery.season == "winter":
         colours = [SNOW[scenery.light][k] for k in (2, 1, 0, 1)]
     paper.below(wave(0.58, 0.04, 0.9, shift), colours[0])

@@ -33,7 +33,7 @@ def drawn(scenery: Scenery, side: int, seed: int) -> Image.Image:
     if scenery.season == "winter" and scenery.place not in ("room", "sky", "space", "moon", "underwater"):
         flakes(paper, dice)
     if scenery.rain and scenery.place not in ("room", "space", "moon", "underwater"):
-        rain(paper, dice)
+        rain(paper, dice, 14 if scenery.place == "street" else 22)
     pixels = paper.pixels.reshape(side, FINER, side, FINER, 3).mean((1, 3))
     return Image.fromarray(np.rint(pixels * 255).clip(0, 255).astype(np.uint8)).convert("RGBA")
 
