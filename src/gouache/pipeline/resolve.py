@@ -21,7 +21,7 @@ from gouache.models.configs import GenerationDefaults, MMDiTConfig
 from gouache.models.scheduler_config import SCHEDULER_CLASSES
 from gouache.pipeline.fields.values import MAX_FACTOR, MIN_SIDE, OPAQUE, SURROUNDINGS
 from gouache.pipeline.generate.a1111_procedure import A1111, follows, second_size
-from gouache.pipeline.generate.draft import can_compose, start_level, with_defaults
+from gouache.pipeline.generate.draft import start_level, with_defaults
 from gouache.pipeline.generate.guided import levels_of
 from gouache.pipeline.generate.refiner import check_refiner, refiner_notes
 from gouache.pipeline.generate.sampler_settings import check_sampler, check_steepness, sampler_notes
@@ -30,8 +30,6 @@ from gouache.pipeline.generate.upscaler_files import LANCZOS, OWN
 from gouache.pipeline.inputs.images import References, nearest_size
 from gouache.pipeline.inputs.start import ENLARGE, INSTRUCT, input_kind
 from gouache.pipeline.possible import check_possible
-from gouache.pipeline.prompts.encode import styled_prompt
-from gouache.pipeline.prompts.layout import read_layout
 from gouache.pipeline.prompts.regions import region_notes
 from gouache.pipeline.request import Hires, Prior, Procedure, Request, Upscale
 from gouache.pipeline.unused import unused_notes
@@ -428,20 +426,9 @@ def _prior(request: Request, bundle: ModelBundle) -> Prior:
     return found.model_copy(update={"scenery": "drop"})
 
 
-def _draws_scenery(request: Request, bundle: ModelBundle) -> bool:
-    """Whether the picture begins on a scenery that its prompt names."""
-    if not can_compose(bundle) or request.regions or request.init_image is not None:
-        return False
-    prior = _prior(request, bundle)
-    layout = read_layout(styled_prompt(request), plain=prior.plain, scenery=prior.scenery or "draw")
-    return prior.enabled and prior.layout and layout is not None and layout.scenery is not None
-
-
 def _background(request: Request, bundle: ModelBundle) -> str | None:
     if bundle.vae.config.image_channels == 4:
         default = "transparent" if request.mask is None and request.outpaint is None else SURROUNDINGS
-        if request.background is None and _draws_scenery(request, bundle):
-            default = "white"  # the scenery is opaque; so are then the places where the decoder isn't sure of it
         return "white" if request.background == OPAQUE else request.background or default
     if request.background not in (None, OPAQUE, SURROUNDINGS):
         raise InvalidInput(
