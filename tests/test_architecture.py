@@ -24,6 +24,7 @@ LAYERS = {
     "environment": 0,
     "notebook": 0,
     "colours": 1,
+    "scenery": 1,
     "__init__": 6,
     "__main__": 6,
     "diffusion": 1,

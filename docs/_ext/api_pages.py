@@ -8,7 +8,7 @@ from pathlib import Path
 SOURCE = Path(__file__).parents[2] / "src" / "gouache"
 LAYERS = (
     ("Ground", ("",)),
-    ("Mathematics", ("diffusion",)),
+    ("Mathematics, sceneries", ("diffusion", "scenery")),
     ("Networks", ("nn", "models")),
     ("Checkpoints", ("checkpoints",)),
     ("Pipeline", ("pipeline",)),

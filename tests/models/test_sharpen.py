@@ -13,7 +13,8 @@ from gouache.nn.sharpen import narrow_edges
 def step(width: float, low: float = -1.0, high: float = 1.0) -> torch.Tensor:
     """A vertical edge in the middle of 32 columns, blurred by a Gaussian of this deviation. [1,1,16,32]"""
     places = torch.arange(32) - 15.5
-    return (low + (high - low) * torch.special.ndtr(places / width)).float().expand(1, 1, 16, 32)
+    edge: torch.Tensor = low + (high - low) * torch.special.ndtr(places / width)
+    return edge.float().expand(1, 1, 16, 32)
 
 
 def steepness(picture: torch.Tensor) -> float:

@@ -148,15 +148,9 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
             "sampler": sampler,
             "schedule": schedule,
             "hires": _hires(request, bundle, width, height),
-            "prior": None if bundle.prior is None else _prior(request, defaults),
+            "prior": None if bundle.prior is None else _prior(request, bundle),
         }
     )
-
-
-def _prior(request: Request, defaults: GenerationDefaults) -> Prior:
-    """The prior's options; beside a LoRA, which may have taught it how to draft, it follows no memory unless asked."""
-    own = defaults.of_a_tuned_prior() if adapter_tags(request.prompt) else defaults
-    return with_defaults(request.prior, own)
 
 
 @dataclass(frozen=True, slots=True)
@@ -422,6 +416,20 @@ def _taken(asked: Request, resolved: Request, bundle: ModelBundle) -> list[str]:
     if not own and asked.guidance_scale is None and defaults.guidance_scale != bundle.traits.guidance_scale:
         taken.append(f"guidance {resolved.guidance_scale:g}")
     return taken
+
+
+def _prior(request: Request, bundle: ModelBundle) -> Prior:
+    """Its options without gaps.
+
+    A scenery gives way to a background that is asked for, and to a picture around; what is remembered to a LoRA, which
+    may have taught the prior to draft otherwise.
+    """
+    own = bundle.defaults.of_a_tuned_prior() if adapter_tags(request.prompt) else bundle.defaults
+    found = with_defaults(request.prior, own)
+    free = request.background in (None, OPAQUE) and request.mask is None and request.outpaint is None
+    if free or (request.prior is not None and request.prior.scenery is not None):
+        return found
+    return found.model_copy(update={"scenery": "drop"})
 
 
 def _background(request: Request, bundle: ModelBundle) -> str | None:

@@ -9,8 +9,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gouache.models.bundle import ModelBundle
+from gouache.pipeline.composition import can_compose
 from gouache.pipeline.generate.draft import with_defaults
 from gouache.pipeline.inputs.start import DEPTH, DRAFT, ENLARGE, INSTRUCT, input_kind, steps_to_skip
+from gouache.pipeline.prompts.encode import styled_prompt
+from gouache.pipeline.prompts.layout import read_layout
 from gouache.pipeline.request import Mask, Prior, Request
 
 
@@ -161,11 +164,17 @@ def _of_the_model(request: Request, kind: str | None) -> Unused:
 def _of_the_prior(request: Request, bundle: ModelBundle, kind: str | None) -> Unused:
     if kind != DRAFT or request.prior is None:
         return
+    if request.prior.enabled and request.prior.layout and can_compose(bundle):
+        read = read_layout(styled_prompt(request), plain=request.prior.plain, scenery=request.prior.scenery or "draw")
+        if read is not None and read.dropped:
+            reason = "prior.scenery is drop" if request.prior.scenery == "drop" else "it names a background"
+            yield "the scenery of the prompt", reason
     why = "inversion takes the draft of the picture itself" if request.inversion is not None else "the prior is off"
     unused = request.inversion is not None or not request.prior.enabled
     if unused and request.best_of > 1:
         yield "best_of", why
     if request.inversion is not None and request.prior != with_defaults(
-        Prior(variation=request.prior.variation, recall=request.prior.recall), bundle.defaults
+        Prior(variation=request.prior.variation, recall=request.prior.recall, scenery=request.prior.scenery),
+        bundle.defaults,
     ):
         yield "prior", why

@@ -26,6 +26,7 @@ from gouache.models.denoiser import Condition, Steering
 from gouache.models.regions import RegionTexts, Shares
 from gouache.models.unet import UNet
 from gouache.nn.attention import Areas, Attention
+from gouache.pipeline import composition
 from gouache.pipeline.fields.values import MAX_REGIONS
 from gouache.pipeline.generate.generation import Painted
 from gouache.pipeline.inputs.images import References
@@ -309,22 +310,20 @@ def test_texts_are_looked_at_one_after_the_other(pipe: Pipeline) -> None:
 
 def test_a_prior_drafts_each_region_in_its_place(pocket: ModelBundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is drafted, by which words and where; the prompt's own draft is drawn where a place is left for it."""
-    from gouache.pipeline.generate import draft
-
     laid: list[Any] = []
     seen: list[Any] = []
-    lay, seen_in = draft._lay, draft._seen_in
+    lay, seen_in = composition._lay, composition._seen_in
 
     def noted_lay(*given: Any) -> None:
-        laid.append(given[-1])
+        laid.append(given[2])
         lay(*given)
 
     def noted_seen(picture: Image.Image, bare: Tensor) -> Image.Image:
         seen.append(bare)
         return seen_in(picture, bare)
 
-    monkeypatch.setattr(draft, "_lay", noted_lay)
-    monkeypatch.setattr(draft, "_seen_in", noted_seen)
+    monkeypatch.setattr(composition, "_lay", noted_lay)
+    monkeypatch.setattr(composition, "_seen_in", noted_seen)
     pipeline = Pipeline(pocket)
     request = Request(
         prompt="a table",

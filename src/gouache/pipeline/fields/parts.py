@@ -30,6 +30,7 @@ from gouache.pipeline.fields.values import (
     Text,
     an_aspect,
 )
+from gouache.scenery.kinds import SceneryUse
 
 
 class Churn(Config):
@@ -243,6 +244,10 @@ class Prior(Config):
     plain: bool = True
     """Draft the things of "a blue cat" and "a cat on a yellow background" plain, and give the drafts colour and ground;
     only with `layout`."""
+    scenery: SceneryUse | None = None
+    """Where a thing is said to be "in the snow" or "on the beach": draw that behind it, drop those words, or ignore
+    that they name a scenery; only with `plain`. Default: draw, or drop where `background` is given or a picture is
+    painted into."""
 
     @model_validator(mode="after")
     def _block_has_an_area(self) -> Self:

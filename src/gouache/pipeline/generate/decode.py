@@ -10,8 +10,11 @@ from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.turns import awake
 from gouache.models.vae import AutoencoderKL
+from gouache.pipeline.composition import can_compose
 from gouache.pipeline.inputs.tensors import to_image
-from gouache.pipeline.request import Seamless
+from gouache.pipeline.prompts.encode import styled_prompt
+from gouache.pipeline.prompts.layout import read_layout
+from gouache.pipeline.request import Request, Seamless
 
 RETRIED = "the decoder overflowed in half precision and was run again in float32"
 
@@ -96,3 +99,22 @@ def preview(bundle: ModelBundle, denoised: Tensor) -> Image.Image:
     matrix = torch.tensor(colours_of_channels, dtype=torch.float32)  # [4,3]
     colours = torch.einsum("chw,cr->rhw", denoised[0].float().cpu(), matrix)  # [3,h,w]
     return to_image(colours.nan_to_num())
+
+
+def ground_of(request: Request, bundle: ModelBundle, *, mixed: bool = False) -> str:
+    """What a finished picture is laid on: the background, and white under a scenery that was drawn.
+
+    A scenery is opaque, and the decoder not everywhere sure of that.
+
+    Args:
+        request: resolved.
+        bundle: the model.
+        mixed: whether it was painted between two prompts, which draws no scenery.
+    """
+    ground, prior = request.background or "white", request.prior
+    if ground != "transparent" or mixed or request.init_image is not None or request.regions:
+        return ground
+    if prior is None or not (prior.enabled and prior.layout) or not can_compose(bundle):
+        return ground
+    layout = read_layout(styled_prompt(request), plain=prior.plain, scenery=prior.scenery or "draw")
+    return ground if layout is None or layout.scenery is None else "white"

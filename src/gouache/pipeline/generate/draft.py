@@ -2,10 +2,8 @@
 
 A sentence of several things is drafted thing by thing, each laid where the sentence says (`prompts/layout.py`). A thing
 that is said to have a colour is drafted without it and then turned to it: a small prior that is asked for a blue cat
-attends to the blue and forgets the cat.
-
-Every thing fills a draft of its own, which the prior does best. The drafts are decoded, cut out along their
-transparency, scaled down and laid on one picture; its latents are the draft that diffusion paints from.
+attends to the blue and forgets the cat. A thing in a scenery ("in the snow") is drafted without it and laid on one that
+is drawn by code (`gouache.scenery`). `pipeline/composition.py` lays them together.
 """
 
 from __future__ import annotations
@@ -14,132 +12,29 @@ from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor
 
-from gouache.colours import tinted
 from gouache.diffusion.rng import ImageSeed, generator_for
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults
 from gouache.models.prior import Draw, inverse_transform
 from gouache.models.quantizer import Quantizer
+from gouache.pipeline.composition import DrawnThing, can_compose, compose
 from gouache.pipeline.generate.a1111_procedure import follows
 from gouache.pipeline.generate.guided import levels_of
-from gouache.pipeline.inputs.start import DRAFT, StartState, encode, input_kind
-from gouache.pipeline.inputs.tensors import to_image
+from gouache.pipeline.inputs.start import DRAFT, StartState, input_kind
 from gouache.pipeline.likelihood import prior_bits
 from gouache.pipeline.prompts.encode import EncodedPrompt, styled_prompt
-from gouache.pipeline.prompts.layout import NAMES_A_STYLE, SYNTAX, Layout, Place, read_layout, without_measure
+from gouache.pipeline.prompts.layout import NAMES_A_STYLE, SYNTAX, Layout, read_layout, without_measure
 from gouache.pipeline.prompts.regions import PlannedRegions, in_order, laid_out
 from gouache.pipeline.request import Prior as PriorOptions
 from gouache.pipeline.request import Request
 
-__all__ = ["DrawnThing", "can_compose", "compose"]
-
-
 ALIKE = 0.02
 """Difference in nearness to what is remembered at which one style is chosen e times as often as another."""
-SEEN = 128
-"""Alpha from which on a pixel belongs to the thing: what is fainter is the decoder's haze."""
-
-
-@dataclass(frozen=True, slots=True)
-class DrawnThing:
-    """What the prior drew for one text.
-
-    Attributes:
-        tokens: [1,S]
-        score: bits of these tokens under their words; None if there was nothing to choose from.
-    """
-
-    tokens: Tensor
-    score: float | None
-
-
-def can_compose(bundle: ModelBundle) -> bool:
-    """Whether a model drafts pictures that can be cut out: it has a prior and paints transparency."""
-    return bundle.prior is not None and bundle.vae.config.image_channels == 4
-
-
-@torch.no_grad()
-def compose(
-    bundle: ModelBundle, layout: Layout, draw: Callable[[str | None, str], DrawnThing], bare: Tensor | None = None
-) -> tuple[Tensor, float | None]:
-    """Draft every thing of a layout and lay the drafts together.
-
-    Args:
-        bundle: a model that `can_compose`.
-        layout: what to draft, and where it goes.
-        draw: draws the tokens of one text; None stands for the whole prompt. The second argument names the stream of
-            random numbers, so that things differ.
-        bare: share of each place that the whole prompt's draft is seen in, under the things. [H,W]
-
-    Returns:
-        Normalised latents [1,C,h,w] of the quantizer's size, and the bits of all things together.
-    """
-    drawn = [draw(thing.words, f"prior/{number}") for number, thing in enumerate(layout.things)]
-    things = [
-        _of_colour(_picture(bundle, one.tokens), thing.colour) for one, thing in zip(drawn, layout.things, strict=True)
-    ]
-    alone = bare is None and not layout.ground and things
-    whole = None if alone else _picture(bundle, draw(None, "prior").tokens)
-    size = (whole or things[0]).size
-    canvas = Image.new("RGBA", size, (0, 0, 0, 0) if whole is None or not layout.ground else _ground(whole))
-    if whole is not None and bare is not None:
-        canvas.alpha_composite(_seen_in(whole, bare))
-    for thing, picture in zip(layout.things, things, strict=True):
-        if not thing.places:
-            canvas.alpha_composite(picture)
-            continue
-        cut = picture.crop(picture.getchannel("A").point(lambda a: 255 * (a >= SEEN)).getbbox())
-        for place in thing.places:
-            _lay(canvas, cut, place)
-    scores = [one.score for one in drawn if one.score is not None]
-    return encode(bundle, canvas), sum(scores) if scores else None
-
-
-def _of_colour(picture: Image.Image, colour: str | None) -> Image.Image:
-    return picture if colour is None else Image.fromarray(tinted(np.asarray(picture), colour))
-
-
-def _seen_in(picture: Image.Image, bare: Tensor) -> Image.Image:
-    """The picture with the rest of it made transparent."""
-    share = F.interpolate(bare[None, None], size=picture.size[::-1], mode="area")[0, 0].cpu().numpy()
-    alpha = np.asarray(picture.getchannel("A")) * share
-    picture = picture.copy()
-    picture.putalpha(Image.fromarray(np.rint(alpha).astype(np.uint8)))
-    return picture
-
-
-def _picture(bundle: ModelBundle, tokens: Tensor) -> Image.Image:
-    quantizer = bundle.quantizer
-    assert quantizer is not None, "a model with a prior has a quantizer"
-    latents = quantizer.decode(tokens).to(next(bundle.vae.parameters()).dtype)
-    return to_image(bundle.vae.decode(latents)[0].float()).convert("RGBA")
-
-
-def _ground(picture: Image.Image) -> tuple[int, int, int, int]:
-    """The colour of a picture's rim, per channel the median; transparent where most of the rim is."""
-    pixels = np.asarray(picture)
-    rim = np.concatenate([pixels[:2].reshape(-1, 4), pixels[-2:].reshape(-1, 4), pixels[:, 0], pixels[:, -1]])
-    red, green, blue, alpha = (int(value) for value in np.median(rim, axis=0))
-    return red, green, blue, 255 if alpha >= SEEN else 0
-
-
-def _lay(canvas: Image.Image, picture: Image.Image, place: Place) -> None:
-    """Lay a cut-out over the canvas; where it would stand out, it is moved in."""
-    width, height = canvas.size
-    scale = place.side * max(width, height) / max(picture.size)
-    size = (max(1, round(picture.width * scale)), max(1, round(picture.height * scale)))
-    # "RGBa" is multiplied by alpha, so that no fringe of the transparent colour bleeds in.
-    small = picture.convert("RGBa").resize(size, Image.Resampling.BICUBIC).convert("RGBA")
-    left = min(max(round(place.x * width - size[0] / 2), 0), width - size[0])
-    top = min(max(round(place.y * height - size[1] / 2), 0), height - size[1])
-    canvas.alpha_composite(small, (left, top))
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,8 +103,8 @@ def as_drafted(
 
     if not bundle.styles or NAMES_A_STYLE.search(prompt):
         return prompt, text if without_measure(prompt) == prompt else read(prompt), read
-    layout = read_layout(prompt, plain=given.plain)
-    thing = prompt if layout is None else layout.things[0].words
+    layout = read_layout(prompt, plain=given.plain, scenery=given.scenery or "draw")
+    thing = layout.things[0].words if layout is not None and layout.things else prompt
     pooled = [read(f"{thing}, {style} style").pooled for style in bundle.styles]
     near = torch.cat([recall.nearness(one) for one in pooled if one is not None])
     if len(near) < len(pooled):
@@ -244,7 +139,11 @@ def parts_of(
         found, own = laid_out(request, areas, prompt), in_order(request, areas)[0]
         plans = {region.prompt: plan for region, plan in zip(own, regions.plans, strict=True)}
         return Parts(found.layout, lambda words: plans[words].at(1)[0][1], found.bare)
-    layout = None if encode is None else read_layout(prompt, plain=request.prior.plain)
+    layout = (
+        None
+        if encode is None
+        else read_layout(prompt, plain=request.prior.plain, scenery=request.prior.scenery or "draw")
+    )
     return None if layout is None or encode is None else Parts(layout, encode)
 
 
@@ -309,7 +208,7 @@ def draft(
         return DrawnThing(best, float(prior_bits(bundle, best, own).sum() if variation else bits.min()))
 
     if parts is not None and known is None:
-        latents, score = compose(bundle, parts.layout, likeliest, parts.bare)
+        latents, score = compose(bundle, parts.layout, likeliest, parts.bare, seed.seed)
         return Draft(_resized(latents, size), quantizer.encode(latents), score)
     whole = likeliest(None, "prior")
     return Draft(_resized(quantizer.decode(whole.tokens), size), whole.tokens, whole.score)
@@ -423,6 +322,7 @@ def with_defaults(options: PriorOptions | None, defaults: GenerationDefaults) ->
         keep=options.keep,
         layout=options.layout,
         plain=options.plain,
+        scenery=options.scenery or "draw",
     )
 
 

@@ -25,7 +25,7 @@ from gouache.pipeline.generate.a1111_procedure import (
     prompt_clock,
     second_walk,
 )
-from gouache.pipeline.generate.decode import decode, preview
+from gouache.pipeline.generate.decode import decode, ground_of, preview
 from gouache.pipeline.generate.draft import as_drafted, draft, level_unused, list_on_draft, own_draft, parts_of
 from gouache.pipeline.generate.enlarge import enlarge_picture, find_upscaler
 from gouache.pipeline.generate.guided import (
@@ -483,7 +483,7 @@ class Generation:
         return Painted(picture, image, recipe, seconds)
 
     def _completed(self, image: Image.Image) -> Image.Image:
-        image = self.start_state.finish(on_background(image, self.request.background or "white"))
+        image = self.start_state.finish(on_background(image, ground_of(self.request, self.bundle, mixed=self.mixed)))
         if (upscale := self.request.upscale) is None:
             return image
         upscaler = find_upscaler(upscale.upscaler or LANCZOS, self.bundle)

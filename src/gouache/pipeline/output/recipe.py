@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from gouache.models.bundle import ModelBundle
 
 RECIPE_VERSION = 6
-"""1 to 5: the prior mixed what it remembers. 1 to 4: a variation kept the draft of the seed, and things were drafted in
-their colours. 1 to 3: every picture began on noise alone, unless its request named a level. 1: the prior drafted every
-prompt as a whole. 1 and 2: the emphasis rule a1111 kept the mean of every text encoder, an inversion took as many steps
-as the way back whatever was asked, an empty negative prompt was none, masks were cut at 128, and what `_as_before`
-says."""
+"""1 to 5: the prior mixed what it remembers, and the words of a scenery were left to it. 1 to 4: a variation kept the
+draft of the seed, and things were drafted in their colours. 1 to 3: every picture began on noise alone, unless its
+request named a level. 1: the prior drafted every prompt as a whole. 1 and 2: the emphasis rule a1111 kept the mean of
+every text encoder, an inversion took as many steps as the way back whatever was asked, an empty negative prompt was
+none, masks were cut at 128, and what `_as_before` says."""
 CUT_AT = 128
 _PACKAGES = ("gouache", "torch", "numpy", "pillow", "tokenizers")
 
@@ -111,7 +111,8 @@ class Recipe(Config):
         if not isinstance(data, Mapping) or not isinstance(request := data.get("request"), Mapping):
             return data
         if data.get("recipe") in (1, 2, 3, 4, 5) and isinstance(prior := request.get("prior"), Mapping):
-            request = {**request, "prior": {**prior, "recall": prior.get("recall") or 0.0}}
+            before = {"scenery": "ignore", **prior, "recall": prior.get("recall") or 0.0}
+            request = {**request, "prior": before}
         if data.get("recipe") in (1, 2, 3, 4) and isinstance(prior := request.get("prior"), Mapping):
             varied = {"variation": 0.0} if request.get("subseed_strength") else {}
             request = {**request, "prior": {**prior, **varied, "plain": False}}

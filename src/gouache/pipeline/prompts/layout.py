@@ -13,17 +13,27 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from gouache.colours import NEUTRALS, SHADES
+from gouache.pipeline.prompts.scenery import phrases_of, scenery_of
+from gouache.scenery.kinds import Scenery, SceneryUse
 
 __all__ = ["Layout", "Place", "Thing", "names_a_ground", "read_layout"]
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a thing goes: its middle and its longer side, as fractions of the picture."""
+    """Where a thing goes: its middle and its longer side, as fractions of the picture.
+
+    Attributes:
+        x: of its middle.
+        y: of its middle; of its foot if it stands.
+        side: its longer one.
+        stands: whether it stands on a ground.
+    """
 
     x: float
     y: float
     side: float
+    stands: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +56,35 @@ class Layout:
     """What a sentence lays out.
 
     Attributes:
-        things: in the sentence's order.
+        things: in the sentence's order; none if a scenery is all.
         ground: whether it names a background.
+        scenery: what to lay the things on.
+        dropped: whether it names a scenery that isn't to be drawn.
     """
 
     things: tuple[Thing, ...]
     ground: bool
+    scenery: Scenery | None = None
+    dropped: bool = False
 
     @property
     def alone(self) -> Thing | None:
         """The thing that is the whole picture; None for several, for one that has a place, and on a ground."""
-        first = self.things[0]
-        return None if len(self.things) > 1 or first.places or self.ground else first
+        if len(self.things) != 1 or self.ground:
+            return None
+        return None if self.things[0].places else self.things[0]
 
 
 HALF, SMALL = 0.46, 0.36
+STANDING, ALOFT = 0.62, 0.5
+"""Longer side of one thing in a scenery, on its ground and in its air."""
+STAGED: dict[int, tuple[tuple[float, float, float], ...]] = {
+    2: ((0.27, 0.0, 0.46), (0.73, 0.02, 0.46)),
+    3: ((0.5, -0.2, 0.34), (0.24, 0.02, 0.4), (0.76, 0.02, 0.4)),
+    4: ((0.3, -0.2, 0.32), (0.7, -0.2, 0.32), (0.24, 0.04, 0.36), (0.76, 0.04, 0.36)),
+    5: ((0.32, -0.2, 0.3), (0.68, -0.2, 0.3), (0.17, 0.05, 0.32), (0.5, 0.05, 0.32), (0.83, 0.05, 0.32)),
+}
+"""Where so many stand in a scenery, those behind first: middle, foot below the first row's, longer side."""
 FIRST, SECOND = 0.26, 0.74
 ROWS = {2: (2,), 3: (2, 1), 4: (2, 2), 5: (3, 2)}
 """Things in each row, for so many of them."""
@@ -144,17 +168,22 @@ _COLOURED = re.compile(
     re.IGNORECASE,
 )
 _ZH_COLOURED = re.compile(rf"({_ZH_ONE})?({'|'.join(_ZH_COLOURS)})(?:色的?|的)([^和、]+)")
+_ZH_RED_FOX = re.compile(
+    rf"({_ZH_ONE})?(粉红|[红橙黄绿蓝紫粉棕])"
+    "(狐狸|猫|狗|兔子?|鸟|马|熊|龙|蝴蝶|气球|[汽卡跑]?车|房子|帽子|雨?伞|[帆小]?船|帐篷|椅子|杯子)"
+)
+"""A thing behind one character of colour, which may be half a name elsewhere (红包, 黄瓜)."""
 _NOT_BEFORE = {"and", "with", "of", "in", "on", "to", "at", "by", "for", *_IRREGULAR}
 
 
-def read_layout(prompt: str, *, plain: bool = True) -> Layout | None:
+def read_layout(prompt: str, *, plain: bool = True, scenery: SceneryUse = "draw") -> Layout | None:
     """The layout that a prompt describes; None for anything but the patterns known.
 
     Known are relations ("a cat to the left of a tree", "一只猫在树的左边"), places ("a frog in the top left corner",
     "左上角有一只青蛙"), numbers up to five ("three cups", "三个杯子") and lists up to four ("a cat, a dog and a bird",
-    "一只猫和一只狗"); and one thing of one colour or on a ground ("a red fox", "一只蓝色的猫", "a cat on a yellow
-    background"). Styles and other words behind a comma go with every thing. Prompts with emphasis, alternatives or
-    tags are never taken apart.
+    "一只猫和一只狗"); one thing of one colour or on a ground ("a red fox", "一只蓝色的猫", "a cat on a yellow
+    background"); and all of these in a scenery ("a red fox in the snow", "森林里的鹿"). Styles and other words behind a
+    comma go with every thing. Prompts with emphasis, alternatives or tags are never taken apart.
 
     >>> [(thing.words, thing.places[0].x) for thing in read_layout("a cat to the left of a tree, 3d style").things]
     [('a cat, 3d style', 0.26), ('a tree, 3d style', 0.74)]
@@ -166,33 +195,71 @@ def read_layout(prompt: str, *, plain: bool = True) -> Layout | None:
     Args:
         prompt: with its style.
         plain: whether a thing is told apart from its colour, and from its ground where it is alone.
+        scenery: what to do with "in the snow": draw it, drop its words, or leave them to the thing; only with `plain`.
     """
     if SYNTAX.search(prompt):
         return None
-    sentence, beside, ground = _clauses(prompt)
+    said = _clauses(prompt, scenery=plain and scenery != "ignore")
+    around = said.around if scenery == "draw" and not said.grounds else None
+    if said.around is not None and not said.sentence:
+        return None if around is None else Layout((), False, around)
+    things, known = _things(said.sentence)
+    told = tuple(_told(thing, said, plain) for thing in (things if around is None else _staged(things, around)))
+    if not known and not (said.sentence and plain and (said.ground or said.around or told[0].colour)):
+        return None
+    return Layout(told, said.ground, around, dropped=around is None and said.around is not None)
+
+
+def _things(sentence: str) -> tuple[list[Thing], bool]:
+    """The things of a sentence, and whether it lays them out; else it is one thing itself."""
     readers: tuple[Callable[[str], list[Thing] | None], ...] = (_related, _placed, _counted, _listed)
     for reader in readers:
         if things := reader(sentence):
-            return Layout(tuple(_told(thing, beside, plain) for thing in things), ground)
-    alone = _told(Thing(sentence, ()), beside, plain)
-    return Layout((alone,), ground) if sentence and plain and (ground or alone.colour) else None
+            return things, True
+    return [Thing(sentence, ())], False
 
 
-def _told(thing: Thing, beside: str, plain: bool) -> Thing:
+def _staged(things: list[Thing], scenery: Scenery) -> list[Thing]:
+    """The things where they stand or float in a scenery; what the sentence puts somewhere else stays there."""
+    places = [place for thing in things for place in thing.places]
+    if not places:
+        alone = Place(0.5, scenery.foot, STANDING, stands=True)
+        if scenery.floats:
+            alone = Place(0.5, 0.36, ALOFT) if scenery.over_ground else Place(0.5, 0.5, STANDING)
+        return [Thing(things[0].words, (alone,))]
+    if scenery.floats or len(places) == 1:
+        return things
+    if len(things) == 2 and places[0].x == places[1].x:
+        return things  # one above the other
+    across = len(places) == 2
+    staged = [Place(x, scenery.foot + foot, side, stands=True) for x, foot, side in STAGED[len(places)]]
+    if across:
+        staged = [Place(old.x, new.y, new.side, stands=True) for old, new in zip(places, staged, strict=True)]
+    rest = iter(staged)
+    return [Thing(thing.words, tuple(next(rest) for _ in thing.places)) for thing in things]
+
+
+def _told(thing: Thing, said: _Said, plain: bool) -> Thing:
     """A thing with the clauses that go with every one, its colour apart from its words."""
-    words, colour = _without_colour(thing.words) if plain else (thing.words, None)
-    return Thing(beside.format(words), thing.places, colour)
+    words, colour = _without_colour(thing.words, said.around is not None) if plain else (thing.words, None)
+    return Thing(said.beside.format(words), thing.places, colour)
 
 
-def _without_colour(words: str) -> tuple[str, str | None]:
+def _without_colour(words: str, compact: bool = False) -> tuple[str, str | None]:
     """What is said to have one colour, and the colour's name.
 
     >>> _without_colour("a red apple"), _without_colour("a red and white flag")
     (('an apple', 'red'), ('a red and white flag', None))
+
+    Args:
+        words: of the thing.
+        compact: whether "红狐狸" counts; recipes from before sceneries leave it to the prior.
     """
     if found := _COLOURED.fullmatch(words):
         return _with_article(f"{found[1] or ''}{found[3]}"), _COLOURS[found[2].lower()]
     if found := _ZH_COLOURED.fullmatch(words):
+        return f"{found[1] or ''}{found[3]}", _COLOURS[found[2]]
+    if compact and (found := _ZH_RED_FOX.fullmatch(words)):
         return f"{found[1] or ''}{found[3]}", _COLOURS[found[2]]
     return words, None
 
@@ -217,20 +284,46 @@ def names_a_ground(prompt: str) -> bool:
     >>> names_a_ground("a cat on a blue background"), names_a_ground("a cat, transparent background")
     (True, False)
     """
-    return bool(prompt.strip()) and _clauses(prompt)[2]
+    return bool(prompt.strip()) and _clauses(prompt).ground
 
 
-def _clauses(prompt: str) -> tuple[str, str, bool]:
-    """The sentence itself, a form "{}, 3d style" that gives its other clauses to each thing, and whether a ground is
-    named."""
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """The clauses of a prompt.
+
+    Attributes:
+        sentence: itself.
+        beside: a form "{}, 3d style" that gives its other clauses to each thing.
+        grounds: names of a background, transparent or not.
+        ground: whether one of them is seen.
+        around: the scenery, whose words are in none of the others.
+    """
+
+    sentence: str
+    beside: str
+    grounds: tuple[str, ...]
+    ground: bool
+    around: Scenery | None
+
+
+def _clauses(prompt: str, *, scenery: bool = False) -> _Said:
+    """The clauses of a prompt, told apart.
+
+    Args:
+        prompt: without marks of syntax.
+        scenery: whether to look for one.
+    """
     comma = "，" if "，" in prompt else ", "
     clauses = [clause.strip() for clause in re.split(r"[,，]", prompt.strip().rstrip(".。")) if clause.strip()]
     own: list[str] = []
     tail: list[str] = []
+    around = [one for clause in clauses for one in phrases_of(clause)] if scenery else []
+    if around:
+        clauses = [clause for clause in clauses if not phrases_of(clause)]
     if clauses and (found := _STYLE_BEHIND.search(clauses[-1])):
         clauses[-1:] = [clauses[-1][: found.start()], f"{found[1]} style"]
     for number, clause in enumerate(clauses):
-        if found := _GROUND_BEHIND.search(clause):
+        if not (scenery and scenery_of(clause)) and (found := _GROUND_BEHIND.search(clause)):
             clauses[number : number + 1] = [clause[: found.start()], f"on a {found[1]}"]
             break
     for clause in clauses:
@@ -240,7 +333,13 @@ def _clauses(prompt: str) -> tuple[str, str, bool]:
     plain = [clause for clause in tail if clause not in grounds]
     form = comma.join(["{}", *(clause.replace("{", "{{").replace("}", "}}") for clause in plain)])
     ground = any("transparent" not in clause and "透明" not in clause for clause in grounds)
-    return ", ".join(own), form, ground
+    sentence = ", ".join(own)
+    if not scenery:
+        return _Said(sentence, form, tuple(grounds), ground, None)
+    told = scenery_of(sentence, around)
+    if told is None:
+        return _clauses(prompt) if around else _Said(sentence, form, tuple(grounds), ground, None)
+    return _Said(told.words, form, tuple(grounds), ground, told.scenery)
 
 
 def _related(sentence: str) -> list[Thing] | None:
