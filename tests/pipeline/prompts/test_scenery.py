@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import pytest
 
 from gouache.pipeline.prompts.layout import read_layout
 from gouache.pipeline.prompts.scenery import scenery_of
-from gouache.scenery.kinds import Scenery
+from gouache.scenery.kinds import Light, Scenery
 
 WINTER, AUTUMN, NIGHT = Scenery(season="winter"), Scenery(season="autumn"), Scenery(light="night")
-SUNSET: Literal["sunset"] = "sunset"
+SUNSET: Light = "sunset"
 
 
 @pytest.mark.parametrize(
@@ -23,6 +21,8 @@ SUNSET: Literal["sunset"] = "sunset"
         ("A dog is sitting on the sandy beach", "A dog", Scenery("beach")),
         ("a lighthouse by the sea at sunset", "a lighthouse", Scenery("beach", SUNSET)),
         ("a boat on the sea", "a boat", Scenery("sea")),
+        ("a house at the lake", "a house", Scenery("beach")),
+        ("a sailor at sea", "a sailor", Scenery("sea")),
         ("a boat in the sea", "a boat", Scenery("sea")),
         ("a shark in the sea", "a shark", Scenery("underwater")),
         ("a fish under water", "a fish", Scenery("underwater")),
@@ -91,7 +91,15 @@ def test_a_thing_is_told_apart_from_its_scenery(prompt: str, words: str, scenery
         *("a field hockey stick", "a rain cloud", "a space ship", "a forest green hat", "a shirt in sea green"),
         *("a cat with a beach ball", "a garden gnome", "a room key", "a bird in a cage", "a ship in a bottle"),
         *("a cat in the hat", "a house on fire", "a flower in a pot", "a king of the hill", "an autumn leaf"),
-        *("a raincoat", "a bear in a forest green scarf", "a needle in a haystack", "a cat on a dark background"),
+        *(
+            "a raincoat",
+            "a road in the desert",
+            "a ladybug on leaves",
+            "a night in the city",
+            "a bear in a forest green scarf",
+            "a needle in a haystack",
+            "a cat on a dark background",
+        ),
         *(
             "雪人",
             "雪地靴",

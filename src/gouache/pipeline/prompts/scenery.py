@@ -91,7 +91,8 @@ _ZH_AFTER = re.compile(
 def scenery_of(sentence: str, around: Sequence[Changes] = ()) -> Told | None:
     """Tell a sentence apart from the scenery that it names; None if it names none.
 
-    A scenery alone ("the sea at night") leaves no words. What is one word of it ("a beach") is the model's own thing.
+    A scenery alone ("the sea at night") leaves no words. A place without a time ("a beach") is the model's own thing,
+    and so is one in another ("a road in the desert").
 
     >>> scenery_of("a red fox in the snow").words, scenery_of("a red fox in the snow").scenery.season
     ('a red fox', 'winter')
@@ -112,7 +113,8 @@ def scenery_of(sentence: str, around: Sequence[Changes] = ()) -> Told | None:
         words = words[picture.end() :]
     if found and _is_thing(words):
         return Told(words, _settled(words, found))
-    itself = _itself(words) if found else None
+    placed = any("place" in changes for changes in found)
+    itself = _itself(words) if found and not placed else None
     return None if itself is None else Told("", _settled("", [*found, itself]))
 
 

@@ -63,10 +63,11 @@ NOUNS = (
     Noun(rf"{_IN}|on|{_THROUGH}|{_FRONT}|{_UNDER}|during", "autumn|fall", _AUTUMN, bare=True),
     Noun(
         rf"{_IN}|on|{_THROUGH}|{_FRONT}",
-        "(?:autumn|fall|fallen|falling|colou?rful) (?:leaves|foliage)|leaves",
+        "(?:autumn|fall|fallen|falling|colou?rful) (?:leaves|foliage)",
         _AUTUMN,
         bare=True,
     ),
+    Noun("in|among|amongst|amid", "leaves", _AUTUMN, bare=True),
     Noun(rf"{_IN}|during|{_UNDER}|{_THROUGH}", "rain|downpour|drizzle|rainstorm|storm|thunderstorm", _RAIN, bare=True),
     Noun(r"at|by|in|on|during", "night|midnight|night ?time", _NIGHT, bare=True),
     Noun(
@@ -87,11 +88,11 @@ NOUNS = (
         {"place": "beach"},
     ),
     Noun(
-        rf"{_UPON}|{_IN}|{_THROUGH}|at|{_OVER}",
+        rf"{_UPON}|{_IN}|{_THROUGH}|{_OVER}",
         "sea|ocean|seas|water|waters|lake|river|pond|waves|harbou?r|high seas",
         {"place": "sea"},
     ),
-    Noun(rf"{_BY}|{_FRONT}", "sea|ocean|water|waves|lake", {"place": "beach"}),
+    Noun(rf"at|{_BY}|{_FRONT}", "sea|ocean|water|waves|lake|river|pond", {"place": "beach"}),
     Noun(r"at", "sea", {"place": "sea"}, bare=True),
     Noun(_UNDER, "water|sea|ocean|waves|surface", {"place": "underwater"}, bare=True),
     Noun(
