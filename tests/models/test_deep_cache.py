@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gouache.models.configs import UNetConfig
 from gouache.models.deep_cache import DeepCache, DeepRow, KeptMap, deep_call
-from gouache.models.unet import UNet
+from gouache.models.unet import Residuals, UNet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -71,7 +71,8 @@ class Remembering:
     """
 
     def __init__(self, unet: Any, branch: int) -> None:
-        self.full, self.kept = True, {}
+        self.full = True
+        self.kept: dict[int, Any] = {}
         deep: list[Any] = [unet.mid_block]
         place = 0
         for block in unet.down_blocks:
@@ -121,6 +122,26 @@ def test_cheap_steps_are_those_of_diffusers_blocks_that_remember(pair: tuple[UNe
             assert torch.allclose(found, expected, atol=2e-5), f"step {step}"
             exact = ours(x, timestep, context)
             assert torch.equal(found, exact) == wrapped.full
+    finally:
+        wrapped.undo()
+
+
+@torch.no_grad()
+def test_a_controlnets_residuals_still_reach_the_blocks_that_are_computed(pair: tuple[UNet, Any]) -> None:
+    ours, theirs = pair
+    cache, wrapped = DeepCache(2, 3), Remembering(theirs, 3)
+    sizes = [(16, 8)] * 3 + [(16, 4)] + [(32, 4)] * 2 + [(32, 2)] * 3
+    try:
+        for step in (1, 2):
+            x, timestep, context = inputs(step)
+            generator = torch.Generator().manual_seed(step)
+            skips = [torch.randn(1, width, side, side, generator=generator) for width, side in sizes]
+            middle = torch.randn(1, 32, 2, 2, generator=generator)
+            wrapped.full = step == 1
+            call = deep_call([DeepRow(cache, ("a",), step)], torch.tensor(10.0 / step))
+            found = ours(x, timestep, context, deep=call, residuals=Residuals(tuple(skips), middle))
+            control = {"down_block_additional_residuals": skips, "mid_block_additional_residual": middle}
+            assert torch.allclose(found, theirs(x, timestep, context, **control).sample, atol=2e-5)
     finally:
         wrapped.undo()
 

@@ -100,7 +100,7 @@ CASES: list[Case] = [
     ("deep_cache", {"num_inference_steps": 3}, {"deep_cache": {}}),
     ("deep_cache", {}, {"deep_cache": {"start": 0.1, "end": 0.2}}),
     ("fast", {}, {"fast": True}),
-    ("fast", {"num_inference_steps": 8}, {"fast": True}),
+    ("fast", {"num_inference_steps": 20}, {"fast": True}),
     ("image_guidance_scale", {}, {"image_guidance_scale": 3.0}),
     ("sampler", {}, {"sampler": "euler_a"}),
     ("schedule", {"num_inference_steps": 3}, {"schedule": "karras"}),

@@ -111,7 +111,7 @@ class DeepCall:
 
     def keep(self, features: Tensor) -> None:
         """Keep what enters the first of those stages. [B, C, h, w]"""
-        parts = features.detach().split([rows for _, rows in self.rows])
+        parts = torch.split(features.detach(), [rows for _, rows in self.rows])
         for (slot, _), part in zip(self.rows, parts, strict=True):
             self.cache.maps[slot] = KeptMap(part, self.step, self.level)
 

@@ -353,7 +353,7 @@ class UNet(nn.Module):
         skips = [hidden]
         for down in self.down_blocks:
             hidden = down(hidden, given, skips)
-        left_out = sum(len(up.resnets) for up in self.up_blocks) - len(skips)
+        left_out = sum(len(row) for row in self.config.up_depths()) - len(skips)
         if residuals is not None and residuals.skips:
             skips = [skip + more for skip, more in zip(skips, residuals.skips[: len(skips)], strict=True)]
         if deep is not None and deep.features is not None:

@@ -12,7 +12,7 @@ from tests.pipeline.generate.test_guiders import pixels, rows_of_calls
 from tests.pipeline.test_parity import NEGATIVE, PROMPT, psnr
 
 from gouache.errors import ConfigError, InvalidInput
-from gouache.pipeline.fields.guiders import CfgCache
+from gouache.pipeline.fields.guiders import CfgCache, DeepCache
 from gouache.pipeline.generate.guided import sigmas_of
 from gouache.pipeline.generate.savings import Savings
 from gouache.pipeline.pipeline import Pipeline
@@ -123,7 +123,7 @@ def test_the_negative_prompt_is_called_at_every_second_step_only(pipe: Pipeline)
 def test_most_steps_leave_out_the_middle(pipe: Pipeline) -> None:
     def steps_in_full(**changes: object) -> int:
         seen: list[int] = []
-        handle = pipe.bundle.unet.mid_block.register_forward_hook(lambda *_: seen.append(1))
+        handle = pipe.bundle.unet.get_submodule("mid_block").register_forward_hook(lambda *_: seen.append(1))
         try:
             pipe.paint(QUICK.replace({"deep_cache": {}, **changes}))
         finally:
@@ -214,25 +214,34 @@ def test_a_saving_without_effect_is_noted(pipe: Pipeline) -> None:
 
 
 def test_fast_sets_values_that_the_recipe_holds(pipe: Pipeline) -> None:
-    asked = QUICK.replace({"num_inference_steps": 8, "fast": True})
+    asked = QUICK.replace({"num_inference_steps": 20, "fast": True})
     (painted,) = pipe.paint(asked)
     request = painted.recipe.request
     assert not request.fast
-    assert request.deep_cache is not None
-    assert request.guidance_interval is not None
+    assert request.deep_cache == DeepCache(interval=3, branch=0)
     (note,) = painted.recipe.notes
-    assert note.startswith("fast set guidance_interval 0.28 to 1000 and deep_cache of interval 3, branch 0")
+    assert note.startswith("fast set deep_cache of interval 3, branch 0 (")
     assert pixels(pipe, request) == [painted.image.tobytes()]
-    own = pipe.resolve(asked.replace({"deep_cache": {"interval": 2, "branch": 1}, "guidance_interval": (1.0, 5.0)}))
-    assert (own.guidance_interval, own.deep_cache and own.deep_cache.interval) == ((1.0, 5.0), 2)
+    own = DeepCache(interval=2, branch=1)
+    assert pipe.resolve(asked.replace({"deep_cache": own})).deep_cache == own
+
+
+@pytest.mark.parametrize(("steps", "branch", "interval"), [(8, 2, (0.28, 80.0)), (30, 0, None)])
+def test_fast_of_the_pocket_family_depends_on_how_far_steps_lie_apart(
+    make_tiny: MakeBundle, steps: int, branch: int, interval: tuple[float, float] | None
+) -> None:
+    pocket = Pipeline(make_tiny(family="pocket"))
+    resolved = pocket.resolve(QUICK.replace({"num_inference_steps": steps, "fast": True}))
+    assert resolved.deep_cache == DeepCache(interval=3, branch=branch)
+    assert resolved.guidance_interval == interval
 
 
 @pytest.mark.parametrize(
     ("changes", "reason"),
-    [({"num_inference_steps": 4}, "from 8 steps on"), ({"deep_cache": {}, "guidance_scale": 1.0}, "leaves nothing")],
+    [({"num_inference_steps": 4}, "from 20 steps on"), ({"deep_cache": {}, "guidance_scale": 1.0}, "leaves nothing")],
 )
 def test_fast_says_where_it_changes_nothing(pipe: Pipeline, changes: dict[str, Any], reason: str) -> None:
-    asked = QUICK.replace({"num_inference_steps": 8, **changes})
+    asked = QUICK.replace({"num_inference_steps": 20, **changes})
     (painted,) = pipe.paint(asked.replace({"fast": True}))
     assert any(note.startswith("fast was not used") and reason in note for note in painted.recipe.notes)
     assert pixels(pipe, asked) == [painted.image.tobytes()]

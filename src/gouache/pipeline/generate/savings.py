@@ -21,8 +21,6 @@ from gouache.pipeline.inputs.start import INSTRUCT, input_kind, steps_to_skip
 from gouache.pipeline.request import Request
 
 NAMES = ("cfg_cache", "deep_cache")
-FEWEST_STEPS = 8
-"""`fast` changes nothing of walks with fewer steps: so far apart, one's features are no guess at the next's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,25 +28,28 @@ class FastValues:
     """What `fast` sets where a request leaves it open.
 
     Attributes:
-        guidance_interval: lowest and highest noise level that is guided.
+        steps: the fewest for which these hold: with fewer, levels lie so far apart that one step's features are no
+            guess at the next one's.
         interval, branch: of `deep_cache`.
         source: who found these values, for the note.
+        guidance_interval: lowest and highest noise level that is guided; None leaves it alone.
     """
 
-    guidance_interval: tuple[float, float]
+    steps: int
     interval: int
     branch: int
     source: str
+    guidance_interval: tuple[float, float] | None = None
 
 
-PUBLISHED = FastValues((0.28, 1000.0), 3, 0, "published for Stable Diffusion, not measured here")
-"""The lowest level of Kynkäänniemi et al. 2024 (arXiv:2404.07724, table 2) for latents; interval 3 and the outermost
-branch of Ma et al. 2023 (arXiv:2312.00858, table 3)."""
-FAST: Mapping[str, FastValues] = {
-    "pocket": FastValues((0.28, 80.0), 3, 2, "measured for this model's family, docs/benchmarks.md"),
-    **dict.fromkeys(("sd1", "sd2", "sdxl"), PUBLISHED),
+MEASURED = "measured on the pocket model, docs/benchmarks.md"
+PUBLISHED = FastValues(20, 3, 0, "its authors' values for Stable Diffusion, not measured here")
+"""As the authors of DeepCache (Ma et al. 2023, arXiv:2312.00858) set them in their helper for diffusers."""
+FAST: Mapping[str, tuple[FastValues, ...]] = {
+    "pocket": (FastValues(30, 3, 0, MEASURED), FastValues(8, 3, 2, MEASURED, (0.28, 80.0))),
+    **dict.fromkeys(("sd1", "sd2", "sdxl"), (PUBLISHED,)),
 }
-"""Family -> its values."""
+"""Family -> its values, those for the most steps first."""
 
 
 @dataclass(slots=True)
@@ -123,8 +124,8 @@ def with_fast(request: Request, bundle: ModelBundle) -> Request:
     if not request.fast:
         return request
     plain, config = request.replace({"fast": False}), bundle.unet.config
-    values = FAST.get(bundle.family)
-    if values is None or not isinstance(config, UNetConfig) or walked_steps(request) < FEWEST_STEPS:
+    values = _values_for(request, bundle)
+    if values is None or not isinstance(config, UNetConfig):
         return plain
     found: dict[str, object] = {}
     if request.guidance_scale != 1 and not config.guidance_width and request.guidance_interval is None:
@@ -141,20 +142,25 @@ def fast_notes(asked: Request, resolved: Request, bundle: ModelBundle) -> list[s
     """What `fast` set, or why nothing."""
     if not asked.fast:
         return []
-    values, steps, low_high, deep = FAST.get(bundle.family), walked_steps(resolved), None, None
-    if asked.guidance_interval is None:
-        low_high = resolved.guidance_interval
-    if asked.deep_cache is None:
-        deep = resolved.deep_cache
+    low_high = resolved.guidance_interval if asked.guidance_interval is None else None
+    deep = resolved.deep_cache if asked.deep_cache is None else None
     told = [] if low_high is None else [f"guidance_interval {low_high[0]:g} to {low_high[1]:g}"]
     told += [] if deep is None else [f"deep_cache of interval {deep.interval}, branch {deep.branch}"]
-    if values is None:
+    values, known = _values_for(resolved, bundle), FAST.get(bundle.family, ())
+    if not known:
         return [f"fast was not used: no values are known for {bundle.family} models"]
+    if values is None:
+        steps = walked_steps(resolved)
+        return [f"fast was not used: it pays from {known[-1].steps} steps on, and there are {steps}"]
     if told:
         return [f"fast set {' and '.join(told)} ({values.source})"]
-    if steps < FEWEST_STEPS:
-        return [f"fast was not used: it pays from {FEWEST_STEPS} steps on, and there are {steps}"]
     return ["fast was not used: the request leaves nothing open that it would set"]
+
+
+def _values_for(request: Request, bundle: ModelBundle) -> FastValues | None:
+    """Those of the model's family for the steps of a resolved request."""
+    steps = walked_steps(request)
+    return next((one for one in FAST.get(bundle.family, ()) if steps >= one.steps), None)
 
 
 def _kept_maps(config: UNetConfig) -> int:
