@@ -23,7 +23,7 @@ from gouache.cli.options import EDITING, option_specs, request_values
 from gouache.cli.output import interrupts_held, shown, traced
 from gouache.errors import GouacheError, InvalidInput
 from gouache.pipeline.output.foreign import read_recipe
-from gouache.pipeline.request import Request
+from gouache.pipeline.request import DeepCache, Request
 
 QUICK = ["--steps", "2", "--size", "32", "--model", "untrained"]
 
@@ -70,6 +70,8 @@ def test_options_become_the_request_they_name() -> None:
         "hires_scale": 1.5,
         "upscale": 4.0,
         "apg": True,
+        "fast": True,
+        "deep_cache_branch": 1,
         "guidance_interval": "0.5,4",
         "sigmas": "10,1,0",
         "prior": False,
@@ -88,6 +90,8 @@ def test_options_become_the_request_they_name() -> None:
     assert request.upscale.factor == 4
     assert request.apg is not None
     assert request.guidance_interval == (0.5, 4)
+    assert request.fast
+    assert request.deep_cache == DeepCache(branch=1)
     assert request.sigmas == (10, 1, 0)
     assert request.prior is not None
     assert request.prior.enabled is False

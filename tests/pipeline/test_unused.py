@@ -95,6 +95,12 @@ CASES: list[Case] = [
     ("sag", {}, {"sag": {}}),
     ("slg", {}, {"slg": {}}),
     ("freeu", {}, {"freeu": {}}),
+    ("cfg_cache", {"num_inference_steps": 3}, {"cfg_cache": {"start": 0.0}}),
+    ("cfg_cache", UNGUIDED, {"cfg_cache": {}}),
+    ("deep_cache", {"num_inference_steps": 3}, {"deep_cache": {}}),
+    ("deep_cache", {}, {"deep_cache": {"start": 0.1, "end": 0.2}}),
+    ("fast", {}, {"fast": True}),
+    ("fast", {"num_inference_steps": 20}, {"fast": True}),
     ("image_guidance_scale", {}, {"image_guidance_scale": 3.0}),
     ("sampler", {}, {"sampler": "euler_a"}),
     ("schedule", {"num_inference_steps": 3}, {"schedule": "karras"}),
@@ -222,7 +228,18 @@ def test_every_field_is_tried() -> None:
     )
 
 
-FAST = ("guidance_rescale", "guidance_interval", "apg", "strength", "inversion", "tiled", "negative_prompt", "subseed")
+FAST = (
+    "guidance_rescale",
+    "guidance_interval",
+    "cfg_cache",
+    "deep_cache",
+    "apg",
+    "strength",
+    "inversion",
+    "tiled",
+    "negative_prompt",
+    "subseed",
+)
 
 
 def judge(pipelines: dict[str, Pipeline], kind: str, case: Case) -> None:

@@ -21,6 +21,7 @@ from gouache.models.conditioning.ip_adapter import Seen
 from gouache.models.conditioning.sd3_controlnet import JointControlNet, spread
 from gouache.models.conditioning.t2i_adapter import T2IAdapter
 from gouache.models.configs import DenoiserConfig, NoiseScheduleConfig
+from gouache.models.deep_cache import DeepRow, deep_call
 from gouache.models.mmdit import MMDiT
 from gouache.models.perturbation import AttentionRecord, Perturbation, changes_of
 from gouache.models.regions import RegionTexts, areas_of
@@ -149,6 +150,7 @@ class Condition:
         guidance: scale that a network with a `guidance_width` is told. [B]
         noise_level: of a small picture in `draft`, for a network with `noise_levels`. [B]
         regions: texts with areas of their own, for each row or one for all; empty = none.
+        deep: where the rows' deep maps are kept over steps, for each row or one for all; empty = nowhere.
     """
 
     context: Tensor
@@ -163,18 +165,21 @@ class Condition:
     guidance: Tensor | None = None
     noise_level: Tensor | None = None
     regions: tuple[RegionTexts | None, ...] = ()
+    deep: tuple[DeepRow, ...] = ()
 
     def rows(self, start: int, end: int) -> Condition:
         """Rows `start` (included) to `end` (excluded) of every tensor."""
         perturbations, regions = self.perturbations[start:end], self.regions[start:end]
-        return replace(self._map(lambda tensor: tensor[start:end]), perturbations=perturbations, regions=regions)
+        found = self._map(lambda tensor: tensor[start:end])
+        return replace(found, perturbations=perturbations, regions=regions, deep=self.deep[start:end])
 
     def expand(self, batch: int) -> Condition:
         """One row for all as `batch` rows (no copy); `batch` rows as they are."""
         perturbations = self.perturbations * batch if len(self.perturbations) == 1 else self.perturbations
         regions = self.regions * batch if len(self.regions) == 1 else self.regions
+        deep = self.deep * batch if len(self.deep) == 1 else self.deep
         expanded = self._map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
-        return replace(expanded, perturbations=perturbations, regions=regions)
+        return replace(expanded, perturbations=perturbations, regions=regions, deep=deep)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Condition:
         """The same on another device; floating-point tensors in another precision."""
@@ -220,6 +225,7 @@ def stack(conditions: Sequence[Condition]) -> Condition:
         guidance=_stack("guidance", [condition.guidance for condition in conditions]),
         noise_level=_stack("noise_level", [condition.noise_level for condition in conditions]),
         regions=_stack_rows([condition.regions for condition in conditions], batches),
+        deep=tuple(row for one in conditions for row in one.expand(len(one.context)).deep),
     )
 
 
@@ -360,6 +366,7 @@ class Denoiser:
                 free_u=given.free_u,
                 guidance=given.guidance,
                 noise_level=given.noise_level,
+                deep=deep_call(given.deep, sigma),
             )
         # Back in the state's own type, fp32 as a rule: in half precision the last steps would drown in rounding.
         raw, variance = self._split(output.to(x.dtype))

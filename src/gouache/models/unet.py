@@ -6,7 +6,6 @@ those of the published folders (`down_blocks.0.resnets.1.conv1.weight`), so that
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -18,9 +17,10 @@ from torch.utils.checkpoint import checkpoint
 
 from gouache.errors import ShapeMismatch
 from gouache.models.configs import UNetConfig
+from gouache.models.deep_cache import DeepCall
 from gouache.nn.attention import RowChanges, SpatialTransformer, key_mask
 from gouache.nn.free_u import FreeU, free_u
-from gouache.nn.layers import EmbeddingMLP, GroupNorm, silu, sinusoidal_embedding
+from gouache.nn.layers import EmbeddingMLP, GroupNorm, guidance_embedding, silu, sinusoidal_embedding
 from gouache.nn.resnet import Downsample, ResnetBlock, Upsample, zero_
 
 __all__ = ["UNet", "UNetConfig", "block_shape", "down_levels", "time_and_pooled"]
@@ -43,6 +43,7 @@ class Conditioning:
         changes: transformer block -> what some rows do otherwise there.
         free_u: what the way up weighs otherwise.
         inside: what is added on the way down, by its place.
+        deep: what of the deep part is kept over steps.
     """
 
     embedding: Tensor
@@ -51,6 +52,11 @@ class Conditioning:
     changes: Changes | None = None
     free_u: FreeU | None = None
     inside: Mapping[Place, Tensor] = field(default_factory=dict)
+    deep: DeepCall | None = None
+
+    def enough(self, skips: list[Tensor]) -> bool:
+        """Whether the way down ends here: what is below was kept."""
+        return self.deep is not None and self.deep.features is not None and len(skips) == self.deep.count
 
     def added(self, x: Tensor, place: Place) -> Tensor:
         """A feature map with what is added at its place. [B, C, h, w]"""
@@ -181,11 +187,13 @@ class DownLevel(Level):
     def forward(self, x: Tensor, given: Conditioning, skips: list[Tensor]) -> Tensor:
         """x [B, C_in, h, w] -> [B, C_out, h / 2, w / 2] (h, w on the last level); appends to `skips`."""
         for i in range(len(self.resnets)):
+            if given.enough(skips):
+                return x
             x = self.stage(i, x, given)
             if i == len(self.resnets) - 1:
                 x = given.added(x, (self.level, False))
             skips.append(x)
-        if hasattr(self, "downsamplers"):
+        if hasattr(self, "downsamplers") and not given.enough(skips):
             x = given.added(self.downsamplers[0](x), (self.level, True))
             skips.append(x)
         return x
@@ -231,9 +239,17 @@ class UpLevel(Level):
         if upsample:
             self.upsamplers = nn.ModuleList([Upsample(channels_out)])
 
-    def forward(self, x: Tensor, given: Conditioning, skips: list[Tensor]) -> Tensor:
-        """x [B, C_in, h, w] -> [B, C_out, 2h, 2w] (h, w on the last level); takes from the end of `skips`."""
-        for i in range(len(self.resnets)):
+    def forward(self, x: Tensor, given: Conditioning, skips: list[Tensor], left_out: int = 0) -> Tensor:
+        """x [B, C_in, h, w] -> [B, C_out, 2h, 2w] (h, w on the last level); takes from the end of `skips`.
+
+        `left_out` stages of the whole way up are not computed: x is what enters the first that is.
+        """
+        first = max(left_out - self.place * len(self.resnets), 0)
+        if first >= len(self.resnets):
+            return x
+        for i in range(first, len(self.resnets)):
+            if given.deep is not None and given.deep.features is None and len(skips) == given.deep.count:
+                given.deep.keep(x)
             skip = skips.pop()
             if given.free_u is not None:
                 x, skip = free_u(x, skip, given.free_u, self.place, self.first_width)
@@ -288,6 +304,7 @@ class UNet(nn.Module):
         free_u: FreeU | None = None,
         guidance: Tensor | None = None,
         noise_level: Tensor | None = None,
+        deep: DeepCall | None = None,
     ) -> Tensor:
         """One evaluation of the network.
 
@@ -306,6 +323,7 @@ class UNet(nn.Module):
             guidance: the guidance scale, for a network with a `guidance_width`; None tells it none. [B]
             noise_level: of the noise on the small picture in `draft`, whole numbers; needed if and only if the config
                 has `noise_levels`. [B]
+            deep: keeps the deep part's result, or brings it: then only the outermost blocks are evaluated.
 
         Returns:
             [B, out_channels, h, w].
@@ -329,21 +347,28 @@ class UNet(nn.Module):
             changes=changes,
             free_u=free_u,
             inside={} if residuals is None else residuals.inside,
+            deep=deep,
         )
         hidden: Tensor = self.conv_in(self._stem(x, pooled, draft))
         skips = [hidden]
         for down in self.down_blocks:
             hidden = down(hidden, given, skips)
-        if self.config.middle_layers:
-            hidden = self.mid_block(hidden, given)
+        left_out = sum(len(row) for row in self.config.up_depths()) - len(skips)
         if residuals is not None and residuals.skips:
-            skips = [skip + more for skip, more in zip(skips, residuals.skips, strict=True)]
-        if residuals is not None and residuals.middle is not None:
-            hidden = hidden + residuals.middle
+            skips = [skip + more for skip, more in zip(skips, residuals.skips[: len(skips)], strict=True)]
+        if deep is not None and deep.features is not None:
+            hidden = deep.features
+        else:
+            hidden = self._middle(hidden, given, residuals)
         for up in self.up_blocks:
-            hidden = up(hidden, given, skips)
+            hidden = up(hidden, given, skips, left_out)
         out: Tensor = self.conv_out(self.conv_norm_out(hidden, activate=True))
         return out
+
+    def _middle(self, x: Tensor, given: Conditioning, residuals: Residuals | None) -> Tensor:
+        if self.config.middle_layers:
+            x = self.mid_block(x, given)
+        return x if residuals is None or residuals.middle is None else x + residuals.middle
 
     def _embedding(
         self,
@@ -418,24 +443,6 @@ def time_and_pooled(
         embedding = embedding + further
     # Every residual block activates it first; doing it once here gives the same numbers.
     return silu(embedding)
-
-
-def guidance_embedding(scale: Tensor, width: int) -> Tensor:
-    """Waves of a guidance scale, of 1000 (scale - 1) (Luo et al. 2023, arXiv:2310.04378, section 4.1; the frequencies
-    are those of Kingma et al. 2021, arXiv:2107.00630, as published consistency models have them).
-
-    Args:
-        scale: [B], 1 = no guidance.
-        width: of the result, an even number.
-
-    Returns:
-        sines, then cosines. [B, width]
-    """
-    half = width // 2
-    places = torch.arange(half, dtype=torch.float32, device=scale.device)
-    frequencies = torch.exp(places * (-math.log(10000.0) / (half - 1)))
-    angles = 1000.0 * (scale.float() - 1.0)[:, None] * frequencies[None]
-    return torch.cat([angles.sin(), angles.cos(), *([angles.new_zeros(len(scale), 1)] if width % 2 else [])], dim=1)
 
 
 def block_shape(config: UNetConfig, level: int) -> BlockShape:

@@ -188,6 +188,24 @@ def sinusoidal_embedding(values: Tensor, width: int, *, max_period: float = 10_0
     return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
+def guidance_embedding(scale: Tensor, width: int) -> Tensor:
+    """Waves of a guidance scale, of 1000 (scale - 1) (Luo et al. 2023, arXiv:2310.04378, section 4.1; the frequencies
+    are those of Kingma et al. 2021, arXiv:2107.00630, as published consistency models have them).
+
+    Args:
+        scale: [B], 1 = no guidance.
+        width: of the result, an even number.
+
+    Returns:
+        sines, then cosines. [B, width]
+    """
+    half = width // 2
+    places = torch.arange(half, dtype=torch.float32, device=scale.device)
+    frequencies = torch.exp(places * (-math.log(10000.0) / (half - 1)))
+    angles = 1000.0 * (scale.float() - 1.0)[:, None] * frequencies[None]
+    return torch.cat([angles.sin(), angles.cos(), *([angles.new_zeros(len(scale), 1)] if width % 2 else [])], dim=1)
+
+
 class EmbeddingMLP(nn.Module):
     """Two linear layers with a SiLU between them: [B, width_in] -> [B, width_out]. With a `condition_width`, a second
     input is projected and added to the first."""

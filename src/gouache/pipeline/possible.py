@@ -5,6 +5,7 @@ from __future__ import annotations
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.generate.guiders import check_guiders
+from gouache.pipeline.generate.savings import check_savings
 from gouache.pipeline.inputs.start import ENLARGE, input_kind
 from gouache.pipeline.prompts.regions import check_regions
 from gouache.pipeline.prompts.syntax import adapter_tags, refuse_tags, without_tags
@@ -25,6 +26,7 @@ def check_possible(request: Request, bundle: ModelBundle) -> None:
     _check_image_prompts(request, bundle)
     _check_sdxl(request, bundle)
     check_guiders(request, bundle)
+    check_savings(request, bundle)
     check_regions(request, bundle)
 
 

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from gouache.config import Config
 from gouache.pipeline.fields.elsewhere import ELSEWHERE
-from gouache.pipeline.fields.guiders import Apg, FreeU, Mimic, Pag, PerpNeg, Sag, Slg
+from gouache.pipeline.fields.guiders import Apg, CfgCache, DeepCache, FreeU, Mimic, Pag, PerpNeg, Sag, Slg
 from gouache.pipeline.fields.parts import (
     Churn,
     Control,
@@ -70,8 +70,10 @@ __all__ = [
     "MAX_SEED",
     "MAX_STEPS",
     "Apg",
+    "CfgCache",
     "Churn",
     "Control",
+    "DeepCache",
     "Emphasis",
     "FreeU",
     "Hires",
@@ -186,6 +188,12 @@ class Request(Config):
     """Use skip-layer guidance (SLG)."""
     freeu: FreeU | None = None
     """Use FreeU: weigh the U-Net's own features more and the coarse part of the kept ones less."""
+    cfg_cache: CfgCache | None = None
+    """Call the network for the negative prompt only at some steps (CFG-Cache)."""
+    deep_cache: DeepCache | None = None
+    """Evaluate the deep part of the U-Net only at some steps (DeepCache)."""
+    fast: bool = False
+    """Fewer and cheaper network calls: measured values for this model in cfg_cache and deep_cache, where left open."""
     image_guidance_scale: Scale | None = None
     """Image guidance scale of instruct (InstructPix2Pix) models."""
     sampler: Name | None = None

@@ -25,6 +25,7 @@ from gouache.pipeline.generate.draft import start_level, with_defaults
 from gouache.pipeline.generate.guided import levels_of
 from gouache.pipeline.generate.refiner import check_refiner, refiner_notes
 from gouache.pipeline.generate.sampler_settings import check_sampler, check_steepness, sampler_notes
+from gouache.pipeline.generate.savings import check_saving_sampler, fast_notes, with_fast
 from gouache.pipeline.generate.scheduler_levels import scheduler_of
 from gouache.pipeline.generate.upscaler_files import LANCZOS, OWN
 from gouache.pipeline.inputs.images import References, nearest_size
@@ -123,6 +124,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
     defaults = bundle.defaults
     sampler, schedule = _sampler_and_schedule(request, bundle)
     check_sampler(sampler, bundle)
+    check_saving_sampler(request, sampler)
     _check_tiles(request, bundle)
     _check_transformer(request, bundle)
     check_refiner(request.replace({"sampler": sampler}), bundle)
@@ -133,7 +135,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
     guidance = request.guidance_scale
     if guidance is None:
         guidance = default_guidance(sampler, defaults.guidance_scale)
-    return request.replace(
+    found = request.replace(
         {
             "model": request.model or bundle.name or bundle.family,
             "seed": secrets.randbelow(DRAWN_SEEDS) if request.seed is None else request.seed,
@@ -151,6 +153,7 @@ def resolve_request(request: Request, bundle: ModelBundle, start: tuple[int, int
             "prior": None if bundle.prior is None else _prior(request, bundle),
         }
     )
+    return with_fast(found, bundle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -184,6 +187,7 @@ def resolve_with_pictures(request: Request, bundle: ModelBundle, references: Ref
         # Who names a schedule, as every recipe does, is told and not refused.
         check_steepness(resolved, lambda: levels_of(resolved, bundle).sigmas)
     told = (*defaults_notes(request, resolved, bundle), *sampler_notes(request, resolved), *guidance_notes(resolved))
+    told += tuple(fast_notes(request, resolved, bundle))
     left = (*refiner_notes(resolved), *region_notes(resolved, bundle), *unused_notes(resolved, bundle))
     return Resolved(resolved, (*sizes, *told, *left))
 

@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.composition import can_compose
 from gouache.pipeline.generate.draft import with_defaults
-from gouache.pipeline.inputs.start import DEPTH, DRAFT, ENLARGE, INSTRUCT, input_kind, steps_to_skip
+from gouache.pipeline.generate.savings import NAMES as SAVINGS
+from gouache.pipeline.generate.savings import walked_steps
+from gouache.pipeline.inputs.start import DEPTH, DRAFT, ENLARGE, INSTRUCT, input_kind
 from gouache.pipeline.prompts.encode import styled_prompt
 from gouache.pipeline.prompts.layout import read_layout
 from gouache.pipeline.request import Mask, Prior, Request
@@ -26,6 +28,7 @@ def unused_notes(request: Request, bundle: ModelBundle) -> list[str]:
         *_without_picture(request),
         *_of_seeds(request),
         *_of_guiders(request, bundle),
+        *_of_savings(request),
         *_of_image_prompts(request),
     ]
     found += [*_of_masks(request, kind), *_of_the_model(request, kind), *_of_the_prior(request, bundle, kind)]
@@ -42,6 +45,7 @@ def _of_told_scale(request: Request) -> Unused:
         "guidance_rescale": request.guidance_rescale > 0,
         "guidance_interval": request.guidance_interval is not None,
         "apg": request.apg is not None,
+        "cfg_cache": request.cfg_cache is not None,
     }
     for name in (name for name, there in given.items() if there):
         yield name, "this network is told the guidance scale and not guided"
@@ -62,21 +66,14 @@ def _without_guidance(request: Request, kind: str | None) -> Unused:
         "guidance_rescale": request.guidance_rescale > 0,
         "guidance_interval": request.guidance_interval is not None,
         "apg": request.apg is not None and kind != INSTRUCT,
+        "cfg_cache": request.cfg_cache is not None,
     }
     for name in (name for name, there in given.items() if there):
         yield name, "guidance is off (guidance_scale 1)"
 
 
-def _walked_steps(request: Request) -> int:
-    """Steps of the first pass that are walked."""
-    steps = len(request.sigmas or ()) - 1 if request.sigmas is not None else request.num_inference_steps or 1
-    if request.init_image is not None and request.strength is not None:
-        steps -= steps_to_skip(steps, request.strength)
-    return steps
-
-
 def _of_image_prompts(request: Request) -> Unused:
-    steps = _walked_steps(request)
+    steps = walked_steps(request)
     for number, one in enumerate(request.image_prompts):
         if one.weight == 0:
             yield f"image_prompts[{number}]", "its weight is 0"
@@ -95,11 +92,23 @@ def _of_guiders(request: Request, bundle: ModelBundle) -> Unused:
     zeros = request.negative_prompt is None and bundle.traits.zero_negative
     if request.perp_neg is not None and request.guidance_scale != 1 and empty and not zeros:
         yield "perp_neg", "there is no negative prompt"
-    steps = _walked_steps(request)
+    steps = walked_steps(request)
     for name in ("pag", "sag", "slg", "freeu"):
         group = getattr(request, name)
         if group is not None and not any(group.is_on(step, steps) for step in range(1, steps + 1)):
             yield name, f"none of {steps} steps lies between its start {group.start:g} and end {group.end:g}"
+
+
+def _of_savings(request: Request) -> Unused:
+    steps = walked_steps(request)
+    for name in SAVINGS:
+        group = getattr(request, name)
+        # The first step keeps, whatever its share says: nothing was kept before it.
+        if group is not None and not any(group.is_on(step, steps) for step in range(2, steps + 1)):
+            reason = f"none of {steps} steps behind the first lies between its start {group.start:g} and end "
+            yield name, f"{reason}{group.end:g}"
+    if request.cfg_cache is not None and request.guidance_scale != 1 and " AND " in request.prompt:
+        yield "cfg_cache", "parts joined by AND are guided each by itself"
 
 
 def _without_picture(request: Request) -> Unused:

@@ -64,6 +64,9 @@ VALUES: dict[str, Any] = {
     "guidance_interval": [0.1, 10],
     "style": "ink",
     "freeu": {},
+    "cfg_cache": {},
+    "deep_cache": {},
+    "fast": True,
     "seamless": "x",
 }
 """A value of each field that some model has no use for."""

@@ -86,6 +86,8 @@ def value_at(path: str, value: object) -> dict[str, Any]:
         group["frames"] = 1000
     if inner == "start":
         group["end"] = 1
+    if inner == "end":
+        group["start"] = 0
     if inner == "canny_low":
         group["canny_high"] = 1000
     if inner == "canny_high":

@@ -175,5 +175,6 @@ def _beyond(request: Request) -> str:
         "sag": request.sag is not None,
         "slg": request.slg is not None,
         "freeu": request.freeu is not None,
+        "deep_cache": request.deep_cache is not None,
     }
     return ", ".join(name for name, there in asked.items() if there)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gouache.errors import EngineError
+from gouache.models.deep_cache import DeepCall
 from gouache.models.unet import Changes, Place, Residuals, UNet
 from gouache.models.vae import AutoencoderKL, Decoder
 from gouache.nn.free_u import FreeU
@@ -134,11 +135,14 @@ class OpenVinoUNet(UNet):
         free_u: FreeU | None = None,
         guidance: Tensor | None = None,
         noise_level: Tensor | None = None,
+        deep: DeepCall | None = None,
     ) -> Tensor:
         """As `UNet.forward`."""
         self._check(x, context, pooled, draft)
         if changes or free_u is not None:
             raise cannot_run(self, "blocks that do otherwise for some rows")
+        if deep is not None:
+            raise cannot_run(self, "feature maps that are kept over steps")
         named = {
             "timestep": timestep.expand(x.shape[0]),
             "context": context,

@@ -16,10 +16,14 @@ def check_explained(request: Request) -> None:
         request: of one picture, in one pass.
 
     Raises:
-        InvalidInput: it paints in several passes, or several pictures.
+        InvalidInput: it paints in several passes, or several pictures, or leaves out blocks that are shown.
     """
     for name in CUT:
         if getattr(request, name) is not None:
             raise InvalidInput(name, given="one", expected="nothing: one pass is explained, and this adds another")
+    if request.deep_cache is not None or request.fast:
+        name = "fast" if request.deep_cache is None else "deep_cache"
+        expected = "nothing: every step is explained from the network's deep blocks, which this leaves out"
+        raise InvalidInput(name, given="one", expected=expected, cure="Leave it out.")
     if request.count != 1:
         raise InvalidInput("count", given=request.count, expected="1: one picture is explained")

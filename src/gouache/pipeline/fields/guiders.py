@@ -1,4 +1,4 @@
-"""Groups of a request about guidance, beside its scale. Nothing here imports torch."""
+"""Groups of a request about guidance, beside its scale, and about steps that cost less. Nothing here imports torch."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from gouache.config import Config
 from gouache.pipeline.fields.values import Fraction, Name
 
 MAX_LAYERS = 64
+MAX_INTERVAL, MAX_BRANCH = 100, 100
 Layers = Annotated[tuple[Name, ...], Field(min_length=1, max_length=MAX_LAYERS)]
 Factor = Annotated[float, Field(ge=0.0, le=10.0)]
 
@@ -115,3 +116,22 @@ class Mimic(Config):
     """What measures the range: the largest deviation, or the standard deviation."""
     phi: Fraction = 1.0
     """Share of the result; the rest is plain guidance."""
+
+
+class CfgCache(Timed):
+    """Guide by a difference between prompt and negative prompt that is kept over steps (CFG-Cache)."""
+
+    interval: Annotated[int, Field(ge=2, le=MAX_INTERVAL)] = 2
+    """Steps from one call with the negative prompt to the next; between them the prompt's alone is made (CFG-Cache)."""
+    start: Fraction = 0.5
+    """Share of the steps after which it begins; the first ones decide the composition."""
+
+
+class DeepCache(Timed):
+    """DeepCache: compute only the U-Net's outermost blocks at most steps, with the deep features of an earlier one."""
+
+    interval: Annotated[int, Field(ge=2, le=MAX_INTERVAL)] = 2
+    """Steps from one evaluation of the whole U-Net to the next (DeepCache)."""
+    branch: Annotated[int, Field(ge=0, le=MAX_BRANCH)] = 0
+    """How many blocks of the way down, and as many more of the way up, are computed at every step; 0 = the last of
+    the way up alone."""

@@ -35,15 +35,15 @@ from gouache.pipeline.generate.guided import (
     PromptedDenoiser,
     counted_steps,
     denoiser_of,
-    guidance_of,
     levels_of,
     run_sampler,
     size_conditions,
 )
-from gouache.pipeline.generate.guiders import guiders_of
+from gouache.pipeline.generate.guiders import guidance_of, guiders_of
 from gouache.pipeline.generate.passes import Part, Pass, steering
 from gouache.pipeline.generate.refiner import Relay, handed_over, zeros_of
 from gouache.pipeline.generate.sampler_settings import scaled_at_the_start, steep_notes
+from gouache.pipeline.generate.savings import savings_of
 from gouache.pipeline.generate.scheduler_levels import limit_of
 from gouache.pipeline.generate.second_pass import enlarged_start
 from gouache.pipeline.generate.upscaler_files import LANCZOS
@@ -401,6 +401,7 @@ class Generation:
         network = denoiser_of(self.bundle, request)
         empty = None if request.perp_neg is None else self.reader.encode("")
         guiders = guiders_of(request, self.bundle, one.counted_steps, empty)
+        savings, guidance = savings_of(request, one.counted_steps), guidance_of(request)
         if input_kind(self.bundle) == INSTRUCT and start_state.draft is not None:
             image_scale = request.image_guidance_scale
             return InstructDenoiser(
@@ -409,11 +410,13 @@ class Generation:
                 one.positive,
                 one.negative,
                 inputs,
-                guidance_of(request),
+                guidance,
                 image_scale=IMAGE_GUIDANCE if image_scale is None else image_scale,
                 guiders=guiders,
+                savings=savings,
             )
-        return PromptedDenoiser(self.bundle, network, one.positive, one.negative, guidance_of(request), inputs, guiders)
+        texts = (one.positive, one.negative)
+        return PromptedDenoiser(self.bundle, network, *texts, guidance, inputs, guiders, savings)
 
     def _draft(self, seeds: list[ImageSeed]) -> tuple[Tensor | None, list[list[str]]]:
         """The drafts [B,Cd,h,w] of a model with a prior, and notes on each; else the start_state's own channels."""

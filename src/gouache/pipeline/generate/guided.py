@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, zeros_like
 
 from gouache.diffusion.brownian_tree import TreeNoise
-from gouache.diffusion.guidance import AdaptiveProjection, Guidance, guided_denoiser, rescaled_denoised
-from gouache.diffusion.guiders import DynamicThresholding, perpendicular_negative
+from gouache.diffusion.guidance import Guidance, guided_denoiser, rescaled_denoised
+from gouache.diffusion.guiders import perpendicular_negative
 from gouache.diffusion.rng import BrownianNoise, ImageNoise
 from gouache.diffusion.samplers.ancestral import Restart, restart_plan
 from gouache.diffusion.samplers.dpm_solver import fast_orders
@@ -23,11 +23,13 @@ from gouache.errors import InvalidInput
 from gouache.models.bundle import AESTHETIC_SCORE, LOW_AESTHETIC_SCORE, ModelBundle
 from gouache.models.denoiser import Condition, Steering, stack
 from gouache.models.family import SDXL_REFINER
+from gouache.models.perturbation import Perturbation
 from gouache.models.regions import RegionTexts
 from gouache.models.scheduler_config import SchedulerConfig, number, sampler_of
 from gouache.pipeline.generate.a1111_procedure import follows, step_noise, tree_noise
 from gouache.pipeline.generate.guiders import Beside, Guiders
 from gouache.pipeline.generate.sampler_settings import own_settings, scaled_at_the_end
+from gouache.pipeline.generate.savings import Savings
 from gouache.pipeline.generate.scheduler_levels import Levels, patches_of, scheduler_levels, scheduler_of
 from gouache.pipeline.prompts.encode import EncodedPrompt, PromptPlan
 from gouache.pipeline.request import Request, SizeCondition
@@ -81,6 +83,7 @@ class PromptedDenoiser:
         guidance: how strongly to guide.
         inputs: what else the network takes.
         guiders: what guides beside the scale.
+        savings: what is kept over steps; of this walk alone.
     """
 
     def __init__(
@@ -92,8 +95,9 @@ class PromptedDenoiser:
         guidance: Guidance,
         inputs: NetworkInputs,
         guiders: Guiders = NO_GUIDERS,
+        savings: Savings | None = None,
     ) -> None:
-        self.network, self.guiders = network, guiders
+        self.network, self.guiders, self._savings = network, guiders, savings or Savings()
         self.bundle, self.positive, self.negative, self.inputs = bundle, positive, negative, inputs
         self.step = 1
         self.call: int | None = None
@@ -141,27 +145,35 @@ class PromptedDenoiser:
             return self._conditional(x, sigma)
         moment = self.step if self.call is None else max(self.call - 1, 1)  # of the call before
         text = self.negative.at(moment)[0][1] if self.guiders.empty is None else self.guiders.empty
-        return self.network(x, sigma, self._condition(text, negative=True))
+        last = 0 if self.guiders.empty is None else 1
+        return self.network(x, sigma, self._condition(text, last, negative=True))
 
     def _conditional(self, x: Tensor, sigma: Tensor) -> Tensor:
         texts = self.positive.at(self._moment)
         if len(texts) > 1 or texts[0][0] != 1.0:
             return self._pair(x, sigma)[0]
-        return self._predict(x, sigma, [self._condition(texts[0][1], negative=False)], [])[0]
+        return self._predict(x, sigma, [self._condition(texts[0][1], 0, negative=False)], [])[0]
 
     def _pair(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         """Both predictions; branches joined by AND are summed as unconditional + sum of w (conditional - unconditional)
         (Liu et al. 2022, arXiv:2206.01714, equation 11). With Perp-Neg the empty prompt's is the unconditional one."""
         texts = self.positive.at(self._moment)
-        positives = [self._condition(text, negative=False) for _, text in texts]
-        others = [self._condition(self.negative.at(self._moment)[0][1], negative=True)]
+        alone, level = len(texts) == 1 and texts[0][0] == 1.0, float(sigma)
+        difference = self._savings.difference_at(self.step, level, len(x)) if alone else None
+        if difference is not None:
+            conditional = self._conditional(x, sigma)
+            self._latest = (x, level, conditional - difference)
+            return conditional, conditional - difference
+        positives = [self._condition(text, k, negative=False) for k, (_, text) in enumerate(texts)]
+        others = [self._condition(self.negative.at(self._moment)[0][1], 0, negative=True)]
         if self.guiders.empty is not None:
-            others.append(self._condition(self.guiders.empty, negative=True))
+            others.append(self._condition(self.guiders.empty, 1, negative=True))
         predicted = self._predict(x, sigma, positives, others)
         unconditional = predicted[-1]
-        self._latest = (x, float(sigma), unconditional)
+        self._latest = (x, level, unconditional)
         total = predicted[0]
-        if len(texts) > 1 or texts[0][0] != 1.0:
+        self._savings.keep(total - unconditional, self.step, level)
+        if not alone:
             total = unconditional
             for (weight, _), positive in zip(texts, predicted, strict=False):
                 total = total + weight * (positive - unconditional)
@@ -175,7 +187,7 @@ class PromptedDenoiser:
         weak, sag = self.guiders.weak_at(self.step, sigma), self.guiders.sag_at(self.step)
         self._beside = beside = Beside()
         plain = [*positives, *others]
-        rows = [*plain, *(replace(one, perturbations=(weakness,)) for _, weakness in weak for one in positives)]
+        rows = [*plain, *(self._weakened(one, weakness) for _, weakness in weak for one in positives)]
         if sag is not None:
             rows = [replace(one, record=beside.record) for one in rows]
         found = self._run(x, sigma, rows)
@@ -191,6 +203,10 @@ class PromptedDenoiser:
             beside.base, beside.condition = found[len(plain) - 1], plain[-1]
             beside.attended = torch.cat(beside.record.found).chunk(len(rows))[len(plain) - 1]
         return found[: len(plain)]
+
+    def _weakened(self, condition: Condition, weakness: Perturbation) -> Condition:
+        by = "skipped" if weakness.skipped else "identity"
+        return replace(condition, perturbations=(weakness,), deep=tuple(row.within(by) for row in condition.deep))
 
     def _added(self, x: Tensor, sigma: Tensor) -> Tensor | None:
         """What the guiders add to the latest prediction; self-attention guidance calls the network once more."""
@@ -210,7 +226,7 @@ class PromptedDenoiser:
         repeated = x.repeat(len(conditions), *(1 for _ in x.shape[1:]))
         return list(self.network(repeated, sigma, rows).chunk(len(conditions)))
 
-    def _condition(self, text: EncodedPrompt, *, negative: bool) -> Condition:
+    def _condition(self, text: EncodedPrompt, place: int, *, negative: bool) -> Condition:
         inputs, draft = self.inputs, self.inputs.draft
         numbers = inputs.numbers if not negative or inputs.negative_numbers is None else inputs.negative_numbers
         if negative and draft is not None and self.bundle.prior is not None:
@@ -230,6 +246,7 @@ class PromptedDenoiser:
             guidance=self._told,
             noise_level=self._noise_level,
             regions=() if negative else inputs.region_texts(self._moment),
+            deep=self._savings.rows(self.step, "negative" if negative else "prompt", place),
         )
 
     @property
@@ -253,31 +270,6 @@ def denoiser_of(bundle: ModelBundle, request: Request) -> Network:
     from gouache.pipeline.generate.tiling import tiled_network
 
     return tiled_network(bundle, request.tiled)
-
-
-def guidance_of(request: Request) -> Guidance:
-    """The guidance that a resolved request asks for."""
-    if request.guidance_scale is None:
-        raise InvalidInput("guidance_scale", given=None, expected="a number", cure="Resolve the request first.")
-    low, high = request.guidance_interval or (0.0, float("inf"))
-    apg, mimic = request.apg, request.mimic
-    return Guidance(
-        scale=request.guidance_scale / sampler_info(request.sampler or "ddim").guidance_divisor,
-        rescale=request.guidance_rescale,
-        sigma_low=low,
-        sigma_high=high,
-        projection=None if apg is None else AdaptiveProjection(apg.eta, apg.norm_threshold, apg.momentum),
-        thresholding=None
-        if mimic is None
-        else DynamicThresholding(
-            mimic_scale=mimic.scale,
-            percentile=mimic.percentile,
-            by_channel=mimic.by_channel,
-            centre=mimic.centre,
-            spread=mimic.spread,
-            phi=mimic.phi,
-        ),
-    )
 
 
 def sigmas_of(request: Request, bundle: ModelBundle, steps: int | None = None) -> Tensor:
@@ -433,6 +425,7 @@ class InstructDenoiser:
         guidance: the text's scale s_t, rescale and interval.
         image_scale: s_i.
         guiders: FreeU, the only one of them that it has.
+        savings: deep features kept over steps; of this walk alone.
     """
 
     def __init__(
@@ -446,6 +439,7 @@ class InstructDenoiser:
         *,
         image_scale: float,
         guiders: Guiders = NO_GUIDERS,
+        savings: Savings | None = None,
     ) -> None:
         if len(positive.branches) > 1:
             raise InvalidInput(
@@ -456,7 +450,7 @@ class InstructDenoiser:
             )
         self.bundle, self.network, self.positive, self.negative = bundle, network, positive, negative
         self.inputs, self.guidance, self.image_scale = inputs, guidance, image_scale
-        self.guiders = guiders
+        self.guiders, self._savings = guiders, savings or Savings()
         self.step = 1
         self.call: int | None = None
         """As in `PromptedDenoiser`."""
@@ -470,14 +464,14 @@ class InstructDenoiser:
         self.call = None if self.call is None else self.call + 1
         text = self.positive.at(moment)[0][1]
         if not guidance.sigma_low < float(sigma) <= guidance.sigma_high:
-            return self.network(x, sigma, self._condition(text, inputs.draft, inputs.region_texts(moment)))
+            return self.network(x, sigma, self._condition("full", text, inputs.draft, inputs.region_texts(moment)))
         other = self.negative.at(moment)[0][1]
         blank = zeros_like(inputs.draft)
         conditions = [
-            self._condition(text, inputs.draft, inputs.region_texts(moment)),
-            self._condition(other, inputs.draft),
+            self._condition("full", text, inputs.draft, inputs.region_texts(moment)),
+            self._condition("picture", other, inputs.draft),
+            self._condition("neither", other, blank),
         ]
-        conditions.append(self._condition(other, blank))
         if text.context.shape == other.context.shape:
             rows = stack([condition.expand(len(x)) for condition in conditions])
             full, picture, neither = self.network(x.repeat(3, 1, 1, 1), sigma, rows).chunk(3)
@@ -489,9 +483,15 @@ class InstructDenoiser:
         parameterization, path = self.bundle.denoiser_config.parameterization, self.bundle.schedule.path
         return rescaled_denoised(guided, full, x, sigma, guidance.rescale, parameterization, path)
 
-    def _condition(self, text: EncodedPrompt, draft: Tensor, regions: tuple[RegionTexts, ...] = ()) -> Condition:
-        pooled = self.bundle.pooled_vector(text.pooled, self.inputs.numbers)
-        free_u = self.guiders.free_u_at(self.step)
+    def _condition(
+        self, slot: str, text: EncodedPrompt, draft: Tensor, regions: tuple[RegionTexts, ...] = ()
+    ) -> Condition:
         return Condition(
-            context=text.context, mask=text.mask, pooled=pooled, draft=draft, free_u=free_u, regions=regions
+            context=text.context,
+            mask=text.mask,
+            pooled=self.bundle.pooled_vector(text.pooled, self.inputs.numbers),
+            draft=draft,
+            free_u=self.guiders.free_u_at(self.step),
+            regions=regions,
+            deep=self._savings.rows(self.step, slot),
         )

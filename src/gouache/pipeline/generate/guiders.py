@@ -11,8 +11,10 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from gouache.diffusion.guiders import adapted_scale, blurred_where_attended
+from gouache.diffusion.guidance import AdaptiveProjection, Guidance
+from gouache.diffusion.guiders import DynamicThresholding, adapted_scale, blurred_where_attended
 from gouache.diffusion.noise_schedule import NoiseSchedule
+from gouache.diffusion.samplers.names import sampler_info
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import MMDiTConfig
@@ -132,6 +134,31 @@ class Beside:
     condition: Condition | None = None
     attended: Tensor | None = None
     record: AttentionRecord = field(default_factory=lambda: AttentionRecord(WATCHED))
+
+
+def guidance_of(request: Request) -> Guidance:
+    """The guidance that a resolved request asks for."""
+    if request.guidance_scale is None:
+        raise InvalidInput("guidance_scale", given=None, expected="a number", cure="Resolve the request first.")
+    low, high = request.guidance_interval or (0.0, float("inf"))
+    apg, mimic = request.apg, request.mimic
+    return Guidance(
+        scale=request.guidance_scale / sampler_info(request.sampler or "ddim").guidance_divisor,
+        rescale=request.guidance_rescale,
+        sigma_low=low,
+        sigma_high=high,
+        projection=None if apg is None else AdaptiveProjection(apg.eta, apg.norm_threshold, apg.momentum),
+        thresholding=None
+        if mimic is None
+        else DynamicThresholding(
+            mimic_scale=mimic.scale,
+            percentile=mimic.percentile,
+            by_channel=mimic.by_channel,
+            centre=mimic.centre,
+            spread=mimic.spread,
+            phi=mimic.phi,
+        ),
+    )
 
 
 def guiders_of(request: Request, bundle: ModelBundle, steps: int, empty: EncodedPrompt | None) -> Guiders:

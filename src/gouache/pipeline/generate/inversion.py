@@ -16,10 +16,10 @@ from gouache.pipeline.generate.guided import (
     NetworkInputs,
     PromptedDenoiser,
     denoiser_of,
-    guidance_of,
     sigmas_of,
     size_conditions,
 )
+from gouache.pipeline.generate.guiders import guidance_of
 from gouache.pipeline.inputs.start import StartState
 from gouache.pipeline.prompts.encode import PromptReader
 from gouache.pipeline.request import Request

@@ -21,9 +21,10 @@ from gouache.pipeline.generate.guided import (
     NetworkInputs,
     PromptedDenoiser,
     denoiser_of,
-    guidance_of,
     size_conditions,
 )
+from gouache.pipeline.generate.guiders import guidance_of
+from gouache.pipeline.generate.savings import NAMES
 from gouache.pipeline.generate.scheduler_levels import Levels
 from gouache.pipeline.inputs.start import input_kind
 from gouache.pipeline.prompts.encode import PromptPlan
@@ -201,7 +202,9 @@ def refiner_notes(request: Request) -> list[str]:
     if request.refiner_switch_at >= 1:
         return ["refiner was not used: refiner_switch_at is 1"]
     notes = []
-    guiders = [name for name in ("pag", "slg", "sag", "perp_neg", "freeu") if getattr(request, name) is not None]
+    guiders = [
+        name for name in ("pag", "slg", "sag", "perp_neg", "freeu", *NAMES) if getattr(request, name) is not None
+    ]
     if guiders:
         notes.append(f"{', '.join(guiders)}: on the base model only; the refiner paints without")
     if "<" in request.prompt or request.control:

@@ -104,7 +104,8 @@ class TiledNetwork:
                 pictures = tuple(one.cropped(share) for one in condition.pictures)
                 cut = {one: one.cut(place[1], place[2]) for one in condition.regions if one is not None}
                 regions = tuple(None if one is None else cut[one] for one in condition.regions)
-                part = replace(condition, draft=draft, controls=controls, pictures=pictures, regions=regions)
+                deep = tuple(row.within(top, left) for row in condition.deep)
+                part = replace(condition, draft=draft, controls=controls, pictures=pictures, regions=regions, deep=deep)
                 total[place] += self.network(x[place], sigma, part) * weight
                 weights[place] += weight
         return total / weights

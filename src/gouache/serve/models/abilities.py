@@ -187,9 +187,9 @@ def _unusable(identity: Identity, found: Abilities) -> Iterator[str]:
         (found.input != "depth", ("depth_image",)),
         (found.input != "enlarge", ("noise_level",)),
         (found.input == "instruct", ("control", "image_prompts", "pag", "sag", "slg", "perp_neg", "mimic", "apg")),
-        (found.input == "instruct", ("inversion",)),
+        (found.input == "instruct", ("inversion", "cfg_cache")),
         (found.input == "enlarge", ("mask", "outpaint", "inversion", "interpolation", "hires")),
-        (transformer, ("regions", "pag", "sag", "freeu", "seamless", "image_prompts")),
+        (transformer, ("regions", "pag", "sag", "freeu", "seamless", "image_prompts", "deep_cache", "fast")),
         (not transformer and not _has_attention(network), ("regions", "pag", "slg")),
         (not found.reads_words, ("prompt", "negative_prompt", "style", "regions")),
         (isinstance(network, UNetConfig) and network.guidance_width > 0, _OF_TOLD_SCALES),
@@ -197,7 +197,7 @@ def _unusable(identity: Identity, found: Abilities) -> Iterator[str]:
     yield from dict.fromkeys(name for applies, names in rules if applies for name in names)
 
 
-_OF_TOLD_SCALES = ("negative_prompt", "guidance_rescale", "guidance_interval", "apg")
+_OF_TOLD_SCALES = ("negative_prompt", "guidance_rescale", "guidance_interval", "apg", "cfg_cache")
 """What a network that is told the guidance scale and not guided has no use for."""
 
 

@@ -14,7 +14,8 @@ from gouache.diffusion.rng import ImageNoise, ImageSeed
 from gouache.errors import ConfigError
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.generate.draft import as_drafted, draft, draw_of, draw_tokens, list_on_draft, parts_of
-from gouache.pipeline.generate.guided import NetworkInputs, PromptedDenoiser, guidance_of, levels_of, run_sampler
+from gouache.pipeline.generate.guided import NetworkInputs, PromptedDenoiser, levels_of, run_sampler
+from gouache.pipeline.generate.guiders import guidance_of
 from gouache.pipeline.inputs.start import StartState
 from gouache.pipeline.inputs.tensors import to_image
 from gouache.pipeline.likelihood import encode_captions, prior_bits

@@ -1,0 +1,194 @@
+"""What cheaper steps save and what they change: each saving side by side with the full picture, in one process.
+
+The pocket model paints the prompts below with `--prior-start-sigma 0 --guidance 4`, by its own sampler at 20 steps and
+by DDIM at 50. Rows: of all network calls; GFLOP: of the U-Net, counted by torch; seconds: of the processor, the whole
+picture; PSNR and SSIM: to the picture without savings, on white, means over the prompts and the worst. The variants
+take turns prompt by prompt, so that what else the machine does falls on all of them alike.
+
+With --sd15 a U-Net of Stable Diffusion 1.5's shapes and random weights evaluates one step of 64 x 64 pixels in full and
+as the options leave it. Random weights say nothing about pictures: that table has no quality in it.
+
+Run: python benchmarks/fast.py [--prompts N] [--sd15]
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.utils.flop_counter import FlopCounterMode
+
+from gouache.models.configs import UNetConfig
+from gouache.models.deep_cache import DeepCache, DeepRow, deep_call
+from gouache.models.unet import UNet
+from gouache.pipeline.pipeline import Pipeline
+from gouache.pipeline.request import Prior, Request
+from gouache.training.evaluation.suite import ssim
+
+PROMPTS = ("a red apple", "a fox, 3d style", "two blue cups", "a green tree, flat style", "a sailing boat", "a clock")
+DENSE: Mapping[str, object] = {"sampler": "ddim", "schedule": "uniform", "num_inference_steps": 50}
+COMMON: Mapping[str, Mapping[str, object]] = {
+    "full": {},
+    "guidance_interval 0.28 to 80": {"guidance_interval": (0.28, 80.0)},
+    "cfg_cache 2": {"cfg_cache": {}},
+    "cfg_cache 2, start 0": {"cfg_cache": {"start": 0.0}},
+    "deep_cache 3, branch 0": {"deep_cache": {"interval": 3}},
+    "deep_cache 3, branch 2": {"deep_cache": {"interval": 3, "branch": 2}},
+    "half of the steps": {},
+    "fast": {"fast": True},
+}
+BOTH: Mapping[str, object] = {"deep_cache": {"interval": 3}, "cfg_cache": {"interval": 3, "start": 0.0}}
+SETTINGS: Mapping[str, Mapping[str, object]] = {
+    "dpmpp_2m karras, 20 steps": {"num_inference_steps": 20},
+    "ddim uniform, 50 steps": DENSE,
+}
+
+
+@dataclass
+class Measured:
+    """Of one variant, one number for each prompt."""
+
+    seconds: list[float] = field(default_factory=list)
+    gflop: list[float] = field(default_factory=list)
+    rows: list[int] = field(default_factory=list)
+    psnr: list[float] = field(default_factory=list)
+    ssim: list[float] = field(default_factory=list)
+
+
+def on_white(image: Image.Image) -> NDArray[np.float64]:
+    """[H,W,3] in 0..255."""
+    pixels = np.asarray(image.convert("RGBA"), np.float64)
+    alpha = pixels[..., 3:] / 255
+    return pixels[..., :3] * alpha + 255 * (1 - alpha)
+
+
+def psnr(picture: NDArray[np.float64], full: NDArray[np.float64]) -> float:
+    """In dB."""
+    error = float(((picture - full) ** 2).mean())
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def likeness(picture: NDArray[np.float64], full: NDArray[np.float64]) -> float:
+    """SSIM, 1 = alike."""
+    first, second = (torch.from_numpy(one / 127.5 - 1).permute(2, 0, 1)[None].float() for one in (picture, full))
+    return float(ssim(first, second).mean())
+
+
+class Counter:
+    """Rows and floating-point operations of a network's calls."""
+
+    def __init__(self, unet: torch.nn.Module) -> None:
+        self.rows, self.unet = 0, unet
+
+    def of(self, pipeline: Pipeline, request: Request) -> tuple[int, float]:
+        """Of one picture, the U-Net alone."""
+        rows: list[int] = []
+        total, counter = [0], FlopCounterMode(display=False)
+
+        def before(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            rows.append(len(inputs[0]))
+            total[0] -= counter.get_total_flops()
+
+        def after(*_: object) -> None:
+            total[0] += counter.get_total_flops()
+
+        handles = [self.unet.register_forward_pre_hook(before), self.unet.register_forward_hook(after)]
+        with counter:
+            pipeline.paint(request)
+        for handle in handles:
+            handle.remove()
+        return sum(rows), total[0] / 1e9
+
+
+def measure(pipeline: Pipeline, setting: Mapping[str, object], prompts: int) -> dict[str, Measured]:
+    """Every variant on every prompt."""
+    variants = {**COMMON, **({"deep_cache 3 and cfg_cache 3": BOTH} if setting is DENSE else {})}
+    found = {name: Measured() for name in variants}
+    counter = Counter(pipeline.bundle.unet)
+    for seed, prompt in enumerate(PROMPTS[:prompts]):
+        base = Request(prompt=prompt, seed=seed, guidance_scale=4.0, prior=Prior(start_sigma=0.0)).replace(setting)
+        full = on_white(pipeline.paint(base)[0].image)
+        for name, changes in variants.items():
+            request = base.replace(changes)
+            if name == "half of the steps":
+                request = base.replace({"num_inference_steps": (base.num_inference_steps or 2) // 2})
+            started = time.process_time()
+            picture = on_white(pipeline.paint(request)[0].image)
+            one = found[name]
+            one.seconds.append(time.process_time() - started)
+            one.psnr.append(psnr(picture, full))
+            one.ssim.append(likeness(picture, full))
+            if seed == 0:
+                rows, gflop = counter.of(pipeline, request)
+                one.rows.append(rows)
+                one.gflop.append(gflop)
+    return found
+
+
+def table(found: Mapping[str, Measured]) -> str:
+    """As Markdown."""
+    lines = [
+        "| variant | rows | GFLOP | processor seconds | PSNR, dB | worst | SSIM |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for name, one in found.items():
+        quality = f"{np.mean(one.psnr):.1f} | {min(one.psnr):.1f} | {np.mean(one.ssim):.3f}"
+        quality = "the same | | " if math.isinf(min(one.psnr)) else quality
+        lines.append(f"| {name} | {one.rows[0]} | {one.gflop[0]:.1f} | {np.mean(one.seconds):.2f} | {quality} |")
+    return "\n".join(lines)
+
+
+@torch.no_grad()
+def shapes_of_sd15(side: int = 64) -> str:
+    """One evaluation on a batch of two, in full and with kept features, as Markdown."""
+    unet = UNet(UNetConfig()).eval()
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(2, 4, side // 8, side // 8, generator=generator)
+    context = torch.randn(2, 77, unet.config.context_width, generator=generator)
+    lines = ["| evaluation | GFLOP | of full | processor seconds |", "|---|--:|--:|--:|"]
+    whole = 0.0
+    for branch in (None, 0, 1, 2, 5):
+        cache = DeepCache(2, branch or 0)
+        slots = [DeepRow(cache, (name,), 1) for name in ("prompt", "negative")]
+        unet(x, torch.tensor(500.0), context, deep=deep_call(slots, torch.tensor(2.0)))
+        later = [DeepRow(cache, row.slot, 2, full=branch is None) for row in slots]
+        seconds = []
+        for _ in range(3):
+            call = deep_call(later, torch.tensor(1.0))
+            started = time.process_time()
+            unet(x, torch.tensor(400.0), context, deep=call)
+            seconds.append(time.process_time() - started)
+        with FlopCounterMode(display=False) as counter:
+            unet(x, torch.tensor(400.0), context, deep=deep_call(later, torch.tensor(1.0)))
+        gflop = counter.get_total_flops() / 1e9
+        whole = whole or gflop
+        name = "in full" if branch is None else f"deep_cache, branch {branch}"
+        lines.append(f"| {name} | {gflop:.1f} | {gflop / whole:.2f} | {min(seconds):.2f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--prompts", type=int, default=len(PROMPTS))
+    parser.add_argument("--sd15", action="store_true", help="evaluations at Stable Diffusion 1.5's shapes instead")
+    given = parser.parse_args()
+    if given.sd15:
+        sys.stdout.write(shapes_of_sd15() + "\n")
+        return
+    pipeline = Pipeline.load()
+    for name, setting in SETTINGS.items():
+        sys.stdout.write(f"{name}\n\n{table(measure(pipeline, setting, given.prompts))}\n\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,236 @@
+"""Steps that cost less: the difference that guides and the U-Net's deep features, kept from one step to the next.
+
+Guidance in an interval of noise levels, the other saving of this kind, is `guidance_interval`
+(`diffusion/guidance.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from gouache.diffusion.samplers.names import sampler_info
+from gouache.errors import InvalidInput
+from gouache.models.bundle import ModelBundle
+from gouache.models.configs import UNetConfig
+from gouache.models.deep_cache import DeepCache, DeepRow, KeptMap
+from gouache.pipeline.fields.guiders import CfgCache, Timed
+from gouache.pipeline.inputs.start import INSTRUCT, input_kind, steps_to_skip
+from gouache.pipeline.request import Request
+
+NAMES = ("cfg_cache", "deep_cache")
+
+
+@dataclass(frozen=True, slots=True)
+class FastValues:
+    """What `fast` sets where a request leaves it open.
+
+    Attributes:
+        steps: the fewest for which these hold: with fewer, levels lie so far apart that one step's features are no
+            guess at the next one's.
+        interval, branch: of `deep_cache`.
+        source: who found these values, for the note.
+        guidance_interval: lowest and highest noise level that is guided; None leaves it alone.
+    """
+
+    steps: int
+    interval: int
+    branch: int
+    source: str
+    guidance_interval: tuple[float, float] | None = None
+
+
+MEASURED = "measured on the pocket model, docs/benchmarks.md"
+PUBLISHED = FastValues(20, 3, 0, "its authors' values for Stable Diffusion, not measured here")
+"""As the authors of DeepCache (Ma et al. 2023, arXiv:2312.00858) set them in their helper for diffusers."""
+FAST: Mapping[str, tuple[FastValues, ...]] = {
+    "pocket": (FastValues(30, 3, 0, MEASURED), FastValues(8, 3, 2, MEASURED, (0.28, 80.0))),
+    **dict.fromkeys(("sd1", "sd2", "sdxl"), (PUBLISHED,)),
+}
+"""Family -> its values, those for the most steps first."""
+
+
+@dataclass(slots=True)
+class Savings:
+    """What one walk of the sampler evaluates less often, and what it keeps meanwhile; a fresh one for each walk.
+
+    Attributes:
+        steps: of the walk.
+        cfg: how long the difference between prompt and negative prompt is kept.
+        deep: where deep features are kept, and when.
+        difference: the latest D - D_neg, over its share of the level. [B,C,h,w]
+    """
+
+    steps: int = 1
+    cfg: CfgCache | None = None
+    deep: tuple[DeepCache, Timed] | None = None
+    difference: KeptMap | None = field(default=None, init=False)
+
+    def rows(self, step: int, *slot: str | int) -> tuple[DeepRow, ...]:
+        """What a condition is told of deep features: where those of its prediction are kept."""
+        if self.deep is None:
+            return ()
+        cache, timed = self.deep
+        return (DeepRow(cache, slot, step, full=not timed.is_on(step, self.steps)),)
+
+    def difference_at(self, step: int, level: float, rows: int) -> Tensor | None:
+        """D - D_neg as kept, if it stands in at a step. [B,C,h,w]"""
+        cfg, kept = self.cfg, self.difference
+        if cfg is None or kept is None or not cfg.is_on(step, self.steps):
+            return None
+        return kept.map * share_of_level(level) if kept.holds(step, level, rows, cfg.interval) else None
+
+    def keep(self, difference: Tensor, step: int, level: float) -> None:
+        """Keep the D - D_neg that a step found. [B,C,h,w]"""
+        if self.cfg is not None:
+            self.difference = KeptMap(difference / share_of_level(level), step, level)
+
+
+def share_of_level(sigma: float) -> float:
+    """sigma^2 / (sigma^2 + 1): how the difference of two predictions falls with the noise level.
+
+    D = x + sigma^2 grad log p (Karras et al. 2022, arXiv:2206.00364, equation 3). For Gaussian data of unit variance
+    with two means D - D_neg is this share of the means' difference, whatever x is. Kept as it is, a difference would
+    guide the late steps far too much.
+
+    >>> share_of_level(0.0), share_of_level(1.0), share_of_level(float("inf"))
+    (0.0, 0.5, 1.0)
+    """
+    return 0.0 if sigma == 0 else 1.0 / (1.0 + sigma**-2)
+
+
+def savings_of(request: Request, steps: int) -> Savings:
+    """What a resolved request saves in a walk of so many steps."""
+    given = request.deep_cache
+    deep = None if given is None else (DeepCache(given.interval, given.branch), given)
+    return Savings(steps, request.cfg_cache, deep)
+
+
+def walked_steps(request: Request) -> int:
+    """Steps of the first pass that are walked."""
+    steps = len(request.sigmas or ()) - 1 if request.sigmas is not None else request.num_inference_steps or 1
+    if request.init_image is not None and request.strength is not None:
+        steps -= steps_to_skip(steps, request.strength)
+    return steps
+
+
+def with_fast(request: Request, bundle: ModelBundle) -> Request:
+    """A resolved request with the values that `fast` stands for; what it sets itself stays.
+
+    `fast` itself is off in the result: its recipe holds the values, and replays whatever `fast` means later.
+    """
+    if not request.fast:
+        return request
+    plain, config = request.replace({"fast": False}), bundle.unet.config
+    values = _values_for(request, bundle)
+    if values is None or not isinstance(config, UNetConfig):
+        return plain
+    found: dict[str, object] = {}
+    if request.guidance_scale != 1 and not config.guidance_width and request.guidance_interval is None:
+        found["guidance_interval"] = values.guidance_interval
+    # With one map more only the middle would be kept, which repays nothing.
+    branch = min(values.branch, _kept_maps(config) - 2)
+    walks = not sampler_info(request.sampler or "ddim").own_levels
+    if request.deep_cache is None and request.sag is None and branch >= 0 and walks:
+        found["deep_cache"] = {"interval": values.interval, "branch": branch}
+    return plain.replace(found)
+
+
+def fast_notes(asked: Request, resolved: Request, bundle: ModelBundle) -> list[str]:
+    """What `fast` set, or why nothing."""
+    if not asked.fast:
+        return []
+    low_high = resolved.guidance_interval if asked.guidance_interval is None else None
+    deep = resolved.deep_cache if asked.deep_cache is None else None
+    told = [] if low_high is None else [f"guidance_interval {low_high[0]:g} to {low_high[1]:g}"]
+    told += [] if deep is None else [f"deep_cache of interval {deep.interval}, branch {deep.branch}"]
+    values, known = _values_for(resolved, bundle), FAST.get(bundle.family, ())
+    if not known:
+        return [f"fast was not used: no values are known for {bundle.family} models"]
+    if values is None:
+        steps = walked_steps(resolved)
+        return [f"fast was not used: it pays from {known[-1].steps} steps on, and there are {steps}"]
+    if told:
+        return [f"fast set {' and '.join(told)} ({values.source})"]
+    return ["fast was not used: the request leaves nothing open that it would set"]
+
+
+def _values_for(request: Request, bundle: ModelBundle) -> FastValues | None:
+    """Those of the model's family for the steps of a resolved request."""
+    steps = walked_steps(request)
+    return next((one for one in FAST.get(bundle.family, ()) if steps >= one.steps), None)
+
+
+def _kept_maps(config: UNetConfig) -> int:
+    """Feature maps that the U-Net keeps for its way up."""
+    return sum(len(row) for row in config.up_depths())
+
+
+def check_savings(request: Request, bundle: ModelBundle) -> None:
+    """Refuse savings that this model, or the request beside them, can't have.
+
+    Raises:
+        InvalidInput: no U-Net, or none so deep; an instruct model; a guider that needs what is left out.
+    """
+    if request.cfg_cache is not None:
+        _check_difference(request, bundle)
+    if request.deep_cache is None:
+        return
+    config = bundle.unet.config
+    if not isinstance(config, UNetConfig):
+        raise InvalidInput(
+            "deep_cache",
+            given=f"a value for {bundle.name or bundle.family}",
+            expected="a model with a U-Net, of whose blocks some are deep",
+            cure="Leave it out; cfg_cache works with this model too.",
+        )
+    branches = _kept_maps(config)
+    if request.deep_cache.branch >= branches:
+        raise InvalidInput(
+            "deep_cache.branch",
+            given=request.deep_cache.branch,
+            expected=f"at most {branches - 1}: this U-Net keeps {branches} feature maps for its way up",
+            cure="Choose a smaller one; 0 saves most.",
+        )
+    if request.sag is not None:
+        raise InvalidInput(
+            "deep_cache",
+            given="sag, which looks at the attention in the middle of the U-Net at every step",
+            expected="one or the other",
+            cure="Leave one out, or use pag.",
+        )
+
+
+def _check_difference(request: Request, bundle: ModelBundle) -> None:
+    """A kept difference is that of one prompt and one negative prompt."""
+    clashes = {
+        "an instruct model, which is guided by its picture too": input_kind(bundle) == INSTRUCT,
+        "perp_neg, which measures the negative prompt at every step": request.perp_neg is not None,
+        "sag, which blurs the negative prompt's prediction": request.sag is not None,
+    }
+    clash = next((name for name, there in clashes.items() if there), None)
+    if clash:
+        raise InvalidInput(
+            "cfg_cache",
+            given=clash,
+            expected="guidance by prompt and negative prompt alone",
+            cure="Leave cfg_cache out; deep_cache saves too.",
+        )
+
+
+def check_saving_sampler(request: Request, sampler: str) -> None:
+    """Refuse samplers whose steps aren't those that an interval counts.
+
+    Raises:
+        InvalidInput: a sampler that chooses its levels itself.
+    """
+    asked = next((name for name in NAMES if getattr(request, name) is not None), None)
+    if asked and sampler_info(sampler).own_levels:
+        raise InvalidInput(
+            asked,
+            given=f"sampler {sampler}, which chooses its noise levels as it goes",
+            expected="a sampler that walks the list of levels",
+            cure="Use dpmpp_2m, or leave it out.",
+        )
