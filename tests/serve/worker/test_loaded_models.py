@@ -71,8 +71,8 @@ def entry_of(name: str, size: int) -> ModelEntry:
 def test_the_least_recently_used_model_leaves_when_memory_is_short() -> None:
     opened: list[str] = []
 
-    def open_model(entry: ModelEntry, device: str | None) -> Painter:
-        del device
+    def open_model(entry: ModelEntry, device: str | None, dtype: str | None) -> Painter:
+        del device, dtype
         opened.append(entry.name)
         return Empty()
 
