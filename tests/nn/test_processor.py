@@ -18,6 +18,7 @@ INTEL, AMD = "GenuineIntel", "AuthenticAMD"
         (Processor(INTEL), False),
         (Processor(INTEL, avx512_bf16=True), False),  # measured: 85 GFLOP/s against 171 in float32
         (Processor(INTEL, avx512_bf16=True, amx_bf16=True), True),
+        (Processor("", arm_bf16=True), True),
         (Processor(AMD), False),
         (Processor(AMD, avx512_bf16=True), True),  # measured: docs/log.md
         (Processor("", avx512_bf16=True), False),  # nobody knows whose it is

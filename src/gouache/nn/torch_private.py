@@ -24,12 +24,6 @@ def has_one_dnn() -> bool:
     return there and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def has_bf16_instructions() -> bool:
-    """Whether this machine's processors compute in bfloat16; no, where torch can't tell."""
-    found = cpu_capabilities()
-    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
-
-
 def cpu_capabilities() -> Mapping[str, object]:
     """What torch says of the processor, by the names of its instructions; nothing, where it can't tell."""
     ask = getattr(torch.cpu, "get_capabilities", None)
