@@ -1,12 +1,13 @@
-"""Seconds per guided step and per decode at 512x512 with full Stable Diffusion 1.5 shapes, and peak memory.
+"""Seconds per guided step and per decode with full Stable Diffusion 1.5 shapes, at 512x512 by default, and peak memory.
 
 Ours by torch beside diffusers (eager) and, if asked for, ours by OpenVINO (`ours-openvino`) and diffusers' translated
-by OpenVINO (`openvino`): random weights, fp32, on the CPU. Every measurement runs in a process of its own, the programs
-take turns, and the median over all rounds is printed with the whole process's peak memory. A guided step is one network
-call on a batch of two (with and without the prompt) and their combination.
+by OpenVINO (`openvino`): random weights, on the CPU, in fp32 or, by torch alone, in bf16. Every measurement runs in a
+process of its own, the programs take turns, and the median over all rounds is printed with the whole process's peak
+memory. A guided step is one network call on a batch of two (with and without the prompt) and their combination.
 
     python benchmarks/sd15.py --rounds 3
     python benchmarks/sd15.py --peers ours diffusers openvino --steps 2 --json
+    OMP_NUM_THREADS=1 python benchmarks/sd15.py --rounds 1 --size 256 --dtypes float32 bfloat16
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -28,40 +30,55 @@ PEERS = ("ours", "ours-openvino", "diffusers", "openvino")
 TASKS = ("step", "decode")
 GUIDANCE_SCALE = 7.5
 
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
 Run = Callable[[], Tensor]
 
 
-def inputs() -> tuple[Tensor, Tensor, Tensor]:
-    """Noisy latents of one picture, its timestep, and the contexts of the prompt and of the empty prompt."""
-    generator = torch.Generator().manual_seed(0)
-    return (
-        torch.randn(1, 4, 64, 64, generator=generator),
-        torch.tensor(500.0),
-        torch.randn(2, 77, 768, generator=generator),
-    )
+@dataclass(frozen=True)
+class Inputs:
+    """What the networks are given.
+
+    Attributes:
+        size: pixels of a picture's side.
+        dtype: number format of weights and inputs.
+    """
+
+    size: int
+    dtype: torch.dtype
+
+    def latents(self) -> Tensor:
+        """Noisy latents of one picture. [1, 4, size / 8, size / 8]"""
+        side = self.size // 8
+        return torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(0)).to(self.dtype)
+
+    def all(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The latents, their timestep, and the contexts of the prompt and of the empty prompt."""
+        context = torch.randn(2, 77, 768, generator=torch.Generator().manual_seed(1))
+        return self.latents(), torch.tensor(500.0), context.to(self.dtype)
 
 
-def guided(network: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
+def guided(inputs: Inputs, network: Callable[[Tensor, Tensor, Tensor], Tensor]) -> Tensor:
     """One guided step's worth of network."""
-    latents, timestep, context = inputs()
+    latents, timestep, context = inputs.all()
     conditional, unconditional = network(latents.expand(2, -1, -1, -1), timestep.expand(2), context).chunk(2)
     return unconditional + GUIDANCE_SCALE * (conditional - unconditional)
 
 
-def ours(task: str) -> Run:
+def ours(task: str, inputs: Inputs) -> Run:
     """gouache's own networks."""
     from gouache.models.unet import UNet, UNetConfig
     from gouache.models.vae import AutoencoderKL, VAEConfig
     from gouache.nn.layers import channels_last
 
     if task == "step":
-        unet = channels_last(UNet(UNetConfig())).eval()
-        return lambda: guided(unet)
-    vae = channels_last(AutoencoderKL(VAEConfig())).eval()
-    return lambda: vae.decode(inputs()[0])
+        unet = channels_last(UNet(UNetConfig())).to(inputs.dtype).eval()
+        return lambda: guided(inputs, unet)
+    vae = channels_last(AutoencoderKL(VAEConfig())).to(inputs.dtype).eval()
+    return lambda: vae.decode(inputs.latents())
 
 
-def ours_openvino(task: str) -> Run:
+def ours_openvino(task: str, inputs: Inputs) -> Run:
     """gouache's networks by its engine openvino; a process's peak includes translating where no graph is kept yet."""
     from gouache.models.unet import UNet, UNetConfig
     from gouache.models.vae import AutoencoderKL, VAEConfig
@@ -71,11 +88,11 @@ def ours_openvino(task: str) -> Run:
     if task == "step":
         network = channels_last(UNet(UNetConfig())).eval().requires_grad_(False)
         unet = OpenVinoUNet(network, Runner(network, lenient=False, notes=[]))
-        return lambda: guided(unet)
+        return lambda: guided(inputs, unet)
     vae = channels_last(AutoencoderKL(VAEConfig())).eval().requires_grad_(False)
     runner = Runner(vae.decoder, lenient=False, notes=[])
     compiled = with_decoder(vae, OpenVinoDecoder(vae.decoder, runner))
-    return lambda: compiled.decode(inputs()[0])
+    return lambda: compiled.decode(inputs.latents())
 
 
 def diffusers_unet() -> torch.nn.Module:
@@ -101,42 +118,42 @@ class DiffusersDecoder(torch.nn.Module):
         ).eval()
 
     def forward(self, latents: Tensor) -> Tensor:
-        """latents [1, 4, 64, 64] -> picture [1, 3, 512, 512]."""
+        """latents [1, 4, h, w] -> picture [1, 3, 8 h, 8 w]."""
         picture: Tensor = self.vae.decode(latents / 0.18215, return_dict=False)[0]
         return picture
 
 
-def diffusers(task: str) -> Run:
+def diffusers(task: str, inputs: Inputs) -> Run:
     """diffusers' networks, eager, as they come."""
     if task == "step":
-        unet = diffusers_unet()
-        return lambda: guided(lambda x, timestep, context: unet(x, timestep, context, return_dict=False)[0])
-    decoder = DiffusersDecoder()
-    return lambda: decoder(inputs()[0])
+        unet = diffusers_unet().to(inputs.dtype)
+        return lambda: guided(inputs, lambda x, timestep, context: unet(x, timestep, context, return_dict=False)[0])
+    decoder = DiffusersDecoder().to(inputs.dtype)
+    return lambda: decoder(inputs.latents())
 
 
-def openvino(task: str) -> Run:
+def openvino(task: str, inputs: Inputs) -> Run:
     """diffusers' networks, translated and compiled by OpenVINO in fp32."""
     import openvino as ov
 
     if task == "step":
-        latents, timestep, context = inputs()
+        latents, timestep, context = inputs.all()
         example = (latents.expand(2, -1, -1, -1), timestep.expand(2), context)
         network = ov.compile_model(
             ov.convert_model(diffusers_unet(), example_input=example), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
         )
-        return lambda: guided(lambda *given: torch.from_numpy(network([part.numpy() for part in given])[0]))
+        return lambda: guided(inputs, lambda *given: torch.from_numpy(network([part.numpy() for part in given])[0]))
     decoder = ov.compile_model(
-        ov.convert_model(DiffusersDecoder(), example_input=inputs()[0]), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
+        ov.convert_model(DiffusersDecoder(), example_input=inputs.latents()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
     )
-    return lambda: torch.from_numpy(decoder([inputs()[0].numpy()])[0])
+    return lambda: torch.from_numpy(decoder([inputs.latents().numpy()])[0])
 
 
-def measure(peer: str, task: str, steps: int) -> dict[str, list[float] | float]:
+def measure(peer: str, task: str, inputs: Inputs, steps: int) -> dict[str, list[float] | float]:
     """In the child: build, warm up once, time `steps` runs; seconds, processor seconds, and peak memory in MB."""
     build = {"ours": ours, "ours-openvino": ours_openvino, "diffusers": diffusers, "openvino": openvino}[peer]
     with torch.inference_mode():
-        run = build(task)
+        run = build(task, inputs)
         run()
         seconds, processor = [], []
         for _ in range(steps):
@@ -148,24 +165,27 @@ def measure(peer: str, task: str, steps: int) -> dict[str, list[float] | float]:
     return {"seconds": seconds, "processor": processor, "peak_mb": peak}
 
 
-def spawn(peer: str, task: str, steps: int) -> dict[str, list[float] | float]:
+def spawn(peer: str, task: str, dtype: str, size: int, steps: int) -> dict[str, list[float] | float]:
     """Measure in a process of its own."""
-    command = [sys.executable, str(Path(__file__)), "--child", peer, task, "--steps", str(steps)]
+    told = ["--child", peer, task, "--dtypes", dtype, "--size", str(size), "--steps", str(steps)]
+    command = [sys.executable, str(Path(__file__)), *told]
     out = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     result: dict[str, list[float] | float] = json.loads(out.strip().splitlines()[-1])
     return result
 
 
-def compare(peers: list[str], rounds: int, steps: int) -> list[dict[str, str | float]]:
-    """Take turns over all rounds; one row for each task and peer."""
+def compare(peers: list[str], dtypes: list[str], size: int, rounds: int, steps: int) -> list[dict[str, str | float]]:
+    """Take turns over all rounds; one row for each task, peer and number format."""
     rows: list[dict[str, str | float]] = []
     for task in TASKS:
-        results = {peer: [] for peer in peers}  # type: dict[str, list[dict[str, list[float] | float]]]
+        results: dict[tuple[str, str], list[dict[str, list[float] | float]]] = {
+            (peer, dtype): [] for dtype in dtypes for peer in peers
+        }
         for _ in range(rounds):
-            for peer in peers:
-                results[peer].append(spawn(peer, task, steps))
-        for peer, parts in results.items():
-            rows.append({"task": task, "peer": peer, **summary(parts)})
+            for (peer, dtype), parts in results.items():
+                parts.append(spawn(peer, task, dtype, size, steps))
+        for (peer, dtype), parts in results.items():
+            rows.append({"task": task, "peer": peer, "dtype": dtype, **summary(parts)})
     return rows
 
 
@@ -187,15 +207,18 @@ def summary(parts: list[dict[str, list[float] | float]]) -> dict[str, float]:
 
 
 def table(rows: list[dict[str, str | float]]) -> str:
-    """A Markdown table with each peer's time as a share of diffusers'."""
-    lines = ["| task | peer | seconds | of diffusers | processor seconds | peak MB |", "|---|---|--:|--:|--:|--:|"]
-    base = {row["task"]: float(row["seconds"]) for row in rows if row["peer"] == "diffusers"}
+    """A Markdown table with each peer's time as a share of diffusers' in the same number format."""
+    lines = [
+        "| task | peer | dtype | seconds | of diffusers | processor seconds | of diffusers | peak MB |",
+        "|---|---|---|--:|--:|--:|--:|--:|",
+    ]
+    base = {(row["task"], row["dtype"]): row for row in rows if row["peer"] == "diffusers"}
     for row in rows:
-        ratio = f"{float(row['seconds']) / base[row['task']]:.2f}" if row["task"] in base else ""
-        lines.append(
-            f"| {row['task']} | {row['peer']} | {row['seconds']:.2f} | {ratio} "
-            f"| {row['processor_seconds']:.2f} | {row['peak_mb']:.0f} |"
-        )
+        cells = [str(row["task"]), str(row["peer"]), str(row["dtype"])]
+        for figure in ("seconds", "processor_seconds"):
+            other = base.get((row["task"], row["dtype"]))
+            cells += [f"{row[figure]:.2f}", "" if other is None else f"{float(row[figure]) / float(other[figure]):.2f}"]
+        lines.append(f"| {' | '.join(cells)} | {row['peak_mb']:.0f} |")
     return "\n".join(lines)
 
 
@@ -203,6 +226,8 @@ def main() -> None:
     """Read the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=["ours", "diffusers"])
+    parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32"])
+    parser.add_argument("--size", type=int, default=512, help="pixels of a picture's side, a multiple of 64")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2, help="timed runs in each process, after one warm-up")
     parser.add_argument("--json", action="store_true")
@@ -210,9 +235,12 @@ def main() -> None:
     given = parser.parse_args()
     if given.child:
         peer, task = given.child
-        sys.stdout.write(json.dumps(measure(peer, task, given.steps)) + "\n")
+        inputs = Inputs(given.size, DTYPES[given.dtypes[0]])
+        sys.stdout.write(json.dumps(measure(peer, task, inputs, given.steps)) + "\n")
         return
-    rows = compare(given.peers, given.rounds, given.steps)
+    if "bfloat16" in given.dtypes and not {"ours", "diffusers"}.issuperset(given.peers):
+        parser.error("OpenVINO is measured in float32 alone: leave its peers out, or bfloat16")
+    rows = compare(given.peers, given.dtypes, given.size, given.rounds, given.steps)
     sys.stdout.write((json.dumps(rows) if given.json else table(rows)) + "\n")
 
 

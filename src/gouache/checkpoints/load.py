@@ -61,7 +61,7 @@ def load_bundle(
     path: str | Path,
     *,
     device: torch.device | str = "cpu",
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | Callable[[ModelBundle], torch.dtype] | None = None,
     prediction: Parameterization | None = None,
     variant: str | None = None,
     vae: str | Path | None = None,
@@ -74,7 +74,8 @@ def load_bundle(
     Args:
         path: the file or folder.
         device: where the networks go.
-        dtype: the type of their numbers; None keeps the file's.
+        dtype: the type of their numbers, or what says it of the model before its numbers are read; None keeps the
+            file's.
         prediction: what the U-Net's output means, where the file doesn't tell or tells wrong.
         variant: which weights of a diffusers folder to prefer, for example ``"fp16"``.
         vae: an autoencoder in place of the model's own, or where it has none: a file or a folder.
@@ -94,10 +95,12 @@ def load_bundle(
         raise unknown_name("prediction", prediction, PREDICTIONS)
     assembled = assemble(path, identify(path, variant=variant, vae=vae), prediction, without_vae=without_vae)
 
+    kind = dtype if dtype is None or isinstance(dtype, torch.dtype) else dtype(assembled.bundle)
+
     def read(name: str) -> None:
         planned, network = assembled.plans[name], assembled.networks[name]
         source = assembled.source(planned.part.header, verify=verify)
-        fill(network, planned, source, device=device, dtype=dtype)
+        fill(network, planned, source, device=device, dtype=kind)
         if sequential:
             channels_last(network.eval().requires_grad_(False))
 
@@ -105,9 +108,9 @@ def load_bundle(
         for name in assembled.plans:
             read(name)
         return assembled.bundle.eval()
-    if dtype is None:
+    if kind is None:
         raise InvalidInput("dtype", given=None, expected="a type of numbers, where networks take turns in memory")
-    Turns({network: partial(read, name) for name, network in assembled.networks.items()}, torch.device(device), dtype)
+    Turns({network: partial(read, name) for name, network in assembled.networks.items()}, torch.device(device), kind)
     return assembled.bundle.eval()
 
 

@@ -54,7 +54,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing files.")]
 Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, mps. Default: a GPU of CUDA, else cpu.")]
 Dtype = Annotated[
-    str | None, typer.Option("--dtype", help="float32, float16 or bfloat16. Default: float32 on cpu, else float16.")
+    str | None,
+    typer.Option(
+        "--dtype",
+        help="float32, float16, bfloat16 or auto: the faster one on cpu. Default: float32 on cpu, else float16.",
+    ),
 ]
 EngineOption = Annotated[str, typer.Option("--engine", help=f"What runs the networks: {', '.join(ENGINES)}.")]
 Sequential = Annotated[
@@ -211,10 +215,10 @@ class Loading:
 
 def load(model: str | None, how: Loading) -> Pipeline:
     """Load the model of a request; anything odd about it is told on standard error."""
-    from gouache.pipeline.pipeline import dtype_named, open_pipeline
+    from gouache.pipeline.pipeline import open_pipeline
 
     pipeline, note = open_pipeline(
-        model, device=how.device, dtype=dtype_named(how.dtype), sequential=how.sequential, engine=how.engine
+        model, device=how.device, dtype=how.dtype, sequential=how.sequential, engine=how.engine
     )
     if note:
         typer.echo(f"gouache: {note}", err=True)

@@ -12,9 +12,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gouache.nn.layers import GroupNorm, Linear, add
+from gouache.nn.processor import multiplies_faster_in_bf16, this_processor
 
 LARGEST_PLAIN = 2**20
 """Most scores of one head that are kept whole for the backward pass."""
+FEWEST_SCORES = 2**13
+"""Up to so many scores of one head, converting numbers takes as long as it saves."""
 
 
 def attend(
@@ -57,6 +60,10 @@ def attend_heads(q: Tensor, k: Tensor, v: Tensor, *, mask: Tensor | None = None,
     """
     if not causal and _plain_is_faster(q, k):
         return _attend_plainly(q, k, v, mask)
+    if _fp32_is_faster(q, k):
+        added = mask if mask is None or mask.dtype == torch.bool else mask.float()
+        seen = F.scaled_dot_product_attention(q.float(), k.float(), v.float(), attn_mask=added, is_causal=causal)
+        return seen.to(q.dtype)
     return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=causal)
 
 
@@ -68,6 +75,21 @@ def _plain_is_faster(q: Tensor, k: Tensor) -> bool:
         and torch.is_grad_enabled()
         and q.requires_grad
         and q.shape[2] * k.shape[2] <= LARGEST_PLAIN
+    )
+
+
+def _fp32_is_faster(q: Tensor, k: Tensor) -> bool:
+    """Inference in bfloat16 on a CPU whose products in it are not faster: torch's fused kernel takes up to 1.7 times as
+    long as in fp32, and two products with a softmax between them longer still (`benchmarks/attention.py`). Memory stays
+    bounded: queries, keys and values are copied, scores are never kept whole."""
+    return (
+        q.is_cpu
+        and q.dtype == torch.bfloat16
+        and not (torch.is_grad_enabled() and q.requires_grad)
+        and q.shape[2] * k.shape[2] > FEWEST_SCORES
+        and not multiplies_faster_in_bf16(this_processor())
+        and not torch.is_autocast_enabled("cpu")
+        and not torch.compiler.is_compiling()
     )
 
 

@@ -5,7 +5,7 @@ Private names change without notice, so whether one is there is looked up here a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import ParamSpec, TypeVar
 
@@ -24,11 +24,10 @@ def has_one_dnn() -> bool:
     return there and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def has_bf16_instructions() -> bool:
-    """Whether this machine's processors compute in bfloat16; no, where torch can't tell."""
+def cpu_capabilities() -> Mapping[str, object]:
+    """What torch says of the processor, by the names of its instructions; nothing, where it can't tell."""
     ask = getattr(torch.cpu, "get_capabilities", None)
-    found = ask() if ask is not None else {}
-    return any(found.get(name, False) for name in ("avx512_bf16", "amx_bf16", "bf16"))
+    return ask() if ask is not None else {}
 
 
 def one_dnn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:

@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 
 from gouache.checkpoints.hub import model_folders
+from gouache.nn.processor import this_processor
+from gouache.pipeline.engine.dtypes import automatic_in_words
 from gouache.pipeline.engine.names import ENGINES, EXTRA, OPENVINO, is_installed
 from gouache.pipeline.engine.store import graphs_folder, summary
 from gouache.pipeline.output.recipe import processor_name
@@ -65,6 +67,7 @@ def _processor() -> FactTable:
         "threads torch uses": str(torch.get_num_threads()),
         "instructions torch uses": torch.backends.cpu.get_cpu_capability(),
         "bfloat16 in hardware": "yes" if _has_flag("avx512_bf16", "amx_bf16") else "no",
+        "--dtype auto": automatic_in_words(this_processor()),
     }
 
 

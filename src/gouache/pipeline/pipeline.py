@@ -18,7 +18,7 @@ from torch import nn
 
 from gouache.checkpoints import hub
 from gouache.checkpoints.hub import SHIPPED, shipped_model
-from gouache.errors import DeviceUnavailable, ModelNotFound, unknown_name
+from gouache.errors import DeviceUnavailable, ModelNotFound
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import DenoiserConfig, GenerationDefaults, TextEncoderConfig, UNetConfig, VAEConfig
 from gouache.models.family import SD1
@@ -28,6 +28,7 @@ from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL
 from gouache.nn.layers import channels_last
 from gouache.notebook import bar, told
+from gouache.pipeline.engine.dtypes import dtype_named, dtype_on
 from gouache.pipeline.engine.engine import Engine
 from gouache.pipeline.engine.names import TORCH, check_engine
 from gouache.pipeline.generate.generation import Event, Generation, Painted, Progress
@@ -85,7 +86,7 @@ class Pipeline:
         path: Path | str | None = None,
         *,
         device: str | None = None,
-        dtype: torch.dtype | None = None,
+        dtype: torch.dtype | str | None = None,
         sequential: bool = False,
         engine: str = TORCH,
     ) -> Self:
@@ -94,21 +95,22 @@ class Pipeline:
         Args:
             path: a file or folder in any format that `gouache inspect` knows; None takes the shipped model.
             device: "cpu", "cuda", "mps"; None takes a GPU if available.
-            dtype: number format of the networks; None takes float32 on the CPU and float16 elsewhere.
+            dtype: number format of the networks, or its name; None takes float32 on the CPU and float16 elsewhere.
+                "auto" takes bfloat16 for a large model on a CPU that is faster in it, and else what None takes.
             sequential: keep one network at a time in memory, and read each from its file when it is used.
             engine: what runs the networks: "torch", "openvino" or "auto"; see `engine.names.ENGINES`.
 
         Raises:
             ModelNotFound, CheckpointError: nothing there, or nothing that can be loaded.
             DeviceUnavailable: no such device on this machine.
-            UnknownName, MissingDependency: there is no such engine, or it isn't installed.
+            UnknownName, MissingDependency: there is no such dtype or engine, or it isn't installed.
             InvalidInput: the engine can't run a model that is loaded so.
         """
         from gouache.checkpoints.load import load_bundle
 
         check_engine(engine)
         where = check_device(device)
-        kind = dtype or (torch.float32 if where.type == "cpu" else torch.float16)
+        kind = dtype_on(where, dtype, engine)
         if path is None and (path := shipped_model()) is None:
             cure = "Give a path: this build has no weights."
             raise ModelNotFound("path", given="none", expected="the shipped model", cure=cure)
@@ -292,9 +294,6 @@ def _with_refs(events: Iterator[Event], adapted: Adapted) -> Iterator[Event]:
             yield event
 
 
-DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
 def _refiner_at(name: str) -> Path:
     try:
         return find_model(name)
@@ -325,19 +324,6 @@ def check_device(device: str | None) -> torch.device:
             cure='Use device "cpu", or install a torch build and driver for your GPU; `gouache doctor` shows both.',
         )
     return wanted
-
-
-def dtype_named(name: str | None) -> torch.dtype | None:
-    """The number format of a name; None stays None.
-
-    Raises:
-        UnknownName: it is no such name.
-    """
-    if name is None:
-        return None
-    if name not in DTYPES:
-        raise unknown_name("dtype", name, DTYPES)
-    return DTYPES[name]
 
 
 NAME = "untrained"
@@ -389,7 +375,7 @@ def open_pipeline(
     model: str | None,
     *,
     device: str | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: torch.dtype | str | None = None,
     sequential: bool = False,
     engine: str = TORCH,
 ) -> tuple[Pipeline, str | None]:
@@ -404,11 +390,14 @@ def open_pipeline(
 
     Raises:
         ModelNotFound: nothing at that path or under that name.
-        UnknownName, MissingDependency, InvalidInput: no such engine, not installed, or not for a model loaded so.
+        UnknownName, MissingDependency, InvalidInput: no such dtype or engine, not installed, or not for this model.
     """
     if model == NAME or (model is None and shipped_model() is None):
-        pipeline = Pipeline(untrained_bundle(), engine)
-        return (pipeline if device is None else pipeline.to(device)), UNTRAINED_NOTE
+        named = dtype_named(dtype)
+        pipeline = Pipeline(untrained_bundle(), engine)  # in float32, which is "auto" for one so small
+        if device is not None or isinstance(named, torch.dtype):
+            pipeline.to(device or "cpu", named if isinstance(named, torch.dtype) else None)
+        return pipeline, UNTRAINED_NOTE
     return Pipeline.load(find_model(model), device=device, dtype=dtype, sequential=sequential, engine=engine), None
 
 

@@ -15,7 +15,7 @@ from gouache.pipeline.generate.generation import Event, Painted
 from gouache.pipeline.inputs.images import References, read_picture
 from gouache.pipeline.output.foreign import ForeignText, read_recipe
 from gouache.pipeline.output.recipe import ModelRef, Recipe, first_difference, model_ref, pixels_digest
-from gouache.pipeline.pipeline import Pipeline, dtype_named, open_pipeline
+from gouache.pipeline.pipeline import Pipeline, open_pipeline
 
 LOSSLESS = ("png",)
 Show = Callable[[Iterator[Event]], Iterator[Event]]
@@ -138,7 +138,7 @@ def _matching(
             pipeline, _ = open_pipeline(
                 name,
                 device=device or recipe.machine.device,
-                dtype=dtype_named(recipe.machine.dtype),
+                dtype=recipe.machine.dtype,
                 engine=engine or recipe.machine.engine,
             )
         except ModelNotFound as missing:

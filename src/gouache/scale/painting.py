@@ -16,7 +16,7 @@ from gouache.pipeline.generate.generation import Painted
 from gouache.pipeline.inputs.images import References, read_picture
 from gouache.pipeline.output.foreign import read_recipe
 from gouache.pipeline.output.recipe import ModelRef, Recipe, model_ref, package_versions, pixels_digest
-from gouache.pipeline.pipeline import Pipeline, dtype_named, open_pipeline
+from gouache.pipeline.pipeline import Pipeline, open_pipeline
 from gouache.pipeline.request import Request
 from gouache.pipeline.resolve import Resolved
 from gouache.scale.cluster import connected
@@ -281,7 +281,7 @@ def checked_pipeline(
         ModelNotFound: it has no such model.
     """
     check_build(versions)
-    pipeline, _ = open_pipeline(model, device=device, dtype=dtype_named(dtype))
+    pipeline, _ = open_pipeline(model, device=device, dtype=dtype)
     own = model_ref(pipeline.bundle)
     if own.sha256 != digest:
         raise ClusterError(

@@ -7,7 +7,7 @@ import re
 import sys
 import tempfile
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field
 
@@ -106,6 +106,8 @@ class Settings(Config):
     """Address or network of a proxy that speaks TLS: its X-Forwarded-For and X-Forwarded-Proto count, nobody else's."""
     device: str | None = None
     """cpu, cuda, cuda:0 or mps; several with commas are dealt out to the workers. By default a GPU if available."""
+    dtype: Literal["float32", "float16", "bfloat16", "auto"] | None = None
+    """float32, float16, bfloat16 or auto, the faster one on a CPU. By default float32 on a CPU, else float16."""
     workers: Annotated[int, Field(ge=0, le=1024)] = Field(default_factory=lambda given: len(_devices(given["device"])))
     """Worker processes to start and supervise, by default one for each device; a server has 0 if they run elsewhere."""
     model_memory: Count = 8 * 2**30

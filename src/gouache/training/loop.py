@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from gouache.errors import NonFiniteLoss, TrainingError
-from gouache.nn.torch_private import has_bf16_instructions
+from gouache.nn.processor import multiplies_faster_in_bf16, this_processor
 from gouache.training.ema import PowerEma
 from gouache.training.loop_config import StageConfig
 from gouache.training.optimizer import RATE_FACTOR, learning_rate, make_optimizer, own_average, rate_found
@@ -154,12 +154,12 @@ def precision_of(config: StageConfig) -> str:
 
 
 def computes_bf16() -> bool:
-    """Whether the device that trains has instructions for bfloat16; without them it is slower than fp32."""
+    """Whether the device that trains is faster in bfloat16 than in fp32."""
     if torch.cuda.is_available():
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if torch.backends.mps.is_available():
         return False
-    return has_bf16_instructions()
+    return multiplies_faster_in_bf16(this_processor())
 
 
 def _ahead() -> ThreadPoolExecutor:

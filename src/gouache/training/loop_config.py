@@ -21,8 +21,8 @@ class LoopConfig(Config):
     images: int = Field(default=1_000_000, ge=1)
     """Images to train on."""
     precision: Literal["fp32", "bf16", "fp16", "auto"] = "fp32"
-    """Arithmetic of the networks; weights and optimizer stay in fp32. "auto" is bf16 where the device computes in it
-    natively, and fp32 elsewhere, where bf16 would be slower."""
+    """Arithmetic of the networks; weights and optimizer stay in fp32. "auto" is bf16 where the device is faster in
+    it (`gouache doctor` tells of a CPU), and fp32 elsewhere."""
     channels_last: bool = True
     """Memory layout of pictures and convolutions; about 1.3 times faster on a CPU."""
     compile: bool = False

@@ -152,8 +152,8 @@ class Loads:
     def __init__(self) -> None:
         self.names: list[str] = []
 
-    def __call__(self, entry: ModelEntry, device: str | None) -> Painter:
-        del device
+    def __call__(self, entry: ModelEntry, device: str | None, dtype: str | None) -> Painter:
+        del device, dtype
         self.names.append(entry.name)
         return tiny_pipeline()
 

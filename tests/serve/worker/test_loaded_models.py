@@ -6,9 +6,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+import torch
 
 from gouache.errors import ModelNotFound
 from gouache.pipeline.generate.generation import Event
+from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
 from gouache.serve.models.catalog import ModelCatalog, ModelEntry
 from gouache.serve.settings import Settings
@@ -71,8 +73,8 @@ def entry_of(name: str, size: int) -> ModelEntry:
 def test_the_least_recently_used_model_leaves_when_memory_is_short() -> None:
     opened: list[str] = []
 
-    def open_model(entry: ModelEntry, device: str | None) -> Painter:
-        del device
+    def open_model(entry: ModelEntry, device: str | None, dtype: str | None) -> Painter:
+        del device, dtype
         opened.append(entry.name)
         return Empty()
 
@@ -91,6 +93,14 @@ def test_the_model_that_needs_no_file_paints() -> None:
     painter = open_pipeline(ModelEntry("pocket", None, 0, 0.0), "cpu")
     request = Request(prompt="x", seed=1, num_inference_steps=1, width=64, height=64)
     assert list(painter.run(request))[-1]
+
+
+def test_models_are_loaded_in_the_format_of_the_settings() -> None:
+    settings = Settings.from_dict({"data": Path(), "dtype": "bfloat16"})
+    models = LoadedModels(open_pipeline, budget=1, device="cpu", dtype=settings.dtype)
+    painter = models.get(ModelEntry("pocket", None, 0, 0.0))
+    assert isinstance(painter, Pipeline)
+    assert painter.bundle.dtype == torch.bfloat16
 
 
 @pytest.mark.slow

@@ -36,7 +36,7 @@ ACCOUNTS = {
 
 
 PAINTING = (
-    *("store", "files", "data", "models", "default_model", "workers", "device", "threads"),
+    *("store", "files", "data", "models", "default_model", "workers", "device", "dtype", "threads"),
     *("safety_checker", "search_tower"),
 )
 """What concerns whoever paints; the rest concerns whoever answers requests."""

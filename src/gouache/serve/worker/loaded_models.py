@@ -26,11 +26,11 @@ class Painter(Protocol):
         ...
 
 
-OpenModel = Callable[[ModelEntry, str | None], Painter]
-"""Loads a model onto a device (None = a GPU if available)."""
+OpenModel = Callable[[ModelEntry, str | None, str | None], Painter]
+"""Loads a model onto a device (None = a GPU if available) in a number format, as `Pipeline.load`."""
 
 
-def open_pipeline(entry: ModelEntry, device: str | None) -> Painter:
+def open_pipeline(entry: ModelEntry, device: str | None, dtype: str | None = None) -> Painter:
     """Load a model from disk, or the shipped one.
 
     Raises:
@@ -41,8 +41,8 @@ def open_pipeline(entry: ModelEntry, device: str | None) -> Painter:
     from gouache.pipeline.pipeline import open_pipeline as open_by_name
 
     if entry.path is not None:
-        return Pipeline.load(entry.path, device=device)
-    pipeline, note = open_by_name(None, device=device)
+        return Pipeline.load(entry.path, device=device, dtype=dtype)
+    pipeline, note = open_by_name(None, device=device, dtype=dtype)
     if note:
         log.warning(note)
     return pipeline
@@ -54,11 +54,11 @@ class LoadedModels:
     Args:
         open_model: loads one.
         budget: bytes of weights to keep; the model in use stays even if it is larger alone.
-        device: where they go.
+        device, dtype: where they go, and their number format.
     """
 
-    def __init__(self, open_model: OpenModel, budget: int, device: str | None = None) -> None:
-        self.open_model, self.budget, self.device = open_model, budget, device
+    def __init__(self, open_model: OpenModel, budget: int, device: str | None = None, dtype: str | None = None) -> None:
+        self.open_model, self.budget, self.device, self.dtype = open_model, budget, device, dtype
         self._loaded: OrderedDict[str, tuple[Painter, int, ModelEntry]] = OrderedDict()
 
     def get(self, entry: ModelEntry, beside: ModelEntry | None = None) -> Painter:
@@ -75,7 +75,7 @@ class LoadedModels:
             return self._loaded[key][0]
         self._make_room(entry.size, kept)
         start = time.perf_counter()
-        painter = self.open_model(entry, self.device)
+        painter = self.open_model(entry, self.device, self.dtype)
         log.info("model loaded", extra={"model": entry.name, "seconds": round(time.perf_counter() - start, 4)})
         self._loaded[key] = (painter, max(entry.size, weight_bytes(painter)), entry)
         self._make_room(0, kept)
