@@ -82,7 +82,7 @@ def test_it_can_be_switched_off(shipped: Pipeline) -> None:
     def painted(prompt: str, prior: Prior) -> bytes:
         return shipped.paint(Request(prompt=prompt, seed=1, num_inference_steps=2, prior=prior))[0].image.tobytes()
 
-    whole = painted("a dog on the beach", Prior(layout=False))
+    whole = painted("a dog on the beach", Prior(layout=False, plain=False))
     assert painted("a dog on the beach", Prior(scenery="ignore")) == whole
     assert painted("a dog on the beach", Prior(plain=False)) == whole
     assert painted("a dog on the beach", Prior()) != whole

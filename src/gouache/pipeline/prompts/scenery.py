@@ -44,6 +44,10 @@ _PICTURE_OF = re.compile(
     re.IGNORECASE,
 )
 _ABOVE = re.compile(r"over|above", re.IGNORECASE)
+_MOON = re.compile(r"(?:the|a) moon|(?:一[轮个])?月亮", re.IGNORECASE)
+"""A moon that shines; a thing that is only called so may be a new one, of which nothing is seen."""
+_BY_DAY = re.compile(r"sun|rainbow|太阳|彩虹")
+"""Lights of the sky that are seen by day; moon and stars are by night, if nothing else is said."""
 _STAYS = re.compile(r"bridges?|桥", re.IGNORECASE)
 
 
@@ -111,6 +115,8 @@ def scenery_of(sentence: str, around: Sequence[Changes] = ()) -> Told | None:
         found += part[1]
     if found and (picture := _PICTURE_OF.match(words)):
         words = words[picture.end() :]
+    if found and _MOON.fullmatch(words):
+        words = "满月" if _HAN.search(words) else "a full moon"
     if found and _is_thing(words):
         return Told(words, _settled(words, found))
     placed = any("place" in changes for changes in found)
@@ -141,6 +147,8 @@ def _settled(words: str, found: Sequence[Changes]) -> Scenery:
         said |= changes
     head = _head(words)
     bare, flies = bool(OF_THE_SKY.fullmatch(head)), bool(FLIERS.fullmatch(head))
+    if bare and not _BY_DAY.fullmatch(head):
+        said.setdefault("light", "night")
     within = said.pop("within", False)
     if within and said.get("place") == "sea" and SWIMMERS.fullmatch(head):
         said["place"] = "underwater"

@@ -159,7 +159,7 @@ NO_THINGS = frozenset(_NO_THINGS.split())
 ENDS = r"(?:in|on|of|the|and|or|to|by|from|with|at|over|into|out|off|an?|as|for|like|than|but|not|no)"
 HEAD = re.compile(r"\s(?:with|of|and|in|on|at|by|near|under|from|to|for|wearing|holding|that|who|next|above|below)\b|,")
 OF_THE_SKY = re.compile(
-    r"moon|crescent|sun|stars?|comet|rainbow|shooting star|planet|月亮|月|太阳|星星|星|彩虹|流星|彗星"
+    r"moon|crescent|sun|stars?|comet|rainbow|shooting star|planet|月亮|月|太阳|星星|星|满月|彩虹|流星|彗星"
 )
 FLIERS = re.compile(
     r"(?:air|aero)?planes?|jets?|helicopters?|balloons?|ufos?|kites?|bats?|clouds?|fireworks?|parachutes?|飞机|直升机|热气球|气球|"
