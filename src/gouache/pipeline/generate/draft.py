@@ -103,7 +103,7 @@ def as_drafted(
 
     if not bundle.styles or NAMES_A_STYLE.search(prompt):
         return prompt, text if without_measure(prompt) == prompt else read(prompt), read
-    layout = read_layout(prompt, plain=given.plain, scenery=given.scenery or "draw")
+    layout = read_layout(prompt, plain=given.plain, scenery=given.scenery or "draw") if given.layout else None
     thing = layout.things[0].words if layout is not None and layout.things else prompt
     pooled = [read(f"{thing}, {style} style").pooled for style in bundle.styles]
     near = torch.cat([recall.nearness(one) for one in pooled if one is not None])

@@ -6,6 +6,7 @@ Guidance in an interval of noise levels, the other saving of this kind, is `guid
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -98,7 +99,8 @@ def share_of_level(sigma: float) -> float:
     >>> share_of_level(0.0), share_of_level(1.0), share_of_level(float("inf"))
     (0.0, 0.5, 1.0)
     """
-    return 0.0 if sigma == 0 else 1.0 / (1.0 + sigma**-2)
+    squared = sigma * sigma
+    return 1.0 if math.isinf(squared) else squared / (squared + 1.0)
 
 
 def savings_of(request: Request, steps: int) -> Savings:
