@@ -5,7 +5,7 @@ by DDIM at 50. Rows: of all network calls; GFLOP: of the U-Net, counted by torch
 picture; PSNR and SSIM: to the picture without savings, on white, means over the prompts and the worst. The variants
 take turns prompt by prompt, so that what else the machine does falls on all of them alike.
 
-With --sd15 a U-Net of Stable Diffusion 1.5's shapes and random weights evaluates one step of 256 x 256 pixels in full and
+With --sd15 a U-Net of Stable Diffusion 1.5's shapes and random weights evaluates one step of 64 x 64 pixels in full and
 as the options leave it. Random weights say nothing about pictures: that table has no quality in it.
 
 Run: python benchmarks/fast.py [--prompts N] [--sd15]
@@ -147,7 +147,7 @@ def table(found: Mapping[str, Measured]) -> str:
 
 
 @torch.no_grad()
-def shapes_of_sd15(side: int = 256) -> str:
+def shapes_of_sd15(side: int = 64) -> str:
     """One evaluation on a batch of two, in full and with kept features, as Markdown."""
     unet = UNet(UNetConfig()).eval()
     generator = torch.Generator().manual_seed(0)
@@ -161,7 +161,7 @@ def shapes_of_sd15(side: int = 256) -> str:
         unet(x, torch.tensor(500.0), context, deep=deep_call(slots, torch.tensor(2.0)))
         later = [DeepRow(cache, row.slot, 2, full=branch is None) for row in slots]
         seconds = []
-        for _ in range(2):
+        for _ in range(3):
             call = deep_call(later, torch.tensor(1.0))
             started = time.process_time()
             unet(x, torch.tensor(400.0), context, deep=call)
