@@ -187,12 +187,15 @@ def draft(
     variation = request.subseed_strength if options.variation is None else options.variation
 
     def varied(tokens: Tensor, own: EncodedPrompt, stream: str) -> Tensor:
-        kept = tokens_to_keep(tokens, variation, seed.subseed, stream)
+        # Fewer where they were another picture's, which the network alone can do less well.
+        kept = tokens_to_keep(tokens, variation**2 if draw.recall else variation, seed.subseed, stream)
         if known is not None:
             kept = torch.where(known >= 0, known, kept)
         if bool((kept >= 0).all()):
             return tokens
-        return draw_tokens(bundle, own, empty, draw, [seed.subseed], 0, kept, stream=stream)
+        # Mixed from what is remembered, since following the same picture would draw the same tokens again.
+        how = draw if variation == 1 else replace(draw, recall=0.0)
+        return draw_tokens(bundle, own, empty, how, [seed.subseed], 0, kept, stream=stream)
 
     def likeliest(words: str | None, stream: str) -> DrawnThing:
         own = text if words is None or parts is None else parts.encode(words)
