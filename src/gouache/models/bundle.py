@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,11 @@ class ModelBundle:
                 given=self.unet.config.pooled_width,
                 expected=f"{self.text.pooled_width} and {NUMBER_WIDTH} for each number beside it",
             )
+
+    def with_tuned(self, parts: Mapping[str, Any]) -> ModelBundle:
+        """The same model with parts of it, by their names here, that were trained further."""
+        made = replace(self, **parts)
+        return made if made.prior is self.prior else replace(made, defaults=made.defaults.of_a_tuned_prior())
 
     @cached_property
     def denoiser(self) -> Denoiser:

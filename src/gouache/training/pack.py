@@ -80,8 +80,7 @@ def assemble_bundle(config: TrainConfig, run: Path, name: str, defaults: Generat
         for stage in done or tuned:  # of a stage that has not begun, the start's part stays
             parts |= stage.model_parts(inputs, parts)
         start = load_bundle(next(iter(tuned.values())))
-        own = start.defaults.of_a_tuned_prior() if "prior" in parts else start.defaults
-        return replace(start, name=name, sha256="", defaults=own, **parts)
+        return replace(start.with_tuned(parts), name=name, sha256="")
     # From the last stage back: what comes after says which earlier parts are used.
     for stage in reversed(STAGES.values()):
         parts |= stage.model_parts(inputs, parts)

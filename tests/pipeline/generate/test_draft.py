@@ -190,6 +190,7 @@ def test_what_the_prior_is_left_comes_from_the_model_and_stands_in_the_recipe(po
         "top_k": 0,
         "start_sigma": 0.0,
         "recall": 0.0,
+        "scenery": "draw",
     }
     assert resolved.prior == PriorOptions.from_dict(expected)
 
