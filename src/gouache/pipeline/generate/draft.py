@@ -26,7 +26,7 @@ from gouache.pipeline.composition import DrawnThing, can_compose, compose
 from gouache.pipeline.generate.a1111_procedure import follows
 from gouache.pipeline.generate.guided import levels_of
 from gouache.pipeline.inputs.start import DRAFT, StartState, input_kind
-from gouache.pipeline.likelihood import prior_bits
+from gouache.pipeline.likelihood import encode_captions, prior_bits
 from gouache.pipeline.prompts.encode import EncodedPrompt, styled_prompt
 from gouache.pipeline.prompts.layout import NAMES_A_STYLE, SYNTAX, Layout, read_layout, without_measure
 from gouache.pipeline.prompts.regions import PlannedRegions, in_order, laid_out
@@ -104,13 +104,12 @@ def as_drafted(
     if not bundle.styles or NAMES_A_STYLE.search(prompt):
         return prompt, text if without_measure(prompt) == prompt else read(prompt), read
     layout = read_layout(prompt, plain=given.plain, scenery=given.scenery or "draw") if given.layout else None
-    thing = layout.things[0].words if layout is not None and layout.things else prompt
-    pooled = [read(f"{thing}, {style} style").pooled for style in bundle.styles]
-    near = torch.cat([recall.nearness(one) for one in pooled if one is not None])
-    if len(near) < len(pooled):
+    thing = without_measure(layout.things[0].words if layout is not None and layout.things else prompt)
+    pooled = encode_captions(bundle, [f"{thing}, {style} style" for style in bundle.styles]).pooled
+    if pooled is None:
         return prompt, text, encode  # nothing can be recalled by this text encoder
     chosen = torch.rand((), generator=generator_for(seed, "prior/style"))
-    style = bundle.styles[int(inverse_transform((near / ALIKE).softmax(0).cpu(), chosen))]
+    style = bundle.styles[int(inverse_transform((recall.nearness(pooled) / ALIKE).softmax(0).cpu(), chosen))]
     drafted = f"{prompt}, {style} style"
     return drafted, read(drafted), read
 
