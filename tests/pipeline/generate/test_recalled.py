@@ -90,9 +90,8 @@ def test_a_lora_switches_it_off_unless_it_is_asked_for(shipped: Pipeline) -> Non
 
 
 def test_measure_words_make_no_difference(shipped: Pipeline) -> None:
-    how = {"num_inference_steps": 1, "guidance_scale": 1.0}
     pictures = [
-        np.asarray(shipped.paint(Request(prompt=prompt, seed=4, **how))[0].image.convert("RGBA"), np.float64)
+        np.asarray(shipped.paint(Request(prompt=prompt, seed=4))[0].image.convert("RGBA"), np.float64)
         for prompt in ("一匹马, 3d style", "马, 3d style")
     ]
     seen = [picture[..., 3] > 127 for picture in pictures]
