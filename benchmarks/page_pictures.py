@@ -35,7 +35,7 @@ PROMPTS = (
     "a purple octopus, 3d style",
     "a slice of watermelon, twemoji style",
 )
-LAST = "a fox, 3d style"
+LAST = "a red fox in the snow"
 WIDTH, HEIGHT = 1280, 860
 SECONDS = 600.0
 
