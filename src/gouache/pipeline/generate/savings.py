@@ -17,6 +17,7 @@ from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import UNetConfig
 from gouache.models.deep_cache import DeepCache, DeepRow, KeptMap
+from gouache.models.family import POCKET, SD1, SD2, SDXL
 from gouache.pipeline.fields.guiders import CfgCache, Timed
 from gouache.pipeline.inputs.start import INSTRUCT, input_kind, steps_to_skip
 from gouache.pipeline.request import Request
@@ -47,8 +48,8 @@ MEASURED = "measured on the pocket model, docs/benchmarks.md"
 PUBLISHED = FastValues(20, 3, 0, "its authors' values for Stable Diffusion, not measured here")
 """As the authors of DeepCache (Ma et al. 2023, arXiv:2312.00858) set them in their helper for diffusers."""
 FAST: Mapping[str, tuple[FastValues, ...]] = {
-    "pocket": (FastValues(30, 3, 0, MEASURED), FastValues(8, 3, 2, MEASURED, (0.28, 80.0))),
-    **dict.fromkeys(("sd1", "sd2", "sdxl"), (PUBLISHED,)),
+    POCKET.name: (FastValues(30, 3, 0, MEASURED), FastValues(8, 3, 2, MEASURED, (0.28, 80.0))),
+    **dict.fromkeys((SD1.name, SD2.name, SDXL.name), (PUBLISHED,)),
 }
 """Family -> its values, those for the most steps first."""
 
