@@ -176,7 +176,9 @@ def _of_the_prior(request: Request, bundle: ModelBundle, kind: str | None) -> Un
     if request.prior.enabled and request.prior.layout and can_compose(bundle):
         read = read_layout(styled_prompt(request), plain=request.prior.plain, scenery=request.prior.scenery or "draw")
         if read is not None and read.dropped:
-            reason = "prior.scenery is drop" if request.prior.scenery == "drop" else "it names a background"
+            reason = "another background is asked for, or prior.scenery is drop"
+            if request.prior.scenery != "drop":
+                reason = "it names a background"
             yield "the scenery of the prompt", reason
     why = "inversion takes the draft of the picture itself" if request.inversion is not None else "the prior is off"
     unused = request.inversion is not None or not request.prior.enabled
