@@ -43,7 +43,7 @@ CASES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "middle": ("sd1", {"pag": {"scale": 3.0}}, {"pag_scale": 3.0}),
     "v": ("sd2", {"pag": {"scale": 2.0}}, {"pag_scale": 2.0}),
     "sdxl": ("sdxl", {"pag": {"scale": 3.0}}, {"pag_scale": 3.0}),
-    "fading": ("sd1", {"pag": {"scale": 3.0, "adaptive_scale": 0.01}}, {"pag_scale": 3.0, "pag_adaptive_scale": 0.01}),
+    "fading": ("sd1", {"pag": {"scale": 3.0, "adaptive_scale": 3e-3}}, {"pag_scale": 3.0, "pag_adaptive_scale": 3e-3}),
     "alone": ("sd1", {"pag": {"scale": 3.0}, "guidance_scale": 1.0, "negative_prompt": ""}, {"pag_scale": 3.0}),
     "rescaled": ("sd2", {"pag": {"scale": 3.0}, "guidance_rescale": 0.7}, {"pag_scale": 3.0, "guidance_rescale": 0.7}),
 }
