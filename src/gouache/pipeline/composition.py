@@ -19,7 +19,8 @@ from gouache.colours import tinted
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.inputs.start import encode
 from gouache.pipeline.inputs.tensors import to_image
-from gouache.pipeline.prompts.layout import Layout, Place
+from gouache.pipeline.prompts.layout import Layout, Place, read_layout
+from gouache.pipeline.request import Prior
 from gouache.scenery.kinds import Scenery
 from gouache.scenery.stage import drawn, settled, shaded
 
@@ -43,6 +44,13 @@ class DrawnThing:
 def can_compose(bundle: ModelBundle) -> bool:
     """Whether a model drafts pictures that can be cut out: it has a prior and paints transparency."""
     return bundle.prior is not None and bundle.vae.config.image_channels == 4
+
+
+def layout_of(prior: Prior | None, bundle: ModelBundle, prompt: str) -> Layout | None:
+    """What a prompt lays out, with its style, as a request's options of the prior let it; None drafts it as a whole."""
+    if prior is None or not (prior.enabled and prior.layout) or not can_compose(bundle):
+        return None
+    return read_layout(prompt, plain=prior.plain, scenery=prior.scenery or "draw")
 
 
 @torch.no_grad()

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.composition import can_compose
+from gouache.pipeline.composition import layout_of
 from gouache.pipeline.generate.draft import with_defaults
 from gouache.pipeline.generate.savings import NAMES as SAVINGS
 from gouache.pipeline.generate.savings import walked_steps
 from gouache.pipeline.inputs.start import DEPTH, DRAFT, ENLARGE, INSTRUCT, input_kind
 from gouache.pipeline.prompts.encode import styled_prompt
-from gouache.pipeline.prompts.layout import read_layout
 from gouache.pipeline.request import Mask, Prior, Request
 
 
@@ -173,13 +172,11 @@ def _of_the_model(request: Request, kind: str | None) -> Unused:
 def _of_the_prior(request: Request, bundle: ModelBundle, kind: str | None) -> Unused:
     if kind != DRAFT or request.prior is None:
         return
-    if request.prior.enabled and request.prior.layout and can_compose(bundle):
-        read = read_layout(styled_prompt(request), plain=request.prior.plain, scenery=request.prior.scenery or "draw")
-        if read is not None and read.dropped:
-            reason = "another background is asked for, or prior.scenery is drop"
-            if request.prior.scenery != "drop":
-                reason = "it names a background"
-            yield "the scenery of the prompt", reason
+    layout = layout_of(request.prior, bundle, styled_prompt(request))
+    if layout is not None and layout.dropped:
+        asked = request.prior.scenery == "drop"
+        reason = "another background is asked for, or prior.scenery is drop" if asked else "it names a background"
+        yield "the scenery of the prompt", reason
     why = "inversion takes the draft of the picture itself" if request.inversion is not None else "the prior is off"
     unused = request.inversion is not None or not request.prior.enabled
     if unused and request.best_of > 1:

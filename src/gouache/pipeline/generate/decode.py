@@ -10,10 +10,9 @@ from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.turns import awake
 from gouache.models.vae import AutoencoderKL
-from gouache.pipeline.composition import can_compose
+from gouache.pipeline.composition import layout_of
 from gouache.pipeline.inputs.tensors import to_image
 from gouache.pipeline.prompts.encode import styled_prompt
-from gouache.pipeline.prompts.layout import read_layout
 from gouache.pipeline.request import Request, Seamless
 
 RETRIED = "the decoder overflowed in half precision and was run again in float32"
@@ -111,10 +110,8 @@ def ground_of(request: Request, bundle: ModelBundle, *, mixed: bool = False) -> 
         bundle: the model.
         mixed: whether it was painted between two prompts, which draws no scenery.
     """
-    ground, prior = request.background or "white", request.prior
+    ground = request.background or "white"
     if ground != "transparent" or mixed or request.init_image is not None or request.regions:
         return ground
-    if prior is None or not (prior.enabled and prior.layout) or not can_compose(bundle):
-        return ground
-    layout = read_layout(styled_prompt(request), plain=prior.plain, scenery=prior.scenery or "draw")
+    layout = layout_of(request.prior, bundle, styled_prompt(request))
     return ground if layout is None or layout.scenery is None else "white"

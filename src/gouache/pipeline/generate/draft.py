@@ -22,13 +22,13 @@ from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults
 from gouache.models.prior import Draw, inverse_transform
 from gouache.models.quantizer import Quantizer
-from gouache.pipeline.composition import DrawnThing, can_compose, compose
+from gouache.pipeline.composition import DrawnThing, can_compose, compose, layout_of
 from gouache.pipeline.generate.a1111_procedure import follows
 from gouache.pipeline.generate.guided import levels_of
 from gouache.pipeline.inputs.start import DRAFT, StartState, input_kind
 from gouache.pipeline.likelihood import encode_captions, prior_bits
 from gouache.pipeline.prompts.encode import EncodedPrompt, styled_prompt
-from gouache.pipeline.prompts.layout import NAMES_A_STYLE, SYNTAX, Layout, read_layout, without_measure
+from gouache.pipeline.prompts.layout import NAMES_A_STYLE, SYNTAX, Layout, without_measure
 from gouache.pipeline.prompts.regions import PlannedRegions, in_order, laid_out
 from gouache.pipeline.request import Prior as PriorOptions
 from gouache.pipeline.request import Request
@@ -95,7 +95,9 @@ def as_drafted(
     """
     prompt, given = styled_prompt(request), with_defaults(request.prior, bundle.defaults)
     recall = None if bundle.prior is None else bundle.prior.recall
-    if encode is None or recall is None or not given.recall or not prompt.strip() or SYNTAX.search(prompt):
+    if encode is None or recall is None or not (given.enabled and given.recall):
+        return prompt, text, encode
+    if not prompt.strip() or SYNTAX.search(prompt):
         return prompt, text, encode
 
     def read(words: str) -> EncodedPrompt:
@@ -103,7 +105,7 @@ def as_drafted(
 
     if not bundle.styles or NAMES_A_STYLE.search(prompt):
         return prompt, text if without_measure(prompt) == prompt else read(prompt), read
-    layout = read_layout(prompt, plain=given.plain, scenery=given.scenery or "draw") if given.layout else None
+    layout = layout_of(given, bundle, prompt)
     thing = without_measure(layout.things[0].words if layout is not None and layout.things else prompt)
     pooled = encode_captions(bundle, [f"{thing}, {style} style" for style in bundle.styles]).pooled
     if pooled is None:
@@ -138,11 +140,7 @@ def parts_of(
         found, own = laid_out(request, areas, prompt), in_order(request, areas)[0]
         plans = {region.prompt: plan for region, plan in zip(own, regions.plans, strict=True)}
         return Parts(found.layout, lambda words: plans[words].at(1)[0][1], found.bare)
-    layout = (
-        None
-        if encode is None
-        else read_layout(prompt, plain=request.prior.plain, scenery=request.prior.scenery or "draw")
-    )
+    layout = layout_of(request.prior, bundle, prompt)
     return None if layout is None or encode is None else Parts(layout, encode)
 
 

@@ -428,8 +428,8 @@ class Generation:
         first, start = self.passes[0], self.start_state
         text, empty = first.positive.at(1)[0][1], self.reader.encode("")
         size, drafts = self._latent_size(self.request), []
+        plain = None if self.mixed else self.reader.encode
         for one in seeds:
-            plain = None if self.mixed else self.reader.encode
             prompt, read, encode = as_drafted(self.request, self.bundle, one.seed, text, plain)
             parts = parts_of(self.request, self.bundle, prompt, encode, start.areas, first.regions)
             drafts.append(draft(self.request, self.bundle, read, empty, one, size, start.latents, parts))
