@@ -109,6 +109,8 @@ class ModelBundle:
     def with_tuned(self, parts: Mapping[str, Any]) -> ModelBundle:
         """The same model with parts of it, by their names here, that were trained further."""
         made = replace(self, **parts)
+        if made.quantizer is not self.quantizer and made.prior is self.prior and made.prior is not None:
+            made.prior.forget_residuals()  # they are what the old decoder's drafts left
         return made if made.prior is self.prior else replace(made, defaults=made.defaults.of_a_tuned_prior())
 
     @cached_property

@@ -248,6 +248,8 @@ class QuantizerConfig(Config):
     """Levels of every FSQ channel; their product is the size of the code book."""
     scales: tuple[int, ...] = (1, 2, 4, 8)
     """Side of every token grid, coarse to fine."""
+    residual_codes: int = Field(default=0, ge=0, le=256)
+    """Codes for what a draft leaves of the latents, one for every place (`models/residuals.py`); 0: it stays lost."""
 
     @model_validator(mode="after")
     def _scales_fit(self) -> QuantizerConfig:
@@ -316,6 +318,8 @@ class PriorConfig(Config):
     """Remembered pictures that are recalled for a prompt; 0: none are remembered."""
     memory: int = Field(default=0, ge=0)
     """Pictures remembered; training fills it in."""
+    residuals: int = Field(default=0, ge=0)
+    """Places of a remembered picture whose residual codes are kept; training fills it in."""
 
     @property
     def length(self) -> int:

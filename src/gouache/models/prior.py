@@ -238,7 +238,7 @@ class Prior(nn.Module):
         *,
         context_mask: Tensor | None = None,
         draw: Draw = Draw(),
-        chosen: Tensor | None = None,
+        followed: Tensor | None = None,
         unconditional: tuple[Tensor, Tensor, Tensor | None] | None = None,
         known: Tensor | None = None,
     ) -> Iterator[Tensor]:
@@ -249,7 +249,7 @@ class Prior(nn.Module):
             context, pooled, context_mask: as in `forward`.
             uniform: the randomness, one number in [0, 1) for every token. [B,S]
             draw: temperature, truncation, guidance, and how much a remembered picture counts.
-            chosen: the randomness of which one, in [0, 1); none takes the nearest. [B]
+            followed: tokens of that picture; none takes those of the nearest. [B,S]
             unconditional: (context, pooled, mask) of the empty text, for guidance other than 1.
             known: tokens to keep (completion), -1 where a token is to be drawn. [B,S]
         """
@@ -259,9 +259,10 @@ class Prior(nn.Module):
         streams = [self._stream(context, pooled, context_mask)]
         if guided and unconditional is not None:
             streams.append(self._stream(*unconditional))
-        followed = None
-        if draw.recall and self.recall is not None:
-            followed = self.recall.followed(pooled, torch.zeros_like(pooled[:, 0]) if chosen is None else chosen)
+        if not draw.recall or self.recall is None:
+            followed = None
+        elif followed is None:
+            followed = self.recall.find(pooled).tokens[:, 0]
         tokens = torch.empty(len(context), 0, dtype=torch.long, device=context.device)
         for scale, turns in enumerate(self.order.rounds):
             inputs = self._next_inputs(quantizer, tokens, self.config.groups[scale])
@@ -280,6 +281,11 @@ class Prior(nn.Module):
                     drawn = torch.where(known[:, places] >= 0, known[:, places], drawn)
                 tokens[:, places] = drawn
             yield tokens
+
+    def forget_residuals(self) -> None:
+        """Let what is remembered have no residual codes any more: none fit the drafts of another decoder."""
+        if self.recall is not None and self.config.residuals:
+            self.recall.residuals.zero_()
 
     def _before(self, quantizer: Quantizer, tokens: Tensor, scale: int, places: Tensor) -> Tensor:
         """Vectors of the tokens that the turn before drew in the cells of `places`; zero in a first turn. [B,N,F]"""

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from gouache.errors import ConfigError, ShapeMismatch
 from gouache.models.configs import QuantizerConfig
+from gouache.models.residuals import ResidualCodes, shared
 from gouache.nn.layers import GroupNorm
 
 __all__ = ["FSQ", "Quantizer", "QuantizerConfig"]
@@ -105,6 +106,7 @@ class Quantizer(nn.Module):
         self.fsq = FSQ(config.levels)
         self.to_code = nn.ModuleList(nn.Linear(f, d) for _ in config.scales)
         self.from_code = nn.ModuleList(nn.Linear(d, f) for _ in config.scales)
+        self.residual = ResidualCodes(config.residual_codes, c) if config.residual_codes else None
 
     @torch.no_grad()
     def take(self, other: Quantizer) -> None:
@@ -127,6 +129,8 @@ class Quantizer(nn.Module):
         others = [[layer for layer in one.decoder if not isinstance(layer, Block)] for one in (self, other)]
         for layer, source in zip(*others, strict=True):
             layer.load_state_dict(source.state_dict())
+        if self.residual is not None and other.residual is not None:
+            self.residual.load_state_dict(other.residual.state_dict())
         for name in ("encoder", "to_code", "from_code"):
             self.get_submodule(name).load_state_dict(other.get_submodule(name).state_dict())
 
@@ -157,9 +161,29 @@ class Quantizer(nn.Module):
         self._check(latents)
         return self.quantize(self.encoder(latents.to(next(self.parameters()).dtype)))[0]
 
-    def decode(self, tokens: Tensor) -> Tensor:
-        """Draft latents [B,C,h,w] of tokens [B,S]; the tokens may stop after any scale."""
-        return self.draft(self.features(tokens)[-1])
+    def decode(self, tokens: Tensor, residuals: Tensor | None = None) -> Tensor:
+        """Draft latents [B,C,h,w] of tokens [B,S], which may stop after any scale; residuals [B,h*w] refine them."""
+        draft = self.draft(self.features(tokens)[-1])
+        if residuals is None or self.residual is None:
+            return draft
+        return draft + self.residual.latents(residuals, self.config.latent_size).to(draft.dtype)
+
+    def residuals(self, latents: Tensor, tokens: Tensor) -> Tensor | None:
+        """The residual codes [B,h*w] of latents [B,C,h,w] whose tokens [B,S] are known; None in a model without any."""
+        if self.residual is None:
+            return None
+        self._check(latents)
+        residuals: Tensor = self.residual(latents.float() - self.decode(tokens).float())
+        return residuals
+
+    def draft_of(self, latents: Tensor) -> Tensor:
+        """The draft that latents [B,C,h,w] have themselves: through tokens and residual codes and back."""
+        tokens = self.encode(latents)
+        return self.decode(tokens, self.residuals(latents, tokens))
+
+    def shared_residuals(self, residuals: Tensor, tokens: Tensor, other: Tensor) -> Tensor:
+        """Residuals [B,h*w] of pictures with tokens [B,S] for drafts with others, where these are the same."""
+        return shared(residuals, tokens, other, self.config.scales)
 
     def draft(self, total: Tensor) -> Tensor:
         """Draft latents of a sum of quantized features [B,F,s,s]."""

@@ -42,17 +42,20 @@ class Recalled:
 class Recall(nn.Module):
     """A table of captioned pictures, the attention that reads them, and the pointer that copies.
 
-    Buffers: `captions` [M,P], unit vectors; `tokens` [M,S].
+    Buffers: `captions` [M,P], unit vectors; `tokens` [M,S]; `residuals` [M,h*w] if they are kept.
     """
 
     captions: Tensor
     tokens: Tensor
+    residuals: Tensor
 
     def __init__(self, config: PriorConfig) -> None:
         super().__init__()
         width, self.heads, self.neighbours = config.width, config.heads, config.neighbours
         self.register_buffer("captions", torch.zeros(config.memory, config.pooled_dim))
         self.register_buffer("tokens", torch.zeros(config.memory, config.length, dtype=torch.int16))
+        if config.residuals:
+            self.register_buffer("residuals", torch.zeros(config.memory, config.residuals, dtype=torch.uint8))
         self.rank = nn.Parameter(torch.empty(config.neighbours, width))
         self.token_key, self.token_value = (nn.Embedding(config.vocabulary, width) for _ in range(2))
         self.caption_key = nn.Linear(config.pooled_dim, width)
@@ -64,17 +67,20 @@ class Recall(nn.Module):
             nn.init.zeros_(weight)
         nn.init.constant_(self.copy_gate.bias, COPY_BIAS)
 
-    def remember(self, captions: Tensor, tokens: Tensor) -> None:
-        """Fill the table with the captions' vectors [M,P] and the pictures' tokens [M,S].
+    def remember(self, captions: Tensor, tokens: Tensor, residuals: Tensor | None = None) -> None:
+        """Fill the table with the captions' vectors [M,P], the pictures' tokens [M,S] and their residual codes [M,h*w].
 
         Raises:
             ShapeMismatch: not as many as the table has rows, or of another size.
         """
-        for name, given, own in (("captions", captions, self.captions), ("tokens", tokens, self.tokens)):
-            if given.shape != own.shape:
-                raise ShapeMismatch(f"recall: {name}", given=tuple(given.shape), expected=str(tuple(own.shape)))
-        self.captions.copy_(F.normalize(captions, dim=1))
-        self.tokens.copy_(tokens)
+        given = {"captions": F.normalize(captions, dim=1), "tokens": tokens}
+        if residuals is not None:
+            given["residuals"] = residuals
+        for name, values in given.items():
+            own = self.get_buffer(name)
+            if values.shape != own.shape:
+                raise ShapeMismatch(f"recall: {name}", given=tuple(values.shape), expected=str(tuple(own.shape)))
+            own.copy_(values)
 
     @torch.no_grad()
     def find(self, pooled: Tensor, hide: Tensor | None = None) -> Recalled:
@@ -84,8 +90,7 @@ class Recall(nn.Module):
             pooled: one vector a prompt. [B,P]
             hide: true where the nearest one is passed over, as if that picture had not been kept. [B]
         """
-        likeness = self._to_captions(pooled)
-        nearest = likeness.topk(self.neighbours + 1, dim=1).indices
+        nearest = self._nearest(pooled)
         rows = nearest[:, :-1] if hide is None else torch.where(hide[:, None], nearest[:, 1:], nearest[:, :-1])
         return Recalled(self.tokens[rows].long(), self.captions[rows])
 
@@ -94,23 +99,27 @@ class Recall(nn.Module):
         """Cosine of prompts' vectors [B,P] with that of the nearest caption. [B]"""
         return self._to_captions(pooled).amax(1).float()
 
+    def _nearest(self, pooled: Tensor) -> Tensor:
+        """Rows of the captions that are nearest to prompts' vectors [B,P], and of one more. [B,K+1]"""
+        return self._to_captions(pooled).topk(self.neighbours + 1, dim=1).indices
+
     def _to_captions(self, pooled: Tensor) -> Tensor:
         """Cosines of prompts' vectors [B,P] with those of all captions. [B,M]"""
         return F.normalize(pooled, dim=1).to(self.captions.dtype) @ self.captions.mT
 
     @torch.no_grad()
     def followed(self, pooled: Tensor, chosen: Tensor) -> Tensor:
-        """The tokens of one of the nearest pictures, the likelier the nearer its caption is. [B,S]
+        """The row in the table of one of the nearest pictures, the likelier the nearer its caption is. [B]
 
         Args:
             pooled: one vector a prompt. [B,P]
             chosen: the randomness, one number in [0, 1) for every prompt; 0 takes the nearest. [B]
         """
-        recalled = self.find(pooled)
-        likeness = torch.einsum("bkp,bp->bk", recalled.captions.float(), F.normalize(pooled.float(), dim=1))
+        rows = self._nearest(pooled)[:, :-1]  # [B,K]
+        likeness = torch.einsum("bkp,bp->bk", self.captions[rows].float(), F.normalize(pooled.float(), dim=1))
         below = (likeness / FOLLOWED).softmax(1).cumsum(1)
-        rank = (chosen.float()[:, None] >= below).sum(1).clamp(max=self.neighbours - 1)
-        return recalled.tokens[torch.arange(len(rank), device=rank.device), rank]
+        rank = (chosen.float()[:, None] >= below).sum(1, keepdim=True).clamp(max=self.neighbours - 1)
+        return rows.gather(1, rank).squeeze(1)
 
     def read(self, x: Tensor, recalled: Recalled, places: Tensor) -> Tensor:
         """What the neighbours have at `places` [N], for states x there: [B,N,W] -> [B,N,W]."""

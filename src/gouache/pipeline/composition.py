@@ -29,16 +29,19 @@ SEEN = 128
 
 
 @dataclass(frozen=True, slots=True)
-class DrawnThing:
-    """What the prior drew for one text.
+class Drawn:
+    """What the prior drew for some texts.
 
     Attributes:
-        tokens: [1,S]
-        score: bits of these tokens under their words; None if there was nothing to choose from.
+        tokens: [B,S]
+        residuals: codes of what these tokens leave of a picture that they were taken from, 0 where they are the prior's
+            own; None in a model without. [B,h*w]
+        score: bits of the tokens of one picture under its words; None if there was nothing to choose from.
     """
 
     tokens: Tensor
-    score: float | None
+    residuals: Tensor | None = None
+    score: float | None = None
 
 
 def can_compose(bundle: ModelBundle) -> bool:
@@ -57,7 +60,7 @@ def layout_of(prior: Prior | None, bundle: ModelBundle, prompt: str) -> Layout |
 def compose(
     bundle: ModelBundle,
     layout: Layout,
-    draw: Callable[[str | None, str], DrawnThing],
+    draw: Callable[[str | None, str], Drawn],
     bare: Tensor | None = None,
     seed: int = 0,
 ) -> tuple[Tensor, float | None]:
@@ -75,11 +78,9 @@ def compose(
         Normalised latents [1,C,h,w] of the quantizer's size, and the bits of all things together.
     """
     drafts = [draw(thing.words, f"prior/{number}") for number, thing in enumerate(layout.things)]
-    things = [
-        _of_colour(_picture(bundle, one.tokens), thing.colour) for one, thing in zip(drafts, layout.things, strict=True)
-    ]
+    things = [_of_colour(_picture(bundle, one), thing.colour) for one, thing in zip(drafts, layout.things, strict=True)]
     alone = bare is None and not layout.ground and (things or layout.scenery is not None)
-    whole = None if alone else _picture(bundle, draw(None, "prior").tokens)
+    whole = None if alone else _picture(bundle, draw(None, "prior"))
     assert bundle.quantizer is not None, "a model with a prior has a quantizer"
     side = bundle.quantizer.config.latent_size * bundle.vae.config.downscale
     ground = (0, 0, 0, 0) if whole is None or not layout.ground else _ground(whole)
@@ -110,10 +111,10 @@ def _seen_in(picture: Image.Image, bare: Tensor) -> Image.Image:
     return picture
 
 
-def _picture(bundle: ModelBundle, tokens: Tensor) -> Image.Image:
+def _picture(bundle: ModelBundle, drawn: Drawn) -> Image.Image:
     quantizer = bundle.quantizer
     assert quantizer is not None, "a model with a prior has a quantizer"
-    latents = quantizer.decode(tokens).to(next(bundle.vae.parameters()).dtype)
+    latents = quantizer.decode(drawn.tokens, drawn.residuals).to(next(bundle.vae.parameters()).dtype)
     return to_image(bundle.vae.decode(latents)[0].float()).convert("RGBA")
 
 

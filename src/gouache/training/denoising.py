@@ -87,6 +87,7 @@ class Denoising:
             shape = (sum(tokens.groups),)
             batch["wrong"] = noise.uniform("wrong", shape) < share[:, None]
             batch["random"] = noise.integers("random", tokens.vocabulary, shape)
+            batch["refined"] = noise.uniform("residual") >= (0 if exact else config.residual_dropout)
         batch["keep_draft"] = noise.uniform("draft") >= config.draft_dropout
         if config.draft_start and not exact:
             batch["from_draft"] = batch["keep_draft"] & (noise.uniform("from draft") < FROM_DRAFT)
@@ -152,7 +153,10 @@ class Denoising:
         if len(kept) and self.quantizer is not None:
             tokens = self.quantizer.encode(batch["x0"][kept])
             wrong = torch.where(batch["wrong"][kept], batch["random"][kept], tokens)
-            draft[kept] = self.quantizer.decode(wrong).to(draft.dtype)
+            residuals = self.quantizer.residuals(batch["x0"][kept], tokens)
+            if residuals is not None:
+                residuals = self.quantizer.shared_residuals(residuals, tokens, wrong) * batch["refined"][kept, None]
+            draft[kept] = self.quantizer.decode(wrong, residuals).to(draft.dtype)
         return draft
 
     def _places(self, noise: BatchNoise, *, exact: bool) -> Tensor:

@@ -238,6 +238,9 @@ class DenoisingTable(StageConfig):
     """Share of pictures trained without the prior's draft."""
     draft_noise: float = Field(default=0.2, ge=0, lt=1)
     """Largest share of the draft's tokens replaced by random ones."""
+    residual_dropout: float = Field(default=0.5, ge=0, le=1)
+    """Share of the drafts that lack their residual codes, in models that have such; tokens that the prior draws itself
+    lead to such drafts."""
     draft_start: float = Field(default=0.0, ge=0)
     """Noise level (sigma) at which painting begins on the draft, the model's `prior_start_sigma`: most pictures with a
     draft are then trained on the way from it to the true latents. 0 trains as if painting began on noise alone."""

@@ -127,7 +127,7 @@ def test_tokens_inside_a_block_are_kept(pocket: ModelBundle, tmp_path: Path) -> 
     picture = Image.fromarray(np.stack([x, y, 255 - x, np.full_like(x, 255)], -1).astype(np.uint8))
     latents = encode(pocket, picture)
     assert pocket.quantizer is not None
-    known = kept_tokens(pocket.quantizer, latents, (0.0, 0.0, 1.0, 0.5))[0]
+    known = kept_tokens(pocket.quantizer, latents, (0.0, 0.0, 1.0, 0.5)).known[0]
     true = pocket.quantizer.encode(latents)[0]
     assert known[0] == -1, "the coarsest token covers more than the block"
     assert (known[1:3] == true[1:3]).all()
@@ -200,8 +200,11 @@ ON_DRAFT = GenerationDefaults(
 )
 
 
+@pytest.mark.parametrize("steps", [1, 2, 4])
 @pytest.mark.parametrize("schedule", ["uniform", "karras", "exponential"])
-def test_it_begins_on_the_noised_draft_with_all_its_steps(schedule: str, pocket: ModelBundle) -> None:
+def test_it_begins_on_the_draft_noised_to_the_level_with_all_its_steps(
+    schedule: str, steps: int, pocket: ModelBundle
+) -> None:
     """The first call is shown draft + sigma * noise: with the draft known, the noise in it has deviation 1."""
     pipe = Pipeline(pocket)
     seen: list[tuple[torch.Tensor, float, torch.Tensor]] = []
@@ -213,15 +216,16 @@ def test_it_begins_on_the_noised_draft_with_all_its_steps(schedule: str, pocket:
         return own(x, t, *given, draft=draft, **named)
 
     asked = Request(
-        prompt="a cat", seed=3, num_inference_steps=4, schedule=schedule, sampler="ddim", guidance_scale=1.0
+        prompt="a cat", seed=3, num_inference_steps=steps, schedule=schedule, sampler="ddim", guidance_scale=1.0
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pocket.unet, "forward", watched)
         pipe.paint(asked.replace({"prior": {"start_sigma": 1.0}}))
-    assert len(seen) == 4
-    x, t, given = seen[0]
-    sigma = float(pocket.schedule.t_to_sigma(torch.tensor(t)))
-    assert 0.5 < sigma <= 1.0
+    assert len(seen) == steps
+    levels = [float(pocket.schedule.t_to_sigma(torch.tensor(t))) for _, t, _ in seen]
+    assert levels[0] == pytest.approx(1.0, rel=1e-3)
+    assert levels == sorted(levels, reverse=True)
+    (x, _, given), sigma = seen[0], levels[0]
     noise = (x * (1 + sigma**2) ** 0.5 - given) / sigma
     assert 0.8 < float(noise.std()) < 1.2
     assert abs(float(noise.mean())) < 0.3

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from gouache.diffusion.rng import ImageSeed
-from gouache.pipeline.generate.draft import as_drafted, draft, draw_of
+from gouache.models.prior import Draw
+from gouache.pipeline.generate.draft import Kept, as_drafted, draft, draw_of, draw_tokens
 from gouache.pipeline.pipeline import Pipeline, open_pipeline
 from gouache.pipeline.prompts.encode import PromptReader
 from gouache.pipeline.request import Prior, Request
+
+TABLES = ("tokens", "residuals")
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +80,38 @@ def test_the_draft_is_mostly_the_nearest_pictures_tokens(shipped: Pipeline) -> N
 
     assert alike(8.0) > 0.9
     assert alike(0.0) < 0.7
+
+
+def test_what_the_tokens_leave_of_the_followed_picture_is_recalled_with_them(shipped: Pipeline) -> None:
+    """Draft by draft: where its tokens are the picture's, the draft is that picture's latents to within its codes."""
+    bundle, text = shipped.bundle, reader(shipped).encode
+    prior, quantizer = bundle.prior, bundle.quantizer
+    assert prior is not None
+    assert prior.recall is not None
+    assert quantizer is not None
+    own = text("a birthday cake, noto style")
+    assert own.pooled is not None
+    row = int(prior.recall.followed(own.pooled, torch.zeros(1))[0])
+    kept = Kept(prior.recall.tokens[row][None].long(), *(prior.recall.get_buffer(name)[row][None] for name in TABLES))
+    drawn = draw_tokens(bundle, own, text(""), Draw(recall=60.0), [1], kept=kept)
+    assert torch.equal(drawn.tokens, prior.recall.tokens[row][None].long())
+    assert drawn.residuals is not None
+    assert torch.equal(drawn.residuals, prior.recall.residuals[row][None])
+    freely = draw_tokens(bundle, own, text(""), Draw(), [1])
+    assert freely.residuals is not None
+    assert not freely.residuals.any()
+    refined, plain = (quantizer.decode(drawn.tokens, one) for one in (drawn.residuals, None))
+    assert 0.02 < float((refined - plain).square().mean()) < 0.2
+
+
+def test_guidance_is_for_what_the_prior_draws_itself(shipped: Pipeline) -> None:
+    def guidance(**prior: float) -> float | None:
+        resolved = shipped.resolve(Request(prompt="a cat", prior=Prior.from_dict(prior))).prior
+        return None if resolved is None else resolved.guidance_scale
+
+    assert guidance() == 1.0
+    assert guidance(recall=0.0) == shipped.bundle.defaults.prior_guidance_scale > 1
+    assert guidance(guidance_scale=2.0) == 2.0
 
 
 def test_a_lora_switches_it_off_unless_it_is_asked_for(shipped: Pipeline) -> None:

@@ -171,7 +171,7 @@ def _scales(
     if request.subseed_strength > 0:
         return ()  # parts of a variation's tokens are another draw's
     draw, seeds = draw_of(options, bundle.defaults), [request.seed or 0]
-    tokens = draw_tokens(bundle, text, reader.encode(""), draw, seeds, stream=stream)
+    tokens = draw_tokens(bundle, text, reader.encode(""), draw, seeds, stream=stream).tokens
     sums = quantizer.features(tokens)[1:]
     return tuple(
         (side * side, decode(bundle, quantizer.draft(total))[0])

@@ -22,9 +22,10 @@ from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults
 from gouache.models.prior import Draw, inverse_transform
 from gouache.models.quantizer import Quantizer
-from gouache.pipeline.composition import DrawnThing, can_compose, compose, layout_of
+from gouache.pipeline.composition import Drawn, can_compose, compose, layout_of
 from gouache.pipeline.generate.a1111_procedure import follows
 from gouache.pipeline.generate.guided import levels_of
+from gouache.pipeline.generate.passes import Walk
 from gouache.pipeline.inputs.start import DRAFT, StartState, input_kind
 from gouache.pipeline.likelihood import encode_captions, prior_bits
 from gouache.pipeline.prompts.encode import EncodedPrompt, styled_prompt
@@ -56,6 +57,21 @@ class Draft:
         if self.score is None:
             return []
         return [f"draft: {self.score:.1f} bits under the prompt, best of {request.best_of}"]
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """Tokens that a draft takes from another picture, with the residuals that go with them.
+
+    Attributes:
+        known: the tokens to take, -1 where one is to be drawn. [B,S]
+        tokens: all of that picture. [B,S]
+        residuals: of that picture; None in a model without. [B,h*w]
+    """
+
+    known: Tensor
+    tokens: Tensor
+    residuals: Tensor | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,40 +194,45 @@ def draft(
     options = request.prior or PriorOptions()
     if not options.enabled:
         return Draft(torch.zeros(1, quantizer.config.latent_channels, *size, device=bundle.device), None, None)
-    known = None if options.keep is None or start is None else kept_tokens(quantizer, start, options.keep)
-    draw = draw_of(options, bundle.defaults)
+    kept = None if options.keep is None or start is None else kept_tokens(quantizer, start, options.keep)
+    draw = freely = draw_of(options, bundle.defaults)
+    if draw.recall:
+        guidance_scale = max(draw.guidance_scale, bundle.defaults.prior_guidance_scale)
+        freely = replace(draw, recall=0.0, guidance_scale=guidance_scale)
 
     variation = request.subseed_strength if options.variation is None else options.variation
 
-    def varied(tokens: Tensor, own: EncodedPrompt, stream: str) -> Tensor:
+    def varied(drawn: Drawn, own: EncodedPrompt, stream: str) -> Drawn:
         # Fewer where they were another picture's, which the network alone can do less well.
-        kept = tokens_to_keep(tokens, variation**2 if draw.recall else variation, seed.subseed, stream)
-        if known is not None:
-            kept = torch.where(known >= 0, known, kept)
-        if bool((kept >= 0).all()):
-            return tokens
+        same = tokens_to_keep(drawn.tokens, variation**2 if draw.recall else variation, seed.subseed, stream)
+        if kept is not None:
+            same = torch.where(kept.known >= 0, kept.known, same)
+        if bool((same >= 0).all()):
+            return drawn
         # Mixed from what is remembered, since following the same picture would draw the same tokens again.
-        how = draw if variation == 1 else replace(draw, recall=0.0)
-        return draw_tokens(bundle, own, empty, how, [seed.subseed], 0, kept, stream=stream)
+        how = draw if variation == 1 else freely
+        source = Kept(same, drawn.tokens, drawn.residuals)
+        return draw_tokens(bundle, own, empty, how, [seed.subseed], 0, source, stream=stream)
 
-    def likeliest(words: str | None, stream: str) -> DrawnThing:
+    def likeliest(words: str | None, stream: str) -> Drawn:
         own = text if words is None or parts is None else parts.encode(words)
         # Of the whole prompt beside its things only the ground is looked at, and most that is remembered has none.
-        how = draw if words is not None or parts is None else replace(draw, recall=0.0)
+        how = draw if words is not None or parts is None else freely
         attempts = [
-            draw_tokens(bundle, own, empty, how, [seed.seed], k, known, stream=stream) for k in range(request.best_of)
+            draw_tokens(bundle, own, empty, how, [seed.seed], k, kept, stream=stream) for k in range(request.best_of)
         ]
         if len(attempts) == 1:
-            return DrawnThing(varied(attempts[0], own, stream), None)
-        bits = prior_bits(bundle, torch.cat(attempts), own).sum(1)  # [best_of]
+            return varied(attempts[0], own, stream)
+        bits = prior_bits(bundle, torch.cat([one.tokens for one in attempts]), own).sum(1)  # [best_of]
         best = varied(attempts[int(bits.argmin())], own, stream)
-        return DrawnThing(best, float(prior_bits(bundle, best, own).sum() if variation else bits.min()))
+        score = prior_bits(bundle, best.tokens, own).sum() if variation else bits.min()
+        return replace(best, score=float(score))
 
-    if parts is not None and known is None:
+    if parts is not None and kept is None:
         latents, score = compose(bundle, parts.layout, likeliest, parts.bare, seed.seed)
         return Draft(_resized(latents, size), quantizer.encode(latents), score)
     whole = likeliest(None, "prior")
-    return Draft(_resized(quantizer.decode(whole.tokens), size), whole.tokens, whole.score)
+    return Draft(_resized(quantizer.decode(whole.tokens, whole.residuals), size), whole.tokens, whole.score)
 
 
 @torch.no_grad()
@@ -227,8 +248,8 @@ def own_draft(bundle: ModelBundle, latents: Tensor, size: tuple[int, int]) -> Dr
     if quantizer is None:
         raise InvalidInput("prior", given=f"a model of family {bundle.family}", expected="a model with a prior")
     side = quantizer.config.latent_size
-    tokens = quantizer.encode(_resized(latents, (side, side)))
-    return Draft(_resized(quantizer.decode(tokens), size), tokens, None)
+    own = _resized(latents, (side, side))
+    return Draft(_resized(quantizer.draft_of(own), size), quantizer.encode(own), None)
 
 
 def _resized(latents: Tensor, size: tuple[int, int]) -> Tensor:
@@ -244,11 +265,11 @@ def draw_tokens(
     draw: Draw,
     seeds: Sequence[int],
     attempt: int = 0,
-    known: Tensor | None = None,
+    kept: Kept | None = None,
     *,
     stream: str = "prior",
-) -> Tensor:
-    """Draw the tokens [B,S] of some pictures once, each from its own seed.
+) -> Drawn:
+    """Draw the tokens of some pictures once, each from its own seed; their residuals are those of what they follow.
 
     Args:
         bundle: a model with a prior.
@@ -257,7 +278,7 @@ def draw_tokens(
         draw: how.
         seeds: the pictures' own.
         attempt: number of this draw among the pictures' draws.
-        known: tokens to keep, -1 where one is to be drawn. [B,S]
+        kept: what is not drawn.
         stream: name of the random numbers.
 
     Raises:
@@ -270,7 +291,14 @@ def draw_tokens(
         raise InvalidInput("prior", given="a text encoder without a pooled vector", expected="one with it")
     generators = [generator_for(seed, stream, attempt) for seed in seeds]
     uniform = torch.cat([torch.rand((1, prior.config.length), generator=one) for one in generators])
-    chosen = [torch.rand(1, generator=generator_for(seed, f"{stream}/recall", attempt)) for seed in seeds]
+    sources = [] if kept is None else [kept]
+    followed = None
+    if draw.recall and prior.recall is not None:
+        chosen = [torch.rand(1, generator=generator_for(seed, f"{stream}/recall", attempt)) for seed in seeds]
+        rows = prior.recall.followed(text.pooled, torch.cat(chosen).to(bundle.device))
+        followed = prior.recall.tokens[rows].long()
+        residuals = prior.recall.residuals[rows] if prior.config.residuals else None
+        sources.append(Kept(followed, followed, residuals))
     mask = None if empty.mask is None else empty.mask.expand(len(seeds), -1)
     without = (empty.context.expand(len(seeds), -1, -1), empty.pooled.expand(len(seeds), -1), mask)
     tokens = torch.empty(len(seeds), 0, dtype=torch.long)
@@ -281,13 +309,26 @@ def draw_tokens(
         uniform.to(bundle.device),
         context_mask=text.mask,
         draw=draw,
-        chosen=torch.cat(chosen).to(bundle.device),
+        followed=followed,
         unconditional=without,
-        known=known,
+        known=None if kept is None else kept.known,
     )
     for tokens in walk:  # noqa: B007
         pass
-    return tokens
+    return Drawn(tokens, _residuals(quantizer, tokens, sources))
+
+
+def _residuals(quantizer: Quantizer, tokens: Tensor, sources: Sequence[Kept]) -> Tensor | None:
+    """Residuals of drawn tokens [B,S], of the first of some sources whose tokens they are. [B,h*w]"""
+    if quantizer.residual is None:
+        return None
+    places = quantizer.config.latent_size**2
+    found = torch.zeros(len(tokens), places, dtype=torch.uint8, device=tokens.device)
+    for source in sources:
+        if source.residuals is not None:
+            shared = quantizer.shared_residuals(source.residuals, source.tokens, tokens)
+            found = torch.where(found > 0, found, shared)
+    return found
 
 
 def tokens_to_keep(tokens: Tensor, variation: float, subseed: int, stream: str) -> Tensor:
@@ -308,16 +349,21 @@ def tokens_to_keep(tokens: Tensor, variation: float, subseed: int, stream: str) 
 
 
 def with_defaults(options: PriorOptions | None, defaults: GenerationDefaults) -> PriorOptions:
-    """Options of the prior with what they leave open taken from the model's defaults."""
+    """Options of the prior with what they leave open taken from the model's defaults.
+
+    Guidance is for what the prior draws itself: a remembered picture that a draft follows is of the prompt already.
+    """
     options = options or PriorOptions()
+    recall = defaults.prior_recall if options.recall is None else options.recall
+    guidance_scale = 1.0 if recall else defaults.prior_guidance_scale
     return PriorOptions(
         enabled=options.enabled,
         temperature=defaults.prior_temperature if options.temperature is None else options.temperature,
         top_k=options.top_k or 0,
         top_p=defaults.prior_top_p if options.top_p is None else options.top_p,
-        guidance_scale=defaults.prior_guidance_scale if options.guidance_scale is None else options.guidance_scale,
+        guidance_scale=guidance_scale if options.guidance_scale is None else options.guidance_scale,
         start_sigma=defaults.prior_start_sigma if options.start_sigma is None else options.start_sigma,
-        recall=defaults.prior_recall if options.recall is None else options.recall,
+        recall=recall,
         variation=options.variation,
         keep=options.keep,
         layout=options.layout,
@@ -344,10 +390,11 @@ def start_level(request: Request, bundle: ModelBundle) -> float:
     return 0.0 if request.sigmas is not None or follows(request) else options.start_sigma or 0.0
 
 
-def list_on_draft(request: Request, bundle: ModelBundle, given: StartState) -> tuple[int, int] | None:
-    """The steps of the whole list, and how many of them are left out because the picture begins on its draft.
+def list_on_draft(request: Request, bundle: ModelBundle, given: StartState) -> Walk | None:
+    """Where a picture begins that begins on its draft; None begins on something else.
 
-    So many steps are walked as the request asks for, all from the start's level down. None begins on something else.
+    So many steps are walked as the request asks for: the first from the start's own level, the others from levels of
+    the schedule below it.
     """
     level, steps = start_level(request, bundle), request.num_inference_steps or 1
     if level == 0 or given.skipped > 0 or given.added or given.mask is not None:
@@ -355,13 +402,13 @@ def list_on_draft(request: Request, bundle: ModelBundle, given: StartState) -> t
 
     def within(total: int) -> int:
         levels = levels_of(request, bundle, total).sigmas
-        return int(((levels <= level) & (levels > 0)).sum())
+        return int(((levels < level) & (levels > 0)).sum())
 
-    total = steps + bisect_left(range(steps, max(steps, LONGEST_LIST)), steps, key=within)
-    return total, total - steps
+    total = steps + bisect_left(range(steps, max(steps, LONGEST_LIST)), steps - 1, key=within)
+    return Walk(total - steps, total, level)
 
 
-def level_unused(request: Request, bundle: ModelBundle, on_draft: tuple[int, int] | None) -> list[str]:
+def level_unused(request: Request, bundle: ModelBundle, on_draft: Walk | None) -> list[str]:
     """A note if the picture does not begin on its draft, though the request says at which level it should.
 
     A resolved request also holds the model's own level, which nobody asked for.
@@ -383,8 +430,8 @@ def draw_of(options: PriorOptions | None, defaults: GenerationDefaults) -> Draw:
     )
 
 
-def kept_tokens(quantizer: Quantizer, latents: Tensor, block: tuple[float, float, float, float]) -> Tensor:
-    """Tokens of a picture inside a block, -1 elsewhere; a token is kept if its whole cell lies inside. [1,S]
+def kept_tokens(quantizer: Quantizer, latents: Tensor, block: tuple[float, float, float, float]) -> Kept:
+    """What to keep of a picture inside a block: a token is kept if its whole cell lies inside.
 
     Args:
         quantizer: the model's.
@@ -407,4 +454,5 @@ def kept_tokens(quantizer: Quantizer, latents: Tensor, block: tuple[float, float
             for column in range(scale):
                 across = left <= column / scale and (column + 1) / scale <= right
                 inside.append(across and top <= row / scale and (row + 1) / scale <= bottom)
-    return torch.where(torch.tensor(inside, device=tokens.device)[None], tokens, -1)
+    known = torch.where(torch.tensor(inside, device=tokens.device)[None], tokens, -1)
+    return Kept(known, tokens, quantizer.residuals(latents, tokens))

@@ -40,7 +40,7 @@ from gouache.pipeline.generate.guided import (
     size_conditions,
 )
 from gouache.pipeline.generate.guiders import guidance_of, guiders_of
-from gouache.pipeline.generate.passes import Part, Pass, steering
+from gouache.pipeline.generate.passes import Part, Pass, Walk, steering
 from gouache.pipeline.generate.refiner import Relay, handed_over, zeros_of
 from gouache.pipeline.generate.sampler_settings import scaled_at_the_start, steep_notes
 from gouache.pipeline.generate.savings import savings_of
@@ -163,8 +163,7 @@ class Generation:
         self.seeds = seeds_of_batch(request.seed or 0, request.count, request.subseed or 0, request.subseed_strength)
         self.reader = self._reader(bundle)
         self.on_draft = list_on_draft(request, bundle, start_state)
-        total, skipped = self.on_draft or (None, start_state.skipped)
-        self.passes = [self._pass(request, skipped, total)]
+        self.passes = [self._pass(request, self.on_draft or Walk(start_state.skipped))]
         if request.hires is not None:
             self.passes.append(self._second(second_pass(request, bundle)))
         listed = {level: t for one in self.passes for level, t in one.timesteps.items()}
@@ -180,15 +179,13 @@ class Generation:
     def _second(self, request: Request) -> Pass:
         steps, strength = request.num_inference_steps or 1, request.strength or 0.0
         if not follows(request) or request.sigmas is not None:
-            return self._pass(request, steps_to_skip(steps, strength))
+            return self._pass(request, Walk(steps_to_skip(steps, strength)))
         total, skipped = second_walk(steps, strength, request.sampler)
-        return self._pass(request, skipped, total, self.passes[0].clock)
+        return self._pass(request, Walk(skipped, total), self.passes[0].clock)
 
-    def _pass(
-        self, request: Request, skipped: int, total: int | None = None, before: PromptClock | None = None
-    ) -> Pass:
-        levels = levels_of(request, self.bundle, total)
-        sigmas, clock = levels.sigmas[skipped:], None
+    def _pass(self, request: Request, walk: Walk, before: PromptClock | None = None) -> Pass:
+        levels, skipped = levels_of(request, self.bundle, walk.total), walk.skipped
+        sigmas, clock = walk.of(levels.sigmas), None
         steps, earlier = max(len(sigmas) - 1, 1), 0
         if follows(request):
             clock = prompt_clock(request, request.sampler or "ddim", before.steps if before else 0)
@@ -197,7 +194,7 @@ class Generation:
         beside = steering(self.bundle, request, self.start_state, counted_steps(request, sigmas))
         listed = dict(zip(levels.sigmas.tolist(), levels.timesteps, strict=False))
         # Noise alone starts as the list says; on a picture it lies at the level itself.
-        on_picture = skipped > 0 or self.start_state.latents is not None or before is not None
+        on_picture = walk.level is not None or skipped > 0 or self.start_state.latents is not None or before is not None
         ratio = 1.0 if on_picture else levels.start_ratio
         refined = None
         if self.request.hires is None or request is not self.request:  # the last pass alone, as A1111

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from gouache.pipeline.generate.a1111_procedure import TIMESTEP_SAMPLERS, PromptClock, follows
@@ -40,6 +41,26 @@ class Part:
     stop: int | None = None
     by_base: bool = True
     by_refiner: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """Which end of a list of noise levels is walked.
+
+    Attributes:
+        skipped: steps of the list that are left out at its start.
+        total: steps of the whole list; None takes the request's.
+        level: where the walk begins, in place of the list's own level there; None takes that.
+    """
+
+    skipped: int
+    total: int | None = None
+    level: float | None = None
+
+    def of(self, sigmas: Tensor) -> Tensor:
+        """The levels to walk, of the whole list. [m + 1] -> [m + 1 - skipped]"""
+        own = sigmas[self.skipped :]
+        return own if self.level is None else torch.cat([own.new_tensor([self.level]), own[1:]])
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from gouache.models.bundle import ModelBundle
 from gouache.pipeline.generate.draft import as_drafted, draft, draw_of, draw_tokens, list_on_draft, parts_of
 from gouache.pipeline.generate.guided import NetworkInputs, PromptedDenoiser, levels_of, run_sampler
 from gouache.pipeline.generate.guiders import guidance_of
+from gouache.pipeline.generate.passes import Walk
 from gouache.pipeline.inputs.start import StartState
 from gouache.pipeline.inputs.tensors import to_image
 from gouache.pipeline.likelihood import encode_captions, prior_bits
@@ -76,8 +77,8 @@ def _latents(pipeline: Pipeline, prompts: Sequence[str], seeds: Sequence[int], s
     text, empty = encode_captions(bundle, prompts), encode_captions(bundle, [""])
     noise = ImageNoise([ImageSeed(seed) for seed in seeds])
     on_draft = list_on_draft(request, bundle, StartState()) if setting.draft else None
-    total, skipped = on_draft or (None, 0)
-    sigmas = levels_of(request, bundle, total).sigmas[skipped:]
+    walk = on_draft or Walk(0)
+    sigmas = walk.of(levels_of(request, bundle, walk.total).sigmas)
     x = noise.initial((bundle.vae.config.latent_channels, *size)).to(bundle.device) * float(sigmas[0])
     drafts = _drafts(bundle, text, empty, seeds, setting, size)
     if drafts is not None and setting.draft:
@@ -135,9 +136,9 @@ def _drafts(
     if bundle.quantizer is None:
         raise ConfigError(f"model {bundle.name!r}", given="no prior", expected="a model with a prior")
     draw = draw_of(None, bundle.defaults)
-    candidates = torch.stack([draw_tokens(bundle, text, empty, draw, seeds, k) for k in range(setting.best_of)])
-    chosen = candidates[0]  # [B,S]
-    if setting.best_of > 1:
-        bits = torch.stack([prior_bits(bundle, tokens, text).sum(1) for tokens in candidates])  # [best_of,B]
-        chosen = candidates[bits.argmin(0).to(candidates.device), torch.arange(len(seeds))]
-    return bundle.quantizer.decode(chosen)
+    candidates = [draw_tokens(bundle, text, empty, draw, seeds, k) for k in range(setting.best_of)]
+    latents = torch.stack([bundle.quantizer.decode(one.tokens, one.residuals) for one in candidates])
+    if setting.best_of == 1:
+        return latents[0]
+    bits = torch.stack([prior_bits(bundle, one.tokens, text).sum(1) for one in candidates])  # [best_of,B]
+    return latents[bits.argmin(0).to(latents.device), torch.arange(len(seeds))]

@@ -183,7 +183,7 @@ class ControlNetTraining(Stage[Steers]):
         noise = BatchNoise(self.seed, numbers).normal("samples", latents.shape[1:]).to(self.device)
         draft = None
         if self.quantizer is not None and self.unet.config.draft_channels:
-            draft = self.quantizer.decode(self.quantizer.encode(latents))
+            draft = self.quantizer.draft_of(latents)
         found = preview.latents(self.texts.states([one.caption for one in pictures]), noise, draft)
         rows = [hint * 2 - 1, self.vae.decode(latents)[:, :3], self.vae.decode(found)[:, :3]]
         return torch.stack(rows, dim=1).flatten(0, 1)

@@ -169,7 +169,7 @@ class DenoiserTraining(Stage[UNet | MMDiT]):
         if self.quantizer is None or not self.is_tuning:
             rows.append(preview.latents(text, noise, None))
         if self.quantizer is not None:
-            rows.append(preview.latents(text, noise, self.quantizer.decode(self.quantizer.encode(latents))))
+            rows.append(preview.latents(text, noise, self.quantizer.draft_of(latents)))
         return torch.stack([self.vae.decode(row) for row in rows], dim=1).flatten(0, 1)
 
     def prompted(self, network: UNet | MMDiT) -> Tensor | None:

@@ -42,7 +42,7 @@ class PriorTraining(Stage[Prior]):
     name = "prior"
     kind = "prior"
     part = "prior"
-    measured = ("memory",)
+    measured = ("memory", "residuals")
     free = ("dropout",)
     config: PriorStage
     weights: Tensor
@@ -72,8 +72,11 @@ class PriorTraining(Stage[Prior]):
 
     def _network(self, remembered: Encoded | None) -> Prior:
         """A prior with random weights, whose memory is filled."""
-        memory = self.config.sizes.memory if remembered is None else len(remembered)
-        prior = Prior(self.config.sizes.model_copy(update={"memory": memory}))
+        grown = {}
+        if remembered is not None:
+            kept = 0 if self.quantizer.residual is None else self.quantizer.config.latent_size**2
+            grown = {"memory": len(remembered), "residuals": kept}
+        prior = Prior(self.config.sizes.model_copy(update=grown))
         if remembered is not None and prior.recall is not None:
             remember(prior.recall, remembered, self.quantizer)
         return prior
@@ -232,19 +235,26 @@ def extended(start: Prior, remembered: Encoded | None, quantizer: Quantizer) -> 
     if remembered is None or start.recall is None:
         return start
     prior = Prior(start.config.model_copy(update={"memory": start.config.memory + len(remembered)}))
-    captions, tokens = remembered_rows(remembered, quantizer)
+    captions, tokens, residuals = remembered_rows(remembered, quantizer)
     weights = start.state_dict()
     weights["recall.captions"] = torch.cat([start.recall.captions, nn.functional.normalize(captions, dim=1)])
     weights["recall.tokens"] = torch.cat([start.recall.tokens, tokens.to(start.recall.tokens.dtype)])
+    if start.config.residuals and residuals is not None:
+        weights["recall.residuals"] = torch.cat([start.recall.residuals, residuals])
     prior.load_state_dict(weights)
     return prior
 
 
-def remembered_rows(pictures: Encoded, quantizer: Quantizer) -> tuple[Tensor, Tensor]:
-    """Vectors of the captions [M,P] and tokens of the pictures [M,S]."""
-    parts = list(batched(len(pictures)))
-    captions = torch.cat([pictures.text(numbers).pooled for numbers in parts])
-    return captions, torch.cat([quantizer.encode(pictures.latents(numbers)) for numbers in parts])
+def remembered_rows(pictures: Encoded, quantizer: Quantizer) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Vectors of the captions [M,P], tokens of the pictures [M,S] and what these leave [M,h*w], if there are codes."""
+    captions, tokens, residuals = [], [], []
+    for numbers in batched(len(pictures)):
+        latents = pictures.latents(numbers)
+        captions.append(pictures.text(numbers).pooled)
+        tokens.append(quantizer.encode(latents))
+        if (left := quantizer.residuals(latents, tokens[-1])) is not None:
+            residuals.append(left)
+    return torch.cat(captions), torch.cat(tokens), torch.cat(residuals) if residuals else None
 
 
 @torch.no_grad()

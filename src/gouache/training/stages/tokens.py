@@ -28,6 +28,8 @@ from gouache.training.stage import Batch, BatchNoise, Losses, Preparing, Ready, 
 from gouache.training.stage_tables import TOKENS_STAY, TokensStage
 
 SHOWN = 16
+FITTED = 1024
+"""Pictures whose residuals the codes are fitted to: with 16x16 places a thousand for every one of 256 codes."""
 
 
 class TokensTraining(Stage[Quantizer]):
@@ -147,5 +149,18 @@ class TokensTraining(Stage[Quantizer]):
 
     def export(self, network: Quantizer, path: Path) -> None:
         """Write the quantizer."""
+        self._fit_residuals(network)
         config = network.config.to_json()
         save_tensors(path, network.state_dict(), {"component": self.part, "config": config})
+
+    @torch.no_grad()
+    def _fit_residuals(self, network: Quantizer) -> None:
+        """Choose the residual codes for what the drafts leave of some training pictures."""
+        if network.residual is None:
+            return
+        vectors = []
+        for numbers in batched(min(FITTED, len(self.data))):
+            latents = self.data.latents(numbers).to(self.device)
+            left = latents - network.decode(network.encode(latents))
+            vectors.append(left.flatten(2).mT.flatten(0, 1).cpu())
+        network.residual.fit(torch.cat(vectors), torch.Generator().manual_seed(self.seed))

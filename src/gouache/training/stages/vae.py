@@ -65,7 +65,7 @@ class DraftPainter(nn.Module):
     @torch.no_grad()
     def forward(self, latents: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
         """Latents [B,C,h,w], noised to sigma [B] and denoised in `STEPS` steps of DDIM (Song et al. 2021)."""
-        draft = self.quantizer.decode(self.quantizer.encode(latents))
+        draft = self.quantizer.draft_of(latents)
         text = self.preview.empty.expanded(len(latents))
         x = latents + expand_to(sigma, latents) * noise
         for step in range(self.STEPS):
