@@ -27,7 +27,7 @@ train "$run" "$config" denoiser 300
 train "$run" "$config" upscaler 60
 
 [ -d "$model" ] || gouache pack "$run" "$model" --config "$config" --int8 text_encoder,prior,quantizer \
-    --styles noto,twemoji,flat,3d --licence Apache-2.0
+    --styles noto,twemoji,flat,3d --synonyms "$data" --licence Apache-2.0
 gouache eval "$model" --data "$data" --judge "$work/judge/clip/last.safetensors" \
     --json "$work/eval.json" --sheet "$work/eval.png"
 gouache card "$model" --data "$data" --run "$work/towers" --run "$run" --config recipes/pocket.toml \

@@ -16,7 +16,7 @@ from gouache.checkpoints.convert import convert
 from gouache.checkpoints.diffusers.folder import read_json
 from gouache.checkpoints.formats.header import read_header
 from gouache.checkpoints.formats.safetensors import load_tensors, save_tensors, write_json
-from gouache.checkpoints.identify import CARD_FILE, VOCABULARY_FILE
+from gouache.checkpoints.identify import CARD_FILE, SYNONYMS_FILE, VOCABULARY_FILE
 from gouache.checkpoints.load import load_bundle
 from gouache.checkpoints.save import Format, bundle_to_write, write_model
 from gouache.errors import ConfigError, CorruptCheckpoint, GouacheError, IncompatibleCheckpoint, ModelNotFound
@@ -32,6 +32,7 @@ from gouache.models.configs import (
     UpscalerConfig,
     VAEConfig,
 )
+from gouache.models.memory.synonyms import Synonyms
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
 from gouache.models.text.sentence import SentenceEncoder
@@ -91,7 +92,14 @@ def pocket() -> ModelBundle:
         heads=2,
     )
     quantizer = QuantizerConfig(
-        latent_channels=8, latent_size=8, features=8, width=16, blocks=1, levels=(3, 3, 3), scales=(1, 2, 4)
+        latent_channels=8,
+        latent_size=8,
+        features=8,
+        width=16,
+        blocks=1,
+        levels=(3, 3, 3),
+        scales=(1, 2, 4),
+        residual_codes=5,
     )
     bundle = ModelBundle(
         family="pocket",
@@ -105,6 +113,7 @@ def pocket() -> ModelBundle:
         prior=Prior(prior),
         quantizer=Quantizer(quantizer),
         upscaler=Upscaler(UpscalerConfig(channels=8, blocks=1, scale=2)),
+        synonyms=Synonyms({"apple": ("red fruit", "苹果"), "frog": ("toad",), "thing": ()}),
         name="small",
     )
     for k, network in enumerate(bundle.networks().values()):
@@ -128,6 +137,9 @@ def assert_same(found: ModelBundle, wanted: ModelBundle) -> None:
     assert found.name == wanted.name
     assert found.denoiser_config == wanted.denoiser_config
     assert found.defaults == wanted.defaults
+    assert wanted.synonyms is not None
+    assert found.synonyms is not None
+    assert found.synonyms.table == wanted.synonyms.table
     assert found.text.tokenize("a red apples 苹果 é") == wanted.text.tokenize("a red apples 苹果 é")
     assert set(found.networks()) == set(wanted.networks())
     for name, network in wanted.networks().items():
@@ -153,6 +165,7 @@ def test_folder_and_file_give_the_model_back_and_paint_the_same(
         *(f"{part}.safetensors" for part in PARTS),
         CARD_FILE,
         VOCABULARY_FILE,
+        SYNONYMS_FILE,
     }
     source, wanted = written, paint(pocket)
     assert_same(load_bundle(source), pocket)

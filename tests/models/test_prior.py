@@ -10,9 +10,9 @@ import torch
 from torch import nn
 
 from gouache.errors import ConfigError, InvalidInput, ShapeMismatch
+from gouache.models.memory.recall import FOLLOWED, Recall
 from gouache.models.prior import Draw, Prior, PriorConfig, draw_order, inverse_transform, prior_inputs, truncate
 from gouache.models.quantizer import Quantizer, QuantizerConfig
-from gouache.models.recall import FOLLOWED, Recall
 
 Order = Literal["raster", "scales", "turns", "recall"]
 Text = Literal["prefix", "cross"]

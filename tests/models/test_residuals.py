@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from gouache.errors import ConfigError, ShapeMismatch
+from gouache.models.memory.residuals import ResidualCodes, shared
 from gouache.models.quantizer import Quantizer, QuantizerConfig
-from gouache.models.residuals import ResidualCodes, shared
 
 
 def seeded(seed: int = 0) -> torch.Generator:

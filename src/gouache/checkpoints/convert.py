@@ -11,7 +11,7 @@ from torch import Tensor
 from gouache.checkpoints.detect import Identity, Part
 from gouache.checkpoints.formats.header import TensorInfo
 from gouache.checkpoints.formats.safetensors import TORCH_DTYPES, WeightSource, dtype_name, verify_sha256
-from gouache.checkpoints.identify import identify, read_card, vocabulary_of
+from gouache.checkpoints.identify import identify, read_card, synonyms_of, vocabulary_of
 from gouache.checkpoints.load import (
     check_loadable,
     denoiser_config,
@@ -103,6 +103,7 @@ def model_at(
         vocabulary=vocabulary_of(source) if sentences else (),
         t5_tokenizer=t5_tokenizer(source, t5.config) if t5 and isinstance(t5.config, T5Config) else None,
         styles=own.styles if own else (),
+        synonyms=synonyms_of(source) if own else {},
         description=own.description if own else "",
         licence=own.licence if own else "",
     )

@@ -36,6 +36,8 @@ CARD_FILE = "model.json"
 CARD_KEY = "gouache.model"
 VOCABULARY_FILE = "vocab.txt"
 VOCABULARY_KEY = "gouache.vocabulary"
+SYNONYMS_FILE = "synonyms.tsv"
+SYNONYMS_KEY = "gouache.synonyms"
 PARTS = ("unet", "vae", "text_encoder", "text_encoder_2", "text_encoder_3", "prior", "quantizer", "upscaler")
 
 
@@ -252,6 +254,19 @@ def vocabulary_of(path: Path) -> tuple[str, ...]:
             str(path), given="a sentence encoder without a vocabulary", expected=f"{VOCABULARY_FILE} or its metadata"
         )
     return tuple(text.removesuffix("\n").split("\n"))
+
+
+def synonyms_of(path: Path) -> dict[str, tuple[str, ...]]:
+    """What else the things are called that a model remembers: label, then its other names, one thing a line, with tabs.
+
+    None in a model whose files have no such table.
+    """
+    if path.is_dir():
+        file = path / SYNONYMS_FILE
+        text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    else:
+        text = read_header(path).metadata.get(SYNONYMS_KEY, "")
+    return {label: tuple(names) for label, *names in (line.split("\t") for line in text.splitlines() if line)}
 
 
 def known_sha256(identity: Identity) -> str:

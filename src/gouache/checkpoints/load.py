@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from gouache.checkpoints.detect import Identity, Part
 from gouache.checkpoints.formats.header import Header
 from gouache.checkpoints.formats.safetensors import WeightSource, verify_sha256
-from gouache.checkpoints.identify import identify, known_sha256, read_card, vocabulary_of
+from gouache.checkpoints.identify import identify, known_sha256, read_card, synonyms_of, vocabulary_of
 from gouache.checkpoints.model_defaults import folder_scheduler, generation_defaults, vae_of_family
 from gouache.checkpoints.networks import Plan, build_on_meta, fill, load_network, open_part, plan_network, read_planned
 from gouache.checkpoints.noise_table import recorded_latents, recorded_schedule
@@ -36,6 +36,7 @@ from gouache.models.configs import (
     VAEConfig,
 )
 from gouache.models.family import family_named
+from gouache.models.memory.synonyms import Synonyms
 from gouache.models.mmdit import MMDiT
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
@@ -176,6 +177,7 @@ def assemble(
         denoiser_config=denoiser,
         defaults=generation_defaults(path, identity, denoiser),
         styles=_styles(path, identity),
+        synonyms=_synonyms(path, identity),
         prior=next(iter(_of(networks, Prior)), None),
         quantizer=next(iter(_of(networks, Quantizer)), None),
         upscaler=next(iter(_of(networks, Upscaler)), None),
@@ -330,6 +332,11 @@ def _sd2_prediction(part: Part, tensor_of: Callable[[str], Tensor]) -> Parameter
 def _styles(path: Path, identity: Identity) -> tuple[str, ...]:
     own = read_card(path) if identity.layout == "gouache" else None
     return () if own is None else own.styles
+
+
+def _synonyms(path: Path, identity: Identity) -> Synonyms | None:
+    table = synonyms_of(path) if identity.layout == "gouache" else {}
+    return Synonyms(table) if table else None
 
 
 def check_loadable(identity: Identity, where: str, *, without_vae: bool = False) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,7 +22,16 @@ from gouache.checkpoints.detect import CONFIG_KEY
 from gouache.checkpoints.diffusers import write as diffusers_write
 from gouache.checkpoints.formats.header import SCALE, TensorInfo, is_matrix
 from gouache.checkpoints.formats.safetensors import dtype_name, quantise, write_json, write_tensors
-from gouache.checkpoints.identify import CARD_FILE, CARD_KEY, VOCABULARY_FILE, VOCABULARY_KEY, ModelCard, PartCard
+from gouache.checkpoints.identify import (
+    CARD_FILE,
+    CARD_KEY,
+    SYNONYMS_FILE,
+    SYNONYMS_KEY,
+    VOCABULARY_FILE,
+    VOCABULARY_KEY,
+    ModelCard,
+    PartCard,
+)
 from gouache.checkpoints.keymaps import speller
 from gouache.checkpoints.noise_table import (
     ALPHAS_CUMPROD,
@@ -87,8 +96,8 @@ class NetworkToWrite:
 class ModelToWrite:
     """A whole model on its way to the disk; `networks` by the part's name.
 
-    `styles`, `description`, `licence` and `int8` (parts whose matrices are stored in int8) are kept by the own format
-    only. `metadata` stands in the file's, or in that of a folder's U-Net.
+    `styles`, `synonyms`, `description`, `licence` and `int8` (parts whose matrices are stored in int8) are kept by the
+    own format only. `metadata` stands in the file's, or in that of a folder's U-Net.
     """
 
     family: str
@@ -100,6 +109,7 @@ class ModelToWrite:
     vocabulary: tuple[str, ...] = ()
     t5_tokenizer: UnigramTokenizer | None = None
     styles: tuple[str, ...] = ()
+    synonyms: Mapping[str, Sequence[str]] = field(default_factory=dict)
     description: str = ""
     licence: str = ""
     int8: tuple[str, ...] = ()
@@ -151,6 +161,7 @@ def bundle_to_write(bundle: ModelBundle, variant: str = "base") -> ModelToWrite:
         vocabulary=tuple(vocabulary),
         t5_tokenizer=bundle.text.t5_tokenizer,
         styles=bundle.styles,
+        synonyms={} if bundle.synonyms is None else bundle.synonyms.table,
     )
 
 
@@ -236,6 +247,9 @@ def _write_own_folder(model: ModelToWrite, folder: Path) -> None:
     if model.vocabulary:
         with atomic_write(folder / VOCABULARY_FILE) as file:
             file.write("\n".join(model.vocabulary).encode("utf-8") + b"\n")
+    if model.synonyms:
+        with atomic_write(folder / SYNONYMS_FILE) as file:
+            file.write(_table(model.synonyms).encode("utf-8"))
     for text in _t5_vocabulary(model).values():
         with atomic_write(folder / OWN_FILE) as file:
             file.write(text.encode("utf-8"))
@@ -254,7 +268,13 @@ def _write_own_file(model: ModelToWrite, path: Path) -> None:
     metadata = {**model.metadata, **own}
     if model.vocabulary:
         metadata[VOCABULARY_KEY] = "\n".join(model.vocabulary)
+    if model.synonyms:
+        metadata[SYNONYMS_KEY] = _table(model.synonyms)
     write_tensors(path, infos, tensor_of, metadata)
+
+
+def _table(synonyms: Mapping[str, Sequence[str]]) -> str:
+    return "".join("\t".join((label, *names)) + "\n" for label, names in synonyms.items())
 
 
 def _card(model: ModelToWrite, parts: tuple[PartCard, ...]) -> ModelCard:

@@ -195,6 +195,10 @@ def pack(
     ] = "",
     name: Annotated[str, typer.Option(help="The model's name.")] = POCKET.name,
     styles: Annotated[str, typer.Option(help="Comma-separated styles that requests may name.")] = "",
+    synonyms: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the built recipe trained on: its keywords say what else the things are called."),
+    ] = None,
     licence: Annotated[str, typer.Option(help="Licence of the weights, as an SPDX identifier.")] = "",
     ema: Annotated[
         float | None,
@@ -216,6 +220,7 @@ def pack(
         int8=_words(int8),
         name=name,
         styles=_words(styles),
+        synonyms=synonyms,
         licence=licence,
         ema=ema,
     )

@@ -6,13 +6,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gouache.data.stickers import Sticker
+from gouache.data.stickers import Sticker, Stickers
 from gouache.data.wording import with_article
 
 STYLE_WORDS = {"noto": "noto style", "twemoji": "twemoji style", "flat": "flat style", "3d": "3d style"}
 ZH_STYLE_WORDS = {"noto": "诺托风格", "twemoji": "推特风格", "flat": "扁平风格", "3d": "立体风格"}
 
 NO_ARTICLE = ("people-body", "symbols", "flags", "letters")
+
+
+def synonyms_of(stickers: Stickers) -> dict[str, tuple[str, ...]]:
+    """Label of every thing to train on -> its keywords and Chinese names, each once, in the data set's order."""
+    found: dict[str, dict[str, None]] = {}
+    for row in stickers.indices("train"):
+        record = stickers.records[int(row)]
+        names = (*record.keywords, record.zh_label, *record.zh_keywords)
+        found.setdefault(record.label, {}).update(dict.fromkeys(name for name in names if name))
+    return {label: tuple(names) for label, names in found.items()}
 
 
 def canonical_caption(record: Sticker) -> str:

@@ -20,6 +20,7 @@ from gouache.models.configs import DenoiserConfig, GenerationDefaults, UNetConfi
 from gouache.models.denoiser import Denoiser, SteeringNetwork
 from gouache.models.family import SDXL, Family, family_named
 from gouache.models.few_steps import FewSteps
+from gouache.models.memory.synonyms import Synonyms
 from gouache.models.mmdit import MMDiT
 from gouache.models.prior import Prior
 from gouache.models.quantizer import Quantizer
@@ -47,6 +48,7 @@ class ModelBundle:
         denoiser_config: what the U-Net's output means, and its noise schedule.
         defaults: size, steps and so on of a request that leaves them open.
         styles: that a request may name; empty = the model knows none by name, and any word passes.
+        synonyms: what else the things are called that the prior remembers by their labels.
         prior, quantizer: the autoregressive prior that draws the draft, and its code book; both or none.
         upscaler: the up-sampling decoder for pictures larger than the model's own, if it has one.
         controls: networks that steer the U-Net, by the names that requests give them; none is the model's own.
@@ -82,6 +84,7 @@ class ModelBundle:
     own_pictures: OwnPictures | None = None
     refiner: ModelBundle | None = None
     styles: tuple[str, ...] = ()
+    synonyms: Synonyms | None = None
     name: str = ""
     path: Path | None = None
     sha256: str = ""

@@ -249,7 +249,7 @@ class QuantizerConfig(Config):
     scales: tuple[int, ...] = (1, 2, 4, 8)
     """Side of every token grid, coarse to fine."""
     residual_codes: int = Field(default=0, ge=0, le=256)
-    """Codes for what a draft leaves of the latents, one for every place (`models/residuals.py`); 0: it stays lost."""
+    """Codes for what a draft leaves of the latents at a place (`models/memory/residuals.py`); 0: it is lost."""
 
     @model_validator(mode="after")
     def _scales_fit(self) -> QuantizerConfig:

@@ -20,8 +20,8 @@ from torch.nn import functional as F
 
 from gouache.errors import InvalidInput, ShapeMismatch
 from gouache.models.configs import PriorConfig
+from gouache.models.memory.recall import Recall, Recalled
 from gouache.models.quantizer import Quantizer
-from gouache.models.recall import Recall, Recalled
 from gouache.nn.attention import attend_heads, key_mask
 from gouache.nn.layers import Dropout
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from gouache.errors import ConfigError, ShapeMismatch
 from gouache.models.configs import QuantizerConfig
-from gouache.models.residuals import ResidualCodes, shared
+from gouache.models.memory.residuals import ResidualCodes, shared
 from gouache.nn.layers import GroupNorm
 
 __all__ = ["FSQ", "Quantizer", "QuantizerConfig"]

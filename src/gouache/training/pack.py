@@ -10,6 +10,8 @@ import torch
 
 from gouache.checkpoints.load import load_bundle
 from gouache.checkpoints.save import bundle_to_write, write_model
+from gouache.data.captions import synonyms_of
+from gouache.data.stickers import Stickers
 from gouache.errors import ConfigError, InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults
@@ -31,6 +33,7 @@ def pack(
     int8: tuple[str, ...] = (),
     name: str = POCKET.name,
     styles: tuple[str, ...] = (),
+    synonyms: Path | None = None,
     licence: str = "",
     ema: float | None = None,
 ) -> Path:
@@ -47,6 +50,7 @@ def pack(
         int8: parts whose matrices are stored in int8 with a scale a row, for example ("text_encoder", "prior").
         name: the model's name.
         styles: that requests may name.
+        synonyms: folder of the data set, a built recipe, whose keywords say what else the things are called.
         licence: of the weights, as an SPDX identifier.
         ema: relative width of the denoiser's average, one of those tracked; none takes the config's.
 
@@ -63,7 +67,8 @@ def pack(
             bundle.networks()[stage.part].load_state_dict(tracked_average(stage_run(run, stage.name), ema))
     for part in bundle.networks().values():
         part.to(DTYPES[dtype])
-    model = replace(bundle_to_write(bundle), int8=int8, styles=styles, licence=licence)
+    names = {} if synonyms is None else synonyms_of(Stickers.open(synonyms))
+    model = replace(bundle_to_write(bundle), int8=int8, styles=styles, synonyms=names, licence=licence)
     return write_model(model, out, "gouache")
 
 

@@ -8,9 +8,11 @@ import torch
 
 from gouache.diffusion.rng import ImageSeed
 from gouache.models.prior import Draw
-from gouache.pipeline.generate.draft import Kept, as_drafted, draft, draw_of, draw_tokens
+from gouache.pipeline.generate.draft import Kept, draft, draw_of, draw_tokens
+from gouache.pipeline.output.recipe import Recipe
 from gouache.pipeline.pipeline import Pipeline, open_pipeline
 from gouache.pipeline.prompts.encode import PromptReader
+from gouache.pipeline.remembered import as_drafted
 from gouache.pipeline.request import Prior, Request
 
 TABLES = ("tokens", "residuals")
@@ -28,7 +30,7 @@ def reader(shipped: Pipeline) -> PromptReader:
 def drafted(shipped: Pipeline, prompt: str, seed: int = 1, **prior: float) -> str:
     encode = reader(shipped).encode
     request = shipped.resolve(Request(prompt=prompt, seed=seed, prior=Prior.from_dict(prior)))
-    return as_drafted(request, shipped.bundle, seed, encode(prompt), encode)[0]
+    return as_drafted(request, shipped.bundle, seed, encode(prompt), encode).prompt
 
 
 def test_a_prompt_without_a_style_gets_one_by_its_seed(shipped: Pipeline) -> None:
@@ -132,3 +134,61 @@ def test_measure_words_make_no_difference(shipped: Pipeline) -> None:
     ]
     seen = [picture[..., 3] > 127 for picture in pictures]
     assert (seen[0] & seen[1]).sum() / (seen[0] | seen[1]).sum() > 0.9
+
+
+def named(shipped: Pipeline, prompt: str, seed: int = 1, **prior: bool) -> dict[str, str]:
+    encode = reader(shipped).encode
+    request = shipped.resolve(Request(prompt=prompt, seed=seed, prior=Prior.from_dict(prior)))
+    return as_drafted(request, shipped.bundle, seed, encode(prompt), encode).renamed
+
+
+@pytest.mark.parametrize(
+    ("prompt", "label"),
+    [
+        ("一只可爱的熊猫", "panda"),
+        ("机器人", "robot"),
+        ("火箭, 3d style", "rocket"),
+        ("一碗面条", "steaming bowl"),
+        ("a bowl of noodles", "steaming bowl"),
+        ("the planet Saturn, noto style", "ringed planet"),
+        ("sneakers", "running shoe"),
+        ("a cute kitten", "cat"),
+    ],
+)
+def test_a_thing_is_drafted_by_the_label_that_it_is_remembered_by(shipped: Pipeline, prompt: str, label: str) -> None:
+    assert list(named(shipped, prompt).values()) == [label]
+    assert not named(shipped, prompt, synonyms=False)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "a birthday cake",  # a label itself
+        "a fast sports car",  # near enough to what is remembered, and no sport utility vehicle
+        "a knight in armor",  # a keyword of the dragon, to which it is not like
+        "下雪的山",
+        "qwzx",
+        "a (doctor:1.2)",
+    ],
+)
+def test_what_is_no_other_name_of_anything_stays(shipped: Pipeline, prompt: str) -> None:
+    assert not named(shipped, prompt)
+
+
+def test_of_several_things_the_seed_chooses_the_likelier_more_often(shipped: Pipeline) -> None:
+    found = [label for seed in range(24) for label in named(shipped, "a wizard", seed).values()]
+    assert len(found) == 24
+    assert set(found) <= {"mage", "magic wand"}
+    assert found.count("mage") > found.count("magic wand")
+    assert named(shipped, "a wizard", 3) == named(shipped, "a wizard", 3)
+
+
+def test_the_recipe_says_by_what_name_a_thing_was_drafted(shipped: Pipeline) -> None:
+    painted = shipped.paint(Request(prompt="一只可爱的熊猫", seed=1))[0]
+    assert "'可爱的熊猫' is drafted as 'panda'" in painted.recipe.notes
+    older = Recipe.model_validate({**painted.recipe.model_dump(mode="json"), "recipe": 6, "request": BEFORE})
+    assert older.request.prior is not None
+    assert not older.request.prior.synonyms
+
+
+BEFORE = {"prompt": "一只可爱的熊猫", "seed": 1, "count": 1, "prior": {"recall": 8.0}}

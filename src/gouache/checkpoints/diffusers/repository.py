@@ -37,7 +37,7 @@ def choose_files(names: Iterable[str], variant: str | None = None) -> list[str]:
             chosen += _best_weights(inside, variant)
         return chosen
     top = [name for name in names if "/" not in name]
-    known = ("config.json", "model.json", "vocab.txt", "modelspec.json", "adapter_config.json")
+    known = ("config.json", "model.json", "vocab.txt", "synonyms.tsv", "modelspec.json", "adapter_config.json")
     texts = [name for name in top if name in known]
     if "model.json" in top:
         return texts + [name for name in top if name.endswith(".safetensors")]

@@ -20,11 +20,12 @@ from gouache.models.text.sentence import SentenceEncoder
 from gouache.pipeline.explain.possible import check_explained
 from gouache.pipeline.explain.watching import Watched, main_colours, watching
 from gouache.pipeline.generate.decode import decode, preview
-from gouache.pipeline.generate.draft import as_drafted, draw_of, draw_tokens, parts_of
+from gouache.pipeline.generate.draft import draw_of, draw_tokens, parts_of
 from gouache.pipeline.generate.generation import Painted, Progress
 from gouache.pipeline.inputs.tensors import to_image
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.prompts.encode import EncodedPrompt, PromptReader, styled_prompt
+from gouache.pipeline.remembered import as_drafted
 from gouache.pipeline.request import Prior as PriorOptions
 from gouache.pipeline.request import Request
 
@@ -162,12 +163,14 @@ def _scales(
     options = request.prior or PriorOptions()
     if prior is None or quantizer is None or not options.enabled or text.pooled is None:
         return ()
-    prompt, text, encode = as_drafted(request, bundle, request.seed or 0, text, reader.encode)
-    parts, stream = parts_of(request, bundle, prompt, encode), "prior"
+    drafted = as_drafted(request, bundle, request.seed or 0, text, reader.encode)
+    parts, stream = parts_of(request, bundle, drafted.prompt, drafted.encode), "prior"
     if parts is not None:
         if parts.layout.alone is None:
             return ()  # each thing has a draft of its own; what they make together is the draft
         text, stream = parts.encode(parts.layout.alone.words), "prior/0"
+    else:
+        text = drafted.text
     if request.subseed_strength > 0:
         return ()  # parts of a variation's tokens are another draw's
     draw, seeds = draw_of(options, bundle.defaults), [request.seed or 0]

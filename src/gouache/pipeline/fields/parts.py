@@ -241,6 +241,9 @@ class Prior(Config):
     """Block of the starting image whose tokens are kept: left, top, right, bottom as fractions."""
     layout: bool = True
     """Draft the things of "a cat to the left of a tree" or "three cups" each by itself, and lay them out."""
+    synonyms: bool = True
+    """Draft a thing by the label that it is remembered by: "熊猫" as "panda", "a bowl of noodles" as "steaming
+    bowl"."""
     plain: bool = True
     """Draft the things of "a blue cat" and "a cat on a yellow background" plain, and give the drafts colour and ground;
     only with `layout`."""

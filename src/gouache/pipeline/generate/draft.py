@@ -20,22 +20,19 @@ from gouache.diffusion.rng import ImageSeed, generator_for
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults
-from gouache.models.prior import Draw, inverse_transform
+from gouache.models.prior import Draw
 from gouache.models.quantizer import Quantizer
 from gouache.pipeline.composition import Drawn, can_compose, compose, layout_of
 from gouache.pipeline.generate.a1111_procedure import follows
 from gouache.pipeline.generate.guided import levels_of
 from gouache.pipeline.generate.passes import Walk
 from gouache.pipeline.inputs.start import DRAFT, StartState, input_kind
-from gouache.pipeline.likelihood import encode_captions, prior_bits
-from gouache.pipeline.prompts.encode import EncodedPrompt, styled_prompt
-from gouache.pipeline.prompts.layout import NAMES_A_STYLE, SYNTAX, Layout, without_measure
+from gouache.pipeline.likelihood import prior_bits
+from gouache.pipeline.prompts.encode import EncodedPrompt
+from gouache.pipeline.prompts.layout import Layout
 from gouache.pipeline.prompts.regions import PlannedRegions, in_order, laid_out
 from gouache.pipeline.request import Prior as PriorOptions
 from gouache.pipeline.request import Request
-
-ALIKE = 0.02
-"""Difference in nearness to what is remembered at which one style is chosen e times as often as another."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,49 +84,6 @@ class Parts:
     layout: Layout
     encode: Callable[[str], EncodedPrompt]
     bare: Tensor | None = None
-
-
-def as_drafted(
-    request: Request,
-    bundle: ModelBundle,
-    seed: int,
-    text: EncodedPrompt,
-    encode: Callable[[str], EncodedPrompt] | None,
-) -> tuple[str, EncodedPrompt, Callable[[str], EncodedPrompt] | None]:
-    """The prompt as the prior reads it, its encoding, and what encodes words of it.
-
-    What is remembered is found by its caption, and captions name a style and no measure words. So where a draft follows
-    what is remembered, "一匹马" is drafted as "马", and a prompt that names no style in one of the model's: the seed
-    chooses, mostly among those in which something is remembered that is near to the prompt.
-
-    Args:
-        request: resolved.
-        bundle: the model.
-        seed: of the picture.
-        text: the prompt with its style, encoded.
-        encode: encodes words; None if the prompt is no plain text, and nothing is changed.
-    """
-    prompt, given = styled_prompt(request), with_defaults(request.prior, bundle.defaults)
-    recall = None if bundle.prior is None else bundle.prior.recall
-    if encode is None or recall is None or not (given.enabled and given.recall):
-        return prompt, text, encode
-    if not prompt.strip() or SYNTAX.search(prompt):
-        return prompt, text, encode
-
-    def read(words: str) -> EncodedPrompt:
-        return encode(without_measure(words))
-
-    if not bundle.styles or NAMES_A_STYLE.search(prompt):
-        return prompt, text if without_measure(prompt) == prompt else read(prompt), read
-    layout = layout_of(given, bundle, prompt)
-    thing = without_measure(layout.things[0].words if layout is not None and layout.things else prompt)
-    pooled = encode_captions(bundle, [f"{thing}, {style} style" for style in bundle.styles]).pooled
-    if pooled is None:
-        return prompt, text, encode  # nothing can be recalled by this text encoder
-    chosen = torch.rand((), generator=generator_for(seed, "prior/style"))
-    style = bundle.styles[int(inverse_transform((recall.nearness(pooled) / ALIKE).softmax(0).cpu(), chosen))]
-    drafted = f"{prompt}, {style} style"
-    return drafted, read(drafted), read
 
 
 def parts_of(
@@ -367,6 +321,7 @@ def with_defaults(options: PriorOptions | None, defaults: GenerationDefaults) ->
         variation=options.variation,
         keep=options.keep,
         layout=options.layout,
+        synonyms=options.synonyms,
         plain=options.plain,
         scenery=options.scenery or "draw",
     )

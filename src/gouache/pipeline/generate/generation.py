@@ -26,7 +26,7 @@ from gouache.pipeline.generate.a1111_procedure import (
     second_walk,
 )
 from gouache.pipeline.generate.decode import decode, ground_of, preview
-from gouache.pipeline.generate.draft import as_drafted, draft, level_unused, list_on_draft, own_draft, parts_of
+from gouache.pipeline.generate.draft import draft, level_unused, list_on_draft, own_draft, parts_of
 from gouache.pipeline.generate.enlarge import enlarge_picture, find_upscaler
 from gouache.pipeline.generate.guided import (
     IMAGE_GUIDANCE,
@@ -57,6 +57,7 @@ from gouache.pipeline.output.metadata import OWN, PARAMETERS, ImageKind, encode_
 from gouache.pipeline.output.recipe import Recipe, machine_of, model_ref, package_versions, pixels_digest
 from gouache.pipeline.prompts.encode import PromptPlan, PromptReader, styled_prompt
 from gouache.pipeline.prompts.regions import planned_regions
+from gouache.pipeline.remembered import as_drafted
 from gouache.pipeline.request import Request
 from gouache.pipeline.resolve import second_pass
 
@@ -424,13 +425,15 @@ class Generation:
             return own.latents.expand(len(seeds), -1, -1, -1), [[] for _ in seeds]
         first, start = self.passes[0], self.start_state
         text, empty = first.positive.at(1)[0][1], self.reader.encode("")
-        size, drafts = self._latent_size(self.request), []
+        size, drafts, notes = self._latent_size(self.request), [], []
         plain = None if self.mixed else self.reader.encode
         for one in seeds:
-            prompt, read, encode = as_drafted(self.request, self.bundle, one.seed, text, plain)
-            parts = parts_of(self.request, self.bundle, prompt, encode, start.areas, first.regions)
-            drafts.append(draft(self.request, self.bundle, read, empty, one, size, start.latents, parts))
-        return torch.cat([one.latents for one in drafts]), [one.notes(self.request) for one in drafts]
+            read = as_drafted(self.request, self.bundle, one.seed, text, plain)
+            parts = parts_of(self.request, self.bundle, read.prompt, read.encode, start.areas, first.regions)
+            made = draft(self.request, self.bundle, read.text, empty, one, size, start.latents, parts)
+            drafts.append(made.latents)
+            notes.append([*read.notes(), *made.notes(self.request)])
+        return torch.cat(drafts), notes
 
     def _enlarged(
         self, latents: Tensor | None, drafted: Tensor | None, one: Pass, notes: list[list[str]]

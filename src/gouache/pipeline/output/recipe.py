@@ -27,7 +27,7 @@ from gouache.pipeline.request import Request
 if TYPE_CHECKING:
     from gouache.models.bundle import ModelBundle
 
-RECIPE_VERSION = 6
+RECIPE_VERSION = 7
 """1 to 5: the prior mixed what it remembers, and the words of a scenery were left to it. 1 to 4: a variation kept the
 draft of the seed, and things were drafted in their colours. 1 to 3: every picture began on noise alone, unless its
 request named a level. 1: the prior drafted every prompt as a whole. 1 and 2: the emphasis rule a1111 kept the mean of
@@ -110,6 +110,8 @@ class Recipe(Config):
         """A picture of an older version comes out as it did, where a field means something else today."""
         if not isinstance(data, Mapping) or not isinstance(request := data.get("request"), Mapping):
             return data
+        if data.get("recipe") in range(1, 7) and isinstance(prior := request.get("prior"), Mapping):
+            request = {**request, "prior": {"synonyms": False, **prior}}
         if data.get("recipe") in (1, 2, 3, 4, 5) and isinstance(prior := request.get("prior"), Mapping):
             before = {"scenery": "ignore", **prior, "recall": prior.get("recall") or 0.0}
             request = {**request, "prior": before}

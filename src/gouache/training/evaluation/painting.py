@@ -13,7 +13,7 @@ from torch import Tensor
 from gouache.diffusion.rng import ImageNoise, ImageSeed
 from gouache.errors import ConfigError
 from gouache.models.bundle import ModelBundle
-from gouache.pipeline.generate.draft import as_drafted, draft, draw_of, draw_tokens, list_on_draft, parts_of
+from gouache.pipeline.generate.draft import draft, draw_of, draw_tokens, list_on_draft, parts_of
 from gouache.pipeline.generate.guided import NetworkInputs, PromptedDenoiser, levels_of, run_sampler
 from gouache.pipeline.generate.guiders import guidance_of
 from gouache.pipeline.generate.passes import Walk
@@ -22,6 +22,7 @@ from gouache.pipeline.inputs.tensors import to_image
 from gouache.pipeline.likelihood import encode_captions, prior_bits
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.prompts.encode import EncodedPrompt, PromptPlan
+from gouache.pipeline.remembered import as_drafted
 from gouache.pipeline.request import Request
 from gouache.training.stage import batched
 
@@ -110,12 +111,12 @@ def _laid_out(
     rows = []
     for row, prompt, seed in zip(drafts, prompts, seeds, strict=True):
         given = encode(prompt)
-        drafted, text, read = as_drafted(request.replace({"prompt": prompt}), bundle, seed, given, encode)
-        parts = parts_of(request, bundle, drafted, read)
-        if text is given and parts is None:
+        drafted = as_drafted(request.replace({"prompt": prompt}), bundle, seed, given, encode)
+        parts = parts_of(request, bundle, drafted.prompt, drafted.encode)
+        if drafted.text is given and parts is None:
             rows.append(row)
         else:
-            rows.append(draft(request, bundle, text, empty, ImageSeed(seed), size, None, parts).latents[0])
+            rows.append(draft(request, bundle, drafted.text, empty, ImageSeed(seed), size, None, parts).latents[0])
     return torch.stack(rows)
 
 

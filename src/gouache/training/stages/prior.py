@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from gouache.checkpoints.formats.safetensors import save_tensors
 from gouache.errors import ConfigError
 from gouache.models.configs import PriorConfig
+from gouache.models.memory.recall import Recall
 from gouache.models.prior import Draw, Prior, prior_inputs
 from gouache.models.quantizer import Quantizer
-from gouache.models.recall import Recall
 from gouache.models.vae import AutoencoderKL
 from gouache.training.batches.batch_shapes import check_square
 from gouache.training.batches.encoded import Encoded, Shuffled, drop_captions
