@@ -26,7 +26,7 @@ train "$run" "$config" prior 300
 train "$run" "$config" denoiser 300
 train "$run" "$config" upscaler 60
 
-[ -d "$model" ] || gouache pack "$run" "$model" --config "$config" --int8 text_encoder,prior,quantizer \
+[ -d "$model" ] || gouache pack "$run" "$model" --config "$config" --int8 unet,vae,text_encoder,prior,quantizer,upscaler \
     --styles noto,twemoji,flat,3d --synonyms "$data" --licence Apache-2.0
 gouache eval "$model" --data "$data" --judge "$work/judge/clip/last.safetensors" \
     --json "$work/eval.json" --sheet "$work/eval.png"

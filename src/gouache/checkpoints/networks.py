@@ -318,11 +318,14 @@ def read_planned(
 ) -> Tensor:
     """Read one of our tensors as it was planned, in `dtype` (None: the file's), and see that it is finite.
 
+    Whole numbers, as the tokens that a prior remembers, keep their type: bfloat16 would round them.
+
     Raises:
         CorruptCheckpoint: it holds NaN or infinity, or the file is damaged.
     """
     spelling = planned.spellings[name]
-    converts = dtype is not None and _torch_dtype(source, spelling.name) != dtype
+    stored = _torch_dtype(source, spelling.name)
+    converts = dtype is not None and stored.is_floating_point and stored != dtype
     # Pages that were looked at count as memory, so a tensor that is converted is read into memory that is given back;
     # the result's own memory is taken first, so that what is given back lies behind it in one piece.
     converted = torch.empty(planned.shapes[name], dtype=dtype) if converts else None

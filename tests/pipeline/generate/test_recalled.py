@@ -106,6 +106,19 @@ def test_what_the_tokens_leave_of_the_followed_picture_is_recalled_with_them(shi
     assert 0.02 < float((refined - plain).square().mean()) < 0.2
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_what_is_remembered_is_the_same_in_every_number_format(shipped: Pipeline, dtype: str) -> None:
+    prior, own = open_pipeline(None, dtype=dtype)[0].bundle.prior, shipped.bundle.prior
+    assert prior is not None
+    assert own is not None
+    assert prior.recall is not None
+    assert own.recall is not None
+    for name, kind in (("tokens", torch.int16), ("residuals", torch.uint8)):
+        assert prior.recall.get_buffer(name).dtype == kind
+        assert torch.equal(prior.recall.get_buffer(name), own.recall.get_buffer(name))
+    assert int(own.recall.tokens.max()) > 600
+
+
 def test_guidance_is_for_what_the_prior_draws_itself(shipped: Pipeline) -> None:
     def guidance(**prior: float) -> float | None:
         resolved = shipped.resolve(Request(prompt="a cat", prior=Prior.from_dict(prior))).prior
