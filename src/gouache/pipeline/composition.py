@@ -19,6 +19,7 @@ from gouache.colours import tinted
 from gouache.models.bundle import ModelBundle
 from gouache.pipeline.inputs.start import encode
 from gouache.pipeline.inputs.tensors import to_image
+from gouache.pipeline.poses import Pose
 from gouache.pipeline.prompts.layout import Layout, Place, read_layout
 from gouache.pipeline.request import Prior
 from gouache.scenery.kinds import Scenery
@@ -37,11 +38,13 @@ class Drawn:
         residuals: codes of what these tokens leave of a picture that they were taken from, 0 where they are the prior's
             own; None in a model without. [B,h*w]
         score: bits of the tokens of one picture under its words; None if there was nothing to choose from.
+        pose: how the picture that they stand for is shown; None as it is.
     """
 
     tokens: Tensor
     residuals: Tensor | None = None
     score: float | None = None
+    pose: Pose | None = None
 
 
 def can_compose(bundle: ModelBundle) -> bool:
@@ -54,6 +57,15 @@ def layout_of(prior: Prior | None, bundle: ModelBundle, prompt: str) -> Layout |
     if prior is None or not (prior.enabled and prior.layout) or not can_compose(bundle):
         return None
     return read_layout(prompt, plain=prior.plain, scenery=prior.scenery or "draw")
+
+
+@torch.no_grad()
+def posed(bundle: ModelBundle, drawn: Drawn) -> Tensor:
+    """Normalised latents [1,C,h,w] of one drawn picture in its pose."""
+    assert bundle.quantizer is not None, "a model with a prior has a quantizer"
+    if drawn.pose is None:
+        return bundle.quantizer.decode(drawn.tokens, drawn.residuals)
+    return encode(bundle, _picture(bundle, drawn))
 
 
 @torch.no_grad()
@@ -115,7 +127,8 @@ def _picture(bundle: ModelBundle, drawn: Drawn) -> Image.Image:
     quantizer = bundle.quantizer
     assert quantizer is not None, "a model with a prior has a quantizer"
     latents = quantizer.decode(drawn.tokens, drawn.residuals).to(next(bundle.vae.parameters()).dtype)
-    return to_image(bundle.vae.decode(latents)[0].float()).convert("RGBA")
+    picture = to_image(bundle.vae.decode(latents)[0].float()).convert("RGBA")
+    return picture if drawn.pose is None else drawn.pose.of(picture)
 
 
 def _ground(picture: Image.Image) -> tuple[int, int, int, int]:

@@ -22,12 +22,13 @@ from gouache.models.bundle import ModelBundle
 from gouache.models.configs import GenerationDefaults
 from gouache.models.prior import Draw
 from gouache.models.quantizer import Quantizer
-from gouache.pipeline.composition import Drawn, can_compose, compose, layout_of
+from gouache.pipeline.composition import Drawn, can_compose, compose, layout_of, posed
 from gouache.pipeline.generate.a1111_procedure import follows
 from gouache.pipeline.generate.guided import levels_of
 from gouache.pipeline.generate.passes import Walk
 from gouache.pipeline.inputs.start import DRAFT, StartState, input_kind
 from gouache.pipeline.likelihood import prior_bits
+from gouache.pipeline.poses import pose_of
 from gouache.pipeline.prompts.encode import EncodedPrompt
 from gouache.pipeline.prompts.layout import Layout
 from gouache.pipeline.prompts.regions import PlannedRegions, in_order, laid_out
@@ -169,6 +170,13 @@ def draft(
         return draw_tokens(bundle, own, empty, how, [seed.subseed], 0, source, stream=stream)
 
     def likeliest(words: str | None, stream: str) -> Drawn:
+        drawn = best_of(words, stream)
+        if not (draw.recall and options.pose and kept is None and can_compose(bundle)):
+            return drawn
+        called = request.prompt if words is None else words
+        return replace(drawn, pose=pose_of(called, stream, seed.seed, seed.subseed, variation))
+
+    def best_of(words: str | None, stream: str) -> Drawn:
         own = text if words is None or parts is None else parts.encode(words)
         # Of the whole prompt beside its things only the ground is looked at, and most that is remembered has none.
         how = draw if words is not None or parts is None else freely
@@ -186,7 +194,9 @@ def draft(
         latents, score = compose(bundle, parts.layout, likeliest, parts.bare, seed.seed)
         return Draft(_resized(latents, size), quantizer.encode(latents), score)
     whole = likeliest(None, "prior")
-    return Draft(_resized(quantizer.decode(whole.tokens, whole.residuals), size), whole.tokens, whole.score)
+    latents = posed(bundle, whole)
+    tokens = whole.tokens if whole.pose is None else quantizer.encode(latents)
+    return Draft(_resized(latents, size), tokens, whole.score)
 
 
 @torch.no_grad()
@@ -322,6 +332,7 @@ def with_defaults(options: PriorOptions | None, defaults: GenerationDefaults) ->
         keep=options.keep,
         layout=options.layout,
         synonyms=options.synonyms,
+        pose=options.pose,
         plain=options.plain,
         scenery=options.scenery or "draw",
     )

@@ -111,7 +111,7 @@ class Recipe(Config):
         if not isinstance(data, Mapping) or not isinstance(request := data.get("request"), Mapping):
             return data
         if data.get("recipe") in range(1, 7) and isinstance(prior := request.get("prior"), Mapping):
-            request = {**request, "prior": {"synonyms": False, **prior}}
+            request = {**request, "prior": {"synonyms": False, "pose": False, **prior}}
         if data.get("recipe") in (1, 2, 3, 4, 5) and isinstance(prior := request.get("prior"), Mapping):
             before = {"scenery": "ignore", **prior, "recall": prior.get("recall") or 0.0}
             request = {**request, "prior": before}
