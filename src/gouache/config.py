@@ -8,12 +8,15 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from functools import cache
-from typing import Any, ClassVar, Self, get_args
+from typing import TYPE_CHECKING, Any, ClassVar, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, GetJsonSchemaHandler, ValidationError
-from pydantic_core import CoreSchema
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gouache.errors import ConfigError, unknown_name
+
+if TYPE_CHECKING:
+    from pydantic import GetJsonSchemaHandler
+    from pydantic_core import CoreSchema
 
 LONGEST = 200
 """Characters of a wrong value that an error repeats."""
@@ -47,7 +50,7 @@ class Config(BaseModel):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **_options: Any) -> None:
-        # pydantic's own `use_attribute_docstrings` reads every class by itself: two fifths of the import of all configs.
+        # pydantic's own `use_attribute_docstrings` reads every class by itself: two fifths of their import.
         for key, text in _descriptions(cls.__module__).get(cls.__qualname__, {}).items():
             if key in cls.model_fields and cls.model_fields[key].description is None:
                 cls.model_fields[key].description = text

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite, isnan
 
 import torch
 from torch import Tensor, nn
@@ -342,9 +343,9 @@ def _check_finite(tensor: Tensor, name: str, where: str, dtype: torch.dtype | No
     if not tensor.numel() or not tensor.is_floating_point():
         return
     numbers = tensor.float() if tensor.dtype.itemsize == 1 else tensor
-    low, high = torch.aminmax(numbers)
-    if not bool(torch.isfinite(low) & torch.isfinite(high)):
-        kind = "NaN" if bool(torch.isnan(low)) else "infinity"
+    low, high = (float(bound) for bound in torch.aminmax(numbers))
+    if not (isfinite(low) and isfinite(high)):
+        kind = "NaN" if isnan(low) else "infinity"
         raise CorruptCheckpoint(
             where,
             given=f"{kind} in tensor {name!r}" + (f" as {dtype}" if dtype else ""),
