@@ -50,7 +50,6 @@ from gouache.models.turns import Turns
 from gouache.models.unet import UNet
 from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
-from gouache.nn.layers import channels_last
 
 __all__ = ["Sentences", "identify", "load_bundle", "load_sentences"]
 
@@ -70,6 +69,7 @@ def load_bundle(
     verify: bool = True,
     without_vae: bool = False,
     sequential: bool = False,
+    channels_last: bool = False,
 ) -> ModelBundle:
     """Load a model: a diffusers folder, a single file (.safetensors or .ckpt), or gouache's own format.
 
@@ -84,6 +84,8 @@ def load_bundle(
         verify: compare the tensors with the sha256 that files in the own format record.
         without_vae: take a model that has no autoencoder too, with one that has no numbers in its place.
         sequential: keep one network at a time in memory, and read each when it is used; needs `dtype`.
+        channels_last: lay out convolutions of the U-Net and the autoencoder as `nn.layers.channels_last` does, which
+            costs less memory than to do it later. Networks that take turns always are.
 
     Raises:
         ModelNotFound: nothing is there, or a part is missing.
@@ -102,9 +104,10 @@ def load_bundle(
     def read(name: str) -> None:
         planned, network = assembled.plans[name], assembled.networks[name]
         source = assembled.source(planned.part.header, verify=verify and sequential)
-        fill(network, planned, source, device=device, dtype=kind)
+        laid_out = sequential or (channels_last and name in ("unet", "vae"))
+        fill(network, planned, source, device=device, dtype=kind, channels_last=laid_out)
         if sequential:
-            channels_last(network.eval().requires_grad_(False))
+            network.eval().requires_grad_(False)
 
     if not sequential:
         with assembled.verified() if verify else nullcontext():

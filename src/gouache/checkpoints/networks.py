@@ -298,10 +298,14 @@ def fill(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    channels_last: bool = False,
 ) -> None:
-    """Give a network without memory its tensors; arguments and errors as in `load_network`."""
+    """Give a network without memory its tensors; arguments and errors as in `load_network`.
+
+    `channels_last` lays convolutions out as `nn.layers.channels_last` does: later it would leave holes in memory.
+    """
     state = {
-        name: read_planned(source, planned, name, dtype).to(device=device)
+        name: read_planned(source, planned, name, dtype, channels_last=channels_last).to(device=device)
         for name in sorted(planned.shapes, key=_file_order(planned))
     }
     # Assigned, not copied: what needs no conversion stays a view of the file's own pages.
@@ -315,22 +319,35 @@ def _file_order(planned: Plan) -> Callable[[str], int]:
 
 
 def read_planned(
-    source: WeightSource, planned: Plan, name: str, dtype: torch.dtype | None, *, mapped: bool = True
+    source: WeightSource,
+    planned: Plan,
+    name: str,
+    dtype: torch.dtype | None,
+    *,
+    mapped: bool = True,
+    channels_last: bool = False,
 ) -> Tensor:
     """Read one of our tensors as it was planned, in `dtype` (None: the file's), and see that it is finite.
+
+    `mapped` as `WeightSource.read`, `channels_last` as `fill`.
 
     Raises:
         CorruptCheckpoint: it holds NaN or infinity, or the file is damaged.
     """
-    spelling = planned.spellings[name]
-    converts = dtype is not None and _torch_dtype(source, spelling.name) != dtype
+    spelling, shape = planned.spellings[name], planned.shapes[name]
+    stored = _torch_dtype(source, spelling.name)
+    converts = dtype is not None and stored != dtype
+    relaid = channels_last and len(shape) == 4
+    layout = torch.channels_last if relaid else torch.contiguous_format
+    moves = converts or relaid
     # Pages that were looked at count as memory, so a tensor that is converted is read into memory that is given back;
     # the result's own memory is taken first, so that what is given back lies behind it in one piece.
-    converted = torch.empty(planned.shapes[name], dtype=dtype) if converts else None
-    tensor = changed(source.read(spelling.name, mapped=mapped and not converts), spelling.change, planned.shapes[name])
-    if converted is not None:
-        tensor = converted.copy_(tensor)
-    _check_finite(tensor, spelling.name, str(source.header.path), dtype if converts else None)
+    moved = torch.empty(shape, dtype=dtype or stored, memory_format=layout) if moves else None
+    tensor = changed(source.read(spelling.name, mapped=mapped and not moves), spelling.change, shape)
+    if moved is not None:
+        tensor = moved.copy_(tensor)
+    in_order = tensor.permute(0, 2, 3, 1) if relaid else tensor
+    _check_finite(in_order, spelling.name, str(source.header.path), dtype if converts else None)
     return tensor
 
 
