@@ -16,6 +16,7 @@ from gouache.checkpoints.convert import convert
 from gouache.checkpoints.formats.header import open_header
 from gouache.checkpoints.formats.safetensors import ALIGNMENT
 from gouache.checkpoints.load import identify, load_bundle
+from gouache.nn.layers import channels_last
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
 
@@ -64,6 +65,18 @@ def test_the_same_weights_at_another_place_in_the_file_paint_the_same_picture(
         pictures.append(Pipeline(bundle).paint(request)[0])
     assert len({painted.recipe.steps for painted in pictures}) == 1
     assert len({painted.recipe.pixels for painted in pictures}) == 1
+
+
+def test_convolutions_that_are_read_channels_last_lie_as_if_they_were_laid_out_later(published: Published) -> None:
+    """1x1 convolutions too: torch takes another kernel by the strides of their weights."""
+    folder = published("sd1")
+    for number_format in (torch.float32, torch.bfloat16):  # as the file has them, and converted
+        at_once, later = (load_bundle(folder, dtype=number_format, channels_last=one) for one in (True, False))
+        for part in ("unet", "vae"):
+            wanted = channels_last(getattr(later, part)).state_dict()
+            for name, tensor in getattr(at_once, part).state_dict().items():
+                assert tensor.stride() == wanted[name].stride(), name
+                assert torch.equal(tensor, wanted[name]), name
 
 
 def test_building_without_memory_does_not_import_torchs_compiler() -> None:

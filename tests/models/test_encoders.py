@@ -138,6 +138,26 @@ def test_the_real_sentence_encoder_agrees(minilm: Path, agree: Agreement) -> Non
     agree(encoding.pooled, (expected * weights).sum(1) / weights.sum(1))
 
 
+def test_padding_of_a_sentence_changes_nothing(agree: Agreement) -> None:
+    config = SentenceEncoderConfig(
+        vocabulary_size=50, width=32, inner_width=64, layers=2, heads=4, positions=16, max_tokens=8
+    )
+    encoder = SentenceEncoder(config).eval()
+    ids = torch.randint(50, (2, 10))
+    mask = torch.arange(10) < torch.tensor([[4], [7]])
+    with torch.no_grad():
+        both = encoder(ids, mask)
+        alone = [encoder(ids[k : k + 1, :real], mask[k : k + 1, :real]) for k, real in enumerate((4, 7))]
+        none = encoder(ids, torch.zeros_like(mask))
+    assert both.context.shape == (2, 10, 32)
+    for k, (real, one) in enumerate(zip((4, 7), alone, strict=True)):
+        agree(both.context[k, :real], one.context[0])
+        agree(both.pooled[k], one.pooled[0])
+        assert not both.context[k, real:].any()
+    assert none.context.shape == (2, 10, 32)
+    assert not none.context.any()
+
+
 def test_the_mean_is_taken_over_real_tokens_only() -> None:
     context = torch.tensor([[[1.0], [3.0], [100.0]], [[5.0], [7.0], [9.0]]])
     mask = torch.tensor([[True, True, False], [True, True, True]])

@@ -67,6 +67,21 @@ def test_cached_sampling_sees_the_logits_of_the_full_pass(order: Order, text: Te
 
 
 @pytest.mark.parametrize(("order", "text"), CASES)
+def test_guided_sampling_sees_the_mixture_of_two_full_passes(order: Order, text: Text) -> None:
+    quantizer, prior = networks(order, text)
+    tokens, own, (context, pooled, _) = random_tokens(prior, 3), text_states(3), text_states(3)
+    without = (context[:, :2].flip(0), pooled.flip(0), None)  # shorter, and not masked
+    inputs = prior_inputs(prior.config, quantizer, tokens)
+    full = torch.lerp(prior(inputs, *without), prior(inputs, *own), 1.5).softmax(-1)
+    edges = full.double().cumsum(-1)
+    low = torch.nn.functional.pad(edges, (1, 0)).gather(2, tokens[..., None])
+    uniform = torch.lerp(low, edges.gather(2, tokens[..., None]), 0.5).squeeze(2)
+    draw = Draw(guidance_scale=1.5)
+    *_, drawn = prior.sample(quantizer, own[0], own[1], uniform, context_mask=own[2], draw=draw, unconditional=without)
+    assert torch.equal(drawn, tokens)
+
+
+@pytest.mark.parametrize(("order", "text"), CASES)
 def test_logits_depend_on_the_turns_before_only(order: Order, text: Text) -> None:
     quantizer, prior = networks(order, text)
     tokens, (context, pooled, mask) = random_tokens(prior, 2), text_states(2)

@@ -387,21 +387,17 @@ STRANGERS = {
     r"|^encoder\.conv_in\.conv\.weight$",
     "the autoencoder of Sana": r"^encoder\.(stages|down_blocks)\.\d+\.\d+\.|^decoder\.stages\.|^encoder\.project_in\.",
 }
-_RELATIVES = {name: re.compile(pattern) for name, pattern in RELATIVES.items()}
-_STRANGERS = {name: re.compile(pattern) for name, pattern in STRANGERS.items()}
-
-
 RUN_ELSEWHERE = "gouache runs no model of that kind; ComfyUI and diffusers run most. Take a Stable Diffusion."
 
 
 def name_relative(names: Iterable[str]) -> str | None:
     """Which network that shares Stable Diffusion's names these are the tensors of; None for Stable Diffusion's own."""
-    return _first(_RELATIVES, list(names))
+    return _first(RELATIVES, list(names))
 
 
 def name_stranger(names: Iterable[str]) -> str | None:
     """Which network of another family tensors of these names are, or None."""
-    return _first(_STRANGERS, list(names))
+    return _first(STRANGERS, list(names))
 
 
 def with_model(kind: str, tensors: Mapping[str, TensorInfo]) -> str:
@@ -416,8 +412,8 @@ def with_model(kind: str, tensors: Mapping[str, TensorInfo]) -> str:
     return kind.replace("FLUX.1", f"FLUX.1 {model}") if model else kind
 
 
-def _first(marks: Mapping[str, re.Pattern[str]], names: list[str]) -> str | None:
-    return next((kind for kind, mark in marks.items() if any(map(mark.search, names))), None)
+def _first(marks: Mapping[str, str], names: list[str]) -> str | None:
+    return next((kind for kind, mark in marks.items() if any(map(re.compile(mark).search, names))), None)
 
 
 def named_kind(class_name: str) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -49,7 +51,6 @@ from gouache.models.turns import Turns
 from gouache.models.unet import UNet
 from gouache.models.upscalers import Upscaler
 from gouache.models.vae import AutoencoderKL
-from gouache.nn.layers import channels_last
 
 __all__ = ["Sentences", "identify", "load_bundle", "load_sentences"]
 
@@ -69,6 +70,7 @@ def load_bundle(
     verify: bool = True,
     without_vae: bool = False,
     sequential: bool = False,
+    channels_last: bool = False,
 ) -> ModelBundle:
     """Load a model: a diffusers folder, a single file (.safetensors or .ckpt), or gouache's own format.
 
@@ -83,6 +85,8 @@ def load_bundle(
         verify: compare the tensors with the sha256 that files in the own format record.
         without_vae: take a model that has no autoencoder too, with one that has no numbers in its place.
         sequential: keep one network at a time in memory, and read each when it is used; needs `dtype`.
+        channels_last: lay out convolutions of the U-Net and the autoencoder as `nn.layers.channels_last` does, which
+            costs less memory than to do it later. Networks that take turns always are.
 
     Raises:
         ModelNotFound: nothing is there, or a part is missing.
@@ -100,14 +104,16 @@ def load_bundle(
 
     def read(name: str) -> None:
         planned, network = assembled.plans[name], assembled.networks[name]
-        source = assembled.source(planned.part.header, verify=verify)
-        fill(network, planned, source, device=device, dtype=kind)
+        source = assembled.source(planned.part.header, verify=verify and sequential)
+        laid_out = sequential or (channels_last and name in ("unet", "vae"))
+        fill(network, planned, source, device=device, dtype=kind, channels_last=laid_out)
         if sequential:
-            channels_last(network.eval().requires_grad_(False))
+            network.eval().requires_grad_(False)
 
     if not sequential:
-        for name in assembled.plans:
-            read(name)
+        with assembled.verified() if verify else nullcontext():
+            for name in assembled.plans:
+                read(name)
         return assembled.bundle.eval()
     if kind is None:
         raise InvalidInput("dtype", given=None, expected="a type of numbers, where networks take turns in memory")
@@ -138,6 +144,22 @@ class Assembly:
                 verify_sha256(header)
             self.opened[header.path] = open_part(header)
         return self.opened[header.path]
+
+    @contextmanager
+    def verified(self) -> Iterator[None]:
+        """Compare the files with the sha256 that they record while the body reads them: a second processor is free.
+
+        Raises:
+            CorruptCheckpoint: at the end; it goes before whatever the body found wrong in such a file.
+        """
+        headers = {planned.part.header.path: planned.part.header for planned in self.plans.values()}
+        with ThreadPoolExecutor(1, "sha256") as others:
+            compared = [others.submit(verify_sha256, header) for header in headers.values() if not header.files]
+            try:
+                yield
+            finally:
+                for one in compared:
+                    one.result()
 
 
 def assemble(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import isfinite, isnan
 
 import torch
 from torch import Tensor, nn
@@ -297,10 +298,14 @@ def fill(
     *,
     device: torch.device | str = "cpu",
     dtype: torch.dtype | None = None,
+    channels_last: bool = False,
 ) -> None:
-    """Give a network without memory its tensors; arguments and errors as in `load_network`."""
+    """Give a network without memory its tensors; arguments and errors as in `load_network`.
+
+    `channels_last` lays convolutions out as `nn.layers.channels_last` does: later it would leave holes in memory.
+    """
     state = {
-        name: read_planned(source, planned, name, dtype).to(device=device)
+        name: read_planned(source, planned, name, dtype, channels_last=channels_last).to(device=device)
         for name in sorted(planned.shapes, key=_file_order(planned))
     }
     # Assigned, not copied: what needs no conversion stays a view of the file's own pages.
@@ -314,25 +319,37 @@ def _file_order(planned: Plan) -> Callable[[str], int]:
 
 
 def read_planned(
-    source: WeightSource, planned: Plan, name: str, dtype: torch.dtype | None, *, mapped: bool = True
+    source: WeightSource,
+    planned: Plan,
+    name: str,
+    dtype: torch.dtype | None,
+    *,
+    mapped: bool = True,
+    channels_last: bool = False,
 ) -> Tensor:
     """Read one of our tensors as it was planned, in `dtype` (None: the file's), and see that it is finite.
 
-    Whole numbers, as the tokens that a prior remembers, keep their type: bfloat16 would round them.
+    Whole numbers, as the tokens that a prior remembers, keep their type: bfloat16 would round them. `mapped` as
+    `WeightSource.read`, `channels_last` as `fill`.
 
     Raises:
         CorruptCheckpoint: it holds NaN or infinity, or the file is damaged.
     """
-    spelling = planned.spellings[name]
+    spelling, shape = planned.spellings[name], planned.shapes[name]
     stored = _torch_dtype(source, spelling.name)
     converts = dtype is not None and stored.is_floating_point and stored != dtype
+    relaid = channels_last and len(shape) == 4
+    layout = torch.channels_last if relaid else torch.contiguous_format
+    moves = converts or relaid
     # Pages that were looked at count as memory, so a tensor that is converted is read into memory that is given back;
     # the result's own memory is taken first, so that what is given back lies behind it in one piece.
-    converted = torch.empty(planned.shapes[name], dtype=dtype) if converts else None
-    tensor = changed(source.read(spelling.name, mapped=mapped and not converts), spelling.change, planned.shapes[name])
-    if converted is not None:
-        tensor = converted.copy_(tensor)
-    _check_finite(tensor, spelling.name, str(source.header.path), dtype if converts else None)
+    kind = dtype if converts else stored
+    moved = torch.empty(shape, dtype=kind, memory_format=layout) if moves else None
+    tensor = changed(source.read(spelling.name, mapped=mapped and not moves), spelling.change, shape)
+    if moved is not None:
+        tensor = moved.copy_(tensor)
+    in_order = tensor.permute(0, 2, 3, 1) if relaid else tensor
+    _check_finite(in_order, spelling.name, str(source.header.path), dtype if converts else None)
     return tensor
 
 
@@ -345,9 +362,9 @@ def _check_finite(tensor: Tensor, name: str, where: str, dtype: torch.dtype | No
     if not tensor.numel() or not tensor.is_floating_point():
         return
     numbers = tensor.float() if tensor.dtype.itemsize == 1 else tensor
-    low, high = torch.aminmax(numbers)
-    if not bool(torch.isfinite(low) & torch.isfinite(high)):
-        kind = "NaN" if bool(torch.isnan(low)) else "infinity"
+    low, high = (float(bound) for bound in torch.aminmax(numbers))
+    if not (isfinite(low) and isfinite(high)):
+        kind = "NaN" if isnan(low) else "infinity"
         raise CorruptCheckpoint(
             where,
             given=f"{kind} in tensor {name!r}" + (f" as {dtype}" if dtype else ""),

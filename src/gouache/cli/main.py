@@ -5,7 +5,10 @@ Sub-commands are imported when they are run, so that `gouache --help` stays quic
 
 from __future__ import annotations
 
+import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, ClassVar
 
@@ -56,10 +59,25 @@ class LazyGroup(TyperGroup):
         return (name, command if name is None else load_command(name, self.homes[name][0]), rest)
 
 
+@contextmanager
+def importing() -> Iterator[None]:
+    """Import without a look for garbage meanwhile: what modules make stays, and torch's make so much of it that looking
+    through it again and again would be a tenth of the start."""
+    known = len(sys.modules)
+    gc.disable()
+    try:
+        yield
+    finally:
+        if len(sys.modules) > known:
+            gc.freeze()
+        gc.enable()
+
+
 def load_command(name: str, home: str) -> Any:
     """Import a command from `module:attribute`."""
     module, _, attribute = home.partition(":")
-    found = getattr(import_module(module), attribute)
+    with importing():
+        found = getattr(import_module(module), attribute)
     values: dict[str, int] = getattr(found, "values", {})
     if not isinstance(found, typer.Typer):
         single = typer.Typer(add_completion=False, context_settings={"help_option_names": ["-h", "--help"]})

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gouache.cli.main import importing
 from gouache.cli.options import EDITING, RayActors, option_specs, ray_option, request_values, with_options
 from gouache.cli.output import STANDARD, OutputWriter, interrupted, shown
 from gouache.errors import ClusterError, GouacheError, Interrupted, InvalidInput, RecipeError, StoreError
@@ -215,7 +216,8 @@ class Loading:
 
 def load(model: str | None, how: Loading) -> Pipeline:
     """Load the model of a request; anything odd about it is told on standard error."""
-    from gouache.pipeline.pipeline import open_pipeline
+    with importing():
+        from gouache.pipeline.pipeline import open_pipeline
 
     pipeline, note = open_pipeline(
         model, device=how.device, dtype=how.dtype, sequential=how.sequential, engine=how.engine

@@ -118,6 +118,8 @@ class Draw:
 
 
 Cache = list[tuple[Tensor, Tensor]]
+Texts = tuple[Tensor, Tensor, Tensor | None]
+"""Context [B,L,D], pooled [B,P], and the mask [B,L] of the context."""
 
 
 class PriorLayer(nn.Module):
@@ -256,9 +258,10 @@ class Prior(nn.Module):
         guided = draw.guidance_scale != 1.0
         if guided and unconditional is None:
             raise InvalidInput("unconditional", given="none", expected="the empty text's states, for guidance")
-        streams = [self._stream(context, pooled, context_mask)]
+        texts = (context, pooled, context_mask)
         if guided and unconditional is not None:
-            streams.append(self._stream(*unconditional))
+            texts = _one_behind_other(texts, unconditional)
+        stream = Stream(self, *texts)
         if not draw.recall or self.recall is None:
             followed = None
         elif followed is None:
@@ -271,8 +274,10 @@ class Prior(nn.Module):
                 given = inputs[:, places - start]
                 if self.before_in is not None:
                     given = torch.cat([given, self._before(quantizer, tokens, scale, places)], dim=2)
-                logits = [stream.step(given, places) for stream in streams]
-                mixed = logits[-1] + draw.guidance_scale * (logits[0] - logits[-1]) if guided else logits[0]
+                mixed = stream.step(given.repeat(1 + guided, 1, 1), places)
+                if guided:
+                    own, without = mixed.chunk(2)
+                    mixed = without + draw.guidance_scale * (own - without)
                 if followed is not None:
                     likelier = F.one_hot(followed[:, places], self.config.vocabulary)
                     mixed = mixed + draw.recall * likelier.to(mixed.dtype)
@@ -291,9 +296,6 @@ class Prior(nn.Module):
         """Vectors of the tokens that the turn before drew in the cells of `places`; zero in a first turn. [B,N,F]"""
         before = self.order.before.to(places.device)[places]
         return quantizer.vectors_of(scale, tokens[:, before.clamp(min=0)]) * (before >= 0)[:, None]
-
-    def _stream(self, context: Tensor, pooled: Tensor, mask: Tensor | None) -> Stream:
-        return Stream(self, context, pooled, mask)
 
     def _next_inputs(self, quantizer: Quantizer, tokens: Tensor, count: int) -> Tensor:
         """The inputs [B,count,F] of the group to come."""
@@ -353,10 +355,12 @@ class Prior(nn.Module):
 
 
 class Stream:
-    """One text's pass through the prior, group by group, with cached keys and values."""
+    """The pass of some texts through the prior, group by group, with cached keys and values."""
 
     def __init__(self, prior: Prior, context: Tensor, pooled: Tensor, mask: Tensor | None) -> None:
         self.prior, self.pooled, self.done = prior, pooled, 0
+        if mask is not None:  # what no text has is looked at by nothing
+            context, mask = context[:, mask.any(0)], mask[:, mask.any(0)]
         text, self.mask = prior._text(context, mask)
         self.cross = text if prior.config.text == "cross" else None
         self.prefix = text if self.cross is None else None
@@ -380,6 +384,17 @@ class Stream:
         x, self.caches = prior._run(x, seen, self.caches, self.cross, self.mask)
         self.done += count
         return prior._logits(x, places, self.recalled)
+
+
+def _one_behind_other(first: Texts, second: Texts) -> Texts:
+    """The rows of both, the shorter context padded: a small network's time is that of reading its weights."""
+    length, contexts, masks = max(first[0].shape[1], second[0].shape[1]), [], []
+    for context, _, mask in (first, second):
+        missing = length - context.shape[1]
+        contexts.append(F.pad(context, (0, 0, 0, missing)))
+        own = context.new_ones(context.shape[:2], dtype=torch.bool) if mask is None else mask.bool()
+        masks.append(F.pad(own, (0, missing)))
+    return torch.cat(contexts), torch.cat([first[1], second[1]]), torch.cat(masks)
 
 
 def prior_inputs(config: PriorConfig, quantizer: Quantizer, tokens: Tensor) -> Tensor:

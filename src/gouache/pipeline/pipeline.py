@@ -116,7 +116,9 @@ class Pipeline:
             raise ModelNotFound("path", given="none", expected="the shipped model", cure=cure)
         with bar() as show:
             show(None, f"loading {Path(path).name}")
-            bundle = load_bundle(Path(path), device=where, dtype=kind, without_vae=True, sequential=sequential)
+            bundle = load_bundle(
+                Path(path), device=where, dtype=kind, without_vae=True, sequential=sequential, channels_last=True
+            )
         return cls(bundle, engine)
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> Self:

@@ -70,8 +70,6 @@ NAMES = (
     (r"(^|_)layers_\d+_self_attn_qkv_proj", "omnigen"),
     (r"encoder_hid_proj", "kolors"),
 )
-_PATTERNS = tuple((re.compile(pattern), family) for pattern, family in NAMES)
-_BASES = tuple((re.compile(pattern, re.IGNORECASE), family) for pattern, family in BASES)
 _BLOCK = re.compile(
     r"(?<!down_blocks)(?P<kind>double_blocks|single_blocks|single_transformer_blocks|transformer_blocks)_(?P<n>\d+)_"
 )
@@ -102,11 +100,13 @@ def foreign_family(tensors: Mapping[str, TensorInfo], metadata: Mapping[str, str
     joined = {name.replace(".", "_"): info for name, info in tensors.items()}
     told = " ".join(metadata.get(key, "") for key in BASE_KEYS)
     unet = any(_UNET.search(name) for name in joined)
-    for pattern, family in _BASES:
-        if pattern.search(told) and not (unet and family not in ("kolors", "kandinsky", "stable-video-diffusion")):
+    for pattern, family in BASES:
+        if re.search(pattern, told, re.IGNORECASE) and not (
+            unet and family not in ("kolors", "kandinsky", "stable-video-diffusion")
+        ):
             return family
-    for pattern, family in _PATTERNS:
-        if any(pattern.search(name) for name in joined):
+    for pattern, family in NAMES:
+        if any(map(re.compile(pattern).search, joined)):
             return _by_width(joined, family.removesuffix("?")) if family.endswith("?") else family
     return None if unet else _by_blocks(joined)
 

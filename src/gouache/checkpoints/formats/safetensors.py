@@ -46,7 +46,6 @@ __all__ = [
 
 FORMAT_VERSION = "1"
 OWN_PREFIX = "gouache."
-CHUNK = 1 << 22
 ALIGNMENT = 64
 """Where in memory a tensor begins is a multiple of this, as torch's own do: matrix libraries add in another order
 elsewhere, so that the same weights at another place in a file would paint a picture that differs in rounding."""
@@ -165,12 +164,9 @@ def load_tensors(
 
 def data_sha256(header: Header) -> str:
     """The sha256 of everything after the header, in hexadecimal."""
-    digest = hashlib.sha256()
-    with header.path.open("rb") as file:
+    with header.path.open("rb", buffering=0) as file:
         file.seek(header.data_start)
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def verify_sha256(header: Header) -> None:
@@ -336,7 +332,8 @@ def quantise(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def dequantise(whole: Tensor, scale: Tensor) -> Tensor:
     """whole [R, ...] int8 times scale [R, 1], in the scale's type."""
-    return (whole.flatten(1).to(scale.dtype) * scale).view(whole.shape)
+    # In float32 the product is exact and rounded once, as in the scale's own type, at a quarter of the time.
+    return whole.flatten(1).float().mul_(scale.float()).to(scale.dtype).view(whole.shape)
 
 
 class Int8Source:
@@ -359,7 +356,7 @@ class Int8Source:
         if name not in self.header.stored:
             return self._source.read(name, mapped=mapped)
         whole, scale = self._source.read(name, mapped=False), self._source.read(name + SCALE, mapped=False)
-        if not bool((torch.isfinite(scale) & (scale > 0)).all()) or bool((whole == -LARGEST - 1).any()):
+        if not bool((torch.isfinite(scale) & (scale > 0)).all()) or (whole.numel() and int(whole.amin()) < -LARGEST):
             raise CorruptCheckpoint(
                 str(self.header.path),
                 given=f"int8 tensor {name!r} with a scale or a number out of range",

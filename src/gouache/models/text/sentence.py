@@ -42,8 +42,11 @@ class SentenceEncoder(nn.Module):
                 given=f"{tuple(ids.shape)} and {tuple(mask.shape)}",
                 expected=f"both [N, 1..{self.config.positions}]",
             )
-        hidden: Tensor = self.encoder(self.embeddings(ids), key_mask(mask))
-        context = hidden * mask[..., None].to(hidden.dtype)
+        # What is padding in every row is computed for nothing: nothing looks at it, and its states are zero.
+        length = int(mask.any(0).nonzero().max()) + 1 if bool(mask.any()) else 1
+        real = mask[:, :length]
+        hidden: Tensor = self.encoder(self.embeddings(ids[:, :length]), key_mask(real))
+        context = F.pad(hidden * real[..., None].to(hidden.dtype), (0, 0, 0, ids.shape[1] - length))
         return TextEncoding(context, mean_pool(context, mask), mask)
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 from gouache.pipeline.prompts.scenery_words import (
@@ -64,29 +65,41 @@ class Told:
     scenery: Scenery
 
 
-def _forms() -> list[tuple[re.Pattern[str], re.Pattern[str], Noun]]:
-    """Patterns for the phrases of each row of nouns, and for what stands in them without preposition and article."""
-    told = rf"(?P<told>(?:(?:{_ADJECTIVE})\s+){{0,3}})"
-    found = []
-    for one in NOUNS:
-        shown = rf"{told}(?P<noun>{one.nouns})(?:\s+(?:landscape|scenery|scene))?"
-        phrase = rf"(?P<before>{one.before})\s+(?P<the>{_THE})?{shown}"
-        found.append((re.compile(phrase, re.IGNORECASE), re.compile(shown, re.IGNORECASE), one))
-    return found
+@cache
+def _pattern(words: str) -> re.Pattern[str]:
+    """A pattern that is compiled when it is first asked for: all of them would take 0.1 s of every start."""
+    return re.compile(words, re.IGNORECASE)
 
 
-_FORMS = _forms()
-_BEHIND = re.compile(
+def _nouns_in(text: str) -> list[Noun]:
+    """The rows of nouns of which some stand in a text: no others can be in its phrases."""
+    return [one for one in NOUNS if _pattern(one.nouns).search(text)]
+
+
+def _phrase_form(one: Noun) -> re.Pattern[str]:
+    """The pattern for the phrases of a row of nouns."""
+    return _pattern(rf"(?P<before>{one.before})\s+(?P<the>{_THE})?{_shown_words(one)}")
+
+
+def _shown_form(one: Noun) -> re.Pattern[str]:
+    """The pattern for what stands in such a phrase without preposition and article."""
+    return _pattern(_shown_words(one))
+
+
+def _shown_words(one: Noun) -> str:
+    return rf"(?P<told>(?:(?:{_ADJECTIVE})\s+){{0,3}})(?P<noun>{one.nouns})(?:\s+(?:landscape|scenery|scene))?"
+
+
+_BEHIND = (
     rf"with\s+(?:{_THE})?(.+?)\s+(?:in the background|behind (?:it|him|her|them))|"
-    rf"(?:on|with|against|in front of)\s+{_THE}(.+?)\s+background",
-    re.IGNORECASE,
+    rf"(?:on|with|against|in front of)\s+{_THE}(.+?)\s+background"
 )
 _WEATHER = re.compile("snowy|wintry|starry|rainy|autumn|sunset|night", re.IGNORECASE)
 """Adjectives that are a background by themselves; a dark one is a colour."""
 _ZH_ONE = "|".join(form for form, _ in CHINESE)
 _ZH_SOME = rf"(?:{_ZH_ONE})(?:的?(?:{_ZH_ONE}))*"
-_ZH_BEFORE = re.compile(rf"在?({_ZH_SOME})(?:的|[有站坐躺趴停长漂飞]着?)(.+)")
-_ZH_AFTER = re.compile(
+_ZH_BEFORE = rf"在?({_ZH_SOME})(?:的|[有站坐躺趴停长漂飞]着?)(.+)"
+_ZH_AFTER = (
     rf"(.+?)(?:正在?)?(?:站|坐|躺|趴|停|漂|飘|漂浮|飞|飞翔|游|走|跑|住|生活)?着?在({_ZH_SOME})"
     r"(飞翔?|飞行|奔跑|游泳|游|玩耍?|跑|走|行走|散步|睡觉|航行)?"
 )
@@ -187,14 +200,15 @@ def _cut_english(words: str) -> tuple[str, list[Changes]] | None:
     for word, changes in ALONE.items():
         if tidy.lower().endswith(f" {word}"):
             best = _stripped(tidy[: -len(word)]), [changes]
-    if (behind := re.search(rf"(?<=\s)(?:{_BEHIND.pattern})$", tidy, re.IGNORECASE)) is not None:
+    if (behind := re.search(rf"(?<=\s)(?:{_BEHIND})$", tidy, re.IGNORECASE)) is not None:
         shown = _shown((behind[1] or behind[2]).strip())
         best = (_stripped(tidy[: behind.start()]), shown) if shown else best
+    nouns = _nouns_in(tidy)
     for start in (gap.end() for gap in re.finditer(r"\s", tidy)):
         if best is not None and start >= len(best[0]) + 1:
             break
-        for form, _, noun in _FORMS:
-            phrase = form.fullmatch(tidy, start)
+        for noun in nouns:
+            phrase = _phrase_form(noun).fullmatch(tidy, start)
             if phrase and (told := _said(phrase.groupdict(), noun)) is not None:
                 return _lifted(tidy[:start], told)
     return best
@@ -242,8 +256,8 @@ def _itself(words: str) -> Changes | None:
 
 def _shown(words: str) -> list[Changes]:
     """What "snowy mountains" say that stand in the background."""
-    for _, form, noun in _FORMS:
-        shown = form.fullmatch(words)
+    for noun in _nouns_in(words):
+        shown = _shown_form(noun).fullmatch(words)
         if shown and not noun.told and (told := _said(shown.groupdict(), noun)) is not None:
             return [told]
     if not _WEATHER.fullmatch(words):
@@ -252,9 +266,9 @@ def _shown(words: str) -> list[Changes]:
 
 
 def _cut_chinese(words: str) -> tuple[str, list[Changes]] | None:
-    if found := _ZH_BEFORE.fullmatch(words):
+    if found := re.fullmatch(_ZH_BEFORE, words):
         return found[2], _chinese(found[1])
-    if found := _ZH_AFTER.fullmatch(words):
+    if found := re.fullmatch(_ZH_AFTER, words):
         return found[1], _chinese(found[2])
     return None
 
