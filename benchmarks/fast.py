@@ -26,8 +26,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.flop_counter import FlopCounterMode
 
+from gouache.models.caching.deep_cache import DeepCache, deep_call
+from gouache.models.caching.rows import CachedRow
 from gouache.models.configs import UNetConfig
-from gouache.models.deep_cache import DeepCache, DeepRow, deep_call
 from gouache.models.unet import UNet
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Prior, Request
@@ -42,6 +43,9 @@ COMMON: Mapping[str, Mapping[str, object]] = {
     "cfg_cache 2, start 0": {"cfg_cache": {"start": 0.0}},
     "deep_cache 3, branch 0": {"deep_cache": {"interval": 3}},
     "deep_cache 3, branch 2": {"deep_cache": {"interval": 3, "branch": 2}},
+    "block_cache 0.05": {"block_cache": {"threshold": 0.05}},
+    "block_cache 0.1": {"block_cache": {"threshold": 0.1}},
+    "block_cache 0.2": {"block_cache": {"threshold": 0.2}},
     "half of the steps": {},
     "fast": {"fast": True},
 }
@@ -157,9 +161,9 @@ def shapes_of_sd15(side: int = 64) -> str:
     whole = 0.0
     for branch in (None, 0, 1, 2, 5):
         cache = DeepCache(2, branch or 0)
-        slots = [DeepRow(cache, (name,), 1) for name in ("prompt", "negative")]
+        slots = [CachedRow(cache, (name,), 1) for name in ("prompt", "negative")]
         unet(x, torch.tensor(500.0), context, deep=deep_call(slots, torch.tensor(2.0)))
-        later = [DeepRow(cache, row.slot, 2, full=branch is None) for row in slots]
+        later = [CachedRow(cache, row.slot, 2, full=branch is None) for row in slots]
         seconds = []
         for _ in range(3):
             call = deep_call(later, torch.tensor(1.0))

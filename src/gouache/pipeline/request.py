@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from gouache.config import Config
 from gouache.pipeline.fields.elsewhere import ELSEWHERE
-from gouache.pipeline.fields.guiders import Apg, CfgCache, DeepCache, FreeU, Mimic, Pag, PerpNeg, Sag, Slg
+from gouache.pipeline.fields.guiders import Apg, BlockCache, CfgCache, DeepCache, FreeU, Mimic, Pag, PerpNeg, Sag, Slg
 from gouache.pipeline.fields.parts import (
     Churn,
     Control,
@@ -70,6 +70,7 @@ __all__ = [
     "MAX_SEED",
     "MAX_STEPS",
     "Apg",
+    "BlockCache",
     "CfgCache",
     "Churn",
     "Control",
@@ -192,6 +193,8 @@ class Request(Config):
     """Call the network for the negative prompt only at some steps (CFG-Cache)."""
     deep_cache: DeepCache | None = None
     """Evaluate the deep part of the U-Net only at some steps (DeepCache)."""
+    block_cache: BlockCache | None = None
+    """Evaluate only the network's first block while it changes little from step to step (FBCache)."""
     fast: bool = False
     """Fewer and cheaper network calls: measured values for this model in cfg_cache and deep_cache, where left open."""
     image_guidance_scale: Scale | None = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
-from tests.models.test_deep_cache import Remembering
+from tests.models.caching.test_deep_cache import Remembering
 from tests.pipeline.generate.test_guiders import pixels, rows_of_calls
 from tests.pipeline.test_parity import NEGATIVE, PROMPT, psnr
 
@@ -39,7 +39,13 @@ WALK = Request(
 QUICK = Request(
     prompt="a cat", negative_prompt="bad", seed=4, num_inference_steps=4, sampler="euler", schedule="karras"
 )
-ALL: dict[str, dict[str, Any]] = {"cfg_cache": {"start": 0.0}, "deep_cache": {"interval": 2, "branch": 1}}
+ALL: dict[str, dict[str, Any]] = {
+    "cfg_cache": {"start": 0.0},
+    "deep_cache": {"interval": 2, "branch": 1},
+    "block_cache": {"threshold": 0.17},
+}
+TOGETHER = ({**ALL, "block_cache": None}, {**ALL, "deep_cache": None})
+"""What leaves out blocks does so by one rule at a time."""
 
 
 @pytest.mark.parametrize("branch", [0, 2])
@@ -142,8 +148,9 @@ def test_most_steps_leave_out_the_middle(pipe: Pipeline) -> None:
     assert steps_in_full(sampler="restart") > 4
 
 
-def test_a_picture_of_a_batch_is_the_picture_alone(pipe: Pipeline) -> None:
-    request = QUICK.replace({**ALL, "count": 3})
+@pytest.mark.parametrize("saving", TOGETHER, ids=["deep", "block"])
+def test_a_picture_of_a_batch_is_the_picture_alone(pipe: Pipeline, saving: dict[str, Any]) -> None:
+    request = QUICK.replace({**saving, "count": 3})
     alone = [pixels(pipe, request.replace({"count": 1, "seed": 4 + k}))[0] for k in range(3)]
     assert pixels(pipe, request) == alone
     together = pipe.paint(request.replace({"determinism": "portable"}))
@@ -152,8 +159,9 @@ def test_a_picture_of_a_batch_is_the_picture_alone(pipe: Pipeline) -> None:
         assert np.abs(apart).max() <= 2, "other kernels round otherwise; another picture's features would show"
 
 
-def test_one_tile_is_the_picture_as_a_whole(pipe: Pipeline) -> None:
-    request = QUICK.replace(ALL)
+@pytest.mark.parametrize("saving", TOGETHER, ids=["deep", "block"])
+def test_one_tile_is_the_picture_as_a_whole(pipe: Pipeline, saving: dict[str, Any]) -> None:
+    request = QUICK.replace(saving)
     whole, tiled = (
         np.asarray(pipe.paint(one)[0].image, np.int64) for one in (request, request.replace({"tiled": {"tile": 32}}))
     )
@@ -172,19 +180,42 @@ def test_one_tile_is_the_picture_as_a_whole(pipe: Pipeline) -> None:
         {"regions": [{"prompt": "a dog", "box": (0, 0, 0.5, 1)}]},
     ],
 )
-def test_what_else_a_request_asks_for_goes_with_them(pipe: Pipeline, more: dict[str, Any]) -> None:
-    (painted,) = pipe.paint(QUICK.replace({**ALL, **more}))
+@pytest.mark.parametrize("saving", TOGETHER, ids=["deep", "block"])
+def test_what_else_a_request_asks_for_goes_with_them(
+    pipe: Pipeline, more: dict[str, Any], saving: dict[str, Any]
+) -> None:
+    (painted,) = pipe.paint(QUICK.replace({**saving, **more}))
     assert pixels(pipe, painted.recipe.request) == [painted.image.tobytes()]
     assert painted.image.tobytes() not in pixels(pipe, QUICK.replace(more))
 
 
-def test_instruct_models_keep_deep_features(make_tiny: MakeBundle, tmp_path: Any) -> None:
+def test_a_threshold_decides_which_steps_are_evaluated_in_full(pipe: Pipeline) -> None:
+    def calls_in_full(**changes: object) -> int:
+        seen: list[int] = []
+        handle = pipe.bundle.unet.get_submodule("mid_block").register_forward_hook(lambda *_: seen.append(1))
+        try:
+            pipe.paint(QUICK.replace({"block_cache": {"threshold": 1.0}, **changes}))
+        finally:
+            handle.remove()
+        return len(seen)
+
+    assert calls_in_full() == 1
+    assert calls_in_full(block_cache={"threshold": 1e-6}) == 4
+    assert calls_in_full(block_cache=None) == 4
+    assert calls_in_full(block_cache={"threshold": 1.0, "start": 0.5}) == 2
+    # A larger second pass begins anew, and so does each tile.
+    assert calls_in_full(hires={"strength": 0.5}) == 2
+    assert calls_in_full(width=64, tiled={"tile": 32, "overlap": 0.0}) == 2
+
+
+def test_instruct_models_keep_what_the_network_made(make_tiny: MakeBundle, tmp_path: Any) -> None:
     from PIL import Image
 
     Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
     instruct = Pipeline(make_tiny(draft_channels=4))
     request = QUICK.replace({"init_image": str(tmp_path / "a.png")})
     assert pixels(instruct, request.replace({"deep_cache": {}})) != pixels(instruct, request)
+    assert pixels(instruct, request.replace({"block_cache": {"threshold": 1.0}})) != pixels(instruct, request)
     with pytest.raises(InvalidInput, match=r"cfg_cache.*instruct"):
         instruct.resolve(request.replace({"cfg_cache": {}}))
 
@@ -196,12 +227,15 @@ def test_what_cannot_be_is_refused_by_name(pipe: Pipeline) -> None:
 
     refused(r"deep_cache\.branch.*at most 3", deep_cache={"branch": 4})
     refused("deep_cache.*sag", deep_cache={}, sag={})
+    refused("block_cache.*sag", block_cache={}, sag={})
+    refused("block_cache.*deep_cache.*one or the other", block_cache={}, deep_cache={})
     refused("cfg_cache.*sag", cfg_cache={}, sag={})
     refused("cfg_cache.*perp_neg", cfg_cache={}, perp_neg={})
     for name in ALL:
         refused(f"{name}.*dpm_adaptive", sampler="dpm_adaptive", **{name: {}})
-        with pytest.raises(ConfigError, match="interval"):
-            QUICK.replace({name: {"interval": 1}})
+        wrong = "threshold" if name == "block_cache" else "interval"
+        with pytest.raises(ConfigError, match=wrong):
+            QUICK.replace({name: {wrong: 0}})
 
 
 def test_a_saving_without_effect_is_noted(pipe: Pipeline) -> None:
@@ -222,6 +256,7 @@ def test_fast_sets_values_that_the_recipe_holds(pipe: Pipeline) -> None:
     (note,) = painted.recipe.notes
     assert note.startswith("fast set deep_cache of interval 3, branch 0 (")
     assert pixels(pipe, request) == [painted.image.tobytes()]
+    assert pipe.resolve(asked.replace({"block_cache": {}})).deep_cache is None
     own = DeepCache(interval=2, branch=1)
     assert pipe.resolve(asked.replace({"deep_cache": own})).deep_cache == own
 

@@ -1,4 +1,4 @@
-"""Steps that cost less: the difference that guides and the U-Net's deep features, kept from one step to the next.
+"""Steps that cost less: what guides, the U-Net's deep features or all blocks' result, kept from one step to the next.
 
 Guidance in an interval of noise levels, the other saving of this kind, is `guidance_interval`
 (`diffusion/guidance.py`).
@@ -15,14 +15,16 @@ from torch import Tensor
 from gouache.diffusion.samplers.names import sampler_info
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
+from gouache.models.caching.block_cache import BlockCache
+from gouache.models.caching.deep_cache import DeepCache
+from gouache.models.caching.rows import CachedRow, KeptMap
 from gouache.models.configs import UNetConfig
-from gouache.models.deep_cache import DeepCache, DeepRow, KeptMap
 from gouache.models.family import POCKET, SD1, SD2, SDXL
 from gouache.pipeline.fields.guiders import CfgCache, Timed
 from gouache.pipeline.inputs.start import INSTRUCT, input_kind, steps_to_skip
 from gouache.pipeline.request import Request
 
-NAMES = ("cfg_cache", "deep_cache")
+NAMES = ("cfg_cache", "deep_cache", "block_cache")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +63,21 @@ class Savings:
     Attributes:
         steps: of the walk.
         cfg: how long the difference between prompt and negative prompt is kept.
-        deep: where deep features are kept, and when.
+        kept: where what the network made is kept, and when.
         difference: the latest D - D_neg, over its share of the level. [B,C,h,w]
     """
 
     steps: int = 1
     cfg: CfgCache | None = None
-    deep: tuple[DeepCache, Timed] | None = None
+    kept: tuple[DeepCache | BlockCache, Timed] | None = None
     difference: KeptMap | None = field(default=None, init=False)
 
-    def rows(self, step: int, *slot: str | int) -> tuple[DeepRow, ...]:
-        """What a condition is told of deep features: where those of its prediction are kept."""
-        if self.deep is None:
+    def rows(self, step: int, *slot: str | int) -> tuple[CachedRow, ...]:
+        """What a condition is told: where what is kept of its prediction lies."""
+        if self.kept is None:
             return ()
-        cache, timed = self.deep
-        return (DeepRow(cache, slot, step, full=not timed.is_on(step, self.steps)),)
+        cache, timed = self.kept
+        return (CachedRow(cache, slot, step, full=not timed.is_on(step, self.steps)),)
 
     def difference_at(self, step: int, level: float, rows: int) -> Tensor | None:
         """D - D_neg as kept, if it stands in at a step. [B,C,h,w]"""
@@ -106,9 +108,13 @@ def share_of_level(sigma: float) -> float:
 
 def savings_of(request: Request, steps: int) -> Savings:
     """What a resolved request saves in a walk of so many steps."""
-    given = request.deep_cache
-    deep = None if given is None else (DeepCache(given.interval, given.branch), given)
-    return Savings(steps, request.cfg_cache, deep)
+    deep, block = request.deep_cache, request.block_cache
+    kept: tuple[DeepCache | BlockCache, Timed] | None = None
+    if deep is not None:
+        kept = (DeepCache(deep.interval, deep.branch), deep)
+    elif block is not None:
+        kept = (BlockCache(block.threshold), block)
+    return Savings(steps, request.cfg_cache, kept)
 
 
 def walked_steps(request: Request) -> int:
@@ -136,7 +142,8 @@ def with_fast(request: Request, bundle: ModelBundle) -> Request:
     # With one map more only the middle would be kept, which repays nothing.
     branch = min(values.branch, _kept_maps(config) - 2)
     walks = not sampler_info(request.sampler or "ddim").own_levels
-    if request.deep_cache is None and request.sag is None and branch >= 0 and walks:
+    free = request.deep_cache is None and request.block_cache is None and request.sag is None
+    if free and branch >= 0 and walks:
         found["deep_cache"] = {"interval": values.interval, "branch": branch}
     return plain.replace(found)
 
@@ -179,6 +186,7 @@ def check_savings(request: Request, bundle: ModelBundle) -> None:
     """
     if request.cfg_cache is not None:
         _check_difference(request, bundle)
+    _check_left_out_blocks(request)
     if request.deep_cache is None:
         return
     config = bundle.unet.config
@@ -187,7 +195,7 @@ def check_savings(request: Request, bundle: ModelBundle) -> None:
             "deep_cache",
             given=f"a value for {bundle.name or bundle.family}",
             expected="a model with a U-Net, of whose blocks some are deep",
-            cure="Leave it out; cfg_cache works with this model too.",
+            cure="Leave it out; block_cache and cfg_cache work with this model too.",
         )
     branches = _kept_maps(config)
     if request.deep_cache.branch >= branches:
@@ -197,9 +205,21 @@ def check_savings(request: Request, bundle: ModelBundle) -> None:
             expected=f"at most {branches - 1}: this U-Net keeps {branches} feature maps for its way up",
             cure="Choose a smaller one; 0 saves most.",
         )
-    if request.sag is not None:
+
+
+def _check_left_out_blocks(request: Request) -> None:
+    """What leaves out blocks does so alone, and leaves out none that something looks at."""
+    asked = [name for name in ("deep_cache", "block_cache") if getattr(request, name) is not None]
+    if len(asked) > 1:
         raise InvalidInput(
-            "deep_cache",
+            "block_cache",
+            given="deep_cache beside it, which leaves out blocks by another rule",
+            expected="one or the other",
+            cure="Leave one out; cfg_cache and guidance_interval go with both.",
+        )
+    if asked and request.sag is not None:
+        raise InvalidInput(
+            asked[0],
             given="sag, which looks at the attention in the middle of the U-Net at every step",
             expected="one or the other",
             cure="Leave one out, or use pag.",
