@@ -153,6 +153,7 @@ class Condition:
         noise_level: of a small picture in `draft`, for a network with `noise_levels`. [B]
         regions: texts with areas of their own, for each row or one for all; empty = none.
         cached: where what is kept of the rows over steps lies, for each row or one for all; empty = nowhere.
+        merging: share of the finest places that self-attention sees as one with others, in all rows.
     """
 
     context: Tensor
@@ -168,6 +169,7 @@ class Condition:
     noise_level: Tensor | None = None
     regions: tuple[RegionTexts | None, ...] = ()
     cached: tuple[CachedRow, ...] = ()
+    merging: float = 0.0
 
     def rows(self, start: int, end: int) -> Condition:
         """Rows `start` (included) to `end` (excluded) of every tensor."""
@@ -228,6 +230,7 @@ def stack(conditions: Sequence[Condition]) -> Condition:
         noise_level=_stack("noise_level", [condition.noise_level for condition in conditions]),
         regions=_stack_rows([condition.regions for condition in conditions], batches),
         cached=tuple(row for one in conditions for row in one.expand(len(one.context)).cached),
+        merging=conditions[0].merging,
     )
 
 
@@ -351,7 +354,7 @@ class Denoiser:
         timestep = self._timestep(sigma).to(weight.device, torch.float32)
         levels = len(self.network.config.channels) if isinstance(self.network, UNet) else 0
         areas = areas_of(given.regions, levels, weight.device, weight.dtype)
-        changes = changes_of(self.network, given.perturbations, given.record, given.pictures, areas)
+        changes = changes_of(self.network, given.perturbations, given.record, given.pictures, areas, given.merging)
         shared = {"context_mask": given.mask, "pooled": given.pooled, "changes": changes}
         steered = _sum([control.residuals(self.network, noisy, timestep, given, areas) for control in given.controls])
         if isinstance(self.network, MMDiT):

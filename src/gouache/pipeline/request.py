@@ -195,6 +195,9 @@ class Request(Config):
     """Evaluate the deep part of the U-Net only at some steps (DeepCache)."""
     block_cache: BlockCache | None = None
     """Evaluate only the network's first block while it changes little from step to step (FBCache)."""
+    token_merging: Fraction = 0.0
+    """Share of the places that self-attention sees as one with others, in the U-Net's finest level that has it (ToMe);
+    0 = none, 0.75 = three of four, the most."""
     fast: bool = False
     """Fewer and cheaper network calls: measured values for this model in cfg_cache and deep_cache, where left open."""
     image_guidance_scale: Scale | None = None

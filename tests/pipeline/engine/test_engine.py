@@ -84,6 +84,7 @@ def test_a_model_in_half_precision_is_refused_by_name_and_left_to_torch_by_auto(
         {"slg": {}},
         {"deep_cache": {}},
         {"block_cache": {}},
+        {"token_merging": 0.5},
     ],
     ids=lambda asked: next(iter(asked)),
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from tests.pipeline.generate.test_guiders import pixels, rows_of_calls
 from tests.pipeline.test_parity import NEGATIVE, PROMPT, psnr
 
 from gouache.errors import ConfigError, InvalidInput
+from gouache.models.unet import UNet, UNetConfig
 from gouache.pipeline.fields.guiders import CfgCache, DeepCache
 from gouache.pipeline.generate.guided import sigmas_of
 from gouache.pipeline.generate.savings import Savings
@@ -206,6 +208,37 @@ def test_a_threshold_decides_which_steps_are_evaluated_in_full(pipe: Pipeline) -
     # A larger second pass begins anew, and so does each tile.
     assert calls_in_full(hires={"strength": 0.5}) == 2
     assert calls_in_full(width=64, tiled={"tile": 32, "overlap": 0.0}) == 2
+
+
+def test_merged_tokens_are_those_of_the_picture_alone_and_replay(pipe: Pipeline) -> None:
+    request = QUICK.replace({"token_merging": 0.5, "count": 2})
+    painted = pipe.paint(request)
+    alone = [pixels(pipe, request.replace({"count": 1, "seed": 4 + k}))[0] for k in range(2)]
+    assert [one.image.tobytes() for one in painted] == alone
+    assert alone[0] not in pixels(pipe, QUICK)
+    assert not painted[0].recipe.notes
+    assert pixels(pipe, QUICK.replace({"token_merging": 0.001})) == pixels(pipe, QUICK), "less than one place"
+    more = {"pag": {}, "block_cache": {}, "tiled": {"tile": 32}, "freeu": {}}
+    assert pixels(pipe, request.replace(more)) != pixels(pipe, QUICK.replace({**more, "count": 2}))
+
+
+def test_merging_at_a_coarser_level_is_none_of_a1111s(make_tiny: MakeBundle) -> None:
+    """As in SDXL, whose finest level has no attention: tomesd merges at the latents' own size or not at all."""
+    bundle = make_tiny()
+    config = bundle.unet.config
+    assert isinstance(config, UNetConfig)
+
+    def with_attention(*layers: int) -> Pipeline:
+        return Pipeline(replace(bundle, unet=UNet(config.model_copy(update={"transformer_layers": layers}))))
+
+    coarse = with_attention(0, 1)
+    asked = QUICK.replace({"token_merging": 0.5})
+    assert pixels(coarse, asked) != pixels(coarse, QUICK)
+    (painted,) = coarse.paint(asked.replace({"procedure": "a1111"}))
+    assert painted.image.tobytes() in pixels(coarse, QUICK.replace({"procedure": "a1111"}))
+    assert any("token_merging was not used: A1111" in note for note in painted.recipe.notes)
+    with pytest.raises(InvalidInput, match=r"token_merging.*self-attention"):
+        with_attention(0, 0).resolve(asked)
 
 
 def test_instruct_models_keep_what_the_network_made(make_tiny: MakeBundle, tmp_path: Any) -> None:

@@ -247,6 +247,7 @@ class PromptedDenoiser:
             noise_level=self._noise_level,
             regions=() if negative else inputs.region_texts(self._moment),
             cached=self._savings.rows(self.step, "negative" if negative else "prompt", place),
+            merging=self._savings.merging,
         )
 
     @property
@@ -494,4 +495,5 @@ class InstructDenoiser:
             free_u=self.guiders.free_u_at(self.step),
             regions=regions,
             cached=self._savings.rows(self.step, slot),
+            merging=self._savings.merging,
         )

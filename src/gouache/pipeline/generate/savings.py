@@ -20,7 +20,10 @@ from gouache.models.caching.deep_cache import DeepCache
 from gouache.models.caching.rows import CachedRow, KeptMap
 from gouache.models.configs import UNetConfig
 from gouache.models.family import POCKET, SD1, SD2, SDXL
+from gouache.models.perturbation import finest_blocks
+from gouache.models.unet import UNet
 from gouache.pipeline.fields.guiders import CfgCache, Timed
+from gouache.pipeline.generate.a1111_procedure import follows
 from gouache.pipeline.inputs.start import INSTRUCT, input_kind, steps_to_skip
 from gouache.pipeline.request import Request
 
@@ -64,12 +67,14 @@ class Savings:
         steps: of the walk.
         cfg: how long the difference between prompt and negative prompt is kept.
         kept: where what the network made is kept, and when.
+        merging: share of the places that self-attention sees as one with others.
         difference: the latest D - D_neg, over its share of the level. [B,C,h,w]
     """
 
     steps: int = 1
     cfg: CfgCache | None = None
     kept: tuple[DeepCache | BlockCache, Timed] | None = None
+    merging: float = 0.0
     difference: KeptMap | None = field(default=None, init=False)
 
     def rows(self, step: int, *slot: str | int) -> tuple[CachedRow, ...]:
@@ -106,7 +111,15 @@ def share_of_level(sigma: float) -> float:
     return 1.0 if math.isinf(squared) else squared / (squared + 1.0)
 
 
-def savings_of(request: Request, steps: int) -> Savings:
+def merging_of(request: Request, bundle: ModelBundle) -> float:
+    """The share of places that a resolved request merges. A1111 merges at the latents' own size or not at all, so that
+    SDXL, which has no attention there, paints as without."""
+    network = bundle.unet
+    coarser = isinstance(network, UNet) and finest_blocks(network)[0] > 0
+    return 0.0 if coarser and follows(request) else request.token_merging
+
+
+def savings_of(request: Request, bundle: ModelBundle, steps: int) -> Savings:
     """What a resolved request saves in a walk of so many steps."""
     deep, block = request.deep_cache, request.block_cache
     kept: tuple[DeepCache | BlockCache, Timed] | None = None
@@ -114,7 +127,7 @@ def savings_of(request: Request, steps: int) -> Savings:
         kept = (DeepCache(deep.interval, deep.branch), deep)
     elif block is not None:
         kept = (BlockCache(block.threshold), block)
-    return Savings(steps, request.cfg_cache, kept)
+    return Savings(steps, request.cfg_cache, kept, merging_of(request, bundle))
 
 
 def walked_steps(request: Request) -> int:
@@ -187,6 +200,7 @@ def check_savings(request: Request, bundle: ModelBundle) -> None:
     if request.cfg_cache is not None:
         _check_difference(request, bundle)
     _check_left_out_blocks(request)
+    _check_merging(request, bundle)
     if request.deep_cache is None:
         return
     config = bundle.unet.config
@@ -205,6 +219,19 @@ def check_savings(request: Request, bundle: ModelBundle) -> None:
             expected=f"at most {branches - 1}: this U-Net keeps {branches} feature maps for its way up",
             cure="Choose a smaller one; 0 saves most.",
         )
+
+
+def _check_merging(request: Request, bundle: ModelBundle) -> None:
+    """Places are merged in a U-Net's self-attention."""
+    network = bundle.unet
+    if request.token_merging == 0 or (isinstance(network, UNet) and finest_blocks(network)[1]):
+        return
+    raise InvalidInput(
+        "token_merging",
+        given=f"a value for {bundle.name or bundle.family}",
+        expected="a model with self-attention in its U-Net",
+        cure="Leave it out; block_cache saves with every model.",
+    )
 
 
 def _check_left_out_blocks(request: Request) -> None:

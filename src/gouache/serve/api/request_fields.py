@@ -64,6 +64,7 @@ PAGE_GROUPS: Mapping[str, tuple[str, ...]] = {
         "cfg_cache",
         "deep_cache",
         "block_cache",
+        "token_merging",
     ),
     "guidance": (
         *("guidance_scale", "guidance_rescale", "guidance_interval", "apg", "mimic", "perp_neg", "pag", "sag", "slg"),
@@ -147,6 +148,7 @@ USUAL: Mapping[str, tuple[float, float]] = {
     "deep_cache.interval": (2, 5),
     "deep_cache.branch": (0, 11),
     "block_cache.threshold": (0.01, 0.5),
+    "token_merging": (0, 0.75),
     "mask.blur": (0, 64),
     "mask.padding": (0, 256),
     "outpaint.left": (0, 512),
