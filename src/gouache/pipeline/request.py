@@ -199,7 +199,8 @@ class Request(Config):
     """Share of the places that self-attention sees as one with others, in the U-Net's finest level that has it (ToMe);
     0 = none, 0.75 = three of four, the most."""
     fast: bool = False
-    """Fewer and cheaper network calls: measured values for this model in cfg_cache and deep_cache, where left open."""
+    """Fewer and cheaper network calls: known values for this family in block_cache, deep_cache and guidance_interval,
+    where left open; a note says which."""
     image_guidance_scale: Scale | None = None
     """Image guidance scale of instruct (InstructPix2Pix) models."""
     sampler: Name | None = None

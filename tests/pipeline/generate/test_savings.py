@@ -14,7 +14,7 @@ from tests.pipeline.test_parity import NEGATIVE, PROMPT, psnr
 
 from gouache.errors import ConfigError, InvalidInput
 from gouache.models.unet import UNet, UNetConfig
-from gouache.pipeline.fields.guiders import CfgCache, DeepCache
+from gouache.pipeline.fields.guiders import BlockCache, CfgCache, DeepCache
 from gouache.pipeline.generate.guided import sigmas_of
 from gouache.pipeline.generate.savings import Savings
 from gouache.pipeline.pipeline import Pipeline
@@ -22,6 +22,7 @@ from gouache.pipeline.request import Request
 
 if TYPE_CHECKING:
     from tests.pipeline.conftest import MakeBundle
+    from tests.pipeline.sd3_twins import Sd3Twins
     from tests.pipeline.twins import Twins
 
 pytestmark = [
@@ -294,14 +295,42 @@ def test_fast_sets_values_that_the_recipe_holds(pipe: Pipeline) -> None:
     assert pipe.resolve(asked.replace({"deep_cache": own})).deep_cache == own
 
 
-@pytest.mark.parametrize(("steps", "branch", "interval"), [(8, 2, (0.28, 80.0)), (30, 0, None)])
-def test_fast_of_the_pocket_family_depends_on_how_far_steps_lie_apart(
-    make_tiny: MakeBundle, steps: int, branch: int, interval: tuple[float, float] | None
+@pytest.mark.parametrize(
+    ("changes", "expected", "interval"),
+    [
+        ({"num_inference_steps": 8}, {"block_cache": BlockCache(threshold=0.1)}, None),
+        ({"num_inference_steps": 50, "sampler": "ddim"}, {"block_cache": BlockCache(threshold=0.1)}, None),
+        # Every step's noise is new to the first block, so that it never answers as before.
+        (
+            {"num_inference_steps": 20, "sampler": "euler_ancestral"},
+            {"deep_cache": DeepCache(interval=3, branch=2)},
+            (0.28, 80.0),
+        ),
+        (
+            {"num_inference_steps": 8, "sampler": "euler_ancestral"},
+            {"block_cache": BlockCache(threshold=0.1)},
+            None,
+        ),
+    ],
+)
+def test_fast_of_the_pocket_family_depends_on_steps_and_sampler(
+    make_tiny: MakeBundle,
+    changes: dict[str, Any],
+    expected: dict[str, object],
+    interval: tuple[float, float] | None,
 ) -> None:
     pocket = Pipeline(make_tiny(family="pocket"))
-    resolved = pocket.resolve(QUICK.replace({"num_inference_steps": steps, "fast": True}))
-    assert resolved.deep_cache == DeepCache(interval=3, branch=branch)
+    resolved = pocket.resolve(QUICK.replace({"fast": True, **changes}))
+    found = {name: getattr(resolved, name) for name in ("block_cache", "deep_cache", "cfg_cache")}
+    assert {name: one for name, one in found.items() if one is not None} == expected
     assert resolved.guidance_interval == interval
+
+
+def test_fast_takes_the_first_blocks_rule_where_a_transformer_paints(sd3: Sd3Twins) -> None:
+    asked = QUICK.replace({"sampler": None, "schedule": None, "num_inference_steps": 20, "fast": True})
+    (painted,) = sd3.ours("3 medium").paint(asked)
+    assert painted.recipe.request.block_cache == BlockCache(threshold=0.05)
+    assert any("fast set block_cache of threshold 0.05 (the threshold that diff" in one for one in painted.recipe.notes)
 
 
 @pytest.mark.parametrize(

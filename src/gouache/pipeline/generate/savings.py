@@ -18,8 +18,8 @@ from gouache.models.bundle import ModelBundle
 from gouache.models.caching.block_cache import BlockCache
 from gouache.models.caching.deep_cache import DeepCache
 from gouache.models.caching.rows import CachedRow, KeptMap
-from gouache.models.configs import UNetConfig
-from gouache.models.family import POCKET, SD1, SD2, SDXL
+from gouache.models.configs import MMDiTConfig, UNetConfig
+from gouache.models.family import POCKET, SD1, SD2, SD3, SDXL
 from gouache.models.perturbation import finest_blocks
 from gouache.models.unet import UNet
 from gouache.pipeline.fields.guiders import CfgCache, Timed
@@ -35,26 +35,32 @@ class FastValues:
     """What `fast` sets where a request leaves it open.
 
     Attributes:
-        steps: the fewest for which these hold: with fewer, levels lie so far apart that one step's features are no
-            guess at the next one's.
-        interval, branch: of `deep_cache`.
+        steps: the fewest for which these hold.
         source: who found these values, for the note.
+        deep: interval and branch of `deep_cache`.
+        threshold: of `block_cache`.
         guidance_interval: lowest and highest noise level that is guided; None leaves it alone.
+        noisy: only with samplers that add noise at every step, so that no step's first block answers as the last one's.
     """
 
     steps: int
-    interval: int
-    branch: int
     source: str
+    deep: tuple[int, int] | None = None
+    threshold: float | None = None
     guidance_interval: tuple[float, float] | None = None
+    noisy: bool = False
 
 
 MEASURED = "measured on the pocket model, docs/benchmarks.md"
-PUBLISHED = FastValues(20, 3, 0, "its authors' values for Stable Diffusion, not measured here")
+PUBLISHED = FastValues(20, "its authors' values for Stable Diffusion, not measured here", deep=(3, 0))
 """As the authors of DeepCache (Ma et al. 2023, arXiv:2312.00858) set them in their helper for diffusers."""
 FAST: Mapping[str, tuple[FastValues, ...]] = {
-    POCKET.name: (FastValues(30, 3, 0, MEASURED), FastValues(8, 3, 2, MEASURED, (0.28, 80.0))),
+    POCKET.name: (
+        FastValues(20, MEASURED, deep=(3, 2), guidance_interval=(0.28, 80.0), noisy=True),
+        FastValues(8, MEASURED, threshold=0.1),
+    ),
     **dict.fromkeys((SD1.name, SD2.name, SDXL.name), (PUBLISHED,)),
+    SD3.name: (FastValues(20, "the threshold that diffusers sets, not measured here", threshold=0.05),),
 }
 """Family -> its values, those for the most steps first."""
 
@@ -147,18 +153,27 @@ def with_fast(request: Request, bundle: ModelBundle) -> Request:
         return request
     plain, config = request.replace({"fast": False}), bundle.unet.config
     values = _values_for(request, bundle)
-    if values is None or not isinstance(config, UNetConfig):
+    if values is None:
         return plain
     found: dict[str, object] = {}
-    if request.guidance_scale != 1 and not config.guidance_width and request.guidance_interval is None:
+    told = isinstance(config, UNetConfig) and config.guidance_width > 0
+    if request.guidance_scale != 1 and not told and request.guidance_interval is None:
         found["guidance_interval"] = values.guidance_interval
-    # With one map more only the middle would be kept, which repays nothing.
-    branch = min(values.branch, _kept_maps(config) - 2)
     walks = not sampler_info(request.sampler or "ddim").own_levels
-    free = request.deep_cache is None and request.block_cache is None and request.sag is None
-    if free and branch >= 0 and walks:
-        found["deep_cache"] = {"interval": values.interval, "branch": branch}
+    if walks and request.deep_cache is None and request.block_cache is None and request.sag is None:
+        found |= _blocks_left_out(values, config)
     return plain.replace(found)
+
+
+def _blocks_left_out(values: FastValues, config: UNetConfig | MMDiTConfig) -> dict[str, object]:
+    """What `fast` sets of the options that leave out blocks."""
+    if values.threshold is not None:
+        return {"block_cache": {"threshold": values.threshold}}
+    if values.deep is None or not isinstance(config, UNetConfig):
+        return {}
+    # With one map more only the middle would be kept, which repays nothing.
+    interval, branch = values.deep[0], min(values.deep[1], _kept_maps(config) - 2)
+    return {"deep_cache": {"interval": interval, "branch": branch}} if branch >= 0 else {}
 
 
 def fast_notes(asked: Request, resolved: Request, bundle: ModelBundle) -> list[str]:
@@ -167,8 +182,10 @@ def fast_notes(asked: Request, resolved: Request, bundle: ModelBundle) -> list[s
         return []
     low_high = resolved.guidance_interval if asked.guidance_interval is None else None
     deep = resolved.deep_cache if asked.deep_cache is None else None
+    block = resolved.block_cache if asked.block_cache is None else None
     told = [] if low_high is None else [f"guidance_interval {low_high[0]:g} to {low_high[1]:g}"]
     told += [] if deep is None else [f"deep_cache of interval {deep.interval}, branch {deep.branch}"]
+    told += [] if block is None else [f"block_cache of threshold {block.threshold:g}"]
     values, known = _values_for(resolved, bundle), FAST.get(bundle.family, ())
     if not known:
         return [f"fast was not used: no values are known for {bundle.family} models"]
@@ -181,9 +198,10 @@ def fast_notes(asked: Request, resolved: Request, bundle: ModelBundle) -> list[s
 
 
 def _values_for(request: Request, bundle: ModelBundle) -> FastValues | None:
-    """Those of the model's family for the steps of a resolved request."""
-    steps = walked_steps(request)
-    return next((one for one in FAST.get(bundle.family, ()) if steps >= one.steps), None)
+    """Those of the model's family for the steps and the sampler of a resolved request."""
+    steps, noisy = walked_steps(request), sampler_info(request.sampler or "ddim").stochastic == "yes"
+    known = FAST.get(bundle.family, ())
+    return next((one for one in known if steps >= one.steps and (noisy or not one.noisy)), None)
 
 
 def _kept_maps(config: UNetConfig) -> int:
