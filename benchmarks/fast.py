@@ -9,7 +9,7 @@ With --sd15 a U-Net of Stable Diffusion 1.5's shapes and random weights evaluate
 pixels) in full and as the options leave it, and the published decoder and TAESD's decode them. Random weights say
 nothing about pictures: that table has no quality in it.
 
-Run: python benchmarks/fast.py [--prompts N] [--sd15 [--side N]]
+Run: python benchmarks/fast.py [--prompts N] [--settings NAME ...] [--sd15 [--side N]]
 """
 
 from __future__ import annotations
@@ -178,14 +178,13 @@ ROUNDS = 2
 @torch.no_grad()
 def measured(call: Call) -> tuple[float, float]:
     """GFLOP, and the processor's seconds."""
-    with flop_counter() as counter:
-        call()
-    seconds = []
+    seconds, counter = [], flop_counter()
     for _ in range(ROUNDS):
-        started = time.process_time()
-        call()
-        seconds.append(time.process_time() - started)
-    return counter.get_total_flops() / 1e9, min(seconds)
+        with counter:
+            started = time.process_time()
+            call()
+            seconds.append(time.process_time() - started)
+    return counter.get_total_flops() / 1e9 / ROUNDS, min(seconds)
 
 
 def evaluations(unet: UNet, side: int) -> Iterator[tuple[str, Call]]:
@@ -199,7 +198,7 @@ def evaluations(unet: UNet, side: int) -> Iterator[tuple[str, Call]]:
         return unet(x, torch.tensor(400.0), context, changes=changes, **kept)
 
     yield "in full", evaluated
-    for branch in (0, 1, 2, 5):
+    for branch in (0, 2, 5):
         deep = DeepCache(3, branch)
         evaluated(deep=deep_call([CachedRow(deep, ("prompt",), 1)], torch.tensor(2.0)))
         later = deep_call([CachedRow(deep, ("prompt",), 2)], torch.tensor(1.0))
@@ -222,31 +221,33 @@ def decodings(side: int) -> Iterator[tuple[str, Call]]:
 
 
 @torch.no_grad()
-def shapes_of_sd15(side: int) -> str:
-    """Evaluations and decodings at Stable Diffusion 1.5's shapes, as Markdown."""
-    lines = ["| | GFLOP | of full | processor seconds |", "|---|--:|--:|--:|"]
+def shapes_of_sd15(side: int) -> Iterator[str]:
+    """Evaluations and decodings at Stable Diffusion 1.5's shapes, as lines of Markdown."""
+    yield from ("| | GFLOP | of full | processor seconds |", "|---|--:|--:|--:|")
     for kind in (evaluations(UNet(UNetConfig()).eval(), side), decodings(side)):
         whole = 0.0
         for name, call in kind:
             gflop, seconds = measured(call)
             whole = whole or gflop
-            lines.append(f"| {name} | {gflop:.1f} | {gflop / whole:.3f} | {seconds:.2f} |")
-    return "\n".join(lines)
+            yield f"| {name} | {gflop:.1f} | {gflop / whole:.3f} | {seconds:.2f} |"
 
 
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=len(PROMPTS))
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="which tables")
     parser.add_argument("--sd15", action="store_true", help="evaluations at Stable Diffusion 1.5's shapes instead")
     parser.add_argument("--side", type=int, default=64, help="of the latents, with --sd15")
     given = parser.parse_args()
     if given.sd15:
-        sys.stdout.write(shapes_of_sd15(given.side) + "\n")
+        for line in shapes_of_sd15(given.side):
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
         return
     pipeline = Pipeline.load()
-    for name, setting in SETTINGS.items():
-        sys.stdout.write(f"{name}\n\n{table(measure(pipeline, setting, given.prompts))}\n\n")
+    for name in given.settings:
+        sys.stdout.write(f"{name}\n\n{table(measure(pipeline, SETTINGS[name], given.prompts))}\n\n")
         sys.stdout.flush()
 
 

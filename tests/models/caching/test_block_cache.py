@@ -47,6 +47,7 @@ class Rule:
         self.threshold = threshold
         self.seen: dict[str, Tensor] = {}
         self.reused: list[bool] = []
+        self.changes: list[float] = []
         self.kept: tuple[Tensor, Tensor] | None = None
         self.handles = [one.register_forward_hook(self.noting(name)) for name, one in (("x", before), ("y", block))]
         self.handles.append(end.register_forward_pre_hook(self.decide))
@@ -61,6 +62,7 @@ class Rule:
         after, first = self.seen["y"], self.seen["y"] - self.seen["x"]
         if self.kept is not None:
             change = float((first - self.kept[0]).abs().mean() / self.kept[0].abs().mean())
+            self.changes.append(change)
             if change <= self.threshold:
                 self.reused.append(True)
                 return (after + self.kept[1], *given[1:])
