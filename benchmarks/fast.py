@@ -5,10 +5,11 @@ by DDIM at 50. Rows: of all network calls; GFLOP: of the U-Net, counted by torch
 picture; PSNR and SSIM: to the picture without savings, on white, means over the prompts and the worst. The variants
 take turns prompt by prompt, so that what else the machine does falls on all of them alike.
 
-With --sd15 a U-Net of Stable Diffusion 1.5's shapes and random weights evaluates one step of 64 x 64 pixels in full and
-as the options leave it. Random weights say nothing about pictures: that table has no quality in it.
+With --sd15 a U-Net of Stable Diffusion 1.5's shapes and random weights evaluates one step at 64 x 64 latents (512 x 512
+pixels) in full and as the options leave it, and the published decoder and TAESD's decode them. Random weights say
+nothing about pictures: that table has no quality in it.
 
-Run: python benchmarks/fast.py [--prompts N] [--sd15]
+Run: python benchmarks/fast.py [--prompts N] [--settings NAME ...] [--sd15 [--side N]]
 """
 
 from __future__ import annotations
@@ -17,18 +18,24 @@ import argparse
 import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
-from gouache.models.configs import UNetConfig
-from gouache.models.deep_cache import DeepCache, DeepRow, deep_call
+from gouache.models.caching.block_cache import BlockCache, BlockCall, block_call
+from gouache.models.caching.deep_cache import DeepCache, DeepCall, deep_call
+from gouache.models.caching.rows import CachedRow
+from gouache.models.configs import UNetConfig, VAEConfig
+from gouache.models.perturbation import changes_of
+from gouache.models.tiny_vae import TinyDecoder
 from gouache.models.unet import UNet
+from gouache.models.vae import AutoencoderKL
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Prior, Request
 from gouache.training.evaluation.suite import ssim
@@ -42,6 +49,10 @@ COMMON: Mapping[str, Mapping[str, object]] = {
     "cfg_cache 2, start 0": {"cfg_cache": {"start": 0.0}},
     "deep_cache 3, branch 0": {"deep_cache": {"interval": 3}},
     "deep_cache 3, branch 2": {"deep_cache": {"interval": 3, "branch": 2}},
+    "block_cache 0.05": {"block_cache": {"threshold": 0.05}},
+    "block_cache 0.1": {"block_cache": {"threshold": 0.1}},
+    "block_cache 0.2": {"block_cache": {"threshold": 0.2}},
+    "token_merging 0.5": {"token_merging": 0.5},
     "half of the steps": {},
     "fast": {"fast": True},
 }
@@ -82,6 +93,19 @@ def likeness(picture: NDArray[np.float64], full: NDArray[np.float64]) -> float:
     return float(ssim(first, second).mean())
 
 
+Shape = tuple[int, ...]
+
+
+def flop_counter() -> FlopCounterMode:
+    """torch's counter, which doesn't know the fused attention of CPUs by itself."""
+    attention = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+
+    def products(query: Shape, key: Shape, value: Shape, *_: object, **__: object) -> int:
+        return int(sdpa_flop_count(query, key, value))
+
+    return FlopCounterMode(display=False, custom_mapping={attention: products})
+
+
 class Counter:
     """Rows and floating-point operations of a network's calls."""
 
@@ -91,7 +115,7 @@ class Counter:
     def of(self, pipeline: Pipeline, request: Request) -> tuple[int, float]:
         """Of one picture, the U-Net alone."""
         rows: list[int] = []
-        total, counter = [0], FlopCounterMode(display=False)
+        total, counter = [0], flop_counter()
 
         def before(_: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
             rows.append(len(inputs[0]))
@@ -146,47 +170,84 @@ def table(found: Mapping[str, Measured]) -> str:
     return "\n".join(lines)
 
 
+Call = Callable[[], object]
+ROUNDS = 2
+"""Of each evaluation at Stable Diffusion's shapes, of which the faster counts."""
+
+
 @torch.no_grad()
-def shapes_of_sd15(side: int = 64) -> str:
-    """One evaluation on a batch of two, in full and with kept features, as Markdown."""
-    unet = UNet(UNetConfig()).eval()
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 4, side // 8, side // 8, generator=generator)
-    context = torch.randn(2, 77, unet.config.context_width, generator=generator)
-    lines = ["| evaluation | GFLOP | of full | processor seconds |", "|---|--:|--:|--:|"]
-    whole = 0.0
-    for branch in (None, 0, 1, 2, 5):
-        cache = DeepCache(2, branch or 0)
-        slots = [DeepRow(cache, (name,), 1) for name in ("prompt", "negative")]
-        unet(x, torch.tensor(500.0), context, deep=deep_call(slots, torch.tensor(2.0)))
-        later = [DeepRow(cache, row.slot, 2, full=branch is None) for row in slots]
-        seconds = []
-        for _ in range(3):
-            call = deep_call(later, torch.tensor(1.0))
+def measured(call: Call) -> tuple[float, float]:
+    """GFLOP, and the processor's seconds."""
+    seconds, counter = [], flop_counter()
+    for _ in range(ROUNDS):
+        with counter:
             started = time.process_time()
-            unet(x, torch.tensor(400.0), context, deep=call)
+            call()
             seconds.append(time.process_time() - started)
-        with FlopCounterMode(display=False) as counter:
-            unet(x, torch.tensor(400.0), context, deep=deep_call(later, torch.tensor(1.0)))
-        gflop = counter.get_total_flops() / 1e9
-        whole = whole or gflop
-        name = "in full" if branch is None else f"deep_cache, branch {branch}"
-        lines.append(f"| {name} | {gflop:.1f} | {gflop / whole:.2f} | {min(seconds):.2f} |")
-    return "\n".join(lines)
+    return counter.get_total_flops() / 1e9, min(seconds)
+
+
+def evaluations(unet: UNet, side: int) -> Iterator[tuple[str, Call]]:
+    """One evaluation of one row at side x side latents, in full and as each saving leaves it."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(1, 4, side, side, generator=generator)
+    context = torch.randn(1, 77, unet.config.context_width, generator=generator)
+
+    def evaluated(*, merging: float = 0.0, **kept: DeepCall | BlockCall | None) -> object:
+        changes = changes_of(unet, (), None, merging=merging)
+        return unet(x, torch.tensor(400.0), context, changes=changes, **kept)
+
+    yield "in full", evaluated
+    for branch in (0, 2, 5):
+        deep = DeepCache(3, branch)
+        evaluated(deep=deep_call([CachedRow(deep, ("prompt",), 1)], torch.tensor(2.0)))
+        later = deep_call([CachedRow(deep, ("prompt",), 2)], torch.tensor(1.0))
+        yield f"deep_cache, branch {branch}", partial(evaluated, deep=later)
+    block = BlockCache(0.1)
+    evaluated(block_cache=block_call([CachedRow(block, ("prompt",), 1)], torch.tensor(2.0)))
+    reused = block_call([CachedRow(block, ("prompt",), 2)], torch.tensor(1.0))
+    yield "block_cache, reused", partial(evaluated, block_cache=reused)
+    for ratio in (0.25, 0.5, 0.75):
+        yield f"token_merging {ratio:g}", partial(evaluated, merging=ratio)
+
+
+def decodings(side: int) -> Iterator[tuple[str, Call]]:
+    """Side x side latents by the published decoder and by TAESD's."""
+    latents = torch.randn(1, 4, side, side, generator=torch.Generator().manual_seed(0))
+    whole = AutoencoderKL(VAEConfig(channels=(128, 256, 512, 512))).eval()
+    yield "the published decoder", lambda: whole.decode(latents)
+    tiny = TinyDecoder(4, 3, 64, (3, 3, 3, 1)).eval()
+    yield "a tiny decoder (TAESD)", lambda: tiny(latents)
+
+
+@torch.no_grad()
+def shapes_of_sd15(side: int) -> Iterator[str]:
+    """Evaluations and decodings at Stable Diffusion 1.5's shapes, as lines of Markdown."""
+    yield from ("| | GFLOP | of full | processor seconds |", "|---|--:|--:|--:|")
+    for kind in (evaluations(UNet(UNetConfig()).eval(), side), decodings(side)):
+        whole = 0.0
+        for name, call in kind:
+            gflop, seconds = measured(call)
+            whole = whole or gflop
+            yield f"| {name} | {gflop:.1f} | {gflop / whole:.3f} | {seconds:.2f} |"
 
 
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=len(PROMPTS))
+    parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="which tables")
     parser.add_argument("--sd15", action="store_true", help="evaluations at Stable Diffusion 1.5's shapes instead")
+    parser.add_argument("--side", type=int, default=64, help="of the latents, with --sd15")
     given = parser.parse_args()
     if given.sd15:
-        sys.stdout.write(shapes_of_sd15() + "\n")
+        for line in shapes_of_sd15(given.side):
+            sys.stdout.write(f"{line}\n")
+            sys.stdout.flush()
         return
     pipeline = Pipeline.load()
-    for name, setting in SETTINGS.items():
-        sys.stdout.write(f"{name}\n\n{table(measure(pipeline, setting, given.prompts))}\n\n")
+    for name in given.settings:
+        sys.stdout.write(f"{name}\n\n{table(measure(pipeline, SETTINGS[name], given.prompts))}\n\n")
         sys.stdout.flush()
 
 

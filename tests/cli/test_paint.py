@@ -23,7 +23,7 @@ from gouache.cli.options import EDITING, option_specs, request_values
 from gouache.cli.output import interrupts_held, shown, traced
 from gouache.errors import GouacheError, InvalidInput
 from gouache.pipeline.output.foreign import read_recipe
-from gouache.pipeline.request import DeepCache, Request
+from gouache.pipeline.request import BlockCache, DeepCache, Request
 
 QUICK = ["--steps", "2", "--size", "32", "--model", "untrained"]
 
@@ -72,6 +72,7 @@ def test_options_become_the_request_they_name() -> None:
         "apg": True,
         "fast": True,
         "deep_cache_branch": 1,
+        "block_cache": 0.2,
         "guidance_interval": "0.5,4",
         "sigmas": "10,1,0",
         "prior": False,
@@ -92,6 +93,7 @@ def test_options_become_the_request_they_name() -> None:
     assert request.guidance_interval == (0.5, 4)
     assert request.fast
     assert request.deep_cache == DeepCache(branch=1)
+    assert request.block_cache == BlockCache(threshold=0.2)
     assert request.sigmas == (10, 1, 0)
     assert request.prior is not None
     assert request.prior.enabled is False

@@ -15,6 +15,7 @@ from diffusers.models.autoencoders.vae import DiagonalGaussianDistribution
 from diffusers.pipelines.stable_diffusion_3 import pipeline_stable_diffusion_3_img2img as image_module
 from diffusers.pipelines.stable_diffusion_3 import pipeline_stable_diffusion_3_inpaint as inpaint_module
 from PIL import Image
+from tests.models.caching.test_block_cache import Rule
 
 from gouache.checkpoints.load import load_bundle
 from gouache.errors import GouacheError, InvalidInput, UnknownName
@@ -121,6 +122,29 @@ def test_skip_layer_guidance_is_diffusers(sd3: Sd3Twins, layers: tuple[str, ...]
     theirs = sd3.their_picture(sd3.theirs(KIND), request, skip_guidance_layers=numbers, **shares)
     assert psnr(painted.image, theirs) >= 60
     assert psnr(painted.image, sd3.their_picture(sd3.theirs(KIND), request)) < 50
+
+
+def test_the_first_block_cache_follows_its_rule_on_diffusers_pipeline(sd3: Sd3Twins) -> None:
+    request = BASE.replace({"guidance_scale": 1.0, "num_inference_steps": 8})
+    theirs = sd3.theirs(KIND)
+    network = theirs.transformer
+
+    def painted(threshold: float) -> tuple[np.ndarray, Rule]:
+        rule = Rule(network.pos_embed, network.transformer_blocks[0], network.norm_out, threshold)
+        try:
+            return sd3.their_picture(theirs, request), rule
+        finally:
+            rule.undo()
+
+    plain, evaluated = painted(0.0)
+    # Halfway between two changes from step to step: some are reused, and none is decided by rounding.
+    ordered = sorted(evaluated.changes)
+    threshold = (ordered[3] + ordered[4]) / 2
+    reference, rule = painted(threshold)
+    assert 1 <= sum(rule.reused) < len(rule.reused) == 8
+    assert float(np.abs(reference - plain).mean()) > 0.002, "reusing changes the picture"
+    cached = request.replace({"block_cache": {"threshold": threshold}})
+    assert psnr(sd3.ours(KIND).paint(cached)[0].image, reference) >= 60
 
 
 def test_a_picture_replays_bit_for_bit(sd3: Sd3Twins, tmp_path: Path) -> None:

@@ -79,6 +79,7 @@ HEAD_WIDTH = 64
 SD1_HEADS = 8
 SD2_CONTEXT = 1024
 NORM_GROUPS = 32
+TINY_VAE = "decoder.layers.0.weight"
 
 
 @dataclass(frozen=True, slots=True)
@@ -298,9 +299,6 @@ def vae_config(shapes: Shapes, naming: Naming, where: str) -> VAEConfig:
     )
 
 
-TINY_VAE = "decoder.layers.0.weight"
-
-
 def _decoder_levels(shapes: Shapes, naming: Naming) -> tuple[tuple[int, ...], int]:
     """Widths of a decoder's levels, finest first, and residual blocks of each; () and 0 where there are none."""
     name, order = ("decoder.up.{}.block.{}", 1) if naming == "ldm" else ("decoder.up_blocks.{}.resnets.{}", -1)
@@ -312,18 +310,20 @@ def _decoder_levels(shapes: Shapes, naming: Naming) -> tuple[tuple[int, ...], in
     return widths[::order], max((count_of(shapes, name.format(level, "{}")) for level in range(levels)), default=0)
 
 
+def tiny_blocks(shapes: Shapes, prefix: str, first: int) -> list[int]:
+    """Blocks of each level of half a tiny autoencoder: what stands between its convolutions from layer `first` on."""
+    levels = [0]
+    last = max((int(name[len(prefix) :].split(".")[0]) for name in shapes if name.startswith(prefix)), default=0)
+    for place in range(first, last):
+        if f"{prefix}{place}.conv.0.weight" in shapes:
+            levels[-1] += 1
+        elif f"{prefix}{place}.weight" in shapes:
+            levels.append(0)
+    return levels
+
+
 def _tiny_vae_config(shapes: Shapes, where: str) -> VAEConfig:
-    """A tiny autoencoder's config: between its convolutions stand the blocks of each level."""
-    blocks: dict[str, list[int]] = {}
-    for half, first in (("encoder", 1), ("decoder", 2)):
-        levels = [0]
-        last = max((int(name.split(".")[2]) for name in shapes if name.startswith(f"{half}.layers.")), default=0)
-        for place in range(first, last):
-            if f"{half}.layers.{place}.conv.0.weight" in shapes:
-                levels[-1] += 1
-            elif f"{half}.layers.{place}.weight" in shapes:
-                levels.append(0)
-        blocks[half] = levels
+    blocks = {half: tiny_blocks(shapes, f"{half}.layers.", first) for half, first in (("encoder", 1), ("decoder", 2))}
     if len(blocks["encoder"]) != len(blocks["decoder"]):
         raise no_network(where, f"a tiny autoencoder with levels {blocks}", "as many in the encoder as in the decoder")
     return VAEConfig(

@@ -38,6 +38,7 @@ MAIN_FIELDS = {
     "mimic": "scale",
     "cfg_cache": "interval",
     "deep_cache": "interval",
+    "block_cache": "threshold",
 }
 """Group -> the field that its own option sets. A group that isn't here is a switch."""
 AREA_FORM = 'AREA[,FIELD=VALUE] "PROMPT"'
@@ -73,7 +74,7 @@ PANELS = {
     **dict.fromkeys(("sampler", "schedule", "sigmas", "eta", "churn", "num_inference_steps"), "Sampling"),
     **dict.fromkeys(("guidance_scale", "guidance_rescale", "guidance_interval", "apg"), "Guidance"),
     **dict.fromkeys(("mimic", "perp_neg", "pag", "sag", "slg", "freeu"), "Guidance"),
-    **dict.fromkeys(("fast", "cfg_cache", "deep_cache"), "Speed"),
+    **dict.fromkeys(("fast", "cfg_cache", "deep_cache", "block_cache", "token_merging"), "Speed"),
     **dict.fromkeys(
         ("seed", "subseed", "subseed_strength", "determinism", "eta_noise_seed_delta", "procedure"), "Randomness"
     ),

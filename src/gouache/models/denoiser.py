@@ -15,13 +15,15 @@ from gouache.diffusion.noise_schedule import NoiseSchedule, make_noise_schedule
 from gouache.diffusion.parameterization import Parameterization, Prediction, denoised_from, network_input
 from gouache.diffusion.samplers.step import Denoise
 from gouache.errors import ConfigError, ShapeMismatch
+from gouache.models.caching.block_cache import block_call
+from gouache.models.caching.deep_cache import deep_call
+from gouache.models.caching.rows import CachedRow
 from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.conditioning.controlnet_union import ControlNetUnion
 from gouache.models.conditioning.ip_adapter import Seen
 from gouache.models.conditioning.sd3_controlnet import JointControlNet, spread
 from gouache.models.conditioning.t2i_adapter import T2IAdapter
 from gouache.models.configs import DenoiserConfig, NoiseScheduleConfig
-from gouache.models.deep_cache import DeepRow, deep_call
 from gouache.models.mmdit import MMDiT
 from gouache.models.perturbation import AttentionRecord, Perturbation, changes_of
 from gouache.models.regions import RegionTexts, areas_of
@@ -150,7 +152,8 @@ class Condition:
         guidance: scale that a network with a `guidance_width` is told. [B]
         noise_level: of a small picture in `draft`, for a network with `noise_levels`. [B]
         regions: texts with areas of their own, for each row or one for all; empty = none.
-        deep: where the rows' deep maps are kept over steps, for each row or one for all; empty = nowhere.
+        cached: where what is kept of the rows over steps lies, for each row or one for all; empty = nowhere.
+        merging: share of the finest places that self-attention sees as one with others, in all rows.
     """
 
     context: Tensor
@@ -165,21 +168,22 @@ class Condition:
     guidance: Tensor | None = None
     noise_level: Tensor | None = None
     regions: tuple[RegionTexts | None, ...] = ()
-    deep: tuple[DeepRow, ...] = ()
+    cached: tuple[CachedRow, ...] = ()
+    merging: float = 0.0
 
     def rows(self, start: int, end: int) -> Condition:
         """Rows `start` (included) to `end` (excluded) of every tensor."""
         perturbations, regions = self.perturbations[start:end], self.regions[start:end]
         found = self._map(lambda tensor: tensor[start:end])
-        return replace(found, perturbations=perturbations, regions=regions, deep=self.deep[start:end])
+        return replace(found, perturbations=perturbations, regions=regions, cached=self.cached[start:end])
 
     def expand(self, batch: int) -> Condition:
         """One row for all as `batch` rows (no copy); `batch` rows as they are."""
         perturbations = self.perturbations * batch if len(self.perturbations) == 1 else self.perturbations
         regions = self.regions * batch if len(self.regions) == 1 else self.regions
-        deep = self.deep * batch if len(self.deep) == 1 else self.deep
+        cached = self.cached * batch if len(self.cached) == 1 else self.cached
         expanded = self._map(lambda tensor: tensor.expand(batch, *tensor.shape[1:]))
-        return replace(expanded, perturbations=perturbations, regions=regions, deep=deep)
+        return replace(expanded, perturbations=perturbations, regions=regions, cached=cached)
 
     def to(self, device: torch.device, dtype: torch.dtype) -> Condition:
         """The same on another device; floating-point tensors in another precision."""
@@ -225,7 +229,8 @@ def stack(conditions: Sequence[Condition]) -> Condition:
         guidance=_stack("guidance", [condition.guidance for condition in conditions]),
         noise_level=_stack("noise_level", [condition.noise_level for condition in conditions]),
         regions=_stack_rows([condition.regions for condition in conditions], batches),
-        deep=tuple(row for one in conditions for row in one.expand(len(one.context)).deep),
+        cached=tuple(row for one in conditions for row in one.expand(len(one.context)).cached),
+        merging=conditions[0].merging,
     )
 
 
@@ -349,12 +354,14 @@ class Denoiser:
         timestep = self._timestep(sigma).to(weight.device, torch.float32)
         levels = len(self.network.config.channels) if isinstance(self.network, UNet) else 0
         areas = areas_of(given.regions, levels, weight.device, weight.dtype)
-        changes = changes_of(self.network, given.perturbations, given.record, given.pictures, areas)
+        changes = changes_of(self.network, given.perturbations, given.record, given.pictures, areas, given.merging)
         shared = {"context_mask": given.mask, "pooled": given.pooled, "changes": changes}
         steered = _sum([control.residuals(self.network, noisy, timestep, given, areas) for control in given.controls])
         if isinstance(self.network, MMDiT):
             added = steered.skips if steered else ()
-            output: Tensor = self.network(noisy, timestep, given.context, **shared, residuals=added)
+            output: Tensor = self.network(
+                noisy, timestep, given.context, **shared, residuals=added, block_cache=block_call(given.cached, sigma)
+            )
         else:
             output = self.network(
                 noisy,
@@ -366,7 +373,8 @@ class Denoiser:
                 free_u=given.free_u,
                 guidance=given.guidance,
                 noise_level=given.noise_level,
-                deep=deep_call(given.deep, sigma),
+                deep=deep_call(given.cached, sigma),
+                block_cache=block_call(given.cached, sigma),
             )
         # Back in the state's own type, fp32 as a rule: in half precision the last steps would drown in rounding.
         raw, variance = self._split(output.to(x.dtype))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gouache.errors import ShapeMismatch
+from gouache.models.caching.block_cache import BlockCall
 from gouache.models.configs import MMDiTConfig
 from gouache.nn.attention import RowChanges
 from gouache.nn.joint import JointBlock, Modulation, modulated, normed
@@ -110,6 +111,7 @@ class MMDiT(nn.Module):
         pooled: Tensor | None = None,
         changes: Mapping[nn.Module, RowChanges] | None = None,
         residuals: Sequence[Tensor] = (),
+        block_cache: BlockCall | None = None,
     ) -> Tensor:
         """One evaluation of the network.
 
@@ -123,6 +125,7 @@ class MMDiT(nn.Module):
             changes: block -> what some rows of the batch do otherwise there.
             residuals: what ControlNets add to the picture's tokens, behind each block but the last; empty = nothing.
                 [B, h * w / patch_size^2, width] each
+            block_cache: keeps what all blocks behind the first add, or brings it: then only the first is evaluated.
 
         Returns:
             [B, out_channels, h, w].
@@ -137,14 +140,25 @@ class MMDiT(nn.Module):
         mask = None
         if context_mask is not None:
             mask = F.pad(context_mask.bool(), (tokens.shape[1], 0), value=True)[:, None, None, :]
-        for number, block in enumerate(self.transformer_blocks):
-            inputs = (tokens, text, embedding, mask, changes.get(block) if changes else None)
-            if self.gradient_checkpointing and torch.is_grad_enabled():
-                tokens, text = checkpoint(block, *inputs, use_reentrant=False)
-            else:
-                tokens, text = block(*inputs)
-            if residuals and not block.last:
-                tokens = tokens + residuals[number]
+
+        def through(numbers: range, tokens: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
+            for number in numbers:
+                block = self.transformer_blocks[number]
+                inputs = (tokens, text, embedding, mask, changes.get(block) if changes else None)
+                if self.gradient_checkpointing and torch.is_grad_enabled():
+                    tokens, text = checkpoint(block, *inputs, use_reentrant=False)
+                else:
+                    tokens, text = block(*inputs)
+                if residuals and not block.last:
+                    tokens = tokens + residuals[number]
+            return tokens, text
+
+        count = len(self.transformer_blocks)
+        if block_cache is None:
+            tokens, _ = through(range(count), tokens, text)
+        else:
+            first, first_text = through(range(1), tokens, text)
+            tokens = block_cache.through(tokens, first, lambda: through(range(1, count), first, first_text)[0])
         scale, shift = self.norm_out(embedding)
         return self._unpatched(self.proj_out(modulated(normed(tokens), shift, scale)), x.shape[-2:])
 

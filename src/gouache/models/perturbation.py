@@ -19,6 +19,7 @@ from gouache.models.mmdit import MMDiT
 from gouache.models.unet import UNet
 from gouache.nn.attention import Areas, RowChanges, TransformerBlock
 from gouache.nn.joint import JointBlock
+from gouache.nn.token_merging import TokenMerging
 
 PARTS = {"down": "down_blocks", "mid": "mid_block", "up": "up_blocks"}
 """Short names of a U-Net's parts."""
@@ -107,12 +108,24 @@ def _choices(names: Sequence[str]) -> list[str]:
     return sorted(found)
 
 
+def finest_blocks(unet: UNet) -> tuple[int, list[TransformerBlock]]:
+    """The finest level that has self-attention, 0 = that of the latents' own size, and its blocks on both ways; they
+    have the largest feature maps. No blocks = none has any."""
+    for level, down in enumerate(unet.down_blocks):
+        parts = [part for way in (down, unet.up_blocks[-1 - level]) for part in way.modules()]
+        found = [part for part in parts if isinstance(part, TransformerBlock) and not part.crossing]
+        if found:
+            return level, found
+    return 0, []
+
+
 def changes_of(
     unet: UNet | MMDiT | ControlBody,
     rows: Sequence[Perturbation | None],
     record: AttentionRecord | None,
     pictures: Sequence[Seen] = (),
     areas: tuple[Areas, ...] = (),
+    merging: float = 0.0,
 ) -> Mapping[nn.Module, RowChanges] | None:
     """What each block does otherwise, for the rows of one call; blocks that do nothing so aren't named. None = none.
 
@@ -122,8 +135,9 @@ def changes_of(
         record: whose self-attention to note.
         pictures: what IP-Adapters show to the cross-attentions.
         areas: texts that rows look at in areas of their own.
+        merging: share of the places that self-attention of the finest level sees as one with others.
     """
-    if record is None and not any(rows) and not pictures and not areas:
+    if record is None and not any(rows) and not pictures and not areas and merging == 0:
         return None
     blocks = transformer_blocks(unet)
     # Adapters for other networks than U-Nets are refused where they are read.
@@ -134,12 +148,14 @@ def changes_of(
         marks = [one is not None and name in chosen(one) for one in rows]
         return torch.tensor(marks, device=device)[:, None, None] if any(marks) else None
 
+    finest = finest_blocks(unet)[1] if merging > 0 and isinstance(unet, UNet) else []
     found: dict[nn.Module, RowChanges] = {}
     for name, block in blocks.items():
         identity = marked(lambda one: one.identity, name)
         skipped = marked(lambda one: one.skipped, name)
         attended = record.found if record is not None and record.block == name else None
         seen = tuple(one.of_block(own[block]) for one, own in shown)
-        if seen or areas or (identity, skipped, attended) != (None, None, None):
-            found[block] = RowChanges(identity, skipped, attended, seen, areas)
+        merged = TokenMerging(merging) if block in finest else None
+        if seen or areas or (identity, skipped, attended, merged) != (None, None, None, None):
+            found[block] = RowChanges(identity, skipped, attended, seen, areas, merged)
     return found

@@ -16,14 +16,15 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from gouache.errors import ShapeMismatch
+from gouache.models.caching.block_cache import BlockCall
+from gouache.models.caching.deep_cache import DeepCall
 from gouache.models.configs import UNetConfig
-from gouache.models.deep_cache import DeepCall
 from gouache.nn.attention import RowChanges, SpatialTransformer, key_mask
 from gouache.nn.free_u import FreeU, free_u
-from gouache.nn.layers import EmbeddingMLP, GroupNorm, guidance_embedding, silu, sinusoidal_embedding
+from gouache.nn.layers import EmbeddingMLP, GroupNorm, guidance_embedding, time_and_pooled
 from gouache.nn.resnet import Downsample, ResnetBlock, Upsample, zero_
 
-__all__ = ["UNet", "UNetConfig", "block_shape", "down_levels", "time_and_pooled"]
+__all__ = ["UNet", "UNetConfig", "block_shape", "down_levels"]
 
 
 Changes = Mapping[nn.Module, RowChanges]
@@ -184,12 +185,13 @@ class DownLevel(Level):
         if downsample:
             self.downsamplers = nn.ModuleList([Downsample(channels_out)])
 
-    def forward(self, x: Tensor, given: Conditioning, skips: list[Tensor]) -> Tensor:
-        """x [B, C_in, h, w] -> [B, C_out, h / 2, w / 2] (h, w on the last level); appends to `skips`."""
+    def forward(self, x: Tensor, given: Conditioning, skips: list[Tensor], first: Tensor | None = None) -> Tensor:
+        """x [B, C_in, h, w] -> [B, C_out, h / 2, w / 2] (h, w on the last level); appends to `skips`. `first`: what its
+        first stage gives, where that is known."""
         for i in range(len(self.resnets)):
             if given.enough(skips):
                 return x
-            x = self.stage(i, x, given)
+            x = self.stage(i, x, given) if i or first is None else first
             if i == len(self.resnets) - 1:
                 x = given.added(x, (self.level, False))
             skips.append(x)
@@ -305,6 +307,7 @@ class UNet(nn.Module):
         guidance: Tensor | None = None,
         noise_level: Tensor | None = None,
         deep: DeepCall | None = None,
+        block_cache: BlockCall | None = None,
     ) -> Tensor:
         """One evaluation of the network.
 
@@ -324,6 +327,7 @@ class UNet(nn.Module):
             noise_level: of the noise on the small picture in `draft`, whole numbers; needed if and only if the config
                 has `noise_levels`. [B]
             deep: keeps the deep part's result, or brings it: then only the outermost blocks are evaluated.
+            block_cache: keeps what all blocks behind the first add, or brings it: then only the first is evaluated.
 
         Returns:
             [B, out_channels, h, w].
@@ -350,9 +354,22 @@ class UNet(nn.Module):
             deep=deep,
         )
         hidden: Tensor = self.conv_in(self._stem(x, pooled, draft))
-        skips = [hidden]
+        if block_cache is None:
+            hidden = self._blocks(hidden, None, given, residuals)
+        else:
+            # Both, and the last block's result, are maps of the first level's width at the latents' size.
+            entering, finest = hidden, self.down_blocks[0]
+            assert isinstance(finest, DownLevel), "down_levels makes no other"
+            first = finest.stage(0, entering, given)
+            hidden = block_cache.through(entering, first, lambda: self._blocks(entering, first, given, residuals))
+        out: Tensor = self.conv_out(self.conv_norm_out(hidden, activate=True))
+        return out
+
+    def _blocks(self, hidden: Tensor, first: Tensor | None, given: Conditioning, residuals: Residuals | None) -> Tensor:
+        """All blocks, between the first and the last convolution; `first`: what the first one's first stage gives."""
+        deep, skips = given.deep, [hidden]
         for down in self.down_blocks:
-            hidden = down(hidden, given, skips)
+            hidden = down(hidden, given, skips, first if down is self.down_blocks[0] else None)
         left_out = sum(len(row) for row in self.config.up_depths()) - len(skips)
         if residuals is not None and residuals.skips:
             skips = [skip + more for skip, more in zip(skips, residuals.skips[: len(skips)], strict=True)]
@@ -362,8 +379,7 @@ class UNet(nn.Module):
             hidden = self._middle(hidden, given, residuals)
         for up in self.up_blocks:
             hidden = up(hidden, given, skips, left_out)
-        out: Tensor = self.conv_out(self.conv_norm_out(hidden, activate=True))
-        return out
+        return hidden
 
     def _middle(self, x: Tensor, given: Conditioning, residuals: Residuals | None) -> Tensor:
         if self.config.middle_layers:
@@ -423,26 +439,6 @@ class UNet(nn.Module):
             elif isinstance(part, SpatialTransformer):
                 zero_(part.proj_out)
         zero_(self.conv_out)
-
-
-def time_and_pooled(
-    time: EmbeddingMLP,
-    added: nn.Module | None,
-    timestep: Tensor,
-    pooled: Tensor | None,
-    dtype: torch.dtype,
-    guidance: Tensor | None = None,
-    further: Tensor | None = None,
-) -> Tensor:
-    """The activated embedding of time [B], of the guidance scale's waves [B, guidance_width] in networks that are told
-    it, where a network `added` takes it, of the pooled vector, and of anything `further` [B, D]. [B, D]"""
-    embedding: Tensor = time(sinusoidal_embedding(timestep, time.linear_1.in_features).to(dtype), guidance)
-    if added is not None and pooled is not None:
-        embedding = embedding + added(pooled)
-    if further is not None:
-        embedding = embedding + further
-    # Every residual block activates it first; doing it once here gives the same numbers.
-    return silu(embedding)
 
 
 def block_shape(config: UNetConfig, level: int) -> BlockShape:

@@ -454,3 +454,25 @@ class AutoencoderKL(nn.Module):
                 expected=f"a width and height that are multiples of {config.downscale}",
                 cure="Resize, crop or pad the picture first.",
             )
+
+
+class WithTinyDecoder(AutoencoderKL):
+    """An autoencoder whose pictures a tiny decoder makes, from normalised latents; it encodes as before.
+
+    Args:
+        whole: the autoencoder; its networks are shared, not copied.
+        decoder: for the same latents and pictures.
+    """
+
+    def __init__(self, whole: AutoencoderKL, decoder: TinyDecoder) -> None:
+        nn.Module.__init__(self)
+        self.config = whole.config.model_copy(update={"mask_condition": False})
+        self._modules = {**whole._modules, "decoder": decoder}
+
+    def decode(self, latents: Tensor, *, around: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """As `AutoencoderKL.decode`; it takes no mask."""
+        if around is not None or latents.ndim != 4 or latents.shape[1] != self.config.latent_channels:
+            given = "a mask" if around is not None else tuple(latents.shape)
+            raise ShapeMismatch("latents", given=given, expected=f"[B, {self.config.latent_channels}, h, w] alone")
+        decoded: Tensor = self.decoder(latents)
+        return decoded

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from gouache.nn.layers import GroupNorm, Linear, add
 from gouache.nn.processor import multiplies_faster_in_bf16, this_processor
+from gouache.nn.token_merging import TokenMerging
 
 LARGEST_PLAIN = 2**20
 """Most scores of one head that are kept whole for the backward pass."""
@@ -196,6 +197,7 @@ class RowChanges:
             all places that look; 1 on average. [B, N]
         pictures: what the cross-attention looks at beside the text.
         areas: texts that rows look at beside their context, each in its own area.
+        merging: which share of the places self-attention sees as one with another, in all rows.
     """
 
     identity: Tensor | None = None
@@ -203,12 +205,14 @@ class RowChanges:
     attended: list[Tensor] | None = None
     pictures: tuple[PictureTokens, ...] = ()
     areas: tuple[Areas, ...] = ()
+    merging: TokenMerging | None = None
 
     def at(self, size: tuple[int, ...]) -> RowChanges:
         """The same for a feature map of this size (h, w)."""
-        if all(one.mask is None for one in self.pictures):
+        if all(one.mask is None for one in self.pictures) and self.merging is None:
             return self
-        return replace(self, pictures=tuple(one.at(size) for one in self.pictures))
+        merging = None if self.merging is None else self.merging.at(size)
+        return replace(self, pictures=tuple(one.at(size) for one in self.pictures), merging=merging)
 
 
 class Attention(nn.Module):
@@ -311,10 +315,17 @@ class TransformerBlock(nn.Module):
         if self.crossing:
             x = add(self.attn1(self.norm1(x), context, mask, areas=areas), x)
         else:
-            x = add(self.attn1(self.norm1(x), changes=changes), x)
+            x = add(self._self_attention(x, changes), x)
         x = add(self.attn2(self.norm2(x), context, mask, areas=areas, pictures=pictures), x)
         x = add(self.ff(self.norm3(x)), x)
         return x if changes is None or changes.skipped is None else torch.where(changes.skipped, start, x)
+
+    def _self_attention(self, x: Tensor, changes: RowChanges | None) -> Tensor:
+        merging = None if changes is None or changes.merging is None else changes.merging.of(x)
+        if merging is None:
+            out: Tensor = self.attn1(self.norm1(x), changes=changes)
+            return out
+        return merging.unmerge(self.attn1(merging.merge(self.norm1(x)), changes=changes))
 
 
 class SpatialTransformer(nn.Module):

@@ -231,6 +231,26 @@ BLOCK = 400_000
 """Numbers worked on at a time, so that what is written in one pass is still in the cache for the next."""
 
 
+def time_and_pooled(
+    time: EmbeddingMLP,
+    added: nn.Module | None,
+    timestep: Tensor,
+    pooled: Tensor | None,
+    dtype: torch.dtype,
+    guidance: Tensor | None = None,
+    further: Tensor | None = None,
+) -> Tensor:
+    """The activated embedding of time [B], of the guidance scale's waves [B, guidance_width] in networks that are told
+    it, where a network `added` takes it, of the pooled vector, and of anything `further` [B, D]. [B, D]"""
+    embedding: Tensor = time(sinusoidal_embedding(timestep, time.linear_1.in_features).to(dtype), guidance)
+    if added is not None and pooled is not None:
+        embedding = embedding + added(pooled)
+    if further is not None:
+        embedding = embedding + further
+    # Every residual block activates it first; doing it once here gives the same numbers.
+    return silu(embedding)
+
+
 class GroupNorm(nn.GroupNorm):
     """torch's group norm (Wu & He 2018, arXiv:1803.08494, equation 1), with an optional SiLU behind it.
 

@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from gouache.config import Config
 from gouache.pipeline.fields.elsewhere import ELSEWHERE
-from gouache.pipeline.fields.guiders import Apg, CfgCache, DeepCache, FreeU, Mimic, Pag, PerpNeg, Sag, Slg
+from gouache.pipeline.fields.guiders import Apg, BlockCache, CfgCache, DeepCache, FreeU, Mimic, Pag, PerpNeg, Sag, Slg
 from gouache.pipeline.fields.parts import (
     Churn,
     Control,
@@ -70,6 +70,7 @@ __all__ = [
     "MAX_SEED",
     "MAX_STEPS",
     "Apg",
+    "BlockCache",
     "CfgCache",
     "Churn",
     "Control",
@@ -192,8 +193,14 @@ class Request(Config):
     """Call the network for the negative prompt only at some steps (CFG-Cache)."""
     deep_cache: DeepCache | None = None
     """Evaluate the deep part of the U-Net only at some steps (DeepCache)."""
+    block_cache: BlockCache | None = None
+    """Evaluate only the network's first block while it changes little from step to step (FBCache)."""
+    token_merging: Fraction = 0.0
+    """Share of the places that self-attention sees as one with others, in the U-Net's finest level that has it (ToMe);
+    0 = none, 0.75 = three of four, the most."""
     fast: bool = False
-    """Fewer and cheaper network calls: measured values for this model in cfg_cache and deep_cache, where left open."""
+    """Fewer and cheaper network calls: known values for this family in block_cache, deep_cache and guidance_interval,
+    where left open; a note says which."""
     image_guidance_scale: Scale | None = None
     """Image guidance scale of instruct (InstructPix2Pix) models."""
     sampler: Name | None = None

@@ -12,7 +12,7 @@ from gouache.models.bundle import ModelBundle
 from gouache.pipeline.composition import layout_of
 from gouache.pipeline.generate.draft import with_defaults
 from gouache.pipeline.generate.savings import NAMES as SAVINGS
-from gouache.pipeline.generate.savings import walked_steps
+from gouache.pipeline.generate.savings import merging_of, walked_steps
 from gouache.pipeline.inputs.start import DEPTH, DRAFT, ENLARGE, INSTRUCT, input_kind
 from gouache.pipeline.prompts.encode import styled_prompt
 from gouache.pipeline.request import Mask, Prior, Request
@@ -27,7 +27,7 @@ def unused_notes(request: Request, bundle: ModelBundle) -> list[str]:
         *_without_picture(request),
         *_of_seeds(request),
         *_of_guiders(request, bundle),
-        *_of_savings(request),
+        *_of_savings(request, bundle),
         *_of_image_prompts(request),
     ]
     found += [*_of_masks(request, kind), *_of_the_model(request, kind), *_of_the_prior(request, bundle, kind)]
@@ -98,7 +98,7 @@ def _of_guiders(request: Request, bundle: ModelBundle) -> Unused:
             yield name, f"none of {steps} steps lies between its start {group.start:g} and end {group.end:g}"
 
 
-def _of_savings(request: Request) -> Unused:
+def _of_savings(request: Request, bundle: ModelBundle) -> Unused:
     steps = walked_steps(request)
     for name in SAVINGS:
         group = getattr(request, name)
@@ -106,6 +106,8 @@ def _of_savings(request: Request) -> Unused:
         if group is not None and not any(group.is_on(step, steps) for step in range(2, steps + 1)):
             reason = f"none of {steps} steps behind the first lies between its start {group.start:g} and end "
             yield name, f"{reason}{group.end:g}"
+    if request.token_merging > 0 and merging_of(request, bundle) == 0:
+        yield "token_merging", "A1111 merges at the latents' own size only, where this model has no attention"
     if request.cfg_cache is not None and request.guidance_scale != 1 and " AND " in request.prompt:
         yield "cfg_cache", "parts joined by AND are guided each by itself"
 

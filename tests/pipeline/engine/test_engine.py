@@ -76,7 +76,16 @@ def test_a_model_in_half_precision_is_refused_by_name_and_left_to_torch_by_auto(
 @needs_openvino
 @pytest.mark.parametrize(
     "asked",
-    [{"seamless": "both"}, {"pag": {}}, {"sag": {}}, {"freeu": {}}, {"slg": {}}, {"deep_cache": {}}],
+    [
+        {"seamless": "both"},
+        {"pag": {}},
+        {"sag": {}},
+        {"freeu": {}},
+        {"slg": {}},
+        {"deep_cache": {}},
+        {"block_cache": {}},
+        {"token_merging": 0.5},
+    ],
     ids=lambda asked: next(iter(asked)),
 )
 def test_what_changes_blocks_inside_is_refused_by_name(tiny: ModelBundle, asked: dict[str, object]) -> None:

@@ -87,7 +87,9 @@ def test_the_page_needs_nothing_else(language: str) -> None:
     assert words("en").keys() == words("zh").keys()
 
 
-@pytest.mark.parametrize("changes", [{"count": 2}, {"hires": {"scale": 2.0}}, {"deep_cache": {}}, {"fast": True}])
+@pytest.mark.parametrize(
+    "changes", [{"count": 2}, {"hires": {"scale": 2.0}}, {"deep_cache": {}}, {"block_cache": {}}, {"fast": True}]
+)
 def test_several_passes_or_pictures_are_refused(changes: dict[str, object]) -> None:
     with pytest.raises(InvalidInput, match="explained"):
         explain(Pipeline(make_bundle()), Request.from_dict({"prompt": "a", **changes}, where="request"))

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 import torch
-from tests.models.test_deep_cache import Remembering
+from tests.models.caching.test_deep_cache import Remembering
 from tests.pipeline.generate.test_guiders import pixels, rows_of_calls
 from tests.pipeline.test_parity import NEGATIVE, PROMPT, psnr
 
 from gouache.errors import ConfigError, InvalidInput
-from gouache.pipeline.fields.guiders import CfgCache, DeepCache
+from gouache.models.unet import UNet, UNetConfig
+from gouache.pipeline.fields.guiders import BlockCache, CfgCache, DeepCache
 from gouache.pipeline.generate.guided import sigmas_of
 from gouache.pipeline.generate.savings import Savings
 from gouache.pipeline.pipeline import Pipeline
@@ -20,6 +22,7 @@ from gouache.pipeline.request import Request
 
 if TYPE_CHECKING:
     from tests.pipeline.conftest import MakeBundle
+    from tests.pipeline.sd3_twins import Sd3Twins
     from tests.pipeline.twins import Twins
 
 pytestmark = [
@@ -39,7 +42,13 @@ WALK = Request(
 QUICK = Request(
     prompt="a cat", negative_prompt="bad", seed=4, num_inference_steps=4, sampler="euler", schedule="karras"
 )
-ALL: dict[str, dict[str, Any]] = {"cfg_cache": {"start": 0.0}, "deep_cache": {"interval": 2, "branch": 1}}
+ALL: dict[str, dict[str, Any]] = {
+    "cfg_cache": {"start": 0.0},
+    "deep_cache": {"interval": 2, "branch": 1},
+    "block_cache": {"threshold": 0.17},
+}
+TOGETHER = ({**ALL, "block_cache": None}, {**ALL, "deep_cache": None})
+"""What leaves out blocks does so by one rule at a time."""
 
 
 @pytest.mark.parametrize("branch", [0, 2])
@@ -142,8 +151,9 @@ def test_most_steps_leave_out_the_middle(pipe: Pipeline) -> None:
     assert steps_in_full(sampler="restart") > 4
 
 
-def test_a_picture_of_a_batch_is_the_picture_alone(pipe: Pipeline) -> None:
-    request = QUICK.replace({**ALL, "count": 3})
+@pytest.mark.parametrize("saving", TOGETHER, ids=["deep", "block"])
+def test_a_picture_of_a_batch_is_the_picture_alone(pipe: Pipeline, saving: dict[str, Any]) -> None:
+    request = QUICK.replace({**saving, "count": 3})
     alone = [pixels(pipe, request.replace({"count": 1, "seed": 4 + k}))[0] for k in range(3)]
     assert pixels(pipe, request) == alone
     together = pipe.paint(request.replace({"determinism": "portable"}))
@@ -152,8 +162,9 @@ def test_a_picture_of_a_batch_is_the_picture_alone(pipe: Pipeline) -> None:
         assert np.abs(apart).max() <= 2, "other kernels round otherwise; another picture's features would show"
 
 
-def test_one_tile_is_the_picture_as_a_whole(pipe: Pipeline) -> None:
-    request = QUICK.replace(ALL)
+@pytest.mark.parametrize("saving", TOGETHER, ids=["deep", "block"])
+def test_one_tile_is_the_picture_as_a_whole(pipe: Pipeline, saving: dict[str, Any]) -> None:
+    request = QUICK.replace(saving)
     whole, tiled = (
         np.asarray(pipe.paint(one)[0].image, np.int64) for one in (request, request.replace({"tiled": {"tile": 32}}))
     )
@@ -172,19 +183,73 @@ def test_one_tile_is_the_picture_as_a_whole(pipe: Pipeline) -> None:
         {"regions": [{"prompt": "a dog", "box": (0, 0, 0.5, 1)}]},
     ],
 )
-def test_what_else_a_request_asks_for_goes_with_them(pipe: Pipeline, more: dict[str, Any]) -> None:
-    (painted,) = pipe.paint(QUICK.replace({**ALL, **more}))
+@pytest.mark.parametrize("saving", TOGETHER, ids=["deep", "block"])
+def test_what_else_a_request_asks_for_goes_with_them(
+    pipe: Pipeline, more: dict[str, Any], saving: dict[str, Any]
+) -> None:
+    (painted,) = pipe.paint(QUICK.replace({**saving, **more}))
     assert pixels(pipe, painted.recipe.request) == [painted.image.tobytes()]
     assert painted.image.tobytes() not in pixels(pipe, QUICK.replace(more))
 
 
-def test_instruct_models_keep_deep_features(make_tiny: MakeBundle, tmp_path: Any) -> None:
+def test_a_threshold_decides_which_steps_are_evaluated_in_full(pipe: Pipeline) -> None:
+    def calls_in_full(**changes: object) -> int:
+        seen: list[int] = []
+        handle = pipe.bundle.unet.get_submodule("mid_block").register_forward_hook(lambda *_: seen.append(1))
+        try:
+            pipe.paint(QUICK.replace({"block_cache": {"threshold": 1.0}, **changes}))
+        finally:
+            handle.remove()
+        return len(seen)
+
+    assert calls_in_full() == 1
+    assert calls_in_full(block_cache={"threshold": 1e-6}) == 4
+    assert calls_in_full(block_cache=None) == 4
+    assert calls_in_full(block_cache={"threshold": 1.0, "start": 0.5}) == 2
+    # A larger second pass begins anew, and so does each tile.
+    assert calls_in_full(hires={"strength": 0.5}) == 2
+    assert calls_in_full(width=64, tiled={"tile": 32, "overlap": 0.0}) == 2
+
+
+def test_merged_tokens_are_those_of_the_picture_alone_and_replay(pipe: Pipeline) -> None:
+    request = QUICK.replace({"token_merging": 0.5, "count": 2})
+    painted = pipe.paint(request)
+    alone = [pixels(pipe, request.replace({"count": 1, "seed": 4 + k}))[0] for k in range(2)]
+    assert [one.image.tobytes() for one in painted] == alone
+    assert alone[0] not in pixels(pipe, QUICK)
+    assert not painted[0].recipe.notes
+    assert pixels(pipe, QUICK.replace({"token_merging": 0.001})) == pixels(pipe, QUICK), "less than one place"
+    more = {"pag": {}, "block_cache": {}, "tiled": {"tile": 32}, "freeu": {}}
+    assert pixels(pipe, request.replace(more)) != pixels(pipe, QUICK.replace({**more, "count": 2}))
+
+
+def test_merging_at_a_coarser_level_is_none_of_a1111s(make_tiny: MakeBundle) -> None:
+    """As in SDXL, whose finest level has no attention: tomesd merges at the latents' own size or not at all."""
+    bundle = make_tiny()
+    config = bundle.unet.config
+    assert isinstance(config, UNetConfig)
+
+    def with_attention(*layers: int) -> Pipeline:
+        return Pipeline(replace(bundle, unet=UNet(config.model_copy(update={"transformer_layers": layers}))))
+
+    coarse = with_attention(0, 1)
+    asked = QUICK.replace({"token_merging": 0.5})
+    assert pixels(coarse, asked) != pixels(coarse, QUICK)
+    (painted,) = coarse.paint(asked.replace({"procedure": "a1111"}))
+    assert painted.image.tobytes() in pixels(coarse, QUICK.replace({"procedure": "a1111"}))
+    assert any("token_merging was not used: A1111" in note for note in painted.recipe.notes)
+    with pytest.raises(InvalidInput, match=r"token_merging.*self-attention"):
+        with_attention(0, 0).resolve(asked)
+
+
+def test_instruct_models_keep_what_the_network_made(make_tiny: MakeBundle, tmp_path: Any) -> None:
     from PIL import Image
 
     Image.new("RGB", (32, 32), "red").save(tmp_path / "a.png")
     instruct = Pipeline(make_tiny(draft_channels=4))
     request = QUICK.replace({"init_image": str(tmp_path / "a.png")})
     assert pixels(instruct, request.replace({"deep_cache": {}})) != pixels(instruct, request)
+    assert pixels(instruct, request.replace({"block_cache": {"threshold": 1.0}})) != pixels(instruct, request)
     with pytest.raises(InvalidInput, match=r"cfg_cache.*instruct"):
         instruct.resolve(request.replace({"cfg_cache": {}}))
 
@@ -196,12 +261,15 @@ def test_what_cannot_be_is_refused_by_name(pipe: Pipeline) -> None:
 
     refused(r"deep_cache\.branch.*at most 3", deep_cache={"branch": 4})
     refused("deep_cache.*sag", deep_cache={}, sag={})
+    refused("block_cache.*sag", block_cache={}, sag={})
+    refused("block_cache.*deep_cache.*one or the other", block_cache={}, deep_cache={})
     refused("cfg_cache.*sag", cfg_cache={}, sag={})
     refused("cfg_cache.*perp_neg", cfg_cache={}, perp_neg={})
     for name in ALL:
         refused(f"{name}.*dpm_adaptive", sampler="dpm_adaptive", **{name: {}})
-        with pytest.raises(ConfigError, match="interval"):
-            QUICK.replace({name: {"interval": 1}})
+        wrong = "threshold" if name == "block_cache" else "interval"
+        with pytest.raises(ConfigError, match=wrong):
+            QUICK.replace({name: {wrong: 0}})
 
 
 def test_a_saving_without_effect_is_noted(pipe: Pipeline) -> None:
@@ -222,18 +290,47 @@ def test_fast_sets_values_that_the_recipe_holds(pipe: Pipeline) -> None:
     (note,) = painted.recipe.notes
     assert note.startswith("fast set deep_cache of interval 3, branch 0 (")
     assert pixels(pipe, request) == [painted.image.tobytes()]
+    assert pipe.resolve(asked.replace({"block_cache": {}})).deep_cache is None
     own = DeepCache(interval=2, branch=1)
     assert pipe.resolve(asked.replace({"deep_cache": own})).deep_cache == own
 
 
-@pytest.mark.parametrize(("steps", "branch", "interval"), [(8, 2, (0.28, 80.0)), (30, 0, None)])
-def test_fast_of_the_pocket_family_depends_on_how_far_steps_lie_apart(
-    make_tiny: MakeBundle, steps: int, branch: int, interval: tuple[float, float] | None
+@pytest.mark.parametrize(
+    ("changes", "expected", "interval"),
+    [
+        ({"num_inference_steps": 8}, {"block_cache": BlockCache(threshold=0.1)}, None),
+        ({"num_inference_steps": 50, "sampler": "ddim"}, {"block_cache": BlockCache(threshold=0.1)}, None),
+        # Every step's noise is new to the first block, so that it never answers as before.
+        (
+            {"num_inference_steps": 20, "sampler": "euler_ancestral"},
+            {"deep_cache": DeepCache(interval=3, branch=2)},
+            (0.28, 80.0),
+        ),
+        (
+            {"num_inference_steps": 8, "sampler": "euler_ancestral"},
+            {"block_cache": BlockCache(threshold=0.1)},
+            None,
+        ),
+    ],
+)
+def test_fast_of_the_pocket_family_depends_on_steps_and_sampler(
+    make_tiny: MakeBundle,
+    changes: dict[str, Any],
+    expected: dict[str, object],
+    interval: tuple[float, float] | None,
 ) -> None:
     pocket = Pipeline(make_tiny(family="pocket"))
-    resolved = pocket.resolve(QUICK.replace({"num_inference_steps": steps, "fast": True}))
-    assert resolved.deep_cache == DeepCache(interval=3, branch=branch)
+    resolved = pocket.resolve(QUICK.replace({"fast": True, **changes}))
+    found = {name: getattr(resolved, name) for name in ("block_cache", "deep_cache", "cfg_cache")}
+    assert {name: one for name, one in found.items() if one is not None} == expected
     assert resolved.guidance_interval == interval
+
+
+def test_fast_takes_the_first_blocks_rule_where_a_transformer_paints(sd3: Sd3Twins) -> None:
+    asked = QUICK.replace({"sampler": None, "schedule": None, "num_inference_steps": 20, "fast": True})
+    (painted,) = sd3.ours("3 medium").paint(asked)
+    assert painted.recipe.request.block_cache == BlockCache(threshold=0.05)
+    assert any("fast set block_cache of threshold 0.05 (the threshold that diff" in one for one in painted.recipe.notes)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from PIL import Image
 from sd_parsers import ParserManager
 
 from gouache.errors import RecipeError
-from gouache.pipeline.output.a1111_text import infotext_of, request_of
+from gouache.pipeline.output.a1111_text import infotext_of, left_out, request_of
 from gouache.pipeline.output.infotext import Infotext, format_infotext, parse_infotext
 from gouache.pipeline.output.metadata import encode_picture
 from gouache.pipeline.output.recipe import AdapterRef, Recipe
@@ -154,6 +154,15 @@ def test_what_sdxl_is_told_beside_the_prompt_travels_in_the_text(fields: dict[st
     again = request_of(parse_infotext(text), "here")
     for name in ("prompt", "prompt_2", "negative_prompt_2", "size_condition"):
         assert getattr(again, name) == getattr(request, name)
+
+
+@pytest.mark.parametrize("ratio", [0.0, 0.3, 1.0])
+def test_merged_tokens_travel_in_the_text_under_a1111s_key(ratio: float) -> None:
+    recipe = recipe_of(Request(prompt="a cat", num_inference_steps=4, seed=1, token_merging=ratio))
+    info = parse_infotext(format_infotext(infotext_of(recipe)))
+    assert info.values.get("Token merging ratio") == (None if ratio == 0 else f"{ratio:g}")
+    assert request_of(info, "here").token_merging == ratio
+    assert not any("Token merging" in note for note in left_out(info))
 
 
 @pytest.mark.parametrize("value", ["{", "5", '{"crop": 1}', '{"crop_top": -1}'])

@@ -66,6 +66,7 @@ VALUES: dict[str, Any] = {
     "freeu": {},
     "cfg_cache": {},
     "deep_cache": {},
+    "token_merging": 0.5,
     "fast": True,
     "seamless": "x",
 }

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from gouache.errors import ShapeMismatch
 from gouache.models.configs import ControlNetConfig
-from gouache.models.unet import Changes, Conditioning, MiddleLevel, Residuals, block_shape, down_levels, time_and_pooled
+from gouache.models.unet import Changes, Conditioning, MiddleLevel, Residuals, block_shape, down_levels
 from gouache.nn.attention import key_mask
-from gouache.nn.layers import EmbeddingMLP, silu
+from gouache.nn.layers import EmbeddingMLP, silu, time_and_pooled
 
 __all__ = ["ControlBody", "ControlNet", "ControlNetConfig"]
 

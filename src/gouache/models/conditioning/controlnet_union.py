@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from gouache.errors import ShapeMismatch
 from gouache.models.conditioning.controlnet import ControlBody
 from gouache.models.configs import ControlNetConfig
-from gouache.models.unet import Changes, Residuals, time_and_pooled
-from gouache.nn.layers import EmbeddingMLP, sinusoidal_embedding
+from gouache.models.unet import Changes, Residuals
+from gouache.nn.layers import EmbeddingMLP, sinusoidal_embedding, time_and_pooled
 
 KIND_WIDTH = 256
 """Channels in which it is told of each kind whether a picture of it is there."""

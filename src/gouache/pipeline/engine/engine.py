@@ -176,5 +176,7 @@ def _beyond(request: Request) -> str:
         "slg": request.slg is not None,
         "freeu": request.freeu is not None,
         "deep_cache": request.deep_cache is not None,
+        "block_cache": request.block_cache is not None,
+        "token_merging": request.token_merging > 0,
     }
     return ", ".join(name for name, there in asked.items() if there)

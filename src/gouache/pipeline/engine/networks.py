@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from gouache.errors import EngineError
-from gouache.models.deep_cache import DeepCall
+from gouache.models.caching.block_cache import BlockCall
+from gouache.models.caching.deep_cache import DeepCall
 from gouache.models.unet import Changes, Place, Residuals, UNet
 from gouache.models.vae import AutoencoderKL, Decoder
 from gouache.nn.free_u import FreeU
@@ -136,12 +137,13 @@ class OpenVinoUNet(UNet):
         guidance: Tensor | None = None,
         noise_level: Tensor | None = None,
         deep: DeepCall | None = None,
+        block_cache: BlockCall | None = None,
     ) -> Tensor:
         """As `UNet.forward`."""
         self._check(x, context, pooled, draft)
         if changes or free_u is not None:
             raise cannot_run(self, "blocks that do otherwise for some rows")
-        if deep is not None:
+        if deep is not None or block_cache is not None:
             raise cannot_run(self, "feature maps that are kept over steps")
         named = {
             "timestep": timestep.expand(x.shape[0]),

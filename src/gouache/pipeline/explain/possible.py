@@ -21,8 +21,9 @@ def check_explained(request: Request) -> None:
     for name in CUT:
         if getattr(request, name) is not None:
             raise InvalidInput(name, given="one", expected="nothing: one pass is explained, and this adds another")
-    if request.deep_cache is not None or request.fast:
-        name = "fast" if request.deep_cache is None else "deep_cache"
+    leaving_out = [name for name in ("deep_cache", "block_cache") if getattr(request, name) is not None]
+    if leaving_out or request.fast:
+        name = leaving_out[0] if leaving_out else "fast"
         expected = "nothing: every step is explained from the network's deep blocks, which this leaves out"
         raise InvalidInput(name, given="one", expected=expected, cure="Leave it out.")
     if request.count != 1:

@@ -21,6 +21,7 @@ _RENAMED = {
     "seamless": ("tiling",),
     "image_prompts": ("ip_adapter_image", "ip_adapter_image_embeds"),
     "control": ("control_image", "controlnet", "controlnet_conditioning_scale"),
+    "token_merging": ("token_merging_ratio", "tome", "tome_ratio"),
     "mask.image": ("mask_image", "mask_url"),
     "mask.fill": ("inpainting_fill",),
     "mask.blur": ("mask_blur",),

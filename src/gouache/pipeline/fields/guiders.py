@@ -135,3 +135,11 @@ class DeepCache(Timed):
     branch: Annotated[int, Field(ge=0, le=MAX_BRANCH)] = 0
     """How many blocks of the way down, and as many more of the way up, are computed at every step; 0 = the last of
     the way up alone."""
+
+
+class BlockCache(Timed):
+    """First-block cache (FBCache): while the first block answers nearly as before, reuse what the rest added."""
+
+    threshold: Annotated[float, Field(gt=0.0, le=10.0)] = 0.1
+    """Relative change of the first block's residual, since the last evaluation in full, up to which the rest is reused
+    (FBCache, TeaCache): less saves less and changes less."""

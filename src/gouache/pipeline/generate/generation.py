@@ -399,7 +399,7 @@ class Generation:
         network = denoiser_of(self.bundle, request)
         empty = None if request.perp_neg is None else self.reader.encode("")
         guiders = guiders_of(request, self.bundle, one.counted_steps, empty)
-        savings, guidance = savings_of(request, one.counted_steps), guidance_of(request)
+        savings, guidance = savings_of(request, self.bundle, one.counted_steps), guidance_of(request)
         if input_kind(self.bundle) == INSTRUCT and start_state.draft is not None:
             image_scale = request.image_guidance_scale
             return InstructDenoiser(

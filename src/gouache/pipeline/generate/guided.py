@@ -206,7 +206,7 @@ class PromptedDenoiser:
 
     def _weakened(self, condition: Condition, weakness: Perturbation) -> Condition:
         by = "skipped" if weakness.skipped else "identity"
-        return replace(condition, perturbations=(weakness,), deep=tuple(row.within(by) for row in condition.deep))
+        return replace(condition, perturbations=(weakness,), cached=tuple(row.within(by) for row in condition.cached))
 
     def _added(self, x: Tensor, sigma: Tensor) -> Tensor | None:
         """What the guiders add to the latest prediction; self-attention guidance calls the network once more."""
@@ -246,7 +246,8 @@ class PromptedDenoiser:
             guidance=self._told,
             noise_level=self._noise_level,
             regions=() if negative else inputs.region_texts(self._moment),
-            deep=self._savings.rows(self.step, "negative" if negative else "prompt", place),
+            cached=self._savings.rows(self.step, "negative" if negative else "prompt", place),
+            merging=self._savings.merging,
         )
 
     @property
@@ -425,7 +426,7 @@ class InstructDenoiser:
         guidance: the text's scale s_t, rescale and interval.
         image_scale: s_i.
         guiders: FreeU, the only one of them that it has.
-        savings: deep features kept over steps; of this walk alone.
+        savings: what is kept over steps; of this walk alone.
     """
 
     def __init__(
@@ -493,5 +494,6 @@ class InstructDenoiser:
             draft=draft,
             free_u=self.guiders.free_u_at(self.step),
             regions=regions,
-            deep=self._savings.rows(self.step, slot),
+            cached=self._savings.rows(self.step, slot),
+            merging=self._savings.merging,
         )

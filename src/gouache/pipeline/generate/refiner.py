@@ -205,6 +205,7 @@ def refiner_notes(request: Request) -> list[str]:
     guiders = [
         name for name in ("pag", "slg", "sag", "perp_neg", "freeu", *NAMES) if getattr(request, name) is not None
     ]
+    guiders += ["token_merging"] if request.token_merging > 0 else []
     if guiders:
         notes.append(f"{', '.join(guiders)}: on the base model only; the refiner paints without")
     if "<" in request.prompt or request.control:

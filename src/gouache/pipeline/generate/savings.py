@@ -1,4 +1,4 @@
-"""Steps that cost less: the difference that guides and the U-Net's deep features, kept from one step to the next.
+"""Steps that cost less: what guides, the U-Net's deep features or all blocks' result, kept from one step to the next.
 
 Guidance in an interval of noise levels, the other saving of this kind, is `guidance_interval`
 (`diffusion/guidance.py`).
@@ -15,14 +15,19 @@ from torch import Tensor
 from gouache.diffusion.samplers.names import sampler_info
 from gouache.errors import InvalidInput
 from gouache.models.bundle import ModelBundle
-from gouache.models.configs import UNetConfig
-from gouache.models.deep_cache import DeepCache, DeepRow, KeptMap
-from gouache.models.family import POCKET, SD1, SD2, SDXL
+from gouache.models.caching.block_cache import BlockCache
+from gouache.models.caching.deep_cache import DeepCache
+from gouache.models.caching.rows import CachedRow, KeptMap
+from gouache.models.configs import MMDiTConfig, UNetConfig
+from gouache.models.family import POCKET, SD1, SD2, SD3, SDXL
+from gouache.models.perturbation import finest_blocks
+from gouache.models.unet import UNet
 from gouache.pipeline.fields.guiders import CfgCache, Timed
+from gouache.pipeline.generate.a1111_procedure import follows
 from gouache.pipeline.inputs.start import INSTRUCT, input_kind, steps_to_skip
 from gouache.pipeline.request import Request
 
-NAMES = ("cfg_cache", "deep_cache")
+NAMES = ("cfg_cache", "deep_cache", "block_cache")
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,26 +35,32 @@ class FastValues:
     """What `fast` sets where a request leaves it open.
 
     Attributes:
-        steps: the fewest for which these hold: with fewer, levels lie so far apart that one step's features are no
-            guess at the next one's.
-        interval, branch: of `deep_cache`.
+        steps: the fewest for which these hold.
         source: who found these values, for the note.
+        deep: interval and branch of `deep_cache`.
+        threshold: of `block_cache`.
         guidance_interval: lowest and highest noise level that is guided; None leaves it alone.
+        noisy: only with samplers that add noise at every step, so that no step's first block answers as the last one's.
     """
 
     steps: int
-    interval: int
-    branch: int
     source: str
+    deep: tuple[int, int] | None = None
+    threshold: float | None = None
     guidance_interval: tuple[float, float] | None = None
+    noisy: bool = False
 
 
 MEASURED = "measured on the pocket model, docs/benchmarks.md"
-PUBLISHED = FastValues(20, 3, 0, "its authors' values for Stable Diffusion, not measured here")
+PUBLISHED = FastValues(20, "its authors' values for Stable Diffusion, not measured here", deep=(3, 0))
 """As the authors of DeepCache (Ma et al. 2023, arXiv:2312.00858) set them in their helper for diffusers."""
 FAST: Mapping[str, tuple[FastValues, ...]] = {
-    POCKET.name: (FastValues(30, 3, 0, MEASURED), FastValues(8, 3, 2, MEASURED, (0.28, 80.0))),
+    POCKET.name: (
+        FastValues(20, MEASURED, deep=(3, 2), guidance_interval=(0.28, 80.0), noisy=True),
+        FastValues(8, MEASURED, threshold=0.1),
+    ),
     **dict.fromkeys((SD1.name, SD2.name, SDXL.name), (PUBLISHED,)),
+    SD3.name: (FastValues(20, "the threshold that diffusers sets, not measured here", threshold=0.05),),
 }
 """Family -> its values, those for the most steps first."""
 
@@ -61,21 +72,23 @@ class Savings:
     Attributes:
         steps: of the walk.
         cfg: how long the difference between prompt and negative prompt is kept.
-        deep: where deep features are kept, and when.
+        kept: where what the network made is kept, and when.
+        merging: share of the places that self-attention sees as one with others.
         difference: the latest D - D_neg, over its share of the level. [B,C,h,w]
     """
 
     steps: int = 1
     cfg: CfgCache | None = None
-    deep: tuple[DeepCache, Timed] | None = None
+    kept: tuple[DeepCache | BlockCache, Timed] | None = None
+    merging: float = 0.0
     difference: KeptMap | None = field(default=None, init=False)
 
-    def rows(self, step: int, *slot: str | int) -> tuple[DeepRow, ...]:
-        """What a condition is told of deep features: where those of its prediction are kept."""
-        if self.deep is None:
+    def rows(self, step: int, *slot: str | int) -> tuple[CachedRow, ...]:
+        """What a condition is told: where what is kept of its prediction lies."""
+        if self.kept is None:
             return ()
-        cache, timed = self.deep
-        return (DeepRow(cache, slot, step, full=not timed.is_on(step, self.steps)),)
+        cache, timed = self.kept
+        return (CachedRow(cache, slot, step, full=not timed.is_on(step, self.steps)),)
 
     def difference_at(self, step: int, level: float, rows: int) -> Tensor | None:
         """D - D_neg as kept, if it stands in at a step. [B,C,h,w]"""
@@ -104,11 +117,23 @@ def share_of_level(sigma: float) -> float:
     return 1.0 if math.isinf(squared) else squared / (squared + 1.0)
 
 
-def savings_of(request: Request, steps: int) -> Savings:
+def merging_of(request: Request, bundle: ModelBundle) -> float:
+    """The share of places that a resolved request merges. A1111 merges at the latents' own size or not at all, so that
+    SDXL, which has no attention there, paints as without."""
+    network = bundle.unet
+    coarser = isinstance(network, UNet) and finest_blocks(network)[0] > 0
+    return 0.0 if coarser and follows(request) else request.token_merging
+
+
+def savings_of(request: Request, bundle: ModelBundle, steps: int) -> Savings:
     """What a resolved request saves in a walk of so many steps."""
-    given = request.deep_cache
-    deep = None if given is None else (DeepCache(given.interval, given.branch), given)
-    return Savings(steps, request.cfg_cache, deep)
+    deep, block = request.deep_cache, request.block_cache
+    kept: tuple[DeepCache | BlockCache, Timed] | None = None
+    if deep is not None:
+        kept = (DeepCache(deep.interval, deep.branch), deep)
+    elif block is not None:
+        kept = (BlockCache(block.threshold), block)
+    return Savings(steps, request.cfg_cache, kept, merging_of(request, bundle))
 
 
 def walked_steps(request: Request) -> int:
@@ -128,17 +153,27 @@ def with_fast(request: Request, bundle: ModelBundle) -> Request:
         return request
     plain, config = request.replace({"fast": False}), bundle.unet.config
     values = _values_for(request, bundle)
-    if values is None or not isinstance(config, UNetConfig):
+    if values is None:
         return plain
     found: dict[str, object] = {}
-    if request.guidance_scale != 1 and not config.guidance_width and request.guidance_interval is None:
+    told = isinstance(config, UNetConfig) and config.guidance_width > 0
+    if request.guidance_scale != 1 and not told and request.guidance_interval is None:
         found["guidance_interval"] = values.guidance_interval
-    # With one map more only the middle would be kept, which repays nothing.
-    branch = min(values.branch, _kept_maps(config) - 2)
     walks = not sampler_info(request.sampler or "ddim").own_levels
-    if request.deep_cache is None and request.sag is None and branch >= 0 and walks:
-        found["deep_cache"] = {"interval": values.interval, "branch": branch}
+    if walks and request.deep_cache is None and request.block_cache is None and request.sag is None:
+        found |= _blocks_left_out(values, config)
     return plain.replace(found)
+
+
+def _blocks_left_out(values: FastValues, config: UNetConfig | MMDiTConfig) -> dict[str, object]:
+    """What `fast` sets of the options that leave out blocks."""
+    if values.threshold is not None:
+        return {"block_cache": {"threshold": values.threshold}}
+    if values.deep is None or not isinstance(config, UNetConfig):
+        return {}
+    # With one map more only the middle would be kept, which repays nothing.
+    interval, branch = values.deep[0], min(values.deep[1], _kept_maps(config) - 2)
+    return {"deep_cache": {"interval": interval, "branch": branch}} if branch >= 0 else {}
 
 
 def fast_notes(asked: Request, resolved: Request, bundle: ModelBundle) -> list[str]:
@@ -147,8 +182,10 @@ def fast_notes(asked: Request, resolved: Request, bundle: ModelBundle) -> list[s
         return []
     low_high = resolved.guidance_interval if asked.guidance_interval is None else None
     deep = resolved.deep_cache if asked.deep_cache is None else None
+    block = resolved.block_cache if asked.block_cache is None else None
     told = [] if low_high is None else [f"guidance_interval {low_high[0]:g} to {low_high[1]:g}"]
     told += [] if deep is None else [f"deep_cache of interval {deep.interval}, branch {deep.branch}"]
+    told += [] if block is None else [f"block_cache of threshold {block.threshold:g}"]
     values, known = _values_for(resolved, bundle), FAST.get(bundle.family, ())
     if not known:
         return [f"fast was not used: no values are known for {bundle.family} models"]
@@ -161,9 +198,10 @@ def fast_notes(asked: Request, resolved: Request, bundle: ModelBundle) -> list[s
 
 
 def _values_for(request: Request, bundle: ModelBundle) -> FastValues | None:
-    """Those of the model's family for the steps of a resolved request."""
-    steps = walked_steps(request)
-    return next((one for one in FAST.get(bundle.family, ()) if steps >= one.steps), None)
+    """Those of the model's family for the steps and the sampler of a resolved request."""
+    steps, noisy = walked_steps(request), sampler_info(request.sampler or "ddim").stochastic == "yes"
+    known = FAST.get(bundle.family, ())
+    return next((one for one in known if steps >= one.steps and (noisy or not one.noisy)), None)
 
 
 def _kept_maps(config: UNetConfig) -> int:
@@ -179,6 +217,8 @@ def check_savings(request: Request, bundle: ModelBundle) -> None:
     """
     if request.cfg_cache is not None:
         _check_difference(request, bundle)
+    _check_left_out_blocks(request)
+    _check_merging(request, bundle)
     if request.deep_cache is None:
         return
     config = bundle.unet.config
@@ -187,7 +227,7 @@ def check_savings(request: Request, bundle: ModelBundle) -> None:
             "deep_cache",
             given=f"a value for {bundle.name or bundle.family}",
             expected="a model with a U-Net, of whose blocks some are deep",
-            cure="Leave it out; cfg_cache works with this model too.",
+            cure="Leave it out; block_cache and cfg_cache work with this model too.",
         )
     branches = _kept_maps(config)
     if request.deep_cache.branch >= branches:
@@ -197,9 +237,34 @@ def check_savings(request: Request, bundle: ModelBundle) -> None:
             expected=f"at most {branches - 1}: this U-Net keeps {branches} feature maps for its way up",
             cure="Choose a smaller one; 0 saves most.",
         )
-    if request.sag is not None:
+
+
+def _check_merging(request: Request, bundle: ModelBundle) -> None:
+    """Places are merged in a U-Net's self-attention."""
+    network = bundle.unet
+    if request.token_merging == 0 or (isinstance(network, UNet) and finest_blocks(network)[1]):
+        return
+    raise InvalidInput(
+        "token_merging",
+        given=f"a value for {bundle.name or bundle.family}",
+        expected="a model with self-attention in its U-Net",
+        cure="Leave it out; block_cache saves with every model.",
+    )
+
+
+def _check_left_out_blocks(request: Request) -> None:
+    """What leaves out blocks does so alone, and leaves out none that something looks at."""
+    asked = [name for name in ("deep_cache", "block_cache") if getattr(request, name) is not None]
+    if len(asked) > 1:
         raise InvalidInput(
-            "deep_cache",
+            "block_cache",
+            given="deep_cache beside it, which leaves out blocks by another rule",
+            expected="one or the other",
+            cure="Leave one out; cfg_cache and guidance_interval go with both.",
+        )
+    if asked and request.sag is not None:
+        raise InvalidInput(
+            asked[0],
             given="sag, which looks at the attention in the middle of the U-Net at every step",
             expected="one or the other",
             cure="Leave one out, or use pag.",

@@ -104,8 +104,10 @@ class TiledNetwork:
                 pictures = tuple(one.cropped(share) for one in condition.pictures)
                 cut = {one: one.cut(place[1], place[2]) for one in condition.regions if one is not None}
                 regions = tuple(None if one is None else cut[one] for one in condition.regions)
-                deep = tuple(row.within(top, left) for row in condition.deep)
-                part = replace(condition, draft=draft, controls=controls, pictures=pictures, regions=regions, deep=deep)
+                cached = tuple(row.within(top, left) for row in condition.cached)
+                part = replace(
+                    condition, draft=draft, controls=controls, pictures=pictures, regions=regions, cached=cached
+                )
                 total[place] += self.network(x[place], sigma, part) * weight
                 weights[place] += weight
         return total / weights

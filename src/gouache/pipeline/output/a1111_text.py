@@ -89,6 +89,7 @@ def infotext_of(recipe: Recipe) -> Infotext:
         "Eta": request.eta,
         "Lora hashes": _hashes(recipe, "lora"),
         "TI hashes": _hashes(recipe, "textual-inversion"),
+        "Token merging ratio": request.token_merging or None,
         "Emphasis": _EMPHASIS.get(request.emphasis),
         **texts_of_guiders(request),
         "Version": f"gouache {recipe.versions.get('gouache', '')}".strip(),
@@ -246,6 +247,7 @@ def request_of(info: Infotext, where: str) -> Request:
         "subseed_strength": _number(values, _first(values, "Variation seed strength", "Variation strength"), float),
         "guidance_rescale": _number(values, "CFG rescale", float),
         "eta": _number(values, "Eta", float),
+        "token_merging": _number(values, "Token merging ratio", float),
         "model": values.get("Model"),
         "seamless": "both" if values.get("Tiling") == "True" else None,
         "emphasis": {**EMPHASIS, "Comfy": "comfy"}.get(values.get("Emphasis", "")),
@@ -402,7 +404,7 @@ _READ = frozenset(
         "Time taken", "Date", "Cache FP16 weight for LoRA", "FP8 weight", "Diffusion in Low Bits", "Model hash 1",
         "Module", "Grid", "Comment", "Hires force", "HiRes resize mode", "ADetailer version",
         "ENSD", "Determinism", "Procedure", "Refiner", "Refiner switch at", "Refiner switch by sampling steps",
-        "Prompt 2", "Negative prompt 2", "Size condition",
+        "Prompt 2", "Negative prompt 2", "Size condition", "Token merging ratio",
     )
 )  # fmt: skip
 """Keys that are read, or change nothing of a picture."""

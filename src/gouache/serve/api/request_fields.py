@@ -63,6 +63,8 @@ PAGE_GROUPS: Mapping[str, tuple[str, ...]] = {
         "fast",
         "cfg_cache",
         "deep_cache",
+        "block_cache",
+        "token_merging",
     ),
     "guidance": (
         *("guidance_scale", "guidance_rescale", "guidance_interval", "apg", "mimic", "perp_neg", "pag", "sag", "slg"),
@@ -145,6 +147,8 @@ USUAL: Mapping[str, tuple[float, float]] = {
     "cfg_cache.interval": (2, 5),
     "deep_cache.interval": (2, 5),
     "deep_cache.branch": (0, 11),
+    "block_cache.threshold": (0.01, 0.5),
+    "token_merging": (0, 0.75),
     "mask.blur": (0, 64),
     "mask.padding": (0, 256),
     "outpaint.left": (0, 512),

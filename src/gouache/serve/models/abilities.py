@@ -189,8 +189,8 @@ def _unusable(identity: Identity, found: Abilities) -> Iterator[str]:
         (found.input == "instruct", ("control", "image_prompts", "pag", "sag", "slg", "perp_neg", "mimic", "apg")),
         (found.input == "instruct", ("inversion", "cfg_cache")),
         (found.input == "enlarge", ("mask", "outpaint", "inversion", "interpolation", "hires")),
-        (transformer, ("regions", "pag", "sag", "freeu", "seamless", "image_prompts", "deep_cache", "fast")),
-        (not transformer and not _has_attention(network), ("regions", "pag", "slg")),
+        (transformer, ("regions", "pag", "sag", "freeu", "seamless", "image_prompts", "deep_cache", "token_merging")),
+        (not transformer and not _has_attention(network), ("regions", "pag", "slg", "token_merging")),
         (not found.reads_words, ("prompt", "negative_prompt", "style", "regions")),
         (isinstance(network, UNetConfig) and network.guidance_width > 0, _OF_TOLD_SCALES),
     )

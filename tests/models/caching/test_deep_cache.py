@@ -8,8 +8,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from gouache.models.caching.deep_cache import DeepCache, deep_call
+from gouache.models.caching.rows import CachedRow, KeptMap
 from gouache.models.configs import UNetConfig
-from gouache.models.deep_cache import DeepCache, DeepRow, KeptMap, deep_call
 from gouache.models.unet import Residuals, UNet
 
 if TYPE_CHECKING:
@@ -114,7 +115,7 @@ def test_cheap_steps_are_those_of_diffusers_blocks_that_remember(pair: tuple[UNe
         for step in (1, 2, 3, 4):
             x, timestep, context = inputs(step)
             wrapped.full = step in (1, 4)
-            call = deep_call([DeepRow(cache, ("a",), step)], torch.tensor(10.0 / step))
+            call = deep_call([CachedRow(cache, ("a",), step)], torch.tensor(10.0 / step))
             assert call is not None
             assert (call.features is None) == wrapped.full
             found = ours(x, timestep, context, deep=call)
@@ -138,7 +139,7 @@ def test_a_controlnets_residuals_still_reach_the_blocks_that_are_computed(pair: 
             skips = [torch.randn(1, width, side, side, generator=generator) for width, side in sizes]
             middle = torch.randn(1, 32, 2, 2, generator=generator)
             wrapped.full = step == 1
-            call = deep_call([DeepRow(cache, ("a",), step)], torch.tensor(10.0 / step))
+            call = deep_call([CachedRow(cache, ("a",), step)], torch.tensor(10.0 / step))
             found = ours(x, timestep, context, deep=call, residuals=Residuals(tuple(skips), middle))
             control = {"down_block_additional_residuals": skips, "mid_block_additional_residual": middle}
             assert torch.allclose(found, theirs(x, timestep, context, **control).sample, atol=2e-5)
@@ -155,9 +156,9 @@ def test_rows_keep_their_own_maps_whatever_stands_beside_them(pair: tuple[UNet, 
 
     def painted(order: list[int], cache: DeepCache) -> Tensor:
         names = [("a",), ("b",)]
-        rows = [DeepRow(cache, names[k], 1) for k in (0, 1)]
+        rows = [CachedRow(cache, names[k], 1) for k in (0, 1)]
         ours(x, timestep, context, deep=deep_call(rows, torch.tensor(2.0)))
-        rows = [DeepRow(cache, names[k], 2) for k in order]
+        rows = [CachedRow(cache, names[k], 2) for k in order]
         call = deep_call(rows, torch.tensor(1.0))
         assert call is not None
         assert call.features is not None
@@ -179,8 +180,8 @@ def test_a_map_holds_for_its_interval_at_falling_levels_and_for_its_pictures() -
 def test_one_row_without_a_map_makes_the_call_full() -> None:
     cache = DeepCache(3, 0)
     cache.maps["a",] = KeptMap(torch.zeros(1, 2), 1, 9.0)
-    known, new = DeepRow(cache, ("a",), 2), DeepRow(cache, ("b",), 2)
+    known, new = CachedRow(cache, ("a",), 2), CachedRow(cache, ("b",), 2)
     level = torch.tensor(1.0)
-    calls = [deep_call(rows, level) for rows in ([known], [known, new], [DeepRow(cache, ("a",), 2, full=True)])]
+    calls = [deep_call(rows, level) for rows in ([known], [known, new], [CachedRow(cache, ("a",), 2, full=True)])]
     assert [call is not None and call.features is not None for call in calls] == [True, False, False]
     assert deep_call([], level) is None

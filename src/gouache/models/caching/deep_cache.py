@@ -6,43 +6,12 @@ steps compute only the outermost blocks anew.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
-from itertools import groupby
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-Slot = tuple[str | int, ...]
-"""Which of a step's predictions: under the prompt, the negative one, a weakened pass; in tiles, also of which."""
-
-
-@dataclass(frozen=True, slots=True)
-class KeptMap:
-    """What a step made and later ones may take instead of making it again.
-
-    Attributes:
-        map: one row for each picture. [B, C, h, w]
-        step: at which it was made, from 1.
-        level: noise level at which it was made.
-    """
-
-    map: Tensor
-    step: int
-    level: float
-
-    def holds(self, step: int, level: float, rows: int, interval: int) -> bool:
-        """Whether it may stand in at a step.
-
-        Every call of the step that made it is evaluated in full; levels that rise again, as those of `restart`, make
-        worthless what was kept below them.
-
-        Args:
-            step: from 1.
-            level: its noise level.
-            rows: pictures.
-            interval: steps for which it holds, its own included.
-        """
-        return len(self.map) == rows and 0 < step - self.step < interval and level <= self.level
+from gouache.models.caching.rows import CachedRow, KeptMap, Slot, slots_of
 
 
 @dataclass(slots=True)
@@ -63,27 +32,6 @@ class DeepCache:
         """Whether there is a map that may stand in at a step."""
         kept = self.maps.get(slot)
         return kept is not None and kept.holds(step, level, rows, self.interval)
-
-
-@dataclass(frozen=True, slots=True)
-class DeepRow:
-    """Of one row of a condition: where its deep maps are kept.
-
-    Attributes:
-        cache: of its walk.
-        slot: its own.
-        step: the walk's, from 1.
-        full: evaluate in full, and keep.
-    """
-
-    cache: DeepCache
-    slot: Slot
-    step: int
-    full: bool = False
-
-    def within(self, *place: str | int) -> DeepRow:
-        """The same for a part of a prediction, such as a tile."""
-        return replace(self, slot=(*self.slot, *place))
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +64,7 @@ class DeepCall:
             self.cache.maps[slot] = KeptMap(part, self.step, self.level)
 
 
-def deep_call(rows: Sequence[DeepRow], sigma: Tensor) -> DeepCall | None:
+def deep_call(rows: Sequence[CachedRow], sigma: Tensor) -> DeepCall | None:
     """What a call of the network with these rows takes and keeps; None = no row has anything to do with it.
 
     Kept maps are taken if those of all rows hold: a row evaluated in full beside others costs the call in full.
@@ -125,10 +73,10 @@ def deep_call(rows: Sequence[DeepRow], sigma: Tensor) -> DeepCall | None:
         rows: one for each row of the call, or none.
         sigma: noise level, [] or [B].
     """
-    if not rows:
+    if not rows or not isinstance(rows[0].cache, DeepCache):
         return None
     cache, step, level = rows[0].cache, rows[0].step, float(sigma.max())
-    slots = tuple((slot, len(list(same))) for slot, same in groupby(one.slot for one in rows))
+    slots = slots_of(rows)
     features = None
     if not any(one.full for one in rows) and all(cache.holds(slot, step, level, many) for slot, many in slots):
         features = torch.cat([cache.maps[slot].map for slot, _ in slots])
