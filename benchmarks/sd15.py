@@ -83,15 +83,15 @@ def ours_openvino(task: str, inputs: Inputs) -> Run:
     from gouache.models.unet import UNet, UNetConfig
     from gouache.models.vae import AutoencoderKL, VAEConfig
     from gouache.nn.layers import channels_last
-    from gouache.pipeline.engine.networks import OpenVinoDecoder, OpenVinoUNet, Runner, with_decoder
+    from gouache.pipeline.engine.networks import EngineDecoder, EngineUNet, Runner, with_decoder
 
     if task == "step":
         network = channels_last(UNet(UNetConfig())).eval().requires_grad_(False)
-        unet = OpenVinoUNet(network, Runner(network, lenient=False, notes=[]))
+        unet = EngineUNet(network, Runner(network, lenient=False, notes=[]))
         return lambda: guided(inputs, unet)
     vae = channels_last(AutoencoderKL(VAEConfig())).eval().requires_grad_(False)
     runner = Runner(vae.decoder, lenient=False, notes=[])
-    compiled = with_decoder(vae, OpenVinoDecoder(vae.decoder, runner))
+    compiled = with_decoder(vae, EngineDecoder(vae.decoder, runner))
     return lambda: compiled.decode(inputs.latents())
 
 

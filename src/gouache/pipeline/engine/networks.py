@@ -1,4 +1,4 @@
-"""Networks that OpenVINO runs. Each is called as the one of torch that it stands for, holds that one's modules and
+"""Networks that an engine runs. Each is called as the one of torch that it stands for, holds that one's modules and
 tensors, and is an instance of its class, so that nothing around it knows the difference.
 """
 
@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,24 @@ if TYPE_CHECKING:
 
 ROWS, TOKENS, HEIGHT, WIDTH = 2, 11, 3, 5
 """Sizes of the examples that graphs are made from, height and width at the lowest resolution: different, and none 1."""
+
+
+class Runs(Protocol):
+    """What runs one network in torch's place.
+
+    Attributes:
+        notes: what users are told.
+        failed: torch runs it from then on.
+    """
+
+    notes: list[str]
+    failed: bool
+
+    def __call__(
+        self, signature: Signature, inputs: Mapping[str, Tensor], example: Callable[[], Mapping[str, Tensor]]
+    ) -> tuple[Tensor, ...] | None:
+        """The outputs; None if torch has to run it. `example` makes small inputs of the same kinds."""
+        ...
 
 
 @dataclass
@@ -106,8 +124,8 @@ def graph_of(
     return with_weights(graph, network)
 
 
-class OpenVinoUNet(UNet):
-    """A U-Net, run by OpenVINO.
+class EngineUNet(UNet):
+    """A U-Net, run by an engine.
 
     Args:
         runner: with a `UNet`.
@@ -116,7 +134,7 @@ class OpenVinoUNet(UNet):
         EngineError: when it is called with what a graph can't be made of.
     """
 
-    def __init__(self, network: UNet, runner: Runner) -> None:
+    def __init__(self, network: UNet, runner: Runs) -> None:
         nn.Module.__init__(self)
         self.config, self._modules, self.runner = network.config, network._modules, runner
         self.network_forward = network.forward
@@ -202,10 +220,10 @@ def call_unet(network: Callable[..., object], inputs: Mapping[str, Tensor]) -> t
     return (out,)
 
 
-class OpenVinoDecoder(Decoder):
-    """An autoencoder's decoder, run by OpenVINO."""
+class EngineDecoder(Decoder):
+    """An autoencoder's decoder, run by an engine."""
 
-    def __init__(self, network: Decoder, runner: Runner) -> None:
+    def __init__(self, network: Decoder, runner: Runs) -> None:
         nn.Module.__init__(self)
         self._modules, self.runner, self.network_forward = network._modules, runner, network.forward
 
