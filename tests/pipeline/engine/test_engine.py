@@ -10,17 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.pipeline.conftest import seeded
 from torch import nn
 
 from gouache.errors import EngineError, InvalidInput, MissingDependency, UnknownName
 from gouache.models.bundle import ModelBundle
-from gouache.models.configs import UNetConfig
+from gouache.models.conditioning.controlnet import ControlNet
+from gouache.models.configs import ControlNetConfig, UNetConfig
 from gouache.models.mmdit import MMDiT
 from gouache.models.unet import Residuals, UNet
 from gouache.pipeline.engine import names, store
 from gouache.pipeline.engine.engine import Engine
 from gouache.pipeline.engine.graph import Signature
-from gouache.pipeline.engine.networks import Runner
+from gouache.pipeline.engine.networks import EngineControlNet, Runner
 from gouache.pipeline.generate.generation import Painted
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.replay import replay
@@ -224,6 +226,43 @@ def test_residuals_of_a_controlnet_and_a_mask_enter_the_graph(tiny: ModelBundle,
     expected = unet(*given, context_mask=mask, residuals=added)
     found = compiled.unet(*given, context_mask=mask, residuals=added)
     assert (found - expected).abs().max() <= FARTHEST * expected.abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guess", [False, True], ids=["", "guess"])
+@pytest.mark.parametrize("pooled_residuals", [False, True], ids=["maps", "pooled"])
+def test_a_controlnet_gives_what_torch_gives(tiny: ModelBundle, guess: bool, pooled_residuals: bool) -> None:
+    pytest.importorskip("openvino")
+    assert isinstance(tiny.unet.config, UNetConfig)
+    config = ControlNetConfig(unet=tiny.unet.config, hint_widths=(4, 8, 12), pooled_residuals=pooled_residuals)
+    network = ControlNet(config).eval().requires_grad_(False)
+    seeded(network, 7)
+    x, timestep, context = inputs(tiny.unet, 2, 9, 7, 20)
+    features = torch.randn(1, 16, 9, 7, generator=torch.Generator().manual_seed(6))
+    with torch.no_grad():
+        bundle = Engine("openvino", tiny).fitted(replace(tiny, controls={"edges": network}), REQUEST).bundle
+        steering = bundle.controls["edges"]
+        assert isinstance(steering, EngineControlNet)
+        expected = network(x, timestep, context, features, guess=guess)
+        found = steering(x, timestep, context, features, guess=guess)
+    assert expected.middle is not None
+    assert found.middle is not None
+    for one, other in zip((*found.skips, found.middle), (*expected.skips, expected.middle), strict=True):
+        assert one.shape == other.shape
+        assert (one - other).abs().max() <= FARTHEST * other.abs().max()
+
+
+@needs_openvino
+def test_a_controlnet_stays_ready_while_requests_name_it(tiny: ModelBundle) -> None:
+    assert isinstance(tiny.unet.config, UNetConfig)
+    steered = replace(
+        tiny, controls={"edges": ControlNet(ControlNetConfig(unet=tiny.unet.config, hint_widths=(4, 8, 12)))}
+    )
+    engine = Engine("openvino", tiny)
+    first = engine.fitted(steered, REQUEST).bundle.controls["edges"]
+    assert engine.fitted(steered, REQUEST).bundle.controls["edges"] is first
+    engine.fitted(tiny, REQUEST)
+    assert engine.fitted(steered, REQUEST).bundle.controls["edges"] is not first, "its memory was given back"
 
 
 @pytest.mark.slow

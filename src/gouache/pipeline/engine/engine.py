@@ -11,6 +11,7 @@ from torch import nn
 
 from gouache.errors import EngineError, InvalidInput
 from gouache.models.bundle import ModelBundle
+from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.turns import turns_of
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL, Decoder
@@ -131,12 +132,23 @@ class Engine:
                 return network
             return networks.with_decoder(network, networks.EngineDecoder(network.decoder, runner(network.decoder)))
 
+        def control(network: ControlNet) -> ControlNet:
+            return networks.EngineControlNet(network, runner(network))
+
+        places = {name: f"{place}control {name}" for name in bundle.controls}
+        for gone in [kept for kept in self._kept if kept.startswith(f"{place}control ")]:
+            if gone not in places.values():
+                del self._kept[gone]
         network = bundle.unet
         assert isinstance(network, UNet), "others are refused when the model is loaded"
         return replace(
             bundle,
             unet=self._once(f"{place}unet", network, unet, notes),
             vae=self._once(f"{place}vae", bundle.vae, vae, notes) if bundle.has_vae else bundle.vae,
+            controls={
+                name: self._once(places[name], one, control, notes) if isinstance(one, ControlNet) else one
+                for name, one in bundle.controls.items()
+            },
         )
 
     def _once(self, place: str, network: Part, make: Callable[[Part], Part], notes: list[str]) -> Part:

@@ -16,8 +16,8 @@ from gouache.errors import MissingDependency, unknown_name
 TORCH, OPENVINO, COMPILE, AUTO = "torch", "openvino", "compile", "auto"
 ENGINES = {
     TORCH: "every network by torch",
-    OPENVINO: "the U-Net and the decoder by OpenVINO, in float32",
-    COMPILE: "the U-Net by torch.compile, on a CPU or CUDA; compiling takes minutes",
+    OPENVINO: "the U-Net, ControlNets and the decoder by OpenVINO, in float32",
+    COMPILE: "the U-Net and ControlNets by torch.compile, on a CPU or CUDA; compiling takes minutes",
     AUTO: "openvino where it is installed and the model large enough to repay compiling, else torch",
 }
 """What `--engine` and `Pipeline.load` take."""

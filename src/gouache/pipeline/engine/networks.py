@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gouache.errors import EngineError
+from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.deep_cache import DeepCall
 from gouache.models.unet import Changes, Place, Residuals, UNet
 from gouache.models.vae import AutoencoderKL, Decoder
@@ -240,6 +241,53 @@ def _call_decoder(network: Callable[..., object], inputs: Mapping[str, Tensor]) 
     out = network(*inputs.values())
     assert isinstance(out, Tensor), "a decoder gives one tensor"
     return (out,)
+
+
+class EngineControlNet(ControlNet):
+    """A ControlNet, run by an engine; what it sees of a picture, and the weights of `guess`, are computed by torch."""
+
+    def __init__(self, network: ControlNet, runner: Runs) -> None:
+        nn.Module.__init__(self)
+        self.config, self._modules, self.runner = network.config, network._modules, runner
+        self.network_forward = network.forward
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        features: Tensor,
+        *,
+        context_mask: Tensor | None = None,
+        pooled: Tensor | None = None,
+        guess: bool = False,
+        changes: Changes | None = None,
+    ) -> Residuals:
+        """As `ControlNet.forward`."""
+        self.check(x, features, pooled)
+        if changes:
+            raise cannot_run(self, "blocks that do otherwise for some rows")
+        rows = x.shape[0]
+        named = {"context_mask": context_mask, "pooled": pooled}
+        inputs = {"x": x, "timestep": timestep.expand(rows), "context": context}
+        inputs["features"] = features.expand(rows, -1, -1, -1)
+        inputs.update({name: one for name, one in named.items() if one is not None})
+        signature = Signature("ControlNet", tuple(inputs), _call_control)
+        lowest = 2 ** (len(self.config.unet.channels) - 1)
+        found = self.runner(signature, inputs, lambda: smaller(inputs, (HEIGHT * lowest, WIDTH * lowest)))
+        if found is None:
+            return self.network_forward(
+                x, timestep, context, features, context_mask=context_mask, pooled=pooled, guess=guess
+            )
+        return self._weighed(found, guess=guess)
+
+
+def _call_control(network: Callable[..., object], inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    given = dict(inputs)
+    out = network(given.pop("x"), given.pop("timestep"), given.pop("context"), given.pop("features"), **given)
+    assert isinstance(out, Residuals), "a ControlNet gives residuals"
+    assert out.middle is not None, "one of them is the middle's"
+    return (*out.skips, out.middle)
 
 
 def smaller(inputs: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:
