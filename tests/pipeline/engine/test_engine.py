@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib import import_module
@@ -138,7 +139,7 @@ def small_graph() -> object:
 def test_a_kept_graph_is_found_again(small_graph: object) -> None:
     notes: list[str] = []
     assert store.find("kept", notes) is None
-    store.keep("kept", small_graph, "a graph")
+    store.keep("kept", small_graph, "a graph", [])
     assert store.find("kept", notes) is not None
     assert not notes
     assert not list(store.graphs_folder().glob(".*")), "nothing half-written is left"
@@ -147,33 +148,66 @@ def test_a_kept_graph_is_found_again(small_graph: object) -> None:
 @pytest.mark.parametrize("name", [store.GRAPH, store.NUMBERS, store.ENTRY])
 @pytest.mark.parametrize("damage", [b"", b"something else", None], ids=["empty", "foreign", "missing"])
 def test_a_damaged_graph_is_noted_and_can_be_replaced(small_graph: object, name: str, damage: bytes | None) -> None:
-    store.keep("damaged", small_graph, "a graph")
+    store.keep("damaged", small_graph, "a graph", [])
     file = store.graphs_folder() / "damaged" / name
     file.unlink() if damage is None else file.write_bytes(damage)
     notes: list[str] = []
     assert store.find("damaged", notes) is None
     assert len(notes) == 1
     assert "damaged" in notes[0]
-    store.keep("damaged", small_graph, "a graph")
+    store.keep("damaged", small_graph, "a graph", [])
     assert store.find("damaged", notes) is not None
 
 
 def test_the_oldest_graphs_leave_when_there_is_no_room(small_graph: object, monkeypatch: pytest.MonkeyPatch) -> None:
     for key in ("first", "second"):
-        store.keep(key, small_graph, key)
+        store.keep(key, small_graph, key, [])
     monkeypatch.setattr(store, "LIMIT", 1)
-    store.keep("third", small_graph, "third")
+    store.keep("third", small_graph, "third", [])
     assert store.find("first", []) is None
     assert store.find("third", []) is not None
 
 
-def test_a_folder_that_can_not_be_written_costs_nothing(
+def test_a_folder_that_can_not_be_written_is_noted_and_costs_nothing_else(
     small_graph: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    store.keep("key", small_graph, "a graph")
+    notes: list[str] = []
+    store.keep("key", small_graph, "a graph", notes)
     assert store.find("key", []) is None
+    assert len(notes) == 1
+    assert re.search(rf"{tmp_path}/file.* \(Not a directory\).*writable.*XDG_CACHE_HOME", notes[0])
+
+
+@pytest.fixture
+def full_disk() -> Iterator[None]:
+    """No file may become longer than 64 bytes: writing more is an error, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    yield
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_a_full_disk_is_noted_and_leaves_nothing_half_written(small_graph: object) -> None:
+    notes: list[str] = []
+    store.keep("full", small_graph, "a graph", notes)
+    assert len(notes) == 1
+    assert "with room for it" in notes[0]
+    assert store.find("full", []) is None
+    assert not list(store.graphs_folder().glob(".*"))
+
+
+@pytest.mark.parametrize("package", ["torch", "openvino"])
+def test_a_graph_of_another_version_is_not_taken(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, signature = nn.Linear(2, 3), Signature("Linear", ("x",), lambda _network, _inputs: ())
+    before = store.key_of(network, signature)
+    assert store.key_of(nn.Linear(2, 3), signature) == before, "the numbers make no difference"
+    real = store.version_of
+    monkeypatch.setattr(store, "version_of", lambda name: "0.1" if name == package else real(name))
+    assert store.key_of(network, signature) != before
 
 
 def inputs(unet: UNet | MMDiT, rows: int, height: int, width: int, tokens: int) -> tuple[torch.Tensor, ...]:

@@ -121,7 +121,7 @@ def graph_of(
     if graph is None:
         graph = translated(network, signature, example)
         check(with_weights(graph.clone(), network), network, signature, example)
-        store.keep(key, graph, signature.text)
+        store.keep(key, graph, signature.text, notes)
     return with_weights(graph, network)
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gouache
+from gouache.environment import Variable
 from gouache.pipeline.engine.graph import Signature, weights_of
 from gouache.pipeline.engine.names import version_of
 from gouache.pipeline.output.recipe import cache_file, model_sha256
@@ -87,14 +88,15 @@ def find(key: str, notes: list[str]) -> openvino.Model | None:
     return None
 
 
-def keep(key: str, graph: openvino.Model, what: str) -> None:
+def keep(key: str, graph: openvino.Model, what: str, notes: list[str]) -> None:
     """Write a graph under its key, in place of one that can't be used; a folder that can't be written costs time,
-    nothing else.
+    nothing else, and is named in the notes.
 
     Args:
         key: as `key_of` gives it.
         graph: without its weights.
         what: it is, for people who look into the folder.
+        notes: what users are told.
     """
     import openvino
 
@@ -111,8 +113,12 @@ def keep(key: str, graph: openvino.Model, what: str) -> None:
         with contextlib.suppress(FileExistsError):
             part.rename(folder / key)
     # OpenVINO's own reports of a full or read-only disk are RuntimeErrors.
-    except (OSError, RuntimeError):
-        pass
+    except (OSError, RuntimeError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())[:200]
+        notes.append(
+            f"the graph couldn't be kept in {folder} ({why}), so every start makes it anew: make that folder writable,"
+            f" with room for it, or name another cache folder by {Variable.XDG_CACHE_HOME}"
+        )
     finally:
         for left in (part, part.with_suffix(".old")):
             shutil.rmtree(left, ignore_errors=True)
