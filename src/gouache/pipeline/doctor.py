@@ -15,7 +15,7 @@ from gouache.checkpoints.hub import model_folders
 from gouache.nn.processor import this_processor
 from gouache.pipeline.engine.compiling import compiled_folder, compiler_version
 from gouache.pipeline.engine.dtypes import automatic_in_words
-from gouache.pipeline.engine.names import COMPILE, COMPILER_CURE, ENGINES, EXTRA, OPENVINO, is_installed
+from gouache.pipeline.engine.names import COMPILE, COMPILER_CURE, ENGINES, EXTRAS, OPENVINO, is_installed
 from gouache.pipeline.engine.store import graphs_folder, summary
 from gouache.pipeline.output.recipe import processor_name
 from gouache.pipeline.pipeline import shipped_model
@@ -35,6 +35,7 @@ PACKAGES = (
     "vtracer",
     "spandrel",
     "openvino",
+    "nncf",
 )
 FactTable = dict[str, str]
 
@@ -96,7 +97,8 @@ def _devices() -> FactTable:
 
 def _engines() -> FactTable:
     """Which engines `--engine` takes here, and what is kept for them."""
-    missing = {OPENVINO: f"not installed: pip install '{EXTRA}'", COMPILE: f"no C++ compiler: {COMPILER_CURE}"}
+    missing = {name: f"not installed: pip install '{extra}'" for name, extra in EXTRAS.items()}
+    missing[COMPILE] = f"no C++ compiler: {COMPILER_CURE}"
     found = {name: what if is_installed(name) else missing[name] for name, what in ENGINES.items()}
     if is_installed(COMPILE):
         found["C++ compiler"] = compiler_version()

@@ -16,8 +16,19 @@ from gouache.models.turns import turns_of
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL, Decoder
 from gouache.nn.layers import channels_last
-from gouache.pipeline.engine.names import AUTO, COMPILE, OPENVINO, TORCH, check_engine, is_installed, version_of
+from gouache.pipeline.engine.names import (
+    AUTO,
+    COMPILE,
+    OPENVINO,
+    OPENVINO_INT8,
+    PACKAGES,
+    TORCH,
+    check_engine,
+    is_installed,
+    version_of,
+)
 from gouache.pipeline.generate.generation import Event, Painted
+from gouache.pipeline.inputs.start import DEPTH, ENLARGE, INPAINT, INSTRUCT, input_kind
 from gouache.pipeline.request import Request
 
 LEAST_WEIGHTS = 100_000_000
@@ -91,7 +102,7 @@ class Engine:
         """
         if self.name == TORCH:
             return Fitted(bundle, TORCH)
-        refused = _beyond(request)
+        refused = _beyond(request, bundle, eight_bit=self.name == OPENVINO_INT8)
         if refused and not self.lenient:
             raise EngineError(
                 f"engine {self.name}",
@@ -124,7 +135,13 @@ class Engine:
             return networks.Runner(network, self.lenient, notes)
 
         def unet(network: UNet) -> UNet:
-            return networks.EngineUNet(network, runner(network))
+            made = runner(network)
+            if self.name == OPENVINO_INT8:
+                from gouache.pipeline.engine.int8 import int8_graph
+
+                assert isinstance(made, networks.Runner), "of OpenVINO"
+                made.make = int8_graph(bundle)
+            return networks.EngineUNet(network, made)
 
         def vae(network: AutoencoderKL) -> AutoencoderKL:
             # Compiled by torch, decoders were slower on a CPU (docs/benchmarks.md).
@@ -174,8 +191,8 @@ def _tell(made: object, notes: list[str]) -> None:
 
 def _versions(engine: str) -> dict[str, str]:
     """What a picture by an engine depends on beside torch: package or program -> version."""
-    if engine == OPENVINO:
-        return {OPENVINO: version_of(OPENVINO)}
+    if engine in PACKAGES:
+        return {package: version_of(package) for package in PACKAGES[engine]}
     from gouache.pipeline.engine.compiling import compiler_version
 
     found = {"c++": compiler_version(), "triton": version_of("triton")}
@@ -195,8 +212,9 @@ def _why_not(bundle: ModelBundle, engine: str) -> str:
     return "" if bundle.dtype == torch.float32 else f"a model in {str(bundle.dtype).removeprefix('torch.')}"
 
 
-def _beyond(request: Request) -> str:
-    """What of a request changes blocks inside the networks, which a graph has no way to; empty if nothing does."""
+def _beyond(request: Request, bundle: ModelBundle, *, eight_bit: bool) -> str:
+    """What of a request changes blocks inside the networks, which a graph has no way to, or in 8 bits what the network
+    isn't calibrated on: it is by prompts alone. Empty if nothing does."""
     asked = {
         "seamless": request.seamless != "none",
         "regions": bool(request.regions),
@@ -206,5 +224,8 @@ def _beyond(request: Request) -> str:
         "slg": request.slg is not None,
         "freeu": request.freeu is not None,
         "deep_cache": request.deep_cache is not None,
+        "control": eight_bit and bool(request.control),
+        "a refiner": eight_bit and bundle.refiner is not None,
+        "a model that needs a picture": eight_bit and input_kind(bundle) in (INPAINT, INSTRUCT, DEPTH, ENLARGE),
     }
     return ", ".join(name for name, there in asked.items() if there)

@@ -13,17 +13,19 @@ from importlib.util import find_spec
 from gouache.environment import Variable
 from gouache.errors import MissingDependency, unknown_name
 
-TORCH, OPENVINO, COMPILE, AUTO = "torch", "openvino", "compile", "auto"
+TORCH, OPENVINO, OPENVINO_INT8, COMPILE, AUTO = "torch", "openvino", "openvino-int8", "compile", "auto"
 ENGINES = {
     TORCH: "every network by torch",
     OPENVINO: "the U-Net, ControlNets and the decoder by OpenVINO, in float32",
+    OPENVINO_INT8: "as openvino, the U-Net in 8-bit integers: other pictures, in less time; calibrating takes minutes",
     COMPILE: "the U-Net and ControlNets by torch.compile, on a CPU or CUDA; compiling takes minutes",
     AUTO: "openvino where it is installed and the model large enough to repay compiling, else torch",
 }
 """What `--engine` and `Pipeline.load` take."""
-PACKAGES = {OPENVINO: ("openvino",)}
+PACKAGES = {OPENVINO: ("openvino",), OPENVINO_INT8: ("openvino", "nncf")}
 """What an engine needs installed."""
-EXTRA = "gouache[cpu]"
+EXTRAS = {OPENVINO: "gouache[cpu]", OPENVINO_INT8: "gouache[int8]"}
+"""What installs it."""
 COMPILER_CURE = "Install one, such as by apt-get install g++, or name yours in the environment variable CXX"
 
 
@@ -41,7 +43,7 @@ def check_engine(name: str) -> None:
             f"engine {name}",
             given=f"no package {package}",
             expected="it installed",
-            cure=f"Run: pip install '{EXTRA}', or leave out the engine.",
+            cure=f"Run: pip install '{EXTRAS[name]}', or leave out the engine.",
         )
     if name == COMPILE and compiler() is None:
         raise MissingDependency(
@@ -54,7 +56,7 @@ def check_engine(name: str) -> None:
 
 @contextmanager
 def unreported() -> Iterator[None]:
-    """What is imported meanwhile finds no `openvino_telemetry`, by which OpenVINO's tools tell their makers
+    """What is imported meanwhile finds no `openvino_telemetry`, by which OpenVINO's and NNCF's tools tell their makers
     of every use, unasked; they do without it."""
     name = "openvino_telemetry"
     there = sys.modules.get(name)

@@ -25,6 +25,9 @@ from gouache.pipeline.engine.graph import Signature, cannot_run, check, compiled
 if TYPE_CHECKING:
     import openvino
 
+MakeGraph = Callable[[nn.Module, Signature, Mapping[str, Tensor], list[str]], "openvino.Model"]
+"""The whole graph, weights inside, of a network, the way it is called and an example; it tells a list what users should
+know."""
 ROWS, TOKENS, HEIGHT, WIDTH = 2, 11, 3, 5
 """Sizes of the examples that graphs are made from, height and width at the lowest resolution: different, and none 1."""
 
@@ -56,12 +59,14 @@ class Runner:
         lenient: where a graph can't be made, say so in `notes` and let torch run it from then on.
         notes: what users are told.
         failed: torch runs it.
+        make: gives the graph; None takes `graph_of`, which makes it in float32.
     """
 
     network: nn.Module
     lenient: bool
     notes: list[str]
     failed: bool = False
+    make: MakeGraph | None = None
     _ready: tuple[str, openvino.InferRequest] | None = field(default=None, repr=False)
 
     def __call__(
@@ -93,7 +98,7 @@ class Runner:
     def _request(self, signature: Signature, example: Callable[[], Mapping[str, Tensor]]) -> openvino.InferRequest:
         if self._ready is None or self._ready[0] != signature.text:
             self._ready = None  # give its memory back before the next one takes as much
-            graph = graph_of(self.network, signature, example(), self.notes)
+            graph = (self.make or graph_of)(self.network, signature, example(), self.notes)
             try:
                 request = compiled(graph).create_infer_request()
             except RuntimeError as error:

@@ -26,10 +26,16 @@ if TYPE_CHECKING:
     import openvino
     from torch import nn
 
-LIMIT = 2**28
+LIMIT = 16 * 2**30
 """Bytes that all graphs may take; those that weren't used for longest leave first."""
 ENTRY, GRAPH, NUMBERS = "entry.json", "graph.xml", "graph.bin"
-SOURCES = ("nn/*.py", "models/**/*.py", "pipeline/engine/graph.py", "pipeline/engine/networks.py")
+SOURCES = (
+    "nn/*.py",
+    "models/**/*.py",
+    "pipeline/engine/graph.py",
+    "pipeline/engine/networks.py",
+    "pipeline/engine/int8.py",
+)
 """Files of the package whose code makes a graph what it is."""
 
 
@@ -38,13 +44,14 @@ def graphs_folder() -> Path:
     return cache_file().parent / "openvino"
 
 
-def key_of(network: nn.Module, signature: Signature) -> str:
+def key_of(network: nn.Module, signature: Signature, more: str = "") -> str:
     """Name of a graph: changes with the network's shapes and config, the way it is called, our code, and the versions
     of torch and OpenVINO.
 
     Args:
         network: any of those shapes.
         signature: how it is called.
+        more: what else the graph depends on.
     """
     shapes = [f"{name} {tuple(weight.shape)} {weight.dtype}" for name, weight in weights_of(network).items()]
     config = getattr(network, "config", None)
@@ -54,6 +61,7 @@ def key_of(network: nn.Module, signature: Signature) -> str:
         repr(config),
         *shapes,
         signature.text,
+        more,
     ]
     return sha256("\n".join(parts).encode()).hexdigest()[:40]
 
