@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -17,21 +18,26 @@ from torch import nn
 
 from gouache.errors import EngineError, InvalidInput, MissingDependency
 from gouache.models.bundle import ModelBundle
-from gouache.models.configs import UNetConfig
+from gouache.models.configs import MMDiTConfig, UNetConfig
+from gouache.models.mmdit import MMDiT
 from gouache.models.unet import UNet
 from gouache.pipeline.engine import names
 from gouache.pipeline.engine.compiling import CACHE, KEPT, Compiled, compiled_folder, compiler_version
 from gouache.pipeline.engine.engine import Engine
 from gouache.pipeline.engine.graph import Signature
-from gouache.pipeline.engine.networks import EngineUNet
+from gouache.pipeline.engine.networks import EngineMMDiT, EngineUNet
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.replay import replay
 from gouache.pipeline.request import Request
+
+if TYPE_CHECKING:
+    from tests.pipeline.sd3_twins import Sd3Twins
 
 MakeBundle = Callable[..., ModelBundle]
 REQUEST = Request(prompt="a cat", seed=3, width=48, height=32, num_inference_steps=2)
 FARTHEST = 1e-5
 """Of a compiled fp32 network's output from torch's, as a share of the largest: a hundred roundings."""
+SMALL = MMDiTConfig(layers=2, heads=2, head_width=8, context_width=20, pooled_width=12, grid=10)
 needs_compiler = pytest.mark.skipif(names.compiler() is None, reason="no C++ compiler")
 
 
@@ -64,6 +70,17 @@ def test_half_precision_is_taken_and_another_accelerator_is_not(make_tiny: MakeB
     assert Engine("compile", bundle).name == "compile"
     with pytest.raises(InvalidInput, match="a model on meta"):
         Engine("compile", make_tiny().to("meta"))
+
+
+@needs_compiler
+def test_stable_diffusion_3_is_taken(sd3: Sd3Twins) -> None:
+    bundle = sd3.ours("3 medium").bundle
+    fitted = Engine("compile", bundle).fitted(bundle, REQUEST)
+    assert isinstance(fitted.bundle.unet, EngineMMDiT)
+    assert fitted.runs_unet()
+    if names.is_installed("openvino"):
+        with pytest.raises(InvalidInput, match="a MMDiT"):
+            Engine("openvino", bundle)
 
 
 class Undecided(nn.Module):
@@ -201,6 +218,28 @@ def test_a_u_net_gives_what_torch_gives_with_these_weights_and_others() -> None:
         expected = network(*given)
         found = EngineUNet(network, Compiled(network, []))(*given)
         assert (found - expected).abs().max() <= FARTHEST * expected.abs().max()
+
+
+@pytest.mark.usefixtures("folder")
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@needs_compiler
+@torch.no_grad()
+def test_a_transformer_gives_what_torch_gives() -> None:
+    network = MMDiT(SMALL).eval().requires_grad_(False)
+    seeded(network, 5)
+    draw = torch.Generator().manual_seed(3)
+    x = torch.randn(2, SMALL.in_channels, 8, 12, generator=draw)
+    context = torch.randn(2, 9, SMALL.context_width, generator=draw)
+    given: dict[str, Any] = {
+        "context_mask": torch.arange(9).expand(2, 9) < torch.tensor([[9], [5]]),
+        "pooled": torch.randn(2, SMALL.pooled_width, generator=draw),
+        "residuals": [torch.randn(2, 24, SMALL.width, generator=draw)] * (SMALL.layers - 1),
+    }
+    made = EngineMMDiT(network, Compiled(network, []))
+    expected = network(x, torch.tensor([20.0, 700.0]), context, **given)
+    found = made(x, torch.tensor([20.0, 700.0]), context, **given)
+    assert (found - expected).abs().max() <= FARTHEST * expected.abs().max()
 
 
 @pytest.mark.usefixtures("folder")

@@ -12,6 +12,7 @@ from torch import nn
 from gouache.errors import EngineError, InvalidInput
 from gouache.models.bundle import ModelBundle
 from gouache.models.conditioning.controlnet import ControlNet
+from gouache.models.mmdit import MMDiT
 from gouache.models.turns import turns_of
 from gouache.models.unet import UNet
 from gouache.models.vae import AutoencoderKL, Decoder
@@ -88,7 +89,7 @@ class Engine:
             size = sum(weight.numel() for weight in bundle.unet.parameters())
             name = OPENVINO if is_installed(OPENVINO) and not reason and size >= LEAST_WEIGHTS else TORCH
         elif reason:
-            where = "a U-Net on the CPU or CUDA" if name == COMPILE else "a U-Net in float32 on the CPU"
+            where = "a model on the CPU or CUDA" if name == COMPILE else "a U-Net in float32 on the CPU"
             cure = "Leave out --engine, or what it doesn't go with."
             raise InvalidInput(f"engine {name}", given=reason, expected=where, cure=cure)
         self.name = name
@@ -114,14 +115,16 @@ class Engine:
             for network in (bundle.unet, bundle.vae):
                 channels_last(network)  # as without an engine, to the bit
             return Fitted(bundle, TORCH, [f"painted by torch: engine {self.name} can't do {refused}"])
-        from gouache.pipeline.engine.networks import EngineUNet
+        from gouache.pipeline.engine.networks import EngineMMDiT, EngineUNet
 
         notes: list[str] = []
         made = self._compiled(bundle, notes, "")
         if bundle.refiner is not None:
             made = replace(made, refiner=self._compiled(bundle.refiner, notes, "refiner "))
         unet = made.unet
-        return Fitted(made, self.name, notes, lambda: isinstance(unet, EngineUNet) and not unet.runner.failed)
+        return Fitted(
+            made, self.name, notes, lambda: isinstance(unet, EngineUNet | EngineMMDiT) and not unet.runner.failed
+        )
 
     def _compiled(self, bundle: ModelBundle, notes: list[str], place: str) -> ModelBundle:
         """The model with networks that are compiled when they are first called."""
@@ -143,6 +146,9 @@ class Engine:
                 made.make = int8_graph(bundle)
             return networks.EngineUNet(network, made)
 
+        def transformer(network: MMDiT) -> MMDiT:
+            return networks.EngineMMDiT(network, runner(network))
+
         def vae(network: AutoencoderKL) -> AutoencoderKL:
             # Compiled by torch, decoders were slower on a CPU (docs/benchmarks.md).
             if self.name == COMPILE or not isinstance(network.decoder, Decoder):
@@ -156,11 +162,15 @@ class Engine:
         for gone in [kept for kept in self._kept if kept.startswith(f"{place}control ")]:
             if gone not in places.values():
                 del self._kept[gone]
+
         network = bundle.unet
-        assert isinstance(network, UNet), "others are refused when the model is loaded"
         return replace(
             bundle,
-            unet=self._once(f"{place}unet", network, unet, notes),
+            unet=(
+                self._once(f"{place}unet", network, unet, notes)
+                if isinstance(network, UNet)
+                else self._once(f"{place}unet", network, transformer, notes)
+            ),
             vae=self._once(f"{place}vae", bundle.vae, vae, notes) if bundle.has_vae else bundle.vae,
             controls={
                 name: self._once(places[name], one, control, notes) if isinstance(one, ControlNet) else one
@@ -201,7 +211,7 @@ def _versions(engine: str) -> dict[str, str]:
 
 def _why_not(bundle: ModelBundle, engine: str) -> str:
     """Why an engine (for `auto` OpenVINO) can't run a model that is loaded so; empty if it can."""
-    if not isinstance(bundle.unet, UNet):
+    if not isinstance(bundle.unet, UNet | MMDiT if engine == COMPILE else UNet):
         return f"a {type(bundle.unet).__name__}"
     if turns_of(bundle.unet) is not None:
         return "networks that take turns in memory (--sequential)"

@@ -15,8 +15,10 @@ from torch import Tensor, nn
 from gouache.errors import EngineError
 from gouache.models.conditioning.controlnet import ControlNet
 from gouache.models.deep_cache import DeepCall
+from gouache.models.mmdit import MMDiT
 from gouache.models.unet import Changes, Place, Residuals, UNet
 from gouache.models.vae import AutoencoderKL, Decoder
+from gouache.nn.attention import RowChanges
 from gouache.nn.free_u import FreeU
 from gouache.nn.layers import channels_last
 from gouache.pipeline.engine import store
@@ -223,6 +225,47 @@ def call_unet(network: Callable[..., object], inputs: Mapping[str, Tensor]) -> t
     residuals = Residuals(tuple(skips), middle, inside) if there else None
     out = network(given.pop("x"), given.pop("timestep"), given.pop("context"), **given, residuals=residuals)
     assert isinstance(out, Tensor), "a U-Net gives one tensor"
+    return (out,)
+
+
+class EngineMMDiT(MMDiT):
+    """The transformer of Stable Diffusion 3, run by an engine."""
+
+    def __init__(self, network: MMDiT, runner: Runs) -> None:
+        nn.Module.__init__(self)
+        self.config, self._modules, self.runner = network.config, network._modules, runner
+        self.gradient_checkpointing, self.network_forward = False, network.forward
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        *,
+        context_mask: Tensor | None = None,
+        pooled: Tensor | None = None,
+        changes: Mapping[nn.Module, RowChanges] | None = None,
+        residuals: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """As `MMDiT.forward`."""
+        self._checked(x, context, pooled)
+        if changes:
+            raise cannot_run(self, "blocks that do otherwise for some rows")
+        named = {"context_mask": context_mask, "pooled": pooled}
+        inputs = {"x": x, "timestep": timestep.expand(x.shape[0]), "context": context}
+        inputs.update({name: one for name, one in named.items() if one is not None})
+        inputs.update({f"residual {k}": one for k, one in enumerate(residuals)})
+        found = self.runner(Signature("MMDiT", tuple(inputs), _call_transformer), inputs, lambda: inputs)
+        if found is not None:
+            return found[0]
+        return self.network_forward(x, timestep, context, context_mask=context_mask, pooled=pooled, residuals=residuals)
+
+
+def _call_transformer(network: Callable[..., object], inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    residuals = [one for name, one in inputs.items() if name.startswith("residual ")]
+    given = {name: one for name, one in inputs.items() if not name.startswith("residual ")}
+    out = network(given.pop("x"), given.pop("timestep"), given.pop("context"), **given, residuals=residuals)
+    assert isinstance(out, Tensor), "a transformer gives one tensor"
     return (out,)
 
 
