@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -180,20 +181,22 @@ def test_a_folder_that_can_not_be_written_is_noted_and_costs_nothing_else(
     assert re.search(rf"{tmp_path}/file.* \(Not a directory\).*writable.*XDG_CACHE_HOME", notes[0])
 
 
-@pytest.fixture
+@contextmanager
 def full_disk() -> Iterator[None]:
     """No file may become longer than 64 bytes: writing more is an error, as on a full disk."""
     resource = pytest.importorskip("resource")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.mark.usefixtures("full_disk")
 def test_a_full_disk_is_noted_and_leaves_nothing_half_written(small_graph: object) -> None:
     notes: list[str] = []
-    store.keep("full", small_graph, "a graph", notes)
+    with full_disk():
+        store.keep("full", small_graph, "a graph", notes)
     assert len(notes) == 1
     assert "with room for it" in notes[0]
     assert store.find("full", []) is None
