@@ -1,7 +1,8 @@
 """Seconds per guided step and per decode with full Stable Diffusion 1.5 shapes, at 512x512 by default, and peak memory.
 
-Ours by torch beside diffusers (eager) and, if asked for, ours by OpenVINO (`ours-openvino`) and diffusers' translated
-by OpenVINO (`openvino`): random weights, on the CPU, in fp32 or, by torch alone, in bf16. Every measurement runs in a
+Ours by torch beside diffusers (eager) and, if asked for, ours by the other engines (`ours-openvino`,
+`ours-openvino-int8`, `ours-compile`) and diffusers' translated by OpenVINO (`openvino`): random weights, on the CPU, in
+fp32 or, where `BF16` says so, in bf16. Every measurement runs in a
 process of its own, the programs take turns, and the median over all rounds is printed with the whole process's peak
 memory. A guided step is one network call on a batch of two (with and without the prompt) and their combination.
 
@@ -20,13 +21,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
-PEERS = ("ours", "ours-openvino", "diffusers", "openvino")
+PEERS = ("ours", "ours-openvino", "ours-openvino-int8", "ours-compile", "diffusers", "openvino")
+BF16 = ("ours", "ours-compile", "diffusers", "openvino")
 TASKS = ("step", "decode")
 GUIDANCE_SCALE = 7.5
 
@@ -78,20 +81,47 @@ def ours(task: str, inputs: Inputs) -> Run:
     return lambda: vae.decode(inputs.latents())
 
 
-def ours_openvino(task: str, inputs: Inputs) -> Run:
+def ours_compiled(task: str, inputs: Inputs) -> Run:
+    """gouache's U-Net by its engine compile, which leaves the decoder to torch. The first call, untimed, compiles."""
+    from gouache.models.unet import UNet, UNetConfig
+    from gouache.nn.layers import channels_last
+    from gouache.pipeline.engine.compiling import Compiled
+    from gouache.pipeline.engine.networks import EngineUNet
+
+    if task == "decode":
+        return ours(task, inputs)
+    network = channels_last(UNet(UNetConfig())).to(inputs.dtype).eval().requires_grad_(False)
+    unet = EngineUNet(network, Compiled(network, []))
+    return lambda: guided(inputs, unet)
+
+
+def ours_int8(task: str, inputs: Inputs) -> Run:
+    """gouache's networks by its engine openvino-int8, calibrated on two draws of noise, which its speed doesn't
+    depend on; a process's peak includes that."""
+    return ours_openvino(task, inputs, eight_bit=True)
+
+
+def ours_openvino(task: str, inputs: Inputs, *, eight_bit: bool = False) -> Run:
     """gouache's networks by its engine openvino; a process's peak includes translating where no graph is kept yet."""
     from gouache.models.unet import UNet, UNetConfig
     from gouache.models.vae import AutoencoderKL, VAEConfig
     from gouache.nn.layers import channels_last
-    from gouache.pipeline.engine.networks import OpenVinoDecoder, OpenVinoUNet, Runner, with_decoder
+    from gouache.pipeline.engine import int8, networks
+    from gouache.pipeline.engine.networks import EngineDecoder, EngineUNet, Runner, with_decoder
+
+    def quantized(*given: Any) -> Any:
+        latents, timestep, context = inputs.all()
+        sample = [latents.expand(2, -1, -1, -1), timestep.expand(2), context]
+        return int8.quantized(networks.graph_of(*given), [sample, [2 * sample[0], *sample[1:]]])
 
     if task == "step":
         network = channels_last(UNet(UNetConfig())).eval().requires_grad_(False)
-        unet = OpenVinoUNet(network, Runner(network, lenient=False, notes=[]))
+        runner = Runner(network, lenient=False, notes=[], make=quantized if eight_bit else None)
+        unet = EngineUNet(network, runner)
         return lambda: guided(inputs, unet)
     vae = channels_last(AutoencoderKL(VAEConfig())).eval().requires_grad_(False)
     runner = Runner(vae.decoder, lenient=False, notes=[])
-    compiled = with_decoder(vae, OpenVinoDecoder(vae.decoder, runner))
+    compiled = with_decoder(vae, EngineDecoder(vae.decoder, runner))
     return lambda: compiled.decode(inputs.latents())
 
 
@@ -133,25 +163,31 @@ def diffusers(task: str, inputs: Inputs) -> Run:
 
 
 def openvino(task: str, inputs: Inputs) -> Run:
-    """diffusers' networks, translated and compiled by OpenVINO in fp32."""
+    """diffusers' networks, translated and compiled by OpenVINO; in bf16 from weights in fp32, as OpenVINO offers it."""
     import openvino as ov
+
+    hint = {"INFERENCE_PRECISION_HINT": "f32" if inputs.dtype == torch.float32 else "bf16"}
+    inputs = replace(inputs, dtype=torch.float32)
 
     if task == "step":
         latents, timestep, context = inputs.all()
         example = (latents.expand(2, -1, -1, -1), timestep.expand(2), context)
-        network = ov.compile_model(
-            ov.convert_model(diffusers_unet(), example_input=example), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-        )
+        network = ov.compile_model(ov.convert_model(diffusers_unet(), example_input=example), "CPU", hint)
         return lambda: guided(inputs, lambda *given: torch.from_numpy(network([part.numpy() for part in given])[0]))
-    decoder = ov.compile_model(
-        ov.convert_model(DiffusersDecoder(), example_input=inputs.latents()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-    )
+    decoder = ov.compile_model(ov.convert_model(DiffusersDecoder(), example_input=inputs.latents()), "CPU", hint)
     return lambda: torch.from_numpy(decoder([inputs.latents().numpy()])[0])
 
 
 def measure(peer: str, task: str, inputs: Inputs, steps: int) -> dict[str, list[float] | float]:
     """In the child: build, warm up once, time `steps` runs; seconds, processor seconds, and peak memory in MB."""
-    build = {"ours": ours, "ours-openvino": ours_openvino, "diffusers": diffusers, "openvino": openvino}[peer]
+    build = {
+        "ours": ours,
+        "ours-openvino": ours_openvino,
+        "ours-openvino-int8": ours_int8,
+        "ours-compile": ours_compiled,
+        "diffusers": diffusers,
+        "openvino": openvino,
+    }[peer]
     with torch.inference_mode():
         run = build(task, inputs)
         run()
@@ -174,12 +210,14 @@ def spawn(peer: str, task: str, dtype: str, size: int, steps: int) -> dict[str, 
     return result
 
 
-def compare(peers: list[str], dtypes: list[str], size: int, rounds: int, steps: int) -> list[dict[str, str | float]]:
-    """Take turns over all rounds; one row for each task, peer and number format."""
+def compare(
+    peers: list[str], dtypes: list[str], tasks: list[str], size: int, rounds: int, steps: int
+) -> list[dict[str, str | float]]:
+    """Take turns over all rounds; one row for each task, peer and number format that it computes in."""
     rows: list[dict[str, str | float]] = []
-    for task in TASKS:
+    for task in tasks:
         results: dict[tuple[str, str], list[dict[str, list[float] | float]]] = {
-            (peer, dtype): [] for dtype in dtypes for peer in peers
+            (peer, dtype): [] for dtype in dtypes for peer in peers if dtype == "float32" or peer in BF16
         }
         for _ in range(rounds):
             for (peer, dtype), parts in results.items():
@@ -227,6 +265,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peers", nargs="+", choices=PEERS, default=["ours", "diffusers"])
     parser.add_argument("--dtypes", nargs="+", choices=DTYPES, default=["float32"])
+    parser.add_argument("--tasks", nargs="+", choices=TASKS, default=TASKS)
     parser.add_argument("--size", type=int, default=512, help="pixels of a picture's side, a multiple of 64")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=2, help="timed runs in each process, after one warm-up")
@@ -238,9 +277,7 @@ def main() -> None:
         inputs = Inputs(given.size, DTYPES[given.dtypes[0]])
         sys.stdout.write(json.dumps(measure(peer, task, inputs, given.steps)) + "\n")
         return
-    if "bfloat16" in given.dtypes and not {"ours", "diffusers"}.issuperset(given.peers):
-        parser.error("OpenVINO is measured in float32 alone: leave its peers out, or bfloat16")
-    rows = compare(given.peers, given.dtypes, given.size, given.rounds, given.steps)
+    rows = compare(given.peers, given.dtypes, given.tasks, given.size, given.rounds, given.steps)
     sys.stdout.write((json.dumps(rows) if given.json else table(rows)) + "\n")
 
 

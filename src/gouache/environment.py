@@ -118,9 +118,21 @@ class Variable(StrEnum):
         "a whole number above 0",
         "2; elsewhere glibc gives eight for each core, and keeps what is freed in them",
     )
+    CXX = (
+        "CXX",
+        "The C++ compiler that `--engine compile` calls; torch reads it.",
+        "a program's name or path",
+        "`g++`, on macOS `clang++`, on Windows `cl`",
+    )
+    TORCHINDUCTOR_CACHE_DIR = (
+        "TORCHINDUCTOR_CACHE_DIR",
+        "Where `--engine compile` keeps compiled programs; torch reads it.",
+        "a folder",
+        "`gouache/compiled` in the user's cache folder",
+    )
     XDG_CACHE_HOME = (
         "XDG_CACHE_HOME",
-        "The folder around the cache of weight files' hashes, `gouache/sha256.json`.",
+        "The folder around gouache's caches: weight files' hashes, `gouache/sha256.json`, and what engines keep.",
         "a folder",
         "`~/.cache`",
     )

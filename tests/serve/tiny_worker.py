@@ -46,9 +46,9 @@ def fill(network: nn.Module, seed: int) -> None:
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * spread)
 
 
-def open_tiny(entry: ModelEntry, device: str | None, dtype: str | None) -> Painter:
+def open_tiny(entry: ModelEntry, device: str | None, dtype: str | None, engine: str) -> Painter:
     """The tiny model, whatever is asked for."""
-    del entry, device, dtype
+    del entry, device, dtype, engine
     torch.set_num_threads(1)
     return tiny_pipeline()
 

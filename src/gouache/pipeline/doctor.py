@@ -13,8 +13,9 @@ import torch
 
 from gouache.checkpoints.hub import model_folders
 from gouache.nn.processor import this_processor
+from gouache.pipeline.engine.compiling import compiled_folder, compiler_version
 from gouache.pipeline.engine.dtypes import automatic_in_words
-from gouache.pipeline.engine.names import ENGINES, EXTRA, OPENVINO, is_installed
+from gouache.pipeline.engine.names import COMPILE, COMPILER_CURE, ENGINES, EXTRAS, OPENVINO, is_installed
 from gouache.pipeline.engine.store import graphs_folder, summary
 from gouache.pipeline.output.recipe import processor_name
 from gouache.pipeline.pipeline import shipped_model
@@ -34,6 +35,7 @@ PACKAGES = (
     "vtracer",
     "spandrel",
     "openvino",
+    "nncf",
 )
 FactTable = dict[str, str]
 
@@ -95,8 +97,12 @@ def _devices() -> FactTable:
 
 def _engines() -> FactTable:
     """Which engines `--engine` takes here, and what is kept for them."""
-    missing = f"not installed: pip install '{EXTRA}'"
-    found = {name: what if is_installed(name) else missing for name, what in ENGINES.items()}
+    missing = {name: f"not installed: pip install '{extra}'" for name, extra in EXTRAS.items()}
+    missing[COMPILE] = f"no C++ compiler: {COMPILER_CURE}"
+    found = {name: what if is_installed(name) else missing[name] for name, what in ENGINES.items()}
+    if is_installed(COMPILE):
+        found["C++ compiler"] = compiler_version()
+        found["compiled programs"] = f"{compiled_folder()}; the folder may be deleted"
     if is_installed(OPENVINO):
         count, size = summary()
         found["kept graphs"] = f"{count} in {graphs_folder()}, {size / 2**20:.1f} MiB; the folder may be deleted"

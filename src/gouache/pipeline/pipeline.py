@@ -98,7 +98,8 @@ class Pipeline:
             dtype: number format of the networks, or its name; None takes float32 on the CPU and float16 elsewhere.
                 "auto" takes bfloat16 for a large model on a CPU that is faster in it, and else what None takes.
             sequential: keep one network at a time in memory, and read each from its file when it is used.
-            engine: what runs the networks: "torch", "openvino" or "auto"; see `engine.names.ENGINES`.
+            engine: what runs the networks: "torch", "openvino", "openvino-int8", "compile" or "auto"; see
+                `engine.names.ENGINES`.
 
         Raises:
             ModelNotFound, CheckpointError: nothing there, or nothing that can be loaded.

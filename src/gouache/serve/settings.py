@@ -108,6 +108,8 @@ class Settings(Config):
     """cpu, cuda, cuda:0 or mps; several with commas are dealt out to the workers. By default a GPU if available."""
     dtype: Literal["float32", "float16", "bfloat16", "auto"] | None = None
     """float32, float16, bfloat16 or auto, the faster one on a CPU. By default float32 on a CPU, else float16."""
+    engine: Literal["torch", "openvino", "openvino-int8", "compile", "auto"] = "torch"
+    """torch, openvino, openvino-int8, compile or auto. What it can't do is an error; auto leaves it to torch."""
     workers: Annotated[int, Field(ge=0, le=1024)] = Field(default_factory=lambda given: len(_devices(given["device"])))
     """Worker processes to start and supervise, by default one for each device; a server has 0 if they run elsewhere."""
     model_memory: Count = 8 * 2**30

@@ -12,6 +12,7 @@ from typing import Any
 from gouache.checkpoints.hub import data_folder, model_folders
 from gouache.checkpoints.identify import identify
 from gouache.errors import DeviceUnavailable, GouacheError, InvalidInput, ModelNotFound
+from gouache.pipeline.engine.names import check_engine
 from gouache.pipeline.request import Request
 from gouache.serve.models.catalog import UNUSABLE, ModelCatalog
 from gouache.serve.search.vectors import missing_tower
@@ -72,6 +73,7 @@ def check_can_paint(catalog: ModelCatalog, settings: Settings, workers: int) -> 
         ModelNotFound, CheckpointError: there is no default model of this name, or it can't be used.
         DeviceUnavailable: one of the workers' devices is not on this machine.
         InvalidInput: more devices than workers.
+        MissingDependency: the engine isn't installed.
     """
     entry = catalog.find(None)
     if entry.kind == UNUSABLE and entry.path is not None:
@@ -85,6 +87,7 @@ def check_can_paint(catalog: ModelCatalog, settings: Settings, workers: int) -> 
             expected="at least one worker for each device",
             cure=f"Add --workers {len(settings.devices)}.",
         )
+    check_engine(settings.engine)
     for device in settings.devices:
         check_device(device)
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -10,17 +12,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.pipeline.conftest import seeded
 from torch import nn
 
 from gouache.errors import EngineError, InvalidInput, MissingDependency, UnknownName
 from gouache.models.bundle import ModelBundle
-from gouache.models.configs import UNetConfig
+from gouache.models.conditioning.controlnet import ControlNet
+from gouache.models.configs import ControlNetConfig, UNetConfig
 from gouache.models.mmdit import MMDiT
 from gouache.models.unet import Residuals, UNet
 from gouache.pipeline.engine import names, store
 from gouache.pipeline.engine.engine import Engine
 from gouache.pipeline.engine.graph import Signature
-from gouache.pipeline.engine.networks import Runner
+from gouache.pipeline.engine.networks import EngineControlNet, Runner
 from gouache.pipeline.generate.generation import Painted
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.replay import replay
@@ -145,7 +149,7 @@ def small_graph() -> object:
 def test_a_kept_graph_is_found_again(small_graph: object) -> None:
     notes: list[str] = []
     assert store.find("kept", notes) is None
-    store.keep("kept", small_graph, "a graph")
+    store.keep("kept", small_graph, "a graph", [])
     assert store.find("kept", notes) is not None
     assert not notes
     assert not list(store.graphs_folder().glob(".*")), "nothing half-written is left"
@@ -154,33 +158,68 @@ def test_a_kept_graph_is_found_again(small_graph: object) -> None:
 @pytest.mark.parametrize("name", [store.GRAPH, store.NUMBERS, store.ENTRY])
 @pytest.mark.parametrize("damage", [b"", b"something else", None], ids=["empty", "foreign", "missing"])
 def test_a_damaged_graph_is_noted_and_can_be_replaced(small_graph: object, name: str, damage: bytes | None) -> None:
-    store.keep("damaged", small_graph, "a graph")
+    store.keep("damaged", small_graph, "a graph", [])
     file = store.graphs_folder() / "damaged" / name
     file.unlink() if damage is None else file.write_bytes(damage)
     notes: list[str] = []
     assert store.find("damaged", notes) is None
     assert len(notes) == 1
     assert "damaged" in notes[0]
-    store.keep("damaged", small_graph, "a graph")
+    store.keep("damaged", small_graph, "a graph", [])
     assert store.find("damaged", notes) is not None
 
 
 def test_the_oldest_graphs_leave_when_there_is_no_room(small_graph: object, monkeypatch: pytest.MonkeyPatch) -> None:
     for key in ("first", "second"):
-        store.keep(key, small_graph, key)
+        store.keep(key, small_graph, key, [])
     monkeypatch.setattr(store, "LIMIT", 1)
-    store.keep("third", small_graph, "third")
+    store.keep("third", small_graph, "third", [])
     assert store.find("first", []) is None
     assert store.find("third", []) is not None
 
 
-def test_a_folder_that_can_not_be_written_costs_nothing(
+def test_a_folder_that_can_not_be_written_is_noted_and_costs_nothing_else(
     small_graph: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
-    store.keep("key", small_graph, "a graph")
+    notes: list[str] = []
+    store.keep("key", small_graph, "a graph", notes)
     assert store.find("key", []) is None
+    assert len(notes) == 1
+    assert re.search(rf"{tmp_path}/file.* \(Not a directory\).*writable.*XDG_CACHE_HOME", notes[0])
+
+
+@contextmanager
+def full_disk() -> Iterator[None]:
+    """No file may become longer than 64 bytes: writing more is an error, as on a full disk."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_a_full_disk_is_noted_and_leaves_nothing_half_written(small_graph: object) -> None:
+    notes: list[str] = []
+    with full_disk():
+        store.keep("full", small_graph, "a graph", notes)
+    assert len(notes) == 1
+    assert "with room for it" in notes[0]
+    assert store.find("full", []) is None
+    assert not list(store.graphs_folder().glob(".*"))
+
+
+@pytest.mark.parametrize("package", ["torch", "openvino"])
+def test_a_graph_of_another_version_is_not_taken(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    network, signature = nn.Linear(2, 3), Signature("Linear", ("x",), lambda _network, _inputs: ())
+    before = store.key_of(network, signature)
+    assert store.key_of(nn.Linear(2, 3), signature) == before, "the numbers make no difference"
+    real = names.version_of
+    monkeypatch.setattr(store, "version_of", lambda name: "0.1" if name == package else real(name))
+    assert store.key_of(network, signature) != before
 
 
 def inputs(unet: UNet | MMDiT, rows: int, height: int, width: int, tokens: int) -> tuple[torch.Tensor, ...]:
@@ -233,6 +272,43 @@ def test_residuals_of_a_controlnet_and_a_mask_enter_the_graph(tiny: ModelBundle,
     expected = unet(*given, context_mask=mask, residuals=added)
     found = compiled.unet(*given, context_mask=mask, residuals=added)
     assert (found - expected).abs().max() <= FARTHEST * expected.abs().max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("guess", [False, True], ids=["", "guess"])
+@pytest.mark.parametrize("pooled_residuals", [False, True], ids=["maps", "pooled"])
+def test_a_controlnet_gives_what_torch_gives(tiny: ModelBundle, guess: bool, pooled_residuals: bool) -> None:
+    pytest.importorskip("openvino")
+    assert isinstance(tiny.unet.config, UNetConfig)
+    config = ControlNetConfig(unet=tiny.unet.config, hint_widths=(4, 8, 12), pooled_residuals=pooled_residuals)
+    network = ControlNet(config).eval().requires_grad_(False)
+    seeded(network, 7)
+    x, timestep, context = inputs(tiny.unet, 2, 9, 7, 20)
+    features = torch.randn(1, 16, 9, 7, generator=torch.Generator().manual_seed(6))
+    with torch.no_grad():
+        bundle = Engine("openvino", tiny).fitted(replace(tiny, controls={"edges": network}), REQUEST).bundle
+        steering = bundle.controls["edges"]
+        assert isinstance(steering, EngineControlNet)
+        expected = network(x, timestep, context, features, guess=guess)
+        found = steering(x, timestep, context, features, guess=guess)
+    assert expected.middle is not None
+    assert found.middle is not None
+    for one, other in zip((*found.skips, found.middle), (*expected.skips, expected.middle), strict=True):
+        assert one.shape == other.shape
+        assert (one - other).abs().max() <= FARTHEST * other.abs().max()
+
+
+@needs_openvino
+def test_a_controlnet_stays_ready_while_requests_name_it(tiny: ModelBundle) -> None:
+    assert isinstance(tiny.unet.config, UNetConfig)
+    steered = replace(
+        tiny, controls={"edges": ControlNet(ControlNetConfig(unet=tiny.unet.config, hint_widths=(4, 8, 12)))}
+    )
+    engine = Engine("openvino", tiny)
+    first = engine.fitted(steered, REQUEST).bundle.controls["edges"]
+    assert engine.fitted(steered, REQUEST).bundle.controls["edges"] is first
+    engine.fitted(tiny, REQUEST)
+    assert engine.fitted(steered, REQUEST).bundle.controls["edges"] is not first, "its memory was given back"
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ def test_health_readiness_and_metrics(client: httpx.Client, server: Server) -> N
     assert client.get("/healthz").json() == {"status": "ok"}
     job = client.post("/v1/jobs", json={"request": {"prompt": "x", "num_inference_steps": 1}}).json()["id"]
     server.wait(job)
-    assert client.get("/readyz").json() == {"status": "ready"}
+    assert client.get("/readyz").json() == {"status": "ready", "engine": "torch"}
     client.get(f"/v1/jobs/{job}")
     text = client.get("/metrics").text
     figures = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))

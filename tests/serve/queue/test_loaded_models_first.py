@@ -152,8 +152,8 @@ class Loads:
     def __init__(self) -> None:
         self.names: list[str] = []
 
-    def __call__(self, entry: ModelEntry, device: str | None, dtype: str | None) -> Painter:
-        del device, dtype
+    def __call__(self, entry: ModelEntry, device: str | None, dtype: str | None, engine: str) -> Painter:
+        del device, dtype, engine
         self.names.append(entry.name)
         return tiny_pipeline()
 

@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from gouache.errors import ModelNotFound
+from gouache.errors import MissingDependency, ModelNotFound
 from gouache.pipeline.generate.generation import Event
 from gouache.pipeline.pipeline import Pipeline
 from gouache.pipeline.request import Request
 from gouache.serve.models.catalog import ModelCatalog, ModelEntry
 from gouache.serve.settings import Settings
+from gouache.serve.start import check_can_paint
 from gouache.serve.store.database import Database
 from gouache.serve.studio import Studio
 from gouache.serve.worker.loaded_models import LoadedModels, Painter, open_pipeline
@@ -73,8 +74,8 @@ def entry_of(name: str, size: int) -> ModelEntry:
 def test_the_least_recently_used_model_leaves_when_memory_is_short() -> None:
     opened: list[str] = []
 
-    def open_model(entry: ModelEntry, device: str | None, dtype: str | None) -> Painter:
-        del device, dtype
+    def open_model(entry: ModelEntry, device: str | None, dtype: str | None, engine: str) -> Painter:
+        del device, dtype, engine
         opened.append(entry.name)
         return Empty()
 
@@ -101,6 +102,25 @@ def test_models_are_loaded_in_the_format_of_the_settings() -> None:
     painter = models.get(ModelEntry("pocket", None, 0, 0.0))
     assert isinstance(painter, Pipeline)
     assert painter.bundle.dtype == torch.bfloat16
+
+
+def test_models_are_run_by_the_engine_of_the_settings() -> None:
+    settings = Settings.from_dict({"data": Path(), "engine": "auto"})
+    models = LoadedModels(open_pipeline, budget=1, device="cpu", engine=settings.engine)
+    painter = models.get(ModelEntry("pocket", None, 0, 0.0))
+    assert isinstance(painter, Pipeline)
+    assert painter.engine.asked == "auto"
+    assert painter.engine.name == "torch", "the shipped model is too small to gain"
+
+
+def test_a_studio_whose_engine_is_not_installed_does_not_start(
+    catalog: ModelCatalog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    settings = Settings.from_dict({"data": Path(), "engine": "compile"})
+    check_can_paint(catalog, settings, workers=0)  # the machines that paint may have one
+    with pytest.raises(MissingDependency, match="no-such-compiler"):
+        check_can_paint(catalog, settings, workers=1)
 
 
 @pytest.mark.slow

@@ -36,8 +36,8 @@ ACCOUNTS = {
 
 
 PAINTING = (
-    *("store", "files", "data", "models", "default_model", "workers", "device", "dtype", "threads"),
-    *("safety_checker", "search_tower"),
+    *("store", "files", "data", "models", "default_model", "workers", "device", "dtype", "engine"),
+    *("threads", "safety_checker", "search_tower"),
 )
 """What concerns whoever paints; the rest concerns whoever answers requests."""
 RAY = "Address of a cluster of Ray, HOST:PORT or auto: its machines run the workers, as actors."

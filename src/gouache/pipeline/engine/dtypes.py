@@ -9,7 +9,7 @@ import torch
 from gouache.errors import unknown_name
 from gouache.models.bundle import ModelBundle
 from gouache.nn.processor import Processor, multiplies_faster_in_bf16, this_processor
-from gouache.pipeline.engine.names import AUTO, OPENVINO
+from gouache.pipeline.engine.names import AUTO, OPENVINO, OPENVINO_INT8
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 LARGE = 100_000_000
@@ -36,7 +36,7 @@ def dtype_on(device: torch.device, asked: torch.dtype | str | None, engine: str)
     Args:
         device: where they go.
         asked: one, its name, "auto", or None for float32 on the CPU and float16 elsewhere.
-        engine: what runs them; OpenVINO computes in float32 alone.
+        engine: what runs them; OpenVINO takes models in float32 alone.
 
     Raises:
         UnknownName: there is no such number format.
@@ -46,7 +46,7 @@ def dtype_on(device: torch.device, asked: torch.dtype | str | None, engine: str)
         return dtype
     if device.type != "cpu":
         return torch.float16
-    return torch.float32 if dtype is None or engine == OPENVINO else _by_size
+    return torch.float32 if dtype is None or engine in (OPENVINO, OPENVINO_INT8) else _by_size
 
 
 def _by_size(bundle: ModelBundle) -> torch.dtype:

@@ -1,4 +1,4 @@
-"""Networks that OpenVINO runs. Each is called as the one of torch that it stands for, holds that one's modules and
+"""Networks that an engine runs. Each is called as the one of torch that it stands for, holds that one's modules and
 tensors, and is an instance of its class, so that nothing around it knows the difference.
 """
 
@@ -7,7 +7,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,11 @@ from torch import Tensor, nn
 from gouache.errors import EngineError
 from gouache.models.caching.block_cache import BlockCall
 from gouache.models.caching.deep_cache import DeepCall
+from gouache.models.conditioning.controlnet import ControlNet
+from gouache.models.mmdit import MMDiT
 from gouache.models.unet import Changes, Place, Residuals, UNet
 from gouache.models.vae import AutoencoderKL, Decoder
+from gouache.nn.attention import RowChanges
 from gouache.nn.free_u import FreeU
 from gouache.nn.layers import channels_last
 from gouache.pipeline.engine import store
@@ -25,8 +28,29 @@ from gouache.pipeline.engine.graph import Signature, cannot_run, check, compiled
 if TYPE_CHECKING:
     import openvino
 
+MakeGraph = Callable[[nn.Module, Signature, Mapping[str, Tensor], list[str]], "openvino.Model"]
+"""The whole graph, weights inside, of a network, the way it is called and an example; it tells a list what users should
+know."""
 ROWS, TOKENS, HEIGHT, WIDTH = 2, 11, 3, 5
 """Sizes of the examples that graphs are made from, height and width at the lowest resolution: different, and none 1."""
+
+
+class Runs(Protocol):
+    """What runs one network in torch's place.
+
+    Attributes:
+        notes: what users are told.
+        failed: torch runs it from then on.
+    """
+
+    notes: list[str]
+    failed: bool
+
+    def __call__(
+        self, signature: Signature, inputs: Mapping[str, Tensor], example: Callable[[], Mapping[str, Tensor]]
+    ) -> tuple[Tensor, ...] | None:
+        """The outputs; None if torch has to run it. `example` makes small inputs of the same kinds."""
+        ...
 
 
 @dataclass
@@ -38,12 +62,14 @@ class Runner:
         lenient: where a graph can't be made, say so in `notes` and let torch run it from then on.
         notes: what users are told.
         failed: torch runs it.
+        make: gives the graph; None takes `graph_of`, which makes it in float32.
     """
 
     network: nn.Module
     lenient: bool
     notes: list[str]
     failed: bool = False
+    make: MakeGraph | None = None
     _ready: tuple[str, openvino.InferRequest] | None = field(default=None, repr=False)
 
     def __call__(
@@ -75,7 +101,7 @@ class Runner:
     def _request(self, signature: Signature, example: Callable[[], Mapping[str, Tensor]]) -> openvino.InferRequest:
         if self._ready is None or self._ready[0] != signature.text:
             self._ready = None  # give its memory back before the next one takes as much
-            graph = graph_of(self.network, signature, example(), self.notes)
+            graph = (self.make or graph_of)(self.network, signature, example(), self.notes)
             try:
                 request = compiled(graph).create_infer_request()
             except RuntimeError as error:
@@ -103,12 +129,12 @@ def graph_of(
     if graph is None:
         graph = translated(network, signature, example)
         check(with_weights(graph.clone(), network), network, signature, example)
-        store.keep(key, graph, signature.text)
+        store.keep(key, graph, signature.text, notes)
     return with_weights(graph, network)
 
 
-class OpenVinoUNet(UNet):
-    """A U-Net, run by OpenVINO.
+class EngineUNet(UNet):
+    """A U-Net, run by an engine.
 
     Args:
         runner: with a `UNet`.
@@ -117,7 +143,7 @@ class OpenVinoUNet(UNet):
         EngineError: when it is called with what a graph can't be made of.
     """
 
-    def __init__(self, network: UNet, runner: Runner) -> None:
+    def __init__(self, network: UNet, runner: Runs) -> None:
         nn.Module.__init__(self)
         self.config, self._modules, self.runner = network.config, network._modules, runner
         self.network_forward = network.forward
@@ -204,10 +230,51 @@ def call_unet(network: Callable[..., object], inputs: Mapping[str, Tensor]) -> t
     return (out,)
 
 
-class OpenVinoDecoder(Decoder):
-    """An autoencoder's decoder, run by OpenVINO."""
+class EngineMMDiT(MMDiT):
+    """The transformer of Stable Diffusion 3, run by an engine."""
 
-    def __init__(self, network: Decoder, runner: Runner) -> None:
+    def __init__(self, network: MMDiT, runner: Runs) -> None:
+        nn.Module.__init__(self)
+        self.config, self._modules, self.runner = network.config, network._modules, runner
+        self.gradient_checkpointing, self.network_forward = False, network.forward
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        *,
+        context_mask: Tensor | None = None,
+        pooled: Tensor | None = None,
+        changes: Mapping[nn.Module, RowChanges] | None = None,
+        residuals: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """As `MMDiT.forward`."""
+        self._checked(x, context, pooled)
+        if changes:
+            raise cannot_run(self, "blocks that do otherwise for some rows")
+        named = {"context_mask": context_mask, "pooled": pooled}
+        inputs = {"x": x, "timestep": timestep.expand(x.shape[0]), "context": context}
+        inputs.update({name: one for name, one in named.items() if one is not None})
+        inputs.update({f"residual {k}": one for k, one in enumerate(residuals)})
+        found = self.runner(Signature("MMDiT", tuple(inputs), _call_transformer), inputs, lambda: inputs)
+        if found is not None:
+            return found[0]
+        return self.network_forward(x, timestep, context, context_mask=context_mask, pooled=pooled, residuals=residuals)
+
+
+def _call_transformer(network: Callable[..., object], inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    residuals = [one for name, one in inputs.items() if name.startswith("residual ")]
+    given = {name: one for name, one in inputs.items() if not name.startswith("residual ")}
+    out = network(given.pop("x"), given.pop("timestep"), given.pop("context"), **given, residuals=residuals)
+    assert isinstance(out, Tensor), "a transformer gives one tensor"
+    return (out,)
+
+
+class EngineDecoder(Decoder):
+    """An autoencoder's decoder, run by an engine."""
+
+    def __init__(self, network: Decoder, runner: Runs) -> None:
         nn.Module.__init__(self)
         self._modules, self.runner, self.network_forward = network._modules, runner, network.forward
 
@@ -224,6 +291,53 @@ def _call_decoder(network: Callable[..., object], inputs: Mapping[str, Tensor]) 
     out = network(*inputs.values())
     assert isinstance(out, Tensor), "a decoder gives one tensor"
     return (out,)
+
+
+class EngineControlNet(ControlNet):
+    """A ControlNet, run by an engine; what it sees of a picture, and the weights of `guess`, are computed by torch."""
+
+    def __init__(self, network: ControlNet, runner: Runs) -> None:
+        nn.Module.__init__(self)
+        self.config, self._modules, self.runner = network.config, network._modules, runner
+        self.network_forward = network.forward
+
+    def forward(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        context: Tensor,
+        features: Tensor,
+        *,
+        context_mask: Tensor | None = None,
+        pooled: Tensor | None = None,
+        guess: bool = False,
+        changes: Changes | None = None,
+    ) -> Residuals:
+        """As `ControlNet.forward`."""
+        self.check(x, features, pooled)
+        if changes:
+            raise cannot_run(self, "blocks that do otherwise for some rows")
+        rows = x.shape[0]
+        named = {"context_mask": context_mask, "pooled": pooled}
+        inputs = {"x": x, "timestep": timestep.expand(rows), "context": context}
+        inputs["features"] = features.expand(rows, -1, -1, -1)
+        inputs.update({name: one for name, one in named.items() if one is not None})
+        signature = Signature("ControlNet", tuple(inputs), _call_control)
+        lowest = 2 ** (len(self.config.unet.channels) - 1)
+        found = self.runner(signature, inputs, lambda: smaller(inputs, (HEIGHT * lowest, WIDTH * lowest)))
+        if found is None:
+            return self.network_forward(
+                x, timestep, context, features, context_mask=context_mask, pooled=pooled, guess=guess
+            )
+        return self._weighed(found, guess=guess)
+
+
+def _call_control(network: Callable[..., object], inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
+    given = dict(inputs)
+    out = network(given.pop("x"), given.pop("timestep"), given.pop("context"), given.pop("features"), **given)
+    assert isinstance(out, Residuals), "a ControlNet gives residuals"
+    assert out.middle is not None, "one of them is the middle's"
+    return (*out.skips, out.middle)
 
 
 def smaller(inputs: Mapping[str, Tensor], size: tuple[int, int]) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import gouache
+from gouache.environment import Variable
 from gouache.pipeline.engine.graph import Signature, weights_of
 from gouache.pipeline.engine.names import version_of
 from gouache.pipeline.output.recipe import cache_file, model_sha256
@@ -25,10 +26,16 @@ if TYPE_CHECKING:
     import openvino
     from torch import nn
 
-LIMIT = 2**28
+LIMIT = 16 * 2**30
 """Bytes that all graphs may take; those that weren't used for longest leave first."""
 ENTRY, GRAPH, NUMBERS = "entry.json", "graph.xml", "graph.bin"
-SOURCES = ("nn/*.py", "models/**/*.py", "pipeline/engine/graph.py", "pipeline/engine/networks.py")
+SOURCES = (
+    "nn/*.py",
+    "models/**/*.py",
+    "pipeline/engine/graph.py",
+    "pipeline/engine/networks.py",
+    "pipeline/engine/int8.py",
+)
 """Files of the package whose code makes a graph what it is."""
 
 
@@ -37,13 +44,14 @@ def graphs_folder() -> Path:
     return cache_file().parent / "openvino"
 
 
-def key_of(network: nn.Module, signature: Signature) -> str:
+def key_of(network: nn.Module, signature: Signature, more: str = "") -> str:
     """Name of a graph: changes with the network's shapes and config, the way it is called, our code, and the versions
     of torch and OpenVINO.
 
     Args:
         network: any of those shapes.
         signature: how it is called.
+        more: what else the graph depends on.
     """
     shapes = [f"{name} {tuple(weight.shape)} {weight.dtype}" for name, weight in weights_of(network).items()]
     config = getattr(network, "config", None)
@@ -53,6 +61,7 @@ def key_of(network: nn.Module, signature: Signature) -> str:
         repr(config),
         *shapes,
         signature.text,
+        more,
     ]
     return sha256("\n".join(parts).encode()).hexdigest()[:40]
 
@@ -87,14 +96,15 @@ def find(key: str, notes: list[str]) -> openvino.Model | None:
     return None
 
 
-def keep(key: str, graph: openvino.Model, what: str) -> None:
+def keep(key: str, graph: openvino.Model, what: str, notes: list[str]) -> None:
     """Write a graph under its key, in place of one that can't be used; a folder that can't be written costs time,
-    nothing else.
+    nothing else, and is named in the notes.
 
     Args:
         key: as `key_of` gives it.
         graph: without its weights.
         what: it is, for people who look into the folder.
+        notes: what users are told.
     """
     import openvino
 
@@ -111,8 +121,12 @@ def keep(key: str, graph: openvino.Model, what: str) -> None:
         with contextlib.suppress(FileExistsError):
             part.rename(folder / key)
     # OpenVINO's own reports of a full or read-only disk are RuntimeErrors.
-    except (OSError, RuntimeError):
-        pass
+    except (OSError, RuntimeError) as error:
+        why = (error.strerror if isinstance(error, OSError) else None) or " ".join(str(error).split())[:200]
+        notes.append(
+            f"the graph couldn't be kept in {folder} ({why}), so every start makes it anew: make that folder writable,"
+            f" with room for it, or name another cache folder by {Variable.XDG_CACHE_HOME}"
+        )
     finally:
         for left in (part, part.with_suffix(".old")):
             shutil.rmtree(left, ignore_errors=True)

@@ -76,7 +76,7 @@ class Machine(Config):
     threads: int
     """Threads of the tensor library; the order of additions depends on them."""
     engine: str = "torch"
-    """What ran the U-Net: torch or openvino. Each gives its own picture, bit for bit."""
+    """What ran the U-Net: torch, openvino, openvino-int8 or compile. Each gives its own picture, bit for bit."""
 
 
 class Recipe(Config):

@@ -136,7 +136,8 @@ async def healthz(request: Request, response: Response) -> dict[str, str]:
 @router.head("/readyz", include_in_schema=False)
 @router.get("/readyz")
 async def readyz(request: Request, response: Response) -> dict[str, str]:
-    """The store answers, and a worker lives that has its model on its device (or workers run elsewhere)."""
+    """The store answers, and a worker lives that has its model on its device (or workers run elsewhere); also what
+    runs the networks of this machine's workers, as `gouache serve --engine` says."""
     studio = studio_of(request)
     try:
         await asyncio.wait_for(asyncio.to_thread(studio.database.check), STORE_SECONDS)
@@ -146,7 +147,8 @@ async def readyz(request: Request, response: Response) -> dict[str, str]:
     except TimeoutError:
         status = "the store does not answer"
     response.status_code = 200 if status == "ready" else 503
-    return {"status": status}
+    here = studio.settings
+    return {"status": status, **({"engine": here.engine} if here.workers else {})}
 
 
 @router.options("/healthz", include_in_schema=False)

@@ -11,6 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from typing import Protocol
 
+from gouache.pipeline.engine.names import TORCH
 from gouache.pipeline.generate.generation import Event
 from gouache.pipeline.request import Request
 from gouache.serve.models.catalog import ModelEntry
@@ -26,23 +27,24 @@ class Painter(Protocol):
         ...
 
 
-OpenModel = Callable[[ModelEntry, str | None, str | None], Painter]
-"""Loads a model onto a device (None = a GPU if available) in a number format, as `Pipeline.load`."""
+OpenModel = Callable[[ModelEntry, str | None, str | None, str], Painter]
+"""Loads a model onto a device (None = a GPU if available), in a number format and for an engine, as `Pipeline.load`."""
 
 
-def open_pipeline(entry: ModelEntry, device: str | None, dtype: str | None = None) -> Painter:
+def open_pipeline(entry: ModelEntry, device: str | None, dtype: str | None = None, engine: str = TORCH) -> Painter:
     """Load a model from disk, or the shipped one.
 
     Raises:
         ModelNotFound, CheckpointError: it isn't there or can't be loaded.
         DeviceUnavailable: no such device.
+        MissingDependency, InvalidInput: the engine isn't installed, or can't run this model.
     """
     from gouache.pipeline.pipeline import Pipeline
     from gouache.pipeline.pipeline import open_pipeline as open_by_name
 
     if entry.path is not None:
-        return Pipeline.load(entry.path, device=device, dtype=dtype)
-    pipeline, note = open_by_name(None, device=device, dtype=dtype)
+        return Pipeline.load(entry.path, device=device, dtype=dtype, engine=engine)
+    pipeline, note = open_by_name(None, device=device, dtype=dtype, engine=engine)
     if note:
         log.warning(note)
     return pipeline
@@ -54,11 +56,18 @@ class LoadedModels:
     Args:
         open_model: loads one.
         budget: bytes of weights to keep; the model in use stays even if it is larger alone.
-        device, dtype: where they go, and their number format.
+        device, dtype, engine: where they go, their number format, and what runs them.
     """
 
-    def __init__(self, open_model: OpenModel, budget: int, device: str | None = None, dtype: str | None = None) -> None:
-        self.open_model, self.budget, self.device, self.dtype = open_model, budget, device, dtype
+    def __init__(
+        self,
+        open_model: OpenModel,
+        budget: int,
+        device: str | None = None,
+        dtype: str | None = None,
+        engine: str = TORCH,
+    ) -> None:
+        self.open_model, self.budget, self.device, self.dtype, self.engine = open_model, budget, device, dtype, engine
         self._loaded: OrderedDict[str, tuple[Painter, int, ModelEntry]] = OrderedDict()
 
     def get(self, entry: ModelEntry, beside: ModelEntry | None = None) -> Painter:
@@ -75,7 +84,7 @@ class LoadedModels:
             return self._loaded[key][0]
         self._make_room(entry.size, kept)
         start = time.perf_counter()
-        painter = self.open_model(entry, self.device, self.dtype)
+        painter = self.open_model(entry, self.device, self.dtype, self.engine)
         log.info("model loaded", extra={"model": entry.name, "seconds": round(time.perf_counter() - start, 4)})
         self._loaded[key] = (painter, max(entry.size, weight_bytes(painter)), entry)
         self._make_room(0, kept)

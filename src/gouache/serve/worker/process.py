@@ -60,7 +60,7 @@ class Worker:
         self.database, self.leases = database, Leases(database)
         self.file_store = open_file_store(settings.data, settings.files)
         self.catalog = ModelCatalog(settings.model_folders, database, settings.default_model, patience=0.0)
-        self.models = LoadedModels(open_model, settings.model_memory, settings.device, settings.dtype)
+        self.models = LoadedModels(open_model, settings.model_memory, settings.device, settings.dtype, settings.engine)
         tasks = TaskQueue(database, self.name, settings.lease, tell)
         self.index = Index(database, self.file_store, tasks, lambda: open_embedder(settings.search_tower))
         self.upscaling = Upscaling(tasks, self.file_store, self.catalog)
