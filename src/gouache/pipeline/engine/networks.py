@@ -248,11 +248,12 @@ class EngineMMDiT(MMDiT):
         pooled: Tensor | None = None,
         changes: Mapping[nn.Module, RowChanges] | None = None,
         residuals: Sequence[Tensor] = (),
+        block_cache: BlockCall | None = None,
     ) -> Tensor:
         """As `MMDiT.forward`."""
         self._checked(x, context, pooled)
-        if changes:
-            raise cannot_run(self, "blocks that do otherwise for some rows")
+        if changes or block_cache is not None:
+            raise cannot_run(self, "blocks that do otherwise for some rows, or are left out")
         named = {"context_mask": context_mask, "pooled": pooled}
         inputs = {"x": x, "timestep": timestep.expand(x.shape[0]), "context": context}
         inputs.update({name: one for name, one in named.items() if one is not None})
