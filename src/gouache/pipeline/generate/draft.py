@@ -150,11 +150,8 @@ def draft(
     if not options.enabled:
         return Draft(torch.zeros(1, quantizer.config.latent_channels, *size, device=bundle.device), None, None)
     kept = None if options.keep is None or start is None else kept_tokens(quantizer, start, options.keep)
-    draw = freely = draw_of(options, bundle.defaults)
-    if draw.recall:
-        guidance_scale = max(draw.guidance_scale, bundle.defaults.prior_guidance_scale)
-        freely = replace(draw, recall=0.0, guidance_scale=guidance_scale)
-
+    draw = draw_of(options, bundle.defaults)
+    freely = without_recall(draw, bundle.defaults)
     variation = request.subseed_strength if options.variation is None else options.variation
 
     def varied(drawn: Drawn, own: EncodedPrompt, stream: str) -> Drawn:
@@ -173,8 +170,7 @@ def draft(
         drawn = best_of(words, stream)
         if not (draw.recall and options.pose and kept is None and can_compose(bundle)):
             return drawn
-        called = request.prompt if words is None else words
-        return replace(drawn, pose=pose_of(called, stream, seed.seed, seed.subseed, variation))
+        return replace(drawn, pose=pose_of(words or request.prompt, stream, seed.seed, seed.subseed, variation))
 
     def best_of(words: str | None, stream: str) -> Drawn:
         own = text if words is None or parts is None else parts.encode(words)
@@ -394,6 +390,13 @@ def draw_of(options: PriorOptions | None, defaults: GenerationDefaults) -> Draw:
         guidance_scale=1.0 if given.guidance_scale is None else given.guidance_scale,
         recall=given.recall or 0.0,
     )
+
+
+def without_recall(draw: Draw, defaults: GenerationDefaults) -> Draw:
+    """The same for what follows no remembered picture, and so needs the model's guidance."""
+    if not draw.recall:
+        return draw
+    return replace(draw, recall=0.0, guidance_scale=max(draw.guidance_scale, defaults.prior_guidance_scale))
 
 
 def kept_tokens(quantizer: Quantizer, latents: Tensor, block: tuple[float, float, float, float]) -> Kept:
