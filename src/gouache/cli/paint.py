@@ -58,7 +58,8 @@ Dtype = Annotated[
     str | None,
     typer.Option(
         "--dtype",
-        help="float32, float16, bfloat16 or auto: the faster one on cpu. Default: float32 on cpu, else float16.",
+        help="float32, float16, bfloat16 or auto (default): on cpu bfloat16 for large models where it is faster, else "
+        "float32; on a GPU float16.",
     ),
 ]
 EngineOption = Annotated[str, typer.Option("--engine", help=f"What runs the networks: {', '.join(ENGINES)}.")]

@@ -95,7 +95,8 @@ class Pipeline:
         Args:
             path: a file or folder in any format that `gouache inspect` knows; None takes the shipped model.
             device: "cpu", "cuda", "mps"; None takes a GPU if available.
-            dtype: number format of the networks, or its name; None takes float32 on the CPU and float16 elsewhere.
+            dtype: number format of the networks, or its name; None is "auto": bfloat16 for large models on a CPU that
+                is faster in it, else float32, and float16 on a GPU.
                 "auto" takes bfloat16 for a large model on a CPU that is faster in it, and else what None takes.
             sequential: keep one network at a time in memory, and read each from its file when it is used.
             engine: what runs the networks: "torch", "openvino", "openvino-int8", "compile" or "auto"; see

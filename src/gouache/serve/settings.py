@@ -107,7 +107,8 @@ class Settings(Config):
     device: str | None = None
     """cpu, cuda, cuda:0 or mps; several with commas are dealt out to the workers. By default a GPU if available."""
     dtype: Literal["float32", "float16", "bfloat16", "auto"] | None = None
-    """float32, float16, bfloat16 or auto, the faster one on a CPU. By default float32 on a CPU, else float16."""
+    """float32, float16, bfloat16 or auto: on a CPU bfloat16 for large models where it is faster, else float32; on a GPU
+    float16. By default auto."""
     engine: Literal["torch", "openvino", "openvino-int8", "compile", "auto"] = "torch"
     """torch, openvino, openvino-int8, compile or auto. What it can't do is an error; auto leaves it to torch."""
     workers: Annotated[int, Field(ge=0, le=1024)] = Field(default_factory=lambda given: len(_devices(given["device"])))

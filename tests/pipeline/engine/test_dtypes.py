@@ -46,12 +46,13 @@ def test_the_size_is_the_networks_that_denoises(tiny: ModelBundle) -> None:
     assert not isinstance(choose, torch.dtype), "it depends on the model"
     assert choose(replace(tiny, unet=unet)) == automatic_dtype(LARGE, this_processor())
     assert choose(tiny) == torch.float32
+    assert dtype_on(CPU, None, "torch") == choose  # and so without a word
 
 
 @pytest.mark.parametrize(
     ("device", "asked", "engine", "chosen"),
     [
-        (CPU, None, "torch", torch.float32),
+        (CPU, None, "openvino", torch.float32),
         (GPU, None, "torch", torch.float16),
         (GPU, "auto", "torch", torch.float16),
         (CPU, "auto", "openvino", torch.float32),

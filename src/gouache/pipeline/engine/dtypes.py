@@ -35,7 +35,7 @@ def dtype_on(device: torch.device, asked: torch.dtype | str | None, engine: str)
 
     Args:
         device: where they go.
-        asked: one, its name, "auto", or None for float32 on the CPU and float16 elsewhere.
+        asked: one, its name, or "auto", which None means too: by size and processor on the CPU, float16 elsewhere.
         engine: what runs them; OpenVINO takes models in float32 alone.
 
     Raises:
@@ -46,7 +46,7 @@ def dtype_on(device: torch.device, asked: torch.dtype | str | None, engine: str)
         return dtype
     if device.type != "cpu":
         return torch.float16
-    return torch.float32 if dtype is None or engine in (OPENVINO, OPENVINO_INT8) else _by_size
+    return torch.float32 if engine in (OPENVINO, OPENVINO_INT8) else _by_size
 
 
 def _by_size(bundle: ModelBundle) -> torch.dtype:
