@@ -83,9 +83,11 @@ def as_drafted(
     def read(words: str) -> EncodedPrompt:
         return encode(names.of(words))
 
-    if not bundle.styles or NAMES_A_STYLE.search(prompt):
-        return AsDrafted(prompt, text if names.of(prompt) == prompt else read(prompt), read, names.renamed)
+    # Of a prompt that lays things out only the ground is looked at, which a thing's label says nothing of.
     layout = layout_of(given, bundle, prompt)
+    whole = read if layout is None else lambda words: encode(without_measure(words))
+    if not bundle.styles or NAMES_A_STYLE.search(prompt):
+        return AsDrafted(prompt, whole(prompt), read, names.renamed)
     thing = names.of(layout.things[0].words if layout is not None and layout.things else prompt)
     pooled = encode_captions(bundle, [f"{thing}, {style} style" for style in bundle.styles]).pooled
     if pooled is None:
@@ -93,7 +95,7 @@ def as_drafted(
     chosen = torch.rand((), generator=generator_for(seed, "prior/style"))
     style = bundle.styles[int(inverse_transform((recall.nearness(pooled) / ALIKE).softmax(0).cpu(), chosen))]
     drafted = f"{prompt}, {style} style"
-    return AsDrafted(drafted, read(drafted), read, names.renamed)
+    return AsDrafted(drafted, whole(drafted), read, names.renamed)
 
 
 @dataclass(frozen=True, slots=True)

@@ -188,6 +188,14 @@ def test_what_is_no_other_name_of_anything_stays(shipped: Pipeline, prompt: str)
     assert not named(shipped, prompt)
 
 
+def test_a_background_that_the_prompt_names_stays_whatever_the_thing_is_drafted_as(shipped: Pipeline) -> None:
+    painted = shipped.paint(Request(prompt="红色的苹果，黄色背景", seed=2))[0]
+    assert any("is drafted as" in note for note in painted.recipe.notes)
+    rim = np.asarray(painted.image.convert("RGBA"), np.float64)[:4].reshape(-1, 4).mean(0)
+    assert rim[3] > 200
+    assert min(rim[0], rim[1]) > rim[2] + 50  # yellow
+
+
 def test_of_several_things_the_seed_chooses_the_likelier_more_often(shipped: Pipeline) -> None:
     found = [label for seed in range(24) for label in named(shipped, "a wizard", seed).values()]
     assert len(found) == 24
