@@ -36,7 +36,9 @@ def test_a_network_whose_turn_is_over_gives_its_memory_back_to_the_system() -> N
     assert awake(large) is large
     kept = torch.zeros(1000)  # above the network's memory, which then is not the last that was taken
     during = resident()
-    assert next(awake(small).parameters()).sum() == WIDTH * WIDTH
+    first = awake(small)[0]
+    assert isinstance(first, nn.Linear)
+    assert float(first.weight.sum()) == WIDTH * WIDTH
     after, weights = resident(), LAYERS * WIDTH * WIDTH * 4
     assert during - before > 0.9 * weights
     assert after - before < 0.2 * weights
