@@ -1,4 +1,4 @@
-"""The tiny autoencoder: convolutions and ReLU alone, a few hundred times less work than the published one.
+"""The tiny autoencoder: convolutions and ReLU alone, a fifteenth of the published one's work in decoding.
 
 The architecture is TAESD's (Ollin Boer Bohan, github.com/madebyollin/taesd, MIT licence), under the names that
 diffusers' `AutoencoderTiny` gives its tensors. Its latents are normalised already, and its encoder gives no variance.
