@@ -90,7 +90,7 @@ class Recall(nn.Module):
             pooled: one vector a prompt. [B,P]
             hide: true where the nearest one is passed over, as if that picture had not been kept. [B]
         """
-        nearest = self._nearest(pooled)
+        nearest = self.nearest(pooled)
         rows = nearest[:, :-1] if hide is None else torch.where(hide[:, None], nearest[:, 1:], nearest[:, :-1])
         return Recalled(self.tokens[rows].long(), self.captions[rows])
 
@@ -99,7 +99,8 @@ class Recall(nn.Module):
         """Cosine of prompts' vectors [B,P] with that of the nearest caption. [B]"""
         return self._to_captions(pooled).amax(1).float()
 
-    def _nearest(self, pooled: Tensor) -> Tensor:
+    @torch.no_grad()
+    def nearest(self, pooled: Tensor) -> Tensor:
         """Rows of the captions that are nearest to prompts' vectors [B,P], and of one more. [B,K+1]"""
         return self._to_captions(pooled).topk(self.neighbours + 1, dim=1).indices
 
@@ -115,7 +116,7 @@ class Recall(nn.Module):
             pooled: one vector a prompt. [B,P]
             chosen: the randomness, one number in [0, 1) for every prompt; 0 takes the nearest. [B]
         """
-        rows = self._nearest(pooled)[:, :-1]  # [B,K]
+        rows = self.nearest(pooled)[:, :-1]  # [B,K]
         likeness = torch.einsum("bkp,bp->bk", self.captions[rows].float(), F.normalize(pooled.float(), dim=1))
         below = (likeness / FOLLOWED).softmax(1).cumsum(1)
         rank = (chosen.float()[:, None] >= below).sum(1, keepdim=True).clamp(max=self.neighbours - 1)
