@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from PIL import Image, PngImagePlugin
 from typer.testing import CliRunner
 
 from gouache.cli.main import LazyGroup, app, load_command
+from gouache.environment import sleep_where_crowded
 
 TORCH_FREE = [["--help"], ["--version"], ["paint", "--help"], ["samplers", "--json"]]
 
@@ -108,3 +110,22 @@ def test_a_missing_extra_is_named(package: str, extra: str, tmp_path: Path) -> N
     assert done.returncode == 2, done.stderr
     assert f"pip install 'gouache[{extra}]'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("load", "given", "expected"),
+    [(0.5, None, None), (64.0, None, "passive"), (64.0, "active", "active"), (0.5, "passive", "passive")],
+)
+def test_waiting_threads_sleep_where_other_programs_want_the_processors(
+    load: float, given: str | None, expected: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The load is set: a test can't wait until the machine is crowded."""
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, load, load))
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    if given is None:
+        monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)
+    else:
+        monkeypatch.setenv("OMP_WAIT_POLICY", given)
+    sleep_where_crowded()
+    assert os.environ.get("OMP_WAIT_POLICY") == expected
+    monkeypatch.delenv("OMP_WAIT_POLICY", raising=False)

@@ -15,10 +15,13 @@ from typing import Any, ClassVar
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from gouache.environment import sleep_where_crowded
 from gouache.errors import GouacheError, MissingDependency
 
 VALUE_LEFT_OUT = {"--ray": "auto"}
 """Options whose value may be left out -> what it is then. Typer has no such options."""
+LASTING = ("serve", "worker")
+"""Commands that stay while the load of the machine comes and goes."""
 
 
 def with_values(args: list[str]) -> list[str]:
@@ -56,6 +59,8 @@ class LazyGroup(TyperGroup):
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """The command that is really run."""
         name, command, rest = super().resolve_command(ctx, with_values(args))
+        if name not in LASTING:
+            sleep_where_crowded()
         return (name, command if name is None else load_command(name, self.homes[name][0]), rest)
 
 

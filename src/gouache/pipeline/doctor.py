@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from gouache.checkpoints.hub import model_folders
+from gouache.environment import Variable
 from gouache.nn.processor import this_processor
 from gouache.pipeline.engine.compiling import compiled_folder, compiler_version
 from gouache.pipeline.engine.dtypes import automatic_in_words
@@ -67,6 +68,7 @@ def _processor() -> FactTable:
         "name": processor_name(),
         "cores": str(os.cpu_count()),
         "threads torch uses": str(torch.get_num_threads()),
+        "threads that wait": "sleep" if os.environ.get(Variable.OMP_WAIT_POLICY, "").lower() == "passive" else "spin",
         "instructions torch uses": torch.backends.cpu.get_cpu_capability(),
         "bfloat16 in hardware": "yes" if _has_flag("avx512_bf16", "amx_bf16") else "no",
         "--dtype auto": automatic_in_words(this_processor()),
