@@ -67,6 +67,7 @@ TOKENS = {
     "blocks": 1,
     "levels": (5, 5, 5),
     "scales": (1, 2, 4),
+    "residual_codes": 4,
 }
 PRIOR = {
     "vocabulary": 125,
@@ -122,7 +123,7 @@ def small_model() -> ModelToWrite:
         UNet(UNetConfig.from_dict(UNET)),
         AutoencoderKL(vae),
         SentenceEncoder(text),
-        Prior(PriorConfig.from_dict({**PRIOR, "memory": 5})),
+        Prior(PriorConfig.from_dict({**PRIOR, "memory": 5, "residuals": 64})),
         Quantizer(QuantizerConfig.from_dict(TOKENS)),
         Upscaler(UpscalerConfig(channels=8, blocks=1)),
     ]
@@ -136,7 +137,7 @@ def small_model() -> ModelToWrite:
     assert isinstance(quantizer, Quantizer)
     assert isinstance(upscaler, Upscaler)
     assert prior.recall is not None
-    prior.recall.remember(torch.eye(5, 32), torch.arange(5 * 21).view(5, 21))
+    prior.recall.remember(torch.eye(5, 32), torch.arange(5 * 21).view(5, 21), torch.arange(5 * 64).view(5, 64) % 4)
     bundle = ModelBundle(
         family="pocket",
         unet=unet,
@@ -271,6 +272,10 @@ def test_a_deeper_decoder_of_the_same_tokens_trains_on_and_packs_with_the_rest(
     assert packed.quantizer.config.decoder_blocks == (3, 2)
     assert torch.equal(packed.quantizer.encode(latents), tokens)
     assert not torch.allclose(packed.quantizer.decode(tokens), before.quantizer.decode(tokens))
+    for bundle, kept in ((before, True), (packed, False)):  # they were what the old decoder's drafts left
+        assert bundle.prior is not None
+        assert bundle.prior.recall is not None
+        assert bool(bundle.prior.recall.residuals.any()) == kept
     Pipeline(packed).paint(Request(prompt="a square", seed=1, num_inference_steps=2))
 
 

@@ -290,7 +290,7 @@ class Prior(nn.Module):
     def forget_residuals(self) -> None:
         """Let what is remembered have no residual codes any more: none fit the drafts of another decoder."""
         if self.recall is not None and self.config.residuals:
-            self.recall.residuals.zero_()
+            self.recall.residuals = torch.zeros_like(self.recall.residuals)  # not in place: it may be a file's pages
 
     def _before(self, quantizer: Quantizer, tokens: Tensor, scale: int, places: Tensor) -> Tensor:
         """Vectors of the tokens that the turn before drew in the cells of `places`; zero in a first turn. [B,N,F]"""
