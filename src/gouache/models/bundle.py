@@ -112,9 +112,14 @@ class ModelBundle:
     def with_tuned(self, parts: Mapping[str, Any]) -> ModelBundle:
         """The same model with parts of it, by their names here, that were trained further."""
         made = replace(self, **parts)
-        if made.quantizer is not self.quantizer and made.prior is self.prior and made.prior is not None:
-            made.prior.forget_residuals()  # they are what the old decoder's drafts left
+        if made.quantizer is not self.quantizer and made.prior is self.prior:
+            made.forget_residuals()
         return made if made.prior is self.prior else replace(made, defaults=made.defaults.of_a_tuned_prior())
+
+    def forget_residuals(self) -> None:
+        """Let the prior remember tokens alone: residual codes are what one decoder's drafts left, and not another's."""
+        if self.prior is not None:
+            self.prior.forget_residuals()
 
     @cached_property
     def denoiser(self) -> Denoiser:

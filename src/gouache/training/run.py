@@ -32,7 +32,6 @@ from gouache.training.optimizer import check_optimizer
 from gouache.training.runlog import check_log
 from gouache.training.stage import Preparing, Ready
 from gouache.training.stages.registry import STAGES
-from gouache.training.stages.tokens import TokensTraining
 from gouache.training.state import checkpoints, full_disk_reported
 from gouache.training.towers import write_sentence_encoder
 
@@ -74,8 +73,8 @@ def assemble_from_packed(
     """
     bundle = load_bundle(model, dtype=torch.float32)
     fitted = _fitted(name, config, bundle, model)
-    if name == TokensTraining.name and bundle.prior is not None:
-        bundle.prior.forget_residuals()  # the decoder that is trained leaves others
+    if STAGES[name].redrafts:
+        bundle.forget_residuals()
     networks, text = _networks(bundle), bundle.text.encoders[0]
     for stage, network in networks.items():
         _leave(last_result(run, stage), stage, network, bundle)

@@ -64,6 +64,7 @@ class Stage(nn.Module, ABC, Generic[N]):
         settings: keys of the stage's table that are written beside the weights, with the model's attribute for each.
         packs_pictures: whether own pictures are packed at the run's size before the stage is built; one that does not
             finds them as people have them.
+        redrafts: whether drafts change by it, so that what a prior remembers of the old ones' errors no longer holds.
         chooses_average: whether `gouache pack --ema` chooses among the averages of this stage.
         config: its table of the config.
         trained: the network that is trained, averaged and exported; a sub-module of the stage.
@@ -77,6 +78,7 @@ class Stage(nn.Module, ABC, Generic[N]):
     grown: ClassVar[Mapping[str, str]] = {}
     settings: ClassVar[Mapping[str, str]] = {}
     packs_pictures: ClassVar[bool] = True
+    redrafts: ClassVar[bool] = False
     chooses_average: ClassVar[bool] = False
     config: StageConfig
     trained: N

@@ -170,7 +170,8 @@ def draft(
         drawn = best_of(words, stream)
         if not (draw.recall and options.pose and kept is None and can_compose(bundle)):
             return drawn
-        return replace(drawn, pose=pose_of(words or request.prompt, stream, seed.seed, seed.subseed, variation))
+        by = stream if parts is not None and len(parts.layout.things) > 1 else "prior"  # a cat as a blue cat
+        return replace(drawn, pose=pose_of(words or request.prompt, by, seed.seed, seed.subseed, variation))
 
     def best_of(words: str | None, stream: str) -> Drawn:
         own = text if words is None or parts is None else parts.encode(words)
@@ -183,8 +184,7 @@ def draft(
             return varied(attempts[0], own, stream)
         bits = prior_bits(bundle, torch.cat([one.tokens for one in attempts]), own).sum(1)  # [best_of]
         best = varied(attempts[int(bits.argmin())], own, stream)
-        score = prior_bits(bundle, best.tokens, own).sum() if variation else bits.min()
-        return replace(best, score=float(score))
+        return replace(best, score=float(prior_bits(bundle, best.tokens, own).sum() if variation else bits.min()))
 
     if parts is not None and kept is None:
         latents, score = compose(bundle, parts.layout, likeliest, parts.bare, seed.seed)

@@ -39,6 +39,7 @@ class TokensTraining(Stage[Quantizer]):
     kind = "quantizer"
     part = "quantizer"
     grown: ClassVar[Mapping[str, str]] = {"decoder_blocks": "decoder_depth"}
+    redrafts: ClassVar[bool] = True
     config: TokensStage
 
     def __init__(
