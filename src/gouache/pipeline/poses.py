@@ -1,7 +1,8 @@
-"""How a remembered thing stands in a picture: mirrored by the seed, and for a variation turned, moved and smaller.
+"""How a remembered thing stands in a variation: mirrored, turned, moved, smaller.
 
-A draft that follows one remembered picture is nearly the same for every seed that follows it. Things face either way,
-so half of the seeds show them mirrored; what has a right way round, as letters, flags and clocks, is left alone.
+A draft that follows one remembered picture follows the same one in each of its variations, which would be all alike.
+What has a right way round, as letters, flags and clocks, is never mirrored. Pictures that are no variation stand as
+what they follow: mirroring half of the seeds was tried, and a judge found the right caption less often (docs/log.md).
 """
 
 from __future__ import annotations
@@ -60,25 +61,18 @@ class Pose:
         return moved.convert("RGBA")
 
 
-def pose_of(words: str, stream: str, seed: int, subseed: int = 0, variation: float = 0.0) -> Pose | None:
-    """The pose of a thing; None shows it as it is.
+def pose_of(words: str, stream: str, subseed: int, variation: float) -> Pose | None:
+    """The pose of a thing in a variation; None shows it as it is.
 
     Args:
         words: what it is called; what has a right way round isn't mirrored.
         stream: name of its random numbers.
-        seed, subseed: the picture's, and its variation's.
-        variation: 0 takes the seed's pose, 1 any.
+        subseed: of the variation.
+        variation: how free it is: 0 keeps everything, 1 allows any pose.
     """
-    either = ONE_WAY_ROUND.search(words) is None
-    mirrored = either and bool(torch.rand((), generator=generator_for(seed, f"{stream}/pose")) < 0.5)
     if variation == 0:
-        return Pose(mirrored=True) if mirrored else None
-    turned, *drawn = torch.rand(5, generator=generator_for(subseed, f"{stream}/pose/variation")).tolist()
+        return None
+    turned, *drawn = torch.rand(5, generator=generator_for(subseed, f"{stream}/pose")).tolist()
     turn, smaller, right, down = (variation * (2 * value - 1) for value in drawn)
-    return Pose(
-        mirrored != (either and turned < variation / 2),
-        TURN * turn,
-        1 - SHRINK * abs(smaller),
-        MOVE * right,
-        MOVE * down,
-    )
+    mirrored = turned < variation / 2 and ONE_WAY_ROUND.search(words) is None
+    return Pose(mirrored, TURN * turn, 1 - SHRINK * abs(smaller), MOVE * right, MOVE * down)

@@ -245,8 +245,8 @@ class Prior(Config):
     """Draft a thing by the label that it is remembered by: "熊猫" as "panda", "a bowl of noodles" as "steaming
     bowl"."""
     pose: bool = True
-    """Show what a draft follows mirrored for half of the seeds, and turned, moved and smaller in variations, so that
-    they differ; letters, flags and the like are never mirrored."""
+    """Show what a draft follows turned, moved, smaller or mirrored in variations, so that they differ; letters, flags
+    and the like are never mirrored."""
     plain: bool = True
     """Draft the things of "a blue cat" and "a cat on a yellow background" plain, and give the drafts colour and ground;
     only with `layout`."""

@@ -171,7 +171,7 @@ def draft(
         if not (draw.recall and options.pose and kept is None and can_compose(bundle)):
             return drawn
         by = stream if parts is not None and len(parts.layout.things) > 1 else "prior"  # a cat as a blue cat
-        return replace(drawn, pose=pose_of(words or request.prompt, by, seed.seed, seed.subseed, variation))
+        return replace(drawn, pose=pose_of(words or request.prompt, by, seed.subseed, variation))
 
     def best_of(words: str | None, stream: str) -> Drawn:
         own = text if words is None or parts is None else parts.encode(words)
