@@ -24,6 +24,7 @@ COMES_ALONG = {
     "click": "typer",
     "fsspec": "huggingface_hub",
     "botocore": "s3fs",
+    "pydantic_core": "pydantic",
 }
 """Modules of a declared distribution's own dependencies, used through its public interface."""
 

@@ -45,7 +45,7 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_models_quantizer_named_in_a_config_is_trained_and_packs_with_the_model(model: Path, tmp_path: Path) -> None:
-    """Through the commands: its decoder learns, the tokens stay, all other parts are the start's."""
+    """Through the commands: its decoder learns, the tokens stay, and so do the others but for residual codes."""
     config, run, packed = tmp_path / "mine.toml", tmp_path / "run", tmp_path / "packed"
     config.write_text(CONFIG.format(start="small", images=32))
     code, _, errors = run_here(
@@ -55,7 +55,10 @@ def test_a_models_quantizer_named_in_a_config_is_trained_and_packs_with_the_mode
     code, _, errors = run_here("pack", run, packed, "--config", config, "--dtype", "fp32")
     assert code == 0, errors
     before, after = weights_of(model), weights_of(packed)
-    assert {name for name in before if not equal(before[name], after[name])} == {"quantizer"}
+    assert {name for name in before if not equal(before[name], after[name])} == {"quantizer", "prior"}
+    told = {name for name, one in before["prior"].items() if not torch.equal(one, after["prior"][name])}
+    assert told == {"recall.residuals"}  # what the old decoder's drafts left
+    assert not after["prior"]["recall.residuals"].any()
     changed = {name for name, one in before["quantizer"].items() if not torch.equal(one, after["quantizer"][name])}
     assert changed
     assert not any(name.startswith(TOKENS_STAY) for name in changed)
