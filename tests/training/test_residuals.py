@@ -103,3 +103,4 @@ def test_a_quantizer_trained_further_leaves_the_memory_its_tokens_alone() -> Non
     assert tuned.prior.recall is not None
     assert not tuned.prior.recall.residuals.any()
     assert torch.equal(tuned.prior.recall.tokens, tokens)
+    assert torch.equal(bundle.prior.recall.residuals, kept)  # the model itself is as it was

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -112,9 +113,12 @@ class ModelBundle:
     def with_tuned(self, parts: Mapping[str, Any]) -> ModelBundle:
         """The same model with parts of it, by their names here, that were trained further."""
         made = replace(self, **parts)
-        if made.quantizer is not self.quantizer and made.prior is self.prior:
+        if made.prior is not self.prior:
+            return replace(made, defaults=made.defaults.of_a_tuned_prior())
+        if made.quantizer is not self.quantizer:
+            made = replace(made, prior=deepcopy(self.prior))  # this model goes on remembering
             made.forget_residuals()
-        return made if made.prior is self.prior else replace(made, defaults=made.defaults.of_a_tuned_prior())
+        return made
 
     def forget_residuals(self) -> None:
         """Let the prior remember tokens alone: residual codes are what one decoder's drafts left, and not another's."""

@@ -163,23 +163,19 @@ class Quantizer(nn.Module):
 
     def decode(self, tokens: Tensor, residuals: Tensor | None = None) -> Tensor:
         """Draft latents [B,C,h,w] of tokens [B,S], which may stop after any scale; residuals [B,h*w] refine them."""
-        draft = self.draft(self.features(tokens)[-1])
-        if residuals is None or self.residual is None:
-            return draft
-        return draft + self.residual.latents(residuals, self.config.latent_size).to(draft.dtype)
+        return self._refined(self.draft(self.features(tokens)[-1]), residuals)
 
     def residuals(self, latents: Tensor, tokens: Tensor) -> Tensor | None:
         """The residual codes [B,h*w] of latents [B,C,h,w] whose tokens [B,S] are known; None in a model without any."""
         if self.residual is None:
             return None
         self._check(latents)
-        residuals: Tensor = self.residual(latents.float() - self.decode(tokens).float())
-        return residuals
+        return self._left(latents, self.decode(tokens))
 
     def draft_of(self, latents: Tensor) -> Tensor:
         """The draft that latents [B,C,h,w] have themselves: through tokens and residual codes and back."""
-        tokens = self.encode(latents)
-        return self.decode(tokens, self.residuals(latents, tokens))
+        draft = self.decode(self.encode(latents))
+        return self._refined(draft, self._left(latents, draft))
 
     def shared_residuals(self, residuals: Tensor, tokens: Tensor, other: Tensor) -> Tensor:
         """Residuals [B,h*w] of pictures with tokens [B,S] for drafts with others, where these are the same."""
@@ -233,6 +229,18 @@ class Quantizer(nn.Module):
         project = self.from_code[scale]
         out: Tensor = project(self.fsq.codes(tokens).to(next(project.parameters()).dtype))
         return out
+
+    def _left(self, latents: Tensor, draft: Tensor) -> Tensor | None:
+        """The codes [B,h*w] of what a draft leaves of latents."""
+        if self.residual is None:
+            return None
+        codes: Tensor = self.residual(latents.float() - draft.float())
+        return codes
+
+    def _refined(self, draft: Tensor, residuals: Tensor | None) -> Tensor:
+        if residuals is None or self.residual is None:
+            return draft
+        return draft + self.residual.latents(residuals, self.config.latent_size).to(draft.dtype)
 
     def _spread(self, part: Tensor, side: int) -> Tensor:
         """Vectors of one scale [B,k*k,F] on the finest grid [B,F,s,s]."""

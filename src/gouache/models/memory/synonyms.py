@@ -52,7 +52,7 @@ class Synonyms:
             for phrase in (own, *((word,) for word in own)):
                 means[phrase].add(label)
             for word in words:
-                means[(word,) if CHINESE.search(word) else _english(word)].add(label)
+                means[_english(word) if word.isascii() or not CHINESE.search(word) else (word,)].add(label)
         means.pop((), None)
         return means
 
@@ -111,7 +111,9 @@ def _inside(short: str, long: str) -> bool:
 
 def _english(words: str) -> Phrase:
     """Its words, lower case and in the singular."""
-    return tuple(_singular(word) for word in re.findall(r"[^\W_]+", words.lower()))
+    lower = words.lower()
+    parts = [lower] if lower.isascii() and lower.isalnum() else re.findall(r"[^\W_]+", lower)
+    return tuple(_singular(word) for word in parts)
 
 
 def _singular(word: str) -> str:
@@ -119,6 +121,8 @@ def _singular(word: str) -> str:
     >>> [_singular(word) for word in ("noodles", "cherries", "boxes", "glass", "bus", "peaches")]
     ['noodle', 'cherry', 'box', 'glass', 'bus', 'peach']
     """
+    if not word.endswith("s"):
+        return word
     for ending, instead in _PLURALS:
         if len(word) > 3 and ending.search(word):
             return ending.sub(instead, word)

@@ -196,20 +196,19 @@ def draft(
 
 
 @torch.no_grad()
-def own_draft(bundle: ModelBundle, latents: Tensor, size: tuple[int, int]) -> Draft:
+def own_draft(bundle: ModelBundle, latents: Tensor, size: tuple[int, int]) -> Tensor:
     """The draft that a picture itself would have had: what an inversion needs, up and down.
 
     Args:
         bundle: a model with a prior.
         latents: of the picture. [1,C,h,w]
-        size: height and width of the latents to paint.
+        size: height and width of the latents to paint, and of the draft.
     """
     quantizer = bundle.quantizer
     if quantizer is None:
         raise InvalidInput("prior", given=f"a model of family {bundle.family}", expected="a model with a prior")
     side = quantizer.config.latent_size
-    own = _resized(latents, (side, side))
-    return Draft(_resized(quantizer.draft_of(own), size), quantizer.encode(own), None)
+    return _resized(quantizer.draft_of(_resized(latents, (side, side))), size)
 
 
 def _resized(latents: Tensor, size: tuple[int, int]) -> Tensor:

@@ -422,7 +422,7 @@ class Generation:
             return with_noise(self.start_state.draft, self.request, self.bundle, seeds), [[] for _ in seeds]
         if self.request.inversion is not None and self.start_state.latents is not None:
             own = own_draft(self.bundle, self.start_state.latents, self._latent_size(self.request))
-            return own.latents.expand(len(seeds), -1, -1, -1), [[] for _ in seeds]
+            return own.expand(len(seeds), -1, -1, -1), [[] for _ in seeds]
         first, start = self.passes[0], self.start_state
         text, empty = first.positive.at(1)[0][1], self.reader.encode("")
         size, drafts, notes = self._latent_size(self.request), [], []
